@@ -1,0 +1,77 @@
+//! Carries out a step that the scheduler planned. An executor decides nothing: which requests
+//! run, with which tokens and pages, is all in the [`StepPlan`].
+
+use std::sync::Arc;
+
+use crate::kv::PageIdx;
+use crate::request::{RequestId, SampledToken, SamplingParams};
+
+/// One step: every row's tokens go through the model once; rows with `sample` then get a token.
+#[derive(Debug, Clone, Default)]
+pub struct StepPlan {
+    pub rows: Vec<PlanRow>,
+    /// Above 1 only when every row is a decode row (one token, `sample` set): the executor feeds
+    /// each sampled token back itself and returns `n_steps` tokens a row. Pages for all of them
+    /// are in the rows already.
+    pub n_steps: usize,
+}
+
+/// One sequence's part of a step.
+#[derive(Debug, Clone)]
+pub struct PlanRow {
+    pub request: RequestId,
+    /// Tokens to compute, at positions `start .. start + tokens.len()`. Never empty.
+    pub tokens: Vec<u32>,
+    /// Tokens of this sequence whose KV is in `pages` already.
+    pub start: usize,
+    /// Physical page of each logical page; covers `start + tokens.len() + n_steps - 1` tokens.
+    pub pages: Vec<PageIdx>,
+    /// Set where the logits of the row's last token choose a new token; unset for the inner
+    /// chunks of a long prompt.
+    pub sample: Option<SampleSpec>,
+}
+
+#[derive(Debug, Clone)]
+pub struct SampleSpec {
+    pub params: Arc<SamplingParams>,
+    /// Index of the first output token this step makes: the position in the random stream.
+    pub output_index: usize,
+    /// Prompt and output tokens so far, when `params.needs_history()`; empty otherwise.
+    pub history: Vec<u32>,
+    /// How many of `history` are prompt tokens.
+    pub n_prompt: usize,
+}
+
+/// For each plan row in order: the tokens it got (`n_steps` where it samples, none otherwise).
+#[derive(Debug, Clone, Default)]
+pub struct StepOutput {
+    pub rows: Vec<Vec<SampledToken>>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ExecutorError {
+    #[error("step failed on the {device}: {message}")]
+    Step { device: &'static str, message: String },
+}
+
+/// What was chosen at start-up, for the log, `/server_info` and every run record.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct ExecutorInfo {
+    /// `cpu`, `cuda`, `mock`.
+    pub name: String,
+    /// Processor or GPU name.
+    pub device: String,
+    /// What was selected, by role: `attention`, `quant_linear`, `sampling`, … → kernel name.
+    pub kernels: Vec<(String, String)>,
+    /// Accepted flags that this executor has no use for, with the reason.
+    pub inactive_flags: Vec<(String, String)>,
+    /// Size of the KV pool, in tokens and in bytes.
+    pub kv_pool_tokens: usize,
+    pub kv_pool_bytes: u64,
+    pub weight_bytes: u64,
+}
+
+pub trait Executor: Send {
+    fn info(&self) -> &ExecutorInfo;
+    fn execute(&mut self, plan: &StepPlan) -> Result<StepOutput, ExecutorError>;
+}

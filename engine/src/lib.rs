@@ -1,0 +1,20 @@
+//! An inference engine for small and 4-bit language models, and its OpenAI-compatible server.
+//!
+//! One request's life: HTTP JSON → [`server`] validates it into a [`request::Request`] → [`text`]
+//! makes tokens → [`engine_loop`] drains its queue → `scheduler.plan()` → `executor.execute()` →
+//! `scheduler.commit()` → tokens → text → server-sent events.
+//!
+//! Deliberately absent: model code loaded at run time, training, more than one device.
+
+pub mod config;
+pub mod engine_loop;
+pub mod executor;
+pub mod kv;
+pub mod metrics;
+pub mod model;
+pub mod request;
+pub mod sampler;
+pub mod scheduler;
+pub mod server;
+pub mod text;
+pub mod weights;

@@ -1,0 +1,2 @@
+//! What a model is: its shapes and options. The arithmetic is the executors' business.
+pub mod config;

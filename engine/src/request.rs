@@ -1,0 +1,122 @@
+//! What a client asked for, after validation, and what it gets back, token by token.
+//!
+//! Text does not appear here: prompts are token ids already, stop strings belong to the
+//! stream that turns tokens into text.
+
+use std::sync::Arc;
+
+/// One request's name inside the engine; never reused while the process lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RequestId(pub u64);
+
+impl std::fmt::Display for RequestId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+/// A validated request: every limit was checked before it was made.
+#[derive(Debug, Clone)]
+pub struct Request {
+    pub id: RequestId,
+    /// Token ids, at least one, shorter than the context length.
+    pub prompt: Arc<[u32]>,
+    pub sampling: Arc<SamplingParams>,
+    /// Output tokens at most, at least one; prompt + output fits the context length.
+    pub max_new_tokens: usize,
+    /// Ids that end the sequence (end-of-sequence ids are in here unless `ignore_eos` was asked).
+    /// The stopping token is counted and reported, its text is not shown.
+    pub stop_token_ids: Arc<[u32]>,
+    /// Larger runs earlier under `--schedule-policy priority`.
+    pub priority: i32,
+}
+
+/// How the next token is chosen. The neutral value of each field switches it off.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SamplingParams {
+    /// 0 is greedy; otherwise logits are divided by it.
+    pub temperature: f32,
+    /// Keep the k likeliest; 0 keeps all.
+    pub top_k: usize,
+    /// Keep the smallest set whose probability reaches this; 1 keeps all.
+    pub top_p: f32,
+    /// Drop tokens below this share of the likeliest one's probability; 0 keeps all.
+    pub min_p: f32,
+    /// Divide positive (multiply negative) logits of tokens seen in prompt or output; 1 is off.
+    pub repetition_penalty: f32,
+    /// Subtracted once from the logit of each token seen in the output; 0 is off.
+    pub presence_penalty: f32,
+    /// Subtracted per occurrence in the output; 0 is off.
+    pub frequency_penalty: f32,
+    /// Added to the logits of these tokens.
+    pub logit_bias: Vec<(u32, f32)>,
+    /// The random stream. The draw for output token i depends on (seed, i) alone, so the same
+    /// seed gives the same text whatever else is in the batch.
+    pub seed: u64,
+    /// Report the log-probability of the chosen token and of this many likeliest ones.
+    pub n_logprobs: Option<usize>,
+}
+
+impl Default for SamplingParams {
+    fn default() -> Self {
+        Self {
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: Vec::new(),
+            seed: 0,
+            n_logprobs: None,
+        }
+    }
+}
+
+impl SamplingParams {
+    /// True where choosing a token needs the tokens that came before it.
+    pub fn needs_history(&self) -> bool {
+        self.repetition_penalty != 1.0
+            || self.presence_penalty != 0.0
+            || self.frequency_penalty != 0.0
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FinishReason {
+    /// A stop token id was produced.
+    Stop,
+    /// `max_new_tokens` reached.
+    Length,
+    /// The client went away or asked to stop (a stop string was found, for one).
+    Cancelled,
+}
+
+/// One sampled token.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SampledToken {
+    pub token: u32,
+    /// Natural log of the token's probability under the model's own distribution (before
+    /// temperature and truncation, after no penalty); `None` unless log-probabilities were asked.
+    pub logprob: Option<f32>,
+    /// The likeliest tokens with their log-probabilities, best first.
+    pub top_logprobs: Vec<(u32, f32)>,
+}
+
+/// What a request's stream carries. The last event is `Finished` or `Failed`.
+#[derive(Debug, Clone, PartialEq)]
+pub enum TokenEvent {
+    Token(SampledToken),
+    Finished { reason: FinishReason, usage: Usage },
+    /// The step that held this request failed; the message is fit for the client.
+    Failed { message: String },
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    pub prompt_tokens: usize,
+    pub completion_tokens: usize,
+    /// Prompt tokens whose KV came from the prefix cache.
+    pub cached_tokens: usize,
+}
