@@ -51,7 +51,11 @@ pub struct Histogram {
 impl Histogram {
     pub fn new(bounds: &'static [f64]) -> Self {
         let counts = (0..=bounds.len()).map(|_| AtomicU64::new(0)).collect();
-        Self { bounds, counts, sum: AtomicU64::new(0f64.to_bits()) }
+        Self {
+            bounds,
+            counts,
+            sum: AtomicU64::new(0f64.to_bits()),
+        }
     }
 
     pub fn observe(&self, value: f64) {
@@ -59,11 +63,16 @@ impl Histogram {
         self.counts[bucket].fetch_add(1, Ordering::Relaxed);
         let add = |bits| Some((f64::from_bits(bits) + value).to_bits());
         // The closure always gives a value, so the update always succeeds.
-        let _ = self.sum.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
+        let _ = self
+            .sum
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
     }
 
     pub fn count(&self) -> u64 {
-        self.counts.iter().map(|count| count.load(Ordering::Relaxed)).sum()
+        self.counts
+            .iter()
+            .map(|count| count.load(Ordering::Relaxed))
+            .sum()
     }
 
     pub fn sum(&self) -> f64 {
@@ -144,7 +153,8 @@ impl Metrics {
         self.n_waiting.set(stats.n_waiting as f64);
         self.kv_pages_used.set(stats.n_pages_used as f64);
         self.kv_pages_total.set(stats.n_pages_total as f64);
-        self.preemptions.add(stats.n_preemptions.saturating_sub(self.preemptions.get()));
+        self.preemptions
+            .add(stats.n_preemptions.saturating_sub(self.preemptions.get()));
     }
 
     pub fn record_step(&self, kind: StepKind) {
@@ -166,50 +176,91 @@ impl Metrics {
     /// Prometheus text exposition format, version 0.0.4
     /// (content type `text/plain; version=0.0.4; charset=utf-8`).
     pub fn render(&self) -> String {
-        let mut page = Page { text: String::with_capacity(8192), model_name: &self.model_name };
+        let mut page = Page {
+            text: String::with_capacity(8192),
+            model_name: &self.model_name,
+        };
         let count = |counter: &Counter| counter.get() as f64;
         let usage = match self.kv_pages_total.get() {
             0.0 => 0.0,
             total => self.kv_pages_used.get() / total,
         };
-        page.gauge("vllm:num_requests_running", "Requests in the running batch.", self.n_running.get());
-        page.gauge("vllm:num_requests_waiting", "Requests waiting for admission.", self.n_waiting.get());
-        page.gauge("vllm:kv_cache_usage_perc", "Share of KV cache pages in use; 1 is all.", usage);
-        page.gauge("engine_kv_pages_used", "KV cache pages in use.", self.kv_pages_used.get());
-        page.gauge("engine_kv_pages_total", "KV cache pages.", self.kv_pages_total.get());
-        page.counters("vllm:prompt_tokens_total", "Prompt tokens of answered requests.", "", &[(
+        page.gauge(
+            "vllm:num_requests_running",
+            "Requests in the running batch.",
+            self.n_running.get(),
+        );
+        page.gauge(
+            "vllm:num_requests_waiting",
+            "Requests waiting for admission.",
+            self.n_waiting.get(),
+        );
+        page.gauge(
+            "vllm:kv_cache_usage_perc",
+            "Share of KV cache pages in use; 1 is all.",
+            usage,
+        );
+        page.gauge(
+            "engine_kv_pages_used",
+            "KV cache pages in use.",
+            self.kv_pages_used.get(),
+        );
+        page.gauge(
+            "engine_kv_pages_total",
+            "KV cache pages.",
+            self.kv_pages_total.get(),
+        );
+        page.counters(
+            "vllm:prompt_tokens_total",
+            "Prompt tokens of answered requests.",
             "",
-            count(&self.prompt_tokens),
-        )]);
-        page.counters("vllm:generation_tokens_total", "Tokens generated.", "", &[(
+            &[("", count(&self.prompt_tokens))],
+        );
+        page.counters(
+            "vllm:generation_tokens_total",
+            "Tokens generated.",
             "",
-            count(&self.generation_tokens),
-        )]);
+            &[("", count(&self.generation_tokens))],
+        );
         page.counters(
             "vllm:num_preemptions_total",
             "Sequences sent back to the queue because KV pages ran out.",
             "",
             &[("", count(&self.preemptions))],
         );
-        page.counters("vllm:request_success_total", "Requests ended, by reason.", "finished_reason", &[
-            ("stop", count(&self.stopped)),
-            ("length", count(&self.reached_length)),
-            ("abort", count(&self.aborted)),
-        ]);
-        page.counters("engine_steps_total", "Steps executed, by kind.", "kind", &[
-            ("prefill", count(&self.prefill_steps)),
-            ("decode", count(&self.decode_steps)),
-            ("mixed", count(&self.mixed_steps)),
-            ("failed", count(&self.failed_steps)),
-        ]);
-        page.counters("engine_aborted_total", "Requests cancelled by their client.", "", &[(
+        page.counters(
+            "vllm:request_success_total",
+            "Requests ended, by reason.",
+            "finished_reason",
+            &[
+                ("stop", count(&self.stopped)),
+                ("length", count(&self.reached_length)),
+                ("abort", count(&self.aborted)),
+            ],
+        );
+        page.counters(
+            "engine_steps_total",
+            "Steps executed, by kind.",
+            "kind",
+            &[
+                ("prefill", count(&self.prefill_steps)),
+                ("decode", count(&self.decode_steps)),
+                ("mixed", count(&self.mixed_steps)),
+                ("failed", count(&self.failed_steps)),
+            ],
+        );
+        page.counters(
+            "engine_aborted_total",
+            "Requests cancelled by their client.",
             "",
-            count(&self.aborted),
-        )]);
-        page.counters("engine_failed_total", "Requests ended by a failed step.", "", &[(
+            &[("", count(&self.aborted))],
+        );
+        page.counters(
+            "engine_failed_total",
+            "Requests ended by a failed step.",
             "",
-            count(&self.failed),
-        )]);
+            &[("", count(&self.failed))],
+        );
         for (name, help, histogram) in [
             (
                 "vllm:time_to_first_token_seconds",
@@ -257,7 +308,11 @@ impl Page<'_> {
     }
 
     fn sample(&mut self, name: &str, label: &str, label_value: &str, value: f64) {
-        let _ = write!(self.text, "{name}{{model_name=\"{}\"", escape_label(self.model_name));
+        let _ = write!(
+            self.text,
+            "{name}{{model_name=\"{}\"",
+            escape_label(self.model_name)
+        );
         if !label.is_empty() {
             let _ = write!(self.text, ",{label}=\"{}\"", escape_label(label_value));
         }
@@ -282,7 +337,10 @@ impl Page<'_> {
         let mut cumulative = 0;
         for (i, count) in histogram.counts.iter().enumerate() {
             cumulative += count.load(Ordering::Relaxed);
-            let bound = histogram.bounds.get(i).map_or("+Inf".to_owned(), ToString::to_string);
+            let bound = histogram
+                .bounds
+                .get(i)
+                .map_or("+Inf".to_owned(), ToString::to_string);
             self.sample(&bucket_name, "le", &bound, cumulative as f64);
         }
         self.sample(&format!("{name}_sum"), "", "", histogram.sum());
@@ -292,7 +350,10 @@ impl Page<'_> {
 }
 
 fn escape_label(value: &str) -> String {
-    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+    value
+        .replace('\\', "\\\\")
+        .replace('"', "\\\"")
+        .replace('\n', "\\n")
 }
 
 fn escape_help(text: &str) -> String {

@@ -71,7 +71,12 @@ impl MockExecutor {
             kv_pool_bytes: (n_slots * size_of::<Slot>()) as u64,
             weight_bytes: 0,
         };
-        Self { slots: vec![None; n_slots], config, info, n_executed: 0 }
+        Self {
+            slots: vec![None; n_slots],
+            config,
+            info,
+            n_executed: 0,
+        }
     }
 
     /// Steps executed so far, failed ones included.
@@ -94,7 +99,10 @@ impl MockExecutor {
         let index = Self::slot_index(row, position)?;
         let n_pages = self.config.n_pages;
         let slot = self.slots.get_mut(index).ok_or_else(|| {
-            failure(format!("request {}: page outside the pool of {n_pages}", row.request))
+            failure(format!(
+                "request {}: page outside the pool of {n_pages}",
+                row.request
+            ))
         })?;
         *slot = Some((token, position));
         Ok(())
@@ -103,13 +111,15 @@ impl MockExecutor {
     /// Tokens `0 ..= last` of the row's sequence, read through its pages.
     fn read(&self, row: &PlanRow, last: usize) -> Result<Vec<u32>, ExecutorError> {
         (0..=last)
-            .map(|position| match self.slots.get(Self::slot_index(row, position)?) {
-                Some(Some((token, at))) if *at == position => Ok(*token),
-                found => Err(failure(format!(
-                    "request {}: position {position} reads {found:?}",
-                    row.request
-                ))),
-            })
+            .map(
+                |position| match self.slots.get(Self::slot_index(row, position)?) {
+                    Some(Some((token, at))) if *at == position => Ok(*token),
+                    found => Err(failure(format!(
+                        "request {}: position {position} reads {found:?}",
+                        row.request
+                    ))),
+                },
+            )
             .collect()
     }
 
@@ -118,7 +128,9 @@ impl MockExecutor {
         if let Some(script) = self.config.script.as_deref().filter(|s| !s.is_empty()) {
             return script[output_index % script.len()];
         }
-        let mut hash = sequence.iter().fold(FNV_OFFSET, |hash, &token| fnv(hash, token.into()));
+        let mut hash = sequence
+            .iter()
+            .fold(FNV_OFFSET, |hash, &token| fnv(hash, token.into()));
         if let Some(sample) = row.sample.as_ref().filter(|s| s.params.temperature > 0.0) {
             hash = fnv(fnv(hash, sample.params.seed), output_index as u64);
         }
@@ -138,7 +150,9 @@ impl MockExecutor {
         position: usize,
         output_index: usize,
     ) -> Result<Option<SampledToken>, ExecutorError> {
-        let Some(sample) = &row.sample else { return Ok(None) };
+        let Some(sample) = &row.sample else {
+            return Ok(None);
+        };
         let sequence = self.read(row, position)?;
         let i_step = output_index - sample.output_index;
         let history_is_right = if sample.params.needs_history() {
@@ -147,7 +161,10 @@ impl MockExecutor {
             sample.history.is_empty()
         };
         if !history_is_right {
-            return Err(failure(format!("request {}: history is not the sequence", row.request)));
+            return Err(failure(format!(
+                "request {}: history is not the sequence",
+                row.request
+            )));
         }
         if sample.n_prompt + output_index != sequence.len() {
             return Err(failure(format!(
@@ -181,13 +198,22 @@ impl MockExecutor {
         let mut seen = HashSet::new();
         for row in &plan.rows {
             if row.tokens.is_empty() {
-                return Err(failure(format!("request {}: row without tokens", row.request)));
+                return Err(failure(format!(
+                    "request {}: row without tokens",
+                    row.request
+                )));
             }
             if plan.n_steps > 1 && (row.tokens.len() != 1 || row.sample.is_none()) {
-                return Err(failure(format!("request {}: no decode row in a burst", row.request)));
+                return Err(failure(format!(
+                    "request {}: no decode row in a burst",
+                    row.request
+                )));
             }
             if let Some(page) = row.pages.iter().find(|page| !seen.insert(**page)) {
-                return Err(failure(format!("page {} is in two places of a step", page.0)));
+                return Err(failure(format!(
+                    "page {} is in two places of a step",
+                    page.0
+                )));
             }
         }
         Ok(())
@@ -205,9 +231,14 @@ impl Executor for MockExecutor {
         if self.config.failing_steps.contains(&step) {
             return Err(failure(format!("step {step} was told to fail")));
         }
-        assert!(self.config.panicking_step != Some(step), "step {step} was told to panic");
+        assert!(
+            self.config.panicking_step != Some(step),
+            "step {step} was told to panic"
+        );
         Self::check(plan)?;
-        let mut output = StepOutput { rows: vec![Vec::new(); plan.rows.len()] };
+        let mut output = StepOutput {
+            rows: vec![Vec::new(); plan.rows.len()],
+        };
         for i_step in 0..plan.n_steps {
             if !self.config.step_delay.is_zero() {
                 std::thread::sleep(self.config.step_delay);
@@ -234,7 +265,10 @@ impl Executor for MockExecutor {
 }
 
 fn failure(message: String) -> ExecutorError {
-    ExecutorError::Step { device: "mock", message }
+    ExecutorError::Step {
+        device: "mock",
+        message,
+    }
 }
 
 const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;

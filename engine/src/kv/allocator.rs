@@ -13,7 +13,9 @@ pub struct PageAllocator {
 
 impl PageAllocator {
     pub fn new(n_pages: usize) -> Self {
-        Self { pool: PagePool::new(n_pages) }
+        Self {
+            pool: PagePool::new(n_pages),
+        }
     }
 
     pub fn n_pages_total(&self) -> usize {
@@ -42,7 +44,9 @@ impl PageAllocator {
             return false;
         }
         for _ in 0..n_missing {
-            let Some(page) = self.pool.alloc() else { return false };
+            let Some(page) = self.pool.alloc() else {
+                return false;
+            };
             table.pages.push(page);
         }
         true
@@ -68,14 +72,21 @@ impl PageAllocator {
                 Some(n) => *n += 1,
                 None => {
                     let n_pages = self.pool.n_total();
-                    return Err(IntegrityError::OutOfRange { page: page.0, n_pages });
+                    return Err(IntegrityError::OutOfRange {
+                        page: page.0,
+                        n_pages,
+                    });
                 }
             }
         }
         for (page, &named) in named.iter().enumerate() {
             let counted = self.pool.n_holders(PageIdx(page as u32));
             if counted != named {
-                return Err(IntegrityError::Holders { page: page as u32, counted, named });
+                return Err(IntegrityError::Holders {
+                    page: page as u32,
+                    counted,
+                    named,
+                });
             }
         }
         Ok(())

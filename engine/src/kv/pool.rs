@@ -18,7 +18,11 @@ pub struct PagePool {
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum IntegrityError {
     #[error("page {page} is on the free list {n_times} times while it has {n_holders} holders")]
-    FreeList { page: u32, n_times: u32, n_holders: u32 },
+    FreeList {
+        page: u32,
+        n_times: u32,
+        n_holders: u32,
+    },
     #[error("free list names page {page}, the pool has {n_pages}")]
     OutOfRange { page: u32, n_pages: usize },
     #[error("page {page} counts {counted} holders, the page tables name it {named} times")]
@@ -93,12 +97,21 @@ impl PagePool {
         for page in &self.free {
             match n_times.get_mut(page.0 as usize) {
                 Some(n) => *n += 1,
-                None => return Err(IntegrityError::OutOfRange { page: page.0, n_pages }),
+                None => {
+                    return Err(IntegrityError::OutOfRange {
+                        page: page.0,
+                        n_pages,
+                    });
+                }
             }
         }
         for (page, (&n_holders, &n_times)) in self.n_holders.iter().zip(&n_times).enumerate() {
             if n_times != u32::from(n_holders == 0) {
-                return Err(IntegrityError::FreeList { page: page as u32, n_times, n_holders });
+                return Err(IntegrityError::FreeList {
+                    page: page as u32,
+                    n_times,
+                    n_holders,
+                });
             }
         }
         Ok(())

@@ -39,10 +39,16 @@ fn integrity_check_sees_a_page_named_twice() {
     let mut allocator = PageAllocator::new(2);
     let mut a = PageTable::default();
     assert!(allocator.grow(&mut a, 1));
-    let stolen = PageTable { pages: a.pages.clone() };
+    let stolen = PageTable {
+        pages: a.pages.clone(),
+    };
     assert_eq!(
         allocator.check_integrity([&a, &stolen]),
-        Err(IntegrityError::Holders { page: 0, counted: 1, named: 2 })
+        Err(IntegrityError::Holders {
+            page: 0,
+            counted: 1,
+            named: 2
+        })
     );
 }
 

@@ -15,7 +15,9 @@ impl Scheduler {
         for row in &plan.rows {
             let mut sampled = outputs.next().unwrap_or_default();
             sampled.truncate(plan.n_steps.max(1));
-            let Some(i) = self.find_running(row.request, &mut cursor) else { continue };
+            let Some(i) = self.find_running(row.request, &mut cursor) else {
+                continue;
+            };
             let sequence = &mut self.running[i];
             if sequence.n_computed == row.start && !sequence.ended {
                 sequence.accept(row, sampled, &mut events);
@@ -32,7 +34,12 @@ impl Scheduler {
         for row in &plan.rows {
             if let Some(i) = self.find_running(row.request, &mut cursor) {
                 self.running[i].ended = true;
-                events.push((row.request, TokenEvent::Failed { message: message.to_owned() }));
+                events.push((
+                    row.request,
+                    TokenEvent::Failed {
+                        message: message.to_owned(),
+                    },
+                ));
             }
         }
         self.remove_ended();
@@ -46,7 +53,9 @@ impl Scheduler {
             return None;
         }
         let n = self.running.len();
-        let i = (*cursor..n).chain(0..(*cursor).min(n)).find(|&i| self.running[i].request.id == id)?;
+        let i = (*cursor..n)
+            .chain(0..(*cursor).min(n))
+            .find(|&i| self.running[i].request.id == id)?;
         *cursor = i + 1;
         Some(i)
     }

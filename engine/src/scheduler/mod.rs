@@ -113,7 +113,11 @@ pub enum AddError {
     #[error(
         "{n_prompt} prompt tokens and {max_new_tokens} output tokens exceed the KV pool of {limit} tokens"
     )]
-    ExceedsPool { n_prompt: usize, max_new_tokens: usize, limit: usize },
+    ExceedsPool {
+        n_prompt: usize,
+        max_new_tokens: usize,
+        limit: usize,
+    },
     #[error("request {0} is in the engine already")]
     Duplicate(RequestId),
 }
@@ -210,7 +214,10 @@ impl Scheduler {
                 sequence
             }
         };
-        Some(TokenEvent::Finished { reason: FinishReason::Cancelled, usage: sequence.usage() })
+        Some(TokenEvent::Finished {
+            reason: FinishReason::Cancelled,
+            usage: sequence.usage(),
+        })
     }
 
     /// No request is waiting or running.
@@ -240,7 +247,8 @@ impl Scheduler {
 
     /// Pages, tables and counts agree. O(pages): for tests and debugging.
     pub fn check_integrity(&self) -> Result<(), IntegrityError> {
-        self.allocator.check_integrity(self.running.iter().map(|s| &s.pages))
+        self.allocator
+            .check_integrity(self.running.iter().map(|s| &s.pages))
     }
 
     /// What leaves the running set gives back: its pages and its prefix.
@@ -252,7 +260,9 @@ impl Scheduler {
 
     /// Sends the last admitted sequence back to the queue, to recompute its tokens later.
     fn preempt_last(&mut self) {
-        let Some(mut sequence) = self.running.pop() else { return };
+        let Some(mut sequence) = self.running.pop() else {
+            return;
+        };
         self.release(&mut sequence);
         sequence.n_computed = 0;
         self.n_preemptions += 1;
@@ -278,7 +288,8 @@ pub enum StepKind {
 
 impl StepKind {
     pub fn of(plan: &StepPlan) -> Self {
-        let is_decode = |row: &crate::executor::PlanRow| row.tokens.len() == 1 && row.sample.is_some();
+        let is_decode =
+            |row: &crate::executor::PlanRow| row.tokens.len() == 1 && row.sample.is_some();
         let n_decode = plan.rows.iter().filter(|row| is_decode(row)).count();
         if n_decode == plan.rows.len() {
             Self::Decode

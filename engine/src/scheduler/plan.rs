@@ -10,7 +10,11 @@ use crate::kv::PageAllocator;
 impl Scheduler {
     /// The next step; without rows only if there is no request.
     pub fn plan(&mut self, now: Duration) -> StepPlan {
-        if self.config.mixed_chunk { self.plan_mixed(now) } else { self.plan_alternating(now) }
+        if self.config.mixed_chunk {
+            self.plan_mixed(now)
+        } else {
+            self.plan_alternating(now)
+        }
     }
 
     /// Prefill first, but never twice in a row while anyone decodes.
@@ -24,7 +28,11 @@ impl Scheduler {
         }
         let rows = self.prefill_rows(now, 0);
         self.decode_is_due = !rows.is_empty();
-        if rows.is_empty() { self.decode_step() } else { StepPlan { rows, n_steps: 1 } }
+        if rows.is_empty() {
+            self.decode_step()
+        } else {
+            StepPlan { rows, n_steps: 1 }
+        }
     }
 
     fn plan_mixed(&mut self, now: Duration) -> StepPlan {
@@ -37,13 +45,23 @@ impl Scheduler {
         if rows.is_empty() {
             return self.decode_step();
         }
-        rows.extend(self.running[..n_running].iter().filter(|s| s.is_decoding()).map(|s| s.row(1)));
+        rows.extend(
+            self.running[..n_running]
+                .iter()
+                .filter(|s| s.is_decoding())
+                .map(|s| s.row(1)),
+        );
         StepPlan { rows, n_steps: 1 }
     }
 
     fn decode_step(&mut self) -> StepPlan {
         let n_steps = self.grow_decoding(self.config.n_continuous_decode_steps.max(1));
-        let rows = self.running.iter().filter(|s| s.is_decoding()).map(|s| s.row(1)).collect();
+        let rows = self
+            .running
+            .iter()
+            .filter(|s| s.is_decoding())
+            .map(|s| s.row(1))
+            .collect();
         StepPlan { rows, n_steps }
     }
 
@@ -52,7 +70,10 @@ impl Scheduler {
     fn grow_decoding(&mut self, wanted: usize) -> usize {
         loop {
             let decoding = || self.running.iter().filter(|s| s.is_decoding());
-            let n_left = decoding().map(Sequence::n_output_left).min().unwrap_or(wanted);
+            let n_left = decoding()
+                .map(Sequence::n_output_left)
+                .min()
+                .unwrap_or(wanted);
             let n_available = self.allocator.n_pages_available();
             let fitting = (1..=wanted.min(n_left).max(1)).rev().find(|n_steps| {
                 let n_missing: usize = decoding()
@@ -75,8 +96,15 @@ impl Scheduler {
     /// budgets; `n_riders` decode rows come off both.
     fn prefill_rows(&mut self, now: Duration, n_riders: usize) -> Vec<PlanRow> {
         let mut budget = PrefillBudget {
-            n_tokens: self.config.max_prefill_tokens.saturating_sub(n_riders).max(1),
-            chunk: self.config.chunked_prefill_size.map(|c| c.saturating_sub(n_riders).max(1)),
+            n_tokens: self
+                .config
+                .max_prefill_tokens
+                .saturating_sub(n_riders)
+                .max(1),
+            chunk: self
+                .config
+                .chunked_prefill_size
+                .map(|c| c.saturating_sub(n_riders).max(1)),
             is_untouched: true,
         };
         let mut rows = Vec::new();
@@ -92,7 +120,9 @@ impl Scheduler {
         }
         self.waiting.refresh(&self.running_prefixes);
         while self.running.len() < max_running {
-            let Some(first) = self.waiting.first() else { break };
+            let Some(first) = self.waiting.first() else {
+                break;
+            };
             if self.pages_to_admit(first) > self.allocator.n_pages_available() {
                 break;
             }
@@ -100,8 +130,12 @@ impl Scheduler {
             if n_tokens == 0 {
                 break;
             }
-            let Some(mut sequence) = self.waiting.pop_first() else { break };
-            let grown = self.allocator.grow(&mut sequence.pages, sequence.tokens.len());
+            let Some(mut sequence) = self.waiting.pop_first() else {
+                break;
+            };
+            let grown = self
+                .allocator
+                .grow(&mut sequence.pages, sequence.tokens.len());
             debug_assert!(grown, "the pages were counted above");
             rows.push(sequence.row(n_tokens));
             self.enter_running(sequence, now);

@@ -39,7 +39,11 @@ pub fn shared_pages(a: &[u64], b: &[u64]) -> usize {
     let (mut low, mut high) = (0, n);
     while low < high {
         let middle = usize::midpoint(low, high);
-        if a[middle] == b[middle] { low = middle + 1 } else { high = middle }
+        if a[middle] == b[middle] {
+            low = middle + 1
+        } else {
+            high = middle
+        }
     }
     low
 }

@@ -109,7 +109,13 @@ impl Sequence {
                 continue;
             };
             self.ended = true;
-            events.push((id, TokenEvent::Finished { reason, usage: self.usage() }));
+            events.push((
+                id,
+                TokenEvent::Finished {
+                    reason,
+                    usage: self.usage(),
+                },
+            ));
             return;
         }
     }

@@ -30,7 +30,12 @@ pub(super) fn virtual_start_us(arrival: Duration, handicap_us: i64) -> i64 {
 
 impl WaitingQueue {
     pub fn new(policy: Box<dyn Policy>) -> Self {
-        Self { policy, sequences: BTreeMap::new(), window: Vec::new(), window_is_stale: true }
+        Self {
+            policy,
+            sequences: BTreeMap::new(),
+            window: Vec::new(),
+            window_is_stale: true,
+        }
     }
 
     pub fn len(&self) -> usize {
@@ -79,7 +84,10 @@ impl WaitingQueue {
             .take(PREFIX_WINDOW)
             .map(|(key, sequence)| (*key, candidate(sequence)))
             .unzip();
-        let handicaps = self.policy.window_handicaps_us(&candidates, running).unwrap_or_default();
+        let handicaps = self
+            .policy
+            .window_handicaps_us(&candidates, running)
+            .unwrap_or_default();
         let mut order: Vec<(i64, QueueKey)> = keys
             .into_iter()
             .zip(handicaps)

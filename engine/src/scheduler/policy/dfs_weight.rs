@@ -34,7 +34,9 @@ impl Policy for DfsWeight {
 
 /// Appends the requests of one subtree, all of which share their first `n_shared` pages.
 fn walk(window: &[Candidate<'_>], members: Vec<usize>, n_shared: usize, order: &mut Vec<usize>) {
-    let [first, rest @ ..] = members.as_slice() else { return };
+    let [first, rest @ ..] = members.as_slice() else {
+        return;
+    };
     if rest.is_empty() {
         order.push(*first);
         return;

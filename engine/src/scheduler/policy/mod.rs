@@ -85,7 +85,9 @@ pub enum PolicyName {
 }
 
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("unknown schedule policy {0:?}; known: fcfs, lof, longest-output-first, random, priority, lpm, dfs-weight")]
+#[error(
+    "unknown schedule policy {0:?}; known: fcfs, lof, longest-output-first, random, priority, lpm, dfs-weight"
+)]
 pub struct UnknownPolicy(pub String);
 
 impl PolicyName {
