@@ -72,8 +72,6 @@ pub enum RopeScaling {
         beta_slow: f32,
         attention_factor: f32,
     },
-<<<<<<< HEAD
-=======
 }
 
 /// Why a configuration was refused; names the key, the value and the limit.
@@ -268,5 +266,4 @@ fn finite(key: &str, value: f32, min: f32, max: f32) -> Result<(), ConfigError> 
         return Ok(());
     }
     Err(ConfigError::invalid(key, value, format!("{min} to {max}")))
->>>>>>> weights
 }
