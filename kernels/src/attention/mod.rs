@@ -11,6 +11,7 @@ pub mod reference;
 
 use crate::error::check_shape;
 use crate::isa::Isa;
+use crate::lanes::{LANES, Lanes, at, at_mut, for_isa};
 use crate::memory::AlignedBytes;
 use crate::pool::{DisjointMut, WorkerPool};
 use crate::KernelError;
@@ -78,32 +79,48 @@ impl KvPages {
         self.keys.as_slice().len() + self.values.as_slice().len()
     }
 
-    /// Stores one token's `k, v: [n_kv_heads, head_dim]` in `slot` of `page`.
-    pub fn write(
+    /// Stores tokens' `k, v: [n_tokens, n_kv_heads, head_dim]`, each in its slot.
+    pub fn store(
         &mut self,
-        page: usize,
-        slot: usize,
+        pool: &mut WorkerPool,
+        isa: Isa,
+        slots: &[Slot],
         k: &[f32],
         v: &[f32],
     ) -> Result<(), KernelError> {
         let AttentionShape { n_kv_heads, head_dim, .. } = self.shape;
-        check_shape(OP, "length of k", k.len(), n_kv_heads * head_dim)?;
-        check_shape(OP, "length of v", v.len(), n_kv_heads * head_dim)?;
-        check_below("page", page, self.n_pages)?;
-        check_below("slot", slot, PAGE_TOKENS)?;
-        let start = page * self.shape.page_elements();
-        let keys = &mut self.keys.as_u16_mut()[start..][..self.shape.page_elements()];
-        for (key, bits) in k.iter().zip(keys.iter_mut().skip(slot).step_by(PAGE_TOKENS)) {
-            *bits = half::f16::from_f32(*key).to_bits();
+        check_shape(OP, "length of k", k.len(), slots.len() * n_kv_heads * head_dim)?;
+        check_shape(OP, "length of v", v.len(), k.len())?;
+        for slot in slots {
+            check_below("page", slot.page as usize, self.n_pages)?;
+            check_below("slot", slot.slot as usize, PAGE_TOKENS)?;
         }
-        let values = &mut self.values.as_u16_mut()[start..][..self.shape.page_elements()];
-        for (head, v) in v.chunks_exact(head_dim).enumerate() {
-            let row = &mut values[(head * PAGE_TOKENS + slot) * head_dim..][..head_dim];
-            for (bits, value) in row.iter_mut().zip(v) {
-                *bits = half::f16::from_f32(*value).to_bits();
+        let keys = DisjointMut::new(self.keys.as_u16_mut());
+        let values = DisjointMut::new(self.values.as_u16_mut());
+        let page_len = head_dim * PAGE_TOKENS;
+        // Threads split the heads, not the tokens: two tokens that name one slot would race.
+        let min_heads = 4096usize.div_ceil(slots.len().max(1) * head_dim);
+        pool.for_ranges(n_kv_heads, min_heads, &|heads| {
+            for head in heads {
+                for (token, slot) in slots.iter().enumerate() {
+                    let page = (slot.page as usize * n_kv_heads + head) * page_len;
+                    // SAFETY: a head's part of a page is touched by the one thread that has it.
+                    let (keys, values) = unsafe {
+                        let row = page + slot.slot as usize * head_dim;
+                        (keys.slice(page, page_len), values.slice(row, head_dim))
+                    };
+                    let keys = &mut keys[slot.slot as usize..];
+                    let from = (token * n_kv_heads + head) * head_dim;
+                    let (k, v) = (&k[from..][..head_dim], &v[from..][..head_dim]);
+                    for_isa!(isa, store_head(
+                        k: &[f32],
+                        v: &[f32],
+                        keys: &mut [u16],
+                        values: &mut [u16],
+                    ));
+                }
             }
-        }
-        Ok(())
+        })
     }
 
     /// `[head_dim, PAGE_TOKENS]`
@@ -116,6 +133,27 @@ impl KvPages {
     fn value_page(&self, page: usize, kv_head: usize) -> &[u16] {
         let n = self.shape.head_dim * PAGE_TOKENS;
         &self.values.as_u16()[(page * self.shape.n_kv_heads + kv_head) * n..][..n]
+    }
+}
+
+/// Where one token's keys and values go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Slot {
+    pub page: u32,
+    /// Below [`PAGE_TOKENS`].
+    pub slot: u32,
+}
+
+/// `keys` starts at the token's slot, `values` is the token's row.
+#[inline(always)]
+fn store_head<L: Lanes>(k: &[f32], v: &[f32], keys: &mut [u16], values: &mut [u16]) {
+    for d in (0..k.len()).step_by(LANES) {
+        L::load(at(v, d)).store_f16(at_mut(values, d));
+        let mut bits = [0u16; LANES];
+        L::load(at(k, d)).store_f16(&mut bits);
+        for (i, bits) in bits.iter().enumerate() {
+            keys[(d + i) * PAGE_TOKENS] = *bits;
+        }
     }
 }
 

@@ -125,14 +125,8 @@ pub(crate) unsafe fn run_tiles(
             let mut values = [[0.0f32; cpu::ROWS]; cpu::TOKENS];
             cpu::block(isa, w, first, n_rows, x, &mut values);
             for (t, values) in values[..x.len() / w.n_in].iter().enumerate() {
-                let start = (block * cpu::TOKENS + t) * out.stride + first;
                 // SAFETY: these rows belong to this thread's tiles, by the caller's promise.
-                let y = unsafe { out.y.slice(start, n_rows) };
-                if out.accumulate {
-                    y.iter_mut().zip(values).for_each(|(y, v)| *y += v);
-                } else {
-                    y.copy_from_slice(&values[..n_rows]);
-                }
+                unsafe { out.write(block * cpu::TOKENS + t, first, &values[..n_rows]) }
             }
         }
     }

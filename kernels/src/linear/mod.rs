@@ -71,6 +71,8 @@ pub struct LinearPart<'a> {
     pub y: &'a mut [f32],
     /// Add to `y` instead of overwriting it.
     pub accumulate: bool,
+    /// `[n_out]`
+    pub bias: Option<&'a [f32]>,
 }
 
 /// Computes every part from the same input.
@@ -84,6 +86,9 @@ pub fn forward(
     for part in parts.iter() {
         check_shape(OP, "length of x", input.x.len(), n_tokens * part.weights.n_in())?;
         check_shape(OP, "length of y", part.y.len(), n_tokens * part.weights.n_out())?;
+        if let Some(bias) = part.bias {
+            check_shape(OP, "length of the bias", bias.len(), part.weights.n_out())?;
+        }
         if let Some(int8) = input.int8 {
             check_shape(OP, "n_tokens of the integer input", int8.n_tokens(), n_tokens)?;
             check_shape(OP, "n_in of the integer input", int8.n_in(), part.weights.n_in())?;
@@ -95,14 +100,14 @@ pub fn forward(
     let total_bytes: usize = parts.iter().map(|part| part.weights.bytes()).sum();
     let parts: Vec<_> = parts
         .iter_mut()
-        .map(|part| (part.weights, part.accumulate, DisjointMut::new(part.y)))
+        .map(|part| (part.weights, part.accumulate, part.bias, DisjointMut::new(part.y)))
         .collect();
     let n_threads = pool.n_threads();
     pool.run(&|thread| {
         let (from, to) =
             (total_bytes * thread / n_threads, total_bytes * (thread + 1) / n_threads);
         let mut before = 0;
-        for (weights, accumulate, y) in &parts {
+        for (weights, accumulate, bias, y) in &parts {
             let n_tiles = weights.n_tiles();
             // A tile goes to the thread in whose range its first byte lies.
             let tile_at = |byte: usize| {
@@ -113,7 +118,8 @@ pub fn forward(
             if tiles.is_empty() {
                 continue;
             }
-            let out = OutputView { y, stride: weights.n_out(), accumulate: *accumulate };
+            let (stride, accumulate, bias) = (weights.n_out(), *accumulate, *bias);
+            let out = OutputView { y, stride, accumulate, bias };
             match weights {
                 LinearWeights::Quant(w) => {
                     let x = input.int8.map_or(Activations::F32(input.x), Activations::Int8);

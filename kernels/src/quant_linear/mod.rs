@@ -194,6 +194,28 @@ pub struct OutputView<'a> {
     pub stride: usize,
     /// Add to what is there instead of overwriting it.
     pub accumulate: bool,
+    /// `[n_out]`
+    pub bias: Option<&'a [f32]>,
+}
+
+impl OutputView<'_> {
+    /// Writes the results of rows `first ..` for one token.
+    ///
+    /// # Safety
+    /// No other thread touches these rows of this token meanwhile.
+    #[inline(always)]
+    pub(crate) unsafe fn write(&self, token: usize, first: usize, values: &[f32]) {
+        // SAFETY: the caller's promise.
+        let y = unsafe { self.y.slice(token * self.stride + first, values.len()) };
+        if self.accumulate {
+            y.iter_mut().zip(values).for_each(|(y, v)| *y += v);
+        } else {
+            y.copy_from_slice(values);
+        }
+        if let Some(bias) = self.bias {
+            y.iter_mut().zip(&bias[first..]).for_each(|(y, b)| *y += b);
+        }
+    }
 }
 
 /// Computes the rows of `tiles` for all tokens. Shapes were checked by [`crate::linear`].
@@ -215,15 +237,9 @@ pub(crate) unsafe fn run_tiles(
             let mut block = [[0.0f32; TILE_ROWS]; cpu::TOKENS];
             let n = cpu::tile_block(isa, w, tile, x, token, n_tokens - token, &mut block);
             for (t, values) in block[..n].iter().enumerate() {
-                let start = (token + t) * out.stride + tile * TILE_ROWS;
                 // SAFETY: these rows of this token belong to this tile; the caller promises that
                 // no other thread has it.
-                let y = unsafe { out.y.slice(start, rows) };
-                if out.accumulate {
-                    y.iter_mut().zip(values).for_each(|(y, v)| *y += v);
-                } else {
-                    y.copy_from_slice(&values[..rows]);
-                }
+                unsafe { out.write(token + t, tile * TILE_ROWS, &values[..rows]) }
             }
             token += n;
         }

@@ -34,12 +34,24 @@ pub fn forward(
     })
 }
 
-/// Normalises `x: [n_rows, n]` where it lies, on the calling thread.
-pub fn in_place(isa: Isa, x: &mut [f32], weight: &[f32], eps: f32) -> Result<(), KernelError> {
-    check_row(weight.len())?;
-    check_shape(OP, "remainder of x by n", x.len() % weight.len(), 0)?;
-    for_isa!(isa, normalize_rows(x: &mut [f32], weight: &[f32], eps: f32));
-    Ok(())
+/// Normalises `x: [n_rows, n]` where it lies.
+pub fn in_place(
+    pool: &mut WorkerPool,
+    isa: Isa,
+    x: &mut [f32],
+    weight: &[f32],
+    eps: f32,
+) -> Result<(), KernelError> {
+    let n = weight.len();
+    check_row(n)?;
+    check_shape(OP, "remainder of x by n", x.len() % n, 0)?;
+    let n_rows = x.len() / n;
+    let x = DisjointMut::new(x);
+    pool.for_ranges(n_rows, MIN_ELEMENTS.div_ceil(n), &|rows| {
+        // SAFETY: row ranges of different threads do not overlap.
+        let x = unsafe { x.slice(rows.start * n, rows.len() * n) };
+        for_isa!(isa, normalize_rows(x: &mut [f32], weight: &[f32], eps: f32));
+    })
 }
 
 fn check_row(n: usize) -> Result<(), KernelError> {

@@ -8,7 +8,14 @@
 pub mod reference;
 
 use crate::error::check_shape;
+use crate::isa::Isa;
+use crate::lanes::{LANES, Lanes, at, at_mut, for_isa};
+use crate::pool::{DisjointMut, WorkerPool};
 use crate::KernelError;
+
+const OP: &str = "rope";
+/// Elements a thread must have for a parallel region to pay.
+const MIN_ELEMENTS: usize = 8192;
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Scaling {
@@ -35,7 +42,7 @@ impl Rope {
     pub fn new(head_dim: usize, theta: f32, scaling: Scaling) -> Result<Self, KernelError> {
         if head_dim == 0 || !head_dim.is_multiple_of(2) {
             return Err(KernelError::Shape {
-                op: "rope",
+                op: OP,
                 what: "head_dim",
                 found: head_dim,
                 expected: "even".to_owned(),
@@ -64,7 +71,7 @@ impl Rope {
 
     /// Writes `cos` then `sin`, each `[head_dim / 2]`, for a position into `out: [head_dim]`.
     pub fn angles(&self, position: usize, out: &mut [f32]) -> Result<(), KernelError> {
-        check_shape("rope", "length of angles", out.len(), self.head_dim)?;
+        check_shape(OP, "length of angles", out.len(), self.head_dim)?;
         let (cos, sin) = out.split_at_mut(self.head_dim / 2);
         let mut fill = |frequencies: &[f32]| {
             for ((cos, sin), f) in cos.iter_mut().zip(sin.iter_mut()).zip(frequencies) {
@@ -88,27 +95,57 @@ impl Rope {
     }
 }
 
-/// Turns each head of `x: [n_heads, head_dim]` by `angles: [head_dim]` (cos, then sin).
-pub fn rotate(x: &mut [f32], angles: &[f32]) -> Result<(), KernelError> {
-    let head_dim = angles.len();
-    if head_dim == 0 || !head_dim.is_multiple_of(2) || !x.len().is_multiple_of(head_dim) {
+/// Turns every head of `x: [n_tokens, n_heads, head_dim]` by its token's `angles:
+/// [n_tokens, head_dim]` (cos, then sin).
+pub fn rotate(
+    pool: &mut WorkerPool,
+    isa: Isa,
+    head_dim: usize,
+    angles: &[f32],
+    x: &mut [f32],
+) -> Result<(), KernelError> {
+    if head_dim == 0 || !head_dim.is_multiple_of(2) {
         return Err(KernelError::Shape {
-            op: "rope",
-            what: "length of x",
-            found: x.len(),
-            expected: format!("a multiple of an even head_dim ({head_dim})"),
+            op: OP,
+            what: "head_dim",
+            found: head_dim,
+            expected: "even".to_owned(),
         });
     }
-    let (cos, sin) = angles.split_at(head_dim / 2);
-    for head in x.chunks_exact_mut(head_dim) {
-        let (first, second) = head.split_at_mut(head_dim / 2);
-        for i in 0..cos.len() {
+    let n_tokens = angles.len() / head_dim;
+    check_shape(OP, "remainder of angles by head_dim", angles.len() % head_dim, 0)?;
+    check_shape(OP, "remainder of x by tokens and head_dim", x.len() % angles.len().max(1), 0)?;
+    let width = x.len() / n_tokens.max(1);
+    let x = DisjointMut::new(x);
+    pool.for_ranges(n_tokens, MIN_ELEMENTS.div_ceil(width.max(1)), &|tokens| {
+        for token in tokens {
+            // SAFETY: token ranges of different threads do not overlap.
+            let x = unsafe { x.slice(token * width, width) };
+            let angles = &angles[token * head_dim..][..head_dim];
+            for_isa!(isa, rotate_heads(x: &mut [f32], angles: &[f32]));
+        }
+    })
+}
+
+#[inline(always)]
+fn rotate_heads<L: Lanes>(x: &mut [f32], angles: &[f32]) {
+    let half = angles.len() / 2;
+    let (cos, sin) = angles.split_at(half);
+    let whole = half / LANES * LANES;
+    for head in x.chunks_exact_mut(2 * half) {
+        let (first, second) = head.split_at_mut(half);
+        for i in (0..whole).step_by(LANES) {
+            let (a, b) = (L::load(at(first, i)), L::load(at(second, i)));
+            let (c, s) = (L::load(at(cos, i)), L::load(at(sin, i)));
+            a.mul(c).sub(b.mul(s)).store(at_mut(first, i));
+            b.mul(c).add(a.mul(s)).store(at_mut(second, i));
+        }
+        for i in whole..half {
             let (a, b) = (first[i], second[i]);
             first[i] = a * cos[i] - b * sin[i];
             second[i] = b * cos[i] + a * sin[i];
         }
     }
-    Ok(())
 }
 
 fn base_frequencies(head_dim: usize, theta: f64) -> Vec<f64> {
