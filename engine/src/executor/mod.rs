@@ -1,6 +1,7 @@
 //! Carries out a step that the scheduler planned. An executor decides nothing: which requests
 //! run, with which tokens and pages, is all in the [`StepPlan`].
 
+pub mod cpu;
 pub mod mock;
 
 use std::sync::Arc;
@@ -53,10 +54,7 @@ pub struct StepOutput {
 #[derive(Debug, thiserror::Error)]
 pub enum ExecutorError {
     #[error("step failed on the {device}: {message}")]
-    Step {
-        device: &'static str,
-        message: String,
-    },
+    Step { device: &'static str, message: String },
 }
 
 /// What was chosen at start-up, for the log, `/server_info` and every run record.
