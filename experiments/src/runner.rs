@@ -38,7 +38,10 @@ const LOG_LINES_SHOWN: usize = 12;
 #[derive(Debug, Clone)]
 pub enum ServerSource {
     /// Started for each run: `<binary> serve …`, watched over by `supervisor`.
-    Engine { binary: PathBuf, supervisor: PathBuf },
+    Engine {
+        binary: PathBuf,
+        supervisor: PathBuf,
+    },
     /// Somebody else's; neither started nor stopped here.
     External(BaseUrl),
 }
@@ -102,12 +105,34 @@ pub async fn run_replicate(
     interrupts: &mut Interrupts,
 ) -> Result<RunEnd> {
     let started_unix_s = utc::now_unix_s();
-    let salt = format!("{} {} {replicate} {:?}", campaign.id, experiment.name, std::time::SystemTime::now());
-    let run_id = record::run_id(started_unix_s, &experiment.name, &campaign.environment.host, &salt);
+    let salt = format!(
+        "{} {} {replicate} {:?}",
+        campaign.id,
+        experiment.name,
+        std::time::SystemTime::now()
+    );
+    let run_id = record::run_id(
+        started_unix_s,
+        &experiment.name,
+        &campaign.environment.host,
+        &salt,
+    );
     let mut record = RunRecord::create(&campaign.runs_dir, &run_id)?;
-    eprintln!("{} replicate {replicate} → {}", experiment.name, campaign.repository.relative(record.dir()).display());
+    eprintln!(
+        "{} replicate {replicate} → {}",
+        experiment.name,
+        campaign.repository.relative(record.dir()).display()
+    );
 
-    let mut run = Run { campaign, experiment, prompts, replicate, run_id: &run_id, started_unix_s, server: None };
+    let mut run = Run {
+        campaign,
+        experiment,
+        prompts,
+        replicate,
+        run_id: &run_id,
+        started_unix_s,
+        server: None,
+    };
     let mut interrupted = false;
     let outcome = tokio::select! {
         outcome = run.measure(&mut record) => outcome,
@@ -127,7 +152,13 @@ pub async fn run_replicate(
     };
     let dir = record.dir().to_path_buf();
     record.finish(status, reason.clone())?;
-    Ok(RunEnd { run_id, dir, status, reason, interrupted })
+    Ok(RunEnd {
+        run_id,
+        dir,
+        status,
+        reason,
+        interrupted,
+    })
 }
 
 struct Run<'a> {
@@ -151,7 +182,10 @@ impl Run<'_> {
             ServerSource::External(base_url) => (base_url.clone(), Vec::new()),
             ServerSource::Engine { binary, .. } => {
                 let port = free_port().context("no free port on the loopback address")?;
-                (BaseUrl::loopback(port), serve_command(binary, self.experiment, port))
+                (
+                    BaseUrl::loopback(port),
+                    serve_command(binary, self.experiment, port),
+                )
             }
         };
         let mut manifest = self.manifest(&command, &base_url);
@@ -177,7 +211,10 @@ impl Run<'_> {
         }
         record.write_json(record::MANIFEST, &manifest)?;
         if let Some(reason) = &manifest.model.fallback_reason {
-            eprintln!("WARNING: {} is served instead of {}: {reason}", manifest.model.used, manifest.model.requested);
+            eprintln!(
+                "WARNING: {} is served instead of {}: {reason}",
+                manifest.model.used, manifest.model.requested
+            );
         }
 
         let workload = &self.experiment.workload;
@@ -207,15 +244,29 @@ impl Run<'_> {
         if rows.iter().any(|row| row.error.is_some())
             && let Ok(how) = timeout(EXIT_NOTICE, server_exit(self.server.as_mut())).await
         {
-            bail!("{SERVER_ENDED} ({how}):\n{}", log_tail(&log, LOG_LINES_SHOWN));
+            bail!(
+                "{SERVER_ENDED} ({how}):\n{}",
+                log_tail(&log, LOG_LINES_SHOWN)
+            );
         }
 
-        let summary = Summary::of(self.run_id, &workload.cases(), &rows, workload.goodput.as_ref());
+        let summary = Summary::of(
+            self.run_id,
+            &workload.cases(),
+            &rows,
+            workload.goodput.as_ref(),
+        );
         record.write_json(record::SUMMARY, &summary)?;
         for case in &summary.cases {
             println!("{}", case.block());
         }
-        println!("{} replicate {} ({})\n{}", self.experiment.name, self.replicate, manifest.model.used, summary.table());
+        println!(
+            "{} replicate {} ({})\n{}",
+            self.experiment.name,
+            self.replicate,
+            manifest.model.used,
+            summary.table()
+        );
         judge(&summary, &rows, workload.ignore_eos)
     }
 
@@ -229,7 +280,10 @@ impl Run<'_> {
             replicate: self.replicate,
             quick: self.experiment.quick,
             git: self.campaign.git.clone(),
-            sha256: Hashes { prompts: Some(self.prompts.sha256.clone()), ..self.campaign.hashes.clone() },
+            sha256: Hashes {
+                prompts: Some(self.prompts.sha256.clone()),
+                ..self.campaign.hashes.clone()
+            },
             model: ModelUsed {
                 requested: self.experiment.model.clone(),
                 used: self.experiment.model.clone(),
@@ -256,11 +310,21 @@ impl Run<'_> {
                 }
                 Err(error) => error,
             };
-            if let Some(how) = self.server.as_mut().and_then(|server| server.exited().map(String::from)) {
-                bail!("the server ended before it was healthy ({how}):\n{}", log_tail(&log, LOG_LINES_SHOWN));
+            if let Some(how) = self
+                .server
+                .as_mut()
+                .and_then(|server| server.exited().map(String::from))
+            {
+                bail!(
+                    "the server ended before it was healthy ({how}):\n{}",
+                    log_tail(&log, LOG_LINES_SHOWN)
+                );
             }
             if Instant::now() >= deadline {
-                bail!("the server is not healthy after {} s: {last}", self.campaign.start_limit.as_secs());
+                bail!(
+                    "the server is not healthy after {} s: {last}",
+                    self.campaign.start_limit.as_secs()
+                );
             }
             progress.tell(log_tail(&log, 1));
             sleep(HEALTH_POLL).await;
@@ -306,19 +370,33 @@ async fn run_cases(
 /// something went wrong on the way.
 fn judge(summary: &Summary, rows: &[RequestRow], ignore_eos: bool) -> Result<Option<String>> {
     let measured: Vec<&RequestRow> = rows.iter().filter(|row| !row.warmup).collect();
-    let first_error = measured.iter().find_map(|row| row.error.as_deref()).unwrap_or("no error was reported");
+    let first_error = measured
+        .iter()
+        .find_map(|row| row.error.as_deref())
+        .unwrap_or("no error was reported");
     if let Some(case) = summary.cases.iter().find(|case| case.completed == 0) {
-        bail!("no request of case {} succeeded: {first_error}", case.case.name);
+        bail!(
+            "no request of case {} succeeded: {first_error}",
+            case.case.name
+        );
     }
     let mut remarks = Vec::new();
     let n_failed = measured.iter().filter(|row| row.error.is_some()).count();
     if n_failed > 0 {
-        remarks.push(format!("{n_failed} of {} requests failed: {first_error}", measured.len()));
+        remarks.push(format!(
+            "{n_failed} of {} requests failed: {first_error}",
+            measured.len()
+        ));
     }
-    let is_odd = |row: &&&RequestRow| row.error.is_none() && row.output_tokens != Some(u64::from(row.max_tokens));
+    let is_odd = |row: &&&RequestRow| {
+        row.error.is_none() && row.output_tokens != Some(u64::from(row.max_tokens))
+    };
     let n_odd = measured.iter().filter(is_odd).count();
     if ignore_eos && n_odd > 0 {
-        remarks.push(format!("{n_odd} of {} requests did not return the tokens asked for", measured.len()));
+        remarks.push(format!(
+            "{n_odd} of {} requests did not return the tokens asked for",
+            measured.len()
+        ));
     }
     Ok((!remarks.is_empty()).then(|| remarks.join("; ")))
 }
@@ -338,7 +416,17 @@ async fn server_exit(server: Option<&mut ServerProcess>) -> String {
 
 fn serve_command(binary: &Path, experiment: &Experiment, port: u16) -> Vec<String> {
     let mut command = vec![binary.to_string_lossy().into_owned()];
-    command.extend(["serve", "--model-path", &experiment.model, "--host", "127.0.0.1", "--port"].map(String::from));
+    command.extend(
+        [
+            "serve",
+            "--model-path",
+            &experiment.model,
+            "--host",
+            "127.0.0.1",
+            "--port",
+        ]
+        .map(String::from),
+    );
     command.push(port.to_string());
     command.extend(experiment.flags.to_args());
     command
@@ -347,17 +435,27 @@ fn serve_command(binary: &Path, experiment: &Experiment, port: u16) -> Vec<Strin
 /// What the server says of itself; `None` where it has no such page (another engine).
 async fn server_info(base_url: &BaseUrl) -> Result<Option<Value>> {
     match base_url.get_root("/server_info", REQUEST_LIMIT).await {
-        Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes).context("/server_info is not JSON")?)),
-        Err(loadgen::HttpError::Status { status: 404 | 405, .. }) => Ok(None),
+        Ok(bytes) => Ok(Some(
+            serde_json::from_slice(&bytes).context("/server_info is not JSON")?,
+        )),
+        Err(loadgen::HttpError::Status {
+            status: 404 | 405, ..
+        }) => Ok(None),
         Err(error) => Err(error).context("/server_info"),
     }
 }
 
 /// The first model of `/v1/models`: the name that requests carry.
 async fn served_model(base_url: &BaseUrl) -> Result<String> {
-    let bytes = base_url.get_api("/models", REQUEST_LIMIT).await.context("the list of models")?;
+    let bytes = base_url
+        .get_api("/models", REQUEST_LIMIT)
+        .await
+        .context("the list of models")?;
     let models: Value = serde_json::from_slice(&bytes).context("the list of models is not JSON")?;
-    models["data"][0]["id"].as_str().map(String::from).context("the server lists no model")
+    models["data"][0]["id"]
+        .as_str()
+        .map(String::from)
+        .context("the server lists no model")
 }
 
 /// `model` of `/server_info`: {requested, used, fallback_reason, format, sha256}.
