@@ -10,12 +10,13 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use crate::environment::Environment;
+use crate::interrupts::Interrupts;
 use crate::loadgen::BaseUrl;
 use crate::prompts::PromptSet;
 use crate::provenance::{self, GitState};
 use crate::record::{self, Hashes, RunStatus};
 use crate::repository::Repository;
-use crate::runner::{Campaign, Interrupts, RunEnd, ServerSource, campaign_id, run_replicate};
+use crate::runner::{Campaign, RunEnd, ServerSource, campaign_id, run_replicate};
 use crate::server_process::{ServerConfig, ServerProcess};
 use crate::spec::{Experiment, Overrides};
 

@@ -30,7 +30,7 @@ pub const REQUESTS: &str = "requests.jsonl";
 pub const SERVER_METRICS: &str = "server_metrics.jsonl";
 
 /// A folder without a status is left alone for this long: its runner may be about to write it.
-const STATUS_DUE: Duration = Duration::from_secs(60);
+const STATUS_DUE: Duration = Duration::from_mins(1);
 
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {

@@ -132,7 +132,7 @@ impl ServerProcess {
             match self.events.try_recv() {
                 Ok(line) => self.exited = line.strip_prefix("exited ").map(String::from),
                 Err(TryRecvError::Disconnected) => {
-                    self.exited = Some("with its supervisor, which was killed".into())
+                    self.exited = Some("with its supervisor, which was killed".into());
                 }
                 Err(TryRecvError::Empty) => {}
             }

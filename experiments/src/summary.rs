@@ -41,6 +41,7 @@ pub struct Summary {
 }
 
 /// Times of one request that came back whole.
+#[expect(clippy::struct_field_names, reason = "the unit is in the name")]
 struct RequestTimes {
     ttft_ms: f64,
     e2el_ms: f64,
@@ -188,10 +189,10 @@ impl CaseSummary {
         line("Failed requests:", self.failed.to_string());
         match self.case.arrival {
             Arrival::ClosedLoop { n_users } => {
-                line("Maximum request concurrency:", n_users.to_string())
+                line("Maximum request concurrency:", n_users.to_string());
             }
             Arrival::OpenLoop { rate_per_s } => {
-                line("Request rate configured (RPS):", figure(rate_per_s))
+                line("Request rate configured (RPS):", figure(rate_per_s));
             }
         }
         line("Benchmark duration (s):", figure(self.duration_s));

@@ -126,14 +126,14 @@ fn n_packages(packages: &[&str]) -> Result<u64> {
         )
         .quiet()
         .read()?;
-        names.extend(tree.lines().filter_map(|line| {
-            Some(
-                line.split_whitespace()
-                    .take(2)
-                    .collect::<Vec<_>>()
-                    .join(" "),
-            )
-        }));
+        // `name version`, without the mark of a subtree shown before.
+        let name = |line: &str| {
+            line.split_whitespace()
+                .take(2)
+                .collect::<Vec<_>>()
+                .join(" ")
+        };
+        names.extend(tree.lines().map(name));
     }
     Ok(names.len() as u64)
 }

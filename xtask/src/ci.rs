@@ -118,10 +118,9 @@ fn smoke(root: &Path) -> Result<()> {
             .with_context(|| rendered.display().to_string())?
             .count();
         if n_reports == 0 {
-            bail!("no report was rendered into {}", rendered.display())
-        } else {
-            Ok(())
+            bail!("no report was rendered into {}", rendered.display());
         }
+        Ok(())
     });
     fs::remove_dir_all(&scratch).with_context(|| scratch.display().to_string())?;
     outcome

@@ -189,15 +189,13 @@ impl Answer {
 /// that only names the role, so there an empty delta does not count.
 fn carries_token(choice: &Value, is_last: bool) -> bool {
     let has_text = |value: &Value| value.as_str().is_some_and(|text| !text.is_empty());
-    match choice.get("text") {
-        Some(text) => has_text(text) || !is_last,
-        None => {
-            let delta = &choice["delta"];
-            has_text(&delta["content"])
-                || has_text(&delta["reasoning_content"])
-                || delta["tool_calls"]
-                    .as_array()
-                    .is_some_and(|calls| !calls.is_empty())
-        }
+    if let Some(text) = choice.get("text") {
+        return has_text(text) || !is_last;
     }
+    let delta = &choice["delta"];
+    has_text(&delta["content"])
+        || has_text(&delta["reasoning_content"])
+        || delta["tool_calls"]
+            .as_array()
+            .is_some_and(|calls| !calls.is_empty())
 }
