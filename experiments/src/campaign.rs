@@ -146,15 +146,21 @@ async fn fetch_model(config: &ServerConfig, model: &str, interrupts: &mut Interr
     };
     tokio::select! {
         how = exit => {
-            if how != SUCCESS {
+            if how == SUCCESS {
+                progress.finish("here");
+            } else if model == DEFAULT_MODEL {
+                progress.finish("cannot be fetched; the server falls back to a synthetic model and says so");
+            } else {
                 bail!("the model {model} cannot be fetched ({how})");
             }
-            progress.finish("here");
             Ok(CampaignEnd::Complete)
         }
         _ = interrupts.next() => Ok(CampaignEnd::Interrupted),
     }
 }
+
+/// The model for which the engine has a fallback.
+const DEFAULT_MODEL: &str = "default";
 
 /// How `std::process::ExitStatus` prints a command that succeeded.
 const SUCCESS: &str = "exit status: 0";

@@ -7,10 +7,6 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-/// Larger model files are named but not hashed: reading 18 GB before every server start
-/// would cost more than the measurement.
-const MAX_HASHED_MODEL_BYTES: u64 = 2 << 30;
-
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GitState {
     pub commit: Option<String>,
@@ -58,12 +54,6 @@ pub fn sha256_of_sources(dir: &Path) -> io::Result<String> {
         feed(&mut hash, &path)?;
     }
     Ok(hex(&hash.finalize()))
-}
-
-/// Of a model that is one local file of a hashable size.
-pub fn sha256_of_model(path: &Path) -> Option<String> {
-    let size = path.metadata().ok().filter(std::fs::Metadata::is_file)?.len();
-    (size <= MAX_HASHED_MODEL_BYTES).then(|| sha256_of_file(path).ok())?
 }
 
 fn feed(hash: &mut Sha256, path: &Path) -> io::Result<()> {

@@ -12,7 +12,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use crate::environment::Environment;
 use crate::loadgen::{self, BaseUrl, RequestRow, RunClock, Target};
@@ -29,6 +29,9 @@ use crate::utc;
 
 const HEALTH_POLL: Duration = Duration::from_millis(100);
 const REQUEST_LIMIT: Duration = Duration::from_secs(10);
+/// Requests that fail because the server has died can be over before its end is noticed.
+const EXIT_NOTICE: Duration = Duration::from_millis(500);
+const SERVER_ENDED: &str = "the server ended during the run";
 const LOG_LINES_SHOWN: usize = 12;
 
 /// The server that is measured.
@@ -198,8 +201,14 @@ impl Run<'_> {
         let rows = tokio::select! {
             rows = run_cases(self.experiment, &target, self.prompts, seed, clock, record) => rows?,
             error = sampler.run(samples) => return Err(error.into()),
-            how = server_exit(self.server.as_mut()) => bail!("the server ended during the run ({how}):\n{}", log_tail(&log, LOG_LINES_SHOWN)),
+            how = server_exit(self.server.as_mut()) => bail!("{SERVER_ENDED} ({how}):\n{}", log_tail(&log, LOG_LINES_SHOWN)),
         };
+
+        if rows.iter().any(|row| row.error.is_some())
+            && let Ok(how) = timeout(EXIT_NOTICE, server_exit(self.server.as_mut())).await
+        {
+            bail!("{SERVER_ENDED} ({how}):\n{}", log_tail(&log, LOG_LINES_SHOWN));
+        }
 
         let summary = Summary::of(self.run_id, &workload.cases(), &rows, workload.goodput.as_ref());
         record.write_json(record::SUMMARY, &summary)?;
@@ -351,7 +360,7 @@ async fn served_model(base_url: &BaseUrl) -> Result<String> {
     models["data"][0]["id"].as_str().map(String::from).context("the server lists no model")
 }
 
-/// `model` of `/server_info`: {requested, used, fallback_reason, format, path, sha256}.
+/// `model` of `/server_info`: {requested, used, fallback_reason, format, sha256}.
 fn take_in_model(manifest: &mut Manifest, info: &Value) {
     let model = &info["model"];
     let text = |key: &str| model[key].as_str().map(String::from);
@@ -360,8 +369,7 @@ fn take_in_model(manifest: &mut Manifest, info: &Value) {
     }
     manifest.model.fallback_reason = text("fallback_reason");
     manifest.model.format = text("format");
-    manifest.sha256.model =
-        text("sha256").or_else(|| text("path").and_then(|path| provenance::sha256_of_model(Path::new(&path))));
+    manifest.sha256.model = text("sha256");
 }
 
 /// A campaign's id: when it was called, and a hash that tells two of one second apart.

@@ -62,8 +62,8 @@ fn metrics_of(page: &str) -> ServerSample {
     let metrics = parse_prometheus(page);
     let first = |names: &[&str]| names.iter().find_map(|name| metrics.get(*name)).map(|value| *value as u64);
     ServerSample {
-        kv_pages_used: first(&["engine:kv_pages_used", "kv_pages_used"]),
-        kv_pages_total: first(&["engine:kv_pages_total", "kv_pages_total"]),
+        kv_pages_used: first(&["engine_kv_pages_used"]),
+        kv_pages_total: first(&["engine_kv_pages_total"]),
         running: first(&["vllm:num_requests_running", "sglang:num_running_reqs"]),
         waiting: first(&["vllm:num_requests_waiting", "sglang:num_queue_reqs"]),
         generation_tokens_total: first(&["vllm:generation_tokens_total", "sglang:generation_tokens_total"]),
@@ -102,7 +102,7 @@ mod tests {
                     vllm:num_requests_waiting 2\n\
                     vllm:generation_tokens_total{engine=\"0\"} 10 1700000000\n\
                     vllm:generation_tokens_total{engine=\"1\"} 5\n\
-                    engine:kv_pages_used 0\nengine:kv_pages_total NaN\nbroken\n";
+                    engine_kv_pages_used 0\nengine_kv_pages_total NaN\nbroken\n";
         let sample = metrics_of(page);
         assert_eq!((sample.running, sample.waiting, sample.generation_tokens_total), (Some(3), Some(2), Some(15)));
         assert_eq!((sample.kv_pages_used, sample.kv_pages_total), (Some(0), None));

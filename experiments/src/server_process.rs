@@ -112,9 +112,7 @@ impl ServerProcess {
     pub fn exited(&mut self) -> Option<&str> {
         if self.exited.is_none() {
             match self.events.try_recv() {
-                Ok(line) => {
-                    self.exited = Some(line.strip_prefix("exited ").map_or_else(|| line.clone(), String::from));
-                }
+                Ok(line) => self.exited = line.strip_prefix("exited ").map(String::from),
                 Err(TryRecvError::Disconnected) => self.exited = Some("with its supervisor, which was killed".into()),
                 Err(TryRecvError::Empty) => {}
             }

@@ -73,15 +73,20 @@ pub fn supervise(args: &SuperviseArgs) -> Result<()> {
     let mut words: Vec<OsString> =
         vec!["exec-bound".into(), "--parent".into(), std::process::id().to_string().into(), "--".into()];
     words.extend(args.command.iter().cloned());
-    let mut server = duct::cmd(own_binary, words).stdin_null().stdout_to_stderr().unchecked();
-    if let Some(log) = &args.log {
-        let file = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(log)
-            .with_context(|| format!("server log {}", log.display()))?;
-        server = server.stdout_file(file).stderr_to_stdout();
-    }
+    let server = duct::cmd(own_binary, words).stdin_null().unchecked();
+    // This process's own stdout carries events, so the server's goes elsewhere in either case.
+    // duct applies redirections from the last to the first.
+    let server = match &args.log {
+        None => server.stdout_to_stderr(),
+        Some(log) => {
+            let file = OpenOptions::new()
+                .create(true)
+                .append(true)
+                .open(log)
+                .with_context(|| format!("server log {}", log.display()))?;
+            server.stderr_to_stdout().stdout_file(file)
+        }
+    };
     // The death signal is bound to the thread that starts the server: this one, the last to end.
     let server = Arc::new(server.start().context("the server cannot be started")?);
     let server_pid = server.pids().first().copied().context("the server has no process id")?;
