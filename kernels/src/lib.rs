@@ -5,6 +5,7 @@
 //! launcher checks its shapes and returns a [`KernelError`] instead of reading out of bounds.
 
 pub mod attention;
+pub mod cuda;
 pub mod dense_linear;
 pub mod embedding;
 pub mod error;
@@ -18,6 +19,7 @@ pub mod quant_linear;
 pub mod rms_norm;
 pub mod rope;
 pub mod silu_mul;
+pub mod stream_linear;
 
 pub use error::KernelError;
 pub use isa::Isa;

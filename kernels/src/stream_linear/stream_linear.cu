@@ -18,11 +18,10 @@
 // converting it is the idea of FasterTransformer's and Marlin's kernels.
 #include "../cuda/device.cuh"
 
-#ifndef STREAM_WARPS
-#define STREAM_WARPS 8
-#endif
-constexpr int WARPS = STREAM_WARPS;
-constexpr int TILE_N = 16;
+// Warps of a block, one block an SM. More warps keep more copies in flight and hide the unpacking;
+// more rows need more registers a thread, hence fewer warps. `RowsVariant` has the same numbers.
+template <int ROWS>
+constexpr int WARPS_OF = ROWS <= 16 ? 16 : ROWS <= 32 ? 12 : 8;
 
 struct StreamLinearParams {
     const uint8_t* weights;  // [n_tiles][n_chunks][2048]
@@ -105,6 +104,7 @@ DEVICE void unrolled(Fn&& fn) {
 //   slots    [tiles + WARPS][16][m rounded up to 2] f32
 template <class F, int N, Epilogue E>  // N: tiles of 8 rows
 DEVICE void stream_linear(const StreamLinearParams& p) {
+    constexpr int WARPS = WARPS_OF<8 * N>;
     extern __shared__ __align__(128) uint8_t smem[];
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     const int g = lane >> 2, j = lane & 3;
@@ -208,7 +208,7 @@ DEVICE void stream_linear(const StreamLinearParams& p) {
         if (warp == 0) {
             __syncwarp();
             const __half* from = p.x + (chunk0 + phase * phase_chunks) * F::K;
-            for (int row = lane; row < x_rows; row += 32)
+            for (int row = lane; row < x_rows && x_bytes > 0; row += 32)
                 bulk_copy(shared_address(xs + row * x_row), from + static_cast<int64_t>(row) * p.x_stride, x_bytes, x_bar);
         }
         barrier_wait(x_bar, phase & 1);
@@ -345,7 +345,7 @@ DEVICE void stream_linear(const StreamLinearParams& p) {
 }
 
 #define STREAM_LINEAR(name, format, rows, epilogue)                                                \
-    extern "C" __global__ void __launch_bounds__(WARPS * 32, 1) name##_##rows(                     \
+    extern "C" __global__ void __launch_bounds__(WARPS_OF<rows> * 32, 1) name##_##rows(                     \
         const __grid_constant__ StreamLinearParams p) {                                            \
         stream_linear<format, rows / 8, Epilogue::epilogue>(p);                                    \
     }

@@ -1,0 +1,302 @@
+//! Device memory, allocated once by its owner.
+
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use bytemuck::{Pod, Zeroable};
+use cudarc::driver::sys;
+
+use super::error::check;
+use super::{CudaError, Device, Stream};
+
+/// A pointer into device memory, as a kernel's parameter struct holds it. The host cannot read
+/// through it.
+#[derive(Debug)]
+#[repr(transparent)]
+pub struct DevicePtr<T> {
+    address: u64,
+    value: PhantomData<*const T>,
+}
+
+impl<T> Clone for DevicePtr<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<T> Copy for DevicePtr<T> {}
+impl<T> PartialEq for DevicePtr<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self.address == other.address
+    }
+}
+// SAFETY: one u64 beside a zero-sized marker (repr(transparent)); all zeroes is the null pointer.
+unsafe impl<T> Zeroable for DevicePtr<T> {}
+// SAFETY: as above: no padding, every bit pattern is a u64, and the host never follows it.
+unsafe impl<T: 'static> Pod for DevicePtr<T> {}
+// SAFETY: an address that the host never follows.
+unsafe impl<T> Send for DevicePtr<T> {}
+// SAFETY: as above.
+unsafe impl<T> Sync for DevicePtr<T> {}
+
+impl<T> DevicePtr<T> {
+    /// What kernels take for "none", for example a missing bias.
+    pub const fn null() -> Self {
+        Self { address: 0, value: PhantomData }
+    }
+
+    pub const fn address(self) -> u64 {
+        self.address
+    }
+
+    pub const fn is_null(self) -> bool {
+        self.address == 0
+    }
+
+    /// The same address for a parameter of another element type.
+    pub const fn cast<U>(self) -> DevicePtr<U> {
+        DevicePtr { address: self.address, value: PhantomData }
+    }
+}
+
+/// `len` values in device memory, freed when dropped (after the device's pending work).
+#[derive(Debug)]
+pub struct Buffer<T: Pod> {
+    device: Device,
+    ptr: DevicePtr<T>,
+    len: usize,
+}
+
+impl<T: Pod> Buffer<T> {
+    /// Uninitialised memory: write it, or [`zero`](BufferView::zero) it, before it is read.
+    pub fn new(device: &Device, len: usize) -> Result<Self, CudaError> {
+        let bytes_asked = len.saturating_mul(size_of::<T>());
+        device.inner.bind()?;
+        let mut address = 0;
+        // SAFETY: at least one byte is asked for; the driver writes one address.
+        match unsafe { sys::cuMemAlloc_v2(&raw mut address, bytes_asked.max(1)) } {
+            sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
+                let (bytes_free, _) = device.inner.memory_bytes()?;
+                Err(CudaError::OutOfMemory { bytes_asked, bytes_free })
+            }
+            result => {
+                check("cuMemAlloc", result)?;
+                Ok(Self { device: device.clone(), ptr: DevicePtr { address, value: PhantomData }, len })
+            }
+        }
+    }
+
+    pub fn zeroed(stream: &Stream, len: usize) -> Result<Self, CudaError> {
+        let buffer = Self::new(stream.device(), len)?;
+        buffer.all().zero(stream)?;
+        Ok(buffer)
+    }
+
+    /// A copy of `values`.
+    pub fn from_slice(stream: &Stream, values: &[T]) -> Result<Self, CudaError> {
+        let buffer = Self::new(stream.device(), values.len())?;
+        buffer.all().upload(stream, values)?;
+        Ok(buffer)
+    }
+
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    pub fn n_bytes(&self) -> usize {
+        self.len * size_of::<T>()
+    }
+
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    pub fn ptr(&self) -> DevicePtr<T> {
+        self.ptr
+    }
+
+    pub fn all(&self) -> BufferView<'_, T> {
+        BufferView { device: &self.device, ptr: self.ptr, len: self.len }
+    }
+
+    pub fn view(&self, range: Range<usize>) -> Result<BufferView<'_, T>, CudaError> {
+        self.all().view(range)
+    }
+
+    pub fn upload(&self, stream: &Stream, values: &[T]) -> Result<(), CudaError> {
+        self.all().upload(stream, values)
+    }
+
+    pub fn download(&self, stream: &Stream) -> Result<Vec<T>, CudaError> {
+        self.all().download(stream)
+    }
+}
+
+impl<T: Pod> Drop for Buffer<T> {
+    fn drop(&mut self) {
+        if self.device.inner.bind().is_ok() {
+            // SAFETY: allocated by cuMemAlloc and freed once, here; the wait before it keeps
+            // kernels in flight from using freed memory. An error has nobody to go to.
+            unsafe {
+                let _ = sys::cuCtxSynchronize();
+                let _ = sys::cuMemFree_v2(self.ptr.address);
+            }
+        }
+    }
+}
+
+/// A range of a [`Buffer`]: where launchers read and write.
+#[derive(Debug)]
+pub struct BufferView<'a, T> {
+    device: &'a Device,
+    ptr: DevicePtr<T>,
+    len: usize,
+}
+
+impl<T> Clone for BufferView<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<T> Copy for BufferView<'_, T> {}
+
+impl<'a, T: Pod> BufferView<'a, T> {
+    pub fn len(self) -> usize {
+        self.len
+    }
+
+    pub fn is_empty(self) -> bool {
+        self.len == 0
+    }
+
+    pub fn n_bytes(self) -> usize {
+        self.len * size_of::<T>()
+    }
+
+    pub fn device(self) -> &'a Device {
+        self.device
+    }
+
+    pub fn ptr(self) -> DevicePtr<T> {
+        self.ptr
+    }
+
+    pub fn view(self, range: Range<usize>) -> Result<Self, CudaError> {
+        if range.start > range.end || range.end > self.len {
+            return Err(CudaError::Range { start: range.start, end: range.end, len: self.len });
+        }
+        let address = self.ptr.address + (range.start * size_of::<T>()) as u64;
+        let ptr = DevicePtr { address, value: PhantomData };
+        Ok(Self { device: self.device, ptr, len: range.end - range.start })
+    }
+
+    /// The same bytes as values of another type: how one workspace serves several ops.
+    pub fn cast<U: Pod>(self) -> Result<BufferView<'a, U>, CudaError> {
+        let (bytes, size) = (self.n_bytes(), size_of::<U>());
+        if size == 0 || bytes % size != 0 || self.ptr.address % align_of::<U>() as u64 != 0 {
+            return Err(CudaError::Cast { address: self.ptr.address, bytes, size });
+        }
+        Ok(BufferView { device: self.device, ptr: self.ptr.cast(), len: bytes / size })
+    }
+
+    /// Copies `values` to the whole view and waits until that is done. For large or frequent
+    /// copies use a [`HostBuffer`](super::HostBuffer).
+    pub fn upload(self, stream: &Stream, values: &[T]) -> Result<(), CudaError> {
+        check_length("upload", values.len(), self.len)?;
+        if values.is_empty() {
+            return Ok(());
+        }
+        stream.refuse_capture("a copy from pageable memory")?;
+        stream.enter(self.device)?;
+        // SAFETY: both sides have n_bytes bytes; the wait below ends before `values` can go.
+        let result = unsafe {
+            sys::cuMemcpyHtoDAsync_v2(
+                self.ptr.address,
+                values.as_ptr().cast(),
+                self.n_bytes(),
+                stream.raw(),
+            )
+        };
+        let waited = stream.synchronize();
+        check("cuMemcpyHtoDAsync", result)?;
+        waited
+    }
+
+    /// The view's values, after all work that was given to `stream` before.
+    pub fn download(self, stream: &Stream) -> Result<Vec<T>, CudaError> {
+        let mut values = vec![T::zeroed(); self.len];
+        self.download_to(stream, &mut values)?;
+        Ok(values)
+    }
+
+    pub fn download_to(self, stream: &Stream, values: &mut [T]) -> Result<(), CudaError> {
+        check_length("download", values.len(), self.len)?;
+        if values.is_empty() {
+            return Ok(());
+        }
+        stream.refuse_capture("a copy to pageable memory")?;
+        stream.enter(self.device)?;
+        // SAFETY: both sides have n_bytes bytes; the wait below ends before `values` can be read.
+        let result = unsafe {
+            sys::cuMemcpyDtoHAsync_v2(
+                values.as_mut_ptr().cast(),
+                self.ptr.address,
+                self.n_bytes(),
+                stream.raw(),
+            )
+        };
+        let waited = stream.synchronize();
+        check("cuMemcpyDtoHAsync", result)?;
+        waited
+    }
+
+    /// Copies from another view of the same length, in stream order; may be captured.
+    pub fn copy_from(self, stream: &Stream, from: BufferView<'_, T>) -> Result<(), CudaError> {
+        check_length("copy", from.len, self.len)?;
+        if self.len == 0 {
+            return Ok(());
+        }
+        stream.enter(self.device)?;
+        stream.enter(from.device)?;
+        // SAFETY: both sides are device memory of n_bytes bytes, freed only after a wait.
+        check("cuMemcpyDtoDAsync", unsafe {
+            sys::cuMemcpyDtoDAsync_v2(
+                self.ptr.address,
+                from.ptr.address,
+                self.n_bytes(),
+                stream.raw(),
+            )
+        })
+    }
+
+    /// Sets every byte to zero, in stream order; may be captured.
+    pub fn zero(self, stream: &Stream) -> Result<(), CudaError> {
+        self.fill_bytes(stream, 0)
+    }
+
+    /// Sets every byte to `byte`, in stream order; may be captured.
+    pub fn fill_bytes(self, stream: &Stream, byte: u8) -> Result<(), CudaError> {
+        if self.len == 0 {
+            return Ok(());
+        }
+        stream.enter(self.device)?;
+        // SAFETY: the view has n_bytes bytes of device memory, freed only after a wait.
+        check("cuMemsetD8Async", unsafe {
+            sys::cuMemsetD8Async(self.ptr.address, byte, self.n_bytes(), stream.raw())
+        })
+    }
+}
+
+pub(super) fn check_length(
+    what: &'static str,
+    found: usize,
+    expected: usize,
+) -> Result<(), CudaError> {
+    if found == expected {
+        return Ok(());
+    }
+    Err(CudaError::Length { what, found, expected })
+}

@@ -1,0 +1,307 @@
+//! One GPU: its context, its properties, the kernels embedded in this binary.
+
+use std::collections::HashMap;
+use std::ffi::{CStr, CString};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use cudarc::driver::sys;
+
+use super::embedded::embedded_kernels;
+use super::error::check;
+use super::{CudaError, Kernel};
+
+/// sm_120 exists from here on, and every call of this layer.
+const MIN_DRIVER_VERSION: i32 = 12_080;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceProperties {
+    pub name: String,
+    /// (9, 0) for sm_90.
+    pub compute_capability: (u32, u32),
+    pub n_multiprocessors: usize,
+    pub l2_bytes: usize,
+    pub total_bytes: usize,
+    /// Dynamic shared memory that one block may ask for.
+    pub shared_bytes_per_block: usize,
+    /// Shared memory of a multiprocessor, all blocks together.
+    pub shared_bytes_per_multiprocessor: usize,
+    /// What the driver keeps of it for every block.
+    pub reserved_shared_bytes_per_block: usize,
+    /// The newest CUDA version that the driver runs, as 1000 * major + 10 * minor.
+    pub driver_version: u32,
+}
+
+impl DeviceProperties {
+    /// For example `sm_120`.
+    pub fn architecture(&self) -> String {
+        format!("sm_{}{}", self.compute_capability.0, self.compute_capability.1)
+    }
+}
+
+/// A GPU with its primary context. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Device {
+    pub(super) inner: Arc<DeviceInner>,
+}
+
+#[derive(Debug)]
+pub(super) struct DeviceInner {
+    device: sys::CUdevice,
+    context: sys::CUcontext,
+    properties: DeviceProperties,
+    /// Loaded when first asked for, by source name.
+    modules: Mutex<HashMap<&'static str, Module>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Module(sys::CUmodule);
+
+// SAFETY: the driver's handles may be used from every thread; the context is made current on the
+// calling thread before each call.
+unsafe impl Send for DeviceInner {}
+// SAFETY: as above; the driver synchronises calls on one context itself.
+unsafe impl Sync for DeviceInner {}
+
+impl Device {
+    /// How many GPUs the driver sees; 0 without a driver.
+    pub fn count() -> usize {
+        // SAFETY: only tries to open the library.
+        if !unsafe { sys::is_culib_present() } {
+            return 0;
+        }
+        let mut n_devices = 0;
+        // SAFETY: the library is there; the driver writes one integer.
+        let result = unsafe {
+            match sys::cuInit(0) {
+                sys::CUresult::CUDA_SUCCESS => sys::cuDeviceGetCount(&raw mut n_devices),
+                failed => failed,
+            }
+        };
+        if result == sys::CUresult::CUDA_SUCCESS { n_devices.max(0) as usize } else { 0 }
+    }
+
+    /// Opens GPU `ordinal`. An error on a machine without driver or GPU, and in a binary that
+    /// holds no kernels for it.
+    pub fn open(ordinal: usize) -> Result<Self, CudaError> {
+        // SAFETY: only tries to open the library.
+        if !unsafe { sys::is_culib_present() } {
+            return Err(CudaError::NoDriver);
+        }
+        let mut driver_version = 0;
+        // SAFETY: the library is there; the driver writes one integer.
+        check("cuDriverGetVersion", unsafe { sys::cuDriverGetVersion(&raw mut driver_version) })?;
+        if driver_version < MIN_DRIVER_VERSION {
+            return Err(CudaError::OldDriver {
+                found: version_text(driver_version),
+                needed: version_text(MIN_DRIVER_VERSION),
+            });
+        }
+        // SAFETY: the flags must be 0.
+        check("cuInit", unsafe { sys::cuInit(0) })?;
+        let n_devices = Self::count();
+        if ordinal >= n_devices {
+            return Err(CudaError::NoDevice { ordinal, n_devices });
+        }
+        let mut device = 0;
+        // SAFETY: the ordinal is below the number of devices.
+        check("cuDeviceGet", unsafe { sys::cuDeviceGet(&raw mut device, ordinal as i32) })?;
+        let properties = properties_of(device, driver_version)?;
+        check_architecture(&properties.architecture())?;
+        let mut context = std::ptr::null_mut();
+        // SAFETY: the device was returned by the driver; released when the last clone goes.
+        let retained = unsafe { sys::cuDevicePrimaryCtxRetain(&raw mut context, device) };
+        check("cuDevicePrimaryCtxRetain", retained)?;
+        let inner = DeviceInner { device, context, properties, modules: Mutex::default() };
+        inner.bind()?;
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    pub fn properties(&self) -> &DeviceProperties {
+        &self.inner.properties
+    }
+
+    /// Bytes of device memory that are free now, and all of them.
+    pub fn memory_bytes(&self) -> Result<(usize, usize), CudaError> {
+        self.inner.memory_bytes()
+    }
+
+    /// Waits for all work of the device; errors of earlier launches surface here.
+    pub fn synchronize(&self) -> Result<(), CudaError> {
+        self.inner.bind()?;
+        // SAFETY: this thread's context is the device's.
+        check("cuCtxSynchronize", unsafe { sys::cuCtxSynchronize() })
+    }
+
+    /// The kernel `name` of `source_name` (`stream_linear/repack`). Loads the source's module at
+    /// the first call: look kernels up before a graph is captured.
+    pub fn kernel(&self, source_name: &str, name: &str) -> Result<Kernel, CudaError> {
+        self.inner.bind()?;
+        let unknown = |known: String| CudaError::UnknownKernel {
+            source_name: source_name.to_string(),
+            name: name.to_string(),
+            known,
+        };
+        let module = self.module(source_name)?.ok_or_else(|| {
+            unknown(format!("only sources {}", names(embedded_kernels().fatbins.iter().map(|f| f.0))))
+        })?;
+        let c_name = CString::new(name).map_err(|_| unknown(String::new()))?;
+        let mut function = std::ptr::null_mut();
+        // SAFETY: the module is loaded and stays so with the device; the name ends in a zero.
+        match unsafe { sys::cuModuleGetFunction(&raw mut function, module.0, c_name.as_ptr()) } {
+            sys::CUresult::CUDA_ERROR_NOT_FOUND => Err(unknown(function_names(module))),
+            result => {
+                check("cuModuleGetFunction", result)?;
+                Kernel::new(self.clone(), function, name)
+            }
+        }
+    }
+
+    fn module(&self, source_name: &str) -> Result<Option<Module>, CudaError> {
+        let mut modules = self.inner.modules.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(module) = modules.get(source_name) {
+            return Ok(Some(*module));
+        }
+        let embedded = embedded_kernels();
+        let Some((key, _)) = embedded.fatbins.iter().find(|(name, _)| *name == source_name) else {
+            return Ok(None);
+        };
+        let Some(image) = embedded.fatbin(source_name) else { return Ok(None) };
+        let mut module = std::ptr::null_mut();
+        // SAFETY: a complete fatbin as nvcc wrote it, which carries its own length.
+        let result = unsafe { sys::cuModuleLoadData(&raw mut module, image.as_ptr().cast()) };
+        check("cuModuleLoadData", result)?;
+        modules.insert(key, Module(module));
+        Ok(Some(Module(module)))
+    }
+}
+
+impl DeviceInner {
+    /// Makes the context the calling thread's; every call of the driver below relies on it.
+    pub(super) fn bind(&self) -> Result<(), CudaError> {
+        // SAFETY: the context is retained as long as `self` lives.
+        check("cuCtxSetCurrent", unsafe { sys::cuCtxSetCurrent(self.context) })
+    }
+
+    pub(super) fn memory_bytes(&self) -> Result<(usize, usize), CudaError> {
+        self.bind()?;
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: the driver writes two integers.
+        check("cuMemGetInfo", unsafe { sys::cuMemGetInfo_v2(&raw mut free, &raw mut total) })?;
+        Ok((free, total))
+    }
+}
+
+impl Drop for DeviceInner {
+    fn drop(&mut self) {
+        // SAFETY: buffers, streams, kernels and graphs hold the device, so nothing uses the
+        // modules or the context any more. Nobody is left who could take an error.
+        unsafe {
+            if sys::cuCtxSetCurrent(self.context) == sys::CUresult::CUDA_SUCCESS {
+                let modules = self.modules.get_mut().unwrap_or_else(PoisonError::into_inner);
+                for module in modules.values() {
+                    let _ = sys::cuModuleUnload(module.0);
+                }
+            }
+            let _ = sys::cuDevicePrimaryCtxRelease_v2(self.device);
+        }
+    }
+}
+
+fn check_architecture(wanted: &str) -> Result<(), CudaError> {
+    let built = embedded_kernels().architectures;
+    if built.is_empty() {
+        return Err(CudaError::NoKernels { wanted: wanted.to_string() });
+    }
+    // `sm_90a` code is for sm_90 only; a plain cubin also runs on later minor versions.
+    let runs = |name: &str| {
+        let name = name.trim_end_matches(['a', 'f']);
+        name == wanted
+            || (name.len() == wanted.len()
+                && name[..name.len() - 1] == wanted[..wanted.len() - 1]
+                && name < wanted)
+    };
+    if built.iter().any(|name| runs(name)) {
+        return Ok(());
+    }
+    Err(CudaError::OtherArchitecture { built: built.join(", "), wanted: wanted.to_string() })
+}
+
+fn properties_of(
+    device: sys::CUdevice,
+    driver_version: i32,
+) -> Result<DeviceProperties, CudaError> {
+    use sys::CUdevice_attribute as Attribute;
+    let attribute = |which: Attribute| -> Result<usize, CudaError> {
+        let mut value = 0;
+        // SAFETY: the device was returned by the driver, which writes one integer.
+        let result = unsafe { sys::cuDeviceGetAttribute(&raw mut value, which, device) };
+        check("cuDeviceGetAttribute", result)?;
+        Ok(value.max(0) as usize)
+    };
+    let mut name = [0 as std::ffi::c_char; 256];
+    // SAFETY: the driver writes at most 256 bytes, the last of them zero.
+    let result = unsafe { sys::cuDeviceGetName(name.as_mut_ptr(), 256, device) };
+    check("cuDeviceGetName", result)?;
+    // SAFETY: zero-terminated inside the array, by the call above.
+    let name = unsafe { CStr::from_ptr(name.as_ptr()) }.to_string_lossy().into_owned();
+    let mut total_bytes = 0;
+    // SAFETY: the driver writes one integer.
+    let result = unsafe { sys::cuDeviceTotalMem_v2(&raw mut total_bytes, device) };
+    check("cuDeviceTotalMem", result)?;
+    Ok(DeviceProperties {
+        name,
+        compute_capability: (
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)? as u32,
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)? as u32,
+        ),
+        n_multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+        l2_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?,
+        total_bytes,
+        shared_bytes_per_block: attribute(
+            Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
+        )?,
+        shared_bytes_per_multiprocessor: attribute(
+            Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR,
+        )?,
+        reserved_shared_bytes_per_block: attribute(
+            Attribute::CU_DEVICE_ATTRIBUTE_RESERVED_SHARED_MEMORY_PER_BLOCK,
+        )?,
+        driver_version: driver_version as u32,
+    })
+}
+
+fn version_text(version: i32) -> String {
+    format!("{}.{}", version / 1000, version % 1000 / 10)
+}
+
+/// What a module holds, for the error that names a kernel it lacks.
+fn function_names(module: Module) -> String {
+    let mut n_functions = 0;
+    // SAFETY: the module is loaded; the driver writes one integer.
+    let counted = unsafe { sys::cuModuleGetFunctionCount(&raw mut n_functions, module.0) };
+    if counted != sys::CUresult::CUDA_SUCCESS {
+        return "(the driver does not say)".to_string();
+    }
+    let mut functions = vec![std::ptr::null_mut(); n_functions as usize];
+    // SAFETY: the vector has room for the number of functions passed with it.
+    let listed = unsafe {
+        sys::cuModuleEnumerateFunctions(functions.as_mut_ptr(), n_functions, module.0)
+    };
+    if listed != sys::CUresult::CUDA_SUCCESS {
+        return "(the driver does not say)".to_string();
+    }
+    names(functions.iter().filter_map(|function| {
+        let mut name = std::ptr::null();
+        // SAFETY: a function of a loaded module; the driver stores a pointer to its own string.
+        let named = unsafe { sys::cuFuncGetName(&raw mut name, *function) };
+        (named == sys::CUresult::CUDA_SUCCESS && !name.is_null())
+            // SAFETY: not null, hence the driver's zero-terminated string of a loaded module.
+            .then(|| unsafe { CStr::from_ptr(name) }.to_str().unwrap_or("?"))
+    }))
+}
+
+fn names<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    let mut names: Vec<_> = names.collect();
+    names.sort_unstable();
+    names.join(", ")
+}

@@ -1,0 +1,276 @@
+//! Kernels and their launches.
+//!
+//! Every kernel of this crate takes one struct by value (`__grid_constant__`), so a launch has one
+//! parameter and its size is checked against the compiled kernel.
+
+use bytemuck::Pod;
+use cudarc::driver::sys;
+
+use super::error::check;
+use super::{CudaError, Device, Stream};
+
+const MAX_CLUSTER: u32 = 8;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Dim3 {
+    pub x: u32,
+    pub y: u32,
+    pub z: u32,
+}
+
+impl Dim3 {
+    pub const fn new(x: u32, y: u32, z: u32) -> Self {
+        Self { x, y, z }
+    }
+
+    const fn volume(self) -> usize {
+        self.x as usize * self.y as usize * self.z as usize
+    }
+}
+
+impl From<u32> for Dim3 {
+    fn from(x: u32) -> Self {
+        Self { x, y: 1, z: 1 }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LaunchConfig {
+    /// Blocks.
+    pub grid: Dim3,
+    /// Threads of a block.
+    pub block: Dim3,
+    /// Blocks of a cluster, along x; 1 for none. At most 8, which every chip has.
+    pub cluster: u32,
+    /// Dynamic shared memory of a block.
+    pub shared_bytes: usize,
+    /// Programmatic dependent launch: the blocks may start while the kernel before still runs,
+    /// and `griddepcontrol.wait` in the kernel waits for its results. Only for kernels with it.
+    pub dependent: bool,
+}
+
+impl LaunchConfig {
+    /// No cluster, no dynamic shared memory, starts after the work before it.
+    pub fn new(grid: impl Into<Dim3>, block: impl Into<Dim3>) -> Self {
+        let (grid, block) = (grid.into(), block.into());
+        Self { grid, block, cluster: 1, shared_bytes: 0, dependent: false }
+    }
+}
+
+/// A compiled kernel of a loaded module. Clones are the same kernel.
+#[derive(Debug, Clone)]
+pub struct Kernel {
+    device: Device,
+    function: sys::CUfunction,
+    name: String,
+    param_bytes: usize,
+    max_threads: usize,
+}
+
+// SAFETY: the driver's handle may be used from every thread.
+unsafe impl Send for Kernel {}
+// SAFETY: as above; launches are ordered by their stream, not by the handle.
+unsafe impl Sync for Kernel {}
+
+impl Kernel {
+    pub(super) fn new(
+        device: Device,
+        function: sys::CUfunction,
+        name: &str,
+    ) -> Result<Self, CudaError> {
+        // Loads the code now, and not lazily inside a capture.
+        // SAFETY: a function of a loaded module.
+        check("cuFuncLoad", unsafe { sys::cuFuncLoad(function) })?;
+        let (mut offset, mut param_bytes) = (0, 0);
+        // SAFETY: the driver writes offset and size of parameter 0, or refuses if there is none.
+        check("cuFuncGetParamInfo", unsafe {
+            sys::cuFuncGetParamInfo(function, 0, &raw mut offset, &raw mut param_bytes)
+        })?;
+        let mut kernel =
+            Self { device, function, name: name.to_string(), param_bytes, max_threads: 0 };
+        kernel.max_threads = kernel.attribute(
+            sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK,
+        )?;
+        Ok(kernel)
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Registers of a thread.
+    pub fn n_registers(&self) -> Result<usize, CudaError> {
+        self.attribute(sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_NUM_REGS)
+    }
+
+    /// Lets launches ask for up to `n_bytes` of dynamic shared memory. Needed above 48 KiB; call
+    /// it once, before any capture.
+    pub fn set_max_dynamic_shared(&self, n_bytes: usize) -> Result<(), CudaError> {
+        let limit = self.device.properties().shared_bytes_per_block;
+        self.check_limit("dynamic shared memory in bytes", n_bytes, limit)?;
+        self.set_attribute(
+            sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+            n_bytes as i32,
+        )
+    }
+
+    /// Which share of the L1 memory should be shared memory, in per cent: a wish to the driver.
+    pub fn set_shared_carveout(&self, percent: u32) -> Result<(), CudaError> {
+        self.check_limit("the shared memory carveout in per cent", percent as usize, 100)?;
+        self.set_attribute(
+            sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT,
+            percent as i32,
+        )
+    }
+
+    /// How many clusters of this launch the device holds at a time.
+    pub fn max_active_clusters(
+        &self,
+        stream: &Stream,
+        config: &LaunchConfig,
+    ) -> Result<usize, CudaError> {
+        self.check_config(config)?;
+        stream.enter(&self.device)?;
+        let mut attributes = LaunchAttributes::of(config);
+        let raw = attributes.config(stream, config);
+        let mut n_clusters = 0;
+        // SAFETY: function and stream live; `raw` points to `attributes`, which outlives the call.
+        check("cuOccupancyMaxActiveClusters", unsafe {
+            sys::cuOccupancyMaxActiveClusters(&raw mut n_clusters, self.function, &raw const raw)
+        })?;
+        Ok(n_clusters.max(0) as usize)
+    }
+
+    /// Gives one launch to `stream`; `params` is the kernel's only argument.
+    ///
+    /// # Safety
+    /// The pointers in `params` must cover all that the kernel reads and writes with these
+    /// values and this grid, and live until the launch has run. A launcher has checked its
+    /// shapes before.
+    pub unsafe fn launch<P: Pod>(
+        &self,
+        stream: &Stream,
+        config: &LaunchConfig,
+        params: &P,
+    ) -> Result<(), CudaError> {
+        self.check_config(config)?;
+        if size_of::<P>() != self.param_bytes {
+            return Err(CudaError::Parameters {
+                kernel: self.name.clone(),
+                expected: self.param_bytes,
+                found: size_of::<P>(),
+            });
+        }
+        stream.enter(&self.device)?;
+        let mut attributes = LaunchAttributes::of(config);
+        let raw = attributes.config(stream, config);
+        let mut arguments = [std::ptr::from_ref(params).cast_mut().cast()];
+        // SAFETY: function and stream live; `raw` points to `attributes`, which outlives the call;
+        // the driver copies the one argument, whose size is the kernel's; what its pointers need
+        // is the caller's promise.
+        check("cuLaunchKernelEx", unsafe {
+            sys::cuLaunchKernelEx(
+                &raw const raw,
+                self.function,
+                arguments.as_mut_ptr(),
+                std::ptr::null_mut(),
+            )
+        })
+    }
+
+    fn check_config(&self, config: &LaunchConfig) -> Result<(), CudaError> {
+        self.check_limit("the number of threads a block", config.block.volume(), self.max_threads)?;
+        self.check_limit("the cluster", config.cluster as usize, MAX_CLUSTER as usize)?;
+        self.check_limit(
+            "dynamic shared memory in bytes",
+            config.shared_bytes,
+            self.device.properties().shared_bytes_per_block,
+        )?;
+        let is_whole = config.cluster > 0 && config.grid.x % config.cluster == 0;
+        if config.grid.volume() == 0 || config.block.volume() == 0 || !is_whole {
+            return Err(CudaError::Launch {
+                kernel: self.name.clone(),
+                what: "the remainder of grid over cluster, or an empty grid",
+                found: config.grid.x as usize,
+                limit: config.cluster as usize,
+            });
+        }
+        Ok(())
+    }
+
+    fn check_limit(&self, what: &'static str, found: usize, limit: usize) -> Result<(), CudaError> {
+        if found <= limit {
+            return Ok(());
+        }
+        Err(CudaError::Launch { kernel: self.name.clone(), what, found, limit })
+    }
+
+    fn attribute(&self, which: sys::CUfunction_attribute) -> Result<usize, CudaError> {
+        self.device.inner.bind()?;
+        let mut value = 0;
+        // SAFETY: a function of a loaded module; the driver writes one integer.
+        let result = unsafe { sys::cuFuncGetAttribute(&raw mut value, which, self.function) };
+        check("cuFuncGetAttribute", result)?;
+        Ok(value.max(0) as usize)
+    }
+
+    fn set_attribute(&self, which: sys::CUfunction_attribute, value: i32) -> Result<(), CudaError> {
+        self.device.inner.bind()?;
+        // SAFETY: a function of a loaded module; the driver checks the value.
+        let result = unsafe { sys::cuFuncSetAttribute(self.function, which, value) };
+        check("cuFuncSetAttribute", result)
+    }
+}
+
+/// The attributes that the driver reads during a launch.
+struct LaunchAttributes {
+    values: [sys::CUlaunchAttribute; 2],
+    n: u32,
+}
+
+impl LaunchAttributes {
+    fn of(config: &LaunchConfig) -> Self {
+        let attribute = |id, value| sys::CUlaunchAttribute { id, pad: [0; 4], value };
+        let zero = sys::CUlaunchAttributeValue { pad: [0; 64] };
+        let ignored = attribute(sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_IGNORE, zero);
+        let (mut values, mut n) = ([ignored; 2], 0);
+        if config.cluster > 1 {
+            let mut value = zero;
+            value.clusterDim =
+                sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: config.cluster, y: 1, z: 1 };
+            values[n] =
+                attribute(sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION, value);
+            n += 1;
+        }
+        if config.dependent {
+            let mut value = zero;
+            value.programmaticStreamSerializationAllowed = 1;
+            values[n] = attribute(
+                sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+                value,
+            );
+            n += 1;
+        }
+        Self { values, n: n as u32 }
+    }
+
+    /// Points into `self`.
+    fn config(&mut self, stream: &Stream, config: &LaunchConfig) -> sys::CUlaunchConfig {
+        sys::CUlaunchConfig {
+            gridDimX: config.grid.x,
+            gridDimY: config.grid.y,
+            gridDimZ: config.grid.z,
+            blockDimX: config.block.x,
+            blockDimY: config.block.y,
+            blockDimZ: config.block.z,
+            sharedMemBytes: config.shared_bytes as u32,
+            hStream: stream.raw(),
+            attrs: self.values.as_mut_ptr(),
+            numAttrs: self.n,
+        }
+    }
+}

@@ -1,0 +1,29 @@
+//! A small safe layer over the CUDA driver: what the launchers of the ops and the executor need,
+//! and nothing else.
+//!
+//! The driver is loaded at run time, so that one binary runs with and without a GPU. Memory is
+//! allocated once and by its owner; there is no pool, because nothing allocates in the decode
+//! loop. Device memory is reached through copies only: no reference to it ever exists on the
+//! host, hence views are plain `Copy` handles and a kernel may write through any of them.
+//!
+//! Deliberately absent: several devices in one process, unified memory, run-time compilation.
+
+mod buffer;
+mod device;
+mod embedded;
+mod error;
+mod graph;
+mod host_buffer;
+mod kernel;
+mod stream;
+#[cfg(test)]
+mod tests;
+
+pub use buffer::{Buffer, BufferView, DevicePtr};
+pub use device::{Device, DeviceProperties};
+pub use embedded::{EmbeddedKernels, embedded_kernels};
+pub use error::CudaError;
+pub use graph::Graph;
+pub use host_buffer::HostBuffer;
+pub use kernel::{Dim3, Kernel, LaunchConfig};
+pub use stream::{Event, Stream};
