@@ -1,0 +1,379 @@
+//! The launches of one pass: embedding, the layers, and the head over the rows that want logits.
+//!
+//! A layer is seven launches: norm, q/k/v, rotate and store, attention, o onto the residual,
+//! norm, gate and up with SiLU, down onto the residual. Each may start while the one before
+//! runs and waits for it on the card (programmatic dependent launch), so the host only queues.
+
+use half::f16;
+use kernels::attention::cuda::{DecodeAttention, DecodeAttentionArgs};
+use kernels::cuda::{Buffer, BufferView, CudaError, Device, Stream};
+use kernels::embedding::cuda::Embedding;
+use kernels::qkv_prepare::cuda::{HeadShape, KvFormat, PagedKv, QkvPrepare, QkvPrepareArgs};
+use kernels::rms_norm::cuda::RmsNorm;
+use kernels::sampling::cuda::{AdvanceState, ArgmaxAdvance, ArgmaxAdvanceArgs};
+use kernels::stream_linear::{Epilogue, Input, StreamLinear};
+
+use super::inputs::{Inputs, MAX_ROWS};
+use super::weights::{DeviceWeights, LayerWeights};
+use crate::kv::PAGE_TOKENS;
+use crate::model::config::ModelConfig;
+
+/// Columns of an activation matrix are padded to this, the largest chunk of K of a projection.
+const STRIDE_COLUMNS: usize = 256;
+
+/// How attention runs, from the flags.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct AttentionOptions {
+    pub format: KvFormat,
+    pub max_splits: usize,
+    pub reduce_in_fp32: bool,
+}
+
+struct Ops {
+    embedding: Embedding,
+    rms_norm: RmsNorm,
+    qkv_prepare: QkvPrepare,
+    attention: DecodeAttention,
+    argmax: ArgmaxAdvance,
+}
+
+/// Activations of a pass; the padding columns are zero and stay so.
+struct Workspace {
+    /// `[MAX_ROWS, hidden]`: the residual stream
+    h: Buffer<f32>,
+    /// `[MAX_ROWS, stride(hidden)]`
+    x: Buffer<f16>,
+    /// `[MAX_ROWS, (n_q + 2 n_kv) * head_dim]`
+    qkv: Buffer<f16>,
+    /// `[MAX_ROWS, stride(n_q * head_dim)]`
+    attended: Buffer<f16>,
+    /// `[MAX_ROWS, intermediate]`, padded
+    gated: Buffer<f16>,
+    /// `[MAX_ROWS, vocab]`
+    logits: Buffer<f32>,
+}
+
+/// The KV pool: one allocation, K and V of each layer in turn.
+pub(super) struct KvPool {
+    buffer: Buffer<u8>,
+    layer_bytes: usize,
+    n_pages: usize,
+}
+
+pub(super) struct Forward {
+    config: ModelConfig,
+    heads: HeadShape,
+    max_splits: usize,
+    ops: Ops,
+    weights: DeviceWeights,
+    /// `[n_positions, head_dim]`: cosines, then sines
+    cos_sin: Buffer<f32>,
+    workspace: Workspace,
+    kv: KvPool,
+    /// `[max_burst, MAX_ROWS]`: the tokens that were chosen, step by step
+    pub history: Buffer<i32>,
+    /// Which row of `history` the next argmax writes.
+    pub step: Buffer<i32>,
+}
+
+pub(super) fn stride(columns: usize) -> usize {
+    columns.next_multiple_of(STRIDE_COLUMNS)
+}
+
+/// Bytes that a workspace for this model takes.
+pub(super) fn workspace_bytes(config: &ModelConfig) -> u64 {
+    let heads = config.n_q_heads * config.head_dim;
+    let halves = stride(config.hidden)
+        + (config.n_q_heads + 2 * config.n_kv_heads) * config.head_dim
+        + stride(heads)
+        + stride(config.intermediate);
+    (MAX_ROWS * (4 * (config.hidden + config.vocab) + 2 * halves)) as u64
+}
+
+/// Bytes of KV of one page, all layers.
+pub(super) fn page_bytes(config: &ModelConfig, format: KvFormat) -> u64 {
+    let value_bytes = if format == KvFormat::Fp8E4m3 { 1 } else { 2 };
+    (2 * config.n_layers * config.n_kv_heads * config.head_dim * PAGE_TOKENS * value_bytes) as u64
+}
+
+impl KvPool {
+    /// Zeroed: attention multiplies what a page's unused places hold by zero.
+    pub fn new(
+        stream: &Stream,
+        config: &ModelConfig,
+        format: KvFormat,
+        n_pages: usize,
+    ) -> Result<Self, CudaError> {
+        let layer_bytes = page_bytes(config, format) as usize / config.n_layers * n_pages;
+        let buffer = Buffer::zeroed(stream, layer_bytes * config.n_layers)?;
+        Ok(Self { buffer, layer_bytes, n_pages })
+    }
+
+    pub fn n_bytes(&self) -> u64 {
+        self.buffer.n_bytes() as u64
+    }
+
+    fn layer(&self, layer: usize) -> Result<PagedKv<'_>, CudaError> {
+        let start = layer * self.layer_bytes;
+        let middle = start + self.layer_bytes / 2;
+        Ok(PagedKv {
+            k: self.buffer.view(start..middle)?,
+            v: self.buffer.view(middle..start + self.layer_bytes)?,
+            k_scale: 1.0,
+            v_scale: 1.0,
+            n_pages: self.n_pages,
+        })
+    }
+}
+
+impl Forward {
+    pub fn new(
+        stream: &Stream,
+        config: ModelConfig,
+        weights: DeviceWeights,
+        kv: KvPool,
+        cos_sin: Buffer<f32>,
+        attention: AttentionOptions,
+        max_burst: usize,
+    ) -> Result<Self, CudaError> {
+        let device = stream.device();
+        let heads = HeadShape {
+            n_q: config.n_q_heads,
+            n_kv: config.n_kv_heads,
+            head_dim: config.head_dim,
+        };
+        let ops = Ops {
+            embedding: Embedding::new(device)?,
+            rms_norm: RmsNorm::new(device)?,
+            qkv_prepare: QkvPrepare::new(device, heads, attention.format)?,
+            attention: DecodeAttention::new(
+                device,
+                heads,
+                attention.format,
+                attention.max_splits,
+                attention.reduce_in_fp32,
+            )?,
+            argmax: ArgmaxAdvance::new(device)?,
+        };
+        let workspace = Workspace::new(stream, &config)?;
+        let history = Buffer::zeroed(stream, max_burst * MAX_ROWS)?;
+        let step = Buffer::zeroed(stream, 1)?;
+        let max_splits = attention.max_splits;
+        Ok(Self {
+            config,
+            heads,
+            max_splits,
+            ops,
+            weights,
+            cos_sin,
+            workspace,
+            kv,
+            history,
+            step,
+        })
+    }
+
+    pub fn device(&self) -> &Device {
+        self.history.device()
+    }
+
+    pub fn kv_bytes(&self) -> u64 {
+        self.kv.n_bytes()
+    }
+
+    pub fn weight_bytes(&self) -> u64 {
+        self.weights.n_bytes()
+    }
+
+    /// `[MAX_ROWS, vocab]`, of the last [`Self::head`].
+    pub fn logits(&self) -> &Buffer<f32> {
+        &self.workspace.logits
+    }
+
+    /// Rows `0..n_rows` of `inputs` through all layers. `fresh`: rows of one sequence, at most.
+    pub fn layers(
+        &self,
+        stream: &Stream,
+        inputs: &Inputs,
+        n_rows: usize,
+        fresh: usize,
+    ) -> Result<(), CudaError> {
+        let hidden = self.config.hidden;
+        let ws = &self.workspace;
+        let table = self.weights.embedding.all();
+        self.ops.embedding.launch(stream, inputs.ids()?, table, ws.h.all(), n_rows, hidden)?;
+        for (i, layer) in self.weights.layers.iter().enumerate() {
+            self.attention_block(stream, inputs, layer, i, n_rows, fresh)?;
+            self.mlp_block(stream, layer, n_rows)?;
+        }
+        Ok(())
+    }
+
+    fn attention_block(
+        &self,
+        stream: &Stream,
+        inputs: &Inputs,
+        layer: &LayerWeights,
+        i: usize,
+        n_rows: usize,
+        fresh: usize,
+    ) -> Result<(), CudaError> {
+        let ws = &self.workspace;
+        let row_stride = (self.heads.n_q + 2 * self.heads.n_kv) * self.heads.head_dim;
+        let out_stride = stride(self.heads.n_q * self.heads.head_dim);
+        self.norm(stream, &layer.attn_norm, None, n_rows)?;
+        let input = Input { x: ws.x.all(), stride: stride(self.config.hidden), n_rows };
+        let bias = layer.qkv_bias.as_ref().map(Buffer::all);
+        layer.qkv.launch(stream, input, Epilogue::Store(ws.qkv.all()), bias)?;
+        self.ops.qkv_prepare.launch(
+            stream,
+            &QkvPrepareArgs {
+                qkv: ws.qkv.all(),
+                row_stride,
+                q_norm: layer.q_norm.as_ref().map(Buffer::all),
+                k_norm: layer.k_norm.as_ref().map(Buffer::all),
+                cos_sin: self.cos_sin.all(),
+                n_positions: self.cos_sin.len() / self.heads.head_dim,
+                positions: inputs.positions()?,
+                slots: inputs.slots()?,
+                kv: self.kv.layer(i)?,
+                eps: self.config.rms_norm_eps,
+                n_rows,
+            },
+        )?;
+        self.ops.attention.launch(
+            stream,
+            &DecodeAttentionArgs {
+                q: ws.qkv.all(),
+                q_stride: row_stride,
+                kv: self.kv.layer(i)?,
+                page_table: inputs.page_table()?,
+                max_pages: inputs.max_pages(),
+                context_len: inputs.context_len()?,
+                out: ws.attended.all(),
+                out_stride,
+                n_rows,
+                n_splits: self.n_splits(n_rows),
+                fresh,
+            },
+        )?;
+        let input = Input { x: ws.attended.all(), stride: out_stride, n_rows };
+        let bias = layer.o_bias.as_ref().map(Buffer::all);
+        layer.o.launch(stream, input, Epilogue::AddResidual(ws.h.all()), bias)
+    }
+
+    fn mlp_block(
+        &self,
+        stream: &Stream,
+        layer: &LayerWeights,
+        n_rows: usize,
+    ) -> Result<(), CudaError> {
+        let ws = &self.workspace;
+        self.norm(stream, &layer.mlp_norm, None, n_rows)?;
+        let input = Input { x: ws.x.all(), stride: stride(self.config.hidden), n_rows };
+        let out_stride = stride(self.config.intermediate);
+        let gated = Epilogue::SiluMul { out: ws.gated.all(), stride: out_stride };
+        layer.gate_up.launch(stream, input, gated, None)?;
+        let input = Input { x: ws.gated.all(), stride: out_stride, n_rows };
+        layer.down.launch(stream, input, Epilogue::AddResidual(ws.h.all()), None)
+    }
+
+    /// The norm of `h`'s rows, or of the picked ones, into `x`.
+    fn norm(
+        &self,
+        stream: &Stream,
+        weight: &Buffer<f16>,
+        rows: Option<BufferView<'_, i32>>,
+        n_rows: usize,
+    ) -> Result<(), CudaError> {
+        let (hidden, eps) = (self.config.hidden, self.config.rms_norm_eps);
+        let ws = &self.workspace;
+        let x_stride = stride(hidden);
+        self.ops.rms_norm.launch(
+            stream,
+            ws.h.all(),
+            weight.all(),
+            rows,
+            ws.x.all(),
+            x_stride,
+            n_rows,
+            hidden,
+            eps,
+        )
+    }
+
+    /// Logits of the rows that `inputs.out_rows` picks.
+    pub fn head(&self, stream: &Stream, inputs: &Inputs, n_out: usize) -> Result<(), CudaError> {
+        let ws = &self.workspace;
+        self.norm(stream, &self.weights.final_norm, Some(inputs.out_rows()?), n_out)?;
+        let input = Input { x: ws.x.all(), stride: stride(self.config.hidden), n_rows: n_out };
+        let out = Epilogue::StoreF32 { out: ws.logits.all(), stride: self.config.vocab };
+        self.weights.lm_head.launch(stream, input, out, None)
+    }
+
+    /// The likeliest token of each row of the logits into `history`; with `advance` also into the
+    /// inputs of the next step, which moves the rows on by one token.
+    pub fn argmax(
+        &self,
+        stream: &Stream,
+        inputs: &Inputs,
+        n_out: usize,
+        advance: bool,
+    ) -> Result<(), CudaError> {
+        let state = AdvanceState {
+            positions: inputs.positions()?,
+            context_len: inputs.context_len()?,
+            slots: inputs.slots()?,
+            page_table: inputs.page_table()?,
+            max_pages: inputs.max_pages(),
+        };
+        self.ops.argmax.launch(
+            stream,
+            &ArgmaxAdvanceArgs {
+                logits: self.workspace.logits.all(),
+                vocab: self.config.vocab,
+                stride: self.config.vocab,
+                next_ids: inputs.ids()?,
+                history: self.history.all(),
+                step: Some(self.step.all()),
+                n_rows: n_out,
+                advance: advance.then_some(state),
+            },
+        )
+    }
+
+    /// More splits at small batches, where they alone fill the card.
+    fn n_splits(&self, n_rows: usize) -> usize {
+        let wanted = match n_rows {
+            0..=4 => 8,
+            5..=8 => 4,
+            9..=16 => 2,
+            _ => 1,
+        };
+        wanted.min(self.max_splits)
+    }
+
+    /// The projections of a layer and the head, for the log.
+    pub fn linears(&self) -> impl Iterator<Item = (&'static str, &StreamLinear)> {
+        let layer = self.weights.layers.first();
+        let of_layer = layer.into_iter().flat_map(|l| {
+            [("qkv", &l.qkv), ("o", &l.o), ("gate_up", &l.gate_up), ("down", &l.down)]
+        });
+        of_layer.chain([("lm_head", &self.weights.lm_head)])
+    }
+}
+
+impl Workspace {
+    fn new(stream: &Stream, config: &ModelConfig) -> Result<Self, CudaError> {
+        let heads = config.n_q_heads * config.head_dim;
+        let qkv = (config.n_q_heads + 2 * config.n_kv_heads) * config.head_dim;
+        Ok(Self {
+            h: Buffer::zeroed(stream, MAX_ROWS * config.hidden)?,
+            x: Buffer::zeroed(stream, MAX_ROWS * stride(config.hidden))?,
+            qkv: Buffer::zeroed(stream, MAX_ROWS * qkv)?,
+            attended: Buffer::zeroed(stream, MAX_ROWS * stride(heads))?,
+            gated: Buffer::zeroed(stream, MAX_ROWS * stride(config.intermediate))?,
+            logits: Buffer::zeroed(stream, MAX_ROWS * config.vocab)?,
+        })
+    }
+}

@@ -1,0 +1,109 @@
+//! What fits on the card, before anything is allocated.
+//!
+//! `--mem-fraction-static` is the share that weights and KV pool may take together. The workspace,
+//! the graphs and the driver's own needs are counted against the rest, so that a server that
+//! starts does not run out of memory later.
+
+use crate::kv::PAGE_TOKENS;
+
+/// What a graph of one decode step takes on the device, at most: launch parameters and the
+/// driver's bookkeeping of some 600 nodes.
+pub(super) const GRAPH_BYTES: u64 = 24 << 20;
+/// What the driver may still take for itself after start-up.
+const DRIVER_RESERVE_BYTES: u64 = 256 << 20;
+
+/// The sizes that decide how large the KV pool can be, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Demand {
+    /// Memory of the device, or `--device-memory-limit`.
+    pub device: u64,
+    /// Of it, what others hold already.
+    pub in_use: u64,
+    pub mem_fraction_static: f64,
+    pub weights: u64,
+    pub workspace: u64,
+    pub n_graphs: usize,
+    /// KV of one page, all layers.
+    pub page: u64,
+    /// `--max-total-tokens`
+    pub max_total_tokens: Option<usize>,
+}
+
+/// Pages of the KV pool, or why there is room for none.
+pub(super) fn pool_pages(d: &Demand) -> Result<usize, String> {
+    let graphs = GRAPH_BYTES * d.n_graphs as u64;
+    let static_share = (d.device as f64 * d.mem_fraction_static) as u64;
+    let others = d.in_use + d.workspace + graphs + DRIVER_RESERVE_BYTES;
+    let budget = static_share.min(d.device.saturating_sub(others)).saturating_sub(d.weights);
+    let fits = (budget / d.page.max(1)) as usize;
+    let wanted = d.max_total_tokens.map_or(fits, |tokens| tokens.div_ceil(PAGE_TOKENS));
+    if fits == 0 || (d.max_total_tokens.is_some() && wanted > fits) {
+        return Err(format!(
+            "{} of device memory, {} in use; --mem-fraction-static {} leaves {} for weights ({}) and \
+             KV pool, beside workspace {}, graphs {} and reserve {}: room for {} tokens of KV at {} a \
+             page of {PAGE_TOKENS}, {} asked",
+            gib(d.device),
+            gib(d.in_use),
+            d.mem_fraction_static,
+            gib(static_share.min(d.device.saturating_sub(others))),
+            gib(d.weights),
+            gib(d.workspace),
+            gib(graphs),
+            gib(DRIVER_RESERVE_BYTES),
+            fits * PAGE_TOKENS,
+            gib(d.page),
+            d.max_total_tokens.map_or_else(|| "at least one page".to_owned(), |t| t.to_string()),
+        ));
+    }
+    Ok(wanted)
+}
+
+fn gib(bytes: u64) -> String {
+    format!("{:.3} GiB", bytes as f64 / (1u64 << 30) as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GIB: u64 = 1 << 30;
+
+    fn demand() -> Demand {
+        Demand {
+            device: 31 * GIB,
+            in_use: GIB / 2,
+            mem_fraction_static: 0.85,
+            weights: 18 * GIB,
+            workspace: GIB / 4,
+            n_graphs: 3,
+            page: 4 << 20,
+            max_total_tokens: None,
+        }
+    }
+
+    #[test]
+    fn the_static_share_bounds_weights_and_pool() {
+        // 0.85 of 31 GiB is 26.35, less 18 of weights: 8.35 GiB of 4 MiB pages.
+        assert_eq!(pool_pages(&demand()), Ok(2137));
+    }
+
+    #[test]
+    fn graphs_and_workspace_come_off_before_the_pool() {
+        let all = Demand { mem_fraction_static: 0.999, ..demand() };
+        let without = Demand { n_graphs: 0, ..all };
+        let (with_graphs, without_graphs) = (pool_pages(&all), pool_pages(&without));
+        assert_eq!(with_graphs, Ok(3046));
+        assert_eq!(without_graphs, Ok(3046 + 3 * 6));
+    }
+
+    #[test]
+    fn max_total_tokens_caps_the_pool_and_is_refused_when_it_does_not_fit() {
+        let capped = Demand { max_total_tokens: Some(3328), ..demand() };
+        assert_eq!(pool_pages(&capped), Ok(208));
+        let too_many = Demand { max_total_tokens: Some(100_000), ..demand() };
+        let message = pool_pages(&too_many).unwrap_err();
+        assert!(message.contains("100000 asked") && message.contains("34192 tokens"), "{message}");
+        let no_room = Demand { weights: 30 * GIB, ..demand() };
+        assert!(pool_pages(&no_room).unwrap_err().contains("30.000 GiB"));
+    }
+}

@@ -1,0 +1,191 @@
+//! The decoder's weights on the card, each matrix in the order in which the kernels read it.
+//!
+//! q, k and v are one matrix, gate and up are interleaved tile by tile. AWQ stays 4-bit; every
+//! other format, GGUF's blocks included, becomes fp16 on the way in. Dummy weights are made on
+//! the card: random in every bit, with scales that keep activations sane.
+
+use half::f16;
+use kernels::cuda::{Buffer, CudaError, Stream};
+use kernels::stream_linear::{LinearShape, StreamLinear, WeightFormat};
+
+use super::CudaLoadError;
+use crate::model::config::ModelConfig;
+use crate::weights::{Checkpoint, Matrix, MatrixId, VectorId, WeightError};
+
+pub(super) struct LayerWeights {
+    pub attn_norm: Buffer<f16>,
+    pub mlp_norm: Buffer<f16>,
+    pub q_norm: Option<Buffer<f16>>,
+    pub k_norm: Option<Buffer<f16>>,
+    pub qkv: StreamLinear,
+    pub qkv_bias: Option<Buffer<f16>>,
+    pub o: StreamLinear,
+    pub o_bias: Option<Buffer<f16>>,
+    pub gate_up: StreamLinear,
+    pub down: StreamLinear,
+}
+
+pub(super) struct DeviceWeights {
+    /// `[vocab, hidden]`
+    pub embedding: Buffer<f16>,
+    pub layers: Vec<LayerWeights>,
+    pub final_norm: Buffer<f16>,
+    pub lm_head: StreamLinear,
+}
+
+/// Which matrices form one on the card.
+struct Fused<'a> {
+    ids: &'a [MatrixId],
+    /// Tiles of the parts alternate instead of following each other.
+    interleaved: bool,
+}
+
+impl DeviceWeights {
+    pub fn load(checkpoint: &dyn Checkpoint, stream: &Stream) -> Result<Self, CudaLoadError> {
+        let config = checkpoint.config();
+        let loader = Loader { checkpoint, stream, dummy_seed: checkpoint.dummy_seed() };
+        let layers =
+            (0..config.n_layers).map(|i| loader.layer(config, i)).collect::<Result<_, _>>()?;
+        let head = if config.tied_embeddings { MatrixId::Embedding } else { MatrixId::LmHead };
+        Ok(Self {
+            embedding: loader.embedding()?,
+            layers,
+            final_norm: loader.vector(VectorId::FinalNorm)?,
+            lm_head: loader.linear(&Fused { ids: &[head], interleaved: false })?,
+        })
+    }
+
+    pub fn n_bytes(&self) -> u64 {
+        let layers: usize = self
+            .layers
+            .iter()
+            .map(|l| {
+                let vectors = [&l.q_norm, &l.k_norm, &l.qkv_bias, &l.o_bias];
+                let small: usize = vectors.into_iter().flatten().map(Buffer::n_bytes).sum();
+                let linears = [&l.qkv, &l.o, &l.gate_up, &l.down];
+                let large: usize = linears.into_iter().map(StreamLinear::n_bytes).sum();
+                small + large + l.attn_norm.n_bytes() + l.mlp_norm.n_bytes()
+            })
+            .sum();
+        (layers + self.embedding.n_bytes() + self.final_norm.n_bytes() + self.lm_head.n_bytes()) as u64
+    }
+}
+
+struct Loader<'a> {
+    checkpoint: &'a dyn Checkpoint,
+    stream: &'a Stream,
+    dummy_seed: Option<u64>,
+}
+
+impl Loader<'_> {
+    fn layer(&self, config: &ModelConfig, i: usize) -> Result<LayerWeights, CudaLoadError> {
+        let optional = |wanted: bool, id| wanted.then(|| self.vector(id)).transpose();
+        let qkv_bias = config
+            .qkv_bias
+            .then(|| self.vectors(&[VectorId::QBias(i), VectorId::KBias(i), VectorId::VBias(i)]))
+            .transpose()?;
+        let one = |id| self.linear(&Fused { ids: &[id], interleaved: false });
+        Ok(LayerWeights {
+            attn_norm: self.vector(VectorId::AttnNorm(i))?,
+            mlp_norm: self.vector(VectorId::MlpNorm(i))?,
+            q_norm: optional(config.qk_norm, VectorId::QNorm(i))?,
+            k_norm: optional(config.qk_norm, VectorId::KNorm(i))?,
+            qkv: self.linear(&Fused {
+                ids: &[MatrixId::Q(i), MatrixId::K(i), MatrixId::V(i)],
+                interleaved: false,
+            })?,
+            qkv_bias,
+            o: one(MatrixId::O(i))?,
+            o_bias: optional(config.o_bias, VectorId::OBias(i))?,
+            gate_up: self.linear(&Fused {
+                ids: &[MatrixId::Gate(i), MatrixId::Up(i)],
+                interleaved: true,
+            })?,
+            down: one(MatrixId::Down(i))?,
+        })
+    }
+
+    fn vector(&self, id: VectorId) -> Result<Buffer<f16>, CudaLoadError> {
+        self.vectors(&[id])
+    }
+
+    fn vectors(&self, ids: &[VectorId]) -> Result<Buffer<f16>, CudaLoadError> {
+        let mut values = Vec::new();
+        for id in ids {
+            values.extend(self.checkpoint.vector(*id)?.into_iter().map(f16::from_f32));
+        }
+        Ok(Buffer::from_slice(self.stream, &values)?)
+    }
+
+    fn embedding(&self) -> Result<Buffer<f16>, CudaLoadError> {
+        let storage = self.checkpoint.storage(MatrixId::Embedding)?;
+        if let Some(seed) = self.dummy_seed {
+            let buffer = Buffer::new(self.stream.device(), storage.n_out * storage.n_in)?;
+            kernels::stream_linear::fill_normal(self.stream, buffer.all(), 1.0, seed)?;
+            return Ok(buffer);
+        }
+        let matrix = self.checkpoint.matrix(MatrixId::Embedding)?;
+        Ok(Buffer::from_slice(self.stream, &rows_f16(&matrix)?)?)
+    }
+
+    /// One matrix on the card out of its parts, which share `n_in` and format.
+    fn linear(&self, fused: &Fused<'_>) -> Result<StreamLinear, CudaLoadError> {
+        let mut parts = Vec::with_capacity(fused.ids.len());
+        for id in fused.ids {
+            parts.push(self.checkpoint.storage(*id)?);
+        }
+        let n_in = parts[0].n_in;
+        let widths: Vec<usize> = parts.iter().map(|part| part.n_out).collect();
+        let format = match parts[0].awq_group_size {
+            Some(group_size) => WeightFormat::Awq { group_size },
+            None => WeightFormat::F16,
+        };
+        let shape = LinearShape { parts: widths, n_in, interleaved: fused.interleaved, format };
+        if let Some(seed) = self.dummy_seed {
+            let seed = seed ^ (fused_key(fused.ids[0]) << 8);
+            return Ok(StreamLinear::random(self.stream, &shape, seed)?);
+        }
+        let linear = StreamLinear::new(self.stream, &shape)?;
+        for (part, id) in fused.ids.iter().enumerate() {
+            match self.checkpoint.matrix(*id)? {
+                Matrix::Awq(awq) => linear.load_awq(
+                    self.stream,
+                    part,
+                    &awq.qweight,
+                    &awq.qzeros,
+                    &awq.scales,
+                )?,
+                matrix @ Matrix::Rows { .. } => {
+                    linear.load_f16(self.stream, part, &rows_f16(&matrix)?)?;
+                }
+            }
+        }
+        Ok(linear)
+    }
+}
+
+/// A number of its own for each matrix, so that dummy weights differ.
+fn fused_key(id: MatrixId) -> u64 {
+    let (kind, layer) = match id {
+        MatrixId::Embedding => (0, 0),
+        MatrixId::LmHead => (1, 0),
+        MatrixId::Q(i) => (2, i),
+        MatrixId::K(i) => (3, i),
+        MatrixId::V(i) => (4, i),
+        MatrixId::O(i) => (5, i),
+        MatrixId::Gate(i) => (6, i),
+        MatrixId::Up(i) => (7, i),
+        MatrixId::Down(i) => (8, i),
+    };
+    kind << 32 | layer as u64
+}
+
+fn rows_f16(matrix: &Matrix<'_>) -> Result<Vec<f16>, WeightError> {
+    Ok(matrix.to_f32()?.into_iter().map(f16::from_f32).collect())
+}
+
+impl From<CudaError> for CudaLoadError {
+    fn from(error: CudaError) -> Self {
+        Self::Cuda(error)
+    }
+}
