@@ -15,9 +15,11 @@ pub mod linear;
 pub mod mapped_file;
 pub mod memory;
 pub mod pool;
+pub mod qkv_prepare;
 pub mod quant_linear;
 pub mod rms_norm;
 pub mod rope;
+pub mod sampling;
 pub mod silu_mul;
 pub mod stream_linear;
 

@@ -13,7 +13,7 @@
 //
 // Rows of one sequence's prompt may sit in one launch: each is a row with its own context_len.
 // Bytes: context * head_dim * 2 * stored size a (row, KV head). FLOPs: 4 * 8 * context * head_dim.
-// Grid: (n_kv_heads, m, splits), cluster (1, 1, splits), 128 threads. Architectures: sm_90, sm_120.
+// Grid: (n_kv_heads * splits, m), cluster (splits, 1), 128 threads. Architectures: sm_90, sm_120.
 // Ideas: flash decoding (Dao et al.), GQA packing as in FlashInfer.
 #include "../cuda/paged_kv.cuh"
 
@@ -39,10 +39,10 @@ template <class T, int HD, bool FP32_PARTIALS>
 DEVICE void attention_decode(const AttentionDecodeParams& p) {
     constexpr int WARPS = 4, S = HD / 32, TILES = HD / 16;
     using Partial = typename cuda::std::conditional<FP32_PARTIALS, float, __half>::type;
-    const int kv_head = blockIdx.x, row = blockIdx.y, rank = cluster_rank(), ranks = cluster_size();
+    const int rank = cluster_rank(), ranks = cluster_size(), kv_head = blockIdx.x / ranks, row = blockIdx.y;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, j = lane % 4;
     launch_dependents();
-    const int context = p.context_len[row];
+    const int context = min(p.context_len[row], p.max_pages * PAGE_TOKENS);
     const int pages = (context + PAGE_TOKENS - 1) / PAGE_TOKENS;
     const int splits = min(ranks, (pages + WARPS - 1) / WARPS);
     const int first = rank < splits ? pages * rank / splits : 0;
@@ -54,7 +54,7 @@ DEVICE void attention_decode(const AttentionDecodeParams& p) {
     const int64_t page_values = static_cast<int64_t>(p.n_kv) * PAGE_TOKENS * HD;
     uint32_t k[2][S][4], v[TILES][4];
     auto load_k = [&](int page) {
-        const T* at = k_pool + table[page] * page_values;
+        const T* at = k_pool + page_in_pool(p.kv, table[page]) * page_values;
 #pragma unroll
         for (int s = 0; s < S; s++) {
             load_eight(at + s * 32, k[0][s]);
@@ -62,7 +62,7 @@ DEVICE void attention_decode(const AttentionDecodeParams& p) {
         }
     };
     auto load_v = [&](int page) {
-        const T* at = v_pool + table[page] * page_values;
+        const T* at = v_pool + page_in_pool(p.kv, table[page]) * page_values;
 #pragma unroll
         for (int t = 0; t < TILES; t++) load_eight(at + t * 256, v[t]);
     };

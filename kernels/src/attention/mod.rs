@@ -7,6 +7,7 @@
 //! Deliberately absent: sliding windows, sinks, ALiBi.
 
 mod cpu;
+pub mod cuda;
 pub mod reference;
 
 use crate::error::check_shape;

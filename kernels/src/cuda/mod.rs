@@ -15,6 +15,8 @@ mod error;
 mod graph;
 mod host_buffer;
 mod kernel;
+mod paged_kv;
+pub(crate) mod shape;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -26,4 +28,6 @@ pub use error::CudaError;
 pub use graph::Graph;
 pub use host_buffer::HostBuffer;
 pub use kernel::{Dim3, Kernel, LaunchConfig};
+pub(crate) use paged_kv::PagedKvParams;
+pub use paged_kv::{HeadShape, KvFormat, PAGE_TOKENS, PagedKv};
 pub use stream::{Event, Stream};

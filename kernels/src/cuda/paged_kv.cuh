@@ -17,7 +17,13 @@ struct PagedKv {
     void* k;  // [n_pages][n_kv_heads][16][head_dim] fp16 or e4m3
     void* v;  // [n_pages][n_kv_heads][head_dim / 16][32][8] fp16 or e4m3
     float k_scale, v_scale;  // value = stored * scale; 1 for fp16
+    int32_t n_pages;
 };
+
+// A page table's entry, held inside the pool whatever the table says.
+DEVICE int64_t page_in_pool(const PagedKv& kv, int32_t page) {
+    return min(static_cast<uint32_t>(page), static_cast<uint32_t>(kv.n_pages - 1));
+}
 
 // Where (token in page, dim) of V lies in its page of one head.
 DEVICE int v_offset(int token, int dim) {

@@ -8,13 +8,14 @@ struct EmbeddingParams {
     const int32_t* ids;
     const __half* table;
     float* h;
-    int32_t n;
+    int32_t n, vocab;  // an id outside the vocabulary gives row 0
 };
 
 extern "C" __global__ void __launch_bounds__(256) embedding(const __grid_constant__ EmbeddingParams p) {
     wait_for_previous();
     launch_dependents();
-    const uint4* from = reinterpret_cast<const uint4*>(p.table + static_cast<int64_t>(p.ids[blockIdx.x]) * p.n);
+    const uint32_t asked = p.ids[blockIdx.x], id = asked < static_cast<uint32_t>(p.vocab) ? asked : 0;
+    const uint4* from = reinterpret_cast<const uint4*>(p.table + static_cast<int64_t>(id) * p.n);
     float4* to = reinterpret_cast<float4*>(p.h + static_cast<int64_t>(blockIdx.x) * p.n);
     for (int v = threadIdx.x; v < p.n / 8; v += 256) {
         const uint4 e = from[v];

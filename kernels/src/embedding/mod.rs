@@ -1,5 +1,7 @@
 //! Token ids to hidden states: rows of the embedding matrix, in whatever format it is stored.
 
+pub mod cuda;
+
 use crate::error::check_shape;
 use crate::linear::LinearWeights;
 use crate::pool::{DisjointMut, WorkerPool};

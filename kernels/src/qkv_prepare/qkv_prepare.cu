@@ -18,6 +18,7 @@ struct QkvPrepareParams {
     PagedKv kv;
     float eps;
     int32_t m, n_q, n_kv, row_stride;
+    int32_t n_positions;  // rows of cos_sin; a position outside is held inside
 };
 
 template <class T, int HD>
@@ -28,7 +29,7 @@ DEVICE void qkv_prepare(const QkvPrepareParams& p) {
     if (head >= p.n_q + 2 * p.n_kv) return;
     wait_for_previous();
     const int slot = p.slots[row];
-    if (slot < 0) return;
+    if (slot < 0 || slot / PAGE_TOKENS >= p.kv.n_pages) return;
     __half* at = p.qkv + static_cast<int64_t>(row) * p.row_stride + head * HD;
     float lo[E], hi[E];
 #pragma unroll
@@ -50,7 +51,8 @@ DEVICE void qkv_prepare(const QkvPrepareParams& p) {
                 hi[e] *= r * __half2float(norm[HD / 2 + lane * E + e]);
             }
         }
-        const float* angles = p.cos_sin + static_cast<int64_t>(p.positions[row]) * HD;
+        const uint32_t position = min(static_cast<uint32_t>(p.positions[row]), static_cast<uint32_t>(p.n_positions - 1));
+        const float* angles = p.cos_sin + static_cast<int64_t>(position) * HD;
 #pragma unroll
         for (int e = 0; e < E; e++) {
             const float c = angles[lane * E + e], s = angles[HD / 2 + lane * E + e];

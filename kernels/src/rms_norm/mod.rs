@@ -1,5 +1,6 @@
 //! `y = x / sqrt(mean(x²) + eps) * weight`, along rows: whole hidden states, or single heads.
 
+pub mod cuda;
 pub mod reference;
 
 use crate::error::check_shape;

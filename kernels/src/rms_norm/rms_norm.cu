@@ -14,6 +14,7 @@ struct RmsNormParams {
     __half* x;
     float eps;
     int32_t n, x_stride;
+    int32_t h_rows;  // of h; a row index outside is held inside
 };
 
 extern "C" __global__ void __launch_bounds__(512) rms_norm(const __grid_constant__ RmsNormParams p) {
@@ -27,7 +28,8 @@ extern "C" __global__ void __launch_bounds__(512) rms_norm(const __grid_constant
         if (v < n_vectors) weight[i] = reinterpret_cast<const uint2*>(p.weight)[v];
     }
     wait_for_previous();
-    const int64_t row = p.rows == nullptr ? blockIdx.x : p.rows[blockIdx.x];
+    const uint32_t asked = p.rows == nullptr ? blockIdx.x : p.rows[blockIdx.x];
+    const int64_t row = min(asked, static_cast<uint32_t>(p.h_rows - 1));
     const float4* h = reinterpret_cast<const float4*>(p.h + row * p.n);
     float4 value[VECTORS];
     float square = 0.f;

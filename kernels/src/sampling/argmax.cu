@@ -20,19 +20,21 @@ struct ArgmaxAdvanceParams {
     int32_t* slots;         // [m]
     const int32_t* page_table;  // [m][max_pages]
     int32_t max_pages;
+    int32_t n_steps;  // rows of history; a step outside is not written
 };
 
 // Larger value first, then lower id: one integer order for both.
 DEVICE uint64_t ranked(float value, int32_t id) {
-    uint32_t bits = __float_as_uint(value);
+    uint32_t bits = __float_as_uint(value == 0.f ? 0.f : value);  // -0 equals 0
     bits = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
     return static_cast<uint64_t>(bits) << 32 | (0xffffffffu - static_cast<uint32_t>(id));
 }
 
-extern "C" __global__ void __launch_bounds__(256) __cluster_dims__(8, 1, 1)
+extern "C" __global__ void __launch_bounds__(256)
     argmax_advance(const __grid_constant__ ArgmaxAdvanceParams p) {
     const int row = blockIdx.x / 8, rank = blockIdx.x % 8;
     launch_dependents();
+    cluster_arrive();
     wait_for_previous();
     const float* logits = p.logits + static_cast<int64_t>(row) * p.stride;
     uint64_t best = 0;
@@ -48,6 +50,7 @@ extern "C" __global__ void __launch_bounds__(256) __cluster_dims__(8, 1, 1)
     __shared__ uint64_t warps[8];
     __shared__ uint64_t ranks[8];
     if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = best;
+    cluster_wait();  // all blocks have started, so their memory may be written
     __syncthreads();
     if (threadIdx.x == 0) {
         for (int w = 1; w < 8; w++) best = warps[w] > best ? warps[w] : best;
@@ -60,11 +63,14 @@ extern "C" __global__ void __launch_bounds__(256) __cluster_dims__(8, 1, 1)
     for (int r = 0; r < 8; r++) best = ranks[r] > best ? ranks[r] : best;
     const int32_t token = static_cast<int32_t>(0xffffffffu - static_cast<uint32_t>(best));
     p.next_ids[row] = token;
-    p.history[(p.step == nullptr ? 0 : *p.step) * p.m + row] = token;
+    const int32_t step = p.step == nullptr ? 0 : *p.step;
+    if (step >= 0 && step < p.n_steps) p.history[static_cast<int64_t>(step) * p.m + row] = token;
     if (p.advance && p.context_len[row] > 0) {
         const int position = p.context_len[row];  // of the token just chosen
         p.positions[row] = position;
         p.context_len[row] = position + 1;
-        p.slots[row] = p.page_table[static_cast<int64_t>(row) * p.max_pages + position / 16] * 16 + position % 16;
+        const int page = position / 16;
+        const int32_t* table = p.page_table + static_cast<int64_t>(row) * p.max_pages;
+        p.slots[row] = page < p.max_pages ? table[page] * 16 + position % 16 : -1;
     }
 }

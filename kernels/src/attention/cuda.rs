@@ -1,0 +1,134 @@
+//! Attention of decode rows over the paged cache on the GPU.
+
+use bytemuck::{Pod, Zeroable};
+use half::f16;
+
+pub use crate::cuda::{HeadShape, KvFormat, PagedKv};
+use crate::cuda::shape::ShapeCheck;
+use crate::cuda::{
+    BufferView, CudaError, Device, DevicePtr, Dim3, Kernel, LaunchConfig, PagedKvParams, Stream,
+};
+
+const CHECK: ShapeCheck = ShapeCheck("attention_decode");
+/// Query heads a KV head: the columns of one matrix instruction.
+pub const MAX_GROUP: usize = 8;
+/// Blocks of a cluster.
+pub const MAX_SPLITS: usize = 8;
+/// Rows of a launch: blocks along y.
+pub const MAX_ROWS: usize = 65_535;
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct DecodeParams {
+    q: DevicePtr<f16>,
+    kv: PagedKvParams,
+    page_table: DevicePtr<i32>,
+    context_len: DevicePtr<i32>,
+    out: DevicePtr<f16>,
+    scale: f32,
+    n_kv: i32,
+    group: i32,
+    max_pages: i32,
+    q_stride: i32,
+    out_stride: i32,
+    fresh: i32,
+    padding: i32,
+}
+
+/// One query token a row, each with its own context: flash decoding with split KV.
+#[derive(Debug)]
+pub struct DecodeAttention {
+    kernel: Kernel,
+    shape: HeadShape,
+    format: KvFormat,
+    max_splits: usize,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct DecodeAttentionArgs<'a> {
+    /// `[n_rows, q_stride]`: head h at h * head_dim. `q_stride` is a multiple of 8.
+    pub q: BufferView<'a, f16>,
+    pub q_stride: usize,
+    pub kv: PagedKv<'a>,
+    /// `[n_rows, max_pages]`: a row's pages in order.
+    pub page_table: BufferView<'a, i32>,
+    pub max_pages: usize,
+    /// `[n_rows]`: tokens the row sees, its own included; 0 for a padding row, whose part of `out`
+    /// is not written.
+    pub context_len: BufferView<'a, i32>,
+    /// `[n_rows, out_stride]`, laid out as `q`.
+    pub out: BufferView<'a, f16>,
+    pub out_stride: usize,
+    pub n_rows: usize,
+    /// Blocks that share a context, at most the `max_splits` of [`DecodeAttention::new`].
+    pub n_splits: usize,
+    /// So many tokens at the end of every context, at most, are written by the step this launch
+    /// belongs to. Lengths, page table and older pages are read before the kernels ahead in the
+    /// stream have finished: nothing of the same step may write them, except behind a kernel
+    /// that waits before it lets others start (`embedding`).
+    pub fresh: usize,
+}
+
+impl DecodeAttention {
+    /// `max_splits`: 1 to 8. `reduce_in_fp32`: parts of a split context are merged in f32, not f16.
+    pub fn new(
+        device: &Device,
+        shape: HeadShape,
+        format: KvFormat,
+        max_splits: usize,
+        reduce_in_fp32: bool,
+    ) -> Result<Self, CudaError> {
+        shape.check(CHECK)?;
+        CHECK.at_most("query heads a KV head", shape.group(), MAX_GROUP)?;
+        CHECK.at_least("max_splits", max_splits, 1)?;
+        CHECK.at_most("max_splits", max_splits, MAX_SPLITS)?;
+        let partial = if reduce_in_fp32 { "fp32" } else { "fp16" };
+        let name =
+            format!("attention_decode_{}_{}_{partial}", format.kernel_suffix(), shape.head_dim);
+        let kernel = device.kernel("attention/decode", &name)?;
+        kernel.set_shared_carveout(100)?;
+        Ok(Self { kernel, shape, format, max_splits })
+    }
+
+    pub fn launch(&self, stream: &Stream, args: &DecodeAttentionArgs<'_>) -> Result<(), CudaError> {
+        let HeadShape { n_q, n_kv, head_dim } = self.shape;
+        let width = n_q * head_dim;
+        CHECK.at_most("n_rows", args.n_rows, MAX_ROWS)?;
+        CHECK.at_least("n_splits", args.n_splits, 1)?;
+        CHECK.at_most("n_splits", args.n_splits, self.max_splits)?;
+        CHECK.multiple("q_stride", args.q_stride, 8)?;
+        CHECK.rows("length of q", args.q, args.n_rows, args.q_stride, width)?;
+        CHECK.aligned("q", args.q, 16)?;
+        CHECK.rows("length of out", args.out, args.n_rows, args.out_stride, width)?;
+        CHECK.at_least("max_pages", args.max_pages, 1)?;
+        CHECK.at_most("max_pages", args.max_pages, i32::MAX as usize / crate::cuda::PAGE_TOKENS)?;
+        let n_entries = args.n_rows.saturating_mul(args.max_pages);
+        CHECK.at_least("length of page_table", args.page_table.len(), n_entries)?;
+        CHECK.at_least("length of context_len", args.context_len.len(), args.n_rows)?;
+        let kv = args.kv.params(CHECK, self.shape, self.format)?;
+        if args.n_rows == 0 {
+            return Ok(());
+        }
+        let params = DecodeParams {
+            q: args.q.ptr(),
+            kv,
+            page_table: args.page_table.ptr(),
+            context_len: args.context_len.ptr(),
+            out: args.out.ptr(),
+            scale: 1.0 / (head_dim as f32).sqrt(),
+            n_kv: n_kv as i32,
+            group: self.shape.group() as i32,
+            max_pages: args.max_pages as i32,
+            q_stride: CHECK.int("q_stride", args.q_stride)?,
+            out_stride: CHECK.int("out_stride", args.out_stride)?,
+            fresh: CHECK.int("fresh", args.fresh)?,
+            padding: 0,
+        };
+        let cluster = args.n_splits as u32;
+        let grid = Dim3::new(n_kv as u32 * cluster, args.n_rows as u32, 1);
+        let config = LaunchConfig { cluster, dependent: true, ..LaunchConfig::new(grid, 128) };
+        // SAFETY: a block reads and writes the heads of one row below n_rows and the pages of its
+        // table; the kernel holds contexts and pages inside; the lengths were checked above.
+        unsafe { self.kernel.launch(stream, &config, &params) }
+    }
+}

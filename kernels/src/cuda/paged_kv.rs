@@ -1,0 +1,124 @@
+//! One layer's paged KV cache on the device. `paged_kv.cuh` has the layout inside a page.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::shape::ShapeCheck;
+use super::{BufferView, CudaError, DevicePtr};
+
+/// Tokens of a page.
+pub const PAGE_TOKENS: usize = 16;
+
+/// How keys and values are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KvFormat {
+    F16,
+    /// 4 exponent and 3 mantissa bits, up to 448, times a scale.
+    Fp8E4m3,
+}
+
+impl KvFormat {
+    pub const fn bytes_per_value(self) -> usize {
+        match self {
+            Self::F16 => 2,
+            Self::Fp8E4m3 => 1,
+        }
+    }
+
+    /// As kernel names have it.
+    pub(crate) const fn kernel_suffix(self) -> &'static str {
+        match self {
+            Self::F16 => "half",
+            Self::Fp8E4m3 => "fp8",
+        }
+    }
+}
+
+/// Heads of an attention layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeadShape {
+    pub n_q: usize,
+    pub n_kv: usize,
+    /// 64 or 128.
+    pub head_dim: usize,
+}
+
+impl HeadShape {
+    /// Query heads that share a KV head.
+    pub const fn group(self) -> usize {
+        self.n_q / self.n_kv
+    }
+
+    /// Bytes of one page of keys, or of values.
+    pub const fn page_bytes(self, format: KvFormat) -> usize {
+        self.n_kv * PAGE_TOKENS * self.head_dim * format.bytes_per_value()
+    }
+
+    pub(crate) fn check(self, check: ShapeCheck) -> Result<(), CudaError> {
+        check.at_least("n_kv", self.n_kv, 1)?;
+        check.multiple("n_q", self.n_q, self.n_kv)?;
+        check.at_most("n_q", self.n_q, 1 << 16)?;
+        match self.head_dim {
+            64 | 128 => Ok(()),
+            found => check.equal("head_dim (64 or 128)", found, 128),
+        }
+    }
+}
+
+/// Keys and values of one layer.
+#[derive(Debug, Clone, Copy)]
+pub struct PagedKv<'a> {
+    /// `[n_pages, n_kv, 16, head_dim]`, values of the [`KvFormat`].
+    pub k: BufferView<'a, u8>,
+    /// `[n_pages, n_kv, head_dim / 16, 32, 8]`, values of the [`KvFormat`].
+    pub v: BufferView<'a, u8>,
+    /// A key is the stored value times this; 1 for f16.
+    pub k_scale: f32,
+    /// A value is the stored value times this; 1 for f16.
+    pub v_scale: f32,
+    pub n_pages: usize,
+}
+
+impl PagedKv<'_> {
+    /// As the kernels take it, after a check of sizes, alignment and scales.
+    pub(crate) fn params(
+        &self,
+        check: ShapeCheck,
+        shape: HeadShape,
+        format: KvFormat,
+    ) -> Result<PagedKvParams, CudaError> {
+        check.at_least("n_pages", self.n_pages, 1)?;
+        let n_bytes = self.n_pages.saturating_mul(shape.page_bytes(format));
+        check.at_least("bytes of k", self.k.len(), n_bytes)?;
+        check.at_least("bytes of v", self.v.len(), n_bytes)?;
+        check.aligned("k", self.k, 16)?;
+        check.aligned("v", self.v, 16)?;
+        check.positive("k_scale", self.k_scale)?;
+        check.positive("v_scale", self.v_scale)?;
+        if format == KvFormat::F16 && (self.k_scale, self.v_scale) != (1.0, 1.0) {
+            let message = format!("scales of f16 are {} and {}, must be 1", self.k_scale, self.v_scale);
+            return Err(crate::KernelError::Value { op: check.0, message }.into());
+        }
+        // Slots are 32-bit: page * 16 + token.
+        check.int("tokens of the pool", self.n_pages.saturating_mul(PAGE_TOKENS))?;
+        Ok(PagedKvParams {
+            k: self.k.ptr(),
+            v: self.v.ptr(),
+            k_scale: self.k_scale,
+            v_scale: self.v_scale,
+            n_pages: self.n_pages as i32,
+            padding: 0,
+        })
+    }
+}
+
+/// `PagedKv` of `paged_kv.cuh`.
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct PagedKvParams {
+    k: DevicePtr<u8>,
+    v: DevicePtr<u8>,
+    k_scale: f32,
+    v_scale: f32,
+    n_pages: i32,
+    padding: i32,
+}

@@ -1,0 +1,76 @@
+//! Checks that the launchers share: what a kernel will touch lies inside the views it was given.
+
+use bytemuck::Pod;
+
+use super::{BufferView, CudaError};
+use crate::KernelError;
+
+/// What a launcher checks is named after it in errors.
+#[derive(Debug, Clone, Copy)]
+pub struct ShapeCheck(pub &'static str);
+
+impl ShapeCheck {
+    fn error(self, what: &'static str, found: usize, expected: String) -> CudaError {
+        KernelError::Shape { op: self.0, what, found, expected }.into()
+    }
+
+    pub fn equal(self, what: &'static str, found: usize, expected: usize) -> Result<(), CudaError> {
+        if found == expected { Ok(()) } else { Err(self.error(what, found, expected.to_string())) }
+    }
+
+    pub fn at_least(self, what: &'static str, found: usize, least: usize) -> Result<(), CudaError> {
+        if found >= least { Ok(()) } else { Err(self.error(what, found, format!("at least {least}"))) }
+    }
+
+    pub fn at_most(self, what: &'static str, found: usize, most: usize) -> Result<(), CudaError> {
+        if found <= most { Ok(()) } else { Err(self.error(what, found, format!("at most {most}"))) }
+    }
+
+    pub fn multiple(self, what: &'static str, found: usize, of: usize) -> Result<(), CudaError> {
+        if of > 0 && found > 0 && found.is_multiple_of(of) {
+            return Ok(());
+        }
+        Err(self.error(what, found, format!("a multiple of {of}, not 0")))
+    }
+
+    /// `value` as the 32-bit integer of a parameter struct.
+    pub fn int(self, what: &'static str, value: usize) -> Result<i32, CudaError> {
+        i32::try_from(value).map_err(|_| self.error(what, value, format!("at most {}", i32::MAX)))
+    }
+
+    /// `n_rows` rows of `width` values, `stride` apart, lie in `view`; rows do not overlap.
+    pub fn rows<T: Pod>(
+        self,
+        what: &'static str,
+        view: BufferView<'_, T>,
+        n_rows: usize,
+        stride: usize,
+        width: usize,
+    ) -> Result<(), CudaError> {
+        self.at_least(what, stride, width)?;
+        let needed = n_rows.saturating_sub(1).saturating_mul(stride).saturating_add(width);
+        self.at_least(what, view.len(), if n_rows == 0 { 0 } else { needed })
+    }
+
+    /// The kernel reads `view` in words of `n_bytes`.
+    pub fn aligned<T: Pod>(
+        self,
+        what: &'static str,
+        view: BufferView<'_, T>,
+        n_bytes: usize,
+    ) -> Result<(), CudaError> {
+        let found = view.ptr().address() as usize % n_bytes;
+        if found == 0 {
+            return Ok(());
+        }
+        Err(self.error(what, found, format!("0 bytes off an address divisible by {n_bytes}")))
+    }
+
+    pub fn positive(self, what: &'static str, value: f32) -> Result<(), CudaError> {
+        if value > 0.0 && value.is_finite() {
+            return Ok(());
+        }
+        let message = format!("{what} is {value}, must be above 0 and finite");
+        Err(KernelError::Value { op: self.0, message }.into())
+    }
+}

@@ -1,0 +1,66 @@
+//! Token ids to hidden states on the GPU.
+
+use bytemuck::{Pod, Zeroable};
+use half::f16;
+
+use crate::cuda::shape::ShapeCheck;
+use crate::cuda::{BufferView, CudaError, Device, DevicePtr, Kernel, LaunchConfig, Stream};
+
+const CHECK: ShapeCheck = ShapeCheck("embedding");
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Params {
+    ids: DevicePtr<i32>,
+    table: DevicePtr<f16>,
+    h: DevicePtr<f32>,
+    n: i32,
+    vocab: i32,
+}
+
+#[derive(Debug)]
+pub struct Embedding {
+    kernel: Kernel,
+}
+
+impl Embedding {
+    pub fn new(device: &Device) -> Result<Self, CudaError> {
+        let kernel = device.kernel("embedding/embedding", "embedding")?;
+        kernel.set_shared_carveout(100)?;
+        Ok(Self { kernel })
+    }
+
+    /// `ids: [n_rows]`, `table: [vocab, hidden]`, `h: [n_rows, hidden]`. An id outside the
+    /// vocabulary gives row 0. `hidden` is a multiple of 8.
+    pub fn launch(
+        &self,
+        stream: &Stream,
+        ids: BufferView<'_, i32>,
+        table: BufferView<'_, f16>,
+        h: BufferView<'_, f32>,
+        n_rows: usize,
+        hidden: usize,
+    ) -> Result<(), CudaError> {
+        CHECK.multiple("hidden", hidden, 8)?;
+        CHECK.multiple("length of table", table.len(), hidden)?;
+        CHECK.at_least("length of ids", ids.len(), n_rows)?;
+        CHECK.rows("length of h", h, n_rows, hidden, hidden)?;
+        CHECK.aligned("table", table, 16)?;
+        CHECK.aligned("h", h, 16)?;
+        if n_rows == 0 {
+            return Ok(());
+        }
+        let params = Params {
+            ids: ids.ptr(),
+            table: table.ptr(),
+            h: h.ptr(),
+            n: CHECK.int("hidden", hidden)?,
+            vocab: CHECK.int("vocab", table.len() / hidden)?,
+        };
+        let grid = CHECK.int("n_rows", n_rows)? as u32;
+        let config = LaunchConfig { dependent: true, ..LaunchConfig::new(grid, 256) };
+        // SAFETY: a block reads one id below n_rows, one row of the table (the kernel holds ids
+        // inside), and writes one row of h; the lengths were checked above.
+        unsafe { self.kernel.launch(stream, &config, &params) }
+    }
+}

@@ -1,0 +1,110 @@
+//! Norm, rotation and cache write of a step's rows, decode and prefill alike.
+
+use bytemuck::{Pod, Zeroable};
+use half::f16;
+
+pub use crate::cuda::{HeadShape, KvFormat, PagedKv};
+use crate::cuda::shape::ShapeCheck;
+use crate::cuda::{
+    BufferView, CudaError, Device, DevicePtr, Dim3, Kernel, LaunchConfig, PagedKvParams, Stream,
+};
+
+const CHECK: ShapeCheck = ShapeCheck("qkv_prepare");
+/// Heads of a block, one a warp.
+const HEADS_PER_BLOCK: usize = 4;
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Params {
+    qkv: DevicePtr<f16>,
+    q_norm: DevicePtr<f16>,
+    k_norm: DevicePtr<f16>,
+    cos_sin: DevicePtr<f32>,
+    positions: DevicePtr<i32>,
+    slots: DevicePtr<i32>,
+    kv: PagedKvParams,
+    eps: f32,
+    m: i32,
+    n_q: i32,
+    n_kv: i32,
+    row_stride: i32,
+    n_positions: i32,
+}
+
+#[derive(Debug)]
+pub struct QkvPrepare {
+    kernel: Kernel,
+    shape: HeadShape,
+    format: KvFormat,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct QkvPrepareArgs<'a> {
+    /// `[n_rows, row_stride]`: n_q query heads, n_kv key heads, n_kv value heads of a row. Queries
+    /// are normalised and rotated where they lie.
+    pub qkv: BufferView<'a, f16>,
+    pub row_stride: usize,
+    /// `[head_dim]`
+    pub q_norm: Option<BufferView<'a, f16>>,
+    /// `[head_dim]`
+    pub k_norm: Option<BufferView<'a, f16>>,
+    /// `[n_positions, head_dim]`: cosines, then sines, of head_dim / 2 angles.
+    pub cos_sin: BufferView<'a, f32>,
+    pub n_positions: usize,
+    /// `[n_rows]`; a position outside the table is held inside.
+    pub positions: BufferView<'a, i32>,
+    /// `[n_rows]`: page * 16 + token; a row outside the pool (padding: -1) is skipped.
+    pub slots: BufferView<'a, i32>,
+    pub kv: PagedKv<'a>,
+    /// Of the norms.
+    pub eps: f32,
+    pub n_rows: usize,
+}
+
+impl QkvPrepare {
+    pub fn new(device: &Device, shape: HeadShape, format: KvFormat) -> Result<Self, CudaError> {
+        shape.check(CHECK)?;
+        let name = format!("qkv_prepare_{}_{}", format.kernel_suffix(), shape.head_dim);
+        let kernel = device.kernel("qkv_prepare/qkv_prepare", &name)?;
+        kernel.set_shared_carveout(100)?;
+        Ok(Self { kernel, shape, format })
+    }
+
+    pub fn launch(&self, stream: &Stream, args: &QkvPrepareArgs<'_>) -> Result<(), CudaError> {
+        let HeadShape { n_q, n_kv, head_dim } = self.shape;
+        let n_heads = n_q + 2 * n_kv;
+        CHECK.rows("length of qkv", args.qkv, args.n_rows, args.row_stride, n_heads * head_dim)?;
+        for (what, norm) in [("length of q_norm", args.q_norm), ("length of k_norm", args.k_norm)] {
+            CHECK.equal(what, norm.map_or(head_dim, BufferView::len), head_dim)?;
+        }
+        CHECK.at_least("n_positions", args.n_positions, 1)?;
+        CHECK.rows("length of cos_sin", args.cos_sin, args.n_positions, head_dim, head_dim)?;
+        CHECK.at_least("length of positions", args.positions.len(), args.n_rows)?;
+        CHECK.at_least("length of slots", args.slots.len(), args.n_rows)?;
+        CHECK.positive("eps", args.eps)?;
+        let kv = args.kv.params(CHECK, self.shape, self.format)?;
+        if args.n_rows == 0 {
+            return Ok(());
+        }
+        let params = Params {
+            qkv: args.qkv.ptr(),
+            q_norm: args.q_norm.map_or(DevicePtr::null(), BufferView::ptr),
+            k_norm: args.k_norm.map_or(DevicePtr::null(), BufferView::ptr),
+            cos_sin: args.cos_sin.ptr(),
+            positions: args.positions.ptr(),
+            slots: args.slots.ptr(),
+            kv,
+            eps: args.eps,
+            m: CHECK.int("n_rows", args.n_rows)?,
+            n_q: n_q as i32,
+            n_kv: n_kv as i32,
+            row_stride: CHECK.int("row_stride", args.row_stride)?,
+            n_positions: CHECK.int("n_positions", args.n_positions)?,
+        };
+        let grid = Dim3::new(params.m as u32, n_heads.div_ceil(HEADS_PER_BLOCK) as u32, 1);
+        let config = LaunchConfig { dependent: true, ..LaunchConfig::new(grid, 128) };
+        // SAFETY: a warp touches one head of a row below n_rows, one row of cos_sin and one slot
+        // of the pool (the kernel holds positions and slots inside); lengths were checked above.
+        unsafe { self.kernel.launch(stream, &config, &params) }
+    }
+}

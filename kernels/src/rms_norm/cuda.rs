@@ -1,0 +1,87 @@
+//! RMSNorm of the residual stream on the GPU.
+
+use bytemuck::{Pod, Zeroable};
+use half::f16;
+
+use crate::cuda::shape::ShapeCheck;
+use crate::cuda::{BufferView, CudaError, Device, DevicePtr, Kernel, LaunchConfig, Stream};
+
+const CHECK: ShapeCheck = ShapeCheck("rms_norm");
+/// What the registers of a block hold.
+pub const MAX_N: usize = 16_384;
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Params {
+    h: DevicePtr<f32>,
+    weight: DevicePtr<f16>,
+    rows: DevicePtr<i32>,
+    x: DevicePtr<f16>,
+    eps: f32,
+    n: i32,
+    x_stride: i32,
+    h_rows: i32,
+}
+
+#[derive(Debug)]
+pub struct RmsNorm {
+    kernel: Kernel,
+}
+
+impl RmsNorm {
+    pub fn new(device: &Device) -> Result<Self, CudaError> {
+        let kernel = device.kernel("rms_norm/rms_norm", "rms_norm")?;
+        kernel.set_shared_carveout(100)?;
+        Ok(Self { kernel })
+    }
+
+    /// `h: [.., n]`, `weight: [n]`, `rows: [n_rows]` (which rows of `h`; `None` takes the first
+    /// ones in order), `x: [n_rows, x_stride]`. `n` is a multiple of 4 up to [`MAX_N`].
+    pub fn launch(
+        &self,
+        stream: &Stream,
+        h: BufferView<'_, f32>,
+        weight: BufferView<'_, f16>,
+        rows: Option<BufferView<'_, i32>>,
+        x: BufferView<'_, f16>,
+        x_stride: usize,
+        n_rows: usize,
+        n: usize,
+        eps: f32,
+    ) -> Result<(), CudaError> {
+        CHECK.multiple("n", n, 4)?;
+        CHECK.at_most("n", n, MAX_N)?;
+        CHECK.equal("length of weight", weight.len(), n)?;
+        CHECK.multiple("x_stride", x_stride, 4)?;
+        CHECK.rows("length of x", x, n_rows, x_stride, n)?;
+        match rows {
+            Some(rows) => {
+                CHECK.at_least("length of rows", rows.len(), n_rows)?;
+                CHECK.rows("length of h", h, 1, n, n)?;
+            }
+            None => CHECK.rows("length of h", h, n_rows, n, n)?,
+        }
+        CHECK.aligned("h", h, 16)?;
+        CHECK.aligned("weight", weight, 8)?;
+        CHECK.aligned("x", x, 8)?;
+        CHECK.positive("eps", eps)?;
+        if n_rows == 0 {
+            return Ok(());
+        }
+        let params = Params {
+            h: h.ptr(),
+            weight: weight.ptr(),
+            rows: rows.map_or(DevicePtr::null(), BufferView::ptr),
+            x: x.ptr(),
+            eps,
+            n: n as i32,
+            x_stride: CHECK.int("x_stride", x_stride)?,
+            h_rows: CHECK.int("rows of h", h.len() / n)?,
+        };
+        let grid = CHECK.int("n_rows", n_rows)? as u32;
+        let config = LaunchConfig { dependent: true, ..LaunchConfig::new(grid, 512) };
+        // SAFETY: a block reads the weight and one row of h (the kernel holds `rows` inside) and
+        // writes n values of one row of x; the lengths were checked above.
+        unsafe { self.kernel.launch(stream, &config, &params) }
+    }
+}
