@@ -245,34 +245,39 @@ DEVICE void stream_linear(const StreamLinearParams& p) {
                 const float* sums = xsums + chunk * F::GROUPS * 8 * N + 2 * j;
                 float part[N][4] = {};
                 uint4 words;
-                unrolled<0, F::PAIRS>([&]<int P>() {
-                    uint32_t a[2][4];
-                    F::template weights<P>(data, lane, words, a);
+                // Unrolled in full, formats of many groups load more ahead than there are registers.
+                constexpr int STEP = F::GROUPS > 2 && N >= 4 ? 2 : F::PAIRS;
+#pragma unroll 1
+                for (int from = 0; from < F::PAIRS; from += STEP) {
+                    unrolled<0, STEP>([&]<int P>() {
+                        uint32_t a[2][4];
+                        F::template weights<P>(data + from / 2 * 512, lane, words, a);
 #pragma unroll
-                    for (int t = 0; t < N; t++) {
-                        const uint4 x = *reinterpret_cast<const uint4*>(x_chunk + x_offset[t] + P * 64);
-                        mma_16816(part[t], a[0], x.x, x.y);
-                        mma_16816(part[t], a[1], x.z, x.w);
-                    }
-                    if constexpr (F::GROUPS > 0) {
-                        constexpr int PER_GROUP = F::PAIRS / F::GROUPS;
-                        if constexpr ((P + 1) % PER_GROUP == 0) {
-                            constexpr int index = P / PER_GROUP;
-                            float2 scale, zero;
-                            F::group(scales, index, g, scale, zero);
+                        for (int t = 0; t < N; t++) {
+                            const uint4 x = *reinterpret_cast<const uint4*>(x_chunk + x_offset[t] + (from + P) * 64);
+                            mma_16816(part[t], a[0], x.x, x.y);
+                            mma_16816(part[t], a[1], x.z, x.w);
+                        }
+                        if constexpr (F::GROUPS > 0) {
+                            constexpr int PER_GROUP = F::PAIRS / F::GROUPS;
+                            if constexpr ((P + 1) % PER_GROUP == 0) {
+                                const int index = (from + P) / PER_GROUP;
+                                float2 scale, zero;
+                                F::group(scales, index, g, scale, zero);
 #pragma unroll
-                            for (int t = 0; t < N; t++) {
-                                const float2 sum = *reinterpret_cast<const float2*>(sums + (index * N + t) * 8);
-                                acc[t][0] += scale.x * (part[t][0] - zero.x * sum.x);
-                                acc[t][1] += scale.x * (part[t][1] - zero.x * sum.y);
-                                acc[t][2] += scale.y * (part[t][2] - zero.y * sum.x);
-                                acc[t][3] += scale.y * (part[t][3] - zero.y * sum.y);
+                                for (int t = 0; t < N; t++) {
+                                    const float2 sum = *reinterpret_cast<const float2*>(sums + (index * N + t) * 8);
+                                    acc[t][0] += scale.x * (part[t][0] - zero.x * sum.x);
+                                    acc[t][1] += scale.x * (part[t][1] - zero.x * sum.y);
+                                    acc[t][2] += scale.y * (part[t][2] - zero.y * sum.x);
+                                    acc[t][3] += scale.y * (part[t][3] - zero.y * sum.y);
 #pragma unroll
-                                for (int i = 0; i < 4; i++) part[t][i] = 0.f;
+                                    for (int i = 0; i < 4; i++) part[t][i] = 0.f;
+                                }
                             }
                         }
-                    }
-                });
+                    });
+                }
                 if constexpr (F::GROUPS == 0) {
 #pragma unroll
                     for (int t = 0; t < N; t++)
