@@ -153,6 +153,25 @@ pub fn resolve(
     cache_dir: &Path,
     progress: &dyn Fn(Progress),
 ) -> Result<ResolvedModel, SourceError> {
+    resolve_parts(source, hub::Parts::Whole, cache_dir, progress)
+}
+
+/// As [`resolve`], for `--load-format dummy`: of a hub model, only the configuration and the
+/// tokenizer are fetched.
+pub fn resolve_without_weights(
+    source: &ModelSource,
+    cache_dir: &Path,
+    progress: &dyn Fn(Progress),
+) -> Result<ResolvedModel, SourceError> {
+    resolve_parts(source, hub::Parts::WithoutWeights, cache_dir, progress)
+}
+
+fn resolve_parts(
+    source: &ModelSource,
+    parts: hub::Parts,
+    cache_dir: &Path,
+    progress: &dyn Fn(Progress),
+) -> Result<ResolvedModel, SourceError> {
     match source {
         ModelSource::Path(path) => resolve_path(path, progress),
         ModelSource::Pypi(file) => {
@@ -183,7 +202,7 @@ pub fn resolve(
         }
         ModelSource::Hub(model) => {
             let settings = hub::HubSettings::from_env(cache_dir);
-            hub::fetch(model, &settings, progress).and_then(|path| {
+            hub::fetch(model, parts, &settings, progress).and_then(|path| {
                 let mut resolved = resolve_path(&path, progress)?;
                 resolved.requested = model.to_string();
                 resolved.display_name = model.display_name();
