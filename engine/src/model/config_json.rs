@@ -149,7 +149,7 @@ fn rope(fields: &Fields, max_positions: usize) -> Result<(RopeConfig, usize), Co
     };
     let theta = p.number("rope_theta")?.or(top_theta);
     if let Some(share) = p.number("partial_rotary_factor")?
-        && share != 1.0
+        && (share - 1.0).abs() > f64::EPSILON
     {
         return Err(unsupported("partial_rotary_factor", share, "1"));
     }

@@ -95,12 +95,15 @@ fn rope_scaling_is_read_in_both_key_styles() {
         assert_eq!(read.context_length, 2048);
     }
     let new_style = json!({ "rope_type": "default", "rope_theta": 5e5 });
+    let expected = RopeConfig {
+        theta: 5e5,
+        scaling: RopeScaling::None,
+    };
     assert_eq!(
         parsed(&with(llama(), "rope_parameters", new_style))
             .model
-            .rope
-            .theta,
-        5e5
+            .rope,
+        expected
     );
 }
 

@@ -186,9 +186,10 @@ fn resolve_parts(
             })
         }
         ModelSource::Synthetic(preset) => {
-            let tokenizer_dir = match preset.uses_qwen3_tokenizer {
-                true => Some(qwen3_tokenizer::fetch(cache_dir, progress)?),
-                false => None,
+            let tokenizer_dir = if preset.uses_qwen3_tokenizer {
+                Some(qwen3_tokenizer::fetch(cache_dir, progress)?)
+            } else {
+                None
             };
             let config = serde_json::to_string(&preset.config)
                 .map_err(|e| SourceError::fetch(preset.name, e))?;
@@ -262,9 +263,10 @@ fn resolve_or_fall_back(
 fn resolve_path(path: &Path, progress: &dyn Fn(Progress)) -> Result<ResolvedModel, SourceError> {
     let requested = path.display().to_string();
     let path = std::path::absolute(path).map_err(|e| SourceError::file(path, e))?;
-    let path = match path.is_dir() && !path.join("config.json").exists() {
-        true => only_gguf_in(&path)?,
-        false => path,
+    let path = if path.is_dir() && !path.join("config.json").exists() {
+        only_gguf_in(&path)?
+    } else {
+        path
     };
     if path.is_dir() {
         let sha256 = digest::of_folder(&path, progress)?;
@@ -276,10 +278,7 @@ fn resolve_path(path: &Path, progress: &dyn Fn(Progress)) -> Result<ResolvedMode
             sha256,
         });
     }
-    if path
-        .extension()
-        .is_none_or(|e| !e.eq_ignore_ascii_case("gguf"))
-    {
+    if !is_gguf(&path) {
         let message = "is neither a folder with config.json nor a .gguf file";
         return Err(SourceError::file(&path, message));
     }
@@ -298,10 +297,7 @@ fn only_gguf_in(dir: &Path) -> Result<PathBuf, SourceError> {
     let entries = std::fs::read_dir(dir).map_err(|e| SourceError::file(dir, e))?;
     let mut files = entries
         .filter_map(|entry| entry.ok().map(|entry| entry.path()))
-        .filter(|path| {
-            path.extension()
-                .is_some_and(|e| e.eq_ignore_ascii_case("gguf"))
-        });
+        .filter(|path| is_gguf(path));
     match (files.next(), files.next()) {
         (Some(only), None) => Ok(only),
         (None, _) => Err(SourceError::file(
@@ -313,6 +309,12 @@ fn only_gguf_in(dir: &Path) -> Result<PathBuf, SourceError> {
             "has several .gguf files; name the one to load",
         )),
     }
+}
+
+/// By its name.
+fn is_gguf(path: impl AsRef<Path>) -> bool {
+    let extension = path.as_ref().extension();
+    extension.is_some_and(|e| e.eq_ignore_ascii_case("gguf"))
 }
 
 /// The last part of a path without `.gguf`: `SmolLM2-135M-Instruct.Q4_1`.

@@ -13,7 +13,7 @@ use crate::weights::safetensors::index_shards;
 /// Tries after a connection broke; each goes on where the last one stopped.
 const MAX_RETRIES: usize = 5;
 /// Longest wait for another process that fetches the same file.
-const LOCK_PATIENCE: Duration = Duration::from_secs(6 * 3600);
+const LOCK_PATIENCE: Duration = Duration::from_hours(6);
 
 pub(super) struct Client<'a> {
     api: Api,

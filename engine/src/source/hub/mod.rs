@@ -11,6 +11,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::{Progress, SourceError};
+use crate::source::is_gguf;
 use crate::weights::safetensors::index_shards;
 
 mod client;
@@ -80,7 +81,7 @@ impl HubModel {
         }
         let file = match &parts[2..] {
             [] => None,
-            rest if rest[rest.len() - 1].ends_with(".gguf") => Some(rest.join("/")),
+            rest if is_gguf(rest[rest.len() - 1]) => Some(rest.join("/")),
             _ => return Err(FORM.into()),
         };
         Ok(Self {
