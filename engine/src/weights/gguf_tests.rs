@@ -486,3 +486,39 @@ fn llama_3_divisors_become_llama_3_scaling() {
     assert!(error.contains("rope_freqs.weight"), "{error}");
     assert!(config::read(&file.header, Some(&divisors[..10])).is_err());
 }
+
+/// Overwritten bytes give an error or another model, never a panic (tests check overflow) and
+/// never a read outside the file.
+#[test]
+fn files_with_random_damage_never_panic() {
+    use rand::{Rng, SeedableRng};
+    let config = fixture::tiny_config(Family::Llama);
+    let dir = write(&config, ElementFormat::Q8_0, &[]);
+    let whole = std::fs::read(dir.path().join("model.gguf")).expect("readable");
+    let tensors = parse(&whole).expect("valid").tensors;
+    let header_end = tensors.values().map(|t| t.offset).min().expect("tensors");
+    let path = dir.path().join("damaged.gguf");
+    let mut rng = rand::rngs::StdRng::seed_from_u64(11);
+    let (mut refused, mut opened) = (0, 0);
+    for _ in 0..400 {
+        let mut bytes = whole.clone();
+        for _ in 0..rng.random_range(1..4) {
+            let at = rng.random_range(4..header_end);
+            bytes[at] = [0, 1, 0x7f, 0xff, rng.random()][rng.random_range(0..5)];
+        }
+        std::fs::write(&path, &bytes).expect("written");
+        match GgufCheckpoint::open(&path) {
+            Err(_) => refused += 1,
+            Ok(checkpoint) => {
+                opened += 1;
+                for id in MatrixId::all(checkpoint.config()) {
+                    assert!(checkpoint.matrix(id).is_ok(), "opened but unreadable");
+                }
+            }
+        }
+    }
+    assert!(
+        refused > 20 && opened > 20,
+        "{refused} refused, {opened} opened"
+    );
+}
