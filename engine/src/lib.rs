@@ -9,6 +9,7 @@
 pub mod config;
 pub mod engine_loop;
 pub mod executor;
+pub mod inspect;
 pub mod kv;
 pub mod metrics;
 pub mod model;
@@ -16,5 +17,6 @@ pub mod request;
 pub mod sampler;
 pub mod scheduler;
 pub mod server;
+pub mod source;
 pub mod text;
 pub mod weights;
