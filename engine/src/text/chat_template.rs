@@ -10,7 +10,8 @@
 //! templates come from the checkpoint that the operator chose, never from a request.
 //!
 //! Deliberately absent: `documents` (always none), the assistant-token mask that
-//! `{% generation %}` marks (the tags are accepted and do nothing), local time (UTC).
+//! `{% generation %}` marks (the tags are accepted and do nothing), local time (UTC), and
+//! Python's escapes for unprintable characters in lists that are printed as they are.
 
 use std::io;
 use std::path::Path;

@@ -402,3 +402,7 @@ fn surround_of_config(config: &Value, bos_id: Option<u32>, eos_id: Option<u32>) 
         after: eos_id.filter(|_| adds_eos).into_iter().collect(),
     }
 }
+
+#[cfg(test)]
+#[path = "tokenizer_tests.rs"]
+mod tests;
