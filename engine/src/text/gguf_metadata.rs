@@ -43,9 +43,14 @@ impl GgufMetadata {
 
     /// Takes the tokenizer's keys out of a header that was read already.
     pub fn from_header(header: &GgufHeader) -> Self {
-        let kept = header.metadata.iter().filter(|(key, _)| key.starts_with(KEPT_PREFIX));
+        let kept = header
+            .metadata
+            .iter()
+            .filter(|(key, _)| key.starts_with(KEPT_PREFIX));
         let values = kept.filter_map(|(key, value)| Some((key.clone(), MetadataValue::of(value)?)));
-        Self { values: values.collect() }
+        Self {
+            values: values.collect(),
+        }
     }
 
     pub fn insert(&mut self, key: &str, value: MetadataValue) {
@@ -105,7 +110,9 @@ impl GgufMetadata {
         expected: &str,
         pick: impl Fn(&'a MetadataValue) -> Option<T>,
     ) -> Result<Option<T>, TextError> {
-        let Some(value) = self.values.get(key) else { return Ok(None) };
+        let Some(value) = self.values.get(key) else {
+            return Ok(None);
+        };
         pick(value).map(Some).ok_or_else(|| TextError::Metadata {
             key: key.to_owned(),
             message: format!("is not {expected}"),
@@ -127,9 +134,12 @@ impl MetadataValue {
                     let texts = items.iter().map(|item| item.to_string().ok().cloned());
                     Self::Texts(texts.collect::<Option<_>>()?)
                 }
-                Some(Value::F32(_)) => {
-                    Self::Floats(items.iter().map(|i| i.to_f32().ok()).collect::<Option<_>>()?)
-                }
+                Some(Value::F32(_)) => Self::Floats(
+                    items
+                        .iter()
+                        .map(|i| i.to_f32().ok())
+                        .collect::<Option<_>>()?,
+                ),
                 Some(_) => Self::Integers(items.iter().map(integer).collect::<Option<_>>()?),
             },
             other => Self::Integer(integer(other)?),
@@ -161,9 +171,18 @@ mod tests {
         let header = GgufHeader {
             metadata: HashMap::from([
                 ("general.name".to_owned(), text("x")),
-                ("tokenizer.ggml.tokens".to_owned(), Value::Array(vec![text("a"), text("한")])),
-                ("tokenizer.ggml.token_type".to_owned(), Value::Array(vec![Value::I32(1); 2])),
-                ("tokenizer.ggml.scores".to_owned(), Value::Array(vec![Value::F32(-1.0); 2])),
+                (
+                    "tokenizer.ggml.tokens".to_owned(),
+                    Value::Array(vec![text("a"), text("한")]),
+                ),
+                (
+                    "tokenizer.ggml.token_type".to_owned(),
+                    Value::Array(vec![Value::I32(1); 2]),
+                ),
+                (
+                    "tokenizer.ggml.scores".to_owned(),
+                    Value::Array(vec![Value::F32(-1.0); 2]),
+                ),
                 ("tokenizer.ggml.bos_token_id".to_owned(), Value::U32(1)),
                 ("tokenizer.ggml.add_bos_token".to_owned(), Value::Bool(true)),
                 (
@@ -175,13 +194,31 @@ mod tests {
         };
         let metadata = GgufMetadata::from_header(&header);
         assert_eq!(metadata.values.len(), 5);
-        assert_eq!(metadata.texts("tokenizer.ggml.tokens").unwrap().unwrap(), ["a", "한"]);
-        assert_eq!(metadata.integers("tokenizer.ggml.token_type").unwrap().unwrap(), [1, 1]);
-        assert_eq!(metadata.floats("tokenizer.ggml.scores").unwrap().unwrap(), [-1.0, -1.0]);
+        assert_eq!(
+            metadata.texts("tokenizer.ggml.tokens").unwrap().unwrap(),
+            ["a", "한"]
+        );
+        assert_eq!(
+            metadata
+                .integers("tokenizer.ggml.token_type")
+                .unwrap()
+                .unwrap(),
+            [1, 1]
+        );
+        assert_eq!(
+            metadata.floats("tokenizer.ggml.scores").unwrap().unwrap(),
+            [-1.0, -1.0]
+        );
         assert_eq!(metadata.id("tokenizer.ggml.bos_token_id").unwrap(), Some(1));
-        assert_eq!(metadata.bool("tokenizer.ggml.add_bos_token").unwrap(), Some(true));
+        assert_eq!(
+            metadata.bool("tokenizer.ggml.add_bos_token").unwrap(),
+            Some(true)
+        );
         assert_eq!(metadata.text("tokenizer.ggml.pre").unwrap(), None);
         let wrong_type = metadata.text("tokenizer.ggml.bos_token_id").unwrap_err();
-        assert!(wrong_type.to_string().contains("is not a string"), "{wrong_type}");
+        assert!(
+            wrong_type.to_string().contains("is not a string"),
+            "{wrong_type}"
+        );
     }
 }

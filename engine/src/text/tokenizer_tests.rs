@@ -19,8 +19,18 @@ fn texts(texts: &[&str]) -> MetadataValue {
 /// A Llama-2 style vocabulary: three special tokens, 256 bytes, twelve pieces from id 259 on.
 fn sentencepiece() -> Vec<(&'static str, MetadataValue)> {
     let pieces = [
-        ("▁", -11.0), ("h", -11.0), ("i", -11.0), ("▁h", -1.0), ("hi", -2.0), ("▁hi", -3.0),
-        ("a", -11.0), ("b", -11.0), ("ab", -4.0), ("▁ab", -6.0), ("▁a", -5.0), ("[x]", 0.0),
+        ("▁", -11.0),
+        ("h", -11.0),
+        ("i", -11.0),
+        ("▁h", -1.0),
+        ("hi", -2.0),
+        ("▁hi", -3.0),
+        ("a", -11.0),
+        ("b", -11.0),
+        ("ab", -4.0),
+        ("▁ab", -6.0),
+        ("▁a", -5.0),
+        ("[x]", 0.0),
     ];
     let mut tokens = vec!["<unk>".to_owned(), "<s>".to_owned(), "</s>".to_owned()];
     tokens.extend((0..256).map(|byte| format!("<0x{byte:02X}>")));
@@ -64,7 +74,10 @@ fn sentencepiece_vocabularies_segment_as_computed_by_hand() {
     assert_eq!(tokenizer.encode("hi", true).unwrap(), [1, 264]);
     assert_eq!(tokenizer.id_of("<s>"), Some(1));
     assert_eq!(tokenizer.id_of("▁hi"), Some(264));
-    assert_eq!((tokenizer.bos_id(), tokenizer.eos_ids()), (Some(1), [2].as_slice()));
+    assert_eq!(
+        (tokenizer.bos_id(), tokenizer.eos_ids()),
+        (Some(1), [2].as_slice())
+    );
 }
 
 #[test]
@@ -144,7 +157,10 @@ fn every_byte_round_trips() {
     let ids = tokenizer.encode(text, true).unwrap();
     assert_eq!(tokenizer.decode(&ids, true), text);
     assert_eq!(tokenizer.decode(&[u32::MAX, 0], true).len(), 1);
-    assert_eq!(tokenizer.eos_ids(), [tokenizer.id_of("<|im_end|>").unwrap()]);
+    assert_eq!(
+        tokenizer.eos_ids(),
+        [tokenizer.id_of("<|im_end|>").unwrap()]
+    );
     let skipped = tokenizer.encode("a<|im_end|>[x]", false).unwrap();
     assert_eq!(tokenizer.decode(&skipped, true), "a[x]");
     assert_eq!(tokenizer.decode(&skipped, false), "a<|im_end|>[x]");
@@ -180,18 +196,68 @@ fn broken_metadata_is_an_error_that_names_the_key() {
         (byte_level("gpt-2"), "pre", text("novel"), "smollm"),
         (byte_level("gpt-2"), "tokens", None, "tokenizer.ggml.tokens"),
         (byte_level("gpt-2"), "tokens", Some(texts(&[])), "empty"),
-        (byte_level("gpt-2"), "tokens", Some(texts(&["a"])), "token_type"),
+        (
+            byte_level("gpt-2"),
+            "tokens",
+            Some(texts(&["a"])),
+            "token_type",
+        ),
         (byte_level("gpt-2"), "merges", None, "merges"),
-        (byte_level("gpt-2"), "merges", Some(texts(&["12"])), "not a pair"),
-        (byte_level("gpt-2"), "merges", Some(texts(&["1 zzzzzzzzzzzz"])), "vocabulary"),
-        (byte_level("gpt-2"), "merges", Some(texts(&["<|im_end|> <|im_end|>"])), "vocabulary"),
-        (byte_level("gpt-2"), "merges", Some(texts(&["", "한 "])), "merges"),
-        (byte_level("gpt-2"), "eos_token_id", Some(MetadataValue::Integer(1 << 20)), "eos_token_id"),
-        (byte_level("gpt-2"), "eos_token_id", Some(MetadataValue::Integer(-1)), "eos_token_id"),
+        (
+            byte_level("gpt-2"),
+            "merges",
+            Some(texts(&["12"])),
+            "not a pair",
+        ),
+        (
+            byte_level("gpt-2"),
+            "merges",
+            Some(texts(&["1 zzzzzzzzzzzz"])),
+            "vocabulary",
+        ),
+        (
+            byte_level("gpt-2"),
+            "merges",
+            Some(texts(&["<|im_end|> <|im_end|>"])),
+            "vocabulary",
+        ),
+        (
+            byte_level("gpt-2"),
+            "merges",
+            Some(texts(&["", "한 "])),
+            "merges",
+        ),
+        (
+            byte_level("gpt-2"),
+            "eos_token_id",
+            Some(MetadataValue::Integer(1 << 20)),
+            "eos_token_id",
+        ),
+        (
+            byte_level("gpt-2"),
+            "eos_token_id",
+            Some(MetadataValue::Integer(-1)),
+            "eos_token_id",
+        ),
         (sentencepiece(), "scores", None, "scores"),
-        (sentencepiece(), "scores", Some(MetadataValue::Floats(vec![0.0])), "scores"),
-        (sentencepiece(), "scores", Some(MetadataValue::Floats(vec![f32::NAN; 271])), "scores"),
-        (sentencepiece(), "token_type", Some(MetadataValue::Integers(vec![6; 271])), "<unk>"),
+        (
+            sentencepiece(),
+            "scores",
+            Some(MetadataValue::Floats(vec![0.0])),
+            "scores",
+        ),
+        (
+            sentencepiece(),
+            "scores",
+            Some(MetadataValue::Floats(vec![f32::NAN; 271])),
+            "scores",
+        ),
+        (
+            sentencepiece(),
+            "token_type",
+            Some(MetadataValue::Integers(vec![6; 271])),
+            "<unk>",
+        ),
     ] {
         let message = broken(entries, (key, value));
         assert!(message.contains(part), "{key}: {message}");
@@ -209,10 +275,14 @@ fn folders_without_or_with_broken_files_are_errors() {
     // A merge whose result is longer than any token: the crate's builder panics on it.
     write(
         r#"{"version":"1.0","added_tokens":[],"normalizer":null,"pre_tokenizer":null,
-           "post_processor":null,"decoder":{"type":"ByteLevel"},"model":{"type":"BPE",
+           "post_processor":null,"decoder":{"type":"ByteLevel","add_prefix_space":false,"trim_offsets":false,"use_regex":false},"model":{"type":"BPE",
            "vocab":{"ab":0,"cd":1},"merges":[["ab","cd"]]}}"#,
     );
-    assert!(message(dir.path()).contains("malformed"), "{}", message(dir.path()));
+    assert!(
+        message(dir.path()).contains("malformed"),
+        "{}",
+        message(dir.path())
+    );
     write(
         r#"{"version":"1.0","added_tokens":[],"normalizer":null,"pre_tokenizer":null,
            "post_processor":null,"decoder":{"type":"WordPiece","prefix":"\#\#","cleanup":true},
@@ -253,5 +323,8 @@ fn llama_folders_follow_their_configuration() {
     assert_eq!(tokenizer.token_bytes(3), b"\n");
     assert_eq!(tokenizer.eos_ids(), [2, 5]);
     assert_eq!(tokenizer.bos_id(), Some(1));
-    assert_eq!(tokenizer.special_texts()[0], ("bos_token".to_owned(), "<s>".to_owned()));
+    assert_eq!(
+        tokenizer.special_texts()[0],
+        ("bos_token".to_owned(), "<s>".to_owned())
+    );
 }
