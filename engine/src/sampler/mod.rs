@@ -15,6 +15,11 @@
 //! Cost: greedy without penalties is one pass and allocates nothing; nothing ever sorts the whole
 //! vocabulary unless top-p needs most of it.
 
+#![expect(
+    clippy::float_cmp,
+    reason = "equal logits and parameters at their neutral value are exactly equal"
+)]
+
 pub mod philox;
 mod rank;
 
@@ -154,29 +159,20 @@ fn argmax(logits: &[f32]) -> Result<usize, SamplerError> {
     let mut best = (0, f32::NEG_INFINITY);
     for (block_idx, block) in logits.chunks(BLOCK).enumerate() {
         let mut lanes = [f32::NEG_INFINITY; 16];
-        // Stays zero unless a logit is NaN or +inf: x - x is 0 for the finite ones, and -inf,
-        // which is allowed, is lifted to a finite number first.
-        let mut not_finite = [0.0f32; 16];
+        let mut broken = [false; 16];
         for part in block.chunks(16) {
-            for (lane, logit) in part.iter().enumerate() {
-                let lifted = if *logit == f32::NEG_INFINITY {
-                    f32::MIN
-                } else {
-                    *logit
-                };
-                not_finite[lane] += lifted - lifted;
-                lanes[lane] = if *logit > lanes[lane] {
-                    *logit
+            for (lane, &logit) in part.iter().enumerate() {
+                broken[lane] |= logit.is_nan() || logit == f32::INFINITY;
+                lanes[lane] = if logit > lanes[lane] {
+                    logit
                 } else {
                     lanes[lane]
                 };
             }
         }
-        if not_finite.iter().any(|x| *x != 0.0) {
-            let idx = block
-                .iter()
-                .position(|x| x.is_nan() || *x == f32::INFINITY)
-                .unwrap_or(0);
+        if broken.contains(&true) {
+            let is_broken = |x: &f32| x.is_nan() || *x == f32::INFINITY;
+            let idx = block.iter().position(is_broken).unwrap_or(0);
             return Err(SamplerError::NotFinite {
                 token: block_idx * BLOCK + idx,
                 value: block[idx],

@@ -324,7 +324,7 @@ fn tojson(
             ValueKind::Bool => " ".repeat(usize::from(indent.is_true())),
             _ => " ".repeat(i64::try_from(indent)?.clamp(0, 64) as usize),
         });
-        style.item_separator = ",".to_owned();
+        ",".clone_into(&mut style.item_separator);
     }
     if let Some(separators) = separators.filter(|v| !v.is_none()) {
         style.item_separator = separators.get_item_by_index(0)?.to_string();

@@ -4,7 +4,7 @@
 //! parts that the family's `tokenizer.json` names: the split patterns below are those files'
 //! (and llama.cpp's, for `default`). SentencePiece (`llama`) becomes [`ScoredPieces`].
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::normalizers::unicode::NFC;
@@ -230,11 +230,11 @@ pub fn byte_level_bpe(
 
 /// Tokens that are recognised in plain text before anything else is.
 fn added_tokens(entries: &[Entry<'_>]) -> Vec<(u32, AddedToken)> {
-    let mut by_text = HashMap::new();
+    let mut seen = HashSet::new();
     entries
         .iter()
         .filter(|entry| matches!(entry.kind, CONTROL | UNKNOWN | USER_DEFINED))
-        .filter(|entry| !entry.text.is_empty() && by_text.insert(entry.text, ()).is_none())
+        .filter(|entry| !entry.text.is_empty() && seen.insert(entry.text))
         .map(|entry| {
             let is_special = entry.kind != USER_DEFINED;
             (
@@ -271,7 +271,7 @@ pub fn sentencepiece(metadata: &GgufMetadata) -> Result<(SentencePiece, TokenTab
     }
 
     let mut pieces = HashMap::new();
-    let mut byte_ids = [None; 256];
+    let mut byte_ids = Box::new([None; 256]);
     let mut unknown_id = metadata.id("tokenizer.ggml.unknown_token_id")?;
     for entry in &entries {
         match entry.kind {

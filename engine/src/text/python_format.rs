@@ -245,7 +245,8 @@ pub fn strftime(format: &str, unix_seconds: i64) -> String {
             'y' => out.push_str(&padded(year.rem_euclid(100), 2)),
             'm' => out.push_str(&padded(month, 2)),
             'd' => out.push_str(&padded(day, 2)),
-            'e' => out.push_str(&format!("{day:2}")),
+            'e' if day < 10 => out.extend([' ', char::from(b'0' + day as u8)]),
+            'e' => out.push_str(&day.to_string()),
             'j' => out.push_str(&padded(day_of_year, 3)),
             'H' => out.push_str(&padded(hour, 2)),
             'I' => out.push_str(&padded(hour_12, 2)),
@@ -256,8 +257,8 @@ pub fn strftime(format: &str, unix_seconds: i64) -> String {
             'b' | 'h' => out.push_str(&month_name[..3]),
             'A' => out.push_str(DAYS[weekday]),
             'a' => out.push_str(&DAYS[weekday][..3]),
-            'F' => out.push_str(&format!("{year:04}-{month:02}-{day:02}")),
-            'T' => out.push_str(&format!("{hour:02}:{minute:02}:{second:02}")),
+            'F' => out.push_str(&strftime("%Y-%m-%d", unix_seconds)),
+            'T' => out.push_str(&strftime("%H:%M:%S", unix_seconds)),
             'Z' => out.push_str("UTC"),
             'z' => out.push_str("+0000"),
             '%' => out.push('%'),
@@ -380,7 +381,7 @@ mod tests {
             strftime("%j %F %T", 1_735_689_599),
             "366 2024-12-31 23:59:59"
         );
-        assert_eq!(strftime("%Q %", 0), "%Q %");
+        assert_eq!(strftime("[%e] %Q %", 0), "[ 1] %Q %");
     }
 
     #[test]

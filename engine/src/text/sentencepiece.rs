@@ -19,7 +19,7 @@ pub const SPACE_MARK: char = '\u{2581}';
 #[derive(Debug)]
 pub struct ScoredPieces {
     pieces: HashMap<String, (u32, f32)>,
-    byte_ids: [Option<u32>; 256],
+    byte_ids: Box<[Option<u32>; 256]>,
     unknown_id: Option<u32>,
 }
 
@@ -27,7 +27,7 @@ impl ScoredPieces {
     /// `pieces`: text, id and score of everything that merging may produce.
     pub fn new(
         pieces: HashMap<String, (u32, f32)>,
-        byte_ids: [Option<u32>; 256],
+        byte_ids: Box<[Option<u32>; 256]>,
         unknown_id: Option<u32>,
     ) -> Self {
         Self {
@@ -201,7 +201,9 @@ mod tests {
             .enumerate()
             .map(|(id, (text, score))| ((*text).to_owned(), (id as u32, *score)))
             .collect();
-        let byte_ids = std::array::from_fn(|byte| with_bytes.then_some(1000 + byte as u32));
+        let byte_ids = Box::new(std::array::from_fn(|byte| {
+            with_bytes.then_some(1000 + byte as u32)
+        }));
         ScoredPieces::new(pieces, byte_ids, None)
     }
 

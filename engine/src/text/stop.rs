@@ -237,16 +237,13 @@ mod tests {
             shown.push_str(&matcher.push(&portion));
             found_at = found_at.or(matcher.found().map(|_| n_read));
             shown.push_str(&matcher.finish());
-            match search(&text, &stops) {
-                Some((start, end)) => {
-                    prop_assert_eq!(shown.as_str(), &text[..start]);
-                    // Reported by the push that holds the match's last byte.
-                    prop_assert!(found_at.is_some_and(|n| n >= end));
-                }
-                None => {
-                    prop_assert_eq!(shown, text);
-                    prop_assert_eq!(matcher.found(), None);
-                }
+            if let Some((start, end)) = search(&text, &stops) {
+                prop_assert_eq!(shown.as_str(), &text[..start]);
+                // Reported by the push that holds the match's last byte.
+                prop_assert!(found_at.is_some_and(|n| n >= end));
+            } else {
+                prop_assert_eq!(shown, text);
+                prop_assert_eq!(matcher.found(), None);
             }
         }
     }
