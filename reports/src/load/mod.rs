@@ -7,10 +7,11 @@ pub mod imported;
 pub mod requests;
 pub mod run_folder;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::ReportError;
-use requests::CaseSamples;
+use requests::{CaseSamples, PeakMemory};
 use run_folder::{Outcome, RunFolder};
 
 /// Everything a report can draw on.
@@ -20,6 +21,8 @@ pub struct Records {
     pub runs: Vec<RunFolder>,
     /// One entry a run and case, of complete runs, sorted by run id, then case.
     pub cases: Vec<CaseSamples>,
+    /// Highest memory samples by run id, of complete runs.
+    pub peaks: BTreeMap<String, PeakMemory>,
     /// Figures that others measured, sorted by source and row.
     pub imported: Vec<imported::Figure>,
 }
@@ -38,8 +41,10 @@ pub fn load(
         .filter(|r| r.outcome == Outcome::Complete)
         .collect();
     let cases = requests::read_cases(&complete)?;
+    let peaks = requests::read_peaks(&complete)?;
     Ok(Records {
         cases,
+        peaks,
         imported: imported::read_all(imported_dir)?,
         runs,
     })
