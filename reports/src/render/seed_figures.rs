@@ -44,6 +44,11 @@ fn value_with_unit(figure: &Figure) -> String {
     let value = figure
         .value
         .replacen('-', "−", usize::from(figure.number.is_some()));
+    let value = if figure.note.starts_with("printed as ~") {
+        format!("약 {value}")
+    } else {
+        value
+    };
     match figure.unit.as_str() {
         "percent" => format!("{value} %"),
         "ratio" => format!("{value}배"),
