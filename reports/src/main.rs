@@ -7,7 +7,8 @@ use anyhow::{Context, bail};
 use clap::Parser;
 
 use reports::load;
-use reports::render::context::{GroupContext, ReportContext, build};
+use reports::render::assemble::build;
+use reports::render::context::{GroupContext, ReportContext};
 use reports::render::{REPORTS, Report, format};
 use reports::select::Selection;
 use reports::stats::verdict::VerdictConfig;

@@ -26,8 +26,9 @@ pub struct Group<'a> {
 }
 
 /// One configuration as one campaign measured it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Arm<'a> {
+    /// The experiment's name; for a peer with ` @ ` and its address.
     pub experiment: String,
     pub campaign: String,
     pub campaign_complete: bool,
@@ -94,26 +95,63 @@ impl Selection {
     }
 }
 
-/// The groups, newest first.
+/// The groups, newest first. Peers join every group of their machine: a server that we did not
+/// start may call the same model by another name. A machine with peers only has a group for them.
 pub fn groups(runs: &[RunFolder]) -> Vec<Group<'_>> {
-    let mut by_key: BTreeMap<[String; 5], Vec<Run<'_>>> = BTreeMap::new();
-    for folder in runs {
-        if let Some(record) = &folder.record {
-            by_key
-                .entry(group_key(record))
-                .or_default()
-                .push(Run { folder, record });
+    let readable = runs.iter().filter_map(|folder| {
+        Some(Run {
+            folder,
+            record: folder.record.as_ref()?,
+        })
+    });
+    let (peers, own): (Vec<_>, Vec<_>) =
+        readable.partition(|run| run.record.manifest.base_url.is_some());
+    let peers_of = |run: &Run<'_>| -> Vec<_> {
+        peers
+            .iter()
+            .filter(|peer| machine_key(peer.record) == machine_key(run.record))
+            .copied()
+            .collect()
+    };
+    let mut by_key: BTreeMap<([String; 4], String), Vec<Run<'_>>> = BTreeMap::new();
+    for run in &own {
+        let key = (
+            machine_key(run.record),
+            run.record.manifest.model.used.clone(),
+        );
+        by_key.entry(key).or_default().push(*run);
+    }
+    for peer in &peers {
+        let machine = machine_key(peer.record);
+        if !by_key.keys().any(|(known, _)| *known == machine) {
+            by_key.insert(
+                (machine, peer.record.manifest.model.used.clone()),
+                Vec::new(),
+            );
         }
     }
-    let mut groups: Vec<(String, Group<'_>)> = by_key
-        .into_values()
-        .map(|runs| (newest_start(&runs).to_owned(), group_of(runs)))
+    let mut groups: Vec<(&str, Group<'_>)> = by_key
+        .into_iter()
+        .map(|((machine, _), own)| {
+            let peers = match own.first() {
+                Some(run) => peers_of(run),
+                None => peers
+                    .iter()
+                    .filter(|peer| machine_key(peer.record) == machine)
+                    .copied()
+                    .collect(),
+            };
+            (
+                newest_start(if own.is_empty() { &peers } else { &own }),
+                group_of(own, peers),
+            )
+        })
         .collect();
-    groups.sort_by(|(a, _), (b, _)| b.cmp(a));
+    groups.sort_by_key(|(newest, _)| std::cmp::Reverse(*newest));
     groups.into_iter().map(|(_, group)| group).collect()
 }
 
-fn group_key(record: &Record) -> [String; 5] {
+fn machine_key(record: &Record) -> [String; 4] {
     let environment = &record.environment;
     [
         environment.host.clone(),
@@ -124,7 +162,6 @@ fn group_key(record: &Record) -> [String; 5] {
             .as_ref()
             .map(|gpu| gpu.name.clone())
             .unwrap_or_default(),
-        record.manifest.model.used.clone(),
     ]
 }
 
@@ -135,39 +172,44 @@ fn newest_start<'a>(runs: &[Run<'a>]) -> &'a str {
         .unwrap_or_default()
 }
 
-fn group_of(runs: Vec<Run<'_>>) -> Group<'_> {
-    let any_full = runs
-        .iter()
-        .any(|run| !run.record.manifest.quick && run.folder.outcome == Outcome::Complete);
-    let n_all = runs.len();
-    let wanted: Vec<Run<'_>> = runs
-        .into_iter()
-        .filter(|run| !(any_full && run.record.manifest.quick))
-        .collect();
-    let quick = !any_full;
-    let (peers, own): (Vec<_>, Vec<_>) = wanted
-        .into_iter()
-        .partition(|run| run.record.manifest.base_url.is_some());
-    let (arms, peers) = (arms_of(own), arms_of(peers));
+fn group_of<'a>(own: Vec<Run<'a>>, peers: Vec<Run<'a>>) -> Group<'a> {
+    let is_full =
+        |run: &Run<'_>| !run.record.manifest.quick && run.folder.outcome == Outcome::Complete;
+    let any_full = own.iter().chain(&peers).any(is_full);
+    let any_own_full = own.iter().any(is_full);
+    let n_own = own.len();
+    let arms = arms_of(
+        own.into_iter()
+            .filter(|run| !(any_own_full && run.record.manifest.quick)),
+    );
+    let peers = arms_of(
+        peers
+            .into_iter()
+            .filter(|run| !(any_full && run.record.manifest.quick)),
+    );
     let n_used: usize = arms
         .iter()
-        .chain(&peers)
         .map(|arm| arm.runs.len() + arm.failed.len())
         .sum();
     Group {
-        quick,
+        quick: !any_own_full,
         arms,
         peers,
-        n_superseded: n_all - n_used,
+        n_superseded: n_own - n_used,
     }
 }
 
-fn arms_of(runs: Vec<Run<'_>>) -> Vec<Arm<'_>> {
+fn arms_of<'a>(runs: impl Iterator<Item = Run<'a>>) -> Vec<Arm<'a>> {
     let mut experiments: BTreeMap<String, BTreeMap<String, Vec<Run<'_>>>> = BTreeMap::new();
     for run in runs {
         let manifest = &run.record.manifest;
-        let campaigns = experiments.entry(manifest.experiment.clone()).or_default();
-        campaigns
+        let name = match &manifest.base_url {
+            None => manifest.experiment.clone(),
+            Some(url) => format!("{} @ {url}", manifest.experiment),
+        };
+        experiments
+            .entry(name)
+            .or_default()
             .entry(manifest.campaign.clone())
             .or_default()
             .push(run);

@@ -3,7 +3,9 @@
 //! Templates come with the program, so a report always matches the code that computed it. A name
 //! that the context lacks, a null or a NaN where a figure belongs, fails the render.
 
+pub mod assemble;
 pub mod compare;
+mod configuration;
 pub mod context;
 pub mod format;
 mod seed_figures;
@@ -36,8 +38,20 @@ pub const REPORTS: &[Report] = &[
         template: include_str!("../../templates/00-final-performance-report.ko.md.j2"),
     },
     Report {
+        name: "01-comparison-with-vllm",
+        template: include_str!("../../templates/01-comparison-with-vllm.ko.md.j2"),
+    },
+    Report {
         name: "02-optimization-results",
         template: include_str!("../../templates/02-optimization-results.ko.md.j2"),
+    },
+    Report {
+        name: "03-deployment-guide",
+        template: include_str!("../../templates/03-deployment-guide.ko.md.j2"),
+    },
+    Report {
+        name: "04-multi-model",
+        template: include_str!("../../templates/04-multi-model.ko.md.j2"),
     },
 ];
 

@@ -36,6 +36,7 @@ pub struct CaseStats {
     pub max_ms: f64,
     pub spread_ms: f64,
     pub p50_ms: f64,
+    pub p95_ms: f64,
     pub p50_interval_ms: (f64, f64),
     pub p99_ms: f64,
     /// None where no response streamed.
@@ -149,6 +150,7 @@ fn case_stats(runs: &[&CaseSamples]) -> Option<CaseStats> {
         spread_ms: max_ms - min_ms,
         p50_ms: e2el.median()?,
         p50_interval_ms: median_interval(runs, |c| &c.e2el_ms)?,
+        p95_ms: e2el.percentile(0.95)?,
         p99_ms: e2el.percentile(0.99)?,
         ttft_p50_ms: ttft.and_then(|t| t.median()),
         ttft_p50_interval_ms: median_interval(runs, |c| &c.ttft_ms),
