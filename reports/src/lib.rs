@@ -20,7 +20,11 @@
 
 #![cfg_attr(
     test,
-    allow(clippy::unwrap_used, reason = "a test that cannot set itself up fails")
+    allow(
+        clippy::unwrap_used,
+        clippy::float_cmp,
+        reason = "tests fail loudly, on exact values"
+    )
 )]
 
 pub mod load;

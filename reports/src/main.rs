@@ -17,15 +17,15 @@ use reports::stats::verdict::VerdictConfig;
 #[derive(Debug, Parser)]
 #[command(name = "reports", version)]
 struct Args {
-    /// Folder of run folders.
-    #[arg(long, value_name = "DIR", default_value = "data/runs")]
-    runs: PathBuf,
-    /// Folder of imported figures.
-    #[arg(long, value_name = "DIR", default_value = "data/imported")]
-    imported: PathBuf,
-    /// Where the rendered reports go.
-    #[arg(long, value_name = "DIR", default_value = "reports/rendered")]
-    out: PathBuf,
+    /// Folder of run folders [default: data/runs of the repository]
+    #[arg(long, value_name = "DIR")]
+    runs: Option<PathBuf>,
+    /// Folder of imported figures [default: data/imported of the repository]
+    #[arg(long, value_name = "DIR")]
+    imported: Option<PathBuf>,
+    /// Where the rendered reports go [default: reports/rendered of the repository]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
     /// Only runs whose id, campaign or experiment contains one of these.
     #[arg(long, value_name = "PART", num_args = 1..)]
     select: Vec<String>,
@@ -64,17 +64,20 @@ fn run(args: &Args) -> anyhow::Result<()> {
             .map(|name| Report::find(name))
             .collect::<Result<_, _>>()?,
     };
+    let runs = input_folder(args.runs.as_deref(), "data/runs")?;
+    let imported = input_folder(args.imported.as_deref(), "data/imported")?;
+    let out = match &args.out {
+        Some(dir) => dir.clone(),
+        None => repository_root()?.join("reports/rendered"),
+    };
     let selection = Selection {
         runs: args.select.clone(),
         machine: args.machine.clone(),
     };
-    let records = load::load(&args.runs, &args.imported, |run| selection.keeps(run))?;
+    let records = load::load(&runs, &imported, |run| selection.keeps(run))?;
     let limited = !selection.runs.is_empty() || selection.machine.is_some();
     if records.runs.is_empty() && limited {
-        bail!(
-            "no run below {} matches --select/--machine",
-            args.runs.display()
-        );
+        bail!("no run below {} matches --select/--machine", runs.display());
     }
     let context = build(
         &records,
@@ -83,16 +86,38 @@ fn run(args: &Args) -> anyhow::Result<()> {
             ..Default::default()
         },
     );
-    print_summary(&context, &args.runs);
-    std::fs::create_dir_all(&args.out)
-        .with_context(|| format!("cannot create {}", args.out.display()))?;
+    print_summary(&context, &runs);
+    std::fs::create_dir_all(&out).with_context(|| format!("cannot create {}", out.display()))?;
     for report in chosen {
-        let path = args.out.join(report.file_name());
+        let path = out.join(report.file_name());
         let text = report.render(&context)?;
         std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
         println!("wrote {}", path.display());
     }
     Ok(())
+}
+
+/// A folder that was typed must exist; the repository's own may be missing (no run yet).
+fn input_folder(typed: Option<&Path>, default: &str) -> anyhow::Result<PathBuf> {
+    match typed {
+        Some(dir) if dir.is_dir() => Ok(dir.to_owned()),
+        Some(dir) => bail!("{} is no folder", dir.display()),
+        None => Ok(repository_root()?.join(default)),
+    }
+}
+
+/// The nearest folder upwards that holds `data/SCHEMA.md`.
+fn repository_root() -> anyhow::Result<PathBuf> {
+    let here = std::env::current_dir().context("the current folder cannot be read")?;
+    let root = here
+        .ancestors()
+        .find(|dir| dir.join("data/SCHEMA.md").is_file());
+    root.map(Path::to_owned).with_context(|| {
+        format!(
+            "{} lies in no repository with data/SCHEMA.md; give --runs, --imported and --out",
+            here.display()
+        )
+    })
 }
 
 fn print_summary(context: &ReportContext, runs_dir: &Path) {

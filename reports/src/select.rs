@@ -16,6 +16,7 @@ use crate::load::run_folder::{Outcome, Record, RunFolder};
 /// Runs on one machine with one model.
 #[derive(Debug)]
 pub struct Group<'a> {
+    /// The figures come from quick runs: there are no full ones.
     pub quick: bool,
     /// Sorted by experiment name.
     pub arms: Vec<Arm<'a>>,
@@ -191,8 +192,12 @@ fn group_of<'a>(own: Vec<Run<'a>>, peers: Vec<Run<'a>>) -> Group<'a> {
         .iter()
         .map(|arm| arm.runs.len() + arm.failed.len())
         .sum();
+    let quick = arms
+        .iter()
+        .flat_map(|arm| &arm.runs)
+        .any(|run| run.record.manifest.quick);
     Group {
-        quick: !any_own_full,
+        quick,
         arms,
         peers,
         n_superseded: n_own - n_used,

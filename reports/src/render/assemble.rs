@@ -222,7 +222,7 @@ fn commit_of(run: &Run<'_>) -> String {
     let commit = git
         .commit
         .as_deref()
-        .map_or("커밋 기록 없음", |c| c.get(..10).unwrap_or(c));
+        .map_or("기록 없음", |c| c.get(..10).unwrap_or(c));
     if git.dirty == Some(true) {
         format!("{commit} (커밋되지 않은 변경 있음)")
     } else {

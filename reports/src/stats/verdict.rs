@@ -237,6 +237,43 @@ mod tests {
         );
     }
 
+    /// Share of simulated campaigns (five starts an arm, three metrics of the same runs, noise of
+    /// 0.5 % between starts) in which any metric gets `word`, with a true change of `effect`.
+    fn share_with(word: Verdict, effect: f64, n_campaigns: usize) -> f64 {
+        let mut rng = crate::stats::rng::SplitMix64::new(1);
+        // Sum of twelve uniforms: near enough to normal, variance 1.
+        let mut normal = move || {
+            (0..12)
+                .map(|_| rng.below(1 << 30) as f64 / f64::from(1 << 30))
+                .sum::<f64>()
+                - 6.0
+        };
+        let mut hits = 0;
+        for _ in 0..n_campaigns {
+            let mut arm = |factor: f64| -> Vec<f64> {
+                (0..5)
+                    .map(|_| 1000.0 * factor * (1.0 + 0.005 * normal()))
+                    .collect()
+            };
+            let family: Vec<MetricSamples> = (0..3)
+                .map(|_| samples(Better::Lower, &arm(1.0), &arm(1.0 - effect)))
+                .collect();
+            let answers = compare_family(&family, VerdictConfig::default());
+            hits += usize::from(answers.iter().any(|c| c.verdict == word));
+        }
+        hits as f64 / n_campaigns as f64
+    }
+
+    #[test]
+    fn no_difference_is_rarely_called_one_and_three_per_cent_are_found() {
+        let false_verdicts =
+            share_with(Verdict::Faster, 0.0, 1000) + share_with(Verdict::Slower, 0.0, 1000);
+        assert!(false_verdicts <= 0.05, "{false_verdicts}");
+        let found = share_with(Verdict::Faster, 0.03, 1000);
+        assert!(found >= 0.8, "{found}");
+        assert!(share_with(Verdict::Same, 0.03, 1000) <= 0.05);
+    }
+
     #[test]
     fn a_family_asks_for_more_evidence_than_one_metric() {
         assert_eq!(runs_needed(1, 0.05), 4);
