@@ -53,10 +53,7 @@ pub struct StepOutput {
 #[derive(Debug, thiserror::Error)]
 pub enum ExecutorError {
     #[error("step failed on the {device}: {message}")]
-    Step {
-        device: &'static str,
-        message: String,
-    },
+    Step { device: &'static str, message: String },
 }
 
 /// What was chosen at start-up, for the log, `/server_info` and every run record.

@@ -58,12 +58,7 @@ pub enum ElementFormat {
 /// One weight matrix, `y = W x` with `W: [n_out, n_in]`.
 #[derive(Debug, Clone)]
 pub enum Matrix<'a> {
-    Rows {
-        format: ElementFormat,
-        n_out: usize,
-        n_in: usize,
-        bytes: Cow<'a, [u8]>,
-    },
+    Rows { format: ElementFormat, n_out: usize, n_in: usize, bytes: Cow<'a, [u8]> },
     Awq(AwqMatrix<'a>),
 }
 
@@ -89,17 +84,9 @@ pub enum WeightError {
     #[error("the checkpoint has no tensor {name}")]
     Missing { name: String },
     #[error("tensor {name} has shape {found:?}, the configuration asks for {expected:?}")]
-    Shape {
-        name: String,
-        found: Vec<usize>,
-        expected: Vec<usize>,
-    },
+    Shape { name: String, found: Vec<usize>, expected: Vec<usize> },
     #[error("tensor {name} has format {format}, which is not supported; supported: {supported}")]
-    Format {
-        name: String,
-        format: String,
-        supported: &'static str,
-    },
+    Format { name: String, format: String, supported: &'static str },
 }
 
 /// An opened checkpoint: safetensors folder, GGUF file or synthetic.
