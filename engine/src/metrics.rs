@@ -393,14 +393,19 @@ mod tests {
             assert!(name.chars().all(is_name_char), "{name}");
             match kind.as_str() {
                 "histogram" => assert!(
-                    ["_bucket", "_sum", "_count"].iter().any(|s| name == family.clone() + s),
+                    ["_bucket", "_sum", "_count"]
+                        .iter()
+                        .any(|s| name == family.clone() + s),
                     "{name} in {family}"
                 ),
                 _ => assert_eq!(name, family),
             }
             assert!(series.ends_with('}'));
             let value = value.parse().unwrap();
-            assert!(samples.insert(series.to_owned(), value).is_none(), "{series} appears twice");
+            assert!(
+                samples.insert(series.to_owned(), value).is_none(),
+                "{series} appears twice"
+            );
         }
         samples
     }
@@ -432,23 +437,45 @@ mod tests {
         assert_eq!(value("vllm:prompt_tokens_total{model_name=\"m\"}"), 7.0);
         assert_eq!(value("vllm:generation_tokens_total{model_name=\"m\"}"), 0.0);
         assert_eq!(value("engine_aborted_total{model_name=\"m\"}"), 1.0);
-        assert_eq!(value("engine_steps_total{model_name=\"m\",kind=\"mixed\"}"), 1.0);
+        assert_eq!(
+            value("engine_steps_total{model_name=\"m\",kind=\"mixed\"}"),
+            1.0
+        );
         let aborted = "vllm:request_success_total{model_name=\"m\",finished_reason=\"abort\"}";
         assert_eq!(value(aborted), 1.0);
         // A bound belongs to its bucket, buckets are cumulative, the last one counts all.
         let bucket = |le: &str| {
-            value(&format!("vllm:time_to_first_token_seconds_bucket{{model_name=\"m\",le=\"{le}\"}}"))
+            value(&format!(
+                "vllm:time_to_first_token_seconds_bucket{{model_name=\"m\",le=\"{le}\"}}"
+            ))
         };
-        assert_eq!([bucket("0.01"), bucket("0.02"), bucket("0.04"), bucket("+Inf")], [0.0, 1.0, 2.0, 3.0]);
-        assert_eq!(value("vllm:time_to_first_token_seconds_count{model_name=\"m\"}"), 3.0);
-        assert_eq!(value("vllm:time_to_first_token_seconds_sum{model_name=\"m\"}"), 1_000_000.05);
+        assert_eq!(
+            [
+                bucket("0.01"),
+                bucket("0.02"),
+                bucket("0.04"),
+                bucket("+Inf")
+            ],
+            [0.0, 1.0, 2.0, 3.0]
+        );
+        assert_eq!(
+            value("vllm:time_to_first_token_seconds_count{model_name=\"m\"}"),
+            3.0
+        );
+        assert_eq!(
+            value("vllm:time_to_first_token_seconds_sum{model_name=\"m\"}"),
+            1_000_000.05
+        );
     }
 
     #[test]
     fn preemptions_are_counted_once_however_often_they_are_reported() {
         let metrics = Metrics::new("m");
         for n_preemptions in [1, 1, 4] {
-            metrics.record_stats(&SchedulerStats { n_preemptions, ..SchedulerStats::default() });
+            metrics.record_stats(&SchedulerStats {
+                n_preemptions,
+                ..SchedulerStats::default()
+            });
         }
         assert_eq!(metrics.preemptions.get(), 4);
     }
@@ -457,7 +484,10 @@ mod tests {
     fn labels_are_escaped() {
         let metrics = Metrics::new("a\"b\\c\nd");
         let text = metrics.render();
-        assert!(text.contains(r#"vllm:num_requests_running{model_name="a\"b\\c\nd"} 0"#), "{text}");
+        assert!(
+            text.contains(r#"vllm:num_requests_running{model_name="a\"b\\c\nd"} 0"#),
+            "{text}"
+        );
         parse(&text);
     }
 }

@@ -8,15 +8,17 @@ use proptest::prelude::*;
 
 use super::policy::{Candidate, MAX_HANDICAP_US};
 use super::*;
-use crate::executor::{Executor, StepOutput};
 use crate::executor::mock::{MockConfig, MockExecutor};
+use crate::executor::{Executor, StepOutput};
 use crate::kv::PAGE_TOKENS;
 use crate::request::{SampledToken, SamplingParams, Usage};
 
 fn request(id: u64, n_prompt: usize, max_new_tokens: usize) -> Request {
     Request {
         id: RequestId(id),
-        prompt: (0..n_prompt as u32).map(|i| i * 31 + id as u32 * 1009).collect(),
+        prompt: (0..n_prompt as u32)
+            .map(|i| i * 31 + id as u32 * 1009)
+            .collect(),
         sampling: Arc::new(SamplingParams::default()),
         max_new_tokens,
         stop_token_ids: Arc::from([]),
@@ -25,11 +27,17 @@ fn request(id: u64, n_prompt: usize, max_new_tokens: usize) -> Request {
 }
 
 fn mock(n_pages: usize) -> MockExecutor {
-    MockExecutor::new(MockConfig { n_pages, ..MockConfig::default() })
+    MockExecutor::new(MockConfig {
+        n_pages,
+        ..MockConfig::default()
+    })
 }
 
 fn config(n_pages: usize) -> SchedulerConfig {
-    SchedulerConfig { max_total_tokens: n_pages * PAGE_TOKENS, ..SchedulerConfig::default() }
+    SchedulerConfig {
+        max_total_tokens: n_pages * PAGE_TOKENS,
+        ..SchedulerConfig::default()
+    }
 }
 
 const T0: Duration = Duration::ZERO;
@@ -37,7 +45,14 @@ const T0: Duration = Duration::ZERO;
 fn shape(plan: &StepPlan) -> Vec<(u64, usize, usize, bool)> {
     plan.rows
         .iter()
-        .map(|row| (row.request.0, row.start, row.tokens.len(), row.sample.is_some()))
+        .map(|row| {
+            (
+                row.request.0,
+                row.start,
+                row.tokens.len(),
+                row.sample.is_some(),
+            )
+        })
         .collect()
 }
 
@@ -72,7 +87,10 @@ fn collect(
 ) {
     for (id, event) in events {
         let (tokens, last) = results.entry(id.0).or_default();
-        assert_eq!(*last, None, "request {id} got {event:?} after its last event");
+        assert_eq!(
+            *last, None,
+            "request {id} got {event:?} after its last event"
+        );
         match event {
             TokenEvent::Token(token) => tokens.push(token.token),
             event => *last = Some(event),
@@ -86,9 +104,16 @@ fn run_alone(request: &Request, stop: Option<(u32, u64)>) -> Vec<u32> {
         chunked_prefill_size: None,
         ..config(n_pages)
     });
-    let mut executor = MockExecutor::new(MockConfig { n_pages, stop, ..MockConfig::default() });
+    let mut executor = MockExecutor::new(MockConfig {
+        n_pages,
+        stop,
+        ..MockConfig::default()
+    });
     scheduler.add(request.clone(), T0).unwrap();
-    run(&mut scheduler, &mut executor).remove(&request.id.0).unwrap().0
+    run(&mut scheduler, &mut executor)
+        .remove(&request.id.0)
+        .unwrap()
+        .0
 }
 
 #[test]
@@ -100,14 +125,18 @@ fn a_prompt_is_computed_in_chunks_and_then_decoded() {
     });
     let mut executor = mock(64);
     scheduler.add(request(1, 90, 2), T0).unwrap();
-    let shapes: Vec<_> =
-        (0..4).map(|_| shape(&step(&mut scheduler, &mut executor).0)).collect();
-    assert_eq!(shapes, [
-        vec![(1, 0, 40, false)],
-        vec![(1, 40, 40, false)],
-        vec![(1, 80, 10, true)],
-        vec![(1, 90, 1, true)],
-    ]);
+    let shapes: Vec<_> = (0..4)
+        .map(|_| shape(&step(&mut scheduler, &mut executor).0))
+        .collect();
+    assert_eq!(
+        shapes,
+        [
+            vec![(1, 0, 40, false)],
+            vec![(1, 40, 40, false)],
+            vec![(1, 80, 10, true)],
+            vec![(1, 90, 1, true)],
+        ]
+    );
     assert!(scheduler.is_idle());
     assert_eq!(scheduler.stats().n_pages_used, 0);
 }
@@ -137,7 +166,10 @@ fn without_chunking_a_prompt_stays_whole_and_over_the_budget_runs_alone() {
     for (id, n_prompt) in [(1, 100), (2, 30), (3, 30), (4, 30)] {
         scheduler.add(request(id, n_prompt, 1), T0).unwrap();
     }
-    assert_eq!(shape(&step(&mut scheduler, &mut executor).0), [(1, 0, 100, true)]);
+    assert_eq!(
+        shape(&step(&mut scheduler, &mut executor).0),
+        [(1, 0, 100, true)]
+    );
     let second = shape(&step(&mut scheduler, &mut executor).0);
     assert_eq!(second, [(2, 0, 30, true), (3, 0, 30, true)]);
 }
@@ -153,10 +185,14 @@ fn prefill_and_decode_take_turns() {
     scheduler.add(request(1, 10, 20), T0).unwrap();
     step(&mut scheduler, &mut executor);
     scheduler.add(request(2, 64, 20), T0).unwrap();
-    let kinds: Vec<_> =
-        (0..7).map(|_| StepKind::of(&step(&mut scheduler, &mut executor).0)).collect();
+    let kinds: Vec<_> = (0..7)
+        .map(|_| StepKind::of(&step(&mut scheduler, &mut executor).0))
+        .collect();
     use StepKind::{Decode, Prefill};
-    assert_eq!(kinds, [Decode, Prefill, Decode, Prefill, Decode, Prefill, Decode]);
+    assert_eq!(
+        kinds,
+        [Decode, Prefill, Decode, Prefill, Decode, Prefill, Decode]
+    );
 }
 
 #[test]
@@ -182,12 +218,16 @@ fn with_mixed_chunk_decode_rows_ride_along_at_the_chunks_cost() {
 
 #[test]
 fn a_burst_is_no_longer_than_its_shortest_row() {
-    let mut scheduler =
-        Scheduler::new(SchedulerConfig { n_continuous_decode_steps: 4, ..config(64) });
+    let mut scheduler = Scheduler::new(SchedulerConfig {
+        n_continuous_decode_steps: 4,
+        ..config(64)
+    });
     let mut executor = mock(64);
     scheduler.add(request(1, 10, 4), T0).unwrap();
     scheduler.add(request(2, 10, 9), T0).unwrap();
-    let n_steps: Vec<_> = (0..4).map(|_| step(&mut scheduler, &mut executor).0.n_steps).collect();
+    let n_steps: Vec<_> = (0..4)
+        .map(|_| step(&mut scheduler, &mut executor).0.n_steps)
+        .collect();
     // Prefill makes token 1; request 1 has 3 left, then request 2 has 5 left.
     assert_eq!(n_steps, [1, 3, 4, 1]);
     assert!(scheduler.is_idle());
@@ -195,16 +235,20 @@ fn a_burst_is_no_longer_than_its_shortest_row() {
 
 #[test]
 fn a_burst_shrinks_to_the_pages_that_are_left() {
-    let mut scheduler =
-        Scheduler::new(SchedulerConfig { n_continuous_decode_steps: 8, ..config(2) });
+    let mut scheduler = Scheduler::new(SchedulerConfig {
+        n_continuous_decode_steps: 8,
+        ..config(2)
+    });
     let mut executor = mock(2);
     scheduler.add(request(1, 12, 8), T0).unwrap();
     step(&mut scheduler, &mut executor);
     // 19 tokens' KV would need 2 pages: both are there.
     assert_eq!(step(&mut scheduler, &mut executor).0.n_steps, 7);
 
-    let mut scheduler =
-        Scheduler::new(SchedulerConfig { n_continuous_decode_steps: 8, ..config(3) });
+    let mut scheduler = Scheduler::new(SchedulerConfig {
+        n_continuous_decode_steps: 8,
+        ..config(3)
+    });
     let mut executor = mock(3);
     scheduler.add(request(1, 12, 20), T0).unwrap();
     scheduler.add(request(2, 12, 20), T0).unwrap();
@@ -213,25 +257,41 @@ fn a_burst_shrinks_to_the_pages_that_are_left() {
     // 4 tokens fit the present pages; for the 5th both would need a page and one is left.
     assert_eq!(step(&mut scheduler, &mut executor).0.n_steps, 4);
     let (plan, _) = step(&mut scheduler, &mut executor);
-    assert_eq!(shape(&plan), [(1, 16, 1, true)], "the last admitted one is preempted");
+    assert_eq!(
+        shape(&plan),
+        [(1, 16, 1, true)],
+        "the last admitted one is preempted"
+    );
     assert_eq!(scheduler.stats().n_preemptions, 1);
 }
 
 #[test]
 fn a_stop_id_inside_a_burst_discards_the_rest() {
-    let mut scheduler =
-        Scheduler::new(SchedulerConfig { n_continuous_decode_steps: 4, ..config(8) });
+    let mut scheduler = Scheduler::new(SchedulerConfig {
+        n_continuous_decode_steps: 4,
+        ..config(8)
+    });
     let script: Arc<[u32]> = Arc::from([5, 6, 7, 8, 9]);
     let mut executor = MockExecutor::new(MockConfig {
         n_pages: 8,
         script: Some(script),
         ..MockConfig::default()
     });
-    let stop = Request { stop_token_ids: Arc::from([7]), ..request(1, 3, 10) };
+    let stop = Request {
+        stop_token_ids: Arc::from([7]),
+        ..request(1, 3, 10)
+    };
     scheduler.add(stop, T0).unwrap();
     let results = run(&mut scheduler, &mut executor);
-    let usage = Usage { prompt_tokens: 3, completion_tokens: 3, cached_tokens: 0 };
-    let last = TokenEvent::Finished { reason: FinishReason::Stop, usage };
+    let usage = Usage {
+        prompt_tokens: 3,
+        completion_tokens: 3,
+        cached_tokens: 0,
+    };
+    let last = TokenEvent::Finished {
+        reason: FinishReason::Stop,
+        usage,
+    };
     assert_eq!(results[&1], (vec![5, 6, 7], Some(last)));
 }
 
@@ -248,14 +308,21 @@ fn preemption_changes_no_token() {
     assert!(scheduler.stats().n_preemptions > 0);
     assert_eq!(scheduler.stats().n_pages_used, 0);
     for request in &requests {
-        assert_eq!(results[&request.id.0].0, run_alone(request, None), "request {}", request.id);
+        assert_eq!(
+            results[&request.id.0].0,
+            run_alone(request, None),
+            "request {}",
+            request.id
+        );
     }
 }
 
 #[test]
 fn cancel_frees_pages_at_once_wherever_the_request_is() {
-    let mut scheduler =
-        Scheduler::new(SchedulerConfig { max_running_requests: 2, ..config(16) });
+    let mut scheduler = Scheduler::new(SchedulerConfig {
+        max_running_requests: 2,
+        ..config(16)
+    });
     let mut executor = mock(16);
     for id in 1..=3 {
         scheduler.add(request(id, 20, 10), T0).unwrap();
@@ -264,8 +331,15 @@ fn cancel_frees_pages_at_once_wherever_the_request_is() {
     let plan = scheduler.plan(T0);
     let used_before = scheduler.stats().n_pages_used;
     // Running, with a step under way.
-    let usage = Usage { prompt_tokens: 20, completion_tokens: 1, cached_tokens: 0 };
-    let last = TokenEvent::Finished { reason: FinishReason::Cancelled, usage };
+    let usage = Usage {
+        prompt_tokens: 20,
+        completion_tokens: 1,
+        cached_tokens: 0,
+    };
+    let last = TokenEvent::Finished {
+        reason: FinishReason::Cancelled,
+        usage,
+    };
     assert_eq!(scheduler.cancel(RequestId(1)), Some(last));
     assert_eq!(scheduler.stats().n_pages_used, used_before - 2);
     assert_eq!(scheduler.cancel(RequestId(1)), None);
@@ -283,14 +357,24 @@ fn cancel_frees_pages_at_once_wherever_the_request_is() {
 
 #[test]
 fn a_failed_step_ends_its_requests_only() {
-    let mut scheduler =
-        Scheduler::new(SchedulerConfig { max_running_requests: 1, ..config(16) });
+    let mut scheduler = Scheduler::new(SchedulerConfig {
+        max_running_requests: 1,
+        ..config(16)
+    });
     let mut executor = mock(16);
     scheduler.add(request(1, 20, 10), T0).unwrap();
     scheduler.add(request(2, 20, 3), T0).unwrap();
     let plan = scheduler.plan(T0);
     let events = scheduler.fail(&plan, "broken");
-    assert_eq!(events, [(RequestId(1), TokenEvent::Failed { message: "broken".into() })]);
+    assert_eq!(
+        events,
+        [(
+            RequestId(1),
+            TokenEvent::Failed {
+                message: "broken".into()
+            }
+        )]
+    );
     scheduler.check_integrity().unwrap();
     let results = run(&mut scheduler, &mut executor);
     assert_eq!(results[&2].0, run_alone(&request(2, 20, 3), None));
@@ -302,29 +386,46 @@ fn an_executor_that_returns_too_little_or_too_much_does_no_harm() {
     scheduler.add(request(1, 5, 10), T0).unwrap();
     scheduler.add(request(2, 5, 10), T0).unwrap();
     let plan = scheduler.plan(T0);
-    let token = SampledToken { token: 3, logprob: None, top_logprobs: Vec::new() };
-    let output = StepOutput { rows: vec![vec![token.clone(), token.clone()]] };
+    let token = SampledToken {
+        token: 3,
+        logprob: None,
+        top_logprobs: Vec::new(),
+    };
+    let output = StepOutput {
+        rows: vec![vec![token.clone(), token.clone()]],
+    };
     let events = scheduler.commit(&plan, output);
     assert_eq!(events[0], (RequestId(1), TokenEvent::Token(token)));
-    assert!(matches!(events[1], (RequestId(2), TokenEvent::Failed { .. })));
+    assert!(matches!(
+        events[1],
+        (RequestId(2), TokenEvent::Failed { .. })
+    ));
     assert_eq!(events.len(), 2);
     scheduler.check_integrity().unwrap();
 }
 
 #[test]
 fn what_could_never_run_is_refused_with_the_limit() {
-    let mut scheduler =
-        Scheduler::new(SchedulerConfig { max_total_tokens: 100, ..SchedulerConfig::default() });
+    let mut scheduler = Scheduler::new(SchedulerConfig {
+        max_total_tokens: 100,
+        ..SchedulerConfig::default()
+    });
     let error = scheduler.add(request(1, 90, 7), T0).unwrap_err();
     assert_eq!(
         error.to_string(),
         "90 prompt tokens and 7 output tokens exceed the KV pool of 96 tokens"
     );
-    assert_eq!(scheduler.add(request(1, 0, 7), T0), Err(AddError::EmptyPrompt));
+    assert_eq!(
+        scheduler.add(request(1, 0, 7), T0),
+        Err(AddError::EmptyPrompt)
+    );
     assert_eq!(scheduler.add(request(1, 4, 0), T0), Err(AddError::NoOutput));
     assert!(scheduler.add(request(1, 4, usize::MAX), T0).is_err());
     scheduler.add(request(1, 90, 6), T0).unwrap();
-    assert_eq!(scheduler.add(request(1, 9, 6), T0), Err(AddError::Duplicate(RequestId(1))));
+    assert_eq!(
+        scheduler.add(request(1, 9, 6), T0),
+        Err(AddError::Duplicate(RequestId(1)))
+    );
 }
 
 /// Ids in the order in which they are admitted, one at a time.
@@ -354,28 +455,51 @@ fn admission_order(policy: PolicyName, requests: Vec<(Request, Duration)>) -> Ve
 #[test]
 fn each_policy_has_its_order() {
     let at_once = |requests: Vec<Request>| requests.into_iter().map(|r| (r, T0)).collect();
-    let mixed = || at_once(vec![request(1, 50, 30), request(2, 10, 40), request(3, 20, 5)]);
+    let mixed = || {
+        at_once(vec![
+            request(1, 50, 30),
+            request(2, 10, 40),
+            request(3, 20, 5),
+        ])
+    };
     assert_eq!(admission_order(PolicyName::Fcfs, mixed()), [1, 2, 3]);
     assert_eq!(admission_order(PolicyName::Lof, mixed()), [3, 2, 1]);
-    assert_eq!(admission_order(PolicyName::LongestOutputFirst, mixed()), [2, 1, 3]);
+    assert_eq!(
+        admission_order(PolicyName::LongestOutputFirst, mixed()),
+        [2, 1, 3]
+    );
     assert_eq!(admission_order(PolicyName::Lpm, mixed()), [1, 2, 3]);
     assert_eq!(admission_order(PolicyName::DfsWeight, mixed()), [1, 2, 3]);
 
-    let with_priority = |id, priority| Request { priority, ..request(id, 5, 2) };
+    let with_priority = |id, priority| Request {
+        priority,
+        ..request(id, 5, 2)
+    };
     let order = admission_order(
         PolicyName::Priority,
-        at_once(vec![with_priority(1, 0), with_priority(2, -1), with_priority(3, 2)]),
+        at_once(vec![
+            with_priority(1, 0),
+            with_priority(2, -1),
+            with_priority(3, 2),
+        ]),
     );
     assert_eq!(order, [3, 1, 2]);
 
     let many = || at_once((0..20).map(|id| request(id, 5, 2)).collect());
     let random = admission_order(PolicyName::Random, many());
     assert_ne!(random, (0..20).collect::<Vec<_>>());
-    assert_eq!(random, admission_order(PolicyName::Random, many()), "seeded");
+    assert_eq!(
+        random,
+        admission_order(PolicyName::Random, many()),
+        "seeded"
+    );
 }
 
 fn with_prompt(id: u64, prompt: Vec<u32>) -> Request {
-    Request { prompt: prompt.into(), ..request(id, 1, 2) }
+    Request {
+        prompt: prompt.into(),
+        ..request(id, 1, 2)
+    }
 }
 
 #[test]
@@ -387,11 +511,16 @@ fn lpm_prefers_what_shares_a_prefix_with_the_running() {
     });
     let mut executor = mock(64);
     let system: Vec<u32> = (500..540).collect();
-    let long = Request { max_new_tokens: 50, ..with_prompt(1, system.clone()) };
+    let long = Request {
+        max_new_tokens: 50,
+        ..with_prompt(1, system.clone())
+    };
     scheduler.add(long, T0).unwrap();
     step(&mut scheduler, &mut executor);
     scheduler.add(request(2, 40, 2), T0).unwrap();
-    scheduler.add(with_prompt(3, [&system[..], &[1, 2, 3]].concat()), T0).unwrap();
+    scheduler
+        .add(with_prompt(3, [&system[..], &[1, 2, 3]].concat()), T0)
+        .unwrap();
     step(&mut scheduler, &mut executor);
     let (plan, _) = step(&mut scheduler, &mut executor);
     assert_eq!(shape(&plan), [(3, 0, 43, true)]);
@@ -413,12 +542,32 @@ fn dfs_weight_walks_the_heaviest_subtree_first() {
         with_prompt(6, prefix(2000, 50)),
         with_prompt(7, (2000..2032).collect()),
     ];
-    let order = admission_order(
-        PolicyName::DfsWeight,
-        requests.into_iter().map(|request| (request, T0)).collect(),
-    );
+    let mut scheduler = Scheduler::new(SchedulerConfig {
+        policy: PolicyName::DfsWeight,
+        ..config(256)
+    });
+    for request in requests {
+        scheduler.add(request, T0).unwrap();
+    }
+    let admitted = |plan: &StepPlan| {
+        plan.rows
+            .iter()
+            .map(|row| row.request.0)
+            .collect::<Vec<_>>()
+    };
+    let (plan, _) = step(&mut scheduler, &mut mock(256));
     // 2000…: four, with the prompt that is the prefix itself first, then the pair; 1000…: two.
-    assert_eq!(order, [7, 5, 6, 2, 1, 4, 3]);
+    assert_eq!(admitted(&plan), [7, 5, 6, 2, 1, 4, 3]);
+
+    // A light subtree that is running goes before a heavy one that is not.
+    for id in [11, 12] {
+        scheduler.add(with_prompt(id, prefix(3000, 0)), T0).unwrap();
+    }
+    scheduler
+        .add(with_prompt(13, prefix(1000, 99)), T0)
+        .unwrap();
+    scheduler.decode_is_due = false;
+    assert_eq!(admitted(&scheduler.plan(T0)), [13, 11, 12]);
 }
 
 #[test]
@@ -446,7 +595,10 @@ fn nothing_starves_under_any_policy() {
         });
         let disliked = match policy {
             PolicyName::LongestOutputFirst => request(0, 10, 1),
-            _ => Request { priority: i32::MIN, ..request(0, 30_000, 30_000) },
+            _ => Request {
+                priority: i32::MIN,
+                ..request(0, 30_000, 30_000)
+            },
         };
         scheduler.add(disliked, T0).unwrap();
         scheduler.add(request(1, 10, 1), T0).unwrap();
@@ -457,18 +609,37 @@ fn nothing_starves_under_any_policy() {
             if plan.rows.iter().any(|row| row.request.0 == 0) {
                 break now;
             }
-            let token = SampledToken { token: 0, logprob: None, top_logprobs: Vec::new() };
-            let output = StepOutput { rows: vec![vec![token]; plan.rows.len()] };
+            let token = SampledToken {
+                token: 0,
+                logprob: None,
+                top_logprobs: Vec::new(),
+            };
+            let output = StepOutput {
+                rows: vec![vec![token]; plan.rows.len()],
+            };
             scheduler.commit(&plan, output);
             now += Duration::from_millis(10);
             assert!(now <= bound + Duration::from_secs(1), "{policy} starves");
-            let n_output = if policy == PolicyName::LongestOutputFirst { 30_000 } else { 1 };
+            let n_output = if policy == PolicyName::LongestOutputFirst {
+                30_000
+            } else {
+                1
+            };
             scheduler
-                .add(Request { priority: i32::MAX, ..request(next_id, 10, n_output) }, now)
+                .add(
+                    Request {
+                        priority: i32::MAX,
+                        ..request(next_id, 10, n_output)
+                    },
+                    now,
+                )
                 .unwrap();
             if let PolicyName::LongestOutputFirst = policy {
                 // Let it end after its first token, whatever it was allowed.
-                scheduler.running.iter_mut().for_each(|s| s.request.max_new_tokens = 1);
+                scheduler
+                    .running
+                    .iter_mut()
+                    .for_each(|s| s.request.max_new_tokens = 1);
             }
             next_id += 1;
         };
@@ -523,18 +694,20 @@ fn workload() -> impl Strategy<Value = Workload> {
             1usize..5,
             0..PolicyName::ALL.len(),
         )
-            .prop_map(move |(running, prefill, chunk, mixed_chunk, n_continuous, policy)| {
-                SchedulerConfig {
-                    max_total_tokens: n_tokens,
-                    max_running_requests: running,
-                    max_prefill_tokens: prefill,
-                    chunked_prefill_size: chunk,
-                    mixed_chunk,
-                    n_continuous_decode_steps: n_continuous,
-                    policy: PolicyName::ALL[policy],
-                    policy_seed: 1,
-                }
-            });
+            .prop_map(
+                move |(running, prefill, chunk, mixed_chunk, n_continuous, policy)| {
+                    SchedulerConfig {
+                        max_total_tokens: n_tokens,
+                        max_running_requests: running,
+                        max_prefill_tokens: prefill,
+                        chunked_prefill_size: chunk,
+                        mixed_chunk,
+                        n_continuous_decode_steps: n_continuous,
+                        policy: PolicyName::ALL[policy],
+                        policy_seed: 1,
+                    }
+                },
+            );
         let one = (1..n_tokens).prop_flat_map(move |n_prompt| {
             (
                 Just(n_prompt),
@@ -544,8 +717,13 @@ fn workload() -> impl Strategy<Value = Workload> {
             )
         });
         let stop = prop::option::of((Just(17u32), 2u64..40));
-        (config, prop::collection::vec(one, 1..14), stop)
-            .prop_map(|(config, requests, stop)| Workload { config, requests, stop })
+        (config, prop::collection::vec(one, 1..14), stop).prop_map(|(config, requests, stop)| {
+            Workload {
+                config,
+                requests,
+                stop,
+            }
+        })
     })
 }
 
