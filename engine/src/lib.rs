@@ -9,12 +9,15 @@
 pub mod config;
 pub mod engine_loop;
 pub mod executor;
+pub mod inspect;
 pub mod kv;
+pub mod launch;
 pub mod metrics;
 pub mod model;
 pub mod request;
 pub mod sampler;
 pub mod scheduler;
 pub mod server;
+pub mod source;
 pub mod text;
 pub mod weights;

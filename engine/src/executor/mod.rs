@@ -1,6 +1,7 @@
 //! Carries out a step that the scheduler planned. An executor decides nothing: which requests
 //! run, with which tokens and pages, is all in the [`StepPlan`].
 
+pub mod cpu;
 pub mod mock;
 
 use std::sync::Arc;

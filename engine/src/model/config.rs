@@ -1,7 +1,10 @@
 //! The shapes and options of one decoder-only transformer: Qwen3, Qwen2/2.5 or Llama.
 //!
 //! All three are the same block (RMSNorm, GQA attention with RoPE, SwiGLU) and differ in
-//! the switches below. Read from `config.json` or from GGUF metadata.
+//! the switches below. Read from `config.json` ([`super::config_json`]) or from GGUF metadata.
+//!
+//! Every size passes [`ModelConfig::validated`] before anything is allocated for it: a
+//! checkpoint is a stranger's file, and one absurd number in it must not take the memory.
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -53,4 +56,198 @@ pub enum RopeScaling {
     Dynamic { factor: f32, original: usize },
     Llama3 { factor: f32, low_freq: f32, high_freq: f32, original: usize },
     Yarn { factor: f32, original: usize, beta_fast: f32, beta_slow: f32, attention_factor: f32 },
+}
+
+/// Why a configuration was refused; names the key, the value and the limit.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("{file}: {message}")]
+    File { file: String, message: String },
+    #[error("the model configuration has no {key}")]
+    Missing { key: String },
+    #[error("{key} is {value}; it must be {limit}")]
+    Invalid {
+        key: String,
+        value: String,
+        limit: String,
+    },
+    #[error("{key} is {value}, which is not supported; supported: {supported}")]
+    Unsupported {
+        key: String,
+        value: String,
+        supported: &'static str,
+    },
+}
+
+impl ConfigError {
+    pub(crate) fn invalid(
+        key: impl Into<String>,
+        value: impl ToString,
+        limit: impl Into<String>,
+    ) -> Self {
+        Self::Invalid {
+            key: key.into(),
+            value: value.to_string(),
+            limit: limit.into(),
+        }
+    }
+}
+
+/// Largest values taken from a file. Far above any published model, far below what overflows.
+mod limit {
+    pub const LAYERS: usize = 1024;
+    pub const HIDDEN: usize = 1 << 17;
+    pub const INTERMEDIATE: usize = 1 << 20;
+    pub const HEADS: usize = 4096;
+    pub const HEAD_DIM: usize = 1024;
+    pub const VOCAB: usize = 1 << 22;
+    pub const CONTEXT: usize = 1 << 27;
+    pub const MATRIX_ELEMENTS: usize = 1 << 36;
+    pub const EOS_IDS: usize = 64;
+}
+
+impl ModelConfig {
+    /// Width of all query heads together: `n_q_heads * head_dim`.
+    pub fn q_width(&self) -> usize {
+        self.n_q_heads * self.head_dim
+    }
+
+    /// Width of all key (or value) heads together: `n_kv_heads * head_dim`.
+    pub fn kv_width(&self) -> usize {
+        self.n_kv_heads * self.head_dim
+    }
+
+    /// Elements of K and V that one token leaves in the cache, over all layers.
+    pub fn kv_elements_per_token(&self) -> usize {
+        2 * self.n_layers * self.kv_width()
+    }
+
+    /// Checks every size against the limits and against the others.
+    pub fn validated(self) -> Result<Self, ConfigError> {
+        in_range("number of layers", self.n_layers, 1, limit::LAYERS)?;
+        in_range("hidden size", self.hidden, 1, limit::HIDDEN)?;
+        in_range(
+            "intermediate size",
+            self.intermediate,
+            1,
+            limit::INTERMEDIATE,
+        )?;
+        in_range("number of attention heads", self.n_q_heads, 1, limit::HEADS)?;
+        in_range(
+            "number of key-value heads",
+            self.n_kv_heads,
+            1,
+            self.n_q_heads,
+        )?;
+        in_range("head dimension", self.head_dim, 2, limit::HEAD_DIM)?;
+        in_range("vocabulary size", self.vocab, 1, limit::VOCAB)?;
+        in_range("context length", self.context_length, 1, limit::CONTEXT)?;
+        in_range(
+            "number of end-of-sequence ids",
+            self.eos_token_ids.len(),
+            0,
+            limit::EOS_IDS,
+        )?;
+        if !self.n_q_heads.is_multiple_of(self.n_kv_heads) {
+            return Err(ConfigError::invalid(
+                "number of attention heads",
+                self.n_q_heads,
+                format!("a multiple of the {} key-value heads", self.n_kv_heads),
+            ));
+        }
+        if !self.head_dim.is_multiple_of(2) {
+            let limit = "even, because RoPE turns pairs";
+            return Err(ConfigError::invalid("head dimension", self.head_dim, limit));
+        }
+        // No product overflows: each factor was bounded above.
+        for (name, elements) in [
+            ("vocabulary x hidden size", self.vocab * self.hidden),
+            (
+                "intermediate x hidden size",
+                self.intermediate * self.hidden,
+            ),
+            ("query width x hidden size", self.q_width() * self.hidden),
+        ] {
+            in_range(name, elements, 1, limit::MATRIX_ELEMENTS)?;
+        }
+        for &id in self.eos_token_ids.iter().chain(&self.bos_token_id) {
+            if id as usize >= self.vocab {
+                let limit = format!("below the vocabulary size {}", self.vocab);
+                return Err(ConfigError::invalid("special token id", id, limit));
+            }
+        }
+        finite("rms_norm_eps", self.rms_norm_eps, 0.0, 1.0)?;
+        finite("rope theta", self.rope.theta, 1.0, 1e12)?;
+        self.rope.scaling.check()?;
+        Ok(self)
+    }
+}
+
+impl RopeScaling {
+    fn check(&self) -> Result<(), ConfigError> {
+        const FACTOR: &str = "rope scaling factor";
+        const ORIGINAL: &str = "rope scaling's original context length";
+        match *self {
+            Self::None => Ok(()),
+            Self::Linear { factor } => finite(FACTOR, factor, 1e-3, 1e6),
+            Self::Dynamic { factor, original } => {
+                in_range(ORIGINAL, original, 1, limit::CONTEXT)?;
+                finite(FACTOR, factor, 1.0, 1e6)
+            }
+            Self::Llama3 {
+                factor,
+                low_freq,
+                high_freq,
+                original,
+            } => {
+                in_range(ORIGINAL, original, 1, limit::CONTEXT)?;
+                finite(FACTOR, factor, 1.0, 1e6)?;
+                finite("low_freq_factor", low_freq, 1e-6, 1e6)?;
+                finite("high_freq_factor", high_freq, 1e-6, 1e6)?;
+                if high_freq > low_freq {
+                    return Ok(());
+                }
+                let limit = format!("above low_freq_factor {low_freq}");
+                Err(ConfigError::invalid("high_freq_factor", high_freq, limit))
+            }
+            Self::Yarn {
+                factor,
+                original,
+                beta_fast,
+                beta_slow,
+                attention_factor,
+            } => {
+                in_range(ORIGINAL, original, 1, limit::CONTEXT)?;
+                finite(FACTOR, factor, 1.0, 1e6)?;
+                finite("beta_fast", beta_fast, 1e-6, 1e6)?;
+                finite("beta_slow", beta_slow, 1e-6, 1e6)?;
+                finite("attention_factor", attention_factor, 1e-3, 1e3)
+            }
+        }
+    }
+}
+
+/// YaRN's factor on the attention logits' scale (on cos and sin) where a file does not name
+/// one: `0.1 ln(factor) + 1` (Peng et al. 2023, section 3.4).
+pub fn yarn_attention_factor(factor: f32) -> f32 {
+    if factor <= 1.0 {
+        1.0
+    } else {
+        0.1 * factor.ln() + 1.0
+    }
+}
+
+fn in_range(key: &str, value: usize, min: usize, max: usize) -> Result<(), ConfigError> {
+    if (min..=max).contains(&value) {
+        return Ok(());
+    }
+    Err(ConfigError::invalid(key, value, format!("{min} to {max}")))
+}
+
+fn finite(key: &str, value: f32, min: f32, max: f32) -> Result<(), ConfigError> {
+    // NaN is in no range.
+    if (min..=max).contains(&value) {
+        return Ok(());
+    }
+    Err(ConfigError::invalid(key, value, format!("{min} to {max}")))
 }

@@ -1,2 +1,3 @@
 //! What a model is: its shapes and options. The arithmetic is the executors' business.
 pub mod config;
+pub mod config_json;

@@ -1,11 +1,26 @@
 //! Reads a checkpoint's tensors, whatever file they are in, under one set of names.
 //!
 //! Nothing is converted here: a matrix comes back in the format it has on disk (memory-mapped
-//! where the layout allows it), and each executor repacks it for its own kernels.
+//! where the layout allows it), and each executor repacks it for its own kernels. The bytes of
+//! a mapped matrix start wherever its file puts them: cast them only after checking alignment.
+//!
+//! One order holds for all families and files: rows of q and k are in the half-split order of
+//! RoPE (NeoX), so that a pair is `(i, i + head_dim / 2)`. Files that interleave are put back.
 
 use std::borrow::Cow;
 
-use crate::model::config::ModelConfig;
+use crate::model::config::{ConfigError, ModelConfig};
+use crate::source::{ModelFiles, ResolvedModel};
+
+pub mod awq;
+pub mod decode;
+pub mod fixture;
+pub mod format;
+pub mod gguf;
+pub mod names;
+pub mod preset;
+pub mod safetensors;
+pub mod synthetic;
 
 /// A matrix of the decoder by its role.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -58,7 +73,12 @@ pub enum ElementFormat {
 /// One weight matrix, `y = W x` with `W: [n_out, n_in]`.
 #[derive(Debug, Clone)]
 pub enum Matrix<'a> {
-    Rows { format: ElementFormat, n_out: usize, n_in: usize, bytes: Cow<'a, [u8]> },
+    Rows {
+        format: ElementFormat,
+        n_out: usize,
+        n_in: usize,
+        bytes: Cow<'a, [u8]>,
+    },
     Awq(AwqMatrix<'a>),
 }
 
@@ -84,9 +104,19 @@ pub enum WeightError {
     #[error("the checkpoint has no tensor {name}")]
     Missing { name: String },
     #[error("tensor {name} has shape {found:?}, the configuration asks for {expected:?}")]
-    Shape { name: String, found: Vec<usize>, expected: Vec<usize> },
+    Shape {
+        name: String,
+        found: Vec<usize>,
+        expected: Vec<usize>,
+    },
     #[error("tensor {name} has format {format}, which is not supported; supported: {supported}")]
-    Format { name: String, format: String, supported: &'static str },
+    Format {
+        name: String,
+        format: String,
+        supported: &'static str,
+    },
+    #[error(transparent)]
+    Config(#[from] ConfigError),
 }
 
 /// An opened checkpoint: safetensors folder, GGUF file or synthetic.
@@ -98,4 +128,128 @@ pub trait Checkpoint: Send + Sync {
     fn vector(&self, id: VectorId) -> Result<Vec<f32>, WeightError>;
     /// One line for logs and records: `awq 4-bit, group 128`, `gguf Q4_1`, `dummy awq seed 0`.
     fn format_name(&self) -> String;
+    /// How a matrix is stored and how large it is, without making its bytes.
+    fn storage(&self, id: MatrixId) -> Result<MatrixStorage, WeightError> {
+        Ok(self.matrix(id)?.storage())
+    }
+}
+
+/// A matrix's format and size, for reports.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct MatrixStorage {
+    /// `F16`, `Q4_1`, `AWQ 4-bit, group 128`, …
+    pub format: String,
+    pub n_elements: u64,
+    pub n_bytes: u64,
+}
+
+impl Matrix<'_> {
+    /// `[n_out, n_in]`
+    pub fn shape(&self) -> (usize, usize) {
+        match self {
+            Self::Rows { n_out, n_in, .. } => (*n_out, *n_in),
+            Self::Awq(awq) => (awq.n_out, awq.n_in),
+        }
+    }
+
+    pub fn storage(&self) -> MatrixStorage {
+        let (n_out, n_in) = self.shape();
+        let (format, n_bytes) = match self {
+            Self::Rows { format, bytes, .. } => (format.name().to_string(), bytes.len()),
+            Self::Awq(awq) => (
+                awq::storage_name(awq.group_size),
+                awq.qweight.len() + awq.qzeros.len() + awq.scales.len(),
+            ),
+        };
+        MatrixStorage {
+            format,
+            n_elements: (n_out * n_in) as u64,
+            n_bytes: n_bytes as u64,
+        }
+    }
+
+    /// Row-major f32 copy, `[n_out, n_in]`: the plain reference of every format.
+    pub fn to_f32(&self) -> Result<Vec<f32>, WeightError> {
+        match self {
+            Self::Rows {
+                format,
+                n_out,
+                n_in,
+                bytes,
+            } => decode::to_f32(*format, bytes, n_out * n_in),
+            Self::Awq(awq) => awq::dequantise(awq),
+        }
+    }
+}
+
+/// `--load-format`: which reader opens the checkpoint.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LoadFormat {
+    /// By what the model source turned out to be.
+    #[default]
+    Auto,
+    Safetensors,
+    Gguf,
+    /// Seeded random weights of the configuration's shapes; no checkpoint is read.
+    Dummy,
+}
+
+impl std::str::FromStr for LoadFormat {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "safetensors" => Ok(Self::Safetensors),
+            "gguf" => Ok(Self::Gguf),
+            "dummy" => Ok(Self::Dummy),
+            other => Err(format!(
+                "{other} is not one of auto, safetensors, gguf, dummy"
+            )),
+        }
+    }
+}
+
+/// Opens a resolved model. `seed` matters for random weights alone.
+pub fn open(
+    model: &ResolvedModel,
+    load_format: LoadFormat,
+    seed: u64,
+) -> Result<Box<dyn Checkpoint>, WeightError> {
+    let refuse = |file: &std::path::Path, message: &str| {
+        Err(WeightError::File {
+            file: file.display().to_string(),
+            message: message.into(),
+        })
+    };
+    match (&model.files, load_format) {
+        (ModelFiles::Synthetic(preset), LoadFormat::Auto | LoadFormat::Dummy) => Ok(Box::new(
+            synthetic::SyntheticCheckpoint::from_preset(preset, seed),
+        )),
+        (ModelFiles::Synthetic(preset), LoadFormat::Safetensors | LoadFormat::Gguf) => refuse(
+            std::path::Path::new(preset.name),
+            "is synthetic; --load-format must be auto or dummy",
+        ),
+        (ModelFiles::Folder(dir), LoadFormat::Auto | LoadFormat::Safetensors) => {
+            Ok(Box::new(safetensors::SafetensorsCheckpoint::open(dir)?))
+        }
+        (ModelFiles::Folder(dir), LoadFormat::Dummy) => Ok(Box::new(
+            synthetic::SyntheticCheckpoint::of_folder(dir, seed)?,
+        )),
+        (ModelFiles::Folder(dir), LoadFormat::Gguf) => refuse(
+            dir,
+            "is a safetensors folder, but --load-format gguf was asked",
+        ),
+        (ModelFiles::Gguf(file), LoadFormat::Auto | LoadFormat::Gguf) => {
+            Ok(Box::new(gguf::GgufCheckpoint::open(file)?))
+        }
+        (ModelFiles::Gguf(file), LoadFormat::Safetensors) => refuse(
+            file,
+            "is a GGUF file, but --load-format safetensors was asked",
+        ),
+        (ModelFiles::Gguf(file), LoadFormat::Dummy) => Ok(Box::new(
+            synthetic::SyntheticCheckpoint::of_gguf(file, seed)?,
+        )),
+    }
 }

@@ -1,0 +1,333 @@
+//! The decoder block of Qwen3, Qwen2 and Llama over a packed, ragged batch.
+//!
+//! x += O(attention(rope(norm(Q h)), …)) with h = rms_norm(x), then x += Down(silu(Gate h) * Up h).
+//! The families differ by q/k norms, biases and RoPE scaling, which the configuration switches.
+
+use kernels::attention::{self, AttentionPlan, AttentionShape, KvPages, Sequence, Slot};
+use kernels::linear::{self, LinearInput, LinearPart};
+use kernels::pool::WorkerPool;
+use kernels::quant_linear::QuantActivations;
+use kernels::rope::{self, Rope, Scaling};
+use kernels::{KernelError, embedding, rms_norm, silu_mul};
+
+use super::options::{ActivationType, Settings};
+use super::weights::{DecoderWeights, LayerWeights};
+use super::{PAGE_TOKENS, PageIdx, PlanRow};
+use crate::model::config::{ModelConfig, RopeScaling};
+
+/// One sequence's tokens in a batch.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RowView<'a> {
+    pub tokens: &'a [u32],
+    pub start: usize,
+    pub pages: &'a [PageIdx],
+}
+
+impl<'a> RowView<'a> {
+    pub fn of(row: &'a PlanRow) -> Self {
+        Self { tokens: &row.tokens, start: row.start, pages: &row.pages }
+    }
+}
+
+/// Part of a row that goes through the layers in one pass.
+#[derive(Debug, Clone, Copy)]
+struct Segment {
+    first: usize,
+    n_tokens: usize,
+    start: usize,
+    /// Range in [`Workspace::pages`].
+    first_page: usize,
+    n_pages: usize,
+}
+
+/// Buffers of one pass; they grow to the largest pass and stay.
+#[derive(Default)]
+struct Workspace {
+    tokens: Vec<u32>,
+    segments: Vec<Segment>,
+    pages: Vec<u32>,
+    slots: Vec<Slot>,
+    plan: AttentionPlan,
+    /// `[n_tokens, head_dim]`: cos, then sin
+    angles: Vec<f32>,
+    /// `[n_tokens, hidden]`: the residual stream
+    x: Vec<f32>,
+    /// `[n_tokens, hidden]`
+    h: Vec<f32>,
+    int8: QuantActivations,
+    /// `[n_tokens, n_q_heads, head_dim]`
+    q: Vec<f32>,
+    /// `[n_tokens, n_kv_heads, head_dim]`
+    k: Vec<f32>,
+    v: Vec<f32>,
+    /// `[n_tokens, n_q_heads, head_dim]`
+    attended: Vec<f32>,
+    /// `[n_tokens, intermediate]`
+    gate: Vec<f32>,
+    up: Vec<f32>,
+    /// `[n_outputs, hidden]`
+    last: Vec<f32>,
+    /// `[n_outputs, vocab]`
+    logits: Vec<f32>,
+}
+
+pub(super) struct Forward {
+    config: ModelConfig,
+    settings: Settings,
+    shape: AttentionShape,
+    rope: Rope,
+    weights: DecoderWeights,
+    /// One a layer.
+    kv: Vec<KvPages>,
+    workspace: Workspace,
+}
+
+fn scaling_of(scaling: &RopeScaling) -> Scaling {
+    match *scaling {
+        RopeScaling::None => Scaling::None,
+        RopeScaling::Linear { factor } => Scaling::Linear { factor },
+        RopeScaling::Dynamic { factor, original } => Scaling::Dynamic { factor, original },
+        RopeScaling::Llama3 { factor, low_freq, high_freq, original } => {
+            Scaling::Llama3 { factor, low_freq, high_freq, original }
+        }
+        RopeScaling::Yarn { factor, original, beta_fast, beta_slow, attention_factor } => {
+            Scaling::Yarn { factor, original, beta_fast, beta_slow, attention_factor }
+        }
+    }
+}
+
+impl Forward {
+    pub fn new(
+        config: ModelConfig,
+        weights: DecoderWeights,
+        settings: Settings,
+        n_pages: usize,
+    ) -> Result<Self, KernelError> {
+        let ModelConfig { n_q_heads, n_kv_heads, head_dim, .. } = config;
+        let shape = AttentionShape { n_q_heads, n_kv_heads, head_dim }.checked()?;
+        let rope = Rope::new(head_dim, config.rope.theta, scaling_of(&config.rope.scaling))?;
+        let kv = (0..config.n_layers)
+            .map(|_| KvPages::new(shape, n_pages))
+            .collect::<Result<_, _>>()?;
+        let workspace = Workspace::default();
+        Ok(Self { config, settings, shape, rope, weights, kv, workspace })
+    }
+
+    pub fn kv_bytes(&self) -> u64 {
+        self.kv.iter().map(|layer| layer.bytes() as u64).sum()
+    }
+
+    /// Logits of the last [`Self::run`], `[outputs.len(), vocab]`.
+    pub fn logits(&self) -> &[f32] {
+        &self.workspace.logits
+    }
+
+    /// Computes all rows; `outputs` are indices of packed tokens, rising, whose logits are wanted.
+    pub fn run(
+        &mut self,
+        pool: &mut WorkerPool,
+        rows: &[RowView<'_>],
+        outputs: &[usize],
+    ) -> Result<&[f32], KernelError> {
+        let hidden = self.config.hidden;
+        let n_tokens: usize = rows.iter().map(|row| row.tokens.len()).sum();
+        self.workspace.last.clear();
+        let mut outputs_left = outputs;
+        for pass_start in (0..n_tokens).step_by(self.settings.max_pass_tokens) {
+            let pass_end = (pass_start + self.settings.max_pass_tokens).min(n_tokens);
+            self.workspace.gather(rows, pass_start, pass_end)?;
+            self.prepare(pool)?;
+            for layer in 0..self.config.n_layers {
+                self.attention_block(pool, layer)?;
+                self.mlp_block(pool, layer)?;
+            }
+            let here = outputs_left.iter().take_while(|token| **token < pass_end).count();
+            for token in &outputs_left[..here] {
+                let start = (token - pass_start) * hidden;
+                let Workspace { x, last, .. } = &mut self.workspace;
+                last.extend_from_slice(&x[start..start + hidden]);
+            }
+            outputs_left = &outputs_left[here..];
+        }
+        self.lm_head(pool, outputs.len())?;
+        Ok(&self.workspace.logits)
+    }
+
+    /// Embeddings, angles and the attention's work lists: what all layers share.
+    fn prepare(&mut self, pool: &mut WorkerPool) -> Result<(), KernelError> {
+        let ModelConfig { hidden, intermediate, head_dim, .. } = self.config;
+        let ws = &mut self.workspace;
+        let n = ws.tokens.len();
+        for (buffer, width) in [
+            (&mut ws.x, hidden),
+            (&mut ws.h, hidden),
+            (&mut ws.q, self.shape.n_q_heads * head_dim),
+            (&mut ws.attended, self.shape.n_q_heads * head_dim),
+            (&mut ws.k, self.shape.n_kv_heads * head_dim),
+            (&mut ws.v, self.shape.n_kv_heads * head_dim),
+            (&mut ws.gate, intermediate),
+            (&mut ws.up, intermediate),
+            (&mut ws.angles, head_dim),
+        ] {
+            buffer.resize(n * width, 0.0);
+        }
+        embedding::forward(pool, &self.weights.embedding, &ws.tokens, &mut ws.x)?;
+        for segment in &ws.segments {
+            for i in 0..segment.n_tokens {
+                let out = &mut ws.angles[(segment.first + i) * head_dim..][..head_dim];
+                self.rope.angles(segment.start + i, out)?;
+            }
+        }
+        let sequences = sequences_of(&ws.segments, &ws.pages);
+        ws.plan.prepare(self.shape, &sequences, pool.n_threads())
+    }
+
+    fn attention_block(&mut self, pool: &mut WorkerPool, layer: usize) -> Result<(), KernelError> {
+        let isa = self.settings.isa;
+        let (eps, head_dim) = (self.config.rms_norm_eps, self.config.head_dim);
+        let w = &self.weights.layers[layer];
+        let ws = &mut self.workspace;
+        let n = ws.tokens.len();
+        rms_norm::forward(pool, isa, &ws.x, &w.attn_norm, eps, &mut ws.h)?;
+        let input = quantized(pool, self.settings, &mut ws.int8, &ws.h, self.config.hidden)?;
+        let mut parts = [
+            LinearPart { weights: &w.q, y: &mut ws.q, accumulate: false, bias: bias(&w.q_bias) },
+            LinearPart { weights: &w.k, y: &mut ws.k, accumulate: false, bias: bias(&w.k_bias) },
+            LinearPart { weights: &w.v, y: &mut ws.v, accumulate: false, bias: bias(&w.v_bias) },
+        ];
+        linear::forward(pool, isa, n, input, &mut parts)?;
+        for (x, norm) in [(&mut ws.q, &w.q_norm), (&mut ws.k, &w.k_norm)] {
+            if let Some(norm) = norm {
+                rms_norm::in_place(pool, isa, x, norm, eps)?;
+            }
+            rope::rotate(pool, isa, head_dim, &ws.angles, x)?;
+        }
+        let kv = &mut self.kv[layer];
+        kv.store(pool, isa, &ws.slots, &ws.k, &ws.v)?;
+        let sequences = sequences_of(&ws.segments, &ws.pages);
+        attention::forward(pool, isa, kv, &ws.plan, &sequences, &ws.q, &mut ws.attended)?;
+        let width = self.shape.n_q_heads * head_dim;
+        let input = quantized(pool, self.settings, &mut ws.int8, &ws.attended, width)?;
+        let LayerWeights { o, o_bias, .. } = w;
+        let part = LinearPart { weights: o, y: &mut ws.x, accumulate: true, bias: bias(o_bias) };
+        linear::forward(pool, isa, n, input, &mut [part])
+    }
+
+    fn mlp_block(&mut self, pool: &mut WorkerPool, layer: usize) -> Result<(), KernelError> {
+        let isa = self.settings.isa;
+        let w = &self.weights.layers[layer];
+        let ws = &mut self.workspace;
+        let n = ws.tokens.len();
+        rms_norm::forward(pool, isa, &ws.x, &w.mlp_norm, self.config.rms_norm_eps, &mut ws.h)?;
+        let input = quantized(pool, self.settings, &mut ws.int8, &ws.h, self.config.hidden)?;
+        let mut parts = [
+            LinearPart { weights: &w.gate, y: &mut ws.gate, accumulate: false, bias: None },
+            LinearPart { weights: &w.up, y: &mut ws.up, accumulate: false, bias: None },
+        ];
+        linear::forward(pool, isa, n, input, &mut parts)?;
+        silu_mul::in_place(pool, isa, &mut ws.gate, &ws.up)?;
+        let width = self.config.intermediate;
+        let input = quantized(pool, self.settings, &mut ws.int8, &ws.gate, width)?;
+        let part = LinearPart { weights: &w.down, y: &mut ws.x, accumulate: true, bias: None };
+        linear::forward(pool, isa, n, input, &mut [part])
+    }
+
+    /// From the gathered last states to logits.
+    fn lm_head(&mut self, pool: &mut WorkerPool, n_outputs: usize) -> Result<(), KernelError> {
+        let ws = &mut self.workspace;
+        ws.logits.resize(n_outputs * self.config.vocab, 0.0);
+        if n_outputs == 0 {
+            return Ok(());
+        }
+        let (isa, eps) = (self.settings.isa, self.config.rms_norm_eps);
+        rms_norm::in_place(pool, isa, &mut ws.last, &self.weights.final_norm, eps)?;
+        let input = quantized(pool, self.settings, &mut ws.int8, &ws.last, self.config.hidden)?;
+        let weights = self.weights.lm_head();
+        let part = LinearPart { weights, y: &mut ws.logits, accumulate: false, bias: None };
+        linear::forward(pool, isa, n_outputs, input, &mut [part])
+    }
+}
+
+fn bias(bias: &Option<Vec<f32>>) -> Option<&[f32]> {
+    bias.as_deref()
+}
+
+/// `x: [n_tokens, width]` as the projections want it.
+fn quantized<'a>(
+    pool: &mut WorkerPool,
+    settings: Settings,
+    int8: &'a mut QuantActivations,
+    x: &'a [f32],
+    width: usize,
+) -> Result<LinearInput<'a>, KernelError> {
+    // Widths that 8-bit groups do not divide occur with dense weights only.
+    if settings.activations == ActivationType::F32 || !width.is_multiple_of(32) {
+        return Ok(LinearInput { x, int8: None });
+    }
+    int8.quantize(pool, settings.isa, x, width)?;
+    Ok(LinearInput { x, int8: Some(int8) })
+}
+
+fn sequences_of<'a>(segments: &[Segment], pages: &'a [u32]) -> Vec<Sequence<'a>> {
+    segments
+        .iter()
+        .map(|s| Sequence {
+            first: s.first,
+            n_tokens: s.n_tokens,
+            start: s.start,
+            pages: &pages[s.first_page..][..s.n_pages],
+        })
+        .collect()
+}
+
+impl Workspace {
+    /// Collects the packed tokens `from .. to` of the rows.
+    fn gather(&mut self, rows: &[RowView<'_>], from: usize, to: usize) -> Result<(), KernelError> {
+        self.tokens.clear();
+        self.segments.clear();
+        self.pages.clear();
+        self.slots.clear();
+        let mut before = 0;
+        for row in rows {
+            let begin = from.max(before);
+            let end = to.min(before + row.tokens.len());
+            if begin < end {
+                self.add_segment(row, begin - before, end - before)?;
+            }
+            before += row.tokens.len();
+        }
+        Ok(())
+    }
+
+    /// Adds tokens `begin .. end` of a row.
+    fn add_segment(
+        &mut self,
+        row: &RowView<'_>,
+        begin: usize,
+        end: usize,
+    ) -> Result<(), KernelError> {
+        let n_pages = (row.start + end).div_ceil(PAGE_TOKENS);
+        let Some(pages) = row.pages.get(..n_pages) else {
+            return Err(KernelError::Shape {
+                op: "KV pages of a row",
+                what: "number of pages",
+                found: row.pages.len(),
+                expected: format!("at least {n_pages} for {} tokens", row.start + end),
+            });
+        };
+        self.segments.push(Segment {
+            first: self.tokens.len(),
+            n_tokens: end - begin,
+            start: row.start + begin,
+            first_page: self.pages.len(),
+            n_pages,
+        });
+        self.pages.extend(pages.iter().map(|page| page.0));
+        self.tokens.extend_from_slice(&row.tokens[begin..end]);
+        self.slots.extend((row.start + begin..row.start + end).map(|position| Slot {
+            page: pages[position / PAGE_TOKENS].0,
+            slot: (position % PAGE_TOKENS) as u32,
+        }));
+        Ok(())
+    }
+}

@@ -1,0 +1,231 @@
+//! Runs the decoder on the processor's cores.
+//!
+//! Every row of a step goes through the model in one packed batch, prefill chunks and decode rows
+//! mixed. A token's logits depend on its own sequence alone, bit for bit: not on the batch, the
+//! chunking, the pages or `n_steps`.
+//!
+//! [`weights`] loads and repacks, [`forward`] is the decoder. Deliberately absent: KV in other
+//! types than f16, splitting one sequence's context over threads.
+
+mod device;
+mod forward;
+mod options;
+mod weights;
+
+pub use options::{ActivationType, CpuOptions};
+
+use kernels::pool::WorkerPool;
+
+use self::forward::{Forward, RowView};
+use self::weights::DecoderWeights;
+use super::{Executor, ExecutorError, ExecutorInfo, PlanRow, StepOutput, StepPlan};
+use crate::kv::{PAGE_TOKENS, PageIdx};
+use crate::request::SampledToken;
+use crate::weights::{Checkpoint, WeightError};
+
+const DEVICE: &str = "cpu";
+
+/// Why the executor could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum CpuLoadError {
+    #[error(transparent)]
+    Weights(#[from] WeightError),
+    #[error("loading {what}: {source}")]
+    Kernel { what: String, source: kernels::KernelError },
+    #[error("{name} is {value}; it must be {limit}")]
+    Option { name: &'static str, value: usize, limit: String },
+}
+
+pub struct CpuExecutor {
+    info: ExecutorInfo,
+    pool: WorkerPool,
+    forward: Forward,
+    vocab: usize,
+}
+
+fn step_error(message: impl std::fmt::Display) -> ExecutorError {
+    ExecutorError::Step { device: DEVICE, message: message.to_string() }
+}
+
+impl CpuExecutor {
+    /// Repacks the checkpoint's weights and allocates the KV pool.
+    pub fn load(checkpoint: &dyn Checkpoint, options: CpuOptions) -> Result<Self, CpuLoadError> {
+        let settings = options.validate()?;
+        let kernel = |what: &str| {
+            let what = what.to_owned();
+            move |source| CpuLoadError::Kernel { what, source }
+        };
+        let mut pool = WorkerPool::new(settings.n_threads).map_err(kernel("worker threads"))?;
+        let weights = DecoderWeights::load(checkpoint, &mut pool)?;
+        let weight_bytes = weights.bytes();
+        let n_pages = settings.kv_pool_tokens.div_ceil(PAGE_TOKENS);
+        let forward = Forward::new(checkpoint.config().clone(), weights, settings, n_pages)
+            .map_err(kernel("the KV pool"))?;
+        let isa = settings.isa.name();
+        let activations = settings.activations.name();
+        let kernels = [
+            ("quant_linear", format!("{isa}_{activations}")),
+            ("dense_linear", format!("{isa}_f32")),
+            ("attention", format!("{isa}_paged_f16")),
+            ("sampling", "cpu_reference".to_owned()),
+            ("threads", settings.n_threads.to_string()),
+        ];
+        let info = ExecutorInfo {
+            name: DEVICE.to_owned(),
+            device: device::processor_name(),
+            kernels: kernels.map(|(role, name)| (role.to_owned(), name)).into(),
+            inactive_flags: Vec::new(),
+            kv_pool_tokens: n_pages * PAGE_TOKENS,
+            kv_pool_bytes: forward.kv_bytes(),
+            weight_bytes,
+        };
+        Ok(Self { info, pool, forward, vocab: checkpoint.config().vocab })
+    }
+
+    /// Computes the rows and returns the logits of chosen tokens, `[wanted.len(), vocab]`.
+    ///
+    /// `wanted` names (row, index in the row's tokens), in rising order; `sample` of the rows is
+    /// ignored. For teacher-forced tests and scoring.
+    pub fn forward_logits(
+        &mut self,
+        rows: &[PlanRow],
+        wanted: &[(usize, usize)],
+    ) -> Result<Vec<f32>, ExecutorError> {
+        let mut firsts = Vec::with_capacity(rows.len());
+        let mut n_tokens = 0;
+        for row in rows {
+            firsts.push(n_tokens);
+            n_tokens += row.tokens.len();
+        }
+        let mut outputs = Vec::with_capacity(wanted.len());
+        for (row, index) in wanted {
+            let in_row = rows.get(*row).is_some_and(|r| *index < r.tokens.len());
+            let packed = firsts.get(*row).map_or(0, |first| first + index);
+            if !in_row || outputs.last().is_some_and(|last| *last >= packed) {
+                let wrong = "is not in the batch, or not in rising order";
+                return Err(step_error(format!("token {index} of row {row} {wrong}")));
+            }
+            outputs.push(packed);
+        }
+        let views: Vec<RowView<'_>> = rows.iter().map(RowView::of).collect();
+        let logits = self.forward.run(&mut self.pool, &views, &outputs).map_err(step_error)?;
+        Ok(logits.to_vec())
+    }
+
+    /// Chooses a token for each sampling row, rows spread over the threads.
+    fn sample(
+        &mut self,
+        plan: &StepPlan,
+        step: usize,
+        output: &mut StepOutput,
+    ) -> Result<(), ExecutorError> {
+        let vocab = self.vocab;
+        let logits = self.forward.logits();
+        let sampling = plan.rows.iter().zip(&output.rows).filter_map(|(row, made)| {
+            row.sample.as_ref().map(|spec| (spec, made))
+        });
+        let mut chosen: Vec<_> = sampling.map(|(spec, made)| (spec, made, None)).collect();
+        self.pool
+            .for_each_mut(&mut chosen, &|i, (spec, made, chosen)| {
+                let extra: Vec<u32> = if spec.params.needs_history() {
+                    made.iter().map(|token| token.token).collect()
+                } else {
+                    Vec::new()
+                };
+                *chosen = Some(choose(&logits[i * vocab..][..vocab], spec, step, &extra));
+            })
+            .map_err(step_error)?;
+        let chosen: Vec<_> = chosen.into_iter().filter_map(|(_, _, chosen)| chosen).collect();
+        let sampling = plan.rows.iter().zip(&mut output.rows).filter(|(row, _)| row.sample.is_some());
+        for ((row, made), chosen) in sampling.zip(chosen) {
+            let token =
+                chosen.map_err(|e| step_error(format!("request {}: {e}", row.request)))?;
+            made.push(token);
+        }
+        Ok(())
+    }
+}
+
+fn check_plan(plan: &StepPlan) -> Result<(), ExecutorError> {
+    if plan.n_steps == 0 {
+        return Err(step_error("the plan has 0 steps; it must have at least 1"));
+    }
+    for row in &plan.rows {
+        if row.tokens.is_empty() {
+            return Err(step_error(format!("request {} has no token to compute", row.request)));
+        }
+        if plan.n_steps > 1 && (row.tokens.len() != 1 || row.sample.is_none()) {
+            return Err(step_error(format!(
+                "request {} is no decode row in a plan of {} steps",
+                row.request, plan.n_steps
+            )));
+        }
+    }
+    Ok(())
+}
+
+impl Executor for CpuExecutor {
+    fn info(&self) -> &ExecutorInfo {
+        &self.info
+    }
+
+    fn execute(&mut self, plan: &StepPlan) -> Result<StepOutput, ExecutorError> {
+        check_plan(plan)?;
+        let mut output = StepOutput { rows: vec![Vec::new(); plan.rows.len()] };
+        if plan.rows.is_empty() {
+            return Ok(output);
+        }
+        let mut outputs = Vec::with_capacity(plan.rows.len());
+        let mut n_tokens = 0;
+        for row in &plan.rows {
+            n_tokens += row.tokens.len();
+            if row.sample.is_some() {
+                outputs.push(n_tokens - 1);
+            }
+        }
+        let views: Vec<RowView<'_>> = plan.rows.iter().map(RowView::of).collect();
+        self.forward.run(&mut self.pool, &views, &outputs).map_err(step_error)?;
+        self.sample(plan, 0, &mut output)?;
+        for step in 1..plan.n_steps {
+            // Every row is a decode row here, so every row has the token of the step before.
+            let tokens: Vec<u32> =
+                output.rows.iter().filter_map(|made| made.last().map(|t| t.token)).collect();
+            let views: Vec<RowView<'_>> = plan
+                .rows
+                .iter()
+                .zip(&tokens)
+                .map(|(row, token)| RowView {
+                    tokens: std::slice::from_ref(token),
+                    start: row.start + step,
+                    pages: &row.pages,
+                })
+                .collect();
+            self.forward.run(&mut self.pool, &views, &outputs).map_err(step_error)?;
+            self.sample(plan, step, &mut output)?;
+        }
+        Ok(output)
+    }
+}
+
+/// Greedy choice until the sampler is there.
+fn choose(
+    logits: &[f32],
+    spec: &super::SampleSpec,
+    _step: usize,
+    _extra_history: &[u32],
+) -> Result<SampledToken, String> {
+    let mut best = 0;
+    for (i, logit) in logits.iter().enumerate() {
+        if !logit.is_finite() {
+            return Err(format!("logit of token {i} is {logit}"));
+        }
+        if *logit > logits[best] {
+            best = i;
+        }
+    }
+    let logprob = spec.params.n_logprobs.map(|_| {
+        let sum: f64 = logits.iter().map(|l| f64::from(l - logits[best]).exp()).sum();
+        -sum.ln() as f32
+    });
+    Ok(SampledToken { token: best as u32, logprob, top_logprobs: Vec::new() })
+}

@@ -1,0 +1,91 @@
+//! What was asked of the CPU executor, and what came of it after the checks.
+
+use kernels::Isa;
+
+use super::CpuLoadError;
+
+/// Names an instruction set for a whole process; an option that is set goes before it.
+pub const ISA_VARIABLE: &str = "ENGINE_CPU_ISA";
+
+/// What quantised weights are multiplied with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ActivationType {
+    /// 8-bit integers, one scale for 32 of them: fast.
+    #[default]
+    Int8,
+    /// f32: no rounding but the checkpoint's own.
+    F32,
+}
+
+impl ActivationType {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Int8 => "int8",
+            Self::F32 => "f32",
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+pub struct CpuOptions {
+    /// 0 takes every core that this process may use.
+    pub n_threads: usize,
+    /// Rounded up to whole pages.
+    pub kv_pool_tokens: usize,
+    /// Unset: `ENGINE_CPU_ISA` where that is set, else the best that the processor has.
+    pub isa: Option<Isa>,
+    pub activations: ActivationType,
+    /// Tokens that go through the layers together; longer steps are cut, with the same result.
+    /// Bounds the working memory and keeps it in the cache.
+    pub max_pass_tokens: usize,
+}
+
+impl Default for CpuOptions {
+    fn default() -> Self {
+        Self {
+            n_threads: 0,
+            kv_pool_tokens: 8192,
+            isa: None,
+            activations: ActivationType::default(),
+            max_pass_tokens: 256,
+        }
+    }
+}
+
+/// Checked options.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Settings {
+    pub n_threads: usize,
+    pub kv_pool_tokens: usize,
+    pub isa: Isa,
+    pub activations: ActivationType,
+    pub max_pass_tokens: usize,
+}
+
+impl CpuOptions {
+    pub(super) fn validate(&self) -> Result<Settings, CpuLoadError> {
+        let kernel = |source| CpuLoadError::Kernel { what: ISA_VARIABLE.to_owned(), source };
+        let isa = match (self.isa, std::env::var(ISA_VARIABLE)) {
+            (Some(isa), _) => isa,
+            (None, Ok(name)) => name.parse().map_err(kernel)?,
+            (None, Err(_)) => Isa::detect(),
+        };
+        let at_least_one = |name, value: usize| {
+            if value > 0 {
+                return Ok(value);
+            }
+            Err(CpuLoadError::Option { name, value, limit: "above 0".to_owned() })
+        };
+        let n_threads = match self.n_threads {
+            0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            n => n,
+        };
+        Ok(Settings {
+            n_threads: n_threads.min(kernels::pool::MAX_THREADS),
+            kv_pool_tokens: at_least_one("kv_pool_tokens", self.kv_pool_tokens)?,
+            isa: isa.checked().map_err(kernel)?,
+            activations: self.activations,
+            max_pass_tokens: at_least_one("max_pass_tokens", self.max_pass_tokens)?,
+        })
+    }
+}

@@ -1,0 +1,151 @@
+//! `engine inspect <model>`: what a checkpoint is and what it takes, without running it.
+
+use std::fmt::Write as _;
+
+use crate::model::config::{ModelConfig, RopeScaling};
+use crate::source::ResolvedModel;
+use crate::weights::{self, Checkpoint, LoadFormat, MatrixId, VectorId, WeightError};
+
+/// What one storage format holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct FormatTotal {
+    format: String,
+    n_tensors: u64,
+    n_elements: u64,
+    n_bytes: u64,
+}
+
+/// A report of several lines: architecture, parameters, tensors by format, memory.
+pub fn inspect(model: &ResolvedModel) -> Result<String, WeightError> {
+    let checkpoint = weights::open(model, LoadFormat::Auto, 0)?;
+    let c = checkpoint.config();
+    let totals = totals(checkpoint.as_ref())?;
+    let n_params: u64 = totals.iter().map(|t| t.n_elements).sum();
+    let n_bytes: u64 = totals.iter().map(|t| t.n_bytes).sum();
+
+    let mut out = String::new();
+    let mut line = |label: &str, value: String| {
+        // Writing to a string cannot fail.
+        let _ = writeln!(out, "{label:<16}{value}");
+    };
+    line("model", model.display_name.clone());
+    line("source", model.requested.clone());
+    line("sha256", model.sha256.clone());
+    line("format", checkpoint.format_name());
+    line("architecture", architecture(c));
+    line("heads", heads(c));
+    line("rope", rope(c));
+    line("vocabulary", format!("{} tokens{}", c.vocab, tied(c)));
+    line("context", format!("{} tokens", c.context_length));
+    line("eos ids", format!("{:?}", c.eos_token_ids));
+    line(
+        "parameters",
+        format!("{n_params} ({:.2} billion)", n_params as f64 / 1e9),
+    );
+    line(
+        "weights",
+        format!("{n_bytes} bytes ({})", mebibytes(n_bytes)),
+    );
+    let kv_bytes = 2 * c.kv_elements_per_token() as u64;
+    line(
+        "kv per token",
+        format!("{kv_bytes} bytes at 16 bits, {} at 8", kv_bytes / 2),
+    );
+    let full_context = kv_bytes * c.context_length as u64;
+    line(
+        "kv full context",
+        format!(
+            "{full_context} bytes at 16 bits ({})",
+            mebibytes(full_context)
+        ),
+    );
+
+    let _ = writeln!(
+        out,
+        "\n{:<24}{:>8}{:>16}{:>16}",
+        "format", "tensors", "elements", "bytes"
+    );
+    for t in &totals {
+        let (name, n, elements) = (&t.format, t.n_tensors, t.n_elements);
+        let _ = writeln!(out, "{name:<24}{n:>8}{elements:>16}{:>16}", t.n_bytes);
+    }
+    Ok(out)
+}
+
+/// Totals by format, largest first. A tied head counts once, as the embedding.
+fn totals(checkpoint: &dyn Checkpoint) -> Result<Vec<FormatTotal>, WeightError> {
+    let mut totals: Vec<FormatTotal> = Vec::new();
+    let mut add = |format: &str, n_elements: u64, n_bytes: u64| {
+        let at = totals
+            .iter()
+            .position(|t| t.format == format)
+            .unwrap_or_else(|| {
+                let format = format.to_string();
+                totals.push(FormatTotal {
+                    format,
+                    n_tensors: 0,
+                    n_elements: 0,
+                    n_bytes: 0,
+                });
+                totals.len() - 1
+            });
+        totals[at].n_tensors += 1;
+        totals[at].n_elements += n_elements;
+        totals[at].n_bytes += n_bytes;
+    };
+    for id in MatrixId::all(checkpoint.config()) {
+        let storage = checkpoint.storage(id)?;
+        add(&storage.format, storage.n_elements, storage.n_bytes);
+    }
+    for id in VectorId::all(checkpoint.config()) {
+        let n = id.n_elements(checkpoint.config()) as u64;
+        add("vectors, as f32", n, 4 * n);
+    }
+    totals.sort_by_key(|t| std::cmp::Reverse(t.n_bytes));
+    Ok(totals)
+}
+
+fn architecture(c: &ModelConfig) -> String {
+    format!(
+        "{:?}, {} layers, hidden {}, intermediate {}",
+        c.family, c.n_layers, c.hidden, c.intermediate
+    )
+}
+
+fn heads(c: &ModelConfig) -> String {
+    let mut text = format!(
+        "{} query, {} key-value, dimension {}",
+        c.n_q_heads, c.n_kv_heads, c.head_dim
+    );
+    for (present, name) in [
+        (c.qk_norm, "q/k norm"),
+        (c.qkv_bias, "q/k/v bias"),
+        (c.o_bias, "o bias"),
+    ] {
+        if present {
+            text.push_str(", ");
+            text.push_str(name);
+        }
+    }
+    text
+}
+
+fn rope(c: &ModelConfig) -> String {
+    let scaling = match &c.rope.scaling {
+        RopeScaling::None => "no scaling".to_string(),
+        scaling => format!("{scaling:?}"),
+    };
+    format!("theta {}, {scaling}", c.rope.theta)
+}
+
+fn tied(c: &ModelConfig) -> &'static str {
+    if c.tied_embeddings {
+        ", embedding and head tied"
+    } else {
+        ""
+    }
+}
+
+fn mebibytes(n_bytes: u64) -> String {
+    format!("{:.1} MiB", n_bytes as f64 / f64::from(1 << 20))
+}

@@ -1,0 +1,412 @@
+//! Small seeded checkpoints written to disk, for tests: of this crate, of others, and of the
+//! command line. The values are those of [`SyntheticCheckpoint`] in f32, so a test can compare
+//! what it opens with what was meant.
+//!
+//! In the library rather than behind `cfg(test)`, because integration tests and other crates'
+//! tests cannot see test-only code.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::BufWriter;
+use std::path::Path;
+
+use ::safetensors::Dtype;
+use ::safetensors::tensor::TensorView;
+use candle_core::quantized::gguf_file::{self, Value};
+use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{Device, Tensor};
+use half::{bf16, f16};
+use serde_json::json;
+
+use super::gguf::interleaved_row;
+use super::synthetic::{SyntheticCheckpoint, SyntheticFormat};
+use super::{Checkpoint, ElementFormat, MatrixId, VectorId, WeightError, awq};
+use crate::model::config::{Family, ModelConfig, RopeConfig, RopeScaling};
+
+/// Element format of a written safetensors folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FolderFormat {
+    F32,
+    F16,
+    BF16,
+    /// Layers as AutoAWQ tensors, embedding and head as f16.
+    Awq {
+        group_size: usize,
+    },
+}
+
+/// Two layers, hidden 64, vocabulary 320. GGUF K-quants need rows of whole 256-element blocks:
+/// use [`wide_config`] for them.
+pub fn tiny_config(family: Family) -> ModelConfig {
+    ModelConfig {
+        family,
+        n_layers: 2,
+        hidden: 64,
+        intermediate: 128,
+        n_q_heads: 4,
+        n_kv_heads: 2,
+        head_dim: if family == Family::Qwen3 { 32 } else { 16 },
+        vocab: 320,
+        context_length: 512,
+        rms_norm_eps: 1e-6,
+        rope: RopeConfig {
+            theta: 10_000.0,
+            scaling: RopeScaling::None,
+        },
+        tied_embeddings: family == Family::Qwen2,
+        qkv_bias: family == Family::Qwen2,
+        o_bias: false,
+        qk_norm: family == Family::Qwen3,
+        eos_token_ids: vec![2],
+        bos_token_id: Some(1),
+    }
+}
+
+/// As [`tiny_config`], with every row a multiple of 256 elements.
+pub fn wide_config(family: Family) -> ModelConfig {
+    ModelConfig {
+        hidden: 256,
+        intermediate: 512,
+        head_dim: 64,
+        ..tiny_config(family)
+    }
+}
+
+/// The f32 values that the writers below store.
+pub fn reference(config: &ModelConfig, seed: u64) -> SyntheticCheckpoint {
+    SyntheticCheckpoint::new(
+        config.clone(),
+        SyntheticFormat::Rows(ElementFormat::F32),
+        seed,
+    )
+}
+
+/// Writes `config.json`, `generation_config.json` and the weights, over `n_shards` files
+/// (with an index where there is more than one).
+pub fn write_folder(
+    dir: &Path,
+    config: &ModelConfig,
+    format: FolderFormat,
+    seed: u64,
+    n_shards: usize,
+) -> Result<(), WeightError> {
+    let tensors = folder_tensors(config, format, seed)?;
+    let io = |e: std::io::Error| file_error(dir, e.to_string());
+    std::fs::create_dir_all(dir).map_err(io)?;
+    let write_json = |name: &str, value: &serde_json::Value| {
+        std::fs::write(dir.join(name), format!("{value:#}")).map_err(io)
+    };
+    write_json("config.json", &config_json(config, format))?;
+    write_json(
+        "generation_config.json",
+        &json!({ "eos_token_id": config.eos_token_ids }),
+    )?;
+
+    let n_shards = n_shards.clamp(1, tensors.len());
+    let mut weight_map = serde_json::Map::new();
+    for (i, shard) in tensors.chunks(tensors.len().div_ceil(n_shards)).enumerate() {
+        let name = match n_shards {
+            1 => "model.safetensors".to_string(),
+            n => format!("model-{:05}-of-{n:05}.safetensors", i + 1),
+        };
+        let mut views = Vec::new();
+        for tensor in shard {
+            let view = TensorView::new(tensor.dtype, tensor.shape.clone(), &tensor.bytes)
+                .map_err(|e| file_error(dir, format!("{}: {e}", tensor.name)))?;
+            views.push((tensor.name.as_str(), view));
+            weight_map.insert(tensor.name.clone(), json!(name));
+        }
+        ::safetensors::serialize_to_file(views, None, &dir.join(&name))
+            .map_err(|e| file_error(dir, format!("{name}: {e}")))?;
+    }
+    if n_shards > 1 {
+        write_json(
+            "model.safetensors.index.json",
+            &json!({ "weight_map": weight_map }),
+        )?;
+    }
+    Ok(())
+}
+
+struct OwnedTensor {
+    name: String,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    bytes: Vec<u8>,
+}
+
+impl OwnedTensor {
+    fn float(name: String, shape: Vec<usize>, values: &[f32], format: FolderFormat) -> Self {
+        let (dtype, bytes) = match format {
+            FolderFormat::F32 => (
+                Dtype::F32,
+                values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            ),
+            FolderFormat::BF16 => {
+                let bits = |v: &f32| bf16::from_f32(*v).to_le_bytes();
+                (Dtype::BF16, values.iter().flat_map(bits).collect())
+            }
+            FolderFormat::F16 | FolderFormat::Awq { .. } => {
+                let bits = |v: &f32| f16::from_f32(*v).to_le_bytes();
+                (Dtype::F16, values.iter().flat_map(bits).collect())
+            }
+        };
+        Self {
+            name,
+            dtype,
+            shape,
+            bytes,
+        }
+    }
+}
+
+fn folder_tensors(
+    config: &ModelConfig,
+    format: FolderFormat,
+    seed: u64,
+) -> Result<Vec<OwnedTensor>, WeightError> {
+    let values = reference(config, seed);
+    let mut tensors = Vec::new();
+    for id in MatrixId::all(config) {
+        let (n_out, n_in) = id.shape(config);
+        let stem = id.safetensors_stem();
+        let weights = values.matrix(id)?.to_f32()?;
+        match format {
+            FolderFormat::Awq { group_size } if id.is_in_layer() => {
+                let packed = awq::quantise(&weights, (n_out, n_in), group_size)?;
+                let n_groups = n_in / group_size;
+                for (part, dtype, shape, bytes) in [
+                    ("qweight", Dtype::I32, vec![n_in, n_out / 8], packed.qweight),
+                    (
+                        "qzeros",
+                        Dtype::I32,
+                        vec![n_groups, n_out / 8],
+                        packed.qzeros,
+                    ),
+                    ("scales", Dtype::F16, vec![n_groups, n_out], packed.scales),
+                ] {
+                    let name = format!("{stem}.{part}");
+                    tensors.push(OwnedTensor {
+                        name,
+                        dtype,
+                        shape,
+                        bytes: bytes.into_owned(),
+                    });
+                }
+            }
+            _ => {
+                let (name, shape) = (format!("{stem}.weight"), vec![n_out, n_in]);
+                tensors.push(OwnedTensor::float(name, shape, &weights, format));
+            }
+        }
+    }
+    for id in VectorId::all(config) {
+        let vector = values.vector(id)?;
+        let shape = vec![vector.len()];
+        tensors.push(OwnedTensor::float(
+            id.safetensors_name(),
+            shape,
+            &vector,
+            format,
+        ));
+    }
+    Ok(tensors)
+}
+
+/// `config.json` with every key that Hugging Face's and candle's readers ask for.
+pub fn config_json(config: &ModelConfig, format: FolderFormat) -> serde_json::Value {
+    let (architecture, model_type) = match config.family {
+        Family::Qwen3 => ("Qwen3ForCausalLM", "qwen3"),
+        Family::Qwen2 => ("Qwen2ForCausalLM", "qwen2"),
+        Family::Llama => ("LlamaForCausalLM", "llama"),
+    };
+    let rope_scaling = match &config.rope.scaling {
+        RopeScaling::None => serde_json::Value::Null,
+        RopeScaling::Linear { factor } => json!({ "rope_type": "linear", "factor": factor }),
+        RopeScaling::Dynamic { factor, original } => json!({
+            "rope_type": "dynamic", "factor": factor,
+            "original_max_position_embeddings": original,
+        }),
+        RopeScaling::Llama3 {
+            factor,
+            low_freq,
+            high_freq,
+            original,
+        } => json!({
+            "rope_type": "llama3", "factor": factor, "low_freq_factor": low_freq,
+            "high_freq_factor": high_freq, "original_max_position_embeddings": original,
+        }),
+        RopeScaling::Yarn {
+            factor,
+            original,
+            beta_fast,
+            beta_slow,
+            attention_factor,
+        } => json!({
+            "rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original,
+            "beta_fast": beta_fast, "beta_slow": beta_slow, "attention_factor": attention_factor,
+        }),
+    };
+    let mut value = json!({
+        "architectures": [architecture],
+        "model_type": model_type,
+        "vocab_size": config.vocab,
+        "hidden_size": config.hidden,
+        "intermediate_size": config.intermediate,
+        "num_hidden_layers": config.n_layers,
+        "num_attention_heads": config.n_q_heads,
+        "num_key_value_heads": config.n_kv_heads,
+        "head_dim": config.head_dim,
+        "max_position_embeddings": config.context_length,
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope_theta": config.rope.theta,
+        "rope_scaling": rope_scaling,
+        "tie_word_embeddings": config.tied_embeddings,
+        "attention_bias": config.qkv_bias,
+        "hidden_act": "silu",
+        "use_sliding_window": false,
+        "sliding_window": config.context_length,
+        "max_window_layers": config.n_layers,
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": config.eos_token_ids,
+        "torch_dtype": "float16",
+    });
+    if let FolderFormat::Awq { group_size } = format {
+        value["quantization_config"] = json!({
+            "quant_method": "awq", "bits": 4, "group_size": group_size,
+            "version": "gemm", "zero_point": true,
+        });
+    }
+    value
+}
+
+/// Writes a GGUF file as llama.cpp's converter would: q and k rows of `llama` interleaved,
+/// matrices in `format`, vectors in f32. `extra` metadata is added to (or replaces) the
+/// model's own; the token list is made up, one `<tN>` an id.
+pub fn write_gguf(
+    path: &Path,
+    config: &ModelConfig,
+    format: ElementFormat,
+    seed: u64,
+    extra: &[(&str, Value)],
+) -> Result<(), WeightError> {
+    let fail = |e: candle_core::Error| file_error(path, e.to_string());
+    let values = reference(config, seed);
+    let interleaved = |row: usize| match config.family {
+        Family::Llama => interleaved_row(row, config.head_dim),
+        Family::Qwen2 | Family::Qwen3 => row,
+    };
+    let mut tensors = Vec::new();
+    for id in MatrixId::all(config) {
+        let (n_out, n_in) = id.shape(config);
+        let weights = values.matrix(id)?.to_f32()?;
+        let stored = match id {
+            MatrixId::Q(_) | MatrixId::K(_) => {
+                let mut rows = vec![0.0; weights.len()];
+                for (row, from) in weights.chunks_exact(n_in).enumerate() {
+                    rows[interleaved(row) * n_in..][..n_in].copy_from_slice(from);
+                }
+                rows
+            }
+            _ => weights,
+        };
+        let tensor = Tensor::from_vec(stored, (n_out, n_in), &Device::Cpu).map_err(fail)?;
+        let stored = QTensor::quantize(&tensor, ggml_dtype(format)).map_err(fail)?;
+        tensors.push((id.gguf_name(), stored));
+    }
+    for id in VectorId::all(config) {
+        let vector = values.vector(id)?;
+        let mut stored = vector.clone();
+        if matches!(id, VectorId::QBias(_) | VectorId::KBias(_)) {
+            for (row, value) in vector.iter().enumerate() {
+                stored[interleaved(row)] = *value;
+            }
+        }
+        let tensor = Tensor::new(stored, &Device::Cpu).map_err(fail)?;
+        let stored = QTensor::quantize(&tensor, GgmlDType::F32).map_err(fail)?;
+        tensors.push((id.gguf_name(), stored));
+    }
+
+    let mut metadata = gguf_metadata(config);
+    for (key, value) in extra {
+        metadata.insert((*key).to_string(), value.clone());
+    }
+    let mut metadata: Vec<(&str, &Value)> = metadata.iter().map(|(k, v)| (k.as_str(), v)).collect();
+    metadata.sort_by_key(|(key, _)| *key);
+    let tensors: Vec<(&str, &QTensor)> = tensors.iter().map(|(k, v)| (k.as_str(), v)).collect();
+    let file = File::create(path).map_err(|e| file_error(path, e.to_string()))?;
+    gguf_file::write(&mut BufWriter::new(file), &metadata, &tensors).map_err(fail)
+}
+
+fn gguf_metadata(config: &ModelConfig) -> HashMap<String, Value> {
+    let arch = match config.family {
+        Family::Qwen3 => "qwen3",
+        Family::Qwen2 => "qwen2",
+        Family::Llama => "llama",
+    };
+    let tokens = (0..config.vocab)
+        .map(|i| Value::String(format!("<t{i}>")))
+        .collect();
+    let mut metadata = HashMap::from([
+        (
+            "general.architecture".to_string(),
+            Value::String(arch.into()),
+        ),
+        ("tokenizer.ggml.tokens".to_string(), Value::Array(tokens)),
+    ]);
+    for (key, size) in [
+        ("block_count", config.n_layers),
+        ("context_length", config.context_length),
+        ("embedding_length", config.hidden),
+        ("feed_forward_length", config.intermediate),
+        ("attention.head_count", config.n_q_heads),
+        ("attention.head_count_kv", config.n_kv_heads),
+        ("attention.key_length", config.head_dim),
+        ("attention.value_length", config.head_dim),
+        ("rope.dimension_count", config.head_dim),
+    ] {
+        metadata.insert(format!("{arch}.{key}"), Value::U32(size as u32));
+    }
+    let eps = format!("{arch}.attention.layer_norm_rms_epsilon");
+    metadata.insert(eps, Value::F32(config.rms_norm_eps));
+    metadata.insert(
+        format!("{arch}.rope.freq_base"),
+        Value::F32(config.rope.theta),
+    );
+    for (key, id) in [
+        ("tokenizer.ggml.bos_token_id", config.bos_token_id),
+        (
+            "tokenizer.ggml.eos_token_id",
+            config.eos_token_ids.first().copied(),
+        ),
+    ] {
+        if let Some(id) = id {
+            metadata.insert(key.into(), Value::U32(id));
+        }
+    }
+    metadata
+}
+
+/// candle's name of a format.
+pub fn ggml_dtype(format: ElementFormat) -> GgmlDType {
+    match format {
+        ElementFormat::F32 => GgmlDType::F32,
+        ElementFormat::F16 => GgmlDType::F16,
+        ElementFormat::BF16 => GgmlDType::BF16,
+        ElementFormat::Q4_0 => GgmlDType::Q4_0,
+        ElementFormat::Q4_1 => GgmlDType::Q4_1,
+        ElementFormat::Q5_0 => GgmlDType::Q5_0,
+        ElementFormat::Q5_1 => GgmlDType::Q5_1,
+        ElementFormat::Q8_0 => GgmlDType::Q8_0,
+        ElementFormat::Q4K => GgmlDType::Q4K,
+        ElementFormat::Q5K => GgmlDType::Q5K,
+        ElementFormat::Q6K => GgmlDType::Q6K,
+    }
+}
+
+fn file_error(path: &Path, message: String) -> WeightError {
+    WeightError::File {
+        file: path.display().to_string(),
+        message,
+    }
+}

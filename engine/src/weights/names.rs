@@ -1,0 +1,124 @@
+//! Tensor roles: what each is called in safetensors and in GGUF, and the shape it must have.
+
+use super::{MatrixId, VectorId};
+use crate::model::config::ModelConfig;
+
+impl MatrixId {
+    /// `(n_out, n_in)` under this configuration.
+    pub fn shape(self, c: &ModelConfig) -> (usize, usize) {
+        match self {
+            Self::Embedding | Self::LmHead => (c.vocab, c.hidden),
+            Self::Q(_) => (c.q_width(), c.hidden),
+            Self::K(_) | Self::V(_) => (c.kv_width(), c.hidden),
+            Self::O(_) => (c.hidden, c.q_width()),
+            Self::Gate(_) | Self::Up(_) => (c.intermediate, c.hidden),
+            Self::Down(_) => (c.hidden, c.intermediate),
+        }
+    }
+
+    /// The decoder's matrices in file order; no `LmHead` where it is the embedding.
+    pub fn all(c: &ModelConfig) -> Vec<Self> {
+        let mut ids = vec![Self::Embedding];
+        for i in 0..c.n_layers {
+            ids.extend([Self::Q(i), Self::K(i), Self::V(i), Self::O(i)]);
+            ids.extend([Self::Gate(i), Self::Up(i), Self::Down(i)]);
+        }
+        if !c.tied_embeddings {
+            ids.push(Self::LmHead);
+        }
+        ids
+    }
+
+    /// False for the embedding and the head, which quantised checkpoints leave in 16 bits.
+    pub fn is_in_layer(self) -> bool {
+        !matches!(self, Self::Embedding | Self::LmHead)
+    }
+
+    /// Name in a safetensors file, without the `.weight` or `.qweight` at its end.
+    pub fn safetensors_stem(self) -> String {
+        match self {
+            Self::Embedding => "model.embed_tokens".into(),
+            Self::LmHead => "lm_head".into(),
+            Self::Q(i) => format!("model.layers.{i}.self_attn.q_proj"),
+            Self::K(i) => format!("model.layers.{i}.self_attn.k_proj"),
+            Self::V(i) => format!("model.layers.{i}.self_attn.v_proj"),
+            Self::O(i) => format!("model.layers.{i}.self_attn.o_proj"),
+            Self::Gate(i) => format!("model.layers.{i}.mlp.gate_proj"),
+            Self::Up(i) => format!("model.layers.{i}.mlp.up_proj"),
+            Self::Down(i) => format!("model.layers.{i}.mlp.down_proj"),
+        }
+    }
+
+    pub fn gguf_name(self) -> String {
+        match self {
+            Self::Embedding => "token_embd.weight".into(),
+            Self::LmHead => "output.weight".into(),
+            Self::Q(i) => format!("blk.{i}.attn_q.weight"),
+            Self::K(i) => format!("blk.{i}.attn_k.weight"),
+            Self::V(i) => format!("blk.{i}.attn_v.weight"),
+            Self::O(i) => format!("blk.{i}.attn_output.weight"),
+            Self::Gate(i) => format!("blk.{i}.ffn_gate.weight"),
+            Self::Up(i) => format!("blk.{i}.ffn_up.weight"),
+            Self::Down(i) => format!("blk.{i}.ffn_down.weight"),
+        }
+    }
+}
+
+impl VectorId {
+    /// Elements under this configuration.
+    pub fn n_elements(self, c: &ModelConfig) -> usize {
+        match self {
+            Self::AttnNorm(_) | Self::MlpNorm(_) | Self::FinalNorm | Self::OBias(_) => c.hidden,
+            Self::QNorm(_) | Self::KNorm(_) => c.head_dim,
+            Self::QBias(_) => c.q_width(),
+            Self::KBias(_) | Self::VBias(_) => c.kv_width(),
+        }
+    }
+
+    /// The vectors that a model of this configuration has.
+    pub fn all(c: &ModelConfig) -> Vec<Self> {
+        let mut ids = Vec::new();
+        for i in 0..c.n_layers {
+            ids.extend([Self::AttnNorm(i), Self::MlpNorm(i)]);
+            if c.qk_norm {
+                ids.extend([Self::QNorm(i), Self::KNorm(i)]);
+            }
+            if c.qkv_bias {
+                ids.extend([Self::QBias(i), Self::KBias(i), Self::VBias(i)]);
+            }
+            if c.o_bias {
+                ids.push(Self::OBias(i));
+            }
+        }
+        ids.push(Self::FinalNorm);
+        ids
+    }
+
+    pub fn safetensors_name(self) -> String {
+        match self {
+            Self::AttnNorm(i) => format!("model.layers.{i}.input_layernorm.weight"),
+            Self::MlpNorm(i) => format!("model.layers.{i}.post_attention_layernorm.weight"),
+            Self::QNorm(i) => format!("model.layers.{i}.self_attn.q_norm.weight"),
+            Self::KNorm(i) => format!("model.layers.{i}.self_attn.k_norm.weight"),
+            Self::FinalNorm => "model.norm.weight".into(),
+            Self::QBias(i) => format!("model.layers.{i}.self_attn.q_proj.bias"),
+            Self::KBias(i) => format!("model.layers.{i}.self_attn.k_proj.bias"),
+            Self::VBias(i) => format!("model.layers.{i}.self_attn.v_proj.bias"),
+            Self::OBias(i) => format!("model.layers.{i}.self_attn.o_proj.bias"),
+        }
+    }
+
+    pub fn gguf_name(self) -> String {
+        match self {
+            Self::AttnNorm(i) => format!("blk.{i}.attn_norm.weight"),
+            Self::MlpNorm(i) => format!("blk.{i}.ffn_norm.weight"),
+            Self::QNorm(i) => format!("blk.{i}.attn_q_norm.weight"),
+            Self::KNorm(i) => format!("blk.{i}.attn_k_norm.weight"),
+            Self::FinalNorm => "output_norm.weight".into(),
+            Self::QBias(i) => format!("blk.{i}.attn_q.bias"),
+            Self::KBias(i) => format!("blk.{i}.attn_k.bias"),
+            Self::VBias(i) => format!("blk.{i}.attn_v.bias"),
+            Self::OBias(i) => format!("blk.{i}.attn_output.bias"),
+        }
+    }
+}

@@ -1,0 +1,273 @@
+//! A safetensors folder: one file, or several under `model.safetensors.index.json`, all
+//! memory-mapped; f32, f16, bf16 and AutoAWQ 4-bit matrices.
+//!
+//! The `safetensors` crate checks each header against its file (size, overlaps, gaps), so a
+//! tensor's bytes are always inside the mapping.
+
+use std::borrow::Cow;
+use std::collections::{BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
+
+use ::safetensors::{Dtype, SafeTensors};
+use kernels::mapped_file::MappedFile;
+
+use super::{Checkpoint, ElementFormat, Matrix, MatrixId, VectorId, WeightError, awq, decode};
+use crate::model::config::ModelConfig;
+use crate::model::config_json::{self, FolderConfig};
+
+/// A shard list is at most a few megabytes.
+const MAX_INDEX_BYTES: u64 = 64 << 20;
+const MAX_SHARDS: usize = 4096;
+
+/// The mapped files of a folder and where each tensor lies.
+pub struct TensorFiles {
+    files: Vec<MappedFile>,
+    tensors: HashMap<String, Location>,
+}
+
+struct Location {
+    file: usize,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    range: std::ops::Range<usize>,
+}
+
+/// One tensor as it is on disk.
+pub struct StoredTensor<'a> {
+    pub dtype: Dtype,
+    pub shape: &'a [usize],
+    pub bytes: &'a [u8],
+}
+
+impl TensorFiles {
+    /// Maps the files named by the index, or the single `model.safetensors`, or else every
+    /// `*.safetensors` of the folder.
+    pub fn open(dir: &Path) -> Result<Self, WeightError> {
+        let mut opened = Self {
+            files: Vec::new(),
+            tensors: HashMap::new(),
+        };
+        for path in weight_files(dir)? {
+            opened.add(&path)?;
+        }
+        Ok(opened)
+    }
+
+    fn add(&mut self, path: &Path) -> Result<(), WeightError> {
+        let file = MappedFile::open(path).map_err(|e| file_error(path, e.to_string()))?;
+        let (header_bytes, metadata) = SafeTensors::read_metadata(&file)
+            .map_err(|e| file_error(path, format!("is not a whole safetensors file: {e}")))?;
+        let data_start = 8 + header_bytes;
+        for (name, info) in metadata.tensors() {
+            let (start, end) = info.data_offsets;
+            let range = data_start + start..data_start + end;
+            if range.start > range.end || range.end > file.len() {
+                let message = format!("tensor {name} lies outside the file's {} bytes", file.len());
+                return Err(file_error(path, message));
+            }
+            let location = Location {
+                file: self.files.len(),
+                dtype: info.dtype,
+                shape: info.shape.clone(),
+                range,
+            };
+            if self.tensors.insert(name.clone(), location).is_some() {
+                return Err(file_error(
+                    path,
+                    format!("tensor {name} is in another file too"),
+                ));
+            }
+        }
+        self.files.push(file);
+        Ok(())
+    }
+
+    pub fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    pub fn tensor(&self, name: &str) -> Result<StoredTensor<'_>, WeightError> {
+        let missing = || WeightError::Missing {
+            name: name.to_string(),
+        };
+        let at = self.tensors.get(name).ok_or_else(missing)?;
+        let bytes = &self.files[at.file][at.range.clone()];
+        Ok(StoredTensor {
+            dtype: at.dtype,
+            shape: &at.shape,
+            bytes,
+        })
+    }
+
+    /// A float tensor of exactly this shape.
+    fn float_tensor(
+        &self,
+        name: &str,
+        expected: &[usize],
+    ) -> Result<(ElementFormat, &[u8]), WeightError> {
+        let tensor = self.tensor(name)?;
+        let format = match tensor.dtype {
+            Dtype::F32 => ElementFormat::F32,
+            Dtype::F16 => ElementFormat::F16,
+            Dtype::BF16 => ElementFormat::BF16,
+            other => {
+                return Err(WeightError::Format {
+                    name: name.to_string(),
+                    format: format!("{other:?}"),
+                    supported: "F32 F16 BF16",
+                });
+            }
+        };
+        if tensor.shape != expected {
+            return Err(WeightError::Shape {
+                name: name.to_string(),
+                found: tensor.shape.to_vec(),
+                expected: expected.to_vec(),
+            });
+        }
+        Ok((format, tensor.bytes))
+    }
+}
+
+/// The weight files of a folder, in a fixed order.
+pub fn weight_files(dir: &Path) -> Result<Vec<PathBuf>, WeightError> {
+    let index = dir.join("model.safetensors.index.json");
+    if index.exists() {
+        return Ok(index_shards(&index)?
+            .into_iter()
+            .map(|name| dir.join(name))
+            .collect());
+    }
+    let single = dir.join("model.safetensors");
+    if single.exists() {
+        return Ok(vec![single]);
+    }
+    let entries = std::fs::read_dir(dir).map_err(|e| file_error(dir, e.to_string()))?;
+    let mut paths: Vec<PathBuf> = entries
+        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
+        .filter(|path| path.extension().is_some_and(|e| e == "safetensors"))
+        .collect();
+    paths.sort();
+    if paths.is_empty() {
+        return Err(file_error(dir, "has no .safetensors file".into()));
+    }
+    Ok(paths)
+}
+
+/// The shard names of an index, each a plain file name.
+pub fn index_shards(index: &Path) -> Result<BTreeSet<String>, WeightError> {
+    #[derive(serde::Deserialize)]
+    struct Index {
+        weight_map: HashMap<String, String>,
+    }
+    let n_bytes = std::fs::metadata(index)
+        .map_err(|e| file_error(index, e.to_string()))?
+        .len();
+    if n_bytes > MAX_INDEX_BYTES {
+        let message = format!("has {n_bytes} bytes; at most {MAX_INDEX_BYTES} are read");
+        return Err(file_error(index, message));
+    }
+    let text = std::fs::read(index).map_err(|e| file_error(index, e.to_string()))?;
+    let parsed: Index = serde_json::from_slice(&text)
+        .map_err(|e| file_error(index, format!("is not a shard index: {e}")))?;
+    let shards: BTreeSet<String> = parsed.weight_map.into_values().collect();
+    if shards.is_empty() || shards.len() > MAX_SHARDS {
+        let message = format!("names {} files; it must be 1 to {MAX_SHARDS}", shards.len());
+        return Err(file_error(index, message));
+    }
+    for name in &shards {
+        let plain = !name.contains(['/', '\\', '\0']) && name != ".." && name != ".";
+        if !plain || !name.ends_with(".safetensors") {
+            let message = format!("names {name:?}, which is not a .safetensors file beside it");
+            return Err(file_error(index, message));
+        }
+    }
+    Ok(shards)
+}
+
+fn file_error(path: &Path, message: String) -> WeightError {
+    WeightError::File {
+        file: path.display().to_string(),
+        message,
+    }
+}
+
+/// A folder of `config.json` and safetensors files.
+pub struct SafetensorsCheckpoint {
+    config: FolderConfig,
+    files: TensorFiles,
+}
+
+impl SafetensorsCheckpoint {
+    /// Opens the folder and checks that every tensor is there and has its shape.
+    pub fn open(dir: &Path) -> Result<Self, WeightError> {
+        let config = config_json::read_folder(dir)?;
+        let opened = Self {
+            config,
+            files: TensorFiles::open(dir)?,
+        };
+        for id in MatrixId::all(opened.config()) {
+            opened.matrix(id)?;
+        }
+        for id in VectorId::all(opened.config()) {
+            let expected = [id.n_elements(opened.config())];
+            opened
+                .files
+                .float_tensor(&id.safetensors_name(), &expected)?;
+        }
+        Ok(opened)
+    }
+}
+
+impl Checkpoint for SafetensorsCheckpoint {
+    fn config(&self) -> &ModelConfig {
+        &self.config.model
+    }
+
+    fn matrix(&self, id: MatrixId) -> Result<Matrix<'_>, WeightError> {
+        let id = match id {
+            MatrixId::LmHead if self.config.model.tied_embeddings => MatrixId::Embedding,
+            other => other,
+        };
+        let (n_out, n_in) = id.shape(&self.config.model);
+        let stem = id.safetensors_stem();
+        if let Some(config) = self.config.awq
+            && self.files.has(&format!("{stem}.qweight"))
+        {
+            return Ok(Matrix::Awq(awq::read(
+                &self.files,
+                &stem,
+                (n_out, n_in),
+                config,
+            )?));
+        }
+        let name = format!("{stem}.weight");
+        let (format, bytes) = self.files.float_tensor(&name, &[n_out, n_in])?;
+        Ok(Matrix::Rows {
+            format,
+            n_out,
+            n_in,
+            bytes: Cow::Borrowed(bytes),
+        })
+    }
+
+    fn vector(&self, id: VectorId) -> Result<Vec<f32>, WeightError> {
+        let n = id.n_elements(&self.config.model);
+        let (format, bytes) = self.files.float_tensor(&id.safetensors_name(), &[n])?;
+        decode::to_f32(format, bytes, n)
+    }
+
+    fn format_name(&self) -> String {
+        match self.storage(MatrixId::Q(0)) {
+            Ok(storage) if storage.format.starts_with("AWQ") => {
+                storage.format.replacen("AWQ", "awq", 1)
+            }
+            Ok(storage) => format!("safetensors {}", storage.format),
+            Err(_) => "safetensors".into(),
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "safetensors_tests.rs"]
+mod tests;

@@ -1,0 +1,371 @@
+//! Seeded random weights of a given configuration: no file, the same bytes every time.
+//!
+//! Each tensor has a random stream of its own, from the seed and the tensor's name, so one
+//! tensor can be made without the others. Standard deviations are those of a trained model's
+//! order (`1 / sqrt(n_in)` for projections), so activations and logits stay sane: with the
+//! final norm at 1, logits have a standard deviation near [`LOGIT_STD`].
+//!
+//! Deliberately absent: any claim about the text that such a model writes.
+
+use std::borrow::Cow;
+use std::path::Path;
+
+use half::{bf16, f16};
+use sha2::{Digest, Sha256};
+
+use super::gguf::GgufFile;
+use super::preset::Preset;
+use super::{
+    AwqMatrix, Checkpoint, ElementFormat, Matrix, MatrixId, MatrixStorage, VectorId, WeightError,
+    awq, gguf,
+};
+use crate::model::config::ModelConfig;
+use crate::model::config_json;
+
+/// Standard deviation of the logits of a synthetic model.
+pub const LOGIT_STD: f32 = 2.5;
+
+/// Standard deviation of `q - z` where both are uniform over 0..16.
+const AWQ_LEVEL_STD: f32 = 6.519_202;
+
+/// How the matrices of the layers are made. Embedding and head of `Awq` are f16.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SyntheticFormat {
+    /// `F32`, `F16` or `BF16`; block formats have no synthetic twin and are made as f16.
+    Rows(ElementFormat),
+    Awq {
+        group_size: usize,
+    },
+}
+
+/// A checkpoint without a file.
+pub struct SyntheticCheckpoint {
+    config: ModelConfig,
+    format: SyntheticFormat,
+    seed: u64,
+}
+
+impl SyntheticCheckpoint {
+    pub fn new(config: ModelConfig, format: SyntheticFormat, seed: u64) -> Self {
+        Self {
+            config,
+            format,
+            seed,
+        }
+    }
+
+    pub fn from_preset(preset: &Preset, seed: u64) -> Self {
+        Self::new(preset.config.clone(), preset.format, seed)
+    }
+
+    /// `--load-format dummy` on a folder: its `config.json` alone is read.
+    pub fn of_folder(dir: &Path, seed: u64) -> Result<Self, WeightError> {
+        let config = config_json::read_folder(dir)?;
+        let format = match config.awq {
+            Some(awq) => {
+                let group_size = awq.group_size.unwrap_or(config.model.hidden);
+                check_awq_shapes(&config.model, group_size)?;
+                SyntheticFormat::Awq { group_size }
+            }
+            None => SyntheticFormat::Rows(ElementFormat::F16),
+        };
+        Ok(Self::new(config.model, format, seed))
+    }
+
+    /// `--load-format dummy` on a GGUF file: its metadata alone is read; weights are f16.
+    pub fn of_gguf(path: &Path, seed: u64) -> Result<Self, WeightError> {
+        let file = GgufFile::open(path)?;
+        let config = gguf::config::read(&file.header, None)?;
+        Ok(Self::new(
+            config,
+            SyntheticFormat::Rows(ElementFormat::F16),
+            seed,
+        ))
+    }
+
+    fn row_format(&self, id: MatrixId) -> Option<ElementFormat> {
+        match self.format {
+            SyntheticFormat::Awq { .. } if id.is_in_layer() => None,
+            SyntheticFormat::Rows(ElementFormat::F32) => Some(ElementFormat::F32),
+            SyntheticFormat::Rows(ElementFormat::BF16) => Some(ElementFormat::BF16),
+            SyntheticFormat::Rows(_) | SyntheticFormat::Awq { .. } => Some(ElementFormat::F16),
+        }
+    }
+
+    fn stored_id(&self, id: MatrixId) -> MatrixId {
+        match id {
+            MatrixId::LmHead if self.config.tied_embeddings => MatrixId::Embedding,
+            other => other,
+        }
+    }
+
+    fn std(id: MatrixId, n_in: usize) -> f32 {
+        let unit = 1.0 / (n_in as f32).sqrt();
+        if id.is_in_layer() {
+            unit
+        } else {
+            LOGIT_STD * unit
+        }
+    }
+
+    fn awq(&self, id: MatrixId, group_size: usize) -> AwqMatrix<'static> {
+        let (n_out, n_in) = id.shape(&self.config);
+        let stem = id.safetensors_stem();
+        let stream = |part: &str| RandomStream::new(self.seed, &format!("{stem}.{part}"));
+        let n_groups = n_in / group_size;
+        let mean_scale = Self::std(id, n_in) / AWQ_LEVEL_STD;
+        let mut scales = stream("scales");
+        let scales = (0..n_groups * n_out)
+            .flat_map(|_| f16::from_f32(mean_scale * (1.0 + 0.25 * scales.uniform())).to_le_bytes())
+            .collect();
+        AwqMatrix {
+            n_out,
+            n_in,
+            group_size,
+            qweight: Cow::Owned(stream("qweight").bytes(n_in * n_out / 2)),
+            qzeros: Cow::Owned(stream("qzeros").bytes(n_groups * n_out / 2)),
+            scales: Cow::Owned(scales),
+        }
+    }
+}
+
+fn check_awq_shapes(config: &ModelConfig, group_size: usize) -> Result<(), WeightError> {
+    for id in MatrixId::all(config)
+        .into_iter()
+        .filter(|id| id.is_in_layer())
+    {
+        let (n_out, n_in) = id.shape(config);
+        if !n_out.is_multiple_of(8) || !n_in.is_multiple_of(group_size) {
+            return Err(WeightError::Shape {
+                name: format!("{} (AWQ, group {group_size})", id.safetensors_stem()),
+                found: vec![n_out, n_in],
+                expected: vec![n_out.next_multiple_of(8), n_in.next_multiple_of(group_size)],
+            });
+        }
+    }
+    Ok(())
+}
+
+impl Checkpoint for SyntheticCheckpoint {
+    fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    fn matrix(&self, id: MatrixId) -> Result<Matrix<'_>, WeightError> {
+        let id = self.stored_id(id);
+        let (n_out, n_in) = id.shape(&self.config);
+        let format = match (self.row_format(id), self.format) {
+            (None, SyntheticFormat::Awq { group_size }) => {
+                return Ok(Matrix::Awq(self.awq(id, group_size)));
+            }
+            (format, _) => format.unwrap_or(ElementFormat::F16),
+        };
+        let mut stream = RandomStream::new(self.seed, &id.safetensors_stem());
+        let bytes = stream.float_rows(format, n_out * n_in, Self::std(id, n_in));
+        Ok(Matrix::Rows {
+            format,
+            n_out,
+            n_in,
+            bytes: Cow::Owned(bytes),
+        })
+    }
+
+    fn vector(&self, id: VectorId) -> Result<Vec<f32>, WeightError> {
+        let n = id.n_elements(&self.config);
+        let mut stream = RandomStream::new(self.seed, &id.safetensors_name());
+        let centre = match id {
+            VectorId::QBias(_) | VectorId::KBias(_) | VectorId::VBias(_) | VectorId::OBias(_) => {
+                0.0
+            }
+            _ => 1.0,
+        };
+        Ok((0..n).map(|_| centre + 0.1 * stream.uniform()).collect())
+    }
+
+    fn format_name(&self) -> String {
+        let format = match self.format {
+            SyntheticFormat::Rows(format) => format.name().to_lowercase(),
+            SyntheticFormat::Awq { group_size } => format!("awq group {group_size}"),
+        };
+        format!("dummy {format} seed {}", self.seed)
+    }
+
+    fn storage(&self, id: MatrixId) -> Result<MatrixStorage, WeightError> {
+        let (n_out, n_in) = id.shape(&self.config);
+        let n_elements = n_out * n_in;
+        let (format, n_bytes) = match (self.row_format(id), self.format) {
+            (None, SyntheticFormat::Awq { group_size }) => {
+                let per_group = n_out / 2 + 2 * n_out;
+                let n_bytes = n_elements / 2 + n_in / group_size * per_group;
+                (awq::storage_name(group_size), n_bytes)
+            }
+            (format, _) => {
+                let format = format.unwrap_or(ElementFormat::F16);
+                (format.name().to_string(), n_elements * format.block_bytes())
+            }
+        };
+        Ok(MatrixStorage {
+            format,
+            n_elements: n_elements as u64,
+            n_bytes: n_bytes as u64,
+        })
+    }
+}
+
+/// SplitMix64 (Steele, Lea, Flood 2014): its values stay the same whatever a library does.
+struct RandomStream {
+    state: u64,
+}
+
+impl RandomStream {
+    fn new(seed: u64, name: &str) -> Self {
+        let digest = Sha256::new()
+            .chain_update(seed.to_le_bytes())
+            .chain_update(name)
+            .finalize();
+        let mut state = [0; 8];
+        state.copy_from_slice(&digest[..8]);
+        Self {
+            state: u64::from_le_bytes(state),
+        }
+    }
+
+    fn next(&mut self) -> u64 {
+        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Uniform over [-1, 1).
+    fn uniform(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / (1u32 << 23) as f32 - 1.0
+    }
+
+    /// Uniform bits; `n` is rounded down to whole words of 4.
+    fn bytes(&mut self, n: usize) -> Vec<u8> {
+        let mut out = vec![0; n];
+        for chunk in out.chunks_mut(8) {
+            let word = self.next().to_le_bytes();
+            chunk.copy_from_slice(&word[..chunk.len()]);
+        }
+        out
+    }
+
+    /// Uniform values of this standard deviation, on a grid of 4096 levels: a table lookup a
+    /// value, because the large presets make billions.
+    fn float_rows(&mut self, format: ElementFormat, n: usize, std: f32) -> Vec<u8> {
+        const LEVELS: usize = 4096;
+        let half_range = std * 3.0f32.sqrt();
+        let level = |i: usize| half_range * ((i as f32 + 0.5) / (LEVELS / 2) as f32 - 1.0);
+        match format {
+            ElementFormat::F32 => {
+                let table: Vec<[u8; 4]> = (0..LEVELS).map(|i| level(i).to_le_bytes()).collect();
+                self.lookup(&table, n)
+            }
+            ElementFormat::BF16 => {
+                let bits = |i| bf16::from_f32(level(i)).to_le_bytes();
+                self.lookup(&(0..LEVELS).map(bits).collect::<Vec<_>>(), n)
+            }
+            _ => {
+                let bits = |i| f16::from_f32(level(i)).to_le_bytes();
+                self.lookup(&(0..LEVELS).map(bits).collect::<Vec<_>>(), n)
+            }
+        }
+    }
+
+    fn lookup<const N: usize>(&mut self, table: &[[u8; N]], n: usize) -> Vec<u8> {
+        let mut out = vec![0; n * N];
+        // Five values of 12 bits a word.
+        for chunk in out.chunks_mut(5 * N) {
+            let mut word = self.next();
+            for value in chunk.chunks_exact_mut(N) {
+                value.copy_from_slice(&table[(word & 4095) as usize]);
+                word >>= 12;
+            }
+        }
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::weights::preset;
+
+    fn tiny(name: &str, seed: u64) -> SyntheticCheckpoint {
+        SyntheticCheckpoint::from_preset(&preset::find(name).expect("a preset"), seed)
+    }
+
+    fn std(values: &[f32]) -> f32 {
+        let n = values.len() as f32;
+        let mean = values.iter().sum::<f32>() / n;
+        (values.iter().map(|v| (v - mean).powi(2)).sum::<f32>() / n).sqrt()
+    }
+
+    #[test]
+    fn the_same_seed_gives_the_same_bytes_and_another_seed_others() {
+        let values = |seed, id| tiny("tiny-qwen3", seed).matrix(id).and_then(|m| m.to_f32());
+        let first = values(1, MatrixId::Q(0)).expect("made");
+        assert_eq!(first, values(1, MatrixId::Q(0)).expect("made"));
+        assert_ne!(first, values(2, MatrixId::Q(0)).expect("made"));
+        assert_ne!(first, values(1, MatrixId::Q(1)).expect("made"));
+    }
+
+    /// Pins the stream itself: records name a seed, so its values must not drift.
+    #[test]
+    fn the_stream_is_pinned() {
+        let mut stream = RandomStream { state: 0 };
+        // The first outputs of SplitMix64 from state 0, as published with its test vectors.
+        assert_eq!(stream.next(), 0xe220_a839_7b1d_cdaf);
+        assert_eq!(stream.next(), 0x6e78_9e6a_a1b9_65f4);
+    }
+
+    #[test]
+    fn matrices_have_the_intended_spread_in_every_format() {
+        let config = preset::find("tiny-qwen3").expect("a preset").config;
+        for format in [
+            SyntheticFormat::Rows(ElementFormat::F32),
+            SyntheticFormat::Rows(ElementFormat::F16),
+            SyntheticFormat::Rows(ElementFormat::BF16),
+            SyntheticFormat::Awq { group_size: 32 },
+        ] {
+            let checkpoint = SyntheticCheckpoint::new(config.clone(), format, 3);
+            for id in [MatrixId::Q(0), MatrixId::Down(1)] {
+                let matrix = checkpoint.matrix(id).expect("made");
+                assert_eq!(
+                    matrix.storage(),
+                    checkpoint.storage(id).expect("known"),
+                    "{format:?}"
+                );
+                let expected = 1.0 / (matrix.shape().1 as f32).sqrt();
+                let found = std(&matrix.to_f32().expect("decodes"));
+                assert!(
+                    (found / expected - 1.0).abs() < 0.1,
+                    "{format:?} {id:?}: {found}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn tied_heads_are_the_embedding() {
+        let checkpoint = tiny("tiny-llama", 0);
+        let embedding = checkpoint
+            .matrix(MatrixId::Embedding)
+            .and_then(|m| m.to_f32());
+        let head = checkpoint.matrix(MatrixId::LmHead).and_then(|m| m.to_f32());
+        assert_eq!(embedding.expect("made"), head.expect("made"));
+    }
+
+    #[test]
+    fn qwen2_has_biases_and_norms_are_near_one() {
+        let checkpoint = tiny("tiny-qwen2", 0);
+        let bias = checkpoint.vector(VectorId::KBias(0)).expect("made");
+        assert_eq!(bias.len(), 32);
+        assert!(bias.iter().all(|v| v.abs() <= 0.1) && bias.iter().any(|v| *v != 0.0));
+        let norm = checkpoint.vector(VectorId::FinalNorm).expect("made");
+        assert!(norm.iter().all(|v| (0.9..=1.1).contains(v)));
+    }
+}

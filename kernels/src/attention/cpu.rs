@@ -1,0 +1,185 @@
+//! Up to [`QUERIES`] queries walk the pages of one KV head together.
+//!
+//! Scores: keys lie with tokens along the lanes, so a dimension of 16 tokens is one load and each
+//! query adds `q[d] * keys[d]`; no sum across lanes is needed. Pages go in chunks of
+//! [`CHUNK_PAGES`]; after each, the running maximum, sum and output are brought up to date.
+
+use super::{KvPages, MAX_HEAD_DIM, PAGE_TOKENS, Sequence, Unit};
+use crate::isa::Isa;
+use crate::lanes::{LANES, Lanes, at, at_mut, exp, for_isa};
+use crate::pool::DisjointMut;
+
+/// Queries of a unit: with one vector of scores each they fit the registers.
+pub(super) const QUERIES: usize = 8;
+const CHUNK_PAGES: usize = 8;
+const CHUNK_TOKENS: usize = CHUNK_PAGES * PAGE_TOKENS;
+
+/// # Safety
+/// No other thread touches the output of this unit's queries meanwhile.
+pub(super) unsafe fn run_unit(
+    isa: Isa,
+    kv: &KvPages,
+    sequence: Sequence<'_>,
+    unit: Unit,
+    q: &[f32],
+    out: &DisjointMut<'_, f32>,
+) {
+    let shape = kv.shape;
+    let (head_dim, group) = (shape.head_dim, shape.n_q_heads / shape.n_kv_heads);
+    let mut queries = [[0.0f32; MAX_HEAD_DIM]; QUERIES];
+    let mut results = [[0.0f32; MAX_HEAD_DIM]; QUERIES];
+    let mut lengths = [0usize; QUERIES];
+    let mut starts = [0usize; QUERIES];
+    let scale = 1.0 / (head_dim as f32).sqrt();
+    for i in 0..unit.n_queries {
+        let (token, head) = ((unit.first_query + i) / group, (unit.first_query + i) % group);
+        lengths[i] = sequence.start + token + 1;
+        starts[i] =
+            ((sequence.first + token) * shape.n_q_heads + unit.kv_head * group + head) * head_dim;
+        for (to, from) in queries[i].iter_mut().zip(&q[starts[i]..][..head_dim]) {
+            *to = from * scale;
+        }
+    }
+    let (queries, results, lengths) = (&queries, &mut results, &lengths[..unit.n_queries]);
+    let (pages, kv_head) = (sequence.pages, unit.kv_head);
+    if unit.n_queries == 1 {
+        for_isa!(isa, attend_one(
+            kv: &KvPages,
+            pages: &[u32],
+            kv_head: usize,
+            lengths: &[usize],
+            queries: &[[f32; MAX_HEAD_DIM]; QUERIES],
+            results: &mut [[f32; MAX_HEAD_DIM]; QUERIES],
+        ));
+    } else {
+        for_isa!(isa, attend_many(
+            kv: &KvPages,
+            pages: &[u32],
+            kv_head: usize,
+            lengths: &[usize],
+            queries: &[[f32; MAX_HEAD_DIM]; QUERIES],
+            results: &mut [[f32; MAX_HEAD_DIM]; QUERIES],
+        ));
+    }
+    for i in 0..unit.n_queries {
+        // SAFETY: this query's output is this unit's alone, by the caller's promise.
+        let out = unsafe { out.slice(starts[i], head_dim) };
+        out.copy_from_slice(&results[i][..head_dim]);
+    }
+}
+
+#[inline(always)]
+fn attend_one<L: Lanes>(
+    kv: &KvPages,
+    pages: &[u32],
+    kv_head: usize,
+    lengths: &[usize],
+    queries: &[[f32; MAX_HEAD_DIM]; QUERIES],
+    results: &mut [[f32; MAX_HEAD_DIM]; QUERIES],
+) {
+    attend::<L, 1>(kv, pages, kv_head, lengths, queries, results);
+}
+
+#[inline(always)]
+fn attend_many<L: Lanes>(
+    kv: &KvPages,
+    pages: &[u32],
+    kv_head: usize,
+    lengths: &[usize],
+    queries: &[[f32; MAX_HEAD_DIM]; QUERIES],
+    results: &mut [[f32; MAX_HEAD_DIM]; QUERIES],
+) {
+    attend::<L, QUERIES>(kv, pages, kv_head, lengths, queries, results);
+}
+
+/// `lengths`: how many tokens each query sees, rising; unused queries see none.
+#[inline(always)]
+fn attend<L: Lanes, const N: usize>(
+    kv: &KvPages,
+    pages: &[u32],
+    kv_head: usize,
+    lengths: &[usize],
+    queries: &[[f32; MAX_HEAD_DIM]; QUERIES],
+    results: &mut [[f32; MAX_HEAD_DIM]; QUERIES],
+) {
+    let head_dim = kv.shape.head_dim;
+    let longest = lengths[lengths.len() - 1];
+    let mut largest = [f32::NEG_INFINITY; N];
+    let mut sums = [0.0f32; N];
+    let mut scores = [[0.0f32; CHUNK_TOKENS]; N];
+    for chunk_start in (0..longest).step_by(CHUNK_TOKENS) {
+        let n_pages = (longest - chunk_start).div_ceil(PAGE_TOKENS).min(CHUNK_PAGES);
+        let chunk_pages = &pages[chunk_start / PAGE_TOKENS..][..n_pages];
+        for (p, page) in chunk_pages.iter().enumerate() {
+            let keys = kv.key_page(*page as usize, kv_head);
+            let mut dots = [L::splat(0.0); N];
+            for d in 0..head_dim {
+                let key = L::load_f16(at(keys, d * PAGE_TOKENS));
+                for i in 0..N {
+                    dots[i] = key.mul_add(L::splat(queries[i][d]), dots[i]);
+                }
+            }
+            for i in 0..N {
+                dots[i].store(at_mut(&mut scores[i], p * PAGE_TOKENS));
+            }
+        }
+        let mut rescale = [1.0f32; N];
+        for (i, length) in lengths.iter().enumerate() {
+            let seen = length.saturating_sub(chunk_start).min(n_pages * PAGE_TOKENS);
+            scores[i][seen..n_pages * PAGE_TOKENS].fill(f32::NEG_INFINITY);
+            if seen == 0 {
+                scores[i][..n_pages * PAGE_TOKENS].fill(0.0);
+                continue;
+            }
+            // Only pages that the query sees count, so that a longer neighbour changes nothing.
+            let end = seen.next_multiple_of(PAGE_TOKENS);
+            let mut top = L::splat(f32::NEG_INFINITY);
+            for k in (0..end).step_by(LANES) {
+                top = top.max(L::load(at(&scores[i], k)));
+            }
+            let new_largest = largest[i].max(top.largest());
+            rescale[i] = if largest[i] == f32::NEG_INFINITY { 0.0 } else { (largest[i] - new_largest).exp() };
+            largest[i] = new_largest;
+            let mut sum = L::splat(0.0);
+            for k in (0..end).step_by(LANES) {
+                let weight = exp(L::load(at(&scores[i], k)).sub(L::splat(new_largest)));
+                weight.store(at_mut(&mut scores[i], k));
+                sum = sum.add(weight);
+            }
+            // A masked score became a number around 1e-38; make it nothing.
+            if seen < end {
+                let masked = &mut scores[i][seen..end];
+                masked.fill(0.0);
+                sum = L::splat(0.0);
+                for k in (0..end).step_by(LANES) {
+                    sum = sum.add(L::load(at(&scores[i], k)));
+                }
+            }
+            scores[i][end..n_pages * PAGE_TOKENS].fill(0.0);
+            sums[i] = sums[i] * rescale[i] + sum.sum();
+        }
+        for d in (0..head_dim).step_by(LANES) {
+            let mut totals = [L::splat(0.0); N];
+            for i in 0..N {
+                totals[i] = L::load(at(&results[i], d)).mul(L::splat(rescale[i]));
+            }
+            for (p, page) in chunk_pages.iter().enumerate() {
+                let values = kv.value_page(*page as usize, kv_head);
+                for t in 0..PAGE_TOKENS {
+                    let value = L::load_f16(at(values, t * head_dim + d));
+                    for i in 0..N {
+                        let weight = L::splat(scores[i][p * PAGE_TOKENS + t]);
+                        totals[i] = value.mul_add(weight, totals[i]);
+                    }
+                }
+            }
+            for i in 0..N {
+                totals[i].store(at_mut(&mut results[i], d));
+            }
+        }
+    }
+    for i in 0..lengths.len() {
+        let inverse = 1.0 / sums[i];
+        results[i][..head_dim].iter_mut().for_each(|x| *x *= inverse);
+    }
+}

@@ -1,0 +1,282 @@
+//! Causal grouped-query attention over a paged f16 KV cache, with an online softmax.
+//!
+//! One kernel serves decoding and chunked prefill: a query is a (token, head) pair, and queries
+//! of one KV head that read the same pages go through them together. What a query gets depends on
+//! its own pages and position alone, bit for bit, however the batch was cut.
+//!
+//! Deliberately absent: sliding windows, sinks, ALiBi.
+
+mod cpu;
+pub mod reference;
+
+use crate::error::check_shape;
+use crate::isa::Isa;
+use crate::lanes::{LANES, Lanes, at, at_mut, for_isa};
+use crate::memory::AlignedBytes;
+use crate::pool::{DisjointMut, WorkerPool};
+use crate::KernelError;
+
+const OP: &str = "attention";
+/// Tokens of a page: one vector of scores.
+pub const PAGE_TOKENS: usize = 16;
+/// Largest head the kernel has room for.
+pub const MAX_HEAD_DIM: usize = 256;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AttentionShape {
+    pub n_q_heads: usize,
+    pub n_kv_heads: usize,
+    pub head_dim: usize,
+}
+
+impl AttentionShape {
+    pub fn checked(self) -> Result<Self, KernelError> {
+        let Self { n_q_heads, n_kv_heads, head_dim } = self;
+        let fail = |what, found, expected: String| {
+            Err(KernelError::Shape { op: OP, what, found, expected })
+        };
+        if n_kv_heads == 0 || n_q_heads == 0 || !n_q_heads.is_multiple_of(n_kv_heads) {
+            return fail("n_q_heads", n_q_heads, format!("a multiple of {n_kv_heads} KV heads"));
+        }
+        if head_dim == 0 || !head_dim.is_multiple_of(16) || head_dim > MAX_HEAD_DIM {
+            return fail("head_dim", head_dim, format!("a multiple of 16 up to {MAX_HEAD_DIM}"));
+        }
+        Ok(self)
+    }
+
+    fn page_elements(&self) -> usize {
+        self.n_kv_heads * self.head_dim * PAGE_TOKENS
+    }
+}
+
+/// One layer's keys and values, f16, allocated once.
+///
+/// Keys: `[n_pages, n_kv_heads, head_dim, PAGE_TOKENS]`, so that one load holds a dimension of
+/// every token of a page. Values: `[n_pages, n_kv_heads, PAGE_TOKENS, head_dim]`.
+#[derive(Debug)]
+pub struct KvPages {
+    shape: AttentionShape,
+    n_pages: usize,
+    keys: AlignedBytes,
+    values: AlignedBytes,
+}
+
+impl KvPages {
+    pub fn new(shape: AttentionShape, n_pages: usize) -> Result<Self, KernelError> {
+        let shape = shape.checked()?;
+        let n_bytes = n_pages
+            .checked_mul(shape.page_elements() * 2)
+            .ok_or(KernelError::Memory { bytes: usize::MAX })?;
+        let (keys, values) = (AlignedBytes::zeroed(n_bytes)?, AlignedBytes::zeroed(n_bytes)?);
+        Ok(Self { shape, n_pages, keys, values })
+    }
+
+    pub fn n_pages(&self) -> usize {
+        self.n_pages
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.keys.as_slice().len() + self.values.as_slice().len()
+    }
+
+    /// Stores tokens' `k, v: [n_tokens, n_kv_heads, head_dim]`, each in its slot.
+    pub fn store(
+        &mut self,
+        pool: &mut WorkerPool,
+        isa: Isa,
+        slots: &[Slot],
+        k: &[f32],
+        v: &[f32],
+    ) -> Result<(), KernelError> {
+        let AttentionShape { n_kv_heads, head_dim, .. } = self.shape;
+        check_shape(OP, "length of k", k.len(), slots.len() * n_kv_heads * head_dim)?;
+        check_shape(OP, "length of v", v.len(), k.len())?;
+        for slot in slots {
+            check_below("page", slot.page as usize, self.n_pages)?;
+            check_below("slot", slot.slot as usize, PAGE_TOKENS)?;
+        }
+        let keys = DisjointMut::new(self.keys.as_u16_mut());
+        let values = DisjointMut::new(self.values.as_u16_mut());
+        let page_len = head_dim * PAGE_TOKENS;
+        // Threads split the heads, not the tokens: two tokens that name one slot would race.
+        let min_heads = 4096usize.div_ceil(slots.len().max(1) * head_dim);
+        pool.for_ranges(n_kv_heads, min_heads, &|heads| {
+            for head in heads {
+                for (token, slot) in slots.iter().enumerate() {
+                    let page = (slot.page as usize * n_kv_heads + head) * page_len;
+                    // SAFETY: a head's part of a page is touched by the one thread that has it.
+                    let (keys, values) = unsafe {
+                        let row = page + slot.slot as usize * head_dim;
+                        (keys.slice(page, page_len), values.slice(row, head_dim))
+                    };
+                    let keys = &mut keys[slot.slot as usize..];
+                    let from = (token * n_kv_heads + head) * head_dim;
+                    let (k, v) = (&k[from..][..head_dim], &v[from..][..head_dim]);
+                    for_isa!(isa, store_head(
+                        k: &[f32],
+                        v: &[f32],
+                        keys: &mut [u16],
+                        values: &mut [u16],
+                    ));
+                }
+            }
+        })
+    }
+
+    /// `[head_dim, PAGE_TOKENS]`
+    fn key_page(&self, page: usize, kv_head: usize) -> &[u16] {
+        let n = self.shape.head_dim * PAGE_TOKENS;
+        &self.keys.as_u16()[(page * self.shape.n_kv_heads + kv_head) * n..][..n]
+    }
+
+    /// `[PAGE_TOKENS, head_dim]`
+    fn value_page(&self, page: usize, kv_head: usize) -> &[u16] {
+        let n = self.shape.head_dim * PAGE_TOKENS;
+        &self.values.as_u16()[(page * self.shape.n_kv_heads + kv_head) * n..][..n]
+    }
+}
+
+/// Where one token's keys and values go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Slot {
+    pub page: u32,
+    /// Below [`PAGE_TOKENS`].
+    pub slot: u32,
+}
+
+/// `keys` starts at the token's slot, `values` is the token's row.
+#[inline(always)]
+fn store_head<L: Lanes>(k: &[f32], v: &[f32], keys: &mut [u16], values: &mut [u16]) {
+    for d in (0..k.len()).step_by(LANES) {
+        L::load(at(v, d)).store_f16(at_mut(values, d));
+        let mut bits = [0u16; LANES];
+        L::load(at(k, d)).store_f16(&mut bits);
+        for (i, bits) in bits.iter().enumerate() {
+            keys[(d + i) * PAGE_TOKENS] = *bits;
+        }
+    }
+}
+
+fn check_below(what: &'static str, found: usize, limit: usize) -> Result<(), KernelError> {
+    if found < limit {
+        return Ok(());
+    }
+    Err(KernelError::Shape { op: OP, what, found, expected: format!("below {limit}") })
+}
+
+/// One sequence's queries: tokens `first .. first + n_tokens` of the packed batch, at positions
+/// `start ..`. Keys and values of all of them are in the pages already.
+#[derive(Debug, Clone, Copy)]
+pub struct Sequence<'a> {
+    pub first: usize,
+    pub n_tokens: usize,
+    pub start: usize,
+    pub pages: &'a [u32],
+}
+
+/// A piece of work: some queries of one KV head of one sequence.
+#[derive(Debug, Clone, Copy)]
+struct Unit {
+    sequence: usize,
+    kv_head: usize,
+    /// Queries are numbered `token * group + head_in_group`.
+    first_query: usize,
+    n_queries: usize,
+}
+
+/// Work lists that are kept between calls.
+#[derive(Debug, Default)]
+pub struct AttentionPlan {
+    units: Vec<Unit>,
+    /// Range of units of each thread.
+    bounds: Vec<usize>,
+}
+
+impl AttentionPlan {
+    /// Cuts the batch into units of about equal length. The same plan serves every layer.
+    pub fn prepare(
+        &mut self,
+        shape: AttentionShape,
+        sequences: &[Sequence<'_>],
+        n_threads: usize,
+    ) -> Result<(), KernelError> {
+        let group = shape.n_q_heads / shape.n_kv_heads;
+        let n_queries: usize =
+            sequences.iter().map(|s| s.n_tokens * shape.n_q_heads).sum();
+        // With few queries, small units keep the threads even.
+        let unit_len = if n_queries >= 8 * cpu::QUERIES * n_threads { cpu::QUERIES } else { 1 };
+        self.units.clear();
+        let mut costs = Vec::new();
+        for (index, sequence) in sequences.iter().enumerate() {
+            let n_pages = (sequence.start + sequence.n_tokens).div_ceil(PAGE_TOKENS);
+            if sequence.pages.len() < n_pages {
+                return Err(KernelError::Shape {
+                    op: OP,
+                    what: "number of pages",
+                    found: sequence.pages.len(),
+                    expected: format!("at least {n_pages}"),
+                });
+            }
+            let n_queries = sequence.n_tokens * group;
+            for kv_head in 0..shape.n_kv_heads {
+                for first_query in (0..n_queries).step_by(unit_len) {
+                    let n = unit_len.min(n_queries - first_query);
+                    let last_token = (first_query + n - 1) / group;
+                    costs.push(n * (sequence.start + last_token + 1));
+                    self.units.push(Unit { sequence: index, kv_head, first_query, n_queries: n });
+                }
+            }
+        }
+        let total: usize = costs.iter().sum();
+        self.bounds.clear();
+        self.bounds.push(0);
+        let (mut before, mut thread) = (0, 1);
+        for (i, cost) in costs.iter().enumerate() {
+            while thread < n_threads && before + cost / 2 >= total * thread / n_threads {
+                self.bounds.push(i);
+                thread += 1;
+            }
+            before += cost;
+        }
+        self.bounds.resize(n_threads, costs.len());
+        self.bounds.push(costs.len());
+        Ok(())
+    }
+}
+
+/// `q, out: [n_tokens, n_q_heads, head_dim]`; `plan` was prepared for these sequences.
+pub fn forward(
+    pool: &mut WorkerPool,
+    isa: Isa,
+    kv: &KvPages,
+    plan: &AttentionPlan,
+    sequences: &[Sequence<'_>],
+    q: &[f32],
+    out: &mut [f32],
+) -> Result<(), KernelError> {
+    let shape = kv.shape;
+    let width = shape.n_q_heads * shape.head_dim;
+    let n_tokens = sequences.iter().map(|s| s.first + s.n_tokens).max().unwrap_or(0);
+    check_shape(OP, "length of out", out.len(), q.len())?;
+    check_below("tokens of the sequences", n_tokens, q.len() / width + 1)?;
+    check_shape(OP, "threads of the plan", plan.bounds.len(), pool.n_threads() + 1)?;
+    for page in sequences.iter().flat_map(|s| s.pages) {
+        check_below("page", *page as usize, kv.n_pages)?;
+    }
+    if plan.units.iter().any(|unit| unit.sequence >= sequences.len()) {
+        return Err(KernelError::Value {
+            op: OP,
+            message: "the plan was made for other sequences".to_owned(),
+        });
+    }
+    let out = DisjointMut::new(out);
+    pool.run(&|thread| {
+        for unit in &plan.units[plan.bounds[thread]..plan.bounds[thread + 1]] {
+            // SAFETY: a (token, head) pair belongs to one unit, and a unit to one thread.
+            unsafe { cpu::run_unit(isa, kv, sequences[unit.sequence], *unit, q, &out) }
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,136 @@
+//! `y = W x` for weights that stay in f32, f16 or bf16, with f32 activations and sums.
+//!
+//! Rows are stored as they come, `[n_out, n_in]`. A block is 4 rows by up to 4 tokens; a token's
+//! result does not depend on the block that it was computed in.
+
+mod cpu;
+pub mod reference;
+
+use crate::error::check_shape;
+use crate::isa::Isa;
+use crate::memory::AlignedBytes;
+use crate::quant_linear::OutputView;
+use crate::KernelError;
+
+/// Rows that one unit of work holds.
+pub const TILE_ROWS: usize = 16;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum DenseFormat {
+    F32,
+    F16,
+    BF16,
+}
+
+impl DenseFormat {
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::BF16 => 2,
+        }
+    }
+}
+
+#[derive(Debug)]
+pub struct DenseMatrix {
+    n_out: usize,
+    n_in: usize,
+    format: DenseFormat,
+    rows: AlignedBytes,
+}
+
+impl DenseMatrix {
+    /// Copies little-endian rows `[n_out, n_in]`.
+    pub fn copy_from(
+        n_out: usize,
+        n_in: usize,
+        format: DenseFormat,
+        bytes: &[u8],
+    ) -> Result<Self, KernelError> {
+        check_shape("dense_linear", "length of the rows", bytes.len(), n_out * n_in * format.bytes())?;
+        if bytes.is_empty() {
+            return Err(KernelError::Shape {
+                op: "dense_linear",
+                what: "number of weights",
+                found: 0,
+                expected: "above 0".to_owned(),
+            });
+        }
+        let mut rows = AlignedBytes::zeroed(bytes.len())?;
+        rows.as_mut_slice().copy_from_slice(bytes);
+        Ok(Self { n_out, n_in, format, rows })
+    }
+
+    pub fn n_out(&self) -> usize {
+        self.n_out
+    }
+
+    pub fn n_in(&self) -> usize {
+        self.n_in
+    }
+
+    pub fn format(&self) -> DenseFormat {
+        self.format
+    }
+
+    pub fn n_tiles(&self) -> usize {
+        self.n_out.div_ceil(TILE_ROWS)
+    }
+
+    /// Bytes that one pass over the matrix reads.
+    pub fn bytes(&self) -> usize {
+        self.rows.as_slice().len()
+    }
+
+    fn as_f32(&self) -> &[f32] {
+        bytemuck::cast_slice(self.rows.as_slice())
+    }
+
+    fn as_u16(&self) -> &[u16] {
+        self.rows.as_u16()
+    }
+
+    /// One row as f32, into `out: [n_in]`.
+    pub fn dequantize_row(&self, row: usize, out: &mut [f32]) -> Result<(), KernelError> {
+        check_shape("dense_linear", "length of out", out.len(), self.n_in)?;
+        if row >= self.n_out {
+            return Err(KernelError::Shape {
+                op: "dense_linear",
+                what: "row",
+                found: row,
+                expected: format!("below {}", self.n_out),
+            });
+        }
+        reference::read_row(self, row, out);
+        Ok(())
+    }
+}
+
+/// Computes the rows of `tiles` for all of `x: [n_tokens, n_in]`. Shapes were checked by
+/// [`crate::linear`].
+///
+/// # Safety
+/// No other thread touches these tiles' part of the output meanwhile.
+pub(crate) unsafe fn run_tiles(
+    isa: Isa,
+    w: &DenseMatrix,
+    x: &[f32],
+    tiles: std::ops::Range<usize>,
+    out: OutputView<'_>,
+) {
+    let rows = tiles.start * TILE_ROWS..(tiles.end * TILE_ROWS).min(w.n_out);
+    for first in rows.clone().step_by(cpu::ROWS) {
+        let n_rows = (rows.end - first).min(cpu::ROWS);
+        for (block, x) in x.chunks(cpu::TOKENS * w.n_in).enumerate() {
+            let mut values = [[0.0f32; cpu::ROWS]; cpu::TOKENS];
+            cpu::block(isa, w, first, n_rows, x, &mut values);
+            for (t, values) in values[..x.len() / w.n_in].iter().enumerate() {
+                // SAFETY: these rows belong to this thread's tiles, by the caller's promise.
+                unsafe { out.write(block * cpu::TOKENS + t, first, &values[..n_rows]) }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

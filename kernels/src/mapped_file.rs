@@ -1,0 +1,31 @@
+//! A file as a byte slice, paged in on demand.
+
+use std::fs::File;
+use std::io;
+use std::ops::Deref;
+use std::path::Path;
+
+/// A read-only mapping of a whole file.
+#[derive(Debug)]
+pub struct MappedFile(memmap2::Mmap);
+
+impl MappedFile {
+    /// Maps `path`. The file must not be shortened while the mapping lives: reading a page that
+    /// is gone ends the process with a signal. Model files are written once and renamed into
+    /// place, so this holds for them.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let file = File::open(path)?;
+        // SAFETY: the mapping is read-only and private to this object, which hands out shared
+        // slices only; model files are never modified in place (see above).
+        let map = unsafe { memmap2::Mmap::map(&file)? };
+        Ok(Self(map))
+    }
+}
+
+impl Deref for MappedFile {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}

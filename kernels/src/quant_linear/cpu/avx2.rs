@@ -1,0 +1,103 @@
+//! Integer dot products with AVX2, eight rows at a time.
+//!
+//! `vpmaddubsw` adds two products into 16 bits and saturates. 4-bit codes stay far below that
+//! (15 * 127 * 2 * 8 = 30,480 for a whole group). 8-bit codes are recentred to signed and
+//! multiplied as |w| times x with w's sign, at most 128 * 127 * 2 = 32,512, and widened at once.
+
+use std::arch::x86_64::*;
+
+use super::super::Tile;
+use super::{TILE_ROWS, TOKENS, TokenActivations};
+
+/// # Safety
+/// Needs AVX2, FMA and F16C. `tile.codes` holds whole groups, `tile.scales` and each token's
+/// slices hold as many.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn tile_block<
+    const BITS: usize,
+    const GROUP: usize,
+    const MINS: bool,
+    const T: usize,
+>(
+    tile: Tile<'_>,
+    zero: i32,
+    x: &[TokenActivations<'_>; T],
+    out: &mut [[f32; TILE_ROWS]; TOKENS],
+) {
+    let code_bytes = TILE_ROWS * GROUP * BITS / 8;
+    let n_scales = TILE_ROWS * if MINS { 2 } else { 1 };
+    let n_words = GROUP * BITS / 32;
+    let n_groups = tile.codes.len() / code_bytes;
+    let nibble = _mm256_set1_epi8(15);
+    let ones = _mm256_set1_epi16(1);
+    // Signed codes are 128 lower than stored ones.
+    let correction = if BITS == 8 { 128 - zero } else { -zero };
+    for half in 0..2 {
+        let mut sums = [_mm256_setzero_ps(); T];
+        for g in 0..n_groups {
+            // SAFETY: group `g` has `n_words` times 64 bytes of codes, of which this half of the
+            // rows has 32, and 16 scales (and mins) of which it has 8.
+            let (codes, scale, min) = unsafe {
+                let codes = tile.codes.as_ptr().add(g * code_bytes + 32 * half);
+                let scales = tile.scales.as_ptr().add(g * n_scales + 8 * half);
+                let scale = _mm256_cvtph_ps(_mm_loadu_si128(scales.cast()));
+                let min = if MINS {
+                    _mm256_cvtph_ps(_mm_loadu_si128(scales.add(TILE_ROWS).cast()))
+                } else {
+                    scale
+                };
+                (codes, scale, min)
+            };
+            for t in 0..T {
+                let x = &x[t];
+                // SAFETY: as above, and the token has `GROUP` codes in this group.
+                unsafe {
+                    let quads = x.codes.as_ptr().add(g * GROUP).cast::<i32>();
+                    let mut dot = _mm256_setzero_si256();
+                    if BITS == 8 {
+                        for i in 0..n_words {
+                            let w = _mm256_loadu_si256(codes.add(64 * i).cast());
+                            let w = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
+                            let quad = _mm256_set1_epi32(quads.add(i).read_unaligned());
+                            let pairs = _mm256_maddubs_epi16(
+                                _mm256_abs_epi8(w),
+                                _mm256_sign_epi8(quad, w),
+                            );
+                            dot = _mm256_add_epi32(dot, _mm256_madd_epi16(pairs, ones));
+                        }
+                    } else {
+                        let mut pairs = _mm256_setzero_si256();
+                        for i in 0..n_words {
+                            let w = _mm256_loadu_si256(codes.add(64 * i).cast());
+                            let low = _mm256_and_si256(w, nibble);
+                            let high = _mm256_and_si256(_mm256_srli_epi16::<4>(w), nibble);
+                            let quad = _mm256_set1_epi32(quads.add(i).read_unaligned());
+                            let next = _mm256_set1_epi32(quads.add(i + 4).read_unaligned());
+                            pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(low, quad));
+                            pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(high, next));
+                        }
+                        dot = _mm256_madd_epi16(pairs, ones);
+                    }
+                    if correction != 0 {
+                        let mut sum = *x.sums.get_unchecked(g * GROUP / 16);
+                        if GROUP == 32 {
+                            sum += *x.sums.get_unchecked(2 * g + 1);
+                        }
+                        dot = _mm256_add_epi32(dot, _mm256_set1_epi32(correction * sum));
+                    }
+                    let x_scale = _mm256_set1_ps(*x.scales.get_unchecked(g * GROUP / 32));
+                    let factor = _mm256_mul_ps(scale, x_scale);
+                    sums[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), factor, sums[t]);
+                    if MINS {
+                        let x_sum = _mm256_set1_ps(*x.scaled_sums.get_unchecked(g));
+                        sums[t] = _mm256_fmadd_ps(min, x_sum, sums[t]);
+                    }
+                }
+            }
+        }
+        for t in 0..T {
+            // SAFETY: 8 of the 16 f32 are this half's.
+            unsafe { _mm256_storeu_ps(out[t].as_mut_ptr().add(8 * half), sums[t]) }
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! Integer dot products with VNNI: a register holds four inputs of each of 16 rows, and one
+//! `vpdpbusd` multiplies them with four activations that every lane shares.
+
+use std::arch::x86_64::*;
+
+use super::super::Tile;
+use super::{TILE_ROWS, TOKENS, TokenActivations};
+
+/// How far ahead of the arithmetic the codes are asked for. The stream runs on into the next
+/// tile, which the same thread takes next.
+const PREFETCH_BYTES: usize = 4096;
+
+/// # Safety
+/// Needs AVX-512 F, BW, VL and VNNI. `tile.codes` holds whole groups, `tile.scales` and each
+/// token's slices hold as many.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+pub(super) unsafe fn tile_block<
+    const BITS: usize,
+    const GROUP: usize,
+    const MINS: bool,
+    const T: usize,
+>(
+    tile: Tile<'_>,
+    zero: i32,
+    x: &[TokenActivations<'_>; T],
+    out: &mut [[f32; TILE_ROWS]; TOKENS],
+) {
+    let code_bytes = TILE_ROWS * GROUP * BITS / 8;
+    let n_scales = TILE_ROWS * if MINS { 2 } else { 1 };
+    let n_words = GROUP * BITS / 32;
+    let n_quads = GROUP / 4;
+    let n_groups = tile.codes.len() / code_bytes;
+    let nibble = _mm512_set1_epi8(15);
+    let mut sums = [_mm512_setzero_ps(); T];
+    for g in 0..n_groups {
+        let mut w = [_mm512_setzero_si512(); 8];
+        // SAFETY: group `g` of the tile has `n_words` registers of codes and one or two rows of
+        // scales; a prefetch may point anywhere.
+        let scales = unsafe {
+            let codes = tile.codes.as_ptr().add(g * code_bytes);
+            for i in 0..n_words {
+                if T == 1 {
+                    _mm_prefetch::<_MM_HINT_T0>(codes.wrapping_add(64 * i + PREFETCH_BYTES).cast());
+                }
+                let word = _mm512_loadu_si512(codes.add(64 * i).cast());
+                if BITS == 8 {
+                    w[i] = word;
+                } else {
+                    w[i] = _mm512_and_si512(word, nibble);
+                    w[i + n_words] = _mm512_and_si512(_mm512_srli_epi16::<4>(word), nibble);
+                }
+            }
+            tile.scales.as_ptr().add(g * n_scales)
+        };
+        // SAFETY: as above.
+        let (scale, min) = unsafe {
+            let scale = _mm512_cvtph_ps(_mm256_loadu_si256(scales.cast()));
+            let min = if MINS {
+                _mm512_cvtph_ps(_mm256_loadu_si256(scales.add(TILE_ROWS).cast()))
+            } else {
+                scale
+            };
+            (scale, min)
+        };
+        for t in 0..T {
+            let x = &x[t];
+            // SAFETY: the token has `GROUP` codes in this group, and the sums and scales for it.
+            unsafe {
+                let mut dot = if MINS {
+                    _mm512_setzero_si512()
+                } else {
+                    let mut sum = *x.sums.get_unchecked(g * GROUP / 16);
+                    if GROUP == 32 {
+                        sum += *x.sums.get_unchecked(2 * g + 1);
+                    }
+                    _mm512_set1_epi32(-zero * sum)
+                };
+                let quads = x.codes.as_ptr().add(g * GROUP).cast::<i32>();
+                for (i, w) in w[..n_quads].iter().enumerate() {
+                    let quad = _mm512_set1_epi32(quads.add(i).read_unaligned());
+                    dot = _mm512_dpbusd_epi32(dot, *w, quad);
+                }
+                let x_scale = _mm512_set1_ps(*x.scales.get_unchecked(g * GROUP / 32));
+                let dot = _mm512_cvtepi32_ps(dot);
+                sums[t] = _mm512_fmadd_ps(dot, _mm512_mul_ps(scale, x_scale), sums[t]);
+                if MINS {
+                    let x_sum = _mm512_set1_ps(*x.scaled_sums.get_unchecked(g));
+                    sums[t] = _mm512_fmadd_ps(min, x_sum, sums[t]);
+                }
+            }
+        }
+    }
+    for t in 0..T {
+        // SAFETY: 16 f32 are writable.
+        unsafe { _mm512_storeu_ps(out[t].as_mut_ptr(), sums[t]) }
+    }
+}

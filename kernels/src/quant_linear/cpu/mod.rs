@@ -1,0 +1,95 @@
+//! One tile of 16 rows against up to [`TOKENS`] tokens, by instruction set and activation type.
+
+mod f32_activations;
+mod portable;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+
+use super::activations::TokenActivations;
+use super::{Activations, Offset, QuantActivations, QuantMatrix, TILE_ROWS};
+use crate::isa::Isa;
+
+/// Most tokens in one block: as many accumulators as AVX-512 has registers for.
+pub(super) const TOKENS: usize = 8;
+
+/// Computes a tile for as many tokens from `token` on as fit (at most `n_left`), into the first
+/// rows of `out`, and returns how many those were.
+pub(super) fn tile_block(
+    isa: Isa,
+    w: &QuantMatrix,
+    tile: usize,
+    x: Activations<'_>,
+    token: usize,
+    n_left: usize,
+    out: &mut [[f32; TILE_ROWS]; TOKENS],
+) -> usize {
+    match x {
+        Activations::F32(x) => {
+            if n_left >= 4 {
+                f32_activations::tile_block::<4>(isa, w, tile, x, token, out);
+                4
+            } else {
+                f32_activations::tile_block::<1>(isa, w, tile, x, token, out);
+                1
+            }
+        }
+        Activations::Int8(x) => match n_left {
+            8.. => int8_block::<8>(isa, w, tile, x, token, out),
+            4.. => int8_block::<4>(isa, w, tile, x, token, out),
+            2.. => int8_block::<2>(isa, w, tile, x, token, out),
+            _ => int8_block::<1>(isa, w, tile, x, token, out),
+        },
+    }
+}
+
+/// Picks the kernel for the layout; `T` tokens.
+fn int8_block<const T: usize>(
+    isa: Isa,
+    w: &QuantMatrix,
+    tile: usize,
+    x: &QuantActivations,
+    token: usize,
+    out: &mut [[f32; TILE_ROWS]; TOKENS],
+) -> usize {
+    let x: [TokenActivations<'_>; T] = std::array::from_fn(|t| x.token(token + t));
+    let has_mins = w.layout.offset == Offset::Min;
+    match (w.layout.code_bits, w.layout.group, has_mins) {
+        (4, 32, false) => int8_on::<4, 32, false, T>(isa, w, tile, &x, out),
+        (4, 32, true) => int8_on::<4, 32, true, T>(isa, w, tile, &x, out),
+        (8, 32, false) => int8_on::<8, 32, false, T>(isa, w, tile, &x, out),
+        (8, 32, true) => int8_on::<8, 32, true, T>(isa, w, tile, &x, out),
+        (8, 16, false) => int8_on::<8, 16, false, T>(isa, w, tile, &x, out),
+        (bits, group, mins) => unreachable!("no packed layout {bits} bits, {group}, mins {mins}"),
+    }
+    T
+}
+
+fn int8_on<const BITS: usize, const GROUP: usize, const MINS: bool, const T: usize>(
+    isa: Isa,
+    w: &QuantMatrix,
+    tile: usize,
+    x: &[TokenActivations<'_>; T],
+    out: &mut [[f32; TILE_ROWS]; TOKENS],
+) {
+    let zero = match w.layout.offset {
+        Offset::Zero(zero) => i32::from(zero),
+        Offset::Min => 0,
+    };
+    let tile = w.tile(tile);
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => {
+            // SAFETY: `Isa::Avx512` is only made on a processor that has these instructions;
+            // `QuantMatrix::tile` and `QuantActivations::token` cut slices of the exact lengths.
+            unsafe { avx512::tile_block::<BITS, GROUP, MINS, T>(tile, zero, x, out) }
+        }
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => {
+            // SAFETY: as above, for AVX2.
+            unsafe { avx2::tile_block::<BITS, GROUP, MINS, T>(tile, zero, x, out) }
+        }
+        _ => portable::tile_block::<BITS, GROUP, MINS, T>(tile, zero, x, out),
+    }
+}

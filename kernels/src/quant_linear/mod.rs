@@ -1,0 +1,254 @@
+//! `y = W x` for weights of 4 or 8 bits in groups along the input.
+//!
+//! Every format that checkpoints use is turned at load into one of a few packed layouts, so that
+//! there is one kernel an instruction set:
+//!
+//! | on disk | packed codes | group | weight |
+//! |---|---|---|---|
+//! | Q4_0 | 4 bits | 32 | `s (q - 8)` |
+//! | Q4_1, Q4_K, AWQ | 4 bits | 32 | `s q + m` |
+//! | Q5_0 | 8 bits | 32 | `s (q - 16)` |
+//! | Q5_1, Q5_K | 8 bits | 32 | `s q + m` |
+//! | Q6_K | 8 bits | 16 | `s (q - 32)` |
+//! | Q8_0 | 8 bits | 32 | `s (q - 128)` |
+//!
+//! `s` and `m` are f16. Activations come as f32, or as 8-bit integers with one f32 scale for 32
+//! of them ([`QuantActivations`]); `y` is f32 either way.
+//!
+//! A token's result depends on that token alone, bit for bit, whatever else is in the batch.
+
+mod activations;
+mod blocks;
+mod cpu;
+mod pack;
+pub mod reference;
+
+pub use activations::QuantActivations;
+pub use blocks::BlockFormat;
+
+use half::f16;
+
+use crate::error::check_shape;
+use crate::isa::Isa;
+use crate::memory::AlignedBytes;
+use crate::pool::{DisjointMut, WorkerPool};
+use crate::KernelError;
+
+/// Output rows that are interleaved in one tile.
+pub const TILE_ROWS: usize = 16;
+/// Inputs that share one activation scale.
+pub const ACTIVATION_GROUP: usize = 32;
+
+/// How a matrix is stored where it comes from.
+#[derive(Debug, Clone, Copy)]
+pub enum QuantSource<'a> {
+    /// ggml blocks along each row: `[n_out, n_in / block_len]` blocks.
+    Blocks { format: BlockFormat, bytes: &'a [u8] },
+    /// AutoAWQ `gemm`: `qweight [n_in, n_out / 8]` u32, `qzeros [n_in / group_size, n_out / 8]`
+    /// u32, `scales [n_in / group_size, n_out]` f16, all little-endian.
+    Awq { group_size: usize, qweight: &'a [u8], qzeros: &'a [u8], scales: &'a [u8] },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PackedLayout {
+    /// 4 or 8.
+    pub code_bits: usize,
+    /// Inputs that share a scale: 16 or 32.
+    pub group: usize,
+    pub offset: Offset,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Offset {
+    /// `w = s (q - zero)`
+    Zero(u8),
+    /// `w = s q + m`, `m` stored beside `s`.
+    Min,
+}
+
+impl PackedLayout {
+    fn code_bytes(&self) -> usize {
+        TILE_ROWS * self.group * self.code_bits / 8
+    }
+
+    fn scale_bytes(&self) -> usize {
+        TILE_ROWS * 2 * if self.offset == Offset::Min { 2 } else { 1 }
+    }
+}
+
+/// A packed matrix.
+///
+/// A tile holds 16 rows: first the codes of all groups, then their scales. In a group, the four
+/// bytes at word `16 i + r` belong to row `r`: inputs `4 i .. 4 i + 4`, and with 4-bit codes the
+/// high nibbles hold inputs `16 + 4 i ..` beside them. Scales of a group: 16 f16, then 16 mins
+/// where the layout has them. Rows past `n_out` are zero.
+#[derive(Debug)]
+pub struct QuantMatrix {
+    n_out: usize,
+    n_in: usize,
+    layout: PackedLayout,
+    tile_bytes: usize,
+    tiles: AlignedBytes,
+}
+
+/// One tile's memory.
+#[derive(Clone, Copy)]
+struct Tile<'a> {
+    codes: &'a [u8],
+    scales: &'a [u16],
+}
+
+impl QuantMatrix {
+    /// Repacks a matrix of shape `[n_out, n_in]`; `n_in` must be a multiple of 32.
+    pub fn pack(
+        pool: &mut WorkerPool,
+        n_out: usize,
+        n_in: usize,
+        source: QuantSource<'_>,
+    ) -> Result<Self, KernelError> {
+        pack::pack(pool, n_out, n_in, source)
+    }
+
+    pub fn n_out(&self) -> usize {
+        self.n_out
+    }
+
+    pub fn n_in(&self) -> usize {
+        self.n_in
+    }
+
+    pub fn layout(&self) -> PackedLayout {
+        self.layout
+    }
+
+    pub fn n_tiles(&self) -> usize {
+        self.n_out.div_ceil(TILE_ROWS)
+    }
+
+    /// Bytes that one pass over the matrix reads.
+    pub fn bytes(&self) -> usize {
+        self.tile_bytes * self.n_tiles()
+    }
+
+    fn n_groups(&self) -> usize {
+        self.n_in / self.layout.group
+    }
+
+    fn tile(&self, tile: usize) -> Tile<'_> {
+        let bytes = &self.tiles.as_slice()[tile * self.tile_bytes..][..self.tile_bytes];
+        let (codes, scales) = bytes.split_at(self.n_groups() * self.layout.code_bytes());
+        let scales = &scales[..self.n_groups() * self.layout.scale_bytes()];
+        Tile { codes, scales: bytemuck::cast_slice(scales) }
+    }
+
+    /// One row as f32, into `out: [n_in]`.
+    pub fn dequantize_row(&self, row: usize, out: &mut [f32]) -> Result<(), KernelError> {
+        check_shape("quant_linear", "length of out", out.len(), self.n_in)?;
+        if row >= self.n_out {
+            return Err(KernelError::Shape {
+                op: "quant_linear",
+                what: "row",
+                found: row,
+                expected: format!("below {}", self.n_out),
+            });
+        }
+        let PackedLayout { group, offset, .. } = self.layout;
+        let tile = self.tile(row / TILE_ROWS);
+        let lane = row % TILE_ROWS;
+        for (k, w) in out.iter_mut().enumerate() {
+            let (scale, min) = reference::scale_and_min(tile.scales, offset, k / group, lane);
+            *w = match offset {
+                Offset::Zero(zero) => {
+                    (f32::from(self.code(tile, k, lane)) - f32::from(zero)) * scale
+                }
+                Offset::Min => f32::from(self.code(tile, k, lane)) * scale + min,
+            };
+        }
+        Ok(())
+    }
+
+    /// The code of input `k` in row `lane` of a tile.
+    fn code(&self, tile: Tile<'_>, k: usize, lane: usize) -> u8 {
+        let PackedLayout { group, code_bits, .. } = self.layout;
+        let codes = &tile.codes[k / group * self.layout.code_bytes()..];
+        let k = k % group;
+        if code_bits == 8 {
+            return codes[(k / 4 * TILE_ROWS + lane) * 4 + k % 4];
+        }
+        let byte = codes[(k % 16 / 4 * TILE_ROWS + lane) * 4 + k % 4];
+        if k < 16 { byte & 15 } else { byte >> 4 }
+    }
+}
+
+/// What a matrix is multiplied with; both hold `[n_tokens, n_in]`.
+#[derive(Clone, Copy)]
+pub enum Activations<'a> {
+    F32(&'a [f32]),
+    Int8(&'a QuantActivations),
+}
+
+/// Where results go: `y[token, row]` at `token * stride + row`.
+#[derive(Clone, Copy)]
+pub struct OutputView<'a> {
+    pub y: &'a DisjointMut<'a, f32>,
+    pub stride: usize,
+    /// Add to what is there instead of overwriting it.
+    pub accumulate: bool,
+    /// `[n_out]`
+    pub bias: Option<&'a [f32]>,
+}
+
+impl OutputView<'_> {
+    /// Writes the results of rows `first ..` for one token.
+    ///
+    /// # Safety
+    /// No other thread touches these rows of this token meanwhile.
+    #[inline(always)]
+    pub(crate) unsafe fn write(&self, token: usize, first: usize, values: &[f32]) {
+        // SAFETY: the caller's promise.
+        let y = unsafe { self.y.slice(token * self.stride + first, values.len()) };
+        if self.accumulate {
+            y.iter_mut().zip(values).for_each(|(y, v)| *y += v);
+        } else {
+            y.copy_from_slice(values);
+        }
+        if let Some(bias) = self.bias {
+            y.iter_mut().zip(&bias[first..]).for_each(|(y, b)| *y += b);
+        }
+    }
+}
+
+/// Computes the rows of `tiles` for all tokens. Shapes were checked by [`crate::linear`].
+///
+/// # Safety
+/// No other thread touches these tiles' part of the output meanwhile.
+pub(crate) unsafe fn run_tiles(
+    isa: Isa,
+    w: &QuantMatrix,
+    x: Activations<'_>,
+    n_tokens: usize,
+    tiles: std::ops::Range<usize>,
+    out: OutputView<'_>,
+) {
+    for tile in tiles {
+        let rows = (w.n_out - tile * TILE_ROWS).min(TILE_ROWS);
+        let mut token = 0;
+        while token < n_tokens {
+            let mut block = [[0.0f32; TILE_ROWS]; cpu::TOKENS];
+            let n = cpu::tile_block(isa, w, tile, x, token, n_tokens - token, &mut block);
+            for (t, values) in block[..n].iter().enumerate() {
+                // SAFETY: these rows of this token belong to this tile; the caller promises that
+                // no other thread has it.
+                unsafe { out.write(token + t, tile * TILE_ROWS, &values[..rows]) }
+            }
+            token += n;
+        }
+    }
+}
+
+fn f16_bits_to_f32(bits: u16) -> f32 {
+    f16::from_bits(bits).to_f32()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,200 @@
+//! Repacking at load: any source format into tiles of 16 interleaved rows.
+//!
+//! Threads take ranges of tiles and write straight into the final memory; beside it there is
+//! only one tile of unpacked codes a thread.
+
+use half::f16;
+
+use super::blocks::{RowCodes, unpack_row};
+use super::{Offset, PackedLayout, QuantMatrix, QuantSource, TILE_ROWS};
+use crate::error::check_shape;
+use crate::memory::AlignedBytes;
+use crate::pool::{DisjointMut, WorkerPool, share};
+use crate::KernelError;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+const OP: &str = "quant_linear";
+/// Column of its eight that nibble `i` of an AWQ word holds.
+const AWQ_COLUMN_OF_NIBBLE: [usize; 8] = [0, 2, 4, 6, 1, 3, 5, 7];
+
+/// Sixteen rows of codes, scales and minima, row after row.
+struct TileCodes {
+    n_in: usize,
+    n_groups: usize,
+    codes: Vec<u8>,
+    scales: Vec<f32>,
+    mins: Vec<f32>,
+}
+
+fn layout_of(source: QuantSource<'_>) -> PackedLayout {
+    match source {
+        QuantSource::Blocks { format, .. } => format.layout(),
+        QuantSource::Awq { .. } => PackedLayout { code_bits: 4, group: 32, offset: Offset::Min },
+    }
+}
+
+fn check_source(n_out: usize, n_in: usize, source: QuantSource<'_>) -> Result<(), KernelError> {
+    let multiple = |what, found: usize, of: usize| {
+        if found > 0 && found.is_multiple_of(of) {
+            return Ok(());
+        }
+        Err(KernelError::Shape { op: OP, what, found, expected: format!("a multiple of {of}") })
+    };
+    match source {
+        QuantSource::Blocks { format, bytes } => {
+            multiple("n_in", n_in, format.block_len())?;
+            let expected = n_out * (n_in / format.block_len()) * format.block_bytes();
+            check_shape(OP, "length of the blocks", bytes.len(), expected)
+        }
+        QuantSource::Awq { group_size, qweight, qzeros, scales } => {
+            multiple("AWQ group size", group_size, 32)?;
+            multiple("n_in", n_in, group_size)?;
+            multiple("n_out", n_out, 8)?;
+            let n_groups = n_in / group_size;
+            check_shape(OP, "length of qweight", qweight.len(), n_in * n_out / 2)?;
+            check_shape(OP, "length of qzeros", qzeros.len(), n_groups * n_out / 2)?;
+            check_shape(OP, "length of scales", scales.len(), n_groups * n_out * 2)
+        }
+    }
+}
+
+pub(super) fn pack(
+    pool: &mut WorkerPool,
+    n_out: usize,
+    n_in: usize,
+    source: QuantSource<'_>,
+) -> Result<QuantMatrix, KernelError> {
+    if n_out == 0 {
+        return Err(KernelError::Shape {
+            op: OP,
+            what: "n_out",
+            found: 0,
+            expected: "above 0".to_owned(),
+        });
+    }
+    check_source(n_out, n_in, source)?;
+    let layout = layout_of(source);
+    let n_groups = n_in / layout.group;
+    let tile_bytes =
+        (n_groups * (layout.code_bytes() + layout.scale_bytes())).next_multiple_of(64);
+    let n_tiles = n_out.div_ceil(TILE_ROWS);
+    let mut tiles = AlignedBytes::zeroed(n_tiles * tile_bytes)?;
+    let out = DisjointMut::new(tiles.as_mut_slice());
+    let n_threads = pool.n_threads();
+    let overflowed = AtomicBool::new(false);
+    pool.run(&|thread| {
+        let mut scratch = TileCodes {
+            n_in,
+            n_groups,
+            codes: vec![0; TILE_ROWS * n_in],
+            scales: vec![0.0; TILE_ROWS * n_groups],
+            mins: vec![0.0; TILE_ROWS * n_groups],
+        };
+        for tile in share(n_tiles, thread, n_threads) {
+            let n_rows = (n_out - tile * TILE_ROWS).min(TILE_ROWS);
+            scratch.read(source, n_out, tile * TILE_ROWS, n_rows);
+            // SAFETY: each tile is written by the one thread whose share it is in.
+            let bytes = unsafe { out.slice(tile * tile_bytes, tile_bytes) };
+            if !scratch.write(layout, n_rows, bytes) {
+                overflowed.store(true, Ordering::Relaxed);
+            }
+        }
+    })?;
+    if overflowed.into_inner() {
+        return Err(KernelError::Value {
+            op: OP,
+            message: format!("a group's scale or minimum is not finite in f16 (limit {})", f16::MAX),
+        });
+    }
+    Ok(QuantMatrix { n_out, n_in, layout, tile_bytes, tiles })
+}
+
+impl TileCodes {
+    fn read(&mut self, source: QuantSource<'_>, n_out: usize, first_row: usize, n_rows: usize) {
+        match source {
+            QuantSource::Blocks { format, bytes } => {
+                let row_bytes = self.n_in / format.block_len() * format.block_bytes();
+                for lane in 0..n_rows {
+                    let row = RowCodes {
+                        codes: &mut self.codes[lane * self.n_in..][..self.n_in],
+                        scales: &mut self.scales[lane * self.n_groups..][..self.n_groups],
+                        mins: &mut self.mins[lane * self.n_groups..][..self.n_groups],
+                    };
+                    unpack_row(format, &bytes[(first_row + lane) * row_bytes..][..row_bytes], row);
+                }
+            }
+            QuantSource::Awq { group_size, qweight, qzeros, scales } => {
+                let word = |bytes: &[u8], i: usize| {
+                    u32::from_le_bytes([bytes[4 * i], bytes[4 * i + 1], bytes[4 * i + 2], bytes[4 * i + 3]])
+                };
+                // n_out is a multiple of 8, so a tile has one or two whole words a column.
+                for octet in 0..n_rows / 8 {
+                    let column = first_row / 8 + octet;
+                    for k in 0..self.n_in {
+                        let packed = word(qweight, k * (n_out / 8) + column);
+                        for (nibble, lane) in AWQ_COLUMN_OF_NIBBLE.iter().enumerate() {
+                            self.codes[(octet * 8 + lane) * self.n_in + k] =
+                                (packed >> (4 * nibble) & 15) as u8;
+                        }
+                    }
+                    for g in 0..self.n_groups {
+                        let awq_group = g * 32 / group_size;
+                        let zeros = word(qzeros, awq_group * (n_out / 8) + column);
+                        for (nibble, lane) in AWQ_COLUMN_OF_NIBBLE.iter().enumerate() {
+                            let lane = octet * 8 + lane;
+                            let at = 2 * (awq_group * n_out + first_row + lane);
+                            let scale = f16::from_le_bytes([scales[at], scales[at + 1]]).to_f32();
+                            let zero = (zeros >> (4 * nibble) & 15) as f32;
+                            self.scales[lane * self.n_groups + g] = scale;
+                            self.mins[lane * self.n_groups + g] = -zero * scale;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Interleaves the rows into a tile; false where a scale does not fit f16.
+    fn write(&self, layout: PackedLayout, n_rows: usize, tile: &mut [u8]) -> bool {
+        let PackedLayout { group, code_bits, offset } = layout;
+        let (codes, scales) = tile.split_at_mut(self.n_groups * layout.code_bytes());
+        for lane in 0..n_rows {
+            let row = &self.codes[lane * self.n_in..][..self.n_in];
+            for (from, to) in
+                row.chunks_exact(group).zip(codes.chunks_exact_mut(layout.code_bytes()))
+            {
+                let words = to.chunks_exact_mut(4 * TILE_ROWS);
+                if code_bits == 8 {
+                    for (word, quad) in words.zip(from.chunks_exact(4)) {
+                        word[4 * lane..][..4].copy_from_slice(quad);
+                    }
+                } else {
+                    let (low, high) = from.split_at(16);
+                    let quads = low.chunks_exact(4).zip(high.chunks_exact(4));
+                    for (word, (low, high)) in words.zip(quads) {
+                        for b in 0..4 {
+                            word[4 * lane + b] = low[b] | high[b] << 4;
+                        }
+                    }
+                }
+            }
+        }
+        let mut is_finite = true;
+        let has_mins = offset == Offset::Min;
+        for (g, out) in scales.chunks_exact_mut(layout.scale_bytes()).take(self.n_groups).enumerate()
+        {
+            for lane in 0..n_rows {
+                let mut put = |at: usize, value: f32| {
+                    let value = f16::from_f32(value);
+                    is_finite &= value.is_finite();
+                    out[2 * at..][..2].copy_from_slice(&value.to_ne_bytes());
+                };
+                put(lane, self.scales[lane * self.n_groups + g]);
+                if has_mins {
+                    put(TILE_ROWS + lane, self.mins[lane * self.n_groups + g]);
+                }
+            }
+        }
+        is_finite
+    }
+}
