@@ -51,11 +51,27 @@ pub struct RopeConfig {
 #[serde(rename_all = "snake_case", tag = "type")]
 pub enum RopeScaling {
     None,
-    Linear { factor: f32 },
+    Linear {
+        factor: f32,
+    },
     /// NTK-aware, grows with the sequence beyond `original` positions.
-    Dynamic { factor: f32, original: usize },
-    Llama3 { factor: f32, low_freq: f32, high_freq: f32, original: usize },
-    Yarn { factor: f32, original: usize, beta_fast: f32, beta_slow: f32, attention_factor: f32 },
+    Dynamic {
+        factor: f32,
+        original: usize,
+    },
+    Llama3 {
+        factor: f32,
+        low_freq: f32,
+        high_freq: f32,
+        original: usize,
+    },
+    Yarn {
+        factor: f32,
+        original: usize,
+        beta_fast: f32,
+        beta_slow: f32,
+        attention_factor: f32,
+    },
 }
 
 /// Why a configuration was refused; names the key, the value and the limit.
