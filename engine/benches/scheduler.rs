@@ -2,7 +2,8 @@
 //! under each policy.
 //!
 //! `full` is the steady state: the batch is full and every row decodes. In `turnover` one request
-//! ends each step and one is admitted in its place, so the queue is ordered as well.
+//! ends each step and one is admitted in its place, so the queue is ordered as well; its figure is
+//! the mean over prefill steps (one row, with the ordering) and decode steps (all rows).
 
 use std::hint::black_box;
 use std::sync::Arc;
