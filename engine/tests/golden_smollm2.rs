@@ -70,7 +70,7 @@ struct Agreement {
 fn measure(activations: ActivationType) -> Agreement {
     let mut executor = executor(activations);
     let vocab = checkpoint().config().vocab;
-    let (mut differences, mut n_equal, mut n_steps) = (Vec::new(), 0, 0);
+    let (mut differences, mut n_equal, mut n_steps) = (Vec::new(), 0usize, 0usize);
     for case in golden().cases {
         let mut tokens = case.prompt_ids.clone();
         tokens.extend(case.steps.iter().map(|step| step.id));
@@ -92,7 +92,7 @@ fn measure(activations: ActivationType) -> Agreement {
     let agreement = Agreement {
         mean: differences.iter().sum::<f64>() / differences.len() as f64,
         p99: differences[differences.len() * 99 / 100],
-        argmax_share: f64::from(n_equal) / f64::from(n_steps),
+        argmax_share: n_equal as f64 / n_steps as f64,
     };
     println!(
         "activations {}: mean |d log p| {:.4}, p99 {:.4}, argmax equal {:.1} % of {n_steps} steps",
@@ -120,12 +120,14 @@ fn int8_activations_agree_with_llama_cpp() {
     assert!(found.argmax_share >= 0.97, "argmax {}", found.argmax_share);
 }
 
-/// Free running: prefill, then decoding in calls of several steps.
+/// Free running: prefill, then decoding in calls of several steps, as long as the golden text is
+/// greedy (its run went on behind an end-of-sequence token).
 #[test]
-fn greedy_text_starts_as_llama_cpps() {
+fn greedy_text_is_llama_cpps() {
     let mut executor = executor(ActivationType::F32);
     let case = &golden().cases[0];
-    let expected: Vec<u32> = case.steps.iter().map(|step| step.id).collect();
+    let greedy = case.steps.iter().take_while(|step| step.id == step.top[0].0);
+    let expected: Vec<u32> = greedy.map(|step| step.id).collect();
     let spec = |output_index| {
         Some(SampleSpec {
             params: Arc::new(SamplingParams::default()),
@@ -137,10 +139,11 @@ fn greedy_text_starts_as_llama_cpps() {
     let mut made = Vec::new();
     let plan = StepPlan { rows: vec![row(case.prompt_ids.clone(), 0, 8, spec(0))], n_steps: 1 };
     made.extend(executor.execute(&plan).expect("prefill").rows[0].iter().map(|t| t.token));
-    while made.len() < 25 {
+    while made.len() < expected.len() {
         let (last, start) = (made[made.len() - 1], case.prompt_ids.len() + made.len() - 1);
         let plan = StepPlan { rows: vec![row(vec![last], start, 8, spec(made.len()))], n_steps: 3 };
         made.extend(executor.execute(&plan).expect("decode").rows[0].iter().map(|t| t.token));
     }
-    assert_eq!(made, expected[..made.len()]);
+    assert!(expected.len() >= 15, "the golden text has {} greedy tokens", expected.len());
+    assert_eq!(made[..expected.len()], expected);
 }
