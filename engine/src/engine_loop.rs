@@ -1,1 +1,423 @@
-//! engine_loop
+//! The engine thread: takes requests from a queue, runs plan → execute → commit, and sends each
+//! request its tokens.
+//!
+//! One thread owns scheduler and executor, so neither needs a lock. Clients talk to it through an
+//! [`EngineHandle`]; each request's events come out of its [`RequestStream`], and dropping that
+//! cancels the request. An idle engine blocks on its queue. A failed step ends its own requests
+//! only; a panic in the executor ends all of them and the thread, since the executor's state is
+//! unknown after it. Nobody is left hanging: a stream whose engine is gone says so.
+//! Deliberately absent: text, HTTP, and any choice of what to run next.
+
+mod handle;
+#[cfg(test)]
+mod tests;
+
+use std::any::Any;
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, TryRecvError, channel};
+use std::time::Instant;
+
+use tokio::sync::{mpsc, watch};
+
+use self::handle::{Command, Shared, is_last};
+pub use self::handle::{EngineHandle, RequestStream, SubmitError};
+use crate::executor::{Executor, StepOutput, StepPlan};
+use crate::metrics::Metrics;
+use crate::request::{FinishReason, RequestId, TokenEvent};
+use crate::scheduler::{Scheduler, SchedulerConfig, StepKind};
+
+/// This many failed steps in a row make the engine unhealthy, until one succeeds.
+pub const MAX_FAILURES_IN_A_ROW: u32 = 3;
+
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct EngineLoopConfig {
+    pub scheduler: SchedulerConfig,
+    /// Requests that may wait beyond the `max_running_requests` that run.
+    pub max_queued_requests: usize,
+    /// One log line per this many decode steps; 0 logs none.
+    pub decode_log_interval: u64,
+}
+
+impl Default for EngineLoopConfig {
+    fn default() -> Self {
+        Self {
+            scheduler: SchedulerConfig::default(),
+            max_queued_requests: 4096,
+            decode_log_interval: 40,
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("max_total_tokens is {asked}, the {executor} executor's KV pool holds {limit}")]
+    PoolTooSmall {
+        asked: usize,
+        limit: usize,
+        executor: String,
+    },
+    #[error("cannot start the engine thread: {0}")]
+    Thread(#[from] std::io::Error),
+}
+
+/// Starts the engine thread.
+pub fn start(
+    executor: Box<dyn Executor>,
+    config: EngineLoopConfig,
+    metrics: Arc<Metrics>,
+) -> Result<EngineHandle, StartError> {
+    let info = executor.info().clone();
+    let asked = config.scheduler.pool_tokens();
+    if asked > info.kv_pool_tokens {
+        let limit = info.kv_pool_tokens;
+        return Err(StartError::PoolTooSmall {
+            asked,
+            limit,
+            executor: info.name,
+        });
+    }
+    let (commands, inbox) = channel();
+    let (stopped_sender, stopped) = watch::channel(());
+    let limit = config
+        .scheduler
+        .max_running_requests
+        .max(1)
+        .saturating_add(config.max_queued_requests);
+    let shared = Arc::new(Shared {
+        is_healthy: AtomicBool::new(true),
+        is_accepting: AtomicBool::new(true),
+        n_in_flight: AtomicUsize::new(0),
+        next_id: AtomicU64::new(0),
+        max_in_flight: limit,
+        config: config.clone(),
+        info,
+        metrics: Arc::clone(&metrics),
+    });
+    let engine = EngineLoop {
+        scheduler: Scheduler::new(config.scheduler),
+        executor,
+        inbox,
+        clients: HashMap::new(),
+        shared: Arc::clone(&shared),
+        metrics,
+        started: Instant::now(),
+        drain_until: None,
+        n_failures_in_a_row: 0,
+        executor_is_broken: false,
+        decode_log: DecodeLog::new(config.decode_log_interval),
+    };
+    std::thread::Builder::new()
+        .name("engine".to_owned())
+        .spawn(move || {
+            engine.run();
+            // Dropped last, and by unwinding too: this is what `is_healthy` and `shutdown` look at.
+            drop(stopped_sender);
+        })?;
+    Ok(EngineHandle {
+        commands,
+        shared,
+        stopped,
+    })
+}
+
+/// Where a request's events go, and the times that metrics need.
+struct Client {
+    events: mpsc::UnboundedSender<TokenEvent>,
+    n_prompt: usize,
+    n_tokens: u64,
+    submitted: Instant,
+    first_token: Instant,
+    last_token: Instant,
+}
+
+struct EngineLoop {
+    scheduler: Scheduler,
+    executor: Box<dyn Executor>,
+    inbox: Receiver<Command>,
+    clients: HashMap<RequestId, Client>,
+    shared: Arc<Shared>,
+    metrics: Arc<Metrics>,
+    /// Zero of the scheduler's time.
+    started: Instant,
+    drain_until: Option<Instant>,
+    n_failures_in_a_row: u32,
+    /// The executor panicked, so its state is unknown.
+    executor_is_broken: bool,
+    decode_log: DecodeLog,
+}
+
+impl EngineLoop {
+    fn run(mut self) {
+        while self.receive() {
+            let plan = self.scheduler.plan(self.started.elapsed());
+            let outcome = execute(self.executor.as_mut(), &plan);
+            self.record_outcome(&plan, outcome.as_ref().err());
+            let events = match outcome {
+                Ok(output) => self.scheduler.commit(&plan, output),
+                Err(failure) => self.scheduler.fail(&plan, &failure.message),
+            };
+            self.deliver(events);
+        }
+    }
+
+    /// Takes in what has been sent; blocks while there is nothing to do. False ends the thread.
+    fn receive(&mut self) -> bool {
+        loop {
+            let is_abandoned = loop {
+                match self.inbox.try_recv() {
+                    Ok(command) => self.handle(command),
+                    Err(TryRecvError::Empty) => break false,
+                    Err(TryRecvError::Disconnected) => break true,
+                }
+            };
+            self.metrics.record_stats(&self.scheduler.stats());
+            if self.executor_is_broken {
+                self.fail_all("the engine has stopped after an internal error");
+                return false;
+            }
+            if let Some(deadline) = self.drain_until
+                && (self.scheduler.is_idle() || Instant::now() >= deadline)
+            {
+                self.fail_all("the server is shutting down");
+                return false;
+            }
+            if is_abandoned {
+                return false;
+            }
+            if !self.scheduler.is_idle() {
+                return true;
+            }
+            self.decode_log.pause();
+            match self.inbox.recv() {
+                Ok(command) => self.handle(command),
+                Err(_) => return false,
+            }
+        }
+    }
+
+    fn handle(&mut self, command: Command) {
+        match command {
+            Command::Submit {
+                request,
+                events,
+                submitted,
+            } => {
+                let id = request.id;
+                let n_prompt = request.prompt.len();
+                let arrival = submitted.saturating_duration_since(self.started);
+                if let Err(error) = self.scheduler.add(request, arrival) {
+                    self.shared.n_in_flight.fetch_sub(1, Ordering::AcqRel);
+                    self.metrics.failed.add(1);
+                    // A client that is gone already needs no answer.
+                    let _ = events.send(TokenEvent::Failed {
+                        message: error.to_string(),
+                    });
+                    return;
+                }
+                self.clients.insert(
+                    id,
+                    Client {
+                        events,
+                        n_prompt,
+                        n_tokens: 0,
+                        submitted,
+                        first_token: submitted,
+                        last_token: submitted,
+                    },
+                );
+            }
+            Command::Cancel(id) => {
+                if let Some(event) = self.scheduler.cancel(id) {
+                    self.deliver(vec![(id, event)]);
+                }
+            }
+            Command::Shutdown { deadline } => {
+                self.drain_until = Some(self.drain_until.map_or(deadline, |d| d.min(deadline)));
+            }
+        }
+    }
+
+    fn record_outcome(&mut self, plan: &StepPlan, failure: Option<&StepFailure>) {
+        for wait in self.scheduler.take_queue_waits() {
+            self.metrics.queue_s.observe(wait.as_secs_f64());
+        }
+        let Some(failure) = failure else {
+            let kind = StepKind::of(plan);
+            self.metrics.record_step(kind);
+            self.n_failures_in_a_row = 0;
+            self.shared.is_healthy.store(true, Ordering::Release);
+            if kind != StepKind::Prefill {
+                self.decode_log
+                    .step(plan.n_steps as u64, &self.scheduler, &self.metrics);
+            }
+            return;
+        };
+        self.metrics.failed_steps.add(1);
+        self.n_failures_in_a_row += 1;
+        self.executor_is_broken |= failure.is_panic;
+        tracing::error!(
+            n_rows = plan.rows.len(),
+            n_failures_in_a_row = self.n_failures_in_a_row,
+            is_panic = failure.is_panic,
+            "{}",
+            failure.message
+        );
+        if self.executor_is_broken || self.n_failures_in_a_row >= MAX_FAILURES_IN_A_ROW {
+            self.shared.is_healthy.store(false, Ordering::Release);
+        }
+    }
+
+    /// Sends events to their clients. A client that has gone away has a `Cancel` under way.
+    fn deliver(&mut self, events: Vec<(RequestId, TokenEvent)>) {
+        let now = Instant::now();
+        for (id, event) in events {
+            let Some(client) = self.clients.get_mut(&id) else {
+                continue;
+            };
+            client.record(&event, now, &self.metrics);
+            let ends = is_last(&event);
+            // The event's receiver may be gone; then nobody is waiting for it.
+            let _ = client.events.send(event);
+            if ends {
+                self.clients.remove(&id);
+                self.shared.n_in_flight.fetch_sub(1, Ordering::AcqRel);
+            }
+        }
+    }
+
+    fn fail_all(&mut self, message: &str) {
+        let events = self
+            .scheduler
+            .request_ids()
+            .into_iter()
+            .filter(|id| self.scheduler.cancel(*id).is_some())
+            .map(|id| {
+                (
+                    id,
+                    TokenEvent::Failed {
+                        message: message.to_owned(),
+                    },
+                )
+            })
+            .collect();
+        self.deliver(events);
+        self.metrics.record_stats(&self.scheduler.stats());
+    }
+}
+
+struct StepFailure {
+    message: String,
+    is_panic: bool,
+}
+
+fn execute(executor: &mut dyn Executor, plan: &StepPlan) -> Result<StepOutput, StepFailure> {
+    // After a panic the executor is not called again, so its broken invariants are not seen.
+    match catch_unwind(AssertUnwindSafe(|| executor.execute(plan))) {
+        Ok(Ok(output)) => Ok(output),
+        Ok(Err(error)) => Err(StepFailure {
+            message: error.to_string(),
+            is_panic: false,
+        }),
+        Err(payload) => {
+            let message = format!("the executor panicked: {}", panic_message(payload.as_ref()));
+            Err(StepFailure {
+                message,
+                is_panic: true,
+            })
+        }
+    }
+}
+
+fn panic_message(payload: &(dyn Any + Send)) -> &str {
+    payload
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| payload.downcast_ref::<&'static str>().copied())
+        .unwrap_or("no message")
+}
+
+impl Client {
+    fn record(&mut self, event: &TokenEvent, now: Instant, metrics: &Metrics) {
+        let seconds_since = |then: Instant| now.saturating_duration_since(then).as_secs_f64();
+        match event {
+            TokenEvent::Token(_) => {
+                if self.n_tokens == 0 {
+                    self.first_token = now;
+                    metrics.prompt_tokens.add(self.n_prompt as u64);
+                    metrics.ttft_s.observe(seconds_since(self.submitted));
+                } else {
+                    metrics.itl_s.observe(seconds_since(self.last_token));
+                }
+                self.n_tokens += 1;
+                self.last_token = now;
+                metrics.generation_tokens.add(1);
+            }
+            TokenEvent::Finished { reason, .. } => {
+                metrics.record_finish(*reason);
+                if *reason == FinishReason::Cancelled {
+                    return;
+                }
+                metrics.e2e_s.observe(seconds_since(self.submitted));
+                if self.n_tokens > 1 {
+                    let decode_s = seconds_since(self.first_token);
+                    metrics
+                        .tpot_s
+                        .observe(decode_s / (self.n_tokens - 1) as f64);
+                }
+            }
+            TokenEvent::Failed { .. } => metrics.failed.add(1),
+        }
+    }
+}
+
+/// One log line per so many decode steps.
+struct DecodeLog {
+    interval: u64,
+    n_steps: u64,
+    /// Start of the current line's period and the tokens generated before it; `None` while idle.
+    since: Option<(Instant, u64)>,
+}
+
+impl DecodeLog {
+    fn new(interval: u64) -> Self {
+        Self {
+            interval,
+            n_steps: 0,
+            since: None,
+        }
+    }
+
+    fn step(&mut self, n_steps: u64, scheduler: &Scheduler, metrics: &Metrics) {
+        let now = Instant::now();
+        let n_generated = metrics.generation_tokens.get();
+        let (since, n_before) = *self.since.get_or_insert((now, n_generated));
+        self.n_steps += n_steps;
+        if self.interval == 0 || self.n_steps < self.interval {
+            return;
+        }
+        let elapsed_s = now.saturating_duration_since(since).as_secs_f64();
+        let stats = scheduler.stats();
+        tracing::info!(
+            n_running = stats.n_running,
+            n_waiting = stats.n_waiting,
+            output_tok_per_s = format_args!(
+                "{:.1}",
+                (n_generated - n_before) as f64 / elapsed_s.max(1e-9)
+            ),
+            kv_pages_used = stats.n_pages_used,
+            kv_pages_total = stats.n_pages_total,
+            "decode"
+        );
+        self.n_steps = 0;
+        self.since = Some((now, n_generated));
+    }
+
+    /// The engine goes idle: the wait is not part of the next line's period.
+    fn pause(&mut self) {
+        self.since = None;
+        self.n_steps = 0;
+    }
+}

@@ -11,6 +11,7 @@ pub mod engine_loop;
 pub mod executor;
 pub mod inspect;
 pub mod kv;
+pub mod launch;
 pub mod metrics;
 pub mod model;
 pub mod request;

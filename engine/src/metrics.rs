@@ -1,1 +1,361 @@
-//! metrics
+//! Counters, gauges and histograms, and their Prometheus text form.
+//!
+//! Names are vLLM's where they mean the same, so that its dashboards work; what only this engine
+//! has is called `engine_…`. The engine thread writes, `/metrics` reads; plain atomics, no lock.
+//! Deliberately absent: metrics that come and go at run time, and time stamps.
+
+use std::fmt::Write as _;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::request::FinishReason;
+use crate::scheduler::{SchedulerStats, StepKind};
+
+/// Only grows.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    pub fn add(&self, n: u64) {
+        self.0.fetch_add(n, Ordering::Relaxed);
+    }
+
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Holds the latest value.
+#[derive(Debug, Default)]
+pub struct Gauge(AtomicU64);
+
+impl Gauge {
+    pub fn set(&self, value: f64) {
+        self.0.store(value.to_bits(), Ordering::Relaxed);
+    }
+
+    pub fn get(&self) -> f64 {
+        f64::from_bits(self.0.load(Ordering::Relaxed))
+    }
+}
+
+/// Counts observations by upper bounds, with their sum.
+#[derive(Debug)]
+pub struct Histogram {
+    /// Ascending; the bucket for everything above is implied.
+    bounds: &'static [f64],
+    /// One more than `bounds`; not cumulative.
+    counts: Vec<AtomicU64>,
+    sum: AtomicU64,
+}
+
+impl Histogram {
+    pub fn new(bounds: &'static [f64]) -> Self {
+        let counts = (0..=bounds.len()).map(|_| AtomicU64::new(0)).collect();
+        Self {
+            bounds,
+            counts,
+            sum: AtomicU64::new(0f64.to_bits()),
+        }
+    }
+
+    pub fn observe(&self, value: f64) {
+        let bucket = self.bounds.partition_point(|bound| *bound < value);
+        self.counts[bucket].fetch_add(1, Ordering::Relaxed);
+        let add = |bits| Some((f64::from_bits(bits) + value).to_bits());
+        // The closure always gives a value, so the update always succeeds.
+        let _ = self
+            .sum
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
+    }
+
+    pub fn count(&self) -> u64 {
+        self.counts
+            .iter()
+            .map(|count| count.load(Ordering::Relaxed))
+            .sum()
+    }
+
+    pub fn sum(&self) -> f64 {
+        f64::from_bits(self.sum.load(Ordering::Relaxed))
+    }
+}
+
+const TTFT_BOUNDS_S: &[f64] = &[
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
+    20.0, 40.0, 80.0, 160.0, 640.0, 2560.0,
+];
+const ITL_BOUNDS_S: &[f64] = &[
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5,
+    5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
+];
+const E2E_BOUNDS_S: &[f64] = &[
+    0.05, 0.1, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0,
+    120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0,
+];
+
+/// Everything `/metrics` shows.
+#[derive(Debug)]
+pub struct Metrics {
+    model_name: String,
+    pub n_running: Gauge,
+    pub n_waiting: Gauge,
+    pub kv_pages_used: Gauge,
+    pub kv_pages_total: Gauge,
+    pub prompt_tokens: Counter,
+    pub generation_tokens: Counter,
+    pub preemptions: Counter,
+    pub stopped: Counter,
+    pub reached_length: Counter,
+    /// Cancelled, by the client or by its going away.
+    pub aborted: Counter,
+    /// Ended by a failed step.
+    pub failed: Counter,
+    pub prefill_steps: Counter,
+    pub decode_steps: Counter,
+    pub mixed_steps: Counter,
+    pub failed_steps: Counter,
+    pub ttft_s: Histogram,
+    pub itl_s: Histogram,
+    pub tpot_s: Histogram,
+    pub e2e_s: Histogram,
+    pub queue_s: Histogram,
+}
+
+impl Metrics {
+    pub fn new(model_name: impl Into<String>) -> Self {
+        Self {
+            model_name: model_name.into(),
+            n_running: Gauge::default(),
+            n_waiting: Gauge::default(),
+            kv_pages_used: Gauge::default(),
+            kv_pages_total: Gauge::default(),
+            prompt_tokens: Counter::default(),
+            generation_tokens: Counter::default(),
+            preemptions: Counter::default(),
+            stopped: Counter::default(),
+            reached_length: Counter::default(),
+            aborted: Counter::default(),
+            failed: Counter::default(),
+            prefill_steps: Counter::default(),
+            decode_steps: Counter::default(),
+            mixed_steps: Counter::default(),
+            failed_steps: Counter::default(),
+            ttft_s: Histogram::new(TTFT_BOUNDS_S),
+            itl_s: Histogram::new(ITL_BOUNDS_S),
+            tpot_s: Histogram::new(ITL_BOUNDS_S),
+            e2e_s: Histogram::new(E2E_BOUNDS_S),
+            queue_s: Histogram::new(E2E_BOUNDS_S),
+        }
+    }
+
+    pub fn record_stats(&self, stats: &SchedulerStats) {
+        self.n_running.set(stats.n_running as f64);
+        self.n_waiting.set(stats.n_waiting as f64);
+        self.kv_pages_used.set(stats.n_pages_used as f64);
+        self.kv_pages_total.set(stats.n_pages_total as f64);
+        self.preemptions
+            .add(stats.n_preemptions.saturating_sub(self.preemptions.get()));
+    }
+
+    pub fn record_step(&self, kind: StepKind) {
+        match kind {
+            StepKind::Prefill => self.prefill_steps.add(1),
+            StepKind::Decode => self.decode_steps.add(1),
+            StepKind::Mixed => self.mixed_steps.add(1),
+        }
+    }
+
+    pub fn record_finish(&self, reason: FinishReason) {
+        match reason {
+            FinishReason::Stop => self.stopped.add(1),
+            FinishReason::Length => self.reached_length.add(1),
+            FinishReason::Cancelled => self.aborted.add(1),
+        }
+    }
+
+    /// Prometheus text exposition format, version 0.0.4
+    /// (content type `text/plain; version=0.0.4; charset=utf-8`).
+    pub fn render(&self) -> String {
+        let mut page = Page {
+            text: String::with_capacity(8192),
+            model_name: &self.model_name,
+        };
+        let count = |counter: &Counter| counter.get() as f64;
+        let usage = match self.kv_pages_total.get() {
+            0.0 => 0.0,
+            total => self.kv_pages_used.get() / total,
+        };
+        page.gauge(
+            "vllm:num_requests_running",
+            "Requests in the running batch.",
+            self.n_running.get(),
+        );
+        page.gauge(
+            "vllm:num_requests_waiting",
+            "Requests waiting for admission.",
+            self.n_waiting.get(),
+        );
+        page.gauge(
+            "vllm:kv_cache_usage_perc",
+            "Share of KV cache pages in use; 1 is all.",
+            usage,
+        );
+        page.gauge(
+            "engine_kv_pages_used",
+            "KV cache pages in use.",
+            self.kv_pages_used.get(),
+        );
+        page.gauge(
+            "engine_kv_pages_total",
+            "KV cache pages.",
+            self.kv_pages_total.get(),
+        );
+        page.counters(
+            "vllm:prompt_tokens_total",
+            "Prompt tokens of answered requests.",
+            "",
+            &[("", count(&self.prompt_tokens))],
+        );
+        page.counters(
+            "vllm:generation_tokens_total",
+            "Tokens generated.",
+            "",
+            &[("", count(&self.generation_tokens))],
+        );
+        page.counters(
+            "vllm:num_preemptions_total",
+            "Sequences sent back to the queue because KV pages ran out.",
+            "",
+            &[("", count(&self.preemptions))],
+        );
+        page.counters(
+            "vllm:request_success_total",
+            "Requests ended, by reason.",
+            "finished_reason",
+            &[
+                ("stop", count(&self.stopped)),
+                ("length", count(&self.reached_length)),
+                ("abort", count(&self.aborted)),
+            ],
+        );
+        page.counters(
+            "engine_steps_total",
+            "Steps executed, by kind.",
+            "kind",
+            &[
+                ("prefill", count(&self.prefill_steps)),
+                ("decode", count(&self.decode_steps)),
+                ("mixed", count(&self.mixed_steps)),
+                ("failed", count(&self.failed_steps)),
+            ],
+        );
+        page.counters(
+            "engine_aborted_total",
+            "Requests cancelled by their client.",
+            "",
+            &[("", count(&self.aborted))],
+        );
+        page.counters(
+            "engine_failed_total",
+            "Requests ended by a failed step.",
+            "",
+            &[("", count(&self.failed))],
+        );
+        for (name, help, histogram) in [
+            (
+                "vllm:time_to_first_token_seconds",
+                "From submission to the first token.",
+                &self.ttft_s,
+            ),
+            (
+                "vllm:inter_token_latency_seconds",
+                "Between two tokens of a request.",
+                &self.itl_s,
+            ),
+            (
+                "vllm:request_time_per_output_token_seconds",
+                "Mean time per output token after the first, one value a request.",
+                &self.tpot_s,
+            ),
+            (
+                "vllm:e2e_request_latency_seconds",
+                "From submission to the last token.",
+                &self.e2e_s,
+            ),
+            (
+                "vllm:request_queue_time_seconds",
+                "From submission to the first admission.",
+                &self.queue_s,
+            ),
+        ] {
+            page.histogram(name, help, histogram);
+        }
+        page.text
+    }
+}
+
+/// The text being written; every sample carries the model's name.
+struct Page<'a> {
+    text: String,
+    model_name: &'a str,
+}
+
+impl Page<'_> {
+    fn head(&mut self, name: &str, help: &str, kind: &str) {
+        // Writing to a String cannot fail.
+        let _ = writeln!(self.text, "# HELP {name} {}", escape_help(help));
+        let _ = writeln!(self.text, "# TYPE {name} {kind}");
+    }
+
+    fn sample(&mut self, name: &str, label: &str, label_value: &str, value: f64) {
+        let _ = write!(
+            self.text,
+            "{name}{{model_name=\"{}\"",
+            escape_label(self.model_name)
+        );
+        if !label.is_empty() {
+            let _ = write!(self.text, ",{label}=\"{}\"", escape_label(label_value));
+        }
+        let _ = writeln!(self.text, "}} {value}");
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, value: f64) {
+        self.head(name, help, "gauge");
+        self.sample(name, "", "", value);
+    }
+
+    fn counters(&mut self, name: &str, help: &str, label: &str, values: &[(&str, f64)]) {
+        self.head(name, help, "counter");
+        for (label_value, value) in values {
+            self.sample(name, label, label_value, *value);
+        }
+    }
+
+    fn histogram(&mut self, name: &str, help: &str, histogram: &Histogram) {
+        self.head(name, help, "histogram");
+        let bucket_name = format!("{name}_bucket");
+        let mut cumulative = 0;
+        for (i, count) in histogram.counts.iter().enumerate() {
+            cumulative += count.load(Ordering::Relaxed);
+            let bound = histogram
+                .bounds
+                .get(i)
+                .map_or("+Inf".to_owned(), ToString::to_string);
+            self.sample(&bucket_name, "le", &bound, cumulative as f64);
+        }
+        self.sample(&format!("{name}_sum"), "", "", histogram.sum());
+        // From the same reading as the buckets, so that it equals the last one.
+        self.sample(&format!("{name}_count"), "", "", cumulative as f64);
+    }
+}
+
+fn escape_label(value: &str) -> String {
+    value
+        .replace('\\', "\\\\")
+        .replace('"', "\\\"")
+        .replace('\n', "\\n")
+}
+
+fn escape_help(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('\n', "\\n")
+}

@@ -108,9 +108,14 @@ pub struct SampledToken {
 #[derive(Debug, Clone, PartialEq)]
 pub enum TokenEvent {
     Token(SampledToken),
-    Finished { reason: FinishReason, usage: Usage },
+    Finished {
+        reason: FinishReason,
+        usage: Usage,
+    },
     /// The step that held this request failed; the message is fit for the client.
-    Failed { message: String },
+    Failed {
+        message: String,
+    },
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

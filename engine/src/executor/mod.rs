@@ -2,6 +2,7 @@
 //! run, with which tokens and pages, is all in the [`StepPlan`].
 
 pub mod cpu;
+pub mod mock;
 
 use std::sync::Arc;
 

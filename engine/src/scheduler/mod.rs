@@ -1,1 +1,302 @@
-//! scheduler
+//! Decides what each step computes: continuous batching over a paged KV cache.
+//!
+//! [`Scheduler::plan`] says which rows run next, [`Scheduler::commit`] takes in what they
+//! produced. Pure bookkeeping: no tensor, no clock (time is passed in), no lock, and no way to
+//! fail: a request that could never run is refused by [`Scheduler::add`], everything later
+//! succeeds.
+//!
+//! # Rules
+//!
+//! - Admission takes the policy's first waiting request and reserves pages for all its known
+//!   tokens; if they are not to be had, admission stops there. Nothing overtakes the head.
+//! - A prompt is computed in chunks of at most `chunked_prefill_size` tokens, a step computes at
+//!   most `max_prefill_tokens` prompt tokens. Prefill steps and decode steps take turns while both
+//!   have work, so that neither starves; with `mixed_chunk` decode rows ride along instead.
+//! - A decode step runs up to `n_continuous_decode_steps` tokens a row, as many as every row may
+//!   still produce and has pages for.
+//! - Where decoding rows need pages and none are left, the last admitted sequence is preempted: its
+//!   pages go back, it waits again (with its old arrival) and later recomputes prompt and output.
+//!   The first admitted one is never preempted while others run, and alone it fits the pool, so
+//!   there is always progress.
+//! - The random draw for output token i depends on the seed and i alone, so preemption, chunking
+//!   and company in the batch change no text.
+//!
+//! Deliberately absent: KV reuse between requests, and beam search.
+
+mod commit;
+mod plan;
+pub mod policy;
+mod prefix;
+mod sequence;
+#[cfg(test)]
+mod tests;
+mod waiting;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use self::policy::{PolicyName, UnknownPolicy};
+use self::prefix::PrefixIndex;
+use self::sequence::Sequence;
+use self::waiting::{QueueKey, WaitingQueue};
+use crate::executor::StepPlan;
+use crate::kv::{IntegrityError, PAGE_TOKENS, PageAllocator, PageTable, pages_for};
+use crate::request::{FinishReason, Request, RequestId, TokenEvent};
+
+/// Validated settings; every count is at least 1 (a 0 works as 1).
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct SchedulerConfig {
+    /// KV pool in tokens; rounded down to whole pages.
+    pub max_total_tokens: usize,
+    pub max_running_requests: usize,
+    /// Prompt tokens in one step, over all its rows.
+    pub max_prefill_tokens: usize,
+    /// Longest piece of one prompt in one step; `None` computes each prompt in one piece, even
+    /// one longer than `max_prefill_tokens` (then alone).
+    pub chunked_prefill_size: Option<usize>,
+    /// Decode rows ride along in prefill steps; their count comes off the prefill budget.
+    pub mixed_chunk: bool,
+    pub n_continuous_decode_steps: usize,
+    pub policy: PolicyName,
+    /// Of the `random` policy.
+    pub policy_seed: u64,
+}
+
+impl Default for SchedulerConfig {
+    fn default() -> Self {
+        Self {
+            max_total_tokens: 16384,
+            max_running_requests: 256,
+            max_prefill_tokens: 16384,
+            chunked_prefill_size: Some(2048),
+            mixed_chunk: false,
+            n_continuous_decode_steps: 1,
+            policy: PolicyName::Fcfs,
+            policy_seed: 0,
+        }
+    }
+}
+
+impl SchedulerConfig {
+    /// Tokens of prompt and output together that one request can have.
+    pub fn pool_tokens(&self) -> usize {
+        self.max_total_tokens / PAGE_TOKENS * PAGE_TOKENS
+    }
+
+    /// Why `request` could never run, if so.
+    pub fn check(&self, request: &Request) -> Result<(), AddError> {
+        if request.prompt.is_empty() {
+            return Err(AddError::EmptyPrompt);
+        }
+        if request.max_new_tokens == 0 {
+            return Err(AddError::NoOutput);
+        }
+        let n_tokens = request.prompt.len().saturating_add(request.max_new_tokens);
+        if n_tokens > self.pool_tokens() {
+            return Err(AddError::ExceedsPool {
+                n_prompt: request.prompt.len(),
+                max_new_tokens: request.max_new_tokens,
+                limit: self.pool_tokens(),
+            });
+        }
+        Ok(())
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AddError {
+    #[error("the prompt has no tokens; at least 1 is needed")]
+    EmptyPrompt,
+    #[error("max_new_tokens is 0; at least 1 is needed")]
+    NoOutput,
+    #[error(
+        "{n_prompt} prompt tokens and {max_new_tokens} output tokens exceed the KV pool of {limit} tokens"
+    )]
+    ExceedsPool {
+        n_prompt: usize,
+        max_new_tokens: usize,
+        limit: usize,
+    },
+    #[error("request {0} is in the engine already")]
+    Duplicate(RequestId),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct SchedulerStats {
+    pub n_running: usize,
+    pub n_waiting: usize,
+    pub n_pages_used: usize,
+    pub n_pages_total: usize,
+    /// Since the start.
+    pub n_preemptions: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Place {
+    Waiting(QueueKey),
+    Running,
+}
+
+#[derive(Debug)]
+pub struct Scheduler {
+    config: SchedulerConfig,
+    allocator: PageAllocator,
+    waiting: WaitingQueue,
+    /// In order of admission; the last is the first to be preempted.
+    running: Vec<Sequence>,
+    place: HashMap<RequestId, Place>,
+    running_prefixes: PrefixIndex,
+    n_arrived: u64,
+    n_preemptions: u64,
+    /// The last step computed prompts and no decode row, so decode rows are next.
+    decode_is_due: bool,
+    queue_waits: Vec<Duration>,
+}
+
+impl Scheduler {
+    pub fn new(config: SchedulerConfig) -> Self {
+        Self {
+            allocator: PageAllocator::new(config.max_total_tokens / PAGE_TOKENS),
+            waiting: WaitingQueue::new(config.policy.build(config.policy_seed)),
+            running: Vec::new(),
+            place: HashMap::new(),
+            running_prefixes: PrefixIndex::default(),
+            n_arrived: 0,
+            n_preemptions: 0,
+            decode_is_due: false,
+            queue_waits: Vec::new(),
+            config,
+        }
+    }
+
+    pub fn config(&self) -> &SchedulerConfig {
+        &self.config
+    }
+
+    /// Queues a request that arrived at `now` (on the caller's monotonic clock).
+    pub fn add(&mut self, request: Request, now: Duration) -> Result<(), AddError> {
+        self.config.check(&request)?;
+        let id = request.id;
+        if self.place.contains_key(&id) {
+            return Err(AddError::Duplicate(id));
+        }
+        let prefix_hashes = if self.config.policy.uses_prefixes() {
+            prefix::chain_hashes(&request.prompt)
+        } else {
+            Arc::default()
+        };
+        let key = self.waiting.insert(Sequence {
+            tokens: request.prompt.to_vec(),
+            request,
+            n_computed: 0,
+            pages: PageTable::default(),
+            arrival: now,
+            arrival_index: self.n_arrived,
+            prefix_hashes,
+            ended: false,
+            was_admitted: false,
+        });
+        self.n_arrived += 1;
+        self.place.insert(id, Place::Waiting(key));
+        Ok(())
+    }
+
+    /// Drops a request and frees its pages at once. The event is its last; `None` if it is not
+    /// (any more) in here. A step that is being executed may still name it: `commit` skips it.
+    pub fn cancel(&mut self, id: RequestId) -> Option<TokenEvent> {
+        let sequence = match self.place.remove(&id)? {
+            Place::Waiting(key) => self.waiting.remove(key)?,
+            Place::Running => {
+                let i = self.running.iter().position(|s| s.request.id == id)?;
+                let mut sequence = self.running.remove(i);
+                self.release(&mut sequence);
+                sequence
+            }
+        };
+        Some(TokenEvent::Finished {
+            reason: FinishReason::Cancelled,
+            usage: sequence.usage(),
+        })
+    }
+
+    /// No request is waiting or running.
+    pub fn is_idle(&self) -> bool {
+        self.place.is_empty()
+    }
+
+    /// Every request in here, in no order.
+    pub fn request_ids(&self) -> Vec<RequestId> {
+        self.place.keys().copied().collect()
+    }
+
+    pub fn stats(&self) -> SchedulerStats {
+        SchedulerStats {
+            n_running: self.running.len(),
+            n_waiting: self.waiting.len(),
+            n_pages_used: self.allocator.n_pages_used(),
+            n_pages_total: self.allocator.n_pages_total(),
+            n_preemptions: self.n_preemptions,
+        }
+    }
+
+    /// How long each request admitted (for the first time) since the last call had waited.
+    pub fn take_queue_waits(&mut self) -> Vec<Duration> {
+        std::mem::take(&mut self.queue_waits)
+    }
+
+    /// Pages, tables and counts agree. O(pages): for tests and debugging.
+    pub fn check_integrity(&self) -> Result<(), IntegrityError> {
+        self.allocator
+            .check_integrity(self.running.iter().map(|s| &s.pages))
+    }
+
+    /// What leaves the running set gives back: its pages and its prefix.
+    fn release(&mut self, sequence: &mut Sequence) {
+        self.allocator.free(&mut sequence.pages);
+        self.running_prefixes.remove(&sequence.prefix_hashes);
+        self.waiting.prefixes_changed();
+    }
+
+    /// Sends the last admitted sequence back to the queue, to recompute its tokens later.
+    fn preempt_last(&mut self) {
+        let Some(mut sequence) = self.running.pop() else {
+            return;
+        };
+        self.release(&mut sequence);
+        sequence.n_computed = 0;
+        self.n_preemptions += 1;
+        let id = sequence.request.id;
+        let key = self.waiting.insert(sequence);
+        self.place.insert(id, Place::Waiting(key));
+    }
+
+    /// Pages that admitting `sequence` takes, with one spare page for each running row, so that a
+    /// newcomer is not preempted by the next few decode steps. Nothing is spared for an idle pool.
+    fn pages_to_admit(&self, sequence: &Sequence) -> usize {
+        pages_for(sequence.tokens.len()) + self.running.len()
+    }
+}
+
+/// What a step computes, for logs and metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StepKind {
+    Prefill,
+    Decode,
+    Mixed,
+}
+
+impl StepKind {
+    pub fn of(plan: &StepPlan) -> Self {
+        let is_decode =
+            |row: &crate::executor::PlanRow| row.tokens.len() == 1 && row.sample.is_some();
+        let n_decode = plan.rows.iter().filter(|row| is_decode(row)).count();
+        if n_decode == plan.rows.len() {
+            Self::Decode
+        } else if n_decode == 0 {
+            Self::Prefill
+        } else {
+            Self::Mixed
+        }
+    }
+}

@@ -1,1 +1,96 @@
-//! server
+//! The OpenAI-compatible HTTP server: the only place that knows HTTP and JSON.
+//!
+//! A body is read field by field ([`fields`]) into a [`sampling_fields::Generation`] and prompts
+//! that fit ([`prompt`]); each choice runs as a [`choice::Choice`] over the engine's stream; an
+//! [`answer::Answer`] gives them back whole or as server-sent events. Every refusal is an
+//! [`error::ApiError`].
+//!
+//! A client that goes away drops its answer, which drops its choices, which cancels its
+//! requests: there is no other bookkeeping of connections.
+//!
+//! Deliberately absent: TLS (a proxy's business), embeddings, images and audio, tool-call
+//! parsing, batches by file.
+
+pub mod answer;
+mod auth;
+mod chat;
+pub mod choice;
+mod completions;
+pub mod error;
+pub mod fields;
+mod logprobs;
+mod messages;
+pub mod prompt;
+pub mod sampling_fields;
+pub mod state;
+mod status;
+mod tokenize;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::http::{Method, Uri};
+use axum::routing::{get, post};
+use tokio::net::TcpListener;
+
+use self::error::ApiError;
+use self::state::AppState;
+
+/// All paths.
+pub fn router(state: Arc<AppState>) -> Router {
+    Router::new()
+        .route("/v1/completions", post(completions::complete))
+        .route("/v1/chat/completions", post(chat::chat))
+        .route("/v1/models", get(status::models))
+        .route("/v1/models/{*name}", get(status::model))
+        .route("/tokenize", post(tokenize::tokenize))
+        .route("/detokenize", post(tokenize::detokenize))
+        .route("/health", get(status::health))
+        .route("/metrics", get(status::metrics))
+        .route("/server_info", get(status::server_info))
+        .route("/get_server_info", get(status::server_info))
+        .fallback(|uri: Uri| async move { ApiError::unknown_path(uri.path()) })
+        .method_not_allowed_fallback(|method: Method, uri: Uri| async move {
+            ApiError::wrong_method(method.as_str(), uri.path())
+        })
+        .layer(axum::middleware::from_fn_with_state(Arc::clone(&state), auth::check_key))
+        .with_state(state)
+}
+
+/// Serves until `stop` is ready, then accepts nothing more and lets running requests finish for
+/// at most `--shutdown-grace-s`; what runs longer is cut off.
+pub async fn serve(
+    listener: TcpListener,
+    state: Arc<AppState>,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> std::io::Result<()> {
+    let grace = state.http.shutdown_grace;
+    let (stopped, mut has_stopped) = tokio::sync::watch::channel(false);
+    let stopping_state = Arc::clone(&state);
+    let server = axum::serve(listener, router(Arc::clone(&state))).with_graceful_shutdown(async move {
+        stop.await;
+        stopping_state.set_stopping();
+        // The receiver lives until this function returns.
+        let _ = stopped.send(true);
+    });
+    let cut_off = async move {
+        // An error means that the server is gone already, and with it the wait.
+        if has_stopped.wait_for(|stopped| *stopped).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+        tokio::time::sleep(grace).await;
+    };
+    let outcome = tokio::select! {
+        outcome = server.into_future() => outcome,
+        () = cut_off => {
+            tracing::warn!(grace_s = grace.as_secs(), "requests still running are cut off");
+            Ok(())
+        }
+    };
+    if let Ok(model) = state.loaded_model() {
+        // Requests that ended by themselves need no time here, the others have had theirs.
+        model.engine.shutdown(Duration::ZERO).await;
+    }
+    outcome
+}

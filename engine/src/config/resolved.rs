@@ -1,0 +1,309 @@
+//! Checked values: what the rest of the engine reads.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::typed::{
+    AttentionBackend, CpuActivations, Device, EngineArgs, HttpArgs, KvCacheDtype, LoadFormat,
+    Quantization, SamplingBackend, SchedulePolicy, ServeArgs,
+};
+use crate::kv::PAGE_TOKENS;
+
+/// A value that one flag alone allows and the rest of the command line does not.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{flag} {value}: {limit}")]
+pub struct ConfigError {
+    pub flag: &'static str,
+    pub value: String,
+    /// What would be allowed.
+    pub limit: String,
+}
+
+impl ConfigError {
+    fn new(flag: &'static str, value: impl ToString, limit: impl Into<String>) -> Self {
+        Self { flag, value: value.to_string(), limit: limit.into() }
+    }
+}
+
+/// Everything `engine serve` needs to know.
+#[derive(Debug, Clone)]
+pub struct ServeConfig {
+    pub engine: EngineConfig,
+    pub http: HttpConfig,
+    /// Flag → value as typed, for the record.
+    pub typed: serde_json::Value,
+}
+
+/// The model and how it runs.
+#[derive(Debug, Clone, Serialize)]
+pub struct EngineConfig {
+    /// `None`: the default model, see `weights::source`.
+    pub model_path: Option<String>,
+    pub quantization: Option<Quantization>,
+    pub load_format: LoadFormat,
+    pub device: Device,
+    pub n_threads: usize,
+    pub cpu_isa: Option<String>,
+    pub cpu_activations: CpuActivations,
+    pub attention_backend: Option<AttentionBackend>,
+    pub sampling_backend: Option<SamplingBackend>,
+    pub disable_flashinfer: bool,
+    pub max_total_tokens: Option<usize>,
+    pub mem_fraction_static: f64,
+    pub device_memory_limit_bytes: Option<u64>,
+    pub max_prefill_tokens: usize,
+    /// `None`: a prompt is computed in one piece.
+    pub chunked_prefill_size: Option<usize>,
+    pub enable_mixed_chunk: bool,
+    pub schedule_policy: SchedulePolicy,
+    pub num_continuous_decode_steps: usize,
+    pub max_running_requests: Option<usize>,
+    pub max_queued_requests: usize,
+    pub num_kv_splits: usize,
+    pub reduce_in_fp32: bool,
+    /// Largest batch of specialised kernels; `None`: no specialisation.
+    pub torch_compile_max_bs: Option<usize>,
+    pub cuda_graph: CudaGraph,
+    pub radix_cache: bool,
+    pub hierarchical_cache: Option<HierarchicalCache>,
+    pub kv_cache_dtype: KvCacheDtype,
+    pub two_batch_overlap: bool,
+    pub allow_auto_truncate: bool,
+    /// `None`: the model's own.
+    pub context_length: Option<usize>,
+    pub random_seed: Option<u64>,
+    pub decode_log_interval: usize,
+    pub cache_dir: Option<PathBuf>,
+}
+
+/// Which decode batches replay a captured graph.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CudaGraph {
+    Off,
+    /// Sizes chosen by memory, up to `max_bs` if given.
+    Auto { max_bs: Option<usize> },
+    /// Exactly these, ascending.
+    Sizes(Vec<usize>),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HierarchicalCache {
+    /// Host pool as a multiple of the device pool.
+    Ratio(f64),
+    /// Host pool in bytes.
+    Bytes(u64),
+}
+
+/// The HTTP side.
+#[derive(Debug, Clone, Serialize)]
+pub struct HttpConfig {
+    pub host: String,
+    pub port: u16,
+    #[serde(skip)]
+    pub api_key: Option<String>,
+    pub served_model_name: Option<String>,
+    /// Tokens per streamed chunk.
+    pub stream_interval: usize,
+    pub max_body_bytes: usize,
+    pub max_stop_strings: usize,
+    pub shutdown_grace: Duration,
+}
+
+impl ServeArgs {
+    pub fn resolve(&self) -> Result<ServeConfig, ConfigError> {
+        Ok(ServeConfig {
+            engine: self.engine.resolve()?,
+            http: self.http.resolve()?,
+            typed: self.typed_flags(),
+        })
+    }
+}
+
+impl EngineArgs {
+    pub fn resolve(&self) -> Result<EngineConfig, ConfigError> {
+        if let Some(limit) = self.max_total_tokens.filter(|&limit| limit < PAGE_TOKENS) {
+            let least = format!("at least one page, which is {PAGE_TOKENS} tokens");
+            return Err(ConfigError::new("--max-total-tokens", limit, least));
+        }
+        if self.disable_flashinfer {
+            let clash = "not allowed together with --disable-flashinfer";
+            if self.attention_backend == Some(AttentionBackend::Flashinfer) {
+                return Err(ConfigError::new("--attention-backend", "flashinfer", clash));
+            }
+            if self.sampling_backend == Some(SamplingBackend::Flashinfer) {
+                return Err(ConfigError::new("--sampling-backend", "flashinfer", clash));
+            }
+        }
+        if self.quantization == Some(Quantization::Gguf)
+            && self.load_format == Some(LoadFormat::Safetensors)
+        {
+            let clash = "not allowed together with --load-format safetensors";
+            return Err(ConfigError::new("--quantization", "gguf", clash));
+        }
+        let max_prefill_tokens = self.max_prefill_tokens.unwrap_or(16_384);
+        let chunked_prefill_size = self.resolve_chunk(max_prefill_tokens)?;
+        if self.enable_mixed_chunk && chunked_prefill_size.is_none() {
+            let clash = "needs chunked prefill, which --chunked-prefill-size -1 turned off";
+            return Err(ConfigError::new("--enable-mixed-chunk", "on", clash));
+        }
+        Ok(EngineConfig {
+            model_path: self.resolve_model_path()?,
+            quantization: self.quantization,
+            load_format: self.load_format.unwrap_or(LoadFormat::Auto),
+            device: self.device.unwrap_or(Device::Auto),
+            n_threads: self.n_threads.unwrap_or_else(available_threads),
+            cpu_isa: self.cpu_isa.clone(),
+            cpu_activations: self.cpu_activations.unwrap_or(CpuActivations::Int8),
+            attention_backend: self.attention_backend,
+            sampling_backend: self.sampling_backend,
+            disable_flashinfer: self.disable_flashinfer,
+            max_total_tokens: self.max_total_tokens,
+            mem_fraction_static: self.resolve_mem_fraction()?,
+            device_memory_limit_bytes: self.device_memory_limit,
+            max_prefill_tokens,
+            chunked_prefill_size,
+            enable_mixed_chunk: self.enable_mixed_chunk,
+            schedule_policy: self.schedule_policy.unwrap_or(SchedulePolicy::Fcfs),
+            num_continuous_decode_steps: self.num_continuous_decode_steps.unwrap_or(1),
+            max_running_requests: self.max_running_requests,
+            max_queued_requests: self.max_queued_requests.unwrap_or(1024),
+            num_kv_splits: self.triton_attention_num_kv_splits.unwrap_or(8),
+            reduce_in_fp32: self.triton_attention_reduce_in_fp32,
+            torch_compile_max_bs: self
+                .enable_torch_compile
+                .then(|| self.torch_compile_max_bs.unwrap_or(32)),
+            cuda_graph: self.resolve_cuda_graph()?,
+            radix_cache: !self.disable_radix_cache,
+            hierarchical_cache: self.resolve_hierarchical_cache()?,
+            kv_cache_dtype: self.kv_cache_dtype.unwrap_or(KvCacheDtype::Auto),
+            two_batch_overlap: self.enable_two_batch_overlap,
+            allow_auto_truncate: self.allow_auto_truncate,
+            context_length: self.context_length,
+            random_seed: self.random_seed,
+            decode_log_interval: self.decode_log_interval.unwrap_or(40),
+            cache_dir: self.cache_dir.clone(),
+        })
+    }
+
+    fn resolve_model_path(&self) -> Result<Option<String>, ConfigError> {
+        match self.model_path.as_deref().map(str::trim) {
+            Some("") => Err(ConfigError::new(
+                "--model-path",
+                "\"\"",
+                "a folder, a file, a model id, pypi:…, synthetic:… or default",
+            )),
+            None | Some("default") => Ok(None),
+            Some(path) => Ok(Some(path.to_owned())),
+        }
+    }
+
+    fn resolve_mem_fraction(&self) -> Result<f64, ConfigError> {
+        let fraction = self.mem_fraction_static.unwrap_or(0.88);
+        if fraction > 0.0 && fraction < 1.0 {
+            Ok(fraction)
+        } else {
+            Err(ConfigError::new("--mem-fraction-static", fraction, "must be above 0 and below 1"))
+        }
+    }
+
+    fn resolve_chunk(&self, max_prefill_tokens: usize) -> Result<Option<usize>, ConfigError> {
+        const FLAG: &str = "--chunked-prefill-size";
+        match self.chunked_prefill_size {
+            None => Ok(Some(max_prefill_tokens.min(2048))),
+            Some(-1) => Ok(None),
+            Some(size) if size < 1 => {
+                Err(ConfigError::new(FLAG, size, "must be -1 (off) or at least 1"))
+            }
+            Some(size) if size as u64 > max_prefill_tokens as u64 => Err(ConfigError::new(
+                FLAG,
+                size,
+                format!("must not exceed --max-prefill-tokens, which is {max_prefill_tokens}"),
+            )),
+            Some(size) => Ok(Some(size as usize)),
+        }
+    }
+
+    fn resolve_cuda_graph(&self) -> Result<CudaGraph, ConfigError> {
+        if self.disable_cuda_graph {
+            let clash = "not allowed together with --disable-cuda-graph";
+            if !self.cuda_graph_bs.is_empty() {
+                let sizes = format!("{:?}", self.cuda_graph_bs);
+                return Err(ConfigError::new("--cuda-graph-bs", sizes, clash));
+            }
+            if let Some(max_bs) = self.cuda_graph_max_bs {
+                return Err(ConfigError::new("--cuda-graph-max-bs", max_bs, clash));
+            }
+            return Ok(CudaGraph::Off);
+        }
+        if self.cuda_graph_bs.is_empty() {
+            return Ok(CudaGraph::Auto { max_bs: self.cuda_graph_max_bs });
+        }
+        let mut sizes = self.cuda_graph_bs.clone();
+        sizes.sort_unstable();
+        sizes.dedup();
+        if let (Some(&largest), Some(max_bs)) = (sizes.last(), self.cuda_graph_max_bs)
+            && largest > max_bs
+        {
+            let limit = format!("must not exceed --cuda-graph-max-bs, which is {max_bs}");
+            return Err(ConfigError::new("--cuda-graph-bs", largest, limit));
+        }
+        Ok(CudaGraph::Sizes(sizes))
+    }
+
+    fn resolve_hierarchical_cache(&self) -> Result<Option<HierarchicalCache>, ConfigError> {
+        let ratio = self.hicache_ratio.unwrap_or(2.0);
+        if !(ratio > 0.0 && ratio <= 1000.0) {
+            let limit = "must be above 0 and at most 1000";
+            return Err(ConfigError::new("--hicache-ratio", ratio, limit));
+        }
+        if !self.enable_hierarchical_cache {
+            return Ok(None);
+        }
+        if self.disable_radix_cache {
+            let clash = "keeps prefixes, so it is not allowed together with --disable-radix-cache";
+            return Err(ConfigError::new("--enable-hierarchical-cache", "on", clash));
+        }
+        Ok(Some(match self.hicache_size {
+            Some(size_gb) => HierarchicalCache::Bytes(size_gb as u64 * 1_000_000_000),
+            None => HierarchicalCache::Ratio(ratio),
+        }))
+    }
+}
+
+impl HttpArgs {
+    pub fn resolve(&self) -> Result<HttpConfig, ConfigError> {
+        for (flag, value) in [
+            ("--host", &self.host),
+            ("--api-key", &self.api_key),
+            ("--served-model-name", &self.served_model_name),
+        ] {
+            if value.as_deref().is_some_and(|text| text.trim().is_empty()) {
+                return Err(ConfigError::new(flag, "\"\"", "must not be empty"));
+            }
+        }
+        let max_body_bytes = self.max_body_bytes.unwrap_or(4 << 20);
+        if !(1024..=1 << 30).contains(&max_body_bytes) {
+            let limit = "must be between 1KiB and 1GiB";
+            return Err(ConfigError::new("--max-body-bytes", max_body_bytes, limit));
+        }
+        Ok(HttpConfig {
+            host: self.host.clone().unwrap_or_else(|| "127.0.0.1".to_owned()),
+            port: self.port.unwrap_or(30_000),
+            api_key: self.api_key.clone(),
+            served_model_name: self.served_model_name.clone(),
+            stream_interval: self.stream_interval.unwrap_or(1),
+            max_body_bytes: max_body_bytes as usize,
+            max_stop_strings: self.max_stop_strings.unwrap_or(16),
+            shutdown_grace: Duration::from_secs(self.shutdown_grace_s.unwrap_or(30)),
+        })
+    }
+}
+
+/// Processors this process may use; 1 where the system does not say.
+fn available_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}

@@ -1,0 +1,278 @@
+//! A deterministic executor without a model, for tests of everything around it.
+//!
+//! Its KV pool holds, for each slot, the token and position that were written there; the next
+//! token is a hash of the whole sequence *as read back through the row's pages*. A wrong page, a
+//! wrong position, a skipped chunk, or two rows that write to the same page change the text or
+//! fail the step. Steps can be delayed, and made to fail or panic.
+//! Deliberately absent: sampling. Temperature, truncation and penalties do not change its tokens
+//! except that a seed above temperature 0 enters the hash, with the output index.
+
+use std::collections::HashSet;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Executor, ExecutorError, ExecutorInfo, PlanRow, StepOutput, StepPlan};
+use crate::kv::PAGE_TOKENS;
+use crate::request::SampledToken;
+
+#[derive(Debug, Clone)]
+pub struct MockConfig {
+    pub n_pages: usize,
+    /// Tokens are drawn from this range.
+    pub tokens: Range<u32>,
+    /// Each step (each of a burst's, too) takes this long.
+    pub step_delay: Duration,
+    /// Steps, counted from 0, that return an error.
+    pub failing_steps: HashSet<u64>,
+    /// Step, counted from 0, that panics.
+    pub panicking_step: Option<u64>,
+    /// `(token, n)`: emit `token` where the hash is divisible by n.
+    pub stop: Option<(u32, u64)>,
+    /// Emit these tokens in turn, by output index, instead of the hash.
+    pub script: Option<Arc<[u32]>>,
+}
+
+impl Default for MockConfig {
+    fn default() -> Self {
+        Self {
+            n_pages: 1024,
+            tokens: 0..32_000,
+            step_delay: Duration::ZERO,
+            failing_steps: HashSet::new(),
+            panicking_step: None,
+            stop: None,
+            script: None,
+        }
+    }
+}
+
+/// What a KV slot holds: token and position; `None` was never written.
+type Slot = Option<(u32, usize)>;
+
+#[derive(Debug)]
+pub struct MockExecutor {
+    config: MockConfig,
+    info: ExecutorInfo,
+    /// [n_pages · PAGE_TOKENS]
+    slots: Vec<Slot>,
+    n_executed: u64,
+}
+
+impl MockExecutor {
+    pub fn new(config: MockConfig) -> Self {
+        let n_slots = config.n_pages * PAGE_TOKENS;
+        let info = ExecutorInfo {
+            name: "mock".to_owned(),
+            device: "none".to_owned(),
+            kernels: Vec::new(),
+            inactive_flags: Vec::new(),
+            kv_pool_tokens: n_slots,
+            kv_pool_bytes: (n_slots * size_of::<Slot>()) as u64,
+            weight_bytes: 0,
+        };
+        Self {
+            slots: vec![None; n_slots],
+            config,
+            info,
+            n_executed: 0,
+        }
+    }
+
+    /// Steps executed so far, failed ones included.
+    pub fn n_executed(&self) -> u64 {
+        self.n_executed
+    }
+
+    fn slot_index(row: &PlanRow, position: usize) -> Result<usize, ExecutorError> {
+        let page = row.pages.get(position / PAGE_TOKENS).ok_or_else(|| {
+            failure(format!(
+                "request {}: position {position} is beyond its {} pages",
+                row.request,
+                row.pages.len()
+            ))
+        })?;
+        Ok(page.0 as usize * PAGE_TOKENS + position % PAGE_TOKENS)
+    }
+
+    fn write(&mut self, row: &PlanRow, position: usize, token: u32) -> Result<(), ExecutorError> {
+        let index = Self::slot_index(row, position)?;
+        let n_pages = self.config.n_pages;
+        let slot = self.slots.get_mut(index).ok_or_else(|| {
+            failure(format!(
+                "request {}: page outside the pool of {n_pages}",
+                row.request
+            ))
+        })?;
+        *slot = Some((token, position));
+        Ok(())
+    }
+
+    /// Tokens `0 ..= last` of the row's sequence, read through its pages.
+    fn read(&self, row: &PlanRow, last: usize) -> Result<Vec<u32>, ExecutorError> {
+        (0..=last)
+            .map(
+                |position| match self.slots.get(Self::slot_index(row, position)?) {
+                    Some(Some((token, at))) if *at == position => Ok(*token),
+                    found => Err(failure(format!(
+                        "request {}: position {position} reads {found:?}",
+                        row.request
+                    ))),
+                },
+            )
+            .collect()
+    }
+
+    /// The token that follows `sequence`.
+    fn next_token(&self, sequence: &[u32], row: &PlanRow, output_index: usize) -> u32 {
+        if let Some(script) = self.config.script.as_deref().filter(|s| !s.is_empty()) {
+            return script[output_index % script.len()];
+        }
+        let mut hash = sequence
+            .iter()
+            .fold(FNV_OFFSET, |hash, &token| fnv(hash, token.into()));
+        if let Some(sample) = row.sample.as_ref().filter(|s| s.params.temperature > 0.0) {
+            hash = fnv(fnv(hash, sample.params.seed), output_index as u64);
+        }
+        hash ^= hash >> 29;
+        match self.config.stop {
+            Some((token, n)) if hash.is_multiple_of(n) => token,
+            _ => {
+                let n_tokens = u64::from(self.config.tokens.end - self.config.tokens.start).max(1);
+                self.config.tokens.start + (hash % n_tokens) as u32
+            }
+        }
+    }
+
+    fn sample(
+        &self,
+        row: &PlanRow,
+        position: usize,
+        output_index: usize,
+    ) -> Result<Option<SampledToken>, ExecutorError> {
+        let Some(sample) = &row.sample else {
+            return Ok(None);
+        };
+        let sequence = self.read(row, position)?;
+        let i_step = output_index - sample.output_index;
+        let history_is_right = if sample.params.needs_history() {
+            sample.history.len() + i_step == sequence.len() && sequence.starts_with(&sample.history)
+        } else {
+            sample.history.is_empty()
+        };
+        if !history_is_right {
+            return Err(failure(format!(
+                "request {}: history is not the sequence",
+                row.request
+            )));
+        }
+        if sample.n_prompt + output_index != sequence.len() {
+            return Err(failure(format!(
+                "request {}: output {output_index} after {} prompt tokens samples at length {}",
+                row.request,
+                sample.n_prompt,
+                sequence.len()
+            )));
+        }
+        let token = self.next_token(&sequence, row, output_index);
+        // Made up, but a distribution: 1/2, 1/4, 1/8, …, the chosen token first.
+        let nth_logprob = |n: usize| -((n + 1) as f32) * std::f32::consts::LN_2;
+        Ok(Some(SampledToken {
+            token,
+            logprob: sample.params.n_logprobs.map(|_| nth_logprob(0)),
+            top_logprobs: (0..sample.params.n_logprobs.unwrap_or(0))
+                .map(|n| {
+                    let n_tokens = (self.config.tokens.end - self.config.tokens.start).max(1);
+                    let offset = token.wrapping_sub(self.config.tokens.start);
+                    let other = self.config.tokens.start + offset.wrapping_add(n as u32) % n_tokens;
+                    (if n == 0 { token } else { other }, nth_logprob(n))
+                })
+                .collect(),
+        }))
+    }
+
+    fn check(plan: &StepPlan) -> Result<(), ExecutorError> {
+        if plan.n_steps == 0 || plan.rows.is_empty() {
+            return Err(failure("the plan is empty".to_owned()));
+        }
+        let mut seen = HashSet::new();
+        for row in &plan.rows {
+            if row.tokens.is_empty() {
+                return Err(failure(format!(
+                    "request {}: row without tokens",
+                    row.request
+                )));
+            }
+            if plan.n_steps > 1 && (row.tokens.len() != 1 || row.sample.is_none()) {
+                return Err(failure(format!(
+                    "request {}: no decode row in a burst",
+                    row.request
+                )));
+            }
+            if let Some(page) = row.pages.iter().find(|page| !seen.insert(**page)) {
+                return Err(failure(format!(
+                    "page {} is in two places of a step",
+                    page.0
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Executor for MockExecutor {
+    fn info(&self) -> &ExecutorInfo {
+        &self.info
+    }
+
+    fn execute(&mut self, plan: &StepPlan) -> Result<StepOutput, ExecutorError> {
+        let step = self.n_executed;
+        self.n_executed += 1;
+        if self.config.failing_steps.contains(&step) {
+            return Err(failure(format!("step {step} was told to fail")));
+        }
+        assert!(
+            self.config.panicking_step != Some(step),
+            "step {step} was told to panic"
+        );
+        Self::check(plan)?;
+        let mut output = StepOutput {
+            rows: vec![Vec::new(); plan.rows.len()],
+        };
+        for i_step in 0..plan.n_steps {
+            if !self.config.step_delay.is_zero() {
+                std::thread::sleep(self.config.step_delay);
+            }
+            // All rows write before any row reads, so that a page held by two of them shows.
+            for (row, sampled) in plan.rows.iter().zip(&output.rows) {
+                match sampled.last() {
+                    None => {
+                        for (i, &token) in row.tokens.iter().enumerate() {
+                            self.write(row, row.start + i, token)?;
+                        }
+                    }
+                    Some(last) => self.write(row, row.start + i_step, last.token)?,
+                }
+            }
+            for (row, sampled) in plan.rows.iter().zip(&mut output.rows) {
+                let position = row.start + row.tokens.len() - 1 + i_step;
+                let output_index = row.sample.as_ref().map_or(0, |s| s.output_index) + i_step;
+                sampled.extend(self.sample(row, position, output_index)?);
+            }
+        }
+        Ok(output)
+    }
+}
+
+fn failure(message: String) -> ExecutorError {
+    ExecutorError::Step {
+        device: "mock",
+        message,
+    }
+}
+
+const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
+
+fn fnv(hash: u64, value: u64) -> u64 {
+    (hash ^ value).wrapping_mul(0x0100_0000_01b3)
+}

@@ -1,0 +1,119 @@
+//! Physical pages with reference counts and a free list.
+//!
+//! A page is either on the free list with no holder or off it with at least one;
+//! [`PagePool::check_integrity`] verifies that. Deliberately absent: any idea of sequences.
+
+use super::PageIdx;
+
+/// All physical pages of the executor's KV pool.
+#[derive(Debug)]
+pub struct PagePool {
+    /// Holders of each page; 0 is free.
+    n_holders: Vec<u32>,
+    /// Last in, first out, so that recently used (cached) memory is reused first.
+    free: Vec<PageIdx>,
+}
+
+/// What [`PagePool::check_integrity`] and its callers found wrong.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum IntegrityError {
+    #[error("page {page} is on the free list {n_times} times while it has {n_holders} holders")]
+    FreeList {
+        page: u32,
+        n_times: u32,
+        n_holders: u32,
+    },
+    #[error("free list names page {page}, the pool has {n_pages}")]
+    OutOfRange { page: u32, n_pages: usize },
+    #[error("page {page} counts {counted} holders, the page tables name it {named} times")]
+    Holders { page: u32, counted: u32, named: u32 },
+}
+
+impl PagePool {
+    pub fn new(n_pages: usize) -> Self {
+        Self {
+            n_holders: vec![0; n_pages],
+            free: (0..n_pages as u32).rev().map(PageIdx).collect(),
+        }
+    }
+
+    pub fn n_total(&self) -> usize {
+        self.n_holders.len()
+    }
+
+    pub fn n_free(&self) -> usize {
+        self.free.len()
+    }
+
+    pub fn n_used(&self) -> usize {
+        self.n_total() - self.n_free()
+    }
+
+    /// A free page with one holder, the caller; `None` when all are taken.
+    pub fn alloc(&mut self) -> Option<PageIdx> {
+        let page = self.free.pop()?;
+        self.n_holders[page.0 as usize] = 1;
+        Some(page)
+    }
+
+    /// One more holder of a page that is held already; false (and no change) if nobody holds it.
+    #[must_use]
+    pub fn retain(&mut self, page: PageIdx) -> bool {
+        match self.n_holders.get_mut(page.0 as usize) {
+            Some(n) if *n > 0 => {
+                *n += 1;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// One holder fewer; the last one's leaving frees the page. False (and no change) if nobody
+    /// held it, which is a bug of the caller.
+    pub fn release(&mut self, page: PageIdx) -> bool {
+        match self.n_holders.get_mut(page.0 as usize) {
+            Some(n) if *n > 0 => {
+                *n -= 1;
+                if *n == 0 {
+                    self.free.push(page);
+                }
+                true
+            }
+            _ => {
+                debug_assert!(false, "page {} released without a holder", page.0);
+                false
+            }
+        }
+    }
+
+    pub fn n_holders(&self, page: PageIdx) -> u32 {
+        self.n_holders.get(page.0 as usize).copied().unwrap_or(0)
+    }
+
+    /// Free list and reference counts agree. O(pages): for tests and debugging.
+    pub fn check_integrity(&self) -> Result<(), IntegrityError> {
+        let n_pages = self.n_total();
+        let mut n_times = vec![0u32; n_pages];
+        for page in &self.free {
+            match n_times.get_mut(page.0 as usize) {
+                Some(n) => *n += 1,
+                None => {
+                    return Err(IntegrityError::OutOfRange {
+                        page: page.0,
+                        n_pages,
+                    });
+                }
+            }
+        }
+        for (page, (&n_holders, &n_times)) in self.n_holders.iter().zip(&n_times).enumerate() {
+            if n_times != u32::from(n_holders == 0) {
+                return Err(IntegrityError::FreeList {
+                    page: page as u32,
+                    n_times,
+                    n_holders,
+                });
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,394 @@
+//! From a validated configuration to a running engine: fetch the model, read its text side,
+//! choose the executor, size the KV pool, start the engine thread.
+//!
+//! Deliberately absent: HTTP. `serve`, `generate` and `bench` all start here.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use crate::config::inactive::inactive_flags;
+use crate::config::typed::{self, Device, Quantization, SchedulePolicy};
+use crate::config::{EngineArgs, EngineConfig};
+use crate::engine_loop::{self, EngineHandle, EngineLoopConfig, StartError};
+use crate::executor::cpu::{ActivationType, CpuExecutor, CpuLoadError, CpuOptions};
+use crate::executor::{Executor, ExecutorInfo};
+use crate::kv::PAGE_TOKENS;
+use crate::metrics::Metrics;
+use crate::model::config::ModelConfig;
+use crate::scheduler::{PolicyName, SchedulerConfig};
+use crate::server::answer::now_s;
+use crate::server::state::{Limits, Seeds, ServedModel};
+use crate::source::{self, ModelFiles, ModelSource, Progress, ResolvedModel, SourceError};
+use crate::text::{ChatTemplate, TextError, Tokenizer};
+use crate::weights::{self, Checkpoint, LoadFormat, WeightError};
+
+/// The KV pool takes at most this share of the memory that is free, and at most this much,
+/// unless `--max-total-tokens` says otherwise.
+const POOL_SHARE_OF_FREE_MEMORY: u64 = 4;
+const MAX_DEFAULT_POOL_BYTES: u64 = 1 << 30;
+/// Where the system does not say what is free.
+const ASSUMED_FREE_BYTES: u64 = 2 << 30;
+
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    #[error("reading the weights: {0}")]
+    Weights(#[from] WeightError),
+    #[error("reading the tokenizer: {0}")]
+    Text(#[from] TextError),
+    #[error("{model} has no tokenizer, so it can be benchmarked but not served")]
+    NoTokenizer { model: String },
+    #[error("--quantization {asked}: the checkpoint's format is {found}")]
+    Quantization { asked: Quantization, found: String },
+    #[error("--device cuda: {reason}")]
+    NoCuda { reason: String },
+    #[error("--cpu-isa {asked}: {reason}")]
+    Isa { asked: String, reason: String },
+    #[error("--context-length {asked}: the model was made for {limit} tokens")]
+    ContextLength { asked: usize, limit: usize },
+    #[error("loading the model onto the CPU: {0}")]
+    Cpu(#[from] CpuLoadError),
+    #[error(transparent)]
+    Start(#[from] StartError),
+}
+
+impl LaunchError {
+    /// True where the command line is at fault, and not what it led to.
+    pub fn is_usage(&self) -> bool {
+        matches!(
+            self,
+            Self::Source(SourceError::Parse { .. })
+                | Self::Quantization { .. }
+                | Self::NoCuda { .. }
+                | Self::Isa { .. }
+                | Self::ContextLength { .. }
+                | Self::Start(StartError::PoolTooSmall { .. })
+        )
+    }
+}
+
+/// A checkpoint that was found and opened.
+pub struct LoadedModel {
+    /// As asked for; `default` where nothing was.
+    pub requested: String,
+    /// Why something else than the default is used, if so.
+    pub fallback_reason: Option<String>,
+    pub resolved: ResolvedModel,
+    pub checkpoint: Box<dyn Checkpoint>,
+}
+
+/// Where fetched models are kept.
+pub fn cache_dir(typed: Option<&PathBuf>) -> Result<PathBuf, SourceError> {
+    match typed {
+        Some(dir) => Ok(dir.clone()),
+        None => source::default_cache_dir(),
+    }
+}
+
+/// Fetches and opens the model.
+pub fn load_model(
+    config: &EngineConfig,
+    progress: &dyn Fn(Progress),
+) -> Result<LoadedModel, LaunchError> {
+    let cache_dir = cache_dir(config.cache_dir.as_ref())?;
+    let (requested, resolved, fallback_reason) = match &config.model_path {
+        Some(path) => {
+            let source = ModelSource::parse(path)?;
+            (path.clone(), source::resolve(&source, &cache_dir, progress)?, None)
+        }
+        None => {
+            let default = source::resolve_default(&cache_dir, progress)?;
+            ("default".to_owned(), default.model, default.fallback_reason)
+        }
+    };
+    if let Some(reason) = &fallback_reason {
+        let used = &resolved.requested;
+        tracing::warn!("!!! the default model is not available: {reason}");
+        tracing::warn!("!!! serving {used} instead: seeded random weights, its text means nothing");
+    }
+    let load_format = match config.load_format {
+        typed::LoadFormat::Auto => LoadFormat::Auto,
+        typed::LoadFormat::Safetensors => LoadFormat::Safetensors,
+        typed::LoadFormat::Gguf => LoadFormat::Gguf,
+        typed::LoadFormat::Dummy => LoadFormat::Dummy,
+    };
+    let checkpoint = weights::open(&resolved, load_format, config.random_seed.unwrap_or(0))?;
+    check_quantization(config.quantization, &checkpoint.format_name())?;
+    tracing::info!(
+        model = resolved.display_name,
+        source = resolved.requested,
+        format = checkpoint.format_name(),
+        sha256 = resolved.sha256,
+        "checkpoint opened"
+    );
+    Ok(LoadedModel { requested, fallback_reason, resolved, checkpoint })
+}
+
+fn check_quantization(asked: Option<Quantization>, format: &str) -> Result<(), LaunchError> {
+    let Some(asked) = asked else { return Ok(()) };
+    let wanted = match asked {
+        Quantization::Awq | Quantization::AwqMarlin => "awq",
+        Quantization::Gguf => "gguf",
+    };
+    if format.to_ascii_lowercase().contains(wanted) {
+        return Ok(());
+    }
+    Err(LaunchError::Quantization { asked, found: format.to_owned() })
+}
+
+/// Tokenizer and chat template of a model.
+pub fn load_text(model: &ResolvedModel) -> Result<(Tokenizer, ChatTemplate), LaunchError> {
+    let (tokenizer, template) = match (&model.tokenizer_dir, &model.files) {
+        (Some(dir), _) => (Tokenizer::from_folder(dir)?, ChatTemplate::from_folder(dir)?),
+        (None, ModelFiles::Gguf(file)) => {
+            (Tokenizer::from_gguf(file)?, ChatTemplate::from_gguf(file)?)
+        }
+        (None, ModelFiles::Folder(_) | ModelFiles::Synthetic(_)) => {
+            return Err(LaunchError::NoTokenizer { model: model.display_name.clone() });
+        }
+    };
+    if let Some(problem) = template.problem() {
+        tracing::warn!("chat completions will be refused: {problem}");
+    }
+    Ok((tokenizer, template))
+}
+
+/// Chooses where the model runs, says why, and loads it there.
+pub fn load_executor(
+    config: &EngineConfig,
+    checkpoint: &dyn Checkpoint,
+) -> Result<Box<dyn Executor>, LaunchError> {
+    match (config.device, cuda_unavailable()) {
+        // A CUDA executor has its place here: `(Device::Auto | Device::Cuda, None)`.
+        (Device::Cuda, reason) => Err(LaunchError::NoCuda { reason }),
+        (Device::Auto, reason) => {
+            tracing::info!(reason, "running on the CPU");
+            load_cpu(config, checkpoint)
+        }
+        (Device::Cpu, _) => {
+            tracing::info!(reason = "--device cpu", "running on the CPU");
+            load_cpu(config, checkpoint)
+        }
+    }
+}
+
+/// Why there is no CUDA executor to choose.
+fn cuda_unavailable() -> String {
+    "this build has no CUDA executor".to_owned()
+}
+
+fn load_cpu(
+    config: &EngineConfig,
+    checkpoint: &dyn Checkpoint,
+) -> Result<Box<dyn Executor>, LaunchError> {
+    let isa = match &config.cpu_isa {
+        None => None,
+        Some(asked) => Some(asked.parse().map_err(|error: kernels::KernelError| {
+            LaunchError::Isa { asked: asked.clone(), reason: error.to_string() }
+        })?),
+    };
+    let options = CpuOptions {
+        n_threads: config.n_threads,
+        kv_pool_tokens: config
+            .max_total_tokens
+            .unwrap_or_else(|| default_pool_tokens(checkpoint.config())),
+        isa,
+        activations: match config.cpu_activations {
+            typed::CpuActivations::F32 => ActivationType::F32,
+            typed::CpuActivations::Int8 => ActivationType::Int8,
+        },
+        ..CpuOptions::default()
+    };
+    Ok(Box::new(CpuExecutor::load(checkpoint, options)?))
+}
+
+/// As many tokens as fit the share of memory that the pool may have by default, but no more
+/// than 16 sequences of the model's full length could use.
+fn default_pool_tokens(model: &ModelConfig) -> usize {
+    // K and V, f16.
+    let token_bytes = 2 * 2 * (model.n_layers * model.n_kv_heads * model.head_dim) as u64;
+    let free = free_memory_bytes().unwrap_or(ASSUMED_FREE_BYTES);
+    let budget = (free / POOL_SHARE_OF_FREE_MEMORY).min(MAX_DEFAULT_POOL_BYTES);
+    let fits = (budget / token_bytes.max(1)) as usize;
+    fits.min(model.context_length.saturating_mul(16)).max(PAGE_TOKENS)
+}
+
+fn free_memory_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}
+
+/// How the scheduler runs on a pool of this size.
+pub fn engine_loop_config(config: &EngineConfig, kv_pool_tokens: usize) -> EngineLoopConfig {
+    let pool_tokens = config.max_total_tokens.unwrap_or(kv_pool_tokens).min(kv_pool_tokens);
+    EngineLoopConfig {
+        scheduler: SchedulerConfig {
+            max_total_tokens: pool_tokens,
+            // A sequence has at least one page; most have several, and preemption evens out.
+            max_running_requests: config
+                .max_running_requests
+                .unwrap_or_else(|| (pool_tokens / (4 * PAGE_TOKENS)).clamp(1, 256)),
+            max_prefill_tokens: config.max_prefill_tokens,
+            chunked_prefill_size: config.chunked_prefill_size,
+            mixed_chunk: config.enable_mixed_chunk,
+            n_continuous_decode_steps: config.num_continuous_decode_steps,
+            policy: match config.schedule_policy {
+                SchedulePolicy::Fcfs => PolicyName::Fcfs,
+                SchedulePolicy::Lpm => PolicyName::Lpm,
+                SchedulePolicy::DfsWeight => PolicyName::DfsWeight,
+                SchedulePolicy::Lof => PolicyName::Lof,
+                SchedulePolicy::LongestOutputFirst => PolicyName::LongestOutputFirst,
+                SchedulePolicy::Random => PolicyName::Random,
+                SchedulePolicy::Priority => PolicyName::Priority,
+            },
+            policy_seed: config.random_seed.unwrap_or(0),
+        },
+        max_queued_requests: config.max_queued_requests,
+        decode_log_interval: config.decode_log_interval as u64,
+    }
+}
+
+/// The longest sequence and what bounds it.
+fn sequence_limit(
+    config: &EngineConfig,
+    model: &ModelConfig,
+    pool_tokens: usize,
+) -> Result<(usize, &'static str), LaunchError> {
+    let limit = model.context_length;
+    let context = match config.context_length {
+        Some(asked) if asked > limit => return Err(LaunchError::ContextLength { asked, limit }),
+        Some(asked) => (asked, "--context-length"),
+        None => (limit, "the model's context length"),
+    };
+    Ok(if pool_tokens < context.0 { (pool_tokens, "the KV pool") } else { context })
+}
+
+/// Everything from the command line to a model that takes requests. `typed` and `typed_flags`
+/// go into the record.
+pub fn launch(
+    typed: &EngineArgs,
+    config: &EngineConfig,
+    names: Vec<String>,
+    max_stop_strings: usize,
+    flags: Value,
+    progress: &dyn Fn(Progress),
+) -> Result<ServedModel, LaunchError> {
+    let model = load_model(config, progress)?;
+    let (tokenizer, chat_template) = load_text(&model.resolved)?;
+    let model_config = model.checkpoint.config().clone();
+    if tokenizer.vocab_size() > model_config.vocab {
+        let (n_ids, n_rows) = (tokenizer.vocab_size(), model_config.vocab);
+        tracing::warn!(n_ids, n_rows, "the tokenizer has more ids than the model has embeddings");
+    }
+    let executor = load_executor(config, model.checkpoint.as_ref())?;
+    let device = if executor.info().name == "cuda" { Device::Cuda } else { Device::Cpu };
+    let mut info = executor.info().clone();
+    info.inactive_flags.extend(inactive_flags(typed, device));
+    log_executor(&info);
+
+    let loop_config = engine_loop_config(config, info.kv_pool_tokens);
+    let pool_tokens = loop_config.scheduler.pool_tokens();
+    let (max_sequence_tokens, sequence_limit_name) =
+        sequence_limit(config, &model_config, pool_tokens)?;
+    let names =
+        if names.is_empty() { default_names(&model) } else { names };
+    let name = names.first().cloned().unwrap_or_default();
+    let engine = engine_loop::start(executor, loop_config.clone(), Arc::new(Metrics::new(name)))?;
+    let server_info = json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "model": {
+            "requested": model.requested,
+            "used": model.resolved.requested,
+            "name": model.resolved.display_name,
+            "fallback_reason": model.fallback_reason,
+            "sha256": model.resolved.sha256,
+            "format": model.checkpoint.format_name(),
+            "config": model_config,
+        },
+        "served_model_names": names,
+        "executor": info,
+        "engine": loop_config,
+        "page_tokens": PAGE_TOKENS,
+        "max_sequence_tokens": max_sequence_tokens,
+        "flags": flags,
+    });
+    let limits = Limits {
+        max_sequence_tokens,
+        sequence_limit_name,
+        allow_auto_truncate: config.allow_auto_truncate,
+        max_stop_strings,
+        vocab: model_config.vocab,
+    };
+    Ok(served_model(ServedParts {
+        names,
+        tokenizer,
+        chat_template,
+        engine,
+        limits,
+        model_eos_ids: model_config.eos_token_ids,
+        server_info,
+        random_seed: config.random_seed,
+    }))
+}
+
+/// What a [`ServedModel`] is made of.
+pub struct ServedParts {
+    pub names: Vec<String>,
+    pub tokenizer: Tokenizer,
+    pub chat_template: ChatTemplate,
+    pub engine: EngineHandle,
+    pub limits: Limits,
+    pub model_eos_ids: Vec<u32>,
+    pub server_info: Value,
+    pub random_seed: Option<u64>,
+}
+
+pub fn served_model(parts: ServedParts) -> ServedModel {
+    let mut eos_token_ids = parts.model_eos_ids;
+    eos_token_ids.extend(parts.tokenizer.eos_ids());
+    eos_token_ids.sort_unstable();
+    eos_token_ids.dedup();
+    ServedModel {
+        names: parts.names,
+        created_s: now_s(),
+        tokenizer: Arc::new(parts.tokenizer),
+        chat_template: Arc::new(parts.chat_template),
+        engine: parts.engine,
+        limits: parts.limits,
+        eos_token_ids,
+        server_info: parts.server_info,
+        seeds: Seeds::new(parts.random_seed),
+    }
+}
+
+/// As typed, which is what a client of the same launch line would ask for, and the short name.
+fn default_names(model: &LoadedModel) -> Vec<String> {
+    let short = model.resolved.display_name.clone();
+    let typed = match model.requested.as_str() {
+        "default" => model.resolved.requested.clone(),
+        typed => typed.to_owned(),
+    };
+    if typed == short { vec![short] } else { vec![typed, short] }
+}
+
+fn log_executor(info: &ExecutorInfo) {
+    let kernels: Vec<String> =
+        info.kernels.iter().map(|(role, name)| format!("{role}={name}")).collect();
+    tracing::info!(
+        executor = info.name,
+        device = info.device,
+        kernels = kernels.join(" "),
+        kv_pool_tokens = info.kv_pool_tokens,
+        kv_pool_bytes = info.kv_pool_bytes,
+        weight_bytes = info.weight_bytes,
+        "executor ready"
+    );
+    for (flag, reason) in &info.inactive_flags {
+        tracing::info!(flag, reason, "flag has no effect");
+    }
+}

@@ -1,0 +1,329 @@
+//! Chooses the next token from one row of logits, on the CPU. The reference for every other
+//! sampler.
+//!
+//! Order, as in vLLM and Hugging Face: logit bias → repetition, presence and frequency penalties
+//! → temperature → top-k → top-p → min-p → draw. Each filter looks at what the one before left
+//! over: top-p counts probability among the top k, min-p compares with the likeliest. Among equal
+//! logits the lower id ranks first, so top-k keeps exactly k tokens and greedy takes the lowest.
+//!
+//! The draw walks the kept tokens by ascending id until their weights' sum passes u times the
+//! total, with u from [`philox::uniform`] of (seed, output index): no state, so neither the batch
+//! nor the chunking of steps can change a text.
+//!
+//! Log-probabilities come from the logits as the model gave them, before bias and penalties.
+//!
+//! Cost: greedy without penalties is one pass and allocates nothing; nothing ever sorts the whole
+//! vocabulary unless top-p needs most of it.
+
+#![expect(
+    clippy::float_cmp,
+    reason = "equal logits and parameters at their neutral value are exactly equal"
+)]
+
+pub mod philox;
+mod rank;
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+
+use crate::executor::SampleSpec;
+use crate::request::{SampledToken, SamplingParams};
+use rank::{Cutoff, Ranked};
+
+/// Refused inputs. A step that meets one fails for its row; nothing panics.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum SamplerError {
+    #[error("there are no logits to sample from")]
+    Empty,
+    #[error("logit of token {token} is {value}; the model's output is broken")]
+    NotFinite { token: usize, value: f32 },
+    #[error("every logit is -inf: no token can be chosen")]
+    AllMasked,
+    #[error("{name} is {value}, which is outside {limits}")]
+    Parameter {
+        name: &'static str,
+        value: f32,
+        limits: &'static str,
+    },
+    #[error("logit_bias names token {token}, the vocabulary has {n_vocab} tokens")]
+    BiasToken { token: u32, n_vocab: usize },
+}
+
+/// Chooses one token.
+///
+/// `logits`: `[n_vocab]` f32, of the row's last token; -inf masks a token, NaN and +inf are
+/// errors. `step_in_call` counts the tokens that this call of the executor has made for the row
+/// already, and `extra_history` holds them (where penalties need history).
+pub fn sample(
+    logits: &[f32],
+    spec: &SampleSpec,
+    step_in_call: usize,
+    extra_history: &[u32],
+) -> Result<SampledToken, SamplerError> {
+    let params = &*spec.params;
+    check(params)?;
+    let raw_best = argmax(logits)?;
+    let adjusted = adjust(logits, spec, extra_history)?;
+    let best = match &adjusted {
+        Cow::Borrowed(_) => raw_best,
+        Cow::Owned(adjusted) => argmax(adjusted)?,
+    };
+    let token = if params.temperature == 0.0 {
+        best as u32
+    } else {
+        let output_index = spec.output_index as u64 + step_in_call as u64;
+        draw(
+            &adjusted,
+            best,
+            params,
+            philox::uniform(params.seed, output_index),
+        )
+    };
+    let Some(n_logprobs) = params.n_logprobs else {
+        return Ok(SampledToken {
+            token,
+            logprob: None,
+            top_logprobs: Vec::new(),
+        });
+    };
+    let log_total = log_sum_exp(logits, logits[raw_best]);
+    let logprob = |logit: f32| (f64::from(logit) - log_total) as f32;
+    Ok(SampledToken {
+        token,
+        logprob: Some(logprob(logits[token as usize])),
+        top_logprobs: rank::best(logits, n_logprobs)
+            .into_iter()
+            .map(|ranked| (ranked.token, logprob(ranked.logit)))
+            .collect(),
+    })
+}
+
+/// The server checks ranges and names them to the client; this keeps the arithmetic defined for
+/// whoever calls the engine as a library. NaN fails every comparison.
+fn check(params: &SamplingParams) -> Result<(), SamplerError> {
+    let ranges: [(&'static str, f32, bool, &'static str); 6] = [
+        (
+            "temperature",
+            params.temperature,
+            params.temperature >= 0.0,
+            "0 and above",
+        ),
+        (
+            "top_p",
+            params.top_p,
+            params.top_p > 0.0 && params.top_p <= 1.0,
+            "(0, 1]",
+        ),
+        (
+            "min_p",
+            params.min_p,
+            (0.0..=1.0).contains(&params.min_p),
+            "[0, 1]",
+        ),
+        (
+            "repetition_penalty",
+            params.repetition_penalty,
+            params.repetition_penalty > 0.0 && params.repetition_penalty.is_finite(),
+            "the finite numbers above 0",
+        ),
+        (
+            "presence_penalty",
+            params.presence_penalty,
+            params.presence_penalty.is_finite(),
+            "the finite numbers",
+        ),
+        (
+            "frequency_penalty",
+            params.frequency_penalty,
+            params.frequency_penalty.is_finite(),
+            "the finite numbers",
+        ),
+    ];
+    match ranges.into_iter().find(|(_, _, holds, _)| !holds) {
+        Some((name, value, _, limits)) => Err(SamplerError::Parameter {
+            name,
+            value,
+            limits,
+        }),
+        None => Ok(()),
+    }
+}
+
+/// Index of the largest logit, the lowest among equals. One pass, vectorised: whole blocks are
+/// reduced, only a block that beats the best so far is searched.
+fn argmax(logits: &[f32]) -> Result<usize, SamplerError> {
+    const BLOCK: usize = 512;
+    if logits.is_empty() {
+        return Err(SamplerError::Empty);
+    }
+    let mut best = (0, f32::NEG_INFINITY);
+    for (block_idx, block) in logits.chunks(BLOCK).enumerate() {
+        let mut lanes = [f32::NEG_INFINITY; 16];
+        let mut broken = [false; 16];
+        for part in block.chunks(16) {
+            for (lane, &logit) in part.iter().enumerate() {
+                broken[lane] |= logit.is_nan() || logit == f32::INFINITY;
+                lanes[lane] = if logit > lanes[lane] {
+                    logit
+                } else {
+                    lanes[lane]
+                };
+            }
+        }
+        if broken.contains(&true) {
+            let is_broken = |x: &f32| x.is_nan() || *x == f32::INFINITY;
+            let idx = block.iter().position(is_broken).unwrap_or(0);
+            return Err(SamplerError::NotFinite {
+                token: block_idx * BLOCK + idx,
+                value: block[idx],
+            });
+        }
+        let block_best = lanes.into_iter().fold(f32::NEG_INFINITY, f32::max);
+        if block_best > best.1 {
+            let idx = block.iter().position(|x| *x == block_best).unwrap_or(0);
+            best = (block_idx * BLOCK + idx, block_best);
+        }
+    }
+    if best.1 == f32::NEG_INFINITY {
+        Err(SamplerError::AllMasked)
+    } else {
+        Ok(best.0)
+    }
+}
+
+/// Bias and penalties; borrows where there are none.
+fn adjust<'a>(
+    logits: &'a [f32],
+    spec: &SampleSpec,
+    extra_history: &[u32],
+) -> Result<Cow<'a, [f32]>, SamplerError> {
+    let params = &*spec.params;
+    if params.logit_bias.is_empty() && !params.needs_history() {
+        return Ok(Cow::Borrowed(logits));
+    }
+    let n_vocab = logits.len();
+    let mut adjusted = logits.to_vec();
+    for (token, bias) in &params.logit_bias {
+        if bias.is_nan() || *bias == f32::INFINITY {
+            let limits = "the numbers below +inf";
+            return Err(SamplerError::Parameter {
+                name: "logit_bias",
+                value: *bias,
+                limits,
+            });
+        }
+        let logit = adjusted
+            .get_mut(*token as usize)
+            .ok_or(SamplerError::BiasToken {
+                token: *token,
+                n_vocab,
+            })?;
+        *logit += bias;
+    }
+    if !params.needs_history() {
+        return Ok(Cow::Owned(adjusted));
+    }
+    let (prompt, output) = spec.history.split_at(spec.n_prompt.min(spec.history.len()));
+    // Token → how often it was generated; prompt tokens count for the repetition penalty alone.
+    let mut n_generated: HashMap<u32, u32> = prompt.iter().map(|token| (*token, 0)).collect();
+    for token in output.iter().chain(extra_history) {
+        *n_generated.entry(*token).or_default() += 1;
+    }
+    for (token, n) in n_generated {
+        let Some(logit) = adjusted.get_mut(token as usize) else {
+            continue;
+        };
+        if *logit > 0.0 {
+            *logit /= params.repetition_penalty;
+        } else {
+            *logit *= params.repetition_penalty;
+        }
+        if n > 0 {
+            *logit -= params.presence_penalty + params.frequency_penalty * n as f32;
+        }
+    }
+    Ok(Cow::Owned(adjusted))
+}
+
+/// Draws from `logits`, whose largest is at `best`; `u` is in `[0, 1)`.
+fn draw(logits: &[f32], best: usize, params: &SamplingParams, u: f64) -> u32 {
+    let largest = logits[best];
+    let inverse_temperature = 1.0 / params.temperature;
+    // Relative to the likeliest: 1 for itself, and no overflow however small the temperature.
+    let weight = |logit: f32| -> f32 {
+        let distance = logit - largest;
+        if distance == 0.0 {
+            1.0
+        } else {
+            (distance * inverse_temperature).exp()
+        }
+    };
+    let cutoff = cutoff(logits, params, weight);
+    let kept = |token: usize, logit: f32| -> f64 {
+        let weight = weight(logit);
+        let is_kept = cutoff.keeps(Ranked {
+            logit,
+            token: token as u32,
+        }) && weight >= params.min_p;
+        if is_kept { f64::from(weight) } else { 0.0 }
+    };
+    let total: f64 = logits
+        .iter()
+        .enumerate()
+        .map(|(token, logit)| kept(token, *logit))
+        .sum();
+    let target = u * total;
+    let mut passed = 0.0;
+    let mut last = best;
+    for (token, logit) in logits.iter().enumerate() {
+        let weight = kept(token, *logit);
+        if weight > 0.0 {
+            passed += weight;
+            last = token;
+            if passed > target {
+                break;
+            }
+        }
+    }
+    // Only rounding can leave the loop without a break; the last kept token owns that sliver.
+    last as u32
+}
+
+/// The last token, by rank, that top-k and top-p keep.
+fn cutoff(logits: &[f32], params: &SamplingParams, weight: impl Fn(f32) -> f32) -> Cutoff {
+    let has_top_k = params.top_k > 0 && params.top_k < logits.len();
+    if !has_top_k && params.top_p >= 1.0 {
+        return Cutoff::None;
+    }
+    let mut candidates: Vec<Ranked> = logits
+        .iter()
+        .enumerate()
+        .filter(|(_, logit)| weight(**logit) > 0.0)
+        .map(|(token, logit)| Ranked {
+            logit: *logit,
+            token: token as u32,
+        })
+        .collect();
+    if has_top_k {
+        rank::truncate_to_best(&mut candidates, params.top_k);
+    }
+    if params.top_p >= 1.0 {
+        return rank::last(&candidates);
+    }
+    let total: f64 = candidates.iter().map(|c| f64::from(weight(c.logit))).sum();
+    rank::nucleus(&mut candidates, f64::from(params.top_p) * total, |c| {
+        f64::from(weight(c.logit))
+    })
+}
+
+/// ln Σ exp(logit), in f64.
+fn log_sum_exp(logits: &[f32], largest: f32) -> f64 {
+    let total: f64 = logits
+        .iter()
+        .map(|logit| f64::from((logit - largest).exp()))
+        .sum();
+    f64::from(largest) + total.ln()
+}
+
+#[cfg(test)]
+mod tests;

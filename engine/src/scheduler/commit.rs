@@ -1,0 +1,73 @@
+//! Takes in what a step produced.
+
+use super::Scheduler;
+use super::sequence::Events;
+use crate::executor::{StepOutput, StepPlan};
+use crate::request::{RequestId, TokenEvent};
+
+impl Scheduler {
+    /// Appends the sampled tokens, ends what is finished, and returns each request's events in
+    /// order. Rows of requests that were cancelled meanwhile are skipped.
+    pub fn commit(&mut self, plan: &StepPlan, output: StepOutput) -> Vec<(RequestId, TokenEvent)> {
+        let mut events = Events::with_capacity(plan.rows.len() * plan.n_steps);
+        let mut outputs = output.rows.into_iter();
+        let mut cursor = 0;
+        for row in &plan.rows {
+            let mut sampled = outputs.next().unwrap_or_default();
+            sampled.truncate(plan.n_steps.max(1));
+            let Some(i) = self.find_running(row.request, &mut cursor) else {
+                continue;
+            };
+            let sequence = &mut self.running[i];
+            if sequence.n_computed == row.start && !sequence.ended {
+                sequence.accept(row, sampled, &mut events);
+            }
+        }
+        self.remove_ended();
+        events
+    }
+
+    /// The step could not be executed: its requests end, and their pages are free again.
+    pub fn fail(&mut self, plan: &StepPlan, message: &str) -> Vec<(RequestId, TokenEvent)> {
+        let mut events = Events::with_capacity(plan.rows.len());
+        let mut cursor = 0;
+        for row in &plan.rows {
+            if let Some(i) = self.find_running(row.request, &mut cursor) {
+                self.running[i].ended = true;
+                events.push((
+                    row.request,
+                    TokenEvent::Failed {
+                        message: message.to_owned(),
+                    },
+                ));
+            }
+        }
+        self.remove_ended();
+        events
+    }
+
+    /// Index of a running request. Rows come in the order of `running`, give or take a wrap, so
+    /// looking on from the last hit makes a step's look-ups linear together.
+    fn find_running(&self, id: RequestId, cursor: &mut usize) -> Option<usize> {
+        if !matches!(self.place.get(&id), Some(super::Place::Running)) {
+            return None;
+        }
+        let n = self.running.len();
+        let i = (*cursor..n)
+            .chain(0..(*cursor).min(n))
+            .find(|&i| self.running[i].request.id == id)?;
+        *cursor = i + 1;
+        Some(i)
+    }
+
+    fn remove_ended(&mut self) {
+        if !self.running.iter().any(|s| s.ended) {
+            return;
+        }
+        let ended: Vec<_> = self.running.extract_if(.., |s| s.ended).collect();
+        for mut sequence in ended {
+            self.place.remove(&sequence.request.id);
+            self.release(&mut sequence);
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! What the next step computes.
+
+use std::time::Duration;
+
+use super::sequence::Sequence;
+use super::{Place, Scheduler};
+use crate::executor::{PlanRow, StepPlan};
+use crate::kv::PageAllocator;
+
+impl Scheduler {
+    /// The next step; without rows only if there is no request.
+    pub fn plan(&mut self, now: Duration) -> StepPlan {
+        if self.config.mixed_chunk {
+            self.plan_mixed(now)
+        } else {
+            self.plan_alternating(now)
+        }
+    }
+
+    /// Prefill first, but never twice in a row while anyone decodes.
+    fn plan_alternating(&mut self, now: Duration) -> StepPlan {
+        if self.decode_is_due {
+            let step = self.decode_step();
+            if !step.rows.is_empty() {
+                self.decode_is_due = false;
+                return step;
+            }
+        }
+        let rows = self.prefill_rows(now, 0);
+        self.decode_is_due = !rows.is_empty();
+        if rows.is_empty() {
+            self.decode_step()
+        } else {
+            StepPlan { rows, n_steps: 1 }
+        }
+    }
+
+    fn plan_mixed(&mut self, now: Duration) -> StepPlan {
+        // Decode rows get their pages first: growing them may preempt, and must not preempt what
+        // this very step admits.
+        self.grow_decoding(1);
+        let n_riders = self.running.iter().filter(|s| s.is_decoding()).count();
+        let n_running = self.running.len();
+        let mut rows = self.prefill_rows(now, n_riders);
+        if rows.is_empty() {
+            return self.decode_step();
+        }
+        rows.extend(
+            self.running[..n_running]
+                .iter()
+                .filter(|s| s.is_decoding())
+                .map(|s| s.row(1)),
+        );
+        StepPlan { rows, n_steps: 1 }
+    }
+
+    fn decode_step(&mut self) -> StepPlan {
+        let n_steps = self.grow_decoding(self.config.n_continuous_decode_steps.max(1));
+        let rows = self
+            .running
+            .iter()
+            .filter(|s| s.is_decoding())
+            .map(|s| s.row(1))
+            .collect();
+        StepPlan { rows, n_steps }
+    }
+
+    /// Gives every decoding row pages for as many steps as possible, up to `wanted`, and returns
+    /// that number. Preempts from the end where there are not enough for a single one.
+    fn grow_decoding(&mut self, wanted: usize) -> usize {
+        loop {
+            let decoding = || self.running.iter().filter(|s| s.is_decoding());
+            let n_left = decoding()
+                .map(Sequence::n_output_left)
+                .min()
+                .unwrap_or(wanted);
+            let n_available = self.allocator.n_pages_available();
+            let fitting = (1..=wanted.min(n_left).max(1)).rev().find(|n_steps| {
+                let n_missing: usize = decoding()
+                    .map(|s| PageAllocator::n_missing(&s.pages, s.n_computed + n_steps))
+                    .sum();
+                n_missing <= n_available
+            });
+            if let Some(n_steps) = fitting {
+                for s in self.running.iter_mut().filter(|s| s.is_decoding()) {
+                    let grown = self.allocator.grow(&mut s.pages, s.n_computed + n_steps);
+                    debug_assert!(grown, "the pages were counted above");
+                }
+                return n_steps;
+            }
+            self.preempt_last();
+        }
+    }
+
+    /// Chunks of admitted prompts in order of admission, then of newly admitted ones, within the
+    /// budgets; `n_riders` decode rows come off both.
+    fn prefill_rows(&mut self, now: Duration, n_riders: usize) -> Vec<PlanRow> {
+        let mut budget = PrefillBudget {
+            n_tokens: self
+                .config
+                .max_prefill_tokens
+                .saturating_sub(n_riders)
+                .max(1),
+            chunk: self
+                .config
+                .chunked_prefill_size
+                .map(|c| c.saturating_sub(n_riders).max(1)),
+            is_untouched: true,
+        };
+        let mut rows = Vec::new();
+        for sequence in self.running.iter().filter(|s| !s.is_decoding()) {
+            match budget.take(sequence.n_uncomputed()) {
+                0 => return rows,
+                n_tokens => rows.push(sequence.row(n_tokens)),
+            }
+        }
+        let max_running = self.config.max_running_requests.max(1);
+        if self.waiting.is_empty() || self.running.len() >= max_running {
+            return rows;
+        }
+        self.waiting.refresh(&self.running_prefixes);
+        while self.running.len() < max_running {
+            let Some(first) = self.waiting.first() else {
+                break;
+            };
+            if self.pages_to_admit(first) > self.allocator.n_pages_available() {
+                break;
+            }
+            let n_tokens = budget.take(first.n_uncomputed());
+            if n_tokens == 0 {
+                break;
+            }
+            let Some(mut sequence) = self.waiting.pop_first() else {
+                break;
+            };
+            let grown = self
+                .allocator
+                .grow(&mut sequence.pages, sequence.tokens.len());
+            debug_assert!(grown, "the pages were counted above");
+            rows.push(sequence.row(n_tokens));
+            self.enter_running(sequence, now);
+        }
+        rows
+    }
+
+    fn enter_running(&mut self, mut sequence: Sequence, now: Duration) {
+        if !sequence.was_admitted {
+            sequence.was_admitted = true;
+            self.queue_waits.push(now.saturating_sub(sequence.arrival));
+        }
+        self.running_prefixes.insert(&sequence.prefix_hashes);
+        self.waiting.prefixes_changed();
+        self.place.insert(sequence.request.id, Place::Running);
+        self.running.push(sequence);
+    }
+}
+
+/// Prompt tokens that a step may still take.
+struct PrefillBudget {
+    n_tokens: usize,
+    chunk: Option<usize>,
+    is_untouched: bool,
+}
+
+impl PrefillBudget {
+    /// How many of a prompt's `n_uncomputed` tokens this step computes; 0 if there is no room.
+    fn take(&mut self, n_uncomputed: usize) -> usize {
+        let n_tokens = match self.chunk {
+            Some(chunk) => n_uncomputed.min(chunk).min(self.n_tokens),
+            // In one piece, over the budget only if alone.
+            None if self.is_untouched || n_uncomputed <= self.n_tokens => n_uncomputed,
+            None => 0,
+        };
+        self.n_tokens = self.n_tokens.saturating_sub(n_tokens);
+        self.is_untouched = false;
+        n_tokens
+    }
+}

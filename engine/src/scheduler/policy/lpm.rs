@@ -1,0 +1,30 @@
+//! `lpm`: longest prefix match first. The match is with the prompts of running requests, by whole
+//! pages; where nothing matches, every handicap is 0 and the order is `fcfs`. Until KV is shared
+//! between requests the match changes the order alone and saves no work.
+
+use super::super::prefix::PrefixIndex;
+use super::{Candidate, Policy, TOKEN_WEIGHT_US};
+
+#[derive(Debug)]
+pub struct Lpm;
+
+impl Policy for Lpm {
+    fn handicap_us(&self, _candidate: &Candidate<'_>) -> i64 {
+        0
+    }
+
+    fn window_handicaps_us(
+        &self,
+        window: &[Candidate<'_>],
+        running: &PrefixIndex,
+    ) -> Option<Vec<i64>> {
+        let handicaps = window
+            .iter()
+            .map(|candidate| {
+                let n_matched = running.matched_tokens(candidate.prefix_hashes);
+                (n_matched as i64).saturating_mul(-TOKEN_WEIGHT_US)
+            })
+            .collect();
+        Some(handicaps)
+    }
+}

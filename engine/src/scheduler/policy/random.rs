@@ -1,0 +1,18 @@
+//! `random`: a seeded shuffle of the requests that arrive within one minute of each other. A
+//! yardstick: what a policy gains over no order at all.
+
+use super::super::prefix::mix;
+use super::{Candidate, Policy};
+
+const SPREAD_US: u64 = 60_000_000;
+
+#[derive(Debug)]
+pub struct Random {
+    pub seed: u64,
+}
+
+impl Policy for Random {
+    fn handicap_us(&self, candidate: &Candidate<'_>) -> i64 {
+        (mix(mix(self.seed) ^ candidate.request.0) % SPREAD_US) as i64
+    }
+}

@@ -1,0 +1,111 @@
+//! Which prompts begin alike, by whole pages: the unit in which KV can be shared.
+//!
+//! A prompt is a chain of hashes, one per full page, each covering everything before it; two
+//! prompts share n pages where their first n hashes agree. [`PrefixIndex`] holds the chains of the
+//! running requests. Deliberately absent: the pages themselves (a radix tree over cached KV will
+//! replace this index; the policies need only the length of the match).
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::kv::PAGE_TOKENS;
+
+/// Finaliser of splitmix64: spreads every input bit over the whole word.
+pub(crate) fn mix(mut x: u64) -> u64 {
+    x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
+/// One hash per whole page of `prompt`, each over all tokens up to that page's end.
+pub fn chain_hashes(prompt: &[u32]) -> Arc<[u64]> {
+    let mut hash = 0u64;
+    prompt
+        .chunks_exact(PAGE_TOKENS)
+        .map(|page| {
+            for &token in page {
+                hash = mix(hash ^ u64::from(token));
+            }
+            hash
+        })
+        .collect()
+}
+
+/// Pages that two chains share at their beginning.
+pub fn shared_pages(a: &[u64], b: &[u64]) -> usize {
+    // Equal at i implies equal before i, since each hash covers its predecessors.
+    let n = a.len().min(b.len());
+    let (mut low, mut high) = (0, n);
+    while low < high {
+        let middle = usize::midpoint(low, high);
+        if a[middle] == b[middle] {
+            low = middle + 1
+        } else {
+            high = middle
+        }
+    }
+    low
+}
+
+/// The prefixes of the running requests.
+#[derive(Debug, Default)]
+pub struct PrefixIndex {
+    n_holders: HashMap<u64, u32>,
+}
+
+impl PrefixIndex {
+    pub fn insert(&mut self, chain: &[u64]) {
+        for &hash in chain {
+            *self.n_holders.entry(hash).or_insert(0) += 1;
+        }
+    }
+
+    pub fn remove(&mut self, chain: &[u64]) {
+        for &hash in chain {
+            if let Some(n) = self.n_holders.get_mut(&hash) {
+                *n -= 1;
+                if *n == 0 {
+                    self.n_holders.remove(&hash);
+                }
+            }
+        }
+    }
+
+    /// Tokens at the beginning of `chain` that some running request has too.
+    pub fn matched_tokens(&self, chain: &[u64]) -> usize {
+        chain.partition_point(|hash| self.n_holders.contains_key(hash)) * PAGE_TOKENS
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chains_agree_exactly_over_the_shared_pages() {
+        let a: Vec<u32> = (0..70).collect();
+        let mut b = a.clone();
+        b[40] = 9999;
+        let (a, b) = (chain_hashes(&a), chain_hashes(&b));
+        assert_eq!(a.len(), 4);
+        assert_eq!(shared_pages(&a, &b), 2);
+        assert_eq!(shared_pages(&a, &a), 4);
+        assert_eq!(shared_pages(&a, &[]), 0);
+    }
+
+    #[test]
+    fn the_index_forgets_what_leaves() {
+        let long = chain_hashes(&[7; 64]);
+        let short = chain_hashes(&[7; 32]);
+        let mut index = PrefixIndex::default();
+        index.insert(&long);
+        index.insert(&short);
+        assert_eq!(index.matched_tokens(&long), 64);
+        index.remove(&long);
+        assert_eq!(index.matched_tokens(&long), 32);
+        index.remove(&short);
+        assert_eq!(index.matched_tokens(&long), 0);
+        assert!(index.n_holders.is_empty());
+    }
+}

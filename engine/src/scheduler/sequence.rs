@@ -1,0 +1,122 @@
+//! One request on its way: its tokens so far, how many of them are computed, its pages.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::executor::{PlanRow, SampleSpec};
+use crate::kv::PageTable;
+use crate::request::{FinishReason, Request, RequestId, SampledToken, TokenEvent, Usage};
+
+/// What [`Sequence::accept`] reports to.
+pub(super) type Events = Vec<(RequestId, TokenEvent)>;
+
+#[derive(Debug)]
+pub(super) struct Sequence {
+    pub request: Request,
+    /// Prompt, then output so far.
+    pub tokens: Vec<u32>,
+    /// Leading tokens whose KV is in `pages`. One behind `tokens.len()` while decoding.
+    pub n_computed: usize,
+    pub pages: PageTable,
+    pub arrival: Duration,
+    /// Order of arrival; kept through preemption.
+    pub arrival_index: u64,
+    /// Hash of each whole-page prefix of the prompt; empty unless the policy looks at prefixes.
+    pub prefix_hashes: Arc<[u64]>,
+    pub ended: bool,
+    /// True from the first admission on: the queue wait is reported once.
+    pub was_admitted: bool,
+}
+
+impl Sequence {
+    pub fn n_prompt(&self) -> usize {
+        self.request.prompt.len()
+    }
+
+    pub fn n_output(&self) -> usize {
+        self.tokens.len() - self.n_prompt()
+    }
+
+    pub fn n_output_left(&self) -> usize {
+        self.request.max_new_tokens.saturating_sub(self.n_output())
+    }
+
+    /// Known tokens that the model has not seen yet; never 0 between steps.
+    pub fn n_uncomputed(&self) -> usize {
+        self.tokens.len() - self.n_computed
+    }
+
+    /// One known token is left to compute, and it samples the next: a decode row.
+    pub fn is_decoding(&self) -> bool {
+        self.n_uncomputed() == 1
+    }
+
+    pub fn usage(&self) -> Usage {
+        Usage {
+            prompt_tokens: self.n_prompt(),
+            completion_tokens: self.n_output(),
+            cached_tokens: 0,
+        }
+    }
+
+    /// The row that computes the next `n_tokens` known tokens.
+    pub fn row(&self, n_tokens: usize) -> PlanRow {
+        let end = (self.n_computed + n_tokens).min(self.tokens.len());
+        let sample = (end == self.tokens.len()).then(|| SampleSpec {
+            params: Arc::clone(&self.request.sampling),
+            output_index: self.n_output(),
+            history: if self.request.sampling.needs_history() {
+                self.tokens.clone()
+            } else {
+                Vec::new()
+            },
+            n_prompt: self.n_prompt(),
+        });
+        PlanRow {
+            request: self.request.id,
+            tokens: self.tokens[self.n_computed..end].to_vec(),
+            start: self.n_computed,
+            pages: self.pages.as_slice().to_vec(),
+            sample,
+        }
+    }
+
+    /// Takes over what a step computed for `row`. Tokens behind a stop id, or behind the last
+    /// allowed one, are discarded.
+    pub fn accept(&mut self, row: &PlanRow, sampled: Vec<SampledToken>, events: &mut Events) {
+        let id = self.request.id;
+        if row.sample.is_none() {
+            self.n_computed += row.tokens.len();
+            return;
+        }
+        if sampled.is_empty() {
+            self.ended = true;
+            let message = "the executor returned no token for this request".to_owned();
+            events.push((id, TokenEvent::Failed { message }));
+            return;
+        }
+        self.n_computed += row.tokens.len() - 1;
+        for token in sampled {
+            let is_stop = self.request.stop_token_ids.contains(&token.token);
+            self.tokens.push(token.token);
+            self.n_computed += 1;
+            events.push((id, TokenEvent::Token(token)));
+            let reason = if is_stop {
+                FinishReason::Stop
+            } else if self.n_output_left() == 0 {
+                FinishReason::Length
+            } else {
+                continue;
+            };
+            self.ended = true;
+            events.push((
+                id,
+                TokenEvent::Finished {
+                    reason,
+                    usage: self.usage(),
+                },
+            ));
+            return;
+        }
+    }
+}

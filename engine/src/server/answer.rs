@@ -1,0 +1,261 @@
+//! Runs the choices of one HTTP request side by side and gives the answer, whole or streamed.
+//!
+//! What the two endpoints differ in is behind [`Format`]. Dropping an answer, which is what
+//! happens when the client goes away, cancels every choice in it.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use axum::Json;
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_stream::Stream;
+
+use super::choice::{Choice, ChoiceEnd, Piece};
+use super::error::ApiError;
+use super::sampling_fields::Streaming;
+use super::state::ServedModel;
+use crate::request::{SampledToken, Usage};
+
+/// How an endpoint writes its answer.
+pub trait Format: Send + Unpin + 'static {
+    /// Chunks that come before any token.
+    fn opening(&mut self) -> Vec<Value>;
+    /// The chunk of one piece.
+    fn chunk(&mut self, index: usize, piece: &Piece) -> Value;
+    /// The chunk that carries the usage alone.
+    fn usage_chunk(&mut self, usage: Value) -> Value;
+    /// The answer in one object.
+    fn whole(&mut self, choices: Vec<FinishedChoice>, usage: Value) -> Value;
+}
+
+/// Everything one choice gave.
+pub struct FinishedChoice {
+    pub text: String,
+    pub tokens: Vec<SampledToken>,
+    pub end: ChoiceEnd,
+}
+
+/// The running choices of one request.
+pub struct Answer {
+    pieces: mpsc::Receiver<(usize, Result<Piece, ApiError>)>,
+    /// Aborts the tasks, and with them the choices, when it is dropped.
+    _tasks: JoinSet<()>,
+    n_choices: usize,
+    usage: UsageSum,
+}
+
+/// Usage over all choices; a prompt that several choices share counts once.
+struct UsageSum {
+    sum: Usage,
+    choices_per_prompt: usize,
+}
+
+impl UsageSum {
+    fn add(&mut self, index: usize, usage: Usage) {
+        if index.is_multiple_of(self.choices_per_prompt) {
+            self.sum.prompt_tokens += usage.prompt_tokens;
+            self.sum.cached_tokens += usage.cached_tokens;
+        }
+        self.sum.completion_tokens += usage.completion_tokens;
+    }
+
+    fn to_json(&self) -> Value {
+        let Usage { prompt_tokens, completion_tokens, cached_tokens } = self.sum;
+        json!({
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": completion_tokens,
+            "total_tokens": prompt_tokens + completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": cached_tokens},
+        })
+    }
+}
+
+impl Answer {
+    /// `choices` are in order of index; each run of `choices_per_prompt` shares a prompt.
+    /// Pieces have up to `interval` tokens.
+    pub fn start(choices: Vec<Choice>, choices_per_prompt: usize, interval: usize) -> Self {
+        let n_choices = choices.len();
+        let (sender, pieces) = mpsc::channel(n_choices.max(1) * 4);
+        let mut tasks = JoinSet::new();
+        for choice in choices {
+            tasks.spawn(drive(choice, interval, sender.clone()));
+        }
+        let usage = UsageSum { sum: Usage::default(), choices_per_prompt };
+        Self { pieces, _tasks: tasks, n_choices, usage }
+    }
+
+    /// Waits for all of it.
+    pub async fn whole(mut self, mut format: impl Format) -> Result<Response, ApiError> {
+        let mut texts = vec![String::new(); self.n_choices];
+        let mut tokens = vec![Vec::new(); self.n_choices];
+        let mut ends: Vec<Option<ChoiceEnd>> = vec![None; self.n_choices];
+        while let Some((index, piece)) = self.pieces.recv().await {
+            let piece = piece?;
+            texts[index].push_str(&piece.text);
+            tokens[index].extend(piece.tokens);
+            if let Some(end) = piece.end {
+                self.usage.add(index, end.usage);
+                ends[index] = Some(end);
+            }
+        }
+        let finished: Option<Vec<FinishedChoice>> = texts
+            .into_iter()
+            .zip(tokens)
+            .zip(ends)
+            .map(|((text, tokens), end)| Some(FinishedChoice { text, tokens, end: end? }))
+            .collect();
+        let choices =
+            finished.ok_or_else(|| ApiError::internal("a choice ended without a reason"))?;
+        Ok(Json(format.whole(choices, self.usage.to_json())).into_response())
+    }
+
+    /// Server-sent events, one a piece, then `[DONE]`.
+    pub fn stream<F: Format>(self, mut format: F, streaming: Streaming) -> Response {
+        let mut queue: VecDeque<Event> = VecDeque::new();
+        for mut chunk in format.opening() {
+            with_null_usage(&mut chunk, streaming);
+            queue.push_back(event(&chunk));
+        }
+        let events = Events { answer: self, format, streaming, queue, is_done: false };
+        Sse::new(events).keep_alive(KeepAlive::default()).into_response()
+    }
+}
+
+async fn drive(
+    mut choice: Choice,
+    interval: usize,
+    sender: mpsc::Sender<(usize, Result<Piece, ApiError>)>,
+) {
+    let index = choice.index;
+    while let Some(piece) = choice.next(interval).await.transpose() {
+        let is_error = piece.is_err();
+        if sender.send((index, piece)).await.is_err() || is_error {
+            return;
+        }
+    }
+}
+
+/// The events of one streamed answer.
+struct Events<F> {
+    answer: Answer,
+    format: F,
+    streaming: Streaming,
+    queue: VecDeque<Event>,
+    is_done: bool,
+}
+
+impl<F: Format> Stream for Events<F> {
+    type Item = Result<Event, Infallible>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = &mut *self;
+        loop {
+            if let Some(event) = this.queue.pop_front() {
+                return Poll::Ready(Some(Ok(event)));
+            }
+            if this.is_done {
+                return Poll::Ready(None);
+            }
+            match ready!(this.answer.pieces.poll_recv(cx)) {
+                Some((index, Ok(piece))) => {
+                    if let Some(end) = &piece.end {
+                        this.answer.usage.add(index, end.usage);
+                    }
+                    let mut chunk = this.format.chunk(index, &piece);
+                    with_null_usage(&mut chunk, this.streaming);
+                    this.queue.push_back(event(&chunk));
+                }
+                Some((_, Err(error))) => {
+                    this.queue.push_back(event(&error.body()));
+                    this.finish();
+                }
+                None => {
+                    if this.streaming.include_usage {
+                        let usage = this.answer.usage.to_json();
+                        let chunk = this.format.usage_chunk(usage);
+                        this.queue.push_back(event(&chunk));
+                    }
+                    this.finish();
+                }
+            }
+        }
+    }
+}
+
+impl<F> Events<F> {
+    fn finish(&mut self) {
+        self.queue.push_back(Event::default().data("[DONE]"));
+        self.is_done = true;
+    }
+}
+
+/// Where a usage chunk will follow, the others carry `"usage": null`.
+fn with_null_usage(chunk: &mut Value, streaming: Streaming) {
+    if streaming.include_usage {
+        chunk["usage"] = Value::Null;
+    }
+}
+
+fn event(chunk: &Value) -> Event {
+    Event::default().data(chunk.to_string())
+}
+
+/// The parts of every answer that say what it is.
+#[derive(Debug, Clone)]
+pub struct Heading {
+    pub id: String,
+    pub created_s: u64,
+    pub model: String,
+}
+
+impl Heading {
+    pub fn new(prefix: &str, model: &ServedModel) -> Self {
+        let id = format!("{prefix}-{:032x}", rand::random::<u128>());
+        Self { id, created_s: now_s(), model: model.name().to_owned() }
+    }
+
+    pub fn object(&self, kind: &str, choices: Vec<Value>) -> Value {
+        json!({
+            "id": self.id,
+            "object": kind,
+            "created": self.created_s,
+            "model": self.model,
+            "choices": choices,
+        })
+    }
+}
+
+/// Seconds since 1970.
+pub fn now_s() -> u64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |elapsed| elapsed.as_secs())
+}
+
+/// Answers with the choices as the request asked for them.
+pub async fn respond(
+    choices: Vec<Choice>,
+    choices_per_prompt: usize,
+    streaming: Option<Streaming>,
+    stream_interval: usize,
+    format: impl Format,
+) -> Result<Response, ApiError> {
+    match streaming {
+        Some(streaming) => {
+            let answer = Answer::start(choices, choices_per_prompt, stream_interval);
+            Ok(answer.stream(format, streaming))
+        }
+        // Nobody sees the pieces, so they are as large as they come.
+        None => Answer::start(choices, choices_per_prompt, 256).whole(format).await,
+    }
+}
+
+/// Shared by formats.
+pub type SharedModel = Arc<ServedModel>;

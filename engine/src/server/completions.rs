@@ -1,0 +1,136 @@
+//! `POST /v1/completions`: a prompt's continuation.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::response::Response;
+use serde_json::{Value, json};
+
+use super::answer::{FinishedChoice, Format, Heading, SharedModel, respond};
+use super::choice::{Choice, ChoiceSpec, Piece};
+use super::error::ApiError;
+use super::fields::Fields;
+use super::logprobs::{self, CompletionLogprobs};
+use super::prompt::{fit_prompts, take_prompts};
+use super::sampling_fields::{Generation, MAX_CHOICES};
+use super::state::AppState;
+
+/// Output tokens where the client does not say, as OpenAI's and vLLM's servers have it.
+const DEFAULT_MAX_TOKENS: usize = 16;
+
+pub async fn complete(
+    State(state): State<Arc<AppState>>,
+    mut fields: Fields,
+) -> Result<Response, ApiError> {
+    let model = state.model()?;
+    model.check_name(fields.string("model")?.as_deref())?;
+    let prompts = take_prompts(&mut fields, &model.limits)?;
+    let n_logprobs = logprobs::take_completion_fields(&mut fields)?;
+    fields.refuse("suffix", &[json!("")])?;
+    fields.refuse("prompt_embeds", &[])?;
+    let add_special = fields.bool("add_special_tokens")?.unwrap_or(true);
+    let echo = fields.bool("echo")?.unwrap_or(false);
+    if echo && n_logprobs.is_some() {
+        let message = "echo together with logprobs asks for the prompt's log-probabilities, which \
+                       this server does not compute";
+        return Err(ApiError::unsupported("echo", message));
+    }
+    let generation = Generation::take(&mut fields, &model.limits, &model.seeds, n_logprobs)?;
+    let n = generation.n;
+    if prompts.len() * n > MAX_CHOICES {
+        let message = format!(
+            "{} prompts with n = {n} are {} choices, the limit is {MAX_CHOICES}",
+            prompts.len(),
+            prompts.len() * n
+        );
+        return Err(ApiError::invalid("n", message));
+    }
+    let fitted =
+        fit_prompts(model, prompts, add_special, generation.max_tokens, DEFAULT_MAX_TOKENS).await?;
+    let mut echoes = Vec::new();
+    let mut choices = Vec::with_capacity(fitted.len() * n);
+    for (prompt_index, fitted) in fitted.into_iter().enumerate() {
+        for sample_index in 0..n {
+            echoes.push(echo.then(|| {
+                model.tokenizer.decode(&fitted.prompt, generation.skip_special_tokens)
+            }));
+            let spec = ChoiceSpec {
+                index: prompt_index * n + sample_index,
+                sample_index,
+                prompt: Arc::clone(&fitted.prompt),
+                max_new_tokens: fitted.max_new_tokens,
+            };
+            choices.push(Choice::start(model, &generation, spec)?);
+        }
+    }
+    let format = CompletionFormat {
+        heading: Heading::new("cmpl", model),
+        offsets: vec![0; choices.len()],
+        model: Arc::clone(model),
+        with_logprobs: n_logprobs.is_some(),
+        echoes,
+    };
+    respond(choices, n, generation.streaming, state.http.stream_interval, format).await
+}
+
+struct CompletionFormat {
+    heading: Heading,
+    model: SharedModel,
+    with_logprobs: bool,
+    /// The prompt's text where it is still to be put before the output.
+    echoes: Vec<Option<String>>,
+    /// Characters of output so far.
+    offsets: Vec<usize>,
+}
+
+impl CompletionFormat {
+    fn choice(&mut self, index: usize, piece: &Piece) -> Value {
+        let mut text = self.echoes[index].take().unwrap_or_default();
+        text.push_str(&piece.text);
+        let logprobs = if self.with_logprobs {
+            let mut logprobs = CompletionLogprobs::default();
+            logprobs.extend(&self.model.tokenizer, &piece.tokens, &mut self.offsets[index]);
+            logprobs.into_json()
+        } else {
+            Value::Null
+        };
+        json!({
+            "index": index,
+            "text": text,
+            "logprobs": logprobs,
+            "finish_reason": piece.end.as_ref().map(|end| end.finish_reason),
+            "stop_reason": piece.end.as_ref().map(|end| &end.stop_reason),
+        })
+    }
+}
+
+impl Format for CompletionFormat {
+    fn opening(&mut self) -> Vec<Value> {
+        Vec::new()
+    }
+
+    fn chunk(&mut self, index: usize, piece: &Piece) -> Value {
+        let choice = self.choice(index, piece);
+        self.heading.object("text_completion", vec![choice])
+    }
+
+    fn usage_chunk(&mut self, usage: Value) -> Value {
+        let mut object = self.heading.object("text_completion", Vec::new());
+        object["usage"] = usage;
+        object
+    }
+
+    fn whole(&mut self, choices: Vec<FinishedChoice>, usage: Value) -> Value {
+        let choices = choices
+            .into_iter()
+            .enumerate()
+            .map(|(index, choice)| {
+                let FinishedChoice { text, tokens, end } = choice;
+                self.choice(index, &Piece { text, tokens, end: Some(end) })
+            })
+            .collect();
+        let mut object = self.heading.object("text_completion", choices);
+        object["usage"] = usage;
+        object
+    }
+}

@@ -1,0 +1,210 @@
+//! From what a client sent as its prompt to token ids that fit.
+
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::error::ApiError;
+use super::fields::Fields;
+use super::sampling_fields::{MAX_CHOICES, token_ids};
+use super::state::{Limits, ServedModel};
+use crate::text::Tokenizer;
+
+/// Text shorter than this is tokenized where it is; longer text on a thread that may block.
+const INLINE_BYTES: usize = 4096;
+
+/// One prompt of a completion request.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Prompt {
+    Text(String),
+    Ids(Vec<u32>),
+}
+
+/// Reads `prompt`: a string, an array of strings, of token ids, or of arrays of token ids.
+pub fn take_prompts(fields: &mut Fields, limits: &Limits) -> Result<Vec<Prompt>, ApiError> {
+    const NAME: &str = "prompt";
+    const WANTED: &str = "a string, an array of strings, an array of token ids, or an array of \
+                          arrays of token ids";
+    let items = match fields.value(NAME) {
+        None => return Err(ApiError::invalid(NAME, format!("prompt is missing; it is {WANTED}"))),
+        Some(Value::String(text)) => return Ok(vec![Prompt::Text(text)]),
+        Some(Value::Array(items)) => items,
+        Some(other) => return Err(fields.wrong_type(NAME, &other, WANTED)),
+    };
+    match items.first() {
+        None => Err(ApiError::invalid(NAME, "prompt is an empty array; it needs an element")),
+        Some(Value::Number(_)) => Ok(vec![Prompt::Ids(token_ids(NAME, &items, limits)?)]),
+        Some(_) if items.len() > MAX_CHOICES => Err(ApiError::invalid(
+            NAME,
+            format!("prompt has {} elements, the limit is {MAX_CHOICES}", items.len()),
+        )),
+        Some(_) => items
+            .into_iter()
+            .enumerate()
+            .map(|(i, item)| match item {
+                Value::String(text) => Ok(Prompt::Text(text)),
+                Value::Array(ids) => {
+                    Ok(Prompt::Ids(token_ids(&format!("{NAME}[{i}]"), &ids, limits)?))
+                }
+                other => Err(fields.wrong_type(&format!("{NAME}[{i}]"), &other, WANTED)),
+            })
+            .collect(),
+    }
+}
+
+/// Ids of a text, off the async threads where it is long.
+pub async fn encode(
+    tokenizer: &Arc<Tokenizer>,
+    text: String,
+    add_special: bool,
+    param: &str,
+) -> Result<Vec<u32>, ApiError> {
+    let encoded = if text.len() <= INLINE_BYTES {
+        tokenizer.encode(&text, add_special)
+    } else {
+        let tokenizer = Arc::clone(tokenizer);
+        tokio::task::spawn_blocking(move || tokenizer.encode(&text, add_special))
+            .await
+            .map_err(|error| ApiError::internal(format!("tokenizing did not finish: {error}")))?
+    };
+    encoded.map_err(|error| ApiError::invalid(param, error.to_string()))
+}
+
+/// A prompt with the output it may have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fitted {
+    pub prompt: Arc<[u32]>,
+    pub max_new_tokens: usize,
+}
+
+/// Checks prompt and output against the longest sequence, in tokens.
+///
+/// `max_tokens` is what the client asked for, `default` what it gets otherwise, cut to what
+/// fits. With `--allow-auto-truncate` nothing is refused for its length: a prompt that leaves
+/// no room keeps its first tokens, as many as leave room for the output asked for (but at least
+/// half the sequence), and output is cut to the room left.
+pub fn fit(
+    mut ids: Vec<u32>,
+    max_tokens: Option<usize>,
+    default: usize,
+    limits: &Limits,
+    param: &str,
+) -> Result<Fitted, ApiError> {
+    let limit = limits.max_sequence_tokens;
+    if ids.is_empty() {
+        let message = format!("{param} has no tokens; at least one is needed");
+        return Err(ApiError::invalid(param, message));
+    }
+    let wanted = max_tokens.unwrap_or(1);
+    if ids.len() + wanted > limit {
+        if !limits.allow_auto_truncate {
+            return Err(too_long(ids.len(), max_tokens, limits, param));
+        }
+        if ids.len() >= limit {
+            let output = max_tokens.unwrap_or(default);
+            let n_kept = limit.saturating_sub(output).max(limit / 2).max(1);
+            tracing::info!(n_prompt = ids.len(), n_kept, "prompt truncated");
+            ids.truncate(n_kept);
+        }
+    }
+    let room = limit.saturating_sub(ids.len());
+    if room == 0 {
+        return Err(too_long(ids.len(), max_tokens, limits, param));
+    }
+    let max_new_tokens = max_tokens.unwrap_or(default).clamp(1, room);
+    Ok(Fitted { prompt: ids.into(), max_new_tokens })
+}
+
+fn too_long(
+    n_prompt: usize,
+    max_tokens: Option<usize>,
+    limits: &Limits,
+    param: &str,
+) -> ApiError {
+    let limit = limits.max_sequence_tokens;
+    let what = limits.sequence_limit_name;
+    match max_tokens {
+        Some(max_tokens) => ApiError::too_long(
+            if n_prompt < limit { "max_tokens" } else { param },
+            format!(
+                "{param} has {n_prompt} tokens and max_tokens is {max_tokens}, together {}; the \
+                 limit is {limit} tokens ({what})",
+                n_prompt + max_tokens
+            ),
+        ),
+        None => ApiError::too_long(
+            param,
+            format!(
+                "{param} has {n_prompt} tokens, which leaves no room for output; the limit is \
+                 {limit} tokens ({what})"
+            ),
+        ),
+    }
+}
+
+/// Texts and ids to ids that fit, in order.
+pub async fn fit_prompts(
+    model: &ServedModel,
+    prompts: Vec<Prompt>,
+    add_special: bool,
+    max_tokens: Option<usize>,
+    default: usize,
+) -> Result<Vec<Fitted>, ApiError> {
+    let is_one = prompts.len() == 1;
+    let mut fitted = Vec::with_capacity(prompts.len());
+    for (i, prompt) in prompts.into_iter().enumerate() {
+        let param = if is_one { "prompt".to_owned() } else { format!("prompt[{i}]") };
+        let ids = match prompt {
+            Prompt::Text(text) => encode(&model.tokenizer, text, add_special, &param).await?,
+            Prompt::Ids(ids) => ids,
+        };
+        fitted.push(fit(ids, max_tokens, default, &model.limits, &param)?);
+    }
+    Ok(fitted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limits(allow_auto_truncate: bool) -> Limits {
+        Limits {
+            max_sequence_tokens: 100,
+            sequence_limit_name: "the context length",
+            allow_auto_truncate,
+            max_stop_strings: 4,
+            vocab: 256,
+        }
+    }
+
+    fn fit_n(n: usize, max_tokens: Option<usize>, truncate: bool) -> Result<(usize, usize), String> {
+        fit(vec![7; n], max_tokens, 16, &limits(truncate), "prompt")
+            .map(|fitted| (fitted.prompt.len(), fitted.max_new_tokens))
+            .map_err(|error| error.message)
+    }
+
+    #[test]
+    fn what_fits_is_left_alone() {
+        assert_eq!(fit_n(90, Some(10), false), Ok((90, 10)));
+        assert_eq!(fit_n(10, None, false), Ok((10, 16)));
+        // The default output is cut; only what was asked for is an error.
+        assert_eq!(fit_n(95, None, false), Ok((95, 5)));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_with_the_numbers() {
+        let message = fit_n(90, Some(11), false).expect_err("one too many");
+        assert!(message.contains("90 tokens") && message.contains("101"), "{message}");
+        assert!(message.contains("limit is 100 tokens (the context length)"), "{message}");
+        assert!(fit_n(100, None, false).expect_err("no room").contains("no room for output"));
+        assert!(fit_n(0, None, false).expect_err("empty").contains("at least one"));
+    }
+
+    #[test]
+    fn auto_truncate_keeps_first_tokens_and_leaves_room() {
+        assert_eq!(fit_n(500, Some(20), true), Ok((80, 20)));
+        assert_eq!(fit_n(500, Some(90), true), Ok((50, 50)));
+        assert_eq!(fit_n(500, None, true), Ok((84, 16)));
+        assert_eq!(fit_n(90, Some(50), true), Ok((90, 10)));
+    }
+}

@@ -1,0 +1,60 @@
+//! `POST /tokenize` and `POST /detokenize`, in vLLM's shapes.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use serde_json::{Value, json};
+
+use super::error::ApiError;
+use super::fields::Fields;
+use super::messages::{self, Conversation};
+use super::prompt::encode;
+use super::sampling_fields::token_ids;
+use super::state::AppState;
+
+/// `prompt` (with special tokens unless `add_special_tokens` is false), or `messages` rendered
+/// by the chat template.
+pub async fn tokenize(
+    State(state): State<Arc<AppState>>,
+    mut fields: Fields,
+) -> Result<Json<Value>, ApiError> {
+    let model = state.model()?;
+    model.check_name(fields.string("model")?.as_deref())?;
+    let add_special = fields.bool("add_special_tokens")?;
+    let with_texts = fields.bool("return_token_strs")?.unwrap_or(false);
+    let ids = if let Some(prompt) = fields.string("prompt")? {
+        encode(&model.tokenizer, prompt, add_special.unwrap_or(true), "prompt").await?
+    } else if let Some(messages) = fields.value("messages") {
+        fields.put_back("messages", messages);
+        let text = messages::render(model, Conversation::take(&mut fields)?).await?;
+        encode(&model.tokenizer, text, add_special.unwrap_or(false), "messages").await?
+    } else {
+        return Err(ApiError::invalid("prompt", "prompt is missing; it or messages is needed"));
+    };
+    let texts = with_texts.then(|| {
+        let text = |&id: &u32| {
+            String::from_utf8_lossy(&model.tokenizer.token_bytes(id)).into_owned()
+        };
+        ids.iter().map(text).collect::<Vec<_>>()
+    });
+    Ok(Json(json!({
+        "count": ids.len(),
+        "max_model_len": model.limits.max_sequence_tokens,
+        "tokens": ids,
+        "token_strs": texts,
+    })))
+}
+
+pub async fn detokenize(
+    State(state): State<Arc<AppState>>,
+    mut fields: Fields,
+) -> Result<Json<Value>, ApiError> {
+    let model = state.model()?;
+    model.check_name(fields.string("model")?.as_deref())?;
+    let tokens = fields.array("tokens")?.ok_or_else(|| {
+        ApiError::invalid("tokens", "tokens is missing; it is an array of token ids")
+    })?;
+    let ids = token_ids("tokens", &tokens, &model.limits)?;
+    Ok(Json(json!({"prompt": model.tokenizer.decode(&ids, false)})))
+}

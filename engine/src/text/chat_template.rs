@@ -1,0 +1,440 @@
+//! Renders a checkpoint's chat template as Hugging Face transformers does.
+//!
+//! Same names in scope (`messages`, `tools`, `documents`, `add_generation_prompt`, the special
+//! tokens, anything the request adds), same functions (`raise_exception`, `strftime_now`), same
+//! `tojson` (Python's `json.dumps`), same whitespace rules (`trim_blocks`, `lstrip_blocks`).
+//! Behaviour: `apply_chat_template` in transformers' `chat_template_utils.py`.
+//!
+//! A template is the checkpoint's code, run under limits: instructions (fuel), output bytes, and
+//! the size of any text it emits. Not limited is the memory of a single `~` or `+` expression;
+//! templates come from the checkpoint that the operator chose, never from a request.
+//!
+//! Deliberately absent: `documents` (always none), the assistant-token mask that
+//! `{% generation %}` marks (the tags are accepted and do nothing), local time (UTC), and
+//! Python's escapes for unprintable characters in lists that are printed as they are.
+
+use std::io;
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Kwargs, ValueKind};
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value, escape_formatter};
+use serde_json::{Map, Value as Json};
+
+use super::TextError;
+use super::gguf_metadata::GgufMetadata;
+use super::gguf_vocabulary;
+use super::python_format::{JsonStyle, json_dumps, strftime};
+use super::tokenizer::{read_json, special_texts};
+
+/// Instructions of one rendering; Qwen3's template takes about a hundred a message.
+const FUEL: u64 = 20_000_000;
+const MAX_OUTPUT_BYTES: usize = 16 << 20;
+
+const DEFAULT: &str = "default";
+/// The template that transformers prefers when a request has tools.
+const TOOL_USE: &str = "tool_use";
+
+/// What one request renders.
+#[derive(Debug, Clone)]
+pub struct ChatInput<'a> {
+    pub messages: &'a [Json],
+    pub tools: Option<&'a [Json]>,
+    pub add_generation_prompt: bool,
+    /// Further variables, `enable_thinking` for one.
+    pub extra: Map<String, Json>,
+}
+
+/// A compiled template, or the reason why there is none. Loading never fails on a missing or
+/// broken template, since plain completions need none; rendering does.
+#[derive(Debug)]
+pub struct ChatTemplate {
+    state: State,
+    special_texts: Vec<(String, String)>,
+}
+
+#[derive(Debug)]
+enum State {
+    Absent,
+    Broken {
+        message: String,
+    },
+    Ready {
+        environment: Box<Environment<'static>>,
+        has_tool_use: bool,
+    },
+}
+
+impl ChatTemplate {
+    /// `chat_template.jinja`, or the `chat_template` of `chat_template.json` or
+    /// `tokenizer_config.json`: one text, or a list of named ones.
+    pub fn from_folder(dir: &Path) -> Result<Self, TextError> {
+        let config = read_json(&dir.join("tokenizer_config.json"))?;
+        let special_texts = special_texts(&config);
+        let path = dir.join("chat_template.jinja");
+        match std::fs::read_to_string(&path) {
+            Ok(source) => {
+                return Ok(Self::new(&[(DEFAULT.to_owned(), source)], special_texts));
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => {
+                let file = path.display().to_string();
+                return Err(TextError::File {
+                    file,
+                    message: e.to_string(),
+                });
+            }
+        }
+        let mut sources = named_sources(&read_json(&dir.join("chat_template.json"))?);
+        if sources.is_empty() {
+            sources = named_sources(&config);
+        }
+        Ok(Self::new(&sources, special_texts))
+    }
+
+    /// `tokenizer.chat_template` and its named variants in a GGUF header.
+    pub fn from_gguf(path: &Path) -> Result<Self, TextError> {
+        Self::from_metadata(&GgufMetadata::read(path)?)
+    }
+
+    pub fn from_metadata(metadata: &GgufMetadata) -> Result<Self, TextError> {
+        let mut sources = Vec::new();
+        for (name, key) in [
+            (DEFAULT, "tokenizer.chat_template"),
+            (TOOL_USE, "tokenizer.chat_template.tool_use"),
+        ] {
+            if let Some(source) = metadata.text(key)? {
+                sources.push((name.to_owned(), source.to_owned()));
+            }
+        }
+        Ok(Self::new(
+            &sources,
+            gguf_vocabulary::special_texts(metadata)?,
+        ))
+    }
+
+    /// `sources`: templates by name; `special_texts`: `bos_token` and the like.
+    pub fn new(sources: &[(String, String)], special_texts: Vec<(String, String)>) -> Self {
+        let find = |name: &str| {
+            sources
+                .iter()
+                .find(|(n, _)| n == name)
+                .map(|(_, source)| source)
+        };
+        let Some(default) = find(DEFAULT).or(sources.first().map(|(_, source)| source)) else {
+            return Self {
+                state: State::Absent,
+                special_texts,
+            };
+        };
+        let tool_use = find(TOOL_USE);
+        let state = environment()
+            .and_then(|mut environment| {
+                environment.add_template_owned(DEFAULT, without_generation_tags(default))?;
+                if let Some(source) = tool_use {
+                    environment.add_template_owned(TOOL_USE, without_generation_tags(source))?;
+                }
+                Ok(State::Ready {
+                    environment: Box::new(environment),
+                    has_tool_use: tool_use.is_some(),
+                })
+            })
+            .unwrap_or_else(|error| State::Broken {
+                message: describe(&error),
+            });
+        Self {
+            state,
+            special_texts,
+        }
+    }
+
+    /// Why [`Self::render`] will fail whatever the request is; for the log at start-up.
+    pub fn problem(&self) -> Option<TextError> {
+        match &self.state {
+            State::Absent => Some(TextError::NoChatTemplate),
+            State::Broken { message } => Some(TextError::Template {
+                message: message.clone(),
+            }),
+            State::Ready { .. } => None,
+        }
+    }
+
+    /// The prompt's text. Its special tokens are written out: encode it without adding any.
+    pub fn render(&self, input: &ChatInput<'_>) -> Result<String, TextError> {
+        let State::Ready {
+            environment,
+            has_tool_use,
+        } = &self.state
+        else {
+            return Err(self.problem().unwrap_or(TextError::NoChatTemplate));
+        };
+        let name = if *has_tool_use && input.tools.is_some() {
+            TOOL_USE
+        } else {
+            DEFAULT
+        };
+        let template = environment
+            .get_template(name)
+            .map_err(|e| template_error(&e))?;
+        let mut output = BoundedOutput::default();
+        let rendered = template
+            .render_captured_to(self.scope(input)?, &mut output)
+            .map(|_| ());
+        if output.is_over {
+            return Err(output_limit());
+        }
+        rendered.map_err(|e| template_error(&e))?;
+        String::from_utf8(output.bytes).map_err(|e| TextError::Template {
+            message: e.to_string(),
+        })
+    }
+
+    fn scope(&self, input: &ChatInput<'_>) -> Result<Value, TextError> {
+        let list = |items: &[Json]| Value::from(items.iter().map(to_value).collect::<Vec<_>>());
+        let own = [
+            ("messages", list(input.messages)),
+            ("tools", input.tools.map_or(Value::from(()), list)),
+            ("documents", Value::from(())),
+            (
+                "add_generation_prompt",
+                Value::from(input.add_generation_prompt),
+            ),
+        ];
+        if let Some((name, _)) = own.iter().find(|(name, _)| input.extra.contains_key(*name)) {
+            let message = format!("{name} cannot be set through template variables");
+            return Err(TextError::TemplateRefused { message });
+        }
+        let special = self
+            .special_texts
+            .iter()
+            .map(|(name, text)| (name.clone(), Value::from(text)));
+        let extra = input
+            .extra
+            .iter()
+            .map(|(name, json)| (name.clone(), to_value(json)));
+        let own = own
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), value));
+        Ok(Value::from_pairs(special.chain(extra).chain(own)))
+    }
+}
+
+fn named_sources(config: &Json) -> Vec<(String, String)> {
+    let template = &config["chat_template"];
+    if let Some(source) = template.as_str() {
+        return vec![(DEFAULT.to_owned(), source.to_owned())];
+    }
+    let listed = template.as_array().into_iter().flatten();
+    listed
+        .filter_map(|entry| {
+            Some((
+                entry["name"].as_str()?.to_owned(),
+                entry["template"].as_str()?.to_owned(),
+            ))
+        })
+        .collect()
+}
+
+fn to_value(json: &Json) -> Value {
+    match json {
+        Json::Null => Value::from(()),
+        Json::Bool(flag) => Value::from(*flag),
+        Json::Number(number) => number
+            .as_i64()
+            .map(Value::from)
+            .or_else(|| number.as_u64().map(Value::from))
+            .or_else(|| number.as_f64().map(Value::from))
+            .unwrap_or_default(),
+        Json::String(text) => Value::from(text.as_str()),
+        Json::Array(items) => Value::from(items.iter().map(to_value).collect::<Vec<_>>()),
+        Json::Object(pairs) => Value::from_pairs(
+            pairs
+                .iter()
+                .map(|(key, json)| (key.as_str(), to_value(json))),
+        ),
+    }
+}
+
+fn environment() -> Result<Environment<'static>, Error> {
+    let mut environment = Environment::new();
+    environment.set_syntax(
+        SyntaxConfig::builder()
+            .trim_blocks(true)
+            .lstrip_blocks(true)
+            .build()?,
+    );
+    environment.set_auto_escape_callback(|_| AutoEscape::None);
+    environment.set_debug(false);
+    environment.set_fuel(Some(FUEL));
+    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    // Also called for what `{% set %}` blocks and macros capture, which the output never sees.
+    environment.set_formatter(|out, state, value| {
+        if value
+            .as_str()
+            .is_some_and(|text| text.len() > MAX_OUTPUT_BYTES)
+        {
+            return Err(Error::from(ErrorKind::WriteFailure).with_source(OverLimit));
+        }
+        escape_formatter(out, state, value)
+    });
+    environment.add_filter("tojson", tojson);
+    environment.add_function(
+        "raise_exception",
+        |message: String| -> Result<Value, Error> {
+            Err(Error::new(ErrorKind::InvalidOperation, message.clone())
+                .with_source(Refusal(message)))
+        },
+    );
+    environment.add_function("strftime_now", |format: &str| -> String {
+        let since = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        strftime(format, since.as_secs() as i64)
+    });
+    Ok(environment)
+}
+
+/// transformers' `tojson(x, ensure_ascii=False, indent=None, separators=None, sort_keys=False)`.
+fn tojson(
+    value: &Value,
+    ensure_ascii: Option<Value>,
+    indent: Option<Value>,
+    separators: Option<Value>,
+    named: Kwargs,
+) -> Result<Value, Error> {
+    let pick = |positional: Option<Value>, name: &str| match positional {
+        Some(value) => Ok(Some(value)),
+        None => named.get::<Option<Value>>(name),
+    };
+    let ensure_ascii = pick(ensure_ascii, "ensure_ascii")?;
+    let indent = pick(indent, "indent")?;
+    let separators = pick(separators, "separators")?;
+    let sort_keys = named.get::<Option<Value>>("sort_keys")?;
+    named.assert_all_used()?;
+
+    let mut style = JsonStyle {
+        ensure_ascii: ensure_ascii.is_some_and(|v| v.is_true()),
+        sort_keys: sort_keys.is_some_and(|v| v.is_true()),
+        ..JsonStyle::default()
+    };
+    if let Some(indent) = indent.filter(|v| !v.is_none()) {
+        style.indent = Some(match indent.kind() {
+            ValueKind::String => indent.to_string(),
+            ValueKind::Bool => " ".repeat(usize::from(indent.is_true())),
+            _ => " ".repeat(i64::try_from(indent)?.clamp(0, 64) as usize),
+        });
+        ",".clone_into(&mut style.item_separator);
+    }
+    if let Some(separators) = separators.filter(|v| !v.is_none()) {
+        style.item_separator = separators.get_item_by_index(0)?.to_string();
+        style.key_separator = separators.get_item_by_index(1)?.to_string();
+    }
+    json_dumps(value, &style).map(Value::from)
+}
+
+/// `{% generation %}` … `{% endgeneration %}` become a condition that holds, with the same
+/// whitespace control.
+fn without_generation_tags(source: &str) -> String {
+    let mut out = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(start) = rest.find("{%") {
+        let (before, tag) = rest.split_at(start);
+        out.push_str(before);
+        let n_tag = tag.find("%}").map_or(tag.len(), |end| end + 2);
+        let (tag, after) = tag.split_at(n_tag);
+        let inner = tag.trim_start_matches("{%").trim_end_matches("%}");
+        let name = inner.trim_matches(['-', '+']).trim();
+        match name {
+            "generation" => out.push_str(&tag.replacen(name, "if true", 1)),
+            "endgeneration" => out.push_str(&tag.replacen(name, "endif", 1)),
+            _ => out.push_str(tag),
+        }
+        rest = after;
+    }
+    out.push_str(rest);
+    out
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Refusal(String);
+
+#[derive(Debug, thiserror::Error)]
+#[error("the output limit is exceeded")]
+struct OverLimit;
+
+fn output_limit() -> TextError {
+    TextError::TemplateLimit {
+        limit: MAX_OUTPUT_BYTES as u64,
+        unit: "output bytes",
+    }
+}
+
+fn template_error(error: &Error) -> TextError {
+    if error.kind() == ErrorKind::OutOfFuel {
+        return TextError::TemplateLimit {
+            limit: FUEL,
+            unit: "instructions",
+        };
+    }
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(current) = cause {
+        if let Some(Refusal(message)) = current.downcast_ref() {
+            return TextError::TemplateRefused {
+                message: message.clone(),
+            };
+        }
+        if current.is::<OverLimit>() {
+            return output_limit();
+        }
+        if let Some(inner) = current.downcast_ref::<Error>()
+            && inner.kind() == ErrorKind::OutOfFuel
+        {
+            return TextError::TemplateLimit {
+                limit: FUEL,
+                unit: "instructions",
+            };
+        }
+        cause = current.source();
+    }
+    TextError::Template {
+        message: describe(error),
+    }
+}
+
+fn describe(error: &Error) -> String {
+    use std::error::Error as _;
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(current) = cause {
+        text.push_str(": ");
+        text.push_str(&current.to_string());
+        cause = current.source();
+    }
+    text
+}
+
+#[derive(Default)]
+struct BoundedOutput {
+    bytes: Vec<u8>,
+    is_over: bool,
+}
+
+impl io::Write for &mut BoundedOutput {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.bytes.len() + bytes.len() > MAX_OUTPUT_BYTES {
+            self.is_over = true;
+            return Err(io::Error::other(OverLimit));
+        }
+        self.bytes.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;
