@@ -134,6 +134,9 @@ pub fn supervise(args: &SuperviseArgs) -> Result<()> {
         }
         Event::RunnerGone => {
             signal(server_pid, Signal::KILL);
+            // Its end is awaited, so that no zombie is left to whoever adopts it. One that hangs
+            // in the kernel is not waited for: the record matters more.
+            let _ = inbox.recv_timeout(GRACE);
             if let Some(folder) = &args.run_folder
                 && let Err(error) = record::label_failed(folder, record::REASON_RUNNER_KILLED)
             {
