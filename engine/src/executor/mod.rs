@@ -2,11 +2,15 @@
 //! run, with which tokens and pages, is all in the [`StepPlan`].
 
 pub mod cpu;
+pub mod cuda;
 pub mod mock;
 
 use std::sync::Arc;
 
+use kernels::rope::Scaling;
+
 use crate::kv::PageIdx;
+use crate::model::config::RopeScaling;
 use crate::request::{RequestId, SampledToken, SamplingParams};
 
 /// One step: every row's tokens go through the model once; rows with `sample` then get a token.
@@ -77,4 +81,39 @@ pub struct ExecutorInfo {
 pub trait Executor: Send {
     fn info(&self) -> &ExecutorInfo;
     fn execute(&mut self, plan: &StepPlan) -> Result<StepOutput, ExecutorError>;
+}
+
+/// Refuses plans that no scheduler of ours makes, before they can do harm.
+fn check_plan(plan: &StepPlan, device: &'static str) -> Result<(), ExecutorError> {
+    let step_error = |message: String| ExecutorError::Step { device, message };
+    if plan.n_steps == 0 {
+        return Err(step_error("the plan has 0 steps; it must have at least 1".to_owned()));
+    }
+    for row in &plan.rows {
+        if row.tokens.is_empty() {
+            return Err(step_error(format!("request {} has no token to compute", row.request)));
+        }
+        if plan.n_steps > 1 && (row.tokens.len() != 1 || row.sample.is_none()) {
+            return Err(step_error(format!(
+                "request {} is no decode row in a plan of {} steps",
+                row.request, plan.n_steps
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// The model's RoPE scaling as the kernels know it.
+fn rope_scaling(scaling: &RopeScaling) -> Scaling {
+    match *scaling {
+        RopeScaling::None => Scaling::None,
+        RopeScaling::Linear { factor } => Scaling::Linear { factor },
+        RopeScaling::Dynamic { factor, original } => Scaling::Dynamic { factor, original },
+        RopeScaling::Llama3 { factor, low_freq, high_freq, original } => {
+            Scaling::Llama3 { factor, low_freq, high_freq, original }
+        }
+        RopeScaling::Yarn { factor, original, beta_fast, beta_slow, attention_factor } => {
+            Scaling::Yarn { factor, original, beta_fast, beta_slow, attention_factor }
+        }
+    }
 }

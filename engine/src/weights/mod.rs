@@ -128,6 +128,10 @@ pub trait Checkpoint: Send + Sync {
     fn vector(&self, id: VectorId) -> Result<Vec<f32>, WeightError>;
     /// One line for logs and records: `awq 4-bit, group 128`, `gguf Q4_1`, `dummy awq seed 0`.
     fn format_name(&self) -> String;
+    /// Seed of dummy weights, which an executor may make itself; `None` for real ones.
+    fn dummy_seed(&self) -> Option<u64> {
+        None
+    }
     /// How a matrix is stored and how large it is, without making its bytes.
     fn storage(&self, id: MatrixId) -> Result<MatrixStorage, WeightError> {
         Ok(self.matrix(id)?.storage())
@@ -137,6 +141,10 @@ pub trait Checkpoint: Send + Sync {
 /// A matrix's format and size, for reports.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct MatrixStorage {
+    pub n_out: usize,
+    pub n_in: usize,
+    /// Values to a scale, where the matrix is AWQ's.
+    pub awq_group_size: Option<usize>,
     /// `F16`, `Q4_1`, `AWQ 4-bit, group 128`, …
     pub format: String,
     pub n_elements: u64,
@@ -161,7 +169,14 @@ impl Matrix<'_> {
                 awq.qweight.len() + awq.qzeros.len() + awq.scales.len(),
             ),
         };
+        let awq_group_size = match self {
+            Self::Awq(awq) => Some(awq.group_size),
+            Self::Rows { .. } => None,
+        };
         MatrixStorage {
+            n_out,
+            n_in,
+            awq_group_size,
             format,
             n_elements: (n_out * n_in) as u64,
             n_bytes: n_bytes as u64,

@@ -182,6 +182,10 @@ impl Checkpoint for SyntheticCheckpoint {
         Ok((0..n).map(|_| centre + 0.1 * stream.uniform()).collect())
     }
 
+    fn dummy_seed(&self) -> Option<u64> {
+        Some(self.seed)
+    }
+
     fn format_name(&self) -> String {
         let format = match self.format {
             SyntheticFormat::Rows(format) => format.name().to_lowercase(),
@@ -193,18 +197,21 @@ impl Checkpoint for SyntheticCheckpoint {
     fn storage(&self, id: MatrixId) -> Result<MatrixStorage, WeightError> {
         let (n_out, n_in) = id.shape(&self.config);
         let n_elements = n_out * n_in;
-        let (format, n_bytes) = match (self.row_format(id), self.format) {
+        let (format, n_bytes, awq_group_size) = match (self.row_format(id), self.format) {
             (None, SyntheticFormat::Awq { group_size }) => {
                 let per_group = n_out / 2 + 2 * n_out;
                 let n_bytes = n_elements / 2 + n_in / group_size * per_group;
-                (awq::storage_name(group_size), n_bytes)
+                (awq::storage_name(group_size), n_bytes, Some(group_size))
             }
             (format, _) => {
                 let format = format.unwrap_or(ElementFormat::F16);
-                (format.name().to_string(), n_elements * format.block_bytes())
+                (format.name().to_string(), n_elements * format.block_bytes(), None)
             }
         };
         Ok(MatrixStorage {
+            n_out,
+            n_in,
+            awq_group_size,
             format,
             n_elements: n_elements as u64,
             n_bytes: n_bytes as u64,

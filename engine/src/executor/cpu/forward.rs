@@ -7,13 +7,14 @@ use kernels::attention::{self, AttentionPlan, AttentionShape, KvPages, Sequence,
 use kernels::linear::{self, LinearInput, LinearPart};
 use kernels::pool::WorkerPool;
 use kernels::quant_linear::QuantActivations;
-use kernels::rope::{self, Rope, Scaling};
+use kernels::rope::{self, Rope};
 use kernels::{KernelError, embedding, rms_norm, silu_mul};
 
 use super::options::{ActivationType, Settings};
 use super::weights::{DecoderWeights, LayerWeights};
 use super::{PAGE_TOKENS, PageIdx, PlanRow};
-use crate::model::config::{ModelConfig, RopeScaling};
+use crate::executor::rope_scaling;
+use crate::model::config::ModelConfig;
 
 /// One sequence's tokens in a batch.
 #[derive(Debug, Clone, Copy)]
@@ -82,20 +83,6 @@ pub(super) struct Forward {
     workspace: Workspace,
 }
 
-fn scaling_of(scaling: &RopeScaling) -> Scaling {
-    match *scaling {
-        RopeScaling::None => Scaling::None,
-        RopeScaling::Linear { factor } => Scaling::Linear { factor },
-        RopeScaling::Dynamic { factor, original } => Scaling::Dynamic { factor, original },
-        RopeScaling::Llama3 { factor, low_freq, high_freq, original } => {
-            Scaling::Llama3 { factor, low_freq, high_freq, original }
-        }
-        RopeScaling::Yarn { factor, original, beta_fast, beta_slow, attention_factor } => {
-            Scaling::Yarn { factor, original, beta_fast, beta_slow, attention_factor }
-        }
-    }
-}
-
 impl Forward {
     pub fn new(
         config: ModelConfig,
@@ -105,7 +92,7 @@ impl Forward {
     ) -> Result<Self, KernelError> {
         let ModelConfig { n_q_heads, n_kv_heads, head_dim, .. } = config;
         let shape = AttentionShape { n_q_heads, n_kv_heads, head_dim }.checked()?;
-        let rope = Rope::new(head_dim, config.rope.theta, scaling_of(&config.rope.scaling))?;
+        let rope = Rope::new(head_dim, config.rope.theta, rope_scaling(&config.rope.scaling))?;
         let kv = (0..config.n_layers)
             .map(|_| KvPages::new(shape, n_pages))
             .collect::<Result<_, _>>()?;

@@ -146,31 +146,13 @@ impl CpuExecutor {
     }
 }
 
-fn check_plan(plan: &StepPlan) -> Result<(), ExecutorError> {
-    if plan.n_steps == 0 {
-        return Err(step_error("the plan has 0 steps; it must have at least 1"));
-    }
-    for row in &plan.rows {
-        if row.tokens.is_empty() {
-            return Err(step_error(format!("request {} has no token to compute", row.request)));
-        }
-        if plan.n_steps > 1 && (row.tokens.len() != 1 || row.sample.is_none()) {
-            return Err(step_error(format!(
-                "request {} is no decode row in a plan of {} steps",
-                row.request, plan.n_steps
-            )));
-        }
-    }
-    Ok(())
-}
-
 impl Executor for CpuExecutor {
     fn info(&self) -> &ExecutorInfo {
         &self.info
     }
 
     fn execute(&mut self, plan: &StepPlan) -> Result<StepOutput, ExecutorError> {
-        check_plan(plan)?;
+        super::check_plan(plan, DEVICE)?;
         let mut output = StepOutput { rows: vec![Vec::new(); plan.rows.len()] };
         if plan.rows.is_empty() {
             return Ok(output);

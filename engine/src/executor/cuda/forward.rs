@@ -11,7 +11,7 @@ use kernels::embedding::cuda::Embedding;
 use kernels::qkv_prepare::cuda::{HeadShape, KvFormat, PagedKv, QkvPrepare, QkvPrepareArgs};
 use kernels::rms_norm::cuda::RmsNorm;
 use kernels::sampling::cuda::{AdvanceState, ArgmaxAdvance, ArgmaxAdvanceArgs};
-use kernels::stream_linear::{Epilogue, Input, StreamLinear};
+use kernels::stream_linear::{Output, StreamLinear};
 
 use super::inputs::{Inputs, MAX_ROWS};
 use super::weights::{DeviceWeights, LayerWeights};
@@ -47,7 +47,7 @@ struct Workspace {
     qkv: Buffer<f16>,
     /// `[MAX_ROWS, stride(n_q * head_dim)]`
     attended: Buffer<f16>,
-    /// `[MAX_ROWS, intermediate]`, padded
+    /// `[MAX_ROWS, intermediate]`
     gated: Buffer<f16>,
     /// `[MAX_ROWS, vocab]`
     logits: Buffer<f32>,
@@ -86,7 +86,7 @@ pub(super) fn workspace_bytes(config: &ModelConfig) -> u64 {
     let halves = stride(config.hidden)
         + (config.n_q_heads + 2 * config.n_kv_heads) * config.head_dim
         + stride(heads)
-        + stride(config.intermediate);
+        + config.intermediate;
     (MAX_ROWS * (4 * (config.hidden + config.vocab) + 2 * halves)) as u64
 }
 
@@ -222,9 +222,10 @@ impl Forward {
         let row_stride = (self.heads.n_q + 2 * self.heads.n_kv) * self.heads.head_dim;
         let out_stride = stride(self.heads.n_q * self.heads.head_dim);
         self.norm(stream, &layer.attn_norm, None, n_rows)?;
-        let input = Input { x: ws.x.all(), stride: stride(self.config.hidden), n_rows };
+        let x_stride = stride(self.config.hidden);
         let bias = layer.qkv_bias.as_ref().map(Buffer::all);
-        layer.qkv.launch(stream, input, Epilogue::Store(ws.qkv.all()), bias)?;
+        let out = Output::Store(ws.qkv.all());
+        layer.qkv.launch(stream, n_rows, ws.x.all(), x_stride, bias, out, true)?;
         self.ops.qkv_prepare.launch(
             stream,
             &QkvPrepareArgs {
@@ -257,9 +258,9 @@ impl Forward {
                 fresh,
             },
         )?;
-        let input = Input { x: ws.attended.all(), stride: out_stride, n_rows };
         let bias = layer.o_bias.as_ref().map(Buffer::all);
-        layer.o.launch(stream, input, Epilogue::AddResidual(ws.h.all()), bias)
+        let out = Output::AddResidual(ws.h.all());
+        layer.o.launch(stream, n_rows, ws.attended.all(), out_stride, bias, out, true)
     }
 
     fn mlp_block(
@@ -270,12 +271,12 @@ impl Forward {
     ) -> Result<(), CudaError> {
         let ws = &self.workspace;
         self.norm(stream, &layer.mlp_norm, None, n_rows)?;
-        let input = Input { x: ws.x.all(), stride: stride(self.config.hidden), n_rows };
-        let out_stride = stride(self.config.intermediate);
-        let gated = Epilogue::SiluMul { out: ws.gated.all(), stride: out_stride };
-        layer.gate_up.launch(stream, input, gated, None)?;
-        let input = Input { x: ws.gated.all(), stride: out_stride, n_rows };
-        layer.down.launch(stream, input, Epilogue::AddResidual(ws.h.all()), None)
+        let out = Output::SiluMul(ws.gated.all());
+        let x_stride = stride(self.config.hidden);
+        layer.gate_up.launch(stream, n_rows, ws.x.all(), x_stride, None, out, true)?;
+        let out = Output::AddResidual(ws.h.all());
+        let x_stride = self.config.intermediate;
+        layer.down.launch(stream, n_rows, ws.gated.all(), x_stride, None, out, true)
     }
 
     /// The norm of `h`'s rows, or of the picked ones, into `x`.
@@ -306,9 +307,9 @@ impl Forward {
     pub fn head(&self, stream: &Stream, inputs: &Inputs, n_out: usize) -> Result<(), CudaError> {
         let ws = &self.workspace;
         self.norm(stream, &self.weights.final_norm, Some(inputs.out_rows()?), n_out)?;
-        let input = Input { x: ws.x.all(), stride: stride(self.config.hidden), n_rows: n_out };
-        let out = Epilogue::StoreF32 { out: ws.logits.all(), stride: self.config.vocab };
-        self.weights.lm_head.launch(stream, input, out, None)
+        let out = Output::StoreF32(ws.logits.all());
+        let x_stride = stride(self.config.hidden);
+        self.weights.lm_head.launch(stream, n_out, ws.x.all(), x_stride, None, out, true)
     }
 
     /// The likeliest token of each row of the logits into `history`; with `advance` also into the
@@ -372,7 +373,7 @@ impl Workspace {
             x: Buffer::zeroed(stream, MAX_ROWS * stride(config.hidden))?,
             qkv: Buffer::zeroed(stream, MAX_ROWS * qkv)?,
             attended: Buffer::zeroed(stream, MAX_ROWS * stride(heads))?,
-            gated: Buffer::zeroed(stream, MAX_ROWS * stride(config.intermediate))?,
+            gated: Buffer::zeroed(stream, MAX_ROWS * config.intermediate)?,
             logits: Buffer::zeroed(stream, MAX_ROWS * config.vocab)?,
         })
     }

@@ -17,6 +17,7 @@ mod weights;
 use kernels::cuda::{Buffer, CudaError, Device, HostBuffer, Stream};
 pub use kernels::qkv_prepare::cuda::KvFormat;
 use kernels::rope::Rope;
+use kernels::stream_linear::StreamLinear;
 
 use self::forward::{AttentionOptions, Forward, KvPool};
 use self::graphs::Graphs;
@@ -337,7 +338,7 @@ fn is_greedy(spec: &SampleSpec) -> bool {
 
 /// cos and sin of every position, `[n, head_dim]`.
 fn cos_sin(stream: &Stream, config: &ModelConfig, n: usize) -> Result<Buffer<f32>, CudaLoadError> {
-    let scaling = crate::model::rope_scaling(&config.rope.scaling);
+    let scaling = super::rope_scaling(&config.rope.scaling);
     let option = |error: kernels::KernelError| CudaLoadError::Cuda(CudaError::from(error));
     let rope = Rope::new(config.head_dim, config.rope.theta, scaling).map_err(option)?;
     let mut angles = vec![0.0; n * config.head_dim];
@@ -358,10 +359,22 @@ fn check_model(config: &ModelConfig) -> Result<(), CudaLoadError> {
     if group > 8 {
         return wrong("query heads a KV head", group, "at most 8 on the card");
     }
+    if !config.intermediate.is_multiple_of(256) {
+        return wrong("intermediate", config.intermediate, "a multiple of 256 on the card");
+    }
     if config.hidden > 16_384 || !config.hidden.is_multiple_of(8) {
         return wrong("hidden", config.hidden, "a multiple of 8, at most 16384, on the card");
     }
     Ok(())
+}
+
+/// Format and launch shape at one row, for example `stream_awq_g128, 1 row: 132 x 1 blocks`.
+fn describe_linear(linear: &StreamLinear) -> String {
+    let format = linear.layout().format;
+    match linear.plan(1) {
+        Ok(p) => format!("stream_{format:?}, one row: {} clusters of {}", p.n_clusters, p.n_ranks),
+        Err(error) => error.to_string(),
+    }
 }
 
 fn describe(
@@ -377,7 +390,7 @@ fn describe(
     let reduce = if attention.reduce_in_fp32 { "fp32" } else { "fp16" };
     let mut kernels: Vec<(String, String)> = forward
         .linears()
-        .map(|(name, linear)| (name.to_owned(), linear.describe()))
+        .map(|(name, linear)| (name.to_owned(), describe_linear(linear)))
         .collect();
     kernels.extend([
         ("attention".to_owned(), format!("decode_cluster_{kv}_{reduce}_splits{}", attention.max_splits)),

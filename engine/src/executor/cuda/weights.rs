@@ -4,9 +4,13 @@
 //! other format, GGUF's blocks included, becomes fp16 on the way in. Dummy weights are made on
 //! the card: random in every bit, with scales that keep activations sane.
 
+use std::sync::Arc;
+
 use half::f16;
 use kernels::cuda::{Buffer, CudaError, Stream};
-use kernels::stream_linear::{LinearShape, StreamLinear, WeightFormat};
+use kernels::stream_linear::{
+    Arrangement, AwqPart, Format, Layout, StreamLinear, StreamLinearKernels, fill_normal,
+};
 
 use super::CudaLoadError;
 use crate::model::config::ModelConfig;
@@ -36,14 +40,14 @@ pub(super) struct DeviceWeights {
 /// Which matrices form one on the card.
 struct Fused<'a> {
     ids: &'a [MatrixId],
-    /// Tiles of the parts alternate instead of following each other.
-    interleaved: bool,
+    arrangement: Arrangement,
 }
 
 impl DeviceWeights {
     pub fn load(checkpoint: &dyn Checkpoint, stream: &Stream) -> Result<Self, CudaLoadError> {
         let config = checkpoint.config();
-        let loader = Loader { checkpoint, stream, dummy_seed: checkpoint.dummy_seed() };
+        let kernels = StreamLinearKernels::load(stream)?;
+        let loader = Loader { checkpoint, stream, kernels, dummy_seed: checkpoint.dummy_seed() };
         let layers =
             (0..config.n_layers).map(|i| loader.layer(config, i)).collect::<Result<_, _>>()?;
         let head = if config.tied_embeddings { MatrixId::Embedding } else { MatrixId::LmHead };
@@ -51,7 +55,7 @@ impl DeviceWeights {
             embedding: loader.embedding()?,
             layers,
             final_norm: loader.vector(VectorId::FinalNorm)?,
-            lm_head: loader.linear(&Fused { ids: &[head], interleaved: false })?,
+            lm_head: loader.linear(&Fused { ids: &[head], arrangement: Arrangement::Stacked })?,
         })
     }
 
@@ -74,6 +78,7 @@ impl DeviceWeights {
 struct Loader<'a> {
     checkpoint: &'a dyn Checkpoint,
     stream: &'a Stream,
+    kernels: Arc<StreamLinearKernels>,
     dummy_seed: Option<u64>,
 }
 
@@ -84,7 +89,7 @@ impl Loader<'_> {
             .qkv_bias
             .then(|| self.vectors(&[VectorId::QBias(i), VectorId::KBias(i), VectorId::VBias(i)]))
             .transpose()?;
-        let one = |id| self.linear(&Fused { ids: &[id], interleaved: false });
+        let one = |id| self.linear(&Fused { ids: &[id], arrangement: Arrangement::Stacked });
         Ok(LayerWeights {
             attn_norm: self.vector(VectorId::AttnNorm(i))?,
             mlp_norm: self.vector(VectorId::MlpNorm(i))?,
@@ -92,14 +97,14 @@ impl Loader<'_> {
             k_norm: optional(config.qk_norm, VectorId::KNorm(i))?,
             qkv: self.linear(&Fused {
                 ids: &[MatrixId::Q(i), MatrixId::K(i), MatrixId::V(i)],
-                interleaved: false,
+                arrangement: Arrangement::Stacked,
             })?,
             qkv_bias,
             o: one(MatrixId::O(i))?,
             o_bias: optional(config.o_bias, VectorId::OBias(i))?,
             gate_up: self.linear(&Fused {
                 ids: &[MatrixId::Gate(i), MatrixId::Up(i)],
-                interleaved: true,
+                arrangement: Arrangement::GateUp,
             })?,
             down: one(MatrixId::Down(i))?,
         })
@@ -121,7 +126,7 @@ impl Loader<'_> {
         let storage = self.checkpoint.storage(MatrixId::Embedding)?;
         if let Some(seed) = self.dummy_seed {
             let buffer = Buffer::new(self.stream.device(), storage.n_out * storage.n_in)?;
-            kernels::stream_linear::fill_normal(self.stream, buffer.all(), 1.0, seed)?;
+            fill_normal(self.stream, buffer.all(), 0.0, 1.0, seed)?;
             return Ok(buffer);
         }
         let matrix = self.checkpoint.matrix(MatrixId::Embedding)?;
@@ -134,29 +139,36 @@ impl Loader<'_> {
         for id in fused.ids {
             parts.push(self.checkpoint.storage(*id)?);
         }
-        let n_in = parts[0].n_in;
-        let widths: Vec<usize> = parts.iter().map(|part| part.n_out).collect();
         let format = match parts[0].awq_group_size {
-            Some(group_size) => WeightFormat::Awq { group_size },
-            None => WeightFormat::F16,
+            Some(group_size) => Format::awq(group_size).map_err(CudaError::from)?,
+            None => Format::Half,
         };
-        let shape = LinearShape { parts: widths, n_in, interleaved: fused.interleaved, format };
+        let widths: Vec<usize> = parts.iter().map(|part| part.n_out).collect();
+        let layout = Layout::new(format, fused.arrangement, &widths, parts[0].n_in)
+            .map_err(CudaError::from)?;
+        let mut linear = StreamLinear::new(&self.kernels, layout)?;
         if let Some(seed) = self.dummy_seed {
-            let seed = seed ^ (fused_key(fused.ids[0]) << 8);
-            return Ok(StreamLinear::random(self.stream, &shape, seed)?);
+            linear.fill_random(self.stream, seed ^ (matrix_key(fused.ids[0]) << 8))?;
+            return Ok(linear);
         }
-        let linear = StreamLinear::new(self.stream, &shape)?;
         for (part, id) in fused.ids.iter().enumerate() {
             match self.checkpoint.matrix(*id)? {
-                Matrix::Awq(awq) => linear.load_awq(
-                    self.stream,
-                    part,
-                    &awq.qweight,
-                    &awq.qzeros,
-                    &awq.scales,
-                )?,
+                Matrix::Awq(awq) => {
+                    let qweight = Buffer::from_slice(self.stream, &words(&awq.qweight))?;
+                    let qzeros = Buffer::from_slice(self.stream, &words(&awq.qzeros))?;
+                    let scales = Buffer::from_slice(self.stream, &halves(&awq.scales))?;
+                    let source = AwqPart {
+                        qweight: qweight.all(),
+                        qzeros: qzeros.all(),
+                        scales: scales.all(),
+                    };
+                    linear.load_awq(self.stream, part, &source)?;
+                    self.stream.synchronize()?;
+                }
                 matrix @ Matrix::Rows { .. } => {
-                    linear.load_f16(self.stream, part, &rows_f16(&matrix)?)?;
+                    let rows = Buffer::from_slice(self.stream, &rows_f16(&matrix)?)?;
+                    linear.load_half(self.stream, part, rows.all())?;
+                    self.stream.synchronize()?;
                 }
             }
         }
@@ -164,8 +176,17 @@ impl Loader<'_> {
     }
 }
 
+/// Little-endian words of bytes that may lie anywhere in a mapped file.
+fn words(bytes: &[u8]) -> Vec<u32> {
+    bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+}
+
+fn halves(bytes: &[u8]) -> Vec<f16> {
+    bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]])).collect()
+}
+
 /// A number of its own for each matrix, so that dummy weights differ.
-fn fused_key(id: MatrixId) -> u64 {
+fn matrix_key(id: MatrixId) -> u64 {
     let (kind, layer) = match id {
         MatrixId::Embedding => (0, 0),
         MatrixId::LmHead => (1, 0),

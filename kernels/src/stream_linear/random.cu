@@ -1,0 +1,63 @@
+// Dummy weights, made where they are used: random in every bit, the same for the same seed.
+//
+// Zeros would run faster than real weights do, on matrix units and memory alike. Each value comes
+// from a hash of (seed, index), so the grid does not matter. Bytes: each written once.
+// Grid: any, of 256 threads. Architectures: sm_90, sm_120.
+#include "../cuda/device.cuh"
+
+DEVICE uint32_t hashed(uint64_t seed, uint64_t index) {  // the finaliser of MurmurHash3
+    uint64_t x = seed * 0x9e3779b97f4a7c15ull + index;
+    x ^= x >> 33, x *= 0xff51afd7ed558ccdull;
+    x ^= x >> 33, x *= 0xc4ceb9fe1a85ec53ull;
+    return static_cast<uint32_t>(x ^ x >> 33);
+}
+
+struct FillBitsParams {
+    uint32_t* words;
+    uint64_t n;
+    uint64_t seed;
+};
+
+extern "C" __global__ void __launch_bounds__(256) fill_bits(const __grid_constant__ FillBitsParams p) {
+    for (uint64_t i = blockIdx.x * 256ull + threadIdx.x; i < p.n; i += gridDim.x * 256ull)
+        p.words[i] = hashed(p.seed, i);
+}
+
+struct FillNormalParams {
+    __half* values;
+    uint64_t n;
+    uint64_t seed;
+    float std;
+    float mean;
+};
+
+// Box-Muller, one of the pair.
+extern "C" __global__ void __launch_bounds__(256) fill_normal(const __grid_constant__ FillNormalParams p) {
+    for (uint64_t i = blockIdx.x * 256ull + threadIdx.x; i < p.n; i += gridDim.x * 256ull) {
+        const uint32_t bits = hashed(p.seed, i);
+        const float u = ((bits >> 16) + 1) / 65537.f, angle = (bits & 0xffff) / 32768.f;
+        p.values[i] = __float2half_rn(p.mean + p.std * sqrtf(-2.f * __logf(u)) * cospif(angle));
+    }
+}
+
+struct FillAwqGroupsParams {
+    uint8_t* group_data;  // [n_chunks][groups * 40], as repack.cu writes it
+    uint64_t n_chunks;    // of all tiles
+    uint64_t seed;
+    float scale;          // mean; scales are uniform in 0.5 .. 1.5 of it
+    int32_t groups;
+};
+
+// Scales, and zero points random in every bit.
+extern "C" __global__ void __launch_bounds__(256) fill_awq_groups(const __grid_constant__ FillAwqGroupsParams p) {
+    const uint64_t per_chunk = p.groups * 24;  // 16 scales and 8 bytes of zeros a group
+    for (uint64_t i = blockIdx.x * 256ull + threadIdx.x; i < p.n_chunks * per_chunk; i += gridDim.x * 256ull) {
+        uint8_t* chunk = p.group_data + i / per_chunk * p.groups * 40;
+        const int at = static_cast<int>(i % per_chunk), n_scales = p.groups * 16;
+        const uint32_t bits = hashed(p.seed, i);
+        if (at < n_scales)
+            reinterpret_cast<__half*>(chunk)[at] = __float2half_rn(p.scale * (0.5f + (bits & 0xffff) / 65536.f));
+        else
+            chunk[p.groups * 32 + at - n_scales] = static_cast<uint8_t>(bits);
+    }
+}
