@@ -10,13 +10,13 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use crate::environment::Environment;
+use crate::interrupts::Interrupts;
 use crate::loadgen::BaseUrl;
-use crate::progress::Progress;
 use crate::prompts::PromptSet;
 use crate::provenance::{self, GitState};
 use crate::record::{self, Hashes, RunStatus};
 use crate::repository::Repository;
-use crate::runner::{Campaign, Interrupts, RunEnd, ServerSource, campaign_id, run_replicate};
+use crate::runner::{Campaign, RunEnd, ServerSource, campaign_id, run_replicate};
 use crate::server_process::{ServerConfig, ServerProcess};
 use crate::spec::{Experiment, Overrides};
 
@@ -73,24 +73,45 @@ pub async fn run(args: &RunArgs, repository: Repository) -> Result<CampaignEnd> 
     let mut arms = Vec::new();
     for name in &args.names {
         let experiment = Experiment::load(&repository.experiments_dir(), name, &overrides)?;
-        if arms.iter().any(|(arm, _): &(Experiment, PromptSet)| arm.name == experiment.name) {
-            bail!("{} is named twice; use --replicates to run it more often", experiment.name);
+        if arms
+            .iter()
+            .any(|(arm, _): &(Experiment, PromptSet)| arm.name == experiment.name)
+        {
+            bail!(
+                "{} is named twice; use --replicates to run it more often",
+                experiment.name
+            );
         }
         let prompts = PromptSet::load(&repository.prompts_dir(), &experiment.workload.prompts)?;
         arms.push((experiment, prompts));
     }
 
-    let runs_dir = args.runs_dir.clone().unwrap_or_else(|| repository.runs_dir());
+    let runs_dir = args
+        .runs_dir
+        .clone()
+        .unwrap_or_else(|| repository.runs_dir());
     for run_id in record::finalise_killed(&runs_dir)? {
-        eprintln!("{run_id}: labelled failed, {}", record::REASON_RUNNER_KILLED);
+        eprintln!(
+            "{run_id}: labelled failed, {}",
+            record::REASON_RUNNER_KILLED
+        );
     }
     let source = server_source(args)?;
     if let ServerSource::Engine { binary, supervisor } = &source {
         let mut models: Vec<&str> = arms.iter().map(|(arm, _)| arm.model.as_str()).collect();
         models.dedup();
         for model in models {
-            let fetch = vec![binary.to_string_lossy().into_owned(), "fetch".into(), model.into()];
-            let config = ServerConfig { supervisor: supervisor.clone(), command: fetch, log: None, run_folder: None };
+            let fetch = vec![
+                binary.to_string_lossy().into_owned(),
+                "fetch".into(),
+                model.into(),
+            ];
+            let config = ServerConfig {
+                supervisor: supervisor.clone(),
+                command: fetch,
+                log: None,
+                run_folder: None,
+            };
             if fetch_model(&config, model, &mut interrupts).await? == CampaignEnd::Interrupted {
                 return Ok(CampaignEnd::Interrupted);
             }
@@ -107,7 +128,11 @@ pub async fn run(args: &RunArgs, repository: Repository) -> Result<CampaignEnd> 
         source,
     };
 
-    let most = arms.iter().map(|(arm, _)| arm.replicates).max().unwrap_or(0);
+    let most = arms
+        .iter()
+        .map(|(arm, _)| arm.replicates)
+        .max()
+        .unwrap_or(0);
     let mut ends: Vec<RunEnd> = Vec::new();
     'campaign: for replicate in 0..most {
         for (arm, prompts) in arms.iter().filter(|(arm, _)| replicate < arm.replicates) {
@@ -133,8 +158,13 @@ pub async fn run(args: &RunArgs, repository: Repository) -> Result<CampaignEnd> 
 }
 
 /// Fetches before the first server start, so that no start time contains a download.
-async fn fetch_model(config: &ServerConfig, model: &str, interrupts: &mut Interrupts) -> Result<CampaignEnd> {
-    let progress = Progress::spinner(format!("model {model}"));
+async fn fetch_model(
+    config: &ServerConfig,
+    model: &str,
+    interrupts: &mut Interrupts,
+) -> Result<CampaignEnd> {
+    // No bar of our own: the engine shows the download's on the same terminal.
+    eprintln!("model {model}: fetch");
     let mut fetch = ServerProcess::start(config)?;
     let exit = async {
         loop {
@@ -147,15 +177,18 @@ async fn fetch_model(config: &ServerConfig, model: &str, interrupts: &mut Interr
     tokio::select! {
         how = exit => {
             if how == SUCCESS {
-                progress.finish("here");
+                eprintln!("model {model}: here");
             } else if model == DEFAULT_MODEL {
-                progress.finish("cannot be fetched; the server falls back to a synthetic model and says so");
+                eprintln!("WARNING: the default model cannot be fetched ({how}); the server falls back to a synthetic one");
             } else {
                 bail!("the model {model} cannot be fetched ({how})");
             }
             Ok(CampaignEnd::Complete)
         }
-        _ = interrupts.next() => Ok(CampaignEnd::Interrupted),
+        name = interrupts.next() => {
+            eprintln!("interrupted ({name})");
+            Ok(CampaignEnd::Interrupted)
+        }
     }
 }
 
@@ -176,9 +209,14 @@ fn server_source(args: &RunArgs) -> Result<ServerSource> {
         None => supervisor.with_file_name("engine"),
     };
     if !binary.is_file() {
-        bail!("no engine binary at {}; `cargo xtask exp` builds it, `--engine-bin` names another", binary.display());
+        bail!(
+            "no engine binary at {}; `cargo xtask exp` builds it, `--engine-bin` names another",
+            binary.display()
+        );
     }
-    let binary = binary.canonicalize().with_context(|| format!("engine binary {}", binary.display()))?;
+    let binary = binary
+        .canonicalize()
+        .with_context(|| format!("engine binary {}", binary.display()))?;
     Ok(ServerSource::Engine { binary, supervisor })
 }
 
@@ -204,8 +242,15 @@ fn table_of(campaign: &Campaign, ends: &[RunEnd]) -> String {
             RunStatus::Failed => "failed",
             RunStatus::Running => "running",
         };
-        let reason = end.reason.as_deref().and_then(|reason| reason.lines().next()).unwrap_or_default();
-        format!("  {status:<9} {} {reason}", campaign.repository.relative(&end.dir).display())
+        let reason = end
+            .reason
+            .as_deref()
+            .and_then(|reason| reason.lines().next())
+            .unwrap_or_default();
+        format!(
+            "  {status:<9} {} {reason}",
+            campaign.repository.relative(&end.dir).display()
+        )
     }));
     lines.join("\n")
 }

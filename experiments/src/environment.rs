@@ -49,8 +49,22 @@ const UNKNOWN: &str = "unknown";
 
 /// Kept of the hundred flags a CPU lists.
 const RELEVANT_CPU_FLAGS: [&str; 16] = [
-    "sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16",
-    "avx512_fp16", "avx_vnni", "amx_tile", "amx_int8", "amx_bf16", "asimddp",
+    "sse4_2",
+    "avx",
+    "avx2",
+    "fma",
+    "f16c",
+    "avx512f",
+    "avx512bw",
+    "avx512vl",
+    "avx512_vnni",
+    "avx512_bf16",
+    "avx512_fp16",
+    "avx_vnni",
+    "amx_tile",
+    "amx_int8",
+    "amx_bf16",
+    "asimddp",
 ];
 
 impl Environment {
@@ -65,9 +79,15 @@ impl Environment {
                 .ok()
                 .and_then(|release| os_name(&release))
                 .unwrap_or_else(|| UNKNOWN.into()),
-            kernel: format!("{} {} {}", text(uname.sysname()), text(uname.release()), text(uname.machine())),
+            kernel: format!(
+                "{} {} {}",
+                text(uname.sysname()),
+                text(uname.release()),
+                text(uname.machine())
+            ),
             cpu: parse_cpu(&cpuinfo, std::thread::available_parallelism()?.into()),
-            memory_bytes: total_memory_bytes(&meminfo).ok_or_else(|| io::Error::other("/proc/meminfo has no MemTotal"))?,
+            memory_bytes: total_memory_bytes(&meminfo)
+                .ok_or_else(|| io::Error::other("/proc/meminfo has no MemTotal"))?,
             gpu: query_gpu(),
             rustc: duct::cmd!("rustc", "--version").stderr_null().read().ok(),
         })
@@ -81,13 +101,18 @@ pub fn gpu_memory_used_bytes() -> Option<u64> {
 }
 
 fn query_gpu() -> Option<Gpu> {
-    parse_gpu(&nvidia_smi("name,driver_version,memory.total,clocks.max.sm,clocks.max.memory,power.limit")?)
+    parse_gpu(&nvidia_smi(
+        "name,driver_version,memory.total,clocks.max.sm,clocks.max.memory,power.limit",
+    )?)
 }
 
 /// The first GPU's line of a query. The measured server runs on one GPU.
 fn nvidia_smi(fields: &str) -> Option<String> {
     let query = format!("--query-gpu={fields}");
-    let output = duct::cmd!("nvidia-smi", query, "--format=csv,noheader,nounits").stderr_null().read().ok()?;
+    let output = duct::cmd!("nvidia-smi", query, "--format=csv,noheader,nounits")
+        .stderr_null()
+        .read()
+        .ok()?;
     output.lines().next().map(String::from)
 }
 
@@ -100,7 +125,10 @@ fn parse_gpu(line: &str) -> Option<Gpu> {
         name,
         driver,
         memory_bytes: number().map(|mib| (mib as u64) << 20),
-        clocks: Clocks { max_sm_mhz: number(), max_memory_mhz: number() },
+        clocks: Clocks {
+            max_sm_mhz: number(),
+            max_memory_mhz: number(),
+        },
         power_limit_w: number(),
     })
 }
@@ -116,12 +144,18 @@ fn parse_cpu(cpuinfo: &str, n_cores: usize) -> Cpu {
     Cpu {
         model: value_of(&["model name", "Model"]).unwrap_or_else(|| UNKNOWN.into()),
         n_cores,
-        flags: flags.split_whitespace().filter(|flag| RELEVANT_CPU_FLAGS.contains(flag)).map(String::from).collect(),
+        flags: flags
+            .split_whitespace()
+            .filter(|flag| RELEVANT_CPU_FLAGS.contains(flag))
+            .map(String::from)
+            .collect(),
     }
 }
 
 fn os_name(release: &str) -> Option<String> {
-    let value = release.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="))?;
+    let value = release
+        .lines()
+        .find_map(|line| line.strip_prefix("PRETTY_NAME="))?;
     Some(value.trim_matches('"').to_string())
 }
 
@@ -137,18 +171,37 @@ mod tests {
 
     #[test]
     fn reads_the_formats_of_proc_and_nvidia_smi() {
-        let cpu = parse_cpu("processor\t: 0\nmodel name\t: Some CPU @ 2.0GHz\nflags\t\t: fpu avx2 fma mce\n", 2);
+        let cpu = parse_cpu(
+            "processor\t: 0\nmodel name\t: Some CPU @ 2.0GHz\nflags\t\t: fpu avx2 fma mce\n",
+            2,
+        );
         assert_eq!(cpu.model, "Some CPU @ 2.0GHz");
         assert_eq!(cpu.flags, ["avx2", "fma"]);
-        assert_eq!(total_memory_bytes("MemTotal:       16384 kB\nMemFree: 1 kB\n"), Some(16 << 20));
-        assert_eq!(os_name("ID=x\nPRETTY_NAME=\"Some Linux 1\"\n").as_deref(), Some("Some Linux 1"));
+        assert_eq!(
+            total_memory_bytes("MemTotal:       16384 kB\nMemFree: 1 kB\n"),
+            Some(16 << 20)
+        );
+        assert_eq!(
+            os_name("ID=x\nPRETTY_NAME=\"Some Linux 1\"\n").as_deref(),
+            Some("Some Linux 1")
+        );
 
-        let gpu = parse_gpu("NVIDIA GeForce RTX 5090, 570.86.10, 32607, 3090, 14001, 575.00").expect("a GPU");
+        let gpu = parse_gpu("NVIDIA GeForce RTX 5090, 570.86.10, 32607, 3090, 14001, 575.00")
+            .expect("a GPU");
         assert_eq!(gpu.name, "NVIDIA GeForce RTX 5090");
         assert_eq!(gpu.memory_bytes, Some(32607 << 20));
-        assert_eq!(gpu.clocks, Clocks { max_sm_mhz: Some(3090.0), max_memory_mhz: Some(14001.0) });
+        assert_eq!(
+            gpu.clocks,
+            Clocks {
+                max_sm_mhz: Some(3090.0),
+                max_memory_mhz: Some(14001.0)
+            }
+        );
         assert_eq!(gpu.power_limit_w, Some(575.0));
-        assert_eq!(parse_gpu("X, 1, [N/A], 1, 2, [N/A]").map(|gpu| (gpu.memory_bytes, gpu.power_limit_w)), Some((None, None)));
+        assert_eq!(
+            parse_gpu("X, 1, [N/A], 1, 2, [N/A]").map(|gpu| (gpu.memory_bytes, gpu.power_limit_w)),
+            Some((None, None))
+        );
     }
 
     #[test]

@@ -17,13 +17,19 @@ const OWNED_BY_THE_RUNNER: [(&str, &str); 3] = [
 
 #[derive(Debug, thiserror::Error, PartialEq)]
 pub enum FlagError {
-    #[error("flag `{flag}`: `{value}` is no value for a flag; allowed: true, a number, a string, or an array of numbers and strings")]
+    #[error(
+        "flag `{flag}`: `{value}` is no value for a flag; allowed: true, a number, a string, or an array of numbers and strings"
+    )]
     Value { flag: String, value: String },
-    #[error("flag `{flag}`: a name is lower-case letters, digits and `-`, without the leading `--`")]
+    #[error(
+        "flag `{flag}`: a name is lower-case letters, digits and `-`, without the leading `--`"
+    )]
     Name { flag: String },
     #[error("flag `--{flag}` is set by {owner}")]
     Owned { flag: String, owner: &'static str },
-    #[error("`{word}` stands before any flag; extra engine flags look like `-- --schedule-policy fcfs`")]
+    #[error(
+        "`{word}` stands before any flag; extra engine flags look like `-- --schedule-policy fcfs`"
+    )]
     StrayWord { word: String },
     #[error("remove_flags: `{flag}` is not among the inherited flags: {inherited}")]
     NothingToRemove { flag: String, inherited: String },
@@ -47,7 +53,10 @@ impl Flags {
                 return Err(FlagError::Name { flag: flag.clone() });
             }
             if let Some((_, owner)) = OWNED_BY_THE_RUNNER.iter().find(|(name, _)| name == flag) {
-                return Err(FlagError::Owned { flag: flag.clone(), owner });
+                return Err(FlagError::Owned {
+                    flag: flag.clone(),
+                    owner,
+                });
             }
             values_of(value).ok_or_else(|| FlagError::Value {
                 flag: flag.clone(),
@@ -144,10 +153,14 @@ mod tests {
 
     #[test]
     fn typed_flags_become_the_same_arguments() {
-        let flags = Flags::parse(&words("--cuda-graph-bs 1 2 4 --disable-radix-cache --seed=3 --chunked-prefill-size -1"));
+        let flags = Flags::parse(&words(
+            "--cuda-graph-bs 1 2 4 --disable-radix-cache --seed=3 --chunked-prefill-size -1",
+        ));
         assert_eq!(
             flags.map(|flags| flags.to_args()),
-            Ok(words("--chunked-prefill-size -1 --cuda-graph-bs 1 2 4 --disable-radix-cache --seed 3"))
+            Ok(words(
+                "--chunked-prefill-size -1 --cuda-graph-bs 1 2 4 --disable-radix-cache --seed 3"
+            ))
         );
     }
 
@@ -161,10 +174,20 @@ mod tests {
 
     #[test]
     fn refuses_false_and_tables() {
-        for (text, shown) in [("x = false", "false"), ("x = []", "[]"), ("x = { y = 1 }", "y = 1")] {
+        for (text, shown) in [
+            ("x = false", "false"),
+            ("x = []", "[]"),
+            ("x = { y = 1 }", "y = 1"),
+        ] {
             let flags: Flags = toml::from_str(text).expect("valid toml");
-            let error = flags.validate().expect_err("no value for a flag").to_string();
-            assert!(error.contains("flag `x`") && error.contains(shown), "{error}");
+            let error = flags
+                .validate()
+                .expect_err("no value for a flag")
+                .to_string();
+            assert!(
+                error.contains("flag `x`") && error.contains(shown),
+                "{error}"
+            );
         }
     }
 
@@ -172,7 +195,13 @@ mod tests {
     fn removing_a_flag_that_is_not_there_names_it() {
         let mut flags = Flags::parse(&words("--a --b")).expect("flags");
         assert_eq!(flags.remove(&words("a")), Ok(()));
-        let error = flags.remove(&words("a")).expect_err("gone already").to_string();
-        assert!(error.contains("`a` is not among the inherited flags: b"), "{error}");
+        let error = flags
+            .remove(&words("a"))
+            .expect_err("gone already")
+            .to_string();
+        assert!(
+            error.contains("`a` is not among the inherited flags: b"),
+            "{error}"
+        );
     }
 }

@@ -11,7 +11,9 @@
 pub mod campaign;
 pub mod environment;
 pub mod flags;
+pub mod interrupts;
 pub mod loadgen;
+pub mod measurement;
 pub mod process_identity;
 pub mod progress;
 pub mod prompts;
@@ -21,6 +23,7 @@ pub mod repository;
 pub mod run_list;
 pub mod runner;
 pub mod sampler;
+pub mod served_model;
 pub mod server_process;
 pub mod spec;
 pub mod statistics;

@@ -12,7 +12,10 @@ use experiments::run_list;
 use experiments::supervise::{ExecBoundArgs, SuperviseArgs, exec_bound, supervise};
 
 #[derive(Parser)]
-#[command(name = "experiments", about = "Runs a numbered experiment end to end and records it")]
+#[command(
+    name = "experiments",
+    about = "Runs a numbered experiment end to end and records it"
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

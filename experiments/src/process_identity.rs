@@ -19,7 +19,11 @@ impl ProcessIdentity {
     /// Of the calling process.
     pub fn own() -> Self {
         let pid = std::process::id();
-        Self { pid, start_ticks: start_ticks(pid), boot_id: boot_id() }
+        Self {
+            pid,
+            start_ticks: start_ticks(pid),
+            boot_id: boot_id(),
+        }
     }
 
     /// Whether this very process still runs on this machine.
@@ -64,8 +68,20 @@ mod tests {
     fn this_process_lives_and_a_reused_pid_does_not_count() {
         let own = ProcessIdentity::own();
         assert!(own.is_alive());
-        assert!(!ProcessIdentity { start_ticks: own.start_ticks.map(|t| t + 1), ..own.clone() }.is_alive());
-        assert!(!ProcessIdentity { boot_id: Some("another boot".into()), ..own }.is_alive());
+        assert!(
+            !ProcessIdentity {
+                start_ticks: own.start_ticks.map(|t| t + 1),
+                ..own.clone()
+            }
+            .is_alive()
+        );
+        assert!(
+            !ProcessIdentity {
+                boot_id: Some("another boot".into()),
+                ..own
+            }
+            .is_alive()
+        );
         assert!(rss_bytes(std::process::id()).is_some_and(|bytes| bytes > 1 << 20));
     }
 }

@@ -18,19 +18,30 @@ pub struct Progress {
 impl Progress {
     /// A step whose length nobody knows.
     pub fn spinner(title: impl Into<String>) -> Self {
-        Self::start(title.into(), None, "{spinner} {prefix} {elapsed} {wide_msg}")
+        Self::start(
+            title.into(),
+            None,
+            "{spinner} {prefix} {elapsed} {wide_msg}",
+        )
     }
 
     /// A step of `n` parts.
     pub fn bar(title: impl Into<String>, n: u64) -> Self {
-        Self::start(title.into(), Some(n), "{prefix:24} [{bar:30}] {pos}/{len} {elapsed} {wide_msg}")
+        Self::start(
+            title.into(),
+            Some(n),
+            "{prefix:24} [{bar:30}] {pos}/{len} {elapsed} {wide_msg}",
+        )
     }
 
     fn start(title: String, n: Option<u64>, template: &str) -> Self {
         let bar = if std::io::stderr().is_terminal() {
             let bar = n.map_or_else(ProgressBar::new_spinner, ProgressBar::new);
             // The templates are constants; the default style serves if one were malformed.
-            bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
+            bar.set_style(
+                ProgressStyle::with_template(template)
+                    .unwrap_or_else(|_| ProgressStyle::default_bar()),
+            );
             bar.set_prefix(title.clone());
             bar.enable_steady_tick(Duration::from_millis(100));
             Some(bar)
@@ -38,7 +49,11 @@ impl Progress {
             eprintln!("{title} …");
             None
         };
-        Self { title, started: Instant::now(), bar }
+        Self {
+            title,
+            started: Instant::now(),
+            bar,
+        }
     }
 
     pub fn advance(&self, message: impl Into<String>) {
@@ -59,7 +74,11 @@ impl Progress {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
-        eprintln!("{}: {message} ({:.1} s)", self.title, self.started.elapsed().as_secs_f64());
+        eprintln!(
+            "{}: {message} ({:.1} s)",
+            self.title,
+            self.started.elapsed().as_secs_f64()
+        );
     }
 }
 

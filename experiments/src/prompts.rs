@@ -16,9 +16,16 @@ use sha2::{Digest, Sha256};
 #[derive(Debug, thiserror::Error)]
 pub enum PromptError {
     #[error("prompt file {path}: {source}")]
-    Read { path: PathBuf, source: std::io::Error },
+    Read {
+        path: PathBuf,
+        source: std::io::Error,
+    },
     #[error("prompt file {path}, line {line}: {message}")]
-    Line { path: PathBuf, line: usize, message: String },
+    Line {
+        path: PathBuf,
+        line: usize,
+        message: String,
+    },
     #[error("prompt file {path} holds no prompt")]
     Empty { path: PathBuf },
 }
@@ -45,12 +52,24 @@ impl PromptSet {
         let mut ids = HashSet::new();
         for name in names {
             let path = dir.join(format!("{name}.jsonl"));
-            let text = fs::read_to_string(&path).map_err(|source| PromptError::Read { path: path.clone(), source })?;
+            let text = fs::read_to_string(&path).map_err(|source| PromptError::Read {
+                path: path.clone(),
+                source,
+            })?;
             hash.update(text.as_bytes());
             let n_before = prompts.len();
-            for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-                let malformed = |message: String| PromptError::Line { path: path.clone(), line: index + 1, message };
-                let prompt: Prompt = serde_json::from_str(line).map_err(|error| malformed(error.to_string()))?;
+            for (index, line) in text
+                .lines()
+                .enumerate()
+                .filter(|(_, line)| !line.trim().is_empty())
+            {
+                let malformed = |message: String| PromptError::Line {
+                    path: path.clone(),
+                    line: index + 1,
+                    message,
+                };
+                let prompt: Prompt =
+                    serde_json::from_str(line).map_err(|error| malformed(error.to_string()))?;
                 if prompt.text.trim().is_empty() {
                     return Err(malformed(format!("prompt `{}` has no text", prompt.id)));
                 }
@@ -63,7 +82,10 @@ impl PromptSet {
                 return Err(PromptError::Empty { path });
             }
         }
-        Ok(Self { prompts, sha256: crate::provenance::hex(&hash.finalize()) })
+        Ok(Self {
+            prompts,
+            sha256: crate::provenance::hex(&hash.finalize()),
+        })
     }
 
     /// The prompts of one case in the order in which they are sent; a text comes again
@@ -100,7 +122,9 @@ mod tests {
 
     #[test]
     fn draws_are_seeded_and_use_every_prompt_before_repeating_one() {
-        let lines: Vec<String> = (0..5).map(|i| format!("{{\"id\":\"p{i}\",\"text\":\"text {i}\"}}")).collect();
+        let lines: Vec<String> = (0..5)
+            .map(|i| format!("{{\"id\":\"p{i}\",\"text\":\"text {i}\"}}"))
+            .collect();
         let prompts = set(&lines.join("\n")).expect("five prompts");
         let drawn = prompts.draw(7, "users-5", 12);
         assert_eq!(drawn, prompts.draw(7, "users-5", 12));
@@ -108,7 +132,14 @@ mod tests {
         assert_ne!(drawn, prompts.draw(7, "users-2", 12));
         assert_eq!(drawn.len(), 12);
         for round in drawn.chunks(5).take(2) {
-            assert_eq!(round.iter().map(|prompt| &prompt.id).collect::<HashSet<_>>().len(), 5);
+            assert_eq!(
+                round
+                    .iter()
+                    .map(|prompt| &prompt.id)
+                    .collect::<HashSet<_>>()
+                    .len(),
+                5
+            );
         }
     }
 
@@ -116,7 +147,10 @@ mod tests {
     fn errors_name_file_line_and_id() {
         let message = |text: &str| set(text).map(|_| ()).map_err(|error| error.to_string());
         assert!(message("").is_err_and(|e| e.contains("holds no prompt")));
-        assert!(message("{\"id\":\"a\",\"text\":\" \"}").is_err_and(|e| e.contains("line 1: prompt `a` has no text")));
+        assert!(
+            message("{\"id\":\"a\",\"text\":\" \"}")
+                .is_err_and(|e| e.contains("line 1: prompt `a` has no text"))
+        );
         let twice = "{\"id\":\"a\",\"text\":\"t\"}\n\n{\"id\":\"a\",\"text\":\"u\"}";
         assert!(message(twice).is_err_and(|e| e.contains("line 3: the id `a` is taken")));
         assert!(message("{\"id\":\"a\"}").is_err_and(|e| e.contains("text")));
@@ -125,7 +159,12 @@ mod tests {
     #[test]
     fn the_shipped_prompts_load() {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/prompts");
-        let prompts = PromptSet::load(&dir, &["korean".into(), "english".into()]).expect("shipped prompts");
-        assert!(prompts.prompts.len() >= 40, "{} prompts", prompts.prompts.len());
+        let prompts =
+            PromptSet::load(&dir, &["korean".into(), "english".into()]).expect("shipped prompts");
+        assert!(
+            prompts.prompts.len() >= 40,
+            "{} prompts",
+            prompts.prompts.len()
+        );
     }
 }

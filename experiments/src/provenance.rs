@@ -20,8 +20,16 @@ impl GitState {
         let git = |args: &[&str]| duct::cmd("git", args).dir(root).stderr_null().read().ok();
         Self {
             commit: git(&["rev-parse", "HEAD"]),
-            dirty: git(&["status", "--porcelain", "--untracked-files=no", "--", ".", ":!data/runs", ":!reports/rendered"])
-                .map(|changes| !changes.is_empty()),
+            dirty: git(&[
+                "status",
+                "--porcelain",
+                "--untracked-files=no",
+                "--",
+                ".",
+                ":!data/runs",
+                ":!reports/rendered",
+            ])
+            .map(|changes| !changes.is_empty()),
         }
     }
 }
@@ -71,7 +79,9 @@ fn feed(hash: &mut Sha256, path: &Path) -> io::Result<()> {
 fn collect_sources(dir: &Path, files: &mut Vec<PathBuf>) -> io::Result<()> {
     for entry in std::fs::read_dir(dir)? {
         let path = entry?.path();
-        let is_source = path.extension().is_some_and(|e| e == "rs" || e == "cu" || e == "cuh");
+        let is_source = path
+            .extension()
+            .is_some_and(|e| e == "rs" || e == "cu" || e == "cuh");
         if path.is_dir() {
             collect_sources(&path, files)?;
         } else if is_source {

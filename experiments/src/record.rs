@@ -30,7 +30,7 @@ pub const REQUESTS: &str = "requests.jsonl";
 pub const SERVER_METRICS: &str = "server_metrics.jsonl";
 
 /// A folder without a status is left alone for this long: its runner may be about to write it.
-const STATUS_DUE: Duration = Duration::from_secs(60);
+const STATUS_DUE: Duration = Duration::from_mins(1);
 
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
@@ -100,7 +100,12 @@ pub struct Status {
 
 impl Status {
     fn finished(status: RunStatus, reason: Option<String>) -> Self {
-        Self { status, reason, finished_utc: Some(utc::rfc3339(utc::now_unix_s())), runner: None }
+        Self {
+            status,
+            reason,
+            finished_utc: Some(utc::rfc3339(utc::now_unix_s())),
+            runner: None,
+        }
     }
 }
 
@@ -119,9 +124,22 @@ pub struct ServerSample {
 
 /// `<utc>_<experiment>_<host>_<hash8>`; the hash tells runs of one second apart.
 pub fn run_id(started_unix_s: u64, experiment: &str, host: &str, salt: &str) -> String {
-    let safe_host: String = host.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '-' }).collect();
+    let safe_host: String = host
+        .chars()
+        .map(|c| {
+            if c.is_ascii_alphanumeric() || c == '-' {
+                c
+            } else {
+                '-'
+            }
+        })
+        .collect();
     let hash = hex(&Sha256::digest(salt.as_bytes()));
-    format!("{}_{experiment}_{safe_host}_{}", utc::compact(started_unix_s), &hash[..8])
+    format!(
+        "{}_{experiment}_{safe_host}_{}",
+        utc::compact(started_unix_s),
+        &hash[..8]
+    )
 }
 
 /// A run folder that is being written.
@@ -134,14 +152,24 @@ pub struct RunRecord {
 impl RunRecord {
     /// Makes the folder and marks it as running. An existing folder is an error.
     pub fn create(runs_dir: &Path, run_id: &str) -> Result<Self, RecordError> {
-        fs::create_dir_all(runs_dir).map_err(|source| RecordError::Io { path: runs_dir.into(), source })?;
+        fs::create_dir_all(runs_dir).map_err(|source| RecordError::Io {
+            path: runs_dir.into(),
+            source,
+        })?;
         let dir = runs_dir.join(run_id);
         fs::create_dir(&dir).map_err(|source| match source.kind() {
             io::ErrorKind::AlreadyExists => RecordError::Exists { path: dir.clone() },
-            _ => RecordError::Io { path: dir.clone(), source },
+            _ => RecordError::Io {
+                path: dir.clone(),
+                source,
+            },
         })?;
-        let running =
-            Status { status: RunStatus::Running, reason: None, finished_utc: None, runner: Some(ProcessIdentity::own()) };
+        let running = Status {
+            status: RunStatus::Running,
+            reason: None,
+            finished_utc: None,
+            runner: Some(ProcessIdentity::own()),
+        };
         write_json(&dir.join(STATUS), &running)?;
         let requests = JsonLines::create(&dir.join(REQUESTS))?;
         Ok(Self { dir, requests })
@@ -163,8 +191,10 @@ impl RunRecord {
 
     pub fn write_toml(&self, file: &str, value: &impl Serialize) -> Result<(), RecordError> {
         let path = self.dir.join(file);
-        let text = toml::to_string_pretty(value)
-            .map_err(|error| RecordError::Malformed { path: path.clone(), message: error.to_string() })?;
+        let text = toml::to_string_pretty(value).map_err(|error| RecordError::Malformed {
+            path: path.clone(),
+            message: error.to_string(),
+        })?;
         write_replacing(&path, text.as_bytes())
     }
 
@@ -192,16 +222,29 @@ impl JsonLines {
             .append(true)
             .create_new(true)
             .open(path)
-            .map_err(|source| RecordError::Io { path: path.into(), source })?;
-        Ok(Self { path: path.into(), file })
+            .map_err(|source| RecordError::Io {
+                path: path.into(),
+                source,
+            })?;
+        Ok(Self {
+            path: path.into(),
+            file,
+        })
     }
 
     pub fn append(&mut self, row: &impl Serialize) -> Result<(), RecordError> {
-        let mut line = serde_json::to_vec(row)
-            .map_err(|error| RecordError::Malformed { path: self.path.clone(), message: error.to_string() })?;
+        let mut line = serde_json::to_vec(row).map_err(|error| RecordError::Malformed {
+            path: self.path.clone(),
+            message: error.to_string(),
+        })?;
         line.push(b'\n');
         // One write for the whole line: a runner killed here leaves no half of it behind.
-        self.file.write_all(&line).map_err(|source| RecordError::Io { path: self.path.clone(), source })
+        self.file
+            .write_all(&line)
+            .map_err(|source| RecordError::Io {
+                path: self.path.clone(),
+                source,
+            })
     }
 }
 
@@ -211,7 +254,10 @@ pub fn label_failed(dir: &Path, reason: &str) -> Result<(), RecordError> {
     if path.exists() && read_json::<Status>(&path)?.status != RunStatus::Running {
         return Ok(());
     }
-    write_json(&path, &Status::finished(RunStatus::Failed, Some(reason.into())))
+    write_json(
+        &path,
+        &Status::finished(RunStatus::Failed, Some(reason.into())),
+    )
 }
 
 /// Labels the runs whose runner is gone; returns their folders' names.
@@ -221,13 +267,17 @@ pub fn finalise_killed(runs_dir: &Path) -> Result<Vec<String>, RecordError> {
         let path = dir.join(STATUS);
         let killed = if path.exists() {
             let status: Status = read_json(&path)?;
-            status.status == RunStatus::Running && !status.runner.is_some_and(|runner| runner.is_alive())
+            status.status == RunStatus::Running
+                && !status.runner.is_some_and(|runner| runner.is_alive())
         } else {
             is_older_than(&dir, STATUS_DUE)
         };
         if killed {
             label_failed(&dir, REASON_RUNNER_KILLED)?;
-            labelled.extend(dir.file_name().map(|name| name.to_string_lossy().into_owned()));
+            labelled.extend(
+                dir.file_name()
+                    .map(|name| name.to_string_lossy().into_owned()),
+            );
         }
     }
     Ok(labelled)
@@ -238,21 +288,38 @@ pub fn run_folders(runs_dir: &Path) -> Result<Vec<PathBuf>, RecordError> {
     let entries = match fs::read_dir(runs_dir) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(source) => return Err(RecordError::Io { path: runs_dir.into(), source }),
+        Err(source) => {
+            return Err(RecordError::Io {
+                path: runs_dir.into(),
+                source,
+            });
+        }
     };
-    let mut dirs: Vec<PathBuf> = entries.filter_map(Result::ok).map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
+    let mut dirs: Vec<PathBuf> = entries
+        .filter_map(Result::ok)
+        .map(|entry| entry.path())
+        .filter(|path| path.is_dir())
+        .collect();
     dirs.sort();
     Ok(dirs)
 }
 
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, RecordError> {
-    let text = fs::read_to_string(path).map_err(|source| RecordError::Io { path: path.into(), source })?;
-    serde_json::from_str(&text).map_err(|error| RecordError::Malformed { path: path.into(), message: error.to_string() })
+    let text = fs::read_to_string(path).map_err(|source| RecordError::Io {
+        path: path.into(),
+        source,
+    })?;
+    serde_json::from_str(&text).map_err(|error| RecordError::Malformed {
+        path: path.into(),
+        message: error.to_string(),
+    })
 }
 
 fn write_json(path: &Path, value: &impl Serialize) -> Result<(), RecordError> {
-    let mut text = serde_json::to_string_pretty(value)
-        .map_err(|error| RecordError::Malformed { path: path.into(), message: error.to_string() })?;
+    let mut text = serde_json::to_string_pretty(value).map_err(|error| RecordError::Malformed {
+        path: path.into(),
+        message: error.to_string(),
+    })?;
     text.push('\n');
     write_replacing(path, text.as_bytes())
 }
@@ -264,12 +331,19 @@ fn write_replacing(path: &Path, bytes: &[u8]) -> Result<(), RecordError> {
     let beside = PathBuf::from(beside);
     fs::write(&beside, bytes)
         .and_then(|()| fs::rename(&beside, path))
-        .map_err(|source| RecordError::Io { path: path.into(), source })
+        .map_err(|source| RecordError::Io {
+            path: path.into(),
+            source,
+        })
 }
 
 fn is_older_than(path: &Path, age: Duration) -> bool {
     let modified = path.metadata().and_then(|metadata| metadata.modified());
-    modified.is_ok_and(|modified| SystemTime::now().duration_since(modified).is_ok_and(|elapsed| elapsed > age))
+    modified.is_ok_and(|modified| {
+        SystemTime::now()
+            .duration_since(modified)
+            .is_ok_and(|elapsed| elapsed > age)
+    })
 }
 
 #[cfg(test)]
@@ -283,20 +357,30 @@ mod tests {
         fs::write(record.path("keep"), "me").expect("written");
         let error = RunRecord::create(runs.path(), "r1").expect_err("exists");
         assert!(matches!(error, RecordError::Exists { .. }), "{error}");
-        assert_eq!(fs::read_to_string(runs.path().join("r1/keep")).expect("kept"), "me");
+        assert_eq!(
+            fs::read_to_string(runs.path().join("r1/keep")).expect("kept"),
+            "me"
+        );
         assert!(JsonLines::create(&runs.path().join("r1").join(REQUESTS)).is_err());
     }
 
     #[test]
     fn only_runs_whose_runner_is_gone_are_labelled() {
         let runs = tempfile::tempdir().expect("temporary folder");
-        let status_of = |id: &str| read_json::<Status>(&runs.path().join(id).join(STATUS)).expect("status");
+        let status_of =
+            |id: &str| read_json::<Status>(&runs.path().join(id).join(STATUS)).expect("status");
 
         let _alive = RunRecord::create(runs.path(), "alive").expect("new");
-        RunRecord::create(runs.path(), "done").expect("new").finish(RunStatus::Complete, None).expect("finished");
+        RunRecord::create(runs.path(), "done")
+            .expect("new")
+            .finish(RunStatus::Complete, None)
+            .expect("finished");
         let _gone = RunRecord::create(runs.path(), "gone").expect("new");
         let mut status = status_of("gone");
-        status.runner = status.runner.map(|runner| ProcessIdentity { boot_id: Some("before the reboot".into()), ..runner });
+        status.runner = status.runner.map(|runner| ProcessIdentity {
+            boot_id: Some("before the reboot".into()),
+            ..runner
+        });
         write_json(&runs.path().join("gone").join(STATUS), &status).expect("written");
         // Another runner may be about to write this one's status.
         fs::create_dir(runs.path().join("just-made")).expect("made");
@@ -305,7 +389,10 @@ mod tests {
         assert_eq!(status_of("alive").status, RunStatus::Running);
         assert_eq!(status_of("done").status, RunStatus::Complete);
         let gone = status_of("gone");
-        assert_eq!((gone.status, gone.reason.as_deref()), (RunStatus::Failed, Some(REASON_RUNNER_KILLED)));
+        assert_eq!(
+            (gone.status, gone.reason.as_deref()),
+            (RunStatus::Failed, Some(REASON_RUNNER_KILLED))
+        );
         assert!(gone.finished_utc.is_some());
         assert!(!runs.path().join("just-made").join(STATUS).exists());
         assert!(finalise_killed(runs.path()).expect("readable").is_empty());
@@ -314,8 +401,14 @@ mod tests {
     #[test]
     fn run_ids_sort_by_time_and_are_safe_names() {
         let id = run_id(1_758_528_930, "03-balanced-v2", "my host.local/x", "salt");
-        assert!(id.starts_with("20250922T081530Z_03-balanced-v2_my-host-local-x_"), "{id}");
+        assert!(
+            id.starts_with("20250922T081530Z_03-balanced-v2_my-host-local-x_"),
+            "{id}"
+        );
         assert_eq!(id.rsplit_once('_').map(|(_, hash)| hash.len()), Some(8));
-        assert_ne!(id, run_id(1_758_528_930, "03-balanced-v2", "my host.local/x", "pepper"));
+        assert_ne!(
+            id,
+            run_id(1_758_528_930, "03-balanced-v2", "my host.local/x", "pepper")
+        );
     }
 }

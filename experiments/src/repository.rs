@@ -17,9 +17,15 @@ impl Repository {
         let here = std::env::current_dir().context("the current folder cannot be read")?;
         let root = here
             .ancestors()
-            .find(|dir| dir.join("Cargo.toml").is_file() && dir.join("experiments").is_dir() && dir.join("data").is_dir())
+            .find(|dir| {
+                dir.join("Cargo.toml").is_file()
+                    && dir.join("experiments").is_dir()
+                    && dir.join("data").is_dir()
+            })
             .with_context(|| format!("{} is not inside the repository", here.display()))?;
-        Ok(Self { root: root.to_path_buf() })
+        Ok(Self {
+            root: root.to_path_buf(),
+        })
     }
 
     pub fn experiments_dir(&self) -> PathBuf {

@@ -20,7 +20,11 @@ pub fn list(repository: &Repository, runs_dir: &Path) -> Result<String> {
         let _ = writeln!(text, "  {name:<20} {}", experiment.title);
     }
     let runs = record::run_folders(runs_dir)?;
-    let _ = writeln!(text, "\nruns in {}", repository.relative(runs_dir).display());
+    let _ = writeln!(
+        text,
+        "\nruns in {}",
+        repository.relative(runs_dir).display()
+    );
     if runs.is_empty() {
         text.push_str("  none yet: cargo xtask exp balanced-v2 --quick\n");
     }
@@ -31,7 +35,10 @@ pub fn list(repository: &Repository, runs_dir: &Path) -> Result<String> {
 }
 
 fn line_of(run: &Path) -> String {
-    let name = run.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let name = run
+        .file_name()
+        .map(|name| name.to_string_lossy().into_owned())
+        .unwrap_or_default();
     let status = match record::read_json::<Status>(&run.join(record::STATUS)) {
         Ok(status) => {
             let word = match status.status {
@@ -39,7 +46,10 @@ fn line_of(run: &Path) -> String {
                 RunStatus::Complete => "complete",
                 RunStatus::Failed => "failed",
             };
-            let reason = status.reason.as_deref().and_then(|reason| reason.lines().next());
+            let reason = status
+                .reason
+                .as_deref()
+                .and_then(|reason| reason.lines().next());
             reason.map_or_else(|| word.to_string(), |reason| format!("{word} ({reason})"))
         }
         Err(_) => "no status".into(),
@@ -47,7 +57,10 @@ fn line_of(run: &Path) -> String {
     let about = match record::read_json::<Manifest>(&run.join(record::MANIFEST)) {
         Ok(manifest) => {
             let quick = if manifest.quick { ", quick" } else { "" };
-            format!("replicate {}, {}{quick}", manifest.replicate, manifest.model.used)
+            format!(
+                "replicate {}, {}{quick}",
+                manifest.replicate, manifest.model.used
+            )
         }
         Err(_) => "no manifest".into(),
     };

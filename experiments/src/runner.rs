@@ -8,27 +8,27 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use serde_json::Value;
 use sha2::{Digest, Sha256};
-use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
 use crate::environment::Environment;
-use crate::loadgen::{self, BaseUrl, RequestRow, RunClock, Target};
+use crate::interrupts::Interrupts;
+use crate::loadgen::{BaseUrl, RunClock, Target};
+use crate::measurement::{judge, run_cases};
 use crate::progress::Progress;
 use crate::prompts::PromptSet;
 use crate::provenance::{self, GitState};
 use crate::record::{self, Hashes, JsonLines, Manifest, ModelUsed, RunRecord, RunStatus};
 use crate::repository::Repository;
 use crate::sampler::Sampler;
+use crate::served_model::{self, take_in_model};
 use crate::server_process::{ServerConfig, ServerProcess, free_port, log_tail};
 use crate::spec::Experiment;
 use crate::summary::Summary;
 use crate::utc;
 
 const HEALTH_POLL: Duration = Duration::from_millis(100);
-const REQUEST_LIMIT: Duration = Duration::from_secs(10);
+const HEALTH_LIMIT: Duration = Duration::from_secs(10);
 /// Requests that fail because the server has died can be over before its end is noticed.
 const EXIT_NOTICE: Duration = Duration::from_millis(500);
 const SERVER_ENDED: &str = "the server ended during the run";
@@ -38,7 +38,10 @@ const LOG_LINES_SHOWN: usize = 12;
 #[derive(Debug, Clone)]
 pub enum ServerSource {
     /// Started for each run: `<binary> serve …`, watched over by `supervisor`.
-    Engine { binary: PathBuf, supervisor: PathBuf },
+    Engine {
+        binary: PathBuf,
+        supervisor: PathBuf,
+    },
     /// Somebody else's; neither started nor stopped here.
     External(BaseUrl),
 }
@@ -54,33 +57,6 @@ pub struct Campaign {
     pub git: GitState,
     pub hashes: Hashes,
     pub start_limit: Duration,
-}
-
-/// SIGINT, SIGTERM and SIGHUP, caught from the moment of creation.
-#[derive(Debug)]
-pub struct Interrupts {
-    interrupt: Signal,
-    terminate: Signal,
-    hang_up: Signal,
-}
-
-impl Interrupts {
-    pub fn catch() -> std::io::Result<Self> {
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-            hang_up: signal(SignalKind::hangup())?,
-        })
-    }
-
-    /// Name of the first signal that arrives.
-    pub async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.interrupt.recv() => "SIGINT",
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.hang_up.recv() => "SIGHUP",
-        }
-    }
 }
 
 /// How a run ended.
@@ -102,12 +78,34 @@ pub async fn run_replicate(
     interrupts: &mut Interrupts,
 ) -> Result<RunEnd> {
     let started_unix_s = utc::now_unix_s();
-    let salt = format!("{} {} {replicate} {:?}", campaign.id, experiment.name, std::time::SystemTime::now());
-    let run_id = record::run_id(started_unix_s, &experiment.name, &campaign.environment.host, &salt);
+    let salt = format!(
+        "{} {} {replicate} {:?}",
+        campaign.id,
+        experiment.name,
+        std::time::SystemTime::now()
+    );
+    let run_id = record::run_id(
+        started_unix_s,
+        &experiment.name,
+        &campaign.environment.host,
+        &salt,
+    );
     let mut record = RunRecord::create(&campaign.runs_dir, &run_id)?;
-    eprintln!("{} replicate {replicate} → {}", experiment.name, campaign.repository.relative(record.dir()).display());
+    eprintln!(
+        "{} replicate {replicate} → {}",
+        experiment.name,
+        campaign.repository.relative(record.dir()).display()
+    );
 
-    let mut run = Run { campaign, experiment, prompts, replicate, run_id: &run_id, started_unix_s, server: None };
+    let mut run = Run {
+        campaign,
+        experiment,
+        prompts,
+        replicate,
+        run_id: &run_id,
+        started_unix_s,
+        server: None,
+    };
     let mut interrupted = false;
     let outcome = tokio::select! {
         outcome = run.measure(&mut record) => outcome,
@@ -127,9 +125,19 @@ pub async fn run_replicate(
     };
     let dir = record.dir().to_path_buf();
     record.finish(status, reason.clone())?;
-    Ok(RunEnd { run_id, dir, status, reason, interrupted })
+    Ok(RunEnd {
+        run_id,
+        dir,
+        status,
+        reason,
+        interrupted,
+    })
 }
 
+#[expect(
+    clippy::struct_field_names,
+    reason = "`run_id` is the record's name for it"
+)]
 struct Run<'a> {
     campaign: &'a Campaign,
     experiment: &'a Experiment,
@@ -151,7 +159,10 @@ impl Run<'_> {
             ServerSource::External(base_url) => (base_url.clone(), Vec::new()),
             ServerSource::Engine { binary, .. } => {
                 let port = free_port().context("no free port on the loopback address")?;
-                (BaseUrl::loopback(port), serve_command(binary, self.experiment, port))
+                (
+                    BaseUrl::loopback(port),
+                    serve_command(binary, self.experiment, port),
+                )
             }
         };
         let mut manifest = self.manifest(&command, &base_url);
@@ -166,25 +177,28 @@ impl Run<'_> {
         }
         self.wait_until_healthy(&base_url, record).await?;
 
-        let info = server_info(&base_url).await?;
+        let info = served_model::server_info(&base_url).await?;
         if let Some(info) = &info {
             record.write_json("server_info.json", info)?;
             take_in_model(&mut manifest, info);
         }
-        let served_model = served_model(&base_url).await?;
+        let model_name = served_model::first_model(&base_url).await?;
         if info.is_none() {
-            manifest.model.used.clone_from(&served_model);
+            manifest.model.used.clone_from(&model_name);
         }
         record.write_json(record::MANIFEST, &manifest)?;
         if let Some(reason) = &manifest.model.fallback_reason {
-            eprintln!("WARNING: {} is served instead of {}: {reason}", manifest.model.used, manifest.model.requested);
+            eprintln!(
+                "WARNING: {} is served instead of {}: {reason}",
+                manifest.model.used, manifest.model.requested
+            );
         }
 
         let workload = &self.experiment.workload;
         let target = Target {
             base_url: base_url.clone(),
             endpoint: workload.endpoint,
-            model: served_model,
+            model: model_name,
             temperature: workload.temperature,
             ignore_eos: workload.ignore_eos,
             timeout: Duration::from_secs_f64(workload.request_timeout_s),
@@ -207,15 +221,29 @@ impl Run<'_> {
         if rows.iter().any(|row| row.error.is_some())
             && let Ok(how) = timeout(EXIT_NOTICE, server_exit(self.server.as_mut())).await
         {
-            bail!("{SERVER_ENDED} ({how}):\n{}", log_tail(&log, LOG_LINES_SHOWN));
+            bail!(
+                "{SERVER_ENDED} ({how}):\n{}",
+                log_tail(&log, LOG_LINES_SHOWN)
+            );
         }
 
-        let summary = Summary::of(self.run_id, &workload.cases(), &rows, workload.goodput.as_ref());
+        let summary = Summary::of(
+            self.run_id,
+            &workload.cases(),
+            &rows,
+            workload.goodput.as_ref(),
+        );
         record.write_json(record::SUMMARY, &summary)?;
         for case in &summary.cases {
             println!("{}", case.block());
         }
-        println!("{} replicate {} ({})\n{}", self.experiment.name, self.replicate, manifest.model.used, summary.table());
+        println!(
+            "{} replicate {} ({})\n{}",
+            self.experiment.name,
+            self.replicate,
+            manifest.model.used,
+            summary.table()
+        );
         judge(&summary, &rows, workload.ignore_eos)
     }
 
@@ -229,7 +257,10 @@ impl Run<'_> {
             replicate: self.replicate,
             quick: self.experiment.quick,
             git: self.campaign.git.clone(),
-            sha256: Hashes { prompts: Some(self.prompts.sha256.clone()), ..self.campaign.hashes.clone() },
+            sha256: Hashes {
+                prompts: Some(self.prompts.sha256.clone()),
+                ..self.campaign.hashes.clone()
+            },
             model: ModelUsed {
                 requested: self.experiment.model.clone(),
                 used: self.experiment.model.clone(),
@@ -249,78 +280,30 @@ impl Run<'_> {
         let progress = Progress::spinner("start the server");
         let deadline = Instant::now() + self.campaign.start_limit;
         loop {
-            let last = match base_url.get_root("/health", REQUEST_LIMIT).await {
-                Ok(_) => {
-                    progress.finish("healthy");
-                    return Ok(());
-                }
-                Err(error) => error,
+            let Err(last) = base_url.get_root("/health", HEALTH_LIMIT).await else {
+                progress.finish("healthy");
+                return Ok(());
             };
-            if let Some(how) = self.server.as_mut().and_then(|server| server.exited().map(String::from)) {
-                bail!("the server ended before it was healthy ({how}):\n{}", log_tail(&log, LOG_LINES_SHOWN));
+            if let Some(how) = self
+                .server
+                .as_mut()
+                .and_then(|server| server.exited().map(String::from))
+            {
+                bail!(
+                    "the server ended before it was healthy ({how}):\n{}",
+                    log_tail(&log, LOG_LINES_SHOWN)
+                );
             }
             if Instant::now() >= deadline {
-                bail!("the server is not healthy after {} s: {last}", self.campaign.start_limit.as_secs());
+                bail!(
+                    "the server is not healthy after {} s: {last}",
+                    self.campaign.start_limit.as_secs()
+                );
             }
             progress.tell(log_tail(&log, 1));
             sleep(HEALTH_POLL).await;
         }
     }
-}
-
-/// Runs the cases one after the other; every row is in the record before the next is awaited.
-async fn run_cases(
-    experiment: &Experiment,
-    target: &Target,
-    prompts: &PromptSet,
-    seed: u64,
-    clock: RunClock,
-    record: &mut RunRecord,
-) -> Result<Vec<RequestRow>> {
-    let mut all = Vec::new();
-    for case in experiment.workload.cases() {
-        let progress = Progress::bar(&case.name, u64::from(case.n_requests));
-        let (sender, mut rows) = mpsc::unbounded_channel();
-        let send = async {
-            loadgen::run_case(target, &case, prompts, seed, clock, &sender).await;
-            drop(sender);
-        };
-        let mut n_failed = 0;
-        let receive = async {
-            while let Some(row) = rows.recv().await {
-                n_failed += usize::from(row.error.is_some());
-                record.append_request(&row)?;
-                progress.advance(row.error.clone().unwrap_or_default());
-                all.push(row);
-            }
-            Ok::<(), record::RecordError>(())
-        };
-        let ((), received) = tokio::join!(send, receive);
-        received?;
-        progress.finish(&format!("{} requests, {n_failed} failed", case.n_requests));
-    }
-    Ok(all)
-}
-
-/// What a finished run says about itself: an error if a case has nothing to show, a remark if
-/// something went wrong on the way.
-fn judge(summary: &Summary, rows: &[RequestRow], ignore_eos: bool) -> Result<Option<String>> {
-    let measured: Vec<&RequestRow> = rows.iter().filter(|row| !row.warmup).collect();
-    let first_error = measured.iter().find_map(|row| row.error.as_deref()).unwrap_or("no error was reported");
-    if let Some(case) = summary.cases.iter().find(|case| case.completed == 0) {
-        bail!("no request of case {} succeeded: {first_error}", case.case.name);
-    }
-    let mut remarks = Vec::new();
-    let n_failed = measured.iter().filter(|row| row.error.is_some()).count();
-    if n_failed > 0 {
-        remarks.push(format!("{n_failed} of {} requests failed: {first_error}", measured.len()));
-    }
-    let is_odd = |row: &&&RequestRow| row.error.is_none() && row.output_tokens != Some(u64::from(row.max_tokens));
-    let n_odd = measured.iter().filter(is_odd).count();
-    if ignore_eos && n_odd > 0 {
-        remarks.push(format!("{n_odd} of {} requests did not return the tokens asked for", measured.len()));
-    }
-    Ok((!remarks.is_empty()).then(|| remarks.join("; ")))
 }
 
 /// Resolves once the server has ended; never for an external one.
@@ -338,38 +321,20 @@ async fn server_exit(server: Option<&mut ServerProcess>) -> String {
 
 fn serve_command(binary: &Path, experiment: &Experiment, port: u16) -> Vec<String> {
     let mut command = vec![binary.to_string_lossy().into_owned()];
-    command.extend(["serve", "--model-path", &experiment.model, "--host", "127.0.0.1", "--port"].map(String::from));
+    command.extend(
+        [
+            "serve",
+            "--model-path",
+            &experiment.model,
+            "--host",
+            "127.0.0.1",
+            "--port",
+        ]
+        .map(String::from),
+    );
     command.push(port.to_string());
     command.extend(experiment.flags.to_args());
     command
-}
-
-/// What the server says of itself; `None` where it has no such page (another engine).
-async fn server_info(base_url: &BaseUrl) -> Result<Option<Value>> {
-    match base_url.get_root("/server_info", REQUEST_LIMIT).await {
-        Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes).context("/server_info is not JSON")?)),
-        Err(loadgen::HttpError::Status { status: 404 | 405, .. }) => Ok(None),
-        Err(error) => Err(error).context("/server_info"),
-    }
-}
-
-/// The first model of `/v1/models`: the name that requests carry.
-async fn served_model(base_url: &BaseUrl) -> Result<String> {
-    let bytes = base_url.get_api("/models", REQUEST_LIMIT).await.context("the list of models")?;
-    let models: Value = serde_json::from_slice(&bytes).context("the list of models is not JSON")?;
-    models["data"][0]["id"].as_str().map(String::from).context("the server lists no model")
-}
-
-/// `model` of `/server_info`: {requested, used, fallback_reason, format, sha256}.
-fn take_in_model(manifest: &mut Manifest, info: &Value) {
-    let model = &info["model"];
-    let text = |key: &str| model[key].as_str().map(String::from);
-    if let Some(used) = text("used") {
-        manifest.model.used = used;
-    }
-    manifest.model.fallback_reason = text("fallback_reason");
-    manifest.model.format = text("format");
-    manifest.sha256.model = text("sha256");
 }
 
 /// A campaign's id: when it was called, and a hash that tells two of one second apart.

@@ -38,12 +38,16 @@ impl Sampler {
             ticks.tick().await;
             if self.has_gpu && until_gpu == 0 {
                 until_gpu = GPU_EVERY;
-                gpu_memory_bytes =
-                    tokio::task::spawn_blocking(environment::gpu_memory_used_bytes).await.ok().flatten();
+                gpu_memory_bytes = tokio::task::spawn_blocking(environment::gpu_memory_used_bytes)
+                    .await
+                    .ok()
+                    .flatten();
             }
             until_gpu = until_gpu.saturating_sub(1);
             let page = self.base_url.get_root("/metrics", PERIOD * 4).await;
-            let page = page.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+            let page = page
+                .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+                .unwrap_or_default();
             let sample = ServerSample {
                 t_s: self.clock.now_s(),
                 rss_bytes: self.server_pid.and_then(rss_bytes),
@@ -60,13 +64,21 @@ impl Sampler {
 /// The figures of a Prometheus page that a sample keeps.
 fn metrics_of(page: &str) -> ServerSample {
     let metrics = parse_prometheus(page);
-    let first = |names: &[&str]| names.iter().find_map(|name| metrics.get(*name)).map(|value| *value as u64);
+    let first = |names: &[&str]| {
+        names
+            .iter()
+            .find_map(|name| metrics.get(*name))
+            .map(|value| *value as u64)
+    };
     ServerSample {
         kv_pages_used: first(&["engine_kv_pages_used"]),
         kv_pages_total: first(&["engine_kv_pages_total"]),
         running: first(&["vllm:num_requests_running", "sglang:num_running_reqs"]),
         waiting: first(&["vllm:num_requests_waiting", "sglang:num_queue_reqs"]),
-        generation_tokens_total: first(&["vllm:generation_tokens_total", "sglang:generation_tokens_total"]),
+        generation_tokens_total: first(&[
+            "vllm:generation_tokens_total",
+            "sglang:generation_tokens_total",
+        ]),
         ..ServerSample::default()
     }
 }
@@ -83,7 +95,9 @@ fn parse_prometheus(page: &str) -> HashMap<String, f64> {
                 None => continue,
             },
         };
-        let value = rest.and_then(|rest| rest.split_whitespace().next()).and_then(|word| word.parse::<f64>().ok());
+        let value = rest
+            .and_then(|rest| rest.split_whitespace().next())
+            .and_then(|word| word.parse::<f64>().ok());
         if let Some(value) = value.filter(|value| value.is_finite()) {
             *metrics.entry(name.trim().to_string()).or_insert(0.0) += value;
         }
@@ -104,8 +118,18 @@ mod tests {
                     vllm:generation_tokens_total{engine=\"1\"} 5\n\
                     engine_kv_pages_used 0\nengine_kv_pages_total NaN\nbroken\n";
         let sample = metrics_of(page);
-        assert_eq!((sample.running, sample.waiting, sample.generation_tokens_total), (Some(3), Some(2), Some(15)));
-        assert_eq!((sample.kv_pages_used, sample.kv_pages_total), (Some(0), None));
+        assert_eq!(
+            (
+                sample.running,
+                sample.waiting,
+                sample.generation_tokens_total
+            ),
+            (Some(3), Some(2), Some(15))
+        );
+        assert_eq!(
+            (sample.kv_pages_used, sample.kv_pages_total),
+            (Some(0), None)
+        );
         assert_eq!(metrics_of(""), ServerSample::default());
     }
 }

@@ -51,7 +51,10 @@ pub struct ServerProcess {
 impl ServerProcess {
     pub fn start(config: &ServerConfig) -> Result<Self, ServerError> {
         let program = config.command.first().cloned().unwrap_or_default();
-        let failed = |source| ServerError::Start { program: program.clone(), source };
+        let failed = |source| ServerError::Start {
+            program: program.clone(),
+            source,
+        };
 
         let mut args: Vec<String> = vec!["supervise".into()];
         let mut option = |name: &str, path: &Option<PathBuf>| {
@@ -76,7 +79,10 @@ impl ServerProcess {
             })
             .start()
             .map_err(failed)?;
-        let group = supervisor.pids().first().and_then(|&pid| Pid::from_raw(pid as i32));
+        let group = supervisor
+            .pids()
+            .first()
+            .and_then(|&pid| Pid::from_raw(pid as i32));
         let group = group.ok_or_else(|| failed(io::Error::other("no process id")))?;
 
         let (sender, events) = mpsc::channel();
@@ -87,17 +93,29 @@ impl ServerProcess {
                 }
             }
         });
-        let mut server = Self { pid: 0, group, supervisor, orders: Some(orders), events, exited: None };
+        let mut server = Self {
+            pid: 0,
+            group,
+            supervisor,
+            orders: Some(orders),
+            events,
+            exited: None,
+        };
         // Dropping `server` on the way out of an error takes the supervisor down.
         let reason = match server.events.recv_timeout(START_LIMIT) {
-            Ok(line) => match line.strip_prefix("started ").and_then(|pid| pid.parse().ok()) {
+            Ok(line) => match line
+                .strip_prefix("started ")
+                .and_then(|pid| pid.parse().ok())
+            {
                 Some(pid) => {
                     server.pid = pid;
                     return Ok(server);
                 }
                 None => line,
             },
-            Err(RecvTimeoutError::Timeout) => format!("no sign of life within {} s", START_LIMIT.as_secs()),
+            Err(RecvTimeoutError::Timeout) => {
+                format!("no sign of life within {} s", START_LIMIT.as_secs())
+            }
             Err(RecvTimeoutError::Disconnected) => "its supervisor ended at once".into(),
         };
         Err(ServerError::NotStarted { program, reason })
@@ -113,7 +131,9 @@ impl ServerProcess {
         if self.exited.is_none() {
             match self.events.try_recv() {
                 Ok(line) => self.exited = line.strip_prefix("exited ").map(String::from),
-                Err(TryRecvError::Disconnected) => self.exited = Some("with its supervisor, which was killed".into()),
+                Err(TryRecvError::Disconnected) => {
+                    self.exited = Some("with its supervisor, which was killed".into());
+                }
                 Err(TryRecvError::Empty) => {}
             }
         }
@@ -146,7 +166,12 @@ impl ServerProcess {
         };
         // A supervisor that is gone takes no orders; the group is killed below either way.
         let told = writeln!(orders, "{ORDER_STOP}").is_ok();
-        let deadline = Instant::now() + if told { GRACE + Duration::from_secs(5) } else { Duration::ZERO };
+        let deadline = Instant::now()
+            + if told {
+                GRACE + Duration::from_secs(5)
+            } else {
+                Duration::ZERO
+            };
         while Instant::now() < deadline && matches!(self.supervisor.try_wait(), Ok(None)) {
             thread::sleep(POLL);
         }
@@ -192,5 +217,7 @@ pub fn log_tail(path: &Path, n_lines: usize) -> String {
 /// A port nobody listens on right now. Another process may take it before the server
 /// binds it; the server then fails to start and says so.
 pub fn free_port() -> io::Result<u16> {
-    Ok(std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
+    Ok(std::net::TcpListener::bind(("127.0.0.1", 0))?
+        .local_addr()?
+        .port())
 }

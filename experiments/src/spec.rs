@@ -24,14 +24,25 @@ pub enum SpecError {
     #[error("`{name}` fits several experiments: {fits}")]
     Ambiguous { name: String, fits: String },
     #[error("{path}: {source}")]
-    Read { path: PathBuf, source: std::io::Error },
+    Read {
+        path: PathBuf,
+        source: std::io::Error,
+    },
     #[error("{path}: {message}")]
     Toml { path: PathBuf, message: String },
     #[error("{experiment}: {source}")]
-    Flag { experiment: String, source: FlagError },
+    Flag {
+        experiment: String,
+        source: FlagError,
+    },
     #[error("{experiment}: {source}")]
-    Field { experiment: String, source: FieldError },
-    #[error("{experiment}: extends = \"{parent}\": the chain is longer than {MAX_LINEAGE} or runs in a circle")]
+    Field {
+        experiment: String,
+        source: FieldError,
+    },
+    #[error(
+        "{experiment}: extends = \"{parent}\": the chain is longer than {MAX_LINEAGE} or runs in a circle"
+    )]
     Lineage { experiment: String, parent: String },
 }
 
@@ -45,8 +56,16 @@ pub struct FieldError {
 }
 
 impl FieldError {
-    pub fn new(field: impl Into<String>, value: impl std::fmt::Display, limit: impl Into<String>) -> Self {
-        Self { field: field.into(), value: value.to_string(), limit: limit.into() }
+    pub fn new(
+        field: impl Into<String>,
+        value: impl std::fmt::Display,
+        limit: impl Into<String>,
+    ) -> Self {
+        Self {
+            field: field.into(),
+            value: value.to_string(),
+            limit: limit.into(),
+        }
     }
 }
 
@@ -100,7 +119,10 @@ struct Written {
 
 /// Folders below `dir` that hold an `experiment.toml`, sorted.
 pub fn experiment_names(dir: &Path) -> Result<Vec<String>, SpecError> {
-    let entries = fs::read_dir(dir).map_err(|source| SpecError::Read { path: dir.into(), source })?;
+    let entries = fs::read_dir(dir).map_err(|source| SpecError::Read {
+        path: dir.into(),
+        source,
+    })?;
     let mut names: Vec<String> = entries
         .filter_map(Result::ok)
         .filter(|entry| entry.path().join("experiment.toml").is_file())
@@ -118,14 +140,24 @@ pub fn full_name(dir: &Path, typed: &str) -> Result<String, SpecError> {
     }
     let fits: Vec<&String> = names
         .iter()
-        .filter(|name| name.split_once('-').is_some_and(|(number, rest)| rest == typed || number == typed))
+        .filter(|name| {
+            name.split_once('-')
+                .is_some_and(|(number, rest)| rest == typed || number == typed)
+        })
         .collect();
     match fits.as_slice() {
-        [] => Err(SpecError::Unknown { name: typed.into(), known: names.join(", ") }),
+        [] => Err(SpecError::Unknown {
+            name: typed.into(),
+            known: names.join(", "),
+        }),
         [name] => Ok((*name).clone()),
         _ => Err(SpecError::Ambiguous {
             name: typed.into(),
-            fits: fits.iter().map(|name| name.as_str()).collect::<Vec<_>>().join(", "),
+            fits: fits
+                .iter()
+                .map(|name| name.as_str())
+                .collect::<Vec<_>>()
+                .join(", "),
         }),
     }
 }
@@ -144,14 +176,28 @@ impl Experiment {
         {
             lay_over(&mut table, quick);
         }
-        let written: Written = Value::Table(table)
-            .try_into()
-            .map_err(|error: toml::de::Error| SpecError::Toml { path: path.clone(), message: error.to_string() })?;
+        let written: Written =
+            Value::Table(table)
+                .try_into()
+                .map_err(|error: toml::de::Error| SpecError::Toml {
+                    path: path.clone(),
+                    message: error.to_string(),
+                })?;
 
-        let field = |source| SpecError::Field { experiment: name.clone(), source };
-        let flag = |source| SpecError::Flag { experiment: name.clone(), source };
+        let field = |source| SpecError::Field {
+            experiment: name.clone(),
+            source,
+        };
+        let flag = |source| SpecError::Flag {
+            experiment: name.clone(),
+            source,
+        };
         if written.name != name {
-            return Err(field(FieldError::new("name", written.name, format!("the folder's name, {name}"))));
+            return Err(field(FieldError::new(
+                "name",
+                written.name,
+                format!("the folder's name, {name}"),
+            )));
         }
         let replicates = overrides.replicates.unwrap_or(written.replicates);
         if !(1..=100).contains(&replicates) {
@@ -159,7 +205,11 @@ impl Experiment {
         }
         let model = overrides.model.clone().unwrap_or(written.model);
         if model.trim().is_empty() {
-            return Err(field(FieldError::new("model", "\"\"", "a path, a model id, `synthetic:<preset>` or `default`")));
+            return Err(field(FieldError::new(
+                "model",
+                "\"\"",
+                "a path, a model id, `synthetic:<preset>` or `default`",
+            )));
         }
         written.workload.validate().map_err(field)?;
         let mut flags = written.flags;
@@ -184,9 +234,17 @@ impl Experiment {
 fn load_lineage(dir: &Path, name: &str, lineage: &mut Vec<String>) -> Result<Table, SpecError> {
     lineage.push(name.to_string());
     let path = dir.join(name).join("experiment.toml");
-    let text = fs::read_to_string(&path).map_err(|source| SpecError::Read { path: path.clone(), source })?;
-    let malformed = |message: String| SpecError::Toml { path: path.clone(), message };
-    let mut own: Table = text.parse().map_err(|error: toml::de::Error| malformed(error.to_string()))?;
+    let text = fs::read_to_string(&path).map_err(|source| SpecError::Read {
+        path: path.clone(),
+        source,
+    })?;
+    let malformed = |message: String| SpecError::Toml {
+        path: path.clone(),
+        message,
+    };
+    let mut own: Table = text
+        .parse()
+        .map_err(|error: toml::de::Error| malformed(error.to_string()))?;
 
     let removed: Vec<String> = match own.remove("remove_flags") {
         None => Vec::new(),
@@ -197,21 +255,35 @@ fn load_lineage(dir: &Path, name: &str, lineage: &mut Vec<String>) -> Result<Tab
     let parent = match own.remove("extends") {
         None => None,
         Some(Value::String(parent)) => Some(parent),
-        Some(other) => return Err(malformed(format!("extends = {other}: must be the name of an experiment"))),
+        Some(other) => {
+            return Err(malformed(format!(
+                "extends = {other}: must be the name of an experiment"
+            )));
+        }
     };
     let mut table = match parent {
         None => Table::new(),
         Some(parent) if lineage.len() >= MAX_LINEAGE || lineage.contains(&parent) => {
-            return Err(SpecError::Lineage { experiment: name.into(), parent });
+            return Err(SpecError::Lineage {
+                experiment: name.into(),
+                parent,
+            });
         }
         Some(parent) => load_lineage(dir, &full_name(dir, &parent)?, lineage)?,
     };
 
-    let inherited = table.remove("flags").unwrap_or_else(|| Value::Table(Table::new()));
-    let mut inherited: Flags = inherited.try_into().map_err(|error: toml::de::Error| malformed(error.to_string()))?;
+    let inherited = table
+        .remove("flags")
+        .unwrap_or_else(|| Value::Table(Table::new()));
+    let mut inherited: Flags = inherited
+        .try_into()
+        .map_err(|error: toml::de::Error| malformed(error.to_string()))?;
     inherited
         .remove(&removed)
-        .map_err(|source| SpecError::Flag { experiment: name.into(), source })?;
+        .map_err(|source| SpecError::Flag {
+            experiment: name.into(),
+            source,
+        })?;
     let inherited = Value::try_from(inherited).map_err(|error| malformed(error.to_string()))?;
     table.insert("flags".into(), inherited);
     lay_over(&mut table, own);

@@ -60,8 +60,20 @@ mod tests {
     fn percentiles_as_numpy_computes_them() {
         // np.percentile([15, 20, 35, 40, 50], [0, 5, 30, 40, 50, 99, 100])
         let sample = [40.0, 15.0, 50.0, 20.0, 35.0];
-        for (p, expected) in [(0.0, 15.0), (5.0, 16.0), (30.0, 23.0), (40.0, 29.0), (50.0, 35.0), (99.0, 49.6), (100.0, 50.0)] {
-            assert!(close(percentile(&sample, p), expected), "p{p}: {:?}", percentile(&sample, p));
+        for (p, expected) in [
+            (0.0, 15.0),
+            (5.0, 16.0),
+            (30.0, 23.0),
+            (40.0, 29.0),
+            (50.0, 35.0),
+            (99.0, 49.6),
+            (100.0, 50.0),
+        ] {
+            assert!(
+                close(percentile(&sample, p), expected),
+                "p{p}: {:?}",
+                percentile(&sample, p)
+            );
         }
         assert!(close(percentile(&[1.0, 2.0, 3.0, 4.0], 50.0), 2.5));
         assert!(close(percentile(&[7.0], 99.0), 7.0));

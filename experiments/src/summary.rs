@@ -41,6 +41,7 @@ pub struct Summary {
 }
 
 /// Times of one request that came back whole.
+#[expect(clippy::struct_field_names, reason = "the unit is in the name")]
 struct RequestTimes {
     ttft_ms: f64,
     e2el_ms: f64,
@@ -54,7 +55,11 @@ impl RequestTimes {
         let ttft_ms = (first_token_s - sent_s) * 1e3;
         let e2el_ms = (row.end_s - sent_s) * 1e3;
         let n_further = row.output_tokens?.checked_sub(1).filter(|&n| n > 0);
-        Some(Self { ttft_ms, e2el_ms, tpot_ms: n_further.map(|n| (e2el_ms - ttft_ms) / n as f64) })
+        Some(Self {
+            ttft_ms,
+            e2el_ms,
+            tpot_ms: n_further.map(|n| (e2el_ms - ttft_ms) / n as f64),
+        })
     }
 
     fn meets(&self, limits: &Limits) -> bool {
@@ -72,14 +77,27 @@ impl CaseSummary {
     pub fn of(case: &Case, rows: &[&RequestRow], limits: Option<&Limits>) -> Self {
         let ok: Vec<&&RequestRow> = rows.iter().filter(|row| row.error.is_none()).collect();
         let times: Vec<RequestTimes> = ok.iter().filter_map(|row| RequestTimes::of(row)).collect();
-        let start_s = rows.iter().map(|row| row.scheduled_s).fold(f64::INFINITY, f64::min);
-        let end_s = rows.iter().map(|row| row.end_s).fold(f64::NEG_INFINITY, f64::max);
+        let start_s = rows
+            .iter()
+            .map(|row| row.scheduled_s)
+            .fold(f64::INFINITY, f64::min);
+        let end_s = rows
+            .iter()
+            .map(|row| row.end_s)
+            .fold(f64::NEG_INFINITY, f64::max);
         let duration_s = (end_s - start_s).max(0.0);
-        let gaps_ms: Vec<f64> =
-            ok.iter().flat_map(|row| row.token_s.windows(2)).map(|pair| (pair[1] - pair[0]) * 1e3).collect();
-        let queued_ms: Vec<f64> =
-            rows.iter().filter_map(|row| Some((row.sent_s? - row.scheduled_s) * 1e3)).collect();
-        let spread = |value: fn(&RequestTimes) -> Option<f64>| Spread::of(&times.iter().filter_map(value).collect::<Vec<_>>());
+        let gaps_ms: Vec<f64> = ok
+            .iter()
+            .flat_map(|row| row.token_s.windows(2))
+            .map(|pair| (pair[1] - pair[0]) * 1e3)
+            .collect();
+        let queued_ms: Vec<f64> = rows
+            .iter()
+            .filter_map(|row| Some((row.sent_s? - row.scheduled_s) * 1e3))
+            .collect();
+        let spread = |value: fn(&RequestTimes) -> Option<f64>| {
+            Spread::of(&times.iter().filter_map(value).collect::<Vec<_>>())
+        };
         let limits = limits.filter(|limits| **limits != Limits::default());
         Self {
             case: case.clone(),
@@ -88,8 +106,12 @@ impl CaseSummary {
             total_input_tokens: ok.iter().filter_map(|row| row.prompt_tokens).sum(),
             total_output_tokens: ok.iter().filter_map(|row| row.output_tokens).sum(),
             duration_s,
-            request_goodput: limits
-                .map(|limits| per_second(times.iter().filter(|times| times.meets(limits)).count() as f64, duration_s)),
+            request_goodput: limits.map(|limits| {
+                per_second(
+                    times.iter().filter(|times| times.meets(limits)).count() as f64,
+                    duration_s,
+                )
+            }),
             ttft_ms: spread(|times| Some(times.ttft_ms)),
             tpot_ms: spread(|times| times.tpot_ms),
             itl_ms: Spread::of(&gaps_ms),
@@ -107,7 +129,10 @@ impl CaseSummary {
     }
 
     pub fn total_token_throughput(&self) -> f64 {
-        per_second((self.total_input_tokens + self.total_output_tokens) as f64, self.duration_s)
+        per_second(
+            (self.total_input_tokens + self.total_output_tokens) as f64,
+            self.duration_s,
+        )
     }
 
     /// Keys as `vllm bench serve --save-result` writes them.
@@ -131,7 +156,10 @@ impl CaseSummary {
         put("request_throughput", self.request_throughput().into());
         put("request_goodput", json!(self.request_goodput));
         put("output_throughput", self.output_throughput().into());
-        put("total_token_throughput", self.total_token_throughput().into());
+        put(
+            "total_token_throughput",
+            self.total_token_throughput().into(),
+        );
         let metrics = [
             ("ttft_ms", self.ttft_ms),
             ("tpot_ms", self.tpot_ms),
@@ -160,21 +188,41 @@ impl CaseSummary {
         line("Successful requests:", self.completed.to_string());
         line("Failed requests:", self.failed.to_string());
         match self.case.arrival {
-            Arrival::ClosedLoop { n_users } => line("Maximum request concurrency:", n_users.to_string()),
-            Arrival::OpenLoop { rate_per_s } => line("Request rate configured (RPS):", figure(rate_per_s)),
+            Arrival::ClosedLoop { n_users } => {
+                line("Maximum request concurrency:", n_users.to_string());
+            }
+            Arrival::OpenLoop { rate_per_s } => {
+                line("Request rate configured (RPS):", figure(rate_per_s));
+            }
         }
         line("Benchmark duration (s):", figure(self.duration_s));
         line("Total input tokens:", self.total_input_tokens.to_string());
-        line("Total generated tokens:", self.total_output_tokens.to_string());
-        line("Request throughput (req/s):", figure(self.request_throughput()));
+        line(
+            "Total generated tokens:",
+            self.total_output_tokens.to_string(),
+        );
+        line(
+            "Request throughput (req/s):",
+            figure(self.request_throughput()),
+        );
         if let Some(goodput) = self.request_goodput {
             line("Request goodput (req/s):", figure(goodput));
         }
-        line("Output token throughput (tok/s):", figure(self.output_throughput()));
-        line("Total token throughput (tok/s):", figure(self.total_token_throughput()));
+        line(
+            "Output token throughput (tok/s):",
+            figure(self.output_throughput()),
+        );
+        line(
+            "Total token throughput (tok/s):",
+            figure(self.total_token_throughput()),
+        );
         let metrics = [
             ("Time to First Token", "TTFT", self.ttft_ms),
-            ("Time per Output Token (excl. 1st token)", "TPOT", self.tpot_ms),
+            (
+                "Time per Output Token (excl. 1st token)",
+                "TPOT",
+                self.tpot_ms,
+            ),
             ("Inter-token Latency", "ITL", self.itl_ms),
             ("End-to-end Latency", "E2EL", self.e2el_ms),
         ];
@@ -185,7 +233,12 @@ impl CaseSummary {
                 ("Median", spread.map(|s| s.median)),
                 ("P99", spread.map(|s| s.p99)),
             ] {
-                let _ = writeln!(text, "{:<40}{:<10}", format!("{statistic} {name} (ms):"), shown(value));
+                let _ = writeln!(
+                    text,
+                    "{:<40}{:<10}",
+                    format!("{statistic} {name} (ms):"),
+                    shown(value)
+                );
             }
         }
         let _ = writeln!(text, "{:=<WIDTH$}", "");
@@ -200,14 +253,26 @@ impl Summary {
             let rows: Vec<&RequestRow> = rows.iter().filter(|row| row.case == case.name).collect();
             CaseSummary::of(case, &rows, limits)
         });
-        Self { run_id: run_id.into(), cases: cases.collect() }
+        Self {
+            run_id: run_id.into(),
+            cases: cases.collect(),
+        }
     }
 
     /// One line a case.
     pub fn table(&self) -> String {
         let mut text = format!(
             "{:<14}{:>5}{:>7}{:>9}{:>9}{:>10}{:>10}{:>10}{:>10}{:>11}\n",
-            "case", "ok", "failed", "req/s", "tok/s", "ttft p50", "ttft p99", "tpot p50", "itl p99", "e2el p50"
+            "case",
+            "ok",
+            "failed",
+            "req/s",
+            "tok/s",
+            "ttft p50",
+            "ttft p99",
+            "tpot p50",
+            "itl p99",
+            "e2el p50"
         );
         for case in &self.cases {
             let of = |spread: Option<Spread>, value: fn(Spread) -> f64| shown(spread.map(value));
@@ -239,7 +304,11 @@ impl Serialize for Summary {
 }
 
 fn per_second(amount: f64, duration_s: f64) -> f64 {
-    if duration_s > 0.0 { amount / duration_s } else { 0.0 }
+    if duration_s > 0.0 {
+        amount / duration_s
+    } else {
+        0.0
+    }
 }
 
 fn shown(value: Option<f64>) -> String {
@@ -251,7 +320,14 @@ mod tests {
     use super::*;
     use crate::workload::Phase;
 
-    fn row(index: u32, scheduled_s: f64, sent_s: f64, token_s: &[f64], end_s: f64, error: Option<&str>) -> RequestRow {
+    fn row(
+        index: u32,
+        scheduled_s: f64,
+        sent_s: f64,
+        token_s: &[f64],
+        end_s: f64,
+        error: Option<&str>,
+    ) -> RequestRow {
         RequestRow {
             case: "users-2".into(),
             phase: Phase::Users,
@@ -302,16 +378,27 @@ mod tests {
 
     #[test]
     fn figures_worked_by_hand() {
-        let limits = Limits { ttft_ms: Some(200.0), tpot_ms: Some(250.0), e2el_ms: None };
+        let limits = Limits {
+            ttft_ms: Some(200.0),
+            tpot_ms: Some(250.0),
+            e2el_ms: None,
+        };
         let rows = rows();
         let summary = CaseSummary::of(&case(), &rows.iter().collect::<Vec<_>>(), Some(&limits));
         assert_eq!((summary.completed, summary.failed), (2, 1));
-        assert_eq!((summary.total_input_tokens, summary.total_output_tokens), (20, 6));
+        assert_eq!(
+            (summary.total_input_tokens, summary.total_output_tokens),
+            (20, 6)
+        );
         assert!(close(summary.duration_s, 4.0));
         assert!(close(summary.request_throughput(), 0.5));
         assert!(close(summary.output_throughput(), 1.5));
         assert!(close(summary.total_token_throughput(), 6.5));
-        assert!(summary.request_goodput.is_some_and(|goodput| close(goodput, 0.25)));
+        assert!(
+            summary
+                .request_goodput
+                .is_some_and(|goodput| close(goodput, 0.25))
+        );
         let spreads = [
             (summary.ttft_ms, 200.0, 200.0, 100.0, 298.0),
             (summary.e2el_ms, 700.0, 700.0, 200.0, 896.0),
@@ -321,8 +408,17 @@ mod tests {
         ];
         for (index, (spread, mean, median, std, p99)) in spreads.into_iter().enumerate() {
             let spread = spread.expect("a sample");
-            let all = [(spread.mean, mean), (spread.median, median), (spread.std, std), (spread.p99, p99)];
-            assert!(all.iter().all(|(actual, expected)| close(*actual, *expected)), "{index}: {spread:?}");
+            let all = [
+                (spread.mean, mean),
+                (spread.median, median),
+                (spread.std, std),
+                (spread.p99, p99),
+            ];
+            assert!(
+                all.iter()
+                    .all(|(actual, expected)| close(*actual, *expected)),
+                "{index}: {spread:?}"
+            );
         }
     }
 
@@ -336,7 +432,15 @@ mod tests {
     fn a_case_without_a_good_request_has_no_times() {
         let rows = [row(0, 1.0, 1.0, &[], 2.0, Some("refused"))];
         let summary = CaseSummary::of(&case(), &rows.iter().collect::<Vec<_>>(), None);
-        assert_eq!((summary.completed, summary.failed, summary.ttft_ms, summary.request_goodput), (0, 1, None, None));
+        assert_eq!(
+            (
+                summary.completed,
+                summary.failed,
+                summary.ttft_ms,
+                summary.request_goodput
+            ),
+            (0, 1, None, None)
+        );
         let json = summary.to_json();
         assert!(json["mean_ttft_ms"].is_null() && json["output_throughput"] == 0.0);
     }

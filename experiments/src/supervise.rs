@@ -70,8 +70,12 @@ enum Event {
 /// Runs until the server has ended, for whatever reason.
 pub fn supervise(args: &SuperviseArgs) -> Result<()> {
     let own_binary = std::env::current_exe().context("the path of this binary")?;
-    let mut words: Vec<OsString> =
-        vec!["exec-bound".into(), "--parent".into(), std::process::id().to_string().into(), "--".into()];
+    let mut words: Vec<OsString> = vec![
+        "exec-bound".into(),
+        "--parent".into(),
+        std::process::id().to_string().into(),
+        "--".into(),
+    ];
     words.extend(args.command.iter().cloned());
     let server = duct::cmd(own_binary, words).stdin_null().unchecked();
     // This process's own stdout carries events, so the server's goes elsewhere in either case.
@@ -89,7 +93,11 @@ pub fn supervise(args: &SuperviseArgs) -> Result<()> {
     };
     // The death signal is bound to the thread that starts the server: this one, the last to end.
     let server = Arc::new(server.start().context("the server cannot be started")?);
-    let server_pid = server.pids().first().copied().context("the server has no process id")?;
+    let server_pid = server
+        .pids()
+        .first()
+        .copied()
+        .context("the server has no process id")?;
     tell(&format!("started {server_pid}"));
 
     let (events, inbox) = mpsc::channel();
@@ -126,6 +134,9 @@ pub fn supervise(args: &SuperviseArgs) -> Result<()> {
         }
         Event::RunnerGone => {
             signal(server_pid, Signal::KILL);
+            // Its end is awaited, so that no zombie is left to whoever adopts it. One that hangs
+            // in the kernel is not waited for: the record matters more.
+            let _ = inbox.recv_timeout(GRACE);
             if let Some(folder) = &args.run_folder
                 && let Err(error) = record::label_failed(folder, record::REASON_RUNNER_KILLED)
             {
@@ -139,7 +150,8 @@ pub fn supervise(args: &SuperviseArgs) -> Result<()> {
 /// Replaces this process by the command, bound to the life of `parent`.
 pub fn exec_bound(args: &ExecBoundArgs) -> Result<()> {
     #[cfg(target_os = "linux")]
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).context("the death signal cannot be set")?;
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+        .context("the death signal cannot be set")?;
     // The parent may have died before the signal was set.
     if rustix::process::getppid().map(Pid::as_raw_pid) != Some(args.parent) {
         bail!("the supervisor (process {}) is gone", args.parent);
@@ -163,7 +175,10 @@ fn end_group() -> Result<()> {
 /// The runner may be gone and the pipe closed; that is no reason to stop cleaning up.
 fn tell(event: &str) {
     let mut stdout = io::stdout();
-    if writeln!(stdout, "{event}").and_then(|()| stdout.flush()).is_err() {
+    if writeln!(stdout, "{event}")
+        .and_then(|()| stdout.flush())
+        .is_err()
+    {
         eprintln!("nobody listens: {event}");
     }
 }

@@ -112,26 +112,56 @@ pub struct Case {
 impl Workload {
     pub fn validate(&self) -> Result<(), FieldError> {
         if self.prompts.is_empty() {
-            return Err(FieldError::new("workload.prompts", "[]", "at least one file of data/prompts"));
+            return Err(FieldError::new(
+                "workload.prompts",
+                "[]",
+                "at least one file of data/prompts",
+            ));
         }
         in_range("workload.temperature", self.temperature, 0.0, 2.0)?;
-        in_range("workload.request_timeout_s", self.request_timeout_s, 0.1, 86_400.0)?;
-        count("workload.warmup.n_requests", self.warmup.n_requests, 0, 1_000)?;
+        in_range(
+            "workload.request_timeout_s",
+            self.request_timeout_s,
+            0.1,
+            86_400.0,
+        )?;
+        count(
+            "workload.warmup.n_requests",
+            self.warmup.n_requests,
+            0,
+            1_000,
+        )?;
         tokens("workload.warmup.output_tokens", self.warmup.output_tokens)?;
         if let Some(latency) = &self.latency {
-            count("workload.latency.n_requests", latency.n_requests, 1, 100_000)?;
+            count(
+                "workload.latency.n_requests",
+                latency.n_requests,
+                1,
+                100_000,
+            )?;
             tokens("workload.latency.output_tokens", latency.output_tokens)?;
         }
         if let Some(ladder) = &self.ladder {
             count("workload.ladder.n_requests", ladder.n_requests, 1, 100_000)?;
             distinct("workload.ladder.output_tokens", &ladder.output_tokens)?;
-            ladder.output_tokens.iter().try_for_each(|&n| tokens("workload.ladder.output_tokens", n))?;
+            ladder
+                .output_tokens
+                .iter()
+                .try_for_each(|&n| tokens("workload.ladder.output_tokens", n))?;
         }
         if let Some(users) = &self.users {
-            count("workload.users.n_requests_per_user", users.n_requests_per_user, 1, 10_000)?;
+            count(
+                "workload.users.n_requests_per_user",
+                users.n_requests_per_user,
+                1,
+                10_000,
+            )?;
             tokens("workload.users.output_tokens", users.output_tokens)?;
             distinct("workload.users.n_users", &users.n_users)?;
-            users.n_users.iter().try_for_each(|&n| count("workload.users.n_users", n, 1, 4_096))?;
+            users
+                .n_users
+                .iter()
+                .try_for_each(|&n| count("workload.users.n_users", n, 1, 4_096))?;
         }
         if let Some(rate) = &self.rate {
             count("workload.rate.n_requests", rate.n_requests, 1, 100_000)?;
@@ -142,7 +172,11 @@ impl Workload {
                 .try_for_each(|&r| in_range("workload.rate.rates_per_s", r, 0.001, 10_000.0))?;
         }
         if self.cases().iter().all(|case| case.warmup) {
-            return Err(FieldError::new("workload", "no case", "given at least one of latency, ladder, users, rate"));
+            return Err(FieldError::new(
+                "workload",
+                "no case",
+                "given at least one of latency, ladder, users, rate",
+            ));
         }
         Ok(())
     }
@@ -159,17 +193,42 @@ impl Workload {
             output_tokens,
         };
         let mut cases = Vec::new();
-        let Batch { n_requests, output_tokens } = self.warmup;
+        let Batch {
+            n_requests,
+            output_tokens,
+        } = self.warmup;
         if n_requests > 0 {
-            cases.push(sequential("warmup".into(), Phase::Latency, true, n_requests, output_tokens));
+            cases.push(sequential(
+                "warmup".into(),
+                Phase::Latency,
+                true,
+                n_requests,
+                output_tokens,
+            ));
         }
-        if let Some(Batch { n_requests, output_tokens }) = self.latency {
+        if let Some(Batch {
+            n_requests,
+            output_tokens,
+        }) = self.latency
+        {
             let name = format!("latency-{output_tokens}");
-            cases.push(sequential(name, Phase::Latency, false, n_requests, output_tokens));
+            cases.push(sequential(
+                name,
+                Phase::Latency,
+                false,
+                n_requests,
+                output_tokens,
+            ));
         }
         if let Some(ladder) = &self.ladder {
             for &n in &ladder.output_tokens {
-                cases.push(sequential(format!("ladder-{n}"), Phase::Ladder, false, ladder.n_requests, n));
+                cases.push(sequential(
+                    format!("ladder-{n}"),
+                    Phase::Ladder,
+                    false,
+                    ladder.n_requests,
+                    n,
+                ));
             }
         }
         if let Some(users) = &self.users {
@@ -218,9 +277,16 @@ fn in_range(field: &str, value: f64, min: f64, max: f64) -> Result<(), FieldErro
 
 /// Case names are made of these values, so a repeated one would be two cases of one name.
 fn distinct<T: PartialEq + std::fmt::Debug>(field: &str, values: &[T]) -> Result<(), FieldError> {
-    let repeated = values.iter().enumerate().any(|(i, value)| values[..i].contains(value));
+    let repeated = values
+        .iter()
+        .enumerate()
+        .any(|(i, value)| values[..i].contains(value));
     if values.is_empty() || repeated {
-        return Err(FieldError::new(field, format!("{values:?}"), "a list of one or more distinct values"));
+        return Err(FieldError::new(
+            field,
+            format!("{values:?}"),
+            "a list of one or more distinct values",
+        ));
     }
     Ok(())
 }

@@ -11,13 +11,18 @@ fn shipped() -> PathBuf {
 }
 
 fn flags_of(name: &str) -> String {
-    let experiment = Experiment::load(&shipped(), name, &Overrides::default()).expect("a valid experiment");
+    let experiment =
+        Experiment::load(&shipped(), name, &Overrides::default()).expect("a valid experiment");
     experiment.flags.to_args().join(" ")
 }
 
 /// Flags in any order, `--flag value value` kept together.
 fn sorted(line: &str) -> Vec<String> {
-    let mut flags: Vec<String> = line.split("--").map(|flag| flag.trim().to_string()).filter(|flag| !flag.is_empty()).collect();
+    let mut flags: Vec<String> = line
+        .split("--")
+        .map(|flag| flag.trim().to_string())
+        .filter(|flag| !flag.is_empty())
+        .collect();
     flags.sort();
     flags
 }
@@ -26,8 +31,7 @@ fn sorted(line: &str) -> Vec<String> {
 fn the_five_experiments_have_their_flags() {
     let baseline = "--attention-backend triton --sampling-backend pytorch --max-total-tokens 3072 --mem-fraction-static 0.85 \
                     --disable-cuda-graph --disable-custom-all-reduce --disable-flashinfer --disable-radix-cache";
-    let kept_by_experimental =
-        "--attention-backend triton --sampling-backend pytorch --max-total-tokens 3072 --mem-fraction-static 0.85";
+    let kept_by_experimental = "--attention-backend triton --sampling-backend pytorch --max-total-tokens 3072 --mem-fraction-static 0.85";
     let balanced_base = "--attention-backend triton --sampling-backend pytorch --disable-cuda-graph \
                          --disable-custom-all-reduce --disable-flashinfer --disable-radix-cache";
     let expected = [
@@ -71,24 +75,58 @@ fn the_resolved_configuration_holds_everything() {
 
 #[test]
 fn quick_shrinks_the_workload_and_nothing_else() {
-    let overrides = Overrides { quick: true, ..Overrides::default() };
+    let overrides = Overrides {
+        quick: true,
+        ..Overrides::default()
+    };
     let full = Experiment::load(&shipped(), "balanced-v2", &Overrides::default()).expect("valid");
     let quick = Experiment::load(&shipped(), "balanced-v2", &overrides).expect("valid");
     assert_eq!(quick.flags, full.flags);
     assert!(quick.quick && !full.quick);
-    let n_requests = |experiment: &Experiment| experiment.workload.cases().iter().map(|case| case.n_requests).sum::<u32>();
+    let n_requests = |experiment: &Experiment| {
+        experiment
+            .workload
+            .cases()
+            .iter()
+            .map(|case| case.n_requests)
+            .sum::<u32>()
+    };
     assert!(n_requests(&quick) <= 20 && n_requests(&full) >= 120);
-    let names: Vec<String> = quick.workload.cases().into_iter().map(|case| case.name).collect();
-    assert_eq!(names, ["warmup", "latency-10", "ladder-10", "ladder-50", "users-1", "users-2", "users-5"]);
+    let names: Vec<String> = quick
+        .workload
+        .cases()
+        .into_iter()
+        .map(|case| case.name)
+        .collect();
+    assert_eq!(
+        names,
+        [
+            "warmup",
+            "latency-10",
+            "ladder-10",
+            "ladder-50",
+            "users-1",
+            "users-2",
+            "users-5"
+        ]
+    );
 }
 
 #[test]
 fn names_work_with_and_without_their_number() {
     for typed in ["03-balanced-v2", "balanced-v2", "03"] {
-        assert_eq!(full_name(&shipped(), typed).expect("known"), "03-balanced-v2");
+        assert_eq!(
+            full_name(&shipped(), typed).expect("known"),
+            "03-balanced-v2"
+        );
     }
-    let error = full_name(&shipped(), "balanced-v3").expect_err("unknown").to_string();
-    assert!(error.contains("`balanced-v3`") && error.contains("03-balanced-v2"), "{error}");
+    let error = full_name(&shipped(), "balanced-v3")
+        .expect_err("unknown")
+        .to_string();
+    assert!(
+        error.contains("`balanced-v3`") && error.contains("03-balanced-v2"),
+        "{error}"
+    );
 }
 
 /// Loads an experiment that extends a valid one and says `own` on top.
@@ -102,8 +140,14 @@ fn mistake_with(own: &str, overrides: &Overrides) -> String {
         fs::create_dir_all(dir.path().join(name)).expect("made");
         fs::write(dir.path().join(name).join("experiment.toml"), text).expect("written");
     };
-    write("01-baseline", &fs::read_to_string(shipped().join("01-baseline/experiment.toml")).expect("shipped"));
-    write("09-mistake", &format!("name = \"09-mistake\"\ntitle = \"t\"\nextends = \"01-baseline\"\n{own}"));
+    write(
+        "01-baseline",
+        &fs::read_to_string(shipped().join("01-baseline/experiment.toml")).expect("shipped"),
+    );
+    write(
+        "09-mistake",
+        &format!("name = \"09-mistake\"\ntitle = \"t\"\nextends = \"01-baseline\"\n{own}"),
+    );
     match Experiment::load(dir.path(), "mistake", overrides) {
         Ok(_) => panic!("accepted: {own}"),
         Err(error) => error.to_string(),
@@ -113,25 +157,58 @@ fn mistake_with(own: &str, overrides: &Overrides) -> String {
 #[test]
 fn mistakes_are_named_with_field_value_and_limit() {
     for (own, part) in [
-        ("replicates = 0", "09-mistake: replicates = 0: must be 1 to 100"),
-        ("[workload.latency]\nn_requests = 0", "workload.latency.n_requests = 0: must be 1 to 100000"),
-        ("[workload.users]\nn_users = [1, 5000]", "workload.users.n_users = 5000: must be 1 to 4096"),
-        ("[workload.ladder]\noutput_tokens = [10, 10]", "workload.ladder.output_tokens = [10, 10]: must be a list of one or more distinct"),
-        ("[workload]\ntemperature = -1.0", "workload.temperature = -1: must be 0 to 2"),
-        ("[workload]\nprompts = []", "workload.prompts = []: must be at least one file"),
+        (
+            "replicates = 0",
+            "09-mistake: replicates = 0: must be 1 to 100",
+        ),
+        (
+            "[workload.latency]\nn_requests = 0",
+            "workload.latency.n_requests = 0: must be 1 to 100000",
+        ),
+        (
+            "[workload.users]\nn_users = [1, 5000]",
+            "workload.users.n_users = 5000: must be 1 to 4096",
+        ),
+        (
+            "[workload.ladder]\noutput_tokens = [10, 10]",
+            "workload.ladder.output_tokens = [10, 10]: must be a list of one or more distinct",
+        ),
+        (
+            "[workload]\ntemperature = -1.0",
+            "workload.temperature = -1: must be 0 to 2",
+        ),
+        (
+            "[workload]\nprompts = []",
+            "workload.prompts = []: must be at least one file",
+        ),
         ("[workload]\nprompt = []", "unknown field `prompt`"),
-        ("[workload]\nendpoint = \"embeddings\"", "unknown variant `embeddings`"),
+        (
+            "[workload]\nendpoint = \"embeddings\"",
+            "unknown variant `embeddings`",
+        ),
         ("model = \"\"", "model = \"\": must be a path"),
-        ("[flags]\ndisable-radix-cache = false", "flag `disable-radix-cache`: `false` is no value"),
+        (
+            "[flags]\ndisable-radix-cache = false",
+            "flag `disable-radix-cache`: `false` is no value",
+        ),
         ("[flags]\nport = 80", "flag `--port` is set by"),
-        ("remove_flags = [\"enable-mixed-chunk\"]", "remove_flags: `enable-mixed-chunk` is not among the inherited flags: attention-backend"),
-        ("[workload.rate]\nrates_per_s = [0.0]\noutput_tokens = 1\nn_requests = 1", "workload.rate.rates_per_s = 0: must be 0.001 to 10000"),
+        (
+            "remove_flags = [\"enable-mixed-chunk\"]",
+            "remove_flags: `enable-mixed-chunk` is not among the inherited flags: attention-backend",
+        ),
+        (
+            "[workload.rate]\nrates_per_s = [0.0]\noutput_tokens = 1\nn_requests = 1",
+            "workload.rate.rates_per_s = 0: must be 0.001 to 10000",
+        ),
         ("flags = 3", "flags"),
     ] {
         let error = mistake(own);
         assert!(error.contains(part), "{own:?} gave: {error}");
     }
-    let typed = Overrides { replicates: Some(101), ..Overrides::default() };
+    let typed = Overrides {
+        replicates: Some(101),
+        ..Overrides::default()
+    };
     assert!(mistake_with("", &typed).contains("replicates = 101: must be 1 to 100"));
 }
 
@@ -143,6 +220,8 @@ fn a_circle_of_ancestors_is_refused() {
         let text = format!("name = \"{name}\"\nextends = \"{parent}\"");
         fs::write(dir.path().join(name).join("experiment.toml"), text).expect("written");
     }
-    let error = Experiment::load(dir.path(), "01-a", &Overrides::default()).expect_err("a circle").to_string();
+    let error = Experiment::load(dir.path(), "01-a", &Overrides::default())
+        .expect_err("a circle")
+        .to_string();
     assert!(error.contains("runs in a circle"), "{error}");
 }

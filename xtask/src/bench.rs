@@ -11,7 +11,11 @@ use crate::cargo;
 #[command(disable_help_flag = true)]
 pub struct BenchArgs {
     /// Arguments of `cargo bench`
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
+    #[arg(
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "ARGS"
+    )]
     arguments: Vec<String>,
 }
 

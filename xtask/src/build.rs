@@ -1,4 +1,4 @@
-//! `build [--arch sm_90 …]`: the engine in the release profile, and the CUDA kernels for the
+//! `build [--arch sm_90 …]`: engine and runner in the release profile, and the CUDA kernels for the
 //! architectures asked for.
 
 use std::process::ExitCode;
@@ -19,7 +19,7 @@ pub fn run(args: &BuildArgs) -> Result<ExitCode> {
     if !args.arch.is_empty() {
         kernels::compile(&args.arch)?;
     }
-    cargo::build_release(&["engine"])?;
+    cargo::build_release(&cargo::MEASURED)?;
     println!("{}", cargo::release_binary("engine")?.display());
     Ok(ExitCode::SUCCESS)
 }

@@ -25,10 +25,26 @@ pub fn run() -> Result<ExitCode> {
         source_index::check_kernels(&root)?;
         source_index::check_flags(&root)
     })?;
-    step("lints", || run_cargo(&root, &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
+    step("lints", || {
+        run_cargo(
+            &root,
+            &[
+                "clippy",
+                "--workspace",
+                "--all-targets",
+                "--",
+                "-D",
+                "warnings",
+            ],
+        )
+    })?;
     step("tests", || {
         counts = run_and_count(&[])?;
-        if counts.succeeded { Ok(()) } else { bail!("{}", counts.line()) }
+        if counts.succeeded {
+            Ok(())
+        } else {
+            bail!("{}", counts.line())
+        }
     })?;
     step("smoke experiment", || smoke(&root))?;
     println!("{}", counts.line());
@@ -44,15 +60,32 @@ fn step(name: &str, run: impl FnOnce() -> Result<()>) -> Result<()> {
 }
 
 fn run_cargo(root: &Path, args: &[&str]) -> Result<()> {
-    let status = cmd("cargo", args).dir(root).unchecked().run().context("cargo cannot be started")?.status;
-    if status.success() { Ok(()) } else { bail!("cargo {} failed ({status})", args.join(" ")) }
+    let status = cmd("cargo", args)
+        .dir(root)
+        .unchecked()
+        .run()
+        .context("cargo cannot be started")?
+        .status;
+    if status.success() {
+        Ok(())
+    } else {
+        bail!("cargo {} failed ({status})", args.join(" "))
+    }
 }
 
 /// Serve, load, record, report: into a scratch folder, so that the tree stays clean.
 fn smoke(root: &Path) -> Result<()> {
-    let program = |name: &str| -> Result<PathBuf> { Ok(cargo::target_dir()?.join("debug").join(name)) };
-    let (engine, experiments, reports) = (program("engine")?, program("experiments")?, program("reports")?);
-    if ![&engine, &experiments, &reports].iter().all(|path| path.is_file()) {
+    let program =
+        |name: &str| -> Result<PathBuf> { Ok(cargo::target_dir()?.join("debug").join(name)) };
+    let (engine, experiments, reports) = (
+        program("engine")?,
+        program("experiments")?,
+        program("reports")?,
+    );
+    if ![&engine, &experiments, &reports]
+        .iter()
+        .all(|path| path.is_file())
+    {
         run_cargo(root, &["build", "--workspace", "--bins"])?;
     }
     let scratch = cargo::target_dir()?.join(format!("smoke-{}", std::process::id()));
@@ -60,17 +93,34 @@ fn smoke(root: &Path) -> Result<()> {
     let runs = scratch.join("runs");
     let rendered = scratch.join("rendered");
     let outcome = cmd!(
-        &experiments, "run", "balanced-v2", "--quick", "--model", SMOKE_MODEL, "--engine-bin", &engine, "--runs-dir", &runs
+        &experiments,
+        "run",
+        "balanced-v2",
+        "--quick",
+        "--model",
+        SMOKE_MODEL,
+        "--engine-bin",
+        &engine,
+        "--runs-dir",
+        &runs
     )
     .dir(root)
     .run()
     .context("the smoke experiment")
     .and_then(|_| {
-        cmd!(&reports, "--runs", &runs, "--out", &rendered).dir(root).run().context("the report on the smoke experiment")
+        cmd!(&reports, "--runs", &runs, "--out", &rendered)
+            .dir(root)
+            .run()
+            .context("the report on the smoke experiment")
     })
     .and_then(|_| {
-        let n_reports = fs::read_dir(&rendered).with_context(|| rendered.display().to_string())?.count();
-        if n_reports == 0 { bail!("no report was rendered into {}", rendered.display()) } else { Ok(()) }
+        let n_reports = fs::read_dir(&rendered)
+            .with_context(|| rendered.display().to_string())?
+            .count();
+        if n_reports == 0 {
+            bail!("no report was rendered into {}", rendered.display());
+        }
+        Ok(())
     });
     fs::remove_dir_all(&scratch).with_context(|| scratch.display().to_string())?;
     outcome

@@ -35,7 +35,7 @@ pub fn run(args: &ExpArgs) -> Result<ExitCode> {
     match args.base_url {
         // Somebody else's server: nothing of ours is measured, nothing of it is built.
         Some(_) => cargo::build_release(&["experiments"])?,
-        None => cargo::build_release(&["engine", "experiments"])?,
+        None => cargo::build_release(&cargo::MEASURED)?,
     }
     cargo::become_program(&cargo::release_binary("experiments")?, &to_arguments(args))
 }
@@ -73,10 +73,16 @@ fn refuse_unknown(names: &[String]) -> Result<()> {
     known.sort();
     for name in names {
         let fits = |full: &String| {
-            full == name || full.split_once('-').is_some_and(|(number, rest)| rest == name || number == name)
+            full == name
+                || full
+                    .split_once('-')
+                    .is_some_and(|(number, rest)| rest == name || number == name)
         };
         if !known.iter().any(fits) {
-            bail!("no experiment is called `{name}`; there are: {}", known.join(", "));
+            bail!(
+                "no experiment is called `{name}`; there are: {}",
+                known.join(", ")
+            );
         }
     }
     Ok(())

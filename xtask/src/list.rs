@@ -7,6 +7,11 @@ use anyhow::Result;
 use crate::cargo;
 
 pub fn run() -> Result<ExitCode> {
-    cargo::build_release(&["experiments"])?;
+    // A list is worth no build of the engine, unless there is one already.
+    if cargo::release_binary("engine")?.is_file() {
+        cargo::build_release(&cargo::MEASURED)?;
+    } else {
+        cargo::build_release(&["experiments"])?;
+    }
     cargo::become_program(&cargo::release_binary("experiments")?, &["list".into()])
 }

@@ -21,7 +21,12 @@ use anyhow::Result;
 use clap::{CommandFactory, Parser, Subcommand};
 
 #[derive(Parser)]
-#[command(name = "cargo xtask", bin_name = "cargo xtask", about = "Recipes of the notebook", disable_help_subcommand = true)]
+#[command(
+    name = "cargo xtask",
+    bin_name = "cargo xtask",
+    about = "Recipes of the notebook",
+    disable_help_subcommand = true
+)]
 struct Cli {
     #[command(subcommand)]
     recipe: Option<Recipe>,

@@ -14,6 +14,9 @@ pub struct ModelArgs {
 }
 
 pub fn run(args: &ModelArgs) -> Result<ExitCode> {
-    cargo::build_release(&["engine", "experiments"])?;
-    cargo::become_program(&cargo::release_binary("engine")?, &["fetch".into(), args.id.clone()])
+    cargo::build_release(&cargo::MEASURED)?;
+    cargo::become_program(
+        &cargo::release_binary("engine")?,
+        &["fetch".into(), args.id.clone()],
+    )
 }

@@ -12,12 +12,18 @@ use crate::cargo;
 #[command(disable_help_flag = true)]
 pub struct ReportArgs {
     /// Arguments of `reports`
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
+    #[arg(
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "ARGS"
+    )]
     arguments: Vec<String>,
 }
 
 pub fn run(args: &ReportArgs) -> Result<ExitCode> {
-    let mut words: Vec<String> = ["run", "--package", "reports", "--"].map(String::from).into();
+    let mut words: Vec<String> = ["run", "--package", "reports", "--"]
+        .map(String::from)
+        .into();
     words.extend(args.arguments.iter().cloned());
     cargo::become_cargo(&words)
 }

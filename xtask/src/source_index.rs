@@ -21,7 +21,11 @@ pub fn check_kernels(root: &Path) -> Result<()> {
     let missing: Vec<_> = folders.difference(&listed).map(String::as_str).collect();
     let gone: Vec<_> = listed.difference(&folders).map(String::as_str).collect();
     if !missing.is_empty() || !gone.is_empty() {
-        bail!("kernels/KERNELS.md: not listed: [{}]; listed but not there: [{}]", missing.join(", "), gone.join(", "));
+        bail!(
+            "kernels/KERNELS.md: not listed: [{}]; listed but not there: [{}]",
+            missing.join(", "),
+            gone.join(", ")
+        );
     }
     Ok(())
 }
@@ -38,8 +42,14 @@ pub fn check_flags(root: &Path) -> Result<()> {
     let mut missing = BTreeSet::new();
     let dir = root.join("experiments");
     for folder in folders_of(&dir)? {
-        let Ok(spec) = fs::read_to_string(dir.join(&folder).join("experiment.toml")) else { continue };
-        missing.extend(flags_set(&spec).into_iter().filter(|flag| !text.contains(&format!("`--{flag}"))));
+        let Ok(spec) = fs::read_to_string(dir.join(&folder).join("experiment.toml")) else {
+            continue;
+        };
+        missing.extend(
+            flags_set(&spec)
+                .into_iter()
+                .filter(|flag| !text.contains(&format!("`--{flag}"))),
+        );
     }
     if !missing.is_empty() {
         let missing: Vec<_> = missing.iter().map(|flag| format!("--{flag}")).collect();
@@ -61,17 +71,28 @@ fn folders_of(dir: &Path) -> Result<BTreeSet<String>> {
 fn ops_listed(index: &str) -> BTreeSet<String> {
     let op_of = |line: &str| {
         let cell = line.strip_prefix('|')?.split('|').next()?.trim();
-        let word = cell.strip_prefix('`')?.strip_suffix('`')?.trim_end_matches('/');
-        word.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_').then(|| word.to_string())
+        let word = cell
+            .strip_prefix('`')?
+            .strip_suffix('`')?
+            .trim_end_matches('/');
+        word.chars()
+            .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
+            .then(|| word.to_string())
     };
     index.lines().filter_map(op_of).collect()
 }
 
 /// Keys of the `[flags]` table.
 fn flags_set(spec: &str) -> Vec<String> {
-    let lines = spec.lines().skip_while(|line| line.trim() != "[flags]").skip(1);
+    let lines = spec
+        .lines()
+        .skip_while(|line| line.trim() != "[flags]")
+        .skip(1);
     let table = lines.take_while(|line| !line.starts_with('['));
-    table.filter_map(|line| Some(line.split_once(" = ")?.0.trim().to_string())).filter(|key| !key.starts_with('#')).collect()
+    table
+        .filter_map(|line| Some(line.split_once(" = ")?.0.trim().to_string()))
+        .filter(|key| !key.starts_with('#'))
+        .collect()
 }
 
 #[cfg(test)]
@@ -81,7 +102,10 @@ mod tests {
     #[test]
     fn reads_ops_and_flags() {
         let index = "| op | files |\n|---|---|\n| `rms_norm` | x |\n| `matmul/` | y |\n| a `b` c | z |\ntext `other`\n";
-        assert_eq!(ops_listed(index), ["matmul", "rms_norm"].map(String::from).into());
+        assert_eq!(
+            ops_listed(index),
+            ["matmul", "rms_norm"].map(String::from).into()
+        );
         let spec = "name = \"x\"\n[flags]\n# why\na-b = 1\nc = true\n\n[workload]\nd = 2\n";
         assert_eq!(flags_set(spec), ["a-b", "c"]);
     }

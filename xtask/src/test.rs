@@ -13,7 +13,11 @@ use crate::cargo;
 #[command(disable_help_flag = true)]
 pub struct TestArgs {
     /// Arguments of `cargo test`
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
+    #[arg(
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "ARGS"
+    )]
     arguments: Vec<String>,
 }
 
@@ -29,22 +33,39 @@ pub struct TestCounts {
 
 impl TestCounts {
     pub fn line(self) -> String {
-        let ignored = if self.n_ignored > 0 { format!(", {} ignored", self.n_ignored) } else { String::new() };
-        format!("{} passed, {} failed{ignored}", self.n_passed, self.n_failed)
+        let ignored = if self.n_ignored > 0 {
+            format!(", {} ignored", self.n_ignored)
+        } else {
+            String::new()
+        };
+        format!(
+            "{} passed, {} failed{ignored}",
+            self.n_passed, self.n_failed
+        )
     }
 }
 
 pub fn run(args: &TestArgs) -> Result<ExitCode> {
     let counts = run_and_count(&args.arguments)?;
     println!("{}", counts.line());
-    Ok(if counts.succeeded { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if counts.succeeded {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 /// Forwards the output line by line and adds up the `test result:` lines.
 pub fn run_and_count(arguments: &[String]) -> Result<TestCounts> {
-    let mut words: Vec<String> = ["test", "--workspace", "--no-fail-fast"].map(String::from).into();
+    let mut words: Vec<String> = ["test", "--workspace", "--no-fail-fast"]
+        .map(String::from)
+        .into();
     words.extend(arguments.iter().cloned());
-    let reader = cmd("cargo", words).dir(cargo::root()?).unchecked().reader().context("cargo cannot be started")?;
+    let reader = cmd("cargo", words)
+        .dir(cargo::root()?)
+        .unchecked()
+        .reader()
+        .context("cargo cannot be started")?;
     let mut counts = TestCounts::default();
     for line in BufReader::new(&reader).lines() {
         let line = line.context("the tests' output")?;
@@ -55,7 +76,9 @@ pub fn run_and_count(arguments: &[String]) -> Result<TestCounts> {
             counts.n_ignored += n_ignored;
         }
     }
-    let output = reader.try_wait()?.context("cargo closed its output but still runs")?;
+    let output = reader
+        .try_wait()?
+        .context("cargo closed its output but still runs")?;
     counts.succeeded = output.status.success();
     Ok(counts)
 }

@@ -21,6 +21,11 @@ pub fn inactive_flags(typed: &EngineArgs, device: Device) -> Vec<(String, String
         "--disable-custom-all-reduce",
         "one device has no all-reduce",
     );
+    note(
+        typed.disable_radix_cache,
+        "--disable-radix-cache",
+        "no KV is kept between requests, with or without it",
+    );
     let needs_compile = "--enable-torch-compile was not given";
     note(
         typed.torch_compile_max_bs.is_some() && !typed.enable_torch_compile,

@@ -90,12 +90,21 @@ impl Target {
         answer
     }
 
-    async fn exchange(&self, clock: RunClock, prompt: &str, max_tokens: u32, answer: &mut Answer) -> Result<(), ExchangeError> {
+    async fn exchange(
+        &self,
+        clock: RunClock,
+        prompt: &str,
+        max_tokens: u32,
+        answer: &mut Answer,
+    ) -> Result<(), ExchangeError> {
         let (path, body) = self.body(prompt, max_tokens);
         let request = self.base_url.post(path, Bytes::from(body.to_string()))?;
         let mut connection = self.base_url.connect().await?;
         answer.sent_s = Some(clock.now_s());
-        let response = connection.send_request(request).await.map_err(HttpError::Broken)?;
+        let response = connection
+            .send_request(request)
+            .await
+            .map_err(HttpError::Broken)?;
         if !response.status().is_success() {
             return Err(status_error(response).await.into());
         }
@@ -106,12 +115,15 @@ impl Target {
         while let Some(frame) = body.frame().await {
             let arrived_s = clock.now_s();
             let frame = frame.map_err(HttpError::Broken)?;
-            let Some(bytes) = frame.data_ref() else { continue };
+            let Some(bytes) = frame.data_ref() else {
+                continue;
+            };
             for event in decoder.push(bytes)? {
                 if event.trim() == "[DONE]" {
                     done = true;
                 } else {
-                    let chunk: Value = serde_json::from_str(&event).map_err(|error| ExchangeError::NotJson(error.to_string()))?;
+                    let chunk: Value = serde_json::from_str(&event)
+                        .map_err(|error| ExchangeError::NotJson(error.to_string()))?;
                     answer.take_in(&chunk, arrived_s)?;
                 }
             }
@@ -150,7 +162,9 @@ impl Answer {
     fn take_in(&mut self, chunk: &Value, arrived_s: f64) -> Result<(), ExchangeError> {
         if let Some(error) = chunk.get("error").filter(|error| !error.is_null()) {
             let message = error.get("message").and_then(Value::as_str);
-            return Err(ExchangeError::Reported(message.map_or_else(|| error.to_string(), String::from)));
+            return Err(ExchangeError::Reported(
+                message.map_or_else(|| error.to_string(), String::from),
+            ));
         }
         if let Some(usage) = chunk.get("usage").filter(|usage| usage.is_object()) {
             self.prompt_tokens = usage["prompt_tokens"].as_u64();
@@ -175,13 +189,13 @@ impl Answer {
 /// that only names the role, so there an empty delta does not count.
 fn carries_token(choice: &Value, is_last: bool) -> bool {
     let has_text = |value: &Value| value.as_str().is_some_and(|text| !text.is_empty());
-    match choice.get("text") {
-        Some(text) => has_text(text) || !is_last,
-        None => {
-            let delta = &choice["delta"];
-            has_text(&delta["content"])
-                || has_text(&delta["reasoning_content"])
-                || delta["tool_calls"].as_array().is_some_and(|calls| !calls.is_empty())
-        }
+    if let Some(text) = choice.get("text") {
+        return has_text(text) || !is_last;
     }
+    let delta = &choice["delta"];
+    has_text(&delta["content"])
+        || has_text(&delta["reasoning_content"])
+        || delta["tool_calls"]
+            .as_array()
+            .is_some_and(|calls| !calls.is_empty())
 }

@@ -23,7 +23,10 @@ pub enum HttpError {
     #[error("base URL `{url}`: {problem}; it looks like http://127.0.0.1:8000/v1")]
     BaseUrl { url: String, problem: String },
     #[error("{address} cannot be reached: {source}")]
-    Connect { address: String, source: std::io::Error },
+    Connect {
+        address: String,
+        source: std::io::Error,
+    },
     #[error("the connection broke: {0}")]
     Broken(#[from] hyper::Error),
     #[error("no answer within {0} s")]
@@ -52,8 +55,13 @@ impl BaseUrl {
     /// As the OpenAI clients take it: `http://host:port/v1`. A bare `http://host:port` gets
     /// the `/v1`; any other path is taken as it is.
     pub fn parse(url: &str, api_key: Option<String>) -> Result<Self, HttpError> {
-        let refuse = |problem: String| HttpError::BaseUrl { url: url.into(), problem };
-        let uri: Uri = url.parse().map_err(|error: hyper::http::uri::InvalidUri| refuse(error.to_string()))?;
+        let refuse = |problem: String| HttpError::BaseUrl {
+            url: url.into(),
+            problem,
+        };
+        let uri: Uri = url
+            .parse()
+            .map_err(|error: hyper::http::uri::InvalidUri| refuse(error.to_string()))?;
         match uri.scheme_str() {
             Some("http") => {}
             Some(scheme) => return Err(refuse(format!("`{scheme}` is not supported, http is"))),
@@ -62,7 +70,10 @@ impl BaseUrl {
         if uri.query().is_some() {
             return Err(refuse("it has a query".into()));
         }
-        let host = uri.host().filter(|host| !host.is_empty()).ok_or_else(|| refuse("it has no host".into()))?;
+        let host = uri
+            .host()
+            .filter(|host| !host.is_empty())
+            .ok_or_else(|| refuse("it has no host".into()))?;
         let api_path = match uri.path().trim_end_matches('/') {
             "" => "/v1",
             path => path,
@@ -77,7 +88,13 @@ impl BaseUrl {
     }
 
     pub fn loopback(port: u16) -> Self {
-        Self { host: "127.0.0.1".into(), port, api_path: "/v1".into(), root_path: String::new(), api_key: None }
+        Self {
+            host: "127.0.0.1".into(),
+            port,
+            api_path: "/v1".into(),
+            root_path: String::new(),
+            api_key: None,
+        }
     }
 
     fn address(&self) -> String {
@@ -101,17 +118,26 @@ impl BaseUrl {
     async fn get(&self, path: &str, limit: Duration) -> Result<Bytes, HttpError> {
         let exchange = async {
             let mut connection = self.connect().await?;
-            let response = connection.send_request(self.request(Method::GET, path, Bytes::new())?).await?;
+            let response = connection
+                .send_request(self.request(Method::GET, path, Bytes::new())?)
+                .await?;
             read_whole(response).await
         };
-        timeout(limit, exchange).await.map_err(|_| HttpError::TimedOut(limit.as_secs_f64()))?
+        timeout(limit, exchange)
+            .await
+            .map_err(|_| HttpError::TimedOut(limit.as_secs_f64()))?
     }
 
     pub async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, HttpError> {
         // Brackets belong to an IPv6 address in a URL, not in a host name.
         let host = self.host.trim_start_matches('[').trim_end_matches(']');
-        let unreachable = |source| HttpError::Connect { address: self.address(), source };
-        let stream = TcpStream::connect((host, self.port)).await.map_err(unreachable)?;
+        let unreachable = |source| HttpError::Connect {
+            address: self.address(),
+            source,
+        };
+        let stream = TcpStream::connect((host, self.port))
+            .await
+            .map_err(unreachable)?;
         stream.set_nodelay(true).map_err(unreachable)?;
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         // Ends with the exchange; an error there reaches the caller through the body.
@@ -124,8 +150,16 @@ impl BaseUrl {
         self.request(Method::POST, &format!("{}{path}", self.api_path), json)
     }
 
-    fn request(&self, method: Method, path: &str, body: Bytes) -> Result<Request<Full<Bytes>>, HttpError> {
-        let mut request = Request::builder().method(method).uri(path).header(HOST, self.address());
+    fn request(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<Request<Full<Bytes>>, HttpError> {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(HOST, self.address());
         if !body.is_empty() {
             request = request.header(CONTENT_TYPE, "application/json");
         }
@@ -148,14 +182,22 @@ async fn read_whole(response: Response<Incoming>) -> Result<Bytes, HttpError> {
 pub async fn status_error(response: Response<Incoming>) -> HttpError {
     let status = response.status().as_u16();
     match read_body(response.into_body()).await {
-        Ok(body) => HttpError::Status { status, body: excerpt(&body) },
-        Err(error) => HttpError::Status { status, body: error.to_string() },
+        Ok(body) => HttpError::Status {
+            status,
+            body: excerpt(&body),
+        },
+        Err(error) => HttpError::Status {
+            status,
+            body: error.to_string(),
+        },
     }
 }
 
 async fn read_body(body: Incoming) -> Result<Bytes, HttpError> {
     let whole = Limited::new(body, MAX_BODY_BYTES).collect().await;
-    Ok(whole.map_err(|error| HttpError::Body(error.to_string()))?.to_bytes())
+    Ok(whole
+        .map_err(|error| HttpError::Body(error.to_string()))?
+        .to_bytes())
 }
 
 /// The start of a body, for a message.
@@ -175,19 +217,41 @@ mod tests {
 
     #[test]
     fn base_urls_as_the_openai_clients_take_them() {
-        let parse = |url: &str| BaseUrl::parse(url, None).map(|base| (base.address(), base.api_path, base.root_path));
-        let parts = |address: &str, api: &str, root: &str| (address.to_string(), api.to_string(), root.to_string());
-        assert_eq!(parse("http://127.0.0.1:8000").ok(), Some(parts("127.0.0.1:8000", "/v1", "")));
+        let parse = |url: &str| {
+            BaseUrl::parse(url, None).map(|base| (base.address(), base.api_path, base.root_path))
+        };
+        let parts = |address: &str, api: &str, root: &str| {
+            (address.to_string(), api.to_string(), root.to_string())
+        };
+        assert_eq!(
+            parse("http://127.0.0.1:8000").ok(),
+            Some(parts("127.0.0.1:8000", "/v1", ""))
+        );
         assert_eq!(parse("http://h:1/v1/").ok(), Some(parts("h:1", "/v1", "")));
-        assert_eq!(parse("http://h/gpu0/v1").ok(), Some(parts("h:80", "/gpu0/v1", "/gpu0")));
-        assert_eq!(parse("http://h/openai").ok(), Some(parts("h:80", "/openai", "/openai")));
-        assert_eq!(parse("http://[::1]:9/v1").ok(), Some(parts("[::1]:9", "/v1", "")));
+        assert_eq!(
+            parse("http://h/gpu0/v1").ok(),
+            Some(parts("h:80", "/gpu0/v1", "/gpu0"))
+        );
+        assert_eq!(
+            parse("http://h/openai").ok(),
+            Some(parts("h:80", "/openai", "/openai"))
+        );
+        assert_eq!(
+            parse("http://[::1]:9/v1").ok(),
+            Some(parts("[::1]:9", "/v1", ""))
+        );
     }
 
     #[test]
     fn refused_base_urls_are_named() {
-        for (url, problem) in [("https://h/v1", "`https` is not supported"), ("h:80", "scheme"), ("http://h/v1?a=b", "query")] {
-            let error = BaseUrl::parse(url, None).expect_err("not a base URL").to_string();
+        for (url, problem) in [
+            ("https://h/v1", "`https` is not supported"),
+            ("h:80", "scheme"),
+            ("http://h/v1?a=b", "query"),
+        ] {
+            let error = BaseUrl::parse(url, None)
+                .expect_err("not a base URL")
+                .to_string();
             assert!(error.contains(url) && error.contains(problem), "{error}");
         }
     }

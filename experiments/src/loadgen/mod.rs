@@ -59,14 +59,27 @@ struct Planned {
 
 /// Sends all requests of a case; every row goes to `rows` as soon as its response has ended.
 /// Returns when the last one has. Dropping the future cancels what is in flight.
-pub async fn run_case(target: &Target, case: &Case, prompts: &PromptSet, seed: u64, clock: RunClock, rows: &UnboundedSender<RequestRow>) {
+pub async fn run_case(
+    target: &Target,
+    case: &Case,
+    prompts: &PromptSet,
+    seed: u64,
+    clock: RunClock,
+    rows: &UnboundedSender<RequestRow>,
+) {
     let drawn = prompts.draw(seed, &case.name, case.n_requests as usize);
     let planned: VecDeque<Planned> = (0..)
         .zip(drawn)
-        .map(|(index, prompt)| Planned { index, prompt_id: prompt.id, prompt: prompt.text })
+        .map(|(index, prompt)| Planned {
+            index,
+            prompt_id: prompt.id,
+            prompt: prompt.text,
+        })
         .collect();
     match case.arrival {
-        Arrival::ClosedLoop { n_users } => closed_loop(target, case, n_users, planned, clock, rows).await,
+        Arrival::ClosedLoop { n_users } => {
+            closed_loop(target, case, n_users, planned, clock, rows).await;
+        }
         Arrival::OpenLoop { rate_per_s } => {
             let gaps_s = poisson_gaps_s(seed, &case.name, rate_per_s, planned.len());
             open_loop(target, case, rate_per_s, planned, gaps_s, clock, rows).await;
@@ -74,7 +87,14 @@ pub async fn run_case(target: &Target, case: &Case, prompts: &PromptSet, seed: u
     }
 }
 
-async fn closed_loop(target: &Target, case: &Case, n_users: u32, planned: VecDeque<Planned>, clock: RunClock, rows: &UnboundedSender<RequestRow>) {
+async fn closed_loop(
+    target: &Target,
+    case: &Case,
+    n_users: u32,
+    planned: VecDeque<Planned>,
+    clock: RunClock,
+    rows: &UnboundedSender<RequestRow>,
+) {
     let waiting = Arc::new(Mutex::new(planned));
     let mut users = JoinSet::new();
     for user in 0..n_users {
@@ -82,12 +102,18 @@ async fn closed_loop(target: &Target, case: &Case, n_users: u32, planned: VecDeq
         let waiting = Arc::clone(&waiting);
         users.spawn(async move {
             loop {
-                let next = waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+                let next = waiting
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .pop_front();
                 let Some(planned) = next else { return };
                 let scheduled_s = clock.now_s();
                 let answer = target.ask(clock, &planned.prompt, case.output_tokens).await;
                 // Nobody listens any more: the run was cancelled.
-                if rows.send(row(&case, planned, Some(user), scheduled_s, answer)).is_err() {
+                if rows
+                    .send(row(&case, planned, Some(user), scheduled_s, answer))
+                    .is_err()
+                {
                     return;
                 }
             }
@@ -126,10 +152,18 @@ fn poisson_gaps_s(seed: u64, case: &str, rate_per_s: f64, n_requests: usize) -> 
     let mut rng = case_rng(seed, &format!("{case} arrivals"));
     // 1 - u lies in (0, 1], so that the logarithm is finite.
     let mut gap_s = || -(1.0 - rng.random::<f64>()).ln() / rate_per_s;
-    (0..n_requests).map(|index| if index == 0 { 0.0 } else { gap_s() }).collect()
+    (0..n_requests)
+        .map(|index| if index == 0 { 0.0 } else { gap_s() })
+        .collect()
 }
 
-fn row(case: &Case, planned: Planned, user: Option<u32>, scheduled_s: f64, answer: Answer) -> RequestRow {
+fn row(
+    case: &Case,
+    planned: Planned,
+    user: Option<u32>,
+    scheduled_s: f64,
+    answer: Answer,
+) -> RequestRow {
     let (n_users, rate_per_s) = match case.arrival {
         Arrival::ClosedLoop { n_users } => (Some(n_users), None),
         Arrival::OpenLoop { rate_per_s } => (None, Some(rate_per_s)),
@@ -166,7 +200,7 @@ mod tests {
         let gaps = poisson_gaps_s(1, "rate-5", 5.0, 20_001);
         assert_eq!(gaps, poisson_gaps_s(1, "rate-5", 5.0, 20_001));
         assert_ne!(gaps, poisson_gaps_s(2, "rate-5", 5.0, 20_001));
-        assert_eq!(gaps[0], 0.0);
+        assert!(gaps[0].abs() < f64::EPSILON);
         let gaps = &gaps[1..];
         let mean = gaps.iter().sum::<f64>() / gaps.len() as f64;
         let variance = gaps.iter().map(|gap| (gap - mean).powi(2)).sum::<f64>() / gaps.len() as f64;

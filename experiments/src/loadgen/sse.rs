@@ -34,7 +34,9 @@ impl SseDecoder {
             match byte {
                 b'\n' if ends_cr_lf => {}
                 b'\n' | b'\r' => events.extend(self.end_line()?),
-                _ if self.line.len() + self.data.len() >= MAX_EVENT_BYTES => return Err(SseError::TooLong),
+                _ if self.line.len() + self.data.len() >= MAX_EVENT_BYTES => {
+                    return Err(SseError::TooLong);
+                }
                 _ => self.line.push(byte),
             }
         }
@@ -96,7 +98,10 @@ mod tests {
 
     #[test]
     fn refuses_bytes_that_are_no_text_and_endless_lines() {
-        assert_eq!(SseDecoder::default().push(b"data: \xff\n"), Err(SseError::NotUtf8));
+        assert_eq!(
+            SseDecoder::default().push(b"data: \xff\n"),
+            Err(SseError::NotUtf8)
+        );
         let endless = vec![b'x'; MAX_EVENT_BYTES + 1];
         assert_eq!(SseDecoder::default().push(&endless), Err(SseError::TooLong));
     }

@@ -85,6 +85,20 @@ DEVICE float cluster_load(uint32_t address, uint32_t rank) {
     asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(v) : "r"(remote) : "memory");
     return v;
 }
+template <class T>
+DEVICE T cluster_load_as(uint32_t address, uint32_t rank);
+template <>
+DEVICE float cluster_load_as<float>(uint32_t address, uint32_t rank) {
+    return cluster_load(address, rank);
+}
+template <>
+DEVICE __half cluster_load_as<__half>(uint32_t address, uint32_t rank) {
+    uint32_t remote;
+    uint16_t v;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(address), "r"(rank));
+    asm volatile("ld.shared::cluster.u16 %0, [%1];" : "=h"(v) : "r"(remote) : "memory");
+    return __ushort_as_half(v);
+}
 
 // ---- matrix instructions -----------------------------------------------------------------
 

@@ -183,6 +183,25 @@ DEVICE void stream_linear(const StreamLinearParams& p) {
     // From here on the activations are needed.
     wait_for_previous();
 
+    // The residual that the sums are added to, read now rather than at the end.
+    const int per_tile = 16 * p.m;
+    const int share0 = tiles / PAIR * rank / ranks, share1 = tiles / PAIR * (rank + 1) / ranks;
+    auto out_index = [&](int i) {  // of value i of this rank's share, -1 beyond n
+        const int row = i % per_tile / 16;
+        const int column = (tile0 / PAIR + share0 + i / per_tile) * 16 + i % 16;
+        return column < p.n ? static_cast<int64_t>(row) * p.n + column : -1;
+    };
+    constexpr int EARLY = 4;
+    float residual[EARLY];
+    if constexpr (E == Epilogue::AddResidual) {
+#pragma unroll
+        for (int i = 0; i < EARLY; i++) {
+            const int v = i * WARPS * 32 + threadIdx.x;
+            const int64_t at = v < (share1 - share0) * per_tile ? out_index(v) : -1;
+            residual[i] = at >= 0 ? static_cast<const float*>(p.out)[at] : 0.f;
+        }
+    }
+
     int x_offset[N];
 #pragma unroll
     for (int t = 0; t < N; t++) x_offset[t] = min(t * 8 + g, x_rows - 1) * x_row + j * 16;
@@ -310,28 +329,29 @@ DEVICE void stream_linear(const StreamLinearParams& p) {
             }
         return sum;
     };
-    const int per_tile = 16 * p.m;
-    const int share0 = tiles / PAIR * rank / ranks, share1 = tiles / PAIR * (rank + 1) / ranks;
-    for (int i = threadIdx.x; i < (share1 - share0) * per_tile; i += WARPS * 32) {
-        const int t = (share0 + i / per_tile) * PAIR;
-        const int row = i % per_tile / 16, column = (tile0 + t) / PAIR * 16 + i % 16;
-        const int e = i % 16 * m_even + row;
+    auto finish = [&](int i, float prior) {
+        const int64_t at = out_index(i);
+        if (at < 0) return;
+        const int t = (share0 + i / per_tile) * PAIR, e = i % 16 * m_even + i % per_tile / 16;
         float y = value_of(t, e);
-        if constexpr (E == Epilogue::SiluMul) {
-            const float up = value_of(t + 1, e);
-            y = y / (1.f + __expf(-y)) * up;
-        }
-        if (column >= p.n) continue;
-        if (p.bias != nullptr) y += __half2float(p.bias[column]);
-        const int64_t at = static_cast<int64_t>(row) * p.n + column;
+        if constexpr (E == Epilogue::SiluMul) y = y / (1.f + __expf(-y)) * value_of(t + 1, e);
+        if (p.bias != nullptr) y += __half2float(p.bias[at % p.n]);
         if constexpr (E == Epilogue::AddResidual) {
-            static_cast<float*>(p.out)[at] += y;
+            static_cast<float*>(p.out)[at] = prior + y;
         } else if constexpr (E == Epilogue::StoreF32) {
             static_cast<float*>(p.out)[at] = y;
         } else {
             static_cast<__half*>(p.out)[at] = __float2half_rn(y);
         }
+    };
+    const int values = (share1 - share0) * per_tile;
+#pragma unroll
+    for (int i = 0; i < EARLY; i++) {
+        const int v = i * WARPS * 32 + threadIdx.x;
+        if (v < values) finish(v, residual[i]);
     }
+    for (int v = EARLY * WARPS * 32 + threadIdx.x; v < values; v += WARPS * 32)
+        finish(v, E == Epilogue::AddResidual && out_index(v) >= 0 ? static_cast<const float*>(p.out)[out_index(v)] : 0.f);
     if (ranks > 1) cluster_sync();  // nobody leaves while its sums may still be read
 }
 

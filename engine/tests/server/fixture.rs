@@ -1,0 +1,268 @@
+//! A server on a free port with a mock executor and a byte tokenizer.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use engine::config::HttpConfig;
+use engine::engine_loop::{self, EngineLoopConfig};
+use engine::executor::mock::{MockConfig, MockExecutor};
+use engine::kv::PAGE_TOKENS;
+use engine::launch::{ServedParts, served_model};
+use engine::metrics::Metrics;
+use engine::scheduler::SchedulerConfig;
+use engine::server;
+use engine::server::state::{AppState, Limits, ServedModel};
+use engine::text::{ChatTemplate, Tokenizer};
+use serde_json::{Map, Value, json};
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use crate::client;
+
+pub const IM_START: u32 = 256;
+pub const IM_END: u32 = 257;
+/// 256 bytes and two special tokens.
+pub const VOCAB: usize = 258;
+
+const CHAT_TEMPLATE: &str = "{% if tools %}tools {{ tools | tojson }}\n{% endif %}\
+    {% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}\
+    {% if add_generation_prompt %}<|im_start|>assistant\n\
+    {% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}\
+    {% endif %}";
+
+/// What a test's server is like.
+pub struct TestConfig {
+    pub mock: MockConfig,
+    pub http: HttpConfig,
+    pub max_queued_requests: usize,
+    pub max_running_requests: usize,
+    pub n_decode_steps: usize,
+    pub context_length: usize,
+    pub allow_auto_truncate: bool,
+}
+
+impl Default for TestConfig {
+    fn default() -> Self {
+        Self {
+            mock: MockConfig { n_pages: 64, tokens: 97..123, ..MockConfig::default() },
+            http: HttpConfig {
+                host: "127.0.0.1".to_owned(),
+                port: 0,
+                api_key: None,
+                served_model_name: None,
+                stream_interval: 1,
+                max_body_bytes: 64 << 10,
+                max_stop_strings: 4,
+                shutdown_grace: Duration::from_secs(10),
+            },
+            max_queued_requests: 64,
+            max_running_requests: 16,
+            n_decode_steps: 1,
+            context_length: 512,
+            allow_auto_truncate: false,
+        }
+    }
+}
+
+impl TestConfig {
+    /// Every output is `text`, one token a byte, from its start and over again.
+    pub fn saying(text: &str) -> Self {
+        Self::emitting(text.bytes().map(u32::from).collect())
+    }
+
+    pub fn emitting(ids: Vec<u32>) -> Self {
+        let mut config = Self::default();
+        config.mock.script = Some(ids.into());
+        config
+    }
+
+    /// Each step takes this long, so that there is time to interrupt.
+    pub fn slowly(mut self, step_delay: Duration) -> Self {
+        self.mock.step_delay = step_delay;
+        self
+    }
+}
+
+pub struct TestServer {
+    pub address: SocketAddr,
+    pub state: Arc<AppState>,
+    stop: Option<oneshot::Sender<()>>,
+    served: JoinHandle<std::io::Result<()>>,
+}
+
+impl TestServer {
+    pub async fn start(config: TestConfig) -> Self {
+        let server = Self::start_unloaded(config.http.clone()).await;
+        assert!(server.state.set_model(model(config)).is_ok(), "one model");
+        server
+    }
+
+    /// Listens, without a model yet.
+    pub async fn start_unloaded(http: HttpConfig) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a free port");
+        let address = listener.local_addr().expect("an address");
+        let state = Arc::new(AppState::new(http));
+        let (stop, stopped) = oneshot::channel();
+        let served = tokio::spawn(server::serve(listener, Arc::clone(&state), async {
+            // A test that ends without stopping drops the sender, which is a stop too.
+            let _ = stopped.await;
+        }));
+        Self { address, state, stop: Some(stop), served }
+    }
+
+    /// What SIGTERM does.
+    pub fn stop(&mut self) {
+        if let Some(stop) = self.stop.take() {
+            stop.send(()).expect("the server is there");
+        }
+    }
+
+    /// Waits until the server has ended by itself.
+    pub async fn ended(self) {
+        self.served.await.expect("the server did not panic").expect("the server ended well");
+    }
+
+    pub async fn get(&self, path: &str) -> client::Answer {
+        client::get(self.address, path).await
+    }
+
+    pub async fn post(&self, path: &str, body: Value) -> client::Answer {
+        client::post(self.address, path, &body).await
+    }
+
+    /// Answer of a request that has to succeed.
+    pub async fn ok(&self, path: &str, body: Value) -> Value {
+        let answer = self.post(path, body).await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        answer.json()
+    }
+
+    /// A number that `/metrics` shows.
+    pub async fn metric(&self, name: &str) -> f64 {
+        let answer = self.get("/metrics").await;
+        let line = answer.text().lines().find(|line| {
+            line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']))
+        });
+        let line = line.unwrap_or_else(|| panic!("no metric {name} in {}", answer.text()));
+        line.rsplit(' ').next().and_then(|value| value.parse().ok()).expect("a number")
+    }
+
+    /// Waits until no request is in the engine, then checks that no page is in use.
+    pub async fn assert_empties(&self) {
+        for _ in 0..500 {
+            let n_active = self.metric("vllm:num_requests_running").await
+                + self.metric("vllm:num_requests_waiting").await;
+            if n_active == 0.0 && self.metric("engine_kv_pages_used").await == 0.0 {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("requests or pages are left: {}", self.get("/metrics").await.text());
+    }
+}
+
+pub fn model(config: TestConfig) -> ServedModel {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    write_tokenizer(folder.path());
+    let pool_tokens = config.mock.n_pages * PAGE_TOKENS;
+    let loop_config = EngineLoopConfig {
+        scheduler: SchedulerConfig {
+            max_total_tokens: pool_tokens,
+            max_running_requests: config.max_running_requests,
+            max_prefill_tokens: 256,
+            chunked_prefill_size: Some(64),
+            n_continuous_decode_steps: config.n_decode_steps,
+            ..SchedulerConfig::default()
+        },
+        max_queued_requests: config.max_queued_requests,
+        decode_log_interval: 0,
+    };
+    let executor = Box::new(MockExecutor::new(config.mock));
+    let metrics = Arc::new(Metrics::new("mock"));
+    let engine = engine_loop::start(executor, loop_config, metrics).expect("an engine");
+    let (max_sequence_tokens, sequence_limit_name) = if pool_tokens < config.context_length {
+        (pool_tokens, "the KV pool")
+    } else {
+        (config.context_length, "the model's context length")
+    };
+    served_model(ServedParts {
+        names: vec!["mock".to_owned(), "org/mock".to_owned()],
+        tokenizer: Tokenizer::from_folder(folder.path()).expect("a tokenizer"),
+        chat_template: ChatTemplate::from_folder(folder.path()).expect("a template"),
+        engine,
+        limits: Limits {
+            max_sequence_tokens,
+            sequence_limit_name,
+            allow_auto_truncate: config.allow_auto_truncate,
+            max_stop_strings: config.http.max_stop_strings,
+            vocab: VOCAB,
+        },
+        model_eos_ids: vec![IM_END],
+        server_info: json!({"version": "test"}),
+        random_seed: Some(7),
+    })
+}
+
+/// Byte-level BPE without merges: a token's id is its byte.
+fn write_tokenizer(folder: &std::path::Path) {
+    let special = |id: u32, content: &str| {
+        json!({
+            "id": id, "content": content, "single_word": false, "lstrip": false,
+            "rstrip": false, "normalized": false, "special": true,
+        })
+    };
+    let byte_level = json!({
+        "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false,
+    });
+    let vocab: Map<String, Value> =
+        (0..=255u8).map(|byte| (byte_character(byte).to_string(), json!(byte))).collect();
+    let tokenizer = json!({
+        "version": "1.0",
+        "truncation": null,
+        "padding": null,
+        "added_tokens": [special(IM_START, "<|im_start|>"), special(IM_END, "<|im_end|>")],
+        "normalizer": null,
+        "pre_tokenizer": byte_level,
+        "post_processor": null,
+        "decoder": byte_level,
+        "model": {
+            "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
+            "vocab": vocab, "merges": [],
+        },
+    });
+    let config = json!({"eos_token": "<|im_end|>", "chat_template": CHAT_TEMPLATE});
+    for (name, content) in [("tokenizer.json", tokenizer), ("tokenizer_config.json", config)] {
+        std::fs::write(folder.join(name), content.to_string()).expect("the fixture is written");
+    }
+}
+
+/// The character that stands for a byte in byte-level vocabularies: printable ones for
+/// themselves, the others from U+0100 on, in order.
+fn byte_character(byte: u8) -> char {
+    let is_printable = |byte: &u8| matches!(byte, 33..=126 | 161..=172 | 174..=255);
+    if is_printable(&byte) {
+        return char::from(byte);
+    }
+    let n_before = (0..byte).filter(|byte| !is_printable(byte)).count() as u32;
+    char::from_u32(256 + n_before).expect("a character")
+}
+
+/// Checks a JSON value against a stored one; ids and times are masked.
+macro_rules! assert_answer {
+    ($name:literal, $value:expr) => {
+        insta::with_settings!({
+            filters => vec![
+                (r#""(cmpl|chatcmpl)-[0-9a-f]{32}""#, r#""$1-[id]""#),
+                (r#""created": \d+"#, r#""created": "[time]""#),
+            ],
+            omit_expression => true,
+        }, {
+            let text = serde_json::to_string_pretty(&$value).expect("JSON");
+            insta::assert_snapshot!($name, text);
+        });
+    };
+}
+pub(crate) use assert_answer;
