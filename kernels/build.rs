@@ -12,6 +12,12 @@ use std::{env, fs, process};
 fn main() {
     println!("cargo::rerun-if-env-changed=ENGINE_KERNELS_DIR");
     println!("cargo::rerun-if-changed=build.rs");
+    // Tests that need a GPU are ignored by default, and run with `ENGINE_TEST_CUDA=1`.
+    println!("cargo::rerun-if-env-changed=ENGINE_TEST_CUDA");
+    println!("cargo::rustc-check-cfg=cfg(engine_test_cuda)");
+    if env::var_os("ENGINE_TEST_CUDA").is_some_and(|value| value == "1") {
+        println!("cargo::rustc-cfg=engine_test_cuda");
+    }
     let folder = env::var_os("ENGINE_KERNELS_DIR").filter(|dir| !dir.is_empty()).map(PathBuf::from);
     if let Err(message) = table(folder.as_deref()).and_then(|text| write_table(&text)) {
         println!("cargo::error={message}");

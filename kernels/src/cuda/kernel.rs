@@ -102,6 +102,11 @@ impl Kernel {
         &self.device
     }
 
+    /// The launch bound that it was compiled with, or what its registers allow.
+    pub fn max_threads(&self) -> usize {
+        self.max_threads
+    }
+
     /// Registers of a thread.
     pub fn n_registers(&self) -> Result<usize, CudaError> {
         self.attribute(sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_NUM_REGS)

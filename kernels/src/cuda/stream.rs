@@ -53,7 +53,7 @@ impl Stream {
     }
 
     /// Makes the context current and refuses memory of another device.
-    pub(super) fn enter(&self, device: &Device) -> Result<(), CudaError> {
+    pub(crate) fn enter(&self, device: &Device) -> Result<(), CudaError> {
         if !std::sync::Arc::ptr_eq(&self.device.inner, &device.inner) {
             return Err(CudaError::OtherDevice);
         }

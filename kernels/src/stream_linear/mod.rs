@@ -1,1 +1,221 @@
-//! x
+//! y = x Wᵀ for up to 64 rows: the decode step's projections, at the speed of reading W.
+//!
+//! W is repacked once at load (`repack.cu`) into the order in which the matrix instruction wants
+//! it, and streamed by `stream_linear.cu`. Here are the formats, the packed layout, the shared
+//! memory that a launch needs and the choice of its shape; [`StreamLinear`] owns the weights and
+//! launches. More rows than 64 are another kernel's work.
+
+mod cuda;
+mod plan;
+pub mod reference;
+#[cfg(test)]
+mod tests;
+
+pub use cuda::{AwqPart, Output, StreamLinear, StreamLinearKernels};
+pub use plan::{DeviceLimits, Plan, Rows, choose_plan, shared_bytes};
+
+use crate::KernelError;
+
+const OP: &str = "stream_linear";
+
+/// Rows (tokens) that one launch takes.
+pub const MAX_ROWS: usize = 64;
+/// Columns of W in a tile.
+pub const TILE_COLUMNS: usize = 16;
+/// Packed weights of one tile and one chunk of k.
+pub const CHUNK_BYTES: usize = 2048;
+
+/// How the weights are stored. AWQ: 4-bit, one fp16 scale and 4-bit zero point a group of k.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Format {
+    AwqG128,
+    AwqG64,
+    AwqG32,
+    Half,
+}
+
+impl Format {
+    pub const ALL: [Self; 4] = [Self::AwqG128, Self::AwqG64, Self::AwqG32, Self::Half];
+
+    /// The AWQ format with `group` values of k to a scale: 32, 64 or 128.
+    pub fn awq(group: usize) -> Result<Self, KernelError> {
+        match group {
+            128 => Ok(Self::AwqG128),
+            64 => Ok(Self::AwqG64),
+            32 => Ok(Self::AwqG32),
+            _ => Err(KernelError::Shape {
+                op: OP,
+                what: "the AWQ group size",
+                found: group,
+                expected: "32, 64 or 128".into(),
+            }),
+        }
+    }
+
+    /// Values of k to a scale; `None` for fp16.
+    pub const fn group(self) -> Option<usize> {
+        match self {
+            Self::AwqG128 => Some(128),
+            Self::AwqG64 => Some(64),
+            Self::AwqG32 => Some(32),
+            Self::Half => None,
+        }
+    }
+
+    /// Values of k in a chunk.
+    pub const fn chunk_k(self) -> usize {
+        match self {
+            Self::Half => 64,
+            _ => 256,
+        }
+    }
+
+    /// Groups in a chunk; 0 for fp16.
+    pub const fn chunk_groups(self) -> usize {
+        match self.group() {
+            Some(group) => self.chunk_k() / group,
+            None => 0,
+        }
+    }
+
+    /// Bytes of scales and zeros of one tile and one chunk: 16 fp16 and 16 nibbles a group.
+    pub const fn scale_bytes(self) -> usize {
+        self.chunk_groups() * 40
+    }
+
+    const fn kernel_prefix(self) -> &'static str {
+        match self {
+            Self::AwqG128 => "stream_awq_g128",
+            Self::AwqG64 => "stream_awq_g64",
+            Self::AwqG32 => "stream_awq_g32",
+            Self::Half => "stream_half",
+        }
+    }
+}
+
+/// What happens to the sums.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Epilogue {
+    /// y, as fp16.
+    Store,
+    /// out += y, in fp32.
+    AddResidual,
+    /// silu(gate) * up, as fp16; needs [`Arrangement::GateUp`].
+    SiluMul,
+    /// y, as fp32.
+    StoreF32,
+}
+
+impl Epilogue {
+    pub const ALL: [Self; 4] = [Self::Store, Self::AddResidual, Self::SiluMul, Self::StoreF32];
+
+    const fn kernel_infix(self) -> &'static str {
+        match self {
+            Self::Store => "store",
+            Self::AddResidual => "add_residual",
+            Self::SiluMul => "silu_mul",
+            Self::StoreF32 => "store_f32",
+        }
+    }
+}
+
+/// How the parts of W (for example q, k and v) lie in one packed matrix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Arrangement {
+    /// One below the other: the outputs are concatenated.
+    Stacked,
+    /// Two parts, tile by tile in turn: their outputs become silu(first) * second.
+    GateUp,
+}
+
+/// Shape of a packed matrix.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layout {
+    pub format: Format,
+    pub arrangement: Arrangement,
+    /// Columns of each part.
+    pub parts_n: Vec<usize>,
+    pub k: usize,
+    pub n_tiles: usize,
+    pub n_chunks: usize,
+}
+
+impl Layout {
+    /// Errors unless the kernels can take it: k a multiple of the group, AWQ columns a multiple
+    /// of 8, stacked parts (but the last) a multiple of 16, gate and up of one size.
+    pub fn new(
+        format: Format,
+        arrangement: Arrangement,
+        parts_n: &[usize],
+        k: usize,
+    ) -> Result<Self, KernelError> {
+        let shape = |what, found, expected: String| KernelError::Shape { op: OP, what, found, expected };
+        let step = format.group().unwrap_or(1);
+        if k == 0 || k % step != 0 {
+            return Err(shape("k", k, format!("a positive multiple of {step}")));
+        }
+        let is_pair = arrangement == Arrangement::GateUp;
+        if parts_n.is_empty() || (is_pair && parts_n.len() != 2) {
+            let expected = if is_pair { "2" } else { "at least 1" };
+            return Err(shape("the number of parts", parts_n.len(), expected.into()));
+        }
+        if is_pair && parts_n[0] != parts_n[1] {
+            return Err(shape("up's columns", parts_n[1], format!("{} as gate has", parts_n[0])));
+        }
+        for (i, &n) in parts_n.iter().enumerate() {
+            let step = match arrangement {
+                Arrangement::Stacked if i + 1 < parts_n.len() => TILE_COLUMNS,
+                _ if format.group().is_some() => 8,
+                _ => 1,
+            };
+            if n == 0 || n % step != 0 {
+                return Err(shape("a part's columns", n, format!("a positive multiple of {step}")));
+            }
+        }
+        let n_tiles: usize = parts_n.iter().map(|n| n.div_ceil(TILE_COLUMNS)).sum();
+        let n_chunks = k.div_ceil(format.chunk_k());
+        if n_tiles.saturating_mul(n_chunks) > i32::MAX as usize {
+            return Err(shape("tiles times chunks", n_tiles * n_chunks, format!("at most {}", i32::MAX)));
+        }
+        Ok(Self { format, arrangement, parts_n: parts_n.to_vec(), k, n_tiles, n_chunks })
+    }
+
+    /// Columns of the output.
+    pub fn n(&self) -> usize {
+        match self.arrangement {
+            Arrangement::Stacked => self.parts_n.iter().sum(),
+            Arrangement::GateUp => self.parts_n[0],
+        }
+    }
+
+    /// What a row of x must hold: k rounded up to whole chunks. The values from k on are zero.
+    pub fn padded_k(&self) -> usize {
+        self.n_chunks * self.format.chunk_k()
+    }
+
+    pub fn weight_bytes(&self) -> usize {
+        self.n_tiles * self.n_chunks * CHUNK_BYTES
+    }
+
+    pub fn scale_bytes(&self) -> usize {
+        self.n_tiles * self.n_chunks * self.format.scale_bytes()
+    }
+
+    /// Where tile `t` of a part lies: `t * step + offset`.
+    pub fn tile_place(&self, part: usize) -> (usize, usize) {
+        match self.arrangement {
+            Arrangement::GateUp => (2, part),
+            Arrangement::Stacked => {
+                (1, self.parts_n[..part].iter().map(|n| n.div_ceil(TILE_COLUMNS)).sum())
+            }
+        }
+    }
+
+    /// Tiles that only make sense together.
+    const fn tile_group(&self) -> usize {
+        match self.arrangement {
+            Arrangement::Stacked => 1,
+            Arrangement::GateUp => 2,
+        }
+    }
+}

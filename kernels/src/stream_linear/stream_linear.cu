@@ -18,10 +18,16 @@
 // converting it is the idea of FasterTransformer's and Marlin's kernels.
 #include "../cuda/device.cuh"
 
-// Warps of a block, one block an SM. More warps keep more copies in flight and hide the unpacking;
-// more rows need more registers a thread, hence fewer warps. `RowsVariant` has the same numbers.
+// Warps of a block, one block an SM; `Rows::n_warps` on the host has the same numbers. More warps
+// hide the unpacking and keep more copies in flight; more rows need more registers a thread, hence
+// fewer warps. sm_120 has a third of the bytes a clock to move per SM and 99 KiB of shared memory.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+template <int ROWS>
+constexpr int WARPS_OF = ROWS <= 32 ? 8 : 4;
+#else
 template <int ROWS>
 constexpr int WARPS_OF = ROWS <= 16 ? 16 : ROWS <= 32 ? 12 : 8;
+#endif
 
 struct StreamLinearParams {
     const uint8_t* weights;  // [n_tiles][n_chunks][2048]

@@ -1,0 +1,441 @@
+//! Weights on the device and their launches.
+
+use std::sync::{Arc, OnceLock};
+
+use bytemuck::{Pod, Zeroable};
+use half::f16;
+
+use super::plan::{check_plan, choose_plan};
+use super::{
+    Arrangement, DeviceLimits, Epilogue, Format, Layout, MAX_ROWS, OP, Plan, Rows, TILE_COLUMNS,
+};
+use crate::KernelError;
+use crate::cuda::{
+    Buffer, BufferView, CudaError, Device, DevicePtr, Kernel, LaunchConfig, Stream,
+};
+
+const SOURCE: &str = "stream_linear/stream_linear";
+const REPACK_SOURCE: &str = "stream_linear/repack";
+const REPACK_THREADS: u32 = 128;
+const ROW_ALIGNMENT: usize = 8;
+
+/// As `StreamLinearParams` in stream_linear.cu.
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct StreamLinearParams {
+    weights: DevicePtr<u8>,
+    scales: DevicePtr<u8>,
+    x: DevicePtr<f16>,
+    out: DevicePtr<u8>,
+    bias: DevicePtr<f16>,
+    m: i32,
+    x_stride: i32,
+    n: i32,
+    n_tiles: i32,
+    n_chunks: i32,
+    n_stages: i32,
+    phase_chunks: i32,
+    n_phases: i32,
+}
+
+/// As `RepackAwqParams` in repack.cu.
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct RepackAwqParams {
+    qweight: DevicePtr<u32>,
+    qzeros: DevicePtr<u32>,
+    scales: DevicePtr<f16>,
+    weights: DevicePtr<u8>,
+    group_data: DevicePtr<u8>,
+    n: i32,
+    k: i32,
+    group: i32,
+    n_chunks: i32,
+    tile_step: i32,
+    tile_offset: i32,
+}
+
+/// As `RepackHalfParams` in repack.cu, with the padding that C++ adds.
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct RepackHalfParams {
+    rows: DevicePtr<f16>,
+    weights: DevicePtr<u8>,
+    n: i32,
+    k: i32,
+    n_chunks: i32,
+    tile_step: i32,
+    tile_offset: i32,
+    padding: i32,
+}
+
+/// All variants of the kernel, looked up once.
+#[derive(Debug)]
+pub struct StreamLinearKernels {
+    device: Device,
+    /// [format][epilogue][rows]
+    stream: Vec<Kernel>,
+    repack_awq: Kernel,
+    repack_half: Kernel,
+    limits: DeviceLimits,
+}
+
+impl StreamLinearKernels {
+    pub fn load(stream: &Stream) -> Result<Arc<Self>, CudaError> {
+        let device = stream.device().clone();
+        let properties = device.properties().clone();
+        let compute_major = properties.compute_capability.0;
+        let mut variants = Vec::with_capacity(64);
+        for format in Format::ALL {
+            for epilogue in Epilogue::ALL {
+                for rows in Rows::ALL {
+                    let (prefix, infix) = (format.kernel_prefix(), epilogue.kernel_infix());
+                    let name = format!("{prefix}_{infix}_{}", rows.max());
+                    let kernel = device.kernel(SOURCE, &name)?;
+                    kernel.set_max_dynamic_shared(properties.shared_bytes_per_block)?;
+                    kernel.set_shared_carveout(100)?;
+                    let n_threads = rows.n_warps(compute_major) * 32;
+                    if kernel.max_threads() != n_threads {
+                        // Host and source disagree on the warps, hence on shared memory.
+                        return Err(CudaError::Launch {
+                            kernel: name,
+                            what: "the number of threads a block",
+                            found: n_threads,
+                            limit: kernel.max_threads(),
+                        });
+                    }
+                    variants.push(kernel);
+                }
+            }
+        }
+        let mut max_clusters = [properties.n_multiprocessors, 0, 0, 0];
+        for (i, n_ranks) in [2_u32, 4, 8].into_iter().enumerate() {
+            let n_threads = (Rows::Up8.n_warps(compute_major) * 32) as u32;
+            let mut config = LaunchConfig::new(n_ranks, n_threads);
+            config.cluster = n_ranks;
+            config.shared_bytes = properties.shared_bytes_per_block;
+            max_clusters[i + 1] = variants[0].max_active_clusters(stream, &config)?;
+        }
+        let limits = DeviceLimits {
+            compute_major,
+            shared_bytes_per_block: properties.shared_bytes_per_block,
+            shared_bytes_per_multiprocessor: properties.shared_bytes_per_multiprocessor,
+            reserved_shared_bytes_per_block: properties.reserved_shared_bytes_per_block,
+            max_clusters,
+        };
+        let repack_awq = device.kernel(REPACK_SOURCE, "repack_awq")?;
+        let repack_half = device.kernel(REPACK_SOURCE, "repack_half")?;
+        Ok(Arc::new(Self { device, stream: variants, repack_awq, repack_half, limits }))
+    }
+
+    pub fn limits(&self) -> &DeviceLimits {
+        &self.limits
+    }
+
+    fn variant(&self, format: Format, epilogue: Epilogue, rows: Rows) -> &Kernel {
+        // The enums' order is the order of their `ALL`, in which `load` has filled the list.
+        &self.stream[(format as usize * 4 + epilogue as usize) * 4 + rows as usize]
+    }
+}
+
+/// One part of an AWQ matrix in device memory, as checkpoints have it.
+#[derive(Debug, Clone, Copy)]
+pub struct AwqPart<'a> {
+    /// [k][n / 8]
+    pub qweight: BufferView<'a, u32>,
+    /// [k / group][n / 8]
+    pub qzeros: BufferView<'a, u32>,
+    /// [k / group][n]
+    pub scales: BufferView<'a, f16>,
+}
+
+/// Where the result goes: [m][n], rows without gaps.
+#[derive(Debug, Clone, Copy)]
+pub enum Output<'a> {
+    Store(BufferView<'a, f16>),
+    AddResidual(BufferView<'a, f32>),
+    SiluMul(BufferView<'a, f16>),
+    StoreF32(BufferView<'a, f32>),
+}
+
+impl Output<'_> {
+    pub const fn epilogue(&self) -> Epilogue {
+        match self {
+            Self::Store(_) => Epilogue::Store,
+            Self::AddResidual(_) => Epilogue::AddResidual,
+            Self::SiluMul(_) => Epilogue::SiluMul,
+            Self::StoreF32(_) => Epilogue::StoreF32,
+        }
+    }
+
+    fn place(&self) -> (DevicePtr<u8>, usize) {
+        match self {
+            Self::Store(view) | Self::SiluMul(view) => (view.ptr().cast(), view.len()),
+            Self::AddResidual(view) | Self::StoreF32(view) => (view.ptr().cast(), view.len()),
+        }
+    }
+
+    fn device(&self) -> &Device {
+        match self {
+            Self::Store(view) | Self::SiluMul(view) => view.device(),
+            Self::AddResidual(view) | Self::StoreF32(view) => view.device(),
+        }
+    }
+}
+
+/// A packed matrix in device memory.
+#[derive(Debug)]
+pub struct StreamLinear {
+    kernels: Arc<StreamLinearKernels>,
+    layout: Layout,
+    weights: Buffer<u8>,
+    scales: Buffer<u8>,
+    is_loaded: Vec<bool>,
+    /// By rows; found when first needed.
+    plans: Vec<OnceLock<Plan>>,
+}
+
+impl StreamLinear {
+    /// Memory for a matrix; load every part before the first launch.
+    pub fn new(kernels: &Arc<StreamLinearKernels>, layout: Layout) -> Result<Self, CudaError> {
+        let weights = Buffer::new(&kernels.device, layout.weight_bytes())?;
+        let scales = Buffer::new(&kernels.device, layout.scale_bytes())?;
+        let is_loaded = vec![false; layout.parts_n.len()];
+        let plans = (0..MAX_ROWS).map(|_| OnceLock::new()).collect();
+        Ok(Self { kernels: Arc::clone(kernels), layout, weights, scales, is_loaded, plans })
+    }
+
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// Device memory of weights and scales.
+    pub fn n_bytes(&self) -> usize {
+        self.weights.n_bytes() + self.scales.n_bytes()
+    }
+
+    /// [n_tiles][n_chunks][2048]
+    pub fn packed_weights(&self) -> BufferView<'_, u8> {
+        self.weights.all()
+    }
+
+    /// [n_tiles][n_chunks][scale_bytes]
+    pub fn packed_scales(&self) -> BufferView<'_, u8> {
+        self.scales.all()
+    }
+
+    /// Repacks part `part`, in stream order. The source may be overwritten after the stream has
+    /// passed.
+    pub fn load_awq(
+        &mut self,
+        stream: &Stream,
+        part: usize,
+        source: &AwqPart<'_>,
+    ) -> Result<(), CudaError> {
+        let n = self.part_n(part)?;
+        let layout = &self.layout;
+        let Some(group) = layout.format.group() else {
+            return Err(value_error("AWQ weights for an fp16 matrix".into()));
+        };
+        let k = layout.k;
+        check_len("qweight's words", source.qweight.len(), k * n / 8)?;
+        check_len("qzeros' words", source.qzeros.len(), k / group * n / 8)?;
+        check_len("scales' values", source.scales.len(), k / group * n)?;
+        stream.enter(source.qweight.device())?;
+        stream.enter(source.qzeros.device())?;
+        stream.enter(source.scales.device())?;
+        let (step, offset) = layout.tile_place(part);
+        let params = RepackAwqParams {
+            qweight: source.qweight.ptr(),
+            qzeros: source.qzeros.ptr(),
+            scales: source.scales.ptr(),
+            weights: self.weights.ptr(),
+            group_data: self.scales.ptr(),
+            n: n as i32,
+            k: k as i32,
+            group: group as i32,
+            n_chunks: layout.n_chunks as i32,
+            tile_step: step as i32,
+            tile_offset: offset as i32,
+        };
+        let config = LaunchConfig::new(repack_grid(layout, n), REPACK_THREADS);
+        // SAFETY: the sources have the lengths checked above, the destinations those that
+        // `layout` gives for all parts; buffers are freed only after the device is idle.
+        unsafe { self.kernels.repack_awq.launch(stream, &config, &params) }?;
+        self.is_loaded[part] = true;
+        Ok(())
+    }
+
+    /// Repacks part `part` from fp16 rows [n][k], in stream order.
+    pub fn load_half(
+        &mut self,
+        stream: &Stream,
+        part: usize,
+        rows: BufferView<'_, f16>,
+    ) -> Result<(), CudaError> {
+        let n = self.part_n(part)?;
+        let layout = &self.layout;
+        if layout.format != Format::Half {
+            return Err(value_error("fp16 weights for an AWQ matrix".into()));
+        }
+        check_len("the weights", rows.len(), n * layout.k)?;
+        stream.enter(rows.device())?;
+        let (step, offset) = layout.tile_place(part);
+        let params = RepackHalfParams {
+            rows: rows.ptr(),
+            weights: self.weights.ptr(),
+            n: n as i32,
+            k: layout.k as i32,
+            n_chunks: layout.n_chunks as i32,
+            tile_step: step as i32,
+            tile_offset: offset as i32,
+            padding: 0,
+        };
+        let config = LaunchConfig::new(repack_grid(layout, n), REPACK_THREADS);
+        // SAFETY: the source has the length checked above, the destination that of `layout`;
+        // buffers are freed only after the device is idle.
+        unsafe { self.kernels.repack_half.launch(stream, &config, &params) }?;
+        self.is_loaded[part] = true;
+        Ok(())
+    }
+
+    /// How `m` rows are launched.
+    pub fn plan(&self, m: usize) -> Result<Plan, KernelError> {
+        let Some(slot) = m.checked_sub(1).and_then(|i| self.plans.get(i)) else {
+            return Err(row_error(m));
+        };
+        if let Some(plan) = slot.get() {
+            return Ok(*plan);
+        }
+        let plan = choose_plan(&self.layout, m, &self.kernels.limits)?;
+        Ok(*slot.get_or_init(|| plan))
+    }
+
+    /// Replaces the plan for `m` rows, for example by one that was timed. Graphs captured before
+    /// keep theirs.
+    pub fn set_plan(&mut self, m: usize, plan: Plan) -> Result<(), KernelError> {
+        check_plan(&self.layout, &plan, m, &self.kernels.limits)?;
+        let Some(slot) = m.checked_sub(1).and_then(|i| self.plans.get_mut(i)) else {
+            return Err(row_error(m));
+        };
+        *slot = OnceLock::from(plan);
+        Ok(())
+    }
+
+    /// y = x Wᵀ (+ bias), in stream order; may be captured.
+    ///
+    /// x: [m][x_stride], starting on 16 bytes. A row holds [`Layout::padded_k`] values, of which
+    /// those from k on must be zero (any finite value is harmless, NaN is not); x_stride is a
+    /// multiple of 8. bias: [n].
+    /// `dependent`: start while the kernel before this one runs (it must not write W).
+    pub fn launch(
+        &self,
+        stream: &Stream,
+        m: usize,
+        x: BufferView<'_, f16>,
+        x_stride: usize,
+        bias: Option<BufferView<'_, f16>>,
+        output: Output<'_>,
+        dependent: bool,
+    ) -> Result<(), CudaError> {
+        let layout = &self.layout;
+        let plan = self.plan(m)?;
+        let n = layout.n();
+        if let Some(part) = self.is_loaded.iter().position(|is_loaded| !is_loaded) {
+            return Err(value_error(format!("part {part} of the weights was never loaded")));
+        }
+        let is_silu = output.epilogue() == Epilogue::SiluMul;
+        if is_silu != (layout.arrangement == Arrangement::GateUp) {
+            return Err(value_error(format!(
+                "the epilogue {:?} does not go with the arrangement {:?}",
+                output.epilogue(),
+                layout.arrangement
+            )));
+        }
+        if x_stride < layout.padded_k() || x_stride % ROW_ALIGNMENT != 0 {
+            return Err(KernelError::Shape {
+                op: OP,
+                what: "x's row stride",
+                found: x_stride,
+                expected: format!("a multiple of {ROW_ALIGNMENT}, at least {}", layout.padded_k()),
+            }
+            .into());
+        }
+        check_at_least("x's values", x.len(), (m - 1) * x_stride + layout.padded_k())?;
+        if x.ptr().address() % 16 != 0 {
+            return Err(value_error(format!("x starts at {:#x}, not on 16 bytes", x.ptr().address())));
+        }
+        let (out, out_len) = output.place();
+        check_at_least("the output's values", out_len, m * n)?;
+        if let Some(bias) = bias {
+            check_len("the bias's values", bias.len(), n)?;
+            stream.enter(bias.device())?;
+        }
+        stream.enter(x.device())?;
+        stream.enter(output.device())?;
+        let shared_bytes = check_plan(layout, &plan, m, &self.kernels.limits)?;
+        let params = StreamLinearParams {
+            weights: self.weights.ptr(),
+            scales: self.scales.ptr(),
+            x: x.ptr(),
+            out,
+            bias: bias.map_or(DevicePtr::null(), BufferView::ptr),
+            m: m as i32,
+            x_stride: x_stride as i32,
+            n: n as i32,
+            n_tiles: layout.n_tiles as i32,
+            n_chunks: layout.n_chunks as i32,
+            n_stages: plan.n_stages as i32,
+            phase_chunks: plan.phase_chunks as i32,
+            n_phases: plan.n_phases as i32,
+        };
+        let n_threads = plan.rows.n_warps(self.kernels.limits.compute_major) * 32;
+        let mut config =
+            LaunchConfig::new((plan.n_ranks * plan.n_clusters) as u32, n_threads as u32);
+        config.cluster = plan.n_ranks as u32;
+        config.shared_bytes = shared_bytes;
+        config.dependent = dependent;
+        let kernel = self.kernels.variant(layout.format, output.epilogue(), plan.rows);
+        // SAFETY: weights and scales have the layout's sizes; x, bias and output were checked to
+        // cover m rows; the plan fits the shared memory; buffers are freed only after the device
+        // is idle.
+        unsafe { kernel.launch(stream, &config, &params) }
+    }
+
+    fn part_n(&self, part: usize) -> Result<usize, CudaError> {
+        let n_parts = self.layout.parts_n.len();
+        self.layout.parts_n.get(part).copied().ok_or_else(|| {
+            KernelError::Shape {
+                op: OP,
+                what: "the part",
+                found: part,
+                expected: format!("below {n_parts}"),
+            }
+            .into()
+        })
+    }
+}
+
+fn repack_grid(layout: &Layout, n: usize) -> u32 {
+    (n.div_ceil(TILE_COLUMNS) * layout.n_chunks) as u32
+}
+
+fn row_error(m: usize) -> KernelError {
+    let expected = format!("1 to {MAX_ROWS}");
+    KernelError::Shape { op: OP, what: "the number of rows", found: m, expected }
+}
+
+fn value_error(message: String) -> CudaError {
+    KernelError::Value { op: OP, message }.into()
+}
+
+fn check_len(what: &'static str, found: usize, expected: usize) -> Result<(), KernelError> {
+    crate::error::check_shape(OP, what, found, expected)
+}
+
+fn check_at_least(what: &'static str, found: usize, least: usize) -> Result<(), KernelError> {
+    if found >= least {
+        return Ok(());
+    }
+    Err(KernelError::Shape { op: OP, what, found, expected: format!("at least {least}") })
+}

@@ -1,0 +1,226 @@
+//! The shape of a launch: how many blocks share k, how deep the rings are, how much of x is kept.
+//!
+//! Several shapes fit; a small model picks one. It counts, for the busiest block, KiB read at the
+//! device memory's rate. Its constants were set so that it picks what was fastest on an H100 for
+//! the projections of Qwen3-32B at 1, 8 and 16 rows. A plan measured on the card may replace it.
+
+use super::{CHUNK_BYTES, Layout, MAX_ROWS, OP};
+use crate::KernelError;
+
+/// Variants of the kernel: the rows it has registers for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Rows {
+    Up8,
+    Up16,
+    Up32,
+    Up64,
+}
+
+impl Rows {
+    pub const ALL: [Self; 4] = [Self::Up8, Self::Up16, Self::Up32, Self::Up64];
+
+    /// The smallest variant for `m` rows.
+    pub fn of(m: usize) -> Result<Self, KernelError> {
+        Self::ALL.into_iter().find(|rows| m > 0 && m <= rows.max()).ok_or_else(|| {
+            KernelError::Shape {
+                op: OP,
+                what: "the number of rows",
+                found: m,
+                expected: format!("1 to {MAX_ROWS}"),
+            }
+        })
+    }
+
+    pub const fn max(self) -> usize {
+        match self {
+            Self::Up8 => 8,
+            Self::Up16 => 16,
+            Self::Up32 => 32,
+            Self::Up64 => 64,
+        }
+    }
+
+    /// Warps of a block; `WARPS_OF` in stream_linear.cu has the same numbers.
+    pub const fn n_warps(self, compute_major: u32) -> usize {
+        match (self, compute_major >= 10) {
+            (Self::Up64, true) => 4,
+            (_, true) | (Self::Up64, false) => 8,
+            (Self::Up32, false) => 12,
+            (_, false) => 16,
+        }
+    }
+}
+
+/// What the choice needs to know of a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeviceLimits {
+    pub compute_major: u32,
+    /// Dynamic shared memory that a block may have.
+    pub shared_bytes_per_block: usize,
+    /// Shared memory of a multiprocessor.
+    pub shared_bytes_per_multiprocessor: usize,
+    pub reserved_shared_bytes_per_block: usize,
+    /// Clusters of 1, 2, 4 and 8 blocks that run at a time, one block a multiprocessor.
+    pub max_clusters: [usize; 4],
+}
+
+/// One launch's shape.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Plan {
+    pub rows: Rows,
+    /// Blocks of a cluster: each has a slice of k.
+    pub n_ranks: usize,
+    /// Each has a range of columns.
+    pub n_clusters: usize,
+    /// Ring depth of a warp, in chunks.
+    pub n_stages: usize,
+    /// Chunks of x in shared memory at a time.
+    pub phase_chunks: usize,
+    pub n_phases: usize,
+}
+
+const RANKS: [usize; 4] = [1, 2, 4, 8];
+/// Cost of exchanging sums over a cluster, and of what large clusters leave idle. KiB.
+const RANKS_COST: [f64; 4] = [0.0, 25.0, 33.0, 56.0];
+/// x comes from the L2 cache, faster than W.
+const X_COST: f64 = 0.25;
+/// Blocks with fewer columns leave their share of the memory's rate to the others.
+const IMBALANCE_COST: f64 = 0.2;
+/// A wait for all warps, and x that nothing hides. KiB.
+const PHASE_COST: f64 = 5.0;
+/// A ring's filling and emptying, against the waits of a ring too short. KiB a stage.
+const STAGE_COST: f64 = 5.0;
+/// The next kernel's block finds room beside this one and can fill its rings meanwhile. KiB.
+const NEIGHBOUR_GAIN: f64 = 0.15;
+const MAX_STAGES: usize = 8;
+const MAX_PHASES: usize = 128;
+const MAX_WAVES: usize = 16;
+
+/// Dynamic shared memory of a block, region by region as stream_linear.cu lists them.
+pub fn shared_bytes(layout: &Layout, plan: &Plan, m: usize, limits: &DeviceLimits) -> usize {
+    let format = layout.format;
+    let n_warps = plan.rows.n_warps(limits.compute_major);
+    let rings = n_warps * plan.n_stages;
+    let barriers = (8 + rings * 8).next_multiple_of(128);
+    let weights = rings * CHUNK_BYTES;
+    let scales = rings * format.scale_bytes();
+    let x = m.min(plan.rows.max()) * (plan.phase_chunks * format.chunk_k() * 2 + 64);
+    let sums = plan.phase_chunks * format.chunk_groups() * plan.rows.max() * 4;
+    let slots = (n_block_tiles(layout, plan) + n_warps) * 16 * m.next_multiple_of(2) * 4;
+    barriers + weights + scales + x + sums + slots
+}
+
+/// Tiles of the cluster with the most columns.
+fn n_block_tiles(layout: &Layout, plan: &Plan) -> usize {
+    let group = layout.tile_group();
+    (layout.n_tiles / group).div_ceil(plan.n_clusters.max(1)) * group
+}
+
+/// The plan with the least estimated time. An error if no plan fits the device.
+pub fn choose_plan(layout: &Layout, m: usize, limits: &DeviceLimits) -> Result<Plan, KernelError> {
+    let rows = Rows::of(m)?;
+    let mut best: Option<(f64, Plan)> = None;
+    // More waves than one only where the sums of a block would not fit otherwise.
+    for n_waves in 1..=MAX_WAVES {
+        for (n_ranks, &max_clusters) in RANKS.into_iter().zip(&limits.max_clusters) {
+            if n_ranks > layout.n_chunks || max_clusters == 0 {
+                continue;
+            }
+            let n_clusters = (max_clusters * n_waves).min(layout.n_tiles / layout.tile_group());
+            let rank_chunks = layout.n_chunks.div_ceil(n_ranks);
+            let mut tried = 0;
+            for n_phases in 1..=rank_chunks.min(MAX_PHASES) {
+                let phase_chunks = rank_chunks.div_ceil(n_phases);
+                if phase_chunks == tried {
+                    continue;
+                }
+                tried = phase_chunks;
+                for n_stages in 1..=MAX_STAGES {
+                    let n_phases = rank_chunks.div_ceil(phase_chunks);
+                    let plan =
+                        Plan { rows, n_ranks, n_clusters, n_stages, phase_chunks, n_phases };
+                    if shared_bytes(layout, &plan, m, limits) > limits.shared_bytes_per_block {
+                        break;
+                    }
+                    let cost = estimate(layout, &plan, m, limits);
+                    if best.is_none_or(|(least, _)| cost < least) {
+                        best = Some((cost, plan));
+                    }
+                }
+            }
+        }
+        if best.is_some() {
+            break;
+        }
+    }
+    best.map(|(_, plan)| plan).ok_or_else(|| KernelError::Value {
+        op: OP,
+        message: format!(
+            "{m} rows of {} x {} need more than the {} bytes of shared memory that a block has",
+            layout.n(),
+            layout.k,
+            limits.shared_bytes_per_block
+        ),
+    })
+}
+
+/// KiB that the busiest multiprocessor could have read at the memory's rate meanwhile.
+fn estimate(layout: &Layout, plan: &Plan, m: usize, limits: &DeviceLimits) -> f64 {
+    const KB: f64 = 1000.0;
+    let format = layout.format;
+    let rank_index = plan.n_ranks.trailing_zeros() as usize;
+    let slots = limits.max_clusters[rank_index] as f64;
+    let n_waves = (plan.n_clusters as f64 / slots).ceil();
+    let rank_chunks = layout.n_chunks.div_ceil(plan.n_ranks);
+    let item_bytes = (CHUNK_BYTES + format.scale_bytes()) as f64 / KB;
+    let n_items = (n_block_tiles(layout, plan) * rank_chunks) as f64;
+    let busiest = n_items * item_bytes * n_waves;
+    let mean = (layout.n_tiles * layout.n_chunks) as f64 * item_bytes / (slots * plan.n_ranks as f64);
+    let x_bytes = (m * rank_chunks * format.chunk_k() * 2) as f64 / KB * n_waves;
+    let warp_items = n_items / plan.rows.n_warps(limits.compute_major) as f64;
+    let half = limits.shared_bytes_per_multiprocessor / 2 - limits.reserved_shared_bytes_per_block;
+    let fits_beside = shared_bytes(layout, plan, m, limits) <= half;
+    mean + IMBALANCE_COST * (busiest - mean).max(0.0)
+        + X_COST * x_bytes
+        + RANKS_COST[rank_index]
+        + PHASE_COST * (plan.n_phases as f64 - 1.0) * n_waves
+        + STAGE_COST * n_waves * (plan.n_stages as f64 + warp_items / plan.n_stages as f64)
+        - if fits_beside { NEIGHBOUR_GAIN } else { 0.0 }
+}
+
+/// Errors unless the kernel can run `plan`: what the planner yields can, a plan from elsewhere
+/// (a timed choice, a file) might not.
+pub(super) fn check_plan(
+    layout: &Layout,
+    plan: &Plan,
+    m: usize,
+    limits: &DeviceLimits,
+) -> Result<usize, KernelError> {
+    let wrong = |what, found, expected: String| KernelError::Shape { op: OP, what, found, expected };
+    if m == 0 || m > plan.rows.max() {
+        return Err(wrong("the number of rows", m, format!("1 to {}", plan.rows.max())));
+    }
+    if !RANKS.contains(&plan.n_ranks) || plan.n_ranks > layout.n_chunks {
+        let expected = format!("1, 2, 4 or 8, and at most {}", layout.n_chunks);
+        return Err(wrong("the number of ranks", plan.n_ranks, expected));
+    }
+    let n_groups = layout.n_tiles / layout.tile_group();
+    if plan.n_clusters == 0 || plan.n_clusters > n_groups {
+        return Err(wrong("the number of clusters", plan.n_clusters, format!("1 to {n_groups}")));
+    }
+    if plan.n_stages == 0 {
+        return Err(wrong("the number of stages", 0, "at least 1".into()));
+    }
+    let rank_chunks = layout.n_chunks.div_ceil(plan.n_ranks);
+    let needed = if plan.phase_chunks == 0 { 0 } else { rank_chunks.div_ceil(plan.phase_chunks) };
+    if needed == 0 || plan.phase_chunks > rank_chunks || plan.n_phases != needed {
+        let expected = format!("{needed} of {} chunks for {rank_chunks}", plan.phase_chunks);
+        return Err(wrong("the number of phases", plan.n_phases, expected));
+    }
+    let n_bytes = shared_bytes(layout, plan, m, limits);
+    if n_bytes > limits.shared_bytes_per_block {
+        let expected = format!("at most {} bytes", limits.shared_bytes_per_block);
+        return Err(wrong("shared memory", n_bytes, expected));
+    }
+    Ok(n_bytes)
+}

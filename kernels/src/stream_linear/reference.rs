@@ -1,0 +1,212 @@
+//! The packed layout and the product in plain Rust: what the CUDA sources are tested against.
+//!
+//! `pack_*` follows the writer (`repack.cu`); `unpack` follows the reader (`stream_linear.cu`),
+//! with its shifts and masks, so that a mistake in either shows.
+
+use half::f16;
+
+use super::{Arrangement, CHUNK_BYTES, Epilogue, Format, Layout, TILE_COLUMNS};
+
+/// An AWQ matrix as checkpoints have it.
+#[derive(Debug, Clone)]
+pub struct AwqMatrix {
+    pub n: usize,
+    pub k: usize,
+    pub group: usize,
+    /// [k][n / 8]; nibble i of a word is column {0, 2, 4, 6, 1, 3, 5, 7}[i].
+    pub qweight: Vec<u32>,
+    /// [k / group][n / 8], same order.
+    pub qzeros: Vec<u32>,
+    /// [k / group][n]
+    pub scales: Vec<f16>,
+}
+
+impl AwqMatrix {
+    fn nibble(words: &[u32], row: usize, n: usize, column: usize) -> u32 {
+        let c = column % 8;
+        let position = (c & 1) * 4 + (c >> 1);
+        words[row * (n / 8) + column / 8] >> (4 * position) & 0xf
+    }
+
+    pub fn quant(&self, column: usize, k: usize) -> u32 {
+        Self::nibble(&self.qweight, k, self.n, column)
+    }
+
+    pub fn zero(&self, column: usize, group: usize) -> u32 {
+        Self::nibble(&self.qzeros, group, self.n, column)
+    }
+
+    /// (q - zero) * scale
+    pub fn weight(&self, column: usize, k: usize) -> f64 {
+        let group = k / self.group;
+        let scale = self.scales[group * self.n + column].to_f64();
+        (f64::from(self.quant(column, k)) - f64::from(self.zero(column, group))) * scale
+    }
+}
+
+/// Packed weights and group data.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Packed {
+    /// [n_tiles][n_chunks][2048]
+    pub weights: Vec<u8>,
+    /// [n_tiles][n_chunks][scale_bytes]
+    pub scales: Vec<u8>,
+}
+
+impl Packed {
+    pub fn zeroed(layout: &Layout) -> Self {
+        Self { weights: vec![0; layout.weight_bytes()], scales: vec![0; layout.scale_bytes()] }
+    }
+}
+
+/// First k of register pair (product) `product` of lane quarter `j`, within a chunk.
+const fn product_k(product: usize, j: usize) -> usize {
+    product / 2 * 32 + j * 8 + product % 2 * 4
+}
+
+/// Where the bits of register r's values (low and high half) are before the reader's shift.
+const PLACES: [[u32; 2]; 4] = [[6, 22], [10, 26], [2, 18], [30, 14]];
+
+pub fn pack_awq(layout: &Layout, part: usize, matrix: &AwqMatrix, packed: &mut Packed) {
+    let (step, offset) = layout.tile_place(part);
+    let groups = layout.format.chunk_groups();
+    for tile in 0..matrix.n.div_ceil(TILE_COLUMNS) {
+        for chunk in 0..layout.n_chunks {
+            let home = (tile * step + offset) * layout.n_chunks + chunk;
+            let out = &mut packed.weights[home * CHUNK_BYTES..][..CHUNK_BYTES];
+            for product in 0..16 {
+                for lane in 0..32 {
+                    let (g, j) = (lane / 4, lane % 4);
+                    let mut word = 0_u32;
+                    for (r, places) in PLACES.iter().enumerate() {
+                        for (high, &place) in places.iter().enumerate() {
+                            let k = chunk * 256 + product_k(product, j) + r / 2 * 2 + high;
+                            let column = tile * TILE_COLUMNS + g + r % 2 * 8;
+                            if k < matrix.k && column < matrix.n {
+                                word |= matrix.quant(column, k).rotate_left(place);
+                            }
+                        }
+                    }
+                    // Four products make the 16 bytes of a lane; 32 lanes lie side by side.
+                    let at = product / 4 * 512 + lane * 16 + product % 4 * 4;
+                    out[at..at + 4].copy_from_slice(&word.to_le_bytes());
+                }
+            }
+            let data = &mut packed.scales[home * groups * 40..][..groups * 40];
+            for i in 0..groups * 8 {
+                let (row, c) = (chunk * groups + i / 8, i % 8);
+                let mut zeros = 0_u8;
+                for high in 0..2 {
+                    let column = tile * TILE_COLUMNS + c + high * 8;
+                    let is_inside = row < matrix.k / matrix.group && column < matrix.n;
+                    let scale =
+                        if is_inside { matrix.scales[row * matrix.n + column] } else { f16::ZERO };
+                    data[i * 4 + high * 2..][..2].copy_from_slice(&scale.to_le_bytes());
+                    if is_inside {
+                        zeros |= (matrix.zero(column, row) as u8) << (4 * high);
+                    }
+                }
+                data[groups * 32 + i] = zeros;
+            }
+        }
+    }
+}
+
+/// `rows`: [n][k].
+pub fn pack_half(layout: &Layout, part: usize, rows: &[f16], packed: &mut Packed) {
+    let (step, offset) = layout.tile_place(part);
+    let (n, k_end) = (layout.parts_n[part], layout.k);
+    for tile in 0..n.div_ceil(TILE_COLUMNS) {
+        for chunk in 0..layout.n_chunks {
+            let home = (tile * step + offset) * layout.n_chunks + chunk;
+            for (thread, r, high) in (0..128).flat_map(|t| (0..8).map(move |i| (t, i / 2, i % 2))) {
+                let (product, lane) = (thread / 32, thread % 32);
+                let k = chunk * 64 + product_k(product, lane % 4) + r / 2 * 2 + high;
+                let column = tile * TILE_COLUMNS + lane / 4 + r % 2 * 8;
+                let value = if k < k_end && column < n { rows[column * k_end + k] } else { f16::ZERO };
+                let at = home * CHUNK_BYTES + (thread * 8 + r * 2 + high) * 2;
+                packed.weights[at..at + 2].copy_from_slice(&value.to_le_bytes());
+            }
+        }
+    }
+}
+
+/// W[column][k] of one part as the kernel sees it: [parts_n[part]][padded_k].
+pub fn unpack(layout: &Layout, part: usize, packed: &Packed) -> Vec<f64> {
+    let (step, offset) = layout.tile_place(part);
+    let (n, padded_k, chunk_k) = (layout.parts_n[part], layout.padded_k(), layout.format.chunk_k());
+    let groups = layout.format.chunk_groups();
+    let mut values = vec![0.0; n * padded_k];
+    for column in 0..n {
+        let (tile, g, is_high) = (column / 16, column % 8, column / 8 % 2);
+        for k in 0..padded_k {
+            let (chunk, inside) = (k / chunk_k, k % chunk_k);
+            let home = (tile * step + offset) * layout.n_chunks + chunk;
+            let bytes = &packed.weights[home * CHUNK_BYTES..][..CHUNK_BYTES];
+            // Which x vector of 8, whose lane, which product of the two, which register and half.
+            let (vector, j, within) = (inside / 32, inside % 32 / 8, inside % 8);
+            let (i, pair, half_index) = (within / 4, within % 4 / 2, within % 2);
+            let (lane, register) = (g * 4 + j, pair * 2 + is_high);
+            values[column * padded_k + k] = if layout.format == Format::Half {
+                let at = (2 * vector + i) * 512 + lane * 16 + register * 4 + half_index * 2;
+                f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f64()
+            } else {
+                let at = vector / 2 * 512 + lane * 16 + vector % 2 * 8 + i * 4;
+                let w = u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+                let shifted = match register {
+                    0 => w,
+                    1 => w >> 4,
+                    2 => w << 4,
+                    _ => w.rotate_left(8),
+                };
+                let sixteen_plus = |bits: u32, half_index: usize| {
+                    let bits = bits & 0x03c0_03c0 | 0x4c00_4c00;
+                    f16::from_bits((bits >> (16 * half_index)) as u16).to_f64()
+                };
+                let data = &packed.scales[home * groups * 40..][..groups * 40];
+                let group = inside / (chunk_k / groups);
+                let at = group * 32 + g * 4 + is_high * 2;
+                let scale = f16::from_le_bytes([data[at], data[at + 1]]).to_f64();
+                let z = u32::from(data[groups * 32 + group * 8 + g]);
+                let zero = sixteen_plus(z << 6 | z << 18, is_high);
+                (sixteen_plus(shifted, half_index) - zero) * scale
+            };
+        }
+    }
+    values
+}
+
+/// The op in f64. `weights`: a part's W[n][k], in order; `x`: [m][x_stride]; `out`: [m][n], read
+/// by [`Epilogue::AddResidual`].
+pub fn stream_linear(
+    layout: &Layout,
+    epilogue: Epilogue,
+    weights: &[Vec<f64>],
+    x: &[f16],
+    x_stride: usize,
+    bias: Option<&[f16]>,
+    m: usize,
+    out: &mut [f64],
+) {
+    let (n, k) = (layout.n(), layout.k);
+    let dot = |w: &[f64], column: usize, row: usize| -> f64 {
+        let x = &x[row * x_stride..][..k];
+        w[column * k..][..k].iter().zip(x).map(|(w, x)| w * x.to_f64()).sum()
+    };
+    for row in 0..m {
+        let mut column = 0;
+        let n_outputs = if layout.arrangement == Arrangement::GateUp { 1 } else { weights.len() };
+        for part in 0..n_outputs {
+            for part_column in 0..layout.parts_n[part] {
+                let mut y = dot(&weights[part], part_column, row);
+                if epilogue == Epilogue::SiluMul {
+                    y = y / (1.0 + (-y).exp()) * dot(&weights[1], part_column, row);
+                }
+                y += bias.map_or(0.0, |bias| bias[column].to_f64());
+                let at = &mut out[row * n + column];
+                *at = if epilogue == Epilogue::AddResidual { *at + y } else { y };
+                column += 1;
+            }
+        }
+    }
+}

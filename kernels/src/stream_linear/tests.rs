@@ -1,0 +1,192 @@
+//! The packed layout against the AWQ matrix, and the planner. What needs a GPU is in
+//! `tests/cuda_stream_linear.rs`.
+
+use half::f16;
+use proptest::prelude::*;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use super::plan::check_plan;
+use super::reference::{AwqMatrix, Packed, pack_awq, pack_half, unpack};
+use super::*;
+
+const H100: DeviceLimits = DeviceLimits {
+    compute_major: 9,
+    shared_bytes_per_block: 232_448,
+    shared_bytes_per_multiprocessor: 233_472,
+    reserved_shared_bytes_per_block: 1024,
+    max_clusters: [132, 66, 33, 16],
+};
+const RTX_5090: DeviceLimits = DeviceLimits {
+    compute_major: 12,
+    shared_bytes_per_block: 101_376,
+    shared_bytes_per_multiprocessor: 102_400,
+    reserved_shared_bytes_per_block: 1024,
+    max_clusters: [170, 85, 42, 20],
+};
+
+fn random_awq(rng: &mut StdRng, n: usize, k: usize, group: usize) -> AwqMatrix {
+    AwqMatrix {
+        n,
+        k,
+        group,
+        qweight: (0..k * n / 8).map(|_| rng.random()).collect(),
+        qzeros: (0..k / group * n / 8).map(|_| rng.random()).collect(),
+        scales: (0..k / group * n).map(|_| f16::from_f32(rng.random_range(0.001..0.02))).collect(),
+    }
+}
+
+#[test]
+fn the_packed_awq_layout_decodes_to_the_matrix() {
+    let mut rng = StdRng::seed_from_u64(1);
+    for group in [32, 64, 128] {
+        for (n, k) in [(8, group), (16, 256), (24, 256 + group), (40, 512)] {
+            let format = Format::awq(group).expect("a known group");
+            for arrangement in [Arrangement::Stacked, Arrangement::GateUp] {
+                let first_n = if arrangement == Arrangement::Stacked { 32 } else { n };
+                let layout = Layout::new(format, arrangement, &[first_n, n], k).expect("fits");
+                let parts = [random_awq(&mut rng, first_n, k, group), random_awq(&mut rng, n, k, group)];
+                let mut packed = Packed::zeroed(&layout);
+                for (i, part) in parts.iter().enumerate() {
+                    pack_awq(&layout, i, part, &mut packed);
+                }
+                for (i, part) in parts.iter().enumerate() {
+                    let values = unpack(&layout, i, &packed);
+                    for column in 0..part.n {
+                        for at in 0..layout.padded_k() {
+                            let expected = if at < k { part.weight(column, at) } else { 0.0 };
+                            let found = values[column * layout.padded_k() + at];
+                            assert!((found - expected).abs() < 1e-12, "{layout:?} {i} {column} {at}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_packed_half_layout_decodes_to_the_matrix() {
+    let mut rng = StdRng::seed_from_u64(2);
+    for (n, k) in [(1, 1), (16, 64), (17, 65), (40, 200)] {
+        let layout = Layout::new(Format::Half, Arrangement::Stacked, &[n], k).expect("fits");
+        let rows: Vec<f16> = (0..n * k).map(|_| f16::from_f32(rng.random_range(-1.0..1.0))).collect();
+        let mut packed = Packed::zeroed(&layout);
+        pack_half(&layout, 0, &rows, &mut packed);
+        let values = unpack(&layout, 0, &packed);
+        for column in 0..n {
+            for at in 0..layout.padded_k() {
+                let expected = if at < k { rows[column * k + at].to_f64() } else { 0.0 };
+                assert_eq!(values[column * layout.padded_k() + at], expected, "{n}x{k}: {column} {at}");
+            }
+        }
+    }
+}
+
+#[test]
+fn layouts_that_the_kernels_cannot_take_are_refused() {
+    let text = |result: Result<Layout, KernelError>| result.expect_err("refused").to_string();
+    let stacked = Arrangement::Stacked;
+    assert!(text(Layout::new(Format::AwqG128, stacked, &[16], 200)).contains("k is 200"));
+    assert!(text(Layout::new(Format::AwqG64, stacked, &[12], 64)).contains("columns is 12"));
+    assert!(text(Layout::new(Format::Half, stacked, &[8, 8], 64)).contains("multiple of 16"));
+    assert!(text(Layout::new(Format::Half, Arrangement::GateUp, &[8, 16], 64)).contains("up's"));
+    assert!(text(Layout::new(Format::Half, stacked, &[], 64)).contains("parts is 0"));
+    assert!(Format::awq(16).expect_err("refused").to_string().contains("32, 64 or 128"));
+}
+
+fn qwen3_32b(name: &str) -> Layout {
+    let (arrangement, parts_n, k): (_, &[usize], _) = match name {
+        "qkv" => (Arrangement::Stacked, &[8192, 1024, 1024], 5120),
+        "o" => (Arrangement::Stacked, &[5120], 8192),
+        "gate_up" => (Arrangement::GateUp, &[25_600, 25_600], 5120),
+        _ => (Arrangement::Stacked, &[5120], 25_600),
+    };
+    Layout::new(Format::AwqG128, arrangement, parts_n, k).expect("fits")
+}
+
+/// Ranks and stages that were fastest on an H100.
+#[test]
+fn the_model_picks_what_was_measured_fastest() {
+    let measured = [
+        (1, "qkv", 1, 3),
+        (1, "o", 1, 2),
+        (1, "gate_up", 1, 6),
+        (1, "down", 2, 4),
+        (8, "qkv", 1, 3),
+        (8, "o", 1, 2),
+        (8, "gate_up", 1, 4),
+        (8, "down", 4, 3),
+        (16, "qkv", 2, 2),
+        (16, "o", 2, 2),
+        (16, "gate_up", 1, 3),
+        (16, "down", 4, 2),
+    ];
+    let found = measured.map(|(m, name, ..)| {
+        let plan = choose_plan(&qwen3_32b(name), m, &H100).expect("fits");
+        (m, name, plan.n_ranks, plan.n_stages)
+    });
+    assert_eq!(found, measured);
+}
+
+#[test]
+fn shared_memory_is_counted_region_by_region() {
+    // 16 warps of 3 stages; one row of 20 chunks; 5 tiles of the busiest block.
+    let plan = Plan { rows: Rows::Up8, n_ranks: 1, n_clusters: 132, n_stages: 3, phase_chunks: 20, n_phases: 1 };
+    let expected = 512 + 16 * 3 * (2048 + 80) + (20 * 512 + 64) + 20 * 2 * 8 * 4 + (5 + 16) * 16 * 2 * 4;
+    assert_eq!(shared_bytes(&qwen3_32b("qkv"), &plan, 1, &H100), expected);
+}
+
+#[test]
+fn every_projection_of_qwen3_32b_fits_both_cards() {
+    for limits in [H100, RTX_5090] {
+        for name in ["qkv", "o", "gate_up", "down"] {
+            for m in 1..=MAX_ROWS {
+                let layout = qwen3_32b(name);
+                let plan = choose_plan(&layout, m, &limits).expect("fits");
+                check_plan(&layout, &plan, m, &limits).expect("the planner's plans are valid");
+            }
+        }
+    }
+}
+
+#[test]
+fn plans_that_cannot_run_are_refused() {
+    let layout = qwen3_32b("qkv");
+    let good = choose_plan(&layout, 8, &H100).expect("fits");
+    let refused = |plan: Plan, m| check_plan(&layout, &plan, m, &H100).expect_err("refused").to_string();
+    assert!(refused(good, 9).contains("rows is 9"));
+    assert!(refused(Plan { n_ranks: 3, ..good }, 8).contains("ranks is 3"));
+    assert!(refused(Plan { n_clusters: 641, ..good }, 8).contains("clusters is 641"));
+    assert!(refused(Plan { n_stages: 0, ..good }, 8).contains("stages is 0"));
+    assert!(refused(Plan { n_stages: 9, ..good }, 8).contains("shared memory"));
+    assert!(refused(Plan { n_phases: 7, ..good }, 8).contains("phases is 7"));
+    assert!(refused(Plan { phase_chunks: 0, ..good }, 8).contains("phases"));
+    assert!(choose_plan(&layout, 0, &H100).is_err() && choose_plan(&layout, 65, &H100).is_err());
+}
+
+proptest! {
+    /// The kernel gives each cluster a range of tiles and each rank a range of chunks.
+    #[test]
+    fn any_shape_gets_a_plan_that_covers_it(
+        n in 1_usize..4000, k in 1_usize..400, m in 1_usize..=64, format in 0_usize..4, is_pair: bool, is_5090: bool,
+    ) {
+        let format = Format::ALL[format];
+        let (n, k) = (n * 8, k * format.group().unwrap_or(64));
+        let limits = if is_5090 { RTX_5090 } else { H100 };
+        let layout = if is_pair {
+            Layout::new(format, Arrangement::GateUp, &[n, n], k)
+        } else {
+            Layout::new(format, Arrangement::Stacked, &[n], k)
+        }.expect("a valid shape");
+        let plan = choose_plan(&layout, m, &limits);
+        // Very wide matrices at 64 rows may not fit the small card; that is an error, not a plan.
+        if let Ok(plan) = plan {
+            let n_bytes = check_plan(&layout, &plan, m, &limits).expect("the planner's plans are valid");
+            prop_assert!(n_bytes <= limits.shared_bytes_per_block);
+            prop_assert!(plan.n_ranks * plan.n_phases * plan.phase_chunks >= layout.n_chunks);
+        } else {
+            prop_assert!(is_5090 && m > 16, "{layout:?} {m}");
+        }
+    }
+}
