@@ -9,9 +9,11 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use crate::config::inactive::inactive_flags;
-use crate::config::typed::{self, Device, Quantization, SchedulePolicy};
+use crate::config::typed::{self, Device, KvCacheDtype, Quantization, SchedulePolicy};
+use crate::config::resolved::CudaGraph;
 use crate::config::{EngineArgs, EngineConfig};
 use crate::engine_loop::{self, EngineHandle, EngineLoopConfig, StartError};
+use crate::executor::cuda::{CudaExecutor, CudaLoadError, CudaOptions, GraphSizes, KvFormat};
 use crate::executor::cpu::{ActivationType, CpuExecutor, CpuLoadError, CpuOptions};
 use crate::executor::{Executor, ExecutorInfo};
 use crate::kv::PAGE_TOKENS;
@@ -51,6 +53,8 @@ pub enum LaunchError {
     ContextLength { asked: usize, limit: usize },
     #[error("loading the model onto the CPU: {0}")]
     Cpu(#[from] CpuLoadError),
+    #[error("loading the model onto the GPU: {0}")]
+    Cuda(#[from] CudaLoadError),
     #[error(transparent)]
     Start(#[from] StartError),
 }
@@ -161,23 +165,47 @@ pub fn load_executor(
     config: &EngineConfig,
     checkpoint: &dyn Checkpoint,
 ) -> Result<Box<dyn Executor>, LaunchError> {
-    match (config.device, cuda_unavailable()) {
-        // A CUDA executor has its place here: `(Device::Auto | Device::Cuda, None)`.
-        (Device::Cuda, reason) => Err(LaunchError::NoCuda { reason }),
-        (Device::Auto, reason) => {
-            tracing::info!(reason, "running on the CPU");
-            load_cpu(config, checkpoint)
-        }
-        (Device::Cpu, _) => {
-            tracing::info!(reason = "--device cpu", "running on the CPU");
-            load_cpu(config, checkpoint)
-        }
-    }
+    let reason = match config.device {
+        Device::Cpu => "--device cpu".to_owned(),
+        Device::Cuda => return load_cuda(config, checkpoint),
+        Device::Auto => match CudaExecutor::unavailable() {
+            None => {
+                tracing::info!(reason = "a CUDA device is there", "running on the GPU");
+                return load_cuda(config, checkpoint);
+            }
+            Some(reason) => reason,
+        },
+    };
+    tracing::info!(reason, "running on the CPU");
+    load_cpu(config, checkpoint)
 }
 
-/// Why there is no CUDA executor to choose.
-fn cuda_unavailable() -> String {
-    "this build has no CUDA executor".to_owned()
+fn load_cuda(
+    config: &EngineConfig,
+    checkpoint: &dyn Checkpoint,
+) -> Result<Box<dyn Executor>, LaunchError> {
+    if let Some(reason) = CudaExecutor::unavailable() {
+        return Err(LaunchError::NoCuda { reason });
+    }
+    let options = CudaOptions {
+        ordinal: 0,
+        memory_limit_bytes: config.device_memory_limit_bytes,
+        mem_fraction_static: config.mem_fraction_static,
+        max_total_tokens: config.max_total_tokens,
+        context_length: config.context_length,
+        kv_format: match config.kv_cache_dtype {
+            KvCacheDtype::Auto => KvFormat::F16,
+            KvCacheDtype::Fp8E4m3 => KvFormat::Fp8E4m3,
+        },
+        n_kv_splits: config.num_kv_splits,
+        reduce_in_fp32: config.reduce_in_fp32,
+        graphs: match &config.cuda_graph {
+            CudaGraph::Off => GraphSizes::Off,
+            CudaGraph::Auto { max_bs } => GraphSizes::UpTo(max_bs.unwrap_or(usize::MAX)),
+            CudaGraph::Sizes(sizes) => GraphSizes::Exactly(sizes.clone()),
+        },
+    };
+    Ok(Box::new(CudaExecutor::load(checkpoint, &options)?))
 }
 
 fn load_cpu(

@@ -21,9 +21,10 @@ impl Graph {
     /// Runs `record`, which gives its work to `stream`, and keeps that work instead of executing
     /// it. Allocate memory and look kernels up before: neither can be captured.
     ///
-    /// # Safety
-    /// The memory that the captured launches and copies use must live as long as the graph.
-    pub unsafe fn capture<E: From<CudaError>>(
+    /// The memory that the captured launches and copies use must live as long as the graph: a
+    /// replay after its end would touch freed device memory. The host never holds references to
+    /// device memory, so that is an error on the card, not undefined behaviour here.
+    pub fn capture<E: From<CudaError>>(
         stream: &Stream,
         record: impl FnOnce() -> Result<(), E>,
     ) -> Result<Self, E> {

@@ -299,6 +299,14 @@ impl StreamLinear {
         Ok(())
     }
 
+    /// Dummy weights in all parts, the same for the same seed, in stream order.
+    pub fn fill_random(&mut self, stream: &Stream, seed: u64) -> Result<(), CudaError> {
+        let (weights, scales) = (self.weights.all(), self.scales.all());
+        super::random::fill_packed(stream, &self.layout, weights, scales, seed)?;
+        self.is_loaded.fill(true);
+        Ok(())
+    }
+
     /// How `m` rows are launched.
     pub fn plan(&self, m: usize) -> Result<Plan, KernelError> {
         let Some(slot) = m.checked_sub(1).and_then(|i| self.plans.get(i)) else {

@@ -7,11 +7,13 @@
 
 mod cuda;
 mod plan;
+mod random;
 pub mod reference;
 #[cfg(test)]
 mod tests;
 
 pub use cuda::{AwqPart, Output, StreamLinear, StreamLinearKernels};
+pub use random::fill_normal;
 pub use plan::{DeviceLimits, Plan, Rows, choose_plan, shared_bytes};
 
 use crate::KernelError;

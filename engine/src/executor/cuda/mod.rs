@@ -170,7 +170,7 @@ impl CudaExecutor {
         let rows: Vec<TokenRow<'_>> = pass.iter().map(|token| token.input).collect();
         let fresh = longest_run(pass);
         let Self { inputs, stream, forward, .. } = self;
-        let run = || -> Result<(), CudaError> {
+        let mut run = || -> Result<(), CudaError> {
             inputs.upload(stream, &rows, rows.len(), outputs)?;
             forward.layers(stream, inputs, rows.len(), fresh)?;
             if outputs.is_empty() { Ok(()) } else { forward.head(stream, inputs, outputs.len()) }

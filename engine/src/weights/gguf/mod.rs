@@ -225,6 +225,9 @@ impl Checkpoint for GgufCheckpoint {
         let (n_out, n_in) = id.shape(&self.config);
         let (format, bytes) = self.stored_rows(id)?;
         Ok(MatrixStorage {
+            n_out,
+            n_in,
+            awq_group_size: None,
             format: format.name().to_string(),
             n_elements: (n_out * n_in) as u64,
             n_bytes: bytes.len() as u64,
