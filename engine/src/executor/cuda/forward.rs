@@ -6,7 +6,7 @@
 
 use half::f16;
 use kernels::attention::cuda::{DecodeAttention, DecodeAttentionArgs};
-use kernels::cuda::{Buffer, BufferView, CudaError, Device, Stream};
+use kernels::cuda::{Buffer, BufferView, CudaError, Stream};
 use kernels::embedding::cuda::Embedding;
 use kernels::qkv_prepare::cuda::{HeadShape, KvFormat, PagedKv, QkvPrepare, QkvPrepareArgs};
 use kernels::rms_norm::cuda::RmsNorm;
@@ -171,10 +171,6 @@ impl Forward {
             history,
             step,
         })
-    }
-
-    pub fn device(&self) -> &Device {
-        self.history.device()
     }
 
     pub fn kv_bytes(&self) -> u64 {
