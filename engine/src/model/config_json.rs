@@ -6,11 +6,12 @@
 
 use std::path::Path;
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::config::{
     ConfigError, Family, ModelConfig, RopeConfig, RopeScaling, yarn_attention_factor,
 };
+use super::json_fields::Fields;
 
 /// A folder's configuration: the model's and how its matrices are quantised.
 #[derive(Debug, Clone, PartialEq)]
@@ -148,7 +149,7 @@ fn rope(fields: &Fields, max_positions: usize) -> Result<(RopeConfig, usize), Co
     };
     let theta = p.number("rope_theta")?.or(top_theta);
     if let Some(share) = p.number("partial_rotary_factor")?
-        && share != 1.0
+        && (share - 1.0).abs() > f64::EPSILON
     {
         return Err(unsupported("partial_rotary_factor", share, "1"));
     }
@@ -319,123 +320,6 @@ fn unsupported(key: &str, value: impl ToString, supported: &'static str) -> Conf
         key: key.into(),
         value: value.to_string(),
         supported,
-    }
-}
-
-/// Typed access to a JSON object; `null` counts as absent, as Hugging Face has it.
-struct Fields<'a> {
-    map: &'a Map<String, Value>,
-    prefix: &'static str,
-}
-
-impl<'a> Fields<'a> {
-    fn of(value: &'a Value, prefix: &'static str) -> Result<Self, ConfigError> {
-        match value {
-            Value::Object(map) => Ok(Self { map, prefix }),
-            _ => Err(ConfigError::invalid(
-                "the configuration",
-                kind_of(value),
-                "a JSON object",
-            )),
-        }
-    }
-
-    fn key(&self, key: &str) -> String {
-        format!("{}{key}", self.prefix)
-    }
-
-    fn present(&self, key: &str) -> Option<&'a Value> {
-        self.map.get(key).filter(|v| !v.is_null())
-    }
-
-    fn wrong(&self, key: &str, value: &Value, limit: &str) -> ConfigError {
-        let mut shown = value.to_string();
-        if shown.chars().count() > 80 {
-            shown = format!("{}…", shown.chars().take(80).collect::<String>());
-        }
-        ConfigError::invalid(self.key(key), shown, limit)
-    }
-
-    fn size(&self, key: &str) -> Result<Option<usize>, ConfigError> {
-        let Some(value) = self.present(key) else {
-            return Ok(None);
-        };
-        match value.as_u64().and_then(|v| usize::try_from(v).ok()) {
-            Some(size) => Ok(Some(size)),
-            None => Err(self.wrong(key, value, "a whole number of at least 0")),
-        }
-    }
-
-    fn required_size(&self, key: &str) -> Result<usize, ConfigError> {
-        self.size(key)?
-            .ok_or_else(|| ConfigError::Missing { key: self.key(key) })
-    }
-
-    fn number(&self, key: &str) -> Result<Option<f64>, ConfigError> {
-        let Some(value) = self.present(key) else {
-            return Ok(None);
-        };
-        value
-            .as_f64()
-            .map(Some)
-            .ok_or_else(|| self.wrong(key, value, "a number"))
-    }
-
-    fn text(&self, key: &str) -> Result<Option<&'a str>, ConfigError> {
-        let Some(value) = self.present(key) else {
-            return Ok(None);
-        };
-        value
-            .as_str()
-            .map(Some)
-            .ok_or_else(|| self.wrong(key, value, "a string"))
-    }
-
-    fn flag(&self, key: &str) -> Result<Option<bool>, ConfigError> {
-        let Some(value) = self.present(key) else {
-            return Ok(None);
-        };
-        value
-            .as_bool()
-            .map(Some)
-            .ok_or_else(|| self.wrong(key, value, "true or false"))
-    }
-
-    fn object(&self, key: &'static str) -> Result<Option<Fields<'a>>, ConfigError> {
-        let prefix = match key {
-            "rope_parameters" => "rope_parameters.",
-            "rope_scaling" => "rope_scaling.",
-            _ => "quantization_config.",
-        };
-        match self.present(key) {
-            None => Ok(None),
-            Some(Value::Object(map)) => Ok(Some(Fields { map, prefix })),
-            Some(other) => Err(self.wrong(key, other, "an object")),
-        }
-    }
-
-    /// One id or a list of ids.
-    fn ids(&self, key: &str) -> Result<Vec<u32>, ConfigError> {
-        let Some(value) = self.present(key) else {
-            return Ok(Vec::new());
-        };
-        let one = |v: &Value| v.as_u64().and_then(|id| u32::try_from(id).ok());
-        let ids = match value {
-            Value::Array(list) => list.iter().map(one).collect(),
-            other => one(other).map(|id| vec![id]),
-        };
-        ids.ok_or_else(|| self.wrong(key, value, "a token id or a list of token ids"))
-    }
-}
-
-fn kind_of(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "an array",
-        Value::Object(_) => "an object",
     }
 }
 

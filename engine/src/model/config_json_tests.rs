@@ -1,1 +1,332 @@
-//! tests
+use serde_json::{Value, json};
+
+use super::*;
+
+fn qwen3() -> Value {
+    json!({
+        "architectures": ["Qwen3ForCausalLM"], "hidden_size": 1024, "intermediate_size": 3072,
+        "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8,
+        "head_dim": 128, "vocab_size": 151936, "max_position_embeddings": 40960,
+        "rms_norm_eps": 1e-6, "rope_theta": 1000000, "rope_scaling": null,
+        "tie_word_embeddings": true, "attention_bias": false, "hidden_act": "silu",
+        "use_sliding_window": false, "sliding_window": null, "bos_token_id": 151643,
+        "eos_token_id": 151645
+    })
+}
+
+fn llama() -> Value {
+    json!({
+        "architectures": ["LlamaForCausalLM"], "hidden_size": 2048, "intermediate_size": 5632,
+        "num_hidden_layers": 22, "num_attention_heads": 32, "num_key_value_heads": 4,
+        "vocab_size": 32000, "max_position_embeddings": 2048, "rms_norm_eps": 1e-5
+    })
+}
+
+fn with(mut config: Value, key: &str, value: Value) -> Value {
+    config[key] = value;
+    config
+}
+
+fn parsed(config: &Value) -> FolderConfig {
+    parse(config, None).expect("a valid configuration")
+}
+
+fn refused(config: &Value) -> String {
+    parse(config, None)
+        .expect_err("an invalid configuration")
+        .to_string()
+}
+
+#[test]
+fn qwen3_is_read_as_published() {
+    let generation = json!({ "eos_token_id": [151645, 151643] });
+    let read = parse(&qwen3(), Some(&generation)).expect("valid").model;
+    let preset = crate::weights::preset::find("qwen3-0.6b")
+        .expect("a preset")
+        .config;
+    assert_eq!(read, preset);
+}
+
+#[test]
+fn llama_defaults_are_hugging_faces() {
+    let read = parsed(&llama()).model;
+    assert_eq!(read.head_dim, 64);
+    assert_eq!(
+        read.rope,
+        RopeConfig {
+            theta: 10_000.0,
+            scaling: RopeScaling::None
+        }
+    );
+    assert!(!read.tied_embeddings && !read.qkv_bias && !read.o_bias && !read.qk_norm);
+    let read = parsed(&with(llama(), "attention_bias", json!(true))).model;
+    assert!(read.qkv_bias && read.o_bias);
+}
+
+#[test]
+fn qwen2_has_biases_on_q_k_v_alone() {
+    let read = parsed(&with(llama(), "architectures", json!(["Qwen2ForCausalLM"]))).model;
+    assert!(read.qkv_bias && !read.o_bias && !read.qk_norm);
+}
+
+#[test]
+fn rope_scaling_is_read_in_both_key_styles() {
+    let llama3 = |type_key: &str| {
+        let mut scaling = json!({
+            "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192
+        });
+        scaling[type_key] = json!("llama3");
+        scaling
+    };
+    let expected = RopeScaling::Llama3 {
+        factor: 8.0,
+        low_freq: 1.0,
+        high_freq: 4.0,
+        original: 8192,
+    };
+    for (key, type_key) in [
+        ("rope_scaling", "type"),
+        ("rope_scaling", "rope_type"),
+        ("rope_parameters", "rope_type"),
+    ] {
+        let read = parsed(&with(llama(), key, llama3(type_key))).model;
+        assert_eq!(read.rope.scaling, expected, "{key}.{type_key}");
+        assert_eq!(read.context_length, 2048);
+    }
+    let new_style = json!({ "rope_type": "default", "rope_theta": 5e5 });
+    let expected = RopeConfig {
+        theta: 5e5,
+        scaling: RopeScaling::None,
+    };
+    assert_eq!(
+        parsed(&with(llama(), "rope_parameters", new_style))
+            .model
+            .rope,
+        expected
+    );
+}
+
+#[test]
+fn yarn_linear_and_dynamic_stretch_the_context() {
+    let yarn = json!({
+        "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768
+    });
+    let read = parsed(&with(qwen3(), "rope_scaling", yarn)).model;
+    assert_eq!(read.context_length, 131_072);
+    let RopeScaling::Yarn {
+        factor,
+        original,
+        beta_fast,
+        beta_slow,
+        attention_factor,
+    } = read.rope.scaling
+    else {
+        panic!("{:?}", read.rope.scaling)
+    };
+    assert_eq!(
+        (factor, original, beta_fast, beta_slow),
+        (4.0, 32_768, 32.0, 1.0)
+    );
+    assert!(
+        (attention_factor - 1.138_629_4).abs() < 1e-6,
+        "0.1 ln 4 + 1"
+    );
+
+    let linear = json!({ "type": "linear", "factor": 2.0 });
+    let read = parsed(&with(llama(), "rope_scaling", linear)).model;
+    assert_eq!(
+        (read.rope.scaling, read.context_length),
+        (RopeScaling::Linear { factor: 2.0 }, 4096)
+    );
+
+    let dynamic = json!({ "type": "dynamic", "factor": 2.0 });
+    let read = parsed(&with(llama(), "rope_scaling", dynamic)).model;
+    let expected = RopeScaling::Dynamic {
+        factor: 2.0,
+        original: 2048,
+    };
+    assert_eq!((read.rope.scaling, read.context_length), (expected, 4096));
+}
+
+#[test]
+fn end_of_sequence_ids_come_from_both_files() {
+    let generation = json!({ "eos_token_id": [7, 9] });
+    let config = with(llama(), "eos_token_id", json!([9, 2]));
+    let read = parse(&config, Some(&generation)).expect("valid").model;
+    assert_eq!(read.eos_token_ids, [7, 9, 2]);
+}
+
+#[test]
+fn a_sliding_window_limits_the_context() {
+    let windowed = with(
+        with(qwen3(), "use_sliding_window", json!(true)),
+        "sliding_window",
+        json!(4096),
+    );
+    assert_eq!(parsed(&windowed).model.context_length, 4096);
+}
+
+#[test]
+fn auto_awq_is_recognised_and_other_quantisations_are_refused() {
+    let awq = json!({
+        "quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm", "zero_point": true
+    });
+    let read = parsed(&with(qwen3(), "quantization_config", awq.clone()));
+    assert_eq!(
+        read.awq,
+        Some(AwqConfig {
+            group_size: Some(128)
+        })
+    );
+    let whole_rows = with(awq.clone(), "group_size", json!(-1));
+    let read = parsed(&with(qwen3(), "quantization_config", whole_rows));
+    assert_eq!(read.awq, Some(AwqConfig { group_size: None }));
+    for (key, value) in [
+        ("quant_method", json!("gptq")),
+        ("bits", json!(8)),
+        ("version", json!("gemv")),
+        ("zero_point", json!(false)),
+        ("group_size", json!(0)),
+    ] {
+        let broken = with(awq.clone(), key, value);
+        let error = refused(&with(qwen3(), "quantization_config", broken));
+        assert!(
+            error.contains(&format!("quantization_config.{key}")),
+            "{error}"
+        );
+    }
+}
+
+/// Each bad value is named together with its limit.
+#[test]
+fn bad_values_are_refused_with_value_and_limit() {
+    for (key, value, expected) in [
+        (
+            "hidden_size",
+            json!(1u64 << 40),
+            "hidden size is 1099511627776; it must be 1 to 131072",
+        ),
+        (
+            "num_hidden_layers",
+            json!(0),
+            "number of layers is 0; it must be 1 to 1024",
+        ),
+        (
+            "num_hidden_layers",
+            json!(1_000_000),
+            "1000000; it must be 1 to 1024",
+        ),
+        ("num_hidden_layers", json!(-3), "num_hidden_layers is -3"),
+        (
+            "num_hidden_layers",
+            json!("28"),
+            "num_hidden_layers is \"28\"",
+        ),
+        (
+            "num_key_value_heads",
+            json!(5),
+            "a multiple of the 5 key-value heads",
+        ),
+        (
+            "num_key_value_heads",
+            json!(0),
+            "number of key-value heads is 0",
+        ),
+        (
+            "num_attention_heads",
+            json!(0),
+            "number of attention heads is 0",
+        ),
+        (
+            "head_dim",
+            json!(127),
+            "head dimension is 127; it must be even",
+        ),
+        (
+            "vocab_size",
+            json!(u64::MAX),
+            "vocabulary size is 18446744073709551615",
+        ),
+        (
+            "intermediate_size",
+            json!(1 << 21),
+            "intermediate size is 2097152",
+        ),
+        ("max_position_embeddings", json!(0), "context length is 0"),
+        ("rms_norm_eps", json!(-1.0), "rms_norm_eps is -1"),
+        ("rope_theta", json!(0), "rope theta is 0"),
+        (
+            "hidden_act",
+            json!("gelu"),
+            "hidden_act is gelu, which is not supported",
+        ),
+        (
+            "architectures",
+            json!(["MambaForCausalLM"]),
+            "MambaForCausalLM, which is not supported",
+        ),
+        (
+            "eos_token_id",
+            json!(151_936),
+            "below the vocabulary size 151936",
+        ),
+        ("eos_token_id", json!("</s>"), "a token id or a list"),
+        ("mlp_bias", json!(true), "mlp_bias"),
+        (
+            "rope_scaling",
+            json!({ "type": "longrope" }),
+            "rope_scaling.rope_type is longrope",
+        ),
+        (
+            "rope_scaling",
+            json!({ "type": "linear" }),
+            "no rope_scaling.factor",
+        ),
+        (
+            "rope_scaling",
+            json!({ "type": "linear", "factor": 0 }),
+            "factor is 0",
+        ),
+        (
+            "rope_scaling",
+            json!([1]),
+            "rope_scaling is [1]; it must be an object",
+        ),
+        (
+            "rope_scaling",
+            json!({ "type": "llama3", "factor": 8 }),
+            "original_max_position",
+        ),
+    ] {
+        let error = refused(&with(qwen3(), key, value));
+        assert!(
+            error.contains(expected),
+            "{key}: {error:?} lacks {expected:?}"
+        );
+    }
+    assert!(refused(&json!([])).contains("a JSON object"));
+    let mut incomplete = qwen3();
+    incomplete
+        .as_object_mut()
+        .expect("an object")
+        .remove("hidden_size");
+    assert_eq!(
+        refused(&incomplete),
+        "the model configuration has no hidden_size"
+    );
+}
+
+#[test]
+fn a_folder_that_has_no_readable_configuration_is_named() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let error = read_folder(dir.path())
+        .expect_err("nothing there")
+        .to_string();
+    assert!(error.contains("config.json"), "{error}");
+    std::fs::write(dir.path().join("config.json"), "{").expect("written");
+    let error = read_folder(dir.path())
+        .expect_err("half a file")
+        .to_string();
+    assert!(error.contains("is not valid JSON"), "{error}");
+}

@@ -1,3 +1,4 @@
 //! What a model is: its shapes and options. The arithmetic is the executors' business.
 pub mod config;
 pub mod config_json;
+mod json_fields;

@@ -15,6 +15,11 @@
 //! Cost: greedy without penalties is one pass and allocates nothing; nothing ever sorts the whole
 //! vocabulary unless top-p needs most of it.
 
+#![expect(
+    clippy::float_cmp,
+    reason = "equal logits and parameters at their neutral value are exactly equal"
+)]
+
 pub mod philox;
 mod rank;
 
@@ -35,7 +40,11 @@ pub enum SamplerError {
     #[error("every logit is -inf: no token can be chosen")]
     AllMasked,
     #[error("{name} is {value}, which is outside {limits}")]
-    Parameter { name: &'static str, value: f32, limits: &'static str },
+    Parameter {
+        name: &'static str,
+        value: f32,
+        limits: &'static str,
+    },
     #[error("logit_bias names token {token}, the vocabulary has {n_vocab} tokens")]
     BiasToken { token: u32, n_vocab: usize },
 }
@@ -63,10 +72,19 @@ pub fn sample(
         best as u32
     } else {
         let output_index = spec.output_index as u64 + step_in_call as u64;
-        draw(&adjusted, best, params, philox::uniform(params.seed, output_index))
+        draw(
+            &adjusted,
+            best,
+            params,
+            philox::uniform(params.seed, output_index),
+        )
     };
     let Some(n_logprobs) = params.n_logprobs else {
-        return Ok(SampledToken { token, logprob: None, top_logprobs: Vec::new() });
+        return Ok(SampledToken {
+            token,
+            logprob: None,
+            top_logprobs: Vec::new(),
+        });
     };
     let log_total = log_sum_exp(logits, logits[raw_best]);
     let logprob = |logit: f32| (f64::from(logit) - log_total) as f32;
@@ -84,9 +102,24 @@ pub fn sample(
 /// whoever calls the engine as a library. NaN fails every comparison.
 fn check(params: &SamplingParams) -> Result<(), SamplerError> {
     let ranges: [(&'static str, f32, bool, &'static str); 6] = [
-        ("temperature", params.temperature, params.temperature >= 0.0, "0 and above"),
-        ("top_p", params.top_p, params.top_p > 0.0 && params.top_p <= 1.0, "(0, 1]"),
-        ("min_p", params.min_p, (0.0..=1.0).contains(&params.min_p), "[0, 1]"),
+        (
+            "temperature",
+            params.temperature,
+            params.temperature >= 0.0,
+            "0 and above",
+        ),
+        (
+            "top_p",
+            params.top_p,
+            params.top_p > 0.0 && params.top_p <= 1.0,
+            "(0, 1]",
+        ),
+        (
+            "min_p",
+            params.min_p,
+            (0.0..=1.0).contains(&params.min_p),
+            "[0, 1]",
+        ),
         (
             "repetition_penalty",
             params.repetition_penalty,
@@ -107,7 +140,11 @@ fn check(params: &SamplingParams) -> Result<(), SamplerError> {
         ),
     ];
     match ranges.into_iter().find(|(_, _, holds, _)| !holds) {
-        Some((name, value, _, limits)) => Err(SamplerError::Parameter { name, value, limits }),
+        Some((name, value, _, limits)) => Err(SamplerError::Parameter {
+            name,
+            value,
+            limits,
+        }),
         None => Ok(()),
     }
 }
@@ -122,18 +159,20 @@ fn argmax(logits: &[f32]) -> Result<usize, SamplerError> {
     let mut best = (0, f32::NEG_INFINITY);
     for (block_idx, block) in logits.chunks(BLOCK).enumerate() {
         let mut lanes = [f32::NEG_INFINITY; 16];
-        // Stays zero unless a logit is NaN or +inf: x - x is 0 for the finite ones, and -inf,
-        // which is allowed, is lifted to a finite number first.
-        let mut not_finite = [0.0f32; 16];
+        let mut broken = [false; 16];
         for part in block.chunks(16) {
-            for (lane, logit) in part.iter().enumerate() {
-                let lifted = if *logit == f32::NEG_INFINITY { f32::MIN } else { *logit };
-                not_finite[lane] += lifted - lifted;
-                lanes[lane] = if *logit > lanes[lane] { *logit } else { lanes[lane] };
+            for (lane, &logit) in part.iter().enumerate() {
+                broken[lane] |= logit.is_nan() || logit == f32::INFINITY;
+                lanes[lane] = if logit > lanes[lane] {
+                    logit
+                } else {
+                    lanes[lane]
+                };
             }
         }
-        if not_finite.iter().any(|x| *x != 0.0) {
-            let idx = block.iter().position(|x| x.is_nan() || *x == f32::INFINITY).unwrap_or(0);
+        if broken.contains(&true) {
+            let is_broken = |x: &f32| x.is_nan() || *x == f32::INFINITY;
+            let idx = block.iter().position(is_broken).unwrap_or(0);
             return Err(SamplerError::NotFinite {
                 token: block_idx * BLOCK + idx,
                 value: block[idx],
@@ -145,7 +184,11 @@ fn argmax(logits: &[f32]) -> Result<usize, SamplerError> {
             best = (block_idx * BLOCK + idx, block_best);
         }
     }
-    if best.1 == f32::NEG_INFINITY { Err(SamplerError::AllMasked) } else { Ok(best.0) }
+    if best.1 == f32::NEG_INFINITY {
+        Err(SamplerError::AllMasked)
+    } else {
+        Ok(best.0)
+    }
 }
 
 /// Bias and penalties; borrows where there are none.
@@ -163,11 +206,18 @@ fn adjust<'a>(
     for (token, bias) in &params.logit_bias {
         if bias.is_nan() || *bias == f32::INFINITY {
             let limits = "the numbers below +inf";
-            return Err(SamplerError::Parameter { name: "logit_bias", value: *bias, limits });
+            return Err(SamplerError::Parameter {
+                name: "logit_bias",
+                value: *bias,
+                limits,
+            });
         }
         let logit = adjusted
             .get_mut(*token as usize)
-            .ok_or(SamplerError::BiasToken { token: *token, n_vocab })?;
+            .ok_or(SamplerError::BiasToken {
+                token: *token,
+                n_vocab,
+            })?;
         *logit += bias;
     }
     if !params.needs_history() {
@@ -180,7 +230,9 @@ fn adjust<'a>(
         *n_generated.entry(*token).or_default() += 1;
     }
     for (token, n) in n_generated {
-        let Some(logit) = adjusted.get_mut(token as usize) else { continue };
+        let Some(logit) = adjusted.get_mut(token as usize) else {
+            continue;
+        };
         if *logit > 0.0 {
             *logit /= params.repetition_penalty;
         } else {
@@ -200,15 +252,26 @@ fn draw(logits: &[f32], best: usize, params: &SamplingParams, u: f64) -> u32 {
     // Relative to the likeliest: 1 for itself, and no overflow however small the temperature.
     let weight = |logit: f32| -> f32 {
         let distance = logit - largest;
-        if distance == 0.0 { 1.0 } else { (distance * inverse_temperature).exp() }
+        if distance == 0.0 {
+            1.0
+        } else {
+            (distance * inverse_temperature).exp()
+        }
     };
     let cutoff = cutoff(logits, params, weight);
     let kept = |token: usize, logit: f32| -> f64 {
         let weight = weight(logit);
-        let is_kept = cutoff.keeps(Ranked { logit, token: token as u32 }) && weight >= params.min_p;
+        let is_kept = cutoff.keeps(Ranked {
+            logit,
+            token: token as u32,
+        }) && weight >= params.min_p;
         if is_kept { f64::from(weight) } else { 0.0 }
     };
-    let total: f64 = logits.iter().enumerate().map(|(token, logit)| kept(token, *logit)).sum();
+    let total: f64 = logits
+        .iter()
+        .enumerate()
+        .map(|(token, logit)| kept(token, *logit))
+        .sum();
     let target = u * total;
     let mut passed = 0.0;
     let mut last = best;
@@ -236,7 +299,10 @@ fn cutoff(logits: &[f32], params: &SamplingParams, weight: impl Fn(f32) -> f32) 
         .iter()
         .enumerate()
         .filter(|(_, logit)| weight(**logit) > 0.0)
-        .map(|(token, logit)| Ranked { logit: *logit, token: token as u32 })
+        .map(|(token, logit)| Ranked {
+            logit: *logit,
+            token: token as u32,
+        })
         .collect();
     if has_top_k {
         rank::truncate_to_best(&mut candidates, params.top_k);
@@ -245,12 +311,17 @@ fn cutoff(logits: &[f32], params: &SamplingParams, weight: impl Fn(f32) -> f32) 
         return rank::last(&candidates);
     }
     let total: f64 = candidates.iter().map(|c| f64::from(weight(c.logit))).sum();
-    rank::nucleus(&mut candidates, f64::from(params.top_p) * total, |c| f64::from(weight(c.logit)))
+    rank::nucleus(&mut candidates, f64::from(params.top_p) * total, |c| {
+        f64::from(weight(c.logit))
+    })
 }
 
 /// ln Σ exp(logit), in f64.
 fn log_sum_exp(logits: &[f32], largest: f32) -> f64 {
-    let total: f64 = logits.iter().map(|logit| f64::from((logit - largest).exp())).sum();
+    let total: f64 = logits
+        .iter()
+        .map(|logit| f64::from((logit - largest).exp()))
+        .sum();
     f64::from(largest) + total.ln()
 }
 

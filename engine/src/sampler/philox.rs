@@ -65,8 +65,10 @@ mod tests {
             counts[(u * 20.0) as usize] += 1;
         }
         let expected = n as f64 / 20.0;
-        let chi_square: f64 =
-            counts.iter().map(|c| (f64::from(*c) - expected).powi(2) / expected).sum();
+        let chi_square: f64 = counts
+            .iter()
+            .map(|c| (f64::from(*c) - expected).powi(2) / expected)
+            .sum();
         // 99.9 % point of chi-square with 19 degrees of freedom.
         assert!(chi_square < 43.8, "{chi_square}");
         assert_ne!(uniform(1, 0).to_bits(), uniform(2, 0).to_bits());

@@ -8,11 +8,30 @@ pub struct Ranked {
     pub token: u32,
 }
 
-/// Better first. A total order on distinct tokens.
-fn by_rank(a: &Ranked, b: &Ranked) -> Ordering {
-    // 0.0 and -0.0 are equal logits.
-    b.logit.partial_cmp(&a.logit).unwrap_or(Ordering::Equal).then(a.token.cmp(&b.token))
+/// Better is less. A total order on distinct tokens with logits that are numbers.
+impl Ord for Ranked {
+    fn cmp(&self, other: &Self) -> Ordering {
+        // Not total_cmp: 0.0 and -0.0 are equal logits.
+        let by_logit = other.logit.partial_cmp(&self.logit);
+        by_logit
+            .unwrap_or(Ordering::Equal)
+            .then(self.token.cmp(&other.token))
+    }
 }
+
+impl PartialOrd for Ranked {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Ranked {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+
+impl Eq for Ranked {}
 
 /// Where a filter cuts the ranking off.
 #[derive(Debug, Clone, Copy)]
@@ -26,7 +45,7 @@ impl Cutoff {
     pub fn keeps(self, candidate: Ranked) -> bool {
         match self {
             Cutoff::None => true,
-            Cutoff::After(last) => by_rank(&candidate, &last) != Ordering::Greater,
+            Cutoff::After(last) => candidate <= last,
         }
     }
 }
@@ -40,8 +59,11 @@ pub fn best(logits: &[f32], n: usize) -> Vec<Ranked> {
         if best.len() == n && best.last().is_none_or(|worst| *logit <= worst.logit) {
             continue;
         }
-        let candidate = Ranked { logit: *logit, token: token as u32 };
-        let at = best.partition_point(|other| by_rank(other, &candidate) == Ordering::Less);
+        let candidate = Ranked {
+            logit: *logit,
+            token: token as u32,
+        };
+        let at = best.partition_point(|other| *other < candidate);
         best.insert(at, candidate);
         best.truncate(n);
     }
@@ -51,23 +73,23 @@ pub fn best(logits: &[f32], n: usize) -> Vec<Ranked> {
 /// Keeps the `n` best, in no order.
 pub fn truncate_to_best(candidates: &mut Vec<Ranked>, n: usize) {
     if n > 0 && n < candidates.len() {
-        candidates.select_nth_unstable_by(n - 1, by_rank);
+        candidates.select_nth_unstable(n - 1);
         candidates.truncate(n);
     }
 }
 
 /// Cuts off after the worst of `candidates`.
 pub fn last(candidates: &[Ranked]) -> Cutoff {
-    candidates.iter().copied().max_by(by_rank).map_or(Cutoff::None, Cutoff::After)
+    candidates
+        .iter()
+        .copied()
+        .max()
+        .map_or(Cutoff::None, Cutoff::After)
 }
 
 /// Cuts off after the smallest set of best candidates whose weights reach `target`. Sorts ever
 /// longer prefixes, since the set is small where a model is sure.
-pub fn nucleus(
-    candidates: &mut [Ranked],
-    target: f64,
-    weight: impl Fn(&Ranked) -> f64,
-) -> Cutoff {
+pub fn nucleus(candidates: &mut [Ranked], target: f64, weight: impl Fn(&Ranked) -> f64) -> Cutoff {
     let mut passed = 0.0;
     let mut n_sorted = 0;
     let mut n_next = 64;
@@ -75,9 +97,9 @@ pub fn nucleus(
         let rest = &mut candidates[n_sorted..];
         let n_part = n_next.min(rest.len());
         if n_part < rest.len() {
-            rest.select_nth_unstable_by(n_part - 1, by_rank);
+            rest.select_nth_unstable(n_part - 1);
         }
-        rest[..n_part].sort_unstable_by(by_rank);
+        rest[..n_part].sort_unstable();
         for candidate in &rest[..n_part] {
             passed += weight(candidate);
             if passed >= target {
@@ -101,9 +123,12 @@ mod tests {
         let mut all: Vec<Ranked> = logits
             .iter()
             .enumerate()
-            .map(|(token, logit)| Ranked { logit: *logit, token: token as u32 })
+            .map(|(token, logit)| Ranked {
+                logit: *logit,
+                token: token as u32,
+            })
             .collect();
-        all.sort_by(by_rank);
+        all.sort();
         all
     }
 
@@ -127,7 +152,7 @@ mod tests {
             let mut candidates = all.clone();
             candidates.reverse();
             truncate_to_best(&mut candidates, n);
-            candidates.sort_by(by_rank);
+            candidates.sort();
             prop_assert_eq!(tokens(&candidates), tokens(&all[..n_kept]));
 
             let target = share * all.len() as f64;

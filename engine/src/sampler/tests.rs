@@ -5,15 +5,26 @@ use proptest::prelude::*;
 use super::*;
 
 fn spec(params: SamplingParams) -> SampleSpec {
-    SampleSpec { params: Arc::new(params), output_index: 0, history: Vec::new(), n_prompt: 0 }
+    SampleSpec {
+        params: Arc::new(params),
+        output_index: 0,
+        history: Vec::new(),
+        n_prompt: 0,
+    }
 }
 
 fn at(params: &SamplingParams, output_index: usize) -> SampleSpec {
-    SampleSpec { output_index, ..spec(params.clone()) }
+    SampleSpec {
+        output_index,
+        ..spec(params.clone())
+    }
 }
 
 fn hot() -> SamplingParams {
-    SamplingParams { temperature: 1.0, ..SamplingParams::default() }
+    SamplingParams {
+        temperature: 1.0,
+        ..SamplingParams::default()
+    }
 }
 
 fn token(logits: &[f32], spec: &SampleSpec) -> u32 {
@@ -49,7 +60,13 @@ fn softmax(logits: &[f32], temperature: f64, keep: &[usize]) -> Vec<f64> {
     let weights: Vec<f64> = logits
         .iter()
         .enumerate()
-        .map(|(i, l)| if keep.contains(&i) { (f64::from(*l) / temperature).exp() } else { 0.0 })
+        .map(|(i, l)| {
+            if keep.contains(&i) {
+                (f64::from(*l) / temperature).exp()
+            } else {
+                0.0
+            }
+        })
         .collect();
     let total: f64 = weights.iter().sum();
     weights.into_iter().map(|w| w / total).collect()
@@ -65,13 +82,20 @@ fn assert_distribution(params: &SamplingParams, keep: &[usize]) {
     let expected = softmax(&LOGITS, f64::from(params.temperature), keep);
     let statistic = chi_square(&counts(&LOGITS, params, N_DRAWS), &expected);
     let critical = CRITICAL[keep.len().max(2) - 2];
-    assert!(statistic < critical, "chi-square {statistic} for {params:?}");
+    assert!(
+        statistic < critical,
+        "chi-square {statistic} for {params:?}"
+    );
 }
 
 #[test]
 fn draws_follow_the_softmax_at_each_temperature() {
     for temperature in [0.5, 1.0, 2.0] {
-        let params = SamplingParams { temperature, seed: 3, ..hot() };
+        let params = SamplingParams {
+            temperature,
+            seed: 3,
+            ..hot()
+        };
         assert_distribution(&params, &[0, 1, 2, 3, 4, 5]);
     }
 }
@@ -80,43 +104,105 @@ fn draws_follow_the_softmax_at_each_temperature() {
 fn each_filter_keeps_its_tokens_and_renormalises() {
     // Softmax: token 1 0.51, 3 0.31, 0 0.11, 4 0.042, 2 0.025, 5 0.002.
     assert_distribution(&SamplingParams { top_k: 3, ..hot() }, &[0, 1, 3]);
-    assert_distribution(&SamplingParams { top_p: 0.8, ..hot() }, &[1, 3]);
-    assert_distribution(&SamplingParams { top_p: 0.9, ..hot() }, &[0, 1, 3]);
+    assert_distribution(
+        &SamplingParams {
+            top_p: 0.8,
+            ..hot()
+        },
+        &[1, 3],
+    );
+    assert_distribution(
+        &SamplingParams {
+            top_p: 0.9,
+            ..hot()
+        },
+        &[0, 1, 3],
+    );
     // 0.31 / 0.51 = 0.61; 0.11 / 0.51 = 0.22.
-    assert_distribution(&SamplingParams { min_p: 0.5, ..hot() }, &[1, 3]);
-    assert_distribution(&SamplingParams { min_p: 0.2, ..hot() }, &[0, 1, 3]);
+    assert_distribution(
+        &SamplingParams {
+            min_p: 0.5,
+            ..hot()
+        },
+        &[1, 3],
+    );
+    assert_distribution(
+        &SamplingParams {
+            min_p: 0.2,
+            ..hot()
+        },
+        &[0, 1, 3],
+    );
     // Among the top three, 1 and 3 have 0.88: top-p counts after top-k.
-    assert_distribution(&SamplingParams { top_k: 3, top_p: 0.85, ..hot() }, &[1, 3]);
-    assert_distribution(&SamplingParams { top_p: 0.85, ..hot() }, &[0, 1, 3]);
+    assert_distribution(
+        &SamplingParams {
+            top_k: 3,
+            top_p: 0.85,
+            ..hot()
+        },
+        &[1, 3],
+    );
+    assert_distribution(
+        &SamplingParams {
+            top_p: 0.85,
+            ..hot()
+        },
+        &[0, 1, 3],
+    );
 }
 
 #[test]
 fn extreme_filters_leave_the_likeliest() {
     for params in [
         SamplingParams { top_k: 1, ..hot() },
-        SamplingParams { top_p: 1e-6, ..hot() },
-        SamplingParams { min_p: 1.0, ..hot() },
-        SamplingParams { temperature: f32::MIN_POSITIVE, ..hot() },
+        SamplingParams {
+            top_p: 1e-6,
+            ..hot()
+        },
+        SamplingParams {
+            min_p: 1.0,
+            ..hot()
+        },
+        SamplingParams {
+            temperature: f32::MIN_POSITIVE,
+            ..hot()
+        },
     ] {
         assert_eq!(counts(&LOGITS, &params, 200)[1], 200.0, "{params:?}");
     }
     // An infinite temperature is uniform over what top-k keeps.
-    let params = SamplingParams { temperature: f32::INFINITY, top_k: 2, ..hot() };
+    let params = SamplingParams {
+        temperature: f32::INFINITY,
+        top_k: 2,
+        ..hot()
+    };
     let drawn = counts(&LOGITS, &params, 2000);
     assert!(drawn[1] > 900.0 && drawn[3] > 900.0, "{drawn:?}");
     // top_k beyond the vocabulary keeps everything.
-    assert_distribution(&SamplingParams { top_k: 100, ..hot() }, &[0, 1, 2, 3, 4, 5]);
+    assert_distribution(
+        &SamplingParams {
+            top_k: 100,
+            ..hot()
+        },
+        &[0, 1, 2, 3, 4, 5],
+    );
 }
 
 #[test]
 fn greedy_takes_the_lowest_of_equals() {
-    assert_eq!(token(&[0.0, 3.0, 3.0, -1.0], &spec(SamplingParams::default())), 1);
+    assert_eq!(
+        token(&[0.0, 3.0, 3.0, -1.0], &spec(SamplingParams::default())),
+        1
+    );
     assert_eq!(token(&[-0.0, 0.0], &spec(SamplingParams::default())), 0);
     let mut long = vec![1.0; 2000];
     long[1500] = 2.0;
     long[1999] = 2.0;
     assert_eq!(token(&long, &spec(SamplingParams::default())), 1500);
-    assert_eq!(token(&long, &spec(SamplingParams { top_k: 1, ..hot() })), 1500);
+    assert_eq!(
+        token(&long, &spec(SamplingParams { top_k: 1, ..hot() })),
+        1500
+    );
 }
 
 #[test]
@@ -133,17 +219,37 @@ fn penalties_and_bias_change_the_choice() {
     };
     let default = SamplingParams::default;
     // Repetition counts the prompt: 2.0 / 1.1 < 1.9.
-    assert_eq!(with(SamplingParams { repetition_penalty: 1.1, ..default() }, &[0], 1, &[]), 1);
+    assert_eq!(
+        with(
+            SamplingParams {
+                repetition_penalty: 1.1,
+                ..default()
+            },
+            &[0],
+            1,
+            &[]
+        ),
+        1
+    );
     // Presence does not count the prompt, but does count output and this call's own tokens.
-    let presence = || SamplingParams { presence_penalty: 0.2, ..default() };
+    let presence = || SamplingParams {
+        presence_penalty: 0.2,
+        ..default()
+    };
     assert_eq!(with(presence(), &[0], 1, &[]), 0);
     assert_eq!(with(presence(), &[3, 0], 1, &[]), 1);
     assert_eq!(with(presence(), &[3], 1, &[0]), 1);
     // Frequency is per occurrence: 2.0 - 2 * 0.06 < 1.9, and once is not enough.
-    let frequency = || SamplingParams { frequency_penalty: 0.06, ..default() };
+    let frequency = || SamplingParams {
+        frequency_penalty: 0.06,
+        ..default()
+    };
     assert_eq!(with(frequency(), &[0], 0, &[]), 0);
     assert_eq!(with(frequency(), &[0], 0, &[0]), 1);
-    let bias = |token, bias| SamplingParams { logit_bias: vec![(token, bias)], ..default() };
+    let bias = |token, bias| SamplingParams {
+        logit_bias: vec![(token, bias)],
+        ..default()
+    };
     assert_eq!(with(bias(3, 100.0), &[], 0, &[]), 3);
     assert_eq!(with(bias(0, -100.0), &[], 0, &[]), 1);
     assert_eq!(with(bias(0, f32::NEG_INFINITY), &[], 0, &[]), 1);
@@ -183,14 +289,21 @@ fn logprobs_are_of_the_raw_distribution() {
     let p = softmax(&LOGITS, 1.0, &[0, 1, 2, 3, 4, 5]);
     assert_eq!(sampled.token, 5);
     assert!((f64::from(sampled.logprob.unwrap()) - p[5].ln()).abs() < 1e-5);
-    let top: Vec<u32> = sampled.top_logprobs.iter().map(|(token, _)| *token).collect();
+    let top: Vec<u32> = sampled
+        .top_logprobs
+        .iter()
+        .map(|(token, _)| *token)
+        .collect();
     assert_eq!(top, [1, 3, 0]);
     for (token, logprob) in sampled.top_logprobs {
         assert!((f64::from(logprob) - p[token as usize].ln()).abs() < 1e-5);
     }
     // Zero asked: the chosen token's alone. More than there are: all.
     let sampled = |n| {
-        let params = SamplingParams { n_logprobs: Some(n), ..SamplingParams::default() };
+        let params = SamplingParams {
+            n_logprobs: Some(n),
+            ..SamplingParams::default()
+        };
         sample(&LOGITS, &spec(params), 0, &[]).unwrap()
     };
     assert!(sampled(0).logprob.is_some() && sampled(0).top_logprobs.is_empty());
@@ -205,9 +318,15 @@ fn broken_logits_are_errors() {
         assert_eq!(run(&[]), SamplerError::Empty);
         let mut long = vec![0.0; 1000];
         long[700] = f32::NAN;
-        assert!(matches!(run(&long), SamplerError::NotFinite { token: 700, .. }));
+        assert!(matches!(
+            run(&long),
+            SamplerError::NotFinite { token: 700, .. }
+        ));
         long[700] = f32::INFINITY;
-        assert!(matches!(run(&long), SamplerError::NotFinite { token: 700, .. }));
+        assert!(matches!(
+            run(&long),
+            SamplerError::NotFinite { token: 700, .. }
+        ));
         assert_eq!(run(&[f32::NEG_INFINITY; 3]), SamplerError::AllMasked);
     }
     let masked = [f32::NEG_INFINITY, 0.0, f32::NEG_INFINITY];
@@ -220,21 +339,78 @@ fn broken_logits_are_errors() {
 fn bad_parameters_are_named() {
     let default = SamplingParams::default;
     for (params, name) in [
-        (SamplingParams { temperature: -1.0, ..default() }, "temperature"),
-        (SamplingParams { temperature: f32::NAN, ..default() }, "temperature"),
-        (SamplingParams { top_p: 0.0, ..default() }, "top_p"),
-        (SamplingParams { min_p: 1.5, ..default() }, "min_p"),
-        (SamplingParams { repetition_penalty: 0.0, ..default() }, "repetition_penalty"),
-        (SamplingParams { presence_penalty: f32::NAN, ..default() }, "presence_penalty"),
-        (SamplingParams { frequency_penalty: f32::INFINITY, ..default() }, "frequency_penalty"),
-        (SamplingParams { logit_bias: vec![(0, f32::NAN)], ..default() }, "logit_bias"),
+        (
+            SamplingParams {
+                temperature: -1.0,
+                ..default()
+            },
+            "temperature",
+        ),
+        (
+            SamplingParams {
+                temperature: f32::NAN,
+                ..default()
+            },
+            "temperature",
+        ),
+        (
+            SamplingParams {
+                top_p: 0.0,
+                ..default()
+            },
+            "top_p",
+        ),
+        (
+            SamplingParams {
+                min_p: 1.5,
+                ..default()
+            },
+            "min_p",
+        ),
+        (
+            SamplingParams {
+                repetition_penalty: 0.0,
+                ..default()
+            },
+            "repetition_penalty",
+        ),
+        (
+            SamplingParams {
+                presence_penalty: f32::NAN,
+                ..default()
+            },
+            "presence_penalty",
+        ),
+        (
+            SamplingParams {
+                frequency_penalty: f32::INFINITY,
+                ..default()
+            },
+            "frequency_penalty",
+        ),
+        (
+            SamplingParams {
+                logit_bias: vec![(0, f32::NAN)],
+                ..default()
+            },
+            "logit_bias",
+        ),
     ] {
         let error = sample(&LOGITS, &spec(params), 0, &[]).unwrap_err();
         assert!(error.to_string().contains(name), "{error}");
     }
-    let params = SamplingParams { logit_bias: vec![(6, 1.0)], ..default() };
+    let params = SamplingParams {
+        logit_bias: vec![(6, 1.0)],
+        ..default()
+    };
     let error = sample(&LOGITS, &spec(params), 0, &[]).unwrap_err();
-    assert_eq!(error, SamplerError::BiasToken { token: 6, n_vocab: 6 });
+    assert_eq!(
+        error,
+        SamplerError::BiasToken {
+            token: 6,
+            n_vocab: 6
+        }
+    );
 }
 
 #[test]
@@ -244,7 +420,9 @@ fn a_step_inside_a_call_draws_as_the_same_output_index_alone() {
     for index in 0..100 {
         let alone = token(&logits, &at(&params, index));
         for step in 0..=index.min(3) {
-            let in_call = sample(&logits, &at(&params, index - step), step, &[]).unwrap().token;
+            let in_call = sample(&logits, &at(&params, index - step), step, &[])
+                .unwrap()
+                .token;
             assert_eq!(in_call, alone);
         }
     }
@@ -256,8 +434,9 @@ fn known_draws() {
     let params = SamplingParams { seed: 42, ..hot() };
     let logits = [0.0f32; 1000];
     let drawn: Vec<u32> = (0..4).map(|i| token(&logits, &at(&params, i))).collect();
-    let expected: Vec<u32> =
-        (0..4).map(|i| (philox::uniform(42, i) * 1000.0) as u32).collect();
+    let expected: Vec<u32> = (0..4)
+        .map(|i| (philox::uniform(42, i) * 1000.0) as u32)
+        .collect();
     assert_eq!(drawn, expected);
 }
 

@@ -9,7 +9,7 @@ use super::{Progress, SourceError, Stage};
 /// The project's folder inside the user's cache folder.
 const FOLDER: &str = "balanced-engine";
 /// A temporary folder older than this belongs to a process that was killed.
-const STALE: Duration = Duration::from_secs(2 * 24 * 3600);
+const STALE: Duration = Duration::from_hours(48);
 
 /// `$ENGINE_CACHE`, else the system's cache folder for this user.
 pub fn default_cache_dir() -> Result<PathBuf, SourceError> {

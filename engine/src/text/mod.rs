@@ -31,7 +31,11 @@ pub enum TextError {
     #[error("GGUF metadata {key}: {message}")]
     Metadata { key: String, message: String },
     #[error("{what} {found:?} is not supported; supported: {supported}")]
-    Unsupported { what: &'static str, found: String, supported: &'static str },
+    Unsupported {
+        what: &'static str,
+        found: String,
+        supported: &'static str,
+    },
     #[error("text could not be tokenized: {message}")]
     Encode { message: String },
     #[error("token id {id} is outside the vocabulary of {vocab_size} tokens")]

@@ -38,7 +38,12 @@ pub fn json_dumps(value: &Value, style: &JsonStyle) -> Result<String, Error> {
     Ok(out)
 }
 
-fn write_json(out: &mut String, value: &Value, style: &JsonStyle, depth: usize) -> Result<(), Error> {
+fn write_json(
+    out: &mut String,
+    value: &Value,
+    style: &JsonStyle,
+    depth: usize,
+) -> Result<(), Error> {
     if depth > MAX_DEPTH {
         return Err(not_json(&format!("a value nested deeper than {MAX_DEPTH}")));
     }
@@ -99,7 +104,10 @@ fn write_items(
 }
 
 fn not_json(what: &str) -> Error {
-    Error::new(ErrorKind::InvalidOperation, format!("{what} is not JSON serializable"))
+    Error::new(
+        ErrorKind::InvalidOperation,
+        format!("{what} is not JSON serializable"),
+    )
 }
 
 fn key_text(key: &Value) -> Result<String, Error> {
@@ -132,7 +140,11 @@ fn float_repr(value: f64) -> String {
     let exponent: i32 = exponent.parse().unwrap_or(0);
     if (-4..16).contains(&exponent) {
         let fixed = value.to_string();
-        return if fixed.contains('.') { fixed } else { fixed + ".0" };
+        return if fixed.contains('.') {
+            fixed
+        } else {
+            fixed + ".0"
+        };
     }
     let sign = if exponent < 0 { '-' } else { '+' };
     format!("{digits}e{sign}{:02}", exponent.abs())
@@ -166,15 +178,35 @@ fn push_escape(out: &mut String, character: char) {
 }
 
 const MONTHS: [&str; 12] = [
-    "January", "February", "March", "April", "May", "June", "July", "August", "September",
-    "October", "November", "December",
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
 ];
-const DAYS: [&str; 7] =
-    ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"];
+const DAYS: [&str; 7] = [
+    "Monday",
+    "Tuesday",
+    "Wednesday",
+    "Thursday",
+    "Friday",
+    "Saturday",
+    "Sunday",
+];
 
 /// `strftime` in the C locale for a UTC time; directives that are not listed stay as written.
 pub fn strftime(format: &str, unix_seconds: i64) -> String {
-    let (days, seconds) = (unix_seconds.div_euclid(86_400), unix_seconds.rem_euclid(86_400));
+    let (days, seconds) = (
+        unix_seconds.div_euclid(86_400),
+        unix_seconds.rem_euclid(86_400),
+    );
     let (year, month, day) = civil_from_days(days);
     let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
     let weekday = (days + 3).rem_euclid(7) as usize;
@@ -202,14 +234,19 @@ pub fn strftime(format: &str, unix_seconds: i64) -> String {
             directive = next;
         }
         let padded = |value: i64, width: usize| {
-            if is_unpadded { value.to_string() } else { format!("{value:0width$}") }
+            if is_unpadded {
+                value.to_string()
+            } else {
+                format!("{value:0width$}")
+            }
         };
         match directive {
             'Y' => out.push_str(&padded(year, 4)),
             'y' => out.push_str(&padded(year.rem_euclid(100), 2)),
             'm' => out.push_str(&padded(month, 2)),
             'd' => out.push_str(&padded(day, 2)),
-            'e' => out.push_str(&format!("{day:2}")),
+            'e' if day < 10 => out.extend([' ', char::from(b'0' + day as u8)]),
+            'e' => out.push_str(&day.to_string()),
             'j' => out.push_str(&padded(day_of_year, 3)),
             'H' => out.push_str(&padded(hour, 2)),
             'I' => out.push_str(&padded(hour_12, 2)),
@@ -220,8 +257,8 @@ pub fn strftime(format: &str, unix_seconds: i64) -> String {
             'b' | 'h' => out.push_str(&month_name[..3]),
             'A' => out.push_str(DAYS[weekday]),
             'a' => out.push_str(&DAYS[weekday][..3]),
-            'F' => out.push_str(&format!("{year:04}-{month:02}-{day:02}")),
-            'T' => out.push_str(&format!("{hour:02}:{minute:02}:{second:02}")),
+            'F' => out.push_str(&strftime("%Y-%m-%d", unix_seconds)),
+            'T' => out.push_str(&strftime("%H:%M:%S", unix_seconds)),
             'Z' => out.push_str("UTC"),
             'z' => out.push_str("+0000"),
             '%' => out.push('%'),
@@ -245,7 +282,11 @@ fn civil_from_days(days: i64) -> (i64, i64, i64) {
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let month_from_march = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    let month = if month_from_march < 10 {
+        month_from_march + 3
+    } else {
+        month_from_march - 9
+    };
     (year_of_era + era * 400 + i64::from(month <= 2), month, day)
 }
 
@@ -266,9 +307,17 @@ mod tests {
     fn floats_are_written_as_python_does() {
         // Each right side is CPython's repr().
         for (value, text) in [
-            (1.0, "1.0"), (0.1, "0.1"), (-2.5, "-2.5"), (1e15, "1000000000000000.0"),
-            (1e16, "1e+16"), (1.5e300, "1.5e+300"), (0.0001, "0.0001"), (0.00001, "1e-05"),
-            (-0.0, "-0.0"), (123_456_789.123, "123456789.123"), (5e-324, "5e-324"),
+            (1.0, "1.0"),
+            (0.1, "0.1"),
+            (-2.5, "-2.5"),
+            (1e15, "1000000000000000.0"),
+            (1e16, "1e+16"),
+            (1.5e300, "1.5e+300"),
+            (0.0001, "0.0001"),
+            (0.00001, "1e-05"),
+            (-0.0, "-0.0"),
+            (123_456_789.123, "123456789.123"),
+            (5e-324, "5e-324"),
         ] {
             assert_eq!(float_repr(value), text);
         }
@@ -277,7 +326,10 @@ mod tests {
     #[test]
     fn json_escapes_and_separators_match_json_dumps() {
         let value = Value::from_pairs([
-            ("한", Value::from(vec![Value::from(1), Value::from(2.5), Value::from(true)])),
+            (
+                "한",
+                Value::from(vec![Value::from(1), Value::from(2.5), Value::from(true)]),
+            ),
             ("q\"\\\n\u{1}", Value::from(())),
             ("e", Value::from("👩<&>'\u{7f}")),
         ]);
@@ -285,7 +337,10 @@ mod tests {
             json_dumps(&value, &JsonStyle::default()).unwrap(),
             "{\"한\": [1, 2.5, true], \"q\\\"\\\\\\n\\u0001\": null, \"e\": \"👩<&>'\u{7f}\"}"
         );
-        let ascii = JsonStyle { ensure_ascii: true, ..JsonStyle::default() };
+        let ascii = JsonStyle {
+            ensure_ascii: true,
+            ..JsonStyle::default()
+        };
         assert_eq!(
             json_dumps(&value, &ascii).unwrap(),
             "{\"\\ud55c\": [1, 2.5, true], \"q\\\"\\\\\\n\\u0001\": null, \
@@ -310,11 +365,23 @@ mod tests {
     #[test]
     fn dates_are_right_over_leap_years() {
         // Each right side is datetime.fromtimestamp(…, UTC).strftime(…) of CPython.
-        assert_eq!(strftime("%Y-%m-%d %H:%M:%S %a %j", 0), "1970-01-01 00:00:00 Thu 001");
-        assert_eq!(strftime("%d %B %Y, %A", 951_782_400), "29 February 2000, Tuesday");
-        assert_eq!(strftime("%-d %b %y %I%p %%", 1_709_251_199), "29 Feb 24 11PM %");
-        assert_eq!(strftime("%j %F %T", 1_735_689_599), "366 2024-12-31 23:59:59");
-        assert_eq!(strftime("%Q %", 0), "%Q %");
+        assert_eq!(
+            strftime("%Y-%m-%d %H:%M:%S %a %j", 0),
+            "1970-01-01 00:00:00 Thu 001"
+        );
+        assert_eq!(
+            strftime("%d %B %Y, %A", 951_782_400),
+            "29 February 2000, Tuesday"
+        );
+        assert_eq!(
+            strftime("%-d %b %y %I%p %%", 1_709_251_199),
+            "29 Feb 24 11PM %"
+        );
+        assert_eq!(
+            strftime("%j %F %T", 1_735_689_599),
+            "366 2024-12-31 23:59:59"
+        );
+        assert_eq!(strftime("[%e] %Q %", 0), "[ 1] %Q %");
     }
 
     #[test]

@@ -19,7 +19,7 @@ pub const SPACE_MARK: char = '\u{2581}';
 #[derive(Debug)]
 pub struct ScoredPieces {
     pieces: HashMap<String, (u32, f32)>,
-    byte_ids: [Option<u32>; 256],
+    byte_ids: Box<[Option<u32>; 256]>,
     unknown_id: Option<u32>,
 }
 
@@ -27,10 +27,14 @@ impl ScoredPieces {
     /// `pieces`: text, id and score of everything that merging may produce.
     pub fn new(
         pieces: HashMap<String, (u32, f32)>,
-        byte_ids: [Option<u32>; 256],
+        byte_ids: Box<[Option<u32>; 256]>,
         unknown_id: Option<u32>,
     ) -> Self {
-        Self { pieces, byte_ids, unknown_id }
+        Self {
+            pieces,
+            byte_ids,
+            unknown_id,
+        }
     }
 
     pub fn id_of(&self, piece: &str) -> Option<u32> {
@@ -68,7 +72,13 @@ impl ScoredPieces {
         let Some(right) = node.next else { return };
         let end = segments.nodes[right].end;
         if let Some((_, score)) = self.pieces.get(&text[node.start..end]) {
-            queue.push(Merge { score: *score, left, right, start: node.start, end });
+            queue.push(Merge {
+                score: *score,
+                left,
+                right,
+                start: node.start,
+                end,
+            });
         }
     }
 
@@ -77,8 +87,10 @@ impl ScoredPieces {
             ids.push(*id);
             return Ok(());
         }
-        let bytes: Option<Vec<u32>> =
-            segment.bytes().map(|byte| self.byte_ids[byte as usize]).collect();
+        let bytes: Option<Vec<u32>> = segment
+            .bytes()
+            .map(|byte| self.byte_ids[byte as usize])
+            .collect();
         if let Some(bytes) = bytes {
             ids.extend(bytes);
         } else if let Some(unknown) = self.unknown_id {
@@ -159,7 +171,9 @@ struct Merge {
 
 impl Ord for Merge {
     fn cmp(&self, other: &Self) -> Ordering {
-        self.score.total_cmp(&other.score).then(other.left.cmp(&self.left))
+        self.score
+            .total_cmp(&other.score)
+            .then(other.left.cmp(&self.left))
     }
 }
 
@@ -187,7 +201,9 @@ mod tests {
             .enumerate()
             .map(|(id, (text, score))| ((*text).to_owned(), (id as u32, *score)))
             .collect();
-        let byte_ids = std::array::from_fn(|byte| with_bytes.then_some(1000 + byte as u32));
+        let byte_ids = Box::new(std::array::from_fn(|byte| {
+            with_bytes.then_some(1000 + byte as u32)
+        }));
         ScoredPieces::new(pieces, byte_ids, None)
     }
 
@@ -200,10 +216,28 @@ mod tests {
     #[test]
     fn the_highest_score_merges_first() {
         // "abc": bc (-1) wins over ab (-2); a+bc is no piece, so a, bc.
-        let vocabulary = pieces(&[("a", -9.0), ("b", -9.0), ("c", -9.0), ("ab", -2.0), ("bc", -1.0)], true);
+        let vocabulary = pieces(
+            &[
+                ("a", -9.0),
+                ("b", -9.0),
+                ("c", -9.0),
+                ("ab", -2.0),
+                ("bc", -1.0),
+            ],
+            true,
+        );
         assert_eq!(encode(&vocabulary, "abc"), [0, 4]);
         // With the scores exchanged: ab, c.
-        let vocabulary = pieces(&[("a", -9.0), ("b", -9.0), ("c", -9.0), ("ab", -1.0), ("bc", -2.0)], true);
+        let vocabulary = pieces(
+            &[
+                ("a", -9.0),
+                ("b", -9.0),
+                ("c", -9.0),
+                ("ab", -1.0),
+                ("bc", -2.0),
+            ],
+            true,
+        );
         assert_eq!(encode(&vocabulary, "abc"), [3, 2]);
     }
 
@@ -220,8 +254,16 @@ mod tests {
         // ▁hello: he(-1), ll(-2), then ▁+he (-3), he+ll is none, ▁he+ll (-4), ▁hell+o (-5).
         let vocabulary = pieces(
             &[
-                ("▁", -20.0), ("h", -20.0), ("e", -20.0), ("l", -20.0), ("o", -20.0),
-                ("he", -1.0), ("ll", -2.0), ("▁he", -3.0), ("▁hell", -4.0), ("▁hello", -5.0),
+                ("▁", -20.0),
+                ("h", -20.0),
+                ("e", -20.0),
+                ("l", -20.0),
+                ("o", -20.0),
+                ("he", -1.0),
+                ("ll", -2.0),
+                ("▁he", -3.0),
+                ("▁hell", -4.0),
+                ("▁hello", -5.0),
             ],
             true,
         );
@@ -233,7 +275,10 @@ mod tests {
     #[test]
     fn unknown_characters_become_bytes_or_an_error() {
         let vocabulary = pieces(&[("a", -1.0)], true);
-        assert_eq!(encode(&vocabulary, "a한"), [0, 1000 + 0xed, 1000 + 0x95, 1000 + 0x9c]);
+        assert_eq!(
+            encode(&vocabulary, "a한"),
+            [0, 1000 + 0xed, 1000 + 0x95, 1000 + 0x9c]
+        );
         assert_eq!(encode(&vocabulary, ""), [0u32; 0]);
         let without_bytes = pieces(&[("a", -1.0)], false);
         let error = without_bytes.encode("한", &mut Vec::new()).unwrap_err();

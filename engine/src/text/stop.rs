@@ -32,7 +32,12 @@ impl StopMatcher {
             return Err(TextError::EmptyStop);
         }
         let stops = stops.iter().map(|stop| Automaton::new(stop)).collect();
-        Ok(Self { stops, held: String::new(), n_pushes: 0, found: None })
+        Ok(Self {
+            stops,
+            held: String::new(),
+            n_pushes: 0,
+            found: None,
+        })
     }
 
     /// Text that can be shown now. Push `""` for a token without text, so that pushes count
@@ -62,7 +67,12 @@ impl StopMatcher {
                 return pending;
             }
         }
-        let n_kept = self.stops.iter().map(|stop| stop.n_matched).max().unwrap_or(0);
+        let n_kept = self
+            .stops
+            .iter()
+            .map(|stop| stop.n_matched)
+            .max()
+            .unwrap_or(0);
         self.held = pending.split_off(pending.len() - n_kept);
         pending
     }
@@ -101,7 +111,11 @@ impl Automaton {
             }
             fallback[end] = n;
         }
-        Self { pattern, fallback, n_matched: 0 }
+        Self {
+            pattern,
+            fallback,
+            n_matched: 0,
+        }
     }
 
     /// True where `byte` completes the pattern.
@@ -138,7 +152,13 @@ mod tests {
         assert_eq!(stop.push("\n"), "");
         assert_eq!(stop.push(""), "");
         assert_eq!(stop.push("Q: what"), "");
-        assert_eq!(stop.found(), Some(StopMatch { stop_idx: 0, push_idx: 3 }));
+        assert_eq!(
+            stop.found(),
+            Some(StopMatch {
+                stop_idx: 0,
+                push_idx: 3
+            })
+        );
         assert_eq!(stop.push("more"), "");
         assert_eq!(stop.finish(), "");
     }
@@ -176,7 +196,10 @@ mod tests {
 
     #[test]
     fn empty_stops_are_refused_and_no_stops_pass_all() {
-        assert!(matches!(StopMatcher::new(&[String::new()]), Err(TextError::EmptyStop)));
+        assert!(matches!(
+            StopMatcher::new(&[String::new()]),
+            Err(TextError::EmptyStop)
+        ));
         assert_eq!(matcher(&[]).push("abc"), "abc");
     }
 
@@ -214,16 +237,13 @@ mod tests {
             shown.push_str(&matcher.push(&portion));
             found_at = found_at.or(matcher.found().map(|_| n_read));
             shown.push_str(&matcher.finish());
-            match search(&text, &stops) {
-                Some((start, end)) => {
-                    prop_assert_eq!(shown.as_str(), &text[..start]);
-                    // Reported by the push that holds the match's last byte.
-                    prop_assert!(found_at.is_some_and(|n| n >= end));
-                }
-                None => {
-                    prop_assert_eq!(shown, text);
-                    prop_assert_eq!(matcher.found(), None);
-                }
+            if let Some((start, end)) = search(&text, &stops) {
+                prop_assert_eq!(shown.as_str(), &text[..start]);
+                // Reported by the push that holds the match's last byte.
+                prop_assert!(found_at.is_some_and(|n| n >= end));
+            } else {
+                prop_assert_eq!(shown, text);
+                prop_assert_eq!(matcher.found(), None);
             }
         }
     }

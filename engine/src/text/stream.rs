@@ -31,7 +31,12 @@ pub struct TokenStream {
 impl TokenStream {
     pub fn new(tokenizer: Arc<Tokenizer>, origin: TextOrigin, skip_special: bool) -> Self {
         let drops_first_space = origin == TextOrigin::Start && tokenizer.drops_first_space();
-        Self { tokenizer, skip_special, drops_first_space, utf8: Utf8Stream::default() }
+        Self {
+            tokenizer,
+            skip_special,
+            drops_first_space,
+            utf8: Utf8Stream::default(),
+        }
     }
 
     /// The text that `id` completes; `None` where it completes none.
@@ -73,7 +78,9 @@ impl Utf8Stream {
                     let (valid, after) = rest.split_at(error.valid_up_to());
                     text.push_str(&String::from_utf8_lossy(valid));
                     rest = after;
-                    let Some(n_invalid) = error.error_len() else { break };
+                    let Some(n_invalid) = error.error_len() else {
+                        break;
+                    };
                     text.push(char::REPLACEMENT_CHARACTER);
                     rest = &rest[n_invalid..];
                 }
@@ -128,8 +135,10 @@ mod tests {
     fn a_character_comes_with_its_last_byte() {
         let mut stream = Utf8Stream::default();
         let bytes = "한👩".as_bytes();
-        let shown: Vec<Option<String>> =
-            bytes.iter().map(|byte| stream.push(std::slice::from_ref(byte))).collect();
+        let shown: Vec<Option<String>> = bytes
+            .iter()
+            .map(|byte| stream.push(std::slice::from_ref(byte)))
+            .collect();
         let completed: Vec<usize> = (0..bytes.len()).filter(|i| shown[*i].is_some()).collect();
         assert_eq!(completed, [2, 6]);
         assert_eq!(shown[6].as_deref(), Some("👩"));

@@ -27,7 +27,10 @@ enum Encoder {
 enum Surround {
     /// As the pipeline's own post-processor says.
     PostProcessor,
-    Ids { before: Vec<u32>, after: Vec<u32> },
+    Ids {
+        before: Vec<u32>,
+        after: Vec<u32>,
+    },
 }
 
 /// A model's vocabulary and how its text is cut.
@@ -49,16 +52,19 @@ impl Tokenizer {
     /// `generation_config.json` and `config.json`.
     pub fn from_folder(dir: &Path) -> Result<Self, TextError> {
         let path = dir.join("tokenizer.json");
-        let in_file =
-            |message: String| TextError::File { file: path.display().to_string(), message };
+        let in_file = |message: String| TextError::File {
+            file: path.display().to_string(),
+            message,
+        };
         let bytes = std::fs::read(&path).map_err(|e| in_file(e.to_string()))?;
         // The crate indexes by lengths it takes from the file, so a malformed file can panic.
-        let mut pipeline =
-            std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(&bytes))
-                .map_err(|_| in_file("the vocabulary is malformed".to_owned()))?
-                .map_err(|e| in_file(e.to_string()))?;
+        let mut pipeline = std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(&bytes))
+            .map_err(|_| in_file("the vocabulary is malformed".to_owned()))?
+            .map_err(|e| in_file(e.to_string()))?;
         pipeline.with_padding(None);
-        pipeline.with_truncation(None).map_err(|e| in_file(e.to_string()))?;
+        pipeline
+            .with_truncation(None)
+            .map_err(|e| in_file(e.to_string()))?;
 
         let config = read_json(&dir.join("tokenizer_config.json"))?;
         let decoding = Decoding::of(&pipeline)?;
@@ -69,11 +75,17 @@ impl Tokenizer {
             .map(|(text, id)| (id, (text, TokenKind::Text)))
             .collect();
         for (id, token) in added {
-            let kind = if token.special { TokenKind::Special } else { TokenKind::Text };
+            let kind = if token.special {
+                TokenKind::Special
+            } else {
+                TokenKind::Text
+            };
             tokens.insert(id, (token.content, kind));
         }
         let table = TokenTable::new(
-            tokens.into_iter().map(|(id, (text, kind))| (id, decoding.bytes(&text), kind)),
+            tokens
+                .into_iter()
+                .map(|(id, (text, kind))| (id, decoding.bytes(&text), kind)),
         )?;
 
         let special_texts = special_texts(&config);
@@ -110,12 +122,22 @@ impl Tokenizer {
         let (encoder, table, adds_bos, drops_first_space) = match metadata.text(key)? {
             Some("gpt2") => {
                 let (pipeline, table, adds_bos) = gguf_vocabulary::byte_level_bpe(metadata)?;
-                (Encoder::Pipeline(Box::new(pipeline)), table, adds_bos, false)
+                (
+                    Encoder::Pipeline(Box::new(pipeline)),
+                    table,
+                    adds_bos,
+                    false,
+                )
             }
             Some("llama") => {
                 let (pieces, table) = gguf_vocabulary::sentencepiece(metadata)?;
                 let drops_first_space = pieces.adds_space_prefix;
-                (Encoder::SentencePiece(Box::new(pieces)), table, true, drops_first_space)
+                (
+                    Encoder::SentencePiece(Box::new(pieces)),
+                    table,
+                    true,
+                    drops_first_space,
+                )
             }
             Some(other) => {
                 return Err(TextError::Unsupported {
@@ -126,12 +148,17 @@ impl Tokenizer {
             }
             None => {
                 let message = "is missing: the file has no tokenizer".to_owned();
-                return Err(TextError::Metadata { key: key.to_owned(), message });
+                return Err(TextError::Metadata {
+                    key: key.to_owned(),
+                    message,
+                });
             }
         };
         let id_of = |name: &str| -> Result<Option<u32>, TextError> {
             let key = format!("tokenizer.ggml.{name}");
-            let Some(id) = metadata.id(&key)? else { return Ok(None) };
+            let Some(id) = metadata.id(&key)? else {
+                return Ok(None);
+            };
             if id as usize >= table.len() {
                 let message = format!("{id} is outside the vocabulary of {} tokens", table.len());
                 return Err(TextError::Metadata { key, message });
@@ -145,7 +172,8 @@ impl Tokenizer {
         }
         // Files made before the two keys above existed name the end of a turn by its text only.
         for id in 0..table.len() as u32 {
-            let is_end = table.is_special(id) && TURN_ENDS.iter().any(|e| e.as_bytes() == table.bytes(id));
+            let is_end =
+                table.is_special(id) && TURN_ENDS.iter().any(|e| e.as_bytes() == table.bytes(id));
             if is_end && !eos_ids.contains(&id) {
                 eos_ids.push(id);
             }
@@ -156,9 +184,22 @@ impl Tokenizer {
         let adds_eos = adds("add_eos_token")?.unwrap_or(false);
         let surround = Surround::Ids {
             before: bos_id.filter(|_| adds_bos).into_iter().collect(),
-            after: eos_ids.first().copied().filter(|_| adds_eos).into_iter().collect(),
+            after: eos_ids
+                .first()
+                .copied()
+                .filter(|_| adds_eos)
+                .into_iter()
+                .collect(),
         };
-        Ok(Self { encoder, table, surround, drops_first_space, bos_id, eos_ids, special_texts })
+        Ok(Self {
+            encoder,
+            table,
+            surround,
+            drops_first_space,
+            bos_id,
+            eos_ids,
+            special_texts,
+        })
     }
 
     /// Ids of `text`. Special tokens written out in it become their ids; `add_special` also
@@ -172,9 +213,12 @@ impl Tokenizer {
         match &self.encoder {
             Encoder::Pipeline(pipeline) => {
                 let post_process = add_special && self.surround == Surround::PostProcessor;
-                let encoding = pipeline
-                    .encode_fast(text, post_process)
-                    .map_err(|e| TextError::Encode { message: e.to_string() })?;
+                let encoding =
+                    pipeline
+                        .encode_fast(text, post_process)
+                        .map_err(|e| TextError::Encode {
+                            message: e.to_string(),
+                        })?;
                 ids.extend(encoding.get_ids());
             }
             Encoder::SentencePiece(encoder) => encoder.encode(text, &mut ids)?,
@@ -233,7 +277,11 @@ impl Tokenizer {
     }
 
     pub(super) fn shown_bytes(&self, id: u32, skip_special: bool) -> &[u8] {
-        if skip_special && self.table.is_special(id) { &[] } else { self.table.bytes(id) }
+        if skip_special && self.table.is_special(id) {
+            &[]
+        } else {
+            self.table.bytes(id)
+        }
     }
 
     pub(super) fn drops_first_space(&self) -> bool {
@@ -243,10 +291,16 @@ impl Tokenizer {
 
 impl SentencePiece {
     fn encode(&self, text: &str, ids: &mut Vec<u32>) -> Result<(), TextError> {
-        let parts = self.added.extract_and_normalize(None::<&NormalizerWrapper>, text);
+        let parts = self
+            .added
+            .extract_and_normalize(None::<&NormalizerWrapper>, text);
         for (part, _, tokens) in parts.get_splits(OffsetReferential::Original, OffsetType::None) {
             if let Some(tokens) = tokens {
-                ids.extend(tokens.iter().filter_map(|t| self.added_ids.get(t.id as usize)));
+                ids.extend(
+                    tokens
+                        .iter()
+                        .filter_map(|t| self.added_ids.get(t.id as usize)),
+                );
                 continue;
             }
             if part.is_empty() {
@@ -272,7 +326,12 @@ impl SentencePiece {
 
 /// Special tokens that end a turn in the chat formats of the families served here.
 const TURN_ENDS: [&str; 7] = [
-    "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|end_of_text|>", "<|endoftext|>",
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|end|>",
+    "<|end_of_text|>",
+    "<|endoftext|>",
     "<end_of_turn>",
 ];
 
@@ -357,7 +416,10 @@ fn unsupported_decoder<T>(found: &str) -> Result<T, TextError> {
 
 /// `Null` where the file is absent.
 pub(super) fn read_json(path: &Path) -> Result<Value, TextError> {
-    let in_file = |message: String| TextError::File { file: path.display().to_string(), message };
+    let in_file = |message: String| TextError::File {
+        file: path.display().to_string(),
+        message,
+    };
     match std::fs::read(path) {
         Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| in_file(e.to_string())),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Value::Null),
@@ -367,14 +429,22 @@ pub(super) fn read_json(path: &Path) -> Result<Value, TextError> {
 
 /// A special token is written as its text or as an object that holds it.
 pub(super) fn special_texts(config: &Value) -> Vec<(String, String)> {
-    ["bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"]
-        .into_iter()
-        .filter_map(|name| {
-            let token = &config[name];
-            let text = token.as_str().or_else(|| token["content"].as_str())?;
-            Some((name.to_owned(), text.to_owned()))
-        })
-        .collect()
+    [
+        "bos_token",
+        "eos_token",
+        "unk_token",
+        "pad_token",
+        "sep_token",
+        "cls_token",
+        "mask_token",
+    ]
+    .into_iter()
+    .filter_map(|name| {
+        let token = &config[name];
+        let text = token.as_str().or_else(|| token["content"].as_str())?;
+        Some((name.to_owned(), text.to_owned()))
+    })
+    .collect()
 }
 
 fn push_ids(value: &Value, ids: &mut Vec<u32>) {
@@ -402,3 +472,7 @@ fn surround_of_config(config: &Value, bos_id: Option<u32>, eos_id: Option<u32>) 
         after: eos_id.filter(|_| adds_eos).into_iter().collect(),
     }
 }
+
+#[cfg(test)]
+#[path = "tokenizer_tests.rs"]
+mod tests;

@@ -1,1 +1,257 @@
-//! Tests.
+use super::*;
+use crate::linear::{self, LinearInput, LinearPart, LinearWeights};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+fn pool() -> WorkerPool {
+    WorkerPool::new(3).expect("pool")
+}
+
+/// Random block bytes with scales in a sane range.
+fn random_blocks(format: BlockFormat, n_blocks: usize, rng: &mut StdRng) -> Vec<u8> {
+    let scale_at: &[usize] = match format {
+        BlockFormat::Q4_0 | BlockFormat::Q5_0 | BlockFormat::Q8_0 => &[0],
+        BlockFormat::Q6K => &[208],
+        _ => &[0, 2],
+    };
+    let mut bytes = Vec::new();
+    for _ in 0..n_blocks {
+        let mut block: Vec<u8> = (0..format.block_bytes()).map(|_| rng.random()).collect();
+        for at in scale_at {
+            let scale = f16::from_f32(rng.random_range(-0.02..0.02));
+            block[*at..at + 2].copy_from_slice(&scale.to_le_bytes());
+        }
+        bytes.extend(block);
+    }
+    bytes
+}
+
+fn random_vector(n: usize, rng: &mut StdRng) -> Vec<f32> {
+    (0..n).map(|_| rng.random_range(-1.0..1.0)).collect()
+}
+
+fn random_matrix(
+    pool: &mut WorkerPool,
+    format: BlockFormat,
+    n_out: usize,
+    n_in: usize,
+    rng: &mut StdRng,
+) -> QuantMatrix {
+    let bytes = random_blocks(format, n_out * n_in / format.block_len(), rng);
+    QuantMatrix::pack(pool, n_out, n_in, QuantSource::Blocks { format, bytes: &bytes })
+        .expect("pack")
+}
+
+fn run(
+    pool: &mut WorkerPool,
+    isa: Isa,
+    w: QuantMatrix,
+    x: &[f32],
+    int8: Option<&QuantActivations>,
+) -> (Vec<f32>, QuantMatrix) {
+    let n_tokens = x.len() / w.n_in();
+    let mut y = vec![f32::NAN; n_tokens * w.n_out()];
+    let weights = LinearWeights::Quant(w);
+    let part = LinearPart { weights: &weights, y: &mut y, accumulate: false, bias: None };
+    linear::forward(pool, isa, n_tokens, LinearInput { x, int8 }, &mut [part]).expect("forward");
+    match weights {
+        LinearWeights::Quant(w) => (y, w),
+        LinearWeights::Dense(_) => unreachable!("made above"),
+    }
+}
+
+fn assert_close(found: &[f32], expected: &[f32], what: &str) {
+    assert_eq!(found.len(), expected.len());
+    let scale = expected.iter().fold(1e-6f32, |m, e| m.max(e.abs()));
+    for (i, (f, e)) in found.iter().zip(expected).enumerate() {
+        assert!((f - e).abs() <= 2e-5 * scale, "{what}, element {i}: {f} vs {e}");
+    }
+}
+
+#[test]
+fn every_format_agrees_with_the_reference_on_every_instruction_set() {
+    let mut rng = StdRng::seed_from_u64(1);
+    let mut pool = pool();
+    for format in BlockFormat::ALL {
+        for (n_out, blocks_per_row) in [(1, 1), (16, 2), (37, 3), (100, 1)] {
+            let n_in = format.block_len() * blocks_per_row;
+            let mut w = random_matrix(&mut pool, format, n_out, n_in, &mut rng);
+            for n_tokens in [1, 2, 3, 7, 15, 17] {
+                let x = random_vector(n_tokens * n_in, &mut rng);
+                for isa in Isa::available() {
+                    let what = format!("{format:?} {n_out}x{n_in} tokens {n_tokens} {isa:?}");
+                    let mut int8 = QuantActivations::default();
+                    int8.quantize(&mut pool, isa, &x, n_in).expect("quantize");
+                    let expected = reference::forward(&w, &int8.dequantize()).expect("reference");
+                    let (y, back) = run(&mut pool, isa, w, &x, Some(&int8));
+                    assert_close(&y, &expected, &format!("int8 {what}"));
+                    let expected = reference::forward(&back, &x).expect("reference");
+                    let (y, back) = run(&mut pool, isa, back, &x, None);
+                    assert_close(&y, &expected, &format!("f32 {what}"));
+                    w = back;
+                }
+            }
+        }
+    }
+}
+
+/// The largest products that the integer paths can meet.
+#[test]
+fn extreme_codes_do_not_saturate() {
+    let mut pool = pool();
+    let n_in = 256;
+    for format in BlockFormat::ALL {
+        for fill in [0x00, 0x7f, 0x80, 0xff] {
+            let mut bytes = vec![fill; 16 * n_in / format.block_len() * format.block_bytes()];
+            for block in bytes.chunks_exact_mut(format.block_bytes()) {
+                let one = f16::from_f32(0.25).to_le_bytes();
+                let at = if format == BlockFormat::Q6K { 208 } else { 0 };
+                block[at..at + 2].copy_from_slice(&one);
+                if format.layout().offset == Offset::Min {
+                    block[2..4].copy_from_slice(&one);
+                }
+            }
+            let source = QuantSource::Blocks { format, bytes: &bytes };
+            let mut w = QuantMatrix::pack(&mut pool, 16, n_in, source).expect("pack");
+            for sign in [1.0, -1.0] {
+                let x = vec![sign; n_in];
+                for isa in Isa::available() {
+                    let mut int8 = QuantActivations::default();
+                    int8.quantize(&mut pool, isa, &x, n_in).expect("quantize");
+                    let expected = reference::forward(&w, &int8.dequantize()).expect("reference");
+                    let (y, back) = run(&mut pool, isa, w, &x, Some(&int8));
+                    assert_close(&y, &expected, &format!("{format:?} {fill:#x} {sign} {isa:?}"));
+                    w = back;
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_token_does_not_see_its_neighbours() {
+    let mut rng = StdRng::seed_from_u64(2);
+    let mut pool = pool();
+    let n_in = 512;
+    for isa in Isa::available() {
+        let mut w = random_matrix(&mut pool, BlockFormat::Q4_1, 50, n_in, &mut rng);
+        let x = random_vector(13 * n_in, &mut rng);
+        for with_int8 in [true, false] {
+            let mut int8 = QuantActivations::default();
+            int8.quantize(&mut pool, isa, &x, n_in).expect("quantize");
+            let (together, back) = run(&mut pool, isa, w, &x, with_int8.then_some(&int8));
+            w = back;
+            for t in 0..13 {
+                let x = &x[t * n_in..][..n_in];
+                int8.quantize(&mut pool, isa, x, n_in).expect("quantize");
+                let (alone, back) = run(&mut pool, isa, w, x, with_int8.then_some(&int8));
+                w = back;
+                assert_eq!(alone, together[t * 50..][..50], "token {t}, {isa:?}, {with_int8}");
+            }
+        }
+    }
+}
+
+#[test]
+fn parts_biases_and_accumulation() {
+    let mut rng = StdRng::seed_from_u64(3);
+    let mut pool = pool();
+    let (n_in, n_tokens) = (64, 5);
+    let sizes = [40, 3, 16];
+    let weights = sizes.map(|n| {
+        LinearWeights::Quant(random_matrix(&mut pool, BlockFormat::Q8_0, n, n_in, &mut rng))
+    });
+    let x = random_vector(n_tokens * n_in, &mut rng);
+    let biases = sizes.map(|n| random_vector(n, &mut rng));
+    let before = sizes.map(|n| random_vector(n * n_tokens, &mut rng));
+    let mut y = before.clone();
+    let mut parts: Vec<_> = weights
+        .iter()
+        .zip(&mut y)
+        .zip(&biases)
+        .map(|((weights, y), bias)| LinearPart { weights, y, accumulate: true, bias: Some(bias) })
+        .collect();
+    let input = LinearInput { x: &x, int8: None };
+    linear::forward(&mut pool, Isa::detect(), n_tokens, input, &mut parts).expect("forward");
+    for i in 0..sizes.len() {
+        let LinearWeights::Quant(w) = &weights[i] else { unreachable!("made above") };
+        let mut expected = reference::forward(w, &x).expect("reference");
+        for (j, e) in expected.iter_mut().enumerate() {
+            *e += before[i][j] + biases[i][j % sizes[i]];
+        }
+        assert_close(&y[i], &expected, &format!("part {i}"));
+    }
+}
+
+#[test]
+fn awq_weights_come_out_in_their_places() {
+    let mut rng = StdRng::seed_from_u64(4);
+    let mut pool = pool();
+    let (n_out, n_in, group_size) = (24, 128, 64);
+    let code = |k: usize, n: usize| (k * 7 + n * 3 + k * n) % 16;
+    let zero = |g: usize, n: usize| (g * 5 + n) % 16;
+    let scales: Vec<f16> = (0..n_in / group_size * n_out)
+        .map(|_| f16::from_f32(rng.random_range(0.01..0.1)))
+        .collect();
+    let pack = |rows: usize, value: &dyn Fn(usize, usize) -> usize| -> Vec<u8> {
+        let order = [0, 2, 4, 6, 1, 3, 5, 7];
+        (0..rows * n_out / 8)
+            .flat_map(|i| {
+                let (row, column) = (i / (n_out / 8), i % (n_out / 8));
+                let word = order.iter().enumerate().fold(0u32, |word, (nibble, lane)| {
+                    word | (value(row, column * 8 + lane) as u32) << (4 * nibble)
+                });
+                word.to_le_bytes()
+            })
+            .collect()
+    };
+    let qweight = pack(n_in, &code);
+    let qzeros = pack(n_in / group_size, &zero);
+    let scale_bytes: Vec<u8> = scales.iter().flat_map(|s| s.to_le_bytes()).collect();
+    let source =
+        QuantSource::Awq { group_size, qweight: &qweight, qzeros: &qzeros, scales: &scale_bytes };
+    let w = QuantMatrix::pack(&mut pool, n_out, n_in, source).expect("pack");
+    let mut row = vec![0.0; n_in];
+    for n in 0..n_out {
+        w.dequantize_row(n, &mut row).expect("row");
+        for (k, found) in row.iter().enumerate() {
+            let g = k / group_size;
+            let scale = scales[g * n_out + n].to_f32();
+            let expected = (code(k, n) as f32 - zero(g, n) as f32) * scale;
+            // The minimum is rounded to f16: at most half a unit of 15 scales.
+            assert!((found - expected).abs() <= 15.0 * scale / 2048.0, "{n} {k}");
+        }
+    }
+}
+
+#[test]
+fn wrong_shapes_are_refused() {
+    let mut pool = pool();
+    let format = BlockFormat::Q4_0;
+    for (n_out, n_in, n_bytes) in [(16, 32, 16 * 18 - 1), (16, 33, 16 * 18), (0, 32, 0), (1, 0, 0)] {
+        let bytes = vec![0; n_bytes];
+        let source = QuantSource::Blocks { format, bytes: &bytes };
+        assert!(QuantMatrix::pack(&mut pool, n_out, n_in, source).is_err(), "{n_out} {n_in}");
+    }
+    let bytes = vec![0; 16 * 18];
+    let source = QuantSource::Blocks { format, bytes: &bytes };
+    let w = QuantMatrix::pack(&mut pool, 16, 32, source).expect("pack");
+    assert!(w.dequantize_row(16, &mut [0.0; 32]).is_err());
+    let mut int8 = QuantActivations::default();
+    assert!(int8.quantize(&mut pool, Isa::Portable, &[0.0; 48], 48).is_err());
+    let weights = LinearWeights::Quant(w);
+    let part = LinearPart { weights: &weights, y: &mut [0.0; 15], accumulate: false, bias: None };
+    let input = LinearInput { x: &[0.0; 32], int8: None };
+    assert!(linear::forward(&mut pool, Isa::Portable, 1, input, &mut [part]).is_err());
+}
+
+#[test]
+fn scales_beyond_f16_are_refused() {
+    let mut pool = pool();
+    let mut bytes = vec![0xff; 144];
+    bytes[..2].copy_from_slice(&f16::MAX.to_le_bytes());
+    bytes[2..4].copy_from_slice(&f16::MAX.to_le_bytes());
+    let source = QuantSource::Blocks { format: BlockFormat::Q4K, bytes: &bytes };
+    let error = QuantMatrix::pack(&mut pool, 1, 256, source).expect_err("must not fit");
+    assert!(error.to_string().contains("65504"), "{error}");
+}

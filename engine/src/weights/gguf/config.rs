@@ -108,17 +108,10 @@ pub fn read(header: &GgufHeader, rope_factors: Option<&[f32]>) -> Result<ModelCo
 
 /// Rows of the embedding; the token list may be shorter (padded embeddings), never longer.
 fn vocab(header: &GgufHeader, general: &Metadata) -> Result<usize, ConfigError> {
-    let rows = match header
-        .tensors
-        .get("token_embd.weight")
-        .map(|t| t.shape.as_slice())
-    {
-        Some(&[rows, _]) => rows,
-        _ => {
-            return Err(ConfigError::Missing {
-                key: "matrix token_embd.weight".into(),
-            });
-        }
+    let embedding = header.tensors.get("token_embd.weight");
+    let Some(&[rows, _]) = embedding.map(|t| t.shape.as_slice()) else {
+        let key = "matrix token_embd.weight".into();
+        return Err(ConfigError::Missing { key });
     };
     if let Some(Value::Array(tokens)) = general.map.get("tokenizer.ggml.tokens")
         && tokens.len() > rows
@@ -163,7 +156,7 @@ fn rope_scaling(m: &Metadata, train_context: usize) -> Result<(RopeScaling, usiz
         (None | Some("none"), None) | (Some("none"), Some(_)) => {
             Ok((RopeScaling::None, train_context))
         }
-        (None | Some("linear"), Some(factor)) if factor == 1.0 || factor == 0.0 => {
+        (None | Some("linear"), Some(factor)) if leaves_as_is(factor) => {
             Ok((RopeScaling::None, train_context))
         }
         (None | Some("linear"), Some(factor)) => {
@@ -194,6 +187,11 @@ fn rope_scaling(m: &Metadata, train_context: usize) -> Result<(RopeScaling, usiz
     }
 }
 
+/// Converters write 0 or 1 where nothing is scaled.
+fn leaves_as_is(factor: f32) -> bool {
+    factor.abs() < f32::EPSILON || (factor - 1.0).abs() < f32::EPSILON
+}
+
 /// llama.cpp's converter turns Llama 3's scaling into a table of divisors and drops its
 /// parameters. They are found again: the largest divisor is the factor, and the published
 /// models all have low 1, high 4. A table that these do not reproduce is refused.
@@ -215,7 +213,7 @@ fn llama3_from_factors(
         return refuse("absent where rope.scaling.type is set".into());
     }
     let factor = divisors.iter().copied().fold(1.0, f32::max);
-    if divisors.iter().all(|&d| d == 1.0) {
+    if divisors.iter().all(|&d| (d - 1.0).abs() < 1e-6) {
         return Ok(RopeScaling::None);
     }
     let named = m.size("rope.scaling.original_context_length")?;

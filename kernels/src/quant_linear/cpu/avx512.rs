@@ -28,9 +28,11 @@ pub(super) unsafe fn tile_block<
     let code_bytes = TILE_ROWS * GROUP * BITS / 8;
     let n_scales = TILE_ROWS * if MINS { 2 } else { 1 };
     let n_words = GROUP * BITS / 32;
-    let n_quads = GROUP / 4;
+    let n_halves = GROUP / 16;
     let n_groups = tile.codes.len() / code_bytes;
     let nibble = _mm512_set1_epi8(15);
+    // Zeros are powers of two.
+    let zero_shift = _mm512_set1_epi32(zero.trailing_zeros() as i32);
     let mut sums = [_mm512_setzero_ps(); T];
     for g in 0..n_groups {
         let mut w = [_mm512_setzero_si512(); 8];
@@ -66,23 +68,28 @@ pub(super) unsafe fn tile_block<
             let x = &x[t];
             // SAFETY: the token has `GROUP` codes in this group, and the sums and scales for it.
             unsafe {
-                let mut dot = if MINS {
-                    _mm512_setzero_si512()
-                } else {
-                    let mut sum = *x.sums.get_unchecked(g * GROUP / 16);
-                    if GROUP == 32 {
-                        sum += *x.sums.get_unchecked(2 * g + 1);
-                    }
-                    _mm512_set1_epi32(-zero * sum)
-                };
                 let quads = x.codes.as_ptr().add(g * GROUP).cast::<i32>();
-                for (i, w) in w[..n_quads].iter().enumerate() {
-                    let quad = _mm512_set1_epi32(quads.add(i).read_unaligned());
-                    dot = _mm512_dpbusd_epi32(dot, *w, quad);
+                let mut total = _mm512_setzero_ps();
+                for half in 0..n_halves {
+                    let h = g * n_halves + half;
+                    let mut dot = if MINS {
+                        _mm512_setzero_si512()
+                    } else {
+                        let sum = _mm512_set1_epi32(*x.negative_sums.get_unchecked(h));
+                        _mm512_sllv_epi32(sum, zero_shift)
+                    };
+                    for i in 4 * half..4 * half + 4 {
+                        let quad = _mm512_set1_epi32(quads.add(i).read_unaligned());
+                        dot = _mm512_dpbusd_epi32(dot, w[i], quad);
+                    }
+                    let x_scale = _mm512_set1_ps(*x.scales.get_unchecked(h));
+                    total = if half == 0 {
+                        _mm512_mul_ps(_mm512_cvtepi32_ps(dot), x_scale)
+                    } else {
+                        _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), x_scale, total)
+                    };
                 }
-                let x_scale = _mm512_set1_ps(*x.scales.get_unchecked(g * GROUP / 32));
-                let dot = _mm512_cvtepi32_ps(dot);
-                sums[t] = _mm512_fmadd_ps(dot, _mm512_mul_ps(scale, x_scale), sums[t]);
+                sums[t] = _mm512_fmadd_ps(total, scale, sums[t]);
                 if MINS {
                     let x_sum = _mm512_set1_ps(*x.scaled_sums.get_unchecked(g));
                     sums[t] = _mm512_fmadd_ps(min, x_sum, sums[t]);

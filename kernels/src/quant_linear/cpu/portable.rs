@@ -16,25 +16,32 @@ pub(super) fn tile_block<const BITS: usize, const GROUP: usize, const MINS: bool
         let scales: [f32; TILE_ROWS] =
             std::array::from_fn(|r| f16_bits_to_f32(tile.scales[g * n_scales + r]));
         for (x, out) in x.iter().zip(out.iter_mut()) {
-            let values = &x.codes[g * GROUP..][..GROUP];
-            let sum: i32 = x.sums[g * GROUP / 16..][..GROUP / 16].iter().sum();
-            let mut dots = [-zero * sum; TILE_ROWS];
-            for (i, word) in codes.chunks_exact(4 * TILE_ROWS).enumerate() {
-                for (r, dot) in dots.iter_mut().enumerate() {
-                    for b in 0..4 {
-                        let code = word[4 * r + b];
-                        if BITS == 8 {
+            let mut totals = [0.0; TILE_ROWS];
+            for half in 0..GROUP / 16 {
+                let h = g * (GROUP / 16) + half;
+                let values = &x.codes[16 * h..][..16];
+                let mut dots = [zero * x.negative_sums[h]; TILE_ROWS];
+                for i in 0..4 {
+                    // The high nibbles of a word hold the second half's codes.
+                    let word = if BITS == 8 { 4 * half + i } else { i };
+                    let word = &codes[4 * TILE_ROWS * word..][..4 * TILE_ROWS];
+                    for (r, dot) in dots.iter_mut().enumerate() {
+                        for b in 0..4 {
+                            let code = match (BITS, half) {
+                                (8, _) => word[4 * r + b],
+                                (_, 0) => word[4 * r + b] & 15,
+                                _ => word[4 * r + b] >> 4,
+                            };
                             *dot += i32::from(code) * i32::from(values[4 * i + b]);
-                        } else {
-                            *dot += i32::from(code & 15) * i32::from(values[4 * i + b])
-                                + i32::from(code >> 4) * i32::from(values[16 + 4 * i + b]);
                         }
                     }
                 }
+                for (total, dot) in totals.iter_mut().zip(dots) {
+                    *total += dot as f32 * x.scales[h];
+                }
             }
-            let scale = x.scales[g * GROUP / 32];
             for r in 0..TILE_ROWS {
-                out[r] += dots[r] as f32 * (scales[r] * scale);
+                out[r] += totals[r] * scales[r];
                 if MINS {
                     let min = f16_bits_to_f32(tile.scales[g * n_scales + TILE_ROWS + r]);
                     out[r] += min * x.scaled_sums[g];

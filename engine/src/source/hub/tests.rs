@@ -1,0 +1,467 @@
+//! A hub on the loopback interface: the two routes that the client uses, with byte ranges.
+
+use std::collections::HashMap;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+
+use super::*;
+use crate::source::{Stage, digest};
+
+const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+
+/// What the server was asked: path, `Range` and `Authorization`.
+#[derive(Debug, Clone, PartialEq)]
+struct Asked {
+    path: String,
+    range: Option<String>,
+    token: Option<String>,
+}
+
+struct Hub {
+    address: String,
+    asked: Arc<Mutex<Vec<Asked>>>,
+}
+
+/// How the server misbehaves.
+#[derive(Clone, Copy, PartialEq)]
+enum Manner {
+    Honest,
+    /// Closes the connection in the middle of each first answer longer than 1000 bytes.
+    Breaks,
+    /// Sends other bytes than the digest in the etag says.
+    Corrupts,
+    /// Answers 401 without this token.
+    Private(&'static str),
+}
+
+impl Hub {
+    fn start(files: &[(&str, Vec<u8>)], manner: Manner) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = format!("http://{}", listener.local_addr().expect("bound"));
+        let asked: Arc<Mutex<Vec<Asked>>> = Arc::default();
+        let files: HashMap<String, Vec<u8>> = files
+            .iter()
+            .map(|(name, bytes)| ((*name).to_string(), bytes.clone()))
+            .collect();
+        let log = Arc::clone(&asked);
+        // Lives as long as the test process; each connection carries one request.
+        std::thread::spawn(move || {
+            let mut has_broken = false;
+            for stream in listener.incoming().flatten() {
+                // A client that goes away is part of some tests.
+                let _ = answer(&stream, &files, manner, &log, &mut has_broken);
+            }
+        });
+        Self { address, asked }
+    }
+
+    fn asked(&self) -> Vec<Asked> {
+        self.asked.lock().expect("no panic").clone()
+    }
+
+    fn settings(&self, cache: &Path) -> HubSettings {
+        HubSettings {
+            endpoint: Some(self.address.clone()),
+            token: None,
+            cache: cache.to_path_buf(),
+            offline: false,
+        }
+    }
+}
+
+fn answer(
+    stream: &TcpStream,
+    files: &HashMap<String, Vec<u8>>,
+    manner: Manner,
+    log: &Mutex<Vec<Asked>>,
+    has_broken: &mut bool,
+) -> std::io::Result<()> {
+    let mut reader = BufReader::new(stream);
+    let mut lines = Vec::new();
+    loop {
+        let mut line = String::new();
+        if reader.read_line(&mut line)? == 0 || line == "\r\n" {
+            break;
+        }
+        lines.push(line.trim().to_string());
+    }
+    let header = |name: &str| {
+        let found = lines.iter().filter_map(|line| line.split_once(": "));
+        found
+            .into_iter()
+            .find(|(key, _)| key.eq_ignore_ascii_case(name))
+            .map(|(_, v)| v.to_string())
+    };
+    let path = lines
+        .first()
+        .and_then(|l| l.split(' ').nth(1))
+        .unwrap_or("")
+        .to_string();
+    let (range, token) = (header("range"), header("authorization"));
+    log.lock().expect("no panic").push(Asked {
+        path: path.clone(),
+        range: range.clone(),
+        token: token.clone(),
+    });
+    let mut out = stream;
+    if let Manner::Private(wanted) = manner
+        && token.as_deref() != Some(&format!("Bearer {wanted}"))
+    {
+        return out.write_all(
+            b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+        );
+    }
+    if path.starts_with("/api/models/org/name/revision/") {
+        let siblings: Vec<_> = files
+            .keys()
+            .map(|name| serde_json::json!({ "rfilename": name }))
+            .collect();
+        let body = serde_json::json!({ "sha": COMMIT, "siblings": siblings }).to_string();
+        let n = body.len();
+        return write!(
+            out,
+            "HTTP/1.1 200 OK\r\nContent-Length: {n}\r\nConnection: close\r\n\r\n{body}"
+        );
+    }
+    let resolved = path.strip_prefix(&format!("/org/name/resolve/{COMMIT}/"));
+    let Some(bytes) = resolved.and_then(|name| files.get(name)) else {
+        return out.write_all(
+            b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+        );
+    };
+    let etag = digest::of_text(&String::from_utf8_lossy(bytes));
+    let (first, last) = match range.as_deref().and_then(|r| r.strip_prefix("bytes=")) {
+        Some("0-0") => (0, 0),
+        Some(from) => (
+            from.trim_end_matches('-').parse().unwrap_or(0),
+            bytes.len() - 1,
+        ),
+        None => (0, bytes.len() - 1),
+    };
+    let mut body = bytes.get(first..=last).unwrap_or_default().to_vec();
+    if manner == Manner::Corrupts && body.len() > 1 {
+        body.fill(b'x');
+    }
+    write!(
+        out,
+        "HTTP/1.1 206 Partial Content\r\nContent-Length: {}\r\nContent-Range: bytes {first}-{last}/{}\r\n\
+         ETag: \"{etag}\"\r\nX-Repo-Commit: {COMMIT}\r\nConnection: close\r\n\r\n",
+        body.len(),
+        bytes.len()
+    )?;
+    if manner == Manner::Breaks && !*has_broken && body.len() > 1000 {
+        *has_broken = true;
+        return out.write_all(&body[..body.len() / 2]);
+    }
+    out.write_all(&body)
+}
+
+fn text(n: usize, seed: usize) -> Vec<u8> {
+    (0..n)
+        .map(|i| b'a' + ((i * 31 + seed) % 26) as u8)
+        .collect()
+}
+
+fn model() -> HubModel {
+    HubModel::parse("org/name").expect("well formed")
+}
+
+#[test]
+fn ids_are_taken_apart() {
+    let parse = |text: &str| HubModel::parse(text);
+    let parts = |repo: &str, revision: &str, file: Option<&str>| HubModel {
+        repo: repo.into(),
+        revision: revision.into(),
+        file: file.map(Into::into),
+    };
+    assert_eq!(
+        parse("Qwen/Qwen3-0.6B"),
+        Ok(parts("Qwen/Qwen3-0.6B", "main", None))
+    );
+    assert_eq!(parse("a/b@v1.0"), Ok(parts("a/b", "v1.0", None)));
+    assert_eq!(parse("a/b@refs/pr/1"), Ok(parts("a/b", "refs/pr/1", None)));
+    assert_eq!(
+        parse("a/b/x.gguf"),
+        Ok(parts("a/b", "main", Some("x.gguf")))
+    );
+    assert_eq!(
+        parse("a/b/sub/x.gguf@main"),
+        Ok(parts("a/b", "main", Some("sub/x.gguf")))
+    );
+    assert_eq!(
+        parse("a/b/sub/x.gguf").expect("well formed").display_name(),
+        "x"
+    );
+    for bad in [
+        "name",
+        "a/",
+        "/b",
+        "a/b/c",
+        "../b",
+        "a/b@",
+        "a/b@../x",
+        "a b/c",
+        "a/../x.gguf",
+    ] {
+        assert!(parse(bad).is_err(), "{bad} was accepted");
+    }
+    for typed in ["a/b", "a/b@v1", "a/b/x.gguf"] {
+        assert_eq!(parse(typed).expect("well formed").to_string(), typed);
+    }
+}
+
+#[test]
+fn the_environment_decides_place_token_and_endpoint() {
+    let read = |pairs: &[(&str, &str)]| {
+        let pairs: HashMap<String, String> = pairs
+            .iter()
+            .map(|(k, v)| ((*k).to_string(), (*v).to_string()))
+            .collect();
+        let get = move |name: &str| pairs.get(name).cloned();
+        HubSettings::from_lookup(&get, Some("/home/u".into()), Path::new("/cache"))
+    };
+    let plain = read(&[]);
+    assert_eq!(plain.cache, Path::new("/home/u/.cache/huggingface/hub"));
+    assert_eq!((plain.endpoint, plain.offline), (None, false));
+    let set = read(&[
+        ("HF_HOME", "/hf"),
+        ("HF_TOKEN", "t"),
+        ("HF_ENDPOINT", "http://h/"),
+        ("HF_HUB_OFFLINE", "1"),
+    ]);
+    assert_eq!(set.cache, Path::new("/hf/hub"));
+    assert_eq!(
+        (set.token.as_deref(), set.endpoint.as_deref()),
+        (Some("t"), Some("http://h"))
+    );
+    assert!(set.offline);
+    assert_eq!(
+        read(&[("HF_HUB_CACHE", "/c"), ("HF_HOME", "/hf")]).cache,
+        Path::new("/c")
+    );
+    let homeless = HubSettings::from_lookup(&|_| None, None, Path::new("/cache"));
+    assert_eq!(homeless.cache, Path::new("/cache/hub"));
+}
+
+#[test]
+fn a_sharded_model_is_fetched_whole_and_then_served_from_the_cache() {
+    let index = r#"{"weight_map":{"a":"model-1.safetensors","b":"model-2.safetensors"}}"#;
+    let hub = Hub::start(
+        &[
+            ("config.json", b"{}".to_vec()),
+            ("tokenizer.json", text(100, 1)),
+            (INDEX, index.as_bytes().to_vec()),
+            ("model-1.safetensors", text(5000, 2)),
+            ("model-2.safetensors", text(3000, 3)),
+            ("model.bin", text(10, 4)),
+        ],
+        Manner::Honest,
+    );
+    let cache = tempfile::tempdir().expect("a folder");
+    let settings = HubSettings {
+        token: Some("secret".into()),
+        ..hub.settings(cache.path())
+    };
+    let finished = Mutex::new(Vec::new());
+    let note = |p: Progress| {
+        if p.stage == Stage::Finished {
+            finished
+                .lock()
+                .expect("no panic")
+                .push((p.file.to_string(), p.done_bytes));
+        }
+    };
+    let folder = fetch(&model(), Parts::Whole, &settings, &note).expect("fetched");
+    let read = |name: &str| std::fs::read(folder.join(name)).expect("there");
+    assert_eq!(read("model-1.safetensors"), text(5000, 2));
+    assert_eq!(read("model-2.safetensors"), text(3000, 3));
+    assert_eq!(read("tokenizer.json"), text(100, 1));
+    assert!(!folder.join("model.bin").exists(), "not asked for");
+    let finished = finished.into_inner().expect("no panic");
+    assert!(
+        finished.contains(&("model-1.safetensors".into(), 5000)),
+        "{finished:?}"
+    );
+    let asked = hub.asked();
+    assert!(
+        asked
+            .iter()
+            .all(|a| a.token.as_deref() == Some("Bearer secret")),
+        "{asked:?}"
+    );
+
+    let again = fetch(&model(), Parts::Whole, &settings, &|_| ()).expect("cached");
+    assert_eq!(again, folder);
+    let offline = HubSettings {
+        offline: true,
+        ..settings
+    };
+    assert_eq!(
+        fetch(&model(), Parts::Whole, &offline, &|_| ()).expect("cached"),
+        folder
+    );
+    assert_eq!(hub.asked().len(), asked.len(), "the cache was not used");
+}
+
+#[test]
+fn weights_can_be_left_out_and_come_later() {
+    let files = [
+        ("config.json", b"{}".to_vec()),
+        ("model.safetensors", text(2000, 11)),
+    ];
+    let hub = Hub::start(&files, Manner::Honest);
+    let cache = tempfile::tempdir().expect("a folder");
+    let settings = hub.settings(cache.path());
+    let folder = fetch(&model(), Parts::WithoutWeights, &settings, &|_| ()).expect("fetched");
+    assert!(folder.join("config.json").exists() && !folder.join("model.safetensors").exists());
+    let folder = fetch(&model(), Parts::Whole, &settings, &|_| ()).expect("fetched");
+    assert!(folder.join("model.safetensors").exists());
+}
+
+#[test]
+fn a_broken_download_goes_on_where_it_stopped() {
+    let files = [
+        ("config.json", b"{}".to_vec()),
+        ("model.safetensors", text(100_000, 5)),
+    ];
+    let hub = Hub::start(&files, Manner::Breaks);
+    let cache = tempfile::tempdir().expect("a folder");
+    let folder =
+        fetch(&model(), Parts::Whole, &hub.settings(cache.path()), &|_| ()).expect("fetched");
+    assert_eq!(
+        std::fs::read(folder.join("model.safetensors")).expect("there"),
+        files[1].1
+    );
+    let resumed = hub
+        .asked()
+        .into_iter()
+        .filter_map(|a| a.range)
+        .any(|r| r == "bytes=50000-");
+    assert!(resumed, "{:?}", hub.asked());
+}
+
+/// What a killed process leaves behind is used.
+#[test]
+fn a_part_file_of_an_earlier_process_is_continued() {
+    let bytes = text(9000, 6);
+    let hub = Hub::start(&[("x.gguf", bytes.clone())], Manner::Honest);
+    let cache = tempfile::tempdir().expect("a folder");
+    let etag = digest::of_text(&String::from_utf8_lossy(&bytes));
+    let blobs = cache.path().join("models--org--name").join("blobs");
+    std::fs::create_dir_all(&blobs).expect("made");
+    std::fs::write(blobs.join(&etag).with_extension("part"), &bytes[..4000]).expect("written");
+    let wanted = HubModel::parse("org/name/x.gguf").expect("well formed");
+    let file = fetch(&wanted, Parts::Whole, &hub.settings(cache.path()), &|_| ()).expect("fetched");
+    assert_eq!(std::fs::read(&file).expect("there"), bytes);
+    assert!(
+        hub.asked()
+            .iter()
+            .any(|a| a.range.as_deref() == Some("bytes=4000-"))
+    );
+    // The cache's name of the blob is the digest, so nothing is hashed again.
+    assert_eq!(digest::of_file(&file, &|_| ()).expect("known"), etag);
+}
+
+#[test]
+fn a_part_file_of_other_bytes_is_thrown_away() {
+    let bytes = text(9000, 7);
+    let hub = Hub::start(&[("x.gguf", bytes.clone())], Manner::Honest);
+    let cache = tempfile::tempdir().expect("a folder");
+    let etag = digest::of_text(&String::from_utf8_lossy(&bytes));
+    let blobs = cache.path().join("models--org--name").join("blobs");
+    std::fs::create_dir_all(&blobs).expect("made");
+    let wanted = HubModel::parse("org/name/x.gguf").expect("well formed");
+    for part in [vec![b'?'; 4000], vec![b'?'; 20_000]] {
+        std::fs::write(blobs.join(&etag).with_extension("part"), part).expect("written");
+        let file =
+            fetch(&wanted, Parts::Whole, &hub.settings(cache.path()), &|_| ()).expect("fetched");
+        assert_eq!(std::fs::read(&file).expect("there"), bytes);
+        std::fs::remove_dir_all(cache.path().join("models--org--name/snapshots")).expect("gone");
+    }
+}
+
+#[test]
+fn bytes_that_do_not_match_their_digest_never_arrive() {
+    let hub = Hub::start(&[("x.gguf", text(9000, 8))], Manner::Corrupts);
+    let cache = tempfile::tempdir().expect("a folder");
+    let wanted = HubModel::parse("org/name/x.gguf").expect("well formed");
+    let settings = hub.settings(cache.path());
+    let error = fetch(&wanted, Parts::Whole, &settings, &|_| ())
+        .expect_err("corrupt")
+        .to_string();
+    assert!(error.contains("the hub says"), "{error}");
+    let offline = HubSettings {
+        offline: true,
+        ..settings
+    };
+    assert!(
+        fetch(&wanted, Parts::Whole, &offline, &|_| ()).is_err(),
+        "the corrupt file was kept"
+    );
+}
+
+#[test]
+fn errors_say_what_to_do() {
+    let files = [
+        ("config.json", b"{}".to_vec()),
+        ("pytorch_model.bin", text(10, 9)),
+    ];
+    let hub = Hub::start(&files, Manner::Private("right"));
+    let cache = tempfile::tempdir().expect("a folder");
+    let settings = hub.settings(cache.path());
+    let failed = |wanted: &str, settings: &HubSettings| {
+        let model = HubModel::parse(wanted).expect("well formed");
+        fetch(&model, Parts::Whole, settings, &|_| ())
+            .expect_err("fails")
+            .to_string()
+    };
+    let error = failed("org/name", &settings);
+    assert!(
+        error.contains("401") && error.contains("HF_TOKEN"),
+        "{error}"
+    );
+    let allowed = HubSettings {
+        token: Some("right".into()),
+        ..settings.clone()
+    };
+    let error = failed("org/name", &allowed);
+    assert!(error.contains("neither model.safetensors"), "{error}");
+    let error = failed("org/name/none.gguf", &allowed);
+    assert!(error.contains("the repository has no none.gguf"), "{error}");
+    let error = failed("org/other", &allowed);
+    assert!(error.contains("404"), "{error}");
+    let error = failed(
+        "org/name",
+        &HubSettings {
+            offline: true,
+            ..settings.clone()
+        },
+    );
+    assert!(error.contains("HF_HUB_OFFLINE"), "{error}");
+    let nobody = HubSettings {
+        endpoint: Some("http://127.0.0.1:9".into()),
+        ..settings
+    };
+    assert!(failed("org/name", &nobody).contains("org/name from the hub"));
+}
+
+#[test]
+fn several_callers_at_once_get_the_same_whole_file() {
+    let bytes = text(200_000, 10);
+    let hub = Hub::start(&[("x.gguf", bytes.clone())], Manner::Honest);
+    let cache = tempfile::tempdir().expect("a folder");
+    let wanted = HubModel::parse("org/name/x.gguf").expect("well formed");
+    let settings = hub.settings(cache.path());
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..4)
+            .map(|_| {
+                scope.spawn(|| fetch(&wanted, Parts::Whole, &settings, &|_| ()).expect("fetched"))
+            })
+            .collect();
+        for thread in threads {
+            let file = thread.join().expect("no panic");
+            assert_eq!(std::fs::read(file).expect("there"), bytes);
+        }
+    });
+}

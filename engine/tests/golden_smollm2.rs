@@ -1,0 +1,149 @@
+//! The real SmolLM2-135M file, teacher-forced against log-probabilities from llama.cpp with the
+//! weights dequantised to f32. The file comes through the model cache (and, once, from the
+//! package index); where it cannot be had, the tests fail and say why.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+use engine::executor::cpu::{ActivationType, CpuExecutor, CpuOptions};
+use engine::executor::{Executor, PlanRow, SampleSpec, StepPlan};
+use engine::kv::PageIdx;
+use engine::request::{RequestId, SamplingParams};
+use engine::source::{DEFAULT_CPU_MODEL, ModelSource, resolve};
+use engine::weights::{Checkpoint, LoadFormat, open};
+
+#[derive(serde::Deserialize)]
+struct Golden {
+    cases: Vec<Case>,
+}
+
+#[derive(serde::Deserialize)]
+struct Case {
+    prompt_ids: Vec<u32>,
+    steps: Vec<Step>,
+}
+
+#[derive(serde::Deserialize)]
+struct Step {
+    id: u32,
+    top: Vec<(u32, f32)>,
+}
+
+fn golden() -> Golden {
+    serde_json::from_str(include_str!("data/smollm2_135m_q4_1.json")).expect("golden file")
+}
+
+fn checkpoint() -> &'static dyn Checkpoint {
+    static OPENED: OnceLock<Box<dyn Checkpoint>> = OnceLock::new();
+    &**OPENED.get_or_init(|| {
+        let cache: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.cache/models");
+        let source = ModelSource::parse(DEFAULT_CPU_MODEL).expect("model source");
+        let model = resolve(&source, &cache, &|_| ()).expect("SmolLM2 in the model cache");
+        open(&model, LoadFormat::Auto, 0).expect("checkpoint")
+    })
+}
+
+fn executor(activations: ActivationType) -> CpuExecutor {
+    let options =
+        CpuOptions { n_threads: 2, kv_pool_tokens: 1024, activations, ..CpuOptions::default() };
+    CpuExecutor::load(checkpoint(), options).expect("executor")
+}
+
+fn row(tokens: Vec<u32>, start: usize, n_pages: u32, sample: Option<SampleSpec>) -> PlanRow {
+    let pages = (0..n_pages).map(PageIdx).collect();
+    PlanRow { request: RequestId(1), tokens, start, pages, sample }
+}
+
+/// Natural log of each token's probability.
+fn log_probabilities(logits: &[f32]) -> Vec<f64> {
+    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let total: f64 = logits.iter().map(|l| f64::from(l - largest).exp()).sum();
+    logits.iter().map(|l| f64::from(l - largest) - total.ln()).collect()
+}
+
+struct Agreement {
+    mean: f64,
+    p99: f64,
+    argmax_share: f64,
+}
+
+fn measure(activations: ActivationType) -> Agreement {
+    let mut executor = executor(activations);
+    let vocab = checkpoint().config().vocab;
+    let (mut differences, mut n_equal, mut n_steps) = (Vec::new(), 0usize, 0usize);
+    for case in golden().cases {
+        let mut tokens = case.prompt_ids.clone();
+        tokens.extend(case.steps.iter().map(|step| step.id));
+        tokens.pop();
+        let first = case.prompt_ids.len() - 1;
+        let wanted: Vec<(usize, usize)> = (first..tokens.len()).map(|i| (0, i)).collect();
+        let logits = executor.forward_logits(&[row(tokens, 0, 40, None)], &wanted).expect("logits");
+        for (step, logits) in case.steps.iter().zip(logits.chunks_exact(vocab)) {
+            let found = log_probabilities(logits);
+            for (token, expected) in &step.top {
+                differences.push((found[*token as usize] - f64::from(*expected)).abs());
+            }
+            let best = (0..vocab).max_by(|a, b| found[*a].total_cmp(&found[*b]));
+            n_equal += usize::from(best == Some(step.top[0].0 as usize));
+            n_steps += 1;
+        }
+    }
+    differences.sort_by(f64::total_cmp);
+    let agreement = Agreement {
+        mean: differences.iter().sum::<f64>() / differences.len() as f64,
+        p99: differences[differences.len() * 99 / 100],
+        argmax_share: n_equal as f64 / n_steps as f64,
+    };
+    println!(
+        "activations {}: mean |d log p| {:.4}, p99 {:.4}, argmax equal {:.1} % of {n_steps} steps",
+        activations.name(),
+        agreement.mean,
+        agreement.p99,
+        100.0 * agreement.argmax_share
+    );
+    agreement
+}
+
+#[test]
+fn f32_activations_agree_with_llama_cpp() {
+    let found = measure(ActivationType::F32);
+    assert!(found.mean <= 0.02, "mean {}", found.mean);
+    assert!(found.p99 <= 0.1, "p99 {}", found.p99);
+    assert!(found.argmax_share >= 0.99, "argmax {}", found.argmax_share);
+}
+
+#[test]
+fn int8_activations_agree_with_llama_cpp() {
+    let found = measure(ActivationType::Int8);
+    assert!(found.mean <= 0.1, "mean {}", found.mean);
+    assert!(found.p99 <= 0.45, "p99 {}", found.p99);
+    assert!(found.argmax_share >= 0.97, "argmax {}", found.argmax_share);
+}
+
+/// Free running: prefill, then decoding in calls of several steps, as long as the golden text is
+/// greedy (its run went on behind an end-of-sequence token).
+#[test]
+fn greedy_text_is_llama_cpps() {
+    let mut executor = executor(ActivationType::F32);
+    let case = &golden().cases[0];
+    let greedy = case.steps.iter().take_while(|step| step.id == step.top[0].0);
+    let expected: Vec<u32> = greedy.map(|step| step.id).collect();
+    let spec = |output_index| {
+        Some(SampleSpec {
+            params: Arc::new(SamplingParams::default()),
+            output_index,
+            history: Vec::new(),
+            n_prompt: case.prompt_ids.len(),
+        })
+    };
+    let mut made = Vec::new();
+    let plan = StepPlan { rows: vec![row(case.prompt_ids.clone(), 0, 8, spec(0))], n_steps: 1 };
+    made.extend(executor.execute(&plan).expect("prefill").rows[0].iter().map(|t| t.token));
+    while made.len() < expected.len() {
+        let (last, start) = (made[made.len() - 1], case.prompt_ids.len() + made.len() - 1);
+        let plan = StepPlan { rows: vec![row(vec![last], start, 8, spec(made.len()))], n_steps: 3 };
+        made.extend(executor.execute(&plan).expect("decode").rows[0].iter().map(|t| t.token));
+    }
+    assert!(expected.len() >= 15, "the golden text has {} greedy tokens", expected.len());
+    assert_eq!(made[..expected.len()], expected);
+}
