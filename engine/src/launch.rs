@@ -94,19 +94,13 @@ pub fn load_model(
     progress: &dyn Fn(Progress),
 ) -> Result<LoadedModel, LaunchError> {
     let cache_dir = cache_dir(config.cache_dir.as_ref())?;
-    let (requested, resolved, fallback_reason) = match &config.model_path {
-        Some(path) => {
-            let source = ModelSource::parse(path)?;
-            (
-                path.clone(),
-                source::resolve(&source, &cache_dir, progress)?,
-                None,
-            )
-        }
-        None => {
-            let default = source::resolve_default(&cache_dir, progress)?;
-            ("default".to_owned(), default.model, default.fallback_reason)
-        }
+    let (requested, resolved, fallback_reason) = if let Some(path) = &config.model_path {
+        let source = ModelSource::parse(path)?;
+        let resolved = source::resolve(&source, &cache_dir, progress)?;
+        (path.clone(), resolved, None)
+    } else {
+        let default = source::resolve_default(&cache_dir, progress)?;
+        ("default".to_owned(), default.model, default.fallback_reason)
     };
     if let Some(reason) = &fallback_reason {
         let used = &resolved.requested;

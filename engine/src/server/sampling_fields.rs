@@ -169,17 +169,14 @@ fn take_logit_bias(fields: &mut Fields, limits: &Limits) -> Result<Vec<(u32, f32
                 let message = format!("{path} is no token id; ids are from 0 to {}", vocab - 1);
                 return Err(ApiError::invalid(path, message));
             };
-            match value
+            let bias = value
                 .as_f64()
-                .filter(|bias| (-100.0..=100.0).contains(bias))
-            {
-                Some(bias) => Ok((id, bias as f32)),
-                None => {
-                    let message =
-                        format!("{path} is {}, but must be from -100 to 100", show(&value));
-                    Err(ApiError::invalid(path, message))
-                }
-            }
+                .filter(|bias| (-100.0..=100.0).contains(bias));
+            let bias = bias.ok_or_else(|| {
+                let message = format!("{path} is {}, but must be from -100 to 100", show(&value));
+                ApiError::invalid(path, message)
+            })?;
+            Ok((id, bias as f32))
         })
         .collect()
 }

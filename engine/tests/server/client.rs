@@ -1,5 +1,6 @@
 //! A small HTTP/1.1 client that can go away in the middle of an answer.
 
+use std::fmt::Write;
 use std::net::SocketAddr;
 
 use serde_json::Value;
@@ -92,7 +93,7 @@ pub async fn open(
         body.len()
     );
     for (name, value) in headers {
-        head.push_str(&format!("{name}: {value}\r\n"));
+        write!(head, "{name}: {value}\r\n").expect("a string grows");
     }
     head.push_str("\r\n");
     stream

@@ -75,7 +75,7 @@ async fn run_client(address: SocketAddr, i: usize) -> Outcome {
             Outcome::Malformed
         }
         4 | 6 | 8 => {
-            let stream = i % 4 == 0;
+            let stream = i.is_multiple_of(4);
             let body = json!({
                 "prompt": "x".repeat(n_prompt), "max_tokens": n_output, "stream": stream,
                 "stream_options": if stream { json!({"include_usage": true}) } else { json!(null) },
