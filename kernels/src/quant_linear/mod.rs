@@ -6,13 +6,16 @@
 //! | on disk | packed codes | group | weight |
 //! |---|---|---|---|
 //! | Q4_0 | 4 bits | 32 | `s (q - 8)` |
-//! | Q4_1, Q4_K, AWQ | 4 bits | 32 | `s q + m` |
+//! | Q4_1, Q4_K | 4 bits | 32 | `s q + m` |
+//! | AWQ | 4 bits | 32 | `s (q - z)` |
 //! | Q5_0 | 8 bits | 32 | `s (q - 16)` |
 //! | Q5_1, Q5_K | 8 bits | 32 | `s q + m` |
 //! | Q6_K | 8 bits | 16 | `s (q - 32)` |
 //! | Q8_0 | 8 bits | 32 | `s (q - 128)` |
 //!
-//! `s` and `m` are f16. Activations come as f32, or as 8-bit integers with one f32 scale for 16
+//! `s`, `m` and `z` are f16, one a group: exact but for Q4_K, Q5_K and Q6_K, whose scales are
+//! products that round to f16 (2^-12 of a weight).
+//! Activations come as f32, or as 8-bit integers with one f32 scale for 16
 //! of them ([`QuantActivations`]); `y` is f32 either way.
 //!
 //! A token's result depends on that token alone, bit for bit, whatever else is in the batch.
@@ -67,6 +70,15 @@ pub enum Offset {
     Zero(u8),
     /// `w = s q + m`, `m` stored beside `s`.
     Min,
+    /// `w = s (q - z)`, `z` stored beside `s`.
+    GroupZero,
+}
+
+impl Offset {
+    /// True where each group has a number of its own beside its scale.
+    fn is_stored(self) -> bool {
+        !matches!(self, Self::Zero(_))
+    }
 }
 
 impl PackedLayout {
@@ -75,7 +87,7 @@ impl PackedLayout {
     }
 
     fn scale_bytes(&self) -> usize {
-        TILE_ROWS * 2 * if self.offset == Offset::Min { 2 } else { 1 }
+        TILE_ROWS * 2 * if self.offset.is_stored() { 2 } else { 1 }
     }
 }
 
@@ -83,8 +95,8 @@ impl PackedLayout {
 ///
 /// A tile holds 16 rows: first the codes of all groups, then their scales. In a group, the four
 /// bytes at word `16 i + r` belong to row `r`: inputs `4 i .. 4 i + 4`, and with 4-bit codes the
-/// high nibbles hold inputs `16 + 4 i ..` beside them. Scales of a group: 16 f16, then 16 mins
-/// where the layout has them. Rows past `n_out` are zero.
+/// high nibbles hold inputs `16 + 4 i ..` beside them. Scales of a group: 16 f16, then 16 minima
+/// or zeros where the layout has them. Rows past `n_out` are zero.
 #[derive(Debug)]
 pub struct QuantMatrix {
     n_out: usize,
@@ -164,7 +176,9 @@ impl QuantMatrix {
                 Offset::Zero(zero) => {
                     (f32::from(self.code(tile, k, lane)) - f32::from(zero)) * scale
                 }
-                Offset::Min => f32::from(self.code(tile, k, lane)) * scale + min,
+                Offset::Min | Offset::GroupZero => {
+                    f32::from(self.code(tile, k, lane)) * scale + min
+                }
             };
         }
         Ok(())

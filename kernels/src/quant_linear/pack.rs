@@ -23,13 +23,14 @@ struct TileCodes {
     n_groups: usize,
     codes: Vec<u8>,
     scales: Vec<f32>,
+    /// Minima or zeros.
     mins: Vec<f32>,
 }
 
 fn layout_of(source: QuantSource<'_>) -> PackedLayout {
     match source {
         QuantSource::Blocks { format, .. } => format.layout(),
-        QuantSource::Awq { .. } => PackedLayout { code_bits: 4, group: 32, offset: Offset::Min },
+        QuantSource::Awq { .. } => PackedLayout { code_bits: 4, group: 32, offset: Offset::GroupZero },
     }
 }
 
@@ -146,7 +147,7 @@ impl TileCodes {
                             let scale = f16::from_le_bytes([scales[at], scales[at + 1]]).to_f32();
                             let zero = (zeros >> (4 * nibble) & 15) as f32;
                             self.scales[lane * self.n_groups + g] = scale;
-                            self.mins[lane * self.n_groups + g] = -zero * scale;
+                            self.mins[lane * self.n_groups + g] = zero;
                         }
                     }
                 }
@@ -180,7 +181,7 @@ impl TileCodes {
             }
         }
         let mut is_finite = true;
-        let has_mins = offset == Offset::Min;
+        let has_mins = offset.is_stored();
         for (g, out) in scales.chunks_exact_mut(layout.scale_bytes()).take(self.n_groups).enumerate()
         {
             for lane in 0..n_rows {

@@ -15,9 +15,11 @@ pub(super) fn scale_and_min(
             let scale = f16_bits_to_f32(scales[group * TILE_ROWS + lane]);
             (scale, -f32::from(zero) * scale)
         }
-        Offset::Min => {
+        Offset::Min | Offset::GroupZero => {
             let pair = &scales[group * TILE_ROWS * 2..][..TILE_ROWS * 2];
-            (f16_bits_to_f32(pair[lane]), f16_bits_to_f32(pair[TILE_ROWS + lane]))
+            let (scale, stored) =
+                (f16_bits_to_f32(pair[lane]), f16_bits_to_f32(pair[TILE_ROWS + lane]));
+            (scale, if offset == Offset::Min { stored } else { -stored * scale })
         }
     }
 }

@@ -218,8 +218,22 @@ fn awq_weights_come_out_in_their_places() {
             let g = k / group_size;
             let scale = scales[g * n_out + n].to_f32();
             let expected = (code(k, n) as f32 - zero(g, n) as f32) * scale;
-            // The minimum is rounded to f16: at most half a unit of 15 scales.
-            assert!((found - expected).abs() <= 15.0 * scale / 2048.0, "{n} {k}");
+            assert!((found - expected).abs() <= 1e-6 * scale, "{n} {k}");
+        }
+    }
+    let mut w = w;
+    for n_tokens in [1, 3, 8] {
+        let x = random_vector(n_tokens * n_in, &mut rng);
+        for isa in Isa::available() {
+            let mut int8 = QuantActivations::default();
+            int8.quantize(&mut pool, isa, &x, n_in).expect("quantize");
+            let expected = reference::forward(&w, &int8.dequantize()).expect("reference");
+            let (y, back) = run(&mut pool, isa, w, &x, Some(&int8));
+            assert_close(&y, &expected, &format!("awq int8 {isa:?}"));
+            let expected = reference::forward(&back, &x).expect("reference");
+            let (y, back) = run(&mut pool, isa, back, &x, None);
+            assert_close(&y, &expected, &format!("awq f32 {isa:?}"));
+            w = back;
         }
     }
 }

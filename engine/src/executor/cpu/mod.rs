@@ -20,7 +20,7 @@ use self::forward::{Forward, RowView};
 use self::weights::DecoderWeights;
 use super::{Executor, ExecutorError, ExecutorInfo, PlanRow, StepOutput, StepPlan};
 use crate::kv::{PAGE_TOKENS, PageIdx};
-use crate::request::SampledToken;
+use crate::sampler;
 use crate::weights::{Checkpoint, WeightError};
 
 const DEVICE: &str = "cpu";
@@ -132,7 +132,7 @@ impl CpuExecutor {
                 } else {
                     Vec::new()
                 };
-                *chosen = Some(choose(&logits[i * vocab..][..vocab], spec, step, &extra));
+                *chosen = Some(sampler::sample(&logits[i * vocab..][..vocab], spec, step, &extra));
             })
             .map_err(step_error)?;
         let chosen: Vec<_> = chosen.into_iter().filter_map(|(_, _, chosen)| chosen).collect();
@@ -205,27 +205,4 @@ impl Executor for CpuExecutor {
         }
         Ok(output)
     }
-}
-
-/// Greedy choice until the sampler is there.
-fn choose(
-    logits: &[f32],
-    spec: &super::SampleSpec,
-    _step: usize,
-    _extra_history: &[u32],
-) -> Result<SampledToken, String> {
-    let mut best = 0;
-    for (i, logit) in logits.iter().enumerate() {
-        if !logit.is_finite() {
-            return Err(format!("logit of token {i} is {logit}"));
-        }
-        if *logit > logits[best] {
-            best = i;
-        }
-    }
-    let logprob = spec.params.n_logprobs.map(|_| {
-        let sum: f64 = logits.iter().map(|l| f64::from(l - logits[best]).exp()).sum();
-        -sum.ln() as f32
-    });
-    Ok(SampledToken { token: best as u32, logprob, top_logprobs: Vec::new() })
 }

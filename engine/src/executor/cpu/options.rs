@@ -77,11 +77,13 @@ impl CpuOptions {
             Err(CpuLoadError::Option { name, value, limit: "above 0".to_owned() })
         };
         let n_threads = match self.n_threads {
-            0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            0 => std::thread::available_parallelism()
+                .map_or(1, std::num::NonZero::get)
+                .min(kernels::pool::MAX_THREADS),
             n => n,
         };
         Ok(Settings {
-            n_threads: n_threads.min(kernels::pool::MAX_THREADS),
+            n_threads,
             kv_pool_tokens: at_least_one("kv_pool_tokens", self.kv_pool_tokens)?,
             isa: isa.checked().map_err(kernel)?,
             activations: self.activations,

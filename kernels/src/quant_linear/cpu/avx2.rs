@@ -7,7 +7,7 @@
 use std::arch::x86_64::*;
 
 use super::super::Tile;
-use super::{TILE_ROWS, TOKENS, TokenActivations};
+use super::{FIXED_ZERO, GROUP_ZERO, MIN, TILE_ROWS, TOKENS, TokenActivations};
 
 /// # Safety
 /// Needs AVX2, FMA and F16C. `tile.codes` holds whole groups, `tile.scales` and each token's
@@ -16,7 +16,7 @@ use super::{TILE_ROWS, TOKENS, TokenActivations};
 pub(super) unsafe fn tile_block<
     const BITS: usize,
     const GROUP: usize,
-    const MINS: bool,
+    const OFFSET: u8,
     const T: usize,
 >(
     tile: Tile<'_>,
@@ -25,7 +25,7 @@ pub(super) unsafe fn tile_block<
     out: &mut [[f32; TILE_ROWS]; TOKENS],
 ) {
     let code_bytes = TILE_ROWS * GROUP * BITS / 8;
-    let n_scales = TILE_ROWS * if MINS { 2 } else { 1 };
+    let n_scales = TILE_ROWS * if OFFSET == FIXED_ZERO { 1 } else { 2 };
     let n_groups = tile.codes.len() / code_bytes;
     let nibble = _mm256_set1_epi8(15);
     let ones = _mm256_set1_epi16(1);
@@ -40,7 +40,7 @@ pub(super) unsafe fn tile_block<
                 let codes = tile.codes.as_ptr().add(g * code_bytes + 32 * half);
                 let scales = tile.scales.as_ptr().add(g * n_scales + 8 * half);
                 let scale = _mm256_cvtph_ps(_mm_loadu_si128(scales.cast()));
-                let min = if MINS {
+                let min = if OFFSET != FIXED_ZERO {
                     _mm256_cvtph_ps(_mm_loadu_si128(scales.add(TILE_ROWS).cast()))
                 } else {
                     scale
@@ -86,8 +86,12 @@ pub(super) unsafe fn tile_block<
                         let x_scale = _mm256_set1_ps(*x.scales.get_unchecked(h));
                         total = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), x_scale, total);
                     }
+                    if OFFSET == GROUP_ZERO {
+                        let x_sum = _mm256_set1_ps(*x.scaled_sums.get_unchecked(g));
+                        total = _mm256_fnmadd_ps(min, x_sum, total);
+                    }
                     sums[t] = _mm256_fmadd_ps(total, scale, sums[t]);
-                    if MINS {
+                    if OFFSET == MIN {
                         let x_sum = _mm256_set1_ps(*x.scaled_sums.get_unchecked(g));
                         sums[t] = _mm256_fmadd_ps(min, x_sum, sums[t]);
                     }

@@ -4,7 +4,7 @@
 use std::arch::x86_64::*;
 
 use super::super::Tile;
-use super::{TILE_ROWS, TOKENS, TokenActivations};
+use super::{FIXED_ZERO, GROUP_ZERO, MIN, TILE_ROWS, TOKENS, TokenActivations};
 
 /// How far ahead of the arithmetic the codes are asked for. The stream runs on into the next
 /// tile, which the same thread takes next.
@@ -17,7 +17,7 @@ const PREFETCH_BYTES: usize = 4096;
 pub(super) unsafe fn tile_block<
     const BITS: usize,
     const GROUP: usize,
-    const MINS: bool,
+    const OFFSET: u8,
     const T: usize,
 >(
     tile: Tile<'_>,
@@ -26,7 +26,7 @@ pub(super) unsafe fn tile_block<
     out: &mut [[f32; TILE_ROWS]; TOKENS],
 ) {
     let code_bytes = TILE_ROWS * GROUP * BITS / 8;
-    let n_scales = TILE_ROWS * if MINS { 2 } else { 1 };
+    let n_scales = TILE_ROWS * if OFFSET == FIXED_ZERO { 1 } else { 2 };
     let n_words = GROUP * BITS / 32;
     let n_halves = GROUP / 16;
     let n_groups = tile.codes.len() / code_bytes;
@@ -57,7 +57,7 @@ pub(super) unsafe fn tile_block<
         // SAFETY: as above.
         let (scale, min) = unsafe {
             let scale = _mm512_cvtph_ps(_mm256_loadu_si256(scales.cast()));
-            let min = if MINS {
+            let min = if OFFSET != FIXED_ZERO {
                 _mm512_cvtph_ps(_mm256_loadu_si256(scales.add(TILE_ROWS).cast()))
             } else {
                 scale
@@ -72,7 +72,7 @@ pub(super) unsafe fn tile_block<
                 let mut total = _mm512_setzero_ps();
                 for half in 0..n_halves {
                     let h = g * n_halves + half;
-                    let mut dot = if MINS {
+                    let mut dot = if OFFSET != FIXED_ZERO {
                         _mm512_setzero_si512()
                     } else {
                         let sum = _mm512_set1_epi32(*x.negative_sums.get_unchecked(h));
@@ -89,8 +89,12 @@ pub(super) unsafe fn tile_block<
                         _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), x_scale, total)
                     };
                 }
+                if OFFSET == GROUP_ZERO {
+                    let x_sum = _mm512_set1_ps(*x.scaled_sums.get_unchecked(g));
+                    total = _mm512_fnmadd_ps(min, x_sum, total);
+                }
                 sums[t] = _mm512_fmadd_ps(total, scale, sums[t]);
-                if MINS {
+                if OFFSET == MIN {
                     let x_sum = _mm512_set1_ps(*x.scaled_sums.get_unchecked(g));
                     sums[t] = _mm512_fmadd_ps(min, x_sum, sums[t]);
                 }
