@@ -48,11 +48,16 @@ fn compare(config: &ModelConfig, what: &str) {
         let mut executor = executor(&checkpoint, options(ActivationType::F32, isa));
         for n in [1, 2, 17, 90] {
             let expected = candle_logits(dir.path(), config.family, &tokens[..n]).expect("candle");
-            let found =
-                executor.forward_logits(&[row(&tokens[..n], 0, 0)], &[(0, n - 1)]).expect("logits");
+            let found = executor
+                .forward_logits(&[row(&tokens[..n], 0, 0)], &[(0, n - 1)])
+                .expect("logits");
             let difference = relative_difference(&found, &expected);
             println!("{what}, {n} tokens, {}: {difference:.2e}", isa.name());
-            assert!(difference <= 1e-3, "{what}, {n} tokens, {}: {difference}", isa.name());
+            assert!(
+                difference <= 1e-3,
+                "{what}, {n} tokens, {}: {difference}",
+                isa.name()
+            );
         }
     }
 }
@@ -75,7 +80,11 @@ fn llama() {
 #[test]
 fn llama_with_scaled_rope() {
     let mut config = tiny_config(Family::Llama);
-    config.rope.scaling =
-        RopeScaling::Llama3 { factor: 8.0, low_freq: 1.0, high_freq: 4.0, original: 64 };
+    config.rope.scaling = RopeScaling::Llama3 {
+        factor: 8.0,
+        low_freq: 1.0,
+        high_freq: 4.0,
+        original: 64,
+    };
     compare(&config, "llama3 rope");
 }

@@ -26,8 +26,17 @@ impl Checkpoint for Twin<'_> {
             Matrix::Rows { n_out, n_in, .. } => (*n_out, *n_in),
             Matrix::Awq(awq) => (awq.n_out, awq.n_in),
         };
-        let bytes: Vec<u8> = matrix.to_f32()?.iter().flat_map(|w| w.to_le_bytes()).collect();
-        Ok(Matrix::Rows { format: ElementFormat::F32, n_out, n_in, bytes: Cow::Owned(bytes) })
+        let bytes: Vec<u8> = matrix
+            .to_f32()?
+            .iter()
+            .flat_map(|w| w.to_le_bytes())
+            .collect();
+        Ok(Matrix::Rows {
+            format: ElementFormat::F32,
+            n_out,
+            n_in,
+            bytes: Cow::Owned(bytes),
+        })
     }
 
     fn vector(&self, id: VectorId) -> Result<Vec<f32>, WeightError> {
@@ -52,9 +61,20 @@ fn compare(checkpoint: &dyn Checkpoint, limit: f32, what: &str) {
         let expected = logits(&Twin(checkpoint), ActivationType::F32);
         let exact = relative_difference(&logits(checkpoint, ActivationType::F32), &expected);
         let rounded = relative_difference(&logits(checkpoint, ActivationType::Int8), &expected);
-        println!("{what}, {}: f32 {exact:.2e}, int8 {rounded:.2e}", isa.name());
-        assert!(exact <= limit, "{what}, {}, f32 activations: {exact}", isa.name());
-        assert!(rounded <= 0.03, "{what}, {}, int8 activations: {rounded}", isa.name());
+        println!(
+            "{what}, {}: f32 {exact:.2e}, int8 {rounded:.2e}",
+            isa.name()
+        );
+        assert!(
+            exact <= limit,
+            "{what}, {}, f32 activations: {exact}",
+            isa.name()
+        );
+        assert!(
+            rounded <= 0.03,
+            "{what}, {}, int8 activations: {rounded}",
+            isa.name()
+        );
     }
 }
 
@@ -66,7 +86,11 @@ fn awq() {
             let format = FolderFormat::Awq { group_size };
             write_folder(dir.path(), &wide_config(family), format, 7, 1).expect("checkpoint");
             let checkpoint = SafetensorsCheckpoint::open(dir.path()).expect("checkpoint");
-            compare(&checkpoint, 1e-3, &format!("{family:?} awq group {group_size}"));
+            compare(
+                &checkpoint,
+                1e-3,
+                &format!("{family:?} awq group {group_size}"),
+            );
         }
     }
 }
@@ -101,7 +125,10 @@ fn gguf() {
         write_gguf(&file, &wide_config(Family::Llama), format, 5, &[]).expect("file");
         let checkpoint = GgufCheckpoint::open(&file).expect("checkpoint");
         // The K formats' group scales are products of two numbers, which packing rounds to f16.
-        let is_k = matches!(format, ElementFormat::Q4K | ElementFormat::Q5K | ElementFormat::Q6K);
+        let is_k = matches!(
+            format,
+            ElementFormat::Q4K | ElementFormat::Q5K | ElementFormat::Q6K
+        );
         let limit = if is_k { 3e-3 } else { 1e-3 };
         compare(&checkpoint, limit, &format!("gguf {format:?}"));
     }

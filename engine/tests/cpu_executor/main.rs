@@ -28,7 +28,9 @@ fn options(activations: ActivationType, isa: Isa) -> CpuOptions {
 }
 
 fn tokens(n: usize, seed: u32, vocab: usize) -> Vec<u32> {
-    (0..n as u32).map(|i| (i * 97 + seed * 31 + i * i) % vocab as u32).collect()
+    (0..n as u32)
+        .map(|i| (i * 97 + seed * 31 + i * i) % vocab as u32)
+        .collect()
 }
 
 /// A row without sampling on pages `first_page ..`.
@@ -48,5 +50,9 @@ fn relative_difference(found: &[f32], expected: &[f32]) -> f32 {
     assert_eq!(found.len(), expected.len());
     let scale = expected.iter().fold(0.0f32, |m, e| m.max(e.abs()));
     assert!(scale > 0.0, "all logits are zero");
-    found.iter().zip(expected).fold(0.0f32, |m, (f, e)| m.max((f - e).abs())) / scale
+    found
+        .iter()
+        .zip(expected)
+        .fold(0.0f32, |m, (f, e)| m.max((f - e).abs()))
+        / scale
 }

@@ -31,11 +31,11 @@ pub use blocks::BlockFormat;
 
 use half::f16;
 
+use crate::KernelError;
 use crate::error::check_shape;
 use crate::isa::Isa;
 use crate::memory::AlignedBytes;
 use crate::pool::{DisjointMut, WorkerPool};
-use crate::KernelError;
 
 /// Output rows that are interleaved in one tile.
 pub const TILE_ROWS: usize = 16;
@@ -49,10 +49,18 @@ const WEIGHT_GROUP: usize = 32;
 #[derive(Debug, Clone, Copy)]
 pub enum QuantSource<'a> {
     /// ggml blocks along each row: `[n_out, n_in / block_len]` blocks.
-    Blocks { format: BlockFormat, bytes: &'a [u8] },
+    Blocks {
+        format: BlockFormat,
+        bytes: &'a [u8],
+    },
     /// AutoAWQ `gemm`: `qweight [n_in, n_out / 8]` u32, `qzeros [n_in / group_size, n_out / 8]`
     /// u32, `scales [n_in / group_size, n_out]` f16, all little-endian.
-    Awq { group_size: usize, qweight: &'a [u8], qzeros: &'a [u8], scales: &'a [u8] },
+    Awq {
+        group_size: usize,
+        qweight: &'a [u8],
+        qzeros: &'a [u8],
+        scales: &'a [u8],
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -153,7 +161,10 @@ impl QuantMatrix {
         let bytes = &self.tiles.as_slice()[tile * self.tile_bytes..][..self.tile_bytes];
         let (codes, scales) = bytes.split_at(self.n_groups() * self.layout.code_bytes());
         let scales = &scales[..self.n_groups() * self.layout.scale_bytes()];
-        Tile { codes, scales: bytemuck::cast_slice(scales) }
+        Tile {
+            codes,
+            scales: bytemuck::cast_slice(scales),
+        }
     }
 
     /// One row as f32, into `out: [n_in]`.
@@ -186,7 +197,9 @@ impl QuantMatrix {
 
     /// The code of input `k` in row `lane` of a tile.
     fn code(&self, tile: Tile<'_>, k: usize, lane: usize) -> u8 {
-        let PackedLayout { group, code_bits, .. } = self.layout;
+        let PackedLayout {
+            group, code_bits, ..
+        } = self.layout;
         let codes = &tile.codes[k / group * self.layout.code_bytes()..];
         let k = k % group;
         if code_bits == 8 {

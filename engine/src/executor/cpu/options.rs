@@ -64,7 +64,10 @@ pub(super) struct Settings {
 
 impl CpuOptions {
     pub(super) fn validate(&self) -> Result<Settings, CpuLoadError> {
-        let kernel = |source| CpuLoadError::Kernel { what: ISA_VARIABLE.to_owned(), source };
+        let kernel = |source| CpuLoadError::Kernel {
+            what: ISA_VARIABLE.to_owned(),
+            source,
+        };
         let isa = match (self.isa, std::env::var(ISA_VARIABLE)) {
             (Some(isa), _) => isa,
             (None, Ok(name)) => name.parse().map_err(kernel)?,
@@ -74,7 +77,11 @@ impl CpuOptions {
             if value > 0 {
                 return Ok(value);
             }
-            Err(CpuLoadError::Option { name, value, limit: "above 0".to_owned() })
+            Err(CpuLoadError::Option {
+                name,
+                value,
+                limit: "above 0".to_owned(),
+            })
         };
         let n_threads = match self.n_threads {
             0 => std::thread::available_parallelism()

@@ -1,6 +1,10 @@
 //! Integer dot products with VNNI: a register holds four inputs of each of 16 rows, and one
 //! `vpdpbusd` multiplies them with four activations that every lane shares.
 
+#[allow(
+    clippy::wildcard_imports,
+    reason = "intrinsics are named by their prefix"
+)]
 use std::arch::x86_64::*;
 
 use super::super::Tile;
@@ -57,10 +61,10 @@ pub(super) unsafe fn tile_block<
         // SAFETY: as above.
         let (scale, min) = unsafe {
             let scale = _mm512_cvtph_ps(_mm256_loadu_si256(scales.cast()));
-            let min = if OFFSET != FIXED_ZERO {
-                _mm512_cvtph_ps(_mm256_loadu_si256(scales.add(TILE_ROWS).cast()))
-            } else {
+            let min = if OFFSET == FIXED_ZERO {
                 scale
+            } else {
+                _mm512_cvtph_ps(_mm256_loadu_si256(scales.add(TILE_ROWS).cast()))
             };
             (scale, min)
         };
@@ -68,18 +72,18 @@ pub(super) unsafe fn tile_block<
             let x = &x[t];
             // SAFETY: the token has `GROUP` codes in this group, and the sums and scales for it.
             unsafe {
-                let quads = x.codes.as_ptr().add(g * GROUP).cast::<i32>();
+                let quads = x.codes.as_ptr().add(g * GROUP).cast::<[u8; 4]>();
                 let mut total = _mm512_setzero_ps();
                 for half in 0..n_halves {
                     let h = g * n_halves + half;
-                    let mut dot = if OFFSET != FIXED_ZERO {
-                        _mm512_setzero_si512()
-                    } else {
+                    let mut dot = if OFFSET == FIXED_ZERO {
                         let sum = _mm512_set1_epi32(*x.negative_sums.get_unchecked(h));
                         _mm512_sllv_epi32(sum, zero_shift)
+                    } else {
+                        _mm512_setzero_si512()
                     };
                     for i in 4 * half..4 * half + 4 {
-                        let quad = _mm512_set1_epi32(quads.add(i).read_unaligned());
+                        let quad = _mm512_set1_epi32(i32::from_ne_bytes(quads.add(i).read()));
                         dot = _mm512_dpbusd_epi32(dot, w[i], quad);
                     }
                     let x_scale = _mm512_set1_ps(*x.scales.get_unchecked(h));

@@ -34,7 +34,12 @@ pub(super) fn tile_block<const T: usize>(
 }
 
 #[inline(always)]
-fn four<L: Lanes>(w: &QuantMatrix, tile: usize, x: &[&[f32]], out: &mut [[f32; TILE_ROWS]; TOKENS]) {
+fn four<L: Lanes>(
+    w: &QuantMatrix,
+    tile: usize,
+    x: &[&[f32]],
+    out: &mut [[f32; TILE_ROWS]; TOKENS],
+) {
     compute::<L, 4>(w, tile, x, out);
 }
 

@@ -1,11 +1,11 @@
 //! One tile of 16 rows against up to [`TOKENS`] tokens, by instruction set and activation type.
 
-mod f32_activations;
-mod portable;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod f32_activations;
+mod portable;
 
 use super::activations::TokenActivations;
 use super::{Activations, Offset, QuantActivations, QuantMatrix, TILE_ROWS};
@@ -67,7 +67,11 @@ fn int8_block<const T: usize>(
     out: &mut [[f32; TILE_ROWS]; TOKENS],
 ) -> usize {
     let x: [TokenActivations<'_>; T] = std::array::from_fn(|t| x.token(token + t));
-    match (w.layout.code_bits, w.layout.group, offset_kind(w.layout.offset)) {
+    match (
+        w.layout.code_bits,
+        w.layout.group,
+        offset_kind(w.layout.offset),
+    ) {
         (4, 32, FIXED_ZERO) => int8_on::<4, 32, FIXED_ZERO, T>(isa, w, tile, &x, out),
         (4, 32, GROUP_ZERO) => int8_on::<4, 32, GROUP_ZERO, T>(isa, w, tile, &x, out),
         (4, 32, MIN) => int8_on::<4, 32, MIN, T>(isa, w, tile, &x, out),

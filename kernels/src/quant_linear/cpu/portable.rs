@@ -3,7 +3,12 @@
 use super::super::{Tile, f16_bits_to_f32};
 use super::{FIXED_ZERO, GROUP_ZERO, MIN, TILE_ROWS, TOKENS, TokenActivations};
 
-pub(super) fn tile_block<const BITS: usize, const GROUP: usize, const OFFSET: u8, const T: usize>(
+pub(super) fn tile_block<
+    const BITS: usize,
+    const GROUP: usize,
+    const OFFSET: u8,
+    const T: usize,
+>(
     tile: Tile<'_>,
     zero: i32,
     x: &[TokenActivations<'_>; T],
