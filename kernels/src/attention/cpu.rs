@@ -32,7 +32,10 @@ pub(super) unsafe fn run_unit(
     let mut starts = [0usize; QUERIES];
     let scale = 1.0 / (head_dim as f32).sqrt();
     for i in 0..unit.n_queries {
-        let (token, head) = ((unit.first_query + i) / group, (unit.first_query + i) % group);
+        let (token, head) = (
+            (unit.first_query + i) / group,
+            (unit.first_query + i) % group,
+        );
         lengths[i] = sequence.start + token + 1;
         starts[i] =
             ((sequence.first + token) * shape.n_q_heads + unit.kv_head * group + head) * head_dim;
@@ -108,7 +111,9 @@ fn attend<L: Lanes, const N: usize>(
     let mut sums = [0.0f32; N];
     let mut scores = [[0.0f32; CHUNK_TOKENS]; N];
     for chunk_start in (0..longest).step_by(CHUNK_TOKENS) {
-        let n_pages = (longest - chunk_start).div_ceil(PAGE_TOKENS).min(CHUNK_PAGES);
+        let n_pages = (longest - chunk_start)
+            .div_ceil(PAGE_TOKENS)
+            .min(CHUNK_PAGES);
         let chunk_pages = &pages[chunk_start / PAGE_TOKENS..][..n_pages];
         for (p, page) in chunk_pages.iter().enumerate() {
             let keys = kv.key_page(*page as usize, kv_head);
@@ -125,7 +130,9 @@ fn attend<L: Lanes, const N: usize>(
         }
         let mut rescale = [1.0f32; N];
         for (i, length) in lengths.iter().enumerate() {
-            let seen = length.saturating_sub(chunk_start).min(n_pages * PAGE_TOKENS);
+            let seen = length
+                .saturating_sub(chunk_start)
+                .min(n_pages * PAGE_TOKENS);
             scores[i][seen..n_pages * PAGE_TOKENS].fill(f32::NEG_INFINITY);
             if seen == 0 {
                 scores[i][..n_pages * PAGE_TOKENS].fill(0.0);
@@ -138,7 +145,11 @@ fn attend<L: Lanes, const N: usize>(
                 top = top.max(L::load(at(&scores[i], k)));
             }
             let new_largest = largest[i].max(top.largest());
-            rescale[i] = if largest[i] == f32::NEG_INFINITY { 0.0 } else { (largest[i] - new_largest).exp() };
+            rescale[i] = if largest[i] == f32::NEG_INFINITY {
+                0.0
+            } else {
+                (largest[i] - new_largest).exp()
+            };
             largest[i] = new_largest;
             let mut sum = L::splat(0.0);
             for k in (0..end).step_by(LANES) {
@@ -180,6 +191,8 @@ fn attend<L: Lanes, const N: usize>(
     }
     for i in 0..lengths.len() {
         let inverse = 1.0 / sums[i];
-        results[i][..head_dim].iter_mut().for_each(|x| *x *= inverse);
+        results[i][..head_dim]
+            .iter_mut()
+            .for_each(|x| *x *= inverse);
     }
 }
