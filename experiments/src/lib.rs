@@ -1,1 +1,33 @@
-//! experiments
+//! Runs a numbered experiment end to end and records it.
+//!
+//! An experiment's life: `experiment.toml` → resolved [`spec`] → server process on a free
+//! port → `/health` → warm-up → load → raw samples → summary → `status.json`, written last.
+//! The record (`data/SCHEMA.md`) is the only thing that leaves this crate; the reports
+//! read it and nothing else.
+//!
+//! Deliberately absent: building the engine (the recipe does that), statistics across
+//! replicates and comparisons between arms (the reports do that).
+
+pub mod campaign;
+pub mod environment;
+pub mod flags;
+pub mod interrupts;
+pub mod loadgen;
+pub mod measurement;
+pub mod process_identity;
+pub mod progress;
+pub mod prompts;
+pub mod provenance;
+pub mod record;
+pub mod repository;
+pub mod run_list;
+pub mod runner;
+pub mod sampler;
+pub mod served_model;
+pub mod server_process;
+pub mod spec;
+pub mod statistics;
+pub mod summary;
+pub mod supervise;
+pub mod utc;
+pub mod workload;

@@ -1,1 +1,77 @@
-//! reports
+//! From run records to Korean reports.
+//!
+//! ```text
+//! data/runs/*  ─ load ─┐
+//!                      ├─ select ─ render::context ─ minijinja ─ reports/rendered/*.ko.md
+//! data/imported/* ─────┘              │
+//!                                   stats
+//! ```
+//!
+//! - [`load`] reads the run folders that `data/SCHEMA.md` describes (request rows with polars) and
+//!   the figures imported from other documents, which stay a source of their own.
+//! - [`select`] picks what a report is about: per machine and model the newest complete campaign
+//!   of every experiment, full runs before quick ones.
+//! - [`stats`] describes and compares; the sample of a comparison is a server start.
+//! - [`render`] turns the outcome into text. Templates hold words, never figures; the words that
+//!   judge ("개선", "차이 없음", "판단 불가") come from [`stats::verdict`].
+//!
+//! The same input gives the same bytes: everything is sorted, resampling is seeded, and no clock
+//! is read. Absent on purpose: anything that writes to `data/`.
+
+#![cfg_attr(
+    test,
+    allow(
+        clippy::unwrap_used,
+        clippy::float_cmp,
+        reason = "tests fail loudly, on exact values"
+    )
+)]
+
+pub mod load;
+pub mod render;
+pub mod select;
+pub mod stats;
+
+use std::path::PathBuf;
+
+/// Why a report could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum ReportError {
+    #[error("{}: {source}", path.display())]
+    Io {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("{}: not the record that data/SCHEMA.md describes: {message}", path.display())]
+    Record { path: PathBuf, message: String },
+    #[error("{}: schema_version {found}, this program reads {supported}", path.display())]
+    SchemaVersion {
+        path: PathBuf,
+        found: u32,
+        supported: u32,
+    },
+    #[error("{what}: {source}")]
+    Table {
+        what: String,
+        source: polars::prelude::PolarsError,
+    },
+    #[error("imported figures, {}, row {row}: {message}", path.display())]
+    Imported {
+        path: PathBuf,
+        row: usize,
+        message: String,
+    },
+    #[error("no report is called `{name}`; there are: {known}")]
+    UnknownReport { name: String, known: String },
+    #[error("template {template}: {message}")]
+    Template { template: String, message: String },
+}
+
+impl ReportError {
+    pub(crate) fn io(path: impl Into<PathBuf>, source: std::io::Error) -> Self {
+        Self::Io {
+            path: path.into(),
+            source,
+        }
+    }
+}

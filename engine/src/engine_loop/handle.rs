@@ -150,7 +150,7 @@ impl EngineHandle {
         &self.shared.metrics
     }
 
-    fn has_stopped(&self) -> bool {
+    pub(super) fn has_stopped(&self) -> bool {
         self.stopped.has_changed().is_err()
     }
 }

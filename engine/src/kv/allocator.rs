@@ -67,17 +67,15 @@ impl PageAllocator {
     ) -> Result<(), IntegrityError> {
         self.pool.check_integrity()?;
         let mut named = vec![0u32; self.pool.n_total()];
-        for page in tables.into_iter().flat_map(|table| table.as_slice()) {
-            match named.get_mut(page.0 as usize) {
-                Some(n) => *n += 1,
-                None => {
-                    let n_pages = self.pool.n_total();
-                    return Err(IntegrityError::OutOfRange {
-                        page: page.0,
-                        n_pages,
-                    });
-                }
-            }
+        for page in tables.into_iter().flat_map(PageTable::as_slice) {
+            let n_pages = self.pool.n_total();
+            let counter = named
+                .get_mut(page.0 as usize)
+                .ok_or(IntegrityError::OutOfRange {
+                    page: page.0,
+                    n_pages,
+                })?;
+            *counter += 1;
         }
         for (page, &named) in named.iter().enumerate() {
             let counted = self.pool.n_holders(PageIdx(page as u32));

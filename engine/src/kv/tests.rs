@@ -78,13 +78,10 @@ proptest! {
             match op {
                 Op::Alloc => {
                     let distinct: std::collections::HashSet<_> = held.iter().copied().collect();
-                    match pool.alloc() {
-                        Some(page) => {
-                            prop_assert!(!distinct.contains(&page), "page {page:?} given twice");
-                            held.push(page);
-                        }
-                        None => prop_assert_eq!(distinct.len(), n_pages),
-                    }
+                    let page = pool.alloc();
+                    prop_assert_eq!(page.is_none(), distinct.len() == n_pages);
+                    prop_assert!(page.is_none_or(|p| !distinct.contains(&p)), "given twice");
+                    held.extend(page);
                 }
                 Op::Retain(i) if !held.is_empty() => {
                     let page = held[i % held.len()];

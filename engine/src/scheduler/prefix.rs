@@ -40,9 +40,9 @@ pub fn shared_pages(a: &[u64], b: &[u64]) -> usize {
     while low < high {
         let middle = usize::midpoint(low, high);
         if a[middle] == b[middle] {
-            low = middle + 1
+            low = middle + 1;
         } else {
-            high = middle
+            high = middle;
         }
     }
     low
@@ -70,6 +70,11 @@ impl PrefixIndex {
                 }
             }
         }
+    }
+
+    /// Some running request begins with the prefix of this hash.
+    pub fn contains(&self, hash: u64) -> bool {
+        self.n_holders.contains_key(&hash)
     }
 
     /// Tokens at the beginning of `chain` that some running request has too.

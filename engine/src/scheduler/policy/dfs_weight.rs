@@ -1,7 +1,8 @@
 //! `dfs-weight`: depth-first over the tree of the waiting prompts' prefixes, the subtree with the
 //! most waiting requests first, so that requests with a common beginning run next to each other.
-//! Prompts with nothing in common keep their order of arrival. One place in that walk counts as
-//! [`PLACE_US`] of waiting.
+//! A subtree whose prefix a running request has comes before the others: the walk starts anew
+//! whenever requests come or go, and this keeps it where it was. Prompts with nothing in common
+//! keep their order of arrival. One place in the walk counts as [`PLACE_US`] of waiting.
 
 use super::super::prefix::{PrefixIndex, shared_pages};
 use super::{Candidate, Policy};
@@ -20,10 +21,10 @@ impl Policy for DfsWeight {
     fn window_handicaps_us(
         &self,
         window: &[Candidate<'_>],
-        _running: &PrefixIndex,
+        running: &PrefixIndex,
     ) -> Option<Vec<i64>> {
         let mut order = Vec::with_capacity(window.len());
-        walk(window, (0..window.len()).collect(), 0, &mut order);
+        walk(window, running, (0..window.len()).collect(), 0, &mut order);
         let mut handicaps = vec![0; window.len()];
         for (place, &i) in order.iter().enumerate() {
             handicaps[i] = place as i64 * PLACE_US;
@@ -33,7 +34,13 @@ impl Policy for DfsWeight {
 }
 
 /// Appends the requests of one subtree, all of which share their first `n_shared` pages.
-fn walk(window: &[Candidate<'_>], members: Vec<usize>, n_shared: usize, order: &mut Vec<usize>) {
+fn walk(
+    window: &[Candidate<'_>],
+    running: &PrefixIndex,
+    members: Vec<usize>,
+    n_shared: usize,
+    order: &mut Vec<usize>,
+) {
     let [first, rest @ ..] = members.as_slice() else {
         return;
     };
@@ -52,23 +59,23 @@ fn walk(window: &[Candidate<'_>], members: Vec<usize>, n_shared: usize, order: &
         .max(n_shared);
     // The children, in order of first arrival: by the next page's hash. A prompt that ends here
     // comes before the subtrees below it; at the root it shares nothing and is one of its own.
-    let mut children: Vec<Vec<usize>> = Vec::new();
+    let mut children: Vec<(bool, Vec<usize>)> = Vec::new();
     let mut child_of_hash = std::collections::HashMap::new();
     for &i in &members {
         match chain(i).get(n_common) {
             None if n_common > 0 => order.push(i),
-            None => children.push(vec![i]),
+            None => children.push((false, vec![i])),
             Some(&hash) => {
                 let child = *child_of_hash.entry(hash).or_insert_with(|| {
-                    children.push(Vec::new());
+                    children.push((running.contains(hash), Vec::new()));
                     children.len() - 1
                 });
-                children[child].push(i);
+                children[child].1.push(i);
             }
         }
     }
-    children.sort_by_key(|members| std::cmp::Reverse(members.len()));
-    for members in children {
-        walk(window, members, n_common + 1, order);
+    children.sort_by_key(|(is_running, members)| std::cmp::Reverse((*is_running, members.len())));
+    for (_, members) in children {
+        walk(window, running, members, n_common + 1, order);
     }
 }

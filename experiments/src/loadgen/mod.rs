@@ -1,0 +1,211 @@
+//! The load generator: sends a case's requests to an OpenAI-compatible server and notes when
+//! every token came back.
+//!
+//! Closed loop (N users, each sending when its last answer is complete) and open loop
+//! (Poisson arrivals, sent whatever became of the earlier ones) are different experiments;
+//! every row says which one it belongs to. Times are seconds on the run's monotonic clock.
+//! Deliberately absent: aggregation (see `summary`), retries (a failed request is a result).
+
+pub mod exchange;
+pub mod http;
+pub mod sse;
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rand::Rng;
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::task::JoinSet;
+
+pub use exchange::{Answer, RunClock, Target};
+pub use http::{BaseUrl, HttpError};
+
+use crate::prompts::{PromptSet, case_rng};
+use crate::workload::{Arrival, Case, Phase};
+
+/// One line of `requests.jsonl`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RequestRow {
+    pub case: String,
+    pub phase: Phase,
+    pub warmup: bool,
+    pub index: u32,
+    pub user: Option<u32>,
+    pub n_users: Option<u32>,
+    pub rate_per_s: Option<f64>,
+    pub prompt_id: String,
+    pub max_tokens: u32,
+    pub scheduled_s: f64,
+    /// Null if no connection could be had.
+    pub sent_s: Option<f64>,
+    pub first_token_s: Option<f64>,
+    pub token_s: Vec<f64>,
+    pub end_s: f64,
+    pub prompt_tokens: Option<u64>,
+    pub output_tokens: Option<u64>,
+    pub cached_tokens: Option<u64>,
+    pub finish_reason: Option<String>,
+    pub error: Option<String>,
+}
+
+/// A request before it is sent.
+#[derive(Debug, Clone)]
+struct Planned {
+    index: u32,
+    prompt_id: String,
+    prompt: String,
+}
+
+/// Sends all requests of a case; every row goes to `rows` as soon as its response has ended.
+/// Returns when the last one has. Dropping the future cancels what is in flight.
+pub async fn run_case(
+    target: &Target,
+    case: &Case,
+    prompts: &PromptSet,
+    seed: u64,
+    clock: RunClock,
+    rows: &UnboundedSender<RequestRow>,
+) {
+    let drawn = prompts.draw(seed, &case.name, case.n_requests as usize);
+    let planned: VecDeque<Planned> = (0..)
+        .zip(drawn)
+        .map(|(index, prompt)| Planned {
+            index,
+            prompt_id: prompt.id,
+            prompt: prompt.text,
+        })
+        .collect();
+    match case.arrival {
+        Arrival::ClosedLoop { n_users } => {
+            closed_loop(target, case, n_users, planned, clock, rows).await;
+        }
+        Arrival::OpenLoop { rate_per_s } => {
+            let gaps_s = poisson_gaps_s(seed, &case.name, rate_per_s, planned.len());
+            open_loop(target, case, rate_per_s, planned, gaps_s, clock, rows).await;
+        }
+    }
+}
+
+async fn closed_loop(
+    target: &Target,
+    case: &Case,
+    n_users: u32,
+    planned: VecDeque<Planned>,
+    clock: RunClock,
+    rows: &UnboundedSender<RequestRow>,
+) {
+    let waiting = Arc::new(Mutex::new(planned));
+    let mut users = JoinSet::new();
+    for user in 0..n_users {
+        let (target, case, rows) = (target.clone(), case.clone(), rows.clone());
+        let waiting = Arc::clone(&waiting);
+        users.spawn(async move {
+            loop {
+                let next = waiting
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .pop_front();
+                let Some(planned) = next else { return };
+                let scheduled_s = clock.now_s();
+                let answer = target.ask(clock, &planned.prompt, case.output_tokens).await;
+                // Nobody listens any more: the run was cancelled.
+                if rows
+                    .send(row(&case, planned, Some(user), scheduled_s, answer))
+                    .is_err()
+                {
+                    return;
+                }
+            }
+        });
+    }
+    while users.join_next().await.is_some() {}
+}
+
+async fn open_loop(
+    target: &Target,
+    case: &Case,
+    rate_per_s: f64,
+    planned: VecDeque<Planned>,
+    gaps_s: Vec<f64>,
+    clock: RunClock,
+    rows: &UnboundedSender<RequestRow>,
+) {
+    debug_assert!(rate_per_s > 0.0);
+    let mut requests = JoinSet::new();
+    let mut scheduled_s = clock.now_s();
+    for (planned, gap_s) in planned.into_iter().zip(gaps_s) {
+        scheduled_s += gap_s;
+        let (target, case, rows) = (target.clone(), case.clone(), rows.clone());
+        requests.spawn(async move {
+            tokio::time::sleep_until(clock.instant_at(scheduled_s).into()).await;
+            let answer = target.ask(clock, &planned.prompt, case.output_tokens).await;
+            // A closed channel means that the run was cancelled.
+            let _ = rows.send(row(&case, planned, None, scheduled_s, answer));
+        });
+    }
+    while requests.join_next().await.is_some() {}
+}
+
+/// Exponential gaps of mean `1 / rate_per_s`; the first request is sent at once.
+fn poisson_gaps_s(seed: u64, case: &str, rate_per_s: f64, n_requests: usize) -> Vec<f64> {
+    let mut rng = case_rng(seed, &format!("{case} arrivals"));
+    // 1 - u lies in (0, 1], so that the logarithm is finite.
+    let mut gap_s = || -(1.0 - rng.random::<f64>()).ln() / rate_per_s;
+    (0..n_requests)
+        .map(|index| if index == 0 { 0.0 } else { gap_s() })
+        .collect()
+}
+
+fn row(
+    case: &Case,
+    planned: Planned,
+    user: Option<u32>,
+    scheduled_s: f64,
+    answer: Answer,
+) -> RequestRow {
+    let (n_users, rate_per_s) = match case.arrival {
+        Arrival::ClosedLoop { n_users } => (Some(n_users), None),
+        Arrival::OpenLoop { rate_per_s } => (None, Some(rate_per_s)),
+    };
+    RequestRow {
+        case: case.name.clone(),
+        phase: case.phase,
+        warmup: case.warmup,
+        index: planned.index,
+        user,
+        n_users,
+        rate_per_s,
+        prompt_id: planned.prompt_id,
+        max_tokens: case.output_tokens,
+        scheduled_s,
+        sent_s: answer.sent_s,
+        first_token_s: answer.token_s.first().copied(),
+        token_s: answer.token_s,
+        end_s: answer.end_s,
+        prompt_tokens: answer.prompt_tokens,
+        output_tokens: answer.output_tokens,
+        cached_tokens: answer.cached_tokens,
+        finish_reason: answer.finish_reason,
+        error: answer.error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arrivals_are_seeded_and_exponential() {
+        let gaps = poisson_gaps_s(1, "rate-5", 5.0, 20_001);
+        assert_eq!(gaps, poisson_gaps_s(1, "rate-5", 5.0, 20_001));
+        assert_ne!(gaps, poisson_gaps_s(2, "rate-5", 5.0, 20_001));
+        assert!(gaps[0].abs() < f64::EPSILON);
+        let gaps = &gaps[1..];
+        let mean = gaps.iter().sum::<f64>() / gaps.len() as f64;
+        let variance = gaps.iter().map(|gap| (gap - mean).powi(2)).sum::<f64>() / gaps.len() as f64;
+        // Mean 1/5, standard deviation the same: 3 % is over four standard errors.
+        assert!((mean - 0.2).abs() < 0.006, "{mean}");
+        assert!((variance.sqrt() - 0.2).abs() < 0.012, "{variance}");
+    }
+}

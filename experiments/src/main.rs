@@ -1,0 +1,76 @@
+//! The `experiments` program: runs and lists experiments. Exit codes: 0 all runs complete,
+//! 1 a run failed, 2 a bad call, 130 interrupted.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+use experiments::campaign::{self, CampaignEnd, RunArgs};
+use experiments::repository::Repository;
+use experiments::run_list;
+use experiments::supervise::{ExecBoundArgs, SuperviseArgs, exec_bound, supervise};
+
+#[derive(Parser)]
+#[command(
+    name = "experiments",
+    about = "Runs a numbered experiment end to end and records it"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve, load, record
+    Run(RunArgs),
+    /// Show the experiments and the runs with their status
+    List {
+        /// Folder of the run folders [default: data/runs]
+        #[arg(long, value_name = "PATH")]
+        runs_dir: Option<PathBuf>,
+    },
+    /// Run a command that ends with its caller (used by `run`)
+    #[command(hide = true)]
+    Supervise(SuperviseArgs),
+    /// Become a command that ends with its parent (used by `supervise`)
+    #[command(hide = true)]
+    ExecBound(ExecBoundArgs),
+}
+
+fn main() -> ExitCode {
+    match dispatch(Cli::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Run(args) => {
+            let repository = Repository::find()?;
+            // One thread: the load generator shall not compete with the server for cores.
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .context("the runtime cannot be started")?;
+            Ok(match runtime.block_on(campaign::run(&args, repository))? {
+                CampaignEnd::Complete => ExitCode::SUCCESS,
+                CampaignEnd::SomeFailed => ExitCode::FAILURE,
+                CampaignEnd::Interrupted => ExitCode::from(130),
+            })
+        }
+        Command::List { runs_dir } => {
+            let repository = Repository::find()?;
+            let runs_dir = runs_dir.unwrap_or_else(|| repository.runs_dir());
+            print!("{}", run_list::list(&repository, &runs_dir)?);
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Supervise(args) => supervise(&args).map(|()| ExitCode::SUCCESS),
+        Command::ExecBound(args) => exec_bound(&args).map(|()| ExitCode::SUCCESS),
+    }
+}

@@ -1,0 +1,414 @@
+//! The run folder: `data/SCHEMA.md` describes every file.
+//!
+//! Made once, never overwritten; rows are appended and flushed as they come, so that a run
+//! that is killed keeps what it measured. `status.json` says `running` from the first moment,
+//! with the identity of the runner, and is replaced last. A folder whose runner is gone while
+//! it still says `running` was killed, and [`finalise_killed`] labels it so.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::loadgen::RequestRow;
+use crate::process_identity::ProcessIdentity;
+use crate::provenance::{GitState, hex};
+use crate::utc;
+
+pub const SCHEMA_VERSION: u32 = 1;
+pub const REASON_RUNNER_KILLED: &str = "the runner was killed";
+
+pub const MANIFEST: &str = "manifest.json";
+pub const STATUS: &str = "status.json";
+pub const SUMMARY: &str = "summary.json";
+pub const SERVER_LOG: &str = "server.log";
+pub const REQUESTS: &str = "requests.jsonl";
+pub const SERVER_METRICS: &str = "server_metrics.jsonl";
+
+/// A folder without a status is left alone for this long: its runner may be about to write it.
+const STATUS_DUE: Duration = Duration::from_mins(1);
+
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    #[error("run folder {path} exists already; records are never overwritten")]
+    Exists { path: PathBuf },
+    #[error("{path}: {source}")]
+    Io { path: PathBuf, source: io::Error },
+    #[error("{path}: {message}")]
+    Malformed { path: PathBuf, message: String },
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    pub schema_version: u32,
+    pub run_id: String,
+    pub campaign: String,
+    pub experiment: String,
+    pub replicate: u32,
+    pub quick: bool,
+    pub git: GitState,
+    pub sha256: Hashes,
+    pub model: ModelUsed,
+    pub seed: u64,
+    /// The full server command; empty for an external server.
+    pub command: Vec<String>,
+    /// Flags typed behind `--` on top of the experiment's own.
+    pub extra_flags: Vec<String>,
+    pub base_url: Option<String>,
+    pub started_utc: String,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Hashes {
+    pub cargo_lock: Option<String>,
+    pub engine_binary: Option<String>,
+    pub kernels: Option<String>,
+    pub model: Option<String>,
+    pub prompts: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ModelUsed {
+    pub requested: String,
+    /// As the server reports it; equals `requested` until the server has.
+    pub used: String,
+    pub fallback_reason: Option<String>,
+    pub format: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RunStatus {
+    Running,
+    Complete,
+    Failed,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    pub status: RunStatus,
+    pub reason: Option<String>,
+    pub finished_utc: Option<String>,
+    /// Who runs it, while it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runner: Option<ProcessIdentity>,
+}
+
+impl Status {
+    fn finished(status: RunStatus, reason: Option<String>) -> Self {
+        Self {
+            status,
+            reason,
+            finished_utc: Some(utc::rfc3339(utc::now_unix_s())),
+            runner: None,
+        }
+    }
+}
+
+/// One sample of the server, a line of `server_metrics.jsonl`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ServerSample {
+    pub t_s: f64,
+    pub rss_bytes: Option<u64>,
+    pub gpu_memory_bytes: Option<u64>,
+    pub kv_pages_used: Option<u64>,
+    pub kv_pages_total: Option<u64>,
+    pub running: Option<u64>,
+    pub waiting: Option<u64>,
+    pub generation_tokens_total: Option<u64>,
+}
+
+/// `<utc>_<experiment>_<host>_<hash8>`; the hash tells runs of one second apart.
+pub fn run_id(started_unix_s: u64, experiment: &str, host: &str, salt: &str) -> String {
+    let safe_host: String = host
+        .chars()
+        .map(|c| {
+            if c.is_ascii_alphanumeric() || c == '-' {
+                c
+            } else {
+                '-'
+            }
+        })
+        .collect();
+    let hash = hex(&Sha256::digest(salt.as_bytes()));
+    format!(
+        "{}_{experiment}_{safe_host}_{}",
+        utc::compact(started_unix_s),
+        &hash[..8]
+    )
+}
+
+/// A run folder that is being written.
+#[derive(Debug)]
+pub struct RunRecord {
+    dir: PathBuf,
+    requests: JsonLines,
+}
+
+impl RunRecord {
+    /// Makes the folder and marks it as running. An existing folder is an error.
+    pub fn create(runs_dir: &Path, run_id: &str) -> Result<Self, RecordError> {
+        fs::create_dir_all(runs_dir).map_err(|source| RecordError::Io {
+            path: runs_dir.into(),
+            source,
+        })?;
+        let dir = runs_dir.join(run_id);
+        fs::create_dir(&dir).map_err(|source| match source.kind() {
+            io::ErrorKind::AlreadyExists => RecordError::Exists { path: dir.clone() },
+            _ => RecordError::Io {
+                path: dir.clone(),
+                source,
+            },
+        })?;
+        let running = Status {
+            status: RunStatus::Running,
+            reason: None,
+            finished_utc: None,
+            runner: Some(ProcessIdentity::own()),
+        };
+        write_json(&dir.join(STATUS), &running)?;
+        let requests = JsonLines::create(&dir.join(REQUESTS))?;
+        Ok(Self { dir, requests })
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub fn path(&self, file: &str) -> PathBuf {
+        self.dir.join(file)
+    }
+
+    /// Writes `file` as JSON. Meant for the files that are written once; the manifest is
+    /// written again when the server has said which model it serves.
+    pub fn write_json(&self, file: &str, value: &impl Serialize) -> Result<(), RecordError> {
+        write_json(&self.dir.join(file), value)
+    }
+
+    pub fn write_toml(&self, file: &str, value: &impl Serialize) -> Result<(), RecordError> {
+        let path = self.dir.join(file);
+        let text = toml::to_string_pretty(value).map_err(|error| RecordError::Malformed {
+            path: path.clone(),
+            message: error.to_string(),
+        })?;
+        write_replacing(&path, text.as_bytes())
+    }
+
+    pub fn append_request(&mut self, row: &RequestRow) -> Result<(), RecordError> {
+        self.requests.append(row)
+    }
+
+    /// The last write of a run.
+    pub fn finish(self, status: RunStatus, reason: Option<String>) -> Result<(), RecordError> {
+        write_json(&self.dir.join(STATUS), &Status::finished(status, reason))
+    }
+}
+
+/// A file of one JSON object a line, on disk as soon as it is appended.
+#[derive(Debug)]
+pub struct JsonLines {
+    path: PathBuf,
+    file: File,
+}
+
+impl JsonLines {
+    /// An existing file is an error.
+    pub fn create(path: &Path) -> Result<Self, RecordError> {
+        let file = OpenOptions::new()
+            .append(true)
+            .create_new(true)
+            .open(path)
+            .map_err(|source| RecordError::Io {
+                path: path.into(),
+                source,
+            })?;
+        Ok(Self {
+            path: path.into(),
+            file,
+        })
+    }
+
+    pub fn append(&mut self, row: &impl Serialize) -> Result<(), RecordError> {
+        let mut line = serde_json::to_vec(row).map_err(|error| RecordError::Malformed {
+            path: self.path.clone(),
+            message: error.to_string(),
+        })?;
+        line.push(b'\n');
+        // One write for the whole line: a runner killed here leaves no half of it behind.
+        self.file
+            .write_all(&line)
+            .map_err(|source| RecordError::Io {
+                path: self.path.clone(),
+                source,
+            })
+    }
+}
+
+/// Turns `running` into `failed`; a run that has ended keeps its status.
+pub fn label_failed(dir: &Path, reason: &str) -> Result<(), RecordError> {
+    let path = dir.join(STATUS);
+    if path.exists() && read_json::<Status>(&path)?.status != RunStatus::Running {
+        return Ok(());
+    }
+    write_json(
+        &path,
+        &Status::finished(RunStatus::Failed, Some(reason.into())),
+    )
+}
+
+/// Labels the runs whose runner is gone; returns their folders' names.
+pub fn finalise_killed(runs_dir: &Path) -> Result<Vec<String>, RecordError> {
+    let mut labelled = Vec::new();
+    for dir in run_folders(runs_dir)? {
+        let path = dir.join(STATUS);
+        let killed = if path.exists() {
+            let status: Status = read_json(&path)?;
+            status.status == RunStatus::Running
+                && !status.runner.is_some_and(|runner| runner.is_alive())
+        } else {
+            is_older_than(&dir, STATUS_DUE)
+        };
+        if killed {
+            label_failed(&dir, REASON_RUNNER_KILLED)?;
+            labelled.extend(
+                dir.file_name()
+                    .map(|name| name.to_string_lossy().into_owned()),
+            );
+        }
+    }
+    Ok(labelled)
+}
+
+/// Run folders, oldest first. No runs yet is no error.
+pub fn run_folders(runs_dir: &Path) -> Result<Vec<PathBuf>, RecordError> {
+    let entries = match fs::read_dir(runs_dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(source) => {
+            return Err(RecordError::Io {
+                path: runs_dir.into(),
+                source,
+            });
+        }
+    };
+    let mut dirs: Vec<PathBuf> = entries
+        .filter_map(Result::ok)
+        .map(|entry| entry.path())
+        .filter(|path| path.is_dir())
+        .collect();
+    dirs.sort();
+    Ok(dirs)
+}
+
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, RecordError> {
+    let text = fs::read_to_string(path).map_err(|source| RecordError::Io {
+        path: path.into(),
+        source,
+    })?;
+    serde_json::from_str(&text).map_err(|error| RecordError::Malformed {
+        path: path.into(),
+        message: error.to_string(),
+    })
+}
+
+fn write_json(path: &Path, value: &impl Serialize) -> Result<(), RecordError> {
+    let mut text = serde_json::to_string_pretty(value).map_err(|error| RecordError::Malformed {
+        path: path.into(),
+        message: error.to_string(),
+    })?;
+    text.push('\n');
+    write_replacing(path, text.as_bytes())
+}
+
+/// Readers see the old content or the new one, never half of it.
+fn write_replacing(path: &Path, bytes: &[u8]) -> Result<(), RecordError> {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(format!(".{}.tmp", std::process::id()));
+    let beside = PathBuf::from(beside);
+    fs::write(&beside, bytes)
+        .and_then(|()| fs::rename(&beside, path))
+        .map_err(|source| RecordError::Io {
+            path: path.into(),
+            source,
+        })
+}
+
+fn is_older_than(path: &Path, age: Duration) -> bool {
+    let modified = path.metadata().and_then(|metadata| metadata.modified());
+    modified.is_ok_and(|modified| {
+        SystemTime::now()
+            .duration_since(modified)
+            .is_ok_and(|elapsed| elapsed > age)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_existing_folder_is_never_overwritten() {
+        let runs = tempfile::tempdir().expect("temporary folder");
+        let record = RunRecord::create(runs.path(), "r1").expect("new");
+        fs::write(record.path("keep"), "me").expect("written");
+        let error = RunRecord::create(runs.path(), "r1").expect_err("exists");
+        assert!(matches!(error, RecordError::Exists { .. }), "{error}");
+        assert_eq!(
+            fs::read_to_string(runs.path().join("r1/keep")).expect("kept"),
+            "me"
+        );
+        assert!(JsonLines::create(&runs.path().join("r1").join(REQUESTS)).is_err());
+    }
+
+    #[test]
+    fn only_runs_whose_runner_is_gone_are_labelled() {
+        let runs = tempfile::tempdir().expect("temporary folder");
+        let status_of =
+            |id: &str| read_json::<Status>(&runs.path().join(id).join(STATUS)).expect("status");
+
+        let _alive = RunRecord::create(runs.path(), "alive").expect("new");
+        RunRecord::create(runs.path(), "done")
+            .expect("new")
+            .finish(RunStatus::Complete, None)
+            .expect("finished");
+        let _gone = RunRecord::create(runs.path(), "gone").expect("new");
+        let mut status = status_of("gone");
+        status.runner = status.runner.map(|runner| ProcessIdentity {
+            boot_id: Some("before the reboot".into()),
+            ..runner
+        });
+        write_json(&runs.path().join("gone").join(STATUS), &status).expect("written");
+        // Another runner may be about to write this one's status.
+        fs::create_dir(runs.path().join("just-made")).expect("made");
+
+        assert_eq!(finalise_killed(runs.path()).expect("readable"), ["gone"]);
+        assert_eq!(status_of("alive").status, RunStatus::Running);
+        assert_eq!(status_of("done").status, RunStatus::Complete);
+        let gone = status_of("gone");
+        assert_eq!(
+            (gone.status, gone.reason.as_deref()),
+            (RunStatus::Failed, Some(REASON_RUNNER_KILLED))
+        );
+        assert!(gone.finished_utc.is_some());
+        assert!(!runs.path().join("just-made").join(STATUS).exists());
+        assert!(finalise_killed(runs.path()).expect("readable").is_empty());
+    }
+
+    #[test]
+    fn run_ids_sort_by_time_and_are_safe_names() {
+        let id = run_id(1_758_528_930, "03-balanced-v2", "my host.local/x", "salt");
+        assert!(
+            id.starts_with("20250922T081530Z_03-balanced-v2_my-host-local-x_"),
+            "{id}"
+        );
+        assert_eq!(id.rsplit_once('_').map(|(_, hash)| hash.len()), Some(8));
+        assert_ne!(
+            id,
+            run_id(1_758_528_930, "03-balanced-v2", "my host.local/x", "pepper")
+        );
+    }
+}

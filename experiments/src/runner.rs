@@ -1,0 +1,345 @@
+//! One run: a server start, the workload, a record of it.
+//!
+//! The order of things is [`run_replicate`]'s: record → server → health → warm-up and cases →
+//! summary → server stopped → status. Whatever goes wrong in between (an error, Ctrl-C), the
+//! last two steps still happen.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use sha2::{Digest, Sha256};
+use tokio::time::{sleep, timeout};
+
+use crate::environment::Environment;
+use crate::interrupts::Interrupts;
+use crate::loadgen::{BaseUrl, RunClock, Target};
+use crate::measurement::{judge, run_cases};
+use crate::progress::Progress;
+use crate::prompts::PromptSet;
+use crate::provenance::{self, GitState};
+use crate::record::{self, Hashes, JsonLines, Manifest, ModelUsed, RunRecord, RunStatus};
+use crate::repository::Repository;
+use crate::sampler::Sampler;
+use crate::served_model::{self, take_in_model};
+use crate::server_process::{ServerConfig, ServerProcess, free_port, log_tail};
+use crate::spec::Experiment;
+use crate::summary::Summary;
+use crate::utc;
+
+const HEALTH_POLL: Duration = Duration::from_millis(100);
+const HEALTH_LIMIT: Duration = Duration::from_secs(10);
+/// Requests that fail because the server has died can be over before its end is noticed.
+const EXIT_NOTICE: Duration = Duration::from_millis(500);
+const SERVER_ENDED: &str = "the server ended during the run";
+const LOG_LINES_SHOWN: usize = 12;
+
+/// The server that is measured.
+#[derive(Debug, Clone)]
+pub enum ServerSource {
+    /// Started for each run: `<binary> serve …`, watched over by `supervisor`.
+    Engine {
+        binary: PathBuf,
+        supervisor: PathBuf,
+    },
+    /// Somebody else's; neither started nor stopped here.
+    External(BaseUrl),
+}
+
+/// Everything the runs of one campaign share.
+#[derive(Debug)]
+pub struct Campaign {
+    pub id: String,
+    pub repository: Repository,
+    pub runs_dir: PathBuf,
+    pub source: ServerSource,
+    pub environment: Environment,
+    pub git: GitState,
+    pub hashes: Hashes,
+    pub start_limit: Duration,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RunEnd {
+    pub run_id: String,
+    pub dir: PathBuf,
+    pub status: RunStatus,
+    pub reason: Option<String>,
+    pub interrupted: bool,
+}
+
+/// Runs one replicate. An `Err` means that not even a record could be made or finished.
+pub async fn run_replicate(
+    campaign: &Campaign,
+    experiment: &Experiment,
+    prompts: &PromptSet,
+    replicate: u32,
+    interrupts: &mut Interrupts,
+) -> Result<RunEnd> {
+    let started_unix_s = utc::now_unix_s();
+    let salt = format!(
+        "{} {} {replicate} {:?}",
+        campaign.id,
+        experiment.name,
+        std::time::SystemTime::now()
+    );
+    let run_id = record::run_id(
+        started_unix_s,
+        &experiment.name,
+        &campaign.environment.host,
+        &salt,
+    );
+    let mut record = RunRecord::create(&campaign.runs_dir, &run_id)?;
+    eprintln!(
+        "{} replicate {replicate} → {}",
+        experiment.name,
+        campaign.repository.relative(record.dir()).display()
+    );
+
+    let mut run = Run {
+        campaign,
+        experiment,
+        prompts,
+        replicate,
+        run_id: &run_id,
+        started_unix_s,
+        server: None,
+    };
+    let mut interrupted = false;
+    let outcome = tokio::select! {
+        outcome = run.measure(&mut record) => outcome,
+        name = interrupts.next() => {
+            interrupted = true;
+            Err(anyhow::anyhow!("interrupted ({name})"))
+        }
+    };
+    if let Some(server) = run.server.take() {
+        let progress = Progress::spinner("stop the server");
+        server.stop();
+        progress.finish("stopped");
+    }
+    let (status, reason) = match outcome {
+        Ok(remark) => (RunStatus::Complete, remark),
+        Err(error) => (RunStatus::Failed, Some(format!("{error:#}"))),
+    };
+    let dir = record.dir().to_path_buf();
+    record.finish(status, reason.clone())?;
+    Ok(RunEnd {
+        run_id,
+        dir,
+        status,
+        reason,
+        interrupted,
+    })
+}
+
+#[expect(
+    clippy::struct_field_names,
+    reason = "`run_id` is the record's name for it"
+)]
+struct Run<'a> {
+    campaign: &'a Campaign,
+    experiment: &'a Experiment,
+    prompts: &'a PromptSet,
+    replicate: u32,
+    run_id: &'a str,
+    started_unix_s: u64,
+    server: Option<ServerProcess>,
+}
+
+impl Run<'_> {
+    /// Returns a remark on a run that is complete but not flawless.
+    async fn measure(&mut self, record: &mut RunRecord) -> Result<Option<String>> {
+        let clock = RunClock::start();
+        record.write_json("environment.json", &self.campaign.environment)?;
+        record.write_toml("config.resolved.toml", self.experiment)?;
+
+        let (base_url, command) = match &self.campaign.source {
+            ServerSource::External(base_url) => (base_url.clone(), Vec::new()),
+            ServerSource::Engine { binary, .. } => {
+                let port = free_port().context("no free port on the loopback address")?;
+                (
+                    BaseUrl::loopback(port),
+                    serve_command(binary, self.experiment, port),
+                )
+            }
+        };
+        let mut manifest = self.manifest(&command, &base_url);
+        record.write_json(record::MANIFEST, &manifest)?;
+        if let ServerSource::Engine { supervisor, .. } = &self.campaign.source {
+            self.server = Some(ServerProcess::start(&ServerConfig {
+                supervisor: supervisor.clone(),
+                command,
+                log: Some(record.path(record::SERVER_LOG)),
+                run_folder: Some(record.dir().to_path_buf()),
+            })?);
+        }
+        self.wait_until_healthy(&base_url, record).await?;
+
+        let info = served_model::server_info(&base_url).await?;
+        if let Some(info) = &info {
+            record.write_json("server_info.json", info)?;
+            take_in_model(&mut manifest, info);
+        }
+        let model_name = served_model::first_model(&base_url).await?;
+        if info.is_none() {
+            manifest.model.used.clone_from(&model_name);
+        }
+        record.write_json(record::MANIFEST, &manifest)?;
+        if let Some(reason) = &manifest.model.fallback_reason {
+            eprintln!(
+                "WARNING: {} is served instead of {}: {reason}",
+                manifest.model.used, manifest.model.requested
+            );
+        }
+
+        let workload = &self.experiment.workload;
+        let target = Target {
+            base_url: base_url.clone(),
+            endpoint: workload.endpoint,
+            model: model_name,
+            temperature: workload.temperature,
+            ignore_eos: workload.ignore_eos,
+            timeout: Duration::from_secs_f64(workload.request_timeout_s),
+        };
+        let sampler = Sampler {
+            server_pid: self.server.as_ref().map(ServerProcess::pid),
+            base_url,
+            clock,
+            has_gpu: self.campaign.environment.gpu.is_some(),
+        };
+        let samples = JsonLines::create(&record.path(record::SERVER_METRICS))?;
+        let log = record.path(record::SERVER_LOG);
+        let seed = self.experiment.seed.wrapping_add(u64::from(self.replicate));
+        let rows = tokio::select! {
+            rows = run_cases(self.experiment, &target, self.prompts, seed, clock, record) => rows?,
+            error = sampler.run(samples) => return Err(error.into()),
+            how = server_exit(self.server.as_mut()) => bail!("{SERVER_ENDED} ({how}):\n{}", log_tail(&log, LOG_LINES_SHOWN)),
+        };
+
+        if rows.iter().any(|row| row.error.is_some())
+            && let Ok(how) = timeout(EXIT_NOTICE, server_exit(self.server.as_mut())).await
+        {
+            bail!(
+                "{SERVER_ENDED} ({how}):\n{}",
+                log_tail(&log, LOG_LINES_SHOWN)
+            );
+        }
+
+        let summary = Summary::of(
+            self.run_id,
+            &workload.cases(),
+            &rows,
+            workload.goodput.as_ref(),
+        );
+        record.write_json(record::SUMMARY, &summary)?;
+        for case in &summary.cases {
+            println!("{}", case.block());
+        }
+        println!(
+            "{} replicate {} ({})\n{}",
+            self.experiment.name,
+            self.replicate,
+            manifest.model.used,
+            summary.table()
+        );
+        judge(&summary, &rows, workload.ignore_eos)
+    }
+
+    fn manifest(&self, command: &[String], base_url: &BaseUrl) -> Manifest {
+        let external = matches!(self.campaign.source, ServerSource::External(_));
+        Manifest {
+            schema_version: record::SCHEMA_VERSION,
+            run_id: self.run_id.into(),
+            campaign: self.campaign.id.clone(),
+            experiment: self.experiment.name.clone(),
+            replicate: self.replicate,
+            quick: self.experiment.quick,
+            git: self.campaign.git.clone(),
+            sha256: Hashes {
+                prompts: Some(self.prompts.sha256.clone()),
+                ..self.campaign.hashes.clone()
+            },
+            model: ModelUsed {
+                requested: self.experiment.model.clone(),
+                used: self.experiment.model.clone(),
+                fallback_reason: None,
+                format: None,
+            },
+            seed: self.experiment.seed.wrapping_add(u64::from(self.replicate)),
+            command: command.to_vec(),
+            extra_flags: self.experiment.extra_flags.clone(),
+            base_url: external.then(|| base_url.display()),
+            started_utc: utc::rfc3339(self.started_unix_s),
+        }
+    }
+
+    async fn wait_until_healthy(&mut self, base_url: &BaseUrl, record: &RunRecord) -> Result<()> {
+        let log = record.path(record::SERVER_LOG);
+        let progress = Progress::spinner("start the server");
+        let deadline = Instant::now() + self.campaign.start_limit;
+        loop {
+            let Err(last) = base_url.get_root("/health", HEALTH_LIMIT).await else {
+                progress.finish("healthy");
+                return Ok(());
+            };
+            if let Some(how) = self
+                .server
+                .as_mut()
+                .and_then(|server| server.exited().map(String::from))
+            {
+                bail!(
+                    "the server ended before it was healthy ({how}):\n{}",
+                    log_tail(&log, LOG_LINES_SHOWN)
+                );
+            }
+            if Instant::now() >= deadline {
+                bail!(
+                    "the server is not healthy after {} s: {last}",
+                    self.campaign.start_limit.as_secs()
+                );
+            }
+            progress.tell(log_tail(&log, 1));
+            sleep(HEALTH_POLL).await;
+        }
+    }
+}
+
+/// Resolves once the server has ended; never for an external one.
+async fn server_exit(server: Option<&mut ServerProcess>) -> String {
+    let Some(server) = server else {
+        return std::future::pending().await;
+    };
+    loop {
+        if let Some(how) = server.exited() {
+            return how.to_string();
+        }
+        sleep(HEALTH_POLL).await;
+    }
+}
+
+fn serve_command(binary: &Path, experiment: &Experiment, port: u16) -> Vec<String> {
+    let mut command = vec![binary.to_string_lossy().into_owned()];
+    command.extend(
+        [
+            "serve",
+            "--model-path",
+            &experiment.model,
+            "--host",
+            "127.0.0.1",
+            "--port",
+        ]
+        .map(String::from),
+    );
+    command.push(port.to_string());
+    command.extend(experiment.flags.to_args());
+    command
+}
+
+/// A campaign's id: when it was called, and a hash that tells two of one second apart.
+pub fn campaign_id() -> String {
+    let seen = format!("{} {:?}", std::process::id(), std::time::SystemTime::now());
+    let hash = provenance::hex(&Sha256::digest(seen.as_bytes()));
+    format!("{}_{}", utc::compact(utc::now_unix_s()), &hash[..8])
+}

@@ -1,0 +1,49 @@
+//! What a server says of itself, and of the model it serves.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use crate::loadgen::{BaseUrl, HttpError};
+use crate::record::Manifest;
+
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+
+/// What the server says of itself; `None` where it has no such page (another engine).
+pub async fn server_info(base_url: &BaseUrl) -> Result<Option<Value>> {
+    match base_url.get_root("/server_info", ANSWER_LIMIT).await {
+        Ok(bytes) => Ok(Some(
+            serde_json::from_slice(&bytes).context("/server_info is not JSON")?,
+        )),
+        Err(HttpError::Status {
+            status: 404 | 405, ..
+        }) => Ok(None),
+        Err(error) => Err(error).context("/server_info"),
+    }
+}
+
+/// The first model of `/v1/models`: the name that requests carry.
+pub async fn first_model(base_url: &BaseUrl) -> Result<String> {
+    let bytes = base_url
+        .get_api("/models", ANSWER_LIMIT)
+        .await
+        .context("the list of models")?;
+    let models: Value = serde_json::from_slice(&bytes).context("the list of models is not JSON")?;
+    models["data"][0]["id"]
+        .as_str()
+        .map(String::from)
+        .context("the server lists no model")
+}
+
+/// `model` of `/server_info`: {requested, used, fallback_reason, format, sha256}.
+pub fn take_in_model(manifest: &mut Manifest, info: &Value) {
+    let model = &info["model"];
+    let text = |key: &str| model[key].as_str().map(String::from);
+    if let Some(used) = text("used") {
+        manifest.model.used = used;
+    }
+    manifest.model.fallback_reason = text("fallback_reason");
+    manifest.model.format = text("format");
+    manifest.sha256.model = text("sha256");
+}

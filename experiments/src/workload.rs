@@ -1,0 +1,292 @@
+//! What is asked of a server: the cases of an experiment and the prompts they draw.
+//!
+//! The workload is that of the reports this notebook continues: short latency samples,
+//! a ladder of output lengths, a ladder of concurrent users, and (off unless asked for)
+//! open-loop arrivals at a rate. Deliberately absent: anything about the server.
+
+use serde::{Deserialize, Serialize};
+
+use crate::spec::FieldError;
+
+/// `[workload]` of an `experiment.toml`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Workload {
+    pub endpoint: ApiEndpoint,
+    /// Files of `data/prompts`, without `.jsonl`.
+    pub prompts: Vec<String>,
+    pub temperature: f64,
+    /// Generate exactly as many tokens as asked, so that every server does equal work.
+    pub ignore_eos: bool,
+    pub request_timeout_s: f64,
+    pub warmup: Batch,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latency: Option<Batch>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ladder: Option<Ladder>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub users: Option<Users>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<Rate>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub goodput: Option<Limits>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ApiEndpoint {
+    /// `/v1/completions`: the prompt as it is.
+    Completions,
+    /// `/v1/chat/completions`: the prompt as one user message.
+    Chat,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Batch {
+    pub n_requests: u32,
+    pub output_tokens: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ladder {
+    pub output_tokens: Vec<u32>,
+    pub n_requests: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Users {
+    pub n_users: Vec<u32>,
+    pub output_tokens: u32,
+    pub n_requests_per_user: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rate {
+    pub rates_per_s: Vec<f64>,
+    pub output_tokens: u32,
+    pub n_requests: u32,
+}
+
+/// Limits a request must meet to count towards goodput; unset ones are not asked.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Limits {
+    pub ttft_ms: Option<f64>,
+    pub tpot_ms: Option<f64>,
+    pub e2el_ms: Option<f64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    Latency,
+    Ladder,
+    Users,
+    Rate,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Arrival {
+    /// Each of `n_users` sends its next request when the last one has ended.
+    ClosedLoop { n_users: u32 },
+    /// Requests are sent at Poisson times, whatever became of the earlier ones.
+    OpenLoop { rate_per_s: f64 },
+}
+
+/// One row of the summary: requests that are measured together.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Case {
+    pub name: String,
+    pub phase: Phase,
+    pub warmup: bool,
+    pub arrival: Arrival,
+    /// All users together.
+    pub n_requests: u32,
+    pub output_tokens: u32,
+}
+
+impl Workload {
+    pub fn validate(&self) -> Result<(), FieldError> {
+        if self.prompts.is_empty() {
+            return Err(FieldError::new(
+                "workload.prompts",
+                "[]",
+                "at least one file of data/prompts",
+            ));
+        }
+        in_range("workload.temperature", self.temperature, 0.0, 2.0)?;
+        in_range(
+            "workload.request_timeout_s",
+            self.request_timeout_s,
+            0.1,
+            86_400.0,
+        )?;
+        count(
+            "workload.warmup.n_requests",
+            self.warmup.n_requests,
+            0,
+            1_000,
+        )?;
+        tokens("workload.warmup.output_tokens", self.warmup.output_tokens)?;
+        if let Some(latency) = &self.latency {
+            count(
+                "workload.latency.n_requests",
+                latency.n_requests,
+                1,
+                100_000,
+            )?;
+            tokens("workload.latency.output_tokens", latency.output_tokens)?;
+        }
+        if let Some(ladder) = &self.ladder {
+            count("workload.ladder.n_requests", ladder.n_requests, 1, 100_000)?;
+            distinct("workload.ladder.output_tokens", &ladder.output_tokens)?;
+            ladder
+                .output_tokens
+                .iter()
+                .try_for_each(|&n| tokens("workload.ladder.output_tokens", n))?;
+        }
+        if let Some(users) = &self.users {
+            count(
+                "workload.users.n_requests_per_user",
+                users.n_requests_per_user,
+                1,
+                10_000,
+            )?;
+            tokens("workload.users.output_tokens", users.output_tokens)?;
+            distinct("workload.users.n_users", &users.n_users)?;
+            users
+                .n_users
+                .iter()
+                .try_for_each(|&n| count("workload.users.n_users", n, 1, 4_096))?;
+        }
+        if let Some(rate) = &self.rate {
+            count("workload.rate.n_requests", rate.n_requests, 1, 100_000)?;
+            tokens("workload.rate.output_tokens", rate.output_tokens)?;
+            distinct("workload.rate.rates_per_s", &rate.rates_per_s)?;
+            rate.rates_per_s
+                .iter()
+                .try_for_each(|&r| in_range("workload.rate.rates_per_s", r, 0.001, 10_000.0))?;
+        }
+        if self.cases().iter().all(|case| case.warmup) {
+            return Err(FieldError::new(
+                "workload",
+                "no case",
+                "given at least one of latency, ladder, users, rate",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Warm-up first, then the cases in the order in which they run.
+    pub fn cases(&self) -> Vec<Case> {
+        let one_user = Arrival::ClosedLoop { n_users: 1 };
+        let sequential = |name: String, phase, warmup, n_requests, output_tokens| Case {
+            name,
+            phase,
+            warmup,
+            arrival: one_user,
+            n_requests,
+            output_tokens,
+        };
+        let mut cases = Vec::new();
+        let Batch {
+            n_requests,
+            output_tokens,
+        } = self.warmup;
+        if n_requests > 0 {
+            cases.push(sequential(
+                "warmup".into(),
+                Phase::Latency,
+                true,
+                n_requests,
+                output_tokens,
+            ));
+        }
+        if let Some(Batch {
+            n_requests,
+            output_tokens,
+        }) = self.latency
+        {
+            let name = format!("latency-{output_tokens}");
+            cases.push(sequential(
+                name,
+                Phase::Latency,
+                false,
+                n_requests,
+                output_tokens,
+            ));
+        }
+        if let Some(ladder) = &self.ladder {
+            for &n in &ladder.output_tokens {
+                cases.push(sequential(
+                    format!("ladder-{n}"),
+                    Phase::Ladder,
+                    false,
+                    ladder.n_requests,
+                    n,
+                ));
+            }
+        }
+        if let Some(users) = &self.users {
+            cases.extend(users.n_users.iter().map(|&n_users| Case {
+                name: format!("users-{n_users}"),
+                phase: Phase::Users,
+                warmup: false,
+                arrival: Arrival::ClosedLoop { n_users },
+                n_requests: n_users * users.n_requests_per_user,
+                output_tokens: users.output_tokens,
+            }));
+        }
+        if let Some(rate) = &self.rate {
+            cases.extend(rate.rates_per_s.iter().map(|&rate_per_s| Case {
+                name: format!("rate-{rate_per_s}"),
+                phase: Phase::Rate,
+                warmup: false,
+                arrival: Arrival::OpenLoop { rate_per_s },
+                n_requests: rate.n_requests,
+                output_tokens: rate.output_tokens,
+            }));
+        }
+        cases
+    }
+}
+
+fn count(field: &str, value: u32, min: u32, max: u32) -> Result<(), FieldError> {
+    if (min..=max).contains(&value) {
+        Ok(())
+    } else {
+        Err(FieldError::new(field, value, format!("{min} to {max}")))
+    }
+}
+
+fn tokens(field: &str, value: u32) -> Result<(), FieldError> {
+    count(field, value, 1, 131_072)
+}
+
+fn in_range(field: &str, value: f64, min: f64, max: f64) -> Result<(), FieldError> {
+    if (min..=max).contains(&value) {
+        Ok(())
+    } else {
+        Err(FieldError::new(field, value, format!("{min} to {max}")))
+    }
+}
+
+/// Case names are made of these values, so a repeated one would be two cases of one name.
+fn distinct<T: PartialEq + std::fmt::Debug>(field: &str, values: &[T]) -> Result<(), FieldError> {
+    let repeated = values
+        .iter()
+        .enumerate()
+        .any(|(i, value)| values[..i].contains(value));
+    if values.is_empty() || repeated {
+        return Err(FieldError::new(
+            field,
+            format!("{values:?}"),
+            "a list of one or more distinct values",
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,85 @@
+#!/usr/bin/env python3
+"""Stands in for the engine in the tests of processes and records.
+
+Answers what the runner asks of an engine (`fetch`, `serve`) with a canned stream, and starts
+a child of its own, so that the tests can see whether whole process groups end. It writes its
+pid and its child's into the file that FAKE_ENGINE_PIDS names.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+MODE = os.environ.get("FAKE_ENGINE_MODE", "good")
+TOKEN_S = float(os.environ.get("FAKE_ENGINE_TOKEN_S", "0.001"))
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *args):
+        pass
+
+    def answer(self, status, text, content_type="application/json"):
+        body = text.encode()
+        self.send_response(status)
+        self.send_header("content-type", content_type)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self):
+        if self.path == "/health":
+            self.answer(503 if MODE == "never-healthy" else 200, "")
+        elif self.path == "/server_info":
+            model = {"requested": "fake", "used": "fake-7b", "format": "gguf", "fallback_reason": None}
+            self.answer(200, json.dumps({"model": model, "executor": {"name": "fake"}}))
+        elif self.path == "/v1/models":
+            self.answer(200, json.dumps({"data": [{"id": "fake-7b"}]}))
+        elif self.path == "/metrics":
+            self.answer(200, "vllm:num_requests_running 1\n", "text/plain")
+        else:
+            self.answer(404, "{}")
+
+    def do_POST(self):
+        request = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        if MODE == "dies":
+            os._exit(7)
+        if MODE == "refuses":
+            self.answer(400, json.dumps({"error": {"message": "no"}}))
+            return
+        self.send_response(200)
+        self.send_header("transfer-encoding", "chunked")
+        self.end_headers()
+        n_tokens = request["max_tokens"]
+        for index in range(n_tokens):
+            time.sleep(TOKEN_S)
+            finish = "length" if index == n_tokens - 1 else None
+            self.event(json.dumps({"choices": [{"text": "x", "finish_reason": finish}]}))
+        self.event(json.dumps({"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": n_tokens}}))
+        self.event("[DONE]")
+        self.wfile.write(b"0\r\n\r\n")
+
+    def event(self, text):
+        data = f"data: {text}\n\n".encode()
+        self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
+
+
+def main():
+    if sys.argv[1] == "fetch":
+        sys.exit(3 if MODE == "no-model" else 0)
+    child = subprocess.Popen(["sleep", "600"])
+    with open(os.environ["FAKE_ENGINE_PIDS"], "w") as pids:
+        pids.write(f"{os.getpid()} {child.pid}\n")
+    if MODE == "fails-to-start":
+        print("cannot bind: all is lost", flush=True)
+        sys.exit(5)
+    port = int(sys.argv[sys.argv.index("--port") + 1])
+    print("fake engine listens", flush=True)
+    ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
+
+
+main()

@@ -1,0 +1,434 @@
+//! The load generator against a server that misbehaves in every way a server can.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use experiments::loadgen::{Answer, BaseUrl, RequestRow, RunClock, Target, run_case};
+use experiments::prompts::PromptSet;
+use experiments::workload::{ApiEndpoint, Arrival, Case, Phase};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::sleep;
+
+const OK_HEAD: &str =
+    "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
+const USAGE: &str = r#"{"choices":[],"usage":{"prompt_tokens":7,"completion_tokens":3,"prompt_tokens_details":{"cached_tokens":4}}}"#;
+
+fn token(text: &str) -> String {
+    event(&format!(
+        r#"{{"choices":[{{"text":"{text}","finish_reason":null}}]}}"#
+    ))
+}
+
+fn last_token(text: &str) -> String {
+    event(&format!(
+        r#"{{"choices":[{{"text":"{text}","finish_reason":"length"}}]}}"#
+    ))
+}
+
+fn event(json: &str) -> String {
+    format!("data: {json}\n\n")
+}
+
+/// What a connection gets after the request: bytes of the body, sent as HTTP chunks cut where
+/// the list is cut, with pauses between.
+#[derive(Clone)]
+enum Piece {
+    Body(Vec<u8>),
+    Raw(Vec<u8>),
+    Pause(Duration),
+    /// Ends the chunked body properly.
+    End,
+}
+
+fn body(text: &str) -> Piece {
+    Piece::Body(text.as_bytes().to_vec())
+}
+
+fn good_stream() -> String {
+    [
+        token("안녕"),
+        token(" 🎉"),
+        last_token("!"),
+        event(USAGE),
+        event("[DONE]"),
+    ]
+    .concat()
+}
+
+#[derive(Default)]
+struct Seen {
+    in_flight: AtomicUsize,
+    most_in_flight: AtomicUsize,
+    n_requests: AtomicUsize,
+    last_request: std::sync::Mutex<String>,
+}
+
+/// Plays the same pieces to every connection.
+async fn serve(pieces: Vec<Piece>) -> (BaseUrl, Arc<Seen>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+    let url = format!("http://{}/gpu0/v1", listener.local_addr().expect("address"));
+    let seen = Arc::new(Seen::default());
+    let shared = Arc::clone(&seen);
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(play(stream, pieces.clone(), Arc::clone(&shared)));
+        }
+    });
+    (
+        BaseUrl::parse(&url, Some("key-1".into())).expect("base URL"),
+        seen,
+    )
+}
+
+async fn play(mut stream: TcpStream, pieces: Vec<Piece>, seen: Arc<Seen>) {
+    let request = read_request(&mut stream).await;
+    seen.n_requests.fetch_add(1, Ordering::SeqCst);
+    let now = seen.in_flight.fetch_add(1, Ordering::SeqCst) + 1;
+    seen.most_in_flight.fetch_max(now, Ordering::SeqCst);
+    *seen.last_request.lock().expect("not poisoned") = request;
+    for piece in pieces {
+        let sent = match piece {
+            Piece::Body(bytes) => {
+                let mut chunk = format!("{:x}\r\n", bytes.len()).into_bytes();
+                chunk.extend(bytes);
+                chunk.extend(b"\r\n");
+                stream.write_all(&chunk).await
+            }
+            Piece::Raw(bytes) => stream.write_all(&bytes).await,
+            Piece::Pause(length) => {
+                sleep(length).await;
+                Ok(())
+            }
+            Piece::End => stream.write_all(b"0\r\n\r\n").await,
+        };
+        if sent.is_err() {
+            break;
+        }
+    }
+    seen.in_flight.fetch_sub(1, Ordering::SeqCst);
+}
+
+async fn read_request(stream: &mut TcpStream) -> String {
+    let mut bytes = Vec::new();
+    let mut buffer = [0; 4096];
+    loop {
+        let n_read = stream.read(&mut buffer).await.unwrap_or(0);
+        bytes.extend_from_slice(&buffer[..n_read]);
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        if let Some((head, sent)) = text.split_once("\r\n\r\n") {
+            let length = head
+                .lines()
+                .find_map(|line| {
+                    line.to_ascii_lowercase()
+                        .strip_prefix("content-length: ")
+                        .map(String::from)
+                })
+                .and_then(|value| value.parse::<usize>().ok())
+                .unwrap_or(0);
+            if sent.len() >= length {
+                return text;
+            }
+        }
+        if n_read == 0 {
+            return text;
+        }
+    }
+}
+
+fn target(base_url: BaseUrl) -> Target {
+    Target {
+        base_url,
+        endpoint: ApiEndpoint::Completions,
+        model: "m".into(),
+        temperature: 0.0,
+        ignore_eos: true,
+        timeout: Duration::from_secs(5),
+    }
+}
+
+async fn ask(pieces: Vec<Piece>) -> Answer {
+    let (base_url, _) = serve(pieces).await;
+    target(base_url).ask(RunClock::start(), "prompt", 3).await
+}
+
+fn head() -> Piece {
+    Piece::Raw(OK_HEAD.into())
+}
+
+fn assert_error(answer: &Answer, part: &str) {
+    assert!(
+        answer
+            .error
+            .as_deref()
+            .is_some_and(|error| error.contains(part)),
+        "{answer:?} lacks `{part}`"
+    );
+}
+
+#[tokio::test]
+async fn a_stream_torn_at_every_byte_is_read_whole() {
+    let mut pieces = vec![head()];
+    pieces.extend(good_stream().bytes().map(|byte| Piece::Body(vec![byte])));
+    pieces.push(Piece::End);
+    let answer = ask(pieces).await;
+    assert_eq!(answer.error, None);
+    assert_eq!(answer.token_s.len(), 3);
+    assert_eq!(
+        (
+            answer.prompt_tokens,
+            answer.output_tokens,
+            answer.cached_tokens
+        ),
+        (Some(7), Some(3), Some(4))
+    );
+    assert_eq!(answer.finish_reason.as_deref(), Some("length"));
+}
+
+#[tokio::test]
+async fn the_request_carries_path_key_and_the_wish_for_usage() {
+    let (base_url, seen) = serve(vec![head(), body(&good_stream()), Piece::End]).await;
+    let answer = target(base_url).ask(RunClock::start(), "안녕", 3).await;
+    assert_eq!(answer.error, None);
+    let request = seen.last_request.lock().expect("not poisoned").clone();
+    assert!(
+        request.starts_with("POST /gpu0/v1/completions HTTP/1.1\r\n"),
+        "{request}"
+    );
+    assert!(
+        request.contains("authorization: Bearer key-1\r\n"),
+        "{request}"
+    );
+    let (_, json) = request.split_once("\r\n\r\n").expect("a body");
+    let json: serde_json::Value = serde_json::from_str(json).expect("JSON");
+    assert_eq!(json["prompt"], "안녕");
+    assert_eq!(json["max_tokens"], 3);
+    assert_eq!(json["ignore_eos"], true);
+    assert_eq!(json["stream_options"]["include_usage"], true);
+}
+
+#[tokio::test]
+async fn a_chat_does_not_count_the_chunk_that_names_the_role() {
+    let stream = [
+        event(r#"{"choices":[{"delta":{"role":"assistant","content":""},"finish_reason":null}]}"#),
+        event(r#"{"choices":[{"delta":{"content":"Hi"},"finish_reason":null}]}"#),
+        event(r#"{"choices":[{"delta":{},"finish_reason":"stop"}]}"#),
+        event(USAGE),
+        event("[DONE]"),
+    ];
+    let (base_url, seen) = serve(vec![head(), body(&stream.concat()), Piece::End]).await;
+    let chat = Target {
+        endpoint: ApiEndpoint::Chat,
+        ..target(base_url)
+    };
+    let answer = chat.ask(RunClock::start(), "hello", 3).await;
+    assert_eq!(
+        (
+            answer.error,
+            answer.token_s.len(),
+            answer.finish_reason.as_deref()
+        ),
+        (None, 1, Some("stop"))
+    );
+    let request = seen.last_request.lock().expect("not poisoned").clone();
+    assert!(
+        request.starts_with("POST /gpu0/v1/chat/completions "),
+        "{request}"
+    );
+    assert!(
+        request.contains(r#""messages":[{"role":"user","content":"hello"}]"#),
+        "{request}"
+    );
+}
+
+#[tokio::test]
+async fn times_are_those_of_a_slow_server() {
+    let pause = Duration::from_millis(60);
+    let answer = ask(vec![
+        head(),
+        Piece::Pause(pause),
+        body(&token("a")),
+        Piece::Pause(pause),
+        body(&token("b")),
+        Piece::Pause(pause),
+        body(&[last_token("c"), event(USAGE), event("[DONE]")].concat()),
+        Piece::End,
+    ])
+    .await;
+    assert_eq!(answer.error, None);
+    let sent_s = answer.sent_s.expect("sent");
+    let [first, second, third] = answer.token_s[..] else {
+        panic!("{answer:?}")
+    };
+    // A pause is never shorter than asked; the upper bounds leave room for a busy machine.
+    for gap in [first - sent_s, second - first, third - second] {
+        assert!((0.055..2.0).contains(&gap), "{answer:?}");
+    }
+    assert!(answer.end_s >= third);
+}
+
+#[tokio::test]
+async fn an_error_status_is_an_error_with_the_servers_words() {
+    let text = r#"{"error":{"message":"too many requests","type":"overloaded"}}"#;
+    let response = format!(
+        "HTTP/1.1 429 Too Many Requests\r\ncontent-length: {}\r\n\r\n{text}",
+        text.len()
+    );
+    let answer = ask(vec![Piece::Raw(response.into())]).await;
+    assert_error(&answer, "status 429");
+    assert_error(&answer, "too many requests");
+    assert!(answer.token_s.is_empty() && answer.sent_s.is_some());
+}
+
+#[tokio::test]
+async fn a_connection_that_breaks_keeps_what_had_arrived() {
+    let answer = ask(vec![head(), body(&token("a"))]).await;
+    assert_error(&answer, "the connection broke");
+    assert_eq!(answer.token_s.len(), 1);
+}
+
+#[tokio::test]
+async fn broken_streams_are_errors() {
+    let cases: [(String, &str); 6] = [
+        (event("{broken"), "not JSON"),
+        (
+            event(r#"{"error":{"message":"out of pages"}}"#),
+            "the server reported: out of pages",
+        ),
+        ([token("a"), event("[DONE]")].concat(), "no `usage`"),
+        ([token("a"), event(USAGE)].concat(), "before `[DONE]`"),
+        (
+            [token("a"), "data: {\"choices\"".into()].concat(),
+            "inside an event",
+        ),
+        (String::new(), "before `[DONE]`"),
+    ];
+    for (stream, part) in cases {
+        let mut pieces = vec![head()];
+        if !stream.is_empty() {
+            pieces.push(body(&stream));
+        }
+        pieces.push(Piece::End);
+        assert_error(&ask(pieces).await, part);
+    }
+    assert_error(
+        &ask(vec![
+            head(),
+            Piece::Body(b"data: \xff\n\n".to_vec()),
+            Piece::End,
+        ])
+        .await,
+        "not UTF-8",
+    );
+}
+
+#[tokio::test]
+async fn a_silent_server_times_out() {
+    let (base_url, _) = serve(vec![
+        head(),
+        body(&token("a")),
+        Piece::Pause(Duration::from_secs(30)),
+    ])
+    .await;
+    let hasty = Target {
+        timeout: Duration::from_millis(200),
+        ..target(base_url)
+    };
+    let answer = hasty.ask(RunClock::start(), "prompt", 3).await;
+    assert_error(&answer, "not finished within 0.2 s");
+    assert_eq!(answer.token_s.len(), 1);
+}
+
+#[tokio::test]
+async fn nobody_there_means_nothing_was_sent() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+    let port = listener.local_addr().expect("address").port();
+    drop(listener);
+    let answer = target(BaseUrl::loopback(port))
+        .ask(RunClock::start(), "prompt", 3)
+        .await;
+    assert_error(&answer, "cannot be reached");
+    assert_eq!(answer.sent_s, None);
+}
+
+/// Runs a case against a server that takes 50 ms an answer.
+async fn run(arrival: Arrival, n_requests: u32) -> (Vec<RequestRow>, Arc<Seen>) {
+    let dir = tempfile::tempdir().expect("temporary folder");
+    std::fs::write(
+        dir.path().join("p.jsonl"),
+        "{\"id\":\"p\",\"text\":\"hello\"}",
+    )
+    .expect("written");
+    let prompts = PromptSet::load(dir.path(), &["p".into()]).expect("prompts");
+    let slow = vec![
+        head(),
+        Piece::Pause(Duration::from_millis(50)),
+        body(&good_stream()),
+        Piece::End,
+    ];
+    let (base_url, seen) = serve(slow).await;
+    let case = Case {
+        name: "c".into(),
+        phase: Phase::Users,
+        warmup: false,
+        arrival,
+        n_requests,
+        output_tokens: 3,
+    };
+    let (sender, mut receiver) = tokio::sync::mpsc::unbounded_channel();
+    run_case(
+        &target(base_url),
+        &case,
+        &prompts,
+        1,
+        RunClock::start(),
+        &sender,
+    )
+    .await;
+    drop(sender);
+    let mut rows = Vec::new();
+    while let Some(row) = receiver.recv().await {
+        rows.push(row);
+    }
+    rows.sort_by_key(|row| row.index);
+    (rows, seen)
+}
+
+#[tokio::test]
+async fn a_closed_loop_never_has_more_requests_in_flight_than_users() {
+    let (rows, seen) = run(Arrival::ClosedLoop { n_users: 3 }, 8).await;
+    assert_eq!(
+        rows.iter().map(|row| row.index).collect::<Vec<_>>(),
+        (0..8).collect::<Vec<_>>()
+    );
+    assert!(
+        rows.iter()
+            .all(|row| row.error.is_none() && row.n_users == Some(3) && row.rate_per_s.is_none())
+    );
+    assert!(rows.iter().all(|row| row.user.is_some_and(|user| user < 3)));
+    assert_eq!(seen.n_requests.load(Ordering::SeqCst), 8);
+    assert_eq!(seen.most_in_flight.load(Ordering::SeqCst), 3);
+}
+
+#[tokio::test]
+async fn an_open_loop_sends_on_time_whatever_the_server_does() {
+    let (rows, seen) = run(Arrival::OpenLoop { rate_per_s: 200.0 }, 20).await;
+    assert_eq!(rows.len(), 20);
+    assert!(
+        rows.iter()
+            .all(|row| row.error.is_none() && row.user.is_none() && row.rate_per_s == Some(200.0))
+    );
+    // 20 requests within about 100 ms against answers of 50 ms overlap.
+    assert!(
+        seen.most_in_flight.load(Ordering::SeqCst) > 3,
+        "{}",
+        seen.most_in_flight.load(Ordering::SeqCst)
+    );
+    for row in &rows {
+        assert!(
+            row.sent_s.is_some_and(|sent_s| sent_s >= row.scheduled_s),
+            "{row:?}"
+        );
+    }
+}

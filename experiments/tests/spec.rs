@@ -1,0 +1,227 @@
+//! The shipped experiments resolve to the flags they are known for, and every mistake in a
+//! spec is named with its field, value and limit.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use experiments::spec::{Experiment, Overrides, full_name};
+
+fn shipped() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).to_path_buf()
+}
+
+fn flags_of(name: &str) -> String {
+    let experiment =
+        Experiment::load(&shipped(), name, &Overrides::default()).expect("a valid experiment");
+    experiment.flags.to_args().join(" ")
+}
+
+/// Flags in any order, `--flag value value` kept together.
+fn sorted(line: &str) -> Vec<String> {
+    let mut flags: Vec<String> = line
+        .split("--")
+        .map(|flag| flag.trim().to_string())
+        .filter(|flag| !flag.is_empty())
+        .collect();
+    flags.sort();
+    flags
+}
+
+#[test]
+fn the_five_experiments_have_their_flags() {
+    let baseline = "--attention-backend triton --sampling-backend pytorch --max-total-tokens 3072 --mem-fraction-static 0.85 \
+                    --disable-cuda-graph --disable-custom-all-reduce --disable-flashinfer --disable-radix-cache";
+    let kept_by_experimental = "--attention-backend triton --sampling-backend pytorch --max-total-tokens 3072 --mem-fraction-static 0.85";
+    let balanced_base = "--attention-backend triton --sampling-backend pytorch --disable-cuda-graph \
+                         --disable-custom-all-reduce --disable-flashinfer --disable-radix-cache";
+    let expected = [
+        ("baseline", baseline.to_string()),
+        (
+            "ultra",
+            format!(
+                "{baseline} --enable-torch-compile --torch-compile-max-bs 8 --schedule-policy lpm \
+                 --num-continuous-decode-steps 3 --triton-attention-reduce-in-fp32 --triton-attention-num-kv-splits 16"
+            ),
+        ),
+        (
+            "balanced-v2",
+            format!(
+                "{balanced_base} --enable-torch-compile --torch-compile-max-bs 6 --schedule-policy lof \
+                 --num-continuous-decode-steps 2 --triton-attention-num-kv-splits 12 --allow-auto-truncate \
+                 --mem-fraction-static 0.87 --max-total-tokens 3328 --max-prefill-tokens 1664 \
+                 --chunked-prefill-size 1152 --triton-attention-reduce-in-fp32 --decode-log-interval 30 --stream-output"
+            ),
+        ),
+        (
+            "experimental",
+            format!(
+                "{kept_by_experimental} --cuda-graph-max-bs 4 --cuda-graph-bs 1 2 4 --enable-hierarchical-cache \
+                 --enable-mixed-chunk --enable-two-batch-overlap --schedule-policy dfs-weight"
+            ),
+        ),
+        ("performance-v1", "--attention-backend triton".to_string()),
+    ];
+    for (name, line) in expected {
+        assert_eq!(sorted(&flags_of(name)), sorted(&line), "{name}");
+    }
+}
+
+#[test]
+fn the_resolved_configuration_holds_everything() {
+    let experiment = Experiment::load(&shipped(), "03", &Overrides::default()).expect("valid");
+    let resolved = toml::to_string_pretty(&experiment).expect("serialised");
+    insta::assert_snapshot!(resolved);
+}
+
+#[test]
+fn quick_shrinks_the_workload_and_nothing_else() {
+    let overrides = Overrides {
+        quick: true,
+        ..Overrides::default()
+    };
+    let full = Experiment::load(&shipped(), "balanced-v2", &Overrides::default()).expect("valid");
+    let quick = Experiment::load(&shipped(), "balanced-v2", &overrides).expect("valid");
+    assert_eq!(quick.flags, full.flags);
+    assert!(quick.quick && !full.quick);
+    let n_requests = |experiment: &Experiment| {
+        experiment
+            .workload
+            .cases()
+            .iter()
+            .map(|case| case.n_requests)
+            .sum::<u32>()
+    };
+    assert!(n_requests(&quick) <= 20 && n_requests(&full) >= 120);
+    let names: Vec<String> = quick
+        .workload
+        .cases()
+        .into_iter()
+        .map(|case| case.name)
+        .collect();
+    assert_eq!(
+        names,
+        [
+            "warmup",
+            "latency-10",
+            "ladder-10",
+            "ladder-50",
+            "users-1",
+            "users-2",
+            "users-5"
+        ]
+    );
+}
+
+#[test]
+fn names_work_with_and_without_their_number() {
+    for typed in ["03-balanced-v2", "balanced-v2", "03"] {
+        assert_eq!(
+            full_name(&shipped(), typed).expect("known"),
+            "03-balanced-v2"
+        );
+    }
+    let error = full_name(&shipped(), "balanced-v3")
+        .expect_err("unknown")
+        .to_string();
+    assert!(
+        error.contains("`balanced-v3`") && error.contains("03-balanced-v2"),
+        "{error}"
+    );
+}
+
+/// Loads an experiment that extends a valid one and says `own` on top.
+fn mistake(own: &str) -> String {
+    mistake_with(own, &Overrides::default())
+}
+
+fn mistake_with(own: &str, overrides: &Overrides) -> String {
+    let dir = tempfile::tempdir().expect("temporary folder");
+    let write = |name: &str, text: &str| {
+        fs::create_dir_all(dir.path().join(name)).expect("made");
+        fs::write(dir.path().join(name).join("experiment.toml"), text).expect("written");
+    };
+    write(
+        "01-baseline",
+        &fs::read_to_string(shipped().join("01-baseline/experiment.toml")).expect("shipped"),
+    );
+    write(
+        "09-mistake",
+        &format!("name = \"09-mistake\"\ntitle = \"t\"\nextends = \"01-baseline\"\n{own}"),
+    );
+    match Experiment::load(dir.path(), "mistake", overrides) {
+        Ok(_) => panic!("accepted: {own}"),
+        Err(error) => error.to_string(),
+    }
+}
+
+#[test]
+fn mistakes_are_named_with_field_value_and_limit() {
+    for (own, part) in [
+        (
+            "replicates = 0",
+            "09-mistake: replicates = 0: must be 1 to 100",
+        ),
+        (
+            "[workload.latency]\nn_requests = 0",
+            "workload.latency.n_requests = 0: must be 1 to 100000",
+        ),
+        (
+            "[workload.users]\nn_users = [1, 5000]",
+            "workload.users.n_users = 5000: must be 1 to 4096",
+        ),
+        (
+            "[workload.ladder]\noutput_tokens = [10, 10]",
+            "workload.ladder.output_tokens = [10, 10]: must be a list of one or more distinct",
+        ),
+        (
+            "[workload]\ntemperature = -1.0",
+            "workload.temperature = -1: must be 0 to 2",
+        ),
+        (
+            "[workload]\nprompts = []",
+            "workload.prompts = []: must be at least one file",
+        ),
+        ("[workload]\nprompt = []", "unknown field `prompt`"),
+        (
+            "[workload]\nendpoint = \"embeddings\"",
+            "unknown variant `embeddings`",
+        ),
+        ("model = \"\"", "model = \"\": must be a path"),
+        (
+            "[flags]\ndisable-radix-cache = false",
+            "flag `disable-radix-cache`: `false` is no value",
+        ),
+        ("[flags]\nport = 80", "flag `--port` is set by"),
+        (
+            "remove_flags = [\"enable-mixed-chunk\"]",
+            "remove_flags: `enable-mixed-chunk` is not among the inherited flags: attention-backend",
+        ),
+        (
+            "[workload.rate]\nrates_per_s = [0.0]\noutput_tokens = 1\nn_requests = 1",
+            "workload.rate.rates_per_s = 0: must be 0.001 to 10000",
+        ),
+        ("flags = 3", "flags"),
+    ] {
+        let error = mistake(own);
+        assert!(error.contains(part), "{own:?} gave: {error}");
+    }
+    let typed = Overrides {
+        replicates: Some(101),
+        ..Overrides::default()
+    };
+    assert!(mistake_with("", &typed).contains("replicates = 101: must be 1 to 100"));
+}
+
+#[test]
+fn a_circle_of_ancestors_is_refused() {
+    let dir = tempfile::tempdir().expect("temporary folder");
+    for (name, parent) in [("01-a", "02-b"), ("02-b", "01-a")] {
+        fs::create_dir_all(dir.path().join(name)).expect("made");
+        let text = format!("name = \"{name}\"\nextends = \"{parent}\"");
+        fs::write(dir.path().join(name).join("experiment.toml"), text).expect("written");
+    }
+    let error = Experiment::load(dir.path(), "01-a", &Overrides::default())
+        .expect_err("a circle")
+        .to_string();
+    assert!(error.contains("runs in a circle"), "{error}");
+}

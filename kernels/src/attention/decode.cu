@@ -1,0 +1,190 @@
+// out[r][h] = softmax(q[r][h] K^T / sqrt(head_dim)) V over the first context_len[r] tokens of row
+// r's pages: flash decoding with split KV.
+//
+// The up to 8 query heads of a KV head are the 8 columns of one matrix product, so K and V are read
+// once for all of them: S[16 tokens x 8] = K q, then O[16 dims x 8] = V P with P transposed inside
+// the warp. A warp takes a page (16 tokens) at a time, four warps a block, and the blocks of a
+// cluster split the context; they are merged through distributed shared memory in rank order, so
+// one launch does it all, nothing goes through device memory and the bits are the same every time.
+//
+// At small batches this kernel is a chain of latencies, hence: lengths, page table and the pages
+// that earlier steps wrote are read before griddepcontrol.wait. That is safe because embedding.cu
+// lets nothing start before it has itself waited for the step before.
+//
+// Rows of one sequence's prompt may sit in one launch: each is a row with its own context_len.
+// Bytes: context * head_dim * 2 * stored size a (row, KV head). FLOPs: 4 * 8 * context * head_dim.
+// Grid: (n_kv_heads, m, splits), cluster (1, 1, splits), 128 threads. Architectures: sm_90, sm_120.
+// Ideas: flash decoding (Dao et al.), GQA packing as in FlashInfer.
+#include "../cuda/paged_kv.cuh"
+
+struct AttentionDecodeParams {
+    const __half* q;             // [m][q_stride], head h at h * head_dim
+    PagedKv kv;
+    const int32_t* page_table;   // [m][max_pages]
+    const int32_t* context_len;  // [m]; 0 for a padding row
+    __half* out;                 // [m][out_stride]
+    float scale;                 // 1 / sqrt(head_dim)
+    int32_t n_kv, group;         // group: query heads a KV head, at most 8
+    int32_t max_pages, q_stride, out_stride;
+    int32_t fresh;               // tokens at the end of a context that this step itself writes, at most
+};
+
+DEVICE uint32_t transpose_8x8(uint32_t x) {
+    uint32_t y;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
+    return y;
+}
+
+template <class T, int HD, bool FP32_PARTIALS>
+DEVICE void attention_decode(const AttentionDecodeParams& p) {
+    constexpr int WARPS = 4, S = HD / 32, TILES = HD / 16;
+    using Partial = typename cuda::std::conditional<FP32_PARTIALS, float, __half>::type;
+    const int kv_head = blockIdx.x, row = blockIdx.y, rank = cluster_rank(), ranks = cluster_size();
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, j = lane % 4;
+    launch_dependents();
+    const int context = p.context_len[row];
+    const int pages = (context + PAGE_TOKENS - 1) / PAGE_TOKENS;
+    const int splits = min(ranks, (pages + WARPS - 1) / WARPS);
+    const int first = rank < splits ? pages * rank / splits : 0;
+    const int last = rank < splits ? pages * (rank + 1) / splits : 0;
+
+    const int32_t* table = p.page_table + static_cast<int64_t>(row) * p.max_pages;
+    const T* k_pool = static_cast<const T*>(p.kv.k) + kv_head * PAGE_TOKENS * HD + g * HD + j * 8;
+    const T* v_pool = static_cast<const T*>(p.kv.v) + kv_head * PAGE_TOKENS * HD + lane * 8;
+    const int64_t page_values = static_cast<int64_t>(p.n_kv) * PAGE_TOKENS * HD;
+    uint32_t k[2][S][4], v[TILES][4];
+    auto load_k = [&](int page) {
+        const T* at = k_pool + table[page] * page_values;
+#pragma unroll
+        for (int s = 0; s < S; s++) {
+            load_eight(at + s * 32, k[0][s]);
+            load_eight(at + 8 * HD + s * 32, k[1][s]);
+        }
+    };
+    auto load_v = [&](int page) {
+        const T* at = v_pool + table[page] * page_values;
+#pragma unroll
+        for (int t = 0; t < TILES; t++) load_eight(at + t * 256, v[t]);
+    };
+    int page = first + warp;
+    const bool early = page < last && (page + 1) * PAGE_TOKENS <= context - p.fresh;
+    if (early) load_k(page), load_v(page);
+
+    wait_for_previous();
+
+    // Query heads as the B operand; heads past the group repeat the last one and are not stored.
+    const int q_head = kv_head * p.group + min(g, p.group - 1);
+    const __half* q_at = p.q + static_cast<int64_t>(row) * p.q_stride + q_head * HD + j * 8;
+    uint32_t q[S][4];
+#pragma unroll
+    for (int s = 0; s < S; s++) load_eight(q_at + s * 32, q[s]);
+
+    const float scale = p.scale * p.kv.k_scale * 1.44269504f;  // exp2 below
+    if (page < last && !early) load_k(page), load_v(page);
+
+    float m[2] = {-INFINITY, -INFINITY}, l[2] = {0.f, 0.f};  // of heads 2j and 2j + 1
+    float o[TILES][4] = {};
+    for (; page < last; page += WARPS) {
+        float sc[2][4] = {};
+#pragma unroll
+        for (int s = 0; s < S; s++) {
+            const uint32_t a0[4] = {k[0][s][0], k[1][s][0], k[0][s][1], k[1][s][1]};
+            const uint32_t a1[4] = {k[0][s][2], k[1][s][2], k[0][s][3], k[1][s][3]};
+            mma_16816(sc[0], a0, q[s][0], q[s][1]);
+            mma_16816(sc[1], a1, q[s][2], q[s][3]);
+        }
+        if (page + WARPS < last) load_k(page + WARPS);
+        // score i of this lane: token g + 8 * (i / 2), head 2j + i % 2
+        float x[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const int token = page * PAGE_TOKENS + g + 8 * (i / 2);
+            x[i] = token < context ? (sc[0][i] + sc[1][i]) * scale : -INFINITY;
+        }
+        float factor[2];
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            float top = fmaxf(x[h], x[h + 2]);
+#pragma unroll
+            for (int d = 4; d < 32; d *= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, d));
+            top = fmaxf(top, m[h]);  // finite: every page holds a token of the context
+            factor[h] = exp2f(m[h] - top);
+            m[h] = top;
+            x[h] = exp2f(x[h] - top);
+            x[h + 2] = exp2f(x[h + 2] - top);
+            l[h] = l[h] * factor[h] + x[h] + x[h + 2];  // this lane's tokens; added over lanes at the end
+        }
+        const uint32_t p0 = transpose_8x8(half2_bits(__floats2half2_rn(x[0], x[1])));
+        const uint32_t p1 = transpose_8x8(half2_bits(__floats2half2_rn(x[2], x[3])));
+#pragma unroll
+        for (int t = 0; t < TILES; t++) {
+            o[t][0] *= factor[0], o[t][1] *= factor[1], o[t][2] *= factor[0], o[t][3] *= factor[1];
+            mma_16816(o[t], v[t], p0, p1);
+        }
+        if (page + WARPS < last) load_v(page + WARPS);
+    }
+#pragma unroll
+    for (int h = 0; h < 2; h++)
+#pragma unroll
+        for (int d = 4; d < 32; d *= 2) l[h] += __shfl_xor_sync(~0u, l[h], d);
+
+    // Merge the warps: o of lane (g, j), tile t: dims 16t + g (+8), heads 2j, 2j + 1.
+    __shared__ float warp_o[WARPS][8][HD + 1];
+    __shared__ float warp_ml[WARPS][8][2];
+#pragma unroll
+    for (int t = 0; t < TILES; t++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) warp_o[warp][2 * j + i % 2][t * 16 + g + 8 * (i / 2)] = o[t][i];
+    if (g == 0)
+#pragma unroll
+        for (int h = 0; h < 2; h++) warp_ml[warp][2 * j + h][0] = m[h], warp_ml[warp][2 * j + h][1] = l[h];
+    __syncthreads();
+
+    // This block's part of the result, normalised so that fp16 parts cannot overflow.
+    __shared__ Partial part_o[8 * HD];
+    __shared__ float part_m[8], part_l[8];
+    for (int i = threadIdx.x; i < p.group * HD; i += WARPS * 32) {
+        const int head = i / HD, dim = i % HD;
+        float top = -INFINITY;
+#pragma unroll
+        for (int w = 0; w < WARPS; w++) top = fmaxf(top, warp_ml[w][head][0]);
+        float sum = 0.f, total = 0.f;
+#pragma unroll
+        for (int w = 0; w < WARPS; w++) {
+            const float f = exp2f(warp_ml[w][head][0] - top);
+            sum += f * warp_o[w][head][dim];
+            total += f * warp_ml[w][head][1];
+        }
+        part_o[i] = static_cast<Partial>(sum / total);
+        if (dim == 0) part_m[head] = top, part_l[head] = total;
+    }
+    if (ranks > 1) cluster_sync(); else __syncthreads();
+    for (int i = rank * WARPS * 32 + threadIdx.x; i < p.group * HD && context > 0; i += ranks * WARPS * 32) {
+        const int head = i / HD, dim = i % HD;
+        float top = -INFINITY;
+        for (int r = 0; r < splits; r++) top = fmaxf(top, cluster_load(shared_address(&part_m[head]), r));
+        float sum = 0.f, total = 0.f;
+        for (int r = 0; r < splits; r++) {
+            const float f = exp2f(cluster_load(shared_address(&part_m[head]), r) - top) *
+                            cluster_load(shared_address(&part_l[head]), r);
+            sum += f * static_cast<float>(cluster_load_as<Partial>(shared_address(&part_o[i]), r));
+            total += f;
+        }
+        p.out[static_cast<int64_t>(row) * p.out_stride + (kv_head * p.group + head) * HD + dim] =
+            __float2half_rn(sum / total * p.kv.v_scale);
+    }
+    if (ranks > 1) cluster_sync();  // nobody leaves while its part may still be read
+}
+
+#define ATTENTION_DECODE(name, type, hd, fp32)                                                                   \
+    extern "C" __global__ void __launch_bounds__(128) name(const __grid_constant__ AttentionDecodeParams p) { \
+        attention_decode<type, hd, fp32>(p);                                                                     \
+    }
+ATTENTION_DECODE(attention_decode_half_64_fp16, __half, 64, false)
+ATTENTION_DECODE(attention_decode_half_64_fp32, __half, 64, true)
+ATTENTION_DECODE(attention_decode_half_128_fp16, __half, 128, false)
+ATTENTION_DECODE(attention_decode_half_128_fp32, __half, 128, true)
+ATTENTION_DECODE(attention_decode_fp8_64_fp16, __nv_fp8_e4m3, 64, false)
+ATTENTION_DECODE(attention_decode_fp8_64_fp32, __nv_fp8_e4m3, 64, true)
+ATTENTION_DECODE(attention_decode_fp8_128_fp16, __nv_fp8_e4m3, 128, false)
+ATTENTION_DECODE(attention_decode_fp8_128_fp32, __nv_fp8_e4m3, 128, true)

@@ -1,0 +1,53 @@
+// One layer's paged KV cache, as qkv_prepare writes and attention reads it.
+//
+// A page holds 16 tokens of one KV head. K lies token by token, [16][head_dim]. V lies as the A
+// operand of the product P V wants it: a tile of 16 dimensions x 16 tokens is 32 lanes x 8 values,
+// lane (g, j) holding
+//   (dim g; tokens 2j, 2j+1) (dim g+8; same) (dim g; tokens 2j+8, 2j+9) (dim g+8; same).
+#pragma once
+#include <cuda_fp8.h>
+
+#include <cuda/std/type_traits>
+
+#include "device.cuh"
+
+constexpr int PAGE_TOKENS = 16;
+
+struct PagedKv {
+    void* k;  // [n_pages][n_kv_heads][16][head_dim] fp16 or e4m3
+    void* v;  // [n_pages][n_kv_heads][head_dim / 16][32][8] fp16 or e4m3
+    float k_scale, v_scale;  // value = stored * scale; 1 for fp16
+};
+
+// Where (token in page, dim) of V lies in its page of one head.
+DEVICE int v_offset(int token, int dim) {
+    const int lane = (dim % 8) * 4 + (token % 8) / 2;
+    const int value = (token / 8) * 4 + (dim / 8 % 2) * 2 + token % 2;
+    return (dim / 16 * 32 + lane) * 8 + value;
+}
+
+template <class T>
+DEVICE T to_stored(float x, float inverse_scale);
+template <>
+DEVICE __half to_stored<__half>(float x, float) {
+    return __float2half_rn(x);
+}
+template <>
+DEVICE __nv_fp8_e4m3 to_stored<__nv_fp8_e4m3>(float x, float inverse_scale) {
+    return __nv_fp8_e4m3(x * inverse_scale);  // saturates at 448
+}
+
+// Eight consecutive stored values as four half pairs.
+DEVICE void load_eight(const __half* at, uint32_t (&out)[4]) {
+    const uint4 v = *reinterpret_cast<const uint4*>(at);
+    out[0] = v.x, out[1] = v.y, out[2] = v.z, out[3] = v.w;
+}
+DEVICE void load_eight(const __nv_fp8_e4m3* at, uint32_t (&out)[4]) {
+    const uint2 v = *reinterpret_cast<const uint2*>(at);
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const uint32_t word = i < 2 ? v.x : v.y;
+        const __half2_raw pair = __nv_cvt_fp8x2_to_halfraw2(static_cast<__nv_fp8x2_storage_t>(word >> (16 * (i % 2))), __NV_E4M3);
+        out[i] = static_cast<uint32_t>(pair.x) | static_cast<uint32_t>(pair.y) << 16;
+    }
+}

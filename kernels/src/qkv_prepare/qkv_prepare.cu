@@ -1,0 +1,90 @@
+// Between the q/k/v projection and attention, per token and head:
+//   q, k <- RMSNorm over head_dim (Qwen3)      q, k <- RoPE at the token's position
+//   k, v  -> the token's slot of the paged cache
+//
+// qkv: [m][(n_q + 2 n_kv) * head_dim] half, q rotated in place. One warp a head, lane l holding the
+// dimensions l*E .. and their partners half a head further, so that a rotation stays in the lane.
+// Bytes: qkv once, q and the cache slots once. Grid: (m, heads / 4), 128 threads.
+// Architectures: sm_90, sm_120.
+#include "../cuda/paged_kv.cuh"
+
+struct QkvPrepareParams {
+    __half* qkv;
+    const __half* q_norm;      // [head_dim] or null
+    const __half* k_norm;      // [head_dim] or null
+    const float* cos_sin;      // [positions][head_dim]: cosines, then sines, of head_dim / 2 angles
+    const int32_t* positions;  // [m]
+    const int32_t* slots;      // [m] page * 16 + token, -1 for a padding row
+    PagedKv kv;
+    float eps;
+    int32_t m, n_q, n_kv, row_stride;
+};
+
+template <class T, int HD>
+DEVICE void qkv_prepare(const QkvPrepareParams& p) {
+    constexpr int E = HD / 64;  // dimensions of each half a lane holds
+    const int row = blockIdx.x, head = blockIdx.y * 4 + threadIdx.x / 32, lane = threadIdx.x % 32;
+    launch_dependents();
+    if (head >= p.n_q + 2 * p.n_kv) return;
+    wait_for_previous();
+    const int slot = p.slots[row];
+    if (slot < 0) return;
+    __half* at = p.qkv + static_cast<int64_t>(row) * p.row_stride + head * HD;
+    float lo[E], hi[E];
+#pragma unroll
+    for (int e = 0; e < E; e++) lo[e] = __half2float(at[lane * E + e]), hi[e] = __half2float(at[HD / 2 + lane * E + e]);
+
+    const bool is_v = head >= p.n_q + p.n_kv, is_k = head >= p.n_q && !is_v;
+    if (!is_v) {
+        const __half* norm = is_k ? p.k_norm : p.q_norm;
+        if (norm != nullptr) {
+            float square = 0.f;
+#pragma unroll
+            for (int e = 0; e < E; e++) square += lo[e] * lo[e] + hi[e] * hi[e];
+#pragma unroll
+            for (int d = 16; d > 0; d /= 2) square += __shfl_xor_sync(~0u, square, d);
+            const float r = rsqrtf(square / HD + p.eps);
+#pragma unroll
+            for (int e = 0; e < E; e++) {
+                lo[e] *= r * __half2float(norm[lane * E + e]);
+                hi[e] *= r * __half2float(norm[HD / 2 + lane * E + e]);
+            }
+        }
+        const float* angles = p.cos_sin + static_cast<int64_t>(p.positions[row]) * HD;
+#pragma unroll
+        for (int e = 0; e < E; e++) {
+            const float c = angles[lane * E + e], s = angles[HD / 2 + lane * E + e];
+            const float a = lo[e], b = hi[e];
+            lo[e] = a * c - b * s;
+            hi[e] = b * c + a * s;
+        }
+    }
+    if (!is_v && !is_k) {
+#pragma unroll
+        for (int e = 0; e < E; e++) {
+            at[lane * E + e] = __float2half_rn(lo[e]);
+            at[HD / 2 + lane * E + e] = __float2half_rn(hi[e]);
+        }
+        return;
+    }
+    const int page = slot / PAGE_TOKENS, token = slot % PAGE_TOKENS;
+    const int kv_head = head - p.n_q - (is_v ? p.n_kv : 0);
+    const int64_t base = (static_cast<int64_t>(page) * p.n_kv + kv_head) * PAGE_TOKENS * HD;
+    T* out = static_cast<T*>(is_v ? p.kv.v : p.kv.k) + base;
+    const float inverse = 1.f / (is_v ? p.kv.v_scale : p.kv.k_scale);
+#pragma unroll
+    for (int e = 0; e < E; e++) {
+        const int d0 = lane * E + e, d1 = HD / 2 + lane * E + e;
+        out[is_v ? v_offset(token, d0) : token * HD + d0] = to_stored<T>(lo[e], inverse);
+        out[is_v ? v_offset(token, d1) : token * HD + d1] = to_stored<T>(hi[e], inverse);
+    }
+}
+
+#define QKV_PREPARE(name, type, hd)                                                                         \
+    extern "C" __global__ void __launch_bounds__(128) name(const __grid_constant__ QkvPrepareParams p) { \
+        qkv_prepare<type, hd>(p);                                                                           \
+    }
+QKV_PREPARE(qkv_prepare_half_64, __half, 64)
+QKV_PREPARE(qkv_prepare_half_128, __half, 128)
+QKV_PREPARE(qkv_prepare_fp8_64, __nv_fp8_e4m3, 64)
+QKV_PREPARE(qkv_prepare_fp8_128, __nv_fp8_e4m3, 128)

@@ -1,0 +1,60 @@
+// x[r][c] = h[row(r)][c] * rsqrt(mean(h^2) + eps) * weight[c]
+//
+// h: [.][n] f32, the residual stream; x: [m][x_stride] half. One block a row; each thread keeps its
+// part of the row in registers, so h is read once. `rows` picks rows (the last token of each
+// sequence before lm_head); null takes them in order.
+// Bytes: 4 n read, 2 n written a row. Grid: m blocks of 512 threads, n at most 16,384.
+// Architectures: sm_90, sm_120.
+#include "../cuda/device.cuh"
+
+struct RmsNormParams {
+    const float* h;
+    const __half* weight;
+    const int32_t* rows;
+    __half* x;
+    float eps;
+    int32_t n, x_stride;
+};
+
+extern "C" __global__ void __launch_bounds__(512) rms_norm(const __grid_constant__ RmsNormParams p) {
+    constexpr int VECTORS = 8;  // of 4 values a thread, at most
+    launch_dependents();
+    const int n_vectors = p.n / 4;
+    uint2 weight[VECTORS];
+#pragma unroll
+    for (int i = 0; i < VECTORS; i++) {
+        const int v = i * 512 + threadIdx.x;
+        if (v < n_vectors) weight[i] = reinterpret_cast<const uint2*>(p.weight)[v];
+    }
+    wait_for_previous();
+    const int64_t row = p.rows == nullptr ? blockIdx.x : p.rows[blockIdx.x];
+    const float4* h = reinterpret_cast<const float4*>(p.h + row * p.n);
+    float4 value[VECTORS];
+    float square = 0.f;
+#pragma unroll
+    for (int i = 0; i < VECTORS; i++) {
+        const int v = i * 512 + threadIdx.x;
+        value[i] = v < n_vectors ? h[v] : make_float4(0.f, 0.f, 0.f, 0.f);
+    }
+#pragma unroll
+    for (int i = 0; i < VECTORS; i++)
+        square += value[i].x * value[i].x + value[i].y * value[i].y + value[i].z * value[i].z + value[i].w * value[i].w;
+#pragma unroll
+    for (int d = 16; d > 0; d /= 2) square += __shfl_xor_sync(~0u, square, d);
+    __shared__ float sums[16];
+    if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = square;
+    __syncthreads();
+    float total = 0.f;
+#pragma unroll
+    for (int i = 0; i < 16; i++) total += sums[i];
+    const float r = rsqrtf(total / p.n + p.eps);
+    uint2* x = reinterpret_cast<uint2*>(p.x + static_cast<int64_t>(blockIdx.x) * p.x_stride);
+#pragma unroll
+    for (int i = 0; i < VECTORS; i++) {
+        const int v = i * 512 + threadIdx.x;
+        if (v >= n_vectors) continue;
+        const float2 w0 = __half22float2(bits_half2(weight[i].x)), w1 = __half22float2(bits_half2(weight[i].y));
+        x[v] = make_uint2(half2_bits(__floats2half2_rn(value[i].x * r * w0.x, value[i].y * r * w0.y)),
+                          half2_bits(__floats2half2_rn(value[i].z * r * w1.x, value[i].w * r * w1.y)));
+    }
+}

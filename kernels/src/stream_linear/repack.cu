@@ -1,0 +1,86 @@
+// Lays weights out as stream_linear.cu reads them: tiles of 16 columns, chunks of 2048 bytes.
+//
+// Lane (g, j) of a warp holds columns g and g + 8. A product takes 16 k of the warp, 4 of the lane:
+// product 2P + i of a chunk has k = P*32 + j*8 + i*4 + (0..3). So the lane's x for two products is
+// one 16-byte vector. The four registers of the A operand are
+//   (column g; k 0,1)  (column g + 8; k 0,1)  (column g; k 2,3)  (column g + 8; k 2,3).
+#include "../cuda/device.cuh"
+
+struct RepackAwqParams {
+    const uint32_t* qweight;  // [k][n / 8], nibble i of a word is column {0,2,4,6,1,3,5,7}[i]
+    const uint32_t* qzeros;   // [k / group][n / 8], same order
+    const __half* scales;     // [k / group][n]
+    uint8_t* weights;         // [n tiles][n_chunks][2048]
+    uint8_t* group_data;      // [n tiles][n_chunks][groups * 40]
+    int32_t n, k, group;
+    int32_t n_chunks;
+    int32_t tile_step, tile_offset;  // tile t lands at t * tile_step + tile_offset (2 interleaves gate and up)
+};
+
+DEVICE uint32_t awq_nibble(const uint32_t* words, int64_t row, int n, int column) {
+    if (column >= n) return 0;
+    const uint32_t word = words[row * (n / 8) + column / 8];
+    const int c = column % 8, position = (c & 1) * 4 + (c >> 1);
+    return (word >> (4 * position)) & 0xf;
+}
+
+// Where register r's k-th value (0 or 1) of the pair sits in a word: after the kernel's shift for r
+// (none, right 4, left 4, rotate left 8) it is at bit 6 or 22.
+DEVICE uint32_t place(uint32_t q, int r, int high) {
+    const int bit[4][2] = {{6, 22}, {10, 26}, {2, 18}, {30, 14}};
+    return __funnelshift_l(q, q, bit[r][high]);
+}
+
+// Grid: n_tiles * n_chunks blocks of 128 threads: thread = (16-byte vector of the chunk).
+extern "C" __global__ void repack_awq(const __grid_constant__ RepackAwqParams p) {
+    const int chunk = blockIdx.x % p.n_chunks, tile = blockIdx.x / p.n_chunks;
+    const int lane = threadIdx.x & 31, quarter = threadIdx.x >> 5, g = lane >> 2, j = lane & 3;
+    const int64_t home = static_cast<int64_t>(tile * p.tile_step + p.tile_offset) * p.n_chunks + chunk;
+    uint32_t* out = reinterpret_cast<uint32_t*>(p.weights + home * 2048) + threadIdx.x * 4;
+    for (int word = 0; word < 4; word++) {
+        const int product = quarter * 4 + word;
+        const int k0 = chunk * 256 + product / 2 * 32 + j * 8 + product % 2 * 4;
+        uint32_t packed = 0;
+        for (int r = 0; r < 4; r++)
+            for (int high = 0; high < 2; high++) {
+                const int k = k0 + (r / 2) * 2 + high, column = tile * 16 + g + (r % 2) * 8;
+                if (k < p.k) packed |= place(awq_nibble(p.qweight, k, p.n, column), r, high);
+            }
+        out[word] = packed;
+    }
+    const int groups = 256 / p.group;
+    uint8_t* group_data = p.group_data + home * groups * 40;
+    for (int i = threadIdx.x; i < groups * 8; i += 128) {
+        const int index = i / 8, c = i % 8, row = chunk * groups + index;
+        __half* scales = reinterpret_cast<__half*>(group_data) + i * 2;
+        uint32_t zeros = 0;
+        for (int high = 0; high < 2; high++) {
+            const int column = tile * 16 + c + high * 8;
+            const bool valid = row < p.k / p.group && column < p.n;
+            scales[high] = valid ? p.scales[static_cast<int64_t>(row) * p.n + column] : __float2half(0.f);
+            if (valid) zeros |= awq_nibble(p.qzeros, row, p.n, column) << (4 * high);
+        }
+        group_data[groups * 32 + i] = zeros;
+    }
+}
+
+struct RepackHalfParams {
+    const __half* rows;  // [n][k]
+    uint8_t* weights;    // [n tiles][n_chunks][2048]
+    int32_t n, k, n_chunks;
+    int32_t tile_step, tile_offset;
+};
+
+// Grid: n_tiles * n_chunks blocks of 128 threads: thread = (product, lane).
+extern "C" __global__ void repack_half(const __grid_constant__ RepackHalfParams p) {
+    const int chunk = blockIdx.x % p.n_chunks, tile = blockIdx.x / p.n_chunks;
+    const int lane = threadIdx.x & 31, product = threadIdx.x >> 5, g = lane >> 2, j = lane & 3;
+    const int64_t home = static_cast<int64_t>(tile * p.tile_step + p.tile_offset) * p.n_chunks + chunk;
+    __half* out = reinterpret_cast<__half*>(p.weights + home * 2048) + threadIdx.x * 8;
+    const int k0 = chunk * 64 + product / 2 * 32 + j * 8 + product % 2 * 4;
+    for (int r = 0; r < 4; r++)
+        for (int high = 0; high < 2; high++) {
+            const int k = k0 + (r / 2) * 2 + high, column = tile * 16 + g + (r % 2) * 8;
+            out[r * 2 + high] = k < p.k && column < p.n ? p.rows[static_cast<int64_t>(column) * p.k + k] : __float2half(0.f);
+        }
+}

@@ -1,0 +1,368 @@
+// y[m][n] = sum_k x[m][k] W[n][k]   for m <= 64: a step's decode rows against one weight matrix.
+//
+// At these sizes a product is a read of W, so everything here serves that one stream:
+//   * W lies in memory in the order in which the matrix instruction wants it (see repack.cu), in
+//     chunks of 16 columns x 256 k (AWQ) or 64 k (fp16), 2048 bytes each. One bulk copy brings a
+//     chunk; every warp has a ring of its own in shared memory and waits for nobody else.
+//   * W does not depend on the step: the rings are filled before griddepcontrol.wait, while the
+//     kernel before this one still computes.
+//   * W is the A operand (16 columns a tile) and x the B operand (8 rows a tile): a packed word
+//     becomes the four registers of A in seven instructions, and 1 to 8 rows cost the same.
+//   * A cluster of S blocks shares a range of columns and splits K, so that a block keeps only
+//     K/S of x in shared memory; the parts are added over the cluster in rank order, hence the
+//     same bits in every run. Where even K/S of x is too much, it is walked in phases.
+//
+// Bytes: W once (2128 B of AWQ per 16 x 256), x and y are noise. FLOPs: 2 m n k.
+// Grid: S * G blocks of WARPS * 32 threads, cluster S. Shared memory: sized by the host.
+// Architectures: sm_90, sm_120. Or-ing an integer into the mantissa of a power of two instead of
+// converting it is the idea of FasterTransformer's and Marlin's kernels.
+#include "../cuda/device.cuh"
+
+#ifndef STREAM_WARPS
+#define STREAM_WARPS 8
+#endif
+constexpr int WARPS = STREAM_WARPS;
+constexpr int TILE_N = 16;
+
+struct StreamLinearParams {
+    const uint8_t* weights;  // [n_tiles][n_chunks][2048]
+    const uint8_t* scales;   // [n_tiles][n_chunks][SCALE_BYTES]: fp16 scales, then packed zeros
+    const __half* x;         // [m][x_stride]; columns from k to n_chunks * K are zero
+    void* out;               // by epilogue
+    const __half* bias;      // [n] or null
+    int32_t m;
+    int32_t x_stride;      // at least n_chunks * K, a multiple of 8
+    int32_t n;             // output columns
+    int32_t n_tiles;
+    int32_t n_chunks;
+    int32_t n_stages;      // ring depth of a warp
+    int32_t phase_chunks;  // chunks of x that are in shared memory at a time
+    int32_t n_phases;
+};
+
+enum class Epilogue { Store, AddResidual, SiluMul, StoreF32 };
+
+// A nibble q is or-ed into the upper mantissa bits of 16.0, which makes 16 + q, exactly. The
+// product with the group's x is then taken on these small integers, and scale and zero enter
+// once a group, on the sums:  y += s * (sum (16 + q) x - (16 + z) sum x).
+template <int GROUPS_>  // quantisation groups in 128 k: 1, 2 or 4
+struct AwqFormat {
+    static constexpr int GROUPS = 2 * GROUPS_;  // in a chunk
+    static constexpr int K = 256;
+    static constexpr int PAIRS = 8;             // x vectors of 8 k a lane in a chunk: two products each
+    static constexpr int SCALE_BYTES = GROUPS * (32 + 8);
+
+    // The A operands of products 2P and 2P + 1, each plus 16. Word = 16 columns x 16 k of the warp.
+    template <int P>
+    DEVICE static void weights(const uint8_t* chunk, int lane, uint4& words, uint32_t (&a)[2][4]) {
+        if constexpr (P % 2 == 0) words = *reinterpret_cast<const uint4*>(chunk + P / 2 * 512 + lane * 16);
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            const uint32_t w = P % 2 == 0 ? (i == 0 ? words.x : words.y) : (i == 0 ? words.z : words.w);
+            a[i][0] = and_or<0x03c003c0, 0x4c004c00>(w);
+            a[i][1] = and_or<0x03c003c0, 0x4c004c00>(w >> 4);
+            a[i][2] = and_or<0x03c003c0, 0x4c004c00>(w << 4);
+            a[i][3] = and_or<0x03c003c0, 0x4c004c00>(__funnelshift_l(w, w, 8));
+        }
+    }
+    // Scale and 16 + zero of columns g and g + 8, which lie next to each other.
+    DEVICE static void group(const uint8_t* scales, int index, int g, float2& scale, float2& zero) {
+        scale = __half22float2(*reinterpret_cast<const __half2*>(scales + index * 32 + g * 4));
+        const uint32_t z = scales[GROUPS * 32 + index * 8 + g];
+        zero = __half22float2(bits_half2(and_or<0x03c003c0, 0x4c004c00>(z << 6 | z << 18)));
+    }
+};
+
+struct HalfFormat {
+    static constexpr int GROUPS = 0;
+    static constexpr int K = 64;
+    static constexpr int PAIRS = 2;
+    static constexpr int SCALE_BYTES = 0;
+    template <int P>
+    DEVICE static void weights(const uint8_t* chunk, int lane, uint4&, uint32_t (&a)[2][4]) {
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            const uint4 w = *reinterpret_cast<const uint4*>(chunk + (2 * P + i) * 512 + lane * 16);
+            a[i][0] = w.x, a[i][1] = w.y, a[i][2] = w.z, a[i][3] = w.w;
+        }
+    }
+};
+
+template <int FROM, int TO, class Fn>
+DEVICE void unrolled(Fn&& fn) {
+    if constexpr (FROM < TO) {
+        fn.template operator()<FROM>();
+        unrolled<FROM + 1, TO>(fn);
+    }
+}
+
+// Shared memory, in this order (the host computes the same sum, `SharedPlan`):
+//   barriers [1 + WARPS * n_stages] u64, to a multiple of 128
+//   weights  [WARPS][n_stages][2048]
+//   scales   [WARPS][n_stages][SCALE_BYTES]
+//   x        [min(m, 8 N)][phase_chunks * K * 2 + 64]   64 bytes of padding part the rows' banks
+//   sums     [phase_chunks * GROUPS][8 N] f32
+//   slots    [tiles + WARPS][16][m rounded up to 2] f32
+template <class F, int N, Epilogue E>  // N: tiles of 8 rows
+DEVICE void stream_linear(const StreamLinearParams& p) {
+    extern __shared__ __align__(128) uint8_t smem[];
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    const int g = lane >> 2, j = lane & 3;
+    const int rank = cluster_rank(), ranks = cluster_size();
+    const int cluster = blockIdx.x / ranks, clusters = gridDim.x / ranks;
+
+    // This cluster's columns and this block's slice of K. SiLU needs gate and up together.
+    constexpr int PAIR = E == Epilogue::SiluMul ? 2 : 1;
+    const int column_groups = p.n_tiles / PAIR;
+    const int tile0 = column_groups * cluster / clusters * PAIR;
+    const int tiles = column_groups * (cluster + 1) / clusters * PAIR - tile0;
+    const int chunk0 = p.n_chunks * rank / ranks;
+    const int chunks = p.n_chunks * (rank + 1) / ranks - chunk0;
+    // Items of a phase, (tile, chunk) with the chunk inside; the last phase may lack some.
+    const int phase_chunks = p.phase_chunks;
+    const int items = tiles * phase_chunks;
+    const int first = items * warp / WARPS, last = items * (warp + 1) / WARPS;
+
+    uint8_t* rings = smem + (8 + WARPS * p.n_stages * 8 + 127) / 128 * 128;
+    uint8_t* ring = rings + warp * p.n_stages * 2048;
+    uint8_t* scale_rings = rings + WARPS * p.n_stages * 2048;
+    uint8_t* scale_ring = scale_rings + warp * p.n_stages * F::SCALE_BYTES;
+    uint8_t* xs = scale_rings + WARPS * p.n_stages * F::SCALE_BYTES;
+    const int x_row = phase_chunks * F::K * 2 + 64;
+    const int x_rows = min(p.m, 8 * N);
+    float* xsums = reinterpret_cast<float*>(xs + x_rows * x_row);
+    float* slots = xsums + phase_chunks * F::GROUPS * 8 * N;
+    const int m_even = (p.m + 1) & ~1;
+    const uint32_t x_bar = shared_address(smem);
+    const uint32_t bars = x_bar + 8 + warp * p.n_stages * 8;
+
+    launch_dependents();
+
+    // The producer walks the same items as the consumer, n_stages ahead; lane 0 only.
+    const uint64_t policy = evict_first_policy();
+    const int64_t tile_base = static_cast<int64_t>(tile0) * p.n_chunks + chunk0;
+    int put_phase = 0, put_item = first, put_tile = first / phase_chunks, put_chunk = first % phase_chunks;
+    auto produce = [&](int stage) {  // the next existing item into `stage`
+        while (put_phase < p.n_phases) {
+            if (put_item == last) {
+                put_phase++;
+                put_item = first, put_tile = first / phase_chunks, put_chunk = first % phase_chunks;
+                if (first == last) return;
+                continue;
+            }
+            const int chunk = put_phase * phase_chunks + put_chunk;
+            const int64_t index = tile_base + static_cast<int64_t>(put_tile) * p.n_chunks + chunk;
+            put_item++;
+            if (++put_chunk == phase_chunks) put_chunk = 0, put_tile++;
+            if (chunk >= chunks) continue;
+            const uint32_t bar = bars + stage * 8;
+            barrier_expect(bar, 2048 + F::SCALE_BYTES);
+            bulk_copy(shared_address(ring + stage * 2048), p.weights + index * 2048, 2048, bar, policy);
+            if constexpr (F::SCALE_BYTES > 0)
+                bulk_copy(shared_address(scale_ring + stage * F::SCALE_BYTES), p.scales + index * F::SCALE_BYTES,
+                          F::SCALE_BYTES, bar, policy);
+            return;
+        }
+    };
+    if (lane == 0) {
+        if (warp == 0) barrier_init(x_bar, 1);
+        for (int s = 0; s < p.n_stages; s++) barrier_init(bars + s * 8, 1);
+        barrier_init_fence();
+        for (int s = 0; s < p.n_stages; s++) produce(s);
+    }
+    for (int i = threadIdx.x; i < (tiles + WARPS) * 16 * m_even; i += WARPS * 32) slots[i] = 0.f;
+
+    __syncthreads();  // the barriers exist
+
+    // From here on the activations are needed.
+    wait_for_previous();
+
+    // The residual that the sums are added to, read now rather than at the end.
+    const int per_tile = 16 * p.m;
+    const int share0 = tiles / PAIR * rank / ranks, share1 = tiles / PAIR * (rank + 1) / ranks;
+    auto out_index = [&](int i) {  // of value i of this rank's share, -1 beyond n
+        const int row = i % per_tile / 16;
+        const int column = (tile0 / PAIR + share0 + i / per_tile) * 16 + i % 16;
+        return column < p.n ? static_cast<int64_t>(row) * p.n + column : -1;
+    };
+    constexpr int EARLY = 4;
+    float residual[EARLY];
+    if constexpr (E == Epilogue::AddResidual) {
+#pragma unroll
+        for (int i = 0; i < EARLY; i++) {
+            const int v = i * WARPS * 32 + threadIdx.x;
+            const int64_t at = v < (share1 - share0) * per_tile ? out_index(v) : -1;
+            residual[i] = at >= 0 ? static_cast<const float*>(p.out)[at] : 0.f;
+        }
+    }
+
+    int x_offset[N];
+#pragma unroll
+    for (int t = 0; t < N; t++) x_offset[t] = min(t * 8 + g, x_rows - 1) * x_row + j * 16;
+
+    int stage = 0, parity = 0;
+    for (int phase = 0; phase < p.n_phases; phase++) {
+        if (phase > 0) __syncthreads();
+        const int x_bytes = min(phase_chunks, chunks - phase * phase_chunks) * F::K * 2;
+        if (threadIdx.x == 0) barrier_expect(x_bar, x_rows * x_bytes);
+        if (warp == 0) {
+            __syncwarp();
+            const __half* from = p.x + (chunk0 + phase * phase_chunks) * F::K;
+            for (int row = lane; row < x_rows; row += 32)
+                bulk_copy(shared_address(xs + row * x_row), from + static_cast<int64_t>(row) * p.x_stride, x_bytes, x_bar);
+        }
+        barrier_wait(x_bar, phase & 1);
+        if constexpr (F::GROUPS > 0) {
+            // The groups' sums of x, as products with a matrix of ones.
+            const uint32_t ones[4] = {0x3c003c00, 0x3c003c00, 0x3c003c00, 0x3c003c00};
+            constexpr int PER_GROUP = F::PAIRS / F::GROUPS;
+            for (int i = warp; i < x_bytes / (F::K * 2) * F::GROUPS; i += WARPS) {
+#pragma unroll
+                for (int t = 0; t < N; t++) {
+                    float sum[2][4] = {};
+#pragma unroll
+                    for (int v = 0; v < PER_GROUP; v++) {
+                        const uint4 x = *reinterpret_cast<const uint4*>(xs + x_offset[t] + (i * PER_GROUP + v) * 64);
+                        mma_16816(sum[0], ones, x.x, x.y);
+                        mma_16816(sum[1], ones, x.z, x.w);
+                    }
+                    if (g == 0)
+                        *reinterpret_cast<float2*>(xsums + (i * N + t) * 8 + 2 * j) =
+                            make_float2(sum[0][0] + sum[1][0], sum[0][1] + sum[1][1]);
+                }
+            }
+        }
+        __syncthreads();
+
+        float acc[N][4] = {};
+        int tile = first / phase_chunks, chunk = first % phase_chunks;
+        for (int item = first; item < last; item++) {
+            if (phase * phase_chunks + chunk < chunks) {
+                barrier_wait(bars + stage * 8, parity);
+                const uint8_t* data = ring + stage * 2048;
+                const uint8_t* scales = scale_ring + stage * F::SCALE_BYTES;
+                const uint8_t* x_chunk = xs + chunk * F::K * 2;
+                const float* sums = xsums + chunk * F::GROUPS * 8 * N + 2 * j;
+                float part[N][4] = {};
+                uint4 words;
+                unrolled<0, F::PAIRS>([&]<int P>() {
+                    uint32_t a[2][4];
+                    F::template weights<P>(data, lane, words, a);
+#pragma unroll
+                    for (int t = 0; t < N; t++) {
+                        const uint4 x = *reinterpret_cast<const uint4*>(x_chunk + x_offset[t] + P * 64);
+                        mma_16816(part[t], a[0], x.x, x.y);
+                        mma_16816(part[t], a[1], x.z, x.w);
+                    }
+                    if constexpr (F::GROUPS > 0) {
+                        constexpr int PER_GROUP = F::PAIRS / F::GROUPS;
+                        if constexpr ((P + 1) % PER_GROUP == 0) {
+                            constexpr int index = P / PER_GROUP;
+                            float2 scale, zero;
+                            F::group(scales, index, g, scale, zero);
+#pragma unroll
+                            for (int t = 0; t < N; t++) {
+                                const float2 sum = *reinterpret_cast<const float2*>(sums + (index * N + t) * 8);
+                                acc[t][0] += scale.x * (part[t][0] - zero.x * sum.x);
+                                acc[t][1] += scale.x * (part[t][1] - zero.x * sum.y);
+                                acc[t][2] += scale.y * (part[t][2] - zero.y * sum.x);
+                                acc[t][3] += scale.y * (part[t][3] - zero.y * sum.y);
+#pragma unroll
+                                for (int i = 0; i < 4; i++) part[t][i] = 0.f;
+                            }
+                        }
+                    }
+                });
+                if constexpr (F::GROUPS == 0) {
+#pragma unroll
+                    for (int t = 0; t < N; t++)
+#pragma unroll
+                        for (int i = 0; i < 4; i++) acc[t][i] += part[t][i];
+                }
+                __syncwarp();
+                if (lane == 0) produce(stage);
+                if (++stage == p.n_stages) stage = 0, parity ^= 1;
+            }
+            if (++chunk == phase_chunks || item + 1 == last) {
+                float* slot = slots + (tile + warp) * 16 * m_even + 2 * j;
+#pragma unroll
+                for (int t = 0; t < N; t++) {
+                    if (t * 8 + 2 * j < p.m) {
+                        float2* lo = reinterpret_cast<float2*>(slot + g * m_even + t * 8);
+                        float2* hi = reinterpret_cast<float2*>(slot + (g + 8) * m_even + t * 8);
+                        *lo = make_float2(lo->x + acc[t][0], lo->y + acc[t][1]);
+                        *hi = make_float2(hi->x + acc[t][2], hi->y + acc[t][3]);
+                    }
+#pragma unroll
+                    for (int i = 0; i < 4; i++) acc[t][i] = 0.f;
+                }
+                chunk = 0;
+                ++tile;
+            }
+        }
+    }
+    if (ranks > 1) cluster_sync(); else __syncthreads();
+
+    // The sum over ranks and warps, in that order; every rank finishes its share of the tiles. The
+    // warps of a tile are those of its first to its last item, the same in every rank.
+    auto warp_of = [&](int item) {  // the w with items * w / WARPS <= item < items * (w + 1) / WARPS
+        return (WARPS * (item + 1) - 1) / items;
+    };
+    auto value_of = [&](int t, int e) {
+        int w0 = warp_of(t * phase_chunks), w1 = warp_of((t + 1) * phase_chunks - 1);
+        float sum = 0.f;
+        for (int r = 0; r < ranks; r++)
+            for (int w = w0; w <= w1; w++) {
+                const float* at = slots + (t + w) * 16 * m_even + e;
+                sum += r == rank ? *at : cluster_load(shared_address(at), r);
+            }
+        return sum;
+    };
+    auto finish = [&](int i, float prior) {
+        const int64_t at = out_index(i);
+        if (at < 0) return;
+        const int t = (share0 + i / per_tile) * PAIR, e = i % 16 * m_even + i % per_tile / 16;
+        float y = value_of(t, e);
+        if constexpr (E == Epilogue::SiluMul) y = y / (1.f + __expf(-y)) * value_of(t + 1, e);
+        if (p.bias != nullptr) y += __half2float(p.bias[at % p.n]);
+        if constexpr (E == Epilogue::AddResidual) {
+            static_cast<float*>(p.out)[at] = prior + y;
+        } else if constexpr (E == Epilogue::StoreF32) {
+            static_cast<float*>(p.out)[at] = y;
+        } else {
+            static_cast<__half*>(p.out)[at] = __float2half_rn(y);
+        }
+    };
+    const int values = (share1 - share0) * per_tile;
+#pragma unroll
+    for (int i = 0; i < EARLY; i++) {
+        const int v = i * WARPS * 32 + threadIdx.x;
+        if (v < values) finish(v, residual[i]);
+    }
+    for (int v = EARLY * WARPS * 32 + threadIdx.x; v < values; v += WARPS * 32)
+        finish(v, E == Epilogue::AddResidual && out_index(v) >= 0 ? static_cast<const float*>(p.out)[out_index(v)] : 0.f);
+    if (ranks > 1) cluster_sync();  // nobody leaves while its sums may still be read
+}
+
+#define STREAM_LINEAR(name, format, rows, epilogue)                                                \
+    extern "C" __global__ void __launch_bounds__(WARPS * 32, 1) name##_##rows(                     \
+        const __grid_constant__ StreamLinearParams p) {                                            \
+        stream_linear<format, rows / 8, Epilogue::epilogue>(p);                                    \
+    }
+#define STREAM_LINEAR_ROWS(name, format, epilogue) \
+    STREAM_LINEAR(name, format, 8, epilogue)       \
+    STREAM_LINEAR(name, format, 16, epilogue)      \
+    STREAM_LINEAR(name, format, 32, epilogue)      \
+    STREAM_LINEAR(name, format, 64, epilogue)
+#define STREAM_LINEAR_FORMAT(prefix, format)                          \
+    STREAM_LINEAR_ROWS(prefix##_store, format, Store)                 \
+    STREAM_LINEAR_ROWS(prefix##_add_residual, format, AddResidual)    \
+    STREAM_LINEAR_ROWS(prefix##_silu_mul, format, SiluMul)            \
+    STREAM_LINEAR_ROWS(prefix##_store_f32, format, StoreF32)
+
+STREAM_LINEAR_FORMAT(stream_awq_g128, AwqFormat<1>)
+#ifndef STREAM_ONLY_G128
+STREAM_LINEAR_FORMAT(stream_awq_g64, AwqFormat<2>)
+STREAM_LINEAR_FORMAT(stream_awq_g32, AwqFormat<4>)
+#endif
+STREAM_LINEAR_FORMAT(stream_half, HalfFormat)

@@ -1,0 +1,69 @@
+//! Reads what experiments wrote and what was imported. Nothing is changed, repaired or guessed.
+//!
+//! Run folders come in three states: complete, failed, killed (no `status.json`, or one that says
+//! `running`). Only complete ones give statistics; the others are kept for the reports to list.
+
+pub mod imported;
+pub mod requests;
+pub mod run_folder;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use crate::ReportError;
+use requests::{CaseSamples, PeakMemory};
+use run_folder::{Outcome, RunFolder};
+
+/// Everything a report can draw on.
+#[derive(Debug, Default)]
+pub struct Records {
+    /// Sorted by run id.
+    pub runs: Vec<RunFolder>,
+    /// One entry a run and case, of complete runs, sorted by run id, then case.
+    pub cases: Vec<CaseSamples>,
+    /// Highest memory samples by run id, of complete runs.
+    pub peaks: BTreeMap<String, PeakMemory>,
+    /// Figures that others measured, sorted by source and row.
+    pub imported: Vec<imported::Figure>,
+}
+
+/// Reads all run folders below `runs_dir` and all imported figures below `imported_dir`.
+/// A folder that does not exist counts as empty: a fresh clone has no runs.
+pub fn load(
+    runs_dir: &Path,
+    imported_dir: &Path,
+    keep: impl Fn(&RunFolder) -> bool,
+) -> Result<Records, ReportError> {
+    let mut runs = run_folder::read_all(runs_dir)?;
+    runs.retain(keep);
+    let complete: Vec<&RunFolder> = runs
+        .iter()
+        .filter(|r| r.outcome == Outcome::Complete)
+        .collect();
+    let cases = requests::read_cases(&complete)?;
+    let peaks = requests::read_peaks(&complete)?;
+    Ok(Records {
+        cases,
+        peaks,
+        imported: imported::read_all(imported_dir)?,
+        runs,
+    })
+}
+
+/// Names of the sub-folders of `dir`, sorted; none if `dir` does not exist.
+fn sorted_folders(dir: &Path) -> Result<Vec<std::path::PathBuf>, ReportError> {
+    let entries = match std::fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(ReportError::io(dir, e)),
+    };
+    let mut folders = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(|e| ReportError::io(dir, e))?.path();
+        if path.is_dir() {
+            folders.push(path);
+        }
+    }
+    folders.sort();
+    Ok(folders)
+}

@@ -1,0 +1,387 @@
+//! One run folder: who ran what, where, and how it ended.
+//!
+//! Small files are plain serde; the request rows are [`super::requests`]' business.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use super::sorted_folders;
+use crate::ReportError;
+
+const SCHEMA_VERSION: u32 = 1;
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Manifest {
+    pub schema_version: u32,
+    pub run_id: String,
+    pub campaign: String,
+    pub experiment: String,
+    pub replicate: u32,
+    #[serde(default)]
+    pub quick: bool,
+    pub git: Git,
+    /// Hashes by name; null where there was nothing to hash.
+    #[serde(default)]
+    pub sha256: BTreeMap<String, Option<String>>,
+    pub model: Model,
+    #[serde(default)]
+    pub seed: Option<u64>,
+    /// Base URL of a server that the experiment did not start (another engine), if any.
+    #[serde(default)]
+    pub base_url: Option<String>,
+    pub started_utc: String,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Git {
+    #[serde(default)]
+    pub commit: Option<String>,
+    #[serde(default)]
+    pub dirty: Option<bool>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Model {
+    pub requested: String,
+    pub used: String,
+    #[serde(default)]
+    pub fallback_reason: Option<String>,
+    #[serde(default)]
+    pub format: Option<String>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Environment {
+    pub host: String,
+    pub os: String,
+    #[serde(default)]
+    pub kernel: Option<String>,
+    pub cpu: Cpu,
+    pub memory_bytes: u64,
+    #[serde(default)]
+    pub gpu: Option<Gpu>,
+    #[serde(default)]
+    pub rustc: Option<String>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Cpu {
+    pub model: String,
+    pub n_cores: u32,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Gpu {
+    pub name: String,
+    #[serde(default)]
+    pub driver: Option<String>,
+    #[serde(default)]
+    pub memory_bytes: Option<u64>,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    Complete,
+    Failed {
+        reason: String,
+    },
+    /// No `status.json`, or one that still says `running`.
+    Killed,
+}
+
+#[derive(Debug, Clone)]
+pub struct RunFolder {
+    pub dir: PathBuf,
+    /// The folder's name.
+    pub run_id: String,
+    pub outcome: Outcome,
+    /// Present for every complete run; a run killed early may lack it.
+    pub record: Option<Record>,
+    /// Why the record could not be read, if it could not.
+    pub record_problem: Option<String>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Record {
+    pub manifest: Manifest,
+    pub environment: Environment,
+    pub config: RunConfig,
+    pub server: ServerInfo,
+}
+
+/// `config.resolved.toml`, as far as reports show it.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct RunConfig {
+    /// Flags as typed behind `engine serve`, one a line: `--schedule-policy lof`.
+    pub flags: Vec<String>,
+    pub replicates: Option<u32>,
+}
+
+/// `server_info.json`, as far as reports show it.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ServerInfo {
+    pub executor: Option<String>,
+    pub device: Option<String>,
+    /// Role and the kernel selected for it.
+    pub kernels: Vec<(String, String)>,
+    /// Flag and why it has no effect there.
+    pub inactive_flags: Vec<(String, String)>,
+    pub kv_pool_tokens: Option<u64>,
+}
+
+/// All run folders below `dir`, sorted by name.
+pub fn read_all(dir: &Path) -> Result<Vec<RunFolder>, ReportError> {
+    sorted_folders(dir)?
+        .iter()
+        .map(|path| read_one(path))
+        .collect()
+}
+
+fn read_one(dir: &Path) -> Result<RunFolder, ReportError> {
+    let run_id = dir
+        .file_name()
+        .map(|n| n.to_string_lossy().into_owned())
+        .unwrap_or_default();
+    let outcome = read_outcome(dir)?;
+    let (record, record_problem) = match read_record(dir) {
+        Ok(record) => (Some(record), None),
+        // What a failed or killed run left behind may be cut off anywhere: list it, use nothing.
+        Err(problem @ (ReportError::Io { .. } | ReportError::Record { .. }))
+            if outcome != Outcome::Complete =>
+        {
+            (None, Some(problem.to_string()))
+        }
+        Err(problem) => return Err(problem),
+    };
+    Ok(RunFolder {
+        dir: dir.to_owned(),
+        run_id,
+        outcome,
+        record,
+        record_problem,
+    })
+}
+
+fn read_outcome(dir: &Path) -> Result<Outcome, ReportError> {
+    #[derive(Deserialize)]
+    struct Status {
+        status: String,
+        #[serde(default)]
+        reason: Option<String>,
+    }
+    let path = dir.join("status.json");
+    let Some(text) = read_if_there(&path)? else {
+        return Ok(Outcome::Killed);
+    };
+    let status: Status = match serde_json::from_str(&text) {
+        Ok(status) => status,
+        Err(e) => {
+            return Ok(Outcome::Failed {
+                reason: format!("status.json: {e}"),
+            });
+        }
+    };
+    Ok(match status.status.as_str() {
+        "complete" => Outcome::Complete,
+        "running" => Outcome::Killed,
+        other => Outcome::Failed {
+            reason: status.reason.unwrap_or_else(|| other.to_owned()),
+        },
+    })
+}
+
+fn read_record(dir: &Path) -> Result<Record, ReportError> {
+    let path = dir.join("manifest.json");
+    let manifest: Manifest = read_json(&path)?;
+    if manifest.schema_version != SCHEMA_VERSION {
+        return Err(ReportError::SchemaVersion {
+            path,
+            found: manifest.schema_version,
+            supported: SCHEMA_VERSION,
+        });
+    }
+    Ok(Record {
+        manifest,
+        environment: read_json(&dir.join("environment.json"))?,
+        config: read_config(&dir.join("config.resolved.toml"))?,
+        server: read_server_info(&dir.join("server_info.json"))?,
+    })
+}
+
+fn read_if_there(path: &Path) -> Result<Option<String>, ReportError> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(ReportError::io(path, e)),
+    }
+}
+
+fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, ReportError> {
+    let text = fs::read_to_string(path).map_err(|e| ReportError::io(path, e))?;
+    serde_json::from_str(&text).map_err(|e| ReportError::Record {
+        path: path.to_owned(),
+        message: e.to_string(),
+    })
+}
+
+fn read_config(path: &Path) -> Result<RunConfig, ReportError> {
+    let text = fs::read_to_string(path).map_err(|e| ReportError::io(path, e))?;
+    let record_error = |message: String| ReportError::Record {
+        path: path.to_owned(),
+        message,
+    };
+    let table: toml::Table = text
+        .parse()
+        .map_err(|e: toml::de::Error| record_error(e.to_string()))?;
+    let typed = match table.get("flags") {
+        None => Vec::new(),
+        Some(toml::Value::Array(words)) => words.iter().map(plain_text).collect(),
+        Some(other) => {
+            return Err(record_error(format!(
+                "`flags` is a {}, not a list",
+                other.type_str()
+            )));
+        }
+    };
+    let replicates = table
+        .get("replicates")
+        .and_then(toml::Value::as_integer)
+        .and_then(|n| u32::try_from(n).ok());
+    Ok(RunConfig {
+        flags: flags_one_a_line(&typed),
+        replicates,
+    })
+}
+
+fn plain_text(value: &toml::Value) -> String {
+    value
+        .as_str()
+        .map_or_else(|| value.to_string(), str::to_owned)
+}
+
+/// Joins `--flag value value` that came as separate words: every word without dashes belongs to
+/// the flag before it.
+fn flags_one_a_line(words: &[String]) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in words {
+        match lines.last_mut() {
+            Some(line) if !word.starts_with("--") => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.clone()),
+        }
+    }
+    lines
+}
+
+fn read_server_info(path: &Path) -> Result<ServerInfo, ReportError> {
+    let Some(text) = read_if_there(path)? else {
+        return Ok(ServerInfo::default());
+    };
+    let value: serde_json::Value =
+        serde_json::from_str(&text).map_err(|e| ReportError::Record {
+            path: path.to_owned(),
+            message: e.to_string(),
+        })?;
+    let executor = value.get("executor").unwrap_or(&value);
+    let text_of = |key: &str| {
+        executor
+            .get(key)
+            .and_then(serde_json::Value::as_str)
+            .map(str::to_owned)
+    };
+    Ok(ServerInfo {
+        executor: text_of("name").or_else(|| executor.as_str().map(str::to_owned)),
+        device: text_of("device"),
+        kernels: pairs(executor.get("kernels").or_else(|| value.get("kernels"))),
+        inactive_flags: pairs(
+            executor
+                .get("inactive_flags")
+                .or_else(|| value.get("inactive_flags")),
+        ),
+        kv_pool_tokens: executor
+            .get("kv_pool_tokens")
+            .or_else(|| value.get("kv_pool_tokens"))
+            .and_then(serde_json::Value::as_u64),
+    })
+}
+
+/// `[["a", "b"]]`, `{"a": "b"}` and `[{"flag": "a", "reason": "b"}]` all mean the same pairs.
+fn pairs(value: Option<&serde_json::Value>) -> Vec<(String, String)> {
+    use serde_json::Value;
+    let text = |v: Option<&Value>| match v {
+        Some(Value::String(s)) => s.clone(),
+        Some(other) => other.to_string(),
+        None => String::new(),
+    };
+    match value {
+        Some(Value::Object(map)) => map
+            .iter()
+            .map(|(k, v)| (k.clone(), text(Some(v))))
+            .collect(),
+        Some(Value::Array(items)) => items
+            .iter()
+            .map(|item| match item {
+                Value::Array(pair) => (text(pair.first()), text(pair.get(1))),
+                Value::Object(map) => {
+                    let mut values = map.values();
+                    (text(values.next()), text(values.next()))
+                }
+                other => (text(Some(other)), String::new()),
+            })
+            .collect(),
+        _ => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_keep_their_values() {
+        let words: Vec<String> = ["--cuda-graph-bs", "1", "2", "4", "--enable-mixed-chunk"]
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        assert_eq!(
+            flags_one_a_line(&words),
+            ["--cuda-graph-bs 1 2 4", "--enable-mixed-chunk"]
+        );
+    }
+
+    #[test]
+    fn pairs_come_in_three_spellings() {
+        let want = vec![("--a".to_owned(), "why".to_owned())];
+        for text in [
+            r#"[["--a","why"]]"#,
+            r#"{"--a":"why"}"#,
+            r#"[{"flag":"--a","reason":"why"}]"#,
+        ] {
+            let value: serde_json::Value = serde_json::from_str(text).unwrap();
+            assert_eq!(pairs(Some(&value)), want, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_folder_without_status_is_a_killed_run() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = dir.path().join("20260101T000000Z_x_h_00000000");
+        fs::create_dir(&run).unwrap();
+        fs::write(run.join("manifest.json"), "{ cut off").unwrap();
+        let runs = read_all(dir.path()).unwrap();
+        assert_eq!(runs[0].outcome, Outcome::Killed);
+        assert!(runs[0].record.is_none() && runs[0].record_problem.is_some());
+        fs::write(run.join("status.json"), r#"{"status":"complete"}"#).unwrap();
+        assert!(matches!(
+            read_all(dir.path()),
+            Err(ReportError::Record { .. })
+        ));
+    }
+}

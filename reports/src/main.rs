@@ -1,0 +1,179 @@
+//! `reports`: renders the reports from `data/` and prints what it wrote.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use clap::Parser;
+
+use reports::load;
+use reports::render::assemble::build;
+use reports::render::context::{GroupContext, ReportContext};
+use reports::render::{REPORTS, Report, format};
+use reports::select::Selection;
+use reports::stats::verdict::VerdictConfig;
+
+/// Aggregates run records and renders the Korean reports.
+#[derive(Debug, Parser)]
+#[command(name = "reports", version)]
+struct Args {
+    /// Folder of run folders [default: data/runs of the repository]
+    #[arg(long, value_name = "DIR")]
+    runs: Option<PathBuf>,
+    /// Folder of imported figures [default: data/imported of the repository]
+    #[arg(long, value_name = "DIR")]
+    imported: Option<PathBuf>,
+    /// Where the rendered reports go [default: reports/rendered of the repository]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Only runs whose id, campaign or experiment contains one of these.
+    #[arg(long, value_name = "PART", num_args = 1..)]
+    select: Vec<String>,
+    /// Only machines whose host, processor or GPU name contains this.
+    #[arg(long, value_name = "PART")]
+    machine: Option<String>,
+    /// Only these reports, by number or name.
+    #[arg(long, value_name = "REPORT", num_args = 1..)]
+    only: Vec<String>,
+    /// Changes within ± this many per cent count as no difference.
+    #[arg(long, value_name = "PERCENT", default_value_t = VerdictConfig::default().margin_percent)]
+    margin: f64,
+}
+
+fn main() -> ExitCode {
+    match run(&Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> anyhow::Result<()> {
+    if !(0.0..=50.0).contains(&args.margin) {
+        bail!(
+            "--margin {}: must lie between 0 and 50 per cent",
+            args.margin
+        );
+    }
+    let chosen = match args.only.as_slice() {
+        [] => REPORTS.to_vec(),
+        names => names
+            .iter()
+            .map(|name| Report::find(name))
+            .collect::<Result<_, _>>()?,
+    };
+    let runs = input_folder(args.runs.as_deref(), "data/runs")?;
+    let imported = input_folder(args.imported.as_deref(), "data/imported")?;
+    let out = match &args.out {
+        Some(dir) => dir.clone(),
+        None => repository_root()?.join("reports/rendered"),
+    };
+    let selection = Selection {
+        runs: args.select.clone(),
+        machine: args.machine.clone(),
+    };
+    let records = load::load(&runs, &imported, |run| selection.keeps(run))?;
+    let limited = !selection.runs.is_empty() || selection.machine.is_some();
+    if records.runs.is_empty() && limited {
+        bail!("no run below {} matches --select/--machine", runs.display());
+    }
+    let context = build(
+        &records,
+        VerdictConfig {
+            margin_percent: args.margin,
+            ..Default::default()
+        },
+    );
+    print_summary(&context, &runs);
+    std::fs::create_dir_all(&out).with_context(|| format!("cannot create {}", out.display()))?;
+    for report in chosen {
+        let path = out.join(report.file_name());
+        let text = report.render(&context)?;
+        std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        println!("wrote {}", path.display());
+    }
+    Ok(())
+}
+
+/// A folder that was typed must exist; the repository's own may be missing (no run yet).
+fn input_folder(typed: Option<&Path>, default: &str) -> anyhow::Result<PathBuf> {
+    match typed {
+        Some(dir) if dir.is_dir() => Ok(dir.to_owned()),
+        Some(dir) => bail!("{} is no folder", dir.display()),
+        None => Ok(repository_root()?.join(default)),
+    }
+}
+
+/// The nearest folder upwards that holds `data/SCHEMA.md`.
+fn repository_root() -> anyhow::Result<PathBuf> {
+    let here = std::env::current_dir().context("the current folder cannot be read")?;
+    let root = here
+        .ancestors()
+        .find(|dir| dir.join("data/SCHEMA.md").is_file());
+    root.map(Path::to_owned).with_context(|| {
+        format!(
+            "{} lies in no repository with data/SCHEMA.md; give --runs, --imported and --out",
+            here.display()
+        )
+    })
+}
+
+fn print_summary(context: &ReportContext, runs_dir: &Path) {
+    if context.groups.is_empty() {
+        println!(
+            "no readable run below {}; the reports name the commands that make some",
+            runs_dir.display()
+        );
+    }
+    for group in &context.groups {
+        print_group(group);
+    }
+    if !context.unreadable.is_empty() {
+        println!(
+            "{} run(s) without a readable record, listed in the reports",
+            context.unreadable.len()
+        );
+    }
+}
+
+fn print_group(group: &GroupContext) {
+    println!(
+        "{} · {}{}",
+        group.device,
+        group.model,
+        if group.quick {
+            " (quick runs only)"
+        } else {
+            ""
+        }
+    );
+    println!(
+        "  {:<18} {:>5} {:>12} {:>12} {:>14}  against the baseline",
+        "experiment", "runs", "p50", "TTFT p50", "throughput"
+    );
+    for row in &group.latency {
+        let (p50, ttft, rate) = row.stats.as_ref().map_or_else(Default::default, |s| {
+            let ttft = s.ttft_p50_ms.map(format::milliseconds).unwrap_or_default();
+            (
+                format::milliseconds(s.p50_ms),
+                ttft,
+                format!("{} tok/s", format::number(s.output_tok_per_s, 2)),
+            )
+        });
+        let words: Vec<&str> = row.verdicts.iter().map(|v| v.phrase.as_str()).collect();
+        println!(
+            "  {:<18} {:>5} {p50:>12} {ttft:>12} {rate:>14}  {}",
+            row.experiment,
+            row.n_runs,
+            words.join(" / ")
+        );
+    }
+    for arm in group.arms.iter().filter(|arm| arm.n_failed_runs > 0) {
+        println!(
+            "  {:<18} {} failed or killed run(s), left out",
+            arm.experiment, arm.n_failed_runs
+        );
+    }
+}

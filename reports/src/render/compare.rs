@@ -1,0 +1,176 @@
+//! Configurations against the baseline: samples for the verdicts, and the verdicts' words.
+//!
+//! The sample is one number a server start: the median of its requests' times, or its throughput.
+
+use serde::Serialize;
+
+use crate::load::requests::CaseSamples;
+use crate::render::format;
+use crate::stats::verdict::{
+    self, Better, Comparison, MetricSamples, Reason, Verdict, VerdictConfig,
+};
+
+/// What is compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Metric {
+    Latency,
+    Ttft,
+    OutputThroughput,
+    RequestThroughput,
+}
+
+impl Metric {
+    fn better(self) -> Better {
+        match self {
+            Self::Latency | Self::Ttft => Better::Lower,
+            Self::OutputThroughput | Self::RequestThroughput => Better::Higher,
+        }
+    }
+
+    fn label(self) -> &'static str {
+        match self {
+            Self::Latency => "응답 지연 (p50)",
+            Self::Ttft => "첫 토큰 시간 (TTFT, p50)",
+            Self::OutputThroughput => "처리량",
+            Self::RequestThroughput => "요청 처리량",
+        }
+    }
+
+    fn of_run(self, case: &CaseSamples) -> Option<f64> {
+        match self {
+            Self::Latency => case.e2el_ms.median(),
+            Self::Ttft => case.ttft_ms.median(),
+            Self::OutputThroughput => case.output_tok_per_s(),
+            Self::RequestThroughput => case.requests_per_s(),
+        }
+    }
+
+    fn print(self, value: f64) -> String {
+        match self {
+            Self::Latency | Self::Ttft => format::milliseconds(value),
+            Self::OutputThroughput => format!("{} tok/s", format::number(value, 2)),
+            Self::RequestThroughput => format!("{} req/s", format::number(value, 2)),
+        }
+    }
+}
+
+/// One verdict, ready to print.
+#[derive(Debug, Clone, Serialize)]
+pub struct VerdictRow {
+    pub case: String,
+    pub metric: &'static str,
+    /// Medians over the server starts; none where one side has no value.
+    pub before: Option<String>,
+    pub after: Option<String>,
+    /// Absolute change of those medians.
+    pub change: Option<String>,
+    pub improvement_percent: Option<f64>,
+    /// 95 % interval of the improvement, per cent.
+    pub interval: Option<(f64, f64)>,
+    pub p_holm: Option<f64>,
+    pub n_before: usize,
+    pub n_after: usize,
+    /// `faster`, `slower`, `same`, `undecided`.
+    pub verdict: &'static str,
+    /// `+7.4 % 개선`, `차이 없음 (±1.0 % 이내)`, `판단 불가`.
+    pub phrase: String,
+    /// Why nothing could be decided; none if something was.
+    pub reason: Option<String>,
+}
+
+/// One question of a family: the runs of one case, before and after.
+pub struct Question<'a> {
+    pub case: &'a str,
+    pub metric: Metric,
+    pub before: &'a [&'a CaseSamples],
+    pub after: &'a [&'a CaseSamples],
+}
+
+/// Answers all questions together, so that the correction covers them all.
+pub fn answer(questions: &[Question<'_>], config: VerdictConfig) -> Vec<VerdictRow> {
+    let family: Vec<MetricSamples> = questions
+        .iter()
+        .map(|q| {
+            let samples =
+                |runs: &[&CaseSamples]| runs.iter().filter_map(|c| q.metric.of_run(c)).collect();
+            MetricSamples {
+                metric: q.metric.label().to_owned(),
+                better: q.metric.better(),
+                before: samples(q.before),
+                after: samples(q.after),
+            }
+        })
+        .collect();
+    let answers = verdict::compare_family(&family, config);
+    questions
+        .iter()
+        .zip(answers)
+        .map(|(q, answer)| row(q, &answer, config))
+        .collect()
+}
+
+fn row(question: &Question<'_>, answer: &Comparison, config: VerdictConfig) -> VerdictRow {
+    let metric = question.metric;
+    let change = answer
+        .median_before
+        .zip(answer.median_after)
+        .map(|(before, after)| {
+            let difference = after - before;
+            let sign = if difference > 0.0 { "+" } else { "" };
+            format!("{sign}{}", metric.print(difference))
+        });
+    VerdictRow {
+        case: question.case.to_owned(),
+        metric: metric.label(),
+        before: answer.median_before.map(|v| metric.print(v)),
+        after: answer.median_after.map(|v| metric.print(v)),
+        change,
+        improvement_percent: answer.improvement_percent,
+        interval: answer.interval_percent,
+        p_holm: answer.p_holm,
+        n_before: answer.n_before,
+        n_after: answer.n_after,
+        verdict: key(answer.verdict),
+        phrase: phrase(answer, config),
+        reason: reason(answer),
+    }
+}
+
+fn key(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Faster => "faster",
+        Verdict::Slower => "slower",
+        Verdict::Same => "same",
+        Verdict::Undecided(_) => "undecided",
+    }
+}
+
+fn phrase(answer: &Comparison, config: VerdictConfig) -> String {
+    let change = answer
+        .improvement_percent
+        .map(format::signed_percent)
+        .unwrap_or_default();
+    match answer.verdict {
+        Verdict::Faster => format!("{change} 개선"),
+        Verdict::Slower => format!("{change} 저하"),
+        Verdict::Same => format!(
+            "차이 없음 (±{} % 이내)",
+            format::number(config.margin_percent, 1)
+        ),
+        Verdict::Undecided(_) => "판단 불가".to_owned(),
+    }
+}
+
+fn reason(answer: &Comparison) -> Option<String> {
+    match answer.verdict {
+        Verdict::Undecided(Reason::NoData) => Some("한쪽에 측정값이 없음".to_owned()),
+        Verdict::Undecided(Reason::TooFewRuns { n_needed }) => Some(format!(
+            "서버 시작 {}회 대 {}회로는 부족함, 구성마다 {n_needed}회 이상 필요",
+            answer.n_before, answer.n_after
+        )),
+        Verdict::Undecided(Reason::NotSeparated) => {
+            Some("서버 시작 사이의 흔들림과 구별되지 않음".to_owned())
+        }
+        _ => None,
+    }
+}

@@ -1,0 +1,143 @@
+//! What the templates see: plain data, made in `assemble` and `configuration`.
+//!
+//! Every figure and every judging word of a report is a field here; the templates only place them.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::render::compare::VerdictRow;
+use crate::render::seed_figures::SeedRow;
+use crate::render::tables::CaseRow;
+
+#[derive(Debug, Serialize)]
+pub struct ReportContext {
+    pub groups: Vec<GroupContext>,
+    /// Figures of other documents by source name.
+    pub seeds: BTreeMap<String, Vec<SeedRow>>,
+    /// Runs whose record could not be read: nothing of them is used.
+    pub unreadable: Vec<FailedRun>,
+    pub margin_percent: f64,
+    pub confidence_percent: f64,
+}
+
+#[derive(Debug, Serialize)]
+pub struct GroupContext {
+    /// The GPU's name, or the processor's.
+    pub device: String,
+    pub host: String,
+    pub cpu: String,
+    pub n_cores: u32,
+    pub memory_bytes: u64,
+    pub os: String,
+    pub gpu: Option<GpuContext>,
+    pub model: String,
+    pub model_format: Option<String>,
+    /// Requested model and why another was used, for every fallback.
+    pub fallbacks: Vec<(String, String)>,
+    pub executors: Vec<String>,
+    pub commits: Vec<String>,
+    pub first_started_utc: String,
+    pub last_started_utc: String,
+    pub quick: bool,
+    pub baseline: Option<String>,
+    /// The configuration that the final report is about.
+    pub focus: Option<String>,
+    pub arms: Vec<ArmContext>,
+    pub peers: Vec<ArmContext>,
+    pub latency: Vec<CaseRow>,
+    pub ladder: Vec<CaseRow>,
+    pub users: Vec<CaseRow>,
+    pub rate: Vec<CaseRow>,
+    /// The focus configuration against each peer.
+    pub peer_comparisons: Vec<PeerComparison>,
+    pub comparisons: Vec<ComparisonContext>,
+    pub findings: Findings,
+    pub failed: Vec<FailedRun>,
+    /// What makes configurations less comparable than they look.
+    pub cautions: Vec<String>,
+    pub n_superseded: usize,
+}
+
+#[derive(Debug, Serialize)]
+pub struct GpuContext {
+    pub name: String,
+    pub driver: Option<String>,
+    pub memory_bytes: Option<u64>,
+}
+
+/// One configuration: what it is, what it used, how it held up.
+#[derive(Debug, Serialize)]
+pub struct ArmContext {
+    pub experiment: String,
+    pub campaign: String,
+    pub base_url: Option<String>,
+    pub flags: Vec<String>,
+    /// Compared with the baseline's flags.
+    pub added_flags: Vec<String>,
+    pub removed_flags: Vec<String>,
+    pub inactive_flags: Vec<(String, String)>,
+    pub kernels: Vec<(String, String)>,
+    pub n_runs: usize,
+    pub n_failed_runs: usize,
+    pub n_requests: u32,
+    pub n_failed_requests: u32,
+    pub n_warmup: u32,
+    /// `안정`, `불안정`, `실패`.
+    pub stability: &'static str,
+    pub peak_rss_bytes: Option<u64>,
+    pub peak_gpu_bytes: Option<u64>,
+    pub kv_pages: Option<(u64, u64)>,
+    pub run_ids: Vec<String>,
+    /// The ids' last parts where those are unambiguous.
+    pub short_ids: Vec<String>,
+}
+
+/// One configuration against the baseline, in the latency case.
+#[derive(Debug, Serialize)]
+pub struct ComparisonContext {
+    pub before: String,
+    pub after: String,
+    pub case: String,
+    pub verdicts: Vec<VerdictRow>,
+    pub spread_before_ms: f64,
+    pub spread_after_ms: f64,
+}
+
+/// Another engine's server and our configuration under the same load.
+#[derive(Debug, Serialize)]
+pub struct PeerComparison {
+    pub peer: String,
+    pub base_url: String,
+    pub model: String,
+    pub ours: Option<String>,
+    /// Rows of both; the verdicts stand in ours, relative to the peer.
+    pub latency: Vec<CaseRow>,
+    pub ladder: Vec<CaseRow>,
+    pub users: Vec<CaseRow>,
+}
+
+/// Configurations by what their verdicts say together.
+#[derive(Debug, Default, Serialize)]
+pub struct Findings {
+    pub faster: Vec<Finding>,
+    pub slower: Vec<Finding>,
+    pub mixed: Vec<Finding>,
+    pub same: Vec<Finding>,
+    pub undecided: Vec<Finding>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct Finding {
+    pub experiment: String,
+    pub statements: Vec<VerdictRow>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct FailedRun {
+    pub run_id: String,
+    pub experiment: String,
+    /// `실패` or `중단`.
+    pub state: &'static str,
+    pub reason: String,
+}

@@ -1,0 +1,17 @@
+//! Statistics of run records: descriptions, intervals, tests and verdicts.
+//!
+//! The replicate is a server start. Requests of one run share the server, its caches and the
+//! machine's mood of that minute, so they describe the run but are not independent evidence about
+//! a configuration: [`verdict::compare_family`] takes one number a run, never one a request.
+//!
+//! Everything here is pure and deterministic: random resampling uses a generator with a fixed
+//! algorithm ([`rng::SplitMix64`]) and a stated seed, so the same runs give the same digits.
+//!
+//! Absent on purpose: t-tests (latencies are skewed, replicates few) and outlier removal.
+
+pub mod bootstrap;
+pub mod describe;
+pub mod holm;
+pub mod rank;
+pub mod rng;
+pub mod verdict;

@@ -1,0 +1,166 @@
+//! Cargo as the recipes use it: builds with a progress bar, and programs that take over.
+
+use std::collections::HashSet;
+use std::io::{BufRead, BufReader, IsTerminal};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, ExitStatus};
+
+use anyhow::{Context, Result, bail};
+use duct::cmd;
+use indicatif::{ProgressBar, ProgressStyle};
+use xshell::Shell;
+
+/// The working tree's root: the parent of this crate.
+pub fn root() -> Result<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .context("xtask lies outside a workspace")?;
+    if !root.join("Cargo.toml").is_file() {
+        bail!(
+            "{} has moved since xtask was built; run `touch xtask/src/main.rs`",
+            root.display()
+        );
+    }
+    Ok(root.to_path_buf())
+}
+
+/// The target folder: this program was built as `<target>/<profile>/xtask`.
+pub fn target_dir() -> Result<PathBuf> {
+    let own = std::env::current_exe().context("the path of xtask")?;
+    own.ancestors()
+        .nth(2)
+        .map(Path::to_path_buf)
+        .context("xtask lies outside a target folder")
+}
+
+/// What an experiment needs. Always built together: a package built alone gets other features
+/// of the crates it shares with the other, and both would be compiled twice.
+pub const MEASURED: [&str; 2] = ["engine", "experiments"];
+
+/// Where a release build puts `program`.
+pub fn release_binary(program: &str) -> Result<PathBuf> {
+    Ok(target_dir()?.join("release").join(program))
+}
+
+/// Builds packages in the release profile, all in one call so that they share features.
+pub fn build_release(packages: &[&str]) -> Result<()> {
+    let mut args = vec!["build", "--release", "--target-dir"];
+    let target_dir = target_dir()?;
+    let target_dir = target_dir
+        .to_str()
+        .context("the target folder's name is not UTF-8")?;
+    args.push(target_dir);
+    for package in packages {
+        args.extend(["--package", package]);
+    }
+    let status = if std::io::stderr().is_terminal() {
+        build_with_bar(&args, packages)?
+    } else {
+        // Cargo's own plain lines.
+        cmd("cargo", &args)
+            .dir(root()?)
+            .unchecked()
+            .run()
+            .context("cargo cannot be started")?
+            .status
+    };
+    if !status.success() {
+        bail!("the build of {} failed ({status})", packages.join(", "));
+    }
+    Ok(())
+}
+
+/// Counts the packages that cargo reports as built or fresh against those of the tree.
+fn build_with_bar(args: &[&str], packages: &[&str]) -> Result<ExitStatus> {
+    let bar = ProgressBar::new(n_packages(packages)?);
+    bar.set_style(ProgressStyle::with_template(
+        "build [{bar:40}] {pos}/{len} {elapsed} {wide_msg}",
+    )?);
+    bar.enable_steady_tick(std::time::Duration::from_millis(200));
+    let mut words = args.to_vec();
+    words.extend(["--quiet", "--message-format", "json-render-diagnostics"]);
+    let reader = cmd("cargo", words)
+        .dir(root()?)
+        .unchecked()
+        .reader()
+        .context("cargo cannot be started")?;
+    let mut built = HashSet::new();
+    for line in BufReader::new(&reader).lines() {
+        let line = line.context("cargo's messages")?;
+        if let Some(package) = package_of(&line) {
+            bar.set_message(
+                package
+                    .rsplit(['/', '#'])
+                    .next()
+                    .unwrap_or_default()
+                    .to_string(),
+            );
+            if built.insert(package.to_string()) {
+                bar.inc(1);
+            }
+        }
+    }
+    bar.finish_and_clear();
+    let output = reader
+        .try_wait()?
+        .context("cargo closed its output but still runs")?;
+    Ok(output.status)
+}
+
+/// The package id in one of cargo's `compiler-artifact` messages. Cargo writes them compactly
+/// and without escapes in ids, so no JSON parser is needed for a progress bar.
+fn package_of(message: &str) -> Option<&str> {
+    let rest = message.strip_prefix("{\"reason\":\"compiler-artifact\",\"package_id\":\"")?;
+    rest.split('"').next()
+}
+
+fn n_packages(packages: &[&str]) -> Result<u64> {
+    let sh = Shell::new()?;
+    sh.change_dir(root()?);
+    let mut names = HashSet::new();
+    for package in packages {
+        let tree = xshell::cmd!(
+            sh,
+            "cargo tree --package {package} --edges normal,build --prefix none"
+        )
+        .quiet()
+        .read()?;
+        // `name version`, without the mark of a subtree shown before.
+        let name = |line: &str| {
+            line.split_whitespace()
+                .take(2)
+                .collect::<Vec<_>>()
+                .join(" ")
+        };
+        names.extend(tree.lines().map(name));
+    }
+    Ok(names.len() as u64)
+}
+
+/// Replaces this process: signals reach the program itself, its exit code is ours, and there
+/// is no process in between that could be killed without it.
+pub fn become_program(program: &Path, args: &[String]) -> Result<ExitCode> {
+    let error = Command::new(program).args(args).current_dir(root()?).exec();
+    Err(error).with_context(|| format!("{} cannot be started", program.display()))
+}
+
+/// As [`become_program`], for cargo itself.
+pub fn become_cargo(args: &[String]) -> Result<ExitCode> {
+    become_program(Path::new("cargo"), args)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_package_ids_in_cargos_messages() {
+        let message = r#"{"reason":"compiler-artifact","package_id":"registry+https://x#serde@1.0.1","manifest_path":"/x"}"#;
+        assert_eq!(package_of(message), Some("registry+https://x#serde@1.0.1"));
+        assert_eq!(
+            package_of(r#"{"reason":"build-finished","success":true}"#),
+            None
+        );
+    }
+}

@@ -1,0 +1,127 @@
+//! `ci`: everything that must hold before a change is merged, in the order of what fails fastest.
+//!
+//! Two build profiles only, check and dev: the smoke experiment measures nothing, so it uses
+//! the programs that the tests have built.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use duct::cmd;
+
+use crate::test::{TestCounts, run_and_count};
+use crate::{cargo, source_index};
+
+/// A model that needs no download.
+const SMOKE_MODEL: &str = "synthetic:tiny-qwen3";
+
+pub fn run() -> Result<ExitCode> {
+    let root = cargo::root()?;
+    let mut counts = TestCounts::default();
+    step("format", || run_cargo(&root, &["fmt", "--all", "--check"]))?;
+    step("indexes", || {
+        source_index::check_kernels(&root)?;
+        source_index::check_flags(&root)
+    })?;
+    step("lints", || {
+        run_cargo(
+            &root,
+            &[
+                "clippy",
+                "--workspace",
+                "--all-targets",
+                "--",
+                "-D",
+                "warnings",
+            ],
+        )
+    })?;
+    step("tests", || {
+        counts = run_and_count(&[])?;
+        if counts.succeeded {
+            Ok(())
+        } else {
+            bail!("{}", counts.line())
+        }
+    })?;
+    step("smoke experiment", || smoke(&root))?;
+    println!("{}", counts.line());
+    Ok(ExitCode::SUCCESS)
+}
+
+fn step(name: &str, run: impl FnOnce() -> Result<()>) -> Result<()> {
+    eprintln!("ci: {name}");
+    let started = Instant::now();
+    run().with_context(|| format!("ci: {name}"))?;
+    eprintln!("ci: {name} ok ({:.0} s)", started.elapsed().as_secs_f64());
+    Ok(())
+}
+
+fn run_cargo(root: &Path, args: &[&str]) -> Result<()> {
+    let status = cmd("cargo", args)
+        .dir(root)
+        .unchecked()
+        .run()
+        .context("cargo cannot be started")?
+        .status;
+    if status.success() {
+        Ok(())
+    } else {
+        bail!("cargo {} failed ({status})", args.join(" "))
+    }
+}
+
+/// Serve, load, record, report: into a scratch folder, so that the tree stays clean.
+fn smoke(root: &Path) -> Result<()> {
+    let program =
+        |name: &str| -> Result<PathBuf> { Ok(cargo::target_dir()?.join("debug").join(name)) };
+    let (engine, experiments, reports) = (
+        program("engine")?,
+        program("experiments")?,
+        program("reports")?,
+    );
+    if ![&engine, &experiments, &reports]
+        .iter()
+        .all(|path| path.is_file())
+    {
+        run_cargo(root, &["build", "--workspace", "--bins"])?;
+    }
+    let scratch = cargo::target_dir()?.join(format!("smoke-{}", std::process::id()));
+    fs::create_dir(&scratch).with_context(|| scratch.display().to_string())?;
+    let runs = scratch.join("runs");
+    let rendered = scratch.join("rendered");
+    let outcome = cmd!(
+        &experiments,
+        "run",
+        "balanced-v2",
+        "--quick",
+        "--model",
+        SMOKE_MODEL,
+        "--engine-bin",
+        &engine,
+        "--runs-dir",
+        &runs
+    )
+    .dir(root)
+    .run()
+    .context("the smoke experiment")
+    .and_then(|_| {
+        cmd!(&reports, "--runs", &runs, "--out", &rendered)
+            .dir(root)
+            .run()
+            .context("the report on the smoke experiment")
+    })
+    .and_then(|_| {
+        let n_reports = fs::read_dir(&rendered)
+            .with_context(|| rendered.display().to_string())?
+            .count();
+        if n_reports == 0 {
+            bail!("no report was rendered into {}", rendered.display());
+        }
+        Ok(())
+    });
+    fs::remove_dir_all(&scratch).with_context(|| scratch.display().to_string())?;
+    outcome
+}

@@ -1,0 +1,17 @@
+//! `list`: experiments and runs.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use crate::cargo;
+
+pub fn run() -> Result<ExitCode> {
+    // A list is worth no build of the engine, unless there is one already.
+    if cargo::release_binary("engine")?.is_file() {
+        cargo::build_release(&cargo::MEASURED)?;
+    } else {
+        cargo::build_release(&["experiments"])?;
+    }
+    cargo::become_program(&cargo::release_binary("experiments")?, &["list".into()])
+}
