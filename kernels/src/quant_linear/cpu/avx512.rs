@@ -45,9 +45,7 @@ pub(super) unsafe fn tile_block<
         let scales = unsafe {
             let codes = tile.codes.as_ptr().add(g * code_bytes);
             for i in 0..n_words {
-                if T == 1 {
-                    _mm_prefetch::<_MM_HINT_T0>(codes.wrapping_add(64 * i + PREFETCH_BYTES).cast());
-                }
+                _mm_prefetch::<_MM_HINT_T0>(codes.wrapping_add(64 * i + PREFETCH_BYTES).cast());
                 let word = _mm512_loadu_si512(codes.add(64 * i).cast());
                 if BITS == 8 {
                     w[i] = word;
