@@ -98,15 +98,13 @@ pub fn load_model(
     progress: &dyn Fn(Progress),
 ) -> Result<LoadedModel, LaunchError> {
     let cache_dir = cache_dir(config.cache_dir.as_ref())?;
-    let (requested, resolved, fallback_reason) = match &config.model_path {
-        Some(path) => {
-            let source = ModelSource::parse(path)?;
-            (path.clone(), source::resolve(&source, &cache_dir, progress)?, None)
-        }
-        None => {
-            let default = source::resolve_default(&cache_dir, progress)?;
-            ("default".to_owned(), default.model, default.fallback_reason)
-        }
+    let (requested, resolved, fallback_reason) = if let Some(path) = &config.model_path {
+        let source = ModelSource::parse(path)?;
+        let resolved = source::resolve(&source, &cache_dir, progress)?;
+        (path.clone(), resolved, None)
+    } else {
+        let default = source::resolve_default(&cache_dir, progress)?;
+        ("default".to_owned(), default.model, default.fallback_reason)
     };
     if let Some(reason) = &fallback_reason {
         let used = &resolved.requested;
@@ -128,7 +126,12 @@ pub fn load_model(
         sha256 = resolved.sha256,
         "checkpoint opened"
     );
-    Ok(LoadedModel { requested, fallback_reason, resolved, checkpoint })
+    Ok(LoadedModel {
+        requested,
+        fallback_reason,
+        resolved,
+        checkpoint,
+    })
 }
 
 fn check_quantization(asked: Option<Quantization>, format: &str) -> Result<(), LaunchError> {
@@ -140,18 +143,26 @@ fn check_quantization(asked: Option<Quantization>, format: &str) -> Result<(), L
     if format.to_ascii_lowercase().contains(wanted) {
         return Ok(());
     }
-    Err(LaunchError::Quantization { asked, found: format.to_owned() })
+    Err(LaunchError::Quantization {
+        asked,
+        found: format.to_owned(),
+    })
 }
 
 /// Tokenizer and chat template of a model.
 pub fn load_text(model: &ResolvedModel) -> Result<(Tokenizer, ChatTemplate), LaunchError> {
     let (tokenizer, template) = match (&model.tokenizer_dir, &model.files) {
-        (Some(dir), _) => (Tokenizer::from_folder(dir)?, ChatTemplate::from_folder(dir)?),
+        (Some(dir), _) => (
+            Tokenizer::from_folder(dir)?,
+            ChatTemplate::from_folder(dir)?,
+        ),
         (None, ModelFiles::Gguf(file)) => {
             (Tokenizer::from_gguf(file)?, ChatTemplate::from_gguf(file)?)
         }
         (None, ModelFiles::Folder(_) | ModelFiles::Synthetic(_)) => {
-            return Err(LaunchError::NoTokenizer { model: model.display_name.clone() });
+            return Err(LaunchError::NoTokenizer {
+                model: model.display_name.clone(),
+            });
         }
     };
     if let Some(problem) = template.problem() {
@@ -214,9 +225,16 @@ fn load_cpu(
 ) -> Result<Box<dyn Executor>, LaunchError> {
     let isa = match &config.cpu_isa {
         None => None,
-        Some(asked) => Some(asked.parse().map_err(|error: kernels::KernelError| {
-            LaunchError::Isa { asked: asked.clone(), reason: error.to_string() }
-        })?),
+        Some(asked) => {
+            Some(
+                asked
+                    .parse()
+                    .map_err(|error: kernels::KernelError| LaunchError::Isa {
+                        asked: asked.clone(),
+                        reason: error.to_string(),
+                    })?,
+            )
+        }
     };
     let options = CpuOptions {
         n_threads: config.n_threads,
@@ -241,19 +259,25 @@ fn default_pool_tokens(model: &ModelConfig) -> usize {
     let free = free_memory_bytes().unwrap_or(ASSUMED_FREE_BYTES);
     let budget = (free / POOL_SHARE_OF_FREE_MEMORY).min(MAX_DEFAULT_POOL_BYTES);
     let fits = (budget / token_bytes.max(1)) as usize;
-    fits.min(model.context_length.saturating_mul(16)).max(PAGE_TOKENS)
+    fits.min(model.context_length.saturating_mul(16))
+        .max(PAGE_TOKENS)
 }
 
 fn free_memory_bytes() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib * 1024)
 }
 
 /// How the scheduler runs on a pool of this size.
 pub fn engine_loop_config(config: &EngineConfig, kv_pool_tokens: usize) -> EngineLoopConfig {
-    let pool_tokens = config.max_total_tokens.unwrap_or(kv_pool_tokens).min(kv_pool_tokens);
+    let pool_tokens = config
+        .max_total_tokens
+        .unwrap_or(kv_pool_tokens)
+        .min(kv_pool_tokens);
     EngineLoopConfig {
         scheduler: SchedulerConfig {
             max_total_tokens: pool_tokens,
@@ -293,7 +317,11 @@ fn sequence_limit(
         Some(asked) => (asked, "--context-length"),
         None => (limit, "the model's context length"),
     };
-    Ok(if pool_tokens < context.0 { (pool_tokens, "the KV pool") } else { context })
+    Ok(if pool_tokens < context.0 {
+        (pool_tokens, "the KV pool")
+    } else {
+        context
+    })
 }
 
 /// Everything from the command line to a model that takes requests. `typed` and `typed_flags`
@@ -311,10 +339,18 @@ pub fn launch(
     let model_config = model.checkpoint.config().clone();
     if tokenizer.vocab_size() > model_config.vocab {
         let (n_ids, n_rows) = (tokenizer.vocab_size(), model_config.vocab);
-        tracing::warn!(n_ids, n_rows, "the tokenizer has more ids than the model has embeddings");
+        tracing::warn!(
+            n_ids,
+            n_rows,
+            "the tokenizer has more ids than the model has embeddings"
+        );
     }
     let executor = load_executor(config, model.checkpoint.as_ref())?;
-    let device = if executor.info().name == "cuda" { Device::Cuda } else { Device::Cpu };
+    let device = if executor.info().name == "cuda" {
+        Device::Cuda
+    } else {
+        Device::Cpu
+    };
     let mut info = executor.info().clone();
     info.inactive_flags.extend(inactive_flags(typed, device));
     log_executor(&info);
@@ -323,8 +359,11 @@ pub fn launch(
     let pool_tokens = loop_config.scheduler.pool_tokens();
     let (max_sequence_tokens, sequence_limit_name) =
         sequence_limit(config, &model_config, pool_tokens)?;
-    let names =
-        if names.is_empty() { default_names(&model) } else { names };
+    let names = if names.is_empty() {
+        default_names(&model)
+    } else {
+        names
+    };
     let name = names.first().cloned().unwrap_or_default();
     let engine = engine_loop::start(executor, loop_config.clone(), Arc::new(Metrics::new(name)))?;
     let server_info = json!({
@@ -397,16 +436,19 @@ pub fn served_model(parts: ServedParts) -> ServedModel {
 /// As typed, which is what a client of the same launch line would ask for, and the short name.
 fn default_names(model: &LoadedModel) -> Vec<String> {
     let short = model.resolved.display_name.clone();
-    let typed = match model.requested.as_str() {
-        "default" => model.resolved.requested.clone(),
-        typed => typed.to_owned(),
-    };
-    if typed == short { vec![short] } else { vec![typed, short] }
+    match model.requested.as_str() {
+        "default" => vec![short, model.resolved.requested.clone()],
+        typed if typed == short => vec![short],
+        typed => vec![typed.to_owned(), short],
+    }
 }
 
 fn log_executor(info: &ExecutorInfo) {
-    let kernels: Vec<String> =
-        info.kernels.iter().map(|(role, name)| format!("{role}={name}")).collect();
+    let kernels: Vec<String> = info
+        .kernels
+        .iter()
+        .map(|(role, name)| format!("{role}={name}"))
+        .collect();
     tracing::info!(
         executor = info.name,
         device = info.device,

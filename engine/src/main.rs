@@ -34,8 +34,7 @@ fn is_usage(error: &anyhow::Error) -> bool {
 
 /// Standard error, `RUST_LOG` or `info`, colours on terminals only.
 fn start_log() {
-    let filter =
-        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

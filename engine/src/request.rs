@@ -76,6 +76,7 @@ impl Default for SamplingParams {
 
 impl SamplingParams {
     /// True where choosing a token needs the tokens that came before it.
+    #[expect(clippy::float_cmp, reason = "the neutral values are exact")]
     pub fn needs_history(&self) -> bool {
         self.repetition_penalty != 1.0
             || self.presence_penalty != 0.0

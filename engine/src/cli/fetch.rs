@@ -31,6 +31,14 @@ fn resolve(args: &ModelArgs) -> Result<ResolvedModel> {
     let shown = ShownProgress::new();
     let progress = |progress: source::Progress<'_>| shown.show(progress);
     // Here the default has no fallback: who fetches a model wants that one.
-    let name = if args.model == "default" { source::DEFAULT_CPU_MODEL } else { &args.model };
-    Ok(source::resolve(&ModelSource::parse(name)?, &cache_dir, &progress)?)
+    let name = if args.model == "default" {
+        source::DEFAULT_CPU_MODEL
+    } else {
+        &args.model
+    };
+    Ok(source::resolve(
+        &ModelSource::parse(name)?,
+        &cache_dir,
+        &progress,
+    )?)
 }

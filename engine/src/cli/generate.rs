@@ -73,7 +73,11 @@ impl GenerateArgs {
                 return Ok(());
             }
             let limit = format!("must be from {least} to {most}");
-            Err(ConfigError { flag, value: value.to_string(), limit })
+            Err(ConfigError {
+                flag,
+                value: value.to_string(),
+                limit,
+            })
         };
         range("--temperature", self.temperature, 0.0, 2.0)?;
         range("--top-p", self.top_p, 0.0, 1.0)?;
@@ -81,11 +85,19 @@ impl GenerateArgs {
         range("--repetition-penalty", self.repetition_penalty, 0.01, 10.0)?;
         if self.max_tokens == 0 {
             let limit = "must be at least 1".to_owned();
-            return Err(ConfigError { flag: "--max-tokens", value: "0".to_owned(), limit });
+            return Err(ConfigError {
+                flag: "--max-tokens",
+                value: "0".to_owned(),
+                limit,
+            });
         }
         if self.stop.iter().any(String::is_empty) {
             let limit = "must not be empty".to_owned();
-            return Err(ConfigError { flag: "--stop", value: "\"\"".to_owned(), limit });
+            return Err(ConfigError {
+                flag: "--stop",
+                value: "\"\"".to_owned(),
+                limit,
+            });
         }
         Ok(())
     }
@@ -142,11 +154,19 @@ async fn stream(args: &GenerateArgs, model: &ServedModel) -> Result<()> {
             add_generation_prompt: true,
             extra: serde_json::Map::new(),
         };
-        model.tokenizer.encode(&model.chat_template.render(&input)?, false)?
+        model
+            .tokenizer
+            .encode(&model.chat_template.render(&input)?, false)?
     } else {
         model.tokenizer.encode(&args.prompt, true)?
     };
-    let fitted = fit(ids, Some(args.max_tokens), args.max_tokens, &model.limits, "the prompt")?;
+    let fitted = fit(
+        ids,
+        Some(args.max_tokens),
+        args.max_tokens,
+        &model.limits,
+        "the prompt",
+    )?;
     let spec = ChoiceSpec {
         index: 0,
         sample_index: 0,
@@ -160,7 +180,9 @@ async fn stream(args: &GenerateArgs, model: &ServedModel) -> Result<()> {
     let mut end = None;
     while let Some(piece) = choice.next(1).await? {
         first_token.get_or_insert_with(Instant::now);
-        stdout.write_all(piece.text.as_bytes()).context("writing to standard output")?;
+        stdout
+            .write_all(piece.text.as_bytes())
+            .context("writing to standard output")?;
         stdout.flush().context("writing to standard output")?;
         end = piece.end;
     }

@@ -1,5 +1,6 @@
 //! The subcommands and what each runs.
 
+mod bench;
 mod fetch;
 mod generate;
 mod progress;
@@ -27,6 +28,9 @@ enum Command {
     /// Continue one prompt and stream the text to standard output
     #[command(args_override_self = true)]
     Generate(Box<generate::GenerateArgs>),
+    /// Measure prefill and decode without a server
+    #[command(args_override_self = true)]
+    Bench(Box<bench::BenchArgs>),
     /// Show a model's architecture, tensors, formats and memory
     Inspect(ModelArgs),
     /// Fetch a model into the cache and print where it is
@@ -48,6 +52,7 @@ pub fn run(cli: Cli) -> Result<()> {
     match cli.command {
         Command::Serve(args) => serve::serve(&args),
         Command::Generate(args) => generate::generate(&args),
+        Command::Bench(args) => bench::bench(&args),
         Command::Inspect(args) => fetch::inspect(&args),
         Command::Fetch(args) => fetch::fetch(&args),
     }

@@ -25,7 +25,10 @@ struct Shown {
 
 impl ShownProgress {
     pub fn new() -> Self {
-        Self { is_terminal: std::io::stderr().is_terminal(), current: RefCell::new(None) }
+        Self {
+            is_terminal: std::io::stderr().is_terminal(),
+            current: RefCell::new(None),
+        }
     }
 
     pub fn show(&self, progress: Progress<'_>) {
@@ -51,7 +54,9 @@ impl ShownProgress {
                 last_line: Instant::now(),
             });
         }
-        let Some(shown) = current.as_mut() else { return };
+        let Some(shown) = current.as_mut() else {
+            return;
+        };
         if let Some(bar) = &shown.bar {
             if let Some(total) = progress.total_bytes {
                 bar.set_length(total);
@@ -59,7 +64,12 @@ impl ShownProgress {
             bar.set_position(progress.done_bytes);
         } else if shown.last_line.elapsed() >= LINE_INTERVAL {
             shown.last_line = Instant::now();
-            eprintln!("{} {}: {}", verb(progress.stage), progress.file, amount(progress));
+            eprintln!(
+                "{} {}: {}",
+                verb(progress.stage),
+                progress.file,
+                amount(progress)
+            );
         }
     }
 }
@@ -76,7 +86,11 @@ fn new_bar(progress: Progress<'_>) -> ProgressBar {
 
 fn amount(progress: Progress<'_>) -> String {
     match progress.total_bytes {
-        Some(total) => format!("{} of {}", HumanBytes(progress.done_bytes), HumanBytes(total)),
+        Some(total) => format!(
+            "{} of {}",
+            HumanBytes(progress.done_bytes),
+            HumanBytes(total)
+        ),
         None => HumanBytes(progress.done_bytes).to_string(),
     }
 }

@@ -35,7 +35,9 @@ async fn run(args: &ServeArgs, config: ServeConfig) -> Result<()> {
     let listener = TcpListener::bind((config.http.host.as_str(), config.http.port))
         .await
         .with_context(|| format!("listening on {address}"))?;
-    let bound = listener.local_addr().context("asking for the bound address")?;
+    let bound = listener
+        .local_addr()
+        .context("asking for the bound address")?;
     // Signals count from here on, so that a stop during the start is a clean one.
     let stop = stop_signal()?;
     // One stable line for whoever started this with port 0. Requests are answered with 503
@@ -63,11 +65,7 @@ async fn run(args: &ServeArgs, config: ServeConfig) -> Result<()> {
     }
 }
 
-fn load(
-    typed: &engine::config::EngineArgs,
-    config: &ServeConfig,
-    state: &AppState,
-) -> Result<()> {
+fn load(typed: &engine::config::EngineArgs, config: &ServeConfig, state: &AppState) -> Result<()> {
     let started = std::time::Instant::now();
     let flags = json!({
         "typed": config.typed,
@@ -92,8 +90,8 @@ fn load(
     Ok(())
 }
 
-/// Ready at the first SIGTERM or SIGINT. The second one ends the process at once, by the
-/// system's own rule.
+/// Ready at the first SIGTERM or SIGINT. Further ones change nothing: the grace period bounds
+/// the wait.
 fn stop_signal() -> Result<impl Future<Output = ()> + Send + 'static> {
     let mut terminate = signal(SignalKind::terminate()).context("watching for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("watching for SIGINT")?;

@@ -49,14 +49,22 @@ pub fn inactive_flags(typed: &EngineArgs, device: Device) -> Vec<(String, String
         let cpu_only = "the model runs on the GPU";
         note(typed.n_threads.is_some(), "--n-threads", cpu_only);
         note(typed.cpu_isa.is_some(), "--cpu-isa", cpu_only);
-        note(typed.cpu_activations.is_some(), "--cpu-activations", cpu_only);
+        note(
+            typed.cpu_activations.is_some(),
+            "--cpu-activations",
+            cpu_only,
+        );
     }
     inactive
 }
 
 fn note_unused_on_cpu(typed: &EngineArgs, note: &mut impl FnMut(bool, &str, &str)) {
     let one_kernel = "the CPU executor has one attention kernel";
-    note(typed.attention_backend.is_some(), "--attention-backend", one_kernel);
+    note(
+        typed.attention_backend.is_some(),
+        "--attention-backend",
+        one_kernel,
+    );
     note(
         typed.triton_attention_num_kv_splits.is_some(),
         "--triton-attention-num-kv-splits",
@@ -72,13 +80,29 @@ fn note_unused_on_cpu(typed: &EngineArgs, note: &mut impl FnMut(bool, &str, &str
         "--sampling-backend",
         "the CPU executor has one sampler",
     );
-    note(typed.disable_flashinfer, "--disable-flashinfer", "the CPU executor has no flashinfer");
+    note(
+        typed.disable_flashinfer,
+        "--disable-flashinfer",
+        "the CPU executor has no flashinfer",
+    );
     let no_budget = "the CPU executor has no device memory to share out; its KV pool is sized by \
                      --max-total-tokens";
-    note(typed.mem_fraction_static.is_some(), "--mem-fraction-static", no_budget);
-    note(typed.device_memory_limit.is_some(), "--device-memory-limit", no_budget);
+    note(
+        typed.mem_fraction_static.is_some(),
+        "--mem-fraction-static",
+        no_budget,
+    );
+    note(
+        typed.device_memory_limit.is_some(),
+        "--device-memory-limit",
+        no_budget,
+    );
     let compiled = "CPU kernels are compiled ahead of time";
-    note(typed.enable_torch_compile, "--enable-torch-compile", compiled);
+    note(
+        typed.enable_torch_compile,
+        "--enable-torch-compile",
+        compiled,
+    );
     note(
         typed.enable_torch_compile && typed.torch_compile_max_bs.is_some(),
         "--torch-compile-max-bs",
@@ -86,10 +110,18 @@ fn note_unused_on_cpu(typed: &EngineArgs, note: &mut impl FnMut(bool, &str, &str
     );
     let no_graph = "the CPU executor captures no graphs";
     note(typed.disable_cuda_graph, "--disable-cuda-graph", no_graph);
-    note(typed.cuda_graph_max_bs.is_some(), "--cuda-graph-max-bs", no_graph);
+    note(
+        typed.cuda_graph_max_bs.is_some(),
+        "--cuda-graph-max-bs",
+        no_graph,
+    );
     note(!typed.cuda_graph_bs.is_empty(), "--cuda-graph-bs", no_graph);
     let no_tier = "KV pages are in host memory already";
-    note(typed.enable_hierarchical_cache, "--enable-hierarchical-cache", no_tier);
+    note(
+        typed.enable_hierarchical_cache,
+        "--enable-hierarchical-cache",
+        no_tier,
+    );
     note(
         typed.enable_hierarchical_cache && typed.hicache_ratio.is_some(),
         "--hicache-ratio",

@@ -23,7 +23,11 @@ pub struct ConfigError {
 
 impl ConfigError {
     fn new(flag: &'static str, value: impl ToString, limit: impl Into<String>) -> Self {
-        Self { flag, value: value.to_string(), limit: limit.into() }
+        Self {
+            flag,
+            value: value.to_string(),
+            limit: limit.into(),
+        }
     }
 }
 
@@ -84,7 +88,9 @@ pub struct EngineConfig {
 pub enum CudaGraph {
     Off,
     /// Sizes chosen by memory, up to `max_bs` if given.
-    Auto { max_bs: Option<usize> },
+    Auto {
+        max_bs: Option<usize>,
+    },
     /// Exactly these, ascending.
     Sizes(Vec<usize>),
 }
@@ -206,7 +212,11 @@ impl EngineArgs {
         if fraction > 0.0 && fraction < 1.0 {
             Ok(fraction)
         } else {
-            Err(ConfigError::new("--mem-fraction-static", fraction, "must be above 0 and below 1"))
+            Err(ConfigError::new(
+                "--mem-fraction-static",
+                fraction,
+                "must be above 0 and below 1",
+            ))
         }
     }
 
@@ -215,9 +225,11 @@ impl EngineArgs {
         match self.chunked_prefill_size {
             None => Ok(Some(max_prefill_tokens.min(2048))),
             Some(-1) => Ok(None),
-            Some(size) if size < 1 => {
-                Err(ConfigError::new(FLAG, size, "must be -1 (off) or at least 1"))
-            }
+            Some(size) if size < 1 => Err(ConfigError::new(
+                FLAG,
+                size,
+                "must be -1 (off) or at least 1",
+            )),
             Some(size) if size as u64 > max_prefill_tokens as u64 => Err(ConfigError::new(
                 FLAG,
                 size,
@@ -240,7 +252,9 @@ impl EngineArgs {
             return Ok(CudaGraph::Off);
         }
         if self.cuda_graph_bs.is_empty() {
-            return Ok(CudaGraph::Auto { max_bs: self.cuda_graph_max_bs });
+            return Ok(CudaGraph::Auto {
+                max_bs: self.cuda_graph_max_bs,
+            });
         }
         let mut sizes = self.cuda_graph_bs.clone();
         sizes.sort_unstable();

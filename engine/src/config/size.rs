@@ -50,7 +50,11 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused_with_its_reason() {
-        assert!(parse_bytes("31.4Gibi").unwrap_err().contains("unknown unit"));
+        assert!(
+            parse_bytes("31.4Gibi")
+                .unwrap_err()
+                .contains("unknown unit")
+        );
         assert!(parse_bytes("GiB").unwrap_err().contains("not a number"));
         assert!(parse_bytes("0").unwrap_err().contains("between 1 byte"));
         assert!(parse_bytes("1.2.3").unwrap_err().contains("not a number"));

@@ -67,7 +67,11 @@ impl UsageSum {
     }
 
     fn to_json(&self) -> Value {
-        let Usage { prompt_tokens, completion_tokens, cached_tokens } = self.sum;
+        let Usage {
+            prompt_tokens,
+            completion_tokens,
+            cached_tokens,
+        } = self.sum;
         json!({
             "prompt_tokens": prompt_tokens,
             "completion_tokens": completion_tokens,
@@ -87,8 +91,16 @@ impl Answer {
         for choice in choices {
             tasks.spawn(drive(choice, interval, sender.clone()));
         }
-        let usage = UsageSum { sum: Usage::default(), choices_per_prompt };
-        Self { pieces, _tasks: tasks, n_choices, usage }
+        let usage = UsageSum {
+            sum: Usage::default(),
+            choices_per_prompt,
+        };
+        Self {
+            pieces,
+            _tasks: tasks,
+            n_choices,
+            usage,
+        }
     }
 
     /// Waits for all of it.
@@ -109,7 +121,13 @@ impl Answer {
             .into_iter()
             .zip(tokens)
             .zip(ends)
-            .map(|((text, tokens), end)| Some(FinishedChoice { text, tokens, end: end? }))
+            .map(|((text, tokens), end)| {
+                Some(FinishedChoice {
+                    text,
+                    tokens,
+                    end: end?,
+                })
+            })
             .collect();
         let choices =
             finished.ok_or_else(|| ApiError::internal("a choice ended without a reason"))?;
@@ -123,8 +141,16 @@ impl Answer {
             with_null_usage(&mut chunk, streaming);
             queue.push_back(event(&chunk));
         }
-        let events = Events { answer: self, format, streaming, queue, is_done: false };
-        Sse::new(events).keep_alive(KeepAlive::default()).into_response()
+        let events = Events {
+            answer: self,
+            format,
+            streaming,
+            queue,
+            is_done: false,
+        };
+        Sse::new(events)
+            .keep_alive(KeepAlive::default())
+            .into_response()
     }
 }
 
@@ -218,7 +244,11 @@ pub struct Heading {
 impl Heading {
     pub fn new(prefix: &str, model: &ServedModel) -> Self {
         let id = format!("{prefix}-{:032x}", rand::random::<u128>());
-        Self { id, created_s: now_s(), model: model.name().to_owned() }
+        Self {
+            id,
+            created_s: now_s(),
+            model: model.name().to_owned(),
+        }
     }
 
     pub fn object(&self, kind: &str, choices: Vec<Value>) -> Value {
@@ -253,7 +283,11 @@ pub async fn respond(
             Ok(answer.stream(format, streaming))
         }
         // Nobody sees the pieces, so they are as large as they come.
-        None => Answer::start(choices, choices_per_prompt, 256).whole(format).await,
+        None => {
+            Answer::start(choices, choices_per_prompt, 256)
+                .whole(format)
+                .await
+        }
     }
 }
 

@@ -37,6 +37,9 @@ fn sent_key(request: &Request) -> Option<&[u8]> {
 /// Compares digests, all bytes of them, so that the time taken says nothing about the key.
 fn is_same(sent: &[u8], key: &[u8]) -> bool {
     let (sent, key) = (Sha256::digest(sent), Sha256::digest(key));
-    let difference = sent.iter().zip(key.iter()).fold(0, |sum, (a, b)| sum | (a ^ b));
+    let difference = sent
+        .iter()
+        .zip(key.iter())
+        .fold(0, |sum, (a, b)| sum | (a ^ b));
     std::hint::black_box(difference) == 0
 }

@@ -52,7 +52,14 @@ pub async fn chat(
         with_logprobs: n_logprobs.is_some(),
         n_choices: choices.len(),
     };
-    respond(choices, generation.n, generation.streaming, state.http.stream_interval, format).await
+    respond(
+        choices,
+        generation.n,
+        generation.streaming,
+        state.http.stream_interval,
+        format,
+    )
+    .await
 }
 
 fn refuse_unsupported(fields: &mut Fields) -> Result<(), ApiError> {
@@ -123,8 +130,11 @@ impl Format for ChatFormat {
             .enumerate()
             .map(|(index, choice)| {
                 let message = json!({"role": "assistant", "content": choice.text});
-                let piece =
-                    Piece { text: String::new(), tokens: choice.tokens, end: Some(choice.end) };
+                let piece = Piece {
+                    text: String::new(),
+                    tokens: choice.tokens,
+                    end: Some(choice.end),
+                };
                 self.choice(index, "message", message, &piece)
             })
             .collect();

@@ -136,7 +136,9 @@ impl Choice {
                 }
                 Some(TokenEvent::Failed { message }) => return Err(ApiError::internal(message)),
                 None => {
-                    return Err(ApiError::internal("the engine stopped before the answer's end"));
+                    return Err(ApiError::internal(
+                        "the engine stopped before the answer's end",
+                    ));
                 }
             }
         }
@@ -173,7 +175,11 @@ impl Choice {
             FinishReason::Length => "length",
             FinishReason::Cancelled => "abort",
         };
-        piece.end = Some(ChoiceEnd { finish_reason, stop_reason, usage });
+        piece.end = Some(ChoiceEnd {
+            finish_reason,
+            stop_reason,
+            usage,
+        });
     }
 
     /// Ends the choice at a stop string, which the engine knows nothing of. What it made beyond
@@ -198,7 +204,11 @@ impl Choice {
             cached_tokens,
         };
         let stop_reason = Value::String(stop);
-        piece.end = Some(ChoiceEnd { finish_reason: "stop", stop_reason, usage });
+        piece.end = Some(ChoiceEnd {
+            finish_reason: "stop",
+            stop_reason,
+            usage,
+        });
         Ok(())
     }
 }

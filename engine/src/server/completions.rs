@@ -45,14 +45,22 @@ pub async fn complete(
         );
         return Err(ApiError::invalid("n", message));
     }
-    let fitted =
-        fit_prompts(model, prompts, add_special, generation.max_tokens, DEFAULT_MAX_TOKENS).await?;
+    let fitted = fit_prompts(
+        model,
+        prompts,
+        add_special,
+        generation.max_tokens,
+        DEFAULT_MAX_TOKENS,
+    )
+    .await?;
     let mut echoes = Vec::new();
     let mut choices = Vec::with_capacity(fitted.len() * n);
     for (prompt_index, fitted) in fitted.into_iter().enumerate() {
         for sample_index in 0..n {
             echoes.push(echo.then(|| {
-                model.tokenizer.decode(&fitted.prompt, generation.skip_special_tokens)
+                model
+                    .tokenizer
+                    .decode(&fitted.prompt, generation.skip_special_tokens)
             }));
             let spec = ChoiceSpec {
                 index: prompt_index * n + sample_index,
@@ -70,7 +78,14 @@ pub async fn complete(
         with_logprobs: n_logprobs.is_some(),
         echoes,
     };
-    respond(choices, n, generation.streaming, state.http.stream_interval, format).await
+    respond(
+        choices,
+        n,
+        generation.streaming,
+        state.http.stream_interval,
+        format,
+    )
+    .await
 }
 
 struct CompletionFormat {
@@ -89,7 +104,11 @@ impl CompletionFormat {
         text.push_str(&piece.text);
         let logprobs = if self.with_logprobs {
             let mut logprobs = CompletionLogprobs::default();
-            logprobs.extend(&self.model.tokenizer, &piece.tokens, &mut self.offsets[index]);
+            logprobs.extend(
+                &self.model.tokenizer,
+                &piece.tokens,
+                &mut self.offsets[index],
+            );
             logprobs.into_json()
         } else {
             Value::Null
@@ -126,7 +145,14 @@ impl Format for CompletionFormat {
             .enumerate()
             .map(|(index, choice)| {
                 let FinishedChoice { text, tokens, end } = choice;
-                self.choice(index, &Piece { text, tokens, end: Some(end) })
+                self.choice(
+                    index,
+                    &Piece {
+                        text,
+                        tokens,
+                        end: Some(end),
+                    },
+                )
             })
             .collect();
         let mut object = self.heading.object("text_completion", choices);

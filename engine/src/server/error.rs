@@ -26,13 +26,23 @@ pub struct ApiError {
 impl ApiError {
     fn new(status: StatusCode, kind: &'static str, message: impl Into<String>) -> Self {
         let message = message.into();
-        Self { status, message, kind, param: None, code: None, retry_after_s: None }
+        Self {
+            status,
+            message,
+            kind,
+            param: None,
+            code: None,
+            retry_after_s: None,
+        }
     }
 
     /// The request cannot be served as it is.
     pub fn invalid(param: impl Into<String>, message: impl Into<String>) -> Self {
-        let mut error =
-            Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", message.into());
+        let mut error = Self::new(
+            StatusCode::BAD_REQUEST,
+            "invalid_request_error",
+            message.into(),
+        );
         error.param = Some(param.into());
         error.code = Some("invalid_value");
         error
@@ -60,8 +70,10 @@ impl ApiError {
     }
 
     pub fn unknown_model(name: &str, known: &[String]) -> Self {
-        let message =
-            format!("the model {name:?} does not exist; this server has: {}", known.join(", "));
+        let message = format!(
+            "the model {name:?} does not exist; this server has: {}",
+            known.join(", ")
+        );
         let mut error = Self::new(StatusCode::NOT_FOUND, "not_found_error", message);
         error.param = Some("model".to_owned());
         error.code = Some("model_not_found");
@@ -77,15 +89,22 @@ impl ApiError {
 
     pub fn wrong_method(method: &str, path: &str) -> Self {
         let message = format!("{path} does not answer to {method}");
-        let mut error =
-            Self::new(StatusCode::METHOD_NOT_ALLOWED, "invalid_request_error", message);
+        let mut error = Self::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "invalid_request_error",
+            message,
+        );
         error.code = Some("method_not_allowed");
         error
     }
 
     pub fn body_too_large(limit_bytes: usize) -> Self {
         let message = format!("the request body is larger than the limit of {limit_bytes} bytes");
-        let mut error = Self::new(StatusCode::PAYLOAD_TOO_LARGE, "invalid_request_error", message);
+        let mut error = Self::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "invalid_request_error",
+            message,
+        );
         error.code = Some("body_too_large");
         error
     }
@@ -108,8 +127,11 @@ impl ApiError {
 
     /// Still loading, or shutting down.
     pub fn unavailable(message: impl Into<String>) -> Self {
-        let mut error =
-            Self::new(StatusCode::SERVICE_UNAVAILABLE, "service_unavailable_error", message);
+        let mut error = Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "service_unavailable_error",
+            message,
+        );
         error.code = Some("unavailable");
         error.retry_after_s = Some(1);
         error
@@ -136,11 +158,15 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.status, Json(self.body())).into_response();
         if let Some(seconds) = self.retry_after_s {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+            response
+                .headers_mut()
+                .insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         if self.status == StatusCode::UNAUTHORIZED {
             let scheme = HeaderValue::from_static("Bearer");
-            response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
+            response
+                .headers_mut()
+                .insert(header::WWW_AUTHENTICATE, scheme);
         }
         response
     }

@@ -27,14 +27,17 @@ pub struct Fields {
 impl Fields {
     pub fn parse(body: &[u8]) -> Result<Self, ApiError> {
         match serde_json::from_slice(body) {
-            Ok(Value::Object(map)) => Ok(Self { map, prefix: String::new() }),
+            Ok(Value::Object(map)) => Ok(Self {
+                map,
+                prefix: String::new(),
+            }),
             Ok(other) => Err(ApiError::invalid_body(format!(
                 "the request body must be a JSON object, not {}",
                 kind_of(&other)
             ))),
-            Err(error) => {
-                Err(ApiError::invalid_body(format!("the request body is not valid JSON: {error}")))
-            }
+            Err(error) => Err(ApiError::invalid_body(format!(
+                "the request body is not valid JSON: {error}"
+            ))),
         }
     }
 
@@ -74,8 +77,12 @@ impl Fields {
         name: &str,
         range: RangeInclusive<f64>,
     ) -> Result<Option<f64>, ApiError> {
-        let Some(value) = self.value(name) else { return Ok(None) };
-        let number = value.as_f64().ok_or_else(|| self.wrong_type(name, &value, "a number"))?;
+        let Some(value) = self.value(name) else {
+            return Ok(None);
+        };
+        let number = value
+            .as_f64()
+            .ok_or_else(|| self.wrong_type(name, &value, "a number"))?;
         if range.contains(&number) {
             return Ok(Some(number));
         }
@@ -87,7 +94,9 @@ impl Fields {
         name: &str,
         range: RangeInclusive<i64>,
     ) -> Result<Option<i64>, ApiError> {
-        let Some(value) = self.value(name) else { return Ok(None) };
+        let Some(value) = self.value(name) else {
+            return Ok(None);
+        };
         match as_integer(&value) {
             Some(number) if range.contains(&number) => Ok(Some(number)),
             Some(_) => Err(self.out_of_range(name, &value, range.start(), range.end())),
@@ -110,9 +119,10 @@ impl Fields {
     pub fn object(&mut self, name: &str) -> Result<Option<Fields>, ApiError> {
         match self.value(name) {
             None => Ok(None),
-            Some(Value::Object(map)) => {
-                Ok(Some(Self { map, prefix: format!("{}.", self.path(name)) }))
-            }
+            Some(Value::Object(map)) => Ok(Some(Self {
+                map,
+                prefix: format!("{}.", self.path(name)),
+            })),
             Some(other) => Err(self.wrong_type(name, &other, "an object")),
         }
     }
@@ -127,8 +137,10 @@ impl Fields {
         match self.value(name) {
             Some(value) if !asks_for_nothing.contains(&value) => {
                 let path = self.path(name);
-                let message =
-                    format!("{path} is {}, which this server does not support", show(&value));
+                let message = format!(
+                    "{path} is {}, which this server does not support",
+                    show(&value)
+                );
                 Err(ApiError::unsupported(path, message))
             }
             _ => Ok(()),
@@ -137,8 +149,11 @@ impl Fields {
 
     pub fn wrong_type(&self, name: &str, value: &Value, wanted: &str) -> ApiError {
         let path = self.path(name);
-        let message =
-            format!("{path} is {} ({}), but must be {wanted}", show(value), kind_of(value));
+        let message = format!(
+            "{path} is {} ({}), but must be {wanted}",
+            show(value),
+            kind_of(value)
+        );
         ApiError::invalid(path, message)
     }
 
@@ -150,7 +165,10 @@ impl Fields {
         most: T,
     ) -> ApiError {
         let path = self.path(name);
-        let message = format!("{path} is {}, but must be from {least} to {most}", show(value));
+        let message = format!(
+            "{path} is {}, but must be from {least} to {most}",
+            show(value)
+        );
         ApiError::invalid(path, message)
     }
 }
@@ -234,8 +252,14 @@ mod tests {
         assert_eq!(error.message, "top_p is 1.5, but must be from 0 to 1");
         assert_eq!(error.param.as_deref(), Some("top_p"));
         let error = body.integer("n", 1..=4).expect_err("a string");
-        assert_eq!(error.message, "n is \"two\" (a string), but must be an integer");
-        let mut inner = body.object("stream_options").expect("an object").expect("present");
+        assert_eq!(
+            error.message,
+            "n is \"two\" (a string), but must be an integer"
+        );
+        let mut inner = body
+            .object("stream_options")
+            .expect("an object")
+            .expect("present");
         let error = inner.bool("x").expect_err("a number");
         assert_eq!(error.param.as_deref(), Some("stream_options.x"));
     }

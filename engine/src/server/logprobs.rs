@@ -10,7 +10,9 @@ use crate::text::Tokenizer;
 
 /// A completion request's `logprobs`: how many likeliest tokens to report.
 pub fn take_completion_fields(fields: &mut Fields) -> Result<Option<usize>, ApiError> {
-    Ok(fields.integer("logprobs", 0..=MAX_LOGPROBS)?.map(|n| n as usize))
+    Ok(fields
+        .integer("logprobs", 0..=MAX_LOGPROBS)?
+        .map(|n| n as usize))
 }
 
 /// A chat request's `logprobs` and `top_logprobs`.
@@ -72,7 +74,8 @@ impl CompletionLogprobs {
                 .map(|&(id, logprob)| (text(id), json!(logprob)))
                 .collect();
             // The chosen token is always among them, as in OpenAI's and vLLM's answers.
-            top.entry(token.clone()).or_insert_with(|| json!(sampled.logprob));
+            top.entry(token.clone())
+                .or_insert_with(|| json!(sampled.logprob));
             self.tokens.push(Value::String(token));
             self.token_logprobs.push(json!(sampled.logprob));
             self.top_logprobs.push(Value::Object(top));

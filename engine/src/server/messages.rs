@@ -23,7 +23,10 @@ pub struct Conversation {
 impl Conversation {
     pub fn take(fields: &mut Fields) -> Result<Self, ApiError> {
         let messages = fields.array("messages")?.ok_or_else(|| {
-            ApiError::invalid("messages", "messages is missing; it is an array of messages")
+            ApiError::invalid(
+                "messages",
+                "messages is missing; it is an array of messages",
+            )
         })?;
         if messages.is_empty() || messages.len() > MAX_MESSAGES {
             let n = messages.len();
@@ -42,8 +45,10 @@ impl Conversation {
         }
         // `none` hides the tools from the model, as vLLM does.
         let tools = tools.filter(|_| !is_none_choice(fields));
-        let template_kwargs =
-            fields.object("chat_template_kwargs")?.map(Fields::into_map).unwrap_or_default();
+        let template_kwargs = fields
+            .object("chat_template_kwargs")?
+            .map(Fields::into_map)
+            .unwrap_or_default();
         Ok(Self {
             messages,
             tools,
@@ -91,7 +96,9 @@ fn check_message(i: usize, message: Value) -> Result<Value, ApiError> {
             return Err(ApiError::invalid(path, text));
         }
     }
-    let has_calls = message.get("tool_calls").is_some_and(|calls| !calls.is_null());
+    let has_calls = message
+        .get("tool_calls")
+        .is_some_and(|calls| !calls.is_null());
     let content = match message.remove("content") {
         Some(Value::String(text)) => text,
         Some(Value::Array(parts)) => join_parts(&path, parts)?,
@@ -99,7 +106,10 @@ fn check_message(i: usize, message: Value) -> Result<Value, ApiError> {
         None | Some(Value::Null) if has_calls => String::new(),
         None | Some(Value::Null) => {
             let path = format!("{path}.content");
-            return Err(ApiError::invalid(path.clone(), format!("{path} is missing")));
+            return Err(ApiError::invalid(
+                path.clone(),
+                format!("{path} is missing"),
+            ));
         }
         Some(other) => {
             let path = format!("{path}.content");
@@ -129,7 +139,8 @@ fn join_parts(path: &str, parts: Vec<Value>) -> Result<String, ApiError> {
             (kind, _) => {
                 let path = format!("{path}.content[{i}]");
                 let kind = kind.map_or_else(|| "missing".to_owned(), show);
-                let text = format!("{path} has type {kind}; only \"text\" parts with text are read");
+                let text =
+                    format!("{path} has type {kind}; only \"text\" parts with text are read");
                 Err(ApiError::unsupported(path, text))
             }
         })
@@ -139,8 +150,12 @@ fn join_parts(path: &str, parts: Vec<Value>) -> Result<String, ApiError> {
 
 /// OpenAI sends a call's arguments as a string that holds JSON; templates want the object.
 fn parse_arguments(call: &mut Value) {
-    let Some(arguments) = call.pointer_mut("/function/arguments") else { return };
-    let parsed = arguments.as_str().and_then(|text| serde_json::from_str::<Value>(text).ok());
+    let Some(arguments) = call.pointer_mut("/function/arguments") else {
+        return;
+    };
+    let parsed = arguments
+        .as_str()
+        .and_then(|text| serde_json::from_str::<Value>(text).ok());
     if let Some(object @ Value::Object(_)) = parsed {
         *arguments = object;
     } else if arguments.as_str() == Some("") {
@@ -150,10 +165,7 @@ fn parse_arguments(call: &mut Value) {
 
 /// The prompt's text. Rendering runs the checkpoint's program, so it does not run on an async
 /// thread.
-pub async fn render(
-    model: &ServedModel,
-    conversation: Conversation,
-) -> Result<String, ApiError> {
+pub async fn render(model: &ServedModel, conversation: Conversation) -> Result<String, ApiError> {
     let template = Arc::clone(&model.chat_template);
     let rendered = tokio::task::spawn_blocking(move || {
         let input = ChatInput {
@@ -198,8 +210,14 @@ mod tests {
             (json!({"messages": []}), "messages"),
             (json!({"messages": ["hello"]}), "messages[0]"),
             (json!({"messages": [{"content": "x"}]}), "messages[0].role"),
-            (json!({"messages": [{"role": "user"}]}), "messages[0].content"),
-            (json!({"messages": [{"role": "user", "content": 3}]}), "messages[0].content"),
+            (
+                json!({"messages": [{"role": "user"}]}),
+                "messages[0].content",
+            ),
+            (
+                json!({"messages": [{"role": "user", "content": 3}]}),
+                "messages[0].content",
+            ),
             (
                 json!({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}),
                 "messages[0].content[0]",

@@ -54,7 +54,10 @@ pub fn router(state: Arc<AppState>) -> Router {
         .method_not_allowed_fallback(|method: Method, uri: Uri| async move {
             ApiError::wrong_method(method.as_str(), uri.path())
         })
-        .layer(axum::middleware::from_fn_with_state(Arc::clone(&state), auth::check_key))
+        .layer(axum::middleware::from_fn_with_state(
+            Arc::clone(&state),
+            auth::check_key,
+        ))
         .with_state(state)
 }
 
@@ -68,12 +71,13 @@ pub async fn serve(
     let grace = state.http.shutdown_grace;
     let (stopped, mut has_stopped) = tokio::sync::watch::channel(false);
     let stopping_state = Arc::clone(&state);
-    let server = axum::serve(listener, router(Arc::clone(&state))).with_graceful_shutdown(async move {
-        stop.await;
-        stopping_state.set_stopping();
-        // The receiver lives until this function returns.
-        let _ = stopped.send(true);
-    });
+    let server =
+        axum::serve(listener, router(Arc::clone(&state))).with_graceful_shutdown(async move {
+            stop.await;
+            stopping_state.set_stopping();
+            // The receiver lives until this function returns.
+            let _ = stopped.send(true);
+        });
     let cut_off = async move {
         // An error means that the server is gone already, and with it the wait.
         if has_stopped.wait_for(|stopped| *stopped).await.is_err() {

@@ -26,26 +26,39 @@ pub fn take_prompts(fields: &mut Fields, limits: &Limits) -> Result<Vec<Prompt>,
     const WANTED: &str = "a string, an array of strings, an array of token ids, or an array of \
                           arrays of token ids";
     let items = match fields.value(NAME) {
-        None => return Err(ApiError::invalid(NAME, format!("prompt is missing; it is {WANTED}"))),
+        None => {
+            return Err(ApiError::invalid(
+                NAME,
+                format!("prompt is missing; it is {WANTED}"),
+            ));
+        }
         Some(Value::String(text)) => return Ok(vec![Prompt::Text(text)]),
         Some(Value::Array(items)) => items,
         Some(other) => return Err(fields.wrong_type(NAME, &other, WANTED)),
     };
     match items.first() {
-        None => Err(ApiError::invalid(NAME, "prompt is an empty array; it needs an element")),
+        None => Err(ApiError::invalid(
+            NAME,
+            "prompt is an empty array; it needs an element",
+        )),
         Some(Value::Number(_)) => Ok(vec![Prompt::Ids(token_ids(NAME, &items, limits)?)]),
         Some(_) if items.len() > MAX_CHOICES => Err(ApiError::invalid(
             NAME,
-            format!("prompt has {} elements, the limit is {MAX_CHOICES}", items.len()),
+            format!(
+                "prompt has {} elements, the limit is {MAX_CHOICES}",
+                items.len()
+            ),
         )),
         Some(_) => items
             .into_iter()
             .enumerate()
             .map(|(i, item)| match item {
                 Value::String(text) => Ok(Prompt::Text(text)),
-                Value::Array(ids) => {
-                    Ok(Prompt::Ids(token_ids(&format!("{NAME}[{i}]"), &ids, limits)?))
-                }
+                Value::Array(ids) => Ok(Prompt::Ids(token_ids(
+                    &format!("{NAME}[{i}]"),
+                    &ids,
+                    limits,
+                )?)),
                 other => Err(fields.wrong_type(&format!("{NAME}[{i}]"), &other, WANTED)),
             })
             .collect(),
@@ -112,20 +125,22 @@ pub fn fit(
         return Err(too_long(ids.len(), max_tokens, limits, param));
     }
     let max_new_tokens = max_tokens.unwrap_or(default).clamp(1, room);
-    Ok(Fitted { prompt: ids.into(), max_new_tokens })
+    Ok(Fitted {
+        prompt: ids.into(),
+        max_new_tokens,
+    })
 }
 
-fn too_long(
-    n_prompt: usize,
-    max_tokens: Option<usize>,
-    limits: &Limits,
-    param: &str,
-) -> ApiError {
+fn too_long(n_prompt: usize, max_tokens: Option<usize>, limits: &Limits, param: &str) -> ApiError {
     let limit = limits.max_sequence_tokens;
     let what = limits.sequence_limit_name;
     match max_tokens {
         Some(max_tokens) => ApiError::too_long(
-            if n_prompt < limit { "max_tokens" } else { param },
+            if n_prompt < limit {
+                "max_tokens"
+            } else {
+                param
+            },
             format!(
                 "{param} has {n_prompt} tokens and max_tokens is {max_tokens}, together {}; the \
                  limit is {limit} tokens ({what})",
@@ -153,7 +168,11 @@ pub async fn fit_prompts(
     let is_one = prompts.len() == 1;
     let mut fitted = Vec::with_capacity(prompts.len());
     for (i, prompt) in prompts.into_iter().enumerate() {
-        let param = if is_one { "prompt".to_owned() } else { format!("prompt[{i}]") };
+        let param = if is_one {
+            "prompt".to_owned()
+        } else {
+            format!("prompt[{i}]")
+        };
         let ids = match prompt {
             Prompt::Text(text) => encode(&model.tokenizer, text, add_special, &param).await?,
             Prompt::Ids(ids) => ids,
@@ -177,7 +196,11 @@ mod tests {
         }
     }
 
-    fn fit_n(n: usize, max_tokens: Option<usize>, truncate: bool) -> Result<(usize, usize), String> {
+    fn fit_n(
+        n: usize,
+        max_tokens: Option<usize>,
+        truncate: bool,
+    ) -> Result<(usize, usize), String> {
         fit(vec![7; n], max_tokens, 16, &limits(truncate), "prompt")
             .map(|fitted| (fitted.prompt.len(), fitted.max_new_tokens))
             .map_err(|error| error.message)
@@ -194,10 +217,24 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_refused_with_the_numbers() {
         let message = fit_n(90, Some(11), false).expect_err("one too many");
-        assert!(message.contains("90 tokens") && message.contains("101"), "{message}");
-        assert!(message.contains("limit is 100 tokens (the context length)"), "{message}");
-        assert!(fit_n(100, None, false).expect_err("no room").contains("no room for output"));
-        assert!(fit_n(0, None, false).expect_err("empty").contains("at least one"));
+        assert!(
+            message.contains("90 tokens") && message.contains("101"),
+            "{message}"
+        );
+        assert!(
+            message.contains("limit is 100 tokens (the context length)"),
+            "{message}"
+        );
+        assert!(
+            fit_n(100, None, false)
+                .expect_err("no room")
+                .contains("no room for output")
+        );
+        assert!(
+            fit_n(0, None, false)
+                .expect_err("empty")
+                .contains("at least one")
+        );
     }
 
     #[test]

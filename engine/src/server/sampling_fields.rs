@@ -117,9 +117,14 @@ fn take_params(
     n_logprobs: Option<usize>,
 ) -> Result<SamplingParams, ApiError> {
     // -1 keeps all, as 0 does.
-    let top_k = fields.integer("top_k", -1..=i64::from(i32::MAX))?.unwrap_or(0).max(0) as usize;
+    let top_k = fields
+        .integer("top_k", -1..=i64::from(i32::MAX))?
+        .unwrap_or(0)
+        .max(0) as usize;
     let top_p = fields.number("top_p", 0.0..=1.0)?.unwrap_or(1.0) as f32;
-    let repetition = fields.number("repetition_penalty", 0.0..=10.0)?.unwrap_or(1.0) as f32;
+    let repetition = fields
+        .number("repetition_penalty", 0.0..=10.0)?
+        .unwrap_or(1.0) as f32;
     if repetition <= 0.0 {
         let message = format!("repetition_penalty is {repetition}, but must be above 0, to 10");
         return Err(ApiError::invalid("repetition_penalty", message));
@@ -130,8 +135,12 @@ fn take_params(
         top_p,
         min_p: fields.number("min_p", 0.0..=1.0)?.unwrap_or(0.0) as f32,
         repetition_penalty: repetition,
-        presence_penalty: fields.number("presence_penalty", -2.0..=2.0)?.unwrap_or(0.0) as f32,
-        frequency_penalty: fields.number("frequency_penalty", -2.0..=2.0)?.unwrap_or(0.0) as f32,
+        presence_penalty: fields
+            .number("presence_penalty", -2.0..=2.0)?
+            .unwrap_or(0.0) as f32,
+        frequency_penalty: fields
+            .number("frequency_penalty", -2.0..=2.0)?
+            .unwrap_or(0.0) as f32,
         logit_bias: take_logit_bias(fields, limits)?,
         seed: match fields.integer("seed", i64::MIN..=i64::MAX)? {
             Some(seed) => seed as u64,
@@ -143,26 +152,31 @@ fn take_params(
 
 fn take_logit_bias(fields: &mut Fields, limits: &Limits) -> Result<Vec<(u32, f32)>, ApiError> {
     const NAME: &str = "logit_bias";
-    let Some(biases) = fields.object(NAME)? else { return Ok(Vec::new()) };
+    let Some(biases) = fields.object(NAME)? else {
+        return Ok(Vec::new());
+    };
     biases
         .into_map()
         .into_iter()
         .map(|(key, value)| {
             let path = format!("{NAME}[{key:?}]");
-            let id = key.parse::<u32>().ok().filter(|&id| (id as usize) < limits.vocab);
+            let id = key
+                .parse::<u32>()
+                .ok()
+                .filter(|&id| (id as usize) < limits.vocab);
             let Some(id) = id else {
                 let vocab = limits.vocab;
                 let message = format!("{path} is no token id; ids are from 0 to {}", vocab - 1);
                 return Err(ApiError::invalid(path, message));
             };
-            match value.as_f64().filter(|bias| (-100.0..=100.0).contains(bias)) {
-                Some(bias) => Ok((id, bias as f32)),
-                None => {
-                    let message =
-                        format!("{path} is {}, but must be from -100 to 100", show(&value));
-                    Err(ApiError::invalid(path, message))
-                }
-            }
+            let bias = value
+                .as_f64()
+                .filter(|bias| (-100.0..=100.0).contains(bias));
+            let bias = bias.ok_or_else(|| {
+                let message = format!("{path} is {}, but must be from -100 to 100", show(&value));
+                ApiError::invalid(path, message)
+            })?;
+            Ok((id, bias as f32))
         })
         .collect()
 }
@@ -204,7 +218,10 @@ fn take_stop_ids(fields: &mut Fields, limits: &Limits) -> Result<Vec<u32>, ApiEr
     const NAME: &str = "stop_token_ids";
     let items = fields.array(NAME)?.unwrap_or_default();
     if items.len() > MAX_STOP_IDS {
-        let message = format!("stop_token_ids has {} ids, the limit is {MAX_STOP_IDS}", items.len());
+        let message = format!(
+            "stop_token_ids has {} ids, the limit is {MAX_STOP_IDS}",
+            items.len()
+        );
         return Err(ApiError::invalid(NAME, message));
     }
     token_ids(NAME, &items, limits)
@@ -222,8 +239,10 @@ pub fn token_ids(path: &str, items: &[Value], limits: &Limits) -> Result<Vec<u32
                 .ok_or_else(|| {
                     let path = format!("{path}[{i}]");
                     let most = limits.vocab - 1;
-                    let message =
-                        format!("{path} is {}, but token ids are from 0 to {most}", show(item));
+                    let message = format!(
+                        "{path} is {}, but token ids are from 0 to {most}",
+                        show(item)
+                    );
                     ApiError::invalid(path, message)
                 })
         })

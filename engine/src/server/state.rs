@@ -59,19 +59,28 @@ impl Seeds {
             Some(seed) => rand::rngs::StdRng::seed_from_u64(seed),
             None => rand::rngs::StdRng::from_os_rng(),
         };
-        Self { next: std::sync::Mutex::new(rng) }
+        Self {
+            next: std::sync::Mutex::new(rng),
+        }
     }
 
     pub fn draw(&self) -> u64 {
         use rand::Rng;
         // A panic elsewhere cannot leave a random number generator half written.
-        self.next.lock().unwrap_or_else(std::sync::PoisonError::into_inner).random()
+        self.next
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .random()
     }
 }
 
 impl AppState {
     pub fn new(http: HttpConfig) -> Self {
-        Self { http, model: OnceLock::new(), stopping: AtomicBool::new(false) }
+        Self {
+            http,
+            model: OnceLock::new(),
+            stopping: AtomicBool::new(false),
+        }
     }
 
     /// Makes the server ready. A second model is refused by returning it.

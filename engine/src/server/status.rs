@@ -16,7 +16,9 @@ pub async fn health(State(state): State<Arc<AppState>>) -> Result<Json<Value>, A
     if state.model()?.engine.is_healthy() {
         Ok(Json(json!({"status": "ok"})))
     } else {
-        Err(ApiError::unavailable("the engine has stopped or keeps failing; see the server's log"))
+        Err(ApiError::unavailable(
+            "the engine has stopped or keeps failing; see the server's log",
+        ))
     }
 }
 
@@ -33,7 +35,11 @@ pub async fn server_info(State(state): State<Arc<AppState>>) -> Result<Json<Valu
 
 pub async fn models(State(state): State<Arc<AppState>>) -> Result<Json<Value>, ApiError> {
     let model = state.loaded_model()?;
-    let data: Vec<Value> = model.names.iter().map(|name| model_card(model, name)).collect();
+    let data: Vec<Value> = model
+        .names
+        .iter()
+        .map(|name| model_card(model, name))
+        .collect();
     Ok(Json(json!({"object": "list", "data": data})))
 }
 

@@ -42,12 +42,26 @@ async fn streamed_choices_have_one_role_and_one_end_each() {
     let whole = server.ok(PATH, whole_body).await;
     for index in 0..3 {
         let mine = || {
-            chunks.iter().map(|c| &c["choices"][0]).filter(|choice| choice["index"] == index)
+            chunks
+                .iter()
+                .map(|c| &c["choices"][0])
+                .filter(|choice| choice["index"] == index)
         };
-        assert_eq!(mine().filter(|choice| choice["delta"]["role"] == "assistant").count(), 1);
-        assert_eq!(mine().filter(|choice| !choice["finish_reason"].is_null()).count(), 1);
-        let text: String =
-            mine().filter_map(|choice| choice["delta"]["content"].as_str()).collect();
+        assert_eq!(
+            mine()
+                .filter(|choice| choice["delta"]["role"] == "assistant")
+                .count(),
+            1
+        );
+        assert_eq!(
+            mine()
+                .filter(|choice| !choice["finish_reason"].is_null())
+                .count(),
+            1
+        );
+        let text: String = mine()
+            .filter_map(|choice| choice["delta"]["content"].as_str())
+            .collect();
         assert_eq!(whole["choices"][index]["message"]["content"], text);
     }
 }
@@ -68,7 +82,12 @@ async fn output_fills_the_context_by_default() {
     let mut config = TestConfig::saying("la");
     config.context_length = 64;
     let server = TestServer::start(config).await;
-    let answer = server.ok(PATH, json!({"messages": [{"role": "user", "content": "x"}]})).await;
+    let answer = server
+        .ok(
+            PATH,
+            json!({"messages": [{"role": "user", "content": "x"}]}),
+        )
+        .await;
     assert_eq!(answer["usage"]["total_tokens"], 64);
     assert_eq!(answer["choices"][0]["finish_reason"], "length");
 }
@@ -93,7 +112,12 @@ async fn tools_and_template_arguments_reach_the_template() {
     untooled["tool_choice"] = json!("none");
     let ids = server.ok("/tokenize", untooled.clone()).await["tokens"].clone();
     let text = server.ok("/detokenize", json!({"tokens": ids})).await;
-    assert!(text["prompt"].as_str().expect("text").starts_with("<|im_start|>user"));
+    assert!(
+        text["prompt"]
+            .as_str()
+            .expect("text")
+            .starts_with("<|im_start|>user")
+    );
     untooled["max_tokens"] = json!(1);
     server.ok(PATH, untooled).await;
 }

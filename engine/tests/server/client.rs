@@ -1,5 +1,6 @@
 //! A small HTTP/1.1 client that can go away in the middle of an answer.
 
+use std::fmt::Write;
 use std::net::SocketAddr;
 
 use serde_json::Value;
@@ -17,7 +18,10 @@ pub struct Answer {
 
 impl Answer {
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+        self.headers
+            .iter()
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| value.as_str())
     }
 
     pub fn text(&self) -> &str {
@@ -34,7 +38,12 @@ impl Answer {
         self.text()
             .split("\n\n")
             .filter(|event| !event.is_empty())
-            .map(|event| event.strip_prefix("data: ").expect("an event has data").to_owned())
+            .map(|event| {
+                event
+                    .strip_prefix("data: ")
+                    .expect("an event has data")
+                    .to_owned()
+            })
             .collect()
     }
 
@@ -84,34 +93,55 @@ pub async fn open(
         body.len()
     );
     for (name, value) in headers {
-        head.push_str(&format!("{name}: {value}\r\n"));
+        write!(head, "{name}: {value}\r\n").expect("a string grows");
     }
     head.push_str("\r\n");
-    stream.write_all(head.as_bytes()).await.expect("the head was sent");
+    stream
+        .write_all(head.as_bytes())
+        .await
+        .expect("the head was sent");
     stream.write_all(body).await.expect("the body was sent");
     stream
 }
 
 fn parse(bytes: &[u8]) -> Answer {
-    let end = bytes.windows(4).position(|window| window == b"\r\n\r\n").expect("a head");
+    let end = bytes
+        .windows(4)
+        .position(|window| window == b"\r\n\r\n")
+        .expect("a head");
     let head = std::str::from_utf8(&bytes[..end]).expect("the head is text");
     let mut lines = head.split("\r\n");
-    let status = lines.next().and_then(|line| line.split(' ').nth(1)).expect("a status line");
+    let status = lines
+        .next()
+        .and_then(|line| line.split(' ').nth(1))
+        .expect("a status line");
     let headers: Vec<(String, String)> = lines
         .map(|line| line.split_once(": ").expect("a header"))
         .map(|(name, value)| (name.to_lowercase(), value.to_owned()))
         .collect();
-    let is_chunked =
-        headers.iter().any(|(name, value)| name == "transfer-encoding" && value == "chunked");
+    let is_chunked = headers
+        .iter()
+        .any(|(name, value)| name == "transfer-encoding" && value == "chunked");
     let rest = &bytes[end + 4..];
-    let body = if is_chunked { dechunk(rest) } else { rest.to_vec() };
-    Answer { status: status.parse().expect("a status"), headers, body }
+    let body = if is_chunked {
+        dechunk(rest)
+    } else {
+        rest.to_vec()
+    };
+    Answer {
+        status: status.parse().expect("a status"),
+        headers,
+        body,
+    }
 }
 
 fn dechunk(mut rest: &[u8]) -> Vec<u8> {
     let mut body = Vec::new();
     loop {
-        let end = rest.windows(2).position(|window| window == b"\r\n").expect("a chunk's size");
+        let end = rest
+            .windows(2)
+            .position(|window| window == b"\r\n")
+            .expect("a chunk's size");
         let size = std::str::from_utf8(&rest[..end]).expect("a chunk's size is text");
         let size = usize::from_str_radix(size, 16).expect("a chunk's size is hexadecimal");
         if size == 0 {

@@ -16,7 +16,9 @@ struct Line {
 
 fn parse(line: &str) -> Result<ServeArgs, String> {
     let words = std::iter::once("serve").chain(line.split_whitespace());
-    Line::try_parse_from(words).map(|line| line.serve).map_err(|error| error.to_string())
+    Line::try_parse_from(words)
+        .map(|line| line.serve)
+        .map_err(|error| error.to_string())
 }
 
 fn resolve(line: &str) -> Result<ServeConfig, String> {
@@ -55,7 +57,10 @@ fn the_recommended_launch_line_parses_unchanged() {
     assert!(engine.reduce_in_fp32 && engine.allow_auto_truncate && engine.radix_cache);
     assert_eq!(engine.cuda_graph, CudaGraph::Off);
     assert_eq!(engine.decode_log_interval, 30);
-    assert_eq!((config.http.host.as_str(), config.http.port), ("0.0.0.0", 8000));
+    assert_eq!(
+        (config.http.host.as_str(), config.http.port),
+        ("0.0.0.0", 8000)
+    );
 }
 
 #[test]
@@ -76,11 +81,18 @@ fn all_five_experiments_parse() {
         resolve(line).unwrap_or_else(|error| panic!("{line}: {error}"));
     }
     let balanced = resolve(&balanced).expect("parsed above").engine;
-    assert_eq!(balanced.max_total_tokens, Some(3328), "the later value counts");
+    assert_eq!(
+        balanced.max_total_tokens,
+        Some(3328),
+        "the later value counts"
+    );
     assert!(!balanced.radix_cache);
     let experimental = resolve(experimental).expect("parsed above").engine;
     assert_eq!(experimental.cuda_graph, CudaGraph::Sizes(vec![1, 2, 4]));
-    assert_eq!(experimental.hierarchical_cache, Some(HierarchicalCache::Ratio(2.0)));
+    assert_eq!(
+        experimental.hierarchical_cache,
+        Some(HierarchicalCache::Ratio(2.0))
+    );
     assert!(experimental.enable_mixed_chunk && experimental.two_batch_overlap);
 }
 
@@ -104,25 +116,58 @@ fn what_was_typed_is_recorded_and_nothing_else() {
     );
     let config = args.resolve().expect("the values agree");
     assert_eq!(config.engine.chunked_prefill_size, None);
-    assert_eq!(config.engine.device_memory_limit_bytes, Some(33_715_493_274));
+    assert_eq!(
+        config.engine.device_memory_limit_bytes,
+        Some(33_715_493_274)
+    );
     assert_eq!(parse("").expect("nothing is fine").typed_flags(), json!({}));
 }
 
 #[test]
 fn every_refusal_names_flag_value_and_limit() {
     for (line, parts) in [
-        ("--speculative-algo EAGLE", ["--speculative-algo", "unexpected", ""]),
+        (
+            "--speculative-algo EAGLE",
+            ["--speculative-algo", "unexpected", ""],
+        ),
         ("--port 70000", ["--port", "70000", "65535"]),
-        ("--schedule-policy best", ["--schedule-policy", "best", "lof"]),
-        ("--attention-backend fa3", ["--attention-backend", "fa3", "triton"]),
+        (
+            "--schedule-policy best",
+            ["--schedule-policy", "best", "lof"],
+        ),
+        (
+            "--attention-backend fa3",
+            ["--attention-backend", "fa3", "triton"],
+        ),
         ("--max-total-tokens 0", ["--max-total-tokens", "0", "1.."]),
-        ("--max-total-tokens 15", ["--max-total-tokens", "15", "16 tokens"]),
-        ("--max-total-tokens lots", ["--max-total-tokens", "lots", "invalid"]),
-        ("--mem-fraction-static 1.5", ["--mem-fraction-static", "1.5", "below 1"]),
-        ("--mem-fraction-static -1", ["--mem-fraction-static", "-1", "above 0"]),
-        ("--mem-fraction-static nan", ["--mem-fraction-static", "NaN", "above 0"]),
-        ("--chunked-prefill-size 0", ["--chunked-prefill-size", "0", "at least 1"]),
-        ("--chunked-prefill-size -2", ["--chunked-prefill-size", "-2", "-1 (off)"]),
+        (
+            "--max-total-tokens 15",
+            ["--max-total-tokens", "15", "16 tokens"],
+        ),
+        (
+            "--max-total-tokens lots",
+            ["--max-total-tokens", "lots", "invalid"],
+        ),
+        (
+            "--mem-fraction-static 1.5",
+            ["--mem-fraction-static", "1.5", "below 1"],
+        ),
+        (
+            "--mem-fraction-static -1",
+            ["--mem-fraction-static", "-1", "above 0"],
+        ),
+        (
+            "--mem-fraction-static nan",
+            ["--mem-fraction-static", "NaN", "above 0"],
+        ),
+        (
+            "--chunked-prefill-size 0",
+            ["--chunked-prefill-size", "0", "at least 1"],
+        ),
+        (
+            "--chunked-prefill-size -2",
+            ["--chunked-prefill-size", "-2", "-1 (off)"],
+        ),
         (
             "--chunked-prefill-size 2000 --max-prefill-tokens 1000",
             ["--chunked-prefill-size", "2000", "which is 1000"],
@@ -148,15 +193,27 @@ fn every_refusal_names_flag_value_and_limit() {
             ["--enable-hierarchical-cache", "on", "--disable-radix-cache"],
         ),
         ("--hicache-ratio 0", ["--hicache-ratio", "0", "above 0"]),
-        ("--device-memory-limit 5XB", ["--device-memory-limit", "5XB", "GiB"]),
+        (
+            "--device-memory-limit 5XB",
+            ["--device-memory-limit", "5XB", "GiB"],
+        ),
         ("--max-body-bytes 3", ["--max-body-bytes", "3", "1KiB"]),
         ("--stream-interval 0", ["--stream-interval", "0", "1.."]),
-        ("--num-continuous-decode-steps 65", ["--num-continuous-decode-steps", "65", "64"]),
-        ("--cpu-activations fp8", ["--cpu-activations", "fp8", "int8"]),
+        (
+            "--num-continuous-decode-steps 65",
+            ["--num-continuous-decode-steps", "65", "64"],
+        ),
+        (
+            "--cpu-activations fp8",
+            ["--cpu-activations", "fp8", "int8"],
+        ),
     ] {
         let message = resolve(line).expect_err(line);
         for part in parts {
-            assert!(message.contains(part), "{line}: {part:?} is not in {message:?}");
+            assert!(
+                message.contains(part),
+                "{line}: {part:?} is not in {message:?}"
+            );
         }
     }
 }
@@ -181,7 +238,11 @@ fn flags_without_an_effect_are_listed_with_the_reason() {
     ] {
         assert!(names.contains(&flag), "{flag} does nothing on the CPU");
     }
-    for flag in ["--max-total-tokens", "--schedule-policy", "--num-continuous-decode-steps"] {
+    for flag in [
+        "--max-total-tokens",
+        "--schedule-policy",
+        "--num-continuous-decode-steps",
+    ] {
         assert!(!names.contains(&flag), "{flag} does something");
     }
     assert!(on_cpu.iter().all(|(_, reason)| !reason.is_empty()));
@@ -193,8 +254,14 @@ fn flags_without_an_effect_are_listed_with_the_reason() {
 fn the_program_ends_with_2_where_the_line_is_wrong() {
     for (arguments, part) in [
         (vec!["serve", "--no-such-flag"], "--no-such-flag"),
-        (vec!["serve", "--mem-fraction-static", "2"], "--mem-fraction-static 2"),
-        (vec!["generate", "--temperature", "9", "hello"], "--temperature 9"),
+        (
+            vec!["serve", "--mem-fraction-static", "2"],
+            "--mem-fraction-static 2",
+        ),
+        (
+            vec!["generate", "--temperature", "9", "hello"],
+            "--temperature 9",
+        ),
         (vec!["inspect", "./no/such/model"], "no such file"),
         (vec![], "Usage"),
     ] {

@@ -9,8 +9,12 @@ const PATH: &str = "/v1/completions";
 #[tokio::test]
 async fn a_whole_answer() {
     let server = TestServer::start(TestConfig::saying("Hello, world")).await;
-    let answer =
-        server.ok(PATH, json!({"model": "mock", "prompt": "Say hello", "max_tokens": 5})).await;
+    let answer = server
+        .ok(
+            PATH,
+            json!({"model": "mock", "prompt": "Say hello", "max_tokens": 5}),
+        )
+        .await;
     assert_answer!("completion", answer);
 }
 
@@ -25,11 +29,22 @@ async fn max_tokens_is_16_by_default() {
 #[tokio::test]
 async fn all_four_forms_of_a_prompt() {
     let server = TestServer::start(TestConfig::default()).await;
-    let text = server.ok(PATH, json!({"prompt": "ab", "temperature": 0})).await;
-    let ids = server.ok(PATH, json!({"prompt": [97, 98], "temperature": 0})).await;
+    let text = server
+        .ok(PATH, json!({"prompt": "ab", "temperature": 0}))
+        .await;
+    let ids = server
+        .ok(PATH, json!({"prompt": [97, 98], "temperature": 0}))
+        .await;
     assert_eq!(text["choices"], ids["choices"]);
-    let texts = server.ok(PATH, json!({"prompt": ["zz", "ab"], "temperature": 0})).await;
-    let lists = server.ok(PATH, json!({"prompt": [[122, 122], [97, 98]], "temperature": 0})).await;
+    let texts = server
+        .ok(PATH, json!({"prompt": ["zz", "ab"], "temperature": 0}))
+        .await;
+    let lists = server
+        .ok(
+            PATH,
+            json!({"prompt": [[122, 122], [97, 98]], "temperature": 0}),
+        )
+        .await;
     assert_eq!(texts["choices"], lists["choices"]);
     assert_eq!(texts["choices"][1]["text"], text["choices"][0]["text"]);
     assert_eq!(texts["choices"][1]["index"], 1);
@@ -46,13 +61,18 @@ async fn n_choices_differ_and_a_seed_repeats_them() {
     let indices: Vec<u64> = choices.iter().filter_map(|c| c["index"].as_u64()).collect();
     assert_eq!(indices, [0, 1, 2, 3, 4, 5]);
     assert_ne!(choices[0]["text"], choices[1]["text"]);
-    assert_eq!(first["usage"]["prompt_tokens"], 2, "a shared prompt counts once");
+    assert_eq!(
+        first["usage"]["prompt_tokens"], 2,
+        "a shared prompt counts once"
+    );
     assert_eq!(first["usage"]["completion_tokens"], 48);
     let second = server.ok(PATH, body).await;
     assert_eq!(first["choices"], second["choices"]);
     let unseeded = json!({"prompt": "a", "max_tokens": 24});
-    let (one, other) =
-        (server.ok(PATH, unseeded.clone()).await, server.ok(PATH, unseeded).await);
+    let (one, other) = (
+        server.ok(PATH, unseeded.clone()).await,
+        server.ok(PATH, unseeded).await,
+    );
     assert_ne!(one["choices"], other["choices"]);
 }
 
@@ -60,7 +80,10 @@ async fn n_choices_differ_and_a_seed_repeats_them() {
 async fn echo_puts_the_prompt_first() {
     let server = TestServer::start(TestConfig::saying("123")).await;
     let body = json!({"prompt": "하나 ", "echo": true, "max_tokens": 3});
-    assert_eq!(server.ok(PATH, body.clone()).await["choices"][0]["text"], "하나 123");
+    assert_eq!(
+        server.ok(PATH, body.clone()).await["choices"][0]["text"],
+        "하나 123"
+    );
     let mut streamed = body;
     streamed["stream"] = json!(true);
     let chunks = server.post(PATH, streamed).await.chunks();
@@ -71,7 +94,9 @@ async fn echo_puts_the_prompt_first() {
 #[tokio::test]
 async fn logprobs_have_openais_shape() {
     let server = TestServer::start(TestConfig::saying("Hi")).await;
-    let answer = server.ok(PATH, json!({"prompt": "x", "max_tokens": 2, "logprobs": 2})).await;
+    let answer = server
+        .ok(PATH, json!({"prompt": "x", "max_tokens": 2, "logprobs": 2}))
+        .await;
     assert_answer!("completion_logprobs", answer);
 }
 
@@ -87,16 +112,26 @@ async fn a_stop_string_may_cross_tokens() {
         assert_eq!(choice["text"], "abc");
         assert_eq!(choice["finish_reason"], "stop");
         assert_eq!(choice["stop_reason"], "STOP");
-        assert_eq!(answer["usage"]["completion_tokens"], 7, "up to the stop string's end");
+        assert_eq!(
+            answer["usage"]["completion_tokens"], 7,
+            "up to the stop string's end"
+        );
 
         let mut streamed = body.clone();
         streamed["stream"] = json!(true);
         let chunks = server.post(PATH, streamed).await.chunks();
-        assert_eq!(text_of(&chunks), "abc", "nothing of a stop string is ever shown");
+        assert_eq!(
+            text_of(&chunks),
+            "abc",
+            "nothing of a stop string is ever shown"
+        );
 
         let mut included = body;
         included["include_stop_str_in_output"] = json!(true);
-        assert_eq!(server.ok(PATH, included).await["choices"][0]["text"], "abcSTOP");
+        assert_eq!(
+            server.ok(PATH, included).await["choices"][0]["text"],
+            "abcSTOP"
+        );
         server.assert_empties().await;
     }
 }
@@ -104,7 +139,12 @@ async fn a_stop_string_may_cross_tokens() {
 #[tokio::test]
 async fn a_held_back_beginning_is_shown_at_the_end() {
     let server = TestServer::start(TestConfig::saying("abcST")).await;
-    let answer = server.ok(PATH, json!({"prompt": "x", "max_tokens": 5, "stop": "STOP"})).await;
+    let answer = server
+        .ok(
+            PATH,
+            json!({"prompt": "x", "max_tokens": 5, "stop": "STOP"}),
+        )
+        .await;
     assert_eq!(answer["choices"][0]["text"], "abcST");
     assert_eq!(answer["choices"][0]["finish_reason"], "length");
 }
@@ -113,7 +153,9 @@ async fn a_held_back_beginning_is_shown_at_the_end() {
 async fn end_of_sequence_and_stop_ids() {
     let ids = vec![65, 66, IM_END, 67];
     let server = TestServer::start(TestConfig::emitting(ids)).await;
-    let answer = server.ok(PATH, json!({"prompt": "x", "max_tokens": 4})).await;
+    let answer = server
+        .ok(PATH, json!({"prompt": "x", "max_tokens": 4}))
+        .await;
     assert_eq!(answer["choices"][0]["text"], "AB");
     assert_eq!(answer["choices"][0]["finish_reason"], "stop");
     assert_eq!(answer["choices"][0]["stop_reason"], Value::Null);
@@ -169,11 +211,16 @@ async fn text_to_tokens_and_back() {
     assert_eq!(answer["count"], 4);
     assert_eq!(answer["max_model_len"], 512);
     assert_eq!(answer["token_strs"][3], "<|im_end|>");
-    let back = server.ok("/detokenize", json!({"tokens": answer["tokens"]})).await;
+    let back = server
+        .ok("/detokenize", json!({"tokens": answer["tokens"]}))
+        .await;
     assert_eq!(back, json!({"prompt": "가<|im_end|>"}));
 }
 
 /// Text of all chunks of a completion with one choice.
 pub fn text_of(chunks: &[Value]) -> String {
-    chunks.iter().filter_map(|chunk| chunk["choices"][0]["text"].as_str()).collect()
+    chunks
+        .iter()
+        .filter_map(|chunk| chunk["choices"][0]["text"].as_str())
+        .collect()
 }

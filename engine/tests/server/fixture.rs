@@ -46,7 +46,11 @@ pub struct TestConfig {
 impl Default for TestConfig {
     fn default() -> Self {
         Self {
-            mock: MockConfig { n_pages: 64, tokens: 97..123, ..MockConfig::default() },
+            mock: MockConfig {
+                n_pages: 64,
+                tokens: 97..123,
+                ..MockConfig::default()
+            },
             http: HttpConfig {
                 host: "127.0.0.1".to_owned(),
                 port: 0,
@@ -101,7 +105,9 @@ impl TestServer {
 
     /// Listens, without a model yet.
     pub async fn start_unloaded(http: HttpConfig) -> Self {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a free port");
+        let listener = TcpListener::bind(("127.0.0.1", 0))
+            .await
+            .expect("a free port");
         let address = listener.local_addr().expect("an address");
         let state = Arc::new(AppState::new(http));
         let (stop, stopped) = oneshot::channel();
@@ -109,7 +115,12 @@ impl TestServer {
             // A test that ends without stopping drops the sender, which is a stop too.
             let _ = stopped.await;
         }));
-        Self { address, state, stop: Some(stop), served }
+        Self {
+            address,
+            state,
+            stop: Some(stop),
+            served,
+        }
     }
 
     /// What SIGTERM does.
@@ -121,7 +132,10 @@ impl TestServer {
 
     /// Waits until the server has ended by itself.
     pub async fn ended(self) {
-        self.served.await.expect("the server did not panic").expect("the server ended well");
+        self.served
+            .await
+            .expect("the server did not panic")
+            .expect("the server ended well");
     }
 
     pub async fn get(&self, path: &str) -> client::Answer {
@@ -143,10 +157,14 @@ impl TestServer {
     pub async fn metric(&self, name: &str) -> f64 {
         let answer = self.get("/metrics").await;
         let line = answer.text().lines().find(|line| {
-            line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']))
+            line.strip_prefix(name)
+                .is_some_and(|rest| rest.starts_with(['{', ' ']))
         });
         let line = line.unwrap_or_else(|| panic!("no metric {name} in {}", answer.text()));
-        line.rsplit(' ').next().and_then(|value| value.parse().ok()).expect("a number")
+        line.rsplit(' ')
+            .next()
+            .and_then(|value| value.parse().ok())
+            .expect("a number")
     }
 
     /// Waits until no request is in the engine, then checks that no page is in use.
@@ -159,7 +177,10 @@ impl TestServer {
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        panic!("requests or pages are left: {}", self.get("/metrics").await.text());
+        panic!(
+            "requests or pages are left: {}",
+            self.get("/metrics").await.text()
+        );
     }
 }
 
@@ -216,8 +237,9 @@ fn write_tokenizer(folder: &std::path::Path) {
     let byte_level = json!({
         "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false,
     });
-    let vocab: Map<String, Value> =
-        (0..=255u8).map(|byte| (byte_character(byte).to_string(), json!(byte))).collect();
+    let vocab: Map<String, Value> = (0..=255u8)
+        .map(|byte| (byte_character(byte).to_string(), json!(byte)))
+        .collect();
     let tokenizer = json!({
         "version": "1.0",
         "truncation": null,
@@ -234,7 +256,10 @@ fn write_tokenizer(folder: &std::path::Path) {
         },
     });
     let config = json!({"eos_token": "<|im_end|>", "chat_template": CHAT_TEMPLATE});
-    for (name, content) in [("tokenizer.json", tokenizer), ("tokenizer_config.json", config)] {
+    for (name, content) in [
+        ("tokenizer.json", tokenizer),
+        ("tokenizer_config.json", config),
+    ] {
         std::fs::write(folder.join(name), content.to_string()).expect("the fixture is written");
     }
 }
@@ -253,6 +278,7 @@ fn byte_character(byte: u8) -> char {
 /// Checks a JSON value against a stored one; ids and times are masked.
 macro_rules! assert_answer {
     ($name:literal, $value:expr) => {
+        let text = serde_json::to_string_pretty(&$value).expect("JSON");
         insta::with_settings!({
             filters => vec![
                 (r#""(cmpl|chatcmpl)-[0-9a-f]{32}""#, r#""$1-[id]""#),
@@ -260,7 +286,6 @@ macro_rules! assert_answer {
             ],
             omit_expression => true,
         }, {
-            let text = serde_json::to_string_pretty(&$value).expect("JSON");
             insta::assert_snapshot!($name, text);
         });
     };

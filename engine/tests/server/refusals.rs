@@ -17,7 +17,11 @@ fn line(label: &str, answer: &Answer) -> String {
         error[key].as_str().unwrap_or("-").to_owned()
     });
     let message = error["message"].as_str().expect("a message");
-    format!("{label}\n  {} {}\n  {message}\n", answer.status, fields.join(" "))
+    format!(
+        "{label}\n  {} {}\n  {message}\n",
+        answer.status,
+        fields.join(" ")
+    )
 }
 
 /// Body of a completion request that is right but for `fields`.
@@ -26,11 +30,16 @@ fn completion(fields: Value) -> Value {
 }
 
 fn chat(fields: Value) -> Value {
-    merged(json!({"messages": [{"role": "user", "content": "x"}], "max_tokens": 2}), fields)
+    merged(
+        json!({"messages": [{"role": "user", "content": "x"}], "max_tokens": 2}),
+        fields,
+    )
 }
 
 fn merged(mut body: Value, fields: Value) -> Value {
-    let Value::Object(fields) = fields else { panic!("fields are an object") };
+    let Value::Object(fields) = fields else {
+        panic!("fields are an object")
+    };
     body.as_object_mut().expect("an object").extend(fields);
     body
 }
@@ -113,14 +122,33 @@ async fn wrong_fields() {
     ];
     let mut shown = String::new();
     for (path, bodies) in [
-        ("/v1/completions", completions.map(|fields| (fields.clone(), completion(fields))).to_vec()),
-        ("/v1/chat/completions", chats.map(|fields| (fields.clone(), chat(fields))).to_vec()),
+        (
+            "/v1/completions",
+            completions
+                .map(|fields| (fields.clone(), completion(fields)))
+                .to_vec(),
+        ),
+        (
+            "/v1/chat/completions",
+            chats.map(|fields| (fields.clone(), chat(fields))).to_vec(),
+        ),
     ] {
         for (fields, body) in bodies {
             let answer = server.post(path, body).await;
             let mut label: String = fields.to_string().chars().take(100).collect();
-            label.insert_str(0, if path.contains("chat") { "chat " } else { "completion " });
-            assert!((400..500).contains(&answer.status), "{label}: {}", answer.text());
+            label.insert_str(
+                0,
+                if path.contains("chat") {
+                    "chat "
+                } else {
+                    "completion "
+                },
+            );
+            assert!(
+                (400..500).contains(&answer.status),
+                "{label}: {}",
+                answer.text()
+            );
             writeln!(shown, "{}", line(&label, &answer)).expect("a string grows");
         }
     }
@@ -128,7 +156,12 @@ async fn wrong_fields() {
         insta::assert_snapshot!("wrong_fields", shown);
     });
     server.ok("/v1/completions", completion(json!({}))).await;
-    server.ok("/v1/chat/completions", chat(json!({"an_unknown_field": {"is": "ignored"}}))).await;
+    server
+        .ok(
+            "/v1/chat/completions",
+            chat(json!({"an_unknown_field": {"is": "ignored"}})),
+        )
+        .await;
     server.assert_empties().await;
 }
 
@@ -151,7 +184,12 @@ async fn wrong_bodies_paths_and_methods() {
         ("wrong method", "POST", "/health", ""),
         ("no prompt", "POST", "/tokenize", "{}"),
         ("no tokens", "POST", "/detokenize", "{}"),
-        ("wrong token", "POST", "/detokenize", "{\"tokens\": [1, 9999]}"),
+        (
+            "wrong token",
+            "POST",
+            "/detokenize",
+            "{\"tokens\": [1, 9999]}",
+        ),
     ] {
         let answer = client::send(server.address, method, path, &[], body.as_bytes()).await;
         writeln!(shown, "{}", line(label, &answer)).expect("a string grows");
@@ -173,12 +211,30 @@ async fn the_key_is_asked_for() {
         let headers = [("Authorization", key)];
         let (address, body) = (server.address, body.clone());
         async move {
-            client::send(address, "POST", "/v1/completions", &headers, body.as_bytes()).await
+            client::send(
+                address,
+                "POST",
+                "/v1/completions",
+                &headers,
+                body.as_bytes(),
+            )
+            .await
         }
     };
-    for wrong in ["Bearer wrong", "Bearer s3cre", "Bearer s3cret ", "Basic s3cret", "Bearer", ""] {
+    for wrong in [
+        "Bearer wrong",
+        "Bearer s3cre",
+        "Bearer s3cret ",
+        "Basic s3cret",
+        "Bearer",
+        "",
+    ] {
         // Spaces at a header's end belong to no value, so that one is right.
-        let expected = if wrong.trim_end() == "Bearer s3cret" { 200 } else { 401 };
+        let expected = if wrong.trim_end() == "Bearer s3cret" {
+            200
+        } else {
+            401
+        };
         assert_eq!(with(wrong).await.status, expected, "{wrong:?}");
     }
     let refused = server.post("/v1/completions", json!({"prompt": "x"})).await;

@@ -24,7 +24,7 @@ enum Outcome {
 async fn two_hundred_at_once() {
     // Few pages, so that requests are preempted as well.
     let mut config = TestConfig::default().slowly(Duration::from_millis(1));
-    config.mock.n_pages = 48;
+    config.mock.n_pages = 33;
     config.max_queued_requests = N_REQUESTS;
     config.n_decode_steps = 2;
     let server = TestServer::start(config).await;
@@ -37,14 +37,22 @@ async fn two_hundred_at_once() {
         while let Some(outcome) = clients.join_next().await {
             outcomes.push(outcome.expect("no client failed"));
         }
-        let count = |wanted| outcomes.iter().filter(|outcome| **outcome == wanted).count();
+        let count = |wanted| {
+            outcomes
+                .iter()
+                .filter(|outcome| **outcome == wanted)
+                .count()
+        };
         assert_eq!(count(Outcome::WentAway), 100);
         assert_eq!(count(Outcome::TooLong), 20);
         assert_eq!(count(Outcome::Malformed), 20);
         assert_eq!(count(Outcome::Answered), 60);
         server.assert_empties().await;
     }
-    assert!(server.metric("vllm:num_preemptions_total").await > 0.0, "the pool was too large");
+    assert!(
+        server.metric("vllm:num_preemptions_total").await > 0.0,
+        "the pool was too large"
+    );
     assert_eq!(server.get("/health").await.status, 200);
     server.ok("/v1/completions", json!({"prompt": "x"})).await;
 }
@@ -67,15 +75,18 @@ async fn run_client(address: SocketAddr, i: usize) -> Outcome {
             Outcome::Malformed
         }
         4 | 6 | 8 => {
-            let stream = i % 4 == 0;
+            let stream = i.is_multiple_of(4);
             let body = json!({
                 "prompt": "x".repeat(n_prompt), "max_tokens": n_output, "stream": stream,
                 "stream_options": if stream { json!({"include_usage": true}) } else { json!(null) },
             });
             let answer = client::post(address, path, &body).await;
             assert_eq!(answer.status, 200, "{}", answer.text());
-            let last =
-                if stream { answer.chunks().pop().expect("a chunk") } else { answer.json() };
+            let last = if stream {
+                answer.chunks().pop().expect("a chunk")
+            } else {
+                answer.json()
+            };
             assert_eq!(last["usage"]["completion_tokens"], n_output);
             assert_eq!(last["usage"]["prompt_tokens"], n_prompt);
             Outcome::Answered
@@ -88,7 +99,10 @@ async fn run_client(address: SocketAddr, i: usize) -> Outcome {
             if stream {
                 let mut some = [0; 300];
                 // Long before the end: the answer is some 400 chunks.
-                connection.read_exact(&mut some).await.expect("the answer has begun");
+                connection
+                    .read_exact(&mut some)
+                    .await
+                    .expect("the answer has begun");
             } else {
                 tokio::time::sleep(Duration::from_millis(i as u64)).await;
             }

@@ -2,10 +2,10 @@
 
 pub mod cuda;
 
+use crate::KernelError;
 use crate::error::check_shape;
 use crate::linear::LinearWeights;
 use crate::pool::{DisjointMut, WorkerPool};
-use crate::KernelError;
 use std::sync::Mutex;
 
 /// Below this many tokens a thread, reading rows is not worth a parallel region.
@@ -19,8 +19,16 @@ pub fn forward(
     out: &mut [f32],
 ) -> Result<(), KernelError> {
     let hidden = table.n_in();
-    check_shape("embedding", "length of out", out.len(), tokens.len() * hidden)?;
-    if let Some(token) = tokens.iter().find(|token| **token as usize >= table.n_out()) {
+    check_shape(
+        "embedding",
+        "length of out",
+        out.len(),
+        tokens.len() * hidden,
+    )?;
+    if let Some(token) = tokens
+        .iter()
+        .find(|token| **token as usize >= table.n_out())
+    {
         return Err(KernelError::Shape {
             op: "embedding",
             what: "token id",

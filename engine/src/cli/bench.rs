@@ -1,0 +1,78 @@
+//! `engine bench`: how fast an executor is by itself, without server, scheduler and text.
+
+use anyhow::Result;
+use clap::Args;
+use engine::bench::{OfflineConfig, offline};
+use engine::config::EngineArgs;
+use engine::kv::PAGE_TOKENS;
+use engine::launch::{load_executor, load_model};
+
+use super::progress::ShownProgress;
+
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    #[command(flatten)]
+    engine: EngineArgs,
+
+    /// Sequences at once
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    batch: usize,
+
+    /// Prompt tokens of each
+    #[arg(long, value_name = "TOKENS", default_value_t = 512)]
+    prompt_tokens: usize,
+
+    /// Output tokens of each, the first of which comes from the prefill
+    #[arg(long, value_name = "TOKENS", default_value_t = 128)]
+    output_tokens: usize,
+
+    /// Measurements; figures are medians
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    repetitions: usize,
+
+    /// Print the result as JSON, with every sample
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn bench(args: &BenchArgs) -> Result<()> {
+    let mut config = args.engine.resolve()?;
+    let offline_config = OfflineConfig {
+        batch: args.batch,
+        prompt_tokens: args.prompt_tokens,
+        output_tokens: args.output_tokens,
+        n_steps: config.num_continuous_decode_steps,
+        repetitions: args.repetitions,
+    };
+    // Without a limit of the user's own, the pool is as large as this needs.
+    if config.max_total_tokens.is_none() {
+        let n_tokens = args.prompt_tokens.saturating_add(args.output_tokens);
+        let n_pages = n_tokens
+            .div_ceil(PAGE_TOKENS)
+            .saturating_mul(args.batch)
+            .max(1);
+        config.max_total_tokens = Some(n_pages.saturating_mul(PAGE_TOKENS));
+    }
+    let shown = ShownProgress::new();
+    let model = load_model(&config, &|progress| shown.show(progress))?;
+    let vocab = model.checkpoint.config().vocab;
+    let mut executor = load_executor(&config, model.checkpoint.as_ref())?;
+    let result = offline(executor.as_mut(), vocab, offline_config)?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&result)?);
+        return Ok(());
+    }
+    println!(
+        "model    {} ({})",
+        model.resolved.display_name,
+        model.checkpoint.format_name()
+    );
+    println!("device   {}", result.device);
+    println!(
+        "batch    {} × ({} prompt + {} output tokens), median of {}",
+        args.batch, args.prompt_tokens, args.output_tokens, args.repetitions
+    );
+    println!("prefill  {:.1} tok/s", result.prefill_tok_per_s);
+    println!("decode   {:.1} tok/s", result.decode_tok_per_s);
+    Ok(())
+}
