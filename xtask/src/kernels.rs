@@ -30,9 +30,16 @@ pub fn compile(architectures: &[String]) -> Result<PathBuf> {
     let root = cargo::root()?;
     let toolchain = nvcc::find(&root, &architectures)?;
     eprintln!("kernels: {}", toolchain.describe());
-    let folder = cargo::target_dir()?.join("kernels").join(architectures.join("+"));
+    let folder = cargo::target_dir()?
+        .join("kernels")
+        .join(architectures.join("+"));
     let compiled = compiler::compile(&root, &toolchain, &architectures, &folder)?;
-    audit::run(&root.join("kernels").join("audit.toml"), &compiled, &architectures, &folder)?;
+    audit::run(
+        &root.join("kernels").join("audit.toml"),
+        &compiled,
+        &architectures,
+        &folder,
+    )?;
     Ok(folder)
 }
 
@@ -72,7 +79,10 @@ fn memory() -> Result<PathBuf> {
 fn checked(architectures: &[String]) -> Result<Vec<&'static str>> {
     for name in architectures {
         if !ARCHITECTURES.contains(&name.as_str()) {
-            bail!("--arch {name}: known are {} and {NONE}", ARCHITECTURES.join(", "));
+            bail!(
+                "--arch {name}: known are {} and {NONE}",
+                ARCHITECTURES.join(", ")
+            );
         }
     }
     Ok(ARCHITECTURES
@@ -90,7 +100,9 @@ mod tests {
         let names = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
         let ordered = checked(&names(&["sm_120", "sm_90", "sm_120"])).expect("known names");
         assert_eq!(ordered, ["sm_90", "sm_120"]);
-        let error = checked(&names(&["sm_75"])).expect_err("an unknown name").to_string();
+        let error = checked(&names(&["sm_75"]))
+            .expect_err("an unknown name")
+            .to_string();
         assert_eq!(error, "--arch sm_75: known are sm_90, sm_120 and none");
     }
 }

@@ -44,7 +44,11 @@ impl Graph {
         // SAFETY: the capture was begun above on this stream.
         let ended = unsafe { sys::cuStreamEndCapture(stream.raw(), &raw mut graph) };
         // From here on dropped together, also on an error.
-        let mut captured = Self { device, graph, executable: std::ptr::null_mut() };
+        let mut captured = Self {
+            device,
+            graph,
+            executable: std::ptr::null_mut(),
+        };
         recorded?;
         check("cuStreamEndCapture", ended)?;
         // SAFETY: a complete graph; the driver writes one handle.
@@ -58,7 +62,9 @@ impl Graph {
     pub fn upload(&self, stream: &Stream) -> Result<(), CudaError> {
         stream.enter(&self.device)?;
         // SAFETY: graph and stream live, and belong to one device.
-        check("cuGraphUpload", unsafe { sys::cuGraphUpload(self.executable, stream.raw()) })
+        check("cuGraphUpload", unsafe {
+            sys::cuGraphUpload(self.executable, stream.raw())
+        })
     }
 
     /// Replays the captured work in stream order.
@@ -66,7 +72,9 @@ impl Graph {
         stream.refuse_capture("a graph launch")?;
         stream.enter(&self.device)?;
         // SAFETY: graph and stream live; the captured memory lives by the promise of `capture`.
-        check("cuGraphLaunch", unsafe { sys::cuGraphLaunch(self.executable, stream.raw()) })
+        check("cuGraphLaunch", unsafe {
+            sys::cuGraphLaunch(self.executable, stream.raw())
+        })
     }
 
     /// How many kernels, copies and the like it has.

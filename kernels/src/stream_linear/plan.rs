@@ -22,14 +22,15 @@ impl Rows {
 
     /// The smallest variant for `m` rows.
     pub fn of(m: usize) -> Result<Self, KernelError> {
-        Self::ALL.into_iter().find(|rows| m > 0 && m <= rows.max()).ok_or_else(|| {
-            KernelError::Shape {
+        Self::ALL
+            .into_iter()
+            .find(|rows| m > 0 && m <= rows.max())
+            .ok_or_else(|| KernelError::Shape {
                 op: OP,
                 what: "the number of rows",
                 found: m,
                 expected: format!("1 to {MAX_ROWS}"),
-            }
-        })
+            })
     }
 
     pub const fn max(self) -> usize {
@@ -138,8 +139,14 @@ pub fn choose_plan(layout: &Layout, m: usize, limits: &DeviceLimits) -> Result<P
                 tried = phase_chunks;
                 for n_stages in 1..=MAX_STAGES {
                     let n_phases = rank_chunks.div_ceil(phase_chunks);
-                    let plan =
-                        Plan { rows, n_ranks, n_clusters, n_stages, phase_chunks, n_phases };
+                    let plan = Plan {
+                        rows,
+                        n_ranks,
+                        n_clusters,
+                        n_stages,
+                        phase_chunks,
+                        n_phases,
+                    };
                     if shared_bytes(layout, &plan, m, limits) > limits.shared_bytes_per_block {
                         break;
                     }
@@ -154,15 +161,16 @@ pub fn choose_plan(layout: &Layout, m: usize, limits: &DeviceLimits) -> Result<P
             break;
         }
     }
-    best.map(|(_, plan)| plan).ok_or_else(|| KernelError::Value {
-        op: OP,
-        message: format!(
-            "{m} rows of {} x {} need more than the {} bytes of shared memory that a block has",
-            layout.n(),
-            layout.k,
-            limits.shared_bytes_per_block
-        ),
-    })
+    best.map(|(_, plan)| plan)
+        .ok_or_else(|| KernelError::Value {
+            op: OP,
+            message: format!(
+                "{m} rows of {} x {} need more than the {} bytes of shared memory that a block has",
+                layout.n(),
+                layout.k,
+                limits.shared_bytes_per_block
+            ),
+        })
 }
 
 /// KiB that the busiest multiprocessor could have read at the memory's rate meanwhile.
@@ -176,7 +184,8 @@ fn estimate(layout: &Layout, plan: &Plan, m: usize, limits: &DeviceLimits) -> f6
     let item_bytes = (CHUNK_BYTES + format.scale_bytes()) as f64 / KB;
     let n_items = (n_block_tiles(layout, plan) * rank_chunks) as f64;
     let busiest = n_items * item_bytes * n_waves;
-    let mean = (layout.n_tiles * layout.n_chunks) as f64 * item_bytes / (slots * plan.n_ranks as f64);
+    let mean =
+        (layout.n_tiles * layout.n_chunks) as f64 * item_bytes / (slots * plan.n_ranks as f64);
     let x_bytes = (m * rank_chunks * format.chunk_k() * 2) as f64 / KB * n_waves;
     let warp_items = n_items / plan.rows.n_warps(limits.compute_major) as f64;
     let half = limits.shared_bytes_per_multiprocessor / 2 - limits.reserved_shared_bytes_per_block;
@@ -197,9 +206,18 @@ pub(super) fn check_plan(
     m: usize,
     limits: &DeviceLimits,
 ) -> Result<usize, KernelError> {
-    let wrong = |what, found, expected: String| KernelError::Shape { op: OP, what, found, expected };
+    let wrong = |what, found, expected: String| KernelError::Shape {
+        op: OP,
+        what,
+        found,
+        expected,
+    };
     if m == 0 || m > plan.rows.max() {
-        return Err(wrong("the number of rows", m, format!("1 to {}", plan.rows.max())));
+        return Err(wrong(
+            "the number of rows",
+            m,
+            format!("1 to {}", plan.rows.max()),
+        ));
     }
     if !RANKS.contains(&plan.n_ranks) || plan.n_ranks > layout.n_chunks {
         let expected = format!("1, 2, 4 or 8, and at most {}", layout.n_chunks);
@@ -207,13 +225,21 @@ pub(super) fn check_plan(
     }
     let n_groups = layout.n_tiles / layout.tile_group();
     if plan.n_clusters == 0 || plan.n_clusters > n_groups {
-        return Err(wrong("the number of clusters", plan.n_clusters, format!("1 to {n_groups}")));
+        return Err(wrong(
+            "the number of clusters",
+            plan.n_clusters,
+            format!("1 to {n_groups}"),
+        ));
     }
     if plan.n_stages == 0 {
         return Err(wrong("the number of stages", 0, "at least 1".into()));
     }
     let rank_chunks = layout.n_chunks.div_ceil(plan.n_ranks);
-    let needed = if plan.phase_chunks == 0 { 0 } else { rank_chunks.div_ceil(plan.phase_chunks) };
+    let needed = if plan.phase_chunks == 0 {
+        0
+    } else {
+        rank_chunks.div_ceil(plan.phase_chunks)
+    };
     if needed == 0 || plan.phase_chunks > rank_chunks || plan.n_phases != needed {
         let expected = format!("{needed} of {} chunks for {rank_chunks}", plan.phase_chunks);
         return Err(wrong("the number of phases", plan.n_phases, expected));

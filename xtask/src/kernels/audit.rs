@@ -56,7 +56,10 @@ pub fn run(
     let text = fs::read_to_string(exceptions).with_context(|| exceptions.display().to_string())?;
     let exceptions = read(&text).with_context(|| exceptions.display().to_string())?;
     let rows = rows_of(compiled, &exceptions)?;
-    let full: Vec<_> = rows.iter().map(|row| (row.usage.kernel.clone(), row)).collect();
+    let full: Vec<_> = rows
+        .iter()
+        .map(|row| (row.usage.kernel.clone(), row))
+        .collect();
     fs::write(folder.join("audit.txt"), table(&full))?;
     println!("{}", table(&grouped(&rows)));
     let fatbin_bytes: u64 = compiled.iter().map(|source| source.fatbin_bytes).sum();
@@ -82,7 +85,12 @@ fn rows_of(compiled: &[Compiled], exceptions: &Exceptions) -> Result<Vec<Row>> {
         }
     }
     rows.sort_by_cached_key(|row| {
-        let number = row.usage.architecture.trim_start_matches("sm_").parse::<u32>().unwrap_or(0);
+        let number = row
+            .usage
+            .architecture
+            .trim_start_matches("sm_")
+            .parse::<u32>()
+            .unwrap_or(0);
         (row.source_name.clone(), row.usage.kernel.clone(), number)
     });
     Ok(rows)
@@ -99,20 +107,33 @@ fn row_of(source_name: &str, usage: &KernelUsage, exceptions: &Exceptions) -> Re
         .max()
         .unwrap_or(0);
     let shared_bytes = usage.static_shared_bytes + dynamic_shared_bytes;
-    let fit =
-        occupancy(&chip, usage.max_threads.unwrap_or(1024), usage.n_registers, shared_bytes);
+    let fit = occupancy(
+        &chip,
+        usage.max_threads.unwrap_or(1024),
+        usage.n_registers,
+        shared_bytes,
+    );
     let mut excesses = Vec::new();
     let mut note = |is_excess: bool, name| {
         if is_excess {
             excesses.push(name);
         }
     };
-    note(usage.spill_store_bytes + usage.spill_load_bytes > 0, "spill");
+    note(
+        usage.spill_store_bytes + usage.spill_load_bytes > 0,
+        "spill",
+    );
     // Spilled registers are on the stack; the rest are arrays with indices unknown at compile time.
-    note(usage.stack_bytes > 0 && usage.spill_store_bytes == 0, "stack");
+    note(
+        usage.stack_bytes > 0 && usage.spill_store_bytes == 0,
+        "stack",
+    );
     note(shared_bytes > chip.shared_bytes_per_block, "shared");
     note(usage.max_threads.is_none(), "no launch bound");
-    note(fit.n_blocks == 0 && shared_bytes <= chip.shared_bytes_per_block, "registers");
+    note(
+        fit.n_blocks == 0 && shared_bytes <= chip.shared_bytes_per_block,
+        "registers",
+    );
     Ok(Row {
         source_name: source_name.to_string(),
         usage: usage.clone(),
@@ -135,12 +156,18 @@ fn faults(rows: &[Row], exceptions: &Exceptions, architectures: &[&str]) -> Vec<
     for row in rows {
         for excess in row.excesses.iter().filter(|excess| !is_listed(row, excess)) {
             let (kernel, architecture) = (&row.usage.kernel, &row.usage.architecture);
-            faults.push(format!("{kernel} on {architecture}: {excess}, not listed in audit.toml"));
+            faults.push(format!(
+                "{kernel} on {architecture}: {excess}, not listed in audit.toml"
+            ));
         }
     }
     // Entries for an architecture that was not built say nothing about being needed.
     let is_built = |architecture: &str| architectures.contains(&architecture);
-    for entry in exceptions.allowed.iter().filter(|entry| is_built(&entry.architecture)) {
+    for entry in exceptions
+        .allowed
+        .iter()
+        .filter(|entry| is_built(&entry.architecture))
+    {
         let is_needed = rows.iter().any(|row| {
             matches(&entry.kernel, &row.usage.kernel)
                 && entry.architecture == row.usage.architecture
@@ -154,8 +181,14 @@ fn faults(rows: &[Row], exceptions: &Exceptions, architectures: &[&str]) -> Vec<
         }
     }
     for entry in &exceptions.dynamic_shared {
-        if !rows.iter().any(|row| matches(&entry.kernel, &row.usage.kernel)) {
-            faults.push(format!("audit.toml sizes {}, which is no kernel any more", entry.kernel));
+        if !rows
+            .iter()
+            .any(|row| matches(&entry.kernel, &row.usage.kernel))
+        {
+            faults.push(format!(
+                "audit.toml sizes {}, which is no kernel any more",
+                entry.kernel
+            ));
         }
     }
     faults
@@ -178,8 +211,14 @@ fn grouped(rows: &[Row]) -> Vec<(String, &Row)> {
     let mut groups: Vec<(&Row, usize)> = Vec::new();
     for row in rows {
         let is_same = |other: &Row| {
-            let usage = KernelUsage { kernel: row.usage.kernel.clone(), ..other.usage.clone() };
-            Row { usage, ..other.clone() } == *row
+            let usage = KernelUsage {
+                kernel: row.usage.kernel.clone(),
+                ..other.usage.clone()
+            };
+            Row {
+                usage,
+                ..other.clone()
+            } == *row
         };
         match groups.iter_mut().find(|(first, _)| is_same(first)) {
             Some((_, n_others)) => *n_others += 1,
@@ -190,11 +229,19 @@ fn grouped(rows: &[Row]) -> Vec<(String, &Row)> {
         0 => row.usage.kernel.clone(),
         _ => format!("{} +{n_others}", row.usage.kernel),
     };
-    groups.into_iter().map(|(row, n_others)| (name(row, n_others), row)).collect()
+    groups
+        .into_iter()
+        .map(|(row, n_others)| (name(row, n_others), row))
+        .collect()
 }
 
 fn table(rows: &[(String, &Row)]) -> String {
-    let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0).max(6);
+    let width = rows
+        .iter()
+        .map(|(name, _)| name.len())
+        .max()
+        .unwrap_or(0)
+        .max(6);
     let mut text = format!(
         "{:width$}  arch    regs  threads  shared static+dynamic  stack  spill st/ld  blocks/SM  occupancy",
         "kernel"
@@ -223,13 +270,19 @@ fn read(text: &str) -> Result<Exceptions> {
     let table: Table = text.parse()?;
     let mut exceptions = Exceptions::default();
     for (section, value) in &table {
-        let entries = value.as_array().with_context(|| format!("{section} is no list"))?;
+        let entries = value
+            .as_array()
+            .with_context(|| format!("{section} is no list"))?;
         for entry in entries {
-            let entry = entry.as_table().with_context(|| format!("an entry of {section}"))?;
+            let entry = entry
+                .as_table()
+                .with_context(|| format!("an entry of {section}"))?;
             let word = |key: &str| -> Result<String> {
                 let value = entry.get(key).and_then(Value::as_str).map(str::trim);
                 let value = value.filter(|value| !value.is_empty());
-                value.map(str::to_string).with_context(|| format!("an entry of {section} has no {key}"))
+                value
+                    .map(str::to_string)
+                    .with_context(|| format!("an entry of {section} has no {key}"))
             };
             word("reason")?;
             match section.as_str() {
@@ -241,7 +294,10 @@ fn read(text: &str) -> Result<Exceptions> {
                     if let Some(other) = bytes.keys().find(|key| limits_of(key).is_none()) {
                         bail!("dynamic_shared: `{other}` is no known architecture");
                     }
-                    exceptions.dynamic_shared.push(DynamicShared { kernel: word("kernel")?, bytes });
+                    exceptions.dynamic_shared.push(DynamicShared {
+                        kernel: word("kernel")?,
+                        bytes,
+                    });
                 }
                 "allow" => exceptions.allowed.push(Allowed {
                     kernel: word("kernel")?,
@@ -271,7 +327,12 @@ mod tests {
         reason = "runs once a load"
     "#;
 
-    fn usage(kernel: &str, n_registers: usize, spill: usize, threads: Option<usize>) -> KernelUsage {
+    fn usage(
+        kernel: &str,
+        n_registers: usize,
+        spill: usize,
+        threads: Option<usize>,
+    ) -> KernelUsage {
         KernelUsage {
             kernel: kernel.into(),
             architecture: "sm_120".into(),
@@ -286,7 +347,11 @@ mod tests {
 
     fn audit(kernels: Vec<KernelUsage>) -> (Vec<Row>, Vec<String>) {
         let exceptions = read(EXCEPTIONS).expect("readable");
-        let compiled = [Compiled { source_name: "op/op".into(), fatbin_bytes: 1, kernels }];
+        let compiled = [Compiled {
+            source_name: "op/op".into(),
+            fatbin_bytes: 1,
+            kernels,
+        }];
         let rows = rows_of(&compiled, &exceptions).expect("known chips");
         let faults = faults(&rows, &exceptions, &["sm_120"]);
         (rows, faults)
@@ -294,11 +359,16 @@ mod tests {
 
     #[test]
     fn listed_excesses_pass_and_dynamic_shared_memory_counts() {
-        let kernels =
-            vec![usage("slow", 255, 8, Some(256)), usage("stream_a", 100, 0, Some(256))];
+        let kernels = vec![
+            usage("slow", 255, 8, Some(256)),
+            usage("stream_a", 100, 0, Some(256)),
+        ];
         let (rows, faults) = audit(kernels);
         assert_eq!(faults, Vec::<String>::new());
-        assert_eq!((rows[1].dynamic_shared_bytes, rows[1].n_blocks), (101_376, 1));
+        assert_eq!(
+            (rows[1].dynamic_shared_bytes, rows[1].n_blocks),
+            (101_376, 1)
+        );
         assert_eq!(rows[1].occupancy_percent, 16);
     }
 
@@ -329,7 +399,10 @@ mod tests {
         let names: Vec<_> = grouped(&rows).into_iter().map(|(name, _)| name).collect();
         assert_eq!(names, ["stream_a +1", "stream_c"]);
         let text = table(&grouped(&rows));
-        assert!(text.contains("stream_a +1  sm_120   100      256               0+101376"), "{text}");
+        assert!(
+            text.contains("stream_a +1  sm_120   100      256               0+101376"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -14,8 +14,14 @@ use sha2::{Digest, Sha256};
 use super::nvcc::Toolchain;
 use super::resource_usage::{self, KernelUsage};
 
-const FLAGS: [&str; 6] =
-    ["-O3", "-std=c++20", "--fatbin", "--compress-mode=size", "-Xptxas", "-v"];
+const FLAGS: [&str; 6] = [
+    "-O3",
+    "-std=c++20",
+    "--fatbin",
+    "--compress-mode=size",
+    "-Xptxas",
+    "-v",
+];
 /// Counts up when what is kept beside a fatbin changes.
 const CACHE_VERSION: &str = "1";
 
@@ -42,19 +48,26 @@ pub fn compile(
     sources.sort();
     let next = AtomicUsize::new(0);
     let results: Mutex<Vec<Result<Compiled>>> = Mutex::default();
-    let n_workers = available_parallelism().map_or(1, usize::from).min(sources.len());
+    let n_workers = available_parallelism()
+        .map_or(1, usize::from)
+        .min(sources.len());
     std::thread::scope(|scope| {
         for _ in 0..n_workers {
             scope.spawn(|| {
                 while let Some(source) = sources.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let result = compile_one(&src, source, toolchain, architectures, folder)
                         .with_context(|| source.display().to_string());
-                    results.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(result);
+                    results
+                        .lock()
+                        .unwrap_or_else(std::sync::PoisonError::into_inner)
+                        .push(result);
                 }
             });
         }
     });
-    let results = results.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let results = results
+        .into_inner()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
     let mut compiled = results.into_iter().collect::<Result<Vec<_>>>()?;
     compiled.sort_by(|a, b| a.source_name.cmp(&b.source_name));
     write_index(&compiled, architectures, folder)?;
@@ -79,20 +92,30 @@ fn compile_one(
     let (key_file, usage_file) = (file.with_extension("key"), file.with_extension("usage"));
     let key = cache_key(source, toolchain, architectures)?;
     let is_fresh = fatbin.is_file() && fs::read_to_string(&key_file).is_ok_and(|old| old == key);
-    let cached = if is_fresh { fs::read_to_string(&usage_file).ok() } else { None };
+    let cached = if is_fresh {
+        fs::read_to_string(&usage_file).ok()
+    } else {
+        None
+    };
     let kernels = if let Some(text) = cached {
         resource_usage::from_lines(&text)?
     } else {
         eprintln!("kernels: {source_name} for {}", architectures.join(", "));
         let log = run_nvcc(source, toolchain, architectures, &fatbin)?;
-        let elf = cmd!(&toolchain.cuobjdump, "-elf", &fatbin).read().context("cuobjdump -elf")?;
+        let elf = cmd!(&toolchain.cuobjdump, "-elf", &fatbin)
+            .read()
+            .context("cuobjdump -elf")?;
         let kernels = resource_usage::parse(&log, &elf)?;
         fs::write(&usage_file, resource_usage::to_lines(&kernels))?;
         fs::write(&key_file, key)?;
         kernels
     };
     let fatbin_bytes = fs::metadata(&fatbin)?.len();
-    Ok(Compiled { source_name, fatbin_bytes, kernels })
+    Ok(Compiled {
+        source_name,
+        fatbin_bytes,
+        kernels,
+    })
 }
 
 /// What the compiler says, which is the resource usage.
@@ -104,7 +127,14 @@ fn run_nvcc(
 ) -> Result<String> {
     let mut words: Vec<String> = FLAGS.map(String::from).into();
     words.extend(gencodes(architectures));
-    words.extend(["-o", &fatbin.display().to_string(), &source.display().to_string()].map(String::from));
+    words.extend(
+        [
+            "-o",
+            &fatbin.display().to_string(),
+            &source.display().to_string(),
+        ]
+        .map(String::from),
+    );
     let output = cmd(&toolchain.nvcc, words)
         .stderr_to_stdout()
         .stdout_capture()
@@ -121,7 +151,10 @@ fn run_nvcc(
 fn gencodes(architectures: &[&str]) -> impl Iterator<Item = String> {
     architectures.iter().flat_map(|architecture| {
         let virtual_architecture = architecture.replace("sm_", "compute_");
-        ["-gencode".to_string(), format!("arch={virtual_architecture},code={architecture}")]
+        [
+            "-gencode".to_string(),
+            format!("arch={virtual_architecture},code={architecture}"),
+        ]
     })
 }
 
@@ -146,7 +179,9 @@ fn cache_key(source: &Path, toolchain: &Toolchain, architectures: &[&str]) -> Re
 
 /// `source` and the files of the tree that it includes.
 fn collect_includes(source: &Path, files: &mut BTreeSet<PathBuf>) -> Result<()> {
-    let source = source.canonicalize().with_context(|| source.display().to_string())?;
+    let source = source
+        .canonicalize()
+        .with_context(|| source.display().to_string())?;
     let text = fs::read_to_string(&source).with_context(|| source.display().to_string())?;
     if !files.insert(source.clone()) {
         return Ok(());
@@ -160,7 +195,11 @@ fn collect_includes(source: &Path, files: &mut BTreeSet<PathBuf>) -> Result<()> 
 
 /// `#include "device.cuh"` → device.cuh; the toolkit's own are in angle brackets.
 fn included_file(line: &str) -> Option<&str> {
-    let rest = line.trim_start().strip_prefix('#')?.trim_start().strip_prefix("include")?;
+    let rest = line
+        .trim_start()
+        .strip_prefix('#')?
+        .trim_start()
+        .strip_prefix("include")?;
     rest.trim_start().strip_prefix('"')?.split('"').next()
 }
 
@@ -213,7 +252,10 @@ mod tests {
 
     #[test]
     fn finds_included_files_of_the_tree_only() {
-        assert_eq!(included_file("#include \"../cuda/device.cuh\""), Some("../cuda/device.cuh"));
+        assert_eq!(
+            included_file("#include \"../cuda/device.cuh\""),
+            Some("../cuda/device.cuh")
+        );
         assert_eq!(included_file("  # include \"a.cuh\" // why"), Some("a.cuh"));
         assert_eq!(included_file("#include <cuda_fp16.h>"), None);
         assert_eq!(included_file("// include \"a.cuh\""), None);
@@ -222,8 +264,12 @@ mod tests {
     #[test]
     fn gencodes_name_real_code_only() {
         let words: Vec<_> = gencodes(&["sm_90", "sm_120"]).collect();
-        let expected =
-            ["-gencode", "arch=compute_90,code=sm_90", "-gencode", "arch=compute_120,code=sm_120"];
+        let expected = [
+            "-gencode",
+            "arch=compute_90,code=sm_90",
+            "-gencode",
+            "arch=compute_120,code=sm_120",
+        ];
         assert_eq!(words, expected);
     }
 }

@@ -7,12 +7,35 @@ use anyhow::{Context, Result, bail};
 use duct::cmd;
 
 /// In the working tree, ignored by git, removed by `clean`.
-const FOLDER: &str = ".cuda/site-packages";
+const FOLDER: &str = ".cuda";
 /// All five extras are needed, and the pin: a newer compiler's code needs a newer driver.
-const PACKAGES: [&str; 1] = ["cuda-toolkit[nvcc,nvvm,crt,cudart,cccl]==13.0.2"];
-/// These would pull a newer compiler in with their dependencies.
-const LONE_PACKAGES: [&str; 2] =
-    ["nvidia-cuda-cuobjdump==13.2.51", "nvidia-cuda-nvdisasm==13.2.51"];
+const COMPILER: Package = Package {
+    folder: "compiler",
+    name: "cuda-toolkit[nvcc,nvvm,crt,cudart,cccl]==13.0.2",
+};
+/// Apart from the compiler, because its dependencies and pip's `--target` would replace parts.
+const OBJDUMP: Package = Package {
+    folder: "objdump",
+    name: "nvidia-cuda-cuobjdump==13.2.51",
+};
+
+/// A package and its folder below [`FOLDER`].
+struct Package {
+    folder: &'static str,
+    name: &'static str,
+}
+
+impl Package {
+    fn program(&self, root: &Path, program: &str) -> PathBuf {
+        let bin = root
+            .join(FOLDER)
+            .join(self.folder)
+            .join("nvidia")
+            .join("cu13")
+            .join("bin");
+        bin.join(program)
+    }
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Version {
@@ -27,9 +50,15 @@ impl std::fmt::Display for Version {
 }
 
 /// sm_120 is unknown to older compilers.
-const FIRST_WITH_SM_120: Version = Version { major: 12, minor: 8 };
+const FIRST_WITH_SM_120: Version = Version {
+    major: 12,
+    minor: 8,
+};
 /// The sources use C++20.
-const FIRST: Version = Version { major: 12, minor: 0 };
+const FIRST: Version = Version {
+    major: 12,
+    minor: 0,
+};
 
 #[derive(Debug)]
 pub struct Toolchain {
@@ -68,8 +97,14 @@ pub fn find(root: &Path, architectures: &[&str]) -> Result<Toolchain> {
     let cuobjdump = Some(beside.clone())
         .filter(|path| path.is_file())
         .or_else(|| on_path("cuobjdump"))
+        .or_else(|| Some(OBJDUMP.program(root, "cuobjdump")).filter(|path| path.is_file()))
         .with_context(|| format!("{} is missing; the audit needs it", beside.display()))?;
-    Ok(Toolchain { nvcc, cuobjdump, version, driver })
+    Ok(Toolchain {
+        nvcc,
+        cuobjdump,
+        version,
+        driver,
+    })
 }
 
 fn check_versions(nvcc: Version, driver: Option<Version>, architectures: &[&str]) -> Result<()> {
@@ -96,24 +131,24 @@ fn installed(root: &Path) -> Result<Option<PathBuf>> {
     if let Some(home) = env::var_os("CUDA_HOME").filter(|home| !home.is_empty()) {
         let nvcc = Path::new(&home).join("bin").join("nvcc");
         if !nvcc.is_file() {
-            bail!("CUDA_HOME is {}, but there is no bin/nvcc", Path::new(&home).display());
+            bail!(
+                "CUDA_HOME is {}, but there is no bin/nvcc",
+                Path::new(&home).display()
+            );
         }
         return Ok(Some(nvcc));
     }
     if let Some(nvcc) = on_path("nvcc") {
         return Ok(Some(nvcc));
     }
-    let nvcc = pip_nvcc(root);
-    Ok(is_complete(root).then_some(nvcc))
+    Ok(is_complete(root).then(|| COMPILER.program(root, "nvcc")))
 }
 
 fn on_path(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH")?;
-    env::split_paths(&path).map(|folder| folder.join(program)).find(|file| file.is_file())
-}
-
-fn pip_nvcc(root: &Path) -> PathBuf {
-    root.join(FOLDER).join("nvidia").join("cu13").join("bin").join("nvcc")
+    env::split_paths(&path)
+        .map(|folder| folder.join(program))
+        .find(|file| file.is_file())
 }
 
 /// Written last, so that a broken download is not taken for a toolchain.
@@ -121,9 +156,12 @@ fn mark(root: &Path) -> PathBuf {
     root.join(FOLDER).join("complete")
 }
 
+fn pins() -> String {
+    format!("{}\n{}\n", COMPILER.name, OBJDUMP.name)
+}
+
 fn is_complete(root: &Path) -> bool {
-    let pins = [PACKAGES.join(" "), LONE_PACKAGES.join(" ")].join(" ");
-    pip_nvcc(root).is_file() && fs::read_to_string(mark(root)).is_ok_and(|text| text == pins)
+    fs::read_to_string(mark(root)).is_ok_and(|text| text == pins())
 }
 
 /// 105 MB to download, 270 MB on disk.
@@ -133,37 +171,54 @@ fn install(root: &Path) -> Result<PathBuf> {
     if folder.exists() {
         fs::remove_dir_all(&folder).with_context(|| folder.display().to_string())?;
     }
-    let pip = |packages: &[&str], extra: &[&str]| -> Result<()> {
-        let mut words = vec!["-m", "pip", "install", "--quiet", "--disable-pip-version-check"];
-        words.extend(["--no-compile", "--target"]);
-        let target = folder.to_str().context("the working tree's path is not UTF-8")?;
-        words.push(target);
-        words.extend(extra);
-        words.extend(packages);
-        let status = cmd("python3", &words)
-            .stdout_to_stderr()
-            .unchecked()
-            .run()
-            .context("python3 cannot be started; the CUDA compiler is installed with its pip")?
-            .status;
-        if !status.success() {
-            bail!(
-                "pip could not install {} ({status}); install a CUDA toolkit and set CUDA_HOME",
-                packages.join(" ")
-            );
+    pip_install(root, &COMPILER, &[])?;
+    pip_install(root, &OBJDUMP, &["--no-deps"])?;
+    for program in [
+        COMPILER.program(root, "nvcc"),
+        OBJDUMP.program(root, "cuobjdump"),
+    ] {
+        if !program.is_file() {
+            bail!("pip has installed no {}", program.display());
         }
-        Ok(())
-    };
-    pip(&PACKAGES, &[])?;
-    // Into a folder that exists, hence `--upgrade`: pip leaves existing packages of a target alone.
-    pip(&LONE_PACKAGES, &["--no-deps", "--upgrade"])?;
-    let nvcc = pip_nvcc(root);
-    if !nvcc.is_file() {
-        bail!("pip has installed no {}", nvcc.display());
     }
-    let pins = [PACKAGES.join(" "), LONE_PACKAGES.join(" ")].join(" ");
-    fs::write(mark(root), pins).with_context(|| mark(root).display().to_string())?;
-    Ok(nvcc)
+    fs::write(mark(root), pins()).with_context(|| mark(root).display().to_string())?;
+    Ok(COMPILER.program(root, "nvcc"))
+}
+
+fn pip_install(root: &Path, package: &Package, extra: &[&str]) -> Result<()> {
+    let folder = root.join(FOLDER).join(package.folder);
+    let target = folder
+        .to_str()
+        .context("the working tree's path is not UTF-8")?;
+    let mut words = vec![
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+    ];
+    words.extend([
+        "--no-compile",
+        "--root-user-action",
+        "ignore",
+        "--target",
+        target,
+    ]);
+    words.extend(extra);
+    words.push(package.name);
+    let status = cmd("python3", &words)
+        .stdout_to_stderr()
+        .unchecked()
+        .run()
+        .context("python3 cannot be started; the CUDA compiler is installed with its pip")?
+        .status;
+    if !status.success() {
+        bail!(
+            "pip could not install {} ({status}); install a CUDA toolkit and set CUDA_HOME",
+            package.name
+        );
+    }
+    Ok(())
 }
 
 /// What the driver here runs at most, as nvidia-smi prints it; `None` without a driver.
@@ -177,16 +232,28 @@ fn driver_version() -> Option<Version> {
 fn version_after(text: &str, label: &str) -> Option<Version> {
     let rest = text.split(label).nth(1)?;
     let mut numbers = rest.split(|c: char| !c.is_ascii_digit());
-    Some(Version { major: numbers.next()?.parse().ok()?, minor: numbers.next()?.parse().ok()? })
+    Some(Version {
+        major: numbers.next()?.parse().ok()?,
+        minor: numbers.next()?.parse().ok()?,
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const V12_6: Version = Version { major: 12, minor: 6 };
-    const V12_8: Version = Version { major: 12, minor: 8 };
-    const V13_0: Version = Version { major: 13, minor: 0 };
+    const V12_6: Version = Version {
+        major: 12,
+        minor: 6,
+    };
+    const V12_8: Version = Version {
+        major: 12,
+        minor: 8,
+    };
+    const V13_0: Version = Version {
+        major: 13,
+        minor: 0,
+    };
 
     #[test]
     fn reads_versions() {
@@ -200,7 +267,9 @@ mod tests {
     #[test]
     fn refuses_what_cannot_work_and_says_why() {
         let text = |nvcc, driver, arch: &str| {
-            check_versions(nvcc, driver, &[arch]).expect_err("refused").to_string()
+            check_versions(nvcc, driver, &[arch])
+                .expect_err("refused")
+                .to_string()
         };
         assert!(text(V12_6, None, "sm_120").contains("does not know sm_120, 12.8 is the first"));
         assert!(text(V13_0, Some(V12_8), "sm_90").contains("newer than the driver"));

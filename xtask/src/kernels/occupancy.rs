@@ -61,8 +61,14 @@ pub fn occupancy(
         chip.shared_bytes_per_sm / block_shared
     };
     let by_warps = chip.warps_per_sm / block_warps;
-    let n_blocks = by_registers.min(by_shared).min(by_warps).min(chip.blocks_per_sm);
-    Occupancy { n_blocks, n_warps: n_blocks * block_warps }
+    let n_blocks = by_registers
+        .min(by_shared)
+        .min(by_warps)
+        .min(chip.blocks_per_sm);
+    Occupancy {
+        n_blocks,
+        n_warps: n_blocks * block_warps,
+    }
 }
 
 #[cfg(test)]
@@ -109,7 +115,13 @@ mod tests {
     #[test]
     fn counts_warps() {
         let chip = limits_of("sm_120").expect("a known chip");
-        assert_eq!(occupancy(&chip, 384, 40, 0), Occupancy { n_blocks: 4, n_warps: 48 });
+        assert_eq!(
+            occupancy(&chip, 384, 40, 0),
+            Occupancy {
+                n_blocks: 4,
+                n_warps: 48
+            }
+        );
         assert_eq!(limits_of("sm_75"), None);
     }
 }

@@ -33,7 +33,10 @@ pub fn parse(log: &str, elf: &str) -> Result<Vec<KernelUsage>> {
         if let Some(rest) = line.split("Compiling entry function '").nth(1) {
             let mut quoted = rest.split('\'');
             let kernel = quoted.next().context("a kernel's name")?.to_string();
-            let architecture = quoted.nth(1).context("a kernel's architecture")?.to_string();
+            let architecture = quoted
+                .nth(1)
+                .context("a kernel's architecture")?
+                .to_string();
             entry = Some((kernel, architecture));
             properties = None;
             n_entries += 1;
@@ -46,16 +49,21 @@ pub fn parse(log: &str, elf: &str) -> Result<Vec<KernelUsage>> {
                 before(line, " bytes spill loads")?,
             ];
             properties = Some((of_function.clone(), counts));
-        } else if let (true, Some((kernel, architecture))) =
-            (line.contains("Used ") && line.contains(" registers"), entry.take())
-        {
-            let Some((_, [stack_bytes, spill_store_bytes, spill_load_bytes])) =
-                properties.take().filter(|(function, _)| *function == kernel)
+        } else if let (true, Some((kernel, architecture))) = (
+            line.contains("Used ") && line.contains(" registers"),
+            entry.take(),
+        ) {
+            let Some((_, [stack_bytes, spill_store_bytes, spill_load_bytes])) = properties
+                .take()
+                .filter(|(function, _)| *function == kernel)
             else {
                 bail!("the compiler's log has no function properties of {kernel}");
             };
-            let static_shared_bytes =
-                if line.contains(" bytes smem") { before(line, " bytes smem")? } else { 0 };
+            let static_shared_bytes = if line.contains(" bytes smem") {
+                before(line, " bytes smem")?
+            } else {
+                0
+            };
             kernels.push(KernelUsage {
                 n_registers: before(line, " registers")?,
                 static_shared_bytes,
@@ -69,14 +77,20 @@ pub fn parse(log: &str, elf: &str) -> Result<Vec<KernelUsage>> {
         }
     }
     if kernels.is_empty() || kernels.len() != n_entries {
-        bail!("the compiler's log names {n_entries} kernels and the registers of {}", kernels.len());
+        bail!(
+            "the compiler's log names {n_entries} kernels and the registers of {}",
+            kernels.len()
+        );
     }
     Ok(kernels)
 }
 
 /// The number right before `label`.
 fn before(line: &str, label: &str) -> Result<usize> {
-    let number = line.split(label).next().and_then(|rest| rest.rsplit([' ', ',']).next());
+    let number = line
+        .split(label)
+        .next()
+        .and_then(|rest| rest.rsplit([' ', ',']).next());
     number
         .and_then(|number| number.parse().ok())
         .with_context(|| format!("no number before `{label}` in `{line}`"))
@@ -134,9 +148,18 @@ pub fn from_lines(text: &str) -> Result<Vec<KernelUsage>> {
             let [kernel, architecture, counts @ ..] = &words[..] else {
                 bail!("cannot read `{line}`");
             };
-            let counts = counts.iter().map(|word| word.parse()).collect::<Result<Vec<usize>, _>>()?;
-            let [n_registers, static_shared_bytes, stack_bytes, spill_store_bytes, spill_load_bytes, n_threads] =
-                counts[..]
+            let counts = counts
+                .iter()
+                .map(|word| word.parse())
+                .collect::<Result<Vec<usize>, _>>()?;
+            let [
+                n_registers,
+                static_shared_bytes,
+                stack_bytes,
+                spill_store_bytes,
+                spill_load_bytes,
+                n_threads,
+            ] = counts[..]
             else {
                 bail!("cannot read `{line}`");
             };
@@ -206,14 +229,25 @@ code version = [1,8]
             usage("sm_120", [255, 4096, 56, 60, 88], None),
         ];
         assert_eq!(kernels, expected);
-        assert_eq!(from_lines(&to_lines(&kernels)).expect("own lines"), expected);
+        assert_eq!(
+            from_lines(&to_lines(&kernels)).expect("own lines"),
+            expected
+        );
     }
 
     #[test]
     fn a_log_it_cannot_read_is_an_error() {
         assert!(parse("", "").is_err());
-        let cut = LOG.split("ptxas info    : Used 255").next().expect("the first part");
-        assert!(parse(cut, ELF).expect_err("cut").to_string().contains("names 2 kernels"));
+        let cut = LOG
+            .split("ptxas info    : Used 255")
+            .next()
+            .expect("the first part");
+        assert!(
+            parse(cut, ELF)
+                .expect_err("cut")
+                .to_string()
+                .contains("names 2 kernels")
+        );
         assert!(parse(&LOG.replace("spill loads", "loads"), ELF).is_err());
         assert!(from_lines("wide sm_90 1 2 3").is_err());
     }
