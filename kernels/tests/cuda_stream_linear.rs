@@ -113,7 +113,7 @@ fn random_case(
     }
 }
 
-/// Launches once; compares with f64; returns the largest error relative to the outputs' scale.
+/// Launches once; compares with f64; returns the largest error, relative to the value and the outputs' mean square.
 fn check(
     gpu: &Gpu,
     rng: &mut StdRng,
@@ -197,7 +197,9 @@ fn check(
         }
     };
     assert!(
-        found[m * n..].iter().all(|v| *v == -77.0),
+        found[m * n..]
+            .iter()
+            .all(|v| v.to_bits() == (-77.0_f64).to_bits()),
         "{layout:?} {epilogue:?} m={m}: wrote behind the output"
     );
     let scale = (expected.iter().map(|v| v * v).sum::<f64>() / expected.len() as f64).sqrt();
@@ -206,7 +208,7 @@ fn check(
         .zip(&found)
         .map(|(a, b)| {
             if b.is_finite() {
-                (a - b).abs() / scale
+                (a - b).abs() / (scale + a.abs())
             } else {
                 f64::INFINITY
             }
@@ -214,9 +216,9 @@ fn check(
         .fold(0.0, f64::max)
 }
 
-/// The largest error of an fp16 result: half a unit in the last place of values up to 8 times the
-/// mean, and the order of the sums. Measured: 2e-4 to 3e-3.
-const TOLERANCE: f64 = 8e-3;
+/// Rounding to fp16 makes up to 5e-4 of a value; the order of the sums and the fast exponential
+/// add to that.
+const TOLERANCE: f64 = 2e-3;
 
 fn assert_close(case: &Case, epilogue: Epilogue, m: usize, error: f64) {
     assert!(

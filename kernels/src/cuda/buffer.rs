@@ -227,7 +227,8 @@ impl<'a, T: Pod> BufferView<'a, T> {
     /// The same bytes as values of another type: how one workspace serves several ops.
     pub fn cast<U: Pod>(self) -> Result<BufferView<'a, U>, CudaError> {
         let (bytes, size) = (self.n_bytes(), size_of::<U>());
-        if size == 0 || bytes % size != 0 || self.ptr.address % align_of::<U>() as u64 != 0 {
+        let is_aligned = self.ptr.address.is_multiple_of(align_of::<U>() as u64);
+        if size == 0 || !bytes.is_multiple_of(size) || !is_aligned {
             return Err(CudaError::Cast {
                 address: self.ptr.address,
                 bytes,

@@ -9,7 +9,7 @@ use super::{CudaError, Device, Stream};
 #[derive(Debug)]
 pub struct Graph {
     device: Device,
-    graph: sys::CUgraph,
+    captured: sys::CUgraph,
     executable: sys::CUgraphExec,
 }
 
@@ -44,18 +44,18 @@ impl Graph {
         // SAFETY: the capture was begun above on this stream.
         let ended = unsafe { sys::cuStreamEndCapture(stream.raw(), &raw mut graph) };
         // From here on dropped together, also on an error.
-        let mut captured = Self {
+        let mut result = Self {
             device,
-            graph,
+            captured: graph,
             executable: std::ptr::null_mut(),
         };
         recorded?;
         check("cuStreamEndCapture", ended)?;
         // SAFETY: a complete graph; the driver writes one handle.
         check("cuGraphInstantiate", unsafe {
-            sys::cuGraphInstantiateWithFlags(&raw mut captured.executable, captured.graph, 0)
+            sys::cuGraphInstantiateWithFlags(&raw mut result.executable, result.captured, 0)
         })?;
-        Ok(captured)
+        Ok(result)
     }
 
     /// Brings the graph's data to the device, so that the first launch is as fast as the others.
@@ -82,7 +82,7 @@ impl Graph {
         let mut n_nodes = 0;
         // SAFETY: with no array given, the driver only writes the number of nodes.
         check("cuGraphGetNodes", unsafe {
-            sys::cuGraphGetNodes(self.graph, std::ptr::null_mut(), &raw mut n_nodes)
+            sys::cuGraphGetNodes(self.captured, std::ptr::null_mut(), &raw mut n_nodes)
         })?;
         Ok(n_nodes)
     }
@@ -99,8 +99,8 @@ impl Drop for Graph {
             if !self.executable.is_null() {
                 let _ = sys::cuGraphExecDestroy(self.executable);
             }
-            if !self.graph.is_null() {
-                let _ = sys::cuGraphDestroy(self.graph);
+            if !self.captured.is_null() {
+                let _ = sys::cuGraphDestroy(self.captured);
             }
         }
     }

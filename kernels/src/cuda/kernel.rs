@@ -213,7 +213,7 @@ impl Kernel {
             config.shared_bytes,
             self.device.properties().shared_bytes_per_block,
         )?;
-        let is_whole = config.cluster > 0 && config.grid.x % config.cluster == 0;
+        let is_whole = config.cluster > 0 && config.grid.x.is_multiple_of(config.cluster);
         if config.grid.volume() == 0 || config.block.volume() == 0 || !is_whole {
             return Err(CudaError::Launch {
                 kernel: self.name.clone(),

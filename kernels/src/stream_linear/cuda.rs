@@ -365,7 +365,7 @@ impl StreamLinear {
                 layout.arrangement
             )));
         }
-        if x_stride < layout.padded_k() || x_stride % ROW_ALIGNMENT != 0 {
+        if x_stride < layout.padded_k() || !x_stride.is_multiple_of(ROW_ALIGNMENT) {
             return Err(KernelError::Shape {
                 op: OP,
                 what: "x's row stride",
@@ -382,7 +382,7 @@ impl StreamLinear {
             x.len(),
             (m - 1) * x_stride + layout.padded_k(),
         )?;
-        if x.ptr().address() % 16 != 0 {
+        if !x.ptr().address().is_multiple_of(16) {
             return Err(value_error(format!(
                 "x starts at {:#x}, not on 16 bytes",
                 x.ptr().address()

@@ -161,7 +161,7 @@ impl Layout {
             expected,
         };
         let step = format.group().unwrap_or(1);
-        if k == 0 || k % step != 0 {
+        if k == 0 || !k.is_multiple_of(step) {
             return Err(shape("k", k, format!("a positive multiple of {step}")));
         }
         let is_pair = arrangement == Arrangement::GateUp;
@@ -182,7 +182,7 @@ impl Layout {
                 _ if format.group().is_some() => 8,
                 _ => 1,
             };
-            if n == 0 || n % step != 0 {
+            if n == 0 || !n.is_multiple_of(step) {
                 return Err(shape(
                     "a part's columns",
                     n,

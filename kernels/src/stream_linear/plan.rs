@@ -97,6 +97,8 @@ const NEIGHBOUR_GAIN: f64 = 0.06;
 const MAX_STAGES: usize = 8;
 const MAX_PHASES: usize = 128;
 const MAX_WAVES: usize = 16;
+/// More are tried only where nothing fits otherwise.
+const COMPARED_WAVES: usize = 3;
 
 /// Dynamic shared memory of a block, region by region as stream_linear.cu lists them.
 pub fn shared_bytes(layout: &Layout, plan: &Plan, m: usize, limits: &DeviceLimits) -> usize {
@@ -122,7 +124,7 @@ fn n_block_tiles(layout: &Layout, plan: &Plan) -> usize {
 pub fn choose_plan(layout: &Layout, m: usize, limits: &DeviceLimits) -> Result<Plan, KernelError> {
     let rows = Rows::of(m)?;
     let mut best: Option<(f64, Plan)> = None;
-    // More waves than one only where the sums of a block would not fit otherwise.
+    // More waves mean fewer columns a block, hence smaller sums and deeper rings, but x again.
     for n_waves in 1..=MAX_WAVES {
         for (n_ranks, &max_clusters) in RANKS.into_iter().zip(&limits.max_clusters) {
             if n_ranks > layout.n_chunks || max_clusters == 0 {
@@ -157,7 +159,7 @@ pub fn choose_plan(layout: &Layout, m: usize, limits: &DeviceLimits) -> Result<P
                 }
             }
         }
-        if best.is_some() {
+        if best.is_some() && n_waves >= COMPARED_WAVES {
             break;
         }
     }

@@ -96,8 +96,8 @@ fn the_packed_half_layout_decodes_to_the_matrix() {
                     0.0
                 };
                 assert_eq!(
-                    values[column * layout.padded_k() + at],
-                    expected,
+                    values[column * layout.padded_k() + at].to_bits(),
+                    f64::to_bits(expected),
                     "{n}x{k}: {column} {at}"
                 );
             }

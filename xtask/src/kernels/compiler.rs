@@ -1,6 +1,7 @@
 //! Compiles every `kernels/src/**/*.cu` that has changed, in parallel.
 
 use std::collections::BTreeSet;
+use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -167,8 +168,13 @@ fn cache_key(source: &Path, toolchain: &Toolchain, architectures: &[&str]) -> Re
     };
     add(CACHE_VERSION.as_bytes());
     add(toolchain.version.to_string().as_bytes());
-    FLAGS.iter().for_each(|flag| add(flag.as_bytes()));
-    gencodes(architectures).for_each(|flag| add(flag.as_bytes()));
+    for flag in FLAGS
+        .map(String::from)
+        .into_iter()
+        .chain(gencodes(architectures))
+    {
+        add(flag.as_bytes());
+    }
     let mut files = BTreeSet::new();
     collect_includes(source, &mut files)?;
     for file in files {
@@ -225,16 +231,16 @@ fn write_index(compiled: &[Compiled], architectures: &[&str], folder: &Path) -> 
     let mut index = String::new();
     for architecture in architectures {
         hash.update(format!("{architecture}\n"));
-        index += &format!("architecture {architecture}\n");
+        let _ = writeln!(index, "architecture {architecture}");
     }
     for source in compiled {
         let file = format!("{}.fatbin", file_name(&source.source_name));
         let bytes = fs::read(folder.join(&file)).with_context(|| file.clone())?;
         hash.update(format!("{} {}\n", source.source_name, bytes.len()));
         hash.update(&bytes);
-        index += &format!("fatbin {} {file}\n", source.source_name);
+        let _ = writeln!(index, "fatbin {} {file}", source.source_name);
     }
-    index += &format!("sha256 {}\n", hex(&hash.finalize()));
+    let _ = writeln!(index, "sha256 {}", hex(&hash.finalize()));
     let path = folder.join("index.txt");
     if fs::read_to_string(&path).is_ok_and(|old| old == index) {
         return Ok(());
@@ -243,7 +249,10 @@ fn write_index(compiled: &[Compiled], architectures: &[&str], folder: &Path) -> 
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 #[cfg(test)]
