@@ -6,6 +6,7 @@
 //!
 //! Deliberately absent: model code loaded at run time, training, more than one device.
 
+pub mod bench;
 pub mod config;
 pub mod engine_loop;
 pub mod executor;

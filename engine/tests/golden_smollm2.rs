@@ -44,21 +44,34 @@ fn checkpoint() -> &'static dyn Checkpoint {
 }
 
 fn executor(activations: ActivationType) -> CpuExecutor {
-    let options =
-        CpuOptions { n_threads: 2, kv_pool_tokens: 1024, activations, ..CpuOptions::default() };
+    let options = CpuOptions {
+        n_threads: 2,
+        kv_pool_tokens: 1024,
+        activations,
+        ..CpuOptions::default()
+    };
     CpuExecutor::load(checkpoint(), options).expect("executor")
 }
 
 fn row(tokens: Vec<u32>, start: usize, n_pages: u32, sample: Option<SampleSpec>) -> PlanRow {
     let pages = (0..n_pages).map(PageIdx).collect();
-    PlanRow { request: RequestId(1), tokens, start, pages, sample }
+    PlanRow {
+        request: RequestId(1),
+        tokens,
+        start,
+        pages,
+        sample,
+    }
 }
 
 /// Natural log of each token's probability.
 fn log_probabilities(logits: &[f32]) -> Vec<f64> {
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let total: f64 = logits.iter().map(|l| f64::from(l - largest).exp()).sum();
-    logits.iter().map(|l| f64::from(l - largest) - total.ln()).collect()
+    logits
+        .iter()
+        .map(|l| f64::from(l - largest) - total.ln())
+        .collect()
 }
 
 struct Agreement {
@@ -77,7 +90,9 @@ fn measure(activations: ActivationType) -> Agreement {
         tokens.pop();
         let first = case.prompt_ids.len() - 1;
         let wanted: Vec<(usize, usize)> = (first..tokens.len()).map(|i| (0, i)).collect();
-        let logits = executor.forward_logits(&[row(tokens, 0, 40, None)], &wanted).expect("logits");
+        let logits = executor
+            .forward_logits(&[row(tokens, 0, 40, None)], &wanted)
+            .expect("logits");
         for (step, logits) in case.steps.iter().zip(logits.chunks_exact(vocab)) {
             let found = log_probabilities(logits);
             for (token, expected) in &step.top {
@@ -126,7 +141,10 @@ fn int8_activations_agree_with_llama_cpp() {
 fn greedy_text_is_llama_cpps() {
     let mut executor = executor(ActivationType::F32);
     let case = &golden().cases[0];
-    let greedy = case.steps.iter().take_while(|step| step.id == step.top[0].0);
+    let greedy = case
+        .steps
+        .iter()
+        .take_while(|step| step.id == step.top[0].0);
     let expected: Vec<u32> = greedy.map(|step| step.id).collect();
     let spec = |output_index| {
         Some(SampleSpec {
@@ -137,13 +155,31 @@ fn greedy_text_is_llama_cpps() {
         })
     };
     let mut made = Vec::new();
-    let plan = StepPlan { rows: vec![row(case.prompt_ids.clone(), 0, 8, spec(0))], n_steps: 1 };
-    made.extend(executor.execute(&plan).expect("prefill").rows[0].iter().map(|t| t.token));
+    let plan = StepPlan {
+        rows: vec![row(case.prompt_ids.clone(), 0, 8, spec(0))],
+        n_steps: 1,
+    };
+    made.extend(
+        executor.execute(&plan).expect("prefill").rows[0]
+            .iter()
+            .map(|t| t.token),
+    );
     while made.len() < expected.len() {
         let (last, start) = (made[made.len() - 1], case.prompt_ids.len() + made.len() - 1);
-        let plan = StepPlan { rows: vec![row(vec![last], start, 8, spec(made.len()))], n_steps: 3 };
-        made.extend(executor.execute(&plan).expect("decode").rows[0].iter().map(|t| t.token));
+        let plan = StepPlan {
+            rows: vec![row(vec![last], start, 8, spec(made.len()))],
+            n_steps: 3,
+        };
+        made.extend(
+            executor.execute(&plan).expect("decode").rows[0]
+                .iter()
+                .map(|t| t.token),
+        );
     }
-    assert!(expected.len() >= 15, "the golden text has {} greedy tokens", expected.len());
+    assert!(
+        expected.len() >= 15,
+        "the golden text has {} greedy tokens",
+        expected.len()
+    );
     assert_eq!(made[..expected.len()], expected);
 }

@@ -41,7 +41,10 @@ impl Isa {
         if self <= available {
             return Ok(self);
         }
-        Err(KernelError::Isa { asked: self.name(), available: available.name() })
+        Err(KernelError::Isa {
+            asked: self.name(),
+            available: available.name(),
+        })
     }
 
     /// Every set that this processor can run.

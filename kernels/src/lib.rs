@@ -4,6 +4,15 @@
 //! This is the only crate of the workspace with `unsafe` in it. Everything public is safe: a
 //! launcher checks its shapes and returns a [`KernelError`] instead of reading out of bounds.
 
+#![allow(
+    clippy::inline_always,
+    reason = "a kernel body must be inlined into the function that turns its instructions on"
+)]
+#![allow(
+    clippy::needless_range_loop,
+    reason = "one index runs over several arrays at once, and unrolled loops are the point"
+)]
+
 pub mod attention;
 pub mod cuda;
 pub mod dense_linear;

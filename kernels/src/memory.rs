@@ -23,10 +23,14 @@ unsafe impl Sync for AlignedBytes {}
 
 impl AlignedBytes {
     pub fn zeroed(n_bytes: usize) -> Result<Self, KernelError> {
-        let alignment = if n_bytes >= HUGE_PAGE_BYTES { HUGE_PAGE_BYTES } else { LINE_BYTES };
+        let alignment = if n_bytes >= HUGE_PAGE_BYTES {
+            HUGE_PAGE_BYTES
+        } else {
+            LINE_BYTES
+        };
         let failed = || KernelError::Memory { bytes: n_bytes };
-        let layout = Layout::from_size_align(n_bytes.max(LINE_BYTES), alignment)
-            .map_err(|_| failed())?;
+        let layout =
+            Layout::from_size_align(n_bytes.max(LINE_BYTES), alignment).map_err(|_| failed())?;
         // SAFETY: the layout's size is at least one line, never zero.
         let start = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(failed)?;
         #[cfg(target_os = "linux")]
@@ -41,7 +45,11 @@ impl AlignedBytes {
                 );
             }
         }
-        Ok(Self { start, layout, n_bytes })
+        Ok(Self {
+            start,
+            layout,
+            n_bytes,
+        })
     }
 
     pub fn as_slice(&self) -> &[u8] {

@@ -32,7 +32,10 @@ pub(super) unsafe fn run_unit(
     let mut starts = [0usize; QUERIES];
     let scale = 1.0 / (head_dim as f32).sqrt();
     for i in 0..unit.n_queries {
-        let (token, head) = ((unit.first_query + i) / group, (unit.first_query + i) % group);
+        let (token, head) = (
+            (unit.first_query + i) / group,
+            (unit.first_query + i) % group,
+        );
         lengths[i] = sequence.start + token + 1;
         starts[i] =
             ((sequence.first + token) * shape.n_q_heads + unit.kv_head * group + head) * head_dim;
@@ -108,24 +111,25 @@ fn attend<L: Lanes, const N: usize>(
     let mut sums = [0.0f32; N];
     let mut scores = [[0.0f32; CHUNK_TOKENS]; N];
     for chunk_start in (0..longest).step_by(CHUNK_TOKENS) {
-        let n_pages = (longest - chunk_start).div_ceil(PAGE_TOKENS).min(CHUNK_PAGES);
+        let n_pages = (longest - chunk_start)
+            .div_ceil(PAGE_TOKENS)
+            .min(CHUNK_PAGES);
         let chunk_pages = &pages[chunk_start / PAGE_TOKENS..][..n_pages];
-        for (p, page) in chunk_pages.iter().enumerate() {
-            let keys = kv.key_page(*page as usize, kv_head);
-            let mut dots = [L::splat(0.0); N];
-            for d in 0..head_dim {
-                let key = L::load_f16(at(keys, d * PAGE_TOKENS));
-                for i in 0..N {
-                    dots[i] = key.mul_add(L::splat(queries[i][d]), dots[i]);
-                }
-            }
-            for i in 0..N {
-                dots[i].store(at_mut(&mut scores[i], p * PAGE_TOKENS));
-            }
+        let mut p = 0;
+        // One query alone is one chain of additions a page; four pages at once hide its latency.
+        while N == 1 && p + 4 <= n_pages {
+            score_pages::<L, N, 4>(kv, chunk_pages, p, kv_head, queries, &mut scores);
+            p += 4;
+        }
+        while p < n_pages {
+            score_pages::<L, N, 1>(kv, chunk_pages, p, kv_head, queries, &mut scores);
+            p += 1;
         }
         let mut rescale = [1.0f32; N];
         for (i, length) in lengths.iter().enumerate() {
-            let seen = length.saturating_sub(chunk_start).min(n_pages * PAGE_TOKENS);
+            let seen = length
+                .saturating_sub(chunk_start)
+                .min(n_pages * PAGE_TOKENS);
             scores[i][seen..n_pages * PAGE_TOKENS].fill(f32::NEG_INFINITY);
             if seen == 0 {
                 scores[i][..n_pages * PAGE_TOKENS].fill(0.0);
@@ -138,7 +142,11 @@ fn attend<L: Lanes, const N: usize>(
                 top = top.max(L::load(at(&scores[i], k)));
             }
             let new_largest = largest[i].max(top.largest());
-            rescale[i] = if largest[i] == f32::NEG_INFINITY { 0.0 } else { (largest[i] - new_largest).exp() };
+            rescale[i] = if largest[i] == f32::NEG_INFINITY {
+                0.0
+            } else {
+                (largest[i] - new_largest).exp()
+            };
             largest[i] = new_largest;
             let mut sum = L::splat(0.0);
             for k in (0..end).step_by(LANES) {
@@ -158,28 +166,89 @@ fn attend<L: Lanes, const N: usize>(
             scores[i][end..n_pages * PAGE_TOKENS].fill(0.0);
             sums[i] = sums[i] * rescale[i] + sum.sum();
         }
-        for d in (0..head_dim).step_by(LANES) {
-            let mut totals = [L::splat(0.0); N];
-            for i in 0..N {
-                totals[i] = L::load(at(&results[i], d)).mul(L::splat(rescale[i]));
-            }
-            for (p, page) in chunk_pages.iter().enumerate() {
-                let values = kv.value_page(*page as usize, kv_head);
-                for t in 0..PAGE_TOKENS {
-                    let value = L::load_f16(at(values, t * head_dim + d));
-                    for i in 0..N {
-                        let weight = L::splat(scores[i][p * PAGE_TOKENS + t]);
-                        totals[i] = value.mul_add(weight, totals[i]);
-                    }
-                }
-            }
-            for i in 0..N {
-                totals[i].store(at_mut(&mut results[i], d));
-            }
+        let mut d = 0;
+        while N == 1 && d + 4 * LANES <= head_dim {
+            add_values::<L, N, 4>(kv, chunk_pages, d, kv_head, &rescale, &scores, results);
+            d += 4 * LANES;
+        }
+        while d < head_dim {
+            add_values::<L, N, 1>(kv, chunk_pages, d, kv_head, &rescale, &scores, results);
+            d += LANES;
         }
     }
     for i in 0..lengths.len() {
         let inverse = 1.0 / sums[i];
-        results[i][..head_dim].iter_mut().for_each(|x| *x *= inverse);
+        results[i][..head_dim]
+            .iter_mut()
+            .for_each(|x| *x *= inverse);
+    }
+}
+
+/// Scores of `P` pages from number `first` of the chunk on.
+#[inline(always)]
+fn score_pages<L: Lanes, const N: usize, const P: usize>(
+    kv: &KvPages,
+    chunk_pages: &[u32],
+    first: usize,
+    kv_head: usize,
+    queries: &[[f32; MAX_HEAD_DIM]; QUERIES],
+    scores: &mut [[f32; CHUNK_TOKENS]; N],
+) {
+    let keys: [&[u16]; P] =
+        std::array::from_fn(|p| kv.key_page(chunk_pages[first + p] as usize, kv_head));
+    let mut dots = [[L::splat(0.0); N]; P];
+    for d in 0..kv.shape.head_dim {
+        for p in 0..P {
+            let key = L::load_f16(at(keys[p], d * PAGE_TOKENS));
+            for i in 0..N {
+                dots[p][i] = key.mul_add(L::splat(queries[i][d]), dots[p][i]);
+            }
+        }
+    }
+    for p in 0..P {
+        for i in 0..N {
+            dots[p][i].store(at_mut(&mut scores[i], (first + p) * PAGE_TOKENS));
+        }
+    }
+}
+
+/// Rescales `C` vectors of each result from dimension `first` on and adds the chunk's values.
+#[inline(always)]
+fn add_values<L: Lanes, const N: usize, const C: usize>(
+    kv: &KvPages,
+    chunk_pages: &[u32],
+    first: usize,
+    kv_head: usize,
+    rescale: &[f32; N],
+    scores: &[[f32; CHUNK_TOKENS]; N],
+    results: &mut [[f32; MAX_HEAD_DIM]; QUERIES],
+) {
+    let head_dim = kv.shape.head_dim;
+    let mut totals = [[L::splat(0.0); C]; N];
+    for i in 0..N {
+        for c in 0..C {
+            let before = L::load(at(&results[i], first + c * LANES));
+            totals[i][c] = before.mul(L::splat(rescale[i]));
+        }
+    }
+    for (p, page) in chunk_pages.iter().enumerate() {
+        let values = kv.value_page(*page as usize, kv_head);
+        for t in 0..PAGE_TOKENS {
+            let mut row = [L::splat(0.0); C];
+            for c in 0..C {
+                row[c] = L::load_f16(at(values, t * head_dim + first + c * LANES));
+            }
+            for i in 0..N {
+                let weight = L::splat(scores[i][p * PAGE_TOKENS + t]);
+                for c in 0..C {
+                    totals[i][c] = row[c].mul_add(weight, totals[i][c]);
+                }
+            }
+        }
+    }
+    for i in 0..N {
+        for c in 0..C {
+            totals[i][c].store(at_mut(&mut results[i], first + c * LANES));
+        }
     }
 }

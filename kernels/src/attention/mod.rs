@@ -9,12 +9,12 @@
 mod cpu;
 pub mod reference;
 
+use crate::KernelError;
 use crate::error::check_shape;
 use crate::isa::Isa;
 use crate::lanes::{LANES, Lanes, at, at_mut, for_isa};
 use crate::memory::AlignedBytes;
 use crate::pool::{DisjointMut, WorkerPool};
-use crate::KernelError;
 
 const OP: &str = "attention";
 /// Tokens of a page: one vector of scores.
@@ -31,15 +31,32 @@ pub struct AttentionShape {
 
 impl AttentionShape {
     pub fn checked(self) -> Result<Self, KernelError> {
-        let Self { n_q_heads, n_kv_heads, head_dim } = self;
+        let Self {
+            n_q_heads,
+            n_kv_heads,
+            head_dim,
+        } = self;
         let fail = |what, found, expected: String| {
-            Err(KernelError::Shape { op: OP, what, found, expected })
+            Err(KernelError::Shape {
+                op: OP,
+                what,
+                found,
+                expected,
+            })
         };
         if n_kv_heads == 0 || n_q_heads == 0 || !n_q_heads.is_multiple_of(n_kv_heads) {
-            return fail("n_q_heads", n_q_heads, format!("a multiple of {n_kv_heads} KV heads"));
+            return fail(
+                "n_q_heads",
+                n_q_heads,
+                format!("a multiple of {n_kv_heads} KV heads"),
+            );
         }
         if head_dim == 0 || !head_dim.is_multiple_of(16) || head_dim > MAX_HEAD_DIM {
-            return fail("head_dim", head_dim, format!("a multiple of 16 up to {MAX_HEAD_DIM}"));
+            return fail(
+                "head_dim",
+                head_dim,
+                format!("a multiple of 16 up to {MAX_HEAD_DIM}"),
+            );
         }
         Ok(self)
     }
@@ -67,8 +84,16 @@ impl KvPages {
         let n_bytes = n_pages
             .checked_mul(shape.page_elements() * 2)
             .ok_or(KernelError::Memory { bytes: usize::MAX })?;
-        let (keys, values) = (AlignedBytes::zeroed(n_bytes)?, AlignedBytes::zeroed(n_bytes)?);
-        Ok(Self { shape, n_pages, keys, values })
+        let (keys, values) = (
+            AlignedBytes::zeroed(n_bytes)?,
+            AlignedBytes::zeroed(n_bytes)?,
+        );
+        Ok(Self {
+            shape,
+            n_pages,
+            keys,
+            values,
+        })
     }
 
     pub fn n_pages(&self) -> usize {
@@ -88,8 +113,17 @@ impl KvPages {
         k: &[f32],
         v: &[f32],
     ) -> Result<(), KernelError> {
-        let AttentionShape { n_kv_heads, head_dim, .. } = self.shape;
-        check_shape(OP, "length of k", k.len(), slots.len() * n_kv_heads * head_dim)?;
+        let AttentionShape {
+            n_kv_heads,
+            head_dim,
+            ..
+        } = self.shape;
+        check_shape(
+            OP,
+            "length of k",
+            k.len(),
+            slots.len() * n_kv_heads * head_dim,
+        )?;
         check_shape(OP, "length of v", v.len(), k.len())?;
         for slot in slots {
             check_below("page", slot.page as usize, self.n_pages)?;
@@ -161,7 +195,12 @@ fn check_below(what: &'static str, found: usize, limit: usize) -> Result<(), Ker
     if found < limit {
         return Ok(());
     }
-    Err(KernelError::Shape { op: OP, what, found, expected: format!("below {limit}") })
+    Err(KernelError::Shape {
+        op: OP,
+        what,
+        found,
+        expected: format!("below {limit}"),
+    })
 }
 
 /// One sequence's queries: tokens `first .. first + n_tokens` of the packed batch, at positions
@@ -201,10 +240,13 @@ impl AttentionPlan {
         n_threads: usize,
     ) -> Result<(), KernelError> {
         let group = shape.n_q_heads / shape.n_kv_heads;
-        let n_queries: usize =
-            sequences.iter().map(|s| s.n_tokens * shape.n_q_heads).sum();
+        let n_queries: usize = sequences.iter().map(|s| s.n_tokens * shape.n_q_heads).sum();
         // With few queries, small units keep the threads even.
-        let unit_len = if n_queries >= 8 * cpu::QUERIES * n_threads { cpu::QUERIES } else { 1 };
+        let unit_len = if n_queries >= 8 * cpu::QUERIES * n_threads {
+            cpu::QUERIES
+        } else {
+            1
+        };
         self.units.clear();
         let mut costs = Vec::new();
         for (index, sequence) in sequences.iter().enumerate() {
@@ -223,7 +265,12 @@ impl AttentionPlan {
                     let n = unit_len.min(n_queries - first_query);
                     let last_token = (first_query + n - 1) / group;
                     costs.push(n * (sequence.start + last_token + 1));
-                    self.units.push(Unit { sequence: index, kv_head, first_query, n_queries: n });
+                    self.units.push(Unit {
+                        sequence: index,
+                        kv_head,
+                        first_query,
+                        n_queries: n,
+                    });
                 }
             }
         }
@@ -256,14 +303,27 @@ pub fn forward(
 ) -> Result<(), KernelError> {
     let shape = kv.shape;
     let width = shape.n_q_heads * shape.head_dim;
-    let n_tokens = sequences.iter().map(|s| s.first + s.n_tokens).max().unwrap_or(0);
+    let n_tokens = sequences
+        .iter()
+        .map(|s| s.first + s.n_tokens)
+        .max()
+        .unwrap_or(0);
     check_shape(OP, "length of out", out.len(), q.len())?;
     check_below("tokens of the sequences", n_tokens, q.len() / width + 1)?;
-    check_shape(OP, "threads of the plan", plan.bounds.len(), pool.n_threads() + 1)?;
+    check_shape(
+        OP,
+        "threads of the plan",
+        plan.bounds.len(),
+        pool.n_threads() + 1,
+    )?;
     for page in sequences.iter().flat_map(|s| s.pages) {
         check_below("page", *page as usize, kv.n_pages)?;
     }
-    if plan.units.iter().any(|unit| unit.sequence >= sequences.len()) {
+    if plan
+        .units
+        .iter()
+        .any(|unit| unit.sequence >= sequences.len())
+    {
         return Err(KernelError::Value {
             op: OP,
             message: "the plan was made for other sequences".to_owned(),

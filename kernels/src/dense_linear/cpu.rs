@@ -71,10 +71,20 @@ fn by_format<L: Lanes>(
     match w.format {
         DenseFormat::F32 => by_shape::<L, f32>(&w.as_f32()[start..end], w.n_in, x, out),
         DenseFormat::F16 => {
-            by_shape::<L, Half>(bytemuck::cast_slice(&w.as_u16()[start..end]), w.n_in, x, out);
+            by_shape::<L, Half>(
+                bytemuck::cast_slice(&w.as_u16()[start..end]),
+                w.n_in,
+                x,
+                out,
+            );
         }
         DenseFormat::BF16 => {
-            by_shape::<L, Brain>(bytemuck::cast_slice(&w.as_u16()[start..end]), w.n_in, x, out);
+            by_shape::<L, Brain>(
+                bytemuck::cast_slice(&w.as_u16()[start..end]),
+                w.n_in,
+                x,
+                out,
+            );
         }
     }
 }
@@ -133,7 +143,11 @@ fn dots<L: Lanes, E: Element, const R: usize, const T: usize>(
         for t in 0..T {
             let x = L::load(&padded(&x[..(t + 1) * n_in], t * n_in + whole, 0.0));
             for r in 0..R {
-                let weights: L = E::load(&padded(&w[..(r + 1) * n_in], r * n_in + whole, E::default()));
+                let weights: L = E::load(&padded(
+                    &w[..(r + 1) * n_in],
+                    r * n_in + whole,
+                    E::default(),
+                ));
                 sums[t][r] = weights.mul_add(x, sums[t][r]);
             }
         }

@@ -6,11 +6,11 @@
 mod cpu;
 pub mod reference;
 
+use crate::KernelError;
 use crate::error::check_shape;
 use crate::isa::Isa;
 use crate::memory::AlignedBytes;
 use crate::quant_linear::OutputView;
-use crate::KernelError;
 
 /// Rows that one unit of work holds.
 pub const TILE_ROWS: usize = 16;
@@ -47,7 +47,12 @@ impl DenseMatrix {
         format: DenseFormat,
         bytes: &[u8],
     ) -> Result<Self, KernelError> {
-        check_shape("dense_linear", "length of the rows", bytes.len(), n_out * n_in * format.bytes())?;
+        check_shape(
+            "dense_linear",
+            "length of the rows",
+            bytes.len(),
+            n_out * n_in * format.bytes(),
+        )?;
         if bytes.is_empty() {
             return Err(KernelError::Shape {
                 op: "dense_linear",
@@ -58,7 +63,12 @@ impl DenseMatrix {
         }
         let mut rows = AlignedBytes::zeroed(bytes.len())?;
         rows.as_mut_slice().copy_from_slice(bytes);
-        Ok(Self { n_out, n_in, format, rows })
+        Ok(Self {
+            n_out,
+            n_in,
+            format,
+            rows,
+        })
     }
 
     pub fn n_out(&self) -> usize {

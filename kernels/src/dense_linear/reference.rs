@@ -30,7 +30,11 @@ pub fn forward(w: &DenseMatrix, x: &[f32]) -> Vec<f32> {
     for n in 0..w.n_out {
         read_row(w, n, &mut row);
         for (t, x) in x.chunks_exact(w.n_in).enumerate() {
-            let dot: f64 = row.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum();
+            let dot: f64 = row
+                .iter()
+                .zip(x)
+                .map(|(w, x)| f64::from(*w) * f64::from(*x))
+                .sum();
             y[t * w.n_out + n] = dot as f32;
         }
     }

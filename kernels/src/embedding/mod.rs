@@ -1,9 +1,9 @@
 //! Token ids to hidden states: rows of the embedding matrix, in whatever format it is stored.
 
+use crate::KernelError;
 use crate::error::check_shape;
 use crate::linear::LinearWeights;
 use crate::pool::{DisjointMut, WorkerPool};
-use crate::KernelError;
 use std::sync::Mutex;
 
 /// Below this many tokens a thread, reading rows is not worth a parallel region.
@@ -17,8 +17,16 @@ pub fn forward(
     out: &mut [f32],
 ) -> Result<(), KernelError> {
     let hidden = table.n_in();
-    check_shape("embedding", "length of out", out.len(), tokens.len() * hidden)?;
-    if let Some(token) = tokens.iter().find(|token| **token as usize >= table.n_out()) {
+    check_shape(
+        "embedding",
+        "length of out",
+        out.len(),
+        tokens.len() * hidden,
+    )?;
+    if let Some(token) = tokens
+        .iter()
+        .find(|token| **token as usize >= table.n_out())
+    {
         return Err(KernelError::Shape {
             op: "embedding",
             what: "token id",

@@ -1,5 +1,9 @@
 //! [`Lanes`] in two AVX2 registers.
 
+#[allow(
+    clippy::wildcard_imports,
+    reason = "intrinsics are named by their prefix"
+)]
 use std::arch::x86_64::*;
 
 use super::{LANES, Lanes};
@@ -30,7 +34,12 @@ impl Lanes for Avx2 {
     #[inline(always)]
     fn load(x: &[f32; LANES]) -> Self {
         // SAFETY: AVX2 is present; 16 f32 are readable.
-        unsafe { Self(_mm256_loadu_ps(x.as_ptr()), _mm256_loadu_ps(x.as_ptr().add(8))) }
+        unsafe {
+            Self(
+                _mm256_loadu_ps(x.as_ptr()),
+                _mm256_loadu_ps(x.as_ptr().add(8)),
+            )
+        }
     }
     #[inline(always)]
     fn store(self, out: &mut [f32; LANES]) {
@@ -93,39 +102,72 @@ impl Lanes for Avx2 {
     #[inline(always)]
     fn add(self, other: Self) -> Self {
         // SAFETY: AVX2 is present.
-        unsafe { Self(_mm256_add_ps(self.0, other.0), _mm256_add_ps(self.1, other.1)) }
+        unsafe {
+            Self(
+                _mm256_add_ps(self.0, other.0),
+                _mm256_add_ps(self.1, other.1),
+            )
+        }
     }
     #[inline(always)]
     fn sub(self, other: Self) -> Self {
         // SAFETY: AVX2 is present.
-        unsafe { Self(_mm256_sub_ps(self.0, other.0), _mm256_sub_ps(self.1, other.1)) }
+        unsafe {
+            Self(
+                _mm256_sub_ps(self.0, other.0),
+                _mm256_sub_ps(self.1, other.1),
+            )
+        }
     }
     #[inline(always)]
     fn mul(self, other: Self) -> Self {
         // SAFETY: AVX2 is present.
-        unsafe { Self(_mm256_mul_ps(self.0, other.0), _mm256_mul_ps(self.1, other.1)) }
+        unsafe {
+            Self(
+                _mm256_mul_ps(self.0, other.0),
+                _mm256_mul_ps(self.1, other.1),
+            )
+        }
     }
     #[inline(always)]
     fn div(self, other: Self) -> Self {
         // SAFETY: AVX2 is present.
-        unsafe { Self(_mm256_div_ps(self.0, other.0), _mm256_div_ps(self.1, other.1)) }
+        unsafe {
+            Self(
+                _mm256_div_ps(self.0, other.0),
+                _mm256_div_ps(self.1, other.1),
+            )
+        }
     }
     #[inline(always)]
     fn max(self, other: Self) -> Self {
         // SAFETY: AVX2 is present.
-        unsafe { Self(_mm256_max_ps(self.0, other.0), _mm256_max_ps(self.1, other.1)) }
+        unsafe {
+            Self(
+                _mm256_max_ps(self.0, other.0),
+                _mm256_max_ps(self.1, other.1),
+            )
+        }
     }
     #[inline(always)]
     fn min(self, other: Self) -> Self {
         // SAFETY: AVX2 is present.
-        unsafe { Self(_mm256_min_ps(self.0, other.0), _mm256_min_ps(self.1, other.1)) }
+        unsafe {
+            Self(
+                _mm256_min_ps(self.0, other.0),
+                _mm256_min_ps(self.1, other.1),
+            )
+        }
     }
     #[inline(always)]
     fn abs(self) -> Self {
         // SAFETY: AVX2 is present.
         unsafe {
             let sign = _mm256_set1_ps(-0.0);
-            Self(_mm256_andnot_ps(sign, self.0), _mm256_andnot_ps(sign, self.1))
+            Self(
+                _mm256_andnot_ps(sign, self.0),
+                _mm256_andnot_ps(sign, self.1),
+            )
         }
     }
     #[inline(always)]
@@ -142,7 +184,12 @@ impl Lanes for Avx2 {
     fn round(self) -> Self {
         const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
         // SAFETY: AVX2 is present.
-        unsafe { Self(_mm256_round_ps::<NEAREST>(self.0), _mm256_round_ps::<NEAREST>(self.1)) }
+        unsafe {
+            Self(
+                _mm256_round_ps::<NEAREST>(self.0),
+                _mm256_round_ps::<NEAREST>(self.1),
+            )
+        }
     }
     #[inline(always)]
     fn scale_by_power(self, exponent: Self) -> Self {
@@ -186,8 +233,10 @@ impl Lanes for Avx2 {
             );
             _mm_storeu_si128(out.as_mut_ptr().cast(), bytes);
             let sums = _mm256_add_epi32(low, high);
-            let sums =
-                _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256::<1>(sums));
+            let sums = _mm_add_epi32(
+                _mm256_castsi256_si128(sums),
+                _mm256_extracti128_si256::<1>(sums),
+            );
             let sums = _mm_add_epi32(sums, _mm_shuffle_epi32::<0b01_00_11_10>(sums));
             let sums = _mm_add_epi32(sums, _mm_shuffle_epi32::<0b10_11_00_01>(sums));
             _mm_cvtsi128_si32(sums)

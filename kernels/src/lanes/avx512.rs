@@ -1,5 +1,9 @@
 //! [`Lanes`] in one AVX-512 register.
 
+#[allow(
+    clippy::wildcard_imports,
+    reason = "intrinsics are named by their prefix"
+)]
 use std::arch::x86_64::*;
 
 use super::{LANES, Lanes};
@@ -53,7 +57,10 @@ impl Lanes for Avx512 {
         unsafe {
             let w = _mm512_loadu_si512(words.as_ptr().cast());
             let w = _mm512_srl_epi32(w, _mm_cvtsi32_si128(shift as i32));
-            Self(_mm512_cvtepi32_ps(_mm512_and_si512(w, _mm512_set1_epi32(mask as i32))))
+            Self(_mm512_cvtepi32_ps(_mm512_and_si512(
+                w,
+                _mm512_set1_epi32(mask as i32),
+            )))
         }
     }
     #[inline(always)]

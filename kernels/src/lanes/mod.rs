@@ -7,11 +7,11 @@
 //! All three round alike except for fused multiply-add, which the portable version does in two
 //! roundings.
 
-mod portable;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod portable;
 
 #[cfg(target_arch = "x86_64")]
 pub use avx2::Avx2;
@@ -34,17 +34,27 @@ pub trait Lanes: Copy {
     fn load_bf16(bits: &[u16; LANES]) -> Self;
     /// `(words >> shift) & mask` as f32; the masked value is below 2^24.
     fn load_field(words: &[u32; LANES], shift: u32, mask: u32) -> Self;
+    #[must_use]
     fn add(self, other: Self) -> Self;
+    #[must_use]
     fn sub(self, other: Self) -> Self;
+    #[must_use]
     fn mul(self, other: Self) -> Self;
+    #[must_use]
     fn div(self, other: Self) -> Self;
+    #[must_use]
     fn max(self, other: Self) -> Self;
+    #[must_use]
     fn min(self, other: Self) -> Self;
+    #[must_use]
     fn abs(self) -> Self;
     /// `self * factor + addend`
+    #[must_use]
     fn mul_add(self, factor: Self, addend: Self) -> Self;
+    #[must_use]
     fn round(self) -> Self;
     /// `self * 2^exponent` for whole exponents in -126 ..= 127.
+    #[must_use]
     fn scale_by_power(self, exponent: Self) -> Self;
     fn sum(self) -> f32;
     fn largest(self) -> f32;
@@ -59,7 +69,7 @@ pub trait Lanes: Copy {
 pub fn exp<L: Lanes>(x: L) -> L {
     let x = x.max(L::splat(-87.0)).min(L::splat(88.0));
     let n = x.mul(L::splat(std::f32::consts::LOG2_E)).round();
-    let r = n.mul_add(L::splat(-0.693_359_375), x);
+    let r = n.mul_add(L::splat(-0.693_359_4), x);
     let r = n.mul_add(L::splat(2.121_944_4e-4), r);
     let mut p = L::splat(1.987_569_1e-4);
     for c in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_65, 0.5] {

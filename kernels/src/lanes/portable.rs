@@ -103,7 +103,9 @@ impl Lanes for Portable {
     }
     #[inline(always)]
     fn scale_by_power(self, exponent: Self) -> Self {
-        self.zip(exponent, |x, e| x * f32::from_bits(((e as i32 + 127) as u32) << 23))
+        self.zip(exponent, |x, e| {
+            x * f32::from_bits(((e as i32 + 127) as u32) << 23)
+        })
     }
     #[inline(always)]
     fn sum(self) -> f32 {

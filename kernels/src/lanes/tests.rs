@@ -7,8 +7,17 @@ fn every_operation<L: Lanes>(x: &[f32; LANES], y: &[f32; LANES]) -> Vec<f32> {
     let (a, b) = (L::load(x), L::load(y));
     let mut out = Vec::new();
     for v in [
-        a.add(b), a.sub(b), a.mul(b), a.div(b), a.max(b), a.min(b), a.abs(), a.mul_add(b, a),
-        a.mul(L::splat(9.7)).round(), a.scale_by_power(b.round()), exp(a),
+        a.add(b),
+        a.sub(b),
+        a.mul(b),
+        a.div(b),
+        a.max(b),
+        a.min(b),
+        a.abs(),
+        a.mul_add(b, a),
+        a.mul(L::splat(9.7)).round(),
+        a.scale_by_power(b.round()),
+        exp(a),
     ] {
         let mut lanes = [0.0; LANES];
         v.store(&mut lanes);
@@ -41,7 +50,10 @@ fn all_instruction_sets_agree() {
         let found = for_isa!(isa, every_operation(x: &[f32; LANES], y: &[f32; LANES]) -> Vec<f32>);
         assert_eq!(found.len(), expected.len());
         for (i, (f, e)) in found.iter().zip(&expected).enumerate() {
-            assert!((f - e).abs() <= 2e-6 * e.abs().max(1e-6), "{isa:?} value {i}: {f} vs {e}");
+            assert!(
+                (f - e).abs() <= 2e-6 * e.abs().max(1e-6),
+                "{isa:?} value {i}: {f} vs {e}"
+            );
         }
     }
 }
@@ -53,6 +65,10 @@ fn exp_is_accurate() {
         let mut out = [0.0; LANES];
         exp(Portable::splat(x)).store(&mut out);
         let exact = f64::from(x.clamp(-87.0, 88.0)).exp();
-        assert!((f64::from(out[3]) - exact).abs() <= 3e-7 * exact, "exp({x}) = {}", out[3]);
+        assert!(
+            (f64::from(out[3]) - exact).abs() <= 3e-7 * exact,
+            "exp({x}) = {}",
+            out[3]
+        );
     }
 }

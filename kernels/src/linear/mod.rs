@@ -3,12 +3,12 @@
 //! The 16-row tiles of all parts form one list, which is cut by bytes: threads finish together,
 //! and each reads the same tiles in every step.
 
+use crate::KernelError;
 use crate::dense_linear::{self, DenseMatrix};
 use crate::error::check_shape;
 use crate::isa::Isa;
 use crate::pool::{DisjointMut, WorkerPool};
 use crate::quant_linear::{self, Activations, OutputView, QuantActivations, QuantMatrix};
-use crate::KernelError;
 
 const OP: &str = "linear";
 
@@ -84,14 +84,34 @@ pub fn forward(
     parts: &mut [LinearPart<'_>],
 ) -> Result<(), KernelError> {
     for part in parts.iter() {
-        check_shape(OP, "length of x", input.x.len(), n_tokens * part.weights.n_in())?;
-        check_shape(OP, "length of y", part.y.len(), n_tokens * part.weights.n_out())?;
+        check_shape(
+            OP,
+            "length of x",
+            input.x.len(),
+            n_tokens * part.weights.n_in(),
+        )?;
+        check_shape(
+            OP,
+            "length of y",
+            part.y.len(),
+            n_tokens * part.weights.n_out(),
+        )?;
         if let Some(bias) = part.bias {
             check_shape(OP, "length of the bias", bias.len(), part.weights.n_out())?;
         }
         if let Some(int8) = input.int8 {
-            check_shape(OP, "n_tokens of the integer input", int8.n_tokens(), n_tokens)?;
-            check_shape(OP, "n_in of the integer input", int8.n_in(), part.weights.n_in())?;
+            check_shape(
+                OP,
+                "n_tokens of the integer input",
+                int8.n_tokens(),
+                n_tokens,
+            )?;
+            check_shape(
+                OP,
+                "n_in of the integer input",
+                int8.n_in(),
+                part.weights.n_in(),
+            )?;
         }
     }
     if n_tokens == 0 {
@@ -100,18 +120,29 @@ pub fn forward(
     let total_bytes: usize = parts.iter().map(|part| part.weights.bytes()).sum();
     let parts: Vec<_> = parts
         .iter_mut()
-        .map(|part| (part.weights, part.accumulate, part.bias, DisjointMut::new(part.y)))
+        .map(|part| {
+            (
+                part.weights,
+                part.accumulate,
+                part.bias,
+                DisjointMut::new(part.y),
+            )
+        })
         .collect();
     let n_threads = pool.n_threads();
     pool.run(&|thread| {
-        let (from, to) =
-            (total_bytes * thread / n_threads, total_bytes * (thread + 1) / n_threads);
+        let (from, to) = (
+            total_bytes * thread / n_threads,
+            total_bytes * (thread + 1) / n_threads,
+        );
         let mut before = 0;
         for (weights, accumulate, bias, y) in &parts {
             let n_tiles = weights.n_tiles();
             // A tile goes to the thread in whose range its first byte lies.
             let tile_at = |byte: usize| {
-                (byte.saturating_sub(before) * n_tiles).div_ceil(weights.bytes()).min(n_tiles)
+                (byte.saturating_sub(before) * n_tiles)
+                    .div_ceil(weights.bytes())
+                    .min(n_tiles)
             };
             let tiles = tile_at(from)..tile_at(to);
             before += weights.bytes();
@@ -119,10 +150,17 @@ pub fn forward(
                 continue;
             }
             let (stride, accumulate, bias) = (weights.n_out(), *accumulate, *bias);
-            let out = OutputView { y, stride, accumulate, bias };
+            let out = OutputView {
+                y,
+                stride,
+                accumulate,
+                bias,
+            };
             match weights {
                 LinearWeights::Quant(w) => {
-                    let x = input.int8.map_or(Activations::F32(input.x), Activations::Int8);
+                    let x = input
+                        .int8
+                        .map_or(Activations::F32(input.x), Activations::Int8);
                     // SAFETY: tile ranges of different threads do not overlap, since each range
                     // starts where the one before ends.
                     unsafe { quant_linear::run_tiles(isa, w, x, n_tokens, tiles, out) }

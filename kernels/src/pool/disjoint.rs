@@ -15,7 +15,11 @@ unsafe impl<T: Send> Send for DisjointMut<'_, T> {}
 
 impl<'a, T> DisjointMut<'a, T> {
     pub fn new(slice: &'a mut [T]) -> Self {
-        Self { start: slice.as_mut_ptr(), len: slice.len(), lifetime: PhantomData }
+        Self {
+            start: slice.as_mut_ptr(),
+            len: slice.len(),
+            lifetime: PhantomData,
+        }
     }
 
     pub fn len(&self) -> usize {
@@ -34,9 +38,15 @@ impl<'a, T> DisjointMut<'a, T> {
     /// # Safety
     /// No two slices that live at the same time overlap.
     #[inline(always)]
-    #[expect(clippy::mut_from_ref, reason = "the point of the type; see the safety contract")]
+    #[expect(
+        clippy::mut_from_ref,
+        reason = "the point of the type; see the safety contract"
+    )]
     pub unsafe fn slice(&self, start: usize, len: usize) -> &mut [T] {
-        assert!(start <= self.len && len <= self.len - start, "range outside the slice");
+        assert!(
+            start <= self.len && len <= self.len - start,
+            "range outside the slice"
+        );
         // SAFETY: in range by the assertion; not aliased by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(start), len) }
     }

@@ -83,7 +83,10 @@ impl WorkerPool {
             panic_message: Mutex::new(None),
             stop: AtomicBool::new(false),
         });
-        let mut pool = Self { shared, workers: Vec::with_capacity(n_threads - 1) };
+        let mut pool = Self {
+            shared,
+            workers: Vec::with_capacity(n_threads - 1),
+        };
         for index in 1..n_threads {
             let shared = Arc::clone(&pool.shared);
             let worker = thread::Builder::new()
@@ -108,8 +111,8 @@ impl WorkerPool {
         }
         // SAFETY: only the lifetime changes; the pointer is dropped by every worker before
         // `n_running` reaches zero, and this function waits for that.
-        let erased: *const Task =
-            unsafe { std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), *const Task>(task) };
+        let erased: &'static Task =
+            unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static Task>(task) };
         *lock(&shared.task) = Some(TaskPtr(erased));
         shared.n_running.store(self.workers.len(), Ordering::SeqCst);
         shared.epoch.fetch_add(1, Ordering::SeqCst);
@@ -247,7 +250,10 @@ fn message_of(payload: &(dyn Any + Send)) -> String {
     if let Some(text) = payload.downcast_ref::<&str>() {
         return (*text).to_owned();
     }
-    payload.downcast_ref::<String>().cloned().unwrap_or_else(|| "no message".to_owned())
+    payload
+        .downcast_ref::<String>()
+        .cloned()
+        .unwrap_or_else(|| "no message".to_owned())
 }
 
 #[cfg(test)]

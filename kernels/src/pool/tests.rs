@@ -52,7 +52,8 @@ fn items_are_visited_once() {
     let mut pool = WorkerPool::new(3).expect("pool");
     for n in [0, 1, 2, 5, 100] {
         let mut items = vec![0usize; n];
-        pool.for_each_mut(&mut items, &|i, item| *item += i + 1).expect("run");
+        pool.for_each_mut(&mut items, &|i, item| *item += i + 1)
+            .expect("run");
         assert_eq!(items, (1..=n).collect::<Vec<_>>());
     }
 }

@@ -2,11 +2,11 @@
 //! weight's offset out of the dot product.
 
 use super::{ACTIVATION_GROUP, WEIGHT_GROUP};
+use crate::KernelError;
 use crate::error::check_shape;
 use crate::isa::Isa;
 use crate::lanes::{LANES, Lanes, at, at_mut, for_isa};
 use crate::pool::{DisjointMut, WorkerPool};
-use crate::KernelError;
 
 /// Below this many tokens a thread, quantising is not worth a parallel region.
 const MIN_TOKENS_PER_THREAD: usize = 4;
@@ -61,7 +61,12 @@ impl QuantActivations {
             });
         }
         let n_tokens = x.len() / n_in;
-        check_shape("quantize activations", "length of x", x.len(), n_tokens * n_in)?;
+        check_shape(
+            "quantize activations",
+            "length of x",
+            x.len(),
+            n_tokens * n_in,
+        )?;
         (self.n_tokens, self.n_in) = (n_tokens, n_in);
         let n_groups = n_in / ACTIVATION_GROUP;
         let n_pairs = n_in / WEIGHT_GROUP;

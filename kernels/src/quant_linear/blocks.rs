@@ -60,7 +60,11 @@ impl BlockFormat {
             Self::Q8_0 => (8, 32, Offset::Zero(128)),
             Self::Q6K => (8, 16, Offset::Zero(32)),
         };
-        PackedLayout { code_bits, group, offset }
+        PackedLayout {
+            code_bits,
+            group,
+            offset,
+        }
     }
 }
 

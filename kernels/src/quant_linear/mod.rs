@@ -6,13 +6,16 @@
 //! | on disk | packed codes | group | weight |
 //! |---|---|---|---|
 //! | Q4_0 | 4 bits | 32 | `s (q - 8)` |
-//! | Q4_1, Q4_K, AWQ | 4 bits | 32 | `s q + m` |
+//! | Q4_1, Q4_K | 4 bits | 32 | `s q + m` |
+//! | AWQ | 4 bits | 32 | `s (q - z)` |
 //! | Q5_0 | 8 bits | 32 | `s (q - 16)` |
 //! | Q5_1, Q5_K | 8 bits | 32 | `s q + m` |
 //! | Q6_K | 8 bits | 16 | `s (q - 32)` |
 //! | Q8_0 | 8 bits | 32 | `s (q - 128)` |
 //!
-//! `s` and `m` are f16. Activations come as f32, or as 8-bit integers with one f32 scale for 16
+//! `s`, `m` and `z` are f16, one a group: exact but for Q4_K, Q5_K and Q6_K, whose scales are
+//! products that round to f16 (2^-12 of a weight).
+//! Activations come as f32, or as 8-bit integers with one f32 scale for 16
 //! of them ([`QuantActivations`]); `y` is f32 either way.
 //!
 //! A token's result depends on that token alone, bit for bit, whatever else is in the batch.
@@ -28,11 +31,11 @@ pub use blocks::BlockFormat;
 
 use half::f16;
 
+use crate::KernelError;
 use crate::error::check_shape;
 use crate::isa::Isa;
 use crate::memory::AlignedBytes;
 use crate::pool::{DisjointMut, WorkerPool};
-use crate::KernelError;
 
 /// Output rows that are interleaved in one tile.
 pub const TILE_ROWS: usize = 16;
@@ -46,10 +49,18 @@ const WEIGHT_GROUP: usize = 32;
 #[derive(Debug, Clone, Copy)]
 pub enum QuantSource<'a> {
     /// ggml blocks along each row: `[n_out, n_in / block_len]` blocks.
-    Blocks { format: BlockFormat, bytes: &'a [u8] },
+    Blocks {
+        format: BlockFormat,
+        bytes: &'a [u8],
+    },
     /// AutoAWQ `gemm`: `qweight [n_in, n_out / 8]` u32, `qzeros [n_in / group_size, n_out / 8]`
     /// u32, `scales [n_in / group_size, n_out]` f16, all little-endian.
-    Awq { group_size: usize, qweight: &'a [u8], qzeros: &'a [u8], scales: &'a [u8] },
+    Awq {
+        group_size: usize,
+        qweight: &'a [u8],
+        qzeros: &'a [u8],
+        scales: &'a [u8],
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,6 +78,15 @@ pub enum Offset {
     Zero(u8),
     /// `w = s q + m`, `m` stored beside `s`.
     Min,
+    /// `w = s (q - z)`, `z` stored beside `s`.
+    GroupZero,
+}
+
+impl Offset {
+    /// True where each group has a number of its own beside its scale.
+    fn is_stored(self) -> bool {
+        !matches!(self, Self::Zero(_))
+    }
 }
 
 impl PackedLayout {
@@ -75,7 +95,7 @@ impl PackedLayout {
     }
 
     fn scale_bytes(&self) -> usize {
-        TILE_ROWS * 2 * if self.offset == Offset::Min { 2 } else { 1 }
+        TILE_ROWS * 2 * if self.offset.is_stored() { 2 } else { 1 }
     }
 }
 
@@ -83,8 +103,8 @@ impl PackedLayout {
 ///
 /// A tile holds 16 rows: first the codes of all groups, then their scales. In a group, the four
 /// bytes at word `16 i + r` belong to row `r`: inputs `4 i .. 4 i + 4`, and with 4-bit codes the
-/// high nibbles hold inputs `16 + 4 i ..` beside them. Scales of a group: 16 f16, then 16 mins
-/// where the layout has them. Rows past `n_out` are zero.
+/// high nibbles hold inputs `16 + 4 i ..` beside them. Scales of a group: 16 f16, then 16 minima
+/// or zeros where the layout has them. Rows past `n_out` are zero.
 #[derive(Debug)]
 pub struct QuantMatrix {
     n_out: usize,
@@ -141,7 +161,10 @@ impl QuantMatrix {
         let bytes = &self.tiles.as_slice()[tile * self.tile_bytes..][..self.tile_bytes];
         let (codes, scales) = bytes.split_at(self.n_groups() * self.layout.code_bytes());
         let scales = &scales[..self.n_groups() * self.layout.scale_bytes()];
-        Tile { codes, scales: bytemuck::cast_slice(scales) }
+        Tile {
+            codes,
+            scales: bytemuck::cast_slice(scales),
+        }
     }
 
     /// One row as f32, into `out: [n_in]`.
@@ -164,7 +187,9 @@ impl QuantMatrix {
                 Offset::Zero(zero) => {
                     (f32::from(self.code(tile, k, lane)) - f32::from(zero)) * scale
                 }
-                Offset::Min => f32::from(self.code(tile, k, lane)) * scale + min,
+                Offset::Min | Offset::GroupZero => {
+                    f32::from(self.code(tile, k, lane)) * scale + min
+                }
             };
         }
         Ok(())
@@ -172,7 +197,9 @@ impl QuantMatrix {
 
     /// The code of input `k` in row `lane` of a tile.
     fn code(&self, tile: Tile<'_>, k: usize, lane: usize) -> u8 {
-        let PackedLayout { group, code_bits, .. } = self.layout;
+        let PackedLayout {
+            group, code_bits, ..
+        } = self.layout;
         let codes = &tile.codes[k / group * self.layout.code_bytes()..];
         let k = k % group;
         if code_bits == 8 {

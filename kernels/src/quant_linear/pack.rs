@@ -7,10 +7,10 @@ use half::f16;
 
 use super::blocks::{RowCodes, unpack_row};
 use super::{Offset, PackedLayout, QuantMatrix, QuantSource, TILE_ROWS};
+use crate::KernelError;
 use crate::error::check_shape;
 use crate::memory::AlignedBytes;
 use crate::pool::{DisjointMut, WorkerPool, share};
-use crate::KernelError;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 const OP: &str = "quant_linear";
@@ -23,13 +23,18 @@ struct TileCodes {
     n_groups: usize,
     codes: Vec<u8>,
     scales: Vec<f32>,
+    /// Minima or zeros.
     mins: Vec<f32>,
 }
 
 fn layout_of(source: QuantSource<'_>) -> PackedLayout {
     match source {
         QuantSource::Blocks { format, .. } => format.layout(),
-        QuantSource::Awq { .. } => PackedLayout { code_bits: 4, group: 32, offset: Offset::Min },
+        QuantSource::Awq { .. } => PackedLayout {
+            code_bits: 4,
+            group: 32,
+            offset: Offset::GroupZero,
+        },
     }
 }
 
@@ -38,7 +43,12 @@ fn check_source(n_out: usize, n_in: usize, source: QuantSource<'_>) -> Result<()
         if found > 0 && found.is_multiple_of(of) {
             return Ok(());
         }
-        Err(KernelError::Shape { op: OP, what, found, expected: format!("a multiple of {of}") })
+        Err(KernelError::Shape {
+            op: OP,
+            what,
+            found,
+            expected: format!("a multiple of {of}"),
+        })
     };
     match source {
         QuantSource::Blocks { format, bytes } => {
@@ -46,7 +56,12 @@ fn check_source(n_out: usize, n_in: usize, source: QuantSource<'_>) -> Result<()
             let expected = n_out * (n_in / format.block_len()) * format.block_bytes();
             check_shape(OP, "length of the blocks", bytes.len(), expected)
         }
-        QuantSource::Awq { group_size, qweight, qzeros, scales } => {
+        QuantSource::Awq {
+            group_size,
+            qweight,
+            qzeros,
+            scales,
+        } => {
             multiple("AWQ group size", group_size, 32)?;
             multiple("n_in", n_in, group_size)?;
             multiple("n_out", n_out, 8)?;
@@ -75,8 +90,7 @@ pub(super) fn pack(
     check_source(n_out, n_in, source)?;
     let layout = layout_of(source);
     let n_groups = n_in / layout.group;
-    let tile_bytes =
-        (n_groups * (layout.code_bytes() + layout.scale_bytes())).next_multiple_of(64);
+    let tile_bytes = (n_groups * (layout.code_bytes() + layout.scale_bytes())).next_multiple_of(64);
     let n_tiles = n_out.div_ceil(TILE_ROWS);
     let mut tiles = AlignedBytes::zeroed(n_tiles * tile_bytes)?;
     let out = DisjointMut::new(tiles.as_mut_slice());
@@ -103,10 +117,19 @@ pub(super) fn pack(
     if overflowed.into_inner() {
         return Err(KernelError::Value {
             op: OP,
-            message: format!("a group's scale or minimum is not finite in f16 (limit {})", f16::MAX),
+            message: format!(
+                "a group's scale or minimum is not finite in f16 (limit {})",
+                f16::MAX
+            ),
         });
     }
-    Ok(QuantMatrix { n_out, n_in, layout, tile_bytes, tiles })
+    Ok(QuantMatrix {
+        n_out,
+        n_in,
+        layout,
+        tile_bytes,
+        tiles,
+    })
 }
 
 impl TileCodes {
@@ -120,12 +143,26 @@ impl TileCodes {
                         scales: &mut self.scales[lane * self.n_groups..][..self.n_groups],
                         mins: &mut self.mins[lane * self.n_groups..][..self.n_groups],
                     };
-                    unpack_row(format, &bytes[(first_row + lane) * row_bytes..][..row_bytes], row);
+                    unpack_row(
+                        format,
+                        &bytes[(first_row + lane) * row_bytes..][..row_bytes],
+                        row,
+                    );
                 }
             }
-            QuantSource::Awq { group_size, qweight, qzeros, scales } => {
+            QuantSource::Awq {
+                group_size,
+                qweight,
+                qzeros,
+                scales,
+            } => {
                 let word = |bytes: &[u8], i: usize| {
-                    u32::from_le_bytes([bytes[4 * i], bytes[4 * i + 1], bytes[4 * i + 2], bytes[4 * i + 3]])
+                    u32::from_le_bytes([
+                        bytes[4 * i],
+                        bytes[4 * i + 1],
+                        bytes[4 * i + 2],
+                        bytes[4 * i + 3],
+                    ])
                 };
                 // n_out is a multiple of 8, so a tile has one or two whole words a column.
                 for octet in 0..n_rows / 8 {
@@ -146,7 +183,7 @@ impl TileCodes {
                             let scale = f16::from_le_bytes([scales[at], scales[at + 1]]).to_f32();
                             let zero = (zeros >> (4 * nibble) & 15) as f32;
                             self.scales[lane * self.n_groups + g] = scale;
-                            self.mins[lane * self.n_groups + g] = -zero * scale;
+                            self.mins[lane * self.n_groups + g] = zero;
                         }
                     }
                 }
@@ -156,12 +193,17 @@ impl TileCodes {
 
     /// Interleaves the rows into a tile; false where a scale does not fit f16.
     fn write(&self, layout: PackedLayout, n_rows: usize, tile: &mut [u8]) -> bool {
-        let PackedLayout { group, code_bits, offset } = layout;
+        let PackedLayout {
+            group,
+            code_bits,
+            offset,
+        } = layout;
         let (codes, scales) = tile.split_at_mut(self.n_groups * layout.code_bytes());
         for lane in 0..n_rows {
             let row = &self.codes[lane * self.n_in..][..self.n_in];
-            for (from, to) in
-                row.chunks_exact(group).zip(codes.chunks_exact_mut(layout.code_bytes()))
+            for (from, to) in row
+                .chunks_exact(group)
+                .zip(codes.chunks_exact_mut(layout.code_bytes()))
             {
                 let words = to.chunks_exact_mut(4 * TILE_ROWS);
                 if code_bits == 8 {
@@ -180,8 +222,11 @@ impl TileCodes {
             }
         }
         let mut is_finite = true;
-        let has_mins = offset == Offset::Min;
-        for (g, out) in scales.chunks_exact_mut(layout.scale_bytes()).take(self.n_groups).enumerate()
+        let has_mins = offset.is_stored();
+        for (g, out) in scales
+            .chunks_exact_mut(layout.scale_bytes())
+            .take(self.n_groups)
+            .enumerate()
         {
             for lane in 0..n_rows {
                 let mut put = |at: usize, value: f32| {

@@ -15,9 +15,20 @@ pub(super) fn scale_and_min(
             let scale = f16_bits_to_f32(scales[group * TILE_ROWS + lane]);
             (scale, -f32::from(zero) * scale)
         }
-        Offset::Min => {
+        Offset::Min | Offset::GroupZero => {
             let pair = &scales[group * TILE_ROWS * 2..][..TILE_ROWS * 2];
-            (f16_bits_to_f32(pair[lane]), f16_bits_to_f32(pair[TILE_ROWS + lane]))
+            let (scale, stored) = (
+                f16_bits_to_f32(pair[lane]),
+                f16_bits_to_f32(pair[TILE_ROWS + lane]),
+            );
+            (
+                scale,
+                if offset == Offset::Min {
+                    stored
+                } else {
+                    -stored * scale
+                },
+            )
         }
     }
 }
@@ -30,7 +41,11 @@ pub fn forward(w: &QuantMatrix, x: &[f32]) -> Result<Vec<f32>, KernelError> {
     for n in 0..w.n_out() {
         w.dequantize_row(n, &mut row)?;
         for (t, x) in x.chunks_exact(w.n_in()).enumerate() {
-            let dot: f64 = row.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum();
+            let dot: f64 = row
+                .iter()
+                .zip(x)
+                .map(|(w, x)| f64::from(*w) * f64::from(*x))
+                .sum();
             y[t * w.n_out() + n] = dot as f32;
         }
     }

@@ -38,8 +38,16 @@ fn random_matrix(
     rng: &mut StdRng,
 ) -> QuantMatrix {
     let bytes = random_blocks(format, n_out * n_in / format.block_len(), rng);
-    QuantMatrix::pack(pool, n_out, n_in, QuantSource::Blocks { format, bytes: &bytes })
-        .expect("pack")
+    QuantMatrix::pack(
+        pool,
+        n_out,
+        n_in,
+        QuantSource::Blocks {
+            format,
+            bytes: &bytes,
+        },
+    )
+    .expect("pack")
 }
 
 fn run(
@@ -52,7 +60,12 @@ fn run(
     let n_tokens = x.len() / w.n_in();
     let mut y = vec![f32::NAN; n_tokens * w.n_out()];
     let weights = LinearWeights::Quant(w);
-    let part = LinearPart { weights: &weights, y: &mut y, accumulate: false, bias: None };
+    let part = LinearPart {
+        weights: &weights,
+        y: &mut y,
+        accumulate: false,
+        bias: None,
+    };
     linear::forward(pool, isa, n_tokens, LinearInput { x, int8 }, &mut [part]).expect("forward");
     match weights {
         LinearWeights::Quant(w) => (y, w),
@@ -64,7 +77,10 @@ fn assert_close(found: &[f32], expected: &[f32], what: &str) {
     assert_eq!(found.len(), expected.len());
     let scale = expected.iter().fold(1e-6f32, |m, e| m.max(e.abs()));
     for (i, (f, e)) in found.iter().zip(expected).enumerate() {
-        assert!((f - e).abs() <= 2e-5 * scale, "{what}, element {i}: {f} vs {e}");
+        assert!(
+            (f - e).abs() <= 2e-5 * scale,
+            "{what}, element {i}: {f} vs {e}"
+        );
     }
 }
 
@@ -111,7 +127,10 @@ fn extreme_codes_do_not_saturate() {
                     block[2..4].copy_from_slice(&one);
                 }
             }
-            let source = QuantSource::Blocks { format, bytes: &bytes };
+            let source = QuantSource::Blocks {
+                format,
+                bytes: &bytes,
+            };
             let mut w = QuantMatrix::pack(&mut pool, 16, n_in, source).expect("pack");
             for sign in [1.0, -1.0] {
                 let x = vec![sign; n_in];
@@ -120,7 +139,11 @@ fn extreme_codes_do_not_saturate() {
                     int8.quantize(&mut pool, isa, &x, n_in).expect("quantize");
                     let expected = reference::forward(&w, &int8.dequantize()).expect("reference");
                     let (y, back) = run(&mut pool, isa, w, &x, Some(&int8));
-                    assert_close(&y, &expected, &format!("{format:?} {fill:#x} {sign} {isa:?}"));
+                    assert_close(
+                        &y,
+                        &expected,
+                        &format!("{format:?} {fill:#x} {sign} {isa:?}"),
+                    );
                     w = back;
                 }
             }
@@ -146,7 +169,11 @@ fn a_token_does_not_see_its_neighbours() {
                 int8.quantize(&mut pool, isa, x, n_in).expect("quantize");
                 let (alone, back) = run(&mut pool, isa, w, x, with_int8.then_some(&int8));
                 w = back;
-                assert_eq!(alone, together[t * 50..][..50], "token {t}, {isa:?}, {with_int8}");
+                assert_eq!(
+                    alone,
+                    together[t * 50..][..50],
+                    "token {t}, {isa:?}, {with_int8}"
+                );
             }
         }
     }
@@ -159,7 +186,13 @@ fn parts_biases_and_accumulation() {
     let (n_in, n_tokens) = (64, 5);
     let sizes = [40, 3, 16];
     let weights = sizes.map(|n| {
-        LinearWeights::Quant(random_matrix(&mut pool, BlockFormat::Q8_0, n, n_in, &mut rng))
+        LinearWeights::Quant(random_matrix(
+            &mut pool,
+            BlockFormat::Q8_0,
+            n,
+            n_in,
+            &mut rng,
+        ))
     });
     let x = random_vector(n_tokens * n_in, &mut rng);
     let biases = sizes.map(|n| random_vector(n, &mut rng));
@@ -169,12 +202,19 @@ fn parts_biases_and_accumulation() {
         .iter()
         .zip(&mut y)
         .zip(&biases)
-        .map(|((weights, y), bias)| LinearPart { weights, y, accumulate: true, bias: Some(bias) })
+        .map(|((weights, y), bias)| LinearPart {
+            weights,
+            y,
+            accumulate: true,
+            bias: Some(bias),
+        })
         .collect();
     let input = LinearInput { x: &x, int8: None };
     linear::forward(&mut pool, Isa::detect(), n_tokens, input, &mut parts).expect("forward");
     for i in 0..sizes.len() {
-        let LinearWeights::Quant(w) = &weights[i] else { unreachable!("made above") };
+        let LinearWeights::Quant(w) = &weights[i] else {
+            unreachable!("made above")
+        };
         let mut expected = reference::forward(w, &x).expect("reference");
         for (j, e) in expected.iter_mut().enumerate() {
             *e += before[i][j] + biases[i][j % sizes[i]];
@@ -208,8 +248,12 @@ fn awq_weights_come_out_in_their_places() {
     let qweight = pack(n_in, &code);
     let qzeros = pack(n_in / group_size, &zero);
     let scale_bytes: Vec<u8> = scales.iter().flat_map(|s| s.to_le_bytes()).collect();
-    let source =
-        QuantSource::Awq { group_size, qweight: &qweight, qzeros: &qzeros, scales: &scale_bytes };
+    let source = QuantSource::Awq {
+        group_size,
+        qweight: &qweight,
+        qzeros: &qzeros,
+        scales: &scale_bytes,
+    };
     let w = QuantMatrix::pack(&mut pool, n_out, n_in, source).expect("pack");
     let mut row = vec![0.0; n_in];
     for n in 0..n_out {
@@ -218,8 +262,22 @@ fn awq_weights_come_out_in_their_places() {
             let g = k / group_size;
             let scale = scales[g * n_out + n].to_f32();
             let expected = (code(k, n) as f32 - zero(g, n) as f32) * scale;
-            // The minimum is rounded to f16: at most half a unit of 15 scales.
-            assert!((found - expected).abs() <= 15.0 * scale / 2048.0, "{n} {k}");
+            assert!((found - expected).abs() <= 1e-6 * scale, "{n} {k}");
+        }
+    }
+    let mut w = w;
+    for n_tokens in [1, 3, 8] {
+        let x = random_vector(n_tokens * n_in, &mut rng);
+        for isa in Isa::available() {
+            let mut int8 = QuantActivations::default();
+            int8.quantize(&mut pool, isa, &x, n_in).expect("quantize");
+            let expected = reference::forward(&w, &int8.dequantize()).expect("reference");
+            let (y, back) = run(&mut pool, isa, w, &x, Some(&int8));
+            assert_close(&y, &expected, &format!("awq int8 {isa:?}"));
+            let expected = reference::forward(&back, &x).expect("reference");
+            let (y, back) = run(&mut pool, isa, back, &x, None);
+            assert_close(&y, &expected, &format!("awq f32 {isa:?}"));
+            w = back;
         }
     }
 }
@@ -228,20 +286,45 @@ fn awq_weights_come_out_in_their_places() {
 fn wrong_shapes_are_refused() {
     let mut pool = pool();
     let format = BlockFormat::Q4_0;
-    for (n_out, n_in, n_bytes) in [(16, 32, 16 * 18 - 1), (16, 33, 16 * 18), (0, 32, 0), (1, 0, 0)] {
+    for (n_out, n_in, n_bytes) in [
+        (16, 32, 16 * 18 - 1),
+        (16, 33, 16 * 18),
+        (0, 32, 0),
+        (1, 0, 0),
+    ] {
         let bytes = vec![0; n_bytes];
-        let source = QuantSource::Blocks { format, bytes: &bytes };
-        assert!(QuantMatrix::pack(&mut pool, n_out, n_in, source).is_err(), "{n_out} {n_in}");
+        let source = QuantSource::Blocks {
+            format,
+            bytes: &bytes,
+        };
+        assert!(
+            QuantMatrix::pack(&mut pool, n_out, n_in, source).is_err(),
+            "{n_out} {n_in}"
+        );
     }
     let bytes = vec![0; 16 * 18];
-    let source = QuantSource::Blocks { format, bytes: &bytes };
+    let source = QuantSource::Blocks {
+        format,
+        bytes: &bytes,
+    };
     let w = QuantMatrix::pack(&mut pool, 16, 32, source).expect("pack");
     assert!(w.dequantize_row(16, &mut [0.0; 32]).is_err());
     let mut int8 = QuantActivations::default();
-    assert!(int8.quantize(&mut pool, Isa::Portable, &[0.0; 48], 48).is_err());
+    assert!(
+        int8.quantize(&mut pool, Isa::Portable, &[0.0; 48], 48)
+            .is_err()
+    );
     let weights = LinearWeights::Quant(w);
-    let part = LinearPart { weights: &weights, y: &mut [0.0; 15], accumulate: false, bias: None };
-    let input = LinearInput { x: &[0.0; 32], int8: None };
+    let part = LinearPart {
+        weights: &weights,
+        y: &mut [0.0; 15],
+        accumulate: false,
+        bias: None,
+    };
+    let input = LinearInput {
+        x: &[0.0; 32],
+        int8: None,
+    };
     assert!(linear::forward(&mut pool, Isa::Portable, 1, input, &mut [part]).is_err());
 }
 
@@ -251,7 +334,10 @@ fn scales_beyond_f16_are_refused() {
     let mut bytes = vec![0xff; 144];
     bytes[..2].copy_from_slice(&f16::MAX.to_le_bytes());
     bytes[2..4].copy_from_slice(&f16::MAX.to_le_bytes());
-    let source = QuantSource::Blocks { format: BlockFormat::Q4K, bytes: &bytes };
+    let source = QuantSource::Blocks {
+        format: BlockFormat::Q4K,
+        bytes: &bytes,
+    };
     let error = QuantMatrix::pack(&mut pool, 1, 256, source).expect_err("must not fit");
     assert!(error.to_string().contains("65504"), "{error}");
 }

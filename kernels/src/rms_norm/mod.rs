@@ -2,11 +2,11 @@
 
 pub mod reference;
 
+use crate::KernelError;
 use crate::error::check_shape;
 use crate::isa::Isa;
 use crate::lanes::{LANES, Lanes, at, at_mut, for_isa};
 use crate::pool::{DisjointMut, WorkerPool};
-use crate::KernelError;
 
 const OP: &str = "rms_norm";
 /// Elements a thread must have for a parallel region to pay.
@@ -58,7 +58,12 @@ fn check_row(n: usize) -> Result<(), KernelError> {
     if n > 0 {
         return Ok(());
     }
-    Err(KernelError::Shape { op: OP, what: "n", found: 0, expected: "above 0".to_owned() })
+    Err(KernelError::Shape {
+        op: OP,
+        what: "n",
+        found: 0,
+        expected: "above 0".to_owned(),
+    })
 }
 
 #[inline(always)]
@@ -74,7 +79,9 @@ fn normalize_rows<L: Lanes>(x: &mut [f32], weight: &[f32], eps: f32) {
         let tail: f32 = row[whole..].iter().map(|v| v * v).sum();
         let inverse = 1.0 / ((squares.sum() + tail) / n as f32 + eps).sqrt();
         for k in (0..whole).step_by(LANES) {
-            let v = L::load(at(row, k)).mul(L::splat(inverse)).mul(L::load(at(weight, k)));
+            let v = L::load(at(row, k))
+                .mul(L::splat(inverse))
+                .mul(L::load(at(weight, k)));
             v.store(at_mut(row, k));
         }
         for (v, w) in row[whole..].iter_mut().zip(&weight[whole..]) {

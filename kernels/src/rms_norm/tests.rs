@@ -4,7 +4,9 @@ use super::*;
 fn agrees_with_the_reference_on_every_instruction_set() {
     let mut pool = WorkerPool::new(2).expect("pool");
     for (n_rows, n) in [(1, 1), (3, 16), (5, 37), (70, 576)] {
-        let x: Vec<f32> = (0..n_rows * n).map(|i| ((i * 37 % 101) as f32 - 50.0) * 0.07).collect();
+        let x: Vec<f32> = (0..n_rows * n)
+            .map(|i| ((i * 37 % 101) as f32 - 50.0) * 0.07)
+            .collect();
         let weight: Vec<f32> = (0..n).map(|i| 0.5 + (i % 5) as f32 * 0.3).collect();
         let expected = reference::forward(&x, &weight, 1e-5);
         for isa in Isa::available() {
@@ -14,7 +16,10 @@ fn agrees_with_the_reference_on_every_instruction_set() {
             in_place(&mut pool, isa, &mut z, &weight, 1e-5).expect("in place");
             assert_eq!(y, z);
             for (f, e) in y.iter().zip(&expected) {
-                assert!((f - e).abs() <= 2e-6 * e.abs().max(1.0), "{isa:?} {n_rows}x{n}: {f} {e}");
+                assert!(
+                    (f - e).abs() <= 2e-6 * e.abs().max(1.0),
+                    "{isa:?} {n_rows}x{n}: {f} {e}"
+                );
             }
         }
     }

@@ -7,11 +7,11 @@
 
 pub mod reference;
 
+use crate::KernelError;
 use crate::error::check_shape;
 use crate::isa::Isa;
 use crate::lanes::{LANES, Lanes, at, at_mut, for_isa};
 use crate::pool::{DisjointMut, WorkerPool};
-use crate::KernelError;
 
 const OP: &str = "rope";
 /// Elements a thread must have for a parallel region to pay.
@@ -20,10 +20,26 @@ const MIN_ELEMENTS: usize = 8192;
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Scaling {
     None,
-    Linear { factor: f32 },
-    Dynamic { factor: f32, original: usize },
-    Llama3 { factor: f32, low_freq: f32, high_freq: f32, original: usize },
-    Yarn { factor: f32, original: usize, beta_fast: f32, beta_slow: f32, attention_factor: f32 },
+    Linear {
+        factor: f32,
+    },
+    Dynamic {
+        factor: f32,
+        original: usize,
+    },
+    Llama3 {
+        factor: f32,
+        low_freq: f32,
+        high_freq: f32,
+        original: usize,
+    },
+    Yarn {
+        factor: f32,
+        original: usize,
+        beta_fast: f32,
+        beta_slow: f32,
+        attention_factor: f32,
+    },
 }
 
 /// The angles' frequencies for one model.
@@ -53,20 +69,46 @@ impl Rope {
         match scaling {
             Scaling::None | Scaling::Dynamic { .. } => {}
             Scaling::Linear { factor } => {
-                frequencies.iter_mut().for_each(|f| *f /= f64::from(factor));
+                for f in &mut frequencies {
+                    *f /= f64::from(factor);
+                }
             }
-            Scaling::Llama3 { factor, low_freq, high_freq, original } => {
+            Scaling::Llama3 {
+                factor,
+                low_freq,
+                high_freq,
+                original,
+            } => {
                 for f in &mut frequencies {
                     *f = llama3_frequency(*f, factor, low_freq, high_freq, original);
                 }
             }
-            Scaling::Yarn { factor, original, beta_fast, beta_slow, attention_factor } => {
-                scale_yarn(&mut frequencies, theta, factor, original, beta_fast, beta_slow);
+            Scaling::Yarn {
+                factor,
+                original,
+                beta_fast,
+                beta_slow,
+                attention_factor,
+            } => {
+                scale_yarn(
+                    &mut frequencies,
+                    theta,
+                    factor,
+                    original,
+                    beta_fast,
+                    beta_slow,
+                );
                 amplitude = attention_factor;
             }
         }
         let frequencies = frequencies.into_iter().map(|f| f as f32).collect();
-        Ok(Self { head_dim, theta, scaling, frequencies, amplitude })
+        Ok(Self {
+            head_dim,
+            theta,
+            scaling,
+            frequencies,
+            amplitude,
+        })
     }
 
     /// Writes `cos` then `sin`, each `[head_dim / 2]`, for a position into `out: [head_dim]`.
@@ -85,8 +127,10 @@ impl Rope {
             let (factor, dim) = (f64::from(factor), self.head_dim as f64);
             let growth = factor * (position + 1) as f64 / original as f64 - (factor - 1.0);
             let base = f64::from(self.theta) * growth.powf(dim / (dim - 2.0));
-            let frequencies: Vec<f32> =
-                base_frequencies(self.head_dim, base).into_iter().map(|f| f as f32).collect();
+            let frequencies: Vec<f32> = base_frequencies(self.head_dim, base)
+                .into_iter()
+                .map(|f| f as f32)
+                .collect();
             fill(&frequencies);
         } else {
             fill(&self.frequencies);
@@ -113,8 +157,18 @@ pub fn rotate(
         });
     }
     let n_tokens = angles.len() / head_dim;
-    check_shape(OP, "remainder of angles by head_dim", angles.len() % head_dim, 0)?;
-    check_shape(OP, "remainder of x by tokens and head_dim", x.len() % angles.len().max(1), 0)?;
+    check_shape(
+        OP,
+        "remainder of angles by head_dim",
+        angles.len() % head_dim,
+        0,
+    )?;
+    check_shape(
+        OP,
+        "remainder of x by tokens and head_dim",
+        x.len() % angles.len().max(1),
+        0,
+    )?;
     let width = x.len() / n_tokens.max(1);
     let x = DisjointMut::new(x);
     pool.for_ranges(n_tokens, MIN_ELEMENTS.div_ceil(width.max(1)), &|tokens| {
@@ -149,7 +203,9 @@ fn rotate_heads<L: Lanes>(x: &mut [f32], angles: &[f32]) {
 }
 
 fn base_frequencies(head_dim: usize, theta: f64) -> Vec<f64> {
-    (0..head_dim / 2).map(|i| theta.powf(-2.0 * i as f64 / head_dim as f64)).collect()
+    (0..head_dim / 2)
+        .map(|i| theta.powf(-2.0 * i as f64 / head_dim as f64))
+        .collect()
 }
 
 /// Long waves are stretched, short ones kept, with a ramp in between.

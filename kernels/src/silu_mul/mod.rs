@@ -2,11 +2,11 @@
 
 pub mod reference;
 
+use crate::KernelError;
 use crate::error::check_shape;
 use crate::isa::Isa;
 use crate::lanes::{LANES, Lanes, at, at_mut, exp, for_isa, padded};
 use crate::pool::{DisjointMut, WorkerPool};
-use crate::KernelError;
 
 /// Elements a thread must have for a parallel region to pay.
 const MIN_ELEMENTS: usize = 8192;
@@ -43,7 +43,11 @@ fn multiply<L: Lanes>(gate: &mut [f32], up: &[f32]) {
     }
     if whole < gate.len() {
         let mut out = [0.0; LANES];
-        silu(L::load(&padded(gate, whole, 0.0)), L::load(&padded(up, whole, 0.0))).store(&mut out);
+        silu(
+            L::load(&padded(gate, whole, 0.0)),
+            L::load(&padded(up, whole, 0.0)),
+        )
+        .store(&mut out);
         let tail = &mut gate[whole..];
         tail.copy_from_slice(&out[..tail.len()]);
     }

@@ -25,7 +25,11 @@ pub(super) struct RowView<'a> {
 
 impl<'a> RowView<'a> {
     pub fn of(row: &'a PlanRow) -> Self {
-        Self { tokens: &row.tokens, start: row.start, pages: &row.pages }
+        Self {
+            tokens: &row.tokens,
+            start: row.start,
+            pages: &row.pages,
+        }
     }
 }
 
@@ -87,12 +91,30 @@ fn scaling_of(scaling: &RopeScaling) -> Scaling {
         RopeScaling::None => Scaling::None,
         RopeScaling::Linear { factor } => Scaling::Linear { factor },
         RopeScaling::Dynamic { factor, original } => Scaling::Dynamic { factor, original },
-        RopeScaling::Llama3 { factor, low_freq, high_freq, original } => {
-            Scaling::Llama3 { factor, low_freq, high_freq, original }
-        }
-        RopeScaling::Yarn { factor, original, beta_fast, beta_slow, attention_factor } => {
-            Scaling::Yarn { factor, original, beta_fast, beta_slow, attention_factor }
-        }
+        RopeScaling::Llama3 {
+            factor,
+            low_freq,
+            high_freq,
+            original,
+        } => Scaling::Llama3 {
+            factor,
+            low_freq,
+            high_freq,
+            original,
+        },
+        RopeScaling::Yarn {
+            factor,
+            original,
+            beta_fast,
+            beta_slow,
+            attention_factor,
+        } => Scaling::Yarn {
+            factor,
+            original,
+            beta_fast,
+            beta_slow,
+            attention_factor,
+        },
     }
 }
 
@@ -103,14 +125,36 @@ impl Forward {
         settings: Settings,
         n_pages: usize,
     ) -> Result<Self, KernelError> {
-        let ModelConfig { n_q_heads, n_kv_heads, head_dim, .. } = config;
-        let shape = AttentionShape { n_q_heads, n_kv_heads, head_dim }.checked()?;
-        let rope = Rope::new(head_dim, config.rope.theta, scaling_of(&config.rope.scaling))?;
+        let ModelConfig {
+            n_q_heads,
+            n_kv_heads,
+            head_dim,
+            ..
+        } = config;
+        let shape = AttentionShape {
+            n_q_heads,
+            n_kv_heads,
+            head_dim,
+        }
+        .checked()?;
+        let rope = Rope::new(
+            head_dim,
+            config.rope.theta,
+            scaling_of(&config.rope.scaling),
+        )?;
         let kv = (0..config.n_layers)
             .map(|_| KvPages::new(shape, n_pages))
             .collect::<Result<_, _>>()?;
         let workspace = Workspace::default();
-        Ok(Self { config, settings, shape, rope, weights, kv, workspace })
+        Ok(Self {
+            config,
+            settings,
+            shape,
+            rope,
+            weights,
+            kv,
+            workspace,
+        })
     }
 
     pub fn kv_bytes(&self) -> u64 {
@@ -141,7 +185,10 @@ impl Forward {
                 self.attention_block(pool, layer)?;
                 self.mlp_block(pool, layer)?;
             }
-            let here = outputs_left.iter().take_while(|token| **token < pass_end).count();
+            let here = outputs_left
+                .iter()
+                .take_while(|token| **token < pass_end)
+                .count();
             for token in &outputs_left[..here] {
                 let start = (token - pass_start) * hidden;
                 let Workspace { x, last, .. } = &mut self.workspace;
@@ -155,7 +202,12 @@ impl Forward {
 
     /// Embeddings, angles and the attention's work lists: what all layers share.
     fn prepare(&mut self, pool: &mut WorkerPool) -> Result<(), KernelError> {
-        let ModelConfig { hidden, intermediate, head_dim, .. } = self.config;
+        let ModelConfig {
+            hidden,
+            intermediate,
+            head_dim,
+            ..
+        } = self.config;
         let ws = &mut self.workspace;
         let n = ws.tokens.len();
         for (buffer, width) in [
@@ -191,9 +243,24 @@ impl Forward {
         rms_norm::forward(pool, isa, &ws.x, &w.attn_norm, eps, &mut ws.h)?;
         let input = quantized(pool, self.settings, &mut ws.int8, &ws.h, self.config.hidden)?;
         let mut parts = [
-            LinearPart { weights: &w.q, y: &mut ws.q, accumulate: false, bias: bias(&w.q_bias) },
-            LinearPart { weights: &w.k, y: &mut ws.k, accumulate: false, bias: bias(&w.k_bias) },
-            LinearPart { weights: &w.v, y: &mut ws.v, accumulate: false, bias: bias(&w.v_bias) },
+            LinearPart {
+                weights: &w.q,
+                y: &mut ws.q,
+                accumulate: false,
+                bias: w.q_bias.as_deref(),
+            },
+            LinearPart {
+                weights: &w.k,
+                y: &mut ws.k,
+                accumulate: false,
+                bias: w.k_bias.as_deref(),
+            },
+            LinearPart {
+                weights: &w.v,
+                y: &mut ws.v,
+                accumulate: false,
+                bias: w.v_bias.as_deref(),
+            },
         ];
         linear::forward(pool, isa, n, input, &mut parts)?;
         for (x, norm) in [(&mut ws.q, &w.q_norm), (&mut ws.k, &w.k_norm)] {
@@ -209,7 +276,12 @@ impl Forward {
         let width = self.shape.n_q_heads * head_dim;
         let input = quantized(pool, self.settings, &mut ws.int8, &ws.attended, width)?;
         let LayerWeights { o, o_bias, .. } = w;
-        let part = LinearPart { weights: o, y: &mut ws.x, accumulate: true, bias: bias(o_bias) };
+        let part = LinearPart {
+            weights: o,
+            y: &mut ws.x,
+            accumulate: true,
+            bias: o_bias.as_deref(),
+        };
         linear::forward(pool, isa, n, input, &mut [part])
     }
 
@@ -218,17 +290,39 @@ impl Forward {
         let w = &self.weights.layers[layer];
         let ws = &mut self.workspace;
         let n = ws.tokens.len();
-        rms_norm::forward(pool, isa, &ws.x, &w.mlp_norm, self.config.rms_norm_eps, &mut ws.h)?;
+        rms_norm::forward(
+            pool,
+            isa,
+            &ws.x,
+            &w.mlp_norm,
+            self.config.rms_norm_eps,
+            &mut ws.h,
+        )?;
         let input = quantized(pool, self.settings, &mut ws.int8, &ws.h, self.config.hidden)?;
         let mut parts = [
-            LinearPart { weights: &w.gate, y: &mut ws.gate, accumulate: false, bias: None },
-            LinearPart { weights: &w.up, y: &mut ws.up, accumulate: false, bias: None },
+            LinearPart {
+                weights: &w.gate,
+                y: &mut ws.gate,
+                accumulate: false,
+                bias: None,
+            },
+            LinearPart {
+                weights: &w.up,
+                y: &mut ws.up,
+                accumulate: false,
+                bias: None,
+            },
         ];
         linear::forward(pool, isa, n, input, &mut parts)?;
         silu_mul::in_place(pool, isa, &mut ws.gate, &ws.up)?;
         let width = self.config.intermediate;
         let input = quantized(pool, self.settings, &mut ws.int8, &ws.gate, width)?;
-        let part = LinearPart { weights: &w.down, y: &mut ws.x, accumulate: true, bias: None };
+        let part = LinearPart {
+            weights: &w.down,
+            y: &mut ws.x,
+            accumulate: true,
+            bias: None,
+        };
         linear::forward(pool, isa, n, input, &mut [part])
     }
 
@@ -241,15 +335,22 @@ impl Forward {
         }
         let (isa, eps) = (self.settings.isa, self.config.rms_norm_eps);
         rms_norm::in_place(pool, isa, &mut ws.last, &self.weights.final_norm, eps)?;
-        let input = quantized(pool, self.settings, &mut ws.int8, &ws.last, self.config.hidden)?;
+        let input = quantized(
+            pool,
+            self.settings,
+            &mut ws.int8,
+            &ws.last,
+            self.config.hidden,
+        )?;
         let weights = self.weights.lm_head();
-        let part = LinearPart { weights, y: &mut ws.logits, accumulate: false, bias: None };
+        let part = LinearPart {
+            weights,
+            y: &mut ws.logits,
+            accumulate: false,
+            bias: None,
+        };
         linear::forward(pool, isa, n_outputs, input, &mut [part])
     }
-}
-
-fn bias(bias: &Option<Vec<f32>>) -> Option<&[f32]> {
-    bias.as_deref()
 }
 
 /// `x: [n_tokens, width]` as the projections want it.
@@ -265,7 +366,10 @@ fn quantized<'a>(
         return Ok(LinearInput { x, int8: None });
     }
     int8.quantize(pool, settings.isa, x, width)?;
-    Ok(LinearInput { x, int8: Some(int8) })
+    Ok(LinearInput {
+        x,
+        int8: Some(int8),
+    })
 }
 
 fn sequences_of<'a>(segments: &[Segment], pages: &'a [u32]) -> Vec<Sequence<'a>> {
@@ -324,10 +428,11 @@ impl Workspace {
         });
         self.pages.extend(pages.iter().map(|page| page.0));
         self.tokens.extend_from_slice(&row.tokens[begin..end]);
-        self.slots.extend((row.start + begin..row.start + end).map(|position| Slot {
-            page: pages[position / PAGE_TOKENS].0,
-            slot: (position % PAGE_TOKENS) as u32,
-        }));
+        self.slots
+            .extend((row.start + begin..row.start + end).map(|position| Slot {
+                page: pages[position / PAGE_TOKENS].0,
+                slot: (position % PAGE_TOKENS) as u32,
+            }));
         Ok(())
     }
 }

@@ -31,9 +31,16 @@ pub enum CpuLoadError {
     #[error(transparent)]
     Weights(#[from] WeightError),
     #[error("loading {what}: {source}")]
-    Kernel { what: String, source: kernels::KernelError },
+    Kernel {
+        what: String,
+        source: kernels::KernelError,
+    },
     #[error("{name} is {value}; it must be {limit}")]
-    Option { name: &'static str, value: usize, limit: String },
+    Option {
+        name: &'static str,
+        value: usize,
+        limit: String,
+    },
 }
 
 pub struct CpuExecutor {
@@ -44,7 +51,10 @@ pub struct CpuExecutor {
 }
 
 fn step_error(message: impl std::fmt::Display) -> ExecutorError {
-    ExecutorError::Step { device: DEVICE, message: message.to_string() }
+    ExecutorError::Step {
+        device: DEVICE,
+        message: message.to_string(),
+    }
 }
 
 impl CpuExecutor {
@@ -79,7 +89,12 @@ impl CpuExecutor {
             kv_pool_bytes: forward.kv_bytes(),
             weight_bytes,
         };
-        Ok(Self { info, pool, forward, vocab: checkpoint.config().vocab })
+        Ok(Self {
+            info,
+            pool,
+            forward,
+            vocab: checkpoint.config().vocab,
+        })
     }
 
     /// Computes the rows and returns the logits of chosen tokens, `[wanted.len(), vocab]`.
@@ -108,7 +123,10 @@ impl CpuExecutor {
             outputs.push(packed);
         }
         let views: Vec<RowView<'_>> = rows.iter().map(RowView::of).collect();
-        let logits = self.forward.run(&mut self.pool, &views, &outputs).map_err(step_error)?;
+        let logits = self
+            .forward
+            .run(&mut self.pool, &views, &outputs)
+            .map_err(step_error)?;
         Ok(logits.to_vec())
     }
 
@@ -121,9 +139,11 @@ impl CpuExecutor {
     ) -> Result<(), ExecutorError> {
         let vocab = self.vocab;
         let logits = self.forward.logits();
-        let sampling = plan.rows.iter().zip(&output.rows).filter_map(|(row, made)| {
-            row.sample.as_ref().map(|spec| (spec, made))
-        });
+        let sampling = plan
+            .rows
+            .iter()
+            .zip(&output.rows)
+            .filter_map(|(row, made)| row.sample.as_ref().map(|spec| (spec, made)));
         let mut chosen: Vec<_> = sampling.map(|(spec, made)| (spec, made, None)).collect();
         self.pool
             .for_each_mut(&mut chosen, &|i, (spec, made, chosen)| {
@@ -132,14 +152,25 @@ impl CpuExecutor {
                 } else {
                     Vec::new()
                 };
-                *chosen = Some(sampler::sample(&logits[i * vocab..][..vocab], spec, step, &extra));
+                *chosen = Some(sampler::sample(
+                    &logits[i * vocab..][..vocab],
+                    spec,
+                    step,
+                    &extra,
+                ));
             })
             .map_err(step_error)?;
-        let chosen: Vec<_> = chosen.into_iter().filter_map(|(_, _, chosen)| chosen).collect();
-        let sampling = plan.rows.iter().zip(&mut output.rows).filter(|(row, _)| row.sample.is_some());
+        let chosen: Vec<_> = chosen
+            .into_iter()
+            .filter_map(|(_, _, chosen)| chosen)
+            .collect();
+        let sampling = plan
+            .rows
+            .iter()
+            .zip(&mut output.rows)
+            .filter(|(row, _)| row.sample.is_some());
         for ((row, made), chosen) in sampling.zip(chosen) {
-            let token =
-                chosen.map_err(|e| step_error(format!("request {}: {e}", row.request)))?;
+            let token = chosen.map_err(|e| step_error(format!("request {}: {e}", row.request)))?;
             made.push(token);
         }
         Ok(())
@@ -152,7 +183,10 @@ fn check_plan(plan: &StepPlan) -> Result<(), ExecutorError> {
     }
     for row in &plan.rows {
         if row.tokens.is_empty() {
-            return Err(step_error(format!("request {} has no token to compute", row.request)));
+            return Err(step_error(format!(
+                "request {} has no token to compute",
+                row.request
+            )));
         }
         if plan.n_steps > 1 && (row.tokens.len() != 1 || row.sample.is_none()) {
             return Err(step_error(format!(
@@ -171,7 +205,9 @@ impl Executor for CpuExecutor {
 
     fn execute(&mut self, plan: &StepPlan) -> Result<StepOutput, ExecutorError> {
         check_plan(plan)?;
-        let mut output = StepOutput { rows: vec![Vec::new(); plan.rows.len()] };
+        let mut output = StepOutput {
+            rows: vec![Vec::new(); plan.rows.len()],
+        };
         if plan.rows.is_empty() {
             return Ok(output);
         }
@@ -184,12 +220,17 @@ impl Executor for CpuExecutor {
             }
         }
         let views: Vec<RowView<'_>> = plan.rows.iter().map(RowView::of).collect();
-        self.forward.run(&mut self.pool, &views, &outputs).map_err(step_error)?;
+        self.forward
+            .run(&mut self.pool, &views, &outputs)
+            .map_err(step_error)?;
         self.sample(plan, 0, &mut output)?;
         for step in 1..plan.n_steps {
             // Every row is a decode row here, so every row has the token of the step before.
-            let tokens: Vec<u32> =
-                output.rows.iter().filter_map(|made| made.last().map(|t| t.token)).collect();
+            let tokens: Vec<u32> = output
+                .rows
+                .iter()
+                .filter_map(|made| made.last().map(|t| t.token))
+                .collect();
             let views: Vec<RowView<'_>> = plan
                 .rows
                 .iter()
@@ -200,7 +241,9 @@ impl Executor for CpuExecutor {
                     pages: &row.pages,
                 })
                 .collect();
-            self.forward.run(&mut self.pool, &views, &outputs).map_err(step_error)?;
+            self.forward
+                .run(&mut self.pool, &views, &outputs)
+                .map_err(step_error)?;
             self.sample(plan, step, &mut output)?;
         }
         Ok(output)

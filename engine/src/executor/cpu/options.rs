@@ -64,7 +64,10 @@ pub(super) struct Settings {
 
 impl CpuOptions {
     pub(super) fn validate(&self) -> Result<Settings, CpuLoadError> {
-        let kernel = |source| CpuLoadError::Kernel { what: ISA_VARIABLE.to_owned(), source };
+        let kernel = |source| CpuLoadError::Kernel {
+            what: ISA_VARIABLE.to_owned(),
+            source,
+        };
         let isa = match (self.isa, std::env::var(ISA_VARIABLE)) {
             (Some(isa), _) => isa,
             (None, Ok(name)) => name.parse().map_err(kernel)?,
@@ -74,14 +77,20 @@ impl CpuOptions {
             if value > 0 {
                 return Ok(value);
             }
-            Err(CpuLoadError::Option { name, value, limit: "above 0".to_owned() })
+            Err(CpuLoadError::Option {
+                name,
+                value,
+                limit: "above 0".to_owned(),
+            })
         };
         let n_threads = match self.n_threads {
-            0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            0 => std::thread::available_parallelism()
+                .map_or(1, std::num::NonZero::get)
+                .min(kernels::pool::MAX_THREADS),
             n => n,
         };
         Ok(Settings {
-            n_threads: n_threads.min(kernels::pool::MAX_THREADS),
+            n_threads,
             kv_pool_tokens: at_least_one("kv_pool_tokens", self.kv_pool_tokens)?,
             isa: isa.checked().map_err(kernel)?,
             activations: self.activations,

@@ -44,7 +44,10 @@ impl DecoderWeights {
         let config = checkpoint.config();
         let mut matrix = |id| load_matrix(checkpoint, pool, id);
         let optional = |wanted: bool, id| {
-            wanted.then(|| checkpoint.vector(id)).transpose().map_err(CpuLoadError::from)
+            wanted
+                .then(|| checkpoint.vector(id))
+                .transpose()
+                .map_err(CpuLoadError::from)
         };
         let mut layers = Vec::with_capacity(config.n_layers);
         for i in 0..config.n_layers {
@@ -68,7 +71,11 @@ impl DecoderWeights {
         }
         Ok(Self {
             embedding: matrix(MatrixId::Embedding)?,
-            lm_head: if config.tied_embeddings { None } else { Some(matrix(MatrixId::LmHead)?) },
+            lm_head: if config.tied_embeddings {
+                None
+            } else {
+                Some(matrix(MatrixId::LmHead)?)
+            },
             final_norm: checkpoint.vector(VectorId::FinalNorm)?,
             layers,
         })
@@ -81,7 +88,10 @@ impl DecoderWeights {
     /// Bytes of all matrices.
     pub fn bytes(&self) -> u64 {
         let layers = self.layers.iter().map(|l| {
-            [&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down].map(LinearWeights::bytes).iter().sum()
+            [&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down]
+                .map(LinearWeights::bytes)
+                .iter()
+                .sum()
         });
         let layers: usize = layers.map(|bytes: usize| bytes).sum();
         let head = self.lm_head.as_ref().map_or(0, LinearWeights::bytes);
@@ -104,17 +114,28 @@ fn load_matrix(
             };
             QuantMatrix::pack(pool, awq.n_out, awq.n_in, source).map(LinearWeights::Quant)
         }
-        Matrix::Rows { format, n_out, n_in, bytes } => match storage_of(format) {
+        Matrix::Rows {
+            format,
+            n_out,
+            n_in,
+            bytes,
+        } => match storage_of(format) {
             Storage::Dense(format) => {
                 DenseMatrix::copy_from(n_out, n_in, format, &bytes).map(LinearWeights::Dense)
             }
             Storage::Blocks(format) => {
-                let source = QuantSource::Blocks { format, bytes: &bytes };
+                let source = QuantSource::Blocks {
+                    format,
+                    bytes: &bytes,
+                };
                 QuantMatrix::pack(pool, n_out, n_in, source).map(LinearWeights::Quant)
             }
         },
     };
-    packed.map_err(|source| CpuLoadError::Kernel { what: format!("{id:?}"), source })
+    packed.map_err(|source| CpuLoadError::Kernel {
+        what: format!("{id:?}"),
+        source,
+    })
 }
 
 enum Storage {

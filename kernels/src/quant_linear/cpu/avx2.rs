@@ -4,10 +4,14 @@
 //! (15 * 127 * 2 * 4 = 15,240 for half a group). 8-bit codes are recentred to signed and
 //! multiplied as |w| times x with w's sign, at most 128 * 127 * 2 = 32,512, and widened at once.
 
+#[allow(
+    clippy::wildcard_imports,
+    reason = "intrinsics are named by their prefix"
+)]
 use std::arch::x86_64::*;
 
 use super::super::Tile;
-use super::{TILE_ROWS, TOKENS, TokenActivations};
+use super::{FIXED_ZERO, GROUP_ZERO, MIN, TILE_ROWS, TOKENS, TokenActivations};
 
 /// # Safety
 /// Needs AVX2, FMA and F16C. `tile.codes` holds whole groups, `tile.scales` and each token's
@@ -16,7 +20,7 @@ use super::{TILE_ROWS, TOKENS, TokenActivations};
 pub(super) unsafe fn tile_block<
     const BITS: usize,
     const GROUP: usize,
-    const MINS: bool,
+    const OFFSET: u8,
     const T: usize,
 >(
     tile: Tile<'_>,
@@ -25,7 +29,7 @@ pub(super) unsafe fn tile_block<
     out: &mut [[f32; TILE_ROWS]; TOKENS],
 ) {
     let code_bytes = TILE_ROWS * GROUP * BITS / 8;
-    let n_scales = TILE_ROWS * if MINS { 2 } else { 1 };
+    let n_scales = TILE_ROWS * if OFFSET == FIXED_ZERO { 1 } else { 2 };
     let n_groups = tile.codes.len() / code_bytes;
     let nibble = _mm256_set1_epi8(15);
     let ones = _mm256_set1_epi16(1);
@@ -40,10 +44,10 @@ pub(super) unsafe fn tile_block<
                 let codes = tile.codes.as_ptr().add(g * code_bytes + 32 * half);
                 let scales = tile.scales.as_ptr().add(g * n_scales + 8 * half);
                 let scale = _mm256_cvtph_ps(_mm_loadu_si128(scales.cast()));
-                let min = if MINS {
-                    _mm256_cvtph_ps(_mm_loadu_si128(scales.add(TILE_ROWS).cast()))
-                } else {
+                let min = if OFFSET == FIXED_ZERO {
                     scale
+                } else {
+                    _mm256_cvtph_ps(_mm_loadu_si128(scales.add(TILE_ROWS).cast()))
                 };
                 (codes, scale, min)
             };
@@ -51,7 +55,7 @@ pub(super) unsafe fn tile_block<
                 let x = &x[t];
                 // SAFETY: as above, and the token has `GROUP` codes in this group.
                 unsafe {
-                    let quads = x.codes.as_ptr().add(g * GROUP).cast::<i32>();
+                    let quads = x.codes.as_ptr().add(g * GROUP).cast::<[u8; 4]>();
                     let mut total = _mm256_setzero_ps();
                     for part in 0..GROUP / 16 {
                         let h = g * (GROUP / 16) + part;
@@ -59,7 +63,7 @@ pub(super) unsafe fn tile_block<
                             _mm256_set1_epi32(correction * *x.negative_sums.get_unchecked(h));
                         let mut pairs = _mm256_setzero_si256();
                         for i in 0..4 {
-                            let quad = quads.add(4 * part + i).read_unaligned();
+                            let quad = i32::from_ne_bytes(quads.add(4 * part + i).read());
                             let quad = _mm256_set1_epi32(quad);
                             if BITS == 8 {
                                 let w = codes.add(64 * (4 * part + i));
@@ -75,7 +79,11 @@ pub(super) unsafe fn tile_block<
                             } else {
                                 // The high nibbles of a word hold the second half's codes.
                                 let w = _mm256_loadu_si256(codes.add(64 * i).cast());
-                                let w = if part == 0 { w } else { _mm256_srli_epi16::<4>(w) };
+                                let w = if part == 0 {
+                                    w
+                                } else {
+                                    _mm256_srli_epi16::<4>(w)
+                                };
                                 let w = _mm256_and_si256(w, nibble);
                                 pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(w, quad));
                             }
@@ -86,8 +94,12 @@ pub(super) unsafe fn tile_block<
                         let x_scale = _mm256_set1_ps(*x.scales.get_unchecked(h));
                         total = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), x_scale, total);
                     }
+                    if OFFSET == GROUP_ZERO {
+                        let x_sum = _mm256_set1_ps(*x.scaled_sums.get_unchecked(g));
+                        total = _mm256_fnmadd_ps(min, x_sum, total);
+                    }
                     sums[t] = _mm256_fmadd_ps(total, scale, sums[t]);
-                    if MINS {
+                    if OFFSET == MIN {
                         let x_sum = _mm256_set1_ps(*x.scaled_sums.get_unchecked(g));
                         sums[t] = _mm256_fmadd_ps(min, x_sum, sums[t]);
                     }

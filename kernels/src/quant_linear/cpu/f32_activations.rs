@@ -34,7 +34,12 @@ pub(super) fn tile_block<const T: usize>(
 }
 
 #[inline(always)]
-fn four<L: Lanes>(w: &QuantMatrix, tile: usize, x: &[&[f32]], out: &mut [[f32; TILE_ROWS]; TOKENS]) {
+fn four<L: Lanes>(
+    w: &QuantMatrix,
+    tile: usize,
+    x: &[&[f32]],
+    out: &mut [[f32; TILE_ROWS]; TOKENS],
+) {
     compute::<L, 4>(w, tile, x, out);
 }
 
@@ -62,6 +67,10 @@ fn compute<L: Lanes, const T: usize>(
         let min = match layout.offset {
             Offset::Zero(zero) => scale.mul(L::splat(-f32::from(zero))),
             Offset::Min => L::load_f16(at(tile.scales, g * n_scales + TILE_ROWS)),
+            Offset::GroupZero => {
+                let zero = L::load_f16(at(tile.scales, g * n_scales + TILE_ROWS));
+                L::splat(0.0).sub(zero.mul(scale))
+            }
         };
         for i in 0..group_words / TILE_ROWS {
             let word = at(words, g * group_words + i * TILE_ROWS);

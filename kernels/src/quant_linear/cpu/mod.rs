@@ -1,11 +1,11 @@
 //! One tile of 16 rows against up to [`TOKENS`] tokens, by instruction set and activation type.
 
-mod f32_activations;
-mod portable;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod f32_activations;
+mod portable;
 
 use super::activations::TokenActivations;
 use super::{Activations, Offset, QuantActivations, QuantMatrix, TILE_ROWS};
@@ -44,6 +44,19 @@ pub(super) fn tile_block(
     }
 }
 
+/// [`Offset`] as a constant parameter.
+const FIXED_ZERO: u8 = 0;
+const MIN: u8 = 1;
+const GROUP_ZERO: u8 = 2;
+
+fn offset_kind(offset: Offset) -> u8 {
+    match offset {
+        Offset::Zero(_) => FIXED_ZERO,
+        Offset::Min => MIN,
+        Offset::GroupZero => GROUP_ZERO,
+    }
+}
+
 /// Picks the kernel for the layout; `T` tokens.
 fn int8_block<const T: usize>(
     isa: Isa,
@@ -54,19 +67,23 @@ fn int8_block<const T: usize>(
     out: &mut [[f32; TILE_ROWS]; TOKENS],
 ) -> usize {
     let x: [TokenActivations<'_>; T] = std::array::from_fn(|t| x.token(token + t));
-    let has_mins = w.layout.offset == Offset::Min;
-    match (w.layout.code_bits, w.layout.group, has_mins) {
-        (4, 32, false) => int8_on::<4, 32, false, T>(isa, w, tile, &x, out),
-        (4, 32, true) => int8_on::<4, 32, true, T>(isa, w, tile, &x, out),
-        (8, 32, false) => int8_on::<8, 32, false, T>(isa, w, tile, &x, out),
-        (8, 32, true) => int8_on::<8, 32, true, T>(isa, w, tile, &x, out),
-        (8, 16, false) => int8_on::<8, 16, false, T>(isa, w, tile, &x, out),
-        (bits, group, mins) => unreachable!("no packed layout {bits} bits, {group}, mins {mins}"),
+    match (
+        w.layout.code_bits,
+        w.layout.group,
+        offset_kind(w.layout.offset),
+    ) {
+        (4, 32, FIXED_ZERO) => int8_on::<4, 32, FIXED_ZERO, T>(isa, w, tile, &x, out),
+        (4, 32, GROUP_ZERO) => int8_on::<4, 32, GROUP_ZERO, T>(isa, w, tile, &x, out),
+        (4, 32, MIN) => int8_on::<4, 32, MIN, T>(isa, w, tile, &x, out),
+        (8, 32, FIXED_ZERO) => int8_on::<8, 32, FIXED_ZERO, T>(isa, w, tile, &x, out),
+        (8, 32, MIN) => int8_on::<8, 32, MIN, T>(isa, w, tile, &x, out),
+        (8, 16, FIXED_ZERO) => int8_on::<8, 16, FIXED_ZERO, T>(isa, w, tile, &x, out),
+        (bits, group, _) => unreachable!("no packed layout of {bits} bits in groups of {group}"),
     }
     T
 }
 
-fn int8_on<const BITS: usize, const GROUP: usize, const MINS: bool, const T: usize>(
+fn int8_on<const BITS: usize, const GROUP: usize, const OFFSET: u8, const T: usize>(
     isa: Isa,
     w: &QuantMatrix,
     tile: usize,
@@ -75,7 +92,7 @@ fn int8_on<const BITS: usize, const GROUP: usize, const MINS: bool, const T: usi
 ) {
     let zero = match w.layout.offset {
         Offset::Zero(zero) => i32::from(zero),
-        Offset::Min => 0,
+        Offset::Min | Offset::GroupZero => 0,
     };
     let tile = w.tile(tile);
     match isa {
@@ -83,13 +100,13 @@ fn int8_on<const BITS: usize, const GROUP: usize, const MINS: bool, const T: usi
         Isa::Avx512 => {
             // SAFETY: `Isa::Avx512` is only made on a processor that has these instructions;
             // `QuantMatrix::tile` and `QuantActivations::token` cut slices of the exact lengths.
-            unsafe { avx512::tile_block::<BITS, GROUP, MINS, T>(tile, zero, x, out) }
+            unsafe { avx512::tile_block::<BITS, GROUP, OFFSET, T>(tile, zero, x, out) }
         }
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => {
             // SAFETY: as above, for AVX2.
-            unsafe { avx2::tile_block::<BITS, GROUP, MINS, T>(tile, zero, x, out) }
+            unsafe { avx2::tile_block::<BITS, GROUP, OFFSET, T>(tile, zero, x, out) }
         }
-        _ => portable::tile_block::<BITS, GROUP, MINS, T>(tile, zero, x, out),
+        _ => portable::tile_block::<BITS, GROUP, OFFSET, T>(tile, zero, x, out),
     }
 }

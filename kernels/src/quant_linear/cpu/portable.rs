@@ -1,16 +1,21 @@
 //! Integer dot products in plain Rust, in the order of the vector versions.
 
 use super::super::{Tile, f16_bits_to_f32};
-use super::{TILE_ROWS, TOKENS, TokenActivations};
+use super::{FIXED_ZERO, GROUP_ZERO, MIN, TILE_ROWS, TOKENS, TokenActivations};
 
-pub(super) fn tile_block<const BITS: usize, const GROUP: usize, const MINS: bool, const T: usize>(
+pub(super) fn tile_block<
+    const BITS: usize,
+    const GROUP: usize,
+    const OFFSET: u8,
+    const T: usize,
+>(
     tile: Tile<'_>,
     zero: i32,
     x: &[TokenActivations<'_>; T],
     out: &mut [[f32; TILE_ROWS]; TOKENS],
 ) {
     let code_bytes = TILE_ROWS * GROUP * BITS / 8;
-    let n_scales = TILE_ROWS * if MINS { 2 } else { 1 };
+    let n_scales = TILE_ROWS * if OFFSET == FIXED_ZERO { 1 } else { 2 };
     out[..T].fill([0.0; TILE_ROWS]);
     for (g, codes) in tile.codes.chunks_exact(code_bytes).enumerate() {
         let scales: [f32; TILE_ROWS] =
@@ -41,10 +46,13 @@ pub(super) fn tile_block<const BITS: usize, const GROUP: usize, const MINS: bool
                 }
             }
             for r in 0..TILE_ROWS {
+                let stored = || f16_bits_to_f32(tile.scales[g * n_scales + TILE_ROWS + r]);
+                if OFFSET == GROUP_ZERO {
+                    totals[r] -= stored() * x.scaled_sums[g];
+                }
                 out[r] += totals[r] * scales[r];
-                if MINS {
-                    let min = f16_bits_to_f32(tile.scales[g * n_scales + TILE_ROWS + r]);
-                    out[r] += min * x.scaled_sums[g];
+                if OFFSET == MIN {
+                    out[r] += stored() * x.scaled_sums[g];
                 }
             }
         }
