@@ -18,7 +18,9 @@ fn main() {
     if env::var_os("ENGINE_TEST_CUDA").is_some_and(|value| value == "1") {
         println!("cargo::rustc-cfg=engine_test_cuda");
     }
-    let folder = env::var_os("ENGINE_KERNELS_DIR").filter(|dir| !dir.is_empty()).map(PathBuf::from);
+    let folder = env::var_os("ENGINE_KERNELS_DIR")
+        .filter(|dir| !dir.is_empty())
+        .map(PathBuf::from);
     if let Err(message) = table(folder.as_deref()).and_then(|text| write_table(&text)) {
         println!("cargo::error={message}");
         process::exit(1);
@@ -32,7 +34,8 @@ fn write_table(text: &str) -> Result<(), String> {
 }
 
 fn table(folder: Option<&Path>) -> Result<String, String> {
-    let (mut fatbins, mut architectures, mut sha256) = (String::new(), String::new(), String::new());
+    let (mut fatbins, mut architectures, mut sha256) =
+        (String::new(), String::new(), String::new());
     if let Some(folder) = folder {
         let index = folder.join("index.txt");
         println!("cargo::rerun-if-changed={}", index.display());
@@ -40,14 +43,21 @@ fn table(folder: Option<&Path>) -> Result<String, String> {
             .map_err(|error| format!("ENGINE_KERNELS_DIR: {}: {error}", index.display()))?;
         for line in text.lines() {
             match line.split_whitespace().collect::<Vec<_>>()[..] {
-                ["architecture", name] => architectures += &format!("{name:?}, "),
+                ["architecture", name] => {
+                    let _ = write!(architectures, "{name:?}, ");
+                }
                 ["sha256", digest] => digest.clone_into(&mut sha256),
                 ["fatbin", source, file] => {
-                    let path = folder.join(file);
-                    println!("cargo::rerun-if-changed={}", path.display());
+                    let path = folder.join(file).display().to_string();
+                    println!("cargo::rerun-if-changed={path}");
                     let _ = writeln!(fatbins, "    ({source:?}, include_bytes!({path:?})),");
                 }
-                _ => return Err(format!("{}: cannot read the line `{line}`", index.display())),
+                _ => {
+                    return Err(format!(
+                        "{}: cannot read the line `{line}`",
+                        index.display()
+                    ));
+                }
             }
         }
     }

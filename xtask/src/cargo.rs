@@ -11,6 +11,11 @@ use duct::cmd;
 use indicatif::{ProgressBar, ProgressStyle};
 use xshell::Shell;
 
+use crate::kernels;
+
+/// Where `kernels/build.rs` finds the compiled CUDA kernels; empty for none.
+const KERNELS_DIR: &str = "ENGINE_KERNELS_DIR";
+
 /// The working tree's root: the parent of this crate.
 pub fn root() -> Result<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -45,7 +50,14 @@ pub fn release_binary(program: &str) -> Result<PathBuf> {
 
 /// Builds packages in the release profile, all in one call so that they share features.
 pub fn build_release(packages: &[&str]) -> Result<()> {
-    let mut args = vec!["build", "--release", "--target-dir"];
+    build("release", packages)
+}
+
+/// As [`build_release`], in the profile `release` or `dist`. The CUDA kernels that were asked for
+/// last go with it, compiled anew where their sources have changed.
+pub fn build(profile: &str, packages: &[&str]) -> Result<()> {
+    let kernels = kernels::remembered()?.unwrap_or_default();
+    let mut args = vec!["build", "--profile", profile, "--target-dir"];
     let target_dir = target_dir()?;
     let target_dir = target_dir
         .to_str()
@@ -55,11 +67,12 @@ pub fn build_release(packages: &[&str]) -> Result<()> {
         args.extend(["--package", package]);
     }
     let status = if std::io::stderr().is_terminal() {
-        build_with_bar(&args, packages)?
+        build_with_bar(&args, packages, &kernels)?
     } else {
         // Cargo's own plain lines.
         cmd("cargo", &args)
             .dir(root()?)
+            .env(KERNELS_DIR, &kernels)
             .unchecked()
             .run()
             .context("cargo cannot be started")?
@@ -72,7 +85,7 @@ pub fn build_release(packages: &[&str]) -> Result<()> {
 }
 
 /// Counts the packages that cargo reports as built or fresh against those of the tree.
-fn build_with_bar(args: &[&str], packages: &[&str]) -> Result<ExitStatus> {
+fn build_with_bar(args: &[&str], packages: &[&str], kernels: &Path) -> Result<ExitStatus> {
     let bar = ProgressBar::new(n_packages(packages)?);
     bar.set_style(ProgressStyle::with_template(
         "build [{bar:40}] {pos}/{len} {elapsed} {wide_msg}",
@@ -82,6 +95,7 @@ fn build_with_bar(args: &[&str], packages: &[&str]) -> Result<ExitStatus> {
     words.extend(["--quiet", "--message-format", "json-render-diagnostics"]);
     let reader = cmd("cargo", words)
         .dir(root()?)
+        .env(KERNELS_DIR, kernels)
         .unchecked()
         .reader()
         .context("cargo cannot be started")?;

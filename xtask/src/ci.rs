@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use duct::cmd;
 
 use crate::test::{TestCounts, run_and_count};
-use crate::{cargo, source_index};
+use crate::{cargo, kernels, source_index};
 
 /// A model that needs no download.
 const SMOKE_MODEL: &str = "synthetic:tiny-qwen3";
@@ -24,6 +24,9 @@ pub fn run() -> Result<ExitCode> {
     step("indexes", || {
         source_index::check_kernels(&root)?;
         source_index::check_flags(&root)
+    })?;
+    step("CUDA kernels", || {
+        kernels::compile(&kernels::ARCHITECTURES.map(String::from)).map(drop)
     })?;
     step("lints", || {
         run_cargo(

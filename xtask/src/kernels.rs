@@ -1,11 +1,108 @@
-//! CUDA kernels for given architectures.
+//! CUDA kernels for given architectures: compiled by nvcc into fatbins that the `kernels` crate
+//! embeds, and audited against the limits of each chip. No GPU is needed.
+//!
+//! `<target>/kernels/<architectures>/` holds the fatbins and an index that `kernels/build.rs`
+//! reads. `<target>/kernels/architectures` remembers what the last `build --arch` asked for, so
+//! that every later release build (`exp` too) embeds kernels that match the sources.
 
-use anyhow::{Result, bail};
+mod audit;
+mod compiler;
+mod nvcc;
+mod occupancy;
+mod resource_usage;
 
-/// CUDA kernels are not part of this build: asking for them is an error, not a build without.
-pub fn compile(architectures: &[String]) -> Result<()> {
-    bail!(
-        "--arch {}: CUDA kernels are not part of this build; the engine runs on the CPU",
-        architectures.join(" ")
-    );
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+
+use crate::cargo;
+
+/// Every architecture that the sources are written for.
+pub const ARCHITECTURES: [&str; 2] = ["sm_90", "sm_120"];
+/// `--arch none` goes back to a build without kernels.
+const NONE: &str = "none";
+
+/// Compiles every kernel for the architectures, prints the audit and fails where it fails.
+/// Returns the folder for `ENGINE_KERNELS_DIR`.
+pub fn compile(architectures: &[String]) -> Result<PathBuf> {
+    let architectures = checked(architectures)?;
+    let root = cargo::root()?;
+    let toolchain = nvcc::find(&root, &architectures)?;
+    eprintln!("kernels: {}", toolchain.describe());
+    let folder = cargo::target_dir()?
+        .join("kernels")
+        .join(architectures.join("+"));
+    let compiled = compiler::compile(&root, &toolchain, &architectures, &folder)?;
+    audit::run(
+        &root.join("kernels").join("audit.toml"),
+        &compiled,
+        &architectures,
+        &folder,
+    )?;
+    Ok(folder)
+}
+
+/// Remembers what `build --arch` asked for.
+pub fn remember(architectures: &[String]) -> Result<()> {
+    let path = memory()?;
+    if architectures == [NONE] {
+        return if path.exists() {
+            fs::remove_file(&path).with_context(|| path.display().to_string())
+        } else {
+            Ok(())
+        };
+    }
+    let architectures = checked(architectures)?;
+    let folder = path.parent().context("the target folder")?;
+    fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+    fs::write(&path, architectures.join("\n")).with_context(|| path.display().to_string())
+}
+
+/// The folder of kernels to embed into a release build, brought up to date; `None` if none were
+/// ever asked for.
+pub fn remembered() -> Result<Option<PathBuf>> {
+    let path = memory()?;
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    let architectures: Vec<_> = text.lines().map(str::to_string).collect();
+    compile(&architectures).map(Some)
+}
+
+fn memory() -> Result<PathBuf> {
+    Ok(cargo::target_dir()?.join("kernels").join("architectures"))
+}
+
+/// In one order, without repetition.
+fn checked(architectures: &[String]) -> Result<Vec<&'static str>> {
+    for name in architectures {
+        if !ARCHITECTURES.contains(&name.as_str()) {
+            bail!(
+                "--arch {name}: known are {} and {NONE}",
+                ARCHITECTURES.join(", ")
+            );
+        }
+    }
+    Ok(ARCHITECTURES
+        .into_iter()
+        .filter(|known| architectures.iter().any(|name| name == known))
+        .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn architectures_are_checked_and_ordered() {
+        let names = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let ordered = checked(&names(&["sm_120", "sm_90", "sm_120"])).expect("known names");
+        assert_eq!(ordered, ["sm_90", "sm_120"]);
+        let error = checked(&names(&["sm_75"]))
+            .expect_err("an unknown name")
+            .to_string();
+        assert_eq!(error, "--arch sm_75: known are sm_90, sm_120 and none");
+    }
 }

@@ -41,7 +41,10 @@ unsafe impl<T> Sync for DevicePtr<T> {}
 impl<T> DevicePtr<T> {
     /// What kernels take for "none", for example a missing bias.
     pub const fn null() -> Self {
-        Self { address: 0, value: PhantomData }
+        Self {
+            address: 0,
+            value: PhantomData,
+        }
     }
 
     pub const fn address(self) -> u64 {
@@ -54,7 +57,10 @@ impl<T> DevicePtr<T> {
 
     /// The same address for a parameter of another element type.
     pub const fn cast<U>(self) -> DevicePtr<U> {
-        DevicePtr { address: self.address, value: PhantomData }
+        DevicePtr {
+            address: self.address,
+            value: PhantomData,
+        }
     }
 }
 
@@ -76,11 +82,21 @@ impl<T: Pod> Buffer<T> {
         match unsafe { sys::cuMemAlloc_v2(&raw mut address, bytes_asked.max(1)) } {
             sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
                 let (bytes_free, _) = device.inner.memory_bytes()?;
-                Err(CudaError::OutOfMemory { bytes_asked, bytes_free })
+                Err(CudaError::OutOfMemory {
+                    bytes_asked,
+                    bytes_free,
+                })
             }
             result => {
                 check("cuMemAlloc", result)?;
-                Ok(Self { device: device.clone(), ptr: DevicePtr { address, value: PhantomData }, len })
+                Ok(Self {
+                    device: device.clone(),
+                    ptr: DevicePtr {
+                        address,
+                        value: PhantomData,
+                    },
+                    len,
+                })
             }
         }
     }
@@ -119,7 +135,11 @@ impl<T: Pod> Buffer<T> {
     }
 
     pub fn all(&self) -> BufferView<'_, T> {
-        BufferView { device: &self.device, ptr: self.ptr, len: self.len }
+        BufferView {
+            device: &self.device,
+            ptr: self.ptr,
+            len: self.len,
+        }
     }
 
     pub fn view(&self, range: Range<usize>) -> Result<BufferView<'_, T>, CudaError> {
@@ -186,20 +206,40 @@ impl<'a, T: Pod> BufferView<'a, T> {
 
     pub fn view(self, range: Range<usize>) -> Result<Self, CudaError> {
         if range.start > range.end || range.end > self.len {
-            return Err(CudaError::Range { start: range.start, end: range.end, len: self.len });
+            return Err(CudaError::Range {
+                start: range.start,
+                end: range.end,
+                len: self.len,
+            });
         }
         let address = self.ptr.address + (range.start * size_of::<T>()) as u64;
-        let ptr = DevicePtr { address, value: PhantomData };
-        Ok(Self { device: self.device, ptr, len: range.end - range.start })
+        let ptr = DevicePtr {
+            address,
+            value: PhantomData,
+        };
+        Ok(Self {
+            device: self.device,
+            ptr,
+            len: range.end - range.start,
+        })
     }
 
     /// The same bytes as values of another type: how one workspace serves several ops.
     pub fn cast<U: Pod>(self) -> Result<BufferView<'a, U>, CudaError> {
         let (bytes, size) = (self.n_bytes(), size_of::<U>());
-        if size == 0 || bytes % size != 0 || self.ptr.address % align_of::<U>() as u64 != 0 {
-            return Err(CudaError::Cast { address: self.ptr.address, bytes, size });
+        let is_aligned = self.ptr.address.is_multiple_of(align_of::<U>() as u64);
+        if size == 0 || !bytes.is_multiple_of(size) || !is_aligned {
+            return Err(CudaError::Cast {
+                address: self.ptr.address,
+                bytes,
+                size,
+            });
         }
-        Ok(BufferView { device: self.device, ptr: self.ptr.cast(), len: bytes / size })
+        Ok(BufferView {
+            device: self.device,
+            ptr: self.ptr.cast(),
+            len: bytes / size,
+        })
     }
 
     /// Copies `values` to the whole view and waits until that is done. For large or frequent
@@ -298,5 +338,9 @@ pub(super) fn check_length(
     if found == expected {
         return Ok(());
     }
-    Err(CudaError::Length { what, found, expected })
+    Err(CudaError::Length {
+        what,
+        found,
+        expected,
+    })
 }

@@ -34,7 +34,10 @@ pub struct DeviceProperties {
 impl DeviceProperties {
     /// For example `sm_120`.
     pub fn architecture(&self) -> String {
-        format!("sm_{}{}", self.compute_capability.0, self.compute_capability.1)
+        format!(
+            "sm_{}{}",
+            self.compute_capability.0, self.compute_capability.1
+        )
     }
 }
 
@@ -77,7 +80,11 @@ impl Device {
                 failed => failed,
             }
         };
-        if result == sys::CUresult::CUDA_SUCCESS { n_devices.max(0) as usize } else { 0 }
+        if result == sys::CUresult::CUDA_SUCCESS {
+            n_devices.max(0) as usize
+        } else {
+            0
+        }
     }
 
     /// Opens GPU `ordinal`. An error on a machine without driver or GPU, and in a binary that
@@ -89,7 +96,9 @@ impl Device {
         }
         let mut driver_version = 0;
         // SAFETY: the library is there; the driver writes one integer.
-        check("cuDriverGetVersion", unsafe { sys::cuDriverGetVersion(&raw mut driver_version) })?;
+        check("cuDriverGetVersion", unsafe {
+            sys::cuDriverGetVersion(&raw mut driver_version)
+        })?;
         if driver_version < MIN_DRIVER_VERSION {
             return Err(CudaError::OldDriver {
                 found: version_text(driver_version),
@@ -104,16 +113,25 @@ impl Device {
         }
         let mut device = 0;
         // SAFETY: the ordinal is below the number of devices.
-        check("cuDeviceGet", unsafe { sys::cuDeviceGet(&raw mut device, ordinal as i32) })?;
+        check("cuDeviceGet", unsafe {
+            sys::cuDeviceGet(&raw mut device, ordinal as i32)
+        })?;
         let properties = properties_of(device, driver_version)?;
         check_architecture(&properties.architecture())?;
         let mut context = std::ptr::null_mut();
         // SAFETY: the device was returned by the driver; released when the last clone goes.
         let retained = unsafe { sys::cuDevicePrimaryCtxRetain(&raw mut context, device) };
         check("cuDevicePrimaryCtxRetain", retained)?;
-        let inner = DeviceInner { device, context, properties, modules: Mutex::default() };
+        let inner = DeviceInner {
+            device,
+            context,
+            properties,
+            modules: Mutex::default(),
+        };
         inner.bind()?;
-        Ok(Self { inner: Arc::new(inner) })
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
     }
 
     pub fn properties(&self) -> &DeviceProperties {
@@ -142,7 +160,10 @@ impl Device {
             known,
         };
         let module = self.module(source_name)?.ok_or_else(|| {
-            unknown(format!("only sources {}", names(embedded_kernels().fatbins.iter().map(|f| f.0))))
+            unknown(format!(
+                "only sources {}",
+                names(embedded_kernels().fatbins.iter().map(|f| f.0))
+            ))
         })?;
         let c_name = CString::new(name).map_err(|_| unknown(String::new()))?;
         let mut function = std::ptr::null_mut();
@@ -157,15 +178,25 @@ impl Device {
     }
 
     fn module(&self, source_name: &str) -> Result<Option<Module>, CudaError> {
-        let mut modules = self.inner.modules.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut modules = self
+            .inner
+            .modules
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if let Some(module) = modules.get(source_name) {
             return Ok(Some(*module));
         }
         let embedded = embedded_kernels();
-        let Some((key, _)) = embedded.fatbins.iter().find(|(name, _)| *name == source_name) else {
+        let Some((key, _)) = embedded
+            .fatbins
+            .iter()
+            .find(|(name, _)| *name == source_name)
+        else {
             return Ok(None);
         };
-        let Some(image) = embedded.fatbin(source_name) else { return Ok(None) };
+        let Some(image) = embedded.fatbin(source_name) else {
+            return Ok(None);
+        };
         let mut module = std::ptr::null_mut();
         // SAFETY: a complete fatbin as nvcc wrote it, which carries its own length.
         let result = unsafe { sys::cuModuleLoadData(&raw mut module, image.as_ptr().cast()) };
@@ -179,14 +210,18 @@ impl DeviceInner {
     /// Makes the context the calling thread's; every call of the driver below relies on it.
     pub(super) fn bind(&self) -> Result<(), CudaError> {
         // SAFETY: the context is retained as long as `self` lives.
-        check("cuCtxSetCurrent", unsafe { sys::cuCtxSetCurrent(self.context) })
+        check("cuCtxSetCurrent", unsafe {
+            sys::cuCtxSetCurrent(self.context)
+        })
     }
 
     pub(super) fn memory_bytes(&self) -> Result<(usize, usize), CudaError> {
         self.bind()?;
         let (mut free, mut total) = (0, 0);
         // SAFETY: the driver writes two integers.
-        check("cuMemGetInfo", unsafe { sys::cuMemGetInfo_v2(&raw mut free, &raw mut total) })?;
+        check("cuMemGetInfo", unsafe {
+            sys::cuMemGetInfo_v2(&raw mut free, &raw mut total)
+        })?;
         Ok((free, total))
     }
 }
@@ -197,7 +232,10 @@ impl Drop for DeviceInner {
         // modules or the context any more. Nobody is left who could take an error.
         unsafe {
             if sys::cuCtxSetCurrent(self.context) == sys::CUresult::CUDA_SUCCESS {
-                let modules = self.modules.get_mut().unwrap_or_else(PoisonError::into_inner);
+                let modules = self
+                    .modules
+                    .get_mut()
+                    .unwrap_or_else(PoisonError::into_inner);
                 for module in modules.values() {
                     let _ = sys::cuModuleUnload(module.0);
                 }
@@ -210,7 +248,9 @@ impl Drop for DeviceInner {
 fn check_architecture(wanted: &str) -> Result<(), CudaError> {
     let built = embedded_kernels().architectures;
     if built.is_empty() {
-        return Err(CudaError::NoKernels { wanted: wanted.to_string() });
+        return Err(CudaError::NoKernels {
+            wanted: wanted.to_string(),
+        });
     }
     // `sm_90a` code is for sm_90 only; a plain cubin also runs on later minor versions.
     let runs = |name: &str| {
@@ -223,7 +263,10 @@ fn check_architecture(wanted: &str) -> Result<(), CudaError> {
     if built.iter().any(|name| runs(name)) {
         return Ok(());
     }
-    Err(CudaError::OtherArchitecture { built: built.join(", "), wanted: wanted.to_string() })
+    Err(CudaError::OtherArchitecture {
+        built: built.join(", "),
+        wanted: wanted.to_string(),
+    })
 }
 
 fn properties_of(
@@ -243,7 +286,9 @@ fn properties_of(
     let result = unsafe { sys::cuDeviceGetName(name.as_mut_ptr(), 256, device) };
     check("cuDeviceGetName", result)?;
     // SAFETY: zero-terminated inside the array, by the call above.
-    let name = unsafe { CStr::from_ptr(name.as_ptr()) }.to_string_lossy().into_owned();
+    let name = unsafe { CStr::from_ptr(name.as_ptr()) }
+        .to_string_lossy()
+        .into_owned();
     let mut total_bytes = 0;
     // SAFETY: the driver writes one integer.
     let result = unsafe { sys::cuDeviceTotalMem_v2(&raw mut total_bytes, device) };
@@ -284,9 +329,8 @@ fn function_names(module: Module) -> String {
     }
     let mut functions = vec![std::ptr::null_mut(); n_functions as usize];
     // SAFETY: the vector has room for the number of functions passed with it.
-    let listed = unsafe {
-        sys::cuModuleEnumerateFunctions(functions.as_mut_ptr(), n_functions, module.0)
-    };
+    let listed =
+        unsafe { sys::cuModuleEnumerateFunctions(functions.as_mut_ptr(), n_functions, module.0) };
     if listed != sys::CUresult::CUDA_SUCCESS {
         return "(the driver does not say)".to_string();
     }

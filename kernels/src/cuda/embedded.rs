@@ -20,10 +20,17 @@ impl EmbeddedKernels {
     }
 
     pub(super) fn fatbin(&self, source_name: &str) -> Option<&'static [u8]> {
-        self.fatbins.iter().find(|(name, _)| *name == source_name).map(|(_, bytes)| *bytes)
+        self.fatbins
+            .iter()
+            .find(|(name, _)| *name == source_name)
+            .map(|(_, bytes)| *bytes)
     }
 }
 
 pub fn embedded_kernels() -> EmbeddedKernels {
-    EmbeddedKernels { fatbins: FATBINS, architectures: ARCHITECTURES, sha256: SHA256 }
+    EmbeddedKernels {
+        fatbins: FATBINS,
+        architectures: ARCHITECTURES,
+        sha256: SHA256,
+    }
 }

@@ -14,9 +14,7 @@ pub enum CudaError {
     OldDriver { found: String, needed: String },
     #[error("CUDA device {ordinal} does not exist: the driver sees {n_devices}")]
     NoDevice { ordinal: usize, n_devices: usize },
-    #[error(
-        "this binary holds no CUDA kernels; build it with `cargo xtask build --arch {wanted}`"
-    )]
+    #[error("this binary holds no CUDA kernels; build it with `cargo xtask build --arch {wanted}`")]
     NoKernels { wanted: String },
     #[error(
         "this binary holds CUDA kernels for {built}, the device is {wanted}; build it with \
@@ -24,23 +22,55 @@ pub enum CudaError {
     )]
     OtherArchitecture { built: String, wanted: String },
     #[error("no CUDA kernel `{name}` in `{source_name}`; known there: {known}")]
-    UnknownKernel { source_name: String, name: String, known: String },
+    UnknownKernel {
+        source_name: String,
+        name: String,
+        known: String,
+    },
     #[error("{call} failed: {name} ({code})")]
-    Call { call: &'static str, name: String, code: u32 },
+    Call {
+        call: &'static str,
+        name: String,
+        code: u32,
+    },
     #[error("out of device memory: {bytes_asked} bytes asked, {bytes_free} free")]
-    OutOfMemory { bytes_asked: usize, bytes_free: usize },
+    OutOfMemory {
+        bytes_asked: usize,
+        bytes_free: usize,
+    },
     #[error("out of pinned host memory: {bytes_asked} bytes asked")]
     OutOfHostMemory { bytes_asked: usize },
     #[error("range {start}..{end} of a buffer of {len}")]
-    Range { start: usize, end: usize, len: usize },
+    Range {
+        start: usize,
+        end: usize,
+        len: usize,
+    },
     #[error("{what}: {found} values, must be {expected}")]
-    Length { what: &'static str, found: usize, expected: usize },
+    Length {
+        what: &'static str,
+        found: usize,
+        expected: usize,
+    },
     #[error("a view of {bytes} bytes at address {address:#x} cannot be read as values of {size}")]
-    Cast { address: u64, bytes: usize, size: usize },
+    Cast {
+        address: u64,
+        bytes: usize,
+        size: usize,
+    },
     #[error("kernel `{kernel}` takes {expected} bytes of parameters, {found} were given")]
-    Parameters { kernel: String, expected: usize, found: usize },
+    Parameters {
+        kernel: String,
+        expected: usize,
+        found: usize,
+    },
     #[error("kernel `{kernel}`: {what} is {found}, the limit is {limit}")]
-    Launch { kernel: String, what: &'static str, found: usize, limit: usize },
+    Launch {
+        kernel: String,
+        what: &'static str,
+        found: usize,
+        limit: usize,
+    },
     #[error("{0} cannot be part of a captured graph")]
     Captured(&'static str),
     #[error("the work of another device was given to this one")]
@@ -59,9 +89,15 @@ pub(super) fn check(call: &'static str, result: sys::CUresult) -> Result<(), Cud
     let known = unsafe { sys::cuGetErrorName(result, &raw mut name) };
     let name = if known == sys::CUresult::CUDA_SUCCESS && !name.is_null() {
         // SAFETY: not null, so it is one of the driver's static zero-terminated strings.
-        unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned()
+        unsafe { CStr::from_ptr(name) }
+            .to_string_lossy()
+            .into_owned()
     } else {
         "unknown error".to_string()
     };
-    Err(CudaError::Call { call, name, code: result as u32 })
+    Err(CudaError::Call {
+        call,
+        name,
+        code: result as u32,
+    })
 }

@@ -9,7 +9,7 @@ use super::{CudaError, Device, Stream};
 #[derive(Debug)]
 pub struct Graph {
     device: Device,
-    graph: sys::CUgraph,
+    captured: sys::CUgraph,
     executable: sys::CUgraphExec,
 }
 
@@ -45,21 +45,27 @@ impl Graph {
         // SAFETY: the capture was begun above on this stream.
         let ended = unsafe { sys::cuStreamEndCapture(stream.raw(), &raw mut graph) };
         // From here on dropped together, also on an error.
-        let mut captured = Self { device, graph, executable: std::ptr::null_mut() };
+        let mut result = Self {
+            device,
+            captured: graph,
+            executable: std::ptr::null_mut(),
+        };
         recorded?;
         check("cuStreamEndCapture", ended)?;
         // SAFETY: a complete graph; the driver writes one handle.
         check("cuGraphInstantiate", unsafe {
-            sys::cuGraphInstantiateWithFlags(&raw mut captured.executable, captured.graph, 0)
+            sys::cuGraphInstantiateWithFlags(&raw mut result.executable, result.captured, 0)
         })?;
-        Ok(captured)
+        Ok(result)
     }
 
     /// Brings the graph's data to the device, so that the first launch is as fast as the others.
     pub fn upload(&self, stream: &Stream) -> Result<(), CudaError> {
         stream.enter(&self.device)?;
         // SAFETY: graph and stream live, and belong to one device.
-        check("cuGraphUpload", unsafe { sys::cuGraphUpload(self.executable, stream.raw()) })
+        check("cuGraphUpload", unsafe {
+            sys::cuGraphUpload(self.executable, stream.raw())
+        })
     }
 
     /// Replays the captured work in stream order.
@@ -67,7 +73,9 @@ impl Graph {
         stream.refuse_capture("a graph launch")?;
         stream.enter(&self.device)?;
         // SAFETY: graph and stream live; the captured memory lives by the promise of `capture`.
-        check("cuGraphLaunch", unsafe { sys::cuGraphLaunch(self.executable, stream.raw()) })
+        check("cuGraphLaunch", unsafe {
+            sys::cuGraphLaunch(self.executable, stream.raw())
+        })
     }
 
     /// How many kernels, copies and the like it has.
@@ -75,7 +83,7 @@ impl Graph {
         let mut n_nodes = 0;
         // SAFETY: with no array given, the driver only writes the number of nodes.
         check("cuGraphGetNodes", unsafe {
-            sys::cuGraphGetNodes(self.graph, std::ptr::null_mut(), &raw mut n_nodes)
+            sys::cuGraphGetNodes(self.captured, std::ptr::null_mut(), &raw mut n_nodes)
         })?;
         Ok(n_nodes)
     }
@@ -92,8 +100,8 @@ impl Drop for Graph {
             if !self.executable.is_null() {
                 let _ = sys::cuGraphExecDestroy(self.executable);
             }
-            if !self.graph.is_null() {
-                let _ = sys::cuGraphDestroy(self.graph);
+            if !self.captured.is_null() {
+                let _ = sys::cuGraphDestroy(self.captured);
             }
         }
     }

@@ -35,10 +35,17 @@ impl<T: Pod> HostBuffer<T> {
             return Err(CudaError::OutOfHostMemory { bytes_asked });
         }
         check("cuMemHostAlloc", result)?;
-        let start = NonNull::new(start.cast::<T>()).ok_or(CudaError::OutOfHostMemory { bytes_asked })?;
+        let start =
+            NonNull::new(start.cast::<T>()).ok_or(CudaError::OutOfHostMemory { bytes_asked })?;
         // SAFETY: bytes_asked bytes, page-aligned, owned by nobody else yet; all zeroes is a T.
         unsafe { start.as_ptr().write_bytes(0, len) };
-        Ok(Self { device: device.clone(), start, len, copied, is_in_flight: Cell::new(false) })
+        Ok(Self {
+            device: device.clone(),
+            start,
+            len,
+            copied,
+            is_in_flight: Cell::new(false),
+        })
     }
 
     pub fn len(&self) -> usize {
@@ -130,7 +137,11 @@ impl<T: Pod> HostBuffer<T> {
         stream.enter(view.device())?;
         stream.enter(&self.device)?;
         // One event marks the last copy, so copies of one buffer follow each other over streams.
-        if self.is_in_flight.get() { stream.wait_for(&self.copied) } else { Ok(()) }
+        if self.is_in_flight.get() {
+            stream.wait_for(&self.copied)
+        } else {
+            Ok(())
+        }
     }
 
     fn end_copy(

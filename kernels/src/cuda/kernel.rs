@@ -53,7 +53,13 @@ impl LaunchConfig {
     /// No cluster, no dynamic shared memory, starts after the work before it.
     pub fn new(grid: impl Into<Dim3>, block: impl Into<Dim3>) -> Self {
         let (grid, block) = (grid.into(), block.into());
-        Self { grid, block, cluster: 1, shared_bytes: 0, dependent: false }
+        Self {
+            grid,
+            block,
+            cluster: 1,
+            shared_bytes: 0,
+            dependent: false,
+        }
     }
 }
 
@@ -86,11 +92,15 @@ impl Kernel {
         check("cuFuncGetParamInfo", unsafe {
             sys::cuFuncGetParamInfo(function, 0, &raw mut offset, &raw mut param_bytes)
         })?;
-        let mut kernel =
-            Self { device, function, name: name.to_string(), param_bytes, max_threads: 0 };
-        kernel.max_threads = kernel.attribute(
-            sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK,
-        )?;
+        let mut kernel = Self {
+            device,
+            function,
+            name: name.to_string(),
+            param_bytes,
+            max_threads: 0,
+        };
+        kernel.max_threads =
+            kernel.attribute(sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK)?;
         Ok(kernel)
     }
 
@@ -125,7 +135,11 @@ impl Kernel {
 
     /// Which share of the L1 memory should be shared memory, in per cent: a wish to the driver.
     pub fn set_shared_carveout(&self, percent: u32) -> Result<(), CudaError> {
-        self.check_limit("the shared memory carveout in per cent", percent as usize, 100)?;
+        self.check_limit(
+            "the shared memory carveout in per cent",
+            percent as usize,
+            100,
+        )?;
         self.set_attribute(
             sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT,
             percent as i32,
@@ -188,14 +202,18 @@ impl Kernel {
     }
 
     fn check_config(&self, config: &LaunchConfig) -> Result<(), CudaError> {
-        self.check_limit("the number of threads a block", config.block.volume(), self.max_threads)?;
+        self.check_limit(
+            "the number of threads a block",
+            config.block.volume(),
+            self.max_threads,
+        )?;
         self.check_limit("the cluster", config.cluster as usize, MAX_CLUSTER as usize)?;
         self.check_limit(
             "dynamic shared memory in bytes",
             config.shared_bytes,
             self.device.properties().shared_bytes_per_block,
         )?;
-        let is_whole = config.cluster > 0 && config.grid.x % config.cluster == 0;
+        let is_whole = config.cluster > 0 && config.grid.x.is_multiple_of(config.cluster);
         if config.grid.volume() == 0 || config.block.volume() == 0 || !is_whole {
             return Err(CudaError::Launch {
                 kernel: self.name.clone(),
@@ -211,7 +229,12 @@ impl Kernel {
         if found <= limit {
             return Ok(());
         }
-        Err(CudaError::Launch { kernel: self.name.clone(), what, found, limit })
+        Err(CudaError::Launch {
+            kernel: self.name.clone(),
+            what,
+            found,
+            limit,
+        })
     }
 
     fn attribute(&self, which: sys::CUfunction_attribute) -> Result<usize, CudaError> {
@@ -239,16 +262,25 @@ struct LaunchAttributes {
 
 impl LaunchAttributes {
     fn of(config: &LaunchConfig) -> Self {
-        let attribute = |id, value| sys::CUlaunchAttribute { id, pad: [0; 4], value };
+        let attribute = |id, value| sys::CUlaunchAttribute {
+            id,
+            pad: [0; 4],
+            value,
+        };
         let zero = sys::CUlaunchAttributeValue { pad: [0; 64] };
         let ignored = attribute(sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_IGNORE, zero);
         let (mut values, mut n) = ([ignored; 2], 0);
         if config.cluster > 1 {
             let mut value = zero;
-            value.clusterDim =
-                sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: config.cluster, y: 1, z: 1 };
-            values[n] =
-                attribute(sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION, value);
+            value.clusterDim = sys::CUlaunchAttributeValue_union__bindgen_ty_1 {
+                x: config.cluster,
+                y: 1,
+                z: 1,
+            };
+            values[n] = attribute(
+                sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+                value,
+            );
             n += 1;
         }
         if config.dependent {
@@ -260,7 +292,10 @@ impl LaunchAttributes {
             );
             n += 1;
         }
-        Self { values, n: n as u32 }
+        Self {
+            values,
+            n: n as u32,
+        }
     }
 
     /// Points into `self`.

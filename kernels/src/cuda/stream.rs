@@ -25,8 +25,14 @@ impl Stream {
         let mut raw = std::ptr::null_mut();
         let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
         // SAFETY: the driver writes one handle, destroyed in drop.
-        check("cuStreamCreate", unsafe { sys::cuStreamCreate(&raw mut raw, flags) })?;
-        Ok(Self { device: device.clone(), raw, is_capturing: Cell::new(false) })
+        check("cuStreamCreate", unsafe {
+            sys::cuStreamCreate(&raw mut raw, flags)
+        })?;
+        Ok(Self {
+            device: device.clone(),
+            raw,
+            is_capturing: Cell::new(false),
+        })
     }
 
     pub fn device(&self) -> &Device {
@@ -38,14 +44,18 @@ impl Stream {
         self.refuse_capture("a wait of the host")?;
         self.device.inner.bind()?;
         // SAFETY: the stream lives as long as `self`.
-        check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(self.raw) })
+        check("cuStreamSynchronize", unsafe {
+            sys::cuStreamSynchronize(self.raw)
+        })
     }
 
     /// Work given to this stream from here on runs after `event`.
     pub fn wait_for(&self, event: &Event) -> Result<(), CudaError> {
         self.enter(&event.device)?;
         // SAFETY: stream and event live, and belong to one device.
-        check("cuStreamWaitEvent", unsafe { sys::cuStreamWaitEvent(self.raw, event.raw, 0) })
+        check("cuStreamWaitEvent", unsafe {
+            sys::cuStreamWaitEvent(self.raw, event.raw, 0)
+        })
     }
 
     pub(super) fn raw(&self) -> sys::CUstream {
@@ -61,7 +71,11 @@ impl Stream {
     }
 
     pub(super) fn refuse_capture(&self, what: &'static str) -> Result<(), CudaError> {
-        if self.is_capturing.get() { Err(CudaError::Captured(what)) } else { Ok(()) }
+        if self.is_capturing.get() {
+            Err(CudaError::Captured(what))
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -91,8 +105,13 @@ impl Event {
         device.inner.bind()?;
         let mut raw = std::ptr::null_mut();
         // SAFETY: the driver writes one handle, destroyed in drop; 0 is the default, with timing.
-        check("cuEventCreate", unsafe { sys::cuEventCreate(&raw mut raw, 0) })?;
-        Ok(Self { device: device.clone(), raw })
+        check("cuEventCreate", unsafe {
+            sys::cuEventCreate(&raw mut raw, 0)
+        })?;
+        Ok(Self {
+            device: device.clone(),
+            raw,
+        })
     }
 
     /// Marks the point after all work given to `stream` so far.
@@ -100,14 +119,18 @@ impl Event {
         stream.enter(&self.device)?;
         stream.refuse_capture("an event")?;
         // SAFETY: event and stream live, and belong to one device.
-        check("cuEventRecord", unsafe { sys::cuEventRecord(self.raw, stream.raw()) })
+        check("cuEventRecord", unsafe {
+            sys::cuEventRecord(self.raw, stream.raw())
+        })
     }
 
     /// Waits until the recorded point is reached; at once if none was recorded.
     pub fn synchronize(&self) -> Result<(), CudaError> {
         self.device.inner.bind()?;
         // SAFETY: the event lives as long as `self`.
-        check("cuEventSynchronize", unsafe { sys::cuEventSynchronize(self.raw) })
+        check("cuEventSynchronize", unsafe {
+            sys::cuEventSynchronize(self.raw)
+        })
     }
 
     /// Whether the recorded point is reached.
@@ -125,7 +148,8 @@ impl Event {
         self.synchronize()?;
         let mut elapsed_ms = 0.0;
         // SAFETY: both events live; the driver refuses events that were never recorded.
-        let result = unsafe { sys::cuEventElapsedTime_v2(&raw mut elapsed_ms, start.raw, self.raw) };
+        let result =
+            unsafe { sys::cuEventElapsedTime_v2(&raw mut elapsed_ms, start.raw, self.raw) };
         check("cuEventElapsedTime", result)?;
         Ok(elapsed_ms)
     }

@@ -10,9 +10,7 @@ use super::{
     Arrangement, DeviceLimits, Epilogue, Format, Layout, MAX_ROWS, OP, Plan, Rows, TILE_COLUMNS,
 };
 use crate::KernelError;
-use crate::cuda::{
-    Buffer, BufferView, CudaError, Device, DevicePtr, Kernel, LaunchConfig, Stream,
-};
+use crate::cuda::{Buffer, BufferView, CudaError, Device, DevicePtr, Kernel, LaunchConfig, Stream};
 
 const SOURCE: &str = "stream_linear/stream_linear";
 const REPACK_SOURCE: &str = "stream_linear/repack";
@@ -125,7 +123,13 @@ impl StreamLinearKernels {
         };
         let repack_awq = device.kernel(REPACK_SOURCE, "repack_awq")?;
         let repack_half = device.kernel(REPACK_SOURCE, "repack_half")?;
-        Ok(Arc::new(Self { device, stream: variants, repack_awq, repack_half, limits }))
+        Ok(Arc::new(Self {
+            device,
+            stream: variants,
+            repack_awq,
+            repack_half,
+            limits,
+        }))
     }
 
     pub fn limits(&self) -> &DeviceLimits {
@@ -202,7 +206,14 @@ impl StreamLinear {
         let scales = Buffer::new(&kernels.device, layout.scale_bytes())?;
         let is_loaded = vec![false; layout.parts_n.len()];
         let plans = (0..MAX_ROWS).map(|_| OnceLock::new()).collect();
-        Ok(Self { kernels: Arc::clone(kernels), layout, weights, scales, is_loaded, plans })
+        Ok(Self {
+            kernels: Arc::clone(kernels),
+            layout,
+            weights,
+            scales,
+            is_loaded,
+            plans,
+        })
     }
 
     pub fn layout(&self) -> &Layout {
@@ -350,7 +361,9 @@ impl StreamLinear {
         let plan = self.plan(m)?;
         let n = layout.n();
         if let Some(part) = self.is_loaded.iter().position(|is_loaded| !is_loaded) {
-            return Err(value_error(format!("part {part} of the weights was never loaded")));
+            return Err(value_error(format!(
+                "part {part} of the weights was never loaded"
+            )));
         }
         let is_silu = output.epilogue() == Epilogue::SiluMul;
         if is_silu != (layout.arrangement == Arrangement::GateUp) {
@@ -360,18 +373,28 @@ impl StreamLinear {
                 layout.arrangement
             )));
         }
-        if x_stride < layout.padded_k() || x_stride % ROW_ALIGNMENT != 0 {
+        if x_stride < layout.padded_k() || !x_stride.is_multiple_of(ROW_ALIGNMENT) {
             return Err(KernelError::Shape {
                 op: OP,
                 what: "x's row stride",
                 found: x_stride,
-                expected: format!("a multiple of {ROW_ALIGNMENT}, at least {}", layout.padded_k()),
+                expected: format!(
+                    "a multiple of {ROW_ALIGNMENT}, at least {}",
+                    layout.padded_k()
+                ),
             }
             .into());
         }
-        check_at_least("x's values", x.len(), (m - 1) * x_stride + layout.padded_k())?;
-        if x.ptr().address() % 16 != 0 {
-            return Err(value_error(format!("x starts at {:#x}, not on 16 bytes", x.ptr().address())));
+        check_at_least(
+            "x's values",
+            x.len(),
+            (m - 1) * x_stride + layout.padded_k(),
+        )?;
+        if !x.ptr().address().is_multiple_of(16) {
+            return Err(value_error(format!(
+                "x starts at {:#x}, not on 16 bytes",
+                x.ptr().address()
+            )));
         }
         let (out, out_len) = output.place();
         check_at_least("the output's values", out_len, m * n)?;
@@ -403,7 +426,9 @@ impl StreamLinear {
         config.cluster = plan.n_ranks as u32;
         config.shared_bytes = shared_bytes;
         config.dependent = dependent;
-        let kernel = self.kernels.variant(layout.format, output.epilogue(), plan.rows);
+        let kernel = self
+            .kernels
+            .variant(layout.format, output.epilogue(), plan.rows);
         // SAFETY: weights and scales have the layout's sizes; x, bias and output were checked to
         // cover m rows; the plan fits the shared memory; buffers are freed only after the device
         // is idle.
@@ -430,7 +455,12 @@ fn repack_grid(layout: &Layout, n: usize) -> u32 {
 
 fn row_error(m: usize) -> KernelError {
     let expected = format!("1 to {MAX_ROWS}");
-    KernelError::Shape { op: OP, what: "the number of rows", found: m, expected }
+    KernelError::Shape {
+        op: OP,
+        what: "the number of rows",
+        found: m,
+        expected,
+    }
 }
 
 fn value_error(message: String) -> CudaError {
@@ -445,5 +475,10 @@ fn check_at_least(what: &'static str, found: usize, least: usize) -> Result<(), 
     if found >= least {
         return Ok(());
     }
-    Err(KernelError::Shape { op: OP, what, found, expected: format!("at least {least}") })
+    Err(KernelError::Shape {
+        op: OP,
+        what,
+        found,
+        expected: format!("at least {least}"),
+    })
 }

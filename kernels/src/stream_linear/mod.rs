@@ -109,7 +109,12 @@ pub enum Epilogue {
 }
 
 impl Epilogue {
-    pub const ALL: [Self; 4] = [Self::Store, Self::AddResidual, Self::SiluMul, Self::StoreF32];
+    pub const ALL: [Self; 4] = [
+        Self::Store,
+        Self::AddResidual,
+        Self::SiluMul,
+        Self::StoreF32,
+    ];
 
     const fn kernel_infix(self) -> &'static str {
         match self {
@@ -151,9 +156,14 @@ impl Layout {
         parts_n: &[usize],
         k: usize,
     ) -> Result<Self, KernelError> {
-        let shape = |what, found, expected: String| KernelError::Shape { op: OP, what, found, expected };
+        let shape = |what, found, expected: String| KernelError::Shape {
+            op: OP,
+            what,
+            found,
+            expected,
+        };
         let step = format.group().unwrap_or(1);
-        if k == 0 || k % step != 0 {
+        if k == 0 || !k.is_multiple_of(step) {
             return Err(shape("k", k, format!("a positive multiple of {step}")));
         }
         let is_pair = arrangement == Arrangement::GateUp;
@@ -162,7 +172,11 @@ impl Layout {
             return Err(shape("the number of parts", parts_n.len(), expected.into()));
         }
         if is_pair && parts_n[0] != parts_n[1] {
-            return Err(shape("up's columns", parts_n[1], format!("{} as gate has", parts_n[0])));
+            return Err(shape(
+                "up's columns",
+                parts_n[1],
+                format!("{} as gate has", parts_n[0]),
+            ));
         }
         for (i, &n) in parts_n.iter().enumerate() {
             let step = match arrangement {
@@ -170,16 +184,31 @@ impl Layout {
                 _ if format.group().is_some() => 8,
                 _ => 1,
             };
-            if n == 0 || n % step != 0 {
-                return Err(shape("a part's columns", n, format!("a positive multiple of {step}")));
+            if n == 0 || !n.is_multiple_of(step) {
+                return Err(shape(
+                    "a part's columns",
+                    n,
+                    format!("a positive multiple of {step}"),
+                ));
             }
         }
         let n_tiles: usize = parts_n.iter().map(|n| n.div_ceil(TILE_COLUMNS)).sum();
         let n_chunks = k.div_ceil(format.chunk_k());
         if n_tiles.saturating_mul(n_chunks) > i32::MAX as usize {
-            return Err(shape("tiles times chunks", n_tiles * n_chunks, format!("at most {}", i32::MAX)));
+            return Err(shape(
+                "tiles times chunks",
+                n_tiles * n_chunks,
+                format!("at most {}", i32::MAX),
+            ));
         }
-        Ok(Self { format, arrangement, parts_n: parts_n.to_vec(), k, n_tiles, n_chunks })
+        Ok(Self {
+            format,
+            arrangement,
+            parts_n: parts_n.to_vec(),
+            k,
+            n_tiles,
+            n_chunks,
+        })
     }
 
     /// Columns of the output.
@@ -207,9 +236,13 @@ impl Layout {
     pub fn tile_place(&self, part: usize) -> (usize, usize) {
         match self.arrangement {
             Arrangement::GateUp => (2, part),
-            Arrangement::Stacked => {
-                (1, self.parts_n[..part].iter().map(|n| n.div_ceil(TILE_COLUMNS)).sum())
-            }
+            Arrangement::Stacked => (
+                1,
+                self.parts_n[..part]
+                    .iter()
+                    .map(|n| n.div_ceil(TILE_COLUMNS))
+                    .sum(),
+            ),
         }
     }
 

@@ -1,8 +1,9 @@
 //! The shape of a launch: how many blocks share k, how deep the rings are, how much of x is kept.
 //!
 //! Several shapes fit; a small model picks one. It counts, for the busiest block, KiB read at the
-//! device memory's rate. Its constants were set so that it picks what was fastest on an H100 for
-//! the projections of Qwen3-32B at 1, 8 and 16 rows. A plan measured on the card may replace it.
+//! device memory's rate. Its constants were fitted to the ranks and stages that were fastest on an
+//! H100 for the projections of Qwen3-32B at 1, 8 and 16 rows: eleven of the twelve cases. They rank
+//! candidates and predict no times. A plan measured on the card may replace a choice.
 
 use super::{CHUNK_BYTES, Layout, MAX_ROWS, OP};
 use crate::KernelError;
@@ -21,14 +22,15 @@ impl Rows {
 
     /// The smallest variant for `m` rows.
     pub fn of(m: usize) -> Result<Self, KernelError> {
-        Self::ALL.into_iter().find(|rows| m > 0 && m <= rows.max()).ok_or_else(|| {
-            KernelError::Shape {
+        Self::ALL
+            .into_iter()
+            .find(|rows| m > 0 && m <= rows.max())
+            .ok_or_else(|| KernelError::Shape {
                 op: OP,
                 what: "the number of rows",
                 found: m,
                 expected: format!("1 to {MAX_ROWS}"),
-            }
-        })
+            })
     }
 
     pub const fn max(self) -> usize {
@@ -81,20 +83,22 @@ pub struct Plan {
 
 const RANKS: [usize; 4] = [1, 2, 4, 8];
 /// Cost of exchanging sums over a cluster, and of what large clusters leave idle. KiB.
-const RANKS_COST: [f64; 4] = [0.0, 25.0, 33.0, 56.0];
+const RANKS_COST: [f64; 4] = [0.0, 18.7, 31.4, 213.0];
 /// x comes from the L2 cache, faster than W.
-const X_COST: f64 = 0.25;
+const X_COST: f64 = 0.145;
 /// Blocks with fewer columns leave their share of the memory's rate to the others.
-const IMBALANCE_COST: f64 = 0.2;
+const IMBALANCE_COST: f64 = 0.116;
 /// A wait for all warps, and x that nothing hides. KiB.
-const PHASE_COST: f64 = 5.0;
+const PHASE_COST: f64 = 6.07;
 /// A ring's filling and emptying, against the waits of a ring too short. KiB a stage.
-const STAGE_COST: f64 = 5.0;
+const STAGE_COST: f64 = 3.7;
 /// The next kernel's block finds room beside this one and can fill its rings meanwhile. KiB.
-const NEIGHBOUR_GAIN: f64 = 0.15;
+const NEIGHBOUR_GAIN: f64 = 0.06;
 const MAX_STAGES: usize = 8;
 const MAX_PHASES: usize = 128;
 const MAX_WAVES: usize = 16;
+/// More are tried only where nothing fits otherwise.
+const COMPARED_WAVES: usize = 3;
 
 /// Dynamic shared memory of a block, region by region as stream_linear.cu lists them.
 pub fn shared_bytes(layout: &Layout, plan: &Plan, m: usize, limits: &DeviceLimits) -> usize {
@@ -120,7 +124,7 @@ fn n_block_tiles(layout: &Layout, plan: &Plan) -> usize {
 pub fn choose_plan(layout: &Layout, m: usize, limits: &DeviceLimits) -> Result<Plan, KernelError> {
     let rows = Rows::of(m)?;
     let mut best: Option<(f64, Plan)> = None;
-    // More waves than one only where the sums of a block would not fit otherwise.
+    // More waves mean fewer columns a block, hence smaller sums and deeper rings, but x again.
     for n_waves in 1..=MAX_WAVES {
         for (n_ranks, &max_clusters) in RANKS.into_iter().zip(&limits.max_clusters) {
             if n_ranks > layout.n_chunks || max_clusters == 0 {
@@ -137,8 +141,14 @@ pub fn choose_plan(layout: &Layout, m: usize, limits: &DeviceLimits) -> Result<P
                 tried = phase_chunks;
                 for n_stages in 1..=MAX_STAGES {
                     let n_phases = rank_chunks.div_ceil(phase_chunks);
-                    let plan =
-                        Plan { rows, n_ranks, n_clusters, n_stages, phase_chunks, n_phases };
+                    let plan = Plan {
+                        rows,
+                        n_ranks,
+                        n_clusters,
+                        n_stages,
+                        phase_chunks,
+                        n_phases,
+                    };
                     if shared_bytes(layout, &plan, m, limits) > limits.shared_bytes_per_block {
                         break;
                     }
@@ -149,19 +159,20 @@ pub fn choose_plan(layout: &Layout, m: usize, limits: &DeviceLimits) -> Result<P
                 }
             }
         }
-        if best.is_some() {
+        if best.is_some() && n_waves >= COMPARED_WAVES {
             break;
         }
     }
-    best.map(|(_, plan)| plan).ok_or_else(|| KernelError::Value {
-        op: OP,
-        message: format!(
-            "{m} rows of {} x {} need more than the {} bytes of shared memory that a block has",
-            layout.n(),
-            layout.k,
-            limits.shared_bytes_per_block
-        ),
-    })
+    best.map(|(_, plan)| plan)
+        .ok_or_else(|| KernelError::Value {
+            op: OP,
+            message: format!(
+                "{m} rows of {} x {} need more than the {} bytes of shared memory that a block has",
+                layout.n(),
+                layout.k,
+                limits.shared_bytes_per_block
+            ),
+        })
 }
 
 /// KiB that the busiest multiprocessor could have read at the memory's rate meanwhile.
@@ -175,7 +186,8 @@ fn estimate(layout: &Layout, plan: &Plan, m: usize, limits: &DeviceLimits) -> f6
     let item_bytes = (CHUNK_BYTES + format.scale_bytes()) as f64 / KB;
     let n_items = (n_block_tiles(layout, plan) * rank_chunks) as f64;
     let busiest = n_items * item_bytes * n_waves;
-    let mean = (layout.n_tiles * layout.n_chunks) as f64 * item_bytes / (slots * plan.n_ranks as f64);
+    let mean =
+        (layout.n_tiles * layout.n_chunks) as f64 * item_bytes / (slots * plan.n_ranks as f64);
     let x_bytes = (m * rank_chunks * format.chunk_k() * 2) as f64 / KB * n_waves;
     let warp_items = n_items / plan.rows.n_warps(limits.compute_major) as f64;
     let half = limits.shared_bytes_per_multiprocessor / 2 - limits.reserved_shared_bytes_per_block;
@@ -196,9 +208,18 @@ pub(super) fn check_plan(
     m: usize,
     limits: &DeviceLimits,
 ) -> Result<usize, KernelError> {
-    let wrong = |what, found, expected: String| KernelError::Shape { op: OP, what, found, expected };
+    let wrong = |what, found, expected: String| KernelError::Shape {
+        op: OP,
+        what,
+        found,
+        expected,
+    };
     if m == 0 || m > plan.rows.max() {
-        return Err(wrong("the number of rows", m, format!("1 to {}", plan.rows.max())));
+        return Err(wrong(
+            "the number of rows",
+            m,
+            format!("1 to {}", plan.rows.max()),
+        ));
     }
     if !RANKS.contains(&plan.n_ranks) || plan.n_ranks > layout.n_chunks {
         let expected = format!("1, 2, 4 or 8, and at most {}", layout.n_chunks);
@@ -206,13 +227,21 @@ pub(super) fn check_plan(
     }
     let n_groups = layout.n_tiles / layout.tile_group();
     if plan.n_clusters == 0 || plan.n_clusters > n_groups {
-        return Err(wrong("the number of clusters", plan.n_clusters, format!("1 to {n_groups}")));
+        return Err(wrong(
+            "the number of clusters",
+            plan.n_clusters,
+            format!("1 to {n_groups}"),
+        ));
     }
     if plan.n_stages == 0 {
         return Err(wrong("the number of stages", 0, "at least 1".into()));
     }
     let rank_chunks = layout.n_chunks.div_ceil(plan.n_ranks);
-    let needed = if plan.phase_chunks == 0 { 0 } else { rank_chunks.div_ceil(plan.phase_chunks) };
+    let needed = if plan.phase_chunks == 0 {
+        0
+    } else {
+        rank_chunks.div_ceil(plan.phase_chunks)
+    };
     if needed == 0 || plan.phase_chunks > rank_chunks || plan.n_phases != needed {
         let expected = format!("{needed} of {} chunks for {rank_chunks}", plan.phase_chunks);
         return Err(wrong("the number of phases", plan.n_phases, expected));

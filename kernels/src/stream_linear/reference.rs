@@ -55,7 +55,10 @@ pub struct Packed {
 
 impl Packed {
     pub fn zeroed(layout: &Layout) -> Self {
-        Self { weights: vec![0; layout.weight_bytes()], scales: vec![0; layout.scale_bytes()] }
+        Self {
+            weights: vec![0; layout.weight_bytes()],
+            scales: vec![0; layout.scale_bytes()],
+        }
     }
 }
 
@@ -99,8 +102,11 @@ pub fn pack_awq(layout: &Layout, part: usize, matrix: &AwqMatrix, packed: &mut P
                 for high in 0..2 {
                     let column = tile * TILE_COLUMNS + c + high * 8;
                     let is_inside = row < matrix.k / matrix.group && column < matrix.n;
-                    let scale =
-                        if is_inside { matrix.scales[row * matrix.n + column] } else { f16::ZERO };
+                    let scale = if is_inside {
+                        matrix.scales[row * matrix.n + column]
+                    } else {
+                        f16::ZERO
+                    };
                     data[i * 4 + high * 2..][..2].copy_from_slice(&scale.to_le_bytes());
                     if is_inside {
                         zeros |= (matrix.zero(column, row) as u8) << (4 * high);
@@ -123,7 +129,11 @@ pub fn pack_half(layout: &Layout, part: usize, rows: &[f16], packed: &mut Packed
                 let (product, lane) = (thread / 32, thread % 32);
                 let k = chunk * 64 + product_k(product, lane % 4) + r / 2 * 2 + high;
                 let column = tile * TILE_COLUMNS + lane / 4 + r % 2 * 8;
-                let value = if k < k_end && column < n { rows[column * k_end + k] } else { f16::ZERO };
+                let value = if k < k_end && column < n {
+                    rows[column * k_end + k]
+                } else {
+                    f16::ZERO
+                };
                 let at = home * CHUNK_BYTES + (thread * 8 + r * 2 + high) * 2;
                 packed.weights[at..at + 2].copy_from_slice(&value.to_le_bytes());
             }
@@ -134,7 +144,11 @@ pub fn pack_half(layout: &Layout, part: usize, rows: &[f16], packed: &mut Packed
 /// W[column][k] of one part as the kernel sees it: [parts_n[part]][padded_k].
 pub fn unpack(layout: &Layout, part: usize, packed: &Packed) -> Vec<f64> {
     let (step, offset) = layout.tile_place(part);
-    let (n, padded_k, chunk_k) = (layout.parts_n[part], layout.padded_k(), layout.format.chunk_k());
+    let (n, padded_k, chunk_k) = (
+        layout.parts_n[part],
+        layout.padded_k(),
+        layout.format.chunk_k(),
+    );
     let groups = layout.format.chunk_groups();
     let mut values = vec![0.0; n * padded_k];
     for column in 0..n {
@@ -152,7 +166,8 @@ pub fn unpack(layout: &Layout, part: usize, packed: &Packed) -> Vec<f64> {
                 f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f64()
             } else {
                 let at = vector / 2 * 512 + lane * 16 + vector % 2 * 8 + i * 4;
-                let w = u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+                let w =
+                    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
                 let shifted = match register {
                     0 => w,
                     1 => w >> 4,
@@ -191,11 +206,19 @@ pub fn stream_linear(
     let (n, k) = (layout.n(), layout.k);
     let dot = |w: &[f64], column: usize, row: usize| -> f64 {
         let x = &x[row * x_stride..][..k];
-        w[column * k..][..k].iter().zip(x).map(|(w, x)| w * x.to_f64()).sum()
+        w[column * k..][..k]
+            .iter()
+            .zip(x)
+            .map(|(w, x)| w * x.to_f64())
+            .sum()
     };
     for row in 0..m {
         let mut column = 0;
-        let n_outputs = if layout.arrangement == Arrangement::GateUp { 1 } else { weights.len() };
+        let n_outputs = if layout.arrangement == Arrangement::GateUp {
+            1
+        } else {
+            weights.len()
+        };
         for part in 0..n_outputs {
             for part_column in 0..layout.parts_n[part] {
                 let mut y = dot(&weights[part], part_column, row);
@@ -204,7 +227,11 @@ pub fn stream_linear(
                 }
                 y += bias.map_or(0.0, |bias| bias[column].to_f64());
                 let at = &mut out[row * n + column];
-                *at = if epilogue == Epilogue::AddResidual { *at + y } else { y };
+                *at = if epilogue == Epilogue::AddResidual {
+                    *at + y
+                } else {
+                    y
+                };
                 column += 1;
             }
         }

@@ -32,7 +32,7 @@ DEVICE uint32_t place(uint32_t q, int r, int high) {
 }
 
 // Grid: n_tiles * n_chunks blocks of 128 threads: thread = (16-byte vector of the chunk).
-extern "C" __global__ void repack_awq(const __grid_constant__ RepackAwqParams p) {
+extern "C" __global__ void __launch_bounds__(128) repack_awq(const __grid_constant__ RepackAwqParams p) {
     const int chunk = blockIdx.x % p.n_chunks, tile = blockIdx.x / p.n_chunks;
     const int lane = threadIdx.x & 31, quarter = threadIdx.x >> 5, g = lane >> 2, j = lane & 3;
     const int64_t home = static_cast<int64_t>(tile * p.tile_step + p.tile_offset) * p.n_chunks + chunk;
@@ -72,7 +72,7 @@ struct RepackHalfParams {
 };
 
 // Grid: n_tiles * n_chunks blocks of 128 threads: thread = (product, lane).
-extern "C" __global__ void repack_half(const __grid_constant__ RepackHalfParams p) {
+extern "C" __global__ void __launch_bounds__(128) repack_half(const __grid_constant__ RepackHalfParams p) {
     const int chunk = blockIdx.x % p.n_chunks, tile = blockIdx.x / p.n_chunks;
     const int lane = threadIdx.x & 31, product = threadIdx.x >> 5, g = lane >> 2, j = lane & 3;
     const int64_t home = static_cast<int64_t>(tile * p.tile_step + p.tile_offset) * p.n_chunks + chunk;

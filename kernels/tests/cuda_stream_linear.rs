@@ -1,0 +1,689 @@
+//! stream_linear on a GPU against f64, and the CUDA layer beneath it.
+//!
+//! Ignored where no GPU is expected; `ENGINE_TEST_CUDA=1` at build time, or `--ignored`, runs
+//! them, and then a missing GPU, driver or kernel fails.
+
+use std::sync::Arc;
+
+use half::f16;
+use kernels::cuda::{
+    Buffer, CudaError, Device, DevicePtr, Event, Graph, HostBuffer, LaunchConfig, Stream,
+};
+use kernels::stream_linear::reference::{self, AwqMatrix, Packed, pack_awq, pack_half};
+use kernels::stream_linear::{
+    Arrangement, AwqPart, Epilogue, Format, Layout, Output, Plan, StreamLinear, StreamLinearKernels,
+};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+const ROWS: [usize; 16] = [1, 2, 3, 7, 8, 9, 15, 16, 17, 20, 31, 32, 33, 50, 63, 64];
+
+struct Gpu {
+    device: Device,
+    stream: Stream,
+    kernels: Arc<StreamLinearKernels>,
+}
+
+fn gpu() -> Gpu {
+    let device = Device::open(0).expect("these tests need a GPU and a build with kernels for it");
+    let stream = Stream::new(&device).expect("a stream");
+    let kernels = StreamLinearKernels::load(&stream).expect("the kernels");
+    Gpu {
+        device,
+        stream,
+        kernels,
+    }
+}
+
+/// A random matrix on the device and what it should compute with.
+struct Case {
+    linear: StreamLinear,
+    layout: Layout,
+    /// A part each: W[n][k].
+    weights: Vec<Vec<f64>>,
+}
+
+fn random_case(
+    gpu: &Gpu,
+    rng: &mut StdRng,
+    format: Format,
+    arrangement: Arrangement,
+    parts_n: &[usize],
+    k: usize,
+) -> Case {
+    let layout = Layout::new(format, arrangement, parts_n, k).expect("a shape that fits");
+    let mut linear = StreamLinear::new(&gpu.kernels, layout.clone()).expect("memory");
+    let mut packed = Packed::zeroed(&layout);
+    let mut weights = Vec::new();
+    for (part, &n) in parts_n.iter().enumerate() {
+        if let Some(group) = format.group() {
+            let matrix = AwqMatrix {
+                n,
+                k,
+                group,
+                qweight: (0..k * n / 8).map(|_| rng.random()).collect(),
+                qzeros: (0..k / group * n / 8).map(|_| rng.random()).collect(),
+                scales: (0..k / group * n)
+                    .map(|_| f16::from_f32(rng.random_range(0.002..0.02)))
+                    .collect(),
+            };
+            let qweight = Buffer::from_slice(&gpu.stream, &matrix.qweight).expect("memory");
+            let qzeros = Buffer::from_slice(&gpu.stream, &matrix.qzeros).expect("memory");
+            let scales = Buffer::from_slice(&gpu.stream, &matrix.scales).expect("memory");
+            let source = AwqPart {
+                qweight: qweight.all(),
+                qzeros: qzeros.all(),
+                scales: scales.all(),
+            };
+            linear.load_awq(&gpu.stream, part, &source).expect("repack");
+            pack_awq(&layout, part, &matrix, &mut packed);
+            weights.push((0..n * k).map(|i| matrix.weight(i / k, i % k)).collect());
+        } else {
+            let rows: Vec<f16> = (0..n * k)
+                .map(|_| f16::from_f32(rng.random_range(-0.1..0.1)))
+                .collect();
+            let source = Buffer::from_slice(&gpu.stream, &rows).expect("memory");
+            linear
+                .load_half(&gpu.stream, part, source.all())
+                .expect("repack");
+            pack_half(&layout, part, &rows, &mut packed);
+            weights.push(rows.iter().map(|w| w.to_f64()).collect());
+        }
+    }
+    let on_device = linear
+        .packed_weights()
+        .download(&gpu.stream)
+        .expect("download");
+    assert!(
+        on_device == packed.weights,
+        "{layout:?}: the device packs weights otherwise"
+    );
+    let on_device = linear
+        .packed_scales()
+        .download(&gpu.stream)
+        .expect("download");
+    assert!(
+        on_device == packed.scales,
+        "{layout:?}: the device packs scales otherwise"
+    );
+    Case {
+        linear,
+        layout,
+        weights,
+    }
+}
+
+/// Launches once; compares with f64; returns the largest error, relative to the value and the outputs' mean square.
+fn check(
+    gpu: &Gpu,
+    rng: &mut StdRng,
+    case: &Case,
+    epilogue: Epilogue,
+    m: usize,
+    with_bias: bool,
+) -> f64 {
+    let Case {
+        linear,
+        layout,
+        weights,
+    } = case;
+    let (n, stride) = (layout.n(), layout.padded_k() + 8);
+    let x: Vec<f16> = (0..m * stride)
+        .map(|i| {
+            if i % stride < layout.k {
+                f16::from_f32(rng.random_range(-1.0..1.0))
+            } else {
+                f16::ZERO
+            }
+        })
+        .collect();
+    let bias: Vec<f16> = (0..n)
+        .map(|_| f16::from_f32(rng.random_range(-1.0..1.0)))
+        .collect();
+    let before: Vec<f32> = (0..m * n).map(|_| rng.random_range(-4.0..4.0)).collect();
+    let mut expected: Vec<f64> = before.iter().map(|v| f64::from(*v)).collect();
+    let host_bias = with_bias.then_some(&bias[..]);
+    reference::stream_linear(
+        layout,
+        epilogue,
+        weights,
+        &x,
+        stride,
+        host_bias,
+        m,
+        &mut expected,
+    );
+
+    let x = Buffer::from_slice(&gpu.stream, &x).expect("memory");
+    let bias = Buffer::from_slice(&gpu.stream, &bias).expect("memory");
+    let bias = with_bias.then(|| bias.all());
+    // One row more than needed, to see that nothing is written behind the last.
+    let guard = n;
+    let found: Vec<f64> = match epilogue {
+        Epilogue::Store | Epilogue::SiluMul => {
+            let out = Buffer::from_slice(&gpu.stream, &vec![f16::from_f32(-77.0); m * n + guard])
+                .expect("memory");
+            let output = if epilogue == Epilogue::Store {
+                Output::Store(out.all())
+            } else {
+                Output::SiluMul(out.all())
+            };
+            linear
+                .launch(&gpu.stream, m, x.all(), stride, bias, output, false)
+                .expect("launch");
+            out.download(&gpu.stream)
+                .expect("download")
+                .iter()
+                .map(|v| v.to_f64())
+                .collect()
+        }
+        Epilogue::AddResidual | Epilogue::StoreF32 => {
+            let mut values = before.clone();
+            values.resize(m * n + guard, -77.0);
+            let out = Buffer::from_slice(&gpu.stream, &values).expect("memory");
+            let output = if epilogue == Epilogue::StoreF32 {
+                Output::StoreF32(out.all())
+            } else {
+                Output::AddResidual(out.all())
+            };
+            linear
+                .launch(&gpu.stream, m, x.all(), stride, bias, output, false)
+                .expect("launch");
+            out.download(&gpu.stream)
+                .expect("download")
+                .iter()
+                .map(|v| f64::from(*v))
+                .collect()
+        }
+    };
+    assert!(
+        found[m * n..]
+            .iter()
+            .all(|v| v.to_bits() == (-77.0_f64).to_bits()),
+        "{layout:?} {epilogue:?} m={m}: wrote behind the output"
+    );
+    let scale = (expected.iter().map(|v| v * v).sum::<f64>() / expected.len() as f64).sqrt();
+    expected
+        .iter()
+        .zip(&found)
+        .map(|(a, b)| {
+            if b.is_finite() {
+                (a - b).abs() / (scale + a.abs())
+            } else {
+                f64::INFINITY
+            }
+        })
+        .fold(0.0, f64::max)
+}
+
+/// Rounding to fp16 makes up to 5e-4 of a value; the order of the sums and the fast exponential
+/// add to that.
+const TOLERANCE: f64 = 2e-3;
+
+fn assert_close(case: &Case, epilogue: Epilogue, m: usize, error: f64) {
+    assert!(
+        error < TOLERANCE,
+        "{:?} {epilogue:?} m={m}: relative error {error:.2e}, plan {:?}",
+        case.layout,
+        case.linear.plan(m)
+    );
+}
+
+#[cfg_attr(
+    not(engine_test_cuda),
+    ignore = "needs a GPU: ENGINE_TEST_CUDA=1, or --ignored"
+)]
+#[test]
+fn every_format_epilogue_and_number_of_rows_agrees_with_f64() {
+    let gpu = gpu();
+    let mut rng = StdRng::seed_from_u64(11);
+    for format in Format::ALL {
+        // n a multiple of 8 but not of 16, k a multiple of the group but not of the chunk.
+        let k = 3 * format.group().unwrap_or(40) + 512;
+        let stacked = random_case(
+            &gpu,
+            &mut rng,
+            format,
+            Arrangement::Stacked,
+            &[160, 32, 40],
+            k,
+        );
+        let paired = random_case(&gpu, &mut rng, format, Arrangement::GateUp, &[200, 200], k);
+        for m in ROWS {
+            for epilogue in Epilogue::ALL {
+                let case = if epilogue == Epilogue::SiluMul {
+                    &paired
+                } else {
+                    &stacked
+                };
+                let with_bias = m % 2 == 0 && epilogue != Epilogue::SiluMul;
+                let error = check(&gpu, &mut rng, case, epilogue, m, with_bias);
+                assert_close(case, epilogue, m, error);
+            }
+        }
+    }
+    gpu.device.synchronize().expect("no late error");
+}
+
+#[cfg_attr(
+    not(engine_test_cuda),
+    ignore = "needs a GPU: ENGINE_TEST_CUDA=1, or --ignored"
+)]
+#[test]
+fn ragged_shapes_agree_with_f64() {
+    let gpu = gpu();
+    let mut rng = StdRng::seed_from_u64(12);
+    for format in Format::ALL {
+        let group = format.group().unwrap_or(8);
+        for (n, k) in [
+            (8, group),
+            (24, 2 * group),
+            (1000, 5 * group),
+            (136, 4096),
+            (2056, 1024 + group),
+            (5120, 512),
+        ] {
+            let case = random_case(&gpu, &mut rng, format, Arrangement::Stacked, &[n], k);
+            for m in [1, 5, 8, 13, 29, 64] {
+                let error = check(&gpu, &mut rng, &case, Epilogue::StoreF32, m, false);
+                assert_close(&case, Epilogue::StoreF32, m, error);
+            }
+        }
+    }
+}
+
+/// Ranks, stages and phases that the planner would not choose here.
+#[cfg_attr(
+    not(engine_test_cuda),
+    ignore = "needs a GPU: ENGINE_TEST_CUDA=1, or --ignored"
+)]
+#[test]
+fn any_plan_gives_the_same_numbers() {
+    let gpu = gpu();
+    let mut rng = StdRng::seed_from_u64(13);
+    // 11 chunks: slices and phases of unequal size, one of them empty in some ranks.
+    let mut case = random_case(
+        &gpu,
+        &mut rng,
+        Format::AwqG128,
+        Arrangement::GateUp,
+        &[264, 264],
+        11 * 256 - 128,
+    );
+    for m in [1, 8, 12] {
+        let chosen = case.linear.plan(m).expect("a plan");
+        for n_ranks in [1, 2, 4, 8] {
+            let rank_chunks = case.layout.n_chunks.div_ceil(n_ranks);
+            for phase_chunks in 1..=rank_chunks {
+                for (n_stages, n_clusters) in [(1, 3), (2, 17)] {
+                    let n_phases = rank_chunks.div_ceil(phase_chunks);
+                    let plan = Plan {
+                        n_ranks,
+                        n_clusters,
+                        n_stages,
+                        phase_chunks,
+                        n_phases,
+                        ..chosen
+                    };
+                    if case.linear.set_plan(m, plan).is_err() {
+                        continue; // does not fit this card
+                    }
+                    let error = check(&gpu, &mut rng, &case, Epilogue::SiluMul, m, false);
+                    assert_close(&case, Epilogue::SiluMul, m, error);
+                }
+            }
+        }
+        case.linear
+            .set_plan(m, chosen)
+            .expect("the planner's own plan");
+    }
+}
+
+#[cfg_attr(
+    not(engine_test_cuda),
+    ignore = "needs a GPU: ENGINE_TEST_CUDA=1, or --ignored"
+)]
+#[test]
+fn dependent_launches_and_graphs_give_the_same_bits() {
+    let gpu = gpu();
+    let mut rng = StdRng::seed_from_u64(14);
+    // Two layers: gate and up into an fp16 row, down from it into the residual.
+    let gate_up = random_case(
+        &gpu,
+        &mut rng,
+        Format::AwqG128,
+        Arrangement::GateUp,
+        &[768, 768],
+        512,
+    );
+    let down = random_case(
+        &gpu,
+        &mut rng,
+        Format::AwqG128,
+        Arrangement::Stacked,
+        &[512],
+        768,
+    );
+    for m in [1, 8, 20] {
+        let x: Vec<f16> = (0..m * 512)
+            .map(|_| f16::from_f32(rng.random_range(-1.0..1.0)))
+            .collect();
+        let x = Buffer::from_slice(&gpu.stream, &x).expect("memory");
+        let hidden = Buffer::<f16>::zeroed(&gpu.stream, m * 768).expect("memory");
+        let residual = Buffer::<f32>::zeroed(&gpu.stream, m * 512).expect("memory");
+        let step = |dependent: bool| -> Result<(), CudaError> {
+            residual.all().zero(&gpu.stream)?;
+            for i in 0..8 {
+                let dependent = dependent && i > 0; // the zeroing is no kernel to overlap with
+                gate_up.linear.launch(
+                    &gpu.stream,
+                    m,
+                    x.all(),
+                    512,
+                    None,
+                    Output::SiluMul(hidden.all()),
+                    dependent,
+                )?;
+                down.linear.launch(
+                    &gpu.stream,
+                    m,
+                    hidden.all(),
+                    768,
+                    None,
+                    Output::AddResidual(residual.all()),
+                    dependent,
+                )?;
+            }
+            Ok(())
+        };
+        step(false).expect("launches");
+        let plain = residual.download(&gpu.stream).expect("download");
+        assert!(plain.iter().any(|v| *v != 0.0));
+        step(true).expect("launches");
+        assert_eq!(
+            residual.download(&gpu.stream).expect("download"),
+            plain,
+            "m={m}: dependent"
+        );
+        // SAFETY: x, hidden, residual and the weights outlive the graph.
+        let graph = unsafe { Graph::capture(&gpu.stream, || step(true)) }.expect("a graph");
+        assert_eq!(graph.n_nodes().expect("nodes"), 17);
+        graph.upload(&gpu.stream).expect("upload");
+        for _ in 0..3 {
+            graph.launch(&gpu.stream).expect("launch");
+            assert_eq!(
+                residual.download(&gpu.stream).expect("download"),
+                plain,
+                "m={m}: graph"
+            );
+        }
+    }
+}
+
+#[cfg_attr(
+    not(engine_test_cuda),
+    ignore = "needs a GPU: ENGINE_TEST_CUDA=1, or --ignored"
+)]
+#[test]
+fn launches_check_their_arguments() {
+    let gpu = gpu();
+    let mut rng = StdRng::seed_from_u64(15);
+    let case = random_case(
+        &gpu,
+        &mut rng,
+        Format::AwqG64,
+        Arrangement::Stacked,
+        &[32],
+        320,
+    );
+    let linear = &case.linear;
+    let x = Buffer::<f16>::zeroed(&gpu.stream, 4 * 512).expect("memory");
+    let out = Buffer::<f16>::zeroed(&gpu.stream, 4 * 32).expect("memory");
+    let launch = |m, x_len, stride, output| {
+        let x = x.view(0..x_len).expect("inside");
+        linear
+            .launch(&gpu.stream, m, x, stride, None, output, false)
+            .expect_err("refused")
+            .to_string()
+    };
+    let store = Output::Store(out.all());
+    assert!(launch(0, 2048, 512, store).contains("rows is 0"));
+    assert!(launch(65, 2048, 512, store).contains("rows is 65"));
+    assert!(launch(1, 2048, 320, store).contains("row stride is 320"));
+    assert!(launch(1, 2048, 513, store).contains("row stride is 513"));
+    assert!(launch(4, 2047, 512, store).contains("x's values is 2047"));
+    assert!(
+        launch(
+            4,
+            2048,
+            512,
+            Output::Store(out.view(0..127).expect("inside"))
+        )
+        .contains("output's values is 127")
+    );
+    assert!(launch(1, 2048, 512, Output::SiluMul(out.all())).contains("SiluMul"));
+    let odd = x.view(1..513).expect("inside");
+    let refused = linear
+        .launch(&gpu.stream, 1, odd, 512, None, store, false)
+        .expect_err("refused");
+    assert!(refused.to_string().contains("not on 16 bytes"), "{refused}");
+    let refused = linear.launch(
+        &gpu.stream,
+        1,
+        x.all(),
+        512,
+        Some(out.view(0..31).expect("inside")),
+        store,
+        false,
+    );
+    assert!(
+        refused
+            .expect_err("refused")
+            .to_string()
+            .contains("bias's values is 31")
+    );
+
+    let mut other = StreamLinear::new(&gpu.kernels, case.layout.clone()).expect("memory");
+    let refused = other
+        .launch(&gpu.stream, 1, x.all(), 512, None, store, false)
+        .expect_err("refused");
+    assert!(refused.to_string().contains("never loaded"), "{refused}");
+    let refused = other
+        .load_half(&gpu.stream, 0, x.all())
+        .expect_err("refused")
+        .to_string();
+    assert!(
+        refused.contains("fp16 weights for an AWQ matrix"),
+        "{refused}"
+    );
+    let words = Buffer::<u32>::zeroed(&gpu.stream, 320 * 4).expect("memory");
+    let scales = x.view(0..160).expect("inside");
+    let source = AwqPart {
+        qweight: words.all(),
+        qzeros: words.all(),
+        scales,
+    };
+    assert!(
+        other
+            .load_awq(&gpu.stream, 0, &source)
+            .expect_err("refused")
+            .to_string()
+            .contains("qzeros' words")
+    );
+    assert!(
+        other
+            .load_awq(&gpu.stream, 1, &source)
+            .expect_err("refused")
+            .to_string()
+            .contains("part is 1")
+    );
+    gpu.device
+        .synchronize()
+        .expect("nothing was launched that fails");
+}
+
+#[cfg_attr(
+    not(engine_test_cuda),
+    ignore = "needs a GPU: ENGINE_TEST_CUDA=1, or --ignored"
+)]
+#[test]
+fn memory_copies_views_and_errors() {
+    let gpu = gpu();
+    let (device, stream) = (&gpu.device, &gpu.stream);
+    let values: Vec<i32> = (0..1000).collect();
+    let buffer = Buffer::from_slice(stream, &values).expect("memory");
+    assert_eq!(
+        buffer
+            .view(10..20)
+            .expect("inside")
+            .download(stream)
+            .expect("download"),
+        values[10..20]
+    );
+    buffer
+        .view(0..10)
+        .expect("inside")
+        .copy_from(stream, buffer.view(990..1000).expect("inside"))
+        .expect("copy");
+    buffer
+        .view(10..12)
+        .expect("inside")
+        .fill_bytes(stream, 0xff)
+        .expect("fill");
+    assert_eq!(
+        buffer
+            .view(8..13)
+            .expect("inside")
+            .download(stream)
+            .expect("download"),
+        [998, 999, -1, -1, 12]
+    );
+    assert_eq!(
+        buffer
+            .view(9..11)
+            .expect("inside")
+            .cast::<u8>()
+            .expect("bytes")
+            .len(),
+        8
+    );
+    assert!(
+        buffer.view(9..11).expect("inside").cast::<u64>().is_err(),
+        "4 bytes off"
+    );
+    assert!(matches!(
+        buffer.view(5..1001),
+        Err(CudaError::Range {
+            end: 1001,
+            len: 1000,
+            ..
+        })
+    ));
+    assert!(matches!(
+        buffer.upload(stream, &[1, 2]),
+        Err(CudaError::Length {
+            found: 2,
+            expected: 1000,
+            ..
+        })
+    ));
+
+    let mut host = HostBuffer::<i32>::zeroed(device, 1000).expect("pinned memory");
+    host.copy_from(stream, buffer.all()).expect("copy");
+    assert_eq!(
+        host.as_slice().expect("wait")[8..13],
+        [998, 999, -1, -1, 12]
+    );
+    host.as_mut_slice().expect("wait")[0] = 5;
+    host.copy_to(stream, buffer.view(0..1).expect("inside"))
+        .expect("copy");
+    assert_eq!(
+        buffer
+            .view(0..2)
+            .expect("inside")
+            .download(stream)
+            .expect("download"),
+        [5, 991]
+    );
+    assert!(host.is_ready().expect("query"));
+    let long = Buffer::<i32>::zeroed(stream, 1001).expect("memory");
+    assert!(host.copy_to(stream, long.all()).is_err());
+
+    let (_, total) = device.memory_bytes().expect("query");
+    match Buffer::<u8>::new(device, total * 2) {
+        Err(CudaError::OutOfMemory {
+            bytes_asked,
+            bytes_free,
+        }) => {
+            assert!(bytes_asked == total * 2 && bytes_free > 0 && bytes_free <= total);
+        }
+        other => panic!("{other:?}"),
+    }
+    // The error before leaves the context usable.
+    let (start, end) = (
+        Event::new(device).expect("event"),
+        Event::new(device).expect("event"),
+    );
+    start.record(stream).expect("record");
+    buffer.all().zero(stream).expect("zero");
+    end.record(stream).expect("record");
+    assert!(end.elapsed_ms(&start).expect("time") > 0.0);
+}
+
+#[cfg_attr(
+    not(engine_test_cuda),
+    ignore = "needs a GPU: ENGINE_TEST_CUDA=1, or --ignored"
+)]
+#[test]
+fn kernels_and_captures_refuse_what_they_cannot_do() {
+    let gpu = gpu();
+    let (device, stream) = (&gpu.device, &gpu.stream);
+    let refused = device
+        .kernel("stream_linear/repack", "repack")
+        .expect_err("unknown")
+        .to_string();
+    assert!(refused.contains("repack_awq, repack_half"), "{refused}");
+    let refused = device
+        .kernel("nowhere", "x")
+        .expect_err("unknown")
+        .to_string();
+    assert!(refused.contains("stream_linear/stream_linear"), "{refused}");
+    let kernel = device
+        .kernel("stream_linear/repack", "repack_half")
+        .expect("known");
+    // SAFETY: each is refused before it reaches the device.
+    let launch = |config: LaunchConfig| unsafe { kernel.launch(stream, &config, &[0_u64; 5]) };
+    assert!(
+        launch(LaunchConfig::new(1, 256))
+            .expect_err("refused")
+            .to_string()
+            .contains("threads a block is 256")
+    );
+    assert!(launch(LaunchConfig::new(0, 128)).is_err());
+    let mut config = LaunchConfig::new(3, 128);
+    config.cluster = 2;
+    assert!(launch(config).is_err(), "3 blocks in clusters of 2");
+    // SAFETY: refused, the parameters have the wrong size.
+    let refused =
+        unsafe { kernel.launch(stream, &LaunchConfig::new(1, 128), &DevicePtr::<u8>::null()) };
+    assert!(matches!(
+        refused,
+        Err(CudaError::Parameters {
+            expected: 40,
+            found: 8,
+            ..
+        })
+    ));
+    assert!(kernel.set_max_dynamic_shared(1 << 30).is_err());
+
+    let buffer = Buffer::<f32>::zeroed(stream, 4).expect("memory");
+    // SAFETY: the capture fails, so there is no graph that could outlive the buffer.
+    let captured = unsafe { Graph::capture(stream, || buffer.upload(stream, &[0.0; 4])) };
+    assert!(
+        matches!(captured, Err(CudaError::Captured(_))),
+        "{captured:?}"
+    );
+    // The stream works again after the failed capture.
+    buffer.upload(stream, &[1.0; 4]).expect("upload");
+    assert_eq!(buffer.download(stream).expect("download"), [1.0; 4]);
+}

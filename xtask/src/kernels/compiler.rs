@@ -1,0 +1,284 @@
+//! Compiles every `kernels/src/**/*.cu` that has changed, in parallel.
+
+use std::collections::BTreeSet;
+use std::fmt::Write;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::available_parallelism;
+
+use anyhow::{Context, Result, bail};
+use duct::cmd;
+use sha2::{Digest, Sha256};
+
+use super::nvcc::Toolchain;
+use super::resource_usage::{self, KernelUsage};
+
+const FLAGS: [&str; 6] = [
+    "-O3",
+    "-std=c++20",
+    "--fatbin",
+    "--compress-mode=size",
+    "-Xptxas",
+    "-v",
+];
+/// Counts up when what is kept beside a fatbin changes.
+const CACHE_VERSION: &str = "1";
+
+/// A source's kernels.
+#[derive(Debug)]
+pub struct Compiled {
+    /// Path below `kernels/src` without its ending: `stream_linear/repack`.
+    pub source_name: String,
+    pub fatbin_bytes: u64,
+    pub kernels: Vec<KernelUsage>,
+}
+
+/// One fatbin a source and the index that `kernels/build.rs` reads, in `folder`.
+pub fn compile(
+    root: &Path,
+    toolchain: &Toolchain,
+    architectures: &[&str],
+    folder: &Path,
+) -> Result<Vec<Compiled>> {
+    let src = root.join("kernels").join("src");
+    fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+    let mut sources = Vec::new();
+    collect_sources(&src, &mut sources)?;
+    sources.sort();
+    let next = AtomicUsize::new(0);
+    let results: Mutex<Vec<Result<Compiled>>> = Mutex::default();
+    let n_workers = available_parallelism()
+        .map_or(1, usize::from)
+        .min(sources.len());
+    std::thread::scope(|scope| {
+        for _ in 0..n_workers {
+            scope.spawn(|| {
+                while let Some(source) = sources.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let result = compile_one(&src, source, toolchain, architectures, folder)
+                        .with_context(|| source.display().to_string());
+                    results
+                        .lock()
+                        .unwrap_or_else(std::sync::PoisonError::into_inner)
+                        .push(result);
+                }
+            });
+        }
+    });
+    let results = results
+        .into_inner()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut compiled = results.into_iter().collect::<Result<Vec<_>>>()?;
+    compiled.sort_by(|a, b| a.source_name.cmp(&b.source_name));
+    write_index(&compiled, architectures, folder)?;
+    Ok(compiled)
+}
+
+fn compile_one(
+    src: &Path,
+    source: &Path,
+    toolchain: &Toolchain,
+    architectures: &[&str],
+    folder: &Path,
+) -> Result<Compiled> {
+    let source_name = source
+        .strip_prefix(src)?
+        .with_extension("")
+        .to_str()
+        .context("the name is not UTF-8")?
+        .replace('\\', "/");
+    let file = folder.join(file_name(&source_name));
+    let fatbin = file.with_extension("fatbin");
+    let (key_file, usage_file) = (file.with_extension("key"), file.with_extension("usage"));
+    let key = cache_key(source, toolchain, architectures)?;
+    let is_fresh = fatbin.is_file() && fs::read_to_string(&key_file).is_ok_and(|old| old == key);
+    let cached = if is_fresh {
+        fs::read_to_string(&usage_file).ok()
+    } else {
+        None
+    };
+    let kernels = if let Some(text) = cached {
+        resource_usage::from_lines(&text)?
+    } else {
+        eprintln!("kernels: {source_name} for {}", architectures.join(", "));
+        let log = run_nvcc(source, toolchain, architectures, &fatbin)?;
+        let elf = cmd!(&toolchain.cuobjdump, "-elf", &fatbin)
+            .read()
+            .context("cuobjdump -elf")?;
+        let kernels = resource_usage::parse(&log, &elf)?;
+        fs::write(&usage_file, resource_usage::to_lines(&kernels))?;
+        fs::write(&key_file, key)?;
+        kernels
+    };
+    let fatbin_bytes = fs::metadata(&fatbin)?.len();
+    Ok(Compiled {
+        source_name,
+        fatbin_bytes,
+        kernels,
+    })
+}
+
+/// What the compiler says, which is the resource usage.
+fn run_nvcc(
+    source: &Path,
+    toolchain: &Toolchain,
+    architectures: &[&str],
+    fatbin: &Path,
+) -> Result<String> {
+    let mut words: Vec<String> = FLAGS.map(String::from).into();
+    words.extend(gencodes(architectures));
+    words.extend(
+        [
+            "-o",
+            &fatbin.display().to_string(),
+            &source.display().to_string(),
+        ]
+        .map(String::from),
+    );
+    let output = cmd(&toolchain.nvcc, words)
+        .stderr_to_stdout()
+        .stdout_capture()
+        .unchecked()
+        .run()
+        .with_context(|| format!("{} cannot be started", toolchain.nvcc.display()))?;
+    let log = String::from_utf8_lossy(&output.stdout).into_owned();
+    if !output.status.success() {
+        bail!("nvcc failed ({}):\n{log}", output.status);
+    }
+    Ok(log)
+}
+
+fn gencodes(architectures: &[&str]) -> impl Iterator<Item = String> {
+    architectures.iter().flat_map(|architecture| {
+        let virtual_architecture = architecture.replace("sm_", "compute_");
+        [
+            "-gencode".to_string(),
+            format!("arch={virtual_architecture},code={architecture}"),
+        ]
+    })
+}
+
+/// Over everything that the fatbin depends on.
+fn cache_key(source: &Path, toolchain: &Toolchain, architectures: &[&str]) -> Result<String> {
+    let mut hash = Sha256::new();
+    let mut add = |bytes: &[u8]| {
+        hash.update((bytes.len() as u64).to_le_bytes());
+        hash.update(bytes);
+    };
+    add(CACHE_VERSION.as_bytes());
+    add(toolchain.version.to_string().as_bytes());
+    for flag in FLAGS
+        .map(String::from)
+        .into_iter()
+        .chain(gencodes(architectures))
+    {
+        add(flag.as_bytes());
+    }
+    let mut files = BTreeSet::new();
+    collect_includes(source, &mut files)?;
+    for file in files {
+        add(&fs::read(&file).with_context(|| file.display().to_string())?);
+    }
+    Ok(hex(&hash.finalize()))
+}
+
+/// `source` and the files of the tree that it includes.
+fn collect_includes(source: &Path, files: &mut BTreeSet<PathBuf>) -> Result<()> {
+    let source = source
+        .canonicalize()
+        .with_context(|| source.display().to_string())?;
+    let text = fs::read_to_string(&source).with_context(|| source.display().to_string())?;
+    if !files.insert(source.clone()) {
+        return Ok(());
+    }
+    for included in text.lines().filter_map(included_file) {
+        let path = source.parent().context("a source's folder")?.join(included);
+        collect_includes(&path, files)?;
+    }
+    Ok(())
+}
+
+/// `#include "device.cuh"` → device.cuh; the toolkit's own are in angle brackets.
+fn included_file(line: &str) -> Option<&str> {
+    let rest = line
+        .trim_start()
+        .strip_prefix('#')?
+        .trim_start()
+        .strip_prefix("include")?;
+    rest.trim_start().strip_prefix('"')?.split('"').next()
+}
+
+fn collect_sources(folder: &Path, sources: &mut Vec<PathBuf>) -> Result<()> {
+    for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
+        let path = entry?.path();
+        if path.is_dir() {
+            collect_sources(&path, sources)?;
+        } else if path.extension().is_some_and(|ending| ending == "cu") {
+            sources.push(path);
+        }
+    }
+    Ok(())
+}
+
+fn file_name(source_name: &str) -> String {
+    source_name.replace('/', "-")
+}
+
+/// See `kernels/build.rs`. Rewritten only when it changes: cargo looks at its time.
+fn write_index(compiled: &[Compiled], architectures: &[&str], folder: &Path) -> Result<()> {
+    let mut hash = Sha256::new();
+    let mut index = String::new();
+    for architecture in architectures {
+        hash.update(format!("{architecture}\n"));
+        let _ = writeln!(index, "architecture {architecture}");
+    }
+    for source in compiled {
+        let file = format!("{}.fatbin", file_name(&source.source_name));
+        let bytes = fs::read(folder.join(&file)).with_context(|| file.clone())?;
+        hash.update(format!("{} {}\n", source.source_name, bytes.len()));
+        hash.update(&bytes);
+        let _ = writeln!(index, "fatbin {} {file}", source.source_name);
+    }
+    let _ = writeln!(index, "sha256 {}", hex(&hash.finalize()));
+    let path = folder.join("index.txt");
+    if fs::read_to_string(&path).is_ok_and(|old| old == index) {
+        return Ok(());
+    }
+    fs::write(&path, index).with_context(|| path.display().to_string())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_included_files_of_the_tree_only() {
+        assert_eq!(
+            included_file("#include \"../cuda/device.cuh\""),
+            Some("../cuda/device.cuh")
+        );
+        assert_eq!(included_file("  # include \"a.cuh\" // why"), Some("a.cuh"));
+        assert_eq!(included_file("#include <cuda_fp16.h>"), None);
+        assert_eq!(included_file("// include \"a.cuh\""), None);
+    }
+
+    #[test]
+    fn gencodes_name_real_code_only() {
+        let words: Vec<_> = gencodes(&["sm_90", "sm_120"]).collect();
+        let expected = [
+            "-gencode",
+            "arch=compute_90,code=sm_90",
+            "-gencode",
+            "arch=compute_120,code=sm_120",
+        ];
+        assert_eq!(words, expected);
+    }
+}
