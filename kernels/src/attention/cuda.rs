@@ -1,13 +1,16 @@
-//! Attention of decode rows over the paged cache on the GPU.
+//! Attention over the paged cache on the GPU: decode rows here, packed chunks in `packed`.
+
+mod packed;
 
 use bytemuck::{Pod, Zeroable};
 use half::f16;
 
-pub use crate::cuda::{HeadShape, KvFormat, PagedKv};
 use crate::cuda::shape::ShapeCheck;
 use crate::cuda::{
     BufferView, CudaError, Device, DevicePtr, Dim3, Kernel, LaunchConfig, PagedKvParams, Stream,
 };
+pub use crate::cuda::{HeadShape, KvFormat, PagedKv};
+pub use packed::{PlainAttention, PrefillAttention, PrefillAttentionArgs};
 
 const CHECK: ShapeCheck = ShapeCheck("attention_decode");
 /// Query heads a KV head: the columns of one matrix instruction.

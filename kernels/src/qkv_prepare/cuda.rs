@@ -3,11 +3,11 @@
 use bytemuck::{Pod, Zeroable};
 use half::f16;
 
-pub use crate::cuda::{HeadShape, KvFormat, PagedKv};
 use crate::cuda::shape::ShapeCheck;
 use crate::cuda::{
     BufferView, CudaError, Device, DevicePtr, Dim3, Kernel, LaunchConfig, PagedKvParams, Stream,
 };
+pub use crate::cuda::{HeadShape, KvFormat, PagedKv};
 
 const CHECK: ShapeCheck = ShapeCheck("qkv_prepare");
 /// Heads of a block, one a warp.

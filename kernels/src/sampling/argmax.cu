@@ -4,23 +4,12 @@
 // logits: [m][n] f32. One cluster of 8 blocks a row: each takes an eighth, the first merges. Ties go
 // to the lowest id, whatever the order of arrival. Bytes: 4 n a row.
 // Grid: 8 m blocks of 256 threads, cluster 8. Architectures: sm_90, sm_120.
-#include "../cuda/device.cuh"
+#include "advance.cuh"
 
 struct ArgmaxAdvanceParams {
     const float* logits;
     int32_t n, stride;
-    int32_t* next_ids;      // [m], the input of the next step
-    int32_t* history;       // [steps][m], what the host reads: row `*step` is written
-    const int32_t* step;    // device counter of the burst, or null for row 0
-    int32_t m;
-    // State of the rows, moved on when `advance` is set.
-    int32_t advance;
-    int32_t* positions;     // [m]
-    int32_t* context_len;   // [m], 0 for a padding row
-    int32_t* slots;         // [m]
-    const int32_t* page_table;  // [m][max_pages]
-    int32_t max_pages;
-    int32_t n_steps;  // rows of history; a step outside is not written
+    Advance to;
 };
 
 // Larger value first, then lower id: one integer order for both.
@@ -62,15 +51,5 @@ extern "C" __global__ void __launch_bounds__(256)
     if (rank != 0 || threadIdx.x != 0) return;
     for (int r = 0; r < 8; r++) best = ranks[r] > best ? ranks[r] : best;
     const int32_t token = static_cast<int32_t>(0xffffffffu - static_cast<uint32_t>(best));
-    p.next_ids[row] = token;
-    const int32_t step = p.step == nullptr ? 0 : *p.step;
-    if (step >= 0 && step < p.n_steps) p.history[static_cast<int64_t>(step) * p.m + row] = token;
-    if (p.advance && p.context_len[row] > 0) {
-        const int position = p.context_len[row];  // of the token just chosen
-        p.positions[row] = position;
-        p.context_len[row] = position + 1;
-        const int page = position / 16;
-        const int32_t* table = p.page_table + static_cast<int64_t>(row) * p.max_pages;
-        p.slots[row] = page < p.max_pages ? table[page] * 16 + position % 16 : -1;
-    }
+    advance_row(p.to, row, token, token);
 }

@@ -1,5 +1,6 @@
 //! `gate = gate / (1 + e^-gate) * up`, the middle of a SwiGLU block.
 
+pub mod cuda;
 pub mod reference;
 
 use crate::KernelError;

@@ -1,0 +1,165 @@
+//! Attention of packed prompt chunks: the fast kernel and the plain one, with the same arguments.
+
+use bytemuck::{Pod, Zeroable};
+use half::f16;
+
+use crate::cuda::shape::ShapeCheck;
+use crate::cuda::{
+    BufferView, CudaError, Device, DevicePtr, Dim3, HeadShape, Kernel, KvFormat, LaunchConfig,
+    PAGE_TOKENS, PagedKv, PagedKvParams, Stream,
+};
+
+const CHECK: ShapeCheck = ShapeCheck("attention_prefill");
+/// (Token, head of a group) pairs of a block of the fast kernel.
+const TILE_ROWS: usize = 64;
+/// Tokens of a block of the plain kernel.
+const PLAIN_TOKENS: usize = 4;
+const THREADS: u32 = 128;
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Params {
+    q: DevicePtr<f16>,
+    kv: PagedKvParams,
+    page_table: DevicePtr<i32>,
+    q_start: DevicePtr<i32>,
+    context_len: DevicePtr<i32>,
+    out: DevicePtr<f16>,
+    scale: f32,
+    n_kv: i32,
+    group: i32,
+    max_pages: i32,
+    q_stride: i32,
+    out_stride: i32,
+    n_seqs: i32,
+    n_tokens: i32,
+}
+
+/// Several sequences' tokens, one behind the other. A decode row is a sequence of one token.
+#[derive(Debug, Clone, Copy)]
+pub struct PrefillAttentionArgs<'a> {
+    /// `[n_tokens, q_stride]`: head h at h * head_dim. `q_stride` is a multiple of 8.
+    pub q: BufferView<'a, f16>,
+    pub q_stride: usize,
+    /// Holds the keys and values of these tokens too.
+    pub kv: PagedKv<'a>,
+    /// `[n_seqs, max_pages]`: a sequence's pages in order.
+    pub page_table: BufferView<'a, i32>,
+    pub max_pages: usize,
+    /// `[n_seqs + 1]`: where each sequence's tokens begin, ascending; the last is n_tokens.
+    pub q_start: BufferView<'a, i32>,
+    /// `[n_seqs]`: tokens of the sequence up to and with its last one here; 0 for padding, whose
+    /// part of `out` is not written.
+    pub context_len: BufferView<'a, i32>,
+    /// `[n_tokens, out_stride]`, laid out as `q`. `out_stride` is even.
+    pub out: BufferView<'a, f16>,
+    pub out_stride: usize,
+    pub n_tokens: usize,
+    pub n_seqs: usize,
+}
+
+impl PrefillAttentionArgs<'_> {
+    fn params(&self, shape: HeadShape, format: KvFormat) -> Result<Params, CudaError> {
+        let width = shape.n_q * shape.head_dim;
+        CHECK.multiple("q_stride", self.q_stride, 8)?;
+        CHECK.rows("length of q", self.q, self.n_tokens, self.q_stride, width)?;
+        CHECK.aligned("q", self.q, 16)?;
+        CHECK.multiple("out_stride", self.out_stride, 2)?;
+        CHECK.rows("length of out", self.out, self.n_tokens, self.out_stride, width)?;
+        CHECK.aligned("out", self.out, 4)?;
+        CHECK.at_least("max_pages", self.max_pages, 1)?;
+        CHECK.at_most("max_pages", self.max_pages, i32::MAX as usize / PAGE_TOKENS)?;
+        let n_entries = self.n_seqs.saturating_mul(self.max_pages);
+        CHECK.at_least("length of page_table", self.page_table.len(), n_entries)?;
+        CHECK.at_least("length of q_start", self.q_start.len(), self.n_seqs + 1)?;
+        CHECK.at_least("length of context_len", self.context_len.len(), self.n_seqs)?;
+        CHECK.int("n_tokens times query heads", self.n_tokens.saturating_mul(shape.n_q))?;
+        Ok(Params {
+            q: self.q.ptr(),
+            kv: self.kv.params(CHECK, shape, format)?,
+            page_table: self.page_table.ptr(),
+            q_start: self.q_start.ptr(),
+            context_len: self.context_len.ptr(),
+            out: self.out.ptr(),
+            scale: 1.0 / (shape.head_dim as f32).sqrt(),
+            n_kv: shape.n_kv as i32,
+            group: shape.group() as i32,
+            max_pages: self.max_pages as i32,
+            q_stride: CHECK.int("q_stride", self.q_stride)?,
+            out_stride: CHECK.int("out_stride", self.out_stride)?,
+            n_seqs: CHECK.int("n_seqs", self.n_seqs)?,
+            n_tokens: self.n_tokens as i32,
+        })
+    }
+}
+
+/// Flash attention with matrix instructions. Any number of query heads a KV head.
+#[derive(Debug)]
+pub struct PrefillAttention {
+    kernel: Kernel,
+    shape: HeadShape,
+    format: KvFormat,
+}
+
+impl PrefillAttention {
+    pub fn new(device: &Device, shape: HeadShape, format: KvFormat) -> Result<Self, CudaError> {
+        let kernel = kernel(device, shape, format, "prefill")?;
+        Ok(Self { kernel, shape, format })
+    }
+
+    pub fn launch(&self, stream: &Stream, args: &PrefillAttentionArgs<'_>) -> Result<(), CudaError> {
+        let params = args.params(self.shape, self.format)?;
+        if args.n_tokens == 0 || args.n_seqs == 0 {
+            return Ok(());
+        }
+        // Every sequence's last tile may be partly empty; blocks without a tile leave at once.
+        let n_tiles = (args.n_tokens * self.shape.group()).div_ceil(TILE_ROWS) + args.n_seqs;
+        let grid = Dim3::new(CHECK.int("tiles", n_tiles)? as u32, self.shape.n_kv as u32, 1);
+        let config = LaunchConfig { dependent: true, ..LaunchConfig::new(grid, THREADS) };
+        // SAFETY: the kernel holds q_start, contexts and pages inside the batch, the table and the
+        // pool, whatever they say; the lengths were checked in `params`.
+        unsafe { self.kernel.launch(stream, &config, &params) }
+    }
+}
+
+/// One key after the other, in f32: slow, for comparison.
+#[derive(Debug)]
+pub struct PlainAttention {
+    kernel: Kernel,
+    shape: HeadShape,
+    format: KvFormat,
+}
+
+impl PlainAttention {
+    pub fn new(device: &Device, shape: HeadShape, format: KvFormat) -> Result<Self, CudaError> {
+        let kernel = kernel(device, shape, format, "plain")?;
+        Ok(Self { kernel, shape, format })
+    }
+
+    pub fn launch(&self, stream: &Stream, args: &PrefillAttentionArgs<'_>) -> Result<(), CudaError> {
+        let params = args.params(self.shape, self.format)?;
+        if args.n_tokens == 0 || args.n_seqs == 0 {
+            return Ok(());
+        }
+        let n_blocks = args.n_tokens.div_ceil(PLAIN_TOKENS) as u32;
+        let grid = Dim3::new(n_blocks, self.shape.n_q as u32, 1);
+        let config = LaunchConfig { dependent: true, ..LaunchConfig::new(grid, THREADS) };
+        // SAFETY: as for `PrefillAttention`; a warp has one token below n_tokens.
+        unsafe { self.kernel.launch(stream, &config, &params) }
+    }
+}
+
+/// `attention/<which>` for these heads. Heads lie along the grid's y.
+fn kernel(
+    device: &Device,
+    shape: HeadShape,
+    format: KvFormat,
+    which: &str,
+) -> Result<Kernel, CudaError> {
+    shape.check(CHECK)?;
+    CHECK.at_most("n_q", shape.n_q, super::MAX_ROWS)?;
+    let name = format!("attention_{which}_{}_{}", format.kernel_suffix(), shape.head_dim);
+    let kernel = device.kernel(&format!("attention/{which}"), &name)?;
+    kernel.set_shared_carveout(100)?;
+    Ok(kernel)
+}

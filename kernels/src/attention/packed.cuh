@@ -1,0 +1,19 @@
+// Chunks of several sequences, packed one behind the other: what prefill.cu and plain.cu take.
+#pragma once
+#include "../cuda/paged_kv.cuh"
+
+struct PackedAttentionParams {
+    const __half* q;             // [n_tokens][q_stride], head h at h * head_dim
+    PagedKv kv;
+    const int32_t* page_table;   // [n_seqs][max_pages]
+    const int32_t* q_start;      // [n_seqs + 1]
+    const int32_t* context_len;  // [n_seqs]; 0 for a padding row
+    __half* out;                 // [n_tokens][out_stride]
+    float scale;                 // 1 / sqrt(head_dim)
+    int32_t n_kv, group;
+    int32_t max_pages, q_stride, out_stride;
+    int32_t n_seqs, n_tokens;
+};
+
+// First token of a sequence, held inside the batch whatever q_start says.
+DEVICE int first_token(const PackedAttentionParams& p, int seq) { return max(0, min(p.q_start[seq], p.n_tokens)); }

@@ -1,0 +1,257 @@
+// out[t][h] = softmax(q[t][h] K^T / sqrt(head_dim)) V, causal, for packed prompt chunks of several
+// sequences over their paged prefixes: flash attention with mma.sync.
+//
+// Sequence s has the tokens q_start[s] .. q_start[s + 1] of the batch, which are the last ones of
+// its context_len[s] tokens; their keys and values are in the pages already. The query heads of a
+// KV head are folded into the rows (row = token * group + head), so K and V are read once for all.
+// A block has 64 rows, 16 a warp, and walks over its context in tiles of 64 tokens (4 pages), which
+// lie in shared memory as fp16 whatever the cache holds. K loads run under P V, V loads under Q K.
+//
+// Both operands are read without transposition: K as 16-byte pieces, the dimensions permuted alike in
+// Q and K; V in the layout of paged_kv.cuh, which is that of the B operand.
+//
+// FLOPs: 4 * head_dim * (visible pairs) a query head. Bytes: K and V once a block.
+// Grid: (tiles of all sequences at most, n_kv_heads), long contexts first, 128 threads.
+// Architectures: sm_90, sm_120. Ideas: FlashAttention-2 (Dao), GQA packing as in FlashInfer.
+#include "packed.cuh"
+
+constexpr int ROWS = 64, TOKENS = 64, THREADS = 128;
+
+DEVICE void async_copy_16(void* dst, const void* src) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(dst)), "l"(src) : "memory");
+}
+DEVICE void async_copy_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+// Which sequence tile `tile` belongs to, and its first row there. The same in every warp.
+DEVICE bool find_tile(const PackedAttentionParams& p, int tile, int& seq, int& first_row) {
+    const int lane = threadIdx.x % 32;
+    int before = 0;
+    for (int base = 0; base < p.n_seqs; base += 32) {
+        const int s = base + lane;
+        const int tiles = s < p.n_seqs ? (max(0, first_token(p, s + 1) - first_token(p, s)) * p.group + ROWS - 1) / ROWS : 0;
+        int inclusive = tiles;
+#pragma unroll
+        for (int d = 1; d < 32; d *= 2) {
+            const int other = __shfl_up_sync(~0u, inclusive, d);
+            if (lane >= d) inclusive += other;
+        }
+        const uint32_t hit = __ballot_sync(~0u, before + inclusive > tile);
+        if (hit != 0) {
+            const int found = __ffs(hit) - 1;
+            seq = base + found;
+            first_row = (tile - before - __shfl_sync(~0u, inclusive - tiles, found)) * ROWS;
+            return true;
+        }
+        before += __shfl_sync(~0u, inclusive, 31);
+    }
+    return false;
+}
+
+// Where 16-byte chunk `chunk` (8 dimensions) of token `row` lies in the K tile: pairs of rows in
+// different halves of the banks.
+template <int HD>
+DEVICE int k_offset(int row, int chunk) {
+    return row * HD + (chunk ^ ((row & 1) << 2)) * 8;
+}
+
+// Brings one tile of K or V from the pages to shared memory. `start` lets the loads run, `finish`
+// makes them visible to this thread; a barrier then makes them visible to all.
+template <class T, int HD, bool IS_K>
+struct TileLoader;
+
+template <int HD, bool IS_K>
+struct TileLoader<__half, HD, IS_K> {
+    template <class PageAt>
+    DEVICE void start(const __half* pool, PageAt page_at, __half* tile) {
+#pragma unroll
+        for (int n = 0; n < TOKENS * HD / 8 / THREADS; n++) {
+            const int i = n * THREADS + threadIdx.x, page = i / (2 * HD), c = i % (2 * HD);
+            const int row = page * PAGE_TOKENS + c / (HD / 8);
+            const int to = IS_K ? k_offset<HD>(row, c % (HD / 8)) : i * 8;
+            async_copy_16(tile + to, pool + page_at(page) + c * 8);
+        }
+    }
+    DEVICE void finish(__half*) { async_copy_wait(); }
+};
+
+template <int HD, bool IS_K>
+struct TileLoader<__nv_fp8_e4m3, HD, IS_K> {
+    static constexpr int N = TOKENS * HD / 16 / THREADS;
+    uint4 staged[N];
+    template <class PageAt>
+    DEVICE void start(const __nv_fp8_e4m3* pool, PageAt page_at, __half*) {
+#pragma unroll
+        for (int n = 0; n < N; n++) {
+            const int i = n * THREADS + threadIdx.x, page = i / HD, c = i % HD;
+            staged[n] = *reinterpret_cast<const uint4*>(pool + page_at(page) + c * 16);
+        }
+    }
+    DEVICE void finish(__half* tile) {
+#pragma unroll
+        for (int n = 0; n < N; n++) {
+            const int i = n * THREADS + threadIdx.x, page = i / HD, c = i % HD;
+            const int row = page * PAGE_TOKENS + c / (HD / 16), chunk = c % (HD / 16) * 2;
+            const uint32_t words[4] = {staged[n].x, staged[n].y, staged[n].z, staged[n].w};
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                uint32_t out[4];
+#pragma unroll
+                for (int w = 0; w < 4; w++) {
+                    const __half2_raw pair = __nv_cvt_fp8x2_to_halfraw2(
+                        static_cast<__nv_fp8x2_storage_t>(words[half * 2 + w / 2] >> (16 * (w % 2))), __NV_E4M3);
+                    out[w] = static_cast<uint32_t>(pair.x) | static_cast<uint32_t>(pair.y) << 16;
+                }
+                const int to = IS_K ? k_offset<HD>(row, chunk + half) : i * 16 + half * 8;
+                *reinterpret_cast<uint4*>(tile + to) = make_uint4(out[0], out[1], out[2], out[3]);
+            }
+        }
+    }
+};
+
+DEVICE void load_eight(const __half* at, bool exists, uint32_t (&out)[4]) {
+    if (exists) load_eight(at, out);
+    else out[0] = out[1] = out[2] = out[3] = 0;
+}
+
+template <class T, int HD>
+DEVICE void attention_prefill(const PackedAttentionParams& p) {
+    constexpr int S = HD / 32, TILES = HD / 16, PAGES = TOKENS / PAGE_TOKENS, N = TOKENS / 8;
+    __shared__ __align__(16) __half k_tile[TOKENS * HD];
+    __shared__ __align__(16) __half v_tile[TOKENS * HD];
+    const int kv_head = blockIdx.y, warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, j = lane % 4;
+    launch_dependents();
+    wait_for_previous();
+    int seq, first_row;
+    if (!find_tile(p, gridDim.x - 1 - blockIdx.x, seq, first_row)) return;
+    const int begin = first_token(p, seq), len = first_token(p, seq + 1) - begin;
+    const int context = min(p.context_len[seq], p.max_pages * PAGE_TOKENS);
+    if (context <= 0) return;
+    const int start = max(0, context - len), rows = len * p.group;
+
+    // This lane's two rows of the tile; rows past the end are zero and not stored.
+    int64_t token[2];
+    int head[2], limit[2];  // limit: how many tokens of the context the row sees
+    bool exists[2];
+    uint32_t q[S][2][4];
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        const int row = first_row + warp * 16 + g + 8 * h;
+        exists[h] = row < rows;
+        const int t = min(row, rows - 1) / p.group;
+        token[h] = begin + t;
+        head[h] = kv_head * p.group + min(row, rows - 1) % p.group;
+        limit[h] = min(start + t + 1, context);
+    }
+#pragma unroll
+    for (int s = 0; s < S; s++) {
+        uint32_t x[2][4];
+#pragma unroll
+        for (int h = 0; h < 2; h++) load_eight(p.q + token[h] * p.q_stride + head[h] * HD + s * 32 + j * 8, exists[h], x[h]);
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            q[s][i][0] = x[0][2 * i], q[s][i][1] = x[1][2 * i];
+            q[s][i][2] = x[0][2 * i + 1], q[s][i][3] = x[1][2 * i + 1];
+        }
+    }
+    const int last_limit = min(start + (min(first_row + ROWS, rows) - 1) / p.group + 1, context);
+    const int first_limit = min(start + first_row / p.group + 1, context);
+    const int n_tiles = (last_limit + TOKENS - 1) / TOKENS, last_page = (last_limit - 1) / PAGE_TOKENS;
+
+    const int32_t* table = p.page_table + static_cast<int64_t>(seq) * p.max_pages;
+    const int64_t page_values = static_cast<int64_t>(p.n_kv) * PAGE_TOKENS * HD;
+    const T* k_pool = static_cast<const T*>(p.kv.k) + kv_head * PAGE_TOKENS * HD;
+    const T* v_pool = static_cast<const T*>(p.kv.v) + kv_head * PAGE_TOKENS * HD;
+    TileLoader<T, HD, true> k_loader;
+    TileLoader<T, HD, false> v_loader;
+    // Pages behind the end repeat the last one; its tokens are masked there.
+    auto start_k = [&](int tile) {
+        k_loader.start(k_pool, [&](int page) { return page_in_pool(p.kv, table[min(tile * PAGES + page, last_page)]) * page_values; }, k_tile);
+    };
+    auto start_v = [&](int tile) {
+        v_loader.start(v_pool, [&](int page) { return page_in_pool(p.kv, table[min(tile * PAGES + page, last_page)]) * page_values; }, v_tile);
+    };
+
+    const float scale = p.scale * p.kv.k_scale * 1.44269504f;  // exp2 below
+    float m[2] = {-INFINITY, -INFINITY}, l[2] = {0.f, 0.f};
+    float o[2 * TILES][4] = {};
+    start_k(0);
+    for (int tile = 0; tile < n_tiles; tile++) {
+        k_loader.finish(k_tile);
+        __syncthreads();  // K is there, and nobody reads the V before any more
+        start_v(tile);
+        float sc[N][4] = {};
+#pragma unroll
+        for (int s = 0; s < S; s++)
+#pragma unroll
+            for (int n = 0; n < N; n++) {
+                const uint4 k = *reinterpret_cast<const uint4*>(k_tile + k_offset<HD>(n * 8 + g, s * 4 + j));
+                mma_16816(sc[n], q[s][0], k.x, k.y);
+                mma_16816(sc[n], q[s][1], k.z, k.w);
+            }
+        // score i of tile n: row g + 8 * (i / 2), token n * 8 + 2j + i % 2
+        const bool is_whole = (tile + 1) * TOKENS <= first_limit;
+        float top[2] = {-INFINITY, -INFINITY};
+#pragma unroll
+        for (int n = 0; n < N; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const int t = tile * TOKENS + n * 8 + 2 * j + i % 2;
+                sc[n][i] = is_whole || t < limit[i / 2] ? sc[n][i] * scale : -INFINITY;
+                top[i / 2] = fmaxf(top[i / 2], sc[n][i]);
+            }
+        float factor[2];
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            top[h] = fmaxf(top[h], __shfl_xor_sync(~0u, top[h], 1));
+            top[h] = fmaxf(top[h], __shfl_xor_sync(~0u, top[h], 2));
+            top[h] = fmaxf(top[h], m[h]);  // finite: every row sees token 0
+            factor[h] = exp2f(m[h] - top[h]);
+            m[h] = top[h];
+            l[h] *= factor[h];
+        }
+        uint32_t pr[PAGES][4];  // P as the A operand of a page
+#pragma unroll
+        for (int n = 0; n < N; n++) {
+            float x[4];
+#pragma unroll
+            for (int i = 0; i < 4; i++) x[i] = exp2f(sc[n][i] - m[i / 2]);
+            l[0] += x[0] + x[1], l[1] += x[2] + x[3];  // this lane's tokens; added over lanes at the end
+            pr[n / 2][n % 2 * 2] = half2_bits(__floats2half2_rn(x[0], x[1]));
+            pr[n / 2][n % 2 * 2 + 1] = half2_bits(__floats2half2_rn(x[2], x[3]));
+        }
+        v_loader.finish(v_tile);
+        __syncthreads();  // V is there, and nobody reads this K any more
+        if (tile + 1 < n_tiles) start_k(tile + 1);
+#pragma unroll
+        for (int n = 0; n < 2 * TILES; n++) o[n][0] *= factor[0], o[n][1] *= factor[0], o[n][2] *= factor[1], o[n][3] *= factor[1];
+#pragma unroll
+        for (int page = 0; page < PAGES; page++)
+#pragma unroll
+            for (int t = 0; t < TILES; t++) {
+                const uint4 v = *reinterpret_cast<const uint4*>(v_tile + (page * TILES + t) * 256 + lane * 8);
+                mma_16816(o[2 * t], pr[page], v.x, v.z);
+                mma_16816(o[2 * t + 1], pr[page], v.y, v.w);
+            }
+    }
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        l[h] += __shfl_xor_sync(~0u, l[h], 1);
+        l[h] += __shfl_xor_sync(~0u, l[h], 2);
+        const float r = p.kv.v_scale / l[h];
+        __half2* out = reinterpret_cast<__half2*>(p.out + token[h] * p.out_stride + head[h] * HD);
+        if (exists[h])
+#pragma unroll
+            for (int n = 0; n < 2 * TILES; n++) out[n * 4 + j] = __floats2half2_rn(o[n][2 * h] * r, o[n][2 * h + 1] * r);
+    }
+}
+
+// blocks: how many a multiprocessor should hold, which bounds the registers.
+#define ATTENTION_PREFILL(name, type, hd, blocks)                                \
+    extern "C" __global__ void __launch_bounds__(THREADS, blocks)                \
+        name(const __grid_constant__ PackedAttentionParams p) {                  \
+        attention_prefill<type, hd>(p);                                          \
+    }
+ATTENTION_PREFILL(attention_prefill_half_64, __half, 64, 3)
+ATTENTION_PREFILL(attention_prefill_half_128, __half, 128, 2)
+ATTENTION_PREFILL(attention_prefill_fp8_64, __nv_fp8_e4m3, 64, 3)
+ATTENTION_PREFILL(attention_prefill_fp8_128, __nv_fp8_e4m3, 128, 2)

@@ -1,0 +1,82 @@
+//! The likeliest token of each row.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::{AdvanceParams, AdvanceState, advance_params};
+use crate::cuda::shape::ShapeCheck;
+use crate::cuda::{BufferView, CudaError, Device, DevicePtr, Kernel, LaunchConfig, Stream};
+
+const CHECK: ShapeCheck = ShapeCheck("argmax_advance");
+/// Blocks a row.
+const CLUSTER: usize = 8;
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Params {
+    logits: DevicePtr<f32>,
+    n: i32,
+    stride: i32,
+    to: AdvanceParams,
+}
+
+#[derive(Debug)]
+pub struct ArgmaxAdvance {
+    kernel: Kernel,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct ArgmaxAdvanceArgs<'a> {
+    /// `[n_rows, stride]`, of which `vocab` values count. Among equals the lowest id wins. A NaN
+    /// counts as larger than every number.
+    pub logits: BufferView<'a, f32>,
+    pub vocab: usize,
+    pub stride: usize,
+    /// `[n_rows]`: written, the input of the next step.
+    pub next_ids: BufferView<'a, i32>,
+    /// `[n_steps, n_rows]`: row `*step` is written, if it is inside.
+    pub history: BufferView<'a, i32>,
+    /// `[1]`: which row of `history`; `None` is row 0.
+    pub step: Option<BufferView<'a, i32>>,
+    pub n_rows: usize,
+    /// Where the rows are moved on; `None` leaves that to the host.
+    pub advance: Option<AdvanceState<'a>>,
+}
+
+impl ArgmaxAdvance {
+    pub fn new(device: &Device) -> Result<Self, CudaError> {
+        let kernel = device.kernel("sampling/argmax", "argmax_advance")?;
+        kernel.set_shared_carveout(100)?;
+        Ok(Self { kernel })
+    }
+
+    pub fn launch(&self, stream: &Stream, args: &ArgmaxAdvanceArgs<'_>) -> Result<(), CudaError> {
+        let n_rows = args.n_rows;
+        CHECK.at_least("vocab", args.vocab, 1)?;
+        CHECK.rows("length of logits", args.logits, n_rows, args.stride, args.vocab)?;
+        if n_rows == 0 {
+            return Ok(());
+        }
+        let params = Params {
+            logits: args.logits.ptr(),
+            n: CHECK.int("vocab", args.vocab)?,
+            stride: CHECK.int("stride", args.stride)?,
+            to: advance_params(
+                CHECK,
+                args.next_ids,
+                args.history,
+                args.step,
+                n_rows,
+                args.advance,
+            )?,
+        };
+        let grid = CHECK.int("blocks", n_rows.saturating_mul(CLUSTER))? as u32;
+        let config = LaunchConfig {
+            cluster: CLUSTER as u32,
+            dependent: true,
+            ..LaunchConfig::new(grid, 256)
+        };
+        // SAFETY: a cluster reads one row of logits and of the page table and writes one entry of
+        // each array (the kernel holds the step inside); the lengths were checked above.
+        unsafe { self.kernel.launch(stream, &config, &params) }
+    }
+}

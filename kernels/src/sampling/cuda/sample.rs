@@ -1,0 +1,203 @@
+//! Sampling with every parameter of the engine's CPU sampler, and log-probabilities.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::{AdvanceParams, AdvanceState, advance_params};
+use crate::cuda::shape::ShapeCheck;
+use crate::cuda::{BufferView, CudaError, Device, DevicePtr, Kernel, LaunchConfig, Stream};
+
+const CHECK: ShapeCheck = ShapeCheck("sample");
+pub const MAX_TOP_LOGPROBS: usize = 20;
+const THREADS: u32 = 1024;
+
+/// How one row chooses, as it lies on the device. The caller has checked the ranges:
+/// temperature >= 0, top_p in (0, 1], min_p in [0, 1], repetition_penalty > 0, all finite.
+#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub struct SamplingRow {
+    pub seed: u64,
+    /// Of the token to choose; the kernel moves it on.
+    pub output_index: u64,
+    /// 0 is greedy.
+    pub temperature: f32,
+    /// 0 keeps all.
+    pub top_k: i32,
+    pub top_p: f32,
+    pub min_p: f32,
+    pub repetition_penalty: f32,
+    pub presence_penalty: f32,
+    pub frequency_penalty: f32,
+    /// Likeliest tokens to report beside the chosen one; -1 for no log-probabilities.
+    pub n_logprobs: i32,
+    /// Entries of the row's list of [`PenalizedToken`]; the kernel appends to it.
+    pub n_penalized: i32,
+    /// 1 where chosen tokens enter the list, as penalties need it; 0 otherwise.
+    pub tracks_output: i32,
+}
+
+impl SamplingRow {
+    /// Greedy, with nothing else: also what padding rows get.
+    pub const GREEDY: Self = Self {
+        seed: 0,
+        output_index: 0,
+        temperature: 0.0,
+        top_k: 0,
+        top_p: 1.0,
+        min_p: 0.0,
+        repetition_penalty: 1.0,
+        presence_penalty: 0.0,
+        frequency_penalty: 0.0,
+        n_logprobs: -1,
+        n_penalized: 0,
+        tracks_output: 0,
+    };
+}
+
+/// A token of the row's prompt or output, or with a bias. No token is in a list twice.
+#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub struct PenalizedToken {
+    pub token: i32,
+    /// How often it was generated; 0: it is in the prompt only; -1: it has a bias only.
+    pub n_generated: i32,
+    /// Added to the logit.
+    pub bias: f32,
+    /// Written by the kernel: the logit as the model gave it.
+    pub logit: f32,
+}
+
+/// What `history` holds instead of a token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum TokenError {
+    #[error("a logit is NaN or infinite; the model's output is broken")]
+    NotFinite,
+    #[error("every logit is -inf: no token can be chosen")]
+    AllMasked,
+    #[error("the row's list of penalised tokens is full")]
+    ListFull,
+    #[error("unknown token {0} from the device")]
+    Unknown(i32),
+}
+
+impl TokenError {
+    /// The token in an entry of `history`.
+    pub fn token(entry: i32) -> Result<u32, Self> {
+        match entry {
+            -1 => Err(Self::NotFinite),
+            -2 => Err(Self::AllMasked),
+            -3 => Err(Self::ListFull),
+            entry => u32::try_from(entry).map_err(|_| Self::Unknown(entry)),
+        }
+    }
+}
+
+/// Log-probabilities, from the logits before bias and penalties.
+#[derive(Debug, Clone, Copy)]
+pub struct LogprobOutputs<'a> {
+    /// `[n_steps, n_rows]`: of the chosen token, where the row asks for it.
+    pub logprob: BufferView<'a, f32>,
+    /// `[n_steps, n_rows, max_top]`: the likeliest, best first; -1 where there are fewer.
+    pub top_ids: BufferView<'a, i32>,
+    /// `[n_steps, n_rows, max_top]`
+    pub top_logprob: BufferView<'a, f32>,
+    /// Up to [`MAX_TOP_LOGPROBS`]; a row gets `n_logprobs` of them.
+    pub max_top: usize,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct SampleArgs<'a> {
+    /// `[n_rows, stride]`, of which `vocab` values count; changed. -inf masks a token.
+    pub logits: BufferView<'a, f32>,
+    pub vocab: usize,
+    pub stride: usize,
+    /// `[n_rows]`
+    pub rows: BufferView<'a, SamplingRow>,
+    /// `[n_rows, max_penalized]`. A row that tracks its output needs room for it.
+    pub penalized: BufferView<'a, PenalizedToken>,
+    pub max_penalized: usize,
+    /// `[n_rows]`: written, the input of the next step.
+    pub next_ids: BufferView<'a, i32>,
+    /// `[n_steps, n_rows]`: row `*step` is written, if it is inside. See [`TokenError::token`].
+    pub history: BufferView<'a, i32>,
+    /// `[1]`: which row of `history`; `None` is row 0.
+    pub step: Option<BufferView<'a, i32>>,
+    pub n_rows: usize,
+    /// Where the rows are moved on; `None` leaves that to the host.
+    pub advance: Option<AdvanceState<'a>>,
+    pub logprobs: Option<LogprobOutputs<'a>>,
+}
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Params {
+    logits: DevicePtr<f32>,
+    n: i32,
+    stride: i32,
+    to: AdvanceParams,
+    rows: DevicePtr<SamplingRow>,
+    penalized: DevicePtr<PenalizedToken>,
+    logprob: DevicePtr<f32>,
+    top_ids: DevicePtr<i32>,
+    top_logprob: DevicePtr<f32>,
+    max_penalized: i32,
+    max_top: i32,
+}
+
+#[derive(Debug)]
+pub struct Sample {
+    kernel: Kernel,
+}
+
+impl Sample {
+    pub fn new(device: &Device) -> Result<Self, CudaError> {
+        let kernel = device.kernel("sampling/sample", "sample")?;
+        kernel.set_shared_carveout(100)?;
+        Ok(Self { kernel })
+    }
+
+    pub fn launch(&self, stream: &Stream, args: &SampleArgs<'_>) -> Result<(), CudaError> {
+        let n_rows = args.n_rows;
+        CHECK.at_least("vocab", args.vocab, 1)?;
+        CHECK.rows("length of logits", args.logits, n_rows, args.stride, args.vocab)?;
+        CHECK.at_least("length of rows", args.rows.len(), n_rows)?;
+        let n_entries = n_rows.saturating_mul(args.max_penalized);
+        CHECK.at_least("length of penalized", args.penalized.len(), n_entries)?;
+        if n_rows == 0 {
+            return Ok(());
+        }
+        let to =
+            advance_params(CHECK, args.next_ids, args.history, args.step, n_rows, args.advance)?;
+        let mut params = Params {
+            logits: args.logits.ptr(),
+            n: CHECK.int("vocab", args.vocab)?,
+            stride: CHECK.int("stride", args.stride)?,
+            to,
+            rows: args.rows.ptr(),
+            penalized: args.penalized.ptr(),
+            logprob: DevicePtr::null(),
+            top_ids: DevicePtr::null(),
+            top_logprob: DevicePtr::null(),
+            max_penalized: CHECK.int("max_penalized", args.max_penalized)?,
+            max_top: 0,
+        };
+        if let Some(outputs) = args.logprobs {
+            let n_steps = to.n_steps as usize;
+            CHECK.at_most("max_top", outputs.max_top, MAX_TOP_LOGPROBS)?;
+            CHECK.at_least("length of logprob", outputs.logprob.len(), n_steps * n_rows)?;
+            let n_top = n_steps * n_rows * outputs.max_top;
+            CHECK.at_least("length of top_ids", outputs.top_ids.len(), n_top)?;
+            CHECK.at_least("length of top_logprob", outputs.top_logprob.len(), n_top)?;
+            params.logprob = outputs.logprob.ptr();
+            params.top_ids = outputs.top_ids.ptr();
+            params.top_logprob = outputs.top_logprob.ptr();
+            params.max_top = outputs.max_top as i32;
+        }
+        let config = LaunchConfig {
+            dependent: true,
+            ..LaunchConfig::new(params.to.m as u32, THREADS)
+        };
+        // SAFETY: a block has one row of every array; the kernel holds the step, list lengths and
+        // token ids inside; the lengths were checked above.
+        unsafe { self.kernel.launch(stream, &config, &params) }
+    }
+}

@@ -1,0 +1,80 @@
+//! SiLU(gate) * up on the GPU.
+
+use bytemuck::{Pod, Zeroable};
+use half::f16;
+
+use crate::cuda::shape::ShapeCheck;
+use crate::cuda::{BufferView, CudaError, Device, DevicePtr, Dim3, Kernel, LaunchConfig, Stream};
+
+const CHECK: ShapeCheck = ShapeCheck("silu_mul");
+const THREADS: usize = 256;
+/// Values of a thread.
+const VECTOR: usize = 8;
+const MAX_GRID_Y: usize = 65_535;
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Params {
+    gate: DevicePtr<f16>,
+    up: DevicePtr<f16>,
+    out: DevicePtr<f16>,
+    n: i32,
+    stride: i32,
+    out_stride: i32,
+    m: i32,
+}
+
+#[derive(Debug)]
+pub struct SiluMul {
+    kernel: Kernel,
+}
+
+impl SiluMul {
+    pub fn new(device: &Device) -> Result<Self, CudaError> {
+        let kernel = device.kernel("silu_mul/silu_mul", "silu_mul")?;
+        kernel.set_shared_carveout(100)?;
+        Ok(Self { kernel })
+    }
+
+    /// `gate, up: [n_rows, stride]`, `out: [n_rows, out_stride]`, `n` values of each row. `n` and
+    /// the strides are multiples of 8. `out` may lie on `gate`.
+    pub fn launch(
+        &self,
+        stream: &Stream,
+        gate: BufferView<'_, f16>,
+        up: BufferView<'_, f16>,
+        stride: usize,
+        out: BufferView<'_, f16>,
+        out_stride: usize,
+        n_rows: usize,
+        n: usize,
+    ) -> Result<(), CudaError> {
+        CHECK.multiple("n", n, VECTOR)?;
+        CHECK.multiple("stride", stride, VECTOR)?;
+        CHECK.multiple("out_stride", out_stride, VECTOR)?;
+        CHECK.rows("length of gate", gate, n_rows, stride, n)?;
+        CHECK.rows("length of up", up, n_rows, stride, n)?;
+        CHECK.rows("length of out", out, n_rows, out_stride, n)?;
+        CHECK.aligned("gate", gate, 16)?;
+        CHECK.aligned("up", up, 16)?;
+        CHECK.aligned("out", out, 16)?;
+        if n_rows == 0 {
+            return Ok(());
+        }
+        let params = Params {
+            gate: gate.ptr(),
+            up: up.ptr(),
+            out: out.ptr(),
+            n: CHECK.int("n", n)?,
+            stride: CHECK.int("stride", stride)?,
+            out_stride: CHECK.int("out_stride", out_stride)?,
+            m: CHECK.int("n_rows", n_rows)?,
+        };
+        let n_columns = n.div_ceil(VECTOR * THREADS) as u32;
+        let grid = Dim3::new(n_columns, n_rows.min(MAX_GRID_Y) as u32, 1);
+        let config = LaunchConfig { dependent: true, ..LaunchConfig::new(grid, THREADS as u32) };
+        // SAFETY: threads touch n values of each row in words of 16 bytes; lengths, multiples and
+        // alignment were checked above.
+        unsafe { self.kernel.launch(stream, &config, &params) }
+    }
+}

@@ -1,0 +1,221 @@
+//! Decode attention against f64.
+
+mod gpu;
+
+use half::f16;
+use kernels::attention::cuda::{DecodeAttention, DecodeAttentionArgs};
+use kernels::cuda::{Buffer, HeadShape, KvFormat, PAGE_TOKENS};
+use kernels::qkv_prepare::cuda::{QkvPrepare, QkvPrepareArgs};
+
+/// Of one head's result: probabilities, parts and the result are 16-bit.
+const TOLERANCE: f64 = 2e-3;
+const POISON: f16 = f16::from_f32_const(-77.0);
+
+/// Contexts around pages, warps' and splits' borders; 0 is padding.
+const CONTEXTS: [i32; 22] = [
+    1, 2, 15, 16, 17, 31, 0, 32, 33, 63, 64, 65, 127, 129, 255, 257, 500, 1000, 0, 2047, 2048, 2049,
+];
+
+#[test]
+#[ignore = "needs a GPU: run with --ignored"]
+fn ragged_contexts_agree_with_f64_for_every_split_and_format() {
+    let (device, stream) = gpu::open();
+    let mut rng = gpu::rng(4);
+    let (n_rows, max_pages) = (CONTEXTS.len(), 130);
+    let context_len = Buffer::from_slice(&stream, &CONTEXTS).unwrap();
+    let tables = gpu::page_tables(&mut rng, n_rows, max_pages);
+    let page_table = Buffer::from_slice(&stream, &tables).unwrap();
+    for (n_q, n_kv, head_dim) in
+        [(1, 1, 64), (9, 3, 64), (16, 2, 64), (8, 1, 128), (4, 2, 128), (7, 1, 128), (10, 2, 128)]
+    {
+        let shape = HeadShape { n_q, n_kv, head_dim };
+        let width = n_q * head_dim;
+        let (q_stride, out_stride) = (width + 2 * n_kv * head_dim, width + 3);
+        let q = gpu::halves(&mut rng, n_rows * q_stride, 1.0);
+        let q_on_device = Buffer::from_slice(&stream, &q).unwrap();
+        for format in [KvFormat::F16, KvFormat::Fp8E4m3] {
+            let n_pages = n_rows * max_pages;
+            let pool = gpu::KvPool::random(&stream, &mut rng, shape, format, n_pages);
+            let values = pool.download(&stream);
+            let expected: Vec<Vec<f64>> = (0..n_rows * n_q)
+                .map(|i| {
+                    let (row, head) = (i / n_q, i % n_q);
+                    let q = &q[row * q_stride + head * head_dim..][..head_dim];
+                    let pages = &tables[row * max_pages..][..max_pages];
+                    values.attention(q, head, CONTEXTS[row] as usize, pages)
+                })
+                .collect();
+            for (n_splits, reduce_in_fp32) in
+                (1..=8).flat_map(|splits| [(splits, false), (splits, true)])
+            {
+                let attention =
+                    DecodeAttention::new(&device, shape, format, 8, reduce_in_fp32).unwrap();
+                let out = Buffer::from_slice(&stream, &vec![POISON; n_rows * out_stride]).unwrap();
+                attention
+                    .launch(
+                        &stream,
+                        &DecodeAttentionArgs {
+                            q: q_on_device.all(),
+                            q_stride,
+                            kv: pool.view(),
+                            page_table: page_table.all(),
+                            max_pages,
+                            context_len: context_len.all(),
+                            out: out.all(),
+                            out_stride,
+                            n_rows,
+                            n_splits,
+                            fresh: 1,
+                        },
+                    )
+                    .unwrap();
+                let out = out.download(&stream).unwrap();
+                for row in 0..n_rows {
+                    let found = &out[row * out_stride..][..out_stride];
+                    let n_written = if CONTEXTS[row] == 0 { 0 } else { width };
+                    assert!(found[n_written..].iter().all(|x| *x == POISON), "row {row}");
+                    for head in 0..n_written / head_dim {
+                        let error = gpu::relative_error(
+                            &found[head * head_dim..][..head_dim],
+                            &expected[row * n_q + head],
+                        );
+                        assert!(
+                            error < TOLERANCE,
+                            "{shape:?} {format:?} splits {n_splits} f32 {reduce_in_fp32} row {row} \
+                             context {} head {head}: {error}",
+                            CONTEXTS[row]
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A prompt as rows of one sequence, its keys and values written by the launch just before.
+#[test]
+#[ignore = "needs a GPU: run with --ignored"]
+fn rows_of_one_sequence_see_each_other_and_nothing_later() {
+    let (device, stream) = gpu::open();
+    let mut rng = gpu::rng(5);
+    let shape = HeadShape { n_q: 8, n_kv: 2, head_dim: 128 };
+    let stride = 12 * 128;
+    for (format, start, n_rows) in
+        [(KvFormat::F16, 0, 50), (KvFormat::F16, 100, 37), (KvFormat::Fp8E4m3, 77, 64)]
+    {
+        let max_pages = (start + n_rows + 15) / PAGE_TOKENS + 1;
+        let pages = gpu::page_tables(&mut rng, 1, max_pages);
+        let tables: Vec<i32> = (0..n_rows).flat_map(|_| pages.clone()).collect();
+        let positions: Vec<i32> = (start..start + n_rows).map(|p| p as i32).collect();
+        let contexts: Vec<i32> = positions.iter().map(|p| p + 1).collect();
+        let slots: Vec<i32> =
+            positions.iter().map(|p| pages[*p as usize / 16] * 16 + p % 16).collect();
+        let pool = gpu::KvPool::random(&stream, &mut rng, shape, format, max_pages);
+        let qkv =
+            Buffer::from_slice(&stream, &gpu::halves(&mut rng, n_rows * stride, 1.0)).unwrap();
+        let n_positions = start + n_rows;
+        let cos_sin: Vec<f32> = (0..n_positions * 128)
+            .map(|i| {
+                let angle = (i / 128) as f32 * 0.01 * (1 + i % 64) as f32;
+                if i % 128 < 64 { angle.cos() } else { angle.sin() }
+            })
+            .collect();
+        let cos_sin = Buffer::from_slice(&stream, &cos_sin).unwrap();
+        let [positions, contexts_on_device, slots, page_table] =
+            [&positions, &contexts, &slots, &tables]
+                .map(|values| Buffer::from_slice(&stream, values).unwrap());
+        let out = Buffer::<f16>::zeroed(&stream, n_rows * 1024).unwrap();
+        let prepare = QkvPrepare::new(&device, shape, format).unwrap();
+        let attention = DecodeAttention::new(&device, shape, format, 4, true).unwrap();
+        prepare
+            .launch(
+                &stream,
+                &QkvPrepareArgs {
+                    qkv: qkv.all(),
+                    row_stride: stride,
+                    q_norm: None,
+                    k_norm: None,
+                    cos_sin: cos_sin.all(),
+                    n_positions,
+                    positions: positions.all(),
+                    slots: slots.all(),
+                    kv: pool.view(),
+                    eps: 1e-6,
+                    n_rows,
+                },
+            )
+            .unwrap();
+        attention
+            .launch(
+                &stream,
+                &DecodeAttentionArgs {
+                    q: qkv.all(),
+                    q_stride: stride,
+                    kv: pool.view(),
+                    page_table: page_table.all(),
+                    max_pages,
+                    context_len: contexts_on_device.all(),
+                    out: out.all(),
+                    out_stride: 1024,
+                    n_rows,
+                    n_splits: 4,
+                    fresh: n_rows,
+                },
+            )
+            .unwrap();
+        let (out, q) = (out.download(&stream).unwrap(), qkv.download(&stream).unwrap());
+        let values = pool.download(&stream);
+        for (row, head) in (0..n_rows).flat_map(|row| (0..8).map(move |head| (row, head))) {
+            let q = &q[row * stride + head * 128..][..128];
+            let expected = values.attention(q, head, contexts[row] as usize, &pages);
+            let error = gpu::relative_error(&out[row * 1024 + head * 128..][..128], &expected);
+            assert!(error < TOLERANCE, "{format:?} row {row} head {head}: {error}");
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU: run with --ignored"]
+fn wrong_shapes_are_errors() {
+    let (device, stream) = gpu::open();
+    let shape = HeadShape { n_q: 8, n_kv: 2, head_dim: 64 };
+    let new = |shape, max_splits| {
+        DecodeAttention::new(&device, shape, KvFormat::F16, max_splits, false)
+            .map_err(|error| error.to_string())
+    };
+    let text = new(HeadShape { n_q: 18, ..shape }, 1).unwrap_err();
+    assert!(text.contains("query heads a KV head is 9, must be at most 8"), "{text}");
+    assert!(new(shape, 9).unwrap_err().contains("max_splits is 9, must be at most 8"));
+    assert!(new(shape, 0).unwrap_err().contains("max_splits is 0"));
+    assert!(new(HeadShape { head_dim: 96, ..shape }, 1).unwrap_err().contains("head_dim"));
+
+    let attention = new(shape, 2).unwrap();
+    let pool = gpu::KvPool::random(&stream, &mut gpu::rng(1), shape, KvFormat::F16, 4);
+    let q = Buffer::<f16>::zeroed(&stream, 3 * 512).unwrap();
+    let ints = Buffer::<i32>::zeroed(&stream, 6).unwrap();
+    let good = DecodeAttentionArgs {
+        q: q.all(),
+        q_stride: 512,
+        kv: pool.view(),
+        page_table: ints.all(),
+        max_pages: 2,
+        context_len: ints.all(),
+        out: q.all(),
+        out_stride: 512,
+        n_rows: 3,
+        n_splits: 2,
+        fresh: 1,
+    };
+    let launch = |args: &DecodeAttentionArgs<'_>| {
+        attention.launch(&stream, args).map_err(|error| error.to_string())
+    };
+    launch(&good).unwrap();
+    let text = launch(&DecodeAttentionArgs { n_splits: 3, ..good }).unwrap_err();
+    assert_eq!(text, "attention_decode: n_splits is 3, must be at most 2");
+    assert!(launch(&DecodeAttentionArgs { max_pages: 3, ..good }).is_err());
+    assert!(launch(&DecodeAttentionArgs { q_stride: 516, ..good }).is_err());
+    assert!(launch(&DecodeAttentionArgs { n_rows: 4, ..good }).is_err());
+    let q = q.view(1..2 * 512 + 1).unwrap();
+    let text = launch(&DecodeAttentionArgs { q, n_rows: 2, ..good }).unwrap_err();
+    assert!(text.contains("q is 2, must be 0 bytes off an address divisible by 16"), "{text}");
+}

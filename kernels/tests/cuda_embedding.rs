@@ -1,0 +1,53 @@
+//! The embedding kernel against plain indexing.
+
+mod gpu;
+
+use half::f16;
+use kernels::cuda::Buffer;
+use kernels::embedding::cuda::Embedding;
+
+#[test]
+#[ignore = "needs a GPU: run with --ignored"]
+fn rows_of_the_table_come_out_exactly() {
+    let (device, stream) = gpu::open();
+    let embedding = Embedding::new(&device).unwrap();
+    let mut rng = gpu::rng(1);
+    for (vocab, hidden) in [(3, 8), (100, 576), (1000, 5120)] {
+        let table = gpu::halves(&mut rng, vocab * hidden, 1.0);
+        // The last one is outside and gives row 0.
+        let ids: Vec<i32> = [0, vocab as i32 - 1, 1, 1, vocab as i32 / 2, vocab as i32].to_vec();
+        let table_on_device = Buffer::from_slice(&stream, &table).unwrap();
+        let ids_on_device = Buffer::from_slice(&stream, &ids).unwrap();
+        let h = Buffer::<f32>::zeroed(&stream, (ids.len() + 1) * hidden).unwrap();
+        embedding
+            .launch(&stream, ids_on_device.all(), table_on_device.all(), h.all(), ids.len(), hidden)
+            .unwrap();
+        let h = h.download(&stream).unwrap();
+        for (row, id) in ids.iter().enumerate() {
+            let id = if *id as usize == vocab { 0 } else { *id as usize };
+            let expected = table[id * hidden..][..hidden].iter().map(|x| x.to_f32());
+            assert!(h[row * hidden..][..hidden].iter().copied().eq(expected), "row {row}");
+        }
+        assert!(h[ids.len() * hidden..].iter().all(|x| *x == 0.0), "behind the last row");
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU: run with --ignored"]
+fn wrong_shapes_are_errors() {
+    let (device, stream) = gpu::open();
+    let embedding = Embedding::new(&device).unwrap();
+    let ids = Buffer::<i32>::zeroed(&stream, 4).unwrap();
+    let table = Buffer::<f16>::zeroed(&stream, 10 * 16).unwrap();
+    let h = Buffer::<f32>::zeroed(&stream, 4 * 16).unwrap();
+    let launch = |n_rows, hidden| {
+        embedding
+            .launch(&stream, ids.all(), table.all(), h.all(), n_rows, hidden)
+            .map_err(|error| error.to_string())
+    };
+    launch(4, 16).unwrap();
+    launch(0, 16).unwrap();
+    assert_eq!(launch(5, 16).unwrap_err(), "embedding: length of ids is 4, must be at least 5");
+    assert!(launch(4, 12).unwrap_err().contains("hidden is 12, must be a multiple of 8"));
+    assert!(launch(4, 32).unwrap_err().contains("length of h is 64, must be at least 128"));
+}
