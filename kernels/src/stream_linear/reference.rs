@@ -204,13 +204,10 @@ pub fn stream_linear(
     out: &mut [f64],
 ) {
     let (n, k) = (layout.n(), layout.k);
+    let x: Vec<f64> = x.iter().map(|x| x.to_f64()).collect();
     let dot = |w: &[f64], column: usize, row: usize| -> f64 {
-        let x = &x[row * x_stride..][..k];
-        w[column * k..][..k]
-            .iter()
-            .zip(x)
-            .map(|(w, x)| w * x.to_f64())
-            .sum()
+        let (w, x) = (&w[column * k..][..k], &x[row * x_stride..][..k]);
+        w.iter().zip(x).map(|(w, x)| w * x).sum()
     };
     for row in 0..m {
         let mut column = 0;
