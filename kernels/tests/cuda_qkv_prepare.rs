@@ -183,14 +183,10 @@ fn check(shape: HeadShape, format: KvFormat, with_norms: bool) {
     for slot in (0..written.len()).filter(|slot| !written[*slot]) {
         let (page, token) = (slot / PAGE_TOKENS, slot % PAGE_TOKENS);
         for (head, dim) in (0..n_kv).flat_map(|head| (0..head_dim).map(move |dim| (head, dim))) {
-            assert_eq!(
-                before.k(page, head, token, dim),
-                after.k(page, head, token, dim)
-            );
-            assert_eq!(
-                before.v(page, head, token, dim),
-                after.v(page, head, token, dim)
-            );
+            let [was, is] = [&before, &after].map(|kv| kv.k(page, head, token, dim).to_bits());
+            assert_eq!(was, is, "slot {slot}");
+            let [was, is] = [&before, &after].map(|kv| kv.v(page, head, token, dim).to_bits());
+            assert_eq!(was, is, "slot {slot}");
         }
     }
 }

@@ -26,7 +26,9 @@ fn the_lowest_of_the_largest_wins() {
             logits[vocab / 2] = 50.0;
             logits[stride..][..vocab].fill(3.5); // row 1: all the same
             let row = &mut logits[2 * stride..][..vocab]; // row 2: -0 and 0 are the same
-            row.iter_mut().for_each(|x| *x = -x.abs() - 1.0);
+            for x in row.iter_mut() {
+                *x = -x.abs() - 1.0;
+            }
             (row[700], row[900]) = (-0.0, 0.0);
             logits[3 * stride..][..vocab].fill(f32::NEG_INFINITY); // row 3: one is not masked
             logits[3 * stride + 901] = -1e30;
