@@ -9,12 +9,12 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use crate::config::inactive::inactive_flags;
-use crate::config::typed::{self, Device, KvCacheDtype, Quantization, SchedulePolicy};
 use crate::config::resolved::CudaGraph;
+use crate::config::typed::{self, Device, KvCacheDtype, Quantization, SchedulePolicy};
 use crate::config::{EngineArgs, EngineConfig};
 use crate::engine_loop::{self, EngineHandle, EngineLoopConfig, StartError};
-use crate::executor::cuda::{CudaExecutor, CudaLoadError, CudaOptions, GraphSizes, KvFormat};
 use crate::executor::cpu::{ActivationType, CpuExecutor, CpuLoadError, CpuOptions};
+use crate::executor::cuda::{CudaExecutor, CudaLoadError, CudaOptions, GraphSizes, KvFormat};
 use crate::executor::{Executor, ExecutorInfo};
 use crate::kv::PAGE_TOKENS;
 use crate::metrics::Metrics;

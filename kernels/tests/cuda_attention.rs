@@ -1,5 +1,7 @@
 //! Decode attention against f64.
 
+#![allow(clippy::unwrap_used, reason = "a call that fails fails the test")]
+
 mod gpu;
 
 use half::f16;
@@ -17,7 +19,7 @@ const CONTEXTS: [i32; 22] = [
 ];
 
 #[test]
-#[ignore = "needs a GPU: run with --ignored"]
+#[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
 fn ragged_contexts_agree_with_f64_for_every_split_and_format() {
     let (device, stream) = gpu::open();
     let mut rng = gpu::rng(4);
@@ -25,10 +27,20 @@ fn ragged_contexts_agree_with_f64_for_every_split_and_format() {
     let context_len = Buffer::from_slice(&stream, &CONTEXTS).unwrap();
     let tables = gpu::page_tables(&mut rng, n_rows, max_pages);
     let page_table = Buffer::from_slice(&stream, &tables).unwrap();
-    for (n_q, n_kv, head_dim) in
-        [(1, 1, 64), (9, 3, 64), (16, 2, 64), (8, 1, 128), (4, 2, 128), (7, 1, 128), (10, 2, 128)]
-    {
-        let shape = HeadShape { n_q, n_kv, head_dim };
+    for (n_q, n_kv, head_dim) in [
+        (1, 1, 64),
+        (9, 3, 64),
+        (16, 2, 64),
+        (8, 1, 128),
+        (4, 2, 128),
+        (7, 1, 128),
+        (10, 2, 128),
+    ] {
+        let shape = HeadShape {
+            n_q,
+            n_kv,
+            head_dim,
+        };
         let width = n_q * head_dim;
         let (q_stride, out_stride) = (width + 2 * n_kv * head_dim, width + 3);
         let q = gpu::halves(&mut rng, n_rows * q_stride, 1.0);
@@ -94,22 +106,30 @@ fn ragged_contexts_agree_with_f64_for_every_split_and_format() {
 
 /// A prompt as rows of one sequence, its keys and values written by the launch just before.
 #[test]
-#[ignore = "needs a GPU: run with --ignored"]
+#[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
 fn rows_of_one_sequence_see_each_other_and_nothing_later() {
     let (device, stream) = gpu::open();
     let mut rng = gpu::rng(5);
-    let shape = HeadShape { n_q: 8, n_kv: 2, head_dim: 128 };
+    let shape = HeadShape {
+        n_q: 8,
+        n_kv: 2,
+        head_dim: 128,
+    };
     let stride = 12 * 128;
-    for (format, start, n_rows) in
-        [(KvFormat::F16, 0, 50), (KvFormat::F16, 100, 37), (KvFormat::Fp8E4m3, 77, 64)]
-    {
+    for (format, start, n_rows) in [
+        (KvFormat::F16, 0, 50),
+        (KvFormat::F16, 100, 37),
+        (KvFormat::Fp8E4m3, 77, 64),
+    ] {
         let max_pages = (start + n_rows + 15) / PAGE_TOKENS + 1;
         let pages = gpu::page_tables(&mut rng, 1, max_pages);
         let tables: Vec<i32> = (0..n_rows).flat_map(|_| pages.clone()).collect();
         let positions: Vec<i32> = (start..start + n_rows).map(|p| p as i32).collect();
         let contexts: Vec<i32> = positions.iter().map(|p| p + 1).collect();
-        let slots: Vec<i32> =
-            positions.iter().map(|p| pages[*p as usize / 16] * 16 + p % 16).collect();
+        let slots: Vec<i32> = positions
+            .iter()
+            .map(|p| pages[*p as usize / 16] * 16 + p % 16)
+            .collect();
         let pool = gpu::KvPool::random(&stream, &mut rng, shape, format, max_pages);
         let qkv =
             Buffer::from_slice(&stream, &gpu::halves(&mut rng, n_rows * stride, 1.0)).unwrap();
@@ -117,7 +137,11 @@ fn rows_of_one_sequence_see_each_other_and_nothing_later() {
         let cos_sin: Vec<f32> = (0..n_positions * 128)
             .map(|i| {
                 let angle = (i / 128) as f32 * 0.01 * (1 + i % 64) as f32;
-                if i % 128 < 64 { angle.cos() } else { angle.sin() }
+                if i % 128 < 64 {
+                    angle.cos()
+                } else {
+                    angle.sin()
+                }
             })
             .collect();
         let cos_sin = Buffer::from_slice(&stream, &cos_sin).unwrap();
@@ -163,31 +187,58 @@ fn rows_of_one_sequence_see_each_other_and_nothing_later() {
                 },
             )
             .unwrap();
-        let (out, q) = (out.download(&stream).unwrap(), qkv.download(&stream).unwrap());
+        let (out, q) = (
+            out.download(&stream).unwrap(),
+            qkv.download(&stream).unwrap(),
+        );
         let values = pool.download(&stream);
         for (row, head) in (0..n_rows).flat_map(|row| (0..8).map(move |head| (row, head))) {
             let q = &q[row * stride + head * 128..][..128];
             let expected = values.attention(q, head, contexts[row] as usize, &pages);
             let error = gpu::relative_error(&out[row * 1024 + head * 128..][..128], &expected);
-            assert!(error < TOLERANCE, "{format:?} row {row} head {head}: {error}");
+            assert!(
+                error < TOLERANCE,
+                "{format:?} row {row} head {head}: {error}"
+            );
         }
     }
 }
 
 #[test]
-#[ignore = "needs a GPU: run with --ignored"]
+#[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
 fn wrong_shapes_are_errors() {
     let (device, stream) = gpu::open();
-    let shape = HeadShape { n_q: 8, n_kv: 2, head_dim: 64 };
+    let shape = HeadShape {
+        n_q: 8,
+        n_kv: 2,
+        head_dim: 64,
+    };
     let new = |shape, max_splits| {
         DecodeAttention::new(&device, shape, KvFormat::F16, max_splits, false)
             .map_err(|error| error.to_string())
     };
     let text = new(HeadShape { n_q: 18, ..shape }, 1).unwrap_err();
-    assert!(text.contains("query heads a KV head is 9, must be at most 8"), "{text}");
-    assert!(new(shape, 9).unwrap_err().contains("max_splits is 9, must be at most 8"));
+    assert!(
+        text.contains("query heads a KV head is 9, must be at most 8"),
+        "{text}"
+    );
+    assert!(
+        new(shape, 9)
+            .unwrap_err()
+            .contains("max_splits is 9, must be at most 8")
+    );
     assert!(new(shape, 0).unwrap_err().contains("max_splits is 0"));
-    assert!(new(HeadShape { head_dim: 96, ..shape }, 1).unwrap_err().contains("head_dim"));
+    assert!(
+        new(
+            HeadShape {
+                head_dim: 96,
+                ..shape
+            },
+            1
+        )
+        .unwrap_err()
+        .contains("head_dim")
+    );
 
     let attention = new(shape, 2).unwrap();
     let pool = gpu::KvPool::random(&stream, &mut gpu::rng(1), shape, KvFormat::F16, 4);
@@ -207,15 +258,41 @@ fn wrong_shapes_are_errors() {
         fresh: 1,
     };
     let launch = |args: &DecodeAttentionArgs<'_>| {
-        attention.launch(&stream, args).map_err(|error| error.to_string())
+        attention
+            .launch(&stream, args)
+            .map_err(|error| error.to_string())
     };
     launch(&good).unwrap();
-    let text = launch(&DecodeAttentionArgs { n_splits: 3, ..good }).unwrap_err();
+    let text = launch(&DecodeAttentionArgs {
+        n_splits: 3,
+        ..good
+    })
+    .unwrap_err();
     assert_eq!(text, "attention_decode: n_splits is 3, must be at most 2");
-    assert!(launch(&DecodeAttentionArgs { max_pages: 3, ..good }).is_err());
-    assert!(launch(&DecodeAttentionArgs { q_stride: 516, ..good }).is_err());
+    assert!(
+        launch(&DecodeAttentionArgs {
+            max_pages: 3,
+            ..good
+        })
+        .is_err()
+    );
+    assert!(
+        launch(&DecodeAttentionArgs {
+            q_stride: 516,
+            ..good
+        })
+        .is_err()
+    );
     assert!(launch(&DecodeAttentionArgs { n_rows: 4, ..good }).is_err());
     let q = q.view(1..2 * 512 + 1).unwrap();
-    let text = launch(&DecodeAttentionArgs { q, n_rows: 2, ..good }).unwrap_err();
-    assert!(text.contains("q is 2, must be 0 bytes off an address divisible by 16"), "{text}");
+    let text = launch(&DecodeAttentionArgs {
+        q,
+        n_rows: 2,
+        ..good
+    })
+    .unwrap_err();
+    assert!(
+        text.contains("q is 2, must be 0 bytes off an address divisible by 16"),
+        "{text}"
+    );
 }

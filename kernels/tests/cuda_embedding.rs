@@ -1,5 +1,7 @@
 //! The embedding kernel against plain indexing.
 
+#![allow(clippy::unwrap_used, reason = "a call that fails fails the test")]
+
 mod gpu;
 
 use half::f16;
@@ -7,7 +9,7 @@ use kernels::cuda::Buffer;
 use kernels::embedding::cuda::Embedding;
 
 #[test]
-#[ignore = "needs a GPU: run with --ignored"]
+#[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
 fn rows_of_the_table_come_out_exactly() {
     let (device, stream) = gpu::open();
     let embedding = Embedding::new(&device).unwrap();
@@ -20,20 +22,37 @@ fn rows_of_the_table_come_out_exactly() {
         let ids_on_device = Buffer::from_slice(&stream, &ids).unwrap();
         let h = Buffer::<f32>::zeroed(&stream, (ids.len() + 1) * hidden).unwrap();
         embedding
-            .launch(&stream, ids_on_device.all(), table_on_device.all(), h.all(), ids.len(), hidden)
+            .launch(
+                &stream,
+                ids_on_device.all(),
+                table_on_device.all(),
+                h.all(),
+                ids.len(),
+                hidden,
+            )
             .unwrap();
         let h = h.download(&stream).unwrap();
         for (row, id) in ids.iter().enumerate() {
-            let id = if *id as usize == vocab { 0 } else { *id as usize };
+            let id = if *id as usize == vocab {
+                0
+            } else {
+                *id as usize
+            };
             let expected = table[id * hidden..][..hidden].iter().map(|x| x.to_f32());
-            assert!(h[row * hidden..][..hidden].iter().copied().eq(expected), "row {row}");
+            assert!(
+                h[row * hidden..][..hidden].iter().copied().eq(expected),
+                "row {row}"
+            );
         }
-        assert!(h[ids.len() * hidden..].iter().all(|x| *x == 0.0), "behind the last row");
+        assert!(
+            h[ids.len() * hidden..].iter().all(|x| *x == 0.0),
+            "behind the last row"
+        );
     }
 }
 
 #[test]
-#[ignore = "needs a GPU: run with --ignored"]
+#[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
 fn wrong_shapes_are_errors() {
     let (device, stream) = gpu::open();
     let embedding = Embedding::new(&device).unwrap();
@@ -47,7 +66,18 @@ fn wrong_shapes_are_errors() {
     };
     launch(4, 16).unwrap();
     launch(0, 16).unwrap();
-    assert_eq!(launch(5, 16).unwrap_err(), "embedding: length of ids is 4, must be at least 5");
-    assert!(launch(4, 12).unwrap_err().contains("hidden is 12, must be a multiple of 8"));
-    assert!(launch(4, 32).unwrap_err().contains("length of h is 64, must be at least 128"));
+    assert_eq!(
+        launch(5, 16).unwrap_err(),
+        "embedding: length of ids is 4, must be at least 5"
+    );
+    assert!(
+        launch(4, 12)
+            .unwrap_err()
+            .contains("hidden is 12, must be a multiple of 8")
+    );
+    assert!(
+        launch(4, 32)
+            .unwrap_err()
+            .contains("length of h is 64, must be at least 128")
+    );
 }

@@ -1,5 +1,7 @@
 //! Attention of packed chunks, fast and plain, against f64.
 
+#![allow(clippy::unwrap_used, reason = "a call that fails fails the test")]
+
 mod gpu;
 
 use half::f16;
@@ -39,10 +41,10 @@ fn check(device: &Device, stream: &Stream, shape: HeadShape, format: KvFormat, c
     let (q_stride, out_stride) = (width + 64, width + 2);
     let q = gpu::halves(&mut rng, n_tokens * q_stride, 1.0);
     let q_on_device = Buffer::from_slice(stream, &q).unwrap();
-    let [page_table, starts, context_len] = [&tables, &q_start, &contexts]
-        .map(|values| Buffer::from_slice(stream, values).unwrap());
-    let outs = [(); 2]
-        .map(|()| Buffer::from_slice(stream, &vec![POISON; n_tokens * out_stride]).unwrap());
+    let [page_table, starts, context_len] =
+        [&tables, &q_start, &contexts].map(|values| Buffer::from_slice(stream, values).unwrap());
+    let outs =
+        [(); 2].map(|()| Buffer::from_slice(stream, &vec![POISON; n_tokens * out_stride]).unwrap());
     let args = PrefillAttentionArgs {
         q: q_on_device.all(),
         q_stride,
@@ -56,18 +58,35 @@ fn check(device: &Device, stream: &Stream, shape: HeadShape, format: KvFormat, c
         n_tokens,
         n_seqs,
     };
-    PrefillAttention::new(device, shape, format).unwrap().launch(stream, &args).unwrap();
-    let args = PrefillAttentionArgs { out: outs[1].all(), ..args };
-    PlainAttention::new(device, shape, format).unwrap().launch(stream, &args).unwrap();
+    PrefillAttention::new(device, shape, format)
+        .unwrap()
+        .launch(stream, &args)
+        .unwrap();
+    let args = PrefillAttentionArgs {
+        out: outs[1].all(),
+        ..args
+    };
+    PlainAttention::new(device, shape, format)
+        .unwrap()
+        .launch(stream, &args)
+        .unwrap();
     let outs = outs.map(|out| out.download(stream).unwrap());
     for (seq, chunk) in chunks.iter().enumerate() {
         for token in q_start[seq] as usize..q_start[seq + 1] as usize {
-            let rows = outs.each_ref().map(|out| &out[token * out_stride..][..out_stride]);
+            let rows = outs
+                .each_ref()
+                .map(|out| &out[token * out_stride..][..out_stride]);
             let Of(start, _) = *chunk else {
-                assert!(rows.iter().all(|row| row.iter().all(|x| *x == POISON)), "padding");
+                assert!(
+                    rows.iter().all(|row| row.iter().all(|x| *x == POISON)),
+                    "padding"
+                );
                 continue;
             };
-            assert!(rows.iter().all(|row| row[width..].iter().all(|x| *x == POISON)));
+            assert!(
+                rows.iter()
+                    .all(|row| row[width..].iter().all(|x| *x == POISON))
+            );
             let context = start + token - q_start[seq] as usize + 1;
             for head in 0..n_q {
                 let q = &q[token * q_stride + head * head_dim..][..head_dim];
@@ -86,13 +105,24 @@ fn check(device: &Device, stream: &Stream, shape: HeadShape, format: KvFormat, c
 }
 
 #[test]
-#[ignore = "needs a GPU: run with --ignored"]
+#[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
 fn packed_chunks_agree_with_f64() {
     let (device, stream) = gpu::open();
-    let shapes = [(1, 1, 64), (9, 3, 64), (12, 1, 64), (8, 1, 128), (3, 3, 128), (14, 2, 128)];
+    let shapes = [
+        (1, 1, 64),
+        (9, 3, 64),
+        (12, 1, 64),
+        (8, 1, 128),
+        (3, 3, 128),
+        (14, 2, 128),
+    ];
     for (n_q, n_kv, head_dim) in shapes {
         for format in [KvFormat::F16, KvFormat::Fp8E4m3] {
-            let shape = HeadShape { n_q, n_kv, head_dim };
+            let shape = HeadShape {
+                n_q,
+                n_kv,
+                head_dim,
+            };
             let check = |chunks: &[Chunk]| check(&device, &stream, shape, format, chunks);
             check(&[Of(0, 1)]);
             check(&[Of(0, 200)]);
@@ -115,25 +145,48 @@ fn packed_chunks_agree_with_f64() {
 
 /// More sequences than a warp has lanes: the search for a block's tile goes on.
 #[test]
-#[ignore = "needs a GPU: run with --ignored"]
+#[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
 fn many_sequences_and_a_long_context() {
     let (device, stream) = gpu::open();
-    let shape = HeadShape { n_q: 8, n_kv: 2, head_dim: 128 };
+    let shape = HeadShape {
+        n_q: 8,
+        n_kv: 2,
+        head_dim: 128,
+    };
     let many: Vec<Chunk> = (0..77)
-        .map(|i| if i % 9 == 4 { Padding(i % 2) } else { Of(i * 5 % 83, i * 7 % 23) })
+        .map(|i| {
+            if i % 9 == 4 {
+                Padding(i % 2)
+            } else {
+                Of(i * 5 % 83, i * 7 % 23)
+            }
+        })
         .collect();
     for format in [KvFormat::F16, KvFormat::Fp8E4m3] {
         check(&device, &stream, shape, format, &many);
-        check(&device, &stream, shape, format, &[Of(4000, 33), Of(8191, 1)]);
+        check(
+            &device,
+            &stream,
+            shape,
+            format,
+            &[Of(4000, 33), Of(8191, 1)],
+        );
     }
 }
 
 #[test]
-#[ignore = "needs a GPU: run with --ignored"]
+#[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
 fn wrong_shapes_are_errors() {
     let (device, stream) = gpu::open();
-    let shape = HeadShape { n_q: 8, n_kv: 2, head_dim: 64 };
-    let odd = HeadShape { head_dim: 32, ..shape };
+    let shape = HeadShape {
+        n_q: 8,
+        n_kv: 2,
+        head_dim: 64,
+    };
+    let odd = HeadShape {
+        head_dim: 32,
+        ..shape
+    };
     assert!(PrefillAttention::new(&device, odd, KvFormat::F16).is_err());
     let prefill = PrefillAttention::new(&device, shape, KvFormat::F16).unwrap();
     let pool = gpu::KvPool::random(&stream, &mut gpu::rng(1), shape, KvFormat::F16, 4);
@@ -153,14 +206,47 @@ fn wrong_shapes_are_errors() {
         n_seqs: 2,
     };
     let launch = |args: &PrefillAttentionArgs<'_>| {
-        prefill.launch(&stream, args).map_err(|error| error.to_string())
+        prefill
+            .launch(&stream, args)
+            .map_err(|error| error.to_string())
     };
     launch(&good).unwrap();
-    launch(&PrefillAttentionArgs { n_tokens: 0, ..good }).unwrap();
-    let text = launch(&PrefillAttentionArgs { n_seqs: 3, max_pages: 1, ..good }).unwrap_err();
-    assert_eq!(text, "attention_prefill: length of q_start is 3, must be at least 4");
-    assert!(launch(&PrefillAttentionArgs { n_tokens: 4, ..good }).is_err());
-    assert!(launch(&PrefillAttentionArgs { max_pages: 3, ..good }).is_err());
-    assert!(launch(&PrefillAttentionArgs { out_stride: 513, n_tokens: 1, ..good }).is_err());
+    launch(&PrefillAttentionArgs {
+        n_tokens: 0,
+        ..good
+    })
+    .unwrap();
+    let text = launch(&PrefillAttentionArgs {
+        n_seqs: 3,
+        max_pages: 1,
+        ..good
+    })
+    .unwrap_err();
+    assert_eq!(
+        text,
+        "attention_prefill: length of q_start is 3, must be at least 4"
+    );
+    assert!(
+        launch(&PrefillAttentionArgs {
+            n_tokens: 4,
+            ..good
+        })
+        .is_err()
+    );
+    assert!(
+        launch(&PrefillAttentionArgs {
+            max_pages: 3,
+            ..good
+        })
+        .is_err()
+    );
+    assert!(
+        launch(&PrefillAttentionArgs {
+            out_stride: 513,
+            n_tokens: 1,
+            ..good
+        })
+        .is_err()
+    );
     stream.synchronize().unwrap();
 }

@@ -1,5 +1,7 @@
 //! Norm, rotation and cache write against f64.
 
+#![allow(clippy::unwrap_used, reason = "a call that fails fails the test")]
+
 mod gpu;
 
 use half::f16;
@@ -18,7 +20,11 @@ fn cos_sin(head_dim: usize) -> Vec<f32> {
         .map(|i| {
             let (position, column) = (i / head_dim, i % head_dim);
             let angle = position as f64 * 10_000f64.powf(-((column % half) as f64) / half as f64);
-            (if column < half { angle.cos() } else { angle.sin() }) as f32
+            (if column < half {
+                angle.cos()
+            } else {
+                angle.sin()
+            }) as f32
         })
         .collect()
 }
@@ -29,13 +35,22 @@ fn norm_and_rotate(head: &[f16], norm: Option<&[f16]>, angles: &[f32]) -> Vec<f6
     if let Some(norm) = norm {
         let mean = x.iter().map(|x| x * x).sum::<f64>() / n as f64;
         let inverse = 1.0 / (mean + f64::from(EPS)).sqrt();
-        x.iter_mut().zip(norm).for_each(|(x, w)| *x *= inverse * w.to_f64());
+        x.iter_mut()
+            .zip(norm)
+            .for_each(|(x, w)| *x *= inverse * w.to_f64());
     }
     (0..n)
         .map(|i| {
             let half = n / 2;
-            let (cos, sin) = (f64::from(angles[i % half]), f64::from(angles[half + i % half]));
-            if i < half { x[i] * cos - x[i + half] * sin } else { x[i] * cos + x[i - half] * sin }
+            let (cos, sin) = (
+                f64::from(angles[i % half]),
+                f64::from(angles[half + i % half]),
+            );
+            if i < half {
+                x[i] * cos - x[i + half] * sin
+            } else {
+                x[i] * cos + x[i - half] * sin
+            }
         })
         .collect()
 }
@@ -43,13 +58,22 @@ fn norm_and_rotate(head: &[f16], norm: Option<&[f16]>, angles: &[f32]) -> Vec<f6
 fn check(shape: HeadShape, format: KvFormat, with_norms: bool) {
     let (device, stream) = gpu::open();
     let mut rng = gpu::rng(3);
-    let HeadShape { n_q, n_kv, head_dim } = shape;
+    let HeadShape {
+        n_q,
+        n_kv,
+        head_dim,
+    } = shape;
     let (n_rows, n_pages) = (37, 9);
     let stride = (n_q + 2 * n_kv) * head_dim + 8;
     let qkv = gpu::halves(&mut rng, n_rows * stride, 2.0);
-    let norms = [gpu::halves(&mut rng, head_dim, 1.0), gpu::halves(&mut rng, head_dim, 1.0)];
+    let norms = [
+        gpu::halves(&mut rng, head_dim, 1.0),
+        gpu::halves(&mut rng, head_dim, 1.0),
+    ];
     let table = cos_sin(head_dim);
-    let positions: Vec<i32> = (0..n_rows).map(|_| rng.random_range(0..N_POSITIONS as i32)).collect();
+    let positions: Vec<i32> = (0..n_rows)
+        .map(|_| rng.random_range(0..N_POSITIONS as i32))
+        .collect();
     let mut slots: Vec<i32> = (0..(n_pages * PAGE_TOKENS) as i32).collect();
     slots.shuffle(&mut rng);
     slots.truncate(n_rows);
@@ -64,7 +88,9 @@ fn check(shape: HeadShape, format: KvFormat, with_norms: bool) {
     }
     let before = pool.download(&stream);
     let on_device = Buffer::from_slice(&stream, &qkv).unwrap();
-    let norms_on_device = norms.each_ref().map(|norm| Buffer::from_slice(&stream, norm).unwrap());
+    let norms_on_device = norms
+        .each_ref()
+        .map(|norm| Buffer::from_slice(&stream, norm).unwrap());
     let table_on_device = Buffer::from_slice(&stream, &table).unwrap();
     let positions_on_device = Buffer::from_slice(&stream, &positions).unwrap();
     let slots_on_device = Buffer::from_slice(&stream, &slots).unwrap();
@@ -109,7 +135,10 @@ fn check(shape: HeadShape, format: KvFormat, with_norms: bool) {
         let is_skipped = slots[row] < 0 || slots[row] as usize >= n_pages * PAGE_TOKENS;
         let angles = &table[positions[row] as usize * head_dim..][..head_dim];
         for head in 0..n_q {
-            let (input, found) = (&qkv[at(head)..][..head_dim], &found_qkv[at(head)..][..head_dim]);
+            let (input, found) = (
+                &qkv[at(head)..][..head_dim],
+                &found_qkv[at(head)..][..head_dim],
+            );
             if is_skipped {
                 assert_eq!(input, found, "row {row} is padding");
                 continue;
@@ -117,13 +146,19 @@ fn check(shape: HeadShape, format: KvFormat, with_norms: bool) {
             let expected = norm_and_rotate(input, with_norms.then_some(&norms[0]), angles);
             for (dim, (found, expected)) in found.iter().zip(&expected).enumerate() {
                 let error = (found.to_f64() - expected).abs();
-                assert!(error <= expected.abs() * 6e-4 + 1e-5, "q row {row} head {head} dim {dim}");
+                assert!(
+                    error <= expected.abs() * 6e-4 + 1e-5,
+                    "q row {row} head {head} dim {dim}"
+                );
             }
         }
         if is_skipped {
             continue;
         }
-        let (page, token) = (slots[row] as usize / PAGE_TOKENS, slots[row] as usize % PAGE_TOKENS);
+        let (page, token) = (
+            slots[row] as usize / PAGE_TOKENS,
+            slots[row] as usize % PAGE_TOKENS,
+        );
         written[slots[row] as usize] = true;
         for head in 0..n_kv {
             let k = &qkv[at(n_q + head)..][..head_dim];
@@ -148,31 +183,66 @@ fn check(shape: HeadShape, format: KvFormat, with_norms: bool) {
     for slot in (0..written.len()).filter(|slot| !written[*slot]) {
         let (page, token) = (slot / PAGE_TOKENS, slot % PAGE_TOKENS);
         for (head, dim) in (0..n_kv).flat_map(|head| (0..head_dim).map(move |dim| (head, dim))) {
-            assert_eq!(before.k(page, head, token, dim), after.k(page, head, token, dim));
-            assert_eq!(before.v(page, head, token, dim), after.v(page, head, token, dim));
+            let [was, is] = [&before, &after].map(|kv| kv.k(page, head, token, dim).to_bits());
+            assert_eq!(was, is, "slot {slot}");
+            let [was, is] = [&before, &after].map(|kv| kv.v(page, head, token, dim).to_bits());
+            assert_eq!(was, is, "slot {slot}");
         }
     }
 }
 
 #[test]
-#[ignore = "needs a GPU: run with --ignored"]
+#[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
 fn agrees_with_f64_in_every_format() {
     for format in [KvFormat::F16, KvFormat::Fp8E4m3] {
         for with_norms in [false, true] {
-            check(HeadShape { n_q: 9, n_kv: 3, head_dim: 64 }, format, with_norms);
-            check(HeadShape { n_q: 8, n_kv: 1, head_dim: 128 }, format, with_norms);
-            check(HeadShape { n_q: 64, n_kv: 8, head_dim: 128 }, format, with_norms);
+            check(
+                HeadShape {
+                    n_q: 9,
+                    n_kv: 3,
+                    head_dim: 64,
+                },
+                format,
+                with_norms,
+            );
+            check(
+                HeadShape {
+                    n_q: 8,
+                    n_kv: 1,
+                    head_dim: 128,
+                },
+                format,
+                with_norms,
+            );
+            check(
+                HeadShape {
+                    n_q: 64,
+                    n_kv: 8,
+                    head_dim: 128,
+                },
+                format,
+                with_norms,
+            );
         }
     }
 }
 
 #[test]
-#[ignore = "needs a GPU: run with --ignored"]
+#[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
 fn wrong_shapes_are_errors() {
     let (device, stream) = gpu::open();
-    let shape = HeadShape { n_q: 4, n_kv: 2, head_dim: 64 };
-    let odd = HeadShape { head_dim: 80, ..shape };
-    let text = QkvPrepare::new(&device, odd, KvFormat::F16).unwrap_err().to_string();
+    let shape = HeadShape {
+        n_q: 4,
+        n_kv: 2,
+        head_dim: 64,
+    };
+    let odd = HeadShape {
+        head_dim: 80,
+        ..shape
+    };
+    let text = QkvPrepare::new(&device, odd, KvFormat::F16)
+        .unwrap_err()
+        .to_string();
     assert!(text.contains("head_dim") && text.contains("80"), "{text}");
     let odd = HeadShape { n_q: 5, ..shape };
     assert!(QkvPrepare::new(&device, odd, KvFormat::F16).is_err());
@@ -196,19 +266,43 @@ fn wrong_shapes_are_errors() {
         n_rows: 1,
     };
     let launch = |args: &QkvPrepareArgs<'_>| {
-        prepare.launch(&stream, args).map_err(|error| error.to_string())
+        prepare
+            .launch(&stream, args)
+            .map_err(|error| error.to_string())
     };
     launch(&good).unwrap();
     let text = launch(&QkvPrepareArgs { n_rows: 3, ..good }).unwrap_err();
-    assert_eq!(text, "qkv_prepare: length of slots is 1, must be at least 3");
-    let text = launch(&QkvPrepareArgs { n_positions: 11, ..good }).unwrap_err();
+    assert_eq!(
+        text,
+        "qkv_prepare: length of slots is 1, must be at least 3"
+    );
+    let text = launch(&QkvPrepareArgs {
+        n_positions: 11,
+        ..good
+    })
+    .unwrap_err();
     assert!(text.contains("length of cos_sin"), "{text}");
-    let text = launch(&QkvPrepareArgs { row_stride: 500, ..good }).unwrap_err();
-    assert!(text.contains("length of qkv is 500, must be at least 512"), "{text}");
+    let text = launch(&QkvPrepareArgs {
+        row_stride: 500,
+        ..good
+    })
+    .unwrap_err();
+    assert!(
+        text.contains("rows of 512 values do not fit a stride of 500"),
+        "{text}"
+    );
     let mut kv = pool.view();
     kv.n_pages = 3;
-    assert!(launch(&QkvPrepareArgs { kv, ..good }).unwrap_err().contains("bytes of k"));
+    assert!(
+        launch(&QkvPrepareArgs { kv, ..good })
+            .unwrap_err()
+            .contains("bytes of k")
+    );
     let mut kv = pool.view();
     kv.k_scale = 0.5;
-    assert!(launch(&QkvPrepareArgs { kv, ..good }).unwrap_err().contains("must be 1"));
+    assert!(
+        launch(&QkvPrepareArgs { kv, ..good })
+            .unwrap_err()
+            .contains("must be 1")
+    );
 }

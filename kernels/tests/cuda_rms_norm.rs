@@ -1,5 +1,7 @@
 //! The RMSNorm kernel against f64.
 
+#![allow(clippy::unwrap_used, reason = "a call that fails fails the test")]
+
 mod gpu;
 
 use half::f16;
@@ -7,7 +9,7 @@ use kernels::cuda::Buffer;
 use kernels::rms_norm::cuda::RmsNorm;
 
 #[test]
-#[ignore = "needs a GPU: run with --ignored"]
+#[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
 fn agrees_with_f64_for_all_widths_and_picked_rows() {
     let (device, stream) = gpu::open();
     let rms_norm = RmsNorm::new(&device).unwrap();
@@ -39,7 +41,11 @@ fn agrees_with_f64_for_all_widths_and_picked_rows() {
                 .unwrap();
             let found = x.download(&stream).unwrap();
             for row in 0..n_rows {
-                let from = if rows.is_some() { picked[row] as usize } else { row };
+                let from = if rows.is_some() {
+                    picked[row] as usize
+                } else {
+                    row
+                };
                 let h: Vec<f64> = h[from * n..][..n].iter().map(|x| f64::from(*x)).collect();
                 let mean = h.iter().map(|x| x * x).sum::<f64>() / n as f64;
                 let inverse = 1.0 / (mean + f64::from(eps)).sqrt();
@@ -52,14 +58,18 @@ fn agrees_with_f64_for_all_widths_and_picked_rows() {
                         "n {n} row {row} column {i}: {found} for {expected}"
                     );
                 }
-                assert!(found[row * stride + n..][..8].iter().all(|x| *x == f16::ZERO));
+                assert!(
+                    found[row * stride + n..][..8]
+                        .iter()
+                        .all(|x| *x == f16::ZERO)
+                );
             }
         }
     }
 }
 
 #[test]
-#[ignore = "needs a GPU: run with --ignored"]
+#[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
 fn wrong_shapes_are_errors() {
     let (device, stream) = gpu::open();
     let rms_norm = RmsNorm::new(&device).unwrap();
@@ -68,13 +78,43 @@ fn wrong_shapes_are_errors() {
     let x = Buffer::<f16>::zeroed(&stream, 4 * 64).unwrap();
     let launch = |stride, n_rows, n, eps| {
         rms_norm
-            .launch(&stream, h.all(), weight.all(), None, x.all(), stride, n_rows, n, eps)
+            .launch(
+                &stream,
+                h.all(),
+                weight.all(),
+                None,
+                x.all(),
+                stride,
+                n_rows,
+                n,
+                eps,
+            )
             .map_err(|error| error.to_string())
     };
     launch(64, 4, 64, 1e-5).unwrap();
-    assert!(launch(64, 5, 64, 1e-5).unwrap_err().contains("length of x is 256"));
-    assert!(launch(60, 4, 64, 1e-5).unwrap_err().contains("length of x is 60, must be at least 64"));
-    assert!(launch(64, 4, 32, 1e-5).unwrap_err().contains("length of weight is 64, must be 32"));
-    assert!(launch(64, 4, 20_000, 1e-5).unwrap_err().contains("at most 16384"));
-    assert!(launch(64, 4, 64, f32::NAN).unwrap_err().contains("eps is NaN"));
+    assert!(
+        launch(64, 5, 64, 1e-5)
+            .unwrap_err()
+            .contains("length of x is 256")
+    );
+    assert!(
+        launch(60, 4, 64, 1e-5)
+            .unwrap_err()
+            .contains("rows of 64 values do not fit a stride of 60")
+    );
+    assert!(
+        launch(64, 4, 32, 1e-5)
+            .unwrap_err()
+            .contains("length of weight is 64, must be 32")
+    );
+    assert!(
+        launch(64, 4, 20_000, 1e-5)
+            .unwrap_err()
+            .contains("at most 16384")
+    );
+    assert!(
+        launch(64, 4, 64, f32::NAN)
+            .unwrap_err()
+            .contains("eps is NaN")
+    );
 }

@@ -1,5 +1,7 @@
 //! Sampling on the device against a plain sampler: sort, cut, walk.
 
+#![allow(clippy::unwrap_used, reason = "a call that fails fails the test")]
+
 mod gpu;
 
 use std::cmp::Ordering;
@@ -24,7 +26,10 @@ fn uniform(seed: u64, index: u64) -> f64 {
             high(left) ^ counter[3] ^ key[1],
             left as u32,
         ];
-        key = [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)];
+        key = [
+            key[0].wrapping_add(0x9E37_79B9),
+            key[1].wrapping_add(0xBB67_AE85),
+        ];
     }
     let bits = u64::from(counter[0]) | u64::from(counter[1]) << 32;
     (bits >> 11) as f64 / (1u64 << 53) as f64
@@ -34,7 +39,10 @@ fn uniform(seed: u64, index: u64) -> f64 {
 fn ranked(logits: &[f32]) -> Vec<usize> {
     let mut ids: Vec<usize> = (0..logits.len()).collect();
     ids.sort_by(|a, b| {
-        logits[*b].partial_cmp(&logits[*a]).unwrap_or(Ordering::Equal).then(a.cmp(b))
+        logits[*b]
+            .partial_cmp(&logits[*a])
+            .unwrap_or(Ordering::Equal)
+            .then(a.cmp(b))
     });
     ids
 }
@@ -160,7 +168,7 @@ fn run(
 }
 
 #[test]
-#[ignore = "needs a GPU: run with --ignored"]
+#[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
 fn every_filter_chooses_what_the_plain_sampler_chooses() {
     let (device, stream) = gpu::open();
     let mut rng = gpu::rng(9);
@@ -180,8 +188,18 @@ fn every_filter_chooses_what_the_plain_sampler_chooses() {
             ] {
                 let output_index = rng.random_range(0..1 << 40);
                 let seed = rng.random();
-                let row = SamplingRow { seed, output_index, temperature, ..SamplingRow::GREEDY };
-                rows.push(SamplingRow { top_k, top_p, min_p, ..row });
+                let row = SamplingRow {
+                    seed,
+                    output_index,
+                    temperature,
+                    ..SamplingRow::GREEDY
+                };
+                rows.push(SamplingRow {
+                    top_k,
+                    top_p,
+                    min_p,
+                    ..row
+                });
             }
         }
         let mut logits = gpu::normals(&mut rng, rows.len() * stride, 3.0);
@@ -190,32 +208,57 @@ fn every_filter_chooses_what_the_plain_sampler_chooses() {
             match index % 4 {
                 // Few distinct values, so that cuts fall among equals.
                 1 => row[..vocab].iter_mut().for_each(|x| *x = x.round()),
-                2 => row[..vocab].iter_mut().step_by(3).skip(1).for_each(|x| *x = f32::NEG_INFINITY),
-                3 => row[..vocab].iter_mut().for_each(|x| *x = if *x > 0.0 { 0.0 } else { -0.0 }),
+                2 => row[..vocab]
+                    .iter_mut()
+                    .step_by(3)
+                    .skip(1)
+                    .for_each(|x| *x = f32::NEG_INFINITY),
+                3 => row[..vocab]
+                    .iter_mut()
+                    .for_each(|x| *x = if *x > 0.0 { 0.0 } else { -0.0 }),
                 _ => {}
             }
         }
-        let lists = vec![PenalizedToken { token: -1, n_generated: 0, bias: 0.0, logit: 0.0 }; rows.len()];
+        let lists = vec![
+            PenalizedToken {
+                token: -1,
+                n_generated: 0,
+                bias: 0.0,
+                logit: 0.0
+            };
+            rows.len()
+        ];
         let outcome = run(&device, &stream, &logits, vocab, &rows, &lists);
         for (index, row) in rows.iter().enumerate() {
             let logits = &logits[index * stride..][..vocab];
             let expected = choose(logits, row) as i32;
-            assert_eq!(outcome.tokens[index], expected, "vocab {vocab} row {index}: {row:?}");
+            assert_eq!(
+                outcome.tokens[index], expected,
+                "vocab {vocab} row {index}: {row:?}"
+            );
             assert_eq!(outcome.next_ids[index], expected);
-            let moved = SamplingRow { output_index: row.output_index + 1, ..*row };
+            let moved = SamplingRow {
+                output_index: row.output_index + 1,
+                ..*row
+            };
             assert_eq!(outcome.rows[index], moved);
         }
     }
 }
 
 #[test]
-#[ignore = "needs a GPU: run with --ignored"]
+#[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
 fn penalties_biases_and_log_probabilities() {
     let (device, stream) = gpu::open();
     let mut rng = gpu::rng(10);
     let (vocab, max_penalized, n_rows) = (32_000, 64, 12);
     let logits = gpu::normals(&mut rng, n_rows * vocab, 3.0);
-    let unused = PenalizedToken { token: 0, n_generated: 0, bias: 0.0, logit: 0.0 };
+    let unused = PenalizedToken {
+        token: 0,
+        n_generated: 0,
+        bias: 0.0,
+        logit: 0.0,
+    };
     let mut lists = vec![unused; n_rows * max_penalized];
     let mut rows = Vec::new();
     for index in 0..n_rows {
@@ -227,7 +270,11 @@ fn penalties_biases_and_log_probabilities() {
             *entry = PenalizedToken {
                 token: best[i * 2] as i32,
                 n_generated: i as i32 % 5 - 1,
-                bias: if i % 3 == 0 { gpu::normal(&mut rng, 2.0) } else { 0.0 },
+                bias: if i % 3 == 0 {
+                    gpu::normal(&mut rng, 2.0)
+                } else {
+                    0.0
+                },
                 logit: 0.0,
             };
         }
@@ -251,13 +298,18 @@ fn penalties_biases_and_log_probabilities() {
         let logits = &logits[index * vocab..][..vocab];
         let list = &lists[index * max_penalized..][..row.n_penalized as usize];
         let expected = choose(&penalized(logits, row, list), row);
-        assert_eq!(outcome.tokens[index], expected as i32, "row {index}: {row:?}");
+        assert_eq!(
+            outcome.tokens[index], expected as i32,
+            "row {index}: {row:?}"
+        );
 
         // The list has taken the token in.
         let after = &outcome.lists[index * max_penalized..][..max_penalized];
         let n_after = outcome.rows[index].n_penalized as usize;
         let before = list.iter().find(|entry| entry.token == expected as i32);
-        let now = after[..n_after].iter().find(|entry| entry.token == expected as i32);
+        let now = after[..n_after]
+            .iter()
+            .find(|entry| entry.token == expected as i32);
         if row.tracks_output == 0 {
             assert_eq!(n_after, list.len());
         } else {
@@ -282,19 +334,36 @@ fn penalties_biases_and_log_probabilities() {
 }
 
 #[test]
-#[ignore = "needs a GPU: run with --ignored"]
+#[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
 fn draws_follow_the_distribution_and_repeat_with_the_seed() {
     let (device, stream) = gpu::open();
     let n_rows = 20_000;
-    let logits: Vec<f32> =
-        (0..n_rows).flat_map(|_| [0.5f32, 0.25, 0.125, 0.125].map(f32::ln)).collect();
-    let rows: Vec<SamplingRow> = (0..n_rows)
-        .map(|i| SamplingRow { seed: 1, output_index: i, temperature: 1.0, ..SamplingRow::GREEDY })
+    let logits: Vec<f32> = (0..n_rows)
+        .flat_map(|_| [0.5f32, 0.25, 0.125, 0.125].map(f32::ln))
         .collect();
-    let lists = vec![PenalizedToken { token: 0, n_generated: 0, bias: 0.0, logit: 0.0 }; rows.len()];
+    let rows: Vec<SamplingRow> = (0..n_rows)
+        .map(|i| SamplingRow {
+            seed: 1,
+            output_index: i,
+            temperature: 1.0,
+            ..SamplingRow::GREEDY
+        })
+        .collect();
+    let lists = vec![
+        PenalizedToken {
+            token: 0,
+            n_generated: 0,
+            bias: 0.0,
+            logit: 0.0
+        };
+        rows.len()
+    ];
     let outcome = run(&device, &stream, &logits, 4, &rows, &lists);
     let mut counts = [0.0f64; 4];
-    outcome.tokens.iter().for_each(|token| counts[*token as usize] += 1.0);
+    outcome
+        .tokens
+        .iter()
+        .for_each(|token| counts[*token as usize] += 1.0);
     let chi_square: f64 = [0.5, 0.25, 0.125, 0.125]
         .iter()
         .zip(counts)
@@ -307,7 +376,7 @@ fn draws_follow_the_distribution_and_repeat_with_the_seed() {
 }
 
 #[test]
-#[ignore = "needs a GPU: run with --ignored"]
+#[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
 fn broken_rows_are_recorded_as_errors_and_wrong_shapes_refused() {
     let (device, stream) = gpu::open();
     let vocab = 2000;
@@ -318,13 +387,27 @@ fn broken_rows_are_recorded_as_errors_and_wrong_shapes_refused() {
     let mut rows = [SamplingRow::GREEDY; 4];
     rows[3].tracks_output = 1;
     rows[3].n_penalized = 1;
-    let lists = [PenalizedToken { token: 9, n_generated: 0, bias: 0.0, logit: 0.0 }; 4];
+    let lists = [PenalizedToken {
+        token: 9,
+        n_generated: 0,
+        bias: 0.0,
+        logit: 0.0,
+    }; 4];
     let outcome = run(&device, &stream, &logits, vocab, &rows, &lists);
-    let found: Vec<_> = outcome.tokens.iter().map(|entry| TokenError::token(*entry)).collect();
+    let found: Vec<_> = outcome
+        .tokens
+        .iter()
+        .map(|entry| TokenError::token(*entry))
+        .collect();
     assert_eq!(
         found,
-        [TokenError::NotFinite, TokenError::NotFinite, TokenError::AllMasked, TokenError::ListFull]
-            .map(Err)
+        [
+            TokenError::NotFinite,
+            TokenError::NotFinite,
+            TokenError::AllMasked,
+            TokenError::ListFull
+        ]
+        .map(Err)
     );
     assert_eq!(TokenError::token(17), Ok(17));
 
@@ -354,14 +437,31 @@ fn broken_rows_are_recorded_as_errors_and_wrong_shapes_refused() {
         logprobs: Some(outputs),
     };
     let launch = |args: &SampleArgs<'_>| {
-        sample.launch(&stream, args).map_err(|error| error.to_string())
+        sample
+            .launch(&stream, args)
+            .map_err(|error| error.to_string())
     };
     launch(&good).unwrap();
-    assert!(launch(&SampleArgs { n_rows: 5, ..good }).unwrap_err().contains("length of logits"));
-    let text = launch(&SampleArgs { max_penalized: 2, ..good }).unwrap_err();
+    assert!(
+        launch(&SampleArgs { n_rows: 5, ..good })
+            .unwrap_err()
+            .contains("length of logits")
+    );
+    let text = launch(&SampleArgs {
+        max_penalized: 2,
+        ..good
+    })
+    .unwrap_err();
     assert_eq!(text, "sample: length of penalized is 4, must be at least 8");
-    let too_many = LogprobOutputs { max_top: 21, ..outputs };
-    let text = launch(&SampleArgs { logprobs: Some(too_many), ..good }).unwrap_err();
+    let too_many = LogprobOutputs {
+        max_top: 21,
+        ..outputs
+    };
+    let text = launch(&SampleArgs {
+        logprobs: Some(too_many),
+        ..good
+    })
+    .unwrap_err();
     assert_eq!(text, "sample: max_top is 21, must be at most 20");
     stream.synchronize().unwrap();
 }

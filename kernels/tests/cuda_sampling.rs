@@ -1,12 +1,14 @@
 //! Argmax and the advance of rows.
 
+#![allow(clippy::unwrap_used, reason = "a call that fails fails the test")]
+
 mod gpu;
 
 use kernels::cuda::Buffer;
 use kernels::sampling::cuda::{AdvanceState, ArgmaxAdvance, ArgmaxAdvanceArgs};
 
 #[test]
-#[ignore = "needs a GPU: run with --ignored"]
+#[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
 fn the_lowest_of_the_largest_wins() {
     let (device, stream) = gpu::open();
     let argmax = ArgmaxAdvance::new(&device).unwrap();
@@ -24,7 +26,9 @@ fn the_lowest_of_the_largest_wins() {
             logits[vocab / 2] = 50.0;
             logits[stride..][..vocab].fill(3.5); // row 1: all the same
             let row = &mut logits[2 * stride..][..vocab]; // row 2: -0 and 0 are the same
-            row.iter_mut().for_each(|x| *x = -x.abs() - 1.0);
+            for x in row.iter_mut() {
+                *x = -x.abs() - 1.0;
+            }
             (row[700], row[900]) = (-0.0, 0.0);
             logits[3 * stride..][..vocab].fill(f32::NEG_INFINITY); // row 3: one is not masked
             logits[3 * stride + 901] = -1e30;
@@ -45,7 +49,15 @@ fn the_lowest_of_the_largest_wins() {
             advance: None,
         };
         argmax.launch(&stream, &args).unwrap();
-        argmax.launch(&stream, &ArgmaxAdvanceArgs { step: Some(step.all()), ..args }).unwrap();
+        argmax
+            .launch(
+                &stream,
+                &ArgmaxAdvanceArgs {
+                    step: Some(step.all()),
+                    ..args
+                },
+            )
+            .unwrap();
         let expected: Vec<i32> = (0..n_rows)
             .map(|row| {
                 let row = &logits[row * stride..][..vocab];
@@ -53,7 +65,11 @@ fn the_lowest_of_the_largest_wins() {
                 best as i32
             })
             .collect();
-        assert_eq!(next_ids.download(&stream).unwrap(), expected, "vocab {vocab}");
+        assert_eq!(
+            next_ids.download(&stream).unwrap(),
+            expected,
+            "vocab {vocab}"
+        );
         let history = history.download(&stream).unwrap();
         assert_eq!(history[..n_rows], expected);
         assert_eq!(history[n_rows..2 * n_rows], [-5; 6]);
@@ -62,14 +78,16 @@ fn the_lowest_of_the_largest_wins() {
 }
 
 #[test]
-#[ignore = "needs a GPU: run with --ignored"]
+#[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
 fn rows_advance_across_page_borders_and_stop_at_the_table_s_end() {
     let (device, stream) = gpu::open();
     let argmax = ArgmaxAdvance::new(&device).unwrap();
     let max_pages = 3;
     let contexts = [1, 15, 16, 0, 31, 32, 47, 48];
     let n_rows = contexts.len();
-    let tables: Vec<i32> = (0..(n_rows * max_pages) as i32).map(|i| 1000 - 7 * i).collect();
+    let tables: Vec<i32> = (0..(n_rows * max_pages) as i32)
+        .map(|i| 1000 - 7 * i)
+        .collect();
     let upload = |values: &[i32]| Buffer::from_slice(&stream, values).unwrap();
     let logits = Buffer::<f32>::zeroed(&stream, n_rows * 100).unwrap();
     let (next_ids, history) = (upload(&vec![9; n_rows]), upload(&vec![9; n_rows]));
@@ -110,13 +128,17 @@ fn rows_advance_across_page_borders_and_stop_at_the_table_s_end() {
                 (n, n + 1, page * 16 + n % 16)
             }
         };
-        assert_eq!((positions[row], after[row], slots[row]), expected, "row {row}");
+        assert_eq!(
+            (positions[row], after[row], slots[row]),
+            expected,
+            "row {row}"
+        );
     }
     assert_eq!(next_ids.download(&stream).unwrap(), vec![0; n_rows]);
 }
 
 #[test]
-#[ignore = "needs a GPU: run with --ignored"]
+#[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
 fn wrong_shapes_are_errors() {
     let (device, stream) = gpu::open();
     let argmax = ArgmaxAdvance::new(&device).unwrap();
@@ -133,11 +155,16 @@ fn wrong_shapes_are_errors() {
         advance: None,
     };
     let launch = |args: &ArgmaxAdvanceArgs<'_>| {
-        argmax.launch(&stream, args).map_err(|error| error.to_string())
+        argmax
+            .launch(&stream, args)
+            .map_err(|error| error.to_string())
     };
     launch(&good).unwrap();
     let text = launch(&ArgmaxAdvanceArgs { n_rows: 5, ..good }).unwrap_err();
-    assert_eq!(text, "argmax_advance: length of logits is 400, must be at least 500");
+    assert_eq!(
+        text,
+        "argmax_advance: length of logits is 400, must be at least 500"
+    );
     assert!(launch(&ArgmaxAdvanceArgs { vocab: 101, ..good }).is_err());
     assert!(launch(&ArgmaxAdvanceArgs { vocab: 0, ..good }).is_err());
     let state = AdvanceState {
@@ -147,6 +174,13 @@ fn wrong_shapes_are_errors() {
         page_table: ints.all(),
         max_pages: 2,
     };
-    let text = launch(&ArgmaxAdvanceArgs { advance: Some(state), ..good }).unwrap_err();
-    assert!(text.contains("length of page_table is 4, must be at least 8"), "{text}");
+    let text = launch(&ArgmaxAdvanceArgs {
+        advance: Some(state),
+        ..good
+    })
+    .unwrap_err();
+    assert!(
+        text.contains("length of page_table is 4, must be at least 8"),
+        "{text}"
+    );
 }

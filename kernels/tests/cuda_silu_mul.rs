@@ -1,5 +1,7 @@
 //! SiLU * up against f64.
 
+#![allow(clippy::unwrap_used, reason = "a call that fails fails the test")]
+
 mod gpu;
 
 use half::f16;
@@ -7,7 +9,7 @@ use kernels::cuda::Buffer;
 use kernels::silu_mul::cuda::SiluMul;
 
 #[test]
-#[ignore = "needs a GPU: run with --ignored"]
+#[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
 fn agrees_with_f64_on_two_halves_of_a_matrix() {
     let (device, stream) = gpu::open();
     let silu_mul = SiluMul::new(&device).unwrap();
@@ -21,12 +23,22 @@ fn agrees_with_f64_on_two_halves_of_a_matrix() {
         let out = Buffer::<f16>::zeroed(&stream, n_rows * out_stride).unwrap();
         let up = on_device.view(n..n_rows * stride).unwrap();
         silu_mul
-            .launch(&stream, on_device.all(), up, stride, out.all(), out_stride, n_rows, n)
+            .launch(
+                &stream,
+                on_device.all(),
+                up,
+                stride,
+                out.all(),
+                out_stride,
+                n_rows,
+                n,
+            )
             .unwrap();
         let out = out.download(&stream).unwrap();
         for (row, column) in (0..n_rows).flat_map(|row| (0..n).map(move |column| (row, column))) {
             let gate = gate_up[row * stride + column].to_f64();
-            let expected = gate / (1.0 + (-gate).exp()) * gate_up[row * stride + n + column].to_f64();
+            let expected =
+                gate / (1.0 + (-gate).exp()) * gate_up[row * stride + n + column].to_f64();
             let found = out[row * out_stride + column].to_f64();
             assert!(
                 (found - expected).abs() <= expected.abs() * 6e-4 + 1e-6,
@@ -38,7 +50,7 @@ fn agrees_with_f64_on_two_halves_of_a_matrix() {
 }
 
 #[test]
-#[ignore = "needs a GPU: run with --ignored"]
+#[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
 fn wrong_shapes_are_errors() {
     let (device, stream) = gpu::open();
     let silu_mul = SiluMul::new(&device).unwrap();
@@ -49,7 +61,19 @@ fn wrong_shapes_are_errors() {
             .map_err(|error| error.to_string())
     };
     launch(64, 4, 64).unwrap();
-    assert!(launch(64, 5, 64).unwrap_err().contains("length of gate is 256"));
-    assert!(launch(64, 4, 60).unwrap_err().contains("n is 60, must be a multiple of 8"));
-    assert!(launch(56, 4, 64).unwrap_err().contains("must be at least 64"));
+    assert!(
+        launch(64, 5, 64)
+            .unwrap_err()
+            .contains("length of gate is 256")
+    );
+    assert!(
+        launch(64, 4, 60)
+            .unwrap_err()
+            .contains("n is 60, must be a multiple of 8")
+    );
+    assert!(
+        launch(56, 4, 64)
+            .unwrap_err()
+            .contains("do not fit a stride of 56")
+    );
 }

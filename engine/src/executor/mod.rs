@@ -58,7 +58,10 @@ pub struct StepOutput {
 #[derive(Debug, thiserror::Error)]
 pub enum ExecutorError {
     #[error("step failed on the {device}: {message}")]
-    Step { device: &'static str, message: String },
+    Step {
+        device: &'static str,
+        message: String,
+    },
 }
 
 /// What was chosen at start-up, for the log, `/server_info` and every run record.
@@ -87,11 +90,16 @@ pub trait Executor: Send {
 fn check_plan(plan: &StepPlan, device: &'static str) -> Result<(), ExecutorError> {
     let step_error = |message: String| ExecutorError::Step { device, message };
     if plan.n_steps == 0 {
-        return Err(step_error("the plan has 0 steps; it must have at least 1".to_owned()));
+        return Err(step_error(
+            "the plan has 0 steps; it must have at least 1".to_owned(),
+        ));
     }
     for row in &plan.rows {
         if row.tokens.is_empty() {
-            return Err(step_error(format!("request {} has no token to compute", row.request)));
+            return Err(step_error(format!(
+                "request {} has no token to compute",
+                row.request
+            )));
         }
         if plan.n_steps > 1 && (row.tokens.len() != 1 || row.sample.is_none()) {
             return Err(step_error(format!(
@@ -109,11 +117,29 @@ fn rope_scaling(scaling: &RopeScaling) -> Scaling {
         RopeScaling::None => Scaling::None,
         RopeScaling::Linear { factor } => Scaling::Linear { factor },
         RopeScaling::Dynamic { factor, original } => Scaling::Dynamic { factor, original },
-        RopeScaling::Llama3 { factor, low_freq, high_freq, original } => {
-            Scaling::Llama3 { factor, low_freq, high_freq, original }
-        }
-        RopeScaling::Yarn { factor, original, beta_fast, beta_slow, attention_factor } => {
-            Scaling::Yarn { factor, original, beta_fast, beta_slow, attention_factor }
-        }
+        RopeScaling::Llama3 {
+            factor,
+            low_freq,
+            high_freq,
+            original,
+        } => Scaling::Llama3 {
+            factor,
+            low_freq,
+            high_freq,
+            original,
+        },
+        RopeScaling::Yarn {
+            factor,
+            original,
+            beta_fast,
+            beta_slow,
+            attention_factor,
+        } => Scaling::Yarn {
+            factor,
+            original,
+            beta_fast,
+            beta_slow,
+            attention_factor,
+        },
     }
 }

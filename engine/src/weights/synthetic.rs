@@ -205,7 +205,11 @@ impl Checkpoint for SyntheticCheckpoint {
             }
             (format, _) => {
                 let format = format.unwrap_or(ElementFormat::F16);
-                (format.name().to_string(), n_elements * format.block_bytes(), None)
+                (
+                    format.name().to_string(),
+                    n_elements * format.block_bytes(),
+                    None,
+                )
             }
         };
         Ok(MatrixStorage {

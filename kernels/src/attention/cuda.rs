@@ -86,15 +86,27 @@ impl DecodeAttention {
         CHECK.at_least("max_splits", max_splits, 1)?;
         CHECK.at_most("max_splits", max_splits, MAX_SPLITS)?;
         let partial = if reduce_in_fp32 { "fp32" } else { "fp16" };
-        let name =
-            format!("attention_decode_{}_{}_{partial}", format.kernel_suffix(), shape.head_dim);
+        let name = format!(
+            "attention_decode_{}_{}_{partial}",
+            format.kernel_suffix(),
+            shape.head_dim
+        );
         let kernel = device.kernel("attention/decode", &name)?;
         kernel.set_shared_carveout(100)?;
-        Ok(Self { kernel, shape, format, max_splits })
+        Ok(Self {
+            kernel,
+            shape,
+            format,
+            max_splits,
+        })
     }
 
     pub fn launch(&self, stream: &Stream, args: &DecodeAttentionArgs<'_>) -> Result<(), CudaError> {
-        let HeadShape { n_q, n_kv, head_dim } = self.shape;
+        let HeadShape {
+            n_q,
+            n_kv,
+            head_dim,
+        } = self.shape;
         let width = n_q * head_dim;
         CHECK.at_most("n_rows", args.n_rows, MAX_ROWS)?;
         CHECK.at_least("n_splits", args.n_splits, 1)?;
@@ -102,9 +114,19 @@ impl DecodeAttention {
         CHECK.multiple("q_stride", args.q_stride, 8)?;
         CHECK.rows("length of q", args.q, args.n_rows, args.q_stride, width)?;
         CHECK.aligned("q", args.q, 16)?;
-        CHECK.rows("length of out", args.out, args.n_rows, args.out_stride, width)?;
+        CHECK.rows(
+            "length of out",
+            args.out,
+            args.n_rows,
+            args.out_stride,
+            width,
+        )?;
         CHECK.at_least("max_pages", args.max_pages, 1)?;
-        CHECK.at_most("max_pages", args.max_pages, i32::MAX as usize / crate::cuda::PAGE_TOKENS)?;
+        CHECK.at_most(
+            "max_pages",
+            args.max_pages,
+            i32::MAX as usize / crate::cuda::PAGE_TOKENS,
+        )?;
         let n_entries = args.n_rows.saturating_mul(args.max_pages);
         CHECK.at_least("length of page_table", args.page_table.len(), n_entries)?;
         CHECK.at_least("length of context_len", args.context_len.len(), args.n_rows)?;
@@ -129,7 +151,11 @@ impl DecodeAttention {
         };
         let cluster = args.n_splits as u32;
         let grid = Dim3::new(n_kv as u32 * cluster, args.n_rows as u32, 1);
-        let config = LaunchConfig { cluster, dependent: true, ..LaunchConfig::new(grid, 128) };
+        let config = LaunchConfig {
+            cluster,
+            dependent: true,
+            ..LaunchConfig::new(grid, 128)
+        };
         // SAFETY: a block reads and writes the heads of one row below n_rows and the pages of its
         // table; the kernel holds contexts and pages inside; the lengths were checked above.
         unsafe { self.kernel.launch(stream, &config, &params) }

@@ -57,10 +57,7 @@ impl HeadShape {
         check.at_least("n_kv", self.n_kv, 1)?;
         check.multiple("n_q", self.n_q, self.n_kv)?;
         check.at_most("n_q", self.n_q, 1 << 16)?;
-        match self.head_dim {
-            64 | 128 => Ok(()),
-            found => check.equal("head_dim (64 or 128)", found, 128),
-        }
+        check.one_of("head_dim", self.head_dim, &[64, 128])
     }
 }
 
@@ -95,11 +92,21 @@ impl PagedKv<'_> {
         check.positive("k_scale", self.k_scale)?;
         check.positive("v_scale", self.v_scale)?;
         if format == KvFormat::F16 && (self.k_scale, self.v_scale) != (1.0, 1.0) {
-            let message = format!("scales of f16 are {} and {}, must be 1", self.k_scale, self.v_scale);
-            return Err(crate::KernelError::Value { op: check.0, message }.into());
+            let message = format!(
+                "scales of f16 are {} and {}, must be 1",
+                self.k_scale, self.v_scale
+            );
+            return Err(crate::KernelError::Value {
+                op: check.0,
+                message,
+            }
+            .into());
         }
         // Slots are 32-bit: page * 16 + token.
-        check.int("tokens of the pool", self.n_pages.saturating_mul(PAGE_TOKENS))?;
+        check.int(
+            "tokens of the pool",
+            self.n_pages.saturating_mul(PAGE_TOKENS),
+        )?;
         Ok(PagedKvParams {
             k: self.k.ptr(),
             v: self.v.ptr(),

@@ -11,19 +11,50 @@ pub struct ShapeCheck(pub &'static str);
 
 impl ShapeCheck {
     fn error(self, what: &'static str, found: usize, expected: String) -> CudaError {
-        KernelError::Shape { op: self.0, what, found, expected }.into()
+        KernelError::Shape {
+            op: self.0,
+            what,
+            found,
+            expected,
+        }
+        .into()
     }
 
     pub fn equal(self, what: &'static str, found: usize, expected: usize) -> Result<(), CudaError> {
-        if found == expected { Ok(()) } else { Err(self.error(what, found, expected.to_string())) }
+        if found == expected {
+            Ok(())
+        } else {
+            Err(self.error(what, found, expected.to_string()))
+        }
     }
 
     pub fn at_least(self, what: &'static str, found: usize, least: usize) -> Result<(), CudaError> {
-        if found >= least { Ok(()) } else { Err(self.error(what, found, format!("at least {least}"))) }
+        if found >= least {
+            Ok(())
+        } else {
+            Err(self.error(what, found, format!("at least {least}")))
+        }
     }
 
     pub fn at_most(self, what: &'static str, found: usize, most: usize) -> Result<(), CudaError> {
-        if found <= most { Ok(()) } else { Err(self.error(what, found, format!("at most {most}"))) }
+        if found <= most {
+            Ok(())
+        } else {
+            Err(self.error(what, found, format!("at most {most}")))
+        }
+    }
+
+    pub fn one_of(
+        self,
+        what: &'static str,
+        found: usize,
+        known: &[usize],
+    ) -> Result<(), CudaError> {
+        if known.contains(&found) {
+            Ok(())
+        } else {
+            Err(self.error(what, found, format!("one of {known:?}")))
+        }
     }
 
     pub fn multiple(self, what: &'static str, found: usize, of: usize) -> Result<(), CudaError> {
@@ -47,8 +78,18 @@ impl ShapeCheck {
         stride: usize,
         width: usize,
     ) -> Result<(), CudaError> {
-        self.at_least(what, stride, width)?;
-        let needed = n_rows.saturating_sub(1).saturating_mul(stride).saturating_add(width);
+        if stride < width {
+            let message = format!("{what}: rows of {width} values do not fit a stride of {stride}");
+            return Err(KernelError::Value {
+                op: self.0,
+                message,
+            }
+            .into());
+        }
+        let needed = n_rows
+            .saturating_sub(1)
+            .saturating_mul(stride)
+            .saturating_add(width);
         self.at_least(what, view.len(), if n_rows == 0 { 0 } else { needed })
     }
 
@@ -63,7 +104,11 @@ impl ShapeCheck {
         if found == 0 {
             return Ok(());
         }
-        Err(self.error(what, found, format!("0 bytes off an address divisible by {n_bytes}")))
+        Err(self.error(
+            what,
+            found,
+            format!("0 bytes off an address divisible by {n_bytes}"),
+        ))
     }
 
     pub fn positive(self, what: &'static str, value: f32) -> Result<(), CudaError> {
@@ -71,6 +116,10 @@ impl ShapeCheck {
             return Ok(());
         }
         let message = format!("{what} is {value}, must be above 0 and finite");
-        Err(KernelError::Value { op: self.0, message }.into())
+        Err(KernelError::Value {
+            op: self.0,
+            message,
+        }
+        .into())
     }
 }

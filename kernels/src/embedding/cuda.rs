@@ -58,7 +58,10 @@ impl Embedding {
             vocab: CHECK.int("vocab", table.len() / hidden)?,
         };
         let grid = CHECK.int("n_rows", n_rows)? as u32;
-        let config = LaunchConfig { dependent: true, ..LaunchConfig::new(grid, 256) };
+        let config = LaunchConfig {
+            dependent: true,
+            ..LaunchConfig::new(grid, 256)
+        };
         // SAFETY: a block reads one id below n_rows, one row of the table (the kernel holds ids
         // inside), and writes one row of h; the lengths were checked above.
         unsafe { self.kernel.launch(stream, &config, &params) }

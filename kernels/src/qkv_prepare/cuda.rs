@@ -67,18 +67,41 @@ impl QkvPrepare {
         let name = format!("qkv_prepare_{}_{}", format.kernel_suffix(), shape.head_dim);
         let kernel = device.kernel("qkv_prepare/qkv_prepare", &name)?;
         kernel.set_shared_carveout(100)?;
-        Ok(Self { kernel, shape, format })
+        Ok(Self {
+            kernel,
+            shape,
+            format,
+        })
     }
 
     pub fn launch(&self, stream: &Stream, args: &QkvPrepareArgs<'_>) -> Result<(), CudaError> {
-        let HeadShape { n_q, n_kv, head_dim } = self.shape;
+        let HeadShape {
+            n_q,
+            n_kv,
+            head_dim,
+        } = self.shape;
         let n_heads = n_q + 2 * n_kv;
-        CHECK.rows("length of qkv", args.qkv, args.n_rows, args.row_stride, n_heads * head_dim)?;
-        for (what, norm) in [("length of q_norm", args.q_norm), ("length of k_norm", args.k_norm)] {
+        CHECK.rows(
+            "length of qkv",
+            args.qkv,
+            args.n_rows,
+            args.row_stride,
+            n_heads * head_dim,
+        )?;
+        for (what, norm) in [
+            ("length of q_norm", args.q_norm),
+            ("length of k_norm", args.k_norm),
+        ] {
             CHECK.equal(what, norm.map_or(head_dim, BufferView::len), head_dim)?;
         }
         CHECK.at_least("n_positions", args.n_positions, 1)?;
-        CHECK.rows("length of cos_sin", args.cos_sin, args.n_positions, head_dim, head_dim)?;
+        CHECK.rows(
+            "length of cos_sin",
+            args.cos_sin,
+            args.n_positions,
+            head_dim,
+            head_dim,
+        )?;
         CHECK.at_least("length of positions", args.positions.len(), args.n_rows)?;
         CHECK.at_least("length of slots", args.slots.len(), args.n_rows)?;
         CHECK.positive("eps", args.eps)?;
@@ -102,7 +125,10 @@ impl QkvPrepare {
             n_positions: CHECK.int("n_positions", args.n_positions)?,
         };
         let grid = Dim3::new(params.m as u32, n_heads.div_ceil(HEADS_PER_BLOCK) as u32, 1);
-        let config = LaunchConfig { dependent: true, ..LaunchConfig::new(grid, 128) };
+        let config = LaunchConfig {
+            dependent: true,
+            ..LaunchConfig::new(grid, 128)
+        };
         // SAFETY: a warp touches one head of a row below n_rows, one row of cos_sin and one slot
         // of the pool (the kernel holds positions and slots inside); lengths were checked above.
         unsafe { self.kernel.launch(stream, &config, &params) }

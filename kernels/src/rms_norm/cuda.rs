@@ -79,7 +79,10 @@ impl RmsNorm {
             h_rows: CHECK.int("rows of h", h.len() / n)?,
         };
         let grid = CHECK.int("n_rows", n_rows)? as u32;
-        let config = LaunchConfig { dependent: true, ..LaunchConfig::new(grid, 512) };
+        let config = LaunchConfig {
+            dependent: true,
+            ..LaunchConfig::new(grid, 512)
+        };
         // SAFETY: a block reads the weight and one row of h (the kernel holds `rows` inside) and
         // writes n values of one row of x; the lengths were checked above.
         unsafe { self.kernel.launch(stream, &config, &params) }

@@ -72,7 +72,10 @@ impl SiluMul {
         };
         let n_columns = n.div_ceil(VECTOR * THREADS) as u32;
         let grid = Dim3::new(n_columns, n_rows.min(MAX_GRID_Y) as u32, 1);
-        let config = LaunchConfig { dependent: true, ..LaunchConfig::new(grid, THREADS as u32) };
+        let config = LaunchConfig {
+            dependent: true,
+            ..LaunchConfig::new(grid, THREADS as u32)
+        };
         // SAFETY: threads touch n values of each row in words of 16 bytes; lengths, multiples and
         // alignment were checked above.
         unsafe { self.kernel.launch(stream, &config, &params) }

@@ -13,8 +13,8 @@ pub mod reference;
 mod tests;
 
 pub use cuda::{AwqPart, Output, StreamLinear, StreamLinearKernels};
-pub use random::fill_normal;
 pub use plan::{DeviceLimits, Plan, Rows, choose_plan, shared_bytes};
+pub use random::fill_normal;
 
 use crate::KernelError;
 

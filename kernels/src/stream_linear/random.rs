@@ -54,8 +54,13 @@ pub fn fill_normal(
 ) -> Result<(), CudaError> {
     stream.enter(values.device())?;
     let kernel = stream.device().kernel(SOURCE, "fill_normal")?;
-    let params =
-        FillNormalParams { values: values.ptr(), n: values.len() as u64, seed, std, mean };
+    let params = FillNormalParams {
+        values: values.ptr(),
+        n: values.len() as u64,
+        seed,
+        std,
+        mean,
+    };
     // SAFETY: the kernel writes n values, which is the view's length.
     unsafe { kernel.launch(stream, &LaunchConfig::new(N_BLOCKS, N_THREADS), &params) }
 }
@@ -76,7 +81,11 @@ pub(super) fn fill_packed(
     stream.enter(scales.device())?;
     let config = LaunchConfig::new(N_BLOCKS, N_THREADS);
     let words = weights.cast::<u32>()?;
-    let bits = FillBitsParams { words: words.ptr(), n: words.len() as u64, seed };
+    let bits = FillBitsParams {
+        words: words.ptr(),
+        n: words.len() as u64,
+        seed,
+    };
     let groups = FillAwqGroupsParams {
         group_data: scales.ptr(),
         n_chunks: (layout.n_tiles * layout.n_chunks) as u64,
@@ -86,7 +95,15 @@ pub(super) fn fill_packed(
     };
     let device = stream.device();
     // SAFETY: the kernel writes n words, which is the view's length.
-    unsafe { device.kernel(SOURCE, "fill_bits")?.launch(stream, &config, &bits) }?;
+    unsafe {
+        device
+            .kernel(SOURCE, "fill_bits")?
+            .launch(stream, &config, &bits)
+    }?;
     // SAFETY: the buffer holds groups * 40 bytes for each chunk of each tile, as the layout says.
-    unsafe { device.kernel(SOURCE, "fill_awq_groups")?.launch(stream, &config, &groups) }
+    unsafe {
+        device
+            .kernel(SOURCE, "fill_awq_groups")?
+            .launch(stream, &config, &groups)
+    }
 }

@@ -29,7 +29,9 @@ pub fn normals(rng: &mut StdRng, n: usize, deviation: f32) -> Vec<f32> {
 }
 
 pub fn halves(rng: &mut StdRng, n: usize, deviation: f32) -> Vec<f16> {
-    (0..n).map(|_| f16::from_f32(normal(rng, deviation))).collect()
+    (0..n)
+        .map(|_| f16::from_f32(normal(rng, deviation)))
+        .collect()
 }
 
 /// ‖found - expected‖ / ‖expected‖; infinite where a value is not finite.
@@ -40,7 +42,11 @@ pub fn relative_error(found: &[f16], expected: &[f64]) -> f64 {
         difference += (found.to_f64() - expected).powi(2);
         norm += expected * expected;
     }
-    if difference.is_finite() { (difference / norm).sqrt() } else { f64::INFINITY }
+    if difference.is_finite() {
+        (difference / norm).sqrt()
+    } else {
+        f64::INFINITY
+    }
 }
 
 /// The value of an e4m3 byte (no infinities; 0x7f and 0xff are NaN).
@@ -100,9 +106,10 @@ impl KvPool {
         let n_values = n_pages * shape.n_kv * PAGE_TOKENS * shape.head_dim;
         let mut bytes = || -> Vec<u8> {
             match format {
-                KvFormat::F16 => {
-                    halves(rng, n_values, 1.0).iter().flat_map(|x| x.to_le_bytes()).collect()
-                }
+                KvFormat::F16 => halves(rng, n_values, 1.0)
+                    .iter()
+                    .flat_map(|x| x.to_le_bytes())
+                    .collect(),
                 // Bytes of about -2 to 2 before the scale, none a NaN.
                 KvFormat::Fp8E4m3 => (0..n_values)
                     .map(|_| rng.random_range(0x20..0x42u8) | (rng.random::<u8>() & 0x80))
@@ -110,8 +117,11 @@ impl KvPool {
             }
         };
         let (k_bytes, v_bytes) = (bytes(), bytes());
-        let (k_scale, v_scale) =
-            if format == KvFormat::F16 { (1.0, 1.0) } else { (0.75, 1.375) };
+        let (k_scale, v_scale) = if format == KvFormat::F16 {
+            (1.0, 1.0)
+        } else {
+            (0.75, 1.375)
+        };
         Self {
             shape,
             format,
@@ -141,9 +151,10 @@ impl KvPool {
                     .chunks_exact(2)
                     .map(|b| f16::from_le_bytes([b[0], b[1]]).to_f64())
                     .collect(),
-                KvFormat::Fp8E4m3 => {
-                    bytes.iter().map(|b| e4m3_value(*b) * f64::from(scale)).collect()
-                }
+                KvFormat::Fp8E4m3 => bytes
+                    .iter()
+                    .map(|b| e4m3_value(*b) * f64::from(scale))
+                    .collect(),
             }
         };
         KvValues {

@@ -106,7 +106,11 @@ impl KvPool {
     ) -> Result<Self, CudaError> {
         let layer_bytes = page_bytes(config, format) as usize / config.n_layers * n_pages;
         let buffer = Buffer::zeroed(stream, layer_bytes * config.n_layers)?;
-        Ok(Self { buffer, layer_bytes, n_pages })
+        Ok(Self {
+            buffer,
+            layer_bytes,
+            n_pages,
+        })
     }
 
     pub fn n_bytes(&self) -> u64 {
@@ -197,7 +201,9 @@ impl Forward {
         let hidden = self.config.hidden;
         let ws = &self.workspace;
         let table = self.weights.embedding.all();
-        self.ops.embedding.launch(stream, inputs.ids()?, table, ws.h.all(), n_rows, hidden)?;
+        self.ops
+            .embedding
+            .launch(stream, inputs.ids()?, table, ws.h.all(), n_rows, hidden)?;
         for (i, layer) in self.weights.layers.iter().enumerate() {
             self.attention_block(stream, inputs, layer, i, n_rows, fresh)?;
             self.mlp_block(stream, layer, n_rows)?;
@@ -221,7 +227,9 @@ impl Forward {
         let x_stride = stride(self.config.hidden);
         let bias = layer.qkv_bias.as_ref().map(Buffer::all);
         let out = Output::Store(ws.qkv.all());
-        layer.qkv.launch(stream, n_rows, ws.x.all(), x_stride, bias, out, true)?;
+        layer
+            .qkv
+            .launch(stream, n_rows, ws.x.all(), x_stride, bias, out, true)?;
         self.ops.qkv_prepare.launch(
             stream,
             &QkvPrepareArgs {
@@ -256,7 +264,15 @@ impl Forward {
         )?;
         let bias = layer.o_bias.as_ref().map(Buffer::all);
         let out = Output::AddResidual(ws.h.all());
-        layer.o.launch(stream, n_rows, ws.attended.all(), out_stride, bias, out, true)
+        layer.o.launch(
+            stream,
+            n_rows,
+            ws.attended.all(),
+            out_stride,
+            bias,
+            out,
+            true,
+        )
     }
 
     fn mlp_block(
@@ -269,10 +285,14 @@ impl Forward {
         self.norm(stream, &layer.mlp_norm, None, n_rows)?;
         let out = Output::SiluMul(ws.gated.all());
         let x_stride = stride(self.config.hidden);
-        layer.gate_up.launch(stream, n_rows, ws.x.all(), x_stride, None, out, true)?;
+        layer
+            .gate_up
+            .launch(stream, n_rows, ws.x.all(), x_stride, None, out, true)?;
         let out = Output::AddResidual(ws.h.all());
         let x_stride = self.config.intermediate;
-        layer.down.launch(stream, n_rows, ws.gated.all(), x_stride, None, out, true)
+        layer
+            .down
+            .launch(stream, n_rows, ws.gated.all(), x_stride, None, out, true)
     }
 
     /// The norm of `h`'s rows, or of the picked ones, into `x`.
@@ -302,10 +322,17 @@ impl Forward {
     /// Logits of the rows that `inputs.out_rows` picks.
     pub fn head(&self, stream: &Stream, inputs: &Inputs, n_out: usize) -> Result<(), CudaError> {
         let ws = &self.workspace;
-        self.norm(stream, &self.weights.final_norm, Some(inputs.out_rows()?), n_out)?;
+        self.norm(
+            stream,
+            &self.weights.final_norm,
+            Some(inputs.out_rows()?),
+            n_out,
+        )?;
         let out = Output::StoreF32(ws.logits.all());
         let x_stride = stride(self.config.hidden);
-        self.weights.lm_head.launch(stream, n_out, ws.x.all(), x_stride, None, out, true)
+        self.weights
+            .lm_head
+            .launch(stream, n_out, ws.x.all(), x_stride, None, out, true)
     }
 
     /// The likeliest token of each row of the logits into `history`; with `advance` also into the
@@ -354,7 +381,12 @@ impl Forward {
     pub fn linears(&self) -> impl Iterator<Item = (&'static str, &StreamLinear)> {
         let layer = self.weights.layers.first();
         let of_layer = layer.into_iter().flat_map(|l| {
-            [("qkv", &l.qkv), ("o", &l.o), ("gate_up", &l.gate_up), ("down", &l.down)]
+            [
+                ("qkv", &l.qkv),
+                ("o", &l.o),
+                ("gate_up", &l.gate_up),
+                ("down", &l.down),
+            ]
         });
         of_layer.chain([("lm_head", &self.weights.lm_head)])
     }

@@ -14,12 +14,15 @@ const DEFAULT_SIZES: [usize; 9] = [1, 2, 4, 8, 16, 24, 32, 48, 64];
 pub(super) fn sizes(asked: &GraphSizes) -> Vec<usize> {
     match asked {
         GraphSizes::Off => Vec::new(),
-        GraphSizes::UpTo(limit) => {
-            DEFAULT_SIZES.into_iter().filter(|size| size <= limit).collect()
-        }
-        GraphSizes::Exactly(sizes) => {
-            sizes.iter().copied().filter(|size| (1..=MAX_ROWS).contains(size)).collect()
-        }
+        GraphSizes::UpTo(limit) => DEFAULT_SIZES
+            .into_iter()
+            .filter(|size| size <= limit)
+            .collect(),
+        GraphSizes::Exactly(sizes) => sizes
+            .iter()
+            .copied()
+            .filter(|size| (1..=MAX_ROWS).contains(size))
+            .collect(),
     }
 }
 
@@ -34,13 +37,16 @@ impl Graphs {
         inputs: &mut Inputs,
         sizes: &[usize],
     ) -> Result<Self, CudaError> {
-        let mut graphs = Self { by_size: Vec::with_capacity(sizes.len()) };
+        let mut graphs = Self {
+            by_size: Vec::with_capacity(sizes.len()),
+        };
         for &size in sizes {
             // Once outside the capture: whatever is made at first use is made now.
             inputs.upload(stream, &[], size, &[])?;
             graphs.decode_step(stream, forward, inputs, size)?;
             stream.synchronize()?;
-            let graph = Graph::capture(stream, || graphs.decode_step(stream, forward, inputs, size))?;
+            let graph =
+                Graph::capture(stream, || graphs.decode_step(stream, forward, inputs, size))?;
             graph.upload(stream)?;
             graphs.by_size.push((size, graph));
         }
@@ -50,7 +56,10 @@ impl Graphs {
 
     /// The smallest graph for `n_rows`, with its size.
     pub fn at_least(&self, n_rows: usize) -> Option<(usize, &Graph)> {
-        self.by_size.iter().find(|(size, _)| *size >= n_rows).map(|(size, graph)| (*size, graph))
+        self.by_size
+            .iter()
+            .find(|(size, _)| *size >= n_rows)
+            .map(|(size, graph)| (*size, graph))
     }
 
     /// What a graph holds: a greedy step that leaves the inputs ready for the next.
@@ -70,7 +79,11 @@ impl Graphs {
         if self.by_size.is_empty() {
             return "off".to_owned();
         }
-        let sizes: Vec<String> = self.by_size.iter().map(|(size, _)| size.to_string()).collect();
+        let sizes: Vec<String> = self
+            .by_size
+            .iter()
+            .map(|(size, _)| size.to_string())
+            .collect();
         sizes.join(" ")
     }
 }

@@ -40,7 +40,11 @@ impl Inputs {
     pub fn new(device: &Device, stream: &Stream, max_pages: usize) -> Result<Self, CudaError> {
         let len = MAX_ROWS * (N_FIELDS + max_pages);
         let host = HostBuffer::zeroed(device, len)?;
-        Ok(Self { host, device: Buffer::zeroed(stream, len)?, max_pages })
+        Ok(Self {
+            host,
+            device: Buffer::zeroed(stream, len)?,
+            max_pages,
+        })
     }
 
     pub fn max_pages(&self) -> usize {
@@ -109,7 +113,10 @@ impl Inputs {
 
 impl TokenRow<'_> {
     fn slot(&self) -> i32 {
-        let page = self.pages.get(self.position / PAGE_TOKENS).map_or(0, |page| page.0);
+        let page = self
+            .pages
+            .get(self.position / PAGE_TOKENS)
+            .map_or(0, |page| page.0);
         (page as usize * PAGE_TOKENS + self.position % PAGE_TOKENS) as i32
     }
 }

@@ -34,9 +34,13 @@ pub(super) fn pool_pages(d: &Demand) -> Result<usize, String> {
     let graphs = GRAPH_BYTES * d.n_graphs as u64;
     let static_share = (d.device as f64 * d.mem_fraction_static) as u64;
     let others = d.in_use + d.workspace + graphs + DRIVER_RESERVE_BYTES;
-    let budget = static_share.min(d.device.saturating_sub(others)).saturating_sub(d.weights);
+    let budget = static_share
+        .min(d.device.saturating_sub(others))
+        .saturating_sub(d.weights);
     let fits = (budget / d.page.max(1)) as usize;
-    let wanted = d.max_total_tokens.map_or(fits, |tokens| tokens.div_ceil(PAGE_TOKENS));
+    let wanted = d
+        .max_total_tokens
+        .map_or(fits, |tokens| tokens.div_ceil(PAGE_TOKENS));
     if fits == 0 || (d.max_total_tokens.is_some() && wanted > fits) {
         return Err(format!(
             "{} of device memory, {} in use; --mem-fraction-static {} leaves {} for weights ({}) and \
@@ -52,7 +56,8 @@ pub(super) fn pool_pages(d: &Demand) -> Result<usize, String> {
             gib(DRIVER_RESERVE_BYTES),
             fits * PAGE_TOKENS,
             gib(d.page),
-            d.max_total_tokens.map_or_else(|| "at least one page".to_owned(), |t| t.to_string()),
+            d.max_total_tokens
+                .map_or_else(|| "at least one page".to_owned(), |t| t.to_string()),
         ));
     }
     Ok(wanted)
@@ -89,7 +94,10 @@ mod tests {
 
     #[test]
     fn graphs_and_workspace_come_off_before_the_pool() {
-        let all = Demand { mem_fraction_static: 0.999, ..demand() };
+        let all = Demand {
+            mem_fraction_static: 0.999,
+            ..demand()
+        };
         let without = Demand { n_graphs: 0, ..all };
         let (with_graphs, without_graphs) = (pool_pages(&all), pool_pages(&without));
         assert_eq!(with_graphs, Ok(3046));
@@ -98,12 +106,24 @@ mod tests {
 
     #[test]
     fn max_total_tokens_caps_the_pool_and_is_refused_when_it_does_not_fit() {
-        let capped = Demand { max_total_tokens: Some(3328), ..demand() };
+        let capped = Demand {
+            max_total_tokens: Some(3328),
+            ..demand()
+        };
         assert_eq!(pool_pages(&capped), Ok(208));
-        let too_many = Demand { max_total_tokens: Some(100_000), ..demand() };
+        let too_many = Demand {
+            max_total_tokens: Some(100_000),
+            ..demand()
+        };
         let message = pool_pages(&too_many).unwrap_err();
-        assert!(message.contains("100000 asked") && message.contains("34192 tokens"), "{message}");
-        let no_room = Demand { weights: 30 * GIB, ..demand() };
+        assert!(
+            message.contains("100000 asked") && message.contains("34192 tokens"),
+            "{message}"
+        );
+        let no_room = Demand {
+            weights: 30 * GIB,
+            ..demand()
+        };
         assert!(pool_pages(&no_room).unwrap_err().contains("30.000 GiB"));
     }
 }

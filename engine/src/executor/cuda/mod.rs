@@ -42,7 +42,11 @@ pub enum CudaLoadError {
     #[error(transparent)]
     Cuda(CudaError),
     #[error("{name} is {value}; it must be {limit}")]
-    Option { name: &'static str, value: String, limit: String },
+    Option {
+        name: &'static str,
+        value: String,
+        limit: String,
+    },
     #[error("the model does not fit: {0}")]
     Memory(String),
 }
@@ -88,7 +92,10 @@ pub struct CudaExecutor {
 }
 
 fn step_error(message: impl std::fmt::Display) -> ExecutorError {
-    ExecutorError::Step { device: DEVICE, message: message.to_string() }
+    ExecutorError::Step {
+        device: DEVICE,
+        message: message.to_string(),
+    }
 }
 
 impl CudaExecutor {
@@ -107,7 +114,9 @@ impl CudaExecutor {
         let (free_before, total) = device.memory_bytes()?;
         let weights = DeviceWeights::load(checkpoint, &stream)?;
         stream.synchronize()?;
-        let device_bytes = options.memory_limit_bytes.map_or(total as u64, |limit| limit.min(total as u64));
+        let device_bytes = options
+            .memory_limit_bytes
+            .map_or(total as u64, |limit| limit.min(total as u64));
         let sizes = graphs::sizes(&options.graphs);
         let page = forward::page_bytes(&config, options.kv_format);
         let n_pages = memory::pool_pages(&Demand {
@@ -122,7 +131,10 @@ impl CudaExecutor {
         })
         .map_err(CudaLoadError::Memory)?;
         let kv_pool_tokens = n_pages * PAGE_TOKENS;
-        let longest = options.context_length.unwrap_or(config.context_length).min(kv_pool_tokens);
+        let longest = options
+            .context_length
+            .unwrap_or(config.context_length)
+            .min(kv_pool_tokens);
         let kv = KvPool::new(&stream, &config, options.kv_format, n_pages)?;
         let cos_sin = cos_sin(&stream, &config, longest + MAX_BURST)?;
         let attention = AttentionOptions {
@@ -132,14 +144,33 @@ impl CudaExecutor {
         };
         let vocab = config.vocab;
         let forward = Forward::new(&stream, config, weights, kv, cos_sin, attention, MAX_BURST)?;
-        let mut inputs =
-            Inputs::new(&device, &stream, (longest + MAX_BURST).div_ceil(PAGE_TOKENS))?;
+        let mut inputs = Inputs::new(
+            &device,
+            &stream,
+            (longest + MAX_BURST).div_ceil(PAGE_TOKENS),
+        )?;
         let values: Vec<i32> = (0..MAX_BURST as i32).collect();
         let step_values = Buffer::from_slice(&stream, &values)?;
         let tokens = HostBuffer::zeroed(&device, MAX_BURST * MAX_ROWS)?;
         let graphs = Graphs::capture(&stream, &forward, &mut inputs, &sizes)?;
-        let info = describe(&device, &forward, options, &attention, &graphs, kv_pool_tokens);
-        Ok(Self { info, stream, graphs, inputs, forward, step_values, tokens, vocab })
+        let info = describe(
+            &device,
+            &forward,
+            options,
+            &attention,
+            &graphs,
+            kv_pool_tokens,
+        );
+        Ok(Self {
+            info,
+            stream,
+            graphs,
+            inputs,
+            forward,
+            step_values,
+            tokens,
+            vocab,
+        })
     }
 
     /// Logits of chosen tokens, `[wanted.len(), vocab]`; as the CPU executor's, for tests and
@@ -160,7 +191,9 @@ impl CudaExecutor {
             all.extend(logits.download(&self.stream).map_err(step_error)?);
         }
         if all.len() != wanted.len() * self.vocab {
-            return Err(step_error("a wanted token is not in the batch, or not in rising order"));
+            return Err(step_error(
+                "a wanted token is not in the batch, or not in rising order",
+            ));
         }
         Ok(all)
     }
@@ -169,11 +202,20 @@ impl CudaExecutor {
     fn run_pass(&mut self, pass: &[PassToken<'_>], outputs: &[usize]) -> Result<(), ExecutorError> {
         let rows: Vec<TokenRow<'_>> = pass.iter().map(|token| token.input).collect();
         let fresh = longest_run(pass);
-        let Self { inputs, stream, forward, .. } = self;
+        let Self {
+            inputs,
+            stream,
+            forward,
+            ..
+        } = self;
         let mut run = || -> Result<(), CudaError> {
             inputs.upload(stream, &rows, rows.len(), outputs)?;
             forward.layers(stream, inputs, rows.len(), fresh)?;
-            if outputs.is_empty() { Ok(()) } else { forward.head(stream, inputs, outputs.len()) }
+            if outputs.is_empty() {
+                Ok(())
+            } else {
+                forward.head(stream, inputs, outputs.len())
+            }
         };
         run().map_err(step_error)
     }
@@ -190,7 +232,11 @@ impl CudaExecutor {
             let tokens = self.argmax(n).map_err(step_error)?;
             return Ok(tokens.into_iter().map(plain_token).collect());
         }
-        let logits = self.forward.logits().view(0..n * self.vocab).map_err(step_error)?;
+        let logits = self
+            .forward
+            .logits()
+            .view(0..n * self.vocab)
+            .map_err(step_error)?;
         let logits = logits.download(&self.stream).map_err(step_error)?;
         let rows = specs.iter().zip(logits.chunks_exact(self.vocab));
         rows.map(|((spec, made), logits)| {
@@ -205,10 +251,17 @@ impl CudaExecutor {
     }
 
     fn argmax(&mut self, n: usize) -> Result<Vec<u32>, CudaError> {
-        self.forward.step.all().copy_from(&self.stream, self.step_values.view(0..1)?)?;
+        self.forward
+            .step
+            .all()
+            .copy_from(&self.stream, self.step_values.view(0..1)?)?;
         self.forward.argmax(&self.stream, &self.inputs, n, false)?;
-        self.tokens.copy_from(&self.stream, self.forward.history.view(0..n)?)?;
-        Ok(self.tokens.as_slice()?[..n].iter().map(|token| *token as u32).collect())
+        self.tokens
+            .copy_from(&self.stream, self.forward.history.view(0..n)?)?;
+        Ok(self.tokens.as_slice()?[..n]
+            .iter()
+            .map(|token| *token as u32)
+            .collect())
     }
 
     /// `n_steps` greedy steps of up to [`MAX_ROWS`] decode rows, without the host in between.
@@ -220,20 +273,34 @@ impl CudaExecutor {
     ) -> Result<(), CudaError> {
         let tokens: Vec<TokenRow<'_>> = rows
             .iter()
-            .map(|row| TokenRow { token: row.tokens[0], position: row.start, pages: &row.pages })
+            .map(|row| TokenRow {
+                token: row.tokens[0],
+                position: row.start,
+                pages: &row.pages,
+            })
             .collect();
         let outputs: Vec<usize> = (0..rows.len()).collect();
         let graph = self.graphs.at_least(rows.len());
         let n_padded = graph.map_or(rows.len(), |(size, _)| size);
-        self.inputs.upload(&self.stream, &tokens, n_padded, &padded(outputs, n_padded))?;
+        self.inputs
+            .upload(&self.stream, &tokens, n_padded, &padded(outputs, n_padded))?;
         for step in 0..n_steps {
-            self.forward.step.all().copy_from(&self.stream, self.step_values.view(step..step + 1)?)?;
+            self.forward
+                .step
+                .all()
+                .copy_from(&self.stream, self.step_values.view(step..step + 1)?)?;
             match graph {
                 Some((_, graph)) => graph.launch(&self.stream)?,
-                None => self.graphs.decode_step(&self.stream, &self.forward, &self.inputs, n_padded)?,
+                None => {
+                    self.graphs
+                        .decode_step(&self.stream, &self.forward, &self.inputs, n_padded)?
+                }
             }
         }
-        self.tokens.copy_from(&self.stream, self.forward.history.view(0..n_steps * n_padded)?)?;
+        self.tokens.copy_from(
+            &self.stream,
+            self.forward.history.view(0..n_steps * n_padded)?,
+        )?;
         let tokens = self.tokens.as_slice()?;
         for step in 0..n_steps {
             for (row, made) in output.iter_mut().enumerate() {
@@ -245,13 +312,19 @@ impl CudaExecutor {
 
     /// Any plan: passes of up to [`MAX_ROWS`] tokens, the head where tokens are wanted.
     fn general(&mut self, rows: &[PlanRow], n_steps: usize) -> Result<StepOutput, ExecutorError> {
-        let mut output = StepOutput { rows: vec![Vec::new(); rows.len()] };
+        let mut output = StepOutput {
+            rows: vec![Vec::new(); rows.len()],
+        };
         for step in 0..n_steps {
             let fed: Vec<PlanRow>;
             let current = if step == 0 {
                 rows
             } else {
-                fed = rows.iter().zip(&output.rows).map(|(row, made)| feed(row, step, made)).collect();
+                fed = rows
+                    .iter()
+                    .zip(&output.rows)
+                    .map(|(row, made)| feed(row, step, made))
+                    .collect();
                 &fed
             };
             for pass in passes(current, n_steps) {
@@ -260,7 +333,9 @@ impl CudaExecutor {
                 let sampling: Vec<usize> = outputs.iter().map(|i| pass[*i].row).collect();
                 let specs: Vec<(&SampleSpec, &[SampledToken])> = sampling
                     .iter()
-                    .filter_map(|row| Some((rows[*row].sample.as_ref()?, output.rows[*row].as_slice())))
+                    .filter_map(|row| {
+                        Some((rows[*row].sample.as_ref()?, output.rows[*row].as_slice()))
+                    })
                     .collect();
                 if specs.is_empty() {
                     continue;
@@ -288,16 +363,26 @@ struct PassToken<'a> {
 fn passes(rows: &[PlanRow], _n_steps: usize) -> Vec<Vec<PassToken<'_>>> {
     let tokens = rows.iter().enumerate().flat_map(|(row_index, row)| {
         let last = row.tokens.len() - 1;
-        row.tokens.iter().enumerate().map(move |(index, token)| PassToken {
-            row: row_index,
-            index,
-            samples: index == last && row.sample.is_some(),
-            input: TokenRow { token: *token, position: row.start + index, pages: &row.pages },
-        })
+        row.tokens
+            .iter()
+            .enumerate()
+            .map(move |(index, token)| PassToken {
+                row: row_index,
+                index,
+                samples: index == last && row.sample.is_some(),
+                input: TokenRow {
+                    token: *token,
+                    position: row.start + index,
+                    pages: &row.pages,
+                },
+            })
     });
     let mut passes = vec![Vec::new()];
     for token in tokens {
-        if passes.last().is_some_and(|pass: &Vec<_>| pass.len() == MAX_ROWS) {
+        if passes
+            .last()
+            .is_some_and(|pass: &Vec<_>| pass.len() == MAX_ROWS)
+        {
             passes.push(Vec::with_capacity(MAX_ROWS));
         }
         if let Some(pass) = passes.last_mut() {
@@ -309,13 +394,20 @@ fn passes(rows: &[PlanRow], _n_steps: usize) -> Vec<Vec<PassToken<'_>>> {
 
 /// Tokens of the row that has most of them in the pass.
 fn longest_run(pass: &[PassToken<'_>]) -> usize {
-    pass.chunk_by(|a, b| a.row == b.row).map(<[_]>::len).max().unwrap_or(1)
+    pass.chunk_by(|a, b| a.row == b.row)
+        .map(<[_]>::len)
+        .max()
+        .unwrap_or(1)
 }
 
 /// A decode row, `step` tokens further on.
 fn feed(row: &PlanRow, step: usize, made: &[SampledToken]) -> PlanRow {
     let token = made.last().map_or(row.tokens[0], |token| token.token);
-    PlanRow { tokens: vec![token], start: row.start + step, ..row.clone() }
+    PlanRow {
+        tokens: vec![token],
+        start: row.start + step,
+        ..row.clone()
+    }
 }
 
 fn padded(mut outputs: Vec<usize>, n: usize) -> Vec<usize> {
@@ -324,16 +416,17 @@ fn padded(mut outputs: Vec<usize>, n: usize) -> Vec<usize> {
 }
 
 fn plain_token(token: u32) -> SampledToken {
-    SampledToken { token, logprob: None, top_logprobs: Vec::new() }
+    SampledToken {
+        token,
+        logprob: None,
+        top_logprobs: Vec::new(),
+    }
 }
 
 /// Whether the likeliest token under the model's own distribution is all that is asked.
 fn is_greedy(spec: &SampleSpec) -> bool {
     let p = &spec.params;
-    p.temperature == 0.0
-        && p.logit_bias.is_empty()
-        && p.n_logprobs.is_none()
-        && !p.needs_history()
+    p.temperature == 0.0 && p.logit_bias.is_empty() && p.n_logprobs.is_none() && !p.needs_history()
 }
 
 /// cos and sin of every position, `[n, head_dim]`.
@@ -351,7 +444,11 @@ fn cos_sin(stream: &Stream, config: &ModelConfig, n: usize) -> Result<Buffer<f32
 fn check_model(config: &ModelConfig) -> Result<(), CudaLoadError> {
     let group = config.n_q_heads / config.n_kv_heads;
     let wrong = |name, value: usize, limit: &str| {
-        Err(CudaLoadError::Option { name, value: value.to_string(), limit: limit.to_owned() })
+        Err(CudaLoadError::Option {
+            name,
+            value: value.to_string(),
+            limit: limit.to_owned(),
+        })
     };
     if !matches!(config.head_dim, 64 | 128) {
         return wrong("head_dim", config.head_dim, "64 or 128 on the card");
@@ -360,10 +457,18 @@ fn check_model(config: &ModelConfig) -> Result<(), CudaLoadError> {
         return wrong("query heads a KV head", group, "at most 8 on the card");
     }
     if !config.intermediate.is_multiple_of(256) {
-        return wrong("intermediate", config.intermediate, "a multiple of 256 on the card");
+        return wrong(
+            "intermediate",
+            config.intermediate,
+            "a multiple of 256 on the card",
+        );
     }
     if config.hidden > 16_384 || !config.hidden.is_multiple_of(8) {
-        return wrong("hidden", config.hidden, "a multiple of 8, at most 16384, on the card");
+        return wrong(
+            "hidden",
+            config.hidden,
+            "a multiple of 8, at most 16384, on the card",
+        );
     }
     Ok(())
 }
@@ -372,7 +477,10 @@ fn check_model(config: &ModelConfig) -> Result<(), CudaLoadError> {
 fn describe_linear(linear: &StreamLinear) -> String {
     let format = linear.layout().format;
     match linear.plan(1) {
-        Ok(p) => format!("stream_{format:?}, one row: {} clusters of {}", p.n_clusters, p.n_ranks),
+        Ok(p) => format!(
+            "stream_{format:?}, one row: {} clusters of {}",
+            p.n_clusters, p.n_ranks
+        ),
         Err(error) => error.to_string(),
     }
 }
@@ -386,15 +494,32 @@ fn describe(
     kv_pool_tokens: usize,
 ) -> ExecutorInfo {
     let properties = device.properties();
-    let kv = if options.kv_format == KvFormat::Fp8E4m3 { "fp8_e4m3" } else { "f16" };
-    let reduce = if attention.reduce_in_fp32 { "fp32" } else { "fp16" };
+    let kv = if options.kv_format == KvFormat::Fp8E4m3 {
+        "fp8_e4m3"
+    } else {
+        "f16"
+    };
+    let reduce = if attention.reduce_in_fp32 {
+        "fp32"
+    } else {
+        "fp16"
+    };
     let mut kernels: Vec<(String, String)> = forward
         .linears()
         .map(|(name, linear)| (name.to_owned(), describe_linear(linear)))
         .collect();
     kernels.extend([
-        ("attention".to_owned(), format!("decode_cluster_{kv}_{reduce}_splits{}", attention.max_splits)),
-        ("sampling".to_owned(), "argmax on the card, host sampler otherwise".to_owned()),
+        (
+            "attention".to_owned(),
+            format!(
+                "decode_cluster_{kv}_{reduce}_splits{}",
+                attention.max_splits
+            ),
+        ),
+        (
+            "sampling".to_owned(),
+            "argmax on the card, host sampler otherwise".to_owned(),
+        ),
         ("cuda_graph_bs".to_owned(), graphs.describe()),
         ("architecture".to_owned(), properties.architecture()),
     ]);
@@ -420,21 +545,32 @@ impl Executor for CudaExecutor {
             return Ok(StepOutput::default());
         }
         self.check_pages(plan)?;
-        let decode = plan.rows.iter().all(|row| {
-            row.tokens.len() == 1 && row.sample.as_ref().is_some_and(is_greedy)
-        });
+        let decode = plan
+            .rows
+            .iter()
+            .all(|row| row.tokens.len() == 1 && row.sample.as_ref().is_some_and(is_greedy));
         if !decode {
             return self.general(&plan.rows, plan.n_steps);
         }
-        let mut output = StepOutput { rows: vec![Vec::new(); plan.rows.len()] };
-        for (rows, made) in plan.rows.chunks(MAX_ROWS).zip(output.rows.chunks_mut(MAX_ROWS)) {
+        let mut output = StepOutput {
+            rows: vec![Vec::new(); plan.rows.len()],
+        };
+        for (rows, made) in plan
+            .rows
+            .chunks(MAX_ROWS)
+            .zip(output.rows.chunks_mut(MAX_ROWS))
+        {
             let mut left = plan.n_steps;
             let mut rows = rows.to_vec();
             while left > 0 {
                 let n = left.min(MAX_BURST);
                 self.burst(&rows, n, made).map_err(step_error)?;
                 left -= n;
-                rows = rows.iter().zip(made.iter()).map(|(row, made)| feed(row, n, made)).collect();
+                rows = rows
+                    .iter()
+                    .zip(made.iter())
+                    .map(|(row, made)| feed(row, n, made))
+                    .collect();
             }
         }
         Ok(output)

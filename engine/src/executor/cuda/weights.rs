@@ -47,15 +47,28 @@ impl DeviceWeights {
     pub fn load(checkpoint: &dyn Checkpoint, stream: &Stream) -> Result<Self, CudaLoadError> {
         let config = checkpoint.config();
         let kernels = StreamLinearKernels::load(stream)?;
-        let loader = Loader { checkpoint, stream, kernels, dummy_seed: checkpoint.dummy_seed() };
-        let layers =
-            (0..config.n_layers).map(|i| loader.layer(config, i)).collect::<Result<_, _>>()?;
-        let head = if config.tied_embeddings { MatrixId::Embedding } else { MatrixId::LmHead };
+        let loader = Loader {
+            checkpoint,
+            stream,
+            kernels,
+            dummy_seed: checkpoint.dummy_seed(),
+        };
+        let layers = (0..config.n_layers)
+            .map(|i| loader.layer(config, i))
+            .collect::<Result<_, _>>()?;
+        let head = if config.tied_embeddings {
+            MatrixId::Embedding
+        } else {
+            MatrixId::LmHead
+        };
         Ok(Self {
             embedding: loader.embedding()?,
             layers,
             final_norm: loader.vector(VectorId::FinalNorm)?,
-            lm_head: loader.linear(&Fused { ids: &[head], arrangement: Arrangement::Stacked })?,
+            lm_head: loader.linear(&Fused {
+                ids: &[head],
+                arrangement: Arrangement::Stacked,
+            })?,
         })
     }
 
@@ -71,7 +84,8 @@ impl DeviceWeights {
                 small + large + l.attn_norm.n_bytes() + l.mlp_norm.n_bytes()
             })
             .sum();
-        (layers + self.embedding.n_bytes() + self.final_norm.n_bytes() + self.lm_head.n_bytes()) as u64
+        (layers + self.embedding.n_bytes() + self.final_norm.n_bytes() + self.lm_head.n_bytes())
+            as u64
     }
 }
 
@@ -89,7 +103,12 @@ impl Loader<'_> {
             .qkv_bias
             .then(|| self.vectors(&[VectorId::QBias(i), VectorId::KBias(i), VectorId::VBias(i)]))
             .transpose()?;
-        let one = |id| self.linear(&Fused { ids: &[id], arrangement: Arrangement::Stacked });
+        let one = |id| {
+            self.linear(&Fused {
+                ids: &[id],
+                arrangement: Arrangement::Stacked,
+            })
+        };
         Ok(LayerWeights {
             attn_norm: self.vector(VectorId::AttnNorm(i))?,
             mlp_norm: self.vector(VectorId::MlpNorm(i))?,
@@ -178,11 +197,17 @@ impl Loader<'_> {
 
 /// Little-endian words of bytes that may lie anywhere in a mapped file.
 fn words(bytes: &[u8]) -> Vec<u32> {
-    bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+    bytes
+        .chunks_exact(4)
+        .map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+        .collect()
 }
 
 fn halves(bytes: &[u8]) -> Vec<f16> {
-    bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]])).collect()
+    bytes
+        .chunks_exact(2)
+        .map(|b| f16::from_le_bytes([b[0], b[1]]))
+        .collect()
 }
 
 /// A number of its own for each matrix, so that dummy weights differ.

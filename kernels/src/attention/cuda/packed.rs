@@ -65,7 +65,13 @@ impl PrefillAttentionArgs<'_> {
         CHECK.rows("length of q", self.q, self.n_tokens, self.q_stride, width)?;
         CHECK.aligned("q", self.q, 16)?;
         CHECK.multiple("out_stride", self.out_stride, 2)?;
-        CHECK.rows("length of out", self.out, self.n_tokens, self.out_stride, width)?;
+        CHECK.rows(
+            "length of out",
+            self.out,
+            self.n_tokens,
+            self.out_stride,
+            width,
+        )?;
         CHECK.aligned("out", self.out, 4)?;
         CHECK.at_least("max_pages", self.max_pages, 1)?;
         CHECK.at_most("max_pages", self.max_pages, i32::MAX as usize / PAGE_TOKENS)?;
@@ -73,7 +79,10 @@ impl PrefillAttentionArgs<'_> {
         CHECK.at_least("length of page_table", self.page_table.len(), n_entries)?;
         CHECK.at_least("length of q_start", self.q_start.len(), self.n_seqs + 1)?;
         CHECK.at_least("length of context_len", self.context_len.len(), self.n_seqs)?;
-        CHECK.int("n_tokens times query heads", self.n_tokens.saturating_mul(shape.n_q))?;
+        CHECK.int(
+            "n_tokens times query heads",
+            self.n_tokens.saturating_mul(shape.n_q),
+        )?;
         Ok(Params {
             q: self.q.ptr(),
             kv: self.kv.params(CHECK, shape, format)?,
@@ -104,18 +113,33 @@ pub struct PrefillAttention {
 impl PrefillAttention {
     pub fn new(device: &Device, shape: HeadShape, format: KvFormat) -> Result<Self, CudaError> {
         let kernel = kernel(device, shape, format, "prefill")?;
-        Ok(Self { kernel, shape, format })
+        Ok(Self {
+            kernel,
+            shape,
+            format,
+        })
     }
 
-    pub fn launch(&self, stream: &Stream, args: &PrefillAttentionArgs<'_>) -> Result<(), CudaError> {
+    pub fn launch(
+        &self,
+        stream: &Stream,
+        args: &PrefillAttentionArgs<'_>,
+    ) -> Result<(), CudaError> {
         let params = args.params(self.shape, self.format)?;
         if args.n_tokens == 0 || args.n_seqs == 0 {
             return Ok(());
         }
         // Every sequence's last tile may be partly empty; blocks without a tile leave at once.
         let n_tiles = (args.n_tokens * self.shape.group()).div_ceil(TILE_ROWS) + args.n_seqs;
-        let grid = Dim3::new(CHECK.int("tiles", n_tiles)? as u32, self.shape.n_kv as u32, 1);
-        let config = LaunchConfig { dependent: true, ..LaunchConfig::new(grid, THREADS) };
+        let grid = Dim3::new(
+            CHECK.int("tiles", n_tiles)? as u32,
+            self.shape.n_kv as u32,
+            1,
+        );
+        let config = LaunchConfig {
+            dependent: true,
+            ..LaunchConfig::new(grid, THREADS)
+        };
         // SAFETY: the kernel holds q_start, contexts and pages inside the batch, the table and the
         // pool, whatever they say; the lengths were checked in `params`.
         unsafe { self.kernel.launch(stream, &config, &params) }
@@ -133,17 +157,28 @@ pub struct PlainAttention {
 impl PlainAttention {
     pub fn new(device: &Device, shape: HeadShape, format: KvFormat) -> Result<Self, CudaError> {
         let kernel = kernel(device, shape, format, "plain")?;
-        Ok(Self { kernel, shape, format })
+        Ok(Self {
+            kernel,
+            shape,
+            format,
+        })
     }
 
-    pub fn launch(&self, stream: &Stream, args: &PrefillAttentionArgs<'_>) -> Result<(), CudaError> {
+    pub fn launch(
+        &self,
+        stream: &Stream,
+        args: &PrefillAttentionArgs<'_>,
+    ) -> Result<(), CudaError> {
         let params = args.params(self.shape, self.format)?;
         if args.n_tokens == 0 || args.n_seqs == 0 {
             return Ok(());
         }
         let n_blocks = args.n_tokens.div_ceil(PLAIN_TOKENS) as u32;
         let grid = Dim3::new(n_blocks, self.shape.n_q as u32, 1);
-        let config = LaunchConfig { dependent: true, ..LaunchConfig::new(grid, THREADS) };
+        let config = LaunchConfig {
+            dependent: true,
+            ..LaunchConfig::new(grid, THREADS)
+        };
         // SAFETY: as for `PrefillAttention`; a warp has one token below n_tokens.
         unsafe { self.kernel.launch(stream, &config, &params) }
     }
@@ -158,7 +193,11 @@ fn kernel(
 ) -> Result<Kernel, CudaError> {
     shape.check(CHECK)?;
     CHECK.at_most("n_q", shape.n_q, super::MAX_ROWS)?;
-    let name = format!("attention_{which}_{}_{}", format.kernel_suffix(), shape.head_dim);
+    let name = format!(
+        "attention_{which}_{}_{}",
+        format.kernel_suffix(),
+        shape.head_dim
+    );
     let kernel = device.kernel(&format!("attention/{which}"), &name)?;
     kernel.set_shared_carveout(100)?;
     Ok(kernel)

@@ -52,7 +52,13 @@ impl ArgmaxAdvance {
     pub fn launch(&self, stream: &Stream, args: &ArgmaxAdvanceArgs<'_>) -> Result<(), CudaError> {
         let n_rows = args.n_rows;
         CHECK.at_least("vocab", args.vocab, 1)?;
-        CHECK.rows("length of logits", args.logits, n_rows, args.stride, args.vocab)?;
+        CHECK.rows(
+            "length of logits",
+            args.logits,
+            n_rows,
+            args.stride,
+            args.vocab,
+        )?;
         if n_rows == 0 {
             return Ok(());
         }

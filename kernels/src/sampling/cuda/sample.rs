@@ -158,15 +158,27 @@ impl Sample {
     pub fn launch(&self, stream: &Stream, args: &SampleArgs<'_>) -> Result<(), CudaError> {
         let n_rows = args.n_rows;
         CHECK.at_least("vocab", args.vocab, 1)?;
-        CHECK.rows("length of logits", args.logits, n_rows, args.stride, args.vocab)?;
+        CHECK.rows(
+            "length of logits",
+            args.logits,
+            n_rows,
+            args.stride,
+            args.vocab,
+        )?;
         CHECK.at_least("length of rows", args.rows.len(), n_rows)?;
         let n_entries = n_rows.saturating_mul(args.max_penalized);
         CHECK.at_least("length of penalized", args.penalized.len(), n_entries)?;
         if n_rows == 0 {
             return Ok(());
         }
-        let to =
-            advance_params(CHECK, args.next_ids, args.history, args.step, n_rows, args.advance)?;
+        let to = advance_params(
+            CHECK,
+            args.next_ids,
+            args.history,
+            args.step,
+            n_rows,
+            args.advance,
+        )?;
         let mut params = Params {
             logits: args.logits.ptr(),
             n: CHECK.int("vocab", args.vocab)?,
