@@ -411,6 +411,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::float_cmp, reason = "counts of whole things come back exactly")]
     fn the_text_is_valid_and_says_what_was_recorded() {
         let metrics = Metrics::new("m");
         metrics.record_stats(&SchedulerStats {

@@ -405,8 +405,7 @@ fn dependent_launches_and_graphs_give_the_same_bits() {
             plain,
             "m={m}: dependent"
         );
-        // SAFETY: x, hidden, residual and the weights outlive the graph.
-        let graph = unsafe { Graph::capture(&gpu.stream, || step(true)) }.expect("a graph");
+        let graph = Graph::capture(&gpu.stream, || step(true)).expect("a graph");
         assert_eq!(graph.n_nodes().expect("nodes"), 17);
         graph.upload(&gpu.stream).expect("upload");
         for _ in 0..3 {
@@ -678,7 +677,7 @@ fn kernels_and_captures_refuse_what_they_cannot_do() {
 
     let buffer = Buffer::<f32>::zeroed(stream, 4).expect("memory");
     // SAFETY: the capture fails, so there is no graph that could outlive the buffer.
-    let captured = unsafe { Graph::capture(stream, || buffer.upload(stream, &[0.0; 4])) };
+    let captured = Graph::capture(stream, || buffer.upload(stream, &[0.0; 4]));
     assert!(
         matches!(captured, Err(CudaError::Captured(_))),
         "{captured:?}"

@@ -26,6 +26,11 @@ pub fn inactive_flags(typed: &EngineArgs, device: Device) -> Vec<(String, String
         "--disable-radix-cache",
         "no KV is kept between requests, with or without it",
     );
+    note(
+        !typed.disable_radix_cache,
+        "radix cache (on unless --disable-radix-cache)",
+        "not built yet: no KV is kept between requests",
+    );
     let needs_compile = "--enable-torch-compile was not given";
     note(
         typed.torch_compile_max_bs.is_some() && !typed.enable_torch_compile,

@@ -43,10 +43,9 @@ impl Graphs {
         for &size in sizes {
             // Once outside the capture: whatever is made at first use is made now.
             inputs.upload(stream, &[], size, &[])?;
-            graphs.decode_step(stream, forward, inputs, size)?;
+            decode_step(stream, forward, inputs, size)?;
             stream.synchronize()?;
-            let graph =
-                Graph::capture(stream, || graphs.decode_step(stream, forward, inputs, size))?;
+            let graph = Graph::capture(stream, || decode_step(stream, forward, inputs, size))?;
             graph.upload(stream)?;
             graphs.by_size.push((size, graph));
         }
@@ -62,19 +61,6 @@ impl Graphs {
             .map(|(size, graph)| (*size, graph))
     }
 
-    /// What a graph holds: a greedy step that leaves the inputs ready for the next.
-    pub fn decode_step(
-        &self,
-        stream: &Stream,
-        forward: &Forward,
-        inputs: &Inputs,
-        n_rows: usize,
-    ) -> Result<(), CudaError> {
-        forward.layers(stream, inputs, n_rows, 1)?;
-        forward.head(stream, inputs, n_rows)?;
-        forward.argmax(stream, inputs, n_rows, true)
-    }
-
     pub fn describe(&self) -> String {
         if self.by_size.is_empty() {
             return "off".to_owned();
@@ -86,6 +72,18 @@ impl Graphs {
             .collect();
         sizes.join(" ")
     }
+}
+
+/// What a graph holds: a greedy step that leaves the inputs ready for the next.
+pub(super) fn decode_step(
+    stream: &Stream,
+    forward: &Forward,
+    inputs: &Inputs,
+    n_rows: usize,
+) -> Result<(), CudaError> {
+    forward.layers(stream, inputs, n_rows, 1)?;
+    forward.head(stream, inputs, n_rows)?;
+    forward.argmax(stream, inputs, n_rows, true)
 }
 
 #[cfg(test)]

@@ -181,7 +181,7 @@ impl CudaExecutor {
         wanted: &[(usize, usize)],
     ) -> Result<Vec<f32>, ExecutorError> {
         let mut all = Vec::with_capacity(wanted.len() * self.vocab);
-        for pass in passes(rows, 1) {
+        for pass in passes(rows) {
             let outputs: Vec<usize> = (0..pass.len())
                 .filter(|i| wanted.contains(&(pass[*i].row, pass[*i].index)))
                 .collect();
@@ -292,8 +292,7 @@ impl CudaExecutor {
             match graph {
                 Some((_, graph)) => graph.launch(&self.stream)?,
                 None => {
-                    self.graphs
-                        .decode_step(&self.stream, &self.forward, &self.inputs, n_padded)?
+                    graphs::decode_step(&self.stream, &self.forward, &self.inputs, n_padded)?;
                 }
             }
         }
@@ -327,7 +326,7 @@ impl CudaExecutor {
                     .collect();
                 &fed
             };
-            for pass in passes(current, n_steps) {
+            for pass in passes(current) {
                 let outputs: Vec<usize> = (0..pass.len()).filter(|i| pass[*i].samples).collect();
                 self.run_pass(&pass, &outputs)?;
                 let sampling: Vec<usize> = outputs.iter().map(|i| pass[*i].row).collect();
@@ -360,7 +359,7 @@ struct PassToken<'a> {
 }
 
 /// The rows' tokens, packed into passes.
-fn passes(rows: &[PlanRow], _n_steps: usize) -> Vec<Vec<PassToken<'_>>> {
+fn passes(rows: &[PlanRow]) -> Vec<Vec<PassToken<'_>>> {
     let tokens = rows.iter().enumerate().flat_map(|(row_index, row)| {
         let last = row.tokens.len() - 1;
         row.tokens
