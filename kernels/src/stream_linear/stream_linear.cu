@@ -16,7 +16,7 @@
 // Grid: S * G blocks of WARPS * 32 threads, cluster S. Shared memory: sized by the host.
 // Architectures: sm_90, sm_120. Or-ing an integer into the mantissa of a power of two instead of
 // converting it is the idea of FasterTransformer's and Marlin's kernels.
-#include "../cuda/device.cuh"
+#include "packed_weights.cuh"
 
 // Warps of a block, one block an SM; `Rows::n_warps` on the host has the same numbers. More warps
 // hide the unpacking and keep more copies in flight; more rows need more registers a thread, hence
@@ -44,62 +44,6 @@ struct StreamLinearParams {
     int32_t phase_chunks;  // chunks of x that are in shared memory at a time
     int32_t n_phases;
 };
-
-enum class Epilogue { Store, AddResidual, SiluMul, StoreF32 };
-
-// A nibble q is or-ed into the upper mantissa bits of 16.0, which makes 16 + q, exactly. The
-// product with the group's x is then taken on these small integers, and scale and zero enter
-// once a group, on the sums:  y += s * (sum (16 + q) x - (16 + z) sum x).
-template <int GROUPS_>  // quantisation groups in 128 k: 1, 2 or 4
-struct AwqFormat {
-    static constexpr int GROUPS = 2 * GROUPS_;  // in a chunk
-    static constexpr int K = 256;
-    static constexpr int PAIRS = 8;             // x vectors of 8 k a lane in a chunk: two products each
-    static constexpr int SCALE_BYTES = GROUPS * (32 + 8);
-
-    // The A operands of products 2P and 2P + 1, each plus 16. Word = 16 columns x 16 k of the warp.
-    template <int P>
-    DEVICE static void weights(const uint8_t* chunk, int lane, uint4& words, uint32_t (&a)[2][4]) {
-        if constexpr (P % 2 == 0) words = *reinterpret_cast<const uint4*>(chunk + P / 2 * 512 + lane * 16);
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            const uint32_t w = P % 2 == 0 ? (i == 0 ? words.x : words.y) : (i == 0 ? words.z : words.w);
-            a[i][0] = and_or<0x03c003c0, 0x4c004c00>(w);
-            a[i][1] = and_or<0x03c003c0, 0x4c004c00>(w >> 4);
-            a[i][2] = and_or<0x03c003c0, 0x4c004c00>(w << 4);
-            a[i][3] = and_or<0x03c003c0, 0x4c004c00>(__funnelshift_l(w, w, 8));
-        }
-    }
-    // Scale and 16 + zero of columns g and g + 8, which lie next to each other.
-    DEVICE static void group(const uint8_t* scales, int index, int g, float2& scale, float2& zero) {
-        scale = __half22float2(*reinterpret_cast<const __half2*>(scales + index * 32 + g * 4));
-        const uint32_t z = scales[GROUPS * 32 + index * 8 + g];
-        zero = __half22float2(bits_half2(and_or<0x03c003c0, 0x4c004c00>(z << 6 | z << 18)));
-    }
-};
-
-struct HalfFormat {
-    static constexpr int GROUPS = 0;
-    static constexpr int K = 64;
-    static constexpr int PAIRS = 2;
-    static constexpr int SCALE_BYTES = 0;
-    template <int P>
-    DEVICE static void weights(const uint8_t* chunk, int lane, uint4&, uint32_t (&a)[2][4]) {
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            const uint4 w = *reinterpret_cast<const uint4*>(chunk + (2 * P + i) * 512 + lane * 16);
-            a[i][0] = w.x, a[i][1] = w.y, a[i][2] = w.z, a[i][3] = w.w;
-        }
-    }
-};
-
-template <int FROM, int TO, class Fn>
-DEVICE void unrolled(Fn&& fn) {
-    if constexpr (FROM < TO) {
-        fn.template operator()<FROM>();
-        unrolled<FROM + 1, TO>(fn);
-    }
-}
 
 // Shared memory, in this order (the host computes the same sum, `SharedPlan`):
 //   barriers [1 + WARPS * n_stages] u64, to a multiple of 128
