@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 use bytemuck::{Pod, Zeroable};
 use half::f16;
 
+use super::batch::{self, BatchKernels, BatchLaunch};
 use super::plan::{check_plan, choose_plan};
 use super::{
     Arrangement, DeviceLimits, Epilogue, Format, Layout, MAX_ROWS, OP, Plan, Rows, TILE_COLUMNS,
@@ -75,6 +76,7 @@ pub struct StreamLinearKernels {
     stream: Vec<Kernel>,
     repack_awq: Kernel,
     repack_half: Kernel,
+    batch: BatchKernels,
     limits: DeviceLimits,
 }
 
@@ -123,11 +125,13 @@ impl StreamLinearKernels {
         };
         let repack_awq = device.kernel(REPACK_SOURCE, "repack_awq")?;
         let repack_half = device.kernel(REPACK_SOURCE, "repack_half")?;
+        let batch = BatchKernels::load(stream)?;
         Ok(Arc::new(Self {
             device,
             stream: variants,
             repack_awq,
             repack_half,
+            batch,
             limits,
         }))
     }
@@ -404,6 +408,21 @@ impl StreamLinear {
         }
         stream.enter(x.device())?;
         stream.enter(output.device())?;
+        if let Some(plan) = batch::plan(layout.format, m, &self.kernels.limits) {
+            let launch = BatchLaunch {
+                layout,
+                weights: self.weights.all(),
+                scales: self.scales.all(),
+                m,
+                x,
+                x_stride,
+                bias: bias.map_or(DevicePtr::null(), BufferView::ptr),
+                out,
+                epilogue: output.epilogue(),
+                dependent,
+            };
+            return self.kernels.batch.launch(stream, plan, &launch);
+        }
         let shared_bytes = check_plan(layout, &plan, m, &self.kernels.limits)?;
         let params = StreamLinearParams {
             weights: self.weights.ptr(),

@@ -1,10 +1,11 @@
 //! y = x Wᵀ for up to 64 rows: the decode step's projections, at the speed of reading W.
 //!
 //! W is repacked once at load (`repack.cu`) into the order in which the matrix instruction wants
-//! it, and streamed by `stream_linear.cu`. Here are the formats, the packed layout, the shared
+//! it, and streamed by `stream_linear.cu`, or by `batch.cu` from 17 rows on. Here are the formats, the packed layout, the shared
 //! memory that a launch needs and the choice of its shape; [`StreamLinear`] owns the weights and
 //! launches. More rows than 64 are another kernel's work.
 
+mod batch;
 mod cuda;
 mod plan;
 mod random;

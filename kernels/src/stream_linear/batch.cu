@@ -11,9 +11,9 @@
 //     comes last, over the parts in block order: the same bits in every run.
 //
 // Bytes: W once; x from the L2 once a group of columns; parts of shared groups. FLOPs: 2 m n k.
-// Grid: one block of 256 threads an SM. Shared memory: sized by the host.
+// Grid: one or two blocks of 256 threads an SM. Shared memory: sized by the host (batch.rs).
 // Architectures: sm_90, sm_120. Cutting work evenly over blocks is stream-K (Osama et al., 2023).
-#include "../stream_linear/packed_weights.cuh"
+#include "packed_weights.cuh"
 
 constexpr int WARPS = 8;
 constexpr int GROUP_TILES = 2 * WARPS;
@@ -238,12 +238,11 @@ DEVICE void batch_linear(const BatchLinearParams& p) {
 }
 
 #define BATCH_LINEAR(name, format, rows, epilogue)                                                \
-    extern "C" __global__ void __launch_bounds__(WARPS * 32, 2) name##_##rows(                    \
+    extern "C" __global__ void __launch_bounds__(WARPS * 32, rows <= 32 ? 2 : 1) name##_##rows(                    \
         const __grid_constant__ BatchLinearParams p) {                                            \
         batch_linear<format, rows / 8, Epilogue::epilogue>(p);                                    \
     }
 #define BATCH_LINEAR_ROWS(name, format, epilogue) \
-    BATCH_LINEAR(name, format, 16, epilogue)      \
     BATCH_LINEAR(name, format, 32, epilogue)      \
     BATCH_LINEAR(name, format, 64, epilogue)
 #define BATCH_LINEAR_FORMAT(prefix, format)                       \
@@ -253,8 +252,6 @@ DEVICE void batch_linear(const BatchLinearParams& p) {
     BATCH_LINEAR_ROWS(prefix##_store_f32, format, StoreF32)
 
 BATCH_LINEAR_FORMAT(batch_awq_g128, AwqFormat<1>)
-#ifndef ONLY_G128
 BATCH_LINEAR_FORMAT(batch_awq_g64, AwqFormat<2>)
 BATCH_LINEAR_FORMAT(batch_awq_g32, AwqFormat<4>)
-#endif
 BATCH_LINEAR_FORMAT(batch_half, HalfFormat)

@@ -1,0 +1,273 @@
+//! The CUDA executor against the CPU's on small seeded checkpoints, and against itself with
+//! graphs, bursts and chunks. Needs a GPU, and a binary with kernels for it:
+//! `cargo test -p engine --test cuda_executor -- --ignored`.
+
+use std::sync::Arc;
+
+use engine::executor::cpu::{ActivationType, CpuExecutor, CpuOptions};
+use engine::executor::cuda::{CudaExecutor, CudaOptions, GraphSizes, KvFormat};
+use engine::executor::{Executor, PlanRow, SampleSpec, StepPlan};
+use engine::kv::PageIdx;
+use engine::model::config::Family;
+use engine::request::{RequestId, SamplingParams};
+use engine::source::{ModelFiles, ResolvedModel};
+use engine::weights::fixture::{self, FolderFormat};
+use engine::weights::{self, Checkpoint, ElementFormat, LoadFormat};
+
+const VOCAB: u32 = 320;
+
+fn open(files: ModelFiles) -> Box<dyn Checkpoint> {
+    let model = ResolvedModel {
+        requested: "fixture".to_owned(),
+        display_name: "fixture".to_owned(),
+        files,
+        tokenizer_dir: None,
+        sha256: String::new(),
+    };
+    weights::open(&model, LoadFormat::Auto, 0).expect("the fixture opens")
+}
+
+fn awq(dir: &std::path::Path, family: Family, group_size: usize) -> Box<dyn Checkpoint> {
+    let config = fixture::wide_config(family);
+    let format = FolderFormat::Awq { group_size };
+    fixture::write_folder(dir, &config, format, 7, 1).expect("written");
+    open(ModelFiles::Folder(dir.to_owned()))
+}
+
+fn gguf(dir: &std::path::Path, family: Family, format: ElementFormat) -> Box<dyn Checkpoint> {
+    let path = dir.join("model.gguf");
+    fixture::write_gguf(&path, &fixture::wide_config(family), format, 7, &[]).expect("written");
+    open(ModelFiles::Gguf(path))
+}
+
+fn cuda(checkpoint: &dyn Checkpoint, kv_format: KvFormat, graphs: GraphSizes) -> CudaExecutor {
+    let options = CudaOptions {
+        ordinal: 0,
+        memory_limit_bytes: None,
+        mem_fraction_static: 0.5,
+        max_total_tokens: Some(8192),
+        context_length: None,
+        kv_format,
+        n_kv_splits: 8,
+        reduce_in_fp32: true,
+        graphs,
+    };
+    CudaExecutor::load(checkpoint, &options).expect("a GPU with kernels in this binary")
+}
+
+fn cpu(checkpoint: &dyn Checkpoint) -> CpuExecutor {
+    let options = CpuOptions {
+        n_threads: 2,
+        kv_pool_tokens: 8192,
+        activations: ActivationType::F32,
+        ..CpuOptions::default()
+    };
+    CpuExecutor::load(checkpoint, options).expect("the CPU executor")
+}
+
+fn tokens(n: usize, seed: u32) -> Vec<u32> {
+    (0..n as u32)
+        .map(|i| (i * 97 + seed * 31 + i * i) % VOCAB)
+        .collect()
+}
+
+/// Pages in an order of their own, so that a page taken for its neighbour shows.
+fn pages(sequence: u32, n_tokens: usize) -> Vec<PageIdx> {
+    (0..n_tokens.div_ceil(16) as u32)
+        .map(|i| PageIdx(sequence + 8 * (i ^ 1)))
+        .collect()
+}
+
+fn row(sequence: u32, tokens: &[u32], start: usize, total: usize) -> PlanRow {
+    PlanRow {
+        request: RequestId(u64::from(sequence)),
+        tokens: tokens.to_vec(),
+        start,
+        pages: pages(sequence, total),
+        sample: None,
+    }
+}
+
+fn greedy() -> SampleSpec {
+    SampleSpec {
+        params: Arc::new(SamplingParams::default()),
+        output_index: 0,
+        history: Vec::new(),
+        n_prompt: 0,
+    }
+}
+
+/// ‖found − expected‖ / ‖expected‖
+fn relative_error(found: &[f32], expected: &[f32]) -> f64 {
+    assert_eq!(found.len(), expected.len());
+    let square = |x: f64| x * x;
+    let error: f64 = found
+        .iter()
+        .zip(expected)
+        .map(|(f, e)| square(f64::from(*f) - f64::from(*e)))
+        .sum();
+    let norm: f64 = expected.iter().map(|e| square(f64::from(*e))).sum();
+    assert!(norm > 0.0, "all logits are zero");
+    (error / norm).sqrt()
+}
+
+type Logits<'a> = &'a mut dyn FnMut(&[PlanRow], &[(usize, usize)]) -> Vec<f32>;
+
+/// Ragged prompts, then a second piece of each: prefixes in pages, page borders, several passes.
+fn logits_of(run: Logits<'_>) -> Vec<f32> {
+    let lengths = [(1, 1), (17, 3), (70, 33), (16, 16)];
+    let mut all = Vec::new();
+    for piece in 0..2 {
+        let rows: Vec<PlanRow> = lengths
+            .iter()
+            .enumerate()
+            .map(|(i, (first, second))| {
+                let every = tokens(first + second, i as u32);
+                let (start, end) = if piece == 0 {
+                    (0, *first)
+                } else {
+                    (*first, first + second)
+                };
+                row(i as u32, &every[start..end], start, first + second)
+            })
+            .collect();
+        let wanted: Vec<(usize, usize)> = rows
+            .iter()
+            .enumerate()
+            .flat_map(|(r, row)| (0..row.tokens.len()).map(move |t| (r, t)))
+            .collect();
+        all.extend(run(&rows, &wanted));
+    }
+    all
+}
+
+fn compare(checkpoint: &dyn Checkpoint, kv_format: KvFormat, limit: f64, what: &str) {
+    let mut on_cpu = cpu(checkpoint);
+    let expected = logits_of(&mut |rows, wanted| on_cpu.forward_logits(rows, wanted).expect("cpu"));
+    let mut on_card = cuda(checkpoint, kv_format, GraphSizes::Off);
+    let found = logits_of(&mut |rows, wanted| on_card.forward_logits(rows, wanted).expect("cuda"));
+    let error = relative_error(&found, &expected);
+    println!("{what}: relative error {error:.2e} (limit {limit:.0e})");
+    assert!(error < limit, "{what}: {error} is not below {limit}");
+}
+
+#[test]
+#[ignore = "needs a GPU: run with --ignored on a machine with one"]
+fn logits_are_the_cpu_executors() {
+    for (family, group_size) in [
+        (Family::Qwen3, 128),
+        (Family::Qwen2, 64),
+        (Family::Llama, 32),
+    ] {
+        let dir = tempfile::tempdir().expect("a folder");
+        let checkpoint = awq(dir.path(), family, group_size);
+        compare(
+            checkpoint.as_ref(),
+            KvFormat::F16,
+            5e-3,
+            &format!("{family:?} AWQ {group_size}"),
+        );
+        compare(
+            checkpoint.as_ref(),
+            KvFormat::Fp8E4m3,
+            1e-1,
+            &format!("{family:?} AWQ FP8 KV"),
+        );
+    }
+    for format in [ElementFormat::F16, ElementFormat::Q4_0, ElementFormat::Q8_0] {
+        let dir = tempfile::tempdir().expect("a folder");
+        let checkpoint = gguf(dir.path(), Family::Llama, format);
+        compare(
+            checkpoint.as_ref(),
+            KvFormat::F16,
+            5e-3,
+            &format!("Llama GGUF {format}"),
+        );
+    }
+}
+
+/// Prefill of `n` sequences, then `steps` greedy tokens in bursts of `n_steps`.
+fn generate(executor: &mut CudaExecutor, n: u32, steps: usize, n_steps: usize) -> Vec<Vec<u32>> {
+    let total = 200;
+    let mut made: Vec<Vec<u32>> = Vec::new();
+    let lengths: Vec<usize> = (0..n as usize).map(|i| 5 + 13 * i % 60).collect();
+    let plan = StepPlan {
+        rows: (0..n)
+            .map(|i| PlanRow {
+                sample: Some(greedy()),
+                ..row(i, &tokens(lengths[i as usize], i), 0, total)
+            })
+            .collect(),
+        n_steps: 1,
+    };
+    let output = executor.execute(&plan).expect("prefill");
+    made.extend(output.rows.iter().map(|row| vec![row[0].token]));
+    while made[0].len() < steps {
+        let n_steps = n_steps.min(steps - made[0].len());
+        let rows = (0..n as usize).map(|i| {
+            let start = lengths[i] + made[i].len() - 1;
+            let last = [*made[i].last().expect("a token")];
+            PlanRow {
+                sample: Some(greedy()),
+                ..row(i as u32, &last, start, total)
+            }
+        });
+        let plan = StepPlan {
+            rows: rows.collect(),
+            n_steps,
+        };
+        let output = executor.execute(&plan).expect("decode");
+        for (made, row) in made.iter_mut().zip(output.rows) {
+            made.extend(row.iter().map(|token| token.token));
+        }
+    }
+    made
+}
+
+#[test]
+#[ignore = "needs a GPU: run with --ignored on a machine with one"]
+fn greedy_tokens_do_not_depend_on_graphs_bursts_or_the_run() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let checkpoint = awq(dir.path(), Family::Qwen3, 128);
+    let mut plain = cuda(checkpoint.as_ref(), KvFormat::F16, GraphSizes::Off);
+    let expected = generate(&mut plain, 5, 60, 1);
+    assert!(expected.iter().all(|tokens| tokens.len() == 60));
+    assert_ne!(expected[0], expected[1]);
+    assert_eq!(generate(&mut plain, 5, 60, 1), expected, "a second run");
+    assert_eq!(
+        generate(&mut plain, 5, 60, 7),
+        expected,
+        "bursts without graphs"
+    );
+    let sizes = GraphSizes::Exactly(vec![1, 4, 8]);
+    let mut graphed = cuda(checkpoint.as_ref(), KvFormat::F16, sizes);
+    assert_eq!(generate(&mut graphed, 5, 60, 1), expected, "padded graphs");
+    assert_eq!(
+        generate(&mut graphed, 5, 60, 16),
+        expected,
+        "padded graphs in bursts"
+    );
+}
+
+#[test]
+#[ignore = "needs a GPU: run with --ignored on a machine with one"]
+fn a_pool_that_does_not_fit_is_refused_with_the_arithmetic() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let checkpoint = awq(dir.path(), Family::Qwen3, 128);
+    let options = CudaOptions {
+        ordinal: 0,
+        memory_limit_bytes: Some(1 << 30),
+        mem_fraction_static: 0.5,
+        max_total_tokens: Some(1 << 24),
+        context_length: None,
+        kv_format: KvFormat::F16,
+        n_kv_splits: 8,
+        reduce_in_fp32: false,
+        graphs: GraphSizes::Off,
+    };
+    let refused = CudaExecutor::load(checkpoint.as_ref(), &options)
+        .err()
+        .expect("too large");
+    let message = refused.to_string();
+    assert!(message.contains("16777216 asked"), "{message}");
+}
