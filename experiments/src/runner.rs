@@ -268,7 +268,7 @@ impl Run<'_> {
                 format: None,
             },
             seed: self.experiment.seed.wrapping_add(u64::from(self.replicate)),
-            command: command.to_vec(),
+            command: portable(command),
             extra_flags: self.experiment.extra_flags.clone(),
             base_url: external.then(|| base_url.display()),
             started_utc: utc::rfc3339(self.started_unix_s),
@@ -317,6 +317,17 @@ async fn server_exit(server: Option<&mut ServerProcess>) -> String {
         }
         sleep(HEALTH_POLL).await;
     }
+}
+
+/// The command as it is recorded: where this machine keeps the program says nothing of the run.
+fn portable(command: &[String]) -> Vec<String> {
+    let mut command = command.to_vec();
+    if let Some(program) = command.first_mut()
+        && let Some(name) = Path::new(program.as_str()).file_name()
+    {
+        *program = name.to_string_lossy().into_owned();
+    }
+    command
 }
 
 fn serve_command(binary: &Path, experiment: &Experiment, port: u16) -> Vec<String> {
