@@ -59,8 +59,52 @@ pub fn inactive_flags(typed: &EngineArgs, device: Device) -> Vec<(String, String
             "--cpu-activations",
             cpu_only,
         );
+        note_unused_on_cuda(typed, &mut note);
     }
     inactive
+}
+
+fn note_unused_on_cuda(typed: &EngineArgs, note: &mut impl FnMut(bool, &str, &str)) {
+    let one_kernel = "the CUDA executor has one attention kernel";
+    let host_sampler = "greedy rows are chosen on the card, all others by the host's sampler";
+    let ahead = "the CUDA kernels are compiled ahead of time";
+    let no_tier = "no KV is kept between requests, so there is nothing to move to the host";
+    let one_stream = "the CUDA executor runs one stream";
+    let cluster = "held to 8, the blocks of the largest cluster that every card has";
+    let splits = typed.triton_attention_num_kv_splits;
+    let tier = typed.enable_hierarchical_cache;
+    for (was_typed, flag, reason) in [
+        (
+            typed.attention_backend.is_some(),
+            "--attention-backend",
+            one_kernel,
+        ),
+        (typed.disable_flashinfer, "--disable-flashinfer", one_kernel),
+        (
+            splits.is_some_and(|n| n > 8),
+            "--triton-attention-num-kv-splits",
+            cluster,
+        ),
+        (
+            typed.sampling_backend.is_some(),
+            "--sampling-backend",
+            host_sampler,
+        ),
+        (typed.enable_torch_compile, "--enable-torch-compile", ahead),
+        (
+            typed.torch_compile_max_bs.is_some(),
+            "--torch-compile-max-bs",
+            ahead,
+        ),
+        (tier, "--enable-hierarchical-cache", no_tier),
+        (
+            typed.enable_two_batch_overlap,
+            "--enable-two-batch-overlap",
+            one_stream,
+        ),
+    ] {
+        note(was_typed, flag, reason);
+    }
 }
 
 fn note_unused_on_cpu(typed: &EngineArgs, note: &mut impl FnMut(bool, &str, &str)) {
