@@ -6,7 +6,7 @@ mod gpu;
 
 use half::f16;
 use kernels::attention::cuda::{DecodeAttention, DecodeAttentionArgs};
-use kernels::cuda::{Buffer, HeadShape, KvFormat, PAGE_TOKENS};
+use kernels::cuda::{Activation, Buffer, HeadShape, KvFormat, PAGE_TOKENS};
 use kernels::qkv_prepare::cuda::{QkvPrepare, QkvPrepareArgs};
 
 /// Of one head's result: probabilities, parts and the result are 16-bit.
@@ -73,8 +73,7 @@ fn ragged_contexts_agree_with_f64_for_every_split_and_format() {
                             page_table: page_table.all(),
                             max_pages,
                             context_len: context_len.all(),
-                            out: out.all(),
-                            out_stride,
+                            out: Activation::plain(out.all(), out_stride),
                             n_rows,
                             n_splits,
                             fresh: 1,
@@ -179,8 +178,7 @@ fn rows_of_one_sequence_see_each_other_and_nothing_later() {
                     page_table: page_table.all(),
                     max_pages,
                     context_len: contexts_on_device.all(),
-                    out: out.all(),
-                    out_stride: 1024,
+                    out: Activation::plain(out.all(), 1024),
                     n_rows,
                     n_splits: 4,
                     fresh: n_rows,
@@ -251,8 +249,7 @@ fn wrong_shapes_are_errors() {
         page_table: ints.all(),
         max_pages: 2,
         context_len: ints.all(),
-        out: q.all(),
-        out_stride: 512,
+        out: Activation::plain(q.all(), 512),
         n_rows: 3,
         n_splits: 2,
         fresh: 1,

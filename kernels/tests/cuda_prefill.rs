@@ -6,7 +6,7 @@ mod gpu;
 
 use half::f16;
 use kernels::attention::cuda::{PlainAttention, PrefillAttention, PrefillAttentionArgs};
-use kernels::cuda::{Buffer, Device, HeadShape, KvFormat, Stream};
+use kernels::cuda::{Activation, Buffer, Device, HeadShape, KvFormat, Stream};
 
 const TOLERANCE: f64 = 2e-3;
 const POISON: f16 = f16::from_f32_const(-77.0);
@@ -53,8 +53,7 @@ fn check(device: &Device, stream: &Stream, shape: HeadShape, format: KvFormat, c
         max_pages,
         q_start: starts.all(),
         context_len: context_len.all(),
-        out: outs[0].all(),
-        out_stride,
+        out: Activation::plain(outs[0].all(), out_stride),
         n_tokens,
         n_seqs,
     };
@@ -63,7 +62,7 @@ fn check(device: &Device, stream: &Stream, shape: HeadShape, format: KvFormat, c
         .launch(stream, &args)
         .unwrap();
     let args = PrefillAttentionArgs {
-        out: outs[1].all(),
+        out: Activation::plain(outs[1].all(), out_stride),
         ..args
     };
     PlainAttention::new(device, shape, format)
@@ -200,8 +199,7 @@ fn wrong_shapes_are_errors() {
         max_pages: 2,
         q_start: ints.view(0..3).unwrap(),
         context_len: ints.all(),
-        out: q.all(),
-        out_stride: 512,
+        out: Activation::plain(q.all(), 512),
         n_tokens: 3,
         n_seqs: 2,
     };
@@ -242,7 +240,7 @@ fn wrong_shapes_are_errors() {
     );
     assert!(
         launch(&PrefillAttentionArgs {
-            out_stride: 513,
+            out: Activation::plain(q.all(), 513),
             n_tokens: 1,
             ..good
         })

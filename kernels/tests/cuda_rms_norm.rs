@@ -5,7 +5,7 @@
 mod gpu;
 
 use half::f16;
-use kernels::cuda::Buffer;
+use kernels::cuda::{Activation, Buffer, RowLayout};
 use kernels::rms_norm::cuda::RmsNorm;
 
 #[test]
@@ -32,13 +32,26 @@ fn agrees_with_f64_for_all_widths_and_picked_rows() {
                     h_on_device.all(),
                     weight_on_device.all(),
                     rows,
-                    x.all(),
-                    stride,
+                    Activation::plain(x.all(), stride),
                     n_rows,
                     n,
                     eps,
                 )
                 .unwrap();
+            let tiled = Buffer::<f16>::zeroed(&stream, 128 * n.next_multiple_of(64)).unwrap();
+            rms_norm
+                .launch(
+                    &stream,
+                    h_on_device.all(),
+                    weight_on_device.all(),
+                    rows,
+                    Activation::tiled(tiled.all(), 128),
+                    n_rows,
+                    n,
+                    eps,
+                )
+                .unwrap();
+            let tiles = tiled.download(&stream).unwrap();
             let found = x.download(&stream).unwrap();
             for row in 0..n_rows {
                 let from = if rows.is_some() {
@@ -58,6 +71,9 @@ fn agrees_with_f64_for_all_widths_and_picked_rows() {
                         "n {n} row {row} column {i}: {found} for {expected}"
                     );
                 }
+                // The same values in tiles.
+                let at = RowLayout::Tiled { rows: 128 };
+                assert!((0..n).all(|i| tiles[at.offset(row, i)] == found[row * stride + i]));
                 assert!(
                     found[row * stride + n..][..8]
                         .iter()
@@ -83,8 +99,7 @@ fn wrong_shapes_are_errors() {
                 h.all(),
                 weight.all(),
                 None,
-                x.all(),
-                stride,
+                Activation::plain(x.all(), stride),
                 n_rows,
                 n,
                 eps,
@@ -92,11 +107,7 @@ fn wrong_shapes_are_errors() {
             .map_err(|error| error.to_string())
     };
     launch(64, 4, 64, 1e-5).unwrap();
-    assert!(
-        launch(64, 5, 64, 1e-5)
-            .unwrap_err()
-            .contains("length of x is 256")
-    );
+    assert!(launch(64, 5, 64, 1e-5).unwrap_err().contains("x is 256"));
     assert!(
         launch(60, 4, 64, 1e-5)
             .unwrap_err()

@@ -7,16 +7,20 @@ use std::sync::Arc;
 
 use half::f16;
 use kernels::cuda::{
-    Buffer, CudaError, Device, DevicePtr, Event, Graph, HostBuffer, LaunchConfig, Stream,
+    Activation, Buffer, CudaError, Device, DevicePtr, Event, Graph, HostBuffer, LaunchConfig,
+    RowLayout, Stream,
 };
 use kernels::stream_linear::reference::{self, AwqMatrix, Packed, pack_awq, pack_half};
 use kernels::stream_linear::{
-    Arrangement, AwqPart, Epilogue, Format, Layout, Output, Plan, StreamLinear, StreamLinearKernels,
+    Arrangement, AwqPart, Epilogue, Format, Layout, ManyRows, Output, Plan, StreamLinear,
+    StreamLinearKernels,
 };
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-const ROWS: [usize; 16] = [1, 2, 3, 7, 8, 9, 15, 16, 17, 20, 31, 32, 33, 50, 63, 64];
+const ROWS: [usize; 18] = [
+    1, 2, 3, 7, 8, 9, 15, 16, 17, 20, 24, 31, 32, 33, 50, 63, 64, 65,
+];
 
 struct Gpu {
     device: Device,
@@ -24,10 +28,16 @@ struct Gpu {
     kernels: Arc<StreamLinearKernels>,
 }
 
+/// Tests run side by side, so no launch has the device to itself.
 fn gpu() -> Gpu {
+    let best = |device: &Device| ManyRows::best(device, false);
+    gpu_with(best)
+}
+
+fn gpu_with(many_rows: impl Fn(&Device) -> ManyRows) -> Gpu {
     let device = Device::open(0).expect("these tests need a GPU and a build with kernels for it");
     let stream = Stream::new(&device).expect("a stream");
-    let kernels = StreamLinearKernels::load(&stream).expect("the kernels");
+    let kernels = StreamLinearKernels::load(&stream, many_rows(&device)).expect("the kernels");
     Gpu {
         device,
         stream,
@@ -113,6 +123,18 @@ fn random_case(
     }
 }
 
+/// Plain rows as tiles; rows behind the last are NaN.
+fn tiled(x: &[f16], m: usize, stride: usize, columns: usize, rows: usize) -> Vec<f16> {
+    let layout = RowLayout::Tiled { rows };
+    let mut tiled = vec![f16::NAN; rows * columns];
+    for row in 0..m {
+        for k in 0..columns {
+            tiled[layout.offset(row, k)] = x[row * stride + k];
+        }
+    }
+    tiled
+}
+
 /// Launches once; compares with f64; returns the largest error, relative to the value and the outputs' mean square.
 fn check(
     gpu: &Gpu,
@@ -154,7 +176,20 @@ fn check(
         &mut expected,
     );
 
+    // Tiles hold whole groups of rows; what is behind the m rows must not matter.
+    let tile_rows = m.next_multiple_of(128);
+    let is_tiled = gpu.kernels.wants_tiled(m);
+    let x = if is_tiled {
+        tiled(&x, m, stride, layout.padded_k(), tile_rows)
+    } else {
+        x
+    };
     let x = Buffer::from_slice(&gpu.stream, &x).expect("memory");
+    let x = if is_tiled {
+        Activation::tiled(x.all(), tile_rows)
+    } else {
+        Activation::plain(x.all(), stride)
+    };
     let bias = Buffer::from_slice(&gpu.stream, &bias).expect("memory");
     let bias = with_bias.then(|| bias.all());
     // One row more than needed, to see that nothing is written behind the last.
@@ -166,10 +201,10 @@ fn check(
             let output = if epilogue == Epilogue::Store {
                 Output::Store(out.all())
             } else {
-                Output::SiluMul(out.all())
+                Output::SiluMul(Activation::plain(out.all(), n))
             };
             linear
-                .launch(&gpu.stream, m, x.all(), stride, bias, output, false)
+                .launch(&gpu.stream, m, x, bias, output, false)
                 .expect("launch");
             out.download(&gpu.stream)
                 .expect("download")
@@ -187,7 +222,7 @@ fn check(
                 Output::AddResidual(out.all())
             };
             linear
-                .launch(&gpu.stream, m, x.all(), stride, bias, output, false)
+                .launch(&gpu.stream, m, x, bias, output, false)
                 .expect("launch");
             out.download(&gpu.stream)
                 .expect("download")
@@ -368,9 +403,27 @@ fn dependent_launches_and_graphs_give_the_same_bits() {
         let x: Vec<f16> = (0..m * 512)
             .map(|_| f16::from_f32(rng.random_range(-1.0..1.0)))
             .collect();
+        let is_tiled = gpu.kernels.wants_tiled(m);
+        let x = if is_tiled {
+            tiled(&x, m, 512, 512, 128)
+        } else {
+            x
+        };
         let x = Buffer::from_slice(&gpu.stream, &x).expect("memory");
-        let hidden = Buffer::<f16>::zeroed(&gpu.stream, m * 768).expect("memory");
+        let hidden = Buffer::<f16>::zeroed(&gpu.stream, 128 * 768).expect("memory");
         let residual = Buffer::<f32>::zeroed(&gpu.stream, m * 512).expect("memory");
+        let place = |stride| {
+            let (plain, tiled) = (RowLayout::Plain { stride }, RowLayout::Tiled { rows: 128 });
+            if is_tiled { tiled } else { plain }
+        };
+        let x_at = Activation {
+            view: x.all(),
+            layout: place(512),
+        };
+        let hidden_at = Activation {
+            view: hidden.all(),
+            layout: place(768),
+        };
         let step = |dependent: bool| -> Result<(), CudaError> {
             residual.all().zero(&gpu.stream)?;
             for i in 0..8 {
@@ -378,17 +431,15 @@ fn dependent_launches_and_graphs_give_the_same_bits() {
                 gate_up.linear.launch(
                     &gpu.stream,
                     m,
-                    x.all(),
-                    512,
+                    x_at,
                     None,
-                    Output::SiluMul(hidden.all()),
+                    Output::SiluMul(hidden_at),
                     dependent,
                 )?;
                 down.linear.launch(
                     &gpu.stream,
                     m,
-                    hidden.all(),
-                    768,
+                    hidden_at,
                     None,
                     Output::AddResidual(residual.all()),
                     dependent,
@@ -441,16 +492,28 @@ fn launches_check_their_arguments() {
     let launch = |m, x_len, stride, output| {
         let x = x.view(0..x_len).expect("inside");
         linear
-            .launch(&gpu.stream, m, x, stride, None, output, false)
+            .launch(
+                &gpu.stream,
+                m,
+                Activation::plain(x, stride),
+                None,
+                output,
+                false,
+            )
             .expect_err("refused")
             .to_string()
     };
     let store = Output::Store(out.all());
     assert!(launch(0, 2048, 512, store).contains("rows is 0"));
-    assert!(launch(65, 2048, 512, store).contains("rows is 65"));
-    assert!(launch(1, 2048, 320, store).contains("row stride is 320"));
-    assert!(launch(1, 2048, 513, store).contains("row stride is 513"));
-    assert!(launch(4, 2047, 512, store).contains("x's values is 2047"));
+    let max_rows = gpu.kernels.max_rows();
+    let too_many = format!("rows is {}", max_rows + 1);
+    assert!(launch(max_rows + 1, 2048, 512, store).contains(&too_many));
+    if gpu.kernels.wants_tiled(17) {
+        assert!(launch(17, 2048, 512, store).contains("17 rows of x must be tiled"));
+    }
+    assert!(launch(1, 2048, 320, store).contains("do not fit a stride of 320"));
+    assert!(launch(1, 2048, 513, store).contains("x is 513"));
+    assert!(launch(4, 2047, 512, store).contains("x is 2047"));
     assert!(
         launch(
             4,
@@ -460,17 +523,36 @@ fn launches_check_their_arguments() {
         )
         .contains("output's values is 127")
     );
-    assert!(launch(1, 2048, 512, Output::SiluMul(out.all())).contains("SiluMul"));
+    assert!(
+        launch(
+            1,
+            2048,
+            512,
+            Output::SiluMul(Activation::plain(out.all(), 32))
+        )
+        .contains("SiluMul")
+    );
     let odd = x.view(1..513).expect("inside");
     let refused = linear
-        .launch(&gpu.stream, 1, odd, 512, None, store, false)
+        .launch(
+            &gpu.stream,
+            1,
+            Activation::plain(odd, 512),
+            None,
+            store,
+            false,
+        )
         .expect_err("refused");
-    assert!(refused.to_string().contains("not on 16 bytes"), "{refused}");
+    assert!(
+        refused
+            .to_string()
+            .contains("2 bytes off an address divisible by 16"),
+        "{refused}"
+    );
     let refused = linear.launch(
         &gpu.stream,
         1,
-        x.all(),
-        512,
+        Activation::plain(x.all(), 512),
         Some(out.view(0..31).expect("inside")),
         store,
         false,
@@ -484,7 +566,14 @@ fn launches_check_their_arguments() {
 
     let mut other = StreamLinear::new(&gpu.kernels, case.layout.clone()).expect("memory");
     let refused = other
-        .launch(&gpu.stream, 1, x.all(), 512, None, store, false)
+        .launch(
+            &gpu.stream,
+            1,
+            Activation::plain(x.all(), 512),
+            None,
+            store,
+            false,
+        )
         .expect_err("refused");
     assert!(refused.to_string().contains("never loaded"), "{refused}");
     let refused = other

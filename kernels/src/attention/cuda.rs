@@ -7,7 +7,8 @@ use half::f16;
 
 use crate::cuda::shape::ShapeCheck;
 use crate::cuda::{
-    BufferView, CudaError, Device, DevicePtr, Dim3, Kernel, LaunchConfig, PagedKvParams, Stream,
+    Activation, BufferView, CudaError, Device, DevicePtr, Dim3, Kernel, LaunchConfig,
+    PagedKvParams, Stream,
 };
 pub use crate::cuda::{HeadShape, KvFormat, PagedKv};
 pub use packed::{PlainAttention, PrefillAttention, PrefillAttentionArgs};
@@ -35,7 +36,7 @@ struct DecodeParams {
     q_stride: i32,
     out_stride: i32,
     fresh: i32,
-    padding: i32,
+    out_tile_rows: i32,
 }
 
 /// One query token a row, each with its own context: flash decoding with split KV.
@@ -59,9 +60,8 @@ pub struct DecodeAttentionArgs<'a> {
     /// `[n_rows]`: tokens the row sees, its own included; 0 for a padding row, whose part of `out`
     /// is not written.
     pub context_len: BufferView<'a, i32>,
-    /// `[n_rows, out_stride]`, laid out as `q`.
-    pub out: BufferView<'a, f16>,
-    pub out_stride: usize,
+    /// `[n_rows, n_q * head_dim]`
+    pub out: Activation<'a>,
     pub n_rows: usize,
     /// Blocks that share a context, at most the `max_splits` of [`DecodeAttention::new`].
     pub n_splits: usize,
@@ -114,13 +114,7 @@ impl DecodeAttention {
         CHECK.multiple("q_stride", args.q_stride, 8)?;
         CHECK.rows("length of q", args.q, args.n_rows, args.q_stride, width)?;
         CHECK.aligned("q", args.q, 16)?;
-        CHECK.rows(
-            "length of out",
-            args.out,
-            args.n_rows,
-            args.out_stride,
-            width,
-        )?;
+        let out_place = args.out.place(CHECK, "out", args.n_rows, width, 2)?;
         CHECK.at_least("max_pages", args.max_pages, 1)?;
         CHECK.at_most(
             "max_pages",
@@ -139,15 +133,15 @@ impl DecodeAttention {
             kv,
             page_table: args.page_table.ptr(),
             context_len: args.context_len.ptr(),
-            out: args.out.ptr(),
+            out: args.out.view.ptr(),
             scale: 1.0 / (head_dim as f32).sqrt(),
             n_kv: n_kv as i32,
             group: self.shape.group() as i32,
             max_pages: args.max_pages as i32,
             q_stride: CHECK.int("q_stride", args.q_stride)?,
-            out_stride: CHECK.int("out_stride", args.out_stride)?,
+            out_stride: out_place.stride,
             fresh: CHECK.int("fresh", args.fresh)?,
-            padding: 0,
+            out_tile_rows: out_place.tile_rows,
         };
         let cluster = args.n_splits as u32;
         let grid = Dim3::new(n_kv as u32 * cluster, args.n_rows as u32, 1);

@@ -16,17 +16,19 @@
 // Grid: (n_kv_heads * splits, m), cluster (splits, 1), 128 threads. Architectures: sm_90, sm_120.
 // Ideas: flash decoding (Dao et al.), GQA packing as in FlashInfer.
 #include "../cuda/paged_kv.cuh"
+#include "../cuda/tiled.cuh"
 
 struct AttentionDecodeParams {
     const __half* q;             // [m][q_stride], head h at h * head_dim
     PagedKv kv;
     const int32_t* page_table;   // [m][max_pages]
     const int32_t* context_len;  // [m]; 0 for a padding row
-    __half* out;                 // [m][out_stride]
+    __half* out;                 // [m][out_stride], or tiled (tiled.cuh)
     float scale;                 // 1 / sqrt(head_dim)
     int32_t n_kv, group;         // group: query heads a KV head, at most 8
     int32_t max_pages, q_stride, out_stride;
     int32_t fresh;               // tokens at the end of a context that this step itself writes, at most
+    int32_t out_tile_rows;       // 0 for plain rows
 };
 
 DEVICE uint32_t transpose_8x8(uint32_t x) {
@@ -170,7 +172,7 @@ DEVICE void attention_decode(const AttentionDecodeParams& p) {
             sum += f * static_cast<float>(cluster_load_as<Partial>(shared_address(&part_o[i]), r));
             total += f;
         }
-        p.out[static_cast<int64_t>(row) * p.out_stride + (kv_head * p.group + head) * HD + dim] =
+        p.out[activation_at(row, (kv_head * p.group + head) * HD + dim, p.out_stride, p.out_tile_rows)] =
             __float2half_rn(sum / total * p.kv.v_scale);
     }
     if (ranks > 1) cluster_sync();  // nobody leaves while its part may still be read

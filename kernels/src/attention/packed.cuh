@@ -1,6 +1,7 @@
 // Chunks of several sequences, packed one behind the other: what prefill.cu and plain.cu take.
 #pragma once
 #include "../cuda/paged_kv.cuh"
+#include "../cuda/tiled.cuh"
 
 struct PackedAttentionParams {
     const __half* q;             // [n_tokens][q_stride], head h at h * head_dim
@@ -8,11 +9,13 @@ struct PackedAttentionParams {
     const int32_t* page_table;   // [n_seqs][max_pages]
     const int32_t* q_start;      // [n_seqs + 1]
     const int32_t* context_len;  // [n_seqs]; 0 for a padding row
-    __half* out;                 // [n_tokens][out_stride]
+    __half* out;                 // [n_tokens][out_stride], or tiled (tiled.cuh)
     float scale;                 // 1 / sqrt(head_dim)
     int32_t n_kv, group;
     int32_t max_pages, q_stride, out_stride;
     int32_t n_seqs, n_tokens;
+    int32_t out_tile_rows;       // 0 for plain rows
+    int32_t padding;
 };
 
 // First token of a sequence, held inside the batch whatever q_start says.

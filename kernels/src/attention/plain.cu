@@ -45,9 +45,10 @@ DEVICE void attention_plain(const PackedAttentionParams& p) {
         for (int e = 0; e < E; e++)
             o[e] = o[e] * factor + weight * static_cast<float>(v[v_offset(t % PAGE_TOKENS, lane * E + e)]);
     }
-    __half* out = p.out + static_cast<int64_t>(token) * p.out_stride + head * HD + lane * E;
 #pragma unroll
-    for (int e = 0; e < E; e++) out[e] = __float2half_rn(o[e] / total * p.kv.v_scale);
+    for (int e = 0; e < E; e++)
+        p.out[activation_at(token, head * HD + lane * E + e, p.out_stride, p.out_tile_rows)] =
+            __float2half_rn(o[e] / total * p.kv.v_scale);
 }
 
 #define ATTENTION_PLAIN(name, type, hd)                                                                          \

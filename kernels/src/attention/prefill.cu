@@ -238,10 +238,12 @@ DEVICE void attention_prefill(const PackedAttentionParams& p) {
         l[h] += __shfl_xor_sync(~0u, l[h], 1);
         l[h] += __shfl_xor_sync(~0u, l[h], 2);
         const float r = p.kv.v_scale / l[h];
-        __half2* out = reinterpret_cast<__half2*>(p.out + token[h] * p.out_stride + head[h] * HD);
         if (exists[h])
 #pragma unroll
-            for (int n = 0; n < 2 * TILES; n++) out[n * 4 + j] = __floats2half2_rn(o[n][2 * h] * r, o[n][2 * h + 1] * r);
+            for (int n = 0; n < 2 * TILES; n++) {
+                const int64_t at = activation_at(token[h], head[h] * HD + n * 8 + 2 * j, p.out_stride, p.out_tile_rows);
+                *reinterpret_cast<__half2*>(p.out + at) = __floats2half2_rn(o[n][2 * h] * r, o[n][2 * h + 1] * r);
+            }
     }
 }
 

@@ -47,6 +47,9 @@ pub struct LaunchConfig {
     /// Programmatic dependent launch: the blocks may start while the kernel before still runs,
     /// and `griddepcontrol.wait` in the kernel waits for its results. Only for kernels with it.
     pub dependent: bool,
+    /// All blocks are on the card together, even beside other work; costs the overlap that
+    /// `dependent` gives. For kernels whose blocks wait for each other.
+    pub cooperative: bool,
 }
 
 impl LaunchConfig {
@@ -59,6 +62,7 @@ impl LaunchConfig {
             cluster: 1,
             shared_bytes: 0,
             dependent: false,
+            cooperative: false,
         }
     }
 }
@@ -256,7 +260,7 @@ impl Kernel {
 
 /// The attributes that the driver reads during a launch.
 struct LaunchAttributes {
-    values: [sys::CUlaunchAttribute; 2],
+    values: [sys::CUlaunchAttribute; 3],
     n: u32,
 }
 
@@ -269,7 +273,7 @@ impl LaunchAttributes {
         };
         let zero = sys::CUlaunchAttributeValue { pad: [0; 64] };
         let ignored = attribute(sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_IGNORE, zero);
-        let (mut values, mut n) = ([ignored; 2], 0);
+        let (mut values, mut n) = ([ignored; 3], 0);
         if config.cluster > 1 {
             let mut value = zero;
             value.clusterDim = sys::CUlaunchAttributeValue_union__bindgen_ty_1 {
@@ -288,6 +292,15 @@ impl LaunchAttributes {
             value.programmaticStreamSerializationAllowed = 1;
             values[n] = attribute(
                 sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+                value,
+            );
+            n += 1;
+        }
+        if config.cooperative {
+            let mut value = zero;
+            value.cooperative = 1;
+            values[n] = attribute(
+                sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_COOPERATIVE,
                 value,
             );
             n += 1;

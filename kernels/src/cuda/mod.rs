@@ -8,6 +8,7 @@
 //!
 //! Deliberately absent: several devices in one process, unified memory, run-time compilation.
 
+mod activation;
 mod buffer;
 mod device;
 mod embedded;
@@ -21,6 +22,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
+pub use activation::{Activation, RowLayout, TILE_ROWS};
 pub use buffer::{Buffer, BufferView, DevicePtr};
 pub use device::{Device, DeviceProperties};
 pub use embedded::{EmbeddedKernels, embedded_kernels};

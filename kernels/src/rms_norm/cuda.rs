@@ -4,7 +4,9 @@ use bytemuck::{Pod, Zeroable};
 use half::f16;
 
 use crate::cuda::shape::ShapeCheck;
-use crate::cuda::{BufferView, CudaError, Device, DevicePtr, Kernel, LaunchConfig, Stream};
+use crate::cuda::{
+    Activation, BufferView, CudaError, Device, DevicePtr, Kernel, LaunchConfig, Stream,
+};
 
 const CHECK: ShapeCheck = ShapeCheck("rms_norm");
 /// What the registers of a block hold.
@@ -21,6 +23,8 @@ struct Params {
     n: i32,
     x_stride: i32,
     h_rows: i32,
+    x_tile_rows: i32,
+    padding: i32,
 }
 
 #[derive(Debug)]
@@ -36,15 +40,14 @@ impl RmsNorm {
     }
 
     /// `h: [.., n]`, `weight: [n]`, `rows: [n_rows]` (which rows of `h`; `None` takes the first
-    /// ones in order), `x: [n_rows, x_stride]`. `n` is a multiple of 4 up to [`MAX_N`].
+    /// ones in order), `x: [n_rows, n]`. `n` is a multiple of 4 up to [`MAX_N`].
     pub fn launch(
         &self,
         stream: &Stream,
         h: BufferView<'_, f32>,
         weight: BufferView<'_, f16>,
         rows: Option<BufferView<'_, i32>>,
-        x: BufferView<'_, f16>,
-        x_stride: usize,
+        x: Activation<'_>,
         n_rows: usize,
         n: usize,
         eps: f32,
@@ -52,8 +55,7 @@ impl RmsNorm {
         CHECK.multiple("n", n, 4)?;
         CHECK.at_most("n", n, MAX_N)?;
         CHECK.equal("length of weight", weight.len(), n)?;
-        CHECK.multiple("x_stride", x_stride, 4)?;
-        CHECK.rows("length of x", x, n_rows, x_stride, n)?;
+        let x_place = x.place(CHECK, "x", n_rows, n, 8)?;
         match rows {
             Some(rows) => {
                 CHECK.at_least("length of rows", rows.len(), n_rows)?;
@@ -63,7 +65,6 @@ impl RmsNorm {
         }
         CHECK.aligned("h", h, 16)?;
         CHECK.aligned("weight", weight, 8)?;
-        CHECK.aligned("x", x, 8)?;
         CHECK.positive("eps", eps)?;
         if n_rows == 0 {
             return Ok(());
@@ -72,11 +73,13 @@ impl RmsNorm {
             h: h.ptr(),
             weight: weight.ptr(),
             rows: rows.map_or(DevicePtr::null(), BufferView::ptr),
-            x: x.ptr(),
+            x: x.view.ptr(),
             eps,
             n: n as i32,
-            x_stride: CHECK.int("x_stride", x_stride)?,
+            x_stride: x_place.stride,
             h_rows: CHECK.int("rows of h", h.len() / n)?,
+            x_tile_rows: x_place.tile_rows,
+            padding: 0,
         };
         let grid = CHECK.int("n_rows", n_rows)? as u32;
         let config = LaunchConfig {

@@ -1,10 +1,10 @@
-//! Launches of `batch.cu`: 17 to 64 rows.
+//! Launches of `batch.cu`: 17 to 64 rows, where there is no `wgmma`.
 
 use bytemuck::{Pod, Zeroable};
 use half::f16;
 
-use super::{CHUNK_BYTES, DeviceLimits, Epilogue, Format, Layout};
-use crate::cuda::{Buffer, BufferView, CudaError, Device, DevicePtr, Kernel, LaunchConfig, Stream};
+use super::{CHUNK_BYTES, DeviceLimits, Epilogue, Format, ManyRowsLaunch};
+use crate::cuda::{Buffer, CudaError, Device, DevicePtr, Kernel, LaunchConfig, Stream};
 
 const SOURCE: &str = "stream_linear/batch";
 const WARPS: usize = 8;
@@ -17,7 +17,7 @@ pub(super) const MIN_ROWS: usize = 17;
 const ROWS: [usize; 2] = [32, 64];
 /// (weight stages, x stages) to try, best first, by row count. Measured on an H100; see NOTES.md.
 const STAGES: [&[(usize, usize)]; 2] = [&[(1, 3), (1, 2)], &[(2, 4), (2, 3), (1, 3), (1, 2)]];
-/// Blocks an SM, for which the registers were limited at compile time.
+/// Blocks an SM at most, for which the registers were limited at compile time.
 const BLOCKS_PER_SM: [usize; 2] = [2, 1];
 /// Groups of 256 columns that a matrix may have.
 const MAX_GROUPS: usize = 1 << 16;
@@ -49,6 +49,7 @@ pub(super) struct BatchPlan {
     w_stages: usize,
     x_stages: usize,
     shared_bytes: usize,
+    blocks_per_sm: usize,
 }
 
 #[derive(Debug)]
@@ -62,20 +63,6 @@ pub(super) struct BatchKernels {
     n_multiprocessors: usize,
 }
 
-/// One launch, its shapes checked by the caller.
-pub(super) struct BatchLaunch<'a> {
-    pub layout: &'a Layout,
-    pub weights: BufferView<'a, u8>,
-    pub scales: BufferView<'a, u8>,
-    pub m: usize,
-    pub x: BufferView<'a, f16>,
-    pub x_stride: usize,
-    pub bias: DevicePtr<f16>,
-    pub out: DevicePtr<u8>,
-    pub epilogue: Epilogue,
-    pub dependent: bool,
-}
-
 /// Shared memory as the comment in batch.cu lists it.
 fn shared_bytes(format: Format, rows: usize, w_stages: usize, x_stages: usize) -> usize {
     let barriers = (2 * x_stages * 8 + WARPS * w_stages * 8).next_multiple_of(128);
@@ -86,19 +73,30 @@ fn shared_bytes(format: Format, rows: usize, w_stages: usize, x_stages: usize) -
 /// Rings for `m` rows; `None` where the card's shared memory is too small.
 pub(super) fn plan(format: Format, m: usize, limits: &DeviceLimits) -> Option<BatchPlan> {
     let variant = ROWS.iter().position(|rows| m <= *rows)?;
-    let shared_of_sm = limits.shared_bytes_per_multiprocessor / BLOCKS_PER_SM[variant];
-    let room = limits
-        .shared_bytes_per_block
-        .min(shared_of_sm.saturating_sub(limits.reserved_shared_bytes_per_block))
-        .saturating_sub(1024); // the kernel's own static part
-    STAGES[variant].iter().find_map(|&(w_stages, x_stages)| {
-        let shared_bytes = shared_bytes(format, ROWS[variant], w_stages, x_stages);
-        (m >= MIN_ROWS && shared_bytes <= room).then_some(BatchPlan {
-            w_stages,
-            x_stages,
-            shared_bytes,
+    if m < MIN_ROWS {
+        return None;
+    }
+    // Two blocks an SM where they fit (an H100), else one (sm_120).
+    (1..=BLOCKS_PER_SM[variant])
+        .rev()
+        .find_map(|blocks_per_sm| {
+            let room = limits
+                .shared_bytes_per_block
+                .min(
+                    (limits.shared_bytes_per_multiprocessor / blocks_per_sm)
+                        .saturating_sub(limits.reserved_shared_bytes_per_block),
+                )
+                .saturating_sub(1024); // the kernel's own static part
+            STAGES[variant].iter().find_map(|&(w_stages, x_stages)| {
+                let shared_bytes = shared_bytes(format, ROWS[variant], w_stages, x_stages);
+                (shared_bytes <= room).then_some(BatchPlan {
+                    w_stages,
+                    x_stages,
+                    shared_bytes,
+                    blocks_per_sm,
+                })
+            })
         })
-    })
 }
 
 impl BatchKernels {
@@ -137,7 +135,7 @@ impl BatchKernels {
         &self,
         stream: &Stream,
         plan: BatchPlan,
-        launch: &BatchLaunch<'_>,
+        launch: &ManyRowsLaunch<'_>,
     ) -> Result<(), CudaError> {
         let layout = launch.layout;
         let variant = usize::from(launch.m > ROWS[0]);
@@ -167,7 +165,7 @@ impl BatchKernels {
             x_stages: plan.x_stages as i32,
             padding: 0,
         };
-        let n_blocks = self.n_multiprocessors * BLOCKS_PER_SM[variant];
+        let n_blocks = self.n_multiprocessors * plan.blocks_per_sm;
         let mut config = LaunchConfig::new(n_blocks as u32, THREADS as u32);
         config.shared_bytes = plan.shared_bytes;
         config.dependent = launch.dependent;
@@ -204,8 +202,9 @@ mod tests {
         let one_block = plan(Format::AwqG128, 64, &h100).expect("fits once");
         assert_eq!((one_block.w_stages, one_block.x_stages), (2, 4));
         assert_eq!(plan(Format::AwqG128, 65, &h100), None);
-        // sm_120: 100 KiB an SM holds neither.
-        assert_eq!(plan(Format::AwqG128, 20, &limits(100)), None);
+        // sm_120: 100 KiB an SM holds one block of 32 rows.
+        let alone = plan(Format::AwqG128, 20, &limits(100)).expect("fits once");
+        assert_eq!((alone.blocks_per_sm, alone.x_stages), (1, 3));
         assert_eq!(plan(Format::AwqG128, 64, &limits(100)), None);
     }
 }

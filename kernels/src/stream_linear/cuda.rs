@@ -5,18 +5,25 @@ use std::sync::{Arc, OnceLock};
 use bytemuck::{Pod, Zeroable};
 use half::f16;
 
-use super::batch::{self, BatchKernels, BatchLaunch};
+use super::batch::{self, BatchKernels};
 use super::plan::{check_plan, choose_plan};
+use super::wgmma::{self, WgmmaKernels};
 use super::{
-    Arrangement, DeviceLimits, Epilogue, Format, Layout, MAX_ROWS, OP, Plan, Rows, TILE_COLUMNS,
+    Arrangement, DeviceLimits, Epilogue, Format, Layout, MAX_ROWS, MAX_TILED_ROWS, OP, Plan, Rows,
+    TILE_COLUMNS,
 };
 use crate::KernelError;
-use crate::cuda::{Buffer, BufferView, CudaError, Device, DevicePtr, Kernel, LaunchConfig, Stream};
+use crate::cuda::shape::ShapeCheck;
+use crate::cuda::{
+    Activation, Buffer, BufferView, CudaError, Device, DevicePtr, Kernel, LaunchConfig, RowLayout,
+    Stream,
+};
 
 const SOURCE: &str = "stream_linear/stream_linear";
 const REPACK_SOURCE: &str = "stream_linear/repack";
 const REPACK_THREADS: u32 = 128;
 const ROW_ALIGNMENT: usize = 8;
+const CHECK: ShapeCheck = ShapeCheck(OP);
 
 /// As `StreamLinearParams` in stream_linear.cu.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
@@ -68,6 +75,47 @@ struct RepackHalfParams {
     padding: i32,
 }
 
+/// Which kernel takes 17 rows and more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ManyRows {
+    /// `wgmma.cu`, on sm_90: any number of rows, x tiled. Its blocks wait for each other, so a
+    /// launch must have the device to itself (`is_alone`: the caller uses one stream and nobody
+    /// else the device), or pays for being held together.
+    Wgmma { is_alone: bool },
+    /// `batch.cu`: up to 64 rows.
+    Batch,
+}
+
+impl ManyRows {
+    /// The faster one that the device has.
+    pub fn best(device: &Device, is_alone: bool) -> Self {
+        if device.properties().compute_capability == (9, 0) {
+            Self::Wgmma { is_alone }
+        } else {
+            Self::Batch
+        }
+    }
+}
+
+/// One launch of 17 rows and more, its shapes checked.
+pub(super) struct ManyRowsLaunch<'a> {
+    pub layout: &'a Layout,
+    pub weights: BufferView<'a, u8>,
+    pub scales: BufferView<'a, u8>,
+    pub m: usize,
+    pub x: BufferView<'a, f16>,
+    /// Of plain rows.
+    pub x_stride: usize,
+    /// Of tiled x.
+    pub x_rows: usize,
+    pub bias: DevicePtr<f16>,
+    pub out: DevicePtr<u8>,
+    /// Of a tiled output; 0 for plain rows.
+    pub out_tile_rows: usize,
+    pub epilogue: Epilogue,
+    pub dependent: bool,
+}
+
 /// All variants of the kernel, looked up once.
 #[derive(Debug)]
 pub struct StreamLinearKernels {
@@ -76,12 +124,18 @@ pub struct StreamLinearKernels {
     stream: Vec<Kernel>,
     repack_awq: Kernel,
     repack_half: Kernel,
-    batch: BatchKernels,
+    many_rows: ManyRowsKernels,
     limits: DeviceLimits,
 }
 
+#[derive(Debug)]
+enum ManyRowsKernels {
+    Wgmma(WgmmaKernels),
+    Batch(BatchKernels),
+}
+
 impl StreamLinearKernels {
-    pub fn load(stream: &Stream) -> Result<Arc<Self>, CudaError> {
+    pub fn load(stream: &Stream, many_rows: ManyRows) -> Result<Arc<Self>, CudaError> {
         let device = stream.device().clone();
         let properties = device.properties().clone();
         let compute_major = properties.compute_capability.0;
@@ -125,19 +179,37 @@ impl StreamLinearKernels {
         };
         let repack_awq = device.kernel(REPACK_SOURCE, "repack_awq")?;
         let repack_half = device.kernel(REPACK_SOURCE, "repack_half")?;
-        let batch = BatchKernels::load(stream)?;
+        let many_rows = match many_rows {
+            ManyRows::Wgmma { is_alone } => {
+                ManyRowsKernels::Wgmma(WgmmaKernels::load(stream, is_alone)?)
+            }
+            ManyRows::Batch => ManyRowsKernels::Batch(BatchKernels::load(stream)?),
+        };
         Ok(Arc::new(Self {
             device,
             stream: variants,
             repack_awq,
             repack_half,
-            batch,
+            many_rows,
             limits,
         }))
     }
 
     pub fn limits(&self) -> &DeviceLimits {
         &self.limits
+    }
+
+    /// Rows that a launch takes.
+    pub fn max_rows(&self) -> usize {
+        match self.many_rows {
+            ManyRowsKernels::Wgmma(_) => MAX_TILED_ROWS,
+            ManyRowsKernels::Batch(_) => MAX_ROWS,
+        }
+    }
+
+    /// Whether a launch of `m` rows wants x tiled, and may write a SiLU output tiled.
+    pub fn wants_tiled(&self, m: usize) -> bool {
+        matches!(self.many_rows, ManyRowsKernels::Wgmma(_)) && m >= wgmma::MIN_ROWS
     }
 
     fn variant(&self, format: Format, epilogue: Epilogue, rows: Rows) -> &Kernel {
@@ -157,12 +229,12 @@ pub struct AwqPart<'a> {
     pub scales: BufferView<'a, f16>,
 }
 
-/// Where the result goes: [m][n], rows without gaps.
+/// Where the result goes: [m][n], rows without gaps; that of SiLU may be tiled where x is.
 #[derive(Debug, Clone, Copy)]
 pub enum Output<'a> {
     Store(BufferView<'a, f16>),
     AddResidual(BufferView<'a, f32>),
-    SiluMul(BufferView<'a, f16>),
+    SiluMul(Activation<'a>),
     StoreF32(BufferView<'a, f32>),
 }
 
@@ -178,14 +250,16 @@ impl Output<'_> {
 
     fn place(&self) -> (DevicePtr<u8>, usize) {
         match self {
-            Self::Store(view) | Self::SiluMul(view) => (view.ptr().cast(), view.len()),
+            Self::Store(view) => (view.ptr().cast(), view.len()),
+            Self::SiluMul(to) => (to.view.ptr().cast(), to.view.len()),
             Self::AddResidual(view) | Self::StoreF32(view) => (view.ptr().cast(), view.len()),
         }
     }
 
     fn device(&self) -> &Device {
         match self {
-            Self::Store(view) | Self::SiluMul(view) => view.device(),
+            Self::Store(view) => view.device(),
+            Self::SiluMul(to) => to.view.device(),
             Self::AddResidual(view) | Self::StoreF32(view) => view.device(),
         }
     }
@@ -325,7 +399,7 @@ impl StreamLinear {
     /// How `m` rows are launched.
     pub fn plan(&self, m: usize) -> Result<Plan, KernelError> {
         let Some(slot) = m.checked_sub(1).and_then(|i| self.plans.get(i)) else {
-            return Err(row_error(m));
+            return Err(row_error(m, MAX_ROWS));
         };
         if let Some(plan) = slot.get() {
             return Ok(*plan);
@@ -339,7 +413,7 @@ impl StreamLinear {
     pub fn set_plan(&mut self, m: usize, plan: Plan) -> Result<(), KernelError> {
         check_plan(&self.layout, &plan, m, &self.kernels.limits)?;
         let Some(slot) = m.checked_sub(1).and_then(|i| self.plans.get_mut(i)) else {
-            return Err(row_error(m));
+            return Err(row_error(m, MAX_ROWS));
         };
         *slot = OnceLock::from(plan);
         Ok(())
@@ -347,22 +421,25 @@ impl StreamLinear {
 
     /// y = x Wᵀ (+ bias), in stream order; may be captured.
     ///
-    /// x: [m][x_stride], starting on 16 bytes. A row holds [`Layout::padded_k`] values, of which
-    /// those from k on must be zero (any finite value is harmless, NaN is not); x_stride is a
-    /// multiple of 8. bias: [n].
+    /// x: [m][padded_k], laid out as [`StreamLinearKernels::wants_tiled`] says: plain rows start
+    /// on 16 bytes and have a stride that is a multiple of 8; a tiled matrix is allocated for
+    /// whole tiles of rows. A row holds [`Layout::padded_k`] values, of which those from k on must
+    /// be zero (any finite value is harmless, NaN is not). bias: [n].
     /// `dependent`: start while the kernel before this one runs (it must not write W).
     pub fn launch(
         &self,
         stream: &Stream,
         m: usize,
-        x: BufferView<'_, f16>,
-        x_stride: usize,
+        x: Activation<'_>,
         bias: Option<BufferView<'_, f16>>,
         output: Output<'_>,
         dependent: bool,
     ) -> Result<(), CudaError> {
         let layout = &self.layout;
-        let plan = self.plan(m)?;
+        let max_rows = self.kernels.max_rows();
+        if m == 0 || m > max_rows {
+            return Err(row_error(m, max_rows).into());
+        }
         let n = layout.n();
         if let Some(part) = self.is_loaded.iter().position(|is_loaded| !is_loaded) {
             return Err(value_error(format!(
@@ -377,57 +454,70 @@ impl StreamLinear {
                 layout.arrangement
             )));
         }
-        if x_stride < layout.padded_k() || !x_stride.is_multiple_of(ROW_ALIGNMENT) {
-            return Err(KernelError::Shape {
-                op: OP,
-                what: "x's row stride",
-                found: x_stride,
-                expected: format!(
-                    "a multiple of {ROW_ALIGNMENT}, at least {}",
-                    layout.padded_k()
-                ),
+        let is_tiled = self.kernels.wants_tiled(m);
+        if is_tiled != matches!(x.layout, RowLayout::Tiled { .. }) {
+            let wanted = if is_tiled { "tiled" } else { "plain rows" };
+            return Err(value_error(format!("{m} rows of x must be {wanted}")));
+        }
+        x.place(CHECK, "x", m, layout.padded_k(), 2 * ROW_ALIGNMENT)?;
+        let out_tile_rows = match output {
+            Output::SiluMul(to) => {
+                to.place(CHECK, "the output", m, n, 2)?;
+                match to.layout {
+                    RowLayout::Tiled { rows } if is_tiled => rows,
+                    RowLayout::Plain { stride } if stride == n => 0,
+                    other => {
+                        return Err(value_error(format!(
+                            "an output laid out as {other:?} beside {m} rows of {n} values"
+                        )));
+                    }
+                }
             }
-            .into());
-        }
-        check_at_least(
-            "x's values",
-            x.len(),
-            (m - 1) * x_stride + layout.padded_k(),
-        )?;
-        if !x.ptr().address().is_multiple_of(16) {
-            return Err(value_error(format!(
-                "x starts at {:#x}, not on 16 bytes",
-                x.ptr().address()
-            )));
-        }
+            _ => 0,
+        };
         let (out, out_len) = output.place();
         check_at_least("the output's values", out_len, m * n)?;
         if let Some(bias) = bias {
             check_len("the bias's values", bias.len(), n)?;
             stream.enter(bias.device())?;
         }
-        stream.enter(x.device())?;
+        stream.enter(x.view.device())?;
         stream.enter(output.device())?;
-        if let Some(plan) = batch::plan(layout.format, m, &self.kernels.limits) {
-            let launch = BatchLaunch {
-                layout,
-                weights: self.weights.all(),
-                scales: self.scales.all(),
-                m,
-                x,
-                x_stride,
-                bias: bias.map_or(DevicePtr::null(), BufferView::ptr),
-                out,
-                epilogue: output.epilogue(),
-                dependent,
-            };
-            return self.kernels.batch.launch(stream, plan, &launch);
+        let (x_stride, x_rows) = match x.layout {
+            RowLayout::Plain { stride } => (stride, 0),
+            RowLayout::Tiled { rows } => (0, rows),
+        };
+        let many_rows = ManyRowsLaunch {
+            layout,
+            weights: self.weights.all(),
+            scales: self.scales.all(),
+            m,
+            x: x.view,
+            x_stride,
+            x_rows,
+            bias: bias.map_or(DevicePtr::null(), BufferView::ptr),
+            out,
+            out_tile_rows,
+            epilogue: output.epilogue(),
+            dependent,
+        };
+        match &self.kernels.many_rows {
+            ManyRowsKernels::Wgmma(kernels) if is_tiled => {
+                return kernels.launch(stream, &many_rows);
+            }
+            ManyRowsKernels::Batch(kernels) => {
+                if let Some(plan) = batch::plan(layout.format, m, &self.kernels.limits) {
+                    return kernels.launch(stream, plan, &many_rows);
+                }
+            }
+            ManyRowsKernels::Wgmma(_) => {}
         }
+        let plan = self.plan(m)?;
         let shared_bytes = check_plan(layout, &plan, m, &self.kernels.limits)?;
         let params = StreamLinearParams {
             weights: self.weights.ptr(),
             scales: self.scales.ptr(),
-            x: x.ptr(),
+            x: x.view.ptr(),
             out,
             bias: bias.map_or(DevicePtr::null(), BufferView::ptr),
             m: m as i32,
@@ -472,8 +562,8 @@ fn repack_grid(layout: &Layout, n: usize) -> u32 {
     (n.div_ceil(TILE_COLUMNS) * layout.n_chunks) as u32
 }
 
-fn row_error(m: usize) -> KernelError {
-    let expected = format!("1 to {MAX_ROWS}");
+fn row_error(m: usize, max_rows: usize) -> KernelError {
+    let expected = format!("1 to {max_rows}");
     KernelError::Shape {
         op: OP,
         what: "the number of rows",

@@ -1,9 +1,11 @@
-//! y = x Wᵀ for up to 64 rows: the decode step's projections, at the speed of reading W.
+//! y = x Wᵀ: the projections of decode steps at the speed of reading W, those of prompts at the
+//! speed of the matrix instructions.
 //!
-//! W is repacked once at load (`repack.cu`) into the order in which the matrix instruction wants
-//! it, and streamed by `stream_linear.cu`, or by `batch.cu` from 17 rows on. Here are the formats, the packed layout, the shared
-//! memory that a launch needs and the choice of its shape; [`StreamLinear`] owns the weights and
-//! launches. More rows than 64 are another kernel's work.
+//! W is repacked once at load (`repack.cu`) into the order in which the matrix instructions want
+//! it. Up to 16 rows are streamed by `stream_linear.cu`; from 17 rows on `wgmma.cu` takes over on
+//! sm_90, with x in tiles, and elsewhere `batch.cu`, up to 64 rows. Here are the formats, the
+//! packed layout, the shared memory that a launch needs and the choice of its shape;
+//! [`StreamLinear`] owns the weights and launches.
 
 mod batch;
 mod cuda;
@@ -12,8 +14,10 @@ mod random;
 pub mod reference;
 #[cfg(test)]
 mod tests;
+mod wgmma;
 
-pub use cuda::{AwqPart, Output, StreamLinear, StreamLinearKernels};
+use cuda::ManyRowsLaunch;
+pub use cuda::{AwqPart, ManyRows, Output, StreamLinear, StreamLinearKernels};
 pub use plan::{DeviceLimits, Plan, Rows, choose_plan, shared_bytes};
 pub use random::fill_normal;
 
@@ -21,8 +25,10 @@ use crate::KernelError;
 
 const OP: &str = "stream_linear";
 
-/// Rows (tokens) that one launch takes.
+/// Rows (tokens) that one launch takes without `wgmma`.
 pub const MAX_ROWS: usize = 64;
+/// Rows that one launch takes with `wgmma`.
+pub const MAX_TILED_ROWS: usize = 1 << 16;
 /// Columns of W in a tile.
 pub const TILE_COLUMNS: usize = 16;
 /// Packed weights of one tile and one chunk of k.

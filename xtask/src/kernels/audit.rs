@@ -64,8 +64,8 @@ pub fn run(
     println!("{}", table(&grouped(&rows)));
     let fatbin_bytes: u64 = compiled.iter().map(|source| source.fatbin_bytes).sum();
     println!(
-        "{} kernels of {} sources for {}, {} KiB of fatbins",
-        rows.len() / architectures.len(),
+        "{} kernels, each for one architecture, of {} sources for {}, {} KiB of fatbins",
+        rows.len(),
         compiled.len(),
         architectures.join(" and "),
         fatbin_bytes.div_ceil(1024)

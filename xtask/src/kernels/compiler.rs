@@ -48,7 +48,7 @@ pub fn compile(
     collect_sources(&src, &mut sources)?;
     sources.sort();
     let next = AtomicUsize::new(0);
-    let results: Mutex<Vec<Result<Compiled>>> = Mutex::default();
+    let results: Mutex<Vec<Result<Option<Compiled>>>> = Mutex::default();
     let n_workers = available_parallelism()
         .map_or(1, usize::from)
         .min(sources.len());
@@ -56,7 +56,11 @@ pub fn compile(
         for _ in 0..n_workers {
             scope.spawn(|| {
                 while let Some(source) = sources.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let result = compile_one(&src, source, toolchain, architectures, folder)
+                    let result = architectures_of(source, architectures)
+                        .and_then(|own| match own[..] {
+                            [] => Ok(None),
+                            _ => compile_one(&src, source, toolchain, &own, folder).map(Some),
+                        })
                         .with_context(|| source.display().to_string());
                     results
                         .lock()
@@ -69,7 +73,8 @@ pub fn compile(
     let results = results
         .into_inner()
         .unwrap_or_else(std::sync::PoisonError::into_inner);
-    let mut compiled = results.into_iter().collect::<Result<Vec<_>>>()?;
+    let compiled = results.into_iter().collect::<Result<Vec<_>>>()?;
+    let mut compiled: Vec<_> = compiled.into_iter().flatten().collect();
     compiled.sort_by(|a, b| a.source_name.cmp(&b.source_name));
     write_index(&compiled, architectures, folder)?;
     Ok(compiled)
@@ -147,6 +152,20 @@ fn run_nvcc(
         bail!("nvcc failed ({}):\n{log}", output.status);
     }
     Ok(log)
+}
+
+/// A source whose header says so is made for one chip's own instructions.
+const ONLY_SM_90A: &str = "// Architectures: sm_90a.";
+
+/// What a source is compiled for, out of what was asked: `sm_90a` for one with Hopper's own
+/// instructions, nothing where sm_90 was not asked for.
+fn architectures_of<'a>(source: &Path, asked: &[&'a str]) -> Result<Vec<&'a str>> {
+    let text = fs::read_to_string(source).with_context(|| source.display().to_string())?;
+    if !text.contains(ONLY_SM_90A) {
+        return Ok(asked.to_vec());
+    }
+    let is_asked = asked.contains(&"sm_90");
+    Ok(if is_asked { vec!["sm_90a"] } else { Vec::new() })
 }
 
 fn gencodes(architectures: &[&str]) -> impl Iterator<Item = String> {

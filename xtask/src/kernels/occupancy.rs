@@ -19,7 +19,7 @@ const WARP: usize = 32;
 
 pub fn limits_of(architecture: &str) -> Option<ChipLimits> {
     match architecture {
-        "sm_90" => Some(ChipLimits {
+        "sm_90" | "sm_90a" => Some(ChipLimits {
             registers_per_sm: 65_536,
             warps_per_sm: 64,
             blocks_per_sm: 32,

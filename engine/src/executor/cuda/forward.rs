@@ -1,12 +1,14 @@
 //! The launches of one pass: embedding, the layers, and the head over the rows that want logits.
 //!
-//! A layer is seven launches: norm, q/k/v, rotate and store, attention, o onto the residual,
+//! A layer is eight launches: norm, q/k/v, rotate and store, attention, o onto the residual,
 //! norm, gate and up with SiLU, down onto the residual. Each may start while the one before
 //! runs and waits for it on the card (programmatic dependent launch), so the host only queues.
 
 use half::f16;
-use kernels::attention::cuda::{DecodeAttention, DecodeAttentionArgs};
-use kernels::cuda::{Buffer, BufferView, CudaError, Stream};
+use kernels::attention::cuda::{
+    DecodeAttention, DecodeAttentionArgs, PrefillAttention, PrefillAttentionArgs,
+};
+use kernels::cuda::{Activation, Buffer, BufferView, CudaError, Stream, TILE_ROWS};
 use kernels::embedding::cuda::Embedding;
 use kernels::qkv_prepare::cuda::{HeadShape, KvFormat, PagedKv, QkvPrepare, QkvPrepareArgs};
 use kernels::rms_norm::cuda::RmsNorm;
@@ -20,6 +22,8 @@ use crate::model::config::ModelConfig;
 
 /// Columns of an activation matrix are padded to this, the largest chunk of K of a projection.
 const STRIDE_COLUMNS: usize = 256;
+/// Rows from which projections want tiles, where they do.
+const TILED_FROM: usize = 17;
 
 /// How attention runs, from the flags.
 #[derive(Debug, Clone, Copy)]
@@ -33,24 +37,50 @@ struct Ops {
     embedding: Embedding,
     rms_norm: RmsNorm,
     qkv_prepare: QkvPrepare,
-    attention: DecodeAttention,
+    decode_attention: DecodeAttention,
+    prefill_attention: PrefillAttention,
     argmax: ArgmaxAdvance,
 }
 
-/// Activations of a pass; the padding columns are zero and stay so.
+/// Activations of a pass of `n` tokens at most.
 struct Workspace {
-    /// `[MAX_ROWS, hidden]`: the residual stream
+    /// `[n, hidden]`: the residual stream
     h: Buffer<f32>,
-    /// `[MAX_ROWS, stride(hidden)]`
-    x: Buffer<f16>,
-    /// `[MAX_ROWS, (n_q + 2 n_kv) * head_dim]`
+    /// `[n, hidden]`
+    x: Rows,
+    /// `[n, (n_q + 2 n_kv) * head_dim]`
     qkv: Buffer<f16>,
-    /// `[MAX_ROWS, stride(n_q * head_dim)]`
-    attended: Buffer<f16>,
-    /// `[MAX_ROWS, intermediate]`
-    gated: Buffer<f16>,
+    /// `[n, n_q * head_dim]`
+    attended: Rows,
+    /// `[n, intermediate]`
+    gated: Rows,
     /// `[MAX_ROWS, vocab]`
     logits: Buffer<f32>,
+}
+
+/// What a projection reads: plain rows or tiles, by the number of rows. Two buffers, because the
+/// padding columns of each are zero and stay so.
+struct Rows {
+    plain: Buffer<f16>,
+    stride: usize,
+    /// Empty where no projection wants tiles.
+    tiled: Buffer<f16>,
+    tile_rows: usize,
+}
+
+/// Tokens of a pass, and how many of them lie in tiles.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct PassShape {
+    pub max_tokens: usize,
+    /// Whether passes above [`TILED_FROM`] rows lie in tiles.
+    pub is_tiled: bool,
+}
+
+/// What a pass covers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct PassSize {
+    pub n_tokens: usize,
+    pub n_sequences: usize,
 }
 
 /// The KV pool: one allocation, K and V of each layer in turn.
@@ -80,14 +110,33 @@ pub(super) fn stride(columns: usize) -> usize {
     columns.next_multiple_of(STRIDE_COLUMNS)
 }
 
+impl PassShape {
+    /// Tokens up to which rows are plain.
+    fn plain_rows(self) -> usize {
+        if self.is_tiled {
+            TILED_FROM - 1
+        } else {
+            self.max_tokens
+        }
+    }
+
+    fn tile_rows(self) -> usize {
+        if self.is_tiled {
+            self.max_tokens.next_multiple_of(TILE_ROWS)
+        } else {
+            0
+        }
+    }
+}
+
 /// Bytes that a workspace for this model takes.
-pub(super) fn workspace_bytes(config: &ModelConfig) -> u64 {
+pub(super) fn workspace_bytes(config: &ModelConfig, pass: PassShape) -> u64 {
     let heads = config.n_q_heads * config.head_dim;
-    let halves = stride(config.hidden)
-        + (config.n_q_heads + 2 * config.n_kv_heads) * config.head_dim
-        + stride(heads)
-        + config.intermediate;
-    (MAX_ROWS * (4 * (config.hidden + config.vocab) + 2 * halves)) as u64
+    let rows = pass.plain_rows() + pass.tile_rows();
+    let projected = stride(config.hidden) + stride(heads) + stride(config.intermediate);
+    let qkv = (config.n_q_heads + 2 * config.n_kv_heads) * config.head_dim;
+    let of_tokens = pass.max_tokens * (4 * config.hidden + 2 * qkv);
+    (of_tokens + 2 * rows * projected + 4 * MAX_ROWS * config.vocab) as u64
 }
 
 /// Bytes of KV of one page, all layers.
@@ -138,6 +187,7 @@ impl Forward {
         kv: KvPool,
         cos_sin: Buffer<f32>,
         attention: AttentionOptions,
+        pass: PassShape,
         max_burst: usize,
     ) -> Result<Self, CudaError> {
         let device = stream.device();
@@ -150,16 +200,17 @@ impl Forward {
             embedding: Embedding::new(device)?,
             rms_norm: RmsNorm::new(device)?,
             qkv_prepare: QkvPrepare::new(device, heads, attention.format)?,
-            attention: DecodeAttention::new(
+            decode_attention: DecodeAttention::new(
                 device,
                 heads,
                 attention.format,
                 attention.max_splits,
                 attention.reduce_in_fp32,
             )?,
+            prefill_attention: PrefillAttention::new(device, heads, attention.format)?,
             argmax: ArgmaxAdvance::new(device)?,
         };
-        let workspace = Workspace::new(stream, &config)?;
+        let workspace = Workspace::new(stream, &config, pass)?;
         let history = Buffer::zeroed(stream, max_burst * MAX_ROWS)?;
         let step = Buffer::zeroed(stream, 1)?;
         let max_splits = attention.max_splits;
@@ -190,23 +241,22 @@ impl Forward {
         &self.workspace.logits
     }
 
-    /// Rows `0..n_rows` of `inputs` through all layers. `fresh`: rows of one sequence, at most.
+    /// The first `size.n_tokens` tokens of `inputs` through all layers.
     pub fn layers(
         &self,
         stream: &Stream,
         inputs: &Inputs,
-        n_rows: usize,
-        fresh: usize,
+        size: PassSize,
     ) -> Result<(), CudaError> {
-        let hidden = self.config.hidden;
-        let ws = &self.workspace;
+        let (hidden, n) = (self.config.hidden, size.n_tokens);
+        let h = self.workspace.h.all();
         let table = self.weights.embedding.all();
         self.ops
             .embedding
-            .launch(stream, inputs.ids()?, table, ws.h.all(), n_rows, hidden)?;
+            .launch(stream, inputs.ids()?, table, h, n, hidden)?;
         for (i, layer) in self.weights.layers.iter().enumerate() {
-            self.attention_block(stream, inputs, layer, i, n_rows, fresh)?;
-            self.mlp_block(stream, layer, n_rows)?;
+            self.attention_block(stream, inputs, layer, i, size)?;
+            self.mlp_block(stream, layer, n)?;
         }
         Ok(())
     }
@@ -217,19 +267,14 @@ impl Forward {
         inputs: &Inputs,
         layer: &LayerWeights,
         i: usize,
-        n_rows: usize,
-        fresh: usize,
+        size: PassSize,
     ) -> Result<(), CudaError> {
-        let ws = &self.workspace;
+        let (ws, n) = (&self.workspace, size.n_tokens);
         let row_stride = (self.heads.n_q + 2 * self.heads.n_kv) * self.heads.head_dim;
-        let out_stride = stride(self.heads.n_q * self.heads.head_dim);
-        self.norm(stream, &layer.attn_norm, None, n_rows)?;
-        let x_stride = stride(self.config.hidden);
+        self.norm(stream, &layer.attn_norm, None, n)?;
         let bias = layer.qkv_bias.as_ref().map(Buffer::all);
         let out = Output::Store(ws.qkv.all());
-        layer
-            .qkv
-            .launch(stream, n_rows, ws.x.all(), x_stride, bias, out, true)?;
+        layer.qkv.launch(stream, n, ws.x.of(n), bias, out, true)?;
         self.ops.qkv_prepare.launch(
             stream,
             &QkvPrepareArgs {
@@ -243,56 +288,72 @@ impl Forward {
                 slots: inputs.slots()?,
                 kv: self.kv.layer(i)?,
                 eps: self.config.rms_norm_eps,
-                n_rows,
+                n_rows: n,
             },
         )?;
-        self.ops.attention.launch(
+        self.attention(stream, inputs, i, row_stride, size)?;
+        let bias = layer.o_bias.as_ref().map(Buffer::all);
+        let out = Output::AddResidual(ws.h.all());
+        layer
+            .o
+            .launch(stream, n, ws.attended.of(n), bias, out, true)
+    }
+
+    fn attention(
+        &self,
+        stream: &Stream,
+        inputs: &Inputs,
+        layer: usize,
+        q_stride: usize,
+        size: PassSize,
+    ) -> Result<(), CudaError> {
+        let ws = &self.workspace;
+        let kv = self.kv.layer(layer)?;
+        let out = ws.attended.of(size.n_tokens);
+        if size.n_tokens > size.n_sequences {
+            return self.ops.prefill_attention.launch(
+                stream,
+                &PrefillAttentionArgs {
+                    q: ws.qkv.all(),
+                    q_stride,
+                    kv,
+                    page_table: inputs.page_table()?,
+                    max_pages: inputs.max_pages(),
+                    q_start: inputs.sequence_start()?,
+                    context_len: inputs.context_len()?,
+                    out,
+                    n_tokens: size.n_tokens,
+                    n_seqs: size.n_sequences,
+                },
+            );
+        }
+        self.ops.decode_attention.launch(
             stream,
             &DecodeAttentionArgs {
                 q: ws.qkv.all(),
-                q_stride: row_stride,
-                kv: self.kv.layer(i)?,
+                q_stride,
+                kv,
                 page_table: inputs.page_table()?,
                 max_pages: inputs.max_pages(),
                 context_len: inputs.context_len()?,
-                out: ws.attended.all(),
-                out_stride,
-                n_rows,
-                n_splits: self.n_splits(n_rows),
-                fresh,
+                out,
+                n_rows: size.n_tokens,
+                n_splits: self.n_splits(size.n_tokens),
+                fresh: 1,
             },
-        )?;
-        let bias = layer.o_bias.as_ref().map(Buffer::all);
-        let out = Output::AddResidual(ws.h.all());
-        layer.o.launch(
-            stream,
-            n_rows,
-            ws.attended.all(),
-            out_stride,
-            bias,
-            out,
-            true,
         )
     }
 
-    fn mlp_block(
-        &self,
-        stream: &Stream,
-        layer: &LayerWeights,
-        n_rows: usize,
-    ) -> Result<(), CudaError> {
+    fn mlp_block(&self, stream: &Stream, layer: &LayerWeights, n: usize) -> Result<(), CudaError> {
         let ws = &self.workspace;
-        self.norm(stream, &layer.mlp_norm, None, n_rows)?;
-        let out = Output::SiluMul(ws.gated.all());
-        let x_stride = stride(self.config.hidden);
+        self.norm(stream, &layer.mlp_norm, None, n)?;
+        let gated = ws.gated.of(n);
+        let out = Output::SiluMul(gated);
         layer
             .gate_up
-            .launch(stream, n_rows, ws.x.all(), x_stride, None, out, true)?;
+            .launch(stream, n, ws.x.of(n), None, out, true)?;
         let out = Output::AddResidual(ws.h.all());
-        let x_stride = self.config.intermediate;
-        layer
-            .down
-            .launch(stream, n_rows, ws.gated.all(), x_stride, None, out, true)
+        layer.down.launch(stream, n, gated, None, out, true)
     }
 
     /// The norm of `h`'s rows, or of the picked ones, into `x`.
@@ -305,21 +366,13 @@ impl Forward {
     ) -> Result<(), CudaError> {
         let (hidden, eps) = (self.config.hidden, self.config.rms_norm_eps);
         let ws = &self.workspace;
-        let x_stride = stride(hidden);
-        self.ops.rms_norm.launch(
-            stream,
-            ws.h.all(),
-            weight.all(),
-            rows,
-            ws.x.all(),
-            x_stride,
-            n_rows,
-            hidden,
-            eps,
-        )
+        let (h, x) = (ws.h.all(), ws.x.of(n_rows));
+        self.ops
+            .rms_norm
+            .launch(stream, h, weight.all(), rows, x, n_rows, hidden, eps)
     }
 
-    /// Logits of the rows that `inputs.out_rows` picks.
+    /// Logits of the rows that `inputs.out_rows` picks, at most [`MAX_ROWS`].
     pub fn head(&self, stream: &Stream, inputs: &Inputs, n_out: usize) -> Result<(), CudaError> {
         let ws = &self.workspace;
         self.norm(
@@ -329,10 +382,9 @@ impl Forward {
             n_out,
         )?;
         let out = Output::StoreF32(ws.logits.all());
-        let x_stride = stride(self.config.hidden);
         self.weights
             .lm_head
-            .launch(stream, n_out, ws.x.all(), x_stride, None, out, true)
+            .launch(stream, n_out, ws.x.of(n_out), None, out, true)
     }
 
     /// The likeliest token of each row of the logits into `history`; with `advance` also into the
@@ -371,7 +423,7 @@ impl Forward {
         let wanted = match n_rows {
             0..=4 => 8,
             5..=8 => 4,
-            9..=16 => 2,
+            9..=32 => 2,
             _ => 1,
         };
         wanted.min(self.max_splits)
@@ -393,16 +445,37 @@ impl Forward {
 }
 
 impl Workspace {
-    fn new(stream: &Stream, config: &ModelConfig) -> Result<Self, CudaError> {
+    fn new(stream: &Stream, config: &ModelConfig, pass: PassShape) -> Result<Self, CudaError> {
         let heads = config.n_q_heads * config.head_dim;
         let qkv = (config.n_q_heads + 2 * config.n_kv_heads) * config.head_dim;
         Ok(Self {
-            h: Buffer::zeroed(stream, MAX_ROWS * config.hidden)?,
-            x: Buffer::zeroed(stream, MAX_ROWS * stride(config.hidden))?,
-            qkv: Buffer::zeroed(stream, MAX_ROWS * qkv)?,
-            attended: Buffer::zeroed(stream, MAX_ROWS * stride(heads))?,
-            gated: Buffer::zeroed(stream, MAX_ROWS * config.intermediate)?,
+            h: Buffer::zeroed(stream, pass.max_tokens * config.hidden)?,
+            x: Rows::new(stream, config.hidden, pass)?,
+            qkv: Buffer::zeroed(stream, pass.max_tokens * qkv)?,
+            attended: Rows::new(stream, heads, pass)?,
+            gated: Rows::new(stream, config.intermediate, pass)?,
             logits: Buffer::zeroed(stream, MAX_ROWS * config.vocab)?,
         })
+    }
+}
+
+impl Rows {
+    fn new(stream: &Stream, columns: usize, pass: PassShape) -> Result<Self, CudaError> {
+        let (stride, tile_rows) = (stride(columns), pass.tile_rows());
+        Ok(Self {
+            plain: Buffer::zeroed(stream, pass.plain_rows() * stride)?,
+            stride,
+            tiled: Buffer::zeroed(stream, tile_rows * stride)?,
+            tile_rows,
+        })
+    }
+
+    /// For a pass of `n` rows.
+    fn of(&self, n: usize) -> Activation<'_> {
+        if self.tile_rows > 0 && n >= TILED_FROM {
+            Activation::tiled(self.tiled.all(), self.tile_rows)
+        } else {
+            Activation::plain(self.plain.all(), self.stride)
+        }
     }
 }

@@ -3,12 +3,12 @@
 use kernels::cuda::{CudaError, Graph, Stream};
 
 use super::GraphSizes;
-use super::forward::Forward;
+use super::forward::{Forward, PassSize};
 use super::inputs::{Inputs, MAX_ROWS};
 
 /// Sizes that are captured unless the flags say otherwise: close together where a step's time
-/// is the same, for the kernels' row variants are 8, 16, 32 and 64.
-const DEFAULT_SIZES: [usize; 9] = [1, 2, 4, 8, 16, 24, 32, 48, 64];
+/// is the same, for the kernels' row variants are 8, 16, 24, 32 and 64.
+const DEFAULT_SIZES: [usize; 10] = [1, 2, 4, 8, 16, 20, 24, 32, 48, 64];
 
 /// The batch sizes to capture, ascending, none above what a pass holds.
 pub(super) fn sizes(asked: &GraphSizes) -> Vec<usize> {
@@ -81,7 +81,11 @@ pub(super) fn decode_step(
     inputs: &Inputs,
     n_rows: usize,
 ) -> Result<(), CudaError> {
-    forward.layers(stream, inputs, n_rows, 1)?;
+    let size = PassSize {
+        n_tokens: n_rows,
+        n_sequences: n_rows,
+    };
+    forward.layers(stream, inputs, size)?;
     forward.head(stream, inputs, n_rows)?;
     forward.argmax(stream, inputs, n_rows, true)
 }

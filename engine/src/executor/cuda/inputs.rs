@@ -1,13 +1,14 @@
-//! What a pass of up to [`MAX_ROWS`] tokens is told, on the host and on the card.
+//! What a pass is told, on the host and on the card: the tokens of several sequences, one
+//! sequence behind the other. In a decode step every sequence has one token.
 //!
 //! The arrays lie at fixed addresses, so that captured graphs read them anew at each replay. One
-//! copy brings them all: they are one buffer, in the order of [`Field`].
+//! copy brings them all: they are one buffer, in the order of [`Field`], then the page table.
 
 use kernels::cuda::{Buffer, BufferView, CudaError, Device, HostBuffer, Stream};
 
 use crate::kv::{PAGE_TOKENS, PageIdx};
 
-/// Tokens that go through the layers in one pass.
+/// Sequences of a pass, and rows that get logits in one go.
 pub(super) const MAX_ROWS: usize = 64;
 
 #[derive(Debug, Clone, Copy)]
@@ -18,71 +19,105 @@ enum Field {
     ContextLen,
     /// Row of each token whose logits are wanted.
     OutRows,
+    /// Where each sequence's tokens begin; one more for the end.
+    SequenceStart,
 }
-const N_FIELDS: usize = 5;
 
 pub(super) struct Inputs {
     host: HostBuffer<i32>,
     device: Buffer<i32>,
+    max_tokens: usize,
     max_pages: usize,
 }
 
-/// One token of a pass.
+/// A sequence's tokens of a pass.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct TokenRow<'a> {
-    pub token: u32,
-    pub position: usize,
+pub(super) struct SequenceTokens<'a> {
+    pub tokens: &'a [u32],
+    /// Position of the first of them.
+    pub start: usize,
     pub pages: &'a [PageIdx],
 }
 
 impl Inputs {
-    /// `max_pages`: of the longest sequence, the bursts' tokens included.
-    pub fn new(device: &Device, stream: &Stream, max_pages: usize) -> Result<Self, CudaError> {
-        let len = MAX_ROWS * (N_FIELDS + max_pages);
+    /// `max_tokens`: of a pass. `max_pages`: of the longest sequence, the bursts' tokens included.
+    pub fn new(
+        device: &Device,
+        stream: &Stream,
+        max_tokens: usize,
+        max_pages: usize,
+    ) -> Result<Self, CudaError> {
+        let len = table_start(max_tokens) + MAX_ROWS * max_pages;
         let host = HostBuffer::zeroed(device, len)?;
         Ok(Self {
             host,
             device: Buffer::zeroed(stream, len)?,
+            max_tokens,
             max_pages,
         })
+    }
+
+    pub fn max_tokens(&self) -> usize {
+        self.max_tokens
     }
 
     pub fn max_pages(&self) -> usize {
         self.max_pages
     }
 
-    /// Writes the rows and pads them up to `n_padded` with rows that touch nothing, then copies.
-    /// `outputs` are rows, rising. Every row's pages cover its position (the plan was checked).
+    /// Writes the sequences and pads them up to `n_padded` tokens with sequences of one token that
+    /// touch nothing, then copies. `outputs` are rows, rising. At most [`MAX_ROWS`] sequences and
+    /// outputs; every sequence's pages cover its positions (the plan was checked).
     pub fn upload(
         &mut self,
         stream: &Stream,
-        rows: &[TokenRow<'_>],
+        sequences: &[SequenceTokens<'_>],
         n_padded: usize,
         outputs: &[usize],
     ) -> Result<(), CudaError> {
-        let max_pages = self.max_pages;
+        let (max_tokens, max_pages) = (self.max_tokens, self.max_pages);
         let all = self.host.as_mut_slice()?;
-        let (fields, table) = all.split_at_mut(MAX_ROWS * N_FIELDS);
-        for i in 0..n_padded {
-            let row = rows.get(i);
-            let mut set = |field: Field, value: i32| fields[field as usize * MAX_ROWS + i] = value;
-            set(Field::Ids, row.map_or(0, |r| r.token as i32));
-            set(Field::Positions, row.map_or(0, |r| r.position as i32));
-            set(Field::ContextLen, row.map_or(0, |r| r.position as i32 + 1));
-            set(Field::Slots, row.map_or(-1, TokenRow::slot));
-            set(Field::OutRows, outputs.get(i).map_or(0, |r| *r as i32));
-            let to = &mut table[i * max_pages..][..max_pages];
-            for (to, page) in to.iter_mut().zip(row.map_or(&[][..], |r| r.pages)) {
+        let (fields, table) = all.split_at_mut(table_start(max_tokens));
+        let mut set =
+            |field: Field, i: usize, value: i32| fields[field.start(max_tokens) + i] = value;
+        let (mut row, mut n_sequences) = (0, 0);
+        for sequence in sequences {
+            set(Field::SequenceStart, n_sequences, row as i32);
+            let context = sequence.start + sequence.tokens.len();
+            set(Field::ContextLen, n_sequences, context as i32);
+            let to = &mut table[n_sequences * max_pages..][..max_pages];
+            for (to, page) in to.iter_mut().zip(sequence.pages) {
                 *to = page.0 as i32;
             }
+            n_sequences += 1;
+            for (i, token) in sequence.tokens.iter().enumerate() {
+                set(Field::Ids, row, *token as i32);
+                set(Field::Positions, row, (sequence.start + i) as i32);
+                set(Field::Slots, row, sequence.slot(i));
+                row += 1;
+            }
         }
-        let n = MAX_ROWS * N_FIELDS + n_padded * max_pages;
+        while row < n_padded {
+            set(Field::SequenceStart, n_sequences, row as i32);
+            set(Field::ContextLen, n_sequences, 0);
+            set(Field::Ids, row, 0);
+            set(Field::Positions, row, 0);
+            set(Field::Slots, row, -1);
+            n_sequences += 1;
+            row += 1;
+        }
+        set(Field::SequenceStart, n_sequences, row as i32);
+        for i in 0..n_padded.min(MAX_ROWS) {
+            let output = outputs.get(i).map_or(0, |r| *r as i32);
+            set(Field::OutRows, i, output);
+        }
+        let n = table_start(max_tokens) + n_sequences * max_pages;
         self.host.copy_to(stream, self.device.view(0..n)?)
     }
 
     fn field(&self, field: Field) -> Result<BufferView<'_, i32>, CudaError> {
-        let start = field as usize * MAX_ROWS;
-        self.device.view(start..start + MAX_ROWS)
+        let start = field.start(self.max_tokens);
+        self.device.view(start..start + field.len(self.max_tokens))
     }
 
     pub fn ids(&self) -> Result<BufferView<'_, i32>, CudaError> {
@@ -105,18 +140,49 @@ impl Inputs {
         self.field(Field::OutRows)
     }
 
+    pub fn sequence_start(&self) -> Result<BufferView<'_, i32>, CudaError> {
+        self.field(Field::SequenceStart)
+    }
+
     /// `[MAX_ROWS, max_pages]`
     pub fn page_table(&self) -> Result<BufferView<'_, i32>, CudaError> {
-        self.device.view(MAX_ROWS * N_FIELDS..self.device.len())
+        let start = table_start(self.max_tokens);
+        self.device.view(start..self.device.len())
     }
 }
 
-impl TokenRow<'_> {
-    fn slot(&self) -> i32 {
+impl Field {
+    const fn start(self, max_tokens: usize) -> usize {
+        match self {
+            Self::Ids => 0,
+            Self::Positions => max_tokens,
+            Self::Slots => 2 * max_tokens,
+            Self::ContextLen => 3 * max_tokens,
+            Self::OutRows => 3 * max_tokens + MAX_ROWS,
+            Self::SequenceStart => 3 * max_tokens + 2 * MAX_ROWS,
+        }
+    }
+
+    const fn len(self, max_tokens: usize) -> usize {
+        match self {
+            Self::Ids | Self::Positions | Self::Slots => max_tokens,
+            Self::ContextLen | Self::OutRows => MAX_ROWS,
+            Self::SequenceStart => MAX_ROWS + 1,
+        }
+    }
+}
+
+const fn table_start(max_tokens: usize) -> usize {
+    Field::SequenceStart.start(max_tokens) + MAX_ROWS + 1
+}
+
+impl SequenceTokens<'_> {
+    fn slot(&self, i: usize) -> i32 {
+        let position = self.start + i;
         let page = self
             .pages
-            .get(self.position / PAGE_TOKENS)
+            .get(position / PAGE_TOKENS)
             .map_or(0, |page| page.0);
-        (page as usize * PAGE_TOKENS + self.position % PAGE_TOKENS) as i32
+        (page as usize * PAGE_TOKENS + position % PAGE_TOKENS) as i32
     }
 }

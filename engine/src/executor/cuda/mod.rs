@@ -1,12 +1,13 @@
 //! Runs the decoder on one NVIDIA card, with this project's own kernels.
 //!
-//! A step's tokens go through the layers in passes of up to 64 rows; a decode batch is one pass,
-//! replayed as a captured graph where one of its size exists. Greedy rows never leave the card
+//! A step's tokens go through the layers in passes of up to 64 sequences and, where the card has
+//! `wgmma`, 1,024 tokens; a decode batch is one pass, replayed as a captured graph where one of its
+//! size exists. Greedy rows never leave the card
 //! between the steps of a burst: the argmax writes the next step's inputs. Rows that sample, or
 //! that want log-probabilities, have their logits brought to the host's sampler.
 //!
 //! [`weights`] loads, [`memory`] sizes the KV pool, [`forward`] launches, [`inputs`] carries the
-//! batch over. Deliberately absent for now: passes of more than 64 rows, sampling on the card.
+//! batch over. Deliberately absent for now: sampling on the card.
 
 mod forward;
 mod graphs;
@@ -14,14 +15,16 @@ mod inputs;
 mod memory;
 mod weights;
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use kernels::cuda::{Buffer, CudaError, Device, HostBuffer, Stream};
 pub use kernels::qkv_prepare::cuda::KvFormat;
 use kernels::rope::Rope;
-use kernels::stream_linear::StreamLinear;
+use kernels::stream_linear::{ManyRows, StreamLinear};
 
-use self::forward::{AttentionOptions, Forward, KvPool};
+use self::forward::{AttentionOptions, Forward, KvPool, PassShape, PassSize};
 use self::graphs::Graphs;
-use self::inputs::{Inputs, MAX_ROWS, TokenRow};
+use self::inputs::{Inputs, MAX_ROWS, SequenceTokens};
 use self::memory::Demand;
 use self::weights::DeviceWeights;
 use super::{Executor, ExecutorError, ExecutorInfo, PlanRow, SampleSpec, StepOutput, StepPlan};
@@ -34,6 +37,13 @@ use crate::weights::{Checkpoint, WeightError};
 const DEVICE: &str = "cuda";
 /// Steps of a burst at most; longer ones are cut into several.
 const MAX_BURST: usize = 16;
+/// Tokens of a pass where projections take any number of rows: enough to keep the matrix
+/// instructions busy; more only takes memory from the KV pool.
+const TILED_PASS_TOKENS: usize = 1024;
+
+/// Held while a step is on the card. Blocks of a projection wait for each other, so kernels of two
+/// executors must not run side by side.
+static TURN: Mutex<()> = Mutex::new(());
 
 #[derive(Debug, thiserror::Error)]
 pub enum CudaLoadError {
@@ -112,7 +122,17 @@ impl CudaExecutor {
         let device = Device::open(options.ordinal)?;
         let stream = Stream::new(&device)?;
         let (free_before, total) = device.memory_bytes()?;
-        let weights = DeviceWeights::load(checkpoint, &stream)?;
+        let many_rows = ManyRows::best(&device, true);
+        let is_tiled = matches!(many_rows, ManyRows::Wgmma { .. });
+        let pass = PassShape {
+            max_tokens: if is_tiled {
+                TILED_PASS_TOKENS
+            } else {
+                MAX_ROWS
+            },
+            is_tiled,
+        };
+        let weights = DeviceWeights::load(checkpoint, &stream, many_rows)?;
         stream.synchronize()?;
         let device_bytes = options
             .memory_limit_bytes
@@ -124,7 +144,7 @@ impl CudaExecutor {
             in_use: (total - free_before) as u64,
             mem_fraction_static: options.mem_fraction_static,
             weights: weights.n_bytes(),
-            workspace: forward::workspace_bytes(&config),
+            workspace: forward::workspace_bytes(&config, pass),
             n_graphs: sizes.len(),
             page,
             max_total_tokens: options.max_total_tokens,
@@ -143,16 +163,21 @@ impl CudaExecutor {
             reduce_in_fp32: options.reduce_in_fp32,
         };
         let vocab = config.vocab;
-        let forward = Forward::new(&stream, config, weights, kv, cos_sin, attention, MAX_BURST)?;
+        let forward = Forward::new(
+            &stream, config, weights, kv, cos_sin, attention, pass, MAX_BURST,
+        )?;
         let mut inputs = Inputs::new(
             &device,
             &stream,
+            pass.max_tokens,
             (longest + MAX_BURST).div_ceil(PAGE_TOKENS),
         )?;
         let values: Vec<i32> = (0..MAX_BURST as i32).collect();
         let step_values = Buffer::from_slice(&stream, &values)?;
         let tokens = HostBuffer::zeroed(&device, MAX_BURST * MAX_ROWS)?;
+        let turn = take_turn();
         let graphs = Graphs::capture(&stream, &forward, &mut inputs, &sizes)?;
+        drop(turn);
         let info = describe(
             &device,
             &forward,
@@ -180,16 +205,27 @@ impl CudaExecutor {
         rows: &[PlanRow],
         wanted: &[(usize, usize)],
     ) -> Result<Vec<f32>, ExecutorError> {
+        let _turn = take_turn();
         let mut all = Vec::with_capacity(wanted.len() * self.vocab);
-        for pass in passes(rows) {
-            let outputs: Vec<usize> = (0..pass.len())
-                .filter(|i| wanted.contains(&(pass[*i].row, pass[*i].index)))
+        for pass in passes(rows, self.inputs.max_tokens()) {
+            let outputs: Vec<usize> = pass
+                .iter()
+                .flat_map(|piece| {
+                    (piece.first..piece.first + piece.n_tokens).map(|i| (piece.row, i))
+                })
+                .enumerate()
+                .filter(|(_, token)| wanted.contains(token))
+                .map(|(i, _)| i)
                 .collect();
-            self.run_pass(&pass, &outputs)?;
-            let n = outputs.len() * self.vocab;
-            let logits = self.forward.logits().view(0..n).map_err(step_error)?;
-            all.extend(logits.download(&self.stream).map_err(step_error)?);
+            self.run_layers(rows, &pass, &outputs).map_err(step_error)?;
+            for outputs in outputs.chunks(MAX_ROWS) {
+                self.run_head(rows, &pass, outputs).map_err(step_error)?;
+                let n = outputs.len() * self.vocab;
+                let logits = self.forward.logits().view(0..n).map_err(step_error)?;
+                all.extend(logits.download(&self.stream).map_err(step_error)?);
+            }
         }
+        self.stream.synchronize().map_err(step_error)?;
         if all.len() != wanted.len() * self.vocab {
             return Err(step_error(
                 "a wanted token is not in the batch, or not in rising order",
@@ -198,26 +234,37 @@ impl CudaExecutor {
         Ok(all)
     }
 
-    /// One pass, its logits left on the card.
-    fn run_pass(&mut self, pass: &[PassToken<'_>], outputs: &[usize]) -> Result<(), ExecutorError> {
-        let rows: Vec<TokenRow<'_>> = pass.iter().map(|token| token.input).collect();
-        let fresh = longest_run(pass);
-        let Self {
-            inputs,
-            stream,
-            forward,
-            ..
-        } = self;
-        let mut run = || -> Result<(), CudaError> {
-            inputs.upload(stream, &rows, rows.len(), outputs)?;
-            forward.layers(stream, inputs, rows.len(), fresh)?;
-            if outputs.is_empty() {
-                Ok(())
-            } else {
-                forward.head(stream, inputs, outputs.len())
-            }
+    /// A pass through the layers. `outputs`: tokens of the pass whose logits will be wanted; up to
+    /// [`MAX_ROWS`] of them are uploaded along.
+    fn run_layers(
+        &mut self,
+        rows: &[PlanRow],
+        pass: &[Piece],
+        outputs: &[usize],
+    ) -> Result<(), CudaError> {
+        let sequences: Vec<_> = pass.iter().map(|piece| piece.of(rows)).collect();
+        let size = PassSize {
+            n_tokens: pass.iter().map(|piece| piece.n_tokens).sum(),
+            n_sequences: pass.len(),
         };
-        run().map_err(step_error)
+        let first = &outputs[..outputs.len().min(MAX_ROWS)];
+        self.inputs
+            .upload(&self.stream, &sequences, size.n_tokens, first)?;
+        self.forward.layers(&self.stream, &self.inputs, size)
+    }
+
+    /// Logits of up to [`MAX_ROWS`] tokens of the pass that went through the layers last.
+    fn run_head(
+        &mut self,
+        rows: &[PlanRow],
+        pass: &[Piece],
+        outputs: &[usize],
+    ) -> Result<(), CudaError> {
+        let sequences: Vec<_> = pass.iter().map(|piece| piece.of(rows)).collect();
+        let n_tokens = pass.iter().map(|piece| piece.n_tokens).sum();
+        self.inputs
+            .upload(&self.stream, &sequences, n_tokens, outputs)?;
+        self.forward.head(&self.stream, &self.inputs, outputs.len())
     }
 
     /// Tokens for the first rows of the logits: on the card where all are greedy, else by the
@@ -271,11 +318,11 @@ impl CudaExecutor {
         n_steps: usize,
         output: &mut [Vec<SampledToken>],
     ) -> Result<(), CudaError> {
-        let tokens: Vec<TokenRow<'_>> = rows
+        let tokens: Vec<SequenceTokens<'_>> = rows
             .iter()
-            .map(|row| TokenRow {
-                token: row.tokens[0],
-                position: row.start,
+            .map(|row| SequenceTokens {
+                tokens: &row.tokens,
+                start: row.start,
                 pages: &row.pages,
             })
             .collect();
@@ -326,10 +373,15 @@ impl CudaExecutor {
                     .collect();
                 &fed
             };
-            for pass in passes(current) {
-                let outputs: Vec<usize> = (0..pass.len()).filter(|i| pass[*i].samples).collect();
-                self.run_pass(&pass, &outputs)?;
-                let sampling: Vec<usize> = outputs.iter().map(|i| pass[*i].row).collect();
+            for pass in passes(current, self.inputs.max_tokens()) {
+                let (sampling, outputs) = sampled(current, &pass);
+                self.run_layers(current, &pass, &outputs)
+                    .map_err(step_error)?;
+                if !outputs.is_empty() {
+                    self.forward
+                        .head(&self.stream, &self.inputs, outputs.len())
+                        .map_err(step_error)?;
+                }
                 let specs: Vec<(&SampleSpec, &[SampledToken])> = sampling
                     .iter()
                     .filter_map(|row| {
@@ -349,54 +401,68 @@ impl CudaExecutor {
     }
 }
 
-/// One token of a pass and where it comes from.
-#[derive(Debug, Clone, Copy)]
-struct PassToken<'a> {
+/// Some tokens of a row, as part of a pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Piece {
     row: usize,
-    index: usize,
-    samples: bool,
-    input: TokenRow<'a>,
+    first: usize,
+    n_tokens: usize,
 }
 
-/// The rows' tokens, packed into passes.
-fn passes(rows: &[PlanRow]) -> Vec<Vec<PassToken<'_>>> {
-    let tokens = rows.iter().enumerate().flat_map(|(row_index, row)| {
-        let last = row.tokens.len() - 1;
-        row.tokens
-            .iter()
-            .enumerate()
-            .map(move |(index, token)| PassToken {
-                row: row_index,
-                index,
-                samples: index == last && row.sample.is_some(),
-                input: TokenRow {
-                    token: *token,
-                    position: row.start + index,
-                    pages: &row.pages,
-                },
-            })
-    });
-    let mut passes = vec![Vec::new()];
-    for token in tokens {
-        if passes
-            .last()
-            .is_some_and(|pass: &Vec<_>| pass.len() == MAX_ROWS)
-        {
-            passes.push(Vec::with_capacity(MAX_ROWS));
+impl Piece {
+    fn of(self, rows: &[PlanRow]) -> SequenceTokens<'_> {
+        let row = &rows[self.row];
+        SequenceTokens {
+            tokens: &row.tokens[self.first..self.first + self.n_tokens],
+            start: row.start + self.first,
+            pages: &row.pages,
         }
-        if let Some(pass) = passes.last_mut() {
-            pass.push(token);
+    }
+}
+
+/// The rows' tokens in order, in passes of up to `max_tokens` tokens and [`MAX_ROWS`] sequences.
+fn passes(rows: &[PlanRow], max_tokens: usize) -> Vec<Vec<Piece>> {
+    let mut passes = Vec::new();
+    let mut pass: Vec<Piece> = Vec::new();
+    let mut room = max_tokens;
+    for (row, plan) in rows.iter().enumerate() {
+        let mut first = 0;
+        while first < plan.tokens.len() {
+            if room == 0 || pass.len() == MAX_ROWS {
+                passes.push(std::mem::take(&mut pass));
+                room = max_tokens;
+            }
+            let n_tokens = room.min(plan.tokens.len() - first);
+            pass.push(Piece {
+                row,
+                first,
+                n_tokens,
+            });
+            first += n_tokens;
+            room -= n_tokens;
         }
+    }
+    if !pass.is_empty() {
+        passes.push(pass);
     }
     passes
 }
 
-/// Tokens of the row that has most of them in the pass.
-fn longest_run(pass: &[PassToken<'_>]) -> usize {
-    pass.chunk_by(|a, b| a.row == b.row)
-        .map(<[_]>::len)
-        .max()
-        .unwrap_or(1)
+/// Rows that get a token from this pass, and where in it their last token lies.
+fn sampled(rows: &[PlanRow], pass: &[Piece]) -> (Vec<usize>, Vec<usize>) {
+    let mut end = 0;
+    pass.iter()
+        .filter_map(|piece| {
+            end += piece.n_tokens;
+            let row = &rows[piece.row];
+            let is_last = piece.first + piece.n_tokens == row.tokens.len();
+            (is_last && row.sample.is_some()).then_some((piece.row, end - 1))
+        })
+        .unzip()
+}
+
+fn take_turn() -> MutexGuard<'static, ()> {
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A decode row, `step` tokens further on.
@@ -544,12 +610,16 @@ impl Executor for CudaExecutor {
             return Ok(StepOutput::default());
         }
         self.check_pages(plan)?;
+        let _turn = take_turn();
         let decode = plan
             .rows
             .iter()
             .all(|row| row.tokens.len() == 1 && row.sample.as_ref().is_some_and(is_greedy));
         if !decode {
-            return self.general(&plan.rows, plan.n_steps);
+            let output = self.general(&plan.rows, plan.n_steps)?;
+            // A chunk that makes no token is still on the card.
+            self.stream.synchronize().map_err(step_error)?;
+            return Ok(output);
         }
         let mut output = StepOutput {
             rows: vec![Vec::new(); plan.rows.len()],

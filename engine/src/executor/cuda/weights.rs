@@ -9,7 +9,7 @@ use std::sync::Arc;
 use half::f16;
 use kernels::cuda::{Buffer, CudaError, Stream};
 use kernels::stream_linear::{
-    Arrangement, AwqPart, Format, Layout, StreamLinear, StreamLinearKernels, fill_normal,
+    Arrangement, AwqPart, Format, Layout, ManyRows, StreamLinear, StreamLinearKernels, fill_normal,
 };
 
 use super::CudaLoadError;
@@ -44,9 +44,13 @@ struct Fused<'a> {
 }
 
 impl DeviceWeights {
-    pub fn load(checkpoint: &dyn Checkpoint, stream: &Stream) -> Result<Self, CudaLoadError> {
+    pub fn load(
+        checkpoint: &dyn Checkpoint,
+        stream: &Stream,
+        many_rows: ManyRows,
+    ) -> Result<Self, CudaLoadError> {
         let config = checkpoint.config();
-        let kernels = StreamLinearKernels::load(stream)?;
+        let kernels = StreamLinearKernels::load(stream, many_rows)?;
         let loader = Loader {
             checkpoint,
             stream,

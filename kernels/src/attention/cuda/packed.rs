@@ -5,8 +5,8 @@ use half::f16;
 
 use crate::cuda::shape::ShapeCheck;
 use crate::cuda::{
-    BufferView, CudaError, Device, DevicePtr, Dim3, HeadShape, Kernel, KvFormat, LaunchConfig,
-    PAGE_TOKENS, PagedKv, PagedKvParams, Stream,
+    Activation, BufferView, CudaError, Device, DevicePtr, Dim3, HeadShape, Kernel, KvFormat,
+    LaunchConfig, PAGE_TOKENS, PagedKv, PagedKvParams, Stream,
 };
 
 const CHECK: ShapeCheck = ShapeCheck("attention_prefill");
@@ -33,6 +33,8 @@ struct Params {
     out_stride: i32,
     n_seqs: i32,
     n_tokens: i32,
+    out_tile_rows: i32,
+    padding: i32,
 }
 
 /// Several sequences' tokens, one behind the other. A decode row is a sequence of one token.
@@ -51,9 +53,8 @@ pub struct PrefillAttentionArgs<'a> {
     /// `[n_seqs]`: tokens of the sequence up to and with its last one here; 0 for padding, whose
     /// part of `out` is not written.
     pub context_len: BufferView<'a, i32>,
-    /// `[n_tokens, out_stride]`, laid out as `q`. `out_stride` is even.
-    pub out: BufferView<'a, f16>,
-    pub out_stride: usize,
+    /// `[n_tokens, n_q * head_dim]`; a stride is even.
+    pub out: Activation<'a>,
     pub n_tokens: usize,
     pub n_seqs: usize,
 }
@@ -64,15 +65,7 @@ impl PrefillAttentionArgs<'_> {
         CHECK.multiple("q_stride", self.q_stride, 8)?;
         CHECK.rows("length of q", self.q, self.n_tokens, self.q_stride, width)?;
         CHECK.aligned("q", self.q, 16)?;
-        CHECK.multiple("out_stride", self.out_stride, 2)?;
-        CHECK.rows(
-            "length of out",
-            self.out,
-            self.n_tokens,
-            self.out_stride,
-            width,
-        )?;
-        CHECK.aligned("out", self.out, 4)?;
+        let out_place = self.out.place(CHECK, "out", self.n_tokens, width, 4)?;
         CHECK.at_least("max_pages", self.max_pages, 1)?;
         CHECK.at_most("max_pages", self.max_pages, i32::MAX as usize / PAGE_TOKENS)?;
         let n_entries = self.n_seqs.saturating_mul(self.max_pages);
@@ -89,15 +82,17 @@ impl PrefillAttentionArgs<'_> {
             page_table: self.page_table.ptr(),
             q_start: self.q_start.ptr(),
             context_len: self.context_len.ptr(),
-            out: self.out.ptr(),
+            out: self.out.view.ptr(),
             scale: 1.0 / (shape.head_dim as f32).sqrt(),
             n_kv: shape.n_kv as i32,
             group: shape.group() as i32,
             max_pages: self.max_pages as i32,
             q_stride: CHECK.int("q_stride", self.q_stride)?,
-            out_stride: CHECK.int("out_stride", self.out_stride)?,
+            out_stride: out_place.stride,
             n_seqs: CHECK.int("n_seqs", self.n_seqs)?,
             n_tokens: self.n_tokens as i32,
+            out_tile_rows: out_place.tile_rows,
+            padding: 0,
         })
     }
 }

@@ -1,0 +1,413 @@
+// y[m][n] = sum_k x[m][k] W[n][k]   for many rows: batches of 17 and more, prompts.
+//
+// Weights as for stream_linear.cu, read by bulk copies and dequantised into the registers from
+// which the warpgroup's matrix instruction takes its A operand; x is the B operand, in shared
+// memory, tiled by whoever wrote it (tiled.cuh), so that 64 k of N rows are one bulk copy.
+//   * Two warpgroups multiply 128 columns each (gate and up of 64 for SiLU) with N rows; the
+//     products of one 32 k run while the weights of the next are dequantised.
+//   * One warp brings weights, another x, each as far ahead as its ring allows.
+//   * The work, (256 columns) x (N rows) x (chunk of k), is cut into as many equal runs as there are
+//     blocks, whatever the shape, rows before columns so that weights are met again in the L2. A
+//     tile that several blocks share is summed by the block that comes last, over the parts in block
+//     order: the same bits in every run.
+//
+// Bytes: W once from memory, and once from the L2 for every N rows; x from the L2 for every 256
+// columns; parts of shared tiles. FLOPs: 2 m n k.
+// Grid: one block of 384 threads an SM. Shared memory: sized by the host (wgmma.rs).
+// Architectures: sm_90a. Cutting work evenly over blocks is stream-K (Osama et al., 2023); weights
+// from registers as in Machete (Neural Magic, 2024).
+#include "../cuda/tiled.cuh"
+#include "../cuda/wgmma.cuh"
+#include "packed_weights.cuh"
+
+constexpr int X_K = 64;  // k of an x stage
+
+// A block: warpgroups that multiply, and one of which two warps bring data and two leave at once.
+template <int N_, int GROUPS_, int TILES_>
+struct Block {
+    static constexpr int N = N_;                       // rows of a tile of work
+    static constexpr int WARP_TILES = TILES_;          // of 16 columns
+    static constexpr int WARPS = GROUPS_ * 4;
+    static constexpr int TILES = WARPS * WARP_TILES;   // of 16 columns in a tile of work
+    static constexpr int THREADS = WARPS * 32 + 128;
+    static constexpr int PART = WARP_TILES * N / 8 * WARPS * 32;  // float4 of a part
+    // What a thread has after the warpgroups have traded; together what they had at the launch.
+    static constexpr int LAUNCH_REGISTERS = 65536 / THREADS / 8 * 8;
+    static constexpr int PRODUCER_REGISTERS = 40;
+    static constexpr int CONSUMER_REGISTERS = (LAUNCH_REGISTERS * THREADS - PRODUCER_REGISTERS * 128) / (WARPS * 32) / 8 * 8;
+};
+
+struct WgmmaLinearParams {
+    const uint8_t* weights;  // [n_tiles][n_chunks][2048]
+    const uint8_t* scales;   // [n_tiles][n_chunks][SCALE_BYTES]
+    const __half* x;         // tiled, x_rows rows; columns from k to n_chunks * K are zero
+    void* out;               // by epilogue
+    const __half* bias;      // [n] or null
+    float4* parts;           // [blocks][2][N / 4][256]
+    int32_t* tickets;        // [groups of columns * groups of rows], zero before and after
+    int32_t m, x_rows;
+    int32_t n, n_tiles, n_chunks;
+    int32_t out_tile_rows;   // of a tiled SiLU output; 0 for plain rows
+    int32_t w_stages, x_stages;
+};
+
+template <class B>
+DEVICE void consumers_sync() { asm volatile("bar.sync 1, %0;" ::"n"(B::WARPS * 32) : "memory"); }
+DEVICE int32_t load_acquire(const int32_t* at) {
+    int32_t v;
+    asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(v) : "l"(at) : "memory");
+    return v;
+}
+
+DEVICE uint32_t transposed(uint32_t matrix) {  // 8 x 8 halves
+    uint32_t r;
+    asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(r) : "r"(matrix));
+    return r;
+}
+
+// Eight rows from `row` on of 16 columns from `column` on; value i of a lane is column
+// g + 8 (i / 2), row 2j + i % 2. First what is there already, read early for its latency.
+template <Epilogue E>
+DEVICE void load_eight_rows(const WgmmaLinearParams& p, float (&before)[4], int row, int column, int g, int j) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const int r = row + 2 * j + i % 2, c = column + g + 8 * (i / 2);
+        const bool is_needed = E == Epilogue::AddResidual && r < p.m && c < p.n;
+        before[i] = is_needed ? static_cast<const float*>(p.out)[static_cast<int64_t>(r) * p.n + c] : 0.f;
+    }
+}
+
+template <Epilogue E>
+DEVICE void store_eight_rows(const WgmmaLinearParams& p, float4 v, float4 up, const float (&before)[4], int row, int column,
+                             int g, int j) {
+    const float sums[4] = {v.x, v.y, v.z, v.w}, ups[4] = {up.x, up.y, up.z, up.w};
+    if constexpr (E == Epilogue::AddResidual || E == Epilogue::StoreF32) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const int r = row + 2 * j + i % 2, c = column + g + 8 * (i / 2);
+            if (r >= p.m || c >= p.n) continue;
+            const float y = sums[i] + (p.bias == nullptr ? 0.f : __half2float(p.bias[c]));
+            static_cast<float*>(p.out)[static_cast<int64_t>(r) * p.n + c] = before[i] + y;
+        }
+    } else {
+        __half* out = static_cast<__half*>(p.out);
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            float y[2];
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                const float s = sums[2 * h + i];
+                if constexpr (E == Epilogue::SiluMul) {
+                    y[i] = s / (1.f + __expf(-s)) * ups[2 * h + i];
+                } else {
+                    const int c = column + g + 8 * h;
+                    y[i] = s + (p.bias == nullptr || c >= p.n ? 0.f : __half2float(p.bias[c]));
+                }
+            }
+            // Now a lane has row g and columns 2j, 2j + 1.
+            const uint32_t pair = transposed(half2_bits(__floats2half2_rn(y[0], y[1])));
+            const int r = row + g, c = column + 8 * h + 2 * j;
+            if (r >= p.m || c >= p.n) continue;
+            __half* to = out + activation_at(r, c, p.n, E == Epilogue::SiluMul ? p.out_tile_rows : 0);
+            if (p.n % 2 == 0) {
+                *reinterpret_cast<uint32_t*>(to) = pair;
+            } else {
+                to[0] = __low2half(bits_half2(pair));
+                if (c + 1 < p.n) to[1] = __high2half(bits_half2(pair));
+            }
+        }
+    }
+}
+
+// What a block works on: whole tiles first, one of every wave of blocks, then its run of the chunks
+// of the tiles that are left, which begins and ends anywhere.
+struct Schedule {
+    int64_t units;       // chunks of the tiles that are cut
+    int64_t first, last; // this block's
+    int blocks, n_chunks;
+    int whole_tiles;     // of all blocks
+
+    DEVICE Schedule(int n_tiles, int n_chunks) : n_chunks(n_chunks) {
+        const int waves = n_tiles / static_cast<int>(gridDim.x);
+        whole_tiles = max(0, n_tiles % gridDim.x == 0 ? waves : waves - 1) * gridDim.x;
+        units = static_cast<int64_t>(n_tiles - whole_tiles) * n_chunks;
+        blocks = min(static_cast<int64_t>(gridDim.x), units);
+        const int b = min(static_cast<int>(blockIdx.x), blocks);
+        first = blocks == 0 ? 0 : units * b / blocks;
+        last = blocks == 0 ? 0 : units * min(b + 1, blocks) / blocks;
+    }
+    // Calls fn(tile, first chunk, last chunk) one after the other.
+    template <class Fn>
+    DEVICE void each(Fn&& fn) const {
+        for (int tile = blockIdx.x; tile < whole_tiles; tile += gridDim.x) fn(tile, 0, n_chunks);
+        for (int64_t at = first; at < last;) {
+            const int tile = at / n_chunks, chunk = at - static_cast<int64_t>(tile) * n_chunks;
+            const int end = min(static_cast<int64_t>(n_chunks), chunk + last - at);
+            fn(whole_tiles + tile, chunk, end);
+            at += end - chunk;
+        }
+    }
+};
+
+// A warp: chunks of weights into the ring, from before the previous kernel's end.
+template <class F, class B>
+DEVICE void bring_weights(const WgmmaLinearParams& p, const Schedule& schedule, int n_row_tiles, uint8_t* w_ring,
+                          uint8_t* s_ring, uint32_t w_full, uint32_t w_empty) {
+    const int lane = threadIdx.x & 31;
+    const uint64_t policy = evict_first_policy();
+    int stage = 0, parity = 1;
+    schedule.each([&](int work, int chunk, int end) {
+        const int tile = work / n_row_tiles * B::TILES;
+        const int tiles = min(B::TILES, p.n_tiles - tile);
+        for (; chunk < end; chunk++) {
+            const uint32_t full = w_full + stage * 8;
+            barrier_wait(w_empty + stage * 8, parity);
+            if (lane == 0) barrier_expect(full, tiles * (2048 + F::SCALE_BYTES));
+            __syncwarp();
+            if (lane < tiles) {
+                const int64_t index = static_cast<int64_t>(tile + lane) * p.n_chunks + chunk;
+                const uint32_t to = shared_address(w_ring + (stage * B::TILES + lane) * 2048);
+                if (n_row_tiles == 1) bulk_copy(to, p.weights + index * 2048, 2048, full, policy);
+                else bulk_copy(to, p.weights + index * 2048, 2048, full);
+                if constexpr (F::SCALE_BYTES > 0)
+                    bulk_copy(shared_address(s_ring + (stage * B::TILES + lane) * F::SCALE_BYTES),
+                              p.scales + index * F::SCALE_BYTES, F::SCALE_BYTES, full);
+            }
+            if (++stage == p.w_stages) stage = 0, parity ^= 1;
+        }
+    });
+}
+
+// A warp: pieces of x into the ring, once the previous kernel has written it.
+template <class F, class B>
+DEVICE void bring_x(const WgmmaLinearParams& p, const Schedule& schedule, int n_row_tiles, uint8_t* x_ring, uint32_t x_full,
+                    uint32_t x_empty) {
+    constexpr int X_STAGE = B::N * X_K * 2, X_STEPS = F::K / X_K;
+    wait_for_previous();
+    if ((threadIdx.x & 31) != 0) return;
+    int stage = 0, parity = 1;
+    schedule.each([&](int work, int chunk, int end) {
+        const __half* x = p.x + static_cast<int64_t>(work % n_row_tiles) * B::N * X_K;
+        for (int step = chunk * X_STEPS; step < end * X_STEPS; step++) {
+            const uint32_t full = x_full + stage * 8;
+            barrier_wait(x_empty + stage * 8, parity);
+            barrier_expect(full, X_STAGE);
+            bulk_copy(shared_address(x_ring + stage * X_STAGE), x + static_cast<int64_t>(step) * p.x_rows * X_K, X_STAGE, full);
+            if (++stage == p.x_stages) stage = 0, parity ^= 1;
+        }
+    });
+}
+
+// Where a warp's sums of a tile belong.
+struct Place {
+    int row, w_tile, g, j;
+};
+template <Epilogue E, int T>
+DEVICE void load(const WgmmaLinearParams& p, float (&before)[T][4], const Place& at, int r) {
+#pragma unroll
+    for (int t = 0; t < T; t++) load_eight_rows<E>(p, before[t], at.row + r * 8, (at.w_tile + t) * 16, at.g, at.j);
+}
+template <Epilogue E, int T>
+DEVICE void store(const WgmmaLinearParams& p, const float4 (&v)[T], const float (&before)[T][4], const Place& at, int r) {
+    if constexpr (E == Epilogue::SiluMul) {
+        static_assert(T == 2);
+        store_eight_rows<E>(p, v[0], v[1], before[0], at.row + r * 8, at.w_tile / 2 * 16, at.g, at.j);
+    } else {
+#pragma unroll
+        for (int t = 0; t < T; t++)
+            store_eight_rows<E>(p, v[t], v[t], before[t], at.row + r * 8, (at.w_tile + t) * 16, at.g, at.j);
+    }
+}
+
+// Which blocks work on a tile that is cut, blocks being contiguous runs of units.
+struct SharedTile {
+    int64_t start;
+    int first_block, n_blocks;
+    DEVICE SharedTile(const Schedule& s, int tile) : start(static_cast<int64_t>(tile - s.whole_tiles) * s.n_chunks) {
+        first_block = static_cast<int>((s.blocks * (start + 1) - 1) / s.units);
+        n_blocks = static_cast<int>((s.blocks * (start + s.n_chunks) - 1) / s.units) - first_block + 1;
+    }
+};
+
+// Shared memory: x [x_stages][N][128]   weights [w_stages][TILES][2048]
+//   scales [w_stages][TILES][SCALE_BYTES]   barriers [2 * (x_stages + w_stages)] u64
+template <class F, class B, Epilogue E>
+DEVICE void wgmma_linear(const WgmmaLinearParams& p) {
+    extern __shared__ __align__(1024) uint8_t smem[];
+    constexpr int N = B::N, T = B::WARP_TILES;
+    constexpr int X_STAGE = N * X_K * 2, W_STAGE = B::TILES * 2048, S_STAGE = B::TILES * F::SCALE_BYTES;
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+
+    uint8_t* x_ring = smem;
+    uint8_t* w_ring = x_ring + p.x_stages * X_STAGE;
+    uint8_t* s_ring = w_ring + p.w_stages * W_STAGE;
+    const uint32_t x_full = shared_address(s_ring + p.w_stages * S_STAGE), x_empty = x_full + p.x_stages * 8;
+    const uint32_t w_full = x_empty + p.x_stages * 8, w_empty = w_full + p.w_stages * 8;
+    if (threadIdx.x == 0) {
+        for (int s = 0; s < p.x_stages; s++) barrier_init(x_full + s * 8, 1), barrier_init(x_empty + s * 8, B::WARPS);
+        for (int s = 0; s < p.w_stages; s++) barrier_init(w_full + s * 8, 1), barrier_init(w_empty + s * 8, B::WARPS);
+        barrier_init_fence();
+    }
+    const int n_row_tiles = (p.m + N - 1) / N;
+    const Schedule schedule((p.n_tiles + B::TILES - 1) / B::TILES * n_row_tiles, p.n_chunks);
+    launch_dependents();
+    __syncthreads();
+
+    if (warp >= B::WARPS) {
+        release_registers<B::PRODUCER_REGISTERS>();
+        if (warp == B::WARPS) bring_weights<F, B>(p, schedule, n_row_tiles, w_ring, s_ring, w_full, w_empty);
+        if (warp == B::WARPS + 1) bring_x<F, B>(p, schedule, n_row_tiles, x_ring, x_full, x_empty);
+        return;
+    }
+    claim_registers<B::CONSUMER_REGISTERS>();
+
+    auto place_of = [&](int work) {
+        return Place{work % n_row_tiles * N, work / n_row_tiles * B::TILES + warp * T, lane >> 2, lane & 3};
+    };
+    auto part_of = [&](const SharedTile& shared, int block) {
+        // A block's run begins in the tile (its second part) or before it (its first part).
+        const bool begins_here = schedule.units * block / schedule.blocks >= shared.start;
+        return p.parts + (static_cast<int64_t>(block) * 2 + begins_here) * B::PART + threadIdx.x;
+    };
+    int pending[2] = {-1, -1};
+    int w_stage = 0, w_parity = 0, x_stage = 0, x_parity = 0;
+    schedule.each([&](int work, int chunk, int end) {
+        const bool is_shared = end - chunk < p.n_chunks;
+        float acc[T][N / 8][4] = {};
+        int running_x = -1;  // the x stage that the products still running read
+        for (; chunk < end; chunk++) {
+            barrier_wait(w_full + w_stage * 8, w_parity);
+            const uint8_t* data = w_ring + w_stage * W_STAGE + warp * T * 2048;
+            const uint8_t* scales = s_ring + w_stage * S_STAGE + warp * T * F::SCALE_BYTES;
+            uint4 words[T];
+            __half2 scale[T][2], zero[T][2];
+            uint32_t a[2][T][2][4];  // [which 32 k mod 2][tile][product]
+            uint64_t x_operand;
+            unrolled<0, F::PAIRS>([&]<int P>() {
+#pragma unroll
+                for (int t = 0; t < T; t++)
+                    F::template dequantised<P>(data + t * 2048, scales + t * F::SCALE_BYTES, lane, words[t], scale[t], zero[t],
+                                               a[P % 2][t]);
+                if constexpr (P % 2 == 0) {
+                    barrier_wait(x_full + x_stage * 8, x_parity);
+                    x_operand = wgmma_operand(shared_address(x_ring + x_stage * X_STAGE));
+                }
+                wgmma_fence();
+#pragma unroll
+                for (int i = 0; i < 2; i++)
+#pragma unroll
+                    for (int t = 0; t < T; t++) wgmma(acc[t], a[P % 2][t][i], x_operand + (P % 2 * 2 + i) * 2);
+                wgmma_commit();
+                wgmma_wait<1>();
+                if constexpr (P % 2 == 0) {
+                    if (running_x >= 0 && lane == 0) barrier_arrive(x_empty + running_x * 8);
+                    running_x = x_stage;
+                    if (++x_stage == p.x_stages) x_stage = 0, x_parity ^= 1;
+                }
+            });
+            __syncwarp();
+            if (lane == 0) barrier_arrive(w_empty + w_stage * 8);
+            if (++w_stage == p.w_stages) w_stage = 0, w_parity ^= 1;
+        }
+        wgmma_wait<0>();
+        if (lane == 0) barrier_arrive(x_empty + running_x * 8);
+
+        wait_for_previous();
+        if (is_shared) {
+            const SharedTile shared(schedule, work);
+            float4* mine = part_of(shared, blockIdx.x);
+#pragma unroll
+            for (int t = 0; t < T; t++)
+#pragma unroll
+                for (int r = 0; r < N / 8; r++)
+                    __stcg(mine + (t * (N / 8) + r) * (B::WARPS * 32), make_float4(acc[t][r][0], acc[t][r][1], acc[t][r][2], acc[t][r][3]));
+            __threadfence();
+            consumers_sync<B>();
+            if (threadIdx.x == 0) atomicAdd(p.tickets + 2 * (work - schedule.whole_tiles), 1);
+            (pending[0] < 0 ? pending[0] : pending[1]) = work;
+            return;
+        }
+        constexpr int AT_ONCE = N % 16 == 0 ? 2 : 3;
+#pragma unroll
+        for (int r0 = 0; r0 < N / 8; r0 += AT_ONCE) {
+            float before[AT_ONCE][T][4];
+#pragma unroll
+            for (int r = 0; r < AT_ONCE; r++) load<E>(p, before[r], place_of(work), r0 + r);
+#pragma unroll
+            for (int r = 0; r < AT_ONCE; r++) {
+                float4 v[T];
+#pragma unroll
+                for (int t = 0; t < T; t++)
+                    v[t] = make_float4(acc[t][r0 + r][0], acc[t][r0 + r][1], acc[t][r0 + r][2], acc[t][r0 + r][3]);
+                store<E>(p, v, before[r], place_of(work), r0 + r);
+            }
+        }
+    });
+
+    // Shared tiles, at the end, when the others are there as well or nearly: each block adds up its
+    // share of the rows. Every block of the grid must be on the card together.
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const int work = pending[i];
+        if (work < 0) break;
+        const SharedTile shared(schedule, work);
+        int32_t* tickets = p.tickets + 2 * (work - schedule.whole_tiles);
+        const int rank = blockIdx.x - shared.first_block;
+        const int r0 = N / 8 * rank / shared.n_blocks, r1 = N / 8 * (rank + 1) / shared.n_blocks;
+        if (threadIdx.x == 0)
+            while (load_acquire(tickets) < shared.n_blocks) {}
+        consumers_sync<B>();
+        for (int r = r0; r < r1; r++) {
+            constexpr int AT_ONCE = 8 / T;
+            float before[T][4];
+            load<E>(p, before, place_of(work), r);
+            float4 v[T] = {};
+            for (int b0 = 0; b0 < shared.n_blocks; b0 += AT_ONCE) {
+                float4 w[AT_ONCE][T];
+#pragma unroll
+                for (int b = 0; b < AT_ONCE; b++)
+#pragma unroll
+                    for (int t = 0; t < T; t++)
+                        w[b][t] = b0 + b < shared.n_blocks
+                                      ? __ldcg(part_of(shared, shared.first_block + b0 + b) + (t * (N / 8) + r) * (B::WARPS * 32))
+                                      : float4{};
+#pragma unroll
+                for (int b = 0; b < AT_ONCE; b++)
+#pragma unroll
+                    for (int t = 0; t < T; t++)
+                        v[t].x += w[b][t].x, v[t].y += w[b][t].y, v[t].z += w[b][t].z, v[t].w += w[b][t].w;
+            }
+            store<E>(p, v, before, place_of(work), r);
+        }
+        // The last to leave puts the tickets back.
+        if (threadIdx.x == 0 && atomicAdd(tickets + 1, 1) == shared.n_blocks - 1) tickets[0] = tickets[1] = 0;
+    }
+}
+
+// Measured on an H100; see NOTES.md, and wgmma.rs for the host's copy. Gate and up are in one warp, so
+// SiLU needs two tiles a warp.
+template <int N, bool IS_SILU>
+using BlockFor = Block<N, N == 128 ? 2 : N == 64 && IS_SILU ? 3 : 4, N == 128 || IS_SILU ? 2 : 1>;
+
+#define WGMMA_LINEAR(name, format, rows, epilogue)                                                          \
+    extern "C" __global__ void __launch_bounds__(BlockFor<rows, Epilogue::epilogue == Epilogue::SiluMul>::THREADS, 1) \
+        name##_##rows(const __grid_constant__ WgmmaLinearParams p) {                                        \
+        wgmma_linear<format, BlockFor<rows, Epilogue::epilogue == Epilogue::SiluMul>, Epilogue::epilogue>(p);          \
+    }
+#define WGMMA_LINEAR_ROWS(name, format, epilogue) \
+    WGMMA_LINEAR(name, format, 24, epilogue)      \
+    WGMMA_LINEAR(name, format, 32, epilogue)      \
+    WGMMA_LINEAR(name, format, 64, epilogue)      \
+    WGMMA_LINEAR(name, format, 128, epilogue)
+#define WGMMA_LINEAR_FORMAT(prefix, format)                       \
+    WGMMA_LINEAR_ROWS(prefix##_store, format, Store)              \
+    WGMMA_LINEAR_ROWS(prefix##_add_residual, format, AddResidual) \
+    WGMMA_LINEAR_ROWS(prefix##_silu_mul, format, SiluMul)         \
+    WGMMA_LINEAR_ROWS(prefix##_store_f32, format, StoreF32)
+
+#ifndef ONLY_G128
+WGMMA_LINEAR_FORMAT(wgmma_awq_g64, AwqFormat<2>)
+WGMMA_LINEAR_FORMAT(wgmma_awq_g32, AwqFormat<4>)
+WGMMA_LINEAR_FORMAT(wgmma_half, HalfFormat)
+#endif
+WGMMA_LINEAR_FORMAT(wgmma_awq_g128, AwqFormat<1>)

@@ -1,0 +1,218 @@
+//! Launches of `wgmma.cu`: 17 rows and more, on sm_90.
+
+use bytemuck::{Pod, Zeroable};
+use half::f16;
+
+use super::{CHUNK_BYTES, Epilogue, Format, ManyRowsLaunch};
+use crate::cuda::{Buffer, CudaError, Device, DevicePtr, Kernel, LaunchConfig, Stream};
+
+const SOURCE: &str = "stream_linear/wgmma";
+/// Below this many rows `stream_linear.cu` is faster.
+pub(super) const MIN_ROWS: usize = 17;
+/// Rows of a tile of work that kernels are compiled for.
+const ROWS: [usize; 4] = [24, 32, 64, 128];
+/// k of an x stage.
+const X_K: usize = 64;
+/// Stages of x by row count, as few as hide the L2's latency; what is left holds weights.
+/// Measured on an H100; see NOTES.md.
+const X_STAGES: [usize; 4] = [4, 4, 4, 7];
+const MAX_W_STAGES: usize = 6;
+/// float4 of the largest part of a tile: 256 columns by 128 rows.
+const PART_VALUES: usize = 4 * 8192;
+/// Tiles of work that a launch may cut.
+const MAX_CUT_TILES: usize = 1 << 14;
+
+/// As `WgmmaLinearParams` in wgmma.cu.
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct WgmmaLinearParams {
+    weights: DevicePtr<u8>,
+    scales: DevicePtr<u8>,
+    x: DevicePtr<f16>,
+    out: DevicePtr<u8>,
+    bias: DevicePtr<f16>,
+    parts: DevicePtr<f32>,
+    tickets: DevicePtr<i32>,
+    m: i32,
+    x_rows: i32,
+    n: i32,
+    n_tiles: i32,
+    n_chunks: i32,
+    out_tile_rows: i32,
+    w_stages: i32,
+    x_stages: i32,
+}
+
+/// A block's shape, as `BlockFor` in wgmma.cu.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Block {
+    rows: usize,
+    n_warpgroups: usize,
+    warp_tiles: usize,
+    x_stages: usize,
+}
+
+impl Block {
+    fn of(variant: usize, is_silu: bool) -> Self {
+        let rows = ROWS[variant];
+        let (n_warpgroups, warp_tiles) = match (rows, is_silu) {
+            (128, _) => (2, 2),
+            (64, true) => (3, 2),
+            (_, true) => (4, 2),
+            (_, false) => (4, 1),
+        };
+        Self {
+            rows,
+            n_warpgroups,
+            warp_tiles,
+            x_stages: X_STAGES[variant],
+        }
+    }
+
+    /// Tiles of 16 columns.
+    fn n_tiles(self) -> usize {
+        self.n_warpgroups * 4 * self.warp_tiles
+    }
+
+    fn n_threads(self) -> usize {
+        (self.n_warpgroups + 1) * 128
+    }
+
+    fn shared_bytes(self, format: Format, w_stages: usize) -> usize {
+        let weights = self.n_tiles() * (CHUNK_BYTES + format.scale_bytes());
+        let barriers = 2 * 8 * (w_stages + self.x_stages);
+        self.x_stages * self.rows * X_K * 2 + w_stages * weights + barriers
+    }
+
+    /// As many stages of weights as fit, with what they take.
+    fn w_stages(self, format: Format, room: usize) -> Option<(usize, usize)> {
+        (2..=MAX_W_STAGES)
+            .rev()
+            .map(|stages| (stages, self.shared_bytes(format, stages)))
+            .find(|(_, bytes)| *bytes <= room)
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct WgmmaKernels {
+    /// [format][epilogue][rows]
+    variants: Vec<Kernel>,
+    /// [blocks][2][PART_VALUES]: sums of tiles that several blocks share
+    parts: Buffer<f32>,
+    /// [cut tiles][2], zero between launches
+    tickets: Buffer<i32>,
+    n_multiprocessors: usize,
+    shared_room: usize,
+    /// Whether other streams may launch at the same time.
+    is_alone: bool,
+}
+
+impl WgmmaKernels {
+    /// `is_alone`: nothing else runs on the device, so that all blocks of a launch are on it
+    /// together without being told to.
+    pub fn load(stream: &Stream, is_alone: bool) -> Result<Self, CudaError> {
+        let device: &Device = stream.device();
+        let properties = device.properties();
+        let shared_room = properties.shared_bytes_per_block;
+        let mut variants = Vec::with_capacity(64);
+        for format in Format::ALL {
+            for epilogue in Epilogue::ALL {
+                for rows in ROWS {
+                    let prefix = format.kernel_prefix().replacen("stream", "wgmma", 1);
+                    let name = format!("{prefix}_{}_{rows}", epilogue.kernel_infix());
+                    let kernel = device.kernel(SOURCE, &name)?;
+                    kernel.set_max_dynamic_shared(shared_room)?;
+                    kernel.set_shared_carveout(100)?;
+                    variants.push(kernel);
+                }
+            }
+        }
+        let n_multiprocessors = properties.n_multiprocessors;
+        Ok(Self {
+            variants,
+            parts: Buffer::new(device, n_multiprocessors * 2 * PART_VALUES)?,
+            tickets: Buffer::zeroed(stream, 2 * MAX_CUT_TILES)?,
+            n_multiprocessors,
+            shared_room,
+            is_alone,
+        })
+    }
+
+    /// `launch.x_rows` rows of tiled x hold the launch's m, and a whole tile of work more.
+    pub fn launch(&self, stream: &Stream, launch: &ManyRowsLaunch<'_>) -> Result<(), CudaError> {
+        let layout = launch.layout;
+        let is_silu = launch.epilogue == Epilogue::SiluMul;
+        let variant = ROWS.iter().position(|rows| launch.m <= *rows).unwrap_or(3);
+        let block = Block::of(variant, is_silu);
+        let limit = |what, found, limit| CudaError::Launch {
+            kernel: SOURCE.to_owned(),
+            what,
+            found,
+            limit,
+        };
+        // Only the last two waves of tiles are cut.
+        if 2 * self.n_multiprocessors > MAX_CUT_TILES {
+            let found = 2 * self.n_multiprocessors;
+            return Err(limit("two waves of blocks", found, MAX_CUT_TILES));
+        }
+        let Some((w_stages, shared_bytes)) = block.w_stages(layout.format, self.shared_room) else {
+            let needed = block.shared_bytes(layout.format, 2);
+            return Err(limit("shared memory in bytes", needed, self.shared_room));
+        };
+        let params = WgmmaLinearParams {
+            weights: launch.weights.ptr(),
+            scales: launch.scales.ptr(),
+            x: launch.x.ptr(),
+            out: launch.out,
+            bias: launch.bias,
+            parts: self.parts.ptr(),
+            tickets: self.tickets.ptr(),
+            m: launch.m as i32,
+            x_rows: launch.x_rows as i32,
+            n: layout.n() as i32,
+            n_tiles: layout.n_tiles as i32,
+            n_chunks: layout.n_chunks as i32,
+            out_tile_rows: launch.out_tile_rows as i32,
+            w_stages: w_stages as i32,
+            x_stages: block.x_stages as i32,
+        };
+        let n_blocks = self.n_multiprocessors as u32;
+        let mut config = LaunchConfig::new(n_blocks, block.n_threads() as u32);
+        config.shared_bytes = shared_bytes;
+        config.dependent = launch.dependent;
+        config.cooperative = !self.is_alone;
+        let index = (layout.format as usize * 4 + launch.epilogue as usize) * ROWS.len() + variant;
+        // SAFETY: the caller has checked weights, x, bias and output against the layout and m; x
+        // has whole tiles of rows; parts hold two shares for each block, tickets two for each of
+        // the tiles that a grid can cut; the rings fit the shared memory asked for.
+        unsafe { self.variants[index].launch(stream, &config, &params) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rings_fit_an_h100_with_every_format() {
+        for format in Format::ALL {
+            for variant in 0..ROWS.len() {
+                for is_silu in [false, true] {
+                    let block = Block::of(variant, is_silu);
+                    let room = 232_448 - 1024;
+                    let (stages, bytes) = block.w_stages(format, room).expect("fits");
+                    assert!(stages >= 2 && bytes <= room, "{format:?} {block:?}");
+                    let part = block.warp_tiles * block.rows / 8 * block.n_warpgroups * 128;
+                    assert!(4 * part <= PART_VALUES, "{block:?}");
+                    // Threads that leave registers enough.
+                    assert!(block.n_threads() <= 640);
+                }
+            }
+        }
+        let silu = Block::of(1, true);
+        assert_eq!(
+            silu.w_stages(Format::AwqG128, 231_424).map(|s| s.0),
+            Some(3)
+        );
+    }
+}
