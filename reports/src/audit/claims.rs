@@ -222,11 +222,11 @@ struct Search<'a> {
 }
 
 impl<'a> Search<'a> {
-    /// Printed values of a metric, each once, from the nearest place that has any: the claim's
+    /// Printed values of a metric or of its mean, each once, from the nearest place that has any: the claim's
     /// section, its document, another document; under the claim's own name before a synonym.
     fn operands(&self, claim: &Figure, metric: &str, subject: &str) -> Vec<&'a Figure> {
         let fits = |f: &&'a Figure, synonym: bool| {
-            f.metric == metric
+            (f.metric == metric || f.metric.strip_suffix("_mean") == Some(metric))
                 && condition(f) == condition(claim)
                 && (f.subject == subject
                     || synonym && self.names.canonical(&f.subject) == self.names.canonical(subject))

@@ -1,7 +1,7 @@
 //! Derived figures about several others: sums, products, extremes and means.
 
 use super::claims::Outcome;
-use super::quantity::{Quantity, base_and_suffix};
+use super::quantity::{Quantity, base_and_suffix, decimals};
 use crate::lang::Lang;
 use crate::load::imported::Figure;
 use crate::render::format::number;
@@ -111,18 +111,16 @@ fn changes<'a>(claim: &Figure, all: &'a [Figure]) -> Vec<&'a Figure> {
         .filter(|f| f.source == claim.source && f.kind == "derived" && f.unit == "percent")
         .filter(|f| f.subject == claim.subject && f.section != claim.section)
         .collect();
-    let mut seen = Vec::new();
-    found.retain(|f| {
-        let key = (
-            base_and_suffix(&f.metric).0,
-            f.condition.as_str(),
-            f.value.trim_start_matches('-'),
-        );
-        let new = !seen.contains(&key);
-        seen.push(key);
-        new
-    });
-    found
+    // A value that is printed again with fewer digits is the same value.
+    let key = |f: &Figure| (base_and_suffix(&f.metric).0.to_owned(), f.condition.clone());
+    let mut kept: Vec<&Figure> = Vec::new();
+    found.sort_by_key(|f| std::cmp::Reverse(decimals(f)));
+    for figure in found {
+        if !kept.iter().any(|f| key(f) == key(figure)) {
+            kept.push(figure);
+        }
+    }
+    kept
 }
 
 fn extreme_of(claim: &Figure, all: &[Figure], which: &str, largest: bool, lang: Lang) -> Outcome {

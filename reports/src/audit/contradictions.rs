@@ -106,12 +106,17 @@ pub fn lookalikes(figures: &[Figure], names: &Names, lang: Lang) -> Vec<Lookalik
         }
         let (first, key, _) = &candidates[i];
         let mut named: Vec<(String, String)> = Vec::new();
+        let mut prints: Vec<String> = Vec::new();
         let mut subjects: Vec<&str> = Vec::new();
         for (j, (other, other_key, _)) in candidates.iter().enumerate() {
             let comparable = key.0 == other_key.0 && key.2 == other_key.2;
             if comparable && same_print(&candidates[i], &candidates[j]) {
                 used[j] = true;
                 add_place(&mut named, other.subject.clone(), other);
+                let print = value_with_unit(other, lang);
+                if !prints.contains(&print) {
+                    prints.push(print);
+                }
                 if !subjects.contains(&other_key.1.as_str()) {
                     subjects.push(&other_key.1);
                 }
@@ -120,7 +125,7 @@ pub fn lookalikes(figures: &[Figure], names: &Names, lang: Lang) -> Vec<Lookalik
         if subjects.len() > 1 {
             rows.push(LookalikeRow {
                 metric: metric_label(&first.metric, lang),
-                value: value_with_unit(first, lang),
+                value: prints.join(" / "),
                 names: named,
             });
         }

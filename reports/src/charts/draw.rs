@@ -11,6 +11,8 @@ use crate::ReportError;
 const WIDTH: u32 = 640;
 const HEIGHT: u32 = 300;
 const FONT: i32 = 13;
+/// Below this ratio of largest to smallest a logarithmic axis would have too few labels.
+const LOG_SPAN: f64 = 30.0;
 /// Okabe and Ito's colours, told apart by readers with any colour vision, on white and on black.
 const PALETTE: [RGBColor; 7] = [
     RGBColor(0, 114, 178),
@@ -44,7 +46,7 @@ pub struct Lines<'a> {
     pub alt: &'a str,
     pub x_label: &'a str,
     pub y_label: &'a str,
-    /// Logarithmic x: distributions with long tails, tokens, users.
+    /// Logarithmic x, where the values span more than [`LOG_SPAN`].
     pub x_log: bool,
     /// Few points that deserve a mark each.
     pub marks: bool,
@@ -135,7 +137,7 @@ fn draw_lines(
         .x_label_area_size(40)
         .y_label_area_size(58);
     let y = 0.0..y_high * 1.05;
-    if plot.x_log {
+    if plot.x_log && x.1 / x.0 > LOG_SPAN {
         let chart = builder
             .build_cartesian_2d((x.0..x.1).log_scale(), y)
             .map_err(|e| e.to_string())?;
