@@ -52,8 +52,37 @@ impl Gaps {
     }
 }
 
-/// By run id and case; warm-up and failed requests give none.
+/// By run id and case; warm-up and failed requests give none. Runs are read side by side.
 pub fn read_all(runs: &[&RunFolder]) -> Result<BTreeMap<(String, String), Gaps>, ReportError> {
+    let n_threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let share = runs.len().div_ceil(n_threads).max(1);
+    let of_shares: Vec<Result<Vec<_>, ReportError>> = std::thread::scope(|scope| {
+        let readers: Vec<_> = runs
+            .chunks(share)
+            .map(|runs| scope.spawn(|| runs.iter().map(|run| read_one(run)).collect()))
+            .collect();
+        readers
+            .into_iter()
+            .map(|reader| {
+                reader
+                    .join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            })
+            .collect()
+    });
+    let mut all = BTreeMap::new();
+    for (runs, of_runs) in runs.chunks(share).zip(of_shares) {
+        for (run, of_run) in runs.iter().zip(of_runs?) {
+            let keyed = of_run
+                .into_iter()
+                .map(|(case, gaps)| ((run.run_id.clone(), case), gaps));
+            all.extend(keyed);
+        }
+    }
+    Ok(all)
+}
+
+fn read_one(run: &RunFolder) -> Result<BTreeMap<String, Gaps>, ReportError> {
     #[derive(Deserialize)]
     struct Row<'a> {
         #[serde(borrow)]
@@ -62,40 +91,29 @@ pub fn read_all(runs: &[&RunFolder]) -> Result<BTreeMap<(String, String), Gaps>,
         error: Option<serde::de::IgnoredAny>,
         token_s: Vec<f64>,
     }
-    let mut all: BTreeMap<(String, String), Gaps> = BTreeMap::new();
-    for run in runs {
-        let path = run.dir.join("requests.jsonl");
-        let file = File::open(&path).map_err(|e| ReportError::io(&path, e))?;
-        let mut reader = BufReader::new(file);
-        let mut line = String::new();
-        let mut of_run: BTreeMap<String, Gaps> = BTreeMap::new();
-        loop {
-            line.clear();
-            let n_bytes = reader
-                .read_line(&mut line)
-                .map_err(|e| ReportError::io(&path, e))?;
-            if n_bytes == 0 {
-                break;
-            }
-            let row: Row<'_> = serde_json::from_str(&line).map_err(|e| ReportError::Record {
-                path: path.clone(),
-                message: e.to_string(),
-            })?;
-            if row.warmup || row.error.is_some() {
-                continue;
-            }
+    let path = run.dir.join("requests.jsonl");
+    let file = File::open(&path).map_err(|e| ReportError::io(&path, e))?;
+    let mut reader = BufReader::new(file);
+    let mut line = String::new();
+    let mut of_run: BTreeMap<String, Gaps> = BTreeMap::new();
+    while reader
+        .read_line(&mut line)
+        .map_err(|e| ReportError::io(&path, e))?
+        > 0
+    {
+        let row: Row<'_> = serde_json::from_str(&line).map_err(|e| ReportError::Record {
+            path: path.clone(),
+            message: e.to_string(),
+        })?;
+        if !row.warmup && row.error.is_none() {
             let gaps = of_run.entry(row.case.into_owned()).or_default();
             for pair in row.token_s.windows(2) {
                 gaps.add((pair[1] - pair[0]) * 1000.0);
             }
         }
-        all.extend(
-            of_run
-                .into_iter()
-                .map(|(case, gaps)| ((run.run_id.clone(), case), gaps)),
-        );
+        line.clear();
     }
-    Ok(all)
+    Ok(of_run)
 }
 
 #[cfg(test)]
