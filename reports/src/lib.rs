@@ -27,6 +27,9 @@
     )
 )]
 
+pub mod audit;
+pub mod charts;
+pub mod lang;
 pub mod load;
 pub mod render;
 pub mod select;
@@ -63,6 +66,10 @@ pub enum ReportError {
     },
     #[error("no report is called `{name}`; there are: {known}")]
     UnknownReport { name: String, known: String },
+    #[error("chart {name}: {message}")]
+    Chart { name: String, message: String },
+    #[error("--lang {code}: there are ko and en")]
+    UnknownLanguage { code: String },
     #[error("template {template}: {message}")]
     Template { template: String, message: String },
 }

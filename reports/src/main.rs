@@ -6,14 +6,16 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use clap::Parser;
 
+use reports::lang::Lang;
 use reports::load;
 use reports::render::assemble::build;
+use reports::render::context::ReportLink;
 use reports::render::context::{GroupContext, ReportContext};
-use reports::render::{REPORTS, Report, format};
+use reports::render::{REPORTS, Report, TRUST, format, page, trust};
 use reports::select::Selection;
 use reports::stats::verdict::VerdictConfig;
 
-/// Aggregates run records and renders the Korean reports.
+/// Aggregates run records and renders the reports.
 #[derive(Debug, Parser)]
 #[command(name = "reports", version)]
 struct Args {
@@ -32,12 +34,23 @@ struct Args {
     /// Only machines whose host, processor or GPU name contains this.
     #[arg(long, value_name = "PART")]
     machine: Option<String>,
+    /// Of the runs against other engines' servers, only those whose address or experiment contains
+    /// this.
+    #[arg(long, value_name = "PART")]
+    peer: Option<String>,
     /// Only these reports, by number or name.
     #[arg(long, value_name = "REPORT", num_args = 1..)]
     only: Vec<String>,
     /// Changes within ± this many per cent count as no difference.
     #[arg(long, value_name = "PERCENT", default_value_t = VerdictConfig::default().margin_percent)]
     margin: f64,
+    /// Simulate campaigns with the noise of the runs and render how far verdicts can be trusted,
+    /// and only that.
+    #[arg(long, conflicts_with = "only")]
+    trust: bool,
+    /// Language of the reports: ko or en.
+    #[arg(long, value_name = "LANG", default_value = "ko")]
+    lang: String,
 }
 
 fn main() -> ExitCode {
@@ -57,7 +70,9 @@ fn run(args: &Args) -> anyhow::Result<()> {
             args.margin
         );
     }
+    let lang = Lang::parse(&args.lang)?;
     let chosen = match args.only.as_slice() {
+        _ if args.trust => vec![TRUST],
         [] => REPORTS.to_vec(),
         names => names
             .iter()
@@ -73,27 +88,72 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let selection = Selection {
         runs: args.select.clone(),
         machine: args.machine.clone(),
+        peer: args.peer.clone(),
     };
     let records = load::load(&runs, &imported, |run| selection.keeps(run))?;
     let limited = !selection.runs.is_empty() || selection.machine.is_some();
     if records.runs.is_empty() && limited {
         bail!("no run below {} matches --select/--machine", runs.display());
     }
-    let context = build(
-        &records,
-        VerdictConfig {
-            margin_percent: args.margin,
-            ..Default::default()
-        },
-    );
-    print_summary(&context, &runs);
+    let config = VerdictConfig {
+        margin_percent: args.margin,
+        ..Default::default()
+    };
+    let mut context = build(&records, config, lang)?;
+    print_summary(&context, &runs, lang);
     std::fs::create_dir_all(&out).with_context(|| format!("cannot create {}", out.display()))?;
-    for report in chosen {
-        let path = out.join(report.file_name());
-        let text = report.render(&context)?;
-        std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
-        println!("wrote {}", path.display());
+    if args.trust {
+        let titles: Vec<&str> = context.groups.iter().map(|g| g.title.as_str()).collect();
+        context.trust = Some(trust::build(&records, &titles, config, lang));
+    } else {
+        write_charts(&context, &out, lang)?;
     }
+    if out.join(TRUST.file_name(lang)).is_file() {
+        context.reports.push(ReportLink {
+            title: TRUST.title(lang),
+            file: TRUST.file_name(lang),
+        });
+    }
+    for report in chosen {
+        let text = report.render(&context)?;
+        let html = page::page(&text, &context.charts, lang)?;
+        for (name, content) in [
+            (report.file_name(lang), text),
+            (report.page_name(lang), html),
+        ] {
+            let path = out.join(name);
+            write(&path, &content)?;
+            println!("wrote {}", path.display());
+        }
+    }
+    Ok(())
+}
+
+fn write(path: &Path, content: &str) -> anyhow::Result<()> {
+    std::fs::write(path, content).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Writes the pictures, and removes those of this language that nothing shows any more.
+fn write_charts(context: &ReportContext, out: &Path, lang: Lang) -> anyhow::Result<()> {
+    let folder = out.join("charts");
+    std::fs::create_dir_all(&folder)
+        .with_context(|| format!("cannot create {}", folder.display()))?;
+    let ending = format!(".{}.svg", lang.code());
+    for entry in std::fs::read_dir(&folder)? {
+        let path = entry?.path();
+        if path.to_string_lossy().ends_with(&ending) {
+            std::fs::remove_file(&path)
+                .with_context(|| format!("cannot remove {}", path.display()))?;
+        }
+    }
+    for (name, svg) in &context.charts {
+        write(&out.join(name), svg)?;
+    }
+    println!(
+        "wrote {} charts into {}",
+        context.charts.len(),
+        folder.display()
+    );
     Ok(())
 }
 
@@ -120,7 +180,7 @@ fn repository_root() -> anyhow::Result<PathBuf> {
     })
 }
 
-fn print_summary(context: &ReportContext, runs_dir: &Path) {
+fn print_summary(context: &ReportContext, runs_dir: &Path, lang: Lang) {
     if context.groups.is_empty() {
         println!(
             "no readable run below {}; the reports name the commands that make some",
@@ -128,7 +188,7 @@ fn print_summary(context: &ReportContext, runs_dir: &Path) {
         );
     }
     for group in &context.groups {
-        print_group(group);
+        print_group(group, lang);
     }
     if !context.unreadable.is_empty() {
         println!(
@@ -138,11 +198,10 @@ fn print_summary(context: &ReportContext, runs_dir: &Path) {
     }
 }
 
-fn print_group(group: &GroupContext) {
+fn print_group(group: &GroupContext, lang: Lang) {
     println!(
-        "{} · {}{}",
-        group.device,
-        group.model,
+        "{}{}",
+        group.title,
         if group.quick {
             " (quick runs only)"
         } else {
@@ -155,9 +214,12 @@ fn print_group(group: &GroupContext) {
     );
     for row in &group.latency {
         let (p50, ttft, rate) = row.stats.as_ref().map_or_else(Default::default, |s| {
-            let ttft = s.ttft_p50_ms.map(format::milliseconds).unwrap_or_default();
+            let ttft = s
+                .ttft_p50_ms
+                .map(|v| format::milliseconds(v, lang))
+                .unwrap_or_default();
             (
-                format::milliseconds(s.p50_ms),
+                format::milliseconds(s.p50_ms, lang),
                 ttft,
                 format!("{} tok/s", format::number(s.output_tok_per_s, 2)),
             )

@@ -1,7 +1,7 @@
 //! Which runs a report is about.
 //!
-//! Runs are comparable only where machine and model are the same, so those two make a [`Group`].
-//! Within a group every experiment is one [`Arm`], taken from its newest complete campaign (a
+//! Runs are comparable only where the machine, the model and the flags typed behind `--` are the
+//! same, so these three make a [`Group`]. Within a group every experiment is one [`Arm`], taken from its newest complete campaign (a
 //! campaign is complete when every replicate it asked for ended well); without one, from the newest
 //! that has any good run, and the arm says so. Full runs go before quick ones: a group with both
 //! leaves the quick ones out, and never mixes them.
@@ -11,18 +11,20 @@
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
-use crate::load::run_folder::{Outcome, Record, RunFolder};
+use crate::load::run_folder::{Outcome, Record, RunFolder, flags_one_a_line};
 
-/// Runs on one machine with one model.
+/// Runs on one machine with one model and one set of extra flags.
 #[derive(Debug)]
 pub struct Group<'a> {
+    /// Flags that were typed behind `--`, one a line; none for most groups.
+    pub extra_flags: Vec<String>,
     /// The figures come from quick runs: there are no full ones.
     pub quick: bool,
     /// Sorted by experiment name.
     pub arms: Vec<Arm<'a>>,
     /// Sorted by experiment name; measured against a server we did not start.
     pub peers: Vec<Arm<'a>>,
-    /// Readable runs of the same machine and model that other campaigns superseded.
+    /// Readable runs of the same group that other campaigns superseded.
     pub n_superseded: usize,
 }
 
@@ -69,6 +71,8 @@ pub struct Selection {
     pub runs: Vec<String>,
     /// Part of the host's, the processor's or the GPU's name.
     pub machine: Option<String>,
+    /// Part of the address or the experiment of a server that we did not start.
+    pub peer: Option<String>,
 }
 
 impl Selection {
@@ -91,13 +95,38 @@ impl Selection {
                         .is_some_and(|gpu| gpu.name.contains(name))
             })
         };
+        let among_peers = |part: &String| {
+            record.is_none_or(|r| match &r.manifest.base_url {
+                Some(url) => url.contains(part.as_str()) || r.manifest.experiment.contains(part),
+                None => true,
+            })
+        };
         (self.runs.is_empty() || self.runs.iter().any(wanted))
             && self.machine.iter().all(on_machine)
+            && self.peer.iter().all(among_peers)
+    }
+}
+
+/// What the runs of a group share.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Key {
+    machine: [String; 5],
+    model: String,
+    extra_flags: Vec<String>,
+}
+
+impl Key {
+    fn of(record: &Record) -> Self {
+        Self {
+            machine: machine_key(record),
+            model: record.manifest.model.used.clone(),
+            extra_flags: flags_one_a_line(&record.manifest.extra_flags),
+        }
     }
 }
 
 /// The groups, newest first. Peers join every group of their machine: a server that we did not
-/// start may call the same model by another name. A machine with peers only has a group for them.
+/// start may call the same model by another name, and has flags of its own. A machine with peers only has a group for them.
 pub fn groups(runs: &[RunFolder]) -> Vec<Group<'_>> {
     let readable = runs.iter().filter_map(|folder| {
         Some(Run {
@@ -107,44 +136,27 @@ pub fn groups(runs: &[RunFolder]) -> Vec<Group<'_>> {
     });
     let (peers, own): (Vec<_>, Vec<_>) =
         readable.partition(|run| run.record.manifest.base_url.is_some());
-    let peers_of = |run: &Run<'_>| -> Vec<_> {
-        peers
-            .iter()
-            .filter(|peer| machine_key(peer.record) == machine_key(run.record))
-            .copied()
-            .collect()
-    };
-    let mut by_key: BTreeMap<([String; 4], String), Vec<Run<'_>>> = BTreeMap::new();
+    let mut by_key: BTreeMap<Key, Vec<Run<'_>>> = BTreeMap::new();
     for run in &own {
-        let key = (
-            machine_key(run.record),
-            run.record.manifest.model.used.clone(),
-        );
-        by_key.entry(key).or_default().push(*run);
+        by_key.entry(Key::of(run.record)).or_default().push(*run);
     }
     for peer in &peers {
-        let machine = machine_key(peer.record);
-        if !by_key.keys().any(|(known, _)| *known == machine) {
-            by_key.insert(
-                (machine, peer.record.manifest.model.used.clone()),
-                Vec::new(),
-            );
+        let key = Key::of(peer.record);
+        if !by_key.keys().any(|known| known.machine == key.machine) {
+            by_key.insert(key, Vec::new());
         }
     }
     let mut groups: Vec<(&str, Group<'_>)> = by_key
         .into_iter()
-        .map(|((machine, _), own)| {
-            let peers = match own.first() {
-                Some(run) => peers_of(run),
-                None => peers
-                    .iter()
-                    .filter(|peer| machine_key(peer.record) == machine)
-                    .copied()
-                    .collect(),
-            };
+        .map(|(key, own)| {
+            let peers: Vec<_> = peers
+                .iter()
+                .filter(|peer| machine_key(peer.record) == key.machine)
+                .copied()
+                .collect();
             (
                 newest_start(if own.is_empty() { &peers } else { &own }),
-                group_of(own, peers),
+                group_of(key.extra_flags, own, peers),
             )
         })
         .collect();
@@ -152,18 +164,23 @@ pub fn groups(runs: &[RunFolder]) -> Vec<Group<'_>> {
     groups.into_iter().map(|(_, group)| group).collect()
 }
 
-fn machine_key(record: &Record) -> [String; 4] {
+fn machine_key(record: &Record) -> [String; 5] {
     let environment = &record.environment;
+    let gpu = environment.gpu.as_ref();
     [
         environment.host.clone(),
         environment.cpu.model.clone(),
         environment.cpu.n_cores.to_string(),
-        environment
-            .gpu
-            .as_ref()
-            .map(|gpu| gpu.name.clone())
+        gpu.map(|gpu| gpu.name.clone()).unwrap_or_default(),
+        gpu.and_then(|gpu| gpu.memory_bytes)
+            .map(|bytes| bytes.to_string())
             .unwrap_or_default(),
     ]
+}
+
+/// Same machine and model: figures may be compared, if not pooled.
+pub fn same_place(a: &Record, b: &Record) -> bool {
+    machine_key(a) == machine_key(b) && a.manifest.model.used == b.manifest.model.used
 }
 
 fn newest_start<'a>(runs: &[Run<'a>]) -> &'a str {
@@ -173,7 +190,7 @@ fn newest_start<'a>(runs: &[Run<'a>]) -> &'a str {
         .unwrap_or_default()
 }
 
-fn group_of<'a>(own: Vec<Run<'a>>, peers: Vec<Run<'a>>) -> Group<'a> {
+fn group_of<'a>(extra_flags: Vec<String>, own: Vec<Run<'a>>, peers: Vec<Run<'a>>) -> Group<'a> {
     let is_full =
         |run: &Run<'_>| !run.record.manifest.quick && run.folder.outcome == Outcome::Complete;
     let any_full = own.iter().chain(&peers).any(is_full);
@@ -197,6 +214,7 @@ fn group_of<'a>(own: Vec<Run<'a>>, peers: Vec<Run<'a>>) -> Group<'a> {
         .flat_map(|arm| &arm.runs)
         .any(|run| run.record.manifest.quick);
     Group {
+        extra_flags,
         quick,
         arms,
         peers,

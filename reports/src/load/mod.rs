@@ -3,7 +3,9 @@
 //! Run folders come in three states: complete, failed, killed (no `status.json`, or one that says
 //! `running`). Only complete ones give statistics; the others are kept for the reports to list.
 
+pub mod gaps;
 pub mod imported;
+pub mod memory;
 pub mod requests;
 pub mod run_folder;
 
@@ -11,7 +13,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::ReportError;
-use requests::{CaseSamples, PeakMemory};
+use gaps::Gaps;
+use memory::Memory;
+use requests::CaseSamples;
 use run_folder::{Outcome, RunFolder};
 
 /// Everything a report can draw on.
@@ -21,8 +25,10 @@ pub struct Records {
     pub runs: Vec<RunFolder>,
     /// One entry a run and case, of complete runs, sorted by run id, then case.
     pub cases: Vec<CaseSamples>,
-    /// Highest memory samples by run id, of complete runs.
-    pub peaks: BTreeMap<String, PeakMemory>,
+    /// Gaps between tokens by run id and case, of complete runs.
+    pub gaps: BTreeMap<(String, String), Gaps>,
+    /// Memory by run id, of complete runs.
+    pub memory: BTreeMap<String, Memory>,
     /// Figures that others measured, sorted by source and row.
     pub imported: Vec<imported::Figure>,
 }
@@ -41,10 +47,10 @@ pub fn load(
         .filter(|r| r.outcome == Outcome::Complete)
         .collect();
     let cases = requests::read_cases(&complete)?;
-    let peaks = requests::read_peaks(&complete)?;
     Ok(Records {
         cases,
-        peaks,
+        gaps: gaps::read_all(&complete)?,
+        memory: memory::read_all(&complete)?,
         imported: imported::read_all(imported_dir)?,
         runs,
     })

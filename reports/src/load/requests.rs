@@ -1,4 +1,4 @@
-//! Request rows and memory samples, with polars.
+//! Request rows, with polars.
 //!
 //! A million rows never become a million structs: rows are scanned lazily with the columns the
 //! reports need, turned into times by expressions, and aggregated into one sorted list a run and
@@ -7,7 +7,6 @@
 //!
 //! Rows flagged `warmup` and rows with an `error` give no times; they are counted.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -58,15 +57,6 @@ impl CaseSamples {
     }
 }
 
-/// Highest samples of `server_metrics.jsonl`.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct PeakMemory {
-    pub rss_bytes: Option<u64>,
-    pub gpu_memory_bytes: Option<u64>,
-    pub kv_pages_used: Option<u64>,
-    pub kv_pages_total: Option<u64>,
-}
-
 /// All cases of these runs, sorted by run id and case.
 pub fn read_cases(runs: &[&RunFolder]) -> Result<Vec<CaseSamples>, ReportError> {
     let mut frames = Vec::new();
@@ -92,48 +82,6 @@ pub fn read_cases(runs: &[&RunFolder]) -> Result<Vec<CaseSamples>, ReportError> 
     cases_of(&table).map_err(table_error)
 }
 
-/// Peak memory by run id; a run without samples has no entry.
-pub fn read_peaks(runs: &[&RunFolder]) -> Result<BTreeMap<String, PeakMemory>, ReportError> {
-    let names = [
-        "rss_bytes",
-        "gpu_memory_bytes",
-        "kv_pages_used",
-        "kv_pages_total",
-    ];
-    let schema = names
-        .iter()
-        .map(|n| Field::new((*n).into(), DataType::Float64))
-        .collect();
-    let mut peaks = BTreeMap::new();
-    for run in runs {
-        let path = run.dir.join("server_metrics.jsonl");
-        if std::fs::metadata(&path).map_or(0, |m| m.len()) == 0 {
-            continue;
-        }
-        let table = scan(&path, &schema)?
-            .select(names.map(|n| col(n).max()))
-            .collect()
-            .map_err(|source| ReportError::Table {
-                what: path.display().to_string(),
-                source,
-            })?;
-        let peak = |name: &str| -> Option<u64> {
-            Some(table.column(name).ok()?.f64().ok()?.get(0)? as u64)
-        };
-        let [rss_bytes, gpu_memory_bytes, kv_pages_used, kv_pages_total] = names.map(peak);
-        peaks.insert(
-            run.run_id.clone(),
-            PeakMemory {
-                rss_bytes,
-                gpu_memory_bytes,
-                kv_pages_used,
-                kv_pages_total,
-            },
-        );
-    }
-    Ok(peaks)
-}
-
 fn request_schema() -> Schema {
     [
         ("case", DataType::String),
@@ -153,7 +101,7 @@ fn request_schema() -> Schema {
     .collect()
 }
 
-fn scan(path: &Path, schema: &Schema) -> Result<LazyFrame, ReportError> {
+pub(super) fn scan(path: &Path, schema: &Schema) -> Result<LazyFrame, ReportError> {
     let what = || path.display().to_string();
     let text = path.to_str().ok_or_else(|| ReportError::Record {
         path: path.to_owned(),

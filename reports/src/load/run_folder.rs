@@ -30,6 +30,9 @@ pub struct Manifest {
     pub model: Model,
     #[serde(default)]
     pub seed: Option<u64>,
+    /// Flags typed behind `--` on the command line of the experiment, as separate words.
+    #[serde(default)]
+    pub extra_flags: Vec<String>,
     /// Base URL of a server that the experiment did not start (another engine), if any.
     #[serde(default)]
     pub base_url: Option<String>,
@@ -132,6 +135,11 @@ pub struct ServerInfo {
     /// Flag and why it has no effect there.
     pub inactive_flags: Vec<(String, String)>,
     pub kv_pool_tokens: Option<u64>,
+    /// All weights in memory.
+    pub weight_bytes: Option<u64>,
+    /// Those that a step looks up rows of instead of reading whole: an embedding table of its own
+    /// (fp16), where the output matrix is another one.
+    pub lookup_bytes: Option<u64>,
 }
 
 /// All run folders below `dir`, sorted by name.
@@ -266,7 +274,7 @@ fn plain_text(value: &toml::Value) -> String {
 
 /// Joins `--flag value value` that came as separate words: every word without dashes belongs to
 /// the flag before it.
-fn flags_one_a_line(words: &[String]) -> Vec<String> {
+pub fn flags_one_a_line(words: &[String]) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for word in words {
         match lines.last_mut() {
@@ -309,7 +317,20 @@ fn read_server_info(path: &Path) -> Result<ServerInfo, ReportError> {
             .get("kv_pool_tokens")
             .or_else(|| value.get("kv_pool_tokens"))
             .and_then(serde_json::Value::as_u64),
+        weight_bytes: executor
+            .get("weight_bytes")
+            .and_then(serde_json::Value::as_u64),
+        lookup_bytes: lookup_bytes(&value),
     })
+}
+
+fn lookup_bytes(server_info: &serde_json::Value) -> Option<u64> {
+    const BYTES_PER_WEIGHT: u64 = 2;
+    let config = server_info.get("model")?.get("config")?;
+    let size = |key: &str| config.get(key).and_then(serde_json::Value::as_u64);
+    let tied = config.get("tied_embeddings")?.as_bool()?;
+    let table = size("vocab")? * size("hidden")? * BYTES_PER_WEIGHT;
+    Some(if tied { 0 } else { table })
 }
 
 /// `[["a", "b"]]`, `{"a": "b"}` and `[{"flag": "a", "reason": "b"}]` all mean the same pairs.

@@ -1,32 +1,79 @@
 //! Makes the context of a report from records: groups, comparisons, findings, cautions.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
+use crate::ReportError;
+use crate::audit::audit;
+use crate::charts::{Chart, Tables, charts_of, charts_of_cases};
+use crate::lang::Lang;
 use crate::load::Records;
-use crate::load::run_folder::Outcome;
+use crate::load::run_folder::{Outcome, RunFolder};
+use crate::render::REPORTS;
 use crate::render::compare::Metric;
 use crate::render::configuration::{arm_context, flags_of};
 use crate::render::context::{
-    ComparisonContext, FailedRun, Finding, Findings, GpuContext, GroupContext, PeerComparison,
-    ReportContext,
+    ChartLink, ComparisonContext, FailedRun, Finding, Findings, GpuContext, GroupContext,
+    PeerComparison, ReportContext, ReportLink, RunRow,
 };
+use crate::render::flag_effects::effects_in;
 use crate::render::seed_figures;
 use crate::render::tables::{self, CaseRow};
 use crate::select::{self, Arm, Group, Run};
 use crate::stats::verdict::VerdictConfig;
 
 /// Everything that the reports show of these records.
-pub fn build(records: &Records, config: VerdictConfig) -> ReportContext {
+pub fn build(
+    records: &Records,
+    config: VerdictConfig,
+    lang: Lang,
+) -> Result<ReportContext, ReportError> {
     let groups = select::groups(&records.runs);
     let sources: BTreeSet<&str> = records.imported.iter().map(|f| f.source.as_str()).collect();
-    ReportContext {
-        groups: groups
-            .iter()
-            .map(|group| group_context(records, group, config))
-            .collect(),
+    let mut slugs = BTreeMap::new();
+    let mut charts = BTreeMap::new();
+    let mut contexts = Vec::new();
+    for group in &groups {
+        let mut context = group_context(records, &groups, group, config, lang);
+        let tables = Tables {
+            latency: &context.latency,
+            ladder: &context.ladder,
+            users: &context.users,
+            effects: &context.flag_effects,
+        };
+        let slug = file_part(&context.title, &mut slugs);
+        let drawn = charts_of(records, group, tables, lang)?;
+        context.charts = linked(drawn, &slug, lang, &mut charts);
+        for (i, peer) in context.peer_comparisons.iter_mut().enumerate() {
+            let names: Vec<&str> = std::iter::once(peer.peer.as_str())
+                .chain(peer.ours.as_deref())
+                .collect();
+            let drawn = charts_of_cases(&names, &peer.ladder, &peer.users, lang)?;
+            let slug = format!("{slug}-peer-{}", i + 1);
+            peer.charts = linked(drawn, &slug, lang, &mut charts);
+        }
+        contexts.push(context);
+    }
+    let used: BTreeSet<&str> = groups
+        .iter()
+        .flat_map(|group| group.arms.iter().chain(&group.peers))
+        .flat_map(|arm| &arm.runs)
+        .map(|run| run.folder.run_id.as_str())
+        .collect();
+    let mut groups = contexts;
+    name_apart(&mut groups);
+    Ok(ReportContext {
+        lang,
+        groups,
+        trust: None,
+        audit: audit(&records.imported, lang),
         seeds: sources
             .into_iter()
-            .map(|s| (s.to_owned(), seed_figures::rows_of(&records.imported, s)))
+            .map(|s| {
+                (
+                    s.to_owned(),
+                    seed_figures::rows_of(&records.imported, s, lang),
+                )
+            })
             .collect(),
         unreadable: records
             .runs
@@ -35,24 +82,101 @@ pub fn build(records: &Records, config: VerdictConfig) -> ReportContext {
             .map(|run| FailedRun {
                 run_id: run.run_id.clone(),
                 experiment: "–".to_owned(),
-                state: state_word(&run.outcome),
+                state: state_word(&run.outcome, lang),
                 reason: run
                     .record_problem
                     .clone()
-                    .map_or_else(|| reason_of(&run.outcome), |p| one_line(&p)),
+                    .map_or_else(|| reason_of(&run.outcome, lang), |p| one_line(&p)),
             })
             .collect(),
         margin_percent: config.margin_percent,
         confidence_percent: 100.0 * (1.0 - config.alpha),
+        charts,
+        reports: REPORTS
+            .iter()
+            .filter(|report| report.name != "index")
+            .map(|report| ReportLink {
+                title: report.title(lang),
+                file: report.file_name(lang),
+            })
+            .collect(),
+        runs: records
+            .runs
+            .iter()
+            .map(|run| run_row(records, run, &used, lang))
+            .collect(),
+    })
+}
+
+fn run_row(records: &Records, run: &RunFolder, used: &BTreeSet<&str>, lang: Lang) -> RunRow {
+    let manifest = run.record.as_ref().map(|r| &r.manifest);
+    let environment = run.record.as_ref().map(|r| &r.environment);
+    let unknown = || "–".to_owned();
+    let cases = records.cases.iter().filter(|c| c.run_id == run.run_id);
+    RunRow {
+        run_id: run.run_id.clone(),
+        experiment: manifest.map_or_else(unknown, |m| m.experiment.clone()),
+        device: environment.map_or_else(unknown, |e| {
+            e.gpu
+                .as_ref()
+                .map_or_else(|| e.cpu.model.clone(), |gpu| gpu.name.clone())
+        }),
+        model: manifest.map_or_else(unknown, |m| m.model.used.clone()),
+        extra_flags: manifest.map_or_else(unknown, |m| m.extra_flags.join(" ")),
+        started_utc: manifest.map_or_else(unknown, |m| m.started_utc.clone()),
+        state: state_word(&run.outcome, lang),
+        quick: manifest.is_some_and(|m| m.quick),
+        n_requests: cases.clone().map(|c| c.n_requests).sum(),
+        n_failed: cases.map(|c| c.n_failed).sum(),
+        used: used.contains(run.run_id.as_str()),
     }
 }
 
-fn group_context(records: &Records, group: &Group<'_>, config: VerdictConfig) -> GroupContext {
+/// Files the charts under their paths, and returns the links by what the charts show.
+fn linked(
+    drawn: Vec<Chart>,
+    slug: &str,
+    lang: Lang,
+    files: &mut BTreeMap<String, String>,
+) -> BTreeMap<&'static str, ChartLink> {
+    drawn
+        .into_iter()
+        .map(|chart| {
+            let path = format!("charts/{slug}-{}.{}.svg", chart.kind, lang.code());
+            files.insert(path.clone(), chart.svg);
+            let alt = chart.alt;
+            (chart.kind, ChartLink { path, alt })
+        })
+        .collect()
+}
+
+/// A title as a part of a file name; a number tells apart what the letters do not.
+fn file_part(title: &str, taken: &mut BTreeMap<String, usize>) -> String {
+    const MAX_LENGTH: usize = 90;
+    let words: Vec<String> = title
+        .split(|c: char| !c.is_ascii_alphanumeric())
+        .filter(|word| !word.is_empty())
+        .map(str::to_lowercase)
+        .collect();
+    let mut part = words.join("-");
+    part.truncate(MAX_LENGTH);
+    let n = taken.entry(part.clone()).or_default();
+    *n += 1;
+    if *n == 1 { part } else { format!("{part}-{n}") }
+}
+
+fn group_context(
+    records: &Records,
+    groups: &[Group<'_>],
+    group: &Group<'_>,
+    config: VerdictConfig,
+    lang: Lang,
+) -> GroupContext {
     let find = |part: &str| group.arms.iter().find(|arm| arm.experiment.contains(part));
     let baseline = find("baseline");
     let focus = find("balanced-v2");
     let rows = |phase: &str, metrics: &[Metric]| {
-        tables::rows(records, &group.arms, baseline, phase, metrics, config)
+        tables::rows(records, &group.arms, baseline, phase, metrics, config, lang)
     };
     let latency = rows(
         "latency",
@@ -66,6 +190,7 @@ fn group_context(records: &Records, group: &Group<'_>, config: VerdictConfig) ->
             group,
             arm,
             baseline.is_some().then_some(&flags_of_baseline),
+            lang,
         )
     };
     let runs: Vec<Run<'_>> = group.all_runs().collect();
@@ -83,11 +208,19 @@ fn group_context(records: &Records, group: &Group<'_>, config: VerdictConfig) ->
             .map(|r| r.record.manifest.started_utc.clone())
             .collect(),
     );
+    let device = gpu
+        .map(|g| g.name.clone())
+        .or_else(|| environment.map(|e| e.cpu.model.clone()))
+        .unwrap_or_default();
+    let model = runs
+        .first()
+        .map(|r| r.record.manifest.model.used.clone())
+        .unwrap_or_default();
+    let flags_in_title = group.extra_flags.iter().map(|flag| format!(" · `{flag}`"));
     GroupContext {
-        device: gpu
-            .map(|g| g.name.clone())
-            .or_else(|| environment.map(|e| e.cpu.model.clone()))
-            .unwrap_or_default(),
+        title: format!("{device} · {model}{}", flags_in_title.collect::<String>()),
+        extra_flags: group.extra_flags.clone(),
+        device,
         host: environment.map(|e| e.host.clone()).unwrap_or_default(),
         cpu: environment.map(|e| e.cpu.model.clone()).unwrap_or_default(),
         n_cores: environment.map_or(0, |e| e.cpu.n_cores),
@@ -98,10 +231,7 @@ fn group_context(records: &Records, group: &Group<'_>, config: VerdictConfig) ->
             driver: g.driver.clone(),
             memory_bytes: g.memory_bytes,
         }),
-        model: runs
-            .first()
-            .map(|r| r.record.manifest.model.used.clone())
-            .unwrap_or_default(),
+        model,
         model_format: runs
             .first()
             .and_then(|r| r.record.manifest.model.format.clone()),
@@ -122,7 +252,7 @@ fn group_context(records: &Records, group: &Group<'_>, config: VerdictConfig) ->
                 .filter_map(|r| r.record.server.executor.clone())
                 .collect(),
         ),
-        commits: unique(runs.iter().map(commit_of).collect()),
+        commits: unique(runs.iter().map(|run| commit_of(run, lang)).collect()),
         first_started_utc: starts.first().cloned().unwrap_or_default(),
         last_started_utc: starts.last().cloned().unwrap_or_default(),
         quick: group.quick,
@@ -135,11 +265,27 @@ fn group_context(records: &Records, group: &Group<'_>, config: VerdictConfig) ->
         ladder: rows("ladder", &[Metric::Latency]),
         users: rows("users", &[Metric::RequestThroughput, Metric::Latency]),
         rate: rows("rate", &[Metric::Latency, Metric::Ttft]),
-        peer_comparisons: peer_comparisons_of(records, group, focus, config),
+        peer_comparisons: peer_comparisons_of(records, group, focus, config, lang),
         comparisons,
-        failed: failed_of(group),
-        cautions: cautions_of(group),
+        failed: failed_of(group, lang),
+        flag_effects: effects_in(records, groups, group, config, lang),
+        charts: BTreeMap::new(),
+        cautions: cautions_of(group, lang),
         n_superseded: group.n_superseded,
+    }
+}
+
+/// Adds host and processor to titles that more than one group bears.
+fn name_apart(groups: &mut [GroupContext]) {
+    let mut n_by_title: BTreeMap<String, usize> = BTreeMap::new();
+    for group in groups.iter() {
+        *n_by_title.entry(group.title.clone()).or_default() += 1;
+    }
+    for group in groups {
+        if n_by_title.get(&group.title).is_some_and(|n| *n > 1) {
+            let place = format!(" · {} ({} × {})", group.host, group.n_cores, group.cpu);
+            group.title.push_str(&place);
+        }
     }
 }
 
@@ -173,11 +319,12 @@ fn peer_comparisons_of(
     group: &Group<'_>,
     focus: Option<&Arm<'_>>,
     config: VerdictConfig,
+    lang: Lang,
 ) -> Vec<PeerComparison> {
     let compared = |peer: &Arm<'_>| {
         let arms: Vec<Arm<'_>> = std::iter::once(peer).chain(focus).cloned().collect();
         let rows = |phase: &str, metrics: &[Metric]| {
-            tables::rows(records, &arms, Some(peer), phase, metrics, config)
+            tables::rows(records, &arms, Some(peer), phase, metrics, config, lang)
         };
         let manifest = peer.representative().map(|run| &run.record.manifest);
         PeerComparison {
@@ -193,6 +340,7 @@ fn peer_comparisons_of(
             ),
             ladder: rows("ladder", &[Metric::Latency]),
             users: rows("users", &[Metric::RequestThroughput, Metric::Latency]),
+            charts: BTreeMap::new(),
         }
     };
     group.peers.iter().map(compared).collect()
@@ -217,57 +365,64 @@ fn findings_of(comparisons: &[ComparisonContext]) -> Findings {
     findings
 }
 
-fn commit_of(run: &Run<'_>) -> String {
+fn commit_of(run: &Run<'_>, lang: Lang) -> String {
     let git = &run.record.manifest.git;
     let commit = git
         .commit
         .as_deref()
-        .map_or("기록 없음", |c| c.get(..10).unwrap_or(c));
+        .map_or(lang.pick("기록 없음", "not recorded"), |c| {
+            c.get(..10).unwrap_or(c)
+        });
     if git.dirty == Some(true) {
-        format!("{commit} (커밋되지 않은 변경 있음)")
+        format!(
+            "{commit} ({})",
+            lang.pick("커밋되지 않은 변경 있음", "with uncommitted changes")
+        )
     } else {
         commit.to_owned()
     }
 }
 
-fn failed_of(group: &Group<'_>) -> Vec<FailedRun> {
+fn failed_of(group: &Group<'_>, lang: Lang) -> Vec<FailedRun> {
     let arms = group.arms.iter().chain(&group.peers);
     arms.flat_map(|arm| &arm.failed)
         .map(|run| FailedRun {
             run_id: run.folder.run_id.clone(),
             experiment: run.record.manifest.experiment.clone(),
-            state: state_word(&run.folder.outcome),
-            reason: reason_of(&run.folder.outcome),
+            state: state_word(&run.folder.outcome, lang),
+            reason: reason_of(&run.folder.outcome, lang),
         })
         .collect()
 }
 
-fn state_word(outcome: &Outcome) -> &'static str {
+fn state_word(outcome: &Outcome, lang: Lang) -> &'static str {
     match outcome {
-        Outcome::Complete => "완료",
-        Outcome::Failed { .. } => "실패",
-        Outcome::Killed => "중단",
+        Outcome::Complete => lang.pick("완료", "complete"),
+        Outcome::Failed { .. } => lang.pick("실패", "failed"),
+        Outcome::Killed => lang.pick("중단", "killed"),
     }
 }
 
-fn reason_of(outcome: &Outcome) -> String {
+fn reason_of(outcome: &Outcome, lang: Lang) -> String {
     match outcome {
         Outcome::Failed { reason } => one_line(reason),
-        Outcome::Killed => "상태 기록 없이 끝남".to_owned(),
+        Outcome::Killed => lang
+            .pick("상태 기록 없이 끝남", "ended without a record of its state")
+            .to_owned(),
         Outcome::Complete => String::new(),
     }
 }
 
-/// Fits a table cell.
+/// Fits a table cell, and is no markup.
 fn one_line(text: &str) -> String {
     text.split_whitespace()
         .collect::<Vec<_>>()
         .join(" ")
         .replace('|', "/")
+        .replace('<', "&lt;")
 }
 
-fn cautions_of(group: &Group<'_>) -> Vec<String> {
-    let mut cautions = Vec::new();
+fn cautions_of(group: &Group<'_>, lang: Lang) -> Vec<String> {
     let runs: Vec<Run<'_>> = group
         .arms
         .iter()
@@ -279,27 +434,58 @@ fn cautions_of(group: &Group<'_>) -> Vec<String> {
     let hash = |name: &'static str| {
         move |run: &Run<'_>| run.record.manifest.sha256.get(name).cloned().flatten()
     };
-    if differs(&|run| Some(run.record.manifest.campaign.clone())) {
-        cautions.push(
-            "구성마다 다른 캠페인에서 측정됨: 시간에 따른 장비 상태의 차이가 섞일 수 있음"
-                .to_owned(),
-        );
-    }
-    if differs(&hash("engine_binary")) {
-        cautions.push("서로 다른 엔진 바이너리로 측정됨: 구성만의 차이가 아닐 수 있음".to_owned());
-    }
-    if differs(&hash("prompts")) {
-        cautions.push("서로 다른 프롬프트 묶음으로 측정됨".to_owned());
-    }
-    for arm in group
+    let kinds = [
+        (
+            differs(&|run| Some(run.record.manifest.campaign.clone())),
+            lang.pick(
+                "구성마다 다른 캠페인에서 측정됨: 시간에 따른 장비 상태의 차이가 섞일 수 있음",
+                "measured in different campaigns: the machine may have changed in between",
+            ),
+        ),
+        (
+            differs(&hash("engine_binary")),
+            lang.pick(
+                "서로 다른 엔진 바이너리로 측정됨: 구성만의 차이가 아닐 수 있음",
+                "measured with different engine binaries: not only the configurations differ",
+            ),
+        ),
+        (
+            differs(&hash("model")),
+            lang.pick(
+                "이름은 같으나 내용이 다른 모델 파일로 측정됨",
+                "measured with model files of one name and different content",
+            ),
+        ),
+        (
+            differs(&|run| run.record.environment.gpu.as_ref()?.driver.clone()),
+            lang.pick(
+                "서로 다른 GPU 드라이버로 측정됨",
+                "measured with different GPU drivers",
+            ),
+        ),
+        (
+            differs(&hash("prompts")),
+            lang.pick(
+                "서로 다른 프롬프트 묶음으로 측정됨",
+                "measured with different sets of prompts",
+            ),
+        ),
+    ];
+    let mut cautions: Vec<String> = kinds
+        .iter()
+        .filter(|(applies, _)| *applies)
+        .map(|(_, words)| (*words).to_owned())
+        .collect();
+    let broken = group
         .arms
         .iter()
-        .filter(|arm| !arm.campaign_complete && !arm.runs.is_empty())
-    {
-        cautions.push(format!(
-            "`{}`: 캠페인이 끝까지 완료되지 않음",
-            arm.experiment
-        ));
-    }
+        .filter(|arm| !arm.campaign_complete && !arm.runs.is_empty());
+    cautions.extend(broken.map(|arm| {
+        let words = lang.pick(
+            "캠페인이 끝까지 완료되지 않음",
+            "its campaign did not complete",
+        );
+        format!("`{}`: {words}", arm.experiment)
+    }));
     cautions
 }

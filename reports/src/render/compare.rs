@@ -4,6 +4,7 @@
 
 use serde::Serialize;
 
+use crate::lang::Lang;
 use crate::load::requests::CaseSamples;
 use crate::render::format;
 use crate::stats::verdict::{
@@ -20,23 +21,23 @@ pub enum Metric {
 }
 
 impl Metric {
-    fn better(self) -> Better {
+    pub fn better(self) -> Better {
         match self {
             Self::Latency | Self::Ttft => Better::Lower,
             Self::OutputThroughput | Self::RequestThroughput => Better::Higher,
         }
     }
 
-    fn label(self) -> &'static str {
+    pub fn label(self, lang: Lang) -> &'static str {
         match self {
-            Self::Latency => "응답 지연 (p50)",
-            Self::Ttft => "첫 토큰 시간 (TTFT, p50)",
-            Self::OutputThroughput => "처리량",
-            Self::RequestThroughput => "요청 처리량",
+            Self::Latency => lang.pick("응답 지연 (p50)", "latency (p50)"),
+            Self::Ttft => lang.pick("첫 토큰 시간 (TTFT, p50)", "time to first token (p50)"),
+            Self::OutputThroughput => lang.pick("처리량", "throughput"),
+            Self::RequestThroughput => lang.pick("요청 처리량", "request throughput"),
         }
     }
 
-    fn of_run(self, case: &CaseSamples) -> Option<f64> {
+    pub fn of_run(self, case: &CaseSamples) -> Option<f64> {
         match self {
             Self::Latency => case.e2el_ms.median(),
             Self::Ttft => case.ttft_ms.median(),
@@ -45,9 +46,9 @@ impl Metric {
         }
     }
 
-    fn print(self, value: f64) -> String {
+    fn print(self, value: f64, lang: Lang) -> String {
         match self {
-            Self::Latency | Self::Ttft => format::milliseconds(value),
+            Self::Latency | Self::Ttft => format::milliseconds(value, lang),
             Self::OutputThroughput => format!("{} tok/s", format::number(value, 2)),
             Self::RequestThroughput => format!("{} req/s", format::number(value, 2)),
         }
@@ -87,14 +88,14 @@ pub struct Question<'a> {
 }
 
 /// Answers all questions together, so that the correction covers them all.
-pub fn answer(questions: &[Question<'_>], config: VerdictConfig) -> Vec<VerdictRow> {
+pub fn answer(questions: &[Question<'_>], config: VerdictConfig, lang: Lang) -> Vec<VerdictRow> {
     let family: Vec<MetricSamples> = questions
         .iter()
         .map(|q| {
             let samples =
                 |runs: &[&CaseSamples]| runs.iter().filter_map(|c| q.metric.of_run(c)).collect();
             MetricSamples {
-                metric: q.metric.label().to_owned(),
+                metric: q.metric.label(lang).to_owned(),
                 better: q.metric.better(),
                 before: samples(q.before),
                 after: samples(q.after),
@@ -105,11 +106,16 @@ pub fn answer(questions: &[Question<'_>], config: VerdictConfig) -> Vec<VerdictR
     questions
         .iter()
         .zip(answers)
-        .map(|(q, answer)| row(q, &answer, config))
+        .map(|(q, answer)| row(q, &answer, config, lang))
         .collect()
 }
 
-fn row(question: &Question<'_>, answer: &Comparison, config: VerdictConfig) -> VerdictRow {
+fn row(
+    question: &Question<'_>,
+    answer: &Comparison,
+    config: VerdictConfig,
+    lang: Lang,
+) -> VerdictRow {
     let metric = question.metric;
     let change = answer
         .median_before
@@ -117,13 +123,13 @@ fn row(question: &Question<'_>, answer: &Comparison, config: VerdictConfig) -> V
         .map(|(before, after)| {
             let difference = after - before;
             let sign = if difference > 0.0 { "+" } else { "" };
-            format!("{sign}{}", metric.print(difference))
+            format!("{sign}{}", metric.print(difference, lang))
         });
     VerdictRow {
         case: question.case.to_owned(),
-        metric: metric.label(),
-        before: answer.median_before.map(|v| metric.print(v)),
-        after: answer.median_after.map(|v| metric.print(v)),
+        metric: metric.label(lang),
+        before: answer.median_before.map(|v| metric.print(v, lang)),
+        after: answer.median_after.map(|v| metric.print(v, lang)),
         change,
         improvement_percent: answer.improvement_percent,
         interval: answer.interval_percent,
@@ -131,8 +137,8 @@ fn row(question: &Question<'_>, answer: &Comparison, config: VerdictConfig) -> V
         n_before: answer.n_before,
         n_after: answer.n_after,
         verdict: key(answer.verdict),
-        phrase: phrase(answer, config),
-        reason: reason(answer),
+        phrase: phrase(answer, config, lang),
+        reason: reason(answer, lang),
     }
 }
 
@@ -145,32 +151,43 @@ fn key(verdict: Verdict) -> &'static str {
     }
 }
 
-fn phrase(answer: &Comparison, config: VerdictConfig) -> String {
+fn phrase(answer: &Comparison, config: VerdictConfig, lang: Lang) -> String {
     let change = answer
         .improvement_percent
         .map(format::signed_percent)
         .unwrap_or_default();
     match answer.verdict {
-        Verdict::Faster => format!("{change} 개선"),
-        Verdict::Slower => format!("{change} 저하"),
-        Verdict::Same => format!(
-            "차이 없음 (±{} % 이내)",
-            format::number(config.margin_percent, 1)
-        ),
-        Verdict::Undecided(_) => "판단 불가".to_owned(),
+        Verdict::Faster => format!("{change} {}", lang.pick("개선", "better")),
+        Verdict::Slower => format!("{change} {}", lang.pick("저하", "worse")),
+        Verdict::Same => {
+            let margin = format::number(config.margin_percent, 1);
+            lang.pick(
+                format!("차이 없음 (±{margin} % 이내)"),
+                format!("no difference (within ±{margin} %)"),
+            )
+        }
+        Verdict::Undecided(_) => lang.pick("판단 불가", "undecided").to_owned(),
     }
 }
 
-fn reason(answer: &Comparison) -> Option<String> {
+fn reason(answer: &Comparison, lang: Lang) -> Option<String> {
+    let (n, m) = (answer.n_before, answer.n_after);
     match answer.verdict {
-        Verdict::Undecided(Reason::NoData) => Some("한쪽에 측정값이 없음".to_owned()),
-        Verdict::Undecided(Reason::TooFewRuns { n_needed }) => Some(format!(
-            "서버 시작 {}회 대 {}회로는 부족함, 구성마다 {n_needed}회 이상 필요",
-            answer.n_before, answer.n_after
+        Verdict::Undecided(Reason::NoData) => Some(
+            lang.pick("한쪽에 측정값이 없음", "one side was not measured")
+                .to_owned(),
+        ),
+        Verdict::Undecided(Reason::TooFewRuns { n_needed }) => Some(lang.pick(
+            format!("서버 시작 {n}회 대 {m}회로는 부족함, 구성마다 {n_needed}회 이상 필요"),
+            format!("{n} against {m} server starts are too few, {n_needed} each are needed"),
         )),
-        Verdict::Undecided(Reason::NotSeparated) => {
-            Some("서버 시작 사이의 흔들림과 구별되지 않음".to_owned())
-        }
+        Verdict::Undecided(Reason::NotSeparated) => Some(
+            lang.pick(
+                "서버 시작 사이의 흔들림과 구별되지 않음",
+                "not told apart from the spread between server starts",
+            )
+            .to_owned(),
+        ),
         _ => None,
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use crate::lang::Lang;
 use crate::load::Records;
 use crate::render::context::ArmContext;
 use crate::select::{Arm, Group};
@@ -19,6 +20,7 @@ pub fn arm_context(
     group: &Group<'_>,
     arm: &Arm<'_>,
     baseline: Option<&Vec<String>>,
+    lang: Lang,
 ) -> ArmContext {
     let flags = flags_of(arm);
     let name = |line: &str| line.split(' ').next().unwrap_or_default().to_owned();
@@ -39,11 +41,11 @@ pub fn arm_context(
     };
     let of_arm = |run_id: &String| arm.runs.iter().any(|run| run.folder.run_id == *run_id);
     let cases: Vec<_> = records.cases.iter().filter(|c| of_arm(&c.run_id)).collect();
-    let peaks: Vec<_> = records
-        .peaks
+    let memory: Vec<_> = records
+        .memory
         .iter()
         .filter(|(id, _)| of_arm(id))
-        .map(|(_, peak)| peak)
+        .map(|(_, memory)| memory)
         .collect();
     let n_failed_requests = cases.iter().map(|c| c.n_failed).sum();
     let server = arm
@@ -75,15 +77,15 @@ pub fn arm_context(
             arm.runs.is_empty(),
             arm.failed.is_empty() && n_failed_requests == 0,
         ) {
-            (true, _) => "실패",
-            (false, true) => "안정",
-            (false, false) => "불안정",
+            (true, _) => lang.pick("실패", "failed"),
+            (false, true) => lang.pick("안정", "stable"),
+            (false, false) => lang.pick("불안정", "unstable"),
         },
-        peak_rss_bytes: peaks.iter().filter_map(|p| p.rss_bytes).max(),
-        peak_gpu_bytes: peaks.iter().filter_map(|p| p.gpu_memory_bytes).max(),
-        kv_pages: peaks
+        peak_rss_bytes: memory.iter().filter_map(|m| m.peak_rss_bytes).max(),
+        peak_gpu_bytes: memory.iter().filter_map(|m| m.peak_gpu_bytes).max(),
+        kv_pages: memory
             .iter()
-            .filter_map(|p| p.kv_pages_used.zip(p.kv_pages_total))
+            .filter_map(|m| m.peak_kv_pages.zip(m.kv_pages_total))
             .max(),
         short_ids: short_ids(group, &run_ids),
         run_ids,

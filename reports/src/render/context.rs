@@ -6,23 +6,43 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use crate::audit::Audit;
+use crate::lang::Lang;
 use crate::render::compare::VerdictRow;
+use crate::render::flag_effects::FlagEffect;
 use crate::render::seed_figures::SeedRow;
 use crate::render::tables::CaseRow;
+use crate::render::trust::TrustContext;
 
 #[derive(Debug, Serialize)]
 pub struct ReportContext {
+    #[serde(skip)]
+    pub lang: Lang,
     pub groups: Vec<GroupContext>,
+    /// Simulated campaigns; only where they were asked for.
+    pub trust: Option<TrustContext>,
+    /// What became of the figures that other documents derived.
+    pub audit: Audit,
     /// Figures of other documents by source name.
     pub seeds: BTreeMap<String, Vec<SeedRow>>,
+    pub reports: Vec<ReportLink>,
+    /// Every run folder, sorted by id.
+    pub runs: Vec<RunRow>,
     /// Runs whose record could not be read: nothing of them is used.
     pub unreadable: Vec<FailedRun>,
+    /// SVG documents by the path that reports link.
+    #[serde(skip)]
+    pub charts: BTreeMap<String, String>,
     pub margin_percent: f64,
     pub confidence_percent: f64,
 }
 
 #[derive(Debug, Serialize)]
 pub struct GroupContext {
+    /// Device, model and extra flags; the host too where those alone would not tell groups apart.
+    pub title: String,
+    /// Flags typed behind `--`, one a line.
+    pub extra_flags: Vec<String>,
     /// The GPU's name, or the processor's.
     pub device: String,
     pub host: String,
@@ -54,9 +74,43 @@ pub struct GroupContext {
     pub comparisons: Vec<ComparisonContext>,
     pub findings: Findings,
     pub failed: Vec<FailedRun>,
+    /// Pairs of configurations that differ in one flag.
+    pub flag_effects: Vec<FlagEffect>,
+    /// Path and description of each chart, by what it shows.
+    pub charts: BTreeMap<&'static str, ChartLink>,
     /// What makes configurations less comparable than they look.
     pub cautions: Vec<String>,
     pub n_superseded: usize,
+}
+
+#[derive(Debug, Serialize)]
+pub struct ReportLink {
+    pub title: &'static str,
+    pub file: String,
+}
+
+/// One run folder in the index.
+#[derive(Debug, Serialize)]
+pub struct RunRow {
+    pub run_id: String,
+    pub experiment: String,
+    pub device: String,
+    pub model: String,
+    pub extra_flags: String,
+    pub started_utc: String,
+    pub state: &'static str,
+    pub quick: bool,
+    pub n_requests: u32,
+    pub n_failed: u32,
+    /// Some report's figures rest on it.
+    pub used: bool,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct ChartLink {
+    /// Relative to the reports.
+    pub path: String,
+    pub alt: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -83,7 +137,7 @@ pub struct ArmContext {
     pub n_requests: u32,
     pub n_failed_requests: u32,
     pub n_warmup: u32,
-    /// `안정`, `불안정`, `실패`.
+    /// `안정`, `불안정`, `실패` in Korean.
     pub stability: &'static str,
     pub peak_rss_bytes: Option<u64>,
     pub peak_gpu_bytes: Option<u64>,
@@ -115,6 +169,7 @@ pub struct PeerComparison {
     pub latency: Vec<CaseRow>,
     pub ladder: Vec<CaseRow>,
     pub users: Vec<CaseRow>,
+    pub charts: BTreeMap<&'static str, ChartLink>,
 }
 
 /// Configurations by what their verdicts say together.
@@ -137,7 +192,7 @@ pub struct Finding {
 pub struct FailedRun {
     pub run_id: String,
     pub experiment: String,
-    /// `실패` or `중단`.
+    /// `실패` or `중단` in Korean.
     pub state: &'static str,
     pub reason: String,
 }

@@ -1,4 +1,4 @@
-//! Korean number and unit formatting, as minijinja filters.
+//! Number and unit formatting, as minijinja filters.
 //!
 //! Every filter takes a number and refuses anything else, so a null or a NaN fails the render
 //! instead of printing "none". Thousands are grouped, a real minus sign is used, and a value that
@@ -7,13 +7,17 @@
 use minijinja::value::Value;
 use minijinja::{Environment, Error, ErrorKind};
 
+use crate::lang::Lang;
+
 /// Registers the filters: `num`, `count`, `ms`, `pct`, `signed_pct`, `tok_s`, `req_s`, `bytes`, `day`.
-pub fn register(env: &mut Environment<'_>) {
+pub fn register(env: &mut Environment<'_>, lang: Lang) {
     env.add_filter("num", |v: Value, digits: usize| {
         Ok::<_, Error>(number(float(&v)?, digits))
     });
     env.add_filter("count", |v: Value| Ok::<_, Error>(number(float(&v)?, 0)));
-    env.add_filter("ms", |v: Value| Ok::<_, Error>(milliseconds(float(&v)?)));
+    env.add_filter("ms", move |v: Value| {
+        Ok::<_, Error>(milliseconds(float(&v)?, lang))
+    });
     env.add_filter("tok_s", |v: Value| {
         Ok::<_, Error>(format!("{} tok/s", number(float(&v)?, 2)))
     });
@@ -27,7 +31,7 @@ pub fn register(env: &mut Environment<'_>) {
         Ok::<_, Error>(signed_percent(float(&v)?))
     });
     env.add_filter("bytes", |v: Value| Ok::<_, Error>(bytes(float(&v)?)));
-    env.add_filter("day", |v: String| day(&v));
+    env.add_filter("day", move |v: String| day(&v, lang));
 }
 
 fn float(value: &Value) -> Result<f64, Error> {
@@ -72,13 +76,13 @@ pub fn number(value: f64, digits: usize) -> String {
 }
 
 /// Under 10 ms two digits, under 10 s one, from there on seconds.
-pub fn milliseconds(value: f64) -> String {
+pub fn milliseconds(value: f64, lang: Lang) -> String {
     if value.abs() < 10.0 {
         format!("{} ms", number(value, 2))
     } else if value.abs() < 10_000.0 {
         format!("{} ms", number(value, 1))
     } else {
-        format!("{}초", number(value / 1000.0, 2))
+        format!("{}{}", number(value / 1000.0, 2), lang.pick("초", " s"))
     }
 }
 
@@ -114,12 +118,15 @@ pub fn bytes(value: f64) -> String {
     )
 }
 
-/// `2026-11-22T03:00:00Z` to `2026년 11월 22일`.
-fn day(utc: &str) -> Result<String, Error> {
+/// `2026-11-22T03:00:00Z` to `2026년 11월 22일` or `2026-11-22`.
+fn day(utc: &str, lang: Lang) -> Result<String, Error> {
     let date = utc.get(..10).unwrap_or(utc);
     let parts: Vec<u32> = date.split('-').filter_map(|p| p.parse().ok()).collect();
     match parts[..] {
-        [year, month, day] => Ok(format!("{year}년 {month}월 {day}일")),
+        [year, month, day] => Ok(lang.pick(
+            format!("{year}년 {month}월 {day}일"),
+            format!("{year}-{month:02}-{day:02}"),
+        )),
         _ => Err(Error::new(
             ErrorKind::InvalidOperation,
             format!("`{utc}` is no date"),
@@ -144,20 +151,25 @@ mod tests {
 
     #[test]
     fn units_fit_the_size() {
-        assert_eq!(milliseconds(5.678), "5.68 ms");
-        assert_eq!(milliseconds(975.7), "975.7 ms");
-        assert_eq!(milliseconds(48_700.0), "48.70초");
+        assert_eq!(milliseconds(5.678, Lang::Ko), "5.68 ms");
+        assert_eq!(milliseconds(975.7, Lang::Ko), "975.7 ms");
+        assert_eq!(milliseconds(48_700.0, Lang::Ko), "48.70초");
+        assert_eq!(milliseconds(48_700.0, Lang::En), "48.70 s");
         assert_eq!(bytes(22.5 * 1024.0 * 1024.0 * 1024.0), "22.50 GiB");
         assert_eq!(bytes(600.0 * 1024.0 * 1024.0), "600 MiB");
         assert_eq!(bytes(0.0), "0 B");
-        assert_eq!(day("2025-09-16T10:00:00Z").unwrap(), "2025년 9월 16일");
-        assert!(day("gestern").is_err());
+        assert_eq!(
+            day("2025-09-16T10:00:00Z", Lang::Ko).unwrap(),
+            "2025년 9월 16일"
+        );
+        assert_eq!(day("2025-09-16T10:00:00Z", Lang::En).unwrap(), "2025-09-16");
+        assert!(day("gestern", Lang::Ko).is_err());
     }
 
     #[test]
     fn a_missing_number_is_an_error() {
         let mut env = Environment::new();
-        register(&mut env);
+        register(&mut env, Lang::Ko);
         let null = minijinja::context! { x => Value::from(()) };
         assert!(env.render_str("{{ x|ms }}", &null).is_err());
         assert!(

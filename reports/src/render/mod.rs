@@ -1,21 +1,26 @@
-//! Templates and how they are filled: strict, deterministic, Korean.
+//! Templates and how they are filled: strict and deterministic, one template a report and language.
 //!
 //! Templates come with the program, so a report always matches the code that computed it. A name
 //! that the context lacks, a null or a NaN where a figure belongs, fails the render.
 
 pub mod assemble;
+pub mod card;
 pub mod compare;
 mod configuration;
 pub mod context;
+pub mod flag_effects;
 pub mod format;
-mod seed_figures;
+pub mod page;
+pub mod seed_figures;
 pub mod tables;
+pub mod trust;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Serde, Value};
 use minijinja::{Environment, UndefinedBehavior};
 
 use crate::ReportError;
+use crate::lang::Lang;
 use context::ReportContext;
 
 /// A report that can be rendered.
@@ -23,37 +28,64 @@ use context::ReportContext;
 pub struct Report {
     /// As in `--only`, and the file's name without its endings.
     pub name: &'static str,
-    template: &'static str,
+    title_ko: &'static str,
+    title_en: &'static str,
+    ko: &'static str,
+    en: &'static str,
 }
 
-const PARTS: (&str, &str) = (
-    "parts.ko.md.j2",
-    include_str!("../../templates/parts.ko.md.j2"),
-);
+const PARTS_KO: &str = include_str!("../../templates/parts.ko.md.j2");
+const PARTS_EN: &str = include_str!("../../templates/parts.en.md.j2");
+
+macro_rules! report {
+    ($name:literal, $title_ko:literal, $title_en:literal) => {
+        Report {
+            name: $name,
+            title_ko: $title_ko,
+            title_en: $title_en,
+            ko: include_str!(concat!("../../templates/", $name, ".ko.md.j2")),
+            en: include_str!(concat!("../../templates/", $name, ".en.md.j2")),
+        }
+    };
+}
 
 /// All reports, in their order.
 pub const REPORTS: &[Report] = &[
-    Report {
-        name: "00-final-performance-report",
-        template: include_str!("../../templates/00-final-performance-report.ko.md.j2"),
-    },
-    Report {
-        name: "01-comparison-with-vllm",
-        template: include_str!("../../templates/01-comparison-with-vllm.ko.md.j2"),
-    },
-    Report {
-        name: "02-optimization-results",
-        template: include_str!("../../templates/02-optimization-results.ko.md.j2"),
-    },
-    Report {
-        name: "03-deployment-guide",
-        template: include_str!("../../templates/03-deployment-guide.ko.md.j2"),
-    },
-    Report {
-        name: "04-multi-model",
-        template: include_str!("../../templates/04-multi-model.ko.md.j2"),
-    },
+    report!(
+        "00-final-performance-report",
+        "최종 성능 보고서",
+        "Final performance report"
+    ),
+    report!(
+        "01-comparison-with-vllm",
+        "다른 엔진과의 성능 비교",
+        "Comparison with other engines"
+    ),
+    report!(
+        "02-optimization-results",
+        "최적화 결과 보고서",
+        "Optimisation results"
+    ),
+    report!("03-deployment-guide", "배포 가이드", "Deployment guide"),
+    report!(
+        "04-multi-model",
+        "여러 모델의 성능 비교",
+        "Comparison of models"
+    ),
+    report!(
+        "seed-audit",
+        "원문 보고서 감사",
+        "Audit of the original reports"
+    ),
+    report!("index", "보고서와 실행 기록", "Reports and runs"),
 ];
+
+/// Made only when asked for, because it simulates thousands of campaigns.
+pub const TRUST: Report = report!(
+    "verdict-trust",
+    "판정을 얼마나 믿을 수 있는가",
+    "How far the verdicts can be trusted"
+);
 
 impl Report {
     /// Finds a report by its name or the number in front of it.
@@ -73,21 +105,37 @@ impl Report {
             })
     }
 
-    pub fn file_name(&self) -> String {
-        format!("{}.ko.md", self.name)
+    pub fn title(&self, lang: Lang) -> &'static str {
+        lang.pick(self.title_ko, self.title_en)
+    }
+
+    /// Name of the Markdown file.
+    pub fn file_name(&self, lang: Lang) -> String {
+        format!("{}.{}.md", self.name, lang.code())
+    }
+
+    /// Name of the HTML page.
+    pub fn page_name(&self, lang: Lang) -> String {
+        format!("{}.{}.html", self.name, lang.code())
     }
 
     pub fn render(&self, context: &ReportContext) -> Result<String, ReportError> {
         render_text(
-            &self.file_name(),
-            self.template,
+            &self.file_name(context.lang),
+            context.lang.pick(self.ko, self.en),
+            context.lang,
             Value::from(Serde(context)),
         )
     }
 }
 
 /// Renders one template with the filters and parts of the reports.
-pub fn render_text(name: &str, template: &str, context: Value) -> Result<String, ReportError> {
+pub fn render_text(
+    name: &str,
+    template: &str,
+    lang: Lang,
+    context: Value,
+) -> Result<String, ReportError> {
     let problem = |e: minijinja::Error| ReportError::Template {
         template: name.to_owned(),
         message: format!("{e:#}"),
@@ -99,8 +147,9 @@ pub fn render_text(name: &str, template: &str, context: Value) -> Result<String,
         .lstrip_blocks(true)
         .build();
     env.set_syntax(block_tags_leave_no_line.map_err(problem)?);
-    format::register(&mut env);
-    env.add_template(PARTS.0, PARTS.1).map_err(problem)?;
+    format::register(&mut env, lang);
+    env.add_template("parts", lang.pick(PARTS_KO, PARTS_EN))
+        .map_err(problem)?;
     env.add_template(name, template).map_err(problem)?;
     let text = env
         .get_template(name)

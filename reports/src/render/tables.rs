@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use crate::lang::Lang;
 use crate::load::Records;
 use crate::load::requests::CaseSamples;
 use crate::render::compare::{Metric, Question, VerdictRow, answer};
@@ -22,6 +23,8 @@ pub struct CaseRow {
     /// Successful measured requests of all runs together.
     pub n_requests: u32,
     pub n_failed: u32,
+    /// Requests far outside the rest of their run; flagged, not removed.
+    pub n_outliers: usize,
     /// None where not one request succeeded.
     pub stats: Option<CaseStats>,
     /// Against the baseline; empty for the baseline itself and where there is none.
@@ -54,7 +57,9 @@ type CasesOfArm<'a> = BTreeMap<&'a str, Vec<&'a CaseSamples>>;
 
 fn cases_of_arm<'a>(records: &'a Records, arm: &Arm<'_>, phase: &str) -> CasesOfArm<'a> {
     let mut cases = CasesOfArm::new();
-    for case in records.cases.iter().filter(|c| c.phase == phase) {
+    // The warm-up is a case of its own whose rows are all flagged: nothing in it was measured.
+    let measured = |c: &&CaseSamples| c.phase == phase && c.n_requests > 0;
+    for case in records.cases.iter().filter(measured) {
         if arm.runs.iter().any(|run| run.folder.run_id == case.run_id) {
             cases.entry(&case.case).or_default().push(case);
         }
@@ -71,6 +76,7 @@ pub fn rows(
     phase: &str,
     metrics: &[Metric],
     config: VerdictConfig,
+    lang: Lang,
 ) -> Vec<CaseRow> {
     let before = baseline.map(|arm| cases_of_arm(records, arm, phase));
     let mut rows = Vec::new();
@@ -78,7 +84,7 @@ pub fn rows(
         let after = cases_of_arm(records, arm, phase);
         let is_baseline = baseline.is_some_and(|b| b.experiment == arm.experiment);
         let mut verdicts = match &before {
-            Some(before) if !is_baseline => judge(before, &after, metrics, config),
+            Some(before) if !is_baseline => judge(before, &after, metrics, config, lang),
             _ => BTreeMap::new(),
         };
         rows.extend(
@@ -100,6 +106,7 @@ fn judge(
     after: &CasesOfArm<'_>,
     metrics: &[Metric],
     config: VerdictConfig,
+    lang: Lang,
 ) -> BTreeMap<String, Vec<VerdictRow>> {
     let questions: Vec<Question<'_>> = after
         .iter()
@@ -115,7 +122,7 @@ fn judge(
         })
         .collect();
     let mut by_case: BTreeMap<String, Vec<VerdictRow>> = BTreeMap::new();
-    for row in answer(&questions, config) {
+    for row in answer(&questions, config, lang) {
         by_case.entry(row.case.clone()).or_default().push(row);
     }
     by_case
@@ -130,6 +137,7 @@ fn case_row(arm: &Arm<'_>, runs: &[&CaseSamples], verdicts: Vec<VerdictRow>) -> 
         n_runs: runs.len(),
         n_requests: runs.iter().map(|r| r.n_ok()).sum(),
         n_failed: runs.iter().map(|r| r.n_failed).sum(),
+        n_outliers: runs.iter().map(|r| r.e2el_ms.n_outliers()).sum(),
         stats: case_stats(runs),
         verdicts,
     }

@@ -62,16 +62,32 @@ pub fn distribution(
     if runs.is_empty() || config.n_resamples == 0 {
         return None;
     }
+    // Every value has its place among all of them, so a resample comes out sorted by counting.
+    let mut all: Vec<(f64, usize, usize)> = Vec::new();
+    for (r, run) in runs.iter().enumerate() {
+        all.extend(run.iter().enumerate().map(|(i, value)| (*value, r, i)));
+    }
+    all.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let mut places: Vec<Vec<usize>> = runs.iter().map(|run| vec![0; run.len()]).collect();
+    for (place, (_, r, i)) in all.iter().enumerate() {
+        places[*r][*i] = place;
+    }
     let mut rng = SplitMix64::new(config.seed);
-    let mut resample = Vec::with_capacity(runs.iter().map(Vec::len).sum());
+    let mut counts = vec![0_usize; all.len()];
+    let mut resample = Vec::with_capacity(all.len());
     (0..config.n_resamples)
         .map(|_| {
-            resample.clear();
-            for _ in 0..runs.len() {
-                let run = &runs[rng.below(runs.len())];
-                resample.extend((0..run.len()).map(|_| run[rng.below(run.len())]));
+            counts.fill(0);
+            for _ in 0..places.len() {
+                let run = &places[rng.below(places.len())];
+                for _ in 0..run.len() {
+                    counts[run[rng.below(run.len())]] += 1;
+                }
             }
-            resample.sort_by(f64::total_cmp);
+            resample.clear();
+            for ((value, ..), &n) in all.iter().zip(&counts) {
+                resample.extend(std::iter::repeat_n(*value, n));
+            }
             statistic(&resample)
         })
         .collect()

@@ -45,6 +45,23 @@ impl Sorted {
     pub fn median(&self) -> Option<f64> {
         self.percentile(0.5)
     }
+
+    /// Values beyond Tukey's outer fences: further than three interquartile ranges from the
+    /// quartiles.
+    pub fn n_outliers(&self) -> usize {
+        const OUTER_FENCE: f64 = 3.0;
+        self.beyond_fences(OUTER_FENCE).len()
+    }
+
+    /// Values further than `factor` interquartile ranges from the quartiles.
+    fn beyond_fences(&self, factor: f64) -> Vec<f64> {
+        let (Some(q1), Some(q3)) = (self.percentile(0.25), self.percentile(0.75)) else {
+            return Vec::new();
+        };
+        let reach = factor * (q3 - q1);
+        let outside = |v: &&f64| **v < q1 - reach || **v > q3 + reach;
+        self.0.iter().filter(outside).copied().collect()
+    }
 }
 
 pub fn mean(values: &[f64]) -> Option<f64> {
@@ -99,6 +116,25 @@ mod tests {
                 "q = {q}"
             );
         }
+    }
+
+    /// NIST/SEMATECH e-Handbook of Statistical Methods, 7.1.6: of these 90 values 1441 is beyond
+    /// the inner fences (1.5 interquartile ranges) and none beyond the outer ones.
+    #[test]
+    fn fences_agree_with_the_nist_handbook() {
+        let values = [
+            30, 171, 184, 201, 212, 250, 265, 270, 272, 289, 305, 306, 322, 322, 336, 346, 351,
+            370, 390, 404, 409, 411, 436, 437, 439, 441, 444, 448, 451, 453, 470, 480, 482, 487,
+            494, 495, 499, 503, 514, 521, 522, 527, 548, 550, 559, 560, 570, 572, 574, 578, 585,
+            592, 592, 607, 616, 618, 621, 629, 637, 638, 640, 656, 668, 707, 709, 719, 737, 739,
+            752, 758, 766, 792, 792, 794, 802, 818, 830, 832, 843, 858, 860, 869, 918, 925, 953,
+            991, 1000, 1005, 1068, 1441,
+        ];
+        let sample = Sorted::new(values.map(f64::from).to_vec()).unwrap();
+        assert_eq!(sample.n(), 90);
+        assert_eq!(sample.beyond_fences(1.5), [1441.0]);
+        assert_eq!(sample.n_outliers(), 0);
+        assert_eq!(Sorted::default().n_outliers(), 0);
     }
 
     #[test]

@@ -14,4 +14,5 @@ pub mod describe;
 pub mod holm;
 pub mod rank;
 pub mod rng;
+pub mod trust;
 pub mod verdict;

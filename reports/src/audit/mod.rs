@@ -1,0 +1,55 @@
+//! Checks what other documents print against what else they print.
+//!
+//! Three questions, answered from `data/imported/` alone:
+//! - [`claims`]: does a derived figure (per cent, ratio, sum, spread) follow from the figures it
+//!   was derived from?
+//! - [`contradictions`]: which figures are printed with two values that cannot be one value
+//!   rounded twice, and which values are printed under two names?
+//! - [`samples`]: do comparisons rest on the same number of samples, and is it stated at all?
+//!
+//! Nothing here knows a document: figures are found by metric, subject and condition. A printed
+//! figure stands for every number that rounds to it, so "follows" and "does not follow" are said
+//! only where rounding leaves no doubt ([`quantity`]).
+
+mod claims;
+mod collective;
+mod contradictions;
+mod quantity;
+mod samples;
+
+use serde::Serialize;
+
+use crate::lang::Lang;
+use crate::load::imported::Figure;
+
+pub use claims::ClaimRow;
+pub use contradictions::{ContradictionRow, LookalikeRow};
+pub(crate) use quantity::base_and_suffix;
+pub use samples::SampleRow;
+
+/// Everything that the audit report shows.
+#[derive(Debug, Serialize)]
+pub struct Audit {
+    pub claims: Vec<ClaimRow>,
+    pub n_follows: usize,
+    pub n_fails: usize,
+    pub n_unknown: usize,
+    pub contradictions: Vec<ContradictionRow>,
+    pub lookalikes: Vec<LookalikeRow>,
+    pub samples: Vec<SampleRow>,
+}
+
+pub fn audit(figures: &[Figure], lang: Lang) -> Audit {
+    let names = quantity::Names::of(figures);
+    let claims = claims::rows(figures, &names, lang);
+    let count = |verdict| claims.iter().filter(|c| c.verdict == verdict).count();
+    Audit {
+        n_follows: count("follows"),
+        n_fails: count("fails"),
+        n_unknown: count("unknown"),
+        contradictions: contradictions::rows(figures, &names, lang),
+        lookalikes: contradictions::lookalikes(figures, &names, lang),
+        samples: samples::rows(figures),
+        claims,
+    }
+}

@@ -1,0 +1,435 @@
+//! The three kinds of pictures, drawn with plotters.
+
+use plotters::coord::ranged1d::ValueFormatter;
+use plotters::coord::types::RangedCoordf64;
+use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
+
+use super::finish::{INK, finish};
+use crate::ReportError;
+
+const WIDTH: u32 = 640;
+const HEIGHT: u32 = 300;
+const FONT: i32 = 13;
+/// Below this ratio of largest to smallest a logarithmic axis would have too few labels.
+const LOG_SPAN: f64 = 30.0;
+/// Okabe and Ito's colours, told apart by readers with any colour vision, on white and on black.
+const PALETTE: [RGBColor; 7] = [
+    RGBColor(0, 114, 178),
+    RGBColor(230, 159, 0),
+    RGBColor(0, 158, 115),
+    RGBColor(204, 121, 167),
+    RGBColor(86, 180, 233),
+    RGBColor(213, 94, 0),
+    RGBColor(150, 150, 150),
+];
+
+/// One configuration's points, and its place among all of the group's.
+#[derive(Debug, Clone)]
+pub struct Series {
+    pub name: String,
+    pub colour: usize,
+    pub points: Vec<Point>,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct Point {
+    pub x: f64,
+    pub y: f64,
+    /// An interval of y.
+    pub interval: Option<(f64, f64)>,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct Lines<'a> {
+    pub name: &'a str,
+    pub alt: &'a str,
+    pub x_label: &'a str,
+    pub y_label: &'a str,
+    /// Logarithmic x, where the values span more than [`LOG_SPAN`].
+    pub x_log: bool,
+    /// Few points that deserve a mark each.
+    pub marks: bool,
+}
+
+/// One bar with an optional limit, or one interval: a row of a horizontal chart.
+#[derive(Debug, Clone)]
+pub struct Row {
+    pub name: String,
+    pub colour: usize,
+    pub value: f64,
+    /// Interval of the value; drawn as a line with the value as a dot.
+    pub interval: Option<(f64, f64)>,
+    /// Printed at the end of the row.
+    pub text: String,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct Rows<'a> {
+    pub name: &'a str,
+    pub alt: &'a str,
+    pub x_label: &'a str,
+    /// A line across all rows, with its name.
+    pub limit: Option<(f64, &'a str)>,
+    /// Bars from zero, or dots with intervals.
+    pub bars: bool,
+}
+
+fn colour(i: usize) -> RGBColor {
+    PALETTE[i % PALETTE.len()]
+}
+
+fn failed(name: &str) -> impl Fn(String) -> ReportError + '_ {
+    move |message| ReportError::Chart {
+        name: name.to_owned(),
+        message,
+    }
+}
+
+/// Text of an axis: no more digits than the size needs.
+fn tick(value: f64) -> String {
+    let digits = match value.abs() {
+        v if v >= 10.0 || v == 0.0 => 0,
+        v if v >= 1.0 => 1,
+        v if v >= 0.1 => 2,
+        _ => 3,
+    };
+    let text = format!("{value:.digits$}");
+    if text.contains('.') {
+        text.trim_end_matches('0').trim_end_matches('.').to_owned()
+    } else {
+        text
+    }
+}
+
+/// Lines over x; none without two different x.
+pub fn lines(plot: Lines<'_>, series: &[Series]) -> Result<Option<String>, ReportError> {
+    let all = || series.iter().flat_map(|s| &s.points);
+    let bounds = |values: &mut dyn Iterator<Item = f64>| {
+        values.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| {
+            (l.min(v), h.max(v))
+        })
+    };
+    let (x_low, x_high) = bounds(&mut all().map(|p| p.x));
+    let (_, y_high) = bounds(&mut all().map(|p| p.interval.map_or(p.y, |i| i.1.max(p.y))));
+    if !(x_low < x_high && y_high > 0.0) || (plot.x_log && x_low <= 0.0) {
+        return Ok(None);
+    }
+    let mut svg = String::new();
+    draw_lines(&mut svg, plot, series, (x_low, x_high), y_high).map_err(failed(plot.name))?;
+    Ok(Some(finish(&svg, plot.alt)))
+}
+
+fn draw_lines(
+    svg: &mut String,
+    plot: Lines<'_>,
+    series: &[Series],
+    x: (f64, f64),
+    y_high: f64,
+) -> Result<(), String> {
+    let root = SVGBackend::with_string(svg, (WIDTH, HEIGHT)).into_drawing_area();
+    let legend_rows = draw_legend(&root, series)?;
+    let (_, area) = root.split_vertically(4 + 20 * legend_rows);
+    let mut builder = ChartBuilder::on(&area);
+    builder
+        .margin(6)
+        .margin_right(18)
+        .x_label_area_size(40)
+        .y_label_area_size(58);
+    let y = 0.0..y_high * 1.05;
+    if plot.x_log && x.1 / x.0 > LOG_SPAN {
+        let chart = builder
+            .build_cartesian_2d((x.0..x.1).log_scale(), y)
+            .map_err(|e| e.to_string())?;
+        plot_on(chart, plot, series)?;
+    } else {
+        let chart = builder
+            .build_cartesian_2d(x.0.min(0.0)..x.1, y)
+            .map_err(|e| e.to_string())?;
+        plot_on(chart, plot, series)?;
+    }
+    root.present().map_err(|e| e.to_string())
+}
+
+type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
+
+/// Names with their colours above the picture; returns how many rows they took.
+fn draw_legend(root: &Area<'_>, series: &[Series]) -> Result<i32, String> {
+    let (mut left, mut row) = (64, 0);
+    for s in series {
+        let width = 34 + 8 * s.name.chars().count() as i32;
+        if left + width > WIDTH as i32 && left > 64 {
+            left = 64;
+            row += 1;
+        }
+        let top = 6 + 20 * row;
+        root.draw(&Rectangle::new(
+            [(left, top + 4), (left + 18, top + 8)],
+            colour(s.colour).filled(),
+        ))
+        .map_err(|e| e.to_string())?;
+        root.draw(&Text::new(
+            s.name.clone(),
+            (left + 24, top),
+            ("sans-serif", FONT).into_font().color(&INK),
+        ))
+        .map_err(|e| e.to_string())?;
+        left += width;
+    }
+    Ok(row + 1)
+}
+
+fn plot_on<'a, X>(
+    mut chart: ChartContext<'a, SVGBackend<'a>, Cartesian2d<X, RangedCoordf64>>,
+    plot: Lines<'_>,
+    series: &[Series],
+) -> Result<(), String>
+where
+    X: Ranged<ValueType = f64> + ValueFormatter<f64>,
+{
+    chart
+        .configure_mesh()
+        .disable_x_mesh()
+        .x_labels(7)
+        .y_labels(6)
+        .x_desc(plot.x_label)
+        .y_desc(plot.y_label)
+        .x_label_formatter(&|v| tick(*v))
+        .y_label_formatter(&|v| tick(*v))
+        .label_style(("sans-serif", FONT).into_font().color(&INK))
+        .axis_style(INK.mix(0.6))
+        .bold_line_style(INK.mix(0.15))
+        .light_line_style(TRANSPARENT)
+        .draw()
+        .map_err(|e| e.to_string())?;
+    for s in series {
+        let style = colour(s.colour).stroke_width(2);
+        let points = s.points.iter().map(|p| (p.x, p.y));
+        chart
+            .draw_series(LineSeries::new(points.clone(), style))
+            .map_err(|e| e.to_string())?;
+        if plot.marks {
+            let marks = points.map(|at| Circle::new(at, 3, colour(s.colour).filled()));
+            chart.draw_series(marks).map_err(|e| e.to_string())?;
+        }
+        let intervals = s.points.iter().filter_map(|p| {
+            let (low, high) = p.interval?;
+            Some(PathElement::new(
+                vec![(p.x, low), (p.x, high)],
+                colour(s.colour).mix(0.7),
+            ))
+        });
+        chart.draw_series(intervals).map_err(|e| e.to_string())?;
+    }
+    Ok(())
+}
+
+/// Horizontal bars or intervals, one a row; none without rows.
+pub fn rows(plot: Rows<'_>, rows: &[Row]) -> Result<Option<String>, ReportError> {
+    if rows.is_empty() {
+        return Ok(None);
+    }
+    let ends = rows
+        .iter()
+        .flat_map(|r| {
+            [
+                r.interval.map_or(r.value, |i| i.0),
+                r.interval.map_or(r.value, |i| i.1),
+            ]
+        })
+        .chain(plot.limit.map(|l| l.0))
+        .chain([0.0]);
+    let (low, high) = ends.fold((0.0_f64, 0.0_f64), |(l, h), v| (l.min(v), h.max(v)));
+    let width = high - low;
+    if width <= 0.0 || !width.is_finite() {
+        return Ok(None);
+    }
+    let mut svg = String::new();
+    draw_rows(&mut svg, plot, rows, low, high).map_err(failed(plot.name))?;
+    Ok(Some(finish(&svg, plot.alt)))
+}
+
+fn draw_rows(
+    svg: &mut String,
+    plot: Rows<'_>,
+    rows: &[Row],
+    low: f64,
+    high: f64,
+) -> Result<(), String> {
+    const ROW: u32 = 26;
+    const AXIS: u32 = 42;
+    let (top, left, right) = (24, 14 + 8 * longest(rows), 96);
+    let height = top as u32 + ROW * rows.len() as u32 + AXIS;
+    let root = SVGBackend::with_string(svg, (WIDTH, height)).into_drawing_area();
+    let width = f64::from(WIDTH as i32 - left - right);
+    let at = |v: f64| left + ((v - low) / (high - low) * width).round() as i32;
+    let bottom = top + (ROW as usize * rows.len()) as i32;
+    let font = || ("sans-serif", FONT).into_font().color(&INK);
+    let centred = font().pos(Pos::new(HPos::Center, VPos::Top));
+    let say = |text: String, place: (i32, i32), style: TextStyle<'_>| {
+        root.draw(&Text::new(text, place, style))
+            .map_err(|e| e.to_string())
+    };
+    let line = |from: (i32, i32), to: (i32, i32), style: ShapeStyle| {
+        root.draw(&PathElement::new(vec![from, to], style))
+            .map_err(|e| e.to_string())
+    };
+    let step = round_step((high - low) / 5.0);
+    let mut grid = (low / step).ceil() * step;
+    while grid <= high + 1e-9 {
+        line((at(grid), top), (at(grid), bottom), INK.mix(0.15).into())?;
+        say(tick(grid), (at(grid), bottom + 4), centred.clone())?;
+        grid += step;
+    }
+    say(
+        plot.x_label.to_owned(),
+        (left + (width / 2.0) as i32, bottom + 22),
+        centred.clone(),
+    )?;
+    for (i, row) in rows.iter().enumerate() {
+        let y = top + (ROW as usize * i) as i32;
+        let middle = y + ROW as i32 / 2;
+        say(
+            row.name.clone(),
+            (left - 8, middle),
+            font().pos(Pos::new(HPos::Right, VPos::Center)),
+        )?;
+        let style = colour(row.colour);
+        let mut end = at(row.value);
+        if plot.bars {
+            root.draw(&Rectangle::new(
+                [(at(0.0), y + 4), (end, y + ROW as i32 - 4)],
+                style.filled(),
+            ))
+            .map_err(|e| e.to_string())?;
+        } else {
+            if let Some((from, to)) = row.interval {
+                line((at(from), middle), (at(to), middle), style.stroke_width(3))?;
+                end = end.max(at(to));
+            }
+            root.draw(&Circle::new((at(row.value), middle), 4, style.filled()))
+                .map_err(|e| e.to_string())?;
+        }
+        say(
+            row.text.clone(),
+            (end + 8, middle),
+            font().pos(Pos::new(HPos::Left, VPos::Center)),
+        )?;
+    }
+    line((at(0.0), top), (at(0.0), bottom), INK.mix(0.6).into())?;
+    if let Some((limit, name)) = plot.limit {
+        line(
+            (at(limit), top - 4),
+            (at(limit), bottom),
+            INK.stroke_width(2),
+        )?;
+        say(
+            name.to_owned(),
+            (at(limit), 2),
+            font().pos(Pos::new(HPos::Center, VPos::Top)),
+        )?;
+    }
+    root.present().map_err(|e| e.to_string())
+}
+
+fn longest(rows: &[Row]) -> i32 {
+    rows.iter()
+        .map(|r| r.name.chars().count())
+        .max()
+        .unwrap_or(0)
+        .min(40) as i32
+}
+
+/// 1, 2 or 5 times a power of ten, at least as large.
+fn round_step(rough: f64) -> f64 {
+    let power = 10_f64.powf(rough.log10().floor());
+    [1.0, 2.0, 5.0, 10.0]
+        .into_iter()
+        .map(|factor| factor * power)
+        .find(|step| *step >= rough)
+        .unwrap_or(10.0 * power)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plot() -> Lines<'static> {
+        Lines {
+            name: "test",
+            alt: "Test",
+            x_label: "x",
+            y_label: "y",
+            x_log: true,
+            marks: true,
+        }
+    }
+
+    fn series(points: &[(f64, f64)]) -> Series {
+        let points = points.iter().map(|&(x, y)| Point {
+            x,
+            y,
+            interval: Some((y * 0.9, y * 1.1)),
+        });
+        Series {
+            name: "one".into(),
+            colour: 0,
+            points: points.collect(),
+        }
+    }
+
+    #[test]
+    fn every_point_is_drawn_and_twice_the_same() {
+        let data = [series(&[(1.0, 5.0), (10.0, 50.0), (100.0, 500.0)])];
+        let svg = lines(plot(), &data).unwrap().unwrap();
+        assert_eq!(svg.matches("<circle").count(), 3);
+        assert!(
+            svg.matches("<polyline").count() >= 4,
+            "a line and three intervals"
+        );
+        assert_eq!(lines(plot(), &data).unwrap().unwrap(), svg);
+    }
+
+    #[test]
+    fn nothing_to_draw_is_no_picture() {
+        assert_eq!(lines(plot(), &[]).unwrap(), None);
+        assert_eq!(lines(plot(), &[series(&[(1.0, 5.0)])]).unwrap(), None);
+        assert_eq!(
+            lines(plot(), &[series(&[(0.0, 5.0), (1.0, 5.0)])]).unwrap(),
+            None
+        );
+    }
+
+    #[test]
+    fn a_bar_ends_where_its_value_lies_below_the_limit() {
+        let bar = Row {
+            name: "one".into(),
+            colour: 0,
+            value: 50.0,
+            interval: None,
+            text: "50 %".into(),
+        };
+        let plot = Rows {
+            name: "test",
+            alt: "Test",
+            x_label: "x",
+            limit: Some((100.0, "limit")),
+            bars: true,
+        };
+        let svg = rows(plot, &[bar]).unwrap().unwrap();
+        let width = f64::from(WIDTH as i32 - (14 + 8 * 3) - 96);
+        let want = format!("width=\"{}\"", (width / 2.0).round());
+        assert!(svg.contains(&want), "{want} in {svg}");
+        assert!(svg.contains(">limit<"));
+    }
+
+    #[test]
+    fn steps_and_ticks_are_round() {
+        assert_eq!(round_step(0.7), 1.0);
+        assert_eq!(round_step(130.0), 200.0);
+        assert_eq!(
+            [tick(1200.0), tick(2.5), tick(2.0), tick(0.05)],
+            ["1200", "2.5", "2", "0.05"]
+        );
+    }
+}
