@@ -252,12 +252,19 @@ fn check(
 }
 
 /// Rounding to fp16 makes up to 5e-4 of a value; the order of the sums and the fast exponential
-/// add to that.
+/// add to that. From 17 rows on the weights are rounded to fp16 as well, (q - z) s, instead of
+/// staying integers until the scale is applied to the sums.
 const TOLERANCE: f64 = 2e-3;
+const TOLERANCE_MANY_ROWS: f64 = 4e-3;
 
 fn assert_close(case: &Case, epilogue: Epilogue, m: usize, error: f64) {
+    let tolerance = if m < 17 {
+        TOLERANCE
+    } else {
+        TOLERANCE_MANY_ROWS
+    };
     assert!(
-        error < TOLERANCE,
+        error < tolerance,
         "{:?} {epilogue:?} m={m}: relative error {error:.2e}, plan {:?}",
         case.layout,
         case.linear.plan(m)
@@ -543,12 +550,7 @@ fn launches_check_their_arguments() {
             false,
         )
         .expect_err("refused");
-    assert!(
-        refused
-            .to_string()
-            .contains("2 bytes off an address divisible by 16"),
-        "{refused}"
-    );
+    assert!(refused.to_string().contains("divisible by 16"), "{refused}");
     let refused = linear.launch(
         &gpu.stream,
         1,

@@ -65,7 +65,7 @@ struct Rows {
     stride: usize,
     /// Empty where no projection wants tiles.
     tiled: Buffer<f16>,
-    tile_rows: usize,
+    n_tiled: usize,
 }
 
 /// Tokens of a pass, and how many of them lie in tiles.
@@ -466,14 +466,14 @@ impl Rows {
             plain: Buffer::zeroed(stream, pass.plain_rows() * stride)?,
             stride,
             tiled: Buffer::zeroed(stream, tile_rows * stride)?,
-            tile_rows,
+            n_tiled: tile_rows,
         })
     }
 
     /// For a pass of `n` rows.
     fn of(&self, n: usize) -> Activation<'_> {
-        if self.tile_rows > 0 && n >= TILED_FROM {
-            Activation::tiled(self.tiled.all(), self.tile_rows)
+        if self.n_tiled > 0 && n >= TILED_FROM {
+            Activation::tiled(self.tiled.all(), self.n_tiled)
         } else {
             Activation::plain(self.plain.all(), self.stride)
         }
