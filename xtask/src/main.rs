@@ -8,6 +8,7 @@ mod cargo;
 mod ci;
 mod clean;
 mod exp;
+mod feature_union;
 mod kernels;
 mod list;
 mod model;
