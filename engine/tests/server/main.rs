@@ -7,6 +7,7 @@ mod client;
 mod command_line;
 mod completions;
 mod fixture;
+mod hub;
 mod lifecycle;
 mod refusals;
 mod stress;
