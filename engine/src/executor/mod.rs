@@ -7,8 +7,6 @@ pub mod mock;
 
 use std::sync::Arc;
 
-use kernels::rope::Scaling;
-
 use crate::kv::PageIdx;
 use crate::model::config::RopeScaling;
 use crate::request::{RequestId, SampledToken, SamplingParams};
@@ -111,35 +109,7 @@ fn check_plan(plan: &StepPlan, device: &'static str) -> Result<(), ExecutorError
     Ok(())
 }
 
-/// The model's RoPE scaling as the kernels know it.
-fn rope_scaling(scaling: &RopeScaling) -> Scaling {
-    match *scaling {
-        RopeScaling::None => Scaling::None,
-        RopeScaling::Linear { factor } => Scaling::Linear { factor },
-        RopeScaling::Dynamic { factor, original } => Scaling::Dynamic { factor, original },
-        RopeScaling::Llama3 {
-            factor,
-            low_freq,
-            high_freq,
-            original,
-        } => Scaling::Llama3 {
-            factor,
-            low_freq,
-            high_freq,
-            original,
-        },
-        RopeScaling::Yarn {
-            factor,
-            original,
-            beta_fast,
-            beta_slow,
-            attention_factor,
-        } => Scaling::Yarn {
-            factor,
-            original,
-            beta_fast,
-            beta_slow,
-            attention_factor,
-        },
-    }
+/// The model's RoPE scaling as the kernels take it.
+fn rope_scaling(scaling: &RopeScaling) -> RopeScaling {
+    *scaling
 }

@@ -6,6 +6,8 @@
 //! Every size passes [`ModelConfig::validated`] before anything is allocated for it: a
 //! checkpoint is a stranger's file, and one absurd number in it must not take the memory.
 
+pub use kernels::rope::Scaling as RopeScaling;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Family {
@@ -45,33 +47,6 @@ pub struct ModelConfig {
 pub struct RopeConfig {
     pub theta: f32,
     pub scaling: RopeScaling,
-}
-
-#[derive(Debug, Clone, PartialEq, serde::Serialize)]
-#[serde(rename_all = "snake_case", tag = "type")]
-pub enum RopeScaling {
-    None,
-    Linear {
-        factor: f32,
-    },
-    /// NTK-aware, grows with the sequence beyond `original` positions.
-    Dynamic {
-        factor: f32,
-        original: usize,
-    },
-    Llama3 {
-        factor: f32,
-        low_freq: f32,
-        high_freq: f32,
-        original: usize,
-    },
-    Yarn {
-        factor: f32,
-        original: usize,
-        beta_fast: f32,
-        beta_slow: f32,
-        attention_factor: f32,
-    },
 }
 
 /// Why a configuration was refused; names the key, the value and the limit.
@@ -194,51 +169,49 @@ impl ModelConfig {
         }
         finite("rms_norm_eps", self.rms_norm_eps, 0.0, 1.0)?;
         finite("rope theta", self.rope.theta, 1.0, 1e12)?;
-        self.rope.scaling.check()?;
+        check_scaling(self.rope.scaling)?;
         Ok(self)
     }
 }
 
-impl RopeScaling {
-    fn check(&self) -> Result<(), ConfigError> {
-        const FACTOR: &str = "rope scaling factor";
-        const ORIGINAL: &str = "rope scaling's original context length";
-        match *self {
-            Self::None => Ok(()),
-            Self::Linear { factor } => finite(FACTOR, factor, 1e-3, 1e6),
-            Self::Dynamic { factor, original } => {
-                in_range(ORIGINAL, original, 1, limit::CONTEXT)?;
-                finite(FACTOR, factor, 1.0, 1e6)
+fn check_scaling(scaling: RopeScaling) -> Result<(), ConfigError> {
+    const FACTOR: &str = "rope scaling factor";
+    const ORIGINAL: &str = "rope scaling's original context length";
+    match scaling {
+        RopeScaling::None => Ok(()),
+        RopeScaling::Linear { factor } => finite(FACTOR, factor, 1e-3, 1e6),
+        RopeScaling::Dynamic { factor, original } => {
+            in_range(ORIGINAL, original, 1, limit::CONTEXT)?;
+            finite(FACTOR, factor, 1.0, 1e6)
+        }
+        RopeScaling::Llama3 {
+            factor,
+            low_freq,
+            high_freq,
+            original,
+        } => {
+            in_range(ORIGINAL, original, 1, limit::CONTEXT)?;
+            finite(FACTOR, factor, 1.0, 1e6)?;
+            finite("low_freq_factor", low_freq, 1e-6, 1e6)?;
+            finite("high_freq_factor", high_freq, 1e-6, 1e6)?;
+            if high_freq > low_freq {
+                return Ok(());
             }
-            Self::Llama3 {
-                factor,
-                low_freq,
-                high_freq,
-                original,
-            } => {
-                in_range(ORIGINAL, original, 1, limit::CONTEXT)?;
-                finite(FACTOR, factor, 1.0, 1e6)?;
-                finite("low_freq_factor", low_freq, 1e-6, 1e6)?;
-                finite("high_freq_factor", high_freq, 1e-6, 1e6)?;
-                if high_freq > low_freq {
-                    return Ok(());
-                }
-                let limit = format!("above low_freq_factor {low_freq}");
-                Err(ConfigError::invalid("high_freq_factor", high_freq, limit))
-            }
-            Self::Yarn {
-                factor,
-                original,
-                beta_fast,
-                beta_slow,
-                attention_factor,
-            } => {
-                in_range(ORIGINAL, original, 1, limit::CONTEXT)?;
-                finite(FACTOR, factor, 1.0, 1e6)?;
-                finite("beta_fast", beta_fast, 1e-6, 1e6)?;
-                finite("beta_slow", beta_slow, 1e-6, 1e6)?;
-                finite("attention_factor", attention_factor, 1e-3, 1e3)
-            }
+            let limit = format!("above low_freq_factor {low_freq}");
+            Err(ConfigError::invalid("high_freq_factor", high_freq, limit))
+        }
+        RopeScaling::Yarn {
+            factor,
+            original,
+            beta_fast,
+            beta_slow,
+            attention_factor,
+        } => {
+            in_range(ORIGINAL, original, 1, limit::CONTEXT)?;
+            finite(FACTOR, factor, 1.0, 1e6)?;
+            finite("beta_fast", beta_fast, 1e-6, 1e6)?;
+            finite("beta_slow", beta_slow, 1e-6, 1e6)?;
+            finite("attention_factor", attention_factor, 1e-3, 1e3)
         }
     }
 }

@@ -17,12 +17,16 @@ const OP: &str = "rope";
 /// Elements a thread must have for a parallel region to pay.
 const MIN_ELEMENTS: usize = 8192;
 
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// How a model was stretched beyond the positions it was trained on. Checked by whoever reads it
+/// from a file; [`Rope::new`] takes any values.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
+#[serde(rename_all = "snake_case", tag = "type")]
 pub enum Scaling {
     None,
     Linear {
         factor: f32,
     },
+    /// NTK-aware, grows with the sequence beyond `original` positions.
     Dynamic {
         factor: f32,
         original: usize,

@@ -13,7 +13,6 @@ use kernels::{KernelError, embedding, rms_norm, silu_mul};
 use super::options::{ActivationType, Settings};
 use super::weights::{DecoderWeights, LayerWeights};
 use super::{PAGE_TOKENS, PageIdx, PlanRow};
-use crate::executor::rope_scaling;
 use crate::model::config::ModelConfig;
 
 /// One sequence's tokens in a batch.
@@ -106,11 +105,7 @@ impl Forward {
             head_dim,
         }
         .checked()?;
-        let rope = Rope::new(
-            head_dim,
-            config.rope.theta,
-            rope_scaling(&config.rope.scaling),
-        )?;
+        let rope = Rope::new(head_dim, config.rope.theta, config.rope.scaling)?;
         let kv = (0..config.n_layers)
             .map(|_| KvPages::new(shape, n_pages))
             .collect::<Result<_, _>>()?;
