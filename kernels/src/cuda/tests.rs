@@ -1,4 +1,4 @@
-//! What holds without a GPU. `tests/cuda_stream_linear.rs` has what needs one.
+//! What holds without a GPU. `tests/cuda_device.rs` has what needs one.
 
 use bytemuck::{Pod, Zeroable, bytes_of};
 

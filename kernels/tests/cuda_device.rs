@@ -1,0 +1,173 @@
+//! The CUDA layer on a GPU: memory, copies, events, and what launches and captures refuse.
+
+#![allow(clippy::unwrap_used, reason = "a call that fails fails the test")]
+
+mod gpu;
+
+use kernels::cuda::{Buffer, CudaError, DevicePtr, Event, Graph, HostBuffer, LaunchConfig};
+
+#[cfg_attr(
+    not(engine_test_cuda),
+    ignore = "needs a GPU: ENGINE_TEST_CUDA=1, or --ignored"
+)]
+#[test]
+fn memory_copies_views_and_errors() {
+    let (device, stream) = gpu::open();
+    let (device, stream) = (&device, &stream);
+    let values: Vec<i32> = (0..1000).collect();
+    let buffer = Buffer::from_slice(stream, &values).expect("memory");
+    assert_eq!(
+        buffer
+            .view(10..20)
+            .expect("inside")
+            .download(stream)
+            .expect("download"),
+        values[10..20]
+    );
+    buffer
+        .view(0..10)
+        .expect("inside")
+        .copy_from(stream, buffer.view(990..1000).expect("inside"))
+        .expect("copy");
+    buffer
+        .view(10..12)
+        .expect("inside")
+        .fill_bytes(stream, 0xff)
+        .expect("fill");
+    assert_eq!(
+        buffer
+            .view(8..13)
+            .expect("inside")
+            .download(stream)
+            .expect("download"),
+        [998, 999, -1, -1, 12]
+    );
+    assert_eq!(
+        buffer
+            .view(9..11)
+            .expect("inside")
+            .cast::<u8>()
+            .expect("bytes")
+            .len(),
+        8
+    );
+    assert!(
+        buffer.view(9..11).expect("inside").cast::<u64>().is_err(),
+        "4 bytes off"
+    );
+    assert!(matches!(
+        buffer.view(5..1001),
+        Err(CudaError::Range {
+            end: 1001,
+            len: 1000,
+            ..
+        })
+    ));
+    assert!(matches!(
+        buffer.upload(stream, &[1, 2]),
+        Err(CudaError::Length {
+            found: 2,
+            expected: 1000,
+            ..
+        })
+    ));
+
+    let mut host = HostBuffer::<i32>::zeroed(device, 1000).expect("pinned memory");
+    host.copy_from(stream, buffer.all()).expect("copy");
+    assert_eq!(
+        host.as_slice().expect("wait")[8..13],
+        [998, 999, -1, -1, 12]
+    );
+    host.as_mut_slice().expect("wait")[0] = 5;
+    host.copy_to(stream, buffer.view(0..1).expect("inside"))
+        .expect("copy");
+    assert_eq!(
+        buffer
+            .view(0..2)
+            .expect("inside")
+            .download(stream)
+            .expect("download"),
+        [5, 991]
+    );
+    assert!(host.is_ready().expect("query"));
+    let long = Buffer::<i32>::zeroed(stream, 1001).expect("memory");
+    assert!(host.copy_to(stream, long.all()).is_err());
+
+    let (_, total) = device.memory_bytes().expect("query");
+    match Buffer::<u8>::new(device, total * 2) {
+        Err(CudaError::OutOfMemory {
+            bytes_asked,
+            bytes_free,
+        }) => {
+            assert!(bytes_asked == total * 2 && bytes_free > 0 && bytes_free <= total);
+        }
+        other => panic!("{other:?}"),
+    }
+    // The error before leaves the context usable.
+    let (start, end) = (
+        Event::new(device).expect("event"),
+        Event::new(device).expect("event"),
+    );
+    start.record(stream).expect("record");
+    buffer.all().zero(stream).expect("zero");
+    end.record(stream).expect("record");
+    assert!(end.elapsed_ms(&start).expect("time") > 0.0);
+}
+
+#[cfg_attr(
+    not(engine_test_cuda),
+    ignore = "needs a GPU: ENGINE_TEST_CUDA=1, or --ignored"
+)]
+#[test]
+fn kernels_and_captures_refuse_what_they_cannot_do() {
+    let (device, stream) = gpu::open();
+    let (device, stream) = (&device, &stream);
+    let refused = device
+        .kernel("stream_linear/repack", "repack")
+        .expect_err("unknown")
+        .to_string();
+    assert!(refused.contains("repack_awq, repack_half"), "{refused}");
+    let refused = device
+        .kernel("nowhere", "x")
+        .expect_err("unknown")
+        .to_string();
+    assert!(refused.contains("stream_linear/stream_linear"), "{refused}");
+    let kernel = device
+        .kernel("stream_linear/repack", "repack_half")
+        .expect("known");
+    // SAFETY: each is refused before it reaches the device.
+    let launch = |config: LaunchConfig| unsafe { kernel.launch(stream, &config, &[0_u64; 5]) };
+    assert!(
+        launch(LaunchConfig::new(1, 256))
+            .expect_err("refused")
+            .to_string()
+            .contains("threads a block is 256")
+    );
+    assert!(launch(LaunchConfig::new(0, 128)).is_err());
+    let mut config = LaunchConfig::new(3, 128);
+    config.cluster = 2;
+    assert!(launch(config).is_err(), "3 blocks in clusters of 2");
+    // SAFETY: refused, the parameters have the wrong size.
+    let refused =
+        unsafe { kernel.launch(stream, &LaunchConfig::new(1, 128), &DevicePtr::<u8>::null()) };
+    assert!(matches!(
+        refused,
+        Err(CudaError::Parameters {
+            expected: 40,
+            found: 8,
+            ..
+        })
+    ));
+    assert!(kernel.set_max_dynamic_shared(1 << 30).is_err());
+
+    let buffer = Buffer::<f32>::zeroed(stream, 4).expect("memory");
+    // SAFETY: the capture fails, so there is no graph that could outlive the buffer.
+    let captured = Graph::capture(stream, || buffer.upload(stream, &[0.0; 4]));
+    assert!(
+        matches!(captured, Err(CudaError::Captured(_))),
+        "{captured:?}"
+    );
+    // The stream works again after the failed capture.
+    buffer.upload(stream, &[1.0; 4]).expect("upload");
+    assert_eq!(buffer.download(stream).expect("download"), [1.0; 4]);
+}
