@@ -6,10 +6,10 @@
 //   * Two warpgroups multiply 128 columns each (gate and up of 64 for SiLU) with N rows; the
 //     products of one 32 k run while the weights of the next are dequantised.
 //   * One warp brings weights, another x, each as far ahead as its ring allows.
-//   * The work, (256 columns) x (N rows) x (chunk of k), is cut into as many equal runs as there are
-//     blocks, whatever the shape, rows before columns so that weights are met again in the L2. A
-//     tile that several blocks share is summed by the block that comes last, over the parts in block
-//     order: the same bits in every run.
+//   * A tile of work is some 256 columns x N rows. Blocks take whole tiles in waves, rows before columns
+//     so that weights are met again in the L2. The tiles of the last, incomplete wave are cut along k
+//     into equal runs, one a block; their blocks wait for each other's sums and add them up in block
+//     order, each a share of the rows: the same bits in every run.
 //
 // Bytes: W once from memory, and once from the L2 for every N rows; x from the L2 for every 256
 // columns; parts of shared tiles. FLOPs: 2 m n k.
@@ -22,6 +22,10 @@
 
 constexpr int X_K = 64;  // k of an x stage
 
+// Chunks whose scales come in one copy: single ones are too short for the memory.
+template <class F>
+constexpr int SCALE_CHUNKS = F::SCALE_BYTES == 0 ? 1 : 320 / F::SCALE_BYTES;
+
 // A block: warpgroups that multiply, and one of which two warps bring data and two leave at once.
 template <int N_, int GROUPS_, int TILES_>
 struct Block {
@@ -30,6 +34,7 @@ struct Block {
     static constexpr int WARPS = GROUPS_ * 4;
     static constexpr int TILES = WARPS * WARP_TILES;   // of 16 columns in a tile of work
     static constexpr int THREADS = WARPS * 32 + 128;
+    static constexpr int S_SLOTS = 3;                  // of groups of chunks' scales
     static constexpr int PART = WARP_TILES * N / 8 * WARPS * 32;  // float4 of a part
     // What a thread has after the warpgroups have traded; together what they had at the launch.
     static constexpr int LAUNCH_REGISTERS = 65536 / THREADS / 8 * 8;
@@ -44,7 +49,7 @@ struct WgmmaLinearParams {
     void* out;               // by epilogue
     const __half* bias;      // [n] or null
     float4* parts;           // [blocks][2][N / 4][256]
-    int32_t* tickets;        // [groups of columns * groups of rows], zero before and after
+    int32_t* tickets;        // [tiles that are cut][2], zero before and after
     int32_t m, x_rows;
     int32_t n, n_tiles, n_chunks;
     int32_t out_tile_rows;   // of a tiled SiLU output; 0 for plain rows
@@ -119,8 +124,9 @@ DEVICE void store_eight_rows(const WgmmaLinearParams& p, float4 v, float4 up, co
     }
 }
 
-// What a block works on: whole tiles first, one of every wave of blocks, then its run of the chunks
-// of the tiles that are left, which begins and ends anywhere.
+// What a block works on: its run of the chunks of the tiles that make no whole wave of blocks, then
+// whole tiles, one of every wave. The runs come first so that the other parts of a shared tile are
+// there when this block wants to add them up.
 struct Schedule {
     int64_t units;       // chunks of the tiles that are cut
     int64_t first, last; // this block's
@@ -128,10 +134,13 @@ struct Schedule {
     int whole_tiles;     // of all blocks
 
     DEVICE Schedule(int n_tiles, int n_chunks) : n_chunks(n_chunks) {
-        const int waves = n_tiles / static_cast<int>(gridDim.x);
-        whole_tiles = max(0, n_tiles % gridDim.x == 0 ? waves : waves - 1) * gridDim.x;
-        units = static_cast<int64_t>(n_tiles - whole_tiles) * n_chunks;
-        blocks = min(static_cast<int64_t>(gridDim.x), units);
+        const int grid = gridDim.x, cut_tiles = n_tiles % grid;
+        whole_tiles = n_tiles - cut_tiles;
+        units = static_cast<int64_t>(cut_tiles) * n_chunks;
+        // As many blocks for every tile, so that a run never has parts of two, where that leaves
+        // few blocks out.
+        const int even = cut_tiles == 0 ? 0 : cut_tiles * min(grid / cut_tiles, n_chunks);
+        blocks = even * 8 >= grid * 7 ? even : min(static_cast<int64_t>(grid), units);
         const int b = min(static_cast<int>(blockIdx.x), blocks);
         first = blocks == 0 ? 0 : units * b / blocks;
         last = blocks == 0 ? 0 : units * min(b + 1, blocks) / blocks;
@@ -139,41 +148,48 @@ struct Schedule {
     // Calls fn(tile, first chunk, last chunk) one after the other.
     template <class Fn>
     DEVICE void each(Fn&& fn) const {
-        for (int tile = blockIdx.x; tile < whole_tiles; tile += gridDim.x) fn(tile, 0, n_chunks);
         for (int64_t at = first; at < last;) {
             const int tile = at / n_chunks, chunk = at - static_cast<int64_t>(tile) * n_chunks;
             const int end = min(static_cast<int64_t>(n_chunks), chunk + last - at);
             fn(whole_tiles + tile, chunk, end);
             at += end - chunk;
         }
+        for (int tile = blockIdx.x; tile < whole_tiles; tile += gridDim.x) fn(tile, 0, n_chunks);
     }
 };
 
 // A warp: chunks of weights into the ring, from before the previous kernel's end.
 template <class F, class B>
 DEVICE void bring_weights(const WgmmaLinearParams& p, const Schedule& schedule, int n_row_tiles, uint8_t* w_ring,
-                          uint8_t* s_ring, uint32_t w_full, uint32_t w_empty) {
+                          uint8_t* s_ring, uint32_t w_full, uint32_t w_empty, uint32_t s_empty) {
+    constexpr int C = SCALE_CHUNKS<F>;
     const int lane = threadIdx.x & 31;
     const uint64_t policy = evict_first_policy();
-    int stage = 0, parity = 1;
+    int stage = 0, parity = 1, slot = 0, slot_parity = 1;
     schedule.each([&](int work, int chunk, int end) {
         const int tile = work / n_row_tiles * B::TILES;
         const int tiles = min(B::TILES, p.n_tiles - tile);
-        for (; chunk < end; chunk++) {
+        const int64_t row = static_cast<int64_t>(tile + lane) * p.n_chunks;
+        for (bool is_first = true; chunk < end; chunk++, is_first = false) {
             const uint32_t full = w_full + stage * 8;
+            // With the first chunk of a group, the scales of all of it that may be wanted.
+            const bool with_scales = F::SCALE_BYTES > 0 && (is_first || chunk % C == 0);
+            const int scale_bytes = with_scales ? (min(C - chunk % C, p.n_chunks - chunk)) * F::SCALE_BYTES : 0;
             barrier_wait(w_empty + stage * 8, parity);
-            if (lane == 0) barrier_expect(full, tiles * (2048 + F::SCALE_BYTES));
+            if (with_scales) barrier_wait(s_empty + slot * 8, slot_parity);
+            if (lane == 0) barrier_expect(full, tiles * (2048 + scale_bytes));
             __syncwarp();
             if (lane < tiles) {
-                const int64_t index = static_cast<int64_t>(tile + lane) * p.n_chunks + chunk;
                 const uint32_t to = shared_address(w_ring + (stage * B::TILES + lane) * 2048);
-                if (n_row_tiles == 1) bulk_copy(to, p.weights + index * 2048, 2048, full, policy);
-                else bulk_copy(to, p.weights + index * 2048, 2048, full);
-                if constexpr (F::SCALE_BYTES > 0)
-                    bulk_copy(shared_address(s_ring + (stage * B::TILES + lane) * F::SCALE_BYTES),
-                              p.scales + index * F::SCALE_BYTES, F::SCALE_BYTES, full);
+                const uint8_t* from = p.weights + (row + chunk) * 2048;
+                if (n_row_tiles == 1) bulk_copy(to, from, 2048, full, policy);
+                else bulk_copy(to, from, 2048, full);
+                if (with_scales)
+                    bulk_copy(shared_address(s_ring + ((slot * B::TILES + lane) * C + chunk % C) * F::SCALE_BYTES),
+                              p.scales + (row + chunk) * F::SCALE_BYTES, scale_bytes, full);
             }
             if (++stage == p.w_stages) stage = 0, parity ^= 1;
+            if (with_scales && ++slot == B::S_SLOTS) slot = 0, slot_parity ^= 1;
         }
     });
 }
@@ -230,22 +246,25 @@ struct SharedTile {
 };
 
 // Shared memory: x [x_stages][N][128]   weights [w_stages][TILES][2048]
-//   scales [w_stages][TILES][SCALE_BYTES]   barriers [2 * (x_stages + w_stages)] u64
+//   scales [S_SLOTS][TILES][SCALE_CHUNKS][SCALE_BYTES]   barriers [2 * (x_stages + w_stages) + S_SLOTS] u64
 template <class F, class B, Epilogue E>
 DEVICE void wgmma_linear(const WgmmaLinearParams& p) {
     extern __shared__ __align__(1024) uint8_t smem[];
     constexpr int N = B::N, T = B::WARP_TILES;
-    constexpr int X_STAGE = N * X_K * 2, W_STAGE = B::TILES * 2048, S_STAGE = B::TILES * F::SCALE_BYTES;
+    constexpr int C = SCALE_CHUNKS<F>;
+    constexpr int X_STAGE = N * X_K * 2, W_STAGE = B::TILES * 2048, S_SLOT = B::TILES * C * F::SCALE_BYTES;
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
 
     uint8_t* x_ring = smem;
     uint8_t* w_ring = x_ring + p.x_stages * X_STAGE;
     uint8_t* s_ring = w_ring + p.w_stages * W_STAGE;
-    const uint32_t x_full = shared_address(s_ring + p.w_stages * S_STAGE), x_empty = x_full + p.x_stages * 8;
+    const uint32_t x_full = shared_address(s_ring + B::S_SLOTS * S_SLOT), x_empty = x_full + p.x_stages * 8;
     const uint32_t w_full = x_empty + p.x_stages * 8, w_empty = w_full + p.w_stages * 8;
+    const uint32_t s_empty = w_empty + p.w_stages * 8;
     if (threadIdx.x == 0) {
         for (int s = 0; s < p.x_stages; s++) barrier_init(x_full + s * 8, 1), barrier_init(x_empty + s * 8, B::WARPS);
         for (int s = 0; s < p.w_stages; s++) barrier_init(w_full + s * 8, 1), barrier_init(w_empty + s * 8, B::WARPS);
+        for (int s = 0; s < B::S_SLOTS; s++) barrier_init(s_empty + s * 8, B::WARPS);
         barrier_init_fence();
     }
     const int n_row_tiles = (p.m + N - 1) / N;
@@ -255,7 +274,7 @@ DEVICE void wgmma_linear(const WgmmaLinearParams& p) {
 
     if (warp >= B::WARPS) {
         release_registers<B::PRODUCER_REGISTERS>();
-        if (warp == B::WARPS) bring_weights<F, B>(p, schedule, n_row_tiles, w_ring, s_ring, w_full, w_empty);
+        if (warp == B::WARPS) bring_weights<F, B>(p, schedule, n_row_tiles, w_ring, s_ring, w_full, w_empty, s_empty);
         if (warp == B::WARPS + 1) bring_x<F, B>(p, schedule, n_row_tiles, x_ring, x_full, x_empty);
         return;
     }
@@ -270,7 +289,7 @@ DEVICE void wgmma_linear(const WgmmaLinearParams& p) {
         return p.parts + (static_cast<int64_t>(block) * 2 + begins_here) * B::PART + threadIdx.x;
     };
     int pending[2] = {-1, -1};
-    int w_stage = 0, w_parity = 0, x_stage = 0, x_parity = 0;
+    int w_stage = 0, w_parity = 0, x_stage = 0, x_parity = 0, slot = 0;
     schedule.each([&](int work, int chunk, int end) {
         const bool is_shared = end - chunk < p.n_chunks;
         float acc[T][N / 8][4] = {};
@@ -278,7 +297,7 @@ DEVICE void wgmma_linear(const WgmmaLinearParams& p) {
         for (; chunk < end; chunk++) {
             barrier_wait(w_full + w_stage * 8, w_parity);
             const uint8_t* data = w_ring + w_stage * W_STAGE + warp * T * 2048;
-            const uint8_t* scales = s_ring + w_stage * S_STAGE + warp * T * F::SCALE_BYTES;
+            const uint8_t* scales = s_ring + slot * S_SLOT + (warp * T * C + chunk % C) * F::SCALE_BYTES;
             uint4 words[T];
             __half2 scale[T][2], zero[T][2];
             uint32_t a[2][T][2][4];  // [which 32 k mod 2][tile][product]
@@ -286,8 +305,8 @@ DEVICE void wgmma_linear(const WgmmaLinearParams& p) {
             unrolled<0, F::PAIRS>([&]<int P>() {
 #pragma unroll
                 for (int t = 0; t < T; t++)
-                    F::template dequantised<P>(data + t * 2048, scales + t * F::SCALE_BYTES, lane, words[t], scale[t], zero[t],
-                                               a[P % 2][t]);
+                    F::template dequantised<P>(data + t * 2048, scales + t * C * F::SCALE_BYTES, lane, words[t], scale[t],
+                                               zero[t], a[P % 2][t]);
                 if constexpr (P % 2 == 0) {
                     barrier_wait(x_full + x_stage * 8, x_parity);
                     x_operand = wgmma_operand(shared_address(x_ring + x_stage * X_STAGE));
@@ -307,6 +326,10 @@ DEVICE void wgmma_linear(const WgmmaLinearParams& p) {
             });
             __syncwarp();
             if (lane == 0) barrier_arrive(w_empty + w_stage * 8);
+            if (F::SCALE_BYTES > 0 && (chunk % C == C - 1 || chunk + 1 == end)) {
+                if (lane == 0) barrier_arrive(s_empty + slot * 8);
+                if (++slot == B::S_SLOTS) slot = 0;
+            }
             if (++w_stage == p.w_stages) w_stage = 0, w_parity ^= 1;
         }
         wgmma_wait<0>();
@@ -344,7 +367,7 @@ DEVICE void wgmma_linear(const WgmmaLinearParams& p) {
         }
     });
 
-    // Shared tiles, at the end, when the others are there as well or nearly: each block adds up its
+    // Shared tiles, when the others' parts are there as well or nearly: each block adds up its
     // share of the rows. Every block of the grid must be on the card together.
 #pragma unroll
     for (int i = 0; i < 2; i++) {
@@ -387,7 +410,7 @@ DEVICE void wgmma_linear(const WgmmaLinearParams& p) {
 // Measured on an H100; see NOTES.md, and wgmma.rs for the host's copy. Gate and up are in one warp, so
 // SiLU needs two tiles a warp.
 template <int N, bool IS_SILU>
-using BlockFor = Block<N, N == 128 ? 2 : N == 64 && IS_SILU ? 3 : 4, N == 128 || IS_SILU ? 2 : 1>;
+using BlockFor = Block<N, N == 128 ? 2 : IS_SILU ? 3 : 4, N == 128 || IS_SILU ? 2 : 1>;
 
 #define WGMMA_LINEAR(name, format, rows, epilogue)                                                          \
     extern "C" __global__ void __launch_bounds__(BlockFor<rows, Epilogue::epilogue == Epilogue::SiluMul>::THREADS, 1) \

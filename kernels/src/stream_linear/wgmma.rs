@@ -17,10 +17,10 @@ const X_K: usize = 64;
 /// Measured on an H100; see NOTES.md.
 const X_STAGES: [usize; 4] = [4, 4, 4, 7];
 const MAX_W_STAGES: usize = 6;
-/// float4 of the largest part of a tile: 256 columns by 128 rows.
+/// Groups of chunks whose scales are there at a time.
+const SCALE_SLOTS: usize = 3;
+/// f32 of the largest part of a tile: 256 columns by 128 rows.
 const PART_VALUES: usize = 4 * 8192;
-/// Tiles of work that a launch may cut.
-const MAX_CUT_TILES: usize = 1 << 14;
 
 /// As `WgmmaLinearParams` in wgmma.cu.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
@@ -57,8 +57,7 @@ impl Block {
         let rows = ROWS[variant];
         let (n_warpgroups, warp_tiles) = match (rows, is_silu) {
             (128, _) => (2, 2),
-            (64, true) => (3, 2),
-            (_, true) => (4, 2),
+            (_, true) => (3, 2),
             (_, false) => (4, 1),
         };
         Self {
@@ -79,9 +78,11 @@ impl Block {
     }
 
     fn shared_bytes(self, format: Format, w_stages: usize) -> usize {
-        let weights = self.n_tiles() * (CHUNK_BYTES + format.scale_bytes());
-        let barriers = 2 * 8 * (w_stages + self.x_stages);
-        self.x_stages * self.rows * X_K * 2 + w_stages * weights + barriers
+        let x = self.x_stages * self.rows * X_K * 2;
+        let weights = w_stages * self.n_tiles() * CHUNK_BYTES;
+        let scales = SCALE_SLOTS * self.n_tiles() * scale_copy_bytes(format);
+        let barriers = 8 * (2 * (w_stages + self.x_stages) + SCALE_SLOTS);
+        x + weights + scales + barriers
     }
 
     /// As many stages of weights as fit, with what they take.
@@ -93,13 +94,21 @@ impl Block {
     }
 }
 
+/// Scales of a tile that come in one copy, as `SCALE_CHUNKS` in wgmma.cu.
+fn scale_copy_bytes(format: Format) -> usize {
+    match format.scale_bytes() {
+        0 => 0,
+        bytes => 320 / bytes * bytes,
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct WgmmaKernels {
     /// [format][epilogue][rows]
     variants: Vec<Kernel>,
     /// [blocks][2][PART_VALUES]: sums of tiles that several blocks share
     parts: Buffer<f32>,
-    /// [cut tiles][2], zero between launches
+    /// [cut tiles, fewer than blocks][2], zero between launches
     tickets: Buffer<i32>,
     n_multiprocessors: usize,
     shared_room: usize,
@@ -131,7 +140,7 @@ impl WgmmaKernels {
         Ok(Self {
             variants,
             parts: Buffer::new(device, n_multiprocessors * 2 * PART_VALUES)?,
-            tickets: Buffer::zeroed(stream, 2 * MAX_CUT_TILES)?,
+            tickets: Buffer::zeroed(stream, 2 * n_multiprocessors)?,
             n_multiprocessors,
             shared_room,
             is_alone,
@@ -144,20 +153,13 @@ impl WgmmaKernels {
         let is_silu = launch.epilogue == Epilogue::SiluMul;
         let variant = ROWS.iter().position(|rows| launch.m <= *rows).unwrap_or(3);
         let block = Block::of(variant, is_silu);
-        let limit = |what, found, limit| CudaError::Launch {
-            kernel: SOURCE.to_owned(),
-            what,
-            found,
-            limit,
-        };
-        // Only the last two waves of tiles are cut.
-        if 2 * self.n_multiprocessors > MAX_CUT_TILES {
-            let found = 2 * self.n_multiprocessors;
-            return Err(limit("two waves of blocks", found, MAX_CUT_TILES));
-        }
         let Some((w_stages, shared_bytes)) = block.w_stages(layout.format, self.shared_room) else {
-            let needed = block.shared_bytes(layout.format, 2);
-            return Err(limit("shared memory in bytes", needed, self.shared_room));
+            return Err(CudaError::Launch {
+                kernel: SOURCE.to_owned(),
+                what: "shared memory in bytes",
+                found: block.shared_bytes(layout.format, 2),
+                limit: self.shared_room,
+            });
         };
         let params = WgmmaLinearParams {
             weights: launch.weights.ptr(),
@@ -183,8 +185,8 @@ impl WgmmaKernels {
         config.cooperative = !self.is_alone;
         let index = (layout.format as usize * 4 + launch.epilogue as usize) * ROWS.len() + variant;
         // SAFETY: the caller has checked weights, x, bias and output against the layout and m; x
-        // has whole tiles of rows; parts hold two shares for each block, tickets two for each of
-        // the tiles that a grid can cut; the rings fit the shared memory asked for.
+        // has whole tiles of rows; parts hold two shares for each block, tickets two for each tile
+        // that is cut, which are fewer than the blocks; the rings fit the shared memory asked for.
         unsafe { self.variants[index].launch(stream, &config, &params) }
     }
 }
@@ -199,7 +201,7 @@ mod tests {
             for variant in 0..ROWS.len() {
                 for is_silu in [false, true] {
                     let block = Block::of(variant, is_silu);
-                    let room = 232_448 - 1024;
+                    let room = 232_448;
                     let (stages, bytes) = block.w_stages(format, room).expect("fits");
                     assert!(stages >= 2 && bytes <= room, "{format:?} {block:?}");
                     let part = block.warp_tiles * block.rows / 8 * block.n_warpgroups * 128;
@@ -211,7 +213,7 @@ mod tests {
         }
         let silu = Block::of(1, true);
         assert_eq!(
-            silu.w_stages(Format::AwqG128, 231_424).map(|s| s.0),
+            silu.w_stages(Format::AwqG128, 232_448).map(|s| s.0),
             Some(3)
         );
     }
