@@ -289,6 +289,7 @@ pub fn engine_loop_config(config: &EngineConfig, kv_pool_tokens: usize) -> Engin
             chunked_prefill_size: config.chunked_prefill_size,
             mixed_chunk: config.enable_mixed_chunk,
             n_continuous_decode_steps: config.num_continuous_decode_steps,
+            radix_cache: config.radix_cache,
             policy: match config.schedule_policy {
                 SchedulePolicy::Fcfs => PolicyName::Fcfs,
                 SchedulePolicy::Lpm => PolicyName::Lpm,

@@ -1,0 +1,139 @@
+//! Random workloads under random settings.
+
+use super::*;
+
+#[derive(Debug, Clone)]
+struct Workload {
+    config: SchedulerConfig,
+    /// Prompt length, output length, arrival step, cancelled after so many steps.
+    requests: Vec<(usize, usize, usize, Option<usize>)>,
+    stop: Option<(u32, u64)>,
+}
+
+fn workload() -> impl Strategy<Value = Workload> {
+    let n_pages = 4usize..24;
+    n_pages.prop_flat_map(|n_pages| {
+        let n_tokens = n_pages * PAGE_TOKENS;
+        let config = (
+            1usize..8,
+            1usize..80,
+            prop::option::of(1usize..60),
+            any::<bool>(),
+            1usize..5,
+            0..PolicyName::ALL.len(),
+            any::<bool>(),
+        )
+            .prop_map(
+                move |(running, prefill, chunk, mixed_chunk, n_continuous, policy, radix_cache)| {
+                    SchedulerConfig {
+                        max_total_tokens: n_tokens,
+                        max_running_requests: running,
+                        max_prefill_tokens: prefill,
+                        chunked_prefill_size: chunk,
+                        mixed_chunk,
+                        n_continuous_decode_steps: n_continuous,
+                        radix_cache,
+                        policy: PolicyName::ALL[policy],
+                        policy_seed: 1,
+                    }
+                },
+            );
+        let one = (1..n_tokens).prop_flat_map(move |n_prompt| {
+            (
+                Just(n_prompt),
+                1..=(n_tokens - n_prompt).min(60),
+                0usize..40,
+                prop::option::weighted(0.2, 0usize..60),
+            )
+        });
+        let stop = prop::option::of((Just(17u32), 2u64..40));
+        (config, prop::collection::vec(one, 1..14), stop).prop_map(|(config, requests, stop)| {
+            Workload {
+                config,
+                requests,
+                stop,
+            }
+        })
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    /// Whatever the workload: every request ends, gets the tokens that it gets alone, and no page
+    /// is lost.
+    #[test]
+    fn random_workloads_finish_with_the_right_tokens(workload in workload()) {
+        let Workload { config, requests, stop } = workload;
+        let n_pages = config.max_total_tokens / PAGE_TOKENS;
+        let mut executor = MockExecutor::new(MockConfig { n_pages, stop, ..MockConfig::default() });
+        let mut scheduler = Scheduler::new(config.clone());
+        let make = |i: usize| {
+            let (n_prompt, max_new_tokens, ..) = requests[i];
+            let sampling = SamplingParams {
+                temperature: (i % 2) as f32,
+                seed: i as u64,
+                presence_penalty: (i % 3) as f32,
+                ..SamplingParams::default()
+            };
+            // Every other prompt begins like the first, for the policies that look at prefixes.
+            let salt = if i.is_multiple_of(2) { 0 } else { i as u32 };
+            Request {
+                prompt: (0..n_prompt as u32).map(|t| t * 7 + salt * 100_003).collect(),
+                sampling: Arc::new(sampling),
+                stop_token_ids: Arc::from([17]),
+                ..request(i as u64, n_prompt, max_new_tokens)
+            }
+        };
+        let mut results = HashMap::new();
+        let mut cancelled = HashSet::new();
+        let mut i_step = 0;
+        while i_step < 40 || !scheduler.is_idle() {
+            prop_assert!(i_step < 20_000, "livelock: {:?}", scheduler.stats());
+            let now = Duration::from_millis(i_step as u64);
+            for (i, (.., arrival, _)) in requests.iter().enumerate() {
+                if *arrival == i_step {
+                    scheduler.add(make(i), now).unwrap();
+                }
+            }
+            let plan = scheduler.plan(now);
+            for (i, (.., arrival, cancel)) in requests.iter().enumerate() {
+                if cancel.is_some_and(|after| arrival + after == i_step)
+                    && let Some(event) = scheduler.cancel(RequestId(i as u64))
+                {
+                    cancelled.insert(i as u64);
+                    collect(&mut results, vec![(RequestId(i as u64), event)]);
+                }
+            }
+            prop_assert_eq!(plan.rows.is_empty() && cancelled.is_empty() && !scheduler.is_idle(), false);
+            if !plan.rows.is_empty() {
+                let n_running = plan.rows.len();
+                prop_assert!(n_running <= config.max_running_requests);
+                let output = executor.execute(&plan).map_err(|e| TestCaseError::fail(e.to_string()))?;
+                let events = scheduler.commit(&plan, output);
+                collect(&mut results, events);
+            }
+            scheduler.check_integrity().unwrap();
+            i_step += 1;
+        }
+        prop_assert_eq!(scheduler.stats().n_pages_used, 0);
+        for i in 0..requests.len() {
+            let (tokens, last) = &results[&(i as u64)];
+            let alone = run_alone(&make(i), stop);
+            if cancelled.contains(&(i as u64)) {
+                prop_assert!(alone.starts_with(tokens), "request {i} was cancelled");
+                continue;
+            }
+            prop_assert_eq!(tokens, &alone, "request {}", i);
+            let reason = if tokens.last() == Some(&17) { FinishReason::Stop } else { FinishReason::Length };
+            let Some(TokenEvent::Finished { reason: found, usage }) = last else {
+                return Err(TestCaseError::fail(format!("request {i} ended with {last:?}")));
+            };
+            prop_assert_eq!(*found, reason);
+            prop_assert_eq!(usage.prompt_tokens, requests[i].0);
+            prop_assert_eq!(usage.completion_tokens, tokens.len());
+            prop_assert!(usage.cached_tokens < usage.prompt_tokens);
+            prop_assert!(config.radix_cache || usage.cached_tokens == 0);
+        }
+    }
+}
