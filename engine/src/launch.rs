@@ -307,7 +307,7 @@ pub fn engine_loop_config(config: &EngineConfig, kv_pool_tokens: usize) -> Engin
 }
 
 /// The longest sequence and what bounds it.
-fn sequence_limit(
+pub(crate) fn sequence_limit(
     config: &EngineConfig,
     model: &ModelConfig,
     pool_tokens: usize,
