@@ -294,6 +294,7 @@ pub fn engine_loop_config(config: &EngineConfig, kv_pool_tokens: usize) -> Engin
             chunked_prefill_size: config.chunked_prefill_size,
             mixed_chunk: config.enable_mixed_chunk,
             n_continuous_decode_steps: config.num_continuous_decode_steps,
+            radix_cache: config.radix_cache,
             policy: match config.schedule_policy {
                 SchedulePolicy::Fcfs => PolicyName::Fcfs,
                 SchedulePolicy::Lpm => PolicyName::Lpm,
@@ -311,7 +312,7 @@ pub fn engine_loop_config(config: &EngineConfig, kv_pool_tokens: usize) -> Engin
 }
 
 /// The longest sequence and what bounds it.
-fn sequence_limit(
+pub(crate) fn sequence_limit(
     config: &EngineConfig,
     model: &ModelConfig,
     pool_tokens: usize,

@@ -19,6 +19,7 @@ pub mod request;
 pub mod sampler;
 pub mod scheduler;
 pub mod server;
+pub mod simulate;
 pub mod source;
 pub mod text;
 pub mod weights;

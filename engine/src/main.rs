@@ -1,4 +1,4 @@
-//! The `engine` program: `serve`, `generate`, `inspect`, `fetch`, `bench`.
+//! The `engine` program: `serve`, `generate`, `inspect`, `fetch`, `bench`, `simulate`.
 //!
 //! Exit codes: 0 done, 2 the command line is wrong, 1 anything else.
 

@@ -100,7 +100,10 @@ pub struct Metrics {
     pub n_running: Gauge,
     pub n_waiting: Gauge,
     pub kv_pages_used: Gauge,
+    pub kv_pages_cached: Gauge,
     pub kv_pages_total: Gauge,
+    pub prefix_cache_queries: Counter,
+    pub prefix_cache_hits: Counter,
     pub prompt_tokens: Counter,
     pub generation_tokens: Counter,
     pub preemptions: Counter,
@@ -128,7 +131,10 @@ impl Metrics {
             n_running: Gauge::default(),
             n_waiting: Gauge::default(),
             kv_pages_used: Gauge::default(),
+            kv_pages_cached: Gauge::default(),
             kv_pages_total: Gauge::default(),
+            prefix_cache_queries: Counter::default(),
+            prefix_cache_hits: Counter::default(),
             prompt_tokens: Counter::default(),
             generation_tokens: Counter::default(),
             preemptions: Counter::default(),
@@ -153,8 +159,14 @@ impl Metrics {
         self.n_waiting.set(stats.n_waiting as f64);
         self.kv_pages_used.set(stats.n_pages_used as f64);
         self.kv_pages_total.set(stats.n_pages_total as f64);
-        self.preemptions
-            .add(stats.n_preemptions.saturating_sub(self.preemptions.get()));
+        self.kv_pages_cached.set(stats.n_pages_cached as f64);
+        for (counter, now) in [
+            (&self.preemptions, stats.n_preemptions),
+            (&self.prefix_cache_queries, stats.n_prompt_tokens),
+            (&self.prefix_cache_hits, stats.n_cached_tokens),
+        ] {
+            counter.add(now.saturating_sub(counter.get()));
+        }
     }
 
     pub fn record_step(&self, kind: StepKind) {
@@ -206,6 +218,11 @@ impl Metrics {
             self.kv_pages_used.get(),
         );
         page.gauge(
+            "engine_kv_pages_cached",
+            "KV cache pages kept for requests to come; they count as free.",
+            self.kv_pages_cached.get(),
+        );
+        page.gauge(
             "engine_kv_pages_total",
             "KV cache pages.",
             self.kv_pages_total.get(),
@@ -221,6 +238,18 @@ impl Metrics {
             "Tokens generated.",
             "",
             &[("", count(&self.generation_tokens))],
+        );
+        page.counters(
+            "vllm:prefix_cache_queries_total",
+            "Prompt tokens of admitted requests.",
+            "",
+            &[("", count(&self.prefix_cache_queries))],
+        );
+        page.counters(
+            "vllm:prefix_cache_hits_total",
+            "Those of them whose KV was cached.",
+            "",
+            &[("", count(&self.prefix_cache_hits))],
         );
         page.counters(
             "vllm:num_preemptions_total",
@@ -418,7 +447,10 @@ mod tests {
             n_running: 3,
             n_waiting: 4,
             n_pages_used: 5,
+            n_pages_cached: 6,
             n_pages_total: 20,
+            n_prompt_tokens: 70,
+            n_cached_tokens: 30,
             n_preemptions: 2,
         });
         metrics.record_step(StepKind::Mixed);
@@ -431,6 +463,15 @@ mod tests {
         let value = |series: &str| samples[series];
         assert_eq!(value("vllm:num_requests_running{model_name=\"m\"}"), 3.0);
         assert_eq!(value("vllm:num_requests_waiting{model_name=\"m\"}"), 4.0);
+        assert_eq!(value("engine_kv_pages_cached{model_name=\"m\"}"), 6.0);
+        assert_eq!(
+            value("vllm:prefix_cache_queries_total{model_name=\"m\"}"),
+            70.0
+        );
+        assert_eq!(
+            value("vllm:prefix_cache_hits_total{model_name=\"m\"}"),
+            30.0
+        );
         assert_eq!(value("vllm:kv_cache_usage_perc{model_name=\"m\"}"), 0.25);
         assert_eq!(value("engine_kv_pages_used{model_name=\"m\"}"), 5.0);
         assert_eq!(value("engine_kv_pages_total{model_name=\"m\"}"), 20.0);

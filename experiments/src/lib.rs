@@ -8,6 +8,7 @@
 //! Deliberately absent: building the engine (the recipe does that), statistics across
 //! replicates and comparisons between arms (the reports do that).
 
+pub mod calibrate;
 pub mod campaign;
 pub mod environment;
 pub mod flags;
@@ -25,6 +26,7 @@ pub mod runner;
 pub mod sampler;
 pub mod served_model;
 pub mod server_process;
+pub mod simulate;
 pub mod spec;
 pub mod statistics;
 pub mod summary;

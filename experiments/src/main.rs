@@ -1,4 +1,4 @@
-//! The `experiments` program: runs and lists experiments. Exit codes: 0 all runs complete,
+//! The `experiments` program: runs, simulates and lists experiments. Exit codes: 0 all runs complete,
 //! 1 a run failed, 2 a bad call, 130 interrupted.
 
 use std::path::PathBuf;
@@ -6,9 +6,11 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
+use experiments::calibrate::{CalibrateArgs, calibrate};
 use experiments::campaign::{self, CampaignEnd, RunArgs};
 use experiments::repository::Repository;
 use experiments::run_list;
+use experiments::simulate::{SimulateArgs, simulate};
 use experiments::supervise::{ExecBoundArgs, SuperviseArgs, exec_bound, supervise};
 
 #[derive(Parser)]
@@ -25,6 +27,10 @@ struct Cli {
 enum Command {
     /// Serve, load, record
     Run(RunArgs),
+    /// Play the workload on a simulated card
+    Simulate(SimulateArgs),
+    /// Print the steps that a run measured, for data/cards
+    Calibrate(CalibrateArgs),
     /// Show the experiments and the runs with their status
     List {
         /// Folder of the run folders [default: data/runs]
@@ -63,6 +69,14 @@ fn dispatch(command: Command) -> Result<ExitCode> {
                 CampaignEnd::SomeFailed => ExitCode::FAILURE,
                 CampaignEnd::Interrupted => ExitCode::from(130),
             })
+        }
+        Command::Simulate(args) => {
+            simulate(&args, &Repository::find()?)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Calibrate(args) => {
+            print!("{}", calibrate(&args)?);
+            Ok(ExitCode::SUCCESS)
         }
         Command::List { runs_dir } => {
             let repository = Repository::find()?;

@@ -36,6 +36,10 @@ impl Repository {
         self.root.join("data").join("prompts")
     }
 
+    pub fn cards_dir(&self) -> PathBuf {
+        self.root.join("data").join("cards")
+    }
+
     pub fn runs_dir(&self) -> PathBuf {
         self.root.join("data").join("runs")
     }

@@ -13,6 +13,7 @@ mod kernels;
 mod list;
 mod model;
 mod report;
+mod simulate;
 mod source_index;
 mod test;
 
@@ -37,6 +38,8 @@ struct Cli {
 enum Recipe {
     /// Build, fetch the model, serve, load, record: cargo xtask exp balanced-v2 --quick
     Exp(exp::ExpArgs),
+    /// Play an experiment's workload on a simulated card: cargo xtask simulate ultra --gpu h100
+    Simulate(simulate::SimulateArgs),
     /// Aggregate the runs and render the Korean reports (arguments go to `reports`)
     Report(report::ReportArgs),
     /// Benchmark the kernels (arguments go to `cargo bench`)
@@ -72,6 +75,7 @@ fn dispatch(recipe: Option<Recipe>) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Some(Recipe::Exp(args)) => exp::run(&args),
+        Some(Recipe::Simulate(args)) => simulate::run(&args),
         Some(Recipe::Report(args)) => report::run(&args),
         Some(Recipe::Bench(args)) => bench::run(&args),
         Some(Recipe::Build(args)) => build::run(&args),

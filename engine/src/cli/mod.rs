@@ -5,6 +5,7 @@ mod fetch;
 mod generate;
 mod progress;
 mod serve;
+mod simulate;
 
 use std::path::PathBuf;
 
@@ -31,6 +32,9 @@ enum Command {
     /// Measure prefill and decode without a server
     #[command(args_override_self = true)]
     Bench(Box<bench::BenchArgs>),
+    /// Play a load, given as JSON on standard input, on a simulated card
+    #[command(args_override_self = true)]
+    Simulate(Box<simulate::SimulateArgs>),
     /// Show a model's architecture, tensors, formats and memory
     Inspect(ModelArgs),
     /// Fetch a model into the cache and print where it is
@@ -53,6 +57,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Serve(args) => serve::serve(&args),
         Command::Generate(args) => generate::generate(&args),
         Command::Bench(args) => bench::bench(&args),
+        Command::Simulate(args) => simulate::simulate(&args),
         Command::Inspect(args) => fetch::inspect(&args),
         Command::Fetch(args) => fetch::fetch(&args),
     }

@@ -21,16 +21,6 @@ pub fn inactive_flags(typed: &EngineArgs, device: Device) -> Vec<(String, String
         "--disable-custom-all-reduce",
         "one device has no all-reduce",
     );
-    note(
-        typed.disable_radix_cache,
-        "--disable-radix-cache",
-        "no KV is kept between requests, with or without it",
-    );
-    note(
-        !typed.disable_radix_cache,
-        "radix cache (on unless --disable-radix-cache)",
-        "not built yet: no KV is kept between requests",
-    );
     let needs_compile = "--enable-torch-compile was not given";
     note(
         typed.torch_compile_max_bs.is_some() && !typed.enable_torch_compile,
@@ -68,7 +58,7 @@ fn note_unused_on_cuda(typed: &EngineArgs, note: &mut impl FnMut(bool, &str, &st
     let one_kernel = "the CUDA executor has one attention kernel";
     let host_sampler = "greedy rows are chosen on the card, all others by the host's sampler";
     let ahead = "the CUDA kernels are compiled ahead of time";
-    let no_tier = "no KV is kept between requests, so there is nothing to move to the host";
+    let no_tier = "the CUDA executor does not move KV pages to the host";
     let one_stream = "the CUDA executor runs one stream";
     let cluster = "held to 8, the blocks of the largest cluster that every card has";
     let splits = typed.triton_attention_num_kv_splits;

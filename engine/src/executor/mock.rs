@@ -195,7 +195,7 @@ impl MockExecutor {
         if plan.n_steps == 0 || plan.rows.is_empty() {
             return Err(failure("the plan is empty".to_owned()));
         }
-        let mut seen = HashSet::new();
+        let mut written = HashSet::new();
         for row in &plan.rows {
             if row.tokens.is_empty() {
                 return Err(failure(format!(
@@ -209,11 +209,20 @@ impl MockExecutor {
                     row.request
                 )));
             }
-            if let Some(page) = row.pages.iter().find(|page| !seen.insert(**page)) {
-                return Err(failure(format!(
-                    "page {} is in two places of a step",
-                    page.0
-                )));
+            let first_written = row.start / PAGE_TOKENS;
+            for (i, page) in row.pages.iter().enumerate() {
+                if i >= first_written && !written.insert(*page) {
+                    let page = page.0;
+                    return Err(failure(format!("two rows write to page {page}")));
+                }
+            }
+        }
+        for row in &plan.rows {
+            let first_written = (row.start / PAGE_TOKENS).min(row.pages.len());
+            let shared = &row.pages[..first_written];
+            if let Some(page) = shared.iter().find(|page| written.contains(page)) {
+                let page = page.0;
+                return Err(failure(format!("page {page} is shared and written to")));
             }
         }
         Ok(())

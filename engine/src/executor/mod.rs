@@ -4,6 +4,7 @@
 pub mod cpu;
 pub mod cuda;
 pub mod mock;
+pub mod simulated;
 
 use std::sync::Arc;
 

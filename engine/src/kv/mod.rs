@@ -1,19 +1,23 @@
 //! The paged KV cache's bookkeeping: which page belongs to whom. Holds no tensor.
 //!
-//! [`pool`] counts the holders of each page, [`page_table`] is one sequence's pages in order, and
-//! [`allocator`] stands between them: the one place that decides where a page comes from.
-//! Deliberately absent: prefix reuse between requests and a host tier. Both change where a page
-//! comes from, so both belong behind [`PageAllocator`].
+//! [`pool`] counts the holders of each page, [`page_table`] is one sequence's pages in order,
+//! [`radix`] remembers pages for the next request that begins alike, and [`allocator`] stands
+//! between them: the one place that decides where a page comes from. [`prefix`] names what begins
+//! alike.
 
 pub mod allocator;
 pub mod page_table;
 pub mod pool;
+pub mod prefix;
+pub mod radix;
 #[cfg(test)]
 mod tests;
 
 pub use allocator::PageAllocator;
 pub use page_table::PageTable;
 pub use pool::{IntegrityError, PagePool};
+pub use prefix::{Prefix, PrefixIndex};
+pub use radix::RadixTree;
 
 /// Tokens per page.
 pub const PAGE_TOKENS: usize = 16;

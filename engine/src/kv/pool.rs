@@ -25,8 +25,12 @@ pub enum IntegrityError {
     },
     #[error("free list names page {page}, the pool has {n_pages}")]
     OutOfRange { page: u32, n_pages: usize },
-    #[error("page {page} counts {counted} holders, the page tables name it {named} times")]
+    #[error(
+        "page {page} counts {counted} holders, page tables and prefix tree name it {named} times"
+    )]
     Holders { page: u32, counted: u32, named: u32 },
+    #[error("node {node} of the prefix tree: {what}")]
+    Tree { what: String, node: u32 },
 }
 
 impl PagePool {

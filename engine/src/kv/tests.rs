@@ -9,7 +9,7 @@ fn pages_round_up() {
 
 #[test]
 fn an_exhausted_pool_gives_nothing_and_changes_nothing() {
-    let mut allocator = PageAllocator::new(3);
+    let mut allocator = PageAllocator::new(3, false);
     let mut a = PageTable::default();
     assert!(allocator.grow(&mut a, 2 * PAGE_TOKENS));
     let mut b = PageTable::default();
@@ -36,7 +36,7 @@ fn a_shared_page_lives_until_its_last_holder_leaves() {
 
 #[test]
 fn integrity_check_sees_a_page_named_twice() {
-    let mut allocator = PageAllocator::new(2);
+    let mut allocator = PageAllocator::new(2, false);
     let mut a = PageTable::default();
     assert!(allocator.grow(&mut a, 1));
     let stolen = PageTable {
@@ -107,7 +107,7 @@ proptest! {
         n_pages in 1usize..20,
         ops in prop::collection::vec((0usize..4, 0usize..120, any::<bool>()), 0..60),
     ) {
-        let mut allocator = PageAllocator::new(n_pages);
+        let mut allocator = PageAllocator::new(n_pages, false);
         let mut tables: Vec<PageTable> = (0..4).map(|_| PageTable::default()).collect();
         for (i, n_tokens, free) in ops {
             let before = tables[i].n_pages();
@@ -128,4 +128,165 @@ proptest! {
         }
         prop_assert_eq!(allocator.n_pages_used(), 0);
     }
+}
+
+#[derive(Debug, Clone)]
+enum CacheOp {
+    /// A sequence of these page variants begins, shares what is cached, computes the rest.
+    Begin(Vec<u32>),
+    /// Computes one more page of a sequence.
+    Extend(usize, u32),
+    /// Lets others use so many pages of a sequence.
+    Keep(usize, usize),
+    /// A sequence ends, keeping what it computed.
+    End(usize),
+    /// A sequence ends and leaves nothing.
+    Abort(usize),
+}
+
+fn cache_op() -> impl Strategy<Value = CacheOp> {
+    prop_oneof![
+        3 => prop::collection::vec(0u32..3, 0..6).prop_map(CacheOp::Begin),
+        2 => (any::<usize>(), 0u32..3).prop_map(|(i, v)| CacheOp::Extend(i, v)),
+        2 => (any::<usize>(), 0usize..8).prop_map(|(i, n)| CacheOp::Keep(i, n)),
+        2 => any::<usize>().prop_map(CacheOp::End),
+        1 => any::<usize>().prop_map(CacheOp::Abort),
+    ]
+}
+
+/// A sequence under test: its tokens, and their pages, all computed.
+#[derive(Debug, Default)]
+struct Computed {
+    tokens: Vec<u32>,
+    hashes: Vec<u64>,
+    table: PageTable,
+}
+
+impl Computed {
+    fn push(&mut self, variant: u32) {
+        self.tokens
+            .extend((0..PAGE_TOKENS as u32).map(|i| variant * 100 + i));
+        prefix::extend_chain(&mut self.hashes, &self.tokens);
+    }
+
+    fn prefix(&self) -> Prefix<'_> {
+        Prefix {
+            hashes: &self.hashes,
+            tokens: &self.tokens,
+        }
+    }
+
+    /// Notes in `content` that each page holds the KV behind these tokens, from page `first` on.
+    fn write(&self, content: &mut [Vec<u32>], first: usize) {
+        for (i, page) in self.table.pages.iter().enumerate().skip(first) {
+            content[page.0 as usize] = self.tokens[..(i + 1) * PAGE_TOKENS].to_vec();
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    /// Whatever is inserted, matched, locked, evicted and aborted: tree, pool and tables agree,
+    /// and a page that is shared holds what its new user would have computed.
+    #[test]
+    fn shared_pages_hold_what_their_users_would_compute(
+        n_pages in 1usize..24,
+        ops in prop::collection::vec(cache_op(), 1..80),
+    ) {
+        let mut allocator = PageAllocator::new(n_pages, true);
+        let mut running: Vec<Computed> = Vec::new();
+        let mut content = vec![Vec::new(); n_pages];
+        for op in ops {
+            match op {
+                CacheOp::Begin(variants) => {
+                    let mut sequence = Computed::default();
+                    variants.iter().for_each(|v| sequence.push(*v));
+                    let mut table = PageTable::default();
+                    let cached = allocator.lookup(sequence.prefix());
+                    let n_available = allocator.n_pages_available();
+                    let n_tokens = allocator.share(&mut table, sequence.prefix());
+                    prop_assert_eq!(n_tokens, cached.n_pages * PAGE_TOKENS);
+                    prop_assert_eq!(allocator.n_pages_available(), n_available - cached.n_unlocked);
+                    for (i, page) in table.pages.iter().enumerate() {
+                        let expected = &sequence.tokens[..(i + 1) * PAGE_TOKENS];
+                        prop_assert_eq!(&content[page.0 as usize], expected);
+                    }
+                    if allocator.grow(&mut table, sequence.tokens.len()) {
+                        sequence.table = table;
+                        sequence.write(&mut content, cached.n_pages);
+                        running.push(sequence);
+                    } else {
+                        allocator.free(&mut table);
+                    }
+                }
+                CacheOp::Extend(i, variant) if !running.is_empty() => {
+                    let i = i % running.len();
+                    let sequence = &mut running[i];
+                    let n_before = sequence.table.n_pages();
+                    let n_tokens = sequence.tokens.len() + PAGE_TOKENS;
+                    if allocator.grow(&mut sequence.table, n_tokens) {
+                        sequence.push(variant);
+                        sequence.write(&mut content, n_before);
+                    }
+                }
+                CacheOp::Keep(i, n) if !running.is_empty() => {
+                    let i = i % running.len();
+                    let mut table = std::mem::take(&mut running[i].table);
+                    allocator.keep(&mut table, running[i].prefix().first(n));
+                    running[i].table = table;
+                    let cached = allocator.lookup(running[i].prefix());
+                    prop_assert!(cached.n_pages >= n.min(running[i].hashes.len()));
+                }
+                CacheOp::End(i) if !running.is_empty() => {
+                    let mut sequence = running.swap_remove(i % running.len());
+                    let mut table = std::mem::take(&mut sequence.table);
+                    allocator.keep(&mut table, sequence.prefix());
+                    allocator.free(&mut table);
+                    let cached = allocator.lookup(sequence.prefix());
+                    prop_assert_eq!(cached.n_pages, sequence.hashes.len());
+                }
+                CacheOp::Abort(i) if !running.is_empty() => {
+                    let mut sequence = running.swap_remove(i % running.len());
+                    allocator.free(&mut sequence.table);
+                }
+                _ => {}
+            }
+            allocator.check_integrity(running.iter().map(|s| &s.table)).unwrap();
+            for sequence in &running {
+                for (i, page) in sequence.table.pages.iter().enumerate() {
+                    let expected = &sequence.tokens[..(i + 1) * PAGE_TOKENS];
+                    prop_assert_eq!(&content[page.0 as usize], expected, "overwritten");
+                }
+            }
+        }
+        for mut sequence in running {
+            allocator.free(&mut sequence.table);
+        }
+        prop_assert_eq!(allocator.n_pages_used(), 0);
+        // Nothing is locked now, so every page can be had.
+        let mut all = PageTable::default();
+        prop_assert!(allocator.grow(&mut all, n_pages * PAGE_TOKENS));
+        allocator.check_integrity([&all]).unwrap();
+        prop_assert_eq!(allocator.prefixes(), &PrefixIndex::default());
+    }
+}
+
+#[test]
+fn pages_of_equal_hash_and_different_tokens_are_not_shared() {
+    let mut allocator = PageAllocator::new(4, true);
+    let mut sequence = Computed::default();
+    sequence.push(1);
+    let mut table = PageTable::default();
+    assert!(allocator.grow(&mut table, PAGE_TOKENS));
+    allocator.keep(&mut table, sequence.prefix());
+    let mut forged = Computed::default();
+    forged.push(2);
+    forged.hashes = sequence.hashes.clone();
+    assert_eq!(allocator.lookup(forged.prefix()).n_pages, 0);
+    let mut own = PageTable::default();
+    assert!(allocator.grow(&mut own, PAGE_TOKENS));
+    allocator.keep(&mut own, forged.prefix());
+    assert_ne!(own.pages, table.pages);
+    allocator.check_integrity([&own, &table]).unwrap();
 }

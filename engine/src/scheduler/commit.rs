@@ -3,6 +3,7 @@
 use super::Scheduler;
 use super::sequence::Events;
 use crate::executor::{StepOutput, StepPlan};
+use crate::kv::PAGE_TOKENS;
 use crate::request::{RequestId, TokenEvent};
 
 impl Scheduler {
@@ -21,6 +22,7 @@ impl Scheduler {
             let sequence = &mut self.running[i];
             if sequence.n_computed == row.start && !sequence.ended {
                 sequence.accept(row, sampled, &mut events);
+                self.keep_prompt(i);
             }
         }
         self.remove_ended();
@@ -44,6 +46,21 @@ impl Scheduler {
         }
         self.remove_ended();
         events
+    }
+
+    /// Lets others use what was computed of a running request's prompt; its output follows when
+    /// it leaves.
+    fn keep_prompt(&mut self, i: usize) {
+        let sequence = &mut self.running[i];
+        let n_computed = sequence.n_computed.min(sequence.n_prompt()) / PAGE_TOKENS;
+        if !self.config.radix_cache || n_computed <= sequence.n_kept_pages {
+            return;
+        }
+        self.in_flight
+            .remove(&sequence.prefix_hashes[sequence.n_kept_pages..n_computed]);
+        sequence.n_kept_pages = n_computed;
+        super::keep(&mut self.allocator, sequence, n_computed);
+        self.waiting.prefixes_changed();
     }
 
     /// Index of a running request. Rows come in the order of `running`, give or take a wrap, so

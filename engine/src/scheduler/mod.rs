@@ -8,7 +8,10 @@
 //! # Rules
 //!
 //! - Admission takes the policy's first waiting request and reserves pages for all its known
-//!   tokens; if they are not to be had, admission stops there. Nothing overtakes the head.
+//!   tokens; if they are not to be had, admission stops there. Nothing overtakes the head but for
+//!   the next rule.
+//! - Whole pages of a prompt that were computed before are shared instead of computed again. A
+//!   request whose next page another one is computing right now is passed over until it is there.
 //! - A prompt is computed in chunks of at most `chunked_prefill_size` tokens, a step computes at
 //!   most `max_prefill_tokens` prompt tokens. Prefill steps and decode steps take turns while both
 //!   have work, so that neither starves; with `mixed_chunk` decode rows ride along instead.
@@ -21,27 +24,25 @@
 //! - The random draw for output token i depends on the seed and i alone, so preemption, chunking
 //!   and company in the batch change no text.
 //!
-//! Deliberately absent: KV reuse between requests, and beam search.
+//! Deliberately absent: beam search.
 
 mod commit;
 mod plan;
 pub mod policy;
-mod prefix;
 mod sequence;
 #[cfg(test)]
 mod tests;
 mod waiting;
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 pub use self::policy::{PolicyName, UnknownPolicy};
-use self::prefix::PrefixIndex;
 use self::sequence::Sequence;
 use self::waiting::{QueueKey, WaitingQueue};
 use crate::executor::StepPlan;
-use crate::kv::{IntegrityError, PAGE_TOKENS, PageAllocator, PageTable, pages_for};
+use crate::kv::prefix::extend_chain;
+use crate::kv::{IntegrityError, PAGE_TOKENS, PageAllocator, PageTable, Prefix, PrefixIndex};
 use crate::request::{FinishReason, Request, RequestId, TokenEvent};
 
 /// Validated settings; every count is at least 1 (a 0 works as 1).
@@ -58,6 +59,8 @@ pub struct SchedulerConfig {
     /// Decode rows ride along in prefill steps; their count comes off the prefill budget.
     pub mixed_chunk: bool,
     pub n_continuous_decode_steps: usize,
+    /// KV of prompts and outputs is kept and shared with requests that begin alike.
+    pub radix_cache: bool,
     pub policy: PolicyName,
     /// Of the `random` policy.
     pub policy_seed: u64,
@@ -72,6 +75,7 @@ impl Default for SchedulerConfig {
             chunked_prefill_size: Some(2048),
             mixed_chunk: false,
             n_continuous_decode_steps: 1,
+            radix_cache: true,
             policy: PolicyName::Fcfs,
             policy_seed: 0,
         }
@@ -126,8 +130,15 @@ pub enum AddError {
 pub struct SchedulerStats {
     pub n_running: usize,
     pub n_waiting: usize,
+    /// In use by running requests.
     pub n_pages_used: usize,
+    /// Kept for requests to come; they count as free.
+    pub n_pages_cached: usize,
     pub n_pages_total: usize,
+    /// Prompt tokens of all requests admitted since the start, and those of them whose KV was
+    /// cached.
+    pub n_prompt_tokens: u64,
+    pub n_cached_tokens: u64,
     /// Since the start.
     pub n_preemptions: u64,
 }
@@ -146,8 +157,11 @@ pub struct Scheduler {
     /// In order of admission; the last is the first to be preempted.
     running: Vec<Sequence>,
     place: HashMap<RequestId, Place>,
-    running_prefixes: PrefixIndex,
+    /// Pages of prompts that running requests are computing, by chain hash.
+    in_flight: PrefixIndex,
     n_arrived: u64,
+    n_prompt_tokens: u64,
+    n_cached_tokens: u64,
     n_preemptions: u64,
     /// The last step computed prompts and no decode row, so decode rows are next.
     decode_is_due: bool,
@@ -157,12 +171,17 @@ pub struct Scheduler {
 impl Scheduler {
     pub fn new(config: SchedulerConfig) -> Self {
         Self {
-            allocator: PageAllocator::new(config.max_total_tokens / PAGE_TOKENS),
+            allocator: PageAllocator::new(
+                config.max_total_tokens / PAGE_TOKENS,
+                config.radix_cache,
+            ),
             waiting: WaitingQueue::new(config.policy.build(config.policy_seed)),
             running: Vec::new(),
             place: HashMap::new(),
-            running_prefixes: PrefixIndex::default(),
+            in_flight: PrefixIndex::default(),
             n_arrived: 0,
+            n_prompt_tokens: 0,
+            n_cached_tokens: 0,
             n_preemptions: 0,
             decode_is_due: false,
             queue_waits: Vec::new(),
@@ -181,11 +200,10 @@ impl Scheduler {
         if self.place.contains_key(&id) {
             return Err(AddError::Duplicate(id));
         }
-        let prefix_hashes = if self.config.policy.uses_prefixes() {
-            prefix::chain_hashes(&request.prompt)
-        } else {
-            Arc::default()
-        };
+        let mut prefix_hashes = Vec::new();
+        if self.config.radix_cache || self.config.policy.uses_prefixes() {
+            extend_chain(&mut prefix_hashes, &request.prompt);
+        }
         let key = self.waiting.insert(Sequence {
             tokens: request.prompt.to_vec(),
             request,
@@ -194,6 +212,8 @@ impl Scheduler {
             arrival: now,
             arrival_index: self.n_arrived,
             prefix_hashes,
+            n_kept_pages: 0,
+            n_cached: 0,
             ended: false,
             was_admitted: false,
         });
@@ -235,7 +255,10 @@ impl Scheduler {
             n_running: self.running.len(),
             n_waiting: self.waiting.len(),
             n_pages_used: self.allocator.n_pages_used(),
+            n_pages_cached: self.allocator.n_pages_cached(),
             n_pages_total: self.allocator.n_pages_total(),
+            n_prompt_tokens: self.n_prompt_tokens,
+            n_cached_tokens: self.n_cached_tokens,
             n_preemptions: self.n_preemptions,
         }
     }
@@ -251,10 +274,20 @@ impl Scheduler {
             .check_integrity(self.running.iter().map(|s| &s.pages))
     }
 
-    /// What leaves the running set gives back: its pages and its prefix.
+    /// What leaves the running set gives back: its pages and its prefix. What it computed, prompt
+    /// and output, is kept for others.
     fn release(&mut self, sequence: &mut Sequence) {
+        self.in_flight.remove(sequence.hashes_in_flight());
+        self.allocator
+            .prefixes_mut()
+            .remove(sequence.prompt_hashes());
+        if self.config.radix_cache {
+            let computed = &sequence.tokens[..sequence.n_computed];
+            extend_chain(&mut sequence.prefix_hashes, computed);
+            let n_pages = sequence.n_computed / PAGE_TOKENS;
+            keep(&mut self.allocator, sequence, n_pages);
+        }
         self.allocator.free(&mut sequence.pages);
-        self.running_prefixes.remove(&sequence.prefix_hashes);
         self.waiting.prefixes_changed();
     }
 
@@ -270,12 +303,15 @@ impl Scheduler {
         let key = self.waiting.insert(sequence);
         self.place.insert(id, Place::Waiting(key));
     }
+}
 
-    /// Pages that admitting `sequence` takes, with one spare page for each running row, so that a
-    /// newcomer is not preempted by the next few decode steps. Nothing is spared for an idle pool.
-    fn pages_to_admit(&self, sequence: &Sequence) -> usize {
-        pages_for(sequence.tokens.len()) + self.running.len()
-    }
+/// Lets others use the first `n_pages` of `sequence`, which are computed.
+fn keep(allocator: &mut PageAllocator, sequence: &mut Sequence, n_pages: usize) {
+    let prefix = Prefix {
+        hashes: &sequence.prefix_hashes,
+        tokens: &sequence.tokens,
+    };
+    allocator.keep(&mut sequence.pages, prefix.first(n_pages));
 }
 
 /// What a step computes, for logs and metrics.

@@ -5,7 +5,11 @@ use std::time::Duration;
 use super::sequence::Sequence;
 use super::{Place, Scheduler};
 use crate::executor::{PlanRow, StepPlan};
-use crate::kv::PageAllocator;
+use crate::kv::{PAGE_TOKENS, PageAllocator, pages_for};
+
+/// Requests that a step passes over because another one is computing their prefix. Bounds the
+/// cost where a great many begin alike.
+const MAX_PASSED_OVER: usize = 64;
 
 impl Scheduler {
     /// The next step; without rows only if there is no request.
@@ -118,37 +122,69 @@ impl Scheduler {
         if self.waiting.is_empty() || self.running.len() >= max_running {
             return rows;
         }
-        self.waiting.refresh(&self.running_prefixes);
+        self.waiting.refresh(self.allocator.prefixes());
+        let mut n_passed_over = 0;
         while self.running.len() < max_running {
-            let Some(first) = self.waiting.first() else {
+            let Some(next) = self.waiting.nth(n_passed_over) else {
                 break;
             };
-            if self.pages_to_admit(first) > self.allocator.n_pages_available() {
+            let cached = self.allocator.lookup(next.shareable());
+            if n_passed_over < MAX_PASSED_OVER && self.is_being_computed(next, cached.n_pages) {
+                n_passed_over += 1;
+                continue;
+            }
+            // One spare page for each running row, so that a newcomer is not preempted by the next
+            // few decode steps; nothing is spared for an idle pool.
+            let n_new = pages_for(next.tokens.len()) - cached.n_pages;
+            let n_taken = n_new + cached.n_unlocked + self.running.len();
+            if n_taken > self.allocator.n_pages_available() {
                 break;
             }
-            let n_tokens = budget.take(first.n_uncomputed());
+            let n_tokens = budget.take(next.tokens.len() - cached.n_pages * PAGE_TOKENS);
             if n_tokens == 0 {
                 break;
             }
-            let Some(mut sequence) = self.waiting.pop_first() else {
+            let Some(mut sequence) = self.waiting.remove_nth(n_passed_over) else {
                 break;
             };
-            let grown = self
-                .allocator
-                .grow(&mut sequence.pages, sequence.tokens.len());
-            debug_assert!(grown, "the pages were counted above");
+            self.give_pages(&mut sequence);
             rows.push(sequence.row(n_tokens));
             self.enter_running(sequence, now);
         }
         rows
     }
 
+    /// Behind its first `n_cached` pages comes one that a running request is computing.
+    fn is_being_computed(&self, sequence: &Sequence, n_cached: usize) -> bool {
+        let next = sequence.shareable().hashes.get(n_cached);
+        self.config.radix_cache && next.is_some_and(|hash| self.in_flight.contains(*hash))
+    }
+
+    /// Pages for all known tokens of a sequence that is being admitted: the cached ones, then new
+    /// ones.
+    fn give_pages(&mut self, sequence: &mut Sequence) {
+        let mut pages = std::mem::take(&mut sequence.pages);
+        sequence.n_computed = self.allocator.share(&mut pages, sequence.shareable());
+        sequence.n_kept_pages = pages.n_pages();
+        let grown = self.allocator.grow(&mut pages, sequence.tokens.len());
+        debug_assert!(grown, "the pages were counted before");
+        sequence.pages = pages;
+    }
+
     fn enter_running(&mut self, mut sequence: Sequence, now: Duration) {
         if !sequence.was_admitted {
             sequence.was_admitted = true;
+            sequence.n_cached = sequence.n_computed;
+            self.n_prompt_tokens += sequence.n_prompt() as u64;
+            self.n_cached_tokens += sequence.n_cached as u64;
             self.queue_waits.push(now.saturating_sub(sequence.arrival));
         }
-        self.running_prefixes.insert(&sequence.prefix_hashes);
+        self.allocator
+            .prefixes_mut()
+            .insert(sequence.prompt_hashes());
+        if self.config.radix_cache {
+            self.in_flight.insert(sequence.hashes_in_flight());
+        }
         self.waiting.prefixes_changed();
         self.place.insert(sequence.request.id, Place::Running);
         self.running.push(sequence);

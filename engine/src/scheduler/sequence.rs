@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::executor::{PlanRow, SampleSpec};
-use crate::kv::PageTable;
+use crate::kv::{PAGE_TOKENS, PageTable, Prefix};
 use crate::request::{FinishReason, Request, RequestId, SampledToken, TokenEvent, Usage};
 
 /// What [`Sequence::accept`] reports to.
@@ -21,8 +21,13 @@ pub(super) struct Sequence {
     pub arrival: Duration,
     /// Order of arrival; kept through preemption.
     pub arrival_index: u64,
-    /// Hash of each whole-page prefix of the prompt; empty unless the policy looks at prefixes.
-    pub prefix_hashes: Arc<[u64]>,
+    /// Hash of each whole-page prefix of the prompt, after a preemption of the output too; empty
+    /// where neither cache nor policy looks at prefixes.
+    pub prefix_hashes: Vec<u64>,
+    /// Leading pages of the prompt that are in the prefix cache, while this is running.
+    pub n_kept_pages: usize,
+    /// Prompt tokens whose KV was cached at the first admission.
+    pub n_cached: usize,
     pub ended: bool,
     /// True from the first admission on: the queue wait is reported once.
     pub was_admitted: bool,
@@ -55,8 +60,30 @@ impl Sequence {
         Usage {
             prompt_tokens: self.n_prompt(),
             completion_tokens: self.n_output(),
-            cached_tokens: 0,
+            cached_tokens: self.n_cached,
         }
+    }
+
+    /// Of the whole pages of the prompt alone.
+    pub fn prompt_hashes(&self) -> &[u64] {
+        &self.prefix_hashes[..self.prefix_hashes.len().min(self.n_prompt() / PAGE_TOKENS)]
+    }
+
+    /// Of those pages of the prompt that are not in the prefix cache yet.
+    pub fn hashes_in_flight(&self) -> &[u64] {
+        self.prompt_hashes()
+            .get(self.n_kept_pages..)
+            .unwrap_or_default()
+    }
+
+    /// What may be shared with others: all known whole pages, but not the last token, which must
+    /// be computed for its logits.
+    pub fn shareable(&self) -> Prefix<'_> {
+        let prefix = Prefix {
+            hashes: &self.prefix_hashes,
+            tokens: &self.tokens,
+        };
+        prefix.first((self.tokens.len() - 1) / PAGE_TOKENS)
     }
 
     /// The row that computes the next `n_tokens` known tokens.

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::policy::{Candidate, MAX_HANDICAP_US, PREFIX_WINDOW, Policy};
-use super::prefix::PrefixIndex;
 use super::sequence::Sequence;
+use crate::kv::PrefixIndex;
 
 /// Place in the queue. The arrival index makes it unique and breaks ties.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -62,20 +62,20 @@ impl WaitingQueue {
         self.sequences.remove(&key)
     }
 
-    /// The running requests changed: what prefix-aware policies computed no longer holds.
+    /// Running requests or cached pages changed: what prefix-aware policies computed no longer holds.
     pub fn prefixes_changed(&mut self) {
         self.window_is_stale = true;
     }
 
     /// Orders the window anew if anything changed. Called once a step, before admissions.
-    pub fn refresh(&mut self, running: &PrefixIndex) {
+    pub fn refresh(&mut self, held: &PrefixIndex) {
         if !self.window_is_stale {
             return;
         }
         self.window_is_stale = false;
         self.window.clear();
         // Asking with an empty window tells whether the policy orders one at all.
-        if self.policy.window_handicaps_us(&[], running).is_none() {
+        if self.policy.window_handicaps_us(&[], held).is_none() {
             return;
         }
         let (keys, candidates): (Vec<QueueKey>, Vec<Candidate<'_>>) = self
@@ -86,7 +86,7 @@ impl WaitingQueue {
             .unzip();
         let handicaps = self
             .policy
-            .window_handicaps_us(&candidates, running)
+            .window_handicaps_us(&candidates, held)
             .unwrap_or_default();
         let mut order: Vec<(i64, QueueKey)> = keys
             .into_iter()
@@ -100,19 +100,25 @@ impl WaitingQueue {
         self.window.extend(order.into_iter().map(|(_, key)| key));
     }
 
-    /// The next to be admitted.
-    pub fn first(&self) -> Option<&Sequence> {
-        match self.window.last() {
-            Some(key) => self.sequences.get(key),
-            None => self.sequences.values().next(),
+    /// The request to be admitted after `n_before` others; behind the window there is none until
+    /// the next [`Self::refresh`].
+    pub fn nth(&self, n_before: usize) -> Option<&Sequence> {
+        if self.window.is_empty() {
+            return self.sequences.values().nth(n_before);
         }
+        let i = self.window.len().checked_sub(n_before + 1)?;
+        self.sequences.get(&self.window[i])
     }
 
-    pub fn pop_first(&mut self) -> Option<Sequence> {
-        match self.window.pop() {
-            Some(key) => self.sequences.remove(&key),
-            None => self.sequences.pop_first().map(|(_, sequence)| sequence),
+    /// Takes [`Self::nth`] out.
+    pub fn remove_nth(&mut self, n_before: usize) -> Option<Sequence> {
+        if self.window.is_empty() {
+            let key = *self.sequences.keys().nth(n_before)?;
+            return self.sequences.remove(&key);
         }
+        let i = self.window.len().checked_sub(n_before + 1)?;
+        let key = self.window.remove(i);
+        self.sequences.remove(&key)
     }
 }
 

@@ -1,9 +1,10 @@
 //! The CPU executor on small seeded checkpoints: against candle-transformers, against
-//! dequantised twins, and against itself under every way of cutting a batch.
+//! dequantised twins, and against itself under every way of cutting a batch and of sharing KV.
 
 mod against_candle;
 mod against_twin;
 mod invariance;
+mod prefix_reuse;
 mod refusals;
 
 use engine::executor::PlanRow;

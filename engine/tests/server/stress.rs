@@ -77,7 +77,7 @@ async fn run_client(address: SocketAddr, i: usize) -> Outcome {
         4 | 6 | 8 => {
             let stream = i.is_multiple_of(4);
             let body = json!({
-                "prompt": "x".repeat(n_prompt), "max_tokens": n_output, "stream": stream,
+                "prompt": prompt(i, n_prompt), "max_tokens": n_output, "stream": stream,
                 "stream_options": if stream { json!({"include_usage": true}) } else { json!(null) },
             });
             let answer = client::post(address, path, &body).await;
@@ -93,7 +93,9 @@ async fn run_client(address: SocketAddr, i: usize) -> Outcome {
         }
         _ => {
             let stream = i % 4 == 1;
-            let body = json!({"prompt": "x".repeat(n_prompt), "max_tokens": 400, "stream": stream});
+            let body = json!({
+                "prompt": prompt(i, n_prompt), "max_tokens": 400, "stream": stream,
+            });
             let body = body.to_string();
             let mut connection = client::open(address, "POST", path, &[], body.as_bytes()).await;
             if stream {
@@ -109,4 +111,11 @@ async fn run_client(address: SocketAddr, i: usize) -> Outcome {
             Outcome::WentAway
         }
     }
+}
+
+/// `n_tokens` letters that begin like nobody else's, so that no pages are shared.
+fn prompt(client: usize, n_tokens: usize) -> String {
+    (0..n_tokens)
+        .map(|i| char::from(b'a' + ((client + i * (client / 26 + 1)) % 26) as u8))
+        .collect()
 }

@@ -148,7 +148,7 @@ async fn open_loop(
 }
 
 /// Exponential gaps of mean `1 / rate_per_s`; the first request is sent at once.
-fn poisson_gaps_s(seed: u64, case: &str, rate_per_s: f64, n_requests: usize) -> Vec<f64> {
+pub fn poisson_gaps_s(seed: u64, case: &str, rate_per_s: f64, n_requests: usize) -> Vec<f64> {
     let mut rng = case_rng(seed, &format!("{case} arrivals"));
     // 1 - u lies in (0, 1], so that the logarithm is finite.
     let mut gap_s = || -(1.0 - rng.random::<f64>()).ln() / rate_per_s;

@@ -1,11 +1,11 @@
 //! `dfs-weight`: depth-first over the tree of the waiting prompts' prefixes, the subtree with the
 //! most waiting requests first, so that requests with a common beginning run next to each other.
-//! A subtree whose prefix a running request has comes before the others: the walk starts anew
-//! whenever requests come or go, and this keeps it where it was. Prompts with nothing in common
+//! A subtree whose prefix is cached, or a running request's, comes before the others: the walk
+//! starts anew whenever requests come or go, and this keeps it where it was. Prompts with nothing in common
 //! keep their order of arrival. One place in the walk counts as [`PLACE_US`] of waiting.
 
-use super::super::prefix::{PrefixIndex, shared_pages};
 use super::{Candidate, Policy};
+use crate::kv::prefix::{PrefixIndex, shared_pages};
 
 /// 100 ms.
 const PLACE_US: i64 = 100_000;
@@ -21,10 +21,10 @@ impl Policy for DfsWeight {
     fn window_handicaps_us(
         &self,
         window: &[Candidate<'_>],
-        running: &PrefixIndex,
+        held: &PrefixIndex,
     ) -> Option<Vec<i64>> {
         let mut order = Vec::with_capacity(window.len());
-        walk(window, running, (0..window.len()).collect(), 0, &mut order);
+        walk(window, held, (0..window.len()).collect(), 0, &mut order);
         let mut handicaps = vec![0; window.len()];
         for (place, &i) in order.iter().enumerate() {
             handicaps[i] = place as i64 * PLACE_US;
@@ -36,7 +36,7 @@ impl Policy for DfsWeight {
 /// Appends the requests of one subtree, all of which share their first `n_shared` pages.
 fn walk(
     window: &[Candidate<'_>],
-    running: &PrefixIndex,
+    held: &PrefixIndex,
     members: Vec<usize>,
     n_shared: usize,
     order: &mut Vec<usize>,
@@ -67,15 +67,15 @@ fn walk(
             None => children.push((false, vec![i])),
             Some(&hash) => {
                 let child = *child_of_hash.entry(hash).or_insert_with(|| {
-                    children.push((running.contains(hash), Vec::new()));
+                    children.push((held.contains(hash), Vec::new()));
                     children.len() - 1
                 });
                 children[child].1.push(i);
             }
         }
     }
-    children.sort_by_key(|(is_running, members)| std::cmp::Reverse((*is_running, members.len())));
+    children.sort_by_key(|(is_held, members)| std::cmp::Reverse((*is_held, members.len())));
     for (_, members) in children {
-        walk(window, running, members, n_common + 1, order);
+        walk(window, held, members, n_common + 1, order);
     }
 }

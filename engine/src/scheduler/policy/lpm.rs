@@ -1,9 +1,10 @@
-//! `lpm`: longest prefix match first. The match is with the prompts of running requests, by whole
-//! pages; where nothing matches, every handicap is 0 and the order is `fcfs`. Until KV is shared
-//! between requests the match changes the order alone and saves no work.
+//! `lpm`: longest prefix match first. The match is with what is cached and with the prompts of
+//! running requests, which are about to be, by whole pages; where nothing matches, every handicap
+//! is 0 and the order is `fcfs`. With the prefix cache off the match changes the order alone and
+//! saves no work.
 
-use super::super::prefix::PrefixIndex;
 use super::{Candidate, Policy, TOKEN_WEIGHT_US};
+use crate::kv::PrefixIndex;
 
 #[derive(Debug)]
 pub struct Lpm;
@@ -16,12 +17,12 @@ impl Policy for Lpm {
     fn window_handicaps_us(
         &self,
         window: &[Candidate<'_>],
-        running: &PrefixIndex,
+        held: &PrefixIndex,
     ) -> Option<Vec<i64>> {
         let handicaps = window
             .iter()
             .map(|candidate| {
-                let n_matched = running.matched_tokens(candidate.prefix_hashes);
+                let n_matched = held.matched_tokens(candidate.prefix_hashes);
                 (n_matched as i64).saturating_mul(-TOKEN_WEIGHT_US)
             })
             .collect();

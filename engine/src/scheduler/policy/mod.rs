@@ -29,7 +29,7 @@ mod random;
 
 use std::str::FromStr;
 
-use super::prefix::PrefixIndex;
+use crate::kv::PrefixIndex;
 use crate::request::RequestId;
 
 /// No handicap moves a request further than this, in microseconds.
@@ -61,11 +61,12 @@ pub trait Policy: Send + std::fmt::Debug {
     fn handicap_us(&self, candidate: &Candidate<'_>) -> i64;
 
     /// Handicaps of the longest-waiting requests (in order of arrival), computed anew because
-    /// they depend on the others; `None` where the handicap at entry stands.
+    /// they depend on the others; `None` where the handicap at entry stands. `held` has the
+    /// prefixes that are cached and those of running requests.
     fn window_handicaps_us(
         &self,
         _window: &[Candidate<'_>],
-        _running: &PrefixIndex,
+        _held: &PrefixIndex,
     ) -> Option<Vec<i64>> {
         None
     }
@@ -125,7 +126,7 @@ impl PolicyName {
         }
     }
 
-    /// True where the policy compares prompts' beginnings: they are hashed at entry then.
+    /// True where the policy compares prompts' beginnings: they are hashed at entry for it.
     pub fn uses_prefixes(self) -> bool {
         matches!(self, Self::Lpm | Self::DfsWeight)
     }

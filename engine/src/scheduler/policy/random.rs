@@ -1,8 +1,8 @@
 //! `random`: a seeded shuffle of the requests that arrive within one minute of each other. A
 //! yardstick: what a policy gains over no order at all.
 
-use super::super::prefix::mix;
 use super::{Candidate, Policy};
+use crate::kv::prefix::mix;
 
 const SPREAD_US: u64 = 60_000_000;
 

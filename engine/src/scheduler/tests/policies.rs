@@ -1,9 +1,6 @@
-//! Who is admitted first, and that nobody waits for ever.
-
-use proptest::prelude::*;
+//! The order of admission under each policy, and that none starves anyone.
 
 use super::*;
-use crate::scheduler::policy::{Candidate, MAX_HANDICAP_US};
 
 /// Ids in the order in which they are admitted, one at a time.
 fn admission_order(policy: PolicyName, requests: Vec<(Request, Duration)>) -> Vec<u64> {
@@ -100,7 +97,7 @@ fn lpm_prefers_what_shares_a_prefix_with_the_running() {
         .unwrap();
     step(&mut scheduler, &mut executor);
     let (plan, _) = step(&mut scheduler, &mut executor);
-    assert_eq!(shape(&plan), [(3, 0, 43, true)]);
+    assert_eq!(shape(&plan), [(3, 32, 11, true)]);
 }
 
 #[test]
@@ -121,6 +118,8 @@ fn dfs_weight_walks_the_heaviest_subtree_first() {
     ];
     let mut scheduler = Scheduler::new(SchedulerConfig {
         policy: PolicyName::DfsWeight,
+        // With it, those with a common beginning would wait for the first of them.
+        radix_cache: false,
         ..config(256)
     });
     for request in requests {

@@ -1,14 +1,45 @@
 //! Which prompts begin alike, by whole pages: the unit in which KV can be shared.
 //!
 //! A prompt is a chain of hashes, one per full page, each covering everything before it; two
-//! prompts share n pages where their first n hashes agree. [`PrefixIndex`] holds the chains of the
-//! running requests. Deliberately absent: the pages themselves (a radix tree over cached KV will
-//! replace this index; the policies need only the length of the match).
+//! prompts share n pages where their first n hashes agree. Hashes say where to look and in which
+//! order to admit; whether KV is shared is decided by the tokens themselves, in
+//! [`radix`](super::radix).
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
-use crate::kv::PAGE_TOKENS;
+use super::PAGE_TOKENS;
+
+/// Whole pages of one sequence from its beginning: their hashes, and at least their tokens.
+#[derive(Debug, Clone, Copy)]
+pub struct Prefix<'a> {
+    /// One a page, see [`extend_chain`].
+    pub hashes: &'a [u64],
+    /// At least `hashes.len() * PAGE_TOKENS`.
+    pub tokens: &'a [u32],
+}
+
+impl<'a> Prefix<'a> {
+    /// The first `n_pages` of it, or all.
+    pub fn first(self, n_pages: usize) -> Self {
+        Self {
+            hashes: &self.hashes[..n_pages.min(self.hashes.len())],
+            tokens: self.tokens,
+        }
+    }
+
+    pub fn n_pages(self) -> usize {
+        self.hashes.len()
+    }
+
+    /// The tokens of its pages from number `page` on, a whole page an item.
+    pub(super) fn pages_from(self, page: usize) -> impl Iterator<Item = &'a [u32]> {
+        let range = page * PAGE_TOKENS..self.hashes.len() * PAGE_TOKENS;
+        self.tokens
+            .get(range)
+            .unwrap_or_default()
+            .chunks_exact(PAGE_TOKENS)
+    }
+}
 
 /// Finaliser of splitmix64: spreads every input bit over the whole word.
 pub(crate) fn mix(mut x: u64) -> u64 {
@@ -18,18 +49,23 @@ pub(crate) fn mix(mut x: u64) -> u64 {
     x ^ (x >> 31)
 }
 
-/// One hash per whole page of `prompt`, each over all tokens up to that page's end.
-pub fn chain_hashes(prompt: &[u32]) -> Arc<[u64]> {
-    let mut hash = 0u64;
-    prompt
-        .chunks_exact(PAGE_TOKENS)
-        .map(|page| {
-            for &token in page {
-                hash = mix(hash ^ u64::from(token));
-            }
-            hash
-        })
-        .collect()
+/// Brings `chain` up to one hash per whole page of `tokens`, each over all tokens up to that
+/// page's end.
+pub fn extend_chain(chain: &mut Vec<u64>, tokens: &[u32]) {
+    let mut hash = chain.last().copied().unwrap_or(0);
+    for page in tokens.chunks_exact(PAGE_TOKENS).skip(chain.len()) {
+        for &token in page {
+            hash = mix(hash ^ u64::from(token));
+        }
+        chain.push(hash);
+    }
+}
+
+/// The chain of a whole prompt.
+pub fn chain_hashes(prompt: &[u32]) -> Vec<u64> {
+    let mut chain = Vec::with_capacity(prompt.len() / PAGE_TOKENS);
+    extend_chain(&mut chain, prompt);
+    chain
 }
 
 /// Pages that two chains share at their beginning.
@@ -48,8 +84,9 @@ pub fn shared_pages(a: &[u64], b: &[u64]) -> usize {
     low
 }
 
-/// The prefixes of the running requests.
-#[derive(Debug, Default)]
+/// Prefixes that are of interest to those who come later, with the number of their holders: those
+/// of running requests and of cached pages, say.
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct PrefixIndex {
     n_holders: HashMap<u64, u32>,
 }
@@ -72,12 +109,13 @@ impl PrefixIndex {
         }
     }
 
-    /// Some running request begins with the prefix of this hash.
+    /// Somebody holds the prefix of this hash.
     pub fn contains(&self, hash: u64) -> bool {
         self.n_holders.contains_key(&hash)
     }
 
-    /// Tokens at the beginning of `chain` that some running request has too.
+    /// Tokens at the beginning of `chain` that somebody holds. Whoever holds a page holds those
+    /// before it, so the hashes need not be looked at one by one.
     pub fn matched_tokens(&self, chain: &[u64]) -> usize {
         chain.partition_point(|hash| self.n_holders.contains_key(hash)) * PAGE_TOKENS
     }
@@ -94,6 +132,9 @@ mod tests {
         b[40] = 9999;
         let (a, b) = (chain_hashes(&a), chain_hashes(&b));
         assert_eq!(a.len(), 4);
+        let mut longer = a[..1].to_vec();
+        extend_chain(&mut longer, &(0..70).collect::<Vec<_>>());
+        assert_eq!(longer, a);
         assert_eq!(shared_pages(&a, &b), 2);
         assert_eq!(shared_pages(&a, &a), 4);
         assert_eq!(shared_pages(&a, &[]), 0);

@@ -1,8 +1,4 @@
-//! Whatever the workload, every request gets the tokens that it gets alone.
-
-use std::collections::HashSet;
-
-use proptest::prelude::*;
+//! Random workloads under random settings.
 
 use super::*;
 
@@ -25,9 +21,10 @@ fn workload() -> impl Strategy<Value = Workload> {
             any::<bool>(),
             1usize..5,
             0..PolicyName::ALL.len(),
+            any::<bool>(),
         )
             .prop_map(
-                move |(running, prefill, chunk, mixed_chunk, n_continuous, policy)| {
+                move |(running, prefill, chunk, mixed_chunk, n_continuous, policy, radix_cache)| {
                     SchedulerConfig {
                         max_total_tokens: n_tokens,
                         max_running_requests: running,
@@ -35,6 +32,7 @@ fn workload() -> impl Strategy<Value = Workload> {
                         chunked_prefill_size: chunk,
                         mixed_chunk,
                         n_continuous_decode_steps: n_continuous,
+                        radix_cache,
                         policy: PolicyName::ALL[policy],
                         policy_seed: 1,
                     }
@@ -128,12 +126,14 @@ proptest! {
             }
             prop_assert_eq!(tokens, &alone, "request {}", i);
             let reason = if tokens.last() == Some(&17) { FinishReason::Stop } else { FinishReason::Length };
-            let usage = Usage {
-                prompt_tokens: requests[i].0,
-                completion_tokens: tokens.len(),
-                cached_tokens: 0,
+            let Some(TokenEvent::Finished { reason: found, usage }) = last else {
+                return Err(TestCaseError::fail(format!("request {i} ended with {last:?}")));
             };
-            prop_assert_eq!(last, &Some(TokenEvent::Finished { reason, usage }));
+            prop_assert_eq!(*found, reason);
+            prop_assert_eq!(usage.prompt_tokens, requests[i].0);
+            prop_assert_eq!(usage.completion_tokens, tokens.len());
+            prop_assert!(usage.cached_tokens < usage.prompt_tokens);
+            prop_assert!(config.radix_cache || usage.cached_tokens == 0);
         }
     }
 }

@@ -1,0 +1,228 @@
+//! What is known of a card: its rates from the data sheet, and steps that were measured on it or
+//! on one like it. Read from a TOML file; no figure of a card is in the code.
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+#[derive(Debug, thiserror::Error)]
+pub enum CardError {
+    #[error("card {path}: {source}")]
+    Read {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("card {path}: {message}")]
+    Toml { path: PathBuf, message: String },
+    #[error("card {path}: {field} is {value}; it must be {limit}")]
+    Field {
+        path: PathBuf,
+        field: &'static str,
+        value: String,
+        limit: &'static str,
+    },
+}
+
+/// Rates of the data sheet.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rates {
+    pub name: String,
+    /// Where the figures are from.
+    pub source: String,
+    pub memory_bytes: u64,
+    /// Of device memory.
+    pub bandwidth_gb_per_s: f64,
+    /// Dense fp16 products with fp32 sums on the tensor cores.
+    pub fp16_tflops: f64,
+    pub n_sms: u32,
+    pub clock_ghz: f64,
+    /// Copies between host and device, one way.
+    pub host_link_gb_per_s: f64,
+}
+
+impl Rates {
+    /// Cycles of all multiprocessors together, a second.
+    pub fn sm_cycles_per_s(&self) -> f64 {
+        f64::from(self.n_sms) * self.clock_ghz * 1e9
+    }
+}
+
+/// The model that the steps were measured with.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MeasuredModel {
+    /// Bytes of the layers' matrices, and of lm_head.
+    pub layer_bytes: u64,
+    pub head_bytes: u64,
+    /// Elements of the same.
+    pub layer_elements: u64,
+    pub head_elements: u64,
+    pub kv_bytes_per_token: u64,
+}
+
+/// Steps that decode `rows` sequences of `context_tokens` each, without a graph.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DecodePoint {
+    pub rows: usize,
+    pub context_tokens: f64,
+    pub ms: f64,
+}
+
+/// A prompt of `tokens`, alone on an idle server, from its sending to its first token.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PrefillPoint {
+    pub tokens: usize,
+    pub ms: f64,
+}
+
+/// Measured steps, and what cannot be seen in a single step.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Steps {
+    /// Which runs, with which engine.
+    pub source: String,
+    pub model: MeasuredModel,
+    /// Rows that go through the layers together; longer steps are cut.
+    pub max_pass_rows: usize,
+    /// Rows of one prompt that share one reading of its KV.
+    pub rows_per_kv_read: usize,
+    /// Share of the bandwidth that attention reads KV with.
+    pub kv_bandwidth_share: f64,
+    /// What launching a pass costs where no graph is replayed.
+    pub launch_ms: f64,
+    /// From a request's sending to its place in the queue, and back: HTTP, JSON, tokenizer.
+    pub request_ms: f64,
+    /// Between the arrivals of requests that are sent at once: they are taken in one by one.
+    pub arrival_spacing_ms: f64,
+    pub decode: Vec<DecodePoint>,
+    pub prefill: Vec<PrefillPoint>,
+}
+
+/// Whose steps were measured.
+#[derive(Debug, Clone)]
+pub struct Card {
+    pub rates: Rates,
+    pub steps: Steps,
+    /// Rates of the card that the steps were measured on.
+    pub measured_on: Rates,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CardFile {
+    rates: Rates,
+    steps: Option<Steps>,
+    /// File beside this one with the steps, where there are none in here.
+    steps_of: Option<String>,
+}
+
+impl Card {
+    /// Reads a card and, where it has no measured steps, those of the card it names.
+    pub fn read(path: &Path) -> Result<Self, CardError> {
+        let own = read_file(path)?;
+        let toml = |message: &str| CardError::Toml {
+            path: path.into(),
+            message: message.to_owned(),
+        };
+        let (steps, measured_on, from) = match (own.steps, own.steps_of) {
+            (Some(steps), None) => (steps, own.rates.clone(), path.to_path_buf()),
+            (None, Some(name)) => {
+                let other_path = path.with_file_name(name);
+                let other = read_file(&other_path)?;
+                let steps = other
+                    .steps
+                    .ok_or_else(|| toml("steps_of names a card without steps"))?;
+                (steps, other.rates, other_path)
+            }
+            _ => return Err(toml("either [steps] or steps_of is needed, and not both")),
+        };
+        check(path, &own.rates)?;
+        check(&from, &measured_on)?;
+        check_steps(&from, &steps)?;
+        Ok(Self {
+            rates: own.rates,
+            steps,
+            measured_on,
+        })
+    }
+}
+
+fn read_file(path: &Path) -> Result<CardFile, CardError> {
+    let text = std::fs::read_to_string(path).map_err(|source| CardError::Read {
+        path: path.into(),
+        source,
+    })?;
+    toml::from_str(&text).map_err(|error| CardError::Toml {
+        path: path.into(),
+        message: error.to_string(),
+    })
+}
+
+fn check(path: &Path, rates: &Rates) -> Result<(), CardError> {
+    let positive = [
+        ("bandwidth_gb_per_s", rates.bandwidth_gb_per_s),
+        ("fp16_tflops", rates.fp16_tflops),
+        ("n_sms", f64::from(rates.n_sms)),
+        ("clock_ghz", rates.clock_ghz),
+        ("host_link_gb_per_s", rates.host_link_gb_per_s),
+    ];
+    for (field, value) in positive {
+        above_0(path, field, value)?;
+    }
+    Ok(())
+}
+
+fn above_0(path: &Path, field: &'static str, value: f64) -> Result<(), CardError> {
+    if value.is_finite() && value > 0.0 {
+        return Ok(());
+    }
+    Err(CardError::Field {
+        path: path.into(),
+        field,
+        value: value.to_string(),
+        limit: "a number above 0",
+    })
+}
+
+fn check_steps(path: &Path, steps: &Steps) -> Result<(), CardError> {
+    above_0(path, "kv_bandwidth_share", steps.kv_bandwidth_share)?;
+    above_0(path, "max_pass_rows", steps.max_pass_rows as f64)?;
+    above_0(path, "rows_per_kv_read", steps.rows_per_kv_read as f64)?;
+    above_0(path, "layer_bytes", steps.model.layer_bytes as f64)?;
+    above_0(path, "layer_elements", steps.model.layer_elements as f64)?;
+    for point in &steps.decode {
+        above_0(path, "decode.rows", point.rows as f64)?;
+        above_0(path, "decode.ms", point.ms)?;
+    }
+    for point in &steps.prefill {
+        above_0(path, "prefill.tokens", point.tokens as f64)?;
+        above_0(path, "prefill.ms", point.ms)?;
+    }
+    let not_negative = [
+        ("launch_ms", steps.launch_ms),
+        ("request_ms", steps.request_ms),
+        ("arrival_spacing_ms", steps.arrival_spacing_ms),
+    ];
+    for (field, value) in not_negative {
+        if !(value.is_finite() && value >= 0.0) {
+            return Err(CardError::Field {
+                path: path.into(),
+                field,
+                value: value.to_string(),
+                limit: "a number of at least 0",
+            });
+        }
+    }
+    if steps.decode.iter().any(|point| point.rows == 1) {
+        return Ok(());
+    }
+    Err(CardError::Field {
+        path: path.into(),
+        field: "decode",
+        value: format!("{} points", steps.decode.len()),
+        limit: "a list with a point of 1 row",
+    })
+}

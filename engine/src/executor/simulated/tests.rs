@@ -1,0 +1,203 @@
+use std::sync::Arc;
+
+use super::card::{Card, DecodePoint, MeasuredModel, PrefillPoint, Rates, Steps};
+use super::*;
+use crate::executor::{PlanRow, SampleSpec};
+use crate::kv::{PageIdx, pages_for};
+use crate::request::{RequestId, SamplingParams};
+
+const MODEL: MeasuredModel = MeasuredModel {
+    layer_bytes: 16_000_000_000,
+    head_bytes: 1_000_000_000,
+    layer_elements: 31_000_000_000,
+    head_elements: 500_000_000,
+    kv_bytes_per_token: 262_144,
+};
+
+fn rates(bandwidth_gb_per_s: f64, n_sms: u32) -> Rates {
+    Rates {
+        name: format!("card of {n_sms}"),
+        source: "made up".into(),
+        memory_bytes: 80 << 30,
+        bandwidth_gb_per_s,
+        fp16_tflops: 900.0,
+        n_sms,
+        clock_ghz: 2.0,
+        host_link_gb_per_s: 50.0,
+    }
+}
+
+fn card(rates_here: Rates) -> Card {
+    let decode = |rows, ms| DecodePoint {
+        rows,
+        context_tokens: 200.0,
+        ms,
+    };
+    Card {
+        rates: rates_here,
+        measured_on: rates(3000.0, 100),
+        steps: Steps {
+            source: "made up".into(),
+            model: MODEL,
+            max_pass_rows: 64,
+            rows_per_kv_read: 1,
+            kv_bandwidth_share: 0.5,
+            launch_ms: 0.25,
+            request_ms: 0.5,
+            arrival_spacing_ms: 0.0,
+            decode: vec![decode(1, 8.0), decode(10, 10.0), decode(20, 14.0)],
+            prefill: vec![
+                PrefillPoint {
+                    tokens: 40,
+                    ms: 23.0,
+                },
+                PrefillPoint {
+                    tokens: 64,
+                    ms: 26.0,
+                },
+                PrefillPoint {
+                    tokens: 80,
+                    ms: 99.0,
+                },
+            ],
+        },
+    }
+}
+
+fn simulated(card: Card, max_graph_rows: usize) -> SimulatedExecutor {
+    let options = SimulatedOptions {
+        kv_pool_tokens: 1 << 20,
+        weight_bytes: 1,
+        kv_bytes_per_token: MODEL.kv_bytes_per_token,
+        max_graph_rows,
+    };
+    SimulatedExecutor::new(CostModel::new(card, MODEL), options)
+}
+
+/// `n` rows of `n_tokens` each that sample, at position `start`.
+fn plan(n: u64, n_tokens: usize, start: usize, n_steps: usize) -> StepPlan {
+    let rows = (0..n).map(|id| PlanRow {
+        request: RequestId(id),
+        tokens: vec![1; n_tokens],
+        start,
+        pages: vec![PageIdx(0); pages_for(start + n_tokens + n_steps)],
+        sample: Some(SampleSpec {
+            params: Arc::new(SamplingParams::default()),
+            output_index: 0,
+            history: Vec::new(),
+            n_prompt: start,
+        }),
+    });
+    StepPlan {
+        rows: rows.collect(),
+        n_steps,
+    }
+}
+
+fn ms(executor: &mut SimulatedExecutor, plan: &StepPlan) -> f64 {
+    let output = executor.execute(plan).unwrap();
+    assert!(output.rows.iter().all(|row| row.len() == plan.n_steps));
+    executor.take_elapsed().as_secs_f64() * 1e3
+}
+
+fn close(found: f64, expected: f64, tolerance: f64) -> bool {
+    (found - expected).abs() <= tolerance * expected
+}
+
+#[test]
+fn measured_steps_come_out_again() {
+    let mut executor = simulated(card(rates(3000.0, 100)), 0);
+    for (rows, expected) in [(1, 8.0), (10, 10.0), (20, 14.0)] {
+        let found = ms(&mut executor, &plan(rows, 1, 199, 1));
+        assert!(close(found, expected, 0.01), "{rows} rows: {found} ms");
+    }
+    // The time of a request outside of its step is not the executor's.
+    for (tokens, expected) in [(40, 22.5), (64, 25.5)] {
+        let found = ms(&mut executor, &plan(1, tokens, 0, 1));
+        assert!(close(found, expected, 0.01), "{tokens} tokens: {found} ms");
+    }
+    let found = ms(&mut executor, &plan(15, 1, 199, 1));
+    assert!(close(found, 12.0, 0.01), "between two points: {found} ms");
+}
+
+#[test]
+fn long_steps_are_cut_and_bursts_add_up() {
+    let mut executor = simulated(card(rates(3000.0, 100)), 0);
+    let one = ms(&mut executor, &plan(1, 64, 0, 1));
+    let two = ms(&mut executor, &plan(2, 64, 0, 1));
+    assert!(close(two, 2.0 * one, 1e-6), "{two} ms for twice {one} ms");
+    let single: f64 = (0..4)
+        .map(|i| ms(&mut executor, &plan(3, 1, 100 + i, 1)))
+        .sum();
+    let burst = ms(&mut executor, &plan(3, 1, 100, 4));
+    assert!(close(burst, single, 1e-6), "{burst} ms for {single} ms");
+}
+
+#[test]
+fn graphs_save_the_launch_and_context_costs_bandwidth() {
+    let mut without = simulated(card(rates(3000.0, 100)), 0);
+    let mut with = simulated(card(rates(3000.0, 100)), 4);
+    let saved = |n| ms(&mut without, &plan(n, 1, 9, 1)) - ms(&mut with, &plan(n, 1, 9, 1));
+    let saved: Vec<f64> = [4, 5].map(saved).into();
+    assert!(
+        close(saved[0], 0.25, 1e-3) && saved[1].abs() < 1e-6,
+        "{saved:?}"
+    );
+    let longer = ms(&mut with, &plan(1, 1, 10_009, 1)) - ms(&mut with, &plan(1, 1, 9, 1));
+    // 10,000 tokens of 262,144 bytes at half of 3 TB/s.
+    assert!(close(longer, 1.7476, 1e-3), "{longer} ms");
+}
+
+#[test]
+fn another_card_scales_by_bandwidth_and_multiprocessors_down_to_its_peak() {
+    let at = |card_rates: Rates, rows| {
+        let mut executor = simulated(card(card_rates), 64);
+        ms(&mut executor, &plan(rows, 1, 0, 1))
+    };
+    let slow = at(rates(1500.0, 100), 1) / at(rates(3000.0, 100), 1);
+    assert!(close(slow, 2.0, 1e-6), "half the bandwidth: {slow}");
+    let excess = |n_sms| at(rates(3000.0, n_sms), 20) - at(rates(3000.0, n_sms), 1);
+    let kv_ms = 19.0 * 262_144.0 / 1.5e9;
+    let ratio = (excess(50) - kv_ms) / (excess(100) - kv_ms);
+    assert!(close(ratio, 2.0, 1e-3), "half the multiprocessors: {ratio}");
+    let weak = Rates {
+        fp16_tflops: 10.0,
+        ..rates(3000.0, 100)
+    };
+    // 2 · 64 · 31.5e9 operations at 10 TFLOP/s, and the KV of 64 tokens.
+    let found = at(weak, 64);
+    assert!(close(found, 403.2, 1e-2), "{found} ms");
+}
+
+#[test]
+fn the_cards_of_the_repository_are_read() {
+    let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/cards");
+    for name in ["h100", "h200", "rtx-5090"] {
+        let card = Card::read(&dir.join(format!("{name}.toml"))).unwrap();
+        let share = CostModel::new(card, MODEL).weight_share();
+        assert!((0.3..1.0).contains(&share), "{name}: {share}");
+    }
+}
+
+#[test]
+fn a_wrong_card_is_refused_with_the_field_and_the_limit() {
+    let dir = tempfile::tempdir().unwrap();
+    let shipped = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/cards/h100.toml");
+    let text = std::fs::read_to_string(shipped).unwrap();
+    let message = |text: String| {
+        let path = dir.path().join("card.toml");
+        std::fs::write(&path, text).unwrap();
+        Card::read(&path).map(|_| ()).unwrap_err().to_string()
+    };
+    let wrong = message(text.replace("clock_ghz = 1.98", "clock_ghz = 0.0"));
+    assert!(
+        wrong.contains("clock_ghz is 0; it must be a number above 0"),
+        "{wrong}"
+    );
+    let wrong = message(text.replace("rows = 1,", "rows = 3,"));
+    assert!(wrong.contains("a point of 1 row"), "{wrong}");
+    let wrong = message(text.replace("n_sms", "n_shaders"));
+    assert!(wrong.contains("n_shaders"), "{wrong}");
+    let wrong = message(text.split("[steps]").next().unwrap_or_default().to_owned());
+    assert!(wrong.contains("steps_of"), "{wrong}");
+}

@@ -1,0 +1,403 @@
+//! A load played through the real scheduler on a simulated card, in virtual time: what
+//! `engine simulate` does. No server, no thread, no sleep; thousands of requests in seconds.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::resolved::{CudaGraph, EngineConfig};
+use crate::config::typed::KvCacheDtype;
+use crate::executor::simulated::card::Steps;
+use crate::executor::simulated::cost::{device_bytes, sizes_of};
+use crate::executor::simulated::{Card, CostModel, SimulatedExecutor, SimulatedOptions};
+use crate::executor::{Executor, ExecutorError, ExecutorInfo};
+use crate::launch::{LaunchError, LoadedModel, engine_loop_config, load_text, sequence_limit};
+use crate::request::{Request, RequestId, SamplingParams, TokenEvent};
+use crate::scheduler::{Scheduler, SchedulerConfig, SchedulerStats};
+use crate::server::prompt::fit;
+use crate::server::state::Limits;
+use crate::text::{TextError, Tokenizer};
+
+/// Decode steps of more rows are not replayed from a graph, unless asked for.
+const DEFAULT_MAX_GRAPH_ROWS: usize = 64;
+
+/// What is asked of the engine.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Load {
+    /// One after the other, each when the last has ended.
+    pub cases: Vec<LoadCase>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LoadCase {
+    pub name: String,
+    pub arrivals: Arrivals,
+    /// In the order in which they are sent.
+    pub requests: Vec<LoadRequest>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Arrivals {
+    /// So many users, each sending when its last answer is complete.
+    Users(u32),
+    /// When each request is sent, in seconds from the beginning of the case.
+    TimesS(Vec<f64>),
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LoadRequest {
+    pub prompt: String,
+    pub output_tokens: usize,
+}
+
+/// One request of a case. Times in seconds from the beginning of the first case.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct SimulatedRequest {
+    pub case: String,
+    pub index: usize,
+    /// Of the closed loop.
+    pub user: Option<u32>,
+    pub sent_s: f64,
+    pub token_s: Vec<f64>,
+    pub end_s: f64,
+    pub prompt_tokens: usize,
+    pub cached_tokens: usize,
+    /// Why the server would have refused it.
+    pub error: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Simulation {
+    pub executor: ExecutorInfo,
+    pub scheduler: SchedulerConfig,
+    /// Share of its bandwidth that the card reads weights with.
+    pub weight_bandwidth_share: f64,
+    pub steps_source: String,
+    pub n_preemptions: u64,
+    pub requests: Vec<SimulatedRequest>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum SimulateError {
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+    #[error(transparent)]
+    Text(#[from] TextError),
+    #[error(transparent)]
+    Executor(#[from] ExecutorError),
+    #[error(
+        "{card} has {limit} tokens of KV beside the weights within --mem-fraction-static; \
+         --max-total-tokens is {asked}"
+    )]
+    Pool {
+        card: String,
+        asked: usize,
+        limit: usize,
+    },
+    #[error("case {case}: {message}")]
+    Case { case: String, message: String },
+}
+
+/// Plays `load` on `card`.
+pub fn simulate(
+    config: &EngineConfig,
+    model: &LoadedModel,
+    card: Card,
+    load: &Load,
+) -> Result<Simulation, SimulateError> {
+    let (tokenizer, _) = load_text(&model.resolved)?;
+    let executor = executor(config, model, card)?;
+    let info = executor.info().clone();
+    let scheduler_config = engine_loop_config(config, info.kv_pool_tokens).scheduler;
+    let model_config = model.checkpoint.config();
+    let (max_sequence_tokens, sequence_limit_name) =
+        sequence_limit(config, model_config, scheduler_config.pool_tokens())?;
+    let limits = Limits {
+        max_sequence_tokens,
+        sequence_limit_name,
+        allow_auto_truncate: config.allow_auto_truncate,
+        max_stop_strings: 0,
+        vocab: model_config.vocab,
+    };
+    let mut player = Player::new(executor, scheduler_config.clone());
+    for case in &load.cases {
+        let requests = fitted(case, &tokenizer, &limits)?;
+        player.play(case, requests)?;
+    }
+    Ok(Simulation {
+        scheduler: scheduler_config,
+        weight_bandwidth_share: player.executor.cost().weight_share(),
+        steps_source: player.executor.cost().card().steps.source.clone(),
+        n_preemptions: player.stats().n_preemptions,
+        executor: info,
+        requests: player.done,
+    })
+}
+
+fn executor(
+    config: &EngineConfig,
+    model: &LoadedModel,
+    card: Card,
+) -> Result<SimulatedExecutor, SimulateError> {
+    let kv_element_bytes = match config.kv_cache_dtype {
+        KvCacheDtype::Auto => 2,
+        KvCacheDtype::Fp8E4m3 => 1,
+    };
+    let checkpoint = model.checkpoint.as_ref();
+    let sizes = sizes_of(checkpoint, kv_element_bytes).map_err(LaunchError::from)?;
+    let weight_bytes = device_bytes(&sizes, checkpoint.config());
+    let memory = config
+        .device_memory_limit_bytes
+        .unwrap_or(card.rates.memory_bytes)
+        .min(card.rates.memory_bytes);
+    let budget = (memory as f64 * config.mem_fraction_static) as u64;
+    let fits = (budget.saturating_sub(weight_bytes) / sizes.kv_bytes_per_token) as usize;
+    let asked = config.max_total_tokens.unwrap_or(fits);
+    if asked > fits || fits == 0 {
+        return Err(SimulateError::Pool {
+            card: card.rates.name,
+            asked,
+            limit: fits,
+        });
+    }
+    let max_graph_rows = match &config.cuda_graph {
+        CudaGraph::Off => 0,
+        CudaGraph::Auto { max_bs } => max_bs.unwrap_or(DEFAULT_MAX_GRAPH_ROWS),
+        CudaGraph::Sizes(sizes) => sizes.last().copied().unwrap_or(0),
+    };
+    let options = SimulatedOptions {
+        kv_pool_tokens: asked,
+        weight_bytes,
+        kv_bytes_per_token: sizes.kv_bytes_per_token,
+        max_graph_rows,
+    };
+    Ok(SimulatedExecutor::new(CostModel::new(card, sizes), options))
+}
+
+/// A request's ids and output length, or why the server refuses it.
+type Fitted = Result<(Arc<[u32]>, usize), String>;
+
+fn fitted(
+    case: &LoadCase,
+    tokenizer: &Tokenizer,
+    limits: &Limits,
+) -> Result<VecDeque<Fitted>, SimulateError> {
+    if let Arrivals::TimesS(times) = &case.arrivals
+        && times.len() != case.requests.len()
+    {
+        return Err(SimulateError::Case {
+            case: case.name.clone(),
+            message: format!(
+                "{} times for {} requests; there must be one each",
+                times.len(),
+                case.requests.len()
+            ),
+        });
+    }
+    let one = |request: &LoadRequest| {
+        let ids = tokenizer.encode(&request.prompt, true)?;
+        let wanted = Some(request.output_tokens);
+        Ok(fit(ids, wanted, request.output_tokens, limits, "prompt")
+            .map(|fitted| (fitted.prompt, fitted.max_new_tokens))
+            .map_err(|error| error.message))
+    };
+    case.requests.iter().map(one).collect()
+}
+
+/// A request on its way to the scheduler; ordered by arrival there.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Arrival {
+    at: Duration,
+    id: u64,
+}
+
+/// Scheduler, executor and clock.
+struct Player {
+    scheduler: Scheduler,
+    executor: SimulatedExecutor,
+    now: Duration,
+    /// When the last request was taken in.
+    last_arrival: Duration,
+    next_id: u64,
+    arriving: BinaryHeap<Reverse<Arrival>>,
+    /// Sent and not ended, with what is to be scheduled until it arrives.
+    open: HashMap<u64, (SimulatedRequest, Option<Request>)>,
+    done: Vec<SimulatedRequest>,
+}
+
+impl Player {
+    fn new(executor: SimulatedExecutor, config: SchedulerConfig) -> Self {
+        Self {
+            scheduler: Scheduler::new(config),
+            executor,
+            now: Duration::ZERO,
+            last_arrival: Duration::ZERO,
+            next_id: 0,
+            arriving: BinaryHeap::new(),
+            open: HashMap::new(),
+            done: Vec::new(),
+        }
+    }
+
+    fn stats(&self) -> SchedulerStats {
+        self.scheduler.stats()
+    }
+
+    fn play(&mut self, case: &LoadCase, mut unsent: VecDeque<Fitted>) -> Result<(), SimulateError> {
+        let began = self.now;
+        let mut n_sent = 0;
+        match &case.arrivals {
+            Arrivals::Users(n_users) => {
+                for user in 0..*n_users {
+                    self.send_next(case, &mut unsent, &mut n_sent, Some(user), began);
+                }
+            }
+            Arrivals::TimesS(times) => {
+                for time_s in times {
+                    let at = began + seconds(case, *time_s)?;
+                    self.send_next(case, &mut unsent, &mut n_sent, None, at);
+                }
+            }
+        }
+        while !self.open.is_empty() {
+            self.take_in_arrivals();
+            if self.scheduler.is_idle() {
+                match self.arriving.peek() {
+                    Some(Reverse(next)) => self.now = self.now.max(next.at),
+                    None => break,
+                }
+                continue;
+            }
+            let plan = self.scheduler.plan(self.now);
+            let output = self.executor.execute(&plan)?;
+            self.now += self.executor.take_elapsed();
+            for (id, event) in self.scheduler.commit(&plan, output) {
+                if let Some(user) = self.take_in_event(id, event) {
+                    self.send_next(case, &mut unsent, &mut n_sent, Some(user), self.now);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends the next request of the case, if there is one that the server does not refuse.
+    fn send_next(
+        &mut self,
+        case: &LoadCase,
+        unsent: &mut VecDeque<Fitted>,
+        n_sent: &mut usize,
+        user: Option<u32>,
+        at: Duration,
+    ) {
+        while let Some(fitted) = unsent.pop_front() {
+            let mut simulated = SimulatedRequest {
+                case: case.name.clone(),
+                index: *n_sent,
+                user,
+                sent_s: at.as_secs_f64(),
+                end_s: at.as_secs_f64(),
+                ..SimulatedRequest::default()
+            };
+            *n_sent += 1;
+            match fitted {
+                Ok((prompt, max_new_tokens)) => {
+                    simulated.prompt_tokens = prompt.len();
+                    self.send(simulated, prompt, max_new_tokens, at);
+                    return;
+                }
+                Err(message) => {
+                    simulated.error = Some(message);
+                    self.done.push(simulated);
+                    if user.is_none() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    fn send(
+        &mut self,
+        simulated: SimulatedRequest,
+        prompt: Arc<[u32]>,
+        max_new_tokens: usize,
+        at: Duration,
+    ) {
+        let Steps {
+            request_ms,
+            arrival_spacing_ms,
+            ..
+        } = self.executor.cost().card().steps;
+        let on_the_way = Duration::from_secs_f64(request_ms / 1e3);
+        let spacing = Duration::from_secs_f64(arrival_spacing_ms / 1e3);
+        let id = self.next_id;
+        self.next_id += 1;
+        let request = Request {
+            id: RequestId(id),
+            prompt,
+            sampling: Arc::new(SamplingParams::default()),
+            max_new_tokens,
+            stop_token_ids: Arc::from([]),
+            priority: 0,
+        };
+        let arrives_at = (at + on_the_way).max(self.last_arrival + spacing);
+        self.last_arrival = arrives_at;
+        self.arriving.push(Reverse(Arrival { at: arrives_at, id }));
+        self.open.insert(id, (simulated, Some(request)));
+    }
+
+    fn take_in_arrivals(&mut self) {
+        while let Some(Reverse(next)) = self.arriving.peek()
+            && next.at <= self.now
+        {
+            let (at, id) = (next.at, next.id);
+            self.arriving.pop();
+            let Some((simulated, request)) = self.open.get_mut(&id) else {
+                continue;
+            };
+            let Some(request) = request.take() else {
+                continue;
+            };
+            // What does not fit was refused when it was sent; this would be a duplicate.
+            if let Err(error) = self.scheduler.add(request, at) {
+                simulated.error = Some(error.to_string());
+                self.done
+                    .extend(self.open.remove(&id).map(|(refused, _)| refused));
+            }
+        }
+    }
+
+    /// The user whose request has ended with this event. An open loop has none: it sends at its
+    /// times, whatever has ended.
+    fn take_in_event(&mut self, id: RequestId, event: TokenEvent) -> Option<u32> {
+        let now_s = self.now.as_secs_f64();
+        let (simulated, _) = self.open.get_mut(&id.0)?;
+        match event {
+            TokenEvent::Token(_) => {
+                simulated.token_s.push(now_s);
+                return None;
+            }
+            TokenEvent::Finished { usage, .. } => simulated.cached_tokens = usage.cached_tokens,
+            TokenEvent::Failed { message } => simulated.error = Some(message),
+        }
+        simulated.end_s = now_s;
+        let (simulated, _) = self.open.remove(&id.0)?;
+        let user = simulated.user;
+        self.done.push(simulated);
+        user
+    }
+}
+
+fn seconds(case: &LoadCase, s: f64) -> Result<Duration, SimulateError> {
+    Duration::try_from_secs_f64(s).map_err(|error| SimulateError::Case {
+        case: case.name.clone(),
+        message: format!("a request is sent at {s} s: {error}"),
+    })
+}
