@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use engine::executor::cpu::{ActivationType, CpuExecutor, CpuOptions};
+use engine::executor::cuda::{CudaExecutor, CudaOptions, GraphSizes, KvFormat};
 use engine::executor::{Executor, PlanRow, SampleSpec, StepPlan};
 use engine::kv::PageIdx;
 use engine::request::{RequestId, SamplingParams};
@@ -80,8 +81,18 @@ struct Agreement {
     argmax_share: f64,
 }
 
-fn measure(activations: ActivationType) -> Agreement {
+fn measure_cpu(activations: ActivationType) -> Agreement {
     let mut executor = executor(activations);
+    let what = format!("activations {}", activations.name());
+    measure(&what, &mut |rows, wanted| {
+        executor.forward_logits(rows, wanted).expect("logits")
+    })
+}
+
+/// Logits of the wanted tokens, (row, index in the row).
+type Logits<'a> = &'a mut dyn FnMut(&[PlanRow], &[(usize, usize)]) -> Vec<f32>;
+
+fn measure(what: &str, forward: Logits<'_>) -> Agreement {
     let vocab = checkpoint().config().vocab;
     let (mut differences, mut n_equal, mut n_steps) = (Vec::new(), 0usize, 0usize);
     for case in golden().cases {
@@ -90,9 +101,7 @@ fn measure(activations: ActivationType) -> Agreement {
         tokens.pop();
         let first = case.prompt_ids.len() - 1;
         let wanted: Vec<(usize, usize)> = (first..tokens.len()).map(|i| (0, i)).collect();
-        let logits = executor
-            .forward_logits(&[row(tokens, 0, 40, None)], &wanted)
-            .expect("logits");
+        let logits = forward(&[row(tokens, 0, 40, None)], &wanted);
         for (step, logits) in case.steps.iter().zip(logits.chunks_exact(vocab)) {
             let found = log_probabilities(logits);
             for (token, expected) in &step.top {
@@ -110,8 +119,7 @@ fn measure(activations: ActivationType) -> Agreement {
         argmax_share: n_equal as f64 / n_steps as f64,
     };
     println!(
-        "activations {}: mean |d log p| {:.4}, p99 {:.4}, argmax equal {:.1} % of {n_steps} steps",
-        activations.name(),
+        "{what}: mean |d log p| {:.4}, p99 {:.4}, argmax equal {:.1} % of {n_steps} steps",
         agreement.mean,
         agreement.p99,
         100.0 * agreement.argmax_share
@@ -121,7 +129,7 @@ fn measure(activations: ActivationType) -> Agreement {
 
 #[test]
 fn f32_activations_agree_with_llama_cpp() {
-    let found = measure(ActivationType::F32);
+    let found = measure_cpu(ActivationType::F32);
     assert!(found.mean <= 0.02, "mean {}", found.mean);
     assert!(found.p99 <= 0.1, "p99 {}", found.p99);
     assert!(found.argmax_share >= 0.99, "argmax {}", found.argmax_share);
@@ -129,10 +137,34 @@ fn f32_activations_agree_with_llama_cpp() {
 
 #[test]
 fn int8_activations_agree_with_llama_cpp() {
-    let found = measure(ActivationType::Int8);
+    let found = measure_cpu(ActivationType::Int8);
     assert!(found.mean <= 0.1, "mean {}", found.mean);
     assert!(found.p99 <= 0.45, "p99 {}", found.p99);
     assert!(found.argmax_share >= 0.97, "argmax {}", found.argmax_share);
+}
+
+/// Weights become f16 on the card, activations are f16, sums f32.
+#[test]
+#[ignore = "needs a GPU: run with --ignored on a machine with one"]
+fn the_card_agrees_with_llama_cpp() {
+    let options = CudaOptions {
+        ordinal: 0,
+        memory_limit_bytes: None,
+        mem_fraction_static: 0.5,
+        max_total_tokens: Some(1024),
+        context_length: Some(1024),
+        kv_format: KvFormat::F16,
+        n_kv_splits: 8,
+        reduce_in_fp32: true,
+        graphs: GraphSizes::Off,
+    };
+    let mut executor = CudaExecutor::load(checkpoint(), &options).expect("a GPU");
+    let found = measure("on the card", &mut |rows, wanted| {
+        executor.forward_logits(rows, wanted).expect("logits")
+    });
+    assert!(found.mean <= 0.02, "mean {}", found.mean);
+    assert!(found.p99 <= 0.1, "p99 {}", found.p99);
+    assert!(found.argmax_share >= 0.99, "argmax {}", found.argmax_share);
 }
 
 /// Free running: prefill, then decoding in calls of several steps, as long as the golden text is

@@ -273,38 +273,39 @@ impl Measured {
             "simulated against {}: measured value and (simulated − measured) / measured",
             self.manifest.run_id
         )];
-        let mut heading = format!("{:<14}", "case");
-        for (_, name) in COMPARED {
-            heading.push_str(&format!("{name:>22}"));
-        }
-        lines.push(heading);
+        let line = |first: &str, cells: Vec<String>| {
+            let mut text = format!("{first:<14}");
+            for cell in cells {
+                text = format!("{text}{cell:>22}");
+            }
+            text
+        };
+        let names = COMPARED.iter().map(|(_, name)| (*name).to_string());
+        lines.push(line("case", names.collect()));
         let mut worst: [Option<f64>; COMPARED.len()] = [None; COMPARED.len()];
         for case in self.summary["cases"].as_array().into_iter().flatten() {
             let name = case["case"].as_str().unwrap_or("?");
             let ours = simulated["cases"]
                 .as_array()
                 .and_then(|cases| cases.iter().find(|ours| ours["case"] == case["case"]));
-            let mut line = format!("{name:<14}");
+            let mut cells = Vec::with_capacity(COMPARED.len());
             for ((key, _), worst) in COMPARED.iter().zip(&mut worst) {
                 let pair = (case[key].as_f64(), ours.and_then(|ours| ours[key].as_f64()));
-                let cell = match pair {
+                cells.push(match pair {
                     (Some(measured), Some(ours)) if measured > 0.0 => {
                         let deviation = ours / measured - 1.0;
                         *worst = Some(worst.unwrap_or(0.0_f64).max(deviation.abs()));
                         format!("{measured:.2} ({:+.1} %)", 100.0 * deviation)
                     }
                     _ => "-".to_string(),
-                };
-                line.push_str(&format!("{cell:>22}"));
+                });
             }
-            lines.push(line);
+            lines.push(line(name, cells));
         }
-        let mut line = format!("{:<14}", "largest");
-        for worst in worst {
-            let cell = worst.map_or_else(|| "-".into(), |w| format!("{:.1} %", 100.0 * w));
-            line.push_str(&format!("{cell:>22}"));
-        }
-        lines.push(line);
+        let largest = worst
+            .into_iter()
+            .map(|w| w.map_or_else(|| "-".into(), |w| format!("{:.1} %", 100.0 * w)));
+        lines.push(line("largest", largest.collect()));
         lines.join("\n")
     }
 }

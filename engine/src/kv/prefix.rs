@@ -20,6 +20,7 @@ pub struct Prefix<'a> {
 
 impl<'a> Prefix<'a> {
     /// The first `n_pages` of it, or all.
+    #[must_use]
     pub fn first(self, n_pages: usize) -> Self {
         Self {
             hashes: &self.hashes[..n_pages.min(self.hashes.len())],

@@ -201,7 +201,9 @@ proptest! {
             match op {
                 CacheOp::Begin(variants) => {
                     let mut sequence = Computed::default();
-                    variants.iter().for_each(|v| sequence.push(*v));
+                    for variant in variants {
+                        sequence.push(variant);
+                    }
                     let mut table = PageTable::default();
                     let cached = allocator.lookup(sequence.prefix());
                     let n_available = allocator.n_pages_available();

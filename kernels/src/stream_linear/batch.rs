@@ -3,7 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 use half::f16;
 
-use super::{CHUNK_BYTES, DeviceLimits, Epilogue, Format, ManyRowsLaunch};
+use super::{CHUNK_BYTES, DeviceLimits, Epilogue, Format, MANY_ROWS, ManyRowsLaunch};
 use crate::cuda::{Buffer, CudaError, Device, DevicePtr, Kernel, LaunchConfig, Stream};
 
 const SOURCE: &str = "stream_linear/batch";
@@ -11,8 +11,6 @@ const WARPS: usize = 8;
 const THREADS: usize = WARPS * 32;
 /// Tiles of a group of columns: two a warp.
 const GROUP_TILES: usize = 2 * WARPS;
-/// Below this many rows `stream_linear.cu` is faster.
-pub(super) const MIN_ROWS: usize = 17;
 /// Row counts that kernels are compiled for.
 const ROWS: [usize; 2] = [32, 64];
 /// (weight stages, x stages) to try, best first, by row count. Measured on an H100; see NOTES.md.
@@ -73,7 +71,7 @@ fn shared_bytes(format: Format, rows: usize, w_stages: usize, x_stages: usize) -
 /// Rings for `m` rows; `None` where the card's shared memory is too small.
 pub(super) fn plan(format: Format, m: usize, limits: &DeviceLimits) -> Option<BatchPlan> {
     let variant = ROWS.iter().position(|rows| m <= *rows)?;
-    if m < MIN_ROWS {
+    if m < MANY_ROWS {
         return None;
     }
     // Two blocks an SM where they fit (an H100), else one (sm_120).

@@ -7,10 +7,10 @@ use half::f16;
 
 use super::batch::{self, BatchKernels};
 use super::plan::{check_plan, choose_plan};
-use super::wgmma::{self, WgmmaKernels};
+use super::wgmma::WgmmaKernels;
 use super::{
-    Arrangement, DeviceLimits, Epilogue, Format, Layout, MAX_ROWS, MAX_TILED_ROWS, OP, Plan, Rows,
-    TILE_COLUMNS,
+    Arrangement, DeviceLimits, Epilogue, Format, Layout, MANY_ROWS, MAX_ROWS, MAX_TILED_ROWS, OP,
+    Plan, Rows, TILE_COLUMNS,
 };
 use crate::KernelError;
 use crate::cuda::shape::ShapeCheck;
@@ -209,7 +209,7 @@ impl StreamLinearKernels {
 
     /// Whether a launch of `m` rows wants x tiled, and may write a SiLU output tiled.
     pub fn wants_tiled(&self, m: usize) -> bool {
-        matches!(self.many_rows, ManyRowsKernels::Wgmma(_)) && m >= wgmma::MIN_ROWS
+        matches!(self.many_rows, ManyRowsKernels::Wgmma(_)) && m >= MANY_ROWS
     }
 
     fn variant(&self, format: Format, epilogue: Epilogue, rows: Rows) -> &Kernel {

@@ -27,6 +27,9 @@ const OP: &str = "stream_linear";
 
 /// Rows (tokens) that one launch takes without `wgmma`.
 pub const MAX_ROWS: usize = 64;
+/// Rows from which `wgmma.cu` and `batch.cu` are faster than `stream_linear.cu`; x is tiled from
+/// here on where the former is used.
+pub const MANY_ROWS: usize = 17;
 /// Rows that one launch takes with `wgmma`.
 pub const MAX_TILED_ROWS: usize = 1 << 16;
 /// Columns of W in a tile.

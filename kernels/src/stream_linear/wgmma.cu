@@ -3,7 +3,7 @@
 // Weights as for stream_linear.cu, read by bulk copies and dequantised into the registers from
 // which the warpgroup's matrix instruction takes its A operand; x is the B operand, in shared
 // memory, tiled by whoever wrote it (tiled.cuh), so that 64 k of N rows are one bulk copy.
-//   * Two warpgroups multiply 128 columns each (gate and up of 64 for SiLU) with N rows; the
+//   * Two to four warpgroups multiply 64 or 128 columns each (gate and up for SiLU) with N rows; the
 //     products of one 32 k run while the weights of the next are dequantised.
 //   * One warp brings weights, another x, each as far ahead as its ring allows.
 //   * A tile of work is some 256 columns x N rows. Blocks take whole tiles in waves, rows before columns
@@ -11,9 +11,9 @@
 //     into equal runs, one a block; their blocks wait for each other's sums and add them up in block
 //     order, each a share of the rows: the same bits in every run.
 //
-// Bytes: W once from memory, and once from the L2 for every N rows; x from the L2 for every 256
+// Bytes: W once from memory, and once from the L2 for every N rows; x from the L2 for every tile of
 // columns; parts of shared tiles. FLOPs: 2 m n k.
-// Grid: one block of 384 threads an SM. Shared memory: sized by the host (wgmma.rs).
+// Grid: one block of 384 to 640 threads an SM. Shared memory: sized by the host (wgmma.rs).
 // Architectures: sm_90a. Cutting work evenly over blocks is stream-K (Osama et al., 2023); weights
 // from registers as in Machete (Neural Magic, 2024).
 #include "../cuda/tiled.cuh"

@@ -7,8 +7,6 @@ use super::{CHUNK_BYTES, Epilogue, Format, ManyRowsLaunch};
 use crate::cuda::{Buffer, CudaError, Device, DevicePtr, Kernel, LaunchConfig, Stream};
 
 const SOURCE: &str = "stream_linear/wgmma";
-/// Below this many rows `stream_linear.cu` is faster.
-pub(super) const MIN_ROWS: usize = 17;
 /// Rows of a tile of work that kernels are compiled for.
 const ROWS: [usize; 4] = [24, 32, 64, 128];
 /// k of an x stage.

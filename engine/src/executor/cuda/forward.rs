@@ -13,7 +13,7 @@ use kernels::embedding::cuda::Embedding;
 use kernels::qkv_prepare::cuda::{HeadShape, KvFormat, PagedKv, QkvPrepare, QkvPrepareArgs};
 use kernels::rms_norm::cuda::RmsNorm;
 use kernels::sampling::cuda::{AdvanceState, ArgmaxAdvance, ArgmaxAdvanceArgs};
-use kernels::stream_linear::{Output, StreamLinear};
+use kernels::stream_linear::{MANY_ROWS, Output, StreamLinear};
 
 use super::inputs::{Inputs, MAX_ROWS};
 use super::weights::{DeviceWeights, LayerWeights};
@@ -22,8 +22,6 @@ use crate::model::config::ModelConfig;
 
 /// Columns of an activation matrix are padded to this, the largest chunk of K of a projection.
 const STRIDE_COLUMNS: usize = 256;
-/// Rows from which projections want tiles, where they do.
-const TILED_FROM: usize = 17;
 
 /// How attention runs, from the flags.
 #[derive(Debug, Clone, Copy)]
@@ -72,7 +70,7 @@ struct Rows {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct PassShape {
     pub max_tokens: usize,
-    /// Whether passes above [`TILED_FROM`] rows lie in tiles.
+    /// Whether passes above [`MANY_ROWS`] rows lie in tiles.
     pub is_tiled: bool,
 }
 
@@ -114,7 +112,7 @@ impl PassShape {
     /// Tokens up to which rows are plain.
     fn plain_rows(self) -> usize {
         if self.is_tiled {
-            TILED_FROM - 1
+            MANY_ROWS - 1
         } else {
             self.max_tokens
         }
@@ -472,7 +470,7 @@ impl Rows {
 
     /// For a pass of `n` rows.
     fn of(&self, n: usize) -> Activation<'_> {
-        if self.n_tiled > 0 && n >= TILED_FROM {
+        if self.n_tiled > 0 && n >= MANY_ROWS {
             Activation::tiled(self.tiled.all(), self.n_tiled)
         } else {
             Activation::plain(self.plain.all(), self.stride)

@@ -6,13 +6,15 @@
 //! between the steps of a burst: the argmax writes the next step's inputs. Rows that sample, or
 //! that want log-probabilities, have their logits brought to the host's sampler.
 //!
-//! [`weights`] loads, [`memory`] sizes the KV pool, [`forward`] launches, [`inputs`] carries the
+//! [`weights`] loads, [`memory`] sizes the KV pool, [`forward`] launches, [`passes`] cuts a step,
+//! [`inputs`] carries the
 //! batch over. Deliberately absent for now: sampling on the card.
 
 mod forward;
 mod graphs;
 mod inputs;
 mod memory;
+mod passes;
 mod weights;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -26,6 +28,7 @@ use self::forward::{AttentionOptions, Forward, KvPool, PassShape, PassSize};
 use self::graphs::Graphs;
 use self::inputs::{Inputs, MAX_ROWS, SequenceTokens};
 use self::memory::Demand;
+use self::passes::{Piece, passes, sampled};
 use self::weights::DeviceWeights;
 use super::{Executor, ExecutorError, ExecutorInfo, PlanRow, SampleSpec, StepOutput, StepPlan};
 use crate::kv::PAGE_TOKENS;
@@ -217,9 +220,11 @@ impl CudaExecutor {
                 .filter(|(_, token)| wanted.contains(token))
                 .map(|(i, _)| i)
                 .collect();
-            self.run_layers(rows, &pass, &outputs).map_err(step_error)?;
+            let size = self.upload(rows, &pass, &[]).map_err(step_error)?;
+            self.layers(size).map_err(step_error)?;
             for outputs in outputs.chunks(MAX_ROWS) {
-                self.run_head(rows, &pass, outputs).map_err(step_error)?;
+                self.upload(rows, &pass, outputs).map_err(step_error)?;
+                self.head(outputs.len()).map_err(step_error)?;
                 let n = outputs.len() * self.vocab;
                 let logits = self.forward.logits().view(0..n).map_err(step_error)?;
                 all.extend(logits.download(&self.stream).map_err(step_error)?);
@@ -234,37 +239,29 @@ impl CudaExecutor {
         Ok(all)
     }
 
-    /// A pass through the layers. `outputs`: tokens of the pass whose logits will be wanted; up to
-    /// [`MAX_ROWS`] of them are uploaded along.
-    fn run_layers(
+    /// Brings a pass to the card. `outputs`: up to [`MAX_ROWS`] of its tokens, for [`Self::head`].
+    fn upload(
         &mut self,
         rows: &[PlanRow],
         pass: &[Piece],
         outputs: &[usize],
-    ) -> Result<(), CudaError> {
+    ) -> Result<PassSize, CudaError> {
         let sequences: Vec<_> = pass.iter().map(|piece| piece.of(rows)).collect();
         let size = PassSize {
             n_tokens: pass.iter().map(|piece| piece.n_tokens).sum(),
             n_sequences: pass.len(),
         };
-        let first = &outputs[..outputs.len().min(MAX_ROWS)];
         self.inputs
-            .upload(&self.stream, &sequences, size.n_tokens, first)?;
+            .upload(&self.stream, &sequences, size.n_tokens, outputs)?;
+        Ok(size)
+    }
+
+    fn layers(&self, size: PassSize) -> Result<(), CudaError> {
         self.forward.layers(&self.stream, &self.inputs, size)
     }
 
-    /// Logits of up to [`MAX_ROWS`] tokens of the pass that went through the layers last.
-    fn run_head(
-        &mut self,
-        rows: &[PlanRow],
-        pass: &[Piece],
-        outputs: &[usize],
-    ) -> Result<(), CudaError> {
-        let sequences: Vec<_> = pass.iter().map(|piece| piece.of(rows)).collect();
-        let n_tokens = pass.iter().map(|piece| piece.n_tokens).sum();
-        self.inputs
-            .upload(&self.stream, &sequences, n_tokens, outputs)?;
-        self.forward.head(&self.stream, &self.inputs, outputs.len())
+    fn head(&self, n_outputs: usize) -> Result<(), CudaError> {
+        self.forward.head(&self.stream, &self.inputs, n_outputs)
     }
 
     /// Tokens for the first rows of the logits: on the card where all are greedy, else by the
@@ -375,12 +372,10 @@ impl CudaExecutor {
             };
             for pass in passes(current, self.inputs.max_tokens()) {
                 let (sampling, outputs) = sampled(current, &pass);
-                self.run_layers(current, &pass, &outputs)
-                    .map_err(step_error)?;
+                let size = self.upload(current, &pass, &outputs).map_err(step_error)?;
+                self.layers(size).map_err(step_error)?;
                 if !outputs.is_empty() {
-                    self.forward
-                        .head(&self.stream, &self.inputs, outputs.len())
-                        .map_err(step_error)?;
+                    self.head(outputs.len()).map_err(step_error)?;
                 }
                 let specs: Vec<(&SampleSpec, &[SampledToken])> = sampling
                     .iter()
@@ -399,66 +394,6 @@ impl CudaExecutor {
         }
         Ok(output)
     }
-}
-
-/// Some tokens of a row, as part of a pass.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Piece {
-    row: usize,
-    first: usize,
-    n_tokens: usize,
-}
-
-impl Piece {
-    fn of(self, rows: &[PlanRow]) -> SequenceTokens<'_> {
-        let row = &rows[self.row];
-        SequenceTokens {
-            tokens: &row.tokens[self.first..self.first + self.n_tokens],
-            start: row.start + self.first,
-            pages: &row.pages,
-        }
-    }
-}
-
-/// The rows' tokens in order, in passes of up to `max_tokens` tokens and [`MAX_ROWS`] sequences.
-fn passes(rows: &[PlanRow], max_tokens: usize) -> Vec<Vec<Piece>> {
-    let mut passes = Vec::new();
-    let mut pass: Vec<Piece> = Vec::new();
-    let mut room = max_tokens;
-    for (row, plan) in rows.iter().enumerate() {
-        let mut first = 0;
-        while first < plan.tokens.len() {
-            if room == 0 || pass.len() == MAX_ROWS {
-                passes.push(std::mem::take(&mut pass));
-                room = max_tokens;
-            }
-            let n_tokens = room.min(plan.tokens.len() - first);
-            pass.push(Piece {
-                row,
-                first,
-                n_tokens,
-            });
-            first += n_tokens;
-            room -= n_tokens;
-        }
-    }
-    if !pass.is_empty() {
-        passes.push(pass);
-    }
-    passes
-}
-
-/// Rows that get a token from this pass, and where in it their last token lies.
-fn sampled(rows: &[PlanRow], pass: &[Piece]) -> (Vec<usize>, Vec<usize>) {
-    let mut end = 0;
-    pass.iter()
-        .filter_map(|piece| {
-            end += piece.n_tokens;
-            let row = &rows[piece.row];
-            let is_last = piece.first + piece.n_tokens == row.tokens.len();
-            (is_last && row.sample.is_some()).then_some((piece.row, end - 1))
-        })
-        .unzip()
 }
 
 fn take_turn() -> MutexGuard<'static, ()> {

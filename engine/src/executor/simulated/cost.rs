@@ -116,10 +116,10 @@ impl CostModel {
             .map(|(rows, figures)| (rows as f64, mean(&figures)))
             .collect();
         Self {
-            weight_share,
-            excess,
             card,
             sizes,
+            weight_share,
+            excess,
         }
     }
 

@@ -1,0 +1,108 @@
+//! A step's tokens, cut into passes through the layers.
+
+use super::super::PlanRow;
+use super::inputs::{MAX_ROWS, SequenceTokens};
+
+/// Some tokens of a row, as part of a pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Piece {
+    pub row: usize,
+    /// Index of its first token in the row's.
+    pub first: usize,
+    pub n_tokens: usize,
+}
+
+impl Piece {
+    pub fn of(self, rows: &[PlanRow]) -> SequenceTokens<'_> {
+        let row = &rows[self.row];
+        SequenceTokens {
+            tokens: &row.tokens[self.first..self.first + self.n_tokens],
+            start: row.start + self.first,
+            pages: &row.pages,
+        }
+    }
+}
+
+/// The rows' tokens in order, in passes of up to `max_tokens` tokens and [`MAX_ROWS`] sequences.
+pub(super) fn passes(rows: &[PlanRow], max_tokens: usize) -> Vec<Vec<Piece>> {
+    let mut passes = Vec::new();
+    let mut pass: Vec<Piece> = Vec::new();
+    let mut room = max_tokens;
+    for (row, plan) in rows.iter().enumerate() {
+        let mut first = 0;
+        while first < plan.tokens.len() {
+            if room == 0 || pass.len() == MAX_ROWS {
+                passes.push(std::mem::take(&mut pass));
+                room = max_tokens;
+            }
+            let n_tokens = room.min(plan.tokens.len() - first);
+            pass.push(Piece {
+                row,
+                first,
+                n_tokens,
+            });
+            first += n_tokens;
+            room -= n_tokens;
+        }
+    }
+    if !pass.is_empty() {
+        passes.push(pass);
+    }
+    passes
+}
+
+/// Rows that get a token from this pass, and where in it their last token lies.
+pub(super) fn sampled(rows: &[PlanRow], pass: &[Piece]) -> (Vec<usize>, Vec<usize>) {
+    let mut end = 0;
+    pass.iter()
+        .filter_map(|piece| {
+            end += piece.n_tokens;
+            let row = &rows[piece.row];
+            let is_last = piece.first + piece.n_tokens == row.tokens.len();
+            (is_last && row.sample.is_some()).then_some((piece.row, end - 1))
+        })
+        .unzip()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request::RequestId;
+
+    fn row(n_tokens: usize) -> PlanRow {
+        PlanRow {
+            request: RequestId(n_tokens as u64),
+            tokens: vec![7; n_tokens],
+            start: 0,
+            pages: Vec::new(),
+            sample: None,
+        }
+    }
+
+    fn sizes(lengths: &[usize], max_tokens: usize) -> Vec<Vec<(usize, usize, usize)>> {
+        let rows: Vec<PlanRow> = lengths.iter().map(|n| row(*n)).collect();
+        passes(&rows, max_tokens)
+            .into_iter()
+            .map(|pass| pass.iter().map(|p| (p.row, p.first, p.n_tokens)).collect())
+            .collect()
+    }
+
+    #[test]
+    fn long_rows_are_cut_and_short_ones_share_a_pass() {
+        assert_eq!(
+            sizes(&[3, 12, 1], 8),
+            [vec![(0, 0, 3), (1, 0, 5)], vec![(1, 5, 7), (2, 0, 1)]]
+        );
+        assert_eq!(sizes(&[8], 8), [vec![(0, 0, 8)]]);
+        assert!(sizes(&[], 8).is_empty());
+    }
+
+    #[test]
+    fn a_pass_holds_no_more_sequences_than_get_logits_at_once() {
+        let found = sizes(&[1; MAX_ROWS + 1], 1024);
+        assert_eq!(
+            found.iter().map(Vec::len).collect::<Vec<_>>(),
+            [MAX_ROWS, 1]
+        );
+    }
+}
