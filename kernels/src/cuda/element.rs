@@ -173,14 +173,17 @@ mod tests {
 
     #[test]
     fn elements_round_to_the_nearest_and_keep_their_range() {
-        // 1 + 2^-9 is no bf16 and rounds to even; 70,000 is beyond fp16.
+        // 1 + 2^-9 is no bf16, their step there is 2^-7; 70,000 is beyond fp16.
         let x = 1.0 + 1.0 / 512.0;
         assert_eq!((Element::F16.round(x), Element::Bf16.round(x)), (x, 1.0));
         assert!(Element::F16.round(70_000.0).is_infinite());
         let kept = Element::Bf16.round(70_000.0);
         assert!((kept / 70_000.0 - 1.0).abs() < 1.0 / 256.0, "{kept}");
         for element in Element::ALL {
-            assert_eq!(element.value(element.bits(-0.5)).to_bits(), (-0.5_f32).to_bits());
+            assert_eq!(
+                element.value(element.bits(-0.5)).to_bits(),
+                (-0.5_f32).to_bits()
+            );
         }
     }
 

@@ -483,14 +483,7 @@ impl StreamLinear {
             return Err(value_error(format!("{m} rows of x must be {wanted}")));
         }
         let element = self.kernels.element;
-        x.place(
-            CHECK,
-            "x",
-            element,
-            m,
-            layout.padded_k(),
-            2 * ROW_ALIGNMENT,
-        )?;
+        x.place(CHECK, "x", element, m, layout.padded_k(), 2 * ROW_ALIGNMENT)?;
         if let Some(view) = output.elements() {
             CHECK.element("the output", view, element)?;
         }

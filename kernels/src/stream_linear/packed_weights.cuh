@@ -56,7 +56,7 @@ struct AwqFormat {
         return bits_elem2(sixteen_plus(z << NIBBLE_BIT | z << (NIBBLE_BIT + 12)));
     }
     // The same with zero and scale applied: (q - z) s, rounded to an element as a dequantised weight
-    // is, by 2^-11 of it in fp16 and 2^-9 in bf16. There an fp16 scale takes two factors: the small
+    // is, by up to 2^-11 of it in fp16 and 2^-8 in bf16. There an fp16 scale takes two factors: the small
     // product is added to the large one before that is rounded.
     template <int P>
     DEVICE static void dequantised(const uint8_t* chunk, const uint8_t* scales, int lane, uint4& words,

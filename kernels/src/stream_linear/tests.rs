@@ -282,9 +282,9 @@ proptest! {
     }
 }
 
-/// What `dequantised` does in bf16 for every scale and level: the scale as two bf16, of which the
-/// small one's product is rounded, and then the sum. One rounding of the product, and what the
-/// small one's adds, 2^-8 of 2^-9.
+/// What `dequantised` does in bf16, for scales of every size and all levels: the scale is two bf16,
+/// and the small one's product is rounded before it is added. That rounding is 2^-8 of 2^-8, so a
+/// weight is off by hardly more than the 2^-8 of rounding it alone.
 #[test]
 fn bf16_weights_are_rounded_once() {
     let bf16 = |x: f64| f64::from(Element::Bf16.round(x as f32));
@@ -292,13 +292,19 @@ fn bf16_weights_are_rounded_once() {
     for scale in (0x0400..0x7c00_u16).step_by(7).map(f16::from_bits) {
         let exact = scale.to_f64();
         let (high, rest) = (bf16(exact), bf16(exact - bf16(exact)));
-        assert!((high + rest - exact).abs() <= 0.0, "{scale}: two bf16 hold an fp16");
+        assert!(
+            (high + rest - exact).abs() <= 0.0,
+            "{scale}: two bf16 hold an fp16"
+        );
         for level in -15..=15 {
             let level = f64::from(level);
             let (found, expected) = (bf16(level * high + bf16(level * rest)), level * exact);
             worst = worst.max((found - expected).abs() / expected.abs().max(f64::MIN_POSITIVE));
         }
     }
-    let bound = (1.0 + 1.0 / 128.0) / 512.0;
-    assert!(worst <= bound && worst > 0.9 / 512.0, "{worst} against {bound}");
+    let bound = (1.0 + 1.0 / 128.0) / 256.0;
+    assert!(
+        worst <= bound && worst > 0.9 / 256.0,
+        "{worst} against {bound}"
+    );
 }
