@@ -3,7 +3,8 @@
 //! `cargo xtask build --arch …` compiles them and names their folder in `ENGINE_KERNELS_DIR`.
 //! Without that variable the table is empty, so that a bare machine needs no CUDA compiler.
 //! The folder's `index.txt` has lines of a keyword and its values:
-//! `architecture sm_90`, `sha256 <hex>`, `fatbin <source name> <file name>`.
+//! `architecture sm_90`, `sha256 <hex>`, `fatbin <source name> <file name>`; the fatbin of a source
+//! for bf16 has `_bf16` behind the source's name.
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};

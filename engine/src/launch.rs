@@ -10,11 +10,13 @@ use serde_json::{Value, json};
 
 use crate::config::inactive::inactive_flags;
 use crate::config::resolved::CudaGraph;
-use crate::config::typed::{self, Device, KvCacheDtype, Quantization, SchedulePolicy};
+use crate::config::typed::{self, Device, Dtype, KvCacheDtype, Quantization, SchedulePolicy};
 use crate::config::{EngineArgs, EngineConfig};
 use crate::engine_loop::{self, EngineHandle, EngineLoopConfig, StartError};
 use crate::executor::cpu::{ActivationType, CpuExecutor, CpuLoadError, CpuOptions};
-use crate::executor::cuda::{CudaExecutor, CudaLoadError, CudaOptions, GraphSizes, KvFormat};
+use crate::executor::cuda::{
+    CudaExecutor, CudaLoadError, CudaOptions, Element, GraphSizes, KvFormat,
+};
 use crate::executor::{Executor, ExecutorInfo};
 use crate::kv::PAGE_TOKENS;
 use crate::metrics::Metrics;
@@ -24,7 +26,7 @@ use crate::server::answer::now_s;
 use crate::server::state::{Limits, Seeds, ServedModel};
 use crate::source::{self, ModelFiles, ModelSource, Progress, ResolvedModel, SourceError};
 use crate::text::{ChatTemplate, TextError, Tokenizer};
-use crate::weights::{self, Checkpoint, LoadFormat, WeightError};
+use crate::weights::{self, Checkpoint, ElementFormat, LoadFormat, MatrixId, WeightError};
 
 /// The KV pool takes at most this share of the memory that is free, and at most this much,
 /// unless `--max-total-tokens` says otherwise.
@@ -203,14 +205,16 @@ fn load_cuda(
     if let Some(reason) = CudaExecutor::unavailable() {
         return Err(LaunchError::NoCuda { reason });
     }
+    let element = element(config.dtype, checkpoint)?;
     let options = CudaOptions {
         ordinal: 0,
         memory_limit_bytes: config.device_memory_limit_bytes,
         mem_fraction_static: config.mem_fraction_static,
         max_total_tokens: config.max_total_tokens,
         context_length: config.context_length,
+        element,
         kv_format: match config.kv_cache_dtype {
-            KvCacheDtype::Auto => KvFormat::F16,
+            KvCacheDtype::Auto => KvFormat::of(element),
             KvCacheDtype::Fp8E4m3 => KvFormat::Fp8E4m3,
         },
         n_kv_splits: config.num_kv_splits,
@@ -222,6 +226,20 @@ fn load_cuda(
         },
     };
     Ok(Box::new(CudaExecutor::load(checkpoint, &options)?))
+}
+
+/// `--dtype` for this checkpoint. A checkpoint of bf16 matrices need not fit the range of fp16;
+/// AWQ's scales are fp16, and quantised blocks of GGUF have fp16 scales too.
+fn element(asked: Dtype, checkpoint: &dyn Checkpoint) -> Result<Element, WeightError> {
+    let is_bf16 = match asked {
+        Dtype::Float16 => false,
+        Dtype::Bfloat16 => true,
+        Dtype::Auto => {
+            let stored = checkpoint.storage(MatrixId::Q(0))?.format;
+            stored == ElementFormat::BF16.name()
+        }
+    };
+    Ok(if is_bf16 { Element::Bf16 } else { Element::F16 })
 }
 
 fn load_cpu(
@@ -466,5 +484,55 @@ fn log_executor(info: &ExecutorInfo) {
     );
     for (flag, reason) in &info.inactive_flags {
         tracing::info!(flag, reason, "flag has no effect");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::config::Family;
+    use crate::weights::fixture::{self, FolderFormat};
+    use crate::weights::safetensors::SafetensorsCheckpoint;
+    use crate::weights::synthetic::{SyntheticCheckpoint, SyntheticFormat};
+
+    fn dummy(format: SyntheticFormat) -> SyntheticCheckpoint {
+        SyntheticCheckpoint::new(fixture::wide_config(Family::Qwen3), format, 0)
+    }
+
+    #[test]
+    fn activations_are_bf16_where_the_matrices_are_or_where_it_is_asked() {
+        let awq = dummy(SyntheticFormat::Awq { group_size: 128 });
+        let f16 = dummy(SyntheticFormat::Rows(ElementFormat::F16));
+        let bf16 = dummy(SyntheticFormat::Rows(ElementFormat::BF16));
+        let chosen = |asked, checkpoint| element(asked, checkpoint).expect("known");
+        for (checkpoint, auto) in [
+            (&awq, Element::F16),
+            (&f16, Element::F16),
+            (&bf16, Element::Bf16),
+        ] {
+            assert_eq!(chosen(Dtype::Auto, checkpoint), auto);
+            assert_eq!(chosen(Dtype::Float16, checkpoint), Element::F16);
+            assert_eq!(chosen(Dtype::Bfloat16, checkpoint), Element::Bf16);
+        }
+    }
+
+    #[test]
+    fn a_folder_says_by_its_tensors_what_activations_are() {
+        for (format, auto) in [
+            (FolderFormat::BF16, Element::Bf16),
+            (FolderFormat::F16, Element::F16),
+            (FolderFormat::F32, Element::F16),
+            (FolderFormat::Awq { group_size: 32 }, Element::F16),
+        ] {
+            let dir = tempfile::tempdir().expect("a folder");
+            let config = fixture::wide_config(Family::Llama);
+            fixture::write_folder(dir.path(), &config, format, 7, 1).expect("written");
+            let checkpoint = SafetensorsCheckpoint::open(dir.path()).expect("opens");
+            assert_eq!(
+                element(Dtype::Auto, &checkpoint).expect("known"),
+                auto,
+                "{format:?}"
+            );
+        }
     }
 }

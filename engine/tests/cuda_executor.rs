@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use engine::executor::cpu::{ActivationType, CpuExecutor, CpuOptions};
-use engine::executor::cuda::{CudaExecutor, CudaOptions, GraphSizes, KvFormat};
+use engine::executor::cuda::{CudaExecutor, CudaOptions, Element, GraphSizes, KvFormat};
 use engine::executor::{Executor, PlanRow, SampleSpec, StepPlan};
 use engine::kv::PageIdx;
 use engine::model::config::Family;
@@ -40,18 +40,35 @@ fn gguf(dir: &std::path::Path, family: Family, format: ElementFormat) -> Box<dyn
     open(ModelFiles::Gguf(path))
 }
 
-fn cuda(checkpoint: &dyn Checkpoint, kv_format: KvFormat, graphs: GraphSizes) -> CudaExecutor {
-    let options = CudaOptions {
+/// 16-bit matrices in a safetensors folder.
+fn folder(dir: &std::path::Path, family: Family, format: FolderFormat) -> Box<dyn Checkpoint> {
+    let config = fixture::wide_config(family);
+    fixture::write_folder(dir, &config, format, 7, 1).expect("written");
+    open(ModelFiles::Folder(dir.to_owned()))
+}
+
+fn options(element: Element, kv_format: KvFormat, graphs: GraphSizes) -> CudaOptions {
+    CudaOptions {
         ordinal: 0,
         memory_limit_bytes: None,
         mem_fraction_static: 0.5,
         max_total_tokens: Some(8192),
         context_length: None,
+        element,
         kv_format,
         n_kv_splits: 8,
         reduce_in_fp32: true,
         graphs,
-    };
+    }
+}
+
+fn cuda(
+    element: Element,
+    checkpoint: &dyn Checkpoint,
+    kv_format: KvFormat,
+    graphs: GraphSizes,
+) -> CudaExecutor {
+    let options = options(element, kv_format, graphs);
     CudaExecutor::load(checkpoint, &options).expect("a GPU with kernels in this binary")
 }
 
@@ -142,9 +159,19 @@ fn logits_of(run: Logits<'_>) -> Vec<f32> {
 }
 
 fn compare(checkpoint: &dyn Checkpoint, kv_format: KvFormat, limit: f64, what: &str) {
+    compare_in(Element::F16, checkpoint, kv_format, limit, what);
+}
+
+fn compare_in(
+    element: Element,
+    checkpoint: &dyn Checkpoint,
+    kv_format: KvFormat,
+    limit: f64,
+    what: &str,
+) {
     let mut on_cpu = cpu(checkpoint);
     let expected = logits_of(&mut |rows, wanted| on_cpu.forward_logits(rows, wanted).expect("cpu"));
-    let mut on_card = cuda(checkpoint, kv_format, GraphSizes::Off);
+    let mut on_card = cuda(element, checkpoint, kv_format, GraphSizes::Off);
     let found = logits_of(&mut |rows, wanted| on_card.forward_logits(rows, wanted).expect("cuda"));
     let error = relative_error(&found, &expected);
     println!("{what}: relative error {error:.2e} (limit {limit:.0e})");
@@ -183,6 +210,66 @@ fn logits_are_the_cpu_executors() {
             5e-3,
             &format!("Llama GGUF {format}"),
         );
+    }
+}
+
+/// Of logits in bf16: its elements have three bits less than fp16's, so eight times that limit.
+const BF16_LIMIT: f64 = 4e-2;
+/// With e4m3 KV, whose own rounding is coarser than either element's.
+const FP8_KV_LIMIT: f64 = 1e-1;
+
+#[test]
+#[ignore = "needs a GPU: run with --ignored on a machine with one"]
+fn logits_in_bf16_are_the_cpu_executors() {
+    let compare = |checkpoint: &dyn Checkpoint, what: &str| {
+        for (kv_format, limit) in [
+            (KvFormat::Bf16, BF16_LIMIT),
+            (KvFormat::Fp8E4m3, FP8_KV_LIMIT),
+        ] {
+            let what = format!("{what} in bf16, {kv_format:?} KV");
+            compare_in(Element::Bf16, checkpoint, kv_format, limit, &what);
+        }
+    };
+    for (family, group_size) in [
+        (Family::Qwen3, 128),
+        (Family::Qwen2, 64),
+        (Family::Llama, 32),
+    ] {
+        let dir = tempfile::tempdir().expect("a folder");
+        let checkpoint = awq(dir.path(), family, group_size);
+        compare(checkpoint.as_ref(), &format!("{family:?} AWQ {group_size}"));
+        let dir = tempfile::tempdir().expect("a folder");
+        let checkpoint = folder(dir.path(), family, FolderFormat::BF16);
+        compare(checkpoint.as_ref(), &format!("{family:?} BF16"));
+    }
+    for format in [ElementFormat::F16, ElementFormat::Q4_0, ElementFormat::Q8_0] {
+        let dir = tempfile::tempdir().expect("a folder");
+        let checkpoint = gguf(dir.path(), Family::Llama, format);
+        compare(checkpoint.as_ref(), &format!("Llama GGUF {format}"));
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU: run with --ignored on a machine with one"]
+fn kv_pages_of_the_other_element_are_refused() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let checkpoint = folder(dir.path(), Family::Llama, FolderFormat::BF16);
+    for (element, kv_format, expected) in [
+        (
+            Element::F16,
+            KvFormat::Bf16,
+            "KV pages of Bf16 beside f16 activations",
+        ),
+        (
+            Element::Bf16,
+            KvFormat::F16,
+            "KV pages of F16 beside bf16 activations",
+        ),
+    ] {
+        let options = options(element, kv_format, GraphSizes::Off);
+        let refused = CudaExecutor::load(checkpoint.as_ref(), &options).err();
+        let message = refused.expect("refused").to_string();
+        assert!(message.contains(expected), "{message}");
     }
 }
 
@@ -229,23 +316,33 @@ fn generate(executor: &mut CudaExecutor, n: u32, steps: usize, n_steps: usize) -
 fn greedy_tokens_do_not_depend_on_graphs_bursts_or_the_run() {
     let dir = tempfile::tempdir().expect("a folder");
     let checkpoint = awq(dir.path(), Family::Qwen3, 128);
-    let mut plain = cuda(checkpoint.as_ref(), KvFormat::F16, GraphSizes::Off);
-    let expected = generate(&mut plain, 5, 60, 1);
+    let awq = checkpoint.as_ref();
+    greedy_tokens_agree(Element::F16, awq, KvFormat::F16, 5);
+    greedy_tokens_agree(Element::Bf16, awq, KvFormat::Bf16, 4);
+    let dir = tempfile::tempdir().expect("a folder");
+    let checkpoint = folder(dir.path(), Family::Qwen2, FolderFormat::BF16);
+    greedy_tokens_agree(Element::Bf16, checkpoint.as_ref(), KvFormat::Fp8E4m3, 4);
+}
+
+/// With graphs of 1, 4 and 8 rows: `n` sequences fill one or are padded to it.
+fn greedy_tokens_agree(element: Element, checkpoint: &dyn Checkpoint, kv_format: KvFormat, n: u32) {
+    let mut plain = cuda(element, checkpoint, kv_format, GraphSizes::Off);
+    let expected = generate(&mut plain, n, 60, 1);
     assert!(expected.iter().all(|tokens| tokens.len() == 60));
     assert_ne!(expected[0], expected[1]);
-    assert_eq!(generate(&mut plain, 5, 60, 1), expected, "a second run");
+    assert_eq!(generate(&mut plain, n, 60, 1), expected, "a second run");
     assert_eq!(
-        generate(&mut plain, 5, 60, 7),
+        generate(&mut plain, n, 60, 7),
         expected,
         "bursts without graphs"
     );
     let sizes = GraphSizes::Exactly(vec![1, 4, 8]);
-    let mut graphed = cuda(checkpoint.as_ref(), KvFormat::F16, sizes);
-    assert_eq!(generate(&mut graphed, 5, 60, 1), expected, "padded graphs");
+    let mut graphed = cuda(element, checkpoint, kv_format, sizes);
+    assert_eq!(generate(&mut graphed, n, 60, 1), expected, "graphs");
     assert_eq!(
-        generate(&mut graphed, 5, 60, 16),
+        generate(&mut graphed, n, 60, 16),
         expected,
-        "padded graphs in bursts"
+        "graphs in bursts"
     );
 }
 
@@ -255,15 +352,9 @@ fn a_pool_that_does_not_fit_is_refused_with_the_arithmetic() {
     let dir = tempfile::tempdir().expect("a folder");
     let checkpoint = awq(dir.path(), Family::Qwen3, 128);
     let options = CudaOptions {
-        ordinal: 0,
         memory_limit_bytes: Some(1 << 30),
-        mem_fraction_static: 0.5,
         max_total_tokens: Some(1 << 24),
-        context_length: None,
-        kv_format: KvFormat::F16,
-        n_kv_splits: 8,
-        reduce_in_fp32: false,
-        graphs: GraphSizes::Off,
+        ..options(Element::F16, KvFormat::F16, GraphSizes::Off)
     };
     let refused = CudaExecutor::load(checkpoint.as_ref(), &options)
         .err()

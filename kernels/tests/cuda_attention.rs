@@ -4,14 +4,13 @@
 
 mod gpu;
 
-use half::f16;
 use kernels::attention::cuda::{DecodeAttention, DecodeAttentionArgs};
-use kernels::cuda::{Activation, Buffer, HeadShape, KvFormat, PAGE_TOKENS};
+use kernels::cuda::{Activation, Buffer, Element, ElementBuffer, HeadShape, KvFormat, PAGE_TOKENS};
 use kernels::qkv_prepare::cuda::{QkvPrepare, QkvPrepareArgs};
 
-/// Of one head's result: probabilities, parts and the result are 16-bit.
+/// Of one head's result in fp16: probabilities, parts and the result are 16-bit.
 const TOLERANCE: f64 = 2e-3;
-const POISON: f16 = f16::from_f32_const(-77.0);
+const POISON: f32 = -77.0;
 
 /// Contexts around pages, warps' and splits' borders; 0 is padding.
 const CONTEXTS: [i32; 22] = [
@@ -27,7 +26,7 @@ fn ragged_contexts_agree_with_f64_for_every_split_and_format() {
     let context_len = Buffer::from_slice(&stream, &CONTEXTS).unwrap();
     let tables = gpu::page_tables(&mut rng, n_rows, max_pages);
     let page_table = Buffer::from_slice(&stream, &tables).unwrap();
-    for (n_q, n_kv, head_dim) in [
+    let shapes = [
         (1, 1, 64),
         (9, 3, 64),
         (16, 2, 64),
@@ -35,7 +34,11 @@ fn ragged_contexts_agree_with_f64_for_every_split_and_format() {
         (4, 2, 128),
         (7, 1, 128),
         (10, 2, 128),
-    ] {
+    ];
+    for (element, (n_q, n_kv, head_dim)) in Element::ALL
+        .into_iter()
+        .flat_map(|element| shapes.map(|shape| (element, shape)))
+    {
         let shape = HeadShape {
             n_q,
             n_kv,
@@ -43,9 +46,9 @@ fn ragged_contexts_agree_with_f64_for_every_split_and_format() {
         };
         let width = n_q * head_dim;
         let (q_stride, out_stride) = (width + 2 * n_kv * head_dim, width + 3);
-        let q = gpu::halves(&mut rng, n_rows * q_stride, 1.0);
-        let q_on_device = Buffer::from_slice(&stream, &q).unwrap();
-        for format in [KvFormat::F16, KvFormat::Fp8E4m3] {
+        let q = gpu::elements(&mut rng, element, n_rows * q_stride, 1.0);
+        let q_on_device = ElementBuffer::from_f32(&stream, element, &q).unwrap();
+        for format in gpu::kv_formats(element) {
             let n_pages = n_rows * max_pages;
             let pool = gpu::KvPool::random(&stream, &mut rng, shape, format, n_pages);
             let values = pool.download(&stream);
@@ -61,8 +64,10 @@ fn ragged_contexts_agree_with_f64_for_every_split_and_format() {
                 (1..=8).flat_map(|splits| [(splits, false), (splits, true)])
             {
                 let attention =
-                    DecodeAttention::new(&device, shape, format, 8, reduce_in_fp32).unwrap();
-                let out = Buffer::from_slice(&stream, &vec![POISON; n_rows * out_stride]).unwrap();
+                    DecodeAttention::new(&device, element, shape, format, 8, reduce_in_fp32)
+                        .unwrap();
+                let poison = vec![POISON; n_rows * out_stride];
+                let out = ElementBuffer::from_f32(&stream, element, &poison).unwrap();
                 attention
                     .launch(
                         &stream,
@@ -91,8 +96,8 @@ fn ragged_contexts_agree_with_f64_for_every_split_and_format() {
                             &expected[row * n_q + head],
                         );
                         assert!(
-                            error < TOLERANCE,
-                            "{shape:?} {format:?} splits {n_splits} f32 {reduce_in_fp32} row {row} \
+                            error < gpu::tolerance(element, TOLERANCE),
+                            "{element:?} {shape:?} {format:?} splits {n_splits} f32 {reduce_in_fp32} row {row} \
                              context {} head {head}: {error}",
                             CONTEXTS[row]
                         );
@@ -115,10 +120,12 @@ fn rows_of_one_sequence_see_each_other_and_nothing_later() {
         head_dim: 128,
     };
     let stride = 12 * 128;
-    for (format, start, n_rows) in [
-        (KvFormat::F16, 0, 50),
-        (KvFormat::F16, 100, 37),
-        (KvFormat::Fp8E4m3, 77, 64),
+    for (element, format, start, n_rows) in [
+        (Element::F16, KvFormat::F16, 0, 50),
+        (Element::F16, KvFormat::F16, 100, 37),
+        (Element::F16, KvFormat::Fp8E4m3, 77, 64),
+        (Element::Bf16, KvFormat::Bf16, 100, 37),
+        (Element::Bf16, KvFormat::Fp8E4m3, 77, 64),
     ] {
         let max_pages = (start + n_rows + 15) / PAGE_TOKENS + 1;
         let pages = gpu::page_tables(&mut rng, 1, max_pages);
@@ -130,8 +137,8 @@ fn rows_of_one_sequence_see_each_other_and_nothing_later() {
             .map(|p| pages[*p as usize / 16] * 16 + p % 16)
             .collect();
         let pool = gpu::KvPool::random(&stream, &mut rng, shape, format, max_pages);
-        let qkv =
-            Buffer::from_slice(&stream, &gpu::halves(&mut rng, n_rows * stride, 1.0)).unwrap();
+        let qkv = gpu::elements(&mut rng, element, n_rows * stride, 1.0);
+        let qkv = ElementBuffer::from_f32(&stream, element, &qkv).unwrap();
         let n_positions = start + n_rows;
         let cos_sin: Vec<f32> = (0..n_positions * 128)
             .map(|i| {
@@ -147,9 +154,9 @@ fn rows_of_one_sequence_see_each_other_and_nothing_later() {
         let [positions, contexts_on_device, slots, page_table] =
             [&positions, &contexts, &slots, &tables]
                 .map(|values| Buffer::from_slice(&stream, values).unwrap());
-        let out = Buffer::<f16>::zeroed(&stream, n_rows * 1024).unwrap();
-        let prepare = QkvPrepare::new(&device, shape, format).unwrap();
-        let attention = DecodeAttention::new(&device, shape, format, 4, true).unwrap();
+        let out = ElementBuffer::zeroed(&stream, element, n_rows * 1024).unwrap();
+        let prepare = QkvPrepare::new(&device, element, shape, format).unwrap();
+        let attention = DecodeAttention::new(&device, element, shape, format, 4, true).unwrap();
         prepare
             .launch(
                 &stream,
@@ -195,8 +202,8 @@ fn rows_of_one_sequence_see_each_other_and_nothing_later() {
             let expected = values.attention(q, head, contexts[row] as usize, &pages);
             let error = gpu::relative_error(&out[row * 1024 + head * 128..][..128], &expected);
             assert!(
-                error < TOLERANCE,
-                "{format:?} row {row} head {head}: {error}"
+                error < gpu::tolerance(element, TOLERANCE),
+                "{element:?} {format:?} row {row} head {head}: {error}"
             );
         }
     }
@@ -212,8 +219,15 @@ fn wrong_shapes_are_errors() {
         head_dim: 64,
     };
     let new = |shape, max_splits| {
-        DecodeAttention::new(&device, shape, KvFormat::F16, max_splits, false)
-            .map_err(|error| error.to_string())
+        DecodeAttention::new(
+            &device,
+            Element::F16,
+            shape,
+            KvFormat::F16,
+            max_splits,
+            false,
+        )
+        .map_err(|error| error.to_string())
     };
     let text = new(HeadShape { n_q: 18, ..shape }, 1).unwrap_err();
     assert!(
@@ -240,7 +254,7 @@ fn wrong_shapes_are_errors() {
 
     let attention = new(shape, 2).unwrap();
     let pool = gpu::KvPool::random(&stream, &mut gpu::rng(1), shape, KvFormat::F16, 4);
-    let q = Buffer::<f16>::zeroed(&stream, 3 * 512).unwrap();
+    let q = ElementBuffer::zeroed(&stream, Element::F16, 3 * 512).unwrap();
     let ints = Buffer::<i32>::zeroed(&stream, 6).unwrap();
     let good = DecodeAttentionArgs {
         q: q.all(),
@@ -281,6 +295,31 @@ fn wrong_shapes_are_errors() {
         .is_err()
     );
     assert!(launch(&DecodeAttentionArgs { n_rows: 4, ..good }).is_err());
+    let bf16 = ElementBuffer::zeroed(&stream, Element::Bf16, 3 * 512).unwrap();
+    let text = launch(&DecodeAttentionArgs {
+        q: bf16.all(),
+        ..good
+    })
+    .unwrap_err();
+    assert_eq!(
+        text,
+        "attention_decode: q is bf16, the kernel computes in f16"
+    );
+    let text = launch(&DecodeAttentionArgs {
+        out: Activation::plain(bf16.all(), 512),
+        ..good
+    })
+    .unwrap_err();
+    assert_eq!(
+        text,
+        "attention_decode: out is bf16, the kernel computes in f16"
+    );
+    let refused =
+        DecodeAttention::new(&device, Element::F16, shape, KvFormat::Bf16, 1, false).unwrap_err();
+    assert_eq!(
+        refused.to_string(),
+        "attention_decode: KV pages of Bf16 beside f16 activations"
+    );
     let q = q.view(1..2 * 512 + 1).unwrap();
     let text = launch(&DecodeAttentionArgs {
         q,

@@ -4,21 +4,24 @@
 
 mod gpu;
 
-use half::f16;
-use kernels::cuda::Buffer;
+use kernels::cuda::{Buffer, Element, ElementBuffer};
 use kernels::embedding::cuda::Embedding;
 
 #[test]
 #[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
 fn rows_of_the_table_come_out_exactly() {
     let (device, stream) = gpu::open();
-    let embedding = Embedding::new(&device).unwrap();
     let mut rng = gpu::rng(1);
-    for (vocab, hidden) in [(3, 8), (100, 576), (1000, 5120)] {
-        let table = gpu::halves(&mut rng, vocab * hidden, 1.0);
+    let sizes = [(3, 8), (100, 576), (1000, 5120)];
+    for (element, (vocab, hidden)) in Element::ALL
+        .into_iter()
+        .flat_map(|element| sizes.map(|size| (element, size)))
+    {
+        let embedding = Embedding::new(&device, element).unwrap();
+        let table = gpu::elements(&mut rng, element, vocab * hidden, 1.0);
         // The last one is outside and gives row 0.
         let ids: Vec<i32> = [0, vocab as i32 - 1, 1, 1, vocab as i32 / 2, vocab as i32].to_vec();
-        let table_on_device = Buffer::from_slice(&stream, &table).unwrap();
+        let table_on_device = ElementBuffer::from_f32(&stream, element, &table).unwrap();
         let ids_on_device = Buffer::from_slice(&stream, &ids).unwrap();
         let h = Buffer::<f32>::zeroed(&stream, (ids.len() + 1) * hidden).unwrap();
         embedding
@@ -38,10 +41,10 @@ fn rows_of_the_table_come_out_exactly() {
             } else {
                 *id as usize
             };
-            let expected = table[id * hidden..][..hidden].iter().map(|x| x.to_f32());
+            let expected = table[id * hidden..][..hidden].iter().copied();
             assert!(
                 h[row * hidden..][..hidden].iter().copied().eq(expected),
-                "row {row}"
+                "{element:?} row {row}"
             );
         }
         assert!(
@@ -55,9 +58,9 @@ fn rows_of_the_table_come_out_exactly() {
 #[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
 fn wrong_shapes_are_errors() {
     let (device, stream) = gpu::open();
-    let embedding = Embedding::new(&device).unwrap();
+    let embedding = Embedding::new(&device, Element::Bf16).unwrap();
     let ids = Buffer::<i32>::zeroed(&stream, 4).unwrap();
-    let table = Buffer::<f16>::zeroed(&stream, 10 * 16).unwrap();
+    let table = ElementBuffer::zeroed(&stream, Element::Bf16, 10 * 16).unwrap();
     let h = Buffer::<f32>::zeroed(&stream, 4 * 16).unwrap();
     let launch = |n_rows, hidden| {
         embedding
@@ -80,4 +83,10 @@ fn wrong_shapes_are_errors() {
             .unwrap_err()
             .contains("length of h is 64, must be at least 128")
     );
+    let f16 = ElementBuffer::zeroed(&stream, Element::F16, 10 * 16).unwrap();
+    let text = embedding
+        .launch(&stream, ids.all(), f16.all(), h.all(), 4, 16)
+        .unwrap_err()
+        .to_string();
+    assert_eq!(text, "embedding: table is f16, the kernel computes in bf16");
 }

@@ -4,12 +4,14 @@
 
 mod gpu;
 
-use half::f16;
 use kernels::attention::cuda::{PlainAttention, PrefillAttention, PrefillAttentionArgs};
-use kernels::cuda::{Activation, Buffer, Device, HeadShape, KvFormat, Stream};
+use kernels::cuda::{
+    Activation, Buffer, Device, Element, ElementBuffer, HeadShape, KvFormat, Stream,
+};
 
+/// Of one head's result in fp16.
 const TOLERANCE: f64 = 2e-3;
-const POISON: f16 = f16::from_f32_const(-77.0);
+const POISON: f32 = -77.0;
 
 /// (tokens before the chunk, tokens of the chunk) of each sequence. A padding sequence has a
 /// chunk but no context.
@@ -20,7 +22,14 @@ enum Chunk {
 }
 use Chunk::{Of, Padding};
 
-fn check(device: &Device, stream: &Stream, shape: HeadShape, format: KvFormat, chunks: &[Chunk]) {
+fn check(
+    device: &Device,
+    stream: &Stream,
+    element: Element,
+    shape: HeadShape,
+    format: KvFormat,
+    chunks: &[Chunk],
+) {
     let mut rng = gpu::rng(7 + chunks.len() as u64);
     let HeadShape { n_q, head_dim, .. } = shape;
     let (mut q_start, mut contexts) = (vec![0i32], Vec::new());
@@ -39,12 +48,12 @@ fn check(device: &Device, stream: &Stream, shape: HeadShape, format: KvFormat, c
     let values = pool.download(stream);
     let width = n_q * head_dim;
     let (q_stride, out_stride) = (width + 64, width + 2);
-    let q = gpu::halves(&mut rng, n_tokens * q_stride, 1.0);
-    let q_on_device = Buffer::from_slice(stream, &q).unwrap();
+    let q = gpu::elements(&mut rng, element, n_tokens * q_stride, 1.0);
+    let q_on_device = ElementBuffer::from_f32(stream, element, &q).unwrap();
     let [page_table, starts, context_len] =
         [&tables, &q_start, &contexts].map(|values| Buffer::from_slice(stream, values).unwrap());
-    let outs =
-        [(); 2].map(|()| Buffer::from_slice(stream, &vec![POISON; n_tokens * out_stride]).unwrap());
+    let poison = vec![POISON; n_tokens * out_stride];
+    let outs = [(); 2].map(|()| ElementBuffer::from_f32(stream, element, &poison).unwrap());
     let args = PrefillAttentionArgs {
         q: q_on_device.all(),
         q_stride,
@@ -57,7 +66,7 @@ fn check(device: &Device, stream: &Stream, shape: HeadShape, format: KvFormat, c
         n_tokens,
         n_seqs,
     };
-    PrefillAttention::new(device, shape, format)
+    PrefillAttention::new(device, element, shape, format)
         .unwrap()
         .launch(stream, &args)
         .unwrap();
@@ -65,7 +74,7 @@ fn check(device: &Device, stream: &Stream, shape: HeadShape, format: KvFormat, c
         out: Activation::plain(outs[1].all(), out_stride),
         ..args
     };
-    PlainAttention::new(device, shape, format)
+    PlainAttention::new(device, element, shape, format)
         .unwrap()
         .launch(stream, &args)
         .unwrap();
@@ -94,8 +103,8 @@ fn check(device: &Device, stream: &Stream, shape: HeadShape, format: KvFormat, c
                     let found = &row[head * head_dim..][..head_dim];
                     let error = gpu::relative_error(found, &expected);
                     assert!(
-                        error < TOLERANCE,
-                        "{which} {shape:?} {format:?} {chunk:?} token {token} head {head}: {error}"
+                        error < gpu::tolerance(element, TOLERANCE),
+                        "{which} {element:?} {shape:?} {format:?} {chunk:?} token {token} head {head}: {error}"
                     );
                 }
             }
@@ -116,13 +125,16 @@ fn packed_chunks_agree_with_f64() {
         (14, 2, 128),
     ];
     for (n_q, n_kv, head_dim) in shapes {
-        for format in [KvFormat::F16, KvFormat::Fp8E4m3] {
+        for (element, format) in Element::ALL
+            .into_iter()
+            .flat_map(|element| gpu::kv_formats(element).map(|format| (element, format)))
+        {
             let shape = HeadShape {
                 n_q,
                 n_kv,
                 head_dim,
             };
-            let check = |chunks: &[Chunk]| check(&device, &stream, shape, format, chunks);
+            let check = |chunks: &[Chunk]| check(&device, &stream, element, shape, format, chunks);
             check(&[Of(0, 1)]);
             check(&[Of(0, 200)]);
             // Around tile and page borders, with prefixes, decode rows and padding between.
@@ -161,11 +173,15 @@ fn many_sequences_and_a_long_context() {
             }
         })
         .collect();
-    for format in [KvFormat::F16, KvFormat::Fp8E4m3] {
-        check(&device, &stream, shape, format, &many);
+    for (element, format) in Element::ALL
+        .into_iter()
+        .flat_map(|element| gpu::kv_formats(element).map(|format| (element, format)))
+    {
+        check(&device, &stream, element, shape, format, &many);
         check(
             &device,
             &stream,
+            element,
             shape,
             format,
             &[Of(4000, 33), Of(8191, 1)],
@@ -186,10 +202,18 @@ fn wrong_shapes_are_errors() {
         head_dim: 32,
         ..shape
     };
-    assert!(PrefillAttention::new(&device, odd, KvFormat::F16).is_err());
-    let prefill = PrefillAttention::new(&device, shape, KvFormat::F16).unwrap();
+    assert!(PrefillAttention::new(&device, Element::F16, odd, KvFormat::F16).is_err());
+    let text = PlainAttention::new(&device, Element::Bf16, shape, KvFormat::F16)
+        .unwrap_err()
+        .to_string();
+    assert_eq!(
+        text,
+        "attention_prefill: KV pages of F16 beside bf16 activations"
+    );
+    let prefill = PrefillAttention::new(&device, Element::F16, shape, KvFormat::F16).unwrap();
     let pool = gpu::KvPool::random(&stream, &mut gpu::rng(1), shape, KvFormat::F16, 4);
-    let q = Buffer::<f16>::zeroed(&stream, 3 * 512).unwrap();
+    let q = ElementBuffer::zeroed(&stream, Element::F16, 3 * 512).unwrap();
+    let bf16 = ElementBuffer::zeroed(&stream, Element::Bf16, 3 * 512).unwrap();
     let ints = Buffer::<i32>::zeroed(&stream, 4).unwrap();
     let good = PrefillAttentionArgs {
         q: q.all(),
@@ -246,5 +270,20 @@ fn wrong_shapes_are_errors() {
         })
         .is_err()
     );
+    let text = launch(&PrefillAttentionArgs {
+        q: bf16.all(),
+        ..good
+    })
+    .unwrap_err();
+    assert_eq!(
+        text,
+        "attention_prefill: q is bf16, the kernel computes in f16"
+    );
+    let text = launch(&PrefillAttentionArgs {
+        out: Activation::plain(bf16.all(), 512),
+        ..good
+    })
+    .unwrap_err();
+    assert!(text.contains("out is bf16"), "{text}");
     stream.synchronize().unwrap();
 }

@@ -4,8 +4,7 @@
 
 mod gpu;
 
-use half::f16;
-use kernels::cuda::{Buffer, HeadShape, KvFormat, PAGE_TOKENS};
+use kernels::cuda::{Buffer, Element, ElementBuffer, HeadShape, KvFormat, PAGE_TOKENS};
 use kernels::qkv_prepare::cuda::{QkvPrepare, QkvPrepareArgs};
 use rand::Rng;
 use rand::seq::SliceRandom;
@@ -29,15 +28,15 @@ fn cos_sin(head_dim: usize) -> Vec<f32> {
         .collect()
 }
 
-fn norm_and_rotate(head: &[f16], norm: Option<&[f16]>, angles: &[f32]) -> Vec<f64> {
+fn norm_and_rotate(head: &[f32], norm: Option<&[f32]>, angles: &[f32]) -> Vec<f64> {
     let n = head.len();
-    let mut x: Vec<f64> = head.iter().map(|x| x.to_f64()).collect();
+    let mut x: Vec<f64> = head.iter().map(|x| f64::from(*x)).collect();
     if let Some(norm) = norm {
         let mean = x.iter().map(|x| x * x).sum::<f64>() / n as f64;
         let inverse = 1.0 / (mean + f64::from(EPS)).sqrt();
         x.iter_mut()
             .zip(norm)
-            .for_each(|(x, w)| *x *= inverse * w.to_f64());
+            .for_each(|(x, w)| *x *= inverse * f64::from(*w));
     }
     (0..n)
         .map(|i| {
@@ -55,7 +54,7 @@ fn norm_and_rotate(head: &[f16], norm: Option<&[f16]>, angles: &[f32]) -> Vec<f6
         .collect()
 }
 
-fn check(shape: HeadShape, format: KvFormat, with_norms: bool) {
+fn check(shape: HeadShape, element: Element, format: KvFormat, with_norms: bool) {
     let (device, stream) = gpu::open();
     let mut rng = gpu::rng(3);
     let HeadShape {
@@ -65,10 +64,10 @@ fn check(shape: HeadShape, format: KvFormat, with_norms: bool) {
     } = shape;
     let (n_rows, n_pages) = (37, 9);
     let stride = (n_q + 2 * n_kv) * head_dim + 8;
-    let qkv = gpu::halves(&mut rng, n_rows * stride, 2.0);
+    let qkv = gpu::elements(&mut rng, element, n_rows * stride, 2.0);
     let norms = [
-        gpu::halves(&mut rng, head_dim, 1.0),
-        gpu::halves(&mut rng, head_dim, 1.0),
+        gpu::elements(&mut rng, element, head_dim, 1.0),
+        gpu::elements(&mut rng, element, head_dim, 1.0),
     ];
     let table = cos_sin(head_dim);
     let positions: Vec<i32> = (0..n_rows)
@@ -87,14 +86,14 @@ fn check(shape: HeadShape, format: KvFormat, with_norms: bool) {
         (pool.k_scale, pool.v_scale) = (0.01, 0.02);
     }
     let before = pool.download(&stream);
-    let on_device = Buffer::from_slice(&stream, &qkv).unwrap();
+    let on_device = ElementBuffer::from_f32(&stream, element, &qkv).unwrap();
     let norms_on_device = norms
         .each_ref()
-        .map(|norm| Buffer::from_slice(&stream, norm).unwrap());
+        .map(|norm| ElementBuffer::from_f32(&stream, element, norm).unwrap());
     let table_on_device = Buffer::from_slice(&stream, &table).unwrap();
     let positions_on_device = Buffer::from_slice(&stream, &positions).unwrap();
     let slots_on_device = Buffer::from_slice(&stream, &slots).unwrap();
-    let prepare = QkvPrepare::new(&device, shape, format).unwrap();
+    let prepare = QkvPrepare::new(&device, element, shape, format).unwrap();
     let norm_view = |i: usize| with_norms.then(|| norms_on_device[i].all());
     prepare
         .launch(
@@ -120,7 +119,10 @@ fn check(shape: HeadShape, format: KvFormat, with_norms: bool) {
     // Stored as 16 bits, or as 8 bits that step by a sixteenth, and by a 512th of the scale.
     let close = |found: f64, expected: f64, scale: f32| {
         let (expected, tolerance) = match format {
-            KvFormat::F16 => (expected, expected.abs() * 6e-4 + 1e-5),
+            KvFormat::F16 | KvFormat::Bf16 => {
+                let relative = gpu::tolerance(element, 6e-4);
+                (expected, expected.abs() * relative + 1e-5)
+            }
             KvFormat::Fp8E4m3 => {
                 let limit = 448.0 * f64::from(scale);
                 let expected = expected.clamp(-limit, limit);
@@ -145,9 +147,9 @@ fn check(shape: HeadShape, format: KvFormat, with_norms: bool) {
             }
             let expected = norm_and_rotate(input, with_norms.then_some(&norms[0]), angles);
             for (dim, (found, expected)) in found.iter().zip(&expected).enumerate() {
-                let error = (found.to_f64() - expected).abs();
+                let error = (f64::from(*found) - expected).abs();
                 assert!(
-                    error <= expected.abs() * 6e-4 + 1e-5,
+                    error <= expected.abs() * gpu::tolerance(element, 6e-4) + 1e-5,
                     "q row {row} head {head} dim {dim}"
                 );
             }
@@ -173,7 +175,7 @@ fn check(shape: HeadShape, format: KvFormat, with_norms: bool) {
                 );
                 let found = after.v(page, head, token, dim);
                 assert!(
-                    close(found, v[dim].to_f64(), pool.v_scale),
+                    close(found, f64::from(v[dim]), pool.v_scale),
                     "v row {row} head {head} dim {dim}: {found} for {}",
                     v[dim]
                 );
@@ -194,7 +196,10 @@ fn check(shape: HeadShape, format: KvFormat, with_norms: bool) {
 #[test]
 #[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
 fn agrees_with_f64_in_every_format() {
-    for format in [KvFormat::F16, KvFormat::Fp8E4m3] {
+    for (element, format) in Element::ALL
+        .into_iter()
+        .flat_map(|element| gpu::kv_formats(element).map(|format| (element, format)))
+    {
         for with_norms in [false, true] {
             check(
                 HeadShape {
@@ -202,6 +207,7 @@ fn agrees_with_f64_in_every_format() {
                     n_kv: 3,
                     head_dim: 64,
                 },
+                element,
                 format,
                 with_norms,
             );
@@ -211,6 +217,7 @@ fn agrees_with_f64_in_every_format() {
                     n_kv: 1,
                     head_dim: 128,
                 },
+                element,
                 format,
                 with_norms,
             );
@@ -220,6 +227,7 @@ fn agrees_with_f64_in_every_format() {
                     n_kv: 8,
                     head_dim: 128,
                 },
+                element,
                 format,
                 with_norms,
             );
@@ -240,16 +248,22 @@ fn wrong_shapes_are_errors() {
         head_dim: 80,
         ..shape
     };
-    let text = QkvPrepare::new(&device, odd, KvFormat::F16)
+    let text = QkvPrepare::new(&device, Element::F16, odd, KvFormat::F16)
         .unwrap_err()
         .to_string();
     assert!(text.contains("head_dim") && text.contains("80"), "{text}");
     let odd = HeadShape { n_q: 5, ..shape };
-    assert!(QkvPrepare::new(&device, odd, KvFormat::F16).is_err());
+    assert!(QkvPrepare::new(&device, Element::F16, odd, KvFormat::F16).is_err());
 
-    let prepare = QkvPrepare::new(&device, shape, KvFormat::F16).unwrap();
+    let text = QkvPrepare::new(&device, Element::Bf16, shape, KvFormat::F16)
+        .unwrap_err()
+        .to_string();
+    assert_eq!(text, "qkv_prepare: KV pages of F16 beside bf16 activations");
+
+    let prepare = QkvPrepare::new(&device, Element::F16, shape, KvFormat::F16).unwrap();
     let pool = gpu::KvPool::random(&stream, &mut gpu::rng(1), shape, KvFormat::F16, 2);
-    let qkv = Buffer::<f16>::zeroed(&stream, 3 * 512).unwrap();
+    let qkv = ElementBuffer::zeroed(&stream, Element::F16, 3 * 512).unwrap();
+    let bf16 = ElementBuffer::zeroed(&stream, Element::Bf16, 3 * 512).unwrap();
     let cos_sin = Buffer::<f32>::zeroed(&stream, 10 * 64).unwrap();
     let ints = Buffer::<i32>::zeroed(&stream, 3).unwrap();
     let good = QkvPrepareArgs {
@@ -291,6 +305,18 @@ fn wrong_shapes_are_errors() {
         text.contains("rows of 512 values do not fit a stride of 500"),
         "{text}"
     );
+    let text = launch(&QkvPrepareArgs {
+        qkv: bf16.all(),
+        ..good
+    })
+    .unwrap_err();
+    assert_eq!(text, "qkv_prepare: qkv is bf16, the kernel computes in f16");
+    let k_norm = Some(bf16.view(0..64).unwrap());
+    let text = launch(&QkvPrepareArgs { k_norm, ..good }).unwrap_err();
+    assert!(text.contains("k_norm is bf16"), "{text}");
+    let k_norm = Some(qkv.view(0..63).unwrap());
+    let text = launch(&QkvPrepareArgs { k_norm, ..good }).unwrap_err();
+    assert!(text.contains("k_norm is 63, must be 64"), "{text}");
     let mut kv = pool.view();
     kv.n_pages = 3;
     assert!(

@@ -1,5 +1,6 @@
 //! CUDA kernels for given architectures: compiled by nvcc into fatbins that the `kernels` crate
-//! embeds, and audited against the limits of each chip. No GPU is needed.
+//! embeds, and audited against the limits of each chip. No GPU is needed. A source whose header
+//! says `Elements: f16, bf16.` is compiled once for each of them.
 //!
 //! `<target>/kernels/<architectures>/` holds the fatbins and an index that `kernels/build.rs`
 //! reads. `<target>/kernels/architectures` remembers what the last `build --arch` asked for, so

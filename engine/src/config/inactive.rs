@@ -98,6 +98,11 @@ fn note_unused_on_cuda(typed: &EngineArgs, note: &mut impl FnMut(bool, &str, &st
 }
 
 fn note_unused_on_cpu(typed: &EngineArgs, note: &mut impl FnMut(bool, &str, &str)) {
+    note(
+        typed.dtype.is_some(),
+        "--dtype",
+        "the CPU executor computes in fp32, and in int8 where --cpu-activations says so",
+    );
     let one_kernel = "the CPU executor has one attention kernel";
     note(
         typed.attention_backend.is_some(),

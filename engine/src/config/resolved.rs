@@ -6,8 +6,8 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::typed::{
-    AttentionBackend, CpuActivations, Device, EngineArgs, HttpArgs, KvCacheDtype, LoadFormat,
-    Quantization, SamplingBackend, SchedulePolicy, ServeArgs,
+    AttentionBackend, CpuActivations, Device, Dtype, EngineArgs, HttpArgs, KvCacheDtype,
+    LoadFormat, Quantization, SamplingBackend, SchedulePolicy, ServeArgs,
 };
 use crate::kv::PAGE_TOKENS;
 
@@ -48,6 +48,7 @@ pub struct EngineConfig {
     pub quantization: Option<Quantization>,
     pub load_format: LoadFormat,
     pub device: Device,
+    pub dtype: Dtype,
     pub n_threads: usize,
     pub cpu_isa: Option<String>,
     pub cpu_activations: CpuActivations,
@@ -161,6 +162,7 @@ impl EngineArgs {
             quantization: self.quantization,
             load_format: self.load_format.unwrap_or(LoadFormat::Auto),
             device: self.device.unwrap_or(Device::Auto),
+            dtype: self.dtype.unwrap_or(Dtype::Auto),
             n_threads: self.n_threads.unwrap_or_else(available_threads),
             cpu_isa: self.cpu_isa.clone(),
             cpu_activations: self.cpu_activations.unwrap_or(CpuActivations::Int8),

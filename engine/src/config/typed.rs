@@ -85,6 +85,11 @@ pub struct EngineArgs {
     #[arg(long, value_enum)]
     pub device: Option<Device>,
 
+    /// Type of activations, and of weights that are not quantised [default: auto, which is bfloat16
+    /// where the checkpoint's matrices are, else float16]
+    #[arg(long, value_enum)]
+    pub dtype: Option<Dtype>,
+
     /// Worker threads of the CPU executor [default: the processors this process may use]
     #[arg(long, value_name = "N", value_parser = count(1024))]
     pub n_threads: Option<usize>,
@@ -306,6 +311,9 @@ flag_values! {
 }
 flag_values! {
     Device { Auto = "auto", Cpu = "cpu", Cuda = "cuda" }
+}
+flag_values! {
+    Dtype { Auto = "auto", Float16 = "float16", Bfloat16 = "bfloat16" }
 }
 flag_values! {
     CpuActivations { F32 = "f32", Int8 = "int8" }

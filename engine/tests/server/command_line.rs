@@ -3,7 +3,7 @@
 use clap::Parser;
 use engine::config::inactive::inactive_flags;
 use engine::config::resolved::{CudaGraph, HierarchicalCache};
-use engine::config::typed::{AttentionBackend, Device, Quantization, SchedulePolicy};
+use engine::config::typed::{AttentionBackend, Device, Dtype, Quantization, SchedulePolicy};
 use engine::config::{ServeArgs, ServeConfig};
 use serde_json::json;
 
@@ -203,6 +203,7 @@ fn every_refusal_names_flag_value_and_limit() {
             "--num-continuous-decode-steps 65",
             ["--num-continuous-decode-steps", "65", "64"],
         ),
+        ("--dtype float32", ["--dtype", "float32", "bfloat16"]),
         (
             "--cpu-activations fp8",
             ["--cpu-activations", "fp8", "int8"],
@@ -253,6 +254,26 @@ fn flags_without_an_effect_are_listed_with_the_reason() {
         .map(|(flag, _)| flag)
         .collect();
     assert!(names.is_empty(), "{names:?}");
+}
+
+#[test]
+fn dtype_is_auto_unless_typed_and_concerns_the_card_alone() {
+    for (line, dtype) in [
+        ("", Dtype::Auto),
+        ("--dtype auto", Dtype::Auto),
+        ("--dtype float16", Dtype::Float16),
+        ("--dtype bfloat16", Dtype::Bfloat16),
+    ] {
+        assert_eq!(resolve(line).expect(line).engine.dtype, dtype);
+    }
+    let typed = parse("--dtype bfloat16").expect("the line is right");
+    assert_eq!(typed.typed_flags(), json!({ "--dtype": "bfloat16" }));
+    assert!(inactive_flags(&typed.engine, Device::Cuda).is_empty());
+    let on_cpu = inactive_flags(&typed.engine, Device::Cpu);
+    assert!(
+        on_cpu[0].0 == "--dtype" && on_cpu[0].1.contains("fp32"),
+        "{on_cpu:?}"
+    );
 }
 
 #[test]

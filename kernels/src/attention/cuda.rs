@@ -3,12 +3,11 @@
 mod packed;
 
 use bytemuck::{Pod, Zeroable};
-use half::f16;
 
 use crate::cuda::shape::ShapeCheck;
 use crate::cuda::{
-    Activation, BufferView, CudaError, Device, DevicePtr, Dim3, Kernel, LaunchConfig,
-    PagedKvParams, Stream,
+    Activation, BufferView, CudaError, Device, DevicePtr, Dim3, Element, ElementView, Kernel,
+    LaunchConfig, PagedKvParams, Stream,
 };
 pub use crate::cuda::{HeadShape, KvFormat, PagedKv};
 pub use packed::{PlainAttention, PrefillAttention, PrefillAttentionArgs};
@@ -24,11 +23,11 @@ pub const MAX_ROWS: usize = 65_535;
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 struct DecodeParams {
-    q: DevicePtr<f16>,
+    q: DevicePtr<u16>,
     kv: PagedKvParams,
     page_table: DevicePtr<i32>,
     context_len: DevicePtr<i32>,
-    out: DevicePtr<f16>,
+    out: DevicePtr<u16>,
     scale: f32,
     n_kv: i32,
     group: i32,
@@ -43,6 +42,7 @@ struct DecodeParams {
 #[derive(Debug)]
 pub struct DecodeAttention {
     kernel: Kernel,
+    element: Element,
     shape: HeadShape,
     format: KvFormat,
     max_splits: usize,
@@ -51,7 +51,7 @@ pub struct DecodeAttention {
 #[derive(Debug, Clone, Copy)]
 pub struct DecodeAttentionArgs<'a> {
     /// `[n_rows, q_stride]`: head h at h * head_dim. `q_stride` is a multiple of 8.
-    pub q: BufferView<'a, f16>,
+    pub q: ElementView<'a>,
     pub q_stride: usize,
     pub kv: PagedKv<'a>,
     /// `[n_rows, max_pages]`: a row's pages in order.
@@ -73,28 +73,32 @@ pub struct DecodeAttentionArgs<'a> {
 }
 
 impl DecodeAttention {
-    /// `max_splits`: 1 to 8. `reduce_in_fp32`: parts of a split context are merged in f32, not f16.
+    /// `max_splits`: 1 to 8. `reduce_in_fp32`: parts of a split context are merged in f32, not in
+    /// elements.
     pub fn new(
         device: &Device,
+        element: Element,
         shape: HeadShape,
         format: KvFormat,
         max_splits: usize,
         reduce_in_fp32: bool,
     ) -> Result<Self, CudaError> {
         shape.check(CHECK)?;
+        format.check(CHECK, element)?;
         CHECK.at_most("query heads a KV head", shape.group(), MAX_GROUP)?;
         CHECK.at_least("max_splits", max_splits, 1)?;
         CHECK.at_most("max_splits", max_splits, MAX_SPLITS)?;
-        let partial = if reduce_in_fp32 { "fp32" } else { "fp16" };
+        let partial = if reduce_in_fp32 { "fp32" } else { "elem" };
         let name = format!(
             "attention_decode_{}_{}_{partial}",
             format.kernel_suffix(),
             shape.head_dim
         );
-        let kernel = device.kernel("attention/decode", &name)?;
+        let kernel = device.element_kernel(element, "attention/decode", &name)?;
         kernel.set_shared_carveout(100)?;
         Ok(Self {
             kernel,
+            element,
             shape,
             format,
             max_splits,
@@ -112,9 +116,12 @@ impl DecodeAttention {
         CHECK.at_least("n_splits", args.n_splits, 1)?;
         CHECK.at_most("n_splits", args.n_splits, self.max_splits)?;
         CHECK.multiple("q_stride", args.q_stride, 8)?;
-        CHECK.rows("length of q", args.q, args.n_rows, args.q_stride, width)?;
-        CHECK.aligned("q", args.q, 16)?;
-        let out_place = args.out.place(CHECK, "out", args.n_rows, width, 2)?;
+        let q = CHECK.element("q", args.q, self.element)?;
+        CHECK.rows("length of q", q, args.n_rows, args.q_stride, width)?;
+        CHECK.aligned("q", q, 16)?;
+        let out_place = args
+            .out
+            .place(CHECK, "out", self.element, args.n_rows, width, 2)?;
         CHECK.at_least("max_pages", args.max_pages, 1)?;
         CHECK.at_most(
             "max_pages",
@@ -129,7 +136,7 @@ impl DecodeAttention {
             return Ok(());
         }
         let params = DecodeParams {
-            q: args.q.ptr(),
+            q: q.ptr(),
             kv,
             page_table: args.page_table.ptr(),
             context_len: args.context_len.ptr(),

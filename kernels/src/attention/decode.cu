@@ -14,16 +14,17 @@
 // Rows of one sequence's prompt may sit in one launch: each is a row with its own context_len.
 // Bytes: context * head_dim * 2 * stored size a (row, KV head). FLOPs: 4 * 8 * context * head_dim.
 // Grid: (n_kv_heads * splits, m), cluster (splits, 1), 128 threads. Architectures: sm_90, sm_120.
+// Elements: f16, bf16.
 // Ideas: flash decoding (Dao et al.), GQA packing as in FlashInfer.
 #include "../cuda/paged_kv.cuh"
 #include "../cuda/tiled.cuh"
 
 struct AttentionDecodeParams {
-    const __half* q;             // [m][q_stride], head h at h * head_dim
+    const elem* q;               // [m][q_stride], head h at h * head_dim
     PagedKv kv;
     const int32_t* page_table;   // [m][max_pages]
     const int32_t* context_len;  // [m]; 0 for a padding row
-    __half* out;                 // [m][out_stride], or tiled (tiled.cuh)
+    elem* out;                   // [m][out_stride], or tiled (tiled.cuh)
     float scale;                 // 1 / sqrt(head_dim)
     int32_t n_kv, group;         // group: query heads a KV head, at most 8
     int32_t max_pages, q_stride, out_stride;
@@ -40,7 +41,7 @@ DEVICE uint32_t transpose_8x8(uint32_t x) {
 template <class T, int HD, bool FP32_PARTIALS>
 DEVICE void attention_decode(const AttentionDecodeParams& p) {
     constexpr int WARPS = 4, S = HD / 32, TILES = HD / 16;
-    using Partial = typename cuda::std::conditional<FP32_PARTIALS, float, __half>::type;
+    using Partial = typename cuda::std::conditional<FP32_PARTIALS, float, elem>::type;
     const int rank = cluster_rank(), ranks = cluster_size(), kv_head = blockIdx.x / ranks, row = blockIdx.y;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, j = lane % 4;
     launch_dependents();
@@ -76,7 +77,7 @@ DEVICE void attention_decode(const AttentionDecodeParams& p) {
 
     // Query heads as the B operand; heads past the group repeat the last one and are not stored.
     const int q_head = kv_head * p.group + min(g, p.group - 1);
-    const __half* q_at = p.q + static_cast<int64_t>(row) * p.q_stride + q_head * HD + j * 8;
+    const elem* q_at = p.q + static_cast<int64_t>(row) * p.q_stride + q_head * HD + j * 8;
     uint32_t q[S][4];
 #pragma unroll
     for (int s = 0; s < S; s++) load_eight(q_at + s * 32, q[s]);
@@ -116,8 +117,8 @@ DEVICE void attention_decode(const AttentionDecodeParams& p) {
             x[h + 2] = exp2f(x[h + 2] - top);
             l[h] = l[h] * factor[h] + x[h] + x[h + 2];  // this lane's tokens; added over lanes at the end
         }
-        const uint32_t p0 = transpose_8x8(half2_bits(__floats2half2_rn(x[0], x[1])));
-        const uint32_t p1 = transpose_8x8(half2_bits(__floats2half2_rn(x[2], x[3])));
+        const uint32_t p0 = transpose_8x8(elem2_bits(floats_to_elem2(x[0], x[1])));
+        const uint32_t p1 = transpose_8x8(elem2_bits(floats_to_elem2(x[2], x[3])));
 #pragma unroll
         for (int t = 0; t < TILES; t++) {
             o[t][0] *= factor[0], o[t][1] *= factor[1], o[t][2] *= factor[0], o[t][3] *= factor[1];
@@ -142,7 +143,7 @@ DEVICE void attention_decode(const AttentionDecodeParams& p) {
         for (int h = 0; h < 2; h++) warp_ml[warp][2 * j + h][0] = m[h], warp_ml[warp][2 * j + h][1] = l[h];
     __syncthreads();
 
-    // This block's part of the result, normalised so that fp16 parts cannot overflow.
+    // This block's part of the result, normalised so that 16-bit parts cannot overflow.
     __shared__ Partial part_o[8 * HD];
     __shared__ float part_m[8], part_l[8];
     for (int i = threadIdx.x; i < p.group * HD; i += WARPS * 32) {
@@ -173,7 +174,7 @@ DEVICE void attention_decode(const AttentionDecodeParams& p) {
             total += f;
         }
         p.out[activation_at(row, (kv_head * p.group + head) * HD + dim, p.out_stride, p.out_tile_rows)] =
-            __float2half_rn(sum / total * p.kv.v_scale);
+            float_to_elem(sum / total * p.kv.v_scale);
     }
     if (ranks > 1) cluster_sync();  // nobody leaves while its part may still be read
 }
@@ -182,11 +183,11 @@ DEVICE void attention_decode(const AttentionDecodeParams& p) {
     extern "C" __global__ void __launch_bounds__(128) name(const __grid_constant__ AttentionDecodeParams p) { \
         attention_decode<type, hd, fp32>(p);                                                                     \
     }
-ATTENTION_DECODE(attention_decode_half_64_fp16, __half, 64, false)
-ATTENTION_DECODE(attention_decode_half_64_fp32, __half, 64, true)
-ATTENTION_DECODE(attention_decode_half_128_fp16, __half, 128, false)
-ATTENTION_DECODE(attention_decode_half_128_fp32, __half, 128, true)
-ATTENTION_DECODE(attention_decode_fp8_64_fp16, __nv_fp8_e4m3, 64, false)
+ATTENTION_DECODE(attention_decode_half_64_elem, elem, 64, false)
+ATTENTION_DECODE(attention_decode_half_64_fp32, elem, 64, true)
+ATTENTION_DECODE(attention_decode_half_128_elem, elem, 128, false)
+ATTENTION_DECODE(attention_decode_half_128_fp32, elem, 128, true)
+ATTENTION_DECODE(attention_decode_fp8_64_elem, __nv_fp8_e4m3, 64, false)
 ATTENTION_DECODE(attention_decode_fp8_64_fp32, __nv_fp8_e4m3, 64, true)
-ATTENTION_DECODE(attention_decode_fp8_128_fp16, __nv_fp8_e4m3, 128, false)
+ATTENTION_DECODE(attention_decode_fp8_128_elem, __nv_fp8_e4m3, 128, false)
 ATTENTION_DECODE(attention_decode_fp8_128_fp32, __nv_fp8_e4m3, 128, true)

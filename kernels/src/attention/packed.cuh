@@ -4,12 +4,12 @@
 #include "../cuda/tiled.cuh"
 
 struct PackedAttentionParams {
-    const __half* q;             // [n_tokens][q_stride], head h at h * head_dim
+    const elem* q;               // [n_tokens][q_stride], head h at h * head_dim
     PagedKv kv;
     const int32_t* page_table;   // [n_seqs][max_pages]
     const int32_t* q_start;      // [n_seqs + 1]
     const int32_t* context_len;  // [n_seqs]; 0 for a padding row
-    __half* out;                 // [n_tokens][out_stride], or tiled (tiled.cuh)
+    elem* out;                   // [n_tokens][out_stride], or tiled (tiled.cuh)
     float scale;                 // 1 / sqrt(head_dim)
     int32_t n_kv, group;
     int32_t max_pages, q_stride, out_stride;

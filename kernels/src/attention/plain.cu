@@ -2,7 +2,7 @@
 // key after the other, f32 throughout. For comparison, and for machines where the others fail.
 //
 // Bytes: K and V once a (token, query head). Grid: (n_tokens / 4, n_q_heads), 128 threads.
-// Architectures: sm_90, sm_120.
+// Architectures: sm_90, sm_120. Elements: f16, bf16.
 #include "packed.cuh"
 
 template <class T, int HD>
@@ -23,11 +23,11 @@ DEVICE void attention_plain(const PackedAttentionParams& p) {
 
     const int kv_head = head / p.group;
     const int32_t* table = p.page_table + static_cast<int64_t>(seq) * p.max_pages;
-    const __half* q_at = p.q + static_cast<int64_t>(token) * p.q_stride + head * HD + lane * E;
+    const elem* q_at = p.q + static_cast<int64_t>(token) * p.q_stride + head * HD + lane * E;
     const float scale = p.scale * p.kv.k_scale;
     float q[E], o[E] = {}, top = -INFINITY, total = 0.f;
 #pragma unroll
-    for (int e = 0; e < E; e++) q[e] = __half2float(q_at[e]);
+    for (int e = 0; e < E; e++) q[e] = elem_to_float(q_at[e]);
     for (int t = 0; t < limit; t++) {
         const int64_t page = (page_in_pool(p.kv, table[t / PAGE_TOKENS]) * p.n_kv + kv_head) * PAGE_TOKENS * HD;
         const T* k = static_cast<const T*>(p.kv.k) + page + t % PAGE_TOKENS * HD + lane * E;
@@ -48,14 +48,14 @@ DEVICE void attention_plain(const PackedAttentionParams& p) {
 #pragma unroll
     for (int e = 0; e < E; e++)
         p.out[activation_at(token, head * HD + lane * E + e, p.out_stride, p.out_tile_rows)] =
-            __float2half_rn(o[e] / total * p.kv.v_scale);
+            float_to_elem(o[e] / total * p.kv.v_scale);
 }
 
 #define ATTENTION_PLAIN(name, type, hd)                                                                          \
     extern "C" __global__ void __launch_bounds__(128) name(const __grid_constant__ PackedAttentionParams p) { \
         attention_plain<type, hd>(p);                                                                            \
     }
-ATTENTION_PLAIN(attention_plain_half_64, __half, 64)
-ATTENTION_PLAIN(attention_plain_half_128, __half, 128)
+ATTENTION_PLAIN(attention_plain_half_64, elem, 64)
+ATTENTION_PLAIN(attention_plain_half_128, elem, 128)
 ATTENTION_PLAIN(attention_plain_fp8_64, __nv_fp8_e4m3, 64)
 ATTENTION_PLAIN(attention_plain_fp8_128, __nv_fp8_e4m3, 128)

@@ -5,14 +5,15 @@
 // its context_len[s] tokens; their keys and values are in the pages already. The query heads of a
 // KV head are folded into the rows (row = token * group + head), so K and V are read once for all.
 // A block has 64 rows, 16 a warp, and walks over its context in tiles of 64 tokens (4 pages), which
-// lie in shared memory as fp16 whatever the cache holds. K loads run under P V, V loads under Q K.
+// lie in shared memory as elements whatever the cache holds. K loads run under P V, V loads under Q K.
 //
 // Both operands are read without transposition: K as 16-byte pieces, the dimensions permuted alike in
 // Q and K; V in the layout of paged_kv.cuh, which is that of the B operand.
 //
 // FLOPs: 4 * head_dim * (visible pairs) a query head. Bytes: K and V once a block.
 // Grid: (tiles of all sequences at most, n_kv_heads), long contexts first, 128 threads.
-// Architectures: sm_90, sm_120. Ideas: FlashAttention-2 (Dao), GQA packing as in FlashInfer.
+// Architectures: sm_90, sm_120. Elements: f16, bf16.
+// Ideas: FlashAttention-2 (Dao), GQA packing as in FlashInfer.
 #include "packed.cuh"
 
 constexpr int ROWS = 64, TOKENS = 64, THREADS = 128;
@@ -60,9 +61,9 @@ template <class T, int HD, bool IS_K>
 struct TileLoader;
 
 template <int HD, bool IS_K>
-struct TileLoader<__half, HD, IS_K> {
+struct TileLoader<elem, HD, IS_K> {
     template <class PageAt>
-    DEVICE void start(const __half* pool, PageAt page_at, __half* tile) {
+    DEVICE void start(const elem* pool, PageAt page_at, elem* tile) {
 #pragma unroll
         for (int n = 0; n < TOKENS * HD / 8 / THREADS; n++) {
             const int i = n * THREADS + threadIdx.x, page = i / (2 * HD), c = i % (2 * HD);
@@ -71,7 +72,7 @@ struct TileLoader<__half, HD, IS_K> {
             async_copy_16(tile + to, pool + page_at(page) + c * 8);
         }
     }
-    DEVICE void finish(__half*) { async_copy_wait(); }
+    DEVICE void finish(elem*) { async_copy_wait(); }
 };
 
 template <int HD, bool IS_K>
@@ -79,14 +80,14 @@ struct TileLoader<__nv_fp8_e4m3, HD, IS_K> {
     static constexpr int N = TOKENS * HD / 16 / THREADS;
     uint4 staged[N];
     template <class PageAt>
-    DEVICE void start(const __nv_fp8_e4m3* pool, PageAt page_at, __half*) {
+    DEVICE void start(const __nv_fp8_e4m3* pool, PageAt page_at, elem*) {
 #pragma unroll
         for (int n = 0; n < N; n++) {
             const int i = n * THREADS + threadIdx.x, page = i / HD, c = i % HD;
             staged[n] = *reinterpret_cast<const uint4*>(pool + page_at(page) + c * 16);
         }
     }
-    DEVICE void finish(__half* tile) {
+    DEVICE void finish(elem* tile) {
 #pragma unroll
         for (int n = 0; n < N; n++) {
             const int i = n * THREADS + threadIdx.x, page = i / HD, c = i % HD;
@@ -96,11 +97,7 @@ struct TileLoader<__nv_fp8_e4m3, HD, IS_K> {
             for (int half = 0; half < 2; half++) {
                 uint32_t out[4];
 #pragma unroll
-                for (int w = 0; w < 4; w++) {
-                    const __half2_raw pair = __nv_cvt_fp8x2_to_halfraw2(
-                        static_cast<__nv_fp8x2_storage_t>(words[half * 2 + w / 2] >> (16 * (w % 2))), __NV_E4M3);
-                    out[w] = static_cast<uint32_t>(pair.x) | static_cast<uint32_t>(pair.y) << 16;
-                }
+                for (int w = 0; w < 4; w++) out[w] = from_e4m3_pair(words[half * 2 + w / 2] >> (16 * (w % 2)));
                 const int to = IS_K ? k_offset<HD>(row, chunk + half) : i * 16 + half * 8;
                 *reinterpret_cast<uint4*>(tile + to) = make_uint4(out[0], out[1], out[2], out[3]);
             }
@@ -108,7 +105,7 @@ struct TileLoader<__nv_fp8_e4m3, HD, IS_K> {
     }
 };
 
-DEVICE void load_eight(const __half* at, bool exists, uint32_t (&out)[4]) {
+DEVICE void load_eight(const elem* at, bool exists, uint32_t (&out)[4]) {
     if (exists) load_eight(at, out);
     else out[0] = out[1] = out[2] = out[3] = 0;
 }
@@ -116,8 +113,8 @@ DEVICE void load_eight(const __half* at, bool exists, uint32_t (&out)[4]) {
 template <class T, int HD>
 DEVICE void attention_prefill(const PackedAttentionParams& p) {
     constexpr int S = HD / 32, TILES = HD / 16, PAGES = TOKENS / PAGE_TOKENS, N = TOKENS / 8;
-    __shared__ __align__(16) __half k_tile[TOKENS * HD];
-    __shared__ __align__(16) __half v_tile[TOKENS * HD];
+    __shared__ __align__(16) elem k_tile[TOKENS * HD];
+    __shared__ __align__(16) elem v_tile[TOKENS * HD];
     const int kv_head = blockIdx.y, warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, j = lane % 4;
     launch_dependents();
     wait_for_previous();
@@ -216,8 +213,8 @@ DEVICE void attention_prefill(const PackedAttentionParams& p) {
 #pragma unroll
             for (int i = 0; i < 4; i++) x[i] = exp2f(sc[n][i] - m[i / 2]);
             l[0] += x[0] + x[1], l[1] += x[2] + x[3];  // this lane's tokens; added over lanes at the end
-            pr[n / 2][n % 2 * 2] = half2_bits(__floats2half2_rn(x[0], x[1]));
-            pr[n / 2][n % 2 * 2 + 1] = half2_bits(__floats2half2_rn(x[2], x[3]));
+            pr[n / 2][n % 2 * 2] = elem2_bits(floats_to_elem2(x[0], x[1]));
+            pr[n / 2][n % 2 * 2 + 1] = elem2_bits(floats_to_elem2(x[2], x[3]));
         }
         v_loader.finish(v_tile);
         __syncthreads();  // V is there, and nobody reads this K any more
@@ -242,7 +239,7 @@ DEVICE void attention_prefill(const PackedAttentionParams& p) {
 #pragma unroll
             for (int n = 0; n < 2 * TILES; n++) {
                 const int64_t at = activation_at(token[h], head[h] * HD + n * 8 + 2 * j, p.out_stride, p.out_tile_rows);
-                *reinterpret_cast<__half2*>(p.out + at) = __floats2half2_rn(o[n][2 * h] * r, o[n][2 * h + 1] * r);
+                *reinterpret_cast<elem2*>(p.out + at) = floats_to_elem2(o[n][2 * h] * r, o[n][2 * h + 1] * r);
             }
     }
 }
@@ -253,7 +250,7 @@ DEVICE void attention_prefill(const PackedAttentionParams& p) {
         name(const __grid_constant__ PackedAttentionParams p) {                  \
         attention_prefill<type, hd>(p);                                          \
     }
-ATTENTION_PREFILL(attention_prefill_half_64, __half, 64, 3)
-ATTENTION_PREFILL(attention_prefill_half_128, __half, 128, 2)
+ATTENTION_PREFILL(attention_prefill_half_64, elem, 64, 3)
+ATTENTION_PREFILL(attention_prefill_half_128, elem, 128, 2)
 ATTENTION_PREFILL(attention_prefill_fp8_64, __nv_fp8_e4m3, 64, 3)
 ATTENTION_PREFILL(attention_prefill_fp8_128, __nv_fp8_e4m3, 128, 2)

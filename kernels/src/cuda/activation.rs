@@ -1,9 +1,7 @@
 //! How the rows of an activation matrix lie in device memory.
 
-use half::f16;
-
 use super::shape::ShapeCheck;
-use super::{BufferView, CudaError};
+use super::{CudaError, Element, ElementView};
 
 /// Values of k that lie together in a tiled matrix.
 const TILE_K: usize = 64;
@@ -22,7 +20,7 @@ pub enum RowLayout {
 /// An activation matrix that a kernel reads or writes.
 #[derive(Debug, Clone, Copy)]
 pub struct Activation<'a> {
-    pub view: BufferView<'a, f16>,
+    pub view: ElementView<'a>,
     pub layout: RowLayout,
 }
 
@@ -46,30 +44,35 @@ impl RowLayout {
 }
 
 impl<'a> Activation<'a> {
-    pub const fn plain(view: BufferView<'a, f16>, stride: usize) -> Self {
+    pub fn plain(view: impl Into<ElementView<'a>>, stride: usize) -> Self {
+        let view = view.into();
         let layout = RowLayout::Plain { stride };
         Self { view, layout }
     }
 
-    pub const fn tiled(view: BufferView<'a, f16>, rows: usize) -> Self {
+    pub fn tiled(view: impl Into<ElementView<'a>>, rows: usize) -> Self {
+        let view = view.into();
         let layout = RowLayout::Tiled { rows };
         Self { view, layout }
     }
 
-    /// `n_rows` rows of `width` values lie in the view; the kernel reads words of `word_bytes`.
+    /// `n_rows` rows of `width` values lie in the view; the kernel reads words of `word_bytes` and
+    /// computes in `element`.
     pub(crate) fn place(
         &self,
         check: ShapeCheck,
         what: &'static str,
+        element: Element,
         n_rows: usize,
         width: usize,
         word_bytes: usize,
     ) -> Result<Place, CudaError> {
+        let words = check.element(what, self.view, element)?;
         match self.layout {
             RowLayout::Plain { stride } => {
                 check.multiple(what, stride, word_bytes / 2)?;
-                check.rows(what, self.view, n_rows, stride, width)?;
-                check.aligned(what, self.view, word_bytes)?;
+                check.rows(what, words, n_rows, stride, width)?;
+                check.aligned(what, words, word_bytes)?;
                 Ok(Place {
                     stride: check.int(what, stride)?,
                     tile_rows: 0,
@@ -79,8 +82,8 @@ impl<'a> Activation<'a> {
                 check.multiple(what, rows, TILE_ROWS)?;
                 check.at_most(what, n_rows, rows)?;
                 let len = rows.saturating_mul(width.next_multiple_of(TILE_K));
-                check.at_least(what, self.view.len(), len)?;
-                check.aligned(what, self.view, 128)?;
+                check.at_least(what, words.len(), len)?;
+                check.aligned(what, words, 128)?;
                 Ok(Place {
                     stride: 0,
                     tile_rows: check.int(what, rows)?,

@@ -224,6 +224,16 @@ impl<'a, T: Pod> BufferView<'a, T> {
         })
     }
 
+    /// The same values under another type of their size.
+    pub(super) fn same_size<U: Pod>(self) -> BufferView<'a, U> {
+        const { assert!(size_of::<T>() == size_of::<U>()) };
+        BufferView {
+            device: self.device,
+            ptr: self.ptr.cast(),
+            len: self.len,
+        }
+    }
+
     /// The same bytes as values of another type: how one workspace serves several ops.
     pub fn cast<U: Pod>(self) -> Result<BufferView<'a, U>, CudaError> {
         let (bytes, size) = (self.n_bytes(), size_of::<U>());

@@ -1,4 +1,4 @@
-// What every kernel shares: asynchronous copies, barriers, matrix instructions, launch overlap.
+// What every kernel shares: asynchronous copies, barriers, clusters, launch overlap.
 // All of it compiles for sm_90 and sm_120 from this one source.
 #pragma once
 #include <cuda_bf16.h>
@@ -90,34 +90,8 @@ DEVICE float cluster_load(uint32_t address, uint32_t rank) {
     asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(v) : "r"(remote) : "memory");
     return v;
 }
-template <class T>
-DEVICE T cluster_load_as(uint32_t address, uint32_t rank);
-template <>
-DEVICE float cluster_load_as<float>(uint32_t address, uint32_t rank) {
-    return cluster_load(address, rank);
-}
-template <>
-DEVICE __half cluster_load_as<__half>(uint32_t address, uint32_t rank) {
-    uint32_t remote;
-    uint16_t v;
-    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(address), "r"(rank));
-    asm volatile("ld.shared::cluster.u16 %0, [%1];" : "=h"(v) : "r"(remote) : "memory");
-    return __ushort_as_half(v);
-}
 
-// ---- matrix instructions -----------------------------------------------------------------
-
-// d[16x8] += a[16x16] b[16x8], fp16 operands, fp32 sums.
-DEVICE void mma_16816(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-    asm(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-        "{%0,%1,%2,%3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-DEVICE uint32_t half2_bits(__half2 h) { return *reinterpret_cast<uint32_t*>(&h); }
-DEVICE __half2 bits_half2(uint32_t b) { return *reinterpret_cast<__half2*>(&b); }
+// ---- bits --------------------------------------------------------------------------------
 
 // (a & mask) | bits, in one instruction.
 template <uint32_t mask, uint32_t bits>

@@ -8,7 +8,7 @@ use cudarc::driver::sys;
 
 use super::embedded::embedded_kernels;
 use super::error::check;
-use super::{CudaError, Kernel};
+use super::{CudaError, Element, Kernel};
 
 /// sm_120 exists from here on, and every call of this layer.
 const MIN_DRIVER_VERSION: i32 = 12_080;
@@ -175,6 +175,16 @@ impl Device {
                 Kernel::new(self.clone(), function, name)
             }
         }
+    }
+
+    /// As [`Self::kernel`], of a source that is compiled for each element.
+    pub fn element_kernel(
+        &self,
+        element: Element,
+        source_name: &str,
+        name: &str,
+    ) -> Result<Kernel, CudaError> {
+        self.kernel(&element.fatbin_name(source_name), name)
     }
 
     fn module(&self, source_name: &str) -> Result<Option<Module>, CudaError> {

@@ -11,6 +11,7 @@
 mod activation;
 mod buffer;
 mod device;
+mod element;
 mod embedded;
 mod error;
 mod graph;
@@ -25,6 +26,7 @@ mod tests;
 pub use activation::{Activation, RowLayout, TILE_ROWS};
 pub use buffer::{Buffer, BufferView, DevicePtr};
 pub use device::{Device, DeviceProperties};
+pub use element::{Element, ElementBuffer, ElementView};
 pub use embedded::{EmbeddedKernels, embedded_kernels};
 pub use error::CudaError;
 pub use graph::Graph;

@@ -9,14 +9,14 @@
 
 #include <cuda/std/type_traits>
 
-#include "device.cuh"
+#include "element.cuh"
 
 constexpr int PAGE_TOKENS = 16;
 
 struct PagedKv {
-    void* k;  // [n_pages][n_kv_heads][16][head_dim] fp16 or e4m3
-    void* v;  // [n_pages][n_kv_heads][head_dim / 16][32][8] fp16 or e4m3
-    float k_scale, v_scale;  // value = stored * scale; 1 for fp16
+    void* k;  // [n_pages][n_kv_heads][16][head_dim] elements or e4m3
+    void* v;  // [n_pages][n_kv_heads][head_dim / 16][32][8] elements or e4m3
+    float k_scale, v_scale;  // value = stored * scale; 1 for elements
     int32_t n_pages;
 };
 
@@ -35,16 +35,27 @@ DEVICE int v_offset(int token, int dim) {
 template <class T>
 DEVICE T to_stored(float x, float inverse_scale);
 template <>
-DEVICE __half to_stored<__half>(float x, float) {
-    return __float2half_rn(x);
+DEVICE elem to_stored<elem>(float x, float) {
+    return float_to_elem(x);
 }
 template <>
 DEVICE __nv_fp8_e4m3 to_stored<__nv_fp8_e4m3>(float x, float inverse_scale) {
     return __nv_fp8_e4m3(x * inverse_scale);  // saturates at 448
 }
 
-// Eight consecutive stored values as four half pairs.
-DEVICE void load_eight(const __half* at, uint32_t (&out)[4]) {
+// Two e4m3 values as a pair of elements, which hold them exactly.
+DEVICE uint32_t from_e4m3_pair(uint32_t two_bytes) {
+    const __half2_raw pair = __nv_cvt_fp8x2_to_halfraw2(static_cast<__nv_fp8x2_storage_t>(two_bytes), __NV_E4M3);
+    if constexpr (IS_BF16) {
+        const float2 values = __half22float2(__half2(pair));
+        return elem2_bits(floats_to_elem2(values.x, values.y));
+    } else {
+        return static_cast<uint32_t>(pair.x) | static_cast<uint32_t>(pair.y) << 16;
+    }
+}
+
+// Eight consecutive stored values as four pairs of elements.
+DEVICE void load_eight(const elem* at, uint32_t (&out)[4]) {
     const uint4 v = *reinterpret_cast<const uint4*>(at);
     out[0] = v.x, out[1] = v.y, out[2] = v.z, out[3] = v.w;
 }
@@ -53,7 +64,6 @@ DEVICE void load_eight(const __nv_fp8_e4m3* at, uint32_t (&out)[4]) {
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         const uint32_t word = i < 2 ? v.x : v.y;
-        const __half2_raw pair = __nv_cvt_fp8x2_to_halfraw2(static_cast<__nv_fp8x2_storage_t>(word >> (16 * (i % 2))), __NV_E4M3);
-        out[i] = static_cast<uint32_t>(pair.x) | static_cast<uint32_t>(pair.y) << 16;
+        out[i] = from_e4m3_pair(word >> (16 * (i % 2)));
     }
 }

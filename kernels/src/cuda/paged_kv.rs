@@ -3,7 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::shape::ShapeCheck;
-use super::{BufferView, CudaError, DevicePtr};
+use super::{BufferView, CudaError, DevicePtr, Element};
 
 /// Tokens of a page.
 pub const PAGE_TOKENS: usize = 16;
@@ -11,23 +11,47 @@ pub const PAGE_TOKENS: usize = 16;
 /// How keys and values are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KvFormat {
+    /// Where activations are fp16.
     F16,
+    /// Where activations are bf16.
+    Bf16,
     /// 4 exponent and 3 mantissa bits, up to 448, times a scale.
     Fp8E4m3,
 }
 
 impl KvFormat {
+    /// As activations are stored.
+    pub const fn of(element: Element) -> Self {
+        match element {
+            Element::F16 => Self::F16,
+            Element::Bf16 => Self::Bf16,
+        }
+    }
+
     pub const fn bytes_per_value(self) -> usize {
         match self {
-            Self::F16 => 2,
+            Self::F16 | Self::Bf16 => 2,
             Self::Fp8E4m3 => 1,
         }
+    }
+
+    /// Errors unless kernels of `element` have this format: its own, or e4m3.
+    pub(crate) fn check(self, check: ShapeCheck, element: Element) -> Result<(), CudaError> {
+        if self == Self::Fp8E4m3 || self == Self::of(element) {
+            return Ok(());
+        }
+        let message = format!("KV pages of {self:?} beside {} activations", element.name());
+        Err(crate::KernelError::Value {
+            op: check.0,
+            message,
+        }
+        .into())
     }
 
     /// As kernel names have it.
     pub(crate) const fn kernel_suffix(self) -> &'static str {
         match self {
-            Self::F16 => "half",
+            Self::F16 | Self::Bf16 => "half",
             Self::Fp8E4m3 => "fp8",
         }
     }
@@ -68,9 +92,9 @@ pub struct PagedKv<'a> {
     pub k: BufferView<'a, u8>,
     /// `[n_pages, n_kv, head_dim / 16, 32, 8]`, values of the [`KvFormat`].
     pub v: BufferView<'a, u8>,
-    /// A key is the stored value times this; 1 for f16.
+    /// A key is the stored value times this; 1 for 16-bit formats.
     pub k_scale: f32,
-    /// A value is the stored value times this; 1 for f16.
+    /// A value is the stored value times this; 1 for 16-bit formats.
     pub v_scale: f32,
     pub n_pages: usize,
 }
@@ -91,9 +115,9 @@ impl PagedKv<'_> {
         check.aligned("v", self.v, 16)?;
         check.positive("k_scale", self.k_scale)?;
         check.positive("v_scale", self.v_scale)?;
-        if format == KvFormat::F16 && (self.k_scale, self.v_scale) != (1.0, 1.0) {
+        if format != KvFormat::Fp8E4m3 && (self.k_scale, self.v_scale) != (1.0, 1.0) {
             let message = format!(
-                "scales of f16 are {} and {}, must be 1",
+                "scales of 16-bit KV pages are {} and {}, must be 1",
                 self.k_scale, self.v_scale
             );
             return Err(crate::KernelError::Value {

@@ -2,7 +2,7 @@
 
 use bytemuck::Pod;
 
-use super::{BufferView, CudaError};
+use super::{BufferView, CudaError, Element, ElementView};
 use crate::KernelError;
 
 /// What a launcher checks is named after it in errors.
@@ -109,6 +109,25 @@ impl ShapeCheck {
             found,
             format!("0 bytes off an address divisible by {n_bytes}"),
         ))
+    }
+
+    /// `view` holds what the kernel computes in; its words, for the other checks.
+    pub fn element<'a>(
+        self,
+        what: &'static str,
+        view: ElementView<'a>,
+        of_kernel: Element,
+    ) -> Result<BufferView<'a, u16>, CudaError> {
+        if view.element() == of_kernel {
+            return Ok(view.words());
+        }
+        let (found, expected) = (view.element().name(), of_kernel.name());
+        let message = format!("{what} is {found}, the kernel computes in {expected}");
+        Err(KernelError::Value {
+            op: self.0,
+            message,
+        }
+        .into())
     }
 
     pub fn positive(self, what: &'static str, value: f32) -> Result<(), CudaError> {

@@ -1,7 +1,7 @@
 // Warpgroup matrix instructions of sm_90a: d[64 x N] += a[64 x 16] b[16 x N] for the four warps of
 // a warpgroup, a in registers as for mma_16816 (warp w has rows 16 w ..), b in shared memory.
 #pragma once
-#include "device.cuh"
+#include "element.cuh"
 
 // b: N rows of 64 k, 128 bytes a row, its 16-byte pieces xor-ed with the row mod 8 (128-byte
 // swizzle); starts on 1024 bytes. Add 2 for each 16 k further on.
@@ -27,7 +27,7 @@ DEVICE void claim_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0
 // d[r][i]: column 8 r + 2 (lane % 4) + i % 2, row of the warp lane / 4 + 8 (i / 2).
 DEVICE void wgmma(float (&d)[3][4], const uint32_t (&a)[4], uint64_t b) {
     asm volatile(
-        "{ .reg .pred accumulate; setp.eq.u32 accumulate, 0, 0; wgmma.mma_async.sync.aligned.m64n24k16.f32.f16.f16 {"
+        "{ .reg .pred accumulate; setp.eq.u32 accumulate, 0, 0; wgmma.mma_async.sync.aligned.m64n24k16.f32." ELEMENT_PTX "." ELEMENT_PTX " {"
         "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11"
         "}, {%12, %13, %14, %15}, %16, accumulate, 1, 1, 0; }"
         : "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]),
@@ -37,7 +37,7 @@ DEVICE void wgmma(float (&d)[3][4], const uint32_t (&a)[4], uint64_t b) {
 }
 DEVICE void wgmma(float (&d)[4][4], const uint32_t (&a)[4], uint64_t b) {
     asm volatile(
-        "{ .reg .pred accumulate; setp.eq.u32 accumulate, 0, 0; wgmma.mma_async.sync.aligned.m64n32k16.f32.f16.f16 {"
+        "{ .reg .pred accumulate; setp.eq.u32 accumulate, 0, 0; wgmma.mma_async.sync.aligned.m64n32k16.f32." ELEMENT_PTX "." ELEMENT_PTX " {"
         "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
         "}, {%16, %17, %18, %19}, %20, accumulate, 1, 1, 0; }"
         : "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]),
@@ -48,7 +48,7 @@ DEVICE void wgmma(float (&d)[4][4], const uint32_t (&a)[4], uint64_t b) {
 }
 DEVICE void wgmma(float (&d)[8][4], const uint32_t (&a)[4], uint64_t b) {
     asm volatile(
-        "{ .reg .pred accumulate; setp.eq.u32 accumulate, 0, 0; wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {"
+        "{ .reg .pred accumulate; setp.eq.u32 accumulate, 0, 0; wgmma.mma_async.sync.aligned.m64n64k16.f32." ELEMENT_PTX "." ELEMENT_PTX " {"
         "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15,"
         "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
         "}, {%32, %33, %34, %35}, %36, accumulate, 1, 1, 0; }"
@@ -64,7 +64,7 @@ DEVICE void wgmma(float (&d)[8][4], const uint32_t (&a)[4], uint64_t b) {
 }
 DEVICE void wgmma(float (&d)[16][4], const uint32_t (&a)[4], uint64_t b) {
     asm volatile(
-        "{ .reg .pred accumulate; setp.eq.u32 accumulate, 0, 0; wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {"
+        "{ .reg .pred accumulate; setp.eq.u32 accumulate, 0, 0; wgmma.mma_async.sync.aligned.m64n128k16.f32." ELEMENT_PTX "." ELEMENT_PTX " {"
         "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15,"
         "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31,"
         "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47,"

@@ -1,10 +1,11 @@
 //! Token ids to hidden states on the GPU.
 
 use bytemuck::{Pod, Zeroable};
-use half::f16;
 
 use crate::cuda::shape::ShapeCheck;
-use crate::cuda::{BufferView, CudaError, Device, DevicePtr, Kernel, LaunchConfig, Stream};
+use crate::cuda::{
+    BufferView, CudaError, Device, DevicePtr, Element, ElementView, Kernel, LaunchConfig, Stream,
+};
 
 const CHECK: ShapeCheck = ShapeCheck("embedding");
 
@@ -12,7 +13,7 @@ const CHECK: ShapeCheck = ShapeCheck("embedding");
 #[repr(C)]
 struct Params {
     ids: DevicePtr<i32>,
-    table: DevicePtr<f16>,
+    table: DevicePtr<u16>,
     h: DevicePtr<f32>,
     n: i32,
     vocab: i32,
@@ -21,13 +22,14 @@ struct Params {
 #[derive(Debug)]
 pub struct Embedding {
     kernel: Kernel,
+    element: Element,
 }
 
 impl Embedding {
-    pub fn new(device: &Device) -> Result<Self, CudaError> {
-        let kernel = device.kernel("embedding/embedding", "embedding")?;
+    pub fn new(device: &Device, element: Element) -> Result<Self, CudaError> {
+        let kernel = device.element_kernel(element, "embedding/embedding", "embedding")?;
         kernel.set_shared_carveout(100)?;
-        Ok(Self { kernel })
+        Ok(Self { kernel, element })
     }
 
     /// `ids: [n_rows]`, `table: [vocab, hidden]`, `h: [n_rows, hidden]`. An id outside the
@@ -36,11 +38,12 @@ impl Embedding {
         &self,
         stream: &Stream,
         ids: BufferView<'_, i32>,
-        table: BufferView<'_, f16>,
+        table: ElementView<'_>,
         h: BufferView<'_, f32>,
         n_rows: usize,
         hidden: usize,
     ) -> Result<(), CudaError> {
+        let table = CHECK.element("table", table, self.element)?;
         CHECK.multiple("hidden", hidden, 8)?;
         CHECK.multiple("length of table", table.len(), hidden)?;
         CHECK.at_least("length of ids", ids.len(), n_rows)?;

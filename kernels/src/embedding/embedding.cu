@@ -1,12 +1,13 @@
-// h[r][:] = table[ids[r]][:]   table: [vocab][n] half, h: [m][n] f32, the start of the residual stream.
+// h[r][:] = table[ids[r]][:]   table: [vocab][n] elements, h: [m][n] f32, the start of the residual stream.
 // The first kernel of a step, and its gate: later ones may start only once this one has waited for
 // the step before, so they may read what that step left (lengths, page tables, older pages) at once.
 // Bytes: 2 n read, 4 n written a row. Grid: m blocks of 256 threads. Architectures: sm_90, sm_120.
-#include "../cuda/device.cuh"
+// Elements: f16, bf16.
+#include "../cuda/element.cuh"
 
 struct EmbeddingParams {
     const int32_t* ids;
-    const __half* table;
+    const elem* table;
     float* h;
     int32_t n, vocab;  // an id outside the vocabulary gives row 0
 };
@@ -19,8 +20,8 @@ extern "C" __global__ void __launch_bounds__(256) embedding(const __grid_constan
     float4* to = reinterpret_cast<float4*>(p.h + static_cast<int64_t>(blockIdx.x) * p.n);
     for (int v = threadIdx.x; v < p.n / 8; v += 256) {
         const uint4 e = from[v];
-        const float2 a = __half22float2(bits_half2(e.x)), b = __half22float2(bits_half2(e.y));
-        const float2 c = __half22float2(bits_half2(e.z)), d = __half22float2(bits_half2(e.w));
+        const float2 a = elem2_to_float2(bits_elem2(e.x)), b = elem2_to_float2(bits_elem2(e.y));
+        const float2 c = elem2_to_float2(bits_elem2(e.z)), d = elem2_to_float2(bits_elem2(e.w));
         to[2 * v] = make_float4(a.x, a.y, b.x, b.y);
         to[2 * v + 1] = make_float4(c.x, c.y, d.x, d.y);
     }

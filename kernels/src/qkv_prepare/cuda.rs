@@ -1,11 +1,11 @@
 //! Norm, rotation and cache write of a step's rows, decode and prefill alike.
 
 use bytemuck::{Pod, Zeroable};
-use half::f16;
 
 use crate::cuda::shape::ShapeCheck;
 use crate::cuda::{
-    BufferView, CudaError, Device, DevicePtr, Dim3, Kernel, LaunchConfig, PagedKvParams, Stream,
+    BufferView, CudaError, Device, DevicePtr, Dim3, Element, ElementView, Kernel, LaunchConfig,
+    PagedKvParams, Stream,
 };
 pub use crate::cuda::{HeadShape, KvFormat, PagedKv};
 
@@ -16,9 +16,9 @@ const HEADS_PER_BLOCK: usize = 4;
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 struct Params {
-    qkv: DevicePtr<f16>,
-    q_norm: DevicePtr<f16>,
-    k_norm: DevicePtr<f16>,
+    qkv: DevicePtr<u16>,
+    q_norm: DevicePtr<u16>,
+    k_norm: DevicePtr<u16>,
     cos_sin: DevicePtr<f32>,
     positions: DevicePtr<i32>,
     slots: DevicePtr<i32>,
@@ -34,6 +34,7 @@ struct Params {
 #[derive(Debug)]
 pub struct QkvPrepare {
     kernel: Kernel,
+    element: Element,
     shape: HeadShape,
     format: KvFormat,
 }
@@ -42,12 +43,12 @@ pub struct QkvPrepare {
 pub struct QkvPrepareArgs<'a> {
     /// `[n_rows, row_stride]`: n_q query heads, n_kv key heads, n_kv value heads of a row. Queries
     /// are normalised and rotated where they lie.
-    pub qkv: BufferView<'a, f16>,
+    pub qkv: ElementView<'a>,
     pub row_stride: usize,
     /// `[head_dim]`
-    pub q_norm: Option<BufferView<'a, f16>>,
+    pub q_norm: Option<ElementView<'a>>,
     /// `[head_dim]`
-    pub k_norm: Option<BufferView<'a, f16>>,
+    pub k_norm: Option<ElementView<'a>>,
     /// `[n_positions, head_dim]`: cosines, then sines, of head_dim / 2 angles.
     pub cos_sin: BufferView<'a, f32>,
     pub n_positions: usize,
@@ -62,13 +63,20 @@ pub struct QkvPrepareArgs<'a> {
 }
 
 impl QkvPrepare {
-    pub fn new(device: &Device, shape: HeadShape, format: KvFormat) -> Result<Self, CudaError> {
+    pub fn new(
+        device: &Device,
+        element: Element,
+        shape: HeadShape,
+        format: KvFormat,
+    ) -> Result<Self, CudaError> {
         shape.check(CHECK)?;
+        format.check(CHECK, element)?;
         let name = format!("qkv_prepare_{}_{}", format.kernel_suffix(), shape.head_dim);
-        let kernel = device.kernel("qkv_prepare/qkv_prepare", &name)?;
+        let kernel = device.element_kernel(element, "qkv_prepare/qkv_prepare", &name)?;
         kernel.set_shared_carveout(100)?;
         Ok(Self {
             kernel,
+            element,
             shape,
             format,
         })
@@ -81,19 +89,24 @@ impl QkvPrepare {
             head_dim,
         } = self.shape;
         let n_heads = n_q + 2 * n_kv;
+        let qkv = CHECK.element("qkv", args.qkv, self.element)?;
         CHECK.rows(
             "length of qkv",
-            args.qkv,
+            qkv,
             args.n_rows,
             args.row_stride,
             n_heads * head_dim,
         )?;
-        for (what, norm) in [
-            ("length of q_norm", args.q_norm),
-            ("length of k_norm", args.k_norm),
-        ] {
-            CHECK.equal(what, norm.map_or(head_dim, BufferView::len), head_dim)?;
-        }
+        let norm = |what, norm: Option<ElementView<'_>>| -> Result<_, CudaError> {
+            let Some(norm) = norm else {
+                return Ok(DevicePtr::null());
+            };
+            let norm = CHECK.element(what, norm, self.element)?;
+            CHECK.equal(what, norm.len(), head_dim)?;
+            Ok(norm.ptr())
+        };
+        let q_norm = norm("length of q_norm", args.q_norm)?;
+        let k_norm = norm("length of k_norm", args.k_norm)?;
         CHECK.at_least("n_positions", args.n_positions, 1)?;
         CHECK.rows(
             "length of cos_sin",
@@ -110,9 +123,9 @@ impl QkvPrepare {
             return Ok(());
         }
         let params = Params {
-            qkv: args.qkv.ptr(),
-            q_norm: args.q_norm.map_or(DevicePtr::null(), BufferView::ptr),
-            k_norm: args.k_norm.map_or(DevicePtr::null(), BufferView::ptr),
+            qkv: qkv.ptr(),
+            q_norm,
+            k_norm,
             cos_sin: args.cos_sin.ptr(),
             positions: args.positions.ptr(),
             slots: args.slots.ptr(),

@@ -2,16 +2,16 @@
 //   q, k <- RMSNorm over head_dim (Qwen3)      q, k <- RoPE at the token's position
 //   k, v  -> the token's slot of the paged cache
 //
-// qkv: [m][(n_q + 2 n_kv) * head_dim] half, q rotated in place. One warp a head, lane l holding the
+// qkv: [m][(n_q + 2 n_kv) * head_dim] elements, q rotated in place. One warp a head, lane l holding the
 // dimensions l*E .. and their partners half a head further, so that a rotation stays in the lane.
 // Bytes: qkv once, q and the cache slots once. Grid: (m, heads / 4), 128 threads.
-// Architectures: sm_90, sm_120.
+// Architectures: sm_90, sm_120. Elements: f16, bf16.
 #include "../cuda/paged_kv.cuh"
 
 struct QkvPrepareParams {
-    __half* qkv;
-    const __half* q_norm;      // [head_dim] or null
-    const __half* k_norm;      // [head_dim] or null
+    elem* qkv;
+    const elem* q_norm;        // [head_dim] or null
+    const elem* k_norm;        // [head_dim] or null
     const float* cos_sin;      // [positions][head_dim]: cosines, then sines, of head_dim / 2 angles
     const int32_t* positions;  // [m]
     const int32_t* slots;      // [m] page * 16 + token, -1 for a padding row
@@ -30,14 +30,14 @@ DEVICE void qkv_prepare(const QkvPrepareParams& p) {
     wait_for_previous();
     const int slot = p.slots[row];
     if (slot < 0 || slot / PAGE_TOKENS >= p.kv.n_pages) return;
-    __half* at = p.qkv + static_cast<int64_t>(row) * p.row_stride + head * HD;
+    elem* at = p.qkv + static_cast<int64_t>(row) * p.row_stride + head * HD;
     float lo[E], hi[E];
 #pragma unroll
-    for (int e = 0; e < E; e++) lo[e] = __half2float(at[lane * E + e]), hi[e] = __half2float(at[HD / 2 + lane * E + e]);
+    for (int e = 0; e < E; e++) lo[e] = elem_to_float(at[lane * E + e]), hi[e] = elem_to_float(at[HD / 2 + lane * E + e]);
 
     const bool is_v = head >= p.n_q + p.n_kv, is_k = head >= p.n_q && !is_v;
     if (!is_v) {
-        const __half* norm = is_k ? p.k_norm : p.q_norm;
+        const elem* norm = is_k ? p.k_norm : p.q_norm;
         if (norm != nullptr) {
             float square = 0.f;
 #pragma unroll
@@ -47,8 +47,8 @@ DEVICE void qkv_prepare(const QkvPrepareParams& p) {
             const float r = rsqrtf(square / HD + p.eps);
 #pragma unroll
             for (int e = 0; e < E; e++) {
-                lo[e] *= r * __half2float(norm[lane * E + e]);
-                hi[e] *= r * __half2float(norm[HD / 2 + lane * E + e]);
+                lo[e] *= r * elem_to_float(norm[lane * E + e]);
+                hi[e] *= r * elem_to_float(norm[HD / 2 + lane * E + e]);
             }
         }
         const uint32_t position = min(static_cast<uint32_t>(p.positions[row]), static_cast<uint32_t>(p.n_positions - 1));
@@ -64,8 +64,8 @@ DEVICE void qkv_prepare(const QkvPrepareParams& p) {
     if (!is_v && !is_k) {
 #pragma unroll
         for (int e = 0; e < E; e++) {
-            at[lane * E + e] = __float2half_rn(lo[e]);
-            at[HD / 2 + lane * E + e] = __float2half_rn(hi[e]);
+            at[lane * E + e] = float_to_elem(lo[e]);
+            at[HD / 2 + lane * E + e] = float_to_elem(hi[e]);
         }
         return;
     }
@@ -86,7 +86,7 @@ DEVICE void qkv_prepare(const QkvPrepareParams& p) {
     extern "C" __global__ void __launch_bounds__(128) name(const __grid_constant__ QkvPrepareParams p) { \
         qkv_prepare<type, hd>(p);                                                                           \
     }
-QKV_PREPARE(qkv_prepare_half_64, __half, 64)
-QKV_PREPARE(qkv_prepare_half_128, __half, 128)
+QKV_PREPARE(qkv_prepare_half_64, elem, 64)
+QKV_PREPARE(qkv_prepare_half_128, elem, 128)
 QKV_PREPARE(qkv_prepare_fp8_64, __nv_fp8_e4m3, 64)
 QKV_PREPARE(qkv_prepare_fp8_128, __nv_fp8_e4m3, 128)

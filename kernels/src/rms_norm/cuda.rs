@@ -1,11 +1,11 @@
 //! RMSNorm of the residual stream on the GPU.
 
 use bytemuck::{Pod, Zeroable};
-use half::f16;
 
 use crate::cuda::shape::ShapeCheck;
 use crate::cuda::{
-    Activation, BufferView, CudaError, Device, DevicePtr, Kernel, LaunchConfig, Stream,
+    Activation, BufferView, CudaError, Device, DevicePtr, Element, ElementView, Kernel,
+    LaunchConfig, Stream,
 };
 
 const CHECK: ShapeCheck = ShapeCheck("rms_norm");
@@ -16,9 +16,9 @@ pub const MAX_N: usize = 16_384;
 #[repr(C)]
 struct Params {
     h: DevicePtr<f32>,
-    weight: DevicePtr<f16>,
+    weight: DevicePtr<u16>,
     rows: DevicePtr<i32>,
-    x: DevicePtr<f16>,
+    x: DevicePtr<u16>,
     eps: f32,
     n: i32,
     x_stride: i32,
@@ -30,13 +30,14 @@ struct Params {
 #[derive(Debug)]
 pub struct RmsNorm {
     kernel: Kernel,
+    element: Element,
 }
 
 impl RmsNorm {
-    pub fn new(device: &Device) -> Result<Self, CudaError> {
-        let kernel = device.kernel("rms_norm/rms_norm", "rms_norm")?;
+    pub fn new(device: &Device, element: Element) -> Result<Self, CudaError> {
+        let kernel = device.element_kernel(element, "rms_norm/rms_norm", "rms_norm")?;
         kernel.set_shared_carveout(100)?;
-        Ok(Self { kernel })
+        Ok(Self { kernel, element })
     }
 
     /// `h: [.., n]`, `weight: [n]`, `rows: [n_rows]` (which rows of `h`; `None` takes the first
@@ -45,17 +46,18 @@ impl RmsNorm {
         &self,
         stream: &Stream,
         h: BufferView<'_, f32>,
-        weight: BufferView<'_, f16>,
+        weight: ElementView<'_>,
         rows: Option<BufferView<'_, i32>>,
         x: Activation<'_>,
         n_rows: usize,
         n: usize,
         eps: f32,
     ) -> Result<(), CudaError> {
+        let weight = CHECK.element("weight", weight, self.element)?;
         CHECK.multiple("n", n, 4)?;
         CHECK.at_most("n", n, MAX_N)?;
         CHECK.equal("length of weight", weight.len(), n)?;
-        let x_place = x.place(CHECK, "x", n_rows, n, 8)?;
+        let x_place = x.place(CHECK, "x", self.element, n_rows, n, 8)?;
         match rows {
             Some(rows) => {
                 CHECK.at_least("length of rows", rows.len(), n_rows)?;

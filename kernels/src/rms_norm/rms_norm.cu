@@ -1,17 +1,18 @@
 // x[r][c] = h[row(r)][c] * rsqrt(mean(h^2) + eps) * weight[c]
 //
-// h: [.][n] f32, the residual stream; x: [m][x_stride] half, or tiled (tiled.cuh). One block a row; each thread keeps its
+// h: [.][n] f32, the residual stream; x: [m][x_stride] elements, or tiled (tiled.cuh). One block a row; each thread keeps its
 // part of the row in registers, so h is read once. `rows` picks rows (the last token of each
 // sequence before lm_head); null takes them in order.
 // Bytes: 4 n read, 2 n written a row. Grid: m blocks of 512 threads, n at most 16,384.
-// Architectures: sm_90, sm_120.
+// Architectures: sm_90, sm_120. Elements: f16, bf16.
+#include "../cuda/element.cuh"
 #include "../cuda/tiled.cuh"
 
 struct RmsNormParams {
     const float* h;
-    const __half* weight;
+    const elem* weight;
     const int32_t* rows;
-    __half* x;
+    elem* x;
     float eps;
     int32_t n, x_stride;
     int32_t h_rows;  // of h; a row index outside is held inside
@@ -56,9 +57,9 @@ extern "C" __global__ void __launch_bounds__(512) rms_norm(const __grid_constant
     for (int i = 0; i < VECTORS; i++) {
         const int v = i * 512 + threadIdx.x;
         if (v >= n_vectors) continue;
-        const float2 w0 = __half22float2(bits_half2(weight[i].x)), w1 = __half22float2(bits_half2(weight[i].y));
-        const uint2 pairs = make_uint2(half2_bits(__floats2half2_rn(value[i].x * r * w0.x, value[i].y * r * w0.y)),
-                                       half2_bits(__floats2half2_rn(value[i].z * r * w1.x, value[i].w * r * w1.y)));
+        const float2 w0 = elem2_to_float2(bits_elem2(weight[i].x)), w1 = elem2_to_float2(bits_elem2(weight[i].y));
+        const uint2 pairs = make_uint2(elem2_bits(floats_to_elem2(value[i].x * r * w0.x, value[i].y * r * w0.y)),
+                                       elem2_bits(floats_to_elem2(value[i].z * r * w1.x, value[i].w * r * w1.y)));
         if (p.x_tile_rows == 0) {
             *reinterpret_cast<uint2*>(p.x + static_cast<int64_t>(blockIdx.x) * p.x_stride + 4 * v) = pairs;
         } else {

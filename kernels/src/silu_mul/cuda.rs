@@ -1,10 +1,11 @@
 //! SiLU(gate) * up on the GPU.
 
 use bytemuck::{Pod, Zeroable};
-use half::f16;
 
 use crate::cuda::shape::ShapeCheck;
-use crate::cuda::{BufferView, CudaError, Device, DevicePtr, Dim3, Kernel, LaunchConfig, Stream};
+use crate::cuda::{
+    CudaError, Device, DevicePtr, Dim3, Element, ElementView, Kernel, LaunchConfig, Stream,
+};
 
 const CHECK: ShapeCheck = ShapeCheck("silu_mul");
 const THREADS: usize = 256;
@@ -15,9 +16,9 @@ const MAX_GRID_Y: usize = 65_535;
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 struct Params {
-    gate: DevicePtr<f16>,
-    up: DevicePtr<f16>,
-    out: DevicePtr<f16>,
+    gate: DevicePtr<u16>,
+    up: DevicePtr<u16>,
+    out: DevicePtr<u16>,
     n: i32,
     stride: i32,
     out_stride: i32,
@@ -27,13 +28,14 @@ struct Params {
 #[derive(Debug)]
 pub struct SiluMul {
     kernel: Kernel,
+    element: Element,
 }
 
 impl SiluMul {
-    pub fn new(device: &Device) -> Result<Self, CudaError> {
-        let kernel = device.kernel("silu_mul/silu_mul", "silu_mul")?;
+    pub fn new(device: &Device, element: Element) -> Result<Self, CudaError> {
+        let kernel = device.element_kernel(element, "silu_mul/silu_mul", "silu_mul")?;
         kernel.set_shared_carveout(100)?;
-        Ok(Self { kernel })
+        Ok(Self { kernel, element })
     }
 
     /// `gate, up: [n_rows, stride]`, `out: [n_rows, out_stride]`, `n` values of each row. `n` and
@@ -41,14 +43,17 @@ impl SiluMul {
     pub fn launch(
         &self,
         stream: &Stream,
-        gate: BufferView<'_, f16>,
-        up: BufferView<'_, f16>,
+        gate: ElementView<'_>,
+        up: ElementView<'_>,
         stride: usize,
-        out: BufferView<'_, f16>,
+        out: ElementView<'_>,
         out_stride: usize,
         n_rows: usize,
         n: usize,
     ) -> Result<(), CudaError> {
+        let gate = CHECK.element("gate", gate, self.element)?;
+        let up = CHECK.element("up", up, self.element)?;
+        let out = CHECK.element("out", out, self.element)?;
         CHECK.multiple("n", n, VECTOR)?;
         CHECK.multiple("stride", stride, VECTOR)?;
         CHECK.multiple("out_stride", out_stride, VECTOR)?;

@@ -1,20 +1,20 @@
 // out[r][c] = gate[r][c] / (1 + exp(-gate[r][c])) * up[r][c], the middle of a SwiGLU block.
 //
-// gate, up: [m][stride] half, often two halves of one matrix; out: [m][out_stride] half. In f32.
+// gate, up: [m][stride] elements, often two halves of one matrix; out: [m][out_stride] elements. In f32.
 // Bytes: 4 n read, 2 n written a row. Grid: (n / 2048, m), 256 threads of 8 values.
-// Architectures: sm_90, sm_120.
-#include "../cuda/device.cuh"
+// Architectures: sm_90, sm_120. Elements: f16, bf16.
+#include "../cuda/element.cuh"
 
 struct SiluMulParams {
-    const __half* gate;
-    const __half* up;
-    __half* out;
+    const elem* gate;
+    const elem* up;
+    elem* out;
     int32_t n, stride, out_stride, m;
 };
 
 DEVICE uint32_t silu_mul_pair(uint32_t gate, uint32_t up) {
-    const float2 g = __half22float2(bits_half2(gate)), u = __half22float2(bits_half2(up));
-    return half2_bits(__floats2half2_rn(g.x / (1.f + __expf(-g.x)) * u.x, g.y / (1.f + __expf(-g.y)) * u.y));
+    const float2 g = elem2_to_float2(bits_elem2(gate)), u = elem2_to_float2(bits_elem2(up));
+    return elem2_bits(floats_to_elem2(g.x / (1.f + __expf(-g.x)) * u.x, g.y / (1.f + __expf(-g.y)) * u.y));
 }
 
 extern "C" __global__ void __launch_bounds__(256) silu_mul(const __grid_constant__ SiluMulParams p) {

@@ -12,7 +12,8 @@
 //
 // Bytes: W once; x from the L2 once a group of columns; parts of shared groups. FLOPs: 2 m n k.
 // Grid: one or two blocks of 256 threads an SM. Shared memory: sized by the host (batch.rs).
-// Architectures: sm_90, sm_120. Cutting work evenly over blocks is stream-K (Osama et al., 2023).
+// Architectures: sm_90, sm_120. Elements: f16, bf16.
+// Cutting work evenly over blocks is stream-K (Osama et al., 2023).
 #include "packed_weights.cuh"
 
 constexpr int WARPS = 8;
@@ -21,9 +22,9 @@ constexpr int GROUP_TILES = 2 * WARPS;
 struct BatchLinearParams {
     const uint8_t* weights;  // [n_tiles][n_chunks][2048]
     const uint8_t* scales;   // [n_tiles][n_chunks][SCALE_BYTES]
-    const __half* x;         // [m][x_stride]; columns from k to n_chunks * K are zero
+    const elem* x;           // [m][x_stride]; columns from k to n_chunks * K are zero
     void* out;               // by epilogue
-    const __half* bias;      // [n] or null
+    const elem* bias;        // [n] or null
     float4* parts;           // [blocks][2][4 N][256] float4
     int32_t* tickets;        // [groups], zero before and after
     int32_t m;
@@ -83,7 +84,7 @@ DEVICE void batch_linear(const BatchLinearParams& p) {
         const uint32_t bar = x_full + stage * 8;
         if (lane == 0) barrier_expect(bar, p.m * F::K * 2);
         __syncwarp();
-        const __half* from = p.x + unit % p.n_chunks * F::K;
+        const elem* from = p.x + unit % p.n_chunks * F::K;
         for (int row = lane; row < p.m; row += 32)
             bulk_copy(shared_address(x_ring + stage * X_TILE + row * X_ROW), from + static_cast<int64_t>(row) * p.x_stride,
                       F::K * 2, bar);
@@ -116,13 +117,13 @@ DEVICE void batch_linear(const BatchLinearParams& p) {
                 const uint8_t* scales = s_ring + w_stage * 2 * F::SCALE_BYTES;
                 const uint8_t* x_at = x_ring + x_stage * X_TILE + g * X_ROW + j * 16;
                 uint4 words[2];
-                __half2 scale[2][2], zero[2][2];
+                GroupScale group[2];
                 unrolled<0, F::PAIRS>([&]<int P>() {
                     uint32_t a[2][2][4];
 #pragma unroll
                     for (int t = 0; t < 2; t++)
-                        F::template dequantised<P>(data + t * 2048, scales + t * F::SCALE_BYTES, lane, words[t], scale[t],
-                                                   zero[t], a[t]);
+                        F::template dequantised<P>(data + t * 2048, scales + t * F::SCALE_BYTES, lane, words[t], group[t],
+                                                   a[t]);
                     // Four row tiles at a time, all their products of one k before those of the next:
                     // no sum waits for itself.
                     constexpr int R = N < 4 ? N : 4;
@@ -212,22 +213,22 @@ DEVICE void batch_linear(const BatchLinearParams& p) {
                         const int column = tile / 2 * 16 + lane_column;
                         const float gate = acc[0][r][i];
                         if (column < p.n)
-                            static_cast<__half*>(p.out)[static_cast<int64_t>(row) * p.n + column] =
-                                __float2half_rn(gate / (1.f + __expf(-gate)) * acc[1][r][i]);
+                            static_cast<elem*>(p.out)[static_cast<int64_t>(row) * p.n + column] =
+                                float_to_elem(gate / (1.f + __expf(-gate)) * acc[1][r][i]);
                     } else {
 #pragma unroll
                         for (int t = 0; t < 2; t++) {
                             const int column = (tile + t) * 16 + lane_column;
                             if (column >= p.n) continue;
                             float y = acc[t][r][i];
-                            if (p.bias != nullptr) y += __half2float(p.bias[column]);
+                            if (p.bias != nullptr) y += elem_to_float(p.bias[column]);
                             const int64_t at = static_cast<int64_t>(row) * p.n + column;
                             if constexpr (E == Epilogue::AddResidual) {
                                 static_cast<float*>(p.out)[at] += y;
                             } else if constexpr (E == Epilogue::StoreF32) {
                                 static_cast<float*>(p.out)[at] = y;
                             } else {
-                                static_cast<__half*>(p.out)[at] = __float2half_rn(y);
+                                static_cast<elem*>(p.out)[at] = float_to_elem(y);
                             }
                         }
                     }

@@ -1,10 +1,9 @@
 //! Launches of `batch.cu`: 17 to 64 rows, where there is no `wgmma`.
 
 use bytemuck::{Pod, Zeroable};
-use half::f16;
 
 use super::{CHUNK_BYTES, DeviceLimits, Epilogue, Format, MANY_ROWS, ManyRowsLaunch};
-use crate::cuda::{Buffer, CudaError, Device, DevicePtr, Kernel, LaunchConfig, Stream};
+use crate::cuda::{Buffer, CudaError, Device, DevicePtr, Element, Kernel, LaunchConfig, Stream};
 
 const SOURCE: &str = "stream_linear/batch";
 const WARPS: usize = 8;
@@ -26,9 +25,9 @@ const MAX_GROUPS: usize = 1 << 16;
 struct BatchLinearParams {
     weights: DevicePtr<u8>,
     scales: DevicePtr<u8>,
-    x: DevicePtr<f16>,
+    x: DevicePtr<u16>,
     out: DevicePtr<u8>,
-    bias: DevicePtr<f16>,
+    bias: DevicePtr<u16>,
     parts: DevicePtr<f32>,
     tickets: DevicePtr<i32>,
     m: i32,
@@ -98,7 +97,7 @@ pub(super) fn plan(format: Format, m: usize, limits: &DeviceLimits) -> Option<Ba
 }
 
 impl BatchKernels {
-    pub fn load(stream: &Stream) -> Result<Self, CudaError> {
+    pub fn load(stream: &Stream, element: Element) -> Result<Self, CudaError> {
         let device: &Device = stream.device();
         let properties = device.properties();
         let mut variants = Vec::with_capacity(32);
@@ -107,7 +106,7 @@ impl BatchKernels {
                 for rows in ROWS {
                     let prefix = format.kernel_prefix().replacen("stream", "batch", 1);
                     let name = format!("{prefix}_{}_{rows}", epilogue.kernel_infix());
-                    let kernel = device.kernel(SOURCE, &name)?;
+                    let kernel = device.element_kernel(element, SOURCE, &name)?;
                     kernel.set_max_dynamic_shared(properties.shared_bytes_per_block - 1024)?;
                     kernel.set_shared_carveout(100)?;
                     variants.push(kernel);

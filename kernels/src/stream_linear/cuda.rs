@@ -15,8 +15,8 @@ use super::{
 use crate::KernelError;
 use crate::cuda::shape::ShapeCheck;
 use crate::cuda::{
-    Activation, Buffer, BufferView, CudaError, Device, DevicePtr, Kernel, LaunchConfig, RowLayout,
-    Stream,
+    Activation, Buffer, BufferView, CudaError, Device, DevicePtr, Element, ElementView, Kernel,
+    LaunchConfig, RowLayout, Stream,
 };
 
 const SOURCE: &str = "stream_linear/stream_linear";
@@ -31,9 +31,9 @@ const CHECK: ShapeCheck = ShapeCheck(OP);
 struct StreamLinearParams {
     weights: DevicePtr<u8>,
     scales: DevicePtr<u8>,
-    x: DevicePtr<f16>,
+    x: DevicePtr<u16>,
     out: DevicePtr<u8>,
-    bias: DevicePtr<f16>,
+    bias: DevicePtr<u16>,
     m: i32,
     x_stride: i32,
     n: i32,
@@ -65,7 +65,7 @@ struct RepackAwqParams {
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 struct RepackHalfParams {
-    rows: DevicePtr<f16>,
+    rows: DevicePtr<u16>,
     weights: DevicePtr<u8>,
     n: i32,
     k: i32,
@@ -103,12 +103,12 @@ pub(super) struct ManyRowsLaunch<'a> {
     pub weights: BufferView<'a, u8>,
     pub scales: BufferView<'a, u8>,
     pub m: usize,
-    pub x: BufferView<'a, f16>,
+    pub x: BufferView<'a, u16>,
     /// Of plain rows.
     pub x_stride: usize,
     /// Of tiled x.
     pub x_rows: usize,
-    pub bias: DevicePtr<f16>,
+    pub bias: DevicePtr<u16>,
     pub out: DevicePtr<u8>,
     /// Of a tiled output; 0 for plain rows.
     pub out_tile_rows: usize,
@@ -120,6 +120,7 @@ pub(super) struct ManyRowsLaunch<'a> {
 #[derive(Debug)]
 pub struct StreamLinearKernels {
     device: Device,
+    element: Element,
     /// [format][epilogue][rows]
     stream: Vec<Kernel>,
     repack_awq: Kernel,
@@ -135,7 +136,12 @@ enum ManyRowsKernels {
 }
 
 impl StreamLinearKernels {
-    pub fn load(stream: &Stream, many_rows: ManyRows) -> Result<Arc<Self>, CudaError> {
+    /// Kernels whose activations, 16-bit weights and biases are of `element`.
+    pub fn load(
+        stream: &Stream,
+        element: Element,
+        many_rows: ManyRows,
+    ) -> Result<Arc<Self>, CudaError> {
         let device = stream.device().clone();
         let properties = device.properties().clone();
         let compute_major = properties.compute_capability.0;
@@ -145,7 +151,7 @@ impl StreamLinearKernels {
                 for rows in Rows::ALL {
                     let (prefix, infix) = (format.kernel_prefix(), epilogue.kernel_infix());
                     let name = format!("{prefix}_{infix}_{}", rows.max());
-                    let kernel = device.kernel(SOURCE, &name)?;
+                    let kernel = device.element_kernel(element, SOURCE, &name)?;
                     kernel.set_max_dynamic_shared(properties.shared_bytes_per_block)?;
                     kernel.set_shared_carveout(100)?;
                     let n_threads = rows.n_warps(compute_major) * 32;
@@ -181,18 +187,23 @@ impl StreamLinearKernels {
         let repack_half = device.kernel(REPACK_SOURCE, "repack_half")?;
         let many_rows = match many_rows {
             ManyRows::Wgmma { is_alone } => {
-                ManyRowsKernels::Wgmma(WgmmaKernels::load(stream, is_alone)?)
+                ManyRowsKernels::Wgmma(WgmmaKernels::load(stream, element, is_alone)?)
             }
-            ManyRows::Batch => ManyRowsKernels::Batch(BatchKernels::load(stream)?),
+            ManyRows::Batch => ManyRowsKernels::Batch(BatchKernels::load(stream, element)?),
         };
         Ok(Arc::new(Self {
             device,
+            element,
             stream: variants,
             repack_awq,
             repack_half,
             many_rows,
             limits,
         }))
+    }
+
+    pub fn element(&self) -> Element {
+        self.element
     }
 
     pub fn limits(&self) -> &DeviceLimits {
@@ -218,7 +229,8 @@ impl StreamLinearKernels {
     }
 }
 
-/// One part of an AWQ matrix in device memory, as checkpoints have it.
+/// One part of an AWQ matrix in device memory, as checkpoints have it: scales are fp16 beside
+/// either element.
 #[derive(Debug, Clone, Copy)]
 pub struct AwqPart<'a> {
     /// [k][n / 8]
@@ -232,7 +244,7 @@ pub struct AwqPart<'a> {
 /// Where the result goes: [m][n], rows without gaps; that of SiLU may be tiled where x is.
 #[derive(Debug, Clone, Copy)]
 pub enum Output<'a> {
-    Store(BufferView<'a, f16>),
+    Store(ElementView<'a>),
     AddResidual(BufferView<'a, f32>),
     SiluMul(Activation<'a>),
     StoreF32(BufferView<'a, f32>),
@@ -245,6 +257,15 @@ impl Output<'_> {
             Self::AddResidual(_) => Epilogue::AddResidual,
             Self::SiluMul(_) => Epilogue::SiluMul,
             Self::StoreF32(_) => Epilogue::StoreF32,
+        }
+    }
+
+    /// What must be of the kernels' element.
+    fn elements(&self) -> Option<ElementView<'_>> {
+        match self {
+            Self::Store(view) => Some(*view),
+            Self::SiluMul(to) => Some(to.view),
+            Self::AddResidual(_) | Self::StoreF32(_) => None,
         }
     }
 
@@ -324,7 +345,7 @@ impl StreamLinear {
         let n = self.part_n(part)?;
         let layout = &self.layout;
         let Some(group) = layout.format.group() else {
-            return Err(value_error("AWQ weights for an fp16 matrix".into()));
+            return Err(value_error("AWQ weights for a 16-bit matrix".into()));
         };
         let k = layout.k;
         check_len("qweight's words", source.qweight.len(), k * n / 8)?;
@@ -355,18 +376,19 @@ impl StreamLinear {
         Ok(())
     }
 
-    /// Repacks part `part` from fp16 rows [n][k], in stream order.
+    /// Repacks part `part` from rows [n][k] of the kernels' element, in stream order.
     pub fn load_half(
         &mut self,
         stream: &Stream,
         part: usize,
-        rows: BufferView<'_, f16>,
+        rows: ElementView<'_>,
     ) -> Result<(), CudaError> {
         let n = self.part_n(part)?;
         let layout = &self.layout;
         if layout.format != Format::Half {
-            return Err(value_error("fp16 weights for an AWQ matrix".into()));
+            return Err(value_error("16-bit weights for an AWQ matrix".into()));
         }
+        let rows = CHECK.element("a weight", rows, self.kernels.element)?;
         check_len("the weights", rows.len(), n * layout.k)?;
         stream.enter(rows.device())?;
         let (step, offset) = layout.tile_place(part);
@@ -391,7 +413,8 @@ impl StreamLinear {
     /// Dummy weights in all parts, the same for the same seed, in stream order.
     pub fn fill_random(&mut self, stream: &Stream, seed: u64) -> Result<(), CudaError> {
         let (weights, scales) = (self.weights.all(), self.scales.all());
-        super::random::fill_packed(stream, &self.layout, weights, scales, seed)?;
+        let element = self.kernels.element;
+        super::random::fill_packed(stream, &self.layout, element, weights, scales, seed)?;
         self.is_loaded.fill(true);
         Ok(())
     }
@@ -431,7 +454,7 @@ impl StreamLinear {
         stream: &Stream,
         m: usize,
         x: Activation<'_>,
-        bias: Option<BufferView<'_, f16>>,
+        bias: Option<ElementView<'_>>,
         output: Output<'_>,
         dependent: bool,
     ) -> Result<(), CudaError> {
@@ -459,10 +482,14 @@ impl StreamLinear {
             let wanted = if is_tiled { "tiled" } else { "plain rows" };
             return Err(value_error(format!("{m} rows of x must be {wanted}")));
         }
-        x.place(CHECK, "x", m, layout.padded_k(), 2 * ROW_ALIGNMENT)?;
+        let element = self.kernels.element;
+        x.place(CHECK, "x", element, m, layout.padded_k(), 2 * ROW_ALIGNMENT)?;
+        if let Some(view) = output.elements() {
+            CHECK.element("the output", view, element)?;
+        }
         let out_tile_rows = match output {
             Output::SiluMul(to) => {
-                to.place(CHECK, "the output", m, n, 2)?;
+                to.place(CHECK, "the output", element, m, n, 2)?;
                 match to.layout {
                     RowLayout::Tiled { rows } if is_tiled => rows,
                     RowLayout::Plain { stride } if stride == n => 0,
@@ -478,6 +505,7 @@ impl StreamLinear {
         let (out, out_len) = output.place();
         check_at_least("the output's values", out_len, m * n)?;
         if let Some(bias) = bias {
+            CHECK.element("the bias", bias, element)?;
             check_len("the bias's values", bias.len(), n)?;
             stream.enter(bias.device())?;
         }
@@ -492,10 +520,10 @@ impl StreamLinear {
             weights: self.weights.all(),
             scales: self.scales.all(),
             m,
-            x: x.view,
+            x: x.view.words(),
             x_stride,
             x_rows,
-            bias: bias.map_or(DevicePtr::null(), BufferView::ptr),
+            bias: bias.map_or(DevicePtr::null(), ElementView::ptr),
             out,
             out_tile_rows,
             epilogue: output.epilogue(),
@@ -519,7 +547,7 @@ impl StreamLinear {
             scales: self.scales.ptr(),
             x: x.view.ptr(),
             out,
-            bias: bias.map_or(DevicePtr::null(), BufferView::ptr),
+            bias: bias.map_or(DevicePtr::null(), ElementView::ptr),
             m: m as i32,
             x_stride: x_stride as i32,
             n: n as i32,

@@ -37,7 +37,8 @@ pub const TILE_COLUMNS: usize = 16;
 /// Packed weights of one tile and one chunk of k.
 pub const CHUNK_BYTES: usize = 2048;
 
-/// How the weights are stored. AWQ: 4-bit, one fp16 scale and 4-bit zero point a group of k.
+/// How the weights are stored. AWQ: 4-bit, one fp16 scale and 4-bit zero point a group of k. Half:
+/// 16-bit, fp16 or bf16 as the activations are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Format {
     AwqG128,
@@ -64,7 +65,7 @@ impl Format {
         }
     }
 
-    /// Values of k to a scale; `None` for fp16.
+    /// Values of k to a scale; `None` for 16-bit weights.
     pub const fn group(self) -> Option<usize> {
         match self {
             Self::AwqG128 => Some(128),
@@ -82,7 +83,7 @@ impl Format {
         }
     }
 
-    /// Groups in a chunk; 0 for fp16.
+    /// Groups in a chunk; 0 for 16-bit weights.
     pub const fn chunk_groups(self) -> usize {
         match self.group() {
             Some(group) => self.chunk_k() / group,
@@ -108,11 +109,11 @@ impl Format {
 /// What happens to the sums.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Epilogue {
-    /// y, as fp16.
+    /// y, in the activations' element.
     Store,
     /// out += y, in fp32.
     AddResidual,
-    /// silu(gate) * up, as fp16; needs [`Arrangement::GateUp`].
+    /// silu(gate) * up, in the activations' element; needs [`Arrangement::GateUp`].
     SiluMul,
     /// y, as fp32.
     StoreF32,

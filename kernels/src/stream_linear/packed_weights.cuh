@@ -1,13 +1,28 @@
 // Packed weight matrices (repack.cu writes them) as operands of the matrix instruction, and what
 // is done with the products. Shared by stream_linear.cu and batch_linear.cu.
 #pragma once
-#include "../cuda/device.cuh"
+#include "../cuda/element.cuh"
 
 enum class Epilogue { Store, AddResidual, SiluMul, StoreF32 };
 
 // A nibble q is or-ed into the upper mantissa bits of 16.0, which makes 16 + q, exactly. The
 // product with the group's x is then taken on these small integers, and scale and zero enter
 // once a group, on the sums:  y += s * (sum (16 + q) x - (16 + z) sum x).
+//
+// Packed words and scales are the same for both elements: nibbles where fp16 wants them (bits 6 to
+// 9 of each half of a word), scales fp16. bf16 has three mantissa bits less and wants them at 3 to 6.
+constexpr uint32_t NIBBLES = IS_BF16 ? 0x00780078 : 0x03c003c0;
+constexpr uint32_t SIXTEENS = IS_BF16 ? 0x41804180 : 0x4c004c00;
+constexpr int NIBBLE_BIT = IS_BF16 ? 3 : 6;
+DEVICE uint32_t sixteen_plus(uint32_t nibbles) { return and_or<NIBBLES, SIXTEENS>(nibbles); }
+
+// What `dequantised` keeps of a quantisation group for columns g and g + 8, each twice.
+struct GroupScale {
+    elem2 scale[2];
+    elem2 rest[2];  // bf16 alone: what rounding the fp16 scale left
+    elem2 zero[2];  // 16 + z
+};
+
 template <int GROUPS_>  // quantisation groups in 128 k: 1, 2 or 4
 struct AwqFormat {
     static constexpr int GROUPS = 2 * GROUPS_;  // in a chunk
@@ -22,41 +37,66 @@ struct AwqFormat {
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             const uint32_t w = P % 2 == 0 ? (i == 0 ? words.x : words.y) : (i == 0 ? words.z : words.w);
-            a[i][0] = and_or<0x03c003c0, 0x4c004c00>(w);
-            a[i][1] = and_or<0x03c003c0, 0x4c004c00>(w >> 4);
-            a[i][2] = and_or<0x03c003c0, 0x4c004c00>(w << 4);
-            a[i][3] = and_or<0x03c003c0, 0x4c004c00>(__funnelshift_l(w, w, 8));
+            if constexpr (IS_BF16) {
+                a[i][0] = sixteen_plus(w >> 3);
+                a[i][1] = sixteen_plus(w >> 7);
+                a[i][2] = sixteen_plus(w << 1);
+                a[i][3] = sixteen_plus(__funnelshift_l(w, w, 5));
+            } else {
+                a[i][0] = sixteen_plus(w);
+                a[i][1] = sixteen_plus(w >> 4);
+                a[i][2] = sixteen_plus(w << 4);
+                a[i][3] = sixteen_plus(__funnelshift_l(w, w, 8));
+            }
         }
     }
-    // The same with zero and scale applied: (q - z) s, rounded to fp16 as a dequantised weight is.
+    // 16 + z of columns g and g + 8.
+    DEVICE static elem2 zeros(const uint8_t* scales, int index, int g) {
+        const uint32_t z = scales[GROUPS * 32 + index * 8 + g];
+        return bits_elem2(sixteen_plus(z << NIBBLE_BIT | z << (NIBBLE_BIT + 12)));
+    }
+    // The same with zero and scale applied: (q - z) s, rounded to an element as a dequantised weight
+    // is, by up to 2^-11 of it in fp16 and 2^-8 in bf16. There an fp16 scale takes two factors: the small
+    // product is added to the large one before that is rounded.
     template <int P>
     DEVICE static void dequantised(const uint8_t* chunk, const uint8_t* scales, int lane, uint4& words,
-                                   __half2 (&scale)[2], __half2 (&zero)[2], uint32_t (&a)[2][4]) {
+                                   GroupScale& group, uint32_t (&a)[2][4]) {
         if constexpr (P % (PAIRS / GROUPS) == 0) {
             constexpr int index = P / (PAIRS / GROUPS);
             const int g = lane >> 2;
-            const __half2 s = *reinterpret_cast<const __half2*>(scales + index * 32 + g * 4);
-            const uint32_t packed = scales[GROUPS * 32 + index * 8 + g];
-            const __half2 z = bits_half2(and_or<0x03c003c0, 0x4c004c00>(packed << 6 | packed << 18));
-            scale[0] = __low2half2(s), scale[1] = __high2half2(s);
-            zero[0] = __low2half2(z), zero[1] = __high2half2(z);
+            const uint32_t stored = *reinterpret_cast<const uint32_t*>(scales + index * 32 + g * 4);
+            elem2 s = bits_elem2(stored);
+            if constexpr (IS_BF16) {
+                const float2 exact = __half22float2(reinterpret_cast<const __half2&>(stored));
+                s = floats_to_elem2(exact.x, exact.y);
+                const float2 rounded = elem2_to_float2(s);
+                const elem2 rest = floats_to_elem2(exact.x - rounded.x, exact.y - rounded.y);
+                group.rest[0] = low_low(rest), group.rest[1] = high_high(rest);
+            }
+            const elem2 z = zeros(scales, index, g);
+            group.scale[0] = low_low(s), group.scale[1] = high_high(s);
+            group.zero[0] = low_low(z), group.zero[1] = high_high(z);
         }
         weights<P>(chunk, lane, words, a);
 #pragma unroll
         for (int i = 0; i < 2; i++)
 #pragma unroll
-            for (int r = 0; r < 4; r++)
-                a[i][r] = half2_bits(__hmul2(__hsub2(bits_half2(a[i][r]), zero[r % 2]), scale[r % 2]));
+            for (int r = 0; r < 4; r++) {
+                const elem2 level = __hsub2(bits_elem2(a[i][r]), group.zero[r % 2]);
+                if constexpr (IS_BF16)
+                    a[i][r] = elem2_bits(__hfma2(level, group.scale[r % 2], __hmul2(level, group.rest[r % 2])));
+                else
+                    a[i][r] = elem2_bits(__hmul2(level, group.scale[r % 2]));
+            }
     }
     // Scale and 16 + zero of columns g and g + 8, which lie next to each other.
     DEVICE static void group(const uint8_t* scales, int index, int g, float2& scale, float2& zero) {
         scale = __half22float2(*reinterpret_cast<const __half2*>(scales + index * 32 + g * 4));
-        const uint32_t z = scales[GROUPS * 32 + index * 8 + g];
-        zero = __half22float2(bits_half2(and_or<0x03c003c0, 0x4c004c00>(z << 6 | z << 18)));
+        zero = elem2_to_float2(zeros(scales, index, g));
     }
 };
 
-struct HalfFormat {
+struct HalfFormat {  // elements as they are
     static constexpr int GROUPS = 0;
     static constexpr int K = 64;
     static constexpr int PAIRS = 2;
@@ -70,8 +110,8 @@ struct HalfFormat {
         }
     }
     template <int P>
-    DEVICE static void dequantised(const uint8_t* chunk, const uint8_t*, int lane, uint4& words, __half2 (&)[2],
-                                   __half2 (&)[2], uint32_t (&a)[2][4]) {
+    DEVICE static void dequantised(const uint8_t* chunk, const uint8_t*, int lane, uint4& words, GroupScale&,
+                                   uint32_t (&a)[2][4]) {
         weights<P>(chunk, lane, words, a);
     }
 };

@@ -24,7 +24,7 @@ extern "C" __global__ void __launch_bounds__(256) fill_bits(const __grid_constan
 }
 
 struct FillNormalParams {
-    __half* values;
+    void* values;  // fp16 or bf16
     uint64_t n;
     uint64_t seed;
     float std;
@@ -32,12 +32,20 @@ struct FillNormalParams {
 };
 
 // Box-Muller, one of the pair.
-extern "C" __global__ void __launch_bounds__(256) fill_normal(const __grid_constant__ FillNormalParams p) {
+template <class T>
+DEVICE void fill_normal_values(const FillNormalParams& p) {
     for (uint64_t i = blockIdx.x * 256ull + threadIdx.x; i < p.n; i += gridDim.x * 256ull) {
         const uint32_t bits = hashed(p.seed, i);
         const float u = ((bits >> 16) + 1) / 65537.f, angle = (bits & 0xffff) / 32768.f;
-        p.values[i] = __float2half_rn(p.mean + p.std * sqrtf(-2.f * __logf(u)) * cospif(angle));
+        static_cast<T*>(p.values)[i] = static_cast<T>(p.mean + p.std * sqrtf(-2.f * __logf(u)) * cospif(angle));
     }
+}
+
+extern "C" __global__ void __launch_bounds__(256) fill_normal_f16(const __grid_constant__ FillNormalParams p) {
+    fill_normal_values<__half>(p);
+}
+extern "C" __global__ void __launch_bounds__(256) fill_normal_bf16(const __grid_constant__ FillNormalParams p) {
+    fill_normal_values<__nv_bfloat16>(p);
 }
 
 struct FillAwqGroupsParams {

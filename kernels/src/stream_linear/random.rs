@@ -1,10 +1,9 @@
 //! Dummy weights made on the device (`random.cu`).
 
 use bytemuck::{Pod, Zeroable};
-use half::f16;
 
 use super::Layout;
-use crate::cuda::{BufferView, CudaError, DevicePtr, LaunchConfig, Stream};
+use crate::cuda::{BufferView, CudaError, DevicePtr, Element, ElementView, LaunchConfig, Stream};
 
 const SOURCE: &str = "stream_linear/random";
 const N_BLOCKS: u32 = 1024;
@@ -26,7 +25,7 @@ struct FillBitsParams {
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 struct FillNormalParams {
-    values: DevicePtr<f16>,
+    values: DevicePtr<u16>,
     n: u64,
     seed: u64,
     std: f32,
@@ -44,16 +43,19 @@ struct FillAwqGroupsParams {
     groups: i32,
 }
 
-/// Normally distributed fp16 values, the same for the same seed.
+/// Normally distributed values, the same for the same seed.
 pub fn fill_normal(
     stream: &Stream,
-    values: BufferView<'_, f16>,
+    values: ElementView<'_>,
     mean: f32,
     std: f32,
     seed: u64,
 ) -> Result<(), CudaError> {
     stream.enter(values.device())?;
-    let kernel = stream.device().kernel(SOURCE, "fill_normal")?;
+    let kernel = match values.element() {
+        Element::F16 => stream.device().kernel(SOURCE, "fill_normal_f16"),
+        Element::Bf16 => stream.device().kernel(SOURCE, "fill_normal_bf16"),
+    }?;
     let params = FillNormalParams {
         values: values.ptr(),
         n: values.len() as u64,
@@ -69,13 +71,15 @@ pub fn fill_normal(
 pub(super) fn fill_packed(
     stream: &Stream,
     layout: &Layout,
+    element: Element,
     weights: BufferView<'_, u8>,
     scales: BufferView<'_, u8>,
     seed: u64,
 ) -> Result<(), CudaError> {
     let std = 1.0 / (layout.k as f32).sqrt();
     if layout.format.group().is_none() {
-        return fill_normal(stream, weights.cast()?, 0.0, std, seed);
+        let values = ElementView::new(weights.cast()?, element);
+        return fill_normal(stream, values, 0.0, std, seed);
     }
     stream.enter(weights.device())?;
     stream.enter(scales.device())?;

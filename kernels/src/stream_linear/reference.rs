@@ -6,6 +6,7 @@
 use half::f16;
 
 use super::{Arrangement, CHUNK_BYTES, Epilogue, Format, Layout, TILE_COLUMNS};
+use crate::cuda::Element;
 
 /// An AWQ matrix as checkpoints have it.
 #[derive(Debug, Clone)]
@@ -118,8 +119,8 @@ pub fn pack_awq(layout: &Layout, part: usize, matrix: &AwqMatrix, packed: &mut P
     }
 }
 
-/// `rows`: [n][k].
-pub fn pack_half(layout: &Layout, part: usize, rows: &[f16], packed: &mut Packed) {
+/// `rows`: [n][k], the bits of elements.
+pub fn pack_half(layout: &Layout, part: usize, rows: &[u16], packed: &mut Packed) {
     let (step, offset) = layout.tile_place(part);
     let (n, k_end) = (layout.parts_n[part], layout.k);
     for tile in 0..n.div_ceil(TILE_COLUMNS) {
@@ -132,7 +133,7 @@ pub fn pack_half(layout: &Layout, part: usize, rows: &[f16], packed: &mut Packed
                 let value = if k < k_end && column < n {
                     rows[column * k_end + k]
                 } else {
-                    f16::ZERO
+                    0
                 };
                 let at = home * CHUNK_BYTES + (thread * 8 + r * 2 + high) * 2;
                 packed.weights[at..at + 2].copy_from_slice(&value.to_le_bytes());
@@ -141,8 +142,8 @@ pub fn pack_half(layout: &Layout, part: usize, rows: &[f16], packed: &mut Packed
     }
 }
 
-/// W[column][k] of one part as the kernel sees it: [parts_n[part]][padded_k].
-pub fn unpack(layout: &Layout, part: usize, packed: &Packed) -> Vec<f64> {
+/// W[column][k] of one part as the kernel of `element` sees it: [parts_n[part]][padded_k].
+pub fn unpack(layout: &Layout, part: usize, packed: &Packed, element: Element) -> Vec<f64> {
     let (step, offset) = layout.tile_place(part);
     let (n, padded_k, chunk_k) = (
         layout.parts_n[part],
@@ -163,27 +164,36 @@ pub fn unpack(layout: &Layout, part: usize, packed: &Packed) -> Vec<f64> {
             let (lane, register) = (g * 4 + j, pair * 2 + is_high);
             values[column * padded_k + k] = if layout.format == Format::Half {
                 let at = (2 * vector + i) * 512 + lane * 16 + register * 4 + half_index * 2;
-                f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f64()
+                let bits = u16::from_le_bytes([bytes[at], bytes[at + 1]]);
+                f64::from(element.value(bits))
             } else {
                 let at = vector / 2 * 512 + lane * 16 + vector % 2 * 8 + i * 4;
                 let w =
                     u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
-                let shifted = match register {
-                    0 => w,
-                    1 => w >> 4,
-                    2 => w << 4,
-                    _ => w.rotate_left(8),
+                let shifted = match (element, register) {
+                    (Element::F16, 0) => w,
+                    (Element::F16, 1) => w >> 4,
+                    (Element::F16, 2) => w << 4,
+                    (Element::F16, _) => w.rotate_left(8),
+                    (Element::Bf16, 0) => w >> 3,
+                    (Element::Bf16, 1) => w >> 7,
+                    (Element::Bf16, 2) => w << 1,
+                    (Element::Bf16, _) => w.rotate_left(5),
+                };
+                let (nibbles, sixteens, nibble_bit) = match element {
+                    Element::F16 => (0x03c0_03c0, 0x4c00_4c00, 6),
+                    Element::Bf16 => (0x0078_0078, 0x4180_4180, 3),
                 };
                 let sixteen_plus = |bits: u32, half_index: usize| {
-                    let bits = bits & 0x03c0_03c0 | 0x4c00_4c00;
-                    f16::from_bits((bits >> (16 * half_index)) as u16).to_f64()
+                    let bits = bits & nibbles | sixteens;
+                    f64::from(element.value((bits >> (16 * half_index)) as u16))
                 };
                 let data = &packed.scales[home * groups * 40..][..groups * 40];
                 let group = inside / (chunk_k / groups);
                 let at = group * 32 + g * 4 + is_high * 2;
                 let scale = f16::from_le_bytes([data[at], data[at + 1]]).to_f64();
                 let z = u32::from(data[groups * 32 + group * 8 + g]);
-                let zero = sixteen_plus(z << 6 | z << 18, is_high);
+                let zero = sixteen_plus(z << nibble_bit | z << (nibble_bit + 12), is_high);
                 (sixteen_plus(shifted, half_index) - zero) * scale
             };
         }
@@ -197,14 +207,14 @@ pub fn stream_linear(
     layout: &Layout,
     epilogue: Epilogue,
     weights: &[Vec<f64>],
-    x: &[f16],
+    x: &[f32],
     x_stride: usize,
-    bias: Option<&[f16]>,
+    bias: Option<&[f32]>,
     m: usize,
     out: &mut [f64],
 ) {
     let (n, k) = (layout.n(), layout.k);
-    let x: Vec<f64> = x.iter().map(|x| x.to_f64()).collect();
+    let x: Vec<f64> = x.iter().map(|x| f64::from(*x)).collect();
     let dot = |w: &[f64], column: usize, row: usize| -> f64 {
         let (w, x) = (&w[column * k..][..k], &x[row * x_stride..][..k]);
         w.iter().zip(x).map(|(w, x)| w * x).sum()
@@ -222,7 +232,7 @@ pub fn stream_linear(
                 if epilogue == Epilogue::SiluMul {
                     y = y / (1.0 + (-y).exp()) * dot(&weights[1], part_column, row);
                 }
-                y += bias.map_or(0.0, |bias| bias[column].to_f64());
+                y += bias.map_or(0.0, |bias| f64::from(bias[column]));
                 let at = &mut out[row * n + column];
                 *at = if epilogue == Epilogue::AddResidual {
                     *at + y

@@ -65,8 +65,8 @@ extern "C" __global__ void __launch_bounds__(128) repack_awq(const __grid_consta
 }
 
 struct RepackHalfParams {
-    const __half* rows;  // [n][k]
-    uint8_t* weights;    // [n tiles][n_chunks][2048]
+    const uint16_t* rows;  // [n][k] fp16 or bf16
+    uint8_t* weights;      // [n tiles][n_chunks][2048]
     int32_t n, k, n_chunks;
     int32_t tile_step, tile_offset;
 };
@@ -76,11 +76,11 @@ extern "C" __global__ void __launch_bounds__(128) repack_half(const __grid_const
     const int chunk = blockIdx.x % p.n_chunks, tile = blockIdx.x / p.n_chunks;
     const int lane = threadIdx.x & 31, product = threadIdx.x >> 5, g = lane >> 2, j = lane & 3;
     const int64_t home = static_cast<int64_t>(tile * p.tile_step + p.tile_offset) * p.n_chunks + chunk;
-    __half* out = reinterpret_cast<__half*>(p.weights + home * 2048) + threadIdx.x * 8;
+    uint16_t* out = reinterpret_cast<uint16_t*>(p.weights + home * 2048) + threadIdx.x * 8;
     const int k0 = chunk * 64 + product / 2 * 32 + j * 8 + product % 2 * 4;
     for (int r = 0; r < 4; r++)
         for (int high = 0; high < 2; high++) {
             const int k = k0 + (r / 2) * 2 + high, column = tile * 16 + g + (r % 2) * 8;
-            out[r * 2 + high] = k < p.k && column < p.n ? p.rows[static_cast<int64_t>(column) * p.k + k] : __float2half(0.f);
+            out[r * 2 + high] = k < p.k && column < p.n ? p.rows[static_cast<int64_t>(column) * p.k + k] : uint16_t{0};
         }
 }

@@ -3,7 +3,7 @@
 //
 // At these sizes a product is a read of W, so everything here serves that one stream:
 //   * W lies in memory in the order in which the matrix instruction wants it (see repack.cu), in
-//     chunks of 16 columns x 256 k (AWQ) or 64 k (fp16), 2048 bytes each. One bulk copy brings a
+//     chunks of 16 columns x 256 k (AWQ) or 64 k (16-bit), 2048 bytes each. One bulk copy brings a
 //     chunk; every warp has a ring of its own in shared memory and waits for nobody else.
 //   * W does not depend on the step: the rings are filled before griddepcontrol.wait, while the
 //     kernel before this one still computes.
@@ -15,7 +15,8 @@
 //
 // Bytes: W once (2128 B of AWQ per 16 x 256), x and y are noise. FLOPs: 2 m n k.
 // Grid: S * G blocks of WARPS * 32 threads, cluster S. Shared memory: sized by the host.
-// Architectures: sm_90, sm_120. Or-ing an integer into the mantissa of a power of two instead of
+// Architectures: sm_90, sm_120. Elements: f16, bf16.
+// Or-ing an integer into the mantissa of a power of two instead of
 // converting it is the idea of FasterTransformer's and Marlin's kernels.
 #include "packed_weights.cuh"
 
@@ -33,9 +34,9 @@ constexpr int WARPS_OF = ROWS <= 16 ? 16 : ROWS <= 32 ? 12 : 8;
 struct StreamLinearParams {
     const uint8_t* weights;  // [n_tiles][n_chunks][2048]
     const uint8_t* scales;   // [n_tiles][n_chunks][SCALE_BYTES]: fp16 scales, then packed zeros
-    const __half* x;         // [m][x_stride]; columns from k to n_chunks * K are zero
+    const elem* x;           // [m][x_stride]; columns from k to n_chunks * K are zero
     void* out;               // by epilogue
-    const __half* bias;      // [n] or null
+    const elem* bias;        // [n] or null
     int32_t m;
     int32_t x_stride;      // at least n_chunks * K, a multiple of 8
     int32_t n;             // output columns
@@ -158,14 +159,14 @@ DEVICE void stream_linear(const StreamLinearParams& p) {
         if (threadIdx.x == 0) barrier_expect(x_bar, x_rows * x_bytes);
         if (warp == 0) {
             __syncwarp();
-            const __half* from = p.x + (chunk0 + phase * phase_chunks) * F::K;
+            const elem* from = p.x + (chunk0 + phase * phase_chunks) * F::K;
             for (int row = lane; row < x_rows && x_bytes > 0; row += 32)
                 bulk_copy(shared_address(xs + row * x_row), from + static_cast<int64_t>(row) * p.x_stride, x_bytes, x_bar);
         }
         barrier_wait(x_bar, phase & 1);
         if constexpr (F::GROUPS > 0) {
             // The groups' sums of x, as products with a matrix of ones.
-            const uint32_t ones[4] = {0x3c003c00, 0x3c003c00, 0x3c003c00, 0x3c003c00};
+            const uint32_t ones[4] = {ELEM2_ONES, ELEM2_ONES, ELEM2_ONES, ELEM2_ONES};
             constexpr int PER_GROUP = F::PAIRS / F::GROUPS;
             for (int i = warp; i < x_bytes / (F::K * 2) * F::GROUPS; i += WARPS) {
 #pragma unroll
@@ -280,13 +281,13 @@ DEVICE void stream_linear(const StreamLinearParams& p) {
         const int t = (share0 + i / per_tile) * PAIR, e = i % 16 * m_even + i % per_tile / 16;
         float y = value_of(t, e);
         if constexpr (E == Epilogue::SiluMul) y = y / (1.f + __expf(-y)) * value_of(t + 1, e);
-        if (p.bias != nullptr) y += __half2float(p.bias[at % p.n]);
+        if (p.bias != nullptr) y += elem_to_float(p.bias[at % p.n]);
         if constexpr (E == Epilogue::AddResidual) {
             static_cast<float*>(p.out)[at] = prior + y;
         } else if constexpr (E == Epilogue::StoreF32) {
             static_cast<float*>(p.out)[at] = y;
         } else {
-            static_cast<__half*>(p.out)[at] = __float2half_rn(y);
+            static_cast<elem*>(p.out)[at] = float_to_elem(y);
         }
     };
     const int values = (share1 - share0) * per_tile;

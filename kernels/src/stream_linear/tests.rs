@@ -9,6 +9,7 @@ use rand::{Rng, SeedableRng};
 use super::plan::check_plan;
 use super::reference::{AwqMatrix, Packed, pack_awq, pack_half, unpack};
 use super::*;
+use crate::cuda::Element;
 
 const H100: DeviceLimits = DeviceLimits {
     compute_major: 9,
@@ -59,15 +60,19 @@ fn the_packed_awq_layout_decodes_to_the_matrix() {
                 for (i, part) in parts.iter().enumerate() {
                     pack_awq(&layout, i, part, &mut packed);
                 }
-                for (i, part) in parts.iter().enumerate() {
-                    let values = unpack(&layout, i, &packed);
+                for (i, part, element) in parts
+                    .iter()
+                    .enumerate()
+                    .flat_map(|(i, part)| Element::ALL.map(|element| (i, part, element)))
+                {
+                    let values = unpack(&layout, i, &packed, element);
                     for column in 0..part.n {
                         for at in 0..layout.padded_k() {
                             let expected = if at < k { part.weight(column, at) } else { 0.0 };
                             let found = values[column * layout.padded_k() + at];
                             assert!(
                                 (found - expected).abs() < 1e-12,
-                                "{layout:?} {i} {column} {at}"
+                                "{layout:?} {element:?} {i} {column} {at}"
                             );
                         }
                     }
@@ -82,16 +87,17 @@ fn the_packed_half_layout_decodes_to_the_matrix() {
     let mut rng = StdRng::seed_from_u64(2);
     for (n, k) in [(1, 1), (16, 64), (17, 65), (40, 200)] {
         let layout = Layout::new(Format::Half, Arrangement::Stacked, &[n], k).expect("fits");
-        let rows: Vec<f16> = (0..n * k)
-            .map(|_| f16::from_f32(rng.random_range(-1.0..1.0)))
+        let element = Element::ALL[n % 2];
+        let rows: Vec<u16> = (0..n * k)
+            .map(|_| element.bits(rng.random_range(-1.0..1.0)))
             .collect();
         let mut packed = Packed::zeroed(&layout);
         pack_half(&layout, 0, &rows, &mut packed);
-        let values = unpack(&layout, 0, &packed);
+        let values = unpack(&layout, 0, &packed, element);
         for column in 0..n {
             for at in 0..layout.padded_k() {
                 let expected = if at < k {
-                    rows[column * k + at].to_f64()
+                    f64::from(element.value(rows[column * k + at]))
                 } else {
                     0.0
                 };
@@ -274,4 +280,31 @@ proptest! {
             prop_assert!(is_5090 && m > 16, "{layout:?} {m}");
         }
     }
+}
+
+/// What `dequantised` does in bf16, for scales of every size and all levels: the scale is two bf16,
+/// and the small one's product is rounded before it is added. That rounding is 2^-8 of 2^-8, so a
+/// weight is off by hardly more than the 2^-8 of rounding it alone.
+#[test]
+fn bf16_weights_are_rounded_once() {
+    let bf16 = |x: f64| f64::from(Element::Bf16.round(x as f32));
+    let mut worst = 0.0_f64;
+    for scale in (0x0400..0x7c00_u16).step_by(7).map(f16::from_bits) {
+        let exact = scale.to_f64();
+        let (high, rest) = (bf16(exact), bf16(exact - bf16(exact)));
+        assert!(
+            (high + rest - exact).abs() <= 0.0,
+            "{scale}: two bf16 hold an fp16"
+        );
+        for level in -15..=15 {
+            let level = f64::from(level);
+            let (found, expected) = (bf16(level * high + bf16(level * rest)), level * exact);
+            worst = worst.max((found - expected).abs() / expected.abs().max(f64::MIN_POSITIVE));
+        }
+    }
+    let bound = (1.0 + 1.0 / 128.0) / 256.0;
+    assert!(
+        worst <= bound && worst > 0.9 / 256.0,
+        "{worst} against {bound}"
+    );
 }

@@ -14,7 +14,8 @@
 // Bytes: W once from memory, and once from the L2 for every N rows; x from the L2 for every tile of
 // columns; parts of shared tiles. FLOPs: 2 m n k.
 // Grid: one block of 384 to 640 threads an SM. Shared memory: sized by the host (wgmma.rs).
-// Architectures: sm_90a. Cutting work evenly over blocks is stream-K (Osama et al., 2023); weights
+// Architectures: sm_90a. Elements: f16, bf16.
+// Cutting work evenly over blocks is stream-K (Osama et al., 2023); weights
 // from registers as in Machete (Neural Magic, 2024).
 #include "../cuda/tiled.cuh"
 #include "../cuda/wgmma.cuh"
@@ -45,9 +46,9 @@ struct Block {
 struct WgmmaLinearParams {
     const uint8_t* weights;  // [n_tiles][n_chunks][2048]
     const uint8_t* scales;   // [n_tiles][n_chunks][SCALE_BYTES]
-    const __half* x;         // tiled, x_rows rows; columns from k to n_chunks * K are zero
+    const elem* x;           // tiled, x_rows rows; columns from k to n_chunks * K are zero
     void* out;               // by epilogue
-    const __half* bias;      // [n] or null
+    const elem* bias;        // [n] or null
     float4* parts;           // [blocks][2][N / 4][256]
     int32_t* tickets;        // [tiles that are cut][2], zero before and after
     int32_t m, x_rows;
@@ -64,7 +65,7 @@ DEVICE int32_t load_acquire(const int32_t* at) {
     return v;
 }
 
-DEVICE uint32_t transposed(uint32_t matrix) {  // 8 x 8 halves
+DEVICE uint32_t transposed(uint32_t matrix) {  // 8 x 8 elements
     uint32_t r;
     asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(r) : "r"(matrix));
     return r;
@@ -91,11 +92,11 @@ DEVICE void store_eight_rows(const WgmmaLinearParams& p, float4 v, float4 up, co
         for (int i = 0; i < 4; i++) {
             const int r = row + 2 * j + i % 2, c = column + g + 8 * (i / 2);
             if (r >= p.m || c >= p.n) continue;
-            const float y = sums[i] + (p.bias == nullptr ? 0.f : __half2float(p.bias[c]));
+            const float y = sums[i] + (p.bias == nullptr ? 0.f : elem_to_float(p.bias[c]));
             static_cast<float*>(p.out)[static_cast<int64_t>(r) * p.n + c] = before[i] + y;
         }
     } else {
-        __half* out = static_cast<__half*>(p.out);
+        elem* out = static_cast<elem*>(p.out);
 #pragma unroll
         for (int h = 0; h < 2; h++) {
             float y[2];
@@ -106,19 +107,19 @@ DEVICE void store_eight_rows(const WgmmaLinearParams& p, float4 v, float4 up, co
                     y[i] = s / (1.f + __expf(-s)) * ups[2 * h + i];
                 } else {
                     const int c = column + g + 8 * h;
-                    y[i] = s + (p.bias == nullptr || c >= p.n ? 0.f : __half2float(p.bias[c]));
+                    y[i] = s + (p.bias == nullptr || c >= p.n ? 0.f : elem_to_float(p.bias[c]));
                 }
             }
             // Now a lane has row g and columns 2j, 2j + 1.
-            const uint32_t pair = transposed(half2_bits(__floats2half2_rn(y[0], y[1])));
+            const uint32_t pair = transposed(elem2_bits(floats_to_elem2(y[0], y[1])));
             const int r = row + g, c = column + 8 * h + 2 * j;
             if (r >= p.m || c >= p.n) continue;
-            __half* to = out + activation_at(r, c, p.n, E == Epilogue::SiluMul ? p.out_tile_rows : 0);
+            elem* to = out + activation_at(r, c, p.n, E == Epilogue::SiluMul ? p.out_tile_rows : 0);
             if (p.n % 2 == 0) {
                 *reinterpret_cast<uint32_t*>(to) = pair;
             } else {
-                to[0] = __low2half(bits_half2(pair));
-                if (c + 1 < p.n) to[1] = __high2half(bits_half2(pair));
+                to[0] = bits_elem2(pair).x;
+                if (c + 1 < p.n) to[1] = bits_elem2(pair).y;
             }
         }
     }
@@ -203,7 +204,7 @@ DEVICE void bring_x(const WgmmaLinearParams& p, const Schedule& schedule, int n_
     if ((threadIdx.x & 31) != 0) return;
     int stage = 0, parity = 1;
     schedule.each([&](int work, int chunk, int end) {
-        const __half* x = p.x + static_cast<int64_t>(work % n_row_tiles) * B::N * X_K;
+        const elem* x = p.x + static_cast<int64_t>(work % n_row_tiles) * B::N * X_K;
         for (int step = chunk * X_STEPS; step < end * X_STEPS; step++) {
             const uint32_t full = x_full + stage * 8;
             barrier_wait(x_empty + stage * 8, parity);
@@ -299,14 +300,14 @@ DEVICE void wgmma_linear(const WgmmaLinearParams& p) {
             const uint8_t* data = w_ring + w_stage * W_STAGE + warp * T * 2048;
             const uint8_t* scales = s_ring + slot * S_SLOT + (warp * T * C + chunk % C) * F::SCALE_BYTES;
             uint4 words[T];
-            __half2 scale[T][2], zero[T][2];
+            GroupScale group[T];
             uint32_t a[2][T][2][4];  // [which 32 k mod 2][tile][product]
             uint64_t x_operand;
             unrolled<0, F::PAIRS>([&]<int P>() {
 #pragma unroll
                 for (int t = 0; t < T; t++)
-                    F::template dequantised<P>(data + t * 2048, scales + t * C * F::SCALE_BYTES, lane, words[t], scale[t],
-                                               zero[t], a[P % 2][t]);
+                    F::template dequantised<P>(data + t * 2048, scales + t * C * F::SCALE_BYTES, lane, words[t], group[t],
+                                               a[P % 2][t]);
                 if constexpr (P % 2 == 0) {
                     barrier_wait(x_full + x_stage * 8, x_parity);
                     x_operand = wgmma_operand(shared_address(x_ring + x_stage * X_STAGE));

@@ -1,10 +1,9 @@
 //! Launches of `wgmma.cu`: 17 rows and more, on sm_90.
 
 use bytemuck::{Pod, Zeroable};
-use half::f16;
 
 use super::{CHUNK_BYTES, Epilogue, Format, ManyRowsLaunch};
-use crate::cuda::{Buffer, CudaError, Device, DevicePtr, Kernel, LaunchConfig, Stream};
+use crate::cuda::{Buffer, CudaError, Device, DevicePtr, Element, Kernel, LaunchConfig, Stream};
 
 const SOURCE: &str = "stream_linear/wgmma";
 /// Rows of a tile of work that kernels are compiled for.
@@ -26,9 +25,9 @@ const PART_VALUES: usize = 4 * 8192;
 struct WgmmaLinearParams {
     weights: DevicePtr<u8>,
     scales: DevicePtr<u8>,
-    x: DevicePtr<f16>,
+    x: DevicePtr<u16>,
     out: DevicePtr<u8>,
-    bias: DevicePtr<f16>,
+    bias: DevicePtr<u16>,
     parts: DevicePtr<f32>,
     tickets: DevicePtr<i32>,
     m: i32,
@@ -117,7 +116,7 @@ pub(super) struct WgmmaKernels {
 impl WgmmaKernels {
     /// `is_alone`: nothing else runs on the device, so that all blocks of a launch are on it
     /// together without being told to.
-    pub fn load(stream: &Stream, is_alone: bool) -> Result<Self, CudaError> {
+    pub fn load(stream: &Stream, element: Element, is_alone: bool) -> Result<Self, CudaError> {
         let device: &Device = stream.device();
         let properties = device.properties();
         let shared_room = properties.shared_bytes_per_block;
@@ -127,7 +126,7 @@ impl WgmmaKernels {
                 for rows in ROWS {
                     let prefix = format.kernel_prefix().replacen("stream", "wgmma", 1);
                     let name = format!("{prefix}_{}_{rows}", epilogue.kernel_infix());
-                    let kernel = device.kernel(SOURCE, &name)?;
+                    let kernel = device.element_kernel(element, SOURCE, &name)?;
                     kernel.set_max_dynamic_shared(shared_room)?;
                     kernel.set_shared_carveout(100)?;
                     variants.push(kernel);

@@ -1,8 +1,7 @@
 //! What the GPU tests share: the device, random inputs, a paged KV cache with its plain meaning.
 #![allow(dead_code, reason = "every test binary uses its own part")]
 
-use half::f16;
-use kernels::cuda::{Buffer, Device, HeadShape, KvFormat, PAGE_TOKENS, PagedKv, Stream};
+use kernels::cuda::{Buffer, Device, Element, HeadShape, KvFormat, PAGE_TOKENS, PagedKv, Stream};
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
@@ -28,18 +27,32 @@ pub fn normals(rng: &mut StdRng, n: usize, deviation: f32) -> Vec<f32> {
     (0..n).map(|_| normal(rng, deviation)).collect()
 }
 
-pub fn halves(rng: &mut StdRng, n: usize, deviation: f32) -> Vec<f16> {
+/// As [`normals`], each an exact element.
+pub fn elements(rng: &mut StdRng, element: Element, n: usize, deviation: f32) -> Vec<f32> {
     (0..n)
-        .map(|_| f16::from_f32(normal(rng, deviation)))
+        .map(|_| element.round(normal(rng, deviation)))
         .collect()
 }
 
+/// What an fp16 result may be off becomes this with `element`: bf16 has three bits less.
+pub fn tolerance(element: Element, of_f16: f64) -> f64 {
+    match element {
+        Element::F16 => of_f16,
+        Element::Bf16 => 8.0 * of_f16,
+    }
+}
+
+/// The formats of KV pages beside these activations.
+pub fn kv_formats(element: Element) -> [KvFormat; 2] {
+    [KvFormat::of(element), KvFormat::Fp8E4m3]
+}
+
 /// ‖found - expected‖ / ‖expected‖; infinite where a value is not finite.
-pub fn relative_error(found: &[f16], expected: &[f64]) -> f64 {
+pub fn relative_error(found: &[f32], expected: &[f64]) -> f64 {
     assert_eq!(found.len(), expected.len());
     let (mut difference, mut norm) = (0.0, 1e-30);
     for (found, expected) in found.iter().zip(expected) {
-        difference += (found.to_f64() - expected).powi(2);
+        difference += (f64::from(*found) - expected).powi(2);
         norm += expected * expected;
     }
     if difference.is_finite() {
@@ -84,6 +97,14 @@ pub fn v_index(token: usize, dim: usize) -> usize {
     tile * 256 + lane * 8 + value
 }
 
+/// Of a 16-bit format.
+fn element_of(format: KvFormat) -> Element {
+    match format {
+        KvFormat::Bf16 => Element::Bf16,
+        _ => Element::F16,
+    }
+}
+
 /// A cache on the device and the bytes it was filled with.
 pub struct KvPool {
     pub shape: HeadShape,
@@ -106,9 +127,8 @@ impl KvPool {
         let n_values = n_pages * shape.n_kv * PAGE_TOKENS * shape.head_dim;
         let mut bytes = || -> Vec<u8> {
             match format {
-                KvFormat::F16 => halves(rng, n_values, 1.0)
-                    .iter()
-                    .flat_map(|x| x.to_le_bytes())
+                KvFormat::F16 | KvFormat::Bf16 => (0..n_values)
+                    .flat_map(|_| element_of(format).bits(normal(rng, 1.0)).to_le_bytes())
                     .collect(),
                 // Bytes of about -2 to 2 before the scale, none a NaN.
                 KvFormat::Fp8E4m3 => (0..n_values)
@@ -117,10 +137,10 @@ impl KvPool {
             }
         };
         let (k_bytes, v_bytes) = (bytes(), bytes());
-        let (k_scale, v_scale) = if format == KvFormat::F16 {
-            (1.0, 1.0)
-        } else {
+        let (k_scale, v_scale) = if format == KvFormat::Fp8E4m3 {
             (0.75, 1.375)
+        } else {
+            (1.0, 1.0)
         };
         Self {
             shape,
@@ -147,9 +167,10 @@ impl KvPool {
     pub fn download(&self, stream: &Stream) -> KvValues {
         let decode = |bytes: Vec<u8>, scale: f32| -> Vec<f64> {
             match self.format {
-                KvFormat::F16 => bytes
+                KvFormat::F16 | KvFormat::Bf16 => bytes
                     .chunks_exact(2)
-                    .map(|b| f16::from_le_bytes([b[0], b[1]]).to_f64())
+                    .map(|b| u16::from_le_bytes([b[0], b[1]]))
+                    .map(|bits| f64::from(element_of(self.format).value(bits)))
                     .collect(),
                 KvFormat::Fp8E4m3 => bytes
                     .iter()
@@ -186,10 +207,10 @@ impl KvValues {
     }
 
     /// softmax(q Kᵀ / √d) V of one query head over the first `context` tokens of `pages`.
-    pub fn attention(&self, q: &[f16], q_head: usize, context: usize, pages: &[i32]) -> Vec<f64> {
+    pub fn attention(&self, q: &[f32], q_head: usize, context: usize, pages: &[i32]) -> Vec<f64> {
         let (head, hd) = (q_head / self.shape.group(), self.shape.head_dim);
         let place = |t: usize| (pages[t / PAGE_TOKENS] as usize, t % PAGE_TOKENS);
-        let q: Vec<f64> = q.iter().map(|x| x.to_f64()).collect();
+        let q: Vec<f64> = q.iter().map(|x| f64::from(*x)).collect();
         let scores: Vec<f64> = (0..context)
             .map(|t| {
                 let (page, token) = place(t);

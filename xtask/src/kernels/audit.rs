@@ -64,7 +64,7 @@ pub fn run(
     println!("{}", table(&grouped(&rows)));
     let fatbin_bytes: u64 = compiled.iter().map(|source| source.fatbin_bytes).sum();
     println!(
-        "{} kernels, each for one architecture, of {} sources for {}, {} KiB of fatbins",
+        "{} kernels, each for one architecture and element, in {} fatbins for {}, {} KiB",
         rows.len(),
         compiled.len(),
         architectures.join(" and "),
@@ -156,8 +156,9 @@ fn faults(rows: &[Row], exceptions: &Exceptions, architectures: &[&str]) -> Vec<
     for row in rows {
         for excess in row.excesses.iter().filter(|excess| !is_listed(row, excess)) {
             let (kernel, architecture) = (&row.usage.kernel, &row.usage.architecture);
+            let source_name = &row.source_name;
             faults.push(format!(
-                "{kernel} on {architecture}: {excess}, not listed in audit.toml"
+                "{kernel} of {source_name} on {architecture}: {excess}, not listed in audit.toml"
             ));
         }
     }
@@ -380,9 +381,9 @@ mod tests {
             usage("fat", 255, 0, Some(512)),
         ]);
         let expected = [
-            "fast on sm_120: spill, not listed in audit.toml",
-            "fat on sm_120: registers, not listed in audit.toml",
-            "open on sm_120: no launch bound, not listed in audit.toml",
+            "fast of op/op on sm_120: spill, not listed in audit.toml",
+            "fat of op/op on sm_120: registers, not listed in audit.toml",
+            "open of op/op on sm_120: no launch bound, not listed in audit.toml",
             "audit.toml allows `spill` on sm_120 for slow, which no kernel needs any more",
             "audit.toml sizes stream_*, which is no kernel any more",
         ];

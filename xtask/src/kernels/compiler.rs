@@ -26,16 +26,52 @@ const FLAGS: [&str; 6] = [
 /// Counts up when what is kept beside a fatbin changes.
 const CACHE_VERSION: &str = "1";
 
-/// A source's kernels.
+/// One fatbin's kernels.
 #[derive(Debug)]
 pub struct Compiled {
-    /// Path below `kernels/src` without its ending: `stream_linear/repack`.
+    /// Path of the source below `kernels/src` without its ending, `stream_linear/repack`; with
+    /// `_bf16` behind it where a source is compiled for bf16 as well.
     pub source_name: String,
     pub fatbin_bytes: u64,
     pub kernels: Vec<KernelUsage>,
 }
 
-/// One fatbin a source and the index that `kernels/build.rs` reads, in `folder`.
+/// The 16-bit type of activations that a source is compiled for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Element {
+    F16,
+    Bf16,
+}
+
+/// One fatbin to make.
+#[derive(Debug)]
+struct Unit<'a> {
+    source: &'a Path,
+    /// `None` where the source says none.
+    element: Option<Element>,
+    architectures: Vec<&'a str>,
+}
+
+impl Unit<'_> {
+    /// What tells this fatbin from those of the source's other elements.
+    fn name_suffix(&self) -> &'static str {
+        match self.element {
+            None | Some(Element::F16) => "",
+            Some(Element::Bf16) => "_bf16",
+        }
+    }
+
+    fn flags(&self) -> Vec<String> {
+        let mut flags: Vec<String> = FLAGS.map(String::from).into();
+        if self.element == Some(Element::Bf16) {
+            flags.push("-DELEMENT_BF16".to_string());
+        }
+        flags.extend(gencodes(&self.architectures));
+        flags
+    }
+}
+
+/// One fatbin a source and element, and the index that `kernels/build.rs` reads, in `folder`.
 pub fn compile(
     root: &Path,
     toolchain: &Toolchain,
@@ -47,21 +83,23 @@ pub fn compile(
     let mut sources = Vec::new();
     collect_sources(&src, &mut sources)?;
     sources.sort();
+    let mut units = Vec::new();
+    for source in &sources {
+        let name = || source.display().to_string();
+        let text = fs::read_to_string(source).with_context(name)?;
+        units.extend(units_of(source, &text, architectures).with_context(name)?);
+    }
     let next = AtomicUsize::new(0);
-    let results: Mutex<Vec<Result<Option<Compiled>>>> = Mutex::default();
+    let results: Mutex<Vec<Result<Compiled>>> = Mutex::default();
     let n_workers = available_parallelism()
         .map_or(1, usize::from)
-        .min(sources.len());
+        .min(units.len());
     std::thread::scope(|scope| {
         for _ in 0..n_workers {
             scope.spawn(|| {
-                while let Some(source) = sources.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let result = architectures_of(source, architectures)
-                        .and_then(|own| match own[..] {
-                            [] => Ok(None),
-                            _ => compile_one(&src, source, toolchain, &own, folder).map(Some),
-                        })
-                        .with_context(|| source.display().to_string());
+                while let Some(unit) = units.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let result = compile_one(&src, unit, toolchain, folder)
+                        .with_context(|| unit.source.display().to_string());
                     results
                         .lock()
                         .unwrap_or_else(std::sync::PoisonError::into_inner)
@@ -73,8 +111,7 @@ pub fn compile(
     let results = results
         .into_inner()
         .unwrap_or_else(std::sync::PoisonError::into_inner);
-    let compiled = results.into_iter().collect::<Result<Vec<_>>>()?;
-    let mut compiled: Vec<_> = compiled.into_iter().flatten().collect();
+    let mut compiled = results.into_iter().collect::<Result<Vec<_>>>()?;
     compiled.sort_by(|a, b| a.source_name.cmp(&b.source_name));
     write_index(&compiled, architectures, folder)?;
     Ok(compiled)
@@ -82,21 +119,17 @@ pub fn compile(
 
 fn compile_one(
     src: &Path,
-    source: &Path,
+    unit: &Unit<'_>,
     toolchain: &Toolchain,
-    architectures: &[&str],
     folder: &Path,
 ) -> Result<Compiled> {
-    let source_name = source
-        .strip_prefix(src)?
-        .with_extension("")
-        .to_str()
-        .context("the name is not UTF-8")?
-        .replace('\\', "/");
+    let path = unit.source.strip_prefix(src)?.with_extension("");
+    let source_name = path.to_str().context("the name is not UTF-8")?;
+    let source_name = source_name.replace('\\', "/") + unit.name_suffix();
     let file = folder.join(file_name(&source_name));
     let fatbin = file.with_extension("fatbin");
     let (key_file, usage_file) = (file.with_extension("key"), file.with_extension("usage"));
-    let key = cache_key(source, toolchain, architectures)?;
+    let key = cache_key(unit, toolchain)?;
     let is_fresh = fatbin.is_file() && fs::read_to_string(&key_file).is_ok_and(|old| old == key);
     let cached = if is_fresh {
         fs::read_to_string(&usage_file).ok()
@@ -106,8 +139,9 @@ fn compile_one(
     let kernels = if let Some(text) = cached {
         resource_usage::from_lines(&text)?
     } else {
-        eprintln!("kernels: {source_name} for {}", architectures.join(", "));
-        let log = run_nvcc(source, toolchain, architectures, &fatbin)?;
+        let architectures = unit.architectures.join(", ");
+        eprintln!("kernels: {source_name} for {architectures}");
+        let log = run_nvcc(unit, toolchain, &fatbin)?;
         let elf = cmd!(&toolchain.cuobjdump, "-elf", &fatbin)
             .read()
             .context("cuobjdump -elf")?;
@@ -125,19 +159,13 @@ fn compile_one(
 }
 
 /// What the compiler says, which is the resource usage.
-fn run_nvcc(
-    source: &Path,
-    toolchain: &Toolchain,
-    architectures: &[&str],
-    fatbin: &Path,
-) -> Result<String> {
-    let mut words: Vec<String> = FLAGS.map(String::from).into();
-    words.extend(gencodes(architectures));
+fn run_nvcc(unit: &Unit<'_>, toolchain: &Toolchain, fatbin: &Path) -> Result<String> {
+    let mut words = unit.flags();
     words.extend(
         [
             "-o",
             &fatbin.display().to_string(),
-            &source.display().to_string(),
+            &unit.source.display().to_string(),
         ]
         .map(String::from),
     );
@@ -157,15 +185,55 @@ fn run_nvcc(
 /// A source whose header says so is made for one chip's own instructions.
 const ONLY_SM_90A: &str = "// Architectures: sm_90a.";
 
+/// What follows in the header of a source that is compiled once for each element.
+const ELEMENTS: &str = "Elements: ";
+
+/// The fatbins that a source makes for the architectures asked.
+fn units_of<'a>(source: &'a Path, text: &str, asked: &[&'a str]) -> Result<Vec<Unit<'a>>> {
+    let architectures = architectures_of(text, asked);
+    if architectures.is_empty() {
+        return Ok(Vec::new());
+    }
+    let unit = |element| Unit {
+        source,
+        element,
+        architectures: architectures.clone(),
+    };
+    Ok(elements_of(text)?.into_iter().map(unit).collect())
+}
+
 /// What a source is compiled for, out of what was asked: `sm_90a` for one with Hopper's own
 /// instructions, nothing where sm_90 was not asked for.
-fn architectures_of<'a>(source: &Path, asked: &[&'a str]) -> Result<Vec<&'a str>> {
-    let text = fs::read_to_string(source).with_context(|| source.display().to_string())?;
+fn architectures_of<'a>(text: &str, asked: &[&'a str]) -> Vec<&'a str> {
     if !text.contains(ONLY_SM_90A) {
-        return Ok(asked.to_vec());
+        return asked.to_vec();
     }
-    let is_asked = asked.contains(&"sm_90");
-    Ok(if is_asked { vec!["sm_90a"] } else { Vec::new() })
+    if asked.contains(&"sm_90") {
+        vec!["sm_90a"]
+    } else {
+        Vec::new()
+    }
+}
+
+/// `Elements: f16, bf16.` in the comment at a source's head; `None` alone where nothing is said.
+fn elements_of(text: &str) -> Result<Vec<Option<Element>>> {
+    let mut header = text.lines().take_while(|line| line.starts_with("//"));
+    let Some(list) = header.find_map(|line| line.split_once(ELEMENTS)?.1.split('.').next()) else {
+        return Ok(vec![None]);
+    };
+    let mut elements = Vec::new();
+    for name in list.split(',').map(str::trim) {
+        let element = match name {
+            "f16" => Element::F16,
+            "bf16" => Element::Bf16,
+            _ => bail!("`{ELEMENTS}{list}`: `{name}` is no element; known are f16 and bf16"),
+        };
+        if elements.contains(&Some(element)) {
+            bail!("`{ELEMENTS}{list}` names {name} twice");
+        }
+        elements.push(Some(element));
+    }
+    Ok(elements)
 }
 
 fn gencodes(architectures: &[&str]) -> impl Iterator<Item = String> {
@@ -179,7 +247,7 @@ fn gencodes(architectures: &[&str]) -> impl Iterator<Item = String> {
 }
 
 /// Over everything that the fatbin depends on.
-fn cache_key(source: &Path, toolchain: &Toolchain, architectures: &[&str]) -> Result<String> {
+fn cache_key(unit: &Unit<'_>, toolchain: &Toolchain) -> Result<String> {
     let mut hash = Sha256::new();
     let mut add = |bytes: &[u8]| {
         hash.update((bytes.len() as u64).to_le_bytes());
@@ -187,15 +255,11 @@ fn cache_key(source: &Path, toolchain: &Toolchain, architectures: &[&str]) -> Re
     };
     add(CACHE_VERSION.as_bytes());
     add(toolchain.version.to_string().as_bytes());
-    for flag in FLAGS
-        .map(String::from)
-        .into_iter()
-        .chain(gencodes(architectures))
-    {
+    for flag in unit.flags() {
         add(flag.as_bytes());
     }
     let mut files = BTreeSet::new();
-    collect_includes(source, &mut files)?;
+    collect_includes(unit.source, &mut files)?;
     for file in files {
         add(&fs::read(&file).with_context(|| file.display().to_string())?);
     }
@@ -287,6 +351,41 @@ mod tests {
         assert_eq!(included_file("  # include \"a.cuh\" // why"), Some("a.cuh"));
         assert_eq!(included_file("#include <cuda_fp16.h>"), None);
         assert_eq!(included_file("// include \"a.cuh\""), None);
+    }
+
+    #[test]
+    fn elements_are_read_from_the_header_alone() {
+        let both = "// y = W x\n// Architectures: sm_90. Elements: f16, bf16.\n// Idea: X\ncode";
+        let expected = [Some(Element::F16), Some(Element::Bf16)];
+        assert_eq!(elements_of(both).expect("known"), expected);
+        let one = "// Elements: bf16.\n";
+        assert_eq!(elements_of(one).expect("known"), [Some(Element::Bf16)]);
+        let below = "// y = W x\n#include \"a.cuh\"\n// Elements: f16, bf16.\n";
+        assert_eq!(elements_of(below).expect("says none"), [None]);
+        let refused = |text| elements_of(text).expect_err("refused").to_string();
+        assert_eq!(
+            refused("// Elements: f16, fp8.\n"),
+            "`Elements: f16, fp8`: `fp8` is no element; known are f16 and bf16"
+        );
+        assert!(refused("// Elements: f16, f16.\n").contains("names f16 twice"));
+        assert!(refused("// Elements: .\n").contains("`` is no element"));
+    }
+
+    #[test]
+    fn a_fatbin_is_made_for_each_element_and_chip() {
+        let units = |text| units_of(Path::new("a.cu"), text, &["sm_90", "sm_120"]).expect("known");
+        let both = units("// Architectures: sm_90a. Elements: f16, bf16.\n");
+        let names: Vec<_> = both.iter().map(Unit::name_suffix).collect();
+        assert_eq!(names, ["", "_bf16"]);
+        assert_eq!(both[1].architectures, ["sm_90a"]);
+        let define = "-DELEMENT_BF16".to_string();
+        assert!(!both[0].flags().contains(&define) && both[1].flags().contains(&define));
+        let plain = units("// Architectures: sm_90, sm_120.\n");
+        assert_eq!((plain.len(), plain[0].name_suffix()), (1, ""));
+        assert_eq!(plain[0].architectures, ["sm_90", "sm_120"]);
+        let text = "// Architectures: sm_90a. Elements: f16, bf16.\n";
+        let elsewhere = units_of(Path::new("a.cu"), text, &["sm_120"]).expect("known");
+        assert!(elsewhere.is_empty());
     }
 
     #[test]

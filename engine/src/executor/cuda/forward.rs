@@ -4,11 +4,12 @@
 //! norm, gate and up with SiLU, down onto the residual. Each may start while the one before
 //! runs and waits for it on the card (programmatic dependent launch), so the host only queues.
 
-use half::f16;
 use kernels::attention::cuda::{
     DecodeAttention, DecodeAttentionArgs, PrefillAttention, PrefillAttentionArgs,
 };
-use kernels::cuda::{Activation, Buffer, BufferView, CudaError, Stream, TILE_ROWS};
+use kernels::cuda::{
+    Activation, Buffer, BufferView, CudaError, Element, ElementBuffer, Stream, TILE_ROWS,
+};
 use kernels::embedding::cuda::Embedding;
 use kernels::qkv_prepare::cuda::{HeadShape, KvFormat, PagedKv, QkvPrepare, QkvPrepareArgs};
 use kernels::rms_norm::cuda::RmsNorm;
@@ -47,7 +48,7 @@ struct Workspace {
     /// `[n, hidden]`
     x: Rows,
     /// `[n, (n_q + 2 n_kv) * head_dim]`
-    qkv: Buffer<f16>,
+    qkv: ElementBuffer,
     /// `[n, n_q * head_dim]`
     attended: Rows,
     /// `[n, intermediate]`
@@ -59,10 +60,10 @@ struct Workspace {
 /// What a projection reads: plain rows or tiles, by the number of rows. Two buffers, because the
 /// padding columns of each are zero and stay so.
 struct Rows {
-    plain: Buffer<f16>,
+    plain: ElementBuffer,
     stride: usize,
     /// Empty where no projection wants tiles.
-    tiled: Buffer<f16>,
+    tiled: ElementBuffer,
     n_tiled: usize,
 }
 
@@ -139,7 +140,7 @@ pub(super) fn workspace_bytes(config: &ModelConfig, pass: PassShape) -> u64 {
 
 /// Bytes of KV of one page, all layers.
 pub(super) fn page_bytes(config: &ModelConfig, format: KvFormat) -> u64 {
-    let value_bytes = if format == KvFormat::Fp8E4m3 { 1 } else { 2 };
+    let value_bytes = format.bytes_per_value();
     (2 * config.n_layers * config.n_kv_heads * config.head_dim * PAGE_TOKENS * value_bytes) as u64
 }
 
@@ -188,27 +189,28 @@ impl Forward {
         pass: PassShape,
         max_burst: usize,
     ) -> Result<Self, CudaError> {
-        let device = stream.device();
+        let (device, element) = (stream.device(), weights.element());
         let heads = HeadShape {
             n_q: config.n_q_heads,
             n_kv: config.n_kv_heads,
             head_dim: config.head_dim,
         };
         let ops = Ops {
-            embedding: Embedding::new(device)?,
-            rms_norm: RmsNorm::new(device)?,
-            qkv_prepare: QkvPrepare::new(device, heads, attention.format)?,
+            embedding: Embedding::new(device, element)?,
+            rms_norm: RmsNorm::new(device, element)?,
+            qkv_prepare: QkvPrepare::new(device, element, heads, attention.format)?,
             decode_attention: DecodeAttention::new(
                 device,
+                element,
                 heads,
                 attention.format,
                 attention.max_splits,
                 attention.reduce_in_fp32,
             )?,
-            prefill_attention: PrefillAttention::new(device, heads, attention.format)?,
+            prefill_attention: PrefillAttention::new(device, element, heads, attention.format)?,
             argmax: ArgmaxAdvance::new(device)?,
         };
-        let workspace = Workspace::new(stream, &config, pass)?;
+        let workspace = Workspace::new(stream, element, &config, pass)?;
         let history = Buffer::zeroed(stream, max_burst * MAX_ROWS)?;
         let step = Buffer::zeroed(stream, 1)?;
         let max_splits = attention.max_splits;
@@ -228,6 +230,11 @@ impl Forward {
 
     pub fn kv_bytes(&self) -> u64 {
         self.kv.n_bytes()
+    }
+
+    /// What activations are stored as.
+    pub fn element(&self) -> Element {
+        self.weights.element()
     }
 
     pub fn weight_bytes(&self) -> u64 {
@@ -270,7 +277,7 @@ impl Forward {
         let (ws, n) = (&self.workspace, size.n_tokens);
         let row_stride = (self.heads.n_q + 2 * self.heads.n_kv) * self.heads.head_dim;
         self.norm(stream, &layer.attn_norm, None, n)?;
-        let bias = layer.qkv_bias.as_ref().map(Buffer::all);
+        let bias = layer.qkv_bias.as_ref().map(ElementBuffer::all);
         let out = Output::Store(ws.qkv.all());
         layer.qkv.launch(stream, n, ws.x.of(n), bias, out, true)?;
         self.ops.qkv_prepare.launch(
@@ -278,8 +285,8 @@ impl Forward {
             &QkvPrepareArgs {
                 qkv: ws.qkv.all(),
                 row_stride,
-                q_norm: layer.q_norm.as_ref().map(Buffer::all),
-                k_norm: layer.k_norm.as_ref().map(Buffer::all),
+                q_norm: layer.q_norm.as_ref().map(ElementBuffer::all),
+                k_norm: layer.k_norm.as_ref().map(ElementBuffer::all),
                 cos_sin: self.cos_sin.all(),
                 n_positions: self.cos_sin.len() / self.heads.head_dim,
                 positions: inputs.positions()?,
@@ -290,7 +297,7 @@ impl Forward {
             },
         )?;
         self.attention(stream, inputs, i, row_stride, size)?;
-        let bias = layer.o_bias.as_ref().map(Buffer::all);
+        let bias = layer.o_bias.as_ref().map(ElementBuffer::all);
         let out = Output::AddResidual(ws.h.all());
         layer
             .o
@@ -358,7 +365,7 @@ impl Forward {
     fn norm(
         &self,
         stream: &Stream,
-        weight: &Buffer<f16>,
+        weight: &ElementBuffer,
         rows: Option<BufferView<'_, i32>>,
         n_rows: usize,
     ) -> Result<(), CudaError> {
@@ -443,27 +450,37 @@ impl Forward {
 }
 
 impl Workspace {
-    fn new(stream: &Stream, config: &ModelConfig, pass: PassShape) -> Result<Self, CudaError> {
+    fn new(
+        stream: &Stream,
+        element: Element,
+        config: &ModelConfig,
+        pass: PassShape,
+    ) -> Result<Self, CudaError> {
         let heads = config.n_q_heads * config.head_dim;
         let qkv = (config.n_q_heads + 2 * config.n_kv_heads) * config.head_dim;
         Ok(Self {
             h: Buffer::zeroed(stream, pass.max_tokens * config.hidden)?,
-            x: Rows::new(stream, config.hidden, pass)?,
-            qkv: Buffer::zeroed(stream, pass.max_tokens * qkv)?,
-            attended: Rows::new(stream, heads, pass)?,
-            gated: Rows::new(stream, config.intermediate, pass)?,
+            x: Rows::new(stream, element, config.hidden, pass)?,
+            qkv: ElementBuffer::zeroed(stream, element, pass.max_tokens * qkv)?,
+            attended: Rows::new(stream, element, heads, pass)?,
+            gated: Rows::new(stream, element, config.intermediate, pass)?,
             logits: Buffer::zeroed(stream, MAX_ROWS * config.vocab)?,
         })
     }
 }
 
 impl Rows {
-    fn new(stream: &Stream, columns: usize, pass: PassShape) -> Result<Self, CudaError> {
+    fn new(
+        stream: &Stream,
+        element: Element,
+        columns: usize,
+        pass: PassShape,
+    ) -> Result<Self, CudaError> {
         let (stride, tile_rows) = (stride(columns), pass.tile_rows());
         Ok(Self {
-            plain: Buffer::zeroed(stream, pass.plain_rows() * stride)?,
+            plain: ElementBuffer::zeroed(stream, element, pass.plain_rows() * stride)?,
             stride,
-            tiled: Buffer::zeroed(stream, tile_rows * stride)?,
+            tiled: ElementBuffer::zeroed(stream, element, tile_rows * stride)?,
             n_tiled: tile_rows,
         })
     }

@@ -19,6 +19,7 @@ mod weights;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+pub use kernels::cuda::Element;
 use kernels::cuda::{Buffer, CudaError, Device, HostBuffer, Stream};
 pub use kernels::qkv_prepare::cuda::KvFormat;
 use kernels::rope::Rope;
@@ -84,10 +85,13 @@ pub struct CudaOptions {
     pub max_total_tokens: Option<usize>,
     /// Longest sequence; the model's where unset.
     pub context_length: Option<usize>,
+    /// Of activations, and of weights that are not AWQ.
+    pub element: Element,
+    /// The element's own, or e4m3.
     pub kv_format: KvFormat,
     /// Most parts that a sequence's context is split into.
     pub n_kv_splits: usize,
-    /// Keep the parts' results in fp32 instead of fp16.
+    /// Keep the parts' results in fp32 instead of the element.
     pub reduce_in_fp32: bool,
     pub graphs: GraphSizes,
 }
@@ -135,7 +139,7 @@ impl CudaExecutor {
             },
             is_tiled,
         };
-        let weights = DeviceWeights::load(checkpoint, &stream, many_rows)?;
+        let weights = DeviceWeights::load(checkpoint, &stream, options.element, many_rows)?;
         stream.synchronize()?;
         let device_bytes = options
             .memory_limit_bytes
@@ -494,15 +498,16 @@ fn describe(
     kv_pool_tokens: usize,
 ) -> ExecutorInfo {
     let properties = device.properties();
+    let element = forward.element().name();
     let kv = if options.kv_format == KvFormat::Fp8E4m3 {
         "fp8_e4m3"
     } else {
-        "f16"
+        element
     };
     let reduce = if attention.reduce_in_fp32 {
         "fp32"
     } else {
-        "fp16"
+        element
     };
     let mut kernels: Vec<(String, String)> = forward
         .linears()
@@ -520,6 +525,7 @@ fn describe(
             "sampling".to_owned(),
             "argmax on the card, host sampler otherwise".to_owned(),
         ),
+        ("activations".to_owned(), element.to_owned()),
         ("cuda_graph_bs".to_owned(), graphs.describe()),
         ("architecture".to_owned(), properties.architecture()),
     ]);

@@ -1,39 +1,40 @@
 //! The decoder's weights on the card, each matrix in the order in which the kernels read it.
 //!
 //! q, k and v are one matrix, gate and up are interleaved tile by tile. AWQ stays 4-bit; every
-//! other format, GGUF's blocks included, becomes fp16 on the way in. Dummy weights are made on
-//! the card: random in every bit, with scales that keep activations sane.
+//! other format, GGUF's blocks included, becomes the activations' element (fp16 or bf16) on the way
+//! in. Dummy weights are made on the card: random in every bit, with scales that keep activations
+//! sane.
 
 use std::sync::Arc;
 
 use half::f16;
-use kernels::cuda::{Buffer, CudaError, Stream};
+use kernels::cuda::{Buffer, CudaError, Element, ElementBuffer, Stream};
 use kernels::stream_linear::{
     Arrangement, AwqPart, Format, Layout, ManyRows, StreamLinear, StreamLinearKernels, fill_normal,
 };
 
 use super::CudaLoadError;
 use crate::model::config::ModelConfig;
-use crate::weights::{Checkpoint, Matrix, MatrixId, VectorId, WeightError};
+use crate::weights::{Checkpoint, ElementFormat, Matrix, MatrixId, VectorId, WeightError};
 
 pub(super) struct LayerWeights {
-    pub attn_norm: Buffer<f16>,
-    pub mlp_norm: Buffer<f16>,
-    pub q_norm: Option<Buffer<f16>>,
-    pub k_norm: Option<Buffer<f16>>,
+    pub attn_norm: ElementBuffer,
+    pub mlp_norm: ElementBuffer,
+    pub q_norm: Option<ElementBuffer>,
+    pub k_norm: Option<ElementBuffer>,
     pub qkv: StreamLinear,
-    pub qkv_bias: Option<Buffer<f16>>,
+    pub qkv_bias: Option<ElementBuffer>,
     pub o: StreamLinear,
-    pub o_bias: Option<Buffer<f16>>,
+    pub o_bias: Option<ElementBuffer>,
     pub gate_up: StreamLinear,
     pub down: StreamLinear,
 }
 
 pub(super) struct DeviceWeights {
     /// `[vocab, hidden]`
-    pub embedding: Buffer<f16>,
+    pub embedding: ElementBuffer,
     pub layers: Vec<LayerWeights>,
-    pub final_norm: Buffer<f16>,
+    pub final_norm: ElementBuffer,
     pub lm_head: StreamLinear,
 }
 
@@ -47,10 +48,11 @@ impl DeviceWeights {
     pub fn load(
         checkpoint: &dyn Checkpoint,
         stream: &Stream,
+        element: Element,
         many_rows: ManyRows,
     ) -> Result<Self, CudaLoadError> {
         let config = checkpoint.config();
-        let kernels = StreamLinearKernels::load(stream, many_rows)?;
+        let kernels = StreamLinearKernels::load(stream, element, many_rows)?;
         let loader = Loader {
             checkpoint,
             stream,
@@ -76,13 +78,22 @@ impl DeviceWeights {
         })
     }
 
+    /// What activations are stored as.
+    pub fn element(&self) -> Element {
+        self.embedding.element()
+    }
+
     pub fn n_bytes(&self) -> u64 {
         let layers: usize = self
             .layers
             .iter()
             .map(|l| {
                 let vectors = [&l.q_norm, &l.k_norm, &l.qkv_bias, &l.o_bias];
-                let small: usize = vectors.into_iter().flatten().map(Buffer::n_bytes).sum();
+                let small: usize = vectors
+                    .into_iter()
+                    .flatten()
+                    .map(ElementBuffer::n_bytes)
+                    .sum();
                 let linears = [&l.qkv, &l.o, &l.gate_up, &l.down];
                 let large: usize = linears.into_iter().map(StreamLinear::n_bytes).sum();
                 small + large + l.attn_norm.n_bytes() + l.mlp_norm.n_bytes()
@@ -101,6 +112,10 @@ struct Loader<'a> {
 }
 
 impl Loader<'_> {
+    fn element(&self) -> Element {
+        self.kernels.element()
+    }
+
     fn layer(&self, config: &ModelConfig, i: usize) -> Result<LayerWeights, CudaLoadError> {
         let optional = |wanted: bool, id| wanted.then(|| self.vector(id)).transpose();
         let qkv_bias = config
@@ -133,27 +148,39 @@ impl Loader<'_> {
         })
     }
 
-    fn vector(&self, id: VectorId) -> Result<Buffer<f16>, CudaLoadError> {
+    fn vector(&self, id: VectorId) -> Result<ElementBuffer, CudaLoadError> {
         self.vectors(&[id])
     }
 
-    fn vectors(&self, ids: &[VectorId]) -> Result<Buffer<f16>, CudaLoadError> {
+    fn vectors(&self, ids: &[VectorId]) -> Result<ElementBuffer, CudaLoadError> {
         let mut values = Vec::new();
         for id in ids {
-            values.extend(self.checkpoint.vector(*id)?.into_iter().map(f16::from_f32));
+            values.extend(self.checkpoint.vector(*id)?);
         }
-        Ok(Buffer::from_slice(self.stream, &values)?)
+        Ok(ElementBuffer::from_f32(
+            self.stream,
+            self.element(),
+            &values,
+        )?)
     }
 
-    fn embedding(&self) -> Result<Buffer<f16>, CudaLoadError> {
+    fn embedding(&self) -> Result<ElementBuffer, CudaLoadError> {
         let storage = self.checkpoint.storage(MatrixId::Embedding)?;
         if let Some(seed) = self.dummy_seed {
-            let buffer = Buffer::new(self.stream.device(), storage.n_out * storage.n_in)?;
+            let n = storage.n_out * storage.n_in;
+            let buffer = ElementBuffer::new(self.stream.device(), self.element(), n)?;
             fill_normal(self.stream, buffer.all(), 0.0, 1.0, seed)?;
             return Ok(buffer);
         }
         let matrix = self.checkpoint.matrix(MatrixId::Embedding)?;
-        Ok(Buffer::from_slice(self.stream, &rows_f16(&matrix)?)?)
+        self.rows(&matrix)
+    }
+
+    /// `[n_out, n_in]`, row by row.
+    fn rows(&self, matrix: &Matrix<'_>) -> Result<ElementBuffer, CudaLoadError> {
+        let element = self.element();
+        let bits = rows_bits(matrix, element)?;
+        Ok(ElementBuffer::from_bits(self.stream, element, &bits)?)
     }
 
     /// One matrix on the card out of its parts, which share `n_in` and format.
@@ -189,7 +216,7 @@ impl Loader<'_> {
                     self.stream.synchronize()?;
                 }
                 matrix @ Matrix::Rows { .. } => {
-                    let rows = Buffer::from_slice(self.stream, &rows_f16(&matrix)?)?;
+                    let rows = self.rows(&matrix)?;
                     linear.load_half(self.stream, part, rows.all())?;
                     self.stream.synchronize()?;
                 }
@@ -230,8 +257,22 @@ fn matrix_key(id: MatrixId) -> u64 {
     kind << 32 | layer as u64
 }
 
-fn rows_f16(matrix: &Matrix<'_>) -> Result<Vec<f16>, WeightError> {
-    Ok(matrix.to_f32()?.into_iter().map(f16::from_f32).collect())
+/// As they are where they are stored as elements, else rounded.
+fn rows_bits(matrix: &Matrix<'_>, element: Element) -> Result<Vec<u16>, WeightError> {
+    let of_element = match element {
+        Element::F16 => ElementFormat::F16,
+        Element::Bf16 => ElementFormat::BF16,
+    };
+    match matrix {
+        Matrix::Rows { format, bytes, .. } if *format == of_element => {
+            let pairs = bytes.chunks_exact(2);
+            Ok(pairs.map(|b| u16::from_le_bytes([b[0], b[1]])).collect())
+        }
+        _ => {
+            let values = matrix.to_f32()?.into_iter();
+            Ok(values.map(|value| element.bits(value)).collect())
+        }
+    }
 }
 
 impl From<CudaError> for CudaLoadError {

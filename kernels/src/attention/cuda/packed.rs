@@ -1,12 +1,11 @@
 //! Attention of packed prompt chunks: the fast kernel and the plain one, with the same arguments.
 
 use bytemuck::{Pod, Zeroable};
-use half::f16;
 
 use crate::cuda::shape::ShapeCheck;
 use crate::cuda::{
-    Activation, BufferView, CudaError, Device, DevicePtr, Dim3, HeadShape, Kernel, KvFormat,
-    LaunchConfig, PAGE_TOKENS, PagedKv, PagedKvParams, Stream,
+    Activation, BufferView, CudaError, Device, DevicePtr, Dim3, Element, ElementView, HeadShape,
+    Kernel, KvFormat, LaunchConfig, PAGE_TOKENS, PagedKv, PagedKvParams, Stream,
 };
 
 const CHECK: ShapeCheck = ShapeCheck("attention_prefill");
@@ -19,12 +18,12 @@ const THREADS: u32 = 128;
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 struct Params {
-    q: DevicePtr<f16>,
+    q: DevicePtr<u16>,
     kv: PagedKvParams,
     page_table: DevicePtr<i32>,
     q_start: DevicePtr<i32>,
     context_len: DevicePtr<i32>,
-    out: DevicePtr<f16>,
+    out: DevicePtr<u16>,
     scale: f32,
     n_kv: i32,
     group: i32,
@@ -41,7 +40,7 @@ struct Params {
 #[derive(Debug, Clone, Copy)]
 pub struct PrefillAttentionArgs<'a> {
     /// `[n_tokens, q_stride]`: head h at h * head_dim. `q_stride` is a multiple of 8.
-    pub q: BufferView<'a, f16>,
+    pub q: ElementView<'a>,
     pub q_stride: usize,
     /// Holds the keys and values of these tokens too.
     pub kv: PagedKv<'a>,
@@ -60,12 +59,20 @@ pub struct PrefillAttentionArgs<'a> {
 }
 
 impl PrefillAttentionArgs<'_> {
-    fn params(&self, shape: HeadShape, format: KvFormat) -> Result<Params, CudaError> {
+    fn params(
+        &self,
+        element: Element,
+        shape: HeadShape,
+        format: KvFormat,
+    ) -> Result<Params, CudaError> {
         let width = shape.n_q * shape.head_dim;
         CHECK.multiple("q_stride", self.q_stride, 8)?;
-        CHECK.rows("length of q", self.q, self.n_tokens, self.q_stride, width)?;
-        CHECK.aligned("q", self.q, 16)?;
-        let out_place = self.out.place(CHECK, "out", self.n_tokens, width, 4)?;
+        let q = CHECK.element("q", self.q, element)?;
+        CHECK.rows("length of q", q, self.n_tokens, self.q_stride, width)?;
+        CHECK.aligned("q", q, 16)?;
+        let out_place = self
+            .out
+            .place(CHECK, "out", element, self.n_tokens, width, 4)?;
         CHECK.at_least("max_pages", self.max_pages, 1)?;
         CHECK.at_most("max_pages", self.max_pages, i32::MAX as usize / PAGE_TOKENS)?;
         let n_entries = self.n_seqs.saturating_mul(self.max_pages);
@@ -77,7 +84,7 @@ impl PrefillAttentionArgs<'_> {
             self.n_tokens.saturating_mul(shape.n_q),
         )?;
         Ok(Params {
-            q: self.q.ptr(),
+            q: q.ptr(),
             kv: self.kv.params(CHECK, shape, format)?,
             page_table: self.page_table.ptr(),
             q_start: self.q_start.ptr(),
@@ -101,15 +108,22 @@ impl PrefillAttentionArgs<'_> {
 #[derive(Debug)]
 pub struct PrefillAttention {
     kernel: Kernel,
+    element: Element,
     shape: HeadShape,
     format: KvFormat,
 }
 
 impl PrefillAttention {
-    pub fn new(device: &Device, shape: HeadShape, format: KvFormat) -> Result<Self, CudaError> {
-        let kernel = kernel(device, shape, format, "prefill")?;
+    pub fn new(
+        device: &Device,
+        element: Element,
+        shape: HeadShape,
+        format: KvFormat,
+    ) -> Result<Self, CudaError> {
+        let kernel = kernel(device, element, shape, format, "prefill")?;
         Ok(Self {
             kernel,
+            element,
             shape,
             format,
         })
@@ -120,7 +134,7 @@ impl PrefillAttention {
         stream: &Stream,
         args: &PrefillAttentionArgs<'_>,
     ) -> Result<(), CudaError> {
-        let params = args.params(self.shape, self.format)?;
+        let params = args.params(self.element, self.shape, self.format)?;
         if args.n_tokens == 0 || args.n_seqs == 0 {
             return Ok(());
         }
@@ -145,15 +159,22 @@ impl PrefillAttention {
 #[derive(Debug)]
 pub struct PlainAttention {
     kernel: Kernel,
+    element: Element,
     shape: HeadShape,
     format: KvFormat,
 }
 
 impl PlainAttention {
-    pub fn new(device: &Device, shape: HeadShape, format: KvFormat) -> Result<Self, CudaError> {
-        let kernel = kernel(device, shape, format, "plain")?;
+    pub fn new(
+        device: &Device,
+        element: Element,
+        shape: HeadShape,
+        format: KvFormat,
+    ) -> Result<Self, CudaError> {
+        let kernel = kernel(device, element, shape, format, "plain")?;
         Ok(Self {
             kernel,
+            element,
             shape,
             format,
         })
@@ -164,7 +185,7 @@ impl PlainAttention {
         stream: &Stream,
         args: &PrefillAttentionArgs<'_>,
     ) -> Result<(), CudaError> {
-        let params = args.params(self.shape, self.format)?;
+        let params = args.params(self.element, self.shape, self.format)?;
         if args.n_tokens == 0 || args.n_seqs == 0 {
             return Ok(());
         }
@@ -182,18 +203,20 @@ impl PlainAttention {
 /// `attention/<which>` for these heads. Heads lie along the grid's y.
 fn kernel(
     device: &Device,
+    element: Element,
     shape: HeadShape,
     format: KvFormat,
     which: &str,
 ) -> Result<Kernel, CudaError> {
     shape.check(CHECK)?;
+    format.check(CHECK, element)?;
     CHECK.at_most("n_q", shape.n_q, super::MAX_ROWS)?;
     let name = format!(
         "attention_{which}_{}_{}",
         format.kernel_suffix(),
         shape.head_dim
     );
-    let kernel = device.kernel(&format!("attention/{which}"), &name)?;
+    let kernel = device.element_kernel(element, &format!("attention/{which}"), &name)?;
     kernel.set_shared_carveout(100)?;
     Ok(kernel)
 }
