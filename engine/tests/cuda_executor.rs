@@ -51,6 +51,7 @@ fn cuda(checkpoint: &dyn Checkpoint, kv_format: KvFormat, graphs: GraphSizes) ->
         n_kv_splits: 8,
         reduce_in_fp32: true,
         graphs,
+        tuning: None,
     };
     CudaExecutor::load(checkpoint, &options).expect("a GPU with kernels in this binary")
 }
@@ -264,6 +265,7 @@ fn a_pool_that_does_not_fit_is_refused_with_the_arithmetic() {
         n_kv_splits: 8,
         reduce_in_fp32: false,
         graphs: GraphSizes::Off,
+        tuning: None,
     };
     let refused = CudaExecutor::load(checkpoint.as_ref(), &options)
         .err()
