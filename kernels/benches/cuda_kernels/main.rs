@@ -14,7 +14,7 @@ mod rows;
 use std::time::Duration;
 
 use criterion::Criterion;
-use kernels::cuda::{CudaError, Device};
+use kernels::cuda::Device;
 use measure::Bench;
 
 /// The model whose shapes are measured.
@@ -61,10 +61,8 @@ fn main() -> std::process::ExitCode {
 
 fn run(device: &Device, criterion: Criterion) -> Result<(), measure::BenchError> {
     let mut bench = Bench::new(device, criterion)?;
-    let cases: [fn(&mut Bench) -> Result<(), CudaError>; 3] =
-        [projections::all, attention::all, rows::all];
-    for run in cases {
-        run(&mut bench)?;
-    }
+    projections::all(&mut bench)?;
+    attention::all(&mut bench)?;
+    rows::all(&mut bench)?;
     bench.finish()
 }

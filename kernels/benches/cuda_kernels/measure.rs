@@ -170,7 +170,7 @@ impl Bench {
     }
 
     /// The table, and the JSON lines where they are asked for.
-    pub fn finish(mut self) -> Result<(), BenchError> {
+    pub fn finish(self) -> Result<(), BenchError> {
         self.criterion.final_summary();
         println!(
             "\n{:<18} {:<26} {:>10} {:>10} {:>15} {:>11}",

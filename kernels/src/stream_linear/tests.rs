@@ -315,7 +315,9 @@ fn candidates_begin_with_the_default_and_can_all_run() {
                 let found = candidates(&layout, m, &limits, many_rows).expect("some");
                 let default = default_variant(&layout, m, &limits, many_rows).expect("a kernel");
                 assert_eq!(found[0], default);
-                assert!(found.len() > 1 && found.len() <= 15, "{m}: {found:?}");
+                // Of gate and up at 64 rows just one launch shape fits the small card.
+                let least = if m <= 20 { 2 } else { 1 };
+                assert!((least..=15).contains(&found.len()), "{m}: {found:?}");
                 for (i, variant) in found.iter().enumerate() {
                     assert!(!found[..i].contains(variant), "{variant} twice");
                     check_variant(&layout, *variant, m, &limits, many_rows).expect("can run");
