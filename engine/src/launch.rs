@@ -15,7 +15,7 @@ use crate::config::{EngineArgs, EngineConfig};
 use crate::engine_loop::{self, EngineHandle, EngineLoopConfig, StartError};
 use crate::executor::cpu::{ActivationType, CpuExecutor, CpuLoadError, CpuOptions};
 use crate::executor::cuda::{
-    CudaExecutor, CudaLoadError, CudaOptions, Element, GraphSizes, KvFormat,
+    CudaExecutor, CudaLoadError, CudaOptions, Element, GraphSizes, KvFormat, TuningOptions,
 };
 use crate::executor::{Executor, ExecutorInfo};
 use crate::kv::PAGE_TOKENS;
@@ -223,6 +223,13 @@ fn load_cuda(
             CudaGraph::Off => GraphSizes::Off,
             CudaGraph::Auto { max_bs } => GraphSizes::UpTo(max_bs.unwrap_or(usize::MAX)),
             CudaGraph::Sizes(sizes) => GraphSizes::Exactly(sizes.clone()),
+        },
+        tuning: match config.torch_compile_max_bs {
+            Some(max_rows) => Some(TuningOptions {
+                max_rows,
+                cache_dir: Some(cache_dir(config.cache_dir.as_ref())?),
+            }),
+            None => None,
         },
     };
     Ok(Box::new(CudaExecutor::load(checkpoint, &options)?))

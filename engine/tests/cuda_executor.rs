@@ -59,6 +59,7 @@ fn options(element: Element, kv_format: KvFormat, graphs: GraphSizes) -> CudaOpt
         n_kv_splits: 8,
         reduce_in_fp32: true,
         graphs,
+        tuning: None,
     }
 }
 

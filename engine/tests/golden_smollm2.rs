@@ -156,6 +156,7 @@ fn the_card_agrees_with_llama_cpp() {
         n_kv_splits: 8,
         reduce_in_fp32: true,
         graphs: GraphSizes::Off,
+        tuning: None,
     };
     let mut executor = CudaExecutor::load(checkpoint(), &options).expect("a GPU");
     let found = measure("on the card", &mut |rows, wanted| {

@@ -27,6 +27,7 @@ pub mod pool;
 pub mod qkv_prepare;
 pub mod quant_linear;
 pub mod rms_norm;
+pub mod roofline;
 pub mod rope;
 pub mod sampling;
 pub mod silu_mul;

@@ -12,7 +12,7 @@ use kernels::cuda::{
 use kernels::stream_linear::reference::{self, AwqMatrix, Packed, pack_awq, pack_half};
 use kernels::stream_linear::{
     Arrangement, AwqPart, Epilogue, Format, Layout, ManyRows, Output, Plan, StreamLinear,
-    StreamLinearKernels,
+    StreamLinearKernels, Variant, choose_plan,
 };
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -181,7 +181,7 @@ fn check(
 
     // Tiles hold whole groups of rows; what is behind the m rows must not matter.
     let tile_rows = m.next_multiple_of(128);
-    let is_tiled = gpu.kernels.wants_tiled(m);
+    let is_tiled = linear.wants_tiled(m);
     let x = if is_tiled {
         tiled(&x, m, stride, layout.padded_k(), tile_rows)
     } else {
@@ -279,13 +279,14 @@ const BF16_FACTOR: f64 = 8.0;
 
 fn assert_close(gpu: &Gpu, case: &Case, epilogue: Epilogue, m: usize, error: f64) {
     let element = gpu.kernels.element();
-    let of_f16 = if m < 17 {
+    let is_stream = matches!(case.linear.variant(m), Ok(Variant::Stream(_)));
+    let of_f16 = if is_stream {
         TOLERANCE
     } else {
         TOLERANCE_MANY_ROWS
     };
-    // Up to 16 rows bf16 loses nothing until the output is rounded; in fp32 it is not.
-    let is_exact = m < 17 && matches!(epilogue, Epilogue::AddResidual | Epilogue::StoreF32);
+    // Streamed, bf16 loses nothing until the output is rounded; in fp32 it is not.
+    let is_exact = is_stream && matches!(epilogue, Epilogue::AddResidual | Epilogue::StoreF32);
     let tolerance = if element == Element::F16 || is_exact {
         of_f16
     } else {
@@ -293,9 +294,9 @@ fn assert_close(gpu: &Gpu, case: &Case, epilogue: Epilogue, m: usize, error: f64
     };
     assert!(
         error < tolerance,
-        "{element:?} {:?} {epilogue:?} m={m}: relative error {error:.2e}, plan {:?}",
+        "{element:?} {:?} {epilogue:?} m={m}: relative error {error:.2e}, {:?}",
         case.layout,
-        case.linear.plan(m)
+        case.linear.variant(m)
     );
 }
 
@@ -401,7 +402,7 @@ fn any_plan_gives_the_same_numbers() {
         11 * 256 - 128,
     );
     for m in [1, 8, 12] {
-        let chosen = case.linear.plan(m).expect("a plan");
+        let chosen = choose_plan(&case.layout, m, gpu.kernels.limits()).expect("a plan");
         for n_ranks in [1, 2, 4, 8] {
             let rank_chunks = case.layout.n_chunks.div_ceil(n_ranks);
             for phase_chunks in 1..=rank_chunks {
@@ -415,7 +416,7 @@ fn any_plan_gives_the_same_numbers() {
                         n_phases,
                         ..chosen
                     };
-                    if case.linear.set_plan(m, plan).is_err() {
+                    if case.linear.set_variant(m, Variant::Stream(plan)).is_err() {
                         continue; // does not fit this card
                     }
                     let error = check(&gpu, &mut rng, &case, Epilogue::SiluMul, m, false);
@@ -424,8 +425,48 @@ fn any_plan_gives_the_same_numbers() {
             }
         }
         case.linear
-            .set_plan(m, chosen)
+            .set_variant(m, Variant::Stream(chosen))
             .expect("the planner's own plan");
+    }
+}
+
+/// What a caller may put in the place of the default, on this card and on those without `wgmma`.
+#[cfg_attr(
+    not(engine_test_cuda),
+    ignore = "needs a GPU: ENGINE_TEST_CUDA=1, or --ignored"
+)]
+#[test]
+fn every_candidate_gives_the_same_numbers() {
+    for gpu in [gpu(), gpu_with(|_| ManyRows::Batch)] {
+        let mut rng = StdRng::seed_from_u64(19);
+        for format in Format::ALL {
+            let k = 3 * format.group().unwrap_or(40) + 1024;
+            let stacked = random_case(
+                &gpu,
+                &mut rng,
+                format,
+                Arrangement::Stacked,
+                &[320, 32, 40],
+                k,
+            );
+            let paired = random_case(&gpu, &mut rng, format, Arrangement::GateUp, &[264, 264], k);
+            for (mut case, epilogue) in [
+                (stacked, Epilogue::AddResidual),
+                (paired, Epilogue::SiluMul),
+            ] {
+                for m in [1, 8, 9, 12, 16, 20, 33, 64] {
+                    let candidates = case.linear.candidates(m).expect("candidates");
+                    assert!(!candidates.is_empty());
+                    for variant in candidates {
+                        case.linear.set_variant(m, variant).expect("it can run");
+                        assert_eq!(case.linear.variant(m).expect("set"), variant);
+                        let error = check(&gpu, &mut rng, &case, epilogue, m, false);
+                        assert_close(&gpu, &case, epilogue, m, error);
+                    }
+                }
+            }
+        }
+        gpu.device.synchronize().expect("no late error");
     }
 }
 

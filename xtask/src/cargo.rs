@@ -164,6 +164,16 @@ pub fn become_cargo(args: &[String]) -> Result<ExitCode> {
     become_program(Path::new("cargo"), args)
 }
 
+/// As [`become_cargo`], with the CUDA kernels of this folder in what is built.
+pub fn become_cargo_with_kernels(args: &[String], kernels: Option<&Path>) -> Result<ExitCode> {
+    let mut cargo = Command::new("cargo");
+    if let Some(kernels) = kernels {
+        cargo.env(KERNELS_DIR, kernels);
+    }
+    let error = cargo.args(args).current_dir(root()?).exec();
+    Err(error).context("cargo cannot be started")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -57,7 +57,7 @@ pub fn inactive_flags(typed: &EngineArgs, device: Device) -> Vec<(String, String
 fn note_unused_on_cuda(typed: &EngineArgs, note: &mut impl FnMut(bool, &str, &str)) {
     let one_kernel = "the CUDA executor has one attention kernel";
     let host_sampler = "greedy rows are chosen on the card, all others by the host's sampler";
-    let ahead = "the CUDA kernels are compiled ahead of time";
+    let pass = "held to 64, the rows of a decode pass";
     let no_tier = "the CUDA executor does not move KV pages to the host";
     let one_stream = "the CUDA executor runs one stream";
     let cluster = "held to 8, the blocks of the largest cluster that every card has";
@@ -80,11 +80,10 @@ fn note_unused_on_cuda(typed: &EngineArgs, note: &mut impl FnMut(bool, &str, &st
             "--sampling-backend",
             host_sampler,
         ),
-        (typed.enable_torch_compile, "--enable-torch-compile", ahead),
         (
-            typed.torch_compile_max_bs.is_some(),
+            typed.enable_torch_compile && typed.torch_compile_max_bs.is_some_and(|n| n > 64),
             "--torch-compile-max-bs",
-            ahead,
+            pass,
         ),
         (tier, "--enable-hierarchical-cache", no_tier),
         (

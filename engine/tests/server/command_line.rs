@@ -248,6 +248,15 @@ fn flags_without_an_effect_are_listed_with_the_reason() {
         assert!(!names.contains(&flag), "{flag} does something");
     }
     assert!(on_cpu.iter().all(|(_, reason)| !reason.is_empty()));
+    let on_cuda = inactive_flags(&typed, Device::Cuda);
+    for flag in ["--enable-torch-compile", "--torch-compile-max-bs"] {
+        let is_listed = on_cuda.iter().any(|(name, _)| name == flag);
+        assert!(!is_listed, "{flag} does something on the card");
+    }
+    let many = parse("--enable-torch-compile --torch-compile-max-bs 65").expect("in range");
+    let on_cuda = inactive_flags(&many.engine, Device::Cuda);
+    assert_eq!(on_cuda.len(), 1, "{on_cuda:?}");
+    assert!(on_cuda[0].1.contains("held to 64"), "{on_cuda:?}");
     let nothing = parse("").expect("nothing is fine").engine;
     let names: Vec<String> = inactive_flags(&nothing, Device::Cpu)
         .into_iter()

@@ -1,8 +1,8 @@
-//! Launches of `batch.cu`: 17 to 64 rows, where there is no `wgmma`.
+//! Launches of `batch.cu`: up to 64 rows, from 17 on by default, where there is no `wgmma`.
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{CHUNK_BYTES, DeviceLimits, Epilogue, Format, MANY_ROWS, ManyRowsLaunch};
+use super::{CHUNK_BYTES, DeviceLimits, Epilogue, Format, ManyRowsLaunch};
 use crate::cuda::{Buffer, CudaError, Device, DevicePtr, Element, Kernel, LaunchConfig, Stream};
 
 const SOURCE: &str = "stream_linear/batch";
@@ -70,9 +70,6 @@ fn shared_bytes(format: Format, rows: usize, w_stages: usize, x_stages: usize) -
 /// Rings for `m` rows; `None` where the card's shared memory is too small.
 pub(super) fn plan(format: Format, m: usize, limits: &DeviceLimits) -> Option<BatchPlan> {
     let variant = ROWS.iter().position(|rows| m <= *rows)?;
-    if m < MANY_ROWS {
-        return None;
-    }
     // Two blocks an SM where they fit (an H100), else one (sm_120).
     (1..=BLOCKS_PER_SM[variant])
         .rev()
@@ -192,7 +189,6 @@ mod tests {
     fn rings_fit_the_chip_or_leave_the_rows_to_the_other_kernel() {
         // H100: 228 KiB an SM.
         let h100 = limits(228);
-        assert_eq!(plan(Format::AwqG128, 16, &h100), None);
         let two_blocks = plan(Format::AwqG128, 20, &h100).expect("fits twice");
         assert!(2 * (two_blocks.shared_bytes + 2048) <= 228 * 1024);
         assert_eq!((two_blocks.w_stages, two_blocks.x_stages), (1, 3));

@@ -1,16 +1,19 @@
 //! Weights on the device and their launches.
 
+mod choice;
+
 use std::sync::{Arc, OnceLock};
 
 use bytemuck::{Pod, Zeroable};
 use half::f16;
 
 use super::batch::{self, BatchKernels};
-use super::plan::{check_plan, choose_plan};
+use super::plan::check_plan;
+use super::variant::{Variant, not_there};
 use super::wgmma::WgmmaKernels;
 use super::{
     Arrangement, DeviceLimits, Epilogue, Format, Layout, MANY_ROWS, MAX_ROWS, MAX_TILED_ROWS, OP,
-    Plan, Rows, TILE_COLUMNS,
+    Rows, TILE_COLUMNS,
 };
 use crate::KernelError;
 use crate::cuda::shape::ShapeCheck;
@@ -218,9 +221,19 @@ impl StreamLinearKernels {
         }
     }
 
-    /// Whether a launch of `m` rows wants x tiled, and may write a SiLU output tiled.
+    /// Whether a launch of `m` rows wants x tiled by default; see [`StreamLinear::wants_tiled`].
     pub fn wants_tiled(&self, m: usize) -> bool {
         matches!(self.many_rows, ManyRowsKernels::Wgmma(_)) && m >= MANY_ROWS
+    }
+
+    /// What was loaded for many rows.
+    pub fn many_rows(&self) -> ManyRows {
+        match &self.many_rows {
+            ManyRowsKernels::Wgmma(kernels) => ManyRows::Wgmma {
+                is_alone: kernels.is_alone,
+            },
+            ManyRowsKernels::Batch(_) => ManyRows::Batch,
+        }
     }
 
     fn variant(&self, format: Format, epilogue: Epilogue, rows: Rows) -> &Kernel {
@@ -294,8 +307,8 @@ pub struct StreamLinear {
     weights: Buffer<u8>,
     scales: Buffer<u8>,
     is_loaded: Vec<bool>,
-    /// By rows; found when first needed.
-    plans: Vec<OnceLock<Plan>>,
+    /// By rows, up to [`MAX_ROWS`]; found when first needed.
+    variants: Vec<OnceLock<Variant>>,
 }
 
 impl StreamLinear {
@@ -304,14 +317,14 @@ impl StreamLinear {
         let weights = Buffer::new(&kernels.device, layout.weight_bytes())?;
         let scales = Buffer::new(&kernels.device, layout.scale_bytes())?;
         let is_loaded = vec![false; layout.parts_n.len()];
-        let plans = (0..MAX_ROWS).map(|_| OnceLock::new()).collect();
+        let variants = (0..MAX_ROWS).map(|_| OnceLock::new()).collect();
         Ok(Self {
             kernels: Arc::clone(kernels),
             layout,
             weights,
             scales,
             is_loaded,
-            plans,
+            variants,
         })
     }
 
@@ -419,32 +432,9 @@ impl StreamLinear {
         Ok(())
     }
 
-    /// How `m` rows are launched.
-    pub fn plan(&self, m: usize) -> Result<Plan, KernelError> {
-        let Some(slot) = m.checked_sub(1).and_then(|i| self.plans.get(i)) else {
-            return Err(row_error(m, MAX_ROWS));
-        };
-        if let Some(plan) = slot.get() {
-            return Ok(*plan);
-        }
-        let plan = choose_plan(&self.layout, m, &self.kernels.limits)?;
-        Ok(*slot.get_or_init(|| plan))
-    }
-
-    /// Replaces the plan for `m` rows, for example by one that was timed. Graphs captured before
-    /// keep theirs.
-    pub fn set_plan(&mut self, m: usize, plan: Plan) -> Result<(), KernelError> {
-        check_plan(&self.layout, &plan, m, &self.kernels.limits)?;
-        let Some(slot) = m.checked_sub(1).and_then(|i| self.plans.get_mut(i)) else {
-            return Err(row_error(m, MAX_ROWS));
-        };
-        *slot = OnceLock::from(plan);
-        Ok(())
-    }
-
     /// y = x Wᵀ (+ bias), in stream order; may be captured.
     ///
-    /// x: [m][padded_k], laid out as [`StreamLinearKernels::wants_tiled`] says: plain rows start
+    /// x: [m][padded_k], laid out as [`Self::wants_tiled`] says: plain rows start
     /// on 16 bytes and have a stride that is a multiple of 8; a tiled matrix is allocated for
     /// whole tiles of rows. A row holds [`Layout::padded_k`] values, of which those from k on must
     /// be zero (any finite value is harmless, NaN is not). bias: [n].
@@ -455,6 +445,22 @@ impl StreamLinear {
         m: usize,
         x: Activation<'_>,
         bias: Option<ElementView<'_>>,
+        output: Output<'_>,
+        dependent: bool,
+    ) -> Result<(), CudaError> {
+        let variant = self.variant(m)?;
+        self.launch_variant(stream, variant, m, x, bias, output, dependent)
+    }
+
+    /// As [`Self::launch`], with this variant: how candidates are timed. x is tiled where
+    /// [`Variant::is_tiled`].
+    pub fn launch_variant(
+        &self,
+        stream: &Stream,
+        variant: Variant,
+        m: usize,
+        x: Activation<'_>,
+        bias: Option<BufferView<'_, f16>>,
         output: Output<'_>,
         dependent: bool,
     ) -> Result<(), CudaError> {
@@ -477,7 +483,7 @@ impl StreamLinear {
                 layout.arrangement
             )));
         }
-        let is_tiled = self.kernels.wants_tiled(m);
+        let is_tiled = variant.is_tiled();
         if is_tiled != matches!(x.layout, RowLayout::Tiled { .. }) {
             let wanted = if is_tiled { "tiled" } else { "plain rows" };
             return Err(value_error(format!("{m} rows of x must be {wanted}")));
@@ -529,19 +535,20 @@ impl StreamLinear {
             epilogue: output.epilogue(),
             dependent,
         };
-        match &self.kernels.many_rows {
-            ManyRowsKernels::Wgmma(kernels) if is_tiled => {
-                return kernels.launch(stream, &many_rows);
+        let limits = &self.kernels.limits;
+        let plan = match (variant, &self.kernels.many_rows) {
+            (Variant::Stream(plan), _) => plan,
+            (Variant::Wgmma { rows }, ManyRowsKernels::Wgmma(kernels)) => {
+                return kernels.launch(stream, rows, &many_rows);
             }
-            ManyRowsKernels::Batch(kernels) => {
-                if let Some(plan) = batch::plan(layout.format, m, &self.kernels.limits) {
-                    return kernels.launch(stream, plan, &many_rows);
-                }
+            (Variant::Batch, ManyRowsKernels::Batch(kernels)) => {
+                let plan = batch::plan(layout.format, m, limits)
+                    .ok_or_else(|| not_there(variant, m, ManyRows::Batch))?;
+                return kernels.launch(stream, plan, &many_rows);
             }
-            ManyRowsKernels::Wgmma(_) => {}
-        }
-        let plan = self.plan(m)?;
-        let shared_bytes = check_plan(layout, &plan, m, &self.kernels.limits)?;
+            (_, _) => return Err(not_there(variant, m, self.kernels.many_rows()).into()),
+        };
+        let shared_bytes = check_plan(layout, &plan, m, limits)?;
         let params = StreamLinearParams {
             weights: self.weights.ptr(),
             scales: self.scales.ptr(),

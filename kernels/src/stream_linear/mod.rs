@@ -3,9 +3,9 @@
 //!
 //! W is repacked once at load (`repack.cu`) into the order in which the matrix instructions want
 //! it. Up to 16 rows are streamed by `stream_linear.cu`; from 17 rows on `wgmma.cu` takes over on
-//! sm_90, with x in tiles, and elsewhere `batch.cu`, up to 64 rows. Here are the formats, the
-//! packed layout, the shared memory that a launch needs and the choice of its shape;
-//! [`StreamLinear`] owns the weights and launches.
+//! sm_90, with x in tiles, and elsewhere `batch.cu`, up to 64 rows, unless a timed choice replaced
+//! the rule ([`Variant`]). Here are the formats, the packed layout, the shared memory that a launch
+//! needs and the choice of its shape; [`StreamLinear`] owns the weights and launches.
 
 mod batch;
 mod cuda;
@@ -14,12 +14,14 @@ mod random;
 pub mod reference;
 #[cfg(test)]
 mod tests;
+mod variant;
 mod wgmma;
 
 use cuda::ManyRowsLaunch;
 pub use cuda::{AwqPart, ManyRows, Output, StreamLinear, StreamLinearKernels};
 pub use plan::{DeviceLimits, Plan, Rows, choose_plan, shared_bytes};
 pub use random::fill_normal;
+pub use variant::{Variant, candidates, default_variant};
 
 use crate::KernelError;
 

@@ -3,13 +3,15 @@
 //! Several shapes fit; a small model picks one. It counts, for the busiest block, KiB read at the
 //! device memory's rate. Its constants were fitted to the ranks and stages that were fastest on an
 //! H100 for the projections of Qwen3-32B at 1, 8 and 16 rows: eleven of the twelve cases. They rank
-//! candidates and predict no times. A plan measured on the card may replace a choice.
+//! candidates and predict no times. A plan measured on the card may replace a choice (`variant`).
+
+use serde::{Deserialize, Serialize};
 
 use super::{CHUNK_BYTES, Layout, MAX_ROWS, OP};
 use crate::KernelError;
 
 /// Variants of the kernel: the rows it has registers for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Rows {
     Up8,
     Up16,
@@ -67,7 +69,7 @@ pub struct DeviceLimits {
 }
 
 /// One launch's shape.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
     pub rows: Rows,
     /// Blocks of a cluster: each has a slice of k.
@@ -122,8 +124,58 @@ fn n_block_tiles(layout: &Layout, plan: &Plan) -> usize {
 
 /// The plan with the least estimated time. An error if no plan fits the device.
 pub fn choose_plan(layout: &Layout, m: usize, limits: &DeviceLimits) -> Result<Plan, KernelError> {
-    let rows = Rows::of(m)?;
     let mut best: Option<(f64, Plan)> = None;
+    each_plan(layout, m, limits, |cost, plan| {
+        if best.is_none_or(|(least, _)| cost < least) {
+            best = Some((cost, plan));
+        }
+    })?;
+    best.map(|(_, plan)| plan).ok_or_else(|| {
+        let (n, k, room) = (layout.n(), layout.k, limits.shared_bytes_per_block);
+        KernelError::Value {
+            op: OP,
+            message: format!(
+                "{m} rows of {n} x {k} need more than the {room} bytes of shared memory that a \
+                 block has"
+            ),
+        }
+    })
+}
+
+/// The `n` plans with the least estimated times, and the best of every number of ranks.
+pub(super) fn ranked_plans(
+    layout: &Layout,
+    m: usize,
+    limits: &DeviceLimits,
+    n: usize,
+) -> Result<Vec<Plan>, KernelError> {
+    let mut plans = Vec::new();
+    each_plan(layout, m, limits, |cost, plan| plans.push((cost, plan)))?;
+    plans.sort_by(|(a, _), (b, _)| a.total_cmp(b));
+    let mut seen_ranks = Vec::new();
+    Ok(plans
+        .into_iter()
+        .enumerate()
+        .filter(|(i, (_, plan))| {
+            let is_new = !seen_ranks.contains(&plan.n_ranks);
+            if is_new {
+                seen_ranks.push(plan.n_ranks);
+            }
+            is_new || *i < n
+        })
+        .map(|(_, (_, plan))| plan)
+        .collect())
+}
+
+/// Calls `visit` with every plan that fits the device, and its estimated cost.
+fn each_plan(
+    layout: &Layout,
+    m: usize,
+    limits: &DeviceLimits,
+    mut visit: impl FnMut(f64, Plan),
+) -> Result<(), KernelError> {
+    let rows = Rows::of(m)?;
+    let mut any_fits = false;
     // More waves mean fewer columns a block, hence smaller sums and deeper rings, but x again.
     for n_waves in 1..=MAX_WAVES {
         for (n_ranks, &max_clusters) in RANKS.into_iter().zip(&limits.max_clusters) {
@@ -152,27 +204,16 @@ pub fn choose_plan(layout: &Layout, m: usize, limits: &DeviceLimits) -> Result<P
                     if shared_bytes(layout, &plan, m, limits) > limits.shared_bytes_per_block {
                         break;
                     }
-                    let cost = estimate(layout, &plan, m, limits);
-                    if best.is_none_or(|(least, _)| cost < least) {
-                        best = Some((cost, plan));
-                    }
+                    any_fits = true;
+                    visit(estimate(layout, &plan, m, limits), plan);
                 }
             }
         }
-        if best.is_some() && n_waves >= COMPARED_WAVES {
+        if any_fits && n_waves >= COMPARED_WAVES {
             break;
         }
     }
-    best.map(|(_, plan)| plan)
-        .ok_or_else(|| KernelError::Value {
-            op: OP,
-            message: format!(
-                "{m} rows of {} x {} need more than the {} bytes of shared memory that a block has",
-                layout.n(),
-                layout.k,
-                limits.shared_bytes_per_block
-            ),
-        })
+    Ok(())
 }
 
 /// KiB that the busiest multiprocessor could have read at the memory's rate meanwhile.

@@ -1,4 +1,4 @@
-//! Launches of `wgmma.cu`: 17 rows and more, on sm_90.
+//! Launches of `wgmma.cu`: any number of rows, by default 17 and more, on sm_90.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -7,7 +7,7 @@ use crate::cuda::{Buffer, CudaError, Device, DevicePtr, Element, Kernel, LaunchC
 
 const SOURCE: &str = "stream_linear/wgmma";
 /// Rows of a tile of work that kernels are compiled for.
-const ROWS: [usize; 4] = [24, 32, 64, 128];
+pub(super) const ROWS: [usize; 4] = [24, 32, 64, 128];
 /// k of an x stage.
 const X_K: usize = 64;
 /// Stages of x by row count, as few as hide the L2's latency; what is left holds weights.
@@ -38,6 +38,11 @@ struct WgmmaLinearParams {
     out_tile_rows: i32,
     w_stages: i32,
     x_stages: i32,
+}
+
+/// Rows of the tiles that `m` rows use by default: the fewest that hold them all.
+pub(super) fn tile_rows(m: usize) -> usize {
+    ROWS.into_iter().find(|rows| m <= *rows).unwrap_or(128)
 }
 
 /// A block's shape, as `BlockFor` in wgmma.cu.
@@ -110,7 +115,7 @@ pub(super) struct WgmmaKernels {
     n_multiprocessors: usize,
     shared_room: usize,
     /// Whether other streams may launch at the same time.
-    is_alone: bool,
+    pub is_alone: bool,
 }
 
 impl WgmmaKernels {
@@ -144,19 +149,33 @@ impl WgmmaKernels {
         })
     }
 
-    /// `launch.x_rows` rows of tiled x hold the launch's m, and a whole tile of work more.
-    pub fn launch(&self, stream: &Stream, launch: &ManyRowsLaunch<'_>) -> Result<(), CudaError> {
+    /// In tiles of `tile_rows` rows, one of [`ROWS`]; tiled x has whole tiles of them.
+    pub fn launch(
+        &self,
+        stream: &Stream,
+        tile_rows: usize,
+        launch: &ManyRowsLaunch<'_>,
+    ) -> Result<(), CudaError> {
         let layout = launch.layout;
         let is_silu = launch.epilogue == Epilogue::SiluMul;
-        let variant = ROWS.iter().position(|rows| launch.m <= *rows).unwrap_or(3);
+        let limit = |what, found, limit| CudaError::Launch {
+            kernel: SOURCE.to_owned(),
+            what,
+            found,
+            limit,
+        };
+        let variant = ROWS
+            .iter()
+            .position(|rows| *rows == tile_rows)
+            .ok_or_else(|| limit("the rows of a tile", tile_rows, ROWS[ROWS.len() - 1]))?;
+        let rows_read = launch.m.next_multiple_of(tile_rows);
+        if rows_read > launch.x_rows {
+            return Err(limit("rows of tiled x", rows_read, launch.x_rows));
+        }
         let block = Block::of(variant, is_silu);
         let Some((w_stages, shared_bytes)) = block.w_stages(layout.format, self.shared_room) else {
-            return Err(CudaError::Launch {
-                kernel: SOURCE.to_owned(),
-                what: "shared memory in bytes",
-                found: block.shared_bytes(layout.format, 2),
-                limit: self.shared_room,
-            });
+            let found = block.shared_bytes(layout.format, 2);
+            return Err(limit("shared memory in bytes", found, self.shared_room));
         };
         let params = WgmmaLinearParams {
             weights: launch.weights.ptr(),

@@ -4,6 +4,8 @@
 //! norm, gate and up with SiLU, down onto the residual. Each may start while the one before
 //! runs and waits for it on the card (programmatic dependent launch), so the host only queues.
 
+mod timed;
+
 use kernels::attention::cuda::{
     DecodeAttention, DecodeAttentionArgs, PrefillAttention, PrefillAttentionArgs,
 };
@@ -13,9 +15,11 @@ use kernels::cuda::{
 use kernels::embedding::cuda::Embedding;
 use kernels::qkv_prepare::cuda::{HeadShape, KvFormat, PagedKv, QkvPrepare, QkvPrepareArgs};
 use kernels::rms_norm::cuda::RmsNorm;
+use kernels::rope::Rope;
 use kernels::sampling::cuda::{AdvanceState, ArgmaxAdvance, ArgmaxAdvanceArgs};
 use kernels::stream_linear::{MANY_ROWS, Output, StreamLinear};
 
+pub(super) use self::timed::Projection;
 use super::inputs::{Inputs, MAX_ROWS};
 use super::weights::{DeviceWeights, LayerWeights};
 use crate::kv::PAGE_TOKENS;
@@ -57,8 +61,8 @@ struct Workspace {
     logits: Buffer<f32>,
 }
 
-/// What a projection reads: plain rows or tiles, by the number of rows. Two buffers, because the
-/// padding columns of each are zero and stay so.
+/// What a projection reads: plain rows or tiles, as its kernel for that many rows wants them. Two
+/// buffers, because the padding columns of each are zero and stay so.
 struct Rows {
     plain: ElementBuffer,
     stride: usize,
@@ -71,7 +75,7 @@ struct Rows {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct PassShape {
     pub max_tokens: usize,
-    /// Whether passes above [`MANY_ROWS`] rows lie in tiles.
+    /// Whether passes of [`MANY_ROWS`] rows and more lie in tiles, and shorter ones may.
     pub is_tiled: bool,
 }
 
@@ -93,6 +97,8 @@ pub(super) struct Forward {
     config: ModelConfig,
     heads: HeadShape,
     max_splits: usize,
+    /// By rows, where tuning has found a number of splits.
+    tuned_splits: Vec<Option<usize>>,
     ops: Ops,
     weights: DeviceWeights,
     /// `[n_positions, head_dim]`: cosines, then sines
@@ -142,6 +148,21 @@ pub(super) fn workspace_bytes(config: &ModelConfig, pass: PassShape) -> u64 {
 pub(super) fn page_bytes(config: &ModelConfig, format: KvFormat) -> u64 {
     let value_bytes = format.bytes_per_value();
     (2 * config.n_layers * config.n_kv_heads * config.head_dim * PAGE_TOKENS * value_bytes) as u64
+}
+
+/// cos and sin of every position, `[n, head_dim]`.
+pub(super) fn cos_sin(
+    stream: &Stream,
+    config: &ModelConfig,
+    n: usize,
+) -> Result<Buffer<f32>, CudaError> {
+    let scaling = crate::executor::rope_scaling(&config.rope.scaling);
+    let rope = Rope::new(config.head_dim, config.rope.theta, scaling)?;
+    let mut angles = vec![0.0; n * config.head_dim];
+    for (position, out) in angles.chunks_exact_mut(config.head_dim).enumerate() {
+        rope.angles(position, out)?;
+    }
+    Buffer::from_slice(stream, &angles)
 }
 
 impl KvPool {
@@ -218,6 +239,7 @@ impl Forward {
             config,
             heads,
             max_splits,
+            tuned_splits: vec![None; MAX_ROWS + 1],
             ops,
             weights,
             cos_sin,
@@ -276,10 +298,11 @@ impl Forward {
     ) -> Result<(), CudaError> {
         let (ws, n) = (&self.workspace, size.n_tokens);
         let row_stride = (self.heads.n_q + 2 * self.heads.n_kv) * self.heads.head_dim;
-        self.norm(stream, &layer.attn_norm, None, n)?;
+        let x = ws.x.read_by(&layer.qkv, n);
+        self.norm(stream, &layer.attn_norm, None, x, n)?;
         let bias = layer.qkv_bias.as_ref().map(ElementBuffer::all);
         let out = Output::Store(ws.qkv.all());
-        layer.qkv.launch(stream, n, ws.x.of(n), bias, out, true)?;
+        layer.qkv.launch(stream, n, x, bias, out, true)?;
         self.ops.qkv_prepare.launch(
             stream,
             &QkvPrepareArgs {
@@ -296,12 +319,11 @@ impl Forward {
                 n_rows: n,
             },
         )?;
-        self.attention(stream, inputs, i, row_stride, size)?;
+        let attended = ws.attended.read_by(&layer.o, n);
+        self.attention(stream, inputs, i, row_stride, attended, size)?;
         let bias = layer.o_bias.as_ref().map(ElementBuffer::all);
         let out = Output::AddResidual(ws.h.all());
-        layer
-            .o
-            .launch(stream, n, ws.attended.of(n), bias, out, true)
+        layer.o.launch(stream, n, attended, bias, out, true)
     }
 
     fn attention(
@@ -310,11 +332,11 @@ impl Forward {
         inputs: &Inputs,
         layer: usize,
         q_stride: usize,
+        out: Activation<'_>,
         size: PassSize,
     ) -> Result<(), CudaError> {
         let ws = &self.workspace;
         let kv = self.kv.layer(layer)?;
-        let out = ws.attended.of(size.n_tokens);
         if size.n_tokens > size.n_sequences {
             return self.ops.prefill_attention.launch(
                 stream,
@@ -351,12 +373,11 @@ impl Forward {
 
     fn mlp_block(&self, stream: &Stream, layer: &LayerWeights, n: usize) -> Result<(), CudaError> {
         let ws = &self.workspace;
-        self.norm(stream, &layer.mlp_norm, None, n)?;
-        let gated = ws.gated.of(n);
+        let x = ws.x.read_by(&layer.gate_up, n);
+        self.norm(stream, &layer.mlp_norm, None, x, n)?;
+        let gated = ws.gated.read_by(&layer.down, n);
         let out = Output::SiluMul(gated);
-        layer
-            .gate_up
-            .launch(stream, n, ws.x.of(n), None, out, true)?;
+        layer.gate_up.launch(stream, n, x, None, out, true)?;
         let out = Output::AddResidual(ws.h.all());
         layer.down.launch(stream, n, gated, None, out, true)
     }
@@ -367,11 +388,11 @@ impl Forward {
         stream: &Stream,
         weight: &ElementBuffer,
         rows: Option<BufferView<'_, i32>>,
+        x: Activation<'_>,
         n_rows: usize,
     ) -> Result<(), CudaError> {
         let (hidden, eps) = (self.config.hidden, self.config.rms_norm_eps);
-        let ws = &self.workspace;
-        let (h, x) = (ws.h.all(), ws.x.of(n_rows));
+        let h = self.workspace.h.all();
         self.ops
             .rms_norm
             .launch(stream, h, weight.all(), rows, x, n_rows, hidden, eps)
@@ -379,17 +400,11 @@ impl Forward {
 
     /// Logits of the rows that `inputs.out_rows` picks, at most [`MAX_ROWS`].
     pub fn head(&self, stream: &Stream, inputs: &Inputs, n_out: usize) -> Result<(), CudaError> {
-        let ws = &self.workspace;
-        self.norm(
-            stream,
-            &self.weights.final_norm,
-            Some(inputs.out_rows()?),
-            n_out,
-        )?;
+        let (ws, lm_head) = (&self.workspace, &self.weights.lm_head);
+        let (x, rows) = (ws.x.read_by(lm_head, n_out), inputs.out_rows()?);
+        self.norm(stream, &self.weights.final_norm, Some(rows), x, n_out)?;
         let out = Output::StoreF32(ws.logits.all());
-        self.weights
-            .lm_head
-            .launch(stream, n_out, ws.x.of(n_out), None, out, true)
+        lm_head.launch(stream, n_out, x, None, out, true)
     }
 
     /// The likeliest token of each row of the logits into `history`; with `advance` also into the
@@ -424,7 +439,10 @@ impl Forward {
     }
 
     /// More splits at small batches, where they alone fill the card.
-    fn n_splits(&self, n_rows: usize) -> usize {
+    pub fn n_splits(&self, n_rows: usize) -> usize {
+        if let Some(Some(tuned)) = self.tuned_splits.get(n_rows) {
+            return *tuned;
+        }
         let wanted = match n_rows {
             0..=4 => 8,
             5..=8 => 4,
@@ -485,12 +503,8 @@ impl Rows {
         })
     }
 
-    /// For a pass of `n` rows.
-    fn of(&self, n: usize) -> Activation<'_> {
-        if self.n_tiled > 0 && n >= MANY_ROWS {
-            Activation::tiled(self.tiled.all(), self.n_tiled)
-        } else {
-            Activation::plain(self.plain.all(), self.stride)
-        }
+    /// As `linear` reads `n` rows.
+    fn read_by(&self, linear: &StreamLinear, n: usize) -> Activation<'_> {
+        self.laid_out(linear.wants_tiled(n))
     }
 }

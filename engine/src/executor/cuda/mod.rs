@@ -7,14 +7,15 @@
 //! that want log-probabilities, have their logits brought to the host's sampler.
 //!
 //! [`weights`] loads, [`memory`] sizes the KV pool, [`forward`] launches, [`passes`] cuts a step,
-//! [`inputs`] carries the
-//! batch over. Deliberately absent for now: sampling on the card.
+//! [`inputs`] carries the batch over, [`tuning`] picks kernels by timing where that is asked for.
+//! Deliberately absent for now: sampling on the card.
 
 mod forward;
 mod graphs;
 mod inputs;
 mod memory;
 mod passes;
+mod tuning;
 mod weights;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -22,14 +23,15 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 pub use kernels::cuda::Element;
 use kernels::cuda::{Buffer, CudaError, Device, HostBuffer, Stream};
 pub use kernels::qkv_prepare::cuda::KvFormat;
-use kernels::rope::Rope;
-use kernels::stream_linear::{ManyRows, StreamLinear};
+use kernels::stream_linear::ManyRows;
 
 use self::forward::{AttentionOptions, Forward, KvPool, PassShape, PassSize};
 use self::graphs::Graphs;
 use self::inputs::{Inputs, MAX_ROWS, SequenceTokens};
 use self::memory::Demand;
 use self::passes::{Piece, passes, sampled};
+pub use self::tuning::TuningOptions;
+use self::tuning::{Tuned, describe_linear, describe_splits};
 use self::weights::DeviceWeights;
 use super::{Executor, ExecutorError, ExecutorInfo, PlanRow, SampleSpec, StepOutput, StepPlan};
 use crate::kv::PAGE_TOKENS;
@@ -94,6 +96,8 @@ pub struct CudaOptions {
     /// Keep the parts' results in fp32 instead of the element.
     pub reduce_in_fp32: bool,
     pub graphs: GraphSizes,
+    /// Kernels picked by timing; `None` goes by the rules.
+    pub tuning: Option<TuningOptions>,
 }
 
 pub struct CudaExecutor {
@@ -163,14 +167,14 @@ impl CudaExecutor {
             .unwrap_or(config.context_length)
             .min(kv_pool_tokens);
         let kv = KvPool::new(&stream, &config, options.kv_format, n_pages)?;
-        let cos_sin = cos_sin(&stream, &config, longest + MAX_BURST)?;
+        let cos_sin = forward::cos_sin(&stream, &config, longest + MAX_BURST)?;
         let attention = AttentionOptions {
             format: options.kv_format,
             max_splits: options.n_kv_splits.clamp(1, 8),
             reduce_in_fp32: options.reduce_in_fp32,
         };
         let vocab = config.vocab;
-        let forward = Forward::new(
+        let mut forward = Forward::new(
             &stream, config, weights, kv, cos_sin, attention, pass, MAX_BURST,
         )?;
         let mut inputs = Inputs::new(
@@ -183,6 +187,14 @@ impl CudaExecutor {
         let step_values = Buffer::from_slice(&stream, &values)?;
         let tokens = HostBuffer::zeroed(&device, MAX_BURST * MAX_ROWS)?;
         let turn = take_turn();
+        let tuned = tuning::tune(
+            &stream,
+            &mut forward,
+            &mut inputs,
+            n_pages,
+            &attention,
+            options.tuning.as_ref(),
+        )?;
         let graphs = Graphs::capture(&stream, &forward, &mut inputs, &sizes)?;
         drop(turn);
         let info = describe(
@@ -191,6 +203,7 @@ impl CudaExecutor {
             options,
             &attention,
             &graphs,
+            tuned.as_ref(),
             kv_pool_tokens,
         );
         Ok(Self {
@@ -433,18 +446,6 @@ fn is_greedy(spec: &SampleSpec) -> bool {
     p.temperature == 0.0 && p.logit_bias.is_empty() && p.n_logprobs.is_none() && !p.needs_history()
 }
 
-/// cos and sin of every position, `[n, head_dim]`.
-fn cos_sin(stream: &Stream, config: &ModelConfig, n: usize) -> Result<Buffer<f32>, CudaLoadError> {
-    let scaling = super::rope_scaling(&config.rope.scaling);
-    let option = |error: kernels::KernelError| CudaLoadError::Cuda(CudaError::from(error));
-    let rope = Rope::new(config.head_dim, config.rope.theta, scaling).map_err(option)?;
-    let mut angles = vec![0.0; n * config.head_dim];
-    for (position, out) in angles.chunks_exact_mut(config.head_dim).enumerate() {
-        rope.angles(position, out).map_err(option)?;
-    }
-    Ok(Buffer::from_slice(stream, &angles)?)
-}
-
 fn check_model(config: &ModelConfig) -> Result<(), CudaLoadError> {
     let group = config.n_q_heads / config.n_kv_heads;
     let wrong = |name, value: usize, limit: &str| {
@@ -477,24 +478,13 @@ fn check_model(config: &ModelConfig) -> Result<(), CudaLoadError> {
     Ok(())
 }
 
-/// Format and launch shape at one row, for example `stream_awq_g128, 1 row: 132 x 1 blocks`.
-fn describe_linear(linear: &StreamLinear) -> String {
-    let format = linear.layout().format;
-    match linear.plan(1) {
-        Ok(p) => format!(
-            "stream_{format:?}, one row: {} clusters of {}",
-            p.n_clusters, p.n_ranks
-        ),
-        Err(error) => error.to_string(),
-    }
-}
-
 fn describe(
     device: &Device,
     forward: &Forward,
     options: &CudaOptions,
     attention: &AttentionOptions,
     graphs: &Graphs,
+    tuned: Option<&Tuned>,
     kv_pool_tokens: usize,
 ) -> ExecutorInfo {
     let properties = device.properties();
@@ -511,8 +501,13 @@ fn describe(
     };
     let mut kernels: Vec<(String, String)> = forward
         .linears()
-        .map(|(name, linear)| (name.to_owned(), describe_linear(linear)))
+        .map(|(name, linear)| (name.to_owned(), describe_linear(linear, tuned)))
         .collect();
+    if let Some(tuned) = tuned {
+        let splits = describe_splits(forward, tuned);
+        kernels.push(("attention_splits".to_owned(), splits));
+        kernels.push(("tuning".to_owned(), tuned.describe()));
+    }
     kernels.extend([
         (
             "attention".to_owned(),

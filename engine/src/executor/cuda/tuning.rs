@@ -1,0 +1,530 @@
+//! `--enable-torch-compile`: at start-up, the kernels of every projection are timed on the model's
+//! own weights, for the batch sizes up to `--torch-compile-max-bs`, and the fastest are used.
+//!
+//! The templates are compiled ahead of time; what is chosen among them is the kernel, its launch
+//! shape, and the splits of decode attention ([`Variant`]). Compiling at run time with the model's
+//! shapes as constants would take seconds a kernel and a compiler beside the engine; these kernels
+//! wait for memory, not for the arithmetic of indices, so there is none.
+//!
+//! Launches go over successive layers, so that weights come from memory as they do in a step, as
+//! captured graphs, and the candidates take turns, so that a clock that moves is nobody's
+//! advantage. The default stays unless something is faster by [`MARGIN`]. What was found is kept
+//! on disk ([`cache`]); the next start reads it and times nothing. Variants add up in different
+//! orders: results agree within fp16's tolerance, and are the same in every run for one choice.
+
+mod cache;
+#[cfg(test)]
+mod tests;
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use kernels::cuda::{Buffer, CudaError, Event, Graph, Stream};
+use kernels::roofline::cuda::ReadMemory;
+use kernels::stream_linear::{StreamLinear, Variant};
+use serde::{Deserialize, Serialize};
+
+use self::cache::{Kept, Key};
+use super::forward::{AttentionOptions, Forward, Projection};
+use super::inputs::{Inputs, MAX_ROWS, SequenceTokens};
+use crate::kv::{PAGE_TOKENS, PageIdx};
+
+/// Batch sizes that get choices of their own: those of the graphs, and some between.
+const BUCKETS: [usize; 12] = [1, 2, 4, 8, 12, 16, 20, 24, 32, 40, 48, 64];
+/// What replaces a default is faster by this share: more than two measurements of one differ.
+const MARGIN: f64 = 0.01;
+/// Replays of a candidate, of which the fastest counts.
+const ROUNDS: usize = 5;
+/// Launches of a replay, each on another layer's weights.
+const LAUNCHES: usize = 16;
+/// Timing ends after this; rows that were not reached keep the defaults until the next start.
+const MAX_DURATION: Duration = Duration::from_secs(5);
+/// Tokens of each sequence where attention is timed, if the pool has room.
+const ATTENTION_TOKENS: usize = 512;
+
+/// What `--enable-torch-compile` asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TuningOptions {
+    /// Largest batch with timed kernels; held to 64, the rows of a decode pass.
+    pub max_rows: usize,
+    /// The engine's cache folder; `None` keeps nothing.
+    pub cache_dir: Option<PathBuf>,
+}
+
+/// The choices for batches of up to `rows` rows that are above the bucket before.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Bucket {
+    rows: usize,
+    projections: Vec<Choice>,
+    /// `None`: attention was not timed, for want of KV pages.
+    splits: Option<Splits>,
+}
+
+/// A projection of a group of layers that are alike.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct Site {
+    group: usize,
+    projection: Projection,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Choice {
+    #[serde(flatten)]
+    site: Site,
+    variant: Variant,
+    /// The default first. Microseconds a launch.
+    timed_us: Vec<(Variant, f64)>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Splits {
+    n_splits: usize,
+    timed_us: Vec<(usize, f64)>,
+}
+
+/// What was done, for the log and the record.
+#[derive(Debug)]
+pub(super) struct Tuned {
+    pub max_rows: usize,
+    pub n_choices: usize,
+    /// Choices other than the default.
+    pub n_replaced: usize,
+    /// Batch sizes that were not reached in time.
+    pub n_missing: usize,
+    pub is_from_cache: bool,
+    pub duration: Duration,
+}
+
+impl Tuned {
+    /// Without the time it took: the same for every start from the cache.
+    pub fn describe(&self) -> String {
+        let Self {
+            max_rows,
+            n_choices,
+            n_replaced,
+            ..
+        } = self;
+        let origin = if self.is_from_cache {
+            "from cache"
+        } else {
+            "timed"
+        };
+        let missing = match self.n_missing {
+            0 => String::new(),
+            n => {
+                let limit_s = MAX_DURATION.as_secs();
+                format!(", {n} batch sizes not reached in {limit_s} s")
+            }
+        };
+        format!(
+            "up to {max_rows} rows: {n_choices} choices, {n_replaced} other than the default, \
+             {origin}{missing}"
+        )
+    }
+}
+
+/// Batch sizes to time: the usual ones below `max_rows`, and `max_rows`.
+fn bucket_rows(max_rows: usize) -> Vec<usize> {
+    let max_rows = max_rows.min(MAX_ROWS);
+    let mut rows: Vec<usize> = BUCKETS.into_iter().filter(|r| *r < max_rows).collect();
+    rows.extend((max_rows > 0).then_some(max_rows));
+    rows
+}
+
+/// Each bucket with the first number of rows that is its own.
+fn with_first_rows(buckets: &[Bucket]) -> impl Iterator<Item = (usize, &Bucket)> {
+    let ends = buckets.iter().map(|bucket| bucket.rows);
+    let firsts = std::iter::once(1).chain(ends.map(|rows| rows + 1));
+    firsts.zip(buckets)
+}
+
+/// The fastest, or the default (the first) where nothing is faster by [`MARGIN`].
+fn fastest<T: Copy>(timed_us: &[(T, f64)]) -> Option<T> {
+    let (default, default_us) = *timed_us.first()?;
+    let (best, best_us) = *timed_us.iter().min_by(|(_, a), (_, b)| a.total_cmp(b))?;
+    Some(if best_us < default_us * (1.0 - MARGIN) {
+        best
+    } else {
+        default
+    })
+}
+
+/// Gate and up with down, whose input they write: tiles only where both have tiles.
+fn fastest_pair(gate_up: &[(Variant, f64)], down: &[(Variant, f64)]) -> Option<(Variant, Variant)> {
+    let fits = |gate_up: Variant, down: Variant| gate_up.is_tiled() || !down.is_tiled();
+    let pairs = gate_up
+        .iter()
+        .flat_map(|a| down.iter().map(move |b| (a, b)));
+    let (mut a, mut b) = pairs
+        .filter(|(a, b)| fits(a.0, b.0))
+        .min_by(|(a, b), (c, d)| (a.1 + b.1).total_cmp(&(c.1 + d.1)))
+        .map(|(a, b)| (*a, *b))?;
+    // Back to each default that is as good as that.
+    let (default_a, default_b) = (*gate_up.first()?, *down.first()?);
+    let is_as_good = |default: f64, best: f64| best >= default * (1.0 - MARGIN);
+    if is_as_good(default_a.1, a.1) && fits(default_a.0, b.0) {
+        a = default_a;
+    }
+    if is_as_good(default_b.1, b.1) && fits(a.0, default_b.0) {
+        b = default_b;
+    }
+    Some((a.0, b.0))
+}
+
+/// Times, or reads from the cache, and puts the choices into `forward`, where that is asked for.
+/// Blocks of a projection wait for each other: the caller holds the turn.
+pub(super) fn tune(
+    stream: &Stream,
+    forward: &mut Forward,
+    inputs: &mut Inputs,
+    n_pages: usize,
+    attention: &AttentionOptions,
+    options: Option<&TuningOptions>,
+) -> Result<Option<Tuned>, CudaError> {
+    let Some(options) = options else {
+        return Ok(None);
+    };
+    let started = Instant::now();
+    let max_rows = options.max_rows.min(MAX_ROWS);
+    let groups = forward.layer_groups();
+    let sites = sites(groups.len());
+    let context = attention_tokens(n_pages, max_rows, inputs.max_pages());
+    let key = Key::of(
+        stream.device(),
+        forward,
+        &groups,
+        attention,
+        context,
+        max_rows,
+    );
+    let path = options.cache_dir.as_ref().map(|dir| key.path(dir));
+    let kept = path.as_ref().map(|path| Kept::read(path, &key));
+    let mut buckets = match kept {
+        Some(Ok(Some(buckets))) => match check(forward, &groups, &sites, max_rows, &buckets) {
+            Ok(()) => buckets,
+            Err(reason) => {
+                tracing::warn!(reason, ?path, "timed kernels in the cache are not used");
+                Vec::new()
+            }
+        },
+        Some(Err(reason)) => {
+            tracing::warn!(reason, ?path, "timed kernels in the cache are not used");
+            Vec::new()
+        }
+        Some(Ok(None)) | None => Vec::new(),
+    };
+    let all_rows = bucket_rows(max_rows);
+    let is_from_cache = buckets.len() == all_rows.len();
+    if !is_from_cache {
+        let bench = Bench::new(stream)?;
+        forward.fill_activations(stream)?;
+        for rows in all_rows.iter().skip(buckets.len()) {
+            if started.elapsed() > MAX_DURATION {
+                break;
+            }
+            buckets.push(bench.bucket(forward, inputs, &groups, &sites, *rows, context)?);
+        }
+        forward.clear_activations(stream)?;
+        stream.synchronize()?;
+        if let Some(path) = &path
+            && let Err(reason) = Kept::write(path, &key, &buckets)
+        {
+            tracing::warn!(reason, ?path, "timed kernels cannot be kept");
+        }
+    }
+    apply(forward, &groups, &buckets)?;
+    let choices = || buckets.iter().flat_map(|bucket| &bucket.projections);
+    let splits = || buckets.iter().filter_map(|bucket| bucket.splits.as_ref());
+    let replaced = choices().filter(|c| c.timed_us.first().is_some_and(|d| d.0 != c.variant));
+    let replaced_splits =
+        splits().filter(|s| s.timed_us.first().is_some_and(|d| d.0 != s.n_splits));
+    let tuned = Tuned {
+        max_rows,
+        n_choices: choices().count() + splits().count(),
+        n_replaced: replaced.count() + replaced_splits.count(),
+        n_missing: all_rows.len() - buckets.len(),
+        is_from_cache,
+        duration: started.elapsed(),
+    };
+    tracing::info!(
+        what = tuned.describe(),
+        seconds = tuned.duration.as_secs_f64(),
+        file = path.map_or_else(String::new, |path| path.display().to_string()),
+        "kernels chosen for the model's shapes"
+    );
+    Ok(Some(tuned))
+}
+
+/// The four matrices of every group of layers, and the head.
+fn sites(n_groups: usize) -> Vec<Site> {
+    let of_group = |group| Projection::OF_LAYER.map(|projection| Site { group, projection });
+    let head = Site {
+        group: 0,
+        projection: Projection::LmHead,
+    };
+    (0..n_groups).flat_map(of_group).chain([head]).collect()
+}
+
+/// Tokens of each of `max_rows` sequences, in whole pages; 0 where the pool is too small.
+fn attention_tokens(n_pages: usize, max_rows: usize, max_sequence_pages: usize) -> usize {
+    let pages = (n_pages / max_rows.max(1)).min(max_sequence_pages);
+    ATTENTION_TOKENS.min(pages * PAGE_TOKENS)
+}
+
+/// Why choices from a file cannot be used: they must be among today's candidates.
+fn check(
+    forward: &Forward,
+    groups: &[Vec<usize>],
+    sites: &[Site],
+    max_rows: usize,
+    buckets: &[Bucket],
+) -> Result<(), String> {
+    let all_rows = bucket_rows(max_rows);
+    let rows: Vec<usize> = buckets.iter().map(|bucket| bucket.rows).collect();
+    if !all_rows.starts_with(&rows) {
+        return Err(format!("batch sizes {rows:?} instead of {all_rows:?}"));
+    }
+    for bucket in buckets {
+        let found: Vec<Site> = bucket.projections.iter().map(|c| c.site).collect();
+        if found != sites {
+            let n = sites.len();
+            return Err(format!("{} projections instead of {n}", found.len()));
+        }
+        for choice in &bucket.projections {
+            let layer = groups[choice.site.group][0];
+            let candidates = forward
+                .linear(choice.site.projection, layer)
+                .candidates(bucket.rows)
+                .map_err(|error| error.to_string())?;
+            if !candidates.contains(&choice.variant) {
+                let (variant, rows) = (choice.variant, bucket.rows);
+                return Err(format!("`{variant}` is no candidate for {rows} rows"));
+            }
+        }
+        for pair in bucket.projections.windows(2) {
+            let is_pair = pair[1].site.projection == Projection::Down;
+            if is_pair && pair[1].variant.is_tiled() && !pair[0].variant.is_tiled() {
+                return Err("down reads tiles that gate and up do not write".to_owned());
+            }
+        }
+        if let Some(splits) = &bucket.splits
+            && !(1..=forward.max_splits()).contains(&splits.n_splits)
+        {
+            return Err(format!("{} splits of a context", splits.n_splits));
+        }
+    }
+    Ok(())
+}
+
+/// The default, then 1, 2, 4 and 8 up to `max`.
+fn split_candidates(default: usize, max: usize) -> Vec<usize> {
+    let known = [1, 2, 4, 8].into_iter();
+    let others = known.filter(|n| *n <= max && *n != default);
+    std::iter::once(default).chain(others).collect()
+}
+
+fn apply(
+    forward: &mut Forward,
+    groups: &[Vec<usize>],
+    buckets: &[Bucket],
+) -> Result<(), CudaError> {
+    for (first, bucket) in with_first_rows(buckets) {
+        for choice in &bucket.projections {
+            let Site { group, projection } = choice.site;
+            let layers = &groups[group];
+            let n_layers = if projection == Projection::LmHead {
+                1
+            } else {
+                layers.len()
+            };
+            for layer in &layers[..n_layers] {
+                forward.set_variant(projection, *layer, first..=bucket.rows, choice.variant)?;
+            }
+        }
+        if let Some(splits) = &bucket.splits {
+            forward.set_splits(first..=bucket.rows, splits.n_splits);
+        }
+    }
+    Ok(())
+}
+
+/// What the measurements share.
+struct Bench<'a> {
+    stream: &'a Stream,
+    read: ReadMemory,
+    sink: Buffer<u32>,
+    start: Event,
+    end: Event,
+}
+
+impl<'a> Bench<'a> {
+    fn new(stream: &'a Stream) -> Result<Self, CudaError> {
+        let device = stream.device();
+        Ok(Self {
+            stream,
+            read: ReadMemory::new(device)?,
+            sink: Buffer::zeroed(stream, 1)?,
+            start: Event::new(device)?,
+            end: Event::new(device)?,
+        })
+    }
+
+    fn bucket(
+        &self,
+        forward: &Forward,
+        inputs: &mut Inputs,
+        groups: &[Vec<usize>],
+        sites: &[Site],
+        rows: usize,
+        context: usize,
+    ) -> Result<Bucket, CudaError> {
+        let mut projections = Vec::with_capacity(sites.len());
+        for site in sites {
+            let timed_us = self.projection(forward, &groups[site.group], site.projection, rows)?;
+            projections.push(Choice {
+                site: *site,
+                variant: fastest(&timed_us).ok_or_else(|| no_candidate(rows))?,
+                timed_us,
+            });
+        }
+        for i in 1..projections.len() {
+            if projections[i].site.projection == Projection::Down {
+                let (gate_up, down) = (&projections[i - 1].timed_us, &projections[i].timed_us);
+                let pair = fastest_pair(gate_up, down).ok_or_else(|| no_candidate(rows))?;
+                (projections[i - 1].variant, projections[i].variant) = pair;
+            }
+        }
+        Ok(Bucket {
+            rows,
+            projections,
+            splits: self.splits(forward, inputs, rows, context)?,
+        })
+    }
+
+    fn projection(
+        &self,
+        forward: &Forward,
+        layers: &[usize],
+        projection: Projection,
+        rows: usize,
+    ) -> Result<Vec<(Variant, f64)>, CudaError> {
+        let candidates = forward.linear(projection, layers[0]).candidates(rows)?;
+        // There is one head; launched twice, a small one would be found in the cache.
+        let n_launches = if projection == Projection::LmHead {
+            1
+        } else {
+            LAUNCHES
+        };
+        self.time(forward, &candidates, n_launches, |variant, i| {
+            let layer = layers[i % layers.len()];
+            forward.launch_projection(self.stream, projection, layer, rows, variant)
+        })
+    }
+
+    /// Decode attention over sequences of `context` tokens, each with pages of its own.
+    fn splits(
+        &self,
+        forward: &Forward,
+        inputs: &mut Inputs,
+        rows: usize,
+        context: usize,
+    ) -> Result<Option<Splits>, CudaError> {
+        let candidates = split_candidates(forward.n_splits(rows), forward.max_splits());
+        if context == 0 || candidates.len() < 2 {
+            return Ok(None);
+        }
+        let n_pages = context / PAGE_TOKENS;
+        let pages: Vec<PageIdx> = (0..(rows * n_pages) as u32).map(PageIdx).collect();
+        let sequences: Vec<SequenceTokens<'_>> = pages
+            .chunks_exact(n_pages)
+            .map(|pages| SequenceTokens {
+                tokens: &[0],
+                start: context - 1,
+                pages,
+            })
+            .collect();
+        inputs.upload(self.stream, &sequences, rows, &[])?;
+        self.stream.synchronize()?;
+        let n_layers = forward.n_layers();
+        let timed_us = self.time(forward, &candidates, LAUNCHES, |n_splits, i| {
+            forward.launch_decode_attention(self.stream, inputs, i % n_layers, rows, n_splits)
+        })?;
+        Ok(fastest(&timed_us).map(|n_splits| Splits { n_splits, timed_us }))
+    }
+
+    /// The fastest replay of each candidate, in microseconds a launch. `launch` gets the candidate
+    /// and which of the `n_launches` it is.
+    fn time<T: Copy>(
+        &self,
+        forward: &Forward,
+        candidates: &[T],
+        n_launches: usize,
+        launch: impl Fn(T, usize) -> Result<(), CudaError>,
+    ) -> Result<Vec<(T, f64)>, CudaError> {
+        let stream = self.stream;
+        let l2_bytes = stream.device().properties().l2_bytes;
+        let mut graphs = Vec::with_capacity(candidates.len());
+        for candidate in candidates {
+            let graph = Graph::capture(stream, || {
+                (0..n_launches).try_for_each(|i| launch(*candidate, i))
+            })?;
+            graph.upload(stream)?;
+            graphs.push((graph, *candidate, f64::INFINITY));
+        }
+        for _ in 0..ROUNDS {
+            for (graph, _, least_us) in &mut graphs {
+                forward.push_weights_out(stream, &self.read, 2 * l2_bytes, self.sink.all())?;
+                self.start.record(stream)?;
+                graph.launch(stream)?;
+                self.end.record(stream)?;
+                let us = f64::from(self.end.elapsed_ms(&self.start)?) * 1e3 / n_launches as f64;
+                *least_us = least_us.min(us);
+            }
+        }
+        Ok(graphs.into_iter().map(|(_, c, us)| (c, us)).collect())
+    }
+}
+
+fn no_candidate(rows: usize) -> CudaError {
+    CudaError::Shape(kernels::KernelError::Value {
+        op: "stream_linear",
+        message: format!("there is nothing to time for {rows} rows"),
+    })
+}
+
+/// Format and choices by rows, for the log: `AwqG128, 1 row: stream 132x1 stages 3 phases 1, 17 to
+/// 24 rows: wgmma 24`. Without tuning the choice for one row stands for the rule.
+pub(super) fn describe_linear(linear: &StreamLinear, tuned: Option<&Tuned>) -> String {
+    let max_rows = tuned.map_or(1, |tuned| tuned.max_rows);
+    let choices = by_rows(max_rows, |m| match linear.variant(m) {
+        Ok(variant) => variant.to_string(),
+        Err(error) => error.to_string(),
+    });
+    format!("{:?}, {choices}", linear.layout().format)
+}
+
+/// Splits of a context by rows, as above.
+pub(super) fn describe_splits(forward: &Forward, tuned: &Tuned) -> String {
+    by_rows(tuned.max_rows, |m| forward.n_splits(m).to_string())
+}
+
+/// What `name` says of 1 to `max_rows` rows, equal neighbours together.
+fn by_rows(max_rows: usize, name: impl Fn(usize) -> String) -> String {
+    let mut runs: Vec<(usize, usize, String)> = Vec::new();
+    for m in 1..=max_rows {
+        let name = name(m);
+        match runs.last_mut() {
+            Some((_, last, known)) if *known == name => *last = m,
+            _ => runs.push((m, m, name)),
+        }
+    }
+    let runs: Vec<String> = runs
+        .into_iter()
+        .map(|(first, last, name)| match (first, last) {
+            (1, 1) => format!("1 row: {name}"),
+            _ if first == last => format!("{first} rows: {name}"),
+            _ => format!("{first} to {last} rows: {name}"),
+        })
+        .collect();
+    runs.join(", ")
+}

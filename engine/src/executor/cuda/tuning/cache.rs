@@ -1,0 +1,136 @@
+//! What was timed, on disk: one file for a card, a build of the kernels, the model's shapes and the
+//! flags that matter. It says what it is for, so a name that two of them should share does no harm.
+
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+
+use kernels::cuda::{Device, KvFormat, embedded_kernels};
+use kernels::stream_linear::Layout;
+use serde::{Deserialize, Serialize};
+
+use super::super::forward::{AttentionOptions, Forward, Projection};
+use super::Bucket;
+use crate::source::digest;
+
+/// Counts up when candidates or the way they are timed change.
+const VERSION: u32 = 1;
+const FOLDER: &str = "tuning";
+
+/// What the times depend on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Key {
+    pub version: u32,
+    /// Over sources, compiler flags and architectures, by way of what they became.
+    pub kernels_sha256: String,
+    pub device: String,
+    pub architecture: String,
+    pub n_multiprocessors: usize,
+    /// Number of layers and their matrices, group by group; the head last.
+    pub shapes: Vec<String>,
+    pub attention: String,
+    pub max_rows: usize,
+}
+
+/// The file.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Kept {
+    key: Key,
+    buckets: Vec<Bucket>,
+}
+
+impl Key {
+    pub fn of(
+        device: &Device,
+        forward: &Forward,
+        groups: &[Vec<usize>],
+        attention: &AttentionOptions,
+        context: usize,
+        max_rows: usize,
+    ) -> Self {
+        let properties = device.properties();
+        let of_group = |layers: &Vec<usize>| {
+            let matrices = Projection::OF_LAYER.map(|p| shape(forward.layout(p, layers[0])));
+            format!("{} layers: {}", layers.len(), matrices.join(", "))
+        };
+        let head = shape(forward.layout(Projection::LmHead, 0));
+        let heads = forward.heads();
+        let format = match attention.format {
+            KvFormat::F16 => "f16",
+            KvFormat::Fp8E4m3 => "fp8_e4m3",
+        };
+        Self {
+            version: VERSION,
+            kernels_sha256: embedded_kernels().sha256.to_owned(),
+            device: properties.name.clone(),
+            architecture: properties.architecture(),
+            n_multiprocessors: properties.n_multiprocessors,
+            shapes: groups.iter().map(of_group).chain([head]).collect(),
+            attention: format!(
+                "{} heads on {} of {}, {format}, up to {} splits, in fp32: {}, {context} tokens",
+                heads.n_q,
+                heads.n_kv,
+                heads.head_dim,
+                attention.max_splits,
+                attention.reduce_in_fp32
+            ),
+            max_rows,
+        }
+    }
+
+    /// The file below the engine's cache folder.
+    pub fn path(&self, cache_dir: &Path) -> PathBuf {
+        // A map of strings and numbers, in the order of the fields, always is JSON.
+        let text = serde_json::to_string(self).unwrap_or_default();
+        let digest = digest::of_text(&text);
+        cache_dir
+            .join(FOLDER)
+            .join(format!("{}.json", &digest[..16]))
+    }
+}
+
+/// For example `AwqG128 GateUp [25600, 25600] x 5120`.
+fn shape(layout: &Layout) -> String {
+    let Layout {
+        format,
+        arrangement,
+        parts_n,
+        k,
+        ..
+    } = layout;
+    format!("{format:?} {arrangement:?} {parts_n:?} x {k}")
+}
+
+impl Kept {
+    /// `None` where there is no file; why it cannot be used where there is one that cannot.
+    pub fn read(path: &Path, key: &Key) -> Result<Option<Vec<Bucket>>, String> {
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error.to_string()),
+        };
+        let kept: Self = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+        if kept.key != *key {
+            return Err("the file is for something else".to_owned());
+        }
+        Ok(Some(kept.buckets))
+    }
+
+    /// The whole file or none: what another process reads is never half written.
+    pub fn write(path: &Path, key: &Key, buckets: &[Bucket]) -> Result<(), String> {
+        let kept = Self {
+            key: key.clone(),
+            buckets: buckets.to_vec(),
+        };
+        let text = serde_json::to_string_pretty(&kept).map_err(|error| error.to_string())?;
+        let folder = path.parent().unwrap_or(Path::new("."));
+        let write = || -> std::io::Result<()> {
+            std::fs::create_dir_all(folder)?;
+            let mut file = tempfile::NamedTempFile::new_in(folder)?;
+            file.write_all(text.as_bytes())?;
+            file.as_file().sync_all()?;
+            file.persist(path)?;
+            Ok(())
+        };
+        write().map_err(|error| error.to_string())
+    }
+}

@@ -1,0 +1,144 @@
+//! Which kernel computes a product, and in which shape.
+//!
+//! A fixed rule picks one by the number of rows. A caller who can time them may ask for all that
+//! fit ([`candidates`]) and replace the choice of a matrix
+//! ([`StreamLinear::set_variant`](super::StreamLinear::set_variant)). Candidates add up in
+//! different orders, and from `wgmma` on round the weights to fp16 first: their results agree
+//! within the tolerance of fp16, not bit by bit.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::plan::{check_plan, choose_plan, ranked_plans};
+use super::{DeviceLimits, Layout, MANY_ROWS, MAX_ROWS, ManyRows, OP, Plan, Rows, batch, wgmma};
+use crate::KernelError;
+
+/// Launch shapes of `stream_linear.cu` to time: the model's first choices, and the best of each
+/// number of ranks, which the model knows least about.
+const STREAM_CANDIDATES: usize = 8;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Variant {
+    /// `stream_linear.cu`, up to 64 rows.
+    Stream(Plan),
+    /// `batch.cu`, up to 64 rows.
+    Batch,
+    /// `wgmma.cu` with tiles of so many rows: 24, 32, 64 or 128.
+    Wgmma { rows: usize },
+}
+
+impl Variant {
+    /// Whether x must lie in tiles, and a SiLU output may.
+    pub const fn is_tiled(self) -> bool {
+        matches!(self, Self::Wgmma { .. })
+    }
+}
+
+/// For example `stream 66x2 stages 3 phases 1`, `batch`, `wgmma 24`.
+impl fmt::Display for Variant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Stream(plan) => write!(
+                f,
+                "stream {}x{} stages {} phases {}",
+                plan.n_clusters, plan.n_ranks, plan.n_stages, plan.n_phases
+            ),
+            Self::Batch => write!(f, "batch"),
+            Self::Wgmma { rows } => write!(f, "wgmma {rows}"),
+        }
+    }
+}
+
+/// What `m` rows use unless told otherwise.
+pub fn default_variant(
+    layout: &Layout,
+    m: usize,
+    limits: &DeviceLimits,
+    many_rows: ManyRows,
+) -> Result<Variant, KernelError> {
+    match many_rows {
+        ManyRows::Wgmma { .. } if m >= MANY_ROWS => Ok(Variant::Wgmma {
+            rows: wgmma::tile_rows(m),
+        }),
+        ManyRows::Batch if m >= MANY_ROWS && batch::plan(layout.format, m, limits).is_some() => {
+            Ok(Variant::Batch)
+        }
+        _ => choose_plan(layout, m, limits).map(Variant::Stream),
+    }
+}
+
+/// All that are worth timing for `m` rows, up to [`MAX_ROWS`]; the default comes first.
+///
+/// Up to 8 rows `wgmma` and `batch.cu` would multiply mostly padding. From [`MANY_ROWS`] on a card
+/// with `wgmma` has activations in tiles only.
+pub fn candidates(
+    layout: &Layout,
+    m: usize,
+    limits: &DeviceLimits,
+    many_rows: ManyRows,
+) -> Result<Vec<Variant>, KernelError> {
+    if m == 0 || m > MAX_ROWS {
+        return Err(KernelError::Shape {
+            op: OP,
+            what: "the number of rows",
+            found: m,
+            expected: format!("1 to {MAX_ROWS}"),
+        });
+    }
+    let mut found = vec![default_variant(layout, m, limits, many_rows)?];
+    let mut add = |variant| {
+        if !found.contains(&variant) {
+            found.push(variant);
+        }
+    };
+    let with_wgmma = matches!(many_rows, ManyRows::Wgmma { .. });
+    if !(with_wgmma && m >= MANY_ROWS) {
+        for plan in ranked_plans(layout, m, limits, STREAM_CANDIDATES)? {
+            add(Variant::Stream(plan));
+        }
+    }
+    if m > Rows::Up8.max() {
+        if with_wgmma {
+            for rows in wgmma::ROWS {
+                // A tile twice as large as needed has nothing to win.
+                if rows < 2 * m.max(MANY_ROWS) {
+                    add(Variant::Wgmma { rows });
+                }
+            }
+        } else if batch::plan(layout.format, m, limits).is_some() {
+            add(Variant::Batch);
+        }
+    }
+    Ok(found)
+}
+
+/// Errors unless `variant` can run `m` rows.
+pub(super) fn check_variant(
+    layout: &Layout,
+    variant: Variant,
+    m: usize,
+    limits: &DeviceLimits,
+    many_rows: ManyRows,
+) -> Result<(), KernelError> {
+    let is_there = match (variant, many_rows) {
+        (Variant::Stream(plan), _) => return check_plan(layout, &plan, m, limits).map(|_| ()),
+        (Variant::Batch, ManyRows::Batch) => batch::plan(layout.format, m, limits).is_some(),
+        (Variant::Wgmma { rows }, ManyRows::Wgmma { .. }) => wgmma::ROWS.contains(&rows),
+        (Variant::Batch, ManyRows::Wgmma { .. }) | (Variant::Wgmma { .. }, ManyRows::Batch) => {
+            false
+        }
+    };
+    if is_there {
+        return Ok(());
+    }
+    Err(not_there(variant, m, many_rows))
+}
+
+pub(super) fn not_there(variant: Variant, m: usize, many_rows: ManyRows) -> KernelError {
+    KernelError::Value {
+        op: OP,
+        message: format!("no kernel `{variant}` for {m} rows where {many_rows:?} is loaded"),
+    }
+}
