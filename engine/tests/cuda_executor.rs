@@ -2,10 +2,17 @@
 //! graphs, bursts and chunks. Needs a GPU, and a binary with kernels for it:
 //! `cargo test -p engine --test cuda_executor -- --ignored`.
 
+#[path = "cuda_executor/run_ahead.rs"]
+mod run_ahead;
+#[path = "cuda_executor/sampling.rs"]
+mod sampling;
+#[path = "cuda_executor/service.rs"]
+mod service;
+
 use std::sync::Arc;
 
 use engine::executor::cpu::{ActivationType, CpuExecutor, CpuOptions};
-use engine::executor::cuda::{CudaExecutor, CudaOptions, GraphSizes, KvFormat};
+use engine::executor::cuda::{CudaExecutor, CudaOptions, GraphSizes, KvFormat, Sampler};
 use engine::executor::{Executor, PlanRow, SampleSpec, StepPlan};
 use engine::kv::PageIdx;
 use engine::model::config::Family;
@@ -40,19 +47,33 @@ fn gguf(dir: &std::path::Path, family: Family, format: ElementFormat) -> Box<dyn
     open(ModelFiles::Gguf(path))
 }
 
-fn cuda(checkpoint: &dyn Checkpoint, kv_format: KvFormat, graphs: GraphSizes) -> CudaExecutor {
-    let options = CudaOptions {
+fn options() -> CudaOptions {
+    CudaOptions {
         ordinal: 0,
         memory_limit_bytes: None,
         mem_fraction_static: 0.5,
         max_total_tokens: Some(8192),
         context_length: None,
-        kv_format,
+        kv_format: KvFormat::F16,
         n_kv_splits: 8,
         reduce_in_fp32: true,
+        graphs: GraphSizes::Off,
+        sampler: Sampler::Device,
+        run_ahead: true,
+    }
+}
+
+fn load(checkpoint: &dyn Checkpoint, options: &CudaOptions) -> CudaExecutor {
+    CudaExecutor::load(checkpoint, options).expect("a GPU with kernels in this binary")
+}
+
+fn cuda(checkpoint: &dyn Checkpoint, kv_format: KvFormat, graphs: GraphSizes) -> CudaExecutor {
+    let options = CudaOptions {
+        kv_format,
         graphs,
+        ..options()
     };
-    CudaExecutor::load(checkpoint, &options).expect("a GPU with kernels in this binary")
+    load(checkpoint, &options)
 }
 
 fn cpu(checkpoint: &dyn Checkpoint) -> CpuExecutor {
@@ -88,10 +109,10 @@ fn row(sequence: u32, tokens: &[u32], start: usize, total: usize) -> PlanRow {
     }
 }
 
-fn greedy() -> SampleSpec {
+fn greedy(output_index: usize) -> SampleSpec {
     SampleSpec {
         params: Arc::new(SamplingParams::default()),
-        output_index: 0,
+        output_index,
         history: Vec::new(),
         n_prompt: 0,
     }
@@ -188,33 +209,47 @@ fn logits_are_the_cpu_executors() {
 
 /// Prefill of `n` sequences, then `steps` greedy tokens in bursts of `n_steps`.
 fn generate(executor: &mut CudaExecutor, n: u32, steps: usize, n_steps: usize) -> Vec<Vec<u32>> {
+    generate_in_bursts(executor, n, steps, &[(n_steps, 0)])
+}
+
+/// As [`generate`], in bursts of these `(n_steps, n_next_steps)` over and over.
+fn generate_in_bursts(
+    executor: &mut CudaExecutor,
+    n: u32,
+    steps: usize,
+    bursts: &[(usize, usize)],
+) -> Vec<Vec<u32>> {
+    let mut bursts = bursts.iter().cycle();
     let total = 200;
     let mut made: Vec<Vec<u32>> = Vec::new();
     let lengths: Vec<usize> = (0..n as usize).map(|i| 5 + 13 * i % 60).collect();
     let plan = StepPlan {
         rows: (0..n)
             .map(|i| PlanRow {
-                sample: Some(greedy()),
+                sample: Some(greedy(0)),
                 ..row(i, &tokens(lengths[i as usize], i), 0, total)
             })
             .collect(),
         n_steps: 1,
+        n_next_steps: 0,
     };
     let output = executor.execute(&plan).expect("prefill");
     made.extend(output.rows.iter().map(|row| vec![row[0].token]));
     while made[0].len() < steps {
+        let (n_steps, n_next_steps) = *bursts.next().expect("a burst");
         let n_steps = n_steps.min(steps - made[0].len());
         let rows = (0..n as usize).map(|i| {
             let start = lengths[i] + made[i].len() - 1;
             let last = [*made[i].last().expect("a token")];
             PlanRow {
-                sample: Some(greedy()),
+                sample: Some(greedy(made[i].len())),
                 ..row(i as u32, &last, start, total)
             }
         });
         let plan = StepPlan {
             rows: rows.collect(),
             n_steps,
+            n_next_steps,
         };
         let output = executor.execute(&plan).expect("decode");
         for (made, row) in made.iter_mut().zip(output.rows) {
@@ -255,15 +290,10 @@ fn a_pool_that_does_not_fit_is_refused_with_the_arithmetic() {
     let dir = tempfile::tempdir().expect("a folder");
     let checkpoint = awq(dir.path(), Family::Qwen3, 128);
     let options = CudaOptions {
-        ordinal: 0,
         memory_limit_bytes: Some(1 << 30),
-        mem_fraction_static: 0.5,
         max_total_tokens: Some(1 << 24),
-        context_length: None,
-        kv_format: KvFormat::F16,
-        n_kv_splits: 8,
         reduce_in_fp32: false,
-        graphs: GraphSizes::Off,
+        ..options()
     };
     let refused = CudaExecutor::load(checkpoint.as_ref(), &options)
         .err()
