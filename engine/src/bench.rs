@@ -149,6 +149,7 @@ fn measure_once(
     let plan = StepPlan {
         rows: rows.collect(),
         n_steps: 1,
+        n_next_steps: 0,
     };
     let started = Instant::now();
     let mut output = executor.execute(&plan)?;
@@ -163,11 +164,13 @@ fn measure_once(
             let last = made.last().map_or(0, |token| token.token);
             row(sequence, vec![last], start, n_made)
         });
-        output = executor.execute(&StepPlan {
-            rows: rows.collect(),
-            n_steps,
-        })?;
+        let rows = rows.collect();
         n_made += n_steps;
+        output = executor.execute(&StepPlan {
+            rows,
+            n_steps,
+            n_next_steps: config.n_steps.min(config.output_tokens - n_made),
+        })?;
     }
     Ok((prefill_ms, started.elapsed().as_secs_f64() * 1e3))
 }

@@ -155,6 +155,7 @@ impl EngineLoop {
             let plan = self.scheduler.plan(self.started.elapsed());
             let outcome = execute(self.executor.as_mut(), &plan);
             self.record_outcome(&plan, outcome.as_ref().err());
+            self.metrics.record_executor(&self.executor.counts());
             let events = match outcome {
                 Ok(output) => self.scheduler.commit(&plan, output),
                 Err(failure) => self.scheduler.fail(&plan, &failure.message),

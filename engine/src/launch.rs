@@ -10,12 +10,14 @@ use serde_json::{Value, json};
 
 use crate::config::inactive::inactive_flags;
 use crate::config::resolved::CudaGraph;
-use crate::config::typed::{self, Device, Dtype, KvCacheDtype, Quantization, SchedulePolicy};
+use crate::config::typed::{
+    self, Device, Dtype, KvCacheDtype, Quantization, SamplingBackend, SchedulePolicy,
+};
 use crate::config::{EngineArgs, EngineConfig};
 use crate::engine_loop::{self, EngineHandle, EngineLoopConfig, StartError};
 use crate::executor::cpu::{ActivationType, CpuExecutor, CpuLoadError, CpuOptions};
 use crate::executor::cuda::{
-    CudaExecutor, CudaLoadError, CudaOptions, Element, GraphSizes, KvFormat, TuningOptions,
+    CudaExecutor, CudaLoadError, CudaOptions, Element, GraphSizes, KvFormat, Sampler, TuningOptions,
 };
 use crate::executor::{Executor, ExecutorInfo};
 use crate::kv::PAGE_TOKENS;
@@ -231,6 +233,11 @@ fn load_cuda(
             }),
             None => None,
         },
+        sampler: match config.sampling_backend {
+            SamplingBackend::Flashinfer => Sampler::Device,
+            SamplingBackend::Pytorch => Sampler::Host,
+        },
+        run_ahead: config.overlap_schedule,
     };
     Ok(Box::new(CudaExecutor::load(checkpoint, &options)?))
 }
@@ -386,7 +393,8 @@ pub fn launch(
     info.inactive_flags.extend(inactive_flags(typed, device));
     log_executor(&info);
 
-    let loop_config = engine_loop_config(config, info.kv_pool_tokens);
+    let mut loop_config = engine_loop_config(config, info.kv_pool_tokens);
+    loop_config.scheduler.run_ahead = device == Device::Cuda && config.overlap_schedule;
     let pool_tokens = loop_config.scheduler.pool_tokens();
     let (max_sequence_tokens, sequence_limit_name) =
         sequence_limit(config, &model_config, pool_tokens)?;

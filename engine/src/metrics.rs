@@ -7,6 +7,7 @@
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::executor::ExecutorCounts;
 use crate::request::FinishReason;
 use crate::scheduler::{SchedulerStats, StepKind};
 
@@ -117,6 +118,9 @@ pub struct Metrics {
     pub decode_steps: Counter,
     pub mixed_steps: Counter,
     pub failed_steps: Counter,
+    pub run_ahead_used: Counter,
+    pub run_ahead_discarded: Counter,
+    pub host_sampled_tokens: Counter,
     pub ttft_s: Histogram,
     pub itl_s: Histogram,
     pub tpot_s: Histogram,
@@ -146,6 +150,9 @@ impl Metrics {
             decode_steps: Counter::default(),
             mixed_steps: Counter::default(),
             failed_steps: Counter::default(),
+            run_ahead_used: Counter::default(),
+            run_ahead_discarded: Counter::default(),
+            host_sampled_tokens: Counter::default(),
             ttft_s: Histogram::new(TTFT_BOUNDS_S),
             itl_s: Histogram::new(ITL_BOUNDS_S),
             tpot_s: Histogram::new(ITL_BOUNDS_S),
@@ -174,6 +181,16 @@ impl Metrics {
             StepKind::Prefill => self.prefill_steps.add(1),
             StepKind::Decode => self.decode_steps.add(1),
             StepKind::Mixed => self.mixed_steps.add(1),
+        }
+    }
+
+    pub fn record_executor(&self, counts: &ExecutorCounts) {
+        for (counter, now) in [
+            (&self.run_ahead_used, counts.run_ahead_used),
+            (&self.run_ahead_discarded, counts.run_ahead_discarded),
+            (&self.host_sampled_tokens, counts.host_sampled_tokens),
+        ] {
+            counter.add(now.saturating_sub(counter.get()));
         }
     }
 
@@ -277,6 +294,21 @@ impl Metrics {
                 ("mixed", count(&self.mixed_steps)),
                 ("failed", count(&self.failed_steps)),
             ],
+        );
+        page.counters(
+            "engine_run_ahead_total",
+            "Decode work begun on the device before its plan was there, by what became of it.",
+            "outcome",
+            &[
+                ("used", count(&self.run_ahead_used)),
+                ("discarded", count(&self.run_ahead_discarded)),
+            ],
+        );
+        page.counters(
+            "engine_host_sampled_tokens_total",
+            "Tokens that the host's sampler chose for a model on a device.",
+            "",
+            &[("", count(&self.host_sampled_tokens))],
         );
         page.counters(
             "engine_aborted_total",
@@ -520,6 +552,28 @@ mod tests {
             });
         }
         assert_eq!(metrics.preemptions.get(), 4);
+    }
+
+    #[test]
+    #[expect(clippy::float_cmp, reason = "counts of whole things come back exactly")]
+    fn the_executors_counts_are_taken_over() {
+        let metrics = Metrics::new("m");
+        for run_ahead_used in [3, 5] {
+            metrics.record_executor(&ExecutorCounts {
+                run_ahead_used,
+                run_ahead_discarded: 2,
+                host_sampled_tokens: 7,
+            });
+        }
+        let samples = parse(&metrics.render());
+        let ahead = |outcome| {
+            samples[&format!("engine_run_ahead_total{{model_name=\"m\",outcome=\"{outcome}\"}}")]
+        };
+        assert_eq!((ahead("used"), ahead("discarded")), (5.0, 2.0));
+        assert_eq!(
+            samples["engine_host_sampled_tokens_total{model_name=\"m\"}"],
+            7.0
+        );
     }
 
     #[test]

@@ -2,10 +2,17 @@
 //! graphs, bursts and chunks. Needs a GPU, and a binary with kernels for it:
 //! `cargo test -p engine --test cuda_executor -- --ignored`.
 
+#[path = "cuda_executor/run_ahead.rs"]
+mod run_ahead;
+#[path = "cuda_executor/sampling.rs"]
+mod sampling;
+#[path = "cuda_executor/service.rs"]
+mod service;
+
 use std::sync::Arc;
 
 use engine::executor::cpu::{ActivationType, CpuExecutor, CpuOptions};
-use engine::executor::cuda::{CudaExecutor, CudaOptions, Element, GraphSizes, KvFormat};
+use engine::executor::cuda::{CudaExecutor, CudaOptions, Element, GraphSizes, KvFormat, Sampler};
 use engine::executor::{Executor, PlanRow, SampleSpec, StepPlan};
 use engine::kv::PageIdx;
 use engine::model::config::Family;
@@ -47,20 +54,26 @@ fn folder(dir: &std::path::Path, family: Family, format: FolderFormat) -> Box<dy
     open(ModelFiles::Folder(dir.to_owned()))
 }
 
-fn options(element: Element, kv_format: KvFormat, graphs: GraphSizes) -> CudaOptions {
+fn options() -> CudaOptions {
     CudaOptions {
         ordinal: 0,
         memory_limit_bytes: None,
         mem_fraction_static: 0.5,
         max_total_tokens: Some(8192),
         context_length: None,
-        element,
-        kv_format,
+        element: Element::F16,
+        kv_format: KvFormat::F16,
         n_kv_splits: 8,
         reduce_in_fp32: true,
-        graphs,
+        graphs: GraphSizes::Off,
+        sampler: Sampler::Device,
+        run_ahead: true,
         tuning: None,
     }
+}
+
+fn load(checkpoint: &dyn Checkpoint, options: &CudaOptions) -> CudaExecutor {
+    CudaExecutor::load(checkpoint, options).expect("a GPU with kernels in this binary")
 }
 
 fn cuda(
@@ -69,8 +82,13 @@ fn cuda(
     kv_format: KvFormat,
     graphs: GraphSizes,
 ) -> CudaExecutor {
-    let options = options(element, kv_format, graphs);
-    CudaExecutor::load(checkpoint, &options).expect("a GPU with kernels in this binary")
+    let options = CudaOptions {
+        element,
+        kv_format,
+        graphs,
+        ..options()
+    };
+    load(checkpoint, &options)
 }
 
 fn cpu(checkpoint: &dyn Checkpoint) -> CpuExecutor {
@@ -106,10 +124,10 @@ fn row(sequence: u32, tokens: &[u32], start: usize, total: usize) -> PlanRow {
     }
 }
 
-fn greedy() -> SampleSpec {
+fn greedy(output_index: usize) -> SampleSpec {
     SampleSpec {
         params: Arc::new(SamplingParams::default()),
-        output_index: 0,
+        output_index,
         history: Vec::new(),
         n_prompt: 0,
     }
@@ -267,7 +285,11 @@ fn kv_pages_of_the_other_element_are_refused() {
             "KV pages of F16 beside bf16 activations",
         ),
     ] {
-        let options = options(element, kv_format, GraphSizes::Off);
+        let options = CudaOptions {
+            element,
+            kv_format,
+            ..options()
+        };
         let refused = CudaExecutor::load(checkpoint.as_ref(), &options).err();
         let message = refused.expect("refused").to_string();
         assert!(message.contains(expected), "{message}");
@@ -276,33 +298,47 @@ fn kv_pages_of_the_other_element_are_refused() {
 
 /// Prefill of `n` sequences, then `steps` greedy tokens in bursts of `n_steps`.
 fn generate(executor: &mut CudaExecutor, n: u32, steps: usize, n_steps: usize) -> Vec<Vec<u32>> {
+    generate_in_bursts(executor, n, steps, &[(n_steps, 0)])
+}
+
+/// As [`generate`], in bursts of these `(n_steps, n_next_steps)` over and over.
+fn generate_in_bursts(
+    executor: &mut CudaExecutor,
+    n: u32,
+    steps: usize,
+    bursts: &[(usize, usize)],
+) -> Vec<Vec<u32>> {
+    let mut bursts = bursts.iter().cycle();
     let total = 200;
     let mut made: Vec<Vec<u32>> = Vec::new();
     let lengths: Vec<usize> = (0..n as usize).map(|i| 5 + 13 * i % 60).collect();
     let plan = StepPlan {
         rows: (0..n)
             .map(|i| PlanRow {
-                sample: Some(greedy()),
+                sample: Some(greedy(0)),
                 ..row(i, &tokens(lengths[i as usize], i), 0, total)
             })
             .collect(),
         n_steps: 1,
+        n_next_steps: 0,
     };
     let output = executor.execute(&plan).expect("prefill");
     made.extend(output.rows.iter().map(|row| vec![row[0].token]));
     while made[0].len() < steps {
+        let (n_steps, n_next_steps) = *bursts.next().expect("a burst");
         let n_steps = n_steps.min(steps - made[0].len());
         let rows = (0..n as usize).map(|i| {
             let start = lengths[i] + made[i].len() - 1;
             let last = [*made[i].last().expect("a token")];
             PlanRow {
-                sample: Some(greedy()),
+                sample: Some(greedy(made[i].len())),
                 ..row(i as u32, &last, start, total)
             }
         });
         let plan = StepPlan {
             rows: rows.collect(),
             n_steps,
+            n_next_steps,
         };
         let output = executor.execute(&plan).expect("decode");
         for (made, row) in made.iter_mut().zip(output.rows) {
@@ -355,7 +391,8 @@ fn a_pool_that_does_not_fit_is_refused_with_the_arithmetic() {
     let options = CudaOptions {
         memory_limit_bytes: Some(1 << 30),
         max_total_tokens: Some(1 << 24),
-        ..options(Element::F16, KvFormat::F16, GraphSizes::Off)
+        reduce_in_fp32: false,
+        ..options()
     };
     let refused = CudaExecutor::load(checkpoint.as_ref(), &options)
         .err()

@@ -5,7 +5,7 @@
 use std::sync::{Arc, OnceLock};
 
 use engine::executor::cpu::{ActivationType, CpuExecutor, CpuOptions};
-use engine::executor::cuda::{CudaExecutor, CudaOptions, GraphSizes, KvFormat};
+use engine::executor::cuda::{CudaExecutor, CudaOptions, GraphSizes, KvFormat, Sampler};
 use engine::executor::{Executor, PlanRow, SampleSpec, StepPlan};
 use engine::kv::PageIdx;
 use engine::request::{RequestId, SamplingParams};
@@ -157,6 +157,8 @@ fn the_card_agrees_with_llama_cpp() {
         reduce_in_fp32: true,
         graphs: GraphSizes::Off,
         tuning: None,
+        sampler: Sampler::Device,
+        run_ahead: true,
     };
     let mut executor = CudaExecutor::load(checkpoint(), &options).expect("a GPU");
     let found = measure("on the card", &mut |rows, wanted| {
@@ -190,6 +192,7 @@ fn greedy_text_is_llama_cpps() {
     let plan = StepPlan {
         rows: vec![row(case.prompt_ids.clone(), 0, 8, spec(0))],
         n_steps: 1,
+        n_next_steps: 0,
     };
     made.extend(
         executor.execute(&plan).expect("prefill").rows[0]
@@ -201,6 +204,7 @@ fn greedy_text_is_llama_cpps() {
         let plan = StepPlan {
             rows: vec![row(vec![last], start, 8, spec(made.len()))],
             n_steps: 3,
+            n_next_steps: 0,
         };
         made.extend(
             executor.execute(&plan).expect("decode").rows[0]

@@ -56,7 +56,6 @@ pub fn inactive_flags(typed: &EngineArgs, device: Device) -> Vec<(String, String
 
 fn note_unused_on_cuda(typed: &EngineArgs, note: &mut impl FnMut(bool, &str, &str)) {
     let one_kernel = "the CUDA executor has one attention kernel";
-    let host_sampler = "greedy rows are chosen on the card, all others by the host's sampler";
     let pass = "held to 64, the rows of a decode pass";
     let no_tier = "the CUDA executor does not move KV pages to the host";
     let one_stream = "the CUDA executor runs one stream";
@@ -69,16 +68,16 @@ fn note_unused_on_cuda(typed: &EngineArgs, note: &mut impl FnMut(bool, &str, &st
             "--attention-backend",
             one_kernel,
         ),
-        (typed.disable_flashinfer, "--disable-flashinfer", one_kernel),
+        // Alone it chooses the sampler.
+        (
+            typed.disable_flashinfer && typed.sampling_backend.is_some(),
+            "--disable-flashinfer",
+            one_kernel,
+        ),
         (
             splits.is_some_and(|n| n > 8),
             "--triton-attention-num-kv-splits",
             cluster,
-        ),
-        (
-            typed.sampling_backend.is_some(),
-            "--sampling-backend",
-            host_sampler,
         ),
         (
             typed.enable_torch_compile && typed.torch_compile_max_bs.is_some_and(|n| n > 64),
@@ -184,5 +183,10 @@ fn note_unused_on_cpu(typed: &EngineArgs, note: &mut impl FnMut(bool, &str, &str
         typed.enable_two_batch_overlap,
         "--enable-two-batch-overlap",
         "the CPU executor has no streams to overlap",
+    );
+    note(
+        typed.disable_overlap_schedule,
+        "--disable-overlap-schedule",
+        "the CPU executor computes on the host, so its steps never overlap with the host's work",
     );
 }

@@ -53,7 +53,7 @@ pub struct EngineConfig {
     pub cpu_isa: Option<String>,
     pub cpu_activations: CpuActivations,
     pub attention_backend: Option<AttentionBackend>,
-    pub sampling_backend: Option<SamplingBackend>,
+    pub sampling_backend: SamplingBackend,
     pub disable_flashinfer: bool,
     pub max_total_tokens: Option<usize>,
     pub mem_fraction_static: f64,
@@ -75,6 +75,8 @@ pub struct EngineConfig {
     pub hierarchical_cache: Option<HierarchicalCache>,
     pub kv_cache_dtype: KvCacheDtype,
     pub two_batch_overlap: bool,
+    /// A decode step may begin while the host is busy with the one before.
+    pub overlap_schedule: bool,
     pub allow_auto_truncate: bool,
     /// `None`: the model's own.
     pub context_length: Option<usize>,
@@ -167,7 +169,11 @@ impl EngineArgs {
             cpu_isa: self.cpu_isa.clone(),
             cpu_activations: self.cpu_activations.unwrap_or(CpuActivations::Int8),
             attention_backend: self.attention_backend,
-            sampling_backend: self.sampling_backend,
+            sampling_backend: self.sampling_backend.unwrap_or(if self.disable_flashinfer {
+                SamplingBackend::Pytorch
+            } else {
+                SamplingBackend::Flashinfer
+            }),
             disable_flashinfer: self.disable_flashinfer,
             max_total_tokens: self.max_total_tokens,
             mem_fraction_static: self.resolve_mem_fraction()?,
@@ -189,6 +195,7 @@ impl EngineArgs {
             hierarchical_cache: self.resolve_hierarchical_cache()?,
             kv_cache_dtype: self.kv_cache_dtype.unwrap_or(KvCacheDtype::Auto),
             two_batch_overlap: self.enable_two_batch_overlap,
+            overlap_schedule: !self.disable_overlap_schedule,
             allow_auto_truncate: self.allow_auto_truncate,
             context_length: self.context_length,
             random_seed: self.random_seed,

@@ -106,7 +106,8 @@ pub struct EngineArgs {
     #[arg(long, value_enum)]
     pub attention_backend: Option<AttentionBackend>,
 
-    /// Sampling kernel [default: fused]
+    /// Sampler of tokens that are not greedy: `flashinfer` on the device, `pytorch` the reference
+    /// on the host [default: flashinfer]
     #[arg(long, value_enum)]
     pub sampling_backend: Option<SamplingBackend>,
 
@@ -205,6 +206,10 @@ pub struct EngineArgs {
     /// Split a decode batch into two halves that run on two streams
     #[arg(long)]
     pub enable_two_batch_overlap: bool,
+
+    /// Begin no decode step before the host is done with the one before
+    #[arg(long)]
+    pub disable_overlap_schedule: bool,
 
     /// Accepted; with one device there is no all-reduce
     #[arg(long)]

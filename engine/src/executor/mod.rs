@@ -20,6 +20,10 @@ pub struct StepPlan {
     /// each sampled token back itself and returns `n_steps` tokens a row. Pages for all of them
     /// are in the rows already.
     pub n_steps: usize,
+    /// Steps that the next plan will have for the same rows if nothing new happens, with pages
+    /// for them in the rows already; 0 where that plan will differ. A hint: an executor may begin
+    /// them ahead, and the next plan decides whether that counts.
+    pub n_next_steps: usize,
 }
 
 /// One sequence's part of a step.
@@ -80,9 +84,23 @@ pub struct ExecutorInfo {
     pub weight_bytes: u64,
 }
 
+/// What an executor did since its start that its plans do not show.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+pub struct ExecutorCounts {
+    /// Plans whose work had begun ahead of them.
+    pub run_ahead_used: u64,
+    /// Work begun ahead for a plan that did not come.
+    pub run_ahead_discarded: u64,
+    /// Tokens that the host's sampler chose for a model on a device.
+    pub host_sampled_tokens: u64,
+}
+
 pub trait Executor: Send {
     fn info(&self) -> &ExecutorInfo;
     fn execute(&mut self, plan: &StepPlan) -> Result<StepOutput, ExecutorError>;
+    fn counts(&self) -> ExecutorCounts {
+        ExecutorCounts::default()
+    }
 }
 
 /// Refuses plans that no scheduler of ours makes, before they can do harm.

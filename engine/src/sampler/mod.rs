@@ -100,7 +100,7 @@ pub fn sample(
 
 /// The server checks ranges and names them to the client; this keeps the arithmetic defined for
 /// whoever calls the engine as a library. NaN fails every comparison.
-fn check(params: &SamplingParams) -> Result<(), SamplerError> {
+pub(crate) fn check(params: &SamplingParams) -> Result<(), SamplerError> {
     let ranges: [(&'static str, f32, bool, &'static str); 6] = [
         (
             "temperature",
@@ -149,6 +149,23 @@ fn check(params: &SamplingParams) -> Result<(), SamplerError> {
     }
 }
 
+/// Biases are for tokens that exist, and leave numbers: -inf masks a token.
+pub(crate) fn check_bias(params: &SamplingParams, n_vocab: usize) -> Result<(), SamplerError> {
+    for &(token, value) in &params.logit_bias {
+        if value.is_nan() || value == f32::INFINITY {
+            return Err(SamplerError::Parameter {
+                name: "logit_bias",
+                value,
+                limits: "the numbers below +inf",
+            });
+        }
+        if token as usize >= n_vocab {
+            return Err(SamplerError::BiasToken { token, n_vocab });
+        }
+    }
+    Ok(())
+}
+
 /// Index of the largest logit, the lowest among equals. One pass, vectorised: whole blocks are
 /// reduced, only a block that beats the best so far is searched.
 fn argmax(logits: &[f32]) -> Result<usize, SamplerError> {
@@ -192,7 +209,7 @@ fn argmax(logits: &[f32]) -> Result<usize, SamplerError> {
 }
 
 /// Bias and penalties; borrows where there are none.
-fn adjust<'a>(
+pub(crate) fn adjust<'a>(
     logits: &'a [f32],
     spec: &SampleSpec,
     extra_history: &[u32],
@@ -201,24 +218,10 @@ fn adjust<'a>(
     if params.logit_bias.is_empty() && !params.needs_history() {
         return Ok(Cow::Borrowed(logits));
     }
-    let n_vocab = logits.len();
+    check_bias(params, logits.len())?;
     let mut adjusted = logits.to_vec();
     for (token, bias) in &params.logit_bias {
-        if bias.is_nan() || *bias == f32::INFINITY {
-            let limits = "the numbers below +inf";
-            return Err(SamplerError::Parameter {
-                name: "logit_bias",
-                value: *bias,
-                limits,
-            });
-        }
-        let logit = adjusted
-            .get_mut(*token as usize)
-            .ok_or(SamplerError::BiasToken {
-                token: *token,
-                n_vocab,
-            })?;
-        *logit += bias;
+        adjusted[*token as usize] += bias;
     }
     if !params.needs_history() {
         return Ok(Cow::Owned(adjusted));

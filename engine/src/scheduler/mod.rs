@@ -59,6 +59,9 @@ pub struct SchedulerConfig {
     /// Decode rows ride along in prefill steps; their count comes off the prefill budget.
     pub mixed_chunk: bool,
     pub n_continuous_decode_steps: usize,
+    /// Plans say what the next decode step will be, and bring its pages where any are free, so
+    /// that an executor may begin it ahead.
+    pub run_ahead: bool,
     /// KV of prompts and outputs is kept and shared with requests that begin alike.
     pub radix_cache: bool,
     pub policy: PolicyName,
@@ -75,6 +78,7 @@ impl Default for SchedulerConfig {
             chunked_prefill_size: Some(2048),
             mixed_chunk: false,
             n_continuous_decode_steps: 1,
+            run_ahead: false,
             radix_cache: true,
             policy: PolicyName::Fcfs,
             policy_seed: 0,

@@ -24,7 +24,7 @@ impl Scheduler {
     /// Prefill first, but never twice in a row while anyone decodes.
     fn plan_alternating(&mut self, now: Duration) -> StepPlan {
         if self.decode_is_due {
-            let step = self.decode_step();
+            let step = self.decode_step(Then::Prefill);
             if !step.rows.is_empty() {
                 self.decode_is_due = false;
                 return step;
@@ -33,9 +33,9 @@ impl Scheduler {
         let rows = self.prefill_rows(now, 0);
         self.decode_is_due = !rows.is_empty();
         if rows.is_empty() {
-            self.decode_step()
+            self.decode_step(Then::Decode)
         } else {
-            StepPlan { rows, n_steps: 1 }
+            prefill_step(rows)
         }
     }
 
@@ -47,7 +47,7 @@ impl Scheduler {
         let n_running = self.running.len();
         let mut rows = self.prefill_rows(now, n_riders);
         if rows.is_empty() {
-            return self.decode_step();
+            return self.decode_step(Then::Decode);
         }
         rows.extend(
             self.running[..n_running]
@@ -55,18 +55,27 @@ impl Scheduler {
                 .filter(|s| s.is_decoding())
                 .map(|s| s.row(1)),
         );
-        StepPlan { rows, n_steps: 1 }
+        prefill_step(rows)
     }
 
-    fn decode_step(&mut self) -> StepPlan {
+    fn decode_step(&mut self, then: Then) -> StepPlan {
         let n_steps = self.grow_decoding(self.config.n_continuous_decode_steps.max(1));
+        let n_next_steps = if then == Then::Decode && self.config.run_ahead {
+            self.grow_ahead(n_steps)
+        } else {
+            0
+        };
         let rows = self
             .running
             .iter()
             .filter(|s| s.is_decoding())
             .map(|s| s.row(1))
             .collect();
-        StepPlan { rows, n_steps }
+        StepPlan {
+            rows,
+            n_steps,
+            n_next_steps,
+        }
     }
 
     /// Gives every decoding row pages for as many steps as possible, up to `wanted`, and returns
@@ -94,6 +103,26 @@ impl Scheduler {
             }
             self.preempt_last();
         }
+    }
+
+    /// Behind a step of `n_steps`: how many the next one will have if nothing new happens, with
+    /// pages for them where they are to be had from nobody; else 0.
+    fn grow_ahead(&mut self, n_steps: usize) -> usize {
+        let decoding = || self.running.iter().filter(|s| s.is_decoding());
+        let n_left = decoding().map(Sequence::n_output_left).min().unwrap_or(0);
+        let n_next_steps = n_left.saturating_sub(n_steps).min(n_steps);
+        let n_missing: usize = decoding()
+            .map(|s| PageAllocator::n_missing(&s.pages, s.n_computed + n_steps + n_next_steps))
+            .sum();
+        if n_next_steps == 0 || n_missing > self.allocator.n_pages_available() {
+            return 0;
+        }
+        for s in self.running.iter_mut().filter(|s| s.is_decoding()) {
+            let n_tokens = s.n_computed + n_steps + n_next_steps;
+            let grown = self.allocator.grow(&mut s.pages, n_tokens);
+            debug_assert!(grown, "the pages were counted above");
+        }
+        n_next_steps
     }
 
     /// Chunks of admitted prompts in order of admission, then of newly admitted ones, within the
@@ -188,6 +217,22 @@ impl Scheduler {
         self.waiting.prefixes_changed();
         self.place.insert(sequence.request.id, Place::Running);
         self.running.push(sequence);
+    }
+}
+
+/// What comes behind a decode step, as far as it is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Then {
+    Decode,
+    /// If there is any; prompts come first.
+    Prefill,
+}
+
+fn prefill_step(rows: Vec<PlanRow>) -> StepPlan {
+    StepPlan {
+        rows,
+        n_steps: 1,
+        n_next_steps: 0,
     }
 }
 

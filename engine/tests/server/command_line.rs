@@ -3,7 +3,9 @@
 use clap::Parser;
 use engine::config::inactive::inactive_flags;
 use engine::config::resolved::{CudaGraph, HierarchicalCache};
-use engine::config::typed::{AttentionBackend, Device, Dtype, Quantization, SchedulePolicy};
+use engine::config::typed::{
+    AttentionBackend, Device, Dtype, Quantization, SamplingBackend, SchedulePolicy,
+};
 use engine::config::{ServeArgs, ServeConfig};
 use serde_json::json;
 
@@ -94,6 +96,22 @@ fn all_five_experiments_parse() {
         Some(HierarchicalCache::Ratio(2.0))
     );
     assert!(experimental.enable_mixed_chunk && experimental.two_batch_overlap);
+}
+
+#[test]
+fn the_sampler_follows_its_flag_and_else_whether_flashinfer_is_there() {
+    for (line, expected) in [
+        ("", SamplingBackend::Flashinfer),
+        ("--disable-flashinfer", SamplingBackend::Pytorch),
+        ("--sampling-backend pytorch", SamplingBackend::Pytorch),
+        ("--sampling-backend flashinfer", SamplingBackend::Flashinfer),
+    ] {
+        let engine = resolve(line).expect("the values agree").engine;
+        assert_eq!(engine.sampling_backend, expected, "{line}");
+        assert!(engine.overlap_schedule, "{line}");
+    }
+    let off = resolve("--disable-overlap-schedule").expect("a switch");
+    assert!(!off.engine.overlap_schedule);
 }
 
 #[test]
@@ -249,6 +267,13 @@ fn flags_without_an_effect_are_listed_with_the_reason() {
     }
     assert!(on_cpu.iter().all(|(_, reason)| !reason.is_empty()));
     let on_cuda = inactive_flags(&typed, Device::Cuda);
+    let is_inactive = |flag: &str| on_cuda.iter().any(|(inactive, _)| inactive == flag);
+    assert!(!is_inactive("--sampling-backend"), "it chooses the sampler");
+    let overlap = parse("--disable-overlap-schedule")
+        .expect("a switch")
+        .engine;
+    assert_eq!(inactive_flags(&overlap, Device::Cpu).len(), 1);
+    assert!(inactive_flags(&overlap, Device::Cuda).is_empty());
     for flag in ["--enable-torch-compile", "--torch-compile-max-bs"] {
         let is_listed = on_cuda.iter().any(|(name, _)| name == flag);
         assert!(!is_listed, "{flag} does something on the card");

@@ -1,6 +1,7 @@
 //! Pinned host memory: copies to and from it run beside the kernels.
 
 use std::cell::Cell;
+use std::ops::Range;
 use std::ptr::NonNull;
 
 use bytemuck::Pod;
@@ -93,16 +94,32 @@ impl<T: Pod> HostBuffer<T> {
 
     /// Copies the first `to.len()` values to the device, in stream order, without waiting.
     pub fn copy_to(&self, stream: &Stream, to: BufferView<'_, T>) -> Result<(), CudaError> {
+        self.copy_range_to(stream, 0..to.len(), to)
+    }
+
+    /// Copies the values of `from` to a view of that length, in stream order, without waiting.
+    pub fn copy_range_to(
+        &self,
+        stream: &Stream,
+        from: Range<usize>,
+        to: BufferView<'_, T>,
+    ) -> Result<(), CudaError> {
+        let Range { start, end } = from;
+        if start > end || end > self.len {
+            let len = self.len;
+            return Err(CudaError::Range { start, end, len });
+        }
+        check_length("copy", to.len(), end - start)?;
         self.start_copy(stream, to)?;
         if to.is_empty() {
             return Ok(());
         }
-        // SAFETY: `to` is no longer than this buffer (checked); the pinned memory is not written
-        // before `copied` is reached, and freed only after it.
+        // SAFETY: `from` lies in this buffer and is as long as `to` (checked); the pinned memory
+        // is not written before `copied` is reached, and freed only after it.
         let result = unsafe {
             sys::cuMemcpyHtoDAsync_v2(
                 to.ptr().address(),
-                self.start.as_ptr().cast(),
+                self.start.as_ptr().add(start).cast(),
                 to.n_bytes(),
                 stream.raw(),
             )

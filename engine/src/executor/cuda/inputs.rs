@@ -115,6 +115,34 @@ impl Inputs {
         self.host.copy_to(stream, self.device.view(0..n)?)
     }
 
+    /// Sets the decode rows of the last upload to these positions and pages, and leaves the ids as
+    /// the card wrote them. In stream order, so the steps before may still run.
+    pub fn refresh<'a>(
+        &mut self,
+        stream: &Stream,
+        places: impl Iterator<Item = (usize, &'a [PageIdx])>,
+    ) -> Result<(), CudaError> {
+        let (max_tokens, max_pages) = (self.max_tokens, self.max_pages);
+        let all = self.host.as_mut_slice()?;
+        let (fields, table) = all.split_at_mut(table_start(max_tokens));
+        let mut n_rows = 0;
+        for (row, (position, pages)) in places.enumerate() {
+            let mut set = |field: Field, value: i32| fields[field.start(max_tokens) + row] = value;
+            set(Field::Positions, position as i32);
+            set(Field::Slots, slot(pages, position));
+            set(Field::ContextLen, position as i32 + 1);
+            let to = &mut table[row * max_pages..][..max_pages];
+            for (to, page) in to.iter_mut().zip(pages) {
+                *to = page.0 as i32;
+            }
+            n_rows = row + 1;
+        }
+        let start = Field::Ids.start(max_tokens) + Field::Ids.len(max_tokens);
+        let range = start..table_start(max_tokens) + n_rows * max_pages;
+        let to = self.device.view(range.clone())?;
+        self.host.copy_range_to(stream, range, to)
+    }
+
     fn field(&self, field: Field) -> Result<BufferView<'_, i32>, CudaError> {
         let start = field.start(self.max_tokens);
         self.device.view(start..start + field.len(self.max_tokens))
@@ -178,11 +206,12 @@ const fn table_start(max_tokens: usize) -> usize {
 
 impl SequenceTokens<'_> {
     fn slot(&self, i: usize) -> i32 {
-        let position = self.start + i;
-        let page = self
-            .pages
-            .get(position / PAGE_TOKENS)
-            .map_or(0, |page| page.0);
-        (page as usize * PAGE_TOKENS + position % PAGE_TOKENS) as i32
+        slot(self.pages, self.start + i)
     }
+}
+
+/// Where the pool keeps the token at `position` of a sequence with these pages.
+fn slot(pages: &[PageIdx], position: usize) -> i32 {
+    let page = pages.get(position / PAGE_TOKENS).map_or(0, |page| page.0);
+    (page as usize * PAGE_TOKENS + position % PAGE_TOKENS) as i32
 }

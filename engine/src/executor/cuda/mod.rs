@@ -2,42 +2,49 @@
 //!
 //! A step's tokens go through the layers in passes of up to 64 sequences and, where the card has
 //! `wgmma`, 1,024 tokens; a decode batch is one pass, replayed as a captured graph where one of its
-//! size exists. Greedy rows never leave the card
-//! between the steps of a burst: the argmax writes the next step's inputs. Rows that sample, or
-//! that want log-probabilities, have their logits brought to the host's sampler.
+//! size exists. The card chooses the tokens and writes the next step's inputs itself; a batch that
+//! goes on has its next step queued before the host has seen the last one's tokens. Only what the
+//! card's sampler has no room for has its logits brought to the host's.
 //!
 //! [`weights`] loads, [`memory`] sizes the KV pool, [`forward`] launches, [`passes`] cuts a step,
-//! [`inputs`] carries the batch over, [`tuning`] picks kernels by timing where that is asked for.
-//! Deliberately absent for now: sampling on the card.
+//! [`inputs`] carries the batch over, [`decode`] and [`general`] carry out plans, [`sampling`]
+//! tells the card how to choose, [`run_ahead`] says which plan goes on with the batch before,
+//! [`turn`] keeps executors apart, and [`tuning`] picks kernels by timing where that is asked for.
 
+mod decode;
 mod forward;
+mod general;
 mod graphs;
 mod inputs;
 mod memory;
 mod passes;
+mod run_ahead;
+mod sampling;
 mod tuning;
+mod turn;
 mod weights;
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 pub use kernels::cuda::Element;
-use kernels::cuda::{Buffer, CudaError, Device, HostBuffer, Stream};
+use kernels::cuda::{Buffer, CudaError, Device, Event, Stream};
 pub use kernels::qkv_prepare::cuda::KvFormat;
 use kernels::stream_linear::ManyRows;
 
 use self::forward::{AttentionOptions, Forward, KvPool, PassShape, PassSize};
 use self::graphs::Graphs;
-use self::inputs::{Inputs, MAX_ROWS, SequenceTokens};
+use self::inputs::{Inputs, MAX_ROWS};
 use self::memory::Demand;
-use self::passes::{Piece, passes, sampled};
+use self::passes::{Piece, passes};
+use self::run_ahead::{Batch, Burst};
+use self::sampling::{DeviceSampler, Results};
 pub use self::tuning::TuningOptions;
 use self::tuning::{Tuned, describe_linear, describe_splits};
+use self::turn::Turn;
 use self::weights::DeviceWeights;
-use super::{Executor, ExecutorError, ExecutorInfo, PlanRow, SampleSpec, StepOutput, StepPlan};
+use super::{Executor, ExecutorCounts, ExecutorError, ExecutorInfo, PlanRow, StepOutput, StepPlan};
 use crate::kv::PAGE_TOKENS;
 use crate::model::config::ModelConfig;
-use crate::request::SampledToken;
-use crate::sampler;
 use crate::weights::{Checkpoint, WeightError};
 
 const DEVICE: &str = "cuda";
@@ -46,10 +53,6 @@ const MAX_BURST: usize = 16;
 /// Tokens of a pass where projections take any number of rows: enough to keep the matrix
 /// instructions busy; more only takes memory from the KV pool.
 const TILED_PASS_TOKENS: usize = 1024;
-
-/// Held while a step is on the card. Blocks of a projection wait for each other, so kernels of two
-/// executors must not run side by side.
-static TURN: Mutex<()> = Mutex::new(());
 
 #[derive(Debug, thiserror::Error)]
 pub enum CudaLoadError {
@@ -75,6 +78,15 @@ pub enum GraphSizes {
     Exactly(Vec<usize>),
 }
 
+/// Who chooses the tokens of rows that are not plainly greedy; those are the card's in any case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sampler {
+    /// The card, but for what it has no room for.
+    Device,
+    /// The reference on the host.
+    Host,
+}
+
 #[derive(Debug, Clone, PartialEq)]
 pub struct CudaOptions {
     /// Which card.
@@ -98,18 +110,34 @@ pub struct CudaOptions {
     pub graphs: GraphSizes,
     /// Kernels picked by timing; `None` goes by the rules.
     pub tuning: Option<TuningOptions>,
+    pub sampler: Sampler,
+    /// Give the card the next step of a batch that goes on while the host reads the last one's
+    /// tokens.
+    pub run_ahead: bool,
 }
 
 pub struct CudaExecutor {
     info: ExecutorInfo,
+    counts: ExecutorCounts,
     stream: Stream,
     graphs: Graphs,
     inputs: Inputs,
     forward: Forward,
     /// 0, 1, 2 …: what [`Forward::step`] is set to.
     step_values: Buffer<i32>,
-    tokens: HostBuffer<i32>,
     vocab: usize,
+    /// `None`: the host samples.
+    sampler: Option<DeviceSampler>,
+    /// Two, so that a burst begun ahead has its own.
+    results: [Results; 2],
+    next_slot: usize,
+    runs_ahead: bool,
+    /// What the inputs on the card are ready for, unless they were used otherwise since.
+    batch: Option<Batch>,
+    /// Steps of that batch that the card has got already.
+    ahead: Option<Burst>,
+    /// Behind the work that a call leaves on the card.
+    work_left: Arc<Event>,
 }
 
 fn step_error(message: impl std::fmt::Display) -> ExecutorError {
@@ -155,7 +183,7 @@ impl CudaExecutor {
             in_use: (total - free_before) as u64,
             mem_fraction_static: options.mem_fraction_static,
             weights: weights.n_bytes(),
-            workspace: forward::workspace_bytes(&config, pass),
+            workspace: forward::workspace_bytes(&config, pass) + sampling::device_bytes(),
             n_graphs: sizes.len(),
             page,
             max_total_tokens: options.max_total_tokens,
@@ -185,8 +213,13 @@ impl CudaExecutor {
         )?;
         let values: Vec<i32> = (0..MAX_BURST as i32).collect();
         let step_values = Buffer::from_slice(&stream, &values)?;
-        let tokens = HostBuffer::zeroed(&device, MAX_BURST * MAX_ROWS)?;
-        let turn = take_turn();
+        let sampler = match options.sampler {
+            Sampler::Device => Some(DeviceSampler::new(&stream)?),
+            Sampler::Host => None,
+        };
+        let results = [Results::new(&device)?, Results::new(&device)?];
+        let work_left = Arc::new(Event::new(&device)?);
+        let turn = Turn::take(&work_left)?;
         let tuned = tuning::tune(
             &stream,
             &mut forward,
@@ -208,13 +241,20 @@ impl CudaExecutor {
         );
         Ok(Self {
             info,
+            counts: ExecutorCounts::default(),
             stream,
             graphs,
             inputs,
             forward,
             step_values,
-            tokens,
             vocab,
+            sampler,
+            results,
+            next_slot: 0,
+            runs_ahead: options.run_ahead,
+            batch: None,
+            ahead: None,
+            work_left,
         })
     }
 
@@ -225,7 +265,8 @@ impl CudaExecutor {
         rows: &[PlanRow],
         wanted: &[(usize, usize)],
     ) -> Result<Vec<f32>, ExecutorError> {
-        let _turn = take_turn();
+        let _turn = Turn::take(&self.work_left).map_err(step_error)?;
+        self.forget_batch();
         let mut all = Vec::with_capacity(wanted.len() * self.vocab);
         for pass in passes(rows, self.inputs.max_tokens()) {
             let outputs: Vec<usize> = pass
@@ -280,170 +321,6 @@ impl CudaExecutor {
     fn head(&self, n_outputs: usize) -> Result<(), CudaError> {
         self.forward.head(&self.stream, &self.inputs, n_outputs)
     }
-
-    /// Tokens for the first rows of the logits: on the card where all are greedy, else by the
-    /// host's sampler.
-    fn choose(
-        &mut self,
-        specs: &[(&SampleSpec, &[SampledToken])],
-        step: usize,
-    ) -> Result<Vec<SampledToken>, ExecutorError> {
-        let n = specs.len();
-        if specs.iter().all(|(spec, _)| is_greedy(spec)) {
-            let tokens = self.argmax(n).map_err(step_error)?;
-            return Ok(tokens.into_iter().map(plain_token).collect());
-        }
-        let logits = self
-            .forward
-            .logits()
-            .view(0..n * self.vocab)
-            .map_err(step_error)?;
-        let logits = logits.download(&self.stream).map_err(step_error)?;
-        let rows = specs.iter().zip(logits.chunks_exact(self.vocab));
-        rows.map(|((spec, made), logits)| {
-            let extra: Vec<u32> = if spec.params.needs_history() {
-                made.iter().map(|token| token.token).collect()
-            } else {
-                Vec::new()
-            };
-            sampler::sample(logits, spec, step, &extra).map_err(step_error)
-        })
-        .collect()
-    }
-
-    fn argmax(&mut self, n: usize) -> Result<Vec<u32>, CudaError> {
-        self.forward
-            .step
-            .all()
-            .copy_from(&self.stream, self.step_values.view(0..1)?)?;
-        self.forward.argmax(&self.stream, &self.inputs, n, false)?;
-        self.tokens
-            .copy_from(&self.stream, self.forward.history.view(0..n)?)?;
-        Ok(self.tokens.as_slice()?[..n]
-            .iter()
-            .map(|token| *token as u32)
-            .collect())
-    }
-
-    /// `n_steps` greedy steps of up to [`MAX_ROWS`] decode rows, without the host in between.
-    fn burst(
-        &mut self,
-        rows: &[PlanRow],
-        n_steps: usize,
-        output: &mut [Vec<SampledToken>],
-    ) -> Result<(), CudaError> {
-        let tokens: Vec<SequenceTokens<'_>> = rows
-            .iter()
-            .map(|row| SequenceTokens {
-                tokens: &row.tokens,
-                start: row.start,
-                pages: &row.pages,
-            })
-            .collect();
-        let outputs: Vec<usize> = (0..rows.len()).collect();
-        let graph = self.graphs.at_least(rows.len());
-        let n_padded = graph.map_or(rows.len(), |(size, _)| size);
-        self.inputs
-            .upload(&self.stream, &tokens, n_padded, &padded(outputs, n_padded))?;
-        for step in 0..n_steps {
-            self.forward
-                .step
-                .all()
-                .copy_from(&self.stream, self.step_values.view(step..step + 1)?)?;
-            match graph {
-                Some((_, graph)) => graph.launch(&self.stream)?,
-                None => {
-                    graphs::decode_step(&self.stream, &self.forward, &self.inputs, n_padded)?;
-                }
-            }
-        }
-        self.tokens.copy_from(
-            &self.stream,
-            self.forward.history.view(0..n_steps * n_padded)?,
-        )?;
-        let tokens = self.tokens.as_slice()?;
-        for step in 0..n_steps {
-            for (row, made) in output.iter_mut().enumerate() {
-                made.push(plain_token(tokens[step * n_padded + row] as u32));
-            }
-        }
-        Ok(())
-    }
-
-    /// Any plan: passes of up to [`MAX_ROWS`] tokens, the head where tokens are wanted.
-    fn general(&mut self, rows: &[PlanRow], n_steps: usize) -> Result<StepOutput, ExecutorError> {
-        let mut output = StepOutput {
-            rows: vec![Vec::new(); rows.len()],
-        };
-        for step in 0..n_steps {
-            let fed: Vec<PlanRow>;
-            let current = if step == 0 {
-                rows
-            } else {
-                fed = rows
-                    .iter()
-                    .zip(&output.rows)
-                    .map(|(row, made)| feed(row, step, made))
-                    .collect();
-                &fed
-            };
-            for pass in passes(current, self.inputs.max_tokens()) {
-                let (sampling, outputs) = sampled(current, &pass);
-                let size = self.upload(current, &pass, &outputs).map_err(step_error)?;
-                self.layers(size).map_err(step_error)?;
-                if !outputs.is_empty() {
-                    self.head(outputs.len()).map_err(step_error)?;
-                }
-                let specs: Vec<(&SampleSpec, &[SampledToken])> = sampling
-                    .iter()
-                    .filter_map(|row| {
-                        Some((rows[*row].sample.as_ref()?, output.rows[*row].as_slice()))
-                    })
-                    .collect();
-                if specs.is_empty() {
-                    continue;
-                }
-                let chosen = self.choose(&specs, step)?;
-                for (row, token) in sampling.into_iter().zip(chosen) {
-                    output.rows[row].push(token);
-                }
-            }
-        }
-        Ok(output)
-    }
-}
-
-fn take_turn() -> MutexGuard<'static, ()> {
-    TURN.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// A decode row, `step` tokens further on.
-fn feed(row: &PlanRow, step: usize, made: &[SampledToken]) -> PlanRow {
-    let token = made.last().map_or(row.tokens[0], |token| token.token);
-    PlanRow {
-        tokens: vec![token],
-        start: row.start + step,
-        ..row.clone()
-    }
-}
-
-fn padded(mut outputs: Vec<usize>, n: usize) -> Vec<usize> {
-    outputs.extend(outputs.len()..n);
-    outputs
-}
-
-fn plain_token(token: u32) -> SampledToken {
-    SampledToken {
-        token,
-        logprob: None,
-        top_logprobs: Vec::new(),
-    }
-}
-
-/// Whether the likeliest token under the model's own distribution is all that is asked.
-fn is_greedy(spec: &SampleSpec) -> bool {
-    let p = &spec.params;
-    p.temperature == 0.0 && p.logit_bias.is_empty() && p.n_logprobs.is_none() && !p.needs_history()
 }
 
 fn check_model(config: &ModelConfig) -> Result<(), CudaLoadError> {
@@ -518,7 +395,15 @@ fn describe(
         ),
         (
             "sampling".to_owned(),
-            "argmax on the card, host sampler otherwise".to_owned(),
+            match options.sampler {
+                Sampler::Device => "argmax, fused sampler",
+                Sampler::Host => "argmax, host's reference sampler",
+            }
+            .to_owned(),
+        ),
+        (
+            "overlap_schedule".to_owned(),
+            if options.run_ahead { "on" } else { "off" }.to_owned(),
         ),
         ("activations".to_owned(), element.to_owned()),
         ("cuda_graph_bs".to_owned(), graphs.describe()),
@@ -546,43 +431,44 @@ impl Executor for CudaExecutor {
             return Ok(StepOutput::default());
         }
         self.check_pages(plan)?;
-        let _turn = take_turn();
-        let decode = plan
-            .rows
-            .iter()
-            .all(|row| row.tokens.len() == 1 && row.sample.as_ref().is_some_and(is_greedy));
-        if !decode {
-            let output = self.general(&plan.rows, plan.n_steps)?;
-            // A chunk that makes no token is still on the card.
-            self.stream.synchronize().map_err(step_error)?;
-            return Ok(output);
+        let mut turn = Turn::take(&self.work_left).map_err(step_error)?;
+        let mut outcome = self.step(plan);
+        if self.ahead.is_some() {
+            let left = turn.leave_work(&self.stream, &self.work_left);
+            outcome = outcome.and_then(|output| left.map(|()| output).map_err(step_error));
         }
-        let mut output = StepOutput {
-            rows: vec![Vec::new(); plan.rows.len()],
-        };
-        for (rows, made) in plan
-            .rows
-            .chunks(MAX_ROWS)
-            .zip(output.rows.chunks_mut(MAX_ROWS))
-        {
-            let mut left = plan.n_steps;
-            let mut rows = rows.to_vec();
-            while left > 0 {
-                let n = left.min(MAX_BURST);
-                self.burst(&rows, n, made).map_err(step_error)?;
-                left -= n;
-                rows = rows
-                    .iter()
-                    .zip(made.iter())
-                    .map(|(row, made)| feed(row, n, made))
-                    .collect();
-            }
+        if outcome.is_err() {
+            self.forget_batch();
+            // Nothing may run on behind this turn. The step's own error is the one to tell.
+            let _ = self.stream.synchronize();
         }
-        Ok(output)
+        outcome
+    }
+
+    fn counts(&self) -> ExecutorCounts {
+        self.counts
+    }
+}
+
+impl Drop for CudaExecutor {
+    /// Work begun ahead ends before the memory that it uses goes.
+    fn drop(&mut self) {
+        let _ = self.stream.synchronize();
     }
 }
 
 impl CudaExecutor {
+    fn step(&mut self, plan: &StepPlan) -> Result<StepOutput, ExecutorError> {
+        if self.is_decode_plan(plan) {
+            return self.decode(plan);
+        }
+        self.forget_batch();
+        let output = self.general(&plan.rows, plan.n_steps)?;
+        // A chunk that makes no token is still on the card.
+        self.stream.synchronize().map_err(step_error)?;
+        Ok(output)
+    }
+
     /// Every position that the step computes has a page, and the table has room for it.
     fn check_pages(&self, plan: &StepPlan) -> Result<(), ExecutorError> {
         for row in &plan.rows {

@@ -1,5 +1,6 @@
 //! Tables for each rule, against the mock executor.
 
+mod ahead;
 mod policies;
 mod random;
 mod reuse;

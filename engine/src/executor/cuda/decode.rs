@@ -1,0 +1,213 @@
+//! Decode plans: every row has one token, and the card chooses the next ones itself.
+
+use kernels::cuda::CudaError;
+
+use super::super::{ExecutorError, PlanRow, SampleSpec, StepOutput, StepPlan};
+use super::inputs::{MAX_ROWS, SequenceTokens};
+use super::run_ahead::{Batch, Burst, feed};
+use super::sampling::{DeviceSampler, host_reason, is_greedy};
+use super::{CudaExecutor, MAX_BURST, graphs, step_error};
+use crate::request::SampledToken;
+
+impl CudaExecutor {
+    /// Whether the card can carry this plan out without the host between the steps.
+    pub(super) fn is_decode_plan(&self, plan: &StepPlan) -> bool {
+        let goes_on = |batch: &Batch| batch.is_continued_by(&plan.rows, plan.n_steps);
+        self.batch.as_ref().is_some_and(goes_on)
+            || plan.rows.iter().all(|row| {
+                let spec = row.sample.as_ref();
+                row.tokens.len() == 1 && spec.is_some_and(|s| self.is_for_card(s, plan.n_steps))
+            })
+    }
+
+    pub(super) fn is_for_card(&self, spec: &SampleSpec, n_steps: usize) -> bool {
+        is_greedy(spec) || (self.sampler.is_some() && host_reason(spec, n_steps).is_none())
+    }
+
+    /// Up to [`MAX_ROWS`] rows and [`MAX_BURST`] steps at a time.
+    pub(super) fn decode(&mut self, plan: &StepPlan) -> Result<StepOutput, ExecutorError> {
+        let is_one = plan.rows.len() <= MAX_ROWS;
+        let mut output = StepOutput::default();
+        for chunk in plan.rows.chunks(MAX_ROWS) {
+            let mut made: Vec<Vec<SampledToken>> = vec![Vec::new(); chunk.len()];
+            let mut n_made = 0;
+            while n_made < plan.n_steps {
+                let n_steps = MAX_BURST.min(plan.n_steps - n_made);
+                let n_left = plan.n_steps - n_made - n_steps;
+                let n_next_steps = match n_left {
+                    0 if is_one => plan.n_next_steps,
+                    n_left => n_left.min(MAX_BURST),
+                };
+                let rows: Vec<PlanRow>;
+                let rows = if n_made == 0 {
+                    chunk
+                } else {
+                    rows = chunk.iter().zip(&made).map(|(r, m)| feed(r, m)).collect();
+                    &rows
+                };
+                let burst = self.decode_burst(rows, n_steps, n_next_steps)?;
+                made.iter_mut().zip(burst).for_each(|(m, b)| m.extend(b));
+                n_made += n_steps;
+            }
+            output.rows.append(&mut made);
+        }
+        Ok(output)
+    }
+
+    /// The next `n_steps` tokens of each row. Where the batch goes on, and `n_next_steps` more are
+    /// expected of it, those are given to the card before this call waits for its own.
+    fn decode_burst(
+        &mut self,
+        rows: &[PlanRow],
+        n_steps: usize,
+        n_next_steps: usize,
+    ) -> Result<Vec<Vec<SampledToken>>, ExecutorError> {
+        let continued = self
+            .batch
+            .take()
+            .filter(|batch| batch.is_continued_by(rows, n_steps));
+        let goes_on = continued.is_some();
+        let (mut batch, burst) = match (continued, self.ahead.take()) {
+            // Longer than asked is as good: its first tokens are the same.
+            (Some(batch), Some(burst)) if burst.n_steps >= n_steps => {
+                self.counts.run_ahead_used += 1;
+                (batch, burst)
+            }
+            (Some(mut batch), None) => {
+                self.refresh(&mut batch, rows, 0).map_err(step_error)?;
+                let burst = self.queue(&mut batch, n_steps).map_err(step_error)?;
+                (batch, burst)
+            }
+            (_, ahead) => {
+                self.counts.run_ahead_discarded += u64::from(ahead.is_some());
+                let mut batch = self.begin(rows)?;
+                let burst = self.queue(&mut batch, n_steps).map_err(step_error)?;
+                (batch, burst)
+            }
+        };
+        // Behind a burst that is longer than asked the card's inputs are too far on.
+        let is_in_step = burst.n_steps == n_steps;
+        if self.runs_ahead && goes_on && is_in_step {
+            let n_ahead = batch.steps_ahead(rows, n_steps, n_next_steps);
+            if n_ahead > 0 {
+                self.refresh(&mut batch, rows, n_steps)
+                    .map_err(step_error)?;
+                self.ahead = Some(self.queue(&mut batch, n_ahead).map_err(step_error)?);
+            }
+        }
+        let made = self.read(burst, rows, n_steps)?;
+        if is_in_step {
+            batch.advance(&made);
+            self.batch = Some(batch);
+        }
+        Ok(made)
+    }
+
+    /// The card's inputs are about to be used for something else, or in an unknown state.
+    pub(super) fn forget_batch(&mut self) {
+        self.batch = None;
+        self.counts.run_ahead_discarded += u64::from(self.ahead.take().is_some());
+    }
+
+    /// Brings a new batch to the card.
+    fn begin(&mut self, rows: &[PlanRow]) -> Result<Batch, ExecutorError> {
+        let sequences: Vec<SequenceTokens<'_>> = rows
+            .iter()
+            .map(|row| SequenceTokens {
+                tokens: &row.tokens,
+                start: row.start,
+                pages: &row.pages,
+            })
+            .collect();
+        let graph = self.graphs.at_least(rows.len());
+        let n_padded = graph.map_or(rows.len(), |(size, _)| size);
+        let outputs: Vec<usize> = (0..n_padded).collect();
+        self.inputs
+            .upload(&self.stream, &sequences, n_padded, &outputs)
+            .map_err(step_error)?;
+        let specs: Vec<Option<&SampleSpec>> = rows.iter().map(|row| row.sample.as_ref()).collect();
+        let mut n_penalized = 0;
+        if !specs.iter().flatten().all(|spec| is_greedy(spec)) {
+            let sampler = self.sampler.as_mut().ok_or_else(no_sampler)?;
+            n_penalized = sampler.upload(&self.stream, &specs, n_padded, self.vocab)?;
+        }
+        Ok(Batch::new(rows, n_padded, n_penalized))
+    }
+
+    /// Pages that the card does not know yet. The inputs are then those of `n_steps` tokens behind
+    /// the rows, all but the ids, which the card alone has.
+    fn refresh(
+        &mut self,
+        batch: &mut Batch,
+        rows: &[PlanRow],
+        n_steps: usize,
+    ) -> Result<(), CudaError> {
+        if !batch.take_pages(rows) {
+            return Ok(());
+        }
+        let places = rows
+            .iter()
+            .map(|row| (row.start + n_steps, row.pages.as_slice()));
+        self.inputs.refresh(&self.stream, places)
+    }
+
+    /// Gives the card the next steps of the batch, and the way of their tokens to the host.
+    fn queue(&mut self, batch: &mut Batch, n_steps: usize) -> Result<Burst, CudaError> {
+        let (stream, n_padded) = (&self.stream, batch.n_padded);
+        let graph = self.graphs.at_least(n_padded);
+        let sampler = self.sampler.as_ref().filter(|_| batch.is_sampled);
+        for step in 0..n_steps {
+            let value = self.step_values.view(step..step + 1)?;
+            self.forward.step.all().copy_from(stream, value)?;
+            match graph {
+                Some((_, graph)) => graph.launch(stream)?,
+                None => graphs::decode_step(stream, &self.forward, &self.inputs, n_padded)?,
+            }
+            // Behind the argmax, whose choice it replaces.
+            if let Some(sampler) = sampler {
+                sampler.launch(stream, &self.forward, &self.inputs, n_padded, self.vocab)?;
+            }
+        }
+        batch.grow(n_steps);
+        let slot = self.next_slot;
+        self.next_slot = (slot + 1) % self.results.len();
+        let logprobs = sampler.filter(|_| batch.has_logprobs);
+        self.results[slot].copy(
+            stream,
+            &self.forward.history,
+            logprobs.map(DeviceSampler::logprobs),
+            n_steps * n_padded,
+        )?;
+        Ok(Burst {
+            n_steps,
+            n_padded,
+            slot,
+        })
+    }
+
+    /// Waits for the burst; its first `n_steps` tokens of each row.
+    fn read(
+        &self,
+        burst: Burst,
+        rows: &[PlanRow],
+        n_steps: usize,
+    ) -> Result<Vec<Vec<SampledToken>>, ExecutorError> {
+        let results = &self.results[burst.slot];
+        rows.iter()
+            .enumerate()
+            .map(|(i, row)| {
+                let Some(spec) = &row.sample else {
+                    return Ok(Vec::new());
+                };
+                (0..n_steps)
+                    .map(|step| results.token(step * burst.n_padded + i, spec))
+                    .collect::<Result<_, _>>()
+                    .map_err(|error| step_error(format!("request {}: {error}", row.request)))
+            })
+            .collect()
+    }
+}
+
+pub(super) fn no_sampler() -> ExecutorError {
+    step_error("the card was given rows to sample, and its sampler is off")
+}

@@ -1,0 +1,109 @@
+//! Any plan: prompts, prompts and decode rows together, and rows that the host samples.
+
+use std::borrow::Cow;
+
+use super::super::{ExecutorError, PlanRow, SampleSpec, StepOutput};
+use super::CudaExecutor;
+use super::decode::no_sampler;
+use super::passes::{passes, sampled};
+use super::run_ahead::feed;
+use super::sampling::{host_reason, is_greedy};
+use super::step_error;
+use crate::request::SampledToken;
+use crate::sampler;
+
+impl CudaExecutor {
+    /// Passes of as many tokens as fit, the head where tokens are wanted.
+    pub(super) fn general(
+        &mut self,
+        rows: &[PlanRow],
+        n_steps: usize,
+    ) -> Result<StepOutput, ExecutorError> {
+        let mut made: Vec<Vec<SampledToken>> = vec![Vec::new(); rows.len()];
+        for step in 0..n_steps {
+            let current: Cow<'_, [PlanRow]> = if step == 0 {
+                rows.into()
+            } else {
+                rows.iter().zip(&made).map(|(r, m)| feed(r, m)).collect()
+            };
+            for pass in passes(&current, self.inputs.max_tokens()) {
+                let (sampling, outputs) = sampled(&current, &pass);
+                let size = self.upload(&current, &pass, &outputs).map_err(step_error)?;
+                self.layers(size).map_err(step_error)?;
+                if outputs.is_empty() {
+                    continue;
+                }
+                self.head(outputs.len()).map_err(step_error)?;
+                let chosen = self.choose(&current, &sampling)?;
+                for (row, token) in sampling.into_iter().zip(chosen) {
+                    made[row].push(token);
+                }
+            }
+        }
+        Ok(StepOutput { rows: made })
+    }
+
+    /// A token for each of the first rows of the logits, which are those of `rows[chosen[i]]`:
+    /// on the card, but for what only the host's sampler can do.
+    fn choose(
+        &mut self,
+        rows: &[PlanRow],
+        chosen: &[usize],
+    ) -> Result<Vec<SampledToken>, ExecutorError> {
+        let specs: Vec<&SampleSpec> = chosen
+            .iter()
+            .filter_map(|row| rows[*row].sample.as_ref())
+            .collect();
+        let n = specs.len();
+        let on_card: Vec<Option<&SampleSpec>> = specs
+            .iter()
+            .map(|spec| self.is_for_card(spec, 1).then_some(*spec))
+            .collect();
+        let first = self.step_values.view(0..1).map_err(step_error)?;
+        let step = self.forward.step.all();
+        step.copy_from(&self.stream, first).map_err(step_error)?;
+        let mut logprobs = None;
+        if on_card.iter().flatten().all(|spec| is_greedy(spec)) {
+            self.forward
+                .argmax(&self.stream, &self.inputs, n, false)
+                .map_err(step_error)?;
+        } else {
+            let sampler = self.sampler.as_mut().ok_or_else(no_sampler)?;
+            sampler.upload(&self.stream, &on_card, n, self.vocab)?;
+            sampler
+                .launch(&self.stream, &self.forward, &self.inputs, n, self.vocab)
+                .map_err(step_error)?;
+            logprobs = Some(sampler.logprobs());
+        }
+        let results = &mut self.results[0];
+        results
+            .copy(&self.stream, &self.forward.history, logprobs, n)
+            .map_err(step_error)?;
+        let mut tokens = Vec::with_capacity(n);
+        for (i, spec) in specs.into_iter().enumerate() {
+            let request = rows[chosen[i]].request;
+            let token = if on_card[i].is_some() {
+                let of_request = |error| step_error(format!("request {request}: {error}"));
+                self.results[0].token(i, spec).map_err(of_request)?
+            } else {
+                if let Some(reason) = host_reason(spec, 1).filter(|_| self.sampler.is_some()) {
+                    tracing::debug!(%request, %reason, "the host's sampler chooses this token");
+                }
+                self.counts.host_sampled_tokens += 1;
+                self.sample_on_host(i, spec)?
+            };
+            tokens.push(token);
+        }
+        Ok(tokens)
+    }
+
+    /// Row `i` of the logits, which the card's sampler left as they are.
+    fn sample_on_host(&self, i: usize, spec: &SampleSpec) -> Result<SampledToken, ExecutorError> {
+        let logits = self.forward.logits();
+        let row = logits
+            .view(i * self.vocab..(i + 1) * self.vocab)
+            .and_then(|row| row.download(&self.stream))
+            .map_err(step_error)?;
+        sampler::sample(&row, spec, 0, &[]).map_err(step_error)
+    }
+}

@@ -1,0 +1,37 @@
+//! One executor's work on the card at a time.
+//!
+//! Blocks of the many-row projection wait for each other, so kernels of two executors of this
+//! process must not run side by side. A call holds the turn until its results are there. Work
+//! begun ahead outlives the call that queued it: then an event that marks its end stays in the
+//! turn, and the next executor waits for it. For the same executor its stream keeps the order.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use kernels::cuda::{CudaError, Event, Stream};
+
+/// Behind the work that is still on the card, if any.
+static TURN: Mutex<Option<Arc<Event>>> = Mutex::new(None);
+
+pub(super) struct Turn {
+    left: MutexGuard<'static, Option<Arc<Event>>>,
+}
+
+impl Turn {
+    /// Waits until no other executor's work is on the card. `own` is the caller's event.
+    pub fn take(own: &Arc<Event>) -> Result<Self, CudaError> {
+        let mut left = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(event) = left.take()
+            && !Arc::ptr_eq(&event, own)
+        {
+            event.synchronize()?;
+        }
+        Ok(Self { left })
+    }
+
+    /// What was given to `stream` so far may still run after this turn.
+    pub fn leave_work(&mut self, stream: &Stream, own: &Arc<Event>) -> Result<(), CudaError> {
+        own.record(stream)?;
+        *self.left = Some(Arc::clone(own));
+        Ok(())
+    }
+}
