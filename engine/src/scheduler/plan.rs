@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::sequence::Sequence;
+use super::waiting::Cursor;
 use super::{Place, Scheduler};
 use crate::executor::{PlanRow, StepPlan};
 use crate::kv::{PAGE_TOKENS, PageAllocator, pages_for};
@@ -33,6 +34,7 @@ impl Scheduler {
         let rows = self.prefill_rows(now, 0);
         self.decode_is_due = !rows.is_empty();
         if rows.is_empty() {
+            self.row_memory.take_back(rows);
             self.decode_step()
         } else {
             StepPlan { rows, n_steps: 1 }
@@ -47,25 +49,21 @@ impl Scheduler {
         let n_running = self.running.len();
         let mut rows = self.prefill_rows(now, n_riders);
         if rows.is_empty() {
+            self.row_memory.take_back(rows);
             return self.decode_step();
         }
-        rows.extend(
-            self.running[..n_running]
-                .iter()
-                .filter(|s| s.is_decoding())
-                .map(|s| s.row(1)),
-        );
+        for sequence in self.running[..n_running].iter().filter(|s| s.is_decoding()) {
+            self.row_memory.push(&mut rows, sequence, 1);
+        }
         StepPlan { rows, n_steps: 1 }
     }
 
     fn decode_step(&mut self) -> StepPlan {
         let n_steps = self.grow_decoding(self.config.n_continuous_decode_steps.max(1));
-        let rows = self
-            .running
-            .iter()
-            .filter(|s| s.is_decoding())
-            .map(|s| s.row(1))
-            .collect();
+        let mut rows = self.row_memory.list();
+        for sequence in self.running.iter().filter(|s| s.is_decoding()) {
+            self.row_memory.push(&mut rows, sequence, 1);
+        }
         StepPlan { rows, n_steps }
     }
 
@@ -111,11 +109,11 @@ impl Scheduler {
                 .map(|c| c.saturating_sub(n_riders).max(1)),
             is_untouched: true,
         };
-        let mut rows = Vec::new();
+        let mut rows = self.row_memory.list();
         for sequence in self.running.iter().filter(|s| !s.is_decoding()) {
             match budget.take(sequence.n_uncomputed()) {
                 0 => return rows,
-                n_tokens => rows.push(sequence.row(n_tokens)),
+                n_tokens => self.row_memory.push(&mut rows, sequence, n_tokens),
             }
         }
         let max_running = self.config.max_running_requests.max(1);
@@ -123,14 +121,14 @@ impl Scheduler {
             return rows;
         }
         self.waiting.refresh(self.allocator.prefixes());
-        let mut n_passed_over = 0;
+        let mut cursor = Cursor::default();
         while self.running.len() < max_running {
-            let Some(next) = self.waiting.nth(n_passed_over) else {
+            let Some((key, next)) = self.waiting.next(&cursor) else {
                 break;
             };
             let cached = self.allocator.lookup(next.shareable());
-            if n_passed_over < MAX_PASSED_OVER && self.is_being_computed(next, cached.n_pages) {
-                n_passed_over += 1;
+            if cursor.n_passed() < MAX_PASSED_OVER && self.is_being_computed(next, cached.n_pages) {
+                cursor.pass(key);
                 continue;
             }
             // One spare page for each running row, so that a newcomer is not preempted by the next
@@ -144,11 +142,11 @@ impl Scheduler {
             if n_tokens == 0 {
                 break;
             }
-            let Some(mut sequence) = self.waiting.remove_nth(n_passed_over) else {
+            let Some(mut sequence) = self.waiting.take(&cursor, key) else {
                 break;
             };
             self.give_pages(&mut sequence);
-            rows.push(sequence.row(n_tokens));
+            self.row_memory.push(&mut rows, &sequence, n_tokens);
             self.enter_running(sequence, now);
         }
         rows
@@ -185,7 +183,6 @@ impl Scheduler {
         if self.config.radix_cache {
             self.in_flight.insert(sequence.hashes_in_flight());
         }
-        self.waiting.prefixes_changed();
         self.place.insert(sequence.request.id, Place::Running);
         self.running.push(sequence);
     }

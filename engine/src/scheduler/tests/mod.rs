@@ -1,6 +1,7 @@
 //! Tables for each rule, against the mock executor.
 
 mod policies;
+mod purity;
 mod random;
 mod reuse;
 
