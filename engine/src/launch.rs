@@ -209,10 +209,7 @@ fn load_cuda(
         mem_fraction_static: config.mem_fraction_static,
         max_total_tokens: config.max_total_tokens,
         context_length: config.context_length,
-        kv_format: match config.kv_cache_dtype {
-            KvCacheDtype::Auto => KvFormat::F16,
-            KvCacheDtype::Fp8E4m3 => KvFormat::Fp8E4m3,
-        },
+        kv_format: kv_format(config),
         n_kv_splits: config.num_kv_splits,
         reduce_in_fp32: config.reduce_in_fp32,
         graphs: match &config.cuda_graph {
@@ -245,7 +242,8 @@ fn load_cpu(
         n_threads: config.n_threads,
         kv_pool_tokens: config
             .max_total_tokens
-            .unwrap_or_else(|| default_pool_tokens(checkpoint.config())),
+            .unwrap_or_else(|| default_pool_tokens(checkpoint.config(), kv_format(config))),
+        kv_format: kv_format(config),
         isa,
         activations: match config.cpu_activations {
             typed::CpuActivations::F32 => ActivationType::F32,
@@ -256,11 +254,18 @@ fn load_cpu(
     Ok(Box::new(CpuExecutor::load(checkpoint, options)?))
 }
 
+fn kv_format(config: &EngineConfig) -> KvFormat {
+    match config.kv_cache_dtype {
+        KvCacheDtype::Auto => KvFormat::F16,
+        KvCacheDtype::Fp8E4m3 => KvFormat::Fp8E4m3,
+    }
+}
+
 /// As many tokens as fit the share of memory that the pool may have by default, but no more
 /// than 16 sequences of the model's full length could use.
-fn default_pool_tokens(model: &ModelConfig) -> usize {
-    // K and V, f16.
-    let token_bytes = 2 * 2 * (model.n_layers * model.n_kv_heads * model.head_dim) as u64;
+fn default_pool_tokens(model: &ModelConfig, format: KvFormat) -> usize {
+    let n_values = 2 * model.n_layers * model.n_kv_heads * model.head_dim;
+    let token_bytes = (n_values * format.bytes_per_value()) as u64;
     let free = free_memory_bytes().unwrap_or(ASSUMED_FREE_BYTES);
     let budget = (free / POOL_SHARE_OF_FREE_MEMORY).min(MAX_DEFAULT_POOL_BYTES);
     let fits = (budget / token_bytes.max(1)) as usize;
