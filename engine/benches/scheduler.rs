@@ -1,9 +1,13 @@
-//! Cost of one step's bookkeeping: `plan` + `commit` with 256 running and 4096 waiting requests,
-//! under each policy.
+//! Cost of one step's bookkeeping, `plan` + `commit`, with 256 running and 4,096 waiting requests,
+//! under each policy. Limit: 50 µs.
 //!
-//! `full` is the steady state: the batch is full and every row decodes. In `turnover` one request
-//! ends each step and one is admitted in its place, so the queue is ordered as well; its figure is
-//! the mean over prefill steps (one row, with the ordering) and decode steps (all rows).
+//! - `full`: the batch is full and every row decodes.
+//! - `turnover`: one request ends each step and one is admitted in its place, so the queue is
+//!   ordered as well; the mean over prefill steps (one row) and decode steps (all rows).
+//! - `mixed`: the same with decode rows riding along in prefill steps, so that each step does all of
+//!   it.
+//!
+//! What the executor does, and the arrival of new requests, is not in the figures.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -11,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use engine::executor::{StepOutput, StepPlan};
-use engine::request::{Request, RequestId, SampledToken, SamplingParams, TokenEvent};
+use engine::request::{Request, RequestId, SampledToken, SamplingParams};
 use engine::scheduler::{PolicyName, Scheduler, SchedulerConfig};
 
 const N_RUNNING: u64 = 256;
@@ -20,6 +24,14 @@ const N_WAITING: u64 = 4096;
 const N_STEPS: u64 = 256;
 /// So many that no request ends by itself.
 const MAX_NEW_TOKENS: usize = 1024;
+const STOP_TOKEN: u32 = 2;
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Load {
+    Full,
+    Turnover,
+    Mixed,
+}
 
 fn request(id: u64) -> Request {
     // 64 prompts' beginnings, so that the prefix policies have something to compare.
@@ -36,104 +48,105 @@ fn request(id: u64) -> Request {
         prompt: prompt.collect(),
         sampling: Arc::new(SamplingParams::default()),
         max_new_tokens: MAX_NEW_TOKENS,
-        stop_token_ids: Arc::from([2]),
+        stop_token_ids: Arc::from([STOP_TOKEN]),
         priority: (id % 5) as i32,
     }
 }
 
-/// What an executor would return; costs little, and is part of what is measured.
-fn output_of(plan: &StepPlan) -> StepOutput {
-    let token = SampledToken {
-        token: 9,
-        logprob: None,
-        top_logprobs: Vec::new(),
-    };
-    let rows = plan.rows.iter().map(|row| {
-        if row.sample.is_some() {
-            vec![token.clone()]
-        } else {
-            Vec::new()
+/// What an executor would return; with `one_stops`, the row in the middle stops.
+fn output_of(plan: &StepPlan, one_stops: bool) -> StepOutput {
+    let middle = plan.rows.len() / 2;
+    let rows = plan.rows.iter().enumerate().map(|(i, row)| {
+        if row.sample.is_none() {
+            return Vec::new();
         }
+        let stops = one_stops && i == middle;
+        vec![SampledToken {
+            token: if stops { STOP_TOKEN } else { 9 },
+            logprob: None,
+            top_logprobs: Vec::new(),
+        }]
     });
     StepOutput {
         rows: rows.collect(),
     }
 }
 
-fn step(scheduler: &mut Scheduler, now: Duration) -> Vec<(RequestId, TokenEvent)> {
+/// One step, and what `plan` and `commit` took of it.
+fn step(scheduler: &mut Scheduler, one_stops: bool) -> Duration {
+    let now = Duration::from_millis(10);
+    let start = Instant::now();
     let plan = scheduler.plan(now);
-    let output = output_of(&plan);
-    scheduler.commit(&plan, output)
+    let planned = start.elapsed();
+    let output = output_of(&plan, one_stops);
+    let start = Instant::now();
+    let events = scheduler.commit(&plan, output);
+    scheduler.reuse(plan);
+    let committed = start.elapsed();
+    black_box(events);
+    planned + committed
 }
 
-fn loaded(policy: PolicyName) -> Scheduler {
+fn loaded(policy: PolicyName, load: Load) -> Scheduler {
     let mut scheduler = Scheduler::new(SchedulerConfig {
-        max_total_tokens: 1 << 24,
+        max_total_tokens: 1 << 18,
         max_running_requests: N_RUNNING as usize,
         max_prefill_tokens: 1 << 20,
+        mixed_chunk: load == Load::Mixed,
         policy,
         ..SchedulerConfig::default()
     });
     for id in 0..N_RUNNING + N_WAITING {
-        if scheduler
-            .add(request(id), Duration::from_micros(id))
-            .is_err()
-        {
-            unreachable!("the pool is larger than any request");
-        }
+        add(&mut scheduler, id);
     }
-    step(&mut scheduler, Duration::from_millis(5));
-    assert_eq!(scheduler.stats().n_running as u64, N_RUNNING);
+    // Who shares a beginning with another one waits for it, so this takes several steps.
+    while (scheduler.stats().n_running as u64) < N_RUNNING {
+        step(&mut scheduler, false);
+    }
+    // All of them decode, and the memory of a full plan is there.
+    for _ in 0..4 {
+        step(&mut scheduler, false);
+    }
     scheduler
 }
 
-/// Times `n_iterations` calls of `one`, on a scheduler that is never more than [`N_STEPS`] old.
-fn time_steps(
-    policy: PolicyName,
-    n_iterations: u64,
-    mut one: impl FnMut(&mut Scheduler),
-) -> Duration {
+fn add(scheduler: &mut Scheduler, id: u64) {
+    let arrival = Duration::from_micros(id);
+    if let Err(error) = scheduler.add(request(id), arrival) {
+        unreachable!("the pool is larger than any request: {error}");
+    }
+}
+
+fn time_steps(policy: PolicyName, load: Load, n_iterations: u64) -> Duration {
     let mut elapsed = Duration::ZERO;
     let mut n_left = n_iterations;
     while n_left > 0 {
-        let mut scheduler = loaded(policy);
+        let mut scheduler = loaded(policy, load);
+        let mut next_id = N_RUNNING + N_WAITING;
         let n_steps = n_left.min(N_STEPS);
-        let start = Instant::now();
         for _ in 0..n_steps {
-            one(&mut scheduler);
+            elapsed += step(&mut scheduler, load != Load::Full);
+            if load != Load::Full {
+                add(&mut scheduler, next_id);
+                next_id += 1;
+            }
         }
-        elapsed += start.elapsed();
         n_left -= n_steps;
     }
     elapsed
 }
 
 fn bench(c: &mut Criterion) {
-    let now = Duration::from_millis(10);
-    for policy in PolicyName::ALL {
-        c.bench_function(&format!("plan_commit/full/{policy}"), |b| {
-            b.iter_custom(|n| {
-                time_steps(policy, n, |scheduler| {
-                    black_box(step(scheduler, now));
-                })
+    for (name, load) in [
+        ("full", Load::Full),
+        ("turnover", Load::Turnover),
+        ("mixed", Load::Mixed),
+    ] {
+        for policy in PolicyName::ALL {
+            c.bench_function(&format!("plan_commit/{name}/{policy}"), |b| {
+                b.iter_custom(|n| time_steps(policy, load, n));
             });
-        });
-    }
-    for policy in PolicyName::ALL {
-        let mut next_id = N_RUNNING + N_WAITING;
-        c.bench_function(&format!("plan_commit/turnover/{policy}"), |b| {
-            b.iter_custom(|n| {
-                time_steps(policy, n, |scheduler| {
-                    // Prefill steps hold only the newcomer, decode steps all: either way one leaves.
-                    if let Some((id, _)) = step(scheduler, now).first() {
-                        scheduler.cancel(*id);
-                        let arrival = Duration::from_micros(next_id);
-                        black_box(scheduler.add(request(next_id), arrival).is_ok());
-                        next_id += 1;
-                    }
-                })
-            });
-        });
+        }
     }
 }
 

@@ -161,6 +161,7 @@ impl EngineLoop {
                 Err(failure) => self.scheduler.fail(&plan, &failure.message),
             };
             self.deliver(events);
+            self.scheduler.reuse(plan);
         }
     }
 

@@ -15,7 +15,7 @@ use crate::config::typed::{
 };
 use crate::config::{EngineArgs, EngineConfig};
 use crate::engine_loop::{self, EngineHandle, EngineLoopConfig, StartError};
-use crate::executor::cpu::{ActivationType, CpuExecutor, CpuLoadError, CpuOptions};
+use crate::executor::cpu::{self, ActivationType, CpuExecutor, CpuLoadError, CpuOptions};
 use crate::executor::cuda::{
     CudaExecutor, CudaLoadError, CudaOptions, Element, GraphSizes, KvFormat, Sampler, TuningOptions,
 };
@@ -277,7 +277,8 @@ fn load_cpu(
         n_threads: config.n_threads,
         kv_pool_tokens: config
             .max_total_tokens
-            .unwrap_or_else(|| default_pool_tokens(checkpoint.config())),
+            .unwrap_or_else(|| default_pool_tokens(checkpoint.config(), cpu_kv_format(config))),
+        kv_format: cpu_kv_format(config),
         isa,
         activations: match config.cpu_activations {
             typed::CpuActivations::F32 => ActivationType::F32,
@@ -288,11 +289,18 @@ fn load_cpu(
     Ok(Box::new(CpuExecutor::load(checkpoint, options)?))
 }
 
+fn cpu_kv_format(config: &EngineConfig) -> cpu::KvFormat {
+    match config.kv_cache_dtype {
+        KvCacheDtype::Auto => cpu::KvFormat::F16,
+        KvCacheDtype::Fp8E4m3 => cpu::KvFormat::Fp8E4m3,
+    }
+}
+
 /// As many tokens as fit the share of memory that the pool may have by default, but no more
 /// than 16 sequences of the model's full length could use.
-fn default_pool_tokens(model: &ModelConfig) -> usize {
-    // K and V, f16.
-    let token_bytes = 2 * 2 * (model.n_layers * model.n_kv_heads * model.head_dim) as u64;
+fn default_pool_tokens(model: &ModelConfig, format: cpu::KvFormat) -> usize {
+    let n_values = 2 * model.n_layers * model.n_kv_heads * model.head_dim;
+    let token_bytes = (n_values * format.bytes_per_value()) as u64;
     let free = free_memory_bytes().unwrap_or(ASSUMED_FREE_BYTES);
     let budget = (free / POOL_SHARE_OF_FREE_MEMORY).min(MAX_DEFAULT_POOL_BYTES);
     let fits = (budget / token_bytes.max(1)) as usize;
@@ -327,6 +335,8 @@ pub fn engine_loop_config(config: &EngineConfig, kv_pool_tokens: usize) -> Engin
             mixed_chunk: config.enable_mixed_chunk,
             n_continuous_decode_steps: config.num_continuous_decode_steps,
             radix_cache: config.radix_cache,
+            // Of the device, which is not known here.
+            run_ahead: false,
             policy: match config.schedule_policy {
                 SchedulePolicy::Fcfs => PolicyName::Fcfs,
                 SchedulePolicy::Lpm => PolicyName::Lpm,

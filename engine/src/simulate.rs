@@ -278,7 +278,9 @@ impl Player {
             let plan = self.scheduler.plan(self.now);
             let output = self.executor.execute(&plan)?;
             self.now += self.executor.take_elapsed();
-            for (id, event) in self.scheduler.commit(&plan, output) {
+            let events = self.scheduler.commit(&plan, output);
+            self.scheduler.reuse(plan);
+            for (id, event) in events {
                 if let Some(user) = self.take_in_event(id, event) {
                     self.send_next(case, &mut unsent, &mut n_sent, Some(user), self.now);
                 }

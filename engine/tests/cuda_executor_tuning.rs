@@ -5,7 +5,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use engine::executor::cuda::{CudaExecutor, CudaOptions, GraphSizes, KvFormat, TuningOptions};
+use engine::executor::cuda::{
+    CudaExecutor, CudaOptions, Element, GraphSizes, KvFormat, Sampler, TuningOptions,
+};
 use engine::executor::{Executor, PlanRow, SampleSpec, StepPlan};
 use engine::kv::PageIdx;
 use engine::model::config::Family;
@@ -41,7 +43,10 @@ fn load(
         mem_fraction_static: 0.5,
         max_total_tokens: Some(8192),
         context_length: None,
+        element: Element::F16,
         kv_format: KvFormat::F16,
+        sampler: Sampler::Device,
+        run_ahead: true,
         n_kv_splits: 8,
         reduce_in_fp32: true,
         graphs,

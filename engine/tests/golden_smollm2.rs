@@ -4,8 +4,8 @@
 
 use std::sync::{Arc, OnceLock};
 
-use engine::executor::cpu::{ActivationType, CpuExecutor, CpuOptions};
-use engine::executor::cuda::{CudaExecutor, CudaOptions, GraphSizes, KvFormat, Sampler};
+use engine::executor::cpu::{ActivationType, CpuExecutor, CpuOptions, KvFormat};
+use engine::executor::cuda::{self, CudaExecutor, CudaOptions, GraphSizes, Sampler};
 use engine::executor::{Executor, PlanRow, SampleSpec, StepPlan};
 use engine::kv::PageIdx;
 use engine::request::{RequestId, SamplingParams};
@@ -43,11 +43,12 @@ fn checkpoint() -> &'static dyn Checkpoint {
     })
 }
 
-fn executor(activations: ActivationType) -> CpuExecutor {
+fn executor(activations: ActivationType, kv_format: KvFormat) -> CpuExecutor {
     let options = CpuOptions {
         n_threads: 2,
         kv_pool_tokens: 1024,
         activations,
+        kv_format,
         ..CpuOptions::default()
     };
     CpuExecutor::load(checkpoint(), options).expect("executor")
@@ -80,9 +81,9 @@ struct Agreement {
     argmax_share: f64,
 }
 
-fn measure_cpu(activations: ActivationType) -> Agreement {
-    let mut executor = executor(activations);
-    let what = format!("activations {}", activations.name());
+fn measure_cpu(activations: ActivationType, kv_format: KvFormat) -> Agreement {
+    let mut executor = executor(activations, kv_format);
+    let what = format!("activations {}, KV {kv_format:?}", activations.name());
     measure(&what, &mut |rows, wanted| {
         executor.forward_logits(rows, wanted).expect("logits")
     })
@@ -128,7 +129,7 @@ fn measure(what: &str, forward: Logits<'_>) -> Agreement {
 
 #[test]
 fn f32_activations_agree_with_llama_cpp() {
-    let found = measure_cpu(ActivationType::F32);
+    let found = measure_cpu(ActivationType::F32, KvFormat::F16);
     assert!(found.mean <= 0.02, "mean {}", found.mean);
     assert!(found.p99 <= 0.1, "p99 {}", found.p99);
     assert!(found.argmax_share >= 0.99, "argmax {}", found.argmax_share);
@@ -136,10 +137,19 @@ fn f32_activations_agree_with_llama_cpp() {
 
 #[test]
 fn int8_activations_agree_with_llama_cpp() {
-    let found = measure_cpu(ActivationType::Int8);
+    let found = measure_cpu(ActivationType::Int8, KvFormat::F16);
     assert!(found.mean <= 0.1, "mean {}", found.mean);
     assert!(found.p99 <= 0.45, "p99 {}", found.p99);
     assert!(found.argmax_share >= 0.97, "argmax {}", found.argmax_share);
+}
+
+/// FP8 KV alone: the rest is as exact as it gets.
+#[test]
+fn fp8_kv_stays_close_to_llama_cpp() {
+    let found = measure_cpu(ActivationType::F32, KvFormat::Fp8E4m3);
+    assert!(found.mean <= 0.1, "mean {}", found.mean);
+    assert!(found.p99 <= 0.5, "p99 {}", found.p99);
+    assert!(found.argmax_share >= 0.95, "argmax {}", found.argmax_share);
 }
 
 /// Weights become f16 on the card, activations are f16, sums f32.
@@ -152,7 +162,8 @@ fn the_card_agrees_with_llama_cpp() {
         mem_fraction_static: 0.5,
         max_total_tokens: Some(1024),
         context_length: Some(1024),
-        kv_format: KvFormat::F16,
+        element: cuda::Element::F16,
+        kv_format: cuda::KvFormat::F16,
         n_kv_splits: 8,
         reduce_in_fp32: true,
         graphs: GraphSizes::Off,
@@ -173,7 +184,7 @@ fn the_card_agrees_with_llama_cpp() {
 /// greedy (its run went on behind an end-of-sequence token).
 #[test]
 fn greedy_text_is_llama_cpps() {
-    let mut executor = executor(ActivationType::F32);
+    let mut executor = executor(ActivationType::F32, KvFormat::F16);
     let case = &golden().cases[0];
     let greedy = case
         .steps

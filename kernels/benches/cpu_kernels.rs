@@ -4,7 +4,9 @@
 //! "stream" matrices are larger than the second-level cache, "resident" ones fit it.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use kernels::attention::{AttentionPlan, AttentionShape, KvPages, Sequence, forward as attend};
+use kernels::attention::{
+    AttentionPlan, AttentionShape, KvFormat, KvPages, Sequence, forward as attend,
+};
 use kernels::linear::{LinearInput, LinearPart, LinearWeights, forward};
 use kernels::pool::WorkerPool;
 use kernels::quant_linear::{BlockFormat, QuantActivations, QuantMatrix, QuantSource};
@@ -89,9 +91,14 @@ fn attention(c: &mut Criterion) -> Result<(), KernelError> {
         n_kv_heads: 3,
         head_dim: 64,
     };
-    for (name, start, n_tokens) in [("decode", 511, 1usize), ("prefill", 256, 256)] {
+    for (name, start, n_tokens, format) in [
+        ("decode", 511, 1usize, KvFormat::F16),
+        ("decode_fp8", 511, 1, KvFormat::Fp8E4m3),
+        ("prefill", 256, 256, KvFormat::F16),
+        ("prefill_fp8", 256, 256, KvFormat::Fp8E4m3),
+    ] {
         let n_pages = (start + n_tokens).div_ceil(16);
-        let kv = KvPages::new(shape, n_pages)?;
+        let kv = KvPages::new(shape, n_pages, format)?;
         let pages: Vec<u32> = (0..n_pages as u32).collect();
         let sequences = [Sequence {
             first: 0,

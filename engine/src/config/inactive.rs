@@ -21,6 +21,11 @@ pub fn inactive_flags(typed: &EngineArgs, device: Device) -> Vec<(String, String
         "--disable-custom-all-reduce",
         "one device has no all-reduce",
     );
+    note(
+        typed.stream_output,
+        "--stream-output",
+        "streamed chunks carry only the new text anyway",
+    );
     let needs_compile = "--enable-torch-compile was not given";
     note(
         typed.torch_compile_max_bs.is_some() && !typed.enable_torch_compile,
@@ -85,6 +90,16 @@ fn note_unused_on_cuda(typed: &EngineArgs, note: &mut impl FnMut(bool, &str, &st
             pass,
         ),
         (tier, "--enable-hierarchical-cache", no_tier),
+        (
+            tier && typed.hicache_ratio.is_some(),
+            "--hicache-ratio",
+            no_tier,
+        ),
+        (
+            tier && typed.hicache_size.is_some(),
+            "--hicache-size",
+            no_tier,
+        ),
         (
             typed.enable_two_batch_overlap,
             "--enable-two-batch-overlap",
@@ -173,11 +188,6 @@ fn note_unused_on_cpu(typed: &EngineArgs, note: &mut impl FnMut(bool, &str, &str
         typed.enable_hierarchical_cache && typed.hicache_size.is_some(),
         "--hicache-size",
         no_tier,
-    );
-    note(
-        typed.kv_cache_dtype.is_some(),
-        "--kv-cache-dtype",
-        "the CPU executor keeps KV pages in one type",
     );
     note(
         typed.enable_two_batch_overlap,

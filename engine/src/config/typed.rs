@@ -232,6 +232,10 @@ pub struct EngineArgs {
     #[arg(long, value_name = "STEPS", value_parser = count(1 << 30))]
     pub decode_log_interval: Option<usize>,
 
+    /// Accepted; streamed chunks carry only the new text anyway, as OpenAI's protocol has it
+    #[arg(long)]
+    pub stream_output: bool,
+
     /// Accepted; no model code is ever loaded, so there is nothing to trust
     #[arg(long)]
     pub trust_remote_code: bool,
@@ -265,10 +269,6 @@ pub struct HttpArgs {
     /// Tokens per streamed chunk [default: 1]
     #[arg(long, value_name = "TOKENS", value_parser = count(4096))]
     pub stream_interval: Option<usize>,
-
-    /// Stream only the new text; this is what the OpenAI protocol does anyway
-    #[arg(long)]
-    pub stream_output: bool,
 
     /// Largest request body [default: 4MiB]
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]

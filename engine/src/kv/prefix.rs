@@ -5,7 +5,7 @@
 //! order to admit; whether KV is shared is decided by the tokens themselves, in
 //! [`radix`](super::radix).
 
-use std::collections::HashMap;
+use rustc_hash::FxHashMap;
 
 use super::PAGE_TOKENS;
 
@@ -87,15 +87,27 @@ pub fn shared_pages(a: &[u64], b: &[u64]) -> usize {
 
 /// Prefixes that are of interest to those who come later, with the number of their holders: those
 /// of running requests and of cached pages, say.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub struct PrefixIndex {
-    n_holders: HashMap<u64, u32>,
+    n_holders: FxHashMap<u64, u32>,
+    n_changes: u64,
 }
+
+/// Equal where the same prefixes have as many holders, however they came to have them.
+impl PartialEq for PrefixIndex {
+    fn eq(&self, other: &Self) -> bool {
+        self.n_holders == other.n_holders
+    }
+}
+
+impl Eq for PrefixIndex {}
 
 impl PrefixIndex {
     pub fn insert(&mut self, chain: &[u64]) {
         for &hash in chain {
-            *self.n_holders.entry(hash).or_insert(0) += 1;
+            let n_holders = self.n_holders.entry(hash).or_insert(0);
+            self.n_changes += u64::from(*n_holders == 0);
+            *n_holders += 1;
         }
     }
 
@@ -105,9 +117,16 @@ impl PrefixIndex {
                 *n -= 1;
                 if *n == 0 {
                     self.n_holders.remove(&hash);
+                    self.n_changes += 1;
                 }
             }
         }
+    }
+
+    /// How often a prefix got its first holder or lost its last one: while this stays the same,
+    /// so does every answer of [`Self::contains`] and [`Self::matched_tokens`].
+    pub fn n_changes(&self) -> u64 {
+        self.n_changes
     }
 
     /// Somebody holds the prefix of this hash.
@@ -147,9 +166,12 @@ mod tests {
         let short = chain_hashes(&[7; 32]);
         let mut index = PrefixIndex::default();
         index.insert(&long);
+        assert_eq!(index.n_changes(), 4);
         index.insert(&short);
+        assert_eq!(index.n_changes(), 4, "these had a holder already");
         assert_eq!(index.matched_tokens(&long), 64);
         index.remove(&long);
+        assert_eq!(index.n_changes(), 6);
         assert_eq!(index.matched_tokens(&long), 32);
         index.remove(&short);
         assert_eq!(index.matched_tokens(&long), 0);

@@ -12,7 +12,9 @@
 //! leaves. That happens in order of last use.
 //! Deliberately absent: whose pages these are, and when to give one up.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
+
+use rustc_hash::FxHashMap;
 
 use super::prefix::{Prefix, PrefixIndex, extend_chain};
 use super::{IntegrityError, PAGE_TOKENS, PageIdx, PagePool};
@@ -31,7 +33,7 @@ struct Node {
     pages: Vec<PageIdx>,
     parent: NodeId,
     /// By the hash of their first page.
-    children: HashMap<u64, NodeId>,
+    children: FxHashMap<u64, NodeId>,
     /// Never before that of a child.
     last_used: u64,
     /// Under which time it is in `unlocked_leaves`, if it is.

@@ -12,7 +12,7 @@ impl Scheduler {
     pub fn commit(&mut self, plan: &StepPlan, output: StepOutput) -> Vec<(RequestId, TokenEvent)> {
         let mut events = Events::with_capacity(plan.rows.len() * plan.n_steps);
         let mut outputs = output.rows.into_iter();
-        let mut cursor = 0;
+        let (mut cursor, mut any_ended) = (0, false);
         for row in &plan.rows {
             let mut sampled = outputs.next().unwrap_or_default();
             sampled.truncate(plan.n_steps.max(1));
@@ -22,10 +22,13 @@ impl Scheduler {
             let sequence = &mut self.running[i];
             if sequence.n_computed == row.start && !sequence.ended {
                 sequence.accept(row, sampled, &mut events);
+                any_ended |= sequence.ended;
                 self.keep_prompt(i);
             }
         }
-        self.remove_ended();
+        if any_ended {
+            self.remove_ended();
+        }
         events
     }
 
@@ -60,12 +63,20 @@ impl Scheduler {
             .remove(&sequence.prefix_hashes[sequence.n_kept_pages..n_computed]);
         sequence.n_kept_pages = n_computed;
         super::keep(&mut self.allocator, sequence, n_computed);
-        self.waiting.prefixes_changed();
     }
 
     /// Index of a running request. Rows come in the order of `running`, give or take a wrap, so
-    /// looking on from the last hit makes a step's look-ups linear together.
+    /// most are where the cursor is, and looking on from there makes a step's look-ups linear
+    /// together.
     fn find_running(&self, id: RequestId, cursor: &mut usize) -> Option<usize> {
+        if self
+            .running
+            .get(*cursor)
+            .is_some_and(|s| s.request.id == id)
+        {
+            *cursor += 1;
+            return Some(*cursor - 1);
+        }
         if !matches!(self.place.get(&id), Some(super::Place::Running)) {
             return None;
         }
@@ -78,9 +89,6 @@ impl Scheduler {
     }
 
     fn remove_ended(&mut self) {
-        if !self.running.iter().any(|s| s.ended) {
-            return;
-        }
         let ended: Vec<_> = self.running.extract_if(.., |s| s.ended).collect();
         for mut sequence in ended {
             self.place.remove(&sequence.request.id);

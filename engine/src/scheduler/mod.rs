@@ -29,15 +29,18 @@
 mod commit;
 mod plan;
 pub mod policy;
+mod row_memory;
 mod sequence;
 #[cfg(test)]
 mod tests;
 mod waiting;
 
-use std::collections::HashMap;
 use std::time::Duration;
 
+use rustc_hash::FxHashMap;
+
 pub use self::policy::{PolicyName, UnknownPolicy};
+use self::row_memory::RowMemory;
 use self::sequence::Sequence;
 use self::waiting::{QueueKey, WaitingQueue};
 use crate::executor::StepPlan;
@@ -160,7 +163,7 @@ pub struct Scheduler {
     waiting: WaitingQueue,
     /// In order of admission; the last is the first to be preempted.
     running: Vec<Sequence>,
-    place: HashMap<RequestId, Place>,
+    place: FxHashMap<RequestId, Place>,
     /// Pages of prompts that running requests are computing, by chain hash.
     in_flight: PrefixIndex,
     n_arrived: u64,
@@ -170,6 +173,7 @@ pub struct Scheduler {
     /// The last step computed prompts and no decode row, so decode rows are next.
     decode_is_due: bool,
     queue_waits: Vec<Duration>,
+    row_memory: RowMemory,
 }
 
 impl Scheduler {
@@ -181,7 +185,7 @@ impl Scheduler {
             ),
             waiting: WaitingQueue::new(config.policy.build(config.policy_seed)),
             running: Vec::new(),
-            place: HashMap::new(),
+            place: FxHashMap::default(),
             in_flight: PrefixIndex::default(),
             n_arrived: 0,
             n_prompt_tokens: 0,
@@ -189,6 +193,7 @@ impl Scheduler {
             n_preemptions: 0,
             decode_is_due: false,
             queue_waits: Vec::new(),
+            row_memory: RowMemory::default(),
             config,
         }
     }
@@ -244,6 +249,11 @@ impl Scheduler {
         })
     }
 
+    /// Takes the memory of a plan that was carried out; a later one is written into it.
+    pub fn reuse(&mut self, plan: StepPlan) {
+        self.row_memory.take_back(plan.rows);
+    }
+
     /// No request is waiting or running.
     pub fn is_idle(&self) -> bool {
         self.place.is_empty()
@@ -292,7 +302,6 @@ impl Scheduler {
             keep(&mut self.allocator, sequence, n_pages);
         }
         self.allocator.free(&mut sequence.pages);
-        self.waiting.prefixes_changed();
     }
 
     /// Sends the last admitted sequence back to the queue, to recompute its tokens later.

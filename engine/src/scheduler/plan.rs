@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::sequence::Sequence;
+use super::waiting::Cursor;
 use super::{Place, Scheduler};
 use crate::executor::{PlanRow, StepPlan};
 use crate::kv::{PAGE_TOKENS, PageAllocator, pages_for};
@@ -33,6 +34,7 @@ impl Scheduler {
         let rows = self.prefill_rows(now, 0);
         self.decode_is_due = !rows.is_empty();
         if rows.is_empty() {
+            self.row_memory.take_back(rows);
             self.decode_step(Then::Decode)
         } else {
             prefill_step(rows)
@@ -47,14 +49,12 @@ impl Scheduler {
         let n_running = self.running.len();
         let mut rows = self.prefill_rows(now, n_riders);
         if rows.is_empty() {
+            self.row_memory.take_back(rows);
             return self.decode_step(Then::Decode);
         }
-        rows.extend(
-            self.running[..n_running]
-                .iter()
-                .filter(|s| s.is_decoding())
-                .map(|s| s.row(1)),
-        );
+        for sequence in self.running[..n_running].iter().filter(|s| s.is_decoding()) {
+            self.row_memory.push(&mut rows, sequence, 1);
+        }
         prefill_step(rows)
     }
 
@@ -65,12 +65,10 @@ impl Scheduler {
         } else {
             0
         };
-        let rows = self
-            .running
-            .iter()
-            .filter(|s| s.is_decoding())
-            .map(|s| s.row(1))
-            .collect();
+        let mut rows = self.row_memory.list();
+        for sequence in self.running.iter().filter(|s| s.is_decoding()) {
+            self.row_memory.push(&mut rows, sequence, 1);
+        }
         StepPlan {
             rows,
             n_steps,
@@ -140,11 +138,11 @@ impl Scheduler {
                 .map(|c| c.saturating_sub(n_riders).max(1)),
             is_untouched: true,
         };
-        let mut rows = Vec::new();
+        let mut rows = self.row_memory.list();
         for sequence in self.running.iter().filter(|s| !s.is_decoding()) {
             match budget.take(sequence.n_uncomputed()) {
                 0 => return rows,
-                n_tokens => rows.push(sequence.row(n_tokens)),
+                n_tokens => self.row_memory.push(&mut rows, sequence, n_tokens),
             }
         }
         let max_running = self.config.max_running_requests.max(1);
@@ -152,14 +150,14 @@ impl Scheduler {
             return rows;
         }
         self.waiting.refresh(self.allocator.prefixes());
-        let mut n_passed_over = 0;
+        let mut cursor = Cursor::default();
         while self.running.len() < max_running {
-            let Some(next) = self.waiting.nth(n_passed_over) else {
+            let Some((key, next)) = self.waiting.next(&cursor) else {
                 break;
             };
             let cached = self.allocator.lookup(next.shareable());
-            if n_passed_over < MAX_PASSED_OVER && self.is_being_computed(next, cached.n_pages) {
-                n_passed_over += 1;
+            if cursor.n_passed() < MAX_PASSED_OVER && self.is_being_computed(next, cached.n_pages) {
+                cursor.pass(key);
                 continue;
             }
             // One spare page for each running row, so that a newcomer is not preempted by the next
@@ -173,11 +171,11 @@ impl Scheduler {
             if n_tokens == 0 {
                 break;
             }
-            let Some(mut sequence) = self.waiting.remove_nth(n_passed_over) else {
+            let Some(mut sequence) = self.waiting.take(&cursor, key) else {
                 break;
             };
             self.give_pages(&mut sequence);
-            rows.push(sequence.row(n_tokens));
+            self.row_memory.push(&mut rows, &sequence, n_tokens);
             self.enter_running(sequence, now);
         }
         rows
@@ -214,7 +212,6 @@ impl Scheduler {
         if self.config.radix_cache {
             self.in_flight.insert(sequence.hashes_in_flight());
         }
-        self.waiting.prefixes_changed();
         self.place.insert(sequence.request.id, Place::Running);
         self.running.push(sequence);
     }

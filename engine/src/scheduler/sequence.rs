@@ -86,25 +86,35 @@ impl Sequence {
         prefix.first((self.tokens.len() - 1) / PAGE_TOKENS)
     }
 
-    /// The row that computes the next `n_tokens` known tokens.
-    pub fn row(&self, n_tokens: usize) -> PlanRow {
+    /// Writes the row that computes the next `n_tokens` known tokens over `row`, whatever that was.
+    pub fn write_row(&self, n_tokens: usize, row: &mut PlanRow) {
         let end = (self.n_computed + n_tokens).min(self.tokens.len());
-        let sample = (end == self.tokens.len()).then(|| SampleSpec {
-            params: Arc::clone(&self.request.sampling),
-            output_index: self.n_output(),
-            history: if self.request.sampling.needs_history() {
-                self.tokens.clone()
-            } else {
-                Vec::new()
-            },
-            n_prompt: self.n_prompt(),
+        row.request = self.request.id;
+        row.start = self.n_computed;
+        row.tokens.clear();
+        row.tokens
+            .extend_from_slice(&self.tokens[self.n_computed..end]);
+        row.pages.clear();
+        row.pages.extend_from_slice(self.pages.as_slice());
+        if end < self.tokens.len() {
+            row.sample = None;
+            return;
+        }
+        let params = &self.request.sampling;
+        let spec = row.sample.get_or_insert_with(|| SampleSpec {
+            params: Arc::clone(params),
+            output_index: 0,
+            history: Vec::new(),
+            n_prompt: 0,
         });
-        PlanRow {
-            request: self.request.id,
-            tokens: self.tokens[self.n_computed..end].to_vec(),
-            start: self.n_computed,
-            pages: self.pages.as_slice().to_vec(),
-            sample,
+        if !Arc::ptr_eq(&spec.params, params) {
+            spec.params = Arc::clone(params);
+        }
+        spec.output_index = self.n_output();
+        spec.n_prompt = self.n_prompt();
+        spec.history.clear();
+        if params.needs_history() {
+            spec.history.extend_from_slice(&self.tokens);
         }
     }
 

@@ -1,7 +1,12 @@
 //! The queue of requests that wait for admission, ordered by virtual start
 //! (see [`policy`](super::policy)).
+//!
+//! Ageing is in the virtual start, so the passing of time changes no order. What the policy says of
+//! a request at its entry is the request's place for good; an order of the longest-waiting ones
+//! that depends on the others is kept for as long as what it was made from stays the same.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::time::Duration;
 
 use super::policy::{Candidate, MAX_HANDICAP_US, PREFIX_WINDOW, Policy};
@@ -18,10 +23,42 @@ pub(super) struct QueueKey {
 #[derive(Debug)]
 pub(super) struct WaitingQueue {
     policy: Box<dyn Policy>,
-    sequences: BTreeMap<QueueKey, Sequence>,
+    /// Boxed, so that the queue's own nodes are dense.
+    sequences: BTreeMap<QueueKey, Box<Sequence>>,
     /// For policies that order a window anew: its keys, first to be admitted last. Otherwise empty.
     window: Vec<QueueKey>,
-    window_is_stale: bool,
+    /// What `window` was made from; `None` where that changed.
+    window_source: Option<WindowSource>,
+    /// Kept for their memory.
+    handicaps_us: Vec<i64>,
+    order: Vec<(i64, QueueKey)>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct WindowSource {
+    /// Who is behind this place is not in the window; `None` where everybody is in it.
+    last: Option<QueueKey>,
+    /// Of the prefix index.
+    n_changes: u64,
+}
+
+/// How far a step's admissions have come.
+#[derive(Debug, Default)]
+pub(super) struct Cursor {
+    n_passed: usize,
+    last_passed: Option<QueueKey>,
+}
+
+impl Cursor {
+    /// Leaves the request at `key`, the one that [`WaitingQueue::next`] named, in the queue.
+    pub fn pass(&mut self, key: QueueKey) {
+        self.n_passed += 1;
+        self.last_passed = Some(key);
+    }
+
+    pub fn n_passed(&self) -> usize {
+        self.n_passed
+    }
 }
 
 pub(super) fn virtual_start_us(arrival: Duration, handicap_us: i64) -> i64 {
@@ -34,7 +71,9 @@ impl WaitingQueue {
             policy,
             sequences: BTreeMap::new(),
             window: Vec::new(),
-            window_is_stale: true,
+            window_source: None,
+            handicaps_us: Vec::new(),
+            order: Vec::new(),
         }
     }
 
@@ -52,73 +91,95 @@ impl WaitingQueue {
             virtual_start_us: virtual_start_us(sequence.arrival, handicap_us),
             arrival_index: sequence.arrival_index,
         };
-        self.sequences.insert(key, sequence);
-        self.window_is_stale = true;
+        self.sequences.insert(key, Box::new(sequence));
+        self.changed_at(key);
         key
     }
 
     pub fn remove(&mut self, key: QueueKey) -> Option<Sequence> {
-        self.window_is_stale = true;
-        self.sequences.remove(&key)
+        self.changed_at(key);
+        self.sequences.remove(&key).map(|sequence| *sequence)
     }
 
-    /// Running requests or cached pages changed: what prefix-aware policies computed no longer holds.
-    pub fn prefixes_changed(&mut self) {
-        self.window_is_stale = true;
+    /// Somebody came or went at `key`.
+    fn changed_at(&mut self, key: QueueKey) {
+        let last = self.window_source.and_then(|source| source.last);
+        if last.is_none_or(|last| key <= last) {
+            self.window_source = None;
+        }
     }
 
     /// Orders the window anew if anything changed. Called once a step, before admissions.
     pub fn refresh(&mut self, held: &PrefixIndex) {
-        if !self.window_is_stale {
+        if !self.policy.orders_window() {
             return;
         }
-        self.window_is_stale = false;
-        self.window.clear();
-        // Asking with an empty window tells whether the policy orders one at all.
-        if self.policy.window_handicaps_us(&[], held).is_none() {
+        let n_changes = held.n_changes();
+        if self
+            .window_source
+            .is_some_and(|source| source.n_changes == n_changes)
+        {
             return;
         }
-        let (keys, candidates): (Vec<QueueKey>, Vec<Candidate<'_>>) = self
+        let candidates: Vec<Candidate<'_>> = self
             .sequences
-            .iter()
+            .values()
             .take(PREFIX_WINDOW)
-            .map(|(key, sequence)| (*key, candidate(sequence)))
-            .unzip();
-        let handicaps = self
-            .policy
-            .window_handicaps_us(&candidates, held)
-            .unwrap_or_default();
-        let mut order: Vec<(i64, QueueKey)> = keys
-            .into_iter()
-            .zip(handicaps)
-            .map(|(key, handicap_us)| {
-                let clamped = handicap_us.clamp(-MAX_HANDICAP_US, MAX_HANDICAP_US);
-                (key.virtual_start_us + clamped, key)
-            })
+            .map(|sequence| candidate(sequence))
             .collect();
-        order.sort_unstable_by(|a, b| b.cmp(a));
-        self.window.extend(order.into_iter().map(|(_, key)| key));
+        self.handicaps_us.clear();
+        self.policy
+            .window_handicaps_us(&candidates, held, &mut self.handicaps_us);
+        self.order.clear();
+        self.order
+            .extend(
+                self.sequences
+                    .keys()
+                    .zip(&self.handicaps_us)
+                    .map(|(key, handicap_us)| {
+                        let clamped = handicap_us.clamp(&-MAX_HANDICAP_US, &MAX_HANDICAP_US);
+                        (key.virtual_start_us + clamped, *key)
+                    }),
+            );
+        self.window_source = Some(WindowSource {
+            last: self
+                .order
+                .last()
+                .filter(|_| self.sequences.len() > PREFIX_WINDOW)
+                .map(|(_, key)| *key),
+            n_changes,
+        });
+        self.order.sort_unstable_by(|a, b| b.cmp(a));
+        self.window.clear();
+        self.window.extend(self.order.iter().map(|(_, key)| *key));
     }
 
-    /// The request to be admitted after `n_before` others; behind the window there is none until
-    /// the next [`Self::refresh`].
-    pub fn nth(&self, n_before: usize) -> Option<&Sequence> {
-        if self.window.is_empty() {
-            return self.sequences.values().nth(n_before);
+    /// The request to be admitted behind those that the step has passed over; behind the window
+    /// there is none until the next [`Self::refresh`].
+    pub fn next(&self, cursor: &Cursor) -> Option<(QueueKey, &Sequence)> {
+        if self.policy.orders_window() {
+            let i = self.window.len().checked_sub(cursor.n_passed + 1)?;
+            let key = self.window[i];
+            return Some((key, self.sequences.get(&key)?));
         }
-        let i = self.window.len().checked_sub(n_before + 1)?;
-        self.sequences.get(&self.window[i])
+        let behind = cursor.last_passed.map_or(Bound::Unbounded, Bound::Excluded);
+        let (key, sequence) = self.sequences.range((behind, Bound::Unbounded)).next()?;
+        Some((*key, sequence))
     }
 
-    /// Takes [`Self::nth`] out.
-    pub fn remove_nth(&mut self, n_before: usize) -> Option<Sequence> {
-        if self.window.is_empty() {
-            let key = *self.sequences.keys().nth(n_before)?;
-            return self.sequences.remove(&key);
+    /// Takes out the request at `key`, the one that [`Self::next`] named.
+    pub fn take(&mut self, cursor: &Cursor, key: QueueKey) -> Option<Sequence> {
+        if self.policy.orders_window() {
+            let i = self.window.len().checked_sub(cursor.n_passed + 1)?;
+            self.window.remove(i);
         }
-        let i = self.window.len().checked_sub(n_before + 1)?;
-        let key = self.window.remove(i);
-        self.sequences.remove(&key)
+        self.remove(key)
+    }
+
+    /// Forgets what is kept, for the test that keeping it changes nothing.
+    #[cfg(test)]
+    pub fn forget_order(&mut self) {
+        self.window_source = None;
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use engine::executor::cpu::{ActivationType, CpuExecutor, CpuOptions};
+use engine::executor::cpu::{ActivationType, CpuExecutor, CpuOptions, KvFormat};
 use engine::executor::{Executor, PlanRow, SampleSpec, StepPlan};
 use engine::kv::PageIdx;
 use engine::model::config::Family;
@@ -29,10 +29,13 @@ fn alone(executor: &mut CpuExecutor, sequence: &[u32]) -> Vec<f32> {
         .expect("logits")
 }
 
-fn check(format: ElementFormat, activations: ActivationType, isa: Isa) {
+fn check(format: ElementFormat, activations: ActivationType, kv_format: KvFormat, isa: Isa) {
     let checkpoint = checkpoint(format);
     let vocab = wide_config(Family::Qwen3).vocab;
-    let options = options(activations, isa);
+    let options = CpuOptions {
+        kv_format,
+        ..options(activations, isa)
+    };
     let mut executor = executor(&checkpoint, options.clone());
     let sequence = tokens(LENGTH, 1, vocab);
     let expected = alone(&mut executor, &sequence);
@@ -75,16 +78,38 @@ fn check(format: ElementFormat, activations: ActivationType, isa: Isa) {
 #[test]
 fn quantised_weights() {
     for isa in Isa::available() {
-        check(ElementFormat::Q4_1, ActivationType::Int8, isa);
-        check(ElementFormat::Q6K, ActivationType::Int8, isa);
-        check(ElementFormat::Q4_1, ActivationType::F32, isa);
+        check(
+            ElementFormat::Q4_1,
+            ActivationType::Int8,
+            KvFormat::F16,
+            isa,
+        );
+        check(ElementFormat::Q6K, ActivationType::Int8, KvFormat::F16, isa);
+        check(ElementFormat::Q4_1, ActivationType::F32, KvFormat::F16, isa);
+    }
+}
+
+#[test]
+fn fp8_kv() {
+    for isa in Isa::available() {
+        check(
+            ElementFormat::Q4_1,
+            ActivationType::Int8,
+            KvFormat::Fp8E4m3,
+            isa,
+        );
     }
 }
 
 #[test]
 fn half_precision_weights() {
     for isa in Isa::available() {
-        check(ElementFormat::BF16, ActivationType::Int8, isa);
+        check(
+            ElementFormat::BF16,
+            ActivationType::Int8,
+            KvFormat::F16,
+            isa,
+        );
     }
 }
 

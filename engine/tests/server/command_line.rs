@@ -11,19 +11,19 @@ use serde_json::json;
 
 #[derive(Debug, Parser)]
 #[command(args_override_self = true)]
-struct Line {
+pub struct Line {
     #[command(flatten)]
     serve: ServeArgs,
 }
 
-fn parse(line: &str) -> Result<ServeArgs, String> {
+pub fn parse(line: &str) -> Result<ServeArgs, String> {
     let words = std::iter::once("serve").chain(line.split_whitespace());
     Line::try_parse_from(words)
         .map(|line| line.serve)
         .map_err(|error| error.to_string())
 }
 
-fn resolve(line: &str) -> Result<ServeConfig, String> {
+pub fn resolve(line: &str) -> Result<ServeConfig, String> {
     parse(line)?.resolve().map_err(|error| error.to_string())
 }
 

@@ -2,12 +2,9 @@
 //! what it was asked for.
 
 use std::collections::HashMap;
-use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Request, State};
@@ -21,18 +18,21 @@ use tokio::net::TcpListener;
 
 use crate::client;
 use crate::fixture::write_tokenizer;
+use crate::program::Program;
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
 #[derive(Clone)]
-struct Hub {
+pub struct Hub {
+    /// `org/name`
+    repo: String,
     files: Arc<HashMap<String, Vec<u8>>>,
     asked: Arc<Mutex<Vec<String>>>,
 }
 
 impl Hub {
-    /// `org/name` with the files of a folder.
-    fn of(folder: &Path) -> Self {
+    /// `repo` with the files of a folder.
+    pub fn of(repo: &str, folder: &Path) -> Self {
         let files = std::fs::read_dir(folder)
             .expect("a folder")
             .map(|entry| {
@@ -42,12 +42,13 @@ impl Hub {
             })
             .collect();
         Self {
+            repo: repo.to_owned(),
             files: Arc::new(files),
             asked: Arc::default(),
         }
     }
 
-    async fn start(&self) -> SocketAddr {
+    pub async fn start(&self) -> SocketAddr {
         let listener = TcpListener::bind(("127.0.0.1", 0))
             .await
             .expect("a free port");
@@ -60,13 +61,14 @@ impl Hub {
 
 async fn answer(State(hub): State<Hub>, headers: HeaderMap, request: Request) -> Response {
     let path = request.uri().path();
-    if path.starts_with("/api/models/org/name/revision/") {
+    let repo = &hub.repo;
+    if path.starts_with(&format!("/api/models/{repo}/revision/")) {
         let names = hub.files.keys();
         let siblings: Vec<_> = names.map(|name| json!({ "rfilename": name })).collect();
         return axum::Json(json!({ "sha": COMMIT, "siblings": siblings })).into_response();
     }
     let name = path
-        .strip_prefix(&format!("/org/name/resolve/{COMMIT}/"))
+        .strip_prefix(&format!("/{repo}/resolve/{COMMIT}/"))
         .unwrap_or(path);
     hub.asked.lock().expect("no panic").push(name.to_owned());
     let Some(bytes) = hub.files.get(name) else {
@@ -83,15 +85,13 @@ async fn answer(State(hub): State<Hub>, headers: HeaderMap, request: Request) ->
     (StatusCode::PARTIAL_CONTENT, headers, commit, body).into_response()
 }
 
-/// Ended with the test, however it goes.
-struct Program(Child);
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        // It may have ended by itself, which the test then says.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+/// Variables that make the program ask this hub and keep what it got below `folder`.
+pub fn hub_environment(endpoint: SocketAddr, folder: &Path) -> [(&'static str, String); 3] {
+    [
+        ("HF_ENDPOINT", format!("http://{endpoint}")),
+        ("HF_HOME", folder.join("hf").display().to_string()),
+        ("HF_HUB_CACHE", folder.join("hf/hub").display().to_string()),
+    ]
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -100,34 +100,17 @@ async fn dummy_weights_of_a_hub_model_fetch_none() {
     let model = folder.path().join("model");
     write_folder(&model, &tiny_config(Family::Qwen3), FolderFormat::F16, 1, 2).expect("written");
     write_tokenizer(&model);
-    let hub = Hub::of(&model);
+    let hub = Hub::of("org/name", &model);
     let endpoint = hub.start().await;
 
-    let mut program = Command::new(env!("CARGO_BIN_EXE_engine"));
-    program
-        .args("serve --host 127.0.0.1 --port 0 --device cpu --n-threads 1".split(' '))
-        .args("--max-total-tokens 256 --load-format dummy --model-path org/name".split(' '))
-        .arg("--cache-dir")
-        .arg(folder.path().join("cache"))
-        .env("HF_ENDPOINT", format!("http://{endpoint}"))
-        .env("HF_HOME", folder.path().join("hf"))
-        .env_remove("HF_HUB_CACHE")
-        .env_remove("HF_HUB_OFFLINE")
-        .stdout(Stdio::piped());
-    let mut program = Program(program.spawn().expect("the program starts"));
-    let mut stdout = BufReader::new(program.0.stdout.take().expect("piped"));
-    let mut line = String::new();
-    stdout.read_line(&mut line).expect("a line");
-    let address: SocketAddr = line
-        .trim()
-        .strip_prefix("listening on http://")
-        .and_then(|address| address.parse().ok())
-        .unwrap_or_else(|| panic!("no address in {line:?}"));
-    while client::get(address, "/health").await.status != 200 {
-        let ended = program.0.try_wait().expect("a child");
-        assert_eq!(ended, None, "the server gave up");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    let cache = folder.path().join("cache");
+    let line = format!(
+        "--host 127.0.0.1 --port 0 --device cpu --n-threads 1 --max-total-tokens 256 \
+         --load-format dummy --model-path org/name --cache-dir {}",
+        cache.display()
+    );
+    let program = Program::start(&line, &hub_environment(endpoint, folder.path())).await;
+    let address = program.address;
 
     let body = json!({"prompt": "x", "max_tokens": 3, "ignore_eos": true});
     let answer = client::post(address, "/v1/completions", &body).await;

@@ -4,7 +4,8 @@
 //! query adds `q[d] * keys[d]`; no sum across lanes is needed. Pages go in chunks of
 //! [`CHUNK_PAGES`]; after each, the running maximum, sum and output are brought up to date.
 
-use super::{KvPages, MAX_HEAD_DIM, PAGE_TOKENS, Sequence, Unit};
+use super::pages::{Element, F16, Fp8E4m3};
+use super::{KvFormat, KvPages, MAX_HEAD_DIM, PAGE_TOKENS, Sequence, Unit};
 use crate::isa::Isa;
 use crate::lanes::{LANES, Lanes, at, at_mut, exp, for_isa};
 use crate::pool::DisjointMut;
@@ -24,7 +25,7 @@ pub(super) unsafe fn run_unit(
     q: &[f32],
     out: &DisjointMut<'_, f32>,
 ) {
-    let shape = kv.shape;
+    let shape = kv.shape();
     let (head_dim, group) = (shape.head_dim, shape.n_q_heads / shape.n_kv_heads);
     let mut queries = [[0.0f32; MAX_HEAD_DIM]; QUERIES];
     let mut results = [[0.0f32; MAX_HEAD_DIM]; QUERIES];
@@ -80,7 +81,7 @@ fn attend_one<L: Lanes>(
     queries: &[[f32; MAX_HEAD_DIM]; QUERIES],
     results: &mut [[f32; MAX_HEAD_DIM]; QUERIES],
 ) {
-    attend::<L, 1>(kv, pages, kv_head, lengths, queries, results);
+    attend_in_format::<L, 1>(kv, pages, kv_head, lengths, queries, results);
 }
 
 #[inline(always)]
@@ -92,12 +93,11 @@ fn attend_many<L: Lanes>(
     queries: &[[f32; MAX_HEAD_DIM]; QUERIES],
     results: &mut [[f32; MAX_HEAD_DIM]; QUERIES],
 ) {
-    attend::<L, QUERIES>(kv, pages, kv_head, lengths, queries, results);
+    attend_in_format::<L, QUERIES>(kv, pages, kv_head, lengths, queries, results);
 }
 
-/// `lengths`: how many tokens each query sees, rising; unused queries see none.
 #[inline(always)]
-fn attend<L: Lanes, const N: usize>(
+fn attend_in_format<L: Lanes, const N: usize>(
     kv: &KvPages,
     pages: &[u32],
     kv_head: usize,
@@ -105,7 +105,25 @@ fn attend<L: Lanes, const N: usize>(
     queries: &[[f32; MAX_HEAD_DIM]; QUERIES],
     results: &mut [[f32; MAX_HEAD_DIM]; QUERIES],
 ) {
-    let head_dim = kv.shape.head_dim;
+    match kv.format() {
+        KvFormat::F16 => attend::<L, F16, N>(kv, pages, kv_head, lengths, queries, results),
+        KvFormat::Fp8E4m3 => {
+            attend::<L, Fp8E4m3, N>(kv, pages, kv_head, lengths, queries, results);
+        }
+    }
+}
+
+/// `lengths`: how many tokens each query sees, rising; unused queries see none.
+#[inline(always)]
+fn attend<L: Lanes, E: Element, const N: usize>(
+    kv: &KvPages,
+    pages: &[u32],
+    kv_head: usize,
+    lengths: &[usize],
+    queries: &[[f32; MAX_HEAD_DIM]; QUERIES],
+    results: &mut [[f32; MAX_HEAD_DIM]; QUERIES],
+) {
+    let head_dim = kv.shape().head_dim;
     let longest = lengths[lengths.len() - 1];
     let mut largest = [f32::NEG_INFINITY; N];
     let mut sums = [0.0f32; N];
@@ -118,11 +136,11 @@ fn attend<L: Lanes, const N: usize>(
         let mut p = 0;
         // One query alone is one chain of additions a page; four pages at once hide its latency.
         while N == 1 && p + 4 <= n_pages {
-            score_pages::<L, N, 4>(kv, chunk_pages, p, kv_head, queries, &mut scores);
+            score_pages::<L, E, N, 4>(kv, chunk_pages, p, kv_head, queries, &mut scores);
             p += 4;
         }
         while p < n_pages {
-            score_pages::<L, N, 1>(kv, chunk_pages, p, kv_head, queries, &mut scores);
+            score_pages::<L, E, N, 1>(kv, chunk_pages, p, kv_head, queries, &mut scores);
             p += 1;
         }
         let mut rescale = [1.0f32; N];
@@ -166,13 +184,16 @@ fn attend<L: Lanes, const N: usize>(
             scores[i][end..n_pages * PAGE_TOKENS].fill(0.0);
             sums[i] = sums[i] * rescale[i] + sum.sum();
         }
+        if E::IS_SCALED {
+            scale_weights::<L, N>(kv, chunk_pages, kv_head, &mut scores);
+        }
         let mut d = 0;
         while N == 1 && d + 4 * LANES <= head_dim {
-            add_values::<L, N, 4>(kv, chunk_pages, d, kv_head, &rescale, &scores, results);
+            add_values::<L, E, N, 4>(kv, chunk_pages, d, kv_head, &rescale, &scores, results);
             d += 4 * LANES;
         }
         while d < head_dim {
-            add_values::<L, N, 1>(kv, chunk_pages, d, kv_head, &rescale, &scores, results);
+            add_values::<L, E, N, 1>(kv, chunk_pages, d, kv_head, &rescale, &scores, results);
             d += LANES;
         }
     }
@@ -186,7 +207,7 @@ fn attend<L: Lanes, const N: usize>(
 
 /// Scores of `P` pages from number `first` of the chunk on.
 #[inline(always)]
-fn score_pages<L: Lanes, const N: usize, const P: usize>(
+fn score_pages<L: Lanes, E: Element, const N: usize, const P: usize>(
     kv: &KvPages,
     chunk_pages: &[u32],
     first: usize,
@@ -194,27 +215,50 @@ fn score_pages<L: Lanes, const N: usize, const P: usize>(
     queries: &[[f32; MAX_HEAD_DIM]; QUERIES],
     scores: &mut [[f32; CHUNK_TOKENS]; N],
 ) {
-    let keys: [&[u16]; P] =
-        std::array::from_fn(|p| kv.key_page(chunk_pages[first + p] as usize, kv_head));
+    let keys: [&[E::Bits]; P] =
+        std::array::from_fn(|p| kv.key_page::<E>(chunk_pages[first + p] as usize, kv_head));
     let mut dots = [[L::splat(0.0); N]; P];
-    for d in 0..kv.shape.head_dim {
+    for d in 0..kv.shape().head_dim {
         for p in 0..P {
-            let key = L::load_f16(at(keys[p], d * PAGE_TOKENS));
+            let key: L = E::load(at(keys[p], d * PAGE_TOKENS));
             for i in 0..N {
                 dots[p][i] = key.mul_add(L::splat(queries[i][d]), dots[p][i]);
             }
         }
     }
     for p in 0..P {
+        if E::IS_SCALED {
+            let scales = L::load_bf16(kv.key_scales(chunk_pages[first + p] as usize, kv_head));
+            for dot in &mut dots[p] {
+                *dot = dot.mul(scales);
+            }
+        }
         for i in 0..N {
             dots[p][i].store(at_mut(&mut scores[i], (first + p) * PAGE_TOKENS));
         }
     }
 }
 
+/// Multiplies the chunk's weights with the scales of the values that they are for.
+#[inline(always)]
+fn scale_weights<L: Lanes, const N: usize>(
+    kv: &KvPages,
+    chunk_pages: &[u32],
+    kv_head: usize,
+    scores: &mut [[f32; CHUNK_TOKENS]; N],
+) {
+    for (p, page) in chunk_pages.iter().enumerate() {
+        let scales = L::load_bf16(kv.value_scales(*page as usize, kv_head));
+        for scores in scores.iter_mut() {
+            let weights = at_mut(scores, p * PAGE_TOKENS);
+            L::load(weights).mul(scales).store(weights);
+        }
+    }
+}
+
 /// Rescales `C` vectors of each result from dimension `first` on and adds the chunk's values.
 #[inline(always)]
-fn add_values<L: Lanes, const N: usize, const C: usize>(
+fn add_values<L: Lanes, E: Element, const N: usize, const C: usize>(
     kv: &KvPages,
     chunk_pages: &[u32],
     first: usize,
@@ -223,7 +267,7 @@ fn add_values<L: Lanes, const N: usize, const C: usize>(
     scores: &[[f32; CHUNK_TOKENS]; N],
     results: &mut [[f32; MAX_HEAD_DIM]; QUERIES],
 ) {
-    let head_dim = kv.shape.head_dim;
+    let head_dim = kv.shape().head_dim;
     let mut totals = [[L::splat(0.0); C]; N];
     for i in 0..N {
         for c in 0..C {
@@ -232,11 +276,11 @@ fn add_values<L: Lanes, const N: usize, const C: usize>(
         }
     }
     for (p, page) in chunk_pages.iter().enumerate() {
-        let values = kv.value_page(*page as usize, kv_head);
+        let values = kv.value_page::<E>(*page as usize, kv_head);
         for t in 0..PAGE_TOKENS {
             let mut row = [L::splat(0.0); C];
             for c in 0..C {
-                row[c] = L::load_f16(at(values, t * head_dim + first + c * LANES));
+                row[c] = E::load(at(values, t * head_dim + first + c * LANES));
             }
             for i in 0..N {
                 let weight = L::splat(scores[i][p * PAGE_TOKENS + t]);

@@ -1,4 +1,4 @@
-//! Causal grouped-query attention over a paged f16 KV cache, with an online softmax.
+//! Causal grouped-query attention over a paged KV cache, f16 or FP8, with an online softmax.
 //!
 //! One kernel serves decoding and chunked prefill: a query is a (token, head) pair, and queries
 //! of one KV head that read the same pages go through them together. What a query gets depends on
@@ -8,14 +8,15 @@
 
 mod cpu;
 pub mod cuda;
+mod pages;
 pub mod reference;
 
 use crate::KernelError;
 use crate::error::check_shape;
 use crate::isa::Isa;
-use crate::lanes::{LANES, Lanes, at, at_mut, for_isa};
-use crate::memory::AlignedBytes;
 use crate::pool::{DisjointMut, WorkerPool};
+
+pub use self::pages::{KvFormat, KvPages, Slot};
 
 const OP: &str = "attention";
 /// Tokens of a page: one vector of scores.
@@ -64,131 +65,6 @@ impl AttentionShape {
 
     fn page_elements(&self) -> usize {
         self.n_kv_heads * self.head_dim * PAGE_TOKENS
-    }
-}
-
-/// One layer's keys and values, f16, allocated once.
-///
-/// Keys: `[n_pages, n_kv_heads, head_dim, PAGE_TOKENS]`, so that one load holds a dimension of
-/// every token of a page. Values: `[n_pages, n_kv_heads, PAGE_TOKENS, head_dim]`.
-#[derive(Debug)]
-pub struct KvPages {
-    shape: AttentionShape,
-    n_pages: usize,
-    keys: AlignedBytes,
-    values: AlignedBytes,
-}
-
-impl KvPages {
-    pub fn new(shape: AttentionShape, n_pages: usize) -> Result<Self, KernelError> {
-        let shape = shape.checked()?;
-        let n_bytes = n_pages
-            .checked_mul(shape.page_elements() * 2)
-            .ok_or(KernelError::Memory { bytes: usize::MAX })?;
-        let (keys, values) = (
-            AlignedBytes::zeroed(n_bytes)?,
-            AlignedBytes::zeroed(n_bytes)?,
-        );
-        Ok(Self {
-            shape,
-            n_pages,
-            keys,
-            values,
-        })
-    }
-
-    pub fn n_pages(&self) -> usize {
-        self.n_pages
-    }
-
-    pub fn bytes(&self) -> usize {
-        self.keys.as_slice().len() + self.values.as_slice().len()
-    }
-
-    /// Stores tokens' `k, v: [n_tokens, n_kv_heads, head_dim]`, each in its slot.
-    pub fn store(
-        &mut self,
-        pool: &mut WorkerPool,
-        isa: Isa,
-        slots: &[Slot],
-        k: &[f32],
-        v: &[f32],
-    ) -> Result<(), KernelError> {
-        let AttentionShape {
-            n_kv_heads,
-            head_dim,
-            ..
-        } = self.shape;
-        check_shape(
-            OP,
-            "length of k",
-            k.len(),
-            slots.len() * n_kv_heads * head_dim,
-        )?;
-        check_shape(OP, "length of v", v.len(), k.len())?;
-        for slot in slots {
-            check_below("page", slot.page as usize, self.n_pages)?;
-            check_below("slot", slot.slot as usize, PAGE_TOKENS)?;
-        }
-        let keys = DisjointMut::new(self.keys.as_u16_mut());
-        let values = DisjointMut::new(self.values.as_u16_mut());
-        let page_len = head_dim * PAGE_TOKENS;
-        // Threads split the heads, not the tokens: two tokens that name one slot would race.
-        let min_heads = 4096usize.div_ceil(slots.len().max(1) * head_dim);
-        pool.for_ranges(n_kv_heads, min_heads, &|heads| {
-            for head in heads {
-                for (token, slot) in slots.iter().enumerate() {
-                    let page = (slot.page as usize * n_kv_heads + head) * page_len;
-                    // SAFETY: a head's part of a page is touched by the one thread that has it.
-                    let (keys, values) = unsafe {
-                        let row = page + slot.slot as usize * head_dim;
-                        (keys.slice(page, page_len), values.slice(row, head_dim))
-                    };
-                    let keys = &mut keys[slot.slot as usize..];
-                    let from = (token * n_kv_heads + head) * head_dim;
-                    let (k, v) = (&k[from..][..head_dim], &v[from..][..head_dim]);
-                    for_isa!(isa, store_head(
-                        k: &[f32],
-                        v: &[f32],
-                        keys: &mut [u16],
-                        values: &mut [u16],
-                    ));
-                }
-            }
-        })
-    }
-
-    /// `[head_dim, PAGE_TOKENS]`
-    fn key_page(&self, page: usize, kv_head: usize) -> &[u16] {
-        let n = self.shape.head_dim * PAGE_TOKENS;
-        &self.keys.as_u16()[(page * self.shape.n_kv_heads + kv_head) * n..][..n]
-    }
-
-    /// `[PAGE_TOKENS, head_dim]`
-    fn value_page(&self, page: usize, kv_head: usize) -> &[u16] {
-        let n = self.shape.head_dim * PAGE_TOKENS;
-        &self.values.as_u16()[(page * self.shape.n_kv_heads + kv_head) * n..][..n]
-    }
-}
-
-/// Where one token's keys and values go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Slot {
-    pub page: u32,
-    /// Below [`PAGE_TOKENS`].
-    pub slot: u32,
-}
-
-/// `keys` starts at the token's slot, `values` is the token's row.
-#[inline(always)]
-fn store_head<L: Lanes>(k: &[f32], v: &[f32], keys: &mut [u16], values: &mut [u16]) {
-    for d in (0..k.len()).step_by(LANES) {
-        L::load(at(v, d)).store_f16(at_mut(values, d));
-        let mut bits = [0u16; LANES];
-        L::load(at(k, d)).store_f16(&mut bits);
-        for (i, bits) in bits.iter().enumerate() {
-            keys[(d + i) * PAGE_TOKENS] = *bits;
-        }
     }
 }
 
@@ -302,7 +178,7 @@ pub fn forward(
     q: &[f32],
     out: &mut [f32],
 ) -> Result<(), KernelError> {
-    let shape = kv.shape;
+    let shape = kv.shape();
     let width = shape.n_q_heads * shape.head_dim;
     let n_tokens = sequences
         .iter()
@@ -318,7 +194,7 @@ pub fn forward(
         pool.n_threads() + 1,
     )?;
     for page in sequences.iter().flat_map(|s| s.pages) {
-        check_below("page", *page as usize, kv.n_pages)?;
+        check_below("page", *page as usize, kv.n_pages())?;
     }
     if plan
         .units

@@ -1,14 +1,50 @@
 //! The plain version: gather, softmax in f64, weighted sum.
 
-use half::f16;
+use half::{bf16, f16};
 
-use super::{KvPages, PAGE_TOKENS, Sequence};
+use super::pages::{F16, Fp8E4m3};
+use super::{KvFormat, KvPages, PAGE_TOKENS, Sequence};
+use crate::lanes::e4m3;
+
+fn read(page: &[u16], index: usize) -> f64 {
+    f64::from(f16::from_bits(page[index]).to_f32())
+}
+
+fn read_scaled(page: &[u8], index: usize, scales: &[u16; PAGE_TOKENS], slot: usize) -> f64 {
+    let value = e4m3::to_f32(page[index]) / e4m3::UNIT;
+    f64::from(value) * f64::from(bf16::from_bits(scales[slot]).to_f32())
+}
+
+pub(super) fn key(kv: &KvPages, page: usize, kv_head: usize, d: usize, slot: usize) -> f64 {
+    let index = d * PAGE_TOKENS + slot;
+    match kv.format() {
+        KvFormat::F16 => read(kv.key_page::<F16>(page, kv_head), index),
+        KvFormat::Fp8E4m3 => read_scaled(
+            kv.key_page::<Fp8E4m3>(page, kv_head),
+            index,
+            kv.key_scales(page, kv_head),
+            slot,
+        ),
+    }
+}
+
+pub(super) fn value(kv: &KvPages, page: usize, kv_head: usize, d: usize, slot: usize) -> f64 {
+    let index = slot * kv.shape().head_dim + d;
+    match kv.format() {
+        KvFormat::F16 => read(kv.value_page::<F16>(page, kv_head), index),
+        KvFormat::Fp8E4m3 => read_scaled(
+            kv.value_page::<Fp8E4m3>(page, kv_head),
+            index,
+            kv.value_scales(page, kv_head),
+            slot,
+        ),
+    }
+}
 
 /// `q: [n_tokens, n_q_heads, head_dim]` → the same shape; tokens of no sequence stay zero.
 pub fn forward(kv: &KvPages, sequences: &[Sequence<'_>], q: &[f32]) -> Vec<f32> {
-    let shape = kv.shape;
+    let shape = kv.shape();
     let (head_dim, group) = (shape.head_dim, shape.n_q_heads / shape.n_kv_heads);
-    let read = |bits: u16| f64::from(f16::from_bits(bits).to_f32());
     let mut out = vec![0.0; q.len()];
     for sequence in sequences {
         for token in 0..sequence.n_tokens {
@@ -21,9 +57,8 @@ pub fn forward(kv: &KvPages, sequences: &[Sequence<'_>], q: &[f32]) -> Vec<f32> 
                 let scores: Vec<f64> = (0..n_seen)
                     .map(|t| {
                         let (page, slot) = place(t);
-                        let keys = kv.key_page(page, kv_head);
                         let dot: f64 = (0..head_dim)
-                            .map(|d| f64::from(q[d]) * read(keys[d * PAGE_TOKENS + slot]))
+                            .map(|d| f64::from(q[d]) * key(kv, page, kv_head, d, slot))
                             .sum();
                         dot / (head_dim as f64).sqrt()
                     })
@@ -35,7 +70,7 @@ pub fn forward(kv: &KvPages, sequences: &[Sequence<'_>], q: &[f32]) -> Vec<f32> 
                     let value: f64 = (0..n_seen)
                         .map(|t| {
                             let (page, slot) = place(t);
-                            weights[t] * read(kv.value_page(page, kv_head)[slot * head_dim + d])
+                            weights[t] * value(kv, page, kv_head, d, slot)
                         })
                         .sum();
                     out[start + d] = (value / total) as f32;

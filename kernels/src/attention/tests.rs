@@ -13,15 +13,22 @@ fn random(n: usize, rng: &mut StdRng) -> Vec<f32> {
     (0..n).map(|_| rng.random_range(-1.5..1.5)).collect()
 }
 
+const FORMATS: [KvFormat; 2] = [KvFormat::F16, KvFormat::Fp8E4m3];
+
 /// Sequences of (start, n_tokens) with shuffled pages, and keys and values for every position.
-fn case(shape: AttentionShape, lengths: &[(usize, usize)], pool: &mut WorkerPool) -> Case {
+fn case(
+    shape: AttentionShape,
+    format: KvFormat,
+    lengths: &[(usize, usize)],
+    pool: &mut WorkerPool,
+) -> Case {
     let mut rng = StdRng::seed_from_u64(5);
     let n_pages: usize = lengths
         .iter()
         .map(|(s, n)| (s + n).div_ceil(PAGE_TOKENS))
         .sum();
     let mut free: Vec<u32> = (0..n_pages as u32 + 3).collect();
-    let mut kv = KvPages::new(shape, free.len()).expect("kv");
+    let mut kv = KvPages::new(shape, free.len(), format).expect("kv");
     let mut sequences = Vec::new();
     let mut first = 0;
     let width = shape.n_kv_heads * shape.head_dim;
@@ -63,7 +70,7 @@ fn views(sequences: &[(usize, usize, usize, Vec<u32>)]) -> Vec<Sequence<'_>> {
 
 fn run(pool: &mut WorkerPool, isa: Isa, case: &Case, sequences: &[Sequence<'_>]) -> Vec<f32> {
     let mut plan = AttentionPlan::default();
-    plan.prepare(case.kv.shape, sequences, pool.n_threads())
+    plan.prepare(case.kv.shape(), sequences, pool.n_threads())
         .expect("plan");
     let mut out = vec![0.0; case.q.len()];
     forward(pool, isa, &case.kv, &plan, sequences, &case.q, &mut out).expect("forward");
@@ -85,16 +92,18 @@ fn ragged_batches_agree_with_the_reference_on_every_instruction_set() {
             &[(0, 37), (5, 1), (120, 20), (0, 16)],
             &[(0, 150)],
         ] {
-            let case = case(shape, lengths, &mut pool);
-            let sequences = views(&case.sequences);
-            let expected = reference::forward(&case.kv, &sequences, &case.q);
-            for isa in Isa::available() {
-                let found = run(&mut pool, isa, &case, &sequences);
-                for (i, (f, e)) in found.iter().zip(&expected).enumerate() {
-                    assert!(
-                        (f - e).abs() <= 1e-5,
-                        "{shape:?} {lengths:?} {isa:?} at {i}: {f} {e}"
-                    );
+            for format in FORMATS {
+                let case = case(shape, format, lengths, &mut pool);
+                let sequences = views(&case.sequences);
+                let expected = reference::forward(&case.kv, &sequences, &case.q);
+                for isa in Isa::available() {
+                    let found = run(&mut pool, isa, &case, &sequences);
+                    for (i, (f, e)) in found.iter().zip(&expected).enumerate() {
+                        assert!(
+                            (f - e).abs() <= 1e-5,
+                            "{shape:?} {format:?} {lengths:?} {isa:?} at {i}: {f} {e}"
+                        );
+                    }
                 }
             }
         }
@@ -109,9 +118,12 @@ fn a_query_does_not_see_its_neighbours() {
         n_kv_heads: 2,
         head_dim: 32,
     };
-    let case = case(shape, &[(0, 200)], &mut pool);
-    let whole = views(&case.sequences);
-    for isa in Isa::available() {
+    for (format, isa) in FORMATS
+        .into_iter()
+        .flat_map(|format| Isa::available().into_iter().map(move |isa| (format, isa)))
+    {
+        let case = case(shape, format, &[(0, 200)], &mut pool);
+        let whole = views(&case.sequences);
         let together = run(&mut pool, isa, &case, &whole);
         let one_by_one: Vec<Sequence<'_>> = (0..200)
             .map(|t| Sequence {
@@ -142,7 +154,7 @@ fn large_scores_stay_finite() {
         n_kv_heads: 1,
         head_dim: 16,
     };
-    let mut case = case(shape, &[(40, 1)], &mut pool);
+    let mut case = case(shape, KvFormat::F16, &[(40, 1)], &mut pool);
     case.q.fill(3e4);
     let sequences = views(&case.sequences);
     let expected = reference::forward(&case.kv, &sequences, &case.q);
@@ -166,7 +178,8 @@ fn wrong_shapes_are_refused() {
                     n_kv_heads,
                     head_dim
                 },
-                1
+                1,
+                KvFormat::F16
             )
             .is_err()
         );
@@ -176,7 +189,7 @@ fn wrong_shapes_are_refused() {
         n_kv_heads: 1,
         head_dim: 16,
     };
-    let mut kv = KvPages::new(shape, 2).expect("kv");
+    let mut kv = KvPages::new(shape, 2, KvFormat::F16).expect("kv");
     let row = [0.0; 16];
     for slot in [Slot { page: 2, slot: 0 }, Slot { page: 0, slot: 16 }] {
         assert!(kv.store(&mut pool, isa, &[slot], &row, &row).is_err());
@@ -209,4 +222,94 @@ fn wrong_shapes_are_refused() {
     let mut out = [0.0; 32];
     assert!(forward(&mut pool, isa, &kv, &plan, &[beyond], &[0.0; 32], &mut out).is_err());
     assert!(forward(&mut pool, isa, &kv, &plan, &[], &[0.0; 32], &mut out).is_err());
+}
+
+#[test]
+fn fp8_pages_take_half_the_bytes_and_their_scales() {
+    let shape = AttentionShape {
+        n_q_heads: 8,
+        n_kv_heads: 2,
+        head_dim: 128,
+    };
+    let bytes = |format| KvPages::new(shape, 7, format).expect("kv").bytes();
+    let n_elements = 2 * 7 * 2 * 16 * 128;
+    assert_eq!(bytes(KvFormat::F16), 2 * n_elements);
+    // One bf16 scale a token, head, and keys or values: 2 bytes for 128.
+    assert_eq!(bytes(KvFormat::Fp8E4m3), n_elements + n_elements / 64);
+}
+
+/// Stores tokens whose elements are as large as `sizes` says and returns keys and values as read
+/// back, the `[n_tokens, head_dim]` of one head.
+fn stored(isa: Isa, tokens: &[Vec<f32>]) -> Vec<(Vec<f64>, Vec<f64>)> {
+    let head_dim = tokens[0].len();
+    let shape = AttentionShape {
+        n_q_heads: 1,
+        n_kv_heads: 1,
+        head_dim,
+    };
+    let mut pool = WorkerPool::new(1).expect("pool");
+    let mut kv = KvPages::new(shape, 1, KvFormat::Fp8E4m3).expect("kv");
+    let slots: Vec<Slot> = (0..tokens.len() as u32)
+        .map(|slot| Slot { page: 0, slot })
+        .collect();
+    let flat = tokens.concat();
+    kv.store(&mut pool, isa, &slots, &flat, &flat)
+        .expect("stored");
+    (0..tokens.len())
+        .map(|slot| {
+            let read = |f: fn(&KvPages, usize, usize, usize, usize) -> f64| {
+                (0..head_dim).map(|d| f(&kv, 0, 0, d, slot)).collect()
+            };
+            (read(reference::key), read(reference::value))
+        })
+        .collect()
+}
+
+#[test]
+fn fp8_elements_are_within_a_sixteenth_whatever_their_size() {
+    let mut rng = StdRng::seed_from_u64(9);
+    let tokens: Vec<Vec<f32>> = [1e-30, 1e-6, 0.02, 1.0, 447.0, 450.0, 1e5, 1e30]
+        .into_iter()
+        .map(|size: f32| random(32, &mut rng).iter().map(|x| x * size).collect())
+        .collect();
+    for isa in Isa::available() {
+        for (token, (keys, values)) in tokens.iter().zip(stored(isa, &tokens)) {
+            let largest = token.iter().fold(0.0f32, |a, x| a.max(x.abs()));
+            for (x, found) in token.iter().zip(keys).chain(token.iter().zip(values)) {
+                let error = (found - f64::from(*x)).abs();
+                // Half a step of 3 mantissa bits, or of the smallest numbers under the scale.
+                let limit = (f64::from(x.abs()) / 16.0).max(f64::from(largest) * 2f64.powi(-17));
+                assert!(error <= limit, "{isa:?}: {x} became {found}");
+            }
+        }
+    }
+}
+
+#[test]
+fn fp8_keeps_zeros_and_does_not_hide_what_is_not_finite() {
+    for isa in Isa::available() {
+        let mut tokens = vec![vec![0.0; 16], vec![1.0; 16], vec![2.0; 16]];
+        tokens[1][7] = f32::NAN;
+        tokens[2][3] = f32::NEG_INFINITY;
+        let found = stored(isa, &tokens);
+        assert!(
+            found[0].0.iter().chain(&found[0].1).all(|x| *x == 0.0),
+            "{isa:?}"
+        );
+        for (keys, values) in &found[1..] {
+            assert!(keys.iter().chain(values).all(|x| x.is_nan()), "{isa:?}");
+        }
+    }
+}
+
+#[test]
+fn a_token_is_stored_the_same_whatever_shares_its_page() {
+    let mut rng = StdRng::seed_from_u64(4);
+    let token = random(64, &mut rng);
+    let huge: Vec<f32> = token.iter().map(|x| x * 1e6).collect();
+    for isa in Isa::available() {
+        let alone = stored(isa, std::slice::from_ref(&token));
+        let together = stored(isa, &[token.clone(), huge.clone()]);
+        assert_eq!(alone[0], together[0], "{isa:?}");
+    }
 }

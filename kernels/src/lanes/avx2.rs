@@ -6,7 +6,7 @@
 )]
 use std::arch::x86_64::*;
 
-use super::{LANES, Lanes};
+use super::{LANES, Lanes, e4m3};
 
 #[derive(Debug, Clone, Copy)]
 pub struct Avx2(__m256, __m256);
@@ -18,6 +18,29 @@ fn sum8(x: __m256) -> f32 {
         let x = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
         let x = _mm_add_ps(x, _mm_movehl_ps(x, x));
         _mm_cvtss_f32(_mm_add_ss(x, _mm_shuffle_ps::<1>(x, x)))
+    }
+}
+
+/// FP8 codes of 8 values, one in each 32-bit lane.
+#[inline(always)]
+fn e4m3_codes(x: __m256) -> __m256i {
+    // SAFETY: AVX2 is present (see below).
+    unsafe {
+        let size = _mm256_andnot_ps(_mm256_set1_ps(-0.0), x);
+        let size = _mm256_min_ps(size, _mm256_set1_ps(e4m3::LARGEST));
+        let bits = _mm256_castps_si256(size);
+        let is_odd = _mm256_and_si256(_mm256_srli_epi32::<20>(bits), _mm256_set1_epi32(1));
+        let half = _mm256_set1_epi32(e4m3::ALMOST_HALF as i32);
+        let rounded = _mm256_add_epi32(_mm256_add_epi32(bits, half), is_odd);
+        let rebias = _mm256_set1_epi32(e4m3::REBIAS as i32);
+        let normal = _mm256_sub_epi32(_mm256_srli_epi32::<20>(rounded), rebias);
+        let rounder = _mm256_set1_ps(e4m3::SUBNORMAL_ROUNDER);
+        let small = _mm256_castps_si256(_mm256_add_ps(size, rounder));
+        let small = _mm256_sub_epi32(small, _mm256_castps_si256(rounder));
+        let is_small = _mm256_cmp_ps::<_CMP_LT_OQ>(size, _mm256_set1_ps(e4m3::SMALLEST_NORMAL));
+        let codes = _mm256_blendv_epi8(normal, small, _mm256_castps_si256(is_small));
+        let signs = _mm256_srli_epi32::<24>(_mm256_castps_si256(x));
+        _mm256_or_si256(codes, _mm256_and_si256(signs, _mm256_set1_epi32(0x80)))
     }
 }
 
@@ -82,6 +105,34 @@ impl Lanes for Avx2 {
                 _mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)),
                 _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high)),
             )
+        }
+    }
+    #[inline(always)]
+    fn load_e4m3(codes: &[u8; LANES]) -> Self {
+        // SAFETY: AVX2 and F16C are present; 16 bytes are readable.
+        unsafe {
+            let codes = _mm256_cvtepu8_epi16(_mm_loadu_si128(codes.as_ptr().cast()));
+            // The sign goes to bit 15, the rest to bits 7 to 13; bit 14 is a copy of the sign.
+            let shifted = _mm256_srai_epi16::<1>(_mm256_slli_epi16::<8>(codes));
+            let half = _mm256_and_si256(shifted, _mm256_set1_epi16(0xbf80_u16 as i16));
+            Self(
+                _mm256_cvtph_ps(_mm256_castsi256_si128(half)),
+                _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(half)),
+            )
+        }
+    }
+    #[inline(always)]
+    fn store_e4m3(self, out: &mut [u8; LANES]) {
+        // SAFETY: AVX2 is present; 16 bytes are writable.
+        unsafe {
+            let (low, high) = (e4m3_codes(self.0), e4m3_codes(self.1));
+            // Packing works within 128-bit halves; the permutation puts the order right.
+            let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(low, high));
+            let bytes = _mm_packus_epi16(
+                _mm256_castsi256_si128(words),
+                _mm256_extracti128_si256::<1>(words),
+            );
+            _mm_storeu_si128(out.as_mut_ptr().cast(), bytes);
         }
     }
     #[inline(always)]

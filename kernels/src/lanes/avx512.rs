@@ -6,7 +6,7 @@
 )]
 use std::arch::x86_64::*;
 
-use super::{LANES, Lanes};
+use super::{LANES, Lanes, e4m3};
 
 #[derive(Debug, Clone, Copy)]
 pub struct Avx512(__m512);
@@ -49,6 +49,41 @@ impl Lanes for Avx512 {
         unsafe {
             let words = _mm512_cvtepu16_epi32(_mm256_loadu_si256(bits.as_ptr().cast()));
             Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(words)))
+        }
+    }
+    #[inline(always)]
+    fn load_e4m3(codes: &[u8; LANES]) -> Self {
+        // SAFETY: AVX-512 is present; 16 bytes are readable.
+        unsafe {
+            let codes = _mm256_cvtepu8_epi16(_mm_loadu_si128(codes.as_ptr().cast()));
+            // The sign goes to bit 15, the rest to bits 7 to 13; bit 14 is a copy of the sign.
+            let shifted = _mm256_srai_epi16::<1>(_mm256_slli_epi16::<8>(codes));
+            let half = _mm256_and_si256(shifted, _mm256_set1_epi16(0xbf80_u16 as i16));
+            Self(_mm512_cvtph_ps(half))
+        }
+    }
+    #[inline(always)]
+    fn store_e4m3(self, out: &mut [u8; LANES]) {
+        // SAFETY: AVX-512 is present; 16 bytes are writable.
+        unsafe {
+            let size = _mm512_abs_ps(self.0);
+            let size = _mm512_min_ps(size, _mm512_set1_ps(e4m3::LARGEST));
+            let bits = _mm512_castps_si512(size);
+            let is_odd = _mm512_and_si512(_mm512_srli_epi32::<20>(bits), _mm512_set1_epi32(1));
+            let half = _mm512_set1_epi32(e4m3::ALMOST_HALF as i32);
+            let rounded = _mm512_add_epi32(_mm512_add_epi32(bits, half), is_odd);
+            let rebias = _mm512_set1_epi32(e4m3::REBIAS as i32);
+            let normal = _mm512_sub_epi32(_mm512_srli_epi32::<20>(rounded), rebias);
+            let rounder = _mm512_set1_ps(e4m3::SUBNORMAL_ROUNDER);
+            let small = _mm512_castps_si512(_mm512_add_ps(size, rounder));
+            let small = _mm512_sub_epi32(small, _mm512_castps_si512(rounder));
+            let is_small =
+                _mm512_cmp_ps_mask::<_CMP_LT_OQ>(size, _mm512_set1_ps(e4m3::SMALLEST_NORMAL));
+            let codes = _mm512_mask_blend_epi32(is_small, normal, small);
+            let signs = _mm512_srli_epi32::<24>(_mm512_castps_si512(self.0));
+            let signs = _mm512_and_si512(signs, _mm512_set1_epi32(0x80));
+            let codes = _mm512_cvtepi32_epi8(_mm512_or_si512(codes, signs));
+            _mm_storeu_si128(out.as_mut_ptr().cast(), codes);
         }
     }
     #[inline(always)]

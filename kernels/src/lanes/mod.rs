@@ -11,6 +11,7 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+pub mod e4m3;
 mod portable;
 
 #[cfg(target_arch = "x86_64")]
@@ -32,6 +33,11 @@ pub trait Lanes: Copy {
     /// Rounds to nearest even.
     fn store_f16(self, out: &mut [u16; LANES]);
     fn load_bf16(bits: &[u16; LANES]) -> Self;
+    /// FP8 values as stored, divided by [`e4m3::UNIT`]: the factor goes into their scale. The
+    /// codes of NaN are read as ±480.
+    fn load_e4m3(codes: &[u8; LANES]) -> Self;
+    /// Rounds to nearest even; what is beyond ±[`e4m3::LARGEST`] becomes that.
+    fn store_e4m3(self, out: &mut [u8; LANES]);
     /// `(words >> shift) & mask` as f32; the masked value is below 2^24.
     fn load_field(words: &[u32; LANES], shift: u32, mask: u32) -> Self;
     #[must_use]

@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use super::{LANES, Lanes};
+use super::{LANES, Lanes, e4m3};
 
 #[derive(Debug, Clone, Copy)]
 pub struct Portable([f32; LANES]);
@@ -60,6 +60,14 @@ impl Lanes for Portable {
     #[inline(always)]
     fn load_bf16(bits: &[u16; LANES]) -> Self {
         Self(bits.map(|b| bf16::from_bits(b).to_f32()))
+    }
+    #[inline(always)]
+    fn load_e4m3(codes: &[u8; LANES]) -> Self {
+        Self::load_f16(&codes.map(e4m3::to_f16_bits))
+    }
+    #[inline(always)]
+    fn store_e4m3(self, out: &mut [u8; LANES]) {
+        *out = self.0.map(e4m3::from_f32);
     }
     #[inline(always)]
     fn load_field(words: &[u32; LANES], shift: u32, mask: u32) -> Self {

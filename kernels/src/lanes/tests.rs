@@ -58,6 +58,82 @@ fn all_instruction_sets_agree() {
     }
 }
 
+#[inline(always)]
+fn e4m3_round_trip<L: Lanes>(x: &[f32; LANES]) -> ([u8; LANES], [f32; LANES]) {
+    let (mut codes, mut values) = ([0; LANES], [0.0; LANES]);
+    L::load(x).store_e4m3(&mut codes);
+    L::load_e4m3(&codes).store(&mut values);
+    (codes, values.map(|value| value * e4m3::UNIT))
+}
+
+/// The value of a code, by the definition of the format.
+fn e4m3_value(code: u8) -> f32 {
+    let (exponent, mantissa) = (i32::from(code >> 3 & 15), f32::from(code & 7) / 8.0);
+    let size = match exponent {
+        0 => mantissa * 2f32.powi(-6),
+        _ => (1.0 + mantissa) * 2f32.powi(exponent - 7),
+    };
+    if code < 128 { size } else { -size }
+}
+
+#[test]
+fn e4m3_rounds_to_the_nearest_code_on_every_instruction_set() {
+    let positive: Vec<f32> = (0..=0x7e).map(e4m3_value).collect();
+    // Every code, what lies in the middle of two and close to it, and beyond the ends.
+    let mut inputs = vec![
+        0.0,
+        1e-30,
+        447.9,
+        464.0,
+        1e9,
+        f32::INFINITY,
+        f32::MIN_POSITIVE,
+    ];
+    for pair in positive.windows(2) {
+        let middle = f32::midpoint(pair[0], pair[1]);
+        inputs.extend([
+            pair[0],
+            middle,
+            middle.next_down(),
+            middle.next_up(),
+            pair[1],
+        ]);
+    }
+    inputs.extend(inputs.clone().into_iter().map(|x: f32| -x));
+    inputs.resize(inputs.len().next_multiple_of(LANES), 0.5);
+    let nearest = |x: f32| {
+        let distance = |code: &u8| (e4m3_value(*code) - x.abs().min(448.0)).abs();
+        let code = (0..=0x7eu8)
+            .min_by(|a, b| {
+                distance(a)
+                    .total_cmp(&distance(b))
+                    .then((a & 1).cmp(&(b & 1)))
+            })
+            .expect("not empty");
+        if x.is_sign_negative() {
+            code | 0x80
+        } else {
+            code
+        }
+    };
+    for x in inputs.chunks_exact(LANES) {
+        let x: &[f32; LANES] = x.try_into().expect("a chunk");
+        for isa in Isa::available() {
+            let (codes, values) =
+                for_isa!(isa, e4m3_round_trip(x: &[f32; LANES]) -> ([u8; LANES], [f32; LANES]));
+            for i in 0..LANES {
+                assert_eq!(codes[i], nearest(x[i]), "{isa:?}: the code of {}", x[i]);
+                assert_eq!(
+                    values[i],
+                    e4m3_value(codes[i]),
+                    "{isa:?}: code {}",
+                    codes[i]
+                );
+            }
+        }
+    }
+}
+
 #[test]
 fn exp_is_accurate() {
     for step in -870..880 {

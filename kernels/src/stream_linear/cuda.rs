@@ -460,7 +460,7 @@ impl StreamLinear {
         variant: Variant,
         m: usize,
         x: Activation<'_>,
-        bias: Option<BufferView<'_, f16>>,
+        bias: Option<ElementView<'_>>,
         output: Output<'_>,
         dependent: bool,
     ) -> Result<(), CudaError> {

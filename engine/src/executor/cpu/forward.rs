@@ -107,7 +107,7 @@ impl Forward {
         .checked()?;
         let rope = Rope::new(head_dim, config.rope.theta, config.rope.scaling)?;
         let kv = (0..config.n_layers)
-            .map(|_| KvPages::new(shape, n_pages))
+            .map(|_| KvPages::new(shape, n_pages, settings.kv_format))
             .collect::<Result<_, _>>()?;
         let workspace = Workspace::default();
         Ok(Self {

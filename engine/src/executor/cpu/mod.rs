@@ -4,14 +4,15 @@
 //! mixed. A token's logits depend on its own sequence alone, bit for bit: not on the batch, the
 //! chunking, the pages or `n_steps`.
 //!
-//! [`weights`] loads and repacks, [`forward`] is the decoder. Deliberately absent: KV in other
-//! types than f16, splitting one sequence's context over threads.
+//! [`weights`] loads and repacks, [`forward`] is the decoder. Deliberately absent: splitting one
+//! sequence's context over threads.
 
 mod device;
 mod forward;
 mod options;
 mod weights;
 
+pub use kernels::attention::KvFormat;
 pub use options::{ActivationType, CpuOptions};
 
 use kernels::pool::WorkerPool;
@@ -73,10 +74,14 @@ impl CpuExecutor {
             .map_err(kernel("the KV pool"))?;
         let isa = settings.isa.name();
         let activations = settings.activations.name();
+        let kv = match settings.kv_format {
+            KvFormat::F16 => "f16",
+            KvFormat::Fp8E4m3 => "fp8_e4m3",
+        };
         let kernels = [
             ("quant_linear", format!("{isa}_{activations}")),
             ("dense_linear", format!("{isa}_f32")),
-            ("attention", format!("{isa}_paged_f16")),
+            ("attention", format!("{isa}_paged_{kv}")),
             ("sampling", "cpu_reference".to_owned()),
             ("threads", settings.n_threads.to_string()),
         ];

@@ -1,6 +1,7 @@
 //! What was asked of the CPU executor, and what came of it after the checks.
 
 use kernels::Isa;
+use kernels::attention::KvFormat;
 
 use super::CpuLoadError;
 
@@ -32,6 +33,7 @@ pub struct CpuOptions {
     pub n_threads: usize,
     /// Rounded up to whole pages.
     pub kv_pool_tokens: usize,
+    pub kv_format: KvFormat,
     /// Unset: `ENGINE_CPU_ISA` where that is set, else the best that the processor has.
     pub isa: Option<Isa>,
     pub activations: ActivationType,
@@ -45,6 +47,7 @@ impl Default for CpuOptions {
         Self {
             n_threads: 0,
             kv_pool_tokens: 8192,
+            kv_format: KvFormat::F16,
             isa: None,
             activations: ActivationType::default(),
             max_pass_tokens: 256,
@@ -57,6 +60,7 @@ impl Default for CpuOptions {
 pub(super) struct Settings {
     pub n_threads: usize,
     pub kv_pool_tokens: usize,
+    pub kv_format: KvFormat,
     pub isa: Isa,
     pub activations: ActivationType,
     pub max_pass_tokens: usize,
@@ -92,6 +96,7 @@ impl CpuOptions {
         Ok(Settings {
             n_threads,
             kv_pool_tokens: at_least_one("kv_pool_tokens", self.kv_pool_tokens)?,
+            kv_format: self.kv_format,
             isa: isa.checked().map_err(kernel)?,
             activations: self.activations,
             max_pass_tokens: at_least_one("max_pass_tokens", self.max_pass_tokens)?,

@@ -5,7 +5,7 @@ use kernels::cuda::CudaError;
 use super::super::{ExecutorError, PlanRow, SampleSpec, StepOutput, StepPlan};
 use super::inputs::{MAX_ROWS, SequenceTokens};
 use super::run_ahead::{Batch, Burst, feed};
-use super::sampling::{DeviceSampler, host_reason, is_greedy};
+use super::sampling::{DeviceSampler, ResultError, host_reason, is_greedy};
 use super::{CudaExecutor, MAX_BURST, graphs, step_error};
 use crate::request::SampledToken;
 
@@ -201,7 +201,7 @@ impl CudaExecutor {
                 };
                 (0..n_steps)
                     .map(|step| results.token(step * burst.n_padded + i, spec))
-                    .collect::<Result<_, _>>()
+                    .collect::<Result<Vec<_>, ResultError>>()
                     .map_err(|error| step_error(format!("request {}: {error}", row.request)))
             })
             .collect()

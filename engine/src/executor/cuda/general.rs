@@ -83,8 +83,9 @@ impl CudaExecutor {
         for (i, spec) in specs.into_iter().enumerate() {
             let request = rows[chosen[i]].request;
             let token = if on_card[i].is_some() {
-                let of_request = |error| step_error(format!("request {request}: {error}"));
-                self.results[0].token(i, spec).map_err(of_request)?
+                self.results[0]
+                    .token(i, spec)
+                    .map_err(|error| step_error(format!("request {request}: {error}")))?
             } else {
                 if let Some(reason) = host_reason(spec, 1).filter(|_| self.sampler.is_some()) {
                     tracing::debug!(%request, %reason, "the host's sampler chooses this token");

@@ -1,8 +1,12 @@
 //! `dfs-weight`: depth-first over the tree of the waiting prompts' prefixes, the subtree with the
 //! most waiting requests first, so that requests with a common beginning run next to each other.
 //! A subtree whose prefix is cached, or a running request's, comes before the others: the walk
-//! starts anew whenever requests come or go, and this keeps it where it was. Prompts with nothing in common
-//! keep their order of arrival. One place in the walk counts as [`PLACE_US`] of waiting.
+//! starts anew whenever requests come or go, and this keeps it where it was. Prompts with nothing
+//! in common keep their order of arrival. One place in the walk counts as [`PLACE_US`] of waiting.
+
+use std::cmp::Reverse;
+
+use rustc_hash::FxHashMap;
 
 use super::{Candidate, Policy};
 use crate::kv::prefix::{PrefixIndex, shared_pages};
@@ -10,72 +14,153 @@ use crate::kv::prefix::{PrefixIndex, shared_pages};
 /// 100 ms.
 const PLACE_US: i64 = 100_000;
 
-#[derive(Debug)]
-pub struct DfsWeight;
+/// Keeps the walk's memory.
+#[derive(Debug, Default)]
+pub struct DfsWeight {
+    /// Indices of the window, in the order of the walk so far.
+    order: Vec<usize>,
+    /// Subtrees of the nodes above the present one, then its own.
+    children: Vec<Child>,
+    /// Which of its node's children holds each member.
+    child_of_member: Vec<usize>,
+    child_of_hash: FxHashMap<u64, usize>,
+    place_of_child: Vec<usize>,
+    sorted: Vec<usize>,
+}
+
+/// A subtree: some of a node's members.
+#[derive(Debug, Clone, Copy)]
+struct Child {
+    is_held: bool,
+    n_members: usize,
+    /// Number in order of first arrival.
+    number: usize,
+}
 
 impl Policy for DfsWeight {
     fn handicap_us(&self, _candidate: &Candidate<'_>) -> i64 {
         0
     }
 
+    fn orders_window(&self) -> bool {
+        true
+    }
+
     fn window_handicaps_us(
-        &self,
+        &mut self,
         window: &[Candidate<'_>],
         held: &PrefixIndex,
-    ) -> Option<Vec<i64>> {
-        let mut order = Vec::with_capacity(window.len());
-        walk(window, held, (0..window.len()).collect(), 0, &mut order);
-        let mut handicaps = vec![0; window.len()];
-        for (place, &i) in order.iter().enumerate() {
-            handicaps[i] = place as i64 * PLACE_US;
+        handicaps_us: &mut Vec<i64>,
+    ) {
+        self.order.clear();
+        self.order.extend(0..window.len());
+        self.walk(window, held, 0, window.len(), 0);
+        handicaps_us.resize(window.len(), 0);
+        for (place, &i) in self.order.iter().enumerate() {
+            handicaps_us[i] = place as i64 * PLACE_US;
         }
-        Some(handicaps)
     }
 }
 
-/// Appends the requests of one subtree, all of which share their first `n_shared` pages.
-fn walk(
-    window: &[Candidate<'_>],
-    held: &PrefixIndex,
-    members: Vec<usize>,
-    n_shared: usize,
-    order: &mut Vec<usize>,
-) {
-    let [first, rest @ ..] = members.as_slice() else {
-        return;
-    };
-    if rest.is_empty() {
-        order.push(*first);
-        return;
-    }
-    // Skip the pages that all members share, so that the recursion is as deep as the branchings
-    // (fewer than members) and not as the prompts are long.
-    let chain = |i: usize| window[i].prefix_hashes;
-    let n_common = rest
-        .iter()
-        .map(|&i| shared_pages(chain(*first), chain(i)))
-        .min()
-        .unwrap_or(n_shared)
-        .max(n_shared);
-    // The children, in order of first arrival: by the next page's hash. A prompt that ends here
-    // comes before the subtrees below it; at the root it shares nothing and is one of its own.
-    let mut children: Vec<(bool, Vec<usize>)> = Vec::new();
-    let mut child_of_hash = std::collections::HashMap::new();
-    for &i in &members {
-        match chain(i).get(n_common) {
-            None if n_common > 0 => order.push(i),
-            None => children.push((false, vec![i])),
-            Some(&hash) => {
-                let child = *child_of_hash.entry(hash).or_insert_with(|| {
-                    children.push((held.contains(hash), Vec::new()));
-                    children.len() - 1
-                });
-                children[child].1.push(i);
+impl DfsWeight {
+    /// Orders the requests of one subtree, `order[from..to]`, which come in order of arrival and
+    /// all share their first `n_shared` pages.
+    fn walk(
+        &mut self,
+        window: &[Candidate<'_>],
+        held: &PrefixIndex,
+        from: usize,
+        to: usize,
+        n_shared: usize,
+    ) {
+        let [first, rest @ ..] = &self.order[from..to] else {
+            return;
+        };
+        if rest.is_empty() {
+            return;
+        }
+        // Skip the pages that all members share, so that the recursion is as deep as the
+        // branchings (fewer than members) and not as the prompts are long.
+        let chain = |i: usize| window[i].prefix_hashes;
+        let mut n_common = usize::MAX;
+        for &i in rest {
+            n_common = n_common.min(shared_pages(chain(*first), chain(i)));
+            if n_common <= n_shared {
+                break;
             }
         }
+        let n_common = n_common.max(n_shared);
+        let first_child = self.children.len();
+        let n_ends_here = self.split(window, held, from..to, n_common);
+        let mut start = from + n_ends_here;
+        for i in first_child..self.children.len() {
+            let n_members = self.children[i].n_members;
+            self.walk(window, held, start, start + n_members, n_common + 1);
+            start += n_members;
+        }
+        self.children.truncate(first_child);
     }
-    children.sort_by_key(|(is_held, members)| std::cmp::Reverse((*is_held, members.len())));
-    for (_, members) in children {
-        walk(window, held, members, n_common + 1, order);
+
+    /// Sorts a node's members by child, by the hash of page `n_common`, and appends its children.
+    /// A prompt that ends here comes before the subtrees below it (their number is returned); at
+    /// the root it shares nothing and is a child of its own.
+    fn split(
+        &mut self,
+        window: &[Candidate<'_>],
+        held: &PrefixIndex,
+        range: std::ops::Range<usize>,
+        n_common: usize,
+    ) -> usize {
+        const ENDS_HERE: usize = usize::MAX;
+        let first_child = self.children.len();
+        self.child_of_hash.clear();
+        self.child_of_member.clear();
+        let mut n_ends_here = 0;
+        for &i in &self.order[range.clone()] {
+            let next_number = self.children.len() - first_child;
+            let hash = window[i].prefix_hashes.get(n_common);
+            let number = match hash {
+                None if n_common > 0 => {
+                    n_ends_here += 1;
+                    self.child_of_member.push(ENDS_HERE);
+                    continue;
+                }
+                None => next_number,
+                Some(&hash) => *self.child_of_hash.entry(hash).or_insert(next_number),
+            };
+            if number == next_number {
+                self.children.push(Child {
+                    is_held: hash.is_some_and(|hash| held.contains(*hash)),
+                    n_members: 0,
+                    number,
+                });
+            }
+            self.children[first_child + number].n_members += 1;
+            self.child_of_member.push(number);
+        }
+        let children = &mut self.children[first_child..];
+        children.sort_by_key(|child| Reverse((child.is_held, child.n_members)));
+        // Where each child's next member goes.
+        self.place_of_child.clear();
+        self.place_of_child.resize(children.len(), 0);
+        let mut place = n_ends_here;
+        for child in children {
+            self.place_of_child[child.number] = place;
+            place += child.n_members;
+        }
+        let mut place_of_end = 0;
+        self.sorted.clear();
+        self.sorted.resize(range.len(), 0);
+        for (&i, &number) in self.order[range.clone()].iter().zip(&self.child_of_member) {
+            let place = if number == ENDS_HERE {
+                &mut place_of_end
+            } else {
+                &mut self.place_of_child[number]
+            };
+            self.sorted[*place] = i;
+            *place += 1;
+        }
+        self.order[range].copy_from_slice(&self.sorted);
+        n_ends_here
     }
 }

@@ -14,18 +14,19 @@ impl Policy for Lpm {
         0
     }
 
+    fn orders_window(&self) -> bool {
+        true
+    }
+
     fn window_handicaps_us(
-        &self,
+        &mut self,
         window: &[Candidate<'_>],
         held: &PrefixIndex,
-    ) -> Option<Vec<i64>> {
-        let handicaps = window
-            .iter()
-            .map(|candidate| {
-                let n_matched = held.matched_tokens(candidate.prefix_hashes);
-                (n_matched as i64).saturating_mul(-TOKEN_WEIGHT_US)
-            })
-            .collect();
-        Some(handicaps)
+        handicaps_us: &mut Vec<i64>,
+    ) {
+        handicaps_us.extend(window.iter().map(|candidate| {
+            let n_matched = held.matched_tokens(candidate.prefix_hashes);
+            (n_matched as i64).saturating_mul(-TOKEN_WEIGHT_US)
+        }));
     }
 }

@@ -14,8 +14,9 @@
 //! 2 · [`MAX_HANDICAP_US`] or more after it, and so none starves, whatever the policy. The policies
 //! whose handicap is fixed at entry cost one insertion into an ordered map, nothing per step.
 //!
-//! Policies that look at shared prefixes recompute their handicaps as the running set changes;
-//! they do so over the [`PREFIX_WINDOW`] longest-waiting requests, which bounds their cost.
+//! Policies that look at shared prefixes order the [`PREFIX_WINDOW`] longest-waiting requests
+//! anew when one of these comes or goes, or when a prefix begins or ceases to be held; otherwise
+//! their order stands. Both bound their cost.
 //! Deliberately absent: a say in who is preempted (always the last admitted, which is what
 //! guarantees progress) or in the order of running requests.
 
@@ -60,15 +61,20 @@ pub trait Policy: Send + std::fmt::Debug {
     /// Handicap at entry, in microseconds: positive is later, negative is earlier.
     fn handicap_us(&self, candidate: &Candidate<'_>) -> i64;
 
-    /// Handicaps of the longest-waiting requests (in order of arrival), computed anew because
-    /// they depend on the others; `None` where the handicap at entry stands. `held` has the
-    /// prefixes that are cached and those of running requests.
+    /// True where handicaps depend on the other requests; [`Self::window_handicaps_us`] has them.
+    fn orders_window(&self) -> bool {
+        false
+    }
+
+    /// Appends the handicaps of the longest-waiting requests, which come in order of arrival. They
+    /// depend on these and on what `held` answers alone: the prefixes that are cached and those of
+    /// running requests.
     fn window_handicaps_us(
-        &self,
+        &mut self,
         _window: &[Candidate<'_>],
         _held: &PrefixIndex,
-    ) -> Option<Vec<i64>> {
-        None
+        _handicaps_us: &mut Vec<i64>,
+    ) {
     }
 }
 
@@ -122,7 +128,7 @@ impl PolicyName {
             Self::Random => Box::new(random::Random { seed }),
             Self::Priority => Box::new(priority::Priority),
             Self::Lpm => Box::new(lpm::Lpm),
-            Self::DfsWeight => Box::new(dfs_weight::DfsWeight),
+            Self::DfsWeight => Box::new(dfs_weight::DfsWeight::default()),
         }
     }
 

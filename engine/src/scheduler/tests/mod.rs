@@ -2,6 +2,7 @@
 
 mod ahead;
 mod policies;
+mod purity;
 mod random;
 mod reuse;
 

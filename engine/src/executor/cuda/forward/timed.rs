@@ -2,7 +2,7 @@
 //! where it puts its choices.
 
 use kernels::attention::cuda::DecodeAttentionArgs;
-use kernels::cuda::{Activation, Buffer, BufferView, CudaError, Stream};
+use kernels::cuda::{Activation, BufferView, CudaError, ElementBuffer, Stream};
 use kernels::qkv_prepare::cuda::HeadShape;
 use kernels::roofline::cuda::ReadMemory;
 use kernels::stream_linear::{Layout, Output, StreamLinear, Variant};
@@ -146,7 +146,7 @@ impl Forward {
             variant,
             m,
             x.laid_out(is_tiled),
-            bias.map(Buffer::all),
+            bias.map(ElementBuffer::all),
             out,
             true,
         )
@@ -196,7 +196,7 @@ impl Forward {
             rows.fill(stream, 0)?;
         }
         ws.h.all().zero(stream)?;
-        ws.qkv.all().zero(stream)
+        ws.qkv.all().words().zero(stream)
     }
 
     /// Fills the L2 cache with pages of the KV pool, up to `n_bytes`, in the place of weights.
@@ -223,7 +223,7 @@ impl Rows {
     }
 
     fn fill(&self, stream: &Stream, byte: u8) -> Result<(), CudaError> {
-        self.plain.all().fill_bytes(stream, byte)?;
-        self.tiled.all().fill_bytes(stream, byte)
+        self.plain.all().words().fill_bytes(stream, byte)?;
+        self.tiled.all().words().fill_bytes(stream, byte)
     }
 }

@@ -13,7 +13,7 @@ use super::Bucket;
 use crate::source::digest;
 
 /// Counts up when candidates or the way they are timed change.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const FOLDER: &str = "tuning";
 
 /// What the times depend on.
@@ -24,6 +24,8 @@ pub(super) struct Key {
     pub kernels_sha256: String,
     pub device: String,
     pub architecture: String,
+    /// Type of activations.
+    pub element: String,
     pub n_multiprocessors: usize,
     /// Number of layers and their matrices, group by group; the head last.
     pub shapes: Vec<String>,
@@ -56,6 +58,7 @@ impl Key {
         let heads = forward.heads();
         let format = match attention.format {
             KvFormat::F16 => "f16",
+            KvFormat::Bf16 => "bf16",
             KvFormat::Fp8E4m3 => "fp8_e4m3",
         };
         Self {
@@ -63,6 +66,7 @@ impl Key {
             kernels_sha256: embedded_kernels().sha256.to_owned(),
             device: properties.name.clone(),
             architecture: properties.architecture(),
+            element: format!("{:?}", forward.element()),
             n_multiprocessors: properties.n_multiprocessors,
             shapes: groups.iter().map(of_group).chain([head]).collect(),
             attention: format!(

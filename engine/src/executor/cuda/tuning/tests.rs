@@ -117,6 +117,7 @@ fn key() -> Key {
         kernels_sha256: "0123".to_owned(),
         device: "A card".to_owned(),
         architecture: "sm_90".to_owned(),
+        element: "F16".to_owned(),
         n_multiprocessors: 132,
         shapes: vec!["64 layers: AwqG128 Stacked [5120] x 8192".to_owned()],
         attention: "64 heads on 8 of 128".to_owned(),

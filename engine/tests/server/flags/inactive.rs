@@ -1,0 +1,44 @@
+//! Flags that are accepted and have nothing to act on say so.
+
+use engine::config::inactive::inactive_flags;
+use engine::config::typed::Device;
+
+use crate::command_line::parse;
+
+/// Listed with a reason for both devices, and not at all where it was not typed.
+fn is_inactive_everywhere(flag: &str, line: &str) -> bool {
+    let listed = |line: &str, device| {
+        let typed = parse(line).expect(line).engine;
+        let flags = inactive_flags(&typed, device);
+        flags
+            .iter()
+            .any(|(name, reason)| name == flag && !reason.is_empty())
+    };
+    [Device::Cpu, Device::Cuda]
+        .into_iter()
+        .all(|device| listed(line, device) && !listed("", device))
+}
+
+#[test]
+fn what_does_nothing_anywhere_says_why() {
+    for flag in [
+        "--trust-remote-code",
+        "--disable-custom-all-reduce",
+        "--stream-output",
+        "--enable-two-batch-overlap",
+        "--enable-hierarchical-cache",
+    ] {
+        assert!(is_inactive_everywhere(flag, flag), "{flag}");
+    }
+    for line in [
+        "--attention-backend triton",
+        "--enable-hierarchical-cache --hicache-ratio 2",
+        "--enable-hierarchical-cache --hicache-size 1",
+        "--hicache-ratio 2",
+        "--hicache-size 1",
+    ] {
+        let typed = line.split(' ').rfind(|word| word.starts_with("--"));
+        let flag = typed.expect("a flag");
+        assert!(is_inactive_everywhere(flag, line), "{line}");
+    }
+}

@@ -1,0 +1,257 @@
+//! Flags of the model and of the executor that runs it: formats, kernels and bytes differ.
+
+use engine::config::EngineConfig;
+use engine::config::typed::Device;
+use engine::executor::ExecutorInfo;
+use engine::launch::{LaunchError, LoadedModel, launch, load_executor, load_model};
+use engine::model::config::{Family, ModelConfig};
+use engine::server::prompt::fit;
+use engine::server::state::ServedModel;
+use engine::weights::MatrixId;
+use engine::weights::fixture::{FolderFormat, tiny_config, write_folder};
+use serde_json::json;
+
+use crate::command_line::{parse, resolve};
+use crate::fixture::write_tokenizer;
+
+/// A tiny model in a folder.
+pub struct Model {
+    folder: tempfile::TempDir,
+}
+
+impl Model {
+    pub fn new(family: Family, format: FolderFormat) -> Self {
+        Self::of(&tiny_config(family), format)
+    }
+
+    pub fn of(config: &ModelConfig, format: FolderFormat) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("model");
+        write_folder(&path, config, format, 1, 1).expect("written");
+        write_tokenizer(&path);
+        Self { folder }
+    }
+
+    pub fn f16() -> Self {
+        Self::new(Family::Qwen3, FolderFormat::F16)
+    }
+
+    /// A launch line for it on the CPU.
+    pub fn line(&self, flags: &str) -> String {
+        format!(
+            "--device cpu --n-threads 1 --max-total-tokens 512 --model-path {} --cache-dir {} {flags}",
+            self.folder.path().join("model").display(),
+            self.folder.path().join("cache").display(),
+        )
+    }
+
+    fn config(&self, flags: &str) -> EngineConfig {
+        resolve(&self.line(flags)).expect(flags).engine
+    }
+
+    fn load(&self, flags: &str) -> Result<LoadedModel, LaunchError> {
+        load_model(&self.config(flags), &|_| ())
+    }
+
+    pub fn executor_info(&self, flags: &str) -> ExecutorInfo {
+        self.loaded_executor_info(flags, &self.config(flags))
+    }
+
+    /// Without a cap on the KV pool: memory decides.
+    pub fn executor_info_by_memory(&self, flags: &str) -> ExecutorInfo {
+        let config = EngineConfig {
+            max_total_tokens: None,
+            ..self.config(flags)
+        };
+        self.loaded_executor_info(flags, &config)
+    }
+
+    fn loaded_executor_info(&self, flags: &str, config: &EngineConfig) -> ExecutorInfo {
+        let model = self.load(flags).expect(flags);
+        let executor = load_executor(config, model.checkpoint.as_ref()).expect(flags);
+        executor.info().clone()
+    }
+
+    pub fn served(&self, flags: &str) -> ServedModel {
+        let typed = parse(&self.line(flags)).expect(flags);
+        let config = typed.resolve().expect(flags);
+        let names = config.http.served_model_name.into_iter().collect();
+        launch(&typed.engine, &config.engine, names, 4, json!({}), &|_| ()).expect(flags)
+    }
+}
+
+pub fn kernel<'a>(info: &'a ExecutorInfo, role: &str) -> &'a str {
+    let kernel = info.kernels.iter().find(|(name, _)| name == role);
+    kernel.map_or("none", |(_, kernel)| kernel)
+}
+
+#[test]
+fn model_path_says_which_model() {
+    for family in [Family::Qwen3, Family::Llama] {
+        let model = Model::new(family, FolderFormat::F16);
+        let loaded = model.load("").expect("a model");
+        assert_eq!(loaded.checkpoint.config().family, family);
+    }
+}
+
+#[test]
+fn quantization_is_held_against_the_checkpoint() {
+    let awq = Model::new(Family::Qwen3, FolderFormat::Awq { group_size: 32 });
+    for (model, flags, is_right) in [
+        (&awq, "--quantization awq", true),
+        (&awq, "--quantization awq_marlin", true),
+        (&awq, "--quantization gguf", false),
+        (&Model::f16(), "--quantization awq", false),
+    ] {
+        assert_eq!(model.load(flags).is_ok(), is_right, "{flags}");
+    }
+}
+
+#[test]
+fn load_format_dummy_reads_no_weights() {
+    let model = Model::f16();
+    let folder = model.folder.path().join("model");
+    for entry in std::fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        if path.extension().is_some_and(|e| e == "safetensors") {
+            std::fs::write(path, b"not weights").expect("written");
+        }
+    }
+    assert!(model.load("").is_err());
+    assert!(model.load("--load-format safetensors").is_err());
+    let loaded = model
+        .load("--load-format dummy")
+        .expect("no weights needed");
+    assert!(loaded.checkpoint.format_name().contains("dummy"));
+    assert!(Model::f16().load("--load-format gguf").is_err());
+}
+
+#[test]
+fn device_chooses_the_executor() {
+    let model = Model::f16();
+    assert_eq!(model.executor_info("--device cpu").name, "cpu");
+    let config = model.config("--device cuda");
+    assert_eq!(config.device, Device::Cuda);
+    let loaded = model.load("").expect("a model");
+    match load_executor(&config, loaded.checkpoint.as_ref()) {
+        Ok(executor) => assert_eq!(executor.info().name, "cuda"),
+        // The fixture is too narrow for some cards' kernels.
+        Err(error) => assert!(
+            matches!(error, LaunchError::NoCuda { .. } | LaunchError::Cuda(_)),
+            "{error}"
+        ),
+    }
+}
+
+#[test]
+fn n_threads_is_the_number_of_threads() {
+    let model = Model::f16();
+    assert_eq!(
+        kernel(&model.executor_info("--n-threads 1"), "threads"),
+        "1"
+    );
+    assert_eq!(
+        kernel(&model.executor_info("--n-threads 3"), "threads"),
+        "3"
+    );
+}
+
+#[test]
+fn cpu_isa_chooses_the_kernels() {
+    let model = Model::f16();
+    for isa in kernels::Isa::available() {
+        let info = model.executor_info(&format!("--cpu-isa {}", isa.name()));
+        assert!(kernel(&info, "dense_linear").starts_with(isa.name()));
+    }
+    let config = model.config("--cpu-isa sse9");
+    let loaded = model.load("").expect("a model");
+    let refused = load_executor(&config, loaded.checkpoint.as_ref()).map(|_| ());
+    assert!(matches!(refused, Err(LaunchError::Isa { .. })));
+}
+
+#[test]
+fn cpu_activations_choose_the_products() {
+    let model = Model::f16();
+    let int8 = model.executor_info("--cpu-activations int8");
+    let float = model.executor_info("--cpu-activations f32");
+    assert!(kernel(&int8, "quant_linear").ends_with("int8"));
+    assert!(kernel(&float, "quant_linear").ends_with("f32"));
+}
+
+#[test]
+fn kv_cache_dtype_halves_the_pool() {
+    let model = Model::f16();
+    let (f16, fp8) = (
+        model.executor_info(""),
+        model.executor_info("--kv-cache-dtype fp8_e4m3"),
+    );
+    assert_eq!(f16.kv_pool_tokens, fp8.kv_pool_tokens);
+    // 32 elements of a head: 64 bytes, or 32 and a scale of 2.
+    assert_eq!(fp8.kv_pool_bytes * 64, f16.kv_pool_bytes * 34);
+    assert!(kernel(&f16, "attention").ends_with("paged_f16"));
+    assert!(kernel(&fp8, "attention").ends_with("paged_fp8_e4m3"));
+}
+
+#[test]
+fn max_total_tokens_sizes_the_pool() {
+    let model = Model::f16();
+    let small = model.executor_info("--max-total-tokens 128");
+    let large = model.executor_info("--max-total-tokens 256");
+    assert_eq!((small.kv_pool_tokens, large.kv_pool_tokens), (128, 256));
+    assert_eq!(small.kv_pool_bytes * 2, large.kv_pool_bytes);
+}
+
+#[test]
+fn context_length_bounds_a_sequence() {
+    let model = Model::f16();
+    assert_eq!(model.served("").limits.max_sequence_tokens, 512);
+    let limits = model.served("--context-length 100").limits;
+    assert_eq!(limits.max_sequence_tokens, 100);
+    let refused = fit(vec![1; 100], Some(1), 1, &limits, "prompt");
+    assert!(refused.expect_err("too long").message.contains("100"));
+    fit(vec![1; 99], Some(1), 1, &limits, "prompt").expect("it fits");
+}
+
+#[test]
+fn allow_auto_truncate_cuts_an_over_long_prompt() {
+    let model = Model::f16();
+    let fitted = |flags: &str| {
+        fit(
+            vec![1; 600],
+            Some(1),
+            1,
+            &model.served(flags).limits,
+            "prompt",
+        )
+    };
+    assert!(fitted("").is_err());
+    let fitted = fitted("--allow-auto-truncate").expect("it is cut");
+    assert_eq!(fitted.prompt.len(), 511);
+}
+
+#[test]
+fn random_seed_seeds_dummy_weights_and_requests() {
+    let model = Model::f16();
+    let bytes = |flags: &str| {
+        let loaded = model.load(flags).expect("a model");
+        format!("{:?}", loaded.checkpoint.matrix(MatrixId::Q(0)).expect("q"))
+    };
+    let dummy = |seed: u32| bytes(&format!("--load-format dummy --random-seed {seed}"));
+    assert_eq!(dummy(1), dummy(1));
+    assert_ne!(dummy(1), dummy(2));
+    let drawn = |flags: &str| model.served(flags).seeds.draw();
+    assert_eq!(drawn("--random-seed 1"), drawn("--random-seed 1"));
+    assert_ne!(drawn("--random-seed 1"), drawn("--random-seed 2"));
+}
+
+#[test]
+fn cache_dir_is_where_things_are_kept() {
+    let model = Model::f16();
+    let kept = model.folder.path().join("elsewhere");
+    model
+        .load(&format!("--cache-dir {}", kept.display()))
+        .expect("a model");
+    let n_kept = std::fs::read_dir(kept).expect("it was made").count();
+    assert!(n_kept > 0, "the digest of the weights is kept");
+    assert!(!model.folder.path().join("cache").exists());
+}

@@ -1,0 +1,234 @@
+//! Flags of the scheduler: the plans differ.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use engine::executor::Executor;
+use engine::executor::StepPlan;
+use engine::executor::mock::{MockConfig, MockExecutor};
+use engine::kv::PAGE_TOKENS;
+use engine::launch::engine_loop_config;
+use engine::request::{Request, RequestId, SamplingParams, TokenEvent};
+use engine::scheduler::{Scheduler, StepKind};
+
+use crate::command_line::resolve;
+
+const POOL_TOKENS: usize = 4096;
+const NOW: Duration = Duration::ZERO;
+
+fn prompt(first: u32, n: u32) -> Vec<u32> {
+    (first..first + n).collect()
+}
+
+fn request(id: u64, prompt: Vec<u32>, max_new_tokens: usize) -> Request {
+    Request {
+        id: RequestId(id),
+        prompt: prompt.into(),
+        sampling: Arc::new(SamplingParams::default()),
+        max_new_tokens,
+        stop_token_ids: Arc::from([]),
+        priority: 0,
+    }
+}
+
+/// Scheduler of a launch line, with an executor.
+struct Played {
+    scheduler: Scheduler,
+    executor: MockExecutor,
+}
+
+impl Played {
+    fn new(line: &str, requests: Vec<Request>) -> Self {
+        let engine = resolve(line).expect(line).engine;
+        let mut scheduler = Scheduler::new(engine_loop_config(&engine, POOL_TOKENS).scheduler);
+        for request in requests {
+            scheduler.add(request, NOW).expect("it fits");
+        }
+        let executor = MockExecutor::new(MockConfig {
+            n_pages: POOL_TOKENS / PAGE_TOKENS,
+            ..MockConfig::default()
+        });
+        Self {
+            scheduler,
+            executor,
+        }
+    }
+
+    fn step(&mut self) -> (StepPlan, Vec<(RequestId, TokenEvent)>) {
+        let plan = self.scheduler.plan(NOW);
+        let output = self.executor.execute(&plan).expect("a step");
+        let events = self.scheduler.commit(&plan, output);
+        (plan, events)
+    }
+
+    /// Ids in the order in which they are admitted.
+    fn order(mut self) -> Vec<u64> {
+        let mut order = Vec::new();
+        while !self.scheduler.is_idle() {
+            for row in self.step().0.rows {
+                if !order.contains(&row.request.0) {
+                    order.push(row.request.0);
+                }
+            }
+        }
+        order
+    }
+}
+
+/// Tokens of each row of the first step.
+fn first_rows(line: &str, prompts: &[u32]) -> Vec<usize> {
+    let requests = prompts
+        .iter()
+        .enumerate()
+        .map(|(i, n)| request(i as u64, prompt(1000 * i as u32, *n), 4))
+        .collect();
+    let (plan, _) = Played::new(line, requests).step();
+    plan.rows.iter().map(|row| row.tokens.len()).collect()
+}
+
+#[test]
+fn max_prefill_tokens_bounds_a_step() {
+    assert_eq!(first_rows("", &[100, 100, 100]), [100, 100, 100]);
+    let line = "--max-prefill-tokens 150";
+    assert_eq!(first_rows(line, &[100, 100, 100]), [100, 50]);
+}
+
+#[test]
+fn chunked_prefill_size_cuts_a_prompt() {
+    assert_eq!(first_rows("--chunked-prefill-size 32", &[100]), [32]);
+    let whole = "--max-prefill-tokens 50 --chunked-prefill-size -1";
+    assert_eq!(first_rows(whole, &[100]), [100]);
+    assert_eq!(first_rows("--max-prefill-tokens 50", &[100]), [50]);
+}
+
+#[test]
+fn max_running_requests_bounds_the_batch() {
+    assert_eq!(first_rows("", &[10, 10, 10]).len(), 3);
+    let line = "--max-running-requests 2";
+    assert_eq!(first_rows(line, &[10, 10, 10]).len(), 2);
+}
+
+#[test]
+fn max_total_tokens_bounds_the_pool() {
+    let add = |line: &str| {
+        let engine = resolve(line).expect(line).engine;
+        let mut scheduler = Scheduler::new(engine_loop_config(&engine, POOL_TOKENS).scheduler);
+        scheduler.add(request(1, prompt(0, 100), 50), NOW)
+    };
+    assert_eq!(add(""), Ok(()));
+    let error = add("--max-total-tokens 128").expect_err("too long");
+    assert!(error.to_string().contains("128 tokens"), "{error}");
+}
+
+#[test]
+fn enable_mixed_chunk_lets_decode_rows_ride_along() {
+    let kinds = |line: &str| {
+        let mut played = Played::new(line, vec![request(1, prompt(0, 10), 20)]);
+        played.step();
+        let added = request(2, prompt(500, 100), 20);
+        played.scheduler.add(added, NOW).expect("it fits");
+        (0..4)
+            .map(|_| StepKind::of(&played.step().0))
+            .collect::<Vec<_>>()
+    };
+    let line = "--chunked-prefill-size 32";
+    assert!(!kinds(line).contains(&StepKind::Mixed));
+    let line = "--chunked-prefill-size 32 --enable-mixed-chunk";
+    assert!(kinds(line).contains(&StepKind::Mixed));
+}
+
+#[test]
+fn num_continuous_decode_steps_makes_bursts() {
+    let longest = |line: &str| {
+        let mut played = Played::new(line, vec![request(1, prompt(0, 10), 20)]);
+        (0..3).map(|_| played.step().0.n_steps).max()
+    };
+    assert_eq!(longest(""), Some(1));
+    assert_eq!(longest("--num-continuous-decode-steps 3"), Some(3));
+}
+
+#[test]
+fn disable_radix_cache_computes_a_prefix_again() {
+    let second_start = |line: &str| {
+        let mut played = Played::new(line, vec![request(1, prompt(0, 100), 1)]);
+        played.step();
+        let again = request(2, prompt(0, 100), 1);
+        played.scheduler.add(again, NOW).expect("it fits");
+        played.step().0.rows[0].start
+    };
+    assert_eq!(second_start(""), 96);
+    assert_eq!(second_start("--disable-radix-cache"), 0);
+}
+
+#[test]
+fn each_schedule_policy_has_an_order_of_its_own() {
+    // 0 and 3 begin alike, and so do 4, 5 and 6.
+    let requests = || {
+        let beginning = |first: u32, own: u32| [prompt(first, 32), prompt(own, 20)].concat();
+        let with_priority = |priority, request: Request| Request {
+            priority,
+            ..request
+        };
+        vec![
+            request(0, beginning(1000, 1), 30),
+            request(1, prompt(3000, 60), 20),
+            with_priority(5, request(2, prompt(4000, 10), 5)),
+            request(3, beginning(1000, 50), 40),
+            request(4, beginning(2000, 100), 33),
+            request(5, beginning(2000, 150), 34),
+            request(6, beginning(2000, 200), 35),
+        ]
+    };
+    let order = |policy: &str| {
+        let line = format!("--max-running-requests 1 --schedule-policy {policy}");
+        Played::new(&line, requests()).order()
+    };
+    let in_order_of_arrival = Played::new("--max-running-requests 1", requests()).order();
+    assert_eq!(in_order_of_arrival, [0, 1, 2, 3, 4, 5, 6]);
+    assert_eq!(order("fcfs"), in_order_of_arrival);
+    assert_eq!(order("lpm")[..2], [0, 3], "what is cached is shared next");
+    assert_eq!(order("dfs-weight")[..3], [4, 5, 6], "the heaviest subtree");
+    assert_eq!(order("lof")[..2], [2, 1], "the fewest tokens to go");
+    assert_eq!(order("longest-output-first")[..2], [3, 6]);
+    assert_eq!(order("priority")[0], 2);
+    assert_ne!(order("random"), in_order_of_arrival);
+}
+
+#[test]
+fn random_seed_shuffles_the_random_policy() {
+    let order = |seed: u32| {
+        let line =
+            format!("--max-running-requests 1 --schedule-policy random --random-seed {seed}");
+        let requests = (0..12)
+            .map(|id| request(id, prompt(id as u32 * 100, 5), 1))
+            .collect();
+        Played::new(&line, requests).order()
+    };
+    assert_eq!(order(1), order(1));
+    assert_ne!(order(1), order(2));
+}
+
+#[tokio::test]
+async fn max_queued_requests_bounds_the_queue() {
+    let accepted = |line: &str| {
+        let engine = resolve(line).expect(line).engine;
+        let executor = MockExecutor::new(MockConfig {
+            n_pages: POOL_TOKENS / PAGE_TOKENS,
+            step_delay: Duration::from_millis(50),
+            ..MockConfig::default()
+        });
+        let engine = engine::engine_loop::start(
+            Box::new(executor),
+            engine_loop_config(&engine, POOL_TOKENS),
+            Arc::new(engine::metrics::Metrics::new("mock")),
+        )
+        .expect("an engine");
+        let streams: Vec<_> = (0..10)
+            .map(|i| engine.submit(request(i, prompt(0, 10), 30)))
+            .collect();
+        streams.iter().filter(|stream| stream.is_ok()).count()
+    };
+    assert_eq!(accepted("--max-running-requests 2"), 10);
+    let line = "--max-running-requests 2 --max-queued-requests 3";
+    assert_eq!(accepted(line), 5);
+}

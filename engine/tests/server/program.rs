@@ -1,0 +1,73 @@
+//! The program itself, started with a launch line.
+
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use crate::client;
+
+/// Ended with the test, however it goes.
+pub struct Program {
+    child: Child,
+    pub address: SocketAddr,
+    log: tempfile::TempDir,
+}
+
+impl Program {
+    /// `engine serve` with a launch line, from the moment on that it answers.
+    pub async fn start(line: &str, environment: &[(&str, String)]) -> Self {
+        let log = tempfile::tempdir().expect("a folder");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_engine"));
+        command
+            .arg("serve")
+            .args(line.split_whitespace())
+            .env_remove("HF_HUB_OFFLINE")
+            .env_remove("RUST_LOG")
+            .envs(environment.iter().map(|(name, value)| (name, value)))
+            .stdout(Stdio::piped())
+            .stderr(std::fs::File::create(log_file(&log)).expect("a file"));
+        let mut child = command.spawn().expect("the program starts");
+        let mut stdout = BufReader::new(child.stdout.take().expect("piped"));
+        let mut program = Self {
+            child,
+            address: ([127, 0, 0, 1], 0).into(),
+            log,
+        };
+        let mut said = String::new();
+        stdout.read_line(&mut said).expect("a line");
+        program.address = said
+            .trim()
+            .strip_prefix("listening on http://")
+            .and_then(|address| address.parse().ok())
+            .unwrap_or_else(|| panic!("no address in {said:?}: {}", program.log()));
+        // A server that listens everywhere is asked here.
+        if program.address.ip().is_unspecified() {
+            program.address.set_ip([127, 0, 0, 1].into());
+        }
+        while client::get(program.address, "/health").await.status != 200 {
+            let ended = program.child.try_wait().expect("a child");
+            assert_eq!(ended, None, "the server gave up: {}", program.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        program
+    }
+
+    /// What it has written to standard error so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(log_file(&self.log)).expect("a file")
+    }
+}
+
+fn log_file(folder: &tempfile::TempDir) -> PathBuf {
+    folder.path().join("log")
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        // It may have ended by itself, which the test then says.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
