@@ -7,8 +7,8 @@ use engine::launch::{LaunchError, LoadedModel, launch, load_executor, load_model
 use engine::model::config::{Family, ModelConfig};
 use engine::server::prompt::fit;
 use engine::server::state::ServedModel;
-use engine::weights::MatrixId;
-use engine::weights::fixture::{FolderFormat, tiny_config, write_folder};
+use engine::weights::fixture::{FolderFormat, tiny_config, write_folder, write_gguf};
+use engine::weights::{ElementFormat, MatrixId};
 use serde_json::json;
 
 use crate::command_line::{parse, resolve};
@@ -245,13 +245,16 @@ fn random_seed_seeds_dummy_weights_and_requests() {
 }
 
 #[test]
-fn cache_dir_is_where_things_are_kept() {
+fn cache_dir_is_where_fetched_models_are() {
     let model = Model::f16();
     let kept = model.folder.path().join("elsewhere");
-    model
-        .load(&format!("--cache-dir {}", kept.display()))
-        .expect("a model");
-    let n_kept = std::fs::read_dir(kept).expect("it was made").count();
-    assert!(n_kept > 0, "the digest of the weights is kept");
-    assert!(!model.folder.path().join("cache").exists());
+    let file = kept.join("pypi/fixture-never-published-1.0/x.gguf");
+    std::fs::create_dir_all(file.parent().expect("a folder")).expect("made");
+    let config = tiny_config(Family::Qwen3);
+    write_gguf(&file, &config, ElementFormat::F16, 1, &[]).expect("written");
+    // As if it had been fetched: found there, or nowhere.
+    let source = "pypi:fixture-never-published==1.0/x.gguf";
+    let flags = format!("--model-path {source} --cache-dir {}", kept.display());
+    let loaded = model.load(&flags).expect("it is in the cache");
+    assert_eq!(loaded.requested, source);
 }
