@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use engine::executor::cpu::{ActivationType, CpuExecutor, CpuOptions};
-use engine::executor::cuda::{CudaExecutor, CudaOptions, GraphSizes, KvFormat};
+use engine::executor::cuda::{CudaExecutor, CudaOptions, Element, GraphSizes, KvFormat};
 use engine::executor::{Executor, PlanRow, SampleSpec, StepPlan};
 use engine::kv::PageIdx;
 use engine::request::{RequestId, SamplingParams};
@@ -153,6 +153,7 @@ fn the_card_agrees_with_llama_cpp() {
         mem_fraction_static: 0.5,
         max_total_tokens: Some(1024),
         context_length: Some(1024),
+        element: Element::F16,
         kv_format: KvFormat::F16,
         n_kv_splits: 8,
         reduce_in_fp32: true,
