@@ -135,6 +135,7 @@ fn generate(executor: &mut CudaExecutor, n: usize, n_steps: usize) -> Vec<Vec<u3
     let plan = StepPlan {
         rows: rows.collect(),
         n_steps: 1,
+        n_next_steps: 0,
     };
     let first = executor.execute(&plan).expect("prompts");
     let mut made: Vec<Vec<u32>> = first.rows.iter().map(|row| vec![row[0].token]).collect();
@@ -142,6 +143,7 @@ fn generate(executor: &mut CudaExecutor, n: usize, n_steps: usize) -> Vec<Vec<u3
     let plan = StepPlan {
         rows: rows.collect(),
         n_steps: n_steps - 1,
+        n_next_steps: 0,
     };
     let rest = executor.execute(&plan).expect("a burst");
     for (made, row) in made.iter_mut().zip(rest.rows) {

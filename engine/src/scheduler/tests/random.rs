@@ -22,9 +22,19 @@ fn workload() -> impl Strategy<Value = Workload> {
             1usize..5,
             0..PolicyName::ALL.len(),
             any::<bool>(),
+            any::<bool>(),
         )
             .prop_map(
-                move |(running, prefill, chunk, mixed_chunk, n_continuous, policy, radix_cache)| {
+                move |(
+                    running,
+                    prefill,
+                    chunk,
+                    mixed_chunk,
+                    n_continuous,
+                    policy,
+                    radix_cache,
+                    run_ahead,
+                )| {
                     SchedulerConfig {
                         max_total_tokens: n_tokens,
                         max_running_requests: running,
@@ -33,6 +43,7 @@ fn workload() -> impl Strategy<Value = Workload> {
                         mixed_chunk,
                         n_continuous_decode_steps: n_continuous,
                         radix_cache,
+                        run_ahead,
                         policy: PolicyName::ALL[policy],
                         policy_seed: 1,
                     }
