@@ -44,7 +44,7 @@ fn the_products_are_all_computed() {
         Multiply::wgmma(&device).unwrap(),
     ];
     for multiply in both.into_iter().flatten() {
-        let mut tflops = |n_rounds: usize| {
+        let tflops = |n_rounds: usize| {
             multiply.launch(&stream, n_rounds, out.all()).unwrap();
             start.record(&stream).unwrap();
             let flops = multiply.launch(&stream, n_rounds, out.all()).unwrap();

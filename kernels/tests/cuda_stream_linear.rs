@@ -437,7 +437,9 @@ fn any_plan_gives_the_same_numbers() {
 )]
 #[test]
 fn every_candidate_gives_the_same_numbers() {
-    for gpu in [gpu(), gpu_with(|_| ManyRows::Batch)] {
+    let on_other_cards = |element| gpu_with(element, |_| ManyRows::Batch);
+    let elements = Element::ALL.into_iter();
+    for gpu in elements.flat_map(|element| [gpu(element), on_other_cards(element)]) {
         let mut rng = StdRng::seed_from_u64(19);
         for format in Format::ALL {
             let k = 3 * format.group().unwrap_or(40) + 1024;

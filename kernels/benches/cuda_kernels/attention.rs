@@ -4,7 +4,9 @@ use half::f16;
 use kernels::attention::cuda::{
     DecodeAttention, DecodeAttentionArgs, PlainAttention, PrefillAttention, PrefillAttentionArgs,
 };
-use kernels::cuda::{Activation, Buffer, CudaError, KvFormat, PAGE_TOKENS, PagedKv, Stream};
+use kernels::cuda::{
+    Activation, Buffer, CudaError, Element, ElementBuffer, KvFormat, PAGE_TOKENS, PagedKv, Stream,
+};
 use kernels::stream_linear::fill_normal;
 
 use crate::measure::{Bench, Work};
@@ -38,7 +40,9 @@ impl Cache {
         let filled = |seed| -> Result<Buffer<u8>, CudaError> {
             let buffer = Buffer::<u8>::new(stream.device(), n_bytes)?;
             match format {
-                KvFormat::F16 => fill_normal(stream, buffer.all().cast::<f16>()?, 0.0, 1.0, seed)?,
+                KvFormat::F16 | KvFormat::Bf16 => {
+                    fill_normal(stream, buffer.all().cast::<f16>()?.into(), 0.0, 1.0, seed)?;
+                }
                 // 1.0, as an e4m3 has it.
                 KvFormat::Fp8E4m3 => buffer.all().fill_bytes(stream, 0x38)?,
             }
@@ -77,6 +81,7 @@ impl Cache {
 pub const fn name(format: KvFormat) -> &'static str {
     match format {
         KvFormat::F16 => "f16",
+        KvFormat::Bf16 => "bf16",
         KvFormat::Fp8E4m3 => "fp8",
     }
 }
@@ -113,10 +118,11 @@ fn decode(
 ) -> Result<(), CudaError> {
     let stream = &bench.stream;
     let cache = Cache::new(stream, format, n_rows, context)?;
-    let attention = DecodeAttention::new(&bench.device, HEADS, format, MAX_SPLITS, true)?;
-    let q = Buffer::<f16>::new(&bench.device, n_rows * QKV)?;
+    let attention =
+        DecodeAttention::new(&bench.device, Element::F16, HEADS, format, MAX_SPLITS, true)?;
+    let q = ElementBuffer::new(&bench.device, Element::F16, n_rows * QKV)?;
     fill_normal(stream, q.all(), 0.0, 1.0, 3)?;
-    let out = Buffer::<f16>::zeroed(stream, n_rows * OUT)?;
+    let out = ElementBuffer::zeroed(stream, Element::F16, n_rows * OUT)?;
     let context_len = Buffer::from_slice(stream, &vec![context as i32; n_rows])?;
     let args = DecodeAttentionArgs {
         q: q.all(),
@@ -143,11 +149,11 @@ fn decode(
 fn prefill(bench: &mut Bench, format: KvFormat, n_tokens: usize) -> Result<(), CudaError> {
     let stream = &bench.stream;
     let cache = Cache::new(stream, format, 1, n_tokens)?;
-    let attention = PrefillAttention::new(&bench.device, HEADS, format)?;
-    let plain = PlainAttention::new(&bench.device, HEADS, format)?;
-    let q = Buffer::<f16>::new(&bench.device, n_tokens * QKV)?;
+    let attention = PrefillAttention::new(&bench.device, Element::F16, HEADS, format)?;
+    let plain = PlainAttention::new(&bench.device, Element::F16, HEADS, format)?;
+    let q = ElementBuffer::new(&bench.device, Element::F16, n_tokens * QKV)?;
     fill_normal(stream, q.all(), 0.0, 1.0, 3)?;
-    let out = Buffer::<f16>::zeroed(stream, n_tokens * OUT)?;
+    let out = ElementBuffer::zeroed(stream, Element::F16, n_tokens * OUT)?;
     let context_len = Buffer::from_slice(stream, &[n_tokens as i32])?;
     let q_start = Buffer::from_slice(stream, &[0, n_tokens as i32])?;
     let args = PrefillAttentionArgs {

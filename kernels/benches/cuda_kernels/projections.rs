@@ -1,7 +1,7 @@
 //! `stream_linear` for the five matrices of a decoder, and what prepares weights.
 
 use half::f16;
-use kernels::cuda::{Activation, Buffer, CudaError, TILE_ROWS};
+use kernels::cuda::{Activation, Buffer, CudaError, Element, ElementBuffer, TILE_ROWS};
 use kernels::stream_linear::{
     Arrangement, AwqPart, Epilogue, Format, Layout, ManyRows, Output, StreamLinear,
     StreamLinearKernels, fill_normal,
@@ -50,7 +50,7 @@ fn projections() -> Vec<Projection> {
 pub fn all(bench: &mut Bench) -> Result<(), CudaError> {
     // The bench uses one stream and the card has no other user.
     let many_rows = ManyRows::best(&bench.device, true);
-    let kernels = StreamLinearKernels::load(&bench.stream, many_rows)?;
+    let kernels = StreamLinearKernels::load(&bench.stream, Element::F16, many_rows)?;
     for projection in projections() {
         let layout = Layout::new(
             projection.format,
@@ -78,7 +78,7 @@ fn rows(
     let tile_rows = m.next_multiple_of(TILE_ROWS);
     let is_tiled = linear.wants_tiled(m);
     let x_rows = if is_tiled { tile_rows } else { m };
-    let x = Buffer::<f16>::new(&bench.device, x_rows * stride)?;
+    let x = ElementBuffer::new(&bench.device, Element::F16, x_rows * stride)?;
     fill_normal(&bench.stream, x.all(), 0.0, 1.0, 2)?;
     let x_in = if is_tiled {
         Activation::tiled(x.all(), tile_rows)
@@ -93,13 +93,13 @@ fn rows(
     let out_bytes = if is_f32 { 4 * m * n } else { 2 * x_rows * n };
     let out = Buffer::<u8>::zeroed(&bench.stream, out_bytes)?;
     let output = match projection.epilogue {
-        Epilogue::Store => Output::Store(out.all().cast()?),
+        Epilogue::Store => Output::Store(out.all().cast::<f16>()?.into()),
         Epilogue::AddResidual => Output::AddResidual(out.all().cast()?),
         Epilogue::StoreF32 => Output::StoreF32(out.all().cast()?),
         Epilogue::SiluMul if is_tiled => {
-            Output::SiluMul(Activation::tiled(out.all().cast()?, tile_rows))
+            Output::SiluMul(Activation::tiled(out.all().cast::<f16>()?, tile_rows))
         }
-        Epilogue::SiluMul => Output::SiluMul(Activation::plain(out.all().cast()?, n)),
+        Epilogue::SiluMul => Output::SiluMul(Activation::plain(out.all().cast::<f16>()?, n)),
     };
     let columns: usize = layout.parts_n.iter().sum();
     let written = match projection.epilogue {
@@ -139,7 +139,7 @@ fn prepare(
     bench.case("repack", "awq 25600 x 5120", work, |stream| {
         awq.load_awq(stream, 0, &source)
     })?;
-    let rows = Buffer::<f16>::zeroed(&bench.stream, n * k)?;
+    let rows = ElementBuffer::zeroed(&bench.stream, Element::F16, n * k)?;
     let mut half = StreamLinear::new(kernels, one(Format::Half)?)?;
     let work = Work::bytes(rows.n_bytes() + half.n_bytes());
     bench.case("repack", "fp16 25600 x 5120", work, |stream| {

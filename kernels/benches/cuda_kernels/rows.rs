@@ -1,7 +1,6 @@
 //! What works row by row: embedding, norm, rotation and cache write, SiLU, choosing tokens.
 
-use half::f16;
-use kernels::cuda::{Activation, Buffer, CudaError, KvFormat};
+use kernels::cuda::{Activation, Buffer, CudaError, Element, ElementBuffer, KvFormat};
 use kernels::embedding::cuda::Embedding;
 use kernels::qkv_prepare::cuda::{QkvPrepare, QkvPrepareArgs};
 use kernels::rms_norm::cuda::RmsNorm;
@@ -28,14 +27,14 @@ pub fn all(bench: &mut Bench) -> Result<(), CudaError> {
     choose(bench)
 }
 
-fn normal(bench: &Bench, n: usize, seed: u64) -> Result<Buffer<f16>, CudaError> {
-    let buffer = Buffer::new(&bench.device, n)?;
+fn normal(bench: &Bench, n: usize, seed: u64) -> Result<ElementBuffer, CudaError> {
+    let buffer = ElementBuffer::new(&bench.device, Element::F16, n)?;
     fill_normal(&bench.stream, buffer.all(), 0.0, 1.0, seed)?;
     Ok(buffer)
 }
 
 fn embedding(bench: &mut Bench) -> Result<(), CudaError> {
-    let kernel = Embedding::new(&bench.device)?;
+    let kernel = Embedding::new(&bench.device, Element::F16)?;
     let table = normal(bench, VOCAB * HIDDEN, 1)?;
     for n_rows in ROWS {
         let ids: Vec<i32> = (0..n_rows).map(|i| (i * 7919 % VOCAB) as i32).collect();
@@ -50,11 +49,11 @@ fn embedding(bench: &mut Bench) -> Result<(), CudaError> {
 }
 
 fn rms_norm(bench: &mut Bench) -> Result<(), CudaError> {
-    let kernel = RmsNorm::new(&bench.device)?;
+    let kernel = RmsNorm::new(&bench.device, Element::F16)?;
     let weight = normal(bench, HIDDEN, 1)?;
     for n_rows in ROWS {
         let h = Buffer::<f32>::zeroed(&bench.stream, n_rows * HIDDEN)?;
-        let x = Buffer::<f16>::zeroed(&bench.stream, n_rows * HIDDEN)?;
+        let x = ElementBuffer::zeroed(&bench.stream, Element::F16, n_rows * HIDDEN)?;
         let to = Activation::plain(x.all(), HIDDEN);
         let work = Work::bytes(6 * n_rows * HIDDEN + 2 * HIDDEN);
         bench.case("rms_norm", &format!("{n_rows} rows"), work, |stream| {
@@ -74,7 +73,7 @@ fn rms_norm(bench: &mut Bench) -> Result<(), CudaError> {
 }
 
 fn qkv_prepare(bench: &mut Bench, format: KvFormat) -> Result<(), CudaError> {
-    let kernel = QkvPrepare::new(&bench.device, HEADS, format)?;
+    let kernel = QkvPrepare::new(&bench.device, Element::F16, HEADS, format)?;
     let row_stride = (HEADS.n_q + 2 * HEADS.n_kv) * HEADS.head_dim;
     let n_positions = 1024;
     let cos_sin = Buffer::<f32>::zeroed(&bench.stream, n_positions * HEADS.head_dim)?;
@@ -109,11 +108,11 @@ fn qkv_prepare(bench: &mut Bench, format: KvFormat) -> Result<(), CudaError> {
 }
 
 fn silu_mul(bench: &mut Bench) -> Result<(), CudaError> {
-    let kernel = SiluMul::new(&bench.device)?;
+    let kernel = SiluMul::new(&bench.device, Element::F16)?;
     for n_rows in ROWS {
         let n = n_rows * INTERMEDIATE;
         let (gate, up) = (normal(bench, n, 1)?, normal(bench, n, 2)?);
-        let out = Buffer::<f16>::zeroed(&bench.stream, n)?;
+        let out = ElementBuffer::zeroed(&bench.stream, Element::F16, n)?;
         let work = Work::bytes(6 * n);
         bench.case("silu_mul", &format!("{n_rows} rows"), work, |stream| {
             kernel.launch(

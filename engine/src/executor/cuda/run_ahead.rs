@@ -275,11 +275,11 @@ mod tests {
         refused("two tokens", &|rows| rows[1].tokens.push(4));
         refused("another position", &|rows| rows[1].start += 1);
         refused("another page", &|rows| rows[1].pages[0] = PageIdx(99));
-        refused("a page less", &|rows| drop(rows[1].pages.pop()));
+        refused("a page less", &|rows| rows[1].pages.truncate(2));
         refused("no token wanted", &|rows| rows[0].sample = None);
         refused("another draw", &|rows| spec(&mut rows[0]).output_index += 1);
         refused("another history", &|rows| {
-            spec(&mut rows[0]).history.push(1)
+            spec(&mut rows[0]).history.push(1);
         });
         refused("other parameters", &|rows| {
             spec(&mut rows[0]).params = params(0.25);
@@ -299,9 +299,9 @@ mod tests {
         assert_eq!(batch.steps_ahead(&rows, 1, 1), 1);
         assert_eq!(batch.steps_ahead(&rows, 2, 1), 0);
         assert_eq!(batch.steps_ahead(&rows, 1, 0), 0);
-        rows.iter_mut().for_each(|row| {
+        for row in &mut rows {
             row.pages.extend([PageIdx(9), PageIdx(10), PageIdx(11)]);
-        });
+        }
         assert_eq!(batch.steps_ahead(&rows, 2, 4), 4);
         assert_eq!(batch.steps_ahead(&rows, 2, 64), MAX_BURST);
         batch.grow(MAX_PENALIZED - 5 - 2 - 3);

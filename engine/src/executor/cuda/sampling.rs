@@ -457,8 +457,8 @@ mod tests {
     fn what_the_card_has_no_room_for_goes_to_the_host() {
         let with = |n_logprobs, presence_penalty, history: &[u32], n_steps| {
             let params = SamplingParams {
-                n_logprobs,
                 presence_penalty,
+                n_logprobs,
                 ..SamplingParams::default()
             };
             host_reason(&spec(params, history, 0), n_steps)
