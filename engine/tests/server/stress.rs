@@ -60,7 +60,7 @@ async fn two_hundred_at_once() {
 async fn run_client(address: SocketAddr, i: usize) -> Outcome {
     let path = "/v1/completions";
     let n_prompt = 1 + i * 7 % 90;
-    let n_output = 1 + i * 13 % 60;
+    let n_output = 1 + i * 13 % 160;
     match i % 10 {
         0 => {
             let body = json!({"prompt": "x".repeat(600)});

@@ -3,7 +3,7 @@
 // Formula: d[16x8] += a[16x16] b[16x8], n_rounds times for each of 8 independent d a warp.
 // FLOPs: 2 * 16 * 8 * 16 a product. Bytes: none. Grid: two blocks of 256 threads an SM.
 // Architectures: sm_90, sm_120.
-#include "../cuda/device.cuh"
+#include "../cuda/element.cuh"
 
 struct MultiplyParams {
     float* out;  // [1]: written where a sum is one that does not occur, so that none is left out
