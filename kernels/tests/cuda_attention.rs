@@ -20,12 +20,6 @@ const CONTEXTS: [i32; 22] = [
 #[test]
 #[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
 fn ragged_contexts_agree_with_f64_for_every_split_and_format() {
-    let (device, stream) = gpu::open();
-    let mut rng = gpu::rng(4);
-    let (n_rows, max_pages) = (CONTEXTS.len(), 130);
-    let context_len = Buffer::from_slice(&stream, &CONTEXTS).unwrap();
-    let tables = gpu::page_tables(&mut rng, n_rows, max_pages);
-    let page_table = Buffer::from_slice(&stream, &tables).unwrap();
     let shapes = [
         (1, 1, 64),
         (9, 3, 64),
@@ -35,9 +29,28 @@ fn ragged_contexts_agree_with_f64_for_every_split_and_format() {
         (7, 1, 128),
         (10, 2, 128),
     ];
+    check_contexts(&CONTEXTS, &shapes);
+}
+
+#[test]
+#[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
+fn long_contexts_agree_with_f64_for_every_split_and_format() {
+    check_contexts(&[8192, 4097, 8191, 8177], &[(8, 1, 128), (9, 3, 64)]);
+}
+
+/// Every row has a context of its own; `shapes` are query heads, KV heads, head dimension.
+fn check_contexts(contexts: &[i32], shapes: &[(usize, usize, usize)]) {
+    let (device, stream) = gpu::open();
+    let mut rng = gpu::rng(4);
+    let longest = contexts.iter().copied().max().unwrap() as usize;
+    // A page more than any row needs.
+    let (n_rows, max_pages) = (contexts.len(), longest.div_ceil(PAGE_TOKENS) + 1);
+    let context_len = Buffer::from_slice(&stream, contexts).unwrap();
+    let tables = gpu::page_tables(&mut rng, n_rows, max_pages);
+    let page_table = Buffer::from_slice(&stream, &tables).unwrap();
     for (element, (n_q, n_kv, head_dim)) in Element::ALL
         .into_iter()
-        .flat_map(|element| shapes.map(|shape| (element, shape)))
+        .flat_map(|element| shapes.iter().map(move |shape| (element, *shape)))
     {
         let shape = HeadShape {
             n_q,
@@ -57,7 +70,7 @@ fn ragged_contexts_agree_with_f64_for_every_split_and_format() {
                     let (row, head) = (i / n_q, i % n_q);
                     let q = &q[row * q_stride + head * head_dim..][..head_dim];
                     let pages = &tables[row * max_pages..][..max_pages];
-                    values.attention(q, head, CONTEXTS[row] as usize, pages)
+                    values.attention(q, head, contexts[row] as usize, pages)
                 })
                 .collect();
             for (n_splits, reduce_in_fp32) in
@@ -88,7 +101,7 @@ fn ragged_contexts_agree_with_f64_for_every_split_and_format() {
                 let out = out.download(&stream).unwrap();
                 for row in 0..n_rows {
                     let found = &out[row * out_stride..][..out_stride];
-                    let n_written = if CONTEXTS[row] == 0 { 0 } else { width };
+                    let n_written = if contexts[row] == 0 { 0 } else { width };
                     assert!(found[n_written..].iter().all(|x| *x == POISON), "row {row}");
                     for head in 0..n_written / head_dim {
                         let error = gpu::relative_error(
@@ -99,7 +112,7 @@ fn ragged_contexts_agree_with_f64_for_every_split_and_format() {
                             error < gpu::tolerance(element, TOLERANCE),
                             "{element:?} {shape:?} {format:?} splits {n_splits} f32 {reduce_in_fp32} row {row} \
                              context {} head {head}: {error}",
-                            CONTEXTS[row]
+                            contexts[row]
                         );
                     }
                 }

@@ -30,7 +30,7 @@ pub struct BenchArgs {
     #[arg(long, value_name = "N", default_value_t = 3)]
     repetitions: usize,
 
-    /// Print the result as JSON, with every sample
+    /// Print the result as one line of JSON, with every sample
     #[arg(long)]
     json: bool,
 }
@@ -59,7 +59,7 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
     let mut executor = load_executor(&config, model.checkpoint.as_ref())?;
     let result = offline(executor.as_mut(), vocab, offline_config)?;
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&result)?);
+        println!("{}", serde_json::to_string(&result)?);
         return Ok(());
     }
     println!(
