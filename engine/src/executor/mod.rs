@@ -9,7 +9,6 @@ pub mod simulated;
 use std::sync::Arc;
 
 use crate::kv::PageIdx;
-use crate::model::config::RopeScaling;
 use crate::request::{RequestId, SampledToken, SamplingParams};
 
 /// One step: every row's tokens go through the model once; rows with `sample` then get a token.
@@ -126,9 +125,4 @@ fn check_plan(plan: &StepPlan, device: &'static str) -> Result<(), ExecutorError
         }
     }
     Ok(())
-}
-
-/// The model's RoPE scaling as the kernels take it.
-fn rope_scaling(scaling: &RopeScaling) -> RopeScaling {
-    *scaling
 }

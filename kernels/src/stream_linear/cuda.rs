@@ -1,19 +1,20 @@
 //! Weights on the device and their launches.
 
 mod choice;
+mod repack;
 
 use std::sync::{Arc, OnceLock};
 
 use bytemuck::{Pod, Zeroable};
-use half::f16;
 
+pub use self::repack::AwqPart;
 use super::batch::{self, BatchKernels};
 use super::plan::check_plan;
 use super::variant::{Variant, not_there};
 use super::wgmma::WgmmaKernels;
 use super::{
     Arrangement, DeviceLimits, Epilogue, Format, Layout, MANY_ROWS, MAX_ROWS, MAX_TILED_ROWS, OP,
-    Rows, TILE_COLUMNS,
+    Rows,
 };
 use crate::KernelError;
 use crate::cuda::shape::ShapeCheck;
@@ -23,8 +24,6 @@ use crate::cuda::{
 };
 
 const SOURCE: &str = "stream_linear/stream_linear";
-const REPACK_SOURCE: &str = "stream_linear/repack";
-const REPACK_THREADS: u32 = 128;
 const ROW_ALIGNMENT: usize = 8;
 const CHECK: ShapeCheck = ShapeCheck(OP);
 
@@ -45,37 +44,6 @@ struct StreamLinearParams {
     n_stages: i32,
     phase_chunks: i32,
     n_phases: i32,
-}
-
-/// As `RepackAwqParams` in repack.cu.
-#[derive(Debug, Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-struct RepackAwqParams {
-    qweight: DevicePtr<u32>,
-    qzeros: DevicePtr<u32>,
-    scales: DevicePtr<f16>,
-    weights: DevicePtr<u8>,
-    group_data: DevicePtr<u8>,
-    n: i32,
-    k: i32,
-    group: i32,
-    n_chunks: i32,
-    tile_step: i32,
-    tile_offset: i32,
-}
-
-/// As `RepackHalfParams` in repack.cu, with the padding that C++ adds.
-#[derive(Debug, Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-struct RepackHalfParams {
-    rows: DevicePtr<u16>,
-    weights: DevicePtr<u8>,
-    n: i32,
-    k: i32,
-    n_chunks: i32,
-    tile_step: i32,
-    tile_offset: i32,
-    padding: i32,
 }
 
 /// Which kernel takes 17 rows and more.
@@ -186,8 +154,8 @@ impl StreamLinearKernels {
             reserved_shared_bytes_per_block: properties.reserved_shared_bytes_per_block,
             max_clusters,
         };
-        let repack_awq = device.kernel(REPACK_SOURCE, "repack_awq")?;
-        let repack_half = device.kernel(REPACK_SOURCE, "repack_half")?;
+        let repack_awq = device.kernel(repack::SOURCE, "repack_awq")?;
+        let repack_half = device.kernel(repack::SOURCE, "repack_half")?;
         let many_rows = match many_rows {
             ManyRows::Wgmma { is_alone } => {
                 ManyRowsKernels::Wgmma(WgmmaKernels::load(stream, element, is_alone)?)
@@ -240,18 +208,6 @@ impl StreamLinearKernels {
         // The enums' order is the order of their `ALL`, in which `load` has filled the list.
         &self.stream[(format as usize * 4 + epilogue as usize) * 4 + rows as usize]
     }
-}
-
-/// One part of an AWQ matrix in device memory, as checkpoints have it: scales are fp16 beside
-/// either element.
-#[derive(Debug, Clone, Copy)]
-pub struct AwqPart<'a> {
-    /// [k][n / 8]
-    pub qweight: BufferView<'a, u32>,
-    /// [k / group][n / 8]
-    pub qzeros: BufferView<'a, u32>,
-    /// [k / group][n]
-    pub scales: BufferView<'a, f16>,
 }
 
 /// Where the result goes: [m][n], rows without gaps; that of SiLU may be tiled where x is.
@@ -345,82 +301,6 @@ impl StreamLinear {
     /// [n_tiles][n_chunks][scale_bytes]
     pub fn packed_scales(&self) -> BufferView<'_, u8> {
         self.scales.all()
-    }
-
-    /// Repacks part `part`, in stream order. The source may be overwritten after the stream has
-    /// passed.
-    pub fn load_awq(
-        &mut self,
-        stream: &Stream,
-        part: usize,
-        source: &AwqPart<'_>,
-    ) -> Result<(), CudaError> {
-        let n = self.part_n(part)?;
-        let layout = &self.layout;
-        let Some(group) = layout.format.group() else {
-            return Err(value_error("AWQ weights for a 16-bit matrix".into()));
-        };
-        let k = layout.k;
-        check_len("qweight's words", source.qweight.len(), k * n / 8)?;
-        check_len("qzeros' words", source.qzeros.len(), k / group * n / 8)?;
-        check_len("scales' values", source.scales.len(), k / group * n)?;
-        stream.enter(source.qweight.device())?;
-        stream.enter(source.qzeros.device())?;
-        stream.enter(source.scales.device())?;
-        let (step, offset) = layout.tile_place(part);
-        let params = RepackAwqParams {
-            qweight: source.qweight.ptr(),
-            qzeros: source.qzeros.ptr(),
-            scales: source.scales.ptr(),
-            weights: self.weights.ptr(),
-            group_data: self.scales.ptr(),
-            n: n as i32,
-            k: k as i32,
-            group: group as i32,
-            n_chunks: layout.n_chunks as i32,
-            tile_step: step as i32,
-            tile_offset: offset as i32,
-        };
-        let config = LaunchConfig::new(repack_grid(layout, n), REPACK_THREADS);
-        // SAFETY: the sources have the lengths checked above, the destinations those that
-        // `layout` gives for all parts; buffers are freed only after the device is idle.
-        unsafe { self.kernels.repack_awq.launch(stream, &config, &params) }?;
-        self.is_loaded[part] = true;
-        Ok(())
-    }
-
-    /// Repacks part `part` from rows [n][k] of the kernels' element, in stream order.
-    pub fn load_half(
-        &mut self,
-        stream: &Stream,
-        part: usize,
-        rows: ElementView<'_>,
-    ) -> Result<(), CudaError> {
-        let n = self.part_n(part)?;
-        let layout = &self.layout;
-        if layout.format != Format::Half {
-            return Err(value_error("16-bit weights for an AWQ matrix".into()));
-        }
-        let rows = CHECK.element("a weight", rows, self.kernels.element)?;
-        check_len("the weights", rows.len(), n * layout.k)?;
-        stream.enter(rows.device())?;
-        let (step, offset) = layout.tile_place(part);
-        let params = RepackHalfParams {
-            rows: rows.ptr(),
-            weights: self.weights.ptr(),
-            n: n as i32,
-            k: layout.k as i32,
-            n_chunks: layout.n_chunks as i32,
-            tile_step: step as i32,
-            tile_offset: offset as i32,
-            padding: 0,
-        };
-        let config = LaunchConfig::new(repack_grid(layout, n), REPACK_THREADS);
-        // SAFETY: the source has the length checked above, the destination that of `layout`;
-        // buffers are freed only after the device is idle.
-        unsafe { self.kernels.repack_half.launch(stream, &config, &params) }?;
-        self.is_loaded[part] = true;
-        Ok(())
     }
 
     /// Dummy weights in all parts, the same for the same seed, in stream order.
@@ -591,10 +471,6 @@ impl StreamLinear {
             .into()
         })
     }
-}
-
-fn repack_grid(layout: &Layout, n: usize) -> u32 {
-    (n.div_ceil(TILE_COLUMNS) * layout.n_chunks) as u32
 }
 
 fn row_error(m: usize, max_rows: usize) -> KernelError {

@@ -156,8 +156,7 @@ pub(super) fn cos_sin(
     config: &ModelConfig,
     n: usize,
 ) -> Result<Buffer<f32>, CudaError> {
-    let scaling = crate::executor::rope_scaling(&config.rope.scaling);
-    let rope = Rope::new(config.head_dim, config.rope.theta, scaling)?;
+    let rope = Rope::new(config.head_dim, config.rope.theta, config.rope.scaling)?;
     let mut angles = vec![0.0; n * config.head_dim];
     for (position, out) in angles.chunks_exact_mut(config.head_dim).enumerate() {
         rope.angles(position, out)?;

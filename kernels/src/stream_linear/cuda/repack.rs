@@ -1,0 +1,136 @@
+//! Weights of a checkpoint, brought into the layout that the kernels read.
+
+use bytemuck::{Pod, Zeroable};
+use half::f16;
+
+use super::{CHECK, StreamLinear, check_len, value_error};
+use crate::cuda::{BufferView, CudaError, DevicePtr, ElementView, LaunchConfig, Stream};
+use crate::stream_linear::{Format, Layout, TILE_COLUMNS};
+
+pub(super) const SOURCE: &str = "stream_linear/repack";
+const THREADS: u32 = 128;
+
+/// As `RepackAwqParams` in repack.cu.
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct AwqParams {
+    qweight: DevicePtr<u32>,
+    qzeros: DevicePtr<u32>,
+    scales: DevicePtr<f16>,
+    weights: DevicePtr<u8>,
+    group_data: DevicePtr<u8>,
+    n: i32,
+    k: i32,
+    group: i32,
+    n_chunks: i32,
+    tile_step: i32,
+    tile_offset: i32,
+}
+
+/// As `RepackHalfParams` in repack.cu, with the padding that C++ adds.
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct HalfParams {
+    rows: DevicePtr<u16>,
+    weights: DevicePtr<u8>,
+    n: i32,
+    k: i32,
+    n_chunks: i32,
+    tile_step: i32,
+    tile_offset: i32,
+    padding: i32,
+}
+
+/// One part of an AWQ matrix in device memory, as checkpoints have it: scales are fp16 beside
+/// either element.
+#[derive(Debug, Clone, Copy)]
+pub struct AwqPart<'a> {
+    /// [k][n / 8]
+    pub qweight: BufferView<'a, u32>,
+    /// [k / group][n / 8]
+    pub qzeros: BufferView<'a, u32>,
+    /// [k / group][n]
+    pub scales: BufferView<'a, f16>,
+}
+
+impl StreamLinear {
+    /// Repacks part `part`, in stream order. The source may be overwritten after the stream has
+    /// passed.
+    pub fn load_awq(
+        &mut self,
+        stream: &Stream,
+        part: usize,
+        source: &AwqPart<'_>,
+    ) -> Result<(), CudaError> {
+        let n = self.part_n(part)?;
+        let layout = &self.layout;
+        let Some(group) = layout.format.group() else {
+            return Err(value_error("AWQ weights for a 16-bit matrix".into()));
+        };
+        let k = layout.k;
+        check_len("qweight's words", source.qweight.len(), k * n / 8)?;
+        check_len("qzeros' words", source.qzeros.len(), k / group * n / 8)?;
+        check_len("scales' values", source.scales.len(), k / group * n)?;
+        stream.enter(source.qweight.device())?;
+        stream.enter(source.qzeros.device())?;
+        stream.enter(source.scales.device())?;
+        let (step, offset) = layout.tile_place(part);
+        let params = AwqParams {
+            qweight: source.qweight.ptr(),
+            qzeros: source.qzeros.ptr(),
+            scales: source.scales.ptr(),
+            weights: self.weights.ptr(),
+            group_data: self.scales.ptr(),
+            n: n as i32,
+            k: k as i32,
+            group: group as i32,
+            n_chunks: layout.n_chunks as i32,
+            tile_step: step as i32,
+            tile_offset: offset as i32,
+        };
+        let config = LaunchConfig::new(grid(layout, n), THREADS);
+        // SAFETY: the sources have the lengths checked above, the destinations those that
+        // `layout` gives for all parts; buffers are freed only after the device is idle.
+        unsafe { self.kernels.repack_awq.launch(stream, &config, &params) }?;
+        self.is_loaded[part] = true;
+        Ok(())
+    }
+
+    /// Repacks part `part` from rows [n][k] of the kernels' element, in stream order.
+    pub fn load_half(
+        &mut self,
+        stream: &Stream,
+        part: usize,
+        rows: ElementView<'_>,
+    ) -> Result<(), CudaError> {
+        let n = self.part_n(part)?;
+        let layout = &self.layout;
+        if layout.format != Format::Half {
+            return Err(value_error("16-bit weights for an AWQ matrix".into()));
+        }
+        let rows = CHECK.element("a weight", rows, self.kernels.element)?;
+        check_len("the weights", rows.len(), n * layout.k)?;
+        stream.enter(rows.device())?;
+        let (step, offset) = layout.tile_place(part);
+        let params = HalfParams {
+            rows: rows.ptr(),
+            weights: self.weights.ptr(),
+            n: n as i32,
+            k: layout.k as i32,
+            n_chunks: layout.n_chunks as i32,
+            tile_step: step as i32,
+            tile_offset: offset as i32,
+            padding: 0,
+        };
+        let config = LaunchConfig::new(grid(layout, n), THREADS);
+        // SAFETY: the source has the length checked above, the destination that of `layout`;
+        // buffers are freed only after the device is idle.
+        unsafe { self.kernels.repack_half.launch(stream, &config, &params) }?;
+        self.is_loaded[part] = true;
+        Ok(())
+    }
+}
+
+fn grid(layout: &Layout, n: usize) -> u32 {
+    (n.div_ceil(TILE_COLUMNS) * layout.n_chunks) as u32
+}
