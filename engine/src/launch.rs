@@ -238,6 +238,7 @@ fn load_cuda(
             SamplingBackend::Pytorch => Sampler::Host,
         },
         run_ahead: config.overlap_schedule,
+        persistent_decode: config.persistent_decode,
     };
     Ok(Box::new(CudaExecutor::load(checkpoint, &options)?))
 }
