@@ -238,7 +238,6 @@ fn load_cuda(
             SamplingBackend::Pytorch => Sampler::Host,
         },
         run_ahead: config.overlap_schedule,
-        persistent_decode: config.persistent_decode,
     };
     Ok(Box::new(CudaExecutor::load(checkpoint, &options)?))
 }

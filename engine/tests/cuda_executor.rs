@@ -68,7 +68,6 @@ fn options() -> CudaOptions {
         graphs: GraphSizes::Off,
         sampler: Sampler::Device,
         run_ahead: true,
-        persistent_decode: true,
         tuning: None,
     }
 }

@@ -15,7 +15,6 @@
 
 pub mod attention;
 pub mod cuda;
-pub mod decode_layers;
 pub mod dense_linear;
 pub mod embedding;
 pub mod error;

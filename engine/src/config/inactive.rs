@@ -199,9 +199,4 @@ fn note_unused_on_cpu(typed: &EngineArgs, note: &mut impl FnMut(bool, &str, &str
         "--disable-overlap-schedule",
         "the CPU executor computes on the host, so its steps never overlap with the host's work",
     );
-    note(
-        typed.disable_persistent_decode,
-        "--disable-persistent-decode",
-        "the CPU executor launches no kernels",
-    );
 }

@@ -77,8 +77,6 @@ pub struct EngineConfig {
     pub two_batch_overlap: bool,
     /// A decode step may begin while the host is busy with the one before.
     pub overlap_schedule: bool,
-    /// Small decode steps run in one launch where the model's layers allow it.
-    pub persistent_decode: bool,
     pub allow_auto_truncate: bool,
     /// `None`: the model's own.
     pub context_length: Option<usize>,
@@ -198,7 +196,6 @@ impl EngineArgs {
             kv_cache_dtype: self.kv_cache_dtype.unwrap_or(KvCacheDtype::Auto),
             two_batch_overlap: self.enable_two_batch_overlap,
             overlap_schedule: !self.disable_overlap_schedule,
-            persistent_decode: !self.disable_persistent_decode,
             allow_auto_truncate: self.allow_auto_truncate,
             context_length: self.context_length,
             random_seed: self.random_seed,

@@ -211,10 +211,6 @@ pub struct EngineArgs {
     #[arg(long)]
     pub disable_overlap_schedule: bool,
 
-    /// Run small decode steps kernel by kernel instead of in one persistent kernel
-    #[arg(long)]
-    pub disable_persistent_decode: bool,
-
     /// Accepted; with one device there is no all-reduce
     #[arg(long)]
     pub disable_custom_all_reduce: bool,

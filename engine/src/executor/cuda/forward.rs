@@ -1,11 +1,9 @@
 //! The launches of one pass: embedding, the layers, and the head over the rows that want logits.
 //!
-//! A decode step of a few rows has all its layers in one launch where that kernel is made for them
-//! (`decode_layers`). Else a layer is eight launches: norm, q/k/v, rotate and store, attention, o
-//! onto the residual, norm, gate and up with SiLU, down onto the residual. Each may start while the one before
+//! A layer is eight launches: norm, q/k/v, rotate and store, attention, o onto the residual,
+//! norm, gate and up with SiLU, down onto the residual. Each may start while the one before
 //! runs and waits for it on the card (programmatic dependent launch), so the host only queues.
 
-mod decode_layers;
 mod timed;
 
 use kernels::attention::cuda::{
@@ -14,7 +12,6 @@ use kernels::attention::cuda::{
 use kernels::cuda::{
     Activation, Buffer, BufferView, CudaError, Element, ElementBuffer, Stream, TILE_ROWS,
 };
-use kernels::decode_layers::DecodeLayers;
 use kernels::embedding::cuda::Embedding;
 use kernels::qkv_prepare::cuda::{HeadShape, KvFormat, PagedKv, QkvPrepare, QkvPrepareArgs};
 use kernels::rms_norm::cuda::RmsNorm;
@@ -37,8 +34,6 @@ pub(super) struct AttentionOptions {
     pub format: KvFormat,
     pub max_splits: usize,
     pub reduce_in_fp32: bool,
-    /// Small decode steps run in one launch where the layers allow it.
-    pub persistent_decode: bool,
 }
 
 struct Ops {
@@ -105,10 +100,6 @@ pub(super) struct Forward {
     /// By rows, where tuning has found a number of splits.
     tuned_splits: Vec<Option<usize>>,
     ops: Ops,
-    /// Keeps addresses of `weights` and `kv`.
-    decode_layers: Option<DecodeLayers>,
-    /// Why decode steps are not one launch.
-    kernel_by_kernel: Option<String>,
     weights: DeviceWeights,
     /// `[n_positions, head_dim]`: cosines, then sines
     cos_sin: Buffer<f32>,
@@ -243,22 +234,10 @@ impl Forward {
         let history = Buffer::zeroed(stream, max_burst * MAX_ROWS)?;
         let step = Buffer::zeroed(stream, 1)?;
         let max_splits = attention.max_splits;
-        let (decode_layers, kernel_by_kernel) = if attention.persistent_decode {
-            match decode_layers::decode_layers(stream, &weights, &kv, heads, attention) {
-                Ok(layers) => (Some(layers), None),
-                // What the kernel is not made for runs kernel by kernel; a failed driver call fails.
-                Err(CudaError::Shape(reason)) => (None, Some(reason.to_string())),
-                Err(error) => return Err(error),
-            }
-        } else {
-            (None, Some("--disable-persistent-decode".to_owned()))
-        };
         Ok(Self {
             config,
             heads,
             max_splits,
-            decode_layers,
-            kernel_by_kernel,
             tuned_splits: vec![None; MAX_ROWS + 1],
             ops,
             weights,
@@ -301,9 +280,6 @@ impl Forward {
         self.ops
             .embedding
             .launch(stream, inputs.ids()?, table, h, n, hidden)?;
-        if let Some(layers) = self.persistent(size) {
-            return self.launch_decode_layers(stream, layers, inputs, n);
-        }
         for (i, layer) in self.weights.layers.iter().enumerate() {
             self.attention_block(stream, inputs, layer, i, size)?;
             self.mlp_block(stream, layer, n)?;

@@ -114,8 +114,6 @@ pub struct CudaOptions {
     /// Give the card the next step of a batch that goes on while the host reads the last one's
     /// tokens.
     pub run_ahead: bool,
-    /// Run decode steps of a few rows in one launch where the layers allow it.
-    pub persistent_decode: bool,
 }
 
 pub struct CudaExecutor {
@@ -202,7 +200,6 @@ impl CudaExecutor {
             format: options.kv_format,
             max_splits: options.n_kv_splits.clamp(1, 8),
             reduce_in_fp32: options.reduce_in_fp32,
-            persistent_decode: options.persistent_decode,
         };
         let vocab = config.vocab;
         let mut forward = Forward::new(
@@ -389,7 +386,6 @@ fn describe(
         kernels.push(("tuning".to_owned(), tuned.describe()));
     }
     kernels.extend([
-        ("decode_layers".to_owned(), forward.describe_decode(1)),
         (
             "attention".to_owned(),
             format!(
