@@ -66,6 +66,11 @@ DEVICE void bulk_copy(uint32_t dst, const void* src, uint32_t bytes, uint32_t ba
                  : "memory");
 }
 
+// Into the L2 alone; bytes and address: multiples of 16.
+DEVICE void bulk_prefetch(const void* src, uint32_t bytes) {
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(src), "r"(bytes) : "memory");
+}
+
 // ---- clusters ----------------------------------------------------------------------------
 
 DEVICE uint32_t cluster_rank() {

@@ -85,6 +85,15 @@ pub(super) struct ManyRowsLaunch<'a> {
     pub out_tile_rows: usize,
     pub epilogue: Epilogue,
     pub dependent: bool,
+    pub next: Option<&'a NextMatrix>,
+}
+
+/// The matrix that is read after this one.
+#[derive(Debug)]
+pub(super) struct NextMatrix {
+    pub layout: Layout,
+    pub weights: DevicePtr<u8>,
+    pub scales: DevicePtr<u8>,
 }
 
 /// All variants of the kernel, looked up once.
@@ -263,6 +272,7 @@ pub struct StreamLinear {
     weights: Buffer<u8>,
     scales: Buffer<u8>,
     is_loaded: Vec<bool>,
+    next: Option<NextMatrix>,
     /// By rows, up to [`MAX_ROWS`]; found when first needed.
     variants: Vec<OnceLock<Variant>>,
 }
@@ -280,8 +290,19 @@ impl StreamLinear {
             weights,
             scales,
             is_loaded,
+            next: None,
             variants,
         })
+    }
+
+    /// Tells which matrix the next launch of its kind will read: this one's then call the first of
+    /// that into the L2 cache on their way out. `next` must live as long as this matrix is used.
+    pub fn set_next(&mut self, next: &Self) {
+        self.next = Some(NextMatrix {
+            layout: next.layout.clone(),
+            weights: next.weights.ptr(),
+            scales: next.scales.ptr(),
+        });
     }
 
     pub fn layout(&self) -> &Layout {
@@ -414,6 +435,7 @@ impl StreamLinear {
             out_tile_rows,
             epilogue: output.epilogue(),
             dependent,
+            next: self.next.as_ref(),
         };
         let limits = &self.kernels.limits;
         let plan = match (variant, &self.kernels.many_rows) {

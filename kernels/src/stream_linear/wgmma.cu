@@ -5,7 +5,9 @@
 // memory, tiled by whoever wrote it (tiled.cuh), so that 64 k of N rows are one bulk copy.
 //   * Two to four warpgroups multiply 64 or 128 columns each (gate and up for SiLU) with N rows; the
 //     products of one 32 k run while the weights of the next are dequantised.
-//   * One warp brings weights, another x, each as far ahead as its ring allows.
+//   * One warp brings weights, another x, each as far ahead as its ring allows. When the first has
+//     no more to bring, it calls what this block will want first of the next matrix into the L2, so
+//     that the memory is busy while sums are added up and other kernels run.
 //   * A tile of work is some 256 columns x N rows. Blocks take whole tiles in waves, rows before columns
 //     so that weights are met again in the L2. The tiles of the last, incomplete wave are cut along k
 //     into equal runs, one a block; their blocks wait for each other's sums and add them up in block
@@ -43,6 +45,17 @@ struct Block {
     static constexpr int CONSUMER_REGISTERS = (LAUNCH_REGISTERS * THREADS - PRODUCER_REGISTERS * 128) / (WARPS * 32) / 8 * 8;
 };
 
+// The matrix that the next such launch reads.
+struct NextMatrix {
+    const uint8_t* weights;  // null: none is known
+    const uint8_t* scales;
+    int32_t n_tiles, n_chunks;
+    int32_t block_tiles;     // tiles of 16 columns in a tile of work
+    int32_t scale_bytes;     // of a chunk
+    int32_t wanted_chunks;   // of a block's first tiles
+    int32_t padding;
+};
+
 struct WgmmaLinearParams {
     const uint8_t* weights;  // [n_tiles][n_chunks][2048]
     const uint8_t* scales;   // [n_tiles][n_chunks][SCALE_BYTES]
@@ -55,6 +68,7 @@ struct WgmmaLinearParams {
     int32_t n, n_tiles, n_chunks;
     int32_t out_tile_rows;   // of a tiled SiLU output; 0 for plain rows
     int32_t w_stages, x_stages;
+    NextMatrix next;
 };
 
 template <class B>
@@ -195,6 +209,22 @@ DEVICE void bring_weights(const WgmmaLinearParams& p, const Schedule& schedule, 
     });
 }
 
+// A warp: the first chunks that this block will read of the next matrix, into the L2.
+DEVICE void prefetch(const NextMatrix& next) {
+    if (next.weights == nullptr) return;
+    const int lane = threadIdx.x & 31;
+    const Schedule schedule((next.n_tiles + next.block_tiles - 1) / next.block_tiles, next.n_chunks);
+    int left = next.wanted_chunks;
+    schedule.each([&](int work, int chunk, int end) {
+        const int n = min(left, end - chunk), tile = work * next.block_tiles + lane;
+        left -= n;
+        if (n <= 0 || lane >= next.block_tiles || tile >= next.n_tiles) return;
+        const int64_t first = static_cast<int64_t>(tile) * next.n_chunks + chunk;
+        bulk_prefetch(next.weights + first * 2048, n * 2048);
+        if (next.scale_bytes > 0) bulk_prefetch(next.scales + first * next.scale_bytes, n * next.scale_bytes);
+    });
+}
+
 // A warp: pieces of x into the ring, once the previous kernel has written it.
 template <class F, class B>
 DEVICE void bring_x(const WgmmaLinearParams& p, const Schedule& schedule, int n_row_tiles, uint8_t* x_ring, uint32_t x_full,
@@ -275,7 +305,10 @@ DEVICE void wgmma_linear(const WgmmaLinearParams& p) {
 
     if (warp >= B::WARPS) {
         release_registers<B::PRODUCER_REGISTERS>();
-        if (warp == B::WARPS) bring_weights<F, B>(p, schedule, n_row_tiles, w_ring, s_ring, w_full, w_empty, s_empty);
+        if (warp == B::WARPS) {
+            bring_weights<F, B>(p, schedule, n_row_tiles, w_ring, s_ring, w_full, w_empty, s_empty);
+            prefetch(p.next);
+        }
         if (warp == B::WARPS + 1) bring_x<F, B>(p, schedule, n_row_tiles, x_ring, x_full, x_empty);
         return;
     }

@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{CHUNK_BYTES, Epilogue, Format, ManyRowsLaunch};
+use super::{Arrangement, CHUNK_BYTES, Epilogue, Format, ManyRowsLaunch};
 use crate::cuda::{Buffer, CudaError, Device, DevicePtr, Element, Kernel, LaunchConfig, Stream};
 
 const SOURCE: &str = "stream_linear/wgmma";
@@ -13,11 +13,28 @@ const X_K: usize = 64;
 /// Stages of x by row count, as few as hide the L2's latency; what is left holds weights.
 /// Measured on an H100; see NOTES.md.
 const X_STAGES: [usize; 4] = [4, 4, 4, 7];
-const MAX_W_STAGES: usize = 6;
+/// More than these only lengthen the memory's queues. Measured on an H100; see NOTES.md.
+const MAX_W_STAGES: usize = 3;
+/// What a block calls into the L2 of the next matrix. Measured as before.
+const PREFETCH_BYTES: usize = 128 << 10;
 /// Groups of chunks whose scales are there at a time.
 const SCALE_SLOTS: usize = 3;
 /// f32 of the largest part of a tile: 256 columns by 128 rows.
 const PART_VALUES: usize = 4 * 8192;
+
+/// As `NextMatrix` in wgmma.cu.
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct NextMatrixParams {
+    weights: DevicePtr<u8>,
+    scales: DevicePtr<u8>,
+    n_tiles: i32,
+    n_chunks: i32,
+    block_tiles: i32,
+    scale_bytes: i32,
+    wanted_chunks: i32,
+    padding: i32,
+}
 
 /// As `WgmmaLinearParams` in wgmma.cu.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
@@ -38,6 +55,28 @@ struct WgmmaLinearParams {
     out_tile_rows: i32,
     w_stages: i32,
     x_stages: i32,
+    next: NextMatrixParams,
+}
+
+/// What a launch calls into the L2 for the next one, of as many rows: nothing where there are more
+/// tiles of rows than one, for then the products are what takes time.
+fn next_params(launch: &ManyRowsLaunch<'_>, variant: usize) -> NextMatrixParams {
+    let Some(next) = launch.next.filter(|_| launch.m <= ROWS[variant]) else {
+        return NextMatrixParams::zeroed();
+    };
+    let is_silu = next.layout.arrangement == Arrangement::GateUp;
+    let block_tiles = Block::of(variant, is_silu).n_tiles();
+    let chunk_bytes = CHUNK_BYTES + next.layout.format.scale_bytes();
+    NextMatrixParams {
+        weights: next.weights,
+        scales: next.scales,
+        n_tiles: next.layout.n_tiles as i32,
+        n_chunks: next.layout.n_chunks as i32,
+        block_tiles: block_tiles as i32,
+        scale_bytes: next.layout.format.scale_bytes() as i32,
+        wanted_chunks: (PREFETCH_BYTES / (block_tiles * chunk_bytes)) as i32,
+        padding: 0,
+    }
 }
 
 /// Rows of the tiles that `m` rows use by default: the fewest that hold them all.
@@ -193,6 +232,7 @@ impl WgmmaKernels {
             out_tile_rows: launch.out_tile_rows as i32,
             w_stages: w_stages as i32,
             x_stages: block.x_stages as i32,
+            next: next_params(launch, variant),
         };
         let n_blocks = self.n_multiprocessors as u32;
         let mut config = LaunchConfig::new(n_blocks, block.n_threads() as u32);

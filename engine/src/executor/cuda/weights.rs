@@ -61,13 +61,13 @@ impl DeviceWeights {
         };
         let layers = (0..config.n_layers)
             .map(|i| loader.layer(config, i))
-            .collect::<Result<_, _>>()?;
+            .collect::<Result<Vec<_>, _>>()?;
         let head = if config.tied_embeddings {
             MatrixId::Embedding
         } else {
             MatrixId::LmHead
         };
-        Ok(Self {
+        let mut weights = Self {
             embedding: loader.embedding()?,
             layers,
             final_norm: loader.vector(VectorId::FinalNorm)?,
@@ -75,7 +75,28 @@ impl DeviceWeights {
                 ids: &[head],
                 arrangement: Arrangement::Stacked,
             })?,
-        })
+        };
+        weights.chain();
+        Ok(weights)
+    }
+
+    /// Tells every matrix which one follows it in a step, and the head which one begins the next.
+    fn chain(&mut self) {
+        for layer in &mut self.layers {
+            layer.qkv.set_next(&layer.o);
+            layer.o.set_next(&layer.gate_up);
+            layer.gate_up.set_next(&layer.down);
+        }
+        for i in 1..self.layers.len() {
+            let (before, from) = self.layers.split_at_mut(i);
+            before[i - 1].down.set_next(&from[0].qkv);
+        }
+        if let [first, ..] = self.layers.as_slice() {
+            self.lm_head.set_next(&first.qkv);
+        }
+        if let [.., last] = self.layers.as_mut_slice() {
+            last.down.set_next(&self.lm_head);
+        }
     }
 
     /// What activations are stored as.
