@@ -166,6 +166,8 @@ fn the_card_agrees_with_llama_cpp() {
         context_length: Some(1024),
         element: cuda::Element::F16,
         kv_format: cuda::KvFormat::F16,
+        attention_backend: cuda::AttentionBackend::Split,
+        host_tier: None,
         n_kv_splits: 8,
         reduce_in_fp32: true,
         graphs: GraphSizes::Off,
@@ -205,7 +207,7 @@ fn greedy_text_is_llama_cpps() {
     let plan = StepPlan {
         rows: vec![row(case.prompt_ids.clone(), 0, 8, spec(0))],
         n_steps: 1,
-        n_next_steps: 0,
+        ..StepPlan::default()
     };
     made.extend(
         executor.execute(&plan).expect("prefill").rows[0]
@@ -217,7 +219,7 @@ fn greedy_text_is_llama_cpps() {
         let plan = StepPlan {
             rows: vec![row(vec![last], start, 8, spec(made.len()))],
             n_steps: 3,
-            n_next_steps: 0,
+            ..StepPlan::default()
         };
         made.extend(
             executor.execute(&plan).expect("decode").rows[0]

@@ -4,11 +4,11 @@
 //! norm, gate and up with SiLU, down onto the residual. Each may start while the one before
 //! runs and waits for it on the card (programmatic dependent launch), so the host only queues.
 
+mod host_tier;
+mod packed;
 mod timed;
 
-use kernels::attention::cuda::{
-    DecodeAttention, DecodeAttentionArgs, PrefillAttention, PrefillAttentionArgs,
-};
+use kernels::attention::cuda::{DecodeAttention, DecodeAttentionArgs, PrefillAttentionArgs};
 use kernels::cuda::{
     Activation, Buffer, BufferView, CudaError, Element, ElementBuffer, Stream, TILE_ROWS,
 };
@@ -19,6 +19,9 @@ use kernels::rope::Rope;
 use kernels::sampling::cuda::{AdvanceState, ArgmaxAdvance, ArgmaxAdvanceArgs};
 use kernels::stream_linear::{MANY_ROWS, Output, StreamLinear};
 
+pub(super) use self::host_tier::HostTier;
+pub use self::packed::AttentionBackend;
+use self::packed::PackedAttention;
 pub(super) use self::timed::Projection;
 use super::inputs::{Inputs, MAX_ROWS};
 use super::weights::{DeviceWeights, LayerWeights};
@@ -34,6 +37,7 @@ pub(super) struct AttentionOptions {
     pub format: KvFormat,
     pub max_splits: usize,
     pub reduce_in_fp32: bool,
+    pub backend: AttentionBackend,
 }
 
 struct Ops {
@@ -41,7 +45,7 @@ struct Ops {
     rms_norm: RmsNorm,
     qkv_prepare: QkvPrepare,
     decode_attention: DecodeAttention,
-    prefill_attention: PrefillAttention,
+    packed_attention: PackedAttention,
     argmax: ArgmaxAdvance,
 }
 
@@ -227,7 +231,13 @@ impl Forward {
                 attention.max_splits,
                 attention.reduce_in_fp32,
             )?,
-            prefill_attention: PrefillAttention::new(device, element, heads, attention.format)?,
+            packed_attention: PackedAttention::new(
+                stream,
+                element,
+                heads,
+                attention.format,
+                attention.backend,
+            )?,
             argmax: ArgmaxAdvance::new(device)?,
         };
         let workspace = Workspace::new(stream, element, &config, pass)?;
@@ -336,8 +346,8 @@ impl Forward {
     ) -> Result<(), CudaError> {
         let ws = &self.workspace;
         let kv = self.kv.layer(layer)?;
-        if size.n_tokens > size.n_sequences {
-            return self.ops.prefill_attention.launch(
+        if self.ops.packed_attention.serves(size) {
+            return self.ops.packed_attention.launch(
                 stream,
                 &PrefillAttentionArgs {
                     q: ws.qkv.all(),
