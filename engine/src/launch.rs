@@ -248,6 +248,7 @@ fn load_cuda(
             SamplingBackend::Pytorch => Sampler::Host,
         },
         run_ahead: config.overlap_schedule,
+        two_batch_overlap: config.two_batch_overlap,
     };
     Ok(Box::new(CudaExecutor::load(checkpoint, &options)?))
 }

@@ -12,6 +12,8 @@ mod run_ahead;
 mod sampling;
 #[path = "cuda_executor/service.rs"]
 mod service;
+#[path = "cuda_executor/two_batches.rs"]
+mod two_batches;
 
 use std::sync::Arc;
 
@@ -76,6 +78,7 @@ fn options() -> CudaOptions {
         graphs: GraphSizes::Off,
         sampler: Sampler::Device,
         run_ahead: true,
+        two_batch_overlap: false,
         tuning: None,
     }
 }

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use engine::executor::cuda::{
-    AttentionBackend, CudaExecutor, CudaOptions, Element, GraphSizes, KvFormat, Sampler, TuningOptions,
+    AttentionBackend, CudaExecutor, CudaOptions, Element, GraphSizes, KvFormat, Sampler,
+    TuningOptions,
 };
 use engine::executor::{Executor, PlanRow, SampleSpec, StepPlan};
 use engine::kv::PageIdx;
@@ -47,6 +48,7 @@ fn load(
         kv_format: KvFormat::F16,
         sampler: Sampler::Device,
         run_ahead: true,
+        two_batch_overlap: false,
         attention_backend: AttentionBackend::Split,
         host_tier: None,
         n_kv_splits: 8,

@@ -174,6 +174,7 @@ fn the_card_agrees_with_llama_cpp() {
         tuning: None,
         sampler: Sampler::Device,
         run_ahead: true,
+        two_batch_overlap: false,
     };
     let mut executor = CudaExecutor::load(checkpoint(), &options).expect("a GPU");
     let found = measure("on the card", &mut |rows, wanted| {

@@ -134,7 +134,8 @@ fn rows_are_gathered_on_the_host_and_scattered_on_the_card() {
         device_start: 17,
         host_start: 4,
     };
-    host.copy_rows_from(stream, buffer.all(), rows).expect("copy");
+    host.copy_rows_from(stream, buffer.all(), rows)
+        .expect("copy");
     let gathered = [0, 0, 0, 0, 17, 18, 57, 58, 97, 98, 0, 0];
     assert_eq!(host.as_slice().expect("wait"), gathered);
     let to = RowsCopy {
@@ -149,13 +150,28 @@ fn rows_are_gathered_on_the_host_and_scattered_on_the_card() {
     }
     assert_eq!(found, expected);
     for wrong in [
-        RowsCopy { device_start: 19, ..rows },
-        RowsCopy { host_start: 7, ..rows },
+        RowsCopy {
+            device_start: 19,
+            ..rows
+        },
+        RowsCopy {
+            host_start: 7,
+            ..rows
+        },
         RowsCopy { pitch: 1, ..rows },
-        RowsCopy { n_rows: usize::MAX, ..rows },
+        RowsCopy {
+            n_rows: usize::MAX,
+            ..rows
+        },
     ] {
-        assert!(host.copy_rows_to(stream, buffer.all(), wrong).is_err(), "{wrong:?}");
-        assert!(host.copy_rows_from(stream, buffer.all(), wrong).is_err(), "{wrong:?}");
+        assert!(
+            host.copy_rows_to(stream, buffer.all(), wrong).is_err(),
+            "{wrong:?}"
+        );
+        assert!(
+            host.copy_rows_from(stream, buffer.all(), wrong).is_err(),
+            "{wrong:?}"
+        );
     }
 }
 

@@ -78,7 +78,6 @@ fn note_unused_on_cuda(typed: &EngineArgs, note: &mut impl FnMut(bool, &str, &st
         .attention_backend
         .is_some_and(|backend| backend != AttentionBackend::Triton);
     let pass = "held to 64, the rows of a decode pass";
-    let one_stream = "the CUDA executor runs one stream";
     let cluster = "held to 8, the blocks of the largest cluster that every card has";
     let splits = typed.triton_attention_num_kv_splits;
     for (was_typed, flag, reason) in [
@@ -103,9 +102,9 @@ fn note_unused_on_cuda(typed: &EngineArgs, note: &mut impl FnMut(bool, &str, &st
             pass,
         ),
         (
-            typed.enable_two_batch_overlap,
+            typed.enable_two_batch_overlap && splits_nothing,
             "--enable-two-batch-overlap",
-            one_stream,
+            "halves run side by side with the attention backend triton only",
         ),
     ] {
         note(was_typed, flag, reason);
@@ -162,7 +161,7 @@ fn note_unused_on_cpu(typed: &EngineArgs, note: &mut impl FnMut(bool, &str, &str
     note(
         typed.enable_two_batch_overlap,
         "--enable-two-batch-overlap",
-        "the CPU executor has no streams to overlap",
+        "two halves of a batch would share the same cores, and read the weights twice",
     );
     note(
         typed.disable_overlap_schedule,

@@ -13,9 +13,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{
-    Executor, ExecutorError, ExecutorInfo, HostTierInfo, PlanRow, StepOutput, StepPlan,
-};
+use super::{Executor, ExecutorError, ExecutorInfo, HostTierInfo, PlanRow, StepOutput, StepPlan};
 use crate::kv::{PAGE_TOKENS, PageCopy};
 use crate::request::SampledToken;
 

@@ -155,12 +155,7 @@ impl RadixTree {
     }
 
     /// The caller, who holds `pages`, is done with them. Those in the tree stay there.
-    pub fn unlock(
-        &mut self,
-        pools: &mut Pools,
-        tier: Tier,
-        pages: impl Iterator<Item = PageIdx>,
-    ) {
+    pub fn unlock(&mut self, pools: &mut Pools, tier: Tier, pages: impl Iterator<Item = PageIdx>) {
         let mut touched = Vec::new();
         for page in pages {
             pools[tier].release(page);
@@ -422,7 +417,10 @@ impl RadixTree {
             queued_at: [None; 2],
             uncopied_at: None,
         };
-        upper.n_children_in = lower.held.each_ref().map(|held| usize::from(!held.is_empty()));
+        upper.n_children_in = lower
+            .held
+            .each_ref()
+            .map(|held| usize::from(!held.is_empty()));
         let first_hash = lower.hashes[0];
         let id = self.new_node(lower);
         self.nodes[end.node as usize]

@@ -506,7 +506,10 @@ fn the_plain_sampler_ranks_ties_and_refuses_as_the_other_does() {
     let tied = [1.0, 2.0, 2.0, 2.0];
     for index in 0..50 {
         let spec = at(&params, index);
-        assert_eq!(plain::sample(&tied, &spec, 0, &[]), sample(&tied, &spec, 0, &[]));
+        assert_eq!(
+            plain::sample(&tied, &spec, 0, &[]),
+            sample(&tied, &spec, 0, &[])
+        );
     }
     for logits in [&[][..], &[f32::NEG_INFINITY; 3], &[0.0, f32::NAN]] {
         let found = plain::sample(logits, &spec(hot()), 0, &[]).map(|_| ());

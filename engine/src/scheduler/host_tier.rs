@@ -116,10 +116,12 @@ impl Scheduler {
             let first = sequence.n_computed / PAGE_TOKENS;
             let n = (host.len() - first).min(n_left);
             let both = pages.iter().zip(host).skip(first).take(n);
-            plan.copies.restores.extend(both.map(|(device, host)| PageCopy {
-                device: *device,
-                host: *host,
-            }));
+            plan.copies
+                .restores
+                .extend(both.map(|(device, host)| PageCopy {
+                    device: *device,
+                    host: *host,
+                }));
             sequence.n_restoring = n;
             n_left -= n;
         }

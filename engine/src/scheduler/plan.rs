@@ -163,7 +163,8 @@ impl Scheduler {
                 break;
             };
             let cached = self.allocator.lookup(next.shareable());
-            if cursor.n_passed() < MAX_PASSED_OVER && self.is_being_computed(next, cached.n_device) {
+            if cursor.n_passed() < MAX_PASSED_OVER && self.is_being_computed(next, cached.n_device)
+            {
                 cursor.pass(key);
                 continue;
             }

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use engine::executor::cpu::{ActivationType, Attention, CpuExecutor, CpuOptions, KvFormat, Sampling};
+use engine::executor::cpu::{
+    ActivationType, Attention, CpuExecutor, CpuOptions, KvFormat, Sampling,
+};
 use engine::executor::{Executor, SampleSpec, StepPlan};
 use engine::model::config::Family;
 use engine::request::SamplingParams;
@@ -41,12 +43,18 @@ fn generate(executor: &mut CpuExecutor, params: &SamplingParams) -> Vec<Vec<u32>
         .collect();
     let of = |i: usize, tokens: &[u32], start: usize, output_index: usize| {
         let mut row = row(tokens, start, 16 * i as u32);
-        row.pages = (0..8).map(|page| engine::kv::PageIdx(16 * i as u32 + page)).collect();
+        row.pages = (0..8)
+            .map(|page| engine::kv::PageIdx(16 * i as u32 + page))
+            .collect();
         row.sample = Some(spec(output_index));
         row
     };
     let plan = StepPlan {
-        rows: prompts.iter().enumerate().map(|(i, p)| of(i, p, 0, 0)).collect(),
+        rows: prompts
+            .iter()
+            .enumerate()
+            .map(|(i, p)| of(i, p, 0, 0))
+            .collect(),
         n_steps: 1,
         ..StepPlan::default()
     };
@@ -99,7 +107,10 @@ fn both_samplers_draw_the_same_tokens() {
 #[test]
 fn logits_of_the_plain_attention_are_the_vectorised_ones() {
     let vocab = wide_config(Family::Qwen3).vocab;
-    let rows = [row(&tokens(70, 1, vocab), 0, 0), row(&tokens(9, 2, vocab), 0, 8)];
+    let rows = [
+        row(&tokens(70, 1, vocab), 0, 0),
+        row(&tokens(9, 2, vocab), 0, 8),
+    ];
     let wanted: Vec<(usize, usize)> = (0..70).map(|t| (0, t)).chain([(1, 8)]).collect();
     let logits = |attention| {
         let mut executor = with(attention, Sampling::default(), KvFormat::F16);

@@ -20,7 +20,9 @@ fn every_attention_backend_agrees_on_the_card() {
     let mut on_cpu = cpu(checkpoint.as_ref());
     let expected = logits_of(&mut |rows, wanted| on_cpu.forward_logits(rows, wanted).expect("cpu"));
     // Five sequences' next tokens, behind contexts of different lengths.
-    let prompts: Vec<_> = (0..5).map(|i| row(i, &tokens(3 + 29 * i as usize, i), 0, 200)).collect();
+    let prompts: Vec<_> = (0..5)
+        .map(|i| row(i, &tokens(3 + 29 * i as usize, i), 0, 200))
+        .collect();
     let next: Vec<_> = (0..5)
         .map(|i| row(i, &tokens(1, 50 + i), 3 + 29 * i as usize, 200))
         .collect();
@@ -39,14 +41,15 @@ fn every_attention_backend_agrees_on_the_card() {
             let kernels = &executor.info().kernels;
             let attention = kernels.iter().find(|(role, _)| role == "attention");
             names.push(attention.expect("attention").1.clone());
-            let found = logits_of(&mut |rows, wanted| {
-                executor.forward_logits(rows, wanted).expect("cuda")
-            });
+            let found =
+                logits_of(&mut |rows, wanted| executor.forward_logits(rows, wanted).expect("cuda"));
             let error = relative_error(&found, &expected);
             println!("{backend:?} {kv_format:?}: relative error {error:.2e}");
             assert!(error < limit, "{backend:?} {kv_format:?}: {error}");
             executor.forward_logits(&prompts, &[]).expect("prompts");
-            let found = executor.forward_logits(&next, &wanted).expect("decode rows");
+            let found = executor
+                .forward_logits(&next, &wanted)
+                .expect("decode rows");
             let error = relative_error(&found, &next_expected);
             assert!(error < limit, "decode, {backend:?} {kv_format:?}: {error}");
         }

@@ -98,9 +98,16 @@ fn a_prefix_from_the_host_changes_no_logit() {
             restores: copies(&second, &host),
             ..PageCopies::default()
         };
-        executor.execute(&beside(&[360, 361], back, 6)).expect("back");
+        executor
+            .execute(&beside(&[360, 361], back, 6))
+            .expect("back");
         // Without rows a plan only copies, and puts the next one behind its copies.
-        executor.execute(&StepPlan { n_steps: 1, ..StepPlan::default() }).expect("nothing");
+        executor
+            .execute(&StepPlan {
+                n_steps: 1,
+                ..StepPlan::default()
+            })
+            .expect("nothing");
         assert_eq!(logits(&mut executor, &second), expected, "{kv_format:?}");
         let counts = executor.counts();
         assert!(counts.copied_pages > 0 && counts.copy_ns > 0, "{counts:?}");
@@ -186,6 +193,9 @@ fn served_requests_get_their_prefix_back_beside_decode_steps() {
         assert_eq!(found.len(), expected.len(), "request {i}");
         let (found, expected) = (found[0].logprob, expected[0].logprob);
         let difference = found.zip(expected).map(|(f, e)| (f - e).abs());
-        assert!(difference.is_some_and(|d| d < 0.05), "request {i}: {difference:?}");
+        assert!(
+            difference.is_some_and(|d| d < 0.05),
+            "request {i}: {difference:?}"
+        );
     }
 }

@@ -176,12 +176,7 @@ impl KvPages {
     }
 
     /// Makes `page` hold what page `from_page` of `from` does, which has the same shape and format.
-    pub fn copy_page(
-        &mut self,
-        page: u32,
-        from: &Self,
-        from_page: u32,
-    ) -> Result<(), KernelError> {
+    pub fn copy_page(&mut self, page: u32, from: &Self, from_page: u32) -> Result<(), KernelError> {
         if self.shape != from.shape || self.format != from.format {
             return Err(KernelError::Value {
                 op: OP,

@@ -53,7 +53,14 @@ pub fn forward(kv: &KvPages, sequences: &[Sequence<'_>], q: &[f32]) -> Vec<f32> 
             for head in 0..shape.n_q_heads {
                 let at = ((sequence.first + token) * shape.n_q_heads + head) * shape.head_dim;
                 let range = at..at + shape.head_dim;
-                attend(kv, *sequence, token, head, &q[range.clone()], &mut out[range]);
+                attend(
+                    kv,
+                    *sequence,
+                    token,
+                    head,
+                    &q[range.clone()],
+                    &mut out[range],
+                );
             }
         }
     }
@@ -80,7 +87,11 @@ pub fn forward_on(
             check_below("page", *page as usize, kv.n_pages())?;
         }
         for token in 0..sequence.n_tokens {
-            check_below("tokens of the sequences", sequence.first + token, rows.len())?;
+            check_below(
+                "tokens of the sequences",
+                sequence.first + token,
+                rows.len(),
+            )?;
             // A token of two sequences is the first one's.
             if let Some(row) = rows[sequence.first + token].take() {
                 work.push((*sequence, token, row));

@@ -133,9 +133,7 @@ fn the_reference_is_the_same_on_threads_and_refuses_what_is_outside() {
             pages: &far,
             ..sequences[0]
         };
-        assert!(
-            reference::forward_on(&mut pool, &case.kv, &[wrong], &case.q, &mut out).is_err()
-        );
+        assert!(reference::forward_on(&mut pool, &case.kv, &[wrong], &case.q, &mut out).is_err());
     }
 }
 
@@ -157,7 +155,8 @@ fn a_copied_page_holds_the_same_and_the_others_stay() {
         let places = [7u32, 2, 5];
         for (i, page) in sequences[0].pages.iter().enumerate() {
             host.copy_page(3 - i as u32, &case.kv, *page).expect("out");
-            back.copy_page(places[i], &host, 3 - i as u32).expect("back");
+            back.copy_page(places[i], &host, 3 - i as u32)
+                .expect("back");
         }
         let moved = Case {
             kv: back,

@@ -37,7 +37,11 @@ impl HostTier {
 
     pub fn info(&self) -> HostTierInfo {
         let bytes: usize = self.layers.iter().map(KvPages::bytes).sum();
-        HostTierInfo::new(self.n_pages, (bytes / self.n_pages.max(1)) as u64, STEP_BYTES)
+        HostTierInfo::new(
+            self.n_pages,
+            (bytes / self.n_pages.max(1)) as u64,
+            STEP_BYTES,
+        )
     }
 
     /// Makes the copies, layers spread over the threads.

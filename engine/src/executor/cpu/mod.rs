@@ -22,7 +22,8 @@ use kernels::pool::WorkerPool;
 use self::forward::{Forward, RowView};
 use self::weights::DecoderWeights;
 use super::{
-    Executor, ExecutorCounts, ExecutorError, ExecutorInfo, PlanRow, SampleSpec, StepOutput, StepPlan,
+    Executor, ExecutorCounts, ExecutorError, ExecutorInfo, PlanRow, SampleSpec, StepOutput,
+    StepPlan,
 };
 use crate::kv::{PAGE_TOKENS, PageIdx};
 use crate::request::SampledToken;

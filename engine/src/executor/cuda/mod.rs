@@ -121,6 +121,8 @@ pub struct CudaOptions {
     /// Give the card the next step of a batch that goes on while the host reads the last one's
     /// tokens.
     pub run_ahead: bool,
+    /// Run decode batches as two halves on two streams, where that is safe.
+    pub two_batch_overlap: bool,
 }
 
 pub struct CudaExecutor {
@@ -241,6 +243,10 @@ impl CudaExecutor {
             &attention,
             options.tuning.as_ref(),
         )?;
+        // The packed kernels find a row's sequence by its place in the whole batch.
+        if options.two_batch_overlap && options.attention_backend == AttentionBackend::Split {
+            forward.overlap_two_batches(&stream)?;
+        }
         let graphs = Graphs::capture(&stream, &forward, &mut inputs, &sizes)?;
         drop(turn);
         let host_tier = match &options.host_tier {
@@ -430,6 +436,10 @@ fn describe(
         (
             "overlap_schedule".to_owned(),
             if options.run_ahead { "on" } else { "off" }.to_owned(),
+        ),
+        (
+            "two_batch_overlap".to_owned(),
+            forward.describe_two_batches(),
         ),
         ("activations".to_owned(), element.to_owned()),
         ("cuda_graph_bs".to_owned(), graphs.describe()),

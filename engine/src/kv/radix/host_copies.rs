@@ -82,7 +82,8 @@ impl RadixTree {
                 debug_assert!(false, "host page {} is not a copy made last", slot.0);
                 continue;
             };
-            self.n_unlocked[Tier::Host as usize] -= usize::from(pools[Tier::Host].n_holders(*slot) == 1);
+            self.n_unlocked[Tier::Host as usize] -=
+                usize::from(pools[Tier::Host].n_holders(*slot) == 1);
             self.drop_last(pools, index, Tier::Host, id);
         }
     }

@@ -100,7 +100,10 @@ impl RadixTree {
             sums.n_unlocked[t] += usize::from(!page_is_locked);
         }
         sums.n_held[t] += node.held[t].len();
-        let children = node.children.values().map(|child| &self.nodes[*child as usize]);
+        let children = node
+            .children
+            .values()
+            .map(|child| &self.nodes[*child as usize]);
         let n_children = children.filter(|child| !child.held[t].is_empty()).count();
         if n_children != node.n_children_in[t] {
             return Err(wrong("it counts its children in a tier wrongly", id));
@@ -137,4 +140,3 @@ fn wrong(what: &str, node: NodeId) -> IntegrityError {
         node,
     }
 }
-

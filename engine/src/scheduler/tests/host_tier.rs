@@ -45,7 +45,7 @@ fn again(id: u64, n_prompt: usize, max_new_tokens: usize) -> Request {
 fn given_up() -> (Scheduler, MockExecutor) {
     let (mut scheduler, mut executor) = with_host_tier(10, 40);
     run_one(&mut scheduler, &mut executor, request(1, 100, 20));
-    run_one(&mut scheduler, &mut executor, request(2, 100, 20));
+    run_one(&mut scheduler, &mut executor, request(2, 140, 20));
     let found = scheduler.allocator.lookup(Prefix {
         hashes: &crate::kv::prefix::chain_hashes(&request(1, 100, 1).prompt),
         tokens: &request(1, 100, 1).prompt,
@@ -57,16 +57,22 @@ fn given_up() -> (Scheduler, MockExecutor) {
 #[test]
 fn what_the_device_gave_up_comes_back_and_changes_no_token() {
     let (mut scheduler, mut executor) = given_up();
-    assert_eq!(run_one(&mut scheduler, &mut executor, again(3, 100, 20)), 96);
+    assert_eq!(
+        run_one(&mut scheduler, &mut executor, again(3, 100, 20)),
+        96
+    );
     let stats = scheduler.host_tier_stats();
     assert_eq!(stats.n_restored, 6);
     assert_eq!(scheduler.stats().n_cached_tokens, 96);
     assert_eq!((stats.n_declined, stats.n_pages_total), (0, 40));
-    assert!(stats.n_offloaded >= 12 && stats.n_pages_used >= 12, "{stats:?}");
+    assert!(
+        stats.n_offloaded >= 12 && stats.n_pages_used >= 12,
+        "{stats:?}"
+    );
     // Without a tier it is computed again.
     let (mut scheduler, mut executor) = (Scheduler::new(config(10)), mock(10));
     run_one(&mut scheduler, &mut executor, request(1, 100, 20));
-    run_one(&mut scheduler, &mut executor, request(2, 100, 20));
+    run_one(&mut scheduler, &mut executor, request(2, 140, 20));
     assert_eq!(run_one(&mut scheduler, &mut executor, again(3, 100, 20)), 0);
     assert!(scheduler.host_tier_stats().n_lost > 0);
 }
@@ -129,7 +135,10 @@ fn a_hit_that_would_be_slower_than_computing_is_not_taken() {
     let stats = scheduler.host_tier_stats();
     assert_eq!((stats.n_restored, stats.n_declined), (0, 6));
     // Computed again, they are on both sides.
-    assert_eq!(run_one(&mut scheduler, &mut executor, again(4, 100, 20)), 96);
+    assert_eq!(
+        run_one(&mut scheduler, &mut executor, again(4, 100, 20)),
+        96
+    );
 }
 
 #[test]

@@ -45,10 +45,8 @@ fn workload() -> impl Strategy<Value = Workload> {
                         mixed_chunk,
                         n_continuous_decode_steps: n_continuous,
                         radix_cache,
-                        host_tier: host_tier.map(|(n_pages, n_copies)| HostTierConfig {
-                            n_pages,
-                            n_copies,
-                        }),
+                        host_tier: host_tier
+                            .map(|(n_pages, n_copies)| HostTierConfig { n_pages, n_copies }),
                         run_ahead,
                         policy: PolicyName::ALL[policy],
                         policy_seed: 1,

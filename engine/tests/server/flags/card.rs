@@ -25,6 +25,11 @@ fn card_flags_change_kernels_memory_and_graphs() {
     other_kernel("attention", "--attention-backend torch_native", "plain");
     other_kernel("sampling", "--sampling-backend pytorch", "host's");
     other_kernel("sampling", "--disable-flashinfer", "host's");
+    other_kernel(
+        "two_batch_overlap",
+        "--enable-two-batch-overlap",
+        "batches of",
+    );
     assert_eq!(plain.host_tier, None);
     let tier = info("--enable-hierarchical-cache --hicache-ratio 0.5").host_tier;
     let n_pool_pages = plain.kv_pool_tokens / 16;

@@ -25,7 +25,6 @@ fn what_does_nothing_anywhere_says_why() {
         "--trust-remote-code",
         "--disable-custom-all-reduce",
         "--stream-output",
-        "--enable-two-batch-overlap",
     ] {
         assert!(is_inactive_everywhere(flag, flag), "{flag}");
     }
@@ -43,13 +42,14 @@ fn what_does_nothing_anywhere_says_why() {
 
 #[test]
 fn what_only_one_attention_backend_reads_is_said_so_with_the_others() {
-    let splits = "--triton-attention-num-kv-splits 4 --triton-attention-reduce-in-fp32";
+    let splits = "--triton-attention-num-kv-splits 4 --triton-attention-reduce-in-fp32 \
+                  --enable-two-batch-overlap";
     let n_inactive = |backend: &str| {
         let typed = parse(&format!("{backend} {splits}")).expect("a line");
         inactive_flags(&typed.engine, Device::Cuda).len()
     };
     assert_eq!(n_inactive(""), 0);
     assert_eq!(n_inactive("--attention-backend triton"), 0);
-    assert_eq!(n_inactive("--attention-backend flashinfer"), 2);
-    assert_eq!(n_inactive("--attention-backend torch_native"), 2);
+    assert_eq!(n_inactive("--attention-backend flashinfer"), 3);
+    assert_eq!(n_inactive("--attention-backend torch_native"), 3);
 }

@@ -25,20 +25,16 @@ pub struct RowsCopy {
 
 impl RowsCopy {
     /// Errors unless all rows lie inside both sides and do not overlap.
-    fn check<T: Pod>(
-        &self,
-        host_len: usize,
-        device: BufferView<'_, T>,
-    ) -> Result<(), CudaError> {
-        let inside = |start: usize, n: Option<usize>, len: usize| {
-            match n.and_then(|n| start.checked_add(n)) {
-                Some(end) if end <= len => Ok(()),
-                end => Err(CudaError::Range {
-                    start,
-                    end: end.unwrap_or(usize::MAX),
-                    len,
-                }),
-            }
+    fn check<T: Pod>(&self, host_len: usize, device: BufferView<'_, T>) -> Result<(), CudaError> {
+        let inside = |start: usize, n: Option<usize>, len: usize| match n
+            .and_then(|n| start.checked_add(n))
+        {
+            Some(end) if end <= len => Ok(()),
+            end => Err(CudaError::Range {
+                start,
+                end: end.unwrap_or(usize::MAX),
+                len,
+            }),
         };
         let steps = self.n_rows.saturating_sub(1).checked_mul(self.pitch);
         let on_device = steps.and_then(|n| n.checked_add(self.row_len));
