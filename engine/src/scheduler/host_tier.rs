@@ -63,6 +63,7 @@ pub struct HostTierStats {
 
 /// Counters of [`HostTierStats`].
 #[derive(Debug, Default)]
+#[expect(clippy::struct_field_names, reason = "counts are named so")]
 pub(super) struct HostTierCounts {
     pub n_offloaded: u64,
     pub n_restored: u64,

@@ -127,6 +127,7 @@ impl RadixTree {
 
 /// What a check counts.
 #[derive(Default)]
+#[expect(clippy::struct_field_names, reason = "counts are named so")]
 struct Sums {
     n_held: [usize; 2],
     n_unlocked: [usize; 2],

@@ -263,7 +263,6 @@ fn a_full_host_tier_gives_up_what_was_unused_for_longest_and_nothing_younger() {
     pass(&mut cache, &[3, 4]);
     cache.apply(TierOp::Copy(8));
     assert_eq!(cache.allocator.n_host_pages_used(), 3);
-    assert!(cache.allocator.copy_to_host(8).is_empty() || cache.allocator.n_host_pages_used() == 3);
     pass(&mut cache, &[5, 6, 7, 8]);
     let (first, second) = (found(&cache, &[1, 2]), found(&cache, &[3, 4]));
     assert_eq!(first.0 + second.0, 0);
