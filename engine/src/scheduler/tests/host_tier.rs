@@ -95,10 +95,12 @@ fn decode_steps_go_on_while_pages_come_back_in_portions() {
     scheduler.add(request(9, 10, 12), T0).unwrap();
     step(&mut scheduler, &mut executor);
     scheduler.add(again(3, 100, 4), T0).unwrap();
+    // Behind a prompt's step, decode rows have their turn before anybody is admitted.
+    step(&mut scheduler, &mut executor);
     let mut n_restored = 0;
     for i in 0..3 {
         let (plan, _) = step(&mut scheduler, &mut executor);
-        assert_eq!(shape(&plan), [(9, 10 + i, 1, true)], "step {i}");
+        assert_eq!(shape(&plan), [(9, 11 + i, 1, true)], "step {i}");
         assert_eq!(plan.copies.restores.len(), N_COPIES);
         assert!(plan.copies.offloads.len() <= N_COPIES);
         n_restored += plan.copies.restores.len();
