@@ -149,7 +149,7 @@ fn measure_once(
     let plan = StepPlan {
         rows: rows.collect(),
         n_steps: 1,
-        n_next_steps: 0,
+        ..StepPlan::default()
     };
     let started = Instant::now();
     let mut output = executor.execute(&plan)?;
@@ -170,6 +170,7 @@ fn measure_once(
             rows,
             n_steps,
             n_next_steps: config.n_steps.min(config.output_tokens - n_made),
+            ..StepPlan::default()
         })?;
     }
     Ok((prefill_ms, started.elapsed().as_secs_f64() * 1e3))

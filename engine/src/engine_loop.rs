@@ -8,6 +8,7 @@
 //! unknown after it. Nobody is left hanging: a stream whose engine is gone says so.
 //! Deliberately absent: text, HTTP, and any choice of what to run next.
 
+mod costs;
 mod handle;
 #[cfg(test)]
 mod tests;
@@ -22,6 +23,7 @@ use std::time::Instant;
 
 use tokio::sync::{mpsc, watch};
 
+use self::costs::CostMeter;
 use self::handle::{Command, Shared, is_last};
 pub use self::handle::{EngineHandle, RequestStream, SubmitError};
 use crate::executor::{Executor, StepOutput, StepPlan};
@@ -108,6 +110,7 @@ pub fn start(
         n_failures_in_a_row: 0,
         executor_is_broken: false,
         decode_log: DecodeLog::new(config.decode_log_interval),
+        costs: CostMeter::default(),
     };
     std::thread::Builder::new()
         .name("engine".to_owned())
@@ -147,15 +150,22 @@ struct EngineLoop {
     /// The executor panicked, so its state is unknown.
     executor_is_broken: bool,
     decode_log: DecodeLog,
+    costs: CostMeter,
 }
 
 impl EngineLoop {
     fn run(mut self) {
         while self.receive() {
             let plan = self.scheduler.plan(self.started.elapsed());
+            let begun = Instant::now();
             let outcome = execute(self.executor.as_mut(), &plan);
+            let (elapsed, counts) = (begun.elapsed(), self.executor.counts());
             self.record_outcome(&plan, outcome.as_ref().err());
-            self.metrics.record_executor(&self.executor.counts());
+            self.metrics.record_executor(&counts);
+            if outcome.is_ok() && self.scheduler.config().host_tier.is_some() {
+                let costs = self.costs.observe(&plan, elapsed, &counts);
+                self.scheduler.set_restore_costs(costs);
+            }
             let events = match outcome {
                 Ok(output) => self.scheduler.commit(&plan, output),
                 Err(failure) => self.scheduler.fail(&plan, &failure.message),
@@ -176,6 +186,8 @@ impl EngineLoop {
                 }
             };
             self.metrics.record_stats(&self.scheduler.stats());
+            self.metrics
+                .record_host_tier(&self.scheduler.host_tier_stats());
             if self.executor_is_broken {
                 self.fail_all("the engine has stopped after an internal error");
                 return false;
@@ -247,10 +259,14 @@ impl EngineLoop {
             self.metrics.queue_s.observe(wait.as_secs_f64());
         }
         let Some(failure) = failure else {
-            let kind = StepKind::of(plan);
-            self.metrics.record_step(kind);
             self.n_failures_in_a_row = 0;
             self.shared.is_healthy.store(true, Ordering::Release);
+            // A step without rows only copies pages.
+            if plan.rows.is_empty() {
+                return;
+            }
+            let kind = StepKind::of(plan);
+            self.metrics.record_step(kind);
             if kind != StepKind::Prefill {
                 self.decode_log
                     .step(plan.n_steps as u64, &self.scheduler, &self.metrics);

@@ -9,21 +9,25 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use crate::config::inactive::inactive_flags;
-use crate::config::resolved::CudaGraph;
+use crate::config::resolved::{CudaGraph, HierarchicalCache};
 use crate::config::typed::{
-    self, Device, Dtype, KvCacheDtype, Quantization, SamplingBackend, SchedulePolicy,
+    self, AttentionBackend, Device, Dtype, KvCacheDtype, Quantization, SamplingBackend,
+    SchedulePolicy,
 };
 use crate::config::{EngineArgs, EngineConfig};
 use crate::engine_loop::{self, EngineHandle, EngineLoopConfig, StartError};
-use crate::executor::cpu::{self, ActivationType, CpuExecutor, CpuLoadError, CpuOptions};
-use crate::executor::cuda::{
-    CudaExecutor, CudaLoadError, CudaOptions, Element, GraphSizes, KvFormat, Sampler, TuningOptions,
+use crate::executor::cpu::{
+    self, ActivationType, Attention, CpuExecutor, CpuLoadError, CpuOptions, Sampling,
 };
-use crate::executor::{Executor, ExecutorInfo};
+use crate::executor::cuda::{
+    self, CudaExecutor, CudaLoadError, CudaOptions, Element, GraphSizes, KvFormat, Sampler,
+    TuningOptions,
+};
+use crate::executor::{Executor, ExecutorInfo, HostTierOptions, HostTierSize};
 use crate::kv::PAGE_TOKENS;
 use crate::metrics::Metrics;
 use crate::model::config::ModelConfig;
-use crate::scheduler::{PolicyName, SchedulerConfig};
+use crate::scheduler::{HostTierConfig, PolicyName, SchedulerConfig};
 use crate::server::answer::now_s;
 use crate::server::state::{Limits, Seeds, ServedModel};
 use crate::source::{self, ModelFiles, ModelSource, Progress, ResolvedModel, SourceError};
@@ -219,6 +223,12 @@ fn load_cuda(
             KvCacheDtype::Auto => KvFormat::of(element),
             KvCacheDtype::Fp8E4m3 => KvFormat::Fp8E4m3,
         },
+        attention_backend: match config.attention_backend {
+            Some(AttentionBackend::Triton) | None => cuda::AttentionBackend::Split,
+            Some(AttentionBackend::Flashinfer) => cuda::AttentionBackend::Packed,
+            Some(AttentionBackend::TorchNative) => cuda::AttentionBackend::Plain,
+        },
+        host_tier: host_tier(config),
         n_kv_splits: config.num_kv_splits,
         reduce_in_fp32: config.reduce_in_fp32,
         graphs: match &config.cuda_graph {
@@ -238,6 +248,7 @@ fn load_cuda(
             SamplingBackend::Pytorch => Sampler::Host,
         },
         run_ahead: config.overlap_schedule,
+        two_batch_overlap: config.two_batch_overlap,
     };
     Ok(Box::new(CudaExecutor::load(checkpoint, &options)?))
 }
@@ -279,6 +290,18 @@ fn load_cpu(
             .max_total_tokens
             .unwrap_or_else(|| default_pool_tokens(checkpoint.config(), cpu_kv_format(config))),
         kv_format: cpu_kv_format(config),
+        host_tier: host_tier(config),
+        attention: match config.attention_backend {
+            Some(AttentionBackend::TorchNative) => Attention::Reference,
+            // One kernel does what both of these are for.
+            Some(AttentionBackend::Triton | AttentionBackend::Flashinfer) | None => {
+                Attention::Vectorised
+            }
+        },
+        sampling: match config.sampling_backend {
+            SamplingBackend::Flashinfer => Sampling::Selecting,
+            SamplingBackend::Pytorch => Sampling::Plain,
+        },
         isa,
         activations: match config.cpu_activations {
             typed::CpuActivations::F32 => ActivationType::F32,
@@ -287,6 +310,15 @@ fn load_cpu(
         ..CpuOptions::default()
     };
     Ok(Box::new(CpuExecutor::load(checkpoint, options)?))
+}
+
+fn host_tier(config: &EngineConfig) -> Option<HostTierOptions> {
+    let size = match config.hierarchical_cache? {
+        HierarchicalCache::Ratio(ratio) => HostTierSize::Ratio(ratio),
+        HierarchicalCache::Bytes(bytes) => HostTierSize::Bytes(bytes),
+    };
+    let free_bytes = free_memory_bytes().unwrap_or(ASSUMED_FREE_BYTES);
+    Some(HostTierOptions { size, free_bytes })
 }
 
 fn cpu_kv_format(config: &EngineConfig) -> cpu::KvFormat {
@@ -337,6 +369,7 @@ pub fn engine_loop_config(config: &EngineConfig, kv_pool_tokens: usize) -> Engin
             radix_cache: config.radix_cache,
             // Of the device, which is not known here.
             run_ahead: false,
+            host_tier: None,
             policy: match config.schedule_policy {
                 SchedulePolicy::Fcfs => PolicyName::Fcfs,
                 SchedulePolicy::Lpm => PolicyName::Lpm,
@@ -405,6 +438,10 @@ pub fn launch(
 
     let mut loop_config = engine_loop_config(config, info.kv_pool_tokens);
     loop_config.scheduler.run_ahead = device == Device::Cuda && config.overlap_schedule;
+    loop_config.scheduler.host_tier = info.host_tier.map(|tier| HostTierConfig {
+        n_pages: tier.n_pages,
+        n_copies: tier.n_copies,
+    });
     let pool_tokens = loop_config.scheduler.pool_tokens();
     let (max_sequence_tokens, sequence_limit_name) =
         sequence_limit(config, &model_config, pool_tokens)?;

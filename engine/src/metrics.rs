@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::executor::ExecutorCounts;
 use crate::request::FinishReason;
-use crate::scheduler::{SchedulerStats, StepKind};
+use crate::scheduler::{HostTierStats, SchedulerStats, StepKind};
 
 /// Only grows.
 #[derive(Debug, Default)]
@@ -103,6 +103,13 @@ pub struct Metrics {
     pub kv_pages_used: Gauge,
     pub kv_pages_cached: Gauge,
     pub kv_pages_total: Gauge,
+    pub host_kv_pages_used: Gauge,
+    pub host_kv_pages_total: Gauge,
+    pub host_kv_offloaded: Counter,
+    pub host_kv_restored: Counter,
+    pub host_kv_declined: Counter,
+    /// Cached pages that were given up for good.
+    pub kv_pages_lost: Counter,
     pub prefix_cache_queries: Counter,
     pub prefix_cache_hits: Counter,
     pub prompt_tokens: Counter,
@@ -137,6 +144,12 @@ impl Metrics {
             kv_pages_used: Gauge::default(),
             kv_pages_cached: Gauge::default(),
             kv_pages_total: Gauge::default(),
+            host_kv_pages_used: Gauge::default(),
+            host_kv_pages_total: Gauge::default(),
+            host_kv_offloaded: Counter::default(),
+            host_kv_restored: Counter::default(),
+            host_kv_declined: Counter::default(),
+            kv_pages_lost: Counter::default(),
             prefix_cache_queries: Counter::default(),
             prefix_cache_hits: Counter::default(),
             prompt_tokens: Counter::default(),
@@ -171,6 +184,19 @@ impl Metrics {
             (&self.preemptions, stats.n_preemptions),
             (&self.prefix_cache_queries, stats.n_prompt_tokens),
             (&self.prefix_cache_hits, stats.n_cached_tokens),
+        ] {
+            counter.add(now.saturating_sub(counter.get()));
+        }
+    }
+
+    pub fn record_host_tier(&self, stats: &HostTierStats) {
+        self.host_kv_pages_used.set(stats.n_pages_used as f64);
+        self.host_kv_pages_total.set(stats.n_pages_total as f64);
+        for (counter, now) in [
+            (&self.host_kv_offloaded, stats.n_offloaded),
+            (&self.host_kv_restored, stats.n_restored),
+            (&self.host_kv_declined, stats.n_declined),
+            (&self.kv_pages_lost, stats.n_lost),
         ] {
             counter.add(now.saturating_sub(counter.get()));
         }
@@ -243,6 +269,33 @@ impl Metrics {
             "engine_kv_pages_total",
             "KV cache pages.",
             self.kv_pages_total.get(),
+        );
+        page.gauge(
+            "engine_host_kv_pages_used",
+            "KV cache pages in the host tier that hold something.",
+            self.host_kv_pages_used.get(),
+        );
+        page.gauge(
+            "engine_host_kv_pages_total",
+            "KV cache pages of the host tier.",
+            self.host_kv_pages_total.get(),
+        );
+        page.counters(
+            "engine_host_kv_moves_total",
+            "KV cache pages that went to the host, came back, or were on the host and computed \
+             again because that was faster.",
+            "outcome",
+            &[
+                ("offloaded", count(&self.host_kv_offloaded)),
+                ("restored", count(&self.host_kv_restored)),
+                ("declined", count(&self.host_kv_declined)),
+            ],
+        );
+        page.counters(
+            "engine_kv_pages_lost_total",
+            "Cached KV pages given up without a copy on the host.",
+            "",
+            &[("", count(&self.kv_pages_lost))],
         );
         page.counters(
             "vllm:prompt_tokens_total",
@@ -563,6 +616,7 @@ mod tests {
                 run_ahead_used,
                 run_ahead_discarded: 2,
                 host_sampled_tokens: 7,
+                ..ExecutorCounts::default()
             });
         }
         let samples = parse(&metrics.render());
@@ -574,6 +628,32 @@ mod tests {
             samples["engine_host_sampled_tokens_total{model_name=\"m\"}"],
             7.0
         );
+    }
+
+    #[test]
+    #[expect(clippy::float_cmp, reason = "counts of whole things come back exactly")]
+    fn the_host_tier_is_shown() {
+        let metrics = Metrics::new("m");
+        for n_restored in [2, 5] {
+            metrics.record_host_tier(&HostTierStats {
+                n_pages_used: 3,
+                n_pages_total: 8,
+                n_offloaded: 7,
+                n_restored,
+                n_declined: 1,
+                n_lost: 4,
+            });
+        }
+        let samples = parse(&metrics.render());
+        let value = |series: &str| samples[series];
+        assert_eq!(value("engine_host_kv_pages_used{model_name=\"m\"}"), 3.0);
+        assert_eq!(value("engine_host_kv_pages_total{model_name=\"m\"}"), 8.0);
+        assert_eq!(value("engine_kv_pages_lost_total{model_name=\"m\"}"), 4.0);
+        for (outcome, n) in [("offloaded", 7.0), ("restored", 5.0), ("declined", 1.0)] {
+            let name = "engine_host_kv_moves_total";
+            let series = format!("{name}{{model_name=\"m\",outcome=\"{outcome}\"}}");
+            assert_eq!(value(&series), n, "{outcome}");
+        }
     }
 
     #[test]

@@ -2,17 +2,25 @@
 //! graphs, bursts and chunks. Needs a GPU, and a binary with kernels for it:
 //! `cargo test -p engine --test cuda_executor -- --ignored`.
 
+#[path = "cuda_executor/backends.rs"]
+mod backends;
+#[path = "cuda_executor/host_tier.rs"]
+mod host_tier;
 #[path = "cuda_executor/run_ahead.rs"]
 mod run_ahead;
 #[path = "cuda_executor/sampling.rs"]
 mod sampling;
 #[path = "cuda_executor/service.rs"]
 mod service;
+#[path = "cuda_executor/two_batches.rs"]
+mod two_batches;
 
 use std::sync::Arc;
 
 use engine::executor::cpu::{ActivationType, CpuExecutor, CpuOptions};
-use engine::executor::cuda::{CudaExecutor, CudaOptions, Element, GraphSizes, KvFormat, Sampler};
+use engine::executor::cuda::{
+    AttentionBackend, CudaExecutor, CudaOptions, Element, GraphSizes, KvFormat, Sampler,
+};
 use engine::executor::{Executor, PlanRow, SampleSpec, StepPlan};
 use engine::kv::PageIdx;
 use engine::model::config::Family;
@@ -63,11 +71,14 @@ fn options() -> CudaOptions {
         context_length: None,
         element: Element::F16,
         kv_format: KvFormat::F16,
+        attention_backend: AttentionBackend::Split,
+        host_tier: None,
         n_kv_splits: 8,
         reduce_in_fp32: true,
         graphs: GraphSizes::Off,
         sampler: Sampler::Device,
         run_ahead: true,
+        two_batch_overlap: false,
         tuning: None,
     }
 }
@@ -320,7 +331,7 @@ fn generate_in_bursts(
             })
             .collect(),
         n_steps: 1,
-        n_next_steps: 0,
+        ..StepPlan::default()
     };
     let output = executor.execute(&plan).expect("prefill");
     made.extend(output.rows.iter().map(|row| vec![row[0].token]));
@@ -339,6 +350,7 @@ fn generate_in_bursts(
             rows: rows.collect(),
             n_steps,
             n_next_steps,
+            ..StepPlan::default()
         };
         let output = executor.execute(&plan).expect("decode");
         for (made, row) in made.iter_mut().zip(output.rows) {

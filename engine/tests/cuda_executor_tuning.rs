@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use engine::executor::cuda::{
-    CudaExecutor, CudaOptions, Element, GraphSizes, KvFormat, Sampler, TuningOptions,
+    AttentionBackend, CudaExecutor, CudaOptions, Element, GraphSizes, KvFormat, Sampler,
+    TuningOptions,
 };
 use engine::executor::{Executor, PlanRow, SampleSpec, StepPlan};
 use engine::kv::PageIdx;
@@ -47,6 +48,9 @@ fn load(
         kv_format: KvFormat::F16,
         sampler: Sampler::Device,
         run_ahead: true,
+        two_batch_overlap: false,
+        attention_backend: AttentionBackend::Split,
+        host_tier: None,
         n_kv_splits: 8,
         reduce_in_fp32: true,
         graphs,
@@ -135,7 +139,7 @@ fn generate(executor: &mut CudaExecutor, n: usize, n_steps: usize) -> Vec<Vec<u3
     let plan = StepPlan {
         rows: rows.collect(),
         n_steps: 1,
-        n_next_steps: 0,
+        ..StepPlan::default()
     };
     let first = executor.execute(&plan).expect("prompts");
     let mut made: Vec<Vec<u32>> = first.rows.iter().map(|row| vec![row[0].token]).collect();
@@ -143,7 +147,7 @@ fn generate(executor: &mut CudaExecutor, n: usize, n_steps: usize) -> Vec<Vec<u3
     let plan = StepPlan {
         rows: rows.collect(),
         n_steps: n_steps - 1,
-        n_next_steps: 0,
+        ..StepPlan::default()
     };
     let rest = executor.execute(&plan).expect("a burst");
     for (made, row) in made.iter_mut().zip(rest.rows) {

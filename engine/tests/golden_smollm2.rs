@@ -166,12 +166,15 @@ fn the_card_agrees_with_llama_cpp() {
         context_length: Some(1024),
         element: cuda::Element::F16,
         kv_format: cuda::KvFormat::F16,
+        attention_backend: cuda::AttentionBackend::Split,
+        host_tier: None,
         n_kv_splits: 8,
         reduce_in_fp32: true,
         graphs: GraphSizes::Off,
         tuning: None,
         sampler: Sampler::Device,
         run_ahead: true,
+        two_batch_overlap: false,
     };
     let mut executor = CudaExecutor::load(checkpoint(), &options).expect("a GPU");
     let found = measure("on the card", &mut |rows, wanted| {
@@ -205,7 +208,7 @@ fn greedy_text_is_llama_cpps() {
     let plan = StepPlan {
         rows: vec![row(case.prompt_ids.clone(), 0, 8, spec(0))],
         n_steps: 1,
-        n_next_steps: 0,
+        ..StepPlan::default()
     };
     made.extend(
         executor.execute(&plan).expect("prefill").rows[0]
@@ -217,7 +220,7 @@ fn greedy_text_is_llama_cpps() {
         let plan = StepPlan {
             rows: vec![row(vec![last], start, 8, spec(made.len()))],
             n_steps: 3,
-            n_next_steps: 0,
+            ..StepPlan::default()
         };
         made.extend(
             executor.execute(&plan).expect("decode").rows[0]

@@ -67,6 +67,37 @@ fn the_five_experiments_have_their_flags() {
 }
 
 #[test]
+fn arms_of_one_question_differ_by_the_flags_in_their_names() {
+    for (arm, other, added) in [
+        (
+            "07-shared-prefix",
+            "09-shared-prefix-no-radix",
+            "--disable-radix-cache",
+        ),
+        (
+            "10-shared-prefix-small-pool",
+            "11-shared-prefix-host-tier",
+            "--enable-hierarchical-cache --hicache-ratio 4",
+        ),
+        (
+            "08-mixed-lengths",
+            "12-mixed-lengths-mixed-chunk",
+            "--enable-mixed-chunk",
+        ),
+    ] {
+        let line = format!("{} {added}", flags_of(arm));
+        assert_eq!(sorted(&flags_of(other)), sorted(&line), "{other}");
+        let workload = |name: &str| {
+            let overrides = Overrides::default();
+            Experiment::load(&shipped(), name, &overrides)
+                .expect("valid")
+                .workload
+        };
+        assert_eq!(workload(other), workload(arm), "{other}");
+    }
+}
+
+#[test]
 fn the_resolved_configuration_holds_everything() {
     let experiment = Experiment::load(&shipped(), "03", &Overrides::default()).expect("valid");
     let resolved = toml::to_string_pretty(&experiment).expect("serialised");

@@ -4,7 +4,9 @@
 
 mod gpu;
 
-use kernels::cuda::{Buffer, CudaError, DevicePtr, Event, Graph, HostBuffer, LaunchConfig};
+use kernels::cuda::{
+    Buffer, CudaError, DevicePtr, Event, Graph, HostBuffer, LaunchConfig, RowsCopy,
+};
 
 #[cfg_attr(
     not(engine_test_cuda),
@@ -112,6 +114,65 @@ fn memory_copies_views_and_errors() {
     buffer.all().zero(stream).expect("zero");
     end.record(stream).expect("record");
     assert!(end.elapsed_ms(&start).expect("time") > 0.0);
+}
+
+#[cfg_attr(
+    not(engine_test_cuda),
+    ignore = "needs a GPU: ENGINE_TEST_CUDA=1, or --ignored"
+)]
+#[test]
+fn rows_are_gathered_on_the_host_and_scattered_on_the_card() {
+    let (device, stream) = gpu::open();
+    let (device, stream) = (&device, &stream);
+    let values: Vec<i32> = (0..100).collect();
+    let buffer = Buffer::from_slice(stream, &values).expect("memory");
+    let mut host = HostBuffer::<i32>::zeroed(device, 12).expect("pinned memory");
+    let rows = RowsCopy {
+        n_rows: 3,
+        row_len: 2,
+        pitch: 40,
+        device_start: 17,
+        host_start: 4,
+    };
+    host.copy_rows_from(stream, buffer.all(), rows)
+        .expect("copy");
+    let gathered = [0, 0, 0, 0, 17, 18, 57, 58, 97, 98, 0, 0];
+    assert_eq!(host.as_slice().expect("wait"), gathered);
+    let to = RowsCopy {
+        device_start: 5,
+        ..rows
+    };
+    host.copy_rows_to(stream, buffer.all(), to).expect("copy");
+    let found = buffer.download(stream).expect("download");
+    let mut expected = values;
+    for (row, pair) in [[17, 18], [57, 58], [97, 98]].iter().enumerate() {
+        expected[5 + 40 * row..][..2].copy_from_slice(pair);
+    }
+    assert_eq!(found, expected);
+    for wrong in [
+        RowsCopy {
+            device_start: 19,
+            ..rows
+        },
+        RowsCopy {
+            host_start: 7,
+            ..rows
+        },
+        RowsCopy { pitch: 1, ..rows },
+        RowsCopy {
+            n_rows: usize::MAX,
+            ..rows
+        },
+    ] {
+        assert!(
+            host.copy_rows_to(stream, buffer.all(), wrong).is_err(),
+            "{wrong:?}"
+        );
+        assert!(
+            host.copy_rows_from(stream, buffer.all(), wrong).is_err(),
+            "{wrong:?}"
+        );
+    }
 }
 
 #[cfg_attr(

@@ -1,6 +1,6 @@
 //! Which of the typed flags have nothing to act on, and why.
 
-use super::typed::{Device, EngineArgs};
+use super::typed::{AttentionBackend, Device, EngineArgs};
 
 /// `(flag, reason)` of every typed flag that does nothing on `device` (which is `Cpu` or
 /// `Cuda` by now).
@@ -43,6 +43,19 @@ pub fn inactive_flags(typed: &EngineArgs, device: Device) -> Vec<(String, String
         "--hicache-size",
         needs_tier,
     );
+    note(
+        typed.enable_hierarchical_cache
+            && typed.hicache_ratio.is_some()
+            && typed.hicache_size.is_some(),
+        "--hicache-ratio",
+        "--hicache-size says how large the host tier is",
+    );
+    note(
+        typed.disable_flashinfer && typed.sampling_backend.is_some(),
+        "--disable-flashinfer",
+        "flashinfer would not have been chosen: the sampler was named, and attention is triton's \
+         unless flashinfer's is asked for",
+    );
     if device == Device::Cpu {
         note_unused_on_cpu(typed, &mut note);
     } else {
@@ -60,27 +73,26 @@ pub fn inactive_flags(typed: &EngineArgs, device: Device) -> Vec<(String, String
 }
 
 fn note_unused_on_cuda(typed: &EngineArgs, note: &mut impl FnMut(bool, &str, &str)) {
-    let one_kernel = "the CUDA executor has one attention kernel";
+    let no_splits = "only the attention backend triton splits contexts";
+    let splits_nothing = typed
+        .attention_backend
+        .is_some_and(|backend| backend != AttentionBackend::Triton);
     let pass = "held to 64, the rows of a decode pass";
-    let no_tier = "the CUDA executor does not move KV pages to the host";
-    let one_stream = "the CUDA executor runs one stream";
     let cluster = "held to 8, the blocks of the largest cluster that every card has";
     let splits = typed.triton_attention_num_kv_splits;
-    let tier = typed.enable_hierarchical_cache;
     for (was_typed, flag, reason) in [
         (
-            typed.attention_backend.is_some(),
-            "--attention-backend",
-            one_kernel,
-        ),
-        // Alone it chooses the sampler.
-        (
-            typed.disable_flashinfer && typed.sampling_backend.is_some(),
-            "--disable-flashinfer",
-            one_kernel,
+            splits_nothing && splits.is_some(),
+            "--triton-attention-num-kv-splits",
+            no_splits,
         ),
         (
-            splits.is_some_and(|n| n > 8),
+            splits_nothing && typed.triton_attention_reduce_in_fp32,
+            "--triton-attention-reduce-in-fp32",
+            no_splits,
+        ),
+        (
+            !splits_nothing && splits.is_some_and(|n| n > 8),
             "--triton-attention-num-kv-splits",
             cluster,
         ),
@@ -89,21 +101,10 @@ fn note_unused_on_cuda(typed: &EngineArgs, note: &mut impl FnMut(bool, &str, &st
             "--torch-compile-max-bs",
             pass,
         ),
-        (tier, "--enable-hierarchical-cache", no_tier),
         (
-            tier && typed.hicache_ratio.is_some(),
-            "--hicache-ratio",
-            no_tier,
-        ),
-        (
-            tier && typed.hicache_size.is_some(),
-            "--hicache-size",
-            no_tier,
-        ),
-        (
-            typed.enable_two_batch_overlap,
+            typed.enable_two_batch_overlap && splits_nothing,
             "--enable-two-batch-overlap",
-            one_stream,
+            "halves run side by side with the attention backend triton only",
         ),
     ] {
         note(was_typed, flag, reason);
@@ -116,31 +117,15 @@ fn note_unused_on_cpu(typed: &EngineArgs, note: &mut impl FnMut(bool, &str, &str
         "--dtype",
         "the CPU executor computes in fp32, and in int8 where --cpu-activations says so",
     );
-    let one_kernel = "the CPU executor has one attention kernel";
-    note(
-        typed.attention_backend.is_some(),
-        "--attention-backend",
-        one_kernel,
-    );
     note(
         typed.triton_attention_num_kv_splits.is_some(),
         "--triton-attention-num-kv-splits",
-        one_kernel,
+        "attention on the CPU splits no context",
     );
     note(
         typed.triton_attention_reduce_in_fp32,
         "--triton-attention-reduce-in-fp32",
         "attention on the CPU is computed in fp32 throughout",
-    );
-    note(
-        typed.sampling_backend.is_some(),
-        "--sampling-backend",
-        "the CPU executor has one sampler",
-    );
-    note(
-        typed.disable_flashinfer,
-        "--disable-flashinfer",
-        "the CPU executor has no flashinfer",
     );
     let no_budget = "the CPU executor has no device memory to share out; its KV pool is sized by \
                      --max-total-tokens";
@@ -173,26 +158,10 @@ fn note_unused_on_cpu(typed: &EngineArgs, note: &mut impl FnMut(bool, &str, &str
         no_graph,
     );
     note(!typed.cuda_graph_bs.is_empty(), "--cuda-graph-bs", no_graph);
-    let no_tier = "KV pages are in host memory already";
-    note(
-        typed.enable_hierarchical_cache,
-        "--enable-hierarchical-cache",
-        no_tier,
-    );
-    note(
-        typed.enable_hierarchical_cache && typed.hicache_ratio.is_some(),
-        "--hicache-ratio",
-        no_tier,
-    );
-    note(
-        typed.enable_hierarchical_cache && typed.hicache_size.is_some(),
-        "--hicache-size",
-        no_tier,
-    );
     note(
         typed.enable_two_batch_overlap,
         "--enable-two-batch-overlap",
-        "the CPU executor has no streams to overlap",
+        "two halves of a batch would share the same cores, and read the weights twice",
     );
     note(
         typed.disable_overlap_schedule,

@@ -3,7 +3,8 @@
 //! Its KV pool holds, for each slot, the token and position that were written there; the next
 //! token is a hash of the whole sequence *as read back through the row's pages*. A wrong page, a
 //! wrong position, a skipped chunk, or two rows that write to the same page change the text or
-//! fail the step. Steps can be delayed, and made to fail or panic.
+//! fail the step. Its host tier holds the same; copies are made as late as the plan allows, behind
+//! the rows. Steps can be delayed, and made to fail or panic.
 //! Deliberately absent: sampling. Temperature, truncation and penalties do not change its tokens
 //! except that a seed above temperature 0 enters the hash, with the output index.
 
@@ -12,13 +13,15 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Executor, ExecutorError, ExecutorInfo, PlanRow, StepOutput, StepPlan};
-use crate::kv::PAGE_TOKENS;
+use super::{Executor, ExecutorError, ExecutorInfo, HostTierInfo, PlanRow, StepOutput, StepPlan};
+use crate::kv::{PAGE_TOKENS, PageCopy};
 use crate::request::SampledToken;
 
 #[derive(Debug, Clone)]
 pub struct MockConfig {
     pub n_pages: usize,
+    /// Of the host tier; 0 is none.
+    pub n_host_pages: usize,
     /// Tokens are drawn from this range.
     pub tokens: Range<u32>,
     /// Each step (each of a burst's, too) takes this long.
@@ -37,6 +40,7 @@ impl Default for MockConfig {
     fn default() -> Self {
         Self {
             n_pages: 1024,
+            n_host_pages: 0,
             tokens: 0..32_000,
             step_delay: Duration::ZERO,
             failing_steps: HashSet::new(),
@@ -56,6 +60,8 @@ pub struct MockExecutor {
     info: ExecutorInfo,
     /// [n_pages · PAGE_TOKENS]
     slots: Vec<Slot>,
+    /// [n_host_pages · PAGE_TOKENS]
+    host_slots: Vec<Slot>,
     n_executed: u64,
 }
 
@@ -70,9 +76,15 @@ impl MockExecutor {
             kv_pool_tokens: n_slots,
             kv_pool_bytes: (n_slots * size_of::<Slot>()) as u64,
             weight_bytes: 0,
+            host_tier: (config.n_host_pages > 0).then_some(HostTierInfo {
+                n_pages: config.n_host_pages,
+                page_bytes: (PAGE_TOKENS * size_of::<Slot>()) as u64,
+                n_copies: 2,
+            }),
         };
         Self {
             slots: vec![None; n_slots],
+            host_slots: vec![None; config.n_host_pages * PAGE_TOKENS],
             config,
             info,
             n_executed: 0,
@@ -192,7 +204,7 @@ impl MockExecutor {
     }
 
     fn check(plan: &StepPlan) -> Result<(), ExecutorError> {
-        if plan.n_steps == 0 || plan.rows.is_empty() {
+        if plan.n_steps == 0 || (plan.rows.is_empty() && plan.copies.is_empty()) {
             return Err(failure("the plan is empty".to_owned()));
         }
         let mut written = HashSet::new();
@@ -225,6 +237,31 @@ impl MockExecutor {
                 return Err(failure(format!("page {page} is shared and written to")));
             }
         }
+        let copies = &plan.copies;
+        let copied = copies.restores.iter().chain(&copies.offloads);
+        if let Some(copy) = copied.into_iter().find(|c| written.contains(&c.device)) {
+            let page = copy.device.0;
+            return Err(failure(format!("page {page} is copied and written to")));
+        }
+        Ok(())
+    }
+
+    fn copy_page(&mut self, copy: PageCopy, is_restored: bool) -> Result<(), ExecutorError> {
+        let range = |page: u32| page as usize * PAGE_TOKENS..(page as usize + 1) * PAGE_TOKENS;
+        let device = self.slots.get_mut(range(copy.device.0));
+        let host = self.host_slots.get_mut(range(copy.host.0));
+        let (Some(device), Some(host)) = (device, host) else {
+            return Err(failure(format!("{copy:?} is outside the tiers")));
+        };
+        let (from, to) = if is_restored {
+            (host, device)
+        } else {
+            (device, host)
+        };
+        if from.contains(&None) {
+            return Err(failure(format!("{copy:?} copies what was never written")));
+        }
+        to.copy_from_slice(from);
         Ok(())
     }
 }
@@ -268,6 +305,12 @@ impl Executor for MockExecutor {
                 let output_index = row.sample.as_ref().map_or(0, |s| s.output_index) + i_step;
                 sampled.extend(self.sample(row, position, output_index)?);
             }
+        }
+        for copy in &plan.copies.restores {
+            self.copy_page(*copy, true)?;
+        }
+        for copy in &plan.copies.offloads {
+            self.copy_page(*copy, false)?;
         }
         Ok(output)
     }

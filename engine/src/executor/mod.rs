@@ -3,12 +3,14 @@
 
 pub mod cpu;
 pub mod cuda;
+pub mod host_tier;
 pub mod mock;
 pub mod simulated;
 
 use std::sync::Arc;
 
-use crate::kv::PageIdx;
+pub use self::host_tier::{HostTierInfo, HostTierOptions, HostTierSize};
+use crate::kv::{PageCopies, PageIdx};
 use crate::request::{RequestId, SampledToken, SamplingParams};
 
 /// One step: every row's tokens go through the model once; rows with `sample` then get a token.
@@ -23,6 +25,8 @@ pub struct StepPlan {
     /// for them in the rows already; 0 where that plan will differ. A hint: an executor may begin
     /// them ahead, and the next plan decides whether that counts.
     pub n_next_steps: usize,
+    /// Pages that move between the device and the host meanwhile; see [`PageCopies`] for the order.
+    pub copies: PageCopies,
 }
 
 /// One sequence's part of a step.
@@ -81,6 +85,8 @@ pub struct ExecutorInfo {
     pub kv_pool_tokens: usize,
     pub kv_pool_bytes: u64,
     pub weight_bytes: u64,
+    /// Where KV pages go that the device has no room for, if there is such a place.
+    pub host_tier: Option<HostTierInfo>,
 }
 
 /// What an executor did since its start that its plans do not show.
@@ -92,6 +98,9 @@ pub struct ExecutorCounts {
     pub run_ahead_discarded: u64,
     /// Tokens that the host's sampler chose for a model on a device.
     pub host_sampled_tokens: u64,
+    /// Pages copied between device and host whose time was taken, and that time.
+    pub copied_pages: u64,
+    pub copy_ns: u64,
 }
 
 pub trait Executor: Send {

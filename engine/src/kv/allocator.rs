@@ -1,36 +1,44 @@
 //! Where a sequence's pages come from: the prefix cache, then the pool's free list, then cached
 //! pages that nobody uses, the longest unused first.
 //!
+//! With a host tier, cached pages get copies there in the background
+//! ([`PageAllocator::copy_to_host`]). What the device gives up then is still on the host, from
+//! where a request that needs it brings it back into pages of its own; once it is there it is
+//! shared like any other.
+//!
 //! The scheduler grows and frees page tables, asks what is cached, and says which pages are worth
 //! keeping; it never sees a page being given up.
 
-use super::{IntegrityError, PageIdx, PagePool, PageTable, Prefix, PrefixIndex, RadixTree};
+use super::radix::Found;
+use super::{
+    IntegrityError, PageCopy, PageIdx, PageTable, Pools, Prefix, PrefixIndex, RadixTree, Tier,
+};
 use super::{PAGE_TOKENS, pages_for};
-
-/// What the prefix cache has of a sequence, in pages.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Cached {
-    pub n_pages: usize,
-    /// Those of them that nobody uses now: to use them takes them from the available ones.
-    pub n_unlocked: usize,
-}
 
 #[derive(Debug)]
 pub struct PageAllocator {
-    pool: PagePool,
+    pools: Pools,
     tree: RadixTree,
     keeps_prefixes: bool,
     prefixes: PrefixIndex,
+    n_lost: u64,
 }
 
 impl PageAllocator {
     /// With `keeps_prefixes`, pages outlive the sequence that filled them.
     pub fn new(n_pages: usize, keeps_prefixes: bool) -> Self {
+        Self::with_host_tier(n_pages, keeps_prefixes, 0)
+    }
+
+    /// `n_host_pages` more may be kept on the host.
+    pub fn with_host_tier(n_pages: usize, keeps_prefixes: bool, n_host_pages: usize) -> Self {
+        let pools = Pools::new(n_pages, if keeps_prefixes { n_host_pages } else { 0 });
         Self {
-            pool: PagePool::new(n_pages),
-            tree: RadixTree::new(n_pages),
+            tree: RadixTree::new(&pools),
+            pools,
             keeps_prefixes,
             prefixes: PrefixIndex::default(),
+            n_lost: 0,
         }
     }
 
@@ -39,22 +47,36 @@ impl PageAllocator {
     }
 
     pub fn n_pages_total(&self) -> usize {
-        self.pool.n_total()
+        self.pools[Tier::Device].n_total()
     }
 
     /// Pages in use by sequences.
     pub fn n_pages_used(&self) -> usize {
-        self.pool.n_used() - self.tree.n_unlocked()
+        self.pools[Tier::Device].n_used() - self.tree.n_unlocked(Tier::Device)
     }
 
     /// Pages kept for later that no sequence uses now.
     pub fn n_pages_cached(&self) -> usize {
-        self.tree.n_unlocked()
+        self.tree.n_unlocked(Tier::Device)
     }
 
     /// Pages that can be had now.
     pub fn n_pages_available(&self) -> usize {
-        self.pool.n_free() + self.tree.n_unlocked()
+        self.pools[Tier::Device].n_free() + self.tree.n_unlocked(Tier::Device)
+    }
+
+    pub fn n_host_pages_total(&self) -> usize {
+        self.pools[Tier::Host].n_total()
+    }
+
+    /// Pages of the host tier that hold something.
+    pub fn n_host_pages_used(&self) -> usize {
+        self.tree.n_held(Tier::Host)
+    }
+
+    /// Cached pages that were given up since the start and had no copy on the host.
+    pub fn n_lost(&self) -> u64 {
+        self.n_lost
     }
 
     /// The prefixes that are cached, and those that the scheduler adds: of running requests.
@@ -71,19 +93,28 @@ impl PageAllocator {
         pages_for(n_tokens).saturating_sub(table.n_pages())
     }
 
-    /// How much of `prefix` is cached.
-    pub fn lookup(&self, prefix: Prefix<'_>) -> Cached {
-        let (n_pages, n_unlocked) = self.tree.lookup(&self.pool, prefix);
-        Cached {
-            n_pages,
-            n_unlocked,
-        }
+    /// How much of `prefix` is cached. To use the unlocked pages on the device takes them from the
+    /// available ones; what is on the host needs new ones.
+    pub fn lookup(&self, prefix: Prefix<'_>) -> Found {
+        self.tree.lookup(&self.pools, prefix)
     }
 
-    /// Gives an empty `table` the cached pages of `prefix`, and returns how many tokens they hold.
+    /// Gives an empty `table` the pages of `prefix` that are cached on the device, and returns how
+    /// many tokens they hold.
     pub fn share(&mut self, table: &mut PageTable, prefix: Prefix<'_>) -> usize {
+        self.hold(Tier::Device, table, prefix)
+    }
+
+    /// Gives an empty `table` the copies that the host has of the pages of `prefix`, to read them
+    /// until [`Self::free_host`].
+    pub fn hold_host(&mut self, table: &mut PageTable, prefix: Prefix<'_>) -> usize {
+        self.hold(Tier::Host, table, prefix)
+    }
+
+    fn hold(&mut self, tier: Tier, table: &mut PageTable, prefix: Prefix<'_>) -> usize {
         debug_assert!(table.pages.is_empty(), "cached pages come first");
-        self.tree.lock(&mut self.pool, prefix, &mut table.pages);
+        self.tree
+            .lock(&mut self.pools, tier, prefix, &mut table.pages);
         table.pages.len() * PAGE_TOKENS
     }
 
@@ -92,12 +123,12 @@ impl PageAllocator {
     pub fn keep(&mut self, table: &mut PageTable, prefix: Prefix<'_>) {
         if self.keeps_prefixes {
             let Self {
-                pool,
+                pools,
                 tree,
                 prefixes,
                 ..
             } = self;
-            tree.insert(pool, prefixes, prefix, &mut table.pages);
+            tree.insert(pools, prefixes, prefix, &mut table.pages);
         }
     }
 
@@ -118,30 +149,75 @@ impl PageAllocator {
     }
 
     fn take_page(&mut self) -> Option<PageIdx> {
-        if self.pool.n_free() == 0 {
-            self.tree.evict(&mut self.pool, &mut self.prefixes);
+        if self.pools[Tier::Device].n_free() == 0 {
+            let Self {
+                pools,
+                tree,
+                prefixes,
+                n_lost,
+                ..
+            } = self;
+            let is_on_host = tree.evict(pools, prefixes, Tier::Device)?;
+            *n_lost += u64::from(!is_on_host);
         }
-        self.pool.alloc()
+        self.pools[Tier::Device].alloc()
     }
 
     /// Gives all pages of `table` back; those that are kept stay cached.
     pub fn free(&mut self, table: &mut PageTable) {
-        // Last page first, so that the next sequence gets them in ascending order again.
-        let pages = table.pages.drain(..).rev();
-        self.tree.unlock(&mut self.pool, pages);
+        self.let_go(Tier::Device, table);
     }
 
-    /// Pool and tree consistent, and each page held exactly as often as `tables` and the tree
-    /// name it.
+    /// As [`Self::free`], for what [`Self::hold_host`] gave.
+    pub fn free_host(&mut self, table: &mut PageTable) {
+        self.let_go(Tier::Host, table);
+    }
+
+    fn let_go(&mut self, tier: Tier, table: &mut PageTable) {
+        // Last page first, so that the next sequence gets them in ascending order again.
+        let pages = table.pages.drain(..).rev();
+        self.tree.unlock(&mut self.pools, tier, pages);
+    }
+
+    /// Chooses up to `max` cached pages that get a copy on the host. The copies count as made from
+    /// now on, so nothing may be given up before they are, or are given up by
+    /// [`Self::forget_copies`].
+    pub fn copy_to_host(&mut self, max: usize) -> Vec<PageCopy> {
+        self.tree
+            .copy_to_host(&mut self.pools, &mut self.prefixes, max)
+    }
+
+    /// The copies that [`Self::copy_to_host`] chose last were not made.
+    pub fn forget_copies(&mut self, copies: &[PageCopy]) {
+        self.tree
+            .forget_copies(&mut self.pools, &mut self.prefixes, copies);
+    }
+
+    /// Pools and tree consistent, and each page held exactly as often as `tables` (those of the
+    /// host: `host_tables`) and the tree name it.
     pub fn check_integrity<'a>(
         &self,
         tables: impl IntoIterator<Item = &'a PageTable>,
+        host_tables: impl IntoIterator<Item = &'a PageTable>,
     ) -> Result<(), IntegrityError> {
-        self.pool.check_integrity()?;
-        let mut named = vec![0u32; self.pool.n_total()];
-        self.tree.check_integrity(&self.pool, &mut named)?;
+        let mut named = Tier::BOTH.map(|tier| vec![0u32; self.pools[tier].n_total()]);
+        self.tree.check_integrity(&self.pools, &mut named)?;
+        let [device, host] = &mut named;
+        self.check_pool(Tier::Device, device, tables)?;
+        self.check_pool(Tier::Host, host, host_tables)
+    }
+
+    /// `named`: how often the tree names each page.
+    fn check_pool<'a>(
+        &self,
+        tier: Tier,
+        named: &mut [u32],
+        tables: impl IntoIterator<Item = &'a PageTable>,
+    ) -> Result<(), IntegrityError> {
+        let pool = &self.pools[tier];
+        pool.check_integrity()?;
         for page in tables.into_iter().flat_map(PageTable::as_slice) {
-            let n_pages = self.pool.n_total();
+            let n_pages = pool.n_total();
             let counter = named
                 .get_mut(page.0 as usize)
                 .ok_or(IntegrityError::OutOfRange {
@@ -151,7 +227,7 @@ impl PageAllocator {
             *counter += 1;
         }
         for (page, &named) in named.iter().enumerate() {
-            let counted = self.pool.n_holders(PageIdx(page as u32));
+            let counted = pool.n_holders(PageIdx(page as u32));
             if counted != named {
                 return Err(IntegrityError::Holders {
                     page: page as u32,

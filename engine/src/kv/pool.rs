@@ -1,11 +1,49 @@
-//! Physical pages with reference counts and a free list.
+//! Physical pages with reference counts and a free list, one pool a tier.
 //!
 //! A page is either on the free list with no holder or off it with at least one;
 //! [`PagePool::check_integrity`] verifies that. Deliberately absent: any idea of sequences.
 
+use std::ops::{Index, IndexMut};
+
 use super::PageIdx;
 
-/// All physical pages of the executor's KV pool.
+/// Where a page's KV lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tier {
+    /// Where it is computed with.
+    Device,
+    /// Where it is kept when the device has no room; without pages if there is no such tier.
+    Host,
+}
+
+impl Tier {
+    pub const BOTH: [Self; 2] = [Self::Device, Self::Host];
+}
+
+#[derive(Debug)]
+pub struct Pools([PagePool; 2]);
+
+impl Pools {
+    pub fn new(n_device: usize, n_host: usize) -> Self {
+        Self([PagePool::new(n_device), PagePool::new(n_host)])
+    }
+}
+
+impl Index<Tier> for Pools {
+    type Output = PagePool;
+
+    fn index(&self, tier: Tier) -> &PagePool {
+        &self.0[tier as usize]
+    }
+}
+
+impl IndexMut<Tier> for Pools {
+    fn index_mut(&mut self, tier: Tier) -> &mut PagePool {
+        &mut self.0[tier as usize]
+    }
+}
+
+/// All physical pages of one tier.
 #[derive(Debug)]
 pub struct PagePool {
     /// Holders of each page; 0 is free.

@@ -6,18 +6,25 @@
 //! are looked up by the chain hash of their first page and then compared token by token, so a
 //! collision of hashes costs a cached page and never shares a wrong one.
 //!
-//! The tree is one holder of each of its pages. A page with another holder is in use, *locked*:
-//! it stays. Whoever uses a page uses all pages before it, so along a path locked pages come
-//! first, and the pages of the tree that nobody else holds can be given up one by one from the
-//! leaves. That happens in order of last use.
+//! A page of the tree lies on the device, in the host tier, or in both: a node has a physical page
+//! for some of its first pages in each tier. Along a path from the root the pages that are on the
+//! device come first, and so do those that have a copy on the host, so each tier can give its pages
+//! up one by one from its own leaves. What neither tier holds any more leaves the tree.
+//!
+//! The tree is one holder of each of its physical pages. One with another holder is in use,
+//! *locked*: it stays. Whoever uses a page uses all pages before it, so along a path locked pages
+//! come first, and those that nobody else holds can be given up. That happens in order of last use.
 //! Deliberately absent: whose pages these are, and when to give one up.
+
+mod host_copies;
+mod integrity;
 
 use std::collections::BTreeSet;
 
 use rustc_hash::FxHashMap;
 
-use super::prefix::{Prefix, PrefixIndex, extend_chain};
-use super::{IntegrityError, PAGE_TOKENS, PageIdx, PagePool};
+use super::prefix::{Prefix, PrefixIndex};
+use super::{PAGE_TOKENS, PageIdx, Pools, Tier};
 
 type NodeId = u32;
 
@@ -26,18 +33,28 @@ const ROOT: NodeId = 0;
 
 #[derive(Debug, Default)]
 struct Node {
-    /// `[pages.len() * PAGE_TOKENS]`
+    /// `[hashes.len() * PAGE_TOKENS]`
     tokens: Vec<u32>,
     /// Chain hash of each page.
     hashes: Vec<u64>,
-    pages: Vec<PageIdx>,
+    /// For each tier: the physical pages of the first so many pages.
+    held: [Vec<PageIdx>; 2],
     parent: NodeId,
     /// By the hash of their first page.
     children: FxHashMap<u64, NodeId>,
+    /// How many children have a physical page in each tier.
+    n_children_in: [usize; 2],
     /// Never before that of a child.
     last_used: u64,
-    /// Under which time it is in `unlocked_leaves`, if it is.
-    queued_at: Option<u64>,
+    /// Under which time it is in `leaves` and in `uncopied`, if it is.
+    queued_at: [Option<u64>; 2],
+    uncopied_at: Option<u64>,
+}
+
+impl Node {
+    fn is_whole_in(&self, tier: Tier) -> bool {
+        self.held[tier as usize].len() == self.hashes.len()
+    }
 }
 
 /// How far a search came: to the first `n_pages` of `node`.
@@ -47,78 +64,105 @@ struct End {
     n_pages: usize,
 }
 
+/// What [`RadixTree::lookup`] found, in pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Found {
+    pub n_device: usize,
+    /// Those of them that are not locked.
+    pub n_unlocked: usize,
+    /// Behind those on the device, on the host alone.
+    pub n_host: usize,
+}
+
 #[derive(Debug)]
 pub struct RadixTree {
     nodes: Vec<Node>,
     /// Entries of `nodes` that are free.
     vacant: Vec<NodeId>,
-    /// Which node holds each physical page.
-    node_of_page: Vec<Option<NodeId>>,
-    /// Leaves whose last page is not locked, the longest unused first.
-    unlocked_leaves: BTreeSet<(u64, NodeId)>,
+    /// For each tier: which node holds each physical page.
+    node_of_page: [Vec<Option<NodeId>>; 2],
+    /// For each tier: nodes whose last page there is not locked, and below which it has none, the
+    /// longest unused first.
+    leaves: [BTreeSet<(u64, NodeId)>; 2],
+    /// Nodes with more pages on the device than copies on the host; empty without a host tier.
+    uncopied: BTreeSet<(u64, NodeId)>,
     /// Counts uses.
     clock: u64,
-    n_pages: usize,
-    n_unlocked: usize,
+    n_held: [usize; 2],
+    n_unlocked: [usize; 2],
 }
 
 impl RadixTree {
-    /// An empty tree over the pages of a pool of `n_pages`.
-    pub fn new(n_pages: usize) -> Self {
+    /// An empty tree over the pages of these pools.
+    pub fn new(pools: &Pools) -> Self {
+        let nobodys = |tier| vec![None; pools[tier].n_total()];
         Self {
             nodes: vec![Node::default()],
             vacant: Vec::new(),
-            node_of_page: vec![None; n_pages],
-            unlocked_leaves: BTreeSet::new(),
+            node_of_page: [nobodys(Tier::Device), nobodys(Tier::Host)],
+            leaves: [BTreeSet::new(), BTreeSet::new()],
+            uncopied: BTreeSet::new(),
             clock: 0,
-            n_pages: 0,
-            n_unlocked: 0,
+            n_held: [0; 2],
+            n_unlocked: [0; 2],
         }
     }
 
-    /// Pages in the tree.
-    pub fn n_pages(&self) -> usize {
-        self.n_pages
+    /// Physical pages of the tree.
+    pub fn n_held(&self, tier: Tier) -> usize {
+        self.n_held[tier as usize]
     }
 
     /// Pages that [`Self::evict`] can give up, one after the other.
-    pub fn n_unlocked(&self) -> usize {
-        self.n_unlocked
+    pub fn n_unlocked(&self, tier: Tier) -> usize {
+        self.n_unlocked[tier as usize]
     }
 
-    /// Leading pages of `prefix` that are cached, and how many of them are not locked.
-    pub fn lookup(&self, pool: &PagePool, prefix: Prefix<'_>) -> (usize, usize) {
-        let (mut n_pages, mut n_unlocked) = (0, 0);
-        self.descend(prefix, |node, n| {
-            n_pages += n;
-            n_unlocked += node.pages[..n]
+    /// Leading pages of `prefix` that are cached.
+    pub fn lookup(&self, pools: &Pools, prefix: Prefix<'_>) -> Found {
+        let mut found = Found::default();
+        self.descend(prefix, |_, node, n| {
+            let held = &node.held[Tier::Device as usize];
+            let on_device = &held[..n.min(held.len())];
+            found.n_device += on_device.len();
+            found.n_host += n - on_device.len();
+            found.n_unlocked += on_device
                 .iter()
-                .filter(|page| pool.n_holders(**page) == 1)
+                .filter(|page| pools[Tier::Device].n_holders(**page) == 1)
                 .count();
         });
-        (n_pages, n_unlocked)
+        found
     }
 
-    /// Makes the caller a holder of the leading pages of `prefix` that are cached, and appends
-    /// them to `pages`.
-    pub fn lock(&mut self, pool: &mut PagePool, prefix: Prefix<'_>, pages: &mut Vec<PageIdx>) {
+    /// Makes the caller a holder of the leading pages of `prefix` that are in this tier, and
+    /// appends them to `pages`.
+    pub fn lock(
+        &mut self,
+        pools: &mut Pools,
+        tier: Tier,
+        prefix: Prefix<'_>,
+        pages: &mut Vec<PageIdx>,
+    ) {
         let n_before = pages.len();
-        let end = self.descend(prefix, |node, n| pages.extend_from_slice(&node.pages[..n]));
+        let end = self.descend(prefix, |_, node, n| {
+            let held = &node.held[tier as usize];
+            pages.extend_from_slice(&held[..n.min(held.len())]);
+        });
         for page in &pages[n_before..] {
-            self.retain(pool, *page);
+            self.retain(pools, tier, *page);
         }
-        self.touch(pool, end.node);
+        self.touch(pools, end.node);
     }
 
     /// The caller, who holds `pages`, is done with them. Those in the tree stay there.
-    pub fn unlock(&mut self, pool: &mut PagePool, pages: impl Iterator<Item = PageIdx>) {
+    pub fn unlock(&mut self, pools: &mut Pools, tier: Tier, pages: impl Iterator<Item = PageIdx>) {
         let mut touched = Vec::new();
         for page in pages {
-            pool.release(page);
-            let Some(node) = self.node_of_page[page.0 as usize] else {
+            pools[tier].release(page);
+            let Some(node) = self.node_of_page[tier as usize][page.0 as usize] else {
                 continue;
             };
-            self.n_unlocked += usize::from(pool.n_holders(page) == 1);
+            self.n_unlocked[tier as usize] += usize::from(pools[tier].n_holders(page) == 1);
             if touched.last() != Some(&node) {
                 touched.push(node);
             }
@@ -126,30 +170,38 @@ impl RadixTree {
         self.clock += 1;
         for node in touched {
             self.nodes[node as usize].last_used = self.clock;
-            self.refresh(pool, node);
+            self.refresh(pools, node);
         }
     }
 
-    /// Remembers `pages`, held by the caller, as those of `prefix`. Where the tree has a page for
-    /// the same tokens already, the caller's goes back to the pool and the tree's replaces it in
-    /// `pages`. New pages are entered into `index`.
+    /// Remembers `pages`, held by the caller, as those of `prefix` on the device. Where the tree
+    /// has a page for the same tokens there already, the caller's goes back to the pool and the
+    /// tree's replaces it in `pages`. New prefixes are entered into `index`.
     pub fn insert(
         &mut self,
-        pool: &mut PagePool,
+        pools: &mut Pools,
         index: &mut PrefixIndex,
         prefix: Prefix<'_>,
         pages: &mut [PageIdx],
     ) {
-        let mut known = Vec::new();
-        let end = self.descend(prefix, |node, n| known.extend_from_slice(&node.pages[..n]));
-        for (own, known) in pages.iter_mut().zip(&known) {
-            if own != known {
-                self.retain(pool, *known);
-                pool.release(*own);
-                *own = *known;
+        let mut path = Vec::new();
+        let end = self.descend(prefix, |id, _, n| path.push((id, n)));
+        let mut n_known = 0;
+        for (id, n) in path {
+            for (i, own) in pages.iter_mut().skip(n_known).take(n).enumerate() {
+                match self.nodes[id as usize].held[Tier::Device as usize].get(i) {
+                    Some(known) if known == own => {}
+                    Some(&known) => {
+                        self.retain(pools, Tier::Device, known);
+                        pools[Tier::Device].release(*own);
+                        *own = known;
+                    }
+                    // On the host alone until now.
+                    None => self.put_locked(pools, id, *own),
+                }
             }
+            n_known += n;
         }
-        let n_known = known.len();
         let new_pages = pages.get(n_known..prefix.n_pages()).unwrap_or_default();
         // A child of this hash that is another's by its tokens: these pages cannot be remembered.
         let collides = prefix.hashes.get(n_known).is_some_and(|hash| {
@@ -157,11 +209,11 @@ impl RadixTree {
             node.children.contains_key(hash) || node.hashes.get(end.n_pages) == Some(hash)
         });
         if new_pages.is_empty() || collides {
-            self.touch(pool, end.node);
+            self.touch(pools, end.node);
             return;
         }
-        if end.n_pages < self.nodes[end.node as usize].pages.len() {
-            self.split(pool, end);
+        if end.n_pages < self.nodes[end.node as usize].hashes.len() {
+            self.split(pools, end);
         }
         let upper = &self.nodes[end.node as usize];
         let node = if end.node != ROOT && upper.children.is_empty() {
@@ -169,50 +221,34 @@ impl RadixTree {
         } else {
             self.new_child(end.node, prefix.hashes[n_known])
         };
-        for &page in new_pages {
-            // Held by the caller, so this one enters locked.
-            let held = pool.retain(page);
-            debug_assert!(held, "page {} of a sequence has no holder", page.0);
-            self.node_of_page[page.0 as usize] = Some(node);
-        }
-        self.n_pages += new_pages.len();
         let hashes = &prefix.hashes[n_known..];
         index.insert(hashes);
         let tokens = &prefix.tokens[n_known * PAGE_TOKENS..prefix.n_pages() * PAGE_TOKENS];
         let label = &mut self.nodes[node as usize];
         label.tokens.extend_from_slice(tokens);
         label.hashes.extend_from_slice(hashes);
-        label.pages.extend_from_slice(new_pages);
-        self.touch(pool, node);
+        for &page in new_pages {
+            self.put_locked(pools, node, page);
+        }
+        self.touch(pools, node);
+        self.refresh(pools, end.node);
     }
 
-    /// Gives up the last page of the leaf that was not used for longest; false where every page
-    /// is locked.
-    pub fn evict(&mut self, pool: &mut PagePool, index: &mut PrefixIndex) -> bool {
-        let Some(&(_, id)) = self.unlocked_leaves.first() else {
-            return false;
-        };
-        let node = &mut self.nodes[id as usize];
-        let (Some(page), Some(hash)) = (node.pages.pop(), node.hashes.pop()) else {
-            return false;
-        };
-        node.tokens.truncate(node.pages.len() * PAGE_TOKENS);
-        let is_empty = node.pages.is_empty();
-        index.remove(&[hash]);
-        self.node_of_page[page.0 as usize] = None;
-        self.n_pages -= 1;
-        self.n_unlocked -= 1;
-        pool.release(page);
-        if is_empty {
-            self.remove_leaf(pool, id, hash);
-        } else {
-            self.refresh(pool, id);
-        }
-        true
+    /// Gives up the last page of the tier's leaf that was not used for longest; `None` where every
+    /// page is locked. True: the other tier holds a page for the same tokens.
+    pub fn evict(
+        &mut self,
+        pools: &mut Pools,
+        index: &mut PrefixIndex,
+        tier: Tier,
+    ) -> Option<bool> {
+        let &(_, id) = self.leaves[tier as usize].first()?;
+        self.n_unlocked[tier as usize] -= 1;
+        Some(self.drop_last(pools, index, tier, id))
     }
 
     /// Walks down along `prefix`; `visit` gets each node and how many of its pages match.
-    fn descend(&self, prefix: Prefix<'_>, mut visit: impl FnMut(&Node, usize)) -> End {
+    fn descend(&self, prefix: Prefix<'_>, mut visit: impl FnMut(NodeId, &Node, usize)) -> End {
         let mut end = End {
             node: ROOT,
             n_pages: 0,
@@ -232,13 +268,13 @@ impl RadixTree {
             if n_pages == 0 {
                 break;
             }
-            visit(node, n_pages);
+            visit(child, node, n_pages);
             n_done += n_pages;
             end = End {
                 node: child,
                 n_pages,
             };
-            if n_pages < node.pages.len() {
+            if n_pages < node.hashes.len() {
                 break;
             }
         }
@@ -246,42 +282,102 @@ impl RadixTree {
     }
 
     /// One more holder of a page of the tree.
-    fn retain(&mut self, pool: &mut PagePool, page: PageIdx) {
-        self.n_unlocked -= usize::from(pool.n_holders(page) == 1);
-        let held = pool.retain(page);
+    fn retain(&mut self, pools: &mut Pools, tier: Tier, page: PageIdx) {
+        self.n_unlocked[tier as usize] -= usize::from(pools[tier].n_holders(page) == 1);
+        let held = pools[tier].retain(page);
         debug_assert!(held, "page {} of the tree has no holder", page.0);
     }
 
+    /// The next page of `id` on the device is this one, which the caller holds: it enters locked.
+    fn put_locked(&mut self, pools: &mut Pools, id: NodeId, page: PageIdx) {
+        let held = pools[Tier::Device].retain(page);
+        debug_assert!(held, "page {} of a sequence has no holder", page.0);
+        self.put(Tier::Device, id, page);
+    }
+
+    fn put(&mut self, tier: Tier, id: NodeId, page: PageIdx) {
+        let node = &mut self.nodes[id as usize];
+        let held = &mut node.held[tier as usize];
+        held.push(page);
+        let (is_first, parent) = (held.len() == 1, node.parent);
+        self.node_of_page[tier as usize][page.0 as usize] = Some(id);
+        self.n_held[tier as usize] += 1;
+        self.nodes[parent as usize].n_children_in[tier as usize] += usize::from(is_first);
+    }
+
+    /// The tree no longer holds the last page of `id` in this tier. True where it still has one for
+    /// the same tokens in the other.
+    fn drop_last(
+        &mut self,
+        pools: &mut Pools,
+        index: &mut PrefixIndex,
+        tier: Tier,
+        id: NodeId,
+    ) -> bool {
+        let node = &mut self.nodes[id as usize];
+        let Some(page) = node.held[tier as usize].pop() else {
+            return false;
+        };
+        self.node_of_page[tier as usize][page.0 as usize] = None;
+        self.n_held[tier as usize] -= 1;
+        pools[tier].release(page);
+        let n_left = node.held[tier as usize].len();
+        let n_labelled = node.held.iter().map(Vec::len).max().unwrap_or(0);
+        let (parent, is_kept) = (node.parent, n_left < n_labelled);
+        let dropped = node.hashes.split_off(n_labelled);
+        node.tokens.truncate(n_labelled * PAGE_TOKENS);
+        index.remove(&dropped);
+        if n_left == 0 {
+            self.nodes[parent as usize].n_children_in[tier as usize] -= 1;
+        }
+        match dropped.first() {
+            Some(hash) if n_labelled == 0 => self.remove_leaf(pools, id, *hash),
+            _ => {
+                self.refresh(pools, id);
+                self.refresh(pools, parent);
+            }
+        }
+        is_kept
+    }
+
     /// `node` and what is above it were used now.
-    fn touch(&mut self, pool: &PagePool, node: NodeId) {
+    fn touch(&mut self, pools: &Pools, node: NodeId) {
         self.clock += 1;
+        let has_host_tier = pools[Tier::Host].n_total() > 0;
         let mut above = node;
         while above != ROOT {
             self.nodes[above as usize].last_used = self.clock;
+            // Without a host tier only a leaf is in a queue.
+            if above == node || has_host_tier {
+                self.refresh(pools, above);
+            }
             above = self.nodes[above as usize].parent;
         }
-        self.refresh(pool, node);
     }
 
-    /// Puts `id` into `unlocked_leaves`, or takes it out, as it should be. To be called for every
-    /// node that was used, lost its last child or got one, or whose last page changed.
-    fn refresh(&mut self, pool: &PagePool, id: NodeId) {
-        let node = &mut self.nodes[id as usize];
-        let is_unlocked = node.children.is_empty()
-            && node
-                .pages
-                .last()
-                .is_some_and(|page| pool.n_holders(*page) == 1);
-        let due = is_unlocked.then_some(node.last_used);
-        if due == node.queued_at {
+    /// Puts `id` into the queues, or takes it out, as it should be. To be called for every node
+    /// that was used, whose pages changed, or whose children's did.
+    fn refresh(&mut self, pools: &Pools, id: NodeId) {
+        if id == ROOT {
             return;
         }
-        if let Some(at) = std::mem::replace(&mut node.queued_at, due) {
-            self.unlocked_leaves.remove(&(at, id));
+        for tier in Tier::BOTH {
+            let due = self.due(pools, tier, id);
+            let queued_at = &mut self.nodes[id as usize].queued_at[tier as usize];
+            requeue(&mut self.leaves[tier as usize], queued_at, due, id);
         }
-        if let Some(at) = due {
-            self.unlocked_leaves.insert((at, id));
-        }
+        let node = &mut self.nodes[id as usize];
+        let due = is_uncopied(pools, node).then_some(node.last_used);
+        requeue(&mut self.uncopied, &mut node.uncopied_at, due, id);
+    }
+
+    /// When a leaf of this tier whose last page is not locked was used last.
+    fn due(&self, pools: &Pools, tier: Tier, id: NodeId) -> Option<u64> {
+        let node = &self.nodes[id as usize];
+        let last = node.held[tier as usize].last()?;
+        let is_unlocked =
+            node.n_children_in[tier as usize] == 0 && pools[tier].n_holders(*last) == 1;
+        is_unlocked.then_some(node.last_used)
     }
 
     fn new_node(&mut self, node: Node) -> NodeId {
@@ -305,52 +401,78 @@ impl RadixTree {
     }
 
     /// Cuts a node behind `end.n_pages` of its pages; what is behind becomes its only child.
-    fn split(&mut self, pool: &PagePool, end: End) {
+    fn split(&mut self, pools: &Pools, end: End) {
         let upper = &mut self.nodes[end.node as usize];
         let lower = Node {
             tokens: upper.tokens.split_off(end.n_pages * PAGE_TOKENS),
             hashes: upper.hashes.split_off(end.n_pages),
-            pages: upper.pages.split_off(end.n_pages),
+            held: upper
+                .held
+                .each_mut()
+                .map(|held| held.split_off(end.n_pages.min(held.len()))),
             parent: end.node,
             children: std::mem::take(&mut upper.children),
+            n_children_in: upper.n_children_in,
             last_used: upper.last_used,
-            queued_at: None,
+            queued_at: [None; 2],
+            uncopied_at: None,
         };
+        upper.n_children_in = lower
+            .held
+            .each_ref()
+            .map(|held| usize::from(!held.is_empty()));
         let first_hash = lower.hashes[0];
         let id = self.new_node(lower);
         self.nodes[end.node as usize]
             .children
             .insert(first_hash, id);
         self.adopt(id);
-        self.refresh(pool, end.node);
-        self.refresh(pool, id);
+        self.refresh(pools, end.node);
+        self.refresh(pools, id);
     }
 
     /// Makes a node and its only child one.
-    fn merge_with_child(&mut self, pool: &PagePool, id: NodeId) {
+    fn merge_with_child(&mut self, pools: &Pools, id: NodeId) {
         let Some(child) = self.nodes[id as usize].children.drain().next() else {
             return;
         };
         let child = child.1;
-        if let Some(at) = self.nodes[child as usize].queued_at {
-            self.unlocked_leaves.remove(&(at, child));
-        }
-        let lower = std::mem::take(&mut self.nodes[child as usize]);
-        self.vacant.push(child);
+        let lower = self.take_out(child);
         let upper = &mut self.nodes[id as usize];
         upper.tokens.extend_from_slice(&lower.tokens);
         upper.hashes.extend_from_slice(&lower.hashes);
-        upper.pages.extend_from_slice(&lower.pages);
+        // A child has pages only in tiers in which its parent is whole.
+        for (upper, lower) in upper.held.iter_mut().zip(&lower.held) {
+            upper.extend_from_slice(lower);
+        }
         upper.children = lower.children;
+        upper.n_children_in = lower.n_children_in;
         self.adopt(id);
-        self.refresh(pool, id);
+        self.refresh(pools, id);
+    }
+
+    /// Takes a node out of `nodes` and the queues.
+    fn take_out(&mut self, id: NodeId) -> Node {
+        let node = std::mem::take(&mut self.nodes[id as usize]);
+        for (queue, at) in self.leaves.iter_mut().zip(node.queued_at) {
+            if let Some(at) = at {
+                queue.remove(&(at, id));
+            }
+        }
+        if let Some(at) = node.uncopied_at {
+            self.uncopied.remove(&(at, id));
+        }
+        self.vacant.push(id);
+        node
     }
 
     /// Tells the pages and children of `id` that they are its.
     fn adopt(&mut self, id: NodeId) {
         let node = &self.nodes[id as usize];
-        for page in &node.pages {
-            self.node_of_page[page.0 as usize] = Some(id);
+        for (node_of_page, held) in self.node_of_page.iter_mut().zip(&node.held) {
+            for page in held {
+                node_of_page[page.0 as usize] = Some(id);
+            }
         }
         let children: Vec<NodeId> = node.children.values().copied().collect();
         for child in children {
@@ -359,98 +481,36 @@ impl RadixTree {
     }
 
     /// Removes a leaf that has no page left; its first one had this hash.
-    fn remove_leaf(&mut self, pool: &PagePool, id: NodeId, first_hash: u64) {
-        let node = std::mem::take(&mut self.nodes[id as usize]);
-        if let Some(at) = node.queued_at {
-            self.unlocked_leaves.remove(&(at, id));
-        }
-        self.vacant.push(id);
+    fn remove_leaf(&mut self, pools: &Pools, id: NodeId, first_hash: u64) {
+        let node = self.take_out(id);
         let parent = &mut self.nodes[node.parent as usize];
         parent.children.remove(&first_hash);
         match parent.children.len() {
-            _ if node.parent == ROOT => {}
-            0 => self.refresh(pool, node.parent),
-            1 => self.merge_with_child(pool, node.parent),
-            _ => {}
+            1 if node.parent != ROOT => self.merge_with_child(pools, node.parent),
+            _ => self.refresh(pools, node.parent),
         }
     }
+}
 
-    /// Labels, counts, locks and queue agree with each other and with `pool`. Adds one to `named`
-    /// for each page of the tree. O(pages): for tests and debugging.
-    pub(super) fn check_integrity(
-        &self,
-        pool: &PagePool,
-        named: &mut [u32],
-    ) -> Result<(), IntegrityError> {
-        let wrong = |what: &str, node: NodeId| IntegrityError::Tree {
-            what: what.to_owned(),
-            node,
-        };
-        let (mut n_pages, mut n_unlocked, mut n_queued, mut n_nodes) = (0, 0, 0, 1);
-        // Each node with the hash of the page above it, and whether that one is locked.
-        let mut to_visit: Vec<(NodeId, Vec<u64>, bool)> = vec![(ROOT, Vec::new(), true)];
-        while let Some((id, above, mut is_locked)) = to_visit.pop() {
-            let node = &self.nodes[id as usize];
-            if node.tokens.len() != node.pages.len() * PAGE_TOKENS
-                || node.hashes.len() != node.pages.len()
-                || (node.pages.is_empty() != (id == ROOT))
-            {
-                return Err(wrong("the lengths of its label differ", id));
-            }
-            let mut chain = above;
-            let n_above = chain.len();
-            let mut padded = vec![0; n_above * PAGE_TOKENS];
-            padded.extend_from_slice(&node.tokens);
-            extend_chain(&mut chain, &padded);
-            if chain[n_above..] != node.hashes {
-                return Err(wrong("its hashes are not those of its tokens", id));
-            }
-            for page in &node.pages {
-                let place = self.node_of_page.get(page.0 as usize);
-                if place != Some(&Some(id)) {
-                    return Err(wrong("one of its pages says it belongs elsewhere", id));
-                }
-                if let Some(n) = named.get_mut(page.0 as usize) {
-                    *n += 1;
-                }
-                let page_is_locked = pool.n_holders(*page) > 1;
-                if page_is_locked && !is_locked {
-                    return Err(wrong("a page is locked behind one that is not", id));
-                }
-                is_locked = page_is_locked;
-                n_unlocked += usize::from(!page_is_locked);
-            }
-            n_pages += node.pages.len();
-            if id != ROOT && node.children.len() == 1 {
-                return Err(wrong("it has one child and is not one with it", id));
-            }
-            let due =
-                (id != ROOT && node.children.is_empty() && !is_locked).then_some(node.last_used);
-            let is_queued = due.is_some_and(|at| self.unlocked_leaves.contains(&(at, id)));
-            if node.queued_at != due || due.is_some() != is_queued {
-                return Err(wrong("it is in the queue and should not be, or not", id));
-            }
-            n_queued += usize::from(is_queued);
-            n_nodes += node.children.len();
-            let last: Vec<u64> = chain.last().copied().into_iter().collect();
-            for (hash, &child) in &node.children {
-                let below = &self.nodes[child as usize];
-                if below.parent != id || below.hashes.first() != Some(hash) {
-                    return Err(wrong("its parent names it wrongly", child));
-                }
-                if id != ROOT && below.last_used > node.last_used {
-                    return Err(wrong("it was used later than its parent", child));
-                }
-                to_visit.push((child, last.clone(), is_locked));
-            }
-        }
-        if n_pages != self.n_pages
-            || n_unlocked != self.n_unlocked
-            || n_queued != self.unlocked_leaves.len()
-            || n_nodes + self.vacant.len() != self.nodes.len()
-        {
-            return Err(wrong("the tree's counts are wrong", ROOT));
-        }
-        Ok(())
+fn is_uncopied(pools: &Pools, node: &Node) -> bool {
+    let [device, host] = &node.held;
+    pools[Tier::Host].n_total() > 0 && device.len() > host.len()
+}
+
+/// Brings a queue and what a node knows of it up to date.
+fn requeue(
+    queue: &mut BTreeSet<(u64, NodeId)>,
+    queued_at: &mut Option<u64>,
+    due: Option<u64>,
+    id: NodeId,
+) {
+    if due == *queued_at {
+        return;
+    }
+    if let Some(at) = std::mem::replace(queued_at, due) {
+        queue.remove(&(at, id));
+    }
+    if let Some(at) = due {
+        queue.insert((at, id));
     }
 }

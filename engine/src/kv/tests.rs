@@ -1,3 +1,5 @@
+mod host_tier;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -19,7 +21,7 @@ fn an_exhausted_pool_gives_nothing_and_changes_nothing() {
     allocator.free(&mut a);
     assert!(allocator.grow(&mut b, 3 * PAGE_TOKENS));
     assert_eq!(b.capacity_tokens(), 3 * PAGE_TOKENS);
-    allocator.check_integrity([&a, &b]).unwrap();
+    allocator.check_integrity([&a, &b], []).unwrap();
 }
 
 #[test]
@@ -43,7 +45,7 @@ fn integrity_check_sees_a_page_named_twice() {
         pages: a.pages.clone(),
     };
     assert_eq!(
-        allocator.check_integrity([&a, &stolen]),
+        allocator.check_integrity([&a, &stolen], []),
         Err(IntegrityError::Holders {
             page: 0,
             counted: 1,
@@ -119,7 +121,7 @@ proptest! {
             } else {
                 prop_assert_eq!(tables[i].n_pages(), before);
             }
-            allocator.check_integrity(&tables).unwrap();
+            allocator.check_integrity(&tables, []).unwrap();
             let n_held: usize = tables.iter().map(PageTable::n_pages).sum();
             prop_assert_eq!(allocator.n_pages_used(), n_held);
         }
@@ -208,7 +210,7 @@ proptest! {
                     let cached = allocator.lookup(sequence.prefix());
                     let n_available = allocator.n_pages_available();
                     let n_tokens = allocator.share(&mut table, sequence.prefix());
-                    prop_assert_eq!(n_tokens, cached.n_pages * PAGE_TOKENS);
+                    prop_assert_eq!(n_tokens, cached.n_device * PAGE_TOKENS);
                     prop_assert_eq!(allocator.n_pages_available(), n_available - cached.n_unlocked);
                     for (i, page) in table.pages.iter().enumerate() {
                         let expected = &sequence.tokens[..(i + 1) * PAGE_TOKENS];
@@ -216,7 +218,7 @@ proptest! {
                     }
                     if allocator.grow(&mut table, sequence.tokens.len()) {
                         sequence.table = table;
-                        sequence.write(&mut content, cached.n_pages);
+                        sequence.write(&mut content, cached.n_device);
                         running.push(sequence);
                     } else {
                         allocator.free(&mut table);
@@ -238,7 +240,7 @@ proptest! {
                     allocator.keep(&mut table, running[i].prefix().first(n));
                     running[i].table = table;
                     let cached = allocator.lookup(running[i].prefix());
-                    prop_assert!(cached.n_pages >= n.min(running[i].hashes.len()));
+                    prop_assert!(cached.n_device >= n.min(running[i].hashes.len()));
                 }
                 CacheOp::End(i) if !running.is_empty() => {
                     let mut sequence = running.swap_remove(i % running.len());
@@ -246,7 +248,7 @@ proptest! {
                     allocator.keep(&mut table, sequence.prefix());
                     allocator.free(&mut table);
                     let cached = allocator.lookup(sequence.prefix());
-                    prop_assert_eq!(cached.n_pages, sequence.hashes.len());
+                    prop_assert_eq!(cached.n_device, sequence.hashes.len());
                 }
                 CacheOp::Abort(i) if !running.is_empty() => {
                     let mut sequence = running.swap_remove(i % running.len());
@@ -254,7 +256,7 @@ proptest! {
                 }
                 _ => {}
             }
-            allocator.check_integrity(running.iter().map(|s| &s.table)).unwrap();
+            allocator.check_integrity(running.iter().map(|s| &s.table), []).unwrap();
             for sequence in &running {
                 for (i, page) in sequence.table.pages.iter().enumerate() {
                     let expected = &sequence.tokens[..(i + 1) * PAGE_TOKENS];
@@ -269,7 +271,7 @@ proptest! {
         // Nothing is locked now, so every page can be had.
         let mut all = PageTable::default();
         prop_assert!(allocator.grow(&mut all, n_pages * PAGE_TOKENS));
-        allocator.check_integrity([&all]).unwrap();
+        allocator.check_integrity([&all], []).unwrap();
         prop_assert_eq!(allocator.prefixes(), &PrefixIndex::default());
     }
 }
@@ -285,10 +287,10 @@ fn pages_of_equal_hash_and_different_tokens_are_not_shared() {
     let mut forged = Computed::default();
     forged.push(2);
     forged.hashes = sequence.hashes.clone();
-    assert_eq!(allocator.lookup(forged.prefix()).n_pages, 0);
+    assert_eq!(allocator.lookup(forged.prefix()).n_device, 0);
     let mut own = PageTable::default();
     assert!(allocator.grow(&mut own, PAGE_TOKENS));
     allocator.keep(&mut own, forged.prefix());
     assert_ne!(own.pages, table.pages);
-    allocator.check_integrity([&own, &table]).unwrap();
+    allocator.check_integrity([&own, &table], []).unwrap();
 }

@@ -1,5 +1,5 @@
-//! Chooses the next token from one row of logits, on the CPU. The reference for every other
-//! sampler.
+//! Chooses the next token from one row of logits, on the CPU. The reference for the card's
+//! sampler; [`plain`] makes the same choice in the plainest way.
 //!
 //! Order, as in vLLM and Hugging Face: logit bias → repetition, presence and frequency penalties
 //! → temperature → top-k → top-p → min-p → draw. Each filter looks at what the one before left
@@ -21,6 +21,7 @@
 )]
 
 pub mod philox;
+pub mod plain;
 mod rank;
 
 use std::borrow::Cow;

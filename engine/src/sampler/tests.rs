@@ -473,4 +473,49 @@ proptest! {
         }).count();
         prop_assert!(n_better < k);
     }
+
+    #[test]
+    fn the_plain_sampler_makes_the_same_choices(
+        logits in proptest::collection::vec(-5.0f32..5.0, 2..300),
+        temperature in prop_oneof![Just(0.0f32), 0.2f32..2.0],
+        top_k in 0usize..40,
+        top_p in prop_oneof![Just(1.0f32), 0.05f32..0.999],
+        min_p in prop_oneof![Just(0.0f32), 0.0f32..0.5],
+        penalty in prop_oneof![Just(0.0f32), -1.0f32..1.0],
+        index in 0usize..1000,
+    ) {
+        let params = SamplingParams {
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            presence_penalty: penalty,
+            seed: 5,
+            n_logprobs: Some(3),
+            ..SamplingParams::default()
+        };
+        let spec = SampleSpec { history: vec![0, 1, 1], n_prompt: 1, ..at(&params, index) };
+        let found = plain::sample(&logits, &spec, 2, &[1]);
+        prop_assert_eq!(found, sample(&logits, &spec, 2, &[1]));
+    }
+}
+
+#[test]
+fn the_plain_sampler_ranks_ties_and_refuses_as_the_other_does() {
+    let params = SamplingParams { top_k: 2, ..hot() };
+    let tied = [1.0, 2.0, 2.0, 2.0];
+    for index in 0..50 {
+        let spec = at(&params, index);
+        assert_eq!(
+            plain::sample(&tied, &spec, 0, &[]),
+            sample(&tied, &spec, 0, &[])
+        );
+    }
+    for logits in [&[][..], &[f32::NEG_INFINITY; 3], &[0.0, f32::NAN]] {
+        let found = plain::sample(logits, &spec(hot()), 0, &[]).map(|_| ());
+        let expected = sample(logits, &spec(hot()), 0, &[]).map(|_| ());
+        // NaN is not equal to itself.
+        assert_eq!(format!("{found:?}"), format!("{expected:?}"));
+        assert!(found.is_err());
+    }
 }

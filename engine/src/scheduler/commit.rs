@@ -29,12 +29,14 @@ impl Scheduler {
         if any_ended {
             self.remove_ended();
         }
+        self.commit_copies(plan);
         events
     }
 
     /// The step could not be executed: its requests end, and their pages are free again.
     pub fn fail(&mut self, plan: &StepPlan, message: &str) -> Vec<(RequestId, TokenEvent)> {
         let mut events = Events::with_capacity(plan.rows.len());
+        self.fail_copies(plan);
         let mut cursor = 0;
         for row in &plan.rows {
             if let Some(i) = self.find_running(row.request, &mut cursor) {
@@ -53,7 +55,7 @@ impl Scheduler {
 
     /// Lets others use what was computed of a running request's prompt; its output follows when
     /// it leaves.
-    fn keep_prompt(&mut self, i: usize) {
+    pub(super) fn keep_prompt(&mut self, i: usize) {
         let sequence = &mut self.running[i];
         let n_computed = sequence.n_computed.min(sequence.n_prompt()) / PAGE_TOKENS;
         if !self.config.radix_cache || n_computed <= sequence.n_kept_pages {

@@ -21,12 +21,15 @@
 //!   pages go back, it waits again (with its old arrival) and later recomputes prompt and output.
 //!   The first admitted one is never preempted while others run, and alone it fits the pool, so
 //!   there is always progress.
+//! - With a host tier, cached pages that the device gives up come back from there; a request whose
+//!   prefix is on its way has no row meanwhile ([`host_tier`]).
 //! - The random draw for output token i depends on the seed and i alone, so preemption, chunking
 //!   and company in the batch change no text.
 //!
 //! Deliberately absent: beam search.
 
 mod commit;
+mod host_tier;
 mod plan;
 pub mod policy;
 mod row_memory;
@@ -39,6 +42,8 @@ use std::time::Duration;
 
 use rustc_hash::FxHashMap;
 
+use self::host_tier::HostTierCounts;
+pub use self::host_tier::{HostTierConfig, HostTierStats, RestoreCosts};
 pub use self::policy::{PolicyName, UnknownPolicy};
 use self::row_memory::RowMemory;
 use self::sequence::Sequence;
@@ -67,6 +72,8 @@ pub struct SchedulerConfig {
     pub run_ahead: bool,
     /// KV of prompts and outputs is kept and shared with requests that begin alike.
     pub radix_cache: bool,
+    /// Where cached pages go that the device gives up; needs `radix_cache`.
+    pub host_tier: Option<HostTierConfig>,
     pub policy: PolicyName,
     /// Of the `random` policy.
     pub policy_seed: u64,
@@ -83,6 +90,7 @@ impl Default for SchedulerConfig {
             n_continuous_decode_steps: 1,
             run_ahead: false,
             radix_cache: true,
+            host_tier: None,
             policy: PolicyName::Fcfs,
             policy_seed: 0,
         }
@@ -170,6 +178,8 @@ pub struct Scheduler {
     n_prompt_tokens: u64,
     n_cached_tokens: u64,
     n_preemptions: u64,
+    restore_costs: RestoreCosts,
+    host_counts: HostTierCounts,
     /// The last step computed prompts and no decode row, so decode rows are next.
     decode_is_due: bool,
     queue_waits: Vec<Duration>,
@@ -179,9 +189,10 @@ pub struct Scheduler {
 impl Scheduler {
     pub fn new(config: SchedulerConfig) -> Self {
         Self {
-            allocator: PageAllocator::new(
+            allocator: PageAllocator::with_host_tier(
                 config.max_total_tokens / PAGE_TOKENS,
                 config.radix_cache,
+                config.host_tier.map_or(0, |tier| tier.n_pages),
             ),
             waiting: WaitingQueue::new(config.policy.build(config.policy_seed)),
             running: Vec::new(),
@@ -191,6 +202,8 @@ impl Scheduler {
             n_prompt_tokens: 0,
             n_cached_tokens: 0,
             n_preemptions: 0,
+            restore_costs: RestoreCosts::default(),
+            host_counts: HostTierCounts::default(),
             decode_is_due: false,
             queue_waits: Vec::new(),
             row_memory: RowMemory::default(),
@@ -218,6 +231,8 @@ impl Scheduler {
             request,
             n_computed: 0,
             pages: PageTable::default(),
+            host_pages: PageTable::default(),
+            n_restoring: 0,
             arrival: now,
             arrival_index: self.n_arrived,
             prefix_hashes,
@@ -284,8 +299,10 @@ impl Scheduler {
 
     /// Pages, tables and counts agree. O(pages): for tests and debugging.
     pub fn check_integrity(&self) -> Result<(), IntegrityError> {
-        self.allocator
-            .check_integrity(self.running.iter().map(|s| &s.pages))
+        self.allocator.check_integrity(
+            self.running.iter().map(|s| &s.pages),
+            self.running.iter().map(|s| &s.host_pages),
+        )
     }
 
     /// What leaves the running set gives back: its pages and its prefix. What it computed, prompt
@@ -302,6 +319,8 @@ impl Scheduler {
             keep(&mut self.allocator, sequence, n_pages);
         }
         self.allocator.free(&mut sequence.pages);
+        self.allocator.free_host(&mut sequence.host_pages);
+        sequence.n_restoring = 0;
     }
 
     /// Sends the last admitted sequence back to the queue, to recompute its tokens later.

@@ -13,13 +13,16 @@ use crate::kv::{PAGE_TOKENS, PageAllocator, pages_for};
 const MAX_PASSED_OVER: usize = 64;
 
 impl Scheduler {
-    /// The next step; without rows only if there is no request.
+    /// The next step; without rows only if there is no request, or if all wait for pages that the
+    /// step brings back from the host.
     pub fn plan(&mut self, now: Duration) -> StepPlan {
-        if self.config.mixed_chunk {
+        let mut plan = if self.config.mixed_chunk {
             self.plan_mixed(now)
         } else {
             self.plan_alternating(now)
-        }
+        };
+        self.add_copies(&mut plan);
+        plan
     }
 
     /// Prefill first, but never twice in a row while anyone decodes.
@@ -60,7 +63,9 @@ impl Scheduler {
 
     fn decode_step(&mut self, then: Then) -> StepPlan {
         let n_steps = self.grow_decoding(self.config.n_continuous_decode_steps.max(1));
-        let n_next_steps = if then == Then::Decode && self.config.run_ahead {
+        // Who waits for pages from the host is computed as soon as they are there.
+        let is_joined = self.running.iter().any(Sequence::is_restoring);
+        let n_next_steps = if then == Then::Decode && self.config.run_ahead && !is_joined {
             self.grow_ahead(n_steps)
         } else {
             0
@@ -73,6 +78,7 @@ impl Scheduler {
             rows,
             n_steps,
             n_next_steps,
+            ..StepPlan::default()
         }
     }
 
@@ -139,7 +145,8 @@ impl Scheduler {
             is_untouched: true,
         };
         let mut rows = self.row_memory.list();
-        for sequence in self.running.iter().filter(|s| !s.is_decoding()) {
+        let computes_prompt = |s: &&Sequence| !s.is_decoding() && !s.is_restoring();
+        for sequence in self.running.iter().filter(computes_prompt) {
             match budget.take(sequence.n_uncomputed()) {
                 0 => return rows,
                 n_tokens => self.row_memory.push(&mut rows, sequence, n_tokens),
@@ -156,26 +163,36 @@ impl Scheduler {
                 break;
             };
             let cached = self.allocator.lookup(next.shareable());
-            if cursor.n_passed() < MAX_PASSED_OVER && self.is_being_computed(next, cached.n_pages) {
+            if cursor.n_passed() < MAX_PASSED_OVER && self.is_being_computed(next, cached.n_device)
+            {
                 cursor.pass(key);
                 continue;
             }
             // One spare page for each running row, so that a newcomer is not preempted by the next
             // few decode steps; nothing is spared for an idle pool.
-            let n_new = pages_for(next.tokens.len()) - cached.n_pages;
+            let n_new = pages_for(next.tokens.len()) - cached.n_device;
             let n_taken = n_new + cached.n_unlocked + self.running.len();
             if n_taken > self.allocator.n_pages_available() {
                 break;
             }
-            let n_tokens = budget.take(next.tokens.len() - cached.n_pages * PAGE_TOKENS);
-            if n_tokens == 0 {
-                break;
-            }
+            let is_restored = self.takes_from_host(cached.n_host);
+            let n_tokens = if is_restored {
+                0
+            } else {
+                let n_tokens = budget.take(next.tokens.len() - cached.n_device * PAGE_TOKENS);
+                if n_tokens == 0 {
+                    break;
+                }
+                n_tokens
+            };
             let Some(mut sequence) = self.waiting.take(&cursor, key) else {
                 break;
             };
-            self.give_pages(&mut sequence);
-            self.row_memory.push(&mut rows, &sequence, n_tokens);
+            self.give_pages(&mut sequence, is_restored);
+            if !is_restored {
+                self.host_counts.n_declined += cached.n_host as u64;
+                self.row_memory.push(&mut rows, &sequence, n_tokens);
+            }
             self.enter_running(sequence, now);
         }
         rows
@@ -188,11 +205,17 @@ impl Scheduler {
     }
 
     /// Pages for all known tokens of a sequence that is being admitted: the cached ones, then new
-    /// ones.
-    fn give_pages(&mut self, sequence: &mut Sequence) {
+    /// ones, the first of which may be for what the host has.
+    fn give_pages(&mut self, sequence: &mut Sequence, is_restored: bool) {
         let mut pages = std::mem::take(&mut sequence.pages);
         sequence.n_computed = self.allocator.share(&mut pages, sequence.shareable());
         sequence.n_kept_pages = pages.n_pages();
+        if is_restored {
+            let mut host_pages = std::mem::take(&mut sequence.host_pages);
+            self.allocator
+                .hold_host(&mut host_pages, sequence.shareable());
+            sequence.host_pages = host_pages;
+        }
         let grown = self.allocator.grow(&mut pages, sequence.tokens.len());
         debug_assert!(grown, "the pages were counted before");
         sequence.pages = pages;
@@ -201,7 +224,9 @@ impl Scheduler {
     fn enter_running(&mut self, mut sequence: Sequence, now: Duration) {
         if !sequence.was_admitted {
             sequence.was_admitted = true;
-            sequence.n_cached = sequence.n_computed;
+            sequence.n_cached = sequence
+                .n_computed
+                .max(sequence.host_pages.capacity_tokens());
             self.n_prompt_tokens += sequence.n_prompt() as u64;
             self.n_cached_tokens += sequence.n_cached as u64;
             self.queue_waits.push(now.saturating_sub(sequence.arrival));
@@ -229,7 +254,7 @@ fn prefill_step(rows: Vec<PlanRow>) -> StepPlan {
     StepPlan {
         rows,
         n_steps: 1,
-        n_next_steps: 0,
+        ..StepPlan::default()
     }
 }
 

@@ -18,6 +18,11 @@ pub(super) struct Sequence {
     /// Leading tokens whose KV is in `pages`. One behind `tokens.len()` while decoding.
     pub n_computed: usize,
     pub pages: PageTable,
+    /// Copies on the host of the first pages, held while those behind `n_computed` are brought
+    /// back; otherwise empty.
+    pub host_pages: PageTable,
+    /// Pages that the step under way brings back.
+    pub n_restoring: usize,
     pub arrival: Duration,
     /// Order of arrival; kept through preemption.
     pub arrival_index: u64,
@@ -54,6 +59,11 @@ impl Sequence {
     /// One known token is left to compute, and it samples the next: a decode row.
     pub fn is_decoding(&self) -> bool {
         self.n_uncomputed() == 1
+    }
+
+    /// Some of its pages are on their way from the host: it can compute nothing yet.
+    pub fn is_restoring(&self) -> bool {
+        self.host_pages.capacity_tokens() > self.n_computed
     }
 
     pub fn usage(&self) -> Usage {

@@ -149,7 +149,7 @@ fn decode(executor: &mut CpuExecutor, prompts: &[Vec<u32>], n_steps: usize) -> V
         let plan = StepPlan {
             rows: rows.collect(),
             n_steps,
-            n_next_steps: 0,
+            ..StepPlan::default()
         };
         for (made, new) in made
             .iter_mut()

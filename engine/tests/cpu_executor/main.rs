@@ -3,6 +3,7 @@
 
 mod against_candle;
 mod against_twin;
+mod backends;
 mod invariance;
 mod prefix_reuse;
 mod refusals;

@@ -1,15 +1,15 @@
 //! KV that was computed for another request gives the same log-probabilities, bit for bit, as KV
-//! that was computed anew.
+//! that was computed anew, also after a stay in the host tier.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use engine::executor::Executor;
-use engine::executor::cpu::ActivationType;
+use engine::executor::cpu::{ActivationType, CpuOptions, KvFormat};
+use engine::executor::{Executor, HostTierOptions, HostTierSize};
 use engine::model::config::Family;
 use engine::request::{Request, RequestId, SampledToken, SamplingParams, TokenEvent};
-use engine::scheduler::{Scheduler, SchedulerConfig};
+use engine::scheduler::{HostTierConfig, HostTierStats, Scheduler, SchedulerConfig};
 use engine::weights::ElementFormat;
 use engine::weights::fixture::wide_config;
 use engine::weights::synthetic::{SyntheticCheckpoint, SyntheticFormat};
@@ -38,21 +38,48 @@ fn requests(vocab: usize) -> Vec<Request> {
 }
 
 /// What each request was told, and its cached tokens.
-fn run(radix_cache: bool, kv_pool_tokens: usize) -> HashMap<u64, (Vec<SampledToken>, usize)> {
+type Told = HashMap<u64, (Vec<SampledToken>, usize)>;
+
+fn run(radix_cache: bool, kv_pool_tokens: usize) -> Told {
+    let config = SchedulerConfig {
+        max_total_tokens: kv_pool_tokens,
+        radix_cache,
+        ..SchedulerConfig::default()
+    };
+    let vocab = wide_config(Family::Qwen3).vocab;
+    run_all(config, None, KvFormat::F16, requests(vocab)).0
+}
+
+fn run_all(
+    scheduler: SchedulerConfig,
+    n_host_pages: Option<usize>,
+    kv_format: KvFormat,
+    requests: Vec<Request>,
+) -> (Told, HostTierStats) {
     let config = wide_config(Family::Qwen3);
     let format = SyntheticFormat::Rows(ElementFormat::Q4_0);
     let checkpoint = SyntheticCheckpoint::new(config.clone(), format, 3);
-    let mut executor = executor(&checkpoint, options(ActivationType::Int8, Isa::detect()));
+    let options = CpuOptions {
+        kv_format,
+        host_tier: n_host_pages.map(|n_pages| HostTierOptions {
+            size: HostTierSize::Ratio(n_pages as f64 / 128.0),
+            free_bytes: u64::MAX,
+        }),
+        ..options(ActivationType::Int8, Isa::detect())
+    };
+    let mut executor = executor(&checkpoint, options);
     let mut scheduler = Scheduler::new(SchedulerConfig {
-        max_total_tokens: kv_pool_tokens,
         chunked_prefill_size: Some(48),
-        radix_cache,
-        ..SchedulerConfig::default()
+        host_tier: executor.info().host_tier.map(|tier| HostTierConfig {
+            n_pages: tier.n_pages,
+            n_copies: 3,
+        }),
+        ..scheduler
     });
-    for request in requests(config.vocab) {
+    for request in requests {
         scheduler.add(request, Duration::ZERO).expect("fits");
     }
-    let mut results: HashMap<u64, (Vec<SampledToken>, usize)> = HashMap::new();
+    let mut results = Told::new();
     while !scheduler.is_idle() {
         let plan = scheduler.plan(Duration::ZERO);
         let output = executor.execute(&plan).expect("step");
@@ -65,7 +92,44 @@ fn run(radix_cache: bool, kv_pool_tokens: usize) -> HashMap<u64, (Vec<SampledTok
             }
         }
     }
-    results
+    (results, scheduler.host_tier_stats())
+}
+
+/// The six requests between others that take all pages of the pool, so that what they share is
+/// given up over and over.
+#[test]
+fn a_prefix_from_the_host_tier_changes_no_logit() {
+    let vocab = wide_config(Family::Qwen3).vocab;
+    let crowded: Vec<Request> = requests(vocab)
+        .into_iter()
+        .flat_map(|request| {
+            let id = request.id.0;
+            let other = Request {
+                id: RequestId(100 + id),
+                prompt: tokens(220, 50 + id as u32, vocab).into(),
+                ..request.clone()
+            };
+            [request, other]
+        })
+        .collect();
+    for kv_format in [KvFormat::F16, KvFormat::Fp8E4m3] {
+        let config = |radix_cache| SchedulerConfig {
+            max_total_tokens: 256,
+            max_running_requests: 2,
+            radix_cache,
+            ..SchedulerConfig::default()
+        };
+        let (plain, _) = run_all(config(false), None, kv_format, crowded.clone());
+        let (lost, _) = run_all(config(true), None, kv_format, crowded.clone());
+        let (kept, stats) = run_all(config(true), Some(256), kv_format, crowded.clone());
+        assert!(stats.n_restored > 0, "{stats:?}");
+        for (id, (expected, _)) in &plain {
+            assert_eq!(kept[id].0, *expected, "request {id}");
+        }
+        let cached = |told: &Told| (0..6).map(|id| told[&id].1).sum::<usize>();
+        assert!(cached(&kept) > cached(&lost), "{} cached", cached(&lost));
+        assert!(cached(&kept) >= 5 * 96, "{} cached", cached(&kept));
+    }
 }
 
 #[test]

@@ -58,7 +58,7 @@ fn plans() {
             .execute(&StepPlan {
                 rows: vec![row],
                 n_steps,
-                n_next_steps: 0,
+                ..StepPlan::default()
             })
             .expect_err(wanted);
         assert!(
@@ -69,7 +69,7 @@ fn plans() {
     let output = executor.execute(&StepPlan {
         rows: vec![good.clone()],
         n_steps: 1,
-        n_next_steps: 0,
+        ..StepPlan::default()
     });
     assert_eq!(
         output.expect("the executor lives on").rows,
@@ -85,7 +85,7 @@ fn plans() {
         .execute(&StepPlan {
             rows: Vec::new(),
             n_steps: 1,
-            n_next_steps: 0,
+            ..StepPlan::default()
         })
         .expect("empty plan");
     assert!(nothing.rows.is_empty());

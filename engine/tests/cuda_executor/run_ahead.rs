@@ -76,6 +76,7 @@ fn counted(
         run_ahead_used: after.run_ahead_used - before.run_ahead_used,
         run_ahead_discarded: after.run_ahead_discarded - before.run_ahead_discarded,
         host_sampled_tokens: after.host_sampled_tokens - before.host_sampled_tokens,
+        ..ExecutorCounts::default()
     };
     (made, counts)
 }

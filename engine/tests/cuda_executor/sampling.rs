@@ -185,6 +185,7 @@ fn a_refused_row_fails_its_step_and_the_next_one_is_right() {
             rows: vec![row],
             n_steps: 1,
             n_next_steps: 1,
+            ..StepPlan::default()
         };
         let error = card.execute(&plan).expect_err("refused").to_string();
         assert!(error.contains("1.5") || error.contains("5000"), "{error}");

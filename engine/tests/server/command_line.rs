@@ -245,8 +245,6 @@ fn flags_without_an_effect_are_listed_with_the_reason() {
     for flag in [
         "--trust-remote-code",
         "--disable-custom-all-reduce",
-        "--attention-backend",
-        "--sampling-backend",
         "--mem-fraction-static",
         "--enable-torch-compile",
         "--torch-compile-max-bs",
@@ -262,6 +260,8 @@ fn flags_without_an_effect_are_listed_with_the_reason() {
         "--schedule-policy",
         "--num-continuous-decode-steps",
         "--disable-radix-cache",
+        "--attention-backend",
+        "--sampling-backend",
     ] {
         assert!(!names.contains(&flag), "{flag} does something");
     }

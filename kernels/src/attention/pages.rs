@@ -175,6 +175,34 @@ impl KvPages {
         .sum()
     }
 
+    /// Makes `page` hold what page `from_page` of `from` does, which has the same shape and format.
+    pub fn copy_page(&mut self, page: u32, from: &Self, from_page: u32) -> Result<(), KernelError> {
+        if self.shape != from.shape || self.format != from.format {
+            return Err(KernelError::Value {
+                op: OP,
+                message: format!(
+                    "pages of {:?} in {:?} are not those of {:?} in {:?}",
+                    from.shape, from.format, self.shape, self.format
+                ),
+            });
+        }
+        check_below("page", page as usize, self.n_pages)?;
+        check_below("page", from_page as usize, from.n_pages)?;
+        let (to_pages, from_pages) = (self.n_pages, from.n_pages);
+        for (to, from) in [
+            (&mut self.keys, &from.keys),
+            (&mut self.values, &from.values),
+            (&mut self.key_scales, &from.key_scales),
+            (&mut self.value_scales, &from.value_scales),
+        ] {
+            let n_bytes = to.as_slice().len() / to_pages;
+            debug_assert_eq!(n_bytes, from.as_slice().len() / from_pages);
+            let from = &from.as_slice()[from_page as usize * n_bytes..][..n_bytes];
+            to.as_mut_slice()[page as usize * n_bytes..][..n_bytes].copy_from_slice(from);
+        }
+        Ok(())
+    }
+
     /// Stores tokens' `k, v: [n_tokens, n_kv_heads, head_dim]`, each in its slot.
     pub fn store(
         &mut self,

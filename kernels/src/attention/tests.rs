@@ -111,6 +111,72 @@ fn ragged_batches_agree_with_the_reference_on_every_instruction_set() {
 }
 
 #[test]
+fn the_reference_is_the_same_on_threads_and_refuses_what_is_outside() {
+    let mut pool = WorkerPool::new(3).expect("pool");
+    let shape = AttentionShape {
+        n_q_heads: 6,
+        n_kv_heads: 2,
+        head_dim: 32,
+    };
+    for format in FORMATS {
+        let case = case(shape, format, &[(0, 37), (5, 1), (40, 3)], &mut pool);
+        let sequences = views(&case.sequences);
+        let mut out = vec![0.0; case.q.len()];
+        reference::forward_on(&mut pool, &case.kv, &sequences, &case.q, &mut out).expect("runs");
+        assert_eq!(out, reference::forward(&case.kv, &sequences, &case.q));
+        let mut wrong = sequences[0];
+        wrong.start += 100;
+        let run = reference::forward_on(&mut pool, &case.kv, &[wrong], &case.q, &mut out);
+        assert!(run.is_err_and(|error| error.to_string().contains("pages")));
+        let far = [1000; 3];
+        let wrong = Sequence {
+            pages: &far,
+            ..sequences[0]
+        };
+        assert!(reference::forward_on(&mut pool, &case.kv, &[wrong], &case.q, &mut out).is_err());
+    }
+}
+
+#[test]
+fn a_copied_page_holds_the_same_and_the_others_stay() {
+    let mut pool = WorkerPool::new(1).expect("pool");
+    let shape = AttentionShape {
+        n_q_heads: 4,
+        n_kv_heads: 2,
+        head_dim: 32,
+    };
+    for format in FORMATS {
+        let case = case(shape, format, &[(0, 48)], &mut pool);
+        let sequences = views(&case.sequences);
+        let expected = run(&mut pool, Isa::detect(), &case, &sequences);
+        // Out to another pool in another order, and back to other places.
+        let mut host = KvPages::new(shape, 4, format).expect("pages");
+        let mut back = KvPages::new(shape, 9, format).expect("pages");
+        let places = [7u32, 2, 5];
+        for (i, page) in sequences[0].pages.iter().enumerate() {
+            host.copy_page(3 - i as u32, &case.kv, *page).expect("out");
+            back.copy_page(places[i], &host, 3 - i as u32)
+                .expect("back");
+        }
+        let moved = Case {
+            kv: back,
+            sequences: vec![(0, 48, 0, places.to_vec())],
+            q: case.q.clone(),
+        };
+        let found = run(&mut pool, Isa::detect(), &moved, &views(&moved.sequences));
+        assert_eq!(found, expected, "{format:?}");
+        assert!(host.copy_page(4, &case.kv, 0).is_err(), "outside");
+        let other = AttentionShape {
+            n_kv_heads: 4,
+            ..shape
+        };
+        let other = KvPages::new(other, 4, format).expect("pages");
+        let copied = host.copy_page(0, &other, 0);
+        assert!(copied.is_err_and(|error| error.to_string().contains("are not those of")));
+    }
+}
+
+#[test]
 fn a_query_does_not_see_its_neighbours() {
     let mut pool = WorkerPool::new(2).expect("pool");
     let shape = AttentionShape {

@@ -1,5 +1,7 @@
 //! Pinned host memory: copies to and from it run beside the kernels.
 
+mod rows;
+
 use std::cell::Cell;
 use std::ops::Range;
 use std::ptr::NonNull;
@@ -10,6 +12,7 @@ use cudarc::driver::sys;
 use super::buffer::check_length;
 use super::error::check;
 use super::{BufferView, CudaError, Device, Event, Stream};
+pub use rows::RowsCopy;
 
 /// `len` values of page-locked memory. While a copy is in flight, reading or writing waits for it.
 #[derive(Debug)]
@@ -150,8 +153,12 @@ impl<T: Pod> HostBuffer<T> {
         if view.len() > self.len {
             check_length("copy", view.len(), self.len)?;
         }
+        self.begin_copy(stream, view.device())
+    }
+
+    fn begin_copy(&self, stream: &Stream, device: &Device) -> Result<(), CudaError> {
         stream.refuse_capture("a copy from or to a host buffer")?;
-        stream.enter(view.device())?;
+        stream.enter(device)?;
         stream.enter(&self.device)?;
         // One event marks the last copy, so copies of one buffer follow each other over streams.
         if self.is_in_flight.get() {

@@ -30,7 +30,7 @@ pub use element::{Element, ElementBuffer, ElementView};
 pub use embedded::{EmbeddedKernels, embedded_kernels};
 pub use error::CudaError;
 pub use graph::Graph;
-pub use host_buffer::HostBuffer;
+pub use host_buffer::{HostBuffer, RowsCopy};
 pub use kernel::{Dim3, Kernel, LaunchConfig};
 pub(crate) use paged_kv::PagedKvParams;
 pub use paged_kv::{HeadShape, KvFormat, PAGE_TOKENS, PagedKv};

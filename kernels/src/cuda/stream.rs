@@ -58,6 +58,29 @@ impl Stream {
         })
     }
 
+    /// Work given to this stream from here on runs after all that was given to `other` so far;
+    /// `event` is used for it and not read. May be captured: a stream that follows a capturing one
+    /// is captured with it, until that one follows it in turn.
+    pub fn follow(&self, other: &Stream, event: &Event) -> Result<(), CudaError> {
+        other.enter(&event.device)?;
+        self.enter(&event.device)?;
+        // SAFETY: event and streams live, and belong to one device.
+        check("cuEventRecord", unsafe {
+            sys::cuEventRecord(event.raw, other.raw)
+        })?;
+        // SAFETY: as above.
+        check("cuStreamWaitEvent", unsafe {
+            sys::cuStreamWaitEvent(self.raw, event.raw, 0)
+        })?;
+        let (was_capturing, is_capturing) = (self.is_capturing.get(), other.is_capturing.get());
+        self.is_capturing.set(was_capturing || is_capturing);
+        if was_capturing {
+            // Joined: what it was given belongs to this stream's capture now.
+            other.is_capturing.set(false);
+        }
+        Ok(())
+    }
+
     pub(super) fn raw(&self) -> sys::CUstream {
         self.raw
     }

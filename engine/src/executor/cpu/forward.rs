@@ -10,9 +10,12 @@ use kernels::quant_linear::QuantActivations;
 use kernels::rope::{self, Rope};
 use kernels::{KernelError, embedding, rms_norm, silu_mul};
 
-use super::options::{ActivationType, Settings};
+use super::super::{ExecutorCounts, HostTierInfo};
+use super::host_tier::HostTier;
+use super::options::{ActivationType, Attention, Settings};
 use super::weights::{DecoderWeights, LayerWeights};
 use super::{PAGE_TOKENS, PageIdx, PlanRow};
+use crate::kv::PageCopies;
 use crate::model::config::ModelConfig;
 
 /// One sequence's tokens in a batch.
@@ -83,6 +86,7 @@ pub(super) struct Forward {
     weights: DecoderWeights,
     /// One a layer.
     kv: Vec<KvPages>,
+    host_tier: Option<HostTier>,
     workspace: Workspace,
 }
 
@@ -117,12 +121,40 @@ impl Forward {
             rope,
             weights,
             kv,
+            host_tier: None,
             workspace,
         })
     }
 
     pub fn kv_bytes(&self) -> u64 {
         self.kv.iter().map(|layer| layer.bytes() as u64).sum()
+    }
+
+    /// Adds a host tier of so many pages.
+    pub fn add_host_tier(&mut self, n_pages: usize) -> Result<(), KernelError> {
+        let (format, n_layers) = (self.settings.kv_format, self.config.n_layers);
+        self.host_tier = Some(HostTier::new(self.shape, format, n_layers, n_pages)?);
+        Ok(())
+    }
+
+    pub fn host_tier_info(&self) -> Option<HostTierInfo> {
+        self.host_tier.as_ref().map(HostTier::info)
+    }
+
+    /// Moves pages between the pool and the host tier.
+    pub fn copy_pages(
+        &mut self,
+        pool: &mut WorkerPool,
+        copies: &PageCopies,
+        counts: &mut ExecutorCounts,
+    ) -> Result<(), KernelError> {
+        let Some(host_tier) = self.host_tier.as_mut() else {
+            return Err(KernelError::Value {
+                op: "copies of KV pages",
+                message: "there is no host tier".to_owned(),
+            });
+        };
+        host_tier.copy(pool, &mut self.kv, copies, counts)
     }
 
     /// Logits of the last [`Self::run`], `[outputs.len(), vocab]`.
@@ -236,7 +268,14 @@ impl Forward {
         let kv = &mut self.kv[layer];
         kv.store(pool, isa, &ws.slots, &ws.k, &ws.v)?;
         let sequences = sequences_of(&ws.segments, &ws.pages);
-        attention::forward(pool, isa, kv, &ws.plan, &sequences, &ws.q, &mut ws.attended)?;
+        match self.settings.attention {
+            Attention::Vectorised => {
+                attention::forward(pool, isa, kv, &ws.plan, &sequences, &ws.q, &mut ws.attended)?;
+            }
+            Attention::Reference => {
+                attention::reference::forward_on(pool, kv, &sequences, &ws.q, &mut ws.attended)?;
+            }
+        }
         let width = self.shape.n_q_heads * head_dim;
         let input = quantized(pool, self.settings, &mut ws.int8, &ws.attended, width)?;
         let LayerWeights { o, o_bias, .. } = w;

@@ -4,23 +4,29 @@
 //! mixed. A token's logits depend on its own sequence alone, bit for bit: not on the batch, the
 //! chunking, the pages or `n_steps`.
 //!
-//! [`weights`] loads and repacks, [`forward`] is the decoder. Deliberately absent: splitting one
+//! [`weights`] loads and repacks, [`forward`] is the decoder, [`host_tier`] keeps pages that the
+//! pool has no room for. Deliberately absent: splitting one
 //! sequence's context over threads.
 
 mod device;
 mod forward;
+mod host_tier;
 mod options;
 mod weights;
 
 pub use kernels::attention::KvFormat;
-pub use options::{ActivationType, CpuOptions};
+pub use options::{ActivationType, Attention, CpuOptions, Sampling};
 
 use kernels::pool::WorkerPool;
 
 use self::forward::{Forward, RowView};
 use self::weights::DecoderWeights;
-use super::{Executor, ExecutorError, ExecutorInfo, PlanRow, StepOutput, StepPlan};
+use super::{
+    Executor, ExecutorCounts, ExecutorError, ExecutorInfo, PlanRow, SampleSpec, StepOutput,
+    StepPlan,
+};
 use crate::kv::{PAGE_TOKENS, PageIdx};
+use crate::request::SampledToken;
 use crate::sampler;
 use crate::weights::{Checkpoint, WeightError};
 
@@ -36,6 +42,8 @@ pub enum CpuLoadError {
         what: String,
         source: kernels::KernelError,
     },
+    #[error("{0}")]
+    HostTier(String),
     #[error("{name} is {value}; it must be {limit}")]
     Option {
         name: &'static str,
@@ -46,6 +54,8 @@ pub enum CpuLoadError {
 
 pub struct CpuExecutor {
     info: ExecutorInfo,
+    counts: ExecutorCounts,
+    sampling: Sampling,
     pool: WorkerPool,
     forward: Forward,
     vocab: usize,
@@ -70,8 +80,15 @@ impl CpuExecutor {
         let weights = DecoderWeights::load(checkpoint, &mut pool)?;
         let weight_bytes = weights.bytes();
         let n_pages = settings.kv_pool_tokens.div_ceil(PAGE_TOKENS);
-        let forward = Forward::new(checkpoint.config().clone(), weights, settings, n_pages)
+        let mut forward = Forward::new(checkpoint.config().clone(), weights, settings, n_pages)
             .map_err(kernel("the KV pool"))?;
+        if let Some(host_tier) = settings.host_tier {
+            let page_bytes = forward.kv_bytes() / n_pages.max(1) as u64;
+            let n_host_pages = host_tier.n_pages(n_pages, page_bytes);
+            forward
+                .add_host_tier(n_host_pages.map_err(CpuLoadError::HostTier)?)
+                .map_err(kernel("the host tier"))?;
+        }
         let isa = settings.isa.name();
         let activations = settings.activations.name();
         let kv = match settings.kv_format {
@@ -81,8 +98,21 @@ impl CpuExecutor {
         let kernels = [
             ("quant_linear", format!("{isa}_{activations}")),
             ("dense_linear", format!("{isa}_f32")),
-            ("attention", format!("{isa}_paged_{kv}")),
-            ("sampling", "cpu_reference".to_owned()),
+            (
+                "attention",
+                match settings.attention {
+                    Attention::Vectorised => format!("{isa}_paged_{kv}"),
+                    Attention::Reference => format!("reference_f64_paged_{kv}"),
+                },
+            ),
+            (
+                "sampling",
+                match settings.sampling {
+                    Sampling::Selecting => "selecting, rows on threads",
+                    Sampling::Plain => "plain, sorted vocabulary",
+                }
+                .to_owned(),
+            ),
             ("threads", settings.n_threads.to_string()),
         ];
         let info = ExecutorInfo {
@@ -93,9 +123,12 @@ impl CpuExecutor {
             kv_pool_tokens: n_pages * PAGE_TOKENS,
             kv_pool_bytes: forward.kv_bytes(),
             weight_bytes,
+            host_tier: forward.host_tier_info(),
         };
         Ok(Self {
             info,
+            counts: ExecutorCounts::default(),
+            sampling: settings.sampling,
             pool,
             forward,
             vocab: checkpoint.config().vocab,
@@ -150,21 +183,31 @@ impl CpuExecutor {
             .zip(&output.rows)
             .filter_map(|(row, made)| row.sample.as_ref().map(|spec| (spec, made)));
         let mut chosen: Vec<_> = sampling.map(|(spec, made)| (spec, made, None)).collect();
-        self.pool
-            .for_each_mut(&mut chosen, &|i, (spec, made, chosen)| {
-                let extra: Vec<u32> = if spec.params.needs_history() {
-                    made.iter().map(|token| token.token).collect()
-                } else {
-                    Vec::new()
-                };
-                *chosen = Some(sampler::sample(
-                    &logits[i * vocab..][..vocab],
-                    spec,
-                    step,
-                    &extra,
-                ));
-            })
-            .map_err(step_error)?;
+        let choose = |i: usize, spec: &SampleSpec, made: &[SampledToken]| {
+            let extra: Vec<u32> = if spec.params.needs_history() {
+                made.iter().map(|token| token.token).collect()
+            } else {
+                Vec::new()
+            };
+            let logits = &logits[i * vocab..][..vocab];
+            match self.sampling {
+                Sampling::Selecting => sampler::sample(logits, spec, step, &extra),
+                Sampling::Plain => sampler::plain::sample(logits, spec, step, &extra),
+            }
+        };
+        match self.sampling {
+            Sampling::Selecting => self
+                .pool
+                .for_each_mut(&mut chosen, &|i, (spec, made, chosen)| {
+                    *chosen = Some(choose(i, spec, made));
+                })
+                .map_err(step_error)?,
+            Sampling::Plain => {
+                for (i, (spec, made, chosen)) in chosen.iter_mut().enumerate() {
+                    *chosen = Some(choose(i, spec, made));
+                }
+            }
+        }
         let chosen: Vec<_> = chosen
             .into_iter()
             .filter_map(|(_, _, chosen)| chosen)
@@ -192,6 +235,11 @@ impl Executor for CpuExecutor {
         let mut output = StepOutput {
             rows: vec![Vec::new(); plan.rows.len()],
         };
+        if !plan.copies.is_empty() {
+            self.forward
+                .copy_pages(&mut self.pool, &plan.copies, &mut self.counts)
+                .map_err(step_error)?;
+        }
         if plan.rows.is_empty() {
             return Ok(output);
         }
@@ -231,5 +279,9 @@ impl Executor for CpuExecutor {
             self.sample(plan, step, &mut output)?;
         }
         Ok(output)
+    }
+
+    fn counts(&self) -> ExecutorCounts {
+        self.counts
     }
 }

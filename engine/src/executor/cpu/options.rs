@@ -4,6 +4,7 @@ use kernels::Isa;
 use kernels::attention::KvFormat;
 
 use super::CpuLoadError;
+use crate::executor::HostTierOptions;
 
 /// Names an instruction set for a whole process; an option that is set goes before it.
 pub const ISA_VARIABLE: &str = "ENGINE_CPU_ISA";
@@ -27,6 +28,26 @@ impl ActivationType {
     }
 }
 
+/// Which attention runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Attention {
+    /// Eight queries at once on vectors of f32.
+    #[default]
+    Vectorised,
+    /// The plain one in f64, one key after the other: slow.
+    Reference,
+}
+
+/// Which sampler chooses tokens. Both choose the same ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Sampling {
+    /// Rows spread over the threads, partial selection instead of a sort.
+    #[default]
+    Selecting,
+    /// One row after the other; the vocabulary is sorted.
+    Plain,
+}
+
 #[derive(Debug, Clone)]
 pub struct CpuOptions {
     /// 0 takes every core that this process may use.
@@ -34,6 +55,10 @@ pub struct CpuOptions {
     /// Rounded up to whole pages.
     pub kv_pool_tokens: usize,
     pub kv_format: KvFormat,
+    /// Where KV goes that the pool has no room for.
+    pub host_tier: Option<HostTierOptions>,
+    pub attention: Attention,
+    pub sampling: Sampling,
     /// Unset: `ENGINE_CPU_ISA` where that is set, else the best that the processor has.
     pub isa: Option<Isa>,
     pub activations: ActivationType,
@@ -48,6 +73,9 @@ impl Default for CpuOptions {
             n_threads: 0,
             kv_pool_tokens: 8192,
             kv_format: KvFormat::F16,
+            host_tier: None,
+            attention: Attention::default(),
+            sampling: Sampling::default(),
             isa: None,
             activations: ActivationType::default(),
             max_pass_tokens: 256,
@@ -61,6 +89,9 @@ pub(super) struct Settings {
     pub n_threads: usize,
     pub kv_pool_tokens: usize,
     pub kv_format: KvFormat,
+    pub host_tier: Option<HostTierOptions>,
+    pub attention: Attention,
+    pub sampling: Sampling,
     pub isa: Isa,
     pub activations: ActivationType,
     pub max_pass_tokens: usize,
@@ -97,6 +128,9 @@ impl CpuOptions {
             n_threads,
             kv_pool_tokens: at_least_one("kv_pool_tokens", self.kv_pool_tokens)?,
             kv_format: self.kv_format,
+            host_tier: self.host_tier,
+            attention: self.attention,
+            sampling: self.sampling,
             isa: isa.checked().map_err(kernel)?,
             activations: self.activations,
             max_pass_tokens: at_least_one("max_pass_tokens", self.max_pass_tokens)?,

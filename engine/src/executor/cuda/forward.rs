@@ -4,11 +4,12 @@
 //! norm, gate and up with SiLU, down onto the residual. Each may start while the one before
 //! runs and waits for it on the card (programmatic dependent launch), so the host only queues.
 
+mod host_tier;
+mod packed;
 mod timed;
+mod two_batches;
 
-use kernels::attention::cuda::{
-    DecodeAttention, DecodeAttentionArgs, PrefillAttention, PrefillAttentionArgs,
-};
+use kernels::attention::cuda::{DecodeAttention, DecodeAttentionArgs, PrefillAttentionArgs};
 use kernels::cuda::{
     Activation, Buffer, BufferView, CudaError, Element, ElementBuffer, Stream, TILE_ROWS,
 };
@@ -19,7 +20,11 @@ use kernels::rope::Rope;
 use kernels::sampling::cuda::{AdvanceState, ArgmaxAdvance, ArgmaxAdvanceArgs};
 use kernels::stream_linear::{MANY_ROWS, Output, StreamLinear};
 
+pub(super) use self::host_tier::HostTier;
+pub use self::packed::AttentionBackend;
+use self::packed::PackedAttention;
 pub(super) use self::timed::Projection;
+use self::two_batches::SecondHalf;
 use super::inputs::{Inputs, MAX_ROWS};
 use super::weights::{DeviceWeights, LayerWeights};
 use crate::kv::PAGE_TOKENS;
@@ -34,6 +39,7 @@ pub(super) struct AttentionOptions {
     pub format: KvFormat,
     pub max_splits: usize,
     pub reduce_in_fp32: bool,
+    pub backend: AttentionBackend,
 }
 
 struct Ops {
@@ -41,7 +47,7 @@ struct Ops {
     rms_norm: RmsNorm,
     qkv_prepare: QkvPrepare,
     decode_attention: DecodeAttention,
-    prefill_attention: PrefillAttention,
+    packed_attention: PackedAttention,
     argmax: ArgmaxAdvance,
 }
 
@@ -86,6 +92,14 @@ pub(super) struct PassSize {
     pub n_sequences: usize,
 }
 
+/// Where the rows of a pass, or of half of one, are.
+#[derive(Clone, Copy)]
+struct Half<'a> {
+    workspace: &'a Workspace,
+    /// Of the inputs.
+    first_row: usize,
+}
+
 /// The KV pool: one allocation, K and V of each layer in turn.
 pub(super) struct KvPool {
     buffer: Buffer<u8>,
@@ -100,6 +114,8 @@ pub(super) struct Forward {
     /// By rows, where tuning has found a number of splits.
     tuned_splits: Vec<Option<usize>>,
     ops: Ops,
+    /// Set where decode batches run as two halves.
+    second_half: Option<SecondHalf>,
     weights: DeviceWeights,
     /// `[n_positions, head_dim]`: cosines, then sines
     cos_sin: Buffer<f32>,
@@ -227,7 +243,13 @@ impl Forward {
                 attention.max_splits,
                 attention.reduce_in_fp32,
             )?,
-            prefill_attention: PrefillAttention::new(device, element, heads, attention.format)?,
+            packed_attention: PackedAttention::new(
+                stream,
+                element,
+                heads,
+                attention.format,
+                attention.backend,
+            )?,
             argmax: ArgmaxAdvance::new(device)?,
         };
         let workspace = Workspace::new(stream, element, &config, pass)?;
@@ -239,6 +261,7 @@ impl Forward {
             heads,
             max_splits,
             tuned_splits: vec![None; MAX_ROWS + 1],
+            second_half: None,
             ops,
             weights,
             cos_sin,
@@ -274,15 +297,36 @@ impl Forward {
         inputs: &Inputs,
         size: PassSize,
     ) -> Result<(), CudaError> {
+        match self.splits(size) {
+            Some(second) => self.layers_of_two(stream, second, inputs, size),
+            None => self.layers_of(stream, inputs, self.whole(), size),
+        }
+    }
+
+    fn whole(&self) -> Half<'_> {
+        Half {
+            workspace: &self.workspace,
+            first_row: 0,
+        }
+    }
+
+    fn layers_of(
+        &self,
+        stream: &Stream,
+        inputs: &Inputs,
+        half: Half<'_>,
+        size: PassSize,
+    ) -> Result<(), CudaError> {
         let (hidden, n) = (self.config.hidden, size.n_tokens);
-        let h = self.workspace.h.all();
+        let h = half.workspace.h.all();
         let table = self.weights.embedding.all();
+        let ids = from_row(inputs.ids()?, half.first_row)?;
         self.ops
             .embedding
-            .launch(stream, inputs.ids()?, table, h, n, hidden)?;
+            .launch(stream, ids, table, h, n, hidden)?;
         for (i, layer) in self.weights.layers.iter().enumerate() {
-            self.attention_block(stream, inputs, layer, i, size)?;
-            self.mlp_block(stream, layer, n)?;
+            self.attention_block(stream, inputs, half, layer, i, size)?;
+            self.mlp_block(stream, half.workspace, layer, n)?;
         }
         Ok(())
     }
@@ -291,14 +335,15 @@ impl Forward {
         &self,
         stream: &Stream,
         inputs: &Inputs,
+        half: Half<'_>,
         layer: &LayerWeights,
         i: usize,
         size: PassSize,
     ) -> Result<(), CudaError> {
-        let (ws, n) = (&self.workspace, size.n_tokens);
+        let (ws, n) = (half.workspace, size.n_tokens);
         let row_stride = (self.heads.n_q + 2 * self.heads.n_kv) * self.heads.head_dim;
         let x = ws.x.read_by(&layer.qkv, n);
-        self.norm(stream, &layer.attn_norm, None, x, n)?;
+        self.norm(stream, ws, &layer.attn_norm, None, x, n)?;
         let bias = layer.qkv_bias.as_ref().map(ElementBuffer::all);
         let out = Output::Store(ws.qkv.all());
         layer.qkv.launch(stream, n, x, bias, out, true)?;
@@ -311,15 +356,15 @@ impl Forward {
                 k_norm: layer.k_norm.as_ref().map(ElementBuffer::all),
                 cos_sin: self.cos_sin.all(),
                 n_positions: self.cos_sin.len() / self.heads.head_dim,
-                positions: inputs.positions()?,
-                slots: inputs.slots()?,
+                positions: from_row(inputs.positions()?, half.first_row)?,
+                slots: from_row(inputs.slots()?, half.first_row)?,
                 kv: self.kv.layer(i)?,
                 eps: self.config.rms_norm_eps,
                 n_rows: n,
             },
         )?;
         let attended = ws.attended.read_by(&layer.o, n);
-        self.attention(stream, inputs, i, row_stride, attended, size)?;
+        self.attention(stream, inputs, half, i, row_stride, attended, size)?;
         let bias = layer.o_bias.as_ref().map(ElementBuffer::all);
         let out = Output::AddResidual(ws.h.all());
         layer.o.launch(stream, n, attended, bias, out, true)
@@ -329,15 +374,16 @@ impl Forward {
         &self,
         stream: &Stream,
         inputs: &Inputs,
+        half: Half<'_>,
         layer: usize,
         q_stride: usize,
         out: Activation<'_>,
         size: PassSize,
     ) -> Result<(), CudaError> {
-        let ws = &self.workspace;
+        let ws = half.workspace;
         let kv = self.kv.layer(layer)?;
-        if size.n_tokens > size.n_sequences {
-            return self.ops.prefill_attention.launch(
+        if self.ops.packed_attention.serves(size) {
+            return self.ops.packed_attention.launch(
                 stream,
                 &PrefillAttentionArgs {
                     q: ws.qkv.all(),
@@ -359,9 +405,9 @@ impl Forward {
                 q: ws.qkv.all(),
                 q_stride,
                 kv,
-                page_table: inputs.page_table()?,
+                page_table: from_row(inputs.page_table()?, half.first_row * inputs.max_pages())?,
                 max_pages: inputs.max_pages(),
-                context_len: inputs.context_len()?,
+                context_len: from_row(inputs.context_len()?, half.first_row)?,
                 out,
                 n_rows: size.n_tokens,
                 n_splits: self.n_splits(size.n_tokens),
@@ -370,10 +416,15 @@ impl Forward {
         )
     }
 
-    fn mlp_block(&self, stream: &Stream, layer: &LayerWeights, n: usize) -> Result<(), CudaError> {
-        let ws = &self.workspace;
+    fn mlp_block(
+        &self,
+        stream: &Stream,
+        ws: &Workspace,
+        layer: &LayerWeights,
+        n: usize,
+    ) -> Result<(), CudaError> {
         let x = ws.x.read_by(&layer.gate_up, n);
-        self.norm(stream, &layer.mlp_norm, None, x, n)?;
+        self.norm(stream, ws, &layer.mlp_norm, None, x, n)?;
         let gated = ws.gated.read_by(&layer.down, n);
         let out = Output::SiluMul(gated);
         layer.gate_up.launch(stream, n, x, None, out, true)?;
@@ -385,13 +436,14 @@ impl Forward {
     fn norm(
         &self,
         stream: &Stream,
+        ws: &Workspace,
         weight: &ElementBuffer,
         rows: Option<BufferView<'_, i32>>,
         x: Activation<'_>,
         n_rows: usize,
     ) -> Result<(), CudaError> {
         let (hidden, eps) = (self.config.hidden, self.config.rms_norm_eps);
-        let h = self.workspace.h.all();
+        let h = ws.h.all();
         self.ops
             .rms_norm
             .launch(stream, h, weight.all(), rows, x, n_rows, hidden, eps)
@@ -401,7 +453,7 @@ impl Forward {
     pub fn head(&self, stream: &Stream, inputs: &Inputs, n_out: usize) -> Result<(), CudaError> {
         let (ws, lm_head) = (&self.workspace, &self.weights.lm_head);
         let (x, rows) = (ws.x.read_by(lm_head, n_out), inputs.out_rows()?);
-        self.norm(stream, &self.weights.final_norm, Some(rows), x, n_out)?;
+        self.norm(stream, ws, &self.weights.final_norm, Some(rows), x, n_out)?;
         let out = Output::StoreF32(ws.logits.all());
         lm_head.launch(stream, n_out, x, None, out, true)
     }
@@ -464,6 +516,11 @@ impl Forward {
         });
         of_layer.chain([("lm_head", &self.weights.lm_head)])
     }
+}
+
+/// An input array from entry `first` on.
+fn from_row(array: BufferView<'_, i32>, first: usize) -> Result<BufferView<'_, i32>, CudaError> {
+    array.view(first..array.len())
 }
 
 impl Workspace {

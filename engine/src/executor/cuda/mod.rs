@@ -31,7 +31,8 @@ use kernels::cuda::{Buffer, CudaError, Device, Event, Stream};
 pub use kernels::qkv_prepare::cuda::KvFormat;
 use kernels::stream_linear::ManyRows;
 
-use self::forward::{AttentionOptions, Forward, KvPool, PassShape, PassSize};
+pub use self::forward::AttentionBackend;
+use self::forward::{AttentionOptions, Forward, HostTier, KvPool, PassShape, PassSize};
 use self::graphs::Graphs;
 use self::inputs::{Inputs, MAX_ROWS};
 use self::memory::Demand;
@@ -42,7 +43,10 @@ pub use self::tuning::TuningOptions;
 use self::tuning::{Tuned, describe_linear, describe_splits};
 use self::turn::Turn;
 use self::weights::DeviceWeights;
-use super::{Executor, ExecutorCounts, ExecutorError, ExecutorInfo, PlanRow, StepOutput, StepPlan};
+use super::{
+    Executor, ExecutorCounts, ExecutorError, ExecutorInfo, HostTierOptions, PlanRow, StepOutput,
+    StepPlan,
+};
 use crate::kv::PAGE_TOKENS;
 use crate::model::config::ModelConfig;
 use crate::weights::{Checkpoint, WeightError};
@@ -103,6 +107,9 @@ pub struct CudaOptions {
     pub element: Element,
     /// The element's own, or e4m3.
     pub kv_format: KvFormat,
+    pub attention_backend: AttentionBackend,
+    /// Where KV goes that the pool has no room for.
+    pub host_tier: Option<HostTierOptions>,
     /// Most parts that a sequence's context is split into.
     pub n_kv_splits: usize,
     /// Keep the parts' results in fp32 instead of the element.
@@ -114,6 +121,8 @@ pub struct CudaOptions {
     /// Give the card the next step of a batch that goes on while the host reads the last one's
     /// tokens.
     pub run_ahead: bool,
+    /// Run decode batches as two halves on two streams, where that is safe.
+    pub two_batch_overlap: bool,
 }
 
 pub struct CudaExecutor {
@@ -123,6 +132,7 @@ pub struct CudaExecutor {
     graphs: Graphs,
     inputs: Inputs,
     forward: Forward,
+    host_tier: Option<HostTier>,
     /// 0, 1, 2 …: what [`Forward::step`] is set to.
     step_values: Buffer<i32>,
     vocab: usize,
@@ -198,8 +208,13 @@ impl CudaExecutor {
         let cos_sin = forward::cos_sin(&stream, &config, longest + MAX_BURST)?;
         let attention = AttentionOptions {
             format: options.kv_format,
-            max_splits: options.n_kv_splits.clamp(1, 8),
+            // The others split no context.
+            max_splits: match options.attention_backend {
+                AttentionBackend::Split => options.n_kv_splits.clamp(1, 8),
+                AttentionBackend::Packed | AttentionBackend::Plain => 1,
+            },
             reduce_in_fp32: options.reduce_in_fp32,
+            backend: options.attention_backend,
         };
         let vocab = config.vocab;
         let mut forward = Forward::new(
@@ -228,9 +243,20 @@ impl CudaExecutor {
             &attention,
             options.tuning.as_ref(),
         )?;
+        // The packed kernels find a row's sequence by its place in the whole batch.
+        if options.two_batch_overlap && options.attention_backend == AttentionBackend::Split {
+            forward.overlap_two_batches(&stream)?;
+        }
         let graphs = Graphs::capture(&stream, &forward, &mut inputs, &sizes)?;
         drop(turn);
-        let info = describe(
+        let host_tier = match &options.host_tier {
+            Some(tier) => {
+                let n_pages = tier.n_pages(n_pages, page).map_err(CudaLoadError::Memory)?;
+                Some(HostTier::new(&stream, &forward, n_pages)?)
+            }
+            None => None,
+        };
+        let mut info = describe(
             &device,
             &forward,
             options,
@@ -239,9 +265,11 @@ impl CudaExecutor {
             tuned.as_ref(),
             kv_pool_tokens,
         );
+        info.host_tier = host_tier.as_ref().map(HostTier::info);
         Ok(Self {
             info,
             counts: ExecutorCounts::default(),
+            host_tier,
             stream,
             graphs,
             inputs,
@@ -388,10 +416,14 @@ fn describe(
     kernels.extend([
         (
             "attention".to_owned(),
-            format!(
-                "decode_cluster_{kv}_{reduce}_splits{}",
-                attention.max_splits
-            ),
+            match attention.backend {
+                AttentionBackend::Split => format!(
+                    "decode_cluster_{kv}_{reduce}_splits{}",
+                    attention.max_splits
+                ),
+                AttentionBackend::Packed => format!("packed_mma_{kv}"),
+                AttentionBackend::Plain => format!("packed_plain_f32_{kv}"),
+            },
         ),
         (
             "sampling".to_owned(),
@@ -405,6 +437,10 @@ fn describe(
             "overlap_schedule".to_owned(),
             if options.run_ahead { "on" } else { "off" }.to_owned(),
         ),
+        (
+            "two_batch_overlap".to_owned(),
+            forward.describe_two_batches(),
+        ),
         ("activations".to_owned(), element.to_owned()),
         ("cuda_graph_bs".to_owned(), graphs.describe()),
         ("architecture".to_owned(), properties.architecture()),
@@ -417,6 +453,7 @@ fn describe(
         kv_pool_tokens,
         kv_pool_bytes: forward.kv_bytes(),
         weight_bytes: forward.weight_bytes(),
+        host_tier: None,
     }
 }
 
@@ -427,6 +464,7 @@ impl Executor for CudaExecutor {
 
     fn execute(&mut self, plan: &StepPlan) -> Result<StepOutput, ExecutorError> {
         super::check_plan(plan, DEVICE)?;
+        self.copy_pages(plan).map_err(step_error)?;
         if plan.rows.is_empty() {
             return Ok(StepOutput::default());
         }
@@ -458,6 +496,23 @@ impl Drop for CudaExecutor {
 }
 
 impl CudaExecutor {
+    /// Puts the plan's step behind the copies of the last plan, and begins its own.
+    fn copy_pages(&mut self, plan: &StepPlan) -> Result<(), CudaError> {
+        let Some(host_tier) = self.host_tier.as_mut() else {
+            return if plan.copies.is_empty() {
+                Ok(())
+            } else {
+                Err(kernels::KernelError::Value {
+                    op: "copies of KV pages",
+                    message: "there is no host tier".to_owned(),
+                }
+                .into())
+            };
+        };
+        host_tier.settle(&self.stream, &mut self.counts)?;
+        host_tier.begin(&self.stream, &self.forward, &plan.copies)
+    }
+
     fn step(&mut self, plan: &StepPlan) -> Result<StepOutput, ExecutorError> {
         if self.is_decode_plan(plan) {
             return self.decode(plan);

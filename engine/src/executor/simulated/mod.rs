@@ -47,6 +47,7 @@ impl SimulatedExecutor {
             kv_pool_tokens: options.kv_pool_tokens,
             kv_pool_bytes: options.kv_pool_tokens as u64 * options.kv_bytes_per_token,
             weight_bytes: options.weight_bytes,
+            host_tier: None,
         };
         Self {
             info,

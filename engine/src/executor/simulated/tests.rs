@@ -91,7 +91,7 @@ fn plan(n: u64, n_tokens: usize, start: usize, n_steps: usize) -> StepPlan {
     StepPlan {
         rows: rows.collect(),
         n_steps,
-        n_next_steps: 0,
+        ..StepPlan::default()
     }
 }
 

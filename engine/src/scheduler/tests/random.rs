@@ -23,6 +23,7 @@ fn workload() -> impl Strategy<Value = Workload> {
             0..PolicyName::ALL.len(),
             any::<bool>(),
             any::<bool>(),
+            prop::option::of((1usize..40, 1usize..4)),
         )
             .prop_map(
                 move |(
@@ -34,6 +35,7 @@ fn workload() -> impl Strategy<Value = Workload> {
                     policy,
                     radix_cache,
                     run_ahead,
+                    host_tier,
                 )| {
                     SchedulerConfig {
                         max_total_tokens: n_tokens,
@@ -43,6 +45,8 @@ fn workload() -> impl Strategy<Value = Workload> {
                         mixed_chunk,
                         n_continuous_decode_steps: n_continuous,
                         radix_cache,
+                        host_tier: host_tier
+                            .map(|(n_pages, n_copies)| HostTierConfig { n_pages, n_copies }),
                         run_ahead,
                         policy: PolicyName::ALL[policy],
                         policy_seed: 1,
@@ -77,7 +81,12 @@ proptest! {
     fn random_workloads_finish_with_the_right_tokens(workload in workload()) {
         let Workload { config, requests, stop } = workload;
         let n_pages = config.max_total_tokens / PAGE_TOKENS;
-        let mut executor = MockExecutor::new(MockConfig { n_pages, stop, ..MockConfig::default() });
+        let mut executor = MockExecutor::new(MockConfig {
+            n_pages,
+            n_host_pages: config.host_tier.map_or(0, |tier| tier.n_pages),
+            stop,
+            ..MockConfig::default()
+        });
         let mut scheduler = Scheduler::new(config.clone());
         let make = |i: usize| {
             let (n_prompt, max_new_tokens, ..) = requests[i];
@@ -116,8 +125,9 @@ proptest! {
                     collect(&mut results, vec![(RequestId(i as u64), event)]);
                 }
             }
-            prop_assert_eq!(plan.rows.is_empty() && cancelled.is_empty() && !scheduler.is_idle(), false);
-            if !plan.rows.is_empty() {
+            let is_empty = plan.rows.is_empty() && plan.copies.is_empty();
+            prop_assert_eq!(is_empty && cancelled.is_empty() && !scheduler.is_idle(), false);
+            if !is_empty {
                 let n_running = plan.rows.len();
                 prop_assert!(n_running <= config.max_running_requests);
                 let output = executor.execute(&plan).map_err(|e| TestCaseError::fail(e.to_string()))?;
@@ -125,6 +135,12 @@ proptest! {
                 collect(&mut results, events);
             }
             scheduler.check_integrity().unwrap();
+            // Every now and then bringing back is the slower way.
+            scheduler.set_restore_costs(RestoreCosts {
+                page_s: 1.0,
+                token_s: if i_step % 7 < 4 { 1.0 } else { 1e-3 },
+                step_s: 1.0,
+            });
             i_step += 1;
         }
         prop_assert_eq!(scheduler.stats().n_pages_used, 0);

@@ -21,6 +21,19 @@ fn card_flags_change_kernels_memory_and_graphs() {
     other_kernel("attention", "--triton-attention-num-kv-splits 4", "splits4");
     other_kernel("attention", "--triton-attention-reduce-in-fp32", "fp32");
     other_kernel("attention", "--kv-cache-dtype fp8_e4m3", "fp8_e4m3");
+    other_kernel("attention", "--attention-backend flashinfer", "packed_mma");
+    other_kernel("attention", "--attention-backend torch_native", "plain");
+    other_kernel("sampling", "--sampling-backend pytorch", "host's");
+    other_kernel("sampling", "--disable-flashinfer", "host's");
+    other_kernel(
+        "two_batch_overlap",
+        "--enable-two-batch-overlap",
+        "batches of",
+    );
+    assert_eq!(plain.host_tier, None);
+    let tier = info("--enable-hierarchical-cache --hicache-ratio 0.5").host_tier;
+    let n_pool_pages = plain.kv_pool_tokens / 16;
+    assert_eq!(tier.map(|tier| tier.n_pages), Some(n_pool_pages / 2));
     for flags in [
         "--disable-cuda-graph",
         "--cuda-graph-max-bs 4",

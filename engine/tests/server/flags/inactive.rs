@@ -25,15 +25,12 @@ fn what_does_nothing_anywhere_says_why() {
         "--trust-remote-code",
         "--disable-custom-all-reduce",
         "--stream-output",
-        "--enable-two-batch-overlap",
-        "--enable-hierarchical-cache",
     ] {
         assert!(is_inactive_everywhere(flag, flag), "{flag}");
     }
     for line in [
-        "--attention-backend triton",
-        "--enable-hierarchical-cache --hicache-ratio 2",
-        "--enable-hierarchical-cache --hicache-size 1",
+        "--sampling-backend pytorch --disable-flashinfer",
+        "--enable-hierarchical-cache --hicache-size 1 --hicache-ratio 2",
         "--hicache-ratio 2",
         "--hicache-size 1",
     ] {
@@ -41,4 +38,18 @@ fn what_does_nothing_anywhere_says_why() {
         let flag = typed.expect("a flag");
         assert!(is_inactive_everywhere(flag, line), "{line}");
     }
+}
+
+#[test]
+fn what_only_one_attention_backend_reads_is_said_so_with_the_others() {
+    let splits = "--triton-attention-num-kv-splits 4 --triton-attention-reduce-in-fp32 \
+                  --enable-two-batch-overlap";
+    let n_inactive = |backend: &str| {
+        let typed = parse(&format!("{backend} {splits}")).expect("a line");
+        inactive_flags(&typed.engine, Device::Cuda).len()
+    };
+    assert_eq!(n_inactive(""), 0);
+    assert_eq!(n_inactive("--attention-backend triton"), 0);
+    assert_eq!(n_inactive("--attention-backend flashinfer"), 3);
+    assert_eq!(n_inactive("--attention-backend torch_native"), 3);
 }

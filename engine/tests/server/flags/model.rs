@@ -1,10 +1,13 @@
 //! Flags of the model and of the executor that runs it: formats, kernels and bytes differ.
 
+use std::sync::Arc;
+
 use engine::config::EngineConfig;
 use engine::config::typed::Device;
 use engine::executor::ExecutorInfo;
 use engine::launch::{LaunchError, LoadedModel, launch, load_executor, load_model};
 use engine::model::config::{Family, ModelConfig};
+use engine::request::{Request, RequestId, SamplingParams, TokenEvent};
 use engine::server::prompt::fit;
 use engine::server::state::ServedModel;
 use engine::weights::fixture::{FolderFormat, tiny_config, write_folder, write_gguf};
@@ -176,6 +179,98 @@ fn cpu_activations_choose_the_products() {
     let float = model.executor_info("--cpu-activations f32");
     assert!(kernel(&int8, "quant_linear").ends_with("int8"));
     assert!(kernel(&float, "quant_linear").ends_with("f32"));
+}
+
+#[test]
+fn attention_backend_chooses_the_kernel() {
+    let model = Model::f16();
+    let attention = |flags: &str| kernel(&model.executor_info(flags), "attention").to_owned();
+    let plain = attention("--attention-backend torch_native");
+    assert_eq!(plain, "reference_f64_paged_f16");
+    for flags in [
+        "",
+        "--attention-backend triton",
+        "--attention-backend flashinfer",
+    ] {
+        let vectorised = attention(flags);
+        assert!(vectorised.ends_with("_paged_f16"), "{flags}: {vectorised}");
+        assert_ne!(vectorised, plain, "{flags}");
+    }
+}
+
+#[test]
+fn sampling_backend_chooses_the_sampler() {
+    let model = Model::f16();
+    let sampling = |flags: &str| kernel(&model.executor_info(flags), "sampling").to_owned();
+    let plain = sampling("--sampling-backend pytorch");
+    assert!(plain.starts_with("plain"), "{plain}");
+    assert_eq!(sampling("--disable-flashinfer"), plain);
+    let selecting = sampling("--sampling-backend flashinfer");
+    assert!(selecting.starts_with("selecting"), "{selecting}");
+    assert_eq!(sampling(""), selecting);
+}
+
+#[test]
+fn disable_flashinfer_leaves_the_other_sampler() {
+    let model = Model::f16();
+    let sampling = |flags: &str| kernel(&model.executor_info(flags), "sampling").to_owned();
+    assert_ne!(sampling("--disable-flashinfer"), sampling(""));
+}
+
+#[test]
+fn hicache_flags_size_the_host_tier() {
+    let model = Model::f16();
+    let tier = |flags: &str| model.executor_info(flags).host_tier;
+    assert_eq!(tier(""), None);
+    let n_pages = |flags: &str| {
+        let flags = format!("--enable-hierarchical-cache {flags}");
+        tier(&flags).expect("a host tier").n_pages
+    };
+    // The pool has 512 tokens, which are 32 pages.
+    assert_eq!(n_pages(""), 64);
+    assert_eq!(n_pages("--hicache-ratio 0.5"), 16);
+    let page_bytes = model.executor_info("").kv_pool_bytes / 32;
+    let sized = n_pages("--hicache-size 1") as u64;
+    assert_eq!(sized, 1_000_000_000 / page_bytes);
+    let config = model.config("--enable-hierarchical-cache --hicache-size 60000");
+    let loaded = model.load("").expect("a model");
+    let refused = load_executor(&config, loaded.checkpoint.as_ref()).map(|_| ());
+    let message = refused.expect_err("60 TB").to_string();
+    assert!(message.contains("--hicache-size"), "{message}");
+}
+
+/// Cached tokens of a prompt whose pages another one has taken meanwhile.
+fn cached_after_another(flags: &str) -> usize {
+    let model = Model::f16().served(&format!("--max-total-tokens 256 {flags}"));
+    let cached = |id: u64, prompt: Vec<u32>| {
+        let request = Request {
+            id: RequestId(id),
+            prompt: prompt.into(),
+            sampling: Arc::new(SamplingParams::default()),
+            max_new_tokens: 4,
+            stop_token_ids: Arc::from([]),
+            priority: 0,
+        };
+        let mut stream = model.engine.submit(request).expect("room for one");
+        let mut last = None;
+        while let Some(event) = stream.blocking_next() {
+            last = Some(event);
+        }
+        match last {
+            Some(TokenEvent::Finished { usage, .. }) => usage.cached_tokens,
+            other => panic!("{other:?} is not the end of a request"),
+        }
+    };
+    let first: Vec<u32> = (0..100).collect();
+    assert_eq!(cached(1, first.clone()), 0);
+    assert_eq!(cached(2, (0..240).map(|i| 250 - i).collect()), 0);
+    cached(3, first)
+}
+
+#[test]
+fn enable_hierarchical_cache_brings_back_what_the_pool_gave_up() {
+    assert_eq!(cached_after_another(""), 0);
+    assert_eq!(cached_after_another("--enable-hierarchical-cache"), 96);
 }
 
 #[test]

@@ -1,0 +1,71 @@
+//! Attention of packed rows, as `--attention-backend` has it: the kernel with matrix instructions,
+//! or the plain one; for prompts alone, or for decode rows as well, which are sequences of one
+//! token.
+
+use kernels::attention::cuda::{PlainAttention, PrefillAttention, PrefillAttentionArgs};
+use kernels::cuda::{CudaError, Element, Stream};
+use kernels::qkv_prepare::cuda::{HeadShape, KvFormat};
+
+use super::PassSize;
+
+/// `--attention-backend`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AttentionBackend {
+    /// `triton`: decode rows by flash decoding with split contexts, prompts by matrix instructions.
+    #[default]
+    Split,
+    /// `flashinfer`: everything packed, by matrix instructions.
+    Packed,
+    /// `torch_native`: everything packed, one key after the other in f32.
+    Plain,
+}
+
+enum Kernel {
+    Fast(PrefillAttention),
+    Plain(PlainAttention),
+}
+
+pub(super) struct PackedAttention {
+    kernel: Kernel,
+    serves_decode: bool,
+}
+
+impl PackedAttention {
+    pub fn new(
+        stream: &Stream,
+        element: Element,
+        heads: HeadShape,
+        format: KvFormat,
+        backend: AttentionBackend,
+    ) -> Result<Self, CudaError> {
+        let device = stream.device();
+        let kernel = match backend {
+            AttentionBackend::Split | AttentionBackend::Packed => {
+                Kernel::Fast(PrefillAttention::new(device, element, heads, format)?)
+            }
+            AttentionBackend::Plain => {
+                Kernel::Plain(PlainAttention::new(device, element, heads, format)?)
+            }
+        };
+        Ok(Self {
+            kernel,
+            serves_decode: backend != AttentionBackend::Split,
+        })
+    }
+
+    /// Whether a pass goes here, and not to the kernel of decode rows.
+    pub fn serves(&self, size: PassSize) -> bool {
+        self.serves_decode || size.n_tokens > size.n_sequences
+    }
+
+    pub fn launch(
+        &self,
+        stream: &Stream,
+        args: &PrefillAttentionArgs<'_>,
+    ) -> Result<(), CudaError> {
+        match &self.kernel {
+            Kernel::Fast(kernel) => kernel.launch(stream, args),
+            Kernel::Plain(kernel) => kernel.launch(stream, args),
+        }
+    }
+}

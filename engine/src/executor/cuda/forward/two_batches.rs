@@ -1,0 +1,132 @@
+//! `--enable-two-batch-overlap`: the layers of a decode batch run as two halves on two streams, so
+//! that attention of one, which waits for the cache, may run beside projections of the other, which
+//! wait for the weights.
+//!
+//! Each half has activations of its own; inputs, KV pages and weights are shared. The halves meet
+//! behind the layers: the second one's residual rows go behind the first one's, and the head and
+//! the choice of tokens run once, over the whole batch.
+//!
+//! Only batches whose halves' projections are all of `stream_linear.cu` are split. The kernels for
+//! more rows (`wgmma.cu`, `batch.cu`) have one set of partial results and tickets, and blocks that
+//! wait for each other: two of them side by side would mix their sums up, or wait for ever. That
+//! leaves batches of up to 32 rows, unless tuning gave smaller ones such a kernel, too.
+//!
+//! A weight that both halves need is read twice, from the L2 cache at best.
+
+use kernels::cuda::{Buffer, CudaError, ElementBuffer, Event, Stream};
+use kernels::stream_linear::{MANY_ROWS, StreamLinear, Variant};
+
+use super::{Forward, Half, PassShape, PassSize, Rows, Workspace};
+use crate::executor::cuda::inputs::{Inputs, MAX_ROWS};
+
+/// What the second half needs.
+pub(super) struct SecondHalf {
+    stream: Stream,
+    workspace: Workspace,
+    begun: Event,
+    ended: Event,
+    /// By rows: whether a batch of so many is split.
+    is_split: Vec<bool>,
+}
+
+impl Forward {
+    /// From now on decode batches run as two halves where they can. To be called when the kernels
+    /// of the projections are chosen, and before graphs are captured.
+    pub fn overlap_two_batches(&mut self, stream: &Stream) -> Result<(), CudaError> {
+        let device = stream.device();
+        let is_split: Vec<bool> = (0..=MAX_ROWS).map(|n| self.can_split(n)).collect();
+        let n_rows = is_split.iter().rposition(|is_split| *is_split).unwrap_or(0) / 2;
+        self.second_half = Some(SecondHalf {
+            stream: Stream::new(device)?,
+            workspace: self.half_workspace(stream, n_rows.max(1))?,
+            begun: Event::new(device)?,
+            ended: Event::new(device)?,
+            is_split,
+        });
+        stream.synchronize()
+    }
+
+    /// Whether the halves of a batch of `n` rows may run side by side.
+    fn can_split(&self, n: usize) -> bool {
+        let halves = [n - n / 2, n / 2];
+        let is_plain = |linear: &StreamLinear, m: usize| {
+            m > 0 && m < MANY_ROWS && matches!(linear.variant(m), Ok(Variant::Stream(_)))
+        };
+        self.weights.layers.iter().all(|layer| {
+            let linears = [&layer.qkv, &layer.o, &layer.gate_up, &layer.down];
+            linears
+                .iter()
+                .all(|linear| halves.iter().all(|m| is_plain(linear, *m)))
+        })
+    }
+
+    /// Without logits: the head runs over the whole batch.
+    fn half_workspace(&self, stream: &Stream, n_rows: usize) -> Result<Workspace, CudaError> {
+        let (config, element) = (&self.config, self.weights.element());
+        let pass = PassShape {
+            max_tokens: n_rows,
+            is_tiled: false,
+        };
+        let heads = config.n_q_heads * config.head_dim;
+        let qkv = (config.n_q_heads + 2 * config.n_kv_heads) * config.head_dim;
+        Ok(Workspace {
+            h: Buffer::zeroed(stream, n_rows * config.hidden)?,
+            x: Rows::new(stream, element, config.hidden, pass)?,
+            qkv: ElementBuffer::zeroed(stream, element, n_rows * qkv)?,
+            attended: Rows::new(stream, element, heads, pass)?,
+            gated: Rows::new(stream, element, config.intermediate, pass)?,
+            logits: Buffer::zeroed(stream, 1)?,
+        })
+    }
+
+    /// The second half's things, where a pass is split.
+    pub(super) fn splits(&self, size: PassSize) -> Option<&SecondHalf> {
+        let second = self.second_half.as_ref()?;
+        let is_decode = size.n_tokens == size.n_sequences;
+        let is_split = second.is_split.get(size.n_tokens).copied();
+        (is_decode && is_split == Some(true)).then_some(second)
+    }
+
+    /// The layers of a decode batch in two halves. Behind it `stream` has waited for both.
+    pub(super) fn layers_of_two(
+        &self,
+        stream: &Stream,
+        second: &SecondHalf,
+        inputs: &Inputs,
+        size: PassSize,
+    ) -> Result<(), CudaError> {
+        let n_second = size.n_tokens / 2;
+        let n_first = size.n_tokens - n_second;
+        let of = |n: usize| PassSize {
+            n_tokens: n,
+            n_sequences: n,
+        };
+        let beside = Half {
+            workspace: &second.workspace,
+            first_row: n_first,
+        };
+        second.stream.follow(stream, &second.begun)?;
+        self.layers_of(&second.stream, inputs, beside, of(n_second))?;
+        self.layers_of(stream, inputs, self.whole(), of(n_first))?;
+        stream.follow(&second.stream, &second.ended)?;
+        let hidden = self.config.hidden;
+        let to = n_first * hidden..size.n_tokens * hidden;
+        let from = second.workspace.h.view(0..n_second * hidden)?;
+        self.workspace.h.view(to)?.copy_from(stream, from)
+    }
+
+    /// For the log: which batches are split, and why no others are.
+    pub fn describe_two_batches(&self) -> String {
+        let Some(second) = &self.second_half else {
+            return "off".to_owned();
+        };
+        let split: Vec<usize> = (0..=MAX_ROWS).filter(|n| second.is_split[*n]).collect();
+        match (split.first(), split.last()) {
+            (Some(first), Some(last)) => format!(
+                "batches of {first} to {last} rows; of others a half is empty, or has projections \
+                 whose blocks wait for each other"
+            ),
+            _ => "no batch: projections' blocks wait for each other".to_owned(),
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! How large an executor's host tier is, and what it says of it.
+
+use crate::kv::PAGE_TOKENS;
+
+/// Of the memory that is free, the tier takes at most this share unless its size is given in bytes.
+const SHARE_OF_FREE_MEMORY: f64 = 0.75;
+
+/// A host tier of the KV cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct HostTierInfo {
+    pub n_pages: usize,
+    pub page_bytes: u64,
+    /// Pages that a step may copy in each direction while others decode.
+    pub n_copies: usize,
+}
+
+impl HostTierInfo {
+    /// As many copies a step as `step_bytes` are, at least one.
+    pub fn new(n_pages: usize, page_bytes: u64, step_bytes: u64) -> Self {
+        Self {
+            n_pages,
+            page_bytes,
+            n_copies: (step_bytes / page_bytes.max(1)).max(1) as usize,
+        }
+    }
+}
+
+/// How large the tier is to be.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct HostTierOptions {
+    pub size: HostTierSize,
+    /// Memory of the host that nobody uses.
+    pub free_bytes: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum HostTierSize {
+    /// A multiple of the device's pool.
+    Ratio(f64),
+    Bytes(u64),
+}
+
+impl HostTierOptions {
+    /// Pages of the tier beside a pool of `n_pool_pages`, or why there is no room for them. A
+    /// multiple of the pool is cut to the memory that is there, a number of bytes is not.
+    pub fn n_pages(&self, n_pool_pages: usize, page_bytes: u64) -> Result<usize, String> {
+        let page_bytes = page_bytes.max(1);
+        match self.size {
+            HostTierSize::Ratio(ratio) => {
+                let wanted = (n_pool_pages as f64 * ratio) as usize;
+                let share = self.free_bytes as f64 * SHARE_OF_FREE_MEMORY;
+                let fits = (share / page_bytes as f64) as usize;
+                if wanted > fits {
+                    tracing::warn!(
+                        wanted_tokens = wanted * PAGE_TOKENS,
+                        tokens = fits * PAGE_TOKENS,
+                        free_bytes = self.free_bytes,
+                        "the host tier is cut to the memory that is free"
+                    );
+                }
+                Ok(wanted.min(fits).max(1))
+            }
+            HostTierSize::Bytes(bytes) if bytes > self.free_bytes => Err(format!(
+                "--hicache-size: {bytes} bytes for the host tier, {} are free",
+                self.free_bytes
+            )),
+            HostTierSize::Bytes(bytes) => Ok(((bytes / page_bytes) as usize).max(1)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ratio_is_cut_to_what_is_free_and_bytes_are_refused() {
+        let options = |size, free_bytes| HostTierOptions { size, free_bytes };
+        let pages = |size, free_bytes| options(size, free_bytes).n_pages(100, 1000);
+        assert_eq!(pages(HostTierSize::Ratio(2.0), 1_000_000), Ok(200));
+        assert_eq!(pages(HostTierSize::Ratio(0.5), 1_000_000), Ok(50));
+        assert_eq!(pages(HostTierSize::Ratio(2.0), 100_000), Ok(75));
+        assert_eq!(pages(HostTierSize::Ratio(0.001), 100_000), Ok(1));
+        assert_eq!(pages(HostTierSize::Bytes(30_999), 100_000), Ok(30));
+        let refused = pages(HostTierSize::Bytes(200_000), 100_000).unwrap_err();
+        assert!(
+            refused.contains("200000") && refused.contains("100000"),
+            "{refused}"
+        );
+    }
+
+    #[test]
+    fn a_step_copies_at_least_one_page() {
+        assert_eq!(HostTierInfo::new(8, 1000, 3500).n_copies, 3);
+        assert_eq!(HostTierInfo::new(8, 1000, 10).n_copies, 1);
+    }
+}
