@@ -14,6 +14,7 @@
 //! - [`stats`] describes and compares; the sample of a comparison is a server start.
 //! - [`render`] turns the outcome into text. Templates hold words, never figures; the words that
 //!   judge ("개선", "차이 없음", "판단 불가") come from [`stats::verdict`].
+//! - [`verdicts`] prints what a campaign of `ablate` or `reproduce` found.
 //!
 //! The same input gives the same bytes: everything is sorted, resampling is seeded, and no clock
 //! is read. Absent on purpose: anything that writes to `data/`.
@@ -34,6 +35,7 @@ pub mod load;
 pub mod render;
 pub mod select;
 pub mod stats;
+pub mod verdicts;
 
 use std::path::PathBuf;
 

@@ -14,11 +14,14 @@ use reports::render::context::{GroupContext, ReportContext};
 use reports::render::{REPORTS, Report, TRUST, format, page, trust};
 use reports::select::Selection;
 use reports::stats::verdict::VerdictConfig;
+use reports::verdicts::{VerdictCommand, ablation, reproduction, starts_needed};
 
 /// Aggregates run records and renders the reports.
 #[derive(Debug, Parser)]
-#[command(name = "reports", version)]
+#[command(name = "reports", version, args_conflicts_with_subcommands = true)]
 struct Args {
+    #[command(subcommand)]
+    verdict: Option<VerdictCommand>,
     /// Folder of run folders [default: data/runs of the repository]
     #[arg(long, value_name = "DIR")]
     runs: Option<PathBuf>,
@@ -54,13 +57,34 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    match run(&Args::parse()) {
+    let args = Args::parse();
+    let outcome = match &args.verdict {
+        Some(command) => print_verdict(command),
+        None => run(&args),
+    };
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+fn print_verdict(command: &VerdictCommand) -> anyhow::Result<()> {
+    let runs_of = |typed: &Option<PathBuf>| input_folder(typed.as_deref(), "data/runs");
+    match command {
+        VerdictCommand::Ablation { campaign, runs } => {
+            print!("{}", ablation::table(&runs_of(runs)?, campaign)?);
+        }
+        VerdictCommand::Reproduction { campaign, runs } => {
+            print!("{}", reproduction::table(&runs_of(runs)?, campaign)?);
+        }
+        VerdictCommand::StartsNeeded { n_comparisons } => {
+            println!("{}", starts_needed(*n_comparisons));
+        }
+    }
+    Ok(())
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {

@@ -1,0 +1,7 @@
+//! The commands that make and compare experiments, end to end with a stand-in engine.
+
+mod ablate;
+mod new;
+mod notebook;
+mod reproduce;
+mod tune;
