@@ -9,6 +9,8 @@ use clap::{Parser, Subcommand};
 use experiments::ablate::{AblateArgs, ablate};
 use experiments::calibrate::{CalibrateArgs, calibrate};
 use experiments::campaign::{self, CampaignEnd, RunArgs};
+use experiments::export::{ExportArgs, export};
+use experiments::import::{ImportArgs, import};
 use experiments::new::{NewArgs, new};
 use experiments::repository::Repository;
 use experiments::reproduce::{ReproduceArgs, reproduce};
@@ -40,6 +42,10 @@ enum Command {
     New(NewArgs),
     /// Measure a recorded run's configuration again
     Reproduce(ReproduceArgs),
+    /// Write a run in the forms that other programs read
+    Export(ExportArgs),
+    /// Keep another engine's benchmark result beside the runs
+    Import(ImportArgs),
     /// Play the workload on a simulated card
     Simulate(SimulateArgs),
     /// Print the steps that a run measured, for data/cards
@@ -102,6 +108,14 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         }
         Command::New(args) => {
             print!("{}", new(&args, &Repository::find()?)?);
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Export(args) => {
+            print!("{}", export(&args, &Repository::find()?)?);
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Import(args) => {
+            print!("{}", import(&args, &Repository::find()?)?);
             Ok(ExitCode::SUCCESS)
         }
         Command::Reproduce(args) => {

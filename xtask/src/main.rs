@@ -9,7 +9,9 @@ mod cargo;
 mod ci;
 mod clean;
 mod exp;
+mod export;
 mod feature_union;
+mod import;
 mod kernels;
 mod list;
 mod model;
@@ -52,6 +54,10 @@ enum Recipe {
     Reproduce(reproduce::ReproduceArgs),
     /// Make the next numbered experiment: cargo xtask new short-chunks --from balanced-v2 --set chunked-prefill-size=256
     New(new::NewArgs),
+    /// Write a run as JSON (keys of `vllm bench serve`) or CSV: cargo xtask export <run id> --format csv
+    Export(export::ExportArgs),
+    /// Keep another engine's benchmark result beside the runs: cargo xtask import result.json --source vllm
+    Import(import::ImportArgs),
     /// Aggregate the runs and render the Korean reports (arguments go to `reports`)
     Report(report::ReportArgs),
     /// Benchmark the kernels (arguments go to `cargo bench`)
@@ -92,6 +98,8 @@ fn dispatch(recipe: Option<Recipe>) -> Result<ExitCode> {
         Some(Recipe::Tune(args)) => tune::run(&args),
         Some(Recipe::Reproduce(args)) => reproduce::run(&args),
         Some(Recipe::New(args)) => new::run(&args),
+        Some(Recipe::Export(args)) => export::run(&args),
+        Some(Recipe::Import(args)) => import::run(&args),
         Some(Recipe::Report(args)) => report::run(&args),
         Some(Recipe::Bench(args)) => bench::run(&args),
         Some(Recipe::Build(args)) => build::run(&args),

@@ -44,7 +44,12 @@ pub struct AblateArgs {
     #[arg(long, value_name = "N")]
     pub replicates: Option<u32>,
     /// Only these flags, separated by commas
-    #[arg(long, value_name = "FLAG,…", value_delimiter = ',')]
+    #[arg(
+        long,
+        value_name = "FLAG,…",
+        value_delimiter = ',',
+        allow_hyphen_values = true
+    )]
     pub only: Vec<String>,
     /// Print the arms and run nothing
     #[arg(long)]

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use toml::{Table, Value};
+use serde::Serialize;
 
 use crate::flags::Flags;
 use crate::spec::{Experiment, Overrides, experiment_names};
@@ -72,22 +72,26 @@ impl Draft {
     }
 
     fn toml(&self, name: &str) -> Result<String> {
-        let mut table = Table::new();
-        let mut text = |key: &str, value: &str| {
-            table.insert(key.into(), Value::String(value.into()));
-        };
-        text("name", name);
-        text("title", &self.title);
-        text("extends", &self.parent);
-        if !self.removed.is_empty() {
-            let removed = self.removed.iter().cloned().map(Value::String).collect();
-            table.insert("remove_flags".into(), Value::Array(removed));
-        }
-        if self.set.names().next().is_some() {
-            table.insert("flags".into(), Value::try_from(&self.set)?);
-        }
-        Ok(toml::to_string_pretty(&table)?)
+        Ok(toml::to_string_pretty(&Written {
+            name,
+            title: &self.title,
+            extends: &self.parent,
+            remove_flags: &self.removed,
+            flags: Some(&self.set).filter(|set| set.names().next().is_some()),
+        })?)
     }
+}
+
+/// `experiment.toml`, in the order in which it is read.
+#[derive(Serialize)]
+struct Written<'a> {
+    name: &'a str,
+    title: &'a str,
+    extends: &'a str,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    remove_flags: &'a [String],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    flags: Option<&'a Flags>,
 }
 
 impl Notes {

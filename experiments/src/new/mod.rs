@@ -22,10 +22,10 @@ pub struct NewArgs {
     #[arg(long, value_name = "EXPERIMENT")]
     pub from: String,
     /// Flag that is set: chunked-prefill-size=256, enable-mixed-chunk, cuda-graph-bs="1 2 4"
-    #[arg(long, value_name = "FLAG[=VALUE]")]
+    #[arg(long, value_name = "FLAG[=VALUE]", allow_hyphen_values = true)]
     pub set: Vec<String>,
     /// Flag of the source that is taken away
-    #[arg(long, value_name = "FLAG")]
+    #[arg(long, value_name = "FLAG", allow_hyphen_values = true)]
     pub remove: Vec<String>,
     /// More than one change; what did it then stays unknown until `ablate` tells
     #[arg(long)]

@@ -5,7 +5,6 @@
 //! figures hold is decided by the `reports` program, from both records.
 
 pub mod differences;
-pub mod recorded;
 
 use std::path::PathBuf;
 
@@ -15,10 +14,10 @@ use clap::Args;
 use crate::campaign::{self, Arm, CampaignEnd, ServingArgs};
 use crate::interrupts::Interrupts;
 use crate::record::{self, Hashes, Manifest, RunStatus};
+use crate::recorded::RecordedRun;
 use crate::reports_program::ReportsProgram;
 use crate::repository::Repository;
 use crate::reproduce::differences::{Difference, of_code, of_machine, of_model};
-use crate::reproduce::recorded::RecordedRun;
 use crate::spec::{Experiment, Overrides};
 
 #[derive(Debug, Clone, Args)]

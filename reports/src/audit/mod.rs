@@ -40,6 +40,13 @@ pub struct Audit {
 }
 
 pub fn audit(figures: &[Figure], lang: Lang) -> Audit {
+    // Result files of load generators claim nothing: two of them are two measurements.
+    let figures: Vec<Figure> = figures
+        .iter()
+        .filter(|figure| figure.document.ends_with(".md"))
+        .cloned()
+        .collect();
+    let figures = figures.as_slice();
     let names = quantity::Names::of(figures);
     let claims = claims::rows(figures, &names, lang);
     let count = |verdict| claims.iter().filter(|c| c.verdict == verdict).count();

@@ -1,4 +1,4 @@
-//! A run's record, read back into the experiment that it was.
+//! A run's record, read back: its parts, and the experiment that it was.
 //!
 //! The record holds everything that ran, so no `experiment.toml` is looked at: the file may have
 //! changed since, or be gone.
@@ -11,6 +11,7 @@ use serde::Deserialize;
 use crate::derived::Derived;
 use crate::environment::Environment;
 use crate::flags::Flags;
+use crate::loadgen::RequestRow;
 use crate::record::{self, Manifest, RunStatus, Status};
 use crate::spec::Experiment;
 use crate::workload::Workload;
@@ -26,12 +27,13 @@ pub struct RecordedRun {
 
 /// `config.resolved.toml`.
 #[derive(Debug, Deserialize)]
-struct ResolvedConfig {
-    title: String,
-    lineage: Vec<String>,
-    seed: u64,
-    flags: Vec<String>,
-    workload: Workload,
+pub struct ResolvedConfig {
+    pub title: String,
+    pub lineage: Vec<String>,
+    pub seed: u64,
+    /// As the server got them.
+    pub flags: Vec<String>,
+    pub workload: Workload,
 }
 
 impl RecordedRun {
@@ -54,14 +56,11 @@ impl RecordedRun {
                 manifest.experiment
             );
         }
-        let path = dir.join(record::CONFIG);
-        let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-        let config = toml::from_str(&text).with_context(|| path.display().to_string())?;
         Ok(Self {
             n_starts: n_starts(runs_dir, &manifest)?,
             environment: record::read_json(&dir.join(record::ENVIRONMENT))?,
             manifest,
-            config,
+            config: read_config(&dir)?,
         })
     }
 
@@ -85,6 +84,21 @@ impl RecordedRun {
             }),
         })
     }
+}
+
+pub fn read_config(dir: &Path) -> Result<ResolvedConfig> {
+    let path = dir.join(record::CONFIG);
+    let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    toml::from_str(&text).with_context(|| path.display().to_string())
+}
+
+pub fn read_rows(dir: &Path) -> Result<Vec<RequestRow>> {
+    let path = dir.join(record::REQUESTS);
+    let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    text.lines()
+        .map(serde_json::from_str)
+        .collect::<Result<_, _>>()
+        .with_context(|| path.display().to_string())
 }
 
 /// The one run folder that `typed` names.
