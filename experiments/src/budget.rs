@@ -66,6 +66,6 @@ mod tests {
             );
         }
         assert_eq!(shown(Duration::from_secs(1_780)), "29 m 40 s");
-        assert_eq!(shown(Duration::from_secs(5_400)), "1 h 30 m");
+        assert_eq!(shown(Duration::from_mins(90)), "1 h 30 m");
     }
 }

@@ -51,9 +51,11 @@ impl<'a> IdleArms<'a> {
         match direction {
             Direction::Full => self.inactive_in_full = Some(inactive),
             Direction::Baseline => self.inactive_in_baseline = Some(inactive),
-            Direction::Off => idle.extend(self.idle_beside(arm, flag, &inactive, Direction::Full)),
+            Direction::Off => {
+                idle.extend(self.idle_beside(arm, flag.as_deref(), &inactive, Direction::Full));
+            }
             Direction::On => {
-                idle.extend(self.idle_beside(arm, flag, &inactive, Direction::Baseline));
+                idle.extend(self.idle_beside(arm, flag.as_deref(), &inactive, Direction::Baseline));
             }
         }
         if matches!(direction, Direction::Full | Direction::Baseline) {
@@ -81,7 +83,7 @@ impl<'a> IdleArms<'a> {
     fn idle_beside(
         &self,
         arm: &Experiment,
-        flag: &Option<String>,
+        flag: Option<&str>,
         inactive: &Inactive,
         reference: Direction,
     ) -> Option<(String, String)> {
@@ -89,11 +91,7 @@ impl<'a> IdleArms<'a> {
             Direction::Full => (self.full, self.inactive_in_full.as_ref()?),
             _ => (self.baseline, self.inactive_in_baseline.as_ref()?),
         };
-        let reason = same_server(
-            flag.as_deref()?,
-            (&arm.flags, inactive),
-            (flags, inactive_there),
-        )?;
+        let reason = same_server(flag?, (&arm.flags, inactive), (flags, inactive_there))?;
         Some((arm.name.clone(), reason))
     }
 }
@@ -109,7 +107,7 @@ pub fn flag_of(arm: &Experiment) -> Option<&str> {
 fn same_server(flag: &str, a: (&Flags, &Inactive), b: (&Flags, &Inactive)) -> Option<String> {
     let idle = |(flags, inactive): (&Flags, &Inactive)| match flags.get(flag) {
         None => Some(None),
-        Some(_) => inactive.get(flag).map(Some).map(|reason| reason.cloned()),
+        Some(_) => inactive.get(flag).map(|reason| Some(reason.clone())),
     };
     // Not set on either side would be no difference at all.
     let (a, b) = (idle(a)?, idle(b)?);

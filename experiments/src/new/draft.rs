@@ -3,6 +3,7 @@
 //! An experiment changes one thing against another, so the file holds what differs and `extends`
 //! names the rest. Deliberately absent: changing an experiment that is there; that is a new one.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -104,7 +105,8 @@ impl Notes {
             ("Result", &self.result),
             ("Decision", &self.decision),
         ] {
-            text.push_str(&format!("\n**{heading}.** {paragraph}\n"));
+            // Writing into a String cannot fail.
+            let _ = writeln!(text, "\n**{heading}.** {paragraph}");
         }
         text
     }

@@ -23,7 +23,11 @@ impl std::fmt::Display for Difference {
 /// Known before a server starts: sources, programs, prompts.
 pub fn of_code(then: &Manifest, git: &GitState, hashes: &Hashes) -> Vec<Difference> {
     let mut found = Found::default();
-    found.compare("git commit", &then.git.commit, &git.commit);
+    found.compare(
+        "git commit",
+        then.git.commit.as_deref(),
+        git.commit.as_deref(),
+    );
     // Also where both are dirty: nobody knows whether in the same way.
     if then.git.dirty != Some(false) || git.dirty != Some(false) {
         found.note(
@@ -33,10 +37,26 @@ pub fn of_code(then: &Manifest, git: &GitState, hashes: &Hashes) -> Vec<Differen
         );
     }
     let (a, b) = (&then.sha256, hashes);
-    found.compare("Cargo.lock (sha256)", &a.cargo_lock, &b.cargo_lock);
-    found.compare("engine binary (sha256)", &a.engine_binary, &b.engine_binary);
-    found.compare("kernels' sources (sha256)", &a.kernels, &b.kernels);
-    found.compare("prompts (sha256)", &a.prompts, &b.prompts);
+    found.compare(
+        "Cargo.lock (sha256)",
+        a.cargo_lock.as_deref(),
+        b.cargo_lock.as_deref(),
+    );
+    found.compare(
+        "engine binary (sha256)",
+        a.engine_binary.as_deref(),
+        b.engine_binary.as_deref(),
+    );
+    found.compare(
+        "kernels' sources (sha256)",
+        a.kernels.as_deref(),
+        b.kernels.as_deref(),
+    );
+    found.compare(
+        "prompts (sha256)",
+        a.prompts.as_deref(),
+        b.prompts.as_deref(),
+    );
     found.0
 }
 
@@ -45,18 +65,26 @@ pub fn of_model(then: &Manifest, now: &Manifest) -> Vec<Difference> {
     let mut found = Found::default();
     found.compare(
         "model served",
-        &Some(then.model.used.clone()),
-        &Some(now.model.used.clone()),
+        Some(&then.model.used),
+        Some(&now.model.used),
     );
-    found.compare("model's format", &then.model.format, &now.model.format);
-    found.compare("model (sha256)", &then.sha256.model, &now.sha256.model);
+    found.compare(
+        "model's format",
+        then.model.format.as_deref(),
+        now.model.format.as_deref(),
+    );
+    found.compare(
+        "model (sha256)",
+        then.sha256.model.as_deref(),
+        now.sha256.model.as_deref(),
+    );
     found.0
 }
 
 pub fn of_machine(then: &Environment, now: &Environment) -> Vec<Difference> {
     let mut found = Found::default();
     let mut text = |what, then: &str, now: &str| {
-        found.compare(what, &Some(then.to_string()), &Some(now.to_string()));
+        found.compare(what, Some(then), Some(now));
     };
     text("host", &then.host, &now.host);
     text("operating system", &then.os, &now.os);
@@ -81,7 +109,11 @@ pub fn of_machine(then: &Environment, now: &Environment) -> Vec<Difference> {
         environment.gpu.as_ref().and_then(value)
     };
     let mut of_gpu = |what, value: fn(&crate::environment::Gpu) -> Option<String>| {
-        found.compare(what, &gpu(then, value), &gpu(now, value));
+        found.compare(
+            what,
+            gpu(then, value).as_deref(),
+            gpu(now, value).as_deref(),
+        );
     };
     of_gpu("GPU", |gpu| Some(gpu.name.clone()));
     of_gpu("GPU's driver", |gpu| gpu.driver.clone());
@@ -94,7 +126,7 @@ pub fn of_machine(then: &Environment, now: &Environment) -> Vec<Difference> {
     of_gpu("GPU's highest clock in MHz", |gpu| {
         gpu.clocks.max_sm_mhz.map(|mhz| mhz.to_string())
     });
-    found.compare("rustc", &then.rustc, &now.rustc);
+    found.compare("rustc", then.rustc.as_deref(), now.rustc.as_deref());
     found.0
 }
 
@@ -102,7 +134,7 @@ pub fn of_machine(then: &Environment, now: &Environment) -> Vec<Difference> {
 struct Found(Vec<Difference>);
 
 impl Found {
-    fn compare(&mut self, what: &'static str, then: &Option<String>, now: &Option<String>) {
+    fn compare(&mut self, what: &'static str, then: Option<&str>, now: Option<&str>) {
         if then != now {
             self.note(what, shown(then), shown(now));
         }
@@ -118,7 +150,7 @@ impl Found {
 }
 
 /// Enough of a hash or a commit to tell two apart.
-fn shown(value: &Option<String>) -> String {
+fn shown(value: Option<&str>) -> String {
     const SHORT: usize = 12;
     const HASHES: [usize; 2] = [40, 64];
     match value {
@@ -128,7 +160,7 @@ fn shown(value: &Option<String>) -> String {
         {
             text[..SHORT].into()
         }
-        Some(text) => text.clone(),
+        Some(text) => text.into(),
     }
 }
 
