@@ -45,16 +45,30 @@ impl ReportsProgram {
         Ok(Some(needed))
     }
 
-    /// Runs it with its output on ours.
+    /// Runs it with its output on ours; where it is missing, prints how to.
     pub fn show(&self, words: &[OsString]) -> Result<()> {
         let Some(path) = &self.path else {
             let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
             println!("the verdicts: cargo xtask report {}", words.join(" "));
             return Ok(());
         };
-        duct::cmd(path, words)
-            .run()
-            .with_context(|| path.display().to_string())?;
-        Ok(())
+        run(path, words)
     }
+
+    /// For what nothing else can do: that it is missing is an error.
+    pub fn run(&self, words: &[OsString]) -> Result<()> {
+        match &self.path {
+            Some(path) => run(path, words),
+            None => bail!(
+                "`reports` is not built beside this program; `cargo xtask` builds it, --reports-bin names another"
+            ),
+        }
+    }
+}
+
+fn run(path: &Path, words: &[OsString]) -> Result<()> {
+    duct::cmd(path, words)
+        .run()
+        .with_context(|| path.display().to_string())?;
+    Ok(())
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
-use clap::Parser;
+use clap::{Parser, Subcommand};
 
 use reports::lang::Lang;
 use reports::load;
@@ -12,6 +12,7 @@ use reports::render::assemble::build;
 use reports::render::context::ReportLink;
 use reports::render::context::{GroupContext, ReportContext};
 use reports::render::{REPORTS, Report, TRUST, format, page, trust};
+use reports::requests_parquet::{self, ParquetArgs};
 use reports::select::Selection;
 use reports::stats::verdict::VerdictConfig;
 use reports::verdicts::{VerdictCommand, ablation, reproduction, starts_needed};
@@ -19,9 +20,23 @@ use reports::verdicts::{VerdictCommand, ablation, reproduction, starts_needed};
 /// Aggregates run records and renders the reports.
 #[derive(Debug, Parser)]
 #[command(name = "reports", version, args_conflicts_with_subcommands = true)]
-struct Args {
+struct Cli {
     #[command(subcommand)]
-    verdict: Option<VerdictCommand>,
+    command: Option<Command>,
+    #[command(flatten)]
+    report: Args,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    #[command(flatten)]
+    Verdict(VerdictCommand),
+    /// Write the request rows of one run as a Parquet file
+    Parquet(ParquetArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct Args {
     /// Folder of run folders [default: data/runs of the repository]
     #[arg(long, value_name = "DIR")]
     runs: Option<PathBuf>,
@@ -57,10 +72,11 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    let args = Args::parse();
-    let outcome = match &args.verdict {
-        Some(command) => print_verdict(command),
-        None => run(&args),
+    let cli = Cli::parse();
+    let outcome = match &cli.command {
+        Some(Command::Verdict(command)) => print_verdict(command),
+        Some(Command::Parquet(args)) => requests_parquet::write(args).map(drop).map_err(Into::into),
+        None => run(&cli.report),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -74,11 +90,11 @@ fn main() -> ExitCode {
 fn print_verdict(command: &VerdictCommand) -> anyhow::Result<()> {
     let runs_of = |typed: &Option<PathBuf>| input_folder(typed.as_deref(), "data/runs");
     match command {
-        VerdictCommand::Ablation { campaign, runs } => {
-            print!("{}", ablation::table(&runs_of(runs)?, campaign)?);
+        VerdictCommand::Ablation { campaign, runs_dir } => {
+            print!("{}", ablation::table(&runs_of(runs_dir)?, campaign)?);
         }
-        VerdictCommand::Reproduction { campaign, runs } => {
-            print!("{}", reproduction::table(&runs_of(runs)?, campaign)?);
+        VerdictCommand::Reproduction { campaign, runs_dir } => {
+            print!("{}", reproduction::table(&runs_of(runs_dir)?, campaign)?);
         }
         VerdictCommand::StartsNeeded { n_comparisons } => {
             println!("{}", starts_needed(*n_comparisons));

@@ -1,4 +1,4 @@
-//! `export <run id> --format json|csv [arguments]`: hands all to `experiments`.
+//! `export <run id> --format json|csv|parquet [arguments]`: hands all to `experiments`.
 
 use std::process::ExitCode;
 
@@ -21,5 +21,8 @@ pub struct ExportArgs {
 
 pub fn run(args: &ExportArgs) -> Result<ExitCode> {
     cargo::build_experiments()?;
-    cargo::become_experiments("export", &args.arguments)
+    if args.arguments.iter().any(|word| word.contains("parquet")) {
+        cargo::build_reports()?;
+    }
+    cargo::become_experiments_with_reports("export", &args.arguments)
 }

@@ -54,7 +54,7 @@ enum Recipe {
     Reproduce(reproduce::ReproduceArgs),
     /// Make the next numbered experiment: cargo xtask new short-chunks --from balanced-v2 --set chunked-prefill-size=256
     New(new::NewArgs),
-    /// Write a run as JSON (keys of `vllm bench serve`) or CSV: cargo xtask export <run id> --format csv
+    /// Write a run as JSON (keys of `vllm bench serve`), CSV or Parquet: cargo xtask export <run id> --format csv
     Export(export::ExportArgs),
     /// Keep another engine's benchmark result beside the runs: cargo xtask import result.json --source vllm
     Import(import::ImportArgs),

@@ -117,7 +117,7 @@ pub async fn ablate(args: &AblateArgs, repository: Repository) -> Result<Campaig
         reports.show(&[
             "ablation".into(),
             campaign.id.clone().into(),
-            "--runs".into(),
+            "--runs-dir".into(),
             campaign.runs_dir.clone().into(),
         ])?;
     }

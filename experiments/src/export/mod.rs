@@ -7,6 +7,7 @@
 mod request_csv;
 mod vllm_result;
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -15,6 +16,7 @@ use clap::{Args, ValueEnum};
 
 use crate::record::{self, Manifest, RunStatus, Status};
 use crate::recorded::{folder_of, read_config, read_rows};
+use crate::reports_program::ReportsProgram;
 use crate::repository::Repository;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -23,6 +25,8 @@ pub enum Format {
     Json,
     /// One row a request
     Csv,
+    /// The same as a Parquet file, through `reports`
+    Parquet,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -38,6 +42,9 @@ pub struct ExportArgs {
     /// Folder that takes the files
     #[arg(long, value_name = "PATH", default_value = "target/export")]
     pub out: PathBuf,
+    /// Program that writes Parquet [default: `reports` beside this program]
+    #[arg(long, value_name = "PATH")]
+    pub reports_bin: Option<PathBuf>,
     /// Folder of the run folders [default: data/runs]
     #[arg(long, value_name = "PATH")]
     pub runs_dir: Option<PathBuf>,
@@ -87,6 +94,22 @@ pub fn export(args: &ExportArgs, repository: &Repository) -> Result<String> {
                     .join(format!("{}.{}.json", manifest.run_id, case.name));
                 written.push(write(&path, &text)?);
             }
+        }
+        Format::Parquet => {
+            let path = args
+                .out
+                .join(format!("{}.requests.parquet", manifest.run_id));
+            let mut words: Vec<OsString> = vec![
+                "parquet".into(),
+                dir.into(),
+                "--out".into(),
+                path.clone().into(),
+            ];
+            if let Some(case) = &args.case {
+                words.extend(["--case".into(), case.into()]);
+            }
+            ReportsProgram::find(args.reports_bin.as_deref())?.run(&words)?;
+            written.push(path.display().to_string());
         }
         Format::Csv => {
             let path = args.out.join(format!("{}.requests.csv", manifest.run_id));

@@ -77,7 +77,7 @@ pub async fn reproduce(args: &ReproduceArgs, repository: Repository) -> Result<C
         reports.show(&[
             "reproduction".into(),
             campaign.id.clone().into(),
-            "--runs".into(),
+            "--runs-dir".into(),
             campaign.runs_dir.clone().into(),
         ])?;
     }

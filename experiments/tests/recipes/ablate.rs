@@ -78,7 +78,7 @@ fn arms_run_in_rounds_and_flags_without_effect_do_not_run() {
     ] {
         assert!(outcome.stdout.contains(line), "{}", outcome.stdout);
     }
-    let asked = format!("reports was asked: ablation {campaign} --runs ");
+    let asked = format!("reports was asked: ablation {campaign} --runs-dir ");
     assert!(outcome.stdout.contains(&asked), "{}", outcome.stdout);
 }
 

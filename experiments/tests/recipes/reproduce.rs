@@ -76,7 +76,7 @@ fn the_recorded_configuration_runs_again_whatever_became_of_its_file() {
         );
     }
     let asked = format!(
-        "reports was asked: reproduction {} --runs ",
+        "reports was asked: reproduction {} --runs-dir ",
         new[0].campaign
     );
     assert!(outcome.stdout.contains(&asked), "{}", outcome.stdout);

@@ -94,12 +94,7 @@ fn family(runs: &Runs, effects: &[Effect<'_>], case: &str) -> Vec<MetricSamples>
     effects
         .iter()
         .flat_map(|effect| {
-            Figure::ALL.map(|figure| MetricSamples {
-                metric: figure.title().into(),
-                better: figure.better(),
-                before: runs.values(effect.without, case, figure),
-                after: runs.values(effect.with, case, figure),
-            })
+            Figure::ALL.map(|figure| runs.samples((effect.without, effect.with), case, figure))
         })
         .collect()
 }
@@ -148,7 +143,7 @@ fn print(
         let _ = writeln!(text, "{remark}");
     }
     if !idle.is_empty() {
-        let _ = writeln!(text, "\nwithout effect on this machine, not measured:");
+        let _ = writeln!(text, "\nwithout effect on this machine, not judged:");
         for ((flag, surrounding), reason) in idle {
             let place = if surrounding.is_empty() {
                 String::new()
@@ -161,7 +156,8 @@ fn print(
     let _ = writeln!(text, "\nruns:");
     for ((direction, flag), runs) in arms {
         let ids: Vec<&str> = runs.iter().map(|run| run.run_id.as_str()).collect();
-        let _ = writeln!(text, "- {direction} {flag}: {}", ids.join(", "));
+        let name = format!("{direction} {flag}");
+        let _ = writeln!(text, "- {}: {}", name.trim_end(), ids.join(", "));
     }
     text
 }

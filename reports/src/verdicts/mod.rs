@@ -17,7 +17,7 @@ use crate::load::run_folder::{self, Outcome, RunFolder};
 use crate::render::format;
 use crate::stats::describe::median;
 use crate::stats::verdict::{
-    self, Better, Comparison, Reason, Verdict, VerdictConfig, runs_needed,
+    self, Better, Comparison, MetricSamples, Reason, Verdict, VerdictConfig, runs_needed,
 };
 
 #[derive(Debug, Subcommand)]
@@ -28,7 +28,7 @@ pub enum VerdictCommand {
         campaign: String,
         /// Folder of run folders [default: data/runs of the repository]
         #[arg(long, value_name = "DIR")]
-        runs: Option<PathBuf>,
+        runs_dir: Option<PathBuf>,
     },
     /// Print whether a campaign of `reproduce` confirms the run it repeats
     Reproduction {
@@ -36,7 +36,7 @@ pub enum VerdictCommand {
         campaign: String,
         /// Folder of run folders [default: data/runs of the repository]
         #[arg(long, value_name = "DIR")]
-        runs: Option<PathBuf>,
+        runs_dir: Option<PathBuf>,
     },
     /// Print how many server starts an arm needs for so many figures judged together
     StartsNeeded { n_comparisons: usize },
@@ -101,6 +101,21 @@ impl Runs {
             .collect();
         let cases = read_cases(&complete)?;
         Ok(Self { folders, cases })
+    }
+
+    /// Both arms' values of one figure, by round.
+    pub fn samples(
+        &self,
+        (before, after): (&[&RunFolder], &[&RunFolder]),
+        case: &str,
+        figure: Figure,
+    ) -> MetricSamples {
+        MetricSamples {
+            metric: figure.title().into(),
+            better: figure.better(),
+            before: self.values(before, case, figure),
+            after: self.values(after, case, figure),
+        }
     }
 
     /// One value a complete run of `runs`, in their order.
@@ -187,6 +202,6 @@ fn remark(answers: &[Comparison]) -> Option<String> {
     })
 }
 
-fn judge(family: &[verdict::MetricSamples]) -> Vec<Comparison> {
+fn judge(family: &[MetricSamples]) -> Vec<Comparison> {
     verdict::compare_family(family, VerdictConfig::default())
 }

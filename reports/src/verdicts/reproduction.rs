@@ -66,12 +66,7 @@ pub fn table(dir: &Path, campaign: &str) -> anyhow::Result<String> {
     }
     let family: Vec<MetricSamples> = rows
         .iter()
-        .map(|(_, figure, [old, new])| MetricSamples {
-            metric: figure.title().into(),
-            better: figure.better(),
-            before: old.clone(),
-            after: new.clone(),
-        })
+        .map(|(case, figure, _)| runs.samples((&before, &after), case, *figure))
         .collect();
     let answers = judge(&family);
 
