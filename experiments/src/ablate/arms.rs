@@ -117,11 +117,11 @@ fn title(
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::spec::Overrides;
 
-    fn experiment(flags: &str) -> Experiment {
+    pub fn experiment(flags: &str) -> Experiment {
         let dir = tempfile::tempdir().expect("temporary folder");
         std::fs::create_dir(dir.path().join("09-full")).expect("made");
         let text = format!(
@@ -135,7 +135,7 @@ mod tests {
         Experiment::load(dir.path(), "full", &Overrides::default()).expect("an experiment")
     }
 
-    fn baseline(line: &str) -> Baseline {
+    pub fn baseline(line: &str) -> Baseline {
         let words: Vec<String> = line.split_whitespace().map(String::from).collect();
         Baseline {
             name: Some("01-base".into()),

@@ -117,6 +117,8 @@ fn same_server(flag: &str, a: (&Flags, &Inactive), b: (&Flags, &Inactive)) -> Op
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ablate::arms::arms_of;
+    use crate::ablate::arms::tests::{baseline, experiment};
 
     fn flags(line: &str) -> Flags {
         let words: Vec<String> = line.split_whitespace().map(String::from).collect();
@@ -141,5 +143,42 @@ mod tests {
         // Changed from one value to another, of which one acts.
         assert_eq!(same((&set, &off), (&set, &on)), None);
         assert_eq!(same((&set, &off), (&set, &off)), Some("no f".into()));
+    }
+
+    #[test]
+    fn references_decide_for_both_ends_and_an_arm_for_itself() {
+        let full = experiment("fast = true\nidle = true\nneeds = 1");
+        let baseline = baseline("");
+        let arms = arms_of(&full, &baseline, &[]).expect("arms");
+        let arm = |name: &str| arms.iter().find(|arm| arm.name == name).expect("an arm");
+        let mut known = IdleArms::new(&arms, &full, &baseline);
+        assert!(
+            known
+                .learn(arm("09-full-full"), inactive(&["idle"]))
+                .is_empty()
+        );
+        // Nothing is inactive in a server that sets nothing.
+        assert_eq!(
+            known.learn(arm("09-full-baseline"), inactive(&[])),
+            ["09-full-off-idle", "09-full-on-idle"]
+        );
+        assert!(
+            known
+                .learn(arm("09-full-on-fast"), inactive(&[]))
+                .is_empty()
+        );
+        assert!(
+            known
+                .learn(arm("09-full-off-needs"), inactive(&["idle"]))
+                .is_empty()
+        );
+        // Without the rest of the full configuration this flag has nothing to act on.
+        let on_needs = arm("09-full-on-needs");
+        assert_eq!(
+            known.learn(on_needs, inactive(&["needs"])),
+            ["09-full-on-needs"]
+        );
+        assert!(known.learn(on_needs, inactive(&["needs"])).is_empty());
+        assert_eq!(known.given_up["09-full-on-needs"], "no needs");
     }
 }
