@@ -15,11 +15,11 @@ use crate::derived::Derived;
 use crate::flags::{FlagError, Flags};
 use crate::workload::Workload;
 
-/// The table of an `experiment.toml` that is the business of `tune` alone.
-const TUNE: &str = "tune";
-
 /// Longest chain of `extends`.
 const MAX_LINEAGE: usize = 8;
+
+/// The table of an `experiment.toml` that is the business of `tune` alone.
+const TUNE: &str = "tune";
 
 #[derive(Debug, thiserror::Error)]
 pub enum SpecError {

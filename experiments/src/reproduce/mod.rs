@@ -48,7 +48,12 @@ pub async fn reproduce(args: &ReproduceArgs, repository: Repository) -> Result<C
         "{} ({}, {}): {} start(s) then, {} to come",
         then.run_id, then.experiment, then.model.used, recorded.n_starts, experiment.replicates
     );
-    let changes = changes_of_spec(&repository, &experiment);
+    // No file ever described an arm of `ablate` or a candidate of `tune`.
+    let changes = if then.derived.is_none() {
+        changes_of_spec(&repository, &experiment)
+    } else {
+        Vec::new()
+    };
 
     let mut interrupts = Interrupts::catch().context("signals cannot be caught")?;
     let source = campaign::server_source(args.serving.engine_bin.as_deref(), None)?;
@@ -91,7 +96,6 @@ fn warn(differences: &[Difference]) {
 }
 
 /// How the experiment's file differs from the record by now: `exp` would not repeat this run.
-/// Nothing for runs that no file describes.
 fn changes_of_spec(repository: &Repository, recorded: &Experiment) -> Vec<String> {
     let overrides = Overrides {
         quick: recorded.quick,

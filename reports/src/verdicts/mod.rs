@@ -120,11 +120,14 @@ impl Runs {
 
     /// One value a complete run of `runs`, in their order.
     pub fn values(&self, runs: &[&RunFolder], case: &str, figure: Figure) -> Vec<f64> {
-        let of_run = |run: &&&RunFolder| {
-            let of_case = |c: &&CaseSamples| c.run_id == run.run_id && c.case == case;
-            self.cases.iter().find(of_case).and_then(|c| figure.of(c))
-        };
-        runs.iter().filter_map(|run| of_run(&run)).collect()
+        runs.iter()
+            .filter_map(|run| self.value(run, case, figure))
+            .collect()
+    }
+
+    fn value(&self, run: &RunFolder, case: &str, figure: Figure) -> Option<f64> {
+        let wanted = |c: &&CaseSamples| c.run_id == run.run_id && c.case == case;
+        figure.of(self.cases.iter().find(wanted)?)
     }
 }
 
