@@ -9,7 +9,6 @@
 //! replicates and comparisons between arms (the reports do that).
 
 pub mod ablate;
-pub mod budget;
 pub mod calibrate;
 pub mod campaign;
 pub mod derived;

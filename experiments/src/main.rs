@@ -1,4 +1,4 @@
-//! The `experiments` program: runs, simulates and lists experiments. Exit codes: 0 all runs complete,
+//! The `experiments` program: makes, runs, compares and lists experiments. Exit codes: 0 all runs complete,
 //! 1 a run failed, 2 a bad call, 130 interrupted.
 
 use std::path::PathBuf;

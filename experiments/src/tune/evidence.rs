@@ -1,8 +1,8 @@
 //! What a search found, as the notes of the experiment that won: every rung, every run id.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
-use crate::budget;
 use crate::flags::Flags;
 use crate::tune::objective::Objective;
 use crate::tune::search::{Found, Stop};
@@ -14,8 +14,8 @@ pub struct Evidence<'a> {
     /// The incumbent first.
     pub candidates: &'a [Flags],
     pub campaign: &'a str,
-    pub took: std::time::Duration,
-    pub budget: std::time::Duration,
+    pub took: Duration,
+    pub budget: Duration,
     pub seed: u64,
 }
 
@@ -29,8 +29,8 @@ impl Evidence<'_> {
             self.seed,
             found.n_measured,
             found.n_challengers,
-            budget::shown(self.took),
-            budget::shown(self.budget),
+            shown(self.took),
+            shown(self.budget),
         );
         text.push_str(match found.stop {
             Stop::Finished => ".\n",
@@ -97,4 +97,9 @@ impl Evidence<'_> {
         let shown = |value: Option<String>| value.unwrap_or_else(|| "nothing".into());
         (shown(median(self.found.winner)), shown(median(Some(0))))
     }
+}
+
+/// To the second.
+fn shown(time: Duration) -> humantime::FormattedDuration {
+    humantime::format_duration(Duration::from_secs(time.as_secs()))
 }

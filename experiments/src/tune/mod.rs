@@ -19,7 +19,6 @@ use clap::Args;
 use serde_json::Value;
 use tokio::runtime::Runtime;
 
-use crate::budget;
 use crate::campaign::{self, Arm, CampaignEnd, ServingArgs};
 use crate::derived::Derived;
 use crate::flags::Flags;
@@ -44,7 +43,7 @@ pub struct TuneArgs {
     #[arg(long, value_enum)]
     pub objective: Goal,
     /// No server start begins that could end later: 90s, 30m, 1h30m
-    #[arg(long, value_name = "TIME", value_parser = budget::parse)]
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub budget: Duration,
     /// Decides which candidates are drawn, and in which order [default: the experiment's seed]
     #[arg(long)]
