@@ -6,11 +6,12 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::Args;
 
 use crate::loadgen::RequestRow;
 use crate::record::{self, Manifest};
+use crate::recorded::read_rows;
 use crate::statistics::{mean, percentile};
 
 /// Tokens of one step arrive within this time of each other.
@@ -32,7 +33,9 @@ pub fn calibrate(args: &CalibrateArgs) -> Result<String> {
         let manifest: Manifest = record::read_json(&dir.join(record::MANIFEST))?;
         // Writing into a String cannot fail.
         let _ = write!(text, " {}", manifest.run_id);
-        rows.extend(read_rows(dir)?);
+        let of_run = read_rows(dir)?;
+        refuse_cached(dir, &of_run)?;
+        rows.extend(of_run);
     }
     text.push_str("\ndecode = [\n");
     for (n_rows, gaps) in decode_gaps(&rows) {
@@ -58,24 +61,18 @@ pub fn calibrate(args: &CalibrateArgs) -> Result<String> {
     Ok(text)
 }
 
-fn read_rows(dir: &Path) -> Result<Vec<RequestRow>> {
-    let path = dir.join(record::REQUESTS);
-    let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-    let rows: Vec<RequestRow> = text
-        .lines()
-        .map(serde_json::from_str)
-        .collect::<Result<_, _>>()
-        .with_context(|| path.display().to_string())?;
+/// A cached prompt is computed in less than its length says.
+fn refuse_cached(dir: &Path, rows: &[RequestRow]) -> Result<()> {
     if let Some(row) = rows.iter().find(|row| row.cached_tokens.unwrap_or(0) > 0) {
         bail!(
             "{}: request {} of {} had {} cached tokens; a calibration needs runs without",
-            path.display(),
+            dir.display(),
             row.index,
             row.case,
             row.cached_tokens.unwrap_or(0)
         );
     }
-    Ok(rows)
+    Ok(())
 }
 
 /// Between two tokens of a request.

@@ -1,9 +1,10 @@
-//! `experiments run`: several experiments, several replicates each, one record per run.
+//! `experiments run`: several experiments, several replicates each, one record per run; and what
+//! all commands that measure share: a campaign is opened, then runs in rounds.
 //!
 //! Replicates are interleaved (replicate 0 of every arm, then replicate 1 of every arm), so
 //! that a machine that warms up or slows down does so for all arms alike.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -40,6 +41,16 @@ pub struct RunArgs {
     /// Measure a server that runs already (its key from OPENAI_API_KEY) and start none
     #[arg(long, value_name = "URL", conflicts_with_all = ["engine_bin", "model", "engine_flags"])]
     pub base_url: Option<String>,
+    #[command(flatten)]
+    pub serving: ServingArgs,
+    /// Extra engine flags, laid over the experiment's
+    #[arg(last = true, value_name = "FLAGS")]
+    pub engine_flags: Vec<String>,
+}
+
+/// What every command that measures asks for.
+#[derive(Debug, Clone, Args)]
+pub struct ServingArgs {
     /// Engine binary [default: `engine` beside this program]
     #[arg(long, value_name = "PATH")]
     pub engine_bin: Option<PathBuf>,
@@ -49,9 +60,31 @@ pub struct RunArgs {
     /// How long a server may take to load its model
     #[arg(long, value_name = "SECONDS", default_value_t = 1800, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub start_limit_s: u64,
-    /// Extra engine flags, laid over the experiment's
-    #[arg(last = true, value_name = "FLAGS")]
-    pub engine_flags: Vec<String>,
+}
+
+impl ServingArgs {
+    pub fn runs_dir(&self, repository: &Repository) -> PathBuf {
+        self.runs_dir
+            .clone()
+            .unwrap_or_else(|| repository.runs_dir())
+    }
+}
+
+/// An experiment and the prompts it draws.
+#[derive(Debug, Clone)]
+pub struct Arm {
+    pub experiment: Experiment,
+    pub prompts: PromptSet,
+}
+
+impl Arm {
+    pub fn new(repository: &Repository, experiment: Experiment) -> Result<Self> {
+        let prompts = PromptSet::load(&repository.prompts_dir(), &experiment.workload.prompts)?;
+        Ok(Self {
+            experiment,
+            prompts,
+        })
+    }
 }
 
 /// How the campaign ended, for the exit code.
@@ -62,6 +95,18 @@ pub enum CampaignEnd {
     Interrupted,
 }
 
+impl CampaignEnd {
+    pub fn of(ends: &[RunEnd]) -> Self {
+        if ends.iter().any(|end| end.interrupted) {
+            Self::Interrupted
+        } else if ends.iter().any(|end| end.status != RunStatus::Complete) {
+            Self::SomeFailed
+        } else {
+            Self::Complete
+        }
+    }
+}
+
 pub async fn run(args: &RunArgs, repository: Repository) -> Result<CampaignEnd> {
     let mut interrupts = Interrupts::catch().context("signals cannot be caught")?;
     let overrides = Overrides {
@@ -70,35 +115,78 @@ pub async fn run(args: &RunArgs, repository: Repository) -> Result<CampaignEnd> 
         replicates: args.replicates,
         extra_flags: args.engine_flags.clone(),
     };
-    let mut arms = Vec::new();
+    let mut arms: Vec<Arm> = Vec::new();
     for name in &args.names {
         let experiment = Experiment::load(&repository.experiments_dir(), name, &overrides)?;
         if arms
             .iter()
-            .any(|(arm, _): &(Experiment, PromptSet)| arm.name == experiment.name)
+            .any(|arm| arm.experiment.name == experiment.name)
         {
             bail!(
                 "{} is named twice; use --replicates to run it more often",
                 experiment.name
             );
         }
-        let prompts = PromptSet::load(&repository.prompts_dir(), &experiment.workload.prompts)?;
-        arms.push((experiment, prompts));
+        arms.push(Arm::new(&repository, experiment)?);
     }
+    let source = server_source(args.serving.engine_bin.as_deref(), args.base_url.as_deref())?;
+    let Some(campaign) = open(&args.serving, source, &arms, repository, &mut interrupts).await?
+    else {
+        return Ok(CampaignEnd::Interrupted);
+    };
+    let ends = run_rounds(&campaign, arms, &mut interrupts, |_, _| Vec::new()).await?;
+    println!("{}", table_of(&campaign, &ends));
+    Ok(CampaignEnd::of(&ends))
+}
 
-    let runs_dir = args
-        .runs_dir
-        .clone()
-        .unwrap_or_else(|| repository.runs_dir());
-    for run_id in record::finalise_killed(&runs_dir)? {
+/// Labels killed runs, fetches the models and notes what all runs share. `None`: interrupted.
+pub async fn open(
+    serving: &ServingArgs,
+    source: ServerSource,
+    arms: &[Arm],
+    repository: Repository,
+    interrupts: &mut Interrupts,
+) -> Result<Option<Campaign>> {
+    let campaign = describe(serving, source, repository)?;
+    let end = prepare(&campaign, arms, interrupts).await?;
+    Ok((end != CampaignEnd::Interrupted).then_some(campaign))
+}
+
+/// What all runs share. Nothing is started or written.
+pub fn describe(
+    serving: &ServingArgs,
+    source: ServerSource,
+    repository: Repository,
+) -> Result<Campaign> {
+    Ok(Campaign {
+        id: campaign_id(),
+        hashes: hashes(&repository, &source),
+        git: GitState::of(&repository.root),
+        environment: Environment::read().context("the machine cannot be described")?,
+        start_limit: Duration::from_secs(serving.start_limit_s),
+        runs_dir: serving.runs_dir(&repository),
+        repository,
+        source,
+    })
+}
+
+/// Labels killed runs and fetches the models.
+pub async fn prepare(
+    campaign: &Campaign,
+    arms: &[Arm],
+    interrupts: &mut Interrupts,
+) -> Result<CampaignEnd> {
+    for run_id in record::finalise_killed(&campaign.runs_dir)? {
         eprintln!(
             "{run_id}: labelled failed, {}",
             record::REASON_RUNNER_KILLED
         );
     }
-    let source = server_source(args)?;
-    if let ServerSource::Engine { binary, supervisor } = &source {
-        let mut models: Vec<&str> = arms.iter().map(|(arm, _)| arm.model.as_str()).collect();
+    if let ServerSource::Engine { binary, supervisor } = &campaign.source {
+        let mut models: Vec<&str> = arms
+            .iter()
+            .map(|arm| arm.experiment.model.as_str())
+            .collect();
         models.dedup();
         for model in models {
             let fetch = vec![
@@ -112,49 +200,51 @@ pub async fn run(args: &RunArgs, repository: Repository) -> Result<CampaignEnd> 
                 log: None,
                 run_folder: None,
             };
-            if fetch_model(&config, model, &mut interrupts).await? == CampaignEnd::Interrupted {
+            if fetch_model(&config, model, interrupts).await? == CampaignEnd::Interrupted {
                 return Ok(CampaignEnd::Interrupted);
             }
         }
     }
-    let campaign = Campaign {
-        id: campaign_id(),
-        hashes: hashes(&repository, &source),
-        git: GitState::of(&repository.root),
-        environment: Environment::read().context("the machine cannot be described")?,
-        start_limit: Duration::from_secs(args.start_limit_s),
-        repository,
-        runs_dir,
-        source,
-    };
+    Ok(CampaignEnd::Complete)
+}
 
-    let most = arms
-        .iter()
-        .map(|(arm, _)| arm.replicates)
-        .max()
-        .unwrap_or(0);
+/// Replicate 0 of every arm, then replicate 1 of every arm, and so on, until the last one or an
+/// interruption. `after_each` names the arms that have no further start.
+pub async fn run_rounds(
+    campaign: &Campaign,
+    mut arms: Vec<Arm>,
+    interrupts: &mut Interrupts,
+    mut after_each: impl FnMut(&Experiment, &RunEnd) -> Vec<String>,
+) -> Result<Vec<RunEnd>> {
     let mut ends: Vec<RunEnd> = Vec::new();
-    'campaign: for replicate in 0..most {
-        for (arm, prompts) in arms.iter().filter(|(arm, _)| replicate < arm.replicates) {
-            let end = run_replicate(&campaign, arm, prompts, replicate, &mut interrupts).await?;
-            if let (RunStatus::Failed, Some(reason)) = (end.status, &end.reason) {
-                eprintln!("{} failed: {reason}", arm.name);
+    for replicate in 0.. {
+        arms.retain(|arm| replicate < arm.experiment.replicates);
+        if arms.is_empty() {
+            break;
+        }
+        let mut dropped: Vec<String> = Vec::new();
+        for Arm {
+            experiment,
+            prompts,
+        } in &arms
+        {
+            if dropped.contains(&experiment.name) {
+                continue;
             }
+            let end = run_replicate(campaign, experiment, prompts, replicate, interrupts).await?;
+            if let (RunStatus::Failed, Some(reason)) = (end.status, &end.reason) {
+                eprintln!("{} failed: {reason}", experiment.name);
+            }
+            dropped.extend(after_each(experiment, &end));
             let interrupted = end.interrupted;
             ends.push(end);
             if interrupted {
-                break 'campaign;
+                return Ok(ends);
             }
         }
+        arms.retain(|arm| !dropped.contains(&arm.experiment.name));
     }
-    println!("{}", table_of(&campaign, &ends));
-    Ok(if ends.iter().any(|end| end.interrupted) {
-        CampaignEnd::Interrupted
-    } else if ends.iter().any(|end| end.status != RunStatus::Complete) {
-        CampaignEnd::SomeFailed
-    } else {
-        CampaignEnd::Complete
-    })
+    Ok(ends)
 }
 
 /// Fetches before the first server start, so that no start time contains a download.
@@ -198,14 +288,15 @@ const DEFAULT_MODEL: &str = "default";
 /// How `std::process::ExitStatus` prints a command that succeeded.
 const SUCCESS: &str = "exit status: 0";
 
-fn server_source(args: &RunArgs) -> Result<ServerSource> {
-    if let Some(url) = &args.base_url {
+/// The server at `base_url`, or else `engine_bin`, or else the engine beside this program.
+pub fn server_source(engine_bin: Option<&Path>, base_url: Option<&str>) -> Result<ServerSource> {
+    if let Some(url) = base_url {
         let api_key = std::env::var(API_KEY).ok().filter(|key| !key.is_empty());
         return Ok(ServerSource::External(BaseUrl::parse(url, api_key)?));
     }
     let supervisor = std::env::current_exe().context("the path of this program")?;
-    let binary = match &args.engine_bin {
-        Some(path) => path.clone(),
+    let binary = match engine_bin {
+        Some(path) => path.to_path_buf(),
         None => supervisor.with_file_name("engine"),
     };
     if !binary.is_file() {
@@ -234,7 +325,8 @@ fn hashes(repository: &Repository, source: &ServerSource) -> Hashes {
     }
 }
 
-fn table_of(campaign: &Campaign, ends: &[RunEnd]) -> String {
+/// How each run ended, a line each.
+pub fn table_of(campaign: &Campaign, ends: &[RunEnd]) -> String {
     let mut lines = vec![format!("campaign {}", campaign.id)];
     lines.extend(ends.iter().map(|end| {
         let status = match end.status {

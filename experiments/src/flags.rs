@@ -4,7 +4,7 @@
 //! A table, not a list, so that one experiment can override a single flag of another.
 //! Deliberately absent: what the flags mean. The engine validates them and says so.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -111,6 +111,46 @@ impl Flags {
             }
         }
         Ok(())
+    }
+
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
+    }
+
+    pub fn get(&self, flag: &str) -> Option<&toml::Value> {
+        self.0.get(flag)
+    }
+
+    /// `None` takes the flag away, whether it was there or not.
+    pub fn set(&mut self, flag: &str, value: Option<toml::Value>) {
+        match value {
+            Some(value) => self.0.insert(flag.into(), value),
+            None => self.0.remove(flag),
+        };
+    }
+
+    /// The words behind the flag, as the engine gets them; `None` where it is not set.
+    /// `3` and `"3"` are the same words.
+    pub fn words(&self, flag: &str) -> Option<Vec<String>> {
+        self.0.get(flag).and_then(values_of)
+    }
+
+    /// Flags that one of the two sets and the other does not, or sets otherwise. Sorted.
+    pub fn differing(&self, other: &Self) -> Vec<String> {
+        let names: BTreeSet<&String> = self.0.keys().chain(other.0.keys()).collect();
+        names
+            .into_iter()
+            .filter(|flag| self.words(flag) != other.words(flag))
+            .cloned()
+            .collect()
+    }
+
+    /// `--flag value`, or `none` where the flag is not set.
+    pub fn shown(&self, flag: &str) -> String {
+        self.words(flag).map_or_else(
+            || "none".into(),
+            |words| [vec![format!("--{flag}")], words].concat().join(" "),
+        )
     }
 
     /// The argument list: `["--max-total-tokens", "3072", "--disable-radix-cache", …]`.

@@ -8,19 +8,27 @@
 //! Deliberately absent: building the engine (the recipe does that), statistics across
 //! replicates and comparisons between arms (the reports do that).
 
+pub mod ablate;
 pub mod calibrate;
 pub mod campaign;
+pub mod derived;
 pub mod environment;
+pub mod export;
 pub mod flags;
+pub mod import;
 pub mod interrupts;
 pub mod loadgen;
 pub mod measurement;
+pub mod new;
 pub mod process_identity;
 pub mod progress;
 pub mod prompts;
 pub mod provenance;
 pub mod record;
+pub mod recorded;
+pub mod reports_program;
 pub mod repository;
+pub mod reproduce;
 pub mod run_list;
 pub mod runner;
 pub mod sampler;
@@ -31,5 +39,6 @@ pub mod spec;
 pub mod statistics;
 pub mod summary;
 pub mod supervise;
+pub mod tune;
 pub mod utc;
 pub mod workload;

@@ -1,4 +1,4 @@
-//! The `experiments` program: runs, simulates and lists experiments. Exit codes: 0 all runs complete,
+//! The `experiments` program: makes, runs, compares and lists experiments. Exit codes: 0 all runs complete,
 //! 1 a run failed, 2 a bad call, 130 interrupted.
 
 use std::path::PathBuf;
@@ -6,12 +6,19 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
+use experiments::ablate::{AblateArgs, ablate};
 use experiments::calibrate::{CalibrateArgs, calibrate};
 use experiments::campaign::{self, CampaignEnd, RunArgs};
+use experiments::export::{ExportArgs, export};
+use experiments::import::{ImportArgs, import};
+use experiments::new::{NewArgs, new};
 use experiments::repository::Repository;
+use experiments::reproduce::{ReproduceArgs, reproduce};
 use experiments::run_list;
 use experiments::simulate::{SimulateArgs, simulate};
 use experiments::supervise::{ExecBoundArgs, SuperviseArgs, exec_bound, supervise};
+use experiments::tune::{TuneArgs, tune};
+use tokio::runtime::Runtime;
 
 #[derive(Parser)]
 #[command(
@@ -27,6 +34,18 @@ struct Cli {
 enum Command {
     /// Serve, load, record
     Run(RunArgs),
+    /// Run every flag of an experiment off and on, and tell what each does
+    Ablate(AblateArgs),
+    /// Search an experiment's flags within a budget of time
+    Tune(TuneArgs),
+    /// Make the next numbered experiment
+    New(NewArgs),
+    /// Measure a recorded run's configuration again
+    Reproduce(ReproduceArgs),
+    /// Write a run in the forms that other programs read
+    Export(ExportArgs),
+    /// Keep another engine's benchmark result beside the runs
+    Import(ImportArgs),
     /// Play the workload on a simulated card
     Simulate(SimulateArgs),
     /// Print the steps that a run measured, for data/cards
@@ -55,20 +74,54 @@ fn main() -> ExitCode {
     }
 }
 
+/// One thread: the load generator shall not compete with the server for cores.
+fn runtime() -> Result<Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("the runtime cannot be started")
+}
+
+fn exit_code(end: CampaignEnd) -> ExitCode {
+    match end {
+        CampaignEnd::Complete => ExitCode::SUCCESS,
+        CampaignEnd::SomeFailed => ExitCode::FAILURE,
+        CampaignEnd::Interrupted => ExitCode::from(130),
+    }
+}
+
 fn dispatch(command: Command) -> Result<ExitCode> {
     match command {
         Command::Run(args) => {
             let repository = Repository::find()?;
-            // One thread: the load generator shall not compete with the server for cores.
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .context("the runtime cannot be started")?;
-            Ok(match runtime.block_on(campaign::run(&args, repository))? {
-                CampaignEnd::Complete => ExitCode::SUCCESS,
-                CampaignEnd::SomeFailed => ExitCode::FAILURE,
-                CampaignEnd::Interrupted => ExitCode::from(130),
-            })
+            let end = runtime()?.block_on(campaign::run(&args, repository))?;
+            Ok(exit_code(end))
+        }
+        Command::Ablate(args) => {
+            let repository = Repository::find()?;
+            let end = runtime()?.block_on(ablate(&args, repository))?;
+            Ok(exit_code(end))
+        }
+        Command::Tune(args) => {
+            let end = tune(&args, Repository::find()?, &runtime()?)?;
+            Ok(exit_code(end))
+        }
+        Command::New(args) => {
+            print!("{}", new(&args, &Repository::find()?)?);
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Export(args) => {
+            print!("{}", export(&args, &Repository::find()?)?);
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Import(args) => {
+            print!("{}", import(&args, &Repository::find()?)?);
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Reproduce(args) => {
+            let repository = Repository::find()?;
+            let end = runtime()?.block_on(reproduce(&args, repository))?;
+            Ok(exit_code(end))
         }
         Command::Simulate(args) => {
             simulate(&args, &Repository::find()?)?;

@@ -14,6 +14,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::derived::Derived;
 use crate::loadgen::RequestRow;
 use crate::process_identity::ProcessIdentity;
 use crate::provenance::{GitState, hex};
@@ -25,6 +26,9 @@ pub const REASON_RUNNER_KILLED: &str = "the runner was killed";
 pub const MANIFEST: &str = "manifest.json";
 pub const STATUS: &str = "status.json";
 pub const SUMMARY: &str = "summary.json";
+pub const ENVIRONMENT: &str = "environment.json";
+pub const CONFIG: &str = "config.resolved.toml";
+pub const SERVER_INFO: &str = "server_info.json";
 pub const SERVER_LOG: &str = "server.log";
 pub const REQUESTS: &str = "requests.jsonl";
 pub const SERVER_METRICS: &str = "server_metrics.jsonl";
@@ -59,6 +63,9 @@ pub struct Manifest {
     /// Flags typed behind `--` on top of the experiment's own.
     pub extra_flags: Vec<String>,
     pub base_url: Option<String>,
+    /// What a run that is none of the experiment's own was made from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub derived: Option<Derived>,
     pub started_utc: String,
 }
 

@@ -40,6 +40,10 @@ impl Repository {
         self.root.join("data").join("cards")
     }
 
+    pub fn imported_dir(&self) -> PathBuf {
+        self.root.join("data").join("imported")
+    }
+
     pub fn runs_dir(&self) -> PathBuf {
         self.root.join("data").join("runs")
     }

@@ -152,8 +152,8 @@ impl Run<'_> {
     /// Returns a remark on a run that is complete but not flawless.
     async fn measure(&mut self, record: &mut RunRecord) -> Result<Option<String>> {
         let clock = RunClock::start();
-        record.write_json("environment.json", &self.campaign.environment)?;
-        record.write_toml("config.resolved.toml", self.experiment)?;
+        record.write_json(record::ENVIRONMENT, &self.campaign.environment)?;
+        record.write_toml(record::CONFIG, self.experiment)?;
 
         let (base_url, command) = match &self.campaign.source {
             ServerSource::External(base_url) => (base_url.clone(), Vec::new()),
@@ -179,7 +179,7 @@ impl Run<'_> {
 
         let info = served_model::server_info(&base_url).await?;
         if let Some(info) = &info {
-            record.write_json("server_info.json", info)?;
+            record.write_json(record::SERVER_INFO, info)?;
             take_in_model(&mut manifest, info);
         }
         let model_name = served_model::first_model(&base_url).await?;
@@ -271,6 +271,7 @@ impl Run<'_> {
             command: portable(command),
             extra_flags: self.experiment.extra_flags.clone(),
             base_url: external.then(|| base_url.display()),
+            derived: self.experiment.derived.clone(),
             started_utc: utc::rfc3339(self.started_unix_s),
         }
     }

@@ -1,5 +1,6 @@
 //! What a server says of itself, and of the model it serves.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -46,4 +47,15 @@ pub fn take_in_model(manifest: &mut Manifest, info: &Value) {
     manifest.model.fallback_reason = text("fallback_reason");
     manifest.model.format = text("format");
     manifest.sha256.model = text("sha256");
+}
+
+/// `executor.inactive_flags`: flag without its dashes → why it has no effect there. Empty for a
+/// server that says nothing of the kind.
+pub fn inactive_flags(info: &Value) -> BTreeMap<String, String> {
+    let pairs = info["executor"]["inactive_flags"].as_array();
+    let pair = |pair: &Value| {
+        let flag = pair[0].as_str()?.trim_start_matches('-');
+        Some((flag.to_string(), pair[1].as_str()?.to_string()))
+    };
+    pairs.into_iter().flatten().filter_map(pair).collect()
 }

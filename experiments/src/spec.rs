@@ -11,11 +11,15 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
+use crate::derived::Derived;
 use crate::flags::{FlagError, Flags};
 use crate::workload::Workload;
 
 /// Longest chain of `extends`.
 const MAX_LINEAGE: usize = 8;
+
+/// The table of an `experiment.toml` that is the business of `tune` alone.
+const TUNE: &str = "tune";
 
 #[derive(Debug, thiserror::Error)]
 pub enum SpecError {
@@ -87,6 +91,9 @@ pub struct Experiment {
     #[serde(serialize_with = "as_arguments")]
     pub flags: Flags,
     pub workload: Workload,
+    /// Set where the flags are not those of the folder's file.
+    #[serde(skip)]
+    pub derived: Option<Derived>,
 }
 
 /// The record shows the flags as the server got them.
@@ -170,6 +177,7 @@ impl Experiment {
         let mut lineage = Vec::new();
         let mut table = load_lineage(dir, &name, &mut lineage)?;
 
+        table.remove(TUNE);
         let quick = table.remove("quick");
         if overrides.quick
             && let Some(Value::Table(quick)) = quick
@@ -225,8 +233,21 @@ impl Experiment {
             extra_flags: overrides.extra_flags.clone(),
             flags,
             workload: written.workload,
+            derived: None,
             name,
         })
+    }
+}
+
+/// `[tune]` of the experiment or the nearest ancestor that has one; `name` is a folder's.
+pub fn tune_table(dir: &Path, name: &str) -> Result<Option<Table>, SpecError> {
+    match load_lineage(dir, name, &mut Vec::new())?.remove(TUNE) {
+        None => Ok(None),
+        Some(Value::Table(table)) => Ok(Some(table)),
+        Some(other) => Err(SpecError::Toml {
+            path: dir.join(name).join("experiment.toml"),
+            message: format!("tune = {other}: must be a table"),
+        }),
     }
 }
 

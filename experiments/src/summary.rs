@@ -42,15 +42,15 @@ pub struct Summary {
 
 /// Times of one request that came back whole.
 #[expect(clippy::struct_field_names, reason = "the unit is in the name")]
-struct RequestTimes {
-    ttft_ms: f64,
-    e2el_ms: f64,
+pub(crate) struct RequestTimes {
+    pub ttft_ms: f64,
+    pub e2el_ms: f64,
     /// Undefined for a single token.
-    tpot_ms: Option<f64>,
+    pub tpot_ms: Option<f64>,
 }
 
 impl RequestTimes {
-    fn of(row: &RequestRow) -> Option<Self> {
+    pub fn of(row: &RequestRow) -> Option<Self> {
         let (sent_s, first_token_s) = (row.sent_s?, row.first_token_s?);
         let ttft_ms = (first_token_s - sent_s) * 1e3;
         let e2el_ms = (row.end_s - sent_s) * 1e3;
@@ -136,7 +136,7 @@ impl CaseSummary {
     }
 
     /// Keys as `vllm bench serve --save-result` writes them.
-    fn to_json(&self) -> Value {
+    pub fn to_json(&self) -> Value {
         let (max_concurrency, request_rate) = match self.case.arrival {
             Arrival::ClosedLoop { n_users } => (Some(n_users), Value::from("inf")),
             Arrival::OpenLoop { rate_per_s } => (None, Value::from(rate_per_s)),

@@ -15,6 +15,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 MODE = os.environ.get("FAKE_ENGINE_MODE", "good")
 TOKEN_S = float(os.environ.get("FAKE_ENGINE_TOKEN_S", "0.001"))
+# Flags that do nothing here, and one that this engine does not survive.
+INACTIVE = os.environ.get("FAKE_ENGINE_INACTIVE", "").split()
+FATAL = os.environ.get("FAKE_ENGINE_FATAL")
+# A flag that acts: how long a token takes.
+if "--token-ms" in sys.argv:
+    TOKEN_S = float(sys.argv[sys.argv.index("--token-ms") + 1]) / 1e3
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -36,7 +42,8 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(503 if MODE == "never-healthy" else 200, "")
         elif self.path == "/server_info":
             model = {"requested": "fake", "used": "fake-7b", "format": "gguf", "fallback_reason": None}
-            self.answer(200, json.dumps({"model": model, "executor": {"name": "fake"}}))
+            inactive = [[flag, "the fake has no use for it"] for flag in INACTIVE if flag in sys.argv]
+            self.answer(200, json.dumps({"model": model, "executor": {"name": "fake", "inactive_flags": inactive}}))
         elif self.path == "/v1/models":
             self.answer(200, json.dumps({"data": [{"id": "fake-7b"}]}))
         elif self.path == "/metrics":
@@ -74,7 +81,7 @@ def main():
     child = subprocess.Popen(["sleep", "600"])
     with open(os.environ["FAKE_ENGINE_PIDS"], "w") as pids:
         pids.write(f"{os.getpid()} {child.pid}\n")
-    if MODE == "fails-to-start":
+    if MODE == "fails-to-start" or FATAL in sys.argv:
         print("cannot bind: all is lost", flush=True)
         sys.exit(5)
     port = int(sys.argv[sys.argv.index("--port") + 1])

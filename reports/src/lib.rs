@@ -14,6 +14,8 @@
 //! - [`stats`] describes and compares; the sample of a comparison is a server start.
 //! - [`render`] turns the outcome into text. Templates hold words, never figures; the words that
 //!   judge ("개선", "차이 없음", "판단 불가") come from [`stats::verdict`].
+//! - [`requests_parquet`] writes the rows of one run for programs that read tables.
+//! - [`verdicts`] prints what a campaign of `ablate` or `reproduce` found.
 //!
 //! The same input gives the same bytes: everything is sorted, resampling is seeded, and no clock
 //! is read. Absent on purpose: anything that writes to `data/`.
@@ -32,8 +34,10 @@ pub mod charts;
 pub mod lang;
 pub mod load;
 pub mod render;
+pub mod requests_parquet;
 pub mod select;
 pub mod stats;
+pub mod verdicts;
 
 use std::path::PathBuf;
 
@@ -64,6 +68,8 @@ pub enum ReportError {
         row: usize,
         message: String,
     },
+    #[error("{}: {message}", path.display())]
+    Parquet { path: PathBuf, message: String },
     #[error("no report is called `{name}`; there are: {known}")]
     UnknownReport { name: String, known: String },
     #[error("chart {name}: {message}")]

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
-use clap::Parser;
+use clap::{Parser, Subcommand};
 
 use reports::lang::Lang;
 use reports::load;
@@ -12,12 +12,30 @@ use reports::render::assemble::build;
 use reports::render::context::ReportLink;
 use reports::render::context::{GroupContext, ReportContext};
 use reports::render::{REPORTS, Report, TRUST, format, page, trust};
+use reports::requests_parquet::{self, ParquetArgs};
 use reports::select::Selection;
 use reports::stats::verdict::VerdictConfig;
+use reports::verdicts::{VerdictCommand, ablation, reproduction, starts_needed};
 
 /// Aggregates run records and renders the reports.
 #[derive(Debug, Parser)]
-#[command(name = "reports", version)]
+#[command(name = "reports", version, args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    report: Args,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    #[command(flatten)]
+    Verdict(VerdictCommand),
+    /// Write the request rows of one run as a Parquet file
+    Parquet(ParquetArgs),
+}
+
+#[derive(Debug, clap::Args)]
 struct Args {
     /// Folder of run folders [default: data/runs of the repository]
     #[arg(long, value_name = "DIR")]
@@ -54,13 +72,35 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    match run(&Args::parse()) {
+    let cli = Cli::parse();
+    let outcome = match &cli.command {
+        Some(Command::Verdict(command)) => print_verdict(command),
+        Some(Command::Parquet(args)) => requests_parquet::write(args).map(drop).map_err(Into::into),
+        None => run(&cli.report),
+    };
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+fn print_verdict(command: &VerdictCommand) -> anyhow::Result<()> {
+    let runs_of = |typed: &Option<PathBuf>| input_folder(typed.as_deref(), "data/runs");
+    match command {
+        VerdictCommand::Ablation { campaign, runs_dir } => {
+            print!("{}", ablation::table(&runs_of(runs_dir)?, campaign)?);
+        }
+        VerdictCommand::Reproduction { campaign, runs_dir } => {
+            print!("{}", reproduction::table(&runs_of(runs_dir)?, campaign)?);
+        }
+        VerdictCommand::StartsNeeded { n_comparisons } => {
+            println!("{}", starts_needed(*n_comparisons));
+        }
+    }
+    Ok(())
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {

@@ -128,11 +128,14 @@ impl Key {
 /// The groups, newest first. Peers join every group of their machine: a server that we did not
 /// start may call the same model by another name, and has flags of its own. A machine with peers only has a group for them.
 pub fn groups(runs: &[RunFolder]) -> Vec<Group<'_>> {
+    // Arms of an ablation, candidates of a search and repetitions are no runs of an experiment.
     let readable = runs.iter().filter_map(|folder| {
-        Some(Run {
-            folder,
-            record: folder.record.as_ref()?,
-        })
+        let record = folder.record.as_ref()?;
+        record
+            .manifest
+            .derived
+            .is_none()
+            .then_some(Run { folder, record })
     });
     let (peers, own): (Vec<_>, Vec<_>) =
         readable.partition(|run| run.record.manifest.base_url.is_some());

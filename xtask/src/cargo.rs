@@ -53,7 +53,7 @@ pub fn build_release(packages: &[&str]) -> Result<()> {
     build("release", packages)
 }
 
-/// As [`build_release`], in the profile `release` or `dist`. The CUDA kernels that were asked for
+/// As [`build_release`], in any profile. The CUDA kernels that were asked for
 /// last go with it, compiled anew where their sources have changed.
 pub fn build(profile: &str, packages: &[&str]) -> Result<()> {
     let kernels = kernels::remembered()?.unwrap_or_default();
@@ -157,6 +157,42 @@ fn n_packages(packages: &[&str]) -> Result<u64> {
 pub fn become_program(program: &Path, args: &[String]) -> Result<ExitCode> {
     let error = Command::new(program).args(args).current_dir(root()?).exec();
     Err(error).with_context(|| format!("{} cannot be started", program.display()))
+}
+
+/// `experiments` for what needs no engine; with the engine where there is one already, so that the
+/// next experiment need not compile their shared crates again.
+pub fn build_experiments() -> Result<()> {
+    if release_binary("engine")?.is_file() {
+        build_release(&MEASURED)
+    } else {
+        build_release(&["experiments"])
+    }
+}
+
+/// `experiments <command> <arguments>`, which must have been built.
+pub fn become_experiments(command: &str, arguments: &[String]) -> Result<ExitCode> {
+    let mut words = vec![command.to_string()];
+    words.extend(arguments.iter().cloned());
+    become_program(&release_binary("experiments")?, &words)
+}
+
+/// Builds `reports` in the dev profile: polars in release takes minutes and the data are small.
+pub fn build_reports() -> Result<()> {
+    build("dev", &["reports"])
+}
+
+/// As [`become_experiments`], telling it where `reports` is, if that has been built.
+pub fn become_experiments_with_reports(command: &str, arguments: &[String]) -> Result<ExitCode> {
+    let reports = target_dir()?.join("debug").join("reports");
+    let mut words = Vec::new();
+    if reports.is_file() {
+        let reports = reports
+            .to_str()
+            .context("the target folder's name is not UTF-8")?;
+        words.extend(["--reports-bin".to_string(), reports.to_string()]);
+    }
+    words.extend(arguments.iter().cloned());
+    become_experiments(command, &words)
 }
 
 /// As [`become_program`], for cargo itself.

@@ -2,20 +2,26 @@
 //! file of its own and calls the programs that do the work (`experiments`, `engine`, `reports`)
 //! as processes, so that this crate compiles in seconds.
 
+mod ablate;
 mod bench;
 mod build;
 mod cargo;
 mod ci;
 mod clean;
 mod exp;
+mod export;
 mod feature_union;
+mod import;
 mod kernels;
 mod list;
 mod model;
+mod new;
 mod report;
+mod reproduce;
 mod simulate;
 mod source_index;
 mod test;
+mod tune;
 
 use std::process::ExitCode;
 
@@ -40,6 +46,18 @@ enum Recipe {
     Exp(exp::ExpArgs),
     /// Play an experiment's workload on a simulated card: cargo xtask simulate ultra --gpu h100
     Simulate(simulate::SimulateArgs),
+    /// Which flag does what: each off and on in turn: cargo xtask ablate balanced-v2 --dry-run
+    Ablate(ablate::AblateArgs),
+    /// Search the flags within a budget of time: cargo xtask tune balanced-v2 --objective ttft --budget 30m
+    Tune(tune::TuneArgs),
+    /// Measure a recorded run's configuration again: cargo xtask reproduce <run id>
+    Reproduce(reproduce::ReproduceArgs),
+    /// Make the next numbered experiment: cargo xtask new short-chunks --from balanced-v2 --set chunked-prefill-size=256
+    New(new::NewArgs),
+    /// Write a run as JSON (keys of `vllm bench serve`), CSV or Parquet: cargo xtask export <run id> --format csv
+    Export(export::ExportArgs),
+    /// Keep another engine's benchmark result beside the runs: cargo xtask import result.json --source vllm
+    Import(import::ImportArgs),
     /// Aggregate the runs and render the Korean reports (arguments go to `reports`)
     Report(report::ReportArgs),
     /// Benchmark the kernels (arguments go to `cargo bench`)
@@ -76,6 +94,12 @@ fn dispatch(recipe: Option<Recipe>) -> Result<ExitCode> {
         }
         Some(Recipe::Exp(args)) => exp::run(&args),
         Some(Recipe::Simulate(args)) => simulate::run(&args),
+        Some(Recipe::Ablate(args)) => ablate::run(&args),
+        Some(Recipe::Tune(args)) => tune::run(&args),
+        Some(Recipe::Reproduce(args)) => reproduce::run(&args),
+        Some(Recipe::New(args)) => new::run(&args),
+        Some(Recipe::Export(args)) => export::run(&args),
+        Some(Recipe::Import(args)) => import::run(&args),
         Some(Recipe::Report(args)) => report::run(&args),
         Some(Recipe::Bench(args)) => bench::run(&args),
         Some(Recipe::Build(args)) => build::run(&args),

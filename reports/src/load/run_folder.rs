@@ -36,7 +36,28 @@ pub struct Manifest {
     /// Base URL of a server that the experiment did not start (another engine), if any.
     #[serde(default)]
     pub base_url: Option<String>,
+    /// Set where the flags are not those of the experiment's own file.
+    #[serde(default)]
+    pub derived: Option<Derived>,
     pub started_utc: String,
+}
+
+/// What a run that is none of a numbered experiment was made from, and by which recipe.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Derived {
+    /// `ablation`, `tuning`, `reproduction`.
+    pub by: String,
+    pub parent: String,
+    /// The experiment at the other end of an ablation; none: the engine's defaults.
+    #[serde(default)]
+    pub baseline: Option<String>,
+    /// `full`, `baseline`, `off`, `on`.
+    #[serde(default)]
+    pub direction: Option<String>,
+    #[serde(default)]
+    pub flag: Option<String>,
+    #[serde(default)]
+    pub of_run: Option<String>,
 }
 
 #[derive(Debug, Clone, Deserialize)]

@@ -1,0 +1,125 @@
+//! `experiments export`: a run in the forms that other programs read.
+//!
+//! JSON has the keys of `vllm bench serve --save-detailed`, one file a case, since such a file is one
+//! load. CSV and Parquet have one row a request, with its times worked out. Records stay as they
+//! are; an export can be made again at any time and is overwritten.
+
+mod request_csv;
+mod vllm_result;
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, ValueEnum};
+
+use crate::record::{self, Manifest, RunStatus, Status};
+use crate::recorded::{folder_of, read_config, read_rows};
+use crate::reports_program::ReportsProgram;
+use crate::repository::Repository;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// One file a case, with the keys of `vllm bench serve`
+    Json,
+    /// One row a request
+    Csv,
+    /// The same as a Parquet file, through `reports`
+    Parquet,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct ExportArgs {
+    /// Run: its id, a part of it that fits one run only, or its folder
+    #[arg(value_name = "RUN")]
+    pub run: String,
+    #[arg(long, value_enum)]
+    pub format: Format,
+    /// Only this case
+    #[arg(long, value_name = "CASE")]
+    pub case: Option<String>,
+    /// Folder that takes the files
+    #[arg(long, value_name = "PATH", default_value = "target/export")]
+    pub out: PathBuf,
+    /// Program that writes Parquet [default: `reports` beside this program]
+    #[arg(long, value_name = "PATH")]
+    pub reports_bin: Option<PathBuf>,
+    /// Folder of the run folders [default: data/runs]
+    #[arg(long, value_name = "PATH")]
+    pub runs_dir: Option<PathBuf>,
+}
+
+/// Writes the files; returns their paths, a line each.
+pub fn export(args: &ExportArgs, repository: &Repository) -> Result<String> {
+    let runs_dir = args
+        .runs_dir
+        .clone()
+        .unwrap_or_else(|| repository.runs_dir());
+    let dir = folder_of(&runs_dir, &args.run)?;
+    let manifest: Manifest = record::read_json(&dir.join(record::MANIFEST))?;
+    let status = record::read_json::<Status>(&dir.join(record::STATUS));
+    if !status.is_ok_and(|status| status.status == RunStatus::Complete) {
+        eprintln!(
+            "WARNING: {} did not complete; what it had measured is exported",
+            manifest.run_id
+        );
+    }
+    let workload = read_config(&dir)?.workload;
+    let mut rows = read_rows(&dir)?;
+    let mut cases = workload.cases();
+    cases.retain(|case| !case.warmup);
+    if let Some(wanted) = &args.case {
+        let names: Vec<&str> = cases.iter().map(|case| case.name.as_str()).collect();
+        if !names.contains(&wanted.as_str()) {
+            bail!(
+                "{} has no case {wanted}; there are: {}",
+                manifest.run_id,
+                names.join(", ")
+            );
+        }
+        cases.retain(|case| case.name == *wanted);
+        rows.retain(|row| row.case == *wanted);
+    }
+    fs::create_dir_all(&args.out).with_context(|| args.out.display().to_string())?;
+    let mut written = Vec::new();
+    match args.format {
+        Format::Json => {
+            for case in &cases {
+                let result =
+                    vllm_result::of_case(&manifest, case, &rows, workload.goodput.as_ref());
+                let text = serde_json::to_string_pretty(&result)?;
+                let path = args
+                    .out
+                    .join(format!("{}.{}.json", manifest.run_id, case.name));
+                written.push(write(&path, &text)?);
+            }
+        }
+        Format::Parquet => {
+            let path = args
+                .out
+                .join(format!("{}.requests.parquet", manifest.run_id));
+            let mut words: Vec<OsString> = vec![
+                "parquet".into(),
+                dir.into(),
+                "--out".into(),
+                path.clone().into(),
+            ];
+            if let Some(case) = &args.case {
+                words.extend(["--case".into(), case.into()]);
+            }
+            ReportsProgram::find(args.reports_bin.as_deref())?.run(&words)?;
+            written.push(path.display().to_string());
+        }
+        Format::Csv => {
+            let path = args.out.join(format!("{}.requests.csv", manifest.run_id));
+            written.push(write(&path, &request_csv::table(&rows))?);
+        }
+    }
+    Ok(written.join("\n") + "\n")
+}
+
+fn write(path: &Path, text: &str) -> Result<String> {
+    fs::write(path, text).with_context(|| path.display().to_string())?;
+    Ok(path.display().to_string())
+}

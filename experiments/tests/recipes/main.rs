@@ -1,0 +1,8 @@
+//! The commands that make and compare experiments, end to end with a stand-in engine.
+
+mod ablate;
+mod exchange;
+mod new;
+mod notebook;
+mod reproduce;
+mod tune;

@@ -1,0 +1,147 @@
+//! Whether a configuration that was measured again still gives its old figures.
+//!
+//! Old: the complete starts of the run's own experiment and campaign. New: those of the campaign of
+//! `reproduce`. With enough starts the verdict decides: all same, and the old figures hold; faster
+//! or slower, and they do not. Too few starts decide nothing; then the table says how many figures
+//! of the new starts lie where the old ones lay, which is a hint and called one.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::path::Path;
+
+use anyhow::{Context, bail};
+
+use super::{Figure, Runs, judge, phrase, range, remark, spread};
+use crate::load::run_folder::{Derived, Manifest, Outcome, RunFolder};
+use crate::stats::verdict::{Comparison, MetricSamples, Verdict};
+
+/// The table and the conclusion, as Markdown.
+pub fn table(dir: &Path, campaign: &str) -> anyhow::Result<String> {
+    let of_run = of_run(dir, campaign)?;
+    let is_new = |run: &RunFolder| {
+        manifest(run).is_some_and(|m| m.campaign == campaign && repeated(m).is_some())
+    };
+    let old = Runs::read(dir, |run| run.run_id == of_run)?;
+    let Some(repeated_run) = old.folders.first().and_then(manifest) else {
+        bail!("{}: no readable run {of_run}", dir.display());
+    };
+    let is_old = |run: &RunFolder| {
+        manifest(run).is_some_and(|m| {
+            m.campaign == repeated_run.campaign
+                && m.experiment == repeated_run.experiment
+                && m.extra_flags == repeated_run.extra_flags
+                && m.quick == repeated_run.quick
+        })
+    };
+    let runs = Runs::read(dir, |run| is_new(run) || is_old(run))?;
+    let complete = |keep: &dyn Fn(&RunFolder) -> bool| -> Vec<&RunFolder> {
+        runs.folders
+            .iter()
+            .filter(|run| run.outcome == Outcome::Complete && keep(run))
+            .collect()
+    };
+    let (before, after) = (complete(&is_old), complete(&is_new));
+    if before.is_empty() || after.is_empty() {
+        bail!(
+            "{} complete start(s) of old, {} of new: nothing to compare",
+            before.len(),
+            after.len()
+        );
+    }
+
+    let cases: BTreeSet<(Option<u32>, Option<u32>, &str)> = runs
+        .cases
+        .iter()
+        .filter(|c| c.n_requests > 0)
+        .map(|c| (c.n_users, c.max_tokens, c.case.as_str()))
+        .collect();
+    let mut rows = Vec::new();
+    for (.., case) in cases {
+        for figure in Figure::ALL {
+            let values = [&before, &after].map(|runs_of| runs.values(runs_of, case, figure));
+            if values.iter().all(|values| !values.is_empty()) {
+                rows.push((case, figure, values));
+            }
+        }
+    }
+    let family: Vec<MetricSamples> = rows
+        .iter()
+        .map(|(case, figure, _)| runs.samples((&before, &after), case, *figure))
+        .collect();
+    let answers = judge(&family);
+
+    // Writing into a String cannot fail.
+    let mut text = format!(
+        "{of_run}: {} start(s) then, {} now (campaign {campaign})\n\n",
+        before.len(),
+        after.len()
+    );
+    let _ = writeln!(text, "| case | figure | then | now | change |");
+    let _ = writeln!(text, "|---|---|---|---|---|");
+    let mut n_within = 0;
+    for ((case, figure, [old, new]), answer) in rows.iter().zip(&answers) {
+        let ((old_low, old_high), (new_low, new_high)) = (range(old), range(new));
+        n_within += usize::from(new_low <= old_high && old_low <= new_high);
+        let _ = writeln!(
+            text,
+            "| {case} | {} | {} | {} | {} |",
+            figure.title(),
+            spread(old, *figure),
+            spread(new, *figure),
+            phrase(answer)
+        );
+    }
+    let _ = writeln!(
+        text,
+        "\nmedian [lowest, highest] over the starts; plus: better now; {} figures judged together",
+        answers.len()
+    );
+    text.push_str(&conclusion(&answers, n_within));
+    Ok(text)
+}
+
+fn conclusion(answers: &[Comparison], n_within: usize) -> String {
+    let n = answers.len();
+    let count = |verdict: Verdict| answers.iter().filter(|a| a.verdict == verdict).count();
+    let (n_faster, n_slower) = (count(Verdict::Faster), count(Verdict::Slower));
+    let overlap = format!("{n_within} of {n} figures lie in ranges that overlap the old ones");
+    let mut text = if n_faster + n_slower > 0 {
+        format!(
+            "the old figures do not hold: {n_faster} of {n} are better now, {n_slower} worse; {overlap}\n"
+        )
+    } else if count(Verdict::Same) == n {
+        "the old figures hold: none has changed\n".to_owned()
+    } else {
+        format!(
+            "the old figures are not contradicted, {} of {n} are the same, the rest is undecided; {overlap}\n",
+            count(Verdict::Same)
+        )
+    };
+    if let Some(remark) = remark(answers) {
+        text.push_str(&remark);
+        text.push('\n');
+    }
+    text
+}
+
+fn manifest(run: &RunFolder) -> Option<&Manifest> {
+    run.record.as_ref().map(|record| &record.manifest)
+}
+
+fn repeated(manifest: &Manifest) -> Option<&str> {
+    let derived: &Derived = manifest.derived.as_ref()?;
+    derived.of_run.as_deref()
+}
+
+fn of_run(dir: &Path, campaign: &str) -> anyhow::Result<String> {
+    let new = Runs::read(dir, |run| {
+        manifest(run).is_some_and(|m| m.campaign == campaign)
+    })?;
+    let found = new.folders.iter().filter_map(manifest).find_map(repeated);
+    found.map(str::to_owned).with_context(|| {
+        format!(
+            "{}: campaign {campaign} has no start of `reproduce`",
+            dir.display()
+        )
+    })
+}

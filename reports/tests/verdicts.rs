@@ -1,0 +1,239 @@
+//! The tables of `ablate` and `reproduce`, from run folders that the tests write.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot set itself up fails")]
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use reports::verdicts::{ablation, reproduction, starts_needed};
+use serde_json::{Value, json};
+
+/// One server start: two users whose requests take `ms` to the first token and `ms` per token.
+struct Start<'a> {
+    experiment: &'a str,
+    campaign: &'a str,
+    replicate: u32,
+    derived: Value,
+    flags: &'a str,
+    inactive: &'a [&'a str],
+    ms: f64,
+    complete: bool,
+}
+
+impl Start<'_> {
+    fn run_id(&self) -> String {
+        format!("{}_{}_h_{}", self.campaign, self.experiment, self.replicate)
+    }
+
+    fn write(&self, runs: &Path) {
+        let dir = runs.join(self.run_id());
+        fs::create_dir_all(&dir).unwrap();
+        let write = |file: &str, text: String| fs::write(dir.join(file), text).unwrap();
+        let mut manifest = json!({
+            "schema_version": 1, "run_id": self.run_id(), "campaign": self.campaign,
+            "experiment": self.experiment, "replicate": self.replicate, "quick": false,
+            "git": {"commit": null, "dirty": null}, "sha256": {},
+            "model": {"requested": "m", "used": "m", "fallback_reason": null, "format": null},
+            "seed": 1, "command": [], "extra_flags": [], "base_url": null,
+            "started_utc": "2026-01-01T00:00:00Z",
+        });
+        if !self.derived.is_null() {
+            manifest["derived"] = self.derived.clone();
+        }
+        write("manifest.json", manifest.to_string());
+        let cpu = json!({"model": "c", "n_cores": 2, "flags": []});
+        let environment = json!({"host": "h", "os": "o", "cpu": cpu, "memory_bytes": 1});
+        write("environment.json", environment.to_string());
+        let words: Vec<String> = self
+            .flags
+            .split_whitespace()
+            .map(|w| format!("{w:?}"))
+            .collect();
+        write(
+            "config.resolved.toml",
+            format!("flags = [{}]\n", words.join(", ")),
+        );
+        let inactive: Vec<[&str; 2]> = self.inactive.iter().map(|flag| [*flag, "no use"]).collect();
+        let info = json!({"executor": {"name": "e", "inactive_flags": inactive}});
+        write("server_info.json", info.to_string());
+        let mut rows = String::new();
+        for index in 0..4_u32 {
+            let (sent_s, token_s) = (f64::from(index), self.ms / 1e3);
+            let row = json!({
+                "case": "users-2", "phase": "users", "warmup": false, "index": index,
+                "user": index % 2, "n_users": 2, "rate_per_s": null, "prompt_id": "p",
+                "max_tokens": 11, "scheduled_s": sent_s, "sent_s": sent_s,
+                "first_token_s": sent_s + token_s, "token_s": [], "end_s": sent_s + 11.0 * token_s,
+                "prompt_tokens": 5, "output_tokens": 11, "cached_tokens": 0,
+                "finish_reason": "length", "error": null,
+            });
+            writeln!(rows, "{row}").unwrap();
+        }
+        write("requests.jsonl", rows);
+        let status = if self.complete { "complete" } else { "failed" };
+        write(
+            "status.json",
+            json!({"status": status, "reason": null}).to_string(),
+        );
+    }
+}
+
+/// Starts of one arm whose times are `ms`, a little apart from round to round.
+fn arm(runs: &Path, n: u32, ms: f64, start: &Start<'_>) {
+    for replicate in 0..n {
+        Start {
+            replicate,
+            ms: ms * (1.0 + 0.001 * f64::from(replicate * 7 % 5)),
+            derived: start.derived.clone(),
+            ..*start
+        }
+        .write(runs);
+    }
+}
+
+fn ablated(direction: &str, flag: Option<&str>) -> Value {
+    json!({"by": "ablation", "parent": "02-full", "baseline": "01-base", "direction": direction, "flag": flag})
+}
+
+/// `--fast` halves the times and only works alone, `--idle` is inactive, `--needs 1` is inactive
+/// without the rest of the full configuration.
+fn campaign(n: u32) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let start = |direction: &str, flag: Option<&str>, flags: &'static str, inactive| Start {
+        experiment: match (direction, flag) {
+            ("full", _) => "02-full-full",
+            ("baseline", _) => "02-full-baseline",
+            ("off", Some("fast")) => "02-full-off-fast",
+            ("on", Some("fast")) => "02-full-on-fast",
+            ("off", _) => "02-full-off-needs",
+            _ => "02-full-on-needs",
+        },
+        campaign: "c1",
+        replicate: 0,
+        derived: ablated(direction, flag),
+        flags,
+        inactive,
+        ms: 0.0,
+        complete: true,
+    };
+    let idle: &[&str] = &["--idle"];
+    let put = |n, ms, start: Start<'_>| arm(dir.path(), n, ms, &start);
+    put(
+        n,
+        50.0,
+        start("full", None, "--shared --fast --idle --needs 1", idle),
+    );
+    put(n, 100.0, start("baseline", None, "--shared", &[]));
+    put(
+        n,
+        100.0,
+        start("off", Some("fast"), "--shared --idle --needs 1", idle),
+    );
+    put(n, 50.0, start("on", Some("fast"), "--shared --fast", &[]));
+    put(
+        n,
+        50.0,
+        start("off", Some("needs"), "--shared --fast --idle", idle),
+    );
+    put(
+        1,
+        100.0,
+        start("on", Some("needs"), "--shared --needs 1", &["--needs"]),
+    );
+    dir
+}
+
+#[test]
+fn every_flag_has_its_verdict_and_idle_ones_are_listed() {
+    let dir = campaign(7);
+    let table = ablation::table(dir.path(), "c1").unwrap();
+    insta::assert_snapshot!(table);
+    assert!(ablation::table(dir.path(), "c2").is_err());
+}
+
+#[test]
+fn few_starts_decide_nothing_and_say_how_many_would() {
+    let dir = campaign(2);
+    let table = ablation::table(dir.path(), "c1").unwrap();
+    let needed = starts_needed(12);
+    assert!(
+        table.contains(&format!(
+            "2 against 2 server starts decide nothing in a table of 12 figures; {needed} each would"
+        )),
+        "{table}"
+    );
+    assert!(!table.contains("better |"), "{table}");
+}
+
+fn reproduced(n: u32, now_ms: f64) -> String {
+    let dir = tempfile::tempdir().unwrap();
+    let start = |campaign, derived| Start {
+        experiment: "02-full",
+        campaign,
+        replicate: 0,
+        derived,
+        flags: "--fast",
+        inactive: &[],
+        ms: 0.0,
+        complete: true,
+    };
+    arm(dir.path(), n, 50.0, &start("c1", Value::Null));
+    let derived = json!({"by": "reproduction", "parent": "02-full", "of_run": "c1_02-full_h_1"});
+    arm(dir.path(), n, now_ms, &start("c2", derived));
+    // Others of the old campaign are no part of it.
+    let other = Start {
+        experiment: "03-other",
+        ..start("c1", Value::Null)
+    };
+    arm(dir.path(), n, 9.0, &other);
+    reproduction::table(dir.path(), "c2").unwrap()
+}
+
+#[test]
+fn equal_figures_hold_and_others_do_not() {
+    insta::assert_snapshot!(reproduced(6, 50.0));
+    let slower = reproduced(6, 60.0);
+    assert!(
+        slower.contains(
+            "the old figures do not hold: 0 of 3 are better now, 3 worse; 0 of 3 figures"
+        ),
+        "{slower}"
+    );
+    let few = reproduced(2, 50.0);
+    assert!(
+        few.contains("the old figures are not contradicted, 0 of 3"),
+        "{few}"
+    );
+    assert!(
+        few.contains("3 of 3 figures lie in ranges that overlap"),
+        "{few}"
+    );
+}
+
+#[test]
+fn derived_runs_are_no_runs_of_an_experiment() {
+    let dir = campaign(1);
+    let records = reports::load::load(dir.path(), &dir.path().join("none"), |_| true).unwrap();
+    assert_eq!(records.runs.len(), 6);
+    assert!(reports::select::groups(&records.runs).is_empty());
+}
+
+#[test]
+fn the_program_answers_how_many_starts_are_needed() {
+    let answer = |n: &str| {
+        let output = Command::new(env!("CARGO_BIN_EXE_reports"))
+            .args(["starts-needed", n])
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout)
+            .unwrap()
+            .trim()
+            .parse::<usize>()
+            .unwrap()
+    };
+    assert_eq!(answer("1"), starts_needed(1));
+    assert!(answer("60") > answer("3"));
+}

@@ -1,0 +1,25 @@
+//! `new <name> --from <experiment> [arguments]`: hands all to `experiments`.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Args;
+
+use crate::cargo;
+
+#[derive(Args)]
+#[command(disable_help_flag = true)]
+pub struct NewArgs {
+    /// Arguments of `experiments new`
+    #[arg(
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "ARGS"
+    )]
+    arguments: Vec<String>,
+}
+
+pub fn run(args: &NewArgs) -> Result<ExitCode> {
+    cargo::build_experiments()?;
+    cargo::become_experiments("new", &args.arguments)
+}
