@@ -10,6 +10,7 @@
 
 pub mod calibrate;
 pub mod campaign;
+pub mod drift;
 pub mod environment;
 pub mod flags;
 pub mod interrupts;
@@ -32,4 +33,5 @@ pub mod statistics;
 pub mod summary;
 pub mod supervise;
 pub mod utc;
+pub mod verdict_list;
 pub mod workload;

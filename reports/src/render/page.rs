@@ -64,7 +64,15 @@ pub fn page(
     page.map(|text| text + "\n").map_err(problem)
 }
 
-/// Puts pictures in place, tables into boxes that scroll, and names to headings.
+/// Table cells of so many characters never break.
+const SHORT_CELL: usize = 24;
+/// Units that stay on one line with their number.
+const UNITS: [&str; 9] = [
+    "ms", "tok/s", "req/s", "%", "s", "GiB", "MiB", "KiB", "GB/s",
+];
+
+/// Puts pictures in place, tables into boxes that scroll, and names to headings; keeps short cells
+/// and units on one line.
 fn converted<'a>(
     parser: Parser<'a>,
     charts: &BTreeMap<String, String>,
@@ -74,6 +82,8 @@ fn converted<'a>(
     // Text of the heading or picture being read.
     let mut heading: Option<(HeadingLevel, usize, String)> = None;
     let mut in_picture = false;
+    // Where the cell being read begins.
+    let mut cell = 0;
     for event in parser {
         match event {
             Event::Start(Tag::Image { ref dest_url, .. }) if charts.contains_key(&**dest_url) => {
@@ -113,6 +123,17 @@ fn converted<'a>(
                 out.push(event);
                 out.push(Event::Html("</div>\n".into()));
             }
+            Event::Start(Tag::TableCell) => {
+                out.push(event);
+                cell = out.len();
+            }
+            Event::End(TagEnd::TableCell) => {
+                if n_characters(&out[cell..]) <= SHORT_CELL {
+                    out.insert(cell, Event::InlineHtml("<span class=\"short\">".into()));
+                    out.push(Event::InlineHtml("</span>".into()));
+                }
+                out.push(event);
+            }
             Event::Start(Tag::Link {
                 link_type,
                 dest_url,
@@ -130,11 +151,50 @@ fn converted<'a>(
                 {
                     text.push_str(piece);
                 }
-                out.push(event);
+                out.push(match event {
+                    Event::Text(text) => Event::Text(with_units_kept(text)),
+                    other => other,
+                });
             }
         }
     }
     out
+}
+
+/// Of the text; a line break inside counts as too many.
+fn n_characters(events: &[Event<'_>]) -> usize {
+    let length = |event: &Event<'_>| match event {
+        Event::Text(text) | Event::Code(text) => text.chars().count(),
+        Event::InlineHtml(_) => SHORT_CELL + 1,
+        _ => 0,
+    };
+    events.iter().map(length).sum()
+}
+
+/// `85.2 ms` with a space that does not break.
+fn with_units_kept(text: CowStr<'_>) -> CowStr<'_> {
+    let mut kept = String::with_capacity(text.len());
+    let mut rest = &*text;
+    while let Some(space) = rest.find(' ') {
+        let (before, after) = (&rest[..space], &rest[space + 1..]);
+        let unit = after
+            .split([' ', ',', ']', ')', ';'])
+            .next()
+            .unwrap_or_default();
+        let is_number = before.ends_with(|c: char| c.is_ascii_digit());
+        kept.push_str(before);
+        kept.push(if is_number && UNITS.contains(&unit) {
+            '\u{a0}'
+        } else {
+            ' '
+        });
+        rest = after;
+    }
+    if kept.contains('\u{a0}') {
+        kept.push_str(rest);
+        return kept.into();
+    }
+    text
 }
 
 fn to_page(link: CowStr<'_>) -> CowStr<'_> {
@@ -161,6 +221,28 @@ mod tests {
         assert!(html.contains("<div class=\"scroll\"><table>"));
         assert!(html.contains("&lt;2") && html.contains("href=\"b.ko.html\""));
         assert!(html.contains("<h1 id=\"s1\">"));
+    }
+
+    #[test]
+    fn short_cells_and_units_stay_on_one_line() {
+        let long = "a text of more than twenty-four characters, 5 ms long";
+        let markdown = format!("| a |\n|---|\n| 03-balanced-v2 |\n| {long} |\n| b<br>c |\n");
+        let html = page(&markdown, &BTreeMap::new(), Lang::En).unwrap();
+        assert!(html.contains("<td><span class=\"short\">03-balanced-v2</span></td>"));
+        assert!(
+            html.contains("<td>a text of more than twenty-four characters, 5\u{a0}ms long</td>")
+        );
+        assert!(html.contains("<td>b<br>c</td>"), "{html}");
+        let kept = |text: &'static str| with_units_kept(text.into()).into_string();
+        assert_eq!(
+            kept("85.2 ms [84.9 ms, 87.2 ms]"),
+            "85.2\u{a0}ms [84.9\u{a0}ms, 87.2\u{a0}ms]"
+        );
+        assert_eq!(
+            kept("+7.4 % better, n 20 s"),
+            "+7.4\u{a0}% better, n 20\u{a0}s"
+        );
+        assert_eq!(kept("version 2 msg"), "version 2 msg");
     }
 
     #[test]
