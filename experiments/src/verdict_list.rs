@@ -89,11 +89,12 @@ impl Judged {
             })
             .collect();
         format!(
-            "{}: {} (against {}, {} starts)",
-            self.group,
+            "{}: {} (against {}, {} server start{})",
+            self.group.replace('`', ""),
             words.join(", "),
             self.against,
-            self.n_starts
+            self.n_starts,
+            if self.n_starts == 1 { "" } else { "s" }
         )
     }
 }
@@ -112,7 +113,7 @@ mod tests {
         let last: LastVerdicts = serde_json::from_str(TEXT).expect("works");
         assert_eq!(
             last.lines_of("02-b"),
-            ["card · model: latency +7.4 % better, ttft undecided (against 01-a, 8 starts)"]
+            ["card · model: latency +7.4 % better, ttft undecided (against 01-a, 8 server starts)"]
         );
         assert_eq!(last.lines_of("01-a"), Vec::<String>::new());
     }

@@ -12,7 +12,7 @@ mod resolve;
 use std::fmt::Write as _;
 use std::path::Path;
 
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Table, Width, presets};
 
 use crate::ReportError;
 use crate::lang::Lang;
@@ -35,6 +35,9 @@ const PHASES: [(&str, &[Metric]); 4] = [
     ("users", &[Metric::RequestThroughput, Metric::Latency]),
     ("rate", &[Metric::Latency, Metric::Ttft]),
 ];
+
+/// Longer settings continue on the next line.
+const VALUE_WIDTH: u16 = 48;
 
 /// The text that `reports compare` prints. `names`: run ids, their last parts, or experiments.
 pub fn compare(
@@ -99,6 +102,13 @@ fn described(chosen: &Chosen<'_>, lang: Lang) -> String {
 fn configuration_table(a: &Arm<'_>, b: &Arm<'_>, lang: Lang) -> String {
     let (different, n_same) = configuration::differences(a, b, lang);
     let mut table = plain([lang.pick("설정", "configuration"), "A", "B"]);
+    table.set_content_arrangement(ContentArrangement::Dynamic);
+    table.set_width(u16::MAX);
+    for column in [1, 2] {
+        if let Some(column) = table.column_mut(column) {
+            column.set_constraint(ColumnConstraint::UpperBoundary(Width::Fixed(VALUE_WIDTH)));
+        }
+    }
     let n_different = different.len();
     for row in different {
         table.add_row(row);
@@ -139,15 +149,15 @@ fn figures_table(
         }
     }
     let arms = [named(a, "A"), named(b, "B")];
-    let mut n_rows = 0;
+    let mut reasons: Vec<String> = Vec::new();
     for (phase, metrics) in PHASES {
         let rows = tables::rows(records, &arms, Some(&arms[0]), phase, metrics, config, lang);
         for verdict in rows.iter().flat_map(|row| &row.verdicts) {
             table.add_row(figures_row(verdict, incomparable, lang));
-            n_rows += 1;
+            reasons.extend(verdict.reason.clone().filter(|_| !incomparable));
         }
     }
-    if n_rows == 0 {
+    if table.is_empty() {
         return lang
             .pick(
                 "두 쪽 모두 완료된 실행에서 잰 같은 조건이 없음",
@@ -155,7 +165,18 @@ fn figures_table(
             )
             .to_owned();
     }
-    table.to_string()
+    // Most rows of a table are undecided for one reason.
+    reasons.sort();
+    reasons.dedup();
+    let undecided = lang.pick("판단 불가", "undecided");
+    std::iter::once(table.to_string())
+        .chain(
+            reasons
+                .iter()
+                .map(|reason| format!("{undecided}: {reason}")),
+        )
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 fn figures_row(verdict: &VerdictRow, incomparable: bool, lang: Lang) -> [String; 7] {
@@ -171,10 +192,10 @@ fn figures_row(verdict: &VerdictRow, incomparable: bool, lang: Lang) -> [String;
             interval.unwrap_or_default()
         )
     });
-    let judged = match &verdict.reason {
-        _ if incomparable => lang.pick("판정하지 않음", "not judged").to_owned(),
-        Some(reason) => format!("{}: {reason}", verdict.phrase),
-        None => verdict.phrase.clone(),
+    let judged = if incomparable {
+        lang.pick("판정하지 않음", "not judged").to_owned()
+    } else {
+        verdict.phrase.clone()
     };
     [
         verdict.case.clone(),

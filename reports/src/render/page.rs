@@ -171,28 +171,28 @@ fn n_characters(events: &[Event<'_>]) -> usize {
     events.iter().map(length).sum()
 }
 
-/// `85.2 ms` with a space that does not break.
+/// `85.2 ms [84.9 ms, 87.2 ms]` with spaces that do not break, but for the one before the interval.
 fn with_units_kept(text: CowStr<'_>) -> CowStr<'_> {
-    let mut kept = String::with_capacity(text.len());
+    const KEPT: char = '\u{a0}';
+    let mut out = String::with_capacity(text.len());
     let mut rest = &*text;
+    let mut in_brackets = false;
     while let Some(space) = rest.find(' ') {
         let (before, after) = (&rest[..space], &rest[space + 1..]);
-        let unit = after
-            .split([' ', ',', ']', ')', ';'])
-            .next()
-            .unwrap_or_default();
-        let is_number = before.ends_with(|c: char| c.is_ascii_digit());
-        kept.push_str(before);
-        kept.push(if is_number && UNITS.contains(&unit) {
-            '\u{a0}'
-        } else {
-            ' '
-        });
+        if let Some(bracket) = before.rfind(['[', ']']) {
+            in_brackets = before[bracket..].starts_with('[');
+        }
+        let word = after.split([' ', ',', ']', ')', ';']).next();
+        let is_unit = before.ends_with(|c: char| c.is_ascii_digit())
+            && UNITS.contains(&word.unwrap_or_default());
+        let in_interval = in_brackets && before.ends_with(',');
+        out.push_str(before);
+        out.push(if is_unit || in_interval { KEPT } else { ' ' });
         rest = after;
     }
-    if kept.contains('\u{a0}') {
-        kept.push_str(rest);
-        return kept.into();
+    if out.contains(KEPT) {
+        out.push_str(rest);
+        return out.into();
     }
     text
 }
@@ -236,7 +236,7 @@ mod tests {
         let kept = |text: &'static str| with_units_kept(text.into()).into_string();
         assert_eq!(
             kept("85.2 ms [84.9 ms, 87.2 ms]"),
-            "85.2\u{a0}ms [84.9\u{a0}ms, 87.2\u{a0}ms]"
+            "85.2\u{a0}ms [84.9\u{a0}ms,\u{a0}87.2\u{a0}ms]"
         );
         assert_eq!(
             kept("+7.4 % better, n 20 s"),
