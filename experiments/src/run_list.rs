@@ -91,12 +91,9 @@ fn line_of(run: &Path, present: &mut Present<'_>) -> (String, bool) {
         }
         Err(_) => ("no manifest".into(), Vec::new()),
     };
-    let marks: String = differences
-        .iter()
-        .map(|what| format!("  ≠ {what}"))
+    let parts: Vec<String> = [name, status, about]
+        .into_iter()
+        .chain(differences.iter().map(|what| format!("≠ {what}")))
         .collect();
-    (
-        format!("{name}  {status}  {about}{marks}"),
-        !differences.is_empty(),
-    )
+    (parts.join("  "), !differences.is_empty())
 }

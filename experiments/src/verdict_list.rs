@@ -25,11 +25,11 @@ struct Judged {
     group: String,
     against: String,
     n_starts: usize,
-    verdicts: Vec<Verdict>,
+    verdicts: Vec<JudgedMetric>,
 }
 
 #[derive(Debug, Deserialize)]
-struct Verdict {
+struct JudgedMetric {
     metric: String,
     verdict: String,
     improvement_percent: Option<f64>,

@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 use minijinja::Environment;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Serde, Value};
-use pulldown_cmark::{CowStr, Event, HeadingLevel, Options, Parser, Tag, TagEnd, html};
+use pulldown_cmark::{
+    CowStr, Event, HeadingLevel, Options, Parser, Tag, TagEnd, TextMergeStream, html,
+};
 use serde::Serialize;
 
 use crate::ReportError;
@@ -32,7 +34,8 @@ pub fn page(
 ) -> Result<String, ReportError> {
     let options = Options::ENABLE_TABLES | Options::ENABLE_STRIKETHROUGH;
     let mut contents = Vec::new();
-    let events = converted(Parser::new_ext(markdown, options), charts, &mut contents);
+    let parser = TextMergeStream::new(Parser::new_ext(markdown, options));
+    let events = converted(parser, charts, &mut contents);
     let mut body = String::new();
     html::push_html(&mut body, events.into_iter());
     let problem = |e: minijinja::Error| ReportError::Template {
@@ -74,7 +77,7 @@ const UNITS: [&str; 9] = [
 /// Puts pictures in place, tables into boxes that scroll, and names to headings; keeps short cells
 /// and units on one line.
 fn converted<'a>(
-    parser: Parser<'a>,
+    parser: impl Iterator<Item = Event<'a>>,
     charts: &BTreeMap<String, String>,
     contents: &mut Vec<Entry>,
 ) -> Vec<Event<'a>> {
@@ -226,13 +229,19 @@ mod tests {
     #[test]
     fn short_cells_and_units_stay_on_one_line() {
         let long = "a text of more than twenty-four characters, 5 ms long";
-        let markdown = format!("| a |\n|---|\n| 03-balanced-v2 |\n| {long} |\n| b<br>c |\n");
+        let interval = "85.2 ms [84.9 ms, 87.2 ms]";
+        let markdown =
+            format!("| a |\n|---|\n| 03-balanced-v2 |\n| {long} |\n| b<br>c |\n| {interval} |\n");
         let html = page(&markdown, &BTreeMap::new(), Lang::En).unwrap();
         assert!(html.contains("<td><span class=\"short\">03-balanced-v2</span></td>"));
         assert!(
             html.contains("<td>a text of more than twenty-four characters, 5\u{a0}ms long</td>")
         );
         assert!(html.contains("<td>b<br>c</td>"), "{html}");
+        assert!(
+            html.contains("85.2\u{a0}ms [84.9\u{a0}ms,\u{a0}87.2\u{a0}ms]"),
+            "{html}"
+        );
         let kept = |text: &'static str| with_units_kept(text.into()).into_string();
         assert_eq!(
             kept("85.2 ms [84.9 ms, 87.2 ms]"),
