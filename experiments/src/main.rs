@@ -55,6 +55,9 @@ enum Command {
         /// Folder of the run folders [default: data/runs]
         #[arg(long, value_name = "PATH")]
         runs_dir: Option<PathBuf>,
+        /// Engine binary that runs are laid beside [default: `engine` beside this program]
+        #[arg(long, value_name = "PATH")]
+        engine_bin: Option<PathBuf>,
     },
     /// Run a command that ends with its caller (used by `run`)
     #[command(hide = true)]
@@ -131,10 +134,19 @@ fn dispatch(command: Command) -> Result<ExitCode> {
             print!("{}", calibrate(&args)?);
             Ok(ExitCode::SUCCESS)
         }
-        Command::List { runs_dir } => {
+        Command::List {
+            runs_dir,
+            engine_bin,
+        } => {
             let repository = Repository::find()?;
             let runs_dir = runs_dir.unwrap_or_else(|| repository.runs_dir());
-            print!("{}", run_list::list(&repository, &runs_dir)?);
+            let engine = match engine_bin {
+                Some(path) => path,
+                None => std::env::current_exe()
+                    .context("the path of this program")?
+                    .with_file_name("engine"),
+            };
+            print!("{}", run_list::list(&repository, &runs_dir, &engine)?);
             Ok(ExitCode::SUCCESS)
         }
         Command::Supervise(args) => supervise(&args).map(|()| ExitCode::SUCCESS),

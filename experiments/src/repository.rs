@@ -48,6 +48,14 @@ impl Repository {
         self.root.join("data").join("runs")
     }
 
+    /// What the last reports said of each experiment.
+    pub fn verdicts_file(&self) -> PathBuf {
+        self.root
+            .join("reports")
+            .join("rendered")
+            .join("verdicts.json")
+    }
+
     /// `path` below the root where it lies there, for messages.
     pub fn relative<'a>(&self, path: &'a Path) -> &'a Path {
         path.strip_prefix(&self.root).unwrap_or(path)

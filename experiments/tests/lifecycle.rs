@@ -15,6 +15,10 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_experiments");
 /// Generous: the machine may be busy with other tests.
 const LIMIT: Duration = Duration::from_mins(1);
 
+fn fake_engine() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fake_engine.py")
+}
+
 /// A repository with one experiment, and the processes that a run in it started.
 struct Notebook {
     dir: tempfile::TempDir,
@@ -69,7 +73,7 @@ impl Notebook {
     fn start(&self, mode: &str, token_s: &str, arguments: &[&str]) -> Child {
         Command::new(PROGRAM)
             .args(["run", "tiny", "--engine-bin"])
-            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fake_engine.py"))
+            .arg(fake_engine())
             .args(arguments)
             .current_dir(self.dir.path())
             .env("FAKE_ENGINE_MODE", mode)
@@ -92,8 +96,13 @@ impl Notebook {
     }
 
     fn list(&self) -> String {
+        self.list_beside(&fake_engine())
+    }
+
+    fn list_beside(&self, engine: &Path) -> String {
         let output = Command::new(PROGRAM)
-            .arg("list")
+            .args(["list", "--engine-bin"])
+            .arg(engine)
             .current_dir(self.dir.path())
             .output()
             .expect("ran");
@@ -313,6 +322,47 @@ fn a_good_run_records_everything_and_leaves_no_process() {
         (RunStatus::Complete, None)
     );
     assert!(notebook.list().contains("complete"));
+}
+
+#[test]
+fn a_run_that_today_would_be_another_is_marked() {
+    let notebook = Notebook::new();
+    let (status, _, stderr) = notebook.run("good", &["--", "--schedule-policy", "lof"]);
+    assert!(status.success(), "{stderr}");
+    let list = notebook.list();
+    assert!(
+        list.contains("no verdicts yet") && !list.contains('≠'),
+        "{list}"
+    );
+
+    let other_engine = notebook.dir.path().join("other_engine");
+    fs::write(&other_engine, "another build").expect("written");
+    let list = notebook.list_beside(&other_engine);
+    assert!(
+        list.contains("≠ binary") && !list.contains("≠ experiment.toml"),
+        "{list}"
+    );
+
+    let file = notebook
+        .dir
+        .path()
+        .join("experiments/01-tiny/experiment.toml");
+    let edit = |from: &str, to: &str| {
+        let text = fs::read_to_string(&file).expect("read");
+        assert!(text.contains(from), "{from}");
+        fs::write(&file, text.replace(from, to)).expect("written");
+    };
+    // Neither changes what a start measures: one flag was typed over, and starts are counted.
+    edit("replicates = 1", "replicates = 3");
+    edit("schedule-policy = \"fcfs\"", "schedule-policy = \"lpm\"");
+    assert!(!notebook.list().contains('≠'), "{}", notebook.list());
+    edit("n_requests = 3", "n_requests = 4");
+    let list = notebook.list();
+    assert!(
+        list.contains("≠ experiment.toml") && !list.contains("≠ binary"),
+        "{list}"
+    );
+    assert!(list.contains("≠ 1 of 1 runs"), "{list}");
 }
 
 #[test]

@@ -190,7 +190,7 @@ fn mistakes_are_named_with_field_value_and_limit() {
     for (own, part) in [
         (
             "replicates = 0",
-            "09-mistake: replicates = 0: must be 1 to 100",
+            "09-mistake: replicates = 0: must be 1 to 400",
         ),
         (
             "[workload.latency]\nn_requests = 0",
@@ -237,10 +237,10 @@ fn mistakes_are_named_with_field_value_and_limit() {
         assert!(error.contains(part), "{own:?} gave: {error}");
     }
     let typed = Overrides {
-        replicates: Some(101),
+        replicates: Some(401),
         ..Overrides::default()
     };
-    assert!(mistake_with("", &typed).contains("replicates = 101: must be 1 to 100"));
+    assert!(mistake_with("", &typed).contains("replicates = 401: must be 1 to 400"));
 }
 
 #[test]

@@ -12,6 +12,7 @@
 //! - [`select`] picks what a report is about: per machine and model the newest complete campaign
 //!   of every experiment, full runs before quick ones.
 //! - [`stats`] describes and compares; the sample of a comparison is a server start.
+//! - [`compare`] lays two runs or experiments side by side on the terminal.
 //! - [`render`] turns the outcome into text. Templates hold words, never figures; the words that
 //!   judge ("개선", "차이 없음", "판단 불가") come from [`stats::verdict`].
 //! - [`requests_parquet`] writes the rows of one run for programs that read tables.
@@ -31,6 +32,7 @@
 
 pub mod audit;
 pub mod charts;
+pub mod compare;
 pub mod lang;
 pub mod load;
 pub mod render;
@@ -72,6 +74,18 @@ pub enum ReportError {
     Parquet { path: PathBuf, message: String },
     #[error("no report is called `{name}`; there are: {known}")]
     UnknownReport { name: String, known: String },
+    #[error(
+        "no run or experiment is called `{name}`: there are {n_runs} runs (`cargo xtask list`), of {experiments}"
+    )]
+    UnknownRun {
+        name: String,
+        n_runs: usize,
+        experiments: String,
+    },
+    #[error("`{name}` fits several runs: {fits}")]
+    AmbiguousRun { name: String, fits: String },
+    #[error("run {run_id} has no readable record: {problem}")]
+    UnreadableRun { run_id: String, problem: String },
     #[error("chart {name}: {message}")]
     Chart { name: String, message: String },
     #[error("--lang {code}: there are ko and en")]

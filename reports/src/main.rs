@@ -6,12 +6,13 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
 
+use reports::compare::compare;
 use reports::lang::Lang;
 use reports::load;
 use reports::render::assemble::build;
 use reports::render::context::ReportLink;
 use reports::render::context::{GroupContext, ReportContext};
-use reports::render::{REPORTS, Report, TRUST, format, page, trust};
+use reports::render::{REPORTS, Report, TRUST, format, last_verdicts, page, trust};
 use reports::requests_parquet::{self, ParquetArgs};
 use reports::select::Selection;
 use reports::stats::verdict::VerdictConfig;
@@ -33,22 +34,44 @@ enum Command {
     Verdict(VerdictCommand),
     /// Write the request rows of one run as a Parquet file
     Parquet(ParquetArgs),
+    /// Lay two runs or experiments side by side
+    Compare(CompareArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct CompareArgs {
+    /// A run (its id, or a part that no other run has) or an experiment (its newest complete campaign).
+    a: String,
+    /// The one that is judged against the first.
+    b: String,
+    /// Folder of run folders [default: data/runs of the repository]
+    #[arg(long, value_name = "DIR")]
+    runs_dir: Option<PathBuf>,
+    /// Only machines whose host, processor or GPU name contains this.
+    #[arg(long, value_name = "PART")]
+    machine: Option<String>,
+    /// Changes within ± this many per cent count as no difference.
+    #[arg(long, value_name = "PERCENT", default_value_t = VerdictConfig::default().margin_percent)]
+    margin: f64,
+    /// Language: ko or en.
+    #[arg(long, value_name = "LANG", default_value = "ko")]
+    lang: String,
 }
 
 #[derive(Debug, clap::Args)]
 struct Args {
     /// Folder of run folders [default: data/runs of the repository]
     #[arg(long, value_name = "DIR")]
-    runs: Option<PathBuf>,
+    runs_dir: Option<PathBuf>,
     /// Folder of imported figures [default: data/imported of the repository]
     #[arg(long, value_name = "DIR")]
-    imported: Option<PathBuf>,
+    imported_dir: Option<PathBuf>,
     /// Where the rendered reports go [default: reports/rendered of the repository]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Only runs whose id, campaign or experiment contains one of these.
     #[arg(long, value_name = "PART", num_args = 1..)]
-    select: Vec<String>,
+    runs: Vec<String>,
     /// Only machines whose host, processor or GPU name contains this.
     #[arg(long, value_name = "PART")]
     machine: Option<String>,
@@ -76,6 +99,7 @@ fn main() -> ExitCode {
     let outcome = match &cli.command {
         Some(Command::Verdict(command)) => print_verdict(command),
         Some(Command::Parquet(args)) => requests_parquet::write(args).map(drop).map_err(Into::into),
+        Some(Command::Compare(args)) => print_comparison(args),
         None => run(&cli.report),
     };
     match outcome {
@@ -103,13 +127,34 @@ fn print_verdict(command: &VerdictCommand) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn run(args: &Args) -> anyhow::Result<()> {
-    if !(0.0..=50.0).contains(&args.margin) {
-        bail!(
-            "--margin {}: must lie between 0 and 50 per cent",
-            args.margin
-        );
+fn print_comparison(args: &CompareArgs) -> anyhow::Result<()> {
+    let selection = Selection {
+        machine: args.machine.clone(),
+        ..Selection::default()
+    };
+    let text = compare(
+        &input_folder(args.runs_dir.as_deref(), "data/runs")?,
+        [&args.a, &args.b],
+        &selection,
+        verdict_config(args.margin)?,
+        Lang::parse(&args.lang)?,
+    )?;
+    print!("{text}");
+    Ok(())
+}
+
+fn verdict_config(margin_percent: f64) -> anyhow::Result<VerdictConfig> {
+    if !(0.0..=50.0).contains(&margin_percent) {
+        bail!("--margin {margin_percent}: must lie between 0 and 50 per cent");
     }
+    Ok(VerdictConfig {
+        margin_percent,
+        ..Default::default()
+    })
+}
+
+fn run(args: &Args) -> anyhow::Result<()> {
+    let config = verdict_config(args.margin)?;
     let lang = Lang::parse(&args.lang)?;
     let chosen = match args.only.as_slice() {
         _ if args.trust => vec![TRUST],
@@ -119,34 +164,40 @@ fn run(args: &Args) -> anyhow::Result<()> {
             .map(|name| Report::find(name))
             .collect::<Result<_, _>>()?,
     };
-    let runs = input_folder(args.runs.as_deref(), "data/runs")?;
-    let imported = input_folder(args.imported.as_deref(), "data/imported")?;
+    let runs_dir = input_folder(args.runs_dir.as_deref(), "data/runs")?;
+    let imported = input_folder(args.imported_dir.as_deref(), "data/imported")?;
     let out = match &args.out {
         Some(dir) => dir.clone(),
         None => repository_root()?.join("reports/rendered"),
     };
     let selection = Selection {
-        runs: args.select.clone(),
+        runs: args.runs.clone(),
         machine: args.machine.clone(),
         peer: args.peer.clone(),
     };
-    let records = load::load(&runs, &imported, |run| selection.keeps(run))?;
+    let records = load::load(&runs_dir, &imported, |run| selection.keeps(run))?;
     let limited = !selection.runs.is_empty() || selection.machine.is_some();
     if records.runs.is_empty() && limited {
-        bail!("no run below {} matches --select/--machine", runs.display());
+        bail!(
+            "no run below {} matches --runs/--machine",
+            runs_dir.display()
+        );
     }
-    let config = VerdictConfig {
-        margin_percent: args.margin,
-        ..Default::default()
-    };
     let mut context = build(&records, config, lang)?;
-    print_summary(&context, &runs, lang);
+    print_summary(&context, &runs_dir, lang);
     std::fs::create_dir_all(&out).with_context(|| format!("cannot create {}", out.display()))?;
     if args.trust {
         let titles: Vec<&str> = context.groups.iter().map(|g| g.title.as_str()).collect();
         context.trust = Some(trust::build(&records, &titles, config, lang));
     } else {
         write_charts(&context, &out, lang)?;
+        // What is said of some runs only is not the last word on an experiment.
+        if !limited && selection.peer.is_none() {
+            write(
+                &out.join(last_verdicts::FILE_NAME),
+                &last_verdicts::render(&context)?,
+            )?;
+        }
     }
     if out.join(TRUST.file_name(lang)).is_file() {
         context.reports.push(ReportLink {
@@ -214,7 +265,7 @@ fn repository_root() -> anyhow::Result<PathBuf> {
         .find(|dir| dir.join("data/SCHEMA.md").is_file());
     root.map(Path::to_owned).with_context(|| {
         format!(
-            "{} lies in no repository with data/SCHEMA.md; give --runs, --imported and --out",
+            "{} lies in no repository with data/SCHEMA.md; give --runs-dir, --imported-dir and --out",
             here.display()
         )
     })

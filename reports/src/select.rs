@@ -41,11 +41,22 @@ pub struct Arm<'a> {
     pub failed: Vec<Run<'a>>,
 }
 
+/// A campaign and the replicate in it.
+pub type Round<'a> = (&'a str, u32);
+
 /// A run whose record could be read.
 #[derive(Debug, Clone, Copy)]
 pub struct Run<'a> {
     pub folder: &'a RunFolder,
     pub record: &'a Record,
+}
+
+impl<'a> Run<'a> {
+    /// Campaign and replicate: runs of one round had the same prompts and came one after the other.
+    pub fn round(&self) -> Round<'a> {
+        let manifest = &self.record.manifest;
+        (&manifest.campaign, manifest.replicate)
+    }
 }
 
 impl Arm<'_> {

@@ -112,7 +112,7 @@ fn smoke(root: &Path) -> Result<()> {
     .run()
     .context("the smoke experiment")
     .and_then(|_| {
-        cmd!(&reports, "--runs", &runs, "--out", &rendered)
+        cmd!(&reports, "--runs-dir", &runs, "--out", &rendered)
             .dir(root)
             .run()
             .context("the report on the smoke experiment")

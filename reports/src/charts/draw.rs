@@ -144,11 +144,21 @@ fn draw_lines(
         plot_on(chart, plot, series)?;
     } else {
         let chart = builder
-            .build_cartesian_2d(x.0.min(0.0)..x.1, y)
+            .build_cartesian_2d(x_start(x)..x.1, y)
             .map_err(|e| e.to_string())?;
         plot_on(chart, plot, series)?;
     }
     root.present().map_err(|e| e.to_string())
+}
+
+/// Zero, or a little before values that would all crowd at the far end.
+fn x_start((low, high): (f64, f64)) -> f64 {
+    const MARGIN: f64 = 0.05;
+    if low > high / 2.0 {
+        low - MARGIN * (high - low)
+    } else {
+        low.min(0.0)
+    }
 }
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
@@ -421,6 +431,13 @@ mod tests {
         let want = format!("width=\"{}\"", (width / 2.0).round());
         assert!(svg.contains(&want), "{want} in {svg}");
         assert!(svg.contains(">limit<"));
+    }
+
+    #[test]
+    fn values_far_from_zero_fill_the_picture() {
+        assert_eq!(x_start((1.0, 20.0)), 0.0);
+        assert_eq!(x_start((80.0, 100.0)), 79.0);
+        assert_eq!(x_start((-1.0, 20.0)), -1.0);
     }
 
     #[test]

@@ -391,10 +391,10 @@ fn flags(effects: &[FlagEffect], lang: Lang) -> Result<(String, Option<String>),
                 continue;
             };
             let n_known = colours.len();
-            let colour = *colours.entry(verdict.metric).or_insert(n_known);
+            let colour = *colours.entry(verdict.key).or_insert(n_known);
             let flag = effect.flag.trim_start_matches('-');
             rows.push(Row {
-                name: format!("{flag} · {}", verdict.metric),
+                name: format!("{flag} · {} ({})", verdict.short, verdict.case),
                 colour,
                 value,
                 interval: verdict.interval,

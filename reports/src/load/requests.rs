@@ -221,6 +221,7 @@ mod tests {
             dir: dir.path().to_owned(),
             run_id: "r".into(),
             outcome: Outcome::Complete,
+            finished_utc: None,
             record: None,
             record_problem: None,
         };

@@ -124,6 +124,8 @@ pub struct RunFolder {
     /// The folder's name.
     pub run_id: String,
     pub outcome: Outcome,
+    /// When `status.json` was written last, RFC 3339.
+    pub finished_utc: Option<String>,
     /// Present for every complete run; a run killed early may lack it.
     pub record: Option<Record>,
     /// Why the record could not be read, if it could not.
@@ -163,6 +165,17 @@ pub struct ServerInfo {
     pub lookup_bytes: Option<u64>,
 }
 
+impl RunFolder {
+    /// From the first thing recorded to the last; none for a run that did not end by itself.
+    pub fn duration_s(&self) -> Option<f64> {
+        let started = &self.record.as_ref()?.manifest.started_utc;
+        let [started, finished] =
+            [started, self.finished_utc.as_ref()?].map(|utc| humantime::parse_rfc3339(utc).ok());
+        let duration = finished?.duration_since(started?).ok()?;
+        Some(duration.as_secs_f64()).filter(|seconds| *seconds > 0.0)
+    }
+}
+
 /// All run folders below `dir`, sorted by name.
 pub fn read_all(dir: &Path) -> Result<Vec<RunFolder>, ReportError> {
     sorted_folders(dir)?
@@ -176,7 +189,7 @@ fn read_one(dir: &Path) -> Result<RunFolder, ReportError> {
         .file_name()
         .map(|n| n.to_string_lossy().into_owned())
         .unwrap_or_default();
-    let outcome = read_outcome(dir)?;
+    let (outcome, finished_utc) = read_outcome(dir)?;
     let (record, record_problem) = match read_record(dir) {
         Ok(record) => (Some(record), None),
         // What a failed or killed run left behind may be cut off anywhere: list it, use nothing.
@@ -191,37 +204,40 @@ fn read_one(dir: &Path) -> Result<RunFolder, ReportError> {
         dir: dir.to_owned(),
         run_id,
         outcome,
+        finished_utc,
         record,
         record_problem,
     })
 }
 
-fn read_outcome(dir: &Path) -> Result<Outcome, ReportError> {
+fn read_outcome(dir: &Path) -> Result<(Outcome, Option<String>), ReportError> {
     #[derive(Deserialize)]
-    struct Status {
+    struct Ending {
         status: String,
         #[serde(default)]
         reason: Option<String>,
+        #[serde(default)]
+        finished_utc: Option<String>,
     }
     let path = dir.join("status.json");
     let Some(text) = read_if_there(&path)? else {
-        return Ok(Outcome::Killed);
+        return Ok((Outcome::Killed, None));
     };
-    let status: Status = match serde_json::from_str(&text) {
-        Ok(status) => status,
+    let ending: Ending = match serde_json::from_str(&text) {
+        Ok(ending) => ending,
         Err(e) => {
-            return Ok(Outcome::Failed {
-                reason: format!("status.json: {e}"),
-            });
+            let reason = format!("status.json: {e}");
+            return Ok((Outcome::Failed { reason }, None));
         }
     };
-    Ok(match status.status.as_str() {
+    let outcome = match ending.status.as_str() {
         "complete" => Outcome::Complete,
         "running" => Outcome::Killed,
         other => Outcome::Failed {
-            reason: status.reason.unwrap_or_else(|| other.to_owned()),
+            reason: ending.reason.unwrap_or_else(|| other.to_owned()),
         },
-    })
+    };
+    Ok((outcome, ending.finished_utc))
 }
 
 fn read_record(dir: &Path) -> Result<Record, ReportError> {

@@ -1,14 +1,19 @@
 //! Configurations against the baseline: samples for the verdicts, and the verdicts' words.
 //!
 //! The sample is one number a server start: the median of its requests' times, or its throughput.
+//! Starts belong together where they are of one round: same campaign, same replicate, hence the
+//! same prompts and, nearly, the same minute.
+
+use std::collections::BTreeMap;
 
 use serde::Serialize;
 
 use crate::lang::Lang;
 use crate::load::requests::CaseSamples;
 use crate::render::format;
+use crate::select::Round;
 use crate::stats::verdict::{
-    self, Better, Comparison, MetricSamples, Reason, Verdict, VerdictConfig,
+    self, Better, Comparison, Method, MetricSamples, Reason, Verdict, VerdictConfig,
 };
 
 /// What is compared.
@@ -37,6 +42,24 @@ impl Metric {
         }
     }
 
+    fn short(self, lang: Lang) -> &'static str {
+        match self {
+            Self::Latency => lang.pick("지연", "latency"),
+            Self::Ttft => "TTFT",
+            Self::OutputThroughput => lang.pick("처리량", "throughput"),
+            Self::RequestThroughput => lang.pick("요청 처리량", "requests/s"),
+        }
+    }
+
+    pub fn key(self) -> &'static str {
+        match self {
+            Self::Latency => "latency",
+            Self::Ttft => "ttft",
+            Self::OutputThroughput => "throughput",
+            Self::RequestThroughput => "request throughput",
+        }
+    }
+
     pub fn of_run(self, case: &CaseSamples) -> Option<f64> {
         match self {
             Self::Latency => case.e2el_ms.median(),
@@ -59,7 +82,10 @@ impl Metric {
 #[derive(Debug, Clone, Serialize)]
 pub struct VerdictRow {
     pub case: String,
+    /// The metric's label, its name where there is little room, and that in no language.
     pub metric: &'static str,
+    pub short: &'static str,
+    pub key: &'static str,
     /// Medians over the server starts; none where one side has no value.
     pub before: Option<String>,
     pub after: Option<String>,
@@ -71,6 +97,8 @@ pub struct VerdictRow {
     pub p_holm: Option<f64>,
     pub n_before: usize,
     pub n_after: usize,
+    /// Which starts were compared with which: `7 rounds`, `6 against 6 starts`.
+    pub compared: String,
     /// `faster`, `slower`, `same`, `undecided`.
     pub verdict: &'static str,
     /// `+7.4 % 개선`, `차이 없음 (±1.0 % 이내)`, `판단 불가`.
@@ -79,35 +107,53 @@ pub struct VerdictRow {
     pub reason: Option<String>,
 }
 
+/// One case of one run, and the round that the run belongs to.
+#[derive(Debug, Clone, Copy)]
+pub struct Measured<'a> {
+    pub round: Round<'a>,
+    pub samples: &'a CaseSamples,
+}
+
 /// One question of a family: the runs of one case, before and after.
 pub struct Question<'a> {
     pub case: &'a str,
     pub metric: Metric,
-    pub before: &'a [&'a CaseSamples],
-    pub after: &'a [&'a CaseSamples],
+    pub before: &'a [Measured<'a>],
+    pub after: &'a [Measured<'a>],
 }
 
 /// Answers all questions together, so that the correction covers them all.
 pub fn answer(questions: &[Question<'_>], config: VerdictConfig, lang: Lang) -> Vec<VerdictRow> {
-    let family: Vec<MetricSamples> = questions
-        .iter()
-        .map(|q| {
-            let samples =
-                |runs: &[&CaseSamples]| runs.iter().filter_map(|c| q.metric.of_run(c)).collect();
-            MetricSamples {
-                metric: q.metric.label(lang).to_owned(),
-                better: q.metric.better(),
-                before: samples(q.before),
-                after: samples(q.after),
-            }
-        })
-        .collect();
+    let family: Vec<MetricSamples> = questions.iter().map(|q| samples_of(q, lang)).collect();
     let answers = verdict::compare_family(&family, config);
     questions
         .iter()
         .zip(answers)
         .map(|(q, answer)| row(q, &answer, config, lang))
         .collect()
+}
+
+fn samples_of(question: &Question<'_>, lang: Lang) -> MetricSamples {
+    let metric = question.metric;
+    let values = |runs: &[Measured<'_>]| -> BTreeMap<(String, u32), f64> {
+        runs.iter()
+            .filter_map(|run| {
+                let round = (run.round.0.to_owned(), run.round.1);
+                Some((round, metric.of_run(run.samples)?))
+            })
+            .collect()
+    };
+    let (before, after) = (values(question.before), values(question.after));
+    MetricSamples {
+        metric: metric.label(lang).to_owned(),
+        better: metric.better(),
+        rounds: before
+            .iter()
+            .filter_map(|(round, value)| Some((*value, *after.get(round)?)))
+            .collect(),
+        before: before.into_values().collect(),
+        after: after.into_values().collect(),
+    }
 }
 
 fn row(
@@ -128,6 +174,8 @@ fn row(
     VerdictRow {
         case: question.case.to_owned(),
         metric: metric.label(lang),
+        short: metric.short(lang),
+        key: metric.key(),
         before: answer.median_before.map(|v| metric.print(v, lang)),
         after: answer.median_after.map(|v| metric.print(v, lang)),
         change,
@@ -136,13 +184,27 @@ fn row(
         p_holm: answer.p_holm,
         n_before: answer.n_before,
         n_after: answer.n_after,
-        verdict: key(answer.verdict),
+        compared: compared(answer, lang),
+        verdict: word(answer.verdict),
         phrase: phrase(answer, config, lang),
         reason: reason(answer, lang),
     }
 }
 
-fn key(verdict: Verdict) -> &'static str {
+fn compared(answer: &Comparison, lang: Lang) -> String {
+    let (n, m) = (answer.n_before, answer.n_after);
+    match answer.method {
+        Method::ByRound { n_rounds } => {
+            lang.pick(format!("라운드 {n_rounds}회"), format!("{n_rounds} rounds"))
+        }
+        Method::Unpaired => lang.pick(
+            format!("시작 {n}회 대 {m}회"),
+            format!("{n} against {m} starts"),
+        ),
+    }
+}
+
+fn word(verdict: Verdict) -> &'static str {
     match verdict {
         Verdict::Faster => "faster",
         Verdict::Slower => "slower",
@@ -182,10 +244,16 @@ fn reason(answer: &Comparison, lang: Lang) -> Option<String> {
             format!("{n} against {m} server starts are too few, {n_needed} each are needed"),
         )),
         Verdict::Undecided(Reason::NotSeparated) => Some(
-            lang.pick(
-                "서버 시작 사이의 흔들림과 구별되지 않음",
-                "not told apart from the spread between server starts",
-            )
+            match answer.method {
+                Method::ByRound { .. } => lang.pick(
+                    "라운드 사이의 흔들림과 구별되지 않음",
+                    "not told apart from the spread between rounds",
+                ),
+                Method::Unpaired => lang.pick(
+                    "서버 시작 사이의 흔들림과 구별되지 않음",
+                    "not told apart from the spread between server starts",
+                ),
+            }
             .to_owned(),
         ),
         _ => None,

@@ -1,6 +1,6 @@
 //! One configuration: its flags against the baseline's, what it used, how it held up.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::lang::Lang;
 use crate::load::Records;
@@ -12,6 +12,17 @@ pub fn flags_of(arm: &Arm<'_>) -> Vec<String> {
     arm.representative()
         .map(|run| run.record.config.flags.clone())
         .unwrap_or_default()
+}
+
+/// A flag given twice has its last value, as on a command line.
+pub fn flags_by_name(arm: &Arm<'_>) -> BTreeMap<String, String> {
+    flags_of(arm)
+        .iter()
+        .map(|line| match line.split_once(' ') {
+            Some((name, value)) => (name.to_owned(), value.to_owned()),
+            None => (line.clone(), String::new()),
+        })
+        .collect()
 }
 
 /// `baseline`: its flags, if the group has one.

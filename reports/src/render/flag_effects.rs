@@ -3,13 +3,12 @@
 //! Both were measured on one machine with one model; the second may come from another campaign or
 //! carry flags typed behind `--`, which is then said beside the verdict. Nothing is pooled.
 
-use std::collections::BTreeMap;
-
 use serde::Serialize;
 
 use crate::lang::Lang;
 use crate::load::Records;
 use crate::render::compare::{Metric, VerdictRow};
+use crate::render::configuration::flags_by_name;
 use crate::render::tables;
 use crate::select::{Arm, Group, same_place};
 use crate::stats::verdict::VerdictConfig;
@@ -102,17 +101,6 @@ fn single_difference(
         [name] => Some((name.clone(), b.get(name).cloned(), a.get(name).cloned())),
         _ => None,
     }
-}
-
-/// A flag given twice has its last value, as on a command line.
-fn flags_by_name(arm: &Arm<'_>) -> BTreeMap<String, String> {
-    super::configuration::flags_of(arm)
-        .iter()
-        .map(|line| match line.split_once(' ') {
-            Some((name, value)) => (name.to_owned(), value.to_owned()),
-            None => (line.clone(), String::new()),
-        })
-        .collect()
 }
 
 /// The latency case, and the case with the most users.

@@ -9,7 +9,8 @@ use minijinja::{Environment, Error, ErrorKind};
 
 use crate::lang::Lang;
 
-/// Registers the filters: `num`, `count`, `ms`, `pct`, `signed_pct`, `tok_s`, `req_s`, `bytes`, `day`.
+/// Registers the filters: `num`, `count`, `ms`, `pct`, `signed_pct`, `tok_s`, `req_s`, `bytes`, `day`,
+/// `duration`.
 pub fn register(env: &mut Environment<'_>, lang: Lang) {
     env.add_filter("num", |v: Value, digits: usize| {
         Ok::<_, Error>(number(float(&v)?, digits))
@@ -31,6 +32,9 @@ pub fn register(env: &mut Environment<'_>, lang: Lang) {
         Ok::<_, Error>(signed_percent(float(&v)?))
     });
     env.add_filter("bytes", |v: Value| Ok::<_, Error>(bytes(float(&v)?)));
+    env.add_filter("duration", move |v: Value| {
+        Ok::<_, Error>(duration(float(&v)?, lang))
+    });
     env.add_filter("day", move |v: String| day(&v, lang));
 }
 
@@ -84,6 +88,19 @@ pub fn milliseconds(value: f64, lang: Lang) -> String {
     } else {
         format!("{}{}", number(value / 1000.0, 2), lang.pick("초", " s"))
     }
+}
+
+/// Seconds in hours and minutes: `1시간 45분`, `25 min`.
+pub fn duration(seconds: f64, lang: Lang) -> String {
+    let minutes = (seconds / 60.0).ceil() as u64;
+    let (hours, minutes) = (minutes / 60, minutes % 60);
+    let parts = [
+        (hours, lang.pick("시간", " h")),
+        (minutes, lang.pick("분", " min")),
+    ];
+    let words = parts.iter().filter(|(n, _)| *n > 0);
+    let text: Vec<String> = words.map(|(n, unit)| format!("{n}{unit}")).collect();
+    text.join(" ")
 }
 
 /// `+7.4 %`, `−3.0 %`, `0.0 %`.
@@ -157,6 +174,9 @@ mod tests {
         assert_eq!(milliseconds(48_700.0, Lang::En), "48.70 s");
         assert_eq!(bytes(22.5 * 1024.0 * 1024.0 * 1024.0), "22.50 GiB");
         assert_eq!(bytes(600.0 * 1024.0 * 1024.0), "600 MiB");
+        assert_eq!(duration(6300.0, Lang::Ko), "1시간 45분");
+        assert_eq!(duration(7200.0, Lang::En), "2 h");
+        assert_eq!(duration(31.0, Lang::En), "1 min");
         assert_eq!(bytes(0.0), "0 B");
         assert_eq!(
             day("2025-09-16T10:00:00Z", Lang::Ko).unwrap(),

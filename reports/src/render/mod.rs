@@ -6,10 +6,11 @@
 pub mod assemble;
 pub mod card;
 pub mod compare;
-mod configuration;
+pub mod configuration;
 pub mod context;
 pub mod flag_effects;
 pub mod format;
+pub mod last_verdicts;
 pub mod page;
 pub mod seed_figures;
 pub mod tables;

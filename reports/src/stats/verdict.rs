@@ -2,8 +2,13 @@
 //!
 //! Rules, in this order, for each metric of a family that is tested together:
 //! 1. the interval of the relative change lies within the margin: *same*;
-//! 2. the Holm-adjusted Mann-Whitney p-value is at most alpha: *faster* or *slower*;
+//! 2. the Holm-adjusted p-value is at most alpha: *faster* or *slower*;
 //! 3. otherwise *undecided*, with the reason.
+//!
+//! Runs of one round are compared with each other (signed ranks): prompts and the machine's mood
+//! are the same for both. Where arms share no rounds, or so few that even the clearest signs could
+//! not reach alpha in this family, all starts of one arm are compared with all of the other
+//! (Mann-Whitney). That choice looks at numbers of runs alone, never at figures.
 //!
 //! Small samples decide nothing by themselves: three runs against three can give no p-value below
 //! 0.1 and no 95 % interval, whatever the figures. The reason then carries the number of runs that
@@ -11,7 +16,8 @@
 //! for milliseconds and for tokens a second.
 
 use super::describe::median;
-use super::{holm, rank};
+use super::rank::Shift;
+use super::{holm, rank, signed_rank};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Better {
@@ -28,6 +34,17 @@ pub struct MetricSamples {
     pub better: Better,
     pub before: Vec<f64>,
     pub after: Vec<f64>,
+    /// Before and after in each round that both arms ran; empty where they share none.
+    pub rounds: Vec<(f64, f64)>,
+}
+
+/// Which runs were compared with which.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Method {
+    /// Those of a round with each other: signed ranks.
+    ByRound { n_rounds: usize },
+    /// All of one arm with all of the other: Mann-Whitney.
+    Unpaired,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -68,6 +85,7 @@ pub enum Reason {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Comparison {
     pub metric: String,
+    pub method: Method,
     pub n_before: usize,
     pub n_after: usize,
     pub median_before: Option<f64>,
@@ -81,25 +99,63 @@ pub struct Comparison {
 
 /// Compares all metrics of one question together; p-values are corrected over the family.
 pub fn compare_family(family: &[MetricSamples], config: VerdictConfig) -> Vec<Comparison> {
-    let p_values: Vec<Option<f64>> = family
+    let n_tested = family.iter().filter(|m| usable(m)).count();
+    let tests: Vec<(Method, Option<f64>)> = family
         .iter()
-        .map(|m| {
-            usable(m)
-                .then(|| rank::mann_whitney(&m.before, &m.after))
-                .flatten()
-                .map(|t| t.p_two_sided)
+        .map(|samples| {
+            let method = method_for(samples, n_tested, config.alpha);
+            (
+                method,
+                usable(samples).then(|| p_value(samples, method)).flatten(),
+            )
         })
         .collect();
-    let tested: Vec<f64> = p_values.iter().flatten().copied().collect();
+    let tested: Vec<f64> = tests.iter().filter_map(|(_, p)| *p).collect();
     let mut adjusted = holm::adjust(&tested).into_iter();
     family
         .iter()
-        .zip(p_values)
-        .map(|(samples, p)| {
+        .zip(tests)
+        .map(|(samples, (method, p))| {
             let p_holm = p.and_then(|_| adjusted.next());
-            compare_one(samples, p, p_holm, tested.len(), config)
+            compare_one(samples, method, (p, p_holm), n_tested, config)
         })
         .collect()
+}
+
+fn method_for(samples: &MetricSamples, n_tested: usize, alpha: f64) -> Method {
+    let n_rounds = samples.rounds.len();
+    if n_rounds > 0 && signed_rank::smallest_p(n_rounds) * n_tested as f64 <= alpha {
+        Method::ByRound { n_rounds }
+    } else {
+        Method::Unpaired
+    }
+}
+
+fn p_value(samples: &MetricSamples, method: Method) -> Option<f64> {
+    match method {
+        Method::ByRound { .. } => {
+            signed_rank::wilcoxon(&log_ratios(samples)).map(|t| t.p_two_sided)
+        }
+        Method::Unpaired => {
+            rank::mann_whitney(&samples.before, &samples.after).map(|t| t.p_two_sided)
+        }
+    }
+}
+
+/// Change from before to after on the logarithmic scale.
+fn log_shift(samples: &MetricSamples, method: Method, level: f64) -> Option<Shift> {
+    let logs = |values: &[f64]| values.iter().map(|v| v.ln()).collect::<Vec<_>>();
+    match method {
+        Method::ByRound { .. } => signed_rank::hodges_lehmann(&log_ratios(samples), level),
+        Method::Unpaired => {
+            rank::hodges_lehmann(&logs(&samples.before), &logs(&samples.after), level)
+        }
+    }
+}
+
+fn log_ratios(samples: &MetricSamples) -> Vec<f64> {
+    let ratio = |(before, after): &(f64, f64)| after.ln() - before.ln();
+    samples.rounds.iter().map(ratio).collect()
 }
 
 /// Fewest runs an arm with which `n_metrics` tested together can reach alpha.
@@ -117,19 +173,12 @@ fn usable(samples: &MetricSamples) -> bool {
 
 fn compare_one(
     samples: &MetricSamples,
-    p: Option<f64>,
-    p_holm: Option<f64>,
+    method: Method,
+    (p, p_holm): (Option<f64>, Option<f64>),
     n_tested: usize,
     config: VerdictConfig,
 ) -> Comparison {
-    let logs = |values: &[f64]| values.iter().map(|v| v.ln()).collect::<Vec<_>>();
-    let shift = p.and_then(|_| {
-        rank::hodges_lehmann(
-            &logs(&samples.before),
-            &logs(&samples.after),
-            1.0 - config.alpha,
-        )
-    });
+    let shift = p.and_then(|_| log_shift(samples, method, 1.0 - config.alpha));
     let improvement = |log_shift: f64| match samples.better {
         Better::Higher => 100.0 * (log_shift.exp() - 1.0),
         Better::Lower => 100.0 * (1.0 - log_shift.exp()),
@@ -141,7 +190,10 @@ fn compare_one(
             Better::Higher => (improvement(low), improvement(high)),
             Better::Lower => (improvement(high), improvement(low)),
         });
-    let smallest = rank::smallest_p(samples.before.len(), samples.after.len()) * n_tested as f64;
+    let smallest = match method {
+        Method::ByRound { n_rounds } => signed_rank::smallest_p(n_rounds),
+        Method::Unpaired => rank::smallest_p(samples.before.len(), samples.after.len()),
+    } * n_tested as f64;
     let verdict = match (improvement_percent, interval_percent, p_holm) {
         (None, ..) | (.., None) => Verdict::Undecided(Reason::NoData),
         (_, Some((low, high)), _)
@@ -158,6 +210,7 @@ fn compare_one(
     };
     Comparison {
         metric: samples.metric.clone(),
+        method,
         n_before: samples.before.len(),
         n_after: samples.after.len(),
         median_before: median(&samples.before),
@@ -180,6 +233,15 @@ mod tests {
             better,
             before: before.to_vec(),
             after: after.to_vec(),
+            rounds: Vec::new(),
+        }
+    }
+
+    fn by_round(better: Better, rounds: &[(f64, f64)]) -> MetricSamples {
+        let (before, after): (Vec<f64>, Vec<f64>) = rounds.iter().copied().unzip();
+        MetricSamples {
+            rounds: rounds.to_vec(),
+            ..samples(better, &before, &after)
         }
     }
 
@@ -234,6 +296,52 @@ mod tests {
         assert_eq!(
             judge(Better::Lower, &[0.0], &[1.0]).verdict,
             Verdict::Undecided(Reason::NoData)
+        );
+    }
+
+    /// Rounds that differ by half, arms by 3 %: hidden from a comparison of all with all, seen by
+    /// one round by round.
+    #[test]
+    fn rounds_uncover_what_the_spread_between_them_hides() {
+        let rounds: Vec<(f64, f64)> = (0..8)
+            .map(|r| {
+                let base = 100.0 * (1.0 + 0.1 * f64::from(r * 5 % 8));
+                let jitter = 1.0 + 0.001 * f64::from(r * 3 % 8);
+                (base, 0.97 * base * jitter)
+            })
+            .collect();
+        let paired = by_round(Better::Lower, &rounds);
+        let unpaired = MetricSamples {
+            rounds: Vec::new(),
+            ..paired.clone()
+        };
+        let config = VerdictConfig::default();
+        let got = compare_family(&[paired], config).remove(0);
+        assert_eq!(got.method, Method::ByRound { n_rounds: 8 });
+        assert_eq!(got.verdict, Verdict::Faster);
+        assert!((got.improvement_percent.unwrap() - 2.66).abs() < 0.1);
+        let (low, high) = got.interval_percent.unwrap();
+        assert!(low > 2.0 && high <= 3.0, "{low} {high}");
+        let got = compare_family(&[unpaired], config).remove(0);
+        assert_eq!(got.verdict, Verdict::Undecided(Reason::NotSeparated));
+    }
+
+    #[test]
+    fn rounds_too_few_for_signed_ranks_are_compared_all_with_all() {
+        let rounds = |n: i32| -> Vec<(f64, f64)> {
+            (0..n)
+                .map(|r| (100.0 + f64::from(r), 90.0 + f64::from(r)))
+                .collect()
+        };
+        let method_of_three = |n: i32| {
+            let family = vec![by_round(Better::Lower, &rounds(n)); 3];
+            let got = compare_family(&family, VerdictConfig::default()).remove(0);
+            (got.method, got.verdict)
+        };
+        assert_eq!(method_of_three(6), (Method::Unpaired, Verdict::Faster));
+        assert_eq!(
+            method_of_three(7),
+            (Method::ByRound { n_rounds: 7 }, Verdict::Faster)
         );
     }
 

@@ -115,7 +115,28 @@ impl Runs {
             better: figure.better(),
             before: self.values(before, case, figure),
             after: self.values(after, case, figure),
+            rounds: self.rounds((before, after), case, figure),
         }
+    }
+
+    /// The pairs of one campaign and replicate; runs of two campaigns share no rounds.
+    fn rounds(
+        &self,
+        (before, after): (&[&RunFolder], &[&RunFolder]),
+        case: &str,
+        figure: Figure,
+    ) -> Vec<(f64, f64)> {
+        let round = |run: &RunFolder| {
+            let manifest = &run.record.as_ref()?.manifest;
+            Some((manifest.campaign.clone(), manifest.replicate))
+        };
+        before
+            .iter()
+            .filter_map(|b| {
+                let a = after.iter().find(|a| round(a) == round(b))?;
+                Some((self.value(b, case, figure)?, self.value(a, case, figure)?))
+            })
+            .collect()
     }
 
     /// One value a complete run of `runs`, in their order.

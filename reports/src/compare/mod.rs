@@ -1,0 +1,224 @@
+//! `reports compare <a> <b>`: two runs or experiments side by side, on the terminal.
+//!
+//! Above, in what they differ: machine, model, flags, binary. Below, their figures with intervals
+//! and verdicts, by the rules of the reports. Where machine or model differ, the figures stand side
+//! by side under a warning and get no verdict: nobody could say what made the difference.
+//!
+//! Absent on purpose: more than two at a time, and anything written to a file.
+
+mod configuration;
+mod resolve;
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Table, Width, presets};
+
+use crate::ReportError;
+use crate::lang::Lang;
+use crate::load::Records;
+use crate::load::requests::read_cases;
+use crate::load::run_folder::{Outcome, RunFolder, read_all};
+use crate::render::compare::{Metric, VerdictRow};
+use crate::render::{format, tables};
+use crate::select::{Arm, Selection};
+use crate::stats::verdict::VerdictConfig;
+use resolve::{Chosen, resolve};
+
+/// What is judged in each phase of a workload.
+const PHASES: [(&str, &[Metric]); 4] = [
+    (
+        "latency",
+        &[Metric::Latency, Metric::OutputThroughput, Metric::Ttft],
+    ),
+    ("ladder", &[Metric::Latency]),
+    ("users", &[Metric::RequestThroughput, Metric::Latency]),
+    ("rate", &[Metric::Latency, Metric::Ttft]),
+];
+
+/// Longer settings continue on the next line.
+const VALUE_WIDTH: u16 = 48;
+
+/// The text that `reports compare` prints. `names`: run ids, their last parts, or experiments.
+pub fn compare(
+    runs_dir: &Path,
+    names: [&str; 2],
+    selection: &Selection,
+    config: VerdictConfig,
+    lang: Lang,
+) -> Result<String, ReportError> {
+    let mut folders = read_all(runs_dir)?;
+    folders.retain(|run| selection.keeps(run));
+    let [a, b] = resolve(&folders, names)?;
+    let complete: Vec<&RunFolder> = [&a, &b]
+        .iter()
+        .flat_map(|chosen| &chosen.arm.runs)
+        .map(|run| run.folder)
+        .filter(|run| run.outcome == Outcome::Complete)
+        .collect();
+    let records = Records {
+        cases: read_cases(&complete)?,
+        ..Records::default()
+    };
+    let warnings = configuration::warnings(&a.arm, &b.arm, lang);
+    let mut text = String::new();
+    for (letter, chosen) in [("A", &a), ("B", &b)] {
+        // Writing into a String cannot fail.
+        let _ = writeln!(text, "{letter}  {}", described(chosen, lang));
+    }
+    for warning in &warnings {
+        let _ = writeln!(text, "{}: {warning}", lang.pick("주의", "warning"));
+    }
+    let _ = writeln!(text, "\n{}", configuration_table(&a.arm, &b.arm, lang));
+    let figures = figures_table(&records, &a.arm, &b.arm, !warnings.is_empty(), config, lang);
+    let _ = writeln!(text, "\n{figures}");
+    Ok(text)
+}
+
+fn described(chosen: &Chosen<'_>, lang: Lang) -> String {
+    let arm = &chosen.arm;
+    let ids: Vec<&str> = arm.runs.iter().map(|r| r.folder.run_id.as_str()).collect();
+    let n = ids.len();
+    let starts = lang.pick(
+        format!("서버 시작 {n}회"),
+        format!("{n} server start{}", if n == 1 { "" } else { "s" }),
+    );
+    let campaign = lang.pick("캠페인", "campaign");
+    let shown = match ids[..] {
+        [one] => one.to_owned(),
+        _ => ids
+            .iter()
+            .map(|id| id.rsplit('_').next().unwrap_or(id))
+            .collect::<Vec<_>>()
+            .join(" "),
+    };
+    let experiment = &chosen.experiment;
+    format!(
+        "{experiment}: {campaign} {}, {starts} ({shown})",
+        arm.campaign
+    )
+}
+
+fn configuration_table(a: &Arm<'_>, b: &Arm<'_>, lang: Lang) -> String {
+    let (different, n_same) = configuration::differences(a, b, lang);
+    let mut table = plain([lang.pick("설정", "configuration"), "A", "B"]);
+    table.set_content_arrangement(ContentArrangement::Dynamic);
+    table.set_width(u16::MAX);
+    for column in [1, 2] {
+        if let Some(column) = table.column_mut(column) {
+            column.set_constraint(ColumnConstraint::UpperBoundary(Width::Fixed(VALUE_WIDTH)));
+        }
+    }
+    let n_different = different.len();
+    for row in different {
+        table.add_row(row);
+    }
+    let same = lang.pick(
+        format!("그 밖의 설정 {n_same}개는 같음"),
+        format!("{n_same} other settings are the same"),
+    );
+    if n_different == 0 {
+        return lang.pick(
+            format!("설정 {n_same}개가 모두 같음"),
+            format!("all {n_same} settings are the same"),
+        );
+    }
+    format!("{table}\n{same}")
+}
+
+fn figures_table(
+    records: &Records,
+    a: &Arm<'_>,
+    b: &Arm<'_>,
+    incomparable: bool,
+    config: VerdictConfig,
+    lang: Lang,
+) -> String {
+    let mut table = plain([
+        lang.pick("조건", "case"),
+        lang.pick("지표", "metric"),
+        "A",
+        "B",
+        lang.pick("B의 개선율 [신뢰구간]", "B better by [interval]"),
+        lang.pick("견준 것", "compared"),
+        lang.pick("판정", "verdict"),
+    ]);
+    for column in [2, 3] {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    let arms = [named(a, "A"), named(b, "B")];
+    let mut reasons: Vec<String> = Vec::new();
+    for (phase, metrics) in PHASES {
+        let rows = tables::rows(records, &arms, Some(&arms[0]), phase, metrics, config, lang);
+        for verdict in rows.iter().flat_map(|row| &row.verdicts) {
+            table.add_row(figures_row(verdict, incomparable, lang));
+            reasons.extend(verdict.reason.clone().filter(|_| !incomparable));
+        }
+    }
+    if table.is_empty() {
+        return lang
+            .pick(
+                "두 쪽 모두 완료된 실행에서 잰 같은 조건이 없음",
+                "no case was measured by complete runs of both",
+            )
+            .to_owned();
+    }
+    // Most rows of a table are undecided for one reason.
+    reasons.sort();
+    reasons.dedup();
+    let undecided = lang.pick("판단 불가", "undecided");
+    std::iter::once(table.to_string())
+        .chain(
+            reasons
+                .iter()
+                .map(|reason| format!("{undecided}: {reason}")),
+        )
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+fn figures_row(verdict: &VerdictRow, incomparable: bool, lang: Lang) -> [String; 7] {
+    let dash = || "–".to_owned();
+    let improvement = verdict.improvement_percent.map_or_else(dash, |change| {
+        let interval = verdict.interval.map(|(low, high)| {
+            let (low, high) = (format::signed_percent(low), format::signed_percent(high));
+            format!(" [{low}, {high}]")
+        });
+        format!(
+            "{}{}",
+            format::signed_percent(change),
+            interval.unwrap_or_default()
+        )
+    });
+    let judged = if incomparable {
+        lang.pick("판정하지 않음", "not judged").to_owned()
+    } else {
+        verdict.phrase.clone()
+    };
+    [
+        verdict.case.clone(),
+        verdict.metric.to_owned(),
+        verdict.before.clone().unwrap_or_else(dash),
+        verdict.after.clone().unwrap_or_else(dash),
+        improvement,
+        verdict.compared.clone(),
+        judged,
+    ]
+}
+
+/// The tables tell arms apart by name, and both may be of one experiment.
+fn named<'a>(arm: &Arm<'a>, name: &str) -> Arm<'a> {
+    Arm {
+        experiment: name.to_owned(),
+        ..arm.clone()
+    }
+}
+
+fn plain<const N: usize>(header: [&str; N]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::ASCII_BORDERS_ONLY_CONDENSED);
+    table.set_header(header);
+    table
+}
