@@ -13,7 +13,8 @@ llama.cpp's threads wait for each other by spinning, and a core less costs it fa
 
 The work of each case is the same: `decode` runs 128 steps from an empty context, `decode at 512`
 behind 512 tokens, `20 sequences` has 128 tokens of prompt and 128 steps each. Both sides throw
-their first pass away; `program start` has none, and each side its default KV cache there.
+their first pass away (llama.cpp's of 20 sequences has one of them); `program start` has none, and
+each side its default KV cache there.
 `beside a busy process`: a program that does nothing but use up one core runs meanwhile.
 llama.cpp computes with activations of 8 bits, as the engine's default does. `Qwen3-0.6B` is that
 model's shapes with random weights: AWQ of groups of 128 with an fp16 embedding, which the engine
@@ -203,9 +204,9 @@ def bench_peer(*sizes, model="{model}"):
 
 
 def batched_peer(prompt, output, batch, figure):
-    """`llama-batched-bench` of the same test twice; its second result counts, the first warms up."""
+    """`llama-batched-bench` with one sequence, which warms up, and with all, which counts."""
     arguments = ["-m", "{model}", "-t", "{threads}", "-c", str(batch * (prompt + output))]
-    arguments += ["-npp", str(prompt), "-ntg", str(output), "-npl", f"{batch},{batch}"]
+    arguments += ["-npp", str(prompt), "-ntg", str(output), "-npl", f"1,{batch}"]
     arguments += ["--output-format", "jsonl"]
 
     def last(run):
@@ -277,28 +278,27 @@ def cases(prompt, output, batch, batch_prompt):
     ]
 
 
-def measure(options, programs, model, keep):
-    """Runs all rounds; hands every sample to `keep` and returns them."""
+def measure_round(index, options, programs, model, keep):
+    """Runs every case on both sides; hands each sample to `keep` and returns them."""
     samples = []
     values = {"{model}": model, "{threads}": str(options.threads), "{peer_qwen3}": str(PEER_QWEN3)}
     sizes = (64, 16, 4, 16) if options.quick else (512, 128, 20, 128)
-    for index in range(options.rounds):
-        for name, unit, (ours, ours_figure), (peer, peer_figure) in cases(*sizes):
-            sides = [("ours", ["engine", *ours], ours_figure), ("llama.cpp", peer, peer_figure)]
-            for side, words, figure in sides if index % 2 == 0 else reversed(sides):
-                command = [str(programs[words[0]]), *(values.get(word, word) for word in words[1:])]
-                neighbour = BUSY_PROCESS if name.endswith(BESIDE_BUSY) else None
-                with beside(neighbour):
-                    result = run(command)
-                # Without this machine's paths.
-                for path in (model, str(PEER_QWEN3)):
-                    result["output"] = result["output"].replace(path, pathlib.Path(path).name)
-                sample = {"round": index, "case": name, "side": side, "unit": unit}
-                sample |= {"beside": neighbour and ["python3", *neighbour[1:]]}
-                sample |= {"value": figure(result), "command": words} | result
-                say(f"round {index + 1}/{options.rounds}  {name}  {side}: {sample['value']:.4g} {unit}")
-                keep(sample)
-                samples.append(sample)
+    for name, unit, (ours, ours_figure), (peer, peer_figure) in cases(*sizes):
+        sides = [("ours", ["engine", *ours], ours_figure), ("llama.cpp", peer, peer_figure)]
+        for side, words, figure in sides if index % 2 == 0 else reversed(sides):
+            command = [str(programs[words[0]]), *(values.get(word, word) for word in words[1:])]
+            neighbour = BUSY_PROCESS if name.endswith(BESIDE_BUSY) else None
+            with beside(neighbour):
+                result = run(command)
+            # Without this machine's paths.
+            for path in (model, str(PEER_QWEN3)):
+                result["output"] = result["output"].replace(path, pathlib.Path(path).name)
+            sample = {"round": index, "case": name, "side": side, "unit": unit}
+            sample |= {"beside": neighbour and ["python3", *neighbour[1:]]}
+            sample |= {"value": figure(result), "command": words} | result
+            say(f"round {index + 1}/{options.rounds}  {name}  {side}: {sample['value']:.4g} {unit}")
+            keep(sample)
+            samples.append(sample)
     return samples
 
 
@@ -387,7 +387,7 @@ def main():
         return
     model, model_sha256 = fetch_model(programs["engine"], options.model)
     if options.quick:
-        print(table(measure(options, programs, model, lambda sample: None)))
+        print(table(measure_round(0, options, programs, model, lambda sample: None)))
         return
     if (used := cores_in_use(5)) > QUIET_CORES:
         raise SystemExit(f"others use {used:.2f} cores, at most {QUIET_CORES} may be: nothing was measured")
@@ -396,12 +396,14 @@ def main():
     record.mkdir(parents=True)
     facts = environment(options, model, model_sha256, PEER_DIR / "build")
     (record / "environment.json").write_text(json.dumps(facts, indent=2) + "\n")
+    samples = []
     with (record / "samples.jsonl").open("w") as file:
         keep = lambda sample: print(json.dumps(sample), file=file, flush=True)
-        samples = measure(options, programs, model, keep)
-    shown = table(samples)
-    (record / "table.md").write_text(shown + "\n")
-    print(shown)
+        for index in range(options.rounds):
+            samples += measure_round(index, options, programs, model, keep)
+            # Now already, for a run that is ended early.
+            (record / "table.md").write_text(table(samples) + "\n")
+    print(table(samples))
     say(f"written: {record.relative_to(ROOT)}")
 
 
