@@ -13,14 +13,18 @@ llama.cpp's threads wait for each other by spinning, and a core less costs it fa
 
 The work of each case is the same: `decode` runs 128 steps from an empty context, `decode at 512`
 behind 512 tokens, `20 sequences` has 128 tokens of prompt and 128 steps each. Both sides throw
-their first pass away; `program start` has none, and each side its default KV cache there.
+their first pass away (llama.cpp's of 20 sequences has one of them); `program start` has none, and
+each side its default KV cache there.
+`beside a busy process`: a program that does nothing but use up one core runs meanwhile.
 llama.cpp computes with activations of 8 bits, as the engine's default does. `Qwen3-0.6B` is that
-model's shapes with random weights: AWQ of groups of 128 with an fp16 embedding for the engine,
-Q4_0 with a Q6_K embedding (`random_gguf.py`) for llama.cpp.
+model's shapes with random weights: AWQ of groups of 128 with an fp16 embedding, which the engine
+rounds to 8 bits when it loads it, against Q4_0 with a Q6_K embedding (`random_gguf.py`) for
+llama.cpp.
 Needs: Rust, a C++ compiler, Python with pip.
 """
 
 import argparse
+import contextlib
 import datetime
 import hashlib
 import json
@@ -46,6 +50,9 @@ OUR_QWEN3 = "synthetic:qwen3-0.6b-awq"
 PEER_QWEN3 = PEER_DIR / "qwen3-0.6b-q4_0.gguf"
 # Cores that other programs may use while something is measured.
 QUIET_CORES = 0.1
+# What competes for a core in the cases that say so; at the same priority, pinned nowhere.
+BUSY_PROCESS = [sys.executable, "-c", "while True: pass"]
+BESIDE_BUSY = ", beside a busy process"
 
 
 def say(*words):
@@ -138,6 +145,22 @@ def cores_in_use(watched_s):
     return (busy_cpu_s() - before) / watched_s
 
 
+@contextlib.contextmanager
+def beside(command):
+    """Runs `command` meanwhile, if there is one."""
+    if command is None:
+        yield
+        return
+    process = subprocess.Popen(command)
+    try:
+        # Until it has started and the system has moved it to a core.
+        time.sleep(0.5)
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
 def run(command):
     """Standard output, seconds to its first byte and to the end, the process's peak memory, and
     the cores that others used meanwhile."""
@@ -181,9 +204,9 @@ def bench_peer(*sizes, model="{model}"):
 
 
 def batched_peer(prompt, output, batch, figure):
-    """`llama-batched-bench` of the same test twice; its second result counts, the first warms up."""
+    """`llama-batched-bench` with one sequence, which warms up, and with all, which counts."""
     arguments = ["-m", "{model}", "-t", "{threads}", "-c", str(batch * (prompt + output))]
-    arguments += ["-npp", str(prompt), "-ntg", str(output), "-npl", f"{batch},{batch}"]
+    arguments += ["-npp", str(prompt), "-ntg", str(output), "-npl", f"1,{batch}"]
     arguments += ["--output-format", "jsonl"]
 
     def last(run):
@@ -217,6 +240,16 @@ def cases(prompt, output, batch, batch_prompt):
             bench_ours(1, output + 1, "decode_tok_per_s"),
             bench_peer("-p", 0, "-n", output),
         ),
+        # Few steps: a side that collapses would take minutes.
+        *(
+            (
+                f"decode, {output // 4} tokens{beside}",
+                "tok/s",
+                bench_ours(1, output // 4 + 1, "decode_tok_per_s"),
+                bench_peer("-p", 0, "-n", output // 4),
+            )
+            for beside in ("", BESIDE_BUSY)
+        ),
         (
             f"decode at {prompt}, {output} tokens",
             "tok/s",
@@ -245,50 +278,63 @@ def cases(prompt, output, batch, batch_prompt):
     ]
 
 
-def measure(options, programs, model, keep):
-    """Runs all rounds; hands every sample to `keep` and returns them."""
+def measure_round(index, options, programs, model, keep):
+    """Runs every case on both sides; hands each sample to `keep` and returns them."""
     samples = []
     values = {"{model}": model, "{threads}": str(options.threads), "{peer_qwen3}": str(PEER_QWEN3)}
     sizes = (64, 16, 4, 16) if options.quick else (512, 128, 20, 128)
-    for index in range(options.rounds):
-        for name, unit, (ours, ours_figure), (peer, peer_figure) in cases(*sizes):
-            sides = [("ours", ["engine", *ours], ours_figure), ("llama.cpp", peer, peer_figure)]
-            for side, words, figure in sides if index % 2 == 0 else reversed(sides):
-                command = [str(programs[words[0]]), *(values.get(word, word) for word in words[1:])]
+    for name, unit, (ours, ours_figure), (peer, peer_figure) in cases(*sizes):
+        sides = [("ours", ["engine", *ours], ours_figure), ("llama.cpp", peer, peer_figure)]
+        for side, words, figure in sides if index % 2 == 0 else reversed(sides):
+            command = [str(programs[words[0]]), *(values.get(word, word) for word in words[1:])]
+            neighbour = BUSY_PROCESS if name.endswith(BESIDE_BUSY) else None
+            with beside(neighbour):
                 result = run(command)
-                # Without this machine's paths.
-                for path in (model, str(PEER_QWEN3)):
-                    result["output"] = result["output"].replace(path, pathlib.Path(path).name)
-                sample = {"round": index, "case": name, "side": side, "unit": unit}
-                sample |= {"value": figure(result), "command": words} | result
-                say(f"round {index + 1}/{options.rounds}  {name}  {side}: {sample['value']:.4g} {unit}")
-                keep(sample)
-                samples.append(sample)
+            # Without this machine's paths.
+            for path in (model, str(PEER_QWEN3)):
+                result["output"] = result["output"].replace(path, pathlib.Path(path).name)
+            sample = {"round": index, "case": name, "side": side, "unit": unit}
+            sample |= {"beside": neighbour and ["python3", *neighbour[1:]]}
+            sample |= {"value": figure(result), "command": words} | result
+            say(f"round {index + 1}/{options.rounds}  {name}  {side}: {sample['value']:.4g} {unit}")
+            keep(sample)
+            samples.append(sample)
     return samples
 
 
 def table(samples):
-    """Medians side by side, as Markdown: speed or time of each case, then its peak memory."""
+    """Medians side by side, as Markdown: speed or time of each case, what a busy neighbour leaves
+    of it, and its peak memory."""
     lines = ["| case | unit | ours | llama.cpp | ours / llama.cpp |", "|---|---|---|---|---|"]
+    sides = ("ours", "llama.cpp")
 
-    def line(name, unit, of, digits):
-        medians = [
-            statistics.median(of(s) for s in samples if s["case"] == name[0] and s["side"] == side)
-            for side in ("ours", "llama.cpp")
+    def medians(case, of):
+        return [
+            statistics.median(of(s) for s in samples if s["case"] == case and s["side"] == side)
+            for side in sides
         ]
-        shown = " | ".join(f"{value:.{digits}f}" for value in medians)
-        lines.append(f"| {''.join(name)} | {unit} | {shown} | {medians[0] / medians[1]:.2f} |")
 
+    def line(name, unit, values, digits):
+        shown = " | ".join(f"{value:.{digits}f}" for value in values)
+        lines.append(f"| {name} | {unit} | {shown} | {values[0] / values[1]:.2f} |")
+
+    speed, peak_mib = lambda s: s["value"], lambda s: s["peak_rss_bytes"] / 2**20
     units = {sample["case"]: sample["unit"] for sample in samples}
     for case, unit in units.items():
-        line((case, ""), unit, lambda s: s["value"], 3 if unit == "s" else 1)
+        line(case, unit, medians(case, speed), 3 if unit == "s" else 1)
     for case in units:
-        line((case, ": peak memory"), "MiB", lambda s: s["peak_rss_bytes"] / 2**20, 0)
-    busiest = max(samples, key=lambda sample: sample["other_cores"])
-    lines += ["", f"Other programs used at most {busiest['other_cores']:.2f} cores during a run."]
+        if case.endswith(BESIDE_BUSY):
+            alone = medians(case.removesuffix(BESIDE_BUSY), speed)
+            left = [beside / alone for beside, alone in zip(medians(case, speed), alone)]
+            line(f"{case} / alone", "", left, 3)
+    for case in units:
+        line(f"{case}: peak memory", "MiB", medians(case, peak_mib), 0)
+    quiet = [sample for sample in samples if sample["beside"] is None]
+    busiest = max(quiet, key=lambda sample: sample["other_cores"])
+    lines += ["", f"Other programs used at most {busiest['other_cores']:.2f} cores during a run alone."]
     if busiest["other_cores"] > QUIET_CORES:
-        n_disturbed = sum(sample["other_cores"] > QUIET_CORES for sample in samples)
-        lines.append(f"**{n_disturbed} of {len(samples)} runs had more than {QUIET_CORES}: not a quiet machine.**")
+        n_disturbed = sum(sample["other_cores"] > QUIET_CORES for sample in quiet)
+        lines.append(f"**{n_disturbed} of {len(quiet)} of these runs had more than {QUIET_CORES}: not a quiet machine.**")
     return "\n".join(lines)
 
 
@@ -341,7 +387,7 @@ def main():
         return
     model, model_sha256 = fetch_model(programs["engine"], options.model)
     if options.quick:
-        print(table(measure(options, programs, model, lambda sample: None)))
+        print(table(measure_round(0, options, programs, model, lambda sample: None)))
         return
     if (used := cores_in_use(5)) > QUIET_CORES:
         raise SystemExit(f"others use {used:.2f} cores, at most {QUIET_CORES} may be: nothing was measured")
@@ -350,12 +396,14 @@ def main():
     record.mkdir(parents=True)
     facts = environment(options, model, model_sha256, PEER_DIR / "build")
     (record / "environment.json").write_text(json.dumps(facts, indent=2) + "\n")
+    samples = []
     with (record / "samples.jsonl").open("w") as file:
         keep = lambda sample: print(json.dumps(sample), file=file, flush=True)
-        samples = measure(options, programs, model, keep)
-    shown = table(samples)
-    (record / "table.md").write_text(shown + "\n")
-    print(shown)
+        for index in range(options.rounds):
+            samples += measure_round(index, options, programs, model, keep)
+            # Now already, for a run that is ended early.
+            (record / "table.md").write_text(table(samples) + "\n")
+    print(table(samples))
     say(f"written: {record.relative_to(ROOT)}")
 
 

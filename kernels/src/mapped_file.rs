@@ -20,6 +20,16 @@ impl MappedFile {
         let map = unsafe { memmap2::Mmap::map(&file)? };
         Ok(Self(map))
     }
+
+    /// Hands the pages that were read so far back to the system, for a reader that keeps copies
+    /// of its own. They can be read again, out of the system's cache or the file. A hint: where
+    /// the system does not take it, nothing happens.
+    pub fn release(&self) {
+        #[cfg(unix)]
+        // SAFETY: the mapping is shared and read-only, so a page holds nothing but the file's
+        // bytes, and a read after this call brings the same bytes back.
+        let _ = unsafe { self.0.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
+    }
 }
 
 impl Deref for MappedFile {

@@ -98,7 +98,8 @@ pub struct EngineArgs {
     #[arg(long, value_name = "ISA")]
     pub cpu_isa: Option<String>,
 
-    /// Activations of quantised matrix products on the CPU [default: int8]
+    /// Activations of quantised matrix products on the CPU; f32 also keeps a 16-bit lm_head as
+    /// it is stored [default: int8]
     #[arg(long, value_enum)]
     pub cpu_activations: Option<CpuActivations>,
 

@@ -132,6 +132,9 @@ pub trait Checkpoint: Send + Sync {
     fn dummy_seed(&self) -> Option<u64> {
         None
     }
+    /// Says that whoever reads this checkpoint has copied what it has read so far: the pages of
+    /// mapped files may leave memory. What is read again comes back.
+    fn release(&self) {}
     /// How a matrix is stored and how large it is, without making its bytes.
     fn storage(&self, id: MatrixId) -> Result<MatrixStorage, WeightError> {
         Ok(self.matrix(id)?.storage())

@@ -257,6 +257,10 @@ impl Checkpoint for SafetensorsCheckpoint {
         decode::to_f32(format, bytes, n)
     }
 
+    fn release(&self) {
+        self.files.files.iter().for_each(MappedFile::release);
+    }
+
     fn format_name(&self) -> String {
         match self.storage(MatrixId::Q(0)) {
             Ok(storage) if storage.format.starts_with("AWQ") => {

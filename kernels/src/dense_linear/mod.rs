@@ -9,7 +9,7 @@ pub mod reference;
 use crate::KernelError;
 use crate::error::check_shape;
 use crate::isa::Isa;
-use crate::memory::AlignedBytes;
+use crate::memory::{AlignedBytes, Arena};
 use crate::quant_linear::OutputView;
 
 /// Rows that one unit of work holds.
@@ -42,6 +42,7 @@ pub struct DenseMatrix {
 impl DenseMatrix {
     /// Copies little-endian rows `[n_out, n_in]`.
     pub fn copy_from(
+        arena: &mut Arena,
         n_out: usize,
         n_in: usize,
         format: DenseFormat,
@@ -61,7 +62,7 @@ impl DenseMatrix {
                 expected: "above 0".to_owned(),
             });
         }
-        let mut rows = AlignedBytes::zeroed(bytes.len())?;
+        let mut rows = arena.zeroed(bytes.len())?;
         rows.as_mut_slice().copy_from_slice(bytes);
         Ok(Self {
             n_out,

@@ -28,8 +28,14 @@ fn every_format_agrees_with_the_reference_on_every_instruction_set() {
             let values: Vec<f32> = (0..n_out * n_in)
                 .map(|_| rng.random_range(-1.0..1.0))
                 .collect();
-            let w = DenseMatrix::copy_from(n_out, n_in, format, &bytes_of(&values, format))
-                .expect("matrix");
+            let w = DenseMatrix::copy_from(
+                &mut Arena::default(),
+                n_out,
+                n_in,
+                format,
+                &bytes_of(&values, format),
+            )
+            .expect("matrix");
             let x: Vec<f32> = (0..11 * n_in)
                 .map(|_| rng.random_range(-1.0..1.0))
                 .collect();
@@ -78,9 +84,12 @@ fn every_format_agrees_with_the_reference_on_every_instruction_set() {
 
 #[test]
 fn wrong_lengths_are_refused() {
-    assert!(DenseMatrix::copy_from(4, 4, DenseFormat::F16, &[0; 31]).is_err());
-    assert!(DenseMatrix::copy_from(0, 4, DenseFormat::F16, &[]).is_err());
-    let w = DenseMatrix::copy_from(2, 2, DenseFormat::F32, &[0; 16]).expect("matrix");
+    assert!(
+        DenseMatrix::copy_from(&mut Arena::default(), 4, 4, DenseFormat::F16, &[0; 31]).is_err()
+    );
+    assert!(DenseMatrix::copy_from(&mut Arena::default(), 0, 4, DenseFormat::F16, &[]).is_err());
+    let w = DenseMatrix::copy_from(&mut Arena::default(), 2, 2, DenseFormat::F32, &[0; 16])
+        .expect("matrix");
     assert!(w.dequantize_row(2, &mut [0.0; 2]).is_err());
     assert!(w.dequantize_row(1, &mut [0.0; 3]).is_err());
 }

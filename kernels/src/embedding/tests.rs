@@ -1,5 +1,6 @@
 use super::*;
 use crate::dense_linear::{DenseFormat, DenseMatrix};
+use crate::memory::Arena;
 
 #[test]
 fn rows_are_looked_up() {
@@ -7,7 +8,8 @@ fn rows_are_looked_up() {
     let values: Vec<f32> = (0..30).map(|i| i as f32).collect();
     let bytes: &[u8] = bytemuck::cast_slice(&values);
     let table = LinearWeights::Dense(
-        DenseMatrix::copy_from(10, 3, DenseFormat::F32, bytes).expect("table"),
+        DenseMatrix::copy_from(&mut Arena::default(), 10, 3, DenseFormat::F32, bytes)
+            .expect("table"),
     );
     let tokens: Vec<u32> = (0..20).map(|i| i * 7 % 10).collect();
     let mut out = vec![0.0; 60];

@@ -1,10 +1,12 @@
 //! Worker threads that stay: one parallel region costs about a microsecond while they are warm.
 //!
-//! A region gives every thread its index, and kernels cut their work by that index alone, so the
-//! same thread reads the same weight rows in every step. Between regions a thread spins for a few
+//! A region has a share for every thread, and kernels cut their work by the share's index alone, so
+//! the same thread reads the same weight rows in every step. Where a worker has not come by the time
+//! that the caller is done with its own share, because another process has its core or it still
+//! wakes up, the caller takes that share as well. Between regions a thread spins for a few
 //! microseconds, then yields to whoever needs the core, and parks after [`SPIN_LIMIT`].
 //!
-//! Deliberately absent: work stealing, nesting, futures.
+//! Deliberately absent: stealing of anything smaller than a share, nesting, futures.
 
 mod disjoint;
 
@@ -43,7 +45,9 @@ struct Shared {
     /// Counts regions; a worker starts when it changes.
     epoch: AtomicU64,
     task: Mutex<Option<TaskPtr>>,
-    /// Workers that have not finished the current region.
+    /// The latest region of which each share was taken, by its worker or by the caller.
+    taken: Vec<AtomicU64>,
+    /// Shares of workers that are not finished in the current region.
     n_running: AtomicUsize,
     caller: Mutex<Option<Thread>>,
     caller_parked: AtomicBool,
@@ -56,6 +60,23 @@ struct Shared {
 pub struct WorkerPool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
+}
+
+impl Shared {
+    /// True for the one that may, and must, run share `index` of region `epoch`.
+    fn take(&self, index: usize, epoch: u64) -> bool {
+        let before = self.taken[index].load(Ordering::SeqCst);
+        before < epoch
+            && self.taken[index]
+                .compare_exchange(before, epoch, Ordering::SeqCst, Ordering::SeqCst)
+                .is_ok()
+    }
+
+    fn run_share(&self, task: &(dyn Fn(usize) + Sync), index: usize) {
+        if let Err(payload) = catch_unwind(AssertUnwindSafe(|| task(index))) {
+            lock(&self.panic_message).get_or_insert(message_of(&*payload));
+        }
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -76,6 +97,7 @@ impl WorkerPool {
         let shared = Arc::new(Shared {
             epoch: AtomicU64::new(0),
             task: Mutex::new(None),
+            taken: (0..n_threads).map(|_| AtomicU64::new(0)).collect(),
             n_running: AtomicUsize::new(0),
             caller: Mutex::new(None),
             caller_parked: AtomicBool::new(false),
@@ -102,7 +124,7 @@ impl WorkerPool {
         self.workers.len() + 1
     }
 
-    /// Calls `task(thread_index)` once on every thread and waits for all of them.
+    /// Calls `task(share_index)` once for every thread's share and waits for all of them.
     pub fn run(&mut self, task: &(dyn Fn(usize) + Sync)) -> Result<(), KernelError> {
         let shared = &*self.shared;
         if self.workers.is_empty() {
@@ -115,14 +137,18 @@ impl WorkerPool {
             unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static Task>(task) };
         *lock(&shared.task) = Some(TaskPtr(erased));
         shared.n_running.store(self.workers.len(), Ordering::SeqCst);
-        shared.epoch.fetch_add(1, Ordering::SeqCst);
+        let epoch = shared.epoch.fetch_add(1, Ordering::SeqCst) + 1;
         for (i, worker) in self.workers.iter().enumerate() {
             if shared.parked[i + 1].swap(false, Ordering::SeqCst) {
                 worker.thread().unpark();
             }
         }
-        if let Err(payload) = catch_unwind(AssertUnwindSafe(|| task(0))) {
-            lock(&shared.panic_message).get_or_insert(message_of(&*payload));
+        shared.run_share(task, 0);
+        for index in 1..=self.workers.len() {
+            if shared.take(index, epoch) {
+                shared.run_share(task, index);
+                shared.n_running.fetch_sub(1, Ordering::SeqCst);
+            }
         }
         wait_until(
             || shared.n_running.load(Ordering::SeqCst) == 0,
@@ -201,14 +227,15 @@ fn work(shared: &Shared, index: usize) {
         if shared.stop.load(Ordering::SeqCst) {
             return;
         }
+        if !shared.take(index, seen) {
+            continue;
+        }
         let task = *lock(&shared.task);
         if let Some(task) = task {
-            // SAFETY: `run` keeps the task alive until `n_running` is zero, which needs the
-            // decrement below.
-            let task = unsafe { &*task.0 };
-            if let Err(payload) = catch_unwind(AssertUnwindSafe(|| task(index))) {
-                lock(&shared.panic_message).get_or_insert(message_of(&*payload));
-            }
+            // SAFETY: this worker has taken its share of region `seen`, so `run` waits for the
+            // decrement below before it returns or begins another region; until then the pointer
+            // is that region's and its task lives.
+            shared.run_share(unsafe { &*task.0 }, index);
         }
         if shared.n_running.fetch_sub(1, Ordering::SeqCst) == 1
             && shared.caller_parked.swap(false, Ordering::SeqCst)

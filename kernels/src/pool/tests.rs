@@ -16,6 +16,42 @@ fn every_thread_runs_every_region_once() {
     }
 }
 
+/// Shares so short that caller and workers race for them.
+#[test]
+fn each_share_runs_once_whoever_takes_it() {
+    for n_threads in [2, 3, 5] {
+        let mut pool = WorkerPool::new(n_threads).expect("pool");
+        let calls: Vec<AtomicU32> = (0..n_threads).map(|_| AtomicU32::new(0)).collect();
+        for region in 1..=20_000 {
+            pool.run(&|share| {
+                calls[share].fetch_add(1, Ordering::Relaxed);
+            })
+            .expect("run");
+            assert!(calls.iter().all(|c| c.load(Ordering::Relaxed) == region));
+        }
+    }
+}
+
+#[test]
+fn the_caller_takes_the_share_of_a_worker_that_does_not_come() {
+    let mut pool = WorkerPool::new(2).expect("pool");
+    let caller = thread::current().id();
+    let mut n_taken = 0;
+    for _ in 0..200 {
+        // Long enough for the worker to park; waking takes longer than the caller's own share.
+        thread::sleep(Duration::from_micros(300));
+        let by = Mutex::new(None);
+        pool.run(&|share| {
+            if share == 1 {
+                *lock(&by) = Some(thread::current().id());
+            }
+        })
+        .expect("run");
+        n_taken += usize::from(*lock(&by) == Some(caller));
+    }
+    assert!(n_taken > 0, "the worker was there first every time");
+}
+
 #[test]
 fn parked_workers_wake() {
     let mut pool = WorkerPool::new(3).expect("pool");

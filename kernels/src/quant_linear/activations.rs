@@ -35,6 +35,20 @@ pub(super) struct TokenActivations<'a> {
     pub negative_sums: &'a [i32],
 }
 
+impl TokenActivations<'_> {
+    /// Sum of the values that group `group` of `n_chunks` times 32 inputs meets.
+    #[inline(always)]
+    pub fn scaled_sum(&self, group: usize, n_chunks: usize) -> f32 {
+        // By far the most frequent case, without a loop.
+        if n_chunks == 1 {
+            return self.scaled_sums[group];
+        }
+        self.scaled_sums[group * n_chunks..][..n_chunks]
+            .iter()
+            .sum()
+    }
+}
+
 impl QuantActivations {
     pub fn n_tokens(&self) -> usize {
         self.n_tokens

@@ -7,11 +7,12 @@
 //! |---|---|---|---|
 //! | Q4_0 | 4 bits | 32 | `s (q - 8)` |
 //! | Q4_1, Q4_K | 4 bits | 32 | `s q + m` |
-//! | AWQ | 4 bits | 32 | `s (q - z)` |
+//! | AWQ | 4 bits | AWQ's: a multiple of 32 | `s (q - z)` |
 //! | Q5_0 | 8 bits | 32 | `s (q - 16)` |
 //! | Q5_1, Q5_K | 8 bits | 32 | `s q + m` |
 //! | Q6_K | 8 bits | 16 | `s (q - 32)` |
 //! | Q8_0 | 8 bits | 32 | `s (q - 128)` |
+//! | f32, f16, bf16 | 8 bits | 128, 64 or 32 | `s (q - 128)`, rounded here |
 //!
 //! `s`, `m` and `z` are f16, one a group: exact but for Q4_K, Q5_K and Q6_K, whose scales are
 //! products that round to f16 (2^-12 of a weight).
@@ -25,6 +26,7 @@ mod blocks;
 mod cpu;
 mod pack;
 pub mod reference;
+mod round;
 
 pub use activations::QuantActivations;
 pub use blocks::BlockFormat;
@@ -32,9 +34,10 @@ pub use blocks::BlockFormat;
 use half::f16;
 
 use crate::KernelError;
+use crate::dense_linear::DenseFormat;
 use crate::error::check_shape;
 use crate::isa::Isa;
-use crate::memory::AlignedBytes;
+use crate::memory::{AlignedBytes, Arena};
 use crate::pool::{DisjointMut, WorkerPool};
 
 /// Output rows that are interleaved in one tile.
@@ -53,6 +56,11 @@ pub enum QuantSource<'a> {
         format: BlockFormat,
         bytes: &'a [u8],
     },
+    /// Little-endian rows `[n_out, n_in]`, which are rounded to 8 bits here.
+    Rows {
+        format: DenseFormat,
+        bytes: &'a [u8],
+    },
     /// AutoAWQ `gemm`: `qweight [n_in, n_out / 8]` u32, `qzeros [n_in / group_size, n_out / 8]`
     /// u32, `scales [n_in / group_size, n_out]` f16, all little-endian.
     Awq {
@@ -67,7 +75,7 @@ pub enum QuantSource<'a> {
 pub struct PackedLayout {
     /// 4 or 8.
     pub code_bits: usize,
-    /// Inputs that share a scale: 16 or 32.
+    /// Inputs that share a scale: 16, or a multiple of 32.
     pub group: usize,
     pub offset: Offset,
 }
@@ -90,21 +98,50 @@ impl Offset {
 }
 
 impl PackedLayout {
+    /// Inputs whose codes lie together: what a kernel takes in one go.
+    fn chunk(&self) -> usize {
+        self.group.min(WEIGHT_GROUP)
+    }
+
+    fn n_chunks(&self) -> usize {
+        self.group / self.chunk()
+    }
+
+    fn chunk_bytes(&self) -> usize {
+        TILE_ROWS * self.chunk() * self.code_bits / 8
+    }
+
     fn code_bytes(&self) -> usize {
-        TILE_ROWS * self.group * self.code_bits / 8
+        self.n_chunks() * self.chunk_bytes()
     }
 
     fn scale_bytes(&self) -> usize {
         TILE_ROWS * 2 * if self.offset.is_stored() { 2 } else { 1 }
     }
+
+    fn group_bytes(&self) -> usize {
+        self.code_bytes() + self.scale_bytes()
+    }
+
+    /// The code of input `k` of a group in row `lane`.
+    fn code(&self, codes: &[u8], k: usize, lane: usize) -> u8 {
+        let codes = &codes[k / self.chunk() * self.chunk_bytes()..];
+        let k = k % self.chunk();
+        if self.code_bits == 8 {
+            return codes[(k / 4 * TILE_ROWS + lane) * 4 + k % 4];
+        }
+        let byte = codes[(k % 16 / 4 * TILE_ROWS + lane) * 4 + k % 4];
+        if k < 16 { byte & 15 } else { byte >> 4 }
+    }
 }
 
 /// A packed matrix.
 ///
-/// A tile holds 16 rows: first the codes of all groups, then their scales. In a group, the four
-/// bytes at word `16 i + r` belong to row `r`: inputs `4 i .. 4 i + 4`, and with 4-bit codes the
-/// high nibbles hold inputs `16 + 4 i ..` beside them. Scales of a group: 16 f16, then 16 minima
-/// or zeros where the layout has them. Rows past `n_out` are zero.
+/// A tile holds 16 rows, group after group, each group's scales behind its codes: one stream from
+/// the first byte to the last. Codes lie in chunks of up to 32 inputs. In a chunk, the four bytes
+/// at word `16 i + r` belong to row `r`: inputs `4 i .. 4 i + 4`, and with 4-bit codes the high
+/// nibbles hold inputs `16 + 4 i ..` beside them. Scales of a group: 16 f16, then 16 minima or
+/// zeros where the layout has them. Rows past `n_out` are zero.
 #[derive(Debug)]
 pub struct QuantMatrix {
     n_out: usize,
@@ -114,22 +151,39 @@ pub struct QuantMatrix {
     tiles: AlignedBytes,
 }
 
-/// One tile's memory.
+/// One tile's memory: whole groups.
 #[derive(Clone, Copy)]
 struct Tile<'a> {
-    codes: &'a [u8],
-    scales: &'a [u16],
+    bytes: &'a [u8],
+    group_bytes: usize,
+    n_groups: usize,
+    /// Chunks of a group.
+    n_chunks: usize,
+    /// Of [`Offset::Zero`], otherwise 0.
+    zero: i32,
+}
+
+impl<'a> Tile<'a> {
+    fn groups(&self) -> std::slice::ChunksExact<'a, u8> {
+        self.bytes.chunks_exact(self.group_bytes)
+    }
+
+    /// Number `i` of a group's scales.
+    fn scale(scales: &[u8], i: usize) -> f32 {
+        f16::from_ne_bytes([scales[2 * i], scales[2 * i + 1]]).to_f32()
+    }
 }
 
 impl QuantMatrix {
     /// Repacks a matrix of shape `[n_out, n_in]`; `n_in` must be a multiple of 32.
     pub fn pack(
         pool: &mut WorkerPool,
+        arena: &mut Arena,
         n_out: usize,
         n_in: usize,
         source: QuantSource<'_>,
     ) -> Result<Self, KernelError> {
-        pack::pack(pool, n_out, n_in, source)
+        pack::pack(pool, arena, n_out, n_in, source)
     }
 
     pub fn n_out(&self) -> usize {
@@ -158,12 +212,17 @@ impl QuantMatrix {
     }
 
     fn tile(&self, tile: usize) -> Tile<'_> {
-        let bytes = &self.tiles.as_slice()[tile * self.tile_bytes..][..self.tile_bytes];
-        let (codes, scales) = bytes.split_at(self.n_groups() * self.layout.code_bytes());
-        let scales = &scales[..self.n_groups() * self.layout.scale_bytes()];
+        let (n_groups, group_bytes) = (self.n_groups(), self.layout.group_bytes());
+        let bytes = &self.tiles.as_slice()[tile * self.tile_bytes..][..n_groups * group_bytes];
         Tile {
-            codes,
-            scales: bytemuck::cast_slice(scales),
+            bytes,
+            group_bytes,
+            n_groups,
+            n_chunks: self.layout.n_chunks(),
+            zero: match self.layout.offset {
+                Offset::Zero(zero) => i32::from(zero),
+                Offset::Min | Offset::GroupZero => 0,
+            },
         }
     }
 
@@ -178,35 +237,20 @@ impl QuantMatrix {
                 expected: format!("below {}", self.n_out),
             });
         }
-        let PackedLayout { group, offset, .. } = self.layout;
-        let tile = self.tile(row / TILE_ROWS);
         let lane = row % TILE_ROWS;
-        for (k, w) in out.iter_mut().enumerate() {
-            let (scale, min) = reference::scale_and_min(tile.scales, offset, k / group, lane);
-            *w = match offset {
-                Offset::Zero(zero) => {
-                    (f32::from(self.code(tile, k, lane)) - f32::from(zero)) * scale
-                }
-                Offset::Min | Offset::GroupZero => {
-                    f32::from(self.code(tile, k, lane)) * scale + min
-                }
-            };
+        let groups = self.tile(row / TILE_ROWS).groups();
+        for (out, group) in out.chunks_exact_mut(self.layout.group).zip(groups) {
+            let (codes, scales) = group.split_at(self.layout.code_bytes());
+            let (scale, min) = reference::scale_and_min(scales, self.layout.offset, lane);
+            for (k, w) in out.iter_mut().enumerate() {
+                let code = f32::from(self.layout.code(codes, k, lane));
+                *w = match self.layout.offset {
+                    Offset::Zero(zero) => (code - f32::from(zero)) * scale,
+                    Offset::Min | Offset::GroupZero => code * scale + min,
+                };
+            }
         }
         Ok(())
-    }
-
-    /// The code of input `k` in row `lane` of a tile.
-    fn code(&self, tile: Tile<'_>, k: usize, lane: usize) -> u8 {
-        let PackedLayout {
-            group, code_bits, ..
-        } = self.layout;
-        let codes = &tile.codes[k / group * self.layout.code_bytes()..];
-        let k = k % group;
-        if code_bits == 8 {
-            return codes[(k / 4 * TILE_ROWS + lane) * 4 + k % 4];
-        }
-        let byte = codes[(k % 16 / 4 * TILE_ROWS + lane) * 4 + k % 4];
-        if k < 16 { byte & 15 } else { byte >> 4 }
     }
 }
 
@@ -274,10 +318,6 @@ pub(crate) unsafe fn run_tiles(
             token += n;
         }
     }
-}
-
-fn f16_bits_to_f32(bits: u16) -> f32 {
-    f16::from_bits(bits).to_f32()
 }
 
 #[cfg(test)]

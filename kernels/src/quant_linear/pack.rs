@@ -6,10 +6,11 @@
 use half::f16;
 
 use super::blocks::{RowCodes, unpack_row};
-use super::{Offset, PackedLayout, QuantMatrix, QuantSource, TILE_ROWS};
+use super::round::{ROWS_GROUPS, round_row};
+use super::{Offset, PackedLayout, QuantMatrix, QuantSource, TILE_ROWS, WEIGHT_GROUP};
 use crate::KernelError;
 use crate::error::check_shape;
-use crate::memory::AlignedBytes;
+use crate::memory::Arena;
 use crate::pool::{DisjointMut, WorkerPool, share};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -27,13 +28,21 @@ struct TileCodes {
     mins: Vec<f32>,
 }
 
-fn layout_of(source: QuantSource<'_>) -> PackedLayout {
+fn layout_of(source: QuantSource<'_>, n_in: usize) -> PackedLayout {
     match source {
         QuantSource::Blocks { format, .. } => format.layout(),
-        QuantSource::Awq { .. } => PackedLayout {
+        QuantSource::Awq { group_size, .. } => PackedLayout {
             code_bits: 4,
-            group: 32,
+            group: group_size,
             offset: Offset::GroupZero,
+        },
+        QuantSource::Rows { .. } => PackedLayout {
+            code_bits: 8,
+            group: ROWS_GROUPS
+                .into_iter()
+                .find(|group| n_in.is_multiple_of(*group))
+                .unwrap_or(WEIGHT_GROUP),
+            offset: Offset::Zero(128),
         },
     }
 }
@@ -56,6 +65,11 @@ fn check_source(n_out: usize, n_in: usize, source: QuantSource<'_>) -> Result<()
             let expected = n_out * (n_in / format.block_len()) * format.block_bytes();
             check_shape(OP, "length of the blocks", bytes.len(), expected)
         }
+        QuantSource::Rows { format, bytes } => {
+            multiple("n_in", n_in, WEIGHT_GROUP)?;
+            let expected = n_out * n_in * format.bytes();
+            check_shape(OP, "length of the rows", bytes.len(), expected)
+        }
         QuantSource::Awq {
             group_size,
             qweight,
@@ -75,6 +89,7 @@ fn check_source(n_out: usize, n_in: usize, source: QuantSource<'_>) -> Result<()
 
 pub(super) fn pack(
     pool: &mut WorkerPool,
+    arena: &mut Arena,
     n_out: usize,
     n_in: usize,
     source: QuantSource<'_>,
@@ -88,11 +103,11 @@ pub(super) fn pack(
         });
     }
     check_source(n_out, n_in, source)?;
-    let layout = layout_of(source);
+    let layout = layout_of(source, n_in);
     let n_groups = n_in / layout.group;
-    let tile_bytes = (n_groups * (layout.code_bytes() + layout.scale_bytes())).next_multiple_of(64);
+    let tile_bytes = (n_groups * layout.group_bytes()).next_multiple_of(64);
     let n_tiles = n_out.div_ceil(TILE_ROWS);
-    let mut tiles = AlignedBytes::zeroed(n_tiles * tile_bytes)?;
+    let mut tiles = arena.zeroed(n_tiles * tile_bytes)?;
     let out = DisjointMut::new(tiles.as_mut_slice());
     let n_threads = pool.n_threads();
     let overflowed = AtomicBool::new(false);
@@ -150,11 +165,20 @@ impl TileCodes {
                     );
                 }
             }
+            QuantSource::Rows { format, bytes } => {
+                let row_bytes = self.n_in * format.bytes();
+                for lane in 0..n_rows {
+                    let bytes = &bytes[(first_row + lane) * row_bytes..][..row_bytes];
+                    let codes = &mut self.codes[lane * self.n_in..][..self.n_in];
+                    let scales = &mut self.scales[lane * self.n_groups..][..self.n_groups];
+                    round_row(format, bytes, codes, scales);
+                }
+            }
             QuantSource::Awq {
-                group_size,
                 qweight,
                 qzeros,
                 scales,
+                ..
             } => {
                 let word = |bytes: &[u8], i: usize| {
                     u32::from_le_bytes([
@@ -175,11 +199,10 @@ impl TileCodes {
                         }
                     }
                     for g in 0..self.n_groups {
-                        let awq_group = g * 32 / group_size;
-                        let zeros = word(qzeros, awq_group * (n_out / 8) + column);
+                        let zeros = word(qzeros, g * (n_out / 8) + column);
                         for (nibble, lane) in AWQ_COLUMN_OF_NIBBLE.iter().enumerate() {
                             let lane = octet * 8 + lane;
-                            let at = 2 * (awq_group * n_out + first_row + lane);
+                            let at = 2 * (g * n_out + first_row + lane);
                             let scale = f16::from_le_bytes([scales[at], scales[at + 1]]).to_f32();
                             let zero = (zeros >> (4 * nibble) & 15) as f32;
                             self.scales[lane * self.n_groups + g] = scale;
@@ -193,46 +216,21 @@ impl TileCodes {
 
     /// Interleaves the rows into a tile; false where a scale does not fit f16.
     fn write(&self, layout: PackedLayout, n_rows: usize, tile: &mut [u8]) -> bool {
-        let PackedLayout {
-            group,
-            code_bits,
-            offset,
-        } = layout;
-        let (codes, scales) = tile.split_at_mut(self.n_groups * layout.code_bytes());
-        for lane in 0..n_rows {
-            let row = &self.codes[lane * self.n_in..][..self.n_in];
-            for (from, to) in row
-                .chunks_exact(group)
-                .zip(codes.chunks_exact_mut(layout.code_bytes()))
-            {
-                let words = to.chunks_exact_mut(4 * TILE_ROWS);
-                if code_bits == 8 {
-                    for (word, quad) in words.zip(from.chunks_exact(4)) {
-                        word[4 * lane..][..4].copy_from_slice(quad);
-                    }
-                } else {
-                    let (low, high) = from.split_at(16);
-                    let quads = low.chunks_exact(4).zip(high.chunks_exact(4));
-                    for (word, (low, high)) in words.zip(quads) {
-                        for b in 0..4 {
-                            word[4 * lane + b] = low[b] | high[b] << 4;
-                        }
-                    }
-                }
-            }
-        }
         let mut is_finite = true;
-        let has_mins = offset.is_stored();
-        for (g, out) in scales
-            .chunks_exact_mut(layout.scale_bytes())
+        let has_mins = layout.offset.is_stored();
+        for (g, group) in tile
+            .chunks_exact_mut(layout.group_bytes())
             .take(self.n_groups)
             .enumerate()
         {
+            let (codes, scales) = group.split_at_mut(layout.code_bytes());
             for lane in 0..n_rows {
+                let from = &self.codes[lane * self.n_in + g * layout.group..][..layout.group];
+                interleave(layout, from, lane, codes);
                 let mut put = |at: usize, value: f32| {
                     let value = f16::from_f32(value);
                     is_finite &= value.is_finite();
-                    out[2 * at..][..2].copy_from_slice(&value.to_ne_bytes());
+                    scales[2 * at..][..2].copy_from_slice(&value.to_ne_bytes());
                 };
                 put(lane, self.scales[lane * self.n_groups + g]);
                 if has_mins {
@@ -241,5 +239,28 @@ impl TileCodes {
             }
         }
         is_finite
+    }
+}
+
+/// Puts one row's codes of a group into their places.
+fn interleave(layout: PackedLayout, from: &[u8], lane: usize, codes: &mut [u8]) {
+    for (from, to) in from
+        .chunks_exact(layout.chunk())
+        .zip(codes.chunks_exact_mut(layout.chunk_bytes()))
+    {
+        let words = to.chunks_exact_mut(4 * TILE_ROWS);
+        if layout.code_bits == 8 {
+            for (word, quad) in words.zip(from.chunks_exact(4)) {
+                word[4 * lane..][..4].copy_from_slice(quad);
+            }
+        } else {
+            let (low, high) = from.split_at(16);
+            let quads = low.chunks_exact(4).zip(high.chunks_exact(4));
+            for (word, (low, high)) in words.zip(quads) {
+                for b in 0..4 {
+                    word[4 * lane + b] = low[b] | high[b] << 4;
+                }
+            }
+        }
     }
 }

@@ -1,36 +1,18 @@
 //! The plain version: dequantise each weight, multiply, add up in f64.
 
-use super::{Offset, QuantMatrix, TILE_ROWS, f16_bits_to_f32};
+use super::{Offset, QuantMatrix, TILE_ROWS, Tile};
 use crate::KernelError;
 
-/// Scale and minimum of one group of one row of a tile.
-pub(super) fn scale_and_min(
-    scales: &[u16],
-    offset: Offset,
-    group: usize,
-    lane: usize,
-) -> (f32, f32) {
-    match offset {
-        Offset::Zero(zero) => {
-            let scale = f16_bits_to_f32(scales[group * TILE_ROWS + lane]);
-            (scale, -f32::from(zero) * scale)
-        }
-        Offset::Min | Offset::GroupZero => {
-            let pair = &scales[group * TILE_ROWS * 2..][..TILE_ROWS * 2];
-            let (scale, stored) = (
-                f16_bits_to_f32(pair[lane]),
-                f16_bits_to_f32(pair[TILE_ROWS + lane]),
-            );
-            (
-                scale,
-                if offset == Offset::Min {
-                    stored
-                } else {
-                    -stored * scale
-                },
-            )
-        }
-    }
+/// Scale and minimum of one row of a group, out of its `scales`.
+pub(super) fn scale_and_min(scales: &[u8], offset: Offset, lane: usize) -> (f32, f32) {
+    let scale = Tile::scale(scales, lane);
+    let stored = || Tile::scale(scales, TILE_ROWS + lane);
+    let min = match offset {
+        Offset::Zero(zero) => -f32::from(zero) * scale,
+        Offset::Min => stored(),
+        Offset::GroupZero => -stored() * scale,
+    };
+    (scale, min)
 }
 
 /// `y: [n_tokens, n_out]` for `x: [n_tokens, n_in]`.

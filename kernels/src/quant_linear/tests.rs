@@ -1,5 +1,7 @@
 use super::*;
+use crate::dense_linear::DenseMatrix;
 use crate::linear::{self, LinearInput, LinearPart, LinearWeights};
+use half::bf16;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -40,6 +42,7 @@ fn random_matrix(
     let bytes = random_blocks(format, n_out * n_in / format.block_len(), rng);
     QuantMatrix::pack(
         pool,
+        &mut Arena::default(),
         n_out,
         n_in,
         QuantSource::Blocks {
@@ -131,7 +134,8 @@ fn extreme_codes_do_not_saturate() {
                 format,
                 bytes: &bytes,
             };
-            let mut w = QuantMatrix::pack(&mut pool, 16, n_in, source).expect("pack");
+            let mut w = QuantMatrix::pack(&mut pool, &mut Arena::default(), 16, n_in, source)
+                .expect("pack");
             for sign in [1.0, -1.0] {
                 let x = vec![sign; n_in];
                 for isa in Isa::available() {
@@ -225,9 +229,15 @@ fn parts_biases_and_accumulation() {
 
 #[test]
 fn awq_weights_come_out_in_their_places() {
+    for (n_in, group_size) in [(128, 32), (128, 64), (384, 128), (96, 96)] {
+        check_awq(n_in, group_size);
+    }
+}
+
+fn check_awq(n_in: usize, group_size: usize) {
     let mut rng = StdRng::seed_from_u64(4);
     let mut pool = pool();
-    let (n_out, n_in, group_size) = (24, 128, 64);
+    let n_out = 24;
     let code = |k: usize, n: usize| (k * 7 + n * 3 + k * n) % 16;
     let zero = |g: usize, n: usize| (g * 5 + n) % 16;
     let scales: Vec<f16> = (0..n_in / group_size * n_out)
@@ -254,7 +264,7 @@ fn awq_weights_come_out_in_their_places() {
         qzeros: &qzeros,
         scales: &scale_bytes,
     };
-    let w = QuantMatrix::pack(&mut pool, n_out, n_in, source).expect("pack");
+    let w = QuantMatrix::pack(&mut pool, &mut Arena::default(), n_out, n_in, source).expect("pack");
     let mut row = vec![0.0; n_in];
     for n in 0..n_out {
         w.dequantize_row(n, &mut row).expect("row");
@@ -282,6 +292,92 @@ fn awq_weights_come_out_in_their_places() {
     }
 }
 
+fn bytes_of(values: &[f32], format: DenseFormat) -> Vec<u8> {
+    let bytes = |v: &f32| match format {
+        DenseFormat::F32 => v.to_le_bytes().to_vec(),
+        DenseFormat::F16 => f16::from_f32(*v).to_le_bytes().to_vec(),
+        DenseFormat::BF16 => bf16::from_f32(*v).to_le_bytes().to_vec(),
+    };
+    values.iter().flat_map(bytes).collect()
+}
+
+#[test]
+fn rows_are_rounded_to_8_bits_and_agree_with_the_reference_on_every_instruction_set() {
+    let mut rng = StdRng::seed_from_u64(5);
+    let mut pool = pool();
+    for format in [DenseFormat::F32, DenseFormat::F16, DenseFormat::BF16] {
+        for (n_out, n_in, group) in [(1, 32, 32), (37, 96, 32), (16, 192, 64), (50, 384, 128)] {
+            let mut values = random_vector(n_out * n_in, &mut rng);
+            // Groups of zeros and of one large weight have scales as well.
+            values[..32].fill(0.0);
+            values[n_in - 1] = 300.0;
+            let bytes = bytes_of(&values, format);
+            let exact = DenseMatrix::copy_from(&mut Arena::default(), n_out, n_in, format, &bytes)
+                .expect("matrix");
+            let source = QuantSource::Rows {
+                format,
+                bytes: &bytes,
+            };
+            let mut w = QuantMatrix::pack(&mut pool, &mut Arena::default(), n_out, n_in, source)
+                .expect("pack");
+            assert_eq!(w.layout().group, group);
+            let (mut stored, mut rounded) = (vec![0.0; n_in], vec![0.0; n_in]);
+            for row in 0..n_out {
+                exact.dequantize_row(row, &mut stored).expect("row");
+                w.dequantize_row(row, &mut rounded).expect("row");
+                for (stored, rounded) in stored.chunks(group).zip(rounded.chunks(group)) {
+                    let largest = stored.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+                    // Half a step, and what rounding the scale to f16 does to 127 steps.
+                    let limit = largest * (0.5 / 127.0 + 1.0 / 2048.0);
+                    for (s, r) in stored.iter().zip(rounded) {
+                        assert!(
+                            (s - r).abs() <= limit,
+                            "{format:?} row {row}: {s} became {r}"
+                        );
+                    }
+                }
+            }
+            for n_tokens in [1, 3, 8, 13] {
+                let x = random_vector(n_tokens * n_in, &mut rng);
+                for isa in Isa::available() {
+                    let what = format!("{format:?} {n_out}x{n_in} tokens {n_tokens} {isa:?}");
+                    let mut int8 = QuantActivations::default();
+                    int8.quantize(&mut pool, isa, &x, n_in).expect("quantize");
+                    let expected = reference::forward(&w, &int8.dequantize()).expect("reference");
+                    let (y, back) = run(&mut pool, isa, w, &x, Some(&int8));
+                    assert_close(&y, &expected, &format!("int8 {what}"));
+                    let expected = reference::forward(&back, &x).expect("reference");
+                    let (y, back) = run(&mut pool, isa, back, &x, None);
+                    assert_close(&y, &expected, &format!("f32 {what}"));
+                    w = back;
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_that_cannot_be_rounded_are_refused() {
+    let mut pool = pool();
+    let mut pack = |values: &[f32], n_in| {
+        let bytes = bytes_of(values, DenseFormat::F32);
+        let source = QuantSource::Rows {
+            format: DenseFormat::F32,
+            bytes: &bytes,
+        };
+        QuantMatrix::pack(&mut pool, &mut Arena::default(), 1, n_in, source)
+    };
+    assert!(pack(&[1.0; 32], 32).is_ok());
+    assert!(pack(&[1.0; 32], 64).is_err());
+    assert!(pack(&[1.0; 48], 48).is_err());
+    for broken in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e9] {
+        let mut values = [1.0; 64];
+        values[3] = broken;
+        let error = pack(&values, 64).expect_err("must be refused").to_string();
+        assert!(error.contains("65504"), "{broken}: {error}");
+    }
+}
+
 #[test]
 fn wrong_shapes_are_refused() {
     let mut pool = pool();
@@ -298,7 +394,7 @@ fn wrong_shapes_are_refused() {
             bytes: &bytes,
         };
         assert!(
-            QuantMatrix::pack(&mut pool, n_out, n_in, source).is_err(),
+            QuantMatrix::pack(&mut pool, &mut Arena::default(), n_out, n_in, source).is_err(),
             "{n_out} {n_in}"
         );
     }
@@ -307,7 +403,7 @@ fn wrong_shapes_are_refused() {
         format,
         bytes: &bytes,
     };
-    let w = QuantMatrix::pack(&mut pool, 16, 32, source).expect("pack");
+    let w = QuantMatrix::pack(&mut pool, &mut Arena::default(), 16, 32, source).expect("pack");
     assert!(w.dequantize_row(16, &mut [0.0; 32]).is_err());
     let mut int8 = QuantActivations::default();
     assert!(
@@ -338,6 +434,7 @@ fn scales_beyond_f16_are_refused() {
         format: BlockFormat::Q4K,
         bytes: &bytes,
     };
-    let error = QuantMatrix::pack(&mut pool, 1, 256, source).expect_err("must not fit");
+    let error = QuantMatrix::pack(&mut pool, &mut Arena::default(), 1, 256, source)
+        .expect_err("must not fit");
     assert!(error.to_string().contains("65504"), "{error}");
 }

@@ -1,4 +1,5 @@
-//! What a card can do at most: reading memory, and multiplying. Measured kernels are compared with
-//! it, and the read empties the L2 cache between measurements.
+//! What a card or a processor can do at most: reading memory, and multiplying. Measured kernels are
+//! compared with it, and a card's read empties the L2 cache between measurements.
 
+pub mod cpu;
 pub mod cuda;

@@ -77,8 +77,9 @@ impl CpuExecutor {
             move |source| CpuLoadError::Kernel { what, source }
         };
         let mut pool = WorkerPool::new(settings.n_threads).map_err(kernel("worker threads"))?;
-        let weights = DecoderWeights::load(checkpoint, &mut pool)?;
+        let weights = DecoderWeights::load(checkpoint, &mut pool, settings.activations)?;
         let weight_bytes = weights.bytes();
+        let lm_head = weights.lm_head_name.clone();
         let n_pages = settings.kv_pool_tokens.div_ceil(PAGE_TOKENS);
         let mut forward = Forward::new(checkpoint.config().clone(), weights, settings, n_pages)
             .map_err(kernel("the KV pool"))?;
@@ -98,6 +99,7 @@ impl CpuExecutor {
         let kernels = [
             ("quant_linear", format!("{isa}_{activations}")),
             ("dense_linear", format!("{isa}_f32")),
+            ("lm_head", lm_head),
             (
                 "attention",
                 match settings.attention {

@@ -1,12 +1,19 @@
-//! The decoder's weights, repacked for the CPU kernels one matrix at a time: beside the packed
-//! copy there is only the checkpoint's own mapping, whose pages the system may drop.
+//! The decoder's weights, repacked for the CPU kernels one matrix at a time. The checkpoint's own
+//! pages are released as soon as they were copied, and the largest matrices come first, so that
+//! loading needs hardly more memory than what it ends with.
+//!
+//! lm_head is read whole for every token. Where it is stored in 16 or 32 bits and products are made
+//! in 8 bits anyway ([`ActivationType::Int8`]), it is rounded to 8 bits: half the bytes, for an
+//! error below that of the activations. An embedding that is lm_head as well is kept once.
 
 use kernels::dense_linear::{DenseFormat, DenseMatrix};
 use kernels::linear::LinearWeights;
+use kernels::memory::Arena;
 use kernels::pool::WorkerPool;
 use kernels::quant_linear::{BlockFormat, QuantMatrix, QuantSource};
 
 use super::CpuLoadError;
+use super::options::ActivationType;
 use crate::weights::{Checkpoint, ElementFormat, Matrix, MatrixId, VectorId};
 
 pub(super) struct LayerWeights {
@@ -37,12 +44,37 @@ pub(super) struct DecoderWeights {
     /// `[hidden]`
     pub final_norm: Vec<f32>,
     pub layers: Vec<LayerWeights>,
+    /// How lm_head is kept, for the log and records.
+    pub lm_head_name: String,
 }
 
 impl DecoderWeights {
-    pub fn load(checkpoint: &dyn Checkpoint, pool: &mut WorkerPool) -> Result<Self, CpuLoadError> {
+    pub fn load(
+        checkpoint: &dyn Checkpoint,
+        pool: &mut WorkerPool,
+        activations: ActivationType,
+    ) -> Result<Self, CpuLoadError> {
         let config = checkpoint.config();
-        let mut matrix = |id| load_matrix(checkpoint, pool, id);
+        let head_rows = match activations {
+            ActivationType::Int8 => Rows::RoundedTo8Bits,
+            ActivationType::F32 => Rows::AsStored,
+        };
+        let mut arena = Arena::default();
+        let mut load = |id, rows| load_matrix(checkpoint, pool, &mut arena, id, rows);
+        let (embedding, lm_head) = if config.tied_embeddings {
+            (load(MatrixId::Embedding, head_rows)?, None)
+        } else {
+            let lm_head = load(MatrixId::LmHead, head_rows)?;
+            (load(MatrixId::Embedding, Rows::AsStored)?, Some(lm_head))
+        };
+        let stored = checkpoint.storage(MatrixId::LmHead)?.format;
+        let lm_head_name = match lm_head.as_ref().unwrap_or(&embedding) {
+            LinearWeights::Quant(_) if is_dense(&stored) => {
+                format!("int8_rounded_from_{}", stored.to_lowercase())
+            }
+            _ => stored.to_lowercase(),
+        };
+        let mut matrix = |id| load(id, Rows::AsStored);
         let optional = |wanted: bool, id| {
             wanted
                 .then(|| checkpoint.vector(id))
@@ -70,14 +102,11 @@ impl DecoderWeights {
             });
         }
         Ok(Self {
-            embedding: matrix(MatrixId::Embedding)?,
-            lm_head: if config.tied_embeddings {
-                None
-            } else {
-                Some(matrix(MatrixId::LmHead)?)
-            },
+            embedding,
+            lm_head,
             final_norm: checkpoint.vector(VectorId::FinalNorm)?,
             layers,
+            lm_head_name,
         })
     }
 
@@ -99,43 +128,63 @@ impl DecoderWeights {
     }
 }
 
+/// What becomes of rows that are stored in 16 or 32 bits.
+#[derive(Clone, Copy)]
+enum Rows {
+    AsStored,
+    RoundedTo8Bits,
+}
+
 fn load_matrix(
     checkpoint: &dyn Checkpoint,
     pool: &mut WorkerPool,
+    arena: &mut Arena,
     id: MatrixId,
+    rows: Rows,
 ) -> Result<LinearWeights, CpuLoadError> {
-    let packed = match checkpoint.matrix(id)? {
-        Matrix::Awq(awq) => {
-            let source = QuantSource::Awq {
-                group_size: awq.group_size,
-                qweight: &awq.qweight,
-                qzeros: &awq.qzeros,
-                scales: &awq.scales,
-            };
-            QuantMatrix::pack(pool, awq.n_out, awq.n_in, source).map(LinearWeights::Quant)
-        }
-        Matrix::Rows {
-            format,
-            n_out,
-            n_in,
-            bytes,
-        } => match storage_of(format) {
-            Storage::Dense(format) => {
-                DenseMatrix::copy_from(n_out, n_in, format, &bytes).map(LinearWeights::Dense)
+    let matrix = checkpoint.matrix(id)?;
+    let (n_out, n_in) = matrix.shape();
+    let source = match &matrix {
+        Matrix::Awq(awq) => Source::Quant(QuantSource::Awq {
+            group_size: awq.group_size,
+            qweight: &awq.qweight,
+            qzeros: &awq.qzeros,
+            scales: &awq.scales,
+        }),
+        Matrix::Rows { format, bytes, .. } => match (storage_of(*format), rows) {
+            (Storage::Blocks(format), _) => Source::Quant(QuantSource::Blocks { format, bytes }),
+            // Rows that 8-bit groups do not divide stay as they are.
+            (Storage::Dense(format), Rows::RoundedTo8Bits) if n_in.is_multiple_of(32) => {
+                Source::Quant(QuantSource::Rows { format, bytes })
             }
-            Storage::Blocks(format) => {
-                let source = QuantSource::Blocks {
-                    format,
-                    bytes: &bytes,
-                };
-                QuantMatrix::pack(pool, n_out, n_in, source).map(LinearWeights::Quant)
-            }
+            (Storage::Dense(format), _) => Source::Dense(format, bytes),
         },
     };
+    let packed = match source {
+        Source::Quant(source) => {
+            QuantMatrix::pack(pool, arena, n_out, n_in, source).map(LinearWeights::Quant)
+        }
+        Source::Dense(format, bytes) => {
+            DenseMatrix::copy_from(arena, n_out, n_in, format, bytes).map(LinearWeights::Dense)
+        }
+    };
+    checkpoint.release();
     packed.map_err(|source| CpuLoadError::Kernel {
         what: format!("{id:?}"),
         source,
     })
+}
+
+enum Source<'a> {
+    Quant(QuantSource<'a>),
+    Dense(DenseFormat, &'a [u8]),
+}
+
+/// True for the name of a format without blocks.
+fn is_dense(name: &str) -> bool {
+    [ElementFormat::F32, ElementFormat::F16, ElementFormat::BF16]
+        .iter()
+        .any(|format| format.name() == name)
 }
 
 enum Storage {

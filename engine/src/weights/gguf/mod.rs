@@ -221,6 +221,10 @@ impl Checkpoint for GgufCheckpoint {
         main.map_or_else(|| "gguf".into(), |(format, _)| format!("gguf {format}"))
     }
 
+    fn release(&self) {
+        self.file.map.release();
+    }
+
     fn storage(&self, id: MatrixId) -> Result<MatrixStorage, WeightError> {
         let (n_out, n_in) = id.shape(&self.config);
         let (format, bytes) = self.stored_rows(id)?;

@@ -56,31 +56,34 @@ fn compute<L: Lanes, const T: usize>(
     out: &mut [[f32; TILE_ROWS]; TOKENS],
 ) {
     let layout = w.layout;
-    let tile = w.tile(tile);
-    let words: &[u32] = bytemuck::cast_slice(tile.codes);
-    let group_words = layout.code_bytes() / 4;
-    let n_scales = layout.scale_bytes() / 2;
+    let chunk_words = layout.chunk_bytes() / 4;
     let mask = (1 << layout.code_bits) - 1;
     let mut sums = [L::splat(0.0); T];
-    for g in 0..w.n_groups() {
-        let scale = L::load_f16(at(tile.scales, g * n_scales));
+    for (g, group) in w.tile(tile).groups().enumerate() {
+        let (codes, scales) = group.split_at(layout.code_bytes());
+        let words: &[u32] = bytemuck::cast_slice(codes);
+        let scales: &[u16] = bytemuck::cast_slice(scales);
+        let scale = L::load_f16(at(scales, 0));
         let min = match layout.offset {
             Offset::Zero(zero) => scale.mul(L::splat(-f32::from(zero))),
-            Offset::Min => L::load_f16(at(tile.scales, g * n_scales + TILE_ROWS)),
+            Offset::Min => L::load_f16(at(scales, TILE_ROWS)),
             Offset::GroupZero => {
-                let zero = L::load_f16(at(tile.scales, g * n_scales + TILE_ROWS));
+                let zero = L::load_f16(at(scales, TILE_ROWS));
                 L::splat(0.0).sub(zero.mul(scale))
             }
         };
-        for i in 0..group_words / TILE_ROWS {
-            let word = at(words, g * group_words + i * TILE_ROWS);
-            for nibble in 0..8 / layout.code_bits {
-                for b in 0..4 {
-                    let shift = (8 * b + 4 * nibble) as u32;
-                    let weight = L::load_field(word, shift, mask).mul_add(scale, min);
-                    let k = g * layout.group + 16 * nibble + 4 * i + b;
-                    for t in 0..T {
-                        sums[t] = weight.mul_add(L::splat(x[t][k]), sums[t]);
+        for (c, words) in words.chunks_exact(chunk_words).enumerate() {
+            let first = g * layout.group + c * layout.chunk();
+            for i in 0..chunk_words / TILE_ROWS {
+                let word = at(words, i * TILE_ROWS);
+                for nibble in 0..8 / layout.code_bits {
+                    for b in 0..4 {
+                        let shift = (8 * b + 4 * nibble) as u32;
+                        let weight = L::load_field(word, shift, mask).mul_add(scale, min);
+                        let k = first + 16 * nibble + 4 * i + b;
+                        for t in 0..T {
+                            sums[t] = weight.mul_add(L::splat(x[t][k]), sums[t]);
+                        }
                     }
                 }
             }

@@ -67,46 +67,39 @@ fn int8_block<const T: usize>(
     out: &mut [[f32; TILE_ROWS]; TOKENS],
 ) -> usize {
     let x: [TokenActivations<'_>; T] = std::array::from_fn(|t| x.token(token + t));
-    match (
-        w.layout.code_bits,
-        w.layout.group,
-        offset_kind(w.layout.offset),
-    ) {
+    let layout = w.layout;
+    match (layout.code_bits, layout.chunk(), offset_kind(layout.offset)) {
         (4, 32, FIXED_ZERO) => int8_on::<4, 32, FIXED_ZERO, T>(isa, w, tile, &x, out),
         (4, 32, GROUP_ZERO) => int8_on::<4, 32, GROUP_ZERO, T>(isa, w, tile, &x, out),
         (4, 32, MIN) => int8_on::<4, 32, MIN, T>(isa, w, tile, &x, out),
         (8, 32, FIXED_ZERO) => int8_on::<8, 32, FIXED_ZERO, T>(isa, w, tile, &x, out),
         (8, 32, MIN) => int8_on::<8, 32, MIN, T>(isa, w, tile, &x, out),
         (8, 16, FIXED_ZERO) => int8_on::<8, 16, FIXED_ZERO, T>(isa, w, tile, &x, out),
-        (bits, group, _) => unreachable!("no packed layout of {bits} bits in groups of {group}"),
+        (bits, chunk, _) => unreachable!("no packed layout of {bits} bits in chunks of {chunk}"),
     }
     T
 }
 
-fn int8_on<const BITS: usize, const GROUP: usize, const OFFSET: u8, const T: usize>(
+fn int8_on<const BITS: usize, const CHUNK: usize, const OFFSET: u8, const T: usize>(
     isa: Isa,
     w: &QuantMatrix,
     tile: usize,
     x: &[TokenActivations<'_>; T],
     out: &mut [[f32; TILE_ROWS]; TOKENS],
 ) {
-    let zero = match w.layout.offset {
-        Offset::Zero(zero) => i32::from(zero),
-        Offset::Min | Offset::GroupZero => 0,
-    };
     let tile = w.tile(tile);
     match isa {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => {
             // SAFETY: `Isa::Avx512` is only made on a processor that has these instructions;
             // `QuantMatrix::tile` and `QuantActivations::token` cut slices of the exact lengths.
-            unsafe { avx512::tile_block::<BITS, GROUP, OFFSET, T>(tile, zero, x, out) }
+            unsafe { avx512::tile_block::<BITS, CHUNK, OFFSET, T>(tile, x, out) }
         }
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => {
             // SAFETY: as above, for AVX2.
-            unsafe { avx2::tile_block::<BITS, GROUP, OFFSET, T>(tile, zero, x, out) }
+            unsafe { avx2::tile_block::<BITS, CHUNK, OFFSET, T>(tile, x, out) }
         }
-        _ => portable::tile_block::<BITS, GROUP, OFFSET, T>(tile, zero, x, out),
+        _ => portable::tile_block::<BITS, CHUNK, OFFSET, T>(tile, x, out),
     }
 }
