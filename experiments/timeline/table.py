@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""A decode step kernel by kernel, out of what timeline.c has recorded.
+"""A decode step kernel by kernel, out of what record.c has written.
 
-    python3 experiments/card/timeline.py out.csv [--steps 32]
+    python3 experiments/timeline/table.py out.csv [--steps 32]
 
 A step reaches from one `embedding` to the next; the last steps of the record are taken, and their
 kernels added up by name. A kernel that starts before the one ahead of it has ended waits for it, so
