@@ -23,7 +23,7 @@ use std::time::Instant;
 
 use tokio::sync::{mpsc, watch};
 
-use self::costs::CostMeter;
+pub(crate) use self::costs::CostMeter;
 use self::handle::{Command, Shared, is_last};
 pub use self::handle::{EngineHandle, RequestStream, SubmitError};
 use crate::executor::{Executor, StepOutput, StepPlan};

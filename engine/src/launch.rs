@@ -9,7 +9,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use crate::config::inactive::inactive_flags;
-use crate::config::resolved::{CudaGraph, HierarchicalCache};
+use crate::config::resolved::CudaGraph;
 use crate::config::typed::{
     self, AttentionBackend, Device, Dtype, KvCacheDtype, Quantization, SamplingBackend,
     SchedulePolicy,
@@ -313,10 +313,7 @@ fn load_cpu(
 }
 
 fn host_tier(config: &EngineConfig) -> Option<HostTierOptions> {
-    let size = match config.hierarchical_cache? {
-        HierarchicalCache::Ratio(ratio) => HostTierSize::Ratio(ratio),
-        HierarchicalCache::Bytes(bytes) => HostTierSize::Bytes(bytes),
-    };
+    let size = HostTierSize::from(config.hierarchical_cache?);
     let free_bytes = free_memory_bytes().unwrap_or(ASSUMED_FREE_BYTES);
     Some(HostTierOptions { size, free_bytes })
 }
@@ -438,10 +435,7 @@ pub fn launch(
 
     let mut loop_config = engine_loop_config(config, info.kv_pool_tokens);
     loop_config.scheduler.run_ahead = device == Device::Cuda && config.overlap_schedule;
-    loop_config.scheduler.host_tier = info.host_tier.map(|tier| HostTierConfig {
-        n_pages: tier.n_pages,
-        n_copies: tier.n_copies,
-    });
+    loop_config.scheduler.host_tier = info.host_tier.map(HostTierConfig::from);
     let pool_tokens = loop_config.scheduler.pool_tokens();
     let (max_sequence_tokens, sequence_limit_name) =
         sequence_limit(config, &model_config, pool_tokens)?;

@@ -10,13 +10,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::resolved::{CudaGraph, EngineConfig};
 use crate::config::typed::KvCacheDtype;
+use crate::engine_loop::CostMeter;
 use crate::executor::simulated::card::Steps;
 use crate::executor::simulated::cost::{device_bytes, sizes_of};
 use crate::executor::simulated::{Card, CostModel, SimulatedExecutor, SimulatedOptions};
-use crate::executor::{Executor, ExecutorError, ExecutorInfo};
+use crate::executor::{Executor, ExecutorError, ExecutorInfo, HostTierOptions};
+use crate::kv::PAGE_TOKENS;
 use crate::launch::{LaunchError, LoadedModel, engine_loop_config, load_text, sequence_limit};
 use crate::request::{Request, RequestId, SamplingParams, TokenEvent};
-use crate::scheduler::{Scheduler, SchedulerConfig, SchedulerStats};
+use crate::scheduler::{HostTierConfig, Scheduler, SchedulerConfig, SchedulerStats};
 use crate::server::prompt::fit;
 use crate::server::state::Limits;
 use crate::text::{TextError, Tokenizer};
@@ -101,6 +103,8 @@ pub enum SimulateError {
         asked: usize,
         limit: usize,
     },
+    #[error("{0}")]
+    HostTier(String),
     #[error("case {case}: {message}")]
     Case { case: String, message: String },
 }
@@ -115,7 +119,8 @@ pub fn simulate(
     let (tokenizer, _) = load_text(&model.resolved)?;
     let executor = executor(config, model, card)?;
     let info = executor.info().clone();
-    let scheduler_config = engine_loop_config(config, info.kv_pool_tokens).scheduler;
+    let mut scheduler_config = engine_loop_config(config, info.kv_pool_tokens).scheduler;
+    scheduler_config.host_tier = info.host_tier.map(HostTierConfig::from);
     let model_config = model.checkpoint.config();
     let (max_sequence_tokens, sequence_limit_name) =
         sequence_limit(config, model_config, scheduler_config.pool_tokens())?;
@@ -172,11 +177,25 @@ fn executor(
         CudaGraph::Auto { max_bs } => max_bs.unwrap_or(DEFAULT_MAX_GRAPH_ROWS),
         CudaGraph::Sizes(sizes) => sizes.last().copied().unwrap_or(0),
     };
+    let host_tier_pages = config
+        .hierarchical_cache
+        .map(|size| {
+            // Of a host as large as it takes.
+            let tier = HostTierOptions {
+                size: size.into(),
+                free_bytes: u64::MAX,
+            };
+            let page_bytes = PAGE_TOKENS as u64 * sizes.kv_bytes_per_token;
+            tier.n_pages(asked / PAGE_TOKENS, page_bytes)
+        })
+        .transpose()
+        .map_err(SimulateError::HostTier)?;
     let options = SimulatedOptions {
         kv_pool_tokens: asked,
         weight_bytes,
         kv_bytes_per_token: sizes.kv_bytes_per_token,
         max_graph_rows,
+        host_tier_pages,
     };
     Ok(SimulatedExecutor::new(CostModel::new(card, sizes), options))
 }
@@ -222,6 +241,7 @@ struct Arrival {
 struct Player {
     scheduler: Scheduler,
     executor: SimulatedExecutor,
+    costs: CostMeter,
     now: Duration,
     /// When the last request was taken in.
     last_arrival: Duration,
@@ -237,6 +257,7 @@ impl Player {
         Self {
             scheduler: Scheduler::new(config),
             executor,
+            costs: CostMeter::default(),
             now: Duration::ZERO,
             last_arrival: Duration::ZERO,
             next_id: 0,
@@ -277,7 +298,10 @@ impl Player {
             }
             let plan = self.scheduler.plan(self.now);
             let output = self.executor.execute(&plan)?;
-            self.now += self.executor.take_elapsed();
+            let elapsed = self.executor.take_elapsed();
+            self.now += elapsed;
+            let costs = self.costs.observe(&plan, elapsed, &self.executor.counts());
+            self.scheduler.set_restore_costs(costs);
             let events = self.scheduler.commit(&plan, output);
             self.scheduler.reuse(plan);
             for (id, event) in events {

@@ -360,6 +360,23 @@ fn generate_in_bursts(
     made
 }
 
+/// Small enough for a tool that follows every access to shared memory. The prompts are 23 rows, a
+/// decode step is two.
+#[test]
+#[ignore = "needs a GPU: run with --ignored on a machine with one"]
+fn a_few_small_steps_make_the_same_tokens_twice() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let checkpoint = awq(dir.path(), Family::Qwen3, 128);
+    let mut executor = cuda(
+        Element::F16,
+        checkpoint.as_ref(),
+        KvFormat::F16,
+        GraphSizes::Off,
+    );
+    let once = generate(&mut executor, 2, 3, 1);
+    assert_eq!(generate(&mut executor, 2, 3, 2), once);
+}
+
 #[test]
 #[ignore = "needs a GPU: run with --ignored on a machine with one"]
 fn greedy_tokens_do_not_depend_on_graphs_bursts_or_the_run() {

@@ -353,6 +353,37 @@ fn every_format_and_epilogue_agrees(gpu: &Gpu) {
     gpu.device.synchronize().expect("no late error");
 }
 
+/// Small enough for a tool that follows every access to shared memory.
+#[cfg_attr(
+    not(engine_test_cuda),
+    ignore = "needs a GPU: ENGINE_TEST_CUDA=1, or --ignored"
+)]
+#[test]
+fn a_small_launch_of_each_kernel_agrees_with_f64() {
+    let mut rng = StdRng::seed_from_u64(21);
+    for gpu in [
+        gpu(Element::F16),
+        gpu_with(Element::F16, |_| ManyRows::Batch),
+    ] {
+        for format in [Format::AwqG128, Format::Half] {
+            let mut case = |arrangement, parts_n| {
+                random_case(&gpu, &mut rng, format, arrangement, parts_n, 512)
+            };
+            let stacked = case(Arrangement::Stacked, &[64]);
+            let paired = case(Arrangement::GateUp, &[64, 64]);
+            for m in [1, 12, 20, 64] {
+                for (case, epilogue) in [
+                    (&stacked, Epilogue::AddResidual),
+                    (&paired, Epilogue::SiluMul),
+                ] {
+                    let error = check(&gpu, &mut rng, case, epilogue, m, false);
+                    assert_close(&gpu, case, epilogue, m, error);
+                }
+            }
+        }
+    }
+}
+
 #[cfg_attr(
     not(engine_test_cuda),
     ignore = "needs a GPU: ENGINE_TEST_CUDA=1, or --ignored"

@@ -12,7 +12,7 @@ const NEWEST: f64 = 0.1;
 const MIN_TOKENS: usize = 64;
 
 #[derive(Debug, Default)]
-pub(super) struct CostMeter {
+pub(crate) struct CostMeter {
     costs: RestoreCosts,
     /// As the executor counted at the last call.
     copied: (u64, u64),

@@ -10,7 +10,7 @@
 
 use super::Scheduler;
 use super::sequence::Sequence;
-use crate::executor::StepPlan;
+use crate::executor::{HostTierInfo, StepPlan};
 use crate::kv::{PAGE_TOKENS, PageCopy};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -18,6 +18,15 @@ pub struct HostTierConfig {
     pub n_pages: usize,
     /// Pages that one step copies, in each direction.
     pub n_copies: usize,
+}
+
+impl From<HostTierInfo> for HostTierConfig {
+    fn from(tier: HostTierInfo) -> Self {
+        Self {
+            n_pages: tier.n_pages,
+            n_copies: tier.n_copies,
+        }
+    }
 }
 
 /// What steps and copies took so far; 0 where nothing was measured yet. An input of `plan`, as

@@ -179,8 +179,15 @@ DEVICE void attention_decode(const AttentionDecodeParams& p) {
     if (ranks > 1) cluster_sync();  // nobody leaves while its part may still be read
 }
 
+// Four blocks a multiprocessor hold 64 rows of 8 KV heads at once; three left a fifth of them to a
+// second round. Worth some spilled registers on sm_90, unknown on others.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900
+constexpr int MIN_BLOCKS = 4;
+#else
+constexpr int MIN_BLOCKS = 1;
+#endif
 #define ATTENTION_DECODE(name, type, hd, fp32)                                                                   \
-    extern "C" __global__ void __launch_bounds__(128) name(const __grid_constant__ AttentionDecodeParams p) { \
+    extern "C" __global__ void __launch_bounds__(128, MIN_BLOCKS) name(const __grid_constant__ AttentionDecodeParams p) { \
         attention_decode<type, hd, fp32>(p);                                                                     \
     }
 ATTENTION_DECODE(attention_decode_half_64_elem, elem, 64, false)

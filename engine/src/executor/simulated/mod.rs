@@ -13,7 +13,9 @@ use std::time::Duration;
 pub use card::{Card, CardError};
 pub use cost::CostModel;
 
-use super::{Executor, ExecutorError, ExecutorInfo, StepOutput, StepPlan};
+use super::host_tier::{CARD_STEP_BYTES, HostTierInfo};
+use super::{Executor, ExecutorCounts, ExecutorError, ExecutorInfo, StepOutput, StepPlan};
+use crate::kv::PAGE_TOKENS;
 use crate::request::SampledToken;
 
 /// A token that no request stops at.
@@ -27,6 +29,8 @@ pub struct SimulatedOptions {
     pub kv_bytes_per_token: u64,
     /// Decode steps of up to so many rows are replayed from a graph.
     pub max_graph_rows: usize,
+    /// Pages of KV on the card's host.
+    pub host_tier_pages: Option<usize>,
 }
 
 #[derive(Debug)]
@@ -34,11 +38,14 @@ pub struct SimulatedExecutor {
     info: ExecutorInfo,
     cost: CostModel,
     max_graph_rows: usize,
+    page_bytes: u64,
     elapsed: Duration,
+    counts: ExecutorCounts,
 }
 
 impl SimulatedExecutor {
     pub fn new(cost: CostModel, options: SimulatedOptions) -> Self {
+        let page_bytes = PAGE_TOKENS as u64 * options.kv_bytes_per_token;
         let info = ExecutorInfo {
             name: "simulated".to_owned(),
             device: format!("{} (simulated)", cost.card().rates.name),
@@ -47,13 +54,17 @@ impl SimulatedExecutor {
             kv_pool_tokens: options.kv_pool_tokens,
             kv_pool_bytes: options.kv_pool_tokens as u64 * options.kv_bytes_per_token,
             weight_bytes: options.weight_bytes,
-            host_tier: None,
+            host_tier: options
+                .host_tier_pages
+                .map(|n_pages| HostTierInfo::new(n_pages, page_bytes, CARD_STEP_BYTES)),
         };
         Self {
             info,
             cost,
             max_graph_rows: options.max_graph_rows,
+            page_bytes,
             elapsed: Duration::ZERO,
+            counts: ExecutorCounts::default(),
         }
     }
 
@@ -64,6 +75,12 @@ impl SimulatedExecutor {
 
     pub fn cost(&self) -> &CostModel {
         &self.cost
+    }
+
+    /// Seconds of the plan's copies, one after the other over the host's link.
+    fn copies_s(&self, plan: &StepPlan) -> f64 {
+        let bytes = plan.copies.n_pages() as u64 * self.page_bytes;
+        bytes as f64 / (self.cost.card().rates.host_link_gb_per_s * 1e9)
     }
 
     /// Seconds of one of the plan's steps: its rows' tokens, packed, in passes.
@@ -107,6 +124,10 @@ impl Executor for SimulatedExecutor {
         &self.info
     }
 
+    fn counts(&self) -> ExecutorCounts {
+        self.counts
+    }
+
     fn execute(&mut self, plan: &StepPlan) -> Result<StepOutput, ExecutorError> {
         super::check_plan(plan, "simulated")?;
         let token = SampledToken {
@@ -114,9 +135,12 @@ impl Executor for SimulatedExecutor {
             logprob: None,
             top_logprobs: Vec::new(),
         };
-        for i_step in 0..plan.n_steps {
-            self.elapsed += Duration::from_secs_f64(self.step_s(plan, i_step));
-        }
+        let steps_s: f64 = (0..plan.n_steps).map(|i| self.step_s(plan, i)).sum();
+        let copies_s = self.copies_s(plan);
+        self.counts.copied_pages += plan.copies.n_pages() as u64;
+        self.counts.copy_ns += (copies_s * 1e9) as u64;
+        // Copies run beside the steps, and the next plan's work waits for them.
+        self.elapsed += Duration::from_secs_f64(steps_s.max(copies_s));
         let rows = plan.rows.iter().map(|row| match row.sample {
             Some(_) => vec![token.clone(); plan.n_steps],
             None => Vec::new(),

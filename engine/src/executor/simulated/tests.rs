@@ -3,7 +3,7 @@ use std::sync::Arc;
 use super::card::{Card, DecodePoint, MeasuredModel, PrefillPoint, Rates, Steps};
 use super::*;
 use crate::executor::{PlanRow, SampleSpec};
-use crate::kv::{PageIdx, pages_for};
+use crate::kv::{PageCopy, PageIdx, pages_for};
 use crate::request::{RequestId, SamplingParams};
 
 const MODEL: MeasuredModel = MeasuredModel {
@@ -70,6 +70,7 @@ fn simulated(card: Card, max_graph_rows: usize) -> SimulatedExecutor {
         weight_bytes: 1,
         kv_bytes_per_token: MODEL.kv_bytes_per_token,
         max_graph_rows,
+        host_tier_pages: Some(10),
     };
     SimulatedExecutor::new(CostModel::new(card, MODEL), options)
 }
@@ -147,6 +148,26 @@ fn graphs_save_the_launch_and_context_costs_bandwidth() {
     let longer = ms(&mut with, &plan(1, 1, 10_009, 1)) - ms(&mut with, &plan(1, 1, 9, 1));
     // 10,000 tokens of 262,144 bytes at half of 3 TB/s.
     assert!(close(longer, 1.7476, 1e-3), "{longer} ms");
+}
+
+#[test]
+fn copies_run_beside_a_step_at_the_links_rate() {
+    let mut executor = simulated(card(rates(3000.0, 100)), 0);
+    let step = ms(&mut executor, &plan(1, 1, 199, 1));
+    let page = |number| PageCopy {
+        device: PageIdx(number),
+        host: PageIdx(number),
+    };
+    let mut copying = plan(1, 1, 199, 1);
+    copying.copies.offloads = vec![page(1)];
+    // 16 tokens of 262,144 bytes at 50 GB/s are 0.084 ms: hidden behind the step.
+    assert!(close(ms(&mut executor, &copying), step, 1e-6));
+    copying.copies.restores = (0..199).map(page).collect();
+    let found = ms(&mut executor, &copying);
+    assert!(close(found, 200.0 * 0.083_886, 1e-3), "{found} ms");
+    let counts = executor.counts();
+    assert_eq!(counts.copied_pages, 201);
+    assert!(close(counts.copy_ns as f64, 201.0 * 83_886.0, 1e-3));
 }
 
 #[test]

@@ -12,12 +12,9 @@
 use kernels::cuda::{CudaError, Event, HostBuffer, RowsCopy, Stream};
 
 use super::{Forward, KvPool};
+use crate::executor::host_tier::CARD_STEP_BYTES;
 use crate::executor::{ExecutorCounts, HostTierInfo};
 use crate::kv::{PageCopies, PageCopy};
-
-/// Bytes that a step copies in each direction while others decode: 1.3 ms at the 25 GB/s of PCIe 4,
-/// less than a decode step of any model whose pages are that large.
-const STEP_BYTES: u64 = 32 << 20;
 
 pub struct HostTier {
     /// `[n_pages, 2 * n_layers, bytes of K (or V) of a page and layer]`
@@ -66,7 +63,7 @@ impl HostTier {
     }
 
     pub fn info(&self) -> HostTierInfo {
-        HostTierInfo::new(self.n_pages, self.page_bytes() as u64, STEP_BYTES)
+        HostTierInfo::new(self.n_pages, self.page_bytes() as u64, CARD_STEP_BYTES)
     }
 
     fn page_bytes(&self) -> usize {
