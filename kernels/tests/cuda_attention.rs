@@ -38,6 +38,14 @@ fn long_contexts_agree_with_f64_for_every_split_and_format() {
     check_contexts(&[8192, 4097, 8191, 8177], &[(8, 1, 128), (9, 3, 64)]);
 }
 
+/// More blocks than an H100 holds of the kernel for fewer.
+#[test]
+#[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
+fn many_rows_agree_with_f64_for_every_split_and_format() {
+    let contexts: Vec<i32> = CONTEXTS.iter().cycle().take(64).map(|n| n / 8).collect();
+    check_contexts(&contexts, &[(16, 8, 128)]);
+}
+
 /// Every row has a context of its own; `shapes` are query heads, KV heads, head dimension.
 fn check_contexts(contexts: &[i32], shapes: &[(usize, usize, usize)]) {
     let (device, stream) = gpu::open();

@@ -42,11 +42,23 @@ struct DecodeParams {
 #[derive(Debug)]
 pub struct DecodeAttention {
     kernel: Kernel,
+    /// For more blocks than the card holds of `kernel` at a time.
+    many: Option<Many>,
     element: Element,
     shape: HeadShape,
     format: KvFormat,
     max_splits: usize,
 }
+
+#[derive(Debug)]
+struct Many {
+    kernel: Kernel,
+    /// Launches of more blocks take it.
+    above_blocks: usize,
+}
+
+/// Blocks of the plain kernel that a multiprocessor of sm_90 holds with `head_dim` 128.
+const PLAIN_BLOCKS: usize = 3;
 
 #[derive(Debug, Clone, Copy)]
 pub struct DecodeAttentionArgs<'a> {
@@ -96,8 +108,21 @@ impl DecodeAttention {
         );
         let kernel = device.element_kernel(element, "attention/decode", &name)?;
         kernel.set_shared_carveout(100)?;
+        let properties = device.properties();
+        let many = if properties.compute_capability == (9, 0) && shape.head_dim == 128 {
+            let name = format!("{name}_many");
+            let kernel = device.element_kernel(element, "attention/decode", &name)?;
+            kernel.set_shared_carveout(100)?;
+            Some(Many {
+                kernel,
+                above_blocks: PLAIN_BLOCKS * properties.n_multiprocessors,
+            })
+        } else {
+            None
+        };
         Ok(Self {
             kernel,
+            many,
             element,
             shape,
             format,
@@ -157,8 +182,13 @@ impl DecodeAttention {
             dependent: true,
             ..LaunchConfig::new(grid, 128)
         };
+        let n_blocks = n_kv * args.n_splits * args.n_rows;
+        let kernel = match &self.many {
+            Some(many) if n_blocks > many.above_blocks => &many.kernel,
+            _ => &self.kernel,
+        };
         // SAFETY: a block reads and writes the heads of one row below n_rows and the pages of its
         // table; the kernel holds contexts and pages inside; the lengths were checked above.
-        unsafe { self.kernel.launch(stream, &config, &params) }
+        unsafe { kernel.launch(stream, &config, &params) }
     }
 }

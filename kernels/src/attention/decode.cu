@@ -179,22 +179,24 @@ DEVICE void attention_decode(const AttentionDecodeParams& p) {
     if (ranks > 1) cluster_sync();  // nobody leaves while its part may still be read
 }
 
-// Four blocks a multiprocessor hold 64 rows of 8 KV heads at once; three left a fifth of them to a
-// second round. Worth some spilled registers on sm_90, unknown on others.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900
-constexpr int MIN_BLOCKS = 4;
-#else
-constexpr int MIN_BLOCKS = 1;
-#endif
-#define ATTENTION_DECODE(name, type, hd, fp32)                                                                   \
-    extern "C" __global__ void __launch_bounds__(128, MIN_BLOCKS) name(const __grid_constant__ AttentionDecodeParams p) { \
-        attention_decode<type, hd, fp32>(p);                                                                     \
+// The `_many` ones keep to 128 registers, for some spilled ones: four blocks fit a multiprocessor of
+// sm_90 instead of three, so 64 rows of 8 KV heads are there at once.
+#define ATTENTION_DECODE(name, type, hd, fp32, min_blocks)                                               \
+    extern "C" __global__ void __launch_bounds__(128, min_blocks) name(                                  \
+        const __grid_constant__ AttentionDecodeParams p) {                                               \
+        attention_decode<type, hd, fp32>(p);                                                             \
     }
-ATTENTION_DECODE(attention_decode_half_64_elem, elem, 64, false)
-ATTENTION_DECODE(attention_decode_half_64_fp32, elem, 64, true)
-ATTENTION_DECODE(attention_decode_half_128_elem, elem, 128, false)
-ATTENTION_DECODE(attention_decode_half_128_fp32, elem, 128, true)
-ATTENTION_DECODE(attention_decode_fp8_64_elem, __nv_fp8_e4m3, 64, false)
-ATTENTION_DECODE(attention_decode_fp8_64_fp32, __nv_fp8_e4m3, 64, true)
-ATTENTION_DECODE(attention_decode_fp8_128_elem, __nv_fp8_e4m3, 128, false)
-ATTENTION_DECODE(attention_decode_fp8_128_fp32, __nv_fp8_e4m3, 128, true)
+ATTENTION_DECODE(attention_decode_half_64_elem, elem, 64, false, 1)
+ATTENTION_DECODE(attention_decode_half_64_fp32, elem, 64, true, 1)
+ATTENTION_DECODE(attention_decode_half_128_elem, elem, 128, false, 1)
+ATTENTION_DECODE(attention_decode_half_128_fp32, elem, 128, true, 1)
+ATTENTION_DECODE(attention_decode_fp8_64_elem, __nv_fp8_e4m3, 64, false, 1)
+ATTENTION_DECODE(attention_decode_fp8_64_fp32, __nv_fp8_e4m3, 64, true, 1)
+ATTENTION_DECODE(attention_decode_fp8_128_elem, __nv_fp8_e4m3, 128, false, 1)
+ATTENTION_DECODE(attention_decode_fp8_128_fp32, __nv_fp8_e4m3, 128, true, 1)
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ == 900
+ATTENTION_DECODE(attention_decode_half_128_elem_many, elem, 128, false, 4)
+ATTENTION_DECODE(attention_decode_half_128_fp32_many, elem, 128, true, 4)
+ATTENTION_DECODE(attention_decode_fp8_128_elem_many, __nv_fp8_e4m3, 128, false, 4)
+ATTENTION_DECODE(attention_decode_fp8_128_fp32_many, __nv_fp8_e4m3, 128, true, 4)
+#endif

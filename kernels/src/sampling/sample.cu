@@ -14,10 +14,15 @@
 // sort: a histogram over the distance from the largest logit, then histograms over the keys of the
 // one bin that holds the cut, 11 bits a pass.
 //
+// A cluster of up to 8 blocks has a row, each block a part of the ids, whose logits it keeps in shared
+// memory where they fit: device memory is read once. Every block follows the same path and finds the
+// same results; histograms, maxima and sums are put together through distributed shared memory.
+//
 // Penalties come from a list of the row's tokens that lies on the device and takes in each chosen
-// token, so that steps may follow each other without the host. The logits are changed.
+// token, so that steps may follow each other without the host. The logits are changed where they do
+// not fit shared memory.
 // Cost: greedy rows one pass over the logits; top-k and top-p some six more each.
-// Grid: m blocks of 1024 threads. Architectures: sm_90, sm_120.
+// Grid: m clusters of 1 to 8 blocks of 1024 threads. Architectures: sm_90, sm_120.
 #include "advance.cuh"
 
 struct SamplingRow {
@@ -49,8 +54,10 @@ struct SampleParams {
     int32_t* top_ids;           // [n_steps][m][max_top] or null
     float* top_logprob;         // [n_steps][m][max_top] or null
     int32_t max_penalized, max_top;
+    int32_t cached;             // logits that a block's dynamic shared memory has room for
 };
 
+constexpr int MAX_RANKS = 8;  // blocks of a cluster
 constexpr int THREADS = 1024, WARPS = 32, BINS = 2048, MAX_TOP = 20;
 constexpr int32_t NOT_FINITE = -1, ALL_MASKED = -2, LIST_FULL = -3;
 constexpr double ONE = 1099511627776.0;  // 2^40
@@ -59,6 +66,10 @@ constexpr double ONE = 1099511627776.0;  // 2^40
 DEVICE uint32_t ordered(float value) {
     const uint32_t bits = __float_as_uint(value == 0.f ? 0.f : value);
     return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+
+DEVICE float from_ordered(uint32_t bits) {
+    return __uint_as_float(bits & 0x80000000u ? bits & 0x7fffffffu : ~bits);
 }
 
 DEVICE uint64_t integer_weight(float weight) {
@@ -85,7 +96,44 @@ struct Shared {
     uint64_t before, lowest, highest;
     int32_t found;
     uint64_t top[MAX_TOP];
+    uint64_t shared_values[2][MAX_RANKS];  // one of each rank, twice: a value is read while the next comes in
+    int32_t turn;
+    double log_total;
 };
+
+// The same variable of another block of the cluster.
+DEVICE uint32_t remote_address(const void* own, int rank) {
+    uint32_t remote;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(shared_address(own)), "r"(rank));
+    return remote;
+}
+DEVICE uint64_t load_remote(uint32_t at) {
+    uint64_t v;
+    asm volatile("ld.shared::cluster.u64 %0, [%1];" : "=l"(v) : "r"(at) : "memory");
+    return v;
+}
+DEVICE void store_remote(uint32_t at, uint64_t v) {
+    asm volatile("st.shared::cluster.u64 [%0], %1;" ::"r"(at), "l"(v) : "memory");
+}
+DEVICE void store_remote(uint32_t at, int32_t v) {
+    asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(at), "r"(v) : "memory");
+}
+DEVICE int32_t add_remote(uint32_t at, int32_t v) {
+    int32_t before;
+    asm volatile("atom.relaxed.cluster.shared::cluster.add.s32 %0, [%1], %2;" : "=r"(before) : "r"(at), "r"(v) : "memory");
+    return before;
+}
+
+// Every block's `value` (the same in its threads) becomes known to all: number r is rank r's. What
+// is returned is read before the second call from here on.
+DEVICE const uint64_t* exchange(Shared& sh, uint64_t value) {
+    __syncthreads();  // `turn` as the call before left it
+    uint64_t* values = sh.shared_values[sh.turn];
+    if (threadIdx.x < cluster_size()) store_remote(remote_address(&values[cluster_rank()], threadIdx.x), value);
+    cluster_sync();
+    if (threadIdx.x == 0) sh.turn ^= 1;
+    return values;
+}
 
 // One value a thread -> their sum over the threads before; *total gets the sum over all.
 DEVICE uint64_t sum_before(Shared& sh, uint64_t value, uint64_t* total) {
@@ -108,30 +156,42 @@ DEVICE uint64_t sum_before(Shared& sh, uint64_t value, uint64_t* total) {
     return before + inclusive - value;
 }
 
-DEVICE uint64_t largest_of_block(Shared& sh, uint64_t value) {
+DEVICE uint64_t largest_of_cluster(Shared& sh, uint64_t value) {
 #pragma unroll
     for (int d = 16; d > 0; d /= 2) value = max(value, __shfl_xor_sync(~0u, value, d));
     __syncthreads();
     if (threadIdx.x % 32 == 0) sh.warp_sums[threadIdx.x / 32] = value;
     __syncthreads();
     for (int w = 0; w < WARPS; w++) value = max(value, sh.warp_sums[w]);
+    const uint64_t* values = exchange(sh, value);
+    for (int r = 0; r < cluster_size(); r++) value = max(value, values[r]);
     return value;
 }
 
-// The logits of one row under a temperature.
+// One value a thread -> the sum over all threads of the cluster.
+DEVICE uint64_t sum_of_cluster(Shared& sh, uint64_t value) {
+    uint64_t total, sum = 0;
+    sum_before(sh, value, &total);
+    const uint64_t* values = exchange(sh, total);
+    for (int r = 0; r < cluster_size(); r++) sum += values[r];
+    return sum;
+}
+
+// This block's logits of one row, ids `first .. first + n`, under a temperature.
 struct Row {
-    const float* logits;
-    int n, id_bits;
+    float* logits;
+    int first, n, id_bits;
     float largest, inverse_temperature;
 
     DEVICE float weight(float logit) const {
         const float distance = logit - largest;
         return distance == 0.f ? 1.f : expf(distance * inverse_temperature);
     }
-    // Larger is better. Never 0 for a token.
-    DEVICE uint64_t key(float logit, int id) const {
-        return static_cast<uint64_t>(ordered(logit)) << id_bits | (((1u << id_bits) - 1u) - static_cast<uint32_t>(id));
+    // Larger is better. Never 0 for a token. `i`: place in this block's part.
+    DEVICE uint64_t key(float logit, int i) const {
+        return static_cast<uint64_t>(ordered(logit)) << id_bits | (((1u << id_bits) - 1u) - static_cast<uint32_t>(first + i));
     }
+    DEVICE float logit_of(uint64_t key) const { return from_ordered(static_cast<uint32_t>(key >> id_bits)); }
     DEVICE int id_of(uint64_t key) const {
         const uint32_t mask = (1u << id_bits) - 1u;
         return static_cast<int>(mask - (static_cast<uint32_t>(key) & mask));
@@ -142,10 +202,15 @@ struct Row {
     }
 };
 
-// After the bins are full: which one the running sum reaches `target` in, and the sum before it.
-// -1 if the sum over all bins is less. The same in every thread.
+// After the bins of all blocks are full: which one the running sum reaches `target` in, and the sum
+// before it. -1 if the sum over all bins is less. The same in every thread of the cluster.
 DEVICE int cut_bin(Shared& sh, uint64_t target, uint64_t* before) {
-    const uint64_t a = sh.bins[2 * threadIdx.x], b = sh.bins[2 * threadIdx.x + 1];
+    cluster_sync();
+    uint64_t a = 0, b = 0;
+    for (int r = 0; r < cluster_size(); r++) {
+        const uint32_t bins = remote_address(&sh.bins[2 * threadIdx.x], r);
+        a += load_remote(bins), b += load_remote(bins + 8);
+    }
     uint64_t total;
     const uint64_t start = sum_before(sh, a + b, &total);
     if (threadIdx.x == 0) sh.found = -1;
@@ -158,7 +223,7 @@ DEVICE int cut_bin(Shared& sh, uint64_t target, uint64_t* before) {
 }
 
 DEVICE void clear_bins(Shared& sh) {
-    __syncthreads();
+    cluster_sync();  // all have read what is in them
     for (int i = threadIdx.x; i < BINS; i += THREADS) sh.bins[i] = 0;
     __syncthreads();
 }
@@ -175,7 +240,6 @@ DEVICE uint64_t cutoff(Shared& sh, const Row& row, uint64_t floor, uint64_t targ
         const float logit = row.logits[i];
         if (logit > -INFINITY && row.key(logit, i) >= floor) atomicAdd(&sh.bins[row.bin(logit, scale)], amount(logit));
     }
-    __syncthreads();
     uint64_t before;
     const int bin = cut_bin(sh, target, &before);
     if (bin < 0) return floor;
@@ -188,8 +252,8 @@ DEVICE uint64_t cutoff(Shared& sh, const Row& row, uint64_t floor, uint64_t targ
         const uint64_t key = row.key(logit, i);
         if (logit > -INFINITY && key >= floor && row.bin(logit, scale) == bin) lowest = min(lowest, key), highest = max(highest, key);
     }
-    highest = largest_of_block(sh, highest);
-    lowest = ~largest_of_block(sh, ~lowest);
+    highest = largest_of_cluster(sh, highest);
+    lowest = ~largest_of_cluster(sh, ~lowest);
 
     for (;;) {
         const int shift = max(0, 64 - __clzll(highest - lowest) - 11);
@@ -199,7 +263,6 @@ DEVICE uint64_t cutoff(Shared& sh, const Row& row, uint64_t floor, uint64_t targ
             const uint64_t key = row.key(logit, i);
             if (key >= lowest && key <= highest) atomicAdd(&sh.bins[(highest - key) >> shift], amount(logit));
         }
-        __syncthreads();
         const int next = cut_bin(sh, target, &before);
         if (next < 0) return floor;  // cannot be: the bin before had enough
         target -= before;
@@ -209,85 +272,96 @@ DEVICE uint64_t cutoff(Shared& sh, const Row& row, uint64_t floor, uint64_t targ
     }
 }
 
-// Bias and penalties, where they lie. Keeps the model's logits in the list.
-DEVICE void penalize(const SampleParams& p, const SamplingRow& params, float* logits, PenalizedToken* list, int n_listed) {
+// Bias and penalties of this block's tokens. Keeps the model's logits in the list.
+DEVICE void penalize(const Row& row, const SamplingRow& params, PenalizedToken* list, int n_listed) {
     for (int i = threadIdx.x; i < n_listed; i += THREADS) {
         const PenalizedToken entry = list[i];
-        if (static_cast<uint32_t>(entry.token) >= static_cast<uint32_t>(p.n)) continue;
-        float logit = logits[entry.token];
+        const uint32_t at = static_cast<uint32_t>(entry.token) - static_cast<uint32_t>(row.first);
+        if (at >= static_cast<uint32_t>(row.n)) continue;
+        float logit = row.logits[at];
         list[i].logit = logit;
         logit += entry.bias;
         if (entry.n_generated >= 0) logit = logit > 0.f ? __fdiv_rn(logit, params.repetition_penalty) : __fmul_rn(logit, params.repetition_penalty);
         if (entry.n_generated > 0)
             logit -= __fadd_rn(params.presence_penalty, __fmul_rn(params.frequency_penalty, static_cast<float>(entry.n_generated)));
-        logits[entry.token] = logit;
+        row.logits[at] = logit;
     }
     __syncthreads();
 }
 
-// Largest key of the row; 0 if a logit is NaN or +inf.
+// Largest key of the row, over all blocks; 0 if a logit is NaN or +inf.
 DEVICE uint64_t best_key(Shared& sh, const Row& row) {
+    constexpr uint64_t BROKEN = ~0ull;  // larger than any key
     uint64_t best = 0;
-    bool is_broken = false;
     for (int i = threadIdx.x; i < row.n; i += THREADS) {
         const float logit = row.logits[i];
-        is_broken |= !(logit < INFINITY);
-        best = max(best, row.key(logit, i));
+        best = max(best, logit < INFINITY ? row.key(logit, i) : BROKEN);
     }
-    best = largest_of_block(sh, best);
-    return __syncthreads_or(is_broken) ? 0 : best;
+    best = largest_of_cluster(sh, best);
+    return best == BROKEN ? 0 : best;
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) sample(const __grid_constant__ SampleParams p) {
     __shared__ Shared sh;
-    const int r = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    extern __shared__ float cache[];
+    const int ranks = cluster_size(), r = blockIdx.x / ranks, rank = cluster_rank(), warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    if (threadIdx.x == 0) sh.turn = 0;
     launch_dependents();
     wait_for_previous();
     const SamplingRow& params = p.rows[r];  // read when needed: registers are short
-    float* logits = p.logits + static_cast<int64_t>(r) * p.stride;
+    const int part = (p.n + ranks - 1) / ranks, first = min(rank * part, p.n), n_own = min(part, p.n - first);
+    float* logits = p.logits + static_cast<int64_t>(r) * p.stride + first;
+    if (n_own <= p.cached) {
+        for (int i = threadIdx.x; i < n_own; i += THREADS) cache[i] = logits[i];
+        logits = cache;
+    }
+    cluster_sync();  // all blocks have started, so their memory may be written
     PenalizedToken* list = p.penalized + static_cast<int64_t>(r) * p.max_penalized;
     const int n_listed = max(0, min(params.n_penalized, p.max_penalized));
     const int32_t step = history_row(p.to);
-    const int64_t out = static_cast<int64_t>(max(step, 0)) * p.to.m + r;
-    Row row = {logits, p.n, p.n > 1 ? 32 - __clz(p.n - 1) : 1, 0.f, 1.f};
+    Row row = {logits, first, n_own, p.n > 1 ? 32 - __clz(p.n - 1) : 1, 0.f, 1.f};
 
-    // An error is recorded instead of a token; the row moves on, so that its shape stays right.
+    // An error is recorded instead of a token; the row moves on, so that its shape stays right. Behind
+    // an exchange nobody reads another block's memory any more.
     auto fail = [&](int32_t error) {
-        if (threadIdx.x == 0) advance_row(p.to, r, 0, error);
+        cluster_sync();
+        if (rank == 0 && threadIdx.x == 0) advance_row(p.to, r, 0, error);
     };
     uint64_t best = best_key(sh, row);
     if (best == 0) return fail(NOT_FINITE);
-    row.largest = logits[row.id_of(best)];
+    row.largest = row.logit_of(best);
     if (row.largest == -INFINITY) return fail(ALL_MASKED);
 
     const bool has_logprobs = params.n_logprobs >= 0 && p.logprob != nullptr && step >= 0;
-    double log_total = 0.0;
     if (has_logprobs) {
-        uint64_t sum = 0, total;
-        for (int i = threadIdx.x; i < p.n; i += THREADS) sum += integer_weight(row.weight(logits[i]));
-        sum_before(sh, sum, &total);
-        log_total = static_cast<double>(row.largest) + log(static_cast<double>(total) / ONE);
+        uint64_t sum = 0;
+        for (int i = threadIdx.x; i < row.n; i += THREADS) sum += integer_weight(row.weight(logits[i]));
+        const uint64_t total = sum_of_cluster(sh, sum);
+        if (threadIdx.x == 0) sh.log_total = static_cast<double>(row.largest) + log(static_cast<double>(total) / ONE);
         const int n_top = min(min(params.n_logprobs, p.n), min(p.max_top, MAX_TOP));
         if (n_top > 0) {
+            // The first block takes them all in.
             const uint64_t last = cutoff<false>(sh, row, 0, n_top);
             __syncthreads();  // all have read `found`
             if (threadIdx.x == 0) sh.found = 0;
-            __syncthreads();
-            for (int i = threadIdx.x; i < p.n; i += THREADS) {
+            cluster_sync();
+            for (int i = threadIdx.x; i < row.n; i += THREADS) {
                 const uint64_t key = row.key(logits[i], i);
                 if (key < last || logits[i] == -INFINITY) continue;
-                const int at = atomicAdd(&sh.found, 1);
-                if (at < n_top) sh.top[at] = key;
+                const int at = add_remote(remote_address(&sh.found, 0), 1);
+                if (at < n_top) store_remote(remote_address(&sh.top[at], 0), key);
             }
-            __syncthreads();
+            cluster_sync();
             // Fewer than asked when the others are masked.
             const int n_found = min(sh.found, n_top);
-            if (threadIdx.x < n_found) {
+            const int64_t out = static_cast<int64_t>(step) * p.to.m + r;
+            if (rank != 0) {
+            } else if (threadIdx.x < n_found) {
                 const uint64_t key = sh.top[threadIdx.x];
-                int rank = 0;
-                for (int i = 0; i < n_found; i++) rank += sh.top[i] > key;
-                p.top_ids[out * p.max_top + rank] = row.id_of(key);
-                p.top_logprob[out * p.max_top + rank] = static_cast<float>(logits[row.id_of(key)] - log_total);
+                int place = 0;
+                for (int i = 0; i < n_found; i++) place += sh.top[i] > key;
+                p.top_ids[out * p.max_top + place] = row.id_of(key);
+                p.top_logprob[out * p.max_top + place] = static_cast<float>(row.logit_of(key) - sh.log_total);
             } else if (threadIdx.x < n_top) {
                 p.top_ids[out * p.max_top + threadIdx.x] = -1;
                 p.top_logprob[out * p.max_top + threadIdx.x] = -INFINITY;
@@ -296,39 +370,44 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample(const __grid_consta
     }
     if (n_listed > 0) {
         __syncthreads();
-        penalize(p, params, logits, list, n_listed);
+        penalize(row, params, list, n_listed);
         best = best_key(sh, row);
         if (best == 0) return fail(NOT_FINITE);
-        row.largest = logits[row.id_of(best)];
+        row.largest = row.logit_of(best);
         if (row.largest == -INFINITY) return fail(ALL_MASKED);
     }
 
-    int token = row.id_of(best);
     if (params.temperature > 0.f) {
         row.inverse_temperature = 1.f / params.temperature;
         uint64_t floor = 0;
         if (params.top_k > 0 && params.top_k < p.n) floor = cutoff<false>(sh, row, 0, params.top_k);
         if (params.top_p < 1.f) {
-            uint64_t sum = 0, total;
-            for (int i = threadIdx.x; i < p.n; i += THREADS)
+            uint64_t sum = 0;
+            for (int i = threadIdx.x; i < row.n; i += THREADS)
                 if (row.key(logits[i], i) >= floor) sum += integer_weight(row.weight(logits[i]));
-            sum_before(sh, sum, &total);
+            const uint64_t total = sum_of_cluster(sh, sum);
             const double target = ceil(static_cast<double>(params.top_p) * static_cast<double>(total));
             floor = cutoff<true>(sh, row, floor, max(1ull, static_cast<unsigned long long>(target)));
         }
         auto kept = [&](int i) -> uint64_t {
-            if (i >= p.n || row.key(logits[i], i) < floor) return 0;
+            if (i >= row.n || row.key(logits[i], i) < floor) return 0;
             const float weight = row.weight(logits[i]);
             return weight >= params.min_p ? integer_weight(weight) : 0;
         };
         // A warp has a stretch of ids, so that sums over warps are in the order of ids.
-        const int stretch = (p.n + THREADS - 1) / THREADS * 32;
-        uint64_t sum = 0, total;
+        const int stretch = (row.n + THREADS - 1) / THREADS * 32;
+        uint64_t sum = 0, own_total;
         for (int i = 0; i < stretch; i += 32) sum += kept(warp * stretch + i + lane);
 #pragma unroll
         for (int d = 16; d > 0; d /= 2) sum += __shfl_xor_sync(~0u, sum, d);
-        uint64_t passed = sum_before(sh, lane == 0 ? sum : 0, &total);
+        uint64_t passed = sum_before(sh, lane == 0 ? sum : 0, &own_total);
         passed = __shfl_sync(~0u, passed, 0);
+        const uint64_t* totals = exchange(sh, own_total);
+        uint64_t total = 0;
+        for (int other = 0; other < cluster_size(); other++) {
+            passed += other < rank ? totals[other] : 0;
+            total += totals[other];
+        }
         const uint64_t target = __umul64hi(uniform_bits(params.seed, params.output_index), total);
         if (passed <= target && passed + sum > target) {  // the token is one of this warp's
             for (int i = 0; i < stretch; i += 32) {
@@ -340,15 +419,20 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample(const __grid_consta
                 }
                 const uint32_t hit = __ballot_sync(~0u, passed + inclusive > target);
                 if (hit != 0) {
-                    if (lane == 0) sh.found = warp * stretch + i + __ffs(hit) - 1;
+                    const int at = warp * stretch + i + __ffs(hit) - 1;
+                    if (lane == 0) store_remote(remote_address(&sh.top[0], 0), row.key(logits[at], at));
                     break;
                 }
                 passed += __shfl_sync(~0u, inclusive, 31);
             }
         }
-        __syncthreads();
-        token = sh.found;
+        cluster_sync();
+        best = sh.top[0];
+    } else {
+        cluster_sync();
     }
+    if (rank != 0) return;  // nobody reads another block's memory from here on
+    const int token = row.id_of(best);
 
     // The list entry of the chosen token.
     __shared__ int32_t entry;
@@ -358,7 +442,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample(const __grid_consta
         if (list[i].token == token) entry = i;
     __syncthreads();
     if (threadIdx.x != 0) return;
-    if (has_logprobs) p.logprob[out] = static_cast<float>((entry >= 0 ? list[entry].logit : logits[token]) - log_total);
+    if (has_logprobs) p.logprob[static_cast<int64_t>(step) * p.to.m + r] = static_cast<float>((entry >= 0 ? list[entry].logit : row.logit_of(best)) - sh.log_total);
     int32_t recorded = token;
     if (params.tracks_output) {
         if (entry >= 0) {

@@ -9,6 +9,11 @@ use crate::cuda::{BufferView, CudaError, Device, DevicePtr, Kernel, LaunchConfig
 const CHECK: ShapeCheck = ShapeCheck("sample");
 pub const MAX_TOP_LOGPROBS: usize = 20;
 const THREADS: u32 = 1024;
+/// Blocks that share a row, where that many of all rows have multiprocessors of their own, or nearly;
+/// else one does all of it.
+const RANKS: usize = 8;
+/// Of a block's shared memory, what the kernel has for itself.
+const STATIC_SHARED_BYTES: usize = 18 << 10;
 
 /// How one row chooses, as it lies on the device. The caller has checked the ranges:
 /// temperature >= 0, top_p in (0, 1], min_p in [0, 1], repetition_penalty > 0, all finite.
@@ -106,7 +111,7 @@ pub struct LogprobOutputs<'a> {
 
 #[derive(Debug, Clone, Copy)]
 pub struct SampleArgs<'a> {
-    /// `[n_rows, stride]`, of which `vocab` values count; changed. -inf masks a token.
+    /// `[n_rows, stride]`, of which `vocab` values count; may be changed. -inf masks a token.
     pub logits: BufferView<'a, f32>,
     pub vocab: usize,
     pub stride: usize,
@@ -141,18 +146,25 @@ struct Params {
     top_logprob: DevicePtr<f32>,
     max_penalized: i32,
     max_top: i32,
+    cached: i32,
+    padding: i32,
 }
 
 #[derive(Debug)]
 pub struct Sample {
     kernel: Kernel,
+    /// Most logits that a block keeps in shared memory.
+    max_cached: usize,
 }
 
 impl Sample {
     pub fn new(device: &Device) -> Result<Self, CudaError> {
         let kernel = device.kernel("sampling/sample", "sample")?;
         kernel.set_shared_carveout(100)?;
-        Ok(Self { kernel })
+        let limit = device.properties().shared_bytes_per_block;
+        let max_cached = limit.saturating_sub(STATIC_SHARED_BYTES) / size_of::<f32>();
+        kernel.set_max_dynamic_shared(max_cached * size_of::<f32>())?;
+        Ok(Self { kernel, max_cached })
     }
 
     pub fn launch(&self, stream: &Stream, args: &SampleArgs<'_>) -> Result<(), CudaError> {
@@ -191,7 +203,14 @@ impl Sample {
             top_logprob: DevicePtr::null(),
             max_penalized: CHECK.int("max_penalized", args.max_penalized)?,
             max_top: 0,
+            cached: 0,
+            padding: 0,
         };
+        let n_sms = self.kernel.device().properties().n_multiprocessors;
+        let n_ranks = if 2 * n_rows * RANKS <= 3 * n_sms { RANKS } else { 1 };
+        let part = args.vocab.div_ceil(n_ranks);
+        let n_cached = if part <= self.max_cached { part } else { 0 };
+        params.cached = n_cached as i32;
         if let Some(outputs) = args.logprobs {
             let n_steps = to.n_steps as usize;
             CHECK.at_most("max_top", outputs.max_top, MAX_TOP_LOGPROBS)?;
@@ -205,10 +224,12 @@ impl Sample {
             params.max_top = outputs.max_top as i32;
         }
         let config = LaunchConfig {
+            cluster: n_ranks as u32,
+            shared_bytes: n_cached * size_of::<f32>(),
             dependent: true,
-            ..LaunchConfig::new(params.to.m as u32, THREADS)
+            ..LaunchConfig::new(params.to.m as u32 * n_ranks as u32, THREADS)
         };
-        // SAFETY: a block has one row of every array; the kernel holds the step, list lengths and
+        // SAFETY: a cluster has one row of every array; the kernel holds the step, list lengths and
         // token ids inside; the lengths were checked above.
         unsafe { self.kernel.launch(stream, &config, &params) }
     }
