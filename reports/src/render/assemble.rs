@@ -9,6 +9,7 @@ use crate::lang::Lang;
 use crate::load::Records;
 use crate::load::run_folder::{Outcome, RunFolder};
 use crate::render::REPORTS;
+use crate::render::ablation::ablation_of;
 use crate::render::compare::Metric;
 use crate::render::configuration::{arm_context, flags_of};
 use crate::render::context::{
@@ -269,6 +270,7 @@ fn group_context(
         comparisons,
         failed: failed_of(group, lang),
         flag_effects: effects_in(records, groups, group, config, lang),
+        ablation: ablation_of(records, group, config, lang),
         charts: BTreeMap::new(),
         cautions: cautions_of(group, lang),
         n_superseded: group.n_superseded,

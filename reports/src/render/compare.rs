@@ -204,7 +204,7 @@ fn compared(answer: &Comparison, lang: Lang) -> String {
     }
 }
 
-fn word(verdict: Verdict) -> &'static str {
+pub fn word(verdict: Verdict) -> &'static str {
     match verdict {
         Verdict::Faster => "faster",
         Verdict::Slower => "slower",
@@ -213,7 +213,7 @@ fn word(verdict: Verdict) -> &'static str {
     }
 }
 
-fn phrase(answer: &Comparison, config: VerdictConfig, lang: Lang) -> String {
+pub fn phrase(answer: &Comparison, config: VerdictConfig, lang: Lang) -> String {
     let change = answer
         .improvement_percent
         .map(format::signed_percent)

@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::audit::Audit;
 use crate::lang::Lang;
 use crate::render::compare::VerdictRow;
+use crate::render::ablation::AblationContext;
 use crate::render::flag_effects::FlagEffect;
 use crate::render::seed_figures::SeedRow;
 use crate::render::tables::CaseRow;
@@ -76,6 +77,8 @@ pub struct GroupContext {
     pub failed: Vec<FailedRun>,
     /// Pairs of configurations that differ in one flag.
     pub flag_effects: Vec<FlagEffect>,
+    /// Each flag of a configuration off and on.
+    pub ablation: Option<AblationContext>,
     /// Path and description of each chart, by what it shows.
     pub charts: BTreeMap<&'static str, ChartLink>,
     /// What makes configurations less comparable than they look.

@@ -3,6 +3,7 @@
 //! Templates come with the program, so a report always matches the code that computed it. A name
 //! that the context lacks, a null or a NaN where a figure belongs, fails the render.
 
+pub mod ablation;
 pub mod assemble;
 pub mod card;
 pub mod compare;

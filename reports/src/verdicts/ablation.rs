@@ -9,85 +9,181 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 
-use super::{Figure, Runs, judge, phrase, remark};
+use super::{Figure, Runs, phrase, remark};
 use crate::load::requests::CaseSamples;
 use crate::load::run_folder::{Derived, Outcome, Record, RunFolder, flags_one_a_line};
-use crate::stats::verdict::{Comparison, MetricSamples};
+use crate::stats::verdict::{self, Comparison, MetricSamples, VerdictConfig};
 
 /// The runs of one arm.
 type Arm<'a> = Vec<&'a RunFolder>;
 
+/// Where a flag stands in the comparison.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Surrounding {
+    /// The full configuration against the baseline.
+    AllFlags,
+    InFull,
+    Alone,
+}
+
+impl Surrounding {
+    fn word(self) -> &'static str {
+        match self {
+            Self::AllFlags => "",
+            Self::InFull => "in full",
+            Self::Alone => "alone",
+        }
+    }
+}
+
+/// What one flag brings in one surrounding.
+#[derive(Debug, Clone)]
+pub struct FlagVerdicts {
+    pub flag: String,
+    pub surrounding: Surrounding,
+    /// One for each of [`Figure::ALL`].
+    pub answers: Vec<Comparison>,
+    /// Complete starts without and with the flag; failed ones are named.
+    pub starts: String,
+}
+
+/// A flag that does nothing on the machine.
+#[derive(Debug, Clone)]
+pub struct IdleFlag {
+    pub flag: String,
+    /// None: in any.
+    pub surrounding: Option<Surrounding>,
+    pub reason: String,
+}
+
+/// What a campaign of `ablate` found.
+#[derive(Debug, Clone)]
+pub struct Ablation {
+    pub campaign: String,
+    pub parent: String,
+    /// None: the engine's defaults.
+    pub baseline: Option<String>,
+    /// The case that the figures are of.
+    pub case: String,
+    /// All flags together first, then by flag.
+    pub rows: Vec<FlagVerdicts>,
+    pub idle: Vec<IdleFlag>,
+    /// Complete starts of the full configuration and of the baseline.
+    pub n_starts: (usize, usize),
+    /// Name and run ids of each arm.
+    pub arms: Vec<(String, Vec<String>)>,
+}
+
 /// Two arms that differ in one flag, or in all.
 struct Effect<'a> {
     flag: String,
-    surrounding: &'static str,
+    surrounding: Surrounding,
     without: &'a Arm<'a>,
     with: &'a Arm<'a>,
 }
 
 /// The table of the campaign, as Markdown.
 pub fn table(dir: &Path, campaign: &str) -> anyhow::Result<String> {
-    let runs = Runs::read(dir, |run| {
-        derived(run).is_some() && campaign_of(run) == campaign
-    })?;
-    let mut arms: BTreeMap<(String, String), Arm<'_>> = BTreeMap::new();
-    for run in &runs.folders {
-        if let Some(derived) = derived(run) {
-            let key = (
-                derived.direction.clone().unwrap_or_default(),
-                derived.flag.clone().unwrap_or_default(),
-            );
-            arms.entry(key).or_default().push(run);
-        }
-    }
-    let reference = |direction: &str| arms.get(&(direction.to_owned(), String::new()));
-    let (Some(full), Some(baseline)) = (reference("full"), reference("baseline")) else {
-        bail!(
-            "{}: campaign {campaign} has no start of a full configuration and of its baseline",
-            dir.display()
-        );
-    };
-    let Some(case) = heaviest_case(&runs.cases) else {
-        bail!("campaign {campaign}: no start is complete");
-    };
+    let runs = Runs::read(dir, |run| is_of(run, campaign))?;
+    let found = Ablation::of(&runs, campaign, VerdictConfig::default())
+        .with_context(|| dir.display().to_string())?;
+    Ok(print(&found))
+}
 
-    let mut effects = vec![Effect {
-        flag: "all of them".into(),
-        surrounding: "",
-        without: baseline,
-        with: full,
-    }];
-    let mut idle = inactive_at_both_ends(full, baseline);
-    for ((direction, flag), arm) in arms.iter().filter(|((_, flag), _)| !flag.is_empty()) {
-        let (surrounding, without, with, beside) = match direction.as_str() {
-            "off" => ("in full", arm, full, full),
-            _ => ("alone", baseline, arm, baseline),
-        };
-        match same_server(flag, arm, beside) {
-            Some(reason) => {
-                idle.insert((flag.clone(), surrounding), reason);
+/// Whether a run is an arm of this campaign.
+pub fn is_of(run: &RunFolder, campaign: &str) -> bool {
+    derived(run).is_some() && campaign_of(run) == campaign
+}
+
+impl Ablation {
+    /// `runs`: those of the campaign.
+    pub fn of(runs: &Runs, campaign: &str, config: VerdictConfig) -> anyhow::Result<Self> {
+        let mut arms: BTreeMap<(String, String), Arm<'_>> = BTreeMap::new();
+        for run in &runs.folders {
+            if let Some(derived) = derived(run) {
+                let key = (
+                    derived.direction.clone().unwrap_or_default(),
+                    derived.flag.clone().unwrap_or_default(),
+                );
+                arms.entry(key).or_default().push(run);
             }
-            None => effects.push(Effect {
-                flag: flag_line(flag, full),
-                surrounding,
-                without,
-                with,
-            }),
         }
+        let reference = |direction: &str| arms.get(&(direction.to_owned(), String::new()));
+        let (Some(full), Some(baseline)) = (reference("full"), reference("baseline")) else {
+            bail!(
+                "campaign {campaign} has no start of a full configuration and of its baseline"
+            );
+        };
+        let Some(case) = heaviest_case(&runs.cases) else {
+            bail!("campaign {campaign}: no start is complete");
+        };
+        let mut effects = vec![Effect {
+            flag: "all of them".into(),
+            surrounding: Surrounding::AllFlags,
+            without: baseline,
+            with: full,
+        }];
+        let mut idle = inactive_at_both_ends(full, baseline);
+        for ((direction, flag), arm) in arms.iter().filter(|((_, flag), _)| !flag.is_empty()) {
+            let (surrounding, without, with, beside) = match direction.as_str() {
+                "off" => (Surrounding::InFull, arm, full, full),
+                _ => (Surrounding::Alone, baseline, arm, baseline),
+            };
+            match same_server(flag, arm, beside) {
+                Some(reason) => {
+                    idle.insert((flag.clone(), Some(surrounding)), reason);
+                }
+                None => effects.push(Effect {
+                    flag: flag_line(flag, full),
+                    surrounding,
+                    without,
+                    with,
+                }),
+            }
+        }
+        effects[1..].sort_by(|a, b| (&a.flag, a.surrounding).cmp(&(&b.flag, b.surrounding)));
+        let answers = verdict::compare_family(&family(runs, &effects, &case), config);
+        let parent = full.first().and_then(|run| derived(run));
+        Ok(Self {
+            campaign: campaign.to_owned(),
+            parent: parent.map(|d| d.parent.clone()).unwrap_or_default(),
+            baseline: parent.and_then(|d| d.baseline.clone()),
+            case,
+            rows: effects
+                .iter()
+                .zip(answers.chunks(Figure::ALL.len()))
+                .map(|(effect, answers)| FlagVerdicts {
+                    flag: effect.flag.clone(),
+                    surrounding: effect.surrounding,
+                    answers: answers.to_vec(),
+                    starts: starts(effect),
+                })
+                .collect(),
+            idle: idle
+                .into_iter()
+                .map(|((flag, surrounding), reason)| IdleFlag {
+                    flag: flag_line(&flag, full),
+                    surrounding,
+                    reason,
+                })
+                .collect(),
+            n_starts: (n_complete(full), n_complete(baseline)),
+            arms: arms
+                .iter()
+                .map(|((direction, flag), runs)| {
+                    let ids = runs.iter().map(|run| run.run_id.clone()).collect();
+                    (format!("{direction} {flag}").trim_end().to_owned(), ids)
+                })
+                .collect(),
+        })
     }
-    effects[1..].sort_by(|a, b| (&a.flag, b.surrounding).cmp(&(&b.flag, a.surrounding)));
-    let answers = judge(&family(&runs, &effects, &case));
-    Ok(print(
-        campaign,
-        &case,
-        (full, baseline),
-        &effects,
-        &answers,
-        &idle,
-        &arms,
-    ))
+
+    /// Figures that were judged together.
+    pub fn n_figures(&self) -> usize {
+        self.rows.len() * Figure::ALL.len()
+    }
 }
 
 fn family(runs: &Runs, effects: &[Effect<'_>], case: &str) -> Vec<MetricSamples> {
@@ -99,70 +195,57 @@ fn family(runs: &Runs, effects: &[Effect<'_>], case: &str) -> Vec<MetricSamples>
         .collect()
 }
 
-fn print(
-    campaign: &str,
-    case: &str,
-    (full, baseline): (&Arm<'_>, &Arm<'_>),
-    effects: &[Effect<'_>],
-    answers: &[Comparison],
-    idle: &BTreeMap<(String, &str), String>,
-    arms: &BTreeMap<(String, String), Arm<'_>>,
-) -> String {
-    let parent = full.first().and_then(|run| derived(run));
-    let names = parent.map(|d| {
-        let baseline = d.baseline.as_deref().unwrap_or("the engine's defaults");
-        format!("{} against {baseline}", d.parent)
-    });
+fn print(found: &Ablation) -> String {
+    let baseline = found
+        .baseline
+        .as_deref()
+        .unwrap_or("the engine's defaults");
     let mut text = format!(
-        "{}: campaign {campaign}, case {case}\n\n",
-        names.unwrap_or_default()
+        "{} against {baseline}: campaign {}, case {}\n\n",
+        found.parent, found.campaign, found.case
     );
     let titles = Figure::ALL.map(Figure::title).join(" | ");
     // Writing into a String cannot fail.
     let _ = writeln!(text, "| flag | where | {titles} | starts |");
     let _ = writeln!(text, "|---|---|---|---|---|---|");
-    for (effect, answers) in effects.iter().zip(answers.chunks(Figure::ALL.len())) {
-        let cells: Vec<String> = answers.iter().map(phrase).collect();
+    for row in &found.rows {
+        let cells: Vec<String> = row.answers.iter().map(phrase).collect();
         let _ = writeln!(
             text,
             "| {} | {} | {} | {} |",
-            effect.flag,
-            effect.surrounding,
+            row.flag,
+            row.surrounding.word(),
             cells.join(" | "),
-            starts(effect)
+            row.starts
         );
     }
+    let (n_full, n_baseline) = found.n_starts;
     let _ = writeln!(
         text,
-        "\nplus: better with the flag; interval 95 %; {} figures judged together, {} starts of the full configuration, {} of the baseline",
-        answers.len(),
-        n_complete(full),
-        n_complete(baseline)
+        "\nplus: better with the flag; interval 95 %; {} figures judged together, {n_full} starts of the full configuration, {n_baseline} of the baseline",
+        found.n_figures(),
     );
-    if let Some(remark) = remark(answers) {
+    let answers: Vec<Comparison> = found.rows.iter().flat_map(|r| r.answers.clone()).collect();
+    if let Some(remark) = remark(&answers) {
         let _ = writeln!(text, "{remark}");
     }
-    if !idle.is_empty() {
+    if !found.idle.is_empty() {
         let _ = writeln!(text, "\nwithout effect on this machine, not judged:");
-        for ((flag, surrounding), reason) in idle {
-            let place = if surrounding.is_empty() {
-                String::new()
-            } else {
-                format!(" ({surrounding})")
-            };
-            let _ = writeln!(text, "- {}{place}: {reason}", flag_line(flag, full));
+        for idle in &found.idle {
+            let place = idle
+                .surrounding
+                .map(|place| format!(" ({})", place.word()))
+                .unwrap_or_default();
+            let _ = writeln!(text, "- {}{place}: {}", idle.flag, idle.reason);
         }
     }
     let _ = writeln!(text, "\nruns:");
-    for ((direction, flag), runs) in arms {
-        let ids: Vec<&str> = runs.iter().map(|run| run.run_id.as_str()).collect();
-        let name = format!("{direction} {flag}");
-        let _ = writeln!(text, "- {}: {}", name.trim_end(), ids.join(", "));
+    for (name, ids) in &found.arms {
+        let _ = writeln!(text, "- {name}: {}", ids.join(", "));
     }
     text
 }
 
-/// Complete starts without and with the flag; failed ones are named.
 fn starts(effect: &Effect<'_>) -> String {
     let (without, with) = (n_complete(effect.without), n_complete(effect.with));
     let n_failed = effect.without.len() + effect.with.len() - without - with;
@@ -244,10 +327,10 @@ fn same_server(flag: &str, a: &Arm<'_>, b: &Arm<'_>) -> Option<String> {
 }
 
 /// Flags in which the references differ and which do nothing in either.
-fn inactive_at_both_ends<'a>(
+fn inactive_at_both_ends(
     full: &Arm<'_>,
     baseline: &Arm<'_>,
-) -> BTreeMap<(String, &'a str), String> {
+) -> BTreeMap<(String, Option<Surrounding>), String> {
     let flags = [full, baseline]
         .into_iter()
         .filter_map(|arm| arm.first()?.record.as_ref())
@@ -261,7 +344,7 @@ fn inactive_at_both_ends<'a>(
         .filter(differs)
         .filter_map(|flag| {
             let reason = same_server(&flag, full, baseline)?;
-            Some(((flag, ""), reason))
+            Some(((flag, None), reason))
         })
         .collect()
 }

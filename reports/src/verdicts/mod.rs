@@ -1,8 +1,8 @@
 //! Verdicts on one campaign, printed: what `ablate` and `reproduce` end with.
 //!
 //! Both read records alone, so a table can be made again at any time. The replicate is a server
-//! start here too, and all figures of a table are judged together. Absent on purpose: anything
-//! that ends up in a rendered report.
+//! start here too, and all figures of a table are judged together. [`ablation`] serves the rendered
+//! reports as well.
 
 pub mod ablation;
 pub mod reproduction;
@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use clap::Subcommand;
 
 use crate::ReportError;
+use crate::load::Records;
 use crate::load::requests::{CaseSamples, read_cases};
 use crate::load::run_folder::{self, Outcome, RunFolder};
 use crate::render::format;
@@ -101,6 +102,20 @@ impl Runs {
             .collect();
         let cases = read_cases(&complete)?;
         Ok(Self { folders, cases })
+    }
+
+    /// Those of `records` that `keep` wants.
+    pub fn of_records(records: &Records, keep: impl Fn(&RunFolder) -> bool) -> Self {
+        let mut folders: Vec<RunFolder> = records
+            .runs
+            .iter()
+            .filter(|run| run.record.is_some() && keep(run))
+            .cloned()
+            .collect();
+        folders.sort_by_key(|run| (replicate(run), run.run_id.clone()));
+        let is_kept = |c: &&CaseSamples| folders.iter().any(|run| run.run_id == c.run_id);
+        let cases = records.cases.iter().filter(is_kept).cloned().collect();
+        Self { folders, cases }
     }
 
     /// Both arms' values of one figure, by round.
