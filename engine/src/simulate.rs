@@ -195,6 +195,7 @@ fn executor(
         weight_bytes,
         kv_bytes_per_token: sizes.kv_bytes_per_token,
         max_graph_rows,
+        two_batch_overlap: config.two_batch_overlap,
         host_tier_pages,
     };
     Ok(SimulatedExecutor::new(CostModel::new(card, sizes), options))

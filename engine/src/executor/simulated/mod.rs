@@ -10,6 +10,8 @@ pub mod cost;
 
 use std::time::Duration;
 
+use kernels::stream_linear::MANY_ROWS;
+
 pub use card::{Card, CardError};
 pub use cost::CostModel;
 
@@ -29,8 +31,16 @@ pub struct SimulatedOptions {
     pub kv_bytes_per_token: u64,
     /// Decode steps of up to so many rows are replayed from a graph.
     pub max_graph_rows: usize,
+    /// Decode batches run as two halves.
+    pub two_batch_overlap: bool,
     /// Pages of KV on the card's host.
     pub host_tier_pages: Option<usize>,
+}
+
+/// Whether a decode batch runs as two halves: the kernels of a half must have fewer than
+/// [`MANY_ROWS`] rows.
+fn is_halved(n_rows: usize) -> bool {
+    n_rows > 1 && n_rows.div_ceil(2) < MANY_ROWS
 }
 
 #[derive(Debug)]
@@ -38,6 +48,7 @@ pub struct SimulatedExecutor {
     info: ExecutorInfo,
     cost: CostModel,
     max_graph_rows: usize,
+    two_batch_overlap: bool,
     page_bytes: u64,
     elapsed: Duration,
     counts: ExecutorCounts,
@@ -62,6 +73,7 @@ impl SimulatedExecutor {
             info,
             cost,
             max_graph_rows: options.max_graph_rows,
+            two_batch_overlap: options.two_batch_overlap,
             page_bytes,
             elapsed: Duration::ZERO,
             counts: ExecutorCounts::default(),
@@ -94,7 +106,16 @@ impl SimulatedExecutor {
         let (mut n_rows, mut n_logits, mut n_read) = (0, 0, 0.0);
         let mut flush = |n_rows: &mut usize, n_logits: &mut usize, n_read: &mut f64| {
             let graph = is_decode && *n_rows <= self.max_graph_rows;
-            total_s += self.cost.pass_s(*n_rows, *n_logits, *n_read, graph);
+            total_s += if is_decode && self.two_batch_overlap && is_halved(*n_rows) {
+                // Both halves read the layers' weights, at the rate that they share; the head is
+                // read once.
+                let cost =
+                    |n_rows, n_logits| self.cost.pass_s(n_rows, n_logits, *n_read / 2.0, graph);
+                let head_s = cost(*n_rows, *n_logits) - cost(*n_rows, 0);
+                cost(*n_rows / 2, 0) + cost(n_rows.div_ceil(2), 0) + head_s
+            } else {
+                self.cost.pass_s(*n_rows, *n_logits, *n_read, graph)
+            };
             (*n_rows, *n_logits, *n_read) = (0, 0, 0.0);
         };
         for row in &plan.rows {

@@ -70,6 +70,7 @@ fn simulated(card: Card, max_graph_rows: usize) -> SimulatedExecutor {
         weight_bytes: 1,
         kv_bytes_per_token: MODEL.kv_bytes_per_token,
         max_graph_rows,
+        two_batch_overlap: false,
         host_tier_pages: Some(10),
     };
     SimulatedExecutor::new(CostModel::new(card, MODEL), options)
@@ -148,6 +149,27 @@ fn graphs_save_the_launch_and_context_costs_bandwidth() {
     let longer = ms(&mut with, &plan(1, 1, 10_009, 1)) - ms(&mut with, &plan(1, 1, 9, 1));
     // 10,000 tokens of 262,144 bytes at half of 3 TB/s.
     assert!(close(longer, 1.7476, 1e-3), "{longer} ms");
+}
+
+#[test]
+fn two_halves_read_the_layers_twice_and_the_head_once() {
+    let mut whole = simulated(card(rates(3000.0, 100)), 0);
+    let mut halves = SimulatedExecutor {
+        two_batch_overlap: true,
+        ..simulated(card(rates(3000.0, 100)), 0)
+    };
+    let one = ms(&mut whole, &plan(1, 1, 199, 1));
+    assert!(
+        close(ms(&mut halves, &plan(1, 1, 199, 1)), one, 1e-6),
+        "one row has no halves"
+    );
+    let two = ms(&mut halves, &plan(2, 1, 199, 1));
+    assert!(two > 1.8 * one && two < 2.0 * one, "{two} ms of {one} ms");
+    let prompt = ms(&mut whole, &plan(1, 40, 0, 1));
+    assert!(
+        close(ms(&mut halves, &plan(1, 40, 0, 1)), prompt, 1e-6),
+        "prompts are not split"
+    );
 }
 
 #[test]
