@@ -17,9 +17,11 @@ mod chat;
 pub mod choice;
 mod completions;
 pub mod error;
+mod exposition;
 pub mod fields;
 mod logprobs;
 mod messages;
+pub mod models;
 pub mod prompt;
 pub mod sampling_fields;
 pub mod state;
@@ -92,7 +94,7 @@ pub async fn serve(
             Ok(())
         }
     };
-    if let Ok(model) = state.loaded_model() {
+    for model in state.models.loaded() {
         // Requests that ended by themselves need no time here, the others have had theirs.
         model.engine.shutdown(Duration::ZERO).await;
     }
