@@ -9,6 +9,8 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use super::error::ApiError;
 use super::state::ServedModel;
+use crate::config::ModelPlan;
+use crate::launch::LaunchError;
 
 /// In the order in which they were configured.
 #[derive(Default)]
@@ -16,15 +18,17 @@ pub struct Models {
     entries: RwLock<Vec<Arc<Entry>>>,
 }
 
-/// Loads a model, on a thread that may block; the error is for people.
-pub type Load = Box<dyn Fn() -> Result<ServedModel, String> + Send + Sync>;
+/// Loads a model, on a thread that may block.
+pub type Load = Box<dyn Fn() -> Result<ServedModel, LaunchError> + Send + Sync>;
+/// How a model that is described later will be loaded.
+pub type Open = Box<dyn Fn(ModelPlan) -> Load + Send + Sync>;
 
 /// One model, whatever it is doing.
 pub struct Entry {
     /// What it is called until it is loaded and says so itself.
     configured: Vec<String>,
     /// `None`: it was handed over ready and cannot be loaded again.
-    pub load: Option<Load>,
+    load: Option<Load>,
     now: RwLock<Now>,
 }
 
@@ -92,6 +96,14 @@ impl Models {
         let entry = Arc::new(entry);
         entries.push(Arc::clone(&entry));
         Ok(entry)
+    }
+
+    /// Takes a model off the list.
+    pub fn remove(&self, entry: &Arc<Entry>) {
+        self.entries
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|known| !Arc::ptr_eq(known, entry));
     }
 
     pub fn list(&self) -> Vec<Arc<Entry>> {
@@ -257,6 +269,25 @@ impl Entry {
                 reason: None,
             };
         });
+    }
+
+    /// Loads the model; blocks. The entry says what came of it.
+    pub fn load(&self) -> Result<(), Option<LaunchError>> {
+        let Some(load) = &self.load else {
+            self.set_gone(Some("it cannot be loaded again".to_owned()));
+            return Err(None);
+        };
+        self.set_state(ModelState::Loading);
+        match load() {
+            Ok(model) => {
+                self.set_ready(Arc::new(model));
+                Ok(())
+            }
+            Err(error) => {
+                self.set_gone(Some(error.to_string()));
+                Err(Some(error))
+            }
+        }
     }
 
     /// Its engine is gone, or never came to be.

@@ -1,12 +1,12 @@
 //! What every handler can see: the HTTP settings at once, each model when it is loaded.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use serde_json::Value;
 
 use super::error::ApiError;
-use super::models::{Entry, Models};
+use super::models::{Entry, Models, Open};
 use crate::config::HttpConfig;
 use crate::engine_loop::EngineHandle;
 use crate::text::{ChatTemplate, Tokenizer};
@@ -15,6 +15,10 @@ use crate::text::{ChatTemplate, Tokenizer};
 pub struct AppState {
     pub http: HttpConfig,
     pub models: Models,
+    /// Held while a model is loaded, unloaded, put to sleep or woken: one at a time.
+    pub changing: tokio::sync::Mutex<()>,
+    /// How models are loaded that come while the server runs.
+    pub open: OnceLock<Open>,
     /// All models of the start have been loaded.
     started: AtomicBool,
     stopping: AtomicBool,
@@ -82,6 +86,8 @@ impl AppState {
         Self {
             http,
             models: Models::default(),
+            changing: tokio::sync::Mutex::default(),
+            open: OnceLock::new(),
             started: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
         }

@@ -55,6 +55,7 @@ impl Default for TestConfig {
                 host: "127.0.0.1".to_owned(),
                 port: 0,
                 api_key: None,
+                admin_api_key: None,
                 served_model_name: None,
                 stream_interval: 1,
                 max_body_bytes: 64 << 10,

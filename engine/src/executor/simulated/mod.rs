@@ -13,7 +13,7 @@ use std::time::Duration;
 pub use card::{Card, CardError};
 pub use cost::CostModel;
 
-use super::{Executor, ExecutorError, ExecutorInfo, StepOutput, StepPlan};
+use super::{Asleep, Executor, ExecutorError, ExecutorInfo, StepOutput, StepPlan};
 use crate::request::SampledToken;
 
 /// A token that no request stops at.
@@ -124,6 +124,10 @@ impl Executor for SimulatedExecutor {
         Ok(StepOutput {
             rows: rows.collect(),
         })
+    }
+
+    fn sleep(self: Box<Self>) -> Result<Box<dyn Asleep>, (Box<dyn Executor>, ExecutorError)> {
+        super::cannot_sleep(self, "simulated")
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use engine::config::EngineConfig;
 use engine::config::typed::Device;
 use engine::executor::ExecutorInfo;
+use engine::launch::devices::Devices;
 use engine::launch::{LaunchError, LoadedModel, launch, load_executor, load_model};
 use engine::model::config::{Family, ModelConfig};
 use engine::request::{Request, RequestId, SamplingParams, TokenEvent};
@@ -79,7 +80,18 @@ impl Model {
         let typed = parse(&self.line(flags)).expect(flags);
         let config = typed.resolve().expect(flags);
         let names = config.http.served_model_name.into_iter().collect();
-        launch(&typed.engine, &config.engine, names, 4, json!({}), &|_| ()).expect(flags)
+        let devices = Devices::default();
+        let flags_json = json!({});
+        launch(
+            &typed.engine,
+            &config.engine,
+            names,
+            4,
+            flags_json,
+            &devices,
+            &|_| (),
+        )
+        .expect(flags)
     }
 }
 
