@@ -231,7 +231,7 @@ impl EngineLoop {
             if let Some(deadline) = self.drain_until
                 && (self.scheduler.is_idle() || Instant::now() >= deadline)
             {
-                self.fail_all("the server is shutting down");
+                self.fail_all("the server is shutting down, or unloads this model");
                 return false;
             }
             if is_abandoned {

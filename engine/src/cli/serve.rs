@@ -114,7 +114,12 @@ fn load(entries: &[Arc<Entry>], state: &AppState) -> Result<()> {
     for entry in entries {
         let started = Instant::now();
         if let Err(error) = entry.load() {
-            return Err(error.map_or_else(|| anyhow!("a model cannot be loaded"), Into::into));
+            let error = error.map_or_else(|| anyhow!("it cannot be loaded"), anyhow::Error::from);
+            return Err(if state.models.list().len() > 1 {
+                error.context(format!("the model {:?}", entry.name()))
+            } else {
+                error
+            });
         }
         let seconds = started.elapsed().as_secs_f64();
         let load_s = format!("{seconds:.1}");

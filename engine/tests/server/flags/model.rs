@@ -40,6 +40,10 @@ impl Model {
         Self::new(Family::Qwen3, FolderFormat::F16)
     }
 
+    pub fn path(&self) -> std::path::PathBuf {
+        self.folder.path().join("model")
+    }
+
     /// A launch line for it on the CPU.
     pub fn line(&self, flags: &str) -> String {
         format!(
@@ -366,4 +370,22 @@ fn cache_dir_is_where_fetched_models_are() {
     let flags = format!("--model-path {source} --cache-dir {}", kept.display());
     let loaded = model.load(&flags).expect("it is in the cache");
     assert_eq!(loaded.requested, source);
+}
+
+#[test]
+fn device_memory_limit_and_its_fraction_bound_a_model_on_the_cpu() {
+    let model = Model::f16();
+    let pool_bytes = |flags: &str| model.executor_info_by_memory(flags).kv_pool_bytes;
+    let limit = "--device-memory-limit 4MiB";
+    let half = pool_bytes(&format!("{limit} --mem-fraction-static 0.45"));
+    let whole = pool_bytes(&format!("{limit} --mem-fraction-static 0.9"));
+    assert!(half < whole && whole < 4 << 20, "{half} {whole}");
+    assert_ne!(pool_bytes(""), whole);
+    let config = model.config("--device-memory-limit 64KiB");
+    let loaded = model.load("").expect("a model");
+    let refusal = load_executor(&config, loaded.checkpoint.as_ref()).err();
+    let message = refusal.expect("too large").to_string();
+    for part in ["--device-memory-limit 0.062 MiB", "0.88", "512 asked"] {
+        assert!(message.contains(part), "{part}: {message}");
+    }
 }
