@@ -239,7 +239,9 @@ mod tests {
         let mut ledger = Ledger::default();
         let ids = [ledger.join(), ledger.join()];
         let (mut now, mut counts) = (Instant::now(), [0; 2]);
-        ids.iter().for_each(|id| ledger.call(*id, now));
+        for id in ids {
+            ledger.call(id, now);
+        }
         for _ in 0..n {
             let id = match ledger.next(now) {
                 Next::Of(id) => id,

@@ -65,7 +65,9 @@ pub fn fetch_first(
     cache_dir: &Path,
     progress: &dyn Fn(Progress),
 ) -> Result<PathBuf, SourceError> {
-    let target = cache_dir.join("tokenizers").join(format!("qwen3-first-{vocab}"));
+    let target = cache_dir
+        .join("tokenizers")
+        .join(format!("qwen3-first-{vocab}"));
     if target.is_dir() {
         return Ok(target);
     }
@@ -81,7 +83,10 @@ pub fn fetch_first(
     let mut tokenizer_json = read(&whole.join(tokenizer))?;
     let mut config_json = read(&whole.join(config))?;
     cut(&mut tokenizer_json, &mut config_json, vocab).ok_or_else(|| {
-        SourceError::fetch("the Qwen3 tokenizer", format!("{vocab} ids cannot be cut from it"))
+        SourceError::fetch(
+            "the Qwen3 tokenizer",
+            format!("{vocab} ids cannot be cut from it"),
+        )
     })?;
     for (name, content) in [(tokenizer, tokenizer_json), (config, config_json)] {
         let path = staged.join(name);
@@ -128,7 +133,10 @@ fn cut(tokenizer: &mut Value, config: &mut Value, vocab: usize) -> Option<()> {
     model.get_mut("merges")?.as_array_mut()?.retain(is_kept);
     let described = config.get_mut("added_tokens_decoder")?.as_object_mut()?;
     let mut renumbered = Map::new();
-    for token in std::mem::take(described).into_iter().map(|(_, token)| token) {
+    for token in std::mem::take(described)
+        .into_iter()
+        .map(|(_, token)| token)
+    {
         let id = new_ids.get(token.get("content")?.as_str()?)?;
         renumbered.insert(id.to_string(), token);
     }

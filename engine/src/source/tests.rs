@@ -287,7 +287,11 @@ fn a_smaller_vocabulary_has_a_tokenizer_of_its_size() {
         assert_eq!(cut.decode(&ids, false), text);
         let of_whole = whole.encode(text, false).expect("encodes");
         assert!(of_whole.len() <= ids.len());
-        assert_eq!(of_whole[..4], ids[..4], "frequent words are the same tokens");
+        assert_eq!(
+            of_whole[..4],
+            ids[..4],
+            "frequent words are the same tokens"
+        );
         let template = crate::text::ChatTemplate::from_folder(&dir).expect("reads");
         assert!(template.problem().is_none());
         let special = cut.encode("<|im_start|>", false).expect("encodes");

@@ -363,14 +363,15 @@ async fn config_names_the_models_of_a_server() {
     let mut text = "port = 0\ndevice = \"cpu\"\nn-threads = 1\nadmin-api-key = \"adm1n\"\n\
         device-memory-limit = \"64MiB\"\nmax-total-tokens = 512\n"
         .to_owned();
-    for (name, model) in ["x", "y"].into_iter().zip(&models) {
+    let tables = ["x", "y"].into_iter().zip(&models).map(|(name, model)| {
         let path = model.path();
         let path = path.display();
-        text += &format!(
+        format!(
             "[[model]]\nmodel-path = \"{path}\"\nserved-model-name = \"{name}\"\n\
-            mem-fraction-static = 0.3\n"
-        );
-    }
+             mem-fraction-static = 0.3\n"
+        )
+    });
+    text.extend(tables);
     std::fs::write(&path, text).expect("written");
     let program = Program::start(&format!("--config {}", path.display()), &[]).await;
     let complete = async |name: &str| {
