@@ -64,11 +64,17 @@ TIMELINES = [(1, []), (8, []), (20, []), (64, [])]
 CUPTI = "nvidia-cuda-cupti==13.0.85"
 # Left out, because a sanitizer makes them hundreds of times slower, and racecheck more so.
 SLOW = {
-    "memcheck": ["draws_follow_the_distribution", "joining_and_leaving_requests"],
+    "memcheck": [
+        "draws_follow_the_distribution",
+        "joining_and_leaving_requests",
+        "models_side_by_side",
+        "loaded_while_another_runs",
+    ],
     "racecheck": [
         "draws_follow_the_distribution",
         "joining_and_leaving_requests",
         "greedy_tokens_do_not_depend",
+        "many_models::",
         "run_ahead::",
         "sampling::",
         "ragged_contexts",

@@ -29,7 +29,7 @@ use crate::executor::cuda::{
     self, CudaExecutor, CudaLoadError, CudaOptions, Element, GraphSizes, KvFormat, Sampler,
     TuningOptions,
 };
-use crate::executor::{Executor, ExecutorInfo, HostTierOptions, HostTierSize};
+use crate::executor::{Executor, ExecutorInfo, HostTierOptions, HostTierSize, host_memory};
 use crate::kv::PAGE_TOKENS;
 use crate::metrics::Metrics;
 use crate::model::config::ModelConfig;
@@ -341,7 +341,7 @@ fn host_tier(config: &EngineConfig) -> Option<HostTierOptions> {
         HierarchicalCache::Ratio(ratio) => HostTierSize::Ratio(ratio),
         HierarchicalCache::Bytes(bytes) => HostTierSize::Bytes(bytes),
     };
-    let free_bytes = free_memory_bytes().unwrap_or(ASSUMED_FREE_BYTES);
+    let free_bytes = host_memory::free_bytes().unwrap_or(ASSUMED_FREE_BYTES);
     Some(HostTierOptions { size, free_bytes })
 }
 
@@ -364,7 +364,7 @@ fn cpu_pool_tokens(
     let n_values = 2 * model.n_layers * model.n_kv_heads * model.head_dim;
     let token_bytes = (n_values * cpu_kv_format(config).bytes_per_value()) as u64;
     let by_default = || {
-        let free = free_memory_bytes().unwrap_or(ASSUMED_FREE_BYTES);
+        let free = host_memory::free_bytes().unwrap_or(ASSUMED_FREE_BYTES);
         let budget = (free / POOL_SHARE_OF_FREE_MEMORY).min(MAX_DEFAULT_POOL_BYTES);
         let fits = (budget / token_bytes.max(1)) as usize;
         fits.min(model.context_length.saturating_mul(16))
@@ -385,15 +385,6 @@ fn cpu_pool_tokens(
     Ok(config
         .max_total_tokens
         .unwrap_or_else(|| fits.min(by_default())))
-}
-
-fn free_memory_bytes() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib * 1024)
 }
 
 /// How the scheduler runs on a pool of this size.

@@ -87,19 +87,19 @@ impl ServePlan {
             Some(path) => Sections::of_file(path, words)?,
             None => Sections::of_words(words),
         };
-        let http = match sections.models.as_slice() {
+        let mut http = match sections.models.as_slice() {
             // Flags of the server may stand behind a model, too.
             [_, ..] if whole.models.config.is_none() => whole.http.resolve()?,
             _ => parse(&sections.common)?.http.resolve()?,
         };
         let is_only = sections.models.len() == 1;
+        let only_name = http.served_model_name.take().filter(|_| is_only);
+        http.served_model_name.clone_from(&only_name);
         let mut models = Vec::with_capacity(sections.models.len());
         for section in &sections.models {
             let mut plan = ModelPlan::read(&sections.common, section)?;
             // The only model's name may stand anywhere.
-            plan.name = plan
-                .name
-                .or_else(|| http.served_model_name.clone().filter(|_| is_only));
+            plan.name = plan.name.or_else(|| only_name.clone());
             models.push(plan);
         }
         share_memory(&mut models)?;

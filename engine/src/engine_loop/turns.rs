@@ -143,10 +143,9 @@ impl Drop for Member {
 }
 
 impl Turn {
-    /// Whether somebody else waits for this turn's end.
+    /// Whether somebody else waits for this turn's end, or will in a moment.
     pub fn is_awaited(&self) -> bool {
-        let ledger = self.turns.lock();
-        ledger.members.iter().any(|m| m.waiting.is_some())
+        self.turns.lock().is_awaited(self.id, Instant::now())
     }
 }
 
@@ -209,6 +208,12 @@ impl Ledger {
             Some(until) if until > now => Next::NotBefore(until),
             _ => Next::Of(id),
         }
+    }
+
+    fn is_awaited(&self, id: u64, now: Instant) -> bool {
+        let comes = |m: &Account| m.expected_until.is_some_and(|until| until > now);
+        let mut others = self.members.iter().filter(|m| m.id != id);
+        others.any(|m| m.waiting.is_some() || comes(m))
     }
 
     fn grant(&mut self, id: u64) {
@@ -303,6 +308,8 @@ mod tests {
         ledger.give_back(short, Duration::from_millis(1), Some(until));
         assert_eq!(ledger.next(now), Next::NotBefore(until));
         assert_eq!(ledger.next(until), Next::Of(long));
+        assert!(ledger.is_awaited(long, now), "the other one is on its way");
+        assert!(!ledger.is_awaited(long, until));
         ledger.call(short, now);
         assert_eq!(ledger.next(now), Next::Of(short));
     }

@@ -3,6 +3,7 @@
 
 pub mod cpu;
 pub mod cuda;
+pub mod host_memory;
 pub mod host_tier;
 pub mod mock;
 pub mod simulated;

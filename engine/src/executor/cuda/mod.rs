@@ -45,7 +45,7 @@ use self::turn::Turn;
 use self::weights::{DeviceWeights, HostWeights};
 use super::{
     Asleep, Executor, ExecutorCounts, ExecutorError, ExecutorInfo, HostTierOptions, PlanRow,
-    StepOutput, StepPlan,
+    StepOutput, StepPlan, host_memory,
 };
 use crate::kv::PAGE_TOKENS;
 use crate::model::config::ModelConfig;
@@ -544,13 +544,9 @@ impl Executor for CudaExecutor {
     /// Weights go to the host's memory as they lie on the card; everything else is made anew when
     /// the model wakes, the graphs too.
     fn sleep(mut self: Box<Self>) -> Result<Box<dyn Asleep>, (Box<dyn Executor>, ExecutorError)> {
-        self.forget_batch();
-        let copied = self.stream.synchronize();
-        let copied = copied.and_then(|()| self.forward.weights().download(&self.stream));
-        let weights = match copied {
+        let weights = match self.download_weights() {
             Ok(weights) => weights,
-            Err(error) => {
-                let message = error.to_string();
+            Err(message) => {
                 let device = DEVICE;
                 return Err((self, ExecutorError::Sleep { device, message }));
             }
@@ -607,6 +603,19 @@ impl Drop for CudaExecutor {
 }
 
 impl CudaExecutor {
+    fn download_weights(&mut self) -> Result<HostWeights, String> {
+        let needed = self.info.weight_bytes;
+        if let Some(free) = host_memory::free_bytes().filter(|free| *free < needed) {
+            return Err(format!(
+                "its weights are {needed} bytes, the host has {free} bytes free"
+            ));
+        }
+        self.forget_batch();
+        let copied = self.stream.synchronize();
+        let copied = copied.and_then(|()| self.forward.weights().download(&self.stream));
+        copied.map_err(|error| error.to_string())
+    }
+
     /// Puts the plan's step behind the copies of the last plan, and begins its own.
     fn copy_pages(&mut self, plan: &StepPlan) -> Result<(), CudaError> {
         let Some(host_tier) = self.host_tier.as_mut() else {
