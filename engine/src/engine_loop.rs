@@ -10,8 +10,10 @@
 
 mod costs;
 mod handle;
+mod sleep;
 #[cfg(test)]
 mod tests;
+pub mod turns;
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -24,8 +26,11 @@ use std::time::Instant;
 use tokio::sync::{mpsc, watch};
 
 pub(crate) use self::costs::CostMeter;
+use self::handle::{Acceptance, AtomicAcceptance};
 use self::handle::{Command, Shared, is_last};
 pub use self::handle::{EngineHandle, RequestStream, SubmitError};
+use self::sleep::{Engine, Rest};
+use self::turns::{Member, Turn, Turns};
 use crate::executor::{Executor, StepOutput, StepPlan};
 use crate::metrics::Metrics;
 use crate::request::{FinishReason, RequestId, TokenEvent};
@@ -65,11 +70,21 @@ pub enum StartError {
     Thread(#[from] std::io::Error),
 }
 
-/// Starts the engine thread.
+/// Starts the engine thread of a model that has its device to itself.
 pub fn start(
     executor: Box<dyn Executor>,
     config: EngineLoopConfig,
     metrics: Arc<Metrics>,
+) -> Result<EngineHandle, StartError> {
+    start_sharing(executor, config, metrics, &Arc::default())
+}
+
+/// Starts the engine thread of a model whose steps take turns with those of others.
+pub fn start_sharing(
+    executor: Box<dyn Executor>,
+    config: EngineLoopConfig,
+    metrics: Arc<Metrics>,
+    turns: &Arc<Turns>,
 ) -> Result<EngineHandle, StartError> {
     let info = executor.info().clone();
     let asked = config.scheduler.pool_tokens();
@@ -90,7 +105,7 @@ pub fn start(
         .saturating_add(config.max_queued_requests);
     let shared = Arc::new(Shared {
         is_healthy: AtomicBool::new(true),
-        is_accepting: AtomicBool::new(true),
+        acceptance: AtomicAcceptance::new(Acceptance::Open),
         n_in_flight: AtomicUsize::new(0),
         next_id: AtomicU64::new(0),
         max_in_flight: limit,
@@ -100,7 +115,10 @@ pub fn start(
     });
     let engine = EngineLoop {
         scheduler: Scheduler::new(config.scheduler),
-        executor,
+        engine: Engine::Awake(executor),
+        member: turns.join(),
+        turn: None,
+        rest: None,
         inbox,
         clients: HashMap::new(),
         shared: Arc::clone(&shared),
@@ -138,7 +156,12 @@ struct Client {
 
 struct EngineLoop {
     scheduler: Scheduler,
-    executor: Box<dyn Executor>,
+    engine: Engine,
+    member: Member,
+    /// Taken when there is work, given back when the step has been carried out.
+    turn: Option<Turn>,
+    /// The model is to sleep as soon as its requests have ended.
+    rest: Option<Rest>,
     inbox: Receiver<Command>,
     clients: HashMap<RequestId, Client>,
     shared: Arc<Shared>,
@@ -156,10 +179,23 @@ struct EngineLoop {
 impl EngineLoop {
     fn run(mut self) {
         while self.receive() {
-            let plan = self.scheduler.plan(self.started.elapsed());
+            let mut plan = self.scheduler.plan(self.started.elapsed());
+            if let Some(turn) = &mut self.turn {
+                turn.comes_back = true;
+                // Work begun ahead would run in somebody else's turn.
+                if turn.is_awaited() {
+                    plan.n_next_steps = 0;
+                }
+            }
+            let Engine::Awake(executor) = &mut self.engine else {
+                // No request gets as far as the scheduler of a sleeping model.
+                self.fail_all("the model sleeps");
+                continue;
+            };
             let begun = Instant::now();
-            let outcome = execute(self.executor.as_mut(), &plan);
-            let (elapsed, counts) = (begun.elapsed(), self.executor.counts());
+            let outcome = execute(executor.as_mut(), &plan);
+            let (elapsed, counts) = (begun.elapsed(), executor.counts());
+            self.turn = None;
             self.record_outcome(&plan, outcome.as_ref().err());
             self.metrics.record_executor(&counts);
             if outcome.is_ok() && self.scheduler.config().host_tier.is_some() {
@@ -195,15 +231,23 @@ impl EngineLoop {
             if let Some(deadline) = self.drain_until
                 && (self.scheduler.is_idle() || Instant::now() >= deadline)
             {
-                self.fail_all("the server is shutting down");
+                self.fail_all("the server is shutting down, or unloads this model");
                 return false;
             }
             if is_abandoned {
                 return false;
             }
+            self.rest_if_due();
             if !self.scheduler.is_idle() {
-                return true;
+                if self.turn.is_some() {
+                    return true;
+                }
+                // Others may have had theirs meanwhile: what has come since is looked at again.
+                self.turn = Some(self.member.take());
+                continue;
             }
+            self.turn = None;
+            self.member.rest();
             self.decode_log.pause();
             match self.inbox.recv() {
                 Ok(command) => self.handle(command),
@@ -222,13 +266,18 @@ impl EngineLoop {
                 let id = request.id;
                 let n_prompt = request.prompt.len();
                 let arrival = submitted.saturating_duration_since(self.started);
-                if let Err(error) = self.scheduler.add(request, arrival) {
+                let added = if self.engine.is_awake() {
+                    let added = self.scheduler.add(request, arrival);
+                    added.map_err(|error| error.to_string())
+                } else {
+                    // It was on its way when the model fell asleep.
+                    Err(SubmitError::Asleep.to_string())
+                };
+                if let Err(message) = added {
                     self.shared.n_in_flight.fetch_sub(1, Ordering::AcqRel);
                     self.metrics.failed.add(1);
                     // A client that is gone already needs no answer.
-                    let _ = events.send(TokenEvent::Failed {
-                        message: error.to_string(),
-                    });
+                    let _ = events.send(TokenEvent::Failed { message });
                     return;
                 }
                 self.clients.insert(
@@ -248,6 +297,8 @@ impl EngineLoop {
                     self.deliver(vec![(id, event)]);
                 }
             }
+            Command::Sleep(rest) => self.rest = Some(rest),
+            Command::Wake { done } => self.wake(done),
             Command::Shutdown { deadline } => {
                 self.drain_until = Some(self.drain_until.map_or(deadline, |d| d.min(deadline)));
             }

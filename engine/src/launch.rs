@@ -1,13 +1,19 @@
 //! From a validated configuration to a running engine: fetch the model, read its text side,
 //! choose the executor, size the KV pool, start the engine thread.
 //!
+//! [`devices`] is what several models of a process share.
+//!
 //! Deliberately absent: HTTP. `serve`, `generate` and `bench` all start here.
+
+mod cpu_memory;
+pub mod devices;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use self::devices::Devices;
 use crate::config::inactive::inactive_flags;
 use crate::config::resolved::CudaGraph;
 use crate::config::typed::{
@@ -23,7 +29,7 @@ use crate::executor::cuda::{
     self, CudaExecutor, CudaLoadError, CudaOptions, Element, GraphSizes, KvFormat, Sampler,
     TuningOptions,
 };
-use crate::executor::{Executor, ExecutorInfo, HostTierOptions, HostTierSize};
+use crate::executor::{Executor, ExecutorInfo, HostTierOptions, HostTierSize, host_memory};
 use crate::kv::PAGE_TOKENS;
 use crate::metrics::Metrics;
 use crate::model::config::ModelConfig;
@@ -59,6 +65,8 @@ pub enum LaunchError {
     Isa { asked: String, reason: String },
     #[error("--context-length {asked}: the model was made for {limit} tokens")]
     ContextLength { asked: usize, limit: usize },
+    #[error("the model does not fit: {0}")]
+    CpuMemory(String),
     #[error("loading the model onto the CPU: {0}")]
     Cpu(#[from] CpuLoadError),
     #[error("loading the model onto the GPU: {0}")]
@@ -77,6 +85,7 @@ impl LaunchError {
                 | Self::NoCuda { .. }
                 | Self::Isa { .. }
                 | Self::ContextLength { .. }
+                | Self::CpuMemory(_)
                 | Self::Start(StartError::PoolTooSmall { .. })
         )
     }
@@ -124,13 +133,7 @@ pub fn load_model(
         tracing::warn!("!!! the default model is not available: {reason}");
         tracing::warn!("!!! serving {used} instead: seeded random weights, its text means nothing");
     }
-    let load_format = match config.load_format {
-        typed::LoadFormat::Auto => LoadFormat::Auto,
-        typed::LoadFormat::Safetensors => LoadFormat::Safetensors,
-        typed::LoadFormat::Gguf => LoadFormat::Gguf,
-        typed::LoadFormat::Dummy => LoadFormat::Dummy,
-    };
-    let checkpoint = weights::open(&resolved, load_format, config.random_seed.unwrap_or(0))?;
+    let checkpoint = open(config, &resolved)?;
     check_quantization(config.quantization, &checkpoint.format_name())?;
     tracing::info!(
         model = resolved.display_name,
@@ -145,6 +148,19 @@ pub fn load_model(
         resolved,
         checkpoint,
     })
+}
+
+fn open(
+    config: &EngineConfig,
+    resolved: &ResolvedModel,
+) -> Result<Box<dyn Checkpoint>, WeightError> {
+    let load_format = match config.load_format {
+        typed::LoadFormat::Auto => LoadFormat::Auto,
+        typed::LoadFormat::Safetensors => LoadFormat::Safetensors,
+        typed::LoadFormat::Gguf => LoadFormat::Gguf,
+        typed::LoadFormat::Dummy => LoadFormat::Dummy,
+    };
+    weights::open(resolved, load_format, config.random_seed.unwrap_or(0))
 }
 
 fn check_quantization(asked: Option<Quantization>, format: &str) -> Result<(), LaunchError> {
@@ -189,19 +205,27 @@ pub fn load_executor(
     config: &EngineConfig,
     checkpoint: &dyn Checkpoint,
 ) -> Result<Box<dyn Executor>, LaunchError> {
+    match choose_device(config) {
+        Device::Cuda => load_cuda(config, checkpoint),
+        Device::Cpu | Device::Auto => load_cpu(config, checkpoint, 0),
+    }
+}
+
+/// `Cpu` or `Cuda`.
+fn choose_device(config: &EngineConfig) -> Device {
     let reason = match config.device {
         Device::Cpu => "--device cpu".to_owned(),
-        Device::Cuda => return load_cuda(config, checkpoint),
+        Device::Cuda => return Device::Cuda,
         Device::Auto => match CudaExecutor::unavailable() {
             None => {
                 tracing::info!(reason = "a CUDA device is there", "running on the GPU");
-                return load_cuda(config, checkpoint);
+                return Device::Cuda;
             }
             Some(reason) => reason,
         },
     };
     tracing::info!(reason, "running on the CPU");
-    load_cpu(config, checkpoint)
+    Device::Cpu
 }
 
 fn load_cuda(
@@ -267,9 +291,11 @@ fn element(asked: Dtype, checkpoint: &dyn Checkpoint) -> Result<Element, WeightE
     Ok(if is_bf16 { Element::Bf16 } else { Element::F16 })
 }
 
+/// `in_use`: bytes of `--device-memory-limit` that other models have.
 fn load_cpu(
     config: &EngineConfig,
     checkpoint: &dyn Checkpoint,
+    in_use: u64,
 ) -> Result<Box<dyn Executor>, LaunchError> {
     let isa = match &config.cpu_isa {
         None => None,
@@ -286,9 +312,7 @@ fn load_cpu(
     };
     let options = CpuOptions {
         n_threads: config.n_threads,
-        kv_pool_tokens: config
-            .max_total_tokens
-            .unwrap_or_else(|| default_pool_tokens(checkpoint.config(), cpu_kv_format(config))),
+        kv_pool_tokens: cpu_pool_tokens(config, checkpoint, in_use)?,
         kv_format: cpu_kv_format(config),
         host_tier: host_tier(config),
         attention: match config.attention_backend {
@@ -314,7 +338,7 @@ fn load_cpu(
 
 fn host_tier(config: &EngineConfig) -> Option<HostTierOptions> {
     let size = HostTierSize::from(config.hierarchical_cache?);
-    let free_bytes = free_memory_bytes().unwrap_or(ASSUMED_FREE_BYTES);
+    let free_bytes = host_memory::free_bytes().unwrap_or(ASSUMED_FREE_BYTES);
     Some(HostTierOptions { size, free_bytes })
 }
 
@@ -325,25 +349,39 @@ fn cpu_kv_format(config: &EngineConfig) -> cpu::KvFormat {
     }
 }
 
-/// As many tokens as fit the share of memory that the pool may have by default, but no more
-/// than 16 sequences of the model's full length could use.
-fn default_pool_tokens(model: &ModelConfig, format: cpu::KvFormat) -> usize {
+/// `--max-total-tokens`, else as many tokens as fit the share of memory that the pool may have by
+/// default, but no more than 16 sequences of the model's full length could use. With
+/// `--device-memory-limit` no more than fit the model's fraction of it.
+fn cpu_pool_tokens(
+    config: &EngineConfig,
+    checkpoint: &dyn Checkpoint,
+    in_use: u64,
+) -> Result<usize, LaunchError> {
+    let model = checkpoint.config();
     let n_values = 2 * model.n_layers * model.n_kv_heads * model.head_dim;
-    let token_bytes = (n_values * format.bytes_per_value()) as u64;
-    let free = free_memory_bytes().unwrap_or(ASSUMED_FREE_BYTES);
-    let budget = (free / POOL_SHARE_OF_FREE_MEMORY).min(MAX_DEFAULT_POOL_BYTES);
-    let fits = (budget / token_bytes.max(1)) as usize;
-    fits.min(model.context_length.saturating_mul(16))
-        .max(PAGE_TOKENS)
-}
-
-fn free_memory_bytes() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib * 1024)
+    let token_bytes = (n_values * cpu_kv_format(config).bytes_per_value()) as u64;
+    let by_default = || {
+        let free = host_memory::free_bytes().unwrap_or(ASSUMED_FREE_BYTES);
+        let budget = (free / POOL_SHARE_OF_FREE_MEMORY).min(MAX_DEFAULT_POOL_BYTES);
+        let fits = (budget / token_bytes.max(1)) as usize;
+        fits.min(model.context_length.saturating_mul(16))
+            .max(PAGE_TOKENS)
+    };
+    let Some(limit) = config.device_memory_limit_bytes else {
+        return Ok(config.max_total_tokens.unwrap_or_else(by_default));
+    };
+    let demand = cpu_memory::Demand {
+        limit,
+        in_use,
+        mem_fraction_static: config.mem_fraction_static,
+        weights: cpu_memory::weight_bytes(checkpoint)?,
+        page: token_bytes * PAGE_TOKENS as u64,
+        max_total_tokens: config.max_total_tokens,
+    };
+    let fits = cpu_memory::pool_tokens(&demand).map_err(LaunchError::CpuMemory)?;
+    Ok(config
+        .max_total_tokens
+        .unwrap_or_else(|| fits.min(by_default())))
 }
 
 /// How the scheduler runs on a pool of this size.
@@ -402,14 +440,15 @@ pub(crate) fn sequence_limit(
     })
 }
 
-/// Everything from the command line to a model that takes requests. `typed` and `typed_flags`
-/// go into the record.
+/// Everything from the command line to a model that takes requests, and shares `devices` with
+/// others. `typed` and `flags` go into the record.
 pub fn launch(
     typed: &EngineArgs,
     config: &EngineConfig,
     names: Vec<String>,
     max_stop_strings: usize,
     flags: Value,
+    devices: &Devices,
     progress: &dyn Fn(Progress),
 ) -> Result<ServedModel, LaunchError> {
     let model = load_model(config, progress)?;
@@ -423,11 +462,10 @@ pub fn launch(
             "the tokenizer has more ids than the model has embeddings"
         );
     }
-    let executor = load_executor(config, model.checkpoint.as_ref())?;
-    let device = if executor.info().name == "cuda" {
-        Device::Cuda
-    } else {
-        Device::Cpu
+    let device = choose_device(config);
+    let executor = match device {
+        Device::Cuda => load_cuda(config, model.checkpoint.as_ref())?,
+        Device::Cpu | Device::Auto => devices.load_on_cpu(config, &model)?,
     };
     let mut info = executor.info().clone();
     info.inactive_flags.extend(inactive_flags(typed, device));
@@ -445,7 +483,12 @@ pub fn launch(
         names
     };
     let name = names.first().cloned().unwrap_or_default();
-    let engine = engine_loop::start(executor, loop_config.clone(), Arc::new(Metrics::new(name)))?;
+    let engine = engine_loop::start_sharing(
+        executor,
+        loop_config.clone(),
+        Arc::new(Metrics::new(name)),
+        devices.turns(device),
+    )?;
     let server_info = json!({
         "version": env!("CARGO_PKG_VERSION"),
         "model": {

@@ -8,7 +8,7 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
-use engine::config::ConfigError;
+use engine::config::{ConfigError, PlanError};
 use engine::launch::LaunchError;
 use engine::source::SourceError;
 use tracing_subscriber::EnvFilter;
@@ -33,6 +33,7 @@ fn main() -> ExitCode {
 
 fn is_usage(error: &anyhow::Error) -> bool {
     error.is::<ConfigError>()
+        || error.is::<PlanError>()
         || error.downcast_ref().is_some_and(LaunchError::is_usage)
         || matches!(error.downcast_ref(), Some(SourceError::Parse { .. }))
 }

@@ -6,6 +6,8 @@
 mod backends;
 #[path = "cuda_executor/host_tier.rs"]
 mod host_tier;
+#[path = "cuda_executor/many_models.rs"]
+mod many_models;
 #[path = "cuda_executor/run_ahead.rs"]
 mod run_ahead;
 #[path = "cuda_executor/sampling.rs"]
@@ -428,4 +430,39 @@ fn a_pool_that_does_not_fit_is_refused_with_the_arithmetic() {
         .expect("too large");
     let message = refused.to_string();
     assert!(message.contains("16777216 asked"), "{message}");
+}
+
+#[test]
+#[ignore = "needs a GPU: run with --ignored on a machine with one"]
+fn a_model_that_does_not_fit_is_refused_before_anything_is_allocated() {
+    // Some 20 GB of dummy weights, and a card that counts as having 4.
+    let config = weights::preset::find("qwen3-32b-awq")
+        .expect("a preset")
+        .config;
+    let format = weights::synthetic::SyntheticFormat::Awq { group_size: 128 };
+    let checkpoint = weights::synthetic::SyntheticCheckpoint::new(config, format, 0);
+    let options = CudaOptions {
+        memory_limit_bytes: Some(4 << 30),
+        max_total_tokens: None,
+        ..options()
+    };
+    let device = kernels::cuda::Device::open(0).expect("a GPU");
+    let before = device.memory_bytes().expect("memory").0;
+    let started = std::time::Instant::now();
+    let refused = CudaExecutor::load(&checkpoint, &options).err();
+    assert!(started.elapsed().as_secs() < 5, "weights were made first");
+    let message = refused.expect("too large").to_string();
+    for part in [
+        "4.000 GiB of device memory",
+        "--mem-fraction-static 0.5",
+        "workspace",
+        "at least one page",
+    ] {
+        assert!(message.contains(part), "{part}: {message}");
+    }
+    let after = device.memory_bytes().expect("memory").0;
+    assert!(
+        before.saturating_sub(after) < 64 << 20,
+        "{before} → {after} bytes free"
+    );
 }

@@ -185,7 +185,7 @@ pub async fn prepare(
     if let ServerSource::Engine { binary, supervisor } = &campaign.source {
         let mut models: Vec<&str> = arms
             .iter()
-            .map(|arm| arm.experiment.model.as_str())
+            .flat_map(|arm| arm.experiment.sources())
             .collect();
         models.dedup();
         for model in models {

@@ -1,16 +1,19 @@
 //! The middle of a run: all cases sent, every row on disk, and what can be said of them.
 
+use std::sync::Arc;
+
 use anyhow::{Result, bail};
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
-use crate::loadgen::{self, RequestRow, RunClock, Target};
+use crate::loadgen::{self, Company, RequestRow, RunClock, Target};
 use crate::progress::Progress;
 use crate::prompts::PromptSet;
 use crate::record::{RecordError, RunRecord};
 use crate::spec::Experiment;
 use crate::summary::Summary;
 
-/// Runs the cases one after the other; every row is in the record before the next is awaited.
+/// Runs the rounds one after the other; every row is in the record before the next is awaited.
 pub async fn run_cases(
     experiment: &Experiment,
     target: &Target,
@@ -20,11 +23,23 @@ pub async fn run_cases(
     record: &mut RunRecord,
 ) -> Result<Vec<RequestRow>> {
     let mut all = Vec::new();
-    for case in experiment.workload.cases() {
-        let progress = Progress::bar(&case.name, u64::from(case.n_requests));
+    for round in experiment.workload.rounds() {
+        let name = round[0].round.as_ref().unwrap_or(&round[0].name);
+        let n_requests = round.iter().map(|case| u64::from(case.n_requests)).sum();
+        let progress = Progress::bar(name, n_requests);
         let (sender, mut rows) = mpsc::unbounded_channel();
         let send = async {
-            loadgen::run_case(target, &case, prompts, seed, clock, &sender).await;
+            let company = Arc::new(Company::of(round.len()));
+            let mut cases = JoinSet::new();
+            for case in round.clone() {
+                let (target, prompts) = (target.clone(), prompts.clone());
+                let (sender, company) = (sender.clone(), Arc::clone(&company));
+                cases.spawn(async move {
+                    loadgen::run_beside(&target, &case, &prompts, seed, clock, &sender, &company)
+                        .await;
+                });
+            }
+            while cases.join_next().await.is_some() {}
             drop(sender);
         };
         let mut n_failed = 0;
@@ -39,7 +54,7 @@ pub async fn run_cases(
         };
         let ((), received) = tokio::join!(send, receive);
         received?;
-        progress.finish(&format!("{} requests, {n_failed} failed", case.n_requests));
+        progress.finish(&format!("{n_requests} requests, {n_failed} failed"));
     }
     Ok(all)
 }

@@ -13,7 +13,7 @@ use crate::environment::Environment;
 use crate::flags::Flags;
 use crate::loadgen::RequestRow;
 use crate::record::{self, Manifest, RunStatus, Status};
-use crate::spec::Experiment;
+use crate::spec::{Experiment, ModelSpec};
 use crate::workload::Workload;
 
 #[derive(Debug)]
@@ -34,6 +34,15 @@ pub struct ResolvedConfig {
     /// As the server got them.
     pub flags: Vec<String>,
     pub workload: Workload,
+    #[serde(default)]
+    pub models: Vec<RecordedModel>,
+}
+
+#[derive(Debug, Deserialize)]
+pub struct RecordedModel {
+    pub name: String,
+    pub model: String,
+    pub flags: Vec<String>,
 }
 
 impl RecordedRun {
@@ -78,6 +87,18 @@ impl RecordedRun {
             extra_flags: manifest.extra_flags.clone(),
             flags: Flags::parse(&self.config.flags)?,
             workload: self.config.workload.clone(),
+            models: self
+                .config
+                .models
+                .iter()
+                .map(|m| {
+                    Ok(ModelSpec {
+                        name: m.name.clone(),
+                        model: m.model.clone(),
+                        flags: Flags::parse(&m.flags)?,
+                    })
+                })
+                .collect::<Result<_>>()?,
             derived: Some(Derived::Reproduction {
                 parent: manifest.experiment.clone(),
                 of_run: manifest.run_id.clone(),

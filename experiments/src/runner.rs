@@ -332,20 +332,19 @@ fn portable(command: &[String]) -> Vec<String> {
 }
 
 fn serve_command(binary: &Path, experiment: &Experiment, port: u16) -> Vec<String> {
-    let mut command = vec![binary.to_string_lossy().into_owned()];
-    command.extend(
-        [
-            "serve",
-            "--model-path",
-            &experiment.model,
-            "--host",
-            "127.0.0.1",
-            "--port",
-        ]
-        .map(String::from),
-    );
+    let mut command = vec![binary.to_string_lossy().into_owned(), "serve".into()];
+    if experiment.models.is_empty() {
+        command.extend(["--model-path".into(), experiment.model.clone()]);
+    }
+    command.extend(["--host", "127.0.0.1", "--port"].map(String::from));
     command.push(port.to_string());
     command.extend(experiment.flags.to_args());
+    // What stands behind a model is its own.
+    for model in &experiment.models {
+        command.extend(["--model-path".into(), model.model.clone()]);
+        command.extend(["--served-model-name".into(), model.name.clone()]);
+        command.extend(model.flags.to_args());
+    }
     command
 }
 

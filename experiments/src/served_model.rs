@@ -37,10 +37,17 @@ pub async fn first_model(base_url: &BaseUrl) -> Result<String> {
         .context("the server lists no model")
 }
 
-/// `model` of `/server_info`: {requested, used, fallback_reason, format, sha256}.
+/// `model` of `/server_info`: {requested, used, fallback_reason, format, sha256}; of a server with
+/// several, of each of `models`, joined by ` + `.
 pub fn take_in_model(manifest: &mut Manifest, info: &Value) {
-    let model = &info["model"];
-    let text = |key: &str| model[key].as_str().map(String::from);
+    let models: Vec<&Value> = match info["models"].as_array() {
+        Some(models) => models.iter().map(|info| &info["model"]).collect(),
+        None => vec![&info["model"]],
+    };
+    let text = |key: &str| {
+        let texts: Vec<&str> = models.iter().filter_map(|m| m[key].as_str()).collect();
+        (!texts.is_empty()).then(|| texts.join(" + "))
+    };
     if let Some(used) = text("used") {
         manifest.model.used = used;
     }

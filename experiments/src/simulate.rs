@@ -120,6 +120,13 @@ pub fn simulate(args: &SimulateArgs, repository: &Repository) -> Result<()> {
             experiment.name
         );
     }
+    if !experiment.models.is_empty() {
+        bail!(
+            "{}: {} models: a simulation plays one",
+            experiment.name,
+            experiment.models.len()
+        );
+    }
     let prompts = PromptSet::load(&repository.prompts_dir(), &experiment.workload.prompts)?;
     let cases = experiment.workload.cases();
     let load = json!({
@@ -225,6 +232,7 @@ fn row_of(cases: &[Case], request: SimulatedRequest) -> Option<RequestRow> {
         case: case.name.clone(),
         phase: case.phase,
         warmup: case.warmup,
+        model: case.model.clone(),
         index: request.index,
         user: request.user,
         n_users,

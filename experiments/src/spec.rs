@@ -85,6 +85,7 @@ pub struct Experiment {
     /// The experiments it was built from, itself first.
     pub lineage: Vec<String>,
     pub quick: bool,
+    /// Of several models, all of them.
     pub model: String,
     pub seed: u64,
     /// Server starts to run.
@@ -94,9 +95,24 @@ pub struct Experiment {
     #[serde(serialize_with = "as_arguments")]
     pub flags: Flags,
     pub workload: Workload,
+    /// Where the server has several; empty where it has `model` alone.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub models: Vec<ModelSpec>,
     /// Set where the flags are not those of the folder's file.
     #[serde(skip)]
     pub derived: Option<Derived>,
+}
+
+/// One of a server's models, `[[models]]` of an `experiment.toml`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelSpec {
+    /// What requests call it.
+    pub name: String,
+    pub model: String,
+    /// Its own, over those of the server.
+    #[serde(default, serialize_with = "as_arguments")]
+    pub flags: Flags,
 }
 
 /// The record shows the flags as the server got them.
@@ -119,7 +135,10 @@ pub struct Overrides {
 struct Written {
     name: String,
     title: String,
+    #[serde(default)]
     model: String,
+    #[serde(default)]
+    models: Vec<ModelSpec>,
     seed: u64,
     replicates: u32,
     #[serde(default)]
@@ -215,7 +234,18 @@ impl Experiment {
             let limit = format!("1 to {MAX_REPLICATES}");
             return Err(field(FieldError::new("replicates", replicates, limit)));
         }
-        let model = overrides.model.clone().unwrap_or(written.model);
+        let model = if written.models.is_empty() {
+            overrides.model.clone().unwrap_or(written.model)
+        } else {
+            check_models(&written.models, &written.workload).map_err(field)?;
+            let all = written.models.iter().map(|m| m.model.as_str());
+            let all = all.collect::<Vec<_>>().join(" + ");
+            if let Some(asked) = overrides.model.as_ref().filter(|asked| **asked != all) {
+                let limit = "left out: the experiment names its models, [[models]]";
+                return Err(field(FieldError::new("--model", asked, limit)));
+            }
+            all
+        };
         if model.trim().is_empty() {
             return Err(field(FieldError::new(
                 "model",
@@ -226,6 +256,9 @@ impl Experiment {
         written.workload.validate().map_err(field)?;
         let mut flags = written.flags;
         flags.validate().map_err(flag)?;
+        for model in &written.models {
+            model.flags.validate().map_err(flag)?;
+        }
         flags.overlay(&Flags::parse(&overrides.extra_flags).map_err(flag)?);
         Ok(Self {
             title: written.title,
@@ -237,10 +270,40 @@ impl Experiment {
             extra_flags: overrides.extra_flags.clone(),
             flags,
             workload: written.workload,
+            models: written.models,
             derived: None,
             name,
         })
     }
+}
+
+impl Experiment {
+    /// What the server has to be able to load.
+    pub fn sources(&self) -> Vec<&str> {
+        if self.models.is_empty() {
+            return vec![&self.model];
+        }
+        self.models.iter().map(|m| m.model.as_str()).collect()
+    }
+}
+
+/// Every model has a name of its own, and the workload asks none that is not there.
+fn check_models(models: &[ModelSpec], workload: &Workload) -> Result<(), FieldError> {
+    let names: Vec<&str> = models.iter().map(|m| m.name.as_str()).collect();
+    for (i, model) in models.iter().enumerate() {
+        if model.name.trim().is_empty() || names[..i].contains(&model.name.as_str()) {
+            let limit = "a name that no other model has";
+            return Err(FieldError::new("models.name", &model.name, limit));
+        }
+    }
+    let asked = workload.models.iter().flat_map(|models| &models.names);
+    for name in asked {
+        if !names.contains(&name.as_str()) {
+            let limit = format!("among the models: {}", names.join(", "));
+            return Err(FieldError::new("workload.models.names", name, limit));
+        }
+    }
+    Ok(())
 }
 
 /// `[tune]` of the experiment or the nearest ancestor that has one; `name` is a folder's.

@@ -332,6 +332,7 @@ mod tests {
             case: "users-2".into(),
             phase: Phase::Users,
             warmup: false,
+            model: None,
             index,
             user: Some(index % 2),
             n_users: Some(2),
@@ -359,6 +360,8 @@ mod tests {
             arrival: Arrival::ClosedLoop { n_users: 2 },
             n_requests: 3,
             output_tokens: 3,
+            model: None,
+            round: None,
         }
     }
 

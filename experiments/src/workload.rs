@@ -29,6 +29,8 @@ pub struct Workload {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate: Option<Rate>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub models: Option<Models>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub goodput: Option<Limits>,
 }
 
@@ -71,6 +73,18 @@ pub struct Rate {
     pub n_requests: u32,
 }
 
+/// Several models of one server, one user each: every model while the others have nothing to do,
+/// then all at once.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Models {
+    /// As requests call them.
+    pub names: Vec<String>,
+    pub output_tokens: Vec<u32>,
+    /// Of each model at each length.
+    pub n_requests: u32,
+}
+
 /// Limits a request must meet to count towards goodput; unset ones are not asked.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -87,6 +101,7 @@ pub enum Phase {
     Ladder,
     Users,
     Rate,
+    Models,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -107,6 +122,20 @@ pub struct Case {
     /// All users together.
     pub n_requests: u32,
     pub output_tokens: u32,
+    /// Whom it asks; `None`: the server's first model.
+    pub model: Option<String>,
+    /// Cases of one round run at the same time.
+    pub round: Option<String>,
+}
+
+impl Case {
+    /// By which prompts are drawn: cases that are to be compared have the same ones.
+    pub fn draw_name(&self) -> String {
+        match self.model {
+            Some(_) => format!("models-{}", self.output_tokens),
+            None => self.name.clone(),
+        }
+    }
 }
 
 impl Workload {
@@ -171,11 +200,20 @@ impl Workload {
                 .iter()
                 .try_for_each(|&r| in_range("workload.rate.rates_per_s", r, 0.001, 10_000.0))?;
         }
+        if let Some(models) = &self.models {
+            count("workload.models.n_requests", models.n_requests, 1, 100_000)?;
+            distinct("workload.models.names", &models.names)?;
+            distinct("workload.models.output_tokens", &models.output_tokens)?;
+            models
+                .output_tokens
+                .iter()
+                .try_for_each(|&n| tokens("workload.models.output_tokens", n))?;
+        }
         if self.cases().iter().all(|case| case.warmup) {
             return Err(FieldError::new(
                 "workload",
                 "no case",
-                "given at least one of latency, ladder, users, rate",
+                "given at least one of latency, ladder, users, rate, models",
             ));
         }
         Ok(())
@@ -191,13 +229,16 @@ impl Workload {
             arrival: one_user,
             n_requests,
             output_tokens,
+            model: None,
+            round: None,
         };
         let mut cases = Vec::new();
         let Batch {
             n_requests,
             output_tokens,
         } = self.warmup;
-        if n_requests > 0 {
+        // Several models have one each.
+        if n_requests > 0 && self.models.is_none() {
             cases.push(sequential(
                 "warmup".into(),
                 Phase::Latency,
@@ -239,6 +280,8 @@ impl Workload {
                 arrival: Arrival::ClosedLoop { n_users },
                 n_requests: n_users * users.n_requests_per_user,
                 output_tokens: users.output_tokens,
+                model: None,
+                round: None,
             }));
         }
         if let Some(rate) = &self.rate {
@@ -249,9 +292,65 @@ impl Workload {
                 arrival: Arrival::OpenLoop { rate_per_s },
                 n_requests: rate.n_requests,
                 output_tokens: rate.output_tokens,
+                model: None,
+                round: None,
             }));
         }
+        if let Some(models) = &self.models {
+            models.add_cases(&self.warmup, &mut cases);
+        }
         cases
+    }
+
+    /// [`Self::cases`], those together that run at the same time.
+    pub fn rounds(&self) -> Vec<Vec<Case>> {
+        let mut rounds: Vec<Vec<Case>> = Vec::new();
+        for case in self.cases() {
+            match rounds.last_mut() {
+                Some(round) if case.round.is_some() && round[0].round == case.round => {
+                    round.push(case);
+                }
+                _ => rounds.push(vec![case]),
+            }
+        }
+        rounds
+    }
+}
+
+impl Models {
+    /// Each model's own warm-up, then by output length: every model alone, and all together.
+    fn add_cases(&self, warmup: &Batch, cases: &mut Vec<Case>) {
+        let case = |name: String, model: &String, n_requests, output_tokens| Case {
+            name,
+            phase: Phase::Models,
+            warmup: false,
+            arrival: Arrival::ClosedLoop { n_users: 1 },
+            n_requests,
+            output_tokens,
+            model: Some(model.clone()),
+            round: None,
+        };
+        if warmup.n_requests > 0 {
+            cases.extend(self.names.iter().map(|model| Case {
+                warmup: true,
+                ..case(
+                    format!("warmup-{model}"),
+                    model,
+                    warmup.n_requests,
+                    warmup.output_tokens,
+                )
+            }));
+        }
+        for &n in &self.output_tokens {
+            let of = |kind: &str, model: &String| {
+                case(format!("{kind}-{model}-{n}"), model, self.n_requests, n)
+            };
+            cases.extend(self.names.iter().map(|model| of("alone", model)));
+            cases.extend(self.names.iter().map(|model| Case {
+                round: Some(format!("together-{n}")),
+                ..of("together", model)
+            }));
+        }
     }
 }
 

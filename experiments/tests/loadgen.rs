@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use experiments::loadgen::{Answer, BaseUrl, RequestRow, RunClock, Target, run_case};
+use experiments::loadgen::{
+    Answer, BaseUrl, Company, RequestRow, RunClock, Target, run_beside, run_case,
+};
 use experiments::prompts::PromptSet;
 use experiments::workload::{ApiEndpoint, Arrival, Case, Phase};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -375,6 +377,8 @@ async fn run(arrival: Arrival, n_requests: u32) -> (Vec<RequestRow>, Arc<Seen>) 
         arrival,
         n_requests,
         output_tokens: 3,
+        model: None,
+        round: None,
     };
     let (sender, mut receiver) = tokio::sync::mpsc::unbounded_channel();
     run_case(
@@ -431,4 +435,56 @@ async fn an_open_loop_sends_on_time_whatever_the_server_does() {
             "{row:?}"
         );
     }
+}
+
+/// The quicker of two cases goes on until the other one is done, in rows that nobody counts.
+#[tokio::test]
+async fn cases_of_one_round_keep_each_other_company() {
+    let dir = tempfile::tempdir().expect("temporary folder");
+    std::fs::write(
+        dir.path().join("p.jsonl"),
+        "{\"id\":\"p\",\"text\":\"hello\"}",
+    )
+    .expect("written");
+    let prompts = PromptSet::load(dir.path(), &["p".into()]).expect("prompts");
+    let answer = vec![
+        head(),
+        Piece::Pause(Duration::from_millis(30)),
+        body(&good_stream()),
+        Piece::End,
+    ];
+    let (base_url, seen) = serve(answer).await;
+    let case = |model: &str, n_requests| Case {
+        name: format!("together-{model}"),
+        phase: Phase::Models,
+        warmup: false,
+        arrival: Arrival::ClosedLoop { n_users: 1 },
+        n_requests,
+        output_tokens: 3,
+        model: Some(model.into()),
+        round: Some("together".into()),
+    };
+    let (short, long) = (case("short", 2), case("long", 8));
+    let (sender, mut receiver) = tokio::sync::mpsc::unbounded_channel();
+    let (target, clock, company) = (target(base_url), RunClock::start(), Company::of(2));
+    tokio::join!(
+        run_beside(&target, &short, &prompts, 1, clock, &sender, &company),
+        run_beside(&target, &long, &prompts, 1, clock, &sender, &company),
+    );
+    drop(sender);
+    let mut rows = Vec::new();
+    while let Some(row) = receiver.recv().await {
+        rows.push(row);
+    }
+    let of = |model: &str| -> Vec<&RequestRow> {
+        rows.iter()
+            .filter(|row| row.model.as_deref() == Some(model))
+            .collect()
+    };
+    let measured = |rows: &[&RequestRow]| rows.iter().filter(|row| !row.warmup).count();
+    assert_eq!((measured(&of("short")), measured(&of("long"))), (2, 8));
+    let n_extra = of("short").len() - 2;
+    assert!((3..=8).contains(&n_extra), "{n_extra} further requests");
+    assert_eq!(of("long").len(), 8, "the last one to be done sends no more");
+    assert_eq!(seen.most_in_flight.load(Ordering::SeqCst), 2);
 }

@@ -256,3 +256,110 @@ fn a_circle_of_ancestors_is_refused() {
         .to_string();
     assert!(error.contains("runs in a circle"), "{error}");
 }
+
+#[test]
+fn the_models_of_an_experiment_have_names_shares_and_cases_of_their_own() {
+    let load = |name: &str, overrides: &Overrides| Experiment::load(&shipped(), name, overrides);
+    let on_card = load("14-multi-model-card", &Overrides::default()).expect("valid");
+    let shares: Vec<String> = on_card
+        .models
+        .iter()
+        .map(|m| format!("{} {}", m.model, m.flags.shown("mem-fraction-static")))
+        .collect();
+    assert_eq!(
+        shares,
+        [
+            "synthetic:tinyllama-1.1b --mem-fraction-static 0.15",
+            "synthetic:qwen2.5-3b --mem-fraction-static 0.25",
+            "synthetic:yi-6b --mem-fraction-static 0.45",
+        ]
+    );
+    assert_eq!(
+        on_card.flags.shown("device-memory-limit"),
+        "--device-memory-limit 31.4GiB"
+    );
+    assert_eq!(on_card.sources().len(), 3);
+
+    let on_cpu = load("multi-model", &Overrides::default()).expect("valid");
+    let rounds = on_cpu.workload.rounds();
+    // Three warm-ups, then at each of four lengths three models alone and all together.
+    assert_eq!(rounds.len(), 3 + 4 * (3 + 1));
+    let names = |round: &[experiments::workload::Case]| {
+        let names: Vec<String> = round.iter().map(|case| case.name.clone()).collect();
+        names.join(" ")
+    };
+    assert_eq!(names(&rounds[3]), "alone-small-10");
+    assert_eq!(
+        names(&rounds[6]),
+        "together-small-10 together-medium-10 together-large-10"
+    );
+    let drawn: Vec<String> = rounds[3..7]
+        .iter()
+        .flatten()
+        .map(|c| c.draw_name())
+        .collect();
+    assert!(drawn.iter().all(|name| name == "models-10"), "{drawn:?}");
+    let n_measured: u32 = on_cpu
+        .workload
+        .cases()
+        .iter()
+        .filter(|c| !c.warmup)
+        .map(|c| c.n_requests)
+        .sum();
+    assert_eq!(n_measured, 2 * 3 * 40 * 4);
+
+    let resolved = toml::to_string_pretty(&on_card).expect("serialised");
+    assert!(resolved.contains("[[models]]"), "{resolved}");
+
+    let overrides = Overrides {
+        model: Some("other".into()),
+        ..Overrides::default()
+    };
+    let message = load("multi-model", &overrides)
+        .expect_err("refused")
+        .to_string();
+    assert!(message.contains("--model = other"), "{message}");
+}
+
+#[test]
+fn a_workload_asks_no_model_that_is_not_there() {
+    let dir = tempfile::tempdir().expect("temporary folder");
+    std::fs::create_dir(dir.path().join("01-x")).expect("made");
+    let message = |models: &str, names: &str| {
+        let text = format!(
+            "name = \"01-x\"\ntitle = \"t\"\nseed = 1\nreplicates = 1\n{models}\n[workload]\n\
+             endpoint = \"chat\"\nprompts = [\"p\"]\ntemperature = 0.0\nignore_eos = true\n\
+             request_timeout_s = 1.0\nwarmup = {{ n_requests = 0, output_tokens = 1 }}\n\
+             models = {{ names = [{names}], output_tokens = [4], n_requests = 1 }}"
+        );
+        std::fs::write(dir.path().join("01-x/experiment.toml"), text).expect("written");
+        let loaded = Experiment::load(dir.path(), "x", &Overrides::default());
+        loaded.map(|_| ()).map_err(|error| error.to_string())
+    };
+    let (a, b) = (
+        "[[models]]\nname = \"a\"\nmodel = \"m\"",
+        "[[models]]\nname = \"b\"\nmodel = \"m\"",
+    );
+    assert_eq!(message(&format!("{a}\n{b}"), "\"a\", \"b\""), Ok(()));
+    for (models, names, expected) in [
+        (
+            format!("{a}\n{b}"),
+            "\"a\", \"c\"",
+            "workload.models.names = c",
+        ),
+        (
+            format!("{a}\n{a}"),
+            "\"a\"",
+            "a name that no other model has",
+        ),
+        (format!("{a}\n{b}"), "\"a\", \"a\"", "distinct"),
+        (
+            format!("{a}\nflags = {{ port = 1 }}"),
+            "\"a\"",
+            "flag `--port`",
+        ),
+    ] {
+        let found = message(&models, names).expect_err(expected);
+        assert!(found.contains(expected), "{expected}: {found}");
+    }
+}

@@ -6,6 +6,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, anyhow};
 use clap::Args;
 use engine::config::{ConfigError, EngineArgs};
+use engine::launch::devices::Devices;
 use engine::launch::launch;
 use engine::request::SamplingParams;
 use engine::server::choice::{Choice, ChoiceSpec};
@@ -136,6 +137,7 @@ pub fn generate(args: &GenerateArgs) -> Result<()> {
         Vec::new(),
         args.stop.len(),
         json!({"typed": args.engine.typed_flags(), "resolved": {"engine": config}}),
+        &Devices::default(),
         &|progress| shown.show(progress),
     )?;
     let runtime = tokio::runtime::Builder::new_current_thread()

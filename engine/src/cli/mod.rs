@@ -23,7 +23,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Serve a model over HTTP, as OpenAI's API
+    /// Serve one or several models over HTTP, as OpenAI's API
     #[command(args_override_self = true)]
     Serve(Box<ServeArgs>),
     /// Continue one prompt and stream the text to standard output
@@ -52,9 +52,17 @@ struct ModelArgs {
     cache_dir: Option<PathBuf>,
 }
 
+fn words_behind_subcommand() -> Vec<String> {
+    std::env::args_os()
+        .skip(2)
+        .map(|word| word.to_string_lossy().into_owned())
+        .collect()
+}
+
 pub fn run(cli: Cli) -> Result<()> {
     match cli.command {
-        Command::Serve(args) => serve::serve(&args),
+        // Which model a flag belongs to, its place says, which the parsed flags do not.
+        Command::Serve(_) => serve::serve(&words_behind_subcommand()),
         Command::Generate(args) => generate::generate(&args),
         Command::Bench(args) => bench::bench(&args),
         Command::Simulate(args) => simulate::simulate(&args),

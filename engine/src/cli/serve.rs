@@ -2,11 +2,14 @@
 
 use std::io::Write;
 use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow};
-use engine::config::{ServeArgs, ServeConfig};
+use engine::config::{HttpConfig, ModelPlan, ServePlan};
+use engine::launch::devices::Devices;
 use engine::launch::launch;
 use engine::server;
+use engine::server::models::{Entry, ModelState, Open};
 use engine::server::state::AppState;
 use serde_json::json;
 use tokio::net::TcpListener;
@@ -17,22 +20,24 @@ use super::progress::ShownProgress;
 /// Threads that do HTTP, JSON and text; the model has its own.
 const N_HTTP_THREADS: usize = 2;
 
-pub fn serve(args: &ServeArgs) -> Result<()> {
-    let config = args.resolve()?;
+/// `words`: what was typed behind `serve`.
+pub fn serve(words: &[String]) -> Result<()> {
+    let plan = ServePlan::read(words)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(N_HTTP_THREADS)
         .enable_all()
         .build()
         .context("starting the HTTP threads")?;
-    let outcome = runtime.block_on(run(args, config));
+    let outcome = runtime.block_on(run(plan));
     // A model that is still being loaded is not waited for.
     runtime.shutdown_background();
     outcome
 }
 
-async fn run(args: &ServeArgs, config: ServeConfig) -> Result<()> {
-    let address = format!("{}:{}", config.http.host, config.http.port);
-    let listener = TcpListener::bind((config.http.host.as_str(), config.http.port))
+async fn run(plan: ServePlan) -> Result<()> {
+    let http = plan.http;
+    let address = format!("{}:{}", http.host, http.port);
+    let listener = TcpListener::bind((http.host.as_str(), http.port))
         .await
         .with_context(|| format!("listening on {address}"))?;
     let bound = listener
@@ -41,16 +46,28 @@ async fn run(args: &ServeArgs, config: ServeConfig) -> Result<()> {
     // Signals count from here on, so that a stop during the start is a clean one.
     let stop = stop_signal()?;
     // One stable line for whoever started this with port 0. Requests are answered with 503
-    // until the model is loaded.
+    // until their model is loaded.
     let mut stdout = std::io::stdout();
     writeln!(stdout, "listening on http://{bound}").context("writing to standard output")?;
     stdout.flush().context("writing to standard output")?;
 
-    let state = Arc::new(AppState::new(config.http.clone()));
+    let state = Arc::new(AppState::new(http.clone()));
+    let open = opener(http);
+    let mut at_start = Vec::new();
+    for model in plan.models {
+        let is_unloaded = model.start_unloaded;
+        let entry = state.models.add(Entry::new(model.names(), open(model)));
+        let entry = entry.map_err(|message| anyhow!(message))?;
+        if !is_unloaded {
+            entry.set_state(ModelState::Loading);
+            at_start.push(entry);
+        }
+    }
+    // Nobody else has set it.
+    let _ = state.open.set(open);
     let loading = tokio::task::spawn_blocking({
         let state = Arc::clone(&state);
-        let typed = args.engine.clone();
-        move || load(&typed, &config, &state)
+        move || load(&at_start, &state)
     });
     let failed = async {
         match loading.await {
@@ -65,28 +82,50 @@ async fn run(args: &ServeArgs, config: ServeConfig) -> Result<()> {
     }
 }
 
-fn load(typed: &engine::config::EngineArgs, config: &ServeConfig, state: &AppState) -> Result<()> {
-    let started = std::time::Instant::now();
-    let flags = json!({
-        "typed": config.typed,
-        "resolved": {"engine": config.engine, "http": config.http},
-    });
-    let names = config.http.served_model_name.clone().into_iter().collect();
-    let shown = ShownProgress::new();
-    let model = launch(
-        typed,
-        &config.engine,
-        names,
-        config.http.max_stop_strings,
-        flags,
-        &|progress| shown.show(progress),
-    )?;
-    let name = model.name().to_owned();
-    if state.set_model(model).is_err() {
-        return Err(anyhow!("the model was loaded twice"));
+/// How each model of this process is loaded; they share its devices.
+fn opener(http: HttpConfig) -> Open {
+    let devices = Arc::new(Devices::default());
+    Box::new(move |model: ModelPlan| {
+        let (devices, http) = (Arc::clone(&devices), http.clone());
+        Box::new(move || {
+            let flags = json!({
+                "typed": model.flags,
+                "resolved": {"engine": model.engine, "http": http},
+            });
+            let names = model.name.clone().into_iter().collect();
+            let shown = ShownProgress::new();
+            launch(
+                &model.typed,
+                &model.engine,
+                names,
+                http.max_stop_strings,
+                flags,
+                &devices,
+                &|progress| shown.show(progress),
+            )
+        })
+    })
+}
+
+/// One after the other: what fits depends on those before.
+fn load(entries: &[Arc<Entry>], state: &AppState) -> Result<()> {
+    // Whoever wants to change something by the admin API waits until all are there.
+    let _one = state.changing.blocking_lock();
+    for entry in entries {
+        let started = Instant::now();
+        if let Err(error) = entry.load() {
+            let error = error.map_or_else(|| anyhow!("it cannot be loaded"), anyhow::Error::from);
+            return Err(if state.models.list().len() > 1 {
+                error.context(format!("the model {:?}", entry.name()))
+            } else {
+                error
+            });
+        }
+        let seconds = started.elapsed().as_secs_f64();
+        let load_s = format!("{seconds:.1}");
+        tracing::info!(model = entry.name(), load_s, "ready");
     }
-    let seconds = started.elapsed().as_secs_f64();
-    tracing::info!(model = name, load_s = format!("{seconds:.1}"), "ready");
+    state.set_started();
     Ok(())
 }
 

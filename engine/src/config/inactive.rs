@@ -127,17 +127,11 @@ fn note_unused_on_cpu(typed: &EngineArgs, note: &mut impl FnMut(bool, &str, &str
         "--triton-attention-reduce-in-fp32",
         "attention on the CPU is computed in fp32 throughout",
     );
-    let no_budget = "the CPU executor has no device memory to share out; its KV pool is sized by \
-                     --max-total-tokens";
     note(
-        typed.mem_fraction_static.is_some(),
+        typed.mem_fraction_static.is_some() && typed.device_memory_limit.is_none(),
         "--mem-fraction-static",
-        no_budget,
-    );
-    note(
-        typed.device_memory_limit.is_some(),
-        "--device-memory-limit",
-        no_budget,
+        "the CPU executor has no device memory to share out unless --device-memory-limit says how \
+         much; its KV pool is sized by --max-total-tokens",
     );
     let compiled = "CPU kernels are compiled ahead of time";
     note(

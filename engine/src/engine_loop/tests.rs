@@ -277,7 +277,7 @@ async fn shutdown_fails_what_outlasts_the_drain() {
     assert_eq!(
         events.last(),
         Some(&TokenEvent::Failed {
-            message: "the server is shutting down".to_owned()
+            message: "the server is shutting down, or unloads this model".to_owned()
         })
     );
 }

@@ -13,7 +13,9 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Executor, ExecutorError, ExecutorInfo, HostTierInfo, PlanRow, StepOutput, StepPlan};
+use super::{
+    Asleep, Executor, ExecutorError, ExecutorInfo, HostTierInfo, PlanRow, StepOutput, StepPlan,
+};
 use crate::kv::{PAGE_TOKENS, PageCopy};
 use crate::request::SampledToken;
 
@@ -313,6 +315,18 @@ impl Executor for MockExecutor {
             self.copy_page(*copy, false)?;
         }
         Ok(output)
+    }
+
+    fn sleep(self: Box<Self>) -> Result<Box<dyn Asleep>, (Box<dyn Executor>, ExecutorError)> {
+        Ok(Box::new(SleepingMock(self.config)))
+    }
+}
+
+struct SleepingMock(MockConfig);
+
+impl Asleep for SleepingMock {
+    fn wake(&mut self) -> Result<Box<dyn Executor>, ExecutorError> {
+        Ok(Box::new(MockExecutor::new(self.0.clone())))
     }
 }
 

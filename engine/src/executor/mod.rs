@@ -3,6 +3,7 @@
 
 pub mod cpu;
 pub mod cuda;
+pub mod host_memory;
 pub mod host_tier;
 pub mod mock;
 pub mod simulated;
@@ -68,6 +69,11 @@ pub enum ExecutorError {
         device: &'static str,
         message: String,
     },
+    #[error("the {device} executor cannot sleep or wake: {message}")]
+    Sleep {
+        device: &'static str,
+        message: String,
+    },
 }
 
 /// What was chosen at start-up, for the log, `/server_info` and every run record.
@@ -109,6 +115,24 @@ pub trait Executor: Send {
     fn counts(&self) -> ExecutorCounts {
         ExecutorCounts::default()
     }
+    /// Gives its memory back, on the device and of the KV pool; where it fails, it is as it was.
+    fn sleep(self: Box<Self>) -> Result<Box<dyn Asleep>, (Box<dyn Executor>, ExecutorError)>;
+}
+
+/// An executor that gave its memory back.
+pub trait Asleep: Send {
+    /// The executor as it was, with a KV pool of the same size that holds nothing. Once it has
+    /// succeeded, this is of no more use; where it fails, it still sleeps.
+    fn wake(&mut self) -> Result<Box<dyn Executor>, ExecutorError>;
+}
+
+/// For executors that have no memory to give back.
+fn cannot_sleep(
+    executor: Box<dyn Executor>,
+    device: &'static str,
+) -> Result<Box<dyn Asleep>, (Box<dyn Executor>, ExecutorError)> {
+    let message = "it keeps nothing to come back from".to_owned();
+    Err((executor, ExecutorError::Sleep { device, message }))
 }
 
 /// Refuses plans that no scheduler of ours makes, before they can do harm.

@@ -42,6 +42,15 @@ impl PageAllocator {
         }
     }
 
+    /// Gives up everything that is kept, because what the pages held is gone. No sequence may
+    /// have pages.
+    pub fn forget(&mut self) {
+        let n_host_pages = self.pools[Tier::Host].n_total();
+        let n_lost = self.n_lost;
+        *self = Self::with_host_tier(self.n_pages_total(), self.keeps_prefixes, n_host_pages);
+        self.n_lost = n_lost;
+    }
+
     pub fn keeps_prefixes(&self) -> bool {
         self.keeps_prefixes
     }

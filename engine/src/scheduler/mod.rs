@@ -274,6 +274,13 @@ impl Scheduler {
         self.place.is_empty()
     }
 
+    /// Forgets all KV that is kept for requests to come. Does nothing while there are requests.
+    pub fn forget(&mut self) {
+        if self.is_idle() {
+            self.allocator.forget();
+        }
+    }
+
     /// Every request in here, in no order.
     pub fn request_ids(&self) -> Vec<RequestId> {
         self.place.keys().copied().collect()

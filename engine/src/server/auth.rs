@@ -1,4 +1,5 @@
-//! The API key: `Authorization: Bearer <key>` on every path but the ones that probes use.
+//! The keys: `Authorization: Bearer <key>` on every path but the ones that probes use. `/admin/…` has
+//! a key of its own, which opens nothing else, and without one there is no such path.
 
 use std::sync::Arc;
 
@@ -14,11 +15,24 @@ use super::state::AppState;
 /// Paths that need no key: load balancers and Prometheus have none.
 const OPEN_PATHS: [&str; 2] = ["/health", "/metrics"];
 
+/// What the admin key opens.
+const ADMIN: &str = "/admin";
+
 pub async fn check_key(
     State(state): State<Arc<AppState>>,
     request: Request,
     next: Next,
 ) -> Response {
+    let path = request.uri().path();
+    if path == ADMIN || path.starts_with(&format!("{ADMIN}/")) {
+        return match &state.http.admin_api_key {
+            None => ApiError::unknown_path(path).into_response(),
+            Some(key) if sent_key(&request).is_some_and(|sent| is_same(sent, key.as_bytes())) => {
+                next.run(request).await
+            }
+            Some(_) => wrong_admin_key().into_response(),
+        };
+    }
     if let Some(key) = &state.http.api_key
         && !OPEN_PATHS.contains(&request.uri().path())
         && !sent_key(&request).is_some_and(|sent| is_same(sent, key.as_bytes()))
@@ -26,6 +40,12 @@ pub async fn check_key(
         return ApiError::wrong_key().into_response();
     }
     next.run(request).await
+}
+
+fn wrong_admin_key() -> ApiError {
+    let mut error = ApiError::wrong_key();
+    "/admin asks for the admin key as `Authorization: Bearer <key>`".clone_into(&mut error.message);
+    error
 }
 
 fn sent_key(request: &Request) -> Option<&[u8]> {

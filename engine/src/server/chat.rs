@@ -23,8 +23,7 @@ pub async fn chat(
     State(state): State<Arc<AppState>>,
     mut fields: Fields,
 ) -> Result<Response, ApiError> {
-    let model = state.model()?;
-    model.check_name(fields.string("model")?.as_deref())?;
+    let model = &state.model(fields.string("model")?.as_deref())?;
     let conversation = Conversation::take(&mut fields)?;
     refuse_unsupported(&mut fields)?;
     let n_logprobs = logprobs::take_chat_fields(&mut fields)?;

@@ -94,7 +94,7 @@ impl Choice {
             SubmitError::QueueFull { limit } => ApiError::queue_full(limit),
             // Lengths were checked before; what is left to reject is the server's own doing.
             SubmitError::Rejected(error) => ApiError::internal(error.to_string()),
-            SubmitError::ShuttingDown | SubmitError::Stopped => {
+            SubmitError::ShuttingDown | SubmitError::Asleep | SubmitError::Stopped => {
                 ApiError::unavailable(error.to_string())
             }
         })?;

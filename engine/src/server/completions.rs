@@ -22,8 +22,7 @@ pub async fn complete(
     State(state): State<Arc<AppState>>,
     mut fields: Fields,
 ) -> Result<Response, ApiError> {
-    let model = state.model()?;
-    model.check_name(fields.string("model")?.as_deref())?;
+    let model = &state.model(fields.string("model")?.as_deref())?;
     let prompts = take_prompts(&mut fields, &model.limits)?;
     let n_logprobs = logprobs::take_completion_fields(&mut fields)?;
     fields.refuse("suffix", &[json!("")])?;

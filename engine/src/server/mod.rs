@@ -5,21 +5,27 @@
 //! [`answer::Answer`] gives them back whole or as server-sent events. Every refusal is an
 //! [`error::ApiError`].
 //!
+//! Requests go to one of the [`models`] by the name they bring; [`admin`] loads, unloads and puts to
+//! sleep.
+//!
 //! A client that goes away drops its answer, which drops its choices, which cancels its
 //! requests: there is no other bookkeeping of connections.
 //!
 //! Deliberately absent: TLS (a proxy's business), embeddings, images and audio, tool-call
 //! parsing, batches by file.
 
+mod admin;
 pub mod answer;
 mod auth;
 mod chat;
 pub mod choice;
 mod completions;
 pub mod error;
+mod exposition;
 pub mod fields;
 mod logprobs;
 mod messages;
+pub mod models;
 pub mod prompt;
 pub mod sampling_fields;
 pub mod state;
@@ -50,6 +56,11 @@ pub fn router(state: Arc<AppState>) -> Router {
         .route("/metrics", get(status::metrics))
         .route("/server_info", get(status::server_info))
         .route("/get_server_info", get(status::server_info))
+        .route("/admin/models", get(admin::list))
+        .route("/admin/models/load", post(admin::load))
+        .route("/admin/models/unload", post(admin::unload))
+        .route("/admin/models/sleep", post(admin::sleep))
+        .route("/admin/models/wake", post(admin::wake))
         .fallback(|uri: Uri| async move { ApiError::unknown_path(uri.path()) })
         .method_not_allowed_fallback(|method: Method, uri: Uri| async move {
             ApiError::wrong_method(method.as_str(), uri.path())
@@ -92,7 +103,7 @@ pub async fn serve(
             Ok(())
         }
     };
-    if let Ok(model) = state.loaded_model() {
+    for model in state.models.loaded() {
         // Requests that ended by themselves need no time here, the others have had theirs.
         model.engine.shutdown(Duration::ZERO).await;
     }

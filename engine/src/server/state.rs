@@ -1,4 +1,4 @@
-//! What every handler can see: the HTTP settings at once, the model when it is loaded.
+//! What every handler can see: the HTTP settings at once, each model when it is loaded.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 use serde_json::Value;
 
 use super::error::ApiError;
+use super::models::{Entry, Models, Open};
 use crate::config::HttpConfig;
 use crate::engine_loop::EngineHandle;
 use crate::text::{ChatTemplate, Tokenizer};
@@ -13,11 +14,17 @@ use crate::text::{ChatTemplate, Tokenizer};
 /// Shared by all connections.
 pub struct AppState {
     pub http: HttpConfig,
-    model: OnceLock<Arc<ServedModel>>,
+    pub models: Models,
+    /// Held while a model is loaded, unloaded, put to sleep or woken: one at a time.
+    pub changing: tokio::sync::Mutex<()>,
+    /// How models are loaded that come while the server runs.
+    pub open: OnceLock<Open>,
+    /// All models of the start have been loaded.
+    started: AtomicBool,
     stopping: AtomicBool,
 }
 
-/// The model and its limits; there is one, from the moment it is loaded until the end.
+/// A model and its limits, from the moment it is loaded until it is unloaded.
 pub struct ServedModel {
     /// What clients may call it; the first is what responses say.
     pub names: Vec<String>,
@@ -78,14 +85,30 @@ impl AppState {
     pub fn new(http: HttpConfig) -> Self {
         Self {
             http,
-            model: OnceLock::new(),
+            models: Models::default(),
+            changing: tokio::sync::Mutex::default(),
+            open: OnceLock::new(),
+            started: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
         }
     }
 
-    /// Makes the server ready. A second model is refused by returning it.
+    /// Makes the server ready with this model alone. A second one is refused by returning it.
     pub fn set_model(&self, model: ServedModel) -> Result<(), Arc<ServedModel>> {
-        self.model.set(Arc::new(model))
+        let model = Arc::new(model);
+        if !self.models.list().is_empty() {
+            return Err(model);
+        }
+        self.models
+            .add(Entry::ready(Arc::clone(&model)))
+            .map_err(|_| model)?;
+        self.set_started();
+        Ok(())
+    }
+
+    /// From here on `/health` says 200.
+    pub fn set_started(&self) {
+        self.started.store(true, Ordering::Release);
     }
 
     /// From here on `/health` says 503, so that load balancers turn away.
@@ -93,33 +116,35 @@ impl AppState {
         self.stopping.store(true, Ordering::Relaxed);
     }
 
-    /// The model, if it can take requests now.
-    pub fn model(&self) -> Result<&Arc<ServedModel>, ApiError> {
+    /// Refuses while not all models of the start are there, and while stopping.
+    pub fn check_started(&self) -> Result<(), ApiError> {
+        self.check_not_stopping()?;
+        if self.has_started() {
+            Ok(())
+        } else {
+            Err(ApiError::unavailable("the model is still being loaded"))
+        }
+    }
+
+    pub fn has_started(&self) -> bool {
+        self.started.load(Ordering::Acquire)
+    }
+
+    /// The model that a request names, if it can take requests now.
+    pub fn model(&self, asked: Option<&str>) -> Result<Arc<ServedModel>, ApiError> {
+        self.check_not_stopping()?;
+        self.models.find(asked)?.serving()
+    }
+
+    fn check_not_stopping(&self) -> Result<(), ApiError> {
         if self.stopping.load(Ordering::Relaxed) {
             return Err(ApiError::unavailable("the server is shutting down"));
         }
-        self.loaded_model()
-    }
-
-    /// The model, also while shutting down.
-    pub fn loaded_model(&self) -> Result<&Arc<ServedModel>, ApiError> {
-        self.model
-            .get()
-            .ok_or_else(|| ApiError::unavailable("the model is still being loaded"))
+        Ok(())
     }
 }
 
 impl ServedModel {
-    /// Refuses a name that is not ours. No name at all is fine: there is only one model.
-    pub fn check_name(&self, asked: Option<&str>) -> Result<(), ApiError> {
-        match asked {
-            Some(name) if name != "default" && !self.names.iter().any(|known| known == name) => {
-                Err(ApiError::unknown_model(name, &self.names))
-            }
-            _ => Ok(()),
-        }
-    }
-
     pub fn name(&self) -> &str {
         self.names.first().map_or("default", String::as_str)
     }

@@ -1,4 +1,6 @@
 //! What the server says of itself: `/health`, `/metrics`, `/server_info`, `/v1/models`.
+//!
+//! With one model each says what it would say of that model alone; with several, of all of them.
 
 use std::sync::Arc;
 
@@ -9,36 +11,81 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use super::error::ApiError;
+use super::exposition;
+use super::models::{Entry, ModelState};
 use super::state::{AppState, ServedModel};
 
-/// 200 when requests are served; 503 while loading, when stopping, or when the engine failed.
+/// 200 when requests are served; 503 while loading, when stopping, or when an engine failed.
 pub async fn health(State(state): State<Arc<AppState>>) -> Result<Json<Value>, ApiError> {
-    if state.model()?.engine.is_healthy() {
-        Ok(Json(json!({"status": "ok"})))
-    } else {
-        Err(ApiError::unavailable(
-            "the engine has stopped or keeps failing; see the server's log",
-        ))
+    state.check_started()?;
+    let entries = state.models.list();
+    for entry in &entries {
+        if entry
+            .model()
+            .is_some_and(|model| !model.engine.is_healthy())
+        {
+            let of_which = match entries.len() {
+                1 => String::new(),
+                _ => format!(" of {}", entry.name()),
+            };
+            return Err(ApiError::unavailable(format!(
+                "the engine{of_which} has stopped or keeps failing; see the server's log"
+            )));
+        }
     }
+    if entries.len() == 1 {
+        return Ok(Json(json!({"status": "ok"})));
+    }
+    let states: serde_json::Map<String, Value> = entries
+        .iter()
+        .map(|entry| (entry.name(), json!(entry.state())))
+        .collect();
+    Ok(Json(json!({"status": "ok", "models": states})))
 }
 
 /// Prometheus text format.
 pub async fn metrics(State(state): State<Arc<AppState>>) -> Result<Response, ApiError> {
-    let text = state.loaded_model()?.engine.metrics().render();
+    let texts: Vec<String> = loaded(&state)?
+        .iter()
+        .map(|model| model.engine.metrics().render())
+        .collect();
     let kind = "text/plain; version=0.0.4; charset=utf-8";
-    Ok(([(header::CONTENT_TYPE, kind)], text).into_response())
+    Ok(([(header::CONTENT_TYPE, kind)], exposition::merge(&texts)).into_response())
 }
 
+/// The model's own object; with several, `models` holds theirs, and the rest is the first one's.
 pub async fn server_info(State(state): State<Arc<AppState>>) -> Result<Json<Value>, ApiError> {
-    Ok(Json(state.loaded_model()?.server_info.clone()))
+    let loaded = loaded(&state)?;
+    let mut info = match loaded.first() {
+        Some(first) => first.server_info.clone(),
+        None => json!({"version": env!("CARGO_PKG_VERSION")}),
+    };
+    let entries = state.models.list();
+    if entries.len() > 1 {
+        let of_each = entries.iter().map(|entry| {
+            let mut of_one = json!({"served_model_names": entry.names()});
+            if let Some(model) = entry.model() {
+                of_one = model.server_info.clone();
+            }
+            of_one["state"] = json!(entry.state());
+            of_one
+        });
+        info["models"] = Value::Array(of_each.collect());
+    }
+    Ok(Json(info))
 }
 
 pub async fn models(State(state): State<Arc<AppState>>) -> Result<Json<Value>, ApiError> {
-    let model = state.loaded_model()?;
-    let data: Vec<Value> = model
-        .names
+    loaded(&state)?;
+    let data: Vec<Value> = state
+        .models
+        .list()
         .iter()
-        .map(|name| model_card(model, name))
+        .filter_map(|entry| Some((entry, entry.model()?)))
+        .flat_map(|(entry, model)| {
+            let cards = model.names.iter().map(|name| card(entry, &model, name));
+            cards.collect::<Vec<_>>()
+        })
         .collect();
     Ok(Json(json!({"object": "list", "data": data})))
 }
@@ -48,13 +95,24 @@ pub async fn model(
     State(state): State<Arc<AppState>>,
     Path(name): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
-    let model = state.loaded_model()?;
-    model.check_name(Some(&name))?;
-    Ok(Json(model_card(model, &name)))
+    let entry = state.models.find(Some(&name))?;
+    match entry.model() {
+        Some(model) => Ok(Json(card(&entry, &model, &name))),
+        None => Err(entry.unavailable()),
+    }
 }
 
-fn model_card(model: &ServedModel, name: &str) -> Value {
-    json!({
+/// The models whose engine is there; an error while the first one is still being loaded.
+fn loaded(state: &AppState) -> Result<Vec<Arc<ServedModel>>, ApiError> {
+    let loaded = state.models.loaded();
+    if loaded.is_empty() && !state.has_started() {
+        return Err(ApiError::unavailable("the model is still being loaded"));
+    }
+    Ok(loaded)
+}
+
+fn card(entry: &Entry, model: &ServedModel, name: &str) -> Value {
+    let mut card = json!({
         "id": name,
         "object": "model",
         "created": model.created_s,
@@ -62,5 +120,10 @@ fn model_card(model: &ServedModel, name: &str) -> Value {
         "root": name,
         "parent": null,
         "max_model_len": model.limits.max_sequence_tokens,
-    })
+    });
+    let state = entry.state();
+    if state != ModelState::Ready {
+        card["state"] = json!(state);
+    }
+    card
 }

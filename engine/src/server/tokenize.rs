@@ -19,8 +19,7 @@ pub async fn tokenize(
     State(state): State<Arc<AppState>>,
     mut fields: Fields,
 ) -> Result<Json<Value>, ApiError> {
-    let model = state.model()?;
-    model.check_name(fields.string("model")?.as_deref())?;
+    let model = &state.model(fields.string("model")?.as_deref())?;
     let add_special = fields.bool("add_special_tokens")?;
     let with_texts = fields.bool("return_token_strs")?.unwrap_or(false);
     let ids = if let Some(prompt) = fields.string("prompt")? {
@@ -64,8 +63,7 @@ pub async fn detokenize(
     State(state): State<Arc<AppState>>,
     mut fields: Fields,
 ) -> Result<Json<Value>, ApiError> {
-    let model = state.model()?;
-    model.check_name(fields.string("model")?.as_deref())?;
+    let model = &state.model(fields.string("model")?.as_deref())?;
     let tokens = fields.array("tokens")?.ok_or_else(|| {
         ApiError::invalid("tokens", "tokens is missing; it is an array of token ids")
     })?;

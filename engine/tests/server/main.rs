@@ -10,6 +10,7 @@ mod fixture;
 mod flags;
 mod hub;
 mod lifecycle;
+mod models;
 mod program;
 mod refusals;
 mod stress;

@@ -11,6 +11,7 @@ pub mod http;
 pub mod sse;
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rand::Rng;
@@ -30,6 +31,9 @@ pub struct RequestRow {
     pub case: String,
     pub phase: Phase,
     pub warmup: bool,
+    /// Whom it asked, where the server has several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
     pub index: u32,
     pub user: Option<u32>,
     pub n_users: Option<u32>,
@@ -55,6 +59,8 @@ struct Planned {
     index: u32,
     prompt_id: String,
     prompt: String,
+    /// Sent to keep the server as busy as it was, for the sake of others.
+    is_extra: bool,
 }
 
 /// Sends all requests of a case; every row goes to `rows` as soon as its response has ended.
@@ -67,23 +73,87 @@ pub async fn run_case(
     clock: RunClock,
     rows: &UnboundedSender<RequestRow>,
 ) {
-    let drawn = prompts.draw(seed, &case.name, case.n_requests as usize);
+    run_beside(
+        target,
+        case,
+        prompts,
+        seed,
+        clock,
+        rows,
+        &Company::default(),
+    )
+    .await;
+}
+
+/// As [`run_case`], beside others: a case that is done goes on, its further rows flagged as warm-up,
+/// until all are. So every measured request had all the others beside it.
+pub async fn run_beside(
+    target: &Target,
+    case: &Case,
+    prompts: &PromptSet,
+    seed: u64,
+    clock: RunClock,
+    rows: &UnboundedSender<RequestRow>,
+    company: &Company,
+) {
+    let target = &Target {
+        model: case.model.clone().unwrap_or_else(|| target.model.clone()),
+        ..target.clone()
+    };
+    let draw_name = case.draw_name();
+    let drawn = prompts.draw(seed, &draw_name, case.n_requests as usize);
     let planned: VecDeque<Planned> = (0..)
         .zip(drawn)
         .map(|(index, prompt)| Planned {
             index,
             prompt_id: prompt.id,
             prompt: prompt.text,
+            is_extra: false,
         })
         .collect();
     match case.arrival {
         Arrival::ClosedLoop { n_users } => {
+            let extra = planned.clone();
             closed_loop(target, case, n_users, planned, clock, rows).await;
+            company.is_done();
+            let mut extra = extra.into_iter().cycle();
+            while !company.are_all_done()
+                && let Some(mut planned) = extra.next()
+            {
+                planned.is_extra = true;
+                closed_loop(target, case, n_users, [planned].into(), clock, rows).await;
+            }
         }
         Arrival::OpenLoop { rate_per_s } => {
             let gaps_s = poisson_gaps_s(seed, &case.name, rate_per_s, planned.len());
             open_loop(target, case, rate_per_s, planned, gaps_s, clock, rows).await;
         }
+    }
+}
+
+/// Cases that run at the same time.
+#[derive(Debug, Default)]
+pub struct Company {
+    n_busy: AtomicUsize,
+}
+
+impl Company {
+    pub fn of(n_cases: usize) -> Self {
+        Self {
+            n_busy: AtomicUsize::new(n_cases),
+        }
+    }
+
+    fn is_done(&self) {
+        // A case without company never counted.
+        let less = |n: usize| n.checked_sub(1);
+        let _ = self
+            .n_busy
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, less);
+    }
+
+    fn are_all_done(&self) -> bool {
+        self.n_busy.load(Ordering::Acquire) == 0
     }
 }
 
@@ -171,7 +241,8 @@ fn row(
     RequestRow {
         case: case.name.clone(),
         phase: case.phase,
-        warmup: case.warmup,
+        warmup: case.warmup || planned.is_extra,
+        model: case.model.clone(),
         index: planned.index,
         user,
         n_users,

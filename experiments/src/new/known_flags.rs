@@ -68,7 +68,7 @@ mod tests {
         assert!(
             error
                 .to_string()
-                .contains("`--shedule-policy`; it has: allow-auto-truncate")
+                .contains("`--shedule-policy`; it has: admin-api-key, allow-auto-truncate")
         );
     }
 }

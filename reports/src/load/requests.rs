@@ -22,6 +22,8 @@ pub struct CaseSamples {
     pub run_id: String,
     pub case: String,
     pub phase: String,
+    /// Whom it asked, where the server has several models.
+    pub model: Option<String>,
     pub max_tokens: Option<u32>,
     /// Users of a closed loop.
     pub n_users: Option<u32>,
@@ -37,6 +39,8 @@ pub struct CaseSamples {
     pub e2el_ms: Sorted,
     pub ttft_ms: Sorted,
     pub tpot_ms: Sorted,
+    /// Output tokens a second of each request, from its sending to its end.
+    pub tok_per_s: Sorted,
 }
 
 impl CaseSamples {
@@ -86,6 +90,7 @@ fn request_schema() -> Schema {
     [
         ("case", DataType::String),
         ("phase", DataType::String),
+        ("model", DataType::String),
         ("warmup", DataType::Boolean),
         ("n_users", DataType::Float64),
         ("rate_per_s", DataType::Float64),
@@ -123,10 +128,12 @@ fn aggregate(rows: LazyFrame) -> LazyFrame {
     let ms = |later: &str| (col(later) - col("sent_s")) * lit(1000.0);
     let decode_ms = (col("end_s") - col("first_token_s")) * lit(1000.0);
     let tpot = decode_ms / (col("output_tokens") - lit(1.0));
+    let tok_per_s = col("output_tokens") / (col("end_s") - col("sent_s"));
     let list = |times: Expr, keep: Expr| times.filter(keep).sort(SortOptions::default());
     rows.group_by([col("run_id"), col("case")])
         .agg([
             col("phase").first(),
+            col("model").first(),
             col("max_tokens").max(),
             col("n_users").max(),
             col("rate_per_s").max(),
@@ -154,6 +161,7 @@ fn aggregate(rows: LazyFrame) -> LazyFrame {
                 ok.clone().and(col("first_token_s").is_not_null()),
             )
             .alias("ttft_ms"),
+            list(tok_per_s, ok.clone().and(col("end_s").gt(col("sent_s")))).alias("tok_per_s"),
             list(
                 tpot,
                 ok.and(col("first_token_s").is_not_null())
@@ -193,6 +201,7 @@ fn cases_of(table: &DataFrame) -> PolarsResult<Vec<CaseSamples>> {
                 run_id: text("run_id", i)?,
                 case: text("case", i)?,
                 phase: text("phase", i)?,
+                model: table.column("model")?.str()?.get(i).map(str::to_owned),
                 max_tokens: float("max_tokens", i)?.map(|v| v as u32),
                 n_users: float("n_users", i)?.map(|v| v as u32),
                 rate_per_s: float("rate_per_s", i)?,
@@ -204,6 +213,7 @@ fn cases_of(table: &DataFrame) -> PolarsResult<Vec<CaseSamples>> {
                 e2el_ms: times("e2el_ms", i)?,
                 ttft_ms: times("ttft_ms", i)?,
                 tpot_ms: times("tpot_ms", i)?,
+                tok_per_s: times("tok_per_s", i)?,
             })
         })
         .collect()
@@ -244,6 +254,8 @@ mod tests {
         assert_eq!(case.e2el_ms.values(), [500.0, 1000.0]);
         assert_eq!(case.ttft_ms.values(), [125.0, 250.0]);
         assert_eq!(case.tpot_ms.values(), [750.0 / 9.0]);
+        assert_eq!(case.tok_per_s.values(), [2.0, 10.0]);
+        assert_eq!(case.model, None);
         assert_eq!(case.duration_s, Some(4.0));
         assert_eq!(
             (case.output_tokens, case.output_tok_per_s()),

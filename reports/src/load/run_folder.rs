@@ -163,6 +163,25 @@ pub struct ServerInfo {
     /// Those that a step looks up rows of instead of reading whole: an embedding table of its own
     /// (fp16), where the output matrix is another one.
     pub lookup_bytes: Option<u64>,
+    /// Of a server with several; empty for one with one.
+    pub models: Vec<ModelInfo>,
+}
+
+/// One of a server's models, as the server described it.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ModelInfo {
+    /// What requests call it.
+    pub name: String,
+    /// Where it came from.
+    pub source: Option<String>,
+    pub state: Option<String>,
+    /// `--mem-fraction-static` and `--device-memory-limit`, where they were typed.
+    pub mem_fraction: Option<f64>,
+    pub memory_limit_bytes: Option<u64>,
+    pub max_sequence_tokens: Option<u64>,
+    pub weight_bytes: Option<u64>,
+    pub kv_pool_bytes: Option<u64>,
+    pub kv_pool_tokens: Option<u64>,
 }
 
 impl RunFolder {
@@ -358,7 +377,33 @@ fn read_server_info(path: &Path) -> Result<ServerInfo, ReportError> {
             .get("weight_bytes")
             .and_then(serde_json::Value::as_u64),
         lookup_bytes: lookup_bytes(&value),
+        models: value
+            .get("models")
+            .and_then(serde_json::Value::as_array)
+            .map(|models| models.iter().map(model_info).collect())
+            .unwrap_or_default(),
     })
+}
+
+fn model_info(info: &serde_json::Value) -> ModelInfo {
+    let number = |path: &str| info.pointer(path).and_then(serde_json::Value::as_u64);
+    let text = |path: &str| {
+        let text = info.pointer(path).and_then(serde_json::Value::as_str);
+        text.map(str::to_owned)
+    };
+    ModelInfo {
+        name: text("/served_model_names/0").unwrap_or_default(),
+        source: text("/model/used"),
+        state: text("/state"),
+        mem_fraction: info
+            .pointer("/flags/typed/--mem-fraction-static")
+            .and_then(serde_json::Value::as_f64),
+        memory_limit_bytes: number("/flags/typed/--device-memory-limit"),
+        max_sequence_tokens: number("/max_sequence_tokens"),
+        weight_bytes: number("/executor/weight_bytes"),
+        kv_pool_bytes: number("/executor/kv_pool_bytes"),
+        kv_pool_tokens: number("/executor/kv_pool_tokens"),
+    }
 }
 
 fn lookup_bytes(server_info: &serde_json::Value) -> Option<u64> {

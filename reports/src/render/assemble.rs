@@ -17,6 +17,7 @@ use crate::render::context::{
     PeerComparison, ReportContext, ReportLink, RunRow,
 };
 use crate::render::flag_effects::effects_in;
+use crate::render::multi_model::{MultiModelContext, is_multi_model, servers_of};
 use crate::render::seed_figures;
 use crate::render::tables::{self, CaseRow};
 use crate::select::{self, Arm, Group, Run};
@@ -28,7 +29,9 @@ pub fn build(
     config: VerdictConfig,
     lang: Lang,
 ) -> Result<ReportContext, ReportError> {
-    let groups = select::groups(&records.runs);
+    let (multi_groups, groups): (Vec<_>, Vec<_>) = select::groups(&records.runs)
+        .into_iter()
+        .partition(is_multi_model);
     let sources: BTreeSet<&str> = records.imported.iter().map(|f| f.source.as_str()).collect();
     let mut slugs = BTreeMap::new();
     let mut charts = BTreeMap::new();
@@ -54,8 +57,16 @@ pub fn build(
         }
         contexts.push(context);
     }
+    let multi_models = multi_groups
+        .iter()
+        .map(|group| MultiModelContext {
+            group: group_context(records, &multi_groups, group, config, lang),
+            servers: servers_of(records, group),
+        })
+        .collect();
     let used: BTreeSet<&str> = groups
         .iter()
+        .chain(&multi_groups)
         .flat_map(|group| group.arms.iter().chain(&group.peers))
         .flat_map(|arm| &arm.runs)
         .map(|run| run.folder.run_id.as_str())
@@ -65,6 +76,7 @@ pub fn build(
     Ok(ReportContext {
         lang,
         groups,
+        multi_models,
         trust: None,
         audit: audit(&records.imported, lang),
         seeds: sources

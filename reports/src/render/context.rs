@@ -11,6 +11,7 @@ use crate::lang::Lang;
 use crate::render::compare::VerdictRow;
 use crate::render::ablation::AblationContext;
 use crate::render::flag_effects::FlagEffect;
+use crate::render::multi_model::MultiModelContext;
 use crate::render::seed_figures::SeedRow;
 use crate::render::tables::CaseRow;
 use crate::render::trust::TrustContext;
@@ -19,7 +20,10 @@ use crate::render::trust::TrustContext;
 pub struct ReportContext {
     #[serde(skip)]
     pub lang: Lang,
+    /// Servers with one model each.
     pub groups: Vec<GroupContext>,
+    /// Servers with several.
+    pub multi_models: Vec<MultiModelContext>,
     /// Simulated campaigns; only where they were asked for.
     pub trust: Option<TrustContext>,
     /// What became of the figures that other documents derived.

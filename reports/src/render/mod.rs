@@ -12,6 +12,7 @@ pub mod context;
 pub mod flag_effects;
 pub mod format;
 pub mod last_verdicts;
+pub mod multi_model;
 pub mod page;
 pub mod seed_figures;
 pub mod tables;

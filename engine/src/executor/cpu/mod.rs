@@ -22,7 +22,7 @@ use kernels::pool::WorkerPool;
 use self::forward::{Forward, RowView};
 use self::weights::DecoderWeights;
 use super::{
-    Executor, ExecutorCounts, ExecutorError, ExecutorInfo, PlanRow, SampleSpec, StepOutput,
+    Asleep, Executor, ExecutorCounts, ExecutorError, ExecutorInfo, PlanRow, SampleSpec, StepOutput,
     StepPlan,
 };
 use crate::kv::{PAGE_TOKENS, PageIdx};
@@ -285,5 +285,9 @@ impl Executor for CpuExecutor {
 
     fn counts(&self) -> ExecutorCounts {
         self.counts
+    }
+
+    fn sleep(self: Box<Self>) -> Result<Box<dyn Asleep>, (Box<dyn Executor>, ExecutorError)> {
+        super::cannot_sleep(self, DEVICE)
     }
 }

@@ -281,6 +281,14 @@ impl Forward {
         self.weights.element()
     }
 
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    pub fn weights(&self) -> &DeviceWeights {
+        &self.weights
+    }
+
     pub fn weight_bytes(&self) -> u64 {
         self.weights.n_bytes()
     }

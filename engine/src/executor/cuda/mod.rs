@@ -42,10 +42,10 @@ use self::sampling::{DeviceSampler, Results};
 pub use self::tuning::TuningOptions;
 use self::tuning::{Tuned, describe_linear, describe_splits};
 use self::turn::Turn;
-use self::weights::DeviceWeights;
+use self::weights::{DeviceWeights, HostWeights};
 use super::{
-    Executor, ExecutorCounts, ExecutorError, ExecutorInfo, HostTierOptions, PlanRow, StepOutput,
-    StepPlan,
+    Asleep, Executor, ExecutorCounts, ExecutorError, ExecutorInfo, HostTierOptions, PlanRow,
+    StepOutput, StepPlan, host_memory,
 };
 use crate::kv::PAGE_TOKENS;
 use crate::model::config::ModelConfig;
@@ -148,6 +148,66 @@ pub struct CudaExecutor {
     ahead: Option<Burst>,
     /// Behind the work that a call leaves on the card.
     work_left: Arc<Event>,
+    options: CudaOptions,
+}
+
+/// Where a model is to run, with nothing allocated yet.
+struct Place {
+    device: Device,
+    stream: Stream,
+    many_rows: ManyRows,
+    pass: PassShape,
+    total_bytes: usize,
+    free_bytes: usize,
+}
+
+impl Place {
+    fn open(options: &CudaOptions) -> Result<Self, CudaError> {
+        let device = Device::open(options.ordinal)?;
+        let stream = Stream::new(&device)?;
+        let (free_bytes, total_bytes) = device.memory_bytes()?;
+        let many_rows = ManyRows::best(&device, true);
+        let is_tiled = matches!(many_rows, ManyRows::Wgmma { .. });
+        let pass = PassShape {
+            max_tokens: if is_tiled {
+                TILED_PASS_TOKENS
+            } else {
+                MAX_ROWS
+            },
+            is_tiled,
+        };
+        Ok(Self {
+            device,
+            stream,
+            many_rows,
+            pass,
+            total_bytes,
+            free_bytes,
+        })
+    }
+
+    /// Pages of the KV pool beside so many bytes of weights, or why there is room for none.
+    fn pool_pages(
+        &self,
+        config: &ModelConfig,
+        options: &CudaOptions,
+        weights: u64,
+    ) -> Result<usize, CudaLoadError> {
+        let total = self.total_bytes as u64;
+        memory::pool_pages(&Demand {
+            device: options
+                .memory_limit_bytes
+                .map_or(total, |limit| limit.min(total)),
+            in_use: (self.total_bytes - self.free_bytes) as u64,
+            mem_fraction_static: options.mem_fraction_static,
+            weights,
+            workspace: forward::workspace_bytes(config, self.pass) + sampling::device_bytes(),
+            n_graphs: graphs::sizes(&options.graphs).len(),
+            page: forward::page_bytes(config, options.kv_format),
+            max_total_tokens: options.max_total_tokens,
+        })
+        .map_err(CudaLoadError::Memory)
+    }
 }
 
 fn step_error(message: impl std::fmt::Display) -> ExecutorError {
@@ -164,41 +224,34 @@ impl CudaExecutor {
     }
 
     /// Brings the checkpoint's weights to the card, sizes and allocates the KV pool, captures the
-    /// graphs.
+    /// graphs. A model that does not fit is refused before anything is allocated.
     pub fn load(checkpoint: &dyn Checkpoint, options: &CudaOptions) -> Result<Self, CudaLoadError> {
-        let config = checkpoint.config().clone();
-        check_model(&config)?;
-        let device = Device::open(options.ordinal)?;
-        let stream = Stream::new(&device)?;
-        let (free_before, total) = device.memory_bytes()?;
-        let many_rows = ManyRows::best(&device, true);
-        let is_tiled = matches!(many_rows, ManyRows::Wgmma { .. });
-        let pass = PassShape {
-            max_tokens: if is_tiled {
-                TILED_PASS_TOKENS
-            } else {
-                MAX_ROWS
-            },
-            is_tiled,
-        };
-        let weights = DeviceWeights::load(checkpoint, &stream, options.element, many_rows)?;
+        let config = checkpoint.config();
+        check_model(config)?;
+        let place = Place::open(options)?;
+        let n_pages = place.pool_pages(config, options, DeviceWeights::bytes_of(checkpoint)?)?;
+        let weights =
+            DeviceWeights::load(checkpoint, &place.stream, options.element, place.many_rows)?;
+        Self::around(config.clone(), weights, n_pages, place, options.clone())
+    }
+
+    /// Everything beside the weights, which are on the card.
+    fn around(
+        config: ModelConfig,
+        weights: DeviceWeights,
+        n_pages: usize,
+        place: Place,
+        options: CudaOptions,
+    ) -> Result<Self, CudaLoadError> {
+        let Place {
+            device,
+            stream,
+            pass,
+            ..
+        } = place;
         stream.synchronize()?;
-        let device_bytes = options
-            .memory_limit_bytes
-            .map_or(total as u64, |limit| limit.min(total as u64));
         let sizes = graphs::sizes(&options.graphs);
         let page = forward::page_bytes(&config, options.kv_format);
-        let n_pages = memory::pool_pages(&Demand {
-            device: device_bytes,
-            in_use: (total - free_before) as u64,
-            mem_fraction_static: options.mem_fraction_static,
-            weights: weights.n_bytes(),
-            workspace: forward::workspace_bytes(&config, pass) + sampling::device_bytes(),
-            n_graphs: sizes.len(),
-            page,
-            max_total_tokens: options.max_total_tokens,
-        })
-        .map_err(CudaLoadError::Memory)?;
         let kv_pool_tokens = n_pages * PAGE_TOKENS;
         let longest = options
             .context_length
@@ -259,7 +312,7 @@ impl CudaExecutor {
         let mut info = describe(
             &device,
             &forward,
-            options,
+            &options,
             &attention,
             &graphs,
             tuned.as_ref(),
@@ -283,6 +336,7 @@ impl CudaExecutor {
             batch: None,
             ahead: None,
             work_left,
+            options,
         })
     }
 
@@ -486,6 +540,59 @@ impl Executor for CudaExecutor {
     fn counts(&self) -> ExecutorCounts {
         self.counts
     }
+
+    /// Weights go to the host's memory as they lie on the card; everything else is made anew when
+    /// the model wakes, the graphs too.
+    fn sleep(mut self: Box<Self>) -> Result<Box<dyn Asleep>, (Box<dyn Executor>, ExecutorError)> {
+        let weights = match self.download_weights() {
+            Ok(weights) => weights,
+            Err(message) => {
+                let device = DEVICE;
+                return Err((self, ExecutorError::Sleep { device, message }));
+            }
+        };
+        let options = CudaOptions {
+            // The scheduler counts on the same pool.
+            max_total_tokens: Some(self.info.kv_pool_tokens),
+            ..self.options.clone()
+        };
+        Ok(Box::new(SleepingCuda {
+            config: self.forward.config().clone(),
+            options,
+            weights,
+            counts: self.counts,
+        }))
+    }
+}
+
+/// A model whose memory on the card was given back: its weights lie in the host's.
+struct SleepingCuda {
+    config: ModelConfig,
+    options: CudaOptions,
+    weights: HostWeights,
+    counts: ExecutorCounts,
+}
+
+impl Asleep for SleepingCuda {
+    fn wake(&mut self) -> Result<Box<dyn Executor>, ExecutorError> {
+        let awake = self.load().map_err(|error| ExecutorError::Sleep {
+            device: DEVICE,
+            message: error.to_string(),
+        })?;
+        Ok(Box::new(awake))
+    }
+}
+
+impl SleepingCuda {
+    fn load(&self) -> Result<CudaExecutor, CudaLoadError> {
+        let place = Place::open(&self.options)?;
+        let n_pages = place.pool_pages(&self.config, &self.options, self.weights.n_bytes())?;
+        let weights = self.weights.upload(&place.stream, place.many_rows)?;
+        let (config, options) = (self.config.clone(), self.options.clone());
+        let mut awake = CudaExecutor::around(config, weights, n_pages, place, options)?;
+        awake.counts = self.counts;
+        Ok(awake)
+    }
 }
 
 impl Drop for CudaExecutor {
@@ -496,6 +603,19 @@ impl Drop for CudaExecutor {
 }
 
 impl CudaExecutor {
+    fn download_weights(&mut self) -> Result<HostWeights, String> {
+        let needed = self.info.weight_bytes;
+        if let Some(free) = host_memory::free_bytes().filter(|free| *free < needed) {
+            return Err(format!(
+                "its weights are {needed} bytes, the host has {free} bytes free"
+            ));
+        }
+        self.forget_batch();
+        let copied = self.stream.synchronize();
+        let copied = copied.and_then(|()| self.forward.weights().download(&self.stream));
+        copied.map_err(|error| error.to_string())
+    }
+
     /// Puts the plan's step behind the copies of the last plan, and begins its own.
     fn copy_pages(&mut self, plan: &StepPlan) -> Result<(), CudaError> {
         let Some(host_tier) = self.host_tier.as_mut() else {

@@ -17,34 +17,199 @@ use super::CudaLoadError;
 use crate::model::config::ModelConfig;
 use crate::weights::{Checkpoint, ElementFormat, Matrix, MatrixId, VectorId, WeightError};
 
-pub(super) struct LayerWeights {
-    pub attn_norm: ElementBuffer,
-    pub mlp_norm: ElementBuffer,
-    pub q_norm: Option<ElementBuffer>,
-    pub k_norm: Option<ElementBuffer>,
-    pub qkv: StreamLinear,
-    pub qkv_bias: Option<ElementBuffer>,
-    pub o: StreamLinear,
-    pub o_bias: Option<ElementBuffer>,
-    pub gate_up: StreamLinear,
-    pub down: StreamLinear,
+pub(super) struct LayerWeights<V = ElementBuffer, M = StreamLinear> {
+    pub attn_norm: V,
+    pub mlp_norm: V,
+    pub q_norm: Option<V>,
+    pub k_norm: Option<V>,
+    pub qkv: M,
+    pub qkv_bias: Option<V>,
+    pub o: M,
+    pub o_bias: Option<V>,
+    pub gate_up: M,
+    pub down: M,
 }
 
-pub(super) struct DeviceWeights {
+/// Vectors of type `V` and matrices of type `M`.
+pub(super) struct Weights<V, M> {
     /// `[vocab, hidden]`
-    pub embedding: ElementBuffer,
-    pub layers: Vec<LayerWeights>,
-    pub final_norm: ElementBuffer,
-    pub lm_head: StreamLinear,
+    pub embedding: V,
+    pub layers: Vec<LayerWeights<V, M>>,
+    pub final_norm: V,
+    pub lm_head: M,
+}
+
+pub(super) type DeviceWeights = Weights<ElementBuffer, StreamLinear>;
+
+/// A copy in the host's memory, packed as on the card, while the model sleeps.
+pub(super) struct HostWeights {
+    element: Element,
+    weights: Weights<Vec<u16>, HostMatrix>,
+}
+
+pub(super) struct HostMatrix {
+    layout: Layout,
+    weights: Vec<u8>,
+    scales: Vec<u8>,
 }
 
 /// Which matrices form one on the card.
-struct Fused<'a> {
-    ids: &'a [MatrixId],
+struct Fused {
+    ids: Vec<MatrixId>,
     arrangement: Arrangement,
 }
 
+impl Fused {
+    /// q, k and v; o; gate and up; down.
+    fn of_layer(i: usize) -> [Self; 4] {
+        let stacked = |ids| Self {
+            ids,
+            arrangement: Arrangement::Stacked,
+        };
+        [
+            stacked(vec![MatrixId::Q(i), MatrixId::K(i), MatrixId::V(i)]),
+            stacked(vec![MatrixId::O(i)]),
+            Self {
+                ids: vec![MatrixId::Gate(i), MatrixId::Up(i)],
+                arrangement: Arrangement::GateUp,
+            },
+            stacked(vec![MatrixId::Down(i)]),
+        ]
+    }
+
+    fn head(config: &ModelConfig) -> Self {
+        let id = if config.tied_embeddings {
+            MatrixId::Embedding
+        } else {
+            MatrixId::LmHead
+        };
+        Self {
+            ids: vec![id],
+            arrangement: Arrangement::Stacked,
+        }
+    }
+
+    /// The parts share `n_in` and format.
+    fn layout(&self, checkpoint: &dyn Checkpoint) -> Result<Layout, CudaLoadError> {
+        let mut parts = Vec::with_capacity(self.ids.len());
+        for id in &self.ids {
+            parts.push(checkpoint.storage(*id)?);
+        }
+        let format = match parts[0].awq_group_size {
+            Some(group_size) => Format::awq(group_size).map_err(CudaError::from)?,
+            None => Format::Half,
+        };
+        let widths: Vec<usize> = parts.iter().map(|part| part.n_out).collect();
+        let layout = Layout::new(format, self.arrangement, &widths, parts[0].n_in);
+        Ok(layout.map_err(CudaError::from)?)
+    }
+}
+
+impl<V, M> Weights<V, M> {
+    /// The same weights in another form.
+    fn map<V2, M2, E>(
+        &self,
+        vector: impl Fn(&V) -> Result<V2, E>,
+        matrix: impl Fn(&M) -> Result<M2, E>,
+    ) -> Result<Weights<V2, M2>, E> {
+        let optional = |v: &Option<V>| v.as_ref().map(&vector).transpose();
+        let layer = |l: &LayerWeights<V, M>| {
+            Ok(LayerWeights {
+                attn_norm: vector(&l.attn_norm)?,
+                mlp_norm: vector(&l.mlp_norm)?,
+                q_norm: optional(&l.q_norm)?,
+                k_norm: optional(&l.k_norm)?,
+                qkv: matrix(&l.qkv)?,
+                qkv_bias: optional(&l.qkv_bias)?,
+                o: matrix(&l.o)?,
+                o_bias: optional(&l.o_bias)?,
+                gate_up: matrix(&l.gate_up)?,
+                down: matrix(&l.down)?,
+            })
+        };
+        Ok(Weights {
+            embedding: vector(&self.embedding)?,
+            layers: self.layers.iter().map(layer).collect::<Result<_, E>>()?,
+            final_norm: vector(&self.final_norm)?,
+            lm_head: matrix(&self.lm_head)?,
+        })
+    }
+
+    fn sum(&self, vector: impl Fn(&V) -> u64, matrix: impl Fn(&M) -> u64) -> u64 {
+        let of_layers = self.layers.iter().map(|l| {
+            let optional = [&l.q_norm, &l.k_norm, &l.qkv_bias, &l.o_bias];
+            let vectors = optional.into_iter().flatten();
+            let vectors = vectors.chain([&l.attn_norm, &l.mlp_norm]).map(&vector);
+            let matrices = [&l.qkv, &l.o, &l.gate_up, &l.down];
+            vectors.sum::<u64>() + matrices.into_iter().map(&matrix).sum::<u64>()
+        });
+        of_layers.sum::<u64>()
+            + vector(&self.embedding)
+            + vector(&self.final_norm)
+            + matrix(&self.lm_head)
+    }
+}
+
+impl HostWeights {
+    /// The weights on the card again.
+    pub fn upload(&self, stream: &Stream, many_rows: ManyRows) -> Result<DeviceWeights, CudaError> {
+        let kernels = StreamLinearKernels::load(stream, self.element, many_rows)?;
+        let mut weights = self.weights.map(
+            |bits| ElementBuffer::from_bits(stream, self.element, bits),
+            |matrix| {
+                let mut linear = StreamLinear::new(&kernels, matrix.layout.clone())?;
+                linear.load_packed(stream, &matrix.weights, &matrix.scales)?;
+                Ok(linear)
+            },
+        )?;
+        weights.chain();
+        Ok(weights)
+    }
+
+    /// What they take on the card.
+    pub fn n_bytes(&self) -> u64 {
+        let vector = |bits: &Vec<u16>| 2 * bits.len() as u64;
+        let matrix = |m: &HostMatrix| (m.weights.len() + m.scales.len()) as u64;
+        self.weights.sum(vector, matrix)
+    }
+}
+
 impl DeviceWeights {
+    /// What [`Self::load`] will take, without reading a matrix.
+    pub fn bytes_of(checkpoint: &dyn Checkpoint) -> Result<u64, CudaLoadError> {
+        let config = checkpoint.config();
+        let n_values = VectorId::all(config)
+            .into_iter()
+            .map(|id| id.n_elements(config))
+            .sum::<usize>()
+            + config.vocab * config.hidden;
+        let mut n_bytes = 2 * n_values;
+        let of_layers = (0..config.n_layers).flat_map(Fused::of_layer);
+        for fused in of_layers.chain([Fused::head(config)]) {
+            let layout = fused.layout(checkpoint)?;
+            n_bytes += layout.weight_bytes() + layout.scale_bytes();
+        }
+        Ok(n_bytes as u64)
+    }
+
+    /// A copy in the host's memory.
+    pub fn download(&self, stream: &Stream) -> Result<HostWeights, CudaError> {
+        let weights = self.map(
+            |vector| vector.all().words().download(stream),
+            |linear| {
+                Ok::<_, CudaError>(HostMatrix {
+                    layout: linear.layout().clone(),
+                    weights: linear.packed_weights().download(stream)?,
+                    scales: linear.packed_scales().download(stream)?,
+                })
+            },
+        )?;
+        Ok(HostWeights {
+            element: self.element(),
+            weights,
+        })
+    }
+
     pub fn load(
         checkpoint: &dyn Checkpoint,
         stream: &Stream,
@@ -62,19 +227,11 @@ impl DeviceWeights {
         let layers = (0..config.n_layers)
             .map(|i| loader.layer(config, i))
             .collect::<Result<Vec<_>, _>>()?;
-        let head = if config.tied_embeddings {
-            MatrixId::Embedding
-        } else {
-            MatrixId::LmHead
-        };
         let mut weights = Self {
             embedding: loader.embedding()?,
             layers,
             final_norm: loader.vector(VectorId::FinalNorm)?,
-            lm_head: loader.linear(&Fused {
-                ids: &[head],
-                arrangement: Arrangement::Stacked,
-            })?,
+            lm_head: loader.linear(&Fused::head(config))?,
         };
         weights.chain();
         Ok(weights)
@@ -105,23 +262,8 @@ impl DeviceWeights {
     }
 
     pub fn n_bytes(&self) -> u64 {
-        let layers: usize = self
-            .layers
-            .iter()
-            .map(|l| {
-                let vectors = [&l.q_norm, &l.k_norm, &l.qkv_bias, &l.o_bias];
-                let small: usize = vectors
-                    .into_iter()
-                    .flatten()
-                    .map(ElementBuffer::n_bytes)
-                    .sum();
-                let linears = [&l.qkv, &l.o, &l.gate_up, &l.down];
-                let large: usize = linears.into_iter().map(StreamLinear::n_bytes).sum();
-                small + large + l.attn_norm.n_bytes() + l.mlp_norm.n_bytes()
-            })
-            .sum();
-        (layers + self.embedding.n_bytes() + self.final_norm.n_bytes() + self.lm_head.n_bytes())
-            as u64
+        let vector = |v: &ElementBuffer| v.n_bytes() as u64;
+        self.sum(vector, |m: &StreamLinear| m.n_bytes() as u64)
     }
 }
 
@@ -143,29 +285,18 @@ impl Loader<'_> {
             .qkv_bias
             .then(|| self.vectors(&[VectorId::QBias(i), VectorId::KBias(i), VectorId::VBias(i)]))
             .transpose()?;
-        let one = |id| {
-            self.linear(&Fused {
-                ids: &[id],
-                arrangement: Arrangement::Stacked,
-            })
-        };
+        let [qkv, o, gate_up, down] = Fused::of_layer(i);
         Ok(LayerWeights {
             attn_norm: self.vector(VectorId::AttnNorm(i))?,
             mlp_norm: self.vector(VectorId::MlpNorm(i))?,
             q_norm: optional(config.qk_norm, VectorId::QNorm(i))?,
             k_norm: optional(config.qk_norm, VectorId::KNorm(i))?,
-            qkv: self.linear(&Fused {
-                ids: &[MatrixId::Q(i), MatrixId::K(i), MatrixId::V(i)],
-                arrangement: Arrangement::Stacked,
-            })?,
+            qkv: self.linear(&qkv)?,
             qkv_bias,
-            o: one(MatrixId::O(i))?,
+            o: self.linear(&o)?,
             o_bias: optional(config.o_bias, VectorId::OBias(i))?,
-            gate_up: self.linear(&Fused {
-                ids: &[MatrixId::Gate(i), MatrixId::Up(i)],
-                arrangement: Arrangement::GateUp,
-            })?,
-            down: one(MatrixId::Down(i))?,
+            gate_up: self.linear(&gate_up)?,
+            down: self.linear(&down)?,
         })
     }
 
@@ -204,19 +335,9 @@ impl Loader<'_> {
         Ok(ElementBuffer::from_bits(self.stream, element, &bits)?)
     }
 
-    /// One matrix on the card out of its parts, which share `n_in` and format.
-    fn linear(&self, fused: &Fused<'_>) -> Result<StreamLinear, CudaLoadError> {
-        let mut parts = Vec::with_capacity(fused.ids.len());
-        for id in fused.ids {
-            parts.push(self.checkpoint.storage(*id)?);
-        }
-        let format = match parts[0].awq_group_size {
-            Some(group_size) => Format::awq(group_size).map_err(CudaError::from)?,
-            None => Format::Half,
-        };
-        let widths: Vec<usize> = parts.iter().map(|part| part.n_out).collect();
-        let layout = Layout::new(format, fused.arrangement, &widths, parts[0].n_in)
-            .map_err(CudaError::from)?;
+    /// One matrix on the card out of its parts.
+    fn linear(&self, fused: &Fused) -> Result<StreamLinear, CudaLoadError> {
+        let layout = fused.layout(self.checkpoint)?;
         let mut linear = StreamLinear::new(&self.kernels, layout)?;
         if let Some(seed) = self.dummy_seed {
             linear.fill_random(self.stream, seed ^ (matrix_key(fused.ids[0]) << 8))?;

@@ -16,7 +16,7 @@ pub use card::{Card, CardError};
 pub use cost::CostModel;
 
 use super::host_tier::{CARD_STEP_BYTES, HostTierInfo};
-use super::{Executor, ExecutorCounts, ExecutorError, ExecutorInfo, StepOutput, StepPlan};
+use super::{Asleep, Executor, ExecutorCounts, ExecutorError, ExecutorInfo, StepOutput, StepPlan};
 use crate::kv::PAGE_TOKENS;
 use crate::request::SampledToken;
 
@@ -169,6 +169,10 @@ impl Executor for SimulatedExecutor {
         Ok(StepOutput {
             rows: rows.collect(),
         })
+    }
+
+    fn sleep(self: Box<Self>) -> Result<Box<dyn Asleep>, (Box<dyn Executor>, ExecutorError)> {
+        super::cannot_sleep(self, "simulated")
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use engine::config::EngineConfig;
 use engine::config::typed::Device;
 use engine::executor::ExecutorInfo;
+use engine::launch::devices::Devices;
 use engine::launch::{LaunchError, LoadedModel, launch, load_executor, load_model};
 use engine::model::config::{Family, ModelConfig};
 use engine::request::{Request, RequestId, SamplingParams, TokenEvent};
@@ -37,6 +38,10 @@ impl Model {
 
     pub fn f16() -> Self {
         Self::new(Family::Qwen3, FolderFormat::F16)
+    }
+
+    pub fn path(&self) -> std::path::PathBuf {
+        self.folder.path().join("model")
     }
 
     /// A launch line for it on the CPU.
@@ -79,7 +84,18 @@ impl Model {
         let typed = parse(&self.line(flags)).expect(flags);
         let config = typed.resolve().expect(flags);
         let names = config.http.served_model_name.into_iter().collect();
-        launch(&typed.engine, &config.engine, names, 4, json!({}), &|_| ()).expect(flags)
+        let devices = Devices::default();
+        let flags_json = json!({});
+        launch(
+            &typed.engine,
+            &config.engine,
+            names,
+            4,
+            flags_json,
+            &devices,
+            &|_| (),
+        )
+        .expect(flags)
     }
 }
 
@@ -354,4 +370,22 @@ fn cache_dir_is_where_fetched_models_are() {
     let flags = format!("--model-path {source} --cache-dir {}", kept.display());
     let loaded = model.load(&flags).expect("it is in the cache");
     assert_eq!(loaded.requested, source);
+}
+
+#[test]
+fn device_memory_limit_and_its_fraction_bound_a_model_on_the_cpu() {
+    let model = Model::f16();
+    let pool_bytes = |flags: &str| model.executor_info_by_memory(flags).kv_pool_bytes;
+    let limit = "--device-memory-limit 4MiB";
+    let half = pool_bytes(&format!("{limit} --mem-fraction-static 0.45"));
+    let whole = pool_bytes(&format!("{limit} --mem-fraction-static 0.9"));
+    assert!(half < whole && whole < 4 << 20, "{half} {whole}");
+    assert_ne!(pool_bytes(""), whole);
+    let config = model.config("--device-memory-limit 64KiB");
+    let loaded = model.load("").expect("a model");
+    let refusal = load_executor(&config, loaded.checkpoint.as_ref()).err();
+    let message = refusal.expect("too large").to_string();
+    for part in ["--device-memory-limit 0.062 MiB", "0.88", "512 asked"] {
+        assert!(message.contains(part), "{part}: {message}");
+    }
 }

@@ -54,6 +54,30 @@ pub struct AwqPart<'a> {
 }
 
 impl StreamLinear {
+    /// Takes all parts from host copies of [`Self::packed_weights`] and [`Self::packed_scales`] of
+    /// a matrix of the same layout.
+    pub fn load_packed(
+        &mut self,
+        stream: &Stream,
+        weights: &[u8],
+        scales: &[u8],
+    ) -> Result<(), CudaError> {
+        check_len(
+            "the packed weights' bytes",
+            weights.len(),
+            self.weights.n_bytes(),
+        )?;
+        check_len(
+            "the packed scales' bytes",
+            scales.len(),
+            self.scales.n_bytes(),
+        )?;
+        self.weights.upload(stream, weights)?;
+        self.scales.upload(stream, scales)?;
+        self.is_loaded.fill(true);
+        Ok(())
+    }
+
     /// Repacks part `part`, in stream order. The source may be overwritten after the stream has
     /// passed.
     pub fn load_awq(

@@ -1,0 +1,112 @@
+//! What fits a model's share of `--device-memory-limit` on the CPU, before anything is allocated.
+//!
+//! Weights count as they are stored: packed they take about the same, an lm_head that is rounded to
+//! 8 bits less. Activations of a pass are not counted; they are a few MiB.
+
+use crate::kv::PAGE_TOKENS;
+use crate::weights::{Checkpoint, MatrixId, VectorId, WeightError};
+
+/// In bytes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Demand {
+    /// `--device-memory-limit`
+    pub limit: u64,
+    /// Of it, what other models have.
+    pub in_use: u64,
+    pub mem_fraction_static: f64,
+    pub weights: u64,
+    /// KV of one page, all layers.
+    pub page: u64,
+    /// `--max-total-tokens`
+    pub max_total_tokens: Option<usize>,
+}
+
+pub(super) fn weight_bytes(checkpoint: &dyn Checkpoint) -> Result<u64, WeightError> {
+    let config = checkpoint.config();
+    let mut n_bytes = 0;
+    for id in MatrixId::all(config) {
+        n_bytes += checkpoint.storage(id)?.n_bytes;
+    }
+    let values = VectorId::all(config).into_iter();
+    let n_values: usize = values.map(|id| id.n_elements(config)).sum();
+    Ok(n_bytes + (n_values * size_of::<f32>()) as u64)
+}
+
+/// The most tokens of KV that there is room for, or why that is none or less than was asked.
+pub(super) fn pool_tokens(d: &Demand) -> Result<usize, String> {
+    let fraction = (d.limit as f64 * d.mem_fraction_static) as u64;
+    let share = fraction.min(d.limit.saturating_sub(d.in_use));
+    let fits = (share.saturating_sub(d.weights) / d.page.max(1)) as usize * PAGE_TOKENS;
+    let wanted = d.max_total_tokens.unwrap_or(PAGE_TOKENS);
+    if wanted.next_multiple_of(PAGE_TOKENS) <= fits {
+        return Ok(fits);
+    }
+    Err(format!(
+        "--device-memory-limit {}, {} of it in use by other models; --mem-fraction-static {} of the \
+         limit is {}, which leaves {} for weights ({}) and KV pool: room for {fits} tokens of KV at \
+         {} a page of {PAGE_TOKENS}, {wanted} asked",
+        mib(d.limit),
+        mib(d.in_use),
+        d.mem_fraction_static,
+        mib(fraction),
+        mib(share),
+        mib(d.weights),
+        mib(d.page),
+    ))
+}
+
+fn mib(bytes: u64) -> String {
+    format!("{:.3} MiB", bytes as f64 / (1u64 << 20) as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn demand() -> Demand {
+        Demand {
+            limit: 100 * MIB,
+            in_use: 0,
+            mem_fraction_static: 0.4,
+            weights: 30 * MIB,
+            page: MIB,
+            max_total_tokens: None,
+        }
+    }
+
+    #[test]
+    fn a_fraction_bounds_weights_and_pool_and_so_does_what_others_have() {
+        assert_eq!(pool_tokens(&demand()), Ok(10 * PAGE_TOKENS));
+        let beside = Demand {
+            in_use: 65 * MIB,
+            ..demand()
+        };
+        assert_eq!(pool_tokens(&beside), Ok(5 * PAGE_TOKENS));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_with_the_arithmetic() {
+        let asked = Demand {
+            max_total_tokens: Some(10 * PAGE_TOKENS + 1),
+            ..demand()
+        };
+        let message = pool_tokens(&asked).unwrap_err();
+        for part in [
+            "40.000 MiB",
+            "30.000 MiB",
+            "room for 160 tokens",
+            "161 asked",
+        ] {
+            assert!(message.contains(part), "{part}: {message}");
+        }
+        let full = Demand {
+            in_use: 75 * MIB,
+            ..demand()
+        };
+        let message = pool_tokens(&full).unwrap_err();
+        assert!(message.contains("75.000 MiB of it in use"), "{message}");
+        assert!(message.contains("room for 0 tokens"), "{message}");
+    }
+}

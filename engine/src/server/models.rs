@@ -1,0 +1,318 @@
+//! The models of this process: what each is called, and what it is doing.
+//!
+//! A model stays in the list from the moment it is configured: loading, ready, asleep, unloaded or
+//! failed, it keeps its names, so a client hears what is the matter instead of "no such model".
+//! [`super::admin`] moves models from one state to the next; here they are only looked up.
+//! Deliberately absent: models that are loaded because somebody asks for them.
+
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+
+use super::error::ApiError;
+use super::state::ServedModel;
+use crate::config::ModelPlan;
+use crate::launch::LaunchError;
+
+/// In the order in which they were configured.
+#[derive(Default)]
+pub struct Models {
+    entries: RwLock<Vec<Arc<Entry>>>,
+}
+
+/// Loads a model, on a thread that may block.
+pub type Load = Box<dyn Fn() -> Result<ServedModel, LaunchError> + Send + Sync>;
+/// How a model that is described later will be loaded.
+pub type Open = Box<dyn Fn(ModelPlan) -> Load + Send + Sync>;
+
+/// One model, whatever it is doing.
+pub struct Entry {
+    /// What it is called until it is loaded and says so itself.
+    configured: Vec<String>,
+    /// `None`: it was handed over ready and cannot be loaded again.
+    load: Option<Load>,
+    now: RwLock<Now>,
+}
+
+#[derive(Clone)]
+struct Now {
+    state: ModelState,
+    /// There whenever its engine is.
+    model: Option<Arc<ServedModel>>,
+    /// Why it failed.
+    reason: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ModelState {
+    Unloaded,
+    Loading,
+    Ready,
+    FallingAsleep,
+    Asleep,
+    Waking,
+    Unloading,
+    /// Loading it did not work.
+    Failed,
+}
+
+impl ModelState {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Unloaded => "unloaded",
+            Self::Loading => "loading",
+            Self::Ready => "ready",
+            Self::FallingAsleep => "falling_asleep",
+            Self::Asleep => "asleep",
+            Self::Waking => "waking",
+            Self::Unloading => "unloading",
+            Self::Failed => "failed",
+        }
+    }
+
+    /// For programs, why a request cannot be served.
+    fn code(self) -> &'static str {
+        match self {
+            Self::Ready | Self::Loading => "model_loading",
+            Self::FallingAsleep | Self::Asleep => "model_asleep",
+            Self::Waking => "model_waking",
+            Self::Unloading => "model_unloading",
+            Self::Unloaded => "model_unloaded",
+            Self::Failed => "model_failed",
+        }
+    }
+}
+
+impl Models {
+    /// Refuses a name that another model has.
+    pub fn add(&self, entry: Entry) -> Result<Arc<Entry>, String> {
+        let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
+        for name in entry.names() {
+            if entries.iter().any(|known| known.names().contains(&name)) {
+                return Err(format!(
+                    "two models are called {name:?}; --served-model-name gives each its own name"
+                ));
+            }
+        }
+        let entry = Arc::new(entry);
+        entries.push(Arc::clone(&entry));
+        Ok(entry)
+    }
+
+    /// Takes a model off the list.
+    pub fn remove(&self, entry: &Arc<Entry>) {
+        self.entries
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|known| !Arc::ptr_eq(known, entry));
+    }
+
+    pub fn list(&self) -> Vec<Arc<Entry>> {
+        self.read().clone()
+    }
+
+    /// The models whose engine is there, asleep or not.
+    pub fn loaded(&self) -> Vec<Arc<ServedModel>> {
+        self.read()
+            .iter()
+            .filter_map(|entry| entry.model())
+            .collect()
+    }
+
+    /// The model of this name. Where there is only one, it need not be named.
+    pub fn find(&self, asked: Option<&str>) -> Result<Arc<Entry>, ApiError> {
+        let entries = self.read();
+        let only = match entries.as_slice() {
+            [] => return Err(ApiError::unavailable("the model is still being loaded")),
+            [only] => Some(only),
+            _ => None,
+        };
+        let named = asked.and_then(|name| entries.iter().find(|entry| entry.is_called(name)));
+        if let Some(entry) = named {
+            return Ok(Arc::clone(entry));
+        }
+        let known = || {
+            entries
+                .iter()
+                .flat_map(|entry| entry.names())
+                .collect::<Vec<_>>()
+        };
+        match (asked, only) {
+            (None | Some("default"), Some(only)) => Ok(Arc::clone(only)),
+            (None | Some("default"), None) => {
+                let message = format!("model is missing; this server has: {}", known().join(", "));
+                Err(ApiError::invalid("model", message))
+            }
+            // It may turn out to be called that.
+            (Some(_), _)
+                if entries
+                    .iter()
+                    .any(|entry| entry.state() == ModelState::Loading) =>
+            {
+                Err(ApiError::unavailable("the model is still being loaded"))
+            }
+            (Some(name), _) => Err(ApiError::unknown_model(name, &known())),
+        }
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Vec<Arc<Entry>>> {
+        self.entries.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Entry {
+    /// A model that is not loaded yet.
+    pub fn new(configured: Vec<String>, load: Load) -> Self {
+        Self {
+            configured,
+            load: Some(load),
+            now: RwLock::new(Now {
+                state: ModelState::Unloaded,
+                model: None,
+                reason: None,
+            }),
+        }
+    }
+
+    /// A model that is there.
+    pub fn ready(model: Arc<ServedModel>) -> Self {
+        Self {
+            configured: model.names.clone(),
+            load: None,
+            now: RwLock::new(Now {
+                state: ModelState::Ready,
+                model: Some(model),
+                reason: None,
+            }),
+        }
+    }
+
+    pub fn state(&self) -> ModelState {
+        self.now().state
+    }
+
+    /// Why it failed, if it did.
+    pub fn reason(&self) -> Option<String> {
+        self.now().reason
+    }
+
+    /// There whenever its engine is, even if it can take no requests.
+    pub fn model(&self) -> Option<Arc<ServedModel>> {
+        self.now().model
+    }
+
+    /// What clients may call it.
+    pub fn names(&self) -> Vec<String> {
+        self.model()
+            .map_or_else(|| self.configured.clone(), |model| model.names.clone())
+    }
+
+    /// The name that responses carry.
+    pub fn name(&self) -> String {
+        self.names().first().cloned().unwrap_or_default()
+    }
+
+    fn is_called(&self, name: &str) -> bool {
+        let is_it = |known: &String| known == name;
+        self.configured.iter().any(is_it)
+            || self
+                .model()
+                .is_some_and(|model| model.names.iter().any(is_it))
+    }
+
+    /// The model, if it can take requests now.
+    pub fn serving(&self) -> Result<Arc<ServedModel>, ApiError> {
+        let now = self.now();
+        match (now.state, now.model) {
+            (ModelState::Ready, Some(model)) => Ok(model),
+            _ => Err(self.unavailable()),
+        }
+    }
+
+    /// Why it takes no requests.
+    pub fn unavailable(&self) -> ApiError {
+        let Now { state, reason, .. } = self.now();
+        let name = self.name();
+        let mut error = ApiError::unavailable(match state {
+            ModelState::Loading | ModelState::Ready => {
+                format!("the model {name:?} is still being loaded")
+            }
+            ModelState::FallingAsleep | ModelState::Asleep => {
+                format!("the model {name:?} sleeps; POST /admin/models/wake wakes it")
+            }
+            ModelState::Waking => format!("the model {name:?} is waking up"),
+            ModelState::Unloading => format!("the model {name:?} is being unloaded"),
+            ModelState::Unloaded => {
+                format!("the model {name:?} is not loaded; POST /admin/models/load loads it")
+            }
+            ModelState::Failed => {
+                let reason = reason.as_deref().unwrap_or("see the server's log");
+                format!("the model {name:?} could not be loaded: {reason}")
+            }
+        });
+        error.code = Some(state.code());
+        error
+    }
+
+    /// Its engine stays as it is.
+    pub fn set_state(&self, state: ModelState) {
+        self.write(|now| {
+            now.state = state;
+            now.reason = None;
+        });
+    }
+
+    pub fn set_ready(&self, model: Arc<ServedModel>) {
+        self.write(|now| {
+            *now = Now {
+                state: ModelState::Ready,
+                model: Some(model),
+                reason: None,
+            };
+        });
+    }
+
+    /// Loads the model; blocks. The entry says what came of it.
+    pub fn load(&self) -> Result<(), Option<LaunchError>> {
+        let Some(load) = &self.load else {
+            self.set_gone(Some("it cannot be loaded again".to_owned()));
+            return Err(None);
+        };
+        self.set_state(ModelState::Loading);
+        match load() {
+            Ok(model) => {
+                self.set_ready(Arc::new(model));
+                Ok(())
+            }
+            Err(error) => {
+                self.set_gone(Some(error.to_string()));
+                Err(Some(error))
+            }
+        }
+    }
+
+    /// Its engine is gone, or never came to be.
+    pub fn set_gone(&self, reason: Option<String>) {
+        self.write(|now| {
+            *now = Now {
+                state: if reason.is_some() {
+                    ModelState::Failed
+                } else {
+                    ModelState::Unloaded
+                },
+                model: None,
+                reason,
+            };
+        });
+    }
+
+    fn now(&self) -> Now {
+        self.now
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    fn write(&self, change: impl FnOnce(&mut Now)) {
+        change(&mut self.now.write().unwrap_or_else(PoisonError::into_inner));
+    }
+}
