@@ -8,7 +8,9 @@ use serde_json::{Value, json};
 use super::error::ApiError;
 use super::fields::{Fields, as_integer, show};
 use super::state::{Limits, Seeds};
+use super::structured_fields::{Asked, take_constraint};
 use crate::request::SamplingParams;
+use crate::structured::Guide;
 
 /// Most log-probabilities a token, as OpenAI's chat API has it.
 pub const MAX_LOGPROBS: i64 = 20;
@@ -32,6 +34,8 @@ pub struct Generation {
     pub max_tokens: Option<usize>,
     pub priority: i32,
     pub streaming: Option<Streaming>,
+    /// What the output has to be.
+    pub asked: Option<Asked>,
 }
 
 /// How the answer is streamed.
@@ -43,17 +47,7 @@ pub struct Streaming {
 /// Fields that other servers know and this one does not do, with the values that ask for
 /// nothing. The rest of the unknown fields is ignored, as OpenAI-compatible servers do.
 fn refuse_unsupported(fields: &mut Fields) -> Result<(), ApiError> {
-    let text = json!({"type": "text"});
-    fields.refuse("response_format", &[text])?;
     for name in [
-        "guided_json",
-        "guided_regex",
-        "guided_choice",
-        "guided_grammar",
-        "structured_outputs",
-        "json_schema",
-        "regex",
-        "ebnf",
         "logits_processors",
         "prompt_logprobs",
         "truncate_prompt_tokens",
@@ -99,13 +93,15 @@ impl Generation {
                 .integer("priority", i64::from(i32::MIN)..=most)?
                 .unwrap_or(0) as i32,
             streaming: take_streaming(fields)?,
+            asked: take_constraint(fields)?,
         })
     }
 
-    /// Parameters of one choice: the same, with a random stream of its own.
-    pub fn params_of_choice(&self, choice: usize) -> Arc<SamplingParams> {
+    /// Parameters of one choice: the same, with a random stream and a guide of its own.
+    pub fn params_of_choice(&self, choice: usize, guide: Option<Guide>) -> Arc<SamplingParams> {
         let mut params = self.params.clone();
         params.seed = params.seed.wrapping_add(choice as u64);
+        params.guide = guide;
         Arc::new(params)
     }
 }
@@ -147,6 +143,7 @@ fn take_params(
             None => seeds.draw(),
         },
         n_logprobs,
+        guide: None,
     })
 }
 

@@ -12,7 +12,7 @@ use engine::launch::{ServedParts, served_model};
 use engine::metrics::Metrics;
 use engine::scheduler::SchedulerConfig;
 use engine::server;
-use engine::server::state::{AppState, Limits, ServedModel};
+use engine::server::state::{AppState, Limits, OutputParsers, ServedModel};
 use engine::text::{ChatTemplate, Tokenizer};
 use serde_json::{Map, Value, json};
 use tokio::net::TcpListener;
@@ -27,7 +27,9 @@ pub const IM_END: u32 = 257;
 pub const VOCAB: usize = 258;
 
 const CHAT_TEMPLATE: &str = "{% if tools %}tools {{ tools | tojson }}\n{% endif %}\
-    {% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}\
+    {% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}\
+    {% for c in m.tool_calls or [] %}<call>{{ c.function.name }} \
+    {{ c.function.arguments | tojson }}</call>{% endfor %}<|im_end|>\n{% endfor %}\
     {% if add_generation_prompt %}<|im_start|>assistant\n\
     {% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}\
     {% endif %}";
@@ -41,6 +43,8 @@ pub struct TestConfig {
     pub n_decode_steps: usize,
     pub context_length: usize,
     pub allow_auto_truncate: bool,
+    pub parsers: OutputParsers,
+    pub max_schema_bytes: usize,
 }
 
 impl Default for TestConfig {
@@ -66,6 +70,8 @@ impl Default for TestConfig {
             n_decode_steps: 1,
             context_length: 512,
             allow_auto_truncate: false,
+            parsers: OutputParsers::default(),
+            max_schema_bytes: 4096,
         }
     }
 }
@@ -219,7 +225,9 @@ pub fn model(config: TestConfig) -> ServedModel {
             allow_auto_truncate: config.allow_auto_truncate,
             max_stop_strings: config.http.max_stop_strings,
             vocab: VOCAB,
+            max_schema_bytes: config.max_schema_bytes,
         },
+        parsers: config.parsers,
         model_eos_ids: vec![IM_END],
         server_info: json!({"version": "test"}),
         random_seed: Some(7),

@@ -13,3 +13,5 @@ mod lifecycle;
 mod program;
 mod refusals;
 mod stress;
+mod structured;
+mod tools;
