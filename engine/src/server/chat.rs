@@ -35,6 +35,7 @@ pub async fn chat(
     let n_logprobs = logprobs::take_chat_fields(&mut fields)?;
     let mut generation = Generation::take(&mut fields, &model.limits, &model.seeds, n_logprobs)?;
     let tool_use = ToolUse::take(&mut fields, conversation.tools(), model.parsers.tool_calls)?;
+    let is_content = generation.asked.is_some();
     let asked = asked(generation.asked.take(), &tool_use)?;
     let separates = fields.bool("separate_reasoning")?.unwrap_or(true);
     let add_special = fields.bool("add_special_tokens")?.unwrap_or(false);
@@ -62,10 +63,14 @@ pub async fn chat(
         })
         .collect::<Result<Vec<_>, _>>()?;
     let thoughts = thought_start.filter(|_| separates);
+    // Output of another form than a call's is content, even where it looks like one.
+    let calls = tool_use.format.filter(|_| !is_content);
+    let max_calls = if tool_use.is_single { 1 } else { usize::MAX };
     let reader = || {
         MessageReader::new(
             thoughts.map(ThoughtSplitter::new),
-            tool_use.format.map(ToolCallParser::new),
+            calls.map(ToolCallParser::new),
+            max_calls,
         )
     };
     let format = ChatFormat {

@@ -11,6 +11,8 @@ pub struct MessageReader {
     thoughts: Option<ThoughtSplitter>,
     calls: Option<ToolCallParser>,
     n_calls: usize,
+    /// Calls that come beyond are left out.
+    max_calls: usize,
 }
 
 /// What came of a piece of text.
@@ -30,11 +32,16 @@ struct CallPart {
 }
 
 impl MessageReader {
-    pub fn new(thoughts: Option<ThoughtSplitter>, calls: Option<ToolCallParser>) -> Self {
+    pub fn new(
+        thoughts: Option<ThoughtSplitter>,
+        calls: Option<ToolCallParser>,
+        max_calls: usize,
+    ) -> Self {
         Self {
             thoughts,
             calls,
             n_calls: 0,
+            max_calls,
         }
     }
 
@@ -66,16 +73,19 @@ impl MessageReader {
             match event {
                 ToolEvent::Content(text) => part.content.push_str(&text),
                 ToolEvent::Call { name } => {
-                    part.calls.push(CallPart {
-                        index: self.n_calls,
-                        name: Some(name),
-                        arguments: String::new(),
-                    });
                     self.n_calls += 1;
+                    if self.n_calls <= self.max_calls {
+                        part.calls.push(CallPart {
+                            index: self.n_calls - 1,
+                            name: Some(name),
+                            arguments: String::new(),
+                        });
+                    }
                 }
-                ToolEvent::Arguments(text) => {
+                ToolEvent::Arguments(text) if self.n_calls <= self.max_calls => {
                     part.add_arguments(self.n_calls.saturating_sub(1), &text);
                 }
+                ToolEvent::Arguments(_) => {}
             }
         }
         part

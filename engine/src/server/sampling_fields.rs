@@ -57,7 +57,6 @@ fn refuse_unsupported(fields: &mut Fields) -> Result<(), ApiError> {
         fields.refuse(name, &[json!([])])?;
     }
     fields.refuse("use_beam_search", &[json!(false)])?;
-    fields.refuse("min_tokens", &[json!(0)])?;
     fields.refuse("length_penalty", &[json!(1), json!(1.0)])
 }
 
@@ -80,7 +79,8 @@ impl Generation {
             let message = format!("best_of is {best_of}, but only the value of n ({n}) works here");
             return Err(ApiError::unsupported("best_of", message));
         }
-        Ok(Self {
+        let min_tokens = fields.integer("min_tokens", 0..=most)?.unwrap_or(0);
+        let generation = Self {
             params: take_params(fields, limits, seeds, n_logprobs)?,
             n,
             stop: take_stop(fields, limits)?,
@@ -94,7 +94,23 @@ impl Generation {
                 .unwrap_or(0) as i32,
             streaming: take_streaming(fields)?,
             asked: take_constraint(fields)?,
-        })
+        };
+        if min_tokens > 0 && generation.may_end_early() {
+            let message = format!(
+                "min_tokens is {min_tokens}, which only works together with ignore_eos, and \
+                 without stop strings, stop tokens or a form of the output"
+            );
+            return Err(ApiError::unsupported("min_tokens", message));
+        }
+        Ok(generation)
+    }
+
+    /// Something else than `max_tokens` may end the output.
+    fn may_end_early(&self) -> bool {
+        !self.ignore_eos
+            || !self.stop.is_empty()
+            || !self.stop_token_ids.is_empty()
+            || self.asked.is_some()
     }
 
     /// Parameters of one choice: the same, with a random stream and a guide of its own.

@@ -5,6 +5,7 @@
 //! structural tags, and vLLM's choice of a backend, which is ignored.
 
 use serde_json::Value;
+use tokio::sync::Semaphore;
 
 use super::error::ApiError;
 use super::fields::{Fields, kind_of, show};
@@ -13,6 +14,10 @@ use crate::structured::{Constraint, Grammar, Preamble};
 
 /// Texts of one list of choices.
 const MAX_TEXTS: usize = 1024;
+
+/// Grammars compiled at a time: large ones are a second's work of a core.
+const COMPILED_AT_ONCE: usize = 2;
+static COMPILING: Semaphore = Semaphore::const_new(COMPILED_AT_ONCE);
 
 /// A constraint and the field that asked for it.
 #[derive(Debug, Clone, PartialEq)]
@@ -180,11 +185,18 @@ pub async fn compile(
     let Some(Asked { constraint, param }) = asked else {
         return Ok(None);
     };
+    let internal = |error: &dyn std::fmt::Display| {
+        ApiError::internal(format!("the grammar was not compiled: {error}"))
+    };
+    let turn = COMPILING
+        .acquire()
+        .await
+        .map_err(|error| internal(&error))?;
     let grammars = std::sync::Arc::clone(&model.grammars);
     let compiled =
         tokio::task::spawn_blocking(move || grammars.compile(&constraint, preamble)).await;
-    let compiled = compiled
-        .map_err(|error| ApiError::internal(format!("the grammar was not compiled: {error}")))?;
+    drop(turn);
+    let compiled = compiled.map_err(|error| internal(&error))?;
     match compiled {
         Ok(grammar) => Ok(Some(grammar)),
         Err(error) => Err(ApiError::invalid(

@@ -4,7 +4,7 @@
 //! Deliberately absent: `strict` (arguments follow their schema only where a call is forced), and
 //! choices among some of the tools.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::error::ApiError;
 use super::fields::{Fields, show};
@@ -19,6 +19,8 @@ pub struct ToolUse {
     pub format: Option<ToolCallFormat>,
     /// The output has to be calls.
     pub forced: Option<Constraint>,
+    /// One call at most.
+    pub is_single: bool,
 }
 
 enum Choice {
@@ -42,6 +44,7 @@ impl ToolUse {
                 return Ok(Self {
                     format: format.filter(|_| !tools.is_empty()),
                     forced: None,
+                    is_single: !may_repeat,
                 });
             }
             Choice::Required => tools.iter().filter_map(tool).collect(),
@@ -71,6 +74,7 @@ impl ToolUse {
         Ok(Self {
             format: Some(format),
             forced: Some(forced::constraint(format, &chosen, may_repeat)),
+            is_single: !may_repeat,
         })
     }
 }
@@ -98,8 +102,10 @@ fn take_choice(fields: &mut Fields) -> Result<Choice, ApiError> {
 fn tool(value: &Value) -> Option<Tool> {
     let function = value.get("function")?;
     let parameters = function.get("parameters");
+    // An empty schema would allow what is no object, too.
+    let says_something = |schema: &&Value| !schema.is_null() && **schema != json!({});
     Some(Tool {
         name: function.get("name")?.as_str()?.to_owned(),
-        parameters: parameters.filter(|schema| !schema.is_null()).cloned(),
+        parameters: parameters.filter(says_something).cloned(),
     })
 }

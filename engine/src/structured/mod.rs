@@ -28,3 +28,5 @@ pub use constraint::{Constraint, Preamble, StructuredError};
 pub use grammars::{Grammar, Grammars};
 pub use guide::{Guide, MaskCounts};
 pub use mask::TokenMask;
+#[cfg(test)]
+pub(crate) use tests::guide_of;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::{Constraint, Grammar, Grammars, Preamble, StructuredError};
+use super::{Constraint, Grammar, Grammars, Guide, Preamble, StructuredError};
 use crate::text::Tokenizer;
 
 const END: u32 = 257;
@@ -15,6 +15,12 @@ const N_VOCAB: usize = 300;
 fn grammars(max_bytes: usize) -> Grammars {
     let tokenizer = Arc::new(Tokenizer::of_bytes(&["<|im_start|>", "<|im_end|>"]));
     Grammars::new(tokenizer, N_VOCAB, &[END], max_bytes)
+}
+
+/// For tests of what a guide goes through.
+pub(crate) fn guide_of(regex: &str) -> Guide {
+    let grammar = compile(&Constraint::Regex(regex.to_owned()), Preamble::Nothing);
+    grammar.expect("compiles").guide()
 }
 
 fn compile(constraint: &Constraint, preamble: Preamble) -> Result<Grammar, StructuredError> {

@@ -176,6 +176,25 @@ async fn every_field_shapes_the_output() {
 }
 
 #[tokio::test]
+async fn min_tokens_is_accepted_where_nothing_else_ends_the_output() {
+    let server = TestServer::start(TestConfig::default()).await;
+    let body = json!({"prompt": "x", "max_tokens": 9, "min_tokens": 9, "ignore_eos": true});
+    let answer = server.ok(COMPLETIONS, body.clone()).await;
+    assert_eq!(answer["usage"]["completion_tokens"], 9);
+    for fields in [
+        json!({"ignore_eos": false}),
+        json!({"stop": "a"}),
+        json!({"guided_regex": "a"}),
+    ] {
+        let mut body = body.clone();
+        body.as_object_mut()
+            .expect("an object")
+            .extend(fields.as_object().expect("an object").clone());
+        assert_eq!(server.post(COMPLETIONS, body).await.status, 400, "{fields}");
+    }
+}
+
+#[tokio::test]
 async fn max_tokens_cuts_a_form_off_and_a_stop_string_ends_it() {
     let server = TestServer::start(TestConfig::default()).await;
     let mut body = json!({"prompt": "x", "guided_regex": "[a-f]{20}", "max_tokens": 7, "seed": 1});
@@ -212,8 +231,12 @@ async fn neither_bursts_nor_company_nor_preemption_change_a_text() {
         texts
     };
     for n_decode_steps in [1, 4] {
-        let mut config = TestConfig::default();
-        config.n_decode_steps = n_decode_steps;
+        let mut config = TestConfig {
+            n_decode_steps,
+            ..TestConfig::default()
+        }
+        // So that all of them are there at once.
+        .slowly(Duration::from_millis(3));
         // 16 tokens a page: less than a third of what all need.
         config.mock.n_pages = 16;
         let server = TestServer::start(config).await;

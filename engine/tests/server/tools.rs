@@ -99,6 +99,12 @@ async fn calls_in_qwens_format_are_fields_of_the_message() {
         call["id"] = json!("[id]");
     }
     assert_answer!("tool_calls", answer);
+    let answer = server
+        .ok(PATH, body(json!({"parallel_tool_calls": false})))
+        .await;
+    let calls = &answer["choices"][0]["message"]["tool_calls"];
+    assert_eq!(calls.as_array().map(Vec::len), Some(1));
+    assert_eq!(calls[0]["function"]["name"], "weather");
     // Without tools, or with none to be used, the same text is content.
     for fields in [json!({"tools": []}), json!({"tool_choice": "none"})] {
         let answer = server.ok(PATH, body(fields)).await;
@@ -151,8 +157,10 @@ async fn calls_in_llamas_format_are_read_too() {
 #[tokio::test]
 async fn a_forced_call_is_one_whatever_the_model_says() {
     for format in [ToolCallFormat::Hermes, ToolCallFormat::Llama3Json] {
-        let mut config = TestConfig::default();
-        config.context_length = 1024;
+        let config = TestConfig {
+            context_length: 1024,
+            ..TestConfig::default()
+        };
         let server = TestServer::start(with(config, format, false)).await;
         let named = json!({"type": "function", "function": {"name": "weather"}});
         for (choice, names) in [
@@ -181,6 +189,17 @@ async fn a_forced_call_is_one_whatever_the_model_says() {
             }
         }
     }
+}
+
+/// Some answers look like a call and are none.
+#[tokio::test]
+async fn a_form_that_looks_like_a_call_is_content() {
+    let text = "{\"name\": \"weather\", \"parameters\": {\"city\": \"부산\"}}";
+    let server = TestServer::start(with(saying(text), ToolCallFormat::Llama3Json, false)).await;
+    let fields = json!({"response_format": {"type": "json_object"}});
+    let answer = server.ok(PATH, body(fields)).await;
+    assert_eq!(answer["choices"][0]["message"]["content"], text);
+    assert_eq!(answer["choices"][0]["finish_reason"], "stop");
 }
 
 #[tokio::test]

@@ -487,4 +487,15 @@ mod tests {
         let reason = with(None, 0.5, &distinct[1..], 2);
         assert_eq!(reason, Some(HostReason::Penalized { n_tokens }));
     }
+
+    #[test]
+    fn a_row_with_a_grammar_goes_to_the_host() {
+        let params = SamplingParams {
+            guide: Some(crate::structured::guide_of("a+")),
+            ..SamplingParams::default()
+        };
+        let spec = spec(params, &[], 0);
+        assert!(!is_greedy(&spec));
+        assert_eq!(host_reason(&spec, 1), Some(HostReason::Guided));
+    }
 }
