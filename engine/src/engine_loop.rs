@@ -274,6 +274,7 @@ impl EngineLoop {
                 }
                 continue;
             }
+            self.metrics.record_masks(guide.mask_counts());
             for (i, token) in made.iter().enumerate() {
                 guide.advance(spec.output_index + i, token.token);
             }

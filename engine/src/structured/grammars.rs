@@ -8,7 +8,7 @@ use llguidance::toktrie::{ApproximateTokEnv, TokEnv, TokRxInfo, TokTrie};
 use llguidance::{Matcher, ParserFactory};
 
 use super::constraint::{Constraint, Preamble, StructuredError};
-use super::guide::{Guide, MaskCounts};
+use super::guide::Guide;
 use super::mask::TokenMask;
 use super::words::has_words;
 use super::workers::MaskWorkers;
@@ -84,11 +84,6 @@ impl Grammars {
             first: Arc::new(TokenMask::new(first)),
             workers: Arc::clone(&self.workers),
         })
-    }
-
-    /// How masks were come by since the start.
-    pub fn mask_counts(&self) -> MaskCounts {
-        self.workers.counts()
     }
 
     fn factory(&self) -> Result<ParserFactory, StructuredError> {

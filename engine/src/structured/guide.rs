@@ -75,6 +75,11 @@ impl Guide {
         self.workers.prepare(self.clone());
     }
 
+    /// Of all guides of the model.
+    pub fn mask_counts(&self) -> MaskCounts {
+        self.workers.counts()
+    }
+
     /// Why the output cannot go on, if so.
     pub fn failure(&self) -> Option<String> {
         self.state().failure.clone()
