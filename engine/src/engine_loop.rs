@@ -203,7 +203,10 @@ impl EngineLoop {
                 self.scheduler.set_restore_costs(costs);
             }
             let events = match outcome {
-                Ok(output) => self.scheduler.commit(&plan, output),
+                Ok(output) => {
+                    self.guide(&plan, &output);
+                    self.scheduler.commit(&plan, output)
+                }
                 Err(failure) => self.scheduler.fail(&plan, &failure.message),
             };
             self.deliver(events);
@@ -301,6 +304,30 @@ impl EngineLoop {
             Command::Wake { done } => self.wake(done),
             Command::Shutdown { deadline } => {
                 self.drain_until = Some(self.drain_until.map_or(deadline, |d| d.min(deadline)));
+            }
+        }
+    }
+
+    /// Tells grammars what came, so that the next masks are made meanwhile, and ends the requests
+    /// whose output cannot go on.
+    fn guide(&mut self, plan: &StepPlan, output: &StepOutput) {
+        for (row, made) in plan.rows.iter().zip(&output.rows) {
+            let Some(spec) = row.sample.as_ref() else {
+                continue;
+            };
+            let Some(guide) = spec.params.guide.as_ref() else {
+                continue;
+            };
+            if let Some(failure) = guide.failure() {
+                if self.scheduler.cancel(row.request).is_some() {
+                    let message = format!("the output cannot follow its grammar: {failure}");
+                    self.deliver(vec![(row.request, TokenEvent::Failed { message })]);
+                }
+                continue;
+            }
+            self.metrics.record_masks(guide.mask_counts());
+            for (i, token) in made.iter().enumerate() {
+                guide.advance(spec.output_index + i, token.token);
             }
         }
     }

@@ -18,7 +18,7 @@ use crate::config::inactive::inactive_flags;
 use crate::config::resolved::CudaGraph;
 use crate::config::typed::{
     self, AttentionBackend, Device, Dtype, KvCacheDtype, Quantization, SamplingBackend,
-    SchedulePolicy,
+    SchedulePolicy, ToolCallParserName,
 };
 use crate::config::{EngineArgs, EngineConfig};
 use crate::engine_loop::{self, EngineHandle, EngineLoopConfig, StartError};
@@ -35,9 +35,10 @@ use crate::metrics::Metrics;
 use crate::model::config::ModelConfig;
 use crate::scheduler::{HostTierConfig, PolicyName, SchedulerConfig};
 use crate::server::answer::now_s;
-use crate::server::state::{Limits, Seeds, ServedModel};
+use crate::server::state::{Limits, OutputParsers, Seeds, ServedModel};
 use crate::source::{self, ModelFiles, ModelSource, Progress, ResolvedModel, SourceError};
-use crate::text::{ChatTemplate, TextError, Tokenizer};
+use crate::structured::Grammars;
+use crate::text::{ChatTemplate, TextError, Tokenizer, ToolCallFormat};
 use crate::weights::{self, Checkpoint, ElementFormat, LoadFormat, MatrixId, WeightError};
 
 /// The KV pool takes at most this share of the memory that is free, and at most this much,
@@ -513,11 +514,14 @@ pub fn launch(
         allow_auto_truncate: config.allow_auto_truncate,
         max_stop_strings,
         vocab: model_config.vocab,
+        max_schema_bytes: config.max_schema_bytes,
     };
+    let parsers = output_parsers(config, &chat_template);
     Ok(served_model(ServedParts {
         names,
         tokenizer,
         chat_template,
+        parsers,
         engine,
         limits,
         model_eos_ids: model_config.eos_token_ids,
@@ -526,11 +530,26 @@ pub fn launch(
     }))
 }
 
+fn output_parsers(config: &EngineConfig, chat_template: &ChatTemplate) -> OutputParsers {
+    let tool_calls = match config.tool_call_parser {
+        Some(ToolCallParserName::Qwen | ToolCallParserName::Hermes) => Some(ToolCallFormat::Hermes),
+        Some(ToolCallParserName::Llama3Json) => Some(ToolCallFormat::Llama3Json),
+        None => chat_template.tool_calls(),
+    };
+    let reasoning = config.reasoning_parser.is_some();
+    tracing::info!(?tool_calls, reasoning, "how chats are read");
+    OutputParsers {
+        tool_calls,
+        reasoning,
+    }
+}
+
 /// What a [`ServedModel`] is made of.
 pub struct ServedParts {
     pub names: Vec<String>,
     pub tokenizer: Tokenizer,
     pub chat_template: ChatTemplate,
+    pub parsers: OutputParsers,
     pub engine: EngineHandle,
     pub limits: Limits,
     pub model_eos_ids: Vec<u32>,
@@ -543,10 +562,15 @@ pub fn served_model(parts: ServedParts) -> ServedModel {
     eos_token_ids.extend(parts.tokenizer.eos_ids());
     eos_token_ids.sort_unstable();
     eos_token_ids.dedup();
+    let tokenizer = Arc::new(parts.tokenizer);
+    let (vocab, max_bytes) = (parts.limits.vocab, parts.limits.max_schema_bytes);
+    let grammars = Grammars::new(Arc::clone(&tokenizer), vocab, &eos_token_ids, max_bytes);
     ServedModel {
         names: parts.names,
         created_s: now_s(),
-        tokenizer: Arc::new(parts.tokenizer),
+        tokenizer,
+        grammars: Arc::new(grammars),
+        parsers: parts.parsers,
         chat_template: Arc::new(parts.chat_template),
         engine: parts.engine,
         limits: parts.limits,

@@ -21,5 +21,6 @@ pub mod scheduler;
 pub mod server;
 pub mod simulate;
 pub mod source;
+pub mod structured;
 pub mod text;
 pub mod weights;

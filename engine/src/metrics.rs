@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::executor::ExecutorCounts;
 use crate::request::FinishReason;
 use crate::scheduler::{HostTierStats, SchedulerStats, StepKind};
+use crate::structured::MaskCounts;
 
 /// Only grows.
 #[derive(Debug, Default)]
@@ -128,6 +129,8 @@ pub struct Metrics {
     pub run_ahead_used: Counter,
     pub run_ahead_discarded: Counter,
     pub host_sampled_tokens: Counter,
+    pub masks_ready: Counter,
+    pub masks_late: Counter,
     pub ttft_s: Histogram,
     pub itl_s: Histogram,
     pub tpot_s: Histogram,
@@ -166,6 +169,8 @@ impl Metrics {
             run_ahead_used: Counter::default(),
             run_ahead_discarded: Counter::default(),
             host_sampled_tokens: Counter::default(),
+            masks_ready: Counter::default(),
+            masks_late: Counter::default(),
             ttft_s: Histogram::new(TTFT_BOUNDS_S),
             itl_s: Histogram::new(ITL_BOUNDS_S),
             tpot_s: Histogram::new(ITL_BOUNDS_S),
@@ -197,6 +202,15 @@ impl Metrics {
             (&self.host_kv_restored, stats.n_restored),
             (&self.host_kv_declined, stats.n_declined),
             (&self.kv_pages_lost, stats.n_lost),
+        ] {
+            counter.add(now.saturating_sub(counter.get()));
+        }
+    }
+
+    pub fn record_masks(&self, counts: MaskCounts) {
+        for (counter, now) in [
+            (&self.masks_ready, counts.ready),
+            (&self.masks_late, counts.late),
         ] {
             counter.add(now.saturating_sub(counter.get()));
         }
@@ -362,6 +376,15 @@ impl Metrics {
             "Tokens that the host's sampler chose for a model on a device.",
             "",
             &[("", count(&self.host_sampled_tokens))],
+        );
+        page.counters(
+            "engine_grammar_masks_total",
+            "Masks of allowed tokens, by whether they were there when a token was chosen.",
+            "when",
+            &[
+                ("ready", count(&self.masks_ready)),
+                ("late", count(&self.masks_late)),
+            ],
         );
         page.counters(
             "engine_aborted_total",

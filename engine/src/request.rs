@@ -5,6 +5,8 @@
 
 use std::sync::Arc;
 
+use crate::structured::Guide;
+
 /// One request's name inside the engine; never reused while the process lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RequestId(pub u64);
@@ -55,6 +57,8 @@ pub struct SamplingParams {
     pub seed: u64,
     /// Report the log-probability of the chosen token and of this many likeliest ones.
     pub n_logprobs: Option<usize>,
+    /// Says before each token which ones may come. Belongs to one request alone.
+    pub guide: Option<Guide>,
 }
 
 impl Default for SamplingParams {
@@ -70,6 +74,7 @@ impl Default for SamplingParams {
             logit_bias: Vec::new(),
             seed: 0,
             n_logprobs: None,
+            guide: None,
         }
     }
 }

@@ -130,6 +130,7 @@ pub fn simulate(
         allow_auto_truncate: config.allow_auto_truncate,
         max_stop_strings: 0,
         vocab: model_config.vocab,
+        max_schema_bytes: config.max_schema_bytes,
     };
     let mut player = Player::new(executor, scheduler_config.clone());
     for case in &load.cases {

@@ -8,6 +8,7 @@ mod build;
 mod cargo;
 mod ci;
 mod clean;
+mod clients;
 mod compare;
 mod exp;
 mod export;
@@ -75,6 +76,8 @@ enum Recipe {
     Clean,
     /// Run all tests (arguments go to `cargo test`)
     Test(test::TestArgs),
+    /// Other people's clients against a running engine: OpenAI's for Python and JavaScript, a load generator
+    Clients(clients::ClientsArgs),
     /// Format, lints, tests, the smoke experiment, the indexes
     Ci,
 }
@@ -111,6 +114,7 @@ fn dispatch(recipe: Option<Recipe>) -> Result<ExitCode> {
         Some(Recipe::List) => list::run(),
         Some(Recipe::Clean) => clean::run(),
         Some(Recipe::Test(args)) => test::run(&args),
+        Some(Recipe::Clients(args)) => clients::run(&args),
         Some(Recipe::Ci) => ci::run(),
     }
 }

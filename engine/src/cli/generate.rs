@@ -123,6 +123,7 @@ impl GenerateArgs {
             max_tokens: Some(self.max_tokens),
             priority: 0,
             streaming: None,
+            asked: None,
         }
     }
 }
@@ -174,6 +175,7 @@ async fn stream(args: &GenerateArgs, model: &ServedModel) -> Result<()> {
         sample_index: 0,
         prompt: fitted.prompt,
         max_new_tokens: fitted.max_new_tokens,
+        guide: None,
     };
     let started = Instant::now();
     let mut first_token = None;

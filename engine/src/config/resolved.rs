@@ -7,7 +7,8 @@ use serde::Serialize;
 
 use super::typed::{
     AttentionBackend, CpuActivations, Device, Dtype, EngineArgs, HttpArgs, KvCacheDtype,
-    LoadFormat, Quantization, SamplingBackend, SchedulePolicy, ServeArgs,
+    LoadFormat, Quantization, ReasoningParserName, SamplingBackend, SchedulePolicy, ServeArgs,
+    ToolCallParserName,
 };
 use crate::kv::PAGE_TOKENS;
 
@@ -78,6 +79,10 @@ pub struct EngineConfig {
     /// A decode step may begin while the host is busy with the one before.
     pub overlap_schedule: bool,
     pub allow_auto_truncate: bool,
+    /// `None`: the chat template says it.
+    pub tool_call_parser: Option<ToolCallParserName>,
+    pub reasoning_parser: Option<ReasoningParserName>,
+    pub max_schema_bytes: usize,
     /// `None`: the model's own.
     pub context_length: Option<usize>,
     pub random_seed: Option<u64>,
@@ -199,6 +204,9 @@ impl EngineArgs {
             two_batch_overlap: self.enable_two_batch_overlap,
             overlap_schedule: !self.disable_overlap_schedule,
             allow_auto_truncate: self.allow_auto_truncate,
+            tool_call_parser: self.tool_call_parser,
+            reasoning_parser: self.reasoning_parser,
+            max_schema_bytes: self.resolve_max_schema_bytes()?,
             context_length: self.context_length,
             random_seed: self.random_seed,
             decode_log_interval: self.decode_log_interval.unwrap_or(40),
@@ -229,6 +237,15 @@ impl EngineArgs {
                 "must be above 0 and below 1",
             ))
         }
+    }
+
+    fn resolve_max_schema_bytes(&self) -> Result<usize, ConfigError> {
+        let size = self.max_schema_bytes.unwrap_or(64 << 10);
+        if (1..=16 << 20).contains(&size) {
+            return Ok(size as usize);
+        }
+        let limit = "must be between 1 byte and 16MiB";
+        Err(ConfigError::new("--max-schema-bytes", size, limit))
     }
 
     fn resolve_chunk(&self, max_prefill_tokens: usize) -> Result<Option<usize>, ConfigError> {

@@ -224,6 +224,20 @@ pub struct EngineArgs {
     #[arg(long)]
     pub allow_auto_truncate: bool,
 
+    /// How the model writes calls of tools [default: what its chat template teaches it]
+    #[arg(long, value_enum)]
+    pub tool_call_parser: Option<ToolCallParserName>,
+
+    /// How the model writes what it thinks, which then comes as `reasoning_content`
+    /// [default: thoughts stay in the content]
+    #[arg(long, value_enum)]
+    pub reasoning_parser: Option<ReasoningParserName>,
+
+    /// Largest JSON schema, regular expression or grammar that a request may bring
+    /// [default: 64KiB]
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    pub max_schema_bytes: Option<u64>,
+
     /// Longest sequence (prompt and output) [default: the model's]
     #[arg(long, value_name = "TOKENS", value_parser = tokens())]
     pub context_length: Option<usize>,
@@ -363,6 +377,12 @@ flag_values! {
         Random = "random",
         Priority = "priority",
     }
+}
+flag_values! {
+    ToolCallParserName { Qwen = "qwen", Hermes = "hermes", Llama3Json = "llama3_json" }
+}
+flag_values! {
+    ReasoningParserName { Qwen3 = "qwen3" }
 }
 flag_values! {
     KvCacheDtype { Auto = "auto", Fp8E4m3 = "fp8_e4m3" }

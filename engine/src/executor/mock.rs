@@ -6,7 +6,8 @@
 //! fail the step. Its host tier holds the same; copies are made as late as the plan allows, behind
 //! the rows. Steps can be delayed, and made to fail or panic.
 //! Deliberately absent: sampling. Temperature, truncation and penalties do not change its tokens
-//! except that a seed above temperature 0 enters the hash, with the output index.
+//! except that a seed above temperature 0 enters the hash, with the output index. Where a grammar
+//! does not allow a token, another hash chooses among those that it allows.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -14,7 +15,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{
-    Asleep, Executor, ExecutorError, ExecutorInfo, HostTierInfo, PlanRow, StepOutput, StepPlan,
+    Asleep, Executor, ExecutorError, ExecutorInfo, HostTierInfo, PlanRow, SampleSpec, StepOutput,
+    StepPlan,
 };
 use crate::kv::{PAGE_TOKENS, PageCopy};
 use crate::request::SampledToken;
@@ -188,7 +190,11 @@ impl MockExecutor {
                 sequence.len()
             )));
         }
-        let token = self.next_token(&sequence, row, output_index);
+        let token = guided(
+            self.next_token(&sequence, row, output_index),
+            sample,
+            output_index,
+        );
         // Made up, but a distribution: 1/2, 1/4, 1/8, …, the chosen token first.
         let nth_logprob = |n: usize| -((n + 1) as f32) * std::f32::consts::LN_2;
         Ok(Some(SampledToken {
@@ -327,6 +333,21 @@ struct SleepingMock(MockConfig);
 impl Asleep for SleepingMock {
     fn wake(&mut self) -> Result<Box<dyn Executor>, ExecutorError> {
         Ok(Box::new(MockExecutor::new(self.0.clone())))
+    }
+}
+
+/// The token, or, where a grammar does not allow it, one that it allows.
+fn guided(token: u32, sample: &SampleSpec, output_index: usize) -> u32 {
+    let guide = sample.params.guide.as_ref();
+    match guide.and_then(|guide| guide.mask(output_index)) {
+        Some(mask) if !mask.allows(token) => {
+            let allowed = mask.allowed();
+            let hash = fnv(fnv(FNV_OFFSET, token.into()), output_index as u64);
+            let hash = hash ^ hash >> 29;
+            let nth = hash % (allowed.len() as u64).max(1);
+            allowed.get(nth as usize).copied().unwrap_or(token)
+        }
+        _ => token,
     }
 }
 

@@ -20,7 +20,7 @@ pub struct StepPlan {
     pub rows: Vec<PlanRow>,
     /// Above 1 only when every row is a decode row (one token, `sample` set): the executor feeds
     /// each sampled token back itself and returns `n_steps` tokens a row. Pages for all of them
-    /// are in the rows already.
+    /// are in the rows already. 1 where a row is guided.
     pub n_steps: usize,
     /// Steps that the next plan will have for the same rows if nothing new happens, with pages
     /// for them in the rows already; 0 where that plan will differ. A hint: an executor may begin
@@ -54,6 +54,13 @@ pub struct SampleSpec {
     pub history: Vec<u32>,
     /// How many of `history` are prompt tokens.
     pub n_prompt: usize,
+}
+
+impl SampleSpec {
+    /// Which tokens may come depends on the one before.
+    pub fn is_guided(&self) -> bool {
+        self.params.guide.is_some()
+    }
 }
 
 /// For each plan row in order: the tokens it got (`n_steps` where it samples, none otherwise).
@@ -153,6 +160,12 @@ fn check_plan(plan: &StepPlan, device: &'static str) -> Result<(), ExecutorError
         if plan.n_steps > 1 && (row.tokens.len() != 1 || row.sample.is_none()) {
             return Err(step_error(format!(
                 "request {} is no decode row in a plan of {} steps",
+                row.request, plan.n_steps
+            )));
+        }
+        if plan.n_steps > 1 && row.sample.as_ref().is_some_and(SampleSpec::is_guided) {
+            return Err(step_error(format!(
+                "request {} follows a grammar, which goes one step at a time, not {}",
                 row.request, plan.n_steps
             )));
         }

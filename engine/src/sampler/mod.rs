@@ -1,7 +1,7 @@
 //! Chooses the next token from one row of logits, on the CPU. The reference for the card's
 //! sampler; [`plain`] makes the same choice in the plainest way.
 //!
-//! Order, as in vLLM and Hugging Face: logit bias → repetition, presence and frequency penalties
+//! Order, as in vLLM and Hugging Face: what a grammar allows → logit bias → repetition, presence and frequency penalties
 //! → temperature → top-k → top-p → min-p → draw. Each filter looks at what the one before left
 //! over: top-p counts probability among the top k, min-p compares with the likeliest. Among equal
 //! logits the lower id ranks first, so top-k keeps exactly k tokens and greedy takes the lowest.
@@ -209,18 +209,25 @@ fn argmax(logits: &[f32]) -> Result<usize, SamplerError> {
     }
 }
 
-/// Bias and penalties; borrows where there are none.
+/// Grammar, bias and penalties; borrows where there are none.
 pub(crate) fn adjust<'a>(
     logits: &'a [f32],
     spec: &SampleSpec,
     extra_history: &[u32],
 ) -> Result<Cow<'a, [f32]>, SamplerError> {
     let params = &*spec.params;
-    if params.logit_bias.is_empty() && !params.needs_history() {
+    let mask = params
+        .guide
+        .as_ref()
+        .and_then(|guide| guide.mask(spec.output_index));
+    if mask.is_none() && params.logit_bias.is_empty() && !params.needs_history() {
         return Ok(Cow::Borrowed(logits));
     }
     check_bias(params, logits.len())?;
     let mut adjusted = logits.to_vec();
+    if let Some(mask) = mask {
+        mask.apply(&mut adjusted);
+    }
     for (token, bias) in &params.logit_bias {
         adjusted[*token as usize] += bias;
     }

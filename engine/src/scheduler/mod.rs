@@ -16,7 +16,7 @@
 //!   most `max_prefill_tokens` prompt tokens. Prefill steps and decode steps take turns while both
 //!   have work, so that neither starves; with `mixed_chunk` decode rows ride along instead.
 //! - A decode step runs up to `n_continuous_decode_steps` tokens a row, as many as every row may
-//!   still produce and has pages for.
+//!   still produce and has pages for; one at a time while a row's tokens follow a grammar.
 //! - Where decoding rows need pages and none are left, the last admitted sequence is preempted: its
 //!   pages go back, it waits again (with its old arrival) and later recomputes prompt and output.
 //!   The first admitted one is never preempted while others run, and alone it fits the pool, so

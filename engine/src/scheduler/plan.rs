@@ -62,10 +62,21 @@ impl Scheduler {
     }
 
     fn decode_step(&mut self, then: Then) -> StepPlan {
-        let n_steps = self.grow_decoding(self.config.n_continuous_decode_steps.max(1));
+        // Which tokens a guided row may have is known only behind the token before.
+        let is_guided = self
+            .running
+            .iter()
+            .any(|s| s.is_decoding() && s.is_guided());
+        let n_wanted = if is_guided {
+            1
+        } else {
+            self.config.n_continuous_decode_steps.max(1)
+        };
+        let n_steps = self.grow_decoding(n_wanted);
         // Who waits for pages from the host is computed as soon as they are there.
         let is_joined = self.running.iter().any(Sequence::is_restoring);
-        let n_next_steps = if then == Then::Decode && self.config.run_ahead && !is_joined {
+        let goes_on = then == Then::Decode && !is_joined && !is_guided;
+        let n_next_steps = if goes_on && self.config.run_ahead {
             self.grow_ahead(n_steps)
         } else {
             0

@@ -61,6 +61,11 @@ impl Sequence {
         self.n_uncomputed() == 1
     }
 
+    /// A grammar says which tokens may come.
+    pub fn is_guided(&self) -> bool {
+        self.request.sampling.guide.is_some()
+    }
+
     /// Some of its pages are on their way from the host: it can compute nothing yet.
     pub fn is_restoring(&self) -> bool {
         self.host_pages.capacity_tokens() > self.n_computed

@@ -1,7 +1,7 @@
 //! `POST /v1/chat/completions`: the next message of a conversation.
 //!
-//! Deliberately absent: reading tool calls back out of the text. Tools go to the chat template,
-//! and what the model writes about them is the message's content.
+//! Tools and earlier calls go to the chat template; new calls, and thoughts where
+//! `--reasoning-parser` says how they are written, are read out of the output.
 
 use std::sync::Arc;
 
@@ -14,10 +14,15 @@ use super::choice::{Choice, ChoiceSpec, Piece};
 use super::error::ApiError;
 use super::fields::Fields;
 use super::logprobs;
+use super::message_reader::MessageReader;
 use super::messages::{self, Conversation};
 use super::prompt::{encode, fit};
 use super::sampling_fields::Generation;
 use super::state::AppState;
+use super::structured_fields::{Asked, compile};
+use super::tool_fields::ToolUse;
+use crate::structured::{Grammar, Preamble};
+use crate::text::{ThoughtSplitter, ThoughtStart, ToolCallParser};
 
 pub async fn chat(
     State(state): State<Arc<AppState>>,
@@ -27,13 +32,23 @@ pub async fn chat(
     let conversation = Conversation::take(&mut fields)?;
     refuse_unsupported(&mut fields)?;
     let n_logprobs = logprobs::take_chat_fields(&mut fields)?;
-    let generation = Generation::take(&mut fields, &model.limits, &model.seeds, n_logprobs)?;
+    let mut generation = Generation::take(&mut fields, &model.limits, &model.seeds, n_logprobs)?;
+    let tool_use = ToolUse::take(&mut fields, conversation.tools(), model.parsers.tool_calls)?;
+    let is_content = generation.asked.is_some();
+    let asked = asked(generation.asked.take(), &tool_use)?;
+    let separates = fields.bool("separate_reasoning")?.unwrap_or(true);
     let add_special = fields.bool("add_special_tokens")?.unwrap_or(false);
     let text = messages::render(model, conversation).await?;
+    let thought_start = model
+        .parsers
+        .reasoning
+        .then(|| ThoughtStart::of_prompt(&text));
     let ids = encode(&model.tokenizer, text, add_special, "messages").await?;
     let limits = &model.limits;
     let default = limits.max_sequence_tokens;
     let fitted = fit(ids, generation.max_tokens, default, limits, "messages")?;
+    let preamble = thought_start.map_or(Preamble::Nothing, preamble);
+    let grammar = compile(model, asked, preamble).await?;
     let choices = (0..generation.n)
         .map(|index| {
             let spec = ChoiceSpec {
@@ -41,15 +56,27 @@ pub async fn chat(
                 sample_index: index,
                 prompt: Arc::clone(&fitted.prompt),
                 max_new_tokens: fitted.max_new_tokens,
+                guide: grammar.as_ref().map(Grammar::guide),
             };
             Choice::start(model, &generation, spec)
         })
         .collect::<Result<Vec<_>, _>>()?;
+    let thoughts = thought_start.filter(|_| separates);
+    // Output of another form than a call's is content, even where it looks like one.
+    let calls = tool_use.format.filter(|_| !is_content);
+    let max_calls = if tool_use.is_single { 1 } else { usize::MAX };
+    let reader = || {
+        MessageReader::new(
+            thoughts.map(ThoughtSplitter::new),
+            calls.map(ToolCallParser::new),
+            max_calls,
+        )
+    };
     let format = ChatFormat {
         heading: Heading::new("chatcmpl", model),
         model: Arc::clone(model),
         with_logprobs: n_logprobs.is_some(),
-        n_choices: choices.len(),
+        readers: choices.iter().map(|_| reader()).collect(),
     };
     respond(
         choices,
@@ -61,8 +88,30 @@ pub async fn chat(
     .await
 }
 
+/// What the output has to be: what its fields or its tools say, not both.
+fn asked(asked: Option<Asked>, tool_use: &ToolUse) -> Result<Option<Asked>, ApiError> {
+    match (asked, &tool_use.forced) {
+        (asked, None) => Ok(asked),
+        (None, Some(constraint)) => Ok(Some(Asked {
+            constraint: constraint.clone(),
+            param: "tools".to_owned(),
+        })),
+        (Some(Asked { param, .. }), Some(_)) => {
+            let message = format!("tool_choice asks for a call and {param} for something else");
+            Err(ApiError::invalid("tool_choice", message))
+        }
+    }
+}
+
+fn preamble(start: ThoughtStart) -> Preamble {
+    match start {
+        ThoughtStart::Inside => Preamble::RestOfThought,
+        ThoughtStart::Before => Preamble::MaybeThought,
+        ThoughtStart::Behind => Preamble::Nothing,
+    }
+}
+
 fn refuse_unsupported(fields: &mut Fields) -> Result<(), ApiError> {
-    fields.refuse("tool_choice", &[json!("none"), json!("auto")])?;
     fields.refuse("functions", &[json!([])])?;
     fields.refuse("function_call", &[json!("none"), json!("auto")])?;
     fields.refuse("modalities", &[json!(["text"])])?;
@@ -76,7 +125,8 @@ struct ChatFormat {
     heading: Heading,
     model: SharedModel,
     with_logprobs: bool,
-    n_choices: usize,
+    /// Of each choice.
+    readers: Vec<MessageReader>,
 }
 
 impl ChatFormat {
@@ -89,7 +139,9 @@ impl ChatFormat {
         let mut choice = json!({"index": index});
         choice[key] = message;
         choice["logprobs"] = logprobs;
-        choice["finish_reason"] = json!(piece.end.as_ref().map(|end| end.finish_reason));
+        let end = piece.end.as_ref();
+        let reason = end.map(|end| self.readers[index].finish_reason(end.finish_reason));
+        choice["finish_reason"] = json!(reason);
         choice["stop_reason"] = json!(piece.end.as_ref().map(|end| &end.stop_reason));
         choice
     }
@@ -98,7 +150,7 @@ impl ChatFormat {
 impl Format for ChatFormat {
     fn opening(&mut self) -> Vec<Value> {
         let delta = json!({"role": "assistant", "content": ""});
-        (0..self.n_choices)
+        (0..self.readers.len())
             .map(|index| {
                 let choice = json!({
                     "index": index,
@@ -112,7 +164,8 @@ impl Format for ChatFormat {
     }
 
     fn chunk(&mut self, index: usize, piece: &Piece) -> Value {
-        let delta = json!({"content": piece.text});
+        let part = self.readers[index].push(&piece.text, piece.end.is_some());
+        let delta = part.into_delta();
         let choice = self.choice(index, "delta", delta, piece);
         self.heading.object("chat.completion.chunk", vec![choice])
     }
@@ -128,7 +181,8 @@ impl Format for ChatFormat {
             .into_iter()
             .enumerate()
             .map(|(index, choice)| {
-                let message = json!({"role": "assistant", "content": choice.text});
+                let part = self.readers[index].push(&choice.text, true);
+                let message = part.into_message(&self.readers[index]);
                 let piece = Piece {
                     text: String::new(),
                     tokens: choice.tokens,

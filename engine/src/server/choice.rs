@@ -10,6 +10,7 @@ use super::sampling_fields::Generation;
 use super::state::ServedModel;
 use crate::engine_loop::{EngineHandle, RequestStream, SubmitError};
 use crate::request::{FinishReason, Request, SampledToken, TokenEvent, Usage};
+use crate::structured::Guide;
 use crate::text::{StopMatcher, TextOrigin, TokenStream};
 
 /// A choice that the engine is working on. Dropping it cancels the request.
@@ -56,6 +57,8 @@ pub struct ChoiceSpec {
     pub sample_index: usize,
     pub prompt: Arc<[u32]>,
     pub max_new_tokens: usize,
+    /// At its first token.
+    pub guide: Option<Guide>,
 }
 
 impl Choice {
@@ -67,7 +70,8 @@ impl Choice {
     ) -> Result<Self, ApiError> {
         let client_stop_ids: Arc<[u32]> = generation.stop_token_ids.as_slice().into();
         let mut stop_ids = generation.stop_token_ids.clone();
-        if !generation.ignore_eos {
+        // Behind the end of a grammar nothing else may come.
+        if !generation.ignore_eos || spec.guide.is_some() {
             stop_ids.extend(&model.eos_token_ids);
         }
         stop_ids.sort_unstable();
@@ -85,7 +89,7 @@ impl Choice {
         let request = Request {
             id: model.engine.next_request_id(),
             prompt: spec.prompt,
-            sampling: generation.params_of_choice(spec.sample_index),
+            sampling: generation.params_of_choice(spec.sample_index, spec.guide),
             max_new_tokens,
             stop_token_ids: Arc::clone(&stop_ids),
             priority: generation.priority,

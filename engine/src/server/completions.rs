@@ -14,6 +14,8 @@ use super::logprobs::{self, CompletionLogprobs};
 use super::prompt::{fit_prompts, take_prompts};
 use super::sampling_fields::{Generation, MAX_CHOICES};
 use super::state::AppState;
+use super::structured_fields::compile;
+use crate::structured::{Grammar, Preamble};
 
 /// Output tokens where the client does not say, as OpenAI's and vLLM's servers have it.
 const DEFAULT_MAX_TOKENS: usize = 16;
@@ -34,7 +36,8 @@ pub async fn complete(
                        this server does not compute";
         return Err(ApiError::unsupported("echo", message));
     }
-    let generation = Generation::take(&mut fields, &model.limits, &model.seeds, n_logprobs)?;
+    let mut generation = Generation::take(&mut fields, &model.limits, &model.seeds, n_logprobs)?;
+    let asked = generation.asked.take();
     let n = generation.n;
     if prompts.len() * n > MAX_CHOICES {
         let message = format!(
@@ -52,6 +55,7 @@ pub async fn complete(
         DEFAULT_MAX_TOKENS,
     )
     .await?;
+    let grammar = compile(model, asked, Preamble::Nothing).await?;
     let mut echoes = Vec::new();
     let mut choices = Vec::with_capacity(fitted.len() * n);
     for (prompt_index, fitted) in fitted.into_iter().enumerate() {
@@ -66,6 +70,7 @@ pub async fn complete(
                 sample_index,
                 prompt: Arc::clone(&fitted.prompt),
                 max_new_tokens: fitted.max_new_tokens,
+                guide: grammar.as_ref().map(Grammar::guide),
             };
             choices.push(Choice::start(model, &generation, spec)?);
         }

@@ -87,6 +87,18 @@ impl ApiError {
         error
     }
 
+    /// An endpoint of OpenAI's that this server does not have.
+    pub fn not_implemented(path: &str, instead: &str) -> Self {
+        let message = format!("{path} is not implemented; {instead}");
+        let mut error = Self::new(
+            StatusCode::NOT_IMPLEMENTED,
+            "invalid_request_error",
+            message,
+        );
+        error.code = Some("not_implemented");
+        error
+    }
+
     pub fn wrong_method(method: &str, path: &str) -> Self {
         let message = format!("{path} does not answer to {method}");
         let mut error = Self::new(

@@ -58,6 +58,13 @@ impl Conversation {
     }
 }
 
+impl Conversation {
+    /// Those that the model sees.
+    pub fn tools(&self) -> &[Value] {
+        self.tools.as_deref().unwrap_or_default()
+    }
+}
+
 fn is_none_choice(fields: &mut Fields) -> bool {
     match fields.value("tool_choice") {
         Some(Value::String(choice)) if choice == "none" => true,

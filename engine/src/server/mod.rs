@@ -11,8 +11,11 @@
 //! A client that goes away drops its answer, which drops its choices, which cancels its
 //! requests: there is no other bookkeeping of connections.
 //!
-//! Deliberately absent: TLS (a proxy's business), embeddings, images and audio, tool-call
-//! parsing, batches by file.
+//! Output that has to have a form is asked for in [`structured_fields`] and [`tool_fields`];
+//! [`message_reader`] splits a chat's output into thoughts, content and calls of tools.
+//!
+//! Deliberately absent: TLS (a proxy's business), `/v1/responses` and `/v1/embeddings` (refused
+//! with 501), images and audio, batches by file.
 
 mod admin;
 pub mod answer;
@@ -24,20 +27,23 @@ pub mod error;
 mod exposition;
 pub mod fields;
 mod logprobs;
+mod message_reader;
 mod messages;
 pub mod models;
 pub mod prompt;
 pub mod sampling_fields;
 pub mod state;
 mod status;
+mod structured_fields;
 mod tokenize;
+mod tool_fields;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::http::{Method, Uri};
-use axum::routing::{get, post};
+use axum::routing::{any, get, post};
 use tokio::net::TcpListener;
 
 use self::error::ApiError;
@@ -61,6 +67,9 @@ pub fn router(state: Arc<AppState>) -> Router {
         .route("/admin/models/unload", post(admin::unload))
         .route("/admin/models/sleep", post(admin::sleep))
         .route("/admin/models/wake", post(admin::wake))
+        .route("/v1/responses", any(responses))
+        .route("/v1/responses/{*rest}", any(responses))
+        .route("/v1/embeddings", any(embeddings))
         .fallback(|uri: Uri| async move { ApiError::unknown_path(uri.path()) })
         .method_not_allowed_fallback(|method: Method, uri: Uri| async move {
             ApiError::wrong_method(method.as_str(), uri.path())
@@ -70,6 +79,14 @@ pub fn router(state: Arc<AppState>) -> Router {
             auth::check_key,
         ))
         .with_state(state)
+}
+
+async fn responses() -> ApiError {
+    ApiError::not_implemented("/v1/responses", "use /v1/chat/completions")
+}
+
+async fn embeddings() -> ApiError {
+    ApiError::not_implemented("/v1/embeddings", "this server generates text only")
 }
 
 /// Serves until `stop` is ready, then accepts nothing more and lets running requests finish for

@@ -205,6 +205,7 @@ mod tests {
             allow_auto_truncate,
             max_stop_strings: 4,
             vocab: 256,
+            max_schema_bytes: 1 << 16,
         }
     }
 

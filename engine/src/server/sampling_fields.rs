@@ -8,7 +8,9 @@ use serde_json::{Value, json};
 use super::error::ApiError;
 use super::fields::{Fields, as_integer, show};
 use super::state::{Limits, Seeds};
+use super::structured_fields::{Asked, take_constraint};
 use crate::request::SamplingParams;
+use crate::structured::Guide;
 
 /// Most log-probabilities a token, as OpenAI's chat API has it.
 pub const MAX_LOGPROBS: i64 = 20;
@@ -32,6 +34,8 @@ pub struct Generation {
     pub max_tokens: Option<usize>,
     pub priority: i32,
     pub streaming: Option<Streaming>,
+    /// What the output has to be.
+    pub asked: Option<Asked>,
 }
 
 /// How the answer is streamed.
@@ -43,17 +47,7 @@ pub struct Streaming {
 /// Fields that other servers know and this one does not do, with the values that ask for
 /// nothing. The rest of the unknown fields is ignored, as OpenAI-compatible servers do.
 fn refuse_unsupported(fields: &mut Fields) -> Result<(), ApiError> {
-    let text = json!({"type": "text"});
-    fields.refuse("response_format", &[text])?;
     for name in [
-        "guided_json",
-        "guided_regex",
-        "guided_choice",
-        "guided_grammar",
-        "structured_outputs",
-        "json_schema",
-        "regex",
-        "ebnf",
         "logits_processors",
         "prompt_logprobs",
         "truncate_prompt_tokens",
@@ -63,7 +57,6 @@ fn refuse_unsupported(fields: &mut Fields) -> Result<(), ApiError> {
         fields.refuse(name, &[json!([])])?;
     }
     fields.refuse("use_beam_search", &[json!(false)])?;
-    fields.refuse("min_tokens", &[json!(0)])?;
     fields.refuse("length_penalty", &[json!(1), json!(1.0)])
 }
 
@@ -86,7 +79,8 @@ impl Generation {
             let message = format!("best_of is {best_of}, but only the value of n ({n}) works here");
             return Err(ApiError::unsupported("best_of", message));
         }
-        Ok(Self {
+        let min_tokens = fields.integer("min_tokens", 0..=most)?.unwrap_or(0);
+        let generation = Self {
             params: take_params(fields, limits, seeds, n_logprobs)?,
             n,
             stop: take_stop(fields, limits)?,
@@ -99,13 +93,31 @@ impl Generation {
                 .integer("priority", i64::from(i32::MIN)..=most)?
                 .unwrap_or(0) as i32,
             streaming: take_streaming(fields)?,
-        })
+            asked: take_constraint(fields)?,
+        };
+        if min_tokens > 0 && generation.may_end_early() {
+            let message = format!(
+                "min_tokens is {min_tokens}, which only works together with ignore_eos, and \
+                 without stop strings, stop tokens or a form of the output"
+            );
+            return Err(ApiError::unsupported("min_tokens", message));
+        }
+        Ok(generation)
     }
 
-    /// Parameters of one choice: the same, with a random stream of its own.
-    pub fn params_of_choice(&self, choice: usize) -> Arc<SamplingParams> {
+    /// Something else than `max_tokens` may end the output.
+    fn may_end_early(&self) -> bool {
+        !self.ignore_eos
+            || !self.stop.is_empty()
+            || !self.stop_token_ids.is_empty()
+            || self.asked.is_some()
+    }
+
+    /// Parameters of one choice: the same, with a random stream and a guide of its own.
+    pub fn params_of_choice(&self, choice: usize, guide: Option<Guide>) -> Arc<SamplingParams> {
         let mut params = self.params.clone();
         params.seed = params.seed.wrapping_add(choice as u64);
+        params.guide = guide;
         Arc::new(params)
     }
 }
@@ -147,6 +159,7 @@ fn take_params(
             None => seeds.draw(),
         },
         n_logprobs,
+        guide: None,
     })
 }
 

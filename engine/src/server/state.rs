@@ -9,7 +9,8 @@ use super::error::ApiError;
 use super::models::{Entry, Models, Open};
 use crate::config::HttpConfig;
 use crate::engine_loop::EngineHandle;
-use crate::text::{ChatTemplate, Tokenizer};
+use crate::structured::Grammars;
+use crate::text::{ChatTemplate, Tokenizer, ToolCallFormat};
 
 /// Shared by all connections.
 pub struct AppState {
@@ -34,11 +35,23 @@ pub struct ServedModel {
     pub chat_template: Arc<ChatTemplate>,
     pub engine: EngineHandle,
     pub limits: Limits,
+    /// Makes grammars for output that has to have a form.
+    pub grammars: Arc<Grammars>,
+    pub parsers: OutputParsers,
     /// Ids that end a sequence unless `ignore_eos`.
     pub eos_token_ids: Vec<u32>,
     /// Body of `/server_info`.
     pub server_info: Value,
     pub seeds: Seeds,
+}
+
+/// How a chat's output is read.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct OutputParsers {
+    /// How the model calls tools; `None` leaves calls in the content.
+    pub tool_calls: Option<ToolCallFormat>,
+    /// Thoughts come in a field of their own.
+    pub reasoning: bool,
 }
 
 /// What a request may ask for.
@@ -51,6 +64,8 @@ pub struct Limits {
     pub allow_auto_truncate: bool,
     pub max_stop_strings: usize,
     pub vocab: usize,
+    /// Of a JSON schema, a regular expression, a grammar, or the tools' parameters.
+    pub max_schema_bytes: usize,
 }
 
 /// Seeds for requests that bring none.

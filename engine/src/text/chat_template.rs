@@ -27,6 +27,7 @@ use super::gguf_metadata::GgufMetadata;
 use super::gguf_vocabulary;
 use super::python_format::{JsonStyle, json_dumps, strftime};
 use super::tokenizer::{read_json, special_texts};
+use super::tool_calls::ToolCallFormat;
 
 /// Instructions of one rendering; Qwen3's template takes about a hundred a message.
 const FUEL: u64 = 20_000_000;
@@ -51,6 +52,7 @@ pub struct ChatInput<'a> {
 #[derive(Debug)]
 pub struct ChatTemplate {
     state: State,
+    tool_calls: Option<ToolCallFormat>,
     special_texts: Vec<(String, String)>,
 }
 
@@ -125,6 +127,7 @@ impl ChatTemplate {
         let Some(default) = find(DEFAULT).or(sources.first().map(|(_, source)| source)) else {
             return Self {
                 state: State::Absent,
+                tool_calls: None,
                 special_texts,
             };
         };
@@ -145,8 +148,14 @@ impl ChatTemplate {
             });
         Self {
             state,
+            tool_calls: ToolCallFormat::of_template(tool_use.unwrap_or(default)),
             special_texts,
         }
+    }
+
+    /// How the template teaches its model to call tools, if it does.
+    pub fn tool_calls(&self) -> Option<ToolCallFormat> {
+        self.tool_calls
     }
 
     /// Why [`Self::render`] will fail whatever the request is; for the log at start-up.

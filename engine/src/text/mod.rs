@@ -1,5 +1,5 @@
-//! Text to tokens and back: tokenizers, chat templates, and the stream that turns generated
-//! tokens into text.
+//! Text to tokens and back: tokenizers, chat templates, the stream that turns generated tokens
+//! into text, and the parts of that text: thoughts, calls of tools.
 //!
 //! Everything here works on whole strings and ids; what a request means is the server's
 //! business, which id comes next the sampler's.
@@ -10,17 +10,22 @@
 pub mod chat_template;
 pub mod gguf_metadata;
 mod gguf_vocabulary;
+mod held;
 mod python_format;
+pub mod reasoning;
 mod sentencepiece;
 pub mod stop;
 pub mod stream;
 mod token_table;
 pub mod tokenizer;
+pub mod tool_calls;
 
 pub use chat_template::{ChatInput, ChatTemplate};
+pub use reasoning::{ThoughtSplitter, ThoughtStart};
 pub use stop::{StopMatch, StopMatcher};
 pub use stream::{TextOrigin, TokenStream};
 pub use tokenizer::Tokenizer;
+pub use tool_calls::{ToolCallFormat, ToolCallParser, ToolEvent};
 
 /// What can go wrong between text and tokens. `File`, `Metadata` and `Unsupported` are about
 /// the checkpoint and come at start-up; the others are about one request.

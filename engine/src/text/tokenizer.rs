@@ -111,6 +111,26 @@ impl Tokenizer {
         })
     }
 
+    /// One token a byte, then special tokens.
+    #[cfg(test)]
+    pub fn of_bytes(special: &[&str]) -> Self {
+        let bytes = (0..=255u8).map(|byte| (u32::from(byte), vec![byte], TokenKind::Text));
+        let special = special.iter().zip(256..).map(|(text, id)| {
+            let bytes = text.as_bytes().to_vec();
+            (id, bytes, TokenKind::Special)
+        });
+        let model = tokenizers::models::bpe::BPE::default();
+        Self {
+            encoder: Encoder::Pipeline(Box::new(tokenizers::Tokenizer::new(model))),
+            table: TokenTable::new(bytes.chain(special)).expect("few tokens"),
+            surround: Surround::PostProcessor,
+            drops_first_space: false,
+            bos_id: None,
+            eos_ids: Vec::new(),
+            special_texts: Vec::new(),
+        }
+    }
+
     /// Reads the vocabulary in the header of a GGUF file.
     pub fn from_gguf(path: &Path) -> Result<Self, TextError> {
         Self::from_metadata(&GgufMetadata::read(path)?)

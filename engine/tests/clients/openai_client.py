@@ -9,21 +9,14 @@ what the model says, so any model will do.
 
 import concurrent.futures
 import json
-import os
-import sys
 import urllib.error
 import urllib.request
 
-import openai
+import checks
+from checks import BASE_URL, MODEL, client, expect_error
 
-BASE_URL = sys.argv[1] if len(sys.argv) > 1 else "http://127.0.0.1:30000/v1"
 CHAT = [{"role": "user", "content": "서울에 대해 한 문장으로 말해 줘. Then say it in English."}]
 PROMPT = "Once upon a time, in a small village by the sea,"
-
-client = openai.OpenAI(
-    base_url=BASE_URL, api_key=os.environ.get("OPENAI_API_KEY", "none"), max_retries=0, timeout=300
-)
-MODEL = client.models.list().data[0].id
 
 
 def complete(**fields):
@@ -111,21 +104,6 @@ def check_seed():
     assert len(texts | {alone}) > 1, "every seed gives the same text"
 
 
-def expect_error(status, call, *, param=None):
-    try:
-        call()
-    except openai.APIStatusError as error:
-        assert error.status_code == status, (error.status_code, error.body)
-        # The client unwraps {"error": {...}}.
-        assert isinstance(error.body, dict) and error.body.get("message"), error.body
-        assert error.body.get("type"), error.body
-        if param:
-            # "stop[0]" names the field "stop" and the item.
-            assert error.body["param"].split("[")[0] == param, error.body
-        return error.body["message"]
-    raise AssertionError("the request was accepted")
-
-
 def check_bad_requests():
     expect_error(400, lambda: complete(temperature=-1), param="temperature")
     expect_error(400, lambda: complete(top_p=2), param="top_p")
@@ -144,7 +122,7 @@ def check_bad_requests():
         raise AssertionError("broken JSON was accepted")
 
 
-CHECKS = [
+checks.run([
     check_completion,
     check_streamed_completion,
     check_streamed_chat,
@@ -153,14 +131,4 @@ CHECKS = [
     check_stop_string,
     check_seed,
     check_bad_requests,
-]
-
-for check in CHECKS:
-    name = check.__name__.removeprefix("check_").replace("_", " ")
-    try:
-        check()
-    except Exception as error:
-        print(f"FAIL {name}: {type(error).__name__}: {error}", flush=True)
-        sys.exit(1)
-    print(f"PASS {name}", flush=True)
-print(f"all {len(CHECKS)} checks passed with model {MODEL}")
+])

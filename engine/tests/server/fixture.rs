@@ -13,7 +13,7 @@ use engine::launch::{ServedParts, served_model};
 use engine::metrics::Metrics;
 use engine::scheduler::SchedulerConfig;
 use engine::server;
-use engine::server::state::{AppState, Limits, ServedModel};
+use engine::server::state::{AppState, Limits, OutputParsers, ServedModel};
 use engine::text::{ChatTemplate, Tokenizer};
 use serde_json::{Map, Value, json};
 use tokio::net::TcpListener;
@@ -28,7 +28,9 @@ pub const IM_END: u32 = 257;
 pub const VOCAB: usize = 258;
 
 const CHAT_TEMPLATE: &str = "{% if tools %}tools {{ tools | tojson }}\n{% endif %}\
-    {% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}\
+    {% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}\
+    {% for c in m.tool_calls or [] %}<call>{{ c.function.name }} \
+    {{ c.function.arguments | tojson }}</call>{% endfor %}<|im_end|>\n{% endfor %}\
     {% if add_generation_prompt %}<|im_start|>assistant\n\
     {% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}\
     {% endif %}";
@@ -42,6 +44,8 @@ pub struct TestConfig {
     pub n_decode_steps: usize,
     pub context_length: usize,
     pub allow_auto_truncate: bool,
+    pub parsers: OutputParsers,
+    pub max_schema_bytes: usize,
 }
 
 impl Default for TestConfig {
@@ -68,6 +72,8 @@ impl Default for TestConfig {
             n_decode_steps: 1,
             context_length: 512,
             allow_auto_truncate: false,
+            parsers: OutputParsers::default(),
+            max_schema_bytes: 4096,
         }
     }
 }
@@ -227,7 +233,9 @@ pub fn model_of_many(config: TestConfig, names: &[&str], turns: &Arc<Turns>) -> 
             allow_auto_truncate: config.allow_auto_truncate,
             max_stop_strings: config.http.max_stop_strings,
             vocab: VOCAB,
+            max_schema_bytes: config.max_schema_bytes,
         },
+        parsers: config.parsers,
         model_eos_ids: vec![IM_END],
         server_info: json!({"version": "test"}),
         random_seed: Some(7),

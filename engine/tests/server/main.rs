@@ -14,3 +14,5 @@ mod models;
 mod program;
 mod refusals;
 mod stress;
+mod structured;
+mod tools;

@@ -41,17 +41,26 @@ pub(super) enum HostReason {
         MAX_PENALIZED
     )]
     Penalized { n_tokens: usize },
+    #[error("a grammar says which tokens may come")]
+    Guided,
 }
 
 /// Whether the likeliest token under the model's own distribution is all that is asked.
 pub(super) fn is_greedy(spec: &SampleSpec) -> bool {
     let p = &spec.params;
-    p.temperature == 0.0 && p.logit_bias.is_empty() && p.n_logprobs.is_none() && !p.needs_history()
+    p.temperature == 0.0
+        && p.logit_bias.is_empty()
+        && p.n_logprobs.is_none()
+        && !p.needs_history()
+        && !spec.is_guided()
 }
 
 /// What keeps the card from choosing `n_steps` tokens of this row; `None` where it can.
 pub(super) fn host_reason(spec: &SampleSpec, n_steps: usize) -> Option<HostReason> {
     let params = &spec.params;
+    if spec.is_guided() {
+        return Some(HostReason::Guided);
+    }
     if let Some(asked) = params.n_logprobs.filter(|n| *n > MAX_TOP_LOGPROBS) {
         return Some(HostReason::TopLogprobs { asked });
     }
@@ -477,5 +486,16 @@ mod tests {
         let n_tokens = MAX_PENALIZED + 1;
         let reason = with(None, 0.5, &distinct[1..], 2);
         assert_eq!(reason, Some(HostReason::Penalized { n_tokens }));
+    }
+
+    #[test]
+    fn a_row_with_a_grammar_goes_to_the_host() {
+        let params = SamplingParams {
+            guide: Some(crate::structured::guide_of("a+")),
+            ..SamplingParams::default()
+        };
+        let spec = spec(params, &[], 0);
+        assert!(!is_greedy(&spec));
+        assert_eq!(host_reason(&spec, 1), Some(HostReason::Guided));
     }
 }

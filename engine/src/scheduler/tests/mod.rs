@@ -1,6 +1,7 @@
 //! Tables for each rule, against the mock executor.
 
 mod ahead;
+mod guided;
 mod host_tier;
 mod policies;
 mod purity;

@@ -11,6 +11,8 @@ use engine::model::config::{Family, ModelConfig};
 use engine::request::{Request, RequestId, SamplingParams, TokenEvent};
 use engine::server::prompt::fit;
 use engine::server::state::ServedModel;
+use engine::structured::{Constraint, Preamble};
+use engine::text::ToolCallFormat;
 use engine::weights::fixture::{FolderFormat, tiny_config, write_folder, write_gguf};
 use engine::weights::{ElementFormat, MatrixId};
 use serde_json::json;
@@ -111,6 +113,49 @@ fn model_path_says_which_model() {
         let loaded = model.load("").expect("a model");
         assert_eq!(loaded.checkpoint.config().family, family);
     }
+}
+
+#[test]
+fn tool_call_parser_chooses_the_format_and_the_template_by_default() {
+    let model = Model::f16();
+    let format = |flags: &str| model.served(flags).parsers.tool_calls;
+    assert_eq!(format(""), None);
+    for (name, expected) in [
+        ("qwen", ToolCallFormat::Hermes),
+        ("hermes", ToolCallFormat::Hermes),
+        ("llama3_json", ToolCallFormat::Llama3Json),
+    ] {
+        assert_eq!(
+            format(&format!("--tool-call-parser {name}")),
+            Some(expected)
+        );
+    }
+    let template = "{% if tools %}Answer within <tool_call></tool_call>.{% endif %}";
+    let config = json!({"eos_token": "<|im_end|>", "chat_template": template});
+    let path = model.folder.path().join("model/tokenizer_config.json");
+    std::fs::write(path, config.to_string()).expect("written");
+    assert_eq!(format(""), Some(ToolCallFormat::Hermes));
+    let other = "--tool-call-parser llama3_json";
+    assert_eq!(format(other), Some(ToolCallFormat::Llama3Json));
+}
+
+#[test]
+fn reasoning_parser_splits_thoughts_off() {
+    let model = Model::f16();
+    let splits = |flags: &str| model.served(flags).parsers.reasoning;
+    assert!(splits("--reasoning-parser qwen3") && !splits(""));
+}
+
+#[test]
+fn max_schema_bytes_bounds_a_constraint() {
+    let model = Model::f16();
+    let is_refused = |flags: &str| {
+        let constraint = Constraint::Regex("a".repeat(20));
+        let grammars = model.served(flags).grammars;
+        grammars.compile(&constraint, Preamble::Nothing).is_err()
+    };
+    assert!(is_refused("--max-schema-bytes 19") && !is_refused("--max-schema-bytes 20"));
+    assert!(resolve("--max-schema-bytes 1GiB").is_err());
 }
 
 #[test]

@@ -1,0 +1,64 @@
+//! Rows whose tokens follow a grammar.
+
+use super::*;
+use crate::structured::guide_of;
+
+fn guided(id: u64, regex: &str, max_new_tokens: usize) -> Request {
+    Request {
+        sampling: Arc::new(SamplingParams {
+            guide: Some(guide_of(regex)),
+            ..SamplingParams::default()
+        }),
+        stop_token_ids: Arc::from([257]),
+        ..request(id, 4, max_new_tokens)
+    }
+}
+
+/// As the engine's loop: guides are told before the scheduler is.
+fn guided_step(scheduler: &mut Scheduler, executor: &mut MockExecutor) -> StepPlan {
+    let plan = scheduler.plan(T0);
+    let output = executor.execute(&plan).unwrap();
+    for (row, made) in plan.rows.iter().zip(&output.rows) {
+        let Some(spec) = &row.sample else { continue };
+        for (i, token) in made.iter().enumerate() {
+            if let Some(guide) = &spec.params.guide {
+                guide.advance(spec.output_index + i, token.token);
+            }
+        }
+    }
+    scheduler.commit(&plan, output);
+    plan
+}
+
+#[test]
+fn a_guided_row_makes_its_batch_go_one_step_at_a_time() {
+    let mut scheduler = Scheduler::new(SchedulerConfig {
+        n_continuous_decode_steps: 4,
+        run_ahead: true,
+        ..config(64)
+    });
+    let mut executor = mock(64);
+    scheduler.add(request(1, 4, 200), T0).unwrap();
+    // Its prompt, and a decode step behind which another prompt might come.
+    guided_step(&mut scheduler, &mut executor);
+    guided_step(&mut scheduler, &mut executor);
+    let plan = guided_step(&mut scheduler, &mut executor);
+    assert_eq!((plan.n_steps, plan.n_next_steps), (4, 4));
+    scheduler.add(guided(2, "ab", 100), T0).unwrap();
+    let mut steps = Vec::new();
+    while scheduler.stats().n_running + scheduler.stats().n_waiting > 1 {
+        let plan = guided_step(&mut scheduler, &mut executor);
+        let is_guided = |row: &crate::executor::PlanRow| {
+            row.sample
+                .as_ref()
+                .is_some_and(crate::executor::SampleSpec::is_guided)
+        };
+        if plan.rows.iter().any(is_guided) {
+            steps.push((plan.n_steps, plan.n_next_steps));
+        }
+    }
+    // Two letters and the end.
+    assert_eq!(steps, [(1, 0); 3]);
+    let plan = guided_step(&mut scheduler, &mut executor);
+    assert_eq!((plan.n_steps, plan.n_next_steps), (4, 4));
+}

@@ -1,0 +1,174 @@
+//! A chat's output as it comes, split into what OpenAI's messages have fields for: thoughts,
+//! content, calls of tools.
+
+use serde_json::{Map, Value, json};
+
+use crate::text::{ThoughtSplitter, ToolCallParser, ToolEvent};
+
+/// Reads one choice's output.
+#[derive(Debug, Default)]
+pub struct MessageReader {
+    thoughts: Option<ThoughtSplitter>,
+    calls: Option<ToolCallParser>,
+    n_calls: usize,
+    /// Calls that come beyond are left out.
+    max_calls: usize,
+}
+
+/// What came of a piece of text.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct MessagePart {
+    thought: String,
+    content: String,
+    calls: Vec<CallPart>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct CallPart {
+    index: usize,
+    /// Where the call begins.
+    name: Option<String>,
+    arguments: String,
+}
+
+impl MessageReader {
+    pub fn new(
+        thoughts: Option<ThoughtSplitter>,
+        calls: Option<ToolCallParser>,
+        max_calls: usize,
+    ) -> Self {
+        Self {
+            thoughts,
+            calls,
+            n_calls: 0,
+            max_calls,
+        }
+    }
+
+    /// Goes on with a text, the last one where `is_end`.
+    pub fn push(&mut self, text: &str, is_end: bool) -> MessagePart {
+        let mut part = MessagePart::default();
+        let content = match &mut self.thoughts {
+            None => text.to_owned(),
+            Some(thoughts) => {
+                let mut split = thoughts.push(text);
+                if is_end {
+                    let last = thoughts.finish();
+                    split.thought.push_str(&last.thought);
+                    split.content.push_str(&last.content);
+                }
+                part.thought = split.thought;
+                split.content
+            }
+        };
+        let Some(calls) = &mut self.calls else {
+            part.content = content;
+            return part;
+        };
+        let mut events = calls.push(&content);
+        if is_end {
+            events.extend(calls.finish());
+        }
+        for event in events {
+            match event {
+                ToolEvent::Content(text) => part.content.push_str(&text),
+                ToolEvent::Call { name } => {
+                    self.n_calls += 1;
+                    if self.n_calls <= self.max_calls {
+                        part.calls.push(CallPart {
+                            index: self.n_calls - 1,
+                            name: Some(name),
+                            arguments: String::new(),
+                        });
+                    }
+                }
+                ToolEvent::Arguments(text) if self.n_calls <= self.max_calls => {
+                    part.add_arguments(self.n_calls.saturating_sub(1), &text);
+                }
+                ToolEvent::Arguments(_) => {}
+            }
+        }
+        part
+    }
+
+    /// The protocol's word for the end: what ends in a call did not just stop.
+    pub fn finish_reason(&self, reason: &'static str) -> &'static str {
+        if self.n_calls > 0 && reason == "stop" {
+            "tool_calls"
+        } else {
+            reason
+        }
+    }
+
+    fn has_thoughts(&self) -> bool {
+        self.thoughts.is_some()
+    }
+}
+
+impl MessagePart {
+    fn add_arguments(&mut self, index: usize, text: &str) {
+        match self.calls.last_mut().filter(|call| call.index == index) {
+            Some(call) => call.arguments.push_str(text),
+            None => self.calls.push(CallPart {
+                index,
+                name: None,
+                arguments: text.to_owned(),
+            }),
+        }
+    }
+
+    /// As the delta of a streamed chunk. A delta with nothing to say has empty content.
+    pub fn into_delta(self) -> Value {
+        let mut delta = Map::new();
+        if !self.thought.is_empty() {
+            delta.insert("reasoning_content".to_owned(), Value::String(self.thought));
+        }
+        if !self.content.is_empty() || (delta.is_empty() && self.calls.is_empty()) {
+            delta.insert("content".to_owned(), Value::String(self.content));
+        }
+        if !self.calls.is_empty() {
+            let calls = self.calls.into_iter().map(|call| match call.name {
+                Some(name) => {
+                    let mut object = whole_call(&name, call.arguments);
+                    object["index"] = json!(call.index);
+                    object
+                }
+                None => json!({
+                    "index": call.index,
+                    "function": {"arguments": call.arguments},
+                }),
+            });
+            delta.insert("tool_calls".to_owned(), calls.collect());
+        }
+        Value::Object(delta)
+    }
+
+    /// As a whole message; `reader` is who read it.
+    pub fn into_message(self, reader: &MessageReader) -> Value {
+        let mut message = json!({"role": "assistant", "content": self.content});
+        if reader.has_thoughts() {
+            message["reasoning_content"] = match self.thought {
+                thought if thought.is_empty() => Value::Null,
+                thought => Value::String(thought),
+            };
+        }
+        if !self.calls.is_empty() {
+            if self.content.is_empty() {
+                message["content"] = Value::Null;
+            }
+            let calls = self.calls.into_iter();
+            message["tool_calls"] = calls
+                .map(|call| whole_call(&call.name.unwrap_or_default(), call.arguments))
+                .collect();
+        }
+        message
+    }
+}
+
+fn whole_call(name: &str, arguments: String) -> Value {
+    json!({
+        "id": format!("call_{:024x}", rand::random::<u128>() >> 32),
+        "type": "function",
+        "function": {"name": name, "arguments": arguments},
+    })
+}

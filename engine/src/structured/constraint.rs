@@ -1,0 +1,165 @@
+//! What an output has to be, in the terms of the API, and as a grammar.
+
+use llguidance::api::{GrammarWithLexer, TopLevelGrammar};
+use serde_json::{Value, json};
+
+/// Why a constraint is refused; the message names the value and the limit.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StructuredError {
+    #[error("{what} has {n_bytes} bytes, the limit is {limit} (--max-schema-bytes)")]
+    TooLarge {
+        what: &'static str,
+        n_bytes: usize,
+        limit: usize,
+    },
+    #[error("{what} cannot be used: {message}")]
+    Invalid { what: &'static str, message: String },
+    #[error("{what} cannot be used: no text fits it, since every one would go on forever")]
+    Endless { what: &'static str },
+    #[error("this model's tokenizer names no token that ends a text, so no form can be completed")]
+    NoEndToken,
+    #[error("this model's vocabulary cannot be indexed: {0}")]
+    Vocabulary(String),
+}
+
+/// The form of an output.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Constraint {
+    /// Any JSON object.
+    JsonObject,
+    JsonSchema(Value),
+    /// The whole output matches.
+    Regex(String),
+    /// One of these.
+    Choice(Vec<String>),
+    /// In llguidance's form of Lark.
+    Lark(String),
+    /// A Lark grammar that refers to JSON schemas as `@json_0`, `@json_1`, ….
+    LarkWithJson {
+        lark: String,
+        schemas: Vec<Value>,
+    },
+}
+
+/// What may come before the part that the constraint is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Preamble {
+    #[default]
+    Nothing,
+    /// The prompt has begun a thought, which the output ends first.
+    RestOfThought,
+    /// The model may think first.
+    MaybeThought,
+}
+
+/// Between two tokens of JSON: enough for a dozen levels of indentation. Models that may go on
+/// without an end sometimes do.
+const WHITE_SPACE: &str = r"[\x20\x0A\x0D\x09]{1,48}";
+const ANSWER: &str = "answer";
+
+impl Constraint {
+    /// For errors.
+    pub fn what(&self) -> &'static str {
+        match self {
+            Self::JsonObject => "the JSON object",
+            Self::JsonSchema(_) => "the JSON schema",
+            Self::Regex(_) => "the regular expression",
+            Self::Choice(_) => "the list of choices",
+            Self::Lark(_) => "the grammar",
+            Self::LarkWithJson { .. } => "the tools' parameters",
+        }
+    }
+
+    /// What a client wrote to say it.
+    pub fn n_bytes(&self) -> usize {
+        match self {
+            Self::JsonObject => 0,
+            Self::JsonSchema(schema) => schema.to_string().len(),
+            Self::Regex(text) | Self::Lark(text) => text.len(),
+            Self::Choice(texts) => texts.iter().map(String::len).sum(),
+            Self::LarkWithJson { lark, schemas } => {
+                let schemas = schemas.iter().map(|schema| schema.to_string().len());
+                lark.len() + schemas.sum::<usize>()
+            }
+        }
+    }
+
+    pub(super) fn grammar(&self, preamble: Preamble) -> TopLevelGrammar {
+        let mut grammars = Vec::new();
+        if let Some(lark) = preamble.lark() {
+            grammars.push(GrammarWithLexer::from_lark(lark.to_owned()));
+        }
+        grammars.push(GrammarWithLexer {
+            name: Some(ANSWER.to_owned()),
+            ..self.answer()
+        });
+        if let Self::LarkWithJson { schemas, .. } = self {
+            grammars.extend(
+                schemas
+                    .iter()
+                    .enumerate()
+                    .map(|(i, schema)| GrammarWithLexer {
+                        name: Some(format!("json_{i}")),
+                        ..json_grammar(schema.clone())
+                    }),
+            );
+        }
+        TopLevelGrammar {
+            grammars,
+            max_tokens: None,
+        }
+    }
+
+    fn answer(&self) -> GrammarWithLexer {
+        match self {
+            Self::JsonObject => json_grammar(json!({"type": "object"})),
+            Self::JsonSchema(schema) => json_grammar(schema.clone()),
+            Self::Regex(regex) => GrammarWithLexer::from_regex(regex),
+            Self::Choice(texts) => {
+                let texts: Vec<String> = texts.iter().map(|text| literal(text)).collect();
+                GrammarWithLexer::from_lark(format!("start: {}", texts.join(" | ")))
+            }
+            Self::Lark(lark) | Self::LarkWithJson { lark, .. } => {
+                GrammarWithLexer::from_lark(lark.clone())
+            }
+        }
+    }
+}
+
+impl Preamble {
+    /// The grammar around the answer; `None` where there is nothing around it.
+    fn lark(self) -> Option<&'static str> {
+        match self {
+            Self::Nothing => None,
+            Self::RestOfThought => Some(
+                "start: thought BREAK? @answer\n\
+                 thought[suffix=\"</think>\"]: /(.|\\n)*/\n\
+                 BREAK: /\\n{1,2}/",
+            ),
+            Self::MaybeThought => Some(
+                "start: (\"<think>\" thought BREAK?)? @answer\n\
+                 thought[suffix=\"</think>\"]: /(.|\\n)*/\n\
+                 BREAK: /\\n{1,2}/",
+            ),
+        }
+    }
+}
+
+/// JSON in which white space cannot go on forever, unless the schema says how it may be
+/// (`x-guidance`, as llguidance has it).
+fn json_grammar(schema: Value) -> GrammarWithLexer {
+    let mut schema = match schema {
+        Value::Bool(true) => json!({}),
+        other => other,
+    };
+    if let Some(schema) = schema.as_object_mut() {
+        let white_space = || json!({"whitespace_pattern": WHITE_SPACE});
+        schema.entry("x-guidance").or_insert_with(white_space);
+    }
+    GrammarWithLexer::from_json_schema(schema)
+}
+
+/// A text as a literal of a Lark grammar.
+pub(crate) fn literal(text: &str) -> String {
+    Value::from(text).to_string()
+}

@@ -1,0 +1,88 @@
+//! `{"name": …, "parameters": …}`, as Llama 3 writes it: the whole output is calls, separated by
+//! `;`, or it is content.
+
+use super::json_call::{JsonCall, Reading};
+use super::{ToolEvent, push_content};
+
+const TAG: &str = "<|python_tag|>";
+
+#[derive(Debug, Default)]
+pub struct LlamaParser {
+    held: String,
+    place: Place,
+    has_calls: bool,
+}
+
+#[derive(Debug, Default)]
+enum Place {
+    /// Before a call, if there is to be one.
+    #[default]
+    Start,
+    Call(Box<JsonCall>),
+    Content,
+}
+
+impl LlamaParser {
+    pub fn push(&mut self, text: &str, events: &mut Vec<ToolEvent>) {
+        self.held.push_str(text);
+        while self.step(events) {}
+    }
+
+    pub fn finish(&mut self, events: &mut Vec<ToolEvent>) {
+        let held = std::mem::take(&mut self.held);
+        match std::mem::take(&mut self.place) {
+            Place::Call(call) if call.is_announced() => {}
+            Place::Call(call) => push_content(events, call.into_text()),
+            Place::Start if self.has_calls && held.trim().is_empty() => {}
+            Place::Start | Place::Content => push_content(events, held),
+        }
+    }
+
+    /// True if there may be more to read.
+    fn step(&mut self, events: &mut Vec<ToolEvent>) -> bool {
+        match &mut self.place {
+            Place::Start => {
+                let mut begun = self.held.trim_start();
+                if self.has_calls {
+                    begun = begun.strip_prefix(';').unwrap_or(begun).trim_start();
+                }
+                begun = begun.strip_prefix(TAG).unwrap_or(begun).trim_start();
+                if begun.starts_with('{') {
+                    self.held = begun.to_owned();
+                    self.place = Place::Call(Box::default());
+                    return true;
+                }
+                if TAG.starts_with(begun) {
+                    return false;
+                }
+                self.place = Place::Content;
+                true
+            }
+            Place::Call(call) => {
+                let text = std::mem::take(&mut self.held);
+                let (reading, rest) = call.push(&text, events);
+                match reading {
+                    Reading::Open => false,
+                    Reading::Call => {
+                        self.held = rest;
+                        self.has_calls = true;
+                        self.place = Place::Start;
+                        true
+                    }
+                    Reading::Other => {
+                        let Place::Call(call) = std::mem::take(&mut self.place) else {
+                            return false;
+                        };
+                        self.held = call.into_text();
+                        self.place = Place::Content;
+                        true
+                    }
+                }
+            }
+            Place::Content => {
+                push_content(events, std::mem::take(&mut self.held));
+                false
+            }
+        }
+    }
+}

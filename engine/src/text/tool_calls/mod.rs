@@ -1,0 +1,97 @@
+//! Reads a model's calls of tools out of its output, while it is written.
+//!
+//! [`hermes`] is Qwen's format too, [`llama`] is Llama 3's; both hold JSON objects that
+//! [`json_call`] reads. Arguments are given on as the model writes them, character by character.
+//! What turns out to be no call is content.
+//!
+//! [`forced`] is the other direction: the grammar of output that has to be a call.
+//!
+//! Deliberately absent: formats that are no JSON (Qwen3-Coder's XML, Llama's Python lists), and
+//! checking arguments against a schema where no grammar does.
+
+pub mod forced;
+mod hermes;
+mod json_call;
+mod llama;
+
+use self::hermes::HermesParser;
+use self::llama::LlamaParser;
+
+/// How a model writes its calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ToolCallFormat {
+    /// `<tool_call>{"name": …, "arguments": …}</tool_call>`, any number of them.
+    Hermes,
+    /// `{"name": …, "parameters": …}`, perhaps behind `<|python_tag|>`, several separated by `;`.
+    Llama3Json,
+}
+
+impl ToolCallFormat {
+    /// The format that a chat template teaches its model.
+    pub fn of_template(source: &str) -> Option<Self> {
+        if source.contains("<tool_call>") {
+            Some(Self::Hermes)
+        } else if source.contains("<|python_tag|>") || source.contains("Environment: ipython") {
+            Some(Self::Llama3Json)
+        } else {
+            None
+        }
+    }
+}
+
+/// What came of some text, in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ToolEvent {
+    Content(String),
+    /// A call begins.
+    Call {
+        name: String,
+    },
+    /// Goes on the arguments of the last call.
+    Arguments(String),
+}
+
+/// Incremental: events of pieces are those of the whole, contents and arguments concatenated.
+#[derive(Debug)]
+pub enum ToolCallParser {
+    Hermes(HermesParser),
+    Llama(LlamaParser),
+}
+
+impl ToolCallParser {
+    pub fn new(format: ToolCallFormat) -> Self {
+        match format {
+            ToolCallFormat::Hermes => Self::Hermes(HermesParser::default()),
+            ToolCallFormat::Llama3Json => Self::Llama(LlamaParser::default()),
+        }
+    }
+
+    pub fn push(&mut self, text: &str) -> Vec<ToolEvent> {
+        let mut events = Vec::new();
+        match self {
+            Self::Hermes(parser) => parser.push(text, &mut events),
+            Self::Llama(parser) => parser.push(text, &mut events),
+        }
+        events
+    }
+
+    /// What was held back: there is no more to come.
+    pub fn finish(&mut self) -> Vec<ToolEvent> {
+        let mut events = Vec::new();
+        match self {
+            Self::Hermes(parser) => parser.finish(&mut events),
+            Self::Llama(parser) => parser.finish(&mut events),
+        }
+        events
+    }
+}
+
+fn push_content(events: &mut Vec<ToolEvent>, text: String) {
+    if !text.is_empty() {
+        events.push(ToolEvent::Content(text));
+    }
+}
+
+#[cfg(test)]
+mod tests;

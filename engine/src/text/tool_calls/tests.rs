@@ -1,0 +1,177 @@
+use proptest::prelude::*;
+
+use super::ToolCallFormat::{Hermes, Llama3Json};
+use super::{ToolCallFormat, ToolCallParser, ToolEvent};
+
+/// Content, and (name, arguments) of each call.
+fn parse(format: ToolCallFormat, pieces: &[String]) -> (String, Vec<(String, String)>) {
+    let mut parser = ToolCallParser::new(format);
+    let mut events = Vec::new();
+    for piece in pieces {
+        events.extend(parser.push(piece));
+    }
+    events.extend(parser.finish());
+    let (mut content, mut calls) = (String::new(), Vec::new());
+    for event in events {
+        match event {
+            ToolEvent::Content(text) => content.push_str(&text),
+            ToolEvent::Call { name } => calls.push((name, String::new())),
+            ToolEvent::Arguments(text) => {
+                let (_, arguments) = calls.last_mut().expect("arguments belong to a call");
+                arguments.push_str(&text);
+            }
+        }
+    }
+    (content, calls)
+}
+
+fn check(format: ToolCallFormat, text: &str, content: &str, calls: &[(&str, &str)]) {
+    let calls: Vec<(String, String)> = calls
+        .iter()
+        .map(|(name, arguments)| ((*name).to_owned(), (*arguments).to_owned()))
+        .collect();
+    let expected = (content.to_owned(), calls);
+    assert_eq!(parse(format, &[text.to_owned()]), expected, "{text:?}");
+    let letters: Vec<String> = text.chars().map(String::from).collect();
+    assert_eq!(parse(format, &letters), expected, "letters of {text:?}");
+}
+
+#[test]
+fn hermes_calls_are_read_out_of_the_text() {
+    let weather = "<tool_call>\n{\"name\": \"날씨\", \"arguments\": {\"city\": \"서울 }\\\"\"}}\n</tool_call>";
+    let call = ("날씨", "{\"city\": \"서울 }\\\"\"}");
+    check(Hermes, weather, "", &[call]);
+    check(
+        Hermes,
+        &format!("{weather}\n{weather}\n"),
+        "",
+        &[call, call],
+    );
+    check(
+        Hermes,
+        &format!("Let me see.\n\n{weather}"),
+        "Let me see.",
+        &[call],
+    );
+    check(Hermes, "no call <tool", "no call <tool", &[]);
+    check(Hermes, "a\n\nb \n", "a\n\nb \n", &[]);
+    let reversed = "<tool_call>{\"arguments\": {\"a\": [1, {}]}, \"name\": \"f\"}</tool_call>";
+    check(Hermes, reversed, "", &[("f", "{\"a\": [1, {}]}")]);
+    check(
+        Hermes,
+        "<tool_call>{\"name\": \"f\"}</tool_call>",
+        "",
+        &[("f", "{}")],
+    );
+    let as_string = "<tool_call>{\"name\": \"f\", \"arguments\": \"{\\\"a\\\": 1}\"}</tool_call>";
+    check(Hermes, as_string, "", &[("f", "{\"a\": 1}")]);
+    let tag_in_string =
+        "<tool_call>{\"name\": \"f\", \"arguments\": {\"a\": \"</tool_call>\"}}</tool_call>";
+    check(
+        Hermes,
+        tag_in_string,
+        "",
+        &[("f", "{\"a\": \"</tool_call>\"}")],
+    );
+}
+
+#[test]
+fn what_is_no_call_is_content() {
+    for text in [
+        "<tool_call>f(1)</tool_call>",
+        "<tool_call>{\"city\": 1}</tool_call>",
+        "<tool_call>",
+    ] {
+        check(Hermes, text, text, &[]);
+    }
+    // The second one is a call.
+    let text = "<tool_call>x <tool_call>{\"name\": \"f\", \"arguments\": {}}</tool_call>";
+    check(Hermes, text, "<tool_call>x", &[("f", "{}")]);
+    for text in [
+        "{\"city\": 1}",
+        "plain {\"name\": \"f\"}",
+        "{\"name\"",
+        "<|pyt",
+    ] {
+        check(Llama3Json, text, text, &[]);
+    }
+}
+
+#[test]
+fn llama_calls_are_the_whole_output() {
+    let call = "{\"name\": \"f\", \"parameters\": {\"a\": \"b;\"}}";
+    let expected = ("f", "{\"a\": \"b;\"}");
+    check(Llama3Json, call, "", &[expected]);
+    check(
+        Llama3Json,
+        &format!("<|python_tag|>{call}"),
+        "",
+        &[expected],
+    );
+    check(
+        Llama3Json,
+        &format!("{call}; {call}"),
+        "",
+        &[expected, expected],
+    );
+}
+
+#[test]
+fn a_cut_off_call_keeps_what_was_written() {
+    let cut = "<tool_call>{\"name\": \"f\", \"arguments\": {\"a\": \"b";
+    check(Hermes, cut, "", &[("f", "{\"a\": \"b")]);
+    check(
+        Hermes,
+        "<tool_call>{\"name\": \"f",
+        "<tool_call>{\"name\": \"f",
+        &[],
+    );
+}
+
+#[test]
+fn arguments_come_as_they_are_written() {
+    let mut parser = ToolCallParser::new(Hermes);
+    assert_eq!(parser.push("<tool_call>{\"name\": \"f"), []);
+    let call = ToolEvent::Call {
+        name: "f".to_owned(),
+    };
+    assert_eq!(parser.push("\", \"arguments\": "), [call]);
+    let arguments = |text: &str| ToolEvent::Arguments(text.to_owned());
+    assert_eq!(parser.push("{\"a\""), [arguments("{\"a\"")]);
+    assert_eq!(parser.push(": 1}"), [arguments(": 1}")]);
+    assert_eq!(parser.push("}\n</tool_call>"), []);
+}
+
+#[test]
+fn a_template_says_the_format() {
+    for (source, format) in [
+        ("within <tool_call></tool_call> XML tags", Some(Hermes)),
+        ("{{- '<|python_tag|>' }}", Some(Llama3Json)),
+        ("{{ message.content }}", None),
+    ] {
+        assert_eq!(ToolCallFormat::of_template(source), format);
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_pieces_give_the_calls_of_the_whole(
+        parts in proptest::collection::vec(
+            prop_oneof![
+                Just("<tool_call>"), Just("</tool_call>"), Just("{\"name\": \"f\", "),
+                Just("\"arguments\": {\"a\": \"</tool_call>\"}"), Just("\"parameters\": [1]"),
+                Just("}"), Just("{"), Just("\""), Just("\\"), Just(":"), Just(","), Just("]"),
+                Just(" "), Just("\n"), Just("한"), Just(";"), Just("<|python_tag|>"), Just("1"),
+            ],
+            0..16,
+        ),
+        format in prop_oneof![Just(Hermes), Just(Llama3Json)],
+    ) {
+        let whole: String = parts.concat();
+        let expected = parse(format, std::slice::from_ref(&whole));
+        let words: Vec<String> = parts.iter().map(|part| (*part).to_owned()).collect();
+        prop_assert_eq!(parse(format, &words), expected.clone());
+        let letters: Vec<String> = whole.chars().map(String::from).collect();
+        prop_assert_eq!(parse(format, &letters), expected);
+    }
+}

@@ -1,0 +1,316 @@
+//! Output that has to have a form, through both endpoints, with a model that says anything.
+
+use std::time::Duration;
+
+use engine::model::config::Family;
+use engine::weights::fixture::FolderFormat;
+use serde_json::{Value, json};
+
+use crate::client::{self, Answer};
+use crate::fixture::{TestConfig, TestServer};
+use crate::flags::model::Model;
+use crate::program::Program;
+
+const COMPLETIONS: &str = "/v1/completions";
+const CHAT: &str = "/v1/chat/completions";
+
+fn schema() -> Value {
+    json!({
+        "type": "object",
+        "properties": {
+            "name": {"type": "string", "maxLength": 4},
+            "size": {"enum": ["small", "large"]},
+            "count": {"type": "integer", "minimum": 0, "maximum": 20},
+        },
+        "required": ["name", "size", "count"],
+        "additionalProperties": false,
+    })
+}
+
+fn is_instance(text: &str) -> bool {
+    let Ok(Value::Object(object)) = serde_json::from_str(text) else {
+        return false;
+    };
+    object.len() == 3
+        && object["name"]
+            .as_str()
+            .is_some_and(|name| name.chars().count() <= 4)
+        && ["small", "large"].contains(&object["size"].as_str().unwrap_or_default())
+        && object["count"]
+            .as_i64()
+            .is_some_and(|count| (0..=20).contains(&count))
+}
+
+/// Ended choices are instances, the others were cut off. How many ended.
+fn check_choices<'a>(choices: impl Iterator<Item = (&'a str, &'a str)>) -> usize {
+    let mut n_ended = 0;
+    for (text, reason) in choices {
+        match reason {
+            "stop" => {
+                assert!(is_instance(text), "{text:?}");
+                n_ended += 1;
+            }
+            "length" => {
+                let valid = serde_json::from_str::<Value>(text);
+                assert!(
+                    valid.is_err_and(|error| error.is_eof()) || is_instance(text),
+                    "{text:?}"
+                );
+            }
+            other => panic!("{other}: {text:?}"),
+        }
+    }
+    n_ended
+}
+
+fn texts_of(answer: &Value) -> Vec<(String, String)> {
+    let choices = answer["choices"].as_array().expect("choices").iter();
+    choices
+        .map(|choice| {
+            let text = choice["message"]["content"]
+                .as_str()
+                .or(choice["text"].as_str());
+            let reason = choice["finish_reason"].as_str().expect("a reason");
+            (text.expect("a text").to_owned(), reason.to_owned())
+        })
+        .collect()
+}
+
+/// The same of a stream, by index.
+fn streamed_texts(answer: &Answer, n: usize) -> Vec<(String, String)> {
+    let mut texts = vec![(String::new(), String::new()); n];
+    for chunk in answer.chunks() {
+        let choice = &chunk["choices"][0];
+        let (text, reason) = &mut texts[choice["index"].as_u64().expect("an index") as usize];
+        let new = choice["delta"]["content"]
+            .as_str()
+            .or(choice["text"].as_str());
+        text.push_str(new.unwrap_or_default());
+        reason.push_str(choice["finish_reason"].as_str().unwrap_or_default());
+    }
+    texts
+}
+
+fn borrowed(texts: &[(String, String)]) -> impl Iterator<Item = (&str, &str)> {
+    texts
+        .iter()
+        .map(|(text, reason)| (text.as_str(), reason.as_str()))
+}
+
+#[tokio::test]
+async fn a_schema_holds_greedy_sampled_n_times_and_streamed() {
+    let server = TestServer::start(TestConfig::default()).await;
+    let format = json!({"type": "json_schema", "json_schema": {"name": "x", "schema": schema()}});
+    let mut n_ended = 0;
+    for (path, prompt) in [
+        (COMPLETIONS, json!({"prompt": "x"})),
+        (
+            CHAT,
+            json!({"messages": [{"role": "user", "content": "x"}]}),
+        ),
+    ] {
+        for (temperature, n) in [(0.0, 1), (1.0, 3)] {
+            let mut body = prompt.clone();
+            for (name, value) in [
+                ("response_format", format.clone()),
+                ("temperature", json!(temperature)),
+                ("n", json!(n)),
+                ("seed", json!(5)),
+                ("max_tokens", json!(300)),
+            ] {
+                body[name] = value;
+            }
+            let whole = texts_of(&server.ok(path, body.clone()).await);
+            n_ended += check_choices(borrowed(&whole));
+            body["stream"] = json!(true);
+            assert_eq!(streamed_texts(&server.post(path, body).await, n), whole);
+        }
+    }
+    assert!(n_ended >= 4, "{n_ended} of 8 ended");
+    server.assert_empties().await;
+}
+
+#[tokio::test]
+async fn every_field_shapes_the_output() {
+    let server = TestServer::start(TestConfig::default()).await;
+    let answer_to = async |fields: Value| {
+        let mut body = json!({"prompt": "x", "max_tokens": 200, "seed": 3});
+        body.as_object_mut()
+            .expect("an object")
+            .extend(fields.as_object().expect("an object").clone());
+        texts_of(&server.ok(COMPLETIONS, body).await).remove(0)
+    };
+    let ended = |text: &str| (text.to_owned(), "stop".to_owned());
+    for fields in [
+        json!({"guided_choice": ["예"]}),
+        json!({"structured_outputs": {"choice": ["예"]}}),
+        json!({"guided_regex": "예"}),
+        json!({"structured_outputs": {"regex": "예"}}),
+        json!({"regex": "예", "ignore_eos": true}),
+        json!({"guided_grammar": "start: \"예\""}),
+        json!({"structured_outputs": {"grammar": "start: \"예\""}}),
+    ] {
+        assert_eq!(answer_to(fields.clone()).await, ended("예"), "{fields}");
+    }
+    for fields in [
+        json!({"guided_json": {"const": [1]}}),
+        json!({"json_schema": "{\"const\": [1]}"}),
+        json!({"structured_outputs": {"json": {"const": [1]}}}),
+    ] {
+        let (text, reason) = answer_to(fields.clone()).await;
+        assert_eq!(reason, "stop");
+        assert_eq!(
+            serde_json::from_str::<Value>(&text).ok(),
+            Some(json!([1])),
+            "{fields}"
+        );
+    }
+    for fields in [
+        json!({"response_format": {"type": "json_object"}}),
+        json!({"structured_outputs": {"json_object": true}}),
+    ] {
+        assert!(answer_to(fields).await.0.starts_with('{'));
+    }
+    let (text, _) = answer_to(json!({"response_format": {"type": "text"}})).await;
+    assert!(text.bytes().all(|byte| byte.is_ascii_lowercase()), "{text}");
+}
+
+#[tokio::test]
+async fn min_tokens_is_accepted_where_nothing_else_ends_the_output() {
+    let server = TestServer::start(TestConfig::default()).await;
+    let body = json!({"prompt": "x", "max_tokens": 9, "min_tokens": 9, "ignore_eos": true});
+    let answer = server.ok(COMPLETIONS, body.clone()).await;
+    assert_eq!(answer["usage"]["completion_tokens"], 9);
+    for fields in [
+        json!({"ignore_eos": false}),
+        json!({"stop": "a"}),
+        json!({"guided_regex": "a"}),
+    ] {
+        let mut body = body.clone();
+        body.as_object_mut()
+            .expect("an object")
+            .extend(fields.as_object().expect("an object").clone());
+        assert_eq!(server.post(COMPLETIONS, body).await.status, 400, "{fields}");
+    }
+}
+
+#[tokio::test]
+async fn max_tokens_cuts_a_form_off_and_a_stop_string_ends_it() {
+    let server = TestServer::start(TestConfig::default()).await;
+    let mut body = json!({"prompt": "x", "guided_regex": "[a-f]{20}", "max_tokens": 7, "seed": 1});
+    let (text, reason) = texts_of(&server.ok(COMPLETIONS, body.clone()).await).remove(0);
+    assert_eq!((text.len(), reason.as_str()), (7, "length"));
+    body["stop"] = json!(&text[3..5]);
+    body["max_tokens"] = json!(30);
+    let (stopped, reason) = texts_of(&server.ok(COMPLETIONS, body).await).remove(0);
+    assert_eq!(reason, "stop");
+    assert!(
+        text.starts_with(&stopped) && stopped.len() <= 3,
+        "{text} {stopped}"
+    );
+}
+
+/// Requests with and without a form, side by side, get what each gets alone, whatever the bursts.
+#[tokio::test]
+async fn neither_bursts_nor_company_nor_preemption_change_a_text() {
+    let body = |i: usize| {
+        let mut body = json!({"prompt": format!("p{i}"), "seed": i, "max_tokens": 90});
+        if i.is_multiple_of(3) {
+            body["ignore_eos"] = json!(true);
+        } else {
+            body["guided_regex"] = json!("([a-z]{5},[0-9]{3} ){8}");
+        }
+        body
+    };
+    let alone = {
+        let server = TestServer::start(TestConfig::default()).await;
+        let mut texts = Vec::new();
+        for i in 0..9 {
+            texts.push(texts_of(&server.ok(COMPLETIONS, body(i)).await));
+        }
+        texts
+    };
+    for n_decode_steps in [1, 4] {
+        let mut config = TestConfig {
+            n_decode_steps,
+            ..TestConfig::default()
+        }
+        // So that all of them are there at once.
+        .slowly(Duration::from_millis(3));
+        // 16 tokens a page: less than a third of what all need.
+        config.mock.n_pages = 16;
+        let server = TestServer::start(config).await;
+        let mut answers = tokio::task::JoinSet::new();
+        for i in 0..9 {
+            let address = server.address;
+            answers.spawn(async move { (i, client::post(address, COMPLETIONS, &body(i)).await) });
+        }
+        while let Some(answer) = answers.join_next().await {
+            let (i, answer) = answer.expect("an answer");
+            assert_eq!(texts_of(&answer.json()), alone[i], "request {i}");
+        }
+        assert!(server.metric("vllm:num_preemptions_total").await > 0.0);
+        server.assert_empties().await;
+    }
+}
+
+#[tokio::test]
+async fn masks_are_ready_when_the_step_is() {
+    let config = TestConfig::default().slowly(Duration::from_millis(5));
+    let server = TestServer::start(config).await;
+    let body = json!({"prompt": "x", "guided_json": schema(), "n": 4, "max_tokens": 60});
+    server.ok(COMPLETIONS, body).await;
+    let masks = server.get("/metrics").await;
+    let count = |when: &str| {
+        let mut lines = masks.text().lines();
+        let line = lines
+            .find(|line| line.starts_with("engine_grammar_masks_total") && line.contains(when));
+        let value = line.and_then(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
+        value.expect("a count")
+    };
+    let (ready, late) = (count("ready"), count("late"));
+    assert!(ready + late >= 100.0, "{ready} {late}");
+    // A busy machine may wake a worker late.
+    assert!(ready > 9.0 * late, "{ready} {late}");
+}
+
+#[tokio::test]
+async fn an_abandoned_form_leaves_nothing_behind() {
+    let config = TestConfig::default().slowly(Duration::from_millis(10));
+    let server = TestServer::start(config).await;
+    let body = json!({"prompt": "x", "guided_regex": "[a-z]*", "max_tokens": 400, "stream": true});
+    let body = body.to_string();
+    for _ in 0..4 {
+        let connection =
+            client::open(server.address, "POST", COMPLETIONS, &[], body.as_bytes()).await;
+        tokio::time::sleep(Duration::from_millis(30)).await;
+        drop(connection);
+    }
+    server.assert_empties().await;
+}
+
+/// The real executor over a tiny model with random weights.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_random_model_keeps_to_a_schema_with_every_sampler() {
+    let model = Model::new(Family::Qwen3, FolderFormat::F16);
+    for flags in [
+        "",
+        "--sampling-backend pytorch",
+        "--num-continuous-decode-steps 3",
+    ] {
+        let program = Program::start(&model.line(&format!("--port 0 {flags}")), &[]).await;
+        let mut n_ended = 0;
+        let mut schema = schema();
+        schema["x-guidance"] = json!({"whitespace_flexible": false});
+        for temperature in [0.0, 0.8] {
+            let body = json!({
+                "prompt": "x", "guided_json": schema, "n": 4, "seed": 2,
+                "temperature": temperature, "max_tokens": 100, "logprobs": 2,
+            });
+            let answer = client::post(program.address, COMPLETIONS, &body).await;
+            assert_eq!(answer.status, 200, "{}", answer.text());
+            n_ended += check_choices(borrowed(&texts_of(&answer.json())));
+        }
+        assert!(n_ended > 0, "{flags}: none of 8 ended");
+    }
+}
