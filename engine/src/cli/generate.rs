@@ -6,7 +6,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, anyhow};
 use clap::Args;
 use engine::config::{ConfigError, EngineArgs};
-use engine::launch::launch;
+use engine::launch::{AskLimits, launch};
 use engine::request::SamplingParams;
 use engine::server::choice::{Choice, ChoiceSpec};
 use engine::server::prompt::fit;
@@ -134,7 +134,10 @@ pub fn generate(args: &GenerateArgs) -> Result<()> {
         &args.engine,
         &config,
         Vec::new(),
-        args.stop.len(),
+        AskLimits {
+            max_stop_strings: args.stop.len(),
+            ..AskLimits::default()
+        },
         json!({"typed": args.engine.typed_flags(), "resolved": {"engine": config}}),
         &|progress| shown.show(progress),
     )?;

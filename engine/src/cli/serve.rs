@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow};
 use engine::config::{ServeArgs, ServeConfig};
-use engine::launch::launch;
+use engine::errors::{Code, StartFailure};
+use engine::launch::{AskLimits, launch};
 use engine::server;
 use engine::server::state::AppState;
 use serde_json::json;
@@ -34,7 +35,10 @@ async fn run(args: &ServeArgs, config: ServeConfig) -> Result<()> {
     let address = format!("{}:{}", config.http.host, config.http.port);
     let listener = TcpListener::bind((config.http.host.as_str(), config.http.port))
         .await
-        .with_context(|| format!("listening on {address}"))?;
+        .map_err(|error| StartFailure {
+            code: Code::Address,
+            message: format!("listening on {address}: {error}"),
+        })?;
     let bound = listener
         .local_addr()
         .context("asking for the bound address")?;
@@ -77,7 +81,7 @@ fn load(typed: &engine::config::EngineArgs, config: &ServeConfig, state: &AppSta
         typed,
         &config.engine,
         names,
-        config.http.max_stop_strings,
+        AskLimits::from(&config.http),
         flags,
         &|progress| shown.show(progress),
     )?;

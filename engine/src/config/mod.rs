@@ -9,8 +9,10 @@
 
 pub mod inactive;
 pub mod resolved;
+pub mod result_cache;
 pub mod size;
 pub mod typed;
 
 pub use resolved::{ConfigError, EngineConfig, HttpConfig, ServeConfig};
+pub use result_cache::{RedisUrl, ResultCacheConfig, ResultCachePlace, redacted_url};
 pub use typed::{EngineArgs, HttpArgs, ServeArgs};

@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, watch};
 use super::EngineLoopConfig;
 use crate::executor::ExecutorInfo;
 use crate::metrics::Metrics;
-use crate::request::{Request, RequestId, TokenEvent};
+use crate::request::{Failure, Request, RequestId, TokenEvent};
 use crate::scheduler::AddError;
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -150,6 +150,12 @@ impl EngineHandle {
         &self.shared.metrics
     }
 
+    /// Waits until the engine thread has ended, for whatever reason.
+    pub async fn ended(&self) {
+        // Nothing is ever sent: the error that ends the wait is the thread's end.
+        let _ = self.stopped.clone().changed().await;
+    }
+
     pub(super) fn has_stopped(&self) -> bool {
         self.stopped.has_changed().is_err()
     }
@@ -193,9 +199,7 @@ impl RequestStream {
     }
 
     fn received(&mut self, event: Option<TokenEvent>) -> TokenEvent {
-        let event = event.unwrap_or_else(|| TokenEvent::Failed {
-            message: SubmitError::Stopped.to_string(),
-        });
+        let event = event.unwrap_or(TokenEvent::Failed(Failure::Stopped));
         self.has_ended = is_last(&event);
         event
     }
@@ -219,8 +223,5 @@ impl Drop for RequestStream {
 }
 
 pub(super) fn is_last(event: &TokenEvent) -> bool {
-    matches!(
-        event,
-        TokenEvent::Finished { .. } | TokenEvent::Failed { .. }
-    )
+    matches!(event, TokenEvent::Finished { .. } | TokenEvent::Failed(_))
 }

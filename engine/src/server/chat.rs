@@ -10,6 +10,7 @@ use axum::response::Response;
 use serde_json::{Value, json};
 
 use super::answer::{FinishedChoice, Format, Heading, SharedModel, respond};
+use super::cached::look_up;
 use super::choice::{Choice, ChoiceSpec, Piece};
 use super::error::ApiError;
 use super::fields::Fields;
@@ -35,7 +36,18 @@ pub async fn chat(
     let limits = &model.limits;
     let default = limits.max_sequence_tokens;
     let fitted = fit(ids, generation.max_tokens, default, limits, "messages")?;
-    let choices = (0..generation.n)
+    let lookup = look_up(
+        &state.result_cache,
+        "chat",
+        fields.digest(),
+        model,
+        &generation,
+        std::iter::once(&*fitted.prompt),
+        generation.n,
+    )
+    .await;
+    let n_started = if lookup.is_hit() { 0 } else { generation.n };
+    let choices = (0..n_started)
         .map(|index| {
             let spec = ChoiceSpec {
                 index,
@@ -50,10 +62,12 @@ pub async fn chat(
         heading: Heading::new("chatcmpl", model),
         model: Arc::clone(model),
         with_logprobs: n_logprobs.is_some(),
-        n_choices: choices.len(),
+        n_choices: generation.n,
     };
     respond(
+        lookup,
         choices,
+        generation.n,
         generation.n,
         generation.streaming,
         state.http.stream_interval,

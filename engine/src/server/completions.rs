@@ -7,6 +7,7 @@ use axum::response::Response;
 use serde_json::{Value, json};
 
 use super::answer::{FinishedChoice, Format, Heading, SharedModel, respond};
+use super::cached::look_up;
 use super::choice::{Choice, ChoiceSpec, Piece};
 use super::error::ApiError;
 use super::fields::Fields;
@@ -53,8 +54,19 @@ pub async fn complete(
         DEFAULT_MAX_TOKENS,
     )
     .await?;
+    let n_choices = fitted.len() * n;
+    let lookup = look_up(
+        &state.result_cache,
+        "completions",
+        fields.digest(),
+        model,
+        &generation,
+        fitted.iter().map(|fitted| &*fitted.prompt),
+        n_choices,
+    )
+    .await;
     let mut echoes = Vec::new();
-    let mut choices = Vec::with_capacity(fitted.len() * n);
+    let mut choices = Vec::with_capacity(n_choices);
     for (prompt_index, fitted) in fitted.into_iter().enumerate() {
         for sample_index in 0..n {
             echoes.push(echo.then(|| {
@@ -68,18 +80,22 @@ pub async fn complete(
                 prompt: Arc::clone(&fitted.prompt),
                 max_new_tokens: fitted.max_new_tokens,
             };
-            choices.push(Choice::start(model, &generation, spec)?);
+            if !lookup.is_hit() {
+                choices.push(Choice::start(model, &generation, spec)?);
+            }
         }
     }
     let format = CompletionFormat {
         heading: Heading::new("cmpl", model),
-        offsets: vec![0; choices.len()],
+        offsets: vec![0; n_choices],
         model: Arc::clone(model),
         with_logprobs: n_logprobs.is_some(),
         echoes,
     };
     respond(
+        lookup,
         choices,
+        n_choices,
         n,
         generation.streaming,
         state.http.stream_interval,

@@ -13,13 +13,15 @@
 
 pub mod answer;
 mod auth;
+pub mod cached;
 mod chat;
 pub mod choice;
 mod completions;
+mod connections;
 pub mod error;
 pub mod fields;
 mod logprobs;
-mod messages;
+pub mod messages;
 pub mod prompt;
 pub mod sampling_fields;
 pub mod state;
@@ -34,6 +36,7 @@ use axum::http::{Method, Uri};
 use axum::routing::{get, post};
 use tokio::net::TcpListener;
 
+use self::connections::{LimitedListener, Peer};
 use self::error::ApiError;
 use self::state::AppState;
 
@@ -58,26 +61,43 @@ pub fn router(state: Arc<AppState>) -> Router {
             Arc::clone(&state),
             auth::check_key,
         ))
+        .layer(axum::middleware::from_fn_with_state(
+            Arc::clone(&state),
+            connections::track,
+        ))
         .with_state(state)
 }
 
+/// Why serving ended, other than by being told to.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+    #[error("the engine has stopped after an internal error; see the log above")]
+    EngineStopped,
+}
+
+/// How long the answers that tell of a dead engine get to leave.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
 /// Serves until `stop` is ready, then accepts nothing more and lets running requests finish for
-/// at most `--shutdown-grace-s`; what runs longer is cut off.
+/// at most `--shutdown-grace-s`; what runs longer is cut off. Ends with an error when the engine dies.
 pub async fn serve(
     listener: TcpListener,
     state: Arc<AppState>,
     stop: impl Future<Output = ()> + Send + 'static,
-) -> std::io::Result<()> {
+) -> Result<(), ServeError> {
     let grace = state.http.shutdown_grace;
     let (stopped, mut has_stopped) = tokio::sync::watch::channel(false);
     let stopping_state = Arc::clone(&state);
-    let server =
-        axum::serve(listener, router(Arc::clone(&state))).with_graceful_shutdown(async move {
-            stop.await;
-            stopping_state.set_stopping();
-            // The receiver lives until this function returns.
-            let _ = stopped.send(true);
-        });
+    let listener = LimitedListener::new(listener, &state);
+    let service = router(Arc::clone(&state)).into_make_service_with_connect_info::<Peer>();
+    let server = axum::serve(listener, service).with_graceful_shutdown(async move {
+        stop.await;
+        stopping_state.set_stopping();
+        // The receiver lives until this function returns.
+        let _ = stopped.send(true);
+    });
     let cut_off = async move {
         // An error means that the server is gone already, and with it the wait.
         if has_stopped.wait_for(|stopped| *stopped).await.is_err() {
@@ -86,7 +106,8 @@ pub async fn serve(
         tokio::time::sleep(grace).await;
     };
     let outcome = tokio::select! {
-        outcome = server.into_future() => outcome,
+        outcome = server.into_future() => outcome.map_err(ServeError::from),
+        () = engine_death(&state) => return Err(ServeError::EngineStopped),
         () = cut_off => {
             tracing::warn!(grace_s = grace.as_secs(), "requests still running are cut off");
             Ok(())
@@ -97,4 +118,21 @@ pub async fn serve(
         model.engine.shutdown(Duration::ZERO).await;
     }
     outcome
+}
+
+/// Ready when the engine has ended though nobody stopped it, and those who asked were told.
+async fn engine_death(state: &AppState) {
+    /// While there is no model yet.
+    const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
+    let model = loop {
+        match state.loaded_model() {
+            Ok(model) => break model,
+            Err(_) => tokio::time::sleep(BETWEEN_LOOKS).await,
+        }
+    };
+    model.engine.ended().await;
+    if state.is_stopping() {
+        std::future::pending::<()>().await;
+    }
+    tokio::time::sleep(LAST_WORDS).await;
 }

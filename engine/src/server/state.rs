@@ -8,11 +8,16 @@ use serde_json::Value;
 use super::error::ApiError;
 use crate::config::HttpConfig;
 use crate::engine_loop::EngineHandle;
+use crate::errors::Code;
+use crate::metrics::TrafficMetrics;
+use crate::result_cache::ResultCache;
 use crate::text::{ChatTemplate, Tokenizer};
 
 /// Shared by all connections.
 pub struct AppState {
     pub http: HttpConfig,
+    pub traffic: Arc<TrafficMetrics>,
+    pub result_cache: ResultCache,
     model: OnceLock<Arc<ServedModel>>,
     stopping: AtomicBool,
 }
@@ -43,6 +48,10 @@ pub struct Limits {
     pub sequence_limit_name: &'static str,
     pub allow_auto_truncate: bool,
     pub max_stop_strings: usize,
+    /// `--max-prompt-tokens`; `None`: what the longest sequence leaves.
+    pub max_prompt_tokens: Option<usize>,
+    /// `--max-output-tokens`, likewise.
+    pub max_output_tokens: Option<usize>,
     pub vocab: usize,
 }
 
@@ -77,6 +86,8 @@ impl Seeds {
 impl AppState {
     pub fn new(http: HttpConfig) -> Self {
         Self {
+            traffic: Arc::default(),
+            result_cache: ResultCache::new(&http.result_cache),
             http,
             model: OnceLock::new(),
             stopping: AtomicBool::new(false),
@@ -93,10 +104,17 @@ impl AppState {
         self.stopping.store(true, Ordering::Relaxed);
     }
 
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
+    }
+
     /// The model, if it can take requests now.
     pub fn model(&self) -> Result<&Arc<ServedModel>, ApiError> {
         if self.stopping.load(Ordering::Relaxed) {
-            return Err(ApiError::unavailable("the server is shutting down"));
+            return Err(ApiError::new(
+                Code::ShuttingDown,
+                "the server is shutting down",
+            ));
         }
         self.loaded_model()
     }
@@ -105,7 +123,7 @@ impl AppState {
     pub fn loaded_model(&self) -> Result<&Arc<ServedModel>, ApiError> {
         self.model
             .get()
-            .ok_or_else(|| ApiError::unavailable("the model is still being loaded"))
+            .ok_or_else(|| ApiError::new(Code::Loading, "the model is still being loaded"))
     }
 }
 

@@ -10,13 +10,15 @@ use serde_json::{Value, json};
 
 use super::error::ApiError;
 use super::state::{AppState, ServedModel};
+use crate::errors::Code;
 
 /// 200 when requests are served; 503 while loading, when stopping, or when the engine failed.
 pub async fn health(State(state): State<Arc<AppState>>) -> Result<Json<Value>, ApiError> {
     if state.model()?.engine.is_healthy() {
         Ok(Json(json!({"status": "ok"})))
     } else {
-        Err(ApiError::unavailable(
+        Err(ApiError::new(
+            Code::EngineUnhealthy,
             "the engine has stopped or keeps failing; see the server's log",
         ))
     }
@@ -24,7 +26,8 @@ pub async fn health(State(state): State<Arc<AppState>>) -> Result<Json<Value>, A
 
 /// Prometheus text format.
 pub async fn metrics(State(state): State<Arc<AppState>>) -> Result<Response, ApiError> {
-    let text = state.loaded_model()?.engine.metrics().render();
+    let mut text = state.loaded_model()?.engine.metrics().render();
+    text.push_str(&state.traffic.render());
     let kind = "text/plain; version=0.0.4; charset=utf-8";
     Ok(([(header::CONTENT_TYPE, kind)], text).into_response())
 }

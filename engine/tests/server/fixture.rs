@@ -4,15 +4,15 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use engine::config::HttpConfig;
-use engine::engine_loop::{self, EngineLoopConfig};
+use engine::config::{HttpConfig, ResultCacheConfig};
+use engine::engine_loop::{self, EngineLoopConfig, TimeLimits};
 use engine::executor::mock::{MockConfig, MockExecutor};
 use engine::kv::PAGE_TOKENS;
 use engine::launch::{ServedParts, served_model};
 use engine::metrics::Metrics;
 use engine::scheduler::SchedulerConfig;
-use engine::server;
 use engine::server::state::{AppState, Limits, ServedModel};
+use engine::server::{self, ServeError};
 use engine::text::{ChatTemplate, Tokenizer};
 use serde_json::{Map, Value, json};
 use tokio::net::TcpListener;
@@ -41,6 +41,7 @@ pub struct TestConfig {
     pub n_decode_steps: usize,
     pub context_length: usize,
     pub allow_auto_truncate: bool,
+    pub time_limits: TimeLimits,
 }
 
 impl Default for TestConfig {
@@ -59,6 +60,11 @@ impl Default for TestConfig {
                 stream_interval: 1,
                 max_body_bytes: 64 << 10,
                 max_stop_strings: 4,
+                max_prompt_tokens: None,
+                max_output_tokens: None,
+                max_connections: 4096,
+                client_timeout: Duration::from_secs(60),
+                result_cache: ResultCacheConfig::default(),
                 shutdown_grace: Duration::from_secs(10),
             },
             max_queued_requests: 64,
@@ -66,6 +72,7 @@ impl Default for TestConfig {
             n_decode_steps: 1,
             context_length: 512,
             allow_auto_truncate: false,
+            time_limits: TimeLimits::default(),
         }
     }
 }
@@ -93,7 +100,7 @@ pub struct TestServer {
     pub address: SocketAddr,
     pub state: Arc<AppState>,
     stop: Option<oneshot::Sender<()>>,
-    served: JoinHandle<std::io::Result<()>>,
+    served: JoinHandle<Result<(), ServeError>>,
 }
 
 impl TestServer {
@@ -132,10 +139,12 @@ impl TestServer {
 
     /// Waits until the server has ended by itself.
     pub async fn ended(self) {
-        self.served
-            .await
-            .expect("the server did not panic")
-            .expect("the server ended well");
+        self.outcome().await.expect("the server ended well");
+    }
+
+    /// Waits until the server has ended, well or not.
+    pub async fn outcome(self) -> Result<(), ServeError> {
+        self.served.await.expect("the server did not panic")
     }
 
     pub async fn get(&self, path: &str) -> client::Answer {
@@ -199,6 +208,7 @@ pub fn model(config: TestConfig) -> ServedModel {
         },
         max_queued_requests: config.max_queued_requests,
         decode_log_interval: 0,
+        time_limits: config.time_limits,
     };
     let executor = Box::new(MockExecutor::new(config.mock));
     let metrics = Arc::new(Metrics::new("mock"));
@@ -218,6 +228,8 @@ pub fn model(config: TestConfig) -> ServedModel {
             sequence_limit_name,
             allow_auto_truncate: config.allow_auto_truncate,
             max_stop_strings: config.http.max_stop_strings,
+            max_prompt_tokens: config.http.max_prompt_tokens,
+            max_output_tokens: config.http.max_output_tokens,
             vocab: VOCAB,
         },
         model_eos_ids: vec![IM_END],

@@ -2,6 +2,7 @@
 //! scheduler, and a tokenizer of 256 bytes, so that nothing is downloaded and characters of
 //! several bytes are several tokens.
 
+mod catalogue;
 mod chat;
 mod client;
 mod command_line;
@@ -10,6 +11,10 @@ mod fixture;
 mod flags;
 mod hub;
 mod lifecycle;
+mod limits;
 mod program;
+mod redis_server;
 mod refusals;
+mod result_cache;
+mod secrets;
 mod stress;

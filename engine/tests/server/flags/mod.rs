@@ -5,7 +5,7 @@
 mod card;
 mod inactive;
 mod launch_lines;
-mod model;
+pub mod model;
 mod scheduling;
 mod serving;
 mod simulated;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use engine::config::EngineConfig;
 use engine::config::typed::Device;
 use engine::executor::ExecutorInfo;
-use engine::launch::{LaunchError, LoadedModel, launch, load_executor, load_model};
+use engine::launch::{AskLimits, LaunchError, LoadedModel, launch, load_executor, load_model};
 use engine::model::config::{Family, ModelConfig};
 use engine::request::{Request, RequestId, SamplingParams, TokenEvent};
 use engine::server::prompt::fit;
@@ -78,8 +78,17 @@ impl Model {
     pub fn served(&self, flags: &str) -> ServedModel {
         let typed = parse(&self.line(flags)).expect(flags);
         let config = typed.resolve().expect(flags);
+        let asked = AskLimits::from(&config.http);
         let names = config.http.served_model_name.into_iter().collect();
-        launch(&typed.engine, &config.engine, names, 4, json!({}), &|_| ()).expect(flags)
+        launch(
+            &typed.engine,
+            &config.engine,
+            names,
+            asked,
+            json!({}),
+            &|_| (),
+        )
+        .expect(flags)
     }
 }
 

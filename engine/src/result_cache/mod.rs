@@ -1,0 +1,137 @@
+//! Answers of deterministic requests, kept in memory or in Redis for the next one that is the same.
+//!
+//! Keys are digests of everything that an answer depends on; what is kept is bytes. Redis may be
+//! slow, wrong or gone: then answers are made as without a cache, one warning says so, and a
+//! task tries to reach it again.
+//! Deliberately absent: waiting for an equal request that is being answered, and what an answer
+//! looks like (`server::cached` knows that).
+
+mod redis_store;
+
+use std::sync::Arc;
+
+use moka::sync::Cache;
+
+use self::redis_store::RedisStore;
+use crate::config::{ResultCacheConfig, ResultCachePlace};
+
+/// What an answer depends on.
+pub type Key = [u8; 32];
+
+/// What moka and the key take beside the bytes of an answer, about.
+const ENTRY_OVERHEAD_BYTES: usize = 200;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    Answer(Arc<[u8]>),
+    Nothing,
+    /// The cache could not be asked.
+    Unreachable,
+}
+
+/// Cheap to clone.
+#[derive(Debug, Clone)]
+pub enum ResultCache {
+    Off,
+    Memory(Cache<Key, Arc<[u8]>>),
+    Redis(RedisStore),
+}
+
+impl ResultCache {
+    pub fn new(config: &ResultCacheConfig) -> Self {
+        match &config.place {
+            ResultCachePlace::Off => Self::Off,
+            ResultCachePlace::Memory => {
+                let weigh = |_: &Key, answer: &Arc<[u8]>| {
+                    u32::try_from(answer.len() + ENTRY_OVERHEAD_BYTES).unwrap_or(u32::MAX)
+                };
+                let cache = Cache::builder()
+                    .weigher(weigh)
+                    .max_capacity(config.max_bytes)
+                    .time_to_live(config.ttl)
+                    .build();
+                Self::Memory(cache)
+            }
+            ResultCachePlace::Redis(url) => {
+                Self::Redis(RedisStore::new(url.clone(), config.ttl, config.max_bytes))
+            }
+        }
+    }
+
+    pub fn is_on(&self) -> bool {
+        !matches!(self, Self::Off)
+    }
+
+    pub async fn get(&self, key: &Key) -> Found {
+        match self {
+            Self::Off => Found::Nothing,
+            Self::Memory(cache) => cache.get(key).map_or(Found::Nothing, Found::Answer),
+            Self::Redis(store) => store.get(key).await,
+        }
+    }
+
+    /// False where it was not kept: too large, or the cache could not be reached.
+    pub async fn put(&self, key: Key, answer: Arc<[u8]>) -> bool {
+        match self {
+            Self::Off => false,
+            Self::Memory(cache) => {
+                cache.insert(key, answer);
+                true
+            }
+            Self::Redis(store) => store.put(key, answer).await,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn memory(ttl: Duration, max_bytes: u64) -> ResultCache {
+        ResultCache::new(&ResultCacheConfig {
+            place: ResultCachePlace::Memory,
+            ttl,
+            max_bytes,
+        })
+    }
+
+    #[tokio::test]
+    async fn what_was_put_is_found_until_its_time_is_over() {
+        let cache = memory(Duration::from_millis(150), 1 << 20);
+        let answer: Arc<[u8]> = b"text".as_slice().into();
+        assert_eq!(cache.get(&[1; 32]).await, Found::Nothing);
+        assert!(cache.put([1; 32], Arc::clone(&answer)).await);
+        assert_eq!(cache.get(&[1; 32]).await, Found::Answer(answer));
+        assert_eq!(cache.get(&[2; 32]).await, Found::Nothing);
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert_eq!(cache.get(&[1; 32]).await, Found::Nothing);
+    }
+
+    #[tokio::test]
+    async fn memory_stays_within_its_limit() {
+        let cache = memory(Duration::from_secs(60), 64 << 10);
+        for i in 0..200u8 {
+            cache.put([i; 32], vec![i; 1000].into()).await;
+        }
+        let ResultCache::Memory(inner) = &cache else {
+            panic!("it is in memory");
+        };
+        inner.run_pending_tasks();
+        assert!(
+            inner.weighted_size() <= 64 << 10,
+            "{}",
+            inner.weighted_size()
+        );
+        assert!(inner.entry_count() > 10, "{}", inner.entry_count());
+    }
+
+    #[tokio::test]
+    async fn off_keeps_nothing() {
+        let cache = ResultCache::new(&ResultCacheConfig::default());
+        assert!(!cache.is_on());
+        assert!(!cache.put([1; 32], b"x".as_slice().into()).await);
+        assert_eq!(cache.get(&[1; 32]).await, Found::Nothing);
+    }
+}
