@@ -121,6 +121,14 @@ pub fn fit(
         let message = format!("{param} has no tokens; at least one is needed");
         return Err(ApiError::invalid(param, message));
     }
+    // A tokenizer may know more than the model; one such id would fail the step that it is in.
+    if let Some(id) = ids.iter().find(|id| **id as usize >= limits.vocab) {
+        let message = format!(
+            "{param} has the token {id}, but this model's ids are from 0 to {}",
+            limits.vocab.saturating_sub(1)
+        );
+        return Err(ApiError::invalid(param, message));
+    }
     let default = limits
         .max_output_tokens
         .map_or(default, |most| default.min(most));

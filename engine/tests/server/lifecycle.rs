@@ -102,7 +102,10 @@ async fn a_dead_engine_is_unhealthy_and_hangs_nobody() {
         match server.post(PATH, json!({"prompt": "x"})).await.status {
             503 => {
                 let outcome = tokio::time::timeout(Duration::from_secs(10), server.outcome());
-                let error = outcome.await.expect("the server ends").expect_err("not well");
+                let error = outcome
+                    .await
+                    .expect("the server ends")
+                    .expect_err("not well");
                 assert!(matches!(error, ServeError::EngineStopped), "{error}");
                 return;
             }
