@@ -64,10 +64,8 @@ pub fn run(args: &FuzzArgs) -> Result<ExitCode> {
             "| {target} | {} | {rate:.0} | {} | {} | {} | {} |",
             figures.n_executions, figures.edges, figures.corpus, figures.n_crashes, figures.n_hangs
         );
-        n_found += keep(
-            &work.join(target),
-            &root.join("xtask/fuzz/found").join(target),
-        )?;
+        let found = root.join("xtask/fuzz/found").join(target);
+        n_found += keep(&program, target, &work.join(target), &found)?;
     }
     if n_found > 0 {
         eprintln!("{n_found} inputs are in xtask/fuzz/found: `cargo test -p fuzz` runs them");
@@ -177,8 +175,9 @@ fn figures(path: &Path) -> Result<Figures> {
     })
 }
 
-/// Copies crashes and hangs; returns how many there were.
-fn keep(work: &Path, found: &Path) -> Result<usize> {
+/// Copies crashes and hangs; returns how many there were. A hang that does not come again was the
+/// machine's.
+fn keep(program: &Path, target: &str, work: &Path, found: &Path) -> Result<usize> {
     let mut n_found = 0;
     for kind in ["crashes", "hangs"] {
         let Ok(entries) = fs::read_dir(work.join("out").join("default").join(kind)) else {
@@ -197,12 +196,27 @@ fn keep(work: &Path, found: &Path) -> Result<usize> {
             else {
                 continue;
             };
+            if kind == "hangs" && !hangs(program, target, work, &path)? {
+                continue;
+            }
             fs::create_dir_all(found)?;
             fs::copy(&path, found.join(format!("{kind}-{number}")))?;
             n_found += 1;
         }
     }
     Ok(n_found)
+}
+
+fn hangs(program: &Path, target: &str, work: &Path, input: &Path) -> Result<bool> {
+    let begun = Instant::now();
+    cmd!(program, "run", target, work.join("scratch"))
+        .stdin_path(input)
+        .stdout_null()
+        .stderr_null()
+        .unchecked()
+        .run()
+        .context("running a hang again")?;
+    Ok(begun.elapsed().as_millis() >= u128::from(TIMEOUT_MS))
 }
 
 /// The names in the table of `xtask/fuzz/src/lib.rs`.

@@ -35,12 +35,11 @@ struct Query {
 pub fn run(args: &MonitoringArgs) -> Result<ExitCode> {
     let root = cargo::root()?;
     let deploy = root.join("engine").join("deploy");
-    let engine = match &args.engine_bin {
-        Some(engine) => engine.clone(),
-        None => {
-            cargo::build("dev", &cargo::MEASURED)?;
-            cargo::target_dir()?.join("debug").join("engine")
-        }
+    let engine = if let Some(engine) = &args.engine_bin {
+        engine.clone()
+    } else {
+        cargo::build("dev", &cargo::MEASURED)?;
+        cargo::target_dir()?.join("debug").join("engine")
     };
     let mut queries = dashboard_queries(&deploy.join("grafana").join("engine.json"))?;
     queries.extend(alert_queries(

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::http;
 
-const START_TIMEOUT: Duration = Duration::from_secs(60);
+const START_TIMEOUT: Duration = Duration::from_mins(1);
 
 pub struct Served {
     child: Child,
@@ -34,9 +34,9 @@ impl Served {
         let mut said = String::new();
         BufReader::new(stdout).read_line(&mut said)?;
         let address = said.trim().strip_prefix("listening on http://");
-        served.address = address
+        address
             .with_context(|| format!("the engine said {said:?} instead of its address"))?
-            .to_owned();
+            .clone_into(&mut served.address);
         let begun = Instant::now();
         while http::get(&served.address, "/health")?.status != 200 {
             if begun.elapsed() > START_TIMEOUT {

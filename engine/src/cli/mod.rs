@@ -76,17 +76,20 @@ pub fn run(cli: Cli) -> Result<()> {
 }
 
 fn errors(args: &ErrorsArgs) -> Result<()> {
-    let mut text = String::new();
-    if args.markdown {
-        text = markdown();
+    let text = if args.markdown {
+        markdown()
     } else {
-        for entry in Code::ALL.iter().map(|code| code.entry()) {
-            text += &format!(
-                "{}\n  cause: {}\n  cure: {}\n",
-                entry.code, entry.cause, entry.cure
-            );
-        }
-    }
+        let entries = Code::ALL.iter().map(|code| code.entry());
+        entries
+            .map(|entry| {
+                format!(
+                    "{}\n  cause: {}\n  cure: {}\n",
+                    entry.code, entry.cause, entry.cure
+                )
+            })
+            .collect::<Vec<_>>()
+            .concat()
+    };
     std::io::stdout()
         .write_all(text.as_bytes())
         .context("writing to standard output")

@@ -17,7 +17,7 @@ impl Default for ResultCacheConfig {
     fn default() -> Self {
         Self {
             place: ResultCachePlace::Off,
-            ttl: Duration::from_secs(3600),
+            ttl: Duration::from_hours(1),
             max_bytes: 64 << 20,
         }
     }

@@ -37,9 +37,10 @@ impl<'a> Page<'a> {
         if !label.is_empty() {
             labels.push(format!("{label}=\"{}\"", escape_label(label_value)));
         }
-        let labels = match labels.is_empty() {
-            true => String::new(),
-            false => format!("{{{}}}", labels.join(",")),
+        let labels = if labels.is_empty() {
+            String::new()
+        } else {
+            format!("{{{}}}", labels.join(","))
         };
         let _ = writeln!(self.text, "{name}{labels} {value}");
     }
@@ -61,9 +62,10 @@ impl<'a> Page<'a> {
         let bucket_name = format!("{name}_bucket");
         let mut n = 0;
         for (bound, cumulative) in histogram.cumulative() {
-            let bound = match bound.is_finite() {
-                true => bound.to_string(),
-                false => "+Inf".to_owned(),
+            let bound = if bound.is_finite() {
+                bound.to_string()
+            } else {
+                "+Inf".to_owned()
             };
             self.sample(&bucket_name, "le", &bound, cumulative as f64);
             n = cumulative;

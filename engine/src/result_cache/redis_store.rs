@@ -11,7 +11,7 @@ use redis::{Client, RedisError, cmd};
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
-use super::{Found, Key};
+use super::{Found, Key, Put};
 use crate::config::RedisUrl;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
@@ -68,20 +68,21 @@ impl RedisStore {
         }
     }
 
-    pub async fn put(&self, key: Key, answer: Arc<[u8]>) -> bool {
+    pub async fn put(&self, key: Key, answer: Arc<[u8]>) -> Put {
         if answer.len() as u64 > self.0.max_bytes {
-            return false;
+            return Put::TooLarge;
         }
         let Some(mut connection) = self.connection().await else {
-            return false;
+            return Put::Unreachable;
         };
         let mut command = cmd("SET");
         command.arg(name_of(&key)).arg(&*answer);
         command.arg("EX").arg(self.0.ttl.as_secs().max(1));
         let stored = command.query_async::<()>(&mut connection);
-        self.checked(timeout(COMMAND_TIMEOUT, stored).await)
-            .await
-            .is_some()
+        match self.checked(timeout(COMMAND_TIMEOUT, stored).await).await {
+            Some(()) => Put::Kept,
+            None => Put::Unreachable,
+        }
     }
 
     async fn connection(&self) -> Option<MultiplexedConnection> {

@@ -19,7 +19,7 @@ use super::sampling_fields::Generation;
 use super::state::ServedModel;
 use crate::metrics::Metrics;
 use crate::request::{SampledToken, Usage};
-use crate::result_cache::{Found, Key, ResultCache};
+use crate::result_cache::{Found, Key, Put, ResultCache};
 
 const HEADER: HeaderName = HeaderName::from_static("x-result-cache");
 
@@ -191,20 +191,23 @@ impl Recorder {
                 return;
             };
             match cache.put(key, bytes.into()).await {
-                true => metrics.result_cache_stored.add(1),
-                false => metrics.result_cache_errors.add(1),
+                Put::Kept => metrics.result_cache_stored.add(1),
+                Put::Unreachable => metrics.result_cache_errors.add(1),
+                Put::TooLarge => {}
             }
         });
     }
 }
+
+/// Id, log-probability, likeliest tokens with theirs.
+type StoredToken = (u32, Option<f32>, Vec<(u32, f32)>);
 
 /// A piece as it is kept.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StoredPiece {
     index: usize,
     text: String,
-    /// Id, log-probability, likeliest tokens with theirs.
-    tokens: Vec<(u32, Option<f32>, Vec<(u32, f32)>)>,
+    tokens: Vec<StoredToken>,
     end: Option<StoredEnd>,
 }
 

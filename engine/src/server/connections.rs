@@ -289,7 +289,7 @@ impl AsyncRead for Connection {
     ) -> Poll<io::Result<()>> {
         match Pin::new(&mut self.stream).poll_read(cx, buffer) {
             Poll::Pending => self.wait_for_request(cx),
-            ready => ready,
+            ready @ Poll::Ready(_) => ready,
         }
     }
 }

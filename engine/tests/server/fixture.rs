@@ -63,7 +63,7 @@ impl Default for TestConfig {
                 max_prompt_tokens: None,
                 max_output_tokens: None,
                 max_connections: 4096,
-                client_timeout: Duration::from_secs(60),
+                client_timeout: Duration::from_mins(1),
                 result_cache: ResultCacheConfig::default(),
                 shutdown_grace: Duration::from_secs(10),
             },

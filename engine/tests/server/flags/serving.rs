@@ -211,7 +211,7 @@ fn result_cache_flags_bound_time_and_size() {
         .result_cache;
     assert_eq!(
         (cache.ttl, cache.max_bytes),
-        (Duration::from_secs(3600), 64 << 20)
+        (Duration::from_hours(1), 64 << 20)
     );
     let line = "--result-cache memory --result-cache-ttl-s 2 --result-cache-max-bytes 2KiB";
     let cache = resolve(line).expect("in range").http.result_cache;
