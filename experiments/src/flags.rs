@@ -9,10 +9,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 /// Flags that the runner sets itself, with the option that sets them.
-const OWNED_BY_THE_RUNNER: [(&str, &str); 3] = [
+const OWNED_BY_THE_RUNNER: [(&str, &str); 4] = [
     ("model-path", "--model of `experiments run`"),
     ("host", "the runner, which serves on the loopback address"),
     ("port", "the runner, which picks a free port"),
+    (
+        "api-key",
+        "nobody: the server is reachable from this machine alone, and records hold all flags",
+    ),
 ];
 
 #[derive(Debug, thiserror::Error, PartialEq)]
