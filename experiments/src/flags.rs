@@ -14,6 +14,10 @@ const OWNED_BY_THE_RUNNER: [(&str, &str); 4] = [
     ("config", "[[models]] of an `experiment.toml`"),
     ("host", "the runner, which serves on the loopback address"),
     ("port", "the runner, which picks a free port"),
+    (
+        "api-key",
+        "nobody: the server is reachable from this machine alone, and records hold all flags",
+    ),
 ];
 
 #[derive(Debug, thiserror::Error, PartialEq)]
