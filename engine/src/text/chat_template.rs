@@ -143,6 +143,7 @@ impl ChatTemplate {
             );
             return Self {
                 state: State::Broken { message },
+                tool_calls: None,
                 special_texts,
             };
         }
