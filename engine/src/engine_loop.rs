@@ -9,6 +9,7 @@
 //! Deliberately absent: text, HTTP, and any choice of what to run next.
 
 mod costs;
+mod deadlines;
 mod handle;
 mod sleep;
 #[cfg(test)]
@@ -26,6 +27,8 @@ use std::time::Instant;
 use tokio::sync::{mpsc, watch};
 
 pub(crate) use self::costs::CostMeter;
+use self::deadlines::Deadlines;
+pub use self::deadlines::TimeLimits;
 use self::handle::{Acceptance, AtomicAcceptance};
 use self::handle::{Command, Shared, is_last};
 pub use self::handle::{EngineHandle, RequestStream, SubmitError};
@@ -33,7 +36,7 @@ use self::sleep::{Engine, Rest};
 use self::turns::{Member, Turn, Turns};
 use crate::executor::{Executor, StepOutput, StepPlan};
 use crate::metrics::Metrics;
-use crate::request::{FinishReason, RequestId, TokenEvent};
+use crate::request::{Failure, FinishReason, RequestId, TokenEvent};
 use crate::scheduler::{Scheduler, SchedulerConfig, StepKind};
 
 /// This many failed steps in a row make the engine unhealthy, until one succeeds.
@@ -46,6 +49,7 @@ pub struct EngineLoopConfig {
     pub max_queued_requests: usize,
     /// One log line per this many decode steps; 0 logs none.
     pub decode_log_interval: u64,
+    pub time_limits: TimeLimits,
 }
 
 impl Default for EngineLoopConfig {
@@ -54,6 +58,7 @@ impl Default for EngineLoopConfig {
             scheduler: SchedulerConfig::default(),
             max_queued_requests: 4096,
             decode_log_interval: 40,
+            time_limits: TimeLimits::default(),
         }
     }
 }
@@ -129,6 +134,7 @@ pub fn start_sharing(
         executor_is_broken: false,
         decode_log: DecodeLog::new(config.decode_log_interval),
         costs: CostMeter::default(),
+        deadlines: Deadlines::new(config.time_limits),
     };
     std::thread::Builder::new()
         .name("engine".to_owned())
@@ -148,8 +154,11 @@ pub fn start_sharing(
 struct Client {
     events: mpsc::UnboundedSender<TokenEvent>,
     n_prompt: usize,
+    max_new_tokens: usize,
     n_tokens: u64,
     submitted: Instant,
+    /// When it first got a place in the running batch.
+    admitted: Option<Instant>,
     first_token: Instant,
     last_token: Instant,
 }
@@ -174,6 +183,7 @@ struct EngineLoop {
     executor_is_broken: bool,
     decode_log: DecodeLog,
     costs: CostMeter,
+    deadlines: Deadlines,
 }
 
 impl EngineLoop {
@@ -189,7 +199,7 @@ impl EngineLoop {
             }
             let Engine::Awake(executor) = &mut self.engine else {
                 // No request gets as far as the scheduler of a sleeping model.
-                self.fail_all("the model sleeps");
+                self.fail_all(&Failure::Asleep);
                 continue;
             };
             let begun = Instant::now();
@@ -224,17 +234,18 @@ impl EngineLoop {
                     Err(TryRecvError::Disconnected) => break true,
                 }
             };
+            self.expire();
             self.metrics.record_stats(&self.scheduler.stats());
             self.metrics
                 .record_host_tier(&self.scheduler.host_tier_stats());
             if self.executor_is_broken {
-                self.fail_all("the engine has stopped after an internal error");
+                self.fail_all(&Failure::Stopped);
                 return false;
             }
             if let Some(deadline) = self.drain_until
                 && (self.scheduler.is_idle() || Instant::now() >= deadline)
             {
-                self.fail_all("the server is shutting down, or unloads this model");
+                self.fail_all(&Failure::ShuttingDown);
                 return false;
             }
             if is_abandoned {
@@ -267,20 +278,22 @@ impl EngineLoop {
                 submitted,
             } => {
                 let id = request.id;
-                let n_prompt = request.prompt.len();
+                let (n_prompt, max_new_tokens) = (request.prompt.len(), request.max_new_tokens);
                 let arrival = submitted.saturating_duration_since(self.started);
                 let added = if self.engine.is_awake() {
                     let added = self.scheduler.add(request, arrival);
-                    added.map_err(|error| error.to_string())
+                    added.map_err(|error| Failure::Rejected {
+                        message: error.to_string(),
+                    })
                 } else {
                     // It was on its way when the model fell asleep.
-                    Err(SubmitError::Asleep.to_string())
+                    Err(Failure::Asleep)
                 };
-                if let Err(message) = added {
+                if let Err(failure) = added {
                     self.shared.n_in_flight.fetch_sub(1, Ordering::AcqRel);
                     self.metrics.failed.add(1);
                     // A client that is gone already needs no answer.
-                    let _ = events.send(TokenEvent::Failed { message });
+                    let _ = events.send(TokenEvent::Failed(failure));
                     return;
                 }
                 self.clients.insert(
@@ -288,8 +301,10 @@ impl EngineLoop {
                     Client {
                         events,
                         n_prompt,
+                        max_new_tokens,
                         n_tokens: 0,
                         submitted,
+                        admitted: None,
                         first_token: submitted,
                         last_token: submitted,
                     },
@@ -320,8 +335,9 @@ impl EngineLoop {
             };
             if let Some(failure) = guide.failure() {
                 if self.scheduler.cancel(row.request).is_some() {
-                    let message = format!("the output cannot follow its grammar: {failure}");
-                    self.deliver(vec![(row.request, TokenEvent::Failed { message })]);
+                    let message = failure.to_string();
+                    let failed = TokenEvent::Failed(Failure::Grammar { message });
+                    self.deliver(vec![(row.request, failed)]);
                 }
                 continue;
             }
@@ -333,8 +349,11 @@ impl EngineLoop {
     }
 
     fn record_outcome(&mut self, plan: &StepPlan, failure: Option<&StepFailure>) {
-        for wait in self.scheduler.take_queue_waits() {
+        for (id, wait) in self.scheduler.take_queue_waits() {
             self.metrics.queue_s.observe(wait.as_secs_f64());
+            if let Some(client) = self.clients.get_mut(&id) {
+                client.admitted = Some(client.submitted + wait);
+            }
         }
         let Some(failure) = failure else {
             self.n_failures_in_a_row = 0;
@@ -344,7 +363,7 @@ impl EngineLoop {
                 return;
             }
             let kind = StepKind::of(plan);
-            self.metrics.record_step(kind);
+            self.metrics.record_step(kind, n_tokens_of(plan));
             if kind != StepKind::Prefill {
                 self.decode_log
                     .step(plan.n_steps as u64, &self.scheduler, &self.metrics);
@@ -384,24 +403,46 @@ impl EngineLoop {
         }
     }
 
-    fn fail_all(&mut self, message: &str) {
+    /// Ends the requests that have outlasted a limit.
+    fn expire(&mut self) {
+        let now = Instant::now();
+        if !self.deadlines.is_due(now) {
+            return;
+        }
+        let overdue: Vec<(RequestId, TokenEvent)> = self
+            .clients
+            .iter()
+            .filter_map(|(id, client)| {
+                let failure = self
+                    .deadlines
+                    .check(client.submitted, client.admitted, now)?;
+                Some((*id, TokenEvent::Failed(failure)))
+            })
+            .collect();
+        for (id, _) in &overdue {
+            // What is not in the scheduler any more has its last event under way already.
+            self.scheduler.cancel(*id);
+        }
+        self.deliver(overdue);
+    }
+
+    fn fail_all(&mut self, failure: &Failure) {
         let events = self
             .scheduler
             .request_ids()
             .into_iter()
             .filter(|id| self.scheduler.cancel(*id).is_some())
-            .map(|id| {
-                (
-                    id,
-                    TokenEvent::Failed {
-                        message: message.to_owned(),
-                    },
-                )
-            })
+            .map(|id| (id, TokenEvent::Failed(failure.clone())))
             .collect();
         self.deliver(events);
         self.metrics.record_stats(&self.scheduler.stats());
     }
+}
+
+/// Prompt and output tokens that a plan computes.
+fn n_tokens_of(plan: &StepPlan) -> usize {
+    let n_rows: usize = plan.rows.iter().map(|row| row.tokens.len()).sum();
+    n_rows + plan.rows.len() * plan.n_steps.saturating_sub(1)
 }
 
 struct StepFailure {
@@ -444,6 +485,8 @@ impl Client {
                     self.first_token = now;
                     metrics.prompt_tokens.add(self.n_prompt as u64);
                     metrics.ttft_s.observe(seconds_since(self.submitted));
+                    let admitted = self.admitted.unwrap_or(self.submitted);
+                    metrics.prefill_s.observe(seconds_since(admitted));
                 } else {
                     metrics.itl_s.observe(seconds_since(self.last_token));
                 }
@@ -457,6 +500,12 @@ impl Client {
                     return;
                 }
                 metrics.e2e_s.observe(seconds_since(self.submitted));
+                let admitted = self.admitted.unwrap_or(self.submitted);
+                metrics.inference_s.observe(seconds_since(admitted));
+                metrics.decode_s.observe(seconds_since(self.first_token));
+                metrics.n_prompt.observe(self.n_prompt as f64);
+                metrics.n_generated.observe(self.n_tokens as f64);
+                metrics.n_asked.observe(self.max_new_tokens as f64);
                 if self.n_tokens > 1 {
                     let decode_s = seconds_since(self.first_token);
                     metrics
@@ -464,7 +513,7 @@ impl Client {
                         .observe(decode_s / (self.n_tokens - 1) as f64);
                 }
             }
-            TokenEvent::Failed { .. } => metrics.failed.add(1),
+            TokenEvent::Failed(failure) => metrics.record_failure(failure),
         }
     }
 }

@@ -20,7 +20,7 @@ use crate::config::typed::{
     self, AttentionBackend, Device, Dtype, KvCacheDtype, Quantization, SamplingBackend,
     SchedulePolicy, ToolCallParserName,
 };
-use crate::config::{EngineArgs, EngineConfig};
+use crate::config::{EngineArgs, EngineConfig, HttpConfig};
 use crate::engine_loop::{self, EngineHandle, EngineLoopConfig, StartError};
 use crate::executor::cpu::{
     self, ActivationType, Attention, CpuExecutor, CpuLoadError, CpuOptions, Sampling,
@@ -419,6 +419,7 @@ pub fn engine_loop_config(config: &EngineConfig, kv_pool_tokens: usize) -> Engin
         },
         max_queued_requests: config.max_queued_requests,
         decode_log_interval: config.decode_log_interval as u64,
+        time_limits: config.time_limits,
     }
 }
 
@@ -441,13 +442,31 @@ pub(crate) fn sequence_limit(
     })
 }
 
+/// What one request may ask for, as far as the operator and not the model says.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct AskLimits {
+    pub max_stop_strings: usize,
+    pub max_prompt_tokens: Option<usize>,
+    pub max_output_tokens: Option<usize>,
+}
+
+impl From<&HttpConfig> for AskLimits {
+    fn from(http: &HttpConfig) -> Self {
+        Self {
+            max_stop_strings: http.max_stop_strings,
+            max_prompt_tokens: http.max_prompt_tokens,
+            max_output_tokens: http.max_output_tokens,
+        }
+    }
+}
+
 /// Everything from the command line to a model that takes requests, and shares `devices` with
 /// others. `typed` and `flags` go into the record.
 pub fn launch(
     typed: &EngineArgs,
     config: &EngineConfig,
     names: Vec<String>,
-    max_stop_strings: usize,
+    asked: AskLimits,
     flags: Value,
     devices: &Devices,
     progress: &dyn Fn(Progress),
@@ -512,7 +531,9 @@ pub fn launch(
         max_sequence_tokens,
         sequence_limit_name,
         allow_auto_truncate: config.allow_auto_truncate,
-        max_stop_strings,
+        max_stop_strings: asked.max_stop_strings,
+        max_prompt_tokens: asked.max_prompt_tokens,
+        max_output_tokens: asked.max_output_tokens,
         vocab: model_config.vocab,
         max_schema_bytes: config.max_schema_bytes,
     };

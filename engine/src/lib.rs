@@ -9,6 +9,7 @@
 pub mod bench;
 pub mod config;
 pub mod engine_loop;
+pub mod errors;
 pub mod executor;
 pub mod inspect;
 pub mod kv;
@@ -16,6 +17,7 @@ pub mod launch;
 pub mod metrics;
 pub mod model;
 pub mod request;
+pub mod result_cache;
 pub mod sampler;
 pub mod scheduler;
 pub mod server;

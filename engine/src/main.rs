@@ -1,4 +1,5 @@
-//! The `engine` program: `serve`, `generate`, `inspect`, `fetch`, `bench`, `simulate`.
+//! The `engine` program: `serve`, `generate`, `inspect`, `fetch`, `bench`, `simulate`,
+//! `errors`.
 //!
 //! Exit codes: 0 done, 2 the command line is wrong, 1 anything else.
 
@@ -9,6 +10,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use engine::config::{ConfigError, PlanError};
+use engine::errors::Code;
 use engine::launch::LaunchError;
 use engine::source::SourceError;
 use tracing_subscriber::EnvFilter;
@@ -25,10 +27,21 @@ fn main() -> ExitCode {
     match cli::run(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            report(&error);
             ExitCode::from(if is_usage(&error) { 2 } else { 1 })
         }
     }
+}
+
+/// The error with its code, and what the catalogue says of it.
+fn report(error: &anyhow::Error) {
+    let Some(code) = Code::of(error) else {
+        eprintln!("error: {error:#}");
+        return;
+    };
+    eprintln!("error[{code}]: {error:#}");
+    eprintln!("  cause: {}", code.entry().cause);
+    eprintln!("  cure: {}", code.entry().cure);
 }
 
 fn is_usage(error: &anyhow::Error) -> bool {

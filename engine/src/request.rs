@@ -118,10 +118,35 @@ pub enum TokenEvent {
         reason: FinishReason,
         usage: Usage,
     },
-    /// The step that held this request failed; the message is fit for the client.
-    Failed {
-        message: String,
-    },
+    /// It ends without its text.
+    Failed(Failure),
+}
+
+/// Why a request ended without its text; the message is fit for the client.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// The step that held this request failed.
+    #[error("{message}")]
+    Step { message: String },
+    #[error(
+        "the request waited {waited_ms} ms for a place in the running batch, the limit is \
+         {limit_ms} ms (--max-queue-s)"
+    )]
+    QueueTimeout { waited_ms: u64, limit_ms: u64 },
+    #[error("the request took {taken_ms} ms, the limit is {limit_ms} ms (--max-request-s)")]
+    RequestTimeout { taken_ms: u64, limit_ms: u64 },
+    #[error("the server is shutting down, or unloads this model")]
+    ShuttingDown,
+    #[error("the model is put to sleep")]
+    Asleep,
+    /// No token may come next, or its guide broke.
+    #[error("the output cannot follow its grammar: {message}")]
+    Grammar { message: String },
+    #[error("the engine has stopped after an internal error")]
+    Stopped,
+    /// The scheduler's own checks refused it, behind those at the door.
+    #[error("{message}")]
+    Rejected { message: String },
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

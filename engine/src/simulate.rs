@@ -129,6 +129,8 @@ pub fn simulate(
         sequence_limit_name,
         allow_auto_truncate: config.allow_auto_truncate,
         max_stop_strings: 0,
+        max_prompt_tokens: None,
+        max_output_tokens: None,
         vocab: model_config.vocab,
         max_schema_bytes: config.max_schema_bytes,
     };
@@ -413,7 +415,7 @@ impl Player {
                 return None;
             }
             TokenEvent::Finished { usage, .. } => simulated.cached_tokens = usage.cached_tokens,
-            TokenEvent::Failed { message } => simulated.error = Some(message),
+            TokenEvent::Failed(failure) => simulated.error = Some(failure.to_string()),
         }
         simulated.end_s = now_s;
         let (simulated, _) = self.open.remove(&id.0)?;

@@ -9,11 +9,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 /// Flags that the runner sets itself, with the option that sets them.
-const OWNED_BY_THE_RUNNER: [(&str, &str); 4] = [
+const OWNED_BY_THE_RUNNER: [(&str, &str); 6] = [
     ("model-path", "--model of `experiments run`"),
     ("config", "[[models]] of an `experiment.toml`"),
     ("host", "the runner, which serves on the loopback address"),
     ("port", "the runner, which picks a free port"),
+    (
+        "api-key",
+        "nobody: the server is reachable from this machine alone, and records hold all flags",
+    ),
+    (
+        "admin-api-key",
+        "nobody: no experiment asks for the admin API, and records hold all flags",
+    ),
 ];
 
 #[derive(Debug, thiserror::Error, PartialEq)]

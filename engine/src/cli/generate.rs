@@ -7,7 +7,7 @@ use anyhow::{Context, Result, anyhow};
 use clap::Args;
 use engine::config::{ConfigError, EngineArgs};
 use engine::launch::devices::Devices;
-use engine::launch::launch;
+use engine::launch::{AskLimits, launch};
 use engine::request::SamplingParams;
 use engine::server::choice::{Choice, ChoiceSpec};
 use engine::server::prompt::fit;
@@ -136,7 +136,10 @@ pub fn generate(args: &GenerateArgs) -> Result<()> {
         &args.engine,
         &config,
         Vec::new(),
-        args.stop.len(),
+        AskLimits {
+            max_stop_strings: args.stop.len(),
+            ..AskLimits::default()
+        },
         json!({"typed": args.engine.typed_flags(), "resolved": {"engine": config}}),
         &Devices::default(),
         &|progress| shown.show(progress),

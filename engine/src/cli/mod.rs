@@ -7,11 +7,13 @@ mod progress;
 mod serve;
 mod simulate;
 
+use std::io::Write;
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use engine::config::ServeArgs;
+use engine::errors::{Code, markdown};
 
 /// LLM inference: an OpenAI-compatible server and tools around it.
 #[derive(Debug, Parser)]
@@ -35,10 +37,19 @@ enum Command {
     /// Play a load, given as JSON on standard input, on a simulated card
     #[command(args_override_self = true)]
     Simulate(Box<simulate::SimulateArgs>),
+    /// Every error with its code, cause and cure
+    Errors(ErrorsArgs),
     /// Show a model's architecture, tensors, formats and memory
     Inspect(ModelArgs),
     /// Fetch a model into the cache and print where it is
     Fetch(ModelArgs),
+}
+
+#[derive(Debug, Args)]
+struct ErrorsArgs {
+    /// As the page `engine/deploy/TROUBLESHOOTING.md`
+    #[arg(long)]
+    markdown: bool,
 }
 
 #[derive(Debug, Args)]
@@ -66,7 +77,28 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Generate(args) => generate::generate(&args),
         Command::Bench(args) => bench::bench(&args),
         Command::Simulate(args) => simulate::simulate(&args),
+        Command::Errors(args) => errors(&args),
         Command::Inspect(args) => fetch::inspect(&args),
         Command::Fetch(args) => fetch::fetch(&args),
     }
+}
+
+fn errors(args: &ErrorsArgs) -> Result<()> {
+    let text = if args.markdown {
+        markdown()
+    } else {
+        let entries = Code::ALL.iter().map(|code| code.entry());
+        entries
+            .map(|entry| {
+                format!(
+                    "{}\n  cause: {}\n  cure: {}\n",
+                    entry.code, entry.cause, entry.cure
+                )
+            })
+            .collect::<Vec<_>>()
+            .concat()
+    };
+    std::io::stdout()
+        .write_all(text.as_bytes())
+        .context("writing to standard output")
 }

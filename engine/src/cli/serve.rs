@@ -6,8 +6,9 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow};
 use engine::config::{HttpConfig, ModelPlan, ServePlan};
+use engine::errors::{Code, StartFailure};
 use engine::launch::devices::Devices;
-use engine::launch::launch;
+use engine::launch::{AskLimits, launch};
 use engine::server;
 use engine::server::models::{Entry, ModelState, Open};
 use engine::server::state::AppState;
@@ -39,7 +40,10 @@ async fn run(plan: ServePlan) -> Result<()> {
     let address = format!("{}:{}", http.host, http.port);
     let listener = TcpListener::bind((http.host.as_str(), http.port))
         .await
-        .with_context(|| format!("listening on {address}"))?;
+        .map_err(|error| StartFailure {
+            code: Code::Address,
+            message: format!("listening on {address}: {error}"),
+        })?;
     let bound = listener
         .local_addr()
         .context("asking for the bound address")?;
@@ -57,7 +61,10 @@ async fn run(plan: ServePlan) -> Result<()> {
     for model in plan.models {
         let is_unloaded = model.start_unloaded;
         let entry = state.models.add(Entry::new(model.names(), open(model)));
-        let entry = entry.map_err(|message| anyhow!(message))?;
+        let entry = entry.map_err(|message| StartFailure {
+            code: Code::BadFlag,
+            message,
+        })?;
         if !is_unloaded {
             entry.set_state(ModelState::Loading);
             at_start.push(entry);
@@ -98,7 +105,7 @@ fn opener(http: HttpConfig) -> Open {
                 &model.typed,
                 &model.engine,
                 names,
-                http.max_stop_strings,
+                AskLimits::from(&http),
                 flags,
                 &devices,
                 &|progress| shown.show(progress),

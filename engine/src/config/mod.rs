@@ -11,9 +11,11 @@
 pub mod inactive;
 pub mod models;
 pub mod resolved;
+pub mod result_cache;
 pub mod size;
 pub mod typed;
 
 pub use models::{ModelPlan, PlanError, ServePlan};
 pub use resolved::{ConfigError, EngineConfig, HttpConfig, ServeConfig};
+pub use result_cache::{RedisUrl, ResultCacheConfig, ResultCachePlace, redacted_url};
 pub use typed::{EngineArgs, HttpArgs, ModelsArgs, ServeArgs};

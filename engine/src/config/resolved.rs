@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::result_cache::{RedisUrl, ResultCacheConfig, ResultCachePlace, redacted_url};
 use super::typed::{
     AttentionBackend, CpuActivations, Device, Dtype, EngineArgs, HttpArgs, KvCacheDtype,
     LoadFormat, Quantization, ReasoningParserName, SamplingBackend, SchedulePolicy, ServeArgs,
     ToolCallParserName,
 };
+use crate::engine_loop::TimeLimits;
 use crate::kv::PAGE_TOKENS;
 
 /// A value that one flag alone allows and the rest of the command line does not.
@@ -67,6 +69,7 @@ pub struct EngineConfig {
     pub num_continuous_decode_steps: usize,
     pub max_running_requests: Option<usize>,
     pub max_queued_requests: usize,
+    pub time_limits: TimeLimits,
     pub num_kv_splits: usize,
     pub reduce_in_fp32: bool,
     /// Largest batch of specialised kernels; `None`: no specialisation.
@@ -126,6 +129,11 @@ pub struct HttpConfig {
     pub stream_interval: usize,
     pub max_body_bytes: usize,
     pub max_stop_strings: usize,
+    pub max_prompt_tokens: Option<usize>,
+    pub max_output_tokens: Option<usize>,
+    pub max_connections: usize,
+    pub client_timeout: Duration,
+    pub result_cache: ResultCacheConfig,
     pub shutdown_grace: Duration,
 }
 
@@ -192,6 +200,10 @@ impl EngineArgs {
             num_continuous_decode_steps: self.num_continuous_decode_steps.unwrap_or(1),
             max_running_requests: self.max_running_requests,
             max_queued_requests: self.max_queued_requests.unwrap_or(1024),
+            time_limits: TimeLimits {
+                queue: self.max_queue_s.map(Duration::from_secs),
+                total: self.max_request_s.map(Duration::from_secs),
+            },
             num_kv_splits: self.triton_attention_num_kv_splits.unwrap_or(8),
             reduce_in_fp32: self.triton_attention_reduce_in_fp32,
             torch_compile_max_bs: self
@@ -342,7 +354,53 @@ impl HttpArgs {
             stream_interval: self.stream_interval.unwrap_or(1),
             max_body_bytes: max_body_bytes as usize,
             max_stop_strings: self.max_stop_strings.unwrap_or(16),
+            max_prompt_tokens: self.max_prompt_tokens,
+            max_output_tokens: self.max_output_tokens,
+            max_connections: self.max_connections.unwrap_or(4096),
+            client_timeout: Duration::from_secs(self.client_timeout_s.unwrap_or(60)),
+            result_cache: self.resolve_result_cache()?,
             shutdown_grace: Duration::from_secs(self.shutdown_grace_s.unwrap_or(30)),
+        })
+    }
+}
+
+impl HttpArgs {
+    fn resolve_result_cache(&self) -> Result<ResultCacheConfig, ConfigError> {
+        let place = match self.result_cache.as_deref() {
+            None | Some("off") => ResultCachePlace::Off,
+            Some("memory") => ResultCachePlace::Memory,
+            Some(url) if url.starts_with("redis://") || url.starts_with("redis+unix://") => {
+                let shown = redacted_url(url);
+                // The client's own reading of it; a password may be in the message's neighbourhood,
+                // so the message is left out.
+                if redis::Client::open(url).is_err() {
+                    let limit = "is no address that Redis's client can read";
+                    return Err(ConfigError::new("--result-cache", shown, limit));
+                }
+                ResultCachePlace::Redis(RedisUrl::new(url))
+            }
+            Some(other) => {
+                let limit = "must be off, memory, redis://host:port or redis+unix:///path";
+                return Err(ConfigError::new(
+                    "--result-cache",
+                    redacted_url(other),
+                    limit,
+                ));
+            }
+        };
+        let max_bytes = self.result_cache_max_bytes.unwrap_or(64 << 20);
+        if max_bytes < 1024 {
+            let limit = "must be at least 1KiB";
+            return Err(ConfigError::new(
+                "--result-cache-max-bytes",
+                max_bytes,
+                limit,
+            ));
+        }
+        Ok(ResultCacheConfig {
+            place,
+            ttl: Duration::from_secs(self.result_cache_ttl_s.unwrap_or(3600)),
+            max_bytes,
         })
     }
 }

@@ -160,6 +160,14 @@ pub struct EngineArgs {
     #[arg(long, value_name = "N", value_parser = count(1 << 20))]
     pub max_queued_requests: Option<usize>,
 
+    /// Seconds that a request may wait for a place in the running batch [default: no limit]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub max_queue_s: Option<u64>,
+
+    /// Seconds from a request's arrival to its last token [default: no limit]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub max_request_s: Option<u64>,
+
     /// Most KV splits per sequence in split-KV attention [default: 8]
     #[arg(long, value_name = "N", value_parser = count(256))]
     pub triton_attention_num_kv_splits: Option<usize>,
@@ -303,6 +311,37 @@ pub struct HttpArgs {
     #[arg(long, value_name = "N", value_parser = count(1024))]
     pub max_stop_strings: Option<usize>,
 
+    /// Longest prompt in tokens [default: what the longest sequence leaves]
+    #[arg(long, value_name = "TOKENS", value_parser = tokens())]
+    pub max_prompt_tokens: Option<usize>,
+
+    /// Most output tokens that a request may ask for [default: what the longest sequence leaves]
+    #[arg(long, value_name = "TOKENS", value_parser = tokens())]
+    pub max_output_tokens: Option<usize>,
+
+    /// Connections open at once; more are refused with 503 [default: 4096]
+    #[arg(long, value_name = "N", value_parser = count(1 << 20))]
+    pub max_connections: Option<usize>,
+
+    /// Seconds that the server waits for a client, to send a request or to take an answer
+    /// [default: 60]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub client_timeout_s: Option<u64>,
+
+    /// Where answers of deterministic requests are kept: off, memory, or redis://… [default: off]
+    #[arg(long, value_name = "WHERE")]
+    #[serde(serialize_with = "without_password")]
+    pub result_cache: Option<String>,
+
+    /// Seconds that a kept answer is good for [default: 3600]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=31_536_000))]
+    pub result_cache_ttl_s: Option<u64>,
+
+    /// Memory that kept answers take; with Redis, which bounds the whole itself, the largest of
+    /// them [default: 64MiB]
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    pub result_cache_max_bytes: Option<u64>,
+
     /// Seconds that running requests get to finish after SIGTERM [default: 30]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=3600))]
     pub shutdown_grace_s: Option<u64>,
@@ -325,6 +364,17 @@ pub struct ModelsArgs {
 fn withheld<S: serde::Serializer>(key: &Option<String>, to: S) -> Result<S::Ok, S::Error> {
     match key {
         Some(_) => to.serialize_str("(withheld)"),
+        None => to.serialize_none(),
+    }
+}
+
+#[expect(clippy::ref_option, reason = "the signature that serde asks for")]
+fn without_password<S: serde::Serializer>(
+    place: &Option<String>,
+    to: S,
+) -> Result<S::Ok, S::Error> {
+    match place {
+        Some(place) => to.serialize_str(&super::redacted_url(place)),
         None => to.serialize_none(),
     }
 }

@@ -13,7 +13,7 @@ use super::EngineLoopConfig;
 use super::sleep::{Rest, SleepError};
 use crate::executor::ExecutorInfo;
 use crate::metrics::Metrics;
-use crate::request::{Request, RequestId, TokenEvent};
+use crate::request::{Failure, Request, RequestId, TokenEvent};
 use crate::scheduler::AddError;
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -224,6 +224,11 @@ impl EngineHandle {
         &self.shared.metrics
     }
 
+    /// Whether the engine thread has ended though nobody called [`Self::shutdown`].
+    pub fn has_died(&self) -> bool {
+        self.has_stopped() && self.shared.acceptance.get() != Acceptance::Closed
+    }
+
     pub(super) fn has_stopped(&self) -> bool {
         self.stopped.has_changed().is_err()
     }
@@ -272,9 +277,7 @@ impl RequestStream {
     }
 
     fn received(&mut self, event: Option<TokenEvent>) -> TokenEvent {
-        let event = event.unwrap_or_else(|| TokenEvent::Failed {
-            message: SubmitError::Stopped.to_string(),
-        });
+        let event = event.unwrap_or(TokenEvent::Failed(Failure::Stopped));
         self.has_ended = is_last(&event);
         event
     }
@@ -298,8 +301,5 @@ impl Drop for RequestStream {
 }
 
 pub(super) fn is_last(event: &TokenEvent) -> bool {
-    matches!(
-        event,
-        TokenEvent::Finished { .. } | TokenEvent::Failed { .. }
-    )
+    matches!(event, TokenEvent::Finished { .. } | TokenEvent::Failed(_))
 }

@@ -7,6 +7,7 @@ use tokio::sync::oneshot;
 use super::EngineLoop;
 use super::handle::Acceptance;
 use crate::executor::{Asleep, Executor};
+use crate::request::Failure;
 
 /// Why a model could not be put to sleep or woken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -48,7 +49,7 @@ impl EngineLoop {
         let Some(rest) = self.rest.take_if(is_due) else {
             return;
         };
-        self.fail_all("the model is put to sleep");
+        self.fail_all(&Failure::Asleep);
         self.turn = None;
         self.member.rest();
         let outcome = match std::mem::replace(&mut self.engine, Engine::Gone) {

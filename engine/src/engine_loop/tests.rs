@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::executor::mock::{MockConfig, MockExecutor};
-use crate::request::{Request, SamplingParams};
+use crate::request::{Failure, Request, SamplingParams};
 
 fn engine(mock: MockConfig, config: EngineLoopConfig) -> EngineHandle {
     let metrics = Arc::new(Metrics::new("test"));
@@ -51,7 +51,7 @@ async fn wait_until(what: &str, condition: impl Fn() -> bool) {
 }
 
 fn is_failed(events: &[TokenEvent]) -> bool {
-    matches!(events.last(), Some(TokenEvent::Failed { .. }))
+    matches!(events.last(), Some(TokenEvent::Failed(_)))
 }
 
 #[tokio::test]
@@ -276,9 +276,7 @@ async fn shutdown_fails_what_outlasts_the_drain() {
     let (events, ()) = tokio::join!(drain(stream), engine.shutdown(Duration::from_millis(30)));
     assert_eq!(
         events.last(),
-        Some(&TokenEvent::Failed {
-            message: "the server is shutting down, or unloads this model".to_owned()
-        })
+        Some(&TokenEvent::Failed(Failure::ShuttingDown))
     );
 }
 

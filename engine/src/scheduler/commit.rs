@@ -4,7 +4,7 @@ use super::Scheduler;
 use super::sequence::Events;
 use crate::executor::{StepOutput, StepPlan};
 use crate::kv::PAGE_TOKENS;
-use crate::request::{RequestId, TokenEvent};
+use crate::request::{Failure, RequestId, TokenEvent};
 
 impl Scheduler {
     /// Appends the sampled tokens, ends what is finished, and returns each request's events in
@@ -41,12 +41,9 @@ impl Scheduler {
         for row in &plan.rows {
             if let Some(i) = self.find_running(row.request, &mut cursor) {
                 self.running[i].ended = true;
-                events.push((
-                    row.request,
-                    TokenEvent::Failed {
-                        message: message.to_owned(),
-                    },
-                ));
+                let message = message.to_owned();
+                let failure = Failure::Step { message };
+                events.push((row.request, TokenEvent::Failed(failure)));
             }
         }
         self.remove_ended();

@@ -182,7 +182,7 @@ pub struct Scheduler {
     host_counts: HostTierCounts,
     /// The last step computed prompts and no decode row, so decode rows are next.
     decode_is_due: bool,
-    queue_waits: Vec<Duration>,
+    queue_waits: Vec<(RequestId, Duration)>,
     row_memory: RowMemory,
 }
 
@@ -300,7 +300,7 @@ impl Scheduler {
     }
 
     /// How long each request admitted (for the first time) since the last call had waited.
-    pub fn take_queue_waits(&mut self) -> Vec<Duration> {
+    pub fn take_queue_waits(&mut self) -> Vec<(RequestId, Duration)> {
         std::mem::take(&mut self.queue_waits)
     }
 

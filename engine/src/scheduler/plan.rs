@@ -240,7 +240,8 @@ impl Scheduler {
                 .max(sequence.host_pages.capacity_tokens());
             self.n_prompt_tokens += sequence.n_prompt() as u64;
             self.n_cached_tokens += sequence.n_cached as u64;
-            self.queue_waits.push(now.saturating_sub(sequence.arrival));
+            let wait = now.saturating_sub(sequence.arrival);
+            self.queue_waits.push((sequence.request.id, wait));
         }
         self.allocator
             .prefixes_mut()

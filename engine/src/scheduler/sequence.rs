@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::executor::{PlanRow, SampleSpec};
 use crate::kv::{PAGE_TOKENS, PageTable, Prefix};
-use crate::request::{FinishReason, Request, RequestId, SampledToken, TokenEvent, Usage};
+use crate::request::{Failure, FinishReason, Request, RequestId, SampledToken, TokenEvent, Usage};
 
 /// What [`Sequence::accept`] reports to.
 pub(super) type Events = Vec<(RequestId, TokenEvent)>;
@@ -144,7 +144,7 @@ impl Sequence {
         if sampled.is_empty() {
             self.ended = true;
             let message = "the executor returned no token for this request".to_owned();
-            events.push((id, TokenEvent::Failed { message }));
+            events.push((id, TokenEvent::Failed(Failure::Step { message })));
             return;
         }
         self.n_computed += row.tokens.len() - 1;

@@ -12,15 +12,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
-use axum::body::Bytes;
 use axum::extract::State;
-use axum::http::StatusCode;
 use serde_json::{Map, Value, json};
 
 use super::error::ApiError;
+use super::fields::Fields;
 use super::models::{Entry, ModelState};
 use super::state::AppState;
 use crate::config::ModelPlan;
+use crate::errors::Code;
 
 const MAX_GRACE_S: f64 = 3600.0;
 
@@ -31,9 +31,9 @@ pub async fn list(State(state): State<Arc<AppState>>) -> Json<Value> {
 
 pub async fn load(
     State(state): State<Arc<AppState>>,
-    body: Bytes,
+    fields: Fields,
 ) -> Result<Json<Value>, ApiError> {
-    let fields = fields(&body)?;
+    let fields = fields.into_map();
     to_its_end(async move {
         let _one = state.changing.lock().await;
         let (entry, is_new) = if fields.contains_key("model") {
@@ -62,16 +62,16 @@ pub async fn load(
         let reason = entry.reason().unwrap_or_default();
         tracing::warn!(model = entry.name(), reason, "not loaded");
         let message = format!("the model {:?} could not be loaded: {reason}", entry.name());
-        Err(conflict("model_load_failed", message))
+        Err(of_model(Code::ModelLoadFailed, message))
     })
     .await
 }
 
 pub async fn unload(
     State(state): State<Arc<AppState>>,
-    body: Bytes,
+    fields: Fields,
 ) -> Result<Json<Value>, ApiError> {
-    let fields = fields(&body)?;
+    let fields = fields.into_map();
     let grace = grace(&state, &fields)?;
     to_its_end(async move {
         let _one = state.changing.lock().await;
@@ -90,9 +90,9 @@ pub async fn unload(
 
 pub async fn sleep(
     State(state): State<Arc<AppState>>,
-    body: Bytes,
+    fields: Fields,
 ) -> Result<Json<Value>, ApiError> {
-    let fields = fields(&body)?;
+    let fields = fields.into_map();
     let grace = grace(&state, &fields)?;
     to_its_end(async move {
         let _one = state.changing.lock().await;
@@ -110,7 +110,7 @@ pub async fn sleep(
         tracing::info!(model = entry.name(), outcome = ?outcome, "put to sleep");
         outcome.map_err(|error| {
             let message = format!("the model {:?} did not fall asleep: {error}", entry.name());
-            conflict("model_sleep_failed", message)
+            of_model(Code::ModelSleepFailed, message)
         })?;
         Ok(Json(describe(&entry)))
     })
@@ -119,9 +119,9 @@ pub async fn sleep(
 
 pub async fn wake(
     State(state): State<Arc<AppState>>,
-    body: Bytes,
+    fields: Fields,
 ) -> Result<Json<Value>, ApiError> {
-    let fields = fields(&body)?;
+    let fields = fields.into_map();
     to_its_end(async move {
         let _one = state.changing.lock().await;
         let entry = named(&state, &fields, &["model"])?;
@@ -138,7 +138,7 @@ pub async fn wake(
         tracing::info!(model = entry.name(), outcome = ?outcome, "woken");
         outcome.map_err(|error| {
             let message = format!("the model {:?} did not wake: {error}", entry.name());
-            conflict("model_wake_failed", message)
+            of_model(Code::ModelWakeFailed, message)
         })?;
         Ok(Json(describe(&entry)))
     })
@@ -152,11 +152,6 @@ async fn to_its_end<T: Send + 'static>(
     tokio::spawn(change)
         .await
         .unwrap_or_else(|error| Err(ApiError::internal(error.to_string())))
-}
-
-fn fields(body: &Bytes) -> Result<Map<String, Value>, ApiError> {
-    serde_json::from_slice(body)
-        .map_err(|error| ApiError::invalid_body(format!("the body is no JSON object: {error}")))
 }
 
 /// The model that the body names, and no field beside `known`.
@@ -191,7 +186,7 @@ fn added(state: &AppState, flags: &Map<String, Value>) -> Result<Arc<Entry>, Api
     state
         .models
         .add(entry)
-        .map_err(|message| conflict("model_exists", message))
+        .map_err(|message| of_model(Code::ModelExists, message))
 }
 
 fn grace(state: &AppState, fields: &Map<String, Value>) -> Result<Duration, ApiError> {
@@ -221,15 +216,11 @@ fn expect(entry: &Entry, states: &[ModelState]) -> Result<(), ApiError> {
         state.name(),
         wanted.join(" or ")
     );
-    Err(conflict("wrong_model_state", message))
+    Err(of_model(Code::WrongModelState, message))
 }
 
-fn conflict(code: &'static str, message: String) -> ApiError {
-    let mut error = ApiError::invalid("model", message);
-    error.status = StatusCode::CONFLICT;
-    error.kind = "conflict_error";
-    error.code = Some(code);
-    error
+fn of_model(code: Code, message: String) -> ApiError {
+    ApiError::of_field(code, "model", message)
 }
 
 fn describe(entry: &Entry) -> Value {

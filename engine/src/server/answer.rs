@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_stream::Stream;
 
+use super::cached::{Lookup, Recorder, StoredPiece};
 use super::choice::{Choice, ChoiceEnd, Piece};
 use super::error::ApiError;
 use super::sampling_fields::Streaming;
@@ -49,6 +50,8 @@ pub struct Answer {
     _tasks: JoinSet<()>,
     n_choices: usize,
     usage: UsageSum,
+    /// Keeps the answer for requests like it.
+    recorder: Option<Recorder>,
 }
 
 /// Usage over all choices; a prompt that several choices share counts once.
@@ -100,6 +103,40 @@ impl Answer {
             _tasks: tasks,
             n_choices,
             usage,
+            recorder: None,
+        }
+    }
+
+    /// An answer that was kept, in the pieces that it was made in.
+    pub fn replay(
+        stored: Vec<StoredPiece>,
+        n_choices: usize,
+        choices_per_prompt: usize,
+    ) -> Result<Self, ApiError> {
+        let (sender, pieces) = mpsc::channel(stored.len().max(1));
+        for (index, piece) in stored.into_iter().filter_map(StoredPiece::restore) {
+            sender
+                .try_send((index, Ok(piece)))
+                .map_err(|error| ApiError::internal(format!("replaying an answer: {error}")))?;
+        }
+        Ok(Self {
+            pieces,
+            _tasks: JoinSet::new(),
+            n_choices,
+            usage: UsageSum {
+                sum: Usage::default(),
+                choices_per_prompt,
+            },
+            recorder: None,
+        })
+    }
+
+    fn take_in(&mut self, index: usize, piece: &Piece) {
+        if let Some(end) = &piece.end {
+            self.usage.add(index, end.usage);
+        }
+        if let Some(recorder) = &mut self.recorder {
+            recorder.take_in(index, piece);
         }
     }
 
@@ -110,10 +147,10 @@ impl Answer {
         let mut ends: Vec<Option<ChoiceEnd>> = vec![None; self.n_choices];
         while let Some((index, piece)) = self.pieces.recv().await {
             let piece = piece?;
+            self.take_in(index, &piece);
             texts[index].push_str(&piece.text);
             tokens[index].extend(piece.tokens);
             if let Some(end) = piece.end {
-                self.usage.add(index, end.usage);
                 ends[index] = Some(end);
             }
         }
@@ -191,9 +228,7 @@ impl<F: Format> Stream for Events<F> {
             }
             match ready!(this.answer.pieces.poll_recv(cx)) {
                 Some((index, Ok(piece))) => {
-                    if let Some(end) = &piece.end {
-                        this.answer.usage.add(index, end.usage);
-                    }
+                    this.answer.take_in(index, &piece);
                     let mut chunk = this.format.chunk(index, &piece);
                     with_null_usage(&mut chunk, this.streaming);
                     this.queue.push_back(event(&chunk));
@@ -269,26 +304,33 @@ pub fn now_s() -> u64 {
         .map_or(0, |elapsed| elapsed.as_secs())
 }
 
-/// Answers with the choices as the request asked for them.
+/// Answers with the choices as the request asked for them; with those that were kept, where
+/// `lookup` has them.
 pub async fn respond(
+    lookup: Lookup,
     choices: Vec<Choice>,
+    n_choices: usize,
     choices_per_prompt: usize,
     streaming: Option<Streaming>,
     stream_interval: usize,
     format: impl Format,
 ) -> Result<Response, ApiError> {
-    match streaming {
-        Some(streaming) => {
-            let answer = Answer::start(choices, choices_per_prompt, stream_interval);
-            Ok(answer.stream(format, streaming))
-        }
-        // Nobody sees the pieces, so they are as large as they come.
-        None => {
-            Answer::start(choices, choices_per_prompt, 256)
-                .whole(format)
-                .await
-        }
-    }
+    // Nobody sees the pieces of a whole answer, so they are as large as they come.
+    let interval = streaming.map_or(256, |_| stream_interval);
+    let word = lookup.word();
+    let answer = match lookup {
+        Lookup::Hit(stored) => Answer::replay(stored, n_choices, choices_per_prompt)?,
+        Lookup::Miss(recorder) => Answer {
+            recorder: Some(recorder),
+            ..Answer::start(choices, choices_per_prompt, interval)
+        },
+        Lookup::Bypass => Answer::start(choices, choices_per_prompt, interval),
+    };
+    let response = match streaming {
+        Some(streaming) => answer.stream(format, streaming),
+        None => answer.whole(format).await?,
+    };
+    Ok(Lookup::mark(word, response))
 }
 
 /// Shared by formats.

@@ -10,6 +10,7 @@ use axum::response::Response;
 use serde_json::{Value, json};
 
 use super::answer::{FinishedChoice, Format, Heading, SharedModel, respond};
+use super::cached::{Question, look_up};
 use super::choice::{Choice, ChoiceSpec, Piece};
 use super::error::ApiError;
 use super::fields::Fields;
@@ -48,8 +49,26 @@ pub async fn chat(
     let default = limits.max_sequence_tokens;
     let fitted = fit(ids, generation.max_tokens, default, limits, "messages")?;
     let preamble = thought_start.map_or(Preamble::Nothing, preamble);
-    let grammar = compile(model, asked, preamble).await?;
-    let choices = (0..generation.n)
+    let lookup = look_up(
+        &state.result_cache,
+        &Question {
+            endpoint: "chat",
+            body: fields.digest(),
+            form: asked.as_ref().map(|asked| (&asked.constraint, preamble)),
+            n_choices: generation.n,
+        },
+        model,
+        &generation,
+        std::iter::once(&*fitted.prompt),
+    )
+    .await;
+    let grammar = if lookup.is_hit() {
+        None
+    } else {
+        compile(model, asked, preamble).await?
+    };
+    let n_started = if lookup.is_hit() { 0 } else { generation.n };
+    let choices = (0..n_started)
         .map(|index| {
             let spec = ChoiceSpec {
                 index,
@@ -76,10 +95,12 @@ pub async fn chat(
         heading: Heading::new("chatcmpl", model),
         model: Arc::clone(model),
         with_logprobs: n_logprobs.is_some(),
-        readers: choices.iter().map(|_| reader()).collect(),
+        readers: (0..generation.n).map(|_| reader()).collect(),
     };
     respond(
+        lookup,
         choices,
+        generation.n,
         generation.n,
         generation.streaming,
         state.http.stream_interval,

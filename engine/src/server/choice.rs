@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::error::ApiError;
 use super::sampling_fields::Generation;
 use super::state::ServedModel;
-use crate::engine_loop::{EngineHandle, RequestStream, SubmitError};
+use crate::engine_loop::{EngineHandle, RequestStream};
 use crate::request::{FinishReason, Request, SampledToken, TokenEvent, Usage};
 use crate::structured::Guide;
 use crate::text::{StopMatcher, TextOrigin, TokenStream};
@@ -94,14 +94,7 @@ impl Choice {
             stop_token_ids: Arc::clone(&stop_ids),
             priority: generation.priority,
         };
-        let stream = model.engine.submit(request).map_err(|error| match error {
-            SubmitError::QueueFull { limit } => ApiError::queue_full(limit),
-            // Lengths were checked before; what is left to reject is the server's own doing.
-            SubmitError::Rejected(error) => ApiError::internal(error.to_string()),
-            SubmitError::ShuttingDown | SubmitError::Asleep | SubmitError::Stopped => {
-                ApiError::unavailable(error.to_string())
-            }
-        })?;
+        let stream = model.engine.submit(request)?;
         Ok(Self {
             index: spec.index,
             engine: model.engine.clone(),
@@ -138,7 +131,7 @@ impl Choice {
                 Some(TokenEvent::Finished { reason, usage }) => {
                     self.finish(reason, usage, &mut piece);
                 }
-                Some(TokenEvent::Failed { message }) => return Err(ApiError::internal(message)),
+                Some(TokenEvent::Failed(failure)) => return Err(failure.into()),
                 None => {
                     return Err(ApiError::internal(
                         "the engine stopped before the answer's end",
@@ -194,7 +187,7 @@ impl Choice {
             match self.stream.next().await {
                 Some(TokenEvent::Token(_)) => {}
                 Some(TokenEvent::Finished { usage, .. }) => break usage.cached_tokens,
-                Some(TokenEvent::Failed { message }) => return Err(ApiError::internal(message)),
+                Some(TokenEvent::Failed(failure)) => return Err(failure.into()),
                 None => break 0,
             }
         };

@@ -7,6 +7,7 @@ use axum::response::Response;
 use serde_json::{Value, json};
 
 use super::answer::{FinishedChoice, Format, Heading, SharedModel, respond};
+use super::cached::{Question, look_up};
 use super::choice::{Choice, ChoiceSpec, Piece};
 use super::error::ApiError;
 use super::fields::Fields;
@@ -55,9 +56,28 @@ pub async fn complete(
         DEFAULT_MAX_TOKENS,
     )
     .await?;
-    let grammar = compile(model, asked, Preamble::Nothing).await?;
+    let n_choices = fitted.len() * n;
+    let preamble = Preamble::Nothing;
+    let lookup = look_up(
+        &state.result_cache,
+        &Question {
+            endpoint: "completions",
+            body: fields.digest(),
+            form: asked.as_ref().map(|asked| (&asked.constraint, preamble)),
+            n_choices,
+        },
+        model,
+        &generation,
+        fitted.iter().map(|fitted| &*fitted.prompt),
+    )
+    .await;
+    let grammar = if lookup.is_hit() {
+        None
+    } else {
+        compile(model, asked, preamble).await?
+    };
     let mut echoes = Vec::new();
-    let mut choices = Vec::with_capacity(fitted.len() * n);
+    let mut choices = Vec::with_capacity(n_choices);
     for (prompt_index, fitted) in fitted.into_iter().enumerate() {
         for sample_index in 0..n {
             echoes.push(echo.then(|| {
@@ -72,18 +92,22 @@ pub async fn complete(
                 max_new_tokens: fitted.max_new_tokens,
                 guide: grammar.as_ref().map(Grammar::guide),
             };
-            choices.push(Choice::start(model, &generation, spec)?);
+            if !lookup.is_hit() {
+                choices.push(Choice::start(model, &generation, spec)?);
+            }
         }
     }
     let format = CompletionFormat {
         heading: Heading::new("cmpl", model),
-        offsets: vec![0; choices.len()],
+        offsets: vec![0; n_choices],
         model: Arc::clone(model),
         with_logprobs: n_logprobs.is_some(),
         echoes,
     };
     respond(
+        lookup,
         choices,
+        n_choices,
         n,
         generation.streaming,
         state.http.stream_interval,

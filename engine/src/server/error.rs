@@ -1,72 +1,64 @@
 //! Errors as OpenAI's clients expect them: `{"error": {message, type, param, code}}`.
 //!
-//! The message names the field, the value and the limit; the status says whose fault it is.
+//! The message names the field, the value and the limit; status, type and retry time are those
+//! of its code in [the catalogue](crate::errors).
+
+use std::time::Duration;
 
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
+use crate::engine_loop::SubmitError;
+use crate::errors::Code;
+use crate::request::Failure;
+
 /// One refused or failed HTTP request.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[error("{message}")]
 pub struct ApiError {
-    pub status: StatusCode,
+    pub code: Code,
     pub message: String,
-    /// OpenAI's `type`: a class of errors.
-    pub kind: &'static str,
     /// The field at fault, as a path: `messages[0].role`.
     pub param: Option<String>,
-    /// OpenAI's `code`: one word for programs.
-    pub code: Option<&'static str>,
-    /// Seconds after which a retry may succeed.
-    pub retry_after_s: Option<u32>,
 }
 
 impl ApiError {
-    fn new(status: StatusCode, kind: &'static str, message: impl Into<String>) -> Self {
-        let message = message.into();
+    pub fn new(code: Code, message: impl Into<String>) -> Self {
         Self {
-            status,
-            message,
-            kind,
+            code,
+            message: message.into(),
             param: None,
-            code: None,
-            retry_after_s: None,
+        }
+    }
+
+    /// About one field.
+    pub fn of_field(code: Code, param: impl Into<String>, message: impl Into<String>) -> Self {
+        Self {
+            param: Some(param.into()),
+            ..Self::new(code, message)
         }
     }
 
     /// The request cannot be served as it is.
     pub fn invalid(param: impl Into<String>, message: impl Into<String>) -> Self {
-        let mut error = Self::new(
-            StatusCode::BAD_REQUEST,
-            "invalid_request_error",
-            message.into(),
-        );
-        error.param = Some(param.into());
-        error.code = Some("invalid_value");
-        error
+        Self::of_field(Code::InvalidValue, param, message)
     }
 
     /// As [`Self::invalid`], about the body as a whole.
     pub fn invalid_body(message: impl Into<String>) -> Self {
-        let mut error = Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", message);
-        error.code = Some("invalid_json");
-        error
+        Self::new(Code::InvalidJson, message)
     }
 
     /// A field that we know and do not do.
     pub fn unsupported(param: impl Into<String>, message: impl Into<String>) -> Self {
-        let mut error = Self::invalid(param, message);
-        error.code = Some("unsupported_parameter");
-        error
+        Self::of_field(Code::UnsupportedParameter, param, message)
     }
 
     /// Prompt and output do not fit.
     pub fn too_long(param: impl Into<String>, message: impl Into<String>) -> Self {
-        let mut error = Self::invalid(param, message);
-        error.code = Some("context_length_exceeded");
-        error
+        Self::of_field(Code::ContextLengthExceeded, param, message)
     }
 
     pub fn unknown_model(name: &str, known: &[String]) -> Self {
@@ -74,112 +66,136 @@ impl ApiError {
             "the model {name:?} does not exist; this server has: {}",
             known.join(", ")
         );
-        let mut error = Self::new(StatusCode::NOT_FOUND, "not_found_error", message);
-        error.param = Some("model".to_owned());
-        error.code = Some("model_not_found");
-        error
+        Self::of_field(Code::ModelNotFound, "model", message)
     }
 
     pub fn unknown_path(path: &str) -> Self {
-        let message = format!("there is nothing at {path}");
-        let mut error = Self::new(StatusCode::NOT_FOUND, "not_found_error", message);
-        error.code = Some("unknown_url");
-        error
+        Self::new(Code::UnknownUrl, format!("there is nothing at {path}"))
     }
 
     /// An endpoint of OpenAI's that this server does not have.
     pub fn not_implemented(path: &str, instead: &str) -> Self {
         let message = format!("{path} is not implemented; {instead}");
-        let mut error = Self::new(
-            StatusCode::NOT_IMPLEMENTED,
-            "invalid_request_error",
-            message,
-        );
-        error.code = Some("not_implemented");
-        error
+        Self::new(Code::NotImplemented, message)
     }
 
     pub fn wrong_method(method: &str, path: &str) -> Self {
         let message = format!("{path} does not answer to {method}");
-        let mut error = Self::new(
-            StatusCode::METHOD_NOT_ALLOWED,
-            "invalid_request_error",
-            message,
-        );
-        error.code = Some("method_not_allowed");
-        error
+        Self::new(Code::MethodNotAllowed, message)
     }
 
     pub fn body_too_large(limit_bytes: usize) -> Self {
         let message = format!("the request body is larger than the limit of {limit_bytes} bytes");
-        let mut error = Self::new(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            "invalid_request_error",
-            message,
+        Self::new(Code::BodyTooLarge, message)
+    }
+
+    pub fn slow_body(n_bytes: usize, limit: Duration) -> Self {
+        let message = format!(
+            "the body did not end within {} s, the limit (--client-timeout-s); {n_bytes} bytes came",
+            limit.as_secs_f64()
         );
-        error.code = Some("body_too_large");
-        error
+        Self::new(Code::SlowBody, message)
     }
 
     pub fn wrong_key() -> Self {
         let message = "this server asks for its API key as `Authorization: Bearer <key>`";
-        let mut error = Self::new(StatusCode::UNAUTHORIZED, "authentication_error", message);
-        error.code = Some("invalid_api_key");
-        error
+        Self::new(Code::InvalidApiKey, message)
     }
 
     pub fn queue_full(limit: usize) -> Self {
         let message =
             format!("the server holds {limit} requests already, its limit; try again later");
-        let mut error = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message);
-        error.code = Some("queue_full");
-        error.retry_after_s = Some(1);
-        error
+        Self::new(Code::QueueFull, message)
     }
 
-    /// Still loading, or shutting down.
-    pub fn unavailable(message: impl Into<String>) -> Self {
-        let mut error = Self::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "service_unavailable_error",
-            message,
-        );
-        error.code = Some("unavailable");
-        error.retry_after_s = Some(1);
-        error
+    pub fn loading() -> Self {
+        Self::new(Code::ModelLoading, "the model is still being loaded")
     }
 
     pub fn internal(message: impl Into<String>) -> Self {
-        let mut error = Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", message);
-        error.code = Some("internal_error");
-        error
+        Self::new(Code::InternalError, message)
+    }
+
+    pub fn status(&self) -> StatusCode {
+        // Every code that requests can have has a valid status; a test goes through them all.
+        let status = self.code.entry().status.unwrap_or(500);
+        StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
     }
 
     /// The JSON object that clients get.
     pub fn body(&self) -> Value {
         json!({"error": {
             "message": self.message,
-            "type": self.kind,
+            "type": self.code.entry().kind,
             "param": self.param,
-            "code": self.code,
+            "code": self.code.word(),
         }})
+    }
+}
+
+impl From<Failure> for ApiError {
+    fn from(failure: Failure) -> Self {
+        let code = match failure {
+            Failure::Step { .. } => Code::StepFailed,
+            Failure::QueueTimeout { .. } => Code::QueueTimeout,
+            Failure::RequestTimeout { .. } => Code::RequestTimeout,
+            Failure::ShuttingDown => Code::ShuttingDown,
+            Failure::Asleep => Code::ModelAsleep,
+            Failure::Grammar { .. } => Code::GrammarFailed,
+            Failure::Stopped => Code::EngineStopped,
+            Failure::Rejected { .. } => Code::InternalError,
+        };
+        Self::new(code, failure.to_string())
+    }
+}
+
+impl From<SubmitError> for ApiError {
+    fn from(error: SubmitError) -> Self {
+        match error {
+            SubmitError::QueueFull { limit } => Self::queue_full(limit),
+            // Lengths were checked before; what is left to reject is the server's own doing.
+            SubmitError::Rejected(error) => Self::internal(error.to_string()),
+            SubmitError::ShuttingDown => Self::new(Code::ShuttingDown, error.to_string()),
+            SubmitError::Asleep => Self::new(Code::ModelAsleep, error.to_string()),
+            SubmitError::Stopped => Self::new(Code::EngineStopped, error.to_string()),
+        }
     }
 }
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let mut response = (self.status, Json(self.body())).into_response();
-        if let Some(seconds) = self.retry_after_s {
+        let mut response = (self.status(), Json(self.body())).into_response();
+        if let Some(seconds) = self.code.entry().retry_after_s {
             response
                 .headers_mut()
                 .insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
-        if self.status == StatusCode::UNAUTHORIZED {
+        if self.code == Code::InvalidApiKey {
             let scheme = HeaderValue::from_static("Bearer");
             response
                 .headers_mut()
                 .insert(header::WWW_AUTHENTICATE, scheme);
         }
+        // Counted where answers leave.
+        response.extensions_mut().insert(self.code);
         response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_of_a_request_has_its_status() {
+        for code in Code::ALL {
+            if let Some(status) = code.entry().status {
+                assert_eq!(
+                    ApiError::new(*code, "x").status().as_u16(),
+                    status,
+                    "{code}"
+                );
+            }
+        }
     }
 }

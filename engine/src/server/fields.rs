@@ -10,6 +10,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 use tokio_stream::StreamExt;
 
+use super::cached::BodyDigest;
 use super::error::ApiError;
 use super::state::AppState;
 
@@ -22,6 +23,7 @@ pub struct Fields {
     map: Map<String, Value>,
     /// Path of this object within the body, with its dot: `stream_options.`
     prefix: String,
+    digest: Option<BodyDigest>,
 }
 
 impl Fields {
@@ -29,7 +31,7 @@ impl Fields {
         match serde_json::from_slice(body) {
             Ok(Value::Object(map)) => Ok(Self {
                 map,
-                prefix: String::new(),
+                ..Self::default()
             }),
             Ok(other) => Err(ApiError::invalid_body(format!(
                 "the request body must be a JSON object, not {}",
@@ -44,6 +46,11 @@ impl Fields {
     /// The field's full path, for errors.
     pub fn path(&self, name: &str) -> String {
         format!("{}{name}", self.prefix)
+    }
+
+    /// Of the body as it came, where answers are kept.
+    pub fn digest(&self) -> Option<&BodyDigest> {
+        self.digest.as_ref()
     }
 
     /// Takes the field out, whatever it holds.
@@ -122,6 +129,7 @@ impl Fields {
             Some(Value::Object(map)) => Ok(Some(Self {
                 map,
                 prefix: format!("{}.", self.path(name)),
+                digest: None,
             })),
             Some(other) => Err(self.wrong_type(name, &other, "an object")),
         }
@@ -213,10 +221,16 @@ impl FromRequest<Arc<AppState>> for Fields {
             .get(header::CONTENT_LENGTH)
             .and_then(|length| length.to_str().ok()?.parse::<usize>().ok())
             .unwrap_or(0);
+        let timeout = state.http.client_timeout;
+        let deadline = tokio::time::Instant::now() + timeout;
         let mut stream = request.into_body().into_data_stream();
         let mut body = Vec::with_capacity(declared.min(limit));
         let mut n_bytes = 0;
-        while let Some(chunk) = stream.next().await {
+        loop {
+            let next = tokio::time::timeout_at(deadline, stream.next()).await;
+            let Some(chunk) = next.map_err(|_| ApiError::slow_body(n_bytes, timeout))? else {
+                break;
+            };
             let chunk = chunk.map_err(|error| {
                 ApiError::invalid_body(format!("the request body could not be read: {error}"))
             })?;
@@ -232,7 +246,11 @@ impl FromRequest<Arc<AppState>> for Fields {
         if n_bytes > limit {
             return Err(ApiError::body_too_large(limit));
         }
-        Self::parse(&body)
+        let mut fields = Self::parse(&body)?;
+        if state.result_cache.is_on() {
+            fields.digest = Some(BodyDigest::of(&fields.map));
+        }
+        Ok(fields)
     }
 }
 

@@ -20,15 +20,17 @@
 mod admin;
 pub mod answer;
 mod auth;
+pub mod cached;
 mod chat;
 pub mod choice;
 mod completions;
+mod connections;
 pub mod error;
 mod exposition;
 pub mod fields;
 mod logprobs;
 mod message_reader;
-mod messages;
+pub mod messages;
 pub mod models;
 pub mod prompt;
 pub mod sampling_fields;
@@ -46,6 +48,7 @@ use axum::http::{Method, Uri};
 use axum::routing::{any, get, post};
 use tokio::net::TcpListener;
 
+use self::connections::{LimitedListener, Peer};
 use self::error::ApiError;
 use self::state::AppState;
 
@@ -78,6 +81,10 @@ pub fn router(state: Arc<AppState>) -> Router {
             Arc::clone(&state),
             auth::check_key,
         ))
+        .layer(axum::middleware::from_fn_with_state(
+            Arc::clone(&state),
+            connections::track,
+        ))
         .with_state(state)
 }
 
@@ -89,23 +96,36 @@ async fn embeddings() -> ApiError {
     ApiError::not_implemented("/v1/embeddings", "this server generates text only")
 }
 
+/// Why serving ended, other than by being told to.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+    #[error("the engine has stopped after an internal error; see the log above")]
+    EngineStopped,
+}
+
+/// How long the answers that tell of a dead engine get to leave.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
 /// Serves until `stop` is ready, then accepts nothing more and lets running requests finish for
-/// at most `--shutdown-grace-s`; what runs longer is cut off.
+/// at most `--shutdown-grace-s`; what runs longer is cut off. Ends with an error when the engine dies.
 pub async fn serve(
     listener: TcpListener,
     state: Arc<AppState>,
     stop: impl Future<Output = ()> + Send + 'static,
-) -> std::io::Result<()> {
+) -> Result<(), ServeError> {
     let grace = state.http.shutdown_grace;
     let (stopped, mut has_stopped) = tokio::sync::watch::channel(false);
     let stopping_state = Arc::clone(&state);
-    let server =
-        axum::serve(listener, router(Arc::clone(&state))).with_graceful_shutdown(async move {
-            stop.await;
-            stopping_state.set_stopping();
-            // The receiver lives until this function returns.
-            let _ = stopped.send(true);
-        });
+    let listener = LimitedListener::new(listener, &state);
+    let service = router(Arc::clone(&state)).into_make_service_with_connect_info::<Peer>();
+    let server = axum::serve(listener, service).with_graceful_shutdown(async move {
+        stop.await;
+        stopping_state.set_stopping();
+        // The receiver lives until this function returns.
+        let _ = stopped.send(true);
+    });
     let cut_off = async move {
         // An error means that the server is gone already, and with it the wait.
         if has_stopped.wait_for(|stopped| *stopped).await.is_err() {
@@ -114,7 +134,8 @@ pub async fn serve(
         tokio::time::sleep(grace).await;
     };
     let outcome = tokio::select! {
-        outcome = server.into_future() => outcome,
+        outcome = server.into_future() => outcome.map_err(ServeError::from),
+        () = engine_death(&state) => return Err(ServeError::EngineStopped),
         () = cut_off => {
             tracing::warn!(grace_s = grace.as_secs(), "requests still running are cut off");
             Ok(())
@@ -125,4 +146,22 @@ pub async fn serve(
         model.engine.shutdown(Duration::ZERO).await;
     }
     outcome
+}
+
+/// Ready when an engine has ended though nobody stopped it, and those who asked were told. With
+/// several models this ends the others, too: they share a device whose state is unknown by then.
+async fn engine_death(state: &AppState) {
+    /// Models come and go, so there is no single one to wait for.
+    const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
+    let has_dead = || {
+        let models = state.models.loaded();
+        models.iter().any(|model| model.engine.has_died())
+    };
+    while !has_dead() {
+        tokio::time::sleep(BETWEEN_LOOKS).await;
+    }
+    if state.is_stopping() {
+        std::future::pending::<()>().await;
+    }
+    tokio::time::sleep(LAST_WORDS).await;
 }

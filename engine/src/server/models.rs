@@ -10,6 +10,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use super::error::ApiError;
 use super::state::ServedModel;
 use crate::config::ModelPlan;
+use crate::errors::Code;
 use crate::launch::LaunchError;
 
 /// In the order in which they were configured.
@@ -69,15 +70,15 @@ impl ModelState {
         }
     }
 
-    /// For programs, why a request cannot be served.
-    fn code(self) -> &'static str {
+    /// Why a request cannot be served.
+    fn code(self) -> Code {
         match self {
-            Self::Ready | Self::Loading => "model_loading",
-            Self::FallingAsleep | Self::Asleep => "model_asleep",
-            Self::Waking => "model_waking",
-            Self::Unloading => "model_unloading",
-            Self::Unloaded => "model_unloaded",
-            Self::Failed => "model_failed",
+            Self::Ready | Self::Loading => Code::ModelLoading,
+            Self::FallingAsleep | Self::Asleep => Code::ModelAsleep,
+            Self::Waking => Code::ModelWaking,
+            Self::Unloading => Code::ModelUnloading,
+            Self::Unloaded => Code::ModelUnloaded,
+            Self::Failed => Code::ModelFailed,
         }
     }
 }
@@ -122,7 +123,7 @@ impl Models {
     pub fn find(&self, asked: Option<&str>) -> Result<Arc<Entry>, ApiError> {
         let entries = self.read();
         let only = match entries.as_slice() {
-            [] => return Err(ApiError::unavailable("the model is still being loaded")),
+            [] => return Err(ApiError::loading()),
             [only] => Some(only),
             _ => None,
         };
@@ -148,7 +149,7 @@ impl Models {
                     .iter()
                     .any(|entry| entry.state() == ModelState::Loading) =>
             {
-                Err(ApiError::unavailable("the model is still being loaded"))
+                Err(ApiError::loading())
             }
             (Some(name), _) => Err(ApiError::unknown_model(name, &known())),
         }
@@ -232,7 +233,7 @@ impl Entry {
     pub fn unavailable(&self) -> ApiError {
         let Now { state, reason, .. } = self.now();
         let name = self.name();
-        let mut error = ApiError::unavailable(match state {
+        let message = match state {
             ModelState::Loading | ModelState::Ready => {
                 format!("the model {name:?} is still being loaded")
             }
@@ -248,9 +249,8 @@ impl Entry {
                 let reason = reason.as_deref().unwrap_or("see the server's log");
                 format!("the model {name:?} could not be loaded: {reason}")
             }
-        });
-        error.code = Some(state.code());
-        error
+        };
+        ApiError::new(state.code(), message)
     }
 
     /// Its engine stays as it is.

@@ -9,6 +9,7 @@ use super::error::ApiError;
 use super::fields::Fields;
 use super::sampling_fields::{MAX_CHOICES, token_ids};
 use super::state::{Limits, ServedModel};
+use crate::errors::Code;
 use crate::text::Tokenizer;
 
 /// Text shorter than this is tokenized where it is; longer text on a thread that may block.
@@ -120,6 +121,42 @@ pub fn fit(
         let message = format!("{param} has no tokens; at least one is needed");
         return Err(ApiError::invalid(param, message));
     }
+    // A tokenizer may know more than the model; one such id would fail the step that it is in.
+    if let Some(id) = ids.iter().find(|id| **id as usize >= limits.vocab) {
+        let message = format!(
+            "{param} has the token {id}, but this model's ids are from 0 to {}",
+            limits.vocab.saturating_sub(1)
+        );
+        return Err(ApiError::invalid(param, message));
+    }
+    let default = limits
+        .max_output_tokens
+        .map_or(default, |most| default.min(most));
+    if let (Some(asked), Some(most)) = (max_tokens, limits.max_output_tokens)
+        && asked > most
+    {
+        let message = format!(
+            "max_tokens is {asked}, the limit is {most} output tokens (--max-output-tokens)"
+        );
+        return Err(ApiError::of_field(
+            Code::OutputTooLong,
+            "max_tokens",
+            message,
+        ));
+    }
+    if let Some(most) = limits.max_prompt_tokens
+        && ids.len() > most
+    {
+        if !limits.allow_auto_truncate {
+            let message = format!(
+                "{param} has {} tokens, the limit is {most} prompt tokens (--max-prompt-tokens)",
+                ids.len()
+            );
+            return Err(ApiError::of_field(Code::PromptTooLong, param, message));
+        }
+        tracing::info!(n_prompt = ids.len(), n_kept = most, "prompt truncated");
+        ids.truncate(most);
+    }
     let wanted = max_tokens.unwrap_or(1);
     if ids.len() + wanted > limit {
         if !limits.allow_auto_truncate {
@@ -204,6 +241,8 @@ mod tests {
             sequence_limit_name: "the context length",
             allow_auto_truncate,
             max_stop_strings: 4,
+            max_prompt_tokens: None,
+            max_output_tokens: None,
             vocab: 256,
             max_schema_bytes: 1 << 16,
         }
@@ -248,6 +287,39 @@ mod tests {
                 .expect_err("empty")
                 .contains("at least one")
         );
+    }
+
+    #[test]
+    fn the_operators_limits_on_prompt_and_output_are_named() {
+        let limits = Limits {
+            max_prompt_tokens: Some(20),
+            max_output_tokens: Some(8),
+            ..limits(false)
+        };
+        let fit = |n, max_tokens| fit(vec![7; n], max_tokens, 16, &limits, "prompt");
+        let error = fit(21, None).expect_err("too long a prompt");
+        assert_eq!(error.code, Code::PromptTooLong);
+        assert!(
+            error.message.contains("21 tokens, the limit is 20"),
+            "{error}"
+        );
+        let error = fit(20, Some(9)).expect_err("too much output");
+        assert_eq!(
+            (error.code, error.param.as_deref()),
+            (Code::OutputTooLong, Some("max_tokens"))
+        );
+        assert!(
+            error.message.contains("max_tokens is 9, the limit is 8"),
+            "{error}"
+        );
+        // What nobody asked for is cut.
+        assert_eq!(fit(20, None).map(|fitted| fitted.max_new_tokens), Ok(8));
+        let limits = Limits {
+            allow_auto_truncate: true,
+            ..limits.clone()
+        };
+        let cut = super::fit(vec![7; 30], Some(8), 16, &limits, "prompt");
+        assert_eq!(cut.map(|fitted| fitted.prompt.len()), Ok(20));
     }
 
     #[test]

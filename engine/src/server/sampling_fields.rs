@@ -9,6 +9,7 @@ use super::error::ApiError;
 use super::fields::{Fields, as_integer, show};
 use super::state::{Limits, Seeds};
 use super::structured_fields::{Asked, take_constraint};
+use crate::errors::Code;
 use crate::request::SamplingParams;
 use crate::structured::Guide;
 
@@ -207,7 +208,7 @@ fn take_stop(fields: &mut Fields, limits: &Limits) -> Result<Vec<String>, ApiErr
     let limit = limits.max_stop_strings;
     if items.len() > limit {
         let message = format!("stop has {} strings, the limit is {limit}", items.len());
-        return Err(ApiError::invalid(NAME, message));
+        return Err(ApiError::of_field(Code::TooManyStopStrings, NAME, message));
     }
     items
         .into_iter()
@@ -218,8 +219,11 @@ fn take_stop(fields: &mut Fields, limits: &Limits) -> Result<Vec<String>, ApiErr
                 Err(ApiError::invalid(format!("stop[{i}]"), message))
             }
             Value::String(text) if text.chars().count() > MAX_STOP_CHARS => {
-                let message = format!("stop[{i}] is longer than the limit of {MAX_STOP_CHARS}");
-                Err(ApiError::invalid(format!("stop[{i}]"), message))
+                let n_chars = text.chars().count();
+                let message =
+                    format!("stop[{i}] has {n_chars} characters, the limit is {MAX_STOP_CHARS}");
+                let param = format!("stop[{i}]");
+                Err(ApiError::of_field(Code::TooManyStopStrings, param, message))
             }
             Value::String(text) => Ok(text),
             other => Err(fields.wrong_type(&format!("stop[{i}]"), &other, "a string")),

@@ -9,12 +9,17 @@ use super::error::ApiError;
 use super::models::{Entry, Models, Open};
 use crate::config::HttpConfig;
 use crate::engine_loop::EngineHandle;
+use crate::errors::Code;
+use crate::metrics::TrafficMetrics;
+use crate::result_cache::ResultCache;
 use crate::structured::Grammars;
 use crate::text::{ChatTemplate, Tokenizer, ToolCallFormat};
 
 /// Shared by all connections.
 pub struct AppState {
     pub http: HttpConfig,
+    pub traffic: Arc<TrafficMetrics>,
+    pub result_cache: ResultCache,
     pub models: Models,
     /// Held while a model is loaded, unloaded, put to sleep or woken: one at a time.
     pub changing: tokio::sync::Mutex<()>,
@@ -63,6 +68,10 @@ pub struct Limits {
     pub sequence_limit_name: &'static str,
     pub allow_auto_truncate: bool,
     pub max_stop_strings: usize,
+    /// `--max-prompt-tokens`; `None`: what the longest sequence leaves.
+    pub max_prompt_tokens: Option<usize>,
+    /// `--max-output-tokens`, likewise.
+    pub max_output_tokens: Option<usize>,
     pub vocab: usize,
     /// Of a JSON schema, a regular expression, a grammar, or the tools' parameters.
     pub max_schema_bytes: usize,
@@ -99,6 +108,8 @@ impl Seeds {
 impl AppState {
     pub fn new(http: HttpConfig) -> Self {
         Self {
+            traffic: Arc::default(),
+            result_cache: ResultCache::new(&http.result_cache),
             http,
             models: Models::default(),
             changing: tokio::sync::Mutex::default(),
@@ -131,13 +142,17 @@ impl AppState {
         self.stopping.store(true, Ordering::Relaxed);
     }
 
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
+    }
+
     /// Refuses while not all models of the start are there, and while stopping.
     pub fn check_started(&self) -> Result<(), ApiError> {
         self.check_not_stopping()?;
         if self.has_started() {
             Ok(())
         } else {
-            Err(ApiError::unavailable("the model is still being loaded"))
+            Err(ApiError::loading())
         }
     }
 
@@ -152,8 +167,11 @@ impl AppState {
     }
 
     fn check_not_stopping(&self) -> Result<(), ApiError> {
-        if self.stopping.load(Ordering::Relaxed) {
-            return Err(ApiError::unavailable("the server is shutting down"));
+        if self.is_stopping() {
+            return Err(ApiError::new(
+                Code::ShuttingDown,
+                "the server is shutting down",
+            ));
         }
         Ok(())
     }

@@ -14,6 +14,7 @@ use super::error::ApiError;
 use super::exposition;
 use super::models::{Entry, ModelState};
 use super::state::{AppState, ServedModel};
+use crate::errors::Code;
 
 /// 200 when requests are served; 503 while loading, when stopping, or when an engine failed.
 pub async fn health(State(state): State<Arc<AppState>>) -> Result<Json<Value>, ApiError> {
@@ -28,9 +29,10 @@ pub async fn health(State(state): State<Arc<AppState>>) -> Result<Json<Value>, A
                 1 => String::new(),
                 _ => format!(" of {}", entry.name()),
             };
-            return Err(ApiError::unavailable(format!(
-                "the engine{of_which} has stopped or keeps failing; see the server's log"
-            )));
+            return Err(ApiError::new(
+                Code::EngineUnhealthy,
+                format!("the engine{of_which} has stopped or keeps failing; see the server's log"),
+            ));
         }
     }
     if entries.len() == 1 {
@@ -45,10 +47,11 @@ pub async fn health(State(state): State<Arc<AppState>>) -> Result<Json<Value>, A
 
 /// Prometheus text format.
 pub async fn metrics(State(state): State<Arc<AppState>>) -> Result<Response, ApiError> {
-    let texts: Vec<String> = loaded(&state)?
+    let mut texts: Vec<String> = loaded(&state)?
         .iter()
         .map(|model| model.engine.metrics().render())
         .collect();
+    texts.push(state.traffic.render());
     let kind = "text/plain; version=0.0.4; charset=utf-8";
     Ok(([(header::CONTENT_TYPE, kind)], exposition::merge(&texts)).into_response())
 }
@@ -106,7 +109,7 @@ pub async fn model(
 fn loaded(state: &AppState) -> Result<Vec<Arc<ServedModel>>, ApiError> {
     let loaded = state.models.loaded();
     if loaded.is_empty() && !state.has_started() {
-        return Err(ApiError::unavailable("the model is still being loaded"));
+        return Err(ApiError::loading());
     }
     Ok(loaded)
 }

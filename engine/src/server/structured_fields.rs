@@ -10,7 +10,8 @@ use tokio::sync::Semaphore;
 use super::error::ApiError;
 use super::fields::{Fields, kind_of, show};
 use super::state::ServedModel;
-use crate::structured::{Constraint, Grammar, Preamble};
+use crate::errors::Code;
+use crate::structured::{Constraint, Grammar, Preamble, StructuredError};
 
 /// Texts of one list of choices.
 const MAX_TEXTS: usize = 1024;
@@ -175,6 +176,15 @@ fn take_response_format(fields: &mut Fields) -> Result<Option<Asked>, ApiError> 
     Ok(Some(Asked { constraint, param }))
 }
 
+fn code_of(error: &StructuredError) -> Code {
+    match error {
+        StructuredError::TooLarge { .. } => Code::SchemaTooLarge,
+        StructuredError::Invalid { .. } | StructuredError::Endless { .. } => Code::InvalidValue,
+        // No form can be had of this model.
+        StructuredError::NoEndToken | StructuredError::Vocabulary(_) => Code::UnsupportedParameter,
+    }
+}
+
 /// Compiles what was asked for. That is work of the processor, so it is not done on an async
 /// thread.
 pub async fn compile(
@@ -199,10 +209,10 @@ pub async fn compile(
     let compiled = compiled.map_err(|error| internal(&error))?;
     match compiled {
         Ok(grammar) => Ok(Some(grammar)),
-        Err(error) => Err(ApiError::invalid(
-            param.clone(),
-            format!("{param}: {error}"),
-        )),
+        Err(error) => {
+            let message = format!("{param}: {error}");
+            Err(ApiError::of_field(code_of(&error), param, message))
+        }
     }
 }
 

@@ -6,12 +6,14 @@
 //! Behaviour: `apply_chat_template` in transformers' `chat_template_utils.py`.
 //!
 //! A template is the checkpoint's code, run under limits: instructions (fuel), output bytes, and
-//! the size of any text it emits. Not limited is the memory of a single `~` or `+` expression;
+//! the size of any text it emits; a namespace that might contain itself is refused. Not limited is the memory of a single `~` or `+` expression;
 //! templates come from the checkpoint that the operator chose, never from a request.
 //!
 //! Deliberately absent: `documents` (always none), the assistant-token mask that
 //! `{% generation %}` marks (the tags are accepted and do nothing), local time (UTC), and
 //! Python's escapes for unprintable characters in lists that are printed as they are.
+
+mod namespaces;
 
 use std::io;
 use std::path::Path;
@@ -22,6 +24,7 @@ use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value, escape_formatter};
 use serde_json::{Map, Value as Json};
 
+use self::namespaces::shared_namespace;
 use super::TextError;
 use super::gguf_metadata::GgufMetadata;
 use super::gguf_vocabulary;
@@ -132,6 +135,18 @@ impl ChatTemplate {
             };
         };
         let tool_use = find(TOOL_USE);
+        let shared = [Some(default), tool_use].into_iter().flatten();
+        if let Some(name) = shared.filter_map(|source| shared_namespace(source)).next() {
+            let message = format!(
+                "{name} is used as a value; a namespace's name must be followed by an attribute, \
+                 since one that contains itself could never be printed"
+            );
+            return Self {
+                state: State::Broken { message },
+                tool_calls: None,
+                special_texts,
+            };
+        }
         let state = environment()
             .and_then(|mut environment| {
                 environment.add_template_owned(DEFAULT, without_generation_tags(default))?;

@@ -88,7 +88,7 @@ fn run_all(
             match event {
                 TokenEvent::Token(token) => tokens.push(token),
                 TokenEvent::Finished { usage, .. } => *cached = usage.cached_tokens,
-                TokenEvent::Failed { message } => panic!("request {id}: {message}"),
+                TokenEvent::Failed(failure) => panic!("request {id}: {failure}"),
             }
         }
     }

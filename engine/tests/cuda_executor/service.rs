@@ -58,7 +58,7 @@ pub fn serve(
             match event {
                 TokenEvent::Token(token) => made[id.0 as usize].push(token),
                 TokenEvent::Finished { .. } => {}
-                TokenEvent::Failed { message } => panic!("request {id}: {message}"),
+                TokenEvent::Failed(failure) => panic!("request {id}: {failure}"),
             }
         }
     }

@@ -4,16 +4,16 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use engine::config::HttpConfig;
+use engine::config::{HttpConfig, ResultCacheConfig};
 use engine::engine_loop::turns::Turns;
-use engine::engine_loop::{self, EngineLoopConfig};
+use engine::engine_loop::{self, EngineLoopConfig, TimeLimits};
 use engine::executor::mock::{MockConfig, MockExecutor};
 use engine::kv::PAGE_TOKENS;
 use engine::launch::{ServedParts, served_model};
 use engine::metrics::Metrics;
 use engine::scheduler::SchedulerConfig;
-use engine::server;
 use engine::server::state::{AppState, Limits, OutputParsers, ServedModel};
+use engine::server::{self, ServeError};
 use engine::text::{ChatTemplate, Tokenizer};
 use serde_json::{Map, Value, json};
 use tokio::net::TcpListener;
@@ -46,6 +46,7 @@ pub struct TestConfig {
     pub allow_auto_truncate: bool,
     pub parsers: OutputParsers,
     pub max_schema_bytes: usize,
+    pub time_limits: TimeLimits,
 }
 
 impl Default for TestConfig {
@@ -65,6 +66,11 @@ impl Default for TestConfig {
                 stream_interval: 1,
                 max_body_bytes: 64 << 10,
                 max_stop_strings: 4,
+                max_prompt_tokens: None,
+                max_output_tokens: None,
+                max_connections: 4096,
+                client_timeout: Duration::from_mins(1),
+                result_cache: ResultCacheConfig::default(),
                 shutdown_grace: Duration::from_secs(10),
             },
             max_queued_requests: 64,
@@ -74,6 +80,7 @@ impl Default for TestConfig {
             allow_auto_truncate: false,
             parsers: OutputParsers::default(),
             max_schema_bytes: 4096,
+            time_limits: TimeLimits::default(),
         }
     }
 }
@@ -101,7 +108,7 @@ pub struct TestServer {
     pub address: SocketAddr,
     pub state: Arc<AppState>,
     stop: Option<oneshot::Sender<()>>,
-    served: JoinHandle<std::io::Result<()>>,
+    served: JoinHandle<Result<(), ServeError>>,
 }
 
 impl TestServer {
@@ -140,10 +147,12 @@ impl TestServer {
 
     /// Waits until the server has ended by itself.
     pub async fn ended(self) {
-        self.served
-            .await
-            .expect("the server did not panic")
-            .expect("the server ended well");
+        self.outcome().await.expect("the server ended well");
+    }
+
+    /// Waits until the server has ended, well or not.
+    pub async fn outcome(self) -> Result<(), ServeError> {
+        self.served.await.expect("the server did not panic")
     }
 
     pub async fn get(&self, path: &str) -> client::Answer {
@@ -212,6 +221,7 @@ pub fn model_of_many(config: TestConfig, names: &[&str], turns: &Arc<Turns>) -> 
         },
         max_queued_requests: config.max_queued_requests,
         decode_log_interval: 0,
+        time_limits: config.time_limits,
     };
     let executor = Box::new(MockExecutor::new(config.mock));
     let metrics = Arc::new(Metrics::new(names[0]));
@@ -232,6 +242,8 @@ pub fn model_of_many(config: TestConfig, names: &[&str], turns: &Arc<Turns>) -> 
             sequence_limit_name,
             allow_auto_truncate: config.allow_auto_truncate,
             max_stop_strings: config.http.max_stop_strings,
+            max_prompt_tokens: config.http.max_prompt_tokens,
+            max_output_tokens: config.http.max_output_tokens,
             vocab: VOCAB,
             max_schema_bytes: config.max_schema_bytes,
         },

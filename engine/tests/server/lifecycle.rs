@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use engine::server::ServeError;
 use serde_json::json;
 use tokio::io::AsyncReadExt;
 
@@ -99,7 +100,15 @@ async fn a_dead_engine_is_unhealthy_and_hangs_nobody() {
     // Until the thread is gone a request may still get in, and then fails; later it is refused.
     for _ in 0..500 {
         match server.post(PATH, json!({"prompt": "x"})).await.status {
-            503 => return,
+            503 => {
+                let outcome = tokio::time::timeout(Duration::from_secs(10), server.outcome());
+                let error = outcome
+                    .await
+                    .expect("the server ends")
+                    .expect_err("not well");
+                assert!(matches!(error, ServeError::EngineStopped), "{error}");
+                return;
+            }
             500 => tokio::time::sleep(Duration::from_millis(10)).await,
             other => panic!("{other} from a dead engine"),
         }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use engine::config::ResultCachePlace;
 use engine::engine_loop::turns::Turns;
 use engine::model::config::Family;
 use engine::server::models::{Entry, Load};
@@ -250,12 +251,13 @@ async fn what_runs_longer_than_the_grace_is_failed_clearly() {
             "the request takes 8 s"
         );
         let answer = running.await.expect("an answer");
-        assert_eq!(answer.status, 500, "{}", answer.text());
-        assert!(
-            answer.text().contains("put to sleep") || answer.text().contains("unloads this model"),
-            "{}",
-            answer.text()
-        );
+        assert_eq!(answer.status, 503, "{}", answer.text());
+        let (expected, part) = match action {
+            "sleep" => ("model_asleep", "put to sleep"),
+            _ => ("shutting_down", "unloads this model"),
+        };
+        assert_eq!(code(&answer), expected);
+        assert!(answer.text().contains(part), "{}", answer.text());
         assert_eq!(
             admin(&server, back, json!({"model": "b"})).await.status,
             200
@@ -284,7 +286,7 @@ async fn what_is_asked_wrongly_of_the_admin_api_is_named() {
             "it must be unloaded or failed",
         ),
         ("load", json!({"model-path": "x"}), 400, "no further models"),
-        ("load", json!([1]), 400, "no JSON object"),
+        ("load", json!([1]), 400, "must be a JSON object"),
     ] {
         let answer = admin(&server, action, body.clone()).await;
         assert_eq!(answer.status, status, "{action} {body}: {}", answer.text());
@@ -294,6 +296,72 @@ async fn what_is_asked_wrongly_of_the_admin_api_is_named() {
             answer.text()
         );
     }
+}
+
+/// Deterministic requests of two models that differ in nothing else, asked of one cache.
+#[tokio::test]
+async fn kept_answers_are_one_models_own() {
+    let mut a = TestConfig::saying("a");
+    a.http.result_cache.place = ResultCachePlace::Memory;
+    let server = two_models(a, TestConfig::saying("b")).await;
+    let ask = async |name: &str| {
+        let body = json!({"model": name, "prompt": "x", "max_tokens": 4, "temperature": 0});
+        let answer = server.post(PATH, body).await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        assert_eq!(answer.json()["choices"][0]["text"], name.repeat(4));
+        answer.header("x-result-cache").map(str::to_owned)
+    };
+    let until_hit = async |name: &str| {
+        let begun = Instant::now();
+        while ask(name).await.as_deref() != Some("hit") {
+            assert!(begun.elapsed() < Duration::from_secs(10), "never a hit");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    assert_eq!(ask("a").await.as_deref(), Some("miss"));
+    until_hit("a").await;
+    assert_eq!(ask("b").await.as_deref(), Some("miss"), "not what a said");
+    until_hit("b").await;
+    until_hit("a").await;
+    let metrics = server.get("/metrics").await;
+    for name in ["a", "b"] {
+        let stored =
+            format!("engine_result_cache_total{{model_name=\"{name}\",outcome=\"stored\"}}");
+        let line = metrics.text().lines().find_map(|l| l.strip_prefix(&stored));
+        assert!(line.is_some_and(|n| n != " 0"), "{}", metrics.text());
+    }
+    assert_eq!(
+        metrics
+            .text()
+            .matches("# TYPE engine_http_connections gauge")
+            .count(),
+        1
+    );
+    // A kept answer does not wake anybody.
+    assert_eq!(
+        admin(&server, "sleep", json!({"model": "a"})).await.status,
+        200
+    );
+    let body = json!({"model": "a", "prompt": "x", "max_tokens": 4, "temperature": 0});
+    assert_eq!(code(&server.post(PATH, body).await), "model_asleep");
+}
+
+/// An engine that dies takes the process with it; one that is unloaded does not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_model_that_panics_ends_the_server_and_one_that_is_unloaded_does_not() {
+    let mut panicking = TestConfig::saying("b");
+    panicking.mock.panicking_step = Some(3);
+    let server = two_models(TestConfig::saying("a"), panicking).await;
+    let gone = admin(&server, "unload", json!({"model": "a"})).await;
+    assert_eq!(gone.json()["state"], "unloaded", "{}", gone.text());
+    // Longer than it takes to notice a dead one and to say so.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    let body = json!({"model": "b", "prompt": "x", "max_tokens": 20});
+    assert_eq!(code(&server.post(PATH, body).await), "step_failed");
+    let outcome = tokio::time::timeout(Duration::from_secs(20), server.outcome())
+        .await
+        .expect("it ends");
+    assert!(outcome.is_err(), "and not well");
 }
 
 /// Steps that a model has made.

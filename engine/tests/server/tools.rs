@@ -1,5 +1,8 @@
 //! Calls of tools and thoughts in chats.
 
+use std::time::{Duration, Instant};
+
+use engine::config::ResultCachePlace;
 use engine::server::state::OutputParsers;
 use engine::text::ToolCallFormat;
 use serde_json::{Value, json};
@@ -340,5 +343,52 @@ async fn endpoints_that_are_not_there_say_so() {
             .await;
         assert_eq!(answer.status, 501);
         assert_eq!(answer.json()["error"]["code"], "not_implemented");
+    }
+}
+
+/// Calls and forms are kept like other answers, and each only for a request that asks for the same.
+#[tokio::test]
+async fn kept_answers_are_those_of_one_form() {
+    let mut config = with(saying(TWO_CALLS), ToolCallFormat::Hermes, false);
+    config.http.result_cache.place = ResultCachePlace::Memory;
+    let server = TestServer::start(config).await;
+    let ask = async |fields: &Value| {
+        let mut body = body(json!({"temperature": 0}));
+        body.as_object_mut()
+            .expect("an object")
+            .extend(fields.as_object().expect("an object").clone());
+        let answer = server.post(PATH, body).await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        let word = answer.header("x-result-cache").map(str::to_owned);
+        let mut message = answer.json()["choices"][0]["message"].clone();
+        for call in message["tool_calls"].as_array_mut().into_iter().flatten() {
+            call["id"] = Value::Null;
+        }
+        (word, message)
+    };
+    let form = |schema: Value| json!({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}});
+    for fields in [
+        json!({}),
+        json!({"tool_choice": "required"}),
+        json!({"tool_choice": {"type": "function", "function": {"name": "time"}}}),
+        json!({"parallel_tool_calls": false}),
+        json!({"tools": []}),
+        form(json!({"enum": ["one", "two"]})),
+        form(json!({"enum": ["three"]})),
+        json!({"guided_regex": "a{3}"}),
+        json!({"guided_choice": ["a{3}"]}),
+    ] {
+        let (word, first) = ask(&fields).await;
+        assert_eq!(word.as_deref(), Some("miss"), "{fields}");
+        let begun = Instant::now();
+        loop {
+            let (word, again) = ask(&fields).await;
+            assert_eq!(again, first, "{fields}");
+            if word.as_deref() == Some("hit") {
+                break;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(10), "never a hit");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 }

@@ -4,8 +4,8 @@
 //! columns of all imported figures, and a paragraph of provenance. No run folder is made: nobody
 //! here saw the machine, and without server starts of ours nothing can be tested against it.
 
-mod figures;
-mod result_file;
+pub mod figures;
+pub mod result_file;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -19,7 +19,7 @@ use super::*;
 use crate::executor::mock::{MockConfig, MockExecutor};
 use crate::executor::{Executor, StepOutput};
 use crate::kv::{PAGE_TOKENS, pages_for};
-use crate::request::{SampledToken, SamplingParams, Usage};
+use crate::request::{Failure, SampledToken, SamplingParams, Usage};
 
 fn request(id: u64, n_prompt: usize, max_new_tokens: usize) -> Request {
     Request {
@@ -379,9 +379,9 @@ fn a_failed_step_ends_its_requests_only() {
         events,
         [(
             RequestId(1),
-            TokenEvent::Failed {
+            TokenEvent::Failed(Failure::Step {
                 message: "broken".into()
-            }
+            })
         )]
     );
     scheduler.check_integrity().unwrap();
@@ -405,10 +405,7 @@ fn an_executor_that_returns_too_little_or_too_much_does_no_harm() {
     };
     let events = scheduler.commit(&plan, output);
     assert_eq!(events[0], (RequestId(1), TokenEvent::Token(token)));
-    assert!(matches!(
-        events[1],
-        (RequestId(2), TokenEvent::Failed { .. })
-    ));
+    assert!(matches!(events[1], (RequestId(2), TokenEvent::Failed(_))));
     assert_eq!(events.len(), 2);
     scheduler.check_integrity().unwrap();
 }

@@ -6,7 +6,7 @@ use engine::config::EngineConfig;
 use engine::config::typed::Device;
 use engine::executor::ExecutorInfo;
 use engine::launch::devices::Devices;
-use engine::launch::{LaunchError, LoadedModel, launch, load_executor, load_model};
+use engine::launch::{AskLimits, LaunchError, LoadedModel, launch, load_executor, load_model};
 use engine::model::config::{Family, ModelConfig};
 use engine::request::{Request, RequestId, SamplingParams, TokenEvent};
 use engine::server::prompt::fit;
@@ -85,15 +85,15 @@ impl Model {
     pub fn served(&self, flags: &str) -> ServedModel {
         let typed = parse(&self.line(flags)).expect(flags);
         let config = typed.resolve().expect(flags);
+        let asked = AskLimits::from(&config.http);
         let names = config.http.served_model_name.into_iter().collect();
         let devices = Devices::default();
-        let flags_json = json!({});
         launch(
             &typed.engine,
             &config.engine,
             names,
-            4,
-            flags_json,
+            asked,
+            json!({}),
             &devices,
             &|_| (),
         )

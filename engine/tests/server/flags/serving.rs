@@ -121,3 +121,111 @@ async fn decode_log_interval_is_the_steps_between_two_lines() {
     assert_eq!(n_lines("--decode-log-interval 5").await, 4);
     assert_eq!(n_lines("--decode-log-interval 1000").await, 0);
 }
+
+#[tokio::test]
+async fn max_queue_s_bounds_the_wait() {
+    let status = async |line: &str| {
+        let mut config = TestConfig::default().slowly(Duration::from_millis(10));
+        config.max_running_requests = 1;
+        config.time_limits = resolve(line).expect(line).engine.time_limits;
+        let server = TestServer::start(config).await;
+        let address = server.address;
+        let body = json!({"prompt": "x", "max_tokens": 150});
+        let first = tokio::spawn(async move { client::post(address, PATH, &body).await });
+        while server.metric("vllm:num_requests_running").await == 0.0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let second = server
+            .post(PATH, json!({"prompt": "y", "max_tokens": 1}))
+            .await;
+        assert_eq!(first.await.expect("an answer").status, 200);
+        second.status
+    };
+    assert_eq!(status("").await, 200);
+    assert_eq!(status("--max-queue-s 1").await, 503);
+}
+
+#[tokio::test]
+async fn max_request_s_bounds_a_request() {
+    let status = async |line: &str| {
+        let mut config = TestConfig::default().slowly(Duration::from_millis(10));
+        config.time_limits = resolve(line).expect(line).engine.time_limits;
+        let server = TestServer::start(config).await;
+        let body = json!({"prompt": "x", "max_tokens": 150});
+        server.post(PATH, body).await.status
+    };
+    assert_eq!(status("").await, 200);
+    assert_eq!(status("--max-request-s 1").await, 504);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn max_prompt_tokens_and_max_output_tokens_bound_a_request() {
+    let model = Model::f16();
+    let flags = "--port 0 --max-prompt-tokens 8 --max-output-tokens 3";
+    let program = Program::start(&model.line(flags), &[]).await;
+    for (prompt, max_tokens, status) in [("123456789", 1, 400), ("12345678", 4, 400), ("1", 3, 200)]
+    {
+        let body = json!({"prompt": prompt, "max_tokens": max_tokens});
+        let answer = client::post(program.address, PATH, &body).await;
+        assert_eq!(answer.status, status, "{}", answer.text());
+    }
+}
+
+#[tokio::test]
+async fn max_connections_bounds_who_is_listened_to() {
+    let status = async |line: &str| {
+        let server = server(line, TestConfig::default()).await;
+        let _held = tokio::net::TcpStream::connect(server.address)
+            .await
+            .expect("a place");
+        while server.state.traffic.n_connections() == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        server.get("/health").await.status
+    };
+    assert_eq!(status("").await, 200);
+    assert_eq!(status("--max-connections 1").await, 503);
+}
+
+#[tokio::test]
+async fn client_timeout_s_is_what_a_client_gets() {
+    use tokio::io::AsyncReadExt;
+    let is_dropped = async |line: &str| {
+        let server = server(line, TestConfig::default()).await;
+        let mut silent = tokio::net::TcpStream::connect(server.address)
+            .await
+            .expect("a place");
+        let mut nothing = [0; 1];
+        let closed = tokio::time::timeout(Duration::from_secs(2), silent.read(&mut nothing)).await;
+        closed.is_ok()
+    };
+    assert!(!is_dropped("").await);
+    assert!(is_dropped("--client-timeout-s 1").await);
+}
+
+#[test]
+fn result_cache_flags_bound_time_and_size() {
+    let cache = resolve("--result-cache memory")
+        .expect("a place")
+        .http
+        .result_cache;
+    assert_eq!(
+        (cache.ttl, cache.max_bytes),
+        (Duration::from_hours(1), 64 << 20)
+    );
+    let line = "--result-cache memory --result-cache-ttl-s 2 --result-cache-max-bytes 2KiB";
+    let cache = resolve(line).expect("in range").http.result_cache;
+    assert_eq!((cache.ttl, cache.max_bytes), (Duration::from_secs(2), 2048));
+    for (line, part) in [
+        ("--result-cache disk", "redis://"),
+        ("--result-cache redis://:pw@", "--result-cache"),
+        ("--result-cache-max-bytes 3", "1KiB"),
+        ("--result-cache-ttl-s 0", "1.."),
+    ] {
+        let message = resolve(line).expect_err(line);
+        assert!(
+            message.contains(part) && !message.contains(":pw@"),
+            "{line}: {message}"
+        );
+    }
+}

@@ -1,0 +1,103 @@
+//! Where answers of deterministic requests are kept.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::Serialize;
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ResultCacheConfig {
+    pub place: ResultCachePlace,
+    pub ttl: Duration,
+    /// Of the memory, or of the largest answer in Redis.
+    pub max_bytes: u64,
+}
+
+impl Default for ResultCacheConfig {
+    fn default() -> Self {
+        Self {
+            place: ResultCachePlace::Off,
+            ttl: Duration::from_hours(1),
+            max_bytes: 64 << 20,
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ResultCachePlace {
+    Off,
+    Memory,
+    Redis(RedisUrl),
+}
+
+/// May hold a password, which is never written out.
+#[derive(Clone, PartialEq, Eq)]
+pub struct RedisUrl(pub(crate) String);
+
+impl RedisUrl {
+    pub fn new(url: impl Into<String>) -> Self {
+        Self(url.into())
+    }
+
+    /// With its password, for the client alone.
+    pub fn secret(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for RedisUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&redacted_url(&self.0))
+    }
+}
+
+impl fmt::Debug for RedisUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl Serialize for RedisUrl {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(self)
+    }
+}
+
+/// Without what stands between `//` and the last `@`, and without the query, where redis+unix has
+/// its password.
+pub fn redacted_url(url: &str) -> String {
+    let shown = url.split('?').next().unwrap_or_default();
+    match (shown.find("//"), shown.rfind('@')) {
+        (Some(start), Some(end)) if start < end => {
+            format!("{}(withheld){}", &shown[..start + 2], &shown[end..])
+        }
+        _ => shown.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_password_is_never_shown() {
+        for (url, shown) in [
+            (
+                "redis://:pass@host:6379/0",
+                "redis://(withheld)@host:6379/0",
+            ),
+            ("redis://user:p@ss@host", "redis://(withheld)@host"),
+            ("redis://host:6379", "redis://host:6379"),
+            (
+                "redis+unix:///run/r.sock?pass=pw",
+                "redis+unix:///run/r.sock",
+            ),
+            ("memory", "memory"),
+        ] {
+            let url = RedisUrl::new(url);
+            assert_eq!(url.to_string(), shown);
+            assert_eq!(format!("{url:?}"), shown);
+        }
+    }
+}

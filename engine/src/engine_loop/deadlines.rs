@@ -1,0 +1,97 @@
+//! How long a request may wait and take: `--max-queue-s` and `--max-request-s`.
+//!
+//! The engine's thread looks between two steps, so a request ends at most one step, and the time
+//! between two looks, after its limit.
+
+use std::time::{Duration, Instant};
+
+use crate::request::Failure;
+
+/// Looking goes through all requests, so it is not done at every step.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
+
+/// `None` is no limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+pub struct TimeLimits {
+    /// Until a place in the running batch.
+    pub queue: Option<Duration>,
+    /// Until the last token.
+    pub total: Option<Duration>,
+}
+
+#[derive(Debug)]
+pub(super) struct Deadlines {
+    limits: TimeLimits,
+    next_look: Option<Instant>,
+}
+
+impl Deadlines {
+    pub fn new(limits: TimeLimits) -> Self {
+        Self {
+            limits,
+            next_look: None,
+        }
+    }
+
+    /// Whether it is time to look.
+    pub fn is_due(&mut self, now: Instant) -> bool {
+        if self.limits == TimeLimits::default() || self.next_look.is_some_and(|next| now < next) {
+            return false;
+        }
+        self.next_look = now.checked_add(BETWEEN_LOOKS);
+        true
+    }
+
+    pub fn check(
+        &self,
+        submitted: Instant,
+        admitted: Option<Instant>,
+        now: Instant,
+    ) -> Option<Failure> {
+        let elapsed = now.saturating_duration_since(submitted);
+        let millis = |duration: Duration| duration.as_millis() as u64;
+        if let Some(limit) = self.limits.total.filter(|limit| elapsed > *limit) {
+            return Some(Failure::RequestTimeout {
+                taken_ms: millis(elapsed),
+                limit_ms: millis(limit),
+            });
+        }
+        let limit = self.limits.queue.filter(|limit| elapsed > *limit)?;
+        admitted.is_none().then(|| Failure::QueueTimeout {
+            waited_ms: millis(elapsed),
+            limit_ms: millis(limit),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_queue_has_a_limit_until_admission_and_the_whole_one_until_the_end() {
+        let limits = TimeLimits {
+            queue: Some(Duration::from_secs(2)),
+            total: Some(Duration::from_secs(10)),
+        };
+        let deadlines = Deadlines::new(limits);
+        let start = Instant::now();
+        let at = |s| start + Duration::from_secs(s);
+        assert_eq!(deadlines.check(start, None, at(2)), None);
+        let (waited_ms, limit_ms) = (3000, 2000);
+        let queue = Failure::QueueTimeout {
+            waited_ms,
+            limit_ms,
+        };
+        assert_eq!(deadlines.check(start, None, at(3)), Some(queue));
+        assert_eq!(deadlines.check(start, Some(at(1)), at(3)), None);
+        let (taken_ms, limit_ms) = (11_000, 10_000);
+        let total = Failure::RequestTimeout { taken_ms, limit_ms };
+        assert_eq!(deadlines.check(start, Some(at(1)), at(11)), Some(total));
+    }
+
+    #[test]
+    fn without_limits_nobody_looks() {
+        assert!(!Deadlines::new(TimeLimits::default()).is_due(Instant::now()));
+    }
+}

@@ -1,0 +1,273 @@
+//! The table itself.
+
+use super::{Class, Entry};
+
+/// Declares the codes: `Name = "code", class, status, type, retry after; cause; cure`.
+macro_rules! codes {
+    ($($name:ident = $code:literal, $class:ident, $status:expr, $kind:literal, $retry:expr;
+        $cause:literal; $cure:literal;)+) => {
+        /// A code of the catalogue.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum Code { $($name,)+ }
+
+        impl Code {
+            pub const ALL: &[Self] = &[$(Self::$name,)+];
+
+            pub const fn entry(self) -> Entry {
+                match self {
+                    $(Self::$name => Entry {
+                        code: $code,
+                        class: Class::$class,
+                        status: $status,
+                        kind: $kind,
+                        cause: $cause,
+                        cure: $cure,
+                        retry_after_s: $retry,
+                    },)+
+                }
+            }
+        }
+    };
+}
+
+codes! {
+    InvalidValue = "invalid_value", Request, Some(400), "invalid_request_error", None;
+    "A field is missing, has the wrong type, or lies outside its range.";
+    "Change the field that `param` names to a value that the message allows.";
+
+    InvalidJson = "invalid_json", Request, Some(400), "invalid_request_error", None;
+    "The body is no JSON object: cut off, empty, not UTF-8, or nested too deeply.";
+    "Send one JSON object; the message says at which line and column reading stopped.";
+
+    UnsupportedParameter = "unsupported_parameter", Request, Some(400), "invalid_request_error", None;
+    "The field is part of OpenAI's or another server's API, and this server does not do it.";
+    "Leave the field out, or send the value that asks for nothing.";
+
+    ContextLengthExceeded = "context_length_exceeded", Request, Some(400), "invalid_request_error", None;
+    "Prompt and output together are longer than the context length or the KV pool.";
+    "Shorten the prompt or `max_tokens`; as operator raise --context-length or --max-total-tokens, or set --allow-auto-truncate.";
+
+    InvalidApiKey = "invalid_api_key", Request, Some(401), "authentication_error", None;
+    "The server was started with --api-key and the request brought none or another one.";
+    "Send `Authorization: Bearer <key>` with the operator's key.";
+
+    ModelNotFound = "model_not_found", Request, Some(404), "not_found_error", None;
+    "`model` names none of the models that are served.";
+    "Use a name that the message or `/v1/models` lists, or leave `model` out.";
+
+    UnknownUrl = "unknown_url", Request, Some(404), "not_found_error", None;
+    "There is nothing at this path.";
+    "Check the base URL: it ends in `/v1` for OpenAI's clients.";
+
+    NotImplemented = "not_implemented", Request, Some(501), "invalid_request_error", None;
+    "The endpoint is part of OpenAI's API, and this server does not have it.";
+    "Use the endpoint that the message names, or another server.";
+
+    WrongModelState = "wrong_model_state", Request, Some(409), "conflict_error", None;
+    "`/admin/models/…` was asked for a change that the model's present state does not allow.";
+    "Look at `GET /admin/models` and ask for a change that fits the state it shows.";
+
+    ModelExists = "model_exists", Request, Some(409), "conflict_error", None;
+    "`/admin/models/load` describes a new model by a name that another one has.";
+    "Give it a name of its own with `served-model-name`.";
+
+    MethodNotAllowed = "method_not_allowed", Request, Some(405), "invalid_request_error", None;
+    "The path exists and answers to another HTTP method.";
+    "Use POST for completions and chat, GET for models, health and metrics.";
+
+    BodyTooLarge = "body_too_large", Limit, Some(413), "invalid_request_error", None;
+    "The body has more bytes than --max-body-bytes.";
+    "Send a shorter prompt or fewer prompts at once; as operator raise --max-body-bytes.";
+
+    PromptTooLong = "prompt_too_long", Limit, Some(400), "invalid_request_error", None;
+    "The prompt has more tokens than --max-prompt-tokens.";
+    "Shorten the prompt; as operator raise --max-prompt-tokens.";
+
+    OutputTooLong = "output_too_long", Limit, Some(400), "invalid_request_error", None;
+    "`max_tokens` asks for more output than --max-output-tokens.";
+    "Ask for fewer tokens; as operator raise --max-output-tokens.";
+
+    SchemaTooLarge = "schema_too_large", Limit, Some(400), "invalid_request_error", None;
+    "A JSON schema, regular expression, grammar or the tools' parameters have more bytes than --max-schema-bytes.";
+    "Send a smaller one; as operator raise --max-schema-bytes.";
+
+    TooManyStopStrings = "too_many_stop_strings", Limit, Some(400), "invalid_request_error", None;
+    "`stop` has more strings than --max-stop-strings, or one that is too long.";
+    "Send fewer or shorter stop strings; as operator raise --max-stop-strings.";
+
+    SlowBody = "slow_body", Limit, Some(408), "invalid_request_error", None;
+    "The body did not arrive within --client-timeout-s.";
+    "Send the body at once; behind a slow line raise --client-timeout-s.";
+
+    QueueFull = "queue_full", Limit, Some(429), "rate_limit_error", Some(1);
+    "As many requests run and wait as --max-running-requests and --max-queued-requests allow.";
+    "Try again after `Retry-After` seconds; as operator raise --max-queued-requests or add a server.";
+
+    QueueTimeout = "queue_timeout", Limit, Some(503), "service_unavailable_error", Some(1);
+    "The request waited longer than --max-queue-s without a place in the running batch.";
+    "Try again later; as operator raise --max-queue-s, --max-running-requests or the KV pool.";
+
+    RequestTimeout = "request_timeout", Limit, Some(504), "timeout_error", None;
+    "The request took longer than --max-request-s from its arrival to its last token.";
+    "Ask for fewer tokens; as operator raise --max-request-s.";
+
+    TooManyConnections = "too_many_connections", Limit, Some(503), "service_unavailable_error", Some(1);
+    "As many connections are open as --max-connections allows.";
+    "Reuse connections, close idle ones and try again; as operator raise --max-connections.";
+
+    ModelLoading = "model_loading", Server, Some(503), "service_unavailable_error", Some(1);
+    "The model is still being loaded.";
+    "Wait until `/health` says 200.";
+
+    ShuttingDown = "shutting_down", Server, Some(503), "service_unavailable_error", Some(1);
+    "The server got SIGTERM or SIGINT, or an admin unloads the model; no new requests are taken.";
+    "Send the request to another server, or wait for the restart.";
+
+    ModelAsleep = "model_asleep", Server, Some(503), "service_unavailable_error", Some(1);
+    "The model was put to sleep by `/admin/models/sleep`, which also ends requests that outlast its grace.";
+    "Wake it with `/admin/models/wake`, or name another model.";
+
+    ModelWaking = "model_waking", Server, Some(503), "service_unavailable_error", Some(1);
+    "The model's weights are on their way back to the device.";
+    "Try again after `Retry-After` seconds.";
+
+    ModelUnloading = "model_unloading", Server, Some(503), "service_unavailable_error", Some(1);
+    "`/admin/models/unload` was asked for; running requests get their grace and no new ones are taken.";
+    "Name another model, or load this one again when it is gone.";
+
+    ModelUnloaded = "model_unloaded", Server, Some(503), "service_unavailable_error", Some(1);
+    "The model is configured and not loaded: by --start-unloaded, or since `/admin/models/unload`.";
+    "Load it with `/admin/models/load`, or name another model.";
+
+    ModelFailed = "model_failed", Server, Some(503), "service_unavailable_error", Some(1);
+    "The model could not be loaded; the message says why.";
+    "Correct what the message names and load it again with `/admin/models/load`.";
+
+    ModelLoadFailed = "model_load_failed", Server, Some(409), "conflict_error", None;
+    "`/admin/models/load` did not succeed: files, memory or flags, as the message says.";
+    "Correct what the message names; where memory lacks, put another model to sleep or unload it.";
+
+    ModelSleepFailed = "model_sleep_failed", Server, Some(409), "conflict_error", None;
+    "The model could not be put to sleep and serves on, without the requests that it had.";
+    "The message names the reason; where the host's memory lacks, unload the model instead.";
+
+    ModelWakeFailed = "model_wake_failed", Server, Some(409), "conflict_error", None;
+    "The model could not be woken and sleeps on, most often because others have its memory now.";
+    "Put another model to sleep or unload it, and wake this one again.";
+
+    StepFailed = "step_failed", Server, Some(500), "server_error", None;
+    "The step of the model that held this request failed on the device; other requests go on.";
+    "Send the request again; if it keeps failing, the log has the device's own message.";
+
+    EngineStopped = "engine_stopped", Server, Some(503), "service_unavailable_error", Some(1);
+    "The engine stopped after an internal error; the process ends with exit code 1.";
+    "Restart the server (systemd and compose do so) and report the panic that the log shows.";
+
+    EngineUnhealthy = "engine_unhealthy", Server, Some(503), "service_unavailable_error", Some(1);
+    "Several steps in a row failed.";
+    "Look at the log for the device's message; restart the server if steps do not succeed again.";
+
+    GrammarFailed = "grammar_failed", Server, Some(500), "server_error", None;
+    "The output could not follow the request's schema, regular expression, grammar or forced call.";
+    "Simplify what the message names; report it with the log's lines around it if it looks harmless.";
+
+    InternalError = "internal_error", Server, Some(500), "server_error", None;
+    "The server did something wrong that it has no better word for.";
+    "Report the message with the log's lines around it.";
+
+    BadFlag = "bad_flag", Start, None, "", None;
+    "A flag's value, or one in the file of --config, is out of range, or two flags exclude each other.";
+    "Change the flag that the message names; `engine serve --help` has them all.";
+
+    ModelName = "model_name", Start, None, "", None;
+    "--model-path is no folder, file, hub id, `pypi:…` or `synthetic:…`.";
+    "Check the spelling; a folder needs a `/` or `./` where it could be a hub id.";
+
+    ModelFile = "model_file", Start, None, "", None;
+    "A file of the model or of the cache cannot be read or written.";
+    "Check the path, its rights and the space on the disk.";
+
+    FetchFailed = "fetch_failed", Start, None, "", None;
+    "The model could not be fetched: no network, no such model, or no space on the disk.";
+    "Try again, set HF_ENDPOINT to a mirror, or fetch elsewhere and give --model-path the folder.";
+
+    DigestMismatch = "digest_mismatch", Start, None, "", None;
+    "A fetched file is not the one that its index promised.";
+    "Delete the file in the cache and fetch again; if it repeats, do not trust the source.";
+
+    WeightsFile = "weights_file", Start, None, "", None;
+    "A file of weights is cut off, corrupt, or lies about its sizes.";
+    "Copy or fetch the file again and compare its sha256 with the source's.";
+
+    WeightsMissing = "weights_missing", Start, None, "", None;
+    "The checkpoint lacks a tensor that the model needs.";
+    "Check that all shards are there and that config.json belongs to them.";
+
+    WeightsShape = "weights_shape", Start, None, "", None;
+    "A tensor has another shape than config.json asks for.";
+    "Use the config.json that came with these weights.";
+
+    WeightsFormat = "weights_format", Start, None, "", None;
+    "A tensor has an element format that this engine does not read.";
+    "Convert the checkpoint to a format that the message lists.";
+
+    ModelConfig = "model_config", Start, None, "", None;
+    "config.json (or the GGUF header) is missing, names another architecture, or has values outside their limits.";
+    "Use a Qwen3, Qwen2 or Llama checkpoint with its own config.json.";
+
+    Tokenizer = "tokenizer", Start, None, "", None;
+    "The tokenizer's files are missing, broken, or of a kind that is not supported.";
+    "Put tokenizer.json and tokenizer_config.json of the same model beside the weights.";
+
+    NoTokenizer = "no_tokenizer", Start, None, "", None;
+    "The model has weights and no tokenizer.";
+    "Serve another model, or use `engine bench`, which needs no text.";
+
+    QuantizationMismatch = "quantization_mismatch", Start, None, "", None;
+    "--quantization names another format than the checkpoint has.";
+    "Leave --quantization out, or give the checkpoint that has it.";
+
+    NoCuda = "no_cuda", Start, None, "", None;
+    "--device cuda was asked for and there is no usable card, driver or kernel.";
+    "Install the driver, build the kernels with `cargo xtask build --arch`, or use --device cpu.";
+
+    CpuIsa = "cpu_isa", Start, None, "", None;
+    "--cpu-isa names instructions that this processor lacks.";
+    "Leave --cpu-isa out, so that the best is chosen.";
+
+    ContextLength = "context_length", Start, None, "", None;
+    "--context-length is longer than the model was made for.";
+    "Lower --context-length, or leave it out.";
+
+    LoadFailed = "load_failed", Start, None, "", None;
+    "The weights were read and could not be laid out for the processor or the card.";
+    "The message names tensor and reason; use a checkpoint of a supported shape.";
+
+    DeviceMemory = "device_memory", Start, None, "", None;
+    "Weights and the smallest KV pool do not fit into the memory that this model may use, on the card or the host.";
+    "Use a smaller or quantised model or fewer of them, or raise --mem-fraction-static or --device-memory-limit.";
+
+    PoolTooSmall = "pool_too_small", Start, None, "", None;
+    "--max-total-tokens asks for a larger KV pool than the device holds.";
+    "Lower --max-total-tokens, or leave it out.";
+
+    Address = "address", Start, None, "", None;
+    "The address is in use, not this machine's, or needs more rights.";
+    "Choose another --host or --port; --port 0 lets the system choose.";
+
+    System = "system", Start, None, "", None;
+    "The system refused a thread, a signal handler or an open file.";
+    "Raise the limits of the process (`ulimit -u`, `ulimit -n`, TasksMax of systemd).";
+}
+
+impl Code {
+    pub fn word(self) -> &'static str {
+        self.entry().code
+    }
+}
+
+impl std::fmt::Display for Code {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.word())
+    }
+}

@@ -1,0 +1,39 @@
+//! The catalogue as a page: `engine errors --markdown`.
+
+use std::fmt::Write;
+
+use super::{Class, Code};
+
+/// A table a class.
+pub fn markdown() -> String {
+    let mut page = String::from(
+        "# Troubleshooting\n\n\
+         Written by `engine errors --markdown`; a test holds this file to it. Every error of a \
+         request is a JSON object `{\"error\": {message, type, param, code}}`, and every start \
+         that fails prints `error[code]: message`: look the code up here.\n",
+    );
+    for class in Class::ALL {
+        // Writing to a String cannot fail.
+        let _ = write!(page, "\n## {}\n\n", class.title());
+        page.push_str(if class == Class::Start {
+            "| code | cause | cure |\n|---|---|---|\n"
+        } else {
+            "| code | status | cause | cure |\n|---|---|---|---|\n"
+        });
+        for entry in Code::ALL.iter().map(|code| code.entry()) {
+            if entry.class != class {
+                continue;
+            }
+            let status = match entry.status {
+                Some(status) => format!(" {status} |"),
+                None => String::new(),
+            };
+            let _ = writeln!(
+                page,
+                "| `{}` |{status} {} | {} |",
+                entry.code, entry.cause, entry.cure
+            );
+        }
+    }
+    page
+}

@@ -1,0 +1,263 @@
+//! What `/metrics` shows of a model, name by name.
+
+use super::page::Page;
+use super::{Counter, Metrics};
+
+impl Metrics {
+    /// Prometheus text exposition format, version 0.0.4
+    /// (content type `text/plain; version=0.0.4; charset=utf-8`).
+    pub fn render(&self) -> String {
+        let mut page = Page::new(Some(&self.model_name));
+        let count = |counter: &Counter| counter.get() as f64;
+        let usage = match self.kv_pages_total.get() {
+            0.0 => 0.0,
+            total => self.kv_pages_used.get() / total,
+        };
+        let gauges: &[(&str, &str, f64)] = &[
+            (
+                "vllm:num_requests_running",
+                "Requests in the running batch.",
+                self.n_running.get(),
+            ),
+            (
+                "vllm:num_requests_waiting",
+                "Requests waiting for admission.",
+                self.n_waiting.get(),
+            ),
+            (
+                "vllm:kv_cache_usage_perc",
+                "Share of KV cache pages in use; 1 is all.",
+                usage,
+            ),
+            (
+                "vllm:gpu_cache_usage_perc",
+                "The same under its older name.",
+                usage,
+            ),
+            (
+                "engine_kv_pages_used",
+                "KV cache pages in use.",
+                self.kv_pages_used.get(),
+            ),
+            (
+                "engine_kv_pages_cached",
+                "KV cache pages kept for requests to come; they count as free.",
+                self.kv_pages_cached.get(),
+            ),
+            (
+                "engine_kv_pages_total",
+                "KV cache pages.",
+                self.kv_pages_total.get(),
+            ),
+            (
+                "engine_host_kv_pages_used",
+                "KV cache pages in the host tier that hold something.",
+                self.host_kv_pages_used.get(),
+            ),
+            (
+                "engine_host_kv_pages_total",
+                "KV cache pages of the host tier.",
+                self.host_kv_pages_total.get(),
+            ),
+        ];
+        for (name, help, value) in gauges {
+            page.gauge(name, help, *value);
+        }
+        page.counters(
+            "engine_host_kv_moves_total",
+            "KV cache pages that went to the host, came back, or were on the host and computed \
+             again because that was faster.",
+            "outcome",
+            &[
+                ("offloaded", count(&self.host_kv_offloaded)),
+                ("restored", count(&self.host_kv_restored)),
+                ("declined", count(&self.host_kv_declined)),
+            ],
+        );
+        page.counters(
+            "engine_kv_pages_lost_total",
+            "Cached KV pages given up without a copy on the host.",
+            "",
+            &[("", count(&self.kv_pages_lost))],
+        );
+        page.counters(
+            "vllm:prompt_tokens_total",
+            "Prompt tokens of answered requests.",
+            "",
+            &[("", count(&self.prompt_tokens))],
+        );
+        page.counters(
+            "vllm:generation_tokens_total",
+            "Tokens generated.",
+            "",
+            &[("", count(&self.generation_tokens))],
+        );
+        page.counters(
+            "vllm:prefix_cache_queries_total",
+            "Prompt tokens of admitted requests.",
+            "",
+            &[("", count(&self.prefix_cache_queries))],
+        );
+        page.counters(
+            "vllm:prefix_cache_hits_total",
+            "Those of them whose KV was cached.",
+            "",
+            &[("", count(&self.prefix_cache_hits))],
+        );
+        page.counters(
+            "vllm:num_preemptions_total",
+            "Sequences sent back to the queue because KV pages ran out.",
+            "",
+            &[("", count(&self.preemptions))],
+        );
+        page.counters(
+            "vllm:request_success_total",
+            "Requests ended, by reason.",
+            "finished_reason",
+            &[
+                ("stop", count(&self.stopped)),
+                ("length", count(&self.reached_length)),
+                ("abort", count(&self.aborted)),
+                ("error", count(&self.failed)),
+            ],
+        );
+        page.counters(
+            "engine_steps_total",
+            "Steps executed, by kind.",
+            "kind",
+            &[
+                ("prefill", count(&self.prefill_steps)),
+                ("decode", count(&self.decode_steps)),
+                ("mixed", count(&self.mixed_steps)),
+                ("failed", count(&self.failed_steps)),
+            ],
+        );
+        page.counters(
+            "engine_run_ahead_total",
+            "Decode work begun on the device before its plan was there, by what became of it.",
+            "outcome",
+            &[
+                ("used", count(&self.run_ahead_used)),
+                ("discarded", count(&self.run_ahead_discarded)),
+            ],
+        );
+        page.counters(
+            "engine_host_sampled_tokens_total",
+            "Tokens that the host's sampler chose for a model on a device.",
+            "",
+            &[("", count(&self.host_sampled_tokens))],
+        );
+        page.counters(
+            "engine_grammar_masks_total",
+            "Masks of allowed tokens, by whether they were there when a token was chosen.",
+            "when",
+            &[
+                ("ready", count(&self.masks_ready)),
+                ("late", count(&self.masks_late)),
+            ],
+        );
+        page.counters(
+            "engine_aborted_total",
+            "Requests cancelled by their client.",
+            "",
+            &[("", count(&self.aborted))],
+        );
+        page.counters(
+            "engine_failed_total",
+            "Requests ended by a failed step.",
+            "",
+            &[("", count(&self.failed))],
+        );
+        page.counters(
+            "engine_timed_out_total",
+            "Requests ended by --max-queue-s or --max-request-s.",
+            "limit",
+            &[
+                ("queue", count(&self.queue_timeouts)),
+                ("total", count(&self.request_timeouts)),
+            ],
+        );
+        page.counters(
+            "engine_result_cache_total",
+            "Deterministic requests, by what the result cache had; answers stored in it; lookups \
+             and stores that failed.",
+            "outcome",
+            &[
+                ("hit", count(&self.result_cache_hits)),
+                ("miss", count(&self.result_cache_misses)),
+                ("stored", count(&self.result_cache_stored)),
+                ("error", count(&self.result_cache_errors)),
+            ],
+        );
+        for (name, help, histogram) in [
+            (
+                "vllm:time_to_first_token_seconds",
+                "From submission to the first token.",
+                &self.ttft_s,
+            ),
+            (
+                "vllm:inter_token_latency_seconds",
+                "Between two tokens of a request.",
+                &self.itl_s,
+            ),
+            (
+                "vllm:time_per_output_token_seconds",
+                "The same under its older name.",
+                &self.itl_s,
+            ),
+            (
+                "vllm:request_time_per_output_token_seconds",
+                "Mean time per output token after the first, one value a request.",
+                &self.tpot_s,
+            ),
+            (
+                "vllm:e2e_request_latency_seconds",
+                "From submission to the last token.",
+                &self.e2e_s,
+            ),
+            (
+                "vllm:request_queue_time_seconds",
+                "From submission to the first admission.",
+                &self.queue_s,
+            ),
+            (
+                "vllm:request_prefill_time_seconds",
+                "From admission to the first token.",
+                &self.prefill_s,
+            ),
+            (
+                "vllm:request_decode_time_seconds",
+                "From the first token to the last.",
+                &self.decode_s,
+            ),
+            (
+                "vllm:request_inference_time_seconds",
+                "From admission to the last token.",
+                &self.inference_s,
+            ),
+            (
+                "vllm:request_prompt_tokens",
+                "Prompt tokens of a request.",
+                &self.n_prompt,
+            ),
+            (
+                "vllm:request_generation_tokens",
+                "Output tokens of a request.",
+                &self.n_generated,
+            ),
+            (
+                "vllm:request_params_max_tokens",
+                "Output tokens that a request might have had.",
+                &self.n_asked,
+            ),
+            (
+                "vllm:iteration_tokens_total",
+                "Tokens of a step.",
+                &self.n_step_tokens,
+            ),
+        ] {
+            page.histogram(name, help, histogram);
+        }
+        page.into_text()
+    }
+}

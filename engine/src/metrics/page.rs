@@ -1,0 +1,88 @@
+//! Prometheus text exposition format, version 0.0.4
+//! (content type `text/plain; version=0.0.4; charset=utf-8`).
+
+use std::fmt::Write as _;
+
+use super::kinds::Histogram;
+
+/// The text being written; every sample carries the model's name, where it is a model's.
+pub struct Page<'a> {
+    text: String,
+    model_name: Option<&'a str>,
+}
+
+impl<'a> Page<'a> {
+    pub fn new(model_name: Option<&'a str>) -> Self {
+        Self {
+            text: String::with_capacity(8192),
+            model_name,
+        }
+    }
+
+    pub fn into_text(self) -> String {
+        self.text
+    }
+
+    fn head(&mut self, name: &str, help: &str, kind: &str) {
+        // Writing to a String cannot fail.
+        let _ = writeln!(self.text, "# HELP {name} {}", escape_help(help));
+        let _ = writeln!(self.text, "# TYPE {name} {kind}");
+    }
+
+    fn sample(&mut self, name: &str, label: &str, label_value: &str, value: f64) {
+        let mut labels = Vec::new();
+        if let Some(model_name) = self.model_name {
+            labels.push(format!("model_name=\"{}\"", escape_label(model_name)));
+        }
+        if !label.is_empty() {
+            labels.push(format!("{label}=\"{}\"", escape_label(label_value)));
+        }
+        let labels = if labels.is_empty() {
+            String::new()
+        } else {
+            format!("{{{}}}", labels.join(","))
+        };
+        let _ = writeln!(self.text, "{name}{labels} {value}");
+    }
+
+    pub fn gauge(&mut self, name: &str, help: &str, value: f64) {
+        self.head(name, help, "gauge");
+        self.sample(name, "", "", value);
+    }
+
+    pub fn counters(&mut self, name: &str, help: &str, label: &str, values: &[(&str, f64)]) {
+        self.head(name, help, "counter");
+        for (label_value, value) in values {
+            self.sample(name, label, label_value, *value);
+        }
+    }
+
+    pub fn histogram(&mut self, name: &str, help: &str, histogram: &Histogram) {
+        self.head(name, help, "histogram");
+        let bucket_name = format!("{name}_bucket");
+        let mut n = 0;
+        for (bound, cumulative) in histogram.cumulative() {
+            let bound = if bound.is_finite() {
+                bound.to_string()
+            } else {
+                "+Inf".to_owned()
+            };
+            self.sample(&bucket_name, "le", &bound, cumulative as f64);
+            n = cumulative;
+        }
+        self.sample(&format!("{name}_sum"), "", "", histogram.sum());
+        // From the same reading as the buckets, so that it equals the last one.
+        self.sample(&format!("{name}_count"), "", "", n as f64);
+    }
+}
+
+fn escape_label(value: &str) -> String {
+    value
+        .replace('\\', "\\\\")
+        .replace('"', "\\\"")
+        .replace('\n', "\\n")
+}
+
+fn escape_help(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('\n', "\\n")
+}

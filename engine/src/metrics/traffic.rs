@@ -1,0 +1,127 @@
+//! What `/metrics` shows of the process: connections, refusals by code, memory.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::kinds::Counter;
+use super::page::Page;
+use crate::errors::Code;
+
+/// Why a connection was closed by the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dropped {
+    /// It took none of an answer for too long.
+    SlowReader,
+    /// No request came for too long, or only a part of its head.
+    Idle,
+}
+
+/// Written by the HTTP side, one for the process.
+#[derive(Debug)]
+pub struct TrafficMetrics {
+    started_s: f64,
+    opened: Counter,
+    closed: Counter,
+    slow_readers: Counter,
+    idle: Counter,
+    /// By [`Code`], in the order of [`Code::ALL`].
+    errors: Vec<Counter>,
+}
+
+impl Default for TrafficMetrics {
+    fn default() -> Self {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH);
+        Self {
+            started_s: since.map_or(0.0, |since| since.as_secs_f64()),
+            opened: Counter::default(),
+            closed: Counter::default(),
+            slow_readers: Counter::default(),
+            idle: Counter::default(),
+            errors: Code::ALL.iter().map(|_| Counter::default()).collect(),
+        }
+    }
+}
+
+impl TrafficMetrics {
+    pub fn record_opened(&self) {
+        self.opened.add(1);
+    }
+
+    pub fn record_closed(&self) {
+        self.closed.add(1);
+    }
+
+    pub fn record_dropped(&self, why: Dropped) {
+        match why {
+            Dropped::SlowReader => self.slow_readers.add(1),
+            Dropped::Idle => self.idle.add(1),
+        }
+    }
+
+    pub fn record_error(&self, code: Code) {
+        let place = Code::ALL.iter().position(|known| *known == code);
+        if let Some(counter) = place.and_then(|i| self.errors.get(i)) {
+            counter.add(1);
+        }
+    }
+
+    pub fn n_connections(&self) -> u64 {
+        self.opened.get().saturating_sub(self.closed.get())
+    }
+
+    pub fn render(&self) -> String {
+        let mut page = Page::new(None);
+        page.gauge(
+            "engine_http_connections",
+            "Open connections.",
+            self.n_connections() as f64,
+        );
+        page.counters(
+            "engine_http_connections_total",
+            "Connections accepted.",
+            "",
+            &[("", self.opened.get() as f64)],
+        );
+        page.counters(
+            "engine_http_dropped_total",
+            "Connections closed by the server, by reason.",
+            "reason",
+            &[
+                ("slow_reader", self.slow_readers.get() as f64),
+                ("idle", self.idle.get() as f64),
+            ],
+        );
+        let errors: Vec<(&str, f64)> = Code::ALL
+            .iter()
+            .zip(&self.errors)
+            .filter(|(code, _)| code.entry().status.is_some())
+            .map(|(code, counter)| (code.word(), counter.get() as f64))
+            .collect();
+        page.counters(
+            "engine_http_errors_total",
+            "Requests answered with an error, by its code.",
+            "code",
+            &errors,
+        );
+        page.gauge(
+            "process_start_time_seconds",
+            "When the process started, since 1970.",
+            self.started_s,
+        );
+        if let Some(bytes) = resident_bytes() {
+            page.gauge(
+                "process_resident_memory_bytes",
+                "Memory of the process that is resident.",
+                bytes as f64,
+            );
+        }
+        page.into_text()
+    }
+}
+
+/// As Linux has it; elsewhere the metric is left out.
+fn resident_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}

@@ -1,0 +1,404 @@
+//! Deterministic requests and the answers that are kept of them.
+//!
+//! A request is deterministic at temperature 0 or with a seed. Its key is a digest of the model
+//! (its name, weights, kernels and everything that was resolved at the start), the endpoint, the
+//! body's fields as they were sent, the form that the output has to have (a forced call is one), and
+//! the prompts' tokens; fields that only say how the answer travels are left out, so a streamed
+//! request finds what a whole one left behind. Kept are the pieces of the choices as they came:
+//! text, tokens with their log-probabilities, ends and usage. Thoughts and calls of tools are read
+//! out of that text anew.
+
+use std::sync::Arc;
+
+use axum::http::{HeaderName, HeaderValue};
+use axum::response::Response;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
+
+use super::choice::{ChoiceEnd, Piece};
+use super::sampling_fields::Generation;
+use super::state::ServedModel;
+use crate::metrics::Metrics;
+use crate::request::{SampledToken, Usage};
+use crate::result_cache::{Found, Key, Put, ResultCache};
+use crate::structured::{Constraint, Preamble};
+
+const HEADER: HeaderName = HeaderName::from_static("x-result-cache");
+
+/// Fields that change nothing of the answer's content; the prompt is in the key as tokens.
+const NOT_IN_KEY: [&str; 8] = [
+    "stream",
+    "stream_options",
+    "user",
+    "priority",
+    "model",
+    "prompt",
+    "messages",
+    "metadata",
+];
+
+/// What the key needs of a body, taken before its fields are.
+#[derive(Debug, Clone)]
+pub struct BodyDigest {
+    sha256: [u8; 32],
+    has_seed: bool,
+}
+
+impl BodyDigest {
+    pub fn of(map: &Map<String, Value>) -> Self {
+        let mut names: Vec<&String> = map
+            .keys()
+            .filter(|name| !NOT_IN_KEY.contains(&name.as_str()))
+            .collect();
+        names.sort_unstable();
+        let mut digest = Sha256::new();
+        for name in names {
+            // As JSON, so that name and value cannot run into each other.
+            digest.update(Value::from(name.as_str()).to_string());
+            digest.update(map[name].to_string());
+        }
+        Self {
+            sha256: digest.finalize().into(),
+            has_seed: map.get("seed").is_some_and(|seed| !seed.is_null()),
+        }
+    }
+}
+
+/// What the cache says of a request.
+pub enum Lookup {
+    /// It is off, or the request is not deterministic.
+    Bypass,
+    Hit(Vec<StoredPiece>),
+    Miss(Recorder),
+}
+
+impl Lookup {
+    pub fn is_hit(&self) -> bool {
+        matches!(self, Self::Hit(_))
+    }
+
+    /// Says in the answer's head what the cache did.
+    pub fn mark(word: Option<&'static str>, mut response: Response) -> Response {
+        if let Some(word) = word {
+            let value = HeaderValue::from_static(word);
+            response.headers_mut().insert(HEADER, value);
+        }
+        response
+    }
+
+    pub fn word(&self) -> Option<&'static str> {
+        match self {
+            Self::Bypass => None,
+            Self::Hit(_) => Some("hit"),
+            Self::Miss(_) => Some("miss"),
+        }
+    }
+}
+
+/// What is asked, beside the model and the prompts.
+pub struct Question<'a> {
+    pub endpoint: &'a str,
+    pub body: Option<&'a BodyDigest>,
+    /// What the output has to be, as it will be compiled.
+    pub form: Option<(&'a Constraint, Preamble)>,
+    pub n_choices: usize,
+}
+
+/// Asks the cache for the answer of a request.
+pub async fn look_up<'a>(
+    cache: &ResultCache,
+    question: &Question<'_>,
+    model: &Arc<ServedModel>,
+    generation: &Generation,
+    prompts: impl Iterator<Item = &'a [u32]>,
+) -> Lookup {
+    let n_choices = question.n_choices;
+    let Some(body) = question.body.filter(|_| cache.is_on()) else {
+        return Lookup::Bypass;
+    };
+    if generation.params.temperature > 0.0 && !body.has_seed {
+        return Lookup::Bypass;
+    }
+    let key = key_of(question, body, model, prompts);
+    let metrics = model.engine.metrics();
+    match cache.get(&key).await {
+        Found::Answer(bytes) => {
+            if let Some(pieces) = read(&bytes, n_choices) {
+                metrics.result_cache_hits.add(1);
+                return Lookup::Hit(pieces);
+            }
+        }
+        Found::Nothing => {}
+        Found::Unreachable => metrics.result_cache_errors.add(1),
+    }
+    metrics.result_cache_misses.add(1);
+    Lookup::Miss(Recorder {
+        cache: cache.clone(),
+        key,
+        model: Arc::clone(model),
+        pieces: Vec::new(),
+        n_choices_left: n_choices,
+    })
+}
+
+fn key_of<'a>(
+    question: &Question<'_>,
+    body: &BodyDigest,
+    model: &ServedModel,
+    prompts: impl Iterator<Item = &'a [u32]>,
+) -> Key {
+    let mut digest = Sha256::new();
+    for part in [
+        "/version",
+        "/model",
+        "/executor/name",
+        "/executor/kernels",
+        "/flags/resolved/engine",
+    ] {
+        let value = model.server_info.pointer(part);
+        digest.update(value.map(Value::to_string).unwrap_or_default());
+        digest.update([0]);
+    }
+    digest.update(model.name());
+    digest.update([0]);
+    digest.update(question.endpoint);
+    digest.update([0]);
+    digest.update(body.sha256);
+    // Written with its quotes and brackets, so no form can look like another one.
+    let form = format!("{:?}", question.form);
+    digest.update((form.len() as u64).to_le_bytes());
+    digest.update(form);
+    for prompt in prompts {
+        digest.update((prompt.len() as u64).to_le_bytes());
+        for id in prompt {
+            digest.update(id.to_le_bytes());
+        }
+    }
+    digest.finalize().into()
+}
+
+/// Takes in the pieces of an answer and keeps it when it is whole. An answer that breaks off is
+/// dropped with this.
+pub struct Recorder {
+    cache: ResultCache,
+    key: Key,
+    model: Arc<ServedModel>,
+    pieces: Vec<StoredPiece>,
+    n_choices_left: usize,
+}
+
+impl Recorder {
+    pub fn take_in(&mut self, index: usize, piece: &Piece) {
+        self.pieces.push(StoredPiece::of(index, piece));
+        let Some(end) = &piece.end else { return };
+        // An aborted choice never counts down, so its answer is never kept.
+        if end.finish_reason != "abort" {
+            self.n_choices_left = self.n_choices_left.saturating_sub(1);
+        }
+        if self.n_choices_left > 0 {
+            return;
+        }
+        let pieces = std::mem::take(&mut self.pieces);
+        let (cache, key, model) = (self.cache.clone(), self.key, Arc::clone(&self.model));
+        // The client's answer does not wait for it.
+        tokio::spawn(async move {
+            let metrics: &Metrics = model.engine.metrics();
+            let Ok(bytes) = serde_json::to_vec(&pieces) else {
+                return;
+            };
+            match cache.put(key, bytes.into()).await {
+                Put::Kept => metrics.result_cache_stored.add(1),
+                Put::Unreachable => metrics.result_cache_errors.add(1),
+                Put::TooLarge => {}
+            }
+        });
+    }
+}
+
+/// Id, log-probability, likeliest tokens with theirs.
+type StoredToken = (u32, Option<f32>, Vec<(u32, f32)>);
+
+/// A piece as it is kept.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StoredPiece {
+    index: usize,
+    text: String,
+    tokens: Vec<StoredToken>,
+    end: Option<StoredEnd>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct StoredEnd {
+    finish_reason: String,
+    stop_reason: Value,
+    /// Prompt, completion, cached.
+    usage: (usize, usize, usize),
+}
+
+impl StoredPiece {
+    fn of(index: usize, piece: &Piece) -> Self {
+        let tokens = piece.tokens.iter();
+        Self {
+            index,
+            text: piece.text.clone(),
+            tokens: tokens
+                .map(|t| (t.token, t.logprob, t.top_logprobs.clone()))
+                .collect(),
+            end: piece.end.as_ref().map(|end| StoredEnd {
+                finish_reason: end.finish_reason.to_owned(),
+                stop_reason: end.stop_reason.clone(),
+                usage: (
+                    end.usage.prompt_tokens,
+                    end.usage.completion_tokens,
+                    end.usage.cached_tokens,
+                ),
+            }),
+        }
+    }
+
+    /// `None` where a reason is not one of ours.
+    pub fn restore(self) -> Option<(usize, Piece)> {
+        let end = match self.end {
+            None => None,
+            Some(end) => Some(ChoiceEnd {
+                finish_reason: match end.finish_reason.as_str() {
+                    "stop" => "stop",
+                    "length" => "length",
+                    _ => return None,
+                },
+                stop_reason: end.stop_reason,
+                usage: Usage {
+                    prompt_tokens: end.usage.0,
+                    completion_tokens: end.usage.1,
+                    cached_tokens: end.usage.2,
+                },
+            }),
+        };
+        let tokens = self.tokens.into_iter();
+        let piece = Piece {
+            text: self.text,
+            tokens: tokens
+                .map(|(token, logprob, top_logprobs)| SampledToken {
+                    token,
+                    logprob,
+                    top_logprobs,
+                })
+                .collect(),
+            end,
+        };
+        Some((self.index, piece))
+    }
+}
+
+/// What was kept, if it is whole: the bytes come from outside.
+fn read(bytes: &[u8], n_choices: usize) -> Option<Vec<StoredPiece>> {
+    let pieces: Vec<StoredPiece> = serde_json::from_slice(bytes).ok()?;
+    let mut has_ended = vec![false; n_choices];
+    for piece in &pieces {
+        let ended = has_ended.get_mut(piece.index)?;
+        if *ended {
+            return None;
+        }
+        *ended = piece.end.is_some();
+        piece.clone().restore()?;
+    }
+    has_ended.iter().all(|ended| *ended).then_some(pieces)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn digest(body: Value) -> [u8; 32] {
+        let Value::Object(map) = body else {
+            panic!("an object")
+        };
+        BodyDigest::of(&map).sha256
+    }
+
+    #[test]
+    fn the_key_is_about_the_content_only() {
+        let base = digest(json!({"temperature": 0, "max_tokens": 5, "prompt": "a"}));
+        for same in [
+            json!({"max_tokens": 5, "temperature": 0, "stream": true, "user": "x"}),
+            json!({"max_tokens": 5, "temperature": 0, "stream_options": {"include_usage": true}}),
+        ] {
+            assert_eq!(digest(same), base);
+        }
+        for other in [
+            json!({"temperature": 0, "max_tokens": 6}),
+            json!({"temperature": 0, "max_tokens": 5, "stop": "x"}),
+            json!({"temperature": 0, "max_tokens": 5, "seed": 1}),
+        ] {
+            assert_ne!(digest(other), base);
+        }
+    }
+
+    fn piece(text: &str, finish_reason: Option<&'static str>) -> Piece {
+        Piece {
+            text: text.to_owned(),
+            tokens: vec![SampledToken {
+                token: 7,
+                logprob: Some(-0.5),
+                top_logprobs: vec![(7, -0.5), (8, -1.0)],
+            }],
+            end: finish_reason.map(|finish_reason| ChoiceEnd {
+                finish_reason,
+                stop_reason: json!("x"),
+                usage: Usage {
+                    prompt_tokens: 3,
+                    completion_tokens: 2,
+                    cached_tokens: 1,
+                },
+            }),
+        }
+    }
+
+    #[test]
+    fn pieces_come_back_as_they_were() {
+        let pieces = [piece("a", None), piece("b", Some("stop"))];
+        let stored: Vec<StoredPiece> = pieces.iter().map(|p| StoredPiece::of(0, p)).collect();
+        let bytes = serde_json::to_vec(&stored).expect("JSON");
+        let read_back = read(&bytes, 1).expect("whole");
+        for (stored, piece) in read_back.into_iter().zip(&pieces) {
+            let (index, restored) = stored.restore().expect("ours");
+            assert_eq!(index, 0);
+            assert_eq!(
+                (&restored.text, &restored.tokens),
+                (&piece.text, &piece.tokens)
+            );
+            let usage = |piece: &Piece| piece.end.as_ref().map(|end| end.usage);
+            assert_eq!(usage(&restored), usage(piece));
+        }
+    }
+
+    #[test]
+    fn what_is_broken_or_cut_off_is_no_answer() {
+        let stored = |pieces: &[(usize, Piece)]| {
+            let pieces: Vec<_> = pieces.iter().map(|(i, p)| StoredPiece::of(*i, p)).collect();
+            serde_json::to_vec(&pieces).expect("JSON")
+        };
+        assert!(read(b"[{]", 1).is_none());
+        assert!(
+            read(&stored(&[(0, piece("a", None))]), 1).is_none(),
+            "no end"
+        );
+        assert!(
+            read(&stored(&[(0, piece("a", Some("stop")))]), 2).is_none(),
+            "one choice"
+        );
+        assert!(
+            read(&stored(&[(5, piece("a", Some("stop")))]), 1).is_none(),
+            "no such choice"
+        );
+        let twice = [(0, piece("a", Some("stop"))), (0, piece("a", Some("stop")))];
+        assert!(read(&stored(&twice), 1).is_none(), "two ends");
+        assert!(
+            read(&stored(&[(0, piece("a", Some("abort")))]), 1).is_none(),
+            "aborted"
+        );
+    }
+}

@@ -1,0 +1,154 @@
+//! The error catalogue against its page and against what the server and the program say.
+
+use std::path::Path;
+use std::process::Command;
+
+use engine::errors::{Class, Code, markdown};
+use serde_json::json;
+
+use crate::client;
+use crate::fixture::{TestConfig, TestServer};
+
+#[test]
+fn the_troubleshooting_page_is_what_the_catalogue_writes() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/TROUBLESHOOTING.md");
+    let page = std::fs::read_to_string(path).expect("the page");
+    assert_eq!(
+        page,
+        markdown(),
+        "write it anew: engine errors --markdown > engine/deploy/TROUBLESHOOTING.md"
+    );
+}
+
+#[test]
+fn the_program_prints_the_page() {
+    let output = Command::new(env!("CARGO_BIN_EXE_engine"))
+        .args(["errors", "--markdown"])
+        .output()
+        .expect("the program runs");
+    assert!(output.status.success());
+    assert_eq!(String::from_utf8_lossy(&output.stdout), markdown());
+}
+
+#[tokio::test]
+async fn answers_carry_codes_of_the_catalogue_with_status_and_type() {
+    let server = TestServer::start(TestConfig::default()).await;
+    let large = json!({"prompt": "x", "guided_regex": "x".repeat(5000)}).to_string();
+    for (method, path, body, code) in [
+        ("POST", "/v1/completions", "{", Code::InvalidJson),
+        (
+            "POST",
+            "/v1/completions",
+            "{\"prompt\": 5}",
+            Code::InvalidValue,
+        ),
+        (
+            "POST",
+            "/v1/completions",
+            "{\"prompt\": \"x\", \"suffix\": \"y\"}",
+            Code::UnsupportedParameter,
+        ),
+        (
+            "POST",
+            "/v1/completions",
+            "{\"prompt\": \"x\", \"model\": \"y\"}",
+            Code::ModelNotFound,
+        ),
+        (
+            "POST",
+            "/v1/completions",
+            "{\"prompt\": \"x\", \"max_tokens\": 600}",
+            Code::ContextLengthExceeded,
+        ),
+        (
+            "POST",
+            "/v1/completions",
+            "{\"prompt\": \"x\", \"stop\": [\"1\",\"2\",\"3\",\"4\",\"5\"]}",
+            Code::TooManyStopStrings,
+        ),
+        (
+            "POST",
+            "/v1/completions",
+            large.as_str(),
+            Code::SchemaTooLarge,
+        ),
+        ("GET", "/v1/completions", "", Code::MethodNotAllowed),
+        ("POST", "/v1/embeddings", "{}", Code::NotImplemented),
+        ("GET", "/nothing", "", Code::UnknownUrl),
+    ] {
+        let answer = client::send(server.address, method, path, &[], body.as_bytes()).await;
+        let entry = code.entry();
+        assert_eq!(
+            Some(answer.status),
+            entry.status,
+            "{code}: {}",
+            answer.text()
+        );
+        let error = &answer.json()["error"];
+        assert_eq!(error["code"], entry.code, "{}", answer.text());
+        assert_eq!(error["type"], entry.kind);
+    }
+}
+
+#[tokio::test]
+async fn the_operators_token_limits_are_errors_of_their_own() {
+    let mut config = TestConfig::default();
+    config.http.max_prompt_tokens = Some(10);
+    config.http.max_output_tokens = Some(5);
+    let server = TestServer::start(config).await;
+    for (body, code) in [
+        (
+            json!({"prompt": "x".repeat(11), "max_tokens": 1}),
+            "prompt_too_long",
+        ),
+        (json!({"prompt": "x", "max_tokens": 6}), "output_too_long"),
+    ] {
+        let answer = server.post("/v1/completions", body).await;
+        assert_eq!(answer.json()["error"]["code"], code, "{}", answer.text());
+    }
+    let fits = json!({"prompt": "x".repeat(10), "max_tokens": 5});
+    server.ok("/v1/completions", fits).await;
+}
+
+/// A start that fails prints its code, cause and cure, and ends with 1 or 2.
+#[test]
+fn failed_starts_name_their_code() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let broken = folder.path().join("broken");
+    std::fs::create_dir(&broken).expect("a folder");
+    std::fs::write(broken.join("config.json"), "{\"architectures\": [\"X\"]}").expect("written");
+    std::fs::write(broken.join("model.safetensors"), "no header").expect("written");
+    let broken = broken.display().to_string();
+    let taken = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a port");
+    let port = taken.local_addr().expect("bound").port().to_string();
+    let cases: [(&[&str], Code); 4] = [
+        (&["--mem-fraction-static", "2"], Code::BadFlag),
+        (&["--model-path", "synthetic:no-such"], Code::ModelName),
+        (
+            &["--model-path", &broken, "--device", "cpu"],
+            Code::ModelConfig,
+        ),
+        (
+            &["--model-path", "synthetic:tiny-qwen3", "--port", &port],
+            Code::Address,
+        ),
+    ];
+    for (arguments, code) in cases {
+        let output = Command::new(env!("CARGO_BIN_EXE_engine"))
+            .args(["serve", "--port", "0"])
+            .args(arguments)
+            .output()
+            .expect("the program runs");
+        let message = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success(), "{arguments:?}");
+        assert!(
+            message.contains(&format!("error[{code}]: ")),
+            "{arguments:?}: {message}"
+        );
+        assert!(
+            message.contains(code.entry().cure),
+            "{arguments:?}: {message}"
+        );
+        assert_eq!(code.entry().class, Class::Start);
+    }
+}

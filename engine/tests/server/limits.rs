@@ -1,0 +1,205 @@
+//! Limits: each is reported with its value, and what it keeps out harms nobody else.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::client;
+use crate::fixture::{TestConfig, TestServer};
+
+const PATH: &str = "/v1/completions";
+
+/// What a connection says until the server closes it.
+async fn read_to_close(stream: &mut TcpStream) -> String {
+    let mut bytes = Vec::new();
+    let reading = stream.read_to_end(&mut bytes);
+    // A reset is a close, too.
+    let _ = tokio::time::timeout(Duration::from_secs(20), reading)
+        .await
+        .expect("the server closes it");
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[tokio::test]
+async fn a_connection_too_many_is_told_the_limit() {
+    let mut config = TestConfig::default();
+    config.http.max_connections = 3;
+    let server = TestServer::start(config).await;
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        let mut stream = TcpStream::connect(server.address).await.expect("a place");
+        // An answer shows that the place is taken.
+        stream
+            .write_all(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+            .await
+            .expect("sent");
+        let mut some = [0; 15];
+        stream.read_exact(&mut some).await.expect("an answer");
+        assert_eq!(&some, b"HTTP/1.1 200 OK");
+        held.push(stream);
+    }
+    let refused = server.get("/health").await;
+    assert_eq!(refused.status, 503);
+    assert_eq!(refused.header("retry-after"), Some("1"));
+    let error = &refused.json()["error"];
+    assert_eq!(error["code"], "too_many_connections");
+    let message = error["message"].as_str().expect("a message");
+    assert!(message.contains("3 connections"), "{message}");
+    drop(held);
+    while server.state.traffic.n_connections() > 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let text = server.get("/metrics").await;
+    assert!(
+        text.text()
+            .contains("engine_http_errors_total{code=\"too_many_connections\"} 1"),
+        "{}",
+        text.text()
+    );
+}
+
+#[tokio::test]
+async fn a_client_that_sends_nothing_or_half_a_head_is_dropped() {
+    let mut config = TestConfig::default();
+    config.http.client_timeout = Duration::from_millis(200);
+    let server = TestServer::start(config).await;
+    for head in ["", "POST /v1/completions HTTP/1.1\r\nHo"] {
+        let begun = Instant::now();
+        let mut stream = TcpStream::connect(server.address).await.expect("a place");
+        stream.write_all(head.as_bytes()).await.expect("sent");
+        assert_eq!(read_to_close(&mut stream).await, "", "{head:?}");
+        assert!(begun.elapsed() >= Duration::from_millis(150), "{head:?}");
+    }
+    assert_eq!(
+        metric(&server, "engine_http_dropped_total{reason=\"idle\"}").await,
+        "2"
+    );
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_come_is_a_408_with_the_limit() {
+    let mut config = TestConfig::default();
+    config.http.client_timeout = Duration::from_millis(200);
+    let server = TestServer::start(config).await;
+    let mut stream = TcpStream::connect(server.address).await.expect("a place");
+    let head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{\"prompt\"";
+    stream.write_all(head.as_bytes()).await.expect("sent");
+    let answer = read_to_close(&mut stream).await;
+    assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
+    assert!(
+        answer.contains("slow_body") && answer.contains("9 bytes came"),
+        "{answer}"
+    );
+}
+
+#[tokio::test]
+async fn a_model_that_takes_long_is_no_slow_client() {
+    let mut config = TestConfig::default().slowly(Duration::from_millis(300));
+    config.http.client_timeout = Duration::from_millis(100);
+    let server = TestServer::start(config).await;
+    for stream in [false, true] {
+        let body = json!({"prompt": "x", "max_tokens": 3, "stream": stream});
+        let answer = server.post(PATH, body).await;
+        assert_eq!(answer.status, 200);
+        assert!(!answer.body.is_empty());
+        if stream {
+            assert_eq!(answer.chunks().len(), 3);
+        }
+    }
+}
+
+/// A reader that takes nothing fills the socket's buffers; then its time runs.
+#[tokio::test]
+async fn a_reader_that_takes_nothing_is_dropped_and_its_requests_end() {
+    let mut config = TestConfig::saying("x");
+    config.http.client_timeout = Duration::from_millis(300);
+    config.context_length = 4096;
+    config.mock.n_pages = 4096;
+    let server = TestServer::start(config).await;
+    let body = json!({
+        "prompt": "x", "max_tokens": 4000, "stream": true, "logprobs": 20, "n": 8,
+    });
+    let body = body.to_string();
+    let connection = client::open(server.address, "POST", PATH, &[], body.as_bytes()).await;
+    let dropped = "engine_http_dropped_total{reason=\"slow_reader\"}";
+    let begun = Instant::now();
+    while metric(&server, dropped).await != "1" {
+        assert!(
+            begun.elapsed() < Duration::from_mins(1),
+            "nobody is dropped: {}",
+            server.get("/metrics").await.text()
+        );
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    drop(connection);
+    server.assert_empties().await;
+}
+
+#[tokio::test]
+async fn waiting_too_long_in_the_queue_is_a_503_with_the_limit() {
+    let mut config = TestConfig::default().slowly(Duration::from_millis(10));
+    config.max_running_requests = 1;
+    config.time_limits.queue = Some(Duration::from_millis(200));
+    let server = TestServer::start(config).await;
+    let address = server.address;
+    let running = tokio::spawn(async move {
+        client::post(address, PATH, &json!({"prompt": "x", "max_tokens": 120})).await
+    });
+    while server.metric("vllm:num_requests_running").await == 0.0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let waited = server.post(PATH, json!({"prompt": "y"})).await;
+    assert_eq!(waited.status, 503, "{}", waited.text());
+    assert_eq!(waited.header("retry-after"), Some("1"));
+    let error = &waited.json()["error"];
+    assert_eq!(error["code"], "queue_timeout");
+    let message = error["message"].as_str().expect("a message");
+    assert!(
+        message.contains("the limit is 200 ms (--max-queue-s)"),
+        "{message}"
+    );
+    assert_eq!(
+        running.await.expect("an answer").status,
+        200,
+        "admitted in time"
+    );
+    server.assert_empties().await;
+}
+
+#[tokio::test]
+async fn taking_too_long_is_a_504_and_frees_the_pages() {
+    let mut config = TestConfig::saying("ab").slowly(Duration::from_millis(10));
+    config.time_limits.total = Some(Duration::from_millis(200));
+    let server = TestServer::start(config).await;
+    let body = json!({"prompt": "x", "max_tokens": 400});
+    let late = server.post(PATH, body).await;
+    assert_eq!(late.status, 504, "{}", late.text());
+    assert_eq!(late.json()["error"]["code"], "request_timeout");
+    let body = json!({"prompt": "x", "max_tokens": 400, "stream": true});
+    let chunks = server.post(PATH, body).await.chunks();
+    assert!(chunks.len() > 1, "it had begun");
+    assert_eq!(chunks[chunks.len() - 1]["error"]["code"], "request_timeout");
+    assert_eq!(
+        metric(
+            &server,
+            "engine_timed_out_total{model_name=\"mock\",limit=\"total\"}"
+        )
+        .await,
+        "2"
+    );
+    server.assert_empties().await;
+    server
+        .ok(PATH, json!({"prompt": "x", "max_tokens": 2}))
+        .await;
+}
+
+async fn metric(server: &TestServer, series: &str) -> String {
+    let answer = server.get("/metrics").await;
+    let line = answer.text().lines().find_map(|line| {
+        let value = line.strip_prefix(series)?;
+        Some(value.trim().to_owned())
+    });
+    line.unwrap_or_else(|| panic!("no {series} in {}", answer.text()))
+}

@@ -1,0 +1,39 @@
+//! `fuzz seeds <target> <folder>` writes what a fuzzer begins with; `fuzz run <target> <folder>` is the
+//! program that it runs: input after input under AFL++, one from standard input otherwise.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use fuzz::{Target, target, write_seeds};
+
+fn main() -> Result<()> {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let [command, name, folder] = words.as_slice() else {
+        bail!("usage: fuzz seeds|run <target> <folder>");
+    };
+    let target = target(name).with_context(|| format!("no target is called {name:?}"))?;
+    match command.as_str() {
+        "seeds" => write_seeds(name, Path::new(folder)),
+        "run" => {
+            // Of this process alone: several may run.
+            let own = PathBuf::from(folder).join(std::process::id().to_string());
+            std::fs::create_dir_all(&own)?;
+            run(&own, target)
+        }
+        other => bail!("unknown command {other:?}"),
+    }
+}
+
+#[cfg(feature = "afl")]
+fn run(folder: &Path, target: Target) -> Result<()> {
+    afl::fuzz!(|bytes: &[u8]| target(folder, bytes));
+    Ok(())
+}
+
+#[cfg(not(feature = "afl"))]
+fn run(folder: &Path, target: Target) -> Result<()> {
+    let mut bytes = Vec::new();
+    std::io::Read::read_to_end(&mut std::io::stdin(), &mut bytes)?;
+    target(folder, &bytes);
+    Ok(())
+}

@@ -1,0 +1,107 @@
+//! Right inputs to begin from: small ones, so that a fuzzer is fast, and one of each kind.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use engine::model::config::Family;
+use engine::weights::ElementFormat;
+use engine::weights::fixture::{FolderFormat, config_json, tiny_config, write_folder, write_gguf};
+use serde_json::json;
+
+/// Nothing larger is a seed: most of it would be numbers.
+const MAX_SEED_BYTES: usize = 16 << 10;
+
+/// Writes the seeds of a target into a folder.
+pub fn write_seeds(target: &str, folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+    for (i, mut seed) in seeds(target)?.into_iter().enumerate() {
+        seed.truncate(MAX_SEED_BYTES);
+        fs::write(folder.join(format!("seed-{i}")), seed)?;
+    }
+    Ok(())
+}
+
+fn seeds(target: &str) -> Result<Vec<Vec<u8>>> {
+    let scratch = tempfile::tempdir()?;
+    let texts = |texts: &[&str]| texts.iter().map(|text| text.as_bytes().to_vec()).collect();
+    Ok(match target {
+        "gguf" => {
+            let mut seeds = Vec::new();
+            for family in [Family::Qwen3, Family::Llama] {
+                let path = scratch.path().join("model.gguf");
+                let config = tiny_config(family);
+                write_gguf(&path, &config, ElementFormat::F16, 1, &[]).context("a GGUF file")?;
+                seeds.push(fs::read(path)?);
+            }
+            seeds
+        }
+        "safetensors" => {
+            let path = scratch.path().join("model");
+            let config = tiny_config(Family::Qwen3);
+            write_folder(&path, &config, FolderFormat::F16, 1, 1).context("a folder")?;
+            let header = r#"{"a":{"dtype":"F16","shape":[2],"data_offsets":[0,4]}}"#;
+            let mut small = (header.len() as u64).to_le_bytes().to_vec();
+            small.extend(header.bytes());
+            small.extend([0; 4]);
+            vec![small, fs::read(path.join("model.safetensors"))?]
+        }
+        "config_json" => {
+            let mut seeds = Vec::new();
+            for family in [Family::Qwen3, Family::Llama] {
+                for format in [FolderFormat::F16, FolderFormat::Awq { group_size: 32 }] {
+                    seeds.push(
+                        config_json(&tiny_config(family), format)
+                            .to_string()
+                            .into_bytes(),
+                    );
+                }
+            }
+            seeds.push(br#"{"eos_token_id":[1,2],"rope_scaling":{"rope_type":"yarn","factor":4.0,"original_max_position_embeddings":32768}}"#.to_vec());
+            seeds
+        }
+        "tokenizer_json" => vec![
+            json!({
+                "version": "1.0", "truncation": null, "padding": null, "added_tokens": [
+                    {"id": 3, "content": "<s>", "single_word": false, "lstrip": false,
+                     "rstrip": false, "normalized": false, "special": true}],
+                "normalizer": {"type": "NFC"},
+                "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false,
+                                  "trim_offsets": true, "use_regex": true},
+                "post_processor": null,
+                "decoder": {"type": "ByteLevel", "add_prefix_space": false,
+                            "trim_offsets": true, "use_regex": true},
+                "model": {"type": "BPE", "dropout": null, "unk_token": null,
+                          "continuing_subword_prefix": null, "end_of_word_suffix": null,
+                          "fuse_unk": false, "byte_fallback": false,
+                          "vocab": {"H": 0, "e": 1, "He": 2}, "merges": [["H", "e"]]},
+            })
+            .to_string()
+            .into_bytes(),
+        ],
+        "request" => texts(&[
+            r#"{"model":"m","prompt":["a",[1,2]],"max_tokens":5,"temperature":0.5,"top_p":0.9,"top_k":3,"n":2,"stop":["x"],"seed":1,"logit_bias":{"5":-1.5},"stream":true,"stream_options":{"include_usage":true}}"#,
+            r#"{"messages":[{"role":"user","content":[{"type":"text","text":"hi"}]},{"role":"assistant","tool_calls":[{"id":"1","type":"function","function":{"name":"f","arguments":"{}"}}]},{"role":"tool","content":"3"}],"tools":[{"type":"function","function":{"name":"f"}}],"tool_choice":"auto","chat_template_kwargs":{"enable_thinking":false},"stop_token_ids":[1],"min_p":0.1,"repetition_penalty":1.1}"#,
+            r#"{"prompt":[1,2,3],"max_completion_tokens":1,"ignore_eos":true,"priority":-1,"best_of":1}"#,
+        ]),
+        "chat_template" => texts(&[
+            "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m['content'] | trim }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+            "{%- macro f(x, y=1) -%}{{ x.split(',')[::-1] | tojson(indent=2) }}{%- endmacro -%}{{ f(messages[0].content) }}{% set ns = namespace(a=0) %}{% for i in range(3) %}{% set ns.a = ns.a + i * loop.index %}{% if loop.last %}{% break %}{% endif %}{% endfor %}{{ ns.a }}{{ strftime_now('%Y') }}",
+            "{{ bos_token + 'x' * 3 ~ tools[0] }}{% if not messages %}{{ raise_exception('no') }}{% endif %}{{ messages | map(attribute='role') | join(', ') }}",
+        ]),
+        "sse" => texts(&[
+            "\u{5}data: {\"choices\":[{\"text\":\"a\"}]}\n\ndata: [DONE]\n\n",
+            "\u{1}: comment\r\nevent: x\rdata: 1\ndata:2\r\n\r\n",
+        ]),
+        "experiment_toml" => texts(&[
+            "name = \"01-fuzz\"\ntitle = \"t\"\nmodel = \"default\"\nseed = 1\nreplicates = 3\n[flags]\nchunked-prefill-size = 256\nenable-mixed-chunk = true\n[workload.rate]\nrates_per_s = [0.5]\nn_requests = 3\noutput_tokens = 5\n[workload.goodput]\nttft_ms = 500.0\ntpot_ms = 50.0\n",
+            "name = \"01-fuzz\"\nextends = \"01-fuzz\"\nremove_flags = [\"a\"]\n",
+            "name = \"01-fuzz\"\ntitle = \"t\"\nmodel = \"m\"\nseed = 1\nreplicates = 1\n[workload]\n[tune]\nx = [1, 2]\n[quick.workload]\n",
+        ]),
+        "imported" => texts(&[
+            r#"{"duration":1.5,"completed":10,"total_output_tokens":100,"request_throughput":6.6,"output_throughput":66.0,"backend":"vllm","model_id":"m","date":"20260101-000000","mean_ttft_ms":3.0,"p99_itl_ms":4.0,"ttfts":[1.0],"request_rate":"inf"}"#,
+            "{\"duration\":NaN,\"completed\":1,\"total_output_tokens\":1,\"request_throughput\":Infinity,\"output_throughput\":1}\n{\"duration\":1}\n",
+        ]),
+        other => anyhow::bail!("no target is called {other:?}"),
+    })
+}

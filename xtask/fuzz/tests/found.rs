@@ -1,0 +1,37 @@
+//! What a fuzzer found once, and its seeds, run through their parsers: nothing panics or hangs.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use fuzz::{TARGETS, write_seeds};
+
+/// Far above what any input takes, also on a busy machine without optimisation.
+const LIMIT: Duration = Duration::from_secs(20);
+
+#[test]
+fn seeds_and_found_inputs_do_no_harm() {
+    let found = Path::new(env!("CARGO_MANIFEST_DIR")).join("found");
+    for (name, target) in TARGETS {
+        let scratch = tempfile::tempdir().expect("a folder");
+        let seeds = scratch.path().join("seeds");
+        write_seeds(name, &seeds).expect("seeds");
+        let own = scratch.path().join("own");
+        fs::create_dir(&own).expect("a folder");
+        let mut n_inputs = 0;
+        for folder in [seeds, found.join(name)] {
+            let Ok(entries) = fs::read_dir(&folder) else {
+                continue;
+            };
+            for entry in entries {
+                let path = entry.expect("an entry").path();
+                let bytes = fs::read(&path).expect("an input");
+                let begun = Instant::now();
+                target(&own, &bytes);
+                assert!(begun.elapsed() < LIMIT, "{}", path.display());
+                n_inputs += 1;
+            }
+        }
+        assert!(n_inputs > 0, "{name} has no seeds");
+    }
+}

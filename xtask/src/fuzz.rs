@@ -1,0 +1,260 @@
+//! `fuzz [--executions N] [targets]`: the parsers of outside bytes under AFL++, on the stable
+//! toolchain. Each target runs so many times, guided by coverage, within limits of memory and
+//! time; what crashes or hangs is copied to `xtask/fuzz/found/`, where the tests find it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use duct::cmd;
+
+use crate::cargo;
+
+/// Each input; far above what a right one takes.
+const TIMEOUT_MS: u32 = 2000;
+/// Address space of the program, which takes a few hundred MiB before it reads anything.
+const MEMORY_MIB: u32 = 2048;
+
+#[derive(Args)]
+pub struct FuzzArgs {
+    /// Executions of each target
+    #[arg(long, value_name = "N", default_value_t = 1_000_000)]
+    executions: u64,
+    /// Only these: gguf, safetensors, config_json, … [default: all]
+    #[arg(value_name = "TARGET")]
+    targets: Vec<String>,
+}
+
+/// What AFL++ says at the end.
+struct Figures {
+    n_executions: u64,
+    n_crashes: u64,
+    n_hangs: u64,
+    edges: String,
+    corpus: String,
+}
+
+pub fn run(args: &FuzzArgs) -> Result<ExitCode> {
+    let root = cargo::root()?;
+    let program = build(&root)?;
+    let work = cargo::target_dir()?.join("fuzzing");
+    let known = target_names(&root)?;
+    let targets = if args.targets.is_empty() {
+        known.clone()
+    } else {
+        args.targets.clone()
+    };
+    if let Some(wrong) = targets.iter().find(|target| !known.contains(target)) {
+        bail!(
+            "no target is called {wrong:?}; there are {}",
+            known.join(", ")
+        );
+    }
+    println!("| target | executions | a second | edges | corpus | crashes | hangs |");
+    println!("|---|---|---|---|---|---|---|");
+    let mut n_found = 0;
+    for target in &targets {
+        let begun = Instant::now();
+        let figures = fuzz(&program, &work.join(target), target, args.executions)?;
+        let rate = figures.n_executions as f64 / begun.elapsed().as_secs_f64();
+        println!(
+            "| {target} | {} | {rate:.0} | {} | {} | {} | {} |",
+            figures.n_executions, figures.edges, figures.corpus, figures.n_crashes, figures.n_hangs
+        );
+        let found = root.join("xtask/fuzz/found").join(target);
+        n_found += keep(&program, target, &work.join(target), &found)?;
+    }
+    if n_found > 0 {
+        eprintln!("{n_found} inputs are in xtask/fuzz/found: `cargo test -p fuzz` runs them");
+        return Ok(ExitCode::FAILURE);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Instrumented, in a target folder of its own.
+fn build(root: &Path) -> Result<PathBuf> {
+    let is_there = cmd!("cargo", "afl", "--version")
+        .stdout_null()
+        .stderr_null()
+        .unchecked()
+        .run()
+        .is_ok_and(|output| output.status.success());
+    if !is_there {
+        bail!(
+            "cargo-afl is missing: `cargo install cargo-afl && cargo afl config --build` (it needs \
+             make and a C compiler)"
+        );
+    }
+    let target = cargo::target_dir()?.join("fuzz");
+    let status = cmd!(
+        "cargo",
+        "afl",
+        "build",
+        "--release",
+        "--package",
+        "fuzz",
+        "--features",
+        "fuzz/afl",
+        "--target-dir",
+        &target
+    )
+    .dir(root)
+    .unchecked()
+    .run()?
+    .status;
+    if !status.success() {
+        bail!("the instrumented build failed ({status})");
+    }
+    Ok(target.join("release").join("fuzz"))
+}
+
+fn fuzz(program: &Path, work: &Path, target: &str, executions: u64) -> Result<Figures> {
+    if work.exists() {
+        fs::remove_dir_all(work).with_context(|| work.display().to_string())?;
+    }
+    let (seeds, out, scratch) = (work.join("seeds"), work.join("out"), work.join("scratch"));
+    fs::create_dir_all(&scratch)?;
+    cmd!(program, "seeds", target, &seeds)
+        .run()
+        .context("writing the seeds")?;
+    let status = cmd!(
+        "cargo",
+        "afl",
+        "fuzz",
+        "-i",
+        &seeds,
+        "-o",
+        &out,
+        "-E",
+        executions.to_string(),
+        "-t",
+        TIMEOUT_MS.to_string(),
+        "-m",
+        MEMORY_MIB.to_string(),
+        "--",
+        program,
+        "run",
+        target,
+        &scratch
+    )
+    .env("AFL_NO_UI", "1")
+    .env("AFL_NO_AFFINITY", "1")
+    .env("AFL_SKIP_CPUFREQ", "1")
+    .env("AFL_I_DONT_CARE_ABOUT_MISSING_CRASHES", "1")
+    .stdout_null()
+    .unchecked()
+    .run()
+    .context("cargo afl")?
+    .status;
+    if !status.success() {
+        bail!("{target}: the fuzzer failed ({status})");
+    }
+    figures(&out.join("default").join("fuzzer_stats"))
+}
+
+fn figures(path: &Path) -> Result<Figures> {
+    let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    let value = |name: &str| {
+        let line = text
+            .lines()
+            .find(|line| line.split(':').next().is_some_and(|key| key.trim() == name));
+        let value = line.and_then(|line| line.split(':').nth(1));
+        value
+            .map(str::trim)
+            .with_context(|| format!("{} has no {name}", path.display()))
+    };
+    Ok(Figures {
+        n_executions: value("execs_done")?.parse()?,
+        n_crashes: value("saved_crashes")?.parse()?,
+        n_hangs: value("saved_hangs")?.parse()?,
+        edges: value("edges_found")?.to_owned(),
+        corpus: value("corpus_count")?.to_owned(),
+    })
+}
+
+/// Copies crashes and hangs; returns how many there were. A hang that does not come again was the
+/// machine's.
+fn keep(program: &Path, target: &str, work: &Path, found: &Path) -> Result<usize> {
+    let mut n_found = 0;
+    for kind in ["crashes", "hangs"] {
+        let Ok(entries) = fs::read_dir(work.join("out").join("default").join(kind)) else {
+            continue;
+        };
+        for entry in entries {
+            let path = entry?.path();
+            let name = path
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned();
+            let Some(number) = name
+                .strip_prefix("id:")
+                .and_then(|rest| rest.split(',').next())
+            else {
+                continue;
+            };
+            if kind == "hangs" && !hangs(program, target, work, &path)? {
+                continue;
+            }
+            fs::create_dir_all(found)?;
+            fs::copy(&path, found.join(format!("{kind}-{number}")))?;
+            n_found += 1;
+        }
+    }
+    Ok(n_found)
+}
+
+fn hangs(program: &Path, target: &str, work: &Path, input: &Path) -> Result<bool> {
+    let begun = Instant::now();
+    cmd!(program, "run", target, work.join("scratch"))
+        .stdin_path(input)
+        .stdout_null()
+        .stderr_null()
+        .unchecked()
+        .run()
+        .context("running a hang again")?;
+    Ok(begun.elapsed().as_millis() >= u128::from(TIMEOUT_MS))
+}
+
+/// The names in the table of `xtask/fuzz/src/lib.rs`.
+fn target_names(root: &Path) -> Result<Vec<String>> {
+    let path = root.join("xtask/fuzz/src/lib.rs");
+    let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    let names = text.lines().filter_map(|line| {
+        let rest = line.trim().strip_prefix("(\"")?;
+        Some(rest.split('"').next()?.to_owned())
+    });
+    Ok(names.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_targets_are_found_by_name() {
+        let names = target_names(&cargo::root().expect("a tree")).expect("names");
+        assert!(
+            names.len() >= 8 && names.contains(&"gguf".to_owned()),
+            "{names:?}"
+        );
+    }
+
+    #[test]
+    fn the_fuzzers_figures_are_read() {
+        let folder = std::env::temp_dir().join(format!("fuzz-figures-{}", std::process::id()));
+        let stats = "execs_done        : 1000\nsaved_crashes     : 1\nsaved_hangs       : 0\nedges_found : 55\ncorpus_count      : 7\n";
+        fs::write(&folder, stats).expect("written");
+        let read = figures(&folder);
+        fs::remove_file(&folder).expect("removed");
+        let read = read.expect("figures");
+        assert_eq!(
+            (read.n_executions, read.n_crashes, read.n_hangs),
+            (1000, 1, 0)
+        );
+        assert_eq!((read.edges.as_str(), read.corpus.as_str()), ("55", "7"));
+    }
+}

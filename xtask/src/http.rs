@@ -1,0 +1,80 @@
+//! As much HTTP as a recipe needs to talk to a server that it has started itself.
+
+use std::fmt::Write as _;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+const TIMEOUT: Duration = Duration::from_mins(1);
+
+pub struct Answer {
+    pub status: u16,
+    pub body: String,
+}
+
+pub fn get(address: &str, path: &str) -> Result<Answer> {
+    send(address, "GET", path, "text/plain", "")
+}
+
+pub fn post_json(address: &str, path: &str, body: &str) -> Result<Answer> {
+    send(address, "POST", path, "application/json", body)
+}
+
+/// One field of a form.
+pub fn post_form(address: &str, path: &str, name: &str, value: &str) -> Result<Answer> {
+    let body = format!("{name}={}", percent_encoded(value));
+    let kind = "application/x-www-form-urlencoded";
+    send(address, "POST", path, kind, &body)
+}
+
+/// HTTP 1.0, so that the answer ends where the connection does.
+fn send(address: &str, method: &str, path: &str, kind: &str, body: &str) -> Result<Answer> {
+    let mut stream = TcpStream::connect(address).with_context(|| address.to_owned())?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    write!(
+        stream,
+        "{method} {path} HTTP/1.0\r\nHost: {address}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )?;
+    let mut text = String::new();
+    stream
+        .read_to_string(&mut text)
+        .with_context(|| format!("{method} {path}"))?;
+    parse(&text).with_context(|| format!("{method} {path}: no HTTP answer in {text:?}"))
+}
+
+fn parse(text: &str) -> Option<Answer> {
+    let (head, body) = text.split_once("\r\n\r\n")?;
+    let status = head.split(' ').nth(1)?.parse().ok()?;
+    let body = body.to_owned();
+    Some(Answer { status, body })
+}
+
+fn percent_encoded(text: &str) -> String {
+    let mut encoded = String::new();
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) {
+            encoded.push(byte.into());
+        } else {
+            // Writing to a String cannot fail.
+            let _ = write!(encoded, "%{byte:02X}");
+        }
+    }
+    encoded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_are_taken_apart_and_forms_put_together() {
+        let answer =
+            parse("HTTP/1.0 503 Service Unavailable\r\nA: b\r\n\r\nno").expect("an answer");
+        assert_eq!((answer.status, answer.body.as_str()), (503, "no"));
+        assert!(parse("nothing").is_none());
+        assert_eq!(percent_encoded("a{b=~\".*\"}"), "a%7Bb%3D~%22.%2A%22%7D");
+    }
+}

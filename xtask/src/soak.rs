@@ -1,0 +1,44 @@
+//! `soak --requests N`: the program under a long mixed load; `engine/tests/server/soak.rs` says
+//! which, and what must hold.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use duct::cmd;
+
+use crate::cargo;
+
+#[derive(Args)]
+pub struct SoakArgs {
+    /// Requests to send
+    #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(4001..))]
+    requests: u64,
+}
+
+pub fn run(args: &SoakArgs) -> Result<ExitCode> {
+    // The selection of packages is that of `test`, so that nothing is built twice.
+    let status = cmd!(
+        "cargo",
+        "test",
+        "--workspace",
+        "--test",
+        "server",
+        "--",
+        "--ignored",
+        "--exact",
+        "soak::soak",
+        "--nocapture"
+    )
+    .dir(cargo::root()?)
+    .env("SOAK_REQUESTS", args.requests.to_string())
+    .unchecked()
+    .run()
+    .context("cargo cannot be started")?
+    .status;
+    Ok(if status.success() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
