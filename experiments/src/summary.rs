@@ -250,7 +250,8 @@ impl Summary {
     /// Summarises every case that is no warm-up, in the order of `cases`.
     pub fn of(run_id: &str, cases: &[Case], rows: &[RequestRow], limits: Option<&Limits>) -> Self {
         let cases = cases.iter().filter(|case| !case.warmup).map(|case| {
-            let rows: Vec<&RequestRow> = rows.iter().filter(|row| row.case == case.name).collect();
+            let is_of = |row: &&RequestRow| row.case == case.name && !row.warmup;
+            let rows: Vec<&RequestRow> = rows.iter().filter(is_of).collect();
             CaseSummary::of(case, &rows, limits)
         });
         Self {

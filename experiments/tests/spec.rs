@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use experiments::spec::{Experiment, Overrides, full_name};
+use experiments::workload::Case;
 
 fn shipped() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).to_path_buf()
@@ -284,7 +285,7 @@ fn the_models_of_an_experiment_have_names_shares_and_cases_of_their_own() {
     let rounds = on_cpu.workload.rounds();
     // Three warm-ups, then at each of four lengths three models alone and all together.
     assert_eq!(rounds.len(), 3 + 4 * (3 + 1));
-    let names = |round: &[experiments::workload::Case]| {
+    let names = |round: &[Case]| {
         let names: Vec<String> = round.iter().map(|case| case.name.clone()).collect();
         names.join(" ")
     };
@@ -293,11 +294,7 @@ fn the_models_of_an_experiment_have_names_shares_and_cases_of_their_own() {
         names(&rounds[6]),
         "together-small-10 together-medium-10 together-large-10"
     );
-    let drawn: Vec<String> = rounds[3..7]
-        .iter()
-        .flatten()
-        .map(|c| c.draw_name())
-        .collect();
+    let drawn: Vec<String> = rounds[3..7].iter().flatten().map(Case::draw_name).collect();
     assert!(drawn.iter().all(|name| name == "models-10"), "{drawn:?}");
     let n_measured: u32 = on_cpu
         .workload

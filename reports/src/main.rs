@@ -272,7 +272,7 @@ fn repository_root() -> anyhow::Result<PathBuf> {
 }
 
 fn print_summary(context: &ReportContext, runs_dir: &Path, lang: Lang) {
-    if context.groups.is_empty() {
+    if context.groups.is_empty() && context.multi_models.is_empty() {
         println!(
             "no readable run below {}; the reports name the commands that make some",
             runs_dir.display()

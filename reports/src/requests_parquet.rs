@@ -40,10 +40,11 @@ enum Kind {
     Floats,
 }
 
-const COLUMNS: [(&str, Kind); 22] = [
+const COLUMNS: [(&str, Kind); 23] = [
     ("case", Kind::Text),
     ("phase", Kind::Text),
     ("warmup", Kind::Bool),
+    ("model", Kind::Text),
     ("index", Kind::Int),
     ("user", Kind::Int),
     ("n_users", Kind::Int),

@@ -109,7 +109,6 @@ fn context(lang: Lang) -> ReportContext {
 }
 
 #[test]
-#[expect(clippy::float_cmp, reason = "the invented times are whole")]
 fn models_are_compared_with_themselves_alone() {
     let context = context(Lang::En);
     assert!(context.groups.is_empty(), "no server of one model");

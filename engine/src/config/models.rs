@@ -102,6 +102,13 @@ impl ServePlan {
             plan.name = plan.name.or_else(|| only_name.clone());
             models.push(plan);
         }
+        if let Some(name) = parse(&sections.common)?.http.served_model_name
+            && !is_only
+        {
+            let limit = "with several models, stands behind the --model-path that it names";
+            return Err(ConfigError::new("--served-model-name", name, limit).into());
+        }
+        check_names(&models)?;
         share_memory(&mut models)?;
         Ok(Self { http, models })
     }
@@ -256,6 +263,18 @@ fn words_of(flags: &Map<String, Value>) -> Result<Vec<String>, String> {
     Ok(words)
 }
 
+fn check_names(models: &[ModelPlan]) -> Result<(), ConfigError> {
+    let mut names: Vec<String> = models.iter().flat_map(ModelPlan::names).collect();
+    names.sort_unstable();
+    match names.windows(2).find(|pair| pair[0] == pair[1]) {
+        Some(pair) => {
+            let limit = "two models are called that; each needs a name of its own";
+            Err(ConfigError::new("--served-model-name", &pair[0], limit))
+        }
+        None => Ok(()),
+    }
+}
+
 /// Models without `--mem-fraction-static` share what the others leave of the default. Those that
 /// are there from the start must fit together.
 fn share_memory(models: &mut [ModelPlan]) -> Result<(), ConfigError> {
@@ -396,6 +415,14 @@ mod tests {
             (
                 refusal("--model-path a --mem-fraction-static 0.9 --model-path b"),
                 "leaves nothing of 0.88",
+            ),
+            (
+                refusal("--served-model-name x --model-path a --model-path b"),
+                "--served-model-name x: with several models",
+            ),
+            (
+                refusal("--model-path a --model-path b --served-model-name a"),
+                "--served-model-name a: two models",
             ),
             (file("port = 1\n"), "[[model]]"),
             (

@@ -3,7 +3,7 @@
 //! Batches of 20 go through the projection of many rows, whose blocks wait for each other: two such
 //! launches side by side would hang, and the threads here do their best to get there.
 
-use std::sync::{Arc, Barrier};
+use std::sync::Barrier;
 
 use engine::executor::cuda::{CudaExecutor, CudaOptions, GraphSizes};
 use engine::executor::{Asleep, Executor};
@@ -65,16 +65,21 @@ fn models_side_by_side_answer_as_they_do_alone() {
         .enumerate()
         .map(|(i, c)| texts(&mut executor(c.as_ref(), graphs(i)), 100 * i as u32))
         .collect();
-    let together = Arc::new(Barrier::new(checkpoints.len()));
+    // One after the other, as the server loads them: while graphs are captured nobody may free.
+    let executors: Vec<_> = checkpoints
+        .iter()
+        .enumerate()
+        .map(|(i, c)| executor(c.as_ref(), graphs(i)))
+        .collect();
+    let together = Barrier::new(executors.len());
+    let (together, alone) = (&together, &alone);
     std::thread::scope(|scope| {
-        for (i, (checkpoint, expected)) in checkpoints.iter().zip(&alone).enumerate() {
-            let together = Arc::clone(&together);
+        for (i, mut executor) in executors.into_iter().enumerate() {
             scope.spawn(move || {
-                let mut executor = executor(checkpoint.as_ref(), graphs(i));
                 together.wait();
                 for round in 0..3 {
                     let found = texts(&mut executor, 100 * i as u32);
-                    assert_eq!(found, *expected, "model {i}, round {round}");
+                    assert_eq!(found, alone[i], "model {i}, round {round}");
                 }
             });
         }

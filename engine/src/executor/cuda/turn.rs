@@ -4,6 +4,10 @@
 //! process must not run side by side. A call holds the turn until its results are there. Work
 //! begun ahead outlives the call that queued it: then an event that marks its end stays in the
 //! turn, and the next executor waits for it. For the same executor its stream keeps the order.
+//!
+//! Loading holds the turn while it captures graphs and times kernels. Freeing memory waits for all
+//! that the card has been given, which a capture does not survive: so models are loaded, unloaded
+//! and put to sleep one at a time, and no step allocates or frees.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

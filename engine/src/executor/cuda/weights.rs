@@ -422,3 +422,29 @@ impl From<CudaError> for CudaLoadError {
         Self::Cuda(error)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::weights::preset;
+    use crate::weights::synthetic::SyntheticCheckpoint;
+
+    /// Two bytes a parameter, and the head once more where it is the embedding.
+    #[test]
+    fn what_weights_take_is_known_before_any_is_read() {
+        for (name, billions) in [
+            ("tinyllama-1.1b", 1.100),
+            ("yi-6b", 6.061),
+            ("qwen2.5-3b", 3.086 + 0.311),
+        ] {
+            let preset = preset::find(name).expect("a preset");
+            let checkpoint = SyntheticCheckpoint::from_preset(&preset, 0);
+            let n_bytes = DeviceWeights::bytes_of(&checkpoint).expect("known") as f64;
+            let expected = 2e9 * billions;
+            assert!(
+                (n_bytes / expected - 1.0).abs() < 0.005,
+                "{name}: {n_bytes}"
+            );
+        }
+    }
+}
