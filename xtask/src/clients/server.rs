@@ -65,10 +65,6 @@ impl Server {
         &self.url
     }
 
-    pub fn pid(&self) -> u32 {
-        self.process.pids().first().copied().unwrap_or_default()
-    }
-
     /// Ends it, after a look whether it still answers.
     pub fn stop(self) -> Result<()> {
         if self.is_healthy() {
