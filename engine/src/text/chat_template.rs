@@ -6,8 +6,9 @@
 //! Behaviour: `apply_chat_template` in transformers' `chat_template_utils.py`.
 //!
 //! A template is the checkpoint's code, run under limits: instructions (fuel), output bytes, and
-//! the size of any text it emits; a namespace that might contain itself is refused. Not limited is the memory of a single `~` or `+` expression;
-//! templates come from the checkpoint that the operator chose, never from a request.
+//! the size of any text it emits; a namespace that might contain itself is refused. Not limited
+//! are the memory of a single `~` or `+` expression, and how deep a loop may nest lists; templates
+//! come from the checkpoint that the operator chose, never from a request.
 //!
 //! Deliberately absent: `documents` (always none), the assistant-token mask that
 //! `{% generation %}` marks (the tags are accepted and do nothing), local time (UTC), and
@@ -135,8 +136,8 @@ impl ChatTemplate {
             };
         };
         let tool_use = find(TOOL_USE);
-        let shared = [Some(default), tool_use].into_iter().flatten();
-        if let Some(name) = shared.filter_map(|source| shared_namespace(source)).next() {
+        let mut shared = [Some(default), tool_use].into_iter().flatten();
+        if let Some(name) = shared.find_map(|source| shared_namespace(source)) {
             let message = format!(
                 "{name} is used as a value; a namespace's name must be followed by an attribute, \
                  since one that contains itself could never be printed"
