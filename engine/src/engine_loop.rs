@@ -335,7 +335,7 @@ impl EngineLoop {
             };
             if let Some(failure) = guide.failure() {
                 if self.scheduler.cancel(row.request).is_some() {
-                    let message = failure.to_string();
+                    let message = failure.clone();
                     let failed = TokenEvent::Failed(Failure::Grammar { message });
                     self.deliver(vec![(row.request, failed)]);
                 }
