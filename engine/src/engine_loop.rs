@@ -333,9 +333,8 @@ impl EngineLoop {
             let Some(guide) = spec.params.guide.as_ref() else {
                 continue;
             };
-            if let Some(failure) = guide.failure() {
+            if let Some(message) = guide.failure() {
                 if self.scheduler.cancel(row.request).is_some() {
-                    let message = failure.to_string();
                     let failed = TokenEvent::Failed(Failure::Grammar { message });
                     self.deliver(vec![(row.request, failed)]);
                 }
