@@ -333,7 +333,7 @@ impl EngineLoop {
             let Some(guide) = spec.params.guide.as_ref() else {
                 continue;
             };
-            if let Some(failure) = guide.failure() {
+            if let Some(message) = guide.failure() {
                 if self.scheduler.cancel(row.request).is_some() {
                     let message = failure.clone();
                     let failed = TokenEvent::Failed(Failure::Grammar { message });

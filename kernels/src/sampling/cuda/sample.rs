@@ -207,7 +207,11 @@ impl Sample {
             padding: 0,
         };
         let n_sms = self.kernel.device().properties().n_multiprocessors;
-        let n_ranks = if 2 * n_rows * RANKS <= 3 * n_sms { RANKS } else { 1 };
+        let n_ranks = if 2 * n_rows * RANKS <= 3 * n_sms {
+            RANKS
+        } else {
+            1
+        };
         let part = args.vocab.div_ceil(n_ranks);
         let n_cached = if part <= self.max_cached { part } else { 0 };
         params.cached = n_cached as i32;
