@@ -335,7 +335,6 @@ impl EngineLoop {
             };
             if let Some(message) = guide.failure() {
                 if self.scheduler.cancel(row.request).is_some() {
-                    let message = failure.clone();
                     let failed = TokenEvent::Failed(Failure::Grammar { message });
                     self.deliver(vec![(row.request, failed)]);
                 }

@@ -60,7 +60,10 @@ pub fn ablation_of(
         run.outcome == Outcome::Complete
             && run.record.as_ref().is_some_and(|record| {
                 let manifest = &record.manifest;
-                manifest.derived.as_ref().is_some_and(|d| d.by == "ablation")
+                manifest
+                    .derived
+                    .as_ref()
+                    .is_some_and(|d| d.by == "ablation")
                     && same_place(record, here)
                     && flags_one_a_line(&manifest.extra_flags) == group.extra_flags
             })
@@ -71,7 +74,11 @@ pub fn ablation_of(
     let found = Ablation::of(&runs, campaign, config).ok()?;
     Some(AblationContext {
         quick: newest.manifest.quick,
-        rows: found.rows.iter().map(|row| flag_row(row, config, lang)).collect(),
+        rows: found
+            .rows
+            .iter()
+            .map(|row| flag_row(row, config, lang))
+            .collect(),
         idle: found
             .idle
             .iter()

@@ -8,8 +8,8 @@ use serde::Serialize;
 
 use crate::audit::Audit;
 use crate::lang::Lang;
-use crate::render::compare::VerdictRow;
 use crate::render::ablation::AblationContext;
+use crate::render::compare::VerdictRow;
 use crate::render::flag_effects::FlagEffect;
 use crate::render::multi_model::MultiModelContext;
 use crate::render::seed_figures::SeedRow;

@@ -112,9 +112,7 @@ impl Ablation {
         }
         let reference = |direction: &str| arms.get(&(direction.to_owned(), String::new()));
         let (Some(full), Some(baseline)) = (reference("full"), reference("baseline")) else {
-            bail!(
-                "campaign {campaign} has no start of a full configuration and of its baseline"
-            );
+            bail!("campaign {campaign} has no start of a full configuration and of its baseline");
         };
         let Some(case) = heaviest_case(&runs.cases) else {
             bail!("campaign {campaign}: no start is complete");
@@ -196,10 +194,7 @@ fn family(runs: &Runs, effects: &[Effect<'_>], case: &str) -> Vec<MetricSamples>
 }
 
 fn print(found: &Ablation) -> String {
-    let baseline = found
-        .baseline
-        .as_deref()
-        .unwrap_or("the engine's defaults");
+    let baseline = found.baseline.as_deref().unwrap_or("the engine's defaults");
     let mut text = format!(
         "{} against {baseline}: campaign {}, case {}\n\n",
         found.parent, found.campaign, found.case
