@@ -7,6 +7,11 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use reports::lang::Lang;
+use reports::load;
+use reports::render::REPORTS;
+use reports::render::assemble::build;
+use reports::stats::verdict::VerdictConfig;
 use reports::verdicts::{ablation, reproduction, starts_needed};
 use serde_json::{Value, json};
 
@@ -151,6 +156,48 @@ fn every_flag_has_its_verdict_and_idle_ones_are_listed() {
     let table = ablation::table(dir.path(), "c1").unwrap();
     insta::assert_snapshot!(table);
     assert!(ablation::table(dir.path(), "c2").is_err());
+}
+
+/// The group's own runs have the machine and model; the ablation is found by them.
+#[test]
+fn report_02_shows_the_ablation_of_the_same_machine_and_model() {
+    let dir = campaign(7);
+    let own = Start {
+        experiment: "01-base",
+        campaign: "c0",
+        replicate: 0,
+        derived: Value::Null,
+        flags: "--shared",
+        inactive: &[],
+        ms: 0.0,
+        complete: true,
+    };
+    arm(dir.path(), 1, 100.0, &own);
+    let records = load::load(dir.path(), &dir.path().join("imported"), |_| true).unwrap();
+    for (lang, place) in [
+        (Lang::Ko, "기준에 단독으로"),
+        (Lang::En, "alone, over the baseline"),
+    ] {
+        let context = build(&records, VerdictConfig::default(), lang).unwrap();
+        let found = context.groups[0].ablation.as_ref().unwrap();
+        assert_eq!((found.campaign.as_str(), found.n_figures), ("c1", 12));
+        assert_eq!(found.rows[0].flag, None);
+        assert_eq!(found.idle.len(), 2);
+        let report = REPORTS
+            .iter()
+            .find(|report| report.name == "02-optimization-results")
+            .unwrap();
+        let text = report.render(&context).unwrap();
+        for part in [
+            "`--fast`",
+            place,
+            "+50.0 %",
+            "no use",
+            "c1_02-full-on-fast_h_0",
+        ] {
+            assert!(text.contains(part), "{part} is not in {text}");
+        }
+    }
 }
 
 #[test]
