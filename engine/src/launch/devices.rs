@@ -7,7 +7,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{LaunchError, LoadedModel, load_cpu, open};
+use super::LaunchError;
+use super::executor::load_cpu;
+use super::model::{LoadedModel, open};
 use crate::config::EngineConfig;
 use crate::config::typed::Device;
 use crate::engine_loop::turns::Turns;

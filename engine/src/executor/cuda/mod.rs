@@ -6,20 +6,24 @@
 //! goes on has its next step queued before the host has seen the last one's tokens. Only what the
 //! card's sampler has no room for has its logits brought to the host's.
 //!
-//! [`weights`] loads, [`memory`] sizes the KV pool, [`forward`] launches, [`passes`] cuts a step,
+//! [`place`] finds the card, [`weights`] loads, [`memory`] sizes the KV pool, [`forward`] launches, [`passes`] cuts a step,
 //! [`inputs`] carries the batch over, [`decode`] and [`general`] carry out plans, [`sampling`]
 //! tells the card how to choose, [`run_ahead`] says which plan goes on with the batch before,
-//! [`turn`] keeps executors apart, and [`tuning`] picks kernels by timing where that is asked for.
+//! [`turn`] keeps executors apart, [`tuning`] picks kernels by timing where that is asked for, and
+//! [`sleeping`] gives the card's memory back.
 
 mod decode;
+mod describe;
 mod forward;
 mod general;
 mod graphs;
 mod inputs;
 mod memory;
 mod passes;
+mod place;
 mod run_ahead;
 mod sampling;
+mod sleeping;
 mod tuning;
 mod turn;
 mod weights;
@@ -29,23 +33,21 @@ use std::sync::Arc;
 pub use kernels::cuda::Element;
 use kernels::cuda::{Buffer, CudaError, Device, Event, Stream};
 pub use kernels::qkv_prepare::cuda::KvFormat;
-use kernels::stream_linear::ManyRows;
 
 pub use self::forward::AttentionBackend;
-use self::forward::{AttentionOptions, Forward, HostTier, KvPool, PassShape, PassSize};
+use self::forward::{AttentionOptions, Forward, HostTier, KvPool, PassSize};
 use self::graphs::Graphs;
 use self::inputs::{Inputs, MAX_ROWS};
-use self::memory::Demand;
 use self::passes::{Piece, passes};
+use self::place::Place;
 use self::run_ahead::{Batch, Burst};
 use self::sampling::{DeviceSampler, Results};
 pub use self::tuning::TuningOptions;
-use self::tuning::{Tuned, describe_linear, describe_splits};
 use self::turn::Turn;
-use self::weights::{DeviceWeights, HostWeights};
+use self::weights::DeviceWeights;
 use super::{
     Asleep, Executor, ExecutorCounts, ExecutorError, ExecutorInfo, HostTierOptions, PlanRow,
-    StepOutput, StepPlan, host_memory,
+    StepOutput, StepPlan,
 };
 use crate::kv::PAGE_TOKENS;
 use crate::model::config::ModelConfig;
@@ -54,9 +56,6 @@ use crate::weights::{Checkpoint, WeightError};
 const DEVICE: &str = "cuda";
 /// Steps of a burst at most; longer ones are cut into several.
 const MAX_BURST: usize = 16;
-/// Tokens of a pass where projections take any number of rows: enough to keep the matrix
-/// instructions busy; more only takes memory from the KV pool.
-const TILED_PASS_TOKENS: usize = 1024;
 
 #[derive(Debug, thiserror::Error)]
 pub enum CudaLoadError {
@@ -149,65 +148,6 @@ pub struct CudaExecutor {
     /// Behind the work that a call leaves on the card.
     work_left: Arc<Event>,
     options: CudaOptions,
-}
-
-/// Where a model is to run, with nothing allocated yet.
-struct Place {
-    device: Device,
-    stream: Stream,
-    many_rows: ManyRows,
-    pass: PassShape,
-    total_bytes: usize,
-    free_bytes: usize,
-}
-
-impl Place {
-    fn open(options: &CudaOptions) -> Result<Self, CudaError> {
-        let device = Device::open(options.ordinal)?;
-        let stream = Stream::new(&device)?;
-        let (free_bytes, total_bytes) = device.memory_bytes()?;
-        let many_rows = ManyRows::best(&device, true);
-        let is_tiled = matches!(many_rows, ManyRows::Wgmma { .. });
-        let pass = PassShape {
-            max_tokens: if is_tiled {
-                TILED_PASS_TOKENS
-            } else {
-                MAX_ROWS
-            },
-            is_tiled,
-        };
-        Ok(Self {
-            device,
-            stream,
-            many_rows,
-            pass,
-            total_bytes,
-            free_bytes,
-        })
-    }
-
-    /// Pages of the KV pool beside so many bytes of weights, or why there is room for none.
-    fn pool_pages(
-        &self,
-        config: &ModelConfig,
-        options: &CudaOptions,
-        weights: u64,
-    ) -> Result<usize, CudaLoadError> {
-        let total = self.total_bytes as u64;
-        memory::pool_pages(&Demand {
-            device: options
-                .memory_limit_bytes
-                .map_or(total, |limit| limit.min(total)),
-            in_use: (self.total_bytes - self.free_bytes) as u64,
-            mem_fraction_static: options.mem_fraction_static,
-            weights,
-            workspace: forward::workspace_bytes(config, self.pass) + sampling::device_bytes(),
-            n_graphs: graphs::sizes(&options.graphs).len(),
-            page: forward::page_bytes(config, options.kv_format),
-            max_total_tokens: options.max_total_tokens,
-        })
-        .map_err(CudaLoadError::Memory)
-    }
 }
 
 fn step_error(message: impl std::fmt::Display) -> ExecutorError {
@@ -309,7 +249,7 @@ impl CudaExecutor {
             }
             None => None,
         };
-        let mut info = describe(
+        let mut info = describe::describe(
             &device,
             &forward,
             &options,
@@ -437,80 +377,6 @@ fn check_model(config: &ModelConfig) -> Result<(), CudaLoadError> {
     Ok(())
 }
 
-fn describe(
-    device: &Device,
-    forward: &Forward,
-    options: &CudaOptions,
-    attention: &AttentionOptions,
-    graphs: &Graphs,
-    tuned: Option<&Tuned>,
-    kv_pool_tokens: usize,
-) -> ExecutorInfo {
-    let properties = device.properties();
-    let element = forward.element().name();
-    let kv = if options.kv_format == KvFormat::Fp8E4m3 {
-        "fp8_e4m3"
-    } else {
-        element
-    };
-    let reduce = if attention.reduce_in_fp32 {
-        "fp32"
-    } else {
-        element
-    };
-    let mut kernels: Vec<(String, String)> = forward
-        .linears()
-        .map(|(name, linear)| (name.to_owned(), describe_linear(linear, tuned)))
-        .collect();
-    if let Some(tuned) = tuned {
-        let splits = describe_splits(forward, tuned);
-        kernels.push(("attention_splits".to_owned(), splits));
-        kernels.push(("tuning".to_owned(), tuned.describe()));
-    }
-    kernels.extend([
-        (
-            "attention".to_owned(),
-            match attention.backend {
-                AttentionBackend::Split => format!(
-                    "decode_cluster_{kv}_{reduce}_splits{}",
-                    attention.max_splits
-                ),
-                AttentionBackend::Packed => format!("packed_mma_{kv}"),
-                AttentionBackend::Plain => format!("packed_plain_f32_{kv}"),
-            },
-        ),
-        (
-            "sampling".to_owned(),
-            match options.sampler {
-                Sampler::Device => "argmax, fused sampler",
-                Sampler::Host => "argmax, host's reference sampler",
-            }
-            .to_owned(),
-        ),
-        (
-            "overlap_schedule".to_owned(),
-            if options.run_ahead { "on" } else { "off" }.to_owned(),
-        ),
-        (
-            "two_batch_overlap".to_owned(),
-            forward.describe_two_batches(),
-        ),
-        ("activations".to_owned(), element.to_owned()),
-        ("cuda_graph_bs".to_owned(), graphs.describe()),
-        ("architecture".to_owned(), properties.architecture()),
-    ]);
-    ExecutorInfo {
-        name: DEVICE.to_owned(),
-        device: properties.name.clone(),
-        kernels,
-        inactive_flags: Vec::new(),
-        kv_pool_tokens,
-        kv_pool_bytes: forward.kv_bytes(),
-        weight_bytes: forward.weight_bytes(),
-        host_tier: None,
-    }
-}
-
 impl Executor for CudaExecutor {
     fn info(&self) -> &ExecutorInfo {
         &self.info
@@ -541,57 +407,8 @@ impl Executor for CudaExecutor {
         self.counts
     }
 
-    /// Weights go to the host's memory as they lie on the card; everything else is made anew when
-    /// the model wakes, the graphs too.
-    fn sleep(mut self: Box<Self>) -> Result<Box<dyn Asleep>, (Box<dyn Executor>, ExecutorError)> {
-        let weights = match self.download_weights() {
-            Ok(weights) => weights,
-            Err(message) => {
-                let device = DEVICE;
-                return Err((self, ExecutorError::Sleep { device, message }));
-            }
-        };
-        let options = CudaOptions {
-            // The scheduler counts on the same pool.
-            max_total_tokens: Some(self.info.kv_pool_tokens),
-            ..self.options.clone()
-        };
-        Ok(Box::new(SleepingCuda {
-            config: self.forward.config().clone(),
-            options,
-            weights,
-            counts: self.counts,
-        }))
-    }
-}
-
-/// A model whose memory on the card was given back: its weights lie in the host's.
-struct SleepingCuda {
-    config: ModelConfig,
-    options: CudaOptions,
-    weights: HostWeights,
-    counts: ExecutorCounts,
-}
-
-impl Asleep for SleepingCuda {
-    fn wake(&mut self) -> Result<Box<dyn Executor>, ExecutorError> {
-        let awake = self.load().map_err(|error| ExecutorError::Sleep {
-            device: DEVICE,
-            message: error.to_string(),
-        })?;
-        Ok(Box::new(awake))
-    }
-}
-
-impl SleepingCuda {
-    fn load(&self) -> Result<CudaExecutor, CudaLoadError> {
-        let place = Place::open(&self.options)?;
-        let n_pages = place.pool_pages(&self.config, &self.options, self.weights.n_bytes())?;
-        let weights = self.weights.upload(&place.stream, place.many_rows)?;
-        let (config, options) = (self.config.clone(), self.options.clone());
-        let mut awake = CudaExecutor::around(config, weights, n_pages, place, options)?;
-        awake.counts = self.counts;
-        Ok(awake)
+    fn sleep(self: Box<Self>) -> Result<Box<dyn Asleep>, (Box<dyn Executor>, ExecutorError)> {
+        sleeping::put_to_sleep(self)
     }
 }
 
@@ -603,19 +420,6 @@ impl Drop for CudaExecutor {
 }
 
 impl CudaExecutor {
-    fn download_weights(&mut self) -> Result<HostWeights, String> {
-        let needed = self.info.weight_bytes;
-        if let Some(free) = host_memory::free_bytes().filter(|free| *free < needed) {
-            return Err(format!(
-                "its weights are {needed} bytes, the host has {free} bytes free"
-            ));
-        }
-        self.forget_batch();
-        let copied = self.stream.synchronize();
-        let copied = copied.and_then(|()| self.forward.weights().download(&self.stream));
-        copied.map_err(|error| error.to_string())
-    }
-
     /// Puts the plan's step behind the copies of the last plan, and begins its own.
     fn copy_pages(&mut self, plan: &StepPlan) -> Result<(), CudaError> {
         let Some(host_tier) = self.host_tier.as_mut() else {

@@ -1,0 +1,84 @@
+//! What an executor says of itself in the log and in records.
+
+use kernels::cuda::Device;
+use kernels::qkv_prepare::cuda::KvFormat;
+
+use super::forward::{AttentionBackend, AttentionOptions, Forward};
+use super::graphs::Graphs;
+use super::tuning::{Tuned, describe_linear, describe_splits};
+use super::{CudaOptions, DEVICE, Sampler};
+use crate::executor::ExecutorInfo;
+
+pub(super) fn describe(
+    device: &Device,
+    forward: &Forward,
+    options: &CudaOptions,
+    attention: &AttentionOptions,
+    graphs: &Graphs,
+    tuned: Option<&Tuned>,
+    kv_pool_tokens: usize,
+) -> ExecutorInfo {
+    let properties = device.properties();
+    let element = forward.element().name();
+    let kv = if options.kv_format == KvFormat::Fp8E4m3 {
+        "fp8_e4m3"
+    } else {
+        element
+    };
+    let reduce = if attention.reduce_in_fp32 {
+        "fp32"
+    } else {
+        element
+    };
+    let mut kernels: Vec<(String, String)> = forward
+        .linears()
+        .map(|(name, linear)| (name.to_owned(), describe_linear(linear, tuned)))
+        .collect();
+    if let Some(tuned) = tuned {
+        let splits = describe_splits(forward, tuned);
+        kernels.push(("attention_splits".to_owned(), splits));
+        kernels.push(("tuning".to_owned(), tuned.describe()));
+    }
+    kernels.extend([
+        (
+            "attention".to_owned(),
+            match attention.backend {
+                AttentionBackend::Split => format!(
+                    "decode_cluster_{kv}_{reduce}_splits{}",
+                    attention.max_splits
+                ),
+                AttentionBackend::Packed => format!("packed_mma_{kv}"),
+                AttentionBackend::Plain => format!("packed_plain_f32_{kv}"),
+            },
+        ),
+        (
+            "sampling".to_owned(),
+            match options.sampler {
+                Sampler::Device => "argmax, fused sampler",
+                Sampler::Host => "argmax, host's reference sampler",
+            }
+            .to_owned(),
+        ),
+        (
+            "overlap_schedule".to_owned(),
+            if options.run_ahead { "on" } else { "off" }.to_owned(),
+        ),
+        (
+            "two_batch_overlap".to_owned(),
+            forward.describe_two_batches(),
+        ),
+        ("activations".to_owned(), element.to_owned()),
+        ("cuda_graph_bs".to_owned(), graphs.describe()),
+        ("architecture".to_owned(), properties.architecture()),
+    ]);
+    ExecutorInfo {
+        name: DEVICE.to_owned(),
+        device: properties.name.clone(),
+        kernels,
+        inactive_flags: Vec::new(),
+        kv_pool_tokens,
+        kv_pool_bytes: forward.kv_bytes(),
+        weight_bytes: forward.weight_bytes(),
+        host_tier: None,
+    }
+}

@@ -1,0 +1,73 @@
+//! Where a model is to run: the card, what is free there, and how its passes are cut.
+
+use kernels::cuda::{CudaError, Device, Stream};
+use kernels::stream_linear::ManyRows;
+
+use super::forward::{self, PassShape};
+use super::inputs::MAX_ROWS;
+use super::memory::{self, Demand};
+use super::{CudaLoadError, CudaOptions, graphs, sampling};
+use crate::model::config::ModelConfig;
+
+/// Tokens of a pass where projections take any number of rows: enough to keep the matrix
+/// instructions busy; more only takes memory from the KV pool.
+const TILED_PASS_TOKENS: usize = 1024;
+
+/// Where a model is to run, with nothing allocated yet.
+pub(super) struct Place {
+    pub device: Device,
+    pub stream: Stream,
+    pub many_rows: ManyRows,
+    pub pass: PassShape,
+    total_bytes: usize,
+    free_bytes: usize,
+}
+
+impl Place {
+    pub fn open(options: &CudaOptions) -> Result<Self, CudaError> {
+        let device = Device::open(options.ordinal)?;
+        let stream = Stream::new(&device)?;
+        let (free_bytes, total_bytes) = device.memory_bytes()?;
+        let many_rows = ManyRows::best(&device, true);
+        let is_tiled = matches!(many_rows, ManyRows::Wgmma { .. });
+        let pass = PassShape {
+            max_tokens: if is_tiled {
+                TILED_PASS_TOKENS
+            } else {
+                MAX_ROWS
+            },
+            is_tiled,
+        };
+        Ok(Self {
+            device,
+            stream,
+            many_rows,
+            pass,
+            total_bytes,
+            free_bytes,
+        })
+    }
+
+    /// Pages of the KV pool beside so many bytes of weights, or why there is room for none.
+    pub fn pool_pages(
+        &self,
+        config: &ModelConfig,
+        options: &CudaOptions,
+        weights: u64,
+    ) -> Result<usize, CudaLoadError> {
+        let total = self.total_bytes as u64;
+        memory::pool_pages(&Demand {
+            device: options
+                .memory_limit_bytes
+                .map_or(total, |limit| limit.min(total)),
+            in_use: (self.total_bytes - self.free_bytes) as u64,
+            mem_fraction_static: options.mem_fraction_static,
+            weights,
+            workspace: forward::workspace_bytes(config, self.pass) + sampling::device_bytes(),
+            n_graphs: graphs::sizes(&options.graphs).len(),
+            page: forward::page_bytes(config, options.kv_format),
+            max_total_tokens: options.max_total_tokens,
+        })
+        .map_err(CudaLoadError::Memory)
+    }
+}

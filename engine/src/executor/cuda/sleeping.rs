@@ -1,0 +1,77 @@
+//! A model that gives the card's memory back for a while.
+//!
+//! Weights go to the host's memory as they lie on the card; everything else is made anew when the
+//! model wakes, the graphs too.
+
+use super::place::Place;
+use super::weights::HostWeights;
+use super::{CudaExecutor, CudaLoadError, CudaOptions, DEVICE};
+use crate::executor::{Asleep, Executor, ExecutorCounts, ExecutorError, host_memory};
+use crate::model::config::ModelConfig;
+
+/// A model whose memory on the card was given back: its weights lie in the host's.
+struct SleepingCuda {
+    config: ModelConfig,
+    options: CudaOptions,
+    weights: HostWeights,
+    counts: ExecutorCounts,
+}
+
+impl Asleep for SleepingCuda {
+    fn wake(&mut self) -> Result<Box<dyn Executor>, ExecutorError> {
+        let awake = self.load().map_err(|error| ExecutorError::Sleep {
+            device: DEVICE,
+            message: error.to_string(),
+        })?;
+        Ok(Box::new(awake))
+    }
+}
+
+impl SleepingCuda {
+    fn load(&self) -> Result<CudaExecutor, CudaLoadError> {
+        let place = Place::open(&self.options)?;
+        let n_pages = place.pool_pages(&self.config, &self.options, self.weights.n_bytes())?;
+        let weights = self.weights.upload(&place.stream, place.many_rows)?;
+        let (config, options) = (self.config.clone(), self.options.clone());
+        let mut awake = CudaExecutor::around(config, weights, n_pages, place, options)?;
+        awake.counts = self.counts;
+        Ok(awake)
+    }
+}
+
+/// The model asleep; where it cannot sleep, the executor as it was and why.
+pub(super) fn put_to_sleep(
+    mut awake: Box<CudaExecutor>,
+) -> Result<Box<dyn Asleep>, (Box<dyn Executor>, ExecutorError)> {
+    let weights = match download(&mut awake) {
+        Ok(weights) => weights,
+        Err(message) => {
+            let device = DEVICE;
+            return Err((awake, ExecutorError::Sleep { device, message }));
+        }
+    };
+    let options = CudaOptions {
+        // The scheduler counts on the same pool.
+        max_total_tokens: Some(awake.info.kv_pool_tokens),
+        ..awake.options.clone()
+    };
+    Ok(Box::new(SleepingCuda {
+        config: awake.forward.config().clone(),
+        options,
+        weights,
+        counts: awake.counts,
+    }))
+}
+
+fn download(awake: &mut CudaExecutor) -> Result<HostWeights, String> {
+    let needed = awake.info.weight_bytes;
+    if let Some(free) = host_memory::free_bytes().filter(|free| *free < needed) {
+        return Err(format!(
+            "its weights are {needed} bytes, the host has {free} bytes free"
+        ));
+    }
+    awake.forget_batch();
+    let copied = awake.stream.synchronize();
+    let copied = copied.and_then(|()| awake.forward.weights().download(&awake.stream));
+    copied.map_err(|error| error.to_string())
+}

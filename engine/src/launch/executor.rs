@@ -1,0 +1,275 @@
+//! Where the model runs, and the flags as that executor's options.
+
+use super::model::cache_dir;
+use super::{LaunchError, cpu_memory};
+use crate::config::EngineConfig;
+use crate::config::resolved::CudaGraph;
+use crate::config::typed::{self, AttentionBackend, Device, Dtype, KvCacheDtype, SamplingBackend};
+use crate::executor::cpu::{self, ActivationType, Attention, CpuExecutor, CpuOptions, Sampling};
+use crate::executor::cuda::{
+    self, CudaExecutor, CudaOptions, Element, GraphSizes, KvFormat, Sampler, TuningOptions,
+};
+use crate::executor::{Executor, ExecutorInfo, HostTierOptions, HostTierSize, host_memory};
+use crate::kv::PAGE_TOKENS;
+use crate::weights::{Checkpoint, ElementFormat, MatrixId, WeightError};
+
+/// The KV pool takes at most this share of the memory that is free, and at most this much,
+/// unless `--max-total-tokens` says otherwise.
+const POOL_SHARE_OF_FREE_MEMORY: u64 = 4;
+const MAX_DEFAULT_POOL_BYTES: u64 = 1 << 30;
+/// Where the system does not say what is free.
+const ASSUMED_FREE_BYTES: u64 = 2 << 30;
+
+/// Chooses where the model runs, says why, and loads it there.
+pub fn load_executor(
+    config: &EngineConfig,
+    checkpoint: &dyn Checkpoint,
+) -> Result<Box<dyn Executor>, LaunchError> {
+    match choose_device(config) {
+        Device::Cuda => load_cuda(config, checkpoint),
+        Device::Cpu | Device::Auto => load_cpu(config, checkpoint, 0),
+    }
+}
+
+/// `Cpu` or `Cuda`.
+pub(super) fn choose_device(config: &EngineConfig) -> Device {
+    let reason = match config.device {
+        Device::Cpu => "--device cpu".to_owned(),
+        Device::Cuda => return Device::Cuda,
+        Device::Auto => match CudaExecutor::unavailable() {
+            None => {
+                tracing::info!(reason = "a CUDA device is there", "running on the GPU");
+                return Device::Cuda;
+            }
+            Some(reason) => reason,
+        },
+    };
+    tracing::info!(reason, "running on the CPU");
+    Device::Cpu
+}
+
+pub(super) fn load_cuda(
+    config: &EngineConfig,
+    checkpoint: &dyn Checkpoint,
+) -> Result<Box<dyn Executor>, LaunchError> {
+    if let Some(reason) = CudaExecutor::unavailable() {
+        return Err(LaunchError::NoCuda { reason });
+    }
+    let element = element(config.dtype, checkpoint)?;
+    let options = CudaOptions {
+        ordinal: 0,
+        memory_limit_bytes: config.device_memory_limit_bytes,
+        mem_fraction_static: config.mem_fraction_static,
+        max_total_tokens: config.max_total_tokens,
+        context_length: config.context_length,
+        element,
+        kv_format: match config.kv_cache_dtype {
+            KvCacheDtype::Auto => KvFormat::of(element),
+            KvCacheDtype::Fp8E4m3 => KvFormat::Fp8E4m3,
+        },
+        attention_backend: match config.attention_backend {
+            Some(AttentionBackend::Triton) | None => cuda::AttentionBackend::Split,
+            Some(AttentionBackend::Flashinfer) => cuda::AttentionBackend::Packed,
+            Some(AttentionBackend::TorchNative) => cuda::AttentionBackend::Plain,
+        },
+        host_tier: host_tier(config),
+        n_kv_splits: config.num_kv_splits,
+        reduce_in_fp32: config.reduce_in_fp32,
+        graphs: match &config.cuda_graph {
+            CudaGraph::Off => GraphSizes::Off,
+            CudaGraph::Auto { max_bs } => GraphSizes::UpTo(max_bs.unwrap_or(usize::MAX)),
+            CudaGraph::Sizes(sizes) => GraphSizes::Exactly(sizes.clone()),
+        },
+        tuning: match config.torch_compile_max_bs {
+            Some(max_rows) => Some(TuningOptions {
+                max_rows,
+                cache_dir: Some(cache_dir(config.cache_dir.as_ref())?),
+            }),
+            None => None,
+        },
+        sampler: match config.sampling_backend {
+            SamplingBackend::Flashinfer => Sampler::Device,
+            SamplingBackend::Pytorch => Sampler::Host,
+        },
+        run_ahead: config.overlap_schedule,
+        two_batch_overlap: config.two_batch_overlap,
+    };
+    Ok(Box::new(CudaExecutor::load(checkpoint, &options)?))
+}
+
+/// `--dtype` for this checkpoint. A checkpoint of bf16 matrices need not fit the range of fp16;
+/// AWQ's scales are fp16, and quantised blocks of GGUF have fp16 scales too.
+fn element(asked: Dtype, checkpoint: &dyn Checkpoint) -> Result<Element, WeightError> {
+    let is_bf16 = match asked {
+        Dtype::Float16 => false,
+        Dtype::Bfloat16 => true,
+        Dtype::Auto => {
+            let stored = checkpoint.storage(MatrixId::Q(0))?.format;
+            stored == ElementFormat::BF16.name()
+        }
+    };
+    Ok(if is_bf16 { Element::Bf16 } else { Element::F16 })
+}
+
+/// `in_use`: bytes of `--device-memory-limit` that other models have.
+pub(super) fn load_cpu(
+    config: &EngineConfig,
+    checkpoint: &dyn Checkpoint,
+    in_use: u64,
+) -> Result<Box<dyn Executor>, LaunchError> {
+    let isa = match &config.cpu_isa {
+        None => None,
+        Some(asked) => {
+            Some(
+                asked
+                    .parse()
+                    .map_err(|error: kernels::KernelError| LaunchError::Isa {
+                        asked: asked.clone(),
+                        reason: error.to_string(),
+                    })?,
+            )
+        }
+    };
+    let options = CpuOptions {
+        n_threads: config.n_threads,
+        kv_pool_tokens: cpu_pool_tokens(config, checkpoint, in_use)?,
+        kv_format: cpu_kv_format(config),
+        host_tier: host_tier(config),
+        attention: match config.attention_backend {
+            Some(AttentionBackend::TorchNative) => Attention::Reference,
+            // One kernel does what both of these are for.
+            Some(AttentionBackend::Triton | AttentionBackend::Flashinfer) | None => {
+                Attention::Vectorised
+            }
+        },
+        sampling: match config.sampling_backend {
+            SamplingBackend::Flashinfer => Sampling::Selecting,
+            SamplingBackend::Pytorch => Sampling::Plain,
+        },
+        isa,
+        activations: match config.cpu_activations {
+            typed::CpuActivations::F32 => ActivationType::F32,
+            typed::CpuActivations::Int8 => ActivationType::Int8,
+        },
+        ..CpuOptions::default()
+    };
+    Ok(Box::new(CpuExecutor::load(checkpoint, options)?))
+}
+
+fn host_tier(config: &EngineConfig) -> Option<HostTierOptions> {
+    let size = HostTierSize::from(config.hierarchical_cache?);
+    let free_bytes = host_memory::free_bytes().unwrap_or(ASSUMED_FREE_BYTES);
+    Some(HostTierOptions { size, free_bytes })
+}
+
+fn cpu_kv_format(config: &EngineConfig) -> cpu::KvFormat {
+    match config.kv_cache_dtype {
+        KvCacheDtype::Auto => cpu::KvFormat::F16,
+        KvCacheDtype::Fp8E4m3 => cpu::KvFormat::Fp8E4m3,
+    }
+}
+
+/// `--max-total-tokens`, else as many tokens as fit the share of memory that the pool may have by
+/// default, but no more than 16 sequences of the model's full length could use. With
+/// `--device-memory-limit` no more than fit the model's fraction of it.
+fn cpu_pool_tokens(
+    config: &EngineConfig,
+    checkpoint: &dyn Checkpoint,
+    in_use: u64,
+) -> Result<usize, LaunchError> {
+    let model = checkpoint.config();
+    let n_values = 2 * model.n_layers * model.n_kv_heads * model.head_dim;
+    let token_bytes = (n_values * cpu_kv_format(config).bytes_per_value()) as u64;
+    let by_default = || {
+        let free = host_memory::free_bytes().unwrap_or(ASSUMED_FREE_BYTES);
+        let budget = (free / POOL_SHARE_OF_FREE_MEMORY).min(MAX_DEFAULT_POOL_BYTES);
+        let fits = (budget / token_bytes.max(1)) as usize;
+        fits.min(model.context_length.saturating_mul(16))
+            .max(PAGE_TOKENS)
+    };
+    let Some(limit) = config.device_memory_limit_bytes else {
+        return Ok(config.max_total_tokens.unwrap_or_else(by_default));
+    };
+    let demand = cpu_memory::Demand {
+        limit,
+        in_use,
+        mem_fraction_static: config.mem_fraction_static,
+        weights: cpu_memory::weight_bytes(checkpoint)?,
+        page: token_bytes * PAGE_TOKENS as u64,
+        max_total_tokens: config.max_total_tokens,
+    };
+    let fits = cpu_memory::pool_tokens(&demand).map_err(LaunchError::CpuMemory)?;
+    Ok(config
+        .max_total_tokens
+        .unwrap_or_else(|| fits.min(by_default())))
+}
+
+pub(super) fn log_executor(info: &ExecutorInfo) {
+    let kernels: Vec<String> = info
+        .kernels
+        .iter()
+        .map(|(role, name)| format!("{role}={name}"))
+        .collect();
+    tracing::info!(
+        executor = info.name,
+        device = info.device,
+        kernels = kernels.join(" "),
+        kv_pool_tokens = info.kv_pool_tokens,
+        kv_pool_bytes = info.kv_pool_bytes,
+        weight_bytes = info.weight_bytes,
+        "executor ready"
+    );
+    for (flag, reason) in &info.inactive_flags {
+        tracing::info!(flag, reason, "flag has no effect");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::config::Family;
+    use crate::weights::fixture::{self, FolderFormat};
+    use crate::weights::safetensors::SafetensorsCheckpoint;
+    use crate::weights::synthetic::{SyntheticCheckpoint, SyntheticFormat};
+
+    fn dummy(format: SyntheticFormat) -> SyntheticCheckpoint {
+        SyntheticCheckpoint::new(fixture::wide_config(Family::Qwen3), format, 0)
+    }
+
+    #[test]
+    fn activations_are_bf16_where_the_matrices_are_or_where_it_is_asked() {
+        let awq = dummy(SyntheticFormat::Awq { group_size: 128 });
+        let f16 = dummy(SyntheticFormat::Rows(ElementFormat::F16));
+        let bf16 = dummy(SyntheticFormat::Rows(ElementFormat::BF16));
+        let chosen = |asked, checkpoint| element(asked, checkpoint).expect("known");
+        for (checkpoint, auto) in [
+            (&awq, Element::F16),
+            (&f16, Element::F16),
+            (&bf16, Element::Bf16),
+        ] {
+            assert_eq!(chosen(Dtype::Auto, checkpoint), auto);
+            assert_eq!(chosen(Dtype::Float16, checkpoint), Element::F16);
+            assert_eq!(chosen(Dtype::Bfloat16, checkpoint), Element::Bf16);
+        }
+    }
+
+    #[test]
+    fn a_folder_says_by_its_tensors_what_activations_are() {
+        for (format, auto) in [
+            (FolderFormat::BF16, Element::Bf16),
+            (FolderFormat::F16, Element::F16),
+            (FolderFormat::F32, Element::F16),
+            (FolderFormat::Awq { group_size: 32 }, Element::F16),
+        ] {
+            let dir = tempfile::tempdir().expect("a folder");
+            let config = fixture::wide_config(Family::Llama);
+            fixture::write_folder(dir.path(), &config, format, 7, 1).expect("written");
+            let checkpoint = SafetensorsCheckpoint::open(dir.path()).expect("opens");
+            assert_eq!(
+                element(Dtype::Auto, &checkpoint).expect("known"),
+                auto,
+                "{format:?}"
+            );
+        }
+    }
+}
