@@ -34,7 +34,7 @@ use self::handle::{Command, Shared, is_last};
 pub use self::handle::{EngineHandle, RequestStream, SubmitError};
 use self::sleep::{Engine, Rest};
 use self::turns::{Member, Turn, Turns};
-use crate::executor::{Executor, StepOutput, StepPlan};
+use crate::executor::{Executor, ExecutorCounts, StepOutput, StepPlan};
 use crate::metrics::Metrics;
 use crate::request::{Failure, FinishReason, RequestId, TokenEvent};
 use crate::scheduler::{Scheduler, SchedulerConfig, StepKind};
@@ -121,6 +121,7 @@ pub fn start_sharing(
     let engine = EngineLoop {
         scheduler: Scheduler::new(config.scheduler),
         engine: Engine::Awake(executor),
+        counts_before: ExecutorCounts::default(),
         member: turns.join(),
         turn: None,
         rest: None,
@@ -166,6 +167,8 @@ struct Client {
 struct EngineLoop {
     scheduler: Scheduler,
     engine: Engine,
+    /// What executors counted before the model last fell asleep: a new one begins at nothing.
+    counts_before: ExecutorCounts,
     member: Member,
     /// Taken when there is work, given back when the step has been carried out.
     turn: Option<Turn>,
@@ -189,14 +192,12 @@ struct EngineLoop {
 impl EngineLoop {
     fn run(mut self) {
         while self.receive() {
-            let mut plan = self.scheduler.plan(self.started.elapsed());
             if let Some(turn) = &mut self.turn {
                 turn.comes_back = true;
                 // Work begun ahead would run in somebody else's turn.
-                if turn.is_awaited() {
-                    plan.n_next_steps = 0;
-                }
+                self.scheduler.set_foretells(!turn.is_awaited());
             }
+            let plan = self.scheduler.plan(self.started.elapsed());
             let Engine::Awake(executor) = &mut self.engine else {
                 // No request gets as far as the scheduler of a sleeping model.
                 self.fail_all(&Failure::Asleep);
@@ -204,7 +205,8 @@ impl EngineLoop {
             };
             let begun = Instant::now();
             let outcome = execute(executor.as_mut(), &plan);
-            let (elapsed, counts) = (begun.elapsed(), executor.counts());
+            let elapsed = begun.elapsed();
+            let counts = self.counts_before.plus(executor.counts());
             self.turn = None;
             self.record_outcome(&plan, outcome.as_ref().err());
             self.metrics.record_executor(&counts);
@@ -235,9 +237,6 @@ impl EngineLoop {
                 }
             };
             self.expire();
-            self.metrics.record_stats(&self.scheduler.stats());
-            self.metrics
-                .record_host_tier(&self.scheduler.host_tier_stats());
             if self.executor_is_broken {
                 self.fail_all(&Failure::Stopped);
                 return false;
@@ -254,6 +253,7 @@ impl EngineLoop {
             self.rest_if_due();
             if !self.scheduler.is_idle() {
                 if self.turn.is_some() {
+                    self.record_scheduler();
                     return true;
                 }
                 // Others may have had theirs meanwhile: what has come since is looked at again.
@@ -262,12 +262,19 @@ impl EngineLoop {
             }
             self.turn = None;
             self.member.rest();
+            self.record_scheduler();
             self.decode_log.pause();
             match self.inbox.recv() {
                 Ok(command) => self.handle(command),
                 Err(_) => return false,
             }
         }
+    }
+
+    fn record_scheduler(&self) {
+        self.metrics.record_stats(&self.scheduler.stats());
+        self.metrics
+            .record_host_tier(&self.scheduler.host_tier_stats());
     }
 
     fn handle(&mut self, command: Command) {
@@ -291,7 +298,7 @@ impl EngineLoop {
                 };
                 if let Err(failure) = added {
                     self.shared.n_in_flight.fetch_sub(1, Ordering::AcqRel);
-                    self.metrics.failed.add(1);
+                    self.metrics.record_failure(&failure);
                     // A client that is gone already needs no answer.
                     let _ = events.send(TokenEvent::Failed(failure));
                     return;
@@ -326,6 +333,7 @@ impl EngineLoop {
     /// Tells grammars what came, so that the next masks are made meanwhile, and ends the requests
     /// whose output cannot go on.
     fn guide(&mut self, plan: &StepPlan, output: &StepOutput) {
+        let mut counts = None;
         for (row, made) in plan.rows.iter().zip(&output.rows) {
             let Some(spec) = row.sample.as_ref() else {
                 continue;
@@ -340,10 +348,14 @@ impl EngineLoop {
                 }
                 continue;
             }
-            self.metrics.record_masks(guide.mask_counts());
+            // Of all the model's guides.
+            counts = Some(guide.mask_counts());
             for (i, token) in made.iter().enumerate() {
                 guide.advance(spec.output_index + i, token.token);
             }
+        }
+        if let Some(counts) = counts {
+            self.metrics.record_masks(counts);
         }
     }
 
@@ -440,8 +452,8 @@ impl EngineLoop {
 
 /// Prompt and output tokens that a plan computes.
 fn n_tokens_of(plan: &StepPlan) -> usize {
-    let n_rows: usize = plan.rows.iter().map(|row| row.tokens.len()).sum();
-    n_rows + plan.rows.len() * plan.n_steps.saturating_sub(1)
+    let n_fed: usize = plan.rows.iter().map(|row| row.tokens.len()).sum();
+    n_fed + plan.rows.len() * plan.n_steps.saturating_sub(1)
 }
 
 struct StepFailure {
@@ -501,12 +513,12 @@ impl Client {
                 metrics.e2e_s.observe(seconds_since(self.submitted));
                 let admitted = self.admitted.unwrap_or(self.submitted);
                 metrics.inference_s.observe(seconds_since(admitted));
-                metrics.decode_s.observe(seconds_since(self.first_token));
+                let decode_s = seconds_since(self.first_token);
+                metrics.decode_s.observe(decode_s);
                 metrics.n_prompt.observe(self.n_prompt as f64);
                 metrics.n_generated.observe(self.n_tokens as f64);
                 metrics.n_asked.observe(self.max_new_tokens as f64);
                 if self.n_tokens > 1 {
-                    let decode_s = seconds_since(self.first_token);
                     metrics
                         .tpot_s
                         .observe(decode_s / (self.n_tokens - 1) as f64);

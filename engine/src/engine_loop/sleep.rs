@@ -53,19 +53,23 @@ impl EngineLoop {
         self.turn = None;
         self.member.rest();
         let outcome = match std::mem::replace(&mut self.engine, Engine::Gone) {
-            Engine::Awake(executor) => match executor.sleep() {
-                Ok(asleep) => {
-                    self.engine = Engine::Asleep(asleep);
-                    // What the pages held is gone.
-                    self.scheduler.forget();
-                    self.metrics.record_stats(&self.scheduler.stats());
-                    Ok(())
+            Engine::Awake(executor) => {
+                let counts = executor.counts();
+                match executor.sleep() {
+                    Ok(asleep) => {
+                        self.counts_before = self.counts_before.plus(counts);
+                        self.engine = Engine::Asleep(asleep);
+                        // What the pages held is gone.
+                        self.scheduler.forget();
+                        self.metrics.record_stats(&self.scheduler.stats());
+                        Ok(())
+                    }
+                    Err((executor, error)) => {
+                        self.engine = Engine::Awake(executor);
+                        Err(SleepError(error.to_string()))
+                    }
                 }
-                Err((executor, error)) => {
-                    self.engine = Engine::Awake(executor);
-                    Err(SleepError(error.to_string()))
-                }
-            },
+            }
             other => {
                 self.engine = other;
                 Err(SleepError("it is not awake".to_owned()))

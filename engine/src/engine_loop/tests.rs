@@ -82,6 +82,18 @@ async fn a_request_streams_its_tokens_and_ends() {
     );
 }
 
+#[tokio::test]
+async fn what_the_executor_counts_goes_on_behind_a_sleep() {
+    let engine = engine(MockConfig::default(), EngineLoopConfig::default());
+    let sampled = || engine.metrics().host_sampled_tokens.get();
+    drain(engine.submit(request(&engine, 7)).unwrap()).await;
+    wait_until("the first request's tokens", || sampled() == 7).await;
+    engine.sleep(Duration::from_secs(5)).await.unwrap();
+    engine.wake().await.unwrap();
+    drain(engine.submit(request(&engine, 2)).unwrap()).await;
+    wait_until("the second one's", || sampled() == 9).await;
+}
+
 #[test]
 fn a_stream_can_be_read_without_a_runtime() {
     let engine = engine(MockConfig::default(), EngineLoopConfig::default());

@@ -9,6 +9,8 @@
 //! Between two steps of a model lies the host's work on its tokens. A model that has used less and
 //! will be back at once is waited for, [`RETURN_LIMIT`] at most; otherwise one with long steps
 //! would have every second turn.
+//! This is about time alone. That kernels of two models never run side by side on a card, also while
+//! one is loaded, is `executor::cuda::turn`'s business.
 //! Deliberately absent: weights, priorities between models, and taking a turn away.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -121,9 +123,7 @@ impl Member {
             };
         }
     }
-}
 
-impl Member {
     /// Says that this model has nothing to do: nobody need wait for it.
     pub fn rest(&self) {
         let mut ledger = self.turns.lock();
@@ -238,8 +238,8 @@ impl Ledger {
 mod tests {
     use super::*;
 
-    /// Two members that always have work; `busy` says which step takes how long. How many steps
-    /// each gets until `n` were made, and the longest row of one's steps while the other waits.
+    /// How many of `n` steps each of two members gets that always have work; `steps_ms` says how
+    /// long one's step takes.
     fn play(n: usize, steps_ms: [u64; 2]) -> [usize; 2] {
         let mut ledger = Ledger::default();
         let ids = [ledger.join(), ledger.join()];

@@ -15,8 +15,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{
-    Asleep, Executor, ExecutorError, ExecutorInfo, HostTierInfo, PlanRow, SampleSpec, StepOutput,
-    StepPlan,
+    Asleep, Executor, ExecutorCounts, ExecutorError, ExecutorInfo, HostTierInfo, PlanRow,
+    SampleSpec, StepOutput, StepPlan,
 };
 use crate::kv::{PAGE_TOKENS, PageCopy};
 use crate::request::SampledToken;
@@ -66,6 +66,7 @@ pub struct MockExecutor {
     slots: Vec<Slot>,
     /// [n_host_pages · PAGE_TOKENS]
     host_slots: Vec<Slot>,
+    n_sampled: u64,
     n_executed: u64,
 }
 
@@ -91,6 +92,7 @@ impl MockExecutor {
             host_slots: vec![None; config.n_host_pages * PAGE_TOKENS],
             config,
             info,
+            n_sampled: 0,
             n_executed: 0,
         }
     }
@@ -279,6 +281,14 @@ impl Executor for MockExecutor {
         &self.info
     }
 
+    /// Each sampled token counts: the mock has no device.
+    fn counts(&self) -> ExecutorCounts {
+        ExecutorCounts {
+            host_sampled_tokens: self.n_sampled,
+            ..ExecutorCounts::default()
+        }
+    }
+
     fn execute(&mut self, plan: &StepPlan) -> Result<StepOutput, ExecutorError> {
         let step = self.n_executed;
         self.n_executed += 1;
@@ -311,7 +321,9 @@ impl Executor for MockExecutor {
             for (row, sampled) in plan.rows.iter().zip(&mut output.rows) {
                 let position = row.start + row.tokens.len() - 1 + i_step;
                 let output_index = row.sample.as_ref().map_or(0, |s| s.output_index) + i_step;
-                sampled.extend(self.sample(row, position, output_index)?);
+                let token = self.sample(row, position, output_index)?;
+                self.n_sampled += u64::from(token.is_some());
+                sampled.extend(token);
             }
         }
         for copy in &plan.copies.restores {

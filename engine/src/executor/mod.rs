@@ -116,6 +116,20 @@ pub struct ExecutorCounts {
     pub copy_ns: u64,
 }
 
+impl ExecutorCounts {
+    /// With what came later.
+    #[must_use]
+    pub fn plus(self, later: Self) -> Self {
+        Self {
+            run_ahead_used: self.run_ahead_used + later.run_ahead_used,
+            run_ahead_discarded: self.run_ahead_discarded + later.run_ahead_discarded,
+            host_sampled_tokens: self.host_sampled_tokens + later.host_sampled_tokens,
+            copied_pages: self.copied_pages + later.copied_pages,
+            copy_ns: self.copy_ns + later.copy_ns,
+        }
+    }
+}
+
 pub trait Executor: Send {
     fn info(&self) -> &ExecutorInfo;
     fn execute(&mut self, plan: &StepPlan) -> Result<StepOutput, ExecutorError>;

@@ -179,6 +179,8 @@ pub struct Scheduler {
     n_cached_tokens: u64,
     n_preemptions: u64,
     restore_costs: RestoreCosts,
+    /// Whether plans may say what comes behind them.
+    foretells: bool,
     host_counts: HostTierCounts,
     /// The last step computed prompts and no decode row, so decode rows are next.
     decode_is_due: bool,
@@ -203,6 +205,7 @@ impl Scheduler {
             n_cached_tokens: 0,
             n_preemptions: 0,
             restore_costs: RestoreCosts::default(),
+            foretells: true,
             host_counts: HostTierCounts::default(),
             decode_is_due: false,
             queue_waits: Vec::new(),
@@ -213,6 +216,12 @@ impl Scheduler {
 
     pub fn config(&self) -> &SchedulerConfig {
         &self.config
+    }
+
+    /// Whether plans from the next one on may foretell steps, with pages for them: an input of
+    /// `plan`, as time is. Only with [`SchedulerConfig::run_ahead`].
+    pub fn set_foretells(&mut self, foretells: bool) {
+        self.foretells = foretells;
     }
 
     /// Queues a request that arrived at `now` (on the caller's monotonic clock).

@@ -76,7 +76,7 @@ impl Scheduler {
         // Who waits for pages from the host is computed as soon as they are there.
         let is_joined = self.running.iter().any(Sequence::is_restoring);
         let goes_on = then == Then::Decode && !is_joined && !is_guided;
-        let n_next_steps = if goes_on && self.config.run_ahead {
+        let n_next_steps = if goes_on && self.config.run_ahead && self.foretells {
             self.grow_ahead(n_steps)
         } else {
             0

@@ -87,7 +87,7 @@ impl CudaExecutor {
         };
         // Behind a burst that is longer than asked the card's inputs are too far on.
         let is_in_step = burst.n_steps == n_steps;
-        if self.runs_ahead && goes_on && is_in_step {
+        if self.options.run_ahead && goes_on && is_in_step {
             let n_ahead = batch.steps_ahead(rows, n_steps, n_next_steps);
             if n_ahead > 0 {
                 self.refresh(&mut batch, rows, n_steps)

@@ -140,7 +140,6 @@ pub struct CudaExecutor {
     /// Two, so that a burst begun ahead has its own.
     results: [Results; 2],
     next_slot: usize,
-    runs_ahead: bool,
     /// What the inputs on the card are ready for, unless they were used otherwise since.
     batch: Option<Batch>,
     /// Steps of that batch that the card has got already.
@@ -172,11 +171,11 @@ impl CudaExecutor {
         let n_pages = place.pool_pages(config, options, DeviceWeights::bytes_of(checkpoint)?)?;
         let weights =
             DeviceWeights::load(checkpoint, &place.stream, options.element, place.many_rows)?;
-        Self::around(config.clone(), weights, n_pages, place, options.clone())
+        Self::with_weights(config.clone(), weights, n_pages, place, options.clone())
     }
 
-    /// Everything beside the weights, which are on the card.
-    fn around(
+    /// The executor of weights that are on the card.
+    fn with_weights(
         config: ModelConfig,
         weights: DeviceWeights,
         n_pages: usize,
@@ -272,7 +271,6 @@ impl CudaExecutor {
             sampler,
             results,
             next_slot: 0,
-            runs_ahead: options.run_ahead,
             batch: None,
             ahead: None,
             work_left,

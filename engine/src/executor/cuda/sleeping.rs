@@ -6,7 +6,7 @@
 use super::place::Place;
 use super::weights::HostWeights;
 use super::{CudaExecutor, CudaLoadError, CudaOptions, DEVICE};
-use crate::executor::{Asleep, Executor, ExecutorCounts, ExecutorError, host_memory};
+use crate::executor::{Asleep, Executor, ExecutorError, host_memory};
 use crate::model::config::ModelConfig;
 
 /// A model whose memory on the card was given back: its weights lie in the host's.
@@ -14,7 +14,6 @@ struct SleepingCuda {
     config: ModelConfig,
     options: CudaOptions,
     weights: HostWeights,
-    counts: ExecutorCounts,
 }
 
 impl Asleep for SleepingCuda {
@@ -30,12 +29,10 @@ impl Asleep for SleepingCuda {
 impl SleepingCuda {
     fn load(&self) -> Result<CudaExecutor, CudaLoadError> {
         let place = Place::open(&self.options)?;
-        let n_pages = place.pool_pages(&self.config, &self.options, self.weights.n_bytes())?;
+        let n_pages = place.pool_pages(&self.config, &self.options, self.weights.n_bytes)?;
         let weights = self.weights.upload(&place.stream, place.many_rows)?;
         let (config, options) = (self.config.clone(), self.options.clone());
-        let mut awake = CudaExecutor::around(config, weights, n_pages, place, options)?;
-        awake.counts = self.counts;
-        Ok(awake)
+        CudaExecutor::with_weights(config, weights, n_pages, place, options)
     }
 }
 
@@ -59,7 +56,6 @@ pub(super) fn put_to_sleep(
         config: awake.forward.config().clone(),
         options,
         weights,
-        counts: awake.counts,
     }))
 }
 

@@ -1,4 +1,5 @@
-//! One executor's work on the card at a time.
+//! One executor's work on the card at a time: safety, whoever calls. Whose step is next is
+//! `engine_loop::turns`' business.
 //!
 //! Blocks of the many-row projection wait for each other, so kernels of two executors of this
 //! process must not run side by side. A call holds the turn until its results are there. Work
@@ -7,7 +8,8 @@
 //!
 //! Loading holds the turn while it captures graphs and times kernels. Freeing memory waits for all
 //! that the card has been given, which a capture does not survive: so models are loaded, unloaded
-//! and put to sleep one at a time, and no step allocates or frees.
+//! and put to sleep one at a time (`server::admin` sees to that), and no step allocates or frees. Not
+//! covered: a model whose engine dies of a panic while another one is being loaded.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

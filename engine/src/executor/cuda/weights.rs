@@ -44,6 +44,8 @@ pub(super) type DeviceWeights = Weights<ElementBuffer, StreamLinear>;
 /// A copy in the host's memory, packed as on the card, while the model sleeps.
 pub(super) struct HostWeights {
     element: Element,
+    /// What they take on the card.
+    pub n_bytes: u64,
     weights: Weights<Vec<u16>, HostMatrix>,
 }
 
@@ -134,20 +136,6 @@ impl<V, M> Weights<V, M> {
             lm_head: matrix(&self.lm_head)?,
         })
     }
-
-    fn sum(&self, vector: impl Fn(&V) -> u64, matrix: impl Fn(&M) -> u64) -> u64 {
-        let of_layers = self.layers.iter().map(|l| {
-            let optional = [&l.q_norm, &l.k_norm, &l.qkv_bias, &l.o_bias];
-            let vectors = optional.into_iter().flatten();
-            let vectors = vectors.chain([&l.attn_norm, &l.mlp_norm]).map(&vector);
-            let matrices = [&l.qkv, &l.o, &l.gate_up, &l.down];
-            vectors.sum::<u64>() + matrices.into_iter().map(&matrix).sum::<u64>()
-        });
-        of_layers.sum::<u64>()
-            + vector(&self.embedding)
-            + vector(&self.final_norm)
-            + matrix(&self.lm_head)
-    }
 }
 
 impl HostWeights {
@@ -164,13 +152,6 @@ impl HostWeights {
         )?;
         weights.chain();
         Ok(weights)
-    }
-
-    /// What they take on the card.
-    pub fn n_bytes(&self) -> u64 {
-        let vector = |bits: &Vec<u16>| 2 * bits.len() as u64;
-        let matrix = |m: &HostMatrix| (m.weights.len() + m.scales.len()) as u64;
-        self.weights.sum(vector, matrix)
     }
 }
 
@@ -206,6 +187,7 @@ impl DeviceWeights {
         )?;
         Ok(HostWeights {
             element: self.element(),
+            n_bytes: self.n_bytes(),
             weights,
         })
     }
@@ -262,8 +244,23 @@ impl DeviceWeights {
     }
 
     pub fn n_bytes(&self) -> u64 {
-        let vector = |v: &ElementBuffer| v.n_bytes() as u64;
-        self.sum(vector, |m: &StreamLinear| m.n_bytes() as u64)
+        let layers: usize = self
+            .layers
+            .iter()
+            .map(|l| {
+                let optional = [&l.q_norm, &l.k_norm, &l.qkv_bias, &l.o_bias];
+                let vectors = optional.into_iter().flatten();
+                let vectors = vectors.chain([&l.attn_norm, &l.mlp_norm]);
+                let matrices = [&l.qkv, &l.o, &l.gate_up, &l.down];
+                vectors.map(ElementBuffer::n_bytes).sum::<usize>()
+                    + matrices
+                        .into_iter()
+                        .map(StreamLinear::n_bytes)
+                        .sum::<usize>()
+            })
+            .sum();
+        let outer = [&self.embedding, &self.final_norm].map(ElementBuffer::n_bytes);
+        (layers + outer.iter().sum::<usize>() + self.lm_head.n_bytes()) as u64
     }
 }
 

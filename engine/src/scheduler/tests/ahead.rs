@@ -27,6 +27,25 @@ fn the_next_step_is_foretold_as_long_as_no_row_ends() {
 }
 
 #[test]
+fn who_may_not_foretell_takes_no_pages_for_it() {
+    let n_pages_used = |foretells: bool| {
+        let mut scheduler = Scheduler::new(ahead(64, 4));
+        scheduler.set_foretells(foretells);
+        let mut executor = mock(64);
+        scheduler.add(request(1, 8, 40), T0).unwrap();
+        let mut n_next_steps = 0;
+        // The prefill and two decode steps: 17 tokens at most, and 21 with the step ahead.
+        for _ in 0..3 {
+            let (plan, _) = step(&mut scheduler, &mut executor);
+            n_next_steps += plan.n_next_steps;
+        }
+        (n_next_steps, scheduler.stats().n_pages_used)
+    };
+    assert_eq!(n_pages_used(false), (0, 1));
+    assert_eq!(n_pages_used(true), (4, 2));
+}
+
+#[test]
 fn the_foretold_step_has_its_pages_and_is_what_comes() {
     let mut scheduler = Scheduler::new(ahead(64, 3));
     let mut executor = mock(64);
