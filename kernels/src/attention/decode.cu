@@ -13,6 +13,7 @@
 //
 // Rows of one sequence's prompt may sit in one launch: each is a row with its own context_len.
 // Bytes: context * head_dim * 2 * stored size a (row, KV head). FLOPs: 4 * 8 * context * head_dim.
+// Launches of many blocks have kernels of their own on sm_90, see the end.
 // Grid: (n_kv_heads * splits, m), cluster (splits, 1), 128 threads. Architectures: sm_90, sm_120.
 // Elements: f16, bf16.
 // Ideas: flash decoding (Dao et al.), GQA packing as in FlashInfer.

@@ -52,9 +52,7 @@ DEVICE float cluster_load_as<float>(uint32_t address, uint32_t rank) {
 }
 template <>
 DEVICE elem cluster_load_as<elem>(uint32_t address, uint32_t rank) {
-    uint32_t remote;
     uint16_t v;
-    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(address), "r"(rank));
-    asm volatile("ld.shared::cluster.u16 %0, [%1];" : "=h"(v) : "r"(remote) : "memory");
+    asm volatile("ld.shared::cluster.u16 %0, [%1];" : "=h"(v) : "r"(remote_address(address, rank)) : "memory");
     return bits_elem(v);
 }

@@ -43,9 +43,7 @@ extern "C" __global__ void __launch_bounds__(256)
     __syncthreads();
     if (threadIdx.x == 0) {
         for (int w = 1; w < 8; w++) best = warps[w] > best ? warps[w] : best;
-        uint32_t remote;
-        asm volatile("mapa.shared::cluster.u32 %0, %1, 0;" : "=r"(remote) : "r"(shared_address(&ranks[rank])));
-        asm volatile("st.shared::cluster.u64 [%0], %1;" ::"r"(remote), "l"(best) : "memory");
+        store_remote(remote_address(shared_address(&ranks[rank]), 0), best);
     }
     cluster_sync();
     if (rank != 0 || threadIdx.x != 0) return;

@@ -14,15 +14,15 @@
 // sort: a histogram over the distance from the largest logit, then histograms over the keys of the
 // one bin that holds the cut, 11 bits a pass.
 //
-// A cluster of up to 8 blocks has a row, each block a part of the ids, whose logits it keeps in shared
-// memory where they fit: device memory is read once. Every block follows the same path and finds the
+// A cluster of 8 blocks has a row, or one block where there are many rows; each block has a part of the
+// ids, whose logits it keeps in shared memory where they fit, so that device memory is read once. Every block follows the same path and finds the
 // same results; histograms, maxima and sums are put together through distributed shared memory.
 //
 // Penalties come from a list of the row's tokens that lies on the device and takes in each chosen
 // token, so that steps may follow each other without the host. The logits are changed where they do
 // not fit shared memory.
 // Cost: greedy rows one pass over the logits; top-k and top-p some six more each.
-// Grid: m clusters of 1 to 8 blocks of 1024 threads. Architectures: sm_90, sm_120.
+// Grid: m clusters of 1 or 8 blocks of 1024 threads. Architectures: sm_90, sm_120.
 #include "advance.cuh"
 
 struct SamplingRow {
@@ -101,23 +101,6 @@ struct Shared {
     double log_total;
 };
 
-// The same variable of another block of the cluster.
-DEVICE uint32_t remote_address(const void* own, int rank) {
-    uint32_t remote;
-    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(shared_address(own)), "r"(rank));
-    return remote;
-}
-DEVICE uint64_t load_remote(uint32_t at) {
-    uint64_t v;
-    asm volatile("ld.shared::cluster.u64 %0, [%1];" : "=l"(v) : "r"(at) : "memory");
-    return v;
-}
-DEVICE void store_remote(uint32_t at, uint64_t v) {
-    asm volatile("st.shared::cluster.u64 [%0], %1;" ::"r"(at), "l"(v) : "memory");
-}
-DEVICE void store_remote(uint32_t at, int32_t v) {
-    asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(at), "r"(v) : "memory");
-}
 DEVICE int32_t add_remote(uint32_t at, int32_t v) {
     int32_t before;
     asm volatile("atom.relaxed.cluster.shared::cluster.add.s32 %0, [%1], %2;" : "=r"(before) : "r"(at), "r"(v) : "memory");
@@ -129,7 +112,7 @@ DEVICE int32_t add_remote(uint32_t at, int32_t v) {
 DEVICE const uint64_t* exchange(Shared& sh, uint64_t value) {
     __syncthreads();  // `turn` as the call before left it
     uint64_t* values = sh.shared_values[sh.turn];
-    if (threadIdx.x < cluster_size()) store_remote(remote_address(&values[cluster_rank()], threadIdx.x), value);
+    if (threadIdx.x < cluster_size()) store_remote(remote_address(shared_address(&values[cluster_rank()]), threadIdx.x), value);
     cluster_sync();
     if (threadIdx.x == 0) sh.turn ^= 1;
     return values;
@@ -208,7 +191,7 @@ DEVICE int cut_bin(Shared& sh, uint64_t target, uint64_t* before) {
     cluster_sync();
     uint64_t a = 0, b = 0;
     for (int r = 0; r < cluster_size(); r++) {
-        const uint32_t bins = remote_address(&sh.bins[2 * threadIdx.x], r);
+        const uint32_t bins = remote_address(shared_address(&sh.bins[2 * threadIdx.x]), r);
         a += load_remote(bins), b += load_remote(bins + 8);
     }
     uint64_t total;
@@ -321,8 +304,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample(const __grid_consta
     const int32_t step = history_row(p.to);
     Row row = {logits, first, n_own, p.n > 1 ? 32 - __clz(p.n - 1) : 1, 0.f, 1.f};
 
-    // An error is recorded instead of a token; the row moves on, so that its shape stays right. Behind
-    // an exchange nobody reads another block's memory any more.
+    // An error is recorded instead of a token; the row moves on, so that its shape stays right.
     auto fail = [&](int32_t error) {
         cluster_sync();
         if (rank == 0 && threadIdx.x == 0) advance_row(p.to, r, 0, error);
@@ -348,8 +330,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample(const __grid_consta
             for (int i = threadIdx.x; i < row.n; i += THREADS) {
                 const uint64_t key = row.key(logits[i], i);
                 if (key < last || logits[i] == -INFINITY) continue;
-                const int at = add_remote(remote_address(&sh.found, 0), 1);
-                if (at < n_top) store_remote(remote_address(&sh.top[at], 0), key);
+                const int at = add_remote(remote_address(shared_address(&sh.found), 0), 1);
+                if (at < n_top) store_remote(remote_address(shared_address(&sh.top[at]), 0), key);
             }
             cluster_sync();
             // Fewer than asked when the others are masked.
@@ -420,7 +402,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample(const __grid_consta
                 const uint32_t hit = __ballot_sync(~0u, passed + inclusive > target);
                 if (hit != 0) {
                     const int at = warp * stretch + i + __ffs(hit) - 1;
-                    if (lane == 0) store_remote(remote_address(&sh.top[0], 0), row.key(logits[at], at));
+                    if (lane == 0) store_remote(remote_address(shared_address(&sh.top[0]), 0), row.key(logits[at], at));
                     break;
                 }
                 passed += __shfl_sync(~0u, inclusive, 31);

@@ -9,8 +9,8 @@ use crate::cuda::{BufferView, CudaError, Device, DevicePtr, Kernel, LaunchConfig
 const CHECK: ShapeCheck = ShapeCheck("sample");
 pub const MAX_TOP_LOGPROBS: usize = 20;
 const THREADS: u32 = 1024;
-/// Blocks that share a row, where that many of all rows have multiprocessors of their own, or nearly;
-/// else one does all of it.
+/// Blocks that share a row, where those of all rows are at most one and a half a multiprocessor
+/// (version 3 of `NOTES.md`); else one does all of it.
 const RANKS: usize = 8;
 /// Of a block's shared memory, what the kernel has for itself.
 const STATIC_SHARED_BYTES: usize = 18 << 10;
