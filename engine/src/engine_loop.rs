@@ -8,35 +8,39 @@
 //! unknown after it. Nobody is left hanging: a stream whose engine is gone says so.
 //! Deliberately absent: text, HTTP, and any choice of what to run next.
 
+mod client;
 mod costs;
 mod deadlines;
+mod decode_log;
 mod handle;
 mod sleep;
+mod step;
 #[cfg(test)]
 mod tests;
 pub mod turns;
 
-use std::any::Any;
 use std::collections::HashMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::time::Instant;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 
+use self::client::Client;
 pub(crate) use self::costs::CostMeter;
 use self::deadlines::Deadlines;
 pub use self::deadlines::TimeLimits;
+use self::decode_log::DecodeLog;
 use self::handle::{Acceptance, AtomicAcceptance};
 use self::handle::{Command, Shared, is_last};
 pub use self::handle::{EngineHandle, RequestStream, SubmitError};
 use self::sleep::{Engine, Rest};
+use self::step::{StepFailure, execute};
 use self::turns::{Member, Turn, Turns};
 use crate::executor::{Executor, ExecutorCounts, StepOutput, StepPlan};
 use crate::metrics::Metrics;
-use crate::request::{Failure, FinishReason, RequestId, TokenEvent};
+use crate::request::{Failure, RequestId, TokenEvent};
 use crate::scheduler::{Scheduler, SchedulerConfig, StepKind};
 
 /// This many failed steps in a row make the engine unhealthy, until one succeeds.
@@ -149,19 +153,6 @@ pub fn start_sharing(
         shared,
         stopped,
     })
-}
-
-/// Where a request's events go, and the times that metrics need.
-struct Client {
-    events: mpsc::UnboundedSender<TokenEvent>,
-    n_prompt: usize,
-    max_new_tokens: usize,
-    n_tokens: u64,
-    submitted: Instant,
-    /// When it first got a place in the running batch.
-    admitted: Option<Instant>,
-    first_token: Instant,
-    last_token: Instant,
 }
 
 struct EngineLoop {
@@ -454,126 +445,4 @@ impl EngineLoop {
 fn n_tokens_of(plan: &StepPlan) -> usize {
     let n_fed: usize = plan.rows.iter().map(|row| row.tokens.len()).sum();
     n_fed + plan.rows.len() * plan.n_steps.saturating_sub(1)
-}
-
-struct StepFailure {
-    message: String,
-    is_panic: bool,
-}
-
-fn execute(executor: &mut dyn Executor, plan: &StepPlan) -> Result<StepOutput, StepFailure> {
-    // After a panic the executor is not called again, so its broken invariants are not seen.
-    match catch_unwind(AssertUnwindSafe(|| executor.execute(plan))) {
-        Ok(Ok(output)) => Ok(output),
-        Ok(Err(error)) => Err(StepFailure {
-            message: error.to_string(),
-            is_panic: false,
-        }),
-        Err(payload) => {
-            let message = format!("the executor panicked: {}", panic_message(payload.as_ref()));
-            Err(StepFailure {
-                message,
-                is_panic: true,
-            })
-        }
-    }
-}
-
-fn panic_message(payload: &(dyn Any + Send)) -> &str {
-    payload
-        .downcast_ref::<String>()
-        .map(String::as_str)
-        .or_else(|| payload.downcast_ref::<&'static str>().copied())
-        .unwrap_or("no message")
-}
-
-impl Client {
-    fn record(&mut self, event: &TokenEvent, now: Instant, metrics: &Metrics) {
-        let seconds_since = |then: Instant| now.saturating_duration_since(then).as_secs_f64();
-        match event {
-            TokenEvent::Token(_) => {
-                if self.n_tokens == 0 {
-                    self.first_token = now;
-                    metrics.prompt_tokens.add(self.n_prompt as u64);
-                    metrics.ttft_s.observe(seconds_since(self.submitted));
-                    let admitted = self.admitted.unwrap_or(self.submitted);
-                    metrics.prefill_s.observe(seconds_since(admitted));
-                } else {
-                    metrics.itl_s.observe(seconds_since(self.last_token));
-                }
-                self.n_tokens += 1;
-                self.last_token = now;
-                metrics.generation_tokens.add(1);
-            }
-            TokenEvent::Finished { reason, .. } => {
-                metrics.record_finish(*reason);
-                if *reason == FinishReason::Cancelled {
-                    return;
-                }
-                metrics.e2e_s.observe(seconds_since(self.submitted));
-                let admitted = self.admitted.unwrap_or(self.submitted);
-                metrics.inference_s.observe(seconds_since(admitted));
-                let decode_s = seconds_since(self.first_token);
-                metrics.decode_s.observe(decode_s);
-                metrics.n_prompt.observe(self.n_prompt as f64);
-                metrics.n_generated.observe(self.n_tokens as f64);
-                metrics.n_asked.observe(self.max_new_tokens as f64);
-                if self.n_tokens > 1 {
-                    metrics
-                        .tpot_s
-                        .observe(decode_s / (self.n_tokens - 1) as f64);
-                }
-            }
-            TokenEvent::Failed(failure) => metrics.record_failure(failure),
-        }
-    }
-}
-
-/// One log line per so many decode steps.
-struct DecodeLog {
-    interval: u64,
-    n_steps: u64,
-    /// Start of the current line's period and the tokens generated before it; `None` while idle.
-    since: Option<(Instant, u64)>,
-}
-
-impl DecodeLog {
-    fn new(interval: u64) -> Self {
-        Self {
-            interval,
-            n_steps: 0,
-            since: None,
-        }
-    }
-
-    fn step(&mut self, n_steps: u64, scheduler: &Scheduler, metrics: &Metrics) {
-        let now = Instant::now();
-        let n_generated = metrics.generation_tokens.get();
-        let (since, n_before) = *self.since.get_or_insert((now, n_generated));
-        self.n_steps += n_steps;
-        if self.interval == 0 || self.n_steps < self.interval {
-            return;
-        }
-        let elapsed_s = now.saturating_duration_since(since).as_secs_f64();
-        let stats = scheduler.stats();
-        tracing::info!(
-            n_running = stats.n_running,
-            n_waiting = stats.n_waiting,
-            output_tok_per_s = format_args!(
-                "{:.1}",
-                (n_generated - n_before) as f64 / elapsed_s.max(1e-9)
-            ),
-            kv_pages_used = stats.n_pages_used,
-            kv_pages_total = stats.n_pages_total,
-            "decode"
-        );
-        self.n_steps = 0;
-        self.since = Some((now, n_generated));
-    }
-
-    /// The engine goes idle: the wait is not part of the next line's period.
-    fn pause(&mut self) {
-        self.since = None;
-        self.n_steps = 0;
-    }
 }

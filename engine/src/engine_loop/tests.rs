@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::executor::mock::{MockConfig, MockExecutor};
-use crate::request::{Failure, Request, SamplingParams};
+use crate::request::{Failure, FinishReason, Request, SamplingParams};
 
 fn engine(mock: MockConfig, config: EngineLoopConfig) -> EngineHandle {
     let metrics = Arc::new(Metrics::new("test"));

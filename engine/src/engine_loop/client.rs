@@ -1,0 +1,63 @@
+//! One request as the engine's thread knows it.
+
+use std::time::Instant;
+
+use tokio::sync::mpsc;
+
+use crate::metrics::Metrics;
+use crate::request::{FinishReason, TokenEvent};
+
+/// Where a request's events go, and the times that metrics need.
+pub(super) struct Client {
+    pub events: mpsc::UnboundedSender<TokenEvent>,
+    pub n_prompt: usize,
+    pub max_new_tokens: usize,
+    pub n_tokens: u64,
+    pub submitted: Instant,
+    /// When it first got a place in the running batch.
+    pub admitted: Option<Instant>,
+    pub first_token: Instant,
+    pub last_token: Instant,
+}
+
+impl Client {
+    pub fn record(&mut self, event: &TokenEvent, now: Instant, metrics: &Metrics) {
+        let seconds_since = |then: Instant| now.saturating_duration_since(then).as_secs_f64();
+        match event {
+            TokenEvent::Token(_) => {
+                if self.n_tokens == 0 {
+                    self.first_token = now;
+                    metrics.prompt_tokens.add(self.n_prompt as u64);
+                    metrics.ttft_s.observe(seconds_since(self.submitted));
+                    let admitted = self.admitted.unwrap_or(self.submitted);
+                    metrics.prefill_s.observe(seconds_since(admitted));
+                } else {
+                    metrics.itl_s.observe(seconds_since(self.last_token));
+                }
+                self.n_tokens += 1;
+                self.last_token = now;
+                metrics.generation_tokens.add(1);
+            }
+            TokenEvent::Finished { reason, .. } => {
+                metrics.record_finish(*reason);
+                if *reason == FinishReason::Cancelled {
+                    return;
+                }
+                metrics.e2e_s.observe(seconds_since(self.submitted));
+                let admitted = self.admitted.unwrap_or(self.submitted);
+                metrics.inference_s.observe(seconds_since(admitted));
+                let decode_s = seconds_since(self.first_token);
+                metrics.decode_s.observe(decode_s);
+                metrics.n_prompt.observe(self.n_prompt as f64);
+                metrics.n_generated.observe(self.n_tokens as f64);
+                metrics.n_asked.observe(self.max_new_tokens as f64);
+                if self.n_tokens > 1 {
+                    metrics
+                        .tpot_s
+                        .observe(decode_s / (self.n_tokens - 1) as f64);
+                }
+            }
+            TokenEvent::Failed(failure) => metrics.record_failure(failure),
+        }
+    }
+}
