@@ -2,6 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use super::deferred::{MAX_DEFERRED_ROWS, NormState, NormStateParams};
 use crate::cuda::shape::ShapeCheck;
 use crate::cuda::{
     Activation, BufferView, CudaError, Device, DevicePtr, Element, ElementView, Kernel,
@@ -25,6 +26,7 @@ struct Params {
     h_rows: i32,
     x_tile_rows: i32,
     padding: i32,
+    next: NormStateParams,
 }
 
 #[derive(Debug)]
@@ -52,6 +54,39 @@ impl RmsNorm {
         n_rows: usize,
         n: usize,
         eps: f32,
+    ) -> Result<(), CudaError> {
+        let next = NormStateParams::zeroed();
+        self.launch_any(stream, h, weight, rows, x, n_rows, n, eps, next)
+    }
+
+    /// As [`Self::launch`] with rows in order, up to [`MAX_DEFERRED_ROWS`]; `next` is made ready
+    /// for the norm after this one.
+    pub fn launch_first(
+        &self,
+        stream: &Stream,
+        h: BufferView<'_, f32>,
+        weight: ElementView<'_>,
+        x: Activation<'_>,
+        n_rows: usize,
+        n: usize,
+        eps: f32,
+        next: &NormState,
+    ) -> Result<(), CudaError> {
+        CHECK.at_most("rows beside a norm", n_rows, MAX_DEFERRED_ROWS)?;
+        self.launch_any(stream, h, weight, None, x, n_rows, n, eps, next.params())
+    }
+
+    fn launch_any(
+        &self,
+        stream: &Stream,
+        h: BufferView<'_, f32>,
+        weight: ElementView<'_>,
+        rows: Option<BufferView<'_, i32>>,
+        x: Activation<'_>,
+        n_rows: usize,
+        n: usize,
+        eps: f32,
+        next: NormStateParams,
     ) -> Result<(), CudaError> {
         let weight = CHECK.element("weight", weight, self.element)?;
         CHECK.multiple("n", n, 4)?;
@@ -82,6 +117,7 @@ impl RmsNorm {
             h_rows: CHECK.int("rows of h", h.len() / n)?,
             x_tile_rows: x_place.tile_rows,
             padding: 0,
+            next,
         };
         let grid = CHECK.int("n_rows", n_rows)? as u32;
         let config = LaunchConfig {

@@ -1,6 +1,7 @@
 //! `y = x / sqrt(mean(x²) + eps) * weight`, along rows: whole hidden states, or single heads.
 
 pub mod cuda;
+pub mod deferred;
 pub mod reference;
 
 use crate::KernelError;

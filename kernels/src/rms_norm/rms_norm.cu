@@ -2,11 +2,11 @@
 //
 // h: [.][n] f32, the residual stream; x: [m][x_stride] elements, or tiled (tiled.cuh). One block a row; each thread keeps its
 // part of the row in registers, so h is read once. `rows` picks rows (the last token of each
-// sequence before lm_head); null takes them in order.
+// sequence before lm_head); null takes them in order. It may begin a chain of norms that are done
+// on the way (deferred.cuh).
 // Bytes: 4 n read, 2 n written a row. Grid: m blocks of 512 threads, n at most 16,384.
 // Architectures: sm_90, sm_120. Elements: f16, bf16.
-#include "../cuda/element.cuh"
-#include "../cuda/tiled.cuh"
+#include "deferred.cuh"
 
 struct RmsNormParams {
     const float* h;
@@ -18,6 +18,7 @@ struct RmsNormParams {
     int32_t h_rows;  // of h; a row index outside is held inside
     int32_t x_tile_rows;  // of a tiled x; 0 for plain rows
     int32_t padding;
+    NormState next;       // null: none follows
 };
 
 extern "C" __global__ void __launch_bounds__(512) rms_norm(const __grid_constant__ RmsNormParams p) {
@@ -53,6 +54,7 @@ extern "C" __global__ void __launch_bounds__(512) rms_norm(const __grid_constant
 #pragma unroll
     for (int i = 0; i < 16; i++) total += sums[i];
     const float r = rsqrtf(total / p.n + p.eps);
+    if (p.next.scale != nullptr && threadIdx.x == 0) begin_norm(p.next, blockIdx.x, r);
 #pragma unroll
     for (int i = 0; i < VECTORS; i++) {
         const int v = i * 512 + threadIdx.x;

@@ -22,6 +22,7 @@ use crate::cuda::{
     Activation, Buffer, BufferView, CudaError, Device, DevicePtr, Element, ElementView, Kernel,
     LaunchConfig, RowLayout, Stream,
 };
+use crate::rms_norm::deferred::{DeferredNorm, DeferredNormParams, MAX_DEFERRED_ROWS};
 
 const SOURCE: &str = "stream_linear/stream_linear";
 const ROW_ALIGNMENT: usize = 8;
@@ -44,6 +45,7 @@ struct StreamLinearParams {
     n_stages: i32,
     phase_chunks: i32,
     n_phases: i32,
+    norm: DeferredNormParams,
 }
 
 /// Which kernel takes 17 rows and more.
@@ -349,8 +351,29 @@ impl StreamLinear {
         output: Output<'_>,
         dependent: bool,
     ) -> Result<(), CudaError> {
+        let norm = DeferredNorm::None;
+        self.launch_with_norm(stream, m, x, bias, output, norm, dependent)
+    }
+
+    /// As [`Self::launch`], with the norm before or behind it done on the way, where
+    /// [`Self::defers_norm`].
+    pub fn launch_with_norm(
+        &self,
+        stream: &Stream,
+        m: usize,
+        x: Activation<'_>,
+        bias: Option<ElementView<'_>>,
+        output: Output<'_>,
+        norm: DeferredNorm<'_>,
+        dependent: bool,
+    ) -> Result<(), CudaError> {
         let variant = self.variant(m)?;
-        self.launch_variant(stream, variant, m, x, bias, output, dependent)
+        self.launch_any(stream, variant, m, x, bias, output, norm, dependent)
+    }
+
+    /// Whether a launch of `m` rows can do the norm before or behind it on the way.
+    pub fn defers_norm(&self, m: usize) -> Result<bool, CudaError> {
+        Ok(m <= MAX_DEFERRED_ROWS && self.variant(m)?.defers_norm())
     }
 
     /// As [`Self::launch`], with this variant: how candidates are timed. x is tiled where
@@ -363,6 +386,21 @@ impl StreamLinear {
         x: Activation<'_>,
         bias: Option<ElementView<'_>>,
         output: Output<'_>,
+        dependent: bool,
+    ) -> Result<(), CudaError> {
+        let norm = DeferredNorm::None;
+        self.launch_any(stream, variant, m, x, bias, output, norm, dependent)
+    }
+
+    fn launch_any(
+        &self,
+        stream: &Stream,
+        variant: Variant,
+        m: usize,
+        x: Activation<'_>,
+        bias: Option<ElementView<'_>>,
+        output: Output<'_>,
+        norm: DeferredNorm<'_>,
         dependent: bool,
     ) -> Result<(), CudaError> {
         let layout = &self.layout;
@@ -394,6 +432,8 @@ impl StreamLinear {
         if let Some(view) = output.elements() {
             CHECK.element("the output", view, element)?;
         }
+        self.check_norm(variant, m, output, norm)?;
+        let norm = norm.params(CHECK, element, m, layout.k, n)?;
         let out_tile_rows = match output {
             Output::SiluMul(to) => {
                 to.place(CHECK, "the output", element, m, n, 2)?;
@@ -465,6 +505,7 @@ impl StreamLinear {
             n_stages: plan.n_stages as i32,
             phase_chunks: plan.phase_chunks as i32,
             n_phases: plan.n_phases as i32,
+            norm,
         };
         let n_threads = plan.rows.n_warps(self.kernels.limits.compute_major) * 32;
         let mut config =
@@ -479,6 +520,32 @@ impl StreamLinear {
         // cover m rows; the plan fits the shared memory; buffers are freed only after the device
         // is idle.
         unsafe { kernel.launch(stream, &config, &params) }
+    }
+
+    fn check_norm(
+        &self,
+        variant: Variant,
+        m: usize,
+        output: Output<'_>,
+        norm: DeferredNorm<'_>,
+    ) -> Result<(), CudaError> {
+        let epilogue = output.epilogue();
+        let fits = match norm {
+            DeferredNorm::None => return Ok(()),
+            DeferredNorm::Reads { .. } => {
+                matches!(epilogue, Epilogue::Store | Epilogue::SiluMul)
+            }
+            DeferredNorm::Writes { .. } => epilogue == Epilogue::AddResidual,
+        };
+        if !fits {
+            let message = format!("the norm {norm:?} does not go with the epilogue {epilogue:?}");
+            return Err(value_error(message));
+        }
+        if !variant.defers_norm() {
+            let message = format!("{m} rows by `{variant}`, which does no norm on the way");
+            return Err(value_error(message));
+        }
+        Ok(())
     }
 
     fn part_n(&self, part: usize) -> Result<usize, CudaError> {

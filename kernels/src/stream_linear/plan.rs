@@ -113,7 +113,8 @@ pub fn shared_bytes(layout: &Layout, plan: &Plan, m: usize, limits: &DeviceLimit
     let x = m.min(plan.rows.max()) * (plan.phase_chunks * format.chunk_k() * 2 + 64);
     let sums = plan.phase_chunks * format.chunk_groups() * plan.rows.max() * 4;
     let slots = (n_block_tiles(layout, plan) + n_warps) * 16 * m.next_multiple_of(2) * 4;
-    barriers + weights + scales + x + sums + slots
+    let factors = plan.rows.max() * 4;
+    barriers + weights + scales + x + sums + factors + slots
 }
 
 /// Tiles of the cluster with the most columns.

@@ -13,11 +13,14 @@
 //     K/S of x in shared memory; the parts are added over the cluster in rank order, hence the
 //     same bits in every run. Where even K/S of x is too much, it is walked in phases.
 //
+//   * A norm that comes before or behind is done on the way (../rms_norm/deferred.cuh).
+//
 // Bytes: W once (2128 B of AWQ per 16 x 256), x and y are noise. FLOPs: 2 m n k.
 // Grid: S * G blocks of WARPS * 32 threads, cluster S. Shared memory: sized by the host.
 // Architectures: sm_90, sm_120. Elements: f16, bf16.
 // Or-ing an integer into the mantissa of a power of two instead of
 // converting it is the idea of FasterTransformer's and Marlin's kernels.
+#include "../rms_norm/deferred.cuh"
 #include "packed_weights.cuh"
 
 // Warps of a block, one block an SM; `Rows::n_warps` on the host has the same numbers. More warps
@@ -45,6 +48,7 @@ struct StreamLinearParams {
     int32_t n_stages;      // ring depth of a warp
     int32_t phase_chunks;  // chunks of x that are in shared memory at a time
     int32_t n_phases;
+    DeferredNorm norm;
 };
 
 // Shared memory, in this order (the host computes the same sum, `SharedPlan`):
@@ -53,6 +57,7 @@ struct StreamLinearParams {
 //   scales   [WARPS][n_stages][SCALE_BYTES]
 //   x        [min(m, 8 N)][phase_chunks * K * 2 + 64]   64 bytes of padding part the rows' banks
 //   sums     [phase_chunks * GROUPS][8 N] f32
+//   factors  [8 N] f32: of rows, for a norm
 //   slots    [tiles + WARPS][16][m rounded up to 2] f32
 template <class F, int N, Epilogue E>  // N: tiles of 8 rows
 DEVICE void stream_linear(const StreamLinearParams& p) {
@@ -83,7 +88,8 @@ DEVICE void stream_linear(const StreamLinearParams& p) {
     const int x_row = phase_chunks * F::K * 2 + 64;
     const int x_rows = min(p.m, 8 * N);
     float* xsums = reinterpret_cast<float*>(xs + x_rows * x_row);
-    float* slots = xsums + phase_chunks * F::GROUPS * 8 * N;
+    float* factors = xsums + phase_chunks * F::GROUPS * 8 * N;
+    float* slots = factors + 8 * N;
     const int m_even = (p.m + 1) & ~1;
     const uint32_t x_bar = shared_address(smem);
     const uint32_t bars = x_bar + 8 + warp * p.n_stages * 8;
@@ -130,6 +136,7 @@ DEVICE void stream_linear(const StreamLinearParams& p) {
     wait_for_previous();
 
     // The residual that the sums are added to, read now rather than at the end.
+    const bool norm_reads = p.norm.role == NORM_READS, norm_writes = p.norm.role == NORM_WRITES;
     const int per_tile = 16 * p.m;
     const int share0 = tiles / PAIR * rank / ranks, share1 = tiles / PAIR * (rank + 1) / ranks;
     auto out_index = [&](int i) {  // of value i of this rank's share, -1 beyond n
@@ -138,13 +145,18 @@ DEVICE void stream_linear(const StreamLinearParams& p) {
         return column < p.n ? static_cast<int64_t>(row) * p.n + column : -1;
     };
     constexpr int EARLY = 4;
-    float residual[EARLY];
+    float residual[EARLY], norm_weight[EARLY];
+    // For the norm: what sums are multiplied by, or the scale of the x that is written.
+    if (threadIdx.x < x_rows && (norm_reads || norm_writes))
+        factors[threadIdx.x] =
+            norm_reads ? factor_of_row(p.norm, threadIdx.x, blockIdx.x == 0) : p.norm.state.scale[threadIdx.x];
     if constexpr (E == Epilogue::AddResidual) {
 #pragma unroll
         for (int i = 0; i < EARLY; i++) {
             const int v = i * WARPS * 32 + threadIdx.x;
             const int64_t at = v < (share1 - share0) * per_tile ? out_index(v) : -1;
             residual[i] = at >= 0 ? static_cast<const float*>(p.out)[at] : 0.f;
+            norm_weight[i] = at >= 0 && norm_writes ? elem_to_float(p.norm.weight[at % p.n]) : 0.f;
         }
     }
 
@@ -195,7 +207,9 @@ DEVICE void stream_linear(const StreamLinearParams& p) {
                 const uint8_t* scales = scale_ring + stage * F::SCALE_BYTES;
                 const uint8_t* x_chunk = xs + chunk * F::K * 2;
                 const float* sums = xsums + chunk * F::GROUPS * 8 * N + 2 * j;
-                float part[N][4] = {};
+                // Of one tile of rows two sums, for the products' latency.
+                constexpr int CHAINS = N == 1 ? 2 : 1;
+                float part[N][CHAINS][4] = {};
                 uint4 words;
                 // Unrolled in full, formats of many groups load more ahead than there are registers.
                 constexpr int STEP = F::GROUPS > 2 && N >= 4 ? 2 : F::PAIRS;
@@ -207,8 +221,8 @@ DEVICE void stream_linear(const StreamLinearParams& p) {
 #pragma unroll
                         for (int t = 0; t < N; t++) {
                             const uint4 x = *reinterpret_cast<const uint4*>(x_chunk + x_offset[t] + (from + P) * 64);
-                            mma_16816(part[t], a[0], x.x, x.y);
-                            mma_16816(part[t], a[1], x.z, x.w);
+                            mma_16816(part[t][0], a[0], x.x, x.y);
+                            mma_16816(part[t][CHAINS - 1], a[1], x.z, x.w);
                         }
                         if constexpr (F::GROUPS > 0) {
                             constexpr int PER_GROUP = F::PAIRS / F::GROUPS;
@@ -219,12 +233,18 @@ DEVICE void stream_linear(const StreamLinearParams& p) {
 #pragma unroll
                                 for (int t = 0; t < N; t++) {
                                     const float2 sum = *reinterpret_cast<const float2*>(sums + (index * N + t) * 8);
-                                    acc[t][0] += scale.x * (part[t][0] - zero.x * sum.x);
-                                    acc[t][1] += scale.x * (part[t][1] - zero.x * sum.y);
-                                    acc[t][2] += scale.y * (part[t][2] - zero.y * sum.x);
-                                    acc[t][3] += scale.y * (part[t][3] - zero.y * sum.y);
+                                    float of_group[4];
 #pragma unroll
-                                    for (int i = 0; i < 4; i++) part[t][i] = 0.f;
+                                    for (int i = 0; i < 4; i++) {
+                                        of_group[i] = part[t][0][i];
+                                        if constexpr (CHAINS > 1) of_group[i] += part[t][1][i];
+#pragma unroll
+                                        for (int c = 0; c < CHAINS; c++) part[t][c][i] = 0.f;
+                                    }
+                                    acc[t][0] += scale.x * (of_group[0] - zero.x * sum.x);
+                                    acc[t][1] += scale.x * (of_group[1] - zero.x * sum.y);
+                                    acc[t][2] += scale.y * (of_group[2] - zero.y * sum.x);
+                                    acc[t][3] += scale.y * (of_group[3] - zero.y * sum.y);
                                 }
                             }
                         }
@@ -234,7 +254,9 @@ DEVICE void stream_linear(const StreamLinearParams& p) {
 #pragma unroll
                     for (int t = 0; t < N; t++)
 #pragma unroll
-                        for (int i = 0; i < 4; i++) acc[t][i] += part[t][i];
+                        for (int i = 0; i < 4; i++)
+#pragma unroll
+                            for (int c = 0; c < CHAINS; c++) acc[t][i] += part[t][c][i];
                 }
                 __syncwarp();
                 if (lane == 0) produce(stage);
@@ -275,15 +297,34 @@ DEVICE void stream_linear(const StreamLinearParams& p) {
             }
         return sum;
     };
-    auto finish = [&](int i, float prior) {
+    // 16 lanes, those of a row of a tile, come here together.
+    auto finish = [&](int i, float prior, float weight) {
         const int64_t at = out_index(i);
-        if (at < 0) return;
-        const int t = (share0 + i / per_tile) * PAIR, e = i % 16 * m_even + i % per_tile / 16;
+        const int row = i % per_tile / 16;
+        if constexpr (E != Epilogue::AddResidual) {
+            if (at < 0) return;
+        }
+        const int t = (share0 + i / per_tile) * PAIR, e = i % 16 * m_even + row;
         float y = value_of(t, e);
-        if constexpr (E == Epilogue::SiluMul) y = y / (1.f + __expf(-y)) * value_of(t + 1, e);
-        if (p.bias != nullptr) y += elem_to_float(p.bias[at % p.n]);
+        if constexpr (E == Epilogue::SiluMul) {
+            const float factor = norm_reads ? factors[row] : 1.f;
+            y *= factor;
+            y = y / (1.f + __expf(-y)) * (value_of(t + 1, e) * factor);
+        }
+        if constexpr (E == Epilogue::Store) y *= norm_reads ? factors[row] : 1.f;
+        if (at >= 0 && p.bias != nullptr) y += elem_to_float(p.bias[at % p.n]);
         if constexpr (E == Epilogue::AddResidual) {
-            static_cast<float*>(p.out)[at] = prior + y;
+            const float h = prior + y;
+            if (at >= 0) static_cast<float*>(p.out)[at] = h;
+            if (!norm_writes) return;
+            const int column = (tile0 + share0 + i / per_tile) * 16 + i % 16;
+            if (at >= 0)
+                p.norm.x[activation_at(row, column, p.norm.x_stride, p.norm.x_tile_rows)] =
+                    norm_x(h, factors[row], weight);
+            float square = at >= 0 ? norm_square(h, factors[row]) : 0.f;
+#pragma unroll
+            for (int d = 8; d > 0; d /= 2) square += __shfl_xor_sync(0xffffu << (lane & 16), square, d);
+            if (i % 16 == 0) add_squares(p.norm, row, square);
         } else if constexpr (E == Epilogue::StoreF32) {
             static_cast<float*>(p.out)[at] = y;
         } else {
@@ -294,10 +335,13 @@ DEVICE void stream_linear(const StreamLinearParams& p) {
 #pragma unroll
     for (int i = 0; i < EARLY; i++) {
         const int v = i * WARPS * 32 + threadIdx.x;
-        if (v < values) finish(v, residual[i]);
+        if (v < values) finish(v, residual[i], norm_weight[i]);
     }
-    for (int v = EARLY * WARPS * 32 + threadIdx.x; v < values; v += WARPS * 32)
-        finish(v, E == Epilogue::AddResidual && out_index(v) >= 0 ? static_cast<const float*>(p.out)[out_index(v)] : 0.f);
+    for (int v = EARLY * WARPS * 32 + threadIdx.x; v < values; v += WARPS * 32) {
+        const int64_t at = E == Epilogue::AddResidual ? out_index(v) : -1;
+        finish(v, at >= 0 ? static_cast<const float*>(p.out)[at] : 0.f,
+               at >= 0 && norm_writes ? elem_to_float(p.norm.weight[at % p.n]) : 0.f);
+    }
     if (ranks > 1) cluster_sync();  // nobody leaves while its sums may still be read
 }
 

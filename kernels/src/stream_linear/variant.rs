@@ -34,6 +34,11 @@ impl Variant {
     pub const fn is_tiled(self) -> bool {
         matches!(self, Self::Wgmma { .. })
     }
+
+    /// Whether a launch can do the norm before or behind it on the way.
+    pub const fn defers_norm(self) -> bool {
+        matches!(self, Self::Stream(_))
+    }
 }
 
 /// For example `stream 66x2 stages 3 phases 1`, `batch`, `wgmma 24`.

@@ -1,5 +1,7 @@
 //! A random matrix on the card, one launch with it, and how far that is from f64.
 
+#![allow(dead_code, reason = "every test binary uses its own part")]
+
 use std::sync::Arc;
 
 use half::f16;

@@ -1,8 +1,9 @@
 //! The launches of one pass: embedding, the layers, and the head over the rows that want logits.
 //!
 //! A layer is eight launches: norm, q/k/v, rotate and store, attention, o onto the residual,
-//! norm, gate and up with SiLU, down onto the residual. Each may start while the one before
-//! runs and waits for it on the card (programmatic dependent launch), so the host only queues.
+//! norm, gate and up with SiLU, down onto the residual. Of few rows it is six: the norms, all but
+//! the first, are done on the projections' way. Each launch may start while the one before runs and
+//! waits for it on the card (programmatic dependent launch), so the host only queues.
 
 mod host_tier;
 mod packed;
@@ -16,6 +17,7 @@ use kernels::cuda::{
 use kernels::embedding::cuda::Embedding;
 use kernels::qkv_prepare::cuda::{HeadShape, KvFormat, PagedKv, QkvPrepare, QkvPrepareArgs};
 use kernels::rms_norm::cuda::RmsNorm;
+use kernels::rms_norm::deferred::{DeferredNorm, MAX_DEFERRED_ROWS, NormState};
 use kernels::rope::Rope;
 use kernels::sampling::cuda::{AdvanceState, ArgmaxAdvance, ArgmaxAdvanceArgs};
 use kernels::stream_linear::{MANY_ROWS, Output, StreamLinear};
@@ -26,7 +28,7 @@ use self::packed::PackedAttention;
 pub(super) use self::timed::Projection;
 use self::two_batches::SecondHalf;
 use super::inputs::{Inputs, MAX_ROWS};
-use super::weights::{DeviceWeights, LayerWeights};
+use super::weights::DeviceWeights;
 use crate::kv::PAGE_TOKENS;
 use crate::model::config::ModelConfig;
 
@@ -65,6 +67,13 @@ struct Workspace {
     gated: Rows,
     /// `[MAX_ROWS, vocab]`
     logits: Buffer<f32>,
+    norms: Norms,
+}
+
+/// Of norms done on the way: of the MLP's inputs, and of attention's.
+struct Norms {
+    mlp: NormState,
+    attention: NormState,
 }
 
 /// What a projection reads: plain rows or tiles, as its kernel for that many rows wants them. Two
@@ -157,7 +166,8 @@ pub(super) fn workspace_bytes(config: &ModelConfig, pass: PassShape) -> u64 {
     let projected = stride(config.hidden) + stride(heads) + stride(config.intermediate);
     let qkv = (config.n_q_heads + 2 * config.n_kv_heads) * config.head_dim;
     let of_tokens = pass.max_tokens * (4 * config.hidden + 2 * qkv);
-    (of_tokens + 2 * rows * projected + 4 * MAX_ROWS * config.vocab) as u64
+    let norms = 2 * NormState::n_bytes();
+    (of_tokens + 2 * rows * projected + 4 * MAX_ROWS * config.vocab + norms) as u64
 }
 
 /// Bytes of KV of one page, all layers.
@@ -332,11 +342,27 @@ impl Forward {
         self.ops
             .embedding
             .launch(stream, ids, table, h, n, hidden)?;
-        for (i, layer) in self.weights.layers.iter().enumerate() {
-            self.attention_block(stream, inputs, half, layer, i, size)?;
-            self.mlp_block(stream, half.workspace, layer, n)?;
+        let defers_norms = self.defers_norms(n)?;
+        for i in 0..self.weights.layers.len() {
+            self.attention_block(stream, inputs, half, i, size, defers_norms)?;
+            self.mlp_block(stream, half.workspace, i, n, defers_norms)?;
         }
         Ok(())
+    }
+
+    /// Whether the norms of `n` rows are done on the projections' way.
+    fn defers_norms(&self, n: usize) -> Result<bool, CudaError> {
+        if n > MAX_DEFERRED_ROWS {
+            return Ok(false);
+        }
+        for layer in &self.weights.layers {
+            for linear in [&layer.qkv, &layer.o, &layer.gate_up, &layer.down] {
+                if !linear.defers_norm(n)? {
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(true)
     }
 
     fn attention_block(
@@ -344,17 +370,33 @@ impl Forward {
         stream: &Stream,
         inputs: &Inputs,
         half: Half<'_>,
-        layer: &LayerWeights,
         i: usize,
         size: PassSize,
+        defers_norms: bool,
     ) -> Result<(), CudaError> {
-        let (ws, n) = (half.workspace, size.n_tokens);
+        let (layer, ws, n) = (&self.weights.layers[i], half.workspace, size.n_tokens);
         let row_stride = (self.heads.n_q + 2 * self.heads.n_kv) * self.heads.head_dim;
         let x = ws.x.read_by(&layer.qkv, n);
-        self.norm(stream, ws, &layer.attn_norm, None, x, n)?;
+        let norm = match (defers_norms, i) {
+            (true, 0) => {
+                self.first_norm(stream, ws, &layer.attn_norm, x, n)?;
+                DeferredNorm::None
+            }
+            (true, _) => DeferredNorm::Reads {
+                state: &ws.norms.attention,
+                next: &ws.norms.mlp,
+                eps: self.config.rms_norm_eps,
+            },
+            (false, _) => {
+                self.norm(stream, ws, &layer.attn_norm, None, x, n)?;
+                DeferredNorm::None
+            }
+        };
         let bias = layer.qkv_bias.as_ref().map(ElementBuffer::all);
         let out = Output::Store(ws.qkv.all());
-        layer.qkv.launch(stream, n, x, bias, out, true)?;
+        layer
+            .qkv
+            .launch_with_norm(stream, n, x, bias, out, norm, true)?;
         self.ops.qkv_prepare.launch(
             stream,
             &QkvPrepareArgs {
@@ -375,7 +417,18 @@ impl Forward {
         self.attention(stream, inputs, half, i, row_stride, attended, size)?;
         let bias = layer.o_bias.as_ref().map(ElementBuffer::all);
         let out = Output::AddResidual(ws.h.all());
-        layer.o.launch(stream, n, attended, bias, out, true)
+        let norm = if defers_norms {
+            DeferredNorm::Writes {
+                state: &ws.norms.mlp,
+                weight: layer.mlp_norm.all(),
+                x: ws.x.read_by(&layer.gate_up, n),
+            }
+        } else {
+            DeferredNorm::None
+        };
+        layer
+            .o
+            .launch_with_norm(stream, n, attended, bias, out, norm, true)
     }
 
     fn attention(
@@ -428,16 +481,56 @@ impl Forward {
         &self,
         stream: &Stream,
         ws: &Workspace,
-        layer: &LayerWeights,
+        i: usize,
         n: usize,
+        defers_norms: bool,
     ) -> Result<(), CudaError> {
+        let layer = &self.weights.layers[i];
         let x = ws.x.read_by(&layer.gate_up, n);
-        self.norm(stream, ws, &layer.mlp_norm, None, x, n)?;
+        let norm = if defers_norms {
+            DeferredNorm::Reads {
+                state: &ws.norms.mlp,
+                next: &ws.norms.attention,
+                eps: self.config.rms_norm_eps,
+            }
+        } else {
+            self.norm(stream, ws, &layer.mlp_norm, None, x, n)?;
+            DeferredNorm::None
+        };
         let gated = ws.gated.read_by(&layer.down, n);
         let out = Output::SiluMul(gated);
-        layer.gate_up.launch(stream, n, x, None, out, true)?;
+        layer
+            .gate_up
+            .launch_with_norm(stream, n, x, None, out, norm, true)?;
         let out = Output::AddResidual(ws.h.all());
-        layer.down.launch(stream, n, gated, None, out, true)
+        // The head picks rows, so what comes before it has a norm of its own.
+        let norm = match self.weights.layers.get(i + 1).filter(|_| defers_norms) {
+            Some(next) => DeferredNorm::Writes {
+                state: &ws.norms.attention,
+                weight: next.attn_norm.all(),
+                x: ws.x.read_by(&next.qkv, n),
+            },
+            None => DeferredNorm::None,
+        };
+        layer
+            .down
+            .launch_with_norm(stream, n, gated, None, out, norm, true)
+    }
+
+    /// The norm of `h`'s rows into `x`, with which a chain of norms on the way begins.
+    fn first_norm(
+        &self,
+        stream: &Stream,
+        ws: &Workspace,
+        weight: &ElementBuffer,
+        x: Activation<'_>,
+        n_rows: usize,
+    ) -> Result<(), CudaError> {
+        let (hidden, eps) = (self.config.hidden, self.config.rms_norm_eps);
+        let (h, next) = (ws.h.all(), &ws.norms.mlp);
+        self.ops
+            .rms_norm
+            .launch_first(stream, h, weight.all(), x, n_rows, hidden, eps, next)
     }
 
     /// The norm of `h`'s rows, or of the picked ones, into `x`.
@@ -547,6 +640,16 @@ impl Workspace {
             attended: Rows::new(stream, element, heads, pass)?,
             gated: Rows::new(stream, element, config.intermediate, pass)?,
             logits: Buffer::zeroed(stream, MAX_ROWS * config.vocab)?,
+            norms: Norms::new(stream)?,
+        })
+    }
+}
+
+impl Norms {
+    fn new(stream: &Stream) -> Result<Self, CudaError> {
+        Ok(Self {
+            mlp: NormState::new(stream)?,
+            attention: NormState::new(stream)?,
         })
     }
 }

@@ -16,7 +16,7 @@
 use kernels::cuda::{Buffer, CudaError, ElementBuffer, Event, Stream};
 use kernels::stream_linear::{MANY_ROWS, StreamLinear, Variant};
 
-use super::{Forward, Half, PassShape, PassSize, Rows, Workspace};
+use super::{Forward, Half, Norms, PassShape, PassSize, Rows, Workspace};
 use crate::executor::cuda::inputs::{Inputs, MAX_ROWS};
 
 /// What the second half needs.
@@ -76,6 +76,7 @@ impl Forward {
             attended: Rows::new(stream, element, heads, pass)?,
             gated: Rows::new(stream, element, config.intermediate, pass)?,
             logits: Buffer::zeroed(stream, 1)?,
+            norms: Norms::new(stream)?,
         })
     }
 

@@ -1,0 +1,60 @@
+// A norm between two projections that has no launch of its own: y = W (h r w), r = 1 / rms(h), is
+// r (W (h w)), so the first projection writes h w beside h and the second multiplies its sums by r.
+//
+//   * h w alone may leave the range of fp16, so it is written as x = h w s / 64, s being 1 / rms of the
+//     norm before, near r as a rule. A value leaves fp16 then only where it grows by a million between
+//     two norms; down to a hundredth the values stay as exact as those of a norm.
+//   * The sum of squares of a row comes together by integer additions of (h s)^2 in units of 2^-24, so
+//     that it is the same in whatever order the blocks come. Its range: growth by 14,000.
+#pragma once
+#include "../cuda/element.cuh"
+#include "../cuda/tiled.cuh"
+
+// One of a pair: while the norm of one is read, the other is made ready for the norm after it.
+struct NormState {
+    unsigned long long* squares;  // [rows][NORM_STRIDE], of which the first counts
+    float* scale;                 // [rows]: s
+};
+
+// Counters of rows lie apart, in lines of their own.
+constexpr int NORM_STRIDE = 32;
+constexpr float NORM_X_SCALE = 1.f / 64.f;
+constexpr float NORM_UNIT = 16777216.f;
+
+enum NormRole : int32_t { NORM_NONE, NORM_READS, NORM_WRITES };
+
+struct DeferredNorm {
+    NormState state;
+    NormState next;      // reader: scale is written, squares are zeroed
+    const elem* weight;  // writer: [n]
+    elem* x;             // writer: [m][x_stride], or tiled
+    float eps;           // reader
+    int32_t n;           // reader: columns of h
+    int32_t x_stride, x_tile_rows;
+    int32_t role;        // NormRole
+    int32_t padding;
+};
+
+// The next norm of a row whose 1 / rms is `inverse`.
+DEVICE void begin_norm(const NormState& next, int row, float inverse) {
+    next.scale[row] = inverse;
+    next.squares[row * NORM_STRIDE] = 0;
+}
+
+// What sums over a row of x are to be multiplied by. One block of the grid makes the next norm ready.
+DEVICE float factor_of_row(const DeferredNorm& p, int row, bool begins_next) {
+    const float s = p.state.scale[row];
+    const float squares = static_cast<float>(p.state.squares[row * NORM_STRIDE]) / NORM_UNIT;
+    const float inverse = rsqrtf(squares / p.n / (s * s) + p.eps);
+    if (begins_next) begin_norm(p.next, row, inverse);
+    return inverse / (s * NORM_X_SCALE);
+}
+
+// x of a value of h, and what it adds to the squares; s is the row's scale.
+DEVICE elem norm_x(float h, float s, float weight) { return float_to_elem(h * s * NORM_X_SCALE * weight); }
+DEVICE float norm_square(float h, float s) { return h * s * (h * s); }
+DEVICE void add_squares(const DeferredNorm& p, int row, float sum) {
+    // No sum of 2^10 such parts leaves 64 bits.
+    constexpr float MOST = 1.8e16f;
+    atomicAdd(p.state.squares + row * NORM_STRIDE, __float2ull_rn(fminf(sum * NORM_UNIT, MOST)));
+}
