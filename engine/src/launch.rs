@@ -64,22 +64,6 @@ pub enum LaunchError {
     Start(#[from] StartError),
 }
 
-impl LaunchError {
-    /// True where the command line is at fault, and not what it led to.
-    pub fn is_usage(&self) -> bool {
-        matches!(
-            self,
-            Self::Source(SourceError::Parse { .. })
-                | Self::Quantization { .. }
-                | Self::NoCuda { .. }
-                | Self::Isa { .. }
-                | Self::ContextLength { .. }
-                | Self::CpuMemory(_)
-                | Self::Start(StartError::PoolTooSmall { .. })
-        )
-    }
-}
-
 /// How the scheduler runs on a pool of this size.
 pub fn engine_loop_config(config: &EngineConfig, kv_pool_tokens: usize) -> EngineLoopConfig {
     let pool_tokens = config

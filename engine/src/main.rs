@@ -5,14 +5,11 @@
 
 mod cli;
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
-use engine::config::{ConfigError, PlanError};
 use engine::errors::Code;
-use engine::launch::LaunchError;
-use engine::source::SourceError;
 use tracing_subscriber::EnvFilter;
 
 /// Memory that a burst of requests took goes back to the system; with the C library's allocator it
@@ -27,28 +24,28 @@ fn main() -> ExitCode {
     match cli::run(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            report(&error);
-            ExitCode::from(if is_usage(&error) { 2 } else { 1 })
+            let code = Code::of(&error);
+            report(&error, code);
+            ExitCode::from(if code.is_some_and(Code::is_usage) {
+                2
+            } else {
+                1
+            })
         }
     }
 }
 
-/// The error with its code, and what the catalogue says of it.
-fn report(error: &anyhow::Error) {
-    let Some(code) = Code::of(error) else {
-        eprintln!("error: {error:#}");
-        return;
+/// The error with its code, and what the catalogue says of it. Where nobody can be told, the exit
+/// code remains.
+fn report(error: &anyhow::Error, code: Option<Code>) {
+    let text = match code.map(|code| (code, code.entry())) {
+        None => format!("error: {error:#}\n"),
+        Some((code, entry)) => format!(
+            "error[{code}]: {error:#}\n  cause: {}\n  cure: {}\n",
+            entry.cause, entry.cure
+        ),
     };
-    eprintln!("error[{code}]: {error:#}");
-    eprintln!("  cause: {}", code.entry().cause);
-    eprintln!("  cure: {}", code.entry().cure);
-}
-
-fn is_usage(error: &anyhow::Error) -> bool {
-    error.is::<ConfigError>()
-        || error.is::<PlanError>()
-        || error.downcast_ref().is_some_and(LaunchError::is_usage)
-        || matches!(error.downcast_ref(), Some(SourceError::Parse { .. }))
+    let _ = std::io::stderr().write_all(text.as_bytes());
 }
 
 /// Standard error, `RUST_LOG` or `info`, colours on terminals only.
@@ -59,5 +56,8 @@ fn start_log() {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
+        // The disk of a log may be full. It would be told on standard error, too, and with a panic
+        // where that fails.
+        .log_internal_errors(false)
         .init();
 }

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 /// Flags that the runner sets itself, with the option that sets them.
-const OWNED_BY_THE_RUNNER: [(&str, &str); 6] = [
+const OWNED_BY_THE_RUNNER: [(&str, &str); 8] = [
     ("model-path", "--model of `experiments run`"),
     ("config", "[[models]] of an `experiment.toml`"),
     ("host", "the runner, which serves on the loopback address"),
@@ -18,6 +18,8 @@ const OWNED_BY_THE_RUNNER: [(&str, &str); 6] = [
         "api-key",
         "nobody: the server is reachable from this machine alone, and records hold all flags",
     ),
+    ("api-key-file", "nobody, as --api-key"),
+    ("admin-api-key-file", "nobody, as --admin-api-key"),
     (
         "admin-api-key",
         "nobody: no experiment asks for the admin API, and records hold all flags",

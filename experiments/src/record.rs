@@ -220,6 +220,8 @@ impl RunRecord {
 pub struct JsonLines {
     path: PathBuf,
     file: File,
+    /// Of whole lines.
+    n_bytes: u64,
 }
 
 impl JsonLines {
@@ -236,6 +238,7 @@ impl JsonLines {
         Ok(Self {
             path: path.into(),
             file,
+            n_bytes: 0,
         })
     }
 
@@ -245,13 +248,17 @@ impl JsonLines {
             message: error.to_string(),
         })?;
         line.push(b'\n');
-        // One write for the whole line: a runner killed here leaves no half of it behind.
-        self.file
-            .write_all(&line)
-            .map_err(|source| RecordError::Io {
-                path: self.path.clone(),
-                source,
-            })
+        // One write for the whole line: a runner killed here leaves no half of it behind. A disk
+        // that is full takes a part, which is taken back.
+        let written = self.file.write_all(&line).inspect_err(|_| {
+            let _ = self.file.set_len(self.n_bytes);
+        });
+        written.map_err(|source| RecordError::Io {
+            path: self.path.clone(),
+            source,
+        })?;
+        self.n_bytes += line.len() as u64;
+        Ok(())
     }
 }
 
@@ -338,6 +345,10 @@ fn write_replacing(path: &Path, bytes: &[u8]) -> Result<(), RecordError> {
     let beside = PathBuf::from(beside);
     fs::write(&beside, bytes)
         .and_then(|()| fs::rename(&beside, path))
+        .inspect_err(|_| {
+            // A disk that is full has taken a part of it.
+            let _ = fs::remove_file(&beside);
+        })
         .map_err(|source| RecordError::Io {
             path: path.into(),
             source,
@@ -403,6 +414,26 @@ mod tests {
         assert!(gone.finished_utc.is_some());
         assert!(!runs.path().join("just-made").join(STATUS).exists());
         assert!(finalise_killed(runs.path()).expect("readable").is_empty());
+    }
+
+    /// As on a disk that is full: the status cannot be written beside the old one.
+    #[test]
+    fn a_run_whose_end_cannot_be_written_is_not_complete() {
+        let runs = tempfile::tempdir().expect("temporary folder");
+        let record = RunRecord::create(runs.path(), "r1").expect("new");
+        let status = record.path(STATUS);
+        let blocked = record.path(&format!("{STATUS}.{}.tmp", std::process::id()));
+        fs::create_dir(&blocked).expect("made");
+        let error = record
+            .finish(RunStatus::Complete, None)
+            .expect_err("blocked");
+        assert!(error.to_string().contains(STATUS), "{error}");
+        let left: Status = read_json(&status).expect("the old status");
+        assert_eq!(left.status, RunStatus::Running);
+        fs::remove_dir(&blocked).expect("removed");
+        label_failed(&status.with_file_name(""), "the disk was full").expect("written");
+        let left: Status = read_json(&status).expect("a status");
+        assert_eq!(left.status, RunStatus::Failed);
     }
 
     #[test]

@@ -71,7 +71,18 @@ impl Notebook {
     }
 
     fn start(&self, mode: &str, token_s: &str, arguments: &[&str]) -> Child {
-        Command::new(PROGRAM)
+        self.start_as(Command::new(PROGRAM), mode, token_s, arguments)
+    }
+
+    /// `command` is the program, or what becomes it.
+    fn start_as(
+        &self,
+        mut command: Command,
+        mode: &str,
+        token_s: &str,
+        arguments: &[&str],
+    ) -> Child {
+        command
             .args(["run", "tiny", "--engine-bin"])
             .arg(fake_engine())
             .args(arguments)
@@ -322,6 +333,52 @@ fn a_good_run_records_everything_and_leaves_no_process() {
         (RunStatus::Complete, None)
     );
     assert!(notebook.list().contains("complete"));
+}
+
+/// A limit on the size of files stands in for a full disk: a write beyond it fails alike.
+#[test]
+fn a_disk_that_takes_no_more_fails_the_run_with_the_reason() {
+    let notebook = Notebook::new();
+    let experiment = notebook
+        .dir
+        .path()
+        .join("experiments/01-tiny/experiment.toml");
+    let text = fs::read_to_string(&experiment).expect("readable");
+    // A row has the time of every token.
+    let text = text.replace("output_tokens = 4", "output_tokens = 3000");
+    fs::write(&experiment, text).expect("written");
+    let mut command = Command::new("sh");
+    command.args([
+        "-c",
+        "trap '' XFSZ; ulimit -f 16; exec \"$0\" \"$@\"",
+        PROGRAM,
+    ]);
+    let output = notebook
+        .start_as(command, "good", "0", &[])
+        .wait_with_output()
+        .expect("ended");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success(), "{stderr}");
+    notebook.assert_no_process_is_left();
+
+    let Status { status, reason, .. } = notebook.status();
+    let reason = reason.unwrap_or_default();
+    assert_eq!(status, RunStatus::Failed, "{reason}");
+    for part in ["requests.jsonl", "File too large"] {
+        assert!(
+            reason.contains(part) && stderr.contains(part),
+            "{reason}\n{stderr}"
+        );
+    }
+    let run = notebook.only_run();
+    assert!(
+        !rows(&run).is_empty(),
+        "the rows before are kept, each whole"
+    );
+    assert!(
+        !run.join("summary.json").exists(),
+        "half a run has no figures"
+    );
 }
 
 #[test]

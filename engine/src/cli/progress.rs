@@ -1,7 +1,7 @@
 //! How far a download is: a bar on a terminal, a line now and then elsewhere.
 
 use std::cell::RefCell;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use engine::source::{Progress, Stage};
@@ -45,7 +45,7 @@ impl ShownProgress {
             }
             let bar = self.is_terminal.then(|| new_bar(progress));
             if bar.is_none() {
-                eprintln!("{} {}", verb(progress.stage), progress.file);
+                say(&format!("{} {}", verb(progress.stage), progress.file));
             }
             *current = Some(Shown {
                 stage: progress.stage,
@@ -64,14 +64,15 @@ impl ShownProgress {
             bar.set_position(progress.done_bytes);
         } else if shown.last_line.elapsed() >= LINE_INTERVAL {
             shown.last_line = Instant::now();
-            eprintln!(
-                "{} {}: {}",
-                verb(progress.stage),
-                progress.file,
-                amount(progress)
-            );
+            let what = verb(progress.stage);
+            say(&format!("{what} {}: {}", progress.file, amount(progress)));
         }
     }
+}
+
+/// A line; progress that cannot be shown is made all the same.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 fn new_bar(progress: Progress<'_>) -> ProgressBar {

@@ -9,6 +9,7 @@
 //! says the same ([`models`]).
 
 pub mod inactive;
+mod keys;
 pub mod models;
 pub mod resolved;
 pub mod result_cache;

@@ -12,18 +12,17 @@
 //! `--config` names a TOML file that says the same: flags without their dashes, those of a model in
 //! its table `[[model]]`. Both become words that the one parser of flags reads, so every flag can
 //! be in the file and is checked alike. What is typed beside `--config` goes before the file's
-//! common flags, and a model's own before both.
+//! common flags, and a model's own before both: `switch = false` in its table takes back a switch that
+//! is common, wherever it stands.
 
 use std::path::{Path, PathBuf};
 
 use clap::Parser;
 use serde_json::{Map, Value};
 
-use super::resolved::{ConfigError, EngineConfig, HttpConfig};
+use super::resolved::{ConfigError, DEFAULT_FRACTION, EngineConfig, HttpConfig};
 use super::typed::{EngineArgs, ServeArgs};
 
-/// What models without a fraction of their own share.
-const DEFAULT_FRACTION: f64 = 0.88;
 /// The table of a model in the file.
 const MODEL_TABLE: &str = "model";
 
@@ -69,14 +68,22 @@ struct Line {
 /// Words that all models share, and those of each.
 struct Sections {
     common: Vec<String>,
-    models: Vec<Vec<String>>,
+    models: Vec<Section>,
+}
+
+/// Flags as they would be typed.
+#[derive(Default)]
+struct Section {
+    words: Vec<String>,
+    /// Switches that are off, which nobody can type.
+    off: Vec<String>,
 }
 
 impl ServePlan {
     /// From the words behind `engine serve`.
     pub fn read(words: &[String]) -> Result<Self, PlanError> {
         let whole = parse(words)?;
-        let sections = match &whole.models.config {
+        let (sections, http) = match &whole.models.config {
             Some(path) if whole.engine.model_path.is_some() => {
                 return Err(PlanError::File {
                     path: path.clone(),
@@ -84,29 +91,30 @@ impl ServePlan {
                         .to_owned(),
                 });
             }
-            Some(path) => Sections::of_file(path, words)?,
-            None => Sections::of_words(words),
-        };
-        let mut http = match sections.models.as_slice() {
+            Some(path) => {
+                let sections = Sections::of_file(path, words)?;
+                let http = parse(&sections.common)?.http;
+                (sections, http)
+            }
             // Flags of the server may stand behind a model, too.
-            [_, ..] if whole.models.config.is_none() => whole.http.resolve()?,
-            _ => parse(&sections.common)?.http.resolve()?,
+            None => (Sections::of_words(words), whole.http),
         };
-        let is_only = sections.models.len() == 1;
-        let only_name = http.served_model_name.take().filter(|_| is_only);
-        http.served_model_name.clone_from(&only_name);
-        let mut models = Vec::with_capacity(sections.models.len());
-        for section in &sections.models {
-            let mut plan = ModelPlan::read(&sections.common, section)?;
-            // The only model's name may stand anywhere.
-            plan.name = plan.name.or_else(|| only_name.clone());
-            models.push(plan);
-        }
-        if let Some(name) = parse(&sections.common)?.http.served_model_name
-            && !is_only
-        {
-            let limit = "with several models, stands behind the --model-path that it names";
-            return Err(ConfigError::new("--served-model-name", name, limit).into());
+        let mut models: Vec<ModelPlan> = sections
+            .models
+            .iter()
+            .map(|section| ModelPlan::read(&sections.common, section))
+            .collect::<Result<_, _>>()?;
+        let mut http = http.resolve()?;
+        if let [only] = models.as_mut_slice() {
+            // Its name may stand anywhere.
+            only.name = only.name.take().or(http.served_model_name.take());
+            http.served_model_name.clone_from(&only.name);
+        } else {
+            if let Some(name) = parse(&sections.common)?.http.served_model_name {
+                let limit = "with several models, stands behind the --model-path that it names";
+                return Err(ConfigError::new("--served-model-name", name, limit).into());
+            }
+            http.served_model_name = None;
         }
         check_names(&models)?;
         share_memory(&mut models)?;
@@ -115,23 +123,27 @@ impl ServePlan {
 }
 
 impl ModelPlan {
-    fn read(common: &[String], section: &[String]) -> Result<Self, PlanError> {
-        let own = parse(section)?;
-        let all = parse(&[common, section].concat())?;
+    fn read(common: &[String], section: &Section) -> Result<Self, PlanError> {
+        let own = parse(&section.words)?;
+        // No value of a flag begins with --, so a word that is a switch's name is the switch.
+        let mut words = common.to_vec();
+        words.retain(|word| !section.off.contains(word));
+        words.extend_from_slice(&section.words);
+        let all = parse(&words)?;
         Ok(Self {
             engine: all.engine.resolve()?,
             flags: all.typed_flags(),
             typed: all.engine,
-            name: own.http.resolve()?.served_model_name,
+            name: own.http.resolve_served_model_name()?,
             start_unloaded: all.models.start_unloaded,
         })
     }
 
     /// A model that is added to a running server, from flags without dashes.
     pub fn of_flags(flags: &Map<String, Value>) -> Result<Self, PlanError> {
-        let words = words_of(flags).map_err(PlanError::Flags)?;
-        check_own(&words).map_err(PlanError::Flags)?;
-        Self::read(&[], &words)
+        let section = Section::of(flags).map_err(PlanError::Flags)?;
+        check_own(&section.words).map_err(PlanError::Flags)?;
+        Self::read(&[], &section)
     }
 
     /// What it is called until it is loaded.
@@ -152,13 +164,16 @@ impl Sections {
         let starts: Vec<usize> = (0..words.len()).filter(|i| is_start(&words[*i])).collect();
         let first = starts.first().copied().unwrap_or(words.len());
         let ends = starts.iter().skip(1).copied().chain([words.len()]);
-        let mut models: Vec<Vec<String>> = starts
+        let mut models: Vec<Section> = starts
             .iter()
             .zip(ends)
-            .map(|(start, end)| words[*start..end].to_vec())
+            .map(|(start, end)| Section {
+                words: words[*start..end].to_vec(),
+                off: Vec::new(),
+            })
             .collect();
         if models.is_empty() {
-            models.push(Vec::new());
+            models.push(Section::default());
         }
         Self {
             common: words[..first].to_vec(),
@@ -183,16 +198,16 @@ impl Sections {
                 return Err(failed(format!("{flag} does not go before the models")));
             }
         }
-        let common = words_of(&file).map_err(failed)?;
+        let common = Section::of(&file).map_err(failed)?.words;
         let mut models = Vec::with_capacity(tables.len());
         for (i, table) in tables.iter().enumerate() {
             let in_table = |message: String| failed(format!("model {i}: {message}"));
             let Value::Object(table) = table else {
                 return Err(in_table("is no table".to_owned()));
             };
-            let words = words_of(table).map_err(in_table)?;
-            check_own(&words).map_err(in_table)?;
-            models.push(words);
+            let section = Section::of(table).map_err(in_table)?;
+            check_own(&section.words).map_err(in_table)?;
+            models.push(section);
         }
         Ok(Self {
             common: [common.as_slice(), typed].concat(),
@@ -229,38 +244,47 @@ fn check_own(words: &[String]) -> Result<(), String> {
     }
 }
 
-/// `key = value` as it would be typed: `--key=value`.
-fn words_of(flags: &Map<String, Value>) -> Result<Vec<String>, String> {
-    let scalar = |value: &Value| match value {
-        Value::String(text) => Some(text.clone()),
-        Value::Number(number) => Some(number.to_string()),
-        _ => None,
-    };
-    let mut words = Vec::new();
-    for (key, value) in flags {
-        let is_name = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-        if key.is_empty() || key.starts_with('-') || !key.chars().all(is_name) {
-            return Err(format!(
-                "{key:?}: a flag is lower-case letters, digits and -, without the leading --"
-            ));
-        }
-        let wrong = || {
-            format!(
-                "{key} = {value}: a flag is true, false, a number, a string or an array of these"
-            )
+impl Section {
+    /// `key = value` as it would be typed: `--key=value`.
+    fn of(flags: &Map<String, Value>) -> Result<Self, String> {
+        let scalar = |value: &Value| match value {
+            Value::String(text) => Some(text.clone()),
+            Value::Number(number) => Some(number.to_string()),
+            _ => None,
         };
-        match value {
-            Value::Bool(true) => words.push(format!("--{key}")),
-            Value::Bool(false) => {}
-            Value::Array(values) => {
-                words.push(format!("--{key}"));
-                let values: Option<Vec<String>> = values.iter().map(scalar).collect();
-                words.extend(values.ok_or_else(wrong)?);
+        let mut section = Self::default();
+        let words = &mut section.words;
+        for (key, value) in flags {
+            let is_name = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+            if key.is_empty() || key.starts_with('-') || !key.chars().all(is_name) {
+                return Err(format!(
+                    "{key:?}: a flag is lower-case letters, digits and -, without the leading --"
+                ));
             }
-            value => words.push(format!("--{key}={}", scalar(value).ok_or_else(wrong)?)),
+            let wrong = || {
+                format!(
+                    "{key} = {value}: a flag is true, false, a number, a string or an array of these"
+                )
+            };
+            match value {
+                Value::Bool(true) => words.push(format!("--{key}")),
+                Value::Bool(false) => {
+                    let switch = format!("--{key}");
+                    // As a switch that is on it is read as every other; off, it would be read by
+                    // nobody.
+                    parse(std::slice::from_ref(&switch)).map_err(|error| error.to_string())?;
+                    section.off.push(switch);
+                }
+                Value::Array(values) => {
+                    words.push(format!("--{key}"));
+                    let values: Option<Vec<String>> = values.iter().map(scalar).collect();
+                    words.extend(values.ok_or_else(wrong)?);
+                }
+                value => words.push(format!("--{key}={}", scalar(value).ok_or_else(wrong)?)),
+            }
         }
+        Ok(section)
     }
-    Ok(words)
 }
 
 fn check_names(models: &[ModelPlan]) -> Result<(), ConfigError> {
@@ -398,6 +422,27 @@ mod tests {
     }
 
     #[test]
+    fn a_models_table_takes_back_a_switch_that_is_common() {
+        let text = "enable-mixed-chunk = true\nstart-unloaded = true\n\
+            [[model]]\nmodel-path = \"a\"\nenable-mixed-chunk = false\n\
+            disable-radix-cache = false\nstart-unloaded = false\n\
+            [[model]]\nmodel-path = \"b\"\n";
+        let plan = in_file(text, "--disable-radix-cache").expect("a plan");
+        let shown = plan.models.iter().map(|model| {
+            let engine = &model.engine;
+            (
+                engine.enable_mixed_chunk,
+                engine.radix_cache,
+                model.start_unloaded,
+            )
+        });
+        let shown: Vec<_> = shown.collect();
+        assert_eq!(shown, [(false, true, false), (true, false, true)]);
+        let flags = &plan.models[0].flags;
+        assert!(flags.get("--enable-mixed-chunk").is_none(), "{flags}");
+    }
+
+    #[test]
     fn what_is_wrong_is_named() {
         let file = |text: &str| in_file(text, "").expect_err(text).to_string();
         for (found, expected) in [
@@ -439,6 +484,12 @@ mod tests {
             (
                 file("[[model]]\ncontext-length = {}\n"),
                 "context-length = {}",
+            ),
+            (file("no-such-flag = false\n[[model]]\n"), "--no-such-flag"),
+            (file("[[model]]\nno-such-flag = false\n"), "--no-such-flag"),
+            (
+                file("[[model]]\ncontext-length = false\n"),
+                "--context-length",
             ),
             (file("model = 3"), "[[model]]"),
             (file("["), "--config"),

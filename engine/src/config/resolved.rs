@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::result_cache::{RedisUrl, ResultCacheConfig, ResultCachePlace, redacted_url};
+use super::keys::KeyFlags;
+use super::result_cache::{RedisUrl, ResultCacheConfig, ResultCachePlace, redacted_url, scheme_of};
 use super::typed::{
     AttentionBackend, CpuActivations, Device, Dtype, EngineArgs, HttpArgs, KvCacheDtype,
     LoadFormat, Quantization, ReasoningParserName, SamplingBackend, SchedulePolicy, ServeArgs,
@@ -13,6 +14,9 @@ use super::typed::{
 };
 use crate::engine_loop::TimeLimits;
 use crate::kv::PAGE_TOKENS;
+
+/// `--mem-fraction-static` of one model, and what several without a fraction of their own share.
+pub(super) const DEFAULT_FRACTION: f64 = 0.88;
 
 /// A value that one flag alone allows and the rest of the command line does not.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -239,7 +243,7 @@ impl EngineArgs {
     }
 
     fn resolve_mem_fraction(&self) -> Result<f64, ConfigError> {
-        let fraction = self.mem_fraction_static.unwrap_or(0.88);
+        let fraction = self.mem_fraction_static.unwrap_or(DEFAULT_FRACTION);
         if fraction > 0.0 && fraction < 1.0 {
             Ok(fraction)
         } else {
@@ -330,27 +334,30 @@ impl EngineArgs {
 
 impl HttpArgs {
     pub fn resolve(&self) -> Result<HttpConfig, ConfigError> {
-        for (flag, value) in [
-            ("--host", &self.host),
-            ("--api-key", &self.api_key),
-            ("--admin-api-key", &self.admin_api_key),
-            ("--served-model-name", &self.served_model_name),
-        ] {
-            if value.as_deref().is_some_and(|text| text.trim().is_empty()) {
-                return Err(ConfigError::new(flag, "\"\"", "must not be empty"));
-            }
-        }
+        let api_key = KeyFlags {
+            flag: "--api-key",
+            key: self.api_key.as_deref(),
+            file_flag: "--api-key-file",
+            file: self.api_key_file.as_deref(),
+        };
+        let admin_api_key = KeyFlags {
+            flag: "--admin-api-key",
+            key: self.admin_api_key.as_deref(),
+            file_flag: "--admin-api-key-file",
+            file: self.admin_api_key_file.as_deref(),
+        };
+        let host = not_empty("--host", self.host.as_deref())?;
         let max_body_bytes = self.max_body_bytes.unwrap_or(4 << 20);
         if !(1024..=1 << 30).contains(&max_body_bytes) {
             let limit = "must be between 1KiB and 1GiB";
             return Err(ConfigError::new("--max-body-bytes", max_body_bytes, limit));
         }
         Ok(HttpConfig {
-            host: self.host.clone().unwrap_or_else(|| "127.0.0.1".to_owned()),
+            host: host.unwrap_or_else(|| "127.0.0.1".to_owned()),
             port: self.port.unwrap_or(30_000),
-            api_key: self.api_key.clone(),
-            admin_api_key: self.admin_api_key.clone(),
-            served_model_name: self.served_model_name.clone(),
+            api_key: api_key.resolve()?,
+            admin_api_key: admin_api_key.resolve()?,
+            served_model_name: self.resolve_served_model_name()?,
             stream_interval: self.stream_interval.unwrap_or(1),
             max_body_bytes: max_body_bytes as usize,
             max_stop_strings: self.max_stop_strings.unwrap_or(16),
@@ -365,15 +372,19 @@ impl HttpArgs {
 }
 
 impl HttpArgs {
+    pub(super) fn resolve_served_model_name(&self) -> Result<Option<String>, ConfigError> {
+        not_empty("--served-model-name", self.served_model_name.as_deref())
+    }
+
     fn resolve_result_cache(&self) -> Result<ResultCacheConfig, ConfigError> {
         let place = match self.result_cache.as_deref() {
             None | Some("off") => ResultCachePlace::Off,
             Some("memory") => ResultCachePlace::Memory,
             Some(url) if url.starts_with("redis://") || url.starts_with("redis+unix://") => {
-                let shown = redacted_url(url);
                 // The client's own reading of it; a password may be in the message's neighbourhood,
                 // so the message is left out.
                 if redis::Client::open(url).is_err() {
+                    let shown = format!("{}(withheld)", scheme_of(url));
                     let limit = "is no address that Redis's client can read";
                     return Err(ConfigError::new("--result-cache", shown, limit));
                 }
@@ -402,6 +413,15 @@ impl HttpArgs {
             ttl: Duration::from_secs(self.result_cache_ttl_s.unwrap_or(3600)),
             max_bytes,
         })
+    }
+}
+
+fn not_empty(flag: &'static str, value: Option<&str>) -> Result<Option<String>, ConfigError> {
+    match value {
+        Some(text) if text.trim().is_empty() => {
+            Err(ConfigError::new(flag, "\"\"", "must not be empty"))
+        }
+        value => Ok(value.map(str::to_owned)),
     }
 }
 

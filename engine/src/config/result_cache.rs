@@ -64,15 +64,32 @@ impl Serialize for RedisUrl {
     }
 }
 
-/// Without what stands between `//` and the last `@`, and without the query, where redis+unix has
-/// its password.
+/// Without what stands between the scheme and the last `@`, and without the query, where redis+unix
+/// has its password. Where the two run into each other, nothing behind the scheme is shown.
 pub fn redacted_url(url: &str) -> String {
-    let shown = url.split('?').next().unwrap_or_default();
-    match (shown.find("//"), shown.rfind('@')) {
-        (Some(start), Some(end)) if start < end => {
-            format!("{}(withheld){}", &shown[..start + 2], &shown[end..])
+    const WITHHELD: &str = "(withheld)";
+    let (scheme, rest) = split_scheme(url);
+    let shown = rest.split('?').next().unwrap_or_default();
+    match (shown.rfind('@'), rest.rfind('@')) {
+        (None, None) => format!("{scheme}{shown}"),
+        (Some(end), Some(last)) if end == last => format!("{scheme}{WITHHELD}{}", &shown[end..]),
+        _ => format!("{scheme}{WITHHELD}"),
+    }
+}
+
+/// The scheme alone: what cannot be read as an address may hold a password anywhere.
+pub fn scheme_of(url: &str) -> &str {
+    split_scheme(url).0
+}
+
+/// `redis://` and what follows.
+fn split_scheme(url: &str) -> (&str, &str) {
+    let is_scheme = |c: char| c.is_ascii_lowercase() || c == '+';
+    match url.split_once("://") {
+        Some((scheme, rest)) if scheme.chars().all(is_scheme) => {
+            (&url[..url.len() - rest.len()], rest)
         }
-        _ => shown.to_owned(),
+        _ => ("", url),
     }
 }
 
@@ -93,6 +110,13 @@ mod tests {
                 "redis+unix:///run/r.sock?pass=pw",
                 "redis+unix:///run/r.sock",
             ),
+            ("redis://:pa?ss@host", "redis://(withheld)"),
+            ("redis://:pa#s/s@host", "redis://(withheld)@host"),
+            (
+                "redis+unix:///run/r.sock?pass=p@w",
+                "redis+unix://(withheld)",
+            ),
+            ("redis:/:pa//ss@host", "(withheld)@host"),
             ("memory", "memory"),
         ] {
             let url = RedisUrl::new(url);

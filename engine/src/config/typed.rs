@@ -289,11 +289,20 @@ pub struct HttpArgs {
     #[serde(serialize_with = "withheld")]
     pub api_key: Option<String>,
 
+    /// File with the key of --api-key in its only line; what is on a command line, everybody on the
+    /// machine can read
+    #[arg(long, value_name = "FILE")]
+    pub api_key_file: Option<PathBuf>,
+
     /// Key that `/admin/…` asks for as `Authorization: Bearer <key>`; without it, there is no admin
     /// API
     #[arg(long, value_name = "KEY")]
     #[serde(serialize_with = "withheld")]
     pub admin_api_key: Option<String>,
+
+    /// File with the key of --admin-api-key in its only line
+    #[arg(long, value_name = "FILE")]
+    pub admin_api_key_file: Option<PathBuf>,
 
     /// Name that clients call the model by [default: the model path as typed]
     #[arg(long, value_name = "NAME")]

@@ -48,8 +48,8 @@ codes! {
     "Shorten the prompt or `max_tokens`; as operator raise --context-length or --max-total-tokens, or set --allow-auto-truncate.";
 
     InvalidApiKey = "invalid_api_key", Request, Some(401), "authentication_error", None;
-    "The server was started with --api-key and the request brought none or another one.";
-    "Send `Authorization: Bearer <key>` with the operator's key.";
+    "The request brought no key, or another one than that of --api-key; below `/admin`, than that of --admin-api-key.";
+    "Send `Authorization: Bearer <key>` with the key that the operator gave out for this path.";
 
     ModelNotFound = "model_not_found", Request, Some(404), "not_found_error", None;
     "`model` names none of the models that are served.";
@@ -263,6 +263,22 @@ codes! {
 impl Code {
     pub fn word(self) -> &'static str {
         self.entry().code
+    }
+
+    /// The command line (or the file of --config) is at fault, and not what it led to: the program
+    /// ends with 2 instead of 1. Memory that lacks is not: another process may have it now, and a
+    /// restart helps.
+    pub const fn is_usage(self) -> bool {
+        matches!(
+            self,
+            Self::BadFlag
+                | Self::ModelName
+                | Self::QuantizationMismatch
+                | Self::NoCuda
+                | Self::CpuIsa
+                | Self::ContextLength
+                | Self::PoolTooSmall
+        )
     }
 }
 

@@ -10,27 +10,29 @@ pub fn markdown() -> String {
         "# Troubleshooting\n\n\
          Written by `engine errors --markdown`; a test holds this file to it. Every error of a \
          request is a JSON object `{\"error\": {message, type, param, code}}`, and every start \
-         that fails prints `error[code]: message`: look the code up here.\n",
+         that fails prints `error[code]: message` and ends with the exit code below, 2 where the \
+         command line is at fault: look the code up here.\n",
     );
     for class in Class::ALL {
         // Writing to a String cannot fail.
         let _ = write!(page, "\n## {}\n\n", class.title());
         page.push_str(if class == Class::Start {
-            "| code | cause | cure |\n|---|---|---|\n"
+            "| code | exit code | cause | cure |\n|---|---|---|---|\n"
         } else {
             "| code | status | cause | cure |\n|---|---|---|---|\n"
         });
-        for entry in Code::ALL.iter().map(|code| code.entry()) {
+        for (code, entry) in Code::ALL.iter().map(|code| (code, code.entry())) {
             if entry.class != class {
                 continue;
             }
             let status = match entry.status {
-                Some(status) => format!(" {status} |"),
-                None => String::new(),
+                Some(status) => status,
+                None if code.is_usage() => 2,
+                None => 1,
             };
             let _ = writeln!(
                 page,
-                "| `{}` |{status} {} | {} |",
+                "| `{}` | {status} | {} | {} |",
                 entry.code, entry.cause, entry.cure
             );
         }

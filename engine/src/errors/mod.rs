@@ -83,6 +83,13 @@ mod tests {
     }
 
     #[test]
+    fn usage_errors_are_errors_of_the_start() {
+        for code in Code::ALL.iter().filter(|code| code.is_usage()) {
+            assert_eq!(code.entry().class, Class::Start, "{code}");
+        }
+    }
+
+    #[test]
     fn waiting_is_a_cure_only_of_what_passes() {
         for code in Code::ALL {
             let entry = code.entry();

@@ -60,7 +60,7 @@ pub struct Metrics {
     pub reached_length: Counter,
     /// Cancelled, by the client or by its going away.
     pub aborted: Counter,
-    /// Ended by a failed step.
+    /// Ended by an error, whatever it was.
     pub failed: Counter,
     pub prefill_steps: Counter,
     pub decode_steps: Counter,

@@ -164,7 +164,7 @@ impl Metrics {
         );
         page.counters(
             "engine_failed_total",
-            "Requests ended by a failed step.",
+            "Requests ended by an error: of a step, a grammar, a limit of time, or a stop.",
             "",
             &[("", count(&self.failed))],
         );

@@ -1,21 +1,23 @@
 //! The cache in Redis: one connection that all requests share, and what happens without it.
 //!
-//! A request waits for Redis a quarter of a second at most, and not at all while it is known to
-//! be gone.
+//! A request waits for Redis a quarter of a second at most, for the connection and the answer
+//! together, and not at all while it is known to be gone. A task of its own connects, and nobody
+//! holds anything that others wait for meanwhile.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
-use redis::{Client, RedisError, cmd};
-use tokio::sync::Mutex;
-use tokio::time::timeout;
+use redis::{Client, Cmd, FromRedisValue, RedisError, cmd};
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{Found, Key, Put};
 use crate::config::RedisUrl;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
-const COMMAND_TIMEOUT: Duration = Duration::from_millis(250);
+/// Of a request, from its question to the answer.
+const PATIENCE: Duration = Duration::from_millis(250);
 const BETWEEN_ATTEMPTS: Duration = Duration::from_secs(1);
 /// Of all keys, so that one Redis may serve others too.
 const PREFIX: &[u8] = b"engine:result:";
@@ -28,7 +30,7 @@ struct Store {
     url: RedisUrl,
     ttl: Duration,
     max_bytes: u64,
-    state: Mutex<State>,
+    state: watch::Sender<State>,
 }
 
 impl std::fmt::Debug for Store {
@@ -39,6 +41,8 @@ impl std::fmt::Debug for Store {
 
 enum State {
     Untried,
+    /// For the first time: it is worth the wait.
+    Connecting,
     Up(MultiplexedConnection),
     /// A task is trying to reach it.
     Down,
@@ -50,18 +54,14 @@ impl RedisStore {
             url,
             ttl,
             max_bytes,
-            state: Mutex::new(State::Untried),
+            state: watch::Sender::new(State::Untried),
         }))
     }
 
     pub async fn get(&self, key: &Key) -> Found {
-        let Some(mut connection) = self.connection().await else {
-            return Found::Unreachable;
-        };
         let mut command = cmd("GET");
         command.arg(name_of(key));
-        let answer = command.query_async::<Option<Vec<u8>>>(&mut connection);
-        match self.checked(timeout(COMMAND_TIMEOUT, answer).await).await {
+        match self.ask::<Option<Vec<u8>>>(&command).await {
             Some(Some(bytes)) => Found::Answer(bytes.into()),
             Some(None) => Found::Nothing,
             None => Found::Unreachable,
@@ -72,60 +72,71 @@ impl RedisStore {
         if answer.len() as u64 > self.0.max_bytes {
             return Put::TooLarge;
         }
-        let Some(mut connection) = self.connection().await else {
-            return Put::Unreachable;
-        };
         let mut command = cmd("SET");
         command.arg(name_of(&key)).arg(&*answer);
         command.arg("EX").arg(self.0.ttl.as_secs().max(1));
-        let stored = command.query_async::<()>(&mut connection);
-        match self.checked(timeout(COMMAND_TIMEOUT, stored).await).await {
+        match self.ask::<()>(&command).await {
             Some(()) => Put::Kept,
             None => Put::Unreachable,
         }
     }
 
-    async fn connection(&self) -> Option<MultiplexedConnection> {
-        let mut state = self.0.state.lock().await;
-        match &*state {
-            State::Up(connection) => Some(connection.clone()),
-            State::Down => None,
-            State::Untried => match connect(&self.0.url).await {
-                Ok(connection) => {
-                    *state = State::Up(connection.clone());
-                    Some(connection)
-                }
-                Err(reason) => {
-                    self.give_up(&mut state, &reason);
-                    None
-                }
-            },
-        }
-    }
-
-    /// The answer of a command that came in time; otherwise the connection is given up.
-    async fn checked<T>(
-        &self,
-        outcome: Result<Result<T, RedisError>, tokio::time::error::Elapsed>,
-    ) -> Option<T> {
-        let reason = match outcome {
+    /// The answer, if it comes in time; a connection that gives none is given up.
+    async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> Option<T> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut connection = timeout_at(deadline, self.connection()).await.ok()??;
+        let reason = match timeout_at(deadline, command.query_async(&mut connection)).await {
             Ok(Ok(value)) => return Some(value),
             Ok(Err(error)) => error.to_string(),
-            Err(_) => format!("no answer within {} ms", COMMAND_TIMEOUT.as_millis()),
+            Err(_) => format!("no answer within {} ms", PATIENCE.as_millis()),
         };
-        let mut state = self.0.state.lock().await;
-        // Others may have said so already, or even be connected again.
-        if matches!(*state, State::Up(_)) {
-            self.give_up(&mut state, &reason);
-        }
+        Store::give_up(&self.0, &reason);
         None
     }
 
-    fn give_up(&self, state: &mut State, reason: &str) {
-        let url = &self.0.url;
-        tracing::warn!(%url, reason, "the result cache cannot be reached; answers are made without it");
-        *state = State::Down;
-        tokio::spawn(reconnect(Arc::downgrade(&self.0)));
+    /// The connection, where there is one or the first attempt is under way.
+    async fn connection(&self) -> Option<MultiplexedConnection> {
+        let is_first = self.0.state.send_if_modified(|state| {
+            let is_untried = matches!(state, State::Untried);
+            if is_untried {
+                *state = State::Connecting;
+            }
+            is_untried
+        });
+        if is_first {
+            tokio::spawn(connect_first(Arc::clone(&self.0)));
+        }
+        let mut states = self.0.state.subscribe();
+        let is_settled = |state: &State| !matches!(state, State::Connecting);
+        match &*states.wait_for(is_settled).await.ok()? {
+            State::Up(connection) => Some(connection.clone()),
+            State::Untried | State::Connecting | State::Down => None,
+        }
+    }
+}
+
+impl Store {
+    /// Says so once; others may have said so already.
+    fn give_up(this: &Arc<Self>, reason: &str) {
+        let is_news = this.state.send_if_modified(|state| {
+            let is_news = !matches!(state, State::Down);
+            *state = State::Down;
+            is_news
+        });
+        if is_news {
+            let url = &this.url;
+            tracing::warn!(%url, reason, "the result cache cannot be reached; answers are made without it");
+            tokio::spawn(reconnect(Arc::downgrade(this)));
+        }
+    }
+}
+
+async fn connect_first(store: Arc<Store>) {
+    match connect(&store.url).await {
+        Ok(connection) => {
+            store.state.send_replace(State::Up(connection));
+        }
+        Err(reason) => Store::give_up(&store, &reason),
     }
 }
 
@@ -160,9 +171,48 @@ async fn reconnect(store: Weak<Store>) {
         tokio::time::sleep(BETWEEN_ATTEMPTS).await;
         let Some(store) = store.upgrade() else { return };
         if let Ok(connection) = connect(&store.url).await {
-            *store.state.lock().await = State::Up(connection);
+            store.state.send_replace(State::Up(connection));
             tracing::info!(url = %store.url, "the result cache is back");
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// A Redis that takes connections and says nothing.
+    #[tokio::test]
+    async fn no_request_waits_longer_than_its_patience_for_the_first_connection() {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
+        let address = listener.local_addr().expect("bound");
+        let url = RedisUrl::new(format!("redis://{address}"));
+        let store = RedisStore::new(url, Duration::from_mins(1), 1 << 20);
+        let begun = Instant::now();
+        let asked: Vec<_> = (0..20)
+            .map(|i| {
+                let store = store.clone();
+                tokio::spawn(async move {
+                    let found = store.get(&[i; 32]).await;
+                    (found, begun.elapsed())
+                })
+            })
+            .collect();
+        for asked in asked {
+            let (found, waited) = asked.await.expect("an outcome");
+            assert_eq!(found, Found::Unreachable);
+            // The attempt itself takes longer.
+            assert!(waited < CONNECT_TIMEOUT, "{waited:?}");
+        }
+        // Behind it nobody waits at all.
+        let mut states = store.0.state.subscribe();
+        let is_down = |state: &State| matches!(state, State::Down);
+        assert!(states.wait_for(is_down).await.is_ok());
+        let begun = Instant::now();
+        assert_eq!(store.get(&[0; 32]).await, Found::Unreachable);
+        assert!(begun.elapsed() < PATIENCE, "{:?}", begun.elapsed());
     }
 }

@@ -17,11 +17,12 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_stream::Stream;
 
-use super::cached::{Lookup, Recorder, StoredPiece};
+use super::cached::{Lookup, Recorder};
 use super::choice::{Choice, ChoiceEnd, Piece};
 use super::error::ApiError;
 use super::sampling_fields::Streaming;
-use super::state::ServedModel;
+use super::state::{AppState, ServedModel};
+use crate::metrics::TrafficMetrics;
 use crate::request::{SampledToken, Usage};
 
 /// How an endpoint writes its answer.
@@ -109,12 +110,12 @@ impl Answer {
 
     /// An answer that was kept, in the pieces that it was made in.
     pub fn replay(
-        stored: Vec<StoredPiece>,
+        kept: Vec<(usize, Piece)>,
         n_choices: usize,
         choices_per_prompt: usize,
     ) -> Result<Self, ApiError> {
-        let (sender, pieces) = mpsc::channel(stored.len().max(1));
-        for (index, piece) in stored.into_iter().filter_map(StoredPiece::restore) {
+        let (sender, pieces) = mpsc::channel(kept.len().max(1));
+        for (index, piece) in kept {
             sender
                 .try_send((index, Ok(piece)))
                 .map_err(|error| ApiError::internal(format!("replaying an answer: {error}")))?;
@@ -172,7 +173,12 @@ impl Answer {
     }
 
     /// Server-sent events, one a piece, then `[DONE]`.
-    pub fn stream<F: Format>(self, mut format: F, streaming: Streaming) -> Response {
+    pub fn stream<F: Format>(
+        self,
+        mut format: F,
+        streaming: Streaming,
+        traffic: Arc<TrafficMetrics>,
+    ) -> Response {
         let mut queue: VecDeque<Event> = VecDeque::new();
         for mut chunk in format.opening() {
             with_null_usage(&mut chunk, streaming);
@@ -182,6 +188,7 @@ impl Answer {
             answer: self,
             format,
             streaming,
+            traffic,
             queue,
             is_done: false,
         };
@@ -210,6 +217,7 @@ struct Events<F> {
     answer: Answer,
     format: F,
     streaming: Streaming,
+    traffic: Arc<TrafficMetrics>,
     queue: VecDeque<Event>,
     is_done: bool,
 }
@@ -234,6 +242,8 @@ impl<F: Format> Stream for Events<F> {
                     this.queue.push_back(event(&chunk));
                 }
                 Some((_, Err(error))) => {
+                    // The answer's head has gone out without it.
+                    this.traffic.record_error(error.code);
                     this.queue.push_back(event(&error.body()));
                     this.finish();
                 }
@@ -312,14 +322,14 @@ pub async fn respond(
     n_choices: usize,
     choices_per_prompt: usize,
     streaming: Option<Streaming>,
-    stream_interval: usize,
+    state: &AppState,
     format: impl Format,
 ) -> Result<Response, ApiError> {
     // Nobody sees the pieces of a whole answer, so they are as large as they come.
-    let interval = streaming.map_or(256, |_| stream_interval);
+    let interval = streaming.map_or(256, |_| state.http.stream_interval);
     let word = lookup.word();
     let answer = match lookup {
-        Lookup::Hit(stored) => Answer::replay(stored, n_choices, choices_per_prompt)?,
+        Lookup::Hit(kept) => Answer::replay(kept, n_choices, choices_per_prompt)?,
         Lookup::Miss(recorder) => Answer {
             recorder: Some(recorder),
             ..Answer::start(choices, choices_per_prompt, interval)
@@ -327,7 +337,7 @@ pub async fn respond(
         Lookup::Bypass => Answer::start(choices, choices_per_prompt, interval),
     };
     let response = match streaming {
-        Some(streaming) => answer.stream(format, streaming),
+        Some(streaming) => answer.stream(format, streaming, Arc::clone(&state.traffic)),
         None => answer.whole(format).await?,
     };
     Ok(Lookup::mark(word, response))

@@ -3,7 +3,8 @@
 //! A request is deterministic at temperature 0 or with a seed. Its key is a digest of the model
 //! (its name, weights, kernels and everything that was resolved at the start), the endpoint, the
 //! body's fields as they were sent, the form that the output has to have (a forced call is one), and
-//! the prompts' tokens; fields that only say how the answer travels are left out, so a streamed
+//! the prompts' tokens with the output that each may have, which a server's limits decide where the
+//! client does not; fields that only say how the answer travels are left out, so a streamed
 //! request finds what a whole one left behind. Kept are the pieces of the choices as they came:
 //! text, tokens with their log-probabilities, ends and usage. Thoughts and calls of tools are read
 //! out of that text anew.
@@ -17,6 +18,7 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use super::choice::{ChoiceEnd, Piece};
+use super::prompt::Fitted;
 use super::sampling_fields::Generation;
 use super::state::ServedModel;
 use crate::metrics::Metrics;
@@ -69,7 +71,8 @@ impl BodyDigest {
 pub enum Lookup {
     /// It is off, or the request is not deterministic.
     Bypass,
-    Hit(Vec<StoredPiece>),
+    /// The choices' pieces, each with the index of its choice.
+    Hit(Vec<(usize, Piece)>),
     Miss(Recorder),
 }
 
@@ -106,12 +109,12 @@ pub struct Question<'a> {
 }
 
 /// Asks the cache for the answer of a request.
-pub async fn look_up<'a>(
+pub async fn look_up(
     cache: &ResultCache,
     question: &Question<'_>,
     model: &Arc<ServedModel>,
     generation: &Generation,
-    prompts: impl Iterator<Item = &'a [u32]>,
+    prompts: &[Fitted],
 ) -> Lookup {
     let n_choices = question.n_choices;
     let Some(body) = question.body.filter(|_| cache.is_on()) else {
@@ -120,7 +123,9 @@ pub async fn look_up<'a>(
     if generation.params.temperature > 0.0 && !body.has_seed {
         return Lookup::Bypass;
     }
-    let key = key_of(question, body, model, prompts);
+    let Some(key) = key_of(question, body, model, prompts) else {
+        return Lookup::Bypass;
+    };
     let metrics = model.engine.metrics();
     match cache.get(&key).await {
         Found::Answer(bytes) => {
@@ -142,12 +147,13 @@ pub async fn look_up<'a>(
     })
 }
 
-fn key_of<'a>(
+/// `None` where the form cannot be written down.
+fn key_of(
     question: &Question<'_>,
     body: &BodyDigest,
     model: &ServedModel,
-    prompts: impl Iterator<Item = &'a [u32]>,
-) -> Key {
+    prompts: &[Fitted],
+) -> Option<Key> {
     let mut digest = Sha256::new();
     for part in [
         "/version",
@@ -165,17 +171,19 @@ fn key_of<'a>(
     digest.update(question.endpoint);
     digest.update([0]);
     digest.update(body.sha256);
-    // Written with its quotes and brackets, so no form can look like another one.
-    let form = format!("{:?}", question.form);
+    // As JSON, so that no form can look like another one.
+    let form = serde_json::to_vec(&question.form).ok()?;
     digest.update((form.len() as u64).to_le_bytes());
     digest.update(form);
-    for prompt in prompts {
-        digest.update((prompt.len() as u64).to_le_bytes());
-        for id in prompt {
+    for fitted in prompts {
+        for number in [fitted.max_new_tokens, fitted.prompt.len()] {
+            digest.update((number as u64).to_le_bytes());
+        }
+        for id in &*fitted.prompt {
             digest.update(id.to_le_bytes());
         }
     }
-    digest.finalize().into()
+    Some(digest.finalize().into())
 }
 
 /// Takes in the pieces of an answer and keeps it when it is whole. An answer that breaks off is
@@ -258,7 +266,7 @@ impl StoredPiece {
     }
 
     /// `None` where a reason is not one of ours.
-    pub fn restore(self) -> Option<(usize, Piece)> {
+    fn restore(self) -> Option<(usize, Piece)> {
         let end = match self.end {
             None => None,
             Some(end) => Some(ChoiceEnd {
@@ -292,16 +300,19 @@ impl StoredPiece {
 }
 
 /// What was kept, if it is whole: the bytes come from outside.
-fn read(bytes: &[u8], n_choices: usize) -> Option<Vec<StoredPiece>> {
-    let pieces: Vec<StoredPiece> = serde_json::from_slice(bytes).ok()?;
+fn read(bytes: &[u8], n_choices: usize) -> Option<Vec<(usize, Piece)>> {
+    let stored: Vec<StoredPiece> = serde_json::from_slice(bytes).ok()?;
+    let pieces: Vec<(usize, Piece)> = stored
+        .into_iter()
+        .map(StoredPiece::restore)
+        .collect::<Option<_>>()?;
     let mut has_ended = vec![false; n_choices];
-    for piece in &pieces {
-        let ended = has_ended.get_mut(piece.index)?;
+    for (index, piece) in &pieces {
+        let ended = has_ended.get_mut(*index)?;
         if *ended {
             return None;
         }
         *ended = piece.end.is_some();
-        piece.clone().restore()?;
     }
     has_ended.iter().all(|ended| *ended).then_some(pieces)
 }
@@ -363,15 +374,15 @@ mod tests {
         let stored: Vec<StoredPiece> = pieces.iter().map(|p| StoredPiece::of(0, p)).collect();
         let bytes = serde_json::to_vec(&stored).expect("JSON");
         let read_back = read(&bytes, 1).expect("whole");
-        for (stored, piece) in read_back.into_iter().zip(&pieces) {
-            let (index, restored) = stored.restore().expect("ours");
-            assert_eq!(index, 0);
+        assert_eq!(read_back.len(), pieces.len());
+        for ((index, restored), piece) in read_back.iter().zip(&pieces) {
+            assert_eq!(*index, 0);
             assert_eq!(
                 (&restored.text, &restored.tokens),
                 (&piece.text, &piece.tokens)
             );
             let usage = |piece: &Piece| piece.end.as_ref().map(|end| end.usage);
-            assert_eq!(usage(&restored), usage(piece));
+            assert_eq!(usage(restored), usage(piece));
         }
     }
 

@@ -59,7 +59,7 @@ pub async fn chat(
         },
         model,
         &generation,
-        std::iter::once(&*fitted.prompt),
+        std::slice::from_ref(&fitted),
     )
     .await;
     let grammar = if lookup.is_hit() {
@@ -103,7 +103,7 @@ pub async fn chat(
         generation.n,
         generation.n,
         generation.streaming,
-        state.http.stream_interval,
+        &state,
         format,
     )
     .await

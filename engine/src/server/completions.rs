@@ -68,7 +68,7 @@ pub async fn complete(
         },
         model,
         &generation,
-        fitted.iter().map(|fitted| &*fitted.prompt),
+        &fitted,
     )
     .await;
     let grammar = if lookup.is_hit() {
@@ -110,7 +110,7 @@ pub async fn complete(
         n_choices,
         n,
         generation.streaming,
-        state.http.stream_interval,
+        &state,
         format,
     )
     .await

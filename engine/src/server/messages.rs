@@ -3,10 +3,12 @@
 use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
+use tokio::sync::Semaphore;
 
 use super::error::ApiError;
 use super::fields::{Fields, kind_of, show};
 use super::state::ServedModel;
+use super::turn::in_turn;
 use crate::text::ChatInput;
 
 const MAX_MESSAGES: usize = 4096;
@@ -170,11 +172,14 @@ fn parse_arguments(call: &mut Value) {
     }
 }
 
+/// Templates that are rendered at once: as many as there are threads that bring them work.
+static RENDERING: Semaphore = Semaphore::const_new(2);
+
 /// The prompt's text. Rendering runs the checkpoint's program, so it does not run on an async
 /// thread.
 pub async fn render(model: &ServedModel, conversation: Conversation) -> Result<String, ApiError> {
     let template = Arc::clone(&model.chat_template);
-    let rendered = tokio::task::spawn_blocking(move || {
+    let rendered = in_turn(&RENDERING, "the chat template", move || {
         let input = ChatInput {
             messages: &conversation.messages,
             tools: conversation.tools.as_deref(),
@@ -183,8 +188,7 @@ pub async fn render(model: &ServedModel, conversation: Conversation) -> Result<S
         };
         template.render(&input)
     })
-    .await
-    .map_err(|error| ApiError::internal(format!("the chat template did not finish: {error}")))?;
+    .await?;
     rendered.map_err(|error| ApiError::invalid("messages", error.to_string()))
 }
 

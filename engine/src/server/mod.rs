@@ -39,6 +39,7 @@ mod status;
 mod structured_fields;
 mod tokenize;
 mod tool_fields;
+mod turn;
 
 use std::sync::Arc;
 use std::time::Duration;

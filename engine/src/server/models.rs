@@ -26,7 +26,7 @@ pub type Open = Box<dyn Fn(ModelPlan) -> Load + Send + Sync>;
 
 /// One model, whatever it is doing.
 pub struct Entry {
-    /// What it is called until it is loaded and says so itself.
+    /// What it was given, which nobody else has. Until it is loaded it has no other names.
     configured: Vec<String>,
     /// `None`: it was handed over ready and cannot be loaded again.
     load: Option<Load>,
@@ -84,11 +84,11 @@ impl ModelState {
 }
 
 impl Models {
-    /// Refuses a name that another model has.
+    /// Refuses a name that another model was given.
     pub fn add(&self, entry: Entry) -> Result<Arc<Entry>, String> {
         let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
-        for name in entry.names() {
-            if entries.iter().any(|known| known.names().contains(&name)) {
+        for name in &entry.configured {
+            if entries.iter().any(|known| known.configured.contains(name)) {
                 return Err(format!(
                     "two models are called {name:?}; --served-model-name gives each its own name"
                 ));
@@ -127,14 +127,13 @@ impl Models {
             [only] => Some(only),
             _ => None,
         };
-        let named = asked.and_then(|name| entries.iter().find(|entry| entry.is_called(name)));
-        if let Some(entry) = named {
+        if let Some(entry) = asked.and_then(|name| called(&entries, name)) {
             return Ok(Arc::clone(entry));
         }
         let known = || {
             entries
                 .iter()
-                .flat_map(|entry| entry.names())
+                .flat_map(|entry| names_in(&entries, entry))
                 .collect::<Vec<_>>()
         };
         match (asked, only) {
@@ -155,9 +154,29 @@ impl Models {
         }
     }
 
+    /// What clients may call a model: not by what others of the list are called, too.
+    pub fn names_of(&self, entry: &Arc<Entry>) -> Vec<String> {
+        names_in(&self.read(), entry)
+    }
+
     fn read(&self) -> RwLockReadGuard<'_, Vec<Arc<Entry>>> {
         self.entries.read().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The model that was given this name; else the only one that calls itself so.
+fn called<'a>(entries: &'a [Arc<Entry>], name: &str) -> Option<&'a Arc<Entry>> {
+    let is_given = |entry: &&Arc<Entry>| entry.configured.iter().any(|known| known == name);
+    let calls_itself = |entry: &&Arc<Entry>| entry.names().iter().any(|known| known == name);
+    entries.iter().find(is_given).or_else(|| {
+        let mut found = entries.iter().filter(calls_itself);
+        found.next().filter(|_| found.next().is_none())
+    })
+}
+
+fn names_in(entries: &[Arc<Entry>], entry: &Arc<Entry>) -> Vec<String> {
+    let is_its = |name: &String| called(entries, name).is_some_and(|it| Arc::ptr_eq(it, entry));
+    entry.names().into_iter().filter(is_its).collect()
 }
 
 impl Entry {
@@ -201,7 +220,7 @@ impl Entry {
         self.now().model
     }
 
-    /// What clients may call it.
+    /// What it calls itself; where others do so too, see [`Models::names_of`].
     pub fn names(&self) -> Vec<String> {
         self.model()
             .map_or_else(|| self.configured.clone(), |model| model.names.clone())
@@ -210,14 +229,6 @@ impl Entry {
     /// The name that responses carry.
     pub fn name(&self) -> String {
         self.names().first().cloned().unwrap_or_default()
-    }
-
-    fn is_called(&self, name: &str) -> bool {
-        let is_it = |known: &String| known == name;
-        self.configured.iter().any(is_it)
-            || self
-                .model()
-                .is_some_and(|model| model.names.iter().any(is_it))
     }
 
     /// The model, if it can take requests now.

@@ -9,6 +9,7 @@ use super::error::ApiError;
 use super::fields::Fields;
 use super::sampling_fields::{MAX_CHOICES, token_ids};
 use super::state::{Limits, ServedModel};
+use super::turn::in_turn;
 use crate::errors::Code;
 use crate::text::Tokenizer;
 
@@ -81,17 +82,11 @@ pub async fn encode(
     let encoded = if text.len() <= INLINE_BYTES {
         tokenizer.encode(&text, add_special)
     } else {
-        let turn = LONG_TEXTS
-            .acquire()
-            .await
-            .map_err(|error| ApiError::internal(format!("tokenizing did not start: {error}")))?;
         let tokenizer = Arc::clone(tokenizer);
-        let encoding = tokio::task::spawn_blocking(move || tokenizer.encode(&text, add_special));
-        let encoded = encoding
-            .await
-            .map_err(|error| ApiError::internal(format!("tokenizing did not finish: {error}")))?;
-        drop(turn);
-        encoded
+        in_turn(&LONG_TEXTS, "tokenizing", move || {
+            tokenizer.encode(&text, add_special)
+        })
+        .await?
     };
     encoded.map_err(|error| ApiError::invalid(param, error.to_string()))
 }

@@ -16,7 +16,8 @@ use super::models::{Entry, ModelState};
 use super::state::{AppState, ServedModel};
 use crate::errors::Code;
 
-/// 200 when requests are served; 503 while loading, when stopping, or when an engine failed.
+/// 200 when requests are served: of several models, by one at least, and by none badly. 503 while
+/// loading, when stopping, when an engine failed, and when every model sleeps or is gone.
 pub async fn health(State(state): State<Arc<AppState>>) -> Result<Json<Value>, ApiError> {
     state.check_started()?;
     let entries = state.models.list();
@@ -35,6 +36,10 @@ pub async fn health(State(state): State<Arc<AppState>>) -> Result<Json<Value>, A
             ));
         }
     }
+    if entries.iter().all(|entry| entry.serving().is_err()) {
+        let first = entries.first();
+        return Err(first.map_or_else(ApiError::loading, |entry| entry.unavailable()));
+    }
     if entries.len() == 1 {
         return Ok(Json(json!({"status": "ok"})));
     }
@@ -45,15 +50,17 @@ pub async fn health(State(state): State<Arc<AppState>>) -> Result<Json<Value>, A
     Ok(Json(json!({"status": "ok", "models": states})))
 }
 
-/// Prometheus text format.
-pub async fn metrics(State(state): State<Arc<AppState>>) -> Result<Response, ApiError> {
-    let mut texts: Vec<String> = loaded(&state)?
+/// Prometheus text format. The process has its part at all times, a model while it is loaded.
+pub async fn metrics(State(state): State<Arc<AppState>>) -> Response {
+    let mut texts: Vec<String> = state
+        .models
+        .loaded()
         .iter()
         .map(|model| model.engine.metrics().render())
         .collect();
     texts.push(state.traffic.render());
     let kind = "text/plain; version=0.0.4; charset=utf-8";
-    Ok(([(header::CONTENT_TYPE, kind)], exposition::merge(&texts)).into_response())
+    ([(header::CONTENT_TYPE, kind)], exposition::merge(&texts)).into_response()
 }
 
 /// The model's own object; with several, `models` holds theirs, and the rest is the first one's.
@@ -80,13 +87,13 @@ pub async fn server_info(State(state): State<Arc<AppState>>) -> Result<Json<Valu
 
 pub async fn models(State(state): State<Arc<AppState>>) -> Result<Json<Value>, ApiError> {
     loaded(&state)?;
-    let data: Vec<Value> = state
-        .models
-        .list()
+    let entries = state.models.list();
+    let data: Vec<Value> = entries
         .iter()
         .filter_map(|entry| Some((entry, entry.model()?)))
         .flat_map(|(entry, model)| {
-            let cards = model.names.iter().map(|name| card(entry, &model, name));
+            let names = state.models.names_of(entry).into_iter();
+            let cards = names.map(|name| card(entry, &model, &name));
             cards.collect::<Vec<_>>()
         })
         .collect();

@@ -10,6 +10,7 @@ use tokio::sync::Semaphore;
 use super::error::ApiError;
 use super::fields::{Fields, kind_of, show};
 use super::state::ServedModel;
+use super::turn::in_turn;
 use crate::errors::Code;
 use crate::structured::{Constraint, Grammar, Preamble, StructuredError};
 
@@ -195,19 +196,11 @@ pub async fn compile(
     let Some(Asked { constraint, param }) = asked else {
         return Ok(None);
     };
-    let internal = |error: &dyn std::fmt::Display| {
-        ApiError::internal(format!("the grammar was not compiled: {error}"))
-    };
-    let turn = COMPILING
-        .acquire()
-        .await
-        .map_err(|error| internal(&error))?;
     let grammars = std::sync::Arc::clone(&model.grammars);
-    let compiled =
-        tokio::task::spawn_blocking(move || grammars.compile(&constraint, preamble)).await;
-    drop(turn);
-    let compiled = compiled.map_err(|error| internal(&error))?;
-    match compiled {
+    let compiled = in_turn(&COMPILING, "compiling the grammar", move || {
+        grammars.compile(&constraint, preamble)
+    });
+    match compiled.await? {
         Ok(grammar) => Ok(Some(grammar)),
         Err(error) => {
             let message = format!("{param}: {error}");

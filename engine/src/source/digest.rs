@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 use std::fs::File;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
@@ -138,8 +138,14 @@ fn keep(beside: &PathBuf, line: &str) {
             Ok(())
         },
     );
-    if let Err(error) = written {
-        tracing::debug!(file = %beside.display(), %error, "digest not kept");
+    let Err(error) = written else { return };
+    let file = beside.display();
+    match error.kind() {
+        // Models are often where nobody may write.
+        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
+            tracing::debug!(%file, %error, "digest not kept");
+        }
+        _ => tracing::warn!(%file, %error, "digest not kept; the next start computes it again"),
     }
 }
 

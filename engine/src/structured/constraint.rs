@@ -1,6 +1,7 @@
 //! What an output has to be, in the terms of the API, and as a grammar.
 
 use llguidance::api::{GrammarWithLexer, TopLevelGrammar};
+use serde::Serialize;
 use serde_json::{Value, json};
 
 /// Why a constraint is refused; the message names the value and the limit.
@@ -23,7 +24,7 @@ pub enum StructuredError {
 }
 
 /// The form of an output.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub enum Constraint {
     /// Any JSON object.
     JsonObject,
@@ -42,7 +43,7 @@ pub enum Constraint {
 }
 
 /// What may come before the part that the constraint is about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub enum Preamble {
     #[default]
     Nothing,

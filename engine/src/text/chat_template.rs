@@ -5,36 +5,37 @@
 //! `tojson` (Python's `json.dumps`), same whitespace rules (`trim_blocks`, `lstrip_blocks`).
 //! Behaviour: `apply_chat_template` in transformers' `chat_template_utils.py`.
 //!
-//! A template is the checkpoint's code, run under limits: instructions (fuel), output bytes, and
-//! the size of any text it emits; a namespace that might contain itself is refused. Not limited
-//! are the memory of a single `~` or `+` expression, and how deep a loop may nest lists; templates
-//! come from the checkpoint that the operator chose, never from a request.
+//! A template is the checkpoint's code, compiled and run under limits: its bytes, the
+//! tokens of a tag, instructions (fuel), output bytes, and the size of any text it emits; a namespace that might contain itself is
+//! refused. What it nests within these limits has a stack that is large enough (`deep_stack`). Not
+//! limited is the memory of a single `~` or `+` expression; templates come from the checkpoint that
+//! the operator chose, never from a request.
 //!
 //! Deliberately absent: `documents` (always none), the assistant-token mask that
-//! `{% generation %}` marks (the tags are accepted and do nothing), local time (UTC), and
-//! Python's escapes for unprintable characters in lists that are printed as they are.
+//! `{% generation %}` marks (the tags are accepted and do nothing), local time (UTC), Python's
+//! escapes for unprintable characters in lists that are printed as they are, and `debug` and
+//! `pprint`, which take time and memory that no limit counts.
 
+mod compile;
+mod deep_stack;
 mod namespaces;
 
 use std::io;
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
 
-use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, ValueKind};
-use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value, escape_formatter};
+use minijinja::{Environment, Error, ErrorKind, Value};
 use serde_json::{Map, Value as Json};
 
-use self::namespaces::shared_namespace;
+use self::compile::compile;
+use self::deep_stack::with_deep_stack;
 use super::TextError;
 use super::gguf_metadata::GgufMetadata;
 use super::gguf_vocabulary;
-use super::python_format::{JsonStyle, json_dumps, strftime};
 use super::tokenizer::{read_json, special_texts};
 use super::tool_calls::ToolCallFormat;
 
 /// Instructions of one rendering; Qwen3's template takes about a hundred a message.
-const FUEL: u64 = 20_000_000;
+const FUEL: u64 = 1_000_000;
 const MAX_OUTPUT_BYTES: usize = 16 << 20;
 
 const DEFAULT: &str = "default";
@@ -136,32 +137,18 @@ impl ChatTemplate {
             };
         };
         let tool_use = find(TOOL_USE);
-        let mut shared = [Some(default), tool_use].into_iter().flatten();
-        if let Some(name) = shared.find_map(|source| shared_namespace(source)) {
-            let message = format!(
-                "{name} is used as a value; a namespace's name must be followed by an attribute, \
-                 since one that contains itself could never be printed"
-            );
-            return Self {
-                state: State::Broken { message },
-                tool_calls: None,
-                special_texts,
-            };
-        }
-        let state = environment()
-            .and_then(|mut environment| {
-                environment.add_template_owned(DEFAULT, without_generation_tags(default))?;
-                if let Some(source) = tool_use {
-                    environment.add_template_owned(TOOL_USE, without_generation_tags(source))?;
-                }
-                Ok(State::Ready {
-                    environment: Box::new(environment),
-                    has_tool_use: tool_use.is_some(),
-                })
-            })
-            .unwrap_or_else(|error| State::Broken {
-                message: describe(&error),
-            });
+        let mut named = vec![(DEFAULT, default.as_str())];
+        named.extend(tool_use.map(|source| (TOOL_USE, source.as_str())));
+        let compiled = with_deep_stack(|| compile(&named).map_err(|error| describe(&error)));
+        let compiled = compiled
+            .unwrap_or_else(|error| Err(format!("there is no thread to compile it: {error}")));
+        let state = match compiled {
+            Ok(environment) => State::Ready {
+                environment: Box::new(environment),
+                has_tool_use: tool_use.is_some(),
+            },
+            Err(message) => State::Broken { message },
+        };
         Self {
             state,
             tool_calls: ToolCallFormat::of_template(tool_use.unwrap_or(default)),
@@ -199,6 +186,20 @@ impl ChatTemplate {
         } else {
             DEFAULT
         };
+        // All values end there, too.
+        with_deep_stack(|| self.render_named(environment, name, input)).unwrap_or_else(|error| {
+            Err(TextError::Template {
+                message: format!("there is no thread to render it: {error}"),
+            })
+        })
+    }
+
+    fn render_named(
+        &self,
+        environment: &Environment<'_>,
+        name: &str,
+        input: &ChatInput<'_>,
+    ) -> Result<String, TextError> {
         let template = environment
             .get_template(name)
             .map_err(|e| template_error(&e))?;
@@ -279,106 +280,6 @@ fn to_value(json: &Json) -> Value {
                 .map(|(key, json)| (key.as_str(), to_value(json))),
         ),
     }
-}
-
-fn environment() -> Result<Environment<'static>, Error> {
-    let mut environment = Environment::new();
-    environment.set_syntax(
-        SyntaxConfig::builder()
-            .trim_blocks(true)
-            .lstrip_blocks(true)
-            .build()?,
-    );
-    environment.set_auto_escape_callback(|_| AutoEscape::None);
-    environment.set_debug(false);
-    environment.set_fuel(Some(FUEL));
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-    // Also called for what `{% set %}` blocks and macros capture, which the output never sees.
-    environment.set_formatter(|out, state, value| {
-        if value
-            .as_str()
-            .is_some_and(|text| text.len() > MAX_OUTPUT_BYTES)
-        {
-            return Err(Error::from(ErrorKind::WriteFailure).with_source(OverLimit));
-        }
-        escape_formatter(out, state, value)
-    });
-    environment.add_filter("tojson", tojson);
-    environment.add_function(
-        "raise_exception",
-        |message: String| -> Result<Value, Error> {
-            Err(Error::new(ErrorKind::InvalidOperation, message.clone())
-                .with_source(Refusal(message)))
-        },
-    );
-    environment.add_function("strftime_now", |format: &str| -> String {
-        let since = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
-        strftime(format, since.as_secs() as i64)
-    });
-    Ok(environment)
-}
-
-/// transformers' `tojson(x, ensure_ascii=False, indent=None, separators=None, sort_keys=False)`.
-fn tojson(
-    value: &Value,
-    ensure_ascii: Option<Value>,
-    indent: Option<Value>,
-    separators: Option<Value>,
-    named: Kwargs,
-) -> Result<Value, Error> {
-    let pick = |positional: Option<Value>, name: &str| match positional {
-        Some(value) => Ok(Some(value)),
-        None => named.get::<Option<Value>>(name),
-    };
-    let ensure_ascii = pick(ensure_ascii, "ensure_ascii")?;
-    let indent = pick(indent, "indent")?;
-    let separators = pick(separators, "separators")?;
-    let sort_keys = named.get::<Option<Value>>("sort_keys")?;
-    named.assert_all_used()?;
-
-    let mut style = JsonStyle {
-        ensure_ascii: ensure_ascii.is_some_and(|v| v.is_true()),
-        sort_keys: sort_keys.is_some_and(|v| v.is_true()),
-        ..JsonStyle::default()
-    };
-    if let Some(indent) = indent.filter(|v| !v.is_none()) {
-        style.indent = Some(match indent.kind() {
-            ValueKind::String => indent.to_string(),
-            ValueKind::Bool => " ".repeat(usize::from(indent.is_true())),
-            _ => " ".repeat(i64::try_from(indent)?.clamp(0, 64) as usize),
-        });
-        ",".clone_into(&mut style.item_separator);
-    }
-    if let Some(separators) = separators.filter(|v| !v.is_none()) {
-        style.item_separator = separators.get_item_by_index(0)?.to_string();
-        style.key_separator = separators.get_item_by_index(1)?.to_string();
-    }
-    json_dumps(value, &style).map(Value::from)
-}
-
-/// `{% generation %}` … `{% endgeneration %}` become a condition that holds, with the same
-/// whitespace control.
-fn without_generation_tags(source: &str) -> String {
-    let mut out = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(start) = rest.find("{%") {
-        let (before, tag) = rest.split_at(start);
-        out.push_str(before);
-        let n_tag = tag.find("%}").map_or(tag.len(), |end| end + 2);
-        let (tag, after) = tag.split_at(n_tag);
-        let inner = tag.trim_start_matches("{%").trim_end_matches("%}");
-        let name = inner.trim_matches(['-', '+']).trim();
-        match name {
-            "generation" => out.push_str(&tag.replacen(name, "if true", 1)),
-            "endgeneration" => out.push_str(&tag.replacen(name, "endif", 1)),
-            _ => out.push_str(tag),
-        }
-        rest = after;
-    }
-    out.push_str(rest);
-    out
 }
 
 #[derive(Debug, thiserror::Error)]

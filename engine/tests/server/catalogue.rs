@@ -121,9 +121,20 @@ fn failed_starts_name_their_code() {
     let broken = broken.display().to_string();
     let taken = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a port");
     let port = taken.local_addr().expect("bound").port().to_string();
-    let cases: [(&[&str], Code); 4] = [
+    let cases: [(&[&str], Code); 5] = [
         (&["--mem-fraction-static", "2"], Code::BadFlag),
         (&["--model-path", "synthetic:no-such"], Code::ModelName),
+        (
+            &[
+                "--model-path",
+                "synthetic:tiny-qwen3",
+                "--device",
+                "cpu",
+                "--context-length",
+                "10000000",
+            ],
+            Code::ContextLength,
+        ),
         (
             &["--model-path", &broken, "--device", "cpu"],
             Code::ModelConfig,
@@ -140,7 +151,12 @@ fn failed_starts_name_their_code() {
             .output()
             .expect("the program runs");
         let message = String::from_utf8_lossy(&output.stderr);
-        assert!(!output.status.success(), "{arguments:?}");
+        let exit_code = if code.is_usage() { 2 } else { 1 };
+        assert_eq!(
+            output.status.code(),
+            Some(exit_code),
+            "{arguments:?}: {message}"
+        );
         assert!(
             message.contains(&format!("error[{code}]: ")),
             "{arguments:?}: {message}"

@@ -15,12 +15,16 @@ const PATH: &str = "/v1/completions";
 async fn not_ready_until_the_model_is_there() {
     let config = TestConfig::default();
     let server = TestServer::start_unloaded(config.http.clone()).await;
-    for path in ["/health", "/v1/models", "/server_info", "/metrics"] {
+    for path in ["/health", "/v1/models", "/server_info"] {
         let answer = server.get(path).await;
         assert_eq!(answer.status, 503, "{path}");
         assert_eq!(answer.json()["error"]["type"], "service_unavailable_error");
     }
     assert_eq!(server.post(PATH, json!({"prompt": "x"})).await.status, 503);
+    // The process is there, and what it refuses is counted.
+    assert!(server.metric("process_start_time_seconds").await > 0.0);
+    let refused = "engine_http_errors_total{code=\"model_loading\"}";
+    assert!((server.metric(refused).await - 4.0).abs() < 0.5);
     assert!(server.state.set_model(model(config)).is_ok());
     assert_eq!(server.get("/health").await.status, 200);
     assert_eq!(
@@ -85,6 +89,8 @@ async fn a_streamed_answer_ends_with_its_error() {
     assert_eq!(chunks.len(), 3);
     assert_eq!(chunks[1]["choices"][0]["text"], "k");
     assert_eq!(chunks[2]["error"]["type"], "server_error");
+    let counted = "engine_http_errors_total{code=\"step_failed\"}";
+    assert!((server.metric(counted).await - 1.0).abs() < 0.5);
 }
 
 #[tokio::test]

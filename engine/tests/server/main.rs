@@ -7,6 +7,7 @@ mod chat;
 mod client;
 mod command_line;
 mod completions;
+mod disk_full;
 mod faults;
 mod fixture;
 mod flags;

@@ -11,7 +11,7 @@ use engine::weights::fixture::FolderFormat;
 use serde_json::{Value, json};
 
 use crate::client::{self, Answer};
-use crate::fixture::{TestConfig, TestServer, model_of_many};
+use crate::fixture::{TestConfig, TestServer, model, model_of_many};
 use crate::flags::model::Model;
 use crate::program::Program;
 
@@ -109,6 +109,75 @@ async fn requests_go_to_the_model_that_they_name() {
         "{}",
         unnamed.text()
     );
+}
+
+/// Each model has a short name beside the one it was given, and these meet.
+#[tokio::test]
+async fn a_given_name_goes_before_a_short_one_and_a_short_one_of_two_is_nobodys() {
+    let server = TestServer::start_unloaded(TestConfig::default().http).await;
+    let turns = Arc::new(Turns::default());
+    let models: [(&'static [&'static str], &str); 4] = [
+        (&["org/b", "b"], "1"),
+        (&["b"], "2"),
+        (&["org/c", "c", "d"], "3"),
+        (&["other/c", "c"], "4"),
+    ];
+    for (names, text) in models {
+        let turns = Arc::clone(&turns);
+        let load: Load =
+            Box::new(move || Ok(model_of_many(TestConfig::saying(text), names, &turns)));
+        let entry = Entry::new(vec![names[0].to_owned()], load);
+        let entry = server.state.models.add(entry).expect("given names differ");
+        entry.load().expect("loaded");
+    }
+    server.state.set_started();
+    for (name, text) in [
+        ("org/b", "1"),
+        ("b", "2"),
+        ("org/c", "3"),
+        ("d", "3"),
+        ("other/c", "4"),
+    ] {
+        let body = json!({"model": name, "prompt": "x", "max_tokens": 1});
+        let answer = server.ok(PATH, body).await;
+        assert_eq!(answer["choices"][0]["text"], text, "{name}");
+    }
+    let body = json!({"model": "c", "prompt": "x"});
+    let refused = server.post(PATH, body).await;
+    assert_eq!(code(&refused), "model_not_found", "two call themselves c");
+    let known = ["org/b", "b", "org/c", "d", "other/c"];
+    let text = format!("this server has: {}", known.join(", "));
+    assert!(refused.text().contains(&text), "{}", refused.text());
+    let listed = server.get("/v1/models").await.json();
+    let ids = listed["data"].as_array().expect("a list").iter();
+    assert!(ids.map(|card| &card["id"]).eq(known), "{listed}");
+}
+
+#[tokio::test]
+async fn health_is_that_of_the_only_model_and_of_several_one_has_to_serve() {
+    let mut http = TestConfig::default().http;
+    http.admin_api_key = Some(ADMIN_KEY.to_owned());
+    let server = TestServer::start_unloaded(http).await;
+    assert!(server.state.set_model(model(TestConfig::default())).is_ok());
+    assert_eq!(server.get("/health").await.status, 200);
+    for (action, expected) in [
+        ("sleep", "model_asleep"),
+        ("unload", "model_unloaded"),
+        ("load", "model_failed"),
+    ] {
+        admin(&server, action, json!({"model": "mock"})).await;
+        let health = server.get("/health").await;
+        assert_eq!((health.status, code(&health).as_str()), (503, expected));
+    }
+    let server = two_models(TestConfig::saying("a"), TestConfig::saying("b")).await;
+    for (name, status) in [("a", 200), ("b", 503)] {
+        let slept = admin(&server, "sleep", json!({"model": name})).await;
+        assert_eq!(slept.status, 200, "{}", slept.text());
+        let health = server.get("/health").await;
+        assert_eq!(health.status, status, "{}", health.text());
+    }
+    admin(&server, "wake", json!({"model": "b"})).await;
+    assert_eq!(server.get("/health").await.status, 200);
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! The program itself, started with a launch line.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -18,8 +19,20 @@ pub struct Program {
 impl Program {
     /// `engine serve` with a launch line, from the moment on that it answers.
     pub async fn start(line: &str, environment: &[(&str, String)]) -> Self {
+        let command = Command::new(env!("CARGO_BIN_EXE_engine"));
+        Self::spawn(command, line, environment, None).await
+    }
+
+    /// `command` is the program, or what becomes it. Where its standard error has another place,
+    /// [`Self::log`] has nothing.
+    pub async fn spawn(
+        mut command: Command,
+        line: &str,
+        environment: &[(&str, String)],
+        stderr: Option<Stdio>,
+    ) -> Self {
         let log = tempfile::tempdir().expect("a folder");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_engine"));
+        let file = File::create(log_file(&log)).expect("a file");
         command
             .arg("serve")
             .args(line.split_whitespace())
@@ -27,7 +40,7 @@ impl Program {
             .env_remove("RUST_LOG")
             .envs(environment.iter().map(|(name, value)| (name, value)))
             .stdout(Stdio::piped())
-            .stderr(std::fs::File::create(log_file(&log)).expect("a file"));
+            .stderr(stderr.unwrap_or_else(|| file.into()));
         let mut child = command.spawn().expect("the program starts");
         let mut stdout = BufReader::new(child.stdout.take().expect("piped"));
         let mut program = Self {

@@ -126,6 +126,26 @@ async fn what_is_not_deterministic_or_not_the_same_is_computed() {
     }
 }
 
+/// Two servers that differ in the output that a request has where it does not say, and one cache.
+#[tokio::test]
+async fn answers_of_another_length_are_not_shared() {
+    let redis = RedisServer::start().await;
+    let line = format!("--result-cache {}", redis.url());
+    let body = json!({"prompt": "x", "temperature": 0});
+    for max_output_tokens in [None, Some(5)] {
+        let mut config = TestConfig::default();
+        config.http.max_output_tokens = max_output_tokens;
+        let server = server(&line, config).await;
+        let answer = server.post(PATH, body.clone()).await;
+        assert_eq!(word(&answer), Some("miss"), "{max_output_tokens:?}");
+        assert_eq!(
+            answer.json()["usage"]["completion_tokens"],
+            max_output_tokens.unwrap_or(16)
+        );
+        hit(&server, PATH, &body).await;
+    }
+}
+
 #[tokio::test]
 async fn a_failed_answer_is_not_kept() {
     let mut config = TestConfig::default();

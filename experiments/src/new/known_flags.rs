@@ -65,10 +65,8 @@ mod tests {
         let known = known_flags(&root).expect("a table");
         refuse_unknown(&known, ["schedule-policy", "torch-compile-max-bs"]).expect("known");
         let error = refuse_unknown(&known, ["shedule-policy"]).expect_err("a typo");
-        assert!(
-            error
-                .to_string()
-                .contains("`--shedule-policy`; it has: admin-api-key, allow-auto-truncate")
-        );
+        assert!(error.to_string().contains(
+            "`--shedule-policy`; it has: admin-api-key, admin-api-key-file, allow-auto-truncate"
+        ));
     }
 }

@@ -5,27 +5,29 @@
 //! value (printing, `tojson`, a comparison) never ends and takes the process's stack with it,
 //! which no fuel counts. So a namespace must be made by `{% set name = namespace(…) %}`, and its
 //! name used for its attributes alone; that is all that the templates of published models do.
-//! Deliberately absent: following where a value goes.
+//! The tokens are minijinja's own: a reader that took a string or the end of a tag for something
+//! else would be led past what is compiled. Deliberately absent: following where a value goes.
+
+use minijinja::machinery::Token;
 
 /// What a template may not do with a namespace, if it does: the name at fault.
-pub fn shared_namespace(source: &str) -> Option<String> {
-    let tokens = tokens(source);
+pub fn shared_namespace(tokens: &[Token<'_>]) -> Option<String> {
     let at = |i: usize| tokens.get(i);
-    let before = |i: usize, back: usize| i.checked_sub(back).and_then(|i| tokens.get(i));
-    let is_word = |token: Option<&Token>, text: &str| matches!(token, Some(Token::Word(word)) if word == text);
-    let is_mark = |token: Option<&Token>, mark: char| matches!(token, Some(Token::Mark(found)) if *found == mark);
+    let before = |i: usize, back: usize| i.checked_sub(back).and_then(at);
+    let is_word = |token: Option<&Token<'_>>, text: &str| matches!(token, Some(Token::Ident(word)) if *word == text);
+    let is_attribute = |i: usize| matches!(before(i, 1), Some(Token::Dot));
     // `name=`: a target or an argument's label, not a value.
-    let is_label = |i: usize| is_mark(at(i + 1), '=') && !is_mark(at(i + 2), '=');
+    let is_label = |i: usize| matches!(at(i + 1), Some(Token::Assign));
     let mut names: Vec<&str> = Vec::new();
     for i in 0..tokens.len() {
-        if !is_word(at(i), "namespace") || is_mark(before(i, 1), '.') || is_label(i) {
+        if !is_word(at(i), "namespace") || is_attribute(i) || is_label(i) {
             continue;
         }
         match before(i, 2) {
-            Some(Token::Word(name))
-                if is_mark(before(i, 1), '=')
+            Some(Token::Ident(name))
+                if matches!(before(i, 1), Some(Token::Assign))
                     && is_word(before(i, 3), "set")
-                    && is_mark(at(i + 1), '(') =>
+                    && matches!(at(i + 1), Some(Token::ParenOpen)) =>
             {
                 names.push(name);
             }
@@ -33,97 +35,29 @@ pub fn shared_namespace(source: &str) -> Option<String> {
         }
     }
     tokens.iter().enumerate().find_map(|(i, token)| {
-        let Token::Word(word) = token else {
+        let Token::Ident(word) = token else {
             return None;
         };
-        let is_value = names.contains(&word.as_str())
-            && !is_mark(before(i, 1), '.')
-            && !is_mark(at(i + 1), '.')
-            && !is_mark(at(i + 1), '[')
-            && !is_label(i);
-        is_value.then(|| word.clone())
+        let is_value = names.contains(word)
+            && !is_attribute(i)
+            && !is_label(i)
+            && !matches!(at(i + 1), Some(Token::Dot | Token::BracketOpen));
+        is_value.then(|| (*word).to_owned())
     })
-}
-
-#[derive(Debug, PartialEq)]
-enum Token {
-    Word(String),
-    /// Any other character but white space; a quotation mark for a whole string, and a line feed
-    /// where a tag ends.
-    Mark(char),
-}
-
-/// What is between `{{` or `{%` and its end.
-fn tokens(source: &str) -> Vec<Token> {
-    let mut tokens = Vec::new();
-    let mut rest = source;
-    while let Some(start) = rest.find('{') {
-        let tag = &rest[start..];
-        let end = match tag.as_bytes().get(1) {
-            Some(b'{') => "}}",
-            Some(b'%') => "%}",
-            Some(b'#') => {
-                rest = tag.find("#}").map_or("", |end| &tag[end + 2..]);
-                continue;
-            }
-            _ => {
-                rest = &tag[1..];
-                continue;
-            }
-        };
-        rest = code(&tag[2..], end, &mut tokens);
-        tokens.push(Token::Mark('\n'));
-    }
-    tokens
-}
-
-/// Reads one tag; returns what is behind it.
-fn code<'a>(source: &'a str, end: &str, tokens: &mut Vec<Token>) -> &'a str {
-    let mut rest = source;
-    loop {
-        let Some(first) = rest.chars().next() else {
-            return rest;
-        };
-        if let Some(behind) = rest.strip_prefix(end) {
-            return behind;
-        }
-        let n_word = rest
-            .find(|c: char| !c.is_alphanumeric() && c != '_')
-            .unwrap_or(rest.len());
-        let n_taken = if n_word > 0 {
-            tokens.push(Token::Word(rest[..n_word].to_owned()));
-            n_word
-        } else if first == '"' || first == '\'' {
-            tokens.push(Token::Mark(first));
-            n_string(rest, first)
-        } else {
-            if !first.is_whitespace() {
-                tokens.push(Token::Mark(first));
-            }
-            first.len_utf8()
-        };
-        rest = &rest[n_taken..];
-    }
-}
-
-/// Bytes of the string at the start, its quotation marks included.
-fn n_string(source: &str, quote: char) -> usize {
-    let mut is_escaped = false;
-    for (i, character) in source.char_indices().skip(1) {
-        if is_escaped {
-            is_escaped = false;
-        } else if character == '\\' {
-            is_escaped = true;
-        } else if character == quote {
-            return i + 1;
-        }
-    }
-    source.len()
 }
 
 #[cfg(test)]
 mod tests {
+    use minijinja::machinery::tokenize;
+    use minijinja::syntax::SyntaxConfig;
+
     use super::*;
+
+    fn shared(source: &str) -> Option<String> {
+        let tokens = tokenize(source, false, SyntaxConfig::default());
+        let tokens: Result<Vec<_>, _> = tokens.map(|token| token.map(|(token, _)| token)).collect();
+        shared_namespace(&tokens.expect("tokens"))
+    }
 
     #[test]
     fn attributes_of_a_namespace_are_free() {
@@ -132,8 +66,9 @@ mod tests {
             "{%- set ns=namespace(found=false)-%}{% if not ns.found %}{{ f(ns=1) }}{{ x.ns }}{% endif %}",
             "namespace {{ 'namespace(' ~ \"it's ns\" }}{% set namespace = 3 %}",
             "{% set ns = namespace() %}{{ 'a\\'ns' }}{ ns }",
+            "{% set ns = namespace() %}{% raw %}{{ ns }}{% endraw %}",
         ] {
-            assert_eq!(shared_namespace(source), None, "{source}");
+            assert_eq!(shared(source), None, "{source}");
         }
     }
 
@@ -156,8 +91,21 @@ mod tests {
                 "namespace",
             ),
             ("{{ namespace() }}", "namespace"),
+            // What looks like a string that goes on, and like the end of a tag.
+            (
+                "{% raw %}{{ '{% endraw %}{% set ns = namespace() %}{% set ns.a = [ns] %}{{ ns.a }}",
+                "ns",
+            ),
+            (
+                "{% set ns = namespace() %}{% set ns.a = [{'b': {}}, ns] %}{{ {'c': {'d': 1}} }}",
+                "ns",
+            ),
+            (
+                "{% set ns = namespace() %}{{ [{'b': {'c': 1}}, ns] }}",
+                "ns",
+            ),
         ] {
-            assert_eq!(shared_namespace(source).as_deref(), Some(name), "{source}");
+            assert_eq!(shared(source).as_deref(), Some(name), "{source}");
         }
     }
 }

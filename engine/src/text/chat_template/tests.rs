@@ -141,8 +141,130 @@ fn hostile_templates_run_into_limits() {
     ));
     let macros = "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}";
     assert!(matches!(limit(macros), TextError::Template { .. }));
-    let nested = format!("{{{{ {}1{} }}}}", "(".repeat(5000), ")".repeat(5000));
-    assert!(matches!(limit(&nested), TextError::Template { .. }));
+}
+
+/// Whatever nests, `n` times: within a tag, and by tags.
+fn nested(n: usize) -> (Vec<String>, Vec<String>) {
+    let repeated = |text: &str| text.repeat(n);
+    let of_one_tag = [
+        ("{{ ", "[", "", "]", " }}"),
+        ("{{ ", "(", "1", ")", " }}"),
+        ("{{ ", "{1:", "1", "}", " }}"),
+        ("{% set ", "(", "a", ")", " = 1 %}"),
+        ("{{ ", "not ", "x", "", " }}"),
+        ("{{ ", "-", "x", "", " }}"),
+        ("{{ x", "|list", "", "", " }}"),
+        ("{% filter upper", "|upper", "", "", " %}x{% endfilter %}"),
+        ("{{ x", ".a", "", "", " }}"),
+        ("{{ x", "[0]", "", "", " }}"),
+        ("{{ x", "()", "", "", " }}"),
+        ("{{ x", "+x", "", "", " }}"),
+        ("{{ x", " or x", "", "", " }}"),
+        ("{{ x", " is string", "", "", " }}"),
+        ("{{ x", " if x else x", "", "", " }}"),
+    ];
+    let of_many_tags = [
+        ("", "{% if x %}", "", "{% endif %}", ""),
+        ("", "{% for a in [1] %}", "", "{% endfor %}", ""),
+        ("{% if x %}", "{% elif x %}", "", "", "{% endif %}"),
+        ("{% set x = [] %}", "{% set x = [x] %}", "", "", "{{ x }}"),
+    ];
+    let write = |(before, open, inner, close, behind): &(&str, &str, &str, &str, &str)| {
+        format!(
+            "{before}{}{inner}{}{behind}",
+            repeated(open),
+            repeated(close)
+        )
+    };
+    (
+        of_one_tag.iter().map(write).collect(),
+        of_many_tags.iter().map(write).collect(),
+    )
+}
+
+#[test]
+fn what_is_too_long_to_nest_safely_is_refused_before_it_is_parsed() {
+    let (of_one_tag, of_many_tags) = nested(90_000);
+    for source in of_one_tag.iter().chain(&of_many_tags) {
+        let message = template(source).render(&input(&[])).unwrap_err();
+        let message = message.to_string();
+        let says = |n: &str, limit: usize| {
+            message.contains(n) && message.contains(&format!("the limit is {limit}"))
+        };
+        assert!(
+            says(&source.len().to_string(), compile::MAX_SOURCE_BYTES)
+                || says("tokens", compile::MAX_TAG_TOKENS),
+            "{source:.20}…: {message}"
+        );
+    }
+    let (of_one_tag, _) = nested(compile::MAX_TAG_TOKENS);
+    for source in of_one_tag {
+        let message = template(&source).render(&input(&[])).unwrap_err();
+        let message = message.to_string();
+        let limit = format!("tokens, the limit is {}", compile::MAX_TAG_TOKENS);
+        assert!(message.contains(&limit), "{source:.20}…: {message}");
+    }
+}
+
+/// A test that fails here ends the process.
+#[test]
+fn what_nests_as_deep_as_a_template_may_ends_in_a_text_or_an_error() {
+    let render = |source: &str| template(source).render(&input(&[]));
+    let is_refused = |outcome: &Result<String, TextError>| {
+        let message = outcome.as_ref().err().map(ToString::to_string);
+        message.is_some_and(|message| message.contains("the limit is"))
+    };
+    let mut n_rendered = 0;
+    for (i, one) in nested(1).0.iter().enumerate() {
+        // By the number of tokens that are repeated.
+        let deepest = [4090, 2040, 1360, 1020, 810].map(|n| nested(n).0.swap_remove(i));
+        let mut outcomes = deepest.iter().map(|source| render(source));
+        let outcome = outcomes.find(|outcome| !is_refused(outcome));
+        n_rendered += usize::from(outcome.unwrap_or_else(|| panic!("{one}: refused")).is_ok());
+    }
+    for (i, (one, two)) in nested(1).1.iter().zip(nested(2).1).enumerate() {
+        let n = (compile::MAX_SOURCE_BYTES - 64) / (two.len() - one.len());
+        let outcome = render(&nested(n).1[i]);
+        assert!(!is_refused(&outcome), "{one}: refused");
+        n_rendered += usize::from(outcome.is_ok());
+    }
+    assert!(n_rendered > 5, "{n_rendered}");
+}
+
+/// Lists of lists as deep as the instructions allow, and what walks over them.
+#[test]
+fn values_nested_as_deep_as_the_fuel_allows_have_stack_enough() {
+    let (opened, closed) = ("[".repeat(60), "]".repeat(60));
+    let wrap = |name: &str| format!("{{% set ns.{name} = {opened}ns.{name}{closed} %}}");
+    let looped = |body: &str, n: usize| format!("{{% for i in range({n}) %}}{body}{{% endfor %}}");
+    let start = "{% set ns = namespace(x=[], y=[]) %}";
+    let one = format!("{start}{}", looped(&wrap("x"), 14_000));
+    let two = format!("{start}{}", looped(&(wrap("x") + &wrap("y")), 7_000));
+    let n_levels = 14_000 * 60 + 1;
+    let printed = "[".repeat(n_levels) + &"]".repeat(n_levels);
+    for (nests, walks, expected) in [
+        (&one, "{{ ns.x }}", printed.as_str()),
+        (&one, "{{ ns.x | string | length }}", "1680002"),
+        (&two, "{{ ns.x == ns.y }}{{ ns.x < ns.y }}", "TrueFalse"),
+        (&two, "{{ [ns.x] in [[ns.y]] }}", "True"),
+        (&two, "{{ [ns.x, ns.y] | unique | list | length }}", "1"),
+    ] {
+        let text = template(&format!("{nests}{walks}")).render(&input(&[]));
+        let text = text.unwrap_or_else(|error| panic!("{walks}: {error}"));
+        assert!(
+            text.eq_ignore_ascii_case(expected),
+            "{walks}: {} bytes, {text:.80}",
+            text.len()
+        );
+    }
+    let endless = format!("{start}{}", looped(&wrap("x"), 90_000));
+    let error = template(&endless).render(&input(&[])).unwrap_err();
+    assert!(
+        matches!(error, TextError::TemplateLimit { limit: FUEL, .. }),
+        "{error}"
+    );
+    let json = format!("{one}{{{{ ns.x | tojson }}}}");
+    assert!(template(&json).render(&input(&[])).is_err());
 }
 
 #[test]
