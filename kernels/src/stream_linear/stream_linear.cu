@@ -144,7 +144,7 @@ DEVICE void stream_linear(const StreamLinearParams& p) {
         const int column = (tile0 / PAIR + share0 + i / per_tile) * 16 + i % 16;
         return column < p.n ? static_cast<int64_t>(row) * p.n + column : -1;
     };
-    constexpr int EARLY = 4;
+    constexpr int EARLY = 2;
     float residual[EARLY], norm_weight[EARLY];
     // For the norm: what sums are multiplied by, or the scale of the x that is written.
     if (threadIdx.x < x_rows && (norm_reads || norm_writes))
