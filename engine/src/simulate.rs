@@ -1,17 +1,19 @@
 //! A load played through the real scheduler on a simulated card, in virtual time: what
 //! `engine simulate` does. No server, no thread, no sleep; thousands of requests in seconds.
 
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, VecDeque};
+mod arrivals;
+
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::resolved::{CudaGraph, EngineConfig};
+use self::arrivals::Text;
+use crate::config::resolved::EngineConfig;
 use crate::config::typed::KvCacheDtype;
 use crate::engine_loop::CostMeter;
-use crate::executor::simulated::card::Steps;
+use crate::executor::cuda::{GraphSizes, graph_sizes};
 use crate::executor::simulated::cost::{device_bytes, sizes_of};
 use crate::executor::simulated::{Card, CostModel, SimulatedExecutor, SimulatedOptions};
 use crate::executor::{Executor, ExecutorError, ExecutorInfo, HostTierOptions};
@@ -22,9 +24,6 @@ use crate::scheduler::{HostTierConfig, Scheduler, SchedulerConfig, SchedulerStat
 use crate::server::prompt::fit;
 use crate::server::state::Limits;
 use crate::text::{TextError, Tokenizer};
-
-/// Decode steps of more rows are not replayed from a graph, unless asked for.
-const DEFAULT_MAX_GRAPH_ROWS: usize = 64;
 
 /// What is asked of the engine.
 #[derive(Debug, Clone, Deserialize)]
@@ -82,6 +81,8 @@ pub struct Simulation {
     /// Share of its bandwidth that the card reads weights with.
     pub weight_bandwidth_share: f64,
     pub steps_source: String,
+    /// Runs that a figure of the steps was taken from.
+    pub fitted_on: Vec<String>,
     pub n_preemptions: u64,
     pub requests: Vec<SimulatedRequest>,
 }
@@ -120,6 +121,7 @@ pub fn simulate(
     let executor = executor(config, model, card)?;
     let info = executor.info().clone();
     let mut scheduler_config = engine_loop_config(config, info.kv_pool_tokens).scheduler;
+    scheduler_config.run_ahead = config.overlap_schedule;
     scheduler_config.host_tier = info.host_tier.map(HostTierConfig::from);
     let model_config = model.checkpoint.config();
     let (max_sequence_tokens, sequence_limit_name) =
@@ -143,6 +145,7 @@ pub fn simulate(
         scheduler: scheduler_config,
         weight_bandwidth_share: player.executor.cost().weight_share(),
         steps_source: player.executor.cost().card().steps.source.clone(),
+        fitted_on: player.executor.cost().card().steps.fitted_on.clone(),
         n_preemptions: player.stats().n_preemptions,
         executor: info,
         requests: player.done,
@@ -175,11 +178,6 @@ fn executor(
             limit: fits,
         });
     }
-    let max_graph_rows = match &config.cuda_graph {
-        CudaGraph::Off => 0,
-        CudaGraph::Auto { max_bs } => max_bs.unwrap_or(DEFAULT_MAX_GRAPH_ROWS),
-        CudaGraph::Sizes(sizes) => sizes.last().copied().unwrap_or(0),
-    };
     let host_tier_pages = config
         .hierarchical_cache
         .map(|size| {
@@ -197,15 +195,22 @@ fn executor(
         kv_pool_tokens: asked,
         weight_bytes,
         kv_bytes_per_token: sizes.kv_bytes_per_token,
-        max_graph_rows,
+        graph_sizes: graph_sizes(&GraphSizes::from(&config.cuda_graph)),
         two_batch_overlap: config.two_batch_overlap,
         host_tier_pages,
     };
     Ok(SimulatedExecutor::new(CostModel::new(card, sizes), options))
 }
 
-/// A request's ids and output length, or why the server refuses it.
-type Fitted = Result<(Arc<[u32]>, usize), String>;
+/// What the server takes of a request.
+struct Accepted {
+    text: Text,
+    prompt: Arc<[u32]>,
+    max_new_tokens: usize,
+}
+
+/// A request, or why the server refuses it.
+type Fitted = Result<Accepted, String>;
 
 fn fitted(
     case: &LoadCase,
@@ -226,19 +231,20 @@ fn fitted(
     }
     let one = |request: &LoadRequest| {
         let ids = tokenizer.encode(&request.prompt, true)?;
+        let text = Text {
+            n_bytes: request.prompt.len(),
+            n_tokens: ids.len(),
+        };
         let wanted = Some(request.output_tokens);
         Ok(fit(ids, wanted, request.output_tokens, limits, "prompt")
-            .map(|fitted| (fitted.prompt, fitted.max_new_tokens))
+            .map(|fitted| Accepted {
+                text,
+                prompt: fitted.prompt,
+                max_new_tokens: fitted.max_new_tokens,
+            })
             .map_err(|error| error.message))
     };
     case.requests.iter().map(one).collect()
-}
-
-/// A request on its way to the scheduler; ordered by arrival there.
-#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Arrival {
-    at: Duration,
-    id: u64,
 }
 
 /// Scheduler, executor and clock.
@@ -247,12 +253,14 @@ struct Player {
     executor: SimulatedExecutor,
     costs: CostMeter,
     now: Duration,
-    /// When the last request was taken in.
-    last_arrival: Duration,
+    arrivals: arrivals::Arrivals,
+    /// Requests sent so far.
+    n_sent: u64,
+    /// Sent and not arrived, by the sending number.
+    on_the_way: HashMap<u64, (SimulatedRequest, Accepted)>,
     next_id: u64,
-    arriving: BinaryHeap<Reverse<Arrival>>,
-    /// Sent and not ended, with what is to be scheduled until it arrives.
-    open: HashMap<u64, (SimulatedRequest, Option<Request>)>,
+    /// Arrived and not ended.
+    open: HashMap<RequestId, SimulatedRequest>,
     done: Vec<SimulatedRequest>,
 }
 
@@ -260,12 +268,13 @@ impl Player {
     fn new(executor: SimulatedExecutor, config: SchedulerConfig) -> Self {
         Self {
             scheduler: Scheduler::new(config),
+            arrivals: arrivals::Arrivals::new(&executor.cost().card().steps),
             executor,
             costs: CostMeter::default(),
             now: Duration::ZERO,
-            last_arrival: Duration::ZERO,
+            n_sent: 0,
+            on_the_way: HashMap::new(),
             next_id: 0,
-            arriving: BinaryHeap::new(),
             open: HashMap::new(),
             done: Vec::new(),
         }
@@ -291,11 +300,11 @@ impl Player {
                 }
             }
         }
-        while !self.open.is_empty() {
+        while !(self.open.is_empty() && self.on_the_way.is_empty()) {
             self.take_in_arrivals();
             if self.scheduler.is_idle() {
-                match self.arriving.peek() {
-                    Some(Reverse(next)) => self.now = self.now.max(next.at),
+                match self.arrivals.next_at() {
+                    Some(at) => self.now = self.now.max(at),
                     None => break,
                 }
                 continue;
@@ -337,9 +346,11 @@ impl Player {
             };
             *n_sent += 1;
             match fitted {
-                Ok((prompt, max_new_tokens)) => {
-                    simulated.prompt_tokens = prompt.len();
-                    self.send(simulated, prompt, max_new_tokens, at);
+                Ok(accepted) => {
+                    simulated.prompt_tokens = accepted.prompt.len();
+                    self.arrivals.send(self.n_sent, accepted.text, at);
+                    self.on_the_way.insert(self.n_sent, (simulated, accepted));
+                    self.n_sent += 1;
                     return;
                 }
                 Err(message) => {
@@ -353,53 +364,27 @@ impl Player {
         }
     }
 
-    fn send(
-        &mut self,
-        simulated: SimulatedRequest,
-        prompt: Arc<[u32]>,
-        max_new_tokens: usize,
-        at: Duration,
-    ) {
-        let Steps {
-            request_ms,
-            arrival_spacing_ms,
-            ..
-        } = self.executor.cost().card().steps;
-        let on_the_way = Duration::from_secs_f64(request_ms / 1e3);
-        let spacing = Duration::from_secs_f64(arrival_spacing_ms / 1e3);
-        let id = self.next_id;
-        self.next_id += 1;
-        let request = Request {
-            id: RequestId(id),
-            prompt,
-            sampling: Arc::new(SamplingParams::default()),
-            max_new_tokens,
-            stop_token_ids: Arc::from([]),
-            priority: 0,
-        };
-        let arrives_at = (at + on_the_way).max(self.last_arrival + spacing);
-        self.last_arrival = arrives_at;
-        self.arriving.push(Reverse(Arrival { at: arrives_at, id }));
-        self.open.insert(id, (simulated, Some(request)));
-    }
-
     fn take_in_arrivals(&mut self) {
-        while let Some(Reverse(next)) = self.arriving.peek()
-            && next.at <= self.now
-        {
-            let (at, id) = (next.at, next.id);
-            self.arriving.pop();
-            let Some((simulated, request)) = self.open.get_mut(&id) else {
+        while let Some((at, number)) = self.arrivals.take(self.now) {
+            let Some((mut simulated, accepted)) = self.on_the_way.remove(&number) else {
                 continue;
             };
-            let Some(request) = request.take() else {
-                continue;
+            let id = RequestId(self.next_id);
+            self.next_id += 1;
+            let request = Request {
+                id,
+                prompt: accepted.prompt,
+                sampling: Arc::new(SamplingParams::default()),
+                max_new_tokens: accepted.max_new_tokens,
+                stop_token_ids: Arc::from([]),
+                priority: 0,
             };
             // What does not fit was refused when it was sent; this would be a duplicate.
             if let Err(error) = self.scheduler.add(request, at) {
                 simulated.error = Some(error.to_string());
-                self.done
-                    .extend(self.open.remove(&id).map(|(refused, _)| refused));
+                self.done.push(simulated);
+            } else {
+                self.open.insert(id, simulated);
             }
         }
     }
@@ -408,7 +393,7 @@ impl Player {
     /// times, whatever has ended.
     fn take_in_event(&mut self, id: RequestId, event: TokenEvent) -> Option<u32> {
         let now_s = self.now.as_secs_f64();
-        let (simulated, _) = self.open.get_mut(&id.0)?;
+        let simulated = self.open.get_mut(&id)?;
         match event {
             TokenEvent::Token(_) => {
                 simulated.token_s.push(now_s);
@@ -418,7 +403,7 @@ impl Player {
             TokenEvent::Failed(failure) => simulated.error = Some(failure.to_string()),
         }
         simulated.end_s = now_s;
-        let (simulated, _) = self.open.remove(&id.0)?;
+        let simulated = self.open.remove(&id)?;
         let user = simulated.user;
         self.done.push(simulated);
         user

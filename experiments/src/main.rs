@@ -15,6 +15,8 @@ use experiments::new::{NewArgs, new};
 use experiments::repository::Repository;
 use experiments::reproduce::{ReproduceArgs, reproduce};
 use experiments::run_list;
+use experiments::simulate::against::{AgainstArgs, against};
+use experiments::simulate::policies::{PoliciesArgs, policies};
 use experiments::simulate::{SimulateArgs, simulate};
 use experiments::supervise::{ExecBoundArgs, SuperviseArgs, exec_bound, supervise};
 use experiments::tune::{TuneArgs, tune};
@@ -48,6 +50,10 @@ enum Command {
     Import(ImportArgs),
     /// Play the workload on a simulated card
     Simulate(SimulateArgs),
+    /// Play every measured run on the simulated card, and say how far off that is
+    Against(AgainstArgs),
+    /// Write what the scheduling policies do into their experiment's notes
+    Policies(PoliciesArgs),
     /// Print the steps that a run measured, for data/cards
     Calibrate(CalibrateArgs),
     /// Show the experiments and the runs with their status
@@ -128,6 +134,14 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         }
         Command::Simulate(args) => {
             simulate(&args, &Repository::find()?)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Against(args) => {
+            print!("{}", against(&args, &Repository::find()?)?);
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Policies(args) => {
+            print!("{}", policies(&args, &Repository::find()?)?);
             Ok(ExitCode::SUCCESS)
         }
         Command::Calibrate(args) => {

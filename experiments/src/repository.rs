@@ -48,6 +48,10 @@ impl Repository {
         self.root.join("data").join("runs")
     }
 
+    pub fn bench_dir(&self) -> PathBuf {
+        self.root.join("data").join("bench")
+    }
+
     /// What the last reports said of each experiment.
     pub fn verdicts_file(&self) -> PathBuf {
         self.root

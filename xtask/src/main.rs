@@ -3,6 +3,7 @@
 //! as processes, so that this crate compiles in seconds.
 
 mod ablate;
+mod against;
 mod bench;
 mod build;
 mod cargo;
@@ -21,6 +22,7 @@ mod list;
 mod model;
 mod monitoring;
 mod new;
+mod policies;
 mod report;
 mod reproduce;
 mod served;
@@ -53,6 +55,10 @@ enum Recipe {
     Exp(exp::ExpArgs),
     /// Play an experiment's workload on a simulated card: cargo xtask simulate ultra --gpu h100
     Simulate(simulate::SimulateArgs),
+    /// Play every measured run on the simulated card, and say how far off that is: cargo xtask against --gpu h100
+    Against(against::AgainstArgs),
+    /// What each scheduling policy does, from the records, for the experiment's notes: cargo xtask policies --write
+    Policies(policies::PoliciesArgs),
     /// Which flag does what: each off and on in turn: cargo xtask ablate balanced-v2 --dry-run
     Ablate(ablate::AblateArgs),
     /// Search the flags within a budget of time: cargo xtask tune balanced-v2 --objective ttft --budget 30m
@@ -111,6 +117,8 @@ fn dispatch(recipe: Option<Recipe>) -> Result<ExitCode> {
         }
         Some(Recipe::Exp(args)) => exp::run(&args),
         Some(Recipe::Simulate(args)) => simulate::run(&args),
+        Some(Recipe::Against(args)) => against::run(&args),
+        Some(Recipe::Policies(args)) => policies::run(&args),
         Some(Recipe::Ablate(args)) => ablate::run(&args),
         Some(Recipe::Tune(args)) => tune::run(&args),
         Some(Recipe::Reproduce(args)) => reproduce::run(&args),

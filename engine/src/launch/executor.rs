@@ -75,11 +75,7 @@ pub(super) fn load_cuda(
         host_tier: host_tier(config),
         n_kv_splits: config.num_kv_splits,
         reduce_in_fp32: config.reduce_in_fp32,
-        graphs: match &config.cuda_graph {
-            CudaGraph::Off => GraphSizes::Off,
-            CudaGraph::Auto { max_bs } => GraphSizes::UpTo(max_bs.unwrap_or(usize::MAX)),
-            CudaGraph::Sizes(sizes) => GraphSizes::Exactly(sizes.clone()),
-        },
+        graphs: GraphSizes::from(&config.cuda_graph),
         tuning: match config.torch_compile_max_bs {
             Some(max_rows) => Some(TuningOptions {
                 max_rows,
@@ -95,6 +91,16 @@ pub(super) fn load_cuda(
         two_batch_overlap: config.two_batch_overlap,
     };
     Ok(Box::new(CudaExecutor::load(checkpoint, &options)?))
+}
+
+impl From<&CudaGraph> for GraphSizes {
+    fn from(asked: &CudaGraph) -> Self {
+        match asked {
+            CudaGraph::Off => Self::Off,
+            CudaGraph::Auto { max_bs } => Self::UpTo(max_bs.unwrap_or(usize::MAX)),
+            CudaGraph::Sizes(sizes) => Self::Exactly(sizes.clone()),
+        }
+    }
 }
 
 /// `--dtype` for this checkpoint. A checkpoint of bf16 matrices need not fit the range of fp16;

@@ -14,10 +14,10 @@ use crate::errors::Code;
 use crate::text::Tokenizer;
 
 /// Text shorter than this is tokenized where it is; longer text on a thread that may block.
-const INLINE_BYTES: usize = 4096;
+pub(crate) const INLINE_BYTES: usize = 4096;
 
 /// Longer texts are tokenized so many at a time: each takes a hundred times its size meanwhile.
-const LONG_TEXTS_AT_ONCE: usize = 2;
+pub(crate) const LONG_TEXTS_AT_ONCE: usize = 2;
 static LONG_TEXTS: Semaphore = Semaphore::const_new(LONG_TEXTS_AT_ONCE);
 
 /// One prompt of a completion request.

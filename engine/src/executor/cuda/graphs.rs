@@ -11,7 +11,7 @@ use super::inputs::{Inputs, MAX_ROWS};
 const DEFAULT_SIZES: [usize; 10] = [1, 2, 4, 8, 16, 20, 24, 32, 48, 64];
 
 /// The batch sizes to capture, ascending, none above what a pass holds.
-pub(super) fn sizes(asked: &GraphSizes) -> Vec<usize> {
+pub(crate) fn sizes(asked: &GraphSizes) -> Vec<usize> {
     match asked {
         GraphSizes::Off => Vec::new(),
         GraphSizes::UpTo(limit) => DEFAULT_SIZES

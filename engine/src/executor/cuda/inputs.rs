@@ -9,7 +9,7 @@ use kernels::cuda::{Buffer, BufferView, CudaError, Device, HostBuffer, Stream};
 use crate::kv::{PAGE_TOKENS, PageIdx};
 
 /// Sequences of a pass, and rows that get logits in one go.
-pub(super) const MAX_ROWS: usize = 64;
+pub(in crate::executor) const MAX_ROWS: usize = 64;
 
 #[derive(Debug, Clone, Copy)]
 enum Field {

@@ -5,7 +5,7 @@ use super::inputs::{MAX_ROWS, SequenceTokens};
 
 /// Some tokens of a row, as part of a pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Piece {
+pub(in crate::executor) struct Piece {
     pub row: usize,
     /// Index of its first token in the row's.
     pub first: usize,
@@ -13,7 +13,7 @@ pub(super) struct Piece {
 }
 
 impl Piece {
-    pub fn of(self, rows: &[PlanRow]) -> SequenceTokens<'_> {
+    pub(super) fn of(self, rows: &[PlanRow]) -> SequenceTokens<'_> {
         let row = &rows[self.row];
         SequenceTokens {
             tokens: &row.tokens[self.first..self.first + self.n_tokens],
@@ -24,7 +24,7 @@ impl Piece {
 }
 
 /// The rows' tokens in order, in passes of up to `max_tokens` tokens and [`MAX_ROWS`] sequences.
-pub(super) fn passes(rows: &[PlanRow], max_tokens: usize) -> Vec<Vec<Piece>> {
+pub(in crate::executor) fn passes(rows: &[PlanRow], max_tokens: usize) -> Vec<Vec<Piece>> {
     let mut passes = Vec::new();
     let mut pass: Vec<Piece> = Vec::new();
     let mut room = max_tokens;

@@ -27,7 +27,7 @@ use crate::request::{RequestId, SampledToken, SamplingParams};
 
 /// A decode batch whose next step the card's inputs are ready for.
 #[derive(Debug, Clone)]
-pub(super) struct Batch {
+pub(in crate::executor) struct Batch {
     rows: Vec<BatchRow>,
     /// Rows of the launches: a graph's size, or those of the batch.
     pub n_padded: usize,

@@ -59,15 +59,22 @@ pub struct MeasuredModel {
     pub layer_elements: u64,
     pub head_elements: u64,
     pub kv_bytes_per_token: u64,
+    pub n_layers: usize,
+    pub n_q_heads: usize,
+    pub n_kv_heads: usize,
+    pub head_dim: usize,
 }
 
-/// Steps that decode `rows` sequences of `context_tokens` each, without a graph.
+/// Steps that decode `rows` sequences of `context_tokens` each.
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DecodePoint {
     pub rows: usize,
     pub context_tokens: f64,
     pub ms: f64,
+    /// Replayed from a graph of as many rows.
+    #[serde(default)]
+    pub graph: bool,
 }
 
 /// A prompt of `tokens`, alone on an idle server, from its sending to its first token.
@@ -76,6 +83,22 @@ pub struct DecodePoint {
 pub struct PrefillPoint {
     pub tokens: usize,
     pub ms: f64,
+    /// The step alone, without a server around it.
+    #[serde(default)]
+    pub step_alone: bool,
+}
+
+/// Attention of packed prompt chunks. A block has some rows, each a token and one of the query
+/// heads of a KV head, and walks over all keys they see, tile by tile: nobody shares its walk.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PackedAttention {
+    pub block_rows: usize,
+    pub tile_tokens: usize,
+    /// A tile's time in a block that has its multiprocessor to itself.
+    pub tile_us: f64,
+    /// A tile's time where the multiprocessors are full of blocks: what each takes, over the tiles.
+    pub full_tile_us: f64,
 }
 
 /// Measured steps, and what cannot be seen in a single step.
@@ -84,19 +107,26 @@ pub struct PrefillPoint {
 pub struct Steps {
     /// Which runs, with which engine.
     pub source: String,
+    /// Runs that some figure here is from: how well they are predicted says less than of others.
+    pub fitted_on: Vec<String>,
     pub model: MeasuredModel,
     /// Rows that go through the layers together; longer steps are cut.
     pub max_pass_rows: usize,
-    /// Rows of one prompt that share one reading of its KV.
-    pub rows_per_kv_read: usize,
-    /// Share of the bandwidth that attention reads KV with.
+    pub packed_attention: PackedAttention,
+    /// Share of the bandwidth that attention of decode steps reads KV with.
     pub kv_bandwidth_share: f64,
+    /// Rate at which it reads what another row of the step has read: from the cache.
+    pub shared_kv_gb_per_s: f64,
+    /// What a step in two halves on two streams takes, over what the halves take in turn.
+    pub two_halves_share: f64,
     /// What launching a pass costs where no graph is replayed.
     pub launch_ms: f64,
     /// From a request's sending to its place in the queue, and back: HTTP, JSON, tokenizer.
     pub request_ms: f64,
     /// Between the arrivals of requests that are sent at once: they are taken in one by one.
     pub arrival_spacing_ms: f64,
+    /// What the tokenizer takes for a token of a prompt.
+    pub tokenize_us: f64,
     pub decode: Vec<DecodePoint>,
     pub prefill: Vec<PrefillPoint>,
 }
@@ -190,9 +220,25 @@ fn above_0(path: &Path, field: &'static str, value: f64) -> Result<(), CardError
 fn check_steps(path: &Path, steps: &Steps) -> Result<(), CardError> {
     above_0(path, "kv_bandwidth_share", steps.kv_bandwidth_share)?;
     above_0(path, "max_pass_rows", steps.max_pass_rows as f64)?;
-    above_0(path, "rows_per_kv_read", steps.rows_per_kv_read as f64)?;
-    above_0(path, "layer_bytes", steps.model.layer_bytes as f64)?;
-    above_0(path, "layer_elements", steps.model.layer_elements as f64)?;
+    above_0(path, "shared_kv_gb_per_s", steps.shared_kv_gb_per_s)?;
+    above_0(path, "two_halves_share", steps.two_halves_share)?;
+    let PackedAttention {
+        block_rows,
+        tile_tokens,
+        tile_us,
+        full_tile_us,
+    } = steps.packed_attention;
+    above_0(path, "block_rows", block_rows as f64)?;
+    above_0(path, "tile_tokens", tile_tokens as f64)?;
+    above_0(path, "tile_us", tile_us)?;
+    above_0(path, "full_tile_us", full_tile_us)?;
+    let model = &steps.model;
+    above_0(path, "layer_bytes", model.layer_bytes as f64)?;
+    above_0(path, "layer_elements", model.layer_elements as f64)?;
+    above_0(path, "n_layers", model.n_layers as f64)?;
+    above_0(path, "n_q_heads", model.n_q_heads as f64)?;
+    above_0(path, "n_kv_heads", model.n_kv_heads as f64)?;
+    above_0(path, "head_dim", model.head_dim as f64)?;
     for point in &steps.decode {
         above_0(path, "decode.rows", point.rows as f64)?;
         above_0(path, "decode.ms", point.ms)?;
@@ -205,6 +251,7 @@ fn check_steps(path: &Path, steps: &Steps) -> Result<(), CardError> {
         ("launch_ms", steps.launch_ms),
         ("request_ms", steps.request_ms),
         ("arrival_spacing_ms", steps.arrival_spacing_ms),
+        ("tokenize_us", steps.tokenize_us),
     ];
     for (field, value) in not_negative {
         if !(value.is_finite() && value >= 0.0) {

@@ -3,16 +3,18 @@
 //! ```text
 //! pass(m rows) = weight bytes / (bandwidth · share)
 //!              + excess(m) · elements / (SM cycles a second)
-//!              + KV bytes read / (bandwidth · KV share) + launch
+//!              + attention + launch
 //! ```
 //!
 //! but no less than 2 · m · elements / peak FLOP/s. One row is taken to be limited by bandwidth
 //! alone, which gives the share; `excess` is what m rows cost beyond that, in SM cycles per weight,
 //! between measured numbers of rows a straight line. So both carry over to another model (by bytes
 //! and elements) and to another card (by bandwidth, and by its multiprocessors and clock).
+//! [`attention`](super::attention) has its own costs.
 //! Deliberately absent: kernels that another card would choose.
 
-use super::card::{Card, MeasuredModel, Steps};
+use super::attention::{AttentionCost, KvTokens, SequenceTokens};
+use super::card::{Card, DecodePoint, MeasuredModel, PrefillPoint, Steps};
 use crate::model::config::ModelConfig;
 use crate::weights::{Checkpoint, MatrixId, WeightError};
 
@@ -48,6 +50,10 @@ pub fn sizes_of(
         layer_elements,
         head_elements: head.n_elements,
         kv_bytes_per_token: (config.kv_elements_per_token() * kv_element_bytes) as u64,
+        n_layers: config.n_layers,
+        n_q_heads: config.n_q_heads,
+        n_kv_heads: config.n_kv_heads,
+        head_dim: config.head_dim,
     })
 }
 
@@ -65,6 +71,7 @@ pub fn device_bytes(sizes: &ModelSizes, config: &ModelConfig) -> u64 {
 pub struct CostModel {
     card: Card,
     sizes: ModelSizes,
+    attention: AttentionCost,
     /// Share of the bandwidth that weights are read with.
     weight_share: f64,
     /// (rows, SM cycles per weight), rows rising; begins with (1, 0).
@@ -76,24 +83,25 @@ impl CostModel {
         let steps = &card.steps;
         let measured = Measured {
             steps,
-            bytes_per_s: card.measured_on.bandwidth_gb_per_s * 1e9,
+            attention: AttentionCost::new(steps, &card.measured_on, &card.measured_on, steps.model),
         };
+        let bytes_per_s = card.measured_on.bandwidth_gb_per_s * 1e9;
         let bytes = (steps.model.layer_bytes + steps.model.head_bytes) as f64;
         let single: Vec<f64> = steps
             .decode
             .iter()
             .filter(|point| point.rows == 1)
-            .map(|point| measured.decode_weights_s(point.rows, point.context_tokens, point.ms))
+            .map(|point| measured.decode_weights_s(point))
             .collect();
         let single_s = mean(&single);
-        let weight_share = bytes / measured.bytes_per_s / single_s;
+        let weight_share = bytes / bytes_per_s / single_s;
         let cycles = |excess_s: f64, elements: u64| {
             excess_s.max(0.0) * card.measured_on.sm_cycles_per_s() / elements as f64
         };
         // Rows → every figure for them.
         let mut figures: std::collections::BTreeMap<usize, Vec<f64>> = [(1, vec![0.0])].into();
         for point in steps.decode.iter().filter(|point| point.rows > 1) {
-            let s = measured.decode_weights_s(point.rows, point.context_tokens, point.ms);
+            let s = measured.decode_weights_s(point);
             let elements = steps.model.layer_elements + steps.model.head_elements;
             figures
                 .entry(point.rows)
@@ -105,7 +113,7 @@ impl CostModel {
             if point.tokens < 2 || point.tokens > steps.max_pass_rows {
                 continue;
             }
-            let s = measured.prefill_weights_s(point.tokens, point.ms);
+            let s = measured.prefill_weights_s(point);
             figures
                 .entry(point.tokens)
                 .or_default()
@@ -115,9 +123,11 @@ impl CostModel {
             .into_iter()
             .map(|(rows, figures)| (rows as f64, mean(&figures)))
             .collect();
+        let attention = AttentionCost::new(steps, &card.measured_on, &card.rates, sizes);
         Self {
             card,
             sizes,
+            attention,
             weight_share,
             excess,
         }
@@ -132,23 +142,24 @@ impl CostModel {
         self.weight_share
     }
 
-    /// Seconds of one pass. `reads` has, for each reading of KV, the tokens that are read;
-    /// `n_logits` rows go through lm_head.
-    pub fn pass_s(&self, n_rows: usize, n_logits: usize, kv_tokens_read: f64, graph: bool) -> f64 {
+    pub fn attention(&self) -> &AttentionCost {
+        &self.attention
+    }
+
+    /// Seconds of one pass but for its attention; `n_logits` rows go through lm_head.
+    pub fn pass_s(&self, n_rows: usize, n_logits: usize, graph: bool) -> f64 {
         let launch_s = if graph {
             0.0
         } else {
             self.card.steps.launch_ms / 1e3
         };
-        let kv_bytes = kv_tokens_read * self.sizes.kv_bytes_per_token as f64;
-        let kv_s = kv_bytes / (self.bytes_per_s() * self.card.steps.kv_bandwidth_share);
         let layers = self.product_s(n_rows, self.sizes.layer_bytes, self.sizes.layer_elements);
         let head = if n_logits == 0 {
             0.0
         } else {
             self.product_s(n_logits, self.sizes.head_bytes, self.sizes.head_elements)
         };
-        layers + head + kv_s + launch_s
+        layers + head + launch_s
     }
 
     fn bytes_per_s(&self) -> f64 {
@@ -184,33 +195,37 @@ impl CostModel {
 /// What is left of a measured time for the weights.
 struct Measured<'a> {
     steps: &'a Steps,
-    bytes_per_s: f64,
+    attention: AttentionCost,
 }
 
 impl Measured<'_> {
-    fn kv_s(&self, tokens_read: f64) -> f64 {
-        let bytes = tokens_read * self.steps.model.kv_bytes_per_token as f64;
-        bytes / (self.bytes_per_s * self.steps.kv_bandwidth_share)
-    }
-
-    fn decode_weights_s(&self, n_rows: usize, context_tokens: f64, ms: f64) -> f64 {
-        (ms - self.steps.launch_ms) / 1e3 - self.kv_s(n_rows as f64 * context_tokens)
+    fn decode_weights_s(&self, point: &DecodePoint) -> f64 {
+        let launch_ms = if point.graph {
+            0.0
+        } else {
+            self.steps.launch_ms
+        };
+        let attention_s = self.attention.decode_s(KvTokens {
+            first: point.rows as f64 * point.context_tokens,
+            again: 0.0,
+        });
+        (point.ms - launch_ms) / 1e3 - attention_s
     }
 
     /// As if lm_head took as long for the one row that needs it as in a step of one row: then the
     /// rest, over the step of one row, is the layers' excess.
-    fn prefill_weights_s(&self, n_tokens: usize, ms: f64) -> f64 {
-        let read = kv_tokens_read(0, n_tokens, self.steps.rows_per_kv_read);
-        (ms - self.steps.request_ms - self.steps.launch_ms) / 1e3 - self.kv_s(read)
+    fn prefill_weights_s(&self, point: &PrefillPoint) -> f64 {
+        let outside_ms = if point.step_alone {
+            0.0
+        } else {
+            self.steps.request_ms + point.tokens as f64 * self.steps.tokenize_us / 1e3
+        };
+        let attention_s = self.attention.packed_s([SequenceTokens {
+            start: 0,
+            n_tokens: point.tokens,
+        }]);
+        (point.ms - outside_ms - self.steps.launch_ms) / 1e3 - attention_s
     }
-}
-
-/// Tokens of KV that attention reads for `n_tokens` rows of a sequence from position `start` on.
-pub fn kv_tokens_read(start: usize, n_tokens: usize, rows_per_kv_read: usize) -> f64 {
-    (0..n_tokens)
-        .step_by(rows_per_kv_read.max(1))
-        .map(|first| (start + (first + rows_per_kv_read).min(n_tokens)) as f64)
-        .sum()
 }
 
 fn mean(figures: &[f64]) -> f64 {

@@ -1,10 +1,13 @@
 //! An executor that computes nothing and says how long it would have taken on a card, so that
 //! thousands of requests can be scheduled in seconds.
 //!
-//! [`card`] reads what is known of a card, [`cost`] makes times of it. The time that the steps
+//! [`card`] reads what is known of a card, [`cost`] and [`attention`] make times of it. A step is
+//! cut into passes as a real card's is. The time that the steps
 //! took is asked for with [`SimulatedExecutor::take_elapsed`]; nobody sleeps. Tokens are made up
 //! and never stop a sequence.
 
+mod ahead;
+pub mod attention;
 pub mod card;
 pub mod cost;
 
@@ -15,26 +18,39 @@ use kernels::stream_linear::MANY_ROWS;
 pub use card::{Card, CardError};
 pub use cost::CostModel;
 
+use self::ahead::RunAhead;
+use self::attention::{KvTokens, SequenceTokens};
+use super::cuda::{Piece, passes};
 use super::host_tier::{CARD_STEP_BYTES, HostTierInfo};
-use super::{Asleep, Executor, ExecutorCounts, ExecutorError, ExecutorInfo, StepOutput, StepPlan};
-use crate::kv::PAGE_TOKENS;
+use super::{
+    Asleep, Executor, ExecutorCounts, ExecutorError, ExecutorInfo, PlanRow, StepOutput, StepPlan,
+};
+use crate::kv::{PAGE_TOKENS, PageIdx, pages_for};
 use crate::request::SampledToken;
 
 /// A token that no request stops at.
 const MADE_UP_TOKEN: u32 = u32::MAX;
 
 /// Settings that decide how a step is carried out.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct SimulatedOptions {
     pub kv_pool_tokens: usize,
     pub weight_bytes: u64,
     pub kv_bytes_per_token: u64,
-    /// Decode steps of up to so many rows are replayed from a graph.
-    pub max_graph_rows: usize,
+    /// Rows of the decode steps that are captured as graphs, ascending; a batch takes the smallest
+    /// that holds it, and its time.
+    pub graph_sizes: Vec<usize>,
     /// Decode batches run as two halves.
     pub two_batch_overlap: bool,
     /// Pages of KV on the card's host.
     pub host_tier_pages: Option<usize>,
+}
+
+/// Whether the plan goes the way of decode steps.
+fn is_decode(plan: &StepPlan) -> bool {
+    plan.rows
+        .iter()
+        .all(|row| row.tokens.len() == 1 && row.sample.is_some())
 }
 
 /// Whether a decode batch runs as two halves: the kernels of a half must have fewer than
@@ -47,9 +63,11 @@ fn is_halved(n_rows: usize) -> bool {
 pub struct SimulatedExecutor {
     info: ExecutorInfo,
     cost: CostModel,
-    max_graph_rows: usize,
+    graph_sizes: Vec<usize>,
     two_batch_overlap: bool,
     page_bytes: u64,
+    pages_read: PagesRead,
+    run_ahead: RunAhead,
     elapsed: Duration,
     counts: ExecutorCounts,
 }
@@ -72,9 +90,11 @@ impl SimulatedExecutor {
         Self {
             info,
             cost,
-            max_graph_rows: options.max_graph_rows,
+            graph_sizes: options.graph_sizes,
             two_batch_overlap: options.two_batch_overlap,
             page_bytes,
+            pages_read: PagesRead::default(),
+            run_ahead: RunAhead::default(),
             elapsed: Duration::ZERO,
             counts: ExecutorCounts::default(),
         }
@@ -95,48 +115,118 @@ impl SimulatedExecutor {
         bytes as f64 / (self.cost.card().rates.host_link_gb_per_s * 1e9)
     }
 
-    /// Seconds of one of the plan's steps: its rows' tokens, packed, in passes.
-    fn step_s(&self, plan: &StepPlan, i_step: usize) -> f64 {
-        let steps = &self.cost.card().steps;
-        let is_decode = plan
-            .rows
+    /// Seconds of one of the plan's steps, `i_step` tokens behind its beginning.
+    fn step_s(&mut self, plan: &StepPlan, i_step: usize) -> f64 {
+        passes(&plan.rows, self.cost.card().steps.max_pass_rows)
             .iter()
-            .all(|row| row.tokens.len() == 1 && row.sample.is_some());
-        let mut total_s = 0.0;
-        let (mut n_rows, mut n_logits, mut n_read) = (0, 0, 0.0);
-        let mut flush = |n_rows: &mut usize, n_logits: &mut usize, n_read: &mut f64| {
-            let graph = is_decode && *n_rows <= self.max_graph_rows;
-            total_s += if is_decode && self.two_batch_overlap && is_halved(*n_rows) {
-                // Both halves read the layers' weights, at the rate that they share; the head is
-                // read once.
-                let cost =
-                    |n_rows, n_logits| self.cost.pass_s(n_rows, n_logits, *n_read / 2.0, graph);
-                let head_s = cost(*n_rows, *n_logits) - cost(*n_rows, 0);
-                cost(*n_rows / 2, 0) + cost(n_rows.div_ceil(2), 0) + head_s
-            } else {
-                self.cost.pass_s(*n_rows, *n_logits, *n_read, graph)
-            };
-            (*n_rows, *n_logits, *n_read) = (0, 0, 0.0);
-        };
-        for row in &plan.rows {
-            let mut start = row.start + i_step;
-            let mut n_left = row.tokens.len();
-            while n_left > 0 {
-                let n = n_left.min(steps.max_pass_rows - n_rows);
-                n_read += cost::kv_tokens_read(start, n, steps.rows_per_kv_read);
-                n_rows += n;
-                n_left -= n;
-                start += n;
-                n_logits += usize::from(n_left == 0 && row.sample.is_some());
-                if n_rows == steps.max_pass_rows {
-                    flush(&mut n_rows, &mut n_logits, &mut n_read);
+            .map(|pass| {
+                let pass = Pass {
+                    rows: &plan.rows,
+                    pieces: pass,
+                    i_step,
+                };
+                if is_decode(plan) {
+                    self.decode_pass_s(pass)
+                } else {
+                    self.packed_pass_s(pass)
                 }
-            }
+            })
+            .sum()
+    }
+
+    fn packed_pass_s(&mut self, pass: Pass<'_>) -> f64 {
+        let attention_s = self.attention_s(pass);
+        attention_s + self.cost.pass_s(pass.n_tokens(), pass.n_logits(), false)
+    }
+
+    fn decode_pass_s(&mut self, pass: Pass<'_>) -> f64 {
+        let n_rows = pass.pieces.len();
+        let graph = self.graph_sizes.iter().find(|size| **size >= n_rows);
+        let n_padded = graph.copied().unwrap_or(n_rows);
+        let pass_s = |n_rows, n_logits| self.cost.pass_s(n_rows, n_logits, graph.is_some());
+        if !(self.two_batch_overlap && is_halved(n_padded)) {
+            let whole_s = pass_s(n_padded, n_padded);
+            return whole_s + self.attention_s(pass);
         }
-        if n_rows > 0 {
-            flush(&mut n_rows, &mut n_logits, &mut n_read);
+        // Both halves read the layers' weights, at the rate that they share; the head is read once.
+        let head_s = pass_s(n_padded, n_padded) - pass_s(n_padded, 0);
+        let halves_s = pass_s(n_padded / 2, 0) + pass_s(n_padded.div_ceil(2), 0);
+        let share = self.cost.card().steps.two_halves_share;
+        head_s + share * (halves_s + self.attention_s(pass))
+    }
+
+    /// Attention of a pass: where a sequence has more than one token, by the kernel for packed
+    /// chunks, whatever the other sequences are.
+    fn attention_s(&mut self, pass: Pass<'_>) -> f64 {
+        let is_packed = pass.n_tokens() > pass.pieces.len();
+        let sequences = pass.pieces.iter().map(|piece| SequenceTokens {
+            start: pass.rows[piece.row].start + piece.first + pass.i_step,
+            n_tokens: piece.n_tokens,
+        });
+        if is_packed {
+            return self.cost.attention().packed_s(sequences);
         }
-        total_s
+        self.pages_read.begin_step();
+        let mut tokens = KvTokens::default();
+        for (sequence, piece) in sequences.zip(pass.pieces) {
+            let n_visible = sequence.start + 1;
+            let pages = &pass.rows[piece.row].pages;
+            let pages = &pages[..pages_for(n_visible).min(pages.len())];
+            let n_again = pages
+                .iter()
+                .filter(|page| !self.pages_read.is_first(**page))
+                .count();
+            let again = (n_again * PAGE_TOKENS).min(n_visible) as f64;
+            tokens.again += again;
+            tokens.first += n_visible as f64 - again;
+        }
+        self.cost.attention().decode_s(tokens)
+    }
+}
+
+/// Some tokens of some rows, together through the layers.
+#[derive(Clone, Copy)]
+struct Pass<'a> {
+    rows: &'a [PlanRow],
+    pieces: &'a [Piece],
+    i_step: usize,
+}
+
+impl Pass<'_> {
+    fn n_tokens(self) -> usize {
+        self.pieces.iter().map(|piece| piece.n_tokens).sum()
+    }
+
+    /// Rows that get a token from it.
+    fn n_logits(self) -> usize {
+        let ends = |piece: &&Piece| {
+            let row = &self.rows[piece.row];
+            row.sample.is_some() && piece.first + piece.n_tokens == row.tokens.len()
+        };
+        self.pieces.iter().filter(ends).count()
+    }
+}
+
+/// Which pages a step has read.
+#[derive(Debug, Default)]
+struct PagesRead {
+    step: u64,
+    /// By page: the step that read it last.
+    last: Vec<u64>,
+}
+
+impl PagesRead {
+    fn begin_step(&mut self) {
+        self.step += 1;
+    }
+
+    /// Whether nobody has read it in this step; from now on somebody has.
+    fn is_first(&mut self, page: PageIdx) -> bool {
+        let i = page.0 as usize;
+        if i >= self.last.len() {
+            self.last.resize(i + 1, 0);
+        }
+        std::mem::replace(&mut self.last[i], self.step) != self.step
     }
 }
 
@@ -157,18 +247,25 @@ impl Executor for SimulatedExecutor {
             top_logprobs: Vec::new(),
         };
         let steps_s: f64 = (0..plan.n_steps).map(|i| self.step_s(plan, i)).sum();
+        let waited_s = self
+            .run_ahead
+            .wait_s(plan, is_decode(plan), &mut self.counts);
         let copies_s = self.copies_s(plan);
         self.counts.copied_pages += plan.copies.n_pages() as u64;
         self.counts.copy_ns += (copies_s * 1e9) as u64;
         // Copies run beside the steps, and the next plan's work waits for them.
-        self.elapsed += Duration::from_secs_f64(steps_s.max(copies_s));
-        let rows = plan.rows.iter().map(|row| match row.sample {
-            Some(_) => vec![token.clone(); plan.n_steps],
-            None => Vec::new(),
-        });
-        Ok(StepOutput {
-            rows: rows.collect(),
-        })
+        self.elapsed += Duration::from_secs_f64(waited_s + steps_s.max(copies_s));
+        let rows: Vec<Vec<SampledToken>> = plan
+            .rows
+            .iter()
+            .map(|row| match row.sample {
+                Some(_) => vec![token.clone(); plan.n_steps],
+                None => Vec::new(),
+            })
+            .collect();
+        let step_s = steps_s / plan.n_steps.max(1) as f64;
+        self.run_ahead.go_on(plan, is_decode(plan), &rows, step_s);
+        Ok(StepOutput { rows })
     }
 
     fn sleep(self: Box<Self>) -> Result<Box<dyn Asleep>, (Box<dyn Executor>, ExecutorError)> {

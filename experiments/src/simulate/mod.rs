@@ -1,5 +1,13 @@
 //! `experiments simulate`: an experiment's workload on a simulated card, summed up as a real run
 //! is and marked as simulated. Nothing is recorded: a simulation is no measurement.
+//!
+//! [`against`] lays it beside every measured run there is, [`compared`] judges the figures,
+//! [`table`] shows them; [`policies`] writes what the scheduling policies do into their notes.
+
+pub mod against;
+pub mod compared;
+pub mod policies;
+mod table;
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -69,6 +77,8 @@ pub struct SimulateArgs {
 struct Answer {
     executor: Value,
     steps_source: String,
+    /// Runs that a figure of the card's steps was taken from.
+    fitted_on: Vec<String>,
     n_preemptions: u64,
     requests: Vec<SimulatedRequest>,
 }
@@ -114,6 +124,51 @@ pub fn simulate(args: &SimulateArgs, repository: &Repository) -> Result<()> {
         Some(measured) => measured.manifest.seed,
         None => experiment.seed,
     };
+    let engine = engine_binary(args.engine_bin.as_deref())?;
+    let played = play(&experiment, seed, args.gpu, &engine, repository)?;
+    for case in &played.summary.cases {
+        println!("SIMULATED\n{}", case.block());
+    }
+    println!(
+        "SIMULATED, not measured: {} on {} ({})\nsteps: {}\n{} preemptions; {} requests \
+         simulated in {:.1} s\n{}",
+        experiment.name,
+        played.device,
+        experiment.model,
+        played.steps_source,
+        played.n_preemptions,
+        played.n_requests,
+        played.wall_s,
+        played.summary.table()
+    );
+    if let Some(measured) = measured {
+        println!(
+            "{}",
+            measured.beside(&serde_json::to_value(&played.summary)?)
+        );
+    }
+    Ok(())
+}
+
+/// What became of an experiment's load on a simulated card.
+struct Played {
+    device: String,
+    steps_source: String,
+    fitted_on: Vec<String>,
+    n_preemptions: u64,
+    n_requests: usize,
+    wall_s: f64,
+    rows: Vec<RequestRow>,
+    summary: Summary,
+}
+
+fn play(
+    experiment: &Experiment,
+    seed: u64,
+    gpu: Gpu,
+    engine: &Path,
+    repository: &Repository,
+) -> Result<Played> {
     if experiment.workload.endpoint != ApiEndpoint::Completions {
         bail!(
             "{}: endpoint = \"chat\": a simulation plays \"completions\" alone",
@@ -132,11 +187,10 @@ pub fn simulate(args: &SimulateArgs, repository: &Repository) -> Result<()> {
     let load = json!({
         "cases": cases.iter().map(|case| load_of(case, &prompts, seed)).collect::<Vec<_>>(),
     });
-    let card = repository.cards_dir().join(args.gpu.file());
+    let card = repository.cards_dir().join(gpu.file());
     let began = std::time::Instant::now();
-    let answer = ask_engine(&engine_binary(args)?, &card, &experiment, &load)?;
+    let answer = ask_engine(engine, &card, experiment, &load)?;
     let wall_s = began.elapsed().as_secs_f64();
-
     let n_requests = answer.requests.len();
     let rows: Vec<RequestRow> = answer
         .requests
@@ -144,29 +198,24 @@ pub fn simulate(args: &SimulateArgs, repository: &Repository) -> Result<()> {
         .filter_map(|request| row_of(&cases, request))
         .collect();
     let limits = experiment.workload.goodput.as_ref();
-    let summary = Summary::of("simulated", &cases, &rows, limits);
-    for case in &summary.cases {
-        println!("SIMULATED\n{}", case.block());
-    }
-    println!(
-        "SIMULATED, not measured: {} on {} ({})\nsteps: {}\n{} preemptions; {n_requests} requests \
-         simulated in {wall_s:.1} s\n{}",
-        experiment.name,
-        answer.executor["device"].as_str().unwrap_or("a card"),
-        experiment.model,
-        answer.steps_source,
-        answer.n_preemptions,
-        summary.table()
-    );
-    if let Some(measured) = measured {
-        println!("{}", measured.beside(&serde_json::to_value(&summary)?));
-    }
-    Ok(())
+    Ok(Played {
+        device: answer.executor["device"]
+            .as_str()
+            .unwrap_or("a card")
+            .to_string(),
+        steps_source: answer.steps_source,
+        fitted_on: answer.fitted_on,
+        n_preemptions: answer.n_preemptions,
+        n_requests,
+        wall_s,
+        summary: Summary::of("simulated", &cases, &rows, limits),
+        rows,
+    })
 }
 
-fn engine_binary(args: &SimulateArgs) -> Result<PathBuf> {
-    match &args.engine_bin {
-        Some(path) => Ok(path.clone()),
+fn engine_binary(asked: Option<&Path>) -> Result<PathBuf> {
+    match asked {
+        Some(path) => Ok(path.to_path_buf()),
         None => Ok(std::env::current_exe()
             .context("the path of this program")?
             .with_file_name("engine")),

@@ -1,0 +1,101 @@
+//! How long a pass's attention takes on a card, over all layers.
+//!
+//! ```text
+//! decode rows     KV bytes read first / (bandwidth · KV share) + KV bytes read again / cache rate
+//! packed chunks   max(longest block's tiles · tile time, all blocks' tiles · full tile time / SMs)
+//! ```
+//!
+//! Tiles are kept in cycles, so that they carry over to another card by its clock and
+//! multiprocessors, and to another model by its head dimension. Packed chunks take no less than
+//! their products at the peak rate.
+
+use super::card::{MeasuredModel, PackedAttention, Rates, Steps};
+
+/// Tokens of KV that a step of decode rows reads.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct KvTokens {
+    /// Those that no other row of the step reads, or no row before.
+    pub first: f64,
+    pub again: f64,
+}
+
+/// Tokens of one sequence in a pass: `n_tokens` of them, behind `start`.
+#[derive(Debug, Clone, Copy)]
+pub struct SequenceTokens {
+    pub start: usize,
+    pub n_tokens: usize,
+}
+
+#[derive(Debug, Clone)]
+pub struct AttentionCost {
+    sizes: MeasuredModel,
+    packed: PackedAttention,
+    first_bytes_per_s: f64,
+    again_bytes_per_s: f64,
+    /// Seconds of a tile in a block alone on its multiprocessor.
+    tile_s: f64,
+    /// Seconds of the whole card for a tile, when it is full of blocks.
+    full_tile_s: f64,
+    peak_flops_per_s: f64,
+}
+
+impl AttentionCost {
+    /// Of a model of these sizes on a card of these rates, from steps on the card `measured_on`.
+    pub fn new(steps: &Steps, measured_on: &Rates, rates: &Rates, sizes: MeasuredModel) -> Self {
+        let packed = steps.packed_attention;
+        let head_dim = sizes.head_dim as f64 / steps.model.head_dim as f64;
+        let cycles = |us: f64| us / 1e6 * measured_on.clock_ghz * 1e9;
+        let sm_cycles = rates.sm_cycles_per_s();
+        Self {
+            sizes,
+            packed,
+            first_bytes_per_s: rates.bandwidth_gb_per_s * 1e9 * steps.kv_bandwidth_share,
+            again_bytes_per_s: steps.shared_kv_gb_per_s * 1e9 * sm_cycles
+                / measured_on.sm_cycles_per_s(),
+            tile_s: cycles(packed.tile_us) * head_dim / (rates.clock_ghz * 1e9),
+            full_tile_s: cycles(packed.full_tile_us) * head_dim / sm_cycles,
+            peak_flops_per_s: rates.fp16_tflops * 1e12,
+        }
+    }
+
+    /// Rows of one token each.
+    pub fn decode_s(&self, tokens: KvTokens) -> f64 {
+        let bytes = self.sizes.kv_bytes_per_token as f64;
+        tokens.first * bytes / self.first_bytes_per_s
+            + tokens.again * bytes / self.again_bytes_per_s
+    }
+
+    /// Chunks of prompts, or of prompts and decode rows.
+    pub fn packed_s(&self, sequences: impl IntoIterator<Item = SequenceTokens>) -> f64 {
+        let (mut longest, mut of_a_kv_head) = (0, 0);
+        for sequence in sequences {
+            for n_tiles in self.block_tiles(sequence) {
+                longest = longest.max(n_tiles);
+                of_a_kv_head += n_tiles;
+            }
+        }
+        let n_tiles = (of_a_kv_head * self.sizes.n_kv_heads) as f64;
+        // Q K^T and P V of a tile.
+        let rows = self.packed.block_rows * self.packed.tile_tokens;
+        let flops = (4 * rows * self.sizes.head_dim) as f64;
+        let layer_s = (longest as f64 * self.tile_s)
+            .max(n_tiles * self.full_tile_s)
+            .max(n_tiles * flops / self.peak_flops_per_s);
+        layer_s * self.sizes.n_layers as f64
+    }
+
+    /// Tiles that each of a sequence's blocks of a KV head walks over: up to its last row's token.
+    fn block_tiles(&self, sequence: SequenceTokens) -> impl Iterator<Item = usize> {
+        let PackedAttention {
+            block_rows,
+            tile_tokens,
+            ..
+        } = self.packed;
+        let group = (self.sizes.n_q_heads / self.sizes.n_kv_heads.max(1)).max(1);
+        let n_rows = sequence.n_tokens * group;
+        (0..n_rows).step_by(block_rows).map(move |first| {
+            let last = (first + block_rows).min(n_rows) - 1;
+            (sequence.start + last / group + 1).div_ceil(tile_tokens)
+        })
+    }
+}
