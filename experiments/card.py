@@ -12,7 +12,7 @@ repository's files, the packed folder, Python 3 and a driver; no Rust, no CUDA t
 
 Parts, in this order:
     check      every GPU test; of SmolLM2's golden file where the model is in ENGINE_CACHE or packed
-    sanitizer  compute-sanitizer, memcheck and racecheck, over the GPU tests
+    sanitizer  compute-sanitizer over the GPU tests: memcheck but for SLOW ones, racecheck over small ones
     timeline   a decode step kernel by kernel (needs libcupti.so.13, under CUDA_HOME or CUPTI_LIB)
     bench      `engine bench` on the shapes of Qwen3-32B-AWQ, and the kernels' own benches
     serve      06-twenty-users, then 01 to 04 held to an RTX 5090's memory, then 14-multi-model-card,

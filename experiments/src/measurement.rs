@@ -2,16 +2,17 @@
 
 use std::sync::Arc;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 
 use crate::loadgen::{self, Company, RequestRow, RunClock, Target};
 use crate::progress::Progress;
 use crate::prompts::PromptSet;
-use crate::record::{RecordError, RunRecord};
+use crate::record::RunRecord;
 use crate::spec::Experiment;
 use crate::summary::Summary;
+use crate::workload::Case;
 
 /// Runs the rounds one after the other; every row is in the record before the next is awaited.
 pub async fn run_cases(
@@ -35,28 +36,44 @@ pub async fn run_cases(
                 let (target, prompts) = (target.clone(), prompts.clone());
                 let (sender, company) = (sender.clone(), Arc::clone(&company));
                 cases.spawn(async move {
-                    loadgen::run_beside(&target, &case, &prompts, seed, clock, &sender, &company)
-                        .await;
+                    loadgen::run_case(&target, &case, &prompts, seed, clock, &sender, &company)
+                        .await
                 });
             }
-            while cases.join_next().await.is_some() {}
             drop(sender);
+            join_cases(cases).await
         };
         let mut n_failed = 0;
         let receive = async {
             while let Some(row) = rows.recv().await {
-                n_failed += usize::from(row.error.is_some());
                 record.append_request(&row)?;
-                progress.advance(row.error.clone().unwrap_or_default());
+                if is_asked_for(&row, &round) {
+                    n_failed += usize::from(row.error.is_some());
+                    progress.advance(row.error.clone().unwrap_or_default());
+                }
                 all.push(row);
             }
-            Ok::<(), RecordError>(())
+            anyhow::Ok(())
         };
-        let ((), received) = tokio::join!(send, receive);
-        received?;
+        tokio::try_join!(send, receive)?;
         progress.finish(&format!("{n_requests} requests, {n_failed} failed"));
     }
     Ok(all)
+}
+
+/// Rows that were lost with a panic would be missing unnoticed: it ends the run.
+async fn join_cases(mut cases: JoinSet<Result<(), JoinError>>) -> Result<()> {
+    while let Some(ended) = cases.join_next().await {
+        ended.and_then(|case| case).context("a case of the load")?;
+    }
+    Ok(())
+}
+
+/// Unlike those that a case sends to keep others company.
+fn is_asked_for(row: &RequestRow, round: &[Case]) -> bool {
+    round
+        .iter()
+        .any(|case| case.name == row.case && case.warmup == row.warmup)
 }
 
 /// What a finished run says about itself: an error if a case has nothing to show, a remark if
@@ -92,4 +109,25 @@ pub fn judge(summary: &Summary, rows: &[RequestRow], ignore_eos: bool) -> Result
         ));
     }
     Ok((!remarks.is_empty()).then(|| remarks.join("; ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_in_a_case_is_an_error_and_ends_the_others() {
+        let mut cases = JoinSet::new();
+        cases.spawn(std::future::pending());
+        cases.spawn(async { panic!("a case panics") });
+        let error = join_cases(cases).await.expect_err("a panic");
+        assert!(format!("{error:#}").contains("panicked"), "{error:#}");
+        // One of its requests.
+        let mut cases = JoinSet::new();
+        cases.spawn(async { tokio::spawn(async { panic!("a request panics") }).await });
+        assert!(join_cases(cases).await.is_err());
+        let mut cases = JoinSet::new();
+        cases.spawn(async { Ok(()) });
+        assert!(join_cases(cases).await.is_ok());
+    }
 }

@@ -4,9 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use experiments::loadgen::{
-    Answer, BaseUrl, Company, RequestRow, RunClock, Target, run_beside, run_case,
-};
+use experiments::loadgen::{Answer, BaseUrl, Company, RequestRow, RunClock, Target, run_case};
 use experiments::prompts::PromptSet;
 use experiments::workload::{ApiEndpoint, Arrival, Case, Phase};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -354,8 +352,8 @@ async fn nobody_there_means_nothing_was_sent() {
     assert_eq!(answer.sent_s, None);
 }
 
-/// Runs a case against a server that takes 50 ms an answer.
-async fn run(arrival: Arrival, n_requests: u32) -> (Vec<RequestRow>, Arc<Seen>) {
+/// Runs cases of one round against a server that sends the same for every request.
+async fn run_round(cases: Vec<Case>, pieces: Vec<Piece>) -> (Vec<RequestRow>, Arc<Seen>) {
     let dir = tempfile::tempdir().expect("temporary folder");
     std::fs::write(
         dir.path().join("p.jsonl"),
@@ -363,13 +361,42 @@ async fn run(arrival: Arrival, n_requests: u32) -> (Vec<RequestRow>, Arc<Seen>) 
     )
     .expect("written");
     let prompts = PromptSet::load(dir.path(), &["p".into()]).expect("prompts");
-    let slow = vec![
+    let (base_url, seen) = serve(pieces).await;
+    let (target, clock) = (target(base_url), RunClock::start());
+    let company = Arc::new(Company::of(cases.len()));
+    let (sender, mut receiver) = tokio::sync::mpsc::unbounded_channel();
+    let mut running = tokio::task::JoinSet::new();
+    for case in cases {
+        let (target, prompts) = (target.clone(), prompts.clone());
+        let (sender, company) = (sender.clone(), Arc::clone(&company));
+        running.spawn(async move {
+            run_case(&target, &case, &prompts, 1, clock, &sender, &company).await
+        });
+    }
+    drop(sender);
+    let mut rows = Vec::new();
+    while let Some(row) = receiver.recv().await {
+        rows.push(row);
+    }
+    for ended in running.join_all().await {
+        ended.expect("no request panicked");
+    }
+    rows.sort_by_key(|row| row.index);
+    (rows, seen)
+}
+
+/// An answer after so long.
+fn slow_answer(pause: Duration) -> Vec<Piece> {
+    vec![
         head(),
-        Piece::Pause(Duration::from_millis(50)),
+        Piece::Pause(pause),
         body(&good_stream()),
         Piece::End,
-    ];
-    let (base_url, seen) = serve(slow).await;
+    ]
+}
+
+/// Runs a case alone.
+async fn run(arrival: Arrival, n_requests: u32) -> (Vec<RequestRow>, Arc<Seen>) {
     let case = Case {
         name: "c".into(),
         phase: Phase::Users,
@@ -380,23 +407,27 @@ async fn run(arrival: Arrival, n_requests: u32) -> (Vec<RequestRow>, Arc<Seen>) 
         model: None,
         round: None,
     };
-    let (sender, mut receiver) = tokio::sync::mpsc::unbounded_channel();
-    run_case(
-        &target(base_url),
-        &case,
-        &prompts,
-        1,
-        RunClock::start(),
-        &sender,
-    )
-    .await;
-    drop(sender);
-    let mut rows = Vec::new();
-    while let Some(row) = receiver.recv().await {
-        rows.push(row);
+    run_round(vec![case], slow_answer(Duration::from_millis(50))).await
+}
+
+/// A user of a model beside those of others.
+fn case_beside_others(model: &str, n_requests: u32) -> Case {
+    Case {
+        name: format!("together-{model}"),
+        phase: Phase::Models,
+        warmup: false,
+        arrival: Arrival::ClosedLoop { n_users: 1 },
+        n_requests,
+        output_tokens: 3,
+        model: Some(model.into()),
+        round: Some("together".into()),
     }
-    rows.sort_by_key(|row| row.index);
-    (rows, seen)
+}
+
+fn rows_of<'a>(rows: &'a [RequestRow], model: &str) -> Vec<&'a RequestRow> {
+    rows.iter()
+        .filter(|row| row.model.as_deref() == Some(model))
+        .collect()
 }
 
 #[tokio::test]
@@ -440,51 +471,33 @@ async fn an_open_loop_sends_on_time_whatever_the_server_does() {
 /// The quicker of two cases goes on until the other one is done, in rows that nobody counts.
 #[tokio::test]
 async fn cases_of_one_round_keep_each_other_company() {
-    let dir = tempfile::tempdir().expect("temporary folder");
-    std::fs::write(
-        dir.path().join("p.jsonl"),
-        "{\"id\":\"p\",\"text\":\"hello\"}",
-    )
-    .expect("written");
-    let prompts = PromptSet::load(dir.path(), &["p".into()]).expect("prompts");
-    let answer = vec![
-        head(),
-        Piece::Pause(Duration::from_millis(30)),
-        body(&good_stream()),
-        Piece::End,
+    let cases = vec![
+        case_beside_others("short", 2),
+        case_beside_others("long", 8),
     ];
-    let (base_url, seen) = serve(answer).await;
-    let case = |model: &str, n_requests| Case {
-        name: format!("together-{model}"),
-        phase: Phase::Models,
-        warmup: false,
-        arrival: Arrival::ClosedLoop { n_users: 1 },
-        n_requests,
-        output_tokens: 3,
-        model: Some(model.into()),
-        round: Some("together".into()),
-    };
-    let (short, long) = (case("short", 2), case("long", 8));
-    let (sender, mut receiver) = tokio::sync::mpsc::unbounded_channel();
-    let (target, clock, company) = (target(base_url), RunClock::start(), Company::of(2));
-    tokio::join!(
-        run_beside(&target, &short, &prompts, 1, clock, &sender, &company),
-        run_beside(&target, &long, &prompts, 1, clock, &sender, &company),
-    );
-    drop(sender);
-    let mut rows = Vec::new();
-    while let Some(row) = receiver.recv().await {
-        rows.push(row);
-    }
-    let of = |model: &str| -> Vec<&RequestRow> {
-        rows.iter()
-            .filter(|row| row.model.as_deref() == Some(model))
-            .collect()
-    };
+    let (rows, seen) = run_round(cases, slow_answer(Duration::from_millis(30))).await;
+    let (short, long) = (rows_of(&rows, "short"), rows_of(&rows, "long"));
     let measured = |rows: &[&RequestRow]| rows.iter().filter(|row| !row.warmup).count();
-    assert_eq!((measured(&of("short")), measured(&of("long"))), (2, 8));
-    let n_extra = of("short").len() - 2;
+    assert_eq!((measured(&short), measured(&long)), (2, 8));
+    let n_extra = short.len() - 2;
     assert!((3..=8).contains(&n_extra), "{n_extra} further requests");
-    assert_eq!(of("long").len(), 8, "the last one to be done sends no more");
+    assert_eq!(long.len(), 8, "the last one to be done sends no more");
     assert_eq!(seen.most_in_flight.load(Ordering::SeqCst), 2);
+}
+
+/// A server that is gone is not asked over and over by the one that has nothing to measure left.
+#[tokio::test]
+async fn the_first_failed_request_for_companys_sake_is_the_last() {
+    let cases = vec![
+        case_beside_others("short", 1),
+        case_beside_others("long", 20),
+    ];
+    let (rows, _) = run_round(cases, vec![Piece::Pause(Duration::from_millis(5))]).await;
+    assert!(rows.iter().all(|row| row.error.is_some()));
+    assert_eq!(rows_of(&rows, "long").len(), 20);
+    assert_eq!(
+        rows_of(&rows, "short").len(),
+        2,
+        "a measured one and one more"
+    );
 }

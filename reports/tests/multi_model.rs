@@ -17,7 +17,7 @@ const RUN: &str = "20260115T090000Z_13-multi-model_fixture_0000000a";
 
 fn model_info(name: &str, fraction: f64) -> Value {
     json!({
-        "served_model_names": [name], "state": "ready", "model": {"used": format!("synthetic:{name}")},
+        "served_model_names": [name], "model": {"used": format!("synthetic:{name}")},
         "max_sequence_tokens": 1024,
         "executor": {"name": "cpu", "weight_bytes": 3 << 20, "kv_pool_bytes": 2 << 20, "kv_pool_tokens": 4096},
         "flags": {"typed": {"--mem-fraction-static": fraction, "--device-memory-limit": 1_u64 << 30}},
@@ -67,7 +67,7 @@ fn write(dir: &Path) {
     );
     fs::write(
         run.join("config.resolved.toml"),
-        "replicates = 1\nflags = []\n",
+        "replicates = 1\nflags = []\n[[models]]\nname = \"quick\"\n[[models]]\nname = \"steady\"\n",
     )
     .unwrap();
     fs::write(run.join("server_metrics.jsonl"), "").unwrap();
@@ -134,6 +134,18 @@ fn models_are_compared_with_themselves_alone() {
     // One length and all of them, two models each.
     assert_eq!(server.cases.len(), 4);
     assert_eq!(server.cases[3].max_tokens, None);
+}
+
+/// A server of several models that never answered is none of one model.
+#[test]
+fn what_was_asked_for_says_that_there_are_several() {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path());
+    fs::remove_file(dir.path().join(RUN).join("server_info.json")).unwrap();
+    let records = load::load(dir.path(), &dir.path().join("imported"), |_| true).unwrap();
+    let context = build(&records, VerdictConfig::default(), Lang::En).unwrap();
+    assert!(context.groups.is_empty());
+    assert_eq!(context.multi_models.len(), 1);
 }
 
 #[test]

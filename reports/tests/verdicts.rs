@@ -25,6 +25,7 @@ struct Start<'a> {
     inactive: &'a [&'a str],
     ms: f64,
     complete: bool,
+    quick: bool,
 }
 
 impl Start<'_> {
@@ -38,7 +39,7 @@ impl Start<'_> {
         let write = |file: &str, text: String| fs::write(dir.join(file), text).unwrap();
         let mut manifest = json!({
             "schema_version": 1, "run_id": self.run_id(), "campaign": self.campaign,
-            "experiment": self.experiment, "replicate": self.replicate, "quick": false,
+            "experiment": self.experiment, "replicate": self.replicate, "quick": self.quick,
             "git": {"commit": null, "dirty": null}, "sha256": {},
             "model": {"requested": "m", "used": "m", "fallback_reason": null, "format": null},
             "seed": 1, "command": [], "extra_flags": [], "base_url": null,
@@ -122,6 +123,7 @@ fn campaign(n: u32) -> tempfile::TempDir {
         inactive,
         ms: 0.0,
         complete: true,
+        quick: false,
     };
     let idle: &[&str] = &["--idle"];
     let put = |n, ms, start: Start<'_>| arm(dir.path(), n, ms, &start);
@@ -171,6 +173,7 @@ fn report_02_shows_the_ablation_of_the_same_machine_and_model() {
         inactive: &[],
         ms: 0.0,
         complete: true,
+        quick: false,
     };
     arm(dir.path(), 1, 100.0, &own);
     let records = load::load(dir.path(), &dir.path().join("imported"), |_| true).unwrap();
@@ -200,6 +203,64 @@ fn report_02_shows_the_ablation_of_the_same_machine_and_model() {
     }
 }
 
+/// A full campaign stands for a newer quick one, and for a newer one that was ended before its
+/// references.
+#[test]
+fn the_report_takes_the_newest_full_campaign_that_can_be_judged() {
+    let dir = campaign(1);
+    let start = |campaign: &'static str, direction: &str, quick: bool| {
+        let flag = (direction == "on").then_some("fast");
+        let start = Start {
+            experiment: if direction == "full" {
+                "02-full-full"
+            } else {
+                "02-full-other"
+            },
+            campaign,
+            replicate: 0,
+            derived: ablated(direction, flag),
+            flags: "--shared",
+            inactive: &[],
+            ms: 50.0,
+            complete: true,
+            quick,
+        };
+        start.write(dir.path());
+    };
+    start("c2", "on", false);
+    start("c3", "full", true);
+    start("c3", "baseline", true);
+    start("c0", "full", false);
+    start("c0", "baseline", false);
+    let own = Start {
+        experiment: "01-base",
+        campaign: "c0",
+        replicate: 0,
+        derived: Value::Null,
+        flags: "--shared",
+        inactive: &[],
+        ms: 100.0,
+        complete: true,
+        quick: false,
+    };
+    own.write(dir.path());
+    let taken = || {
+        let records = load::load(dir.path(), &dir.path().join("none"), |_| true).unwrap();
+        let context = build(&records, VerdictConfig::default(), Lang::En).unwrap();
+        let found = context.groups[0].ablation.as_ref().unwrap();
+        (found.campaign.clone(), found.quick)
+    };
+    assert_eq!(taken(), ("c1".to_owned(), false));
+    for entry in fs::read_dir(dir.path()).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_string_lossy();
+        if name.starts_with("c1_") || name.starts_with("c0_02") {
+            fs::remove_dir_all(&path).unwrap();
+        }
+    }
+    assert_eq!(taken(), ("c3".to_owned(), true));
+}
+
 #[test]
 fn few_starts_decide_nothing_and_say_how_many_would() {
     let dir = campaign(2);
@@ -225,6 +286,7 @@ fn reproduced(n: u32, now_ms: f64) -> String {
         inactive: &[],
         ms: 0.0,
         complete: true,
+        quick: false,
     };
     arm(dir.path(), n, 50.0, &start("c1", Value::Null));
     let derived = json!({"by": "reproduction", "parent": "02-full", "of_run": "c1_02-full_h_1"});

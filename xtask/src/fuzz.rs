@@ -5,11 +5,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use duct::cmd;
+use duct::{Handle, cmd};
+use sha2::{Digest, Sha256};
 
 use crate::cargo;
 
@@ -53,19 +54,22 @@ pub fn run(args: &FuzzArgs) -> Result<ExitCode> {
             known.join(", ")
         );
     }
-    println!("| target | executions | a second | edges | corpus | crashes | hangs |");
-    println!("|---|---|---|---|---|---|---|");
+    let scratch = Scratch::new(&work)?;
+    println!("| target | executions | seconds | a second | edges | corpus | crashes | hangs |");
+    println!("|---|---|---|---|---|---|---|---|");
     let mut n_found = 0;
     for target in &targets {
         let begun = Instant::now();
-        let figures = fuzz(&program, &work.join(target), target, args.executions)?;
-        let rate = figures.n_executions as f64 / begun.elapsed().as_secs_f64();
+        let own = work.join(target);
+        let figures = fuzz(&program, &own, &scratch, target, args.executions)?;
+        let (n, elapsed_s) = (figures.n_executions, begun.elapsed().as_secs_f64());
+        let rate = n as f64 / elapsed_s;
         println!(
-            "| {target} | {} | {rate:.0} | {} | {} | {} | {} |",
-            figures.n_executions, figures.edges, figures.corpus, figures.n_crashes, figures.n_hangs
+            "| {target} | {n} | {elapsed_s:.0} | {rate:.0} | {} | {} | {} | {} |",
+            figures.edges, figures.corpus, figures.n_crashes, figures.n_hangs
         );
         let found = root.join("xtask/fuzz/found").join(target);
-        n_found += keep(&program, target, &work.join(target), &found)?;
+        n_found += keep(&program, target, &own, &scratch, &found)?;
     }
     if n_found > 0 {
         eprintln!("{n_found} inputs are in xtask/fuzz/found: `cargo test -p fuzz` runs them");
@@ -111,12 +115,17 @@ fn build(root: &Path) -> Result<PathBuf> {
     Ok(target.join("release").join("fuzz"))
 }
 
-fn fuzz(program: &Path, work: &Path, target: &str, executions: u64) -> Result<Figures> {
+fn fuzz(
+    program: &Path,
+    work: &Path,
+    scratch: &Scratch,
+    target: &str,
+    executions: u64,
+) -> Result<Figures> {
     if work.exists() {
         fs::remove_dir_all(work).with_context(|| work.display().to_string())?;
     }
-    let (seeds, out, scratch) = (work.join("seeds"), work.join("out"), work.join("scratch"));
-    fs::create_dir_all(&scratch)?;
+    let (seeds, out) = (work.join("seeds"), work.join("out"));
     cmd!(program, "seeds", target, &seeds)
         .run()
         .context("writing the seeds")?;
@@ -138,9 +147,11 @@ fn fuzz(program: &Path, work: &Path, target: &str, executions: u64) -> Result<Fi
         program,
         "run",
         target,
-        &scratch
+        &scratch.0
     )
     .env("AFL_NO_UI", "1")
+    // Errors of the parsers would each look where they come from.
+    .env("RUST_BACKTRACE", "0")
     .env("AFL_NO_AFFINITY", "1")
     .env("AFL_SKIP_CPUFREQ", "1")
     .env("AFL_I_DONT_CARE_ABOUT_MISSING_CRASHES", "1")
@@ -153,6 +164,27 @@ fn fuzz(program: &Path, work: &Path, target: &str, executions: u64) -> Result<Fi
         bail!("{target}: the fuzzer failed ({status})");
     }
     figures(&out.join("default").join("fuzzer_stats"))
+}
+
+/// Where programs write what a parser reads from a file: in memory where the machine has such a
+/// folder, since it is written thousands of times a second. Removed with the last target.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(work: &Path) -> Result<Self> {
+        let memory = Path::new("/dev/shm");
+        let parent = if memory.is_dir() { memory } else { work };
+        let folder = parent.join(format!("fuzz-{}", std::process::id()));
+        fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
+        Ok(Self(folder))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // What is left is small, and the next start of the machine clears it.
+        let _ = fs::remove_dir_all(&self.0);
+    }
 }
 
 fn figures(path: &Path) -> Result<Figures> {
@@ -177,7 +209,13 @@ fn figures(path: &Path) -> Result<Figures> {
 
 /// Copies crashes and hangs; returns how many there were. A hang that does not come again was the
 /// machine's.
-fn keep(program: &Path, target: &str, work: &Path, found: &Path) -> Result<usize> {
+fn keep(
+    program: &Path,
+    target: &str,
+    work: &Path,
+    scratch: &Scratch,
+    found: &Path,
+) -> Result<usize> {
     let mut n_found = 0;
     for kind in ["crashes", "hangs"] {
         let Ok(entries) = fs::read_dir(work.join("out").join("default").join(kind)) else {
@@ -185,38 +223,48 @@ fn keep(program: &Path, target: &str, work: &Path, found: &Path) -> Result<usize
         };
         for entry in entries {
             let path = entry?.path();
-            let name = path
-                .file_name()
-                .unwrap_or_default()
-                .to_string_lossy()
-                .into_owned();
-            let Some(number) = name
-                .strip_prefix("id:")
-                .and_then(|rest| rest.split(',').next())
-            else {
+            // Beside the inputs lies a README.
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if !name.starts_with("id:") {
                 continue;
-            };
-            if kind == "hangs" && !hangs(program, target, work, &path)? {
+            }
+            if kind == "hangs" && !hangs(program, target, scratch, &path)? {
                 continue;
             }
             fs::create_dir_all(found)?;
-            fs::copy(&path, found.join(format!("{kind}-{number}")))?;
+            let bytes = fs::read(&path).with_context(|| path.display().to_string())?;
+            let kept = found.join(kept_name(kind, &bytes));
+            fs::write(&kept, &bytes).with_context(|| kept.display().to_string())?;
             n_found += 1;
         }
     }
     Ok(n_found)
 }
 
-fn hangs(program: &Path, target: &str, work: &Path, input: &Path) -> Result<bool> {
-    let begun = Instant::now();
-    cmd!(program, "run", target, work.join("scratch"))
+/// By content: the fuzzer counts from nought in every campaign, and what an earlier one found stays.
+fn kept_name(kind: &str, bytes: &[u8]) -> String {
+    let hash = format!("{:x}", Sha256::digest(bytes));
+    format!("{kind}-{}", &hash[..12])
+}
+
+fn hangs(program: &Path, target: &str, scratch: &Scratch, input: &Path) -> Result<bool> {
+    let run = cmd!(program, "run", target, &scratch.0)
         .stdin_path(input)
         .stdout_null()
         .stderr_null()
         .unchecked()
-        .run()
+        .start()
         .context("running a hang again")?;
-    Ok(begun.elapsed().as_millis() >= u128::from(TIMEOUT_MS))
+    outlasts(&run, Duration::from_millis(TIMEOUT_MS.into()))
+}
+
+/// Whether it still runs after that long; then it is ended.
+fn outlasts(run: &Handle, limit: Duration) -> Result<bool> {
+    if run.wait_timeout(limit)?.is_some() {
+        return Ok(false);
+    }
+    run.kill()?;
+    Ok(true)
 }
 
 /// The names in the table of `xtask/fuzz/src/lib.rs`.
@@ -238,7 +286,7 @@ mod tests {
     fn all_targets_are_found_by_name() {
         let names = target_names(&cargo::root().expect("a tree")).expect("names");
         assert!(
-            names.len() >= 8 && names.contains(&"gguf".to_owned()),
+            names.len() >= 12 && names.contains(&"gguf".to_owned()),
             "{names:?}"
         );
     }
@@ -256,5 +304,32 @@ mod tests {
             (1000, 1, 0)
         );
         assert_eq!((read.edges.as_str(), read.corpus.as_str()), ("55", "7"));
+    }
+
+    #[test]
+    fn kept_inputs_are_named_by_their_content() {
+        let folder = cargo::root().expect("a tree").join("xtask/fuzz/found");
+        let mut n_inputs = 0;
+        for target in fs::read_dir(folder).expect("targets") {
+            for input in fs::read_dir(target.expect("a target").path()).expect("inputs") {
+                let path = input.expect("an input").path();
+                let bytes = fs::read(&path).expect("bytes");
+                let name = path.file_name().expect("a name").to_string_lossy();
+                let kind = name.split('-').next().expect("a kind");
+                assert_eq!(name, kept_name(kind, &bytes), "{}", path.display());
+                n_inputs += 1;
+            }
+        }
+        assert!(n_inputs >= 2, "{n_inputs}");
+    }
+
+    #[test]
+    fn a_program_that_does_not_end_is_ended() {
+        let begun = Instant::now();
+        let endless = cmd!("sleep", "60").unchecked().start().expect("started");
+        assert!(outlasts(&endless, Duration::from_millis(50)).expect("ended"));
+        let quick = cmd!("true").unchecked().start().expect("started");
+        assert!(!outlasts(&quick, Duration::from_secs(30)).expect("ended"));
+        assert!(begun.elapsed() < Duration::from_secs(30));
     }
 }

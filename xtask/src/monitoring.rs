@@ -54,12 +54,15 @@ pub fn run(args: &MonitoringArgs) -> Result<ExitCode> {
         "--result-cache",
         "memory",
     ];
-    let served = Served::start(&engine, &flags)?;
+    let log = cargo::target_dir()?.join("monitoring.log");
+    let mut served = Served::start(&engine, &flags, &log)?;
     let scratch = cargo::target_dir()?.join(format!("monitoring-{}", std::process::id()));
     let outcome = watched(&deploy.join("prometheus"), &scratch, &served, &queries);
     if scratch.exists() {
         fs::remove_dir_all(&scratch).with_context(|| scratch.display().to_string())?;
     }
+    // A server that died is why the rest failed.
+    served.check()?;
     outcome
 }
 

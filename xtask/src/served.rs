@@ -1,7 +1,10 @@
-//! An engine that a recipe starts for itself: a tiny model, a free port, ended with the recipe.
+//! An engine that a recipe starts for itself: a free port, its log in a file, ended with the recipe.
+//!
+//! One that dies is noticed, and what it said last is part of the error.
 
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -9,45 +12,95 @@ use anyhow::{Context, Result, bail};
 
 use crate::http;
 
-const START_TIMEOUT: Duration = Duration::from_mins(1);
+/// Until the model is loaded; its tokenizer may have to be fetched first.
+const START_LIMIT: Duration = Duration::from_mins(5);
+/// Of the log, in an error.
+const N_SHOWN_LINES: usize = 10;
 
 pub struct Served {
     child: Child,
     /// `host:port`
     pub address: String,
+    log: PathBuf,
 }
 
 impl Served {
-    /// Returns when it answers.
-    pub fn start(engine: &Path, flags: &[&str]) -> Result<Self> {
-        let mut child = Command::new(engine)
-            .args(["serve", "--port", "0"])
-            .args(flags)
+    /// `engine serve` with these flags; returns when it answers.
+    pub fn start(engine: &Path, flags: &[&str], log: &Path) -> Result<Self> {
+        let mut command = Command::new(engine);
+        command.args(["serve", "--port", "0"]).args(flags);
+        Self::of(command, log)
+    }
+
+    fn of(mut command: Command, log: &Path) -> Result<Self> {
+        let file = File::create(log).with_context(|| log.display().to_string())?;
+        let program = command.get_program().display().to_string();
+        let mut child = command
+            .stdin(Stdio::null())
             .stdout(Stdio::piped())
+            .stderr(file)
             .spawn()
-            .with_context(|| format!("{} cannot be started", engine.display()))?;
+            .with_context(|| format!("{program} cannot be started"))?;
         let stdout = child.stdout.take().context("the engine's output")?;
         let mut served = Self {
             child,
             address: String::new(),
+            log: log.to_owned(),
         };
         let mut said = String::new();
         BufReader::new(stdout).read_line(&mut said)?;
-        let address = said.trim().strip_prefix("listening on http://");
-        address
-            .with_context(|| format!("the engine said {said:?} instead of its address"))?
-            .clone_into(&mut served.address);
+        let Some(address) = said.trim().strip_prefix("listening on http://") else {
+            bail!(
+                "the engine said {said:?} instead of its address; {}",
+                served.last_words()
+            );
+        };
+        address.clone_into(&mut served.address);
         let begun = Instant::now();
-        while http::get(&served.address, "/health")?.status != 200 {
-            if begun.elapsed() > START_TIMEOUT {
+        while !served.is_healthy() {
+            served.check_runs()?;
+            if begun.elapsed() > START_LIMIT {
                 bail!(
-                    "the engine is not ready after {} s",
-                    START_TIMEOUT.as_secs()
+                    "the engine is not ready after {} s; {}",
+                    START_LIMIT.as_secs(),
+                    served.last_words()
                 );
             }
             std::thread::sleep(Duration::from_millis(50));
         }
         Ok(served)
+    }
+
+    /// Fails where it answers no more, and says why.
+    pub fn check(&mut self) -> Result<()> {
+        if self.is_healthy() {
+            return Ok(());
+        }
+        self.check_runs()?;
+        bail!("the engine runs but is not healthy; {}", self.last_words());
+    }
+
+    fn check_runs(&mut self) -> Result<()> {
+        if let Some(status) = self.child.try_wait()? {
+            bail!("the engine ended ({status}); {}", self.last_words());
+        }
+        Ok(())
+    }
+
+    fn is_healthy(&self) -> bool {
+        http::get(&self.address, "/health").is_ok_and(|answer| answer.status == 200)
+    }
+
+    fn last_words(&self) -> String {
+        let log = fs::read(&self.log).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log);
+        let lines: Vec<&str> = log.lines().collect();
+        let first = lines.len().saturating_sub(N_SHOWN_LINES);
+        format!(
+            "the end of {}:\n{}",
+            self.log.display(),
+            lines[first..].join("\n")
+        )
     }
 }
 
@@ -56,5 +109,31 @@ impl Drop for Served {
         // It may have ended by itself.
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_engine_that_dies_is_noticed_and_quoted() {
+        let log = std::env::temp_dir().join(format!("served-{}", std::process::id()));
+        let error = |script: &str| {
+            let mut command = Command::new("sh");
+            command.args(["-c", script]);
+            let error = Served::of(command, &log).err().expect("no server");
+            format!("{error:#}")
+        };
+        let errors = [
+            error("echo no such model >&2; exit 3"),
+            error("echo listening on http://127.0.0.1:1; echo no such model >&2; exit 3"),
+        ];
+        fs::remove_file(&log).expect("removed");
+        assert!(errors[0].contains("instead of its address"), "{errors:?}");
+        assert!(errors[1].contains("ended (exit status: 3)"), "{errors:?}");
+        for error in errors {
+            assert!(error.contains("no such model"), "{error}");
+        }
     }
 }

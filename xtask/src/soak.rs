@@ -14,11 +14,14 @@ pub struct SoakArgs {
     /// Requests to send
     #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(4001..))]
     requests: u64,
+    /// What they are, and when: the same seed sends the same [default: the tests' own]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
 }
 
 pub fn run(args: &SoakArgs) -> Result<ExitCode> {
     // The selection of packages is that of `test`, so that nothing is built twice.
-    let status = cmd!(
+    let mut command = cmd!(
         "cargo",
         "test",
         "--workspace",
@@ -31,11 +34,15 @@ pub fn run(args: &SoakArgs) -> Result<ExitCode> {
         "--nocapture"
     )
     .dir(cargo::root()?)
-    .env("SOAK_REQUESTS", args.requests.to_string())
-    .unchecked()
-    .run()
-    .context("cargo cannot be started")?
-    .status;
+    .env("SOAK_REQUESTS", args.requests.to_string());
+    if let Some(seed) = args.seed {
+        command = command.env("SOAK_SEED", seed.to_string());
+    }
+    let status = command
+        .unchecked()
+        .run()
+        .context("cargo cannot be started")?
+        .status;
     Ok(if status.success() {
         ExitCode::SUCCESS
     } else {

@@ -38,7 +38,7 @@ pub mod state;
 mod status;
 mod structured_fields;
 mod tokenize;
-mod tool_fields;
+pub mod tool_fields;
 mod turn;
 
 use std::sync::Arc;

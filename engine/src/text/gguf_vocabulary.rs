@@ -204,6 +204,8 @@ pub fn byte_level_bpe(
         .map(|(text, id)| (text.to_owned(), id))
         .collect();
     let model = BPE::builder()
+        // As `Tokenizer::from_folder` does.
+        .cache_capacity(0)
         .vocab_and_merges(vocabulary, merges)
         .ignore_merges(recipe.ignores_merges)
         .build()

@@ -61,6 +61,7 @@ impl Tokenizer {
         let mut pipeline = std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(&bytes))
             .map_err(|_| in_file("the vocabulary is malformed".to_owned()))?
             .map_err(|e| in_file(e.to_string()))?;
+        forget_words(&mut pipeline);
         pipeline.with_padding(None);
         pipeline
             .with_truncation(None)
@@ -432,6 +433,14 @@ fn unsupported_decoder<T>(found: &str) -> Result<T, TextError> {
         found: found.to_owned(),
         supported: "ByteLevel, Metaspace, and sequences of Replace, ByteFallback, Fuse, Strip",
     })
+}
+
+/// Without the crate's cache of words: every thread that encodes keeps one for every vocabulary that
+/// was ever loaded, and nobody can empty those of a model that is gone.
+fn forget_words(pipeline: &mut tokenizers::Tokenizer) {
+    let mut model = pipeline.get_model().clone();
+    model.resize_cache(0);
+    pipeline.with_model(model);
 }
 
 /// `Null` where the file is absent.

@@ -33,6 +33,19 @@ impl Answer {
             .unwrap_or_else(|error| panic!("{error} in {:?}", self.text()))
     }
 
+    /// A number of `/metrics`: that of a series written out, or the sum of a name's series.
+    pub fn metric(&self, series: &str) -> f64 {
+        let values = self.text().lines().filter_map(|line| {
+            let rest = line.strip_prefix(series)?;
+            if !rest.starts_with(['{', ' ']) {
+                return None;
+            }
+            rest.rsplit(' ').next()?.parse::<f64>().ok()
+        });
+        let sum = values.reduce(|sum, value| sum + value);
+        sum.unwrap_or_else(|| panic!("no metric {series} in {}", self.text()))
+    }
+
     /// The data of every server-sent event.
     pub fn events(&self) -> Vec<String> {
         self.text()
@@ -64,6 +77,26 @@ pub async fn get(address: SocketAddr, path: &str) -> Answer {
 
 pub async fn post(address: SocketAddr, path: &str, body: &Value) -> Answer {
     send(address, "POST", path, &[], body.to_string().as_bytes()).await
+}
+
+/// A number that `/metrics` shows now.
+pub async fn metric(address: SocketAddr, series: &str) -> f64 {
+    get(address, "/metrics").await.metric(series)
+}
+
+/// An action of the admin API.
+pub async fn admin(address: SocketAddr, key: &str, action: &str, body: &Value) -> Answer {
+    let path = format!("/admin/models/{action}");
+    let key = format!("Bearer {key}");
+    let headers = [("Authorization", key.as_str())];
+    send(
+        address,
+        "POST",
+        &path,
+        &headers,
+        body.to_string().as_bytes(),
+    )
+    .await
 }
 
 pub async fn send(

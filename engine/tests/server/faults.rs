@@ -2,7 +2,7 @@
 //! server that goes on or ends, but never hangs.
 
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use engine::model::config::Family;
@@ -98,34 +98,49 @@ fn folder() -> tempfile::TempDir {
     folder
 }
 
-/// The program on a model, with an address space in which an absurd allocation fails.
-fn serve(model: &Path) -> Output {
-    let begun = Instant::now();
+/// The program on a model, with an address space in which an absurd allocation fails; how it ended
+/// and what it said.
+fn serve(model: &Path) -> (ExitStatus, String) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let log = folder.path().join("log");
     let script = "ulimit -v 4194304; exec \"$0\" serve --device cpu --n-threads 1 --port 0 \
                   --max-total-tokens 512 --model-path \"$1\"";
-    let output = Command::new("bash")
+    let mut child = Command::new("bash")
         .args(["-c", script, env!("CARGO_BIN_EXE_engine")])
         .arg(model)
         .stdin(Stdio::null())
-        .output()
+        .stdout(Stdio::null())
+        .stderr(std::fs::File::create(&log).expect("a file"))
+        .spawn()
         .expect("bash runs");
-    assert!(begun.elapsed() < Duration::from_mins(1), "it hung");
-    output
+    let said = || String::from_utf8_lossy(&std::fs::read(&log).expect("a file")).into_owned();
+    let begun = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait().expect("a child") {
+            return (status, said());
+        }
+        if begun.elapsed() > Duration::from_mins(1) {
+            child.kill().expect("it runs");
+            child.wait().expect("it ends");
+            panic!("it hangs: {}", said());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
-fn assert_refused(model: &Path, code: &str, part: &str) {
-    let output = serve(model);
-    let message = String::from_utf8_lossy(&output.stderr);
+fn assert_refused(model: &Path, code: &str, parts: &[&str]) {
+    let (status, message) = serve(model);
     assert!(
-        matches!(output.status.code(), Some(1 | 2)),
-        "{:?}: {message}",
-        output.status
+        matches!(status.code(), Some(1 | 2)),
+        "{status:?}: {message}"
     );
     assert!(
         message.contains(&format!("error[{code}]")),
         "{code}: {message}"
     );
-    assert!(message.contains(part), "{part:?}: {message}");
+    for part in parts {
+        assert!(message.contains(part), "{part:?}: {message}");
+    }
     assert!(
         !message.contains("panicked") && !message.contains("memory allocation"),
         "{message}"
@@ -141,19 +156,45 @@ fn edit_json(path: &Path, edit: impl FnOnce(&mut Value)) {
 
 #[test]
 fn absurd_configurations_are_refused_with_value_and_limit() {
-    for (key, value) in [
-        ("vocab_size", json!(4_000_000_000_000_u64)),
-        ("hidden_size", json!(1_u64 << 40)),
-        ("num_hidden_layers", json!(1_000_000_000)),
-        ("num_attention_heads", json!(0)),
-        ("max_position_embeddings", json!(-1)),
-        ("rms_norm_eps", json!("tiny")),
+    for (key, value, name, limit) in [
+        (
+            "vocab_size",
+            json!(4_000_000_000_000_u64),
+            "vocabulary size",
+            "1 to 4194304",
+        ),
+        (
+            "hidden_size",
+            json!(1_u64 << 40),
+            "hidden size",
+            "1 to 131072",
+        ),
+        (
+            "num_hidden_layers",
+            json!(1_000_000_000),
+            "number of layers",
+            "1 to 1024",
+        ),
+        (
+            "num_attention_heads",
+            json!(0),
+            "number of attention heads",
+            "1 to 4096",
+        ),
+        (
+            "max_position_embeddings",
+            json!(-1),
+            "max_position_embeddings",
+            "at least 0",
+        ),
+        ("rms_norm_eps", json!("tiny"), "rms_norm_eps", "a number"),
     ] {
         let folder = folder();
         edit_json(&folder.path().join("config.json"), |config| {
-            config[key] = value;
+            config[key] = value.clone();
         });
-        assert_refused(folder.path(), "model_config", "");
+        let what = format!("{name} is {value}; it must be ");
+        assert_refused(folder.path(), "model_config", &[&what, limit]);
     }
 }
 
@@ -163,18 +204,18 @@ fn broken_weights_are_refused_by_name() {
     let path = cut.path().join("model.safetensors");
     let bytes = std::fs::read(&path).expect("weights");
     std::fs::write(&path, &bytes[..bytes.len() - 100]).expect("written");
-    assert_refused(cut.path(), "weights_file", "model.safetensors");
+    assert_refused(cut.path(), "weights_file", &["model.safetensors"]);
     // A header that claims eight exabytes.
     let mut lying = bytes.clone();
     lying[..8].copy_from_slice(&(1_u64 << 63).to_le_bytes());
     std::fs::write(&path, lying).expect("written");
-    assert_refused(cut.path(), "weights_file", "model.safetensors");
+    assert_refused(cut.path(), "weights_file", &["model.safetensors"]);
     // Right files of another model.
     let other = folder();
     edit_json(&other.path().join("config.json"), |config| {
         config["intermediate_size"] = json!(config["intermediate_size"].as_u64().expect("one") * 2);
     });
-    assert_refused(other.path(), "weights_shape", "");
+    assert_refused(other.path(), "weights_shape", &[]);
 }
 
 #[test]
@@ -188,7 +229,7 @@ fn a_gguf_file_with_lying_sizes_is_refused() {
         bytes.extend(n_metadata.to_le_bytes());
         bytes.extend([0; 64]);
         std::fs::write(&path, bytes).expect("written");
-        assert_refused(&path, "weights_file", "model.gguf");
+        assert_refused(&path, "weights_file", &["model.gguf"]);
     }
 }
 
@@ -198,7 +239,7 @@ fn a_broken_tokenizer_is_refused() {
     let path = cut.path().join("tokenizer.json");
     let text = std::fs::read(&path).expect("a tokenizer");
     std::fs::write(&path, &text[..text.len() / 2]).expect("written");
-    assert_refused(cut.path(), "tokenizer", "tokenizer.json");
+    assert_refused(cut.path(), "tokenizer", &["tokenizer.json"]);
 }
 
 /// The tokenizer of another model: ids that the model has no embeddings for are the request's

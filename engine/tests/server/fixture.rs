@@ -170,35 +170,58 @@ impl TestServer {
         answer.json()
     }
 
-    /// A number that `/metrics` shows.
-    pub async fn metric(&self, name: &str) -> f64 {
-        let answer = self.get("/metrics").await;
-        let line = answer.text().lines().find(|line| {
-            line.strip_prefix(name)
-                .is_some_and(|rest| rest.starts_with(['{', ' ']))
-        });
-        let line = line.unwrap_or_else(|| panic!("no metric {name} in {}", answer.text()));
-        line.rsplit(' ')
-            .next()
-            .and_then(|value| value.parse().ok())
-            .expect("a number")
+    /// As [`client::metric`].
+    pub async fn metric(&self, series: &str) -> f64 {
+        client::metric(self.address, series).await
     }
 
-    /// Waits until no request is in the engine, then checks that no page is in use.
-    pub async fn assert_empties(&self) {
-        for _ in 0..500 {
-            let n_active = self.metric("vllm:num_requests_running").await
-                + self.metric("vllm:num_requests_waiting").await;
-            if n_active == 0.0 && self.metric("engine_kv_pages_used").await == 0.0 {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        panic!(
-            "requests or pages are left: {}",
-            self.get("/metrics").await.text()
-        );
+    /// Until a request is in the engine's steps.
+    pub async fn runs(&self) {
+        let is_running = async || self.metric("vllm:num_requests_running").await > 0.0;
+        until("a request runs", LIMIT, is_running).await;
     }
+
+    /// As [`assert_empties`].
+    pub async fn assert_empties(&self) {
+        assert_empties(self.address).await;
+    }
+}
+
+/// For what takes milliseconds on an idle machine.
+pub const LIMIT: Duration = Duration::from_secs(30);
+
+/// Looks until it is so; fails, naming what was waited for, once the limit is over.
+pub async fn until(what: &str, limit: Duration, mut is_so: impl AsyncFnMut() -> bool) {
+    let looking = async {
+        while !is_so().await {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let in_time = tokio::time::timeout(limit, looking).await;
+    assert!(in_time.is_ok(), "{limit:?} later it is not so: {what}");
+}
+
+/// Waits until no request is in the engine of a server and no page is in use.
+pub async fn assert_empties(address: SocketAddr) {
+    let is_empty = async || {
+        let metrics = client::get(address, "/metrics").await;
+        let busy = [
+            "vllm:num_requests_running",
+            "vllm:num_requests_waiting",
+            "engine_kv_pages_used",
+        ];
+        busy.iter().all(|series| metrics.metric(series) == 0.0)
+    };
+    until("no request and no page is left", LIMIT, is_empty).await;
+}
+
+/// A body with further or other fields.
+pub fn merged(mut body: Value, fields: Value) -> Value {
+    let Value::Object(fields) = fields else {
+        panic!("fields are an object: {fields}")
+    };
+    body.as_object_mut().expect("an object").extend(fields);
+    body
 }
 
 pub fn model(config: TestConfig) -> ServedModel {

@@ -1,14 +1,14 @@
 //! The program itself on a model of the hub: a hub on the loopback interface that writes down
 //! what it was asked for.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::header::{CONTENT_RANGE, ETAG, RANGE};
+use axum::http::header::{AUTHORIZATION, CONTENT_RANGE, ETAG, RANGE};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use engine::model::config::Family;
@@ -28,6 +28,8 @@ pub struct Hub {
     repo: String,
     files: Arc<HashMap<String, Vec<u8>>>,
     asked: Arc<Mutex<Vec<String>>>,
+    /// `Authorization` of every request for a file.
+    pub keys: Arc<Mutex<HashSet<String>>>,
 }
 
 impl Hub {
@@ -45,6 +47,7 @@ impl Hub {
             repo: repo.to_owned(),
             files: Arc::new(files),
             asked: Arc::default(),
+            keys: Arc::default(),
         }
     }
 
@@ -71,6 +74,10 @@ async fn answer(State(hub): State<Hub>, headers: HeaderMap, request: Request) ->
         .strip_prefix(&format!("/{repo}/resolve/{COMMIT}/"))
         .unwrap_or(path);
     hub.asked.lock().expect("no panic").push(name.to_owned());
+    if let Some(key) = headers.get(AUTHORIZATION) {
+        let key = key.to_str().expect("text").to_owned();
+        hub.keys.lock().expect("no panic").insert(key);
+    }
     let Some(bytes) = hub.files.get(name) else {
         return StatusCode::NOT_FOUND.into_response();
     };

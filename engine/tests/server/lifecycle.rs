@@ -7,7 +7,7 @@ use serde_json::json;
 use tokio::io::AsyncReadExt;
 
 use crate::client;
-use crate::fixture::{TestConfig, TestServer, model};
+use crate::fixture::{LIMIT, TestConfig, TestServer, model, until};
 
 const PATH: &str = "/v1/completions";
 
@@ -49,9 +49,8 @@ async fn a_client_that_goes_away_frees_its_pages() {
                 .await
                 .expect("the answer has begun");
         } else {
-            while server.metric("engine_kv_pages_used").await == 0.0 {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
+            let has_pages = async || server.metric("engine_kv_pages_used").await > 0.0;
+            until("the request has pages", LIMIT, has_pages).await;
         }
         drop(connection);
         server.assert_empties().await;
@@ -129,9 +128,7 @@ async fn running_requests_finish_after_the_stop_signal() {
     let address = server.address;
     let body = json!({"prompt": "x", "max_tokens": 40, "stream": true});
     let running = tokio::spawn(async move { client::post(address, PATH, &body).await });
-    while server.metric("vllm:num_requests_running").await == 0.0 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    server.runs().await;
     server.stop();
     let answer = running.await.expect("an answer");
     assert_eq!(answer.status, 200);
@@ -148,9 +145,7 @@ async fn what_runs_too_long_is_cut_off() {
     let mut server = TestServer::start(config).await;
     let body = json!({"prompt": "x", "max_tokens": 400}).to_string();
     let _connection = client::open(server.address, "POST", PATH, &[], body.as_bytes()).await;
-    while server.metric("vllm:num_requests_running").await == 0.0 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    server.runs().await;
     server.stop();
     tokio::time::timeout(Duration::from_secs(5), server.ended())
         .await

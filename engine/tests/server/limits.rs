@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::client;
-use crate::fixture::{TestConfig, TestServer};
+use crate::fixture::{LIMIT, TestConfig, TestServer, until};
 
 const PATH: &str = "/v1/completions";
 
@@ -48,16 +48,10 @@ async fn a_connection_too_many_is_told_the_limit() {
     let message = error["message"].as_str().expect("a message");
     assert!(message.contains("3 connections"), "{message}");
     drop(held);
-    while server.state.traffic.n_connections() > 0 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    let text = server.get("/metrics").await;
-    assert!(
-        text.text()
-            .contains("engine_http_errors_total{code=\"too_many_connections\"} 1"),
-        "{}",
-        text.text()
-    );
+    let are_gone = async || server.state.traffic.n_connections() == 0;
+    until("no connection is left", LIMIT, are_gone).await;
+    let refused = "engine_http_errors_total{code=\"too_many_connections\"}";
+    assert_eq!(server.metric(refused).await as u64, 1);
 }
 
 #[tokio::test]
@@ -72,10 +66,8 @@ async fn a_client_that_sends_nothing_or_half_a_head_is_dropped() {
         assert_eq!(read_to_close(&mut stream).await, "", "{head:?}");
         assert!(begun.elapsed() >= Duration::from_millis(150), "{head:?}");
     }
-    assert_eq!(
-        metric(&server, "engine_http_dropped_total{reason=\"idle\"}").await,
-        "2"
-    );
+    let dropped = "engine_http_dropped_total{reason=\"idle\"}";
+    assert_eq!(server.metric(dropped).await as u64, 2);
 }
 
 #[tokio::test]
@@ -124,15 +116,8 @@ async fn a_reader_that_takes_nothing_is_dropped_and_its_requests_end() {
     let body = body.to_string();
     let connection = client::open(server.address, "POST", PATH, &[], body.as_bytes()).await;
     let dropped = "engine_http_dropped_total{reason=\"slow_reader\"}";
-    let begun = Instant::now();
-    while metric(&server, dropped).await != "1" {
-        assert!(
-            begun.elapsed() < Duration::from_mins(1),
-            "nobody is dropped: {}",
-            server.get("/metrics").await.text()
-        );
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    let is_dropped = async || server.metric(dropped).await as u64 == 1;
+    until("the reader is dropped", Duration::from_mins(1), is_dropped).await;
     drop(connection);
     server.assert_empties().await;
 }
@@ -147,9 +132,7 @@ async fn waiting_too_long_in_the_queue_is_a_503_with_the_limit() {
     let running = tokio::spawn(async move {
         client::post(address, PATH, &json!({"prompt": "x", "max_tokens": 120})).await
     });
-    while server.metric("vllm:num_requests_running").await == 0.0 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    server.runs().await;
     let waited = server.post(PATH, json!({"prompt": "y"})).await;
     assert_eq!(waited.status, 503, "{}", waited.text());
     assert_eq!(waited.header("retry-after"), Some("1"));
@@ -181,25 +164,10 @@ async fn taking_too_long_is_a_504_and_frees_the_pages() {
     let chunks = server.post(PATH, body).await.chunks();
     assert!(chunks.len() > 1, "it had begun");
     assert_eq!(chunks[chunks.len() - 1]["error"]["code"], "request_timeout");
-    assert_eq!(
-        metric(
-            &server,
-            "engine_timed_out_total{model_name=\"mock\",limit=\"total\"}"
-        )
-        .await,
-        "2"
-    );
+    let timed_out = "engine_timed_out_total{model_name=\"mock\",limit=\"total\"}";
+    assert_eq!(server.metric(timed_out).await as u64, 2);
     server.assert_empties().await;
     server
         .ok(PATH, json!({"prompt": "x", "max_tokens": 2}))
         .await;
-}
-
-async fn metric(server: &TestServer, series: &str) -> String {
-    let answer = server.get("/metrics").await;
-    let line = answer.text().lines().find_map(|line| {
-        let value = line.strip_prefix(series)?;
-        Some(value.trim().to_owned())
-    });
-    line.unwrap_or_else(|| panic!("no {series} in {}", answer.text()))
 }

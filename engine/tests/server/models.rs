@@ -11,7 +11,7 @@ use engine::weights::fixture::FolderFormat;
 use serde_json::{Value, json};
 
 use crate::client::{self, Answer};
-use crate::fixture::{TestConfig, TestServer, model, model_of_many};
+use crate::fixture::{LIMIT, TestConfig, TestServer, model, model_of_many, until};
 use crate::flags::model::Model;
 use crate::program::Program;
 
@@ -55,17 +55,7 @@ async fn two_loadable_models(step_delay: Duration) -> TestServer {
 }
 
 async fn admin(server: &TestServer, action: &str, body: Value) -> Answer {
-    let path = format!("/admin/models/{action}");
-    let key = format!("Bearer {ADMIN_KEY}");
-    let headers = [("Authorization", key.as_str())];
-    client::send(
-        server.address,
-        "POST",
-        &path,
-        &headers,
-        body.to_string().as_bytes(),
-    )
-    .await
+    client::admin(server.address, ADMIN_KEY, action, &body).await
 }
 
 fn code(answer: &Answer) -> String {
@@ -279,9 +269,7 @@ async fn running_requests_are_finished_before_a_model_sleeps_or_goes() {
             json!({"model": "a", "prompt": "x", "max_tokens": 30}),
         );
         let running = tokio::spawn(async move { client::post(address, PATH, &body).await });
-        while server.metric("vllm:num_requests_running").await == 0.0 {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
+        server.runs().await;
         let changed = admin(&server, action, json!({"model": "a"})).await;
         assert_eq!(changed.json()["state"], state, "{}", changed.text());
         let answer = running.await.expect("an answer");
@@ -381,11 +369,8 @@ async fn kept_answers_are_one_models_own() {
         answer.header("x-result-cache").map(str::to_owned)
     };
     let until_hit = async |name: &str| {
-        let begun = Instant::now();
-        while ask(name).await.as_deref() != Some("hit") {
-            assert!(begun.elapsed() < Duration::from_secs(10), "never a hit");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        let is_hit = async || ask(name).await.as_deref() == Some("hit");
+        until("a hit", LIMIT, is_hit).await;
     };
     assert_eq!(ask("a").await.as_deref(), Some("miss"));
     until_hit("a").await;
@@ -396,8 +381,7 @@ async fn kept_answers_are_one_models_own() {
     for name in ["a", "b"] {
         let stored =
             format!("engine_result_cache_total{{model_name=\"{name}\",outcome=\"stored\"}}");
-        let line = metrics.text().lines().find_map(|l| l.strip_prefix(&stored));
-        assert!(line.is_some_and(|n| n != " 0"), "{}", metrics.text());
+        assert!(metrics.metric(&stored) > 0.0, "{}", metrics.text());
     }
     assert_eq!(
         metrics
@@ -463,9 +447,8 @@ async fn a_flooded_model_holds_another_up_by_one_of_its_steps_at_a_time() {
             tokio::spawn(async move { client::post(address, PATH, &body).await })
         })
         .collect();
-    while server.metric("vllm:num_requests_waiting").await < 50.0 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    let are_many = async || server.metric("vllm:num_requests_waiting").await >= 50.0;
+    until("fifty wait", LIMIT, are_many).await;
     let before = server.get("/metrics").await;
     let started = Instant::now();
     server.ok(PATH, body).await;
@@ -519,17 +502,8 @@ async fn config_names_the_models_of_a_server() {
     };
     let texts = [complete("x").await, complete("y").await];
     assert_ne!(texts[0], texts[1], "two models");
-    let headers = [("Authorization", "Bearer adm1n")];
     let post = async |action: &str, body: Value| {
-        let path = format!("/admin/models/{action}");
-        client::send(
-            program.address,
-            "POST",
-            &path,
-            &headers,
-            body.to_string().as_bytes(),
-        )
-        .await
+        client::admin(program.address, ADMIN_KEY, action, &body).await
     };
     // Asleep, its share is another's; one that asks for more is refused with the arithmetic.
     for (name, text) in ["x", "y"].into_iter().zip(&texts) {
@@ -581,10 +555,8 @@ async fn start_unloaded_leaves_a_model_to_the_admin_api() {
         (refused.status, code(&refused).as_str()),
         (503, "model_unloaded")
     );
-    let headers = [("Authorization", "Bearer adm1n")];
-    let load = json!({"model": "y"}).to_string();
-    let path = "/admin/models/load";
-    let loaded = client::send(program.address, "POST", path, &headers, load.as_bytes()).await;
+    let load = json!({"model": "y"});
+    let loaded = client::admin(program.address, ADMIN_KEY, "load", &load).await;
     assert_eq!(loaded.status, 200, "{}", loaded.text());
     assert_eq!(client::post(program.address, PATH, &body).await.status, 200);
 }

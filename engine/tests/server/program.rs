@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use crate::client;
+use crate::fixture::until;
 
 /// Ended with the test, however it goes.
 pub struct Program {
@@ -59,11 +60,12 @@ impl Program {
         if program.address.ip().is_unspecified() {
             program.address.set_ip([127, 0, 0, 1].into());
         }
-        while client::get(program.address, "/health").await.status != 200 {
+        let is_healthy = async || {
             let ended = program.child.try_wait().expect("a child");
             assert_eq!(ended, None, "the server gave up: {}", program.log());
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+            client::get(program.address, "/health").await.status == 200
+        };
+        until("the server is healthy", Duration::from_mins(2), is_healthy).await;
         program
     }
 

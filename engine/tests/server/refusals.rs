@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::client::{self, Answer};
-use crate::fixture::{TestConfig, TestServer};
+use crate::fixture::{TestConfig, TestServer, merged};
 
 fn line(label: &str, answer: &Answer) -> String {
     let body = answer.json();
@@ -34,14 +34,6 @@ fn chat(fields: Value) -> Value {
         json!({"messages": [{"role": "user", "content": "x"}], "max_tokens": 2}),
         fields,
     )
-}
-
-fn merged(mut body: Value, fields: Value) -> Value {
-    let Value::Object(fields) = fields else {
-        panic!("fields are an object")
-    };
-    body.as_object_mut().expect("an object").extend(fields);
-    body
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::client::Answer;
 use crate::command_line::resolve;
-use crate::fixture::{TestConfig, TestServer};
+use crate::fixture::{LIMIT, TestConfig, TestServer, merged, until};
 use crate::flags::model::Model;
 use crate::program::Program;
 use crate::redis_server::RedisServer;
@@ -34,15 +34,9 @@ fn content(answer: &Answer) -> Value {
 
 /// Asks until the answer is a hit: storing does not hold up the answer that is stored.
 async fn hit(server: &TestServer, path: &str, body: &Value) -> Answer {
-    let begun = Instant::now();
-    loop {
-        let answer = server.post(path, body.clone()).await;
-        if word(&answer) == Some("hit") {
-            return answer;
-        }
-        assert!(begun.elapsed() < Duration::from_secs(10), "never a hit");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    let is_hit = async || word(&server.post(path, body.clone()).await) == Some("hit");
+    until("a hit", LIMIT, is_hit).await;
+    server.post(path, body.clone()).await
 }
 
 fn greedy() -> Value {
@@ -100,10 +94,7 @@ async fn streams_and_chats_replay_what_was_kept() {
 async fn what_is_not_deterministic_or_not_the_same_is_computed() {
     let server = server("--result-cache memory", TestConfig::default()).await;
     for random in [json!({"temperature": 1.0}), json!({})] {
-        let mut body = json!({"prompt": "x", "max_tokens": 3});
-        body.as_object_mut()
-            .expect("an object")
-            .extend(random.as_object().cloned().expect("one"));
+        let body = merged(json!({"prompt": "x", "max_tokens": 3}), random);
         for _ in 0..2 {
             assert_eq!(word(&server.post(PATH, body.clone()).await), None);
         }

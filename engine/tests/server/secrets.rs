@@ -4,6 +4,7 @@ use serde_json::json;
 
 use crate::client;
 use crate::flags::model::Model;
+use crate::hub::{Hub, hub_environment};
 use crate::program::Program;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -12,16 +13,22 @@ async fn keys_and_passwords_are_written_nowhere() {
     const ADMIN_KEY: &str = "adm1n-key";
     const PASSWORD: &str = "p4ssword-of-redis";
     const TOKEN: &str = "t0ken-of-the-hub";
+    let folder = tempfile::tempdir().expect("a folder");
     let model = Model::f16();
-    let flags = format!(
-        "--port 0 --api-key {KEY} --admin-api-key {ADMIN_KEY} \
-         --result-cache redis://user:{PASSWORD}@127.0.0.1:1"
+    let hub = Hub::of("org/name", &model.path());
+    let endpoint = hub.start().await;
+    let line = format!(
+        "--device cpu --n-threads 1 --max-total-tokens 512 --load-format dummy \
+         --model-path org/name --cache-dir {} --port 0 --api-key {KEY} --admin-api-key {ADMIN_KEY} \
+         --result-cache redis://user:{PASSWORD}@127.0.0.1:1",
+        folder.path().join("cache").display()
     );
-    let environment = [
-        ("RUST_LOG", "trace,hyper=info".to_owned()),
-        ("HF_TOKEN", TOKEN.to_owned()),
-    ];
-    let program = Program::start(&model.line(&flags), &environment).await;
+    let mut environment = hub_environment(endpoint, folder.path()).to_vec();
+    environment.push(("RUST_LOG", "trace,hyper=info".to_owned()));
+    environment.push(("HF_TOKEN", TOKEN.to_owned()));
+    let program = Program::start(&line, &environment).await;
+    let keys = hub.keys.lock().expect("no panic").clone();
+    assert_eq!(Vec::from_iter(keys), [format!("Bearer {TOKEN}")]);
     let bearer = format!("Bearer {KEY}");
     let headers = [("Authorization", bearer.as_str())];
     let mut said = String::new();

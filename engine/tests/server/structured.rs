@@ -7,7 +7,7 @@ use engine::weights::fixture::FolderFormat;
 use serde_json::{Value, json};
 
 use crate::client::{self, Answer};
-use crate::fixture::{TestConfig, TestServer};
+use crate::fixture::{TestConfig, TestServer, merged};
 use crate::flags::model::Model;
 use crate::program::Program;
 
@@ -134,10 +134,8 @@ async fn a_schema_holds_greedy_sampled_n_times_and_streamed() {
 async fn every_field_shapes_the_output() {
     let server = TestServer::start(TestConfig::default()).await;
     let answer_to = async |fields: Value| {
-        let mut body = json!({"prompt": "x", "max_tokens": 200, "seed": 3});
-        body.as_object_mut()
-            .expect("an object")
-            .extend(fields.as_object().expect("an object").clone());
+        let body = json!({"prompt": "x", "max_tokens": 200, "seed": 3});
+        let body = merged(body, fields);
         texts_of(&server.ok(COMPLETIONS, body).await).remove(0)
     };
     let ended = |text: &str| (text.to_owned(), "stop".to_owned());
@@ -186,11 +184,9 @@ async fn min_tokens_is_accepted_where_nothing_else_ends_the_output() {
         json!({"stop": "a"}),
         json!({"guided_regex": "a"}),
     ] {
-        let mut body = body.clone();
-        body.as_object_mut()
-            .expect("an object")
-            .extend(fields.as_object().expect("an object").clone());
-        assert_eq!(server.post(COMPLETIONS, body).await.status, 400, "{fields}");
+        let body = merged(body.clone(), fields);
+        let answer = server.post(COMPLETIONS, body.clone()).await;
+        assert_eq!(answer.status, 400, "{body}");
     }
 }
 
@@ -262,11 +258,8 @@ async fn masks_are_ready_when_the_step_is() {
     server.ok(COMPLETIONS, body).await;
     let masks = server.get("/metrics").await;
     let count = |when: &str| {
-        let mut lines = masks.text().lines();
-        let line = lines
-            .find(|line| line.starts_with("engine_grammar_masks_total") && line.contains(when));
-        let value = line.and_then(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
-        value.expect("a count")
+        let labels = format!("{{model_name=\"mock\",when=\"{when}\"}}");
+        masks.metric(&format!("engine_grammar_masks_total{labels}"))
     };
     let (ready, late) = (count("ready"), count("late"));
     assert!(ready + late >= 100.0, "{ready} {late}");

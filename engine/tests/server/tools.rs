@@ -1,13 +1,11 @@
 //! Calls of tools and thoughts in chats.
 
-use std::time::{Duration, Instant};
-
 use engine::config::ResultCachePlace;
 use engine::server::state::OutputParsers;
 use engine::text::ToolCallFormat;
 use serde_json::{Value, json};
 
-use crate::fixture::{TestConfig, TestServer, assert_answer};
+use crate::fixture::{LIMIT, TestConfig, TestServer, assert_answer, merged, until};
 
 const PATH: &str = "/v1/chat/completions";
 
@@ -47,13 +45,9 @@ fn tools() -> Value {
 }
 
 fn body(fields: Value) -> Value {
-    let mut body = json!({
-        "messages": [{"role": "user", "content": "x"}], "tools": tools(), "max_tokens": 300,
-    });
-    body.as_object_mut()
-        .expect("an object")
-        .extend(fields.as_object().expect("an object").clone());
-    body
+    let messages = json!([{"role": "user", "content": "x"}]);
+    let body = json!({"messages": messages, "tools": tools(), "max_tokens": 300});
+    merged(body, fields)
 }
 
 /// The message that a stream's deltas add up to.
@@ -353,10 +347,7 @@ async fn kept_answers_are_those_of_one_form() {
     config.http.result_cache.place = ResultCachePlace::Memory;
     let server = TestServer::start(config).await;
     let ask = async |fields: &Value| {
-        let mut body = body(json!({"temperature": 0}));
-        body.as_object_mut()
-            .expect("an object")
-            .extend(fields.as_object().expect("an object").clone());
+        let body = merged(body(json!({"temperature": 0})), fields.clone());
         let answer = server.post(PATH, body).await;
         assert_eq!(answer.status, 200, "{}", answer.text());
         let word = answer.header("x-result-cache").map(str::to_owned);
@@ -380,15 +371,11 @@ async fn kept_answers_are_those_of_one_form() {
     ] {
         let (word, first) = ask(&fields).await;
         assert_eq!(word.as_deref(), Some("miss"), "{fields}");
-        let begun = Instant::now();
-        loop {
+        let is_hit = async || {
             let (word, again) = ask(&fields).await;
             assert_eq!(again, first, "{fields}");
-            if word.as_deref() == Some("hit") {
-                break;
-            }
-            assert!(begun.elapsed() < Duration::from_secs(10), "never a hit");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+            word.as_deref() == Some("hit")
+        };
+        until("a hit", LIMIT, is_hit).await;
     }
 }

@@ -96,7 +96,7 @@ pub fn table(document: &str, results: &[ResultFile]) -> Result<String> {
 }
 
 fn quoted(text: &str) -> String {
-    if text.contains([',', '"', '\n']) {
+    if text.contains([',', '"', '\n', '\r']) {
         format!("\"{}\"", text.replace('"', "\"\""))
     } else {
         text.to_string()

@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc::UnboundedSender;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 
 pub use exchange::{Answer, RunClock, Target};
 pub use http::{BaseUrl, HttpError};
@@ -64,7 +64,10 @@ struct Planned {
 }
 
 /// Sends all requests of a case; every row goes to `rows` as soon as its response has ended.
-/// Returns when the last one has. Dropping the future cancels what is in flight.
+///
+/// A case that is done before its company goes on, its further rows flagged as warm-up, until all
+/// are or one of them fails. So every measured request had all the others beside it. Dropping the
+/// future cancels what is in flight; a panic in it is an error.
 pub async fn run_case(
     target: &Target,
     case: &Case,
@@ -72,36 +75,18 @@ pub async fn run_case(
     seed: u64,
     clock: RunClock,
     rows: &UnboundedSender<RequestRow>,
-) {
-    run_beside(
-        target,
-        case,
-        prompts,
-        seed,
-        clock,
-        rows,
-        &Company::default(),
-    )
-    .await;
-}
-
-/// As [`run_case`], beside others: a case that is done goes on, its further rows flagged as warm-up,
-/// until all are. So every measured request had all the others beside it.
-pub async fn run_beside(
-    target: &Target,
-    case: &Case,
-    prompts: &PromptSet,
-    seed: u64,
-    clock: RunClock,
-    rows: &UnboundedSender<RequestRow>,
     company: &Company,
-) {
-    let target = &Target {
-        model: case.model.clone().unwrap_or_else(|| target.model.clone()),
-        ..target.clone()
+) -> Result<(), JoinError> {
+    let load = Load {
+        target: Target {
+            model: case.model.clone().unwrap_or_else(|| target.model.clone()),
+            ..target.clone()
+        },
+        case: case.clone(),
+        clock,
+        rows: rows.clone(),
     };
-    let draw_name = case.draw_name();
-    let drawn = prompts.draw(seed, &draw_name, case.n_requests as usize);
+    let drawn = prompts.draw(seed, &case.draw_name(), case.n_requests as usize);
     let planned: VecDeque<Planned> = (0..)
         .zip(drawn)
         .map(|(index, prompt)| Planned {
@@ -111,28 +96,21 @@ pub async fn run_beside(
             is_extra: false,
         })
         .collect();
+    let again = planned.clone();
     match case.arrival {
-        Arrival::ClosedLoop { n_users } => {
-            let extra = planned.clone();
-            closed_loop(target, case, n_users, planned, clock, rows).await;
-            company.is_done();
-            let mut extra = extra.into_iter().cycle();
-            while !company.are_all_done()
-                && let Some(mut planned) = extra.next()
-            {
-                planned.is_extra = true;
-                closed_loop(target, case, n_users, [planned].into(), clock, rows).await;
-            }
-        }
+        Arrival::ClosedLoop { n_users } => closed_loop(&load, n_users, planned).await?,
         Arrival::OpenLoop { rate_per_s } => {
             let gaps_s = poisson_gaps_s(seed, &case.name, rate_per_s, planned.len());
-            open_loop(target, case, rate_per_s, planned, gaps_s, clock, rows).await;
+            open_loop(&load, planned, gaps_s).await?;
         }
     }
+    company.one_is_done();
+    keep_company(&load, again, company).await;
+    Ok(())
 }
 
-/// Cases that run at the same time.
-#[derive(Debug, Default)]
+/// Cases that run at the same time; each is done once.
+#[derive(Debug)]
 pub struct Company {
     n_busy: AtomicUsize,
 }
@@ -144,12 +122,8 @@ impl Company {
         }
     }
 
-    fn is_done(&self) {
-        // A case without company never counted.
-        let less = |n: usize| n.checked_sub(1);
-        let _ = self
-            .n_busy
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, less);
+    fn one_is_done(&self) {
+        self.n_busy.fetch_sub(1, Ordering::AcqRel);
     }
 
     fn are_all_done(&self) -> bool {
@@ -157,18 +131,47 @@ impl Company {
     }
 }
 
+/// What the requests of a case have in common.
+#[derive(Clone)]
+struct Load {
+    target: Target,
+    case: Case,
+    clock: RunClock,
+    rows: UnboundedSender<RequestRow>,
+}
+
+/// What became of a request.
+#[derive(PartialEq)]
+enum Asked {
+    Answered,
+    Failed,
+    /// Nobody listens any more: the run was cancelled.
+    Unheard,
+}
+
+impl Load {
+    async fn ask(&self, planned: Planned, user: Option<u32>, scheduled_s: f64) -> Asked {
+        let n_tokens = self.case.output_tokens;
+        let answer = self.target.ask(self.clock, &planned.prompt, n_tokens).await;
+        let row = row(&self.case, planned, user, scheduled_s, answer);
+        let has_failed = row.error.is_some();
+        match self.rows.send(row) {
+            Err(_) => Asked::Unheard,
+            Ok(()) if has_failed => Asked::Failed,
+            Ok(()) => Asked::Answered,
+        }
+    }
+}
+
 async fn closed_loop(
-    target: &Target,
-    case: &Case,
+    load: &Load,
     n_users: u32,
     planned: VecDeque<Planned>,
-    clock: RunClock,
-    rows: &UnboundedSender<RequestRow>,
-) {
+) -> Result<(), JoinError> {
     let waiting = Arc::new(Mutex::new(planned));
     let mut users = JoinSet::new();
     for user in 0..n_users {
-        let (target, case, rows) = (target.clone(), case.clone(), rows.clone());
+        let load = load.clone();
         let waiting = Arc::clone(&waiting);
         users.spawn(async move {
             loop {
@@ -177,44 +180,58 @@ async fn closed_loop(
                     .unwrap_or_else(PoisonError::into_inner)
                     .pop_front();
                 let Some(planned) = next else { return };
-                let scheduled_s = clock.now_s();
-                let answer = target.ask(clock, &planned.prompt, case.output_tokens).await;
-                // Nobody listens any more: the run was cancelled.
-                if rows
-                    .send(row(&case, planned, Some(user), scheduled_s, answer))
-                    .is_err()
-                {
+                let asked = load.ask(planned, Some(user), load.clock.now_s()).await;
+                if asked == Asked::Unheard {
                     return;
                 }
             }
         });
     }
-    while users.join_next().await.is_some() {}
+    join_all(users).await
 }
 
 async fn open_loop(
-    target: &Target,
-    case: &Case,
-    rate_per_s: f64,
+    load: &Load,
     planned: VecDeque<Planned>,
     gaps_s: Vec<f64>,
-    clock: RunClock,
-    rows: &UnboundedSender<RequestRow>,
-) {
-    debug_assert!(rate_per_s > 0.0);
+) -> Result<(), JoinError> {
     let mut requests = JoinSet::new();
-    let mut scheduled_s = clock.now_s();
+    let mut scheduled_s = load.clock.now_s();
     for (planned, gap_s) in planned.into_iter().zip(gaps_s) {
         scheduled_s += gap_s;
-        let (target, case, rows) = (target.clone(), case.clone(), rows.clone());
+        let load = load.clone();
         requests.spawn(async move {
-            tokio::time::sleep_until(clock.instant_at(scheduled_s).into()).await;
-            let answer = target.ask(clock, &planned.prompt, case.output_tokens).await;
-            // A closed channel means that the run was cancelled.
-            let _ = rows.send(row(&case, planned, None, scheduled_s, answer));
+            tokio::time::sleep_until(load.clock.instant_at(scheduled_s).into()).await;
+            load.ask(planned, None, scheduled_s).await;
         });
     }
-    while requests.join_next().await.is_some() {}
+    join_all(requests).await
+}
+
+/// One request after another, over and over. The first that fails is the last: a server that is
+/// gone would be asked as fast as it refuses.
+async fn keep_company(load: &Load, again: VecDeque<Planned>, company: &Company) {
+    let mut extras = again.into_iter().cycle();
+    while !company.are_all_done()
+        && let Some(planned) = extras.next()
+    {
+        let planned = Planned {
+            is_extra: true,
+            ..planned
+        };
+        let asked = load.ask(planned, Some(0), load.clock.now_s()).await;
+        if asked != Asked::Answered {
+            return;
+        }
+    }
+}
+
+/// A panic in one ends the others.
+async fn join_all(mut tasks: JoinSet<()>) -> Result<(), JoinError> {
+    while let Some(ended) = tasks.join_next().await {
+        ended?;
+    }
+    Ok(())
 }
 
 /// Exponential gaps of mean `1 / rate_per_s`; the first request is sent at once.

@@ -146,6 +146,8 @@ pub struct RunConfig {
     /// Flags as typed behind `engine serve`, one a line: `--schedule-policy lof`.
     pub flags: Vec<String>,
     pub replicates: Option<u32>,
+    /// Models that the server was to have with names and flags of their own; none: one model.
+    pub n_models: usize,
 }
 
 /// `server_info.json`, as far as reports show it.
@@ -174,7 +176,6 @@ pub struct ModelInfo {
     pub name: String,
     /// Where it came from.
     pub source: Option<String>,
-    pub state: Option<String>,
     /// `--mem-fraction-static` and `--device-memory-limit`, where they were typed.
     pub mem_fraction: Option<f64>,
     pub memory_limit_bytes: Option<u64>,
@@ -316,9 +317,11 @@ fn read_config(path: &Path) -> Result<RunConfig, ReportError> {
         .get("replicates")
         .and_then(toml::Value::as_integer)
         .and_then(|n| u32::try_from(n).ok());
+    let models = table.get("models").and_then(toml::Value::as_array);
     Ok(RunConfig {
         flags: flags_one_a_line(&typed),
         replicates,
+        n_models: models.map_or(0, Vec::len),
     })
 }
 
@@ -394,7 +397,6 @@ fn model_info(info: &serde_json::Value) -> ModelInfo {
     ModelInfo {
         name: text("/served_model_names/0").unwrap_or_default(),
         source: text("/model/used"),
-        state: text("/state"),
         mem_fraction: info
             .pointer("/flags/typed/--mem-fraction-static")
             .and_then(serde_json::Value::as_f64),

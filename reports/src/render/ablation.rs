@@ -1,4 +1,5 @@
-//! What the newest campaign of `ablate` on a group's machine and model found, for the templates.
+//! What a campaign of `ablate` on a group's machine and model found, for the templates: the newest
+//! full one, or the newest quick one where no full one can be judged.
 
 use serde::Serialize;
 
@@ -8,7 +9,7 @@ use crate::load::run_folder::{Outcome, RunFolder, flags_one_a_line};
 use crate::render::compare::{phrase, word};
 use crate::select::{Group, same_place};
 use crate::stats::verdict::{Comparison, VerdictConfig};
-use crate::verdicts::ablation::{Ablation, FlagVerdicts, Surrounding, is_of};
+use crate::verdicts::ablation::{Ablation, FlagVerdicts, Surrounding, is_of, marked};
 use crate::verdicts::{Figure, Runs};
 
 #[derive(Debug, Clone, Serialize)]
@@ -20,7 +21,7 @@ pub struct AblationContext {
     pub case: String,
     pub quick: bool,
     pub rows: Vec<FlagRow>,
-    /// Flag, where it does nothing, why.
+    /// Flag in Markdown, where it does nothing, why.
     pub idle: Vec<(String, &'static str, String)>,
     pub n_figures: usize,
     pub n_full: usize,
@@ -31,7 +32,7 @@ pub struct AblationContext {
 
 #[derive(Debug, Clone, Serialize)]
 pub struct FlagRow {
-    /// None: all flags together.
+    /// In Markdown; None: all flags together.
     pub flag: Option<String>,
     pub place: &'static str,
     /// Throughput, time to first token, time per token.
@@ -48,7 +49,7 @@ pub struct Cell {
     pub phrase: String,
 }
 
-/// None where nobody has run `ablate` there, or no start was complete.
+/// None where nobody has run `ablate` there to an end.
 pub fn ablation_of(
     records: &Records,
     group: &Group<'_>,
@@ -68,12 +69,27 @@ pub fn ablation_of(
                     && flags_one_a_line(&manifest.extra_flags) == group.extra_flags
             })
     };
-    let newest = records.runs.iter().rfind(of_group)?.record.as_ref()?;
-    let campaign = &newest.manifest.campaign;
-    let runs = Runs::of_records(records, |run| is_of(run, campaign));
-    let found = Ablation::of(&runs, campaign, config).ok()?;
+    let manifests = records
+        .runs
+        .iter()
+        .rev()
+        .filter(of_group)
+        .filter_map(|run| Some(&run.record.as_ref()?.manifest));
+    let (quick, full): (Vec<_>, Vec<_>) = manifests.partition(|manifest| manifest.quick);
+    let mut campaigns: Vec<(&str, bool)> = Vec::new();
+    for manifest in full.into_iter().chain(quick) {
+        let campaign = (manifest.campaign.as_str(), manifest.quick);
+        if !campaigns.contains(&campaign) {
+            campaigns.push(campaign);
+        }
+    }
+    // One that was ended early may lack its references.
+    let (found, quick) = campaigns.into_iter().find_map(|(campaign, quick)| {
+        let runs = Runs::of_records(records, |run| is_of(run, campaign));
+        Some((Ablation::of(&runs, campaign, config).ok()?, quick))
+    })?;
     Some(AblationContext {
-        quick: newest.manifest.quick,
+        quick,
         rows: found
             .rows
             .iter()
@@ -84,7 +100,7 @@ pub fn ablation_of(
             .iter()
             .map(|idle| {
                 let place = idle.surrounding.map_or("", |at| place(at, lang));
-                (idle.flag.clone(), place, idle.reason.clone())
+                (marked(&idle.flag), place, idle.reason.clone())
             })
             .collect(),
         n_figures: found.n_figures(),
@@ -107,8 +123,7 @@ fn flag_row(row: &FlagVerdicts, config: VerdictConfig, lang: Lang) -> FlagRow {
     };
     debug_assert_eq!(row.answers.len(), Figure::ALL.len());
     FlagRow {
-        flag: (row.surrounding != Surrounding::AllFlags)
-            .then(|| row.flag.trim_matches('`').to_owned()),
+        flag: (row.surrounding != Surrounding::AllFlags).then(|| marked(&row.flag)),
         place: place(row.surrounding, lang),
         cells: row.answers.iter().map(cell).collect(),
         starts: row.starts.clone(),

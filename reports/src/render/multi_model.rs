@@ -94,7 +94,7 @@ impl Kind {
 pub fn is_multi_model(group: &Group<'_>) -> bool {
     group.all_runs().any(|run| {
         let record = run.record;
-        !record.server.models.is_empty() || record.manifest.model.used.contains(" + ")
+        !record.server.models.is_empty() || record.config.n_models > 0
     })
 }
 

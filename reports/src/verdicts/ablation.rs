@@ -41,6 +41,7 @@ impl Surrounding {
 /// What one flag brings in one surrounding.
 #[derive(Debug, Clone)]
 pub struct FlagVerdicts {
+    /// As it is typed; without it where the full configuration leaves it out.
     pub flag: String,
     pub surrounding: Surrounding,
     /// One for each of [`Figure::ALL`].
@@ -208,7 +209,7 @@ fn print(found: &Ablation) -> String {
         let _ = writeln!(
             text,
             "| {} | {} | {} | {} |",
-            row.flag,
+            marked(&row.flag),
             row.surrounding.word(),
             cells.join(" | "),
             row.starts
@@ -231,7 +232,7 @@ fn print(found: &Ablation) -> String {
                 .surrounding
                 .map(|place| format!(" ({})", place.word()))
                 .unwrap_or_default();
-            let _ = writeln!(text, "- {}{place}: {}", idle.flag, idle.reason);
+            let _ = writeln!(text, "- {}{place}: {}", marked(&idle.flag), idle.reason);
         }
     }
     let _ = writeln!(text, "\nruns:");
@@ -287,10 +288,19 @@ fn heaviest_case(cases: &[CaseSamples]) -> Option<String> {
         .map(|c| c.case.clone())
 }
 
-/// `--flag value` as the full configuration has it, or the bare name where it has none.
+/// `--flag value` as the full configuration has it, `no --flag` where it has none.
 fn flag_line(flag: &str, full: &Arm<'_>) -> String {
     let line = full.first().and_then(|run| line_of(flag, run));
-    line.map_or_else(|| format!("no --{flag}"), |line| format!("`{line}`"))
+    line.unwrap_or_else(|| format!("no --{flag}"))
+}
+
+/// In Markdown: what can be typed is code.
+pub fn marked(flag: &str) -> String {
+    if flag.starts_with("--") {
+        format!("`{flag}`")
+    } else {
+        flag.to_owned()
+    }
 }
 
 fn line_of(flag: &str, run: &RunFolder) -> Option<String> {

@@ -6,6 +6,9 @@
 //! Deliberately absent: what a parser makes of right bytes, which its own tests know.
 
 mod seeds;
+/// A file of `reports`, which would take minutes to build with all that it depends on.
+#[path = "../../../reports/src/load/imported/table.rs"]
+pub mod table;
 mod targets;
 
 use std::path::Path;
@@ -15,16 +18,19 @@ pub use self::seeds::write_seeds;
 /// A parser. The folder is its own, for those that read files.
 pub type Target = fn(&Path, &[u8]);
 
-pub const TARGETS: [(&str, Target); 9] = [
+pub const TARGETS: [(&str, Target); 12] = [
     ("gguf", targets::gguf),
     ("safetensors", targets::safetensors),
     ("config_json", targets::config_json),
     ("tokenizer_json", targets::tokenizer_json),
     ("request", targets::request),
+    ("grammar", targets::grammar),
     ("chat_template", targets::chat_template),
+    ("tool_calls", targets::tool_calls),
     ("sse", targets::sse),
     ("experiment_toml", targets::experiment_toml),
     ("imported", targets::imported),
+    ("imported_csv", targets::imported_csv),
 ];
 
 pub fn target(name: &str) -> Option<Target> {

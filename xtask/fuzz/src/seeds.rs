@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use engine::model::config::Family;
 use engine::weights::ElementFormat;
 use engine::weights::fixture::{FolderFormat, config_json, tiny_config, write_folder, write_gguf};
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// Nothing larger is a seed: most of it would be numbers.
 const MAX_SEED_BYTES: usize = 16 << 10;
@@ -60,34 +60,31 @@ fn seeds(target: &str) -> Result<Vec<Vec<u8>>> {
             seeds.push(br#"{"eos_token_id":[1,2],"rope_scaling":{"rope_type":"yarn","factor":4.0,"original_max_position_embeddings":32768}}"#.to_vec());
             seeds
         }
-        "tokenizer_json" => vec![
-            json!({
-                "version": "1.0", "truncation": null, "padding": null, "added_tokens": [
-                    {"id": 3, "content": "<s>", "single_word": false, "lstrip": false,
-                     "rstrip": false, "normalized": false, "special": true}],
-                "normalizer": {"type": "NFC"},
-                "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false,
-                                  "trim_offsets": true, "use_regex": true},
-                "post_processor": null,
-                "decoder": {"type": "ByteLevel", "add_prefix_space": false,
-                            "trim_offsets": true, "use_regex": true},
-                "model": {"type": "BPE", "dropout": null, "unk_token": null,
-                          "continuing_subword_prefix": null, "end_of_word_suffix": null,
-                          "fuse_unk": false, "byte_fallback": false,
-                          "vocab": {"H": 0, "e": 1, "He": 2}, "merges": [["H", "e"]]},
-            })
-            .to_string()
-            .into_bytes(),
-        ],
+        "tokenizer_json" => vec![tokenizer_json(&[]).to_string().into_bytes()],
         "request" => texts(&[
             r#"{"model":"m","prompt":["a",[1,2]],"max_tokens":5,"temperature":0.5,"top_p":0.9,"top_k":3,"n":2,"stop":["x"],"seed":1,"logit_bias":{"5":-1.5},"stream":true,"stream_options":{"include_usage":true}}"#,
-            r#"{"messages":[{"role":"user","content":[{"type":"text","text":"hi"}]},{"role":"assistant","tool_calls":[{"id":"1","type":"function","function":{"name":"f","arguments":"{}"}}]},{"role":"tool","content":"3"}],"tools":[{"type":"function","function":{"name":"f"}}],"tool_choice":"auto","chat_template_kwargs":{"enable_thinking":false},"stop_token_ids":[1],"min_p":0.1,"repetition_penalty":1.1}"#,
-            r#"{"prompt":[1,2,3],"max_completion_tokens":1,"ignore_eos":true,"priority":-1,"best_of":1}"#,
+            r#"{"messages":[{"role":"user","content":[{"type":"text","text":"hi"}]},{"role":"assistant","tool_calls":[{"id":"1","type":"function","function":{"name":"f","arguments":"{}"}}]},{"role":"tool","content":"3"}],"tools":[{"type":"function","function":{"name":"f"}}],"tool_choice":{"type":"function","function":{"name":"f"}},"parallel_tool_calls":false,"response_format":{"type":"json_schema","json_schema":{"schema":{"type":"object"}}},"chat_template_kwargs":{"enable_thinking":false},"stop_token_ids":[1],"min_p":0.1,"repetition_penalty":1.1}"#,
+            r#"{"prompt":[1,2,3],"max_completion_tokens":1,"ignore_eos":true,"priority":-1,"best_of":1,"structured_outputs":{"choice":["a","b"]}}"#,
+        ]),
+        "grammar" => texts(&[
+            "\0{\"type\":\"object\",\"properties\":{\"a\":{\"type\":\"string\",\"maxLength\":5,\"pattern\":\"^[a-z]+$\"},\"b\":{\"enum\":[1,null]},\"c\":{\"type\":\"integer\",\"minimum\":0,\"maximum\":20}},\"required\":[\"a\"],\"additionalProperties\":false}",
+            "\u{10}{\"$defs\":{\"n\":{\"anyOf\":[{\"type\":\"null\"},{\"type\":\"array\",\"items\":{\"$ref\":\"#/$defs/n\"},\"minItems\":1}]}},\"$ref\":\"#/$defs/n\"}",
+            "\u{4}[0-9]{3}-(a|b)?\\w+",
+            "\u{7}start: item (\",\" item)~1..3\nitem: /[a-c]/ | \"x\"i\n%ignore / +/",
+            "\u{27}start: a b?\na[suffix=\"!\"]: /[a-z]*/\nb: %json {\"type\": \"boolean\"}",
+            "\u{c}yes\nno",
+            "\u{d}f\n{\"type\":\"object\",\"properties\":{\"x\":{\"type\":\"number\"}}}",
         ]),
         "chat_template" => texts(&[
             "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m['content'] | trim }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
             "{%- macro f(x, y=1) -%}{{ x.split(',')[::-1] | tojson(indent=2) }}{%- endmacro -%}{{ f(messages[0].content) }}{% set ns = namespace(a=0) %}{% for i in range(3) %}{% set ns.a = ns.a + i * loop.index %}{% if loop.last %}{% break %}{% endif %}{% endfor %}{{ ns.a }}{{ strftime_now('%Y') }}",
             "{{ bos_token + 'x' * 3 ~ tools[0] }}{% if not messages %}{{ raise_exception('no') }}{% endif %}{{ messages | map(attribute='role') | join(', ') }}",
+        ]),
+        "tool_calls" => texts(&[
+            "\u{6}So:\n<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": [1, \"}\"]}}\n</tool_call>\n<tool_call>{\"arguments\":\"{}\",\"name\":\"g\"}</tool_call>",
+            "\u{1b}<think>\nhm {\n</think>\n\n{\"name\": \"f\", \"parameters\": {\"a\": \"\\\"\"}}; {\"name\": \"g\", \"parameters\": {}}",
+            "\u{7}<|python_tag|>{\"name\": \"f\", \"parameters\": null} no call",
+            "\u{8}x</think>y<tool_call>{\"name\": <tool_call>",
         ]),
         "sse" => texts(&[
             "\u{5}data: {\"choices\":[{\"text\":\"a\"}]}\n\ndata: [DONE]\n\n",
@@ -102,6 +99,34 @@ fn seeds(target: &str) -> Result<Vec<Vec<u8>>> {
             r#"{"duration":1.5,"completed":10,"total_output_tokens":100,"request_throughput":6.6,"output_throughput":66.0,"backend":"vllm","model_id":"m","date":"20260101-000000","mean_ttft_ms":3.0,"p99_itl_ms":4.0,"ttfts":[1.0],"request_rate":"inf"}"#,
             "{\"duration\":NaN,\"completed\":1,\"total_output_tokens\":1,\"request_throughput\":Infinity,\"output_throughput\":1}\n{\"duration\":1}\n",
         ]),
+        "imported_csv" => texts(&[
+            "document,section,metric,subject,condition,value,unit,kind,note\nd.md,s,ttft,B,10 tokens,269.0,ms,measured,\"a, \"\"b\"\"\"\r\nd.md,s,day,B,,2026-01-01,date,stated,\n",
+            "note,kind,unit,value,condition,subject,metric,section,document,more\n,derived,ratio,1e3,,B,x,s,d.md,\n",
+        ]),
         other => anyhow::bail!("no target is called {other:?}"),
+    })
+}
+
+/// A right one, of two characters, what they merge to, a special token (3), and from 4 on further
+/// characters.
+pub fn tokenizer_json(further: &[char]) -> Value {
+    let mut vocab = json!({"H": 0, "e": 1, "He": 2});
+    for (id, character) in (4..).zip(further) {
+        vocab[character.to_string()] = json!(id);
+    }
+    json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [
+            {"id": 3, "content": "<s>", "single_word": false, "lstrip": false,
+             "rstrip": false, "normalized": false, "special": true}],
+        "normalizer": {"type": "NFC"},
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false,
+                          "trim_offsets": true, "use_regex": true},
+        "post_processor": null,
+        "decoder": {"type": "ByteLevel", "add_prefix_space": false,
+                    "trim_offsets": true, "use_regex": true},
+        "model": {"type": "BPE", "dropout": null, "unk_token": null,
+                  "continuing_subword_prefix": null, "end_of_word_suffix": null,
+                  "fuse_unk": false, "byte_fallback": false,
+                  "vocab": vocab, "merges": [["H", "e"]]},
     })
 }

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::{Arc, OnceLock};
 
 use engine::model::config_json;
 use engine::server::fields::Fields;
@@ -9,8 +10,14 @@ use engine::server::messages::Conversation;
 use engine::server::prompt::take_prompts;
 use engine::server::sampling_fields::Generation;
 use engine::server::state::{Limits, Seeds};
+use engine::server::tool_fields::ToolUse;
+use engine::structured::{Constraint, Grammars, Preamble};
 use engine::text::gguf_metadata::GgufMetadata;
-use engine::text::{ChatInput, ChatTemplate, Tokenizer};
+use engine::text::tool_calls::forced::{self, Tool};
+use engine::text::{
+    ChatInput, ChatTemplate, ThoughtSplitter, ThoughtStart, Tokenizer, ToolCallFormat,
+    ToolCallParser, ToolEvent,
+};
 use engine::weights::gguf::{config, header};
 use engine::weights::safetensors::TensorFiles;
 use experiments::import::Source;
@@ -18,6 +25,11 @@ use experiments::import::result_file::ResultFile;
 use experiments::loadgen::sse::SseDecoder;
 use experiments::spec::{Experiment, Overrides};
 use serde_json::{Map, json};
+
+use crate::seeds;
+use crate::table;
+
+const FORMATS: [ToolCallFormat; 2] = [ToolCallFormat::Hermes, ToolCallFormat::Llama3Json];
 
 pub fn gguf(_: &Path, bytes: &[u8]) {
     let Ok(header) = header::parse(bytes) else {
@@ -73,8 +85,79 @@ pub fn request(_: &Path, bytes: &[u8]) {
     let mut chat = fields.clone();
     let _ = take_prompts(&mut fields, &limits);
     let _ = Generation::take(&mut fields, &limits, &seeds, None);
-    let _ = Conversation::take(&mut chat);
+    if let Ok(conversation) = Conversation::take(&mut chat) {
+        for format in FORMATS {
+            let _ = ToolUse::take(&mut chat.clone(), conversation.tools(), Some(format));
+        }
+    }
     let _ = Generation::take(&mut chat, &limits, &seeds, Some(3));
+}
+
+/// A request's form: the first byte says which kind, the rest is what the client wrote. Then some
+/// output that it allows.
+pub fn grammar(folder: &Path, bytes: &[u8]) {
+    static GRAMMARS: OnceLock<Grammars> = OnceLock::new();
+    const N_TOKENS: usize = 32;
+    let Some((kind, rest)) = bytes.split_first() else {
+        return;
+    };
+    let Ok(text) = std::str::from_utf8(rest) else {
+        return;
+    };
+    let Some(constraint) = constraint(*kind, text) else {
+        return;
+    };
+    let grammars = GRAMMARS.get_or_init(|| small_grammars(folder));
+    let preambles = [
+        Preamble::Nothing,
+        Preamble::RestOfThought,
+        Preamble::MaybeThought,
+    ];
+    let preamble = preambles[usize::from(*kind / 16) % preambles.len()];
+    let Ok(grammar) = grammars.compile(&constraint, preamble) else {
+        return;
+    };
+    let guide = grammar.guide();
+    let mut choices = bytes.iter().cycle().map(|byte| usize::from(*byte));
+    for i in 0..N_TOKENS {
+        let Some(mask) = guide.mask(i) else { return };
+        let allowed = mask.allowed();
+        let Some(token) = choices
+            .next()
+            .and_then(|n| allowed.get(n % allowed.len().max(1)))
+        else {
+            return;
+        };
+        guide.advance(i, *token);
+    }
+}
+
+fn constraint(kind: u8, text: &str) -> Option<Constraint> {
+    Some(match kind % 16 {
+        0..4 => Constraint::JsonSchema(serde_json::from_str(text).ok()?),
+        4..7 => Constraint::Regex(text.to_owned()),
+        7..12 => Constraint::Lark(text.to_owned()),
+        12 => Constraint::Choice(text.lines().map(str::to_owned).collect()),
+        format => {
+            let tool = Tool {
+                name: text.lines().next()?.to_owned(),
+                parameters: serde_json::from_str(text.split_once('\n')?.1).ok(),
+            };
+            let format = FORMATS[usize::from(format) % FORMATS.len()];
+            forced::constraint(format, &[tool], kind >= 128)
+        }
+    })
+}
+
+/// Those of a model that knows printable characters.
+fn small_grammars(folder: &Path) -> Grammars {
+    const END: u32 = 3;
+    let characters = (b'!'..=b'~').map(char::from).chain(['Ġ', 'Ċ']);
+    let further: Vec<char> = characters.filter(|c| !"He".contains(*c)).collect();
+    let path = folder.join("tokenizer.json");
+    fs::write(path, seeds::tokenizer_json(&further).to_string()).expect("a folder to write to");
+    let tokenizer = Tokenizer::from_folder(folder).expect("a right tokenizer");
+    Grammars::new(Arc::new(tokenizer), 4 + further.len(), &[END], 64 << 10)
 }
 
 pub fn chat_template(_: &Path, bytes: &[u8]) {
@@ -94,6 +177,74 @@ pub fn chat_template(_: &Path, bytes: &[u8]) {
         add_generation_prompt: true,
         extra: Map::new(),
     });
+}
+
+/// A model's output. The first byte says what is looked for and in which pieces the rest comes,
+/// which come to the same as the whole.
+pub fn tool_calls(_: &Path, bytes: &[u8]) {
+    let Some((how, rest)) = bytes.split_first() else {
+        return;
+    };
+    let Ok(text) = std::str::from_utf8(rest) else {
+        return;
+    };
+    let format = FORMATS[usize::from(how % 2)];
+    let starts = [
+        ThoughtStart::Inside,
+        ThoughtStart::Before,
+        ThoughtStart::Behind,
+    ];
+    let start = starts.get(usize::from(how / 2 % 4)).copied();
+    let n_chars = usize::from(how / 8) + 1;
+    let chars: Vec<char> = text.chars().collect();
+    let pieces = chars.chunks(n_chars).map(|piece| piece.iter().collect());
+    assert_eq!(
+        output(format, start, pieces),
+        output(format, start, [text.to_owned()].into_iter()),
+    );
+}
+
+/// Thoughts, content, and the name and arguments of every call.
+type Output = (String, String, Vec<(String, String)>);
+
+fn output(
+    format: ToolCallFormat,
+    start: Option<ThoughtStart>,
+    pieces: impl Iterator<Item = String>,
+) -> Output {
+    let (mut thoughts, mut content, mut calls) = Output::default();
+    let mut splitter = start.map(ThoughtSplitter::new);
+    let mut parser = ToolCallParser::new(format);
+    let mut take = |events: Vec<ToolEvent>| {
+        for event in events {
+            match event {
+                ToolEvent::Content(text) => content.push_str(&text),
+                ToolEvent::Call { name } => calls.push((name, String::new())),
+                ToolEvent::Arguments(text) => {
+                    let call = calls.last_mut().expect("arguments are a call's");
+                    call.1.push_str(&text);
+                }
+            }
+        }
+    };
+    for piece in pieces {
+        let piece = match &mut splitter {
+            None => piece,
+            Some(splitter) => {
+                let split = splitter.push(&piece);
+                thoughts.push_str(&split.thought);
+                split.content
+            }
+        };
+        take(parser.push(&piece));
+    }
+    if let Some(splitter) = &mut splitter {
+        let split = splitter.finish();
+        thoughts.push_str(&split.thought);
+        take(parser.push(&split.content));
+    }
+    take(parser.finish());
+    (thoughts, content, calls)
 }
 
 /// The first byte says how the rest was cut on its way.
@@ -126,13 +277,22 @@ pub fn experiment_toml(folder: &Path, bytes: &[u8]) {
     }
 }
 
+/// What is made of another engine's results can be read again.
 pub fn imported(_: &Path, bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else {
         return;
     };
     for source in [Source::Vllm, Source::Sglang] {
-        if let Ok(results) = ResultFile::parse(source, text) {
-            let _ = experiments::import::figures::table("fuzz", &results);
+        let Ok(results) = ResultFile::parse(source, text) else {
+            continue;
+        };
+        if let Ok(written) = experiments::import::figures::table("fuzz", &results) {
+            let read = table::parse("fuzz", written.as_bytes());
+            assert!(read.is_ok_and(|figures| !figures.is_empty()), "{written}");
         }
     }
+}
+
+pub fn imported_csv(_: &Path, bytes: &[u8]) {
+    let _ = table::parse("fuzz", bytes);
 }

@@ -1,4 +1,4 @@
-//! `clients [--engine PROGRAM]`: other people's clients against a running engine, unchanged.
+//! `clients [--engine-bin FILE]`: other people's clients against a running engine, unchanged.
 //!
 //! OpenAI's Python and JavaScript clients, this repository's stress client, and llama-benchy, a
 //! public load generator, each in its own process against one server with a tiny model of random
@@ -7,7 +7,6 @@
 mod book;
 mod install;
 mod program;
-mod server;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -18,8 +17,8 @@ use clap::Args;
 use self::book::Book;
 use self::install::Installed;
 use self::program::{Outcome, Program};
-use self::server::Server;
 use crate::cargo;
+use crate::served::Served;
 
 /// Of the model: tiny, with Qwen3's vocabulary and chat template.
 const MODEL: &str = "synthetic:tiny-qwen3";
@@ -29,8 +28,8 @@ const TOKENIZER: &str = "tokenizers/qwen3";
 #[derive(Args)]
 pub struct ClientsArgs {
     /// An engine that is built already [default: build it in the release profile]
-    #[arg(long, value_name = "PROGRAM")]
-    engine: Option<PathBuf>,
+    #[arg(long, value_name = "FILE")]
+    engine_bin: Option<PathBuf>,
 }
 
 pub fn run(args: &ClientsArgs) -> Result<ExitCode> {
@@ -38,24 +37,38 @@ pub fn run(args: &ClientsArgs) -> Result<ExitCode> {
     let folder = cargo::target_dir()?.join("clients");
     let sources = cargo::root()?.join("engine/tests/clients");
     let installed = Installed::prepare(&sources, &folder)?;
-    let engine = engine(args.engine.as_deref())?;
+    let engine = engine(args.engine_bin.as_deref())?;
     let cache = folder.join("cache");
-    let server = Server::start(&engine, MODEL, &cache, &folder.join("engine.log"))?;
+    let cache_dir = cache.display().to_string();
+    let flags = [
+        "--model-path",
+        MODEL,
+        "--cache-dir",
+        &cache_dir,
+        "--device",
+        "cpu",
+        "--reasoning-parser",
+        "qwen3",
+    ];
+    let mut served = Served::start(&engine, &flags, &folder.join("engine.log"))?;
     let book = Book::open(&cargo::root()?.join("data/prompts"))?;
-    let outcomes = programs(&sources, &installed, &server, &book, &cache.join(TOKENIZER))
-        .iter()
-        .map(|program| program.run(&folder))
-        .collect::<Result<Vec<Outcome>>>()?;
-    let still_serves = server.stop();
+    let outcomes = programs(
+        &sources,
+        &installed,
+        &served.address,
+        &book,
+        &cache.join(TOKENIZER),
+    )
+    .iter()
+    .map(|program| program.run(&folder))
+    .collect::<Result<Vec<Outcome>>>()?;
+    let still_serves = served.check();
     println!("\n{}", table(&outcomes));
     for outcome in outcomes.iter().filter(|outcome| !outcome.passed) {
         println!("{}", outcome.explanation());
     }
     if let Err(error) = &still_serves {
-        println!(
-            "engine: {error:#}; see {}",
-            folder.join("engine.log").display()
-        );
+        println!("behind the clients: {error:#}");
     }
     let all_passed = still_serves.is_ok() && outcomes.iter().all(|outcome| outcome.passed);
     Ok(if all_passed {
@@ -81,11 +94,12 @@ fn engine(given: Option<&Path>) -> Result<PathBuf> {
 fn programs(
     sources: &Path,
     installed: &Installed,
-    server: &Server,
+    address: &str,
     book: &Book,
     tokenizer: &Path,
 ) -> Vec<Program> {
-    let api = format!("{}/v1", server.url());
+    let url = format!("http://{address}");
+    let api = format!("{url}/v1");
     let path = |path: &Path| path.display().to_string();
     let python = |name: &'static str, script: &str, arguments: &[&str]| {
         let words = [&[script], arguments].concat();
@@ -135,7 +149,7 @@ fn programs(
         .with_home(installed.home()),
         // Without the process id, so it does not look at memory: that swings more in a few rounds
         // than it may grow in many.
-        python("stress", "stress.py", &[server.url()]),
+        python("stress", "stress.py", &[&url]),
     ]
 }
 

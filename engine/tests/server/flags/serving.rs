@@ -8,7 +8,7 @@ use serde_json::json;
 use super::model::Model;
 use crate::client;
 use crate::command_line::resolve;
-use crate::fixture::{TestConfig, TestServer};
+use crate::fixture::{LIMIT, TestConfig, TestServer, until};
 use crate::program::Program;
 
 const PATH: &str = "/v1/completions";
@@ -97,9 +97,7 @@ async fn shutdown_grace_s_is_what_requests_get() {
         let mut server = server(line, config).await;
         let body = json!({"prompt": "x", "max_tokens": 100}).to_string();
         let _connection = client::open(server.address, "POST", PATH, &[], body.as_bytes()).await;
-        while server.metric("vllm:num_requests_running").await == 0.0 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        server.runs().await;
         server.stop();
         tokio::time::timeout(limit, server.ended()).await.is_ok()
     };
@@ -159,9 +157,7 @@ async fn max_queue_s_bounds_the_wait() {
         let address = server.address;
         let body = json!({"prompt": "x", "max_tokens": 150});
         let first = tokio::spawn(async move { client::post(address, PATH, &body).await });
-        while server.metric("vllm:num_requests_running").await == 0.0 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        server.runs().await;
         let second = server
             .post(PATH, json!({"prompt": "y", "max_tokens": 1}))
             .await;
@@ -205,9 +201,8 @@ async fn max_connections_bounds_who_is_listened_to() {
         let _held = tokio::net::TcpStream::connect(server.address)
             .await
             .expect("a place");
-        while server.state.traffic.n_connections() == 0 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        let is_taken = async || server.state.traffic.n_connections() > 0;
+        until("the place is taken", LIMIT, is_taken).await;
         server.get("/health").await.status
     };
     assert_eq!(status("").await, 200);

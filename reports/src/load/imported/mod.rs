@@ -5,52 +5,13 @@
 //! with file and row, not a strange table.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-
-use polars::prelude::*;
 
 use super::sorted_folders;
 use crate::ReportError;
 
-/// One printed figure.
-#[derive(Debug, Clone, PartialEq, serde::Serialize)]
-pub struct Figure {
-    /// Folder name under `data/imported/`.
-    pub source: String,
-    pub document: String,
-    pub section: String,
-    pub metric: String,
-    /// Configuration, engine or model.
-    pub subject: String,
-    /// Tokens, users; empty where none was stated.
-    pub condition: String,
-    /// As printed, without thousands separators and units.
-    pub value: String,
-    /// The value as a number; none for dates.
-    pub number: Option<f64>,
-    pub unit: String,
-    pub kind: String,
-    pub note: String,
-}
+mod table;
 
-pub const COLUMNS: [&str; 9] = [
-    "document",
-    "section",
-    "metric",
-    "subject",
-    "condition",
-    "value",
-    "unit",
-    "kind",
-    "note",
-];
-pub const UNITS: [&str; 14] = [
-    "ms", "s", "tok/s", "req/s", "percent", "ratio", "GB", "count", "fraction", "date", "version",
-    "B", "tokens", "datetime",
-];
-/// `measured`: printed as a measurement. `derived`: computed by the author from others. `stated`:
-/// a condition or setting (dates, sample counts, memory fractions).
-pub const KINDS: [&str; 3] = ["measured", "derived", "stated"];
+pub use self::table::{COLUMNS, Figure, KINDS, UNITS};
 
 /// All figures, in the order of folders, files and rows.
 pub fn read_all(dir: &Path) -> Result<Vec<Figure>, ReportError> {
@@ -80,87 +41,12 @@ fn csv_files(folder: &Path) -> Result<Vec<PathBuf>, ReportError> {
 }
 
 fn read_file(source: &str, path: &Path) -> Result<Vec<Figure>, ReportError> {
-    let text_path = path
-        .to_str()
-        .ok_or_else(|| imported_error(path, 0, "path is not UTF-8"))?;
-    let as_text: Schema = COLUMNS
-        .iter()
-        .map(|c| Field::new((*c).into(), DataType::String))
-        .collect();
-    let table = LazyCsvReader::new(PlRefPath::new(text_path))
-        .with_has_header(true)
-        .with_dtype_overwrite(Some(Arc::new(as_text)))
-        .finish()
-        .and_then(|rows| rows.select(COLUMNS.map(col)).collect())
-        .map_err(|e| ReportError::Table {
-            what: path.display().to_string(),
-            source: e,
-        })?;
-    (0..table.height())
-        .map(|i| figure(source, path, &table, i))
-        .collect()
-}
-
-fn figure(source: &str, path: &Path, table: &DataFrame, i: usize) -> Result<Figure, ReportError> {
-    let row = i + 2; // as an editor counts, with the header
-    let cell = |name: &str| -> Result<String, ReportError> {
-        let column = table.column(name).and_then(|c| c.str());
-        let column = column.map_err(|e| ReportError::Table {
-            what: path.display().to_string(),
-            source: e,
-        })?;
-        Ok(column.get(i).unwrap_or_default().trim().to_owned())
-    };
-    let needed = |name: &str| match cell(name)? {
-        text if text.is_empty() => Err(imported_error(
-            path,
-            row,
-            &format!("column `{name}` is empty"),
-        )),
-        text => Ok(text),
-    };
-    let listed = |name: &str, list: &[&str]| {
-        let text = needed(name)?;
-        if list.contains(&text.as_str()) {
-            Ok(text)
-        } else {
-            Err(imported_error(
-                path,
-                row,
-                &format!("`{name}` is `{text}`, not one of {}", list.join(", ")),
-            ))
-        }
-    };
-    let (value, unit) = (needed("value")?, listed("unit", &UNITS)?);
-    let number = if matches!(unit.as_str(), "date" | "datetime" | "version") {
-        None
-    } else {
-        let parsed = value
-            .parse::<f64>()
-            .map_err(|_| imported_error(path, row, &format!("value `{value}` is no number")))?;
-        Some(parsed)
-    };
-    Ok(Figure {
-        source: source.to_owned(),
-        document: needed("document")?,
-        section: needed("section")?,
-        metric: needed("metric")?,
-        subject: needed("subject")?,
-        condition: cell("condition")?,
-        kind: listed("kind", &KINDS)?,
-        note: cell("note")?,
-        value,
-        number,
-        unit,
-    })
-}
-
-fn imported_error(path: &Path, row: usize, message: &str) -> ReportError {
-    ReportError::Imported {
+    let text = std::fs::read(path).map_err(|e| ReportError::io(path, e))?;
+    table::parse(source, &text).map_err(|error| ReportError::Imported {
         path: path.to_owned(),
-        row,
-        message: message.to_owned(),
-    }
+        row: error.row,
+        message: error.message,
+    })
 }
 
 #[cfg(test)]
@@ -194,7 +80,9 @@ mod tests {
             ("d.md,,ttft,B,,1,ms,measured,", "`section` is empty"),
             ("d.md,s,ttft,B,,1,furlong,measured,", "not one of"),
             ("d.md,s,ttft,B,,about 8,ms,measured,", "no number"),
+            ("d.md,s,ttft,B,,inf,ms,measured,", "no number"),
             ("d.md,s,ttft,B,,1,ms,guessed,", "not one of"),
+            ("d.md,s,ttft,B,,1,ms", "7 fields"),
         ] {
             let message = read_text(&format!("{HEADER}{row}\n"))
                 .unwrap_err()
