@@ -70,10 +70,16 @@ SLOW = {
         "models_side_by_side",
         "loaded_while_another_runs",
     ],
-    "racecheck": ["draws_follow_the_distribution", "ragged_contexts", "long_contexts"],
+    "racecheck": [
+        "draws_follow_the_distribution",
+        "every_filter",
+        "ragged_contexts",
+        "long_contexts",
+    ],
 }
 # What racecheck runs of the programs whose other tests would take it hours.
 SMALL = {
+    "cuda_deferred_norm": "a_small_chain",
     "cuda_stream_linear": "a_small_launch_of_each_kernel",
     "cuda_executor": "a_few_small_steps",
 }
