@@ -27,7 +27,8 @@ pub struct CalibrateArgs {
 }
 
 pub fn calibrate(args: &CalibrateArgs) -> Result<String> {
-    let mut rows = Vec::new();
+    let mut gaps: BTreeMap<usize, Vec<Gap>> = BTreeMap::new();
+    let mut times: BTreeMap<u64, Vec<f64>> = BTreeMap::new();
     let mut text = String::from("# From");
     for dir in &args.runs {
         let manifest: Manifest = record::read_json(&dir.join(record::MANIFEST))?;
@@ -35,10 +36,17 @@ pub fn calibrate(args: &CalibrateArgs) -> Result<String> {
         let _ = write!(text, " {}", manifest.run_id);
         let of_run = read_rows(dir)?;
         refuse_cached(dir, &of_run)?;
-        rows.extend(of_run);
+        // Every run has a clock of its own, so steps are told apart in each by itself.
+        for (n_rows, of_step) in decode_gaps(&of_run) {
+            gaps.entry(n_rows).or_default().extend(of_step);
+        }
+        for (tokens, of_prompt) in prefill_times(&of_run) {
+            times.entry(tokens).or_default().extend(of_prompt);
+        }
     }
+    gaps.retain(|_, gaps| gaps.len() >= MIN_GAPS);
     text.push_str("\ndecode = [\n");
-    for (n_rows, gaps) in decode_gaps(&rows) {
+    for (n_rows, gaps) in gaps {
         let of = |value: fn(&Gap) -> f64| gaps.iter().map(value).collect::<Vec<f64>>();
         let (Some(ms), Some(context_tokens)) = (
             percentile(&of(|gap| gap.ms), 50.0),
@@ -52,7 +60,7 @@ pub fn calibrate(args: &CalibrateArgs) -> Result<String> {
         );
     }
     text.push_str("]\nprefill = [\n");
-    for (tokens, ttft_ms) in prefill_times(&rows) {
+    for (tokens, ttft_ms) in times {
         if let Some(ms) = percentile(&ttft_ms, 50.0) {
             let _ = writeln!(text, "    {{ tokens = {tokens}, ms = {ms:.3} }},");
         }
@@ -81,7 +89,7 @@ struct Gap {
     context_tokens: f64,
 }
 
-/// Gaps by the number of requests whose tokens arrived together.
+/// Gaps of one run by the number of requests whose tokens arrived together.
 fn decode_gaps(rows: &[RequestRow]) -> BTreeMap<usize, Vec<Gap>> {
     let mut by_case: BTreeMap<&str, Vec<&RequestRow>> = BTreeMap::new();
     for row in rows.iter().filter(|row| !row.warmup && row.error.is_none()) {
@@ -102,7 +110,6 @@ fn decode_gaps(rows: &[RequestRow]) -> BTreeMap<usize, Vec<Gap>> {
             }
         }
     }
-    gaps.retain(|_, gaps| gaps.len() >= MIN_GAPS);
     gaps
 }
 
@@ -121,4 +128,51 @@ fn prefill_times(rows: &[RequestRow]) -> BTreeMap<u64, Vec<f64>> {
         }
     }
     times
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    /// One request of 50 tokens, one every 10 ms; each run's clock begins at 0.
+    fn write_run(dir: &Path, run_id: &str) -> PathBuf {
+        let run = dir.join(run_id);
+        fs::create_dir(&run).expect("made");
+        let manifest = serde_json::json!({
+            "schema_version": 1, "run_id": run_id, "campaign": "c", "experiment": "e", "replicate": 0,
+            "quick": false, "git": {"commit": null, "dirty": null},
+            "sha256": {"cargo_lock": null, "engine_binary": null, "kernels": null, "model": null, "prompts": null},
+            "model": {"requested": "m", "used": "m", "fallback_reason": null, "format": null},
+            "seed": 1, "command": [], "extra_flags": [], "base_url": null,
+            "started_utc": "2026-01-01T00:00:00Z",
+        });
+        fs::write(run.join(record::MANIFEST), manifest.to_string()).expect("written");
+        let token_s: Vec<f64> = (1..=50).map(|i| 0.01 * f64::from(i)).collect();
+        let row = serde_json::json!({
+            "case": "latency-50", "phase": "latency", "warmup": false, "index": 0, "user": 0, "n_users": 1,
+            "rate_per_s": null, "prompt_id": "p", "max_tokens": 50, "scheduled_s": 0.0, "sent_s": 0.0,
+            "first_token_s": token_s[0], "token_s": token_s, "end_s": 0.5, "prompt_tokens": 7,
+            "output_tokens": 50, "cached_tokens": 0, "finish_reason": "length", "error": null,
+        });
+        fs::write(run.join(record::REQUESTS), format!("{row}\n")).expect("written");
+        run
+    }
+
+    #[test]
+    fn tokens_of_two_runs_are_of_no_common_step() {
+        let dir = tempfile::tempdir().expect("temporary folder");
+        let runs = ["a", "b"].map(|run_id| write_run(dir.path(), run_id));
+        let text = calibrate(&CalibrateArgs {
+            runs: runs.to_vec(),
+        })
+        .expect("calibrated");
+        assert!(
+            text.contains("{ rows = 1, context_tokens = 32.0, ms = 10.000 }"),
+            "{text}"
+        );
+        assert!(!text.contains("rows = 2"), "{text}");
+        assert!(text.contains("{ tokens = 7, ms = 10.000 }"), "{text}");
+    }
 }

@@ -209,7 +209,8 @@ pub async fn prepare(
 }
 
 /// Replicate 0 of every arm, then replicate 1 of every arm, and so on, until the last one or an
-/// interruption. `after_each` names the arms that have no further start.
+/// interruption. Every other round runs backwards: what a place in the round does to a start (cold
+/// caches, heat) is not one arm's alone. `after_each` names the arms that have no further start.
 pub async fn run_rounds(
     campaign: &Campaign,
     mut arms: Vec<Arm>,
@@ -226,7 +227,7 @@ pub async fn run_rounds(
         for Arm {
             experiment,
             prompts,
-        } in &arms
+        } in order_of(&arms, replicate)
         {
             if dropped.contains(&experiment.name) {
                 continue;
@@ -245,6 +246,14 @@ pub async fn run_rounds(
         arms.retain(|arm| !dropped.contains(&arm.experiment.name));
     }
     Ok(ends)
+}
+
+fn order_of<T>(arms: &[T], replicate: u32) -> Vec<&T> {
+    let mut order: Vec<&T> = arms.iter().collect();
+    if replicate % 2 == 1 {
+        order.reverse();
+    }
+    order
 }
 
 /// Fetches before the first server start, so that no start time contains a download.
@@ -345,4 +354,17 @@ pub fn table_of(campaign: &Campaign, ends: &[RunEnd]) -> String {
         )
     }));
     lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_arm_has_one_place_in_all_rounds() {
+        let order = |replicate| order_of(&['a', 'b', 'c'], replicate);
+        assert_eq!(order(0), [&'a', &'b', &'c']);
+        assert_eq!(order(1), [&'c', &'b', &'a']);
+        assert_eq!(order(2), order(0));
+    }
 }

@@ -284,7 +284,7 @@ pub fn finalise_killed(runs_dir: &Path) -> Result<Vec<String>, RecordError> {
             status.status == RunStatus::Running
                 && !status.runner.is_some_and(|runner| runner.is_alive())
         } else {
-            is_older_than(&dir, STATUS_DUE)
+            is_record(&dir) && is_older_than(&dir, STATUS_DUE)
         };
         if killed {
             label_failed(&dir, REASON_RUNNER_KILLED)?;
@@ -355,6 +355,13 @@ fn write_replacing(path: &Path, bytes: &[u8]) -> Result<(), RecordError> {
         })
 }
 
+/// Unlike a folder of something else, of whose like a wrongly named `runs_dir` is full.
+fn is_record(dir: &Path) -> bool {
+    [MANIFEST, REQUESTS]
+        .iter()
+        .any(|name| dir.join(name).is_file())
+}
+
 fn is_older_than(path: &Path, age: Duration) -> bool {
     let modified = path.metadata().and_then(|metadata| metadata.modified());
     modified.is_ok_and(|modified| {
@@ -402,8 +409,20 @@ mod tests {
         write_json(&runs.path().join("gone").join(STATUS), &status).expect("written");
         // Another runner may be about to write this one's status.
         fs::create_dir(runs.path().join("just-made")).expect("made");
+        let old = |id: &str, file: &str| {
+            let dir = runs.path().join(id);
+            fs::create_dir(&dir).expect("made");
+            fs::write(dir.join(file), "").expect("written");
+            let hour_ago = SystemTime::now() - Duration::from_hours(1);
+            let dir = File::open(&dir).expect("opened");
+            dir.set_modified(hour_ago).expect("aged");
+        };
+        old("old", REQUESTS);
+        old("no-run", "experiment.toml");
 
-        assert_eq!(finalise_killed(runs.path()).expect("readable"), ["gone"]);
+        let labelled = finalise_killed(runs.path()).expect("readable");
+        assert_eq!(labelled, ["gone", "old"]);
+        assert!(!runs.path().join("no-run").join(STATUS).exists());
         assert_eq!(status_of("alive").status, RunStatus::Running);
         assert_eq!(status_of("done").status, RunStatus::Complete);
         let gone = status_of("gone");

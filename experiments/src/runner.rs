@@ -13,7 +13,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::environment::Environment;
 use crate::interrupts::Interrupts;
-use crate::loadgen::{BaseUrl, RunClock, Target};
+use crate::loadgen::{BaseUrl, HttpError, RunClock, Target};
 use crate::measurement::{judge, run_cases};
 use crate::progress::Progress;
 use crate::prompts::PromptSet;
@@ -177,13 +177,13 @@ impl Run<'_> {
         }
         self.wait_until_healthy(&base_url, record).await?;
 
-        let info = served_model::server_info(&base_url).await?;
-        if let Some(info) = &info {
-            record.write_json(record::SERVER_INFO, info)?;
-            take_in_model(&mut manifest, info);
+        let mut model_is_named = false;
+        if let Some(info) = served_model::server_info(&base_url).await? {
+            record.write_json(record::SERVER_INFO, &info)?;
+            model_is_named = take_in_model(&mut manifest, &info);
         }
         let model_name = served_model::first_model(&base_url).await?;
-        if info.is_none() {
+        if !model_is_named {
             manifest.model.used.clone_from(&model_name);
         }
         record.write_json(record::MANIFEST, &manifest)?;
@@ -281,9 +281,19 @@ impl Run<'_> {
         let progress = Progress::spinner("start the server");
         let deadline = Instant::now() + self.campaign.start_limit;
         loop {
-            let Err(last) = base_url.get_root("/health", HEALTH_LIMIT).await else {
-                progress.finish("healthy");
-                return Ok(());
+            let last = match base_url.get_root("/health", HEALTH_LIMIT).await {
+                Ok(_) => {
+                    progress.finish("healthy");
+                    return Ok(());
+                }
+                // It answers, but has no such page.
+                Err(HttpError::Status {
+                    status: 404 | 405, ..
+                }) if self.server.is_none() => {
+                    progress.finish("there, without /health");
+                    return Ok(());
+                }
+                Err(last) => last,
             };
             if let Some(how) = self
                 .server

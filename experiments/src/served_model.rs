@@ -38,8 +38,9 @@ pub async fn first_model(base_url: &BaseUrl) -> Result<String> {
 }
 
 /// `model` of `/server_info`: {requested, used, fallback_reason, format, sha256}; of a server with
-/// several, of each of `models`, joined by ` + `.
-pub fn take_in_model(manifest: &mut Manifest, info: &Value) {
+/// several, of each of `models`, joined by ` + `. False where it does not name the model: another
+/// engine's page of that name says other things.
+pub fn take_in_model(manifest: &mut Manifest, info: &Value) -> bool {
     let models: Vec<&Value> = match info["models"].as_array() {
         Some(models) => models.iter().map(|info| &info["model"]).collect(),
         None => vec![&info["model"]],
@@ -48,12 +49,13 @@ pub fn take_in_model(manifest: &mut Manifest, info: &Value) {
         let texts: Vec<&str> = models.iter().filter_map(|m| m[key].as_str()).collect();
         (!texts.is_empty()).then(|| texts.join(" + "))
     };
-    if let Some(used) = text("used") {
-        manifest.model.used = used;
-    }
+    let used = text("used");
+    let is_named = used.is_some();
+    manifest.model.used = used.unwrap_or_else(|| manifest.model.used.clone());
     manifest.model.fallback_reason = text("fallback_reason");
     manifest.model.format = text("format");
     manifest.sha256.model = text("sha256");
+    is_named
 }
 
 /// `executor.inactive_flags`: flag without its dashes → why it has no effect there. Empty for a

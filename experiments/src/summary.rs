@@ -50,7 +50,11 @@ pub(crate) struct RequestTimes {
 }
 
 impl RequestTimes {
+    /// None where the request failed.
     pub fn of(row: &RequestRow) -> Option<Self> {
+        if row.error.is_some() {
+            return None;
+        }
         let (sent_s, first_token_s) = (row.sent_s?, row.first_token_s?);
         let ttft_ms = (first_token_s - sent_s) * 1e3;
         let e2el_ms = (row.end_s - sent_s) * 1e3;

@@ -38,7 +38,11 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def do_GET(self):
-        if self.path == "/health":
+        if MODE == "foreign" and self.path == "/health":
+            self.answer(404, "{}")
+        elif MODE == "foreign" and self.path == "/server_info":
+            self.answer(200, json.dumps({"model_path": "/models/fake-7b", "schedule_policy": "fcfs"}))
+        elif self.path == "/health":
             self.answer(503 if MODE == "never-healthy" else 200, "")
         elif self.path == "/server_info":
             model = {"requested": "fake", "used": "fake-7b", "format": "gguf", "fallback_reason": None}

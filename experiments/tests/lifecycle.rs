@@ -585,3 +585,42 @@ fn with_runner_and_supervisor_killed_the_server_still_ends_and_the_next_call_lab
         let _ = kill_process(pid, Signal::KILL);
     }
 }
+
+/// Another engine's server: no `/health`, and a `/server_info` that says other things.
+#[test]
+fn a_foreign_server_is_measured_under_the_name_that_it_lists() {
+    let notebook = Notebook::new();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    drop(listener);
+    let mut server = Command::new(fake_engine())
+        .args(["serve", "--port", &port.to_string()])
+        .env("FAKE_ENGINE_MODE", "foreign")
+        .env("FAKE_ENGINE_PIDS", notebook.pids_file())
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("started");
+    wait_until("the server", || {
+        std::net::TcpStream::connect(("127.0.0.1", port)).is_ok()
+    });
+    let url = format!("http://127.0.0.1:{port}");
+    let output = Command::new(PROGRAM)
+        .args(["run", "tiny", "--start-limit-s", "5", "--base-url", &url])
+        .current_dir(notebook.dir.path())
+        .output()
+        .expect("ran");
+    for pid in notebook.pids() {
+        let _ = kill_process(pid, Signal::KILL);
+    }
+    server.wait().expect("ended");
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let manifest: Manifest =
+        read_json(&notebook.only_run().join("manifest.json")).expect("a manifest");
+    assert_eq!(manifest.model.requested, "fake");
+    assert_eq!(manifest.model.used, "fake-7b");
+    assert_eq!(notebook.status().status, RunStatus::Complete);
+}

@@ -136,8 +136,9 @@ impl Key {
     }
 }
 
-/// The groups, newest first. Peers join every group of their machine: a server that we did not
-/// start may call the same model by another name, and has flags of its own. A machine with peers only has a group for them.
+/// The groups, newest first. Peers join every group of the machine that loaded them: a server that we
+/// did not start may call the same model by another name, and has flags of its own. Whether it is
+/// judged is another question. A machine with peers only has a group for them.
 pub fn groups(runs: &[RunFolder]) -> Vec<Group<'_>> {
     // Arms of an ablation, candidates of a search and repetitions are no runs of an experiment.
     let readable = runs.iter().filter_map(|folder| {

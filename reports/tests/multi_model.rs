@@ -10,6 +10,7 @@ use reports::load;
 use reports::render::REPORTS;
 use reports::render::assemble::build;
 use reports::render::context::ReportContext;
+use reports::render::trust;
 use reports::stats::verdict::VerdictConfig;
 use serde_json::{Value, json};
 
@@ -146,6 +147,40 @@ fn what_was_asked_for_says_that_there_are_several() {
     let context = build(&records, VerdictConfig::default(), Lang::En).unwrap();
     assert!(context.groups.is_empty());
     assert_eq!(context.multi_models.len(), 1);
+}
+
+/// A group of several models, the newest here, must not push the others' titles aside.
+#[test]
+fn trust_has_the_groups_of_one_model_under_their_own_titles() {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path());
+    let single = dir
+        .path()
+        .join("20260114T090000Z_01-single_fixture_0000000b");
+    fs::create_dir(&single).unwrap();
+    for entry in fs::read_dir(dir.path().join(RUN)).unwrap() {
+        let path = entry.unwrap().path();
+        let text = fs::read_to_string(&path)
+            .unwrap()
+            .replace("13-multi-model", "01-single")
+            .replace("a + b", "one-model")
+            .replace("2026-01-15", "2026-01-14");
+        let models = text.find("[[models]]").unwrap_or(text.len());
+        fs::write(single.join(path.file_name().unwrap()), &text[..models]).unwrap();
+    }
+    let info = model_info("one-model", 0.5).to_string();
+    fs::write(single.join("server_info.json"), info).unwrap();
+    let records = load::load(dir.path(), &dir.path().join("imported"), |_| true).unwrap();
+    let config = VerdictConfig::default();
+    let context = build(&records, config, Lang::En).unwrap();
+    assert_eq!((context.groups.len(), context.multi_models.len()), (1, 1));
+    let titles: Vec<&str> = context.groups.iter().map(|g| g.title.as_str()).collect();
+    let trust = trust::build(&records, &titles, config, Lang::En);
+    let [none] = trust.without_noise.as_slice() else {
+        panic!("one group with one start")
+    };
+    assert_eq!(none.title, "Fixture CPU · one-model");
+    assert_eq!(none.command, "cargo xtask exp 01-single --model one-model");
 }
 
 #[test]

@@ -276,6 +276,11 @@ fn few_starts_decide_nothing_and_say_how_many_would() {
 }
 
 fn reproduced(n: u32, now_ms: f64) -> String {
+    let dir = reproduction_of(n, now_ms);
+    reproduction::table(dir.path(), "c2").unwrap()
+}
+
+fn reproduction_of(n: u32, now_ms: f64) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let start = |campaign, derived| Start {
         experiment: "02-full",
@@ -289,7 +294,8 @@ fn reproduced(n: u32, now_ms: f64) -> String {
         quick: false,
     };
     arm(dir.path(), n, 50.0, &start("c1", Value::Null));
-    let derived = json!({"by": "reproduction", "parent": "02-full", "of_run": "c1_02-full_h_1"});
+    let of_run = format!("c1_02-full_h_{}", (n - 1).min(1));
+    let derived = json!({"by": "reproduction", "parent": "02-full", "of_run": of_run});
     arm(dir.path(), n, now_ms, &start("c2", derived));
     // Others of the old campaign are no part of it.
     let other = Start {
@@ -297,7 +303,38 @@ fn reproduced(n: u32, now_ms: f64) -> String {
         ..start("c1", Value::Null)
     };
     arm(dir.path(), n, 9.0, &other);
-    reproduction::table(dir.path(), "c2").unwrap()
+    dir
+}
+
+#[test]
+fn nothing_follows_from_another_machine() {
+    let dir = reproduction_of(6, 60.0);
+    for entry in fs::read_dir(dir.path()).unwrap() {
+        let path = entry.unwrap().path().join("environment.json");
+        if path.to_string_lossy().contains("c2_02-full") {
+            let text = fs::read_to_string(&path).unwrap();
+            fs::write(&path, text.replace(r#""host":"h""#, r#""host":"laptop""#)).unwrap();
+        }
+    }
+    let table = reproduction::table(dir.path(), "c2").unwrap();
+    assert!(
+        table.contains("WARNING: another machine or another model"),
+        "{table}"
+    );
+    assert!(table.contains("| not judged |"), "{table}");
+    for word in ["do not hold", "hold:", "worse", "contradicted"] {
+        assert!(!table.contains(word), "{table}");
+    }
+}
+
+#[test]
+fn one_start_has_no_range_to_overlap() {
+    let table = reproduced(1, 51.0);
+    assert!(
+        table.contains("the old figures are not contradicted"),
+        "{table}"
+    );
+    assert!(!table.contains("overlap"), "{table}");
 }
 
 #[test]

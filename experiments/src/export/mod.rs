@@ -82,6 +82,7 @@ pub fn export(args: &ExportArgs, repository: &Repository) -> Result<String> {
         rows.retain(|row| row.case == *wanted);
     }
     fs::create_dir_all(&args.out).with_context(|| args.out.display().to_string())?;
+    let run_id = &manifest.run_id;
     let mut written = Vec::new();
     match args.format {
         Format::Json => {
@@ -89,16 +90,12 @@ pub fn export(args: &ExportArgs, repository: &Repository) -> Result<String> {
                 let result =
                     vllm_result::of_case(&manifest, case, &rows, workload.goodput.as_ref());
                 let text = serde_json::to_string_pretty(&result)?;
-                let path = args
-                    .out
-                    .join(format!("{}.{}.json", manifest.run_id, case.name));
+                let path = args.out.join(file_name(run_id, &case.name, "json"));
                 written.push(write(&path, &text)?);
             }
         }
         Format::Parquet => {
-            let path = args
-                .out
-                .join(format!("{}.requests.parquet", manifest.run_id));
+            let path = args.out.join(file_name(run_id, "requests", "parquet"));
             let mut words: Vec<OsString> = vec![
                 "parquet".into(),
                 dir.into(),
@@ -112,14 +109,39 @@ pub fn export(args: &ExportArgs, repository: &Repository) -> Result<String> {
             written.push(path.display().to_string());
         }
         Format::Csv => {
-            let path = args.out.join(format!("{}.requests.csv", manifest.run_id));
+            let path = args.out.join(file_name(run_id, "requests", "csv"));
             written.push(write(&path, &request_csv::table(&rows))?);
         }
     }
     Ok(written.join("\n") + "\n")
 }
 
+/// Of names that may be a model's (`Qwen/Qwen3`) or come from a foreign folder: no part of it leads
+/// elsewhere.
+fn file_name(run_id: &str, what: &str, ending: &str) -> String {
+    format!("{run_id}.{what}.{ending}")
+        .trim_start_matches('.')
+        .replace(['/', '\\', ':'], "-")
+}
+
 fn write(path: &Path, text: &str) -> Result<String> {
     fs::write(path, text).with_context(|| path.display().to_string())?;
     Ok(path.display().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_leads_nowhere_else() {
+        for (run_id, what, name) in [
+            ("r1", "users-2", "r1.users-2.json"),
+            ("r1", "alone-Qwen/Qwen3-8", "r1.alone-Qwen-Qwen3-8.json"),
+            ("../../up", "users-2", "-..-up.users-2.json"),
+            ("/abs/r1", "users-2", "-abs-r1.users-2.json"),
+        ] {
+            assert_eq!(file_name(run_id, what, "json"), name);
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! The request rows as CSV (RFC 4180): the columns of `requests.jsonl` and the times that follow
-//! from them. A list (`token_s`) is one field, its values apart by blanks; a null is an empty field.
+//! from them. A list (`token_s`) is one field, its values apart by blanks; a null is an empty field,
+//! and so are the times of a request that failed. All rows have the same columns, `model` too.
 
 use serde_json::Value;
 
@@ -12,6 +13,12 @@ pub fn table(rows: &[RequestRow]) -> String {
         let Ok(Value::Object(fields)) = serde_json::to_value(row) else {
             continue;
         };
+        let mut fields: Vec<(String, Value)> = fields.into_iter().collect();
+        if row.model.is_none() {
+            // Where a row that has one has it.
+            let next = fields.iter().position(|(name, _)| name == "index");
+            fields.insert(next.unwrap_or(fields.len()), ("model".into(), Value::Null));
+        }
         let times = RequestTimes::of(row);
         let derived = [
             ("ttft_ms", times.as_ref().map(|t| t.ttft_ms)),
@@ -51,6 +58,31 @@ fn cell(value: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn row(extra: &str) -> RequestRow {
+        let text = format!(
+            r#"{{"case":"c","phase":"latency","warmup":false,{extra}"index":0,"user":0,"n_users":1,"rate_per_s":null,"prompt_id":"p","max_tokens":2,"scheduled_s":0.0,"sent_s":0.0,"first_token_s":1.0,"token_s":[1.0],"end_s":2.0,"prompt_tokens":1,"output_tokens":2,"cached_tokens":0,"finish_reason":null,"error":null}}"#
+        );
+        serde_json::from_str(&text).expect("a row")
+    }
+
+    #[test]
+    fn rows_with_and_without_a_model_have_the_same_columns_and_failed_ones_no_times() {
+        let failed = RequestRow {
+            error: Some("timed out".into()),
+            ..row("")
+        };
+        let text = table(&[row(""), row(r#""model":"m","#), failed]);
+        let rows: Vec<Vec<&str>> = text.lines().map(|line| line.split(',').collect()).collect();
+        let column = |name: &str| -> Vec<&str> {
+            let at = rows[0].iter().position(|cell| *cell == name).expect(name);
+            rows[1..].iter().map(|row| row[at]).collect()
+        };
+        assert_eq!(column("model"), ["", "m", ""]);
+        assert_eq!(column("index"), ["0", "0", "0"]);
+        assert_eq!(column("e2el_ms"), ["2000.0", "2000.0", ""]);
+        assert_eq!(column("ttft_ms")[2], "");
+    }
 
     #[test]
     fn what_would_break_a_row_is_quoted() {

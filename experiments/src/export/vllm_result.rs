@@ -1,7 +1,10 @@
 //! One case of a run under the keys of `vllm bench serve --save-result --save-detailed`.
 //!
-//! The definitions are the same (see [`crate::summary`]): times in milliseconds in the figures, in
-//! seconds in the lists, which have an entry a request, failed ones included, in the order sent.
+//! Times are in milliseconds in the figures, in seconds in the lists, which have an entry a request,
+//! failed ones included, in the order sent. The definitions ([`crate::summary`]) are the same but
+//! for the edges of a request: vLLM starts its clock before it connects, we do when the connection
+//! stands; vLLM ends a request with the last chunk that carries a token, we do with the stream. So
+//! our TTFT lacks the connection, and our end-to-end time and TPOT contain the closing chunks.
 //! Keys of ours that vLLM does not know say which run it was.
 
 use serde_json::{Map, Value, json};

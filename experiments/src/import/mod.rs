@@ -68,6 +68,12 @@ pub fn import(args: &ImportArgs, repository: &Repository) -> Result<String> {
     let folder = repository.imported_dir().join(args.source.word());
     let kept = folder.join(file_name(&args.file)?);
     let csv = folder.join(format!("{stem}.csv"));
+    if kept == csv || kept == folder.join(PROVENANCE) {
+        bail!(
+            "{}: the name is taken by what stands beside the file; give it another",
+            args.file.display()
+        );
+    }
     for path in [&kept, &csv] {
         if path.exists() {
             bail!(
@@ -80,9 +86,10 @@ pub fn import(args: &ImportArgs, repository: &Repository) -> Result<String> {
     let document = file_name(&args.file)?;
     let figures = table(&document, &results)?;
     let paragraph = provenance_of(args, &document, &results)?;
-    append_provenance(&folder, args.source, &paragraph)?;
     write(&kept, &text)?;
     write(&csv, &figures)?;
+    // Last: it says what is there.
+    append_provenance(&folder, args.source, &paragraph)?;
     let shown = |path: &Path| repository.relative(path).display().to_string();
     Ok([&kept, &csv, &folder.join(PROVENANCE)]
         .map(|path| shown(path))

@@ -39,7 +39,7 @@ pub trait Measure {
 /// What one rung saw.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rung {
-    /// Starts of each candidate, those of earlier rungs included.
+    /// Starts that every score is the median of, those of earlier rungs included.
     pub n_starts: usize,
     /// Best first.
     pub standings: Vec<Standing>,
@@ -118,9 +118,9 @@ pub fn search(config: SearchConfig, measure: &mut impl Measure) -> Result<Found>
                 }
             }
         }
-        let (standings, survivors) = rank(&alive, &starts, n_starts, config.keep_one_in);
+        let (n_common, standings, survivors) = rank(&alive, &starts, n_starts, config.keep_one_in);
         rungs.push(Rung {
-            n_starts,
+            n_starts: n_common,
             standings,
         });
         alive = survivors;
@@ -142,14 +142,14 @@ pub fn search(config: SearchConfig, measure: &mut impl Measure) -> Result<Found>
     })
 }
 
-/// Standings, best first, and who goes on (in the order in which they were drawn). Candidates are
-/// compared over equally many starts: those that all of them had.
+/// Over how many starts candidates are compared, equally many each: those that all of them had. Then
+/// the standings, best first, and who goes on (in the order in which they were drawn).
 fn rank(
     alive: &[usize],
     starts: &[Vec<Start>],
     n_starts: usize,
     keep_one_in: usize,
-) -> (Vec<Standing>, Vec<usize>) {
+) -> (usize, Vec<Standing>, Vec<usize>) {
     let n_common = alive
         .iter()
         .map(|&candidate| starts[candidate].len())
@@ -184,7 +184,7 @@ fn rank(
         .map(|standing| standing.candidate)
         .collect();
     survivors.sort_unstable();
-    (standings, survivors)
+    (n_common, standings, survivors)
 }
 
 /// Median over the first `n` starts; `None` if any of them failed.
@@ -364,6 +364,8 @@ mod tests {
         let found = search(config(30), &mut fake).expect("found");
         assert_eq!((found.winner, found.stop), (Some(1), Stop::OutOfTime));
         assert_eq!(fake.calls.len(), 3);
+        let compared: Vec<usize> = found.rungs.iter().map(|rung| rung.n_starts).collect();
+        assert_eq!(compared, [1, 1]);
         let found = search(config(5), &mut Fake::of(&[10.0, 50.0])).expect("found");
         assert_eq!((found.winner, found.stop), (Some(0), Stop::OutOfTime));
     }

@@ -172,6 +172,23 @@ fn sglangs_lines_become_figures_with_provenance() {
 }
 
 #[test]
+fn a_file_named_like_what_stands_beside_it_is_refused() {
+    let notebook = Notebook::new();
+    for name in ["qwen.csv", "PROVENANCE.md"] {
+        let path = format!("in/{name}");
+        notebook.write(&path, SGLANG);
+        let outcome = notebook.run(&["import", &path, "--source", "sglang"], &[]);
+        assert_eq!(outcome.code, Some(1), "{}", outcome.stdout);
+        assert!(
+            outcome.stderr.contains("give it another"),
+            "{}",
+            outcome.stderr
+        );
+        assert!(!notebook.path("data/imported").exists());
+    }
+}
+
+#[test]
 fn an_export_can_be_imported_as_a_result_of_vllm_and_of_nothing_else() {
     let (notebook, run_id) = measured();
     let outcome = notebook.run(

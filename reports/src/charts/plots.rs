@@ -1,6 +1,6 @@
 //! Which charts a group of runs has, and what they show.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Chart;
 use super::draw::{self, Lines, Point, Row, Rows, Series};
@@ -46,11 +46,14 @@ pub fn charts_of(
             "latency" => lang.pick("응답 지연", "latency"),
             _ => lang.pick("첫 토큰 시간", "time to first token"),
         };
+        let Some(case) = heaviest_shared_case(records, group, |c| c.phase == "latency") else {
+            continue;
+        };
         let alt = lang.pick(
-            format!("{what}의 누적 분포, 사용자 한 명"),
-            format!("cumulative distribution of {what}, one user"),
+            format!("{what}의 누적 분포, 사용자 한 명 ({case})"),
+            format!("cumulative distribution of {what}, one user ({case})"),
         );
-        let series = series_of(group, |arm| pooled_times(records, arm, of_run));
+        let series = series_of(group, |arm| pooled_times(records, arm, case, of_run));
         keep(
             &mut charts,
             kind,
@@ -58,17 +61,15 @@ pub fn charts_of(
             distribution(kind, &alt, &series, lang)?,
         );
     }
-    let alt = lang.pick(
-        "토큰 사이 간격(ITL)의 누적 분포, 사용자가 가장 많은 경우".to_owned(),
-        "cumulative distribution of inter-token latency, most users".to_owned(),
-    );
-    let series = series_of(group, |arm| pooled_gaps(records, arm));
-    keep(
-        &mut charts,
-        "itl",
-        &alt,
-        distribution("itl", &alt, &series, lang)?,
-    );
+    if let Some(case) = heaviest_shared_case(records, group, |_| true) {
+        let alt = lang.pick(
+            format!("토큰 사이 간격(ITL)의 누적 분포, 함께 잰 것 중 사용자가 가장 많은 경우 ({case})"),
+            format!("cumulative distribution of inter-token latency, most users of the shared cases ({case})"),
+        );
+        let series = series_of(group, |arm| pooled_gaps(records, arm, case));
+        let svg = distribution("itl", &alt, &series, lang)?;
+        keep(&mut charts, "itl", &alt, svg);
+    }
 
     let names: Vec<&str> = group
         .arms
@@ -121,15 +122,15 @@ pub fn charts_of_cases(
     );
 
     let alt = lang.pick(
-        "동시 사용자에 따른 응답 지연 (p50과 신뢰구간)",
-        "latency over users (p50 with interval)",
+        "동시 사용자에 따른 응답 지연 (p50과 신뢰구간, 시작이 적으면 시작별 범위)",
+        "latency over users (p50 with interval, or range of few starts)",
     );
     let series = over_cases(names, users, |row| {
         let stats = row.stats.as_ref()?;
         Some(point(
             f64::from(row.n_users?),
             stats.p50_ms,
-            Some(stats.p50_interval_ms),
+            stats.p50_spread_ms.map(|spread| (spread.low, spread.high)),
         ))
     });
     let plot = Lines {
@@ -148,15 +149,15 @@ pub fn charts_of_cases(
     );
 
     let alt = lang.pick(
-        "출력 토큰 수에 따른 응답 지연 (p50과 신뢰구간)",
-        "latency over output tokens (p50 with interval)",
+        "출력 토큰 수에 따른 응답 지연 (p50과 신뢰구간, 시작이 적으면 시작별 범위)",
+        "latency over output tokens (p50 with interval, or range of few starts)",
     );
     let series = over_cases(names, ladder, |row| {
         let stats = row.stats.as_ref()?;
         Some(point(
             f64::from(row.max_tokens?),
             stats.p50_ms,
-            Some(stats.p50_interval_ms),
+            stats.p50_spread_ms.map(|spread| (spread.low, spread.high)),
         ))
     });
     let tokens = lang.pick("출력 토큰", "output tokens");
@@ -243,35 +244,52 @@ fn is_of(arm: &Arm<'_>, run_id: &str) -> bool {
     arm.runs.iter().any(|run| run.folder.run_id == run_id)
 }
 
+/// The heaviest case that two configurations or more measured, or the only one did: distributions
+/// of different cases say nothing of the configurations.
+fn heaviest_shared_case<'a>(
+    records: &'a Records,
+    group: &Group<'_>,
+    keep: impl Fn(&CaseSamples) -> bool,
+) -> Option<&'a str> {
+    let of_arm = |arm: &Arm<'_>| -> BTreeSet<(Option<u32>, Option<u32>, &'a str)> {
+        let mine = |c: &&CaseSamples| c.n_requests > 0 && keep(c) && is_of(arm, &c.run_id);
+        let cases = records.cases.iter().filter(mine);
+        cases
+            .map(|c| (c.n_users, c.max_tokens, c.case.as_str()))
+            .collect()
+    };
+    let mut n_arms: BTreeMap<_, usize> = BTreeMap::new();
+    for case in group.arms.iter().flat_map(of_arm) {
+        *n_arms.entry(case).or_default() += 1;
+    }
+    let wanted = n_arms.values().copied().max()?.min(2);
+    let (heaviest, _) = n_arms.into_iter().rfind(|(_, n)| *n >= wanted)?;
+    Some(heaviest.2)
+}
+
+fn cases_of<'a>(
+    records: &'a Records,
+    arm: &Arm<'_>,
+    case: &str,
+) -> impl Iterator<Item = &'a CaseSamples> {
+    let mine = move |c: &&CaseSamples| c.case == case && is_of(arm, &c.run_id);
+    records.cases.iter().filter(mine)
+}
+
 fn pooled_times(
     records: &Records,
     arm: &Arm<'_>,
+    case: &str,
     times: fn(&CaseSamples) -> &Sorted,
 ) -> Vec<Point> {
-    let mine = records
-        .cases
-        .iter()
-        .filter(|c| c.phase == "latency" && is_of(arm, &c.run_id));
-    let values: Vec<f64> = mine.flat_map(|c| times(c).values()).copied().collect();
-    Sorted::new(values).map_or_else(Vec::new, |sorted| quantiles(|q| sorted.percentile(q)))
+    let values = cases_of(records, arm, case).flat_map(|c| times(c).values());
+    Sorted::new(values.copied().collect())
+        .map_or_else(Vec::new, |sorted| quantiles(|q| sorted.percentile(q)))
 }
 
-/// Gaps of the case with the most users; of the longest answers where there is one user only.
-fn pooled_gaps(records: &Records, arm: &Arm<'_>) -> Vec<Point> {
-    let mine: Vec<&CaseSamples> = records
-        .cases
-        .iter()
-        .filter(|c| c.n_requests > 0 && is_of(arm, &c.run_id))
-        .collect();
-    let Some(case) = mine
-        .iter()
-        .max_by_key(|c| (c.n_users, c.max_tokens, &c.case))
-        .map(|c| &c.case)
-    else {
-        return Vec::new();
-    };
+fn pooled_gaps(records: &Records, arm: &Arm<'_>, case: &str) -> Vec<Point> {
     let mut gaps = Gaps::default();
-    for c in mine.iter().filter(|c| c.case == *case) {
+    for c in cases_of(records, arm, case) {
         if let Some(of_run) = records.gaps.get(&(c.run_id.clone(), c.case.clone())) {
             gaps.merge(of_run);
         }
@@ -344,7 +362,7 @@ fn roofline(
     };
     let bar = |(colour, arm): (usize, &Arm<'_>)| {
         let server = &arm.runs.first()?.record.server;
-        let bytes = (server.weight_bytes? - server.lookup_bytes?) as f64;
+        let bytes = server.weight_bytes?.checked_sub(server.lookup_bytes?)? as f64;
         let longest = tables
             .ladder
             .iter()

@@ -1,8 +1,9 @@
 //! `reports compare <a> <b>`: two runs or experiments side by side, on the terminal.
 //!
 //! Above, in what they differ: machine, model, flags, binary. Below, their figures with intervals
-//! and verdicts, by the rules of the reports. Where machine or model differ, the figures stand side
-//! by side under a warning and get no verdict: nobody could say what made the difference.
+//! and verdicts, by the rules of the reports: one table, judged together. Where machine or model
+//! differ, the figures stand side by side under a warning and get no verdict: nobody could say what
+//! made the difference.
 //!
 //! Absent on purpose: more than two at a time, and anything written to a file.
 
@@ -150,12 +151,11 @@ fn figures_table(
     }
     let arms = [named(a, "A"), named(b, "B")];
     let mut reasons: Vec<String> = Vec::new();
-    for (phase, metrics) in PHASES {
-        let rows = tables::rows(records, &arms, Some(&arms[0]), phase, metrics, config, lang);
-        for verdict in rows.iter().flat_map(|row| &row.verdicts) {
-            table.add_row(figures_row(verdict, incomparable, lang));
-            reasons.extend(verdict.reason.clone().filter(|_| !incomparable));
-        }
+    let rows = tables::rows(records, &arms, Some(&arms[0]), &PHASES, config, lang);
+    for verdict in rows.iter().flat_map(|row| &row.verdicts) {
+        table.add_row(figures_row(verdict, incomparable, lang));
+        let reason = verdict.reason.iter().filter(|_| !incomparable);
+        reasons.extend(reason.map(|reason| format!("{}: {reason}", verdict.phrase)));
     }
     if table.is_empty() {
         return lang
@@ -168,13 +168,8 @@ fn figures_table(
     // Most rows of a table are undecided for one reason.
     reasons.sort();
     reasons.dedup();
-    let undecided = lang.pick("판단 불가", "undecided");
     std::iter::once(table.to_string())
-        .chain(
-            reasons
-                .iter()
-                .map(|reason| format!("{undecided}: {reason}")),
-        )
+        .chain(reasons)
         .collect::<Vec<_>>()
         .join("\n")
 }

@@ -231,6 +231,7 @@ mod tests {
             dir: dir.path().to_owned(),
             run_id: "r".into(),
             outcome: Outcome::Complete,
+            remark: None,
             finished_utc: None,
             record: None,
             record_problem: None,

@@ -105,6 +105,8 @@ pub struct Gpu {
     pub driver: Option<String>,
     #[serde(default)]
     pub memory_bytes: Option<u64>,
+    #[serde(default)]
+    pub power_limit_w: Option<f64>,
 }
 
 /// How a run ended.
@@ -124,6 +126,8 @@ pub struct RunFolder {
     /// The folder's name.
     pub run_id: String,
     pub outcome: Outcome,
+    /// What a complete run says against itself: requests that failed, or answers of another length.
+    pub remark: Option<String>,
     /// When `status.json` was written last, RFC 3339.
     pub finished_utc: Option<String>,
     /// Present for every complete run; a run killed early may lack it.
@@ -209,7 +213,7 @@ fn read_one(dir: &Path) -> Result<RunFolder, ReportError> {
         .file_name()
         .map(|n| n.to_string_lossy().into_owned())
         .unwrap_or_default();
-    let (outcome, finished_utc) = read_outcome(dir)?;
+    let (outcome, remark, finished_utc) = read_outcome(dir)?;
     let (record, record_problem) = match read_record(dir) {
         Ok(record) => (Some(record), None),
         // What a failed or killed run left behind may be cut off anywhere: list it, use nothing.
@@ -224,13 +228,15 @@ fn read_one(dir: &Path) -> Result<RunFolder, ReportError> {
         dir: dir.to_owned(),
         run_id,
         outcome,
+        remark,
         finished_utc,
         record,
         record_problem,
     })
 }
 
-fn read_outcome(dir: &Path) -> Result<(Outcome, Option<String>), ReportError> {
+/// How it ended, what it remarks if it is complete, and when it ended.
+fn read_outcome(dir: &Path) -> Result<(Outcome, Option<String>, Option<String>), ReportError> {
     #[derive(Deserialize)]
     struct Ending {
         status: String,
@@ -241,23 +247,24 @@ fn read_outcome(dir: &Path) -> Result<(Outcome, Option<String>), ReportError> {
     }
     let path = dir.join("status.json");
     let Some(text) = read_if_there(&path)? else {
-        return Ok((Outcome::Killed, None));
+        return Ok((Outcome::Killed, None, None));
     };
     let ending: Ending = match serde_json::from_str(&text) {
         Ok(ending) => ending,
         Err(e) => {
             let reason = format!("status.json: {e}");
-            return Ok((Outcome::Failed { reason }, None));
+            return Ok((Outcome::Failed { reason }, None, None));
         }
     };
-    let outcome = match ending.status.as_str() {
-        "complete" => Outcome::Complete,
-        "running" => Outcome::Killed,
-        other => Outcome::Failed {
-            reason: ending.reason.unwrap_or_else(|| other.to_owned()),
-        },
+    let (outcome, remark) = match ending.status.as_str() {
+        "complete" => (Outcome::Complete, ending.reason),
+        "running" => (Outcome::Killed, None),
+        other => {
+            let reason = ending.reason.unwrap_or_else(|| other.to_owned());
+            (Outcome::Failed { reason }, None)
+        }
     };
-    Ok((outcome, ending.finished_utc))
+    Ok((outcome, remark, ending.finished_utc))
 }
 
 fn read_record(dir: &Path) -> Result<Record, ReportError> {

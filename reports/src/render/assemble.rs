@@ -10,17 +10,17 @@ use crate::load::Records;
 use crate::load::run_folder::{Outcome, RunFolder};
 use crate::render::REPORTS;
 use crate::render::ablation::ablation_of;
-use crate::render::compare::Metric;
+use crate::render::compare::{Metric, VerdictRow};
 use crate::render::configuration::{arm_context, flags_of};
 use crate::render::context::{
     ChartLink, ComparisonContext, FailedRun, Finding, Findings, GpuContext, GroupContext,
     PeerComparison, ReportContext, ReportLink, RunRow,
 };
 use crate::render::flag_effects::effects_in;
-use crate::render::multi_model::{MultiModelContext, is_multi_model, servers_of};
+use crate::render::multi_model::{MultiModelContext, groups_apart, servers_of};
 use crate::render::seed_figures;
 use crate::render::tables::{self, CaseRow};
-use crate::select::{self, Arm, Group, Run};
+use crate::select::{Arm, Group, Run};
 use crate::stats::verdict::VerdictConfig;
 
 /// Everything that the reports show of these records.
@@ -29,9 +29,7 @@ pub fn build(
     config: VerdictConfig,
     lang: Lang,
 ) -> Result<ReportContext, ReportError> {
-    let (multi_groups, groups): (Vec<_>, Vec<_>) = select::groups(&records.runs)
-        .into_iter()
-        .partition(is_multi_model);
+    let (groups, multi_groups) = groups_apart(&records.runs);
     let sources: BTreeSet<&str> = records.imported.iter().map(|f| f.source.as_str()).collect();
     let mut slugs = BTreeMap::new();
     let mut charts = BTreeMap::new();
@@ -104,6 +102,7 @@ pub fn build(
             .collect(),
         margin_percent: config.margin_percent,
         confidence_percent: 100.0 * (1.0 - config.alpha),
+        fewest_starts_of_interval: tables::FEWEST_STARTS_OF_INTERVAL,
         charts,
         reports: REPORTS
             .iter()
@@ -189,12 +188,16 @@ fn group_context(
     let baseline = find("baseline");
     let focus = find("balanced-v2");
     let rows = |phase: &str, metrics: &[Metric]| {
-        tables::rows(records, &group.arms, baseline, phase, metrics, config, lang)
+        let phases = [(phase, metrics)];
+        tables::rows(records, &group.arms, baseline, &phases, config, lang)
     };
     let latency = rows(
         "latency",
         &[Metric::Latency, Metric::OutputThroughput, Metric::Ttft],
     );
+    let ladder = rows("ladder", &[Metric::Latency]);
+    let users = rows("users", &[Metric::RequestThroughput, Metric::Latency]);
+    let rate = rows("rate", &[Metric::Latency, Metric::Ttft]);
     let comparisons = comparisons_of(&latency, baseline);
     let flags_of_baseline = baseline.map(flags_of).unwrap_or_default();
     let arm_context = |arm: &Arm<'_>| {
@@ -273,11 +276,11 @@ fn group_context(
         focus: focus.map(|arm| arm.experiment.clone()),
         arms: group.arms.iter().map(arm_context).collect(),
         peers: group.peers.iter().map(arm_context).collect(),
-        findings: findings_of(&comparisons),
+        findings: findings_of(&group.arms, &latency, [&ladder, &users, &rate]),
         latency,
-        ladder: rows("ladder", &[Metric::Latency]),
-        users: rows("users", &[Metric::RequestThroughput, Metric::Latency]),
-        rate: rows("rate", &[Metric::Latency, Metric::Ttft]),
+        ladder,
+        users,
+        rate,
         peer_comparisons: peer_comparisons_of(records, group, focus, config, lang),
         comparisons,
         failed: failed_of(group, lang),
@@ -338,7 +341,8 @@ fn peer_comparisons_of(
     let compared = |peer: &Arm<'_>| {
         let arms: Vec<Arm<'_>> = std::iter::once(peer).chain(focus).cloned().collect();
         let rows = |phase: &str, metrics: &[Metric]| {
-            tables::rows(records, &arms, Some(peer), phase, metrics, config, lang)
+            let phases = [(phase, metrics)];
+            tables::rows(records, &arms, Some(peer), &phases, config, lang)
         };
         let manifest = peer.representative().map(|run| &run.record.manifest);
         PeerComparison {
@@ -360,20 +364,42 @@ fn peer_comparisons_of(
     group.peers.iter().map(compared).collect()
 }
 
-fn findings_of(comparisons: &[ComparisonContext]) -> Findings {
+/// Files every configuration under what the verdicts of all tables say of it together. Its
+/// statements are those of one user's latency; of the other tables those that it was filed for.
+fn findings_of(arms: &[Arm<'_>], latency: &[CaseRow], others: [&[CaseRow]; 3]) -> Findings {
     let mut findings = Findings::default();
-    for comparison in comparisons {
-        let has = |verdict: &str| comparison.verdicts.iter().any(|v| v.verdict == verdict);
-        let list = match (has("faster"), has("slower")) {
-            (true, true) => &mut findings.mixed,
-            (true, false) => &mut findings.faster,
-            (false, true) => &mut findings.slower,
-            (false, false) if has("undecided") => &mut findings.undecided,
-            (false, false) => &mut findings.same,
+    for arm in arms {
+        let of_arm = |rows: &[CaseRow]| -> Vec<VerdictRow> {
+            rows.iter()
+                .filter(|row| row.experiment == arm.experiment)
+                .flat_map(|row| row.verdicts.clone())
+                .collect()
         };
+        let mut statements = of_arm(latency);
+        let elsewhere: Vec<VerdictRow> = others.into_iter().flat_map(of_arm).collect();
+        if statements.is_empty() && elsewhere.is_empty() {
+            continue;
+        }
+        let all = || statements.iter().chain(&elsewhere);
+        let has = |verdict: &str| all().any(|v| v.verdict == verdict);
+        let (list, telling): (_, &[&str]) = match (has("faster"), has("slower")) {
+            (true, true) => (&mut findings.mixed, &["faster", "slower"]),
+            (true, false) => (&mut findings.faster, &["faster"]),
+            (false, true) => (&mut findings.slower, &["slower"]),
+            (false, false) if statements.iter().any(|v| v.verdict == "undecided") => {
+                (&mut findings.undecided, &[])
+            }
+            (false, false) if has("undecided") => (&mut findings.undecided, &["undecided"]),
+            (false, false) => (&mut findings.same, &[]),
+        };
+        statements.extend(
+            elsewhere
+                .into_iter()
+                .filter(|v| telling.contains(&v.verdict)),
+        );
         list.push(Finding {
-            experiment: comparison.after.clone(),
-            statements: comparison.verdicts.clone(),
+            experiment: arm.experiment.clone(),
+            statements,
         });
     }
     findings
@@ -436,6 +462,19 @@ fn one_line(text: &str) -> String {
         .replace('<', "&lt;")
 }
 
+/// What complete runs of an arm say against themselves, and how many of them say it.
+fn remarks_of(arm: &Arm<'_>, lang: Lang) -> Vec<String> {
+    let mut n_by_remark: BTreeMap<String, usize> = BTreeMap::new();
+    for remark in arm.runs.iter().filter_map(|run| run.folder.remark.as_ref()) {
+        *n_by_remark.entry(one_line(remark)).or_default() += 1;
+    }
+    let line = |(remark, n): (String, usize)| {
+        let runs = lang.pick(format!("실행 {n}회"), format!("{n} run(s)"));
+        format!("`{}` ({runs}): {remark}", arm.experiment)
+    };
+    n_by_remark.into_iter().map(line).collect()
+}
+
 fn cautions_of(group: &Group<'_>, lang: Lang) -> Vec<String> {
     let runs: Vec<Run<'_>> = group
         .arms
@@ -480,8 +519,25 @@ fn cautions_of(group: &Group<'_>, lang: Lang) -> Vec<String> {
         (
             differs(&hash("prompts")),
             lang.pick(
-                "서로 다른 프롬프트 묶음으로 측정됨",
-                "measured with different sets of prompts",
+                "서로 다른 프롬프트 묶음으로 측정됨: 묶음이 다른 구성끼리는 판정하지 않음",
+                "measured with different sets of prompts: not judged against each other",
+            ),
+        ),
+        (
+            differs(&|run| {
+                let watts = run.record.environment.gpu.as_ref()?.power_limit_w?;
+                Some(watts.to_string())
+            }),
+            lang.pick(
+                "서로 다른 GPU 전력 한도로 측정됨",
+                "measured with different power limits of the GPU",
+            ),
+        ),
+        (
+            differs(&|run| run.record.server.executor.clone()),
+            lang.pick(
+                "서로 다른 실행기(executor)로 측정됨",
+                "measured with different executors",
             ),
         ),
     ];
@@ -501,5 +557,7 @@ fn cautions_of(group: &Group<'_>, lang: Lang) -> Vec<String> {
         );
         format!("`{}`: {words}", arm.experiment)
     }));
+    let arms = group.arms.iter().chain(&group.peers);
+    cautions.extend(arms.flat_map(|arm| remarks_of(arm, lang)));
     cautions
 }

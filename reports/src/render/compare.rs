@@ -101,9 +101,9 @@ pub struct VerdictRow {
     pub compared: String,
     /// `faster`, `slower`, `same`, `undecided`.
     pub verdict: &'static str,
-    /// `+7.4 % 개선`, `차이 없음 (±1.0 % 이내)`, `판단 불가`.
+    /// `+7.4 % 개선`, `차이 없음 (±1.0 % 이내)`, `판단 불가`, `판정하지 않음`.
     pub phrase: String,
-    /// Why nothing could be decided; none if something was.
+    /// Why nothing could be decided, or why it was not tried; none if something was.
     pub reason: Option<String>,
 }
 
@@ -111,6 +111,8 @@ pub struct VerdictRow {
 #[derive(Debug, Clone, Copy)]
 pub struct Measured<'a> {
     pub round: Round<'a>,
+    /// Hash of the set that its prompts were drawn from.
+    pub prompts: Option<&'a str>,
     pub samples: &'a CaseSamples,
 }
 
@@ -120,17 +122,46 @@ pub struct Question<'a> {
     pub metric: Metric,
     pub before: &'a [Measured<'a>],
     pub after: &'a [Measured<'a>],
+    /// Why the answer would say nothing of the configurations; the figures then stand side by side.
+    pub incomparable: Option<String>,
 }
 
-/// Answers all questions together, so that the correction covers them all.
+/// Answers all questions together, so that the correction covers them all; in their order.
 pub fn answer(questions: &[Question<'_>], config: VerdictConfig, lang: Lang) -> Vec<VerdictRow> {
-    let family: Vec<MetricSamples> = questions.iter().map(|q| samples_of(q, lang)).collect();
-    let answers = verdict::compare_family(&family, config);
+    let judged = questions.iter().filter(|q| q.incomparable.is_none());
+    let family: Vec<MetricSamples> = judged.map(|q| samples_of(q, lang)).collect();
+    let mut answers = verdict::compare_family(&family, config).into_iter();
     questions
         .iter()
-        .zip(answers)
-        .map(|(q, answer)| row(q, &answer, config, lang))
+        .filter_map(|q| match &q.incomparable {
+            None => Some(row(q, &answers.next()?, config, lang)),
+            Some(why) => not_judged(q, why, config, lang),
+        })
         .collect()
+}
+
+/// The figures without what a test would say of them.
+fn not_judged(
+    question: &Question<'_>,
+    why: &str,
+    config: VerdictConfig,
+    lang: Lang,
+) -> Option<VerdictRow> {
+    let alone = verdict::compare_family(&[samples_of(question, lang)], config).pop()?;
+    let figures = Comparison {
+        method: Method::Unpaired,
+        improvement_percent: None,
+        interval_percent: None,
+        p: None,
+        p_holm: None,
+        verdict: Verdict::Undecided(Reason::NoData),
+        ..alone
+    };
+    Some(VerdictRow {
+        phrase: lang.pick("판정하지 않음", "not judged").to_owned(),
+        reason: Some(why.to_owned()),
+        ..row(question, &figures, config, lang)
+    })
 }
 
 fn samples_of(question: &Question<'_>, lang: Lang) -> MetricSamples {

@@ -40,6 +40,8 @@ pub struct ReportContext {
     pub charts: BTreeMap<String, String>,
     pub margin_percent: f64,
     pub confidence_percent: f64,
+    /// With fewer, tables show the range of the starts instead of an interval.
+    pub fewest_starts_of_interval: usize,
 }
 
 #[derive(Debug, Serialize)]

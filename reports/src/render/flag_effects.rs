@@ -1,17 +1,27 @@
 //! What one flag does: pairs of configurations that differ in it alone.
 //!
 //! Both were measured on one machine with one model; the second may come from another campaign or
-//! carry flags typed behind `--`, which is then said beside the verdict. Nothing is pooled.
+//! carry flags typed behind `--`, which is then said beside the verdict. Nothing is pooled. All
+//! effects of a group stand in one table and are judged together.
 
 use serde::Serialize;
 
 use crate::lang::Lang;
 use crate::load::Records;
-use crate::render::compare::{Metric, VerdictRow};
+use crate::render::compare::{Metric, VerdictRow, answer};
 use crate::render::configuration::flags_by_name;
-use crate::render::tables;
+use crate::render::tables::Side;
 use crate::select::{Arm, Group, same_place};
 use crate::stats::verdict::VerdictConfig;
+
+/// What is judged of one user alone, and of many together.
+const PHASES: [(&str, &[Metric]); 2] = [
+    (
+        "latency",
+        &[Metric::Latency, Metric::OutputThroughput, Metric::Ttft],
+    ),
+    ("users", &[Metric::RequestThroughput, Metric::Latency]),
+];
 
 #[derive(Debug, Clone, Serialize)]
 pub struct FlagEffect {
@@ -35,7 +45,7 @@ pub fn effects_in(
     config: VerdictConfig,
     lang: Lang,
 ) -> Vec<FlagEffect> {
-    let mut effects = Vec::new();
+    let mut effects: Vec<(FlagEffect, &Arm<'_>, &Arm<'_>)> = Vec::new();
     for after in measured(group) {
         for other in groups {
             for before in measured(other) {
@@ -51,29 +61,36 @@ pub fn effects_in(
                     _ => named(other, before) < named(group, after),
                 };
                 if comparable && forward {
-                    effects.push(FlagEffect {
+                    let effect = FlagEffect {
                         flag,
                         before: from,
                         after: to,
                         before_arm: named(other, before),
                         after_arm: named(group, after),
                         same_campaign: before.campaign == after.campaign,
-                        verdicts: verdicts(records, before, after, config, lang),
+                        verdicts: Vec::new(),
                         run_ids: before
                             .runs
                             .iter()
                             .chain(&after.runs)
                             .map(|run| run.folder.run_id.clone())
                             .collect(),
-                    });
+                    };
+                    effects.push((effect, before, after));
                 }
             }
         }
     }
-    effects.sort_by(|a, b| {
+    effects.sort_by(|(a, ..), (b, ..)| {
         (&a.flag, &a.before_arm, &a.after_arm).cmp(&(&b.flag, &b.before_arm, &b.after_arm))
     });
+    let arms: Vec<(&Arm<'_>, &Arm<'_>)> = effects.iter().map(|(_, b, a)| (*b, *a)).collect();
+    let verdicts = verdicts(records, &arms, config, lang);
     effects
+        .into_iter()
+        .zip(verdicts)
+        .map(|((effect, ..), verdicts)| FlagEffect { verdicts, ..effect })
+        .collect()
 }
 
 fn measured<'g, 'a>(group: &'g Group<'a>) -> impl Iterator<Item = &'g Arm<'a>> {
@@ -103,28 +120,31 @@ fn single_difference(
     }
 }
 
-/// The latency case, and the case with the most users.
+/// Of each pair the latency case, and the case with the most users.
 fn verdicts(
     records: &Records,
-    before: &Arm<'_>,
-    after: &Arm<'_>,
+    pairs: &[(&Arm<'_>, &Arm<'_>)],
     config: VerdictConfig,
     lang: Lang,
-) -> Vec<VerdictRow> {
-    let arms = [before.clone(), after.clone()];
-    let rows = |phase: &str, metrics: &[Metric]| {
-        tables::rows(records, &arms, Some(before), phase, metrics, config, lang)
-    };
-    let alone = [Metric::Latency, Metric::OutputThroughput, Metric::Ttft];
-    let together = [Metric::RequestThroughput, Metric::Latency];
-    let judged = |rows: Vec<tables::CaseRow>| {
-        rows.into_iter()
-            .rfind(|row| !row.verdicts.is_empty())
-            .map(|row| row.verdicts)
-    };
-    [rows("latency", &alone), rows("users", &together)]
-        .into_iter()
-        .filter_map(judged)
-        .flatten()
-        .collect()
+) -> Vec<Vec<VerdictRow>> {
+    let mut sides = Vec::new();
+    for (i, (before, after)) in pairs.iter().enumerate() {
+        for (phase, metrics) in PHASES {
+            let sides_of = [before, after].map(|arm| Side::of(records, arm, phase));
+            sides.push((i, metrics, sides_of));
+        }
+    }
+    let mut questions = Vec::new();
+    let mut asked_of = Vec::new();
+    for (i, metrics, [before, after]) in &sides {
+        if let Some(case) = after.cases_shared_with(before).pop() {
+            questions.extend(after.questions_against(before, case, metrics, config, lang));
+            asked_of.resize(questions.len(), *i);
+        }
+    }
+    let mut verdicts = vec![Vec::new(); pairs.len()];
+    for (i, row) in asked_of.into_iter().zip(answer(&questions, config, lang)) {
+        verdicts[i].push(row);
+    }
+    verdicts
 }

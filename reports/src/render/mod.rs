@@ -6,6 +6,7 @@
 pub mod ablation;
 pub mod assemble;
 pub mod card;
+mod comparable;
 pub mod compare;
 pub mod configuration;
 pub mod context;

@@ -11,8 +11,9 @@ use serde::Serialize;
 
 use crate::load::Records;
 use crate::load::requests::CaseSamples;
+use crate::load::run_folder::RunFolder;
 use crate::render::context::GroupContext;
-use crate::select::Group;
+use crate::select::{self, Group};
 use crate::stats::describe::Sorted;
 
 /// The phase of the cases that this is about.
@@ -90,8 +91,15 @@ impl Kind {
     }
 }
 
+/// Groups whose servers have one model each, then those whose servers have several.
+pub fn groups_apart(runs: &[RunFolder]) -> (Vec<Group<'_>>, Vec<Group<'_>>) {
+    select::groups(runs)
+        .into_iter()
+        .partition(|group| !is_multi_model(group))
+}
+
 /// Whether a group's servers have several models, or were to have them.
-pub fn is_multi_model(group: &Group<'_>) -> bool {
+fn is_multi_model(group: &Group<'_>) -> bool {
     group.all_runs().any(|run| {
         let record = run.record;
         !record.server.models.is_empty() || record.config.n_models > 0

@@ -7,6 +7,7 @@ use serde::Serialize;
 use crate::lang::Lang;
 use crate::load::Records;
 use crate::load::requests::CaseSamples;
+use crate::render::comparable::{servers_differ, work_differs};
 use crate::render::compare::{Measured, Metric, Question, VerdictRow, answer};
 use crate::select::{Arm, Run};
 use crate::stats::bootstrap::{self, BootstrapConfig};
@@ -31,7 +32,19 @@ pub struct CaseRow {
     pub verdicts: Vec<VerdictRow>,
 }
 
-/// Times in milliseconds over the pooled requests; intervals resample server starts, then requests.
+/// With fewer server starts a bootstrap interval covers far less than it claims.
+pub const FEWEST_STARTS_OF_INTERVAL: usize = 6;
+
+/// Where a median may lie.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Spread {
+    pub low: f64,
+    pub high: f64,
+    /// Resampled from server starts, then requests; else the lowest and the highest start's median.
+    pub is_interval: bool,
+}
+
+/// Times in milliseconds over the pooled requests.
 #[derive(Debug, Clone, Serialize)]
 pub struct CaseStats {
     pub mean_ms: f64,
@@ -40,11 +53,11 @@ pub struct CaseStats {
     pub spread_ms: f64,
     pub p50_ms: f64,
     pub p95_ms: f64,
-    pub p50_interval_ms: (f64, f64),
+    pub p50_spread_ms: Option<Spread>,
     pub p99_ms: f64,
     /// None where no response streamed.
     pub ttft_p50_ms: Option<f64>,
-    pub ttft_p50_interval_ms: Option<(f64, f64)>,
+    pub ttft_p50_spread_ms: Option<Spread>,
     /// None where no response had two tokens.
     pub tpot_p50_ms: Option<f64>,
     /// Median over the server starts.
@@ -55,83 +68,126 @@ pub struct CaseStats {
 /// The runs of each case of one phase, by case name.
 type CasesOfArm<'a> = BTreeMap<&'a str, Vec<Measured<'a>>>;
 
-fn cases_of_arm<'a>(records: &'a Records, arm: &Arm<'a>, phase: &str) -> CasesOfArm<'a> {
-    let mut cases = CasesOfArm::new();
-    // The warm-up is a case of its own whose rows are all flagged: nothing in it was measured.
-    let measured = |c: &&CaseSamples| c.phase == phase && c.n_requests > 0;
-    for samples in records.cases.iter().filter(measured) {
-        let of_arm = |run: &&Run<'_>| run.folder.run_id == samples.run_id;
-        if let Some(run) = arm.runs.iter().find(of_arm) {
-            cases.entry(&samples.case).or_default().push(Measured {
-                round: run.round(),
-                samples,
-            });
-        }
-    }
-    cases
+/// An arm, and what it measured in one phase.
+pub(super) struct Side<'r, 'a> {
+    arm: &'r Arm<'a>,
+    cases: CasesOfArm<'a>,
 }
 
-/// All rows of one phase: by size of the case, then experiment. `metrics` are judged against
-/// `baseline`, corrected over all cases and metrics of one configuration.
+impl<'r, 'a> Side<'r, 'a> {
+    pub(super) fn of(records: &'a Records, arm: &'r Arm<'a>, phase: &str) -> Self {
+        let mut cases = CasesOfArm::new();
+        // The warm-up is a case of its own whose rows are all flagged: nothing in it was measured.
+        let measured = |c: &&CaseSamples| c.phase == phase && c.n_requests > 0;
+        for samples in records.cases.iter().filter(measured) {
+            let of_arm = |run: &&Run<'_>| run.folder.run_id == samples.run_id;
+            if let Some(run) = arm.runs.iter().find(of_arm) {
+                let prompts = run.record.manifest.sha256.get("prompts");
+                cases.entry(&samples.case).or_default().push(Measured {
+                    round: run.round(),
+                    prompts: prompts.and_then(|hash| hash.as_deref()),
+                    samples,
+                });
+            }
+        }
+        Self { arm, cases }
+    }
+
+    /// The cases that `before` has too, heaviest last.
+    pub(super) fn cases_shared_with(&self, before: &Side<'_, 'a>) -> Vec<&'a str> {
+        let mut shared: Vec<&CaseSamples> = self
+            .cases
+            .iter()
+            .filter_map(|(case, runs)| Some((runs[0].samples, before.cases.get(case)?[0].samples)))
+            .filter(|(after, before)| {
+                before.max_tokens == after.max_tokens && before.n_users == after.n_users
+            })
+            .map(|(after, _)| after)
+            .collect();
+        shared.sort_by_key(|c| (c.n_users, c.max_tokens, c.case.as_str()));
+        shared.iter().map(|c| c.case.as_str()).collect()
+    }
+
+    /// What can be asked of one case that both have.
+    pub(super) fn questions_against<'q>(
+        &'q self,
+        before: &'q Side<'_, 'a>,
+        case: &'q str,
+        metrics: &[Metric],
+        config: VerdictConfig,
+        lang: Lang,
+    ) -> Vec<Question<'q>> {
+        let (Some(runs_before), Some(runs_after)) = (before.cases.get(case), self.cases.get(case))
+        else {
+            return Vec::new();
+        };
+        let question = |&metric: &Metric| {
+            let margin_percent = config.margin_percent;
+            let incomparable = servers_differ(before.arm, self.arm, lang)
+                .or_else(|| work_differs(runs_before, runs_after, metric, margin_percent, lang));
+            Question {
+                case,
+                metric,
+                before: runs_before,
+                after: runs_after,
+                incomparable,
+            }
+        };
+        metrics.iter().map(question).collect()
+    }
+}
+
+/// All rows of a table, phase by phase: by size of the case, then experiment. The metrics of each
+/// phase are judged against `baseline`, corrected over the whole table.
 pub fn rows(
     records: &Records,
     arms: &[Arm<'_>],
     baseline: Option<&Arm<'_>>,
-    phase: &str,
-    metrics: &[Metric],
+    phases: &[(&str, &[Metric])],
     config: VerdictConfig,
     lang: Lang,
 ) -> Vec<CaseRow> {
-    let before = baseline.map(|arm| cases_of_arm(records, arm, phase));
-    let mut rows = Vec::new();
-    for arm in arms {
-        let after = cases_of_arm(records, arm, phase);
-        let is_baseline = baseline.is_some_and(|b| b.experiment == arm.experiment);
-        let mut verdicts = match &before {
-            Some(before) if !is_baseline => judge(before, &after, metrics, config, lang),
-            _ => BTreeMap::new(),
-        };
-        rows.extend(after.iter().map(|(case, runs)| {
-            let samples: Vec<&CaseSamples> = runs.iter().map(|run| run.samples).collect();
-            case_row(arm, &samples, verdicts.remove(*case).unwrap_or_default())
-        }));
+    let before: Vec<Option<Side<'_, '_>>> = phases
+        .iter()
+        .map(|(phase, _)| baseline.map(|arm| Side::of(records, arm, phase)))
+        .collect();
+    let mut sides: Vec<(usize, Side<'_, '_>)> = Vec::new();
+    for (p, (phase, _)) in phases.iter().enumerate() {
+        sides.extend(arms.iter().map(|arm| (p, Side::of(records, arm, phase))));
     }
-    rows.sort_by(|a, b| order(a).cmp(&order(b)));
-    rows
+    let mut questions: Vec<Question<'_>> = Vec::new();
+    let mut asked_of: Vec<usize> = Vec::new();
+    for (i, (p, after)) in sides.iter().enumerate() {
+        if let Some(before) = &before[*p]
+            && before.arm.experiment != after.arm.experiment
+        {
+            for case in after.cases_shared_with(before) {
+                questions.extend(after.questions_against(before, case, phases[*p].1, config, lang));
+            }
+        }
+        asked_of.resize(questions.len(), i);
+    }
+    let mut verdicts: BTreeMap<(usize, String), Vec<VerdictRow>> = BTreeMap::new();
+    for (i, row) in asked_of.into_iter().zip(answer(&questions, config, lang)) {
+        verdicts.entry((i, row.case.clone())).or_default().push(row);
+    }
+    let mut rows: Vec<(usize, CaseRow)> = Vec::new();
+    for (i, (p, side)) in sides.iter().enumerate() {
+        for (case, runs) in &side.cases {
+            let samples: Vec<&CaseSamples> = runs.iter().map(|run| run.samples).collect();
+            let verdicts = verdicts.remove(&(i, (*case).to_owned()));
+            rows.push((
+                *p,
+                case_row(side.arm, &samples, verdicts.unwrap_or_default()),
+            ));
+        }
+    }
+    rows.sort_by(|(p, a), (q, b)| (p, order(a)).cmp(&(q, order(b))));
+    rows.into_iter().map(|(_, row)| row).collect()
 }
 
 fn order(row: &CaseRow) -> (Option<u32>, Option<u32>, &str, &str) {
     (row.n_users, row.max_tokens, &row.case, &row.experiment)
-}
-
-fn judge(
-    before: &CasesOfArm<'_>,
-    after: &CasesOfArm<'_>,
-    metrics: &[Metric],
-    config: VerdictConfig,
-    lang: Lang,
-) -> BTreeMap<String, Vec<VerdictRow>> {
-    let questions: Vec<Question<'_>> = after
-        .iter()
-        .filter_map(|(case, runs)| before.get(case).map(|b| (case, b, runs)))
-        .filter(|(_, before, after)| {
-            let (before, after) = (before[0].samples, after[0].samples);
-            before.max_tokens == after.max_tokens && before.n_users == after.n_users
-        })
-        .flat_map(|(case, before, after)| {
-            metrics.iter().map(move |&metric| Question {
-                case,
-                metric,
-                before,
-                after,
-            })
-        })
-        .collect();
-    let mut by_case: BTreeMap<String, Vec<VerdictRow>> = BTreeMap::new();
-    for row in answer(&questions, config, lang) {
-        by_case.entry(row.case.clone()).or_default().push(row);
-    }
-    by_case
 }
 
 fn case_row(arm: &Arm<'_>, runs: &[&CaseSamples], verdicts: Vec<VerdictRow>) -> CaseRow {
@@ -163,11 +219,11 @@ fn case_stats(runs: &[&CaseSamples]) -> Option<CaseStats> {
         max_ms,
         spread_ms: max_ms - min_ms,
         p50_ms: e2el.median()?,
-        p50_interval_ms: median_interval(runs, |c| &c.e2el_ms)?,
+        p50_spread_ms: median_spread(runs, |c| &c.e2el_ms),
         p95_ms: e2el.percentile(0.95)?,
         p99_ms: e2el.percentile(0.99)?,
         ttft_p50_ms: ttft.and_then(|t| t.median()),
-        ttft_p50_interval_ms: median_interval(runs, |c| &c.ttft_ms),
+        ttft_p50_spread_ms: median_spread(runs, |c| &c.ttft_ms),
         tpot_p50_ms: tpot.and_then(|t| t.median()),
         output_tok_per_s: over_runs(CaseSamples::output_tok_per_s)?,
         requests_per_s: over_runs(CaseSamples::requests_per_s)?,
@@ -183,14 +239,73 @@ fn pooled(runs: &[&CaseSamples], times: fn(&CaseSamples) -> &Sorted) -> Option<S
     Sorted::new(all).filter(|s| s.n() > 0)
 }
 
-fn median_interval(
-    runs: &[&CaseSamples],
-    times: fn(&CaseSamples) -> &Sorted,
-) -> Option<(f64, f64)> {
-    let samples: Vec<&[f64]> = runs.iter().map(|c| times(c).values()).collect();
-    bootstrap::interval(
-        &samples,
-        |s| percentile_of_sorted(s, 0.5),
-        BootstrapConfig::default(),
-    )
+/// None for a single start, which tells nothing of the spread between starts.
+fn median_spread(runs: &[&CaseSamples], times: fn(&CaseSamples) -> &Sorted) -> Option<Spread> {
+    let starts: Vec<&Sorted> = runs
+        .iter()
+        .map(|c| times(c))
+        .filter(|t| t.n() > 0)
+        .collect();
+    if starts.len() >= FEWEST_STARTS_OF_INTERVAL {
+        let samples: Vec<&[f64]> = starts.iter().map(|t| t.values()).collect();
+        let median_of = |s: &[f64]| percentile_of_sorted(s, 0.5);
+        let (low, high) = bootstrap::interval(&samples, median_of, BootstrapConfig::default())?;
+        return Some(Spread {
+            low,
+            high,
+            is_interval: true,
+        });
+    }
+    let medians = Sorted::new(starts.iter().filter_map(|t| t.median()).collect())?;
+    (medians.n() > 1).then_some(Spread {
+        low: medians.min()?,
+        high: medians.max()?,
+        is_interval: false,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A start whose requests took about `ms`.
+    fn start(ms: f64) -> CaseSamples {
+        let sorted = |values: &[f64]| Sorted::new(values.to_vec()).expect("no NaN");
+        CaseSamples {
+            run_id: String::new(),
+            case: "c".into(),
+            phase: "latency".into(),
+            model: None,
+            max_tokens: None,
+            n_users: None,
+            rate_per_s: None,
+            n_requests: 3,
+            n_failed: 0,
+            n_warmup: 0,
+            duration_s: None,
+            output_tokens: 0,
+            e2el_ms: sorted(&[ms - 1.0, ms, ms + 1.0]),
+            ttft_ms: sorted(&[]),
+            tpot_ms: sorted(&[]),
+            tok_per_s: sorted(&[]),
+        }
+    }
+
+    #[test]
+    fn few_starts_have_a_range_and_no_interval() {
+        let starts: Vec<CaseSamples> = (0..6).map(|i| start(100.0 + f64::from(i))).collect();
+        let all: Vec<&CaseSamples> = starts.iter().collect();
+        let spread = |n: usize| median_spread(&all[..n], |c| &c.e2el_ms);
+        assert_eq!(spread(0), None);
+        assert_eq!(spread(1), None);
+        let range = Spread {
+            low: 100.0,
+            high: 104.0,
+            is_interval: false,
+        };
+        assert_eq!(spread(5), Some(range));
+        let interval = spread(6).expect("an interval");
+        assert!(interval.is_interval && interval.low < interval.high);
+        assert_eq!(median_spread(&all, |c| &c.ttft_ms), None);
+    }
 }

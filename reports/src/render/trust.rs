@@ -7,7 +7,8 @@ use serde::Serialize;
 use crate::lang::Lang;
 use crate::load::Records;
 use crate::render::compare::Metric;
-use crate::select::{self, Arm, Group};
+use crate::render::multi_model::groups_apart;
+use crate::select::{Arm, Group};
 use crate::stats::describe::median;
 use crate::stats::trust::{Noise, Start, Trial, Trust, fewest_starts};
 use crate::stats::verdict::VerdictConfig;
@@ -91,14 +92,14 @@ pub struct TrustRow {
     pub sufficient: bool,
 }
 
-/// `titles`: of the groups, in the order of [`select::groups`].
+/// `titles`: of the groups of one model a server, in the order of [`groups_apart`].
 pub fn build(
     records: &Records,
     titles: &[&str],
     config: VerdictConfig,
     lang: Lang,
 ) -> TrustContext {
-    let groups = select::groups(&records.runs);
+    let (groups, _) = groups_apart(&records.runs);
     let mut with = Vec::new();
     let mut without = Vec::new();
     for (group, title) in groups.iter().zip(titles) {

@@ -2,7 +2,7 @@
 //!
 //! With several runs, a resample draws runs and then requests within each drawn run, so the
 //! interval carries the spread between server starts. With one run only its requests can be
-//! drawn; the interval is then about that server start alone, and callers must say so.
+//! drawn, and few runs give an interval that is too narrow; callers ask for enough of them.
 //!
 //! Source: Efron and Tibshirani, "An Introduction to the Bootstrap" (1993), chapters 6, 13.
 

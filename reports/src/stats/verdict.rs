@@ -1,7 +1,8 @@
 //! From samples to a word: faster, slower, same within a margin, or undecided.
 //!
 //! Rules, in this order, for each metric of a family that is tested together:
-//! 1. the interval of the relative change lies within the margin: *same*;
+//! 1. the interval of the relative change, widened for the size of the family (Bonferroni), lies
+//!    within the margin: *same*;
 //! 2. the Holm-adjusted p-value is at most alpha: *faster* or *slower*;
 //! 3. otherwise *undecided*, with the reason.
 //!
@@ -91,6 +92,7 @@ pub struct Comparison {
     pub median_before: Option<f64>,
     pub median_after: Option<f64>,
     pub improvement_percent: Option<f64>,
+    /// By itself, not widened for the family.
     pub interval_percent: Option<(f64, f64)>,
     pub p: Option<f64>,
     pub p_holm: Option<f64>,
@@ -184,17 +186,20 @@ fn compare_one(
         Better::Lower => 100.0 * (1.0 - log_shift.exp()),
     };
     let improvement_percent = shift.map(|s| improvement(s.estimate));
-    let interval_percent = shift
-        .and_then(|s| s.interval)
-        .map(|(low, high)| match samples.better {
+    let interval_of = |shift: Shift| {
+        shift.interval.map(|(low, high)| match samples.better {
             Better::Higher => (improvement(low), improvement(high)),
             Better::Lower => (improvement(high), improvement(low)),
-        });
+        })
+    };
+    let interval_percent = shift.and_then(interval_of);
+    let widened = log_shift(samples, method, 1.0 - config.alpha / n_tested.max(1) as f64);
+    let widened_percent = shift.and(widened).and_then(interval_of);
     let smallest = match method {
         Method::ByRound { n_rounds } => signed_rank::smallest_p(n_rounds),
         Method::Unpaired => rank::smallest_p(samples.before.len(), samples.after.len()),
     } * n_tested as f64;
-    let verdict = match (improvement_percent, interval_percent, p_holm) {
+    let verdict = match (improvement_percent, widened_percent, p_holm) {
         (None, ..) | (.., None) => Verdict::Undecided(Reason::NoData),
         (_, Some((low, high)), _)
             if low >= -config.margin_percent && high <= config.margin_percent =>
@@ -273,6 +278,26 @@ mod tests {
             judge(Better::Lower, &wide_a, &wide_b).verdict,
             Verdict::Undecided(Reason::NotSeparated)
         );
+    }
+
+    /// The widest difference of two starts lies outside of the margin, most of them inside.
+    #[test]
+    fn same_takes_more_evidence_in_a_large_family() {
+        let a = [100.0, 100.1, 100.05, 99.95, 99.6];
+        let b = [100.1, 100.15, 99.9, 100.0, 100.8];
+        let one = samples(Better::Lower, &a, &b);
+        let judged = |n: usize| {
+            let family = vec![one.clone(); n];
+            compare_family(&family, VerdictConfig::default()).remove(0)
+        };
+        assert_eq!(judged(1).verdict, Verdict::Same);
+        let of_six = judged(6);
+        assert_eq!(of_six.verdict, Verdict::Undecided(Reason::NotSeparated));
+        assert_eq!(of_six.interval_percent, judged(1).interval_percent);
+        assert!(matches!(
+            judged(7).verdict,
+            Verdict::Undecided(Reason::TooFewRuns { .. })
+        ));
     }
 
     #[test]

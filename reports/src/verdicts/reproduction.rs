@@ -3,7 +3,8 @@
 //! Old: the complete starts of the run's own experiment and campaign. New: those of the campaign of
 //! `reproduce`. With enough starts the verdict decides: all same, and the old figures hold; faster
 //! or slower, and they do not. Too few starts decide nothing; then the table says how many figures
-//! of the new starts lie where the old ones lay, which is a hint and called one.
+//! of the new starts lie where the old ones lay, which is a hint and called one. It needs two starts
+//! a side: one has no range. On another machine or with another model nothing is concluded.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -13,6 +14,7 @@ use anyhow::{Context, bail};
 
 use super::{Figure, Runs, judge, phrase, range, remark, spread};
 use crate::load::run_folder::{Derived, Manifest, Outcome, RunFolder};
+use crate::select::same_place;
 use crate::stats::verdict::{Comparison, MetricSamples, Verdict};
 
 /// The table and the conclusion, as Markdown.
@@ -70,6 +72,11 @@ pub fn table(dir: &Path, campaign: &str) -> anyhow::Result<String> {
         .collect();
     let answers = judge(&family);
 
+    let records = before.iter().zip(&after);
+    let same = records
+        .filter_map(|(old, new)| Some((old.record.as_ref()?, new.record.as_ref()?)))
+        .all(|(old, new)| same_place(old, new));
+
     // Writing into a String cannot fail.
     let mut text = format!(
         "{of_run}: {} start(s) then, {} now (campaign {campaign})\n\n",
@@ -88,32 +95,47 @@ pub fn table(dir: &Path, campaign: &str) -> anyhow::Result<String> {
             figure.title(),
             spread(old, *figure),
             spread(new, *figure),
-            phrase(answer)
+            if same {
+                phrase(answer)
+            } else {
+                "not judged".into()
+            }
         );
     }
-    let _ = writeln!(
-        text,
-        "\nmedian [lowest, highest] over the starts; plus: better now; {} figures judged together",
-        answers.len()
-    );
-    text.push_str(&conclusion(&answers, n_within));
+    text.push_str("\nmedian [lowest, highest] over the starts; ");
+    if same {
+        let have_ranges = before.len() > 1 && after.len() > 1;
+        let _ = writeln!(
+            text,
+            "plus: better now; {} figures judged together",
+            answers.len()
+        );
+        text.push_str(&conclusion(&answers, have_ranges.then_some(n_within)));
+    } else {
+        text.push_str(
+            "WARNING: another machine or another model: nothing follows for the old figures\n",
+        );
+    }
     Ok(text)
 }
 
-fn conclusion(answers: &[Comparison], n_within: usize) -> String {
+/// `n_within`: figures whose ranges overlap; none where a side has one start only.
+fn conclusion(answers: &[Comparison], n_within: Option<usize>) -> String {
     let n = answers.len();
     let count = |verdict: Verdict| answers.iter().filter(|a| a.verdict == verdict).count();
     let (n_faster, n_slower) = (count(Verdict::Faster), count(Verdict::Slower));
-    let overlap = format!("{n_within} of {n} figures lie in ranges that overlap the old ones");
+    let overlap = n_within.map_or_else(String::new, |n_within| {
+        format!("; {n_within} of {n} figures lie in ranges that overlap the old ones")
+    });
     let mut text = if n_faster + n_slower > 0 {
         format!(
-            "the old figures do not hold: {n_faster} of {n} are better now, {n_slower} worse; {overlap}\n"
+            "the old figures do not hold: {n_faster} of {n} are better now, {n_slower} worse{overlap}\n"
         )
     } else if count(Verdict::Same) == n {
         "the old figures hold: none has changed\n".to_owned()
     } else {
         format!(
-            "the old figures are not contradicted, {} of {n} are the same, the rest is undecided; {overlap}\n",
+            "the old figures are not contradicted, {} of {n} are the same, the rest is undecided{overlap}\n",
             count(Verdict::Same)
         )
     };
