@@ -98,6 +98,16 @@ pub(super) struct Shared {
     pub metrics: Arc<Metrics>,
 }
 
+impl Shared {
+    /// Why a thread that has ended takes no requests: somebody wanted it to end, or it died.
+    fn gone(&self) -> SubmitError {
+        match self.acceptance.get() {
+            Acceptance::Closed => SubmitError::ShuttingDown,
+            Acceptance::Open | Acceptance::Asleep => SubmitError::Stopped,
+        }
+    }
+}
+
 /// The way to the engine thread; cheap to clone. When the last handle and the last stream are
 /// gone, the thread ends.
 #[derive(Debug, Clone)]
@@ -116,7 +126,7 @@ impl EngineHandle {
     /// Queues a request. `request.id` should come from [`Self::next_request_id`].
     pub fn submit(&self, request: Request) -> Result<RequestStream, SubmitError> {
         if self.has_stopped() {
-            return Err(SubmitError::Stopped);
+            return Err(self.shared.gone());
         }
         match self.shared.acceptance.get() {
             Acceptance::Open => {}
@@ -146,12 +156,13 @@ impl EngineHandle {
             .is_err()
         {
             n_in_flight.fetch_sub(1, Ordering::AcqRel);
-            return Err(SubmitError::Stopped);
+            return Err(self.shared.gone());
         }
         Ok(RequestStream {
             id,
             events: inbox,
             commands: self.commands.clone(),
+            shared: Arc::clone(&self.shared),
             has_ended: false,
         })
     }
@@ -246,6 +257,7 @@ pub struct RequestStream {
     id: RequestId,
     events: mpsc::UnboundedReceiver<TokenEvent>,
     commands: Sender<Command>,
+    shared: Arc<Shared>,
     has_ended: bool,
 }
 
@@ -277,7 +289,12 @@ impl RequestStream {
     }
 
     fn received(&mut self, event: Option<TokenEvent>) -> TokenEvent {
-        let event = event.unwrap_or(TokenEvent::Failed(Failure::Stopped));
+        let event = event.unwrap_or_else(|| {
+            TokenEvent::Failed(match self.shared.gone() {
+                SubmitError::ShuttingDown => Failure::ShuttingDown,
+                _ => Failure::Stopped,
+            })
+        });
         self.has_ended = is_last(&event);
         event
     }

@@ -275,10 +275,12 @@ async fn shutdown_lets_requests_finish() {
     let (events, ()) = tokio::join!(drain(stream), engine.shutdown(Duration::from_secs(20)));
     assert_eq!(events.len(), 11);
     assert!(!engine.is_healthy());
-    assert!(matches!(
-        engine.submit(request(&engine, 1)),
-        Err(SubmitError::Stopped | SubmitError::ShuttingDown)
-    ));
+    wait_until("stopped", || engine.has_stopped()).await;
+    assert_eq!(
+        engine.submit(request(&engine, 1)).unwrap_err(),
+        SubmitError::ShuttingDown,
+        "nothing went wrong"
+    );
 }
 
 #[tokio::test]

@@ -14,6 +14,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::State;
 use serde_json::{Map, Value, json};
+use tokio::sync::oneshot;
 
 use super::error::ApiError;
 use super::fields::Fields;
@@ -43,11 +44,10 @@ pub async fn load(
         };
         expect(&entry, &[ModelState::Unloaded, ModelState::Failed])?;
         let loading = Arc::clone(&entry);
-        let loaded = tokio::task::spawn_blocking(move || loading.load());
-        let outcome = match loaded.await {
+        let outcome = match on_its_own_thread(move || loading.load()).await {
             Ok(outcome) => outcome.map_err(|_| ()),
-            Err(panic) => {
-                entry.set_gone(Some(panic.to_string()));
+            Err(error) => {
+                entry.set_gone(Some(error.to_string()));
                 Err(())
             }
         };
@@ -143,6 +143,22 @@ pub async fn wake(
         Ok(Json(describe(&entry)))
     })
     .await
+}
+
+/// On a thread that ends with the work. The allocator keeps for a thread what it has allocated and
+/// others have freed: every blocking thread of the runtime that once loaded a model would keep some.
+async fn on_its_own_thread<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> std::io::Result<T> {
+    let (done, outcome) = oneshot::channel();
+    let thread = std::thread::Builder::new().name("load".to_owned());
+    thread.spawn(move || {
+        // The state of the model says what came of it, whoever waits.
+        let _ = done.send(work());
+    })?;
+    outcome
+        .await
+        .map_err(|_| std::io::Error::other("loading it panicked"))
 }
 
 /// Goes on when the client goes away, which drops the handler.

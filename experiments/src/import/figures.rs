@@ -102,3 +102,21 @@ fn quoted(text: &str) -> String {
         text.to_string()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_would_end_a_cell_or_a_row_is_quoted() {
+        for (text, written) in [
+            ("plain", "plain"),
+            ("a,b", "\"a,b\""),
+            ("a\rb", "\"a\rb\""),
+            ("a\nb", "\"a\nb\""),
+            ("say \"a\"", "\"say \"\"a\"\"\""),
+        ] {
+            assert_eq!(quoted(text), written);
+        }
+    }
+}

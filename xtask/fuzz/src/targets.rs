@@ -97,7 +97,7 @@ pub fn request(_: &Path, bytes: &[u8]) {
 /// output that it allows.
 pub fn grammar(folder: &Path, bytes: &[u8]) {
     static GRAMMARS: OnceLock<Grammars> = OnceLock::new();
-    const N_TOKENS: usize = 32;
+    const N_TOKENS: usize = 12;
     let Some((kind, rest)) = bytes.split_first() else {
         return;
     };

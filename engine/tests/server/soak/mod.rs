@@ -33,7 +33,7 @@ const N_WARM_UP: usize = 1000;
 const MAX_GROWTH: f64 = 0.05;
 /// Rounds that a level is the median of, and the requests of each.
 const N_READINGS: usize = 11;
-const ROUND: usize = 100;
+const ROUND: usize = 500;
 /// What is sent unless `SOAK_SEED` says otherwise.
 const SEED: u64 = 7;
 
@@ -92,7 +92,8 @@ struct Figures {
 
 impl Figures {
     /// Medians of the first and of the last rounds: what the allocator has not given back yet
-    /// differs from one moment to the next by more than what is looked for.
+    /// differs from one second to the next by more than what is looked for, the more so while
+    /// models come and go.
     fn levels(&self) -> (f64, f64) {
         let median = |readings: &[f64]| {
             let mut sorted = readings.to_vec();
