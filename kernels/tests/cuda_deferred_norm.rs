@@ -114,17 +114,12 @@ impl<'a> Rows<'a> {
         }
     }
 
-    /// As the projection that reads it wants it.
-    fn read_by<'b>(&self, case: &Case, view: impl Into<ElementView<'b>>) -> Activation<'b> {
-        Activation::plain(view, case.layout.padded_k())
-    }
-
     /// The norm before the first projection, of rows like `h` times `before`.
     fn begin(&self, h: &[f32], before: f32) {
         let stream = &self.gpu.stream;
         let scaled: Vec<f32> = h.iter().map(|h| h * before).collect();
         let scaled = Buffer::from_slice(stream, &scaled).expect("memory");
-        let x = self.read_by(&self.layer.qkv, self.x.all());
+        let x = read_by(&self.layer.qkv, self.x.all());
         let (norm, n) = (self.attention_norm.all(), self.layer.hidden);
         self.rms_norm
             .launch_first(
@@ -150,7 +145,7 @@ impl<'a> Rows<'a> {
         output: Output<'_>,
         norm: DeferredNorm<'_>,
     ) {
-        let x = self.read_by(case, x);
+        let x = read_by(case, x);
         case.linear
             .launch_with_norm(&self.gpu.stream, self.m, x, bias, output, norm, true)
             .expect("launch");
@@ -160,7 +155,7 @@ impl<'a> Rows<'a> {
         let norm = DeferredNorm::Writes {
             state: &self.states[0],
             weight: self.mlp_norm.all(),
-            x: self.read_by(&self.layer.gate_up, self.x.all()),
+            x: read_by(&self.layer.gate_up, self.x.all()),
         };
         let output = Output::AddResidual(self.h.all());
         self.launch(&self.layer.o, self.attended.all(), None, output, norm);
@@ -172,7 +167,7 @@ impl<'a> Rows<'a> {
             next: &self.states[1],
             eps: EPS,
         };
-        let output = Output::SiluMul(self.read_by(&self.layer.down, self.gated.all()));
+        let output = Output::SiluMul(read_by(&self.layer.down, self.gated.all()));
         self.launch(&self.layer.gate_up, self.x.all(), None, output, norm);
     }
 
@@ -180,7 +175,7 @@ impl<'a> Rows<'a> {
         let norm = DeferredNorm::Writes {
             state: &self.states[1],
             weight: self.attention_norm.all(),
-            x: self.read_by(&self.layer.qkv, self.x.all()),
+            x: read_by(&self.layer.qkv, self.x.all()),
         };
         let output = Output::AddResidual(self.h.all());
         self.launch(&self.layer.down, self.gated.all(), None, output, norm);
@@ -256,6 +251,11 @@ impl<'a> Rows<'a> {
             );
         }
     }
+}
+
+/// As the projection that reads it wants it.
+fn read_by<'a>(case: &Case, view: impl Into<ElementView<'a>>) -> Activation<'a> {
+    Activation::plain(view, case.layout.padded_k())
 }
 
 fn chains_agree_with_f64(gpu: &Gpu, formats: &[Format], rows: &[usize], before: &[f32]) {
@@ -354,7 +354,7 @@ fn launches_check_their_norms() {
     let store = Output::Store(rows.qkv.all());
     let error = launch(&layer.qkv, 4, rows.x.all(), store, reads(f32::NAN));
     assert!(error.contains("eps is NaN"), "{error}");
-    let x = rows.read_by(&layer.gate_up, rows.x.all());
+    let x = read_by(&layer.gate_up, rows.x.all());
     let short = rows.mlp_norm.view(0..600).expect("inside");
     let error = launch(&layer.o, 4, rows.attended.all(), h, writes(short, x));
     assert!(

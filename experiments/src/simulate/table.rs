@@ -50,10 +50,7 @@ pub fn render(cases: &[ComparedCase]) -> String {
 
 type Found<'a> = (&'a ComparedCase, &'a ComparedFigure);
 
-fn of_standing<'a>(
-    cases: &'a [ComparedCase],
-    standing: Standing,
-) -> impl Iterator<Item = Found<'a>> {
+fn of_standing(cases: &[ComparedCase], standing: Standing) -> impl Iterator<Item = Found<'_>> {
     cases
         .iter()
         .flat_map(|case| case.figures.iter().map(move |figure| (case, figure)))

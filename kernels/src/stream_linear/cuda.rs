@@ -432,7 +432,7 @@ impl StreamLinear {
         if let Some(view) = output.elements() {
             CHECK.element("the output", view, element)?;
         }
-        self.check_norm(variant, m, output, norm)?;
+        check_norm(variant, m, output, norm)?;
         let norm = norm.params(CHECK, element, m, layout.k, n)?;
         let out_tile_rows = match output {
             Output::SiluMul(to) => {
@@ -522,32 +522,6 @@ impl StreamLinear {
         unsafe { kernel.launch(stream, &config, &params) }
     }
 
-    fn check_norm(
-        &self,
-        variant: Variant,
-        m: usize,
-        output: Output<'_>,
-        norm: DeferredNorm<'_>,
-    ) -> Result<(), CudaError> {
-        let epilogue = output.epilogue();
-        let fits = match norm {
-            DeferredNorm::None => return Ok(()),
-            DeferredNorm::Reads { .. } => {
-                matches!(epilogue, Epilogue::Store | Epilogue::SiluMul)
-            }
-            DeferredNorm::Writes { .. } => epilogue == Epilogue::AddResidual,
-        };
-        if !fits {
-            let message = format!("the norm {norm:?} does not go with the epilogue {epilogue:?}");
-            return Err(value_error(message));
-        }
-        if !variant.defers_norm() {
-            let message = format!("{m} rows by `{variant}`, which does no norm on the way");
-            return Err(value_error(message));
-        }
-        Ok(())
-    }
-
     fn part_n(&self, part: usize) -> Result<usize, CudaError> {
         let n_parts = self.layout.parts_n.len();
         self.layout.parts_n.get(part).copied().ok_or_else(|| {
@@ -560,6 +534,31 @@ impl StreamLinear {
             .into()
         })
     }
+}
+
+fn check_norm(
+    variant: Variant,
+    m: usize,
+    output: Output<'_>,
+    norm: DeferredNorm<'_>,
+) -> Result<(), CudaError> {
+    let epilogue = output.epilogue();
+    let fits = match norm {
+        DeferredNorm::None => return Ok(()),
+        DeferredNorm::Reads { .. } => {
+            matches!(epilogue, Epilogue::Store | Epilogue::SiluMul)
+        }
+        DeferredNorm::Writes { .. } => epilogue == Epilogue::AddResidual,
+    };
+    if !fits {
+        let message = format!("the norm {norm:?} does not go with the epilogue {epilogue:?}");
+        return Err(value_error(message));
+    }
+    if !variant.defers_norm() {
+        let message = format!("{m} rows by `{variant}`, which does no norm on the way");
+        return Err(value_error(message));
+    }
+    Ok(())
 }
 
 fn row_error(m: usize, max_rows: usize) -> KernelError {

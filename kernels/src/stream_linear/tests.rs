@@ -175,8 +175,8 @@ fn shared_memory_is_counted_region_by_region() {
         phase_chunks: 20,
         n_phases: 1,
     };
-    let expected =
-        512 + 16 * 3 * (2048 + 80) + (20 * 512 + 64) + 20 * 2 * 8 * 4 + (5 + 16) * 16 * 2 * 4;
+    let (sums, factors, slots) = (20 * 2 * 8 * 4, 8 * 4, (5 + 16) * 16 * 2 * 4);
+    let expected = 512 + 16 * 3 * (2048 + 80) + (20 * 512 + 64) + sums + factors + slots;
     assert_eq!(shared_bytes(&qwen3_32b("qkv"), &plan, 1, &H100), expected);
 }
 
