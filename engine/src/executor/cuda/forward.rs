@@ -6,23 +6,24 @@
 //! waits for it on the card (programmatic dependent launch), so the host only queues.
 
 mod host_tier;
+mod layer;
 mod packed;
 mod timed;
 mod two_batches;
 
-use kernels::attention::cuda::{DecodeAttention, DecodeAttentionArgs, PrefillAttentionArgs};
+use kernels::attention::cuda::DecodeAttention;
 use kernels::cuda::{
     Activation, Buffer, BufferView, CudaError, Element, ElementBuffer, Stream, TILE_ROWS,
 };
 use kernels::embedding::cuda::Embedding;
-use kernels::qkv_prepare::cuda::{HeadShape, KvFormat, PagedKv, QkvPrepare, QkvPrepareArgs};
+use kernels::qkv_prepare::cuda::{HeadShape, KvFormat, PagedKv, QkvPrepare};
 use kernels::rms_norm::cuda::RmsNorm;
-use kernels::rms_norm::deferred::{DeferredNorm, MAX_DEFERRED_ROWS, NormState};
 use kernels::rope::Rope;
 use kernels::sampling::cuda::{AdvanceState, ArgmaxAdvance, ArgmaxAdvanceArgs};
 use kernels::stream_linear::{MANY_ROWS, Output, StreamLinear};
 
 pub(super) use self::host_tier::HostTier;
+use self::layer::{LayerPass, Norms};
 pub use self::packed::AttentionBackend;
 use self::packed::PackedAttention;
 pub(super) use self::timed::Projection;
@@ -68,12 +69,6 @@ struct Workspace {
     /// `[MAX_ROWS, vocab]`
     logits: Buffer<f32>,
     norms: Norms,
-}
-
-/// Of norms done on the way: of the MLP's inputs, and of attention's.
-struct Norms {
-    mlp: NormState,
-    attention: NormState,
 }
 
 /// What a projection reads: plain rows or tiles, as its kernel for that many rows wants them. Two
@@ -166,8 +161,8 @@ pub(super) fn workspace_bytes(config: &ModelConfig, pass: PassShape) -> u64 {
     let projected = stride(config.hidden) + stride(heads) + stride(config.intermediate);
     let qkv = (config.n_q_heads + 2 * config.n_kv_heads) * config.head_dim;
     let of_tokens = pass.max_tokens * (4 * config.hidden + 2 * qkv);
-    let norms = 2 * NormState::n_bytes();
-    (of_tokens + 2 * rows * projected + 4 * MAX_ROWS * config.vocab + norms) as u64
+    let logits = 4 * MAX_ROWS * config.vocab;
+    (of_tokens + 2 * rows * projected + logits + Norms::n_bytes()) as u64
 }
 
 /// Bytes of KV of one page, all layers.
@@ -342,195 +337,14 @@ impl Forward {
         self.ops
             .embedding
             .launch(stream, ids, table, h, n, hidden)?;
-        let defers_norms = self.defers_norms(n)?;
-        for i in 0..self.weights.layers.len() {
-            self.attention_block(stream, inputs, half, i, size, defers_norms)?;
-            self.mlp_block(stream, half.workspace, i, n, defers_norms)?;
-        }
-        Ok(())
-    }
-
-    /// Whether the norms of `n` rows are done on the projections' way.
-    fn defers_norms(&self, n: usize) -> Result<bool, CudaError> {
-        if n > MAX_DEFERRED_ROWS {
-            return Ok(false);
-        }
-        for layer in &self.weights.layers {
-            for linear in [&layer.qkv, &layer.o, &layer.gate_up, &layer.down] {
-                if !linear.defers_norm(n)? {
-                    return Ok(false);
-                }
-            }
-        }
-        Ok(true)
-    }
-
-    fn attention_block(
-        &self,
-        stream: &Stream,
-        inputs: &Inputs,
-        half: Half<'_>,
-        i: usize,
-        size: PassSize,
-        defers_norms: bool,
-    ) -> Result<(), CudaError> {
-        let (layer, ws, n) = (&self.weights.layers[i], half.workspace, size.n_tokens);
-        let row_stride = (self.heads.n_q + 2 * self.heads.n_kv) * self.heads.head_dim;
-        let x = ws.x.read_by(&layer.qkv, n);
-        let norm = match (defers_norms, i) {
-            (true, 0) => {
-                self.first_norm(stream, ws, &layer.attn_norm, x, n)?;
-                DeferredNorm::None
-            }
-            (true, _) => DeferredNorm::Reads {
-                state: &ws.norms.attention,
-                next: &ws.norms.mlp,
-                eps: self.config.rms_norm_eps,
-            },
-            (false, _) => {
-                self.norm(stream, ws, &layer.attn_norm, None, x, n)?;
-                DeferredNorm::None
-            }
-        };
-        let bias = layer.qkv_bias.as_ref().map(ElementBuffer::all);
-        let out = Output::Store(ws.qkv.all());
-        layer
-            .qkv
-            .launch_with_norm(stream, n, x, bias, out, norm, true)?;
-        self.ops.qkv_prepare.launch(
+        let pass = LayerPass {
             stream,
-            &QkvPrepareArgs {
-                qkv: ws.qkv.all(),
-                row_stride,
-                q_norm: layer.q_norm.as_ref().map(ElementBuffer::all),
-                k_norm: layer.k_norm.as_ref().map(ElementBuffer::all),
-                cos_sin: self.cos_sin.all(),
-                n_positions: self.cos_sin.len() / self.heads.head_dim,
-                positions: from_row(inputs.positions()?, half.first_row)?,
-                slots: from_row(inputs.slots()?, half.first_row)?,
-                kv: self.kv.layer(i)?,
-                eps: self.config.rms_norm_eps,
-                n_rows: n,
-            },
-        )?;
-        let attended = ws.attended.read_by(&layer.o, n);
-        self.attention(stream, inputs, half, i, row_stride, attended, size)?;
-        let bias = layer.o_bias.as_ref().map(ElementBuffer::all);
-        let out = Output::AddResidual(ws.h.all());
-        let norm = if defers_norms {
-            DeferredNorm::Writes {
-                state: &ws.norms.mlp,
-                weight: layer.mlp_norm.all(),
-                x: ws.x.read_by(&layer.gate_up, n),
-            }
-        } else {
-            DeferredNorm::None
+            inputs,
+            half,
+            size,
+            defers_norms: self.defers_norms(n)?,
         };
-        layer
-            .o
-            .launch_with_norm(stream, n, attended, bias, out, norm, true)
-    }
-
-    fn attention(
-        &self,
-        stream: &Stream,
-        inputs: &Inputs,
-        half: Half<'_>,
-        layer: usize,
-        q_stride: usize,
-        out: Activation<'_>,
-        size: PassSize,
-    ) -> Result<(), CudaError> {
-        let ws = half.workspace;
-        let kv = self.kv.layer(layer)?;
-        if self.ops.packed_attention.serves(size) {
-            return self.ops.packed_attention.launch(
-                stream,
-                &PrefillAttentionArgs {
-                    q: ws.qkv.all(),
-                    q_stride,
-                    kv,
-                    page_table: inputs.page_table()?,
-                    max_pages: inputs.max_pages(),
-                    q_start: inputs.sequence_start()?,
-                    context_len: inputs.context_len()?,
-                    out,
-                    n_tokens: size.n_tokens,
-                    n_seqs: size.n_sequences,
-                },
-            );
-        }
-        self.ops.decode_attention.launch(
-            stream,
-            &DecodeAttentionArgs {
-                q: ws.qkv.all(),
-                q_stride,
-                kv,
-                page_table: from_row(inputs.page_table()?, half.first_row * inputs.max_pages())?,
-                max_pages: inputs.max_pages(),
-                context_len: from_row(inputs.context_len()?, half.first_row)?,
-                out,
-                n_rows: size.n_tokens,
-                n_splits: self.n_splits(size.n_tokens),
-                fresh: 1,
-            },
-        )
-    }
-
-    fn mlp_block(
-        &self,
-        stream: &Stream,
-        ws: &Workspace,
-        i: usize,
-        n: usize,
-        defers_norms: bool,
-    ) -> Result<(), CudaError> {
-        let layer = &self.weights.layers[i];
-        let x = ws.x.read_by(&layer.gate_up, n);
-        let norm = if defers_norms {
-            DeferredNorm::Reads {
-                state: &ws.norms.mlp,
-                next: &ws.norms.attention,
-                eps: self.config.rms_norm_eps,
-            }
-        } else {
-            self.norm(stream, ws, &layer.mlp_norm, None, x, n)?;
-            DeferredNorm::None
-        };
-        let gated = ws.gated.read_by(&layer.down, n);
-        let out = Output::SiluMul(gated);
-        layer
-            .gate_up
-            .launch_with_norm(stream, n, x, None, out, norm, true)?;
-        let out = Output::AddResidual(ws.h.all());
-        // The head picks rows, so what comes before it has a norm of its own.
-        let norm = match self.weights.layers.get(i + 1).filter(|_| defers_norms) {
-            Some(next) => DeferredNorm::Writes {
-                state: &ws.norms.attention,
-                weight: next.attn_norm.all(),
-                x: ws.x.read_by(&next.qkv, n),
-            },
-            None => DeferredNorm::None,
-        };
-        layer
-            .down
-            .launch_with_norm(stream, n, gated, None, out, norm, true)
-    }
-
-    /// The norm of `h`'s rows into `x`, with which a chain of norms on the way begins.
-    fn first_norm(
-        &self,
-        stream: &Stream,
-        ws: &Workspace,
-        weight: &ElementBuffer,
-        x: Activation<'_>,
-        n_rows: usize,
-    ) -> Result<(), CudaError> {
-        let (hidden, eps) = (self.config.hidden, self.config.rms_norm_eps);
-        let (h, next) = (ws.h.all(), &ws.norms.mlp);
-        self.ops
-            .rms_norm
-            .launch_first(stream, h, weight.all(), x, n_rows, hidden, eps, next)
+        (0..self.weights.layers.len()).try_for_each(|i| self.layer(&pass, i))
     }
 
     /// The norm of `h`'s rows, or of the picked ones, into `x`.
@@ -641,15 +455,6 @@ impl Workspace {
             gated: Rows::new(stream, element, config.intermediate, pass)?,
             logits: Buffer::zeroed(stream, MAX_ROWS * config.vocab)?,
             norms: Norms::new(stream)?,
-        })
-    }
-}
-
-impl Norms {
-    fn new(stream: &Stream) -> Result<Self, CudaError> {
-        Ok(Self {
-            mlp: NormState::new(stream)?,
-            attention: NormState::new(stream)?,
         })
     }
 }

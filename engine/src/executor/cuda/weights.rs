@@ -30,6 +30,13 @@ pub(super) struct LayerWeights<V = ElementBuffer, M = StreamLinear> {
     pub down: M,
 }
 
+impl<V, M> LayerWeights<V, M> {
+    /// The matrices, in the order in which a pass reads them.
+    pub fn linears(&self) -> [&M; 4] {
+        [&self.qkv, &self.o, &self.gate_up, &self.down]
+    }
+}
+
 /// Vectors of type `V` and matrices of type `M`.
 pub(super) struct Weights<V, M> {
     /// `[vocab, hidden]`
@@ -251,7 +258,7 @@ impl DeviceWeights {
                 let optional = [&l.q_norm, &l.k_norm, &l.qkv_bias, &l.o_bias];
                 let vectors = optional.into_iter().flatten();
                 let vectors = vectors.chain([&l.attn_norm, &l.mlp_norm]);
-                let matrices = [&l.qkv, &l.o, &l.gate_up, &l.down];
+                let matrices = l.linears();
                 vectors.map(ElementBuffer::n_bytes).sum::<usize>()
                     + matrices
                         .into_iter()

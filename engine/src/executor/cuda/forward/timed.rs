@@ -1,7 +1,6 @@
 //! The launches of a pass one kind at a time, with a variant of choice: what tuning measures, and
 //! where it puts its choices.
 
-use kernels::attention::cuda::DecodeAttentionArgs;
 use kernels::cuda::{Activation, BufferView, CudaError, ElementBuffer, Stream};
 use kernels::qkv_prepare::cuda::HeadShape;
 use kernels::roofline::cuda::ReadMemory;
@@ -161,23 +160,9 @@ impl Forward {
         n_rows: usize,
         n_splits: usize,
     ) -> Result<(), CudaError> {
-        let ws = &self.workspace;
         let is_tiled = self.linear(Projection::O, layer).wants_tiled(n_rows);
-        self.ops.decode_attention.launch(
-            stream,
-            &DecodeAttentionArgs {
-                q: ws.qkv.all(),
-                q_stride: (self.heads.n_q + 2 * self.heads.n_kv) * self.heads.head_dim,
-                kv: self.kv.layer(layer)?,
-                page_table: inputs.page_table()?,
-                max_pages: inputs.max_pages(),
-                context_len: inputs.context_len()?,
-                out: ws.attended.laid_out(is_tiled),
-                n_rows,
-                n_splits,
-                fresh: 1,
-            },
-        )
+        let out = self.workspace.attended.laid_out(is_tiled);
+        self.decode_attention(stream, inputs, self.whole(), layer, out, n_rows, n_splits)
     }
 
     /// Gives the projections something to multiply; [`Self::clear_activations`] takes it back.

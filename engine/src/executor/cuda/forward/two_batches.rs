@@ -18,6 +18,7 @@ use kernels::stream_linear::{MANY_ROWS, StreamLinear, Variant};
 
 use super::{Forward, Half, Norms, PassShape, PassSize, Rows, Workspace};
 use crate::executor::cuda::inputs::{Inputs, MAX_ROWS};
+use crate::executor::cuda::weights::LayerWeights;
 
 /// What the second half needs.
 pub(super) struct SecondHalf {
@@ -52,12 +53,8 @@ impl Forward {
         let is_plain = |linear: &StreamLinear, m: usize| {
             m > 0 && m < MANY_ROWS && matches!(linear.variant(m), Ok(Variant::Stream(_)))
         };
-        self.weights.layers.iter().all(|layer| {
-            let linears = [&layer.qkv, &layer.o, &layer.gate_up, &layer.down];
-            linears
-                .iter()
-                .all(|linear| halves.iter().all(|m| is_plain(linear, *m)))
-        })
+        let mut linears = self.weights.layers.iter().flat_map(LayerWeights::linears);
+        linears.all(|linear| halves.iter().all(|m| is_plain(linear, *m)))
     }
 
     /// Without logits: the head runs over the whole batch.
