@@ -5,34 +5,22 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::Args;
 
+use crate::passed_on::PassedOn;
 use crate::{cargo, kernels};
 
 /// There on a Linux machine whose NVIDIA driver has a card.
 const GPU: &str = "/dev/nvidiactl";
 
-#[derive(Args)]
-#[command(disable_help_flag = true)]
-pub struct BenchArgs {
-    /// Arguments of `cargo bench`; `--bench cpu_kernels` or `--bench cuda_kernels` chooses
-    #[arg(
-        trailing_var_arg = true,
-        allow_hyphen_values = true,
-        value_name = "ARGS"
-    )]
-    arguments: Vec<String>,
-}
-
-pub fn run(args: &BenchArgs) -> Result<ExitCode> {
+pub fn run(args: &PassedOn) -> Result<ExitCode> {
     let kernels = kernels::remembered()?;
     let mut words: Vec<String> = ["bench", "--package", "kernels"].map(String::from).into();
-    if !names_a_target(&args.arguments) {
+    if !names_a_target(&args.words) {
         let (target, reason) = choice(Path::new(GPU).exists(), kernels.is_some());
         eprintln!("bench: {target}: {reason}");
         words.extend(["--bench".to_owned(), target.to_owned()]);
     }
-    words.extend(args.arguments.iter().cloned());
+    words.extend(args.words.iter().cloned());
     cargo::become_cargo_with_kernels(&words, kernels.as_deref())
 }
 

@@ -1,9 +1,7 @@
-//! `cargo xtask <recipe>`: the notebook's recipes. This file only dispatches; each recipe is a
-//! file of its own and calls the programs that do the work (`experiments`, `engine`, `reports`)
-//! as processes, so that this crate compiles in seconds.
+//! `cargo xtask <recipe>`: the notebook's recipes. This file only dispatches; a recipe is a file of
+//! its own, or a function where it only hands its words on, and calls the programs that do the work
+//! (`experiments`, `engine`, `reports`) as processes, so that this crate compiles in seconds.
 
-mod ablate;
-mod against;
 mod bench;
 mod build;
 mod cargo;
@@ -12,30 +10,27 @@ mod clean;
 mod clients;
 mod compare;
 mod exp;
-mod export;
+mod experiments;
 mod feature_union;
 mod fuzz;
 mod http;
-mod import;
 mod kernels;
 mod list;
 mod model;
 mod monitoring;
-mod new;
-mod policies;
+mod passed_on;
 mod report;
-mod reproduce;
 mod served;
-mod simulate;
 mod soak;
 mod source_index;
 mod test;
-mod tune;
 
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{CommandFactory, Parser, Subcommand};
+
+use self::passed_on::PassedOn;
 
 #[derive(Parser)]
 #[command(
@@ -54,29 +49,29 @@ enum Recipe {
     /// Build, fetch the model, serve, load, record: cargo xtask exp balanced-v2 --quick
     Exp(exp::ExpArgs),
     /// Play an experiment's workload on a simulated card: cargo xtask simulate ultra --gpu h100
-    Simulate(simulate::SimulateArgs),
+    Simulate(PassedOn),
     /// Play every measured run on the simulated card, and say how far off that is: cargo xtask against --gpu h100
-    Against(against::AgainstArgs),
+    Against(PassedOn),
     /// What each scheduling policy does, from the records, for the experiment's notes: cargo xtask policies --write
-    Policies(policies::PoliciesArgs),
+    Policies(PassedOn),
     /// Which flag does what: each off and on in turn: cargo xtask ablate balanced-v2 --dry-run
-    Ablate(ablate::AblateArgs),
+    Ablate(PassedOn),
     /// Search the flags within a budget of time: cargo xtask tune balanced-v2 --objective ttft --budget 30m
-    Tune(tune::TuneArgs),
+    Tune(PassedOn),
     /// Measure a recorded run's configuration again: cargo xtask reproduce <run id>
-    Reproduce(reproduce::ReproduceArgs),
+    Reproduce(PassedOn),
     /// Make the next numbered experiment: cargo xtask new short-chunks --from balanced-v2 --set chunked-prefill-size=256
-    New(new::NewArgs),
+    New(PassedOn),
     /// Write a run as JSON (keys of `vllm bench serve`), CSV or Parquet: cargo xtask export <run id> --format csv
-    Export(export::ExportArgs),
+    Export(PassedOn),
     /// Keep another engine's benchmark result beside the runs: cargo xtask import result.json --source vllm
-    Import(import::ImportArgs),
+    Import(PassedOn),
     /// Aggregate the runs and render the Korean reports (arguments go to `reports`)
-    Report(report::ReportArgs),
+    Report(PassedOn),
     /// Lay two runs or experiments side by side: cargo xtask compare baseline balanced-v2
-    Compare(compare::CompareArgs),
+    Compare(PassedOn),
     /// Benchmark the kernels (arguments go to `cargo bench`)
-    Bench(bench::BenchArgs),
+    Bench(PassedOn),
     /// Build the engine that experiments measure
     Build(build::BuildArgs),
     /// The parsers of outside bytes under AFL++: cargo xtask fuzz --executions 100000 gguf
@@ -92,7 +87,7 @@ enum Recipe {
     /// Remove build artefacts and caches; run records are never touched
     Clean,
     /// Run all tests (arguments go to `cargo test`)
-    Test(test::TestArgs),
+    Test(PassedOn),
     /// Other people's clients against a running engine: OpenAI's for Python and JavaScript, a load generator
     Clients(clients::ClientsArgs),
     /// Format, lints, tests, the smoke experiment, the indexes
@@ -116,15 +111,15 @@ fn dispatch(recipe: Option<Recipe>) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Some(Recipe::Exp(args)) => exp::run(&args),
-        Some(Recipe::Simulate(args)) => simulate::run(&args),
-        Some(Recipe::Against(args)) => against::run(&args),
-        Some(Recipe::Policies(args)) => policies::run(&args),
-        Some(Recipe::Ablate(args)) => ablate::run(&args),
-        Some(Recipe::Tune(args)) => tune::run(&args),
-        Some(Recipe::Reproduce(args)) => reproduce::run(&args),
-        Some(Recipe::New(args)) => new::run(&args),
-        Some(Recipe::Export(args)) => export::run(&args),
-        Some(Recipe::Import(args)) => import::run(&args),
+        Some(Recipe::Simulate(args)) => experiments::simulate(&args),
+        Some(Recipe::Against(args)) => experiments::against(&args),
+        Some(Recipe::Policies(args)) => experiments::policies(&args),
+        Some(Recipe::Ablate(args)) => experiments::ablate(&args),
+        Some(Recipe::Tune(args)) => experiments::tune(&args),
+        Some(Recipe::Reproduce(args)) => experiments::reproduce(&args),
+        Some(Recipe::New(args)) => experiments::new(&args),
+        Some(Recipe::Export(args)) => experiments::export(&args),
+        Some(Recipe::Import(args)) => experiments::import(&args),
         Some(Recipe::Report(args)) => report::run(&args),
         Some(Recipe::Compare(args)) => compare::run(&args),
         Some(Recipe::Bench(args)) => bench::run(&args),

@@ -4,26 +4,14 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::Args;
 
 use crate::cargo;
+use crate::passed_on::PassedOn;
 
-#[derive(Args)]
-#[command(disable_help_flag = true)]
-pub struct ReportArgs {
-    /// Arguments of `reports`
-    #[arg(
-        trailing_var_arg = true,
-        allow_hyphen_values = true,
-        value_name = "ARGS"
-    )]
-    arguments: Vec<String>,
-}
-
-pub fn run(args: &ReportArgs) -> Result<ExitCode> {
+pub fn run(args: &PassedOn) -> Result<ExitCode> {
     let mut words: Vec<String> = ["run", "--package", "reports", "--"]
         .map(String::from)
         .into();
-    words.extend(args.arguments.iter().cloned());
+    words.extend(args.words.iter().cloned());
     cargo::become_cargo(&words)
 }

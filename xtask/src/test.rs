@@ -4,22 +4,10 @@ use std::io::{BufRead, BufReader};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use clap::Args;
 use duct::cmd;
 
 use crate::cargo;
-
-#[derive(Args)]
-#[command(disable_help_flag = true)]
-pub struct TestArgs {
-    /// Arguments of `cargo test`
-    #[arg(
-        trailing_var_arg = true,
-        allow_hyphen_values = true,
-        value_name = "ARGS"
-    )]
-    arguments: Vec<String>,
-}
+use crate::passed_on::PassedOn;
 
 /// Counted over all test programs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -45,8 +33,8 @@ impl TestCounts {
     }
 }
 
-pub fn run(args: &TestArgs) -> Result<ExitCode> {
-    let counts = run_and_count(&args.arguments)?;
+pub fn run(args: &PassedOn) -> Result<ExitCode> {
+    let counts = run_and_count(&args.words)?;
     println!("{}", counts.line());
     Ok(if counts.succeeded {
         ExitCode::SUCCESS

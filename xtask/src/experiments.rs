@@ -1,0 +1,74 @@
+//! Recipes that are commands of `experiments`: what each needs is built, and the words handed on.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use crate::cargo;
+use crate::passed_on::PassedOn;
+
+/// `simulate <name> --gpu rtx-5090|h100|h200`
+pub fn simulate(args: &PassedOn) -> Result<ExitCode> {
+    cargo::build_release(&cargo::MEASURED)?;
+    cargo::become_experiments("simulate", &args.words)
+}
+
+/// `against --gpu h100`
+pub fn against(args: &PassedOn) -> Result<ExitCode> {
+    cargo::build_release(&cargo::MEASURED)?;
+    cargo::become_experiments("against", &args.words)
+}
+
+/// `policies [--write]`
+pub fn policies(args: &PassedOn) -> Result<ExitCode> {
+    cargo::build_experiments()?;
+    cargo::become_experiments("policies", &args.words)
+}
+
+/// `ablate <experiment>`; `reports` makes the table.
+pub fn ablate(args: &PassedOn) -> Result<ExitCode> {
+    if args.has("--dry-run") {
+        // A list of arms is worth no build of the engine.
+        cargo::build_experiments()?;
+    } else {
+        cargo::build_release(&cargo::MEASURED)?;
+        cargo::build_reports()?;
+    }
+    cargo::become_experiments_with_reports("ablate", &args.words)
+}
+
+/// `tune <experiment> --objective … --budget …`
+pub fn tune(args: &PassedOn) -> Result<ExitCode> {
+    cargo::build_release(&cargo::MEASURED)?;
+    cargo::become_experiments("tune", &args.words)
+}
+
+/// `reproduce <run id>`; `reports` gives the verdict.
+pub fn reproduce(args: &PassedOn) -> Result<ExitCode> {
+    cargo::build_release(&cargo::MEASURED)?;
+    if !args.has("--dry-run") {
+        cargo::build_reports()?;
+    }
+    cargo::become_experiments_with_reports("reproduce", &args.words)
+}
+
+/// `new <name> --from <experiment>`
+pub fn new(args: &PassedOn) -> Result<ExitCode> {
+    cargo::build_experiments()?;
+    cargo::become_experiments("new", &args.words)
+}
+
+/// `export <run id> --format json|csv|parquet`; `reports` writes Parquet.
+pub fn export(args: &PassedOn) -> Result<ExitCode> {
+    cargo::build_experiments()?;
+    if args.words.iter().any(|word| word.contains("parquet")) {
+        cargo::build_reports()?;
+    }
+    cargo::become_experiments_with_reports("export", &args.words)
+}
+
+/// `import <file> --source vllm|sglang`
+pub fn import(args: &PassedOn) -> Result<ExitCode> {
+    cargo::build_experiments()?;
+    cargo::become_experiments("import", &args.words)
+}
