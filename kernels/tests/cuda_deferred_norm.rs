@@ -316,6 +316,79 @@ fn the_residual_may_grow_a_thousandfold_and_shrink_to_a_hundredth() {
     }
 }
 
+/// One channel that grows by more than the fine units of a row's squares hold.
+#[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
+#[test]
+fn a_massive_channel_has_the_right_norm() {
+    for element in Element::ALL {
+        let gpu = gpu(element);
+        let mut rng = StdRng::seed_from_u64(33);
+        let layer = Layer::new(&gpu, &mut rng, Format::AwqG128);
+        for (m, grown) in [(1, 3e5), (7, 3e5), (16, -2e6)] {
+            let rows = Rows::new(&gpu, &mut rng, &layer, m);
+            let mut h: Vec<f32> = (0..m * layer.hidden)
+                .map(|_| rng.random_range(-9.0..9.0))
+                .collect();
+            rows.begin(&h, 1.0);
+            h[(m - 1) * layer.hidden + 77] = grown;
+            rows.h.upload(&gpu.stream, &h).expect("upload");
+            rows.o();
+            let expected = rows.expected(&layer.gate_up, &layer.mlp_norm, Epilogue::SiluMul, None);
+            rows.gate_up();
+            // Row by row: the grown row's values are of a size of their own.
+            let gated = rows.gated();
+            for (found, expected) in gated.chunks(GATED).zip(expected.chunks(GATED)) {
+                rows.assert_close("gate, up", found, expected);
+            }
+        }
+    }
+}
+
+/// What no norm can be made of ends as NaN in its own row, and changes no bit of another.
+#[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
+#[test]
+fn a_broken_row_is_seen_as_broken_and_stays_alone() {
+    for element in Element::ALL {
+        let gpu = gpu(element);
+        let mut rng = StdRng::seed_from_u64(34);
+        let layer = Layer::new(&gpu, &mut rng, Format::AwqG128);
+        for (m, broken) in [(2, 1), (8, 0), (16, 9)] {
+            let rows = Rows::new(&gpu, &mut rng, &layer, m);
+            let good: Vec<f32> = (0..m * layer.hidden)
+                .map(|_| rng.random_range(-9.0..9.0))
+                .collect();
+            let made = |h: &[f32]| {
+                rows.begin(&good, 1.0);
+                rows.h.upload(&gpu.stream, h).expect("upload");
+                rows.o();
+                rows.gate_up();
+                rows.down();
+                rows.qkv();
+                rows.qkv.download(&gpu.stream).expect("download")
+            };
+            let clean = made(&good);
+            assert!(clean.iter().all(|y| y.is_finite()));
+            for value in [f32::NAN, f32::INFINITY, 1e30] {
+                let mut h = good.clone();
+                h[broken * layer.hidden + 321] = value;
+                for (row, found) in made(&h).chunks(200).enumerate() {
+                    if row == broken {
+                        assert!(
+                            found.iter().all(|y| y.is_nan()),
+                            "{element:?} m={m} {value}"
+                        );
+                    } else {
+                        assert!(
+                            found == &clean[row * 200..][..200],
+                            "{element:?} m={m} {value}: row {row}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// Small enough for a tool that follows every access to shared memory.
 #[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
 #[test]

@@ -1,6 +1,10 @@
 // The 16-bit type of activations and unquantised weights. A source that works on it says
 // `Elements: f16, bf16.` in its header and is compiled once for each: as it stands for fp16, with
 // ELEMENT_BF16 for bf16. Sums, the residual stream and logits are fp32 in both.
+//
+// Conversion to fp16 saturates at +-65504, in the same one instruction: a value that is too large costs
+// accuracy and never makes an infinity, which the next product would make NaN. NaN stays NaN, so that
+// a broken row is seen as broken. bf16 has the range of fp32 and is converted as it is.
 #pragma once
 #include "device.cuh"
 
@@ -9,6 +13,7 @@ using elem = __nv_bfloat16;
 using elem2 = __nv_bfloat162;
 #define ELEMENT_PTX "bf16"  // as matrix instructions name it
 constexpr bool IS_BF16 = true;
+constexpr float ELEM_MAX = 3.3895314e38f;
 constexpr uint32_t ELEM2_ONES = 0x3f803f80;
 DEVICE float elem_to_float(elem x) { return __bfloat162float(x); }
 DEVICE float2 elem2_to_float2(elem2 x) { return __bfloat1622float2(x); }
@@ -22,11 +27,20 @@ using elem = __half;
 using elem2 = __half2;
 #define ELEMENT_PTX "f16"
 constexpr bool IS_BF16 = false;
+constexpr float ELEM_MAX = 65504.f;
 constexpr uint32_t ELEM2_ONES = 0x3c003c00;
 DEVICE float elem_to_float(elem x) { return __half2float(x); }
 DEVICE float2 elem2_to_float2(elem2 x) { return __half22float2(x); }
-DEVICE elem float_to_elem(float x) { return __float2half_rn(x); }
-DEVICE elem2 floats_to_elem2(float x, float y) { return __floats2half2_rn(x, y); }
+DEVICE elem float_to_elem(float x) {
+    uint16_t bits;
+    asm("cvt.rn.satfinite.f16.f32 %0, %1;" : "=h"(bits) : "f"(x));
+    return __ushort_as_half(bits);
+}
+DEVICE elem2 floats_to_elem2(float x, float y) {
+    uint32_t bits;
+    asm("cvt.rn.satfinite.f16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(y), "f"(x));
+    return *reinterpret_cast<elem2*>(&bits);
+}
 DEVICE elem2 low_low(elem2 x) { return __low2half2(x); }
 DEVICE elem2 high_high(elem2 x) { return __high2half2(x); }
 DEVICE elem bits_elem(uint16_t b) { return __ushort_as_half(b); }

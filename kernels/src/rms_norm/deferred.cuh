@@ -4,22 +4,27 @@
 //   * h w alone may leave the range of fp16, so it is written as x = h w s / 64, s being 1 / rms of the
 //     norm before, near r as a rule. A value leaves fp16 then only where it grows by a million between
 //     two norms; down to a hundredth the values stay as exact as those of a norm.
-//   * The sum of squares of a row comes together by integer additions of (h s)^2 in units of 2^-24, so
-//     that it is the same in whatever order the blocks come. Its range: growth by 14,000.
+//   * The sum of squares of a row comes together by integer additions of (h s)^2, so that it is the same
+//     in whatever order the blocks come: in units of 2^-24, and parts that are too large for those
+//     (one channel that grows by 32,000) in a second sum with units of 2^16. Growth by 2 10^10 fits.
+//   * What is larger still, or NaN, makes the row's norm NaN, and so its logits: the row ends with an
+//     error instead of going on with a wrong norm.
 #pragma once
 #include "../cuda/element.cuh"
 #include "../cuda/tiled.cuh"
 
 // One of a pair: while the norm of one is read, the other is made ready for the norm after it.
 struct NormState {
-    unsigned long long* squares;  // [rows][NORM_STRIDE], of which the first counts
+    unsigned long long* squares;  // [rows][NORM_STRIDE]: the fine sum, the coarse sum, nothing
     float* scale;                 // [rows]: s
 };
 
 // Counters of rows lie apart, in lines of their own.
 constexpr int NORM_STRIDE = 32;
 constexpr float NORM_X_SCALE = 1.f / 64.f;
-constexpr float NORM_UNIT = 16777216.f;
+constexpr float NORM_UNIT = 16777216.f;        // of the fine sum: 2^-24
+constexpr float NORM_COARSE = 1099511627776.f;  // 2^40 fine units are a coarse one
+constexpr unsigned long long NORM_BROKEN = 1ull << 63;  // of the coarse sum, which never gets there
 
 enum NormRole : int32_t { NORM_NONE, NORM_READS, NORM_WRITES };
 
@@ -38,14 +43,15 @@ struct DeferredNorm {
 // The next norm of a row whose 1 / rms is `inverse`.
 DEVICE void begin_norm(const NormState& next, int row, float inverse) {
     next.scale[row] = inverse;
-    next.squares[row * NORM_STRIDE] = 0;
+    *reinterpret_cast<ulonglong2*>(next.squares + row * NORM_STRIDE) = ulonglong2{0, 0};
 }
 
 // What sums over a row of x are to be multiplied by. One block of the grid makes the next norm ready.
 DEVICE float factor_of_row(const DeferredNorm& p, int row, bool begins_next) {
     const float s = p.state.scale[row];
-    const float squares = static_cast<float>(p.state.squares[row * NORM_STRIDE]) / NORM_UNIT;
-    const float inverse = rsqrtf(squares / p.n / (s * s) + p.eps);
+    const ulonglong2 sums = *reinterpret_cast<const ulonglong2*>(p.state.squares + row * NORM_STRIDE);
+    const float units = static_cast<float>(sums.x) + static_cast<float>(sums.y) * NORM_COARSE;
+    const float inverse = sums.y < NORM_BROKEN ? rsqrtf(units / NORM_UNIT / p.n / (s * s) + p.eps) : NAN;
     if (begins_next) begin_norm(p.next, row, inverse);
     return inverse / (s * NORM_X_SCALE);
 }
@@ -54,7 +60,11 @@ DEVICE float factor_of_row(const DeferredNorm& p, int row, bool begins_next) {
 DEVICE elem norm_x(float h, float s, float weight) { return float_to_elem(h * s * NORM_X_SCALE * weight); }
 DEVICE float norm_square(float h, float s) { return h * s * (h * s); }
 DEVICE void add_squares(const DeferredNorm& p, int row, float sum) {
-    // No sum of 2^10 such parts leaves 64 bits.
-    constexpr float MOST = 1.8e16f;
-    atomicAdd(p.state.squares + row * NORM_STRIDE, __float2ull_rn(fminf(sum * NORM_UNIT, MOST)));
+    // No sum of 2^10 such parts leaves 64 bits, or 63.
+    constexpr float MOST = 1.8e16f, MOST_COARSE = 9e15f;
+    unsigned long long* squares = p.state.squares + row * NORM_STRIDE;
+    const float units = sum * NORM_UNIT;
+    if (units <= MOST) atomicAdd(squares, __float2ull_rn(units));
+    else if (units <= MOST_COARSE * NORM_COARSE) atomicAdd(squares + 1, __float2ull_rn(units / NORM_COARSE));
+    else atomicOr(squares + 1, NORM_BROKEN);  // NaN as well
 }

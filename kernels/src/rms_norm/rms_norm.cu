@@ -53,7 +53,8 @@ extern "C" __global__ void __launch_bounds__(512) rms_norm(const __grid_constant
     float total = 0.f;
 #pragma unroll
     for (int i = 0; i < 16; i++) total += sums[i];
-    const float r = rsqrtf(total / p.n + p.eps);
+    // A row that is too large for f32 is broken, not zero.
+    const float r = total < INFINITY ? rsqrtf(total / p.n + p.eps) : NAN;
     if (p.next.scale != nullptr && threadIdx.x == 0) begin_norm(p.next, blockIdx.x, r);
 #pragma unroll
     for (int i = 0; i < VECTORS; i++) {
