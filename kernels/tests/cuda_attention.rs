@@ -129,6 +129,72 @@ fn check_contexts(contexts: &[i32], shapes: &[(usize, usize, usize)]) {
     }
 }
 
+/// Pages of a request that left broken numbers in them, as their next owner gets them.
+#[test]
+#[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
+fn broken_values_behind_a_context_change_no_bit() {
+    let (device, stream) = gpu::open();
+    let contexts = [1, 7, 8, 9, 15, 16, 17, 33, 47, 70, 129, 250];
+    let (n_rows, max_pages) = (contexts.len(), 17);
+    let context_len = Buffer::from_slice(&stream, &contexts).unwrap();
+    for (element, (n_q, n_kv, head_dim)) in Element::ALL
+        .into_iter()
+        .flat_map(|element| [(8, 2, 64), (16, 2, 128)].map(|shape| (element, shape)))
+    {
+        let shape = HeadShape {
+            n_q,
+            n_kv,
+            head_dim,
+        };
+        let width = n_q * head_dim;
+        for format in gpu::kv_formats(element) {
+            let mut rng = gpu::rng(14);
+            let tables = gpu::page_tables(&mut rng, n_rows, max_pages);
+            let page_table = Buffer::from_slice(&stream, &tables).unwrap();
+            let q = gpu::elements(&mut rng, element, n_rows * width, 1.0);
+            let q = ElementBuffer::from_f32(&stream, element, &q).unwrap();
+            let pool = gpu::KvPool::random(&stream, &mut rng, shape, format, n_rows * max_pages);
+            for n_splits in [1, 4] {
+                let attention =
+                    DecodeAttention::new(&device, element, shape, format, n_splits, true).unwrap();
+                let attended = |bits: u16| {
+                    for (row, context) in contexts.iter().enumerate() {
+                        let pages = &tables[row * max_pages..][..max_pages];
+                        pool.fill_behind(&stream, pages, *context as usize, bits);
+                    }
+                    let out = ElementBuffer::zeroed(&stream, element, n_rows * width).unwrap();
+                    attention
+                        .launch(
+                            &stream,
+                            &DecodeAttentionArgs {
+                                q: q.all(),
+                                q_stride: width,
+                                kv: pool.view(),
+                                page_table: page_table.all(),
+                                max_pages,
+                                context_len: context_len.all(),
+                                out: Activation::plain(out.all(), width),
+                                n_rows,
+                                n_splits,
+                                fresh: 1,
+                            },
+                        )
+                        .unwrap();
+                    out.download(&stream).unwrap()
+                };
+                let clean = attended(0);
+                assert!(clean.iter().all(|x| x.is_finite()));
+                for bits in gpu::broken_bits(format) {
+                    assert!(
+                        attended(*bits) == clean,
+                        "{element:?} {shape:?} {format:?} splits {n_splits} bits {bits:x}"
+                    );
+                }
+            }
+        }
+    }
+}
+
 /// A prompt as rows of one sequence, its keys and values written by the launch just before.
 #[test]
 #[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
@@ -191,6 +257,7 @@ fn rows_of_one_sequence_see_each_other_and_nothing_later() {
                     positions: positions.all(),
                     slots: slots.all(),
                     kv: pool.view(),
+                    saturated: None,
                     eps: 1e-6,
                     n_rows,
                 },

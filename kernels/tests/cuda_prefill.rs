@@ -154,6 +154,76 @@ fn packed_chunks_agree_with_f64() {
     }
 }
 
+/// Pages of a request that left broken numbers in them, as their next owner gets them.
+#[test]
+#[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
+fn broken_values_behind_a_context_change_no_bit() {
+    let (device, stream) = gpu::open();
+    let (starts, lens) = ([0, 0, 63, 5, 100], [1, 70, 1, 20, 29]);
+    let contexts: Vec<i32> = starts
+        .iter()
+        .zip(lens)
+        .map(|(start, len)| start + len)
+        .collect();
+    let q_start: Vec<i32> = (0..=lens.len()).map(|i| lens[..i].iter().sum()).collect();
+    let (n_seqs, max_pages) = (lens.len(), 12);
+    let n_tokens = q_start[n_seqs] as usize;
+    for (element, (n_q, n_kv, head_dim)) in Element::ALL
+        .into_iter()
+        .flat_map(|element| [(6, 2, 64), (8, 1, 128)].map(|shape| (element, shape)))
+    {
+        let shape = HeadShape {
+            n_q,
+            n_kv,
+            head_dim,
+        };
+        let width = n_q * head_dim;
+        for format in gpu::kv_formats(element) {
+            let mut rng = gpu::rng(15);
+            let tables = gpu::page_tables(&mut rng, n_seqs, max_pages);
+            let pool = gpu::KvPool::random(&stream, &mut rng, shape, format, n_seqs * max_pages);
+            let q = gpu::elements(&mut rng, element, n_tokens * width, 1.0);
+            let q = ElementBuffer::from_f32(&stream, element, &q).unwrap();
+            let [page_table, q_starts, context_len] = [&tables, &q_start, &contexts]
+                .map(|values| Buffer::from_slice(&stream, values).unwrap());
+            let attention = PrefillAttention::new(&device, element, shape, format).unwrap();
+            let attended = |bits: u16| {
+                for (seq, context) in contexts.iter().enumerate() {
+                    let pages = &tables[seq * max_pages..][..max_pages];
+                    pool.fill_behind(&stream, pages, *context as usize, bits);
+                }
+                let out = ElementBuffer::zeroed(&stream, element, n_tokens * width).unwrap();
+                attention
+                    .launch(
+                        &stream,
+                        &PrefillAttentionArgs {
+                            q: q.all(),
+                            q_stride: width,
+                            kv: pool.view(),
+                            page_table: page_table.all(),
+                            max_pages,
+                            q_start: q_starts.all(),
+                            context_len: context_len.all(),
+                            out: Activation::plain(out.all(), width),
+                            n_tokens,
+                            n_seqs,
+                        },
+                    )
+                    .unwrap();
+                out.download(&stream).unwrap()
+            };
+            let clean = attended(0);
+            assert!(clean.iter().all(|x| x.is_finite()));
+            for bits in gpu::broken_bits(format) {
+                assert!(
+                    attended(*bits) == clean,
+                    "{element:?} {shape:?} {format:?} bits {bits:x}"
+                );
+            }
+        }
+    }
+}
+
 /// More sequences than a warp has lanes: the search for a block's tile goes on.
 #[test]
 #[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]

@@ -4,7 +4,9 @@
 
 mod gpu;
 
-use kernels::cuda::{Buffer, Element, ElementBuffer, HeadShape, KvFormat, PAGE_TOKENS};
+use kernels::cuda::{
+    Buffer, Element, ElementBuffer, HeadShape, HostCounter, KvFormat, PAGE_TOKENS,
+};
 use kernels::qkv_prepare::cuda::{QkvPrepare, QkvPrepareArgs};
 use rand::Rng;
 use rand::seq::SliceRandom;
@@ -108,6 +110,7 @@ fn check(shape: HeadShape, element: Element, format: KvFormat, with_norms: bool)
                 positions: positions_on_device.all(),
                 slots: slots_on_device.all(),
                 kv: pool.view(),
+                saturated: None,
                 eps: EPS,
                 n_rows,
             },
@@ -235,6 +238,111 @@ fn agrees_with_f64_in_every_format() {
     }
 }
 
+/// Numbers that a page must not have in it, and one that is too large for e4m3 alone.
+#[test]
+#[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
+fn what_a_format_cannot_hold_is_stored_as_its_largest_or_zero_and_counted() {
+    let (device, stream) = gpu::open();
+    let shape = HeadShape {
+        n_q: 2,
+        n_kv: 2,
+        head_dim: 64,
+    };
+    let values = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 5000.0, -3.0];
+    for (element, format) in Element::ALL
+        .into_iter()
+        .flat_map(|element| gpu::kv_formats(element).map(|format| (element, format)))
+    {
+        let largest = match format {
+            KvFormat::F16 => 65504.0,
+            KvFormat::Bf16 => f64::from(f32::from_bits(0x7f7f_0000)),
+            KvFormat::Fp8E4m3 => 448.0,
+        };
+        let is_fp8 = format == KvFormat::Fp8E4m3;
+        let expected = [
+            0.0,
+            largest,
+            -largest,
+            if is_fp8 { largest } else { 4992.0 },
+            -3.0,
+        ];
+        let (n_rows, stride) = (3, 6 * 64);
+        let mut qkv = vec![1.0; n_rows * stride];
+        // Row 1: keys of head 1, values of head 0. Position 0 turns nothing.
+        for (i, value) in values.into_iter().enumerate() {
+            qkv[stride + 3 * 64 + 7 * i] = value;
+            qkv[stride + 4 * 64 + 7 * i] = value;
+        }
+        let on_device = ElementBuffer::from_f32(&stream, element, &qkv).unwrap();
+        let mut pool = gpu::KvPool::random(&stream, &mut gpu::rng(3), shape, format, 2);
+        (pool.k_scale, pool.v_scale) = (1.0, 1.0);
+        let cos_sin = Buffer::from_slice(&stream, &cos_sin(64)[..64]).unwrap();
+        let positions = Buffer::from_slice(&stream, &[0; 3]).unwrap();
+        let slots = Buffer::from_slice(&stream, &[3, 20, 21]).unwrap();
+        let saturated = HostCounter::new(&device).unwrap();
+        let args = QkvPrepareArgs {
+            qkv: on_device.all(),
+            row_stride: stride,
+            q_norm: None,
+            k_norm: None,
+            cos_sin: cos_sin.all(),
+            n_positions: 1,
+            positions: positions.all(),
+            slots: slots.all(),
+            kv: pool.view(),
+            saturated: Some(&saturated),
+            eps: EPS,
+            n_rows,
+        };
+        let prepare = QkvPrepare::new(&device, element, shape, format).unwrap();
+        prepare.launch(&stream, &args).unwrap();
+        let after = pool.download(&stream);
+        let case = format!("{element:?} {format:?}");
+        // NaN and infinities of keys reach the other half through the rotation's zero.
+        let n_keys = (0..64)
+            .filter(|dim| !after.k(1, 1, 4, *dim).is_finite())
+            .count();
+        assert_eq!(n_keys, 0, "{case}: a key that is not finite");
+        for (i, expected) in expected.into_iter().enumerate() {
+            let found = after.v(1, 0, 4, 7 * i);
+            let close = expected.abs() / 256.0;
+            assert!(
+                (found - expected).abs() <= close,
+                "{case} {i}: {found} for {expected}"
+            );
+        }
+        for (page, token) in [(0, 3), (1, 5)] {
+            assert!(
+                (0..64).all(|dim| (after.v(page, 0, token, dim) - 1.0).abs() < 1e-9),
+                "{case}"
+            );
+            assert!(
+                (0..64).all(|dim| (after.k(page, 1, token, dim) - 1.0).abs() < 1e-9),
+                "{case}"
+            );
+        }
+        // Of values 3, of keys the 3 and, times the sine of 0, NaN in the other half of the head; a
+        // large number more where it does not fit.
+        stream.synchronize().unwrap();
+        assert_eq!(saturated.value(), if is_fp8 { 11 } else { 9 }, "{case}");
+        prepare
+            .launch(
+                &stream,
+                &QkvPrepareArgs {
+                    saturated: None,
+                    ..args
+                },
+            )
+            .unwrap();
+        stream.synchronize().unwrap();
+        assert_eq!(
+            saturated.value(),
+            if is_fp8 { 11 } else { 9 },
+            "{case}: not asked"
+        );
+    }
+}
+
 #[test]
 #[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
 fn wrong_shapes_are_errors() {
@@ -276,6 +384,7 @@ fn wrong_shapes_are_errors() {
         positions: ints.all(),
         slots: ints.view(0..1).unwrap(),
         kv: pool.view(),
+        saturated: None,
         eps: EPS,
         n_rows: 1,
     };

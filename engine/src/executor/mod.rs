@@ -111,6 +111,8 @@ pub struct ExecutorCounts {
     pub run_ahead_discarded: u64,
     /// Tokens that the host's sampler chose for a model on a device.
     pub host_sampled_tokens: u64,
+    /// Keys and values that were not stored as they were: too large for the KV format, or NaN.
+    pub kv_saturated_values: u64,
     /// Pages copied between device and host whose time was taken, and that time.
     pub copied_pages: u64,
     pub copy_ns: u64,
@@ -124,6 +126,7 @@ impl ExecutorCounts {
             run_ahead_used: self.run_ahead_used + later.run_ahead_used,
             run_ahead_discarded: self.run_ahead_discarded + later.run_ahead_discarded,
             host_sampled_tokens: self.host_sampled_tokens + later.host_sampled_tokens,
+            kv_saturated_values: self.kv_saturated_values + later.kv_saturated_values,
             copied_pages: self.copied_pages + later.copied_pages,
             copy_ns: self.copy_ns + later.copy_ns,
         }

@@ -69,6 +69,7 @@ pub struct Metrics {
     pub run_ahead_used: Counter,
     pub run_ahead_discarded: Counter,
     pub host_sampled_tokens: Counter,
+    pub kv_saturated_values: Counter,
     pub masks_ready: Counter,
     pub masks_late: Counter,
     pub ttft_s: Histogram,
@@ -128,6 +129,7 @@ impl Metrics {
             run_ahead_used: Counter::default(),
             run_ahead_discarded: Counter::default(),
             host_sampled_tokens: Counter::default(),
+            kv_saturated_values: Counter::default(),
             masks_ready: Counter::default(),
             masks_late: Counter::default(),
             ttft_s: Histogram::new(TTFT_BOUNDS_S),
@@ -202,6 +204,7 @@ impl Metrics {
             (&self.run_ahead_used, counts.run_ahead_used),
             (&self.run_ahead_discarded, counts.run_ahead_discarded),
             (&self.host_sampled_tokens, counts.host_sampled_tokens),
+            (&self.kv_saturated_values, counts.kv_saturated_values),
         ] {
             counter.add(now.saturating_sub(counter.get()));
         }

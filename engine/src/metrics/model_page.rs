@@ -148,6 +148,13 @@ impl Metrics {
             &[("", count(&self.host_sampled_tokens))],
         );
         page.counters(
+            "engine_kv_saturated_values_total",
+            "Keys and values that were too large for the KV cache's format, or NaN, and were stored as \
+             its largest value or 0.",
+            "",
+            &[("", count(&self.kv_saturated_values))],
+        );
+        page.counters(
             "engine_grammar_masks_total",
             "Masks of allowed tokens, by whether they were there when a token was chosen.",
             "when",

@@ -140,6 +140,7 @@ fn the_executors_counts_are_taken_over() {
             run_ahead_used,
             run_ahead_discarded: 2,
             host_sampled_tokens: 7,
+            kv_saturated_values: 9,
             ..ExecutorCounts::default()
         });
     }
@@ -151,6 +152,10 @@ fn the_executors_counts_are_taken_over() {
     assert_eq!(
         samples["engine_host_sampled_tokens_total{model_name=\"m\"}"],
         7.0
+    );
+    assert_eq!(
+        samples["engine_kv_saturated_values_total{model_name=\"m\"}"],
+        9.0
     );
 }
 

@@ -93,6 +93,7 @@ fn qkv_prepare(bench: &mut Bench, format: KvFormat) -> Result<(), CudaError> {
             positions: numbers.all(),
             slots: numbers.all(),
             kv: cache.view(),
+            saturated: None,
             eps: 1e-6,
             n_rows,
         };

@@ -70,6 +70,15 @@ DEVICE void attention_decode(const AttentionDecodeParams& p) {
 #pragma unroll
         for (int t = 0; t < TILES; t++) load_eight(at + t * 256, v[t]);
     };
+    // Tokens behind the context weigh 0, and must be numbers to come to nothing.
+    auto clear_v = [&](int page) {
+        if ((page + 1) * PAGE_TOKENS <= context) return;
+        const int token = page * PAGE_TOKENS + 2 * j;
+#pragma unroll
+        for (int t = 0; t < TILES; t++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) v[t][i] = keep_tokens(v[t][i], token + i / 2 * 8, context);
+    };
     int page = first + warp;
     const bool early = page < last && (page + 1) * PAGE_TOKENS <= context - p.fresh;
     if (early) load_k(page), load_v(page);
@@ -120,6 +129,7 @@ DEVICE void attention_decode(const AttentionDecodeParams& p) {
         }
         const uint32_t p0 = transpose_8x8(elem2_bits(floats_to_elem2(x[0], x[1])));
         const uint32_t p1 = transpose_8x8(elem2_bits(floats_to_elem2(x[2], x[3])));
+        clear_v(page);
 #pragma unroll
         for (int t = 0; t < TILES; t++) {
             o[t][0] *= factor[0], o[t][1] *= factor[1], o[t][2] *= factor[0], o[t][3] *= factor[1];
@@ -159,7 +169,8 @@ DEVICE void attention_decode(const AttentionDecodeParams& p) {
             sum += f * warp_o[w][head][dim];
             total += f * warp_ml[w][head][1];
         }
-        part_o[i] = static_cast<Partial>(sum / total);
+        if constexpr (FP32_PARTIALS) part_o[i] = sum / total;
+        else part_o[i] = float_to_elem(sum / total);
         if (dim == 0) part_m[head] = top, part_l[head] = total;
     }
     if (ranks > 1) cluster_sync(); else __syncthreads();

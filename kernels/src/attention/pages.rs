@@ -4,10 +4,16 @@
 //! of them into the upper half of what e4m3 can hold. So a token is stored in the same way whatever
 //! shares its page and whenever it came, and scaling itself rounds nothing. The scales of a page's
 //! 16 tokens are one vector; attention multiplies scores and weights with them, never the elements.
+//!
+//! What is stored is finite, so that a page that one sequence leaves changes nothing for the next: what
+//! is masked weighs 0, and 0 times a number is nothing. A value too large for fp16 (FP8: an infinite
+//! one) becomes ±65504, NaN becomes 0, and [`KvPages::store`] says how many there were.
 
-use half::bf16;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{AttentionShape, OP, PAGE_TOKENS, check_below};
+use half::{bf16, f16};
+
+use super::{AttentionShape, MAX_HEAD_DIM, OP, PAGE_TOKENS, check_below};
 use crate::KernelError;
 use crate::error::check_shape;
 use crate::isa::Isa;
@@ -37,6 +43,8 @@ pub(super) trait Element {
     type Bits: bytemuck::Pod + Send;
     /// Whether tokens have a scale.
     const IS_SCALED: bool;
+    /// The largest value that can be stored.
+    const LARGEST: f32;
     fn load<L: Lanes>(bits: &[Self::Bits; LANES]) -> L;
     fn store<L: Lanes>(lanes: L, out: &mut [Self::Bits; LANES]);
     /// [`store_head`] on the instruction set.
@@ -49,12 +57,15 @@ pub(super) trait Element {
     ) -> (u16, u16);
 }
 
+const LARGEST_F16: f32 = f16::MAX.to_f32_const();
+
 pub(super) struct F16;
 pub(super) struct Fp8E4m3;
 
 impl Element for F16 {
     type Bits = u16;
     const IS_SCALED: bool = false;
+    const LARGEST: f32 = LARGEST_F16;
     #[inline(always)]
     fn load<L: Lanes>(bits: &[u16; LANES]) -> L {
         L::load_f16(bits)
@@ -82,6 +93,7 @@ impl Element for F16 {
 impl Element for Fp8E4m3 {
     type Bits = u8;
     const IS_SCALED: bool = true;
+    const LARGEST: f32 = f32::MAX;
     #[inline(always)]
     fn load<L: Lanes>(bits: &[u8; LANES]) -> L {
         L::load_e4m3(bits)
@@ -203,7 +215,8 @@ impl KvPages {
         Ok(())
     }
 
-    /// Stores tokens' `k, v: [n_tokens, n_kv_heads, head_dim]`, each in its slot.
+    /// Stores tokens' `k, v: [n_tokens, n_kv_heads, head_dim]`, each in its slot. Returns how many
+    /// values were too large or NaN, and hence not stored as they were.
     pub fn store(
         &mut self,
         pool: &mut WorkerPool,
@@ -211,7 +224,7 @@ impl KvPages {
         slots: &[Slot],
         k: &[f32],
         v: &[f32],
-    ) -> Result<(), KernelError> {
+    ) -> Result<u64, KernelError> {
         let AttentionShape {
             n_kv_heads,
             head_dim,
@@ -241,12 +254,13 @@ impl KvPages {
         slots: &[Slot],
         k: &[f32],
         v: &[f32],
-    ) -> Result<(), KernelError> {
+    ) -> Result<u64, KernelError> {
         let AttentionShape {
             n_kv_heads,
             head_dim,
             ..
         } = self.shape;
+        let n_saturated = AtomicU64::new(0);
         let keys: DisjointMut<'_, E::Bits> =
             DisjointMut::new(bytemuck::cast_slice_mut(self.keys.as_mut_slice()));
         let values: DisjointMut<'_, E::Bits> =
@@ -269,6 +283,13 @@ impl KvPages {
                     let keys = &mut keys[slot.slot as usize..];
                     let from = (token * n_kv_heads + head) * head_dim;
                     let (k, v) = (&k[from..][..head_dim], &v[from..][..head_dim]);
+                    let mut room = [[0.0; MAX_HEAD_DIM]; 2];
+                    let [k_room, v_room] = &mut room;
+                    let (k, n_keys) = held_inside::<E>(k, k_room);
+                    let (v, n_values) = held_inside::<E>(v, v_room);
+                    if n_keys + n_values > 0 {
+                        n_saturated.fetch_add(n_keys + n_values, Ordering::Relaxed);
+                    }
                     let (key_scale, value_scale) = E::store_head(isa, k, v, keys, values);
                     if E::IS_SCALED {
                         let at = page_head * PAGE_TOKENS + slot.slot as usize;
@@ -280,7 +301,8 @@ impl KvPages {
                     }
                 }
             }
-        })
+        })?;
+        Ok(n_saturated.into_inner())
     }
 
     /// `[head_dim, PAGE_TOKENS]`
@@ -325,6 +347,27 @@ pub struct Slot {
     pub slot: u32,
 }
 
+/// A head's values as they can be stored, in `room` where they are not `x`, and how many differ.
+fn held_inside<'a, E: Element>(
+    x: &'a [f32],
+    room: &'a mut [f32; MAX_HEAD_DIM],
+) -> (&'a [f32], u64) {
+    // Without a branch in the loop; false for NaN.
+    let n_inside: usize = x.iter().map(|x| usize::from(x.abs() <= E::LARGEST)).sum();
+    if n_inside == x.len() {
+        return (x, 0);
+    }
+    let held = &mut room[..x.len()];
+    for (held, x) in held.iter_mut().zip(x) {
+        *held = match x {
+            x if x.abs() <= E::LARGEST => *x,
+            x if x.is_nan() => 0.0,
+            x => LARGEST_F16.copysign(*x),
+        };
+    }
+    (held, (x.len() - n_inside) as u64)
+}
+
 /// `keys` starts at the token's slot, `values` is the token's row. Returns the bits of their scales.
 #[inline(always)]
 fn store_head<L: Lanes, E: Element>(
@@ -363,19 +406,13 @@ fn store_fp8<L: Lanes>(k: &[f32], v: &[f32], keys: &mut [u8], values: &mut [u8])
     store_head::<L, Fp8E4m3>(k, v, keys, values)
 }
 
-/// What one token's elements are multiplied with before they are stored, and the bits of their
-/// scale, which undoes it and the codes' [`e4m3::UNIT`]. NaN where an element is not a number or
-/// not finite, so that it does not become one by being stored.
+/// What one token's elements, which are finite, are multiplied with before they are stored, and the
+/// bits of their scale, which undoes it and the codes' [`e4m3::UNIT`].
 #[inline(always)]
 fn scale_of<L: Lanes>(x: &[f32]) -> (f32, u16) {
-    let (mut largest, mut zero) = (L::splat(0.0), L::splat(0.0));
+    let mut largest = L::splat(0.0);
     for d in (0..x.len()).step_by(LANES) {
-        let x = L::load(at(x, d));
-        largest = largest.max(x.abs());
-        zero = x.mul_add(L::splat(0.0), zero);
-    }
-    if zero.sum().is_nan() {
-        return (1.0, bf16::NAN.to_bits());
+        largest = largest.max(L::load(at(x, d)).abs());
     }
     // The smallest power of two that brings the largest element below `LARGEST`.
     let ratio = (largest.largest() / e4m3::LARGEST).to_bits();

@@ -7,6 +7,8 @@
 // A block has 64 rows, 16 a warp, and walks over its context in tiles of 64 tokens (4 pages), which
 // lie in shared memory as elements whatever the cache holds. K loads run under P V, V loads under Q K.
 //
+// Tokens behind the end of a block's context weigh 0; their values, whatever they are, are cleared.
+//
 // Both operands are read without transposition: K as 16-byte pieces, the dimensions permuted alike in
 // Q and K; V in the layout of paged_kv.cuh, which is that of the B operand.
 //
@@ -55,6 +57,17 @@ DEVICE int k_offset(int row, int chunk) {
     return row * HD + (chunk ^ ((row & 1) << 2)) * 8;
 }
 
+// Zeroes what 16-byte chunk `chunk` of the V tile (one lane's piece, see paged_kv.cuh) has of the tokens
+// from `end` on.
+template <int HD>
+DEVICE void clear_chunk(int chunk, int end, elem* tile) {
+    const int token = chunk / (2 * HD) * PAGE_TOKENS + chunk % 4 * 2;
+    if (token + 9 < end) return;
+    uint4& v = reinterpret_cast<uint4*>(tile)[chunk];
+    v.x = keep_tokens(v.x, token, end), v.y = keep_tokens(v.y, token, end);
+    v.z = keep_tokens(v.z, token + 8, end), v.w = keep_tokens(v.w, token + 8, end);
+}
+
 // Brings one tile of K or V from the pages to shared memory. `start` lets the loads run, `finish`
 // makes them visible to this thread; a barrier then makes them visible to all.
 template <class T, int HD, bool IS_K>
@@ -73,6 +86,11 @@ struct TileLoader<elem, HD, IS_K> {
         }
     }
     DEVICE void finish(elem*) { async_copy_wait(); }
+    // Behind `finish`, of V: this thread's part of the tokens from `end` on (of the tile) becomes zero.
+    DEVICE void clear_from(int end, elem* tile) {
+#pragma unroll
+        for (int n = 0; n < TOKENS * HD / 8 / THREADS; n++) clear_chunk<HD>(n * THREADS + threadIdx.x, end, tile);
+    }
 };
 
 template <int HD, bool IS_K>
@@ -102,6 +120,10 @@ struct TileLoader<__nv_fp8_e4m3, HD, IS_K> {
                 *reinterpret_cast<uint4*>(tile + to) = make_uint4(out[0], out[1], out[2], out[3]);
             }
         }
+    }
+    DEVICE void clear_from(int end, elem* tile) {
+#pragma unroll
+        for (int n = 0; n < 2 * N; n++) clear_chunk<HD>((n / 2 * THREADS + threadIdx.x) * 2 + n % 2, end, tile);
     }
 };
 
@@ -217,6 +239,7 @@ DEVICE void attention_prefill(const PackedAttentionParams& p) {
             pr[n / 2][n % 2 * 2 + 1] = elem2_bits(floats_to_elem2(x[2], x[3]));
         }
         v_loader.finish(v_tile);
+        if ((tile + 1) * TOKENS > last_limit) v_loader.clear_from(last_limit - tile * TOKENS, v_tile);
         __syncthreads();  // V is there, and nobody reads this K any more
         if (tile + 1 < n_tiles) start_k(tile + 1);
 #pragma unroll

@@ -47,6 +47,13 @@ impl<T> DevicePtr<T> {
         }
     }
 
+    pub(super) const fn at(address: u64) -> Self {
+        Self {
+            address,
+            value: PhantomData,
+        }
+    }
+
     pub const fn address(self) -> u64 {
         self.address
     }

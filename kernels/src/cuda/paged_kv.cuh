@@ -4,6 +4,9 @@
 // operand of the product P V wants it: a tile of 16 dimensions x 16 tokens is 32 lanes x 8 values,
 // lane (g, j) holding
 //   (dim g; tokens 2j, 2j+1) (dim g+8; same) (dim g; tokens 2j+8, 2j+9) (dim g+8; same).
+//
+// What is stored is finite (`to_stored`), and attention makes nothing of what lies behind a context
+// (`keep_tokens`): a page that one request leaves behind cannot change the results of the next owner.
 #pragma once
 #include <cuda_fp8.h>
 
@@ -32,15 +35,29 @@ DEVICE int v_offset(int token, int dim) {
     return (dim / 16 * 32 + lane) * 8 + value;
 }
 
+// x held inside what a format can hold, 0 for NaN. Counts what is at the end of the range or beyond:
+// a value that was too large for the kernel before has been saturated there already.
+DEVICE float held_inside(float x, float largest, int& n_saturated) {
+    const bool is_inside = fabsf(x) < largest;  // false for NaN
+    n_saturated += !is_inside;
+    const float held = fminf(fmaxf(x, -largest), largest);
+    return x == x ? held : 0.f;
+}
+
 template <class T>
-DEVICE T to_stored(float x, float inverse_scale);
+DEVICE T to_stored(float x, float inverse_scale, int& n_saturated);
 template <>
-DEVICE elem to_stored<elem>(float x, float) {
-    return float_to_elem(x);
+DEVICE elem to_stored<elem>(float x, float, int& n_saturated) {
+    return float_to_elem(held_inside(x, ELEM_MAX, n_saturated));
 }
 template <>
-DEVICE __nv_fp8_e4m3 to_stored<__nv_fp8_e4m3>(float x, float inverse_scale) {
-    return __nv_fp8_e4m3(x * inverse_scale);  // saturates at 448
+DEVICE __nv_fp8_e4m3 to_stored<__nv_fp8_e4m3>(float x, float inverse_scale, int& n_saturated) {
+    return __nv_fp8_e4m3(held_inside(x * inverse_scale, 448.f, n_saturated));
+}
+
+// Of a pair of V's elements, tokens `token` and `token + 1`: zero where they are not below `end`.
+DEVICE uint32_t keep_tokens(uint32_t pair, int token, int end) {
+    return pair & ((token < end ? 0xffffu : 0u) | (token + 1 < end ? 0xffff0000u : 0u));
 }
 
 // Two e4m3 values as a pair of elements, which hold them exactly.

@@ -4,8 +4,8 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::cuda::shape::ShapeCheck;
 use crate::cuda::{
-    BufferView, CudaError, Device, DevicePtr, Dim3, Element, ElementView, Kernel, LaunchConfig,
-    PagedKvParams, Stream,
+    BufferView, CudaError, Device, DevicePtr, Dim3, Element, ElementView, HostCounter, Kernel,
+    LaunchConfig, PagedKvParams, Stream,
 };
 pub use crate::cuda::{HeadShape, KvFormat, PagedKv};
 
@@ -23,6 +23,7 @@ struct Params {
     positions: DevicePtr<i32>,
     slots: DevicePtr<i32>,
     kv: PagedKvParams,
+    n_saturated: DevicePtr<u64>,
     eps: f32,
     m: i32,
     n_q: i32,
@@ -56,7 +57,10 @@ pub struct QkvPrepareArgs<'a> {
     pub positions: BufferView<'a, i32>,
     /// `[n_rows]`: page * 16 + token; a row outside the pool (padding: -1) is skipped.
     pub slots: BufferView<'a, i32>,
+    /// What is stored is finite: values too large for the format become its largest, NaN becomes 0.
     pub kv: PagedKv<'a>,
+    /// Grows by the number of keys and values that are at the end of the format's range or beyond.
+    pub saturated: Option<&'a HostCounter>,
     /// Of the norms.
     pub eps: f32,
     pub n_rows: usize,
@@ -122,6 +126,9 @@ impl QkvPrepare {
         if args.n_rows == 0 {
             return Ok(());
         }
+        if let Some(counter) = args.saturated {
+            stream.enter(counter.device())?;
+        }
         let params = Params {
             qkv: qkv.ptr(),
             q_norm,
@@ -130,6 +137,7 @@ impl QkvPrepare {
             positions: args.positions.ptr(),
             slots: args.slots.ptr(),
             kv,
+            n_saturated: args.saturated.map_or(DevicePtr::null(), HostCounter::ptr),
             eps: args.eps,
             m: CHECK.int("n_rows", args.n_rows)?,
             n_q: n_q as i32,

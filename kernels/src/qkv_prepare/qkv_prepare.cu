@@ -16,6 +16,7 @@ struct QkvPrepareParams {
     const int32_t* positions;  // [m]
     const int32_t* slots;      // [m] page * 16 + token, -1 for a padding row
     PagedKv kv;
+    unsigned long long* n_saturated;  // grows by the values that are not stored as they are; or null
     float eps;
     int32_t m, n_q, n_kv, row_stride;
     int32_t n_positions;  // rows of cos_sin; a position outside is held inside
@@ -74,11 +75,16 @@ DEVICE void qkv_prepare(const QkvPrepareParams& p) {
     const int64_t base = (static_cast<int64_t>(page) * p.n_kv + kv_head) * PAGE_TOKENS * HD;
     T* out = static_cast<T*>(is_v ? p.kv.v : p.kv.k) + base;
     const float inverse = 1.f / (is_v ? p.kv.v_scale : p.kv.k_scale);
+    int n_saturated = 0;
 #pragma unroll
     for (int e = 0; e < E; e++) {
         const int d0 = lane * E + e, d1 = HD / 2 + lane * E + e;
-        out[is_v ? v_offset(token, d0) : token * HD + d0] = to_stored<T>(lo[e], inverse);
-        out[is_v ? v_offset(token, d1) : token * HD + d1] = to_stored<T>(hi[e], inverse);
+        out[is_v ? v_offset(token, d0) : token * HD + d0] = to_stored<T>(lo[e], inverse, n_saturated);
+        out[is_v ? v_offset(token, d1) : token * HD + d1] = to_stored<T>(hi[e], inverse, n_saturated);
+    }
+    if (__any_sync(~0u, n_saturated > 0) && p.n_saturated != nullptr) {
+        n_saturated = __reduce_add_sync(~0u, n_saturated);
+        if (lane == 0) atomicAdd(p.n_saturated, n_saturated);
     }
 }
 

@@ -42,6 +42,15 @@ pub fn tolerance(element: Element, of_f16: f64) -> f64 {
     }
 }
 
+/// Bits of stored values that are no numbers: NaN, and infinities where there are such.
+pub fn broken_bits(format: KvFormat) -> &'static [u16] {
+    match format {
+        KvFormat::F16 => &[0x7e00, 0x7c00, 0xfc00],
+        KvFormat::Bf16 => &[0x7fc0, 0x7f80, 0xff80],
+        KvFormat::Fp8E4m3 => &[0x7f, 0xff],
+    }
+}
+
 /// The formats of KV pages beside these activations.
 pub fn kv_formats(element: Element) -> [KvFormat; 2] {
     [KvFormat::of(element), KvFormat::Fp8E4m3]
@@ -161,6 +170,31 @@ impl KvPool {
             v_scale: self.v_scale,
             n_pages: self.n_pages,
         }
+    }
+
+    /// Puts `bits` in the place of every key and value that `pages` has from token `context` on.
+    pub fn fill_behind(&self, stream: &Stream, pages: &[i32], context: usize, bits: u16) {
+        let HeadShape { n_kv, head_dim, .. } = self.shape;
+        let size = self.format.bytes_per_value();
+        let (mut k, mut v) = (
+            self.k.download(stream).unwrap(),
+            self.v.download(stream).unwrap(),
+        );
+        for token in context..pages.len() * PAGE_TOKENS {
+            let (page, token) = (pages[token / PAGE_TOKENS] as usize, token % PAGE_TOKENS);
+            for (head, dim) in (0..n_kv).flat_map(|head| (0..head_dim).map(move |dim| (head, dim)))
+            {
+                let base = (page * n_kv + head) * PAGE_TOKENS * head_dim;
+                for (bytes, at) in [
+                    (&mut k, base + token * head_dim + dim),
+                    (&mut v, base + v_index(token, dim)),
+                ] {
+                    bytes[at * size..][..size].copy_from_slice(&bits.to_le_bytes()[..size]);
+                }
+            }
+        }
+        self.k.upload(stream, &k).unwrap();
+        self.v.upload(stream, &v).unwrap();
     }
 
     /// What the device holds now.

@@ -86,6 +86,8 @@ pub(super) struct Forward {
     weights: DecoderWeights,
     /// One a layer.
     kv: Vec<KvPages>,
+    /// Keys and values that were not stored as they were, in all layers.
+    n_kv_saturated: u64,
     host_tier: Option<HostTier>,
     workspace: Workspace,
 }
@@ -121,9 +123,15 @@ impl Forward {
             rope,
             weights,
             kv,
+            n_kv_saturated: 0,
             host_tier: None,
             workspace,
         })
+    }
+
+    /// Keys and values so far that were too large for the KV format, or NaN.
+    pub fn n_kv_saturated(&self) -> u64 {
+        self.n_kv_saturated
     }
 
     pub fn kv_bytes(&self) -> u64 {
@@ -266,7 +274,7 @@ impl Forward {
             rope::rotate(pool, isa, head_dim, &ws.angles, x)?;
         }
         let kv = &mut self.kv[layer];
-        kv.store(pool, isa, &ws.slots, &ws.k, &ws.v)?;
+        self.n_kv_saturated += kv.store(pool, isa, &ws.slots, &ws.k, &ws.v)?;
         let sequences = sequences_of(&ws.segments, &ws.pages);
         match self.settings.attention {
             Attention::Vectorised => {

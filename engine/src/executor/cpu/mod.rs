@@ -284,7 +284,10 @@ impl Executor for CpuExecutor {
     }
 
     fn counts(&self) -> ExecutorCounts {
-        self.counts
+        ExecutorCounts {
+            kv_saturated_values: self.forward.n_kv_saturated(),
+            ..self.counts
+        }
     }
 
     fn sleep(self: Box<Self>) -> Result<Box<dyn Asleep>, (Box<dyn Executor>, ExecutorError)> {

@@ -13,7 +13,8 @@ mod two_batches;
 
 use kernels::attention::cuda::DecodeAttention;
 use kernels::cuda::{
-    Activation, Buffer, BufferView, CudaError, Element, ElementBuffer, Stream, TILE_ROWS,
+    Activation, Buffer, BufferView, CudaError, Element, ElementBuffer, HostCounter, Stream,
+    TILE_ROWS,
 };
 use kernels::embedding::cuda::Embedding;
 use kernels::qkv_prepare::cuda::{HeadShape, KvFormat, PagedKv, QkvPrepare};
@@ -125,6 +126,8 @@ pub(super) struct Forward {
     cos_sin: Buffer<f32>,
     workspace: Workspace,
     kv: KvPool,
+    /// Keys and values that were not stored as they were.
+    kv_saturated: HostCounter,
     /// `[max_burst, MAX_ROWS]`: the tokens that were chosen, step by step
     pub history: Buffer<i32>,
     /// Which row of `history` the next argmax writes.
@@ -186,7 +189,7 @@ pub(super) fn cos_sin(
 }
 
 impl KvPool {
-    /// Zeroed: attention multiplies what a page's unused places hold by zero.
+    /// Zeroed, so that a run's results do not depend on what the memory held before.
     pub fn new(
         stream: &Stream,
         config: &ModelConfig,
@@ -272,6 +275,7 @@ impl Forward {
             cos_sin,
             workspace,
             kv,
+            kv_saturated: HostCounter::new(device)?,
             history,
             step,
         })
@@ -279,6 +283,11 @@ impl Forward {
 
     pub fn kv_bytes(&self) -> u64 {
         self.kv.n_bytes()
+    }
+
+    /// Keys and values so far that were too large for the KV format, or NaN.
+    pub fn n_kv_saturated(&self) -> u64 {
+        self.kv_saturated.value()
     }
 
     /// What activations are stored as.

@@ -156,6 +156,7 @@ impl Forward {
                 positions: from_row(pass.inputs.positions()?, first_row)?,
                 slots: from_row(pass.inputs.slots()?, first_row)?,
                 kv: self.kv.layer(i)?,
+                saturated: Some(&self.kv_saturated),
                 eps: self.config.rms_norm_eps,
                 n_rows: pass.size.n_tokens,
             },
