@@ -5,7 +5,7 @@
 mod gpu;
 
 use kernels::cuda::Buffer;
-use kernels::sampling::cuda::{AdvanceState, ArgmaxAdvance, ArgmaxAdvanceArgs};
+use kernels::sampling::cuda::{AdvanceState, ArgmaxAdvance, ArgmaxAdvanceArgs, TokenError};
 
 #[test]
 #[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
@@ -74,6 +74,63 @@ fn the_lowest_of_the_largest_wins() {
         assert_eq!(history[..n_rows], expected);
         assert_eq!(history[n_rows..2 * n_rows], [-5; 6]);
         assert_eq!(history[2 * n_rows..], expected);
+    }
+}
+
+#[test]
+#[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
+fn a_row_without_a_likeliest_token_reports_an_error_and_the_others_their_tokens() {
+    let (device, stream) = gpu::open();
+    let argmax = ArgmaxAdvance::new(&device).unwrap();
+    for vocab in [1, 100, 2049, 151_936] {
+        let n_rows = 7;
+        let mut logits = gpu::normals(&mut gpu::rng(16), n_rows * vocab, 4.0);
+        for (row, value) in [(0, f32::NAN), (1, -f32::NAN), (2, f32::INFINITY)] {
+            logits[row * vocab + vocab * 2 / 3] = value;
+        }
+        logits[3 * vocab..][..vocab].fill(f32::NEG_INFINITY);
+        logits[4 * vocab..][..vocab].fill(f32::NAN);
+        // Rows 5 and 6 have tokens, the largest number among them.
+        logits[5 * vocab + vocab / 2] = f32::MAX;
+        let on_device = Buffer::from_slice(&stream, &logits).unwrap();
+        let ints = |value| Buffer::from_slice(&stream, &vec![value; n_rows]).unwrap();
+        let (next_ids, history) = (ints(9), ints(9));
+        argmax
+            .launch(
+                &stream,
+                &ArgmaxAdvanceArgs {
+                    logits: on_device.all(),
+                    vocab,
+                    stride: vocab,
+                    next_ids: next_ids.all(),
+                    history: history.all(),
+                    step: None,
+                    n_rows,
+                    advance: None,
+                },
+            )
+            .unwrap();
+        let found: Vec<_> = history
+            .download(&stream)
+            .unwrap()
+            .into_iter()
+            .map(TokenError::token)
+            .collect();
+        let row = &logits[6 * vocab..];
+        let best = (0..vocab).fold(0, |best, i| if row[i] > row[best] { i } else { best });
+        let expected = [
+            Err(TokenError::NotFinite),
+            Err(TokenError::NotFinite),
+            Err(TokenError::NotFinite),
+            Err(TokenError::AllMasked),
+            Err(TokenError::NotFinite),
+            Ok(vocab as u32 / 2),
+            Ok(best as u32),
+        ];
+        assert_eq!(found, expected, "vocab {vocab}");
+        let next_ids = next_ids.download(&stream).unwrap();
+        assert_eq!(next_ids[..5], [0; 5], "a token that exists");
+        assert_eq!(next_ids[5..], [vocab as i32 / 2, best as i32]);
     }
 }
 

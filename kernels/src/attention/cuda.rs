@@ -17,6 +17,7 @@ const CHECK: ShapeCheck = ShapeCheck("attention_decode");
 pub const MAX_GROUP: usize = 8;
 /// Blocks of a cluster.
 pub const MAX_SPLITS: usize = 8;
+const THREADS: u32 = 128;
 /// Rows of a launch: blocks along y.
 pub const MAX_ROWS: usize = 65_535;
 
@@ -48,6 +49,8 @@ pub struct DecodeAttention {
     shape: HeadShape,
     format: KvFormat,
     max_splits: usize,
+    /// Blocks of the largest cluster that the device holds.
+    max_cluster: u32,
 }
 
 #[derive(Debug)]
@@ -75,7 +78,8 @@ pub struct DecodeAttentionArgs<'a> {
     /// `[n_rows, n_q * head_dim]`
     pub out: Activation<'a>,
     pub n_rows: usize,
-    /// Blocks that share a context, at most the `max_splits` of [`DecodeAttention::new`].
+    /// Blocks that share a context, at most the `max_splits` of [`DecodeAttention::new`]; fewer are
+    /// used where the device holds no cluster of so many.
     pub n_splits: usize,
     /// So many tokens at the end of every context, at most, are written by the step this launch
     /// belongs to. Lengths, page table and older pages are read before the kernels ahead in the
@@ -120,6 +124,14 @@ impl DecodeAttention {
         } else {
             None
         };
+        let mut max_cluster = MAX_SPLITS as u32;
+        for kernel in [Some(&kernel), many.as_ref().map(|many| &many.kernel)] {
+            let Some(kernel) = kernel else { continue };
+            max_cluster = kernel.largest_cluster(&LaunchConfig {
+                cluster: max_cluster,
+                ..LaunchConfig::new(max_cluster, THREADS)
+            })?;
+        }
         Ok(Self {
             kernel,
             many,
@@ -127,6 +139,7 @@ impl DecodeAttention {
             shape,
             format,
             max_splits,
+            max_cluster,
         })
     }
 
@@ -175,14 +188,14 @@ impl DecodeAttention {
             fresh: CHECK.int("fresh", args.fresh)?,
             out_tile_rows: out_place.tile_rows,
         };
-        let cluster = args.n_splits as u32;
+        let cluster = (args.n_splits as u32).min(self.max_cluster);
         let grid = Dim3::new(n_kv as u32 * cluster, args.n_rows as u32, 1);
         let config = LaunchConfig {
             cluster,
             dependent: true,
-            ..LaunchConfig::new(grid, 128)
+            ..LaunchConfig::new(grid, THREADS)
         };
-        let n_blocks = n_kv * args.n_splits * args.n_rows;
+        let n_blocks = n_kv * cluster as usize * args.n_rows;
         let kernel = match &self.many {
             Some(many) if n_blocks > many.above_blocks => &many.kernel,
             _ => &self.kernel,

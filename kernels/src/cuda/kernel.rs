@@ -159,13 +159,41 @@ impl Kernel {
         self.check_config(config)?;
         stream.enter(&self.device)?;
         let mut attributes = LaunchAttributes::of(config);
-        let raw = attributes.config(stream, config);
+        let raw = attributes.config(stream.raw(), config);
         let mut n_clusters = 0;
         // SAFETY: function and stream live; `raw` points to `attributes`, which outlives the call.
         check("cuOccupancyMaxActiveClusters", unsafe {
             sys::cuOccupancyMaxActiveClusters(&raw mut n_clusters, self.function, &raw const raw)
         })?;
         Ok(n_clusters.max(0) as usize)
+    }
+
+    /// The largest cluster of 1, 2, 4 or 8 blocks, at most `config.cluster`, of which the device holds
+    /// one. A chip with multiprocessors switched off may have no room for large ones. The grid of
+    /// `config` does not count.
+    pub fn largest_cluster(&self, config: &LaunchConfig) -> Result<u32, CudaError> {
+        self.device.inner.bind()?;
+        largest_fitting(config.cluster, |cluster| {
+            let config = LaunchConfig {
+                grid: cluster.into(),
+                cluster,
+                ..*config
+            };
+            self.check_config(&config)?;
+            let mut attributes = LaunchAttributes::of(&config);
+            let raw = attributes.config(std::ptr::null_mut(), &config);
+            let mut n_clusters = 0;
+            // SAFETY: the function is loaded in the current context, whose default stream is meant;
+            // `raw` points to `attributes`, which outlives the call.
+            check("cuOccupancyMaxActiveClusters", unsafe {
+                sys::cuOccupancyMaxActiveClusters(
+                    &raw mut n_clusters,
+                    self.function,
+                    &raw const raw,
+                )
+            })?;
+            Ok(n_clusters > 0)
+        })
     }
 
     /// Gives one launch to `stream`; `params` is the kernel's only argument.
@@ -190,7 +218,7 @@ impl Kernel {
         }
         stream.enter(&self.device)?;
         let mut attributes = LaunchAttributes::of(config);
-        let raw = attributes.config(stream, config);
+        let raw = attributes.config(stream.raw(), config);
         let mut arguments = [std::ptr::from_ref(params).cast_mut().cast()];
         // SAFETY: function and stream live; `raw` points to `attributes`, which outlives the call;
         // the driver copies the one argument, whose size is the kernel's; what its pointers need
@@ -258,6 +286,19 @@ impl Kernel {
     }
 }
 
+/// The largest power of two up to `at_most` that `fits`; one block alone always does.
+fn largest_fitting(
+    at_most: u32,
+    mut fits: impl FnMut(u32) -> Result<bool, CudaError>,
+) -> Result<u32, CudaError> {
+    for cluster in [8, 4, 2] {
+        if cluster <= at_most && fits(cluster)? {
+            return Ok(cluster);
+        }
+    }
+    Ok(1)
+}
+
 /// The attributes that the driver reads during a launch.
 struct LaunchAttributes {
     values: [sys::CUlaunchAttribute; 3],
@@ -312,7 +353,7 @@ impl LaunchAttributes {
     }
 
     /// Points into `self`.
-    fn config(&mut self, stream: &Stream, config: &LaunchConfig) -> sys::CUlaunchConfig {
+    fn config(&mut self, stream: sys::CUstream, config: &LaunchConfig) -> sys::CUlaunchConfig {
         sys::CUlaunchConfig {
             gridDimX: config.grid.x,
             gridDimY: config.grid.y,
@@ -321,9 +362,26 @@ impl LaunchAttributes {
             blockDimY: config.block.y,
             blockDimZ: config.block.z,
             sharedMemBytes: config.shared_bytes as u32,
-            hStream: stream.raw(),
+            hStream: stream,
             attrs: self.values.as_mut_ptr(),
             numAttrs: self.n,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chip_without_room_for_large_clusters_gets_smaller_ones() {
+        let largest = |at_most, room| largest_fitting(at_most, |cluster| Ok(cluster <= room));
+        assert_eq!(largest(8, 8).expect("no call fails"), 8);
+        assert_eq!(largest(8, 4).expect("no call fails"), 4);
+        assert_eq!(largest(8, 3).expect("no call fails"), 2);
+        assert_eq!(largest(8, 0).expect("no call fails"), 1);
+        assert_eq!(largest(5, 8).expect("no call fails"), 4);
+        let failed = largest_fitting(8, |_| Err(CudaError::NoDriver));
+        assert!(matches!(failed, Err(CudaError::NoDriver)));
     }
 }

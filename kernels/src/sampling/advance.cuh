@@ -3,6 +3,11 @@
 #pragma once
 #include "../cuda/device.cuh"
 
+// What `history` holds instead of a token; `TokenError` on the host has the same numbers.
+constexpr int32_t NOT_FINITE = -1;  // a logit is NaN or +inf
+constexpr int32_t ALL_MASKED = -2;  // every logit is -inf
+constexpr int32_t LIST_FULL = -3;   // sample.cu: no room in the row's list of penalised tokens
+
 struct Advance {
     int32_t* next_ids;      // [m], the input of the next step
     int32_t* history;       // [n_steps][m], what the host reads: row `*step` is written

@@ -14,7 +14,7 @@
 // sort: a histogram over the distance from the largest logit, then histograms over the keys of the
 // one bin that holds the cut, 11 bits a pass.
 //
-// A cluster of 8 blocks has a row, or one block where there are many rows; each block has a part of the
+// A cluster of up to 8 blocks has a row, or one block where there are many rows; each block has a part of the
 // ids, whose logits it keeps in shared memory where they fit, so that device memory is read once. Every block follows the same path and finds the
 // same results; histograms, maxima and sums are put together through distributed shared memory.
 //
@@ -22,7 +22,7 @@
 // token, so that steps may follow each other without the host. The logits are changed where they do
 // not fit shared memory.
 // Cost: greedy rows one pass over the logits; top-k and top-p some six more each.
-// Grid: m clusters of 1 or 8 blocks of 1024 threads. Architectures: sm_90, sm_120.
+// Grid: m clusters of 1 to 8 blocks of 1024 threads. Architectures: sm_90, sm_120.
 #include "advance.cuh"
 
 struct SamplingRow {
@@ -59,7 +59,6 @@ struct SampleParams {
 
 constexpr int MAX_RANKS = 8;  // blocks of a cluster
 constexpr int THREADS = 1024, WARPS = 32, BINS = 2048, MAX_TOP = 20;
-constexpr int32_t NOT_FINITE = -1, ALL_MASKED = -2, LIST_FULL = -3;
 constexpr double ONE = 1099511627776.0;  // 2^40
 
 // A logit's order as an integer.

@@ -7,8 +7,9 @@ use crate::cuda::shape::ShapeCheck;
 use crate::cuda::{BufferView, CudaError, Device, DevicePtr, Kernel, LaunchConfig, Stream};
 
 const CHECK: ShapeCheck = ShapeCheck("argmax_advance");
-/// Blocks a row.
-const CLUSTER: usize = 8;
+/// Blocks a row, where the device holds a cluster of so many.
+const CLUSTER: u32 = 8;
+const THREADS: u32 = 256;
 
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
@@ -22,18 +23,23 @@ struct Params {
 #[derive(Debug)]
 pub struct ArgmaxAdvance {
     kernel: Kernel,
+    cluster: u32,
 }
 
 #[derive(Debug, Clone, Copy)]
 pub struct ArgmaxAdvanceArgs<'a> {
-    /// `[n_rows, stride]`, of which `vocab` values count. Among equals the lowest id wins. A NaN
-    /// counts as larger than every number.
+    /// `[n_rows, stride]`, of which `vocab` values count. Among equals the lowest id wins. A row
+    /// that has no likeliest token gets an error in `history`, and token 0 in `next_ids`:
+    /// [`TokenError::NotFinite`](super::TokenError) where one of its logits is NaN or +inf,
+    /// [`TokenError::AllMasked`](super::TokenError) where all are -inf. Other rows are not touched by
+    /// it.
     pub logits: BufferView<'a, f32>,
     pub vocab: usize,
     pub stride: usize,
     /// `[n_rows]`: written, the input of the next step.
     pub next_ids: BufferView<'a, i32>,
-    /// `[n_steps, n_rows]`: row `*step` is written, if it is inside.
+    /// `[n_steps, n_rows]`: row `*step` is written, if it is inside. See
+    /// [`TokenError::token`](super::TokenError::token).
     pub history: BufferView<'a, i32>,
     /// `[1]`: which row of `history`; `None` is row 0.
     pub step: Option<BufferView<'a, i32>>,
@@ -46,7 +52,11 @@ impl ArgmaxAdvance {
     pub fn new(device: &Device) -> Result<Self, CudaError> {
         let kernel = device.kernel("sampling/argmax", "argmax_advance")?;
         kernel.set_shared_carveout(100)?;
-        Ok(Self { kernel })
+        let cluster = kernel.largest_cluster(&LaunchConfig {
+            cluster: CLUSTER,
+            ..LaunchConfig::new(CLUSTER, THREADS)
+        })?;
+        Ok(Self { kernel, cluster })
     }
 
     pub fn launch(&self, stream: &Stream, args: &ArgmaxAdvanceArgs<'_>) -> Result<(), CudaError> {
@@ -75,11 +85,12 @@ impl ArgmaxAdvance {
                 args.advance,
             )?,
         };
-        let grid = CHECK.int("blocks", n_rows.saturating_mul(CLUSTER))? as u32;
+        let n_blocks = n_rows.saturating_mul(self.cluster as usize);
+        let grid = CHECK.int("blocks", n_blocks)? as u32;
         let config = LaunchConfig {
-            cluster: CLUSTER as u32,
+            cluster: self.cluster,
             dependent: true,
-            ..LaunchConfig::new(grid, 256)
+            ..LaunchConfig::new(grid, THREADS)
         };
         // SAFETY: a cluster reads one row of logits and of the page table and writes one entry of
         // each array (the kernel holds the step inside); the lengths were checked above.

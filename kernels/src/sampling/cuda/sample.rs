@@ -9,9 +9,9 @@ use crate::cuda::{BufferView, CudaError, Device, DevicePtr, Kernel, LaunchConfig
 const CHECK: ShapeCheck = ShapeCheck("sample");
 pub const MAX_TOP_LOGPROBS: usize = 20;
 const THREADS: u32 = 1024;
-/// Blocks that share a row, where those of all rows are at most one and a half a multiprocessor
+/// Blocks that share a row, where the device holds a cluster of so many and those of all rows are at most one and a half a multiprocessor
 /// (version 3 of `NOTES.md`); else one does all of it.
-const RANKS: usize = 8;
+const RANKS: u32 = 8;
 /// Of a block's shared memory, what the kernel has for itself.
 const STATIC_SHARED_BYTES: usize = 18 << 10;
 
@@ -71,13 +71,17 @@ pub struct PenalizedToken {
     pub logit: f32,
 }
 
-/// What `history` holds instead of a token.
+/// What `history` holds instead of a token: the numbers of `advance.cuh`, for both kernels that choose
+/// tokens. It concerns its row alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
+    /// -1: a logit is NaN or +inf.
     #[error("a logit is NaN or infinite; the model's output is broken")]
     NotFinite,
+    /// -2
     #[error("every logit is -inf: no token can be chosen")]
     AllMasked,
+    /// -3, of [`Sample`] alone.
     #[error("the row's list of penalised tokens is full")]
     ListFull,
     #[error("unknown token {0} from the device")]
@@ -153,6 +157,8 @@ struct Params {
 #[derive(Debug)]
 pub struct Sample {
     kernel: Kernel,
+    /// Blocks that share a row.
+    n_ranks: usize,
     /// Most logits that a block keeps in shared memory.
     max_cached: usize,
 }
@@ -163,8 +169,18 @@ impl Sample {
         kernel.set_shared_carveout(100)?;
         let limit = device.properties().shared_bytes_per_block;
         let max_cached = limit.saturating_sub(STATIC_SHARED_BYTES) / size_of::<f32>();
-        kernel.set_max_dynamic_shared(max_cached * size_of::<f32>())?;
-        Ok(Self { kernel, max_cached })
+        let shared_bytes = max_cached * size_of::<f32>();
+        kernel.set_max_dynamic_shared(shared_bytes)?;
+        let n_ranks = kernel.largest_cluster(&LaunchConfig {
+            cluster: RANKS,
+            shared_bytes,
+            ..LaunchConfig::new(RANKS, THREADS)
+        })? as usize;
+        Ok(Self {
+            kernel,
+            n_ranks,
+            max_cached,
+        })
     }
 
     pub fn launch(&self, stream: &Stream, args: &SampleArgs<'_>) -> Result<(), CudaError> {
@@ -207,8 +223,8 @@ impl Sample {
             padding: 0,
         };
         let n_sms = self.kernel.device().properties().n_multiprocessors;
-        let n_ranks = if 2 * n_rows * RANKS <= 3 * n_sms {
-            RANKS
+        let n_ranks = if 2 * n_rows * self.n_ranks <= 3 * n_sms {
+            self.n_ranks
         } else {
             1
         };
