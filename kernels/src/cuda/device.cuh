@@ -24,6 +24,34 @@ DEVICE void launch_dependents() { asm volatile("griddepcontrol.launch_dependents
 // Waits until the kernels before this one have finished and their writes are visible.
 DEVICE void wait_for_previous() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 
+// ---- device memory that blocks share -----------------------------------------------------
+
+// By one thread, behind a barrier of its block: what the block has written before is released with it.
+DEVICE void add_release(int32_t* at, int32_t v) {
+    asm volatile("red.release.gpu.global.add.s32 [%0], %1;" ::"l"(at), "r"(v) : "memory");
+}
+DEVICE int32_t add_acquire_release(int32_t* at, int32_t v) {
+    int32_t before;
+    asm volatile("atom.acq_rel.gpu.global.add.s32 %0, [%1], %2;" : "=r"(before) : "l"(at), "r"(v) : "memory");
+    return before;
+}
+DEVICE int32_t load_acquire(const int32_t* at) {
+    int32_t v;
+    asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(v) : "l"(at) : "memory");
+    return v;
+}
+// Waits until other blocks have brought `*at` to `value`. They run at the same time, so this takes
+// microseconds. Should one of them not be on the device (another process has taken its place), the
+// launch ends with an illegal address after some 15 s, instead of never. (`trap` would say it more
+// clearly, but ptxas makes wgmma wait for itself in a kernel that has one.)
+DEVICE void wait_for_blocks(const int32_t* at, int32_t value) {
+    constexpr uint32_t EAGER_POLLS = 2048, MOST_POLLS = 1u << 24;
+    for (uint32_t polls = 0; load_acquire(at) < value; polls++) {
+        if (polls >= EAGER_POLLS) __nanosleep(200);
+        if (polls == MOST_POLLS) asm volatile("st.global.u32 [%0], %1;" ::"l"(0ull), "r"(polls) : "memory");
+    }
+}
+
 // ---- mbarrier + bulk copy ----------------------------------------------------------------
 
 DEVICE void barrier_init(uint32_t bar, uint32_t count) {

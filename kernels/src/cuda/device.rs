@@ -138,6 +138,23 @@ impl Device {
         &self.inner.properties
     }
 
+    /// Whether kernels of other processes may run beside this one's, through the multi-process
+    /// service (MPS).
+    pub fn is_shared(&self) -> bool {
+        let mut is_enabled = 0;
+        // SAFETY: the device was returned by the driver, which writes one integer, or refuses an
+        // attribute that it does not know.
+        let result = unsafe {
+            sys::cuDeviceGetAttribute(
+                &raw mut is_enabled,
+                sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MPS_ENABLED,
+                self.inner.device,
+            )
+        };
+        (result == sys::CUresult::CUDA_SUCCESS && is_enabled != 0)
+            || std::env::vars_os().any(|(name, _)| name.to_string_lossy().starts_with("CUDA_MPS_"))
+    }
+
     /// Bytes of device memory that are free now, and all of them.
     pub fn memory_bytes(&self) -> Result<(usize, usize), CudaError> {
         self.inner.memory_bytes()

@@ -173,17 +173,17 @@ DEVICE void batch_linear(const BatchLinearParams& p) {
             const float4* sums = reinterpret_cast<const float4*>(acc);
 #pragma unroll
             for (int i = 0; i < 2 * N; i++) __stcg(mine + i * 256, sums[i]);
-            __threadfence();
+            // The barrier orders the block's parts before thread 0, whose addition releases them all; that
+            // of the last block acquires the others'.
             __shared__ bool is_last;
             __syncthreads();
             if (threadIdx.x == 0) {
-                is_last = atomicAdd(p.tickets + group, 1) == block1 - block0;
+                is_last = add_acquire_release(p.tickets + group, 1) == block1 - block0;
                 if (is_last) p.tickets[group] = 0;
             }
             __syncthreads();
             finish = is_last;
             if (finish) {
-                __threadfence();
 #pragma unroll
                 for (int t = 0; t < 2; t++)
 #pragma unroll

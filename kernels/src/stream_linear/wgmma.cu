@@ -73,11 +73,6 @@ struct WgmmaLinearParams {
 
 template <class B>
 DEVICE void consumers_sync() { asm volatile("bar.sync 1, %0;" ::"n"(B::WARPS * 32) : "memory"); }
-DEVICE int32_t load_acquire(const int32_t* at) {
-    int32_t v;
-    asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(v) : "l"(at) : "memory");
-    return v;
-}
 
 DEVICE uint32_t transposed(uint32_t matrix) {  // 8 x 8 elements
     uint32_t r;
@@ -378,9 +373,8 @@ DEVICE void wgmma_linear(const WgmmaLinearParams& p) {
 #pragma unroll
                 for (int r = 0; r < N / 8; r++)
                     __stcg(mine + (t * (N / 8) + r) * (B::WARPS * 32), make_float4(acc[t][r][0], acc[t][r][1], acc[t][r][2], acc[t][r][3]));
-            __threadfence();
             consumers_sync<B>();
-            if (threadIdx.x == 0) atomicAdd(p.tickets + 2 * (work - schedule.whole_tiles), 1);
+            if (threadIdx.x == 0) add_release(p.tickets + 2 * (work - schedule.whole_tiles), 1);
             (pending[0] < 0 ? pending[0] : pending[1]) = work;
             return;
         }
@@ -411,8 +405,7 @@ DEVICE void wgmma_linear(const WgmmaLinearParams& p) {
         int32_t* tickets = p.tickets + 2 * (work - schedule.whole_tiles);
         const int rank = blockIdx.x - shared.first_block;
         const int r0 = N / 8 * rank / shared.n_blocks, r1 = N / 8 * (rank + 1) / shared.n_blocks;
-        if (threadIdx.x == 0)
-            while (load_acquire(tickets) < shared.n_blocks) {}
+        if (threadIdx.x == 0) wait_for_blocks(tickets, shared.n_blocks);
         consumers_sync<B>();
         for (int r = r0; r < r1; r++) {
             constexpr int AT_ONCE = 8 / T;

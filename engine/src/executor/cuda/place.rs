@@ -28,7 +28,8 @@ impl Place {
         let device = Device::open(options.ordinal)?;
         let stream = Stream::new(&device)?;
         let (free_bytes, total_bytes) = device.memory_bytes()?;
-        let many_rows = ManyRows::best(&device, true);
+        // The executor's own launches follow each other (`turn`); other processes' do not.
+        let many_rows = ManyRows::best(&device, !device.is_shared());
         let is_tiled = matches!(many_rows, ManyRows::Wgmma { .. });
         let pass = PassShape {
             max_tokens: if is_tiled {
