@@ -4,6 +4,7 @@
     python3 experiments/card.py pack --arch sm_90 --out target/card        # no GPU needed
     python3 experiments/card.py run target/card --out results              # on the other machine
     python3 experiments/card.py run target/card --out results --only bench,serve
+    python3 experiments/card.py run target/card --out as_sm_120 --profile sm_120   # as another chip
 
 `pack` builds the engine with kernels, the GPU tests and the GPU benches, and lays their stripped
 binaries beside the tokenizer that synthetic Qwen3 models use. The other machine needs this
@@ -17,6 +18,11 @@ Parts, in this order:
     bench      `engine bench` on the shapes of Qwen3-32B-AWQ, and the kernels' own benches
     serve      06-twenty-users, then 01 to 04 held to an RTX 5090's memory, then 14-multi-model-card,
                recorded as runs
+
+With `--profile` the card is treated as another chip (ENGINE_CARD_PROFILE): its limits, kernels and
+launch shapes. What is right there is right under it; times are this card's, beside its own runs.
+Parts are then check, sanitizer and bench unless --only names others, and the profile stands in
+profile.txt, in the engine's records and in the table's heading.
 
 A part that fails does not keep the next from running; the exit code is 1 then. Written under
 `--out`: gpu.csv, gpu_tests.txt, sanitizer.txt, timeline_*.txt, engine_bench.jsonl, kernels.jsonl, kernels.txt,
@@ -36,6 +42,7 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PARTS = ("check", "sanitizer", "timeline", "bench", "serve")
+PARTS_OF_PROFILE = ("check", "sanitizer", "bench")
 MODEL = "synthetic:qwen3-32b-awq"
 # Of 14-multi-model-card.
 SEVERAL_MODELS = ("synthetic:tinyllama-1.1b", "synthetic:qwen2.5-3b", "synthetic:yi-6b")
@@ -173,6 +180,8 @@ class Card:
         self.packed, self.out, self.options = packed, out, options
         self.failures, self.rows = [], []
         self.environment = os.environ | {"ENGINE_CACHE": str(packed / "cache")}
+        if options.profile:
+            self.environment["ENGINE_CARD_PROFILE"] = options.profile
 
     def run(self, command, limit_s, environment=None):
         """Exit code (None: out of time) and all output."""
@@ -349,7 +358,7 @@ def serve(card):
 
 
 def run(options):
-    parts = options.only.split(",") if options.only else list(PARTS)
+    parts = options.only.split(",") if options.only else list(PARTS_OF_PROFILE if options.profile else PARTS)
     for part in parts:
         if part not in PARTS:
             raise SystemExit(f"--only {part}: known are {', '.join(PARTS)}")
@@ -358,6 +367,9 @@ def run(options):
         raise SystemExit(f"{packed} holds no packed engine")
     out.mkdir(parents=True, exist_ok=True)
     card = Card(packed, out, options)
+    if options.profile:
+        (out / "profile.txt").write_text(f"{options.profile}: a profile of another device on this card\n")
+        card.row("card profile (of another device)", options.profile)
     for part in parts:
         started = time.monotonic()
         {"check": check, "sanitizer": sanitizer, "timeline": timeline, "bench": bench, "serve": serve}[part](card)
@@ -383,6 +395,7 @@ def main():
     running.add_argument("packed")
     running.add_argument("--out", required=True, help="folder for the results")
     running.add_argument("--only", help=f"parts, of {','.join(PARTS)}")
+    running.add_argument("--profile", help="treat the card as another chip: sm_120, or sm_120:170")
     running.add_argument("--experiments", help="of the part serve, only the rounds with one of these")
     running.add_argument("--replicates", type=int, default=1, help="server starts an experiment; default: 1")
     running.add_argument("--sanitizer-limit-s", type=float, default=120, help="a test program; default: 120")

@@ -67,6 +67,7 @@ fn folder(dir: &std::path::Path, family: Family, format: FolderFormat) -> Box<dy
 fn options() -> CudaOptions {
     CudaOptions {
         ordinal: 0,
+        card_profile: None,
         memory_limit_bytes: None,
         mem_fraction_static: 0.5,
         max_total_tokens: Some(8192),

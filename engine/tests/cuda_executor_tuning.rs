@@ -40,6 +40,7 @@ fn load(
 ) -> CudaExecutor {
     let options = CudaOptions {
         ordinal: 0,
+        card_profile: None,
         memory_limit_bytes: None,
         mem_fraction_static: 0.5,
         max_total_tokens: Some(8192),

@@ -233,6 +233,7 @@ fn fp8_kv_stays_close_to_llama_cpp() {
 fn the_card_agrees_with_llama_cpp() {
     let options = CudaOptions {
         ordinal: 0,
+        card_profile: None,
         memory_limit_bytes: None,
         mem_fraction_static: 0.5,
         max_total_tokens: Some(1024),

@@ -5,8 +5,10 @@
 mod gpu;
 
 use kernels::cuda::{
-    Buffer, CudaError, DevicePtr, Event, Graph, HostBuffer, LaunchConfig, RowsCopy,
+    Buffer, CardProfile, CudaError, Device, DevicePtr, Element, Event, Graph, HostBuffer,
+    LaunchConfig, RowsCopy, Stream,
 };
+use kernels::stream_linear::{ManyRows, StreamLinearKernels};
 
 #[cfg_attr(
     not(engine_test_cuda),
@@ -231,4 +233,31 @@ fn kernels_and_captures_refuse_what_they_cannot_do() {
     // The stream works again after the failed capture.
     buffer.upload(stream, &[1.0; 4]).expect("upload");
     assert_eq!(buffer.download(stream).expect("download"), [1.0; 4]);
+}
+
+#[test]
+#[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
+fn a_card_profile_has_the_other_chips_limits_kernels_and_no_wgmma() {
+    let profile: CardProfile = "sm_120:60".parse().unwrap();
+    let device = Device::open_as(0, Some(profile)).unwrap();
+    let properties = device.properties();
+    assert_eq!(properties.architecture(), "sm_120");
+    assert_eq!(properties.shared_bytes_per_block, 101_376);
+    assert_eq!(properties.n_multiprocessors, 60);
+    assert!(properties.name.ends_with("(card profile sm_120:60)"));
+    let stream = Stream::new(&device).unwrap();
+    let best = ManyRows::best(&device, true);
+    assert_eq!(best, ManyRows::Batch);
+    for element in Element::ALL {
+        // Fails where the source's warps are not those that the planner counts with.
+        let kernels = StreamLinearKernels::load(&stream, element, best).unwrap();
+        assert_eq!(kernels.limits().compute_major, 12);
+        assert!(kernels.limits().max_clusters[1] <= 30);
+    }
+    let wgmma = ManyRows::Wgmma { is_alone: true };
+    let refused = StreamLinearKernels::load(&stream, Element::F16, wgmma).unwrap_err();
+    assert!(
+        refused.to_string().contains("runs on sm_90 alone"),
+        "{refused}"
+    );
 }

@@ -158,6 +158,11 @@ fn note_unused_on_cpu(typed: &EngineArgs, note: &mut impl FnMut(bool, &str, &str
         "two halves of a batch would share the same cores, and read the weights twice",
     );
     note(
+        typed.card_profile.is_some(),
+        "--card-profile",
+        "the CPU executor runs on no card",
+    );
+    note(
         typed.disable_overlap_schedule,
         "--disable-overlap-schedule",
         "the CPU executor computes on the host, so its steps never overlap with the host's work",

@@ -13,6 +13,7 @@ use super::typed::{
     ToolCallParserName,
 };
 use crate::engine_loop::TimeLimits;
+use crate::executor::cuda::CardProfile;
 use crate::kv::PAGE_TOKENS;
 
 /// `--mem-fraction-static` of one model, and what several without a fraction of their own share.
@@ -83,6 +84,8 @@ pub struct EngineConfig {
     pub hierarchical_cache: Option<HierarchicalCache>,
     pub kv_cache_dtype: KvCacheDtype,
     pub two_batch_overlap: bool,
+    /// The chip that the card is treated as.
+    pub card_profile: Option<CardProfile>,
     /// A decode step may begin while the host is busy with the one before.
     pub overlap_schedule: bool,
     pub allow_auto_truncate: bool,
@@ -218,6 +221,7 @@ impl EngineArgs {
             hierarchical_cache: self.resolve_hierarchical_cache()?,
             kv_cache_dtype: self.kv_cache_dtype.unwrap_or(KvCacheDtype::Auto),
             two_batch_overlap: self.enable_two_batch_overlap,
+            card_profile: self.card_profile,
             overlap_schedule: !self.disable_overlap_schedule,
             allow_auto_truncate: self.allow_auto_truncate,
             tool_call_parser: self.tool_call_parser,

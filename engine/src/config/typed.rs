@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use super::size::parse_bytes;
+use crate::executor::cuda::CardProfile;
 
 /// A `usize` of at least 1 and at most `max`; clap's message names flag, value and range.
 fn count(max: u64) -> RangedU64ValueParser<usize> {
@@ -219,6 +220,10 @@ pub struct EngineArgs {
     /// Split a decode batch into two halves that run on two streams
     #[arg(long)]
     pub enable_two_batch_overlap: bool,
+
+    /// Treat the card as another chip: its limits, kernels and launch shapes, not its times
+    #[arg(long, value_name = "sm_120[:MULTIPROCESSORS]")]
+    pub card_profile: Option<CardProfile>,
 
     /// Begin no decode step before the host is done with the one before
     #[arg(long)]

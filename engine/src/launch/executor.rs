@@ -58,6 +58,7 @@ pub(super) fn load_cuda(
     let element = element(config.dtype, checkpoint)?;
     let options = CudaOptions {
         ordinal: 0,
+        card_profile: config.card_profile,
         memory_limit_bytes: config.device_memory_limit_bytes,
         mem_fraction_static: config.mem_fraction_static,
         max_total_tokens: config.max_total_tokens,

@@ -115,6 +115,30 @@ fn the_sampler_follows_its_flag_and_else_whether_flashinfer_is_there() {
 }
 
 #[test]
+fn card_profiles_are_refused_by_name() {
+    let engine = resolve("--card-profile sm_120:170").expect("known").engine;
+    let profile = engine.card_profile.map(|profile| profile.to_string());
+    assert_eq!(profile.as_deref(), Some("sm_120:170"));
+    assert_eq!(
+        resolve("").expect("nothing is fine").engine.card_profile,
+        None
+    );
+    let typed = parse("--card-profile sm_120").expect("known");
+    assert_eq!(typed.typed_flags()["--card-profile"], "sm_120");
+    let on_cpu = inactive_flags(&typed.engine, Device::Cpu);
+    assert_eq!(on_cpu.len(), 1);
+    assert_eq!(on_cpu[0].0, "--card-profile");
+    assert!(inactive_flags(&typed.engine, Device::Cuda).is_empty());
+    for wrong in ["sm_90", "rtx-5090", "sm_120:0", "sm_120:many"] {
+        let text = parse(&format!("--card-profile {wrong}")).expect_err("refused");
+        assert!(
+            text.contains(&format!("`{wrong}`")) && text.contains("sm_120:N"),
+            "{text}"
+        );
+    }
+}
+
+#[test]
 fn what_was_typed_is_recorded_and_nothing_else() {
     let args = parse(
         "--port 0 --api-key s3cret --cuda-graph-bs 1 2 4 --chunked-prefill-size -1 \

@@ -13,6 +13,12 @@ using cuda::std::uint8_t;
 
 #define DEVICE __device__ __forceinline__
 
+// Where a source chooses by chip: this is code for sm_120, or sm_120's choices for another chip, which a
+// card profile runs there (`Profiles: sm_120.` in the source's header has them compiled).
+#if defined(PROFILE_SM_120) || (defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000)
+#define FOR_SM_120
+#endif
+
 DEVICE uint32_t shared_address(const void* p) {
     return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }

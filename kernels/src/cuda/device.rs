@@ -8,7 +8,7 @@ use cudarc::driver::sys;
 
 use super::embedded::embedded_kernels;
 use super::error::check;
-use super::{CudaError, Element, Kernel};
+use super::{CardProfile, CudaError, Element, Kernel};
 
 /// sm_120 exists from here on, and every call of this layer.
 const MIN_DRIVER_VERSION: i32 = 12_080;
@@ -29,6 +29,8 @@ pub struct DeviceProperties {
     pub reserved_shared_bytes_per_block: usize,
     /// The newest CUDA version that the driver runs, as 1000 * major + 10 * minor.
     pub driver_version: u32,
+    /// Set where these are the limits of another chip.
+    pub profile: Option<CardProfile>,
 }
 
 impl DeviceProperties {
@@ -51,7 +53,10 @@ pub struct Device {
 pub(super) struct DeviceInner {
     device: sys::CUdevice,
     context: sys::CUcontext,
+    /// As callers see it: through a card profile, if there is one.
     properties: DeviceProperties,
+    /// As it is.
+    own_properties: DeviceProperties,
     /// Loaded when first asked for, by source name.
     modules: Mutex<HashMap<&'static str, Module>>,
 }
@@ -87,9 +92,14 @@ impl Device {
         }
     }
 
-    /// Opens GPU `ordinal`. An error on a machine without driver or GPU, and in a binary that
-    /// holds no kernels for it.
+    /// Opens GPU `ordinal`, as the chip that `ENGINE_CARD_PROFILE` names where that is set. An
+    /// error on a machine without driver or GPU, and in a binary that holds no kernels for it.
     pub fn open(ordinal: usize) -> Result<Self, CudaError> {
+        Self::open_as(ordinal, CardProfile::from_environment()?)
+    }
+
+    /// Opens GPU `ordinal`, as another chip if asked.
+    pub fn open_as(ordinal: usize, profile: Option<CardProfile>) -> Result<Self, CudaError> {
         // SAFETY: only tries to open the library.
         if !unsafe { sys::is_culib_present() } {
             return Err(CudaError::NoDriver);
@@ -116,8 +126,12 @@ impl Device {
         check("cuDeviceGet", unsafe {
             sys::cuDeviceGet(&raw mut device, ordinal as i32)
         })?;
-        let properties = properties_of(device, driver_version)?;
-        check_architecture(&properties.architecture())?;
+        let own_properties = properties_of(device, driver_version)?;
+        check_architecture(&own_properties.architecture())?;
+        let properties = match profile {
+            Some(profile) => profile.apply(&own_properties)?,
+            None => own_properties.clone(),
+        };
         let mut context = std::ptr::null_mut();
         // SAFETY: the device was returned by the driver; released when the last clone goes.
         let retained = unsafe { sys::cuDevicePrimaryCtxRetain(&raw mut context, device) };
@@ -126,6 +140,7 @@ impl Device {
             device,
             context,
             properties,
+            own_properties,
             modules: Mutex::default(),
         };
         inner.bind()?;
@@ -214,16 +229,22 @@ impl Device {
             return Ok(Some(*module));
         }
         let embedded = embedded_kernels();
-        let Some((key, _)) = embedded
+        let Some((key, of_device)) = embedded
             .fatbins
             .iter()
             .find(|(name, _)| *name == source_name)
         else {
             return Ok(None);
         };
-        let Some(image) = embedded.fatbin(source_name) else {
-            return Ok(None);
-        };
+        let own = self.inner.own_properties.compute_capability;
+        let as_other = self
+            .inner
+            .properties
+            .profile
+            .and_then(|profile| profile.fatbin_name(source_name, own));
+        let image = as_other
+            .and_then(|name| embedded.fatbin(&name))
+            .unwrap_or(of_device);
         let mut module = std::ptr::null_mut();
         // SAFETY: a complete fatbin as nvcc wrote it, which carries its own length.
         let result = unsafe { sys::cuModuleLoadData(&raw mut module, image.as_ptr().cast()) };
@@ -234,6 +255,20 @@ impl Device {
 }
 
 impl DeviceInner {
+    /// What of `n` of the device's multiprocessors a card profile makes of it.
+    pub(super) fn scaled_to_profile(&self, n: usize) -> usize {
+        let (seen, own) = (&self.properties, &self.own_properties);
+        n * seen.n_multiprocessors / own.n_multiprocessors.max(1)
+    }
+
+    /// The share of this device's shared memory, in per cent, that is as much as `percent` of what a
+    /// card profile has: the driver goes up to the next size that there is.
+    pub(super) fn carveout(&self, percent: u32) -> u32 {
+        let (seen, own) = (&self.properties, &self.own_properties);
+        let bytes = percent as usize * seen.shared_bytes_per_multiprocessor;
+        (bytes / own.shared_bytes_per_multiprocessor.max(1)) as u32
+    }
+
     /// Makes the context the calling thread's; every call of the driver below relies on it.
     pub(super) fn bind(&self) -> Result<(), CudaError> {
         // SAFETY: the context is retained as long as `self` lives.
@@ -339,6 +374,7 @@ fn properties_of(
             Attribute::CU_DEVICE_ATTRIBUTE_RESERVED_SHARED_MEMORY_PER_BLOCK,
         )?,
         driver_version: driver_version as u32,
+        profile: None,
     })
 }
 

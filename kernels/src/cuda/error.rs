@@ -4,6 +4,7 @@ use std::ffi::CStr;
 
 use cudarc::driver::sys;
 
+use super::ProfileError;
 use crate::KernelError;
 
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +72,15 @@ pub enum CudaError {
         found: usize,
         limit: usize,
     },
+    #[error("card profile {profile} needs {needed} {what}, the device has {found}")]
+    Profile {
+        profile: String,
+        what: &'static str,
+        needed: usize,
+        found: usize,
+    },
+    #[error(transparent)]
+    UnknownProfile(#[from] ProfileError),
     #[error("{0} cannot be part of a captured graph")]
     Captured(&'static str),
     #[error("the work of another device was given to this one")]

@@ -146,7 +146,7 @@ impl Kernel {
         )?;
         self.set_attribute(
             sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT,
-            percent as i32,
+            self.device.inner.carveout(percent) as i32,
         )
     }
 
@@ -165,7 +165,8 @@ impl Kernel {
         check("cuOccupancyMaxActiveClusters", unsafe {
             sys::cuOccupancyMaxActiveClusters(&raw mut n_clusters, self.function, &raw const raw)
         })?;
-        Ok(n_clusters.max(0) as usize)
+        let n_clusters = n_clusters.max(0) as usize;
+        Ok(self.device.inner.scaled_to_profile(n_clusters))
     }
 
     /// The largest cluster of 1, 2, 4 or 8 blocks, at most `config.cluster`, of which the device holds

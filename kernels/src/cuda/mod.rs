@@ -19,6 +19,7 @@ mod host_buffer;
 mod host_counter;
 mod kernel;
 mod paged_kv;
+mod profile;
 pub(crate) mod shape;
 mod stream;
 #[cfg(test)]
@@ -36,4 +37,5 @@ pub use host_counter::HostCounter;
 pub use kernel::{Dim3, Kernel, LaunchConfig};
 pub(crate) use paged_kv::PagedKvParams;
 pub use paged_kv::{HeadShape, KvFormat, PAGE_TOKENS, PagedKv};
+pub use profile::{CardProfile, PROFILE_VARIABLE, ProfileError};
 pub use stream::{Event, Stream};

@@ -156,7 +156,9 @@ impl StreamLinearKernels {
             let mut config = LaunchConfig::new(n_ranks, n_threads);
             config.cluster = n_ranks;
             config.shared_bytes = properties.shared_bytes_per_block;
-            max_clusters[i + 1] = variants[0].max_active_clusters(stream, &config)?;
+            let n_clusters = variants[0].max_active_clusters(stream, &config)?;
+            // One block a multiprocessor, even where two would fit.
+            max_clusters[i + 1] = n_clusters.min(properties.n_multiprocessors / n_ranks as usize);
         }
         let limits = DeviceLimits {
             compute_major,

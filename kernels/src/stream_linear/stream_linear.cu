@@ -17,7 +17,7 @@
 //
 // Bytes: W once (2128 B of AWQ per 16 x 256), x and y are noise. FLOPs: 2 m n k.
 // Grid: S * G blocks of WARPS * 32 threads, cluster S. Shared memory: sized by the host.
-// Architectures: sm_90, sm_120. Elements: f16, bf16.
+// Architectures: sm_90, sm_120. Elements: f16, bf16. Profiles: sm_120.
 // Or-ing an integer into the mantissa of a power of two instead of
 // converting it is the idea of FasterTransformer's and Marlin's kernels.
 #include "../rms_norm/deferred.cuh"
@@ -26,7 +26,7 @@
 // Warps of a block, one block an SM; `Rows::n_warps` on the host has the same numbers. More warps
 // hide the unpacking and keep more copies in flight; more rows need more registers a thread, hence
 // fewer warps. sm_120 has a third of the bytes a clock to move per SM and 99 KiB of shared memory.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+#ifdef FOR_SM_120
 template <int ROWS>
 constexpr int WARPS_OF = ROWS <= 32 ? 8 : 4;
 #else

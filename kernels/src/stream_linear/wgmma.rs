@@ -2,7 +2,8 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Arrangement, CHUNK_BYTES, Epilogue, Format, ManyRowsLaunch};
+use super::{Arrangement, CHUNK_BYTES, Epilogue, Format, ManyRowsLaunch, OP};
+use crate::KernelError;
 use crate::cuda::{Buffer, CudaError, Device, DevicePtr, Element, Kernel, LaunchConfig, Stream};
 
 const SOURCE: &str = "stream_linear/wgmma";
@@ -163,6 +164,11 @@ impl WgmmaKernels {
     pub fn load(stream: &Stream, element: Element, is_alone: bool) -> Result<Self, CudaError> {
         let device: &Device = stream.device();
         let properties = device.properties();
+        if properties.compute_capability != (9, 0) {
+            let architecture = properties.architecture();
+            let message = format!("wgmma.cu runs on sm_90 alone, the device is {architecture}");
+            return Err(KernelError::Value { op: OP, message }.into());
+        }
         let shared_room = properties.shared_bytes_per_block;
         let mut variants = Vec::with_capacity(64);
         for format in Format::ALL {

@@ -30,7 +30,8 @@ const CACHE_VERSION: &str = "1";
 #[derive(Debug)]
 pub struct Compiled {
     /// Path of the source below `kernels/src` without its ending, `stream_linear/repack`; with
-    /// `_bf16` behind it where a source is compiled for bf16 as well.
+    /// `_bf16` behind it where a source is compiled for bf16 as well, and `_as_sm_120` of what a card
+    /// profile runs.
     pub source_name: String,
     pub fatbin_bytes: u64,
     pub kernels: Vec<KernelUsage>,
@@ -49,15 +50,19 @@ struct Unit<'a> {
     source: &'a Path,
     /// `None` where the source says none.
     element: Option<Element>,
+    /// With the choices of sm_120, for other chips.
+    is_profile: bool,
     architectures: Vec<&'a str>,
 }
 
 impl Unit<'_> {
-    /// What tells this fatbin from those of the source's other elements.
+    /// What tells this fatbin from the source's others.
     fn name_suffix(&self) -> &'static str {
-        match self.element {
-            None | Some(Element::F16) => "",
-            Some(Element::Bf16) => "_bf16",
+        match (self.element, self.is_profile) {
+            (None | Some(Element::F16), false) => "",
+            (Some(Element::Bf16), false) => "_bf16",
+            (None | Some(Element::F16), true) => "_as_sm_120",
+            (Some(Element::Bf16), true) => "_bf16_as_sm_120",
         }
     }
 
@@ -65,6 +70,9 @@ impl Unit<'_> {
         let mut flags: Vec<String> = FLAGS.map(String::from).into();
         if self.element == Some(Element::Bf16) {
             flags.push("-DELEMENT_BF16".to_string());
+        }
+        if self.is_profile {
+            flags.push("-DPROFILE_SM_120".to_string());
         }
         flags.extend(gencodes(&self.architectures));
         flags
@@ -188,18 +196,37 @@ const ONLY_SM_90A: &str = "// Architectures: sm_90a.";
 /// What follows in the header of a source that is compiled once for each element.
 const ELEMENTS: &str = "Elements: ";
 
+/// In the header of a source whose choices differ on sm_120: it is compiled with them for other
+/// chips, too, where `--card-profile` runs them.
+const PROFILES: &str = "Profiles: sm_120.";
+
 /// The fatbins that a source makes for the architectures asked.
 fn units_of<'a>(source: &'a Path, text: &str, asked: &[&'a str]) -> Result<Vec<Unit<'a>>> {
     let architectures = architectures_of(text, asked);
     if architectures.is_empty() {
         return Ok(Vec::new());
     }
-    let unit = |element| Unit {
-        source,
-        element,
-        architectures: architectures.clone(),
+    let mut header = text.lines().take_while(|line| line.starts_with("//"));
+    let others: Vec<&str> = if header.any(|line| line.contains(PROFILES)) {
+        let others = architectures.iter().filter(|name| **name != "sm_120");
+        others.copied().collect()
+    } else {
+        Vec::new()
     };
-    Ok(elements_of(text)?.into_iter().map(unit).collect())
+    let mut units = Vec::new();
+    for element in elements_of(text)? {
+        for (is_profile, architectures) in [(false, &architectures), (true, &others)] {
+            if !architectures.is_empty() {
+                units.push(Unit {
+                    source,
+                    element,
+                    is_profile,
+                    architectures: architectures.clone(),
+                });
+            }
+        }
+    }
+    Ok(units)
 }
 
 /// What a source is compiled for, out of what was asked: `sm_90a` for one with Hopper's own
@@ -386,6 +413,21 @@ mod tests {
         let text = "// Architectures: sm_90a. Elements: f16, bf16.\n";
         let elsewhere = units_of(Path::new("a.cu"), text, &["sm_120"]).expect("known");
         assert!(elsewhere.is_empty());
+    }
+
+    #[test]
+    fn choices_of_sm_120_are_compiled_for_other_chips_too_where_a_source_has_some() {
+        let text =
+            "// y = W x\n// Architectures: sm_90, sm_120. Elements: f16, bf16. Profiles: sm_120.\n";
+        let units = |asked| units_of(Path::new("a.cu"), text, asked).expect("known");
+        let both = units(&["sm_90", "sm_120"]);
+        let names: Vec<_> = both.iter().map(Unit::name_suffix).collect();
+        assert_eq!(names, ["", "_as_sm_120", "_bf16", "_bf16_as_sm_120"]);
+        let define = "-DPROFILE_SM_120".to_string();
+        assert!(!both[0].flags().contains(&define) && both[1].flags().contains(&define));
+        assert_eq!(both[0].architectures, ["sm_90", "sm_120"]);
+        assert_eq!(both[3].architectures, ["sm_90"]);
+        assert_eq!(units(&["sm_120"]).len(), 2, "only the chip's own");
     }
 
     #[test]

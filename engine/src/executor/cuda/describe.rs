@@ -71,6 +71,13 @@ pub(super) fn describe(
         ("cuda_graph_bs".to_owned(), graphs.describe()),
         ("architecture".to_owned(), properties.architecture()),
     ]);
+    if let Some(profile) = properties.profile {
+        let what = format!(
+            "{profile}: kernels, limits and launch shapes of another device; its times are not \
+             predicted"
+        );
+        kernels.push(("card_profile".to_owned(), what));
+    }
     ExecutorInfo {
         name: DEVICE.to_owned(),
         device: properties.name.clone(),

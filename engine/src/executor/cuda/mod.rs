@@ -30,8 +30,8 @@ mod weights;
 
 use std::sync::Arc;
 
-pub use kernels::cuda::Element;
 use kernels::cuda::{Buffer, CudaError, Device, Event, Stream};
+pub use kernels::cuda::{CardProfile, Element};
 pub use kernels::qkv_prepare::cuda::KvFormat;
 
 pub use self::forward::AttentionBackend;
@@ -97,6 +97,8 @@ pub enum Sampler {
 pub struct CudaOptions {
     /// Which card.
     pub ordinal: usize,
+    /// The chip that the card is treated as; `None`: what `ENGINE_CARD_PROFILE` says, or its own.
+    pub card_profile: Option<CardProfile>,
     /// Treat the card as having this much memory.
     pub memory_limit_bytes: Option<u64>,
     /// (weights + KV pool) / memory

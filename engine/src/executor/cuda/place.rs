@@ -25,7 +25,10 @@ pub(super) struct Place {
 
 impl Place {
     pub fn open(options: &CudaOptions) -> Result<Self, CudaError> {
-        let device = Device::open(options.ordinal)?;
+        let device = match options.card_profile {
+            None => Device::open(options.ordinal)?,
+            profile => Device::open_as(options.ordinal, profile)?,
+        };
         let stream = Stream::new(&device)?;
         let (free_bytes, total_bytes) = device.memory_bytes()?;
         // The executor's own launches follow each other (`turn`); other processes' do not.

@@ -54,3 +54,23 @@ fn card_flags_change_kernels_memory_and_graphs() {
     let fraction = "--device-memory-limit 4GiB --mem-fraction-static 0.5";
     assert!(pool_tokens(fraction) < limited);
 }
+
+#[test]
+#[ignore = "needs a GPU: run with --ignored on a machine with one"]
+fn card_profile_runs_the_kernels_of_another_chip_and_says_so() {
+    let format = FolderFormat::Awq { group_size: 128 };
+    let model = Model::of(&wide_config(Family::Qwen3), format);
+    let info = model.executor_info("--device cuda --card-profile sm_120:60");
+    assert!(
+        info.device.ends_with("(card profile sm_120:60)"),
+        "{}",
+        info.device
+    );
+    assert_eq!(kernel(&info, "architecture"), "sm_120");
+    let described = kernel(&info, "card_profile");
+    assert!(described.starts_with("sm_120:60:"), "{described}");
+    assert!(described.contains("another device"), "{described}");
+    for (role, name) in &info.kernels {
+        assert!(!name.contains("wgmma"), "{role}: {name}");
+    }
+}
