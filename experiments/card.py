@@ -19,6 +19,9 @@ Parts, in this order:
     serve      06-twenty-users, then 01 to 04 held to an RTX 5090's memory, then 14-multi-model-card,
                recorded as runs
 
+With ENGINE_KERNELS_JITTER=1 `pack` takes kernels that sleep at random (kernels/KERNELS.md); run
+their part check alone, and record no times.
+
 With `--profile` the card is treated as another chip (ENGINE_CARD_PROFILE): its limits, kernels and
 launch shapes. What is right there is right under it; times are this card's, beside its own runs.
 Parts are then check, sanitizer and bench unless --only names others, and the profile stands in
@@ -119,6 +122,8 @@ def cargo_executables(arguments, environment):
 def kernel_folder(target, arch):
     """Where `cargo xtask build --arch` has put the compiled kernels."""
     ordered = "+".join(sorted(arch.split(","), key=lambda name: int(name.removeprefix("sm_"))))
+    if os.environ.get("ENGINE_KERNELS_JITTER") == "1":
+        ordered += "+jitter"
     folder = target / "kernels" / ordered
     if not (folder / "index.txt").is_file():
         raise SystemExit(f"{folder} has no compiled kernels")

@@ -12,6 +12,7 @@ mod nvcc;
 mod occupancy;
 mod resource_usage;
 
+use std::env;
 use std::fs;
 use std::path::PathBuf;
 
@@ -23,6 +24,9 @@ use crate::cargo;
 pub const ARCHITECTURES: [&str; 2] = ["sm_90", "sm_120"];
 /// `--arch none` goes back to a build without kernels.
 const NONE: &str = "none";
+/// Set to 1: kernels that sleep at random wherever threads, copies or launches meet
+/// (`cuda/device.cuh`), for tests that compare results bit by bit. Kept in a folder of their own.
+const JITTER_VARIABLE: &str = "ENGINE_KERNELS_JITTER";
 
 /// Compiles every kernel for the architectures, prints the audit and fails where it fails.
 /// Returns the folder for `ENGINE_KERNELS_DIR`.
@@ -31,10 +35,17 @@ pub fn compile(architectures: &[String]) -> Result<PathBuf> {
     let root = cargo::root()?;
     let toolchain = nvcc::find(&root, &architectures)?;
     eprintln!("kernels: {}", toolchain.describe());
-    let folder = cargo::target_dir()?
-        .join("kernels")
-        .join(architectures.join("+"));
-    let compiled = compiler::compile(&root, &toolchain, &architectures, &folder)?;
+    let with_jitter = env::var_os(JITTER_VARIABLE).is_some_and(|value| value == "1");
+    let mut name = architectures.join("+");
+    if with_jitter {
+        name.push_str("+jitter");
+    }
+    let folder = cargo::target_dir()?.join("kernels").join(name);
+    let compiled = compiler::compile(&root, &toolchain, &architectures, with_jitter, &folder)?;
+    if with_jitter {
+        eprintln!("kernels: with jitter, for tests alone; not audited");
+        return Ok(folder);
+    }
     audit::run(
         &root.join("kernels").join("audit.toml"),
         &compiled,

@@ -23,21 +23,44 @@ DEVICE uint32_t shared_address(const void* p) {
     return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
 
+// ---- jitter ------------------------------------------------------------------------------
+
+// In a build with JITTER warps sleep up to 2 us at random wherever threads, copies or launches meet. What
+// comes in the right order by luck alone then comes in others, and results that depend on it change.
+DEVICE void jitter() {
+#ifdef JITTER
+    uint32_t x;
+    asm volatile("mov.u32 %0, %%clock;" : "=r"(x));
+    x = (x ^ (threadIdx.x / 32 + 1) * 0x9e3779b9u ^ (blockIdx.x + 1) * 0x85ebca6bu) * 0xc2b2ae35u;
+    x ^= x >> 15;
+    // No branch: a warp that must arrive together stays together.
+    __nanosleep(x % 8 == 0 ? x >> 21 : 0);
+#endif
+}
+
 // ---- programmatic dependent launch -------------------------------------------------------
 
 // Lets the next kernel of the stream start its blocks while this one still runs.
-DEVICE void launch_dependents() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+DEVICE void launch_dependents() {
+    jitter();
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
 // Waits until the kernels before this one have finished and their writes are visible.
-DEVICE void wait_for_previous() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+DEVICE void wait_for_previous() {
+    jitter();
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+}
 
 // ---- device memory that blocks share -----------------------------------------------------
 
 // By one thread, behind a barrier of its block: what the block has written before is released with it.
 DEVICE void add_release(int32_t* at, int32_t v) {
+    jitter();
     asm volatile("red.release.gpu.global.add.s32 [%0], %1;" ::"l"(at), "r"(v) : "memory");
 }
 DEVICE int32_t add_acquire_release(int32_t* at, int32_t v) {
     int32_t before;
+    jitter();
     asm volatile("atom.acq_rel.gpu.global.add.s32 %0, [%1], %2;" : "=r"(before) : "l"(at), "r"(v) : "memory");
     return before;
 }
@@ -52,6 +75,7 @@ DEVICE int32_t load_acquire(const int32_t* at) {
 // clearly, but ptxas makes wgmma wait for itself in a kernel that has one.)
 DEVICE void wait_for_blocks(const int32_t* at, int32_t value) {
     constexpr uint32_t EAGER_POLLS = 2048, MOST_POLLS = 1u << 24;
+    jitter();
     for (uint32_t polls = 0; load_acquire(at) < value; polls++) {
         if (polls >= EAGER_POLLS) __nanosleep(200);
         if (polls == MOST_POLLS) asm volatile("st.global.u32 [%0], %1;" ::"l"(0ull), "r"(polls) : "memory");
@@ -67,6 +91,7 @@ DEVICE void barrier_init_fence() {
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 DEVICE void barrier_arrive(uint32_t bar) {
+    jitter();
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
 }
 DEVICE void barrier_expect(uint32_t bar, uint32_t bytes) {
@@ -75,6 +100,7 @@ DEVICE void barrier_expect(uint32_t bar, uint32_t bytes) {
 }
 DEVICE void barrier_wait(uint32_t bar, uint32_t parity) {
     uint32_t done = 0;
+    jitter();
     while (!done) {
         asm volatile(
             "{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
@@ -89,12 +115,14 @@ DEVICE uint64_t evict_first_policy() {
 }
 // bytes: a multiple of 16; both addresses aligned to 16.
 DEVICE void bulk_copy(uint32_t dst, const void* src, uint32_t bytes, uint32_t bar, uint64_t policy) {
+    jitter();
     asm volatile(
         "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
         "[%0], [%1], %2, [%3], %4;" ::"r"(dst), "l"(src), "r"(bytes), "r"(bar), "l"(policy)
         : "memory");
 }
 DEVICE void bulk_copy(uint32_t dst, const void* src, uint32_t bytes, uint32_t bar) {
+    jitter();
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(dst),
                  "l"(src), "r"(bytes), "r"(bar)
                  : "memory");
@@ -117,9 +145,13 @@ DEVICE uint32_t cluster_size() {
     asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(n));
     return n;
 }
-DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+DEVICE void cluster_arrive() {
+    jitter();
+    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
 DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 DEVICE void cluster_sync() {
+    jitter();
     asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 // Where another block of the cluster has what this one has at `address` of its shared memory.

@@ -279,4 +279,25 @@ mod tests {
             Some(3)
         );
     }
+
+    /// What the tests of serving schedules run has tiles of work for whole waves of an H200's
+    /// multiprocessors and a rest, which is cut.
+    #[test]
+    fn serving_shapes_have_whole_and_cut_tiles() {
+        let tiles_of_work = |n_tiles: usize, is_silu, m: usize| {
+            let rows = tile_rows(m);
+            let variant = ROWS.iter().position(|r| *r == rows).expect("one of them");
+            let block = Block::of(variant, is_silu);
+            n_tiles.div_ceil(block.n_tiles()) * m.div_ceil(rows)
+        };
+        // gate and up of 25,600 columns each; o of 5,120.
+        for m in [20, 64, 128, 1024] {
+            let n = tiles_of_work(2 * 25_600 / 16, true, m);
+            assert!(n > 132 && !n.is_multiple_of(132), "{m} rows: {n}");
+        }
+        let n = tiles_of_work(5120 / 16, false, 1024);
+        assert!(n > 132 && !n.is_multiple_of(132), "{n}");
+        // Fewer rows of o have no whole wave: all tiles are cut.
+        assert!(tiles_of_work(5120 / 16, false, 64) < 132);
+    }
 }

@@ -52,6 +52,7 @@ struct Unit<'a> {
     element: Option<Element>,
     /// With the choices of sm_120, for other chips.
     is_profile: bool,
+    with_jitter: bool,
     architectures: Vec<&'a str>,
 }
 
@@ -74,6 +75,9 @@ impl Unit<'_> {
         if self.is_profile {
             flags.push("-DPROFILE_SM_120".to_string());
         }
+        if self.with_jitter {
+            flags.push("-DJITTER".to_string());
+        }
         flags.extend(gencodes(&self.architectures));
         flags
     }
@@ -84,6 +88,7 @@ pub fn compile(
     root: &Path,
     toolchain: &Toolchain,
     architectures: &[&str],
+    with_jitter: bool,
     folder: &Path,
 ) -> Result<Vec<Compiled>> {
     let src = root.join("kernels").join("src");
@@ -95,7 +100,11 @@ pub fn compile(
     for source in &sources {
         let name = || source.display().to_string();
         let text = fs::read_to_string(source).with_context(name)?;
-        units.extend(units_of(source, &text, architectures).with_context(name)?);
+        let units_here = units_of(source, &text, architectures).with_context(name)?;
+        units.extend(units_here.into_iter().map(|unit| Unit {
+            with_jitter,
+            ..unit
+        }));
     }
     let next = AtomicUsize::new(0);
     let results: Mutex<Vec<Result<Compiled>>> = Mutex::default();
@@ -154,6 +163,13 @@ fn compile_one(
             .read()
             .context("cuobjdump -elf")?;
         let kernels = resource_usage::parse(&log, &elf)?;
+        let serialised = resource_usage::serialised(&log);
+        if !serialised.is_empty() && !unit.with_jitter {
+            bail!(
+                "ptxas makes wgmma wait for itself (C7512) in {}: too few registers, or a `trap`",
+                serialised.join(", ")
+            );
+        }
         fs::write(&usage_file, resource_usage::to_lines(&kernels))?;
         fs::write(&key_file, key)?;
         kernels
@@ -221,6 +237,7 @@ fn units_of<'a>(source: &'a Path, text: &str, asked: &[&'a str]) -> Result<Vec<U
                     source,
                     element,
                     is_profile,
+                    with_jitter: false,
                     architectures: architectures.clone(),
                 });
             }

@@ -96,6 +96,14 @@ fn before(line: &str, label: &str) -> Result<usize> {
         .with_context(|| format!("no number before `{label}` in `{line}`"))
 }
 
+/// Kernels whose `wgmma` products ptxas has made wait for each other, for lack of registers.
+pub fn serialised(log: &str) -> Vec<&str> {
+    log.lines()
+        .filter(|line| line.contains("(C7512)"))
+        .filter_map(|line| line.rsplit_once("function '")?.1.split('\'').next())
+        .collect()
+}
+
 /// (architecture, kernel) → threads.
 fn launch_bounds(elf: &str) -> BTreeMap<(String, String), usize> {
     let mut bounds = BTreeMap::new();
@@ -233,6 +241,14 @@ code version = [1,8]
             from_lines(&to_lines(&kernels)).expect("own lines"),
             expected
         );
+    }
+
+    #[test]
+    fn serialised_products_are_found_by_kernel() {
+        let log = "ptxas info    : (C7512) Potential Performance Loss: wgmma.mma_async instructions \
+                   are serialized due to insufficient register resources for the function 'wgmma_a'\n\
+                   ptxas info    : Compiling entry function 'wgmma_b' for 'sm_90a'\n";
+        assert_eq!(serialised(log), ["wgmma_a"]);
     }
 
     #[test]
