@@ -71,6 +71,11 @@ pub(super) fn describe(
         ("cuda_graph_bs".to_owned(), graphs.describe()),
         ("architecture".to_owned(), properties.architecture()),
     ]);
+    if device.is_shared() {
+        let what = "other processes' kernels may run beside these; blocks that wait for each other are \
+                    launched together";
+        kernels.push(("multi_process_service".to_owned(), what.to_owned()));
+    }
     if let Some(profile) = properties.profile {
         let what = format!(
             "{profile}: kernels, limits and launch shapes of another device; its times are not \
