@@ -34,6 +34,13 @@ struct AwqFormat {
     template <int P>
     DEVICE static void weights(const uint8_t* chunk, int lane, uint4& words, uint32_t (&a)[2][4]) {
         if constexpr (P % 2 == 0) words = *reinterpret_cast<const uint4*>(chunk + P / 2 * 512 + lane * 16);
+        plus_sixteen<P>(words, a);
+    }
+    // The same of words that are in registers.
+    template <int P>
+    DEVICE static void operands(const uint4 (&words)[1], uint32_t (&a)[2][4]) { plus_sixteen<P>(words[0], a); }
+    template <int P>
+    DEVICE static void plus_sixteen(const uint4& words, uint32_t (&a)[2][4]) {
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             const uint32_t w = P % 2 == 0 ? (i == 0 ? words.x : words.y) : (i == 0 ? words.z : words.w);
@@ -109,6 +116,14 @@ struct HalfFormat {  // elements as they are
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             const uint4 w = *reinterpret_cast<const uint4*>(chunk + (2 * P + i) * 512 + lane * 16);
+            a[i][0] = w.x, a[i][1] = w.y, a[i][2] = w.z, a[i][3] = w.w;
+        }
+    }
+    template <int P>
+    DEVICE static void operands(const uint4 (&words)[4], uint32_t (&a)[2][4]) {
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            const uint4& w = words[2 * P + i];
             a[i][0] = w.x, a[i][1] = w.y, a[i][2] = w.z, a[i][3] = w.w;
         }
     }

@@ -36,6 +36,24 @@ struct Schedule {
     }
 };
 
+// The same runs one by one, for what is brought ahead of the products.
+struct Runs {
+    int at, tile;  // next unit of the tiles that are cut, next whole tile
+    DEVICE Runs(const Schedule& s) : at(s.first), tile(blockIdx.x) {}
+    // False where there are no more. Otherwise a tile, its first chunk, and how many chunks.
+    DEVICE bool next(const Schedule& s, int& work, int& chunk, int& n) {
+        if (at < s.last) {
+            const int cut = at / s.n_chunks;
+            chunk = at - cut * s.n_chunks, n = min(s.n_chunks - chunk, s.last - at);
+            work = s.whole_tiles + cut, at += n;
+            return true;
+        }
+        if (tile >= s.whole_tiles) return false;
+        work = tile, chunk = 0, n = s.n_chunks, tile += gridDim.x;
+        return true;
+    }
+};
+
 // Which blocks work on a tile that is cut, blocks being contiguous runs of units.
 struct SharedTile {
     int start;
