@@ -247,7 +247,7 @@ fn a_card_profile_has_the_other_chips_limits_kernels_and_no_wgmma() {
     assert!(properties.name.ends_with("(card profile sm_120:60)"));
     let stream = Stream::new(&device).unwrap();
     let best = ManyRows::best(&device, true);
-    assert_eq!(best, ManyRows::Batch);
+    assert_eq!(best, ManyRows::Mma);
     for element in Element::ALL {
         // Fails where the source's warps are not those that the planner counts with.
         let kernels = StreamLinearKernels::load(&stream, element, best).unwrap();

@@ -99,7 +99,7 @@ fn massive_values_in_x_agree_with_f64_and_saturate_where_they_must() {
     {
         let gpu = gpu_with(element, |device| {
             if is_other_card {
-                ManyRows::Batch
+                ManyRows::Mma
             } else {
                 ManyRows::best(device, true)
             }
@@ -167,7 +167,7 @@ fn a_broken_row_changes_no_bit_of_another() {
     {
         let gpu = gpu_with(element, |device| {
             if is_other_card {
-                ManyRows::Batch
+                ManyRows::Mma
             } else {
                 ManyRows::best(device, true)
             }

@@ -30,7 +30,7 @@ fn every_format_epilogue_and_number_of_rows_agrees_with_f64() {
     }
 }
 
-/// What cards without `wgmma` use from 17 rows on.
+/// What GPUs without `wgmma` use from 17 rows on.
 #[cfg_attr(
     not(engine_test_cuda),
     ignore = "needs a GPU: ENGINE_TEST_CUDA=1, or --ignored"
@@ -38,7 +38,7 @@ fn every_format_epilogue_and_number_of_rows_agrees_with_f64() {
 #[test]
 fn the_kernel_for_other_cards_agrees_with_f64() {
     for element in Element::ALL {
-        every_format_and_epilogue_agrees(&gpu_with(element, |_| ManyRows::Batch));
+        every_format_and_epilogue_agrees(&gpu_with(element, |_| ManyRows::Mma));
     }
 }
 
@@ -80,10 +80,7 @@ fn every_format_and_epilogue_agrees(gpu: &Gpu) {
 #[test]
 fn a_small_launch_of_each_kernel_agrees_with_f64() {
     let mut rng = StdRng::seed_from_u64(21);
-    for gpu in [
-        gpu(Element::F16),
-        gpu_with(Element::F16, |_| ManyRows::Batch),
-    ] {
+    for gpu in [gpu(Element::F16), gpu_with(Element::F16, |_| ManyRows::Mma)] {
         for format in [Format::AwqG128, Format::Half] {
             let mut case = |arrangement, parts_n| {
                 random_case(&gpu, &mut rng, format, arrangement, parts_n, 512)
@@ -187,7 +184,7 @@ fn any_plan_gives_the_same_numbers() {
 )]
 #[test]
 fn every_candidate_gives_the_same_numbers() {
-    let on_other_cards = |element| gpu_with(element, |_| ManyRows::Batch);
+    let on_other_cards = |element| gpu_with(element, |_| ManyRows::Mma);
     let elements = Element::ALL.into_iter();
     for gpu in elements.flat_map(|element| [gpu(element), on_other_cards(element)]) {
         let mut rng = StdRng::seed_from_u64(19);

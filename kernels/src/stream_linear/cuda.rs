@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 use bytemuck::{Pod, Zeroable};
 
 pub use self::repack::AwqPart;
-use super::batch::{self, BatchKernels};
+use super::mma::MmaKernels;
 use super::plan::check_plan;
 use super::variant::{Variant, not_there};
 use super::wgmma::WgmmaKernels;
@@ -51,12 +51,12 @@ struct StreamLinearParams {
 /// Which kernel takes 17 rows and more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ManyRows {
-    /// `wgmma.cu`, on sm_90: any number of rows, x tiled. Its blocks wait for each other, so a
+    /// `wgmma.cu`, on sm_90: any number of rows, x tiled. Blocks wait for each other, so a
     /// launch must have the device to itself (`is_alone`: the caller uses one stream and nobody
     /// else the device), or pays for being held together.
     Wgmma { is_alone: bool },
-    /// `batch.cu`: up to 64 rows.
-    Batch,
+    /// `mma.cu`, elsewhere: any number of rows, x tiled. No block waits for another.
+    Mma,
 }
 
 impl ManyRows {
@@ -65,7 +65,7 @@ impl ManyRows {
         if device.properties().compute_capability == (9, 0) {
             Self::Wgmma { is_alone }
         } else {
-            Self::Batch
+            Self::Mma
         }
     }
 }
@@ -77,8 +77,6 @@ pub(super) struct ManyRowsLaunch<'a> {
     pub scales: BufferView<'a, u8>,
     pub m: usize,
     pub x: BufferView<'a, u16>,
-    /// Of plain rows.
-    pub x_stride: usize,
     /// Of tiled x.
     pub x_rows: usize,
     pub bias: DevicePtr<u16>,
@@ -114,7 +112,7 @@ pub struct StreamLinearKernels {
 #[derive(Debug)]
 enum ManyRowsKernels {
     Wgmma(WgmmaKernels),
-    Batch(BatchKernels),
+    Mma(MmaKernels),
 }
 
 impl StreamLinearKernels {
@@ -173,7 +171,7 @@ impl StreamLinearKernels {
             ManyRows::Wgmma { is_alone } => {
                 ManyRowsKernels::Wgmma(WgmmaKernels::load(stream, element, is_alone)?)
             }
-            ManyRows::Batch => ManyRowsKernels::Batch(BatchKernels::load(stream, element)?),
+            ManyRows::Mma => ManyRowsKernels::Mma(MmaKernels::load(stream, element)?),
         };
         Ok(Arc::new(Self {
             device,
@@ -196,15 +194,12 @@ impl StreamLinearKernels {
 
     /// Rows that a launch takes.
     pub fn max_rows(&self) -> usize {
-        match self.many_rows {
-            ManyRowsKernels::Wgmma(_) => MAX_TILED_ROWS,
-            ManyRowsKernels::Batch(_) => MAX_ROWS,
-        }
+        MAX_TILED_ROWS
     }
 
     /// Whether a launch of `m` rows wants x tiled by default; see [`StreamLinear::wants_tiled`].
     pub fn wants_tiled(&self, m: usize) -> bool {
-        matches!(self.many_rows, ManyRowsKernels::Wgmma(_)) && m >= MANY_ROWS
+        m >= MANY_ROWS
     }
 
     /// What was loaded for many rows.
@@ -213,7 +208,7 @@ impl StreamLinearKernels {
             ManyRowsKernels::Wgmma(kernels) => ManyRows::Wgmma {
                 is_alone: kernels.is_alone,
             },
-            ManyRowsKernels::Batch(_) => ManyRows::Batch,
+            ManyRowsKernels::Mma(_) => ManyRows::Mma,
         }
     }
 
@@ -470,7 +465,6 @@ impl StreamLinear {
             scales: self.scales.all(),
             m,
             x: x.view.words(),
-            x_stride,
             x_rows,
             bias: bias.map_or(DevicePtr::null(), ElementView::ptr),
             out,
@@ -485,10 +479,8 @@ impl StreamLinear {
             (Variant::Wgmma { rows }, ManyRowsKernels::Wgmma(kernels)) => {
                 return kernels.launch(stream, rows, &many_rows);
             }
-            (Variant::Batch, ManyRowsKernels::Batch(kernels)) => {
-                let plan = batch::plan(layout.format, m, limits)
-                    .ok_or_else(|| not_there(variant, m, ManyRows::Batch))?;
-                return kernels.launch(stream, plan, &many_rows);
+            (Variant::Mma { rows }, ManyRowsKernels::Mma(kernels)) => {
+                return kernels.launch(stream, rows, &many_rows);
             }
             (_, _) => return Err(not_there(variant, m, self.kernels.many_rows()).into()),
         };

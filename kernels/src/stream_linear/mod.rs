@@ -2,13 +2,12 @@
 //! speed of the matrix instructions.
 //!
 //! W is repacked once at load (`repack.cu`) into the order in which the matrix instructions want
-//! it. Up to 16 rows are streamed by `stream_linear.cu`; from 17 rows on `wgmma.cu` takes over on
-//! sm_90, with x in tiles, and elsewhere `batch.cu`, up to 64 rows, unless a timed choice replaced
-//! the rule ([`Variant`]). Here are the formats, the packed layout, the shared memory that a launch
+//! it. Up to 16 rows are streamed by `stream_linear.cu`; from 17 rows on, with x in tiles, `wgmma.cu`
+//! takes over on sm_90 and `mma.cu` elsewhere, unless a timed choice replaced the rule ([`Variant`]). Here are the formats, the packed layout, the shared memory that a launch
 //! needs and the choice of its shape; [`StreamLinear`] owns the weights and launches.
 
-mod batch;
 mod cuda;
+mod mma;
 mod plan;
 mod random;
 pub mod reference;
@@ -27,12 +26,12 @@ use crate::KernelError;
 
 const OP: &str = "stream_linear";
 
-/// Rows (tokens) that one launch takes without `wgmma`.
+/// Rows (tokens) that one launch of `stream_linear.cu` takes, and for which choices can be timed.
 pub const MAX_ROWS: usize = 64;
-/// Rows from which `wgmma.cu` and `batch.cu` are faster than `stream_linear.cu`; x is tiled from
-/// here on where the former is used.
+/// Rows from which `wgmma.cu` and `mma.cu` are faster than `stream_linear.cu`; x is tiled from
+/// here on.
 pub const MANY_ROWS: usize = 17;
-/// Rows that one launch takes with `wgmma`.
+/// Rows that one launch takes.
 pub const MAX_TILED_ROWS: usize = 1 << 16;
 /// Columns of W in a tile.
 pub const TILE_COLUMNS: usize = 16;

@@ -34,6 +34,13 @@ struct AwqFormat {
     template <int P>
     DEVICE static void weights(const uint8_t* chunk, int lane, uint4& words, uint32_t (&a)[2][4]) {
         if constexpr (P % 2 == 0) words = *reinterpret_cast<const uint4*>(chunk + P / 2 * 512 + lane * 16);
+        plus_sixteen<P>(words, a);
+    }
+    // The same of words that are in registers.
+    template <int P>
+    DEVICE static void operands(const uint4 (&words)[1], uint32_t (&a)[2][4]) { plus_sixteen<P>(words[0], a); }
+    template <int P>
+    DEVICE static void plus_sixteen(const uint4& words, uint32_t (&a)[2][4]) {
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             const uint32_t w = P % 2 == 0 ? (i == 0 ? words.x : words.y) : (i == 0 ? words.z : words.w);
@@ -55,29 +62,25 @@ struct AwqFormat {
         const uint32_t z = scales[GROUPS * 32 + index * 8 + g];
         return bits_elem2(sixteen_plus(z << NIBBLE_BIT | z << (NIBBLE_BIT + 12)));
     }
-    // The same with zero and scale applied: (q - z) s, rounded to an element as a dequantised weight
+    // Scales and zeros of columns g and g + 8 of a chunk's group.
+    DEVICE static void load_group(const uint8_t* scales, int index, int g, GroupScale& group) {
+        const uint32_t stored = *reinterpret_cast<const uint32_t*>(scales + index * 32 + g * 4);
+        elem2 s = bits_elem2(stored);
+        if constexpr (IS_BF16) {
+            const float2 exact = __half22float2(reinterpret_cast<const __half2&>(stored));
+            s = floats_to_elem2(exact.x, exact.y);
+            const float2 rounded = elem2_to_float2(s);
+            const elem2 rest = floats_to_elem2(exact.x - rounded.x, exact.y - rounded.y);
+            group.rest[0] = low_low(rest), group.rest[1] = high_high(rest);
+        }
+        const elem2 z = zeros(scales, index, g);
+        group.scale[0] = low_low(s), group.scale[1] = high_high(s);
+        group.zero[0] = low_low(z), group.zero[1] = high_high(z);
+    }
+    // Operands with zero and scale applied: (q - z) s, rounded to an element as a dequantised weight
     // is, by up to 2^-11 of it in fp16 and 2^-8 in bf16. There an fp16 scale takes two factors: the small
     // product is added to the large one before that is rounded.
-    template <int P>
-    DEVICE static void dequantised(const uint8_t* chunk, const uint8_t* scales, int lane, uint4& words,
-                                   GroupScale& group, uint32_t (&a)[2][4]) {
-        if constexpr (P % (PAIRS / GROUPS) == 0) {
-            constexpr int index = P / (PAIRS / GROUPS);
-            const int g = lane >> 2;
-            const uint32_t stored = *reinterpret_cast<const uint32_t*>(scales + index * 32 + g * 4);
-            elem2 s = bits_elem2(stored);
-            if constexpr (IS_BF16) {
-                const float2 exact = __half22float2(reinterpret_cast<const __half2&>(stored));
-                s = floats_to_elem2(exact.x, exact.y);
-                const float2 rounded = elem2_to_float2(s);
-                const elem2 rest = floats_to_elem2(exact.x - rounded.x, exact.y - rounded.y);
-                group.rest[0] = low_low(rest), group.rest[1] = high_high(rest);
-            }
-            const elem2 z = zeros(scales, index, g);
-            group.scale[0] = low_low(s), group.scale[1] = high_high(s);
-            group.zero[0] = low_low(z), group.zero[1] = high_high(z);
-        }
-        weights<P>(chunk, lane, words, a);
+    DEVICE static void scale_operands(uint32_t (&a)[2][4], const GroupScale& group) {
 #pragma unroll
         for (int i = 0; i < 2; i++)
 #pragma unroll
@@ -88,6 +91,13 @@ struct AwqFormat {
                 else
                     a[i][r] = elem2_bits(__hmul2(level, group.scale[r % 2]));
             }
+    }
+    template <int P>
+    DEVICE static void dequantised(const uint8_t* chunk, const uint8_t* scales, int lane, uint4& words,
+                                   GroupScale& group, uint32_t (&a)[2][4]) {
+        if constexpr (P % (PAIRS / GROUPS) == 0) load_group(scales, P / (PAIRS / GROUPS), lane >> 2, group);
+        weights<P>(chunk, lane, words, a);
+        scale_operands(a, group);
     }
     // Scale and 16 + zero of columns g and g + 8, which lie next to each other.
     DEVICE static void group(const uint8_t* scales, int index, int g, float2& scale, float2& zero) {
@@ -109,6 +119,16 @@ struct HalfFormat {  // elements as they are
             a[i][0] = w.x, a[i][1] = w.y, a[i][2] = w.z, a[i][3] = w.w;
         }
     }
+    template <int P>
+    DEVICE static void operands(const uint4 (&words)[4], uint32_t (&a)[2][4]) {
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            const uint4& w = words[2 * P + i];
+            a[i][0] = w.x, a[i][1] = w.y, a[i][2] = w.z, a[i][3] = w.w;
+        }
+    }
+    DEVICE static void load_group(const uint8_t*, int, int, GroupScale&) {}
+    DEVICE static void scale_operands(uint32_t (&)[2][4], const GroupScale&) {}
     template <int P>
     DEVICE static void dequantised(const uint8_t* chunk, const uint8_t*, int lane, uint4& words, GroupScale&,
                                    uint32_t (&a)[2][4]) {

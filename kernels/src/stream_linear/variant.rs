@@ -3,15 +3,15 @@
 //! A fixed rule picks one by the number of rows. A caller who can time them may ask for all that
 //! fit ([`candidates`]) and replace the choice of a matrix
 //! ([`StreamLinear::set_variant`](super::StreamLinear::set_variant)). Candidates add up in
-//! different orders, and from `wgmma` on round the weights to fp16 first: their results agree
-//! within the tolerance of fp16, not bit by bit.
+//! different orders, and those of many rows round the weights to the element first: their results agree
+//! within the tolerance of that, not bit by bit.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
 use super::plan::{check_plan, choose_plan, ranked_plans};
-use super::{DeviceLimits, Layout, MANY_ROWS, MAX_ROWS, ManyRows, OP, Plan, Rows, batch, wgmma};
+use super::{DeviceLimits, Layout, MANY_ROWS, MAX_ROWS, ManyRows, OP, Plan, Rows, mma, wgmma};
 use crate::KernelError;
 
 /// Launch shapes of `stream_linear.cu` to time: the model's first choices, and the best of each
@@ -23,8 +23,8 @@ const STREAM_CANDIDATES: usize = 8;
 pub enum Variant {
     /// `stream_linear.cu`, up to 64 rows.
     Stream(Plan),
-    /// `batch.cu`, up to 64 rows.
-    Batch,
+    /// `mma.cu` with tiles of so many rows: 16, 32, 64 or 128.
+    Mma { rows: usize },
     /// `wgmma.cu` with tiles of so many rows: 24, 32, 64 or 128.
     Wgmma { rows: usize },
 }
@@ -32,7 +32,7 @@ pub enum Variant {
 impl Variant {
     /// Whether x must lie in tiles, and a SiLU output may.
     pub const fn is_tiled(self) -> bool {
-        matches!(self, Self::Wgmma { .. })
+        matches!(self, Self::Wgmma { .. } | Self::Mma { .. })
     }
 
     /// Whether a launch can do the norm before or behind it on the way.
@@ -41,7 +41,7 @@ impl Variant {
     }
 }
 
-/// For example `stream 66x2 stages 3 phases 1`, `batch`, `wgmma 24`.
+/// For example `stream 66x2 stages 3 phases 1`, `mma 32`, `wgmma 24`.
 impl fmt::Display for Variant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -50,7 +50,7 @@ impl fmt::Display for Variant {
                 "stream {}x{} stages {} phases {}",
                 plan.n_clusters, plan.n_ranks, plan.n_stages, plan.n_phases
             ),
-            Self::Batch => write!(f, "batch"),
+            Self::Mma { rows } => write!(f, "mma {rows}"),
             Self::Wgmma { rows } => write!(f, "wgmma {rows}"),
         }
     }
@@ -67,17 +67,17 @@ pub fn default_variant(
         ManyRows::Wgmma { .. } if m >= MANY_ROWS => Ok(Variant::Wgmma {
             rows: wgmma::tile_rows(m),
         }),
-        ManyRows::Batch if m >= MANY_ROWS && batch::plan(layout.format, m, limits).is_some() => {
-            Ok(Variant::Batch)
-        }
+        ManyRows::Mma if m >= MANY_ROWS => Ok(Variant::Mma {
+            rows: mma::tile_rows(m),
+        }),
         _ => choose_plan(layout, m, limits).map(Variant::Stream),
     }
 }
 
 /// All that are worth timing for `m` rows, up to [`MAX_ROWS`]; the default comes first.
 ///
-/// Up to 8 rows `wgmma` and `batch.cu` would multiply mostly padding. From [`MANY_ROWS`] on a card
-/// with `wgmma` has activations in tiles only.
+/// Up to 8 rows `wgmma.cu` and `mma.cu` would multiply mostly padding. From [`MANY_ROWS`] on
+/// activations lie in tiles only.
 pub fn candidates(
     layout: &Layout,
     m: usize,
@@ -98,22 +98,23 @@ pub fn candidates(
             found.push(variant);
         }
     };
-    let with_wgmma = matches!(many_rows, ManyRows::Wgmma { .. });
-    if !(with_wgmma && m >= MANY_ROWS) {
+    if m < MANY_ROWS {
         for plan in ranked_plans(layout, m, limits, STREAM_CANDIDATES)? {
             add(Variant::Stream(plan));
         }
     }
     if m > Rows::Up8.max() {
-        if with_wgmma {
-            for rows in wgmma::ROWS {
-                // A tile twice as large as needed has nothing to win.
-                if rows < 2 * m.max(MANY_ROWS) {
-                    add(Variant::Wgmma { rows });
-                }
-            }
-        } else if batch::plan(layout.format, m, limits).is_some() {
-            add(Variant::Batch);
+        // A tile twice as large as needed has nothing to win.
+        let is_worth_it = |rows: &usize| *rows < 2 * m.max(MANY_ROWS);
+        match many_rows {
+            ManyRows::Wgmma { .. } => wgmma::ROWS
+                .into_iter()
+                .filter(is_worth_it)
+                .for_each(|rows| add(Variant::Wgmma { rows })),
+            ManyRows::Mma => mma::ROWS
+                .into_iter()
+                .filter(is_worth_it)
+                .for_each(|rows| add(Variant::Mma { rows })),
         }
     }
     Ok(found)
@@ -129,9 +130,9 @@ pub(super) fn check_variant(
 ) -> Result<(), KernelError> {
     let is_there = match (variant, many_rows) {
         (Variant::Stream(plan), _) => return check_plan(layout, &plan, m, limits).map(|_| ()),
-        (Variant::Batch, ManyRows::Batch) => batch::plan(layout.format, m, limits).is_some(),
+        (Variant::Mma { rows }, ManyRows::Mma) => mma::ROWS.contains(&rows),
         (Variant::Wgmma { rows }, ManyRows::Wgmma { .. }) => wgmma::ROWS.contains(&rows),
-        (Variant::Batch, ManyRows::Wgmma { .. }) | (Variant::Wgmma { .. }, ManyRows::Batch) => {
+        (Variant::Mma { .. }, ManyRows::Wgmma { .. }) | (Variant::Wgmma { .. }, ManyRows::Mma) => {
             false
         }
     };

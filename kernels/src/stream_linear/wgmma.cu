@@ -19,9 +19,9 @@
 // Architectures: sm_90a. Elements: f16, bf16.
 // Cutting work evenly over blocks is stream-K (Osama et al., 2023); weights
 // from registers as in Machete (Neural Magic, 2024).
-#include "../cuda/tiled.cuh"
 #include "../cuda/wgmma.cuh"
-#include "packed_weights.cuh"
+#include "eight_rows.cuh"
+#include "schedule.cuh"
 
 constexpr int X_K = 64;  // k of an x stage
 
@@ -73,100 +73,6 @@ struct WgmmaLinearParams {
 
 template <class B>
 DEVICE void consumers_sync() { asm volatile("bar.sync 1, %0;" ::"n"(B::WARPS * 32) : "memory"); }
-
-DEVICE uint32_t transposed(uint32_t matrix) {  // 8 x 8 elements
-    uint32_t r;
-    asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(r) : "r"(matrix));
-    return r;
-}
-
-// Eight rows from `row` on of 16 columns from `column` on; value i of a lane is column
-// g + 8 (i / 2), row 2j + i % 2. First what is there already, read early for its latency.
-template <Epilogue E>
-DEVICE void load_eight_rows(const WgmmaLinearParams& p, float (&before)[4], int row, int column, int g, int j) {
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        const int r = row + 2 * j + i % 2, c = column + g + 8 * (i / 2);
-        const bool is_needed = E == Epilogue::AddResidual && r < p.m && c < p.n;
-        before[i] = is_needed ? static_cast<const float*>(p.out)[static_cast<int64_t>(r) * p.n + c] : 0.f;
-    }
-}
-
-template <Epilogue E>
-DEVICE void store_eight_rows(const WgmmaLinearParams& p, float4 v, float4 up, const float (&before)[4], int row, int column,
-                             int g, int j) {
-    const float sums[4] = {v.x, v.y, v.z, v.w}, ups[4] = {up.x, up.y, up.z, up.w};
-    if constexpr (E == Epilogue::AddResidual || E == Epilogue::StoreF32) {
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            const int r = row + 2 * j + i % 2, c = column + g + 8 * (i / 2);
-            if (r >= p.m || c >= p.n) continue;
-            const float y = sums[i] + (p.bias == nullptr ? 0.f : elem_to_float(p.bias[c]));
-            static_cast<float*>(p.out)[static_cast<int64_t>(r) * p.n + c] = before[i] + y;
-        }
-    } else {
-        elem* out = static_cast<elem*>(p.out);
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-            float y[2];
-#pragma unroll
-            for (int i = 0; i < 2; i++) {
-                const float s = sums[2 * h + i];
-                if constexpr (E == Epilogue::SiluMul) {
-                    y[i] = s / (1.f + __expf(-s)) * ups[2 * h + i];
-                } else {
-                    const int c = column + g + 8 * h;
-                    y[i] = s + (p.bias == nullptr || c >= p.n ? 0.f : elem_to_float(p.bias[c]));
-                }
-            }
-            // Now a lane has row g and columns 2j, 2j + 1.
-            const uint32_t pair = transposed(elem2_bits(floats_to_elem2(y[0], y[1])));
-            const int r = row + g, c = column + 8 * h + 2 * j;
-            if (r >= p.m || c >= p.n) continue;
-            elem* to = out + activation_at(r, c, p.n, E == Epilogue::SiluMul ? p.out_tile_rows : 0);
-            if (p.n % 2 == 0) {
-                *reinterpret_cast<uint32_t*>(to) = pair;
-            } else {
-                to[0] = bits_elem2(pair).x;
-                if (c + 1 < p.n) to[1] = bits_elem2(pair).y;
-            }
-        }
-    }
-}
-
-// What a block works on: its run of the chunks of the tiles that make no whole wave of blocks, then
-// whole tiles, one of every wave. The runs come first so that the other parts of a shared tile are
-// there when this block wants to add them up.
-struct Schedule {
-    int64_t units;       // chunks of the tiles that are cut
-    int64_t first, last; // this block's
-    int blocks, n_chunks;
-    int whole_tiles;     // of all blocks
-
-    DEVICE Schedule(int n_tiles, int n_chunks) : n_chunks(n_chunks) {
-        const int grid = gridDim.x, cut_tiles = n_tiles % grid;
-        whole_tiles = n_tiles - cut_tiles;
-        units = static_cast<int64_t>(cut_tiles) * n_chunks;
-        // As many blocks for every tile, so that a run never has parts of two, where that leaves
-        // few blocks out.
-        const int even = cut_tiles == 0 ? 0 : cut_tiles * min(grid / cut_tiles, n_chunks);
-        blocks = even * 8 >= grid * 7 ? even : min(static_cast<int64_t>(grid), units);
-        const int b = min(static_cast<int>(blockIdx.x), blocks);
-        first = blocks == 0 ? 0 : units * b / blocks;
-        last = blocks == 0 ? 0 : units * min(b + 1, blocks) / blocks;
-    }
-    // Calls fn(tile, first chunk, last chunk) one after the other.
-    template <class Fn>
-    DEVICE void each(Fn&& fn) const {
-        for (int64_t at = first; at < last;) {
-            const int tile = at / n_chunks, chunk = at - static_cast<int64_t>(tile) * n_chunks;
-            const int end = min(static_cast<int64_t>(n_chunks), chunk + last - at);
-            fn(whole_tiles + tile, chunk, end);
-            at += end - chunk;
-        }
-        for (int tile = blockIdx.x; tile < whole_tiles; tile += gridDim.x) fn(tile, 0, n_chunks);
-    }
-};
 
 // A warp: chunks of weights into the ring, from before the previous kernel's end.
 template <class F, class B>
@@ -260,16 +166,6 @@ DEVICE void store(const WgmmaLinearParams& p, const float4 (&v)[T], const float 
             store_eight_rows<E>(p, v[t], v[t], before[t], at.row + r * 8, (at.w_tile + t) * 16, at.g, at.j);
     }
 }
-
-// Which blocks work on a tile that is cut, blocks being contiguous runs of units.
-struct SharedTile {
-    int64_t start;
-    int first_block, n_blocks;
-    DEVICE SharedTile(const Schedule& s, int tile) : start(static_cast<int64_t>(tile - s.whole_tiles) * s.n_chunks) {
-        first_block = static_cast<int>((s.blocks * (start + 1) - 1) / s.units);
-        n_blocks = static_cast<int>((s.blocks * (start + s.n_chunks) - 1) / s.units) - first_block + 1;
-    }
-};
 
 // Shared memory: x [x_stages][N][128]   weights [w_stages][TILES][2048]
 //   scales [S_SLOTS][TILES][SCALE_CHUNKS][SCALE_BYTES]   barriers [2 * (x_stages + w_stages) + S_SLOTS] u64

@@ -4,14 +4,13 @@ use kernels::cuda::{CudaError, Device, Stream};
 use kernels::stream_linear::ManyRows;
 
 use super::forward::{self, PassShape};
-use super::inputs::MAX_ROWS;
 use super::memory::{self, Demand};
 use super::{CudaLoadError, CudaOptions, graphs, sampling};
 use crate::model::config::ModelConfig;
 
-/// Tokens of a pass where projections take any number of rows: enough to keep the matrix
-/// instructions busy; more only takes memory from the KV pool.
-const TILED_PASS_TOKENS: usize = 1024;
+/// Tokens of a pass: enough to keep the matrix instructions busy; more only takes memory from the
+/// KV pool.
+const PASS_TOKENS: usize = 1024;
 
 /// Where a model is to run, with nothing allocated yet.
 pub(super) struct Place {
@@ -33,14 +32,9 @@ impl Place {
         let (free_bytes, total_bytes) = device.memory_bytes()?;
         // The executor's own launches follow each other (`turn`); other processes' do not.
         let many_rows = ManyRows::best(&device, !device.is_shared());
-        let is_tiled = matches!(many_rows, ManyRows::Wgmma { .. });
         let pass = PassShape {
-            max_tokens: if is_tiled {
-                TILED_PASS_TOKENS
-            } else {
-                MAX_ROWS
-            },
-            is_tiled,
+            max_tokens: PASS_TOKENS,
+            is_tiled: true,
         };
         Ok(Self {
             device,

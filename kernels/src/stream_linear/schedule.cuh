@@ -1,0 +1,65 @@
+// How tiles of work are shared out among the blocks of a launch. Shared by wgmma.cu and mma.cu.
+#pragma once
+#include "../cuda/device.cuh"
+
+// What a block works on: its run of the chunks of the tiles that make no whole wave of blocks, then
+// whole tiles, one of every wave. The runs come first so that the other parts of a shared tile are
+// there when this block wants to add them up.
+struct Schedule {
+    int units;        // chunks of the tiles that are cut; times the blocks they fit an int
+    int first, last;  // this block's
+    int blocks, n_chunks;
+    int whole_tiles;  // of all blocks
+
+    DEVICE Schedule(int n_tiles, int n_chunks) : n_chunks(n_chunks) {
+        const int grid = gridDim.x, cut_tiles = n_tiles % grid;
+        whole_tiles = n_tiles - cut_tiles;
+        units = cut_tiles * n_chunks;
+        // As many blocks for every tile, so that a run never has parts of two, where that leaves
+        // few blocks out.
+        const int even = cut_tiles == 0 ? 0 : cut_tiles * min(grid / cut_tiles, n_chunks);
+        blocks = even * 8 >= grid * 7 ? even : min(grid, units);
+        const int b = min(static_cast<int>(blockIdx.x), blocks);
+        first = blocks == 0 ? 0 : units * b / blocks;
+        last = blocks == 0 ? 0 : units * min(b + 1, blocks) / blocks;
+    }
+    // Calls fn(tile, first chunk, last chunk) one after the other.
+    template <class Fn>
+    DEVICE void each(Fn&& fn) const {
+        for (int at = first; at < last;) {
+            const int tile = at / n_chunks, chunk = at - tile * n_chunks;
+            const int end = min(n_chunks, chunk + last - at);
+            fn(whole_tiles + tile, chunk, end);
+            at += end - chunk;
+        }
+        for (int tile = blockIdx.x; tile < whole_tiles; tile += gridDim.x) fn(tile, 0, n_chunks);
+    }
+};
+
+// The same runs one by one, for what is brought ahead of the products.
+struct Runs {
+    int at, tile;  // next unit of the tiles that are cut, next whole tile
+    DEVICE Runs(const Schedule& s) : at(s.first), tile(blockIdx.x) {}
+    // False where there are no more. Otherwise a tile, its first chunk, and how many chunks.
+    DEVICE bool next(const Schedule& s, int& work, int& chunk, int& n) {
+        if (at < s.last) {
+            const int cut = at / s.n_chunks;
+            chunk = at - cut * s.n_chunks, n = min(s.n_chunks - chunk, s.last - at);
+            work = s.whole_tiles + cut, at += n;
+            return true;
+        }
+        if (tile >= s.whole_tiles) return false;
+        work = tile, chunk = 0, n = s.n_chunks, tile += gridDim.x;
+        return true;
+    }
+};
+
+// Which blocks work on a tile that is cut, blocks being contiguous runs of units.
+struct SharedTile {
+    int start;
+    int first_block, n_blocks;
+    DEVICE SharedTile(const Schedule& s, int tile) : start((tile - s.whole_tiles) * s.n_chunks) {
+        first_block = (s.blocks * (start + 1) - 1) / s.units;
+        n_blocks = (s.blocks * (start + s.n_chunks) - 1) / s.units - first_block + 1;
+    }
+};
