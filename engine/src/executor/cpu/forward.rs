@@ -10,7 +10,7 @@ use kernels::quant_linear::QuantActivations;
 use kernels::rope::{self, Rope};
 use kernels::{KernelError, embedding, rms_norm, silu_mul};
 
-use super::super::{ExecutorCounts, HostTierInfo};
+use super::super::{ExecutorCounts, HostTierInfo, StopFlag};
 use super::host_tier::HostTier;
 use super::options::{ActivationType, Attention, Settings};
 use super::weights::{DecoderWeights, LayerWeights};
@@ -45,6 +45,15 @@ struct Segment {
     /// Range in [`Workspace::pages`].
     first_page: usize,
     n_pages: usize,
+}
+
+/// Why a pass has no result.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ForwardError {
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    #[error("the step was given up, since the server stops")]
+    Stopped,
 }
 
 /// Buffers of one pass; they grow to the largest pass and stay.
@@ -88,6 +97,8 @@ pub(super) struct Forward {
     kv: Vec<KvPages>,
     host_tier: Option<HostTier>,
     workspace: Workspace,
+    /// Looked at between two layers.
+    stop: StopFlag,
 }
 
 impl Forward {
@@ -123,7 +134,13 @@ impl Forward {
             kv,
             host_tier: None,
             workspace,
+            stop: StopFlag::default(),
         })
+    }
+
+    /// A pass ends between two layers once `stop` is raised.
+    pub fn watch(&mut self, stop: StopFlag) {
+        self.stop = stop;
     }
 
     pub fn kv_bytes(&self) -> u64 {
@@ -168,7 +185,7 @@ impl Forward {
         pool: &mut WorkerPool,
         rows: &[RowView<'_>],
         outputs: &[usize],
-    ) -> Result<&[f32], KernelError> {
+    ) -> Result<&[f32], ForwardError> {
         let hidden = self.config.hidden;
         let n_tokens: usize = rows.iter().map(|row| row.tokens.len()).sum();
         self.workspace.last.clear();
@@ -178,6 +195,9 @@ impl Forward {
             self.workspace.gather(rows, pass_start, pass_end)?;
             self.prepare(pool)?;
             for layer in 0..self.config.n_layers {
+                if self.stop.is_raised() {
+                    return Err(ForwardError::Stopped);
+                }
                 self.attention_block(pool, layer)?;
                 self.mlp_block(pool, layer)?;
             }

@@ -23,7 +23,7 @@ use self::forward::{Forward, RowView};
 use self::weights::DecoderWeights;
 use super::{
     Asleep, Executor, ExecutorCounts, ExecutorError, ExecutorInfo, PlanRow, SampleSpec, StepOutput,
-    StepPlan,
+    StepPlan, StopFlag,
 };
 use crate::kv::{PAGE_TOKENS, PageIdx};
 use crate::request::SampledToken;
@@ -285,6 +285,10 @@ impl Executor for CpuExecutor {
 
     fn counts(&self) -> ExecutorCounts {
         self.counts
+    }
+
+    fn watch(&mut self, stop: &StopFlag) {
+        self.forward.watch(stop.clone());
     }
 
     fn sleep(self: Box<Self>) -> Result<Box<dyn Asleep>, (Box<dyn Executor>, ExecutorError)> {

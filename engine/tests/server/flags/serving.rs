@@ -203,7 +203,7 @@ async fn max_connections_bounds_who_is_listened_to() {
             .expect("a place");
         let is_taken = async || server.state.traffic.n_connections() > 0;
         until("the place is taken", LIMIT, is_taken).await;
-        server.get("/health").await.status
+        server.get("/v1/models").await.status
     };
     assert_eq!(status("").await, 200);
     assert_eq!(status("--max-connections 1").await, 503);
