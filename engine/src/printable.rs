@@ -1,4 +1,4 @@
-//! Text from outside, fit for a terminal: a file's or a server's words must not move the cursor, change
+//! Text from outside, fit for a terminal: a file's or a server's text must not move the cursor, change
 //! colours or write a terminal's title.
 
 /// `text` with control characters and those that change the direction of writing as escapes, except

@@ -136,7 +136,7 @@ pub fn command() -> Command {
     command
 }
 
-/// As [`command`], without what nobody types.
+/// As [`command`], without hidden flags.
 pub fn shown() -> Command {
     let command = command();
     let subcommands = command.get_subcommands().map(|subcommand| {

@@ -1,4 +1,4 @@
-//! Launch lines of SGLang, vLLM and llama.cpp: their everyday flags in our words.
+//! Launch lines of SGLang, vLLM and llama.cpp: their everyday flags in ours.
 //!
 //! [`translate`] goes over a command line before it is parsed. What means the same becomes our flag;
 //! what asks for nothing is kept with the reason why it has no effect; what would change the results
@@ -90,7 +90,7 @@ const LOCAL_OR_WHOLE: &str =
 const OTHER_TOKENIZER: &str =
     "the tokenizer beside the weights is used; put tokenizer.json there to use another";
 
-/// The words of a command line in our flags, for a parser of `command`'s flags. The error names
+/// The arguments of a command line in our flags, for a parser of `command`'s flags. The error names
 /// everything that is wrong, and is fit for the command line.
 pub fn translate(words: &[String], command: &Command) -> Result<Vec<String>, String> {
     let mut line = Line {
@@ -229,15 +229,14 @@ impl Line {
                 }
             }
             Means::Flag(_) | Means::Count(..) => self.unknown.push(name.to_owned()),
-            Means::Inactive(_) => self.keep(name, value),
+            Means::Layers if given == "0" => self.push("--device", Some("cpu")),
+            Means::Inactive(_) | Means::Layers => self.keep(name, value),
             Means::Only { values, .. } if values.contains(&given) => self.keep(name, value),
             Means::Only { refusal, .. } => self.refuse(name, value, refusal),
             Means::Refused(reason) => self.refuse(name, value, reason),
             Means::Revision => self.revise(name, given),
             Means::SameAsModel if is_model(given, line) => self.keep(name, value),
             Means::SameAsModel => self.refuse(name, value, OTHER_TOKENIZER),
-            Means::Layers if given == "0" => self.push("--device", Some("cpu")),
-            Means::Layers => self.keep(name, value),
         }
     }
 

@@ -10,7 +10,7 @@ use clap::{Arg, ArgAction, Command};
 
 pub const PREFIX: &str = "ENGINE_ARG_";
 
-/// The words that `variables` mean to a parser of `command`'s flags. What this command has no flag
+/// The arguments that `variables` are to a parser of `command`'s flags. What this command has no flag
 /// for is refused by name, unless another command has it.
 pub fn words(
     variables: impl Iterator<Item = (String, String)>,

@@ -272,7 +272,7 @@ pub struct EngineArgs {
     #[arg(long, value_name = "FOLDER")]
     pub cache_dir: Option<PathBuf>,
 
-    /// Other servers' flags that have no effect here, see [`super::aliases`]; nobody types this one
+    /// Other servers' flags that have no effect here, see [`super::aliases`]; it is not meant to be typed
     #[arg(long, hide = true, value_name = "FLAG")]
     pub no_effect: Vec<String>,
 }

@@ -165,7 +165,7 @@ async fn connect(url: &RedisUrl) -> Result<MultiplexedConnection, String> {
     }
 }
 
-/// Without the words of the server, which may repeat what it was sent, the password among it.
+/// Without the server's own text, which may repeat what it was sent, the password among it.
 fn what_failed(error: &RedisError) -> String {
     const KNOWN: [&str; 9] = [
         "BUSY",
@@ -179,7 +179,7 @@ fn what_failed(error: &RedisError) -> String {
         "WRONGPASS",
     ];
     if error.is_io_error() {
-        // The system's own words.
+        // The system's own text.
         return error.to_string();
     }
     let code = error.code().filter(|code| KNOWN.contains(code));

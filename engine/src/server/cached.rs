@@ -461,7 +461,7 @@ mod tests {
         );
     }
 
-    /// Whoever writes to Redis can write anything there.
+    /// Redis may hold anything, written by others.
     #[test]
     fn what_this_server_cannot_have_kept_is_no_answer() {
         let kept = StoredPiece::of(0, &piece("a", Some("stop")));

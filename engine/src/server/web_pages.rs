@@ -3,7 +3,7 @@
 //!
 //! A page can send a POST blindly: its browser then names the page in `Origin`, and a foreign one is
 //! refused. With DNS rebinding a page's own name leads to this machine, so that its browser takes
-//! the server for the page's: then `Host` has that name, and only names that nobody can register
+//! the server for the page's: then `Host` has that name, and only names that cannot be registered
 //! are answered. Programs send no `Origin`, and `localhost` or an address as `Host`.
 //! Deliberately absent: such a check where a key is asked for (a page has none), and where the
 //! server listens on other interfaces (who listens there has been warned).
@@ -44,7 +44,10 @@ pub fn is_loopback(host: &str) -> bool {
 
 fn check_request(request: &Request) -> Result<(), ApiError> {
     let headers = request.headers();
-    let authority = request.uri().authority().map(|a| a.as_str());
+    let authority = request
+        .uri()
+        .authority()
+        .map(axum::http::uri::Authority::as_str);
     let host = authority.or_else(|| text(headers, &header::HOST));
     if let Some(host) = host.map(host_of)
         && !is_local_name(host)

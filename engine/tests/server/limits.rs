@@ -136,7 +136,7 @@ async fn a_model_that_takes_long_is_no_slow_client() {
 #[tokio::test]
 async fn a_reader_that_takes_nothing_is_dropped_and_its_requests_end() {
     let mut config = TestConfig::saying("x");
-    config.http.client_timeout = Duration::from_millis(300);
+    config.http.client_timeout = Duration::from_millis(1500);
     config.context_length = 4096;
     config.mock.n_pages = 4096;
     let server = TestServer::start(config).await;
@@ -294,11 +294,16 @@ async fn foreign_web_pages_are_refused_where_no_key_is_asked_for() {
     let body = json!({"prompt": "x", "max_tokens": 1}).to_string();
     let status = async |config: TestConfig, host: &str, headers: &[(&str, &str)]| {
         let server = TestServer::start(config).await;
-        let mut head = format!("POST {PATH} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n");
-        for (name, value) in headers {
-            head.push_str(&format!("{name}: {value}\r\n"));
-        }
-        head.push_str(&format!("Content-Length: {}\r\n\r\n{body}", body.len()));
+        let headers: Vec<String> = headers
+            .iter()
+            .map(|(name, value)| format!("{name}: {value}\r\n"))
+            .collect();
+        let head = format!(
+            "POST {PATH} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{}Content-Length: \
+             {}\r\n\r\n{body}",
+            headers.concat(),
+            body.len()
+        );
         let mut stream = TcpStream::connect(server.address).await.expect("a place");
         stream.write_all(head.as_bytes()).await.expect("sent");
         let answer = read_to_close(&mut stream).await;

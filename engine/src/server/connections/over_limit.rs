@@ -26,7 +26,7 @@ const PROBE_SHOWS_WITHIN: Duration = Duration::from_millis(500);
 /// Places of probes beyond the limit, and how long one waits for its client.
 pub(super) const PROBE_PLACES: usize = 16;
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
-/// Refusals under way at once; beyond them a connection is closed without a word.
+/// Refusals under way at once; beyond them a connection is closed without an answer.
 const MAX_REFUSALS: usize = 32;
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -79,10 +79,9 @@ impl OverLimit {
                 return;
             }
             this.traffic.record_error(Code::TooManyConnections);
-            if let Ok(turn) = this.refusals.try_acquire() {
-                // A client that does not listen has only itself to blame.
+            if let Ok(_refusing) = this.refusals.try_acquire() {
+                // A client that does not read loses the answer.
                 let _ = timeout(REFUSAL_TIMEOUT, say(stream, refusal(this.limit))).await;
-                drop(turn);
             }
         });
     }
@@ -125,6 +124,7 @@ fn asks_for_probe(head: &[u8]) -> Option<bool> {
     let is_whole = words.next().is_some();
     let path = path.split(|byte| *byte == b'?').next()?;
     if is_whole {
+        let path = path.strip_suffix(b"/").unwrap_or(path);
         return Some(OPEN_PATHS.iter().any(|open| open.as_bytes() == path));
     }
     let may_become = OPEN_PATHS
@@ -166,6 +166,7 @@ mod tests {
         for (head, expected) in [
             ("GET /health HTTP/1.1\r\n", Some(true)),
             ("HEAD /health HTTP/1.1\r\n", Some(true)),
+            ("GET /health/ HTTP/1.1\r\n", Some(true)),
             ("GET /metrics?x=1 HTTP/1.1\r\n", Some(true)),
             ("GET /health", None),
             ("GET /hea", None),

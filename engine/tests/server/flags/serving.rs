@@ -166,6 +166,9 @@ async fn max_queue_s_bounds_the_wait() {
     };
     assert_eq!(status("").await, 200);
     assert_eq!(status("--max-queue-s 1").await, 503);
+    let limit = |line: &str| resolve(line).expect(line).engine.time_limits.queue;
+    assert_eq!(limit(""), Some(Duration::from_mins(10)));
+    assert_eq!(limit("--max-queue-s 0"), None);
 }
 
 #[tokio::test]
