@@ -100,6 +100,23 @@ async fn a_client_that_sends_nothing_or_half_a_head_is_dropped() {
     assert_eq!(server.metric(dropped).await as u64, 2);
 }
 
+/// A new connection has ten seconds for its first byte, however long clients may take otherwise.
+#[tokio::test]
+async fn a_new_connection_that_says_nothing_does_not_keep_its_place() {
+    let server = TestServer::start(TestConfig::default()).await;
+    let begun = Instant::now();
+    let mut silent = TcpStream::connect(server.address).await.expect("a place");
+    let mut begins = TcpStream::connect(server.address).await.expect("a place");
+    begins.write_all(b"G").await.expect("sent");
+    assert_eq!(read_to_close(&mut silent).await, "");
+    let took = begun.elapsed();
+    assert!(took > Duration::from_secs(9), "{took:?}");
+    let mut nothing = [0; 1];
+    let reading = begins.read(&mut nothing);
+    let closed = tokio::time::timeout(Duration::from_secs(1), reading).await;
+    assert!(closed.is_err(), "it has begun: {closed:?}");
+}
+
 #[tokio::test]
 async fn a_body_that_does_not_come_is_a_408_with_the_limit() {
     let mut config = TestConfig::default();
