@@ -50,6 +50,7 @@ fn request(id: u64) -> Request {
         max_new_tokens: MAX_NEW_TOKENS,
         stop_token_ids: Arc::from([STOP_TOKEN]),
         priority: (id % 5) as i32,
+        prefix_root: 0,
     }
 }
 

@@ -38,7 +38,7 @@ pub use self::handle::{EngineHandle, RequestStream, SubmitError};
 use self::sleep::{Engine, Rest};
 use self::step::{StepFailure, execute};
 use self::turns::{Member, Turn, Turns};
-use crate::executor::{Executor, ExecutorCounts, StepOutput, StepPlan};
+use crate::executor::{Executor, ExecutorCounts, StepOutput, StepPlan, StopFlag};
 use crate::metrics::Metrics;
 use crate::request::{Failure, RequestId, TokenEvent};
 use crate::scheduler::{Scheduler, SchedulerConfig, StepKind};
@@ -90,7 +90,7 @@ pub fn start(
 
 /// Starts the engine thread of a model whose steps take turns with those of others.
 pub fn start_sharing(
-    executor: Box<dyn Executor>,
+    mut executor: Box<dyn Executor>,
     config: EngineLoopConfig,
     metrics: Arc<Metrics>,
     turns: &Arc<Turns>,
@@ -105,6 +105,8 @@ pub fn start_sharing(
             executor: info.name,
         });
     }
+    let stop = StopFlag::default();
+    executor.watch(&stop);
     let (commands, inbox) = channel();
     let (stopped_sender, stopped) = watch::channel(());
     let limit = config
@@ -117,6 +119,7 @@ pub fn start_sharing(
         acceptance: AtomicAcceptance::new(Acceptance::Open),
         n_in_flight: AtomicUsize::new(0),
         next_id: AtomicU64::new(0),
+        stop,
         max_in_flight: limit,
         config: config.clone(),
         info,
@@ -197,6 +200,12 @@ impl EngineLoop {
             let begun = Instant::now();
             let outcome = execute(executor.as_mut(), &plan);
             let elapsed = begun.elapsed();
+            if self.shared.stop.is_raised() && outcome.as_ref().is_err_and(|e| !e.is_panic) {
+                // Given up because the grace is over: no failure of the step.
+                self.turn = None;
+                self.fail_all(&Failure::ShuttingDown);
+                continue;
+            }
             let counts = self.counts_before.plus(executor.counts());
             self.turn = None;
             self.record_outcome(&plan, outcome.as_ref().err());

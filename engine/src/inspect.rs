@@ -1,13 +1,16 @@
 //! `engine inspect <model>`: what a checkpoint is and what it takes, without running it.
 
-use std::fmt::Write as _;
+use std::fmt;
+
+use serde::Serialize;
 
 use crate::model::config::{ModelConfig, RopeScaling};
+use crate::printable::printable;
 use crate::source::ResolvedModel;
 use crate::weights::{self, Checkpoint, LoadFormat, MatrixId, VectorId, WeightError};
 
 /// What one storage format holds.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 struct FormatTotal {
     format: String,
     n_tensors: u64,
@@ -15,61 +18,89 @@ struct FormatTotal {
     n_bytes: u64,
 }
 
-/// A report of several lines: architecture, parameters, tensors by format, memory.
-pub fn inspect(model: &ResolvedModel) -> Result<String, WeightError> {
+/// What a checkpoint is: a report of several lines, or an object of JSON.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    model: String,
+    source: String,
+    sha256: String,
+    format: String,
+    config: ModelConfig,
+    n_parameters: u64,
+    weight_bytes: u64,
+    /// At 16 bits.
+    kv_bytes_per_token: u64,
+    formats: Vec<FormatTotal>,
+}
+
+pub fn inspect(model: &ResolvedModel) -> Result<Report, WeightError> {
     let checkpoint = weights::open(model, LoadFormat::Auto, 0)?;
-    let c = checkpoint.config();
-    let totals = totals(checkpoint.as_ref())?;
-    let n_params: u64 = totals.iter().map(|t| t.n_elements).sum();
-    let n_bytes: u64 = totals.iter().map(|t| t.n_bytes).sum();
+    let config = checkpoint.config().clone();
+    let formats = totals(checkpoint.as_ref())?;
+    Ok(Report {
+        model: model.display_name.clone(),
+        source: model.requested.clone(),
+        sha256: model.sha256.clone(),
+        format: checkpoint.format_name(),
+        n_parameters: formats.iter().map(|t| t.n_elements).sum(),
+        weight_bytes: formats.iter().map(|t| t.n_bytes).sum(),
+        kv_bytes_per_token: 2 * config.kv_elements_per_token() as u64,
+        config,
+        formats,
+    })
+}
 
-    let mut out = String::new();
-    let mut line = |label: &str, value: String| {
-        // Writing to a string cannot fail.
-        let _ = writeln!(out, "{label:<16}{value}");
-    };
-    line("model", model.display_name.clone());
-    line("source", model.requested.clone());
-    line("sha256", model.sha256.clone());
-    line("format", checkpoint.format_name());
-    line("architecture", architecture(c));
-    line("heads", heads(c));
-    line("rope", rope(c));
-    line("vocabulary", format!("{} tokens{}", c.vocab, tied(c)));
-    line("context", format!("{} tokens", c.context_length));
-    line("eos ids", format!("{:?}", c.eos_token_ids));
-    line(
-        "parameters",
-        format!("{n_params} ({:.2} billion)", n_params as f64 / 1e9),
-    );
-    line(
-        "weights",
-        format!("{n_bytes} bytes ({})", mebibytes(n_bytes)),
-    );
-    let kv_bytes = 2 * c.kv_elements_per_token() as u64;
-    line(
-        "kv per token",
-        format!("{kv_bytes} bytes at 16 bits, {} at 8", kv_bytes / 2),
-    );
-    let full_context = kv_bytes * c.context_length as u64;
-    line(
-        "kv full context",
-        format!(
-            "{full_context} bytes at 16 bits ({})",
-            mebibytes(full_context)
-        ),
-    );
-
-    let _ = writeln!(
-        out,
-        "\n{:<24}{:>8}{:>16}{:>16}",
-        "format", "tensors", "elements", "bytes"
-    );
-    for t in &totals {
-        let (name, n, elements) = (&t.format, t.n_tensors, t.n_elements);
-        let _ = writeln!(out, "{name:<24}{n:>8}{elements:>16}{:>16}", t.n_bytes);
+impl fmt::Display for Report {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let c = &self.config;
+        let (n_params, n_bytes) = (self.n_parameters, self.weight_bytes);
+        let kv_bytes = self.kv_bytes_per_token;
+        let full_context = kv_bytes * c.context_length as u64;
+        for (label, value) in [
+            ("model", printable(&self.model)),
+            ("source", printable(&self.source)),
+            ("sha256", self.sha256.clone()),
+            ("format", printable(&self.format)),
+            ("architecture", architecture(c)),
+            ("heads", heads(c)),
+            ("rope", rope(c)),
+            ("vocabulary", format!("{} tokens{}", c.vocab, tied(c))),
+            ("context", format!("{} tokens", c.context_length)),
+            ("eos ids", format!("{:?}", c.eos_token_ids)),
+            (
+                "parameters",
+                format!("{n_params} ({:.2} billion)", n_params as f64 / 1e9),
+            ),
+            (
+                "weights",
+                format!("{n_bytes} bytes ({})", mebibytes(n_bytes)),
+            ),
+            (
+                "kv per token",
+                format!("{kv_bytes} bytes at 16 bits, {} at 8", kv_bytes / 2),
+            ),
+            (
+                "kv full context",
+                format!(
+                    "{full_context} bytes at 16 bits ({})",
+                    mebibytes(full_context)
+                ),
+            ),
+        ] {
+            writeln!(out, "{label:<16}{value}")?;
+        }
+        let (format, tensors) = ("format", "tensors");
+        writeln!(
+            out,
+            "\n{format:<24}{tensors:>8}{:>16}{:>16}",
+            "elements", "bytes"
+        )?;
+        for t in &self.formats {
+            let (name, n, elements) = (printable(&t.format), t.n_tensors, t.n_elements);
+            writeln!(out, "{name:<24}{n:>8}{elements:>16}{:>16}", t.n_bytes)?;
+        }
+        Ok(())
     }
-    Ok(out)
 }
 
 /// Totals by format, largest first. A tied head counts once, as the embedding.

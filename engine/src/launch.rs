@@ -64,8 +64,12 @@ pub enum LaunchError {
     Start(#[from] StartError),
 }
 
-/// How the scheduler runs on a pool of this size.
-pub fn engine_loop_config(config: &EngineConfig, kv_pool_tokens: usize) -> EngineLoopConfig {
+/// How the scheduler runs on a pool of this size on `device`.
+pub fn engine_loop_config(
+    config: &EngineConfig,
+    device: Device,
+    kv_pool_tokens: usize,
+) -> EngineLoopConfig {
     let pool_tokens = config
         .max_total_tokens
         .unwrap_or(kv_pool_tokens)
@@ -77,7 +81,7 @@ pub fn engine_loop_config(config: &EngineConfig, kv_pool_tokens: usize) -> Engin
             max_running_requests: config
                 .max_running_requests
                 .unwrap_or_else(|| (pool_tokens / (4 * PAGE_TOKENS)).clamp(1, 256)),
-            max_prefill_tokens: config.max_prefill_tokens,
+            max_prefill_tokens: config.max_prefill_tokens.on(device),
             chunked_prefill_size: config.chunked_prefill_size,
             mixed_chunk: config.enable_mixed_chunk,
             n_continuous_decode_steps: config.num_continuous_decode_steps,
@@ -170,7 +174,7 @@ pub fn launch(
     info.inactive_flags.extend(inactive_flags(typed, device));
     log_executor(&info);
 
-    let mut loop_config = engine_loop_config(config, info.kv_pool_tokens);
+    let mut loop_config = engine_loop_config(config, device, info.kv_pool_tokens);
     loop_config.scheduler.run_ahead = device == Device::Cuda && config.overlap_schedule;
     loop_config.scheduler.host_tier = info.host_tier.map(HostTierConfig::from);
     let pool_tokens = loop_config.scheduler.pool_tokens();

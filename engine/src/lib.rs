@@ -16,6 +16,7 @@ pub mod kv;
 pub mod launch;
 pub mod metrics;
 pub mod model;
+pub mod printable;
 pub mod request;
 pub mod result_cache;
 pub mod sampler;

@@ -1,5 +1,5 @@
 //! The `engine` program: `serve`, `generate`, `inspect`, `fetch`, `bench`, `simulate`,
-//! `errors`.
+//! `errors`, `completions`.
 //!
 //! Exit codes: 0 done, 2 the command line is wrong, 1 anything else.
 
@@ -8,8 +8,8 @@ mod cli;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
-use clap::Parser;
 use engine::errors::Code;
+use engine::printable::printable;
 use tracing_subscriber::EnvFilter;
 
 /// Memory that a burst of requests took goes back to the system; with the C library's allocator it
@@ -18,10 +18,12 @@ use tracing_subscriber::EnvFilter;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    // Wrong command lines end in here, with exit code 2.
-    let arguments = cli::Cli::parse();
-    start_log();
-    match cli::run(arguments) {
+    // Command lines that no parser can read end in here, with exit code 2.
+    let outcome = cli::read().and_then(|line| {
+        start_log();
+        cli::run(line)
+    });
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let code = Code::of(&error);
@@ -38,10 +40,11 @@ fn main() -> ExitCode {
 /// The error with its code, and what the catalogue says of it. Where nobody can be told, the exit
 /// code remains.
 fn report(error: &anyhow::Error, code: Option<Code>) {
+    let error = printable(&format!("{error:#}"));
     let text = match code.map(|code| (code, code.entry())) {
-        None => format!("error: {error:#}\n"),
+        None => format!("error: {error}\n"),
         Some((code, entry)) => format!(
-            "error[{code}]: {error:#}\n  cause: {}\n  cure: {}\n",
+            "error[{code}]: {error}\n  cause: {}\n  cure: {}\n",
             entry.cause, entry.cure
         ),
     };

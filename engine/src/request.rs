@@ -31,6 +31,9 @@ pub struct Request {
     pub stop_token_ids: Arc<[u32]>,
     /// Larger runs earlier under `--schedule-policy priority`.
     pub priority: i32,
+    /// KV of the prompt is shared with requests of the same root alone; 0 unless the client sends a
+    /// salt.
+    pub prefix_root: u64,
 }
 
 /// How the next token is chosen. The neutral value of each field switches it off.

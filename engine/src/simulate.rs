@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use self::arrivals::Text;
 use crate::config::resolved::EngineConfig;
-use crate::config::typed::KvCacheDtype;
+use crate::config::typed::{Device, KvCacheDtype};
 use crate::engine_loop::CostMeter;
 use crate::executor::cuda::{GraphSizes, graph_sizes};
 use crate::executor::simulated::cost::{device_bytes, sizes_of};
@@ -120,7 +120,8 @@ pub fn simulate(
     let (tokenizer, _) = load_text(&model.resolved)?;
     let executor = executor(config, model, card)?;
     let info = executor.info().clone();
-    let mut scheduler_config = engine_loop_config(config, info.kv_pool_tokens).scheduler;
+    let mut scheduler_config =
+        engine_loop_config(config, Device::Cuda, info.kv_pool_tokens).scheduler;
     scheduler_config.run_ahead = config.overlap_schedule;
     scheduler_config.host_tier = info.host_tier.map(HostTierConfig::from);
     let model_config = model.checkpoint.config();
@@ -378,6 +379,7 @@ impl Player {
                 max_new_tokens: accepted.max_new_tokens,
                 stop_token_ids: Arc::from([]),
                 priority: 0,
+                prefix_root: 0,
             };
             // What does not fit was refused when it was sent; this would be a duplicate.
             if let Err(error) = self.scheduler.add(request, at) {

@@ -6,6 +6,7 @@ use engine::bench::{OfflineConfig, offline};
 use engine::config::EngineArgs;
 use engine::kv::PAGE_TOKENS;
 use engine::launch::{load_executor, load_model};
+use engine::printable::printable;
 
 use super::progress::ShownProgress;
 
@@ -64,7 +65,7 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
     }
     println!(
         "model    {} ({})",
-        model.resolved.display_name,
+        printable(&model.resolved.display_name),
         model.checkpoint.format_name()
     );
     println!("device   {}", result.device);

@@ -1,7 +1,11 @@
 //! `engine fetch` and `engine inspect`.
 
-use anyhow::Result;
+use std::io::Write;
+
+use anyhow::{Context, Result};
+use clap::Args;
 use engine::launch::cache_dir;
+use engine::printable::printable;
 use engine::source::{self, ModelFiles, ModelSource, ResolvedModel};
 
 use super::ModelArgs;
@@ -14,16 +18,38 @@ pub fn fetch(args: &ModelArgs) -> Result<()> {
         ModelFiles::Folder(path) | ModelFiles::Gguf(path) => path.display().to_string(),
         ModelFiles::Synthetic(preset) => format!("(made on the fly: synthetic:{})", preset.name),
     };
-    println!("path    {place}");
-    println!("sha256  {}", model.sha256);
-    println!("name    {}", model.display_name);
-    Ok(())
+    let text = format!(
+        "path    {}\nsha256  {}\nname    {}\n",
+        printable(&place),
+        model.sha256,
+        printable(&model.display_name)
+    );
+    std::io::stdout()
+        .write_all(text.as_bytes())
+        .context("writing to standard output")
 }
 
-pub fn inspect(args: &ModelArgs) -> Result<()> {
-    let model = resolve(args)?;
-    print!("{}", engine::inspect::inspect(&model)?);
-    Ok(())
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+
+    /// Print the report as one line of JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn inspect(args: &InspectArgs) -> Result<()> {
+    let model = resolve(&args.model)?;
+    let report = engine::inspect::inspect(&model)?;
+    let text = if args.json {
+        serde_json::to_string(&report)? + "\n"
+    } else {
+        report.to_string()
+    };
+    std::io::stdout()
+        .write_all(text.as_bytes())
+        .context("writing to standard output")
 }
 
 fn resolve(args: &ModelArgs) -> Result<ResolvedModel> {

@@ -1,6 +1,7 @@
 //! `engine generate`: one prompt, its text on standard output as it comes.
 
-use std::io::Write;
+use std::borrow::Cow;
+use std::io::{IsTerminal, Read, Write};
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow};
@@ -8,6 +9,7 @@ use clap::Args;
 use engine::config::{ConfigError, EngineArgs};
 use engine::launch::devices::Devices;
 use engine::launch::{AskLimits, launch};
+use engine::printable::printable;
 use engine::request::SamplingParams;
 use engine::server::choice::{Choice, ChoiceSpec};
 use engine::server::prompt::fit;
@@ -20,8 +22,8 @@ use super::progress::ShownProgress;
 
 #[derive(Debug, Args)]
 pub struct GenerateArgs {
-    /// The prompt
-    prompt: String,
+    /// The prompt; `-`, or none, reads it from standard input, without the newline at its end
+    prompt: Option<String>,
 
     #[command(flatten)]
     engine: EngineArgs,
@@ -103,6 +105,29 @@ impl GenerateArgs {
         Ok(())
     }
 
+    /// As typed, or from a pipe or file.
+    fn read_prompt(&self) -> Result<String> {
+        if let Some(typed) = self.prompt.as_deref().filter(|prompt| *prompt != "-") {
+            return Ok(typed.to_owned());
+        }
+        let mut input = std::io::stdin();
+        if self.prompt.is_none() && input.is_terminal() {
+            return Err(ConfigError {
+                flag: "PROMPT",
+                value: "(missing)".to_owned(),
+                limit: "type it, pipe it in, or give - and type it here".to_owned(),
+            }
+            .into());
+        }
+        let mut text = String::new();
+        input
+            .read_to_string(&mut text)
+            .context("reading the prompt from standard input")?;
+        let text = text.strip_suffix('\n').unwrap_or(&text);
+        let text = text.strip_suffix('\r').unwrap_or(text);
+        Ok(text.to_owned())
+    }
+
     fn generation(&self) -> Generation {
         Generation {
             params: SamplingParams {
@@ -122,6 +147,7 @@ impl GenerateArgs {
             include_stop_str: false,
             max_tokens: Some(self.max_tokens),
             priority: 0,
+            prefix_root: 0,
             streaming: None,
             asked: None,
         }
@@ -131,6 +157,7 @@ impl GenerateArgs {
 pub fn generate(args: &GenerateArgs) -> Result<()> {
     args.check()?;
     let config = args.engine.resolve()?;
+    let prompt = args.read_prompt()?;
     let shown = ShownProgress::new();
     let model = launch(
         &args.engine,
@@ -148,12 +175,12 @@ pub fn generate(args: &GenerateArgs) -> Result<()> {
         .enable_all()
         .build()
         .context("starting the async runtime")?;
-    runtime.block_on(stream(args, &model))
+    runtime.block_on(stream(args, &prompt, &model))
 }
 
-async fn stream(args: &GenerateArgs, model: &ServedModel) -> Result<()> {
+async fn stream(args: &GenerateArgs, prompt: &str, model: &ServedModel) -> Result<()> {
     let ids = if args.chat {
-        let messages = [json!({"role": "user", "content": args.prompt})];
+        let messages = [json!({"role": "user", "content": prompt})];
         let input = ChatInput {
             messages: &messages,
             tools: None,
@@ -164,7 +191,7 @@ async fn stream(args: &GenerateArgs, model: &ServedModel) -> Result<()> {
             .tokenizer
             .encode(&model.chat_template.render(&input)?, false)?
     } else {
-        model.tokenizer.encode(&args.prompt, true)?
+        model.tokenizer.encode(prompt, true)?
     };
     let fitted = fit(
         ids,
@@ -184,11 +211,18 @@ async fn stream(args: &GenerateArgs, model: &ServedModel) -> Result<()> {
     let mut first_token = None;
     let mut choice = Choice::start(model, &args.generation(), spec)?;
     let mut stdout = std::io::stdout();
+    // A model may write what a terminal takes for commands; a file or pipe gets every byte.
+    let is_terminal = stdout.is_terminal();
     let mut end = None;
     while let Some(piece) = choice.next(1).await? {
         first_token.get_or_insert_with(Instant::now);
+        let shown = if is_terminal {
+            Cow::Owned(printable(&piece.text))
+        } else {
+            Cow::Borrowed(piece.text.as_str())
+        };
         stdout
-            .write_all(piece.text.as_bytes())
+            .write_all(shown.as_bytes())
             .context("writing to standard output")?;
         stdout.flush().context("writing to standard output")?;
         end = piece.end;

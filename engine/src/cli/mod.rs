@@ -3,6 +3,8 @@
 mod bench;
 mod fetch;
 mod generate;
+mod groups;
+mod line;
 mod progress;
 mod serve;
 mod simulate;
@@ -12,13 +14,14 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
 use engine::config::ServeArgs;
 use engine::errors::{Code, markdown};
 
 /// LLM inference: an OpenAI-compatible server and tools around it.
 #[derive(Debug, Parser)]
-#[command(name = "engine", version, about)]
-pub struct Cli {
+#[command(name = "engine", version, about, propagate_version = true)]
+struct Cli {
     #[command(subcommand)]
     command: Command,
 }
@@ -40,9 +43,11 @@ enum Command {
     /// Every error with its code, cause and cure
     Errors(ErrorsArgs),
     /// Show a model's architecture, tensors, formats and memory
-    Inspect(ModelArgs),
+    Inspect(fetch::InspectArgs),
     /// Fetch a model into the cache and print where it is
     Fetch(ModelArgs),
+    /// Print a script that completes this program's command lines, for the shell to read
+    Completions { shell: Shell },
 }
 
 #[derive(Debug, Args)]
@@ -63,24 +68,28 @@ struct ModelArgs {
     cache_dir: Option<PathBuf>,
 }
 
-fn words_behind_subcommand() -> Vec<String> {
-    std::env::args_os()
-        .skip(2)
-        .map(|word| word.to_string_lossy().into_owned())
-        .collect()
-}
+pub use self::line::{Line, read};
 
-pub fn run(cli: Cli) -> Result<()> {
-    match cli.command {
+pub fn run(line: Line) -> Result<()> {
+    match line.cli.command {
         // Which model a flag belongs to, its place says, which the parsed flags do not.
-        Command::Serve(_) => serve::serve(&words_behind_subcommand()),
+        Command::Serve(_) => serve::serve(&line.words),
         Command::Generate(args) => generate::generate(&args),
         Command::Bench(args) => bench::bench(&args),
         Command::Simulate(args) => simulate::simulate(&args),
         Command::Errors(args) => errors(&args),
         Command::Inspect(args) => fetch::inspect(&args),
         Command::Fetch(args) => fetch::fetch(&args),
+        Command::Completions { shell } => completions(shell),
     }
+}
+
+fn completions(shell: Shell) -> Result<()> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut groups::shown(), "engine", &mut script);
+    std::io::stdout()
+        .write_all(&script)
+        .context("writing to standard output")
 }
 
 fn errors(args: &ErrorsArgs) -> Result<()> {

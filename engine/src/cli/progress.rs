@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
+use engine::printable::printable;
 use engine::source::{Progress, Stage};
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 
@@ -45,7 +46,8 @@ impl ShownProgress {
             }
             let bar = self.is_terminal.then(|| new_bar(progress));
             if bar.is_none() {
-                say(&format!("{} {}", verb(progress.stage), progress.file));
+                let file = printable(progress.file);
+                say(&format!("{} {file}", verb(progress.stage)));
             }
             *current = Some(Shown {
                 stage: progress.stage,
@@ -65,7 +67,8 @@ impl ShownProgress {
         } else if shown.last_line.elapsed() >= LINE_INTERVAL {
             shown.last_line = Instant::now();
             let what = verb(progress.stage);
-            say(&format!("{what} {}: {}", progress.file, amount(progress)));
+            let file = printable(progress.file);
+            say(&format!("{what} {file}: {}", amount(progress)));
         }
     }
 }
@@ -81,7 +84,8 @@ fn new_bar(progress: Progress<'_>) -> ProgressBar {
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style);
     }
-    bar.set_message(format!("{} {}", verb(progress.stage), progress.file));
+    let file = printable(progress.file);
+    bar.set_message(format!("{} {file}", verb(progress.stage)));
     bar
 }
 

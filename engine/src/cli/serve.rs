@@ -9,9 +9,9 @@ use engine::config::{HttpConfig, ModelPlan, ServePlan};
 use engine::errors::{Code, StartFailure};
 use engine::launch::devices::Devices;
 use engine::launch::{AskLimits, launch};
-use engine::server;
 use engine::server::models::{Entry, ModelState, Open};
 use engine::server::state::AppState;
+use engine::server::{self, open_files};
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -36,7 +36,12 @@ pub fn serve(words: &[String]) -> Result<()> {
 }
 
 async fn run(plan: ServePlan) -> Result<()> {
-    let http = plan.http;
+    let mut http = plan.http;
+    for warning in plan.warnings {
+        tracing::warn!("{warning}");
+    }
+    let limit = open_files::raise_limit();
+    http.max_connections = open_files::connections_within(limit, http.max_connections);
     let address = format!("{}:{}", http.host, http.port);
     let listener = TcpListener::bind((http.host.as_str(), http.port))
         .await

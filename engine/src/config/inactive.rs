@@ -1,11 +1,13 @@
 //! Which of the typed flags have nothing to act on, and why.
 
+use super::aliases;
 use super::typed::{AttentionBackend, Device, EngineArgs};
 
 /// `(flag, reason)` of every typed flag that does nothing on `device` (which is `Cpu` or
 /// `Cuda` by now).
 pub fn inactive_flags(typed: &EngineArgs, device: Device) -> Vec<(String, String)> {
-    let mut inactive = Vec::new();
+    let foreign = typed.no_effect.iter();
+    let mut inactive: Vec<(String, String)> = foreign.map(|kept| aliases::reason(kept)).collect();
     let mut note = |was_typed: bool, flag: &str, reason: &str| {
         if was_typed {
             inactive.push((flag.to_owned(), reason.to_owned()));

@@ -5,9 +5,15 @@
 //! pasted behind `engine serve`. A flag that the chosen executor has no use for is accepted and
 //! listed with the reason ([`inactive`]); none is silently ignored.
 //!
+//! Everyday flags of SGLang, vLLM and llama.cpp that have other names here are translated before
+//! the line is parsed ([`aliases`]), and the environment may say flags, too ([`environment`]).
+//!
 //! A server of several models has them one after the other on the command line, or in a file that
 //! says the same ([`models`]).
 
+pub mod aliases;
+pub mod environment;
+mod file_lines;
 pub mod inactive;
 mod keys;
 pub mod models;
@@ -15,6 +21,7 @@ pub mod resolved;
 pub mod result_cache;
 pub mod size;
 pub mod typed;
+mod warnings;
 
 pub use models::{ModelPlan, PlanError, ServePlan};
 pub use resolved::{ConfigError, EngineConfig, HttpConfig, ServeConfig};

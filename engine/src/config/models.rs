@@ -17,14 +17,17 @@
 
 use std::path::{Path, PathBuf};
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use serde_json::{Map, Value};
 
+use super::aliases;
+use super::file_lines::FileLines;
 use super::resolved::{ConfigError, DEFAULT_FRACTION, EngineConfig, HttpConfig};
 use super::typed::{EngineArgs, ServeArgs};
+use super::warnings::warnings;
 
 /// The table of a model in the file.
-const MODEL_TABLE: &str = "model";
+pub(super) const MODEL_TABLE: &str = "model";
 
 /// A server and its models.
 #[derive(Debug, Clone)]
@@ -32,6 +35,8 @@ pub struct ServePlan {
     pub http: HttpConfig,
     /// At least one.
     pub models: Vec<ModelPlan>,
+    /// For the log.
+    pub warnings: Vec<String>,
 }
 
 /// One model, checked.
@@ -80,8 +85,9 @@ struct Section {
 }
 
 impl ServePlan {
-    /// From the words behind `engine serve`.
+    /// From the words after `engine serve`.
     pub fn read(words: &[String]) -> Result<Self, PlanError> {
+        let words = &in_our_flags(words)?;
         let whole = parse(words)?;
         let (sections, http) = match &whole.models.config {
             Some(path) if whole.engine.model_path.is_some() => {
@@ -104,7 +110,9 @@ impl ServePlan {
             .iter()
             .map(|section| ModelPlan::read(&sections.common, section))
             .collect::<Result<_, _>>()?;
-        let mut http = http.resolve()?;
+        let typed_http = http;
+        let mut http = typed_http.resolve()?;
+        let warnings = warnings(&typed_http, &http);
         if let [only] = models.as_mut_slice() {
             // Its name may stand anywhere.
             only.name = only.name.take().or(http.served_model_name.take());
@@ -118,7 +126,11 @@ impl ServePlan {
         }
         check_names(&models)?;
         share_memory(&mut models)?;
-        Ok(Self { http, models })
+        Ok(Self {
+            http,
+            models,
+            warnings,
+        })
     }
 }
 
@@ -141,7 +153,7 @@ impl ModelPlan {
 
     /// A model that is added to a running server, from flags without dashes.
     pub fn of_flags(flags: &Map<String, Value>) -> Result<Self, PlanError> {
-        let section = Section::of(flags).map_err(PlanError::Flags)?;
+        let section = Section::of(flags, &|_| String::new()).map_err(PlanError::Flags)?;
         check_own(&section.words).map_err(PlanError::Flags)?;
         Self::read(&[], &section)
     }
@@ -189,31 +201,41 @@ impl Sections {
         let text = std::fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;
         let mut file: Map<String, Value> =
             toml::from_str(&text).map_err(|error| failed(error.to_string()))?;
+        let lines = FileLines::of(&text);
         let tables = match file.remove(MODEL_TABLE) {
             Some(Value::Array(tables)) if !tables.is_empty() => tables,
             _ => return Err(failed("no model; each has a table [[model]]".to_owned())),
         };
         for flag in ["config", "model-path", "model", "served-model-name"] {
             if file.contains_key(flag) {
-                return Err(failed(format!("{flag} does not go before the models")));
+                let place = lines.place(None, flag);
+                return Err(failed(format!(
+                    "{place}{flag} does not go before the models"
+                )));
             }
         }
-        let common = Section::of(&file).map_err(failed)?.words;
+        let common = Section::of(&file, &|key| lines.place(None, key)).map_err(failed)?;
         let mut models = Vec::with_capacity(tables.len());
         for (i, table) in tables.iter().enumerate() {
             let in_table = |message: String| failed(format!("model {i}: {message}"));
             let Value::Object(table) = table else {
                 return Err(in_table("is no table".to_owned()));
             };
-            let section = Section::of(table).map_err(in_table)?;
+            let place = |key: &str| lines.place(Some(i), key);
+            let section = Section::of(table, &place).map_err(in_table)?;
             check_own(&section.words).map_err(in_table)?;
             models.push(section);
         }
         Ok(Self {
-            common: [common.as_slice(), typed].concat(),
+            common: [common.words.as_slice(), typed].concat(),
             models,
         })
     }
+}
+
+/// Other servers' flags in ours.
+fn in_our_flags(words: &[String]) -> Result<Vec<String>, PlanError> {
+    aliases::translate(words, &Line::command()).map_err(PlanError::Flags)
 }
 
 fn parse(words: &[String]) -> Result<ServeArgs, PlanError> {
@@ -245,45 +267,67 @@ fn check_own(words: &[String]) -> Result<(), String> {
 }
 
 impl Section {
-    /// `key = value` as it would be typed: `--key=value`.
-    fn of(flags: &Map<String, Value>) -> Result<Self, String> {
+    /// `key = value` as it would be typed: `--key=value`, each checked by itself. `place` says where
+    /// a key stands.
+    fn of(flags: &Map<String, Value>, place: &dyn Fn(&str) -> String) -> Result<Self, String> {
+        let mut section = Self::default();
+        for (key, value) in flags {
+            let at = |message: String| format!("{}{message}", place(key));
+            section.add(key, value).map_err(at)?;
+        }
+        Ok(section)
+    }
+
+    fn add(&mut self, key: &str, value: &Value) -> Result<(), String> {
         let scalar = |value: &Value| match value {
             Value::String(text) => Some(text.clone()),
             Value::Number(number) => Some(number.to_string()),
             _ => None,
         };
-        let mut section = Self::default();
-        let words = &mut section.words;
-        for (key, value) in flags {
-            let is_name = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-            if key.is_empty() || key.starts_with('-') || !key.chars().all(is_name) {
-                return Err(format!(
-                    "{key:?}: a flag is lower-case letters, digits and -, without the leading --"
-                ));
-            }
-            let wrong = || {
-                format!(
-                    "{key} = {value}: a flag is true, false, a number, a string or an array of these"
-                )
-            };
-            match value {
-                Value::Bool(true) => words.push(format!("--{key}")),
-                Value::Bool(false) => {
-                    let switch = format!("--{key}");
-                    // As a switch that is on it is read as every other; off, it would be read by
-                    // nobody.
-                    parse(std::slice::from_ref(&switch)).map_err(|error| error.to_string())?;
-                    section.off.push(switch);
-                }
-                Value::Array(values) => {
-                    words.push(format!("--{key}"));
-                    let values: Option<Vec<String>> = values.iter().map(scalar).collect();
-                    words.extend(values.ok_or_else(wrong)?);
-                }
-                value => words.push(format!("--{key}={}", scalar(value).ok_or_else(wrong)?)),
-            }
+        let is_name = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        if key.is_empty() || key.starts_with('-') || !key.chars().all(is_name) {
+            return Err(format!(
+                "{key:?}: a flag is lower-case letters, digits and -, without the leading --"
+            ));
         }
-        Ok(section)
+        let wrong = || {
+            format!(
+                "{key} = {value}: a flag is true, false, a number, a string or an array of these"
+            )
+        };
+        let words = match value {
+            Value::Bool(_) => vec![format!("--{key}")],
+            Value::Array(values) => {
+                let values: Option<Vec<String>> = values.iter().map(scalar).collect();
+                let values = values.ok_or_else(wrong)?;
+                // A value that looks like a flag would be read as one.
+                if let Some(flag) = values.iter().find(|value| value.starts_with('-')) {
+                    return Err(format!("{key} has {flag:?}, which is no value"));
+                }
+                [vec![format!("--{key}")], values].concat()
+            }
+            value => vec![format!("--{key}={}", scalar(value).ok_or_else(wrong)?)],
+        };
+        let refused = |error: PlanError| {
+            let message = error.to_string();
+            // Without how the program is used, which is about command lines.
+            let reason = message.split("\n\n").next().unwrap_or_default();
+            // A string may be a key, under a name that was misspelt.
+            if value.is_string() {
+                format!("{key}: {reason}")
+            } else {
+                format!("{key} = {value}: {reason}")
+            }
+        };
+        let words = in_our_flags(&words).map_err(refused)?;
+        // Switches that are off are read like those that are on, or they would be read by nobody.
+        parse(&words).map_err(refused)?;
+        if *value == Value::Bool(false) {
+            self.off.extend(words);
+        } else {
+            self.words.extend(words);
+        }
+        Ok(())
     }
 }
 
@@ -337,164 +381,4 @@ fn share_memory(models: &mut [ModelPlan]) -> Result<(), ConfigError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn words(line: &str) -> Vec<String> {
-        line.split_whitespace().map(str::to_owned).collect()
-    }
-
-    fn plan(line: &str) -> ServePlan {
-        ServePlan::read(&words(line)).unwrap_or_else(|error| panic!("{line}: {error}"))
-    }
-
-    fn refusal(line: &str) -> String {
-        ServePlan::read(&words(line)).expect_err(line).to_string()
-    }
-
-    fn in_file(text: &str, typed: &str) -> Result<ServePlan, PlanError> {
-        let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join("serve.toml");
-        std::fs::write(&path, text).expect("written");
-        ServePlan::read(&words(&format!("--config {} {typed}", path.display())))
-    }
-
-    #[test]
-    fn one_model_is_read_as_ever_wherever_its_flags_stand() {
-        for line in [
-            "--model-path a --served-model-name n --port 1 --max-total-tokens 64",
-            "--served-model-name n --port 1 --max-total-tokens 64 --model=a",
-        ] {
-            let plan = plan(line);
-            assert_eq!((plan.models.len(), plan.http.port), (1, 1), "{line}");
-            let model = &plan.models[0];
-            assert_eq!(model.engine.model_path.as_deref(), Some("a"));
-            assert_eq!(model.name.as_deref(), Some("n"));
-            assert_eq!(model.engine.max_total_tokens, Some(64));
-            assert!((model.engine.mem_fraction_static - 0.88).abs() < 1e-9);
-        }
-        assert_eq!(plan("--port 2").models[0].names(), ["default"]);
-    }
-
-    #[test]
-    fn every_model_has_its_own_flags_over_the_common_ones() {
-        let plan = plan(
-            "--context-length 512 --model-path a --served-model-name x --mem-fraction-static 0.15 \
-             --schedule-policy lpm --model-path b --context-length 128 --port 7",
-        );
-        assert_eq!(plan.http.port, 7);
-        let [a, b] = plan.models.as_slice() else {
-            panic!("two models")
-        };
-        assert_eq!(
-            (a.names(), b.names()),
-            (vec!["x".to_owned()], vec!["b".to_owned()])
-        );
-        assert_eq!(a.engine.context_length, Some(512));
-        assert_eq!(b.engine.context_length, Some(128));
-        assert_eq!(a.engine.schedule_policy.to_string(), "lpm");
-        assert_eq!(b.engine.schedule_policy.to_string(), "fcfs");
-        // What the first leaves of the default.
-        assert!((b.engine.mem_fraction_static - 0.73).abs() < 1e-9);
-        assert_eq!(a.flags["--mem-fraction-static"], 0.15);
-    }
-
-    #[test]
-    fn a_file_says_the_same_as_the_command_line() {
-        let text = "context-length = 512\nport = 9\nenable-mixed-chunk = true\n\
-            disable-radix-cache = false\n\
-            [[model]]\nmodel-path = \"a\"\nserved-model-name = \"x\"\n\
-            mem-fraction-static = 0.15\ncuda-graph-bs = [1, 4]\n\
-            [[model]]\nmodel-path = \"b\"\ncontext-length = 128\nstart-unloaded = true\n";
-        let plan = in_file(text, "--port 10 --max-total-tokens 64").expect("a plan");
-        assert_eq!(plan.http.port, 10, "what is typed goes first");
-        let [a, b] = plan.models.as_slice() else {
-            panic!("two models")
-        };
-        assert_eq!(a.engine.context_length, Some(512));
-        assert_eq!(b.engine.context_length, Some(128));
-        for model in [a, b] {
-            assert!(model.engine.enable_mixed_chunk && model.engine.radix_cache);
-            assert_eq!(model.engine.max_total_tokens, Some(64));
-        }
-        assert_eq!(a.flags["--cuda-graph-bs"], serde_json::json!([1, 4]));
-        assert!(b.start_unloaded && !a.start_unloaded);
-    }
-
-    #[test]
-    fn a_models_table_takes_back_a_switch_that_is_common() {
-        let text = "enable-mixed-chunk = true\nstart-unloaded = true\n\
-            [[model]]\nmodel-path = \"a\"\nenable-mixed-chunk = false\n\
-            disable-radix-cache = false\nstart-unloaded = false\n\
-            [[model]]\nmodel-path = \"b\"\n";
-        let plan = in_file(text, "--disable-radix-cache").expect("a plan");
-        let shown = plan.models.iter().map(|model| {
-            let engine = &model.engine;
-            (
-                engine.enable_mixed_chunk,
-                engine.radix_cache,
-                model.start_unloaded,
-            )
-        });
-        let shown: Vec<_> = shown.collect();
-        assert_eq!(shown, [(false, true, false), (true, false, true)]);
-        let flags = &plan.models[0].flags;
-        assert!(flags.get("--enable-mixed-chunk").is_none(), "{flags}");
-    }
-
-    #[test]
-    fn what_is_wrong_is_named() {
-        let file = |text: &str| in_file(text, "").expect_err(text).to_string();
-        for (found, expected) in [
-            (
-                refusal("--config no.toml --model-path a"),
-                "models are in the file",
-            ),
-            (refusal("--config no/such.toml"), "no/such.toml"),
-            (
-                refusal(
-                    "--model-path a --mem-fraction-static 0.6 --model-path b --mem-fraction-static 0.5",
-                ),
-                "--mem-fraction-static 0.6 + 0.5",
-            ),
-            (
-                refusal("--model-path a --mem-fraction-static 0.9 --model-path b"),
-                "leaves nothing of 0.88",
-            ),
-            (
-                refusal("--served-model-name x --model-path a --model-path b"),
-                "--served-model-name x: with several models",
-            ),
-            (
-                refusal("--model-path a --model-path b --served-model-name a"),
-                "--served-model-name a: two models",
-            ),
-            (file("port = 1\n"), "[[model]]"),
-            (
-                file("model-path = \"a\"\n[[model]]\n"),
-                "model-path does not go before",
-            ),
-            (file("[[model]]\nport = 1\n"), "--port is the server's"),
-            (file("[[model]]\nno-such-flag = 1\n"), "--no-such-flag"),
-            (
-                file("[[model]]\n\"--port\" = 1\n"),
-                "without the leading --",
-            ),
-            (file("[[model]]\ncontext-length = 0\n"), "context-length"),
-            (
-                file("[[model]]\ncontext-length = {}\n"),
-                "context-length = {}",
-            ),
-            (file("no-such-flag = false\n[[model]]\n"), "--no-such-flag"),
-            (file("[[model]]\nno-such-flag = false\n"), "--no-such-flag"),
-            (
-                file("[[model]]\ncontext-length = false\n"),
-                "--context-length",
-            ),
-            (file("model = 3"), "[[model]]"),
-            (file("["), "--config"),
-        ] {
-            assert!(found.contains(expected), "{expected} is not in: {found}");
-        }
-    }
-}
+mod tests;

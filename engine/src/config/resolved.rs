@@ -19,6 +19,16 @@ use crate::kv::PAGE_TOKENS;
 /// `--mem-fraction-static` of one model, and what several without a fraction of their own share.
 pub(super) const DEFAULT_FRACTION: f64 = 0.88;
 
+/// Prompt tokens of one step, unless `--max-prefill-tokens` says otherwise. Running streams wait
+/// for a step, so it has to be short on any device: 16,384 tokens are tens of milliseconds on a
+/// card and minutes on a processor, where 512 are two passes through the layers. (A 135M model on two
+/// cores: half the largest gap of 1,024, and prompts are done as soon.)
+const MAX_PREFILL_TOKENS_ON_CUDA: usize = 16_384;
+const MAX_PREFILL_TOKENS_ON_CPU: usize = 512;
+
+/// `--max-queue-s`: as long as `OpenAI`'s clients wait for an answer unless told otherwise.
+const DEFAULT_MAX_QUEUE_S: u64 = 600;
+
 /// A value that one flag alone allows and the rest of the command line does not.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{flag} {value}: {limit}")]
@@ -66,7 +76,7 @@ pub struct EngineConfig {
     pub max_total_tokens: Option<usize>,
     pub mem_fraction_static: f64,
     pub device_memory_limit_bytes: Option<u64>,
-    pub max_prefill_tokens: usize,
+    pub max_prefill_tokens: PrefillTokens,
     /// `None`: a prompt is computed in one piece.
     pub chunked_prefill_size: Option<usize>,
     pub enable_mixed_chunk: bool,
@@ -98,6 +108,13 @@ pub struct EngineConfig {
     pub random_seed: Option<u64>,
     pub decode_log_interval: usize,
     pub cache_dir: Option<PathBuf>,
+}
+
+/// Most prompt tokens of one step, by the device that the model runs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct PrefillTokens {
+    pub cuda: usize,
+    pub cpu: usize,
 }
 
 /// Which decode batches replay a captured graph.
@@ -144,6 +161,16 @@ pub struct HttpConfig {
     pub shutdown_grace: Duration,
 }
 
+impl PrefillTokens {
+    /// On the device that was chosen.
+    pub fn on(self, device: Device) -> usize {
+        match device {
+            Device::Cuda => self.cuda,
+            Device::Cpu | Device::Auto => self.cpu,
+        }
+    }
+}
+
 impl ServeArgs {
     pub fn resolve(&self) -> Result<ServeConfig, ConfigError> {
         Ok(ServeConfig {
@@ -175,8 +202,7 @@ impl EngineArgs {
             let clash = "not allowed together with --load-format safetensors";
             return Err(ConfigError::new("--quantization", "gguf", clash));
         }
-        let max_prefill_tokens = self.max_prefill_tokens.unwrap_or(16_384);
-        let chunked_prefill_size = self.resolve_chunk(max_prefill_tokens)?;
+        let chunked_prefill_size = self.resolve_chunk()?;
         if self.enable_mixed_chunk && chunked_prefill_size.is_none() {
             let clash = "needs chunked prefill, which --chunked-prefill-size -1 turned off";
             return Err(ConfigError::new("--enable-mixed-chunk", "on", clash));
@@ -199,8 +225,8 @@ impl EngineArgs {
             disable_flashinfer: self.disable_flashinfer,
             max_total_tokens: self.max_total_tokens,
             mem_fraction_static: self.resolve_mem_fraction()?,
-            device_memory_limit_bytes: self.device_memory_limit,
-            max_prefill_tokens,
+            device_memory_limit_bytes: self.resolve_device_memory_limit()?,
+            max_prefill_tokens: self.resolve_max_prefill_tokens(),
             chunked_prefill_size,
             enable_mixed_chunk: self.enable_mixed_chunk,
             schedule_policy: self.schedule_policy.unwrap_or(SchedulePolicy::Fcfs),
@@ -208,7 +234,10 @@ impl EngineArgs {
             max_running_requests: self.max_running_requests,
             max_queued_requests: self.max_queued_requests.unwrap_or(1024),
             time_limits: TimeLimits {
-                queue: self.max_queue_s.map(Duration::from_secs),
+                queue: match self.max_queue_s.unwrap_or(DEFAULT_MAX_QUEUE_S) {
+                    0 => None,
+                    seconds => Some(Duration::from_secs(seconds)),
+                },
                 total: self.max_request_s.map(Duration::from_secs),
             },
             num_kv_splits: self.triton_attention_num_kv_splits.unwrap_or(8),
@@ -242,7 +271,15 @@ impl EngineArgs {
                 "a folder, a file, a model id, pypi:…, synthetic:… or default",
             )),
             None | Some("default") => Ok(None),
-            Some(path) => Ok(Some(path.to_owned())),
+            // The system's own limit on paths.
+            Some(path) if path.len() > 4096 => {
+                let limit = format!("is the limit of bytes, this one has {}", path.len());
+                Err(ConfigError::new("--model-path", 4096, limit))
+            }
+            Some(path) => {
+                check_printable("--model-path", path)?;
+                Ok(Some(path.to_owned()))
+            }
         }
     }
 
@@ -259,6 +296,19 @@ impl EngineArgs {
         }
     }
 
+    /// A number without a unit is bytes, which is not what is meant here.
+    fn resolve_device_memory_limit(&self) -> Result<Option<u64>, ConfigError> {
+        const LEAST: u64 = 1 << 10;
+        match self.device_memory_limit {
+            Some(n_bytes) if n_bytes < LEAST => {
+                let limit =
+                    format!("is {n_bytes} bytes; with a unit, such as {n_bytes}GiB, it is more");
+                Err(ConfigError::new("--device-memory-limit", n_bytes, limit))
+            }
+            limit => Ok(limit),
+        }
+    }
+
     fn resolve_max_schema_bytes(&self) -> Result<usize, ConfigError> {
         let size = self.max_schema_bytes.unwrap_or(64 << 10);
         if (1..=16 << 20).contains(&size) {
@@ -268,8 +318,26 @@ impl EngineArgs {
         Err(ConfigError::new("--max-schema-bytes", size, limit))
     }
 
-    fn resolve_chunk(&self, max_prefill_tokens: usize) -> Result<Option<usize>, ConfigError> {
+    /// A chunk that was asked for has room in a step of either device.
+    fn resolve_max_prefill_tokens(&self) -> PrefillTokens {
+        if let Some(typed) = self.max_prefill_tokens {
+            return PrefillTokens {
+                cuda: typed,
+                cpu: typed,
+            };
+        }
+        let chunk = self.chunked_prefill_size.unwrap_or(0).max(0) as usize;
+        PrefillTokens {
+            cuda: MAX_PREFILL_TOKENS_ON_CUDA,
+            cpu: MAX_PREFILL_TOKENS_ON_CPU.max(chunk),
+        }
+    }
+
+    fn resolve_chunk(&self) -> Result<Option<usize>, ConfigError> {
         const FLAG: &str = "--chunked-prefill-size";
+        let max_prefill_tokens = self
+            .max_prefill_tokens
+            .unwrap_or(MAX_PREFILL_TOKENS_ON_CUDA);
         match self.chunked_prefill_size {
             None => Ok(Some(max_prefill_tokens.min(2048))),
             Some(-1) => Ok(None),
@@ -377,7 +445,18 @@ impl HttpArgs {
 
 impl HttpArgs {
     pub(super) fn resolve_served_model_name(&self) -> Result<Option<String>, ConfigError> {
-        not_empty("--served-model-name", self.served_model_name.as_deref())
+        const FLAG: &str = "--served-model-name";
+        const MAX_CHARS: usize = 256;
+        let name = not_empty(FLAG, self.served_model_name.as_deref())?;
+        if let Some(name) = &name {
+            let n_chars = name.chars().count();
+            if n_chars > MAX_CHARS {
+                let limit = format!("is the limit of characters, this name has {n_chars}");
+                return Err(ConfigError::new(FLAG, MAX_CHARS, limit));
+            }
+            check_printable(FLAG, name)?;
+        }
+        Ok(name)
     }
 
     fn resolve_result_cache(&self) -> Result<ResultCacheConfig, ConfigError> {
@@ -426,6 +505,17 @@ fn not_empty(flag: &'static str, value: Option<&str>) -> Result<Option<String>, 
             Err(ConfigError::new(flag, "\"\"", "must not be empty"))
         }
         value => Ok(value.map(str::to_owned)),
+    }
+}
+
+/// Names go into logs, answers and metrics.
+fn check_printable(flag: &'static str, text: &str) -> Result<(), ConfigError> {
+    match text.chars().find(|c| c.is_control()) {
+        Some(c) => {
+            let limit = format!("has the control character {}", c.escape_unicode());
+            Err(ConfigError::new(flag, text.escape_debug(), limit))
+        }
+        None => Ok(()),
     }
 }
 

@@ -8,6 +8,12 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
         .find(|c: char| !c.is_ascii_digit() && c != '.')
         .unwrap_or(trimmed.len());
     let (number, unit) = trimmed.split_at(n_digits);
+    if unit.trim().is_empty() && number.contains('.') && number.parse::<f64>().is_ok() {
+        return Err(format!(
+            "{number} has no unit, and a number alone is whole bytes; {number}GiB or {number}GB may be \
+             meant"
+        ));
+    }
     let scale = match unit.trim().to_ascii_lowercase().as_str() {
         "" | "b" => 1.0,
         "kib" => 1024.0,
@@ -46,6 +52,7 @@ mod tests {
         assert_eq!(parse_bytes("24gb"), Ok(24_000_000_000));
         assert_eq!(parse_bytes("512 MiB"), Ok(512 << 20));
         assert_eq!(parse_bytes("1073741824"), Ok(1 << 30));
+        assert_eq!(parse_bytes("31"), Ok(31));
     }
 
     #[test]
@@ -58,6 +65,7 @@ mod tests {
         assert!(parse_bytes("GiB").unwrap_err().contains("not a number"));
         assert!(parse_bytes("0").unwrap_err().contains("between 1 byte"));
         assert!(parse_bytes("1.2.3").unwrap_err().contains("not a number"));
+        assert!(parse_bytes("31.4").unwrap_err().contains("31.4GiB"));
         assert!(parse_bytes("-5GiB").is_err());
     }
 }

@@ -133,7 +133,7 @@ pub struct EngineArgs {
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub device_memory_limit: Option<u64>,
 
-    /// Prompt tokens in one prefill batch [default: 16384]
+    /// Prompt tokens in one prefill batch [default: 16384 on a GPU, 512 on the CPU]
     #[arg(long, value_name = "TOKENS", value_parser = tokens())]
     pub max_prefill_tokens: Option<usize>,
 
@@ -161,8 +161,9 @@ pub struct EngineArgs {
     #[arg(long, value_name = "N", value_parser = count(1 << 20))]
     pub max_queued_requests: Option<usize>,
 
-    /// Seconds that a request may wait for a place in the running batch [default: no limit]
-    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    /// Seconds that a request may wait for a place in the running batch; 0 is no limit
+    /// [default: 600]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=86_400))]
     pub max_queue_s: Option<u64>,
 
     /// Seconds from a request's arrival to its last token [default: no limit]
@@ -275,6 +276,10 @@ pub struct EngineArgs {
     /// Where fetched models are kept [default: the user's cache folder]
     #[arg(long, value_name = "FOLDER")]
     pub cache_dir: Option<PathBuf>,
+
+    /// Other servers' flags that have no effect here, see [`super::aliases`]; it is not meant to be typed
+    #[arg(long, hide = true, value_name = "FLAG")]
+    pub no_effect: Vec<String>,
 }
 
 /// Flags of the HTTP server alone.

@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::EngineLoopConfig;
 use super::sleep::{Rest, SleepError};
-use crate::executor::ExecutorInfo;
+use crate::executor::{ExecutorInfo, StopFlag};
 use crate::metrics::Metrics;
 use crate::request::{Failure, Request, RequestId, TokenEvent};
 use crate::scheduler::AddError;
@@ -92,6 +92,8 @@ pub(super) struct Shared {
     /// Submitted and not ended.
     pub n_in_flight: AtomicUsize,
     pub next_id: AtomicU64,
+    /// Raised when requests have no time left: the step under way is given up.
+    pub stop: StopFlag,
     pub max_in_flight: usize,
     pub config: EngineLoopConfig,
     pub info: ExecutorInfo,
@@ -173,15 +175,22 @@ impl EngineHandle {
         let _ = self.commands.send(Command::Cancel(id));
     }
 
-    /// Refuses new requests, lets the present ones finish for at most `drain`, fails the rest,
-    /// and returns when the engine thread has ended.
+    /// Refuses new requests, lets the present ones finish for at most `drain`, gives up the step
+    /// that is under way then, fails the rest, and returns when the engine thread has ended.
     pub async fn shutdown(&self, drain: Duration) {
         self.shared.acceptance.close();
         let deadline = deadline_in(drain);
         // An error means that the thread has ended already; so does one from `changed`, and
         // nothing is ever sent on that channel.
         let _ = self.commands.send(Command::Shutdown { deadline });
-        let _ = self.stopped.clone().changed().await;
+        let mut stopped = self.stopped.clone();
+        if tokio::time::timeout(drain, stopped.changed())
+            .await
+            .is_err()
+        {
+            self.shared.stop.raise();
+            let _ = stopped.changed().await;
+        }
     }
 
     /// Refuses new requests, lets the present ones finish for at most `drain`, fails the rest, and

@@ -86,7 +86,8 @@ impl EngineLoop {
     pub(super) fn wake(&mut self, done: oneshot::Sender<Result<(), SleepError>>) {
         let outcome = match &mut self.engine {
             Engine::Asleep(asleep) => match asleep.wake() {
-                Ok(executor) => {
+                Ok(mut executor) => {
+                    executor.watch(&self.shared.stop);
                     self.engine = Engine::Awake(executor);
                     let acceptance = &self.shared.acceptance;
                     acceptance.change(Acceptance::Asleep, Acceptance::Open);

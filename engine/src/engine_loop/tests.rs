@@ -25,6 +25,7 @@ fn request(engine: &EngineHandle, max_new_tokens: usize) -> Request {
         max_new_tokens,
         stop_token_ids: Arc::from([]),
         priority: 0,
+        prefix_root: 0,
     }
 }
 

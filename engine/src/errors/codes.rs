@@ -51,6 +51,10 @@ codes! {
     "The request brought no key, or another one than that of --api-key; below `/admin`, than that of --admin-api-key.";
     "Send `Authorization: Bearer <key>` with the key that the operator gave out for this path.";
 
+    ForeignWebPage = "foreign_web_page", Request, Some(403), "permission_error", None;
+    "The server has no key and listens on the loopback interface, and the request looks like a foreign web page's: `Host` is a public name, or `Origin` another site.";
+    "Send `Host: localhost`, as a proxy too; to let others in set --api-key, and send the key.";
+
     ModelNotFound = "model_not_found", Request, Some(404), "not_found_error", None;
     "`model` names none of the models that are served.";
     "Use a name that the message or `/v1/models` lists, or leave `model` out.";
@@ -112,8 +116,8 @@ codes! {
     "Ask for fewer tokens; as operator raise --max-request-s.";
 
     TooManyConnections = "too_many_connections", Limit, Some(503), "service_unavailable_error", Some(1);
-    "As many connections are open as --max-connections allows.";
-    "Reuse connections, close idle ones and try again; as operator raise --max-connections.";
+    "As many connections are open as --max-connections, or the limit of open files, allows.";
+    "Reuse connections, close idle ones and try again; as operator raise --max-connections, or the limit that the log names.";
 
     ModelLoading = "model_loading", Server, Some(503), "service_unavailable_error", Some(1);
     "The model is still being loaded.";

@@ -12,14 +12,17 @@
 use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{
     Asleep, Executor, ExecutorCounts, ExecutorError, ExecutorInfo, HostTierInfo, PlanRow,
-    SampleSpec, StepOutput, StepPlan,
+    SampleSpec, StepOutput, StepPlan, StopFlag,
 };
 use crate::kv::{PAGE_TOKENS, PageCopy};
 use crate::request::SampledToken;
+
+/// How long a raised stop flag goes unseen.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
 
 #[derive(Debug, Clone)]
 pub struct MockConfig {
@@ -68,6 +71,7 @@ pub struct MockExecutor {
     host_slots: Vec<Slot>,
     n_sampled: u64,
     n_executed: u64,
+    stop: StopFlag,
 }
 
 impl MockExecutor {
@@ -94,12 +98,28 @@ impl MockExecutor {
             info,
             n_sampled: 0,
             n_executed: 0,
+            stop: StopFlag::default(),
         }
     }
 
     /// Steps executed so far, failed ones included.
     pub fn n_executed(&self) -> u64 {
         self.n_executed
+    }
+
+    /// Takes the time of a step, unless it is given up meanwhile.
+    fn delay(&self) -> Result<(), ExecutorError> {
+        let end = Instant::now() + self.config.step_delay;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(());
+            }
+            if self.stop.is_raised() {
+                return Err(failure("the step was given up".to_owned()));
+            }
+            std::thread::sleep(left.min(BETWEEN_LOOKS));
+        }
     }
 
     fn slot_index(row: &PlanRow, position: usize) -> Result<usize, ExecutorError> {
@@ -304,9 +324,7 @@ impl Executor for MockExecutor {
             rows: vec![Vec::new(); plan.rows.len()],
         };
         for i_step in 0..plan.n_steps {
-            if !self.config.step_delay.is_zero() {
-                std::thread::sleep(self.config.step_delay);
-            }
+            self.delay()?;
             // All rows write before any row reads, so that a page held by two of them shows.
             for (row, sampled) in plan.rows.iter().zip(&output.rows) {
                 match sampled.last() {
@@ -333,6 +351,10 @@ impl Executor for MockExecutor {
             self.copy_page(*copy, false)?;
         }
         Ok(output)
+    }
+
+    fn watch(&mut self, stop: &StopFlag) {
+        self.stop = stop.clone();
     }
 
     fn sleep(self: Box<Self>) -> Result<Box<dyn Asleep>, (Box<dyn Executor>, ExecutorError)> {

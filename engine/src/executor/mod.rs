@@ -7,10 +7,12 @@ pub mod host_memory;
 pub mod host_tier;
 pub mod mock;
 pub mod simulated;
+mod stop_flag;
 
 use std::sync::Arc;
 
 pub use self::host_tier::{HostTierInfo, HostTierOptions, HostTierSize};
+pub use self::stop_flag::StopFlag;
 use crate::kv::{PageCopies, PageIdx};
 use crate::request::{RequestId, SampledToken, SamplingParams};
 
@@ -139,6 +141,9 @@ pub trait Executor: Send {
     fn counts(&self) -> ExecutorCounts {
         ExecutorCounts::default()
     }
+    /// From here on a step ends early, with an error, once `stop` is raised. An executor whose
+    /// steps are short need not look.
+    fn watch(&mut self, _stop: &StopFlag) {}
     /// Gives its memory back, on the device and of the KV pool; where it fails, it is as it was.
     fn sleep(self: Box<Self>) -> Result<Box<dyn Asleep>, (Box<dyn Executor>, ExecutorError)>;
 }

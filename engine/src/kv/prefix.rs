@@ -1,7 +1,8 @@
 //! Which prompts begin alike, by whole pages: the unit in which KV can be shared.
 //!
 //! A prompt is a chain of hashes, one per full page, each covering everything before it; two
-//! prompts share n pages where their first n hashes agree. Hashes say where to look and in which
+//! prompts share n pages where their first n hashes agree. A chain begins at a root: for given tokens
+//! different roots have different hashes throughout, so prompts of two roots share nothing. Hashes say where to look and in which
 //! order to admit; whether KV is shared is decided by the tokens themselves, in
 //! [`radix`](super::radix).
 
@@ -50,10 +51,11 @@ pub(crate) fn mix(mut x: u64) -> u64 {
     x ^ (x >> 31)
 }
 
-/// Brings `chain` up to one hash per whole page of `tokens`, each over all tokens up to that
-/// page's end.
-pub fn extend_chain(chain: &mut Vec<u64>, tokens: &[u32]) {
-    let mut hash = chain.last().copied().unwrap_or(0);
+/// Brings `chain`, which begins at `root`, up to one hash per whole page of `tokens`, each over all
+/// tokens up to that page's end.
+pub fn extend_chain(chain: &mut Vec<u64>, root: u64, tokens: &[u32]) {
+    // `mix` maps no two words to the same one, so different roots stay different.
+    let mut hash = chain.last().copied().unwrap_or(root);
     for page in tokens.chunks_exact(PAGE_TOKENS).skip(chain.len()) {
         for &token in page {
             hash = mix(hash ^ u64::from(token));
@@ -62,10 +64,10 @@ pub fn extend_chain(chain: &mut Vec<u64>, tokens: &[u32]) {
     }
 }
 
-/// The chain of a whole prompt.
+/// The chain of a whole prompt at the root 0.
 pub fn chain_hashes(prompt: &[u32]) -> Vec<u64> {
     let mut chain = Vec::with_capacity(prompt.len() / PAGE_TOKENS);
-    extend_chain(&mut chain, prompt);
+    extend_chain(&mut chain, 0, prompt);
     chain
 }
 
@@ -153,11 +155,25 @@ mod tests {
         let (a, b) = (chain_hashes(&a), chain_hashes(&b));
         assert_eq!(a.len(), 4);
         let mut longer = a[..1].to_vec();
-        extend_chain(&mut longer, &(0..70).collect::<Vec<_>>());
+        extend_chain(&mut longer, 0, &(0..70).collect::<Vec<_>>());
         assert_eq!(longer, a);
         assert_eq!(shared_pages(&a, &b), 2);
         assert_eq!(shared_pages(&a, &a), 4);
         assert_eq!(shared_pages(&a, &[]), 0);
+    }
+
+    #[test]
+    fn chains_of_different_roots_agree_nowhere() {
+        let tokens: Vec<u32> = (0..70).collect();
+        let of_root = |root| {
+            let mut chain = Vec::new();
+            extend_chain(&mut chain, root, &tokens);
+            chain
+        };
+        for (a, b) in [(0, 1), (1, 2), (u64::MAX, 0)] {
+            let (a, b) = (of_root(a), of_root(b));
+            assert!(a.iter().zip(&b).all(|(a, b)| a != b));
+        }
     }
 
     #[test]

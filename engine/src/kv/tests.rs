@@ -168,7 +168,7 @@ impl Computed {
     fn push(&mut self, variant: u32) {
         self.tokens
             .extend((0..PAGE_TOKENS as u32).map(|i| variant * 100 + i));
-        prefix::extend_chain(&mut self.hashes, &self.tokens);
+        prefix::extend_chain(&mut self.hashes, 0, &self.tokens);
     }
 
     fn prefix(&self) -> Prefix<'_> {

@@ -14,7 +14,7 @@ use crate::config::EngineConfig;
 use crate::config::typed::Device;
 use crate::engine_loop::turns::Turns;
 use crate::executor::{
-    Asleep, Executor, ExecutorCounts, ExecutorError, ExecutorInfo, StepOutput, StepPlan,
+    Asleep, Executor, ExecutorCounts, ExecutorError, ExecutorInfo, StepOutput, StepPlan, StopFlag,
 };
 use crate::source::ResolvedModel;
 use crate::weights::Checkpoint;
@@ -118,6 +118,10 @@ impl Executor for OnCpu {
 
     fn counts(&self) -> ExecutorCounts {
         self.executor.counts()
+    }
+
+    fn watch(&mut self, stop: &StopFlag) {
+        self.executor.watch(stop);
     }
 
     fn sleep(self: Box<Self>) -> Result<Box<dyn Asleep>, (Box<dyn Executor>, ExecutorError)> {

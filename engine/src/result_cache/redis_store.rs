@@ -87,7 +87,7 @@ impl RedisStore {
         let mut connection = timeout_at(deadline, self.connection()).await.ok()??;
         let reason = match timeout_at(deadline, command.query_async(&mut connection)).await {
             Ok(Ok(value)) => return Some(value),
-            Ok(Err(error)) => error.to_string(),
+            Ok(Err(error)) => what_failed(&error),
             Err(_) => format!("no answer within {} ms", PATIENCE.as_millis()),
         };
         Store::give_up(&self.0, &reason);
@@ -149,7 +149,7 @@ fn name_of(key: &Key) -> Vec<u8> {
 }
 
 async fn connect(url: &RedisUrl) -> Result<MultiplexedConnection, String> {
-    let client = Client::open(url.secret()).map_err(|error| error.to_string())?;
+    let client = Client::open(url.secret()).map_err(|error| what_failed(&error))?;
     let attempt = async {
         let mut connection = client.get_multiplexed_async_connection().await?;
         // A server that is loading its data accepts connections and refuses commands.
@@ -157,11 +157,35 @@ async fn connect(url: &RedisUrl) -> Result<MultiplexedConnection, String> {
         Ok(connection)
     };
     match timeout(CONNECT_TIMEOUT, attempt).await {
-        Ok(outcome) => outcome.map_err(|error: RedisError| error.to_string()),
+        Ok(outcome) => outcome.map_err(|error: RedisError| what_failed(&error)),
         Err(_) => Err(format!(
             "no connection within {} ms",
             CONNECT_TIMEOUT.as_millis()
         )),
+    }
+}
+
+/// Without the server's own text, which may repeat what it was sent, the password among it.
+fn what_failed(error: &RedisError) -> String {
+    const KNOWN: [&str; 9] = [
+        "BUSY",
+        "ERR",
+        "LOADING",
+        "MISCONF",
+        "NOAUTH",
+        "NOPERM",
+        "OOM",
+        "READONLY",
+        "WRONGPASS",
+    ];
+    if error.is_io_error() {
+        // The system's own text.
+        return error.to_string();
+    }
+    let code = error.code().filter(|code| KNOWN.contains(code));
+    match code {
+        Some(code) => format!("{} ({code})", error.category()),
+        None => error.category().to_owned(),
     }
 }
 
@@ -214,5 +238,26 @@ mod tests {
         let begun = Instant::now();
         assert_eq!(store.get(&[0; 32]).await, Found::Unreachable);
         assert!(begun.elapsed() < PATIENCE, "{:?}", begun.elapsed());
+    }
+
+    /// One that answers each command with an error that repeats it.
+    #[tokio::test]
+    async fn what_a_server_repeats_is_not_told() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
+        let address = listener.local_addr().expect("bound");
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut asked = [0; 1024];
+                let n = stream.read(&mut asked).await.unwrap_or(0);
+                let words = String::from_utf8_lossy(&asked[..n]).replace("\r\n", " ");
+                // As a message, and as an error's code.
+                let answer = format!("-ERR you said {words}\r\n-s3cret {words}\r\n");
+                let _ = stream.write_all(answer.as_bytes()).await;
+            }
+        });
+        let url = RedisUrl::new(format!("redis://:s3cret@{address}"));
+        let reason = connect(&url).await.map(|_| ()).expect_err("refused");
+        assert!(!reason.is_empty() && !reason.contains("s3cret"), "{reason}");
     }
 }

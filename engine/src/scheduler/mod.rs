@@ -233,7 +233,7 @@ impl Scheduler {
         }
         let mut prefix_hashes = Vec::new();
         if self.config.radix_cache || self.config.policy.uses_prefixes() {
-            extend_chain(&mut prefix_hashes, &request.prompt);
+            extend_chain(&mut prefix_hashes, request.prefix_root, &request.prompt);
         }
         let key = self.waiting.insert(Sequence {
             tokens: request.prompt.to_vec(),
@@ -330,7 +330,8 @@ impl Scheduler {
             .remove(sequence.prompt_hashes());
         if self.config.radix_cache {
             let computed = &sequence.tokens[..sequence.n_computed];
-            extend_chain(&mut sequence.prefix_hashes, computed);
+            let root = sequence.request.prefix_root;
+            extend_chain(&mut sequence.prefix_hashes, root, computed);
             let n_pages = sequence.n_computed / PAGE_TOKENS;
             keep(&mut self.allocator, sequence, n_pages);
         }

@@ -13,7 +13,7 @@ use super::error::ApiError;
 use super::state::AppState;
 
 /// Paths that need no key: load balancers and Prometheus have none.
-const OPEN_PATHS: [&str; 2] = ["/health", "/metrics"];
+pub(super) const OPEN_PATHS: [&str; 2] = ["/health", "/metrics"];
 
 /// What the admin key opens.
 const ADMIN: &str = "/admin";

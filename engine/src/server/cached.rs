@@ -129,7 +129,7 @@ pub async fn look_up(
     let metrics = model.engine.metrics();
     match cache.get(&key).await {
         Found::Answer(bytes) => {
-            if let Some(pieces) = read(&bytes, n_choices) {
+            if let Some(pieces) = read(&bytes, n_choices, prompts, model.limits.vocab) {
                 metrics.result_cache_hits.add(1);
                 return Lookup::Hit(pieces);
             }
@@ -265,10 +265,22 @@ impl StoredPiece {
         }
     }
 
-    /// `None` where a reason is not one of ours.
-    fn restore(self) -> Option<(usize, Piece)> {
+    /// `None` where something is not as we write it for this prompt: the bytes come from outside.
+    fn restore(self, prompt: &Fitted, vocab: usize) -> Option<(usize, Piece)> {
+        let is_finite = |logprob: &f32| logprob.is_finite();
+        let is_ours = |(id, logprob, top): &StoredToken| {
+            (*id as usize) < vocab
+                && logprob.iter().all(is_finite)
+                && top
+                    .iter()
+                    .all(|(id, logprob)| (*id as usize) < vocab && logprob.is_finite())
+        };
+        if !self.tokens.iter().all(is_ours) {
+            return None;
+        }
         let end = match self.end {
             None => None,
+            Some(end) if !end.is_ours(prompt, vocab) => return None,
             Some(end) => Some(ChoiceEnd {
                 finish_reason: match end.finish_reason.as_str() {
                     "stop" => "stop",
@@ -299,12 +311,37 @@ impl StoredPiece {
     }
 }
 
-/// What was kept, if it is whole: the bytes come from outside.
-fn read(bytes: &[u8], n_choices: usize) -> Option<Vec<(usize, Piece)>> {
+impl StoredEnd {
+    /// Usage that this prompt can have had, and a stop that a client can have asked for.
+    fn is_ours(&self, prompt: &Fitted, vocab: usize) -> bool {
+        let (n_prompt, n_output, n_cached) = self.usage;
+        let is_stop = match &self.stop_reason {
+            Value::Null | Value::String(_) => true,
+            Value::Number(id) => id.as_u64().is_some_and(|id| id < vocab as u64),
+            _ => false,
+        };
+        is_stop
+            && n_prompt == prompt.prompt.len()
+            && n_cached <= n_prompt
+            && n_output <= prompt.max_new_tokens
+    }
+}
+
+/// What was kept, if it is whole. Choices of a prompt follow each other.
+fn read(
+    bytes: &[u8],
+    n_choices: usize,
+    prompts: &[Fitted],
+    vocab: usize,
+) -> Option<Vec<(usize, Piece)>> {
     let stored: Vec<StoredPiece> = serde_json::from_slice(bytes).ok()?;
+    let n_per_prompt = (n_choices / prompts.len().max(1)).max(1);
     let pieces: Vec<(usize, Piece)> = stored
         .into_iter()
-        .map(StoredPiece::restore)
+        .map(|piece| {
+            let prompt = prompts.get(piece.index / n_per_prompt)?;
+            piece.restore(prompt, vocab)
+        })
         .collect::<Option<_>>()?;
     let mut has_ended = vec![false; n_choices];
     for (index, piece) in &pieces {
@@ -322,6 +359,15 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    /// Of one prompt with three tokens, in a vocabulary of ten.
+    fn read(bytes: &[u8], n_choices: usize) -> Option<Vec<(usize, Piece)>> {
+        let prompt = Fitted {
+            prompt: [1, 2, 3].into(),
+            max_new_tokens: 2,
+        };
+        super::read(bytes, n_choices, &[prompt], 10)
+    }
 
     fn digest(body: Value) -> [u8; 32] {
         let Value::Object(map) = body else {
@@ -343,6 +389,8 @@ mod tests {
             json!({"temperature": 0, "max_tokens": 6}),
             json!({"temperature": 0, "max_tokens": 5, "stop": "x"}),
             json!({"temperature": 0, "max_tokens": 5, "seed": 1}),
+            json!({"temperature": 0, "max_tokens": 5, "cache_salt": "a"}),
+            json!({"temperature": 0, "max_tokens": 5, "cache_salt": "b"}),
         ] {
             assert_ne!(digest(other), base);
         }
@@ -411,5 +459,39 @@ mod tests {
             read(&stored(&[(0, piece("a", Some("abort")))]), 1).is_none(),
             "aborted"
         );
+    }
+
+    /// Redis may hold anything, written by others.
+    #[test]
+    fn what_this_server_cannot_have_kept_is_no_answer() {
+        let kept = StoredPiece::of(0, &piece("a", Some("stop")));
+        let kept = serde_json::to_value([kept]).expect("JSON");
+        let with = |pointer: &str, value: Value| {
+            let mut kept = kept.clone();
+            *kept.pointer_mut(pointer).expect(pointer) = value;
+            read(kept.to_string().as_bytes(), 1)
+        };
+        assert!(with("/0/text", json!("b")).is_some());
+        for stop in [json!(null), json!("x"), json!(9)] {
+            assert!(with("/0/end/stop_reason", stop).is_some());
+        }
+        for (pointer, value) in [
+            ("/0/end/usage/0", json!(u64::MAX)),
+            ("/0/end/usage/0", json!(4)),
+            ("/0/end/usage/1", json!(u64::MAX)),
+            ("/0/end/usage/1", json!(3)),
+            ("/0/end/usage/2", json!(4)),
+            ("/0/end/usage/2", json!(-1)),
+            ("/0/end/stop_reason", json!({"a": 1})),
+            ("/0/end/stop_reason", json!(10)),
+            ("/0/end/stop_reason", json!(1.5)),
+            ("/0/end/finish_reason", json!("tool_calls")),
+            ("/0/tokens/0/0", json!(10)),
+            ("/0/tokens/0/1", json!(1e300)),
+            ("/0/tokens/0/2/0/0", json!(10)),
+            ("/0/tokens/0/2/0/1", json!(-1e300)),
+        ] {
+            assert!(with(pointer, value.clone()).is_none(), "{pointer} {value}");
+        }
     }
 }

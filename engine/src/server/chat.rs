@@ -44,7 +44,7 @@ pub async fn chat(
         .parsers
         .reasoning
         .then(|| ThoughtStart::of_prompt(&text));
-    let ids = encode(&model.tokenizer, text, add_special, "messages").await?;
+    let ids = encode(model, text, add_special, "messages").await?;
     let limits = &model.limits;
     let default = limits.max_sequence_tokens;
     let fitted = fit(ids, generation.max_tokens, default, limits, "messages")?;

@@ -93,6 +93,7 @@ impl Choice {
             max_new_tokens,
             stop_token_ids: Arc::clone(&stop_ids),
             priority: generation.priority,
+            prefix_root: generation.prefix_root,
         };
         let stream = model.engine.submit(request)?;
         Ok(Self {

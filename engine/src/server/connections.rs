@@ -2,9 +2,13 @@
 //! waiting for longer than `--client-timeout-s`, be it for a request or for taking its answer.
 //!
 //! What waits for a slow reader is bounded: a few pieces of text a choice, the tokens that the
-//! request may have, and HTTP's own write buffer. Whoever is over the limit of connections is
-//! told so, as far as that can be done in a second.
+//! request may have, and HTTP's own write buffer. A connection over the limit is looked at for a
+//! moment ([`over_limit`]): a probe has one of a few places of its own, so that strangers who hold
+//! all others make no healthy server look dead; every other one is refused, as far as that can be
+//! done in a second. A new connection that says nothing keeps its place for a short time only.
 //! Deliberately absent: limits by address (a proxy's business).
+
+mod over_limit;
 
 use std::future::Future;
 use std::io;
@@ -22,53 +26,73 @@ use axum::middleware::Next;
 use axum::response::Response;
 use axum::serve::{IncomingStream, Listener};
 use http_body_util::BodyExt;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant, Sleep};
 
-use super::error::ApiError;
+use self::over_limit::OverLimit;
+use super::open_files;
 use super::state::AppState;
 use crate::errors::Code;
 use crate::metrics::{Dropped, TrafficMetrics};
 
-/// Refusals under way at once; beyond them a connection is closed without a word.
-const MAX_REFUSALS: usize = 64;
-const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
+/// From accepting a connection to its first byte, at most.
+const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(10);
+/// After an accept that failed, and between two log lines about that.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+const BETWEEN_COMPLAINTS: Duration = Duration::from_mins(1);
 
 /// Accepts up to a limit.
 pub struct LimitedListener {
     inner: TcpListener,
     places: Arc<Semaphore>,
-    refusals: Arc<Semaphore>,
-    limit: usize,
+    over: OverLimit,
+    /// Probes that were found among the connections over the limit.
+    probes: mpsc::Receiver<(Connection, SocketAddr)>,
     timeout: Duration,
     traffic: Arc<TrafficMetrics>,
+    last_complaint: Option<Instant>,
 }
 
 impl LimitedListener {
     pub fn new(inner: TcpListener, state: &AppState) -> Self {
         let limit = state.http.max_connections;
+        let (found, probes) = mpsc::channel(over_limit::PROBE_PLACES);
+        let timeout = state.http.client_timeout;
         Self {
             inner,
             places: Arc::new(Semaphore::new(limit)),
-            refusals: Arc::new(Semaphore::new(MAX_REFUSALS)),
-            limit,
-            timeout: state.http.client_timeout,
+            over: OverLimit::new(limit, timeout, &state.traffic, found),
+            probes,
+            timeout,
             traffic: Arc::clone(&state.traffic),
+            last_complaint: None,
         }
     }
 
-    fn refuse(&self, stream: TcpStream) {
-        self.traffic.record_error(Code::TooManyConnections);
-        if let Ok(turn) = Arc::clone(&self.refusals).try_acquire_owned() {
-            let answer = refusal(self.limit);
-            tokio::spawn(async move {
-                // A client that does not listen has only itself to blame.
-                let _ = tokio::time::timeout(REFUSAL_TIMEOUT, say(stream, answer)).await;
-                drop(turn);
-            });
+    /// Says so now and then, and leaves time for what is missing (a file, for one) to come back.
+    async fn accept_failed(&mut self, error: io::Error) {
+        let is_the_clients = matches!(
+            error.kind(),
+            io::ErrorKind::ConnectionRefused
+                | io::ErrorKind::ConnectionAborted
+                | io::ErrorKind::ConnectionReset
+        );
+        if is_the_clients {
+            return;
         }
+        let is_due = |last: Instant| last.elapsed() >= BETWEEN_COMPLAINTS;
+        if self.last_complaint.is_none_or(is_due) {
+            self.last_complaint = Some(Instant::now());
+            tracing::error!(
+                %error,
+                n_connections = self.traffic.n_connections(),
+                max_open_files = ?open_files::limit(),
+                "a connection cannot be accepted; it waits"
+            );
+        }
+        tokio::time::sleep(ACCEPT_PAUSE).await;
     }
 }
 
@@ -78,14 +102,25 @@ impl Listener for LimitedListener {
 
     async fn accept(&mut self) -> (Connection, SocketAddr) {
         loop {
-            let (stream, address) = Listener::accept(&mut self.inner).await;
+            let accepted = tokio::select! {
+                // The sender lives as long as this.
+                Some(probe) = self.probes.recv() => return probe,
+                accepted = self.inner.accept() => accepted,
+            };
+            let (stream, address) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    self.accept_failed(error).await;
+                    continue;
+                }
+            };
             match Arc::clone(&self.places).try_acquire_owned() {
                 Ok(place) => {
                     let traffic = Arc::clone(&self.traffic);
                     let connection = Connection::new(stream, place, self.timeout, traffic);
                     return (connection, address);
                 }
-                Err(_) => self.refuse(stream),
+                Err(_) => self.over.receive(stream, address),
             }
         }
     }
@@ -93,30 +128,6 @@ impl Listener for LimitedListener {
     fn local_addr(&self) -> io::Result<SocketAddr> {
         self.inner.local_addr()
     }
-}
-
-fn refusal(limit: usize) -> String {
-    let message = format!(
-        "the server has {limit} connections open, its limit (--max-connections); try again later"
-    );
-    let error = ApiError::new(Code::TooManyConnections, message);
-    let body = error.body().to_string();
-    format!(
-        "HTTP/1.1 {}\r\ncontent-type: application/json\r\nretry-after: {}\r\nconnection: close\r\n\
-         content-length: {}\r\n\r\n{body}",
-        error.status(),
-        error.code.entry().retry_after_s.unwrap_or(1),
-        body.len()
-    )
-}
-
-async fn say(mut stream: TcpStream, answer: String) -> io::Result<()> {
-    stream.write_all(answer.as_bytes()).await?;
-    stream.shutdown().await?;
-    // Closing with unread input would make the client lose the answer.
-    let mut unread = [0; 4096];
-    while stream.read(&mut unread).await? > 0 {}
-    Ok(())
 }
 
 /// What a connection and the requests on it both know.
@@ -200,6 +211,8 @@ pub struct Connection {
     reading: Pin<Box<Sleep>>,
     writing: Pin<Box<Sleep>>,
     is_write_blocked: bool,
+    /// Its client has said something.
+    has_begun: bool,
     _place: OwnedSemaphorePermit,
 }
 
@@ -223,6 +236,7 @@ impl Connection {
             reading: Box::pin(tokio::time::sleep(timeout)),
             writing: Box::pin(tokio::time::sleep(timeout)),
             is_write_blocked: false,
+            has_begun: false,
             _place: place,
         }
     }
@@ -232,7 +246,12 @@ impl Connection {
         if self.service.n_in_service.load(Ordering::Acquire) > 0 {
             return Poll::Pending;
         }
-        let deadline = self.service.last_activity() + self.timeout;
+        let timeout = if self.has_begun {
+            self.timeout
+        } else {
+            self.timeout.min(FIRST_BYTE_TIMEOUT)
+        };
+        let deadline = self.service.last_activity() + timeout;
         if self.reading.deadline() != deadline {
             self.reading.as_mut().reset(deadline);
         }
@@ -289,7 +308,10 @@ impl AsyncRead for Connection {
     ) -> Poll<io::Result<()>> {
         match Pin::new(&mut self.stream).poll_read(cx, buffer) {
             Poll::Pending => self.wait_for_request(cx),
-            ready @ Poll::Ready(_) => ready,
+            ready @ Poll::Ready(_) => {
+                self.has_begun = true;
+                ready
+            }
         }
     }
 }

@@ -10,6 +10,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
+use super::fields::show;
 use crate::engine_loop::SubmitError;
 use crate::errors::Code;
 use crate::request::Failure;
@@ -63,7 +64,8 @@ impl ApiError {
 
     pub fn unknown_model(name: &str, known: &[String]) -> Self {
         let message = format!(
-            "the model {name:?} does not exist; this server has: {}",
+            "the model {} does not exist; this server has: {}",
+            show(&name.into()),
             known.join(", ")
         );
         Self::of_field(Code::ModelNotFound, "model", message)

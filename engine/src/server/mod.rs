@@ -20,6 +20,7 @@
 mod admin;
 pub mod answer;
 mod auth;
+mod cache_salt;
 pub mod cached;
 mod chat;
 pub mod choice;
@@ -32,6 +33,7 @@ mod logprobs;
 mod message_reader;
 pub mod messages;
 pub mod models;
+pub mod open_files;
 pub mod prompt;
 pub mod sampling_fields;
 pub mod state;
@@ -40,6 +42,7 @@ mod structured_fields;
 mod tokenize;
 pub mod tool_fields;
 mod turn;
+pub mod web_pages;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -81,6 +84,10 @@ pub fn router(state: Arc<AppState>) -> Router {
         .layer(axum::middleware::from_fn_with_state(
             Arc::clone(&state),
             auth::check_key,
+        ))
+        .layer(axum::middleware::from_fn_with_state(
+            Arc::clone(&state),
+            web_pages::check,
         ))
         .layer(axum::middleware::from_fn_with_state(
             Arc::clone(&state),

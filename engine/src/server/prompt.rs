@@ -11,7 +11,6 @@ use super::sampling_fields::{MAX_CHOICES, token_ids};
 use super::state::{Limits, ServedModel};
 use super::turn::in_turn;
 use crate::errors::Code;
-use crate::text::Tokenizer;
 
 /// Text shorter than this is tokenized where it is; longer text on a thread that may block.
 pub(crate) const INLINE_BYTES: usize = 4096;
@@ -72,13 +71,19 @@ pub fn take_prompts(fields: &mut Fields, limits: &Limits) -> Result<Vec<Prompt>,
     }
 }
 
-/// Ids of a text, off the async threads where it is long.
+/// Ids of a text, off the async threads where it is long. A text that cannot fit the model, as its
+/// bytes alone tell, is refused before it is tokenized.
 pub async fn encode(
-    tokenizer: &Arc<Tokenizer>,
+    model: &ServedModel,
     text: String,
     add_special: bool,
     param: &str,
 ) -> Result<Vec<u32>, ApiError> {
+    let tokenizer = &model.tokenizer;
+    let limits = &model.limits;
+    if text.len() > INLINE_BYTES && !limits.allow_auto_truncate {
+        check_length(text.len(), tokenizer.least_tokens(&text), limits, param)?;
+    }
     let encoded = if text.len() <= INLINE_BYTES {
         tokenizer.encode(&text, add_special)
     } else {
@@ -89,6 +94,33 @@ pub async fn encode(
         .await?
     };
     encoded.map_err(|error| ApiError::invalid(param, error.to_string()))
+}
+
+/// Whether a text of at least `least_tokens` tokens may fit.
+fn check_length(
+    n_bytes: usize,
+    least_tokens: usize,
+    limits: &Limits,
+    param: &str,
+) -> Result<(), ApiError> {
+    let (code, limit, name) = match limits.max_prompt_tokens {
+        Some(most) if most < limits.max_sequence_tokens => {
+            (Code::PromptTooLong, most, "--max-prompt-tokens")
+        }
+        _ => (
+            Code::ContextLengthExceeded,
+            limits.max_sequence_tokens,
+            limits.sequence_limit_name,
+        ),
+    };
+    if least_tokens <= limit {
+        return Ok(());
+    }
+    let message = format!(
+        "{param} has {n_bytes} bytes, which are {least_tokens} tokens at least; the limit is \
+         {limit} tokens ({name})"
+    );
+    Err(ApiError::of_field(code, param, message))
 }
 
 /// A prompt with the output it may have.
@@ -218,7 +250,7 @@ pub async fn fit_prompts(
             format!("prompt[{i}]")
         };
         let ids = match prompt {
-            Prompt::Text(text) => encode(&model.tokenizer, text, add_special, &param).await?,
+            Prompt::Text(text) => encode(model, text, add_special, &param).await?,
             Prompt::Ids(ids) => ids,
         };
         fitted.push(fit(ids, max_tokens, default, &model.limits, &param)?);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use super::cache_salt;
 use super::error::ApiError;
 use super::fields::{Fields, as_integer, show};
 use super::state::{Limits, Seeds};
@@ -34,6 +35,8 @@ pub struct Generation {
     /// As asked; `None` means the endpoint's default.
     pub max_tokens: Option<usize>,
     pub priority: i32,
+    /// Whose cached KV the prompt may share.
+    pub prefix_root: u64,
     pub streaming: Option<Streaming>,
     /// What the output has to be.
     pub asked: Option<Asked>,
@@ -93,6 +96,7 @@ impl Generation {
             priority: fields
                 .integer("priority", i64::from(i32::MIN)..=most)?
                 .unwrap_or(0) as i32,
+            prefix_root: cache_salt::take(fields)?,
             streaming: take_streaming(fields)?,
             asked: take_constraint(fields)?,
         };

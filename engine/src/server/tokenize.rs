@@ -23,23 +23,11 @@ pub async fn tokenize(
     let add_special = fields.bool("add_special_tokens")?;
     let with_texts = fields.bool("return_token_strs")?.unwrap_or(false);
     let ids = if let Some(prompt) = fields.string("prompt")? {
-        encode(
-            &model.tokenizer,
-            prompt,
-            add_special.unwrap_or(true),
-            "prompt",
-        )
-        .await?
+        encode(model, prompt, add_special.unwrap_or(true), "prompt").await?
     } else if let Some(messages) = fields.value("messages") {
         fields.put_back("messages", messages);
         let text = messages::render(model, Conversation::take(&mut fields)?).await?;
-        encode(
-            &model.tokenizer,
-            text,
-            add_special.unwrap_or(false),
-            "messages",
-        )
-        .await?
+        encode(model, text, add_special.unwrap_or(false), "messages").await?
     } else {
         return Err(ApiError::invalid(
             "prompt",

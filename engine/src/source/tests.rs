@@ -252,7 +252,9 @@ fn the_default_model_is_fetched_and_every_tensor_decodes() {
             "{id:?}"
         );
     }
-    let report = crate::inspect::inspect(&model).expect("inspects");
+    let report = crate::inspect::inspect(&model)
+        .expect("inspects")
+        .to_string();
     assert!(report.contains("134515008 (0.13 billion)"), "{report}");
 }
 
@@ -266,7 +268,9 @@ fn tiny_qwen3_comes_with_the_qwen3_tokenizer() {
     }
     let checkpoint = weights::open(&model, LoadFormat::Auto, 0).expect("opens");
     assert_eq!(checkpoint.format_name(), "dummy f16 seed 0");
-    let report = crate::inspect::inspect(&model).expect("inspects");
+    let report = crate::inspect::inspect(&model)
+        .expect("inspects")
+        .to_string();
     assert!(report.contains("Qwen3, 2 layers, hidden 64"), "{report}");
 }
 

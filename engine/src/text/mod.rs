@@ -11,6 +11,7 @@ pub mod chat_template;
 pub mod gguf_metadata;
 mod gguf_vocabulary;
 mod held;
+mod length_bound;
 mod python_format;
 pub mod reasoning;
 mod sentencepiece;

@@ -13,6 +13,7 @@ use tokenizers::{NormalizerWrapper, OffsetReferential, OffsetType};
 use super::TextError;
 use super::gguf_metadata::GgufMetadata;
 use super::gguf_vocabulary::{self, SentencePiece};
+use super::length_bound::LengthBound;
 use super::sentencepiece::SPACE_MARK;
 use super::token_table::{TokenKind, TokenTable, byte_level_bytes, fallback_byte};
 
@@ -39,6 +40,7 @@ pub struct Tokenizer {
     encoder: Encoder,
     table: TokenTable,
     surround: Surround,
+    length_bound: Option<LengthBound>,
     /// The first space of a decoded text was put there by the encoder.
     drops_first_space: bool,
     bos_id: Option<u32>,
@@ -102,6 +104,7 @@ impl Tokenizer {
         eos_ids.retain(|id| (*id as usize) < table.len());
         let surround = surround_of_config(&config, bos_id, eos_ids.first().copied());
         Ok(Self {
+            length_bound: LengthBound::of_pipeline(&pipeline, &table),
             encoder: Encoder::Pipeline(Box::new(pipeline)),
             table,
             surround,
@@ -125,6 +128,7 @@ impl Tokenizer {
             encoder: Encoder::Pipeline(Box::new(tokenizers::Tokenizer::new(model))),
             table: TokenTable::new(bytes.chain(special)).expect("few tokens"),
             surround: Surround::PostProcessor,
+            length_bound: None,
             drops_first_space: false,
             bos_id: None,
             eos_ids: Vec::new(),
@@ -212,10 +216,15 @@ impl Tokenizer {
                 .into_iter()
                 .collect(),
         };
+        let length_bound = match &encoder {
+            Encoder::Pipeline(pipeline) => LengthBound::of_pipeline(pipeline, &table),
+            Encoder::SentencePiece(pieces) => pieces.length_bound(&table),
+        };
         Ok(Self {
             encoder,
             table,
             surround,
+            length_bound,
             drops_first_space,
             bos_id,
             eos_ids,
@@ -248,6 +257,13 @@ impl Tokenizer {
             ids.extend(after);
         }
         Ok(ids)
+    }
+
+    /// No fewer tokens than this has `text`, however it is cut; 0 where nothing is known. In time
+    /// linear in its length, without memory.
+    pub fn least_tokens(&self, text: &str) -> usize {
+        self.length_bound
+            .map_or(0, |bound| bound.least_tokens(text))
     }
 
     /// Text of `ids` as a text of its own: a space that the encoder put before the first word is
@@ -335,6 +351,13 @@ impl SentencePiece {
             self.pieces.encode(&escaped, ids)?;
         }
         Ok(())
+    }
+
+    /// Every character is a piece, or becomes a token of its own or several.
+    fn length_bound(&self, table: &TokenTable) -> Option<LengthBound> {
+        let added = self.added.get_added_tokens_decoder();
+        let strips = added.values().any(|token| token.lstrip || token.rstrip);
+        (!strips).then(|| LengthBound::of_table(table, 0))
     }
 
     fn id_of(&self, token: &str) -> Option<u32> {

@@ -33,6 +33,7 @@ fn requests(vocab: usize) -> Vec<Request> {
             max_new_tokens: 12,
             stop_token_ids: Arc::from([]),
             priority: 0,
+            prefix_root: 0,
         })
         .collect()
 }

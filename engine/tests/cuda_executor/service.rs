@@ -41,6 +41,7 @@ pub fn serve(
                     max_new_tokens: arrival.max_new_tokens,
                     stop_token_ids: arrival.stop_token_ids.clone().into(),
                     priority: 0,
+                    prefix_root: 0,
                 };
                 scheduler.add(request, Duration::ZERO).expect("it fits");
             }

@@ -48,7 +48,8 @@ fn the_recommended_launch_line_parses_unchanged() {
     assert_eq!(engine.model_path.as_deref(), Some("Qwen/Qwen3-32B-AWQ"));
     assert_eq!(engine.quantization, Some(Quantization::Awq));
     assert_eq!(engine.max_total_tokens, Some(3328));
-    assert_eq!(engine.max_prefill_tokens, 1664);
+    assert_eq!(engine.max_prefill_tokens.on(Device::Cpu), 1664);
+    assert_eq!(engine.max_prefill_tokens.on(Device::Cuda), 1664);
     assert_eq!(engine.chunked_prefill_size, Some(1152));
     assert!((engine.mem_fraction_static - 0.87).abs() < 1e-12);
     assert_eq!(engine.attention_backend, Some(AttentionBackend::Triton));
@@ -203,6 +204,22 @@ fn every_refusal_names_flag_value_and_limit() {
             ["--mem-fraction-static", "NaN", "above 0"],
         ),
         (
+            "--device-memory-limit 31",
+            ["--device-memory-limit", "31 bytes", "31GiB"],
+        ),
+        (
+            "--device-memory-limit 31.4",
+            ["--device-memory-limit", "no unit", "31.4GiB"],
+        ),
+        (
+            "--served-model-name a\u{1b}b",
+            ["--served-model-name", "control character", "1b"],
+        ),
+        (
+            "--model-path a\u{7}b",
+            ["--model-path", "control character", "7"],
+        ),
+        (
             "--chunked-prefill-size 0",
             ["--chunked-prefill-size", "0", "at least 1"],
         ),
@@ -350,6 +367,7 @@ fn the_program_ends_with_2_where_the_line_is_wrong() {
         (vec![], "Usage"),
     ] {
         let output = std::process::Command::new(env!("CARGO_BIN_EXE_engine"))
+            .env_remove("RUST_LOG")
             .args(&arguments)
             .output()
             .expect("the program runs");

@@ -2,12 +2,16 @@
 
 use std::time::Duration;
 
+use engine::model::config::{Family, ModelConfig};
 use engine::server::ServeError;
+use engine::weights::fixture::{FolderFormat, tiny_config};
 use serde_json::json;
 use tokio::io::AsyncReadExt;
 
 use crate::client;
 use crate::fixture::{LIMIT, TestConfig, TestServer, model, until};
+use crate::flags::model::Model;
+use crate::program::Program;
 
 const PATH: &str = "/v1/completions";
 
@@ -150,4 +154,124 @@ async fn what_runs_too_long_is_cut_off() {
     tokio::time::timeout(Duration::from_secs(5), server.ended())
         .await
         .expect("the grace period is kept");
+}
+
+/// A step that takes longer than the grace is given up: nothing waits for its end.
+#[tokio::test]
+async fn a_step_under_way_is_given_up_when_the_grace_is_over() {
+    let mut config = TestConfig::saying("slow").slowly(Duration::from_mins(1));
+    config.http.shutdown_grace = Duration::from_millis(300);
+    let mut server = TestServer::start(config).await;
+    let address = server.address;
+    let asked = tokio::spawn(async move {
+        let body = json!({"prompt": "x", "max_tokens": 4});
+        client::post(address, PATH, &body).await
+    });
+    let is_there = async || {
+        server.metric("vllm:num_requests_running").await > 0.0
+            || server.metric("vllm:num_requests_waiting").await > 0.0
+    };
+    until("the request is in the engine", LIMIT, is_there).await;
+    server.stop();
+    tokio::time::timeout(Duration::from_millis(2300), server.ended())
+        .await
+        .expect("the grace and two seconds");
+    let answer = asked.await.expect("an answer");
+    assert_eq!(answer.status, 503, "{}", answer.text());
+    assert_eq!(answer.json()["error"]["code"], "shutting_down");
+}
+
+/// The program with a model on the CPU, in the middle of a step of many long prompts.
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_among_long_prompts_ends_the_program_within_the_grace() {
+    let config = ModelConfig {
+        context_length: 8192,
+        ..tiny_config(Family::Qwen3)
+    };
+    let model = Model::of(&config, FolderFormat::F16);
+    let line = model.line(
+        "--port 0 --shutdown-grace-s 1 --max-total-tokens 131072 --max-prefill-tokens 131072 \
+         --chunked-prefill-size -1 --disable-radix-cache",
+    );
+    let mut program = Program::start(&line, &[]).await;
+    let prompts: Vec<String> = (0..12).map(|i| i.to_string().repeat(8000 / 2)).collect();
+    let body = json!({"prompt": prompts, "max_tokens": 100, "ignore_eos": true}).to_string();
+    let address = program.address;
+    let _held = client::open(address, "POST", PATH, &[], body.as_bytes()).await;
+    let runs = async || client::metric(address, "vllm:num_requests_running").await > 0.0;
+    until("a request runs", LIMIT, runs).await;
+    let begun = std::time::Instant::now();
+    let status = program.terminate(Duration::from_mins(2)).await;
+    let took = begun.elapsed();
+    assert!(status.success(), "{status}: {}", program.log());
+    let log = program.log();
+    assert!(took < Duration::from_secs(3), "{took:?}: {log}");
+    assert!(
+        log.contains("are cut off"),
+        "the step outlasts the grace: {log}"
+    );
+}
+
+/// A shell that sets limits of open files becomes the program.
+async fn with_open_files(limits: &str, flags: &str) -> (Program, Model) {
+    let model = Model::f16();
+    let mut shell = std::process::Command::new("sh");
+    let engine = env!("CARGO_BIN_EXE_engine");
+    shell.args([
+        "-c",
+        &format!("ulimit {limits} && exec {engine} \"$@\""),
+        "sh",
+    ]);
+    let line = model.line(&format!("--port 0 {flags}"));
+    (Program::spawn(shell, &line, &[], None).await, model)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_soft_limit_of_open_files_is_raised() {
+    let (program, _model) = with_open_files("-Sn 64", "").await;
+    let limits = format!("/proc/{}/limits", program.id());
+    let limits = std::fs::read_to_string(limits).expect("limits");
+    let files = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"));
+    let words: Vec<&str> = files.expect("a line").split_whitespace().collect();
+    assert_eq!(words[3], words[4], "soft is hard: {words:?}");
+}
+
+/// More idle connections than files: they are refused, and probes are answered.
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_are_fewer_than_open_files() {
+    let (program, _model) = with_open_files("-n 200", "").await;
+    let log = program.log();
+    assert!(
+        log.contains("--max-connections 4096 is cut to 100"),
+        "{log}"
+    );
+    let mut held = Vec::new();
+    for _ in 0..260 {
+        held.push(tokio::net::TcpStream::connect(program.address).await);
+    }
+    let answer = client::get(program.address, "/health").await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    drop(held);
+    let is_free = async || client::get(program.address, "/v1/models").await.status == 200;
+    until("places are free again", LIMIT, is_free).await;
+}
+
+/// Where there are too few files even to refuse, the log says so once, and the server goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lack_of_files_is_logged_once() {
+    let (program, _model) = with_open_files("-n 40", "").await;
+    let mut held = Vec::new();
+    for _ in 0..60 {
+        held.push(tokio::net::TcpStream::connect(program.address).await);
+    }
+    let is_logged = async || program.log().contains("a connection cannot be accepted");
+    until("the lack is logged", LIMIT, is_logged).await;
+    drop(held);
+    let is_free = async || client::get(program.address, "/v1/models").await.status == 200;
+    until("files are free again", LIMIT, is_free).await;
+    let log = program.log();
+    assert_eq!(log.matches("cannot be accepted").count(), 1, "{log}");
+    assert!(log.contains("max_open_files=Some(40)"), "{log}");
 }

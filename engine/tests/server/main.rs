@@ -20,6 +20,7 @@ mod redis_server;
 mod refusals;
 mod result_cache;
 mod secrets;
+mod shell;
 mod soak;
 mod stress;
 mod structured;

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use crate::client;
@@ -67,6 +67,24 @@ impl Program {
         };
         until("the server is healthy", Duration::from_mins(2), is_healthy).await;
         program
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends SIGTERM and waits for the end.
+    pub async fn terminate(&mut self, limit: Duration) -> ExitStatus {
+        let pid = self.child.id().to_string();
+        let sent = Command::new("kill").args(["-TERM", &pid]).status();
+        assert!(sent.expect("kill runs").success(), "SIGTERM was sent");
+        let mut ended = None;
+        let has_ended = async || {
+            ended = self.child.try_wait().expect("a child");
+            ended.is_some()
+        };
+        until("the program ends", limit, has_ended).await;
+        ended.expect("it has")
     }
 
     /// What it has written to standard error so far.

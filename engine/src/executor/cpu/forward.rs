@@ -10,7 +10,7 @@ use kernels::quant_linear::QuantActivations;
 use kernels::rope::{self, Rope};
 use kernels::{KernelError, embedding, rms_norm, silu_mul};
 
-use super::super::{ExecutorCounts, HostTierInfo};
+use super::super::{ExecutorCounts, HostTierInfo, StopFlag};
 use super::host_tier::HostTier;
 use super::options::{ActivationType, Attention, Settings};
 use super::weights::{DecoderWeights, LayerWeights};
@@ -45,6 +45,15 @@ struct Segment {
     /// Range in [`Workspace::pages`].
     first_page: usize,
     n_pages: usize,
+}
+
+/// Why a pass has no result.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ForwardError {
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    #[error("the step was given up, since the server stops")]
+    Stopped,
 }
 
 /// Buffers of one pass; they grow to the largest pass and stay.
@@ -90,6 +99,8 @@ pub(super) struct Forward {
     n_kv_saturated: u64,
     host_tier: Option<HostTier>,
     workspace: Workspace,
+    /// Looked at between two layers.
+    stop: StopFlag,
 }
 
 impl Forward {
@@ -126,12 +137,18 @@ impl Forward {
             n_kv_saturated: 0,
             host_tier: None,
             workspace,
+            stop: StopFlag::default(),
         })
     }
 
     /// Keys and values so far that were too large for the KV format, or NaN.
     pub fn n_kv_saturated(&self) -> u64 {
         self.n_kv_saturated
+    }
+
+    /// A pass ends between two layers once `stop` is raised.
+    pub fn watch(&mut self, stop: StopFlag) {
+        self.stop = stop;
     }
 
     pub fn kv_bytes(&self) -> u64 {
@@ -176,7 +193,7 @@ impl Forward {
         pool: &mut WorkerPool,
         rows: &[RowView<'_>],
         outputs: &[usize],
-    ) -> Result<&[f32], KernelError> {
+    ) -> Result<&[f32], ForwardError> {
         let hidden = self.config.hidden;
         let n_tokens: usize = rows.iter().map(|row| row.tokens.len()).sum();
         self.workspace.last.clear();
@@ -186,6 +203,9 @@ impl Forward {
             self.workspace.gather(rows, pass_start, pass_end)?;
             self.prepare(pool)?;
             for layer in 0..self.config.n_layers {
+                if self.stop.is_raised() {
+                    return Err(ForwardError::Stopped);
+                }
                 self.attention_block(pool, layer)?;
                 self.mlp_block(pool, layer)?;
             }

@@ -23,7 +23,7 @@ use self::forward::{Forward, RowView};
 use self::weights::DecoderWeights;
 use super::{
     Asleep, Executor, ExecutorCounts, ExecutorError, ExecutorInfo, PlanRow, SampleSpec, StepOutput,
-    StepPlan,
+    StepPlan, StopFlag,
 };
 use crate::kv::{PAGE_TOKENS, PageIdx};
 use crate::request::SampledToken;
@@ -288,6 +288,10 @@ impl Executor for CpuExecutor {
             kv_saturated_values: self.forward.n_kv_saturated(),
             ..self.counts
         }
+    }
+
+    fn watch(&mut self, stop: &StopFlag) {
+        self.forward.watch(stop.clone());
     }
 
     fn sleep(self: Box<Self>) -> Result<Box<dyn Asleep>, (Box<dyn Executor>, ExecutorError)> {

@@ -31,7 +31,11 @@ impl RadixTree {
             let n_above = chain.len();
             let mut padded = vec![0; n_above * PAGE_TOKENS];
             padded.extend_from_slice(&node.tokens);
-            extend_chain(&mut chain, &padded);
+            // The first page's hash depends on its chain's root, too, which the tree does not know.
+            if n_above == 0 {
+                chain.extend(node.hashes.first());
+            }
+            extend_chain(&mut chain, 0, &padded);
             if chain[n_above..] != node.hashes {
                 return Err(wrong("its hashes are not those of its tokens", id));
             }

@@ -31,6 +31,7 @@ fn request(id: u64, n_prompt: usize, max_new_tokens: usize) -> Request {
         max_new_tokens,
         stop_token_ids: Arc::from([]),
         priority: 0,
+        prefix_root: 0,
     }
 }
 

@@ -313,6 +313,7 @@ fn cached_after_another(flags: &str) -> usize {
             max_new_tokens: 4,
             stop_token_ids: Arc::from([]),
             priority: 0,
+            prefix_root: 0,
         };
         let mut stream = model.engine.submit(request).expect("room for one");
         let mut last = None;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use engine::config::typed::Device;
 use engine::executor::Executor;
 use engine::executor::StepPlan;
 use engine::executor::mock::{MockConfig, MockExecutor};
@@ -28,6 +29,7 @@ fn request(id: u64, prompt: Vec<u32>, max_new_tokens: usize) -> Request {
         max_new_tokens,
         stop_token_ids: Arc::from([]),
         priority: 0,
+        prefix_root: 0,
     }
 }
 
@@ -40,7 +42,8 @@ struct Played {
 impl Played {
     fn new(line: &str, requests: Vec<Request>) -> Self {
         let engine = resolve(line).expect(line).engine;
-        let mut scheduler = Scheduler::new(engine_loop_config(&engine, POOL_TOKENS).scheduler);
+        let mut scheduler =
+            Scheduler::new(engine_loop_config(&engine, Device::Cpu, POOL_TOKENS).scheduler);
         for request in requests {
             scheduler.add(request, NOW).expect("it fits");
         }
@@ -93,6 +96,47 @@ fn max_prefill_tokens_bounds_a_step() {
     assert_eq!(first_rows(line, &[100, 100, 100]), [100, 50]);
 }
 
+/// The device says what it is by default, and a chunk that was asked for fits in.
+#[test]
+fn max_prefill_tokens_are_few_on_the_cpu() {
+    let most = |line: &str, device| {
+        let engine = resolve(line).expect(line).engine;
+        let config = engine_loop_config(&engine, device, POOL_TOKENS);
+        config.scheduler.max_prefill_tokens
+    };
+    assert_eq!(most("", Device::Cpu), 512);
+    assert_eq!(most("", Device::Cuda), 16_384);
+    for device in [Device::Cpu, Device::Cuda] {
+        assert_eq!(most("--max-prefill-tokens 1664", device), 1664);
+    }
+    assert_eq!(most("--chunked-prefill-size 1152", Device::Cpu), 1152);
+    assert_eq!(most("--chunked-prefill-size 64", Device::Cpu), 512);
+    assert_eq!(most("--chunked-prefill-size -1", Device::Cpu), 512);
+}
+
+/// With the CPU's defaults, a stream beside long prompts gets a token after 512 of their tokens.
+#[test]
+fn a_stream_waits_for_one_short_step_beside_long_prompts() {
+    let mut played = Played::new("", vec![request(0, prompt(0, 10), 40)]);
+    played.step();
+    for id in 1..=20 {
+        let long = request(id, prompt(1000 * id as u32, 160), 1);
+        played.scheduler.add(long, NOW).expect("it fits");
+    }
+    let (mut n_prompt_tokens, mut gaps) = (0, Vec::new());
+    while !played.scheduler.is_idle() {
+        let (plan, events) = played.step();
+        let mine = |row: &&engine::executor::PlanRow| row.request.0 != 0;
+        let rows = plan.rows.iter().filter(mine);
+        n_prompt_tokens += rows.map(|row| row.tokens.len()).sum::<usize>();
+        if events.iter().any(|(id, _)| id.0 == 0) {
+            gaps.push(std::mem::take(&mut n_prompt_tokens));
+        }
+    }
+    assert!(gaps.iter().sum::<usize>() >= 20 * 160, "{gaps:?}");
+    assert!(gaps.iter().all(|gap| *gap <= 512), "{gaps:?}");
+}
+
 #[test]
 fn chunked_prefill_size_cuts_a_prompt() {
     assert_eq!(first_rows("--chunked-prefill-size 32", &[100]), [32]);
@@ -112,7 +156,8 @@ fn max_running_requests_bounds_the_batch() {
 fn max_total_tokens_bounds_the_pool() {
     let add = |line: &str| {
         let engine = resolve(line).expect(line).engine;
-        let mut scheduler = Scheduler::new(engine_loop_config(&engine, POOL_TOKENS).scheduler);
+        let mut scheduler =
+            Scheduler::new(engine_loop_config(&engine, Device::Cpu, POOL_TOKENS).scheduler);
         scheduler.add(request(1, prompt(0, 100), 50), NOW)
     };
     assert_eq!(add(""), Ok(()));
@@ -219,7 +264,7 @@ async fn max_queued_requests_bounds_the_queue() {
         });
         let engine = engine::engine_loop::start(
             Box::new(executor),
-            engine_loop_config(&engine, POOL_TOKENS),
+            engine_loop_config(&engine, Device::Cpu, POOL_TOKENS),
             Arc::new(engine::metrics::Metrics::new("mock")),
         )
         .expect("an engine");

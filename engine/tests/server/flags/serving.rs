@@ -166,6 +166,9 @@ async fn max_queue_s_bounds_the_wait() {
     };
     assert_eq!(status("").await, 200);
     assert_eq!(status("--max-queue-s 1").await, 503);
+    let limit = |line: &str| resolve(line).expect(line).engine.time_limits.queue;
+    assert_eq!(limit(""), Some(Duration::from_mins(10)));
+    assert_eq!(limit("--max-queue-s 0"), None);
 }
 
 #[tokio::test]
@@ -203,7 +206,7 @@ async fn max_connections_bounds_who_is_listened_to() {
             .expect("a place");
         let is_taken = async || server.state.traffic.n_connections() > 0;
         until("the place is taken", LIMIT, is_taken).await;
-        server.get("/health").await.status
+        server.get("/v1/models").await.status
     };
     assert_eq!(status("").await, 200);
     assert_eq!(status("--max-connections 1").await, 503);

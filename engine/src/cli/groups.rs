@@ -1,0 +1,168 @@
+//! The parser of the command line, with its flags in groups for `--help`.
+
+use clap::{Arg, Command, CommandFactory};
+
+use super::Cli;
+
+/// The subcommands whose flags the environment may say, and other servers have.
+pub const WITH_FLAGS: [&str; 4] = ["serve", "generate", "bench", "simulate"];
+
+/// Heading → flags, in the order that `--help` has them. A flag that is in none comes under "Options".
+const GROUPS: [(&str, &[&str]); 9] = [
+    (
+        "Model",
+        &[
+            "model-path",
+            "config",
+            "start-unloaded",
+            "served-model-name",
+            "quantization",
+            "load-format",
+            "dtype",
+            "context-length",
+            "cache-dir",
+            "trust-remote-code",
+            "random-seed",
+        ],
+    ),
+    (
+        "Device and kernels",
+        &[
+            "device",
+            "n-threads",
+            "cpu-isa",
+            "cpu-activations",
+            "attention-backend",
+            "sampling-backend",
+            "disable-flashinfer",
+            "triton-attention-num-kv-splits",
+            "triton-attention-reduce-in-fp32",
+            "enable-torch-compile",
+            "torch-compile-max-bs",
+            "disable-cuda-graph",
+            "cuda-graph-max-bs",
+            "cuda-graph-bs",
+            "enable-two-batch-overlap",
+            "disable-overlap-schedule",
+            "disable-custom-all-reduce",
+        ],
+    ),
+    (
+        "Memory",
+        &[
+            "max-total-tokens",
+            "mem-fraction-static",
+            "device-memory-limit",
+            "kv-cache-dtype",
+            "disable-radix-cache",
+            "enable-hierarchical-cache",
+            "hicache-ratio",
+            "hicache-size",
+        ],
+    ),
+    (
+        "Scheduling",
+        &[
+            "max-prefill-tokens",
+            "chunked-prefill-size",
+            "enable-mixed-chunk",
+            "schedule-policy",
+            "num-continuous-decode-steps",
+            "max-running-requests",
+            "max-queued-requests",
+            "max-queue-s",
+            "max-request-s",
+        ],
+    ),
+    (
+        "Text",
+        &[
+            "allow-auto-truncate",
+            "tool-call-parser",
+            "reasoning-parser",
+            "stream-output",
+            "chat-template",
+            "sampling-defaults",
+        ],
+    ),
+    (
+        "HTTP",
+        &[
+            "host",
+            "port",
+            "allowed-origins",
+            "stream-interval",
+            "shutdown-grace-s",
+            "decode-log-interval",
+        ],
+    ),
+    (
+        "Keys",
+        &[
+            "api-key",
+            "api-key-file",
+            "admin-api-key",
+            "admin-api-key-file",
+        ],
+    ),
+    (
+        "Limits of requests",
+        &[
+            "max-body-bytes",
+            "max-stop-strings",
+            "max-prompt-tokens",
+            "max-output-tokens",
+            "max-schema-bytes",
+            "max-connections",
+            "client-timeout-s",
+        ],
+    ),
+    (
+        "Kept answers",
+        &[
+            "result-cache",
+            "result-cache-ttl-s",
+            "result-cache-max-bytes",
+        ],
+    ),
+];
+
+/// The whole program's.
+pub fn command() -> Command {
+    let mut command = Cli::command();
+    for name in WITH_FLAGS {
+        command = command.mut_subcommand(name, |subcommand| subcommand.mut_args(grouped));
+    }
+    command
+}
+
+/// As [`command`], without hidden flags.
+pub fn shown() -> Command {
+    let command = command();
+    let subcommands = command.get_subcommands().map(|subcommand| {
+        let name = WITH_FLAGS
+            .iter()
+            .find(|name| **name == subcommand.get_name());
+        let Some(name) = name else {
+            return subcommand.clone();
+        };
+        let arguments = subcommand.get_arguments();
+        let shown = Command::new(*name).args(arguments.filter(|argument| !argument.is_hide_set()));
+        match subcommand.get_about() {
+            Some(about) => shown.about(about.clone()),
+            None => shown,
+        }
+    });
+    Command::new("engine").subcommands(subcommands.collect::<Vec<_>>())
+}
+
+fn grouped(argument: Arg) -> Arg {
+    let place = argument.get_long().and_then(|long| {
+        let group = GROUPS.iter().find(|(_, flags)| flags.contains(&long))?;
+        Some(group.0)
+    });
+    match place {
+        Some(heading) => argument.help_heading(heading),
+        None => argument,
+    }
+}

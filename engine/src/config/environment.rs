@@ -1,0 +1,163 @@
+//! Flags from the environment: `ENGINE_ARG_PORT=8000` is `--port 8000`, `ENGINE_ARG_ENABLE_MIXED_CHUNK=1`
+//! is `--enable-mixed-chunk`. They go before everything else, so that a file and the command line
+//! override them.
+//!
+//! The prefix is longer than the program's name because Kubernetes sets `ENGINE_PORT` and others of
+//! the kind for a service that is called engine. Deliberately absent: several models, which a file
+//! names (`ENGINE_ARG_CONFIG`).
+
+use clap::{Arg, ArgAction, Command};
+
+pub const PREFIX: &str = "ENGINE_ARG_";
+
+/// The arguments that `variables` are to a parser of `command`'s flags. What this command has no flag
+/// for is refused by name, unless another command has it.
+pub fn words(
+    variables: impl Iterator<Item = (String, String)>,
+    command: &Command,
+    others: &[&Command],
+) -> Result<Vec<String>, String> {
+    let mut words = Vec::new();
+    let mut variables: Vec<(String, String)> = variables
+        .filter(|(name, _)| name.starts_with(PREFIX))
+        .collect();
+    variables.sort_unstable();
+    for (name, value) in variables {
+        let flag = name[PREFIX.len()..].to_lowercase().replace('_', "-");
+        let Some(argument) = argument(command, &flag) else {
+            if others.iter().any(|other| argument_of(other, &flag)) {
+                continue;
+            }
+            return Err(format!(
+                "{name}: there is no flag --{flag}; --help lists all"
+            ));
+        };
+        match argument.get_action() {
+            ArgAction::SetTrue => match value.to_ascii_lowercase().as_str() {
+                "1" | "true" | "on" | "yes" => words.push(format!("--{flag}")),
+                "0" | "false" | "off" | "no" | "" => {}
+                _ => {
+                    return Err(format!(
+                        "{name}={value}: --{flag} is a switch; it is 1, true, 0 or false"
+                    ));
+                }
+            },
+            ArgAction::Append => {
+                words.push(format!("--{flag}"));
+                let several = value.split([' ', ',']).filter(|part| !part.is_empty());
+                words.extend(several.map(str::to_owned));
+            }
+            _ => words.push(format!("--{flag}={value}")),
+        }
+    }
+    Ok(words)
+}
+
+/// The variables of this process. One that is no text is refused with its name.
+pub fn variables() -> Result<Vec<(String, String)>, String> {
+    let of_ours = std::env::vars_os().filter_map(|(name, value)| {
+        let name = name.into_string().ok()?;
+        name.starts_with(PREFIX).then_some((name, value))
+    });
+    of_ours
+        .map(|(name, value)| match value.into_string() {
+            Ok(value) => Ok((name, value)),
+            Err(_) => Err(format!("{name}: its value is not UTF-8")),
+        })
+        .collect()
+}
+
+fn argument<'a>(command: &'a Command, flag: &str) -> Option<&'a Arg> {
+    let is_it = |argument: &&Arg| {
+        let names = argument.get_long_and_visible_aliases().unwrap_or_default();
+        names.contains(&flag)
+    };
+    command.get_arguments().find(is_it)
+}
+
+fn argument_of(command: &Command, flag: &str) -> bool {
+    argument(command, flag).is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use crate::config::typed::{EngineArgs, ServeArgs};
+
+    #[derive(Debug, clap::Parser)]
+    struct Serve {
+        #[command(flatten)]
+        serve: ServeArgs,
+    }
+
+    #[derive(Debug, clap::Parser)]
+    struct Bench {
+        #[command(flatten)]
+        engine: EngineArgs,
+    }
+
+    fn words_of(variables: &[(&str, &str)]) -> Result<String, String> {
+        let variables = variables
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        super::words(variables, &Serve::command(), &[]).map(|words| words.join(" "))
+    }
+
+    #[test]
+    fn variables_are_flags() {
+        for (variables, expected) in [
+            (vec![("ENGINE_ARG_PORT", "8000")], "--port=8000"),
+            (vec![("ENGINE_ARG_MODEL_PATH", "a b")], "--model-path=a b"),
+            (
+                vec![("ENGINE_ARG_ENABLE_MIXED_CHUNK", "1")],
+                "--enable-mixed-chunk",
+            ),
+            (vec![("ENGINE_ARG_ENABLE_MIXED_CHUNK", "False")], ""),
+            (
+                vec![("ENGINE_ARG_CUDA_GRAPH_BS", "1, 2 4")],
+                "--cuda-graph-bs 1 2 4",
+            ),
+            (
+                vec![("ENGINE_PORT", "tcp://10.0.0.1:80"), ("PATH", "/bin")],
+                "",
+            ),
+            (
+                vec![("ENGINE_ARG_PORT", "1"), ("ENGINE_ARG_HOST", "::1")],
+                "--host=::1 --port=1",
+            ),
+        ] {
+            assert_eq!(
+                words_of(&variables).as_deref(),
+                Ok(expected),
+                "{variables:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_no_flag_is_named() {
+        let refused = words_of(&[("ENGINE_ARG_PROT", "1")]).expect_err("no flag");
+        assert!(
+            refused.contains("ENGINE_ARG_PROT: there is no flag --prot"),
+            "{refused}"
+        );
+        let refused =
+            words_of(&[("ENGINE_ARG_ENABLE_MIXED_CHUNK", "maybe")]).expect_err("no switch");
+        assert!(
+            refused.contains("ENGINE_ARG_ENABLE_MIXED_CHUNK=maybe"),
+            "{refused}"
+        );
+    }
+
+    /// One environment serves all commands.
+    #[test]
+    fn another_commands_flags_are_passed_over() {
+        let port = [("ENGINE_ARG_PORT".to_owned(), "1".to_owned())];
+        let (bench, serve) = (Bench::command(), Serve::command());
+        assert_eq!(
+            super::words(port.into_iter(), &bench, &[&serve]),
+            Ok(Vec::new())
+        );
+    }
+}

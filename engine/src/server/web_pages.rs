@@ -1,0 +1,216 @@
+//! Keeps web pages away from a server without a key on the loopback interface, which any page that
+//! is open in a browser on the same machine can reach.
+//!
+//! A page can send a POST blindly: its browser then names the page in `Origin`, and a foreign one is
+//! refused. With DNS rebinding a page's own name leads to this machine, so that its browser takes
+//! the server for the page's: then `Host` has that name, and only names that cannot be registered
+//! are answered. Programs send no `Origin`, and `localhost` or an address as `Host`.
+//! Deliberately absent: such a check where a key is asked for (a page has none), and where the
+//! server listens on other interfaces (who listens there has been warned).
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, Method, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+
+use super::error::ApiError;
+use super::fields::show;
+use super::state::AppState;
+use crate::config::HttpConfig;
+use crate::errors::Code;
+
+pub async fn check(State(state): State<Arc<AppState>>, request: Request, next: Next) -> Response {
+    if is_checked(&state.http)
+        && let Err(error) = check_request(&request)
+    {
+        return error.into_response();
+    }
+    next.run(request).await
+}
+
+fn is_checked(http: &HttpConfig) -> bool {
+    http.api_key.is_none() && is_loopback(&http.host)
+}
+
+/// Whether only this machine reaches a server that listens there.
+pub fn is_loopback(host: &str) -> bool {
+    let address = host.trim_start_matches('[').trim_end_matches(']');
+    let is_loopback = |address: IpAddr| address.is_loopback();
+    host.eq_ignore_ascii_case("localhost") || address.parse().is_ok_and(is_loopback)
+}
+
+fn check_request(request: &Request) -> Result<(), ApiError> {
+    let headers = request.headers();
+    let authority = request
+        .uri()
+        .authority()
+        .map(axum::http::uri::Authority::as_str);
+    let host = authority.or_else(|| text(headers, &header::HOST));
+    if let Some(host) = host.map(host_of)
+        && !is_local_name(host)
+    {
+        return Err(refusal(format!(
+            "Host is {}; without --api-key a server on the loopback interface answers to localhost, \
+             addresses and local names only",
+            show(&host.into())
+        )));
+    }
+    // A browser lets no page read an answer that does not allow it; what has an effect is a POST.
+    let has_effect = ![Method::GET, Method::HEAD, Method::OPTIONS].contains(request.method());
+    if has_effect
+        && let Some(origin) = text(headers, &header::ORIGIN)
+        && !is_local_origin(origin, host)
+    {
+        return Err(refusal(format!(
+            "Origin is {}; without --api-key a server on the loopback interface takes no requests \
+             from foreign web pages",
+            show(&origin.into())
+        )));
+    }
+    Ok(())
+}
+
+fn refusal(message: String) -> ApiError {
+    ApiError::new(Code::ForeignWebPage, message)
+}
+
+/// A header that is no text is foreign, too.
+fn text<'a>(headers: &'a HeaderMap, name: &header::HeaderName) -> Option<&'a str> {
+    let value = headers.get(name)?;
+    Some(value.to_str().unwrap_or("(no text)"))
+}
+
+/// Without its port.
+fn host_of(authority: &str) -> &str {
+    if let Some(rest) = authority.strip_prefix('[') {
+        return rest.split(']').next().unwrap_or(rest);
+    }
+    // An IPv6 address without brackets has several colons.
+    match authority.split_once(':') {
+        Some((host, port)) if !port.contains(':') => host,
+        _ => authority,
+    }
+}
+
+/// An address, or a name that no one can register in the public DNS.
+fn is_local_name(host: &str) -> bool {
+    let host = host.trim_end_matches('.').to_ascii_lowercase();
+    let ends = [".localhost", ".local", ".internal"];
+    host.parse::<IpAddr>().is_ok()
+        || !host.contains(['.', ' ', '(', ':'])
+        || ends.iter().any(|end| host.ends_with(end))
+}
+
+/// Of a page that this machine serves, or of a program that shows pages of its own.
+fn is_local_origin(origin: &str, host: Option<&str>) -> bool {
+    let Some((scheme, authority)) = origin.split_once("://") else {
+        // `null`: a page out of a sandbox, whose origin is hidden.
+        return false;
+    };
+    if !["http", "https"].contains(&scheme) {
+        return true;
+    }
+    host == Some(authority) || is_loopback(host_of(authority)) || {
+        let name = host_of(authority).to_ascii_lowercase();
+        name.ends_with(".localhost")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn code(method: &str, headers: &[(&str, &str)]) -> Option<Code> {
+        let mut request = axum::http::Request::builder().method(method).uri("/x");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(axum::body::Body::empty()).expect("a request");
+        check_request(&request).err().map(|error| error.code)
+    }
+
+    #[test]
+    fn hosts_are_local_names_and_addresses() {
+        for host in [
+            "localhost",
+            "localhost:30000",
+            "LOCALHOST:30000",
+            "127.0.0.1:30000",
+            "[::1]:30000",
+            "192.168.0.7",
+            "engine:30000",
+            "a.localhost",
+            "my-box.local",
+            "host.docker.internal:30000",
+            "",
+        ] {
+            assert_eq!(code("POST", &[("host", host)]), None, "{host}");
+        }
+        for host in [
+            "evil.example",
+            "evil.example:30000",
+            "localhost.evil.com",
+            "127.0.0.1.nip.io",
+        ] {
+            let foreign = Some(Code::ForeignWebPage);
+            assert_eq!(code("GET", &[("host", host)]), foreign, "{host}");
+        }
+        assert_eq!(code("GET", &[]), None);
+    }
+
+    #[test]
+    fn foreign_pages_send_nothing_that_has_an_effect() {
+        let host = ("host", "localhost:30000");
+        for origin in [
+            "http://localhost:3000",
+            "https://127.0.0.1",
+            "http://[::1]:8080",
+            "http://app.localhost",
+            "http://localhost:30000",
+            "tauri://localhost",
+            "vscode-webview://x",
+            "chrome-extension://abc",
+        ] {
+            assert_eq!(code("POST", &[host, ("origin", origin)]), None, "{origin}");
+        }
+        for origin in [
+            "https://evil.example",
+            "null",
+            "http://localhost.evil.com",
+            "http://10.0.0.1",
+        ] {
+            let foreign = Some(Code::ForeignWebPage);
+            assert_eq!(
+                code("POST", &[host, ("origin", origin)]),
+                foreign,
+                "{origin}"
+            );
+            assert_eq!(code("GET", &[host, ("origin", origin)]), None, "{origin}");
+            assert_eq!(
+                code("OPTIONS", &[host, ("origin", origin)]),
+                None,
+                "{origin}"
+            );
+        }
+    }
+
+    #[test]
+    fn only_the_loopback_interface_is_loopback() {
+        for host in [
+            "127.0.0.1",
+            "127.0.0.2",
+            "::1",
+            "[::1]",
+            "localhost",
+            "LocalHost",
+        ] {
+            assert!(is_loopback(host), "{host}");
+        }
+        for host in ["0.0.0.0", "::", "192.168.0.1", "example.com"] {
+            assert!(!is_loopback(host), "{host}");
+        }
+    }
+}
