@@ -94,9 +94,9 @@ impl CompletionLogprobs {
     ) {
         let text = |id: u32| names.name(id, &tokenizer.token_bytes(id));
         for sampled in tokens {
-            let token = text(sampled.token);
-            self.text_offset.push(*offset);
             let bytes = tokenizer.token_bytes(sampled.token);
+            let token = names.name(sampled.token, &bytes);
+            self.text_offset.push(*offset);
             *offset += String::from_utf8_lossy(&bytes).chars().count();
             let mut top: Map<String, Value> = sampled
                 .top_logprobs

@@ -421,3 +421,23 @@ fn an_operators_template_keeps_the_checkpoints_tokens() {
     assert_eq!(in_json.render(&input(&[])).unwrap(), "</s>json");
     assert!(in_json.with_source("{% if %}").is_err());
 }
+
+/// Prompts whose last message is to be continued, as transformers makes them.
+#[test]
+fn continued_messages_end_as_transformers_ends_them() {
+    let cases: Vec<Json> =
+        serde_json::from_str(include_str!("../../../tests/data/continued_chats.json")).unwrap();
+    assert!(cases.len() > 30);
+    for case in &cases {
+        let mut input = input(case["messages"].as_array().unwrap());
+        input.add_generation_prompt = false;
+        let template = template(case["source"].as_str().unwrap());
+        let text = template.render_conversation(&input, true).unwrap();
+        assert_eq!(
+            text,
+            case["rendered"].as_str().unwrap(),
+            "{}",
+            case["messages"]
+        );
+    }
+}
