@@ -314,7 +314,7 @@ impl EngineLoop {
                 }
             }
             Command::Flush { done } => {
-                // Whoever asked may have gone; the cache is empty all the same.
+                // The client may be gone; the cache is empty all the same.
                 let _ = done.send(self.flush());
             }
             Command::Sleep(rest) => self.rest = Some(rest),

@@ -52,7 +52,7 @@ impl ChatTemplateFlag {
         let digest = Sha256::digest(&source);
         Self {
             file,
-            sha256: digest.iter().map(|byte| format!("{byte:02x}")).collect(),
+            sha256: format!("{digest:x}"),
             source,
         }
     }

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
-use axum::http::{HeaderName, header};
+use axum::http::{HeaderName, HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use sha2::{Digest, Sha256};
@@ -71,7 +71,7 @@ fn sent_keys(request: &Request) -> impl Iterator<Item = &[u8]> {
         let (scheme, key) = value.as_bytes().split_at_checked("Bearer ".len())?;
         scheme.eq_ignore_ascii_case(b"Bearer ").then_some(key)
     });
-    let plain = headers.get(X_API_KEY).map(|value| value.as_bytes());
+    let plain = headers.get(X_API_KEY).map(HeaderValue::as_bytes);
     bearer.into_iter().chain(plain)
 }
 

@@ -3,8 +3,8 @@
 //!
 //! Contents come as a string, as `null`, or as a list of parts in the spellings of the chat, the
 //! responses and Anthropic's API. What is no text (images, audio, files) is refused.
-//! Special tokens that somebody types into a content become the tokens that they name, as in
-//! transformers: whoever passes on texts of strangers takes them out before.
+//! Special tokens that are typed into a content become the tokens that they name, as in transformers:
+//! a program that passes on texts of strangers has to take them out first.
 
 use serde_json::{Map, Value, json};
 

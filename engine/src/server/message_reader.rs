@@ -64,7 +64,7 @@ impl MessageReader {
         if let Some(left) = prefill.strip_prefix(part.content.as_str())
             && self.begun.is_empty()
         {
-            self.prefill_left = left.to_owned();
+            left.clone_into(&mut self.prefill_left);
         }
         self
     }
@@ -76,7 +76,7 @@ impl MessageReader {
         if part.content.is_empty() && part.calls.is_empty() {
             self.prefill_left = left;
         } else if let Some(new) = part.content.strip_prefix(left.as_str()) {
-            part.content = new.to_owned();
+            part.content = String::from(new);
         }
         let begun = std::mem::take(&mut self.begun);
         let new = std::mem::replace(&mut part.calls, begun);

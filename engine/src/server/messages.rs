@@ -26,7 +26,7 @@ pub struct Conversation {
     add_generation_prompt: bool,
     /// The last message is the beginning of the answer.
     continues: bool,
-    /// How much the model is to think, in OpenAI's words.
+    /// How much the model is to think, as OpenAI names it.
     effort: Option<String>,
     template_kwargs: Map<String, Value>,
 }

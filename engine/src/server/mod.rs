@@ -5,6 +5,8 @@
 //! [`answer::Answer`] gives them back whole or as server-sent events. Every refusal is an
 //! [`error::ApiError`].
 //!
+//! Around every handler are [`paths`] (one spelling of each), [`request_id`], [`cors`] and [`auth`].
+//!
 //! Requests go to one of the [`models`] by the name they bring; [`admin`] loads, unloads and puts to
 //! sleep.
 //!
@@ -13,6 +15,9 @@
 //!
 //! Output that has to have a form is asked for in [`structured_fields`] and [`tool_fields`];
 //! [`message_reader`] splits a chat's output into thoughts, content and calls of tools.
+//!
+//! SGLang's and vLLM's own endpoints are [`generate`], [`native`], [`flush`] and [`running`]; fields of
+//! theirs that are not done are refused by name in [`foreign_fields`].
 //!
 //! Deliberately absent: TLS (a proxy's business), `/v1/responses` and `/v1/embeddings` (refused
 //! with 501), images and audio, batches by file.
@@ -33,6 +38,7 @@ mod flush;
 mod foreign_fields;
 mod generate;
 mod generate_format;
+pub mod generate_request;
 mod logprobs;
 mod message_content;
 mod message_reader;
@@ -194,8 +200,8 @@ pub async fn serve(
 fn warn_of_open_origins(http: &HttpConfig) {
     if http.allowed_origins == AllowedOrigins::Any && http.api_key.is_none() {
         tracing::warn!(
-            "--allowed-origins * without --api-key: every web page that somebody on this network \
-             opens can use this server and read its answers"
+            "--allowed-origins * without --api-key: every web page that a browser on this network \
+             shows can use this server and read its answers"
         );
     }
 }

@@ -55,7 +55,7 @@ pub async fn model_info(State(state): State<Arc<AppState>>) -> Result<Json<Value
 
 fn capitalised(word: &str) -> String {
     let mut letters = word.chars();
-    let first = letters.next().map(|first| first.to_uppercase());
+    let first = letters.next().map(char::to_uppercase);
     first.into_iter().flatten().chain(letters).collect()
 }
 
@@ -78,7 +78,7 @@ pub async fn load(State(state): State<Arc<AppState>>) -> Result<Json<Value>, Api
 /// `/health_generate`: as `/health`, and each model that has nothing to do makes one token. A model
 /// that is busy shows by its steps whether it works, and is asked nothing.
 pub async fn health_generate(State(state): State<Arc<AppState>>) -> Result<Json<Value>, ApiError> {
-    /// One probe at a time: whoever asks needs no key.
+    /// One probe at a time: this path needs no key.
     static PROBING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
     let answer = status::health(State(Arc::clone(&state))).await?;
     let _one = PROBING.lock().await;

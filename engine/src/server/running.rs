@@ -82,7 +82,7 @@ impl Drop for Registered {
     }
 }
 
-/// The id that a client chose for its answer: `rid` as it is, `request_id` behind `prefix`.
+/// The id that a client chose for its answer: `rid` as it is, `request_id` after `prefix`.
 pub fn take_id(fields: &mut Fields, prefix: &str) -> Result<Option<String>, ApiError> {
     let rid = fields.string("rid")?;
     let request_id = fields.string("request_id")?;

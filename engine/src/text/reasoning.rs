@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn a_prefilled_answer_has_its_thought_behind_it_or_is_in_one() {
+    fn a_prefilled_answer_is_past_its_thought_or_in_it() {
         for (prefill, start, content) in [
             ("Sure, ", ThoughtStart::Behind, "Sure, "),
             ("", ThoughtStart::Before, ""),

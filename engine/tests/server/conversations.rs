@@ -29,8 +29,10 @@ async fn prompt(server: &TestServer, body: Value) -> String {
 
 #[tokio::test]
 async fn the_developers_message_is_the_systems_and_no_other_is_lost() {
-    let mut config = TestConfig::default();
-    config.chat_template = Some(DROPPING);
+    let config = TestConfig {
+        chat_template: Some(DROPPING),
+        ..TestConfig::default()
+    };
     let server = TestServer::start(config).await;
     let with = |role: &str| json!({"messages": [{"role": role, "content": "DEVTEXT"}, {"role": "user", "content": "hi"}]});
     assert_eq!(
@@ -167,8 +169,10 @@ async fn effort_and_thinking_reach_a_template_that_knows_them() {
         let text = prompt(&server, body(fields.clone())).await;
         assert_eq!(text.ends_with("<think></think>"), !thinks, "{fields}");
     }
-    let mut config = TestConfig::default();
-    config.chat_template = Some("{{ reasoning_effort }}!{{ messages[0].content }}");
+    let config = TestConfig {
+        chat_template: Some("{{ reasoning_effort }}!{{ messages[0].content }}"),
+        ..TestConfig::default()
+    };
     let server = TestServer::start(config).await;
     let text = prompt(&server, body(json!({"reasoning_effort": "low"}))).await;
     assert_eq!(text, "low!x");

@@ -277,8 +277,8 @@ async fn a_request_is_aborted_by_its_id() {
         let n = body["n"].as_u64().unwrap_or(1);
         let task = tokio::spawn(async move { client::post(address, path, &body).await });
         server.runs().await;
-        let nobody = server.ok("/abort_request", json!({"rid": "another"})).await;
-        assert_eq!(nobody["n_aborted"], 0);
+        let unknown = server.ok("/abort_request", json!({"rid": "another"})).await;
+        assert_eq!(unknown["n_aborted"], 0);
         let aborted = server.ok("/abort_request", json!({"rid": id})).await;
         assert_eq!(aborted["n_aborted"], n, "{path}");
         let answer = task.await.expect("no panic").json();
@@ -463,8 +463,10 @@ async fn a_priority_reaches_its_policy_or_is_refused() {
         (refused.status, &refused.json()["error"]["param"]),
         (400, &json!("priority"))
     );
-    let mut config = TestConfig::default();
-    config.policy = PolicyName::Priority;
+    let config = TestConfig {
+        policy: PolicyName::Priority,
+        ..TestConfig::default()
+    };
     let server = TestServer::start(config).await;
     server.ok(COMPLETIONS, body(1)).await;
 }

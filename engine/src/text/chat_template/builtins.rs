@@ -4,6 +4,8 @@
 //! it. Deliberately absent: filters that write HTML (`urlize`, `xmlattr`) or draw by chance
 //! (`random`, `lipsum`), `filesizeformat` and `wordwrap`.
 
+use std::fmt::Write;
+
 use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State, Value, filters};
 
@@ -127,7 +129,8 @@ fn percent_encoded(text: &str, also_plain: &[u8]) -> String {
         if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) || also_plain.contains(&byte) {
             out.push(char::from(byte));
         } else {
-            out.push_str(&format!("%{byte:02X}"));
+            // Writing to a string cannot fail.
+            let _ = write!(out, "%{byte:02X}");
         }
     }
     out

@@ -3,7 +3,7 @@
 //!
 //! `developer` is OpenAI's newer name of `system`; where a template does not mention it, the message
 //! is rendered as the system's. Any other message that a template leaves out is refused: an
-//! instruction or a tool's result that disappears without a word changes the answer.
+//! instruction or a tool's result that disappears silently changes the answer.
 //! Deliberately absent: the same check for `user`, `assistant` and the first `system` message,
 //! which every template is written for.
 

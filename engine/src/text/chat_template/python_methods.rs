@@ -190,7 +190,7 @@ fn padded(text: &str, name: &str, args: &[Value]) -> Result<Value, Error> {
     check_width(width)?;
     let fill = fill.unwrap_or(if name == "zfill" { '0' } else { ' ' });
     let n = width.saturating_sub(text.chars().count());
-    let fills = String::from_iter(std::iter::repeat_n(fill, n));
+    let fills: String = std::iter::repeat_n(fill, n).collect();
     Ok(Value::from(match name {
         "ljust" => text.to_owned() + &fills,
         "rjust" => fills + text,

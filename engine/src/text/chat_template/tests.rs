@@ -347,7 +347,7 @@ fn the_developer_is_the_system_unless_the_template_knows_it() {
 }
 
 #[test]
-fn no_message_is_left_out_without_a_word() {
+fn no_message_is_left_out_silently() {
     let user = || message("user", "hi");
     let left_out =
         |messages: &[Json]| match template(DROPPING).render_conversation(&input(messages), false) {
