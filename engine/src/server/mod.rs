@@ -57,6 +57,7 @@ mod thought_tokens;
 mod tokenize;
 pub mod tool_fields;
 mod turn;
+mod usage;
 
 use std::sync::Arc;
 use std::time::Duration;

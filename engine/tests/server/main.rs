@@ -12,6 +12,7 @@ mod disk_full;
 mod faults;
 mod fixture;
 mod flags;
+mod generate;
 mod hub;
 mod lifecycle;
 mod limits;
