@@ -34,7 +34,7 @@ pub use self::deadlines::TimeLimits;
 use self::decode_log::DecodeLog;
 use self::handle::{Acceptance, AtomicAcceptance};
 use self::handle::{Command, Shared, is_last};
-pub use self::handle::{EngineHandle, RequestStream, SubmitError};
+pub use self::handle::{EngineHandle, FlushError, RequestStream, SubmitError};
 use self::sleep::{Engine, Rest};
 use self::step::{StepFailure, execute};
 use self::turns::{Member, Turn, Turns};
@@ -263,7 +263,7 @@ impl EngineLoop {
             self.turn = None;
             self.member.rest();
             self.record_scheduler();
-            self.decode_log.pause();
+            self.decode_log.pause(&self.metrics);
             match self.inbox.recv() {
                 Ok(command) => self.handle(command),
                 Err(_) => return false,
@@ -322,12 +322,29 @@ impl EngineLoop {
                     self.deliver(vec![(id, event)]);
                 }
             }
+            Command::Flush { done } => {
+                // The client may be gone; the cache is empty all the same.
+                let _ = done.send(self.flush());
+            }
             Command::Sleep(rest) => self.rest = Some(rest),
             Command::Wake { done } => self.wake(done),
             Command::Shutdown { deadline } => {
                 self.drain_until = Some(self.drain_until.map_or(deadline, |d| d.min(deadline)));
             }
         }
+    }
+
+    fn flush(&mut self) -> Result<(), FlushError> {
+        if !self.scheduler.is_idle() {
+            let stats = self.scheduler.stats();
+            return Err(FlushError::Busy {
+                n_running: stats.n_running,
+                n_waiting: stats.n_waiting,
+            });
+        }
+        self.scheduler.forget();
+        self.record_scheduler();
+        Ok(())
     }
 
     /// Tells grammars what came, so that the next masks are made meanwhile, and ends the requests
@@ -450,8 +467,19 @@ impl EngineLoop {
     }
 }
 
-/// Prompt and output tokens that a plan computes.
+/// Prompt tokens that a plan computes and output tokens that it makes. A row that decodes is fed the
+/// token that it made before, which counted then.
 fn n_tokens_of(plan: &StepPlan) -> usize {
-    let n_fed: usize = plan.rows.iter().map(|row| row.tokens.len()).sum();
-    n_fed + plan.rows.len() * plan.n_steps.saturating_sub(1)
+    let rows = plan.rows.iter().map(|row| {
+        let makes_first = row.sample.as_ref().map(|spec| spec.output_index == 0);
+        let is_decode = row.tokens.len() == 1 && makes_first == Some(false);
+        let n_prompt = if is_decode { 0 } else { row.tokens.len() };
+        let n_made = if row.sample.is_some() {
+            plan.n_steps
+        } else {
+            0
+        };
+        n_prompt + n_made
+    });
+    rows.sum()
 }

@@ -44,6 +44,8 @@ pub enum LaunchError {
     Weights(#[from] WeightError),
     #[error("reading the tokenizer: {0}")]
     Text(#[from] TextError),
+    #[error("--chat-template {file}: {problem}")]
+    ChatTemplate { file: String, problem: String },
     #[error("{model} has no tokenizer, so it can be benchmarked but not served")]
     NoTokenizer { model: String },
     #[error("--quantization {asked}: the checkpoint's format is {found}")]
@@ -154,8 +156,14 @@ pub fn launch(
     devices: &Devices,
     progress: &dyn Fn(Progress),
 ) -> Result<ServedModel, LaunchError> {
+    // A template that cannot be compiled is found before a model is read.
+    with_operators_template(config, ChatTemplate::new(&[], Vec::new()))?;
     let model = load_model(config, progress)?;
     let (tokenizer, chat_template) = load_text(&model.resolved)?;
+    let chat_template = with_operators_template(config, chat_template)?;
+    if let Some(problem) = chat_template.problem() {
+        tracing::warn!("chat completions will be refused: {problem}");
+    }
     let model_config = model.checkpoint.config().clone();
     if tokenizer.vocab_size() > model_config.vocab {
         let (n_ids, n_rows) = (tokenizer.vocab_size(), model_config.vocab);
@@ -232,6 +240,23 @@ pub fn launch(
         server_info,
         random_seed: config.random_seed,
     }))
+}
+
+/// The checkpoint's template, or that of `--chat-template`.
+fn with_operators_template(
+    config: &EngineConfig,
+    template: ChatTemplate,
+) -> Result<ChatTemplate, LaunchError> {
+    let Some(flag) = &config.chat_template else {
+        return Ok(template);
+    };
+    template.with_source(&flag.source).map_err(|error| {
+        let file = flag.file.as_ref().map(|file| file.display().to_string());
+        LaunchError::ChatTemplate {
+            file: file.unwrap_or_else(|| "(typed)".to_owned()),
+            problem: error.to_string(),
+        }
+    })
 }
 
 fn output_parsers(config: &EngineConfig, chat_template: &ChatTemplate) -> OutputParsers {

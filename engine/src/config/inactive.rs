@@ -26,7 +26,7 @@ pub fn inactive_flags(typed: &EngineArgs, device: Device) -> Vec<(String, String
     note(
         typed.stream_output,
         "--stream-output",
-        "streamed chunks carry only the new text anyway",
+        "streamed chunks carry only the new text anyway, and those of /generate always the text so far",
     );
     let needs_compile = "--enable-torch-compile was not given";
     note(

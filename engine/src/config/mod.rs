@@ -17,13 +17,17 @@ mod file_lines;
 pub mod inactive;
 mod keys;
 pub mod models;
+mod origins;
 pub mod resolved;
 pub mod result_cache;
 pub mod size;
+mod template;
 pub mod typed;
 mod warnings;
 
 pub use models::{ModelPlan, PlanError, ServePlan};
+pub use origins::AllowedOrigins;
 pub use resolved::{ConfigError, EngineConfig, HttpConfig, ServeConfig};
 pub use result_cache::{RedisUrl, ResultCacheConfig, ResultCachePlace, redacted_url};
+pub use template::ChatTemplateFlag;
 pub use typed::{EngineArgs, HttpArgs, ModelsArgs, ServeArgs};

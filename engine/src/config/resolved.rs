@@ -6,7 +6,9 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::keys::KeyFlags;
+use super::origins::AllowedOrigins;
 use super::result_cache::{RedisUrl, ResultCacheConfig, ResultCachePlace, redacted_url, scheme_of};
+use super::template::ChatTemplateFlag;
 use super::typed::{
     AttentionBackend, CpuActivations, Device, Dtype, EngineArgs, HttpArgs, KvCacheDtype,
     LoadFormat, Quantization, ReasoningParserName, SamplingBackend, SchedulePolicy, ServeArgs,
@@ -99,6 +101,8 @@ pub struct EngineConfig {
     /// A decode step may begin while the host is busy with the one before.
     pub overlap_schedule: bool,
     pub allow_auto_truncate: bool,
+    /// `None`: the checkpoint's own.
+    pub chat_template: Option<ChatTemplateFlag>,
     /// `None`: the chat template says it.
     pub tool_call_parser: Option<ToolCallParserName>,
     pub reasoning_parser: Option<ReasoningParserName>,
@@ -149,6 +153,9 @@ pub struct HttpConfig {
     #[serde(skip)]
     pub admin_api_key: Option<String>,
     pub served_model_name: Option<String>,
+    /// A name that no model has is refused, with one model too.
+    pub strict_model_name: bool,
+    pub allowed_origins: AllowedOrigins,
     /// Tokens per streamed chunk.
     pub stream_interval: usize,
     pub max_body_bytes: usize,
@@ -253,6 +260,11 @@ impl EngineArgs {
             card_profile: self.card_profile,
             overlap_schedule: !self.disable_overlap_schedule,
             allow_auto_truncate: self.allow_auto_truncate,
+            chat_template: self
+                .chat_template
+                .as_deref()
+                .map(ChatTemplateFlag::read)
+                .transpose()?,
             tool_call_parser: self.tool_call_parser,
             reasoning_parser: self.reasoning_parser,
             max_schema_bytes: self.resolve_max_schema_bytes()?,
@@ -424,10 +436,13 @@ impl HttpArgs {
             let limit = "must be between 1KiB and 1GiB";
             return Err(ConfigError::new("--max-body-bytes", max_body_bytes, limit));
         }
+        let api_key = api_key.resolve()?;
         Ok(HttpConfig {
+            allowed_origins: AllowedOrigins::resolve(&self.allowed_origins, api_key.is_some())?,
+            strict_model_name: self.strict_model_name,
             host: host.unwrap_or_else(|| "127.0.0.1".to_owned()),
             port: self.port.unwrap_or(30_000),
-            api_key: api_key.resolve()?,
+            api_key,
             admin_api_key: admin_api_key.resolve()?,
             served_model_name: self.resolve_served_model_name()?,
             stream_interval: self.stream_interval.unwrap_or(1),
@@ -445,14 +460,16 @@ impl HttpArgs {
 
 impl HttpArgs {
     pub(super) fn resolve_served_model_name(&self) -> Result<Option<String>, ConfigError> {
-        const FLAG: &str = "--served-model-name";
+        /// Names are in every answer and beside every number of `/metrics`.
         const MAX_CHARS: usize = 256;
+        const FLAG: &str = "--served-model-name";
         let name = not_empty(FLAG, self.served_model_name.as_deref())?;
         if let Some(name) = &name {
             let n_chars = name.chars().count();
             if n_chars > MAX_CHARS {
-                let limit = format!("is the limit of characters, this name has {n_chars}");
-                return Err(ConfigError::new(FLAG, MAX_CHARS, limit));
+                let shown = format!("{}…", name.chars().take(40).collect::<String>());
+                let limit = format!("has {n_chars} characters, the limit is {MAX_CHARS}");
+                return Err(ConfigError::new(FLAG, shown, limit));
             }
             check_printable(FLAG, name)?;
         }

@@ -238,6 +238,11 @@ pub struct EngineArgs {
     #[arg(long)]
     pub allow_auto_truncate: bool,
 
+    /// Jinja chat template to use instead of the checkpoint's: a file, or the template itself
+    /// [default: the checkpoint's]
+    #[arg(long, value_name = "FILE")]
+    pub chat_template: Option<String>,
+
     /// How the model writes calls of tools [default: what its chat template teaches it]
     #[arg(long, value_enum)]
     pub tool_call_parser: Option<ToolCallParserName>,
@@ -265,7 +270,8 @@ pub struct EngineArgs {
     #[arg(long, value_name = "STEPS", value_parser = count(1 << 30))]
     pub decode_log_interval: Option<usize>,
 
-    /// Accepted; streamed chunks carry only the new text anyway, as OpenAI's protocol has it
+    /// Accepted; streamed chunks carry only the new text anyway, as OpenAI's protocol has it, and
+    /// those of /generate always the text so far
     #[arg(long)]
     pub stream_output: bool,
 
@@ -317,6 +323,16 @@ pub struct HttpArgs {
     /// Name that clients call the model by [default: the model path as typed]
     #[arg(long, value_name = "NAME")]
     pub served_model_name: Option<String>,
+
+    /// Refuse requests whose `model` names no served model, with one model too [default: a server
+    /// of one model answers whatever it is called]
+    #[arg(long)]
+    pub strict_model_name: bool,
+
+    /// Web pages that may read answers (CORS): *, none, or origins such as
+    /// https://chat.example.org [default: none; with a key, * on the paths that ask for it]
+    #[arg(long, value_name = "ORIGIN", num_args = 1..)]
+    pub allowed_origins: Vec<String>,
 
     /// Tokens per streamed chunk [default: 1]
     #[arg(long, value_name = "TOKENS", value_parser = count(4096))]

@@ -1,9 +1,12 @@
-//! `--decode-log-interval`: what the log says of decoding.
+//! `--decode-log-interval`: what the log says of decoding, and the rate that `/metrics` shows.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::metrics::Metrics;
 use crate::scheduler::Scheduler;
+
+/// The rate of `/metrics` is that of so long a time.
+const RATE_PERIOD: Duration = Duration::from_secs(1);
 
 /// One log line per so many decode steps.
 pub(super) struct DecodeLog {
@@ -11,6 +14,8 @@ pub(super) struct DecodeLog {
     n_steps: u64,
     /// Start of the current line's period and the tokens generated before it; `None` while idle.
     since: Option<(Instant, u64)>,
+    /// The same for the rate.
+    rate_since: Option<(Instant, u64)>,
 }
 
 impl DecodeLog {
@@ -19,12 +24,14 @@ impl DecodeLog {
             interval,
             n_steps: 0,
             since: None,
+            rate_since: None,
         }
     }
 
     pub fn step(&mut self, n_steps: u64, scheduler: &Scheduler, metrics: &Metrics) {
         let now = Instant::now();
         let n_generated = metrics.generation_tokens.get();
+        self.set_rate(now, n_generated, metrics);
         let (since, n_before) = *self.since.get_or_insert((now, n_generated));
         self.n_steps += n_steps;
         if self.interval == 0 || self.n_steps < self.interval {
@@ -47,8 +54,22 @@ impl DecodeLog {
         self.since = Some((now, n_generated));
     }
 
+    fn set_rate(&mut self, now: Instant, n_generated: u64, metrics: &Metrics) {
+        let (since, n_before) = *self.rate_since.get_or_insert((now, n_generated));
+        let elapsed = now.saturating_duration_since(since);
+        if elapsed >= RATE_PERIOD {
+            let n_new = n_generated.saturating_sub(n_before);
+            metrics
+                .output_rate
+                .set(n_new as f64 / elapsed.as_secs_f64());
+            self.rate_since = Some((now, n_generated));
+        }
+    }
+
     /// The engine goes idle: the wait is not part of the next line's period.
-    pub fn pause(&mut self) {
+    pub fn pause(&mut self, metrics: &Metrics) {
+        metrics.output_rate.set(0.0);
+        self.rate_since = None;
         self.since = None;
         self.n_steps = 0;
     }

@@ -30,6 +30,15 @@ pub enum SubmitError {
     Stopped,
 }
 
+/// Why kept KV was not given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum FlushError {
+    #[error("{n_running} requests run and {n_waiting} wait")]
+    Busy { n_running: usize, n_waiting: usize },
+    #[error("the engine has stopped")]
+    Stopped,
+}
+
 /// What handles and streams tell the engine thread.
 pub(super) enum Command {
     Submit {
@@ -38,6 +47,10 @@ pub(super) enum Command {
         submitted: Instant,
     },
     Cancel(RequestId),
+    /// Gives up the KV that is kept for requests to come.
+    Flush {
+        done: oneshot::Sender<Result<(), FlushError>>,
+    },
     Sleep(Rest),
     Wake {
         done: oneshot::Sender<Result<(), SleepError>>,
@@ -143,6 +156,7 @@ impl EngineHandle {
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more)
             .is_err()
         {
+            self.shared.metrics.rejections.add(1);
             return Err(SubmitError::QueueFull { limit });
         }
         let id = request.id;
@@ -173,6 +187,16 @@ impl EngineHandle {
     pub fn cancel(&self, id: RequestId) {
         // A stopped engine has no requests left to cancel.
         let _ = self.commands.send(Command::Cancel(id));
+    }
+
+    /// Gives up all KV that is kept for requests to come, on the device and in the host tier.
+    /// Refuses while there are requests; a model that sleeps keeps none.
+    pub async fn flush_cache(&self) -> Result<(), FlushError> {
+        let (done, outcome) = oneshot::channel();
+        if self.commands.send(Command::Flush { done }).is_err() {
+            return Err(FlushError::Stopped);
+        }
+        outcome.await.unwrap_or(Err(FlushError::Stopped))
     }
 
     /// Refuses new requests, lets the present ones finish for at most `drain`, gives up the step

@@ -49,14 +49,14 @@ codes! {
 
     InvalidApiKey = "invalid_api_key", Request, Some(401), "authentication_error", None;
     "The request brought no key, or another one than that of --api-key; below `/admin`, than that of --admin-api-key.";
-    "Send `Authorization: Bearer <key>` with the key that the operator gave out for this path.";
+    "Send `Authorization: Bearer <key>` or `X-Api-Key: <key>` with the key that the operator gave out for this path.";
 
     ForeignWebPage = "foreign_web_page", Request, Some(403), "permission_error", None;
     "The server has no key and listens on the loopback interface, and the request looks like a foreign web page's: `Host` is a public name, or `Origin` another site.";
     "Send `Host: localhost`, as a proxy too; to let others in set --api-key, and send the key.";
 
     ModelNotFound = "model_not_found", Request, Some(404), "not_found_error", None;
-    "`model` names none of the models that are served.";
+    "`model` names none of the models that are served; a server of one model minds only with --strict-model-name.";
     "Use a name that the message or `/v1/models` lists, or leave `model` out.";
 
     UnknownUrl = "unknown_url", Request, Some(404), "not_found_error", None;
@@ -82,6 +82,18 @@ codes! {
     BodyTooLarge = "body_too_large", Limit, Some(413), "invalid_request_error", None;
     "The body has more bytes than --max-body-bytes.";
     "Send a shorter prompt or fewer prompts at once; as operator raise --max-body-bytes.";
+
+    UnsupportedEncoding = "unsupported_encoding", Request, Some(415), "invalid_request_error", None;
+    "The body is packed (`Content-Encoding: gzip`, `deflate`, `br`, …).";
+    "Send the JSON as it is, without the header.";
+
+    CacheBusy = "cache_busy", Request, Some(400), "invalid_request_error", None;
+    "`/flush_cache` or `/reset_prefix_cache` came while requests ran or waited.";
+    "Ask again when `/get_load` shows none, or let the server wait: `/flush_cache?timeout=30`.";
+
+    CacheUnreachable = "cache_unreachable", Server, Some(503), "service_unavailable_error", Some(1);
+    "`/flush_cache` could not reach the Redis of --result-cache; kept answers are still there.";
+    "Look at the Redis server; the prefixes' KV has been flushed.";
 
     PromptTooLong = "prompt_too_long", Limit, Some(400), "invalid_request_error", None;
     "The prompt has more tokens than --max-prompt-tokens.";

@@ -50,6 +50,7 @@ impl LaunchError {
             | Self::Cpu(CpuLoadError::Weights(error))
             | Self::Cuda(CudaLoadError::Weights(error)) => error.code(),
             Self::Text(error) => error.code(),
+            Self::ChatTemplate { .. } => Code::BadFlag,
             Self::NoTokenizer { .. } => Code::NoTokenizer,
             Self::Quantization { .. } => Code::QuantizationMismatch,
             Self::NoCuda { .. } => Code::NoCuda,

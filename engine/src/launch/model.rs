@@ -112,8 +112,5 @@ pub fn load_text(model: &ResolvedModel) -> Result<(Tokenizer, ChatTemplate), Lau
             });
         }
     };
-    if let Some(problem) = template.problem() {
-        tracing::warn!("chat completions will be refused: {problem}");
-    }
     Ok((tokenizer, template))
 }

@@ -1,12 +1,13 @@
 //! Counters, gauges and histograms, and their Prometheus text form.
 //!
-//! Names are vLLM's where they mean the same, so that its dashboards work; what only this engine
-//! has is called `engine_…`. The engine thread writes, `/metrics` reads; plain atomics, no lock.
+//! Names are vLLM's and SGLang's where they mean the same, so that their dashboards work; what only
+//! this engine has is called `engine_…`. The engine thread writes, `/metrics` reads; plain atomics, no lock.
 //! Deliberately absent: metrics that come and go at run time, and time stamps.
 
 mod kinds;
 mod model_page;
 mod page;
+mod sglang_names;
 #[cfg(test)]
 mod tests;
 mod traffic;
@@ -30,6 +31,7 @@ const TOKEN_BOUNDS: &[f64] = &[
     1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0, 10_000.0,
     20_000.0, 50_000.0, 100_000.0, 200_000.0,
 ];
+const CHOICE_BOUNDS: &[f64] = &[1.0, 2.0, 5.0, 10.0, 20.0];
 const E2E_BOUNDS_S: &[f64] = &[
     0.05, 0.1, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0,
     120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0,
@@ -87,6 +89,14 @@ pub struct Metrics {
     pub n_generated: Histogram,
     /// `max_tokens` of answered requests.
     pub n_asked: Histogram,
+    /// Choices of a prompt, once they have all ended.
+    pub n_choices: Histogram,
+    /// Output tokens of the longest of them.
+    pub n_longest: Histogram,
+    /// Output tokens a second of the last second or so; 0 while idle.
+    pub output_rate: Gauge,
+    /// Requests that were refused because the queue was full.
+    pub rejections: Counter,
     /// Tokens of a step.
     pub n_step_tokens: Histogram,
     pub queue_timeouts: Counter,
@@ -143,6 +153,10 @@ impl Metrics {
             n_prompt: Histogram::new(TOKEN_BOUNDS),
             n_generated: Histogram::new(TOKEN_BOUNDS),
             n_asked: Histogram::new(TOKEN_BOUNDS),
+            n_choices: Histogram::new(CHOICE_BOUNDS),
+            n_longest: Histogram::new(TOKEN_BOUNDS),
+            output_rate: Gauge::default(),
+            rejections: Counter::default(),
             n_step_tokens: Histogram::new(TOKEN_BOUNDS),
             queue_timeouts: Counter::default(),
             request_timeouts: Counter::default(),

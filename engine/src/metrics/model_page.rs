@@ -1,7 +1,8 @@
 //! What `/metrics` shows of a model, name by name.
 
 use super::page::Page;
-use super::{Counter, Metrics};
+use super::{Counter, Metrics, sglang_names};
+use crate::kv::PAGE_TOKENS;
 
 impl Metrics {
     /// Prometheus text exposition format, version 0.0.4
@@ -31,7 +32,7 @@ impl Metrics {
             ),
             (
                 "vllm:gpu_cache_usage_perc",
-                "The same under its older name.",
+                "Share of KV cache pages in use, under vLLM's older name; 1 is all.",
                 usage,
             ),
             (
@@ -51,7 +52,7 @@ impl Metrics {
             ),
             (
                 "engine_host_kv_pages_used",
-                "KV cache pages in the host tier that hold something.",
+                "KV cache pages of the host tier that are in use.",
                 self.host_kv_pages_used.get(),
             ),
             (
@@ -76,19 +77,19 @@ impl Metrics {
         );
         page.counters(
             "engine_kv_pages_lost_total",
-            "Cached KV pages given up without a copy on the host.",
+            "Cached KV pages given up without a copy in host memory.",
             "",
             &[("", count(&self.kv_pages_lost))],
         );
         page.counters(
             "vllm:prompt_tokens_total",
-            "Prompt tokens of answered requests.",
+            "Prompt tokens of requests that have got their first token.",
             "",
             &[("", count(&self.prompt_tokens))],
         );
         page.counters(
             "vllm:generation_tokens_total",
-            "Tokens generated.",
+            "Output tokens generated.",
             "",
             &[("", count(&self.generation_tokens))],
         );
@@ -100,7 +101,7 @@ impl Metrics {
         );
         page.counters(
             "vllm:prefix_cache_hits_total",
-            "Those of them whose KV was cached.",
+            "Prompt tokens of admitted requests whose KV was cached.",
             "",
             &[("", count(&self.prefix_cache_hits))],
         );
@@ -199,17 +200,17 @@ impl Metrics {
         for (name, help, histogram) in [
             (
                 "vllm:time_to_first_token_seconds",
-                "From submission to the first token.",
+                "Seconds from a request's submission to its first token.",
                 &self.ttft_s,
             ),
             (
                 "vllm:inter_token_latency_seconds",
-                "Between two tokens of a request.",
+                "Seconds between two tokens of a request.",
                 &self.itl_s,
             ),
             (
                 "vllm:time_per_output_token_seconds",
-                "The same under its older name.",
+                "Share of KV cache pages in use, under vLLM's older name; 1 is all.",
                 &self.itl_s,
             ),
             (
@@ -219,52 +220,78 @@ impl Metrics {
             ),
             (
                 "vllm:e2e_request_latency_seconds",
-                "From submission to the last token.",
+                "Seconds from a request's submission to its last token.",
                 &self.e2e_s,
             ),
             (
                 "vllm:request_queue_time_seconds",
-                "From submission to the first admission.",
+                "Seconds from a request's submission to its first admission.",
                 &self.queue_s,
             ),
             (
                 "vllm:request_prefill_time_seconds",
-                "From admission to the first token.",
+                "Seconds from a request's admission to its first token.",
                 &self.prefill_s,
             ),
             (
                 "vllm:request_decode_time_seconds",
-                "From the first token to the last.",
+                "Seconds from a request's first token to its last.",
                 &self.decode_s,
             ),
             (
                 "vllm:request_inference_time_seconds",
-                "From admission to the last token.",
+                "Seconds from a request's admission to its last token.",
                 &self.inference_s,
             ),
             (
                 "vllm:request_prompt_tokens",
-                "Prompt tokens of a request.",
+                "Prompt tokens of a finished request.",
                 &self.n_prompt,
             ),
             (
                 "vllm:request_generation_tokens",
-                "Output tokens of a request.",
+                "Output tokens of a finished request.",
                 &self.n_generated,
             ),
             (
                 "vllm:request_params_max_tokens",
-                "Output tokens that a request might have had.",
+                "Most output tokens that a finished request could have had.",
                 &self.n_asked,
             ),
             (
+                "vllm:request_params_n",
+                "Choices (n) of a finished request.",
+                &self.n_choices,
+            ),
+            (
+                "vllm:request_max_num_generation_tokens",
+                "Output tokens of the longest choice of a finished request.",
+                &self.n_longest,
+            ),
+            (
                 "vllm:iteration_tokens_total",
-                "Tokens of a step.",
+                "Prompt tokens computed and output tokens generated in a step.",
                 &self.n_step_tokens,
             ),
         ] {
             page.histogram(name, help, histogram);
         }
+        page.counters(
+            "vllm:admission_rejections_total",
+            "Requests refused because the queue was full.",
+            "",
+            &[("", count(&self.rejections))],
+        );
+        let pages = [
+            ("block_size", PAGE_TOKENS.to_string()),
+            ("num_gpu_blocks", self.kv_pages_total.get().to_string()),
+        ];
+        page.info(
+            "vllm:cache_config_info",
+            "Tokens of a KV cache page and number of pages, as labels; the value is 1.",
+            &pages,
+        );
+        sglang_names::render(self, &mut page);
         page.into_text()
     }
 }

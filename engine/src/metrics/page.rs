@@ -50,6 +50,18 @@ impl<'a> Page<'a> {
         self.sample(name, "", "", value);
     }
 
+    /// A gauge of 1 whose labels say what is fixed.
+    pub fn info(&mut self, name: &str, help: &str, labels: &[(&str, String)]) {
+        self.head(name, help, "gauge");
+        let model_name = self.model_name.map(|name| ("model_name", name.to_owned()));
+        let labels: Vec<String> = model_name
+            .iter()
+            .chain(labels)
+            .map(|(label, value)| format!("{label}=\"{}\"", escape_label(value)))
+            .collect();
+        let _ = writeln!(self.text, "{name}{{{}}} 1", labels.join(","));
+    }
+
     pub fn counters(&mut self, name: &str, help: &str, label: &str, values: &[(&str, f64)]) {
         self.head(name, help, "counter");
         for (label_value, value) in values {

@@ -68,6 +68,10 @@ impl Memory {
         Put::Kept
     }
 
+    pub fn clear(&self) {
+        *self.lock() = Kept::default();
+    }
+
     /// No method panics between two changes that belong together.
     fn lock(&self) -> std::sync::MutexGuard<'_, Kept> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)

@@ -68,6 +68,18 @@ impl ResultCache {
         }
     }
 
+    /// Forgets every answer that is kept; false where the cache could not be reached.
+    pub async fn clear(&self) -> bool {
+        match self {
+            Self::Off => true,
+            Self::Memory(memory) => {
+                memory.clear();
+                true
+            }
+            Self::Redis(store) => store.clear().await,
+        }
+    }
+
     pub async fn put(&self, key: Key, answer: Arc<[u8]>) -> Put {
         match self {
             Self::Off => Put::Unreachable,
@@ -101,6 +113,15 @@ mod tests {
         assert_eq!(cache.get(&[2; 32]).await, Found::Nothing);
         tokio::time::sleep(Duration::from_millis(200)).await;
         assert_eq!(cache.get(&[1; 32]).await, Found::Nothing);
+    }
+
+    #[tokio::test]
+    async fn what_was_cleared_is_not_found() {
+        let cache = memory(Duration::from_mins(1), 1 << 20);
+        cache.put([1; 32], b"x".as_slice().into()).await;
+        assert!(cache.clear().await);
+        assert_eq!(cache.get(&[1; 32]).await, Found::Nothing);
+        assert!(ResultCache::Off.clear().await, "nothing is kept");
     }
 
     #[tokio::test]

@@ -81,6 +81,32 @@ impl RedisStore {
         }
     }
 
+    /// Removes every answer, those of other engines on the same Redis too; false where it could not
+    /// be reached.
+    pub async fn clear(&self) -> bool {
+        const BATCH: usize = 1000;
+        let mut cursor: u64 = 0;
+        loop {
+            let mut scan = cmd("SCAN");
+            scan.arg(cursor).arg("MATCH").arg([PREFIX, b"*"].concat());
+            scan.arg("COUNT").arg(BATCH);
+            let Some((next, names)) = self.ask::<(u64, Vec<Vec<u8>>)>(&scan).await else {
+                return false;
+            };
+            if !names.is_empty() {
+                let mut remove = cmd("DEL");
+                remove.arg(names);
+                if self.ask::<u64>(&remove).await.is_none() {
+                    return false;
+                }
+            }
+            if next == 0 {
+                return true;
+            }
+            cursor = next;
+        }
+    }
+
     /// The answer, if it comes in time; a connection that gives none is given up.
     async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> Option<T> {
         let deadline = Instant::now() + PATIENCE;

@@ -20,10 +20,13 @@ use tokio_stream::Stream;
 use super::cached::{Lookup, Recorder};
 use super::choice::{Choice, ChoiceEnd, Piece};
 use super::error::ApiError;
+use super::running::Registered;
 use super::sampling_fields::Streaming;
 use super::state::{AppState, ServedModel};
+use super::usage::UsageSum;
+use crate::engine_loop::EngineHandle;
 use crate::metrics::TrafficMetrics;
-use crate::request::{SampledToken, Usage};
+use crate::request::SampledToken;
 
 /// How an endpoint writes its answer.
 pub trait Format: Send + Unpin + 'static {
@@ -35,6 +38,14 @@ pub trait Format: Send + Unpin + 'static {
     fn usage_chunk(&mut self, usage: Value) -> Value;
     /// The answer in one object.
     fn whole(&mut self, choices: Vec<FinishedChoice>, usage: Value) -> Value;
+    /// The id by which a choice can be ended; several may have one.
+    fn id(&self, index: usize) -> &str;
+    /// Sees each piece once, before it is written.
+    fn take_in(&mut self, _index: usize, _piece: &Piece) {}
+    /// Output tokens of all choices that were thoughts, where they are told apart.
+    fn n_reasoning_tokens(&self) -> Option<usize> {
+        None
+    }
 }
 
 /// Everything one choice gave.
@@ -53,36 +64,10 @@ pub struct Answer {
     usage: UsageSum,
     /// Keeps the answer for requests like it.
     recorder: Option<Recorder>,
-}
-
-/// Usage over all choices; a prompt that several choices share counts once.
-struct UsageSum {
-    sum: Usage,
-    choices_per_prompt: usize,
-}
-
-impl UsageSum {
-    fn add(&mut self, index: usize, usage: Usage) {
-        if index.is_multiple_of(self.choices_per_prompt) {
-            self.sum.prompt_tokens += usage.prompt_tokens;
-            self.sum.cached_tokens += usage.cached_tokens;
-        }
-        self.sum.completion_tokens += usage.completion_tokens;
-    }
-
-    fn to_json(&self) -> Value {
-        let Usage {
-            prompt_tokens,
-            completion_tokens,
-            cached_tokens,
-        } = self.sum;
-        json!({
-            "prompt_tokens": prompt_tokens,
-            "completion_tokens": completion_tokens,
-            "total_tokens": prompt_tokens + completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": cached_tokens},
-        })
-    }
+    /// On the list of those that can be ended.
+    _registered: Option<Registered>,
+    /// Where finished requests are counted; none for an answer that was kept.
+    counted_by: Option<EngineHandle>,
 }
 
 impl Answer {
@@ -92,19 +77,19 @@ impl Answer {
         let n_choices = choices.len();
         let (sender, pieces) = mpsc::channel(n_choices.max(1) * 4);
         let mut tasks = JoinSet::new();
+        let n_prompt = choices.iter().map(Choice::n_prompt).collect();
+        let counted_by = choices.first().map(|choice| choice.handle().0);
         for choice in choices {
             tasks.spawn(drive(choice, interval, sender.clone()));
         }
-        let usage = UsageSum {
-            sum: Usage::default(),
-            choices_per_prompt,
-        };
         Self {
             pieces,
             _tasks: tasks,
             n_choices,
-            usage,
+            usage: UsageSum::new(n_prompt, choices_per_prompt),
             recorder: None,
+            _registered: None,
+            counted_by,
         }
     }
 
@@ -115,6 +100,12 @@ impl Answer {
         choices_per_prompt: usize,
     ) -> Result<Self, ApiError> {
         let (sender, pieces) = mpsc::channel(kept.len().max(1));
+        let mut n_prompt = vec![0; n_choices];
+        for (index, piece) in &kept {
+            if let (Some(n), Some(end)) = (n_prompt.get_mut(*index), &piece.end) {
+                *n = end.usage.prompt_tokens;
+            }
+        }
         for (index, piece) in kept {
             sender
                 .try_send((index, Ok(piece)))
@@ -124,17 +115,23 @@ impl Answer {
             pieces,
             _tasks: JoinSet::new(),
             n_choices,
-            usage: UsageSum {
-                sum: Usage::default(),
-                choices_per_prompt,
-            },
+            usage: UsageSum::new(n_prompt, choices_per_prompt),
             recorder: None,
+            _registered: None,
+            counted_by: None,
         })
     }
 
-    fn take_in(&mut self, index: usize, piece: &Piece) {
+    fn take_in(&mut self, index: usize, piece: &Piece, format: &mut impl Format) {
+        format.take_in(index, piece);
+        self.usage.count(index, piece.tokens.len());
         if let Some(end) = &piece.end {
             self.usage.add(index, end.usage);
+            if let Some(engine) = &self.counted_by
+                && self.usage.n_ended == self.n_choices
+            {
+                self.usage.record(engine.metrics());
+            }
         }
         if let Some(recorder) = &mut self.recorder {
             recorder.take_in(index, piece);
@@ -148,7 +145,7 @@ impl Answer {
         let mut ends: Vec<Option<ChoiceEnd>> = vec![None; self.n_choices];
         while let Some((index, piece)) = self.pieces.recv().await {
             let piece = piece?;
-            self.take_in(index, &piece);
+            self.take_in(index, &piece, &mut format);
             texts[index].push_str(&piece.text);
             tokens[index].extend(piece.tokens);
             if let Some(end) = piece.end {
@@ -169,7 +166,8 @@ impl Answer {
             .collect();
         let choices =
             finished.ok_or_else(|| ApiError::internal("a choice ended without a reason"))?;
-        Ok(Json(format.whole(choices, self.usage.to_json())).into_response())
+        let usage = self.usage.to_json(format.n_reasoning_tokens());
+        Ok(Json(format.whole(choices, usage)).into_response())
     }
 
     /// Server-sent events, one a piece, then `[DONE]`.
@@ -181,7 +179,8 @@ impl Answer {
     ) -> Response {
         let mut queue: VecDeque<Event> = VecDeque::new();
         for mut chunk in format.opening() {
-            with_null_usage(&mut chunk, streaming);
+            let index = chunk["choices"][0]["index"].as_u64().unwrap_or_default();
+            with_usage(&mut chunk, streaming, &self.usage, index as usize);
             queue.push_back(event(&chunk));
         }
         let events = Events {
@@ -236,9 +235,9 @@ impl<F: Format> Stream for Events<F> {
             }
             match ready!(this.answer.pieces.poll_recv(cx)) {
                 Some((index, Ok(piece))) => {
-                    this.answer.take_in(index, &piece);
+                    this.answer.take_in(index, &piece, &mut this.format);
                     let mut chunk = this.format.chunk(index, &piece);
-                    with_null_usage(&mut chunk, this.streaming);
+                    with_usage(&mut chunk, this.streaming, &this.answer.usage, index);
                     this.queue.push_back(event(&chunk));
                 }
                 Some((_, Err(error))) => {
@@ -249,7 +248,8 @@ impl<F: Format> Stream for Events<F> {
                 }
                 None => {
                     if this.streaming.include_usage {
-                        let usage = this.answer.usage.to_json();
+                        let n_reasoning = this.format.n_reasoning_tokens();
+                        let usage = this.answer.usage.to_json(n_reasoning);
                         let chunk = this.format.usage_chunk(usage);
                         this.queue.push_back(event(&chunk));
                     }
@@ -267,10 +267,14 @@ impl<F> Events<F> {
     }
 }
 
-/// Where a usage chunk will follow, the others carry `"usage": null`.
-fn with_null_usage(chunk: &mut Value, streaming: Streaming) {
+/// Where a usage chunk will follow, the others carry `"usage": null`, or the choice's so far.
+fn with_usage(chunk: &mut Value, streaming: Streaming, usage: &UsageSum, index: usize) {
     if streaming.include_usage {
-        chunk["usage"] = Value::Null;
+        chunk["usage"] = if streaming.continuous_usage {
+            usage.so_far(index)
+        } else {
+            Value::Null
+        };
     }
 }
 
@@ -287,10 +291,11 @@ pub struct Heading {
 }
 
 impl Heading {
-    pub fn new(prefix: &str, model: &ServedModel) -> Self {
-        let id = format!("{prefix}-{:032x}", rand::random::<u128>());
+    /// `id`: what the client chose.
+    pub fn new(prefix: &str, id: Option<String>, model: &ServedModel) -> Self {
+        let made = || format!("{prefix}-{:032x}", rand::random::<u128>());
         Self {
-            id,
+            id: id.unwrap_or_else(made),
             created_s: now_s(),
             model: model.name().to_owned(),
         }
@@ -328,6 +333,10 @@ pub async fn respond(
     // Nobody sees the pieces of a whole answer, so they are as large as they come.
     let interval = streaming.map_or(256, |_| state.http.stream_interval);
     let word = lookup.word();
+    let to_register = choices
+        .iter()
+        .map(|choice| (format.id(choice.index).to_owned(), choice));
+    let registered = state.running.enter(to_register)?;
     let answer = match lookup {
         Lookup::Hit(kept) => Answer::replay(kept, n_choices, choices_per_prompt)?,
         Lookup::Miss(recorder) => Answer {
@@ -335,6 +344,10 @@ pub async fn respond(
             ..Answer::start(choices, choices_per_prompt, interval)
         },
         Lookup::Bypass => Answer::start(choices, choices_per_prompt, interval),
+    };
+    let answer = Answer {
+        _registered: Some(registered),
+        ..answer
     };
     let response = match streaming {
         Some(streaming) => answer.stream(format, streaming, Arc::clone(&state.traffic)),

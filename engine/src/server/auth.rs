@@ -1,10 +1,12 @@
-//! The keys: `Authorization: Bearer <key>` on every path but the ones that probes use. `/admin/…` has
-//! a key of its own, which opens nothing else, and without one there is no such path.
+//! The keys: `Authorization: Bearer <key>` or `X-Api-Key: <key>` on every path but the ones that
+//! probes use. `/admin/…` has a key of its own, and without one there is no such path. What empties
+//! caches or ends other people's requests asks for the admin key where there is one, and else for
+//! the key of all other paths.
 
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
-use axum::http::header;
+use axum::http::{HeaderName, HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use sha2::{Digest, Sha256};
@@ -13,45 +15,64 @@ use super::error::ApiError;
 use super::state::AppState;
 
 /// Paths that need no key: load balancers and Prometheus have none.
-pub(super) const OPEN_PATHS: [&str; 2] = ["/health", "/metrics"];
+pub(super) const OPEN_PATHS: [&str; 4] = ["/health", "/health_generate", "/ping", "/metrics"];
 
 /// What the admin key opens.
 const ADMIN: &str = "/admin";
+/// What the admin key opens where there is one, and the API key where not.
+const OPERATORS_PATHS: [&str; 3] = ["/flush_cache", "/reset_prefix_cache", "/abort_request"];
+
+const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+
+pub(super) fn is_admin(path: &str) -> bool {
+    path == ADMIN || path.starts_with(&format!("{ADMIN}/"))
+}
 
 pub async fn check_key(
     State(state): State<Arc<AppState>>,
     request: Request,
     next: Next,
 ) -> Response {
-    let path = request.uri().path();
-    if path == ADMIN || path.starts_with(&format!("{ADMIN}/")) {
-        return match &state.http.admin_api_key {
-            None => ApiError::unknown_path(path).into_response(),
-            Some(key) if sent_key(&request).is_some_and(|sent| is_same(sent, key.as_bytes())) => {
-                next.run(request).await
-            }
-            Some(_) => wrong_admin_key().into_response(),
-        };
+    match refusal(&state, &request) {
+        Some(error) => error.into_response(),
+        None => next.run(request).await,
     }
-    if let Some(key) = &state.http.api_key
-        && !OPEN_PATHS.contains(&request.uri().path())
-        && !sent_key(&request).is_some_and(|sent| is_same(sent, key.as_bytes()))
-    {
-        return ApiError::wrong_key().into_response();
-    }
-    next.run(request).await
 }
 
-fn wrong_admin_key() -> ApiError {
+fn refusal(state: &AppState, request: &Request) -> Option<ApiError> {
+    let path = request.uri().path();
+    let has_sent = |key: &str| sent_keys(request).any(|sent| is_same(sent, key.as_bytes()));
+    let admin_key = state.http.admin_api_key.as_deref();
+    if is_admin(path) {
+        match admin_key {
+            None => Some(ApiError::unknown_path(path)),
+            Some(key) => (!has_sent(key)).then(|| wrong_admin_key(ADMIN)),
+        }
+    } else if let Some(key) = admin_key.filter(|_| OPERATORS_PATHS.contains(&path)) {
+        (!has_sent(key)).then(|| wrong_admin_key(path))
+    } else {
+        let key = state.http.api_key.as_deref();
+        let key = key.filter(|_| !OPEN_PATHS.contains(&path));
+        key.filter(|key| !has_sent(key))
+            .map(|_| ApiError::wrong_key())
+    }
+}
+
+fn wrong_admin_key(path: &str) -> ApiError {
     let mut error = ApiError::wrong_key();
-    "/admin asks for the admin key as `Authorization: Bearer <key>`".clone_into(&mut error.message);
+    error.message = format!("{path} asks for the admin key as `Authorization: Bearer <key>`");
     error
 }
 
-fn sent_key(request: &Request) -> Option<&[u8]> {
-    let value = request.headers().get(header::AUTHORIZATION)?.as_bytes();
-    let (scheme, key) = value.split_at_checked("Bearer ".len())?;
-    scheme.eq_ignore_ascii_case(b"Bearer ").then_some(key)
+/// Clients of other APIs send it as `X-Api-Key`, some both ways.
+fn sent_keys(request: &Request) -> impl Iterator<Item = &[u8]> {
+    let headers = request.headers();
+    let bearer = headers.get(header::AUTHORIZATION).and_then(|value| {
+        let (scheme, key) = value.as_bytes().split_at_checked("Bearer ".len())?;
+        scheme.eq_ignore_ascii_case(b"Bearer ").then_some(key)
+    });
+    let plain = headers.get(X_API_KEY).map(HeaderValue::as_bytes);
+    bearer.into_iter().chain(plain)
 }
 
 /// Compares digests, all bytes of them, so that the time taken says nothing about the key.

@@ -29,7 +29,7 @@ use crate::structured::{Constraint, Preamble};
 const HEADER: HeaderName = HeaderName::from_static("x-result-cache");
 
 /// Fields that change nothing of the answer's content; the prompt is in the key as tokens.
-const NOT_IN_KEY: [&str; 8] = [
+const NOT_IN_KEY: [&str; 12] = [
     "stream",
     "stream_options",
     "user",
@@ -38,6 +38,10 @@ const NOT_IN_KEY: [&str; 8] = [
     "prompt",
     "messages",
     "metadata",
+    "rid",
+    "request_id",
+    "return_token_ids",
+    "return_tokens_as_token_ids",
 ];
 
 /// What the key needs of a body, taken before its fields are.

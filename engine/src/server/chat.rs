@@ -11,18 +11,22 @@ use serde_json::{Value, json};
 
 use super::answer::{FinishedChoice, Format, Heading, SharedModel, respond};
 use super::cached::{Question, look_up};
-use super::choice::{Choice, ChoiceSpec, Piece};
+use super::choice::{Choice, ChoiceSpec, Piece, token_ids};
 use super::error::ApiError;
 use super::fields::Fields;
-use super::logprobs;
+use super::foreign_fields;
+use super::logprobs::{self, TokenNames};
 use super::message_reader::MessageReader;
 use super::messages::{self, Conversation};
 use super::prompt::{encode, fit};
+use super::running::take_id;
 use super::sampling_fields::Generation;
 use super::state::AppState;
 use super::structured_fields::{Asked, compile};
+use super::thought_tokens::ThoughtTokens;
 use super::tool_fields::ToolUse;
 use crate::structured::{Grammar, Preamble};
+use crate::text::reasoning::content_of_prefill;
 use crate::text::{ThoughtSplitter, ThoughtStart, ToolCallParser};
 
 pub async fn chat(
@@ -32,18 +36,24 @@ pub async fn chat(
     let model = &state.model(fields.string("model")?.as_deref())?;
     let conversation = Conversation::take(&mut fields)?;
     refuse_unsupported(&mut fields)?;
+    foreign_fields::refuse(&mut fields)?;
+    let id = take_id(&mut fields, "chatcmpl")?;
+    let with_ids = fields.bool("return_token_ids")?.unwrap_or(false);
+    let names = TokenNames::take(&mut fields)?;
     let n_logprobs = logprobs::take_chat_fields(&mut fields)?;
     let mut generation = Generation::take(&mut fields, &model.limits, &model.seeds, n_logprobs)?;
+    foreign_fields::check_priority(model, generation.priority)?;
     let tool_use = ToolUse::take(&mut fields, conversation.tools(), model.parsers.tool_calls)?;
     let is_content = generation.asked.is_some();
     let asked = asked(generation.asked.take(), &tool_use)?;
     let separates = fields.bool("separate_reasoning")?.unwrap_or(true);
     let add_special = fields.bool("add_special_tokens")?.unwrap_or(false);
+    let prefill = conversation.prefill().map(str::to_owned);
     let text = messages::render(model, conversation).await?;
-    let thought_start = model
-        .parsers
-        .reasoning
-        .then(|| ThoughtStart::of_prompt(&text));
+    let thought_start = model.parsers.reasoning.then(|| match &prefill {
+        None => ThoughtStart::of_prompt(&text),
+        Some(prefill) => ThoughtStart::of_prefilled(&text, prefill),
+    });
     let ids = encode(model, text, add_special, "messages").await?;
     let limits = &model.limits;
     let default = limits.max_sequence_tokens;
@@ -85,16 +95,26 @@ pub async fn chat(
     let calls = tool_use.format.filter(|_| !is_content);
     let max_calls = if tool_use.is_single { 1 } else { usize::MAX };
     let reader = || {
-        MessageReader::new(
+        let reader = MessageReader::new(
             thoughts.map(ThoughtSplitter::new),
             calls.map(ToolCallParser::new),
             max_calls,
-        )
+        );
+        match prefill.as_deref() {
+            None => reader,
+            Some(prefill) => reader.after(content_of_prefill(prefill)),
+        }
     };
+    let counter = |start| ThoughtTokens::new(start, if calls.is_some() { CALL_TAGS } else { &[] });
     let format = ChatFormat {
-        heading: Heading::new("chatcmpl", model),
+        heading: Heading::new("chatcmpl", id, model),
         model: Arc::clone(model),
         with_logprobs: n_logprobs.is_some(),
+        names,
+        prompt_ids: with_ids.then(|| Arc::clone(&fitted.prompt)),
+        with_ids,
+        thought_tokens: thought_start
+            .map(|start| (0..generation.n).map(|_| counter(start)).collect()),
         readers: (0..generation.n).map(|_| reader()).collect(),
     };
     respond(
@@ -138,14 +158,23 @@ fn refuse_unsupported(fields: &mut Fields) -> Result<(), ApiError> {
     fields.refuse("modalities", &[json!(["text"])])?;
     fields.refuse("audio", &[])?;
     fields.refuse("echo", &[json!(false)])?;
-    fields.refuse("continue_final_message", &[json!(false)])?;
-    fields.refuse("chat_template", &[])
+    Ok(())
 }
+
+/// A call ends a thought that is still open.
+const CALL_TAGS: &[&[u8]] = &[b"<tool_call>"];
 
 struct ChatFormat {
     heading: Heading,
     model: SharedModel,
     with_logprobs: bool,
+    names: TokenNames,
+    /// The prompt's, where they are still to be said.
+    prompt_ids: Option<Arc<[u32]>>,
+    /// The choices say the ids of their tokens.
+    with_ids: bool,
+    /// Of each choice, where thoughts are told apart.
+    thought_tokens: Option<Vec<ThoughtTokens>>,
     /// Of each choice.
     readers: Vec<MessageReader>,
 }
@@ -153,7 +182,7 @@ struct ChatFormat {
 impl ChatFormat {
     fn choice(&self, index: usize, key: &str, message: Value, piece: &Piece) -> Value {
         let logprobs = if self.with_logprobs {
-            logprobs::chat(&self.model.tokenizer, &piece.tokens)
+            logprobs::chat(&self.model.tokenizer, &piece.tokens, self.names)
         } else {
             Value::Null
         };
@@ -164,11 +193,43 @@ impl ChatFormat {
         let reason = end.map(|end| self.readers[index].finish_reason(end.finish_reason));
         choice["finish_reason"] = json!(reason);
         choice["stop_reason"] = json!(piece.end.as_ref().map(|end| &end.stop_reason));
+        if self.with_ids {
+            choice["token_ids"] = token_ids(piece);
+        }
         choice
+    }
+
+    /// The first object of an answer says the prompt's ids.
+    fn object(&mut self, kind: &str, choices: Vec<Value>) -> Value {
+        let mut object = self.heading.object(kind, choices);
+        if let Some(ids) = self.prompt_ids.take() {
+            object["prompt_token_ids"] = json!(&*ids);
+        }
+        object
     }
 }
 
 impl Format for ChatFormat {
+    fn id(&self, _index: usize) -> &str {
+        &self.heading.id
+    }
+
+    fn take_in(&mut self, index: usize, piece: &Piece) {
+        let Some(counter) = self.thought_tokens.as_mut().and_then(|c| c.get_mut(index)) else {
+            return;
+        };
+        for sampled in &piece.tokens {
+            if !self.model.eos_token_ids.contains(&sampled.token) {
+                counter.push(&self.model.tokenizer.token_bytes(sampled.token));
+            }
+        }
+    }
+
+    fn n_reasoning_tokens(&self) -> Option<usize> {
+        let counters = self.thought_tokens.as_ref()?;
+        Some(counters.iter().map(ThoughtTokens::count).sum())
+    }
+
     fn opening(&mut self) -> Vec<Value> {
         let delta = json!({"role": "assistant", "content": ""});
         (0..self.readers.len())
@@ -179,7 +240,7 @@ impl Format for ChatFormat {
                     "logprobs": null,
                     "finish_reason": null,
                 });
-                self.heading.object("chat.completion.chunk", vec![choice])
+                self.object("chat.completion.chunk", vec![choice])
             })
             .collect()
     }
@@ -212,7 +273,7 @@ impl Format for ChatFormat {
                 self.choice(index, "message", message, &piece)
             })
             .collect();
-        let mut object = self.heading.object("chat.completion", choices);
+        let mut object = self.object("chat.completion", choices);
         object["usage"] = usage;
         object
     }

@@ -9,7 +9,7 @@ use super::error::ApiError;
 use super::sampling_fields::Generation;
 use super::state::ServedModel;
 use crate::engine_loop::{EngineHandle, RequestStream};
-use crate::request::{FinishReason, Request, SampledToken, TokenEvent, Usage};
+use crate::request::{FinishReason, Request, RequestId, SampledToken, TokenEvent, Usage};
 use crate::structured::Guide;
 use crate::text::{StopMatcher, TextOrigin, TokenStream};
 
@@ -48,6 +48,11 @@ pub struct ChoiceEnd {
     /// The stop string or id that ended it, if the client asked for one.
     pub stop_reason: Value,
     pub usage: Usage,
+}
+
+/// As vLLM's `return_token_ids` wants them.
+pub fn token_ids(piece: &Piece) -> Value {
+    piece.tokens.iter().map(|sampled| sampled.token).collect()
 }
 
 /// One choice to start.
@@ -111,6 +116,16 @@ impl Choice {
             max_new_tokens,
             is_done: false,
         })
+    }
+
+    /// What ends this choice from outside.
+    pub fn handle(&self) -> (EngineHandle, RequestId) {
+        (self.engine.clone(), self.stream.id())
+    }
+
+    /// Tokens of its prompt.
+    pub fn n_prompt(&self) -> usize {
+        self.n_prompt
     }
 
     /// The next piece, of up to `max_tokens` tokens; `None` after the one with an end.

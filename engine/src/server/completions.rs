@@ -8,11 +8,13 @@ use serde_json::{Value, json};
 
 use super::answer::{FinishedChoice, Format, Heading, SharedModel, respond};
 use super::cached::{Question, look_up};
-use super::choice::{Choice, ChoiceSpec, Piece};
+use super::choice::{Choice, ChoiceSpec, Piece, token_ids};
 use super::error::ApiError;
 use super::fields::Fields;
-use super::logprobs::{self, CompletionLogprobs};
+use super::foreign_fields;
+use super::logprobs::{self, CompletionLogprobs, TokenNames};
 use super::prompt::{fit_prompts, take_prompts};
+use super::running::take_id;
 use super::sampling_fields::{Generation, MAX_CHOICES};
 use super::state::AppState;
 use super::structured_fields::compile;
@@ -28,6 +30,10 @@ pub async fn complete(
     let model = &state.model(fields.string("model")?.as_deref())?;
     let prompts = take_prompts(&mut fields, &model.limits)?;
     let n_logprobs = logprobs::take_completion_fields(&mut fields)?;
+    let names = TokenNames::take(&mut fields)?;
+    let with_ids = fields.bool("return_token_ids")?.unwrap_or(false);
+    let id = take_id(&mut fields, "cmpl")?;
+    foreign_fields::refuse(&mut fields)?;
     fields.refuse("suffix", &[json!("")])?;
     fields.refuse("prompt_embeds", &[])?;
     let add_special = fields.bool("add_special_tokens")?.unwrap_or(true);
@@ -38,6 +44,7 @@ pub async fn complete(
         return Err(ApiError::unsupported("echo", message));
     }
     let mut generation = Generation::take(&mut fields, &model.limits, &model.seeds, n_logprobs)?;
+    foreign_fields::check_priority(model, generation.priority)?;
     let asked = generation.asked.take();
     let n = generation.n;
     if prompts.len() * n > MAX_CHOICES {
@@ -77,6 +84,7 @@ pub async fn complete(
         compile(model, asked, preamble).await?
     };
     let mut echoes = Vec::new();
+    let mut prompt_ids = Vec::new();
     let mut choices = Vec::with_capacity(n_choices);
     for (prompt_index, fitted) in fitted.into_iter().enumerate() {
         for sample_index in 0..n {
@@ -85,6 +93,7 @@ pub async fn complete(
                     .tokenizer
                     .decode(&fitted.prompt, generation.skip_special_tokens)
             }));
+            prompt_ids.push(with_ids.then(|| Arc::clone(&fitted.prompt)));
             let spec = ChoiceSpec {
                 index: prompt_index * n + sample_index,
                 sample_index,
@@ -98,11 +107,14 @@ pub async fn complete(
         }
     }
     let format = CompletionFormat {
-        heading: Heading::new("cmpl", model),
+        heading: Heading::new("cmpl", id, model),
         offsets: vec![0; n_choices],
         model: Arc::clone(model),
         with_logprobs: n_logprobs.is_some(),
+        names,
         echoes,
+        with_ids,
+        prompt_ids,
     };
     respond(
         lookup,
@@ -120,6 +132,11 @@ struct CompletionFormat {
     heading: Heading,
     model: SharedModel,
     with_logprobs: bool,
+    names: TokenNames,
+    /// The choices say the ids of their tokens.
+    with_ids: bool,
+    /// Of each choice, where they are still to be said.
+    prompt_ids: Vec<Option<Arc<[u32]>>>,
     /// The prompt's text where it is still to be put before the output.
     echoes: Vec<Option<String>>,
     /// Characters of output so far.
@@ -135,23 +152,33 @@ impl CompletionFormat {
             logprobs.extend(
                 &self.model.tokenizer,
                 &piece.tokens,
+                self.names,
                 &mut self.offsets[index],
             );
             logprobs.into_json()
         } else {
             Value::Null
         };
-        json!({
+        let mut choice = json!({
             "index": index,
             "text": text,
             "logprobs": logprobs,
             "finish_reason": piece.end.as_ref().map(|end| end.finish_reason),
             "stop_reason": piece.end.as_ref().map(|end| &end.stop_reason),
-        })
+        });
+        if self.with_ids {
+            choice["prompt_token_ids"] = json!(self.prompt_ids[index].take().as_deref());
+            choice["token_ids"] = token_ids(piece);
+        }
+        choice
     }
 }
 
 impl Format for CompletionFormat {
+    fn id(&self, _index: usize) -> &str {
+        &self.heading.id
+    }
+
     fn opening(&mut self) -> Vec<Value> {
         Vec::new()
     }

@@ -65,7 +65,7 @@ impl ApiError {
     pub fn unknown_model(name: &str, known: &[String]) -> Self {
         let message = format!(
             "the model {} does not exist; this server has: {}",
-            show(&name.into()),
+            show(&Value::from(name)),
             known.join(", ")
         );
         Self::of_field(Code::ModelNotFound, "model", message)
@@ -91,6 +91,16 @@ impl ApiError {
         Self::new(Code::BodyTooLarge, message)
     }
 
+    /// A body that was packed by the client.
+    pub fn encoded_body(encoding: &str) -> Self {
+        let message = format!(
+            "the request's Content-Encoding is {}, which this server does not unpack; send the \
+             JSON as it is, without that header",
+            show(&Value::from(encoding))
+        );
+        Self::new(Code::UnsupportedEncoding, message)
+    }
+
     pub fn slow_body(n_bytes: usize, limit: Duration) -> Self {
         let message = format!(
             "the body did not end within {} s, the limit (--client-timeout-s); {n_bytes} bytes came",
@@ -100,7 +110,8 @@ impl ApiError {
     }
 
     pub fn wrong_key() -> Self {
-        let message = "this server asks for its API key as `Authorization: Bearer <key>`";
+        let message = "this server asks for its API key as `Authorization: Bearer <key>` or \
+                       `X-Api-Key: <key>`";
         Self::new(Code::InvalidApiKey, message)
     }
 
@@ -171,6 +182,11 @@ impl IntoResponse for ApiError {
             response
                 .headers_mut()
                 .insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if self.code == Code::NotImplemented {
+            // OpenAI's clients try every status from 500 on again unless they are told not to.
+            let never = HeaderValue::from_static("false");
+            response.headers_mut().insert("x-should-retry", never);
         }
         if self.code == Code::InvalidApiKey {
             let scheme = HeaderValue::from_static("Bearer");

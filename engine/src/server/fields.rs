@@ -37,9 +37,19 @@ impl Fields {
                 "the request body must be a JSON object, not {}",
                 kind_of(&other)
             ))),
-            Err(error) => Err(ApiError::invalid_body(format!(
-                "the request body is not valid JSON: {error}"
-            ))),
+            Err(error) => Err(ApiError::invalid_body(match unreadable_start(body) {
+                Some(what) => format!("the request body begins with {what}; send JSON in UTF-8"),
+                None => format!("the request body is not valid JSON: {error}"),
+            })),
+        }
+    }
+
+    /// An object within the body; `prefix` is its path with a dot.
+    pub fn nested(map: Map<String, Value>, prefix: &str) -> Self {
+        Self {
+            map,
+            prefix: prefix.to_owned(),
+            digest: None,
         }
     }
 
@@ -181,6 +191,19 @@ impl Fields {
     }
 }
 
+/// What JSON does not begin with and bodies sometimes do.
+fn unreadable_start(body: &[u8]) -> Option<&'static str> {
+    let starts: [(&[u8], &str); 5] = [
+        (b"\xef\xbb\xbf", "a byte order mark (BOM)"),
+        (b"\xff\xfe", "a byte order mark of UTF-16"),
+        (b"\xfe\xff", "a byte order mark of UTF-16"),
+        (b"\x1f\x8b", "gzip's magic number"),
+        (b"\x28\xb5\x2f\xfd", "zstd's magic number"),
+    ];
+    let found = starts.iter().find(|(start, _)| body.starts_with(start));
+    found.map(|(_, what)| *what)
+}
+
 /// `3` and `3.0` are both the integer 3, as in JavaScript.
 pub fn as_integer(value: &Value) -> Option<i64> {
     value.as_i64().or_else(|| {
@@ -221,6 +244,11 @@ impl FromRequest<Arc<AppState>> for Fields {
             .get(header::CONTENT_LENGTH)
             .and_then(|length| length.to_str().ok()?.parse::<usize>().ok())
             .unwrap_or(0);
+        let encodings = request.headers().get_all(header::CONTENT_ENCODING);
+        let encoding = encodings
+            .iter()
+            .map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
+            .find(|value| !value.eq_ignore_ascii_case("identity"));
         let timeout = state.http.client_timeout;
         let deadline = tokio::time::Instant::now() + timeout;
         let mut stream = request.into_body().into_data_stream();
@@ -245,6 +273,9 @@ impl FromRequest<Arc<AppState>> for Fields {
         }
         if n_bytes > limit {
             return Err(ApiError::body_too_large(limit));
+        }
+        if let Some(encoding) = encoding {
+            return Err(ApiError::encoded_body(&encoding));
         }
         let mut fields = Self::parse(&body)?;
         if state.result_cache.is_on() {

@@ -29,12 +29,35 @@ pub fn take_chat_fields(fields: &mut Fields) -> Result<Option<usize>, ApiError> 
     }
 }
 
+/// How a token is named.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TokenNames {
+    Text,
+    /// `token_id:17`, which tells tokens apart that have the same text (vLLM's
+    /// `return_tokens_as_token_ids`).
+    Ids,
+}
+
+impl TokenNames {
+    pub fn take(fields: &mut Fields) -> Result<Self, ApiError> {
+        let as_ids = fields.bool("return_tokens_as_token_ids")?.unwrap_or(false);
+        Ok(if as_ids { Self::Ids } else { Self::Text })
+    }
+
+    fn name(self, id: u32, bytes: &[u8]) -> String {
+        match self {
+            Self::Text => String::from_utf8_lossy(bytes).into_owned(),
+            Self::Ids => format!("token_id:{id}"),
+        }
+    }
+}
+
 /// Chat: `{"content": [{token, logprob, bytes, top_logprobs}]}`.
-pub fn chat(tokenizer: &Tokenizer, tokens: &[SampledToken]) -> Value {
+pub fn chat(tokenizer: &Tokenizer, tokens: &[SampledToken], names: TokenNames) -> Value {
     let entry = |id: u32, logprob: Option<f32>| {
         let bytes = tokenizer.token_bytes(id);
         json!({
-            "token": String::from_utf8_lossy(&bytes),
+            "token": names.name(id, &bytes),
             "logprob": logprob,
             "bytes": bytes,
         })
@@ -62,12 +85,19 @@ pub struct CompletionLogprobs {
 
 impl CompletionLogprobs {
     /// Appends tokens and advances `offset`, the characters so far.
-    pub fn extend(&mut self, tokenizer: &Tokenizer, tokens: &[SampledToken], offset: &mut usize) {
-        let text = |id: u32| String::from_utf8_lossy(&tokenizer.token_bytes(id)).into_owned();
+    pub fn extend(
+        &mut self,
+        tokenizer: &Tokenizer,
+        tokens: &[SampledToken],
+        names: TokenNames,
+        offset: &mut usize,
+    ) {
+        let text = |id: u32| names.name(id, &tokenizer.token_bytes(id));
         for sampled in tokens {
-            let token = text(sampled.token);
+            let bytes = tokenizer.token_bytes(sampled.token);
+            let token = names.name(sampled.token, &bytes);
             self.text_offset.push(*offset);
-            *offset += token.chars().count();
+            *offset += String::from_utf8_lossy(&bytes).chars().count();
             let mut top: Map<String, Value> = sampled
                 .top_logprobs
                 .iter()

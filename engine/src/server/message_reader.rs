@@ -13,6 +13,10 @@ pub struct MessageReader {
     n_calls: usize,
     /// Calls that come beyond are left out.
     max_calls: usize,
+    /// A call that the prompt has begun, until it is said.
+    begun: Vec<CallPart>,
+    /// The end of the prompt's text that may still come out as content.
+    prefill_left: String,
 }
 
 /// What came of a piece of text.
@@ -42,11 +46,51 @@ impl MessageReader {
             calls,
             n_calls: 0,
             max_calls,
+            begun: Vec::new(),
+            prefill_left: String::new(),
         }
+    }
+
+    /// For an answer whose content the prompt has begun: that text is no part of the answer, but a
+    /// call that begins in it is.
+    pub fn after(mut self, prefill: &str) -> Self {
+        if self.calls.is_none() {
+            return self;
+        }
+        let thoughts = self.thoughts.take();
+        let part = self.push(prefill, false);
+        self.thoughts = thoughts;
+        self.begun = part.calls;
+        if let Some(left) = prefill.strip_prefix(part.content.as_str())
+            && self.begun.is_empty()
+        {
+            left.clone_into(&mut self.prefill_left);
+        }
+        self
     }
 
     /// Goes on with a text, the last one where `is_end`.
     pub fn push(&mut self, text: &str, is_end: bool) -> MessagePart {
+        let mut part = self.read(text, is_end);
+        let left = std::mem::take(&mut self.prefill_left);
+        if part.content.is_empty() && part.calls.is_empty() {
+            self.prefill_left = left;
+        } else if let Some(new) = part.content.strip_prefix(left.as_str()) {
+            part.content = String::from(new);
+        }
+        let begun = std::mem::take(&mut self.begun);
+        let new = std::mem::replace(&mut part.calls, begun);
+        for call in new {
+            if call.name.is_some() {
+                part.calls.push(call);
+            } else {
+                part.add_arguments(call.index, &call.arguments);
+            }
+        }
+        part
+    }
+
+    fn read(&mut self, text: &str, is_end: bool) -> MessagePart {
         let mut part = MessagePart::default();
         let content = match &mut self.thoughts {
             None => text.to_owned(),

@@ -6,12 +6,17 @@ use serde_json::{Map, Value, json};
 use tokio::sync::Semaphore;
 
 use super::error::ApiError;
-use super::fields::{Fields, kind_of, show};
+use super::fields::{Fields, show};
+use super::message_content::check_message;
 use super::state::ServedModel;
 use super::turn::in_turn;
-use crate::text::ChatInput;
+use crate::text::{ChatInput, ChatTemplate, TextError};
 
 const MAX_MESSAGES: usize = 4096;
+
+/// Variables of templates that are fields of their own, too.
+const THINKING: &str = "enable_thinking";
+const EFFORT: &str = "reasoning_effort";
 
 /// What the template is rendered with.
 #[derive(Debug, Clone)]
@@ -19,6 +24,10 @@ pub struct Conversation {
     messages: Vec<Value>,
     tools: Option<Vec<Value>>,
     add_generation_prompt: bool,
+    /// The last message is the beginning of the answer.
+    continues: bool,
+    /// How much the model is to think, as OpenAI names it.
+    effort: Option<String>,
     template_kwargs: Map<String, Value>,
 }
 
@@ -47,24 +56,103 @@ impl Conversation {
         }
         // `none` hides the tools from the model, as vLLM does.
         let tools = tools.filter(|_| !is_none_choice(fields));
-        let template_kwargs = fields
+        let mut template_kwargs = fields
             .object("chat_template_kwargs")?
             .map(Fields::into_map)
             .unwrap_or_default();
-        Ok(Self {
+        if let Some(thinks) = fields.bool(THINKING)? {
+            template_kwargs.insert(THINKING.to_owned(), Value::Bool(thinks));
+        }
+        let effort = fields.string(EFFORT)?;
+        refuse_of_template(fields)?;
+        let continues = fields.bool("continue_final_message")?.unwrap_or(false);
+        let asks_for_prompt = fields.bool("add_generation_prompt")?;
+        let conversation = Self {
             messages,
             tools,
-            add_generation_prompt: fields.bool("add_generation_prompt")?.unwrap_or(true),
+            add_generation_prompt: asks_for_prompt.unwrap_or(!continues),
+            continues,
+            effort,
             template_kwargs,
-        })
+        };
+        conversation.check_prefill()?;
+        Ok(conversation)
     }
-}
 
-impl Conversation {
+    fn check_prefill(&self) -> Result<(), ApiError> {
+        const NAME: &str = "continue_final_message";
+        if !self.continues {
+            return Ok(());
+        }
+        if self.add_generation_prompt {
+            let message = "continue_final_message and add_generation_prompt are both true; the \
+                           answer can go on with a message or begin one, not both";
+            return Err(ApiError::invalid(NAME, message));
+        }
+        let last = self.messages.last();
+        let has = |name: &str| last.is_some_and(|m| m.get(name).is_some_and(|v| !v.is_null()));
+        let problem = if last.is_none_or(|message| message["role"] != "assistant") {
+            "needs a last message of the role \"assistant\""
+        } else if has("tool_calls") {
+            "cannot go on with a message that has tool_calls, which are complete"
+        } else {
+            return Ok(());
+        };
+        Err(ApiError::invalid(NAME, format!("{NAME} {problem}")))
+    }
+
+    /// Hands the effort on to a template that reads it. Others can be told to think or not, where
+    /// they know that; "medium" is what models do anyway.
+    fn apply_effort(&mut self, template: &ChatTemplate) -> Result<(), ApiError> {
+        let Some(effort) = self.effort.take() else {
+            return Ok(());
+        };
+        if template.mentions(EFFORT) {
+            self.template_kwargs
+                .entry(EFFORT)
+                .or_insert(Value::String(effort));
+            return Ok(());
+        }
+        match effort.as_str() {
+            "medium" => Ok(()),
+            "none" if template.mentions(THINKING) => {
+                self.template_kwargs
+                    .entry(THINKING)
+                    .or_insert(Value::Bool(false));
+                Ok(())
+            }
+            _ => {
+                let message = format!(
+                    "{EFFORT} is {effort:?}, but this model's chat template knows no such effort; \
+                     leave it out, or send \"none\" to a model whose thinking can be turned off"
+                );
+                Err(ApiError::unsupported(EFFORT, message))
+            }
+        }
+    }
+
+    /// The beginning of the answer, where the last message is one.
+    pub fn prefill(&self) -> Option<&str> {
+        let last = self.messages.last().filter(|_| self.continues);
+        last.and_then(|message| message["content"].as_str())
+    }
     /// Those that the model sees.
     pub fn tools(&self) -> &[Value] {
         self.tools.as_deref().unwrap_or_default()
     }
+}
+
+/// Fields that would change the prompt and that neither the chat nor `/tokenize` does.
+fn refuse_of_template(fields: &mut Fields) -> Result<(), ApiError> {
+    for name in [
+        "chat_template",
+        "documents",
+        "mm_processor_kwargs",
+        "media_io_kwargs",
+    ] {
+        fields.refuse(name, &[json!([]), json!({})])?;
+    }
+    Ok(())
 }
 
 fn is_none_choice(fields: &mut Fields) -> bool {
@@ -90,95 +178,17 @@ fn check_tool(i: usize, tool: &Value) -> Result<(), ApiError> {
     }
 }
 
-fn check_message(i: usize, message: Value) -> Result<Value, ApiError> {
-    let path = format!("messages[{i}]");
-    let Value::Object(mut message) = message else {
-        let text = format!("{path} is {}, but must be an object", kind_of(&message));
-        return Err(ApiError::invalid(path, text));
-    };
-    match message.get("role") {
-        Some(Value::String(role)) if !role.is_empty() => {}
-        other => {
-            let path = format!("{path}.role");
-            let shown = other.map_or_else(|| "missing".to_owned(), show);
-            let text = format!("{path} is {shown}, but must be a role such as \"user\"");
-            return Err(ApiError::invalid(path, text));
-        }
-    }
-    let has_calls = message
-        .get("tool_calls")
-        .is_some_and(|calls| !calls.is_null());
-    let content = match message.remove("content") {
-        Some(Value::String(text)) => text,
-        Some(Value::Array(parts)) => join_parts(&path, parts)?,
-        // An assistant's message that only calls tools.
-        None | Some(Value::Null) if has_calls => String::new(),
-        None | Some(Value::Null) => {
-            let path = format!("{path}.content");
-            return Err(ApiError::invalid(
-                path.clone(),
-                format!("{path} is missing"),
-            ));
-        }
-        Some(other) => {
-            let path = format!("{path}.content");
-            let text = format!(
-                "{path} is {}, but must be a string or an array of text parts",
-                kind_of(&other)
-            );
-            return Err(ApiError::invalid(path, text));
-        }
-    };
-    message.insert("content".to_owned(), Value::String(content));
-    if let Some(calls) = message.get_mut("tool_calls").and_then(Value::as_array_mut) {
-        calls.iter_mut().for_each(parse_arguments);
-    }
-    Ok(Value::Object(message))
-}
-
-/// Templates want one text; parts are joined by line breaks, as vLLM joins them.
-fn join_parts(path: &str, parts: Vec<Value>) -> Result<String, ApiError> {
-    let texts = parts
-        .into_iter()
-        .enumerate()
-        .map(|(i, part)| match (part.get("type"), part.get("text")) {
-            (Some(Value::String(kind)), Some(Value::String(text))) if kind == "text" => {
-                Ok(text.clone())
-            }
-            (kind, _) => {
-                let path = format!("{path}.content[{i}]");
-                let kind = kind.map_or_else(|| "missing".to_owned(), show);
-                let text =
-                    format!("{path} has type {kind}; only \"text\" parts with text are read");
-                Err(ApiError::unsupported(path, text))
-            }
-        })
-        .collect::<Result<Vec<_>, _>>()?;
-    Ok(texts.join("\n"))
-}
-
-/// OpenAI sends a call's arguments as a string that holds JSON; templates want the object.
-fn parse_arguments(call: &mut Value) {
-    let Some(arguments) = call.pointer_mut("/function/arguments") else {
-        return;
-    };
-    let parsed = arguments
-        .as_str()
-        .and_then(|text| serde_json::from_str::<Value>(text).ok());
-    if let Some(object @ Value::Object(_)) = parsed {
-        *arguments = object;
-    } else if arguments.as_str() == Some("") {
-        *arguments = json!({});
-    }
-}
-
 /// Templates that are rendered at once: as many as there are threads that bring them work.
 static RENDERING: Semaphore = Semaphore::const_new(2);
 
 /// The prompt's text. Rendering runs the checkpoint's program, so it does not run on an async
 /// thread.
-pub async fn render(model: &ServedModel, conversation: Conversation) -> Result<String, ApiError> {
+pub async fn render(
+    model: &ServedModel,
+    mut conversation: Conversation,
+) -> Result<String, ApiError> {
     let template = Arc::clone(&model.chat_template);
+    conversation.apply_effort(&template)?;
     let rendered = in_turn(&RENDERING, "the chat template", move || {
         let input = ChatInput {
             messages: &conversation.messages,
@@ -186,10 +196,17 @@ pub async fn render(model: &ServedModel, conversation: Conversation) -> Result<S
             add_generation_prompt: conversation.add_generation_prompt,
             extra: conversation.template_kwargs,
         };
-        template.render(&input)
+        template.render_conversation(&input, conversation.continues)
     })
     .await?;
-    rendered.map_err(|error| ApiError::invalid("messages", error.to_string()))
+    rendered.map_err(|error| {
+        let param = match &error {
+            TextError::RoleLeftOut { index, .. } => format!("messages[{index}].role"),
+            TextError::NotContinued => "continue_final_message".to_owned(),
+            _ => "messages".to_owned(),
+        };
+        ApiError::invalid(param, error.to_string())
+    })
 }
 
 #[cfg(test)]
@@ -201,17 +218,35 @@ mod tests {
     }
 
     #[test]
-    fn parts_become_one_text_and_arguments_an_object() {
-        let conversation = take(&json!({"messages": [
-            {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
-            {"role": "assistant", "content": null, "tool_calls": [
-                {"type": "function", "function": {"name": "f", "arguments": "{\"x\": 1}"}}]},
-        ]}))
-        .expect("a valid conversation");
-        assert_eq!(conversation.messages[0]["content"], "a\nb");
-        assert_eq!(conversation.messages[1]["content"], "");
-        let call = &conversation.messages[1]["tool_calls"][0]["function"];
-        assert_eq!(call["arguments"], json!({"x": 1}));
+    fn a_last_message_is_continued_or_a_new_one_begun() {
+        let prefilled = |fields: Value| {
+            let mut body = json!({"messages": [
+                {"role": "user", "content": "x"}, {"role": "assistant", "content": "Sure, "},
+            ]});
+            for (name, value) in fields.as_object().into_iter().flatten() {
+                body[name] = value.clone();
+            }
+            take(&body)
+        };
+        let continued = prefilled(json!({"continue_final_message": true})).expect("a prefill");
+        assert_eq!(continued.prefill(), Some("Sure, "));
+        assert!(!continued.add_generation_prompt);
+        let begun = prefilled(json!({})).expect("no prefill");
+        assert_eq!((begun.prefill(), begun.add_generation_prompt), (None, true));
+        let call = json!([{"function": {"name": "f", "arguments": "{}"}}]);
+        for fields in [
+            json!({"continue_final_message": true, "add_generation_prompt": true}),
+            json!({"continue_final_message": true, "messages": [{"role": "user", "content": "x"}]}),
+            json!({"continue_final_message": true,
+                "messages": [{"role": "assistant", "content": null, "tool_calls": call}]}),
+        ] {
+            let error = prefilled(fields).expect_err("refused");
+            assert_eq!(
+                error.param.as_deref(),
+                Some("continue_final_message"),
+                "{error}"
+            );
+        }
     }
 
     #[test]
@@ -221,10 +256,6 @@ mod tests {
             (json!({"messages": []}), "messages"),
             (json!({"messages": ["hello"]}), "messages[0]"),
             (json!({"messages": [{"content": "x"}]}), "messages[0].role"),
-            (
-                json!({"messages": [{"role": "user"}]}),
-                "messages[0].content",
-            ),
             (
                 json!({"messages": [{"role": "user", "content": 3}]}),
                 "messages[0].content",
@@ -236,6 +267,14 @@ mod tests {
             (
                 json!({"messages": [{"role": "user", "content": "x"}], "tools": [{}]}),
                 "tools[0].function.name",
+            ),
+            (
+                json!({"messages": [{"role": "user", "content": "x"}], "chat_template": "x"}),
+                "chat_template",
+            ),
+            (
+                json!({"messages": [{"role": "user", "content": "x"}], "documents": [{"text": "x"}]}),
+                "documents",
             ),
         ] {
             let error = take(&body).expect_err("refused");

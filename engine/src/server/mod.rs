@@ -5,6 +5,8 @@
 //! [`answer::Answer`] gives them back whole or as server-sent events. Every refusal is an
 //! [`error::ApiError`].
 //!
+//! Around every handler are [`paths`] (one spelling of each), [`request_id`], [`cors`] and [`auth`].
+//!
 //! Requests go to one of the [`models`] by the name they bring; [`admin`] loads, unloads and puts to
 //! sleep.
 //!
@@ -13,6 +15,9 @@
 //!
 //! Output that has to have a form is asked for in [`structured_fields`] and [`tool_fields`];
 //! [`message_reader`] splits a chat's output into thoughts, content and calls of tools.
+//!
+//! SGLang's and vLLM's own endpoints are [`generate`], [`native`], [`flush`] and [`running`]; fields of
+//! theirs that are not done are refused by name in [`foreign_fields`].
 //!
 //! Deliberately absent: TLS (a proxy's business), `/v1/responses` and `/v1/embeddings` (refused
 //! with 501), images and audio, batches by file.
@@ -26,22 +31,35 @@ mod chat;
 pub mod choice;
 mod completions;
 mod connections;
+mod cors;
 pub mod error;
 mod exposition;
 pub mod fields;
+mod flush;
+mod foreign_fields;
+mod generate;
+mod generate_format;
+pub mod generate_request;
 mod logprobs;
+mod message_content;
 mod message_reader;
 pub mod messages;
 pub mod models;
+mod native;
 pub mod open_files;
+mod paths;
 pub mod prompt;
+mod request_id;
+pub mod running;
 pub mod sampling_fields;
 pub mod state;
 mod status;
 mod structured_fields;
+mod thought_tokens;
 mod tokenize;
 pub mod tool_fields;
 mod turn;
+mod usage;
 pub mod web_pages;
 
 use std::sync::Arc;
@@ -55,17 +73,38 @@ use tokio::net::TcpListener;
 use self::connections::{LimitedListener, Peer};
 use self::error::ApiError;
 use self::state::AppState;
+use crate::config::{AllowedOrigins, HttpConfig};
 
 /// All paths.
 pub fn router(state: Arc<AppState>) -> Router {
-    Router::new()
-        .route("/v1/completions", post(completions::complete))
-        .route("/v1/chat/completions", post(chat::chat))
-        .route("/v1/models", get(status::models))
-        .route("/v1/models/{*name}", get(status::model))
-        .route("/tokenize", post(tokenize::tokenize))
-        .route("/detokenize", post(tokenize::detokenize))
+    let mut router = Router::new();
+    // With and without `/v1`, since clients differ in what belongs to the base URL.
+    for prefix in ["/v1", ""] {
+        let at = |path: &str| format!("{prefix}{path}");
+        router = router
+            .route(&at("/completions"), post(completions::complete))
+            .route(&at("/chat/completions"), post(chat::chat))
+            .route(&at("/models"), get(status::models))
+            .route(&at("/models/{*name}"), get(status::model))
+            .route(&at("/tokenize"), post(tokenize::tokenize))
+            .route(&at("/detokenize"), post(tokenize::detokenize));
+    }
+    let router = router
+        .route("/generate", post(generate::generate))
+        .route("/tokenizer_info", get(tokenize::tokenizer_info))
         .route("/health", get(status::health))
+        .route("/ping", get(status::health).post(status::health))
+        .route("/health_generate", get(native::health_generate))
+        .route("/version", get(native::version))
+        .route("/model_info", get(native::model_info))
+        .route("/get_model_info", get(native::model_info))
+        .route("/get_load", get(native::load))
+        .route(
+            "/flush_cache",
+            get(flush::flush_cache).post(flush::flush_cache),
+        )
+        .route("/reset_prefix_cache", post(flush::reset_prefix_cache))
+        .route("/abort_request", post(running::abort_request))
         .route("/metrics", get(status::metrics))
         .route("/server_info", get(status::server_info))
         .route("/get_server_info", get(status::server_info))
@@ -91,9 +130,18 @@ pub fn router(state: Arc<AppState>) -> Router {
         ))
         .layer(axum::middleware::from_fn_with_state(
             Arc::clone(&state),
+            cors::apply,
+        ))
+        .layer(axum::middleware::from_fn_with_state(
+            Arc::clone(&state),
             connections::track,
         ))
-        .with_state(state)
+        .layer(axum::middleware::from_fn(request_id::apply))
+        .with_state(state);
+    // A router chooses the route before its layers run, so what changes paths is around it.
+    Router::new()
+        .fallback_service(router)
+        .layer(axum::middleware::from_fn(paths::without_last_slash))
 }
 
 async fn responses() -> ApiError {
@@ -123,6 +171,7 @@ pub async fn serve(
     state: Arc<AppState>,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), ServeError> {
+    warn_of_open_origins(&state.http);
     let grace = state.http.shutdown_grace;
     let (stopped, mut has_stopped) = tokio::sync::watch::channel(false);
     let stopping_state = Arc::clone(&state);
@@ -154,6 +203,15 @@ pub async fn serve(
         model.engine.shutdown(Duration::ZERO).await;
     }
     outcome
+}
+
+fn warn_of_open_origins(http: &HttpConfig) {
+    if http.allowed_origins == AllowedOrigins::Any && http.api_key.is_none() {
+        tracing::warn!(
+            "--allowed-origins * without --api-key: every web page that a browser on this network \
+             shows can use this server and read its answers"
+        );
+    }
 }
 
 /// Ready when an engine has ended though nobody stopped it, and those who asked were told. With

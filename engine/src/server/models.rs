@@ -154,6 +154,15 @@ impl Models {
         }
     }
 
+    /// As [`Self::find`], but a server of one model answers to any name.
+    pub fn find_leniently(&self, asked: Option<&str>) -> Result<Arc<Entry>, ApiError> {
+        let only = match self.read().as_slice() {
+            [only] => Some(Arc::clone(only)),
+            _ => None,
+        };
+        only.map_or_else(|| self.find(asked), Ok)
+    }
+
     /// What clients may call a model: not by what others of the list are called, too.
     pub fn names_of(&self, entry: &Arc<Entry>) -> Vec<String> {
         names_in(&self.read(), entry)

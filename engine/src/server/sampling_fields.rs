@@ -46,6 +46,8 @@ pub struct Generation {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Streaming {
     pub include_usage: bool,
+    /// Each chunk says its choice's usage so far; counts only with `include_usage`.
+    pub continuous_usage: bool,
 }
 
 /// Fields that other servers know and this one does not do, with the values that ask for
@@ -282,9 +284,9 @@ fn take_streaming(fields: &mut Fields) -> Result<Option<Streaming>, ApiError> {
             None => Ok(None),
         };
     }
-    let include_usage = match options {
-        Some(mut options) => options.bool("include_usage")?.unwrap_or(false),
-        None => false,
-    };
-    Ok(Some(Streaming { include_usage }))
+    let mut options = options.unwrap_or_default();
+    Ok(Some(Streaming {
+        include_usage: options.bool("include_usage")?.unwrap_or(false),
+        continuous_usage: options.bool("continuous_usage_stats")?.unwrap_or(false),
+    }))
 }

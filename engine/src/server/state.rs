@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::error::ApiError;
 use super::models::{Entry, Models, Open};
+use super::running::Running;
 use crate::config::HttpConfig;
 use crate::engine_loop::EngineHandle;
 use crate::errors::Code;
@@ -21,6 +22,8 @@ pub struct AppState {
     pub traffic: Arc<TrafficMetrics>,
     pub result_cache: ResultCache,
     pub models: Models,
+    /// Answers under way, which can be ended.
+    pub running: Arc<Running>,
     /// Held while a model is loaded, unloaded, put to sleep or woken: one at a time.
     pub changing: tokio::sync::Mutex<()>,
     /// How models are loaded that come while the server runs.
@@ -112,6 +115,7 @@ impl AppState {
             result_cache: ResultCache::new(&http.result_cache),
             http,
             models: Models::default(),
+            running: Arc::default(),
             changing: tokio::sync::Mutex::default(),
             open: OnceLock::new(),
             started: AtomicBool::new(false),
@@ -163,7 +167,12 @@ impl AppState {
     /// The model that a request names, if it can take requests now.
     pub fn model(&self, asked: Option<&str>) -> Result<Arc<ServedModel>, ApiError> {
         self.check_not_stopping()?;
-        self.models.find(asked)?.serving()
+        let entry = if self.http.strict_model_name {
+            self.models.find(asked)
+        } else {
+            self.models.find_leniently(asked)
+        };
+        entry?.serving()
     }
 
     fn check_not_stopping(&self) -> Result<(), ApiError> {

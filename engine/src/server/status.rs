@@ -113,7 +113,7 @@ pub async fn model(
 }
 
 /// The models whose engine is there; an error while the first one is still being loaded.
-fn loaded(state: &AppState) -> Result<Vec<Arc<ServedModel>>, ApiError> {
+pub fn loaded(state: &AppState) -> Result<Vec<Arc<ServedModel>>, ApiError> {
     let loaded = state.models.loaded();
     if loaded.is_empty() && !state.has_started() {
         return Err(ApiError::loading());

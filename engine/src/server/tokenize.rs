@@ -1,9 +1,9 @@
-//! `POST /tokenize` and `POST /detokenize`, in vLLM's shapes.
+//! `POST /tokenize`, `POST /detokenize` and `GET /tokenizer_info`, in vLLM's shapes.
 
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{Query, State};
 use serde_json::{Value, json};
 
 use super::error::ApiError;
@@ -57,4 +57,27 @@ pub async fn detokenize(
     })?;
     let ids = token_ids("tokens", &tokens, &model.limits)?;
     Ok(Json(json!({"prompt": model.tokenizer.decode(&ids, false)})))
+}
+
+/// `GET /tokenizer_info`, in vLLM's shape: what a client needs to count tokens and to render chats
+/// by itself. With several models, the one of `?model=`.
+pub async fn tokenizer_info(
+    State(state): State<Arc<AppState>>,
+    Query(asked): Query<AskedModel>,
+) -> Result<Json<Value>, ApiError> {
+    let model = &state.model(asked.model.as_deref())?;
+    let mut info = json!({
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": model.limits.max_sequence_tokens,
+        "chat_template": model.chat_template.source(),
+    });
+    for (name, text) in model.chat_template.special_texts() {
+        info[name] = json!(text);
+    }
+    Ok(Json(info))
+}
+
+#[derive(Debug, serde::Deserialize)]
+pub struct AskedModel {
+    model: Option<String>,
 }

@@ -12,19 +12,23 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, Method, header};
+use axum::http::{HeaderMap, HeaderName, Method, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use super::error::ApiError;
 use super::fields::show;
 use super::state::AppState;
-use crate::config::HttpConfig;
+use crate::config::{AllowedOrigins, HttpConfig};
 use crate::errors::Code;
+
+/// Paths whose GET changes something.
+const GETS_WITH_EFFECT: [&str; 2] = ["/flush_cache", "/reset_prefix_cache"];
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 pub async fn check(State(state): State<Arc<AppState>>, request: Request, next: Next) -> Response {
     if is_checked(&state.http)
-        && let Err(error) = check_request(&request)
+        && let Err(error) = check_request(&request, &state.http.allowed_origins)
     {
         return error.into_response();
     }
@@ -42,7 +46,7 @@ pub fn is_loopback(host: &str) -> bool {
     host.eq_ignore_ascii_case("localhost") || address.parse().is_ok_and(is_loopback)
 }
 
-fn check_request(request: &Request) -> Result<(), ApiError> {
+fn check_request(request: &Request, allowed: &AllowedOrigins) -> Result<(), ApiError> {
     let headers = request.headers();
     let authority = request
         .uri()
@@ -59,10 +63,11 @@ fn check_request(request: &Request) -> Result<(), ApiError> {
         )));
     }
     // A browser lets no page read an answer that does not allow it; what has an effect is a POST.
-    let has_effect = ![Method::GET, Method::HEAD, Method::OPTIONS].contains(request.method());
-    if has_effect
+    let is_reading = [Method::GET, Method::HEAD, Method::OPTIONS].contains(request.method());
+    if !is_reading
         && let Some(origin) = text(headers, &header::ORIGIN)
         && !is_local_origin(origin, host)
+        && !is_allowed(origin, allowed)
     {
         return Err(refusal(format!(
             "Origin is {}; without --api-key a server on the loopback interface takes no requests \
@@ -70,7 +75,30 @@ fn check_request(request: &Request) -> Result<(), ApiError> {
             show(&origin.into())
         )));
     }
+    // A page's picture or link sends a GET without `Origin`; browsers say where it comes from.
+    let path = request.uri().path().trim_end_matches('/');
+    if is_reading
+        && GETS_WITH_EFFECT.iter().any(|end| path.ends_with(end))
+        && matches!(
+            text(headers, &SEC_FETCH_SITE),
+            Some("cross-site" | "same-site")
+        )
+    {
+        return Err(refusal(format!(
+            "{path} was asked for by a foreign web page; without --api-key a server on the loopback \
+             interface does not do it for one"
+        )));
+    }
     Ok(())
+}
+
+/// What `--allowed-origins` lets through.
+fn is_allowed(origin: &str, allowed: &AllowedOrigins) -> bool {
+    match allowed {
+        AllowedOrigins::Any => true,
+        AllowedOrigins::These(origins) => origins.iter().any(|o| o.eq_ignore_ascii_case(origin)),
+        AllowedOrigins::None | AllowedOrigins::AnyWithKey => false,
+    }
 }
 
 fn refusal(message: String) -> ApiError {
@@ -129,7 +157,9 @@ mod tests {
             request = request.header(*name, *value);
         }
         let request = request.body(axum::body::Body::empty()).expect("a request");
-        check_request(&request).err().map(|error| error.code)
+        check_request(&request, &AllowedOrigins::None)
+            .err()
+            .map(|error| error.code)
     }
 
     #[test]

@@ -16,9 +16,12 @@
 //! escapes for unprintable characters in lists that are printed as they are, and `debug` and
 //! `pprint`, which take time and memory that no limit counts.
 
+mod builtins;
 mod compile;
+mod conversation;
 mod deep_stack;
 mod namespaces;
+mod python_methods;
 
 use std::io;
 use std::path::Path;
@@ -59,6 +62,8 @@ pub struct ChatTemplate {
     state: State,
     tool_calls: Option<ToolCallFormat>,
     special_texts: Vec<(String, String)>,
+    /// The templates' texts, the default one first.
+    sources: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -134,6 +139,7 @@ impl ChatTemplate {
                 state: State::Absent,
                 tool_calls: None,
                 special_texts,
+                sources: Vec::new(),
             };
         };
         let tool_use = find(TOOL_USE);
@@ -153,7 +159,40 @@ impl ChatTemplate {
             state,
             tool_calls: ToolCallFormat::of_template(tool_use.unwrap_or(default)),
             special_texts,
+            sources: named
+                .iter()
+                .map(|(_, source)| (*source).to_owned())
+                .collect(),
         }
+    }
+
+    /// The same special tokens with another template: Jinja, or a JSON object with Jinja in its
+    /// `chat_template`, as checkpoints have it. One that cannot be compiled is an error here.
+    pub fn with_source(self, text: &str) -> Result<Self, TextError> {
+        let sources = match serde_json::from_str::<Json>(text) {
+            Ok(config @ Json::Object(_)) => named_sources(&config),
+            _ => vec![(DEFAULT.to_owned(), text.to_owned())],
+        };
+        let template = Self::new(&sources, self.special_texts);
+        match template.problem() {
+            Some(problem) => Err(problem),
+            None => Ok(template),
+        }
+    }
+
+    /// The template that requests without tools get, as it is written.
+    pub fn source(&self) -> Option<&str> {
+        self.sources.first().map(String::as_str)
+    }
+
+    /// Whether a template has this word in it: what it does not name it cannot ask for.
+    pub fn mentions(&self, word: &str) -> bool {
+        self.sources.iter().any(|source| source.contains(word))
+    }
+
+    /// `bos_token` and the like with their texts.
+    pub fn special_texts(&self) -> &[(String, String)] {
+        &self.special_texts
     }
 
     /// How the template teaches its model to call tools, if it does.

@@ -46,13 +46,25 @@ pub enum TextError {
     Encode { message: String },
     #[error("token id {id} is outside the vocabulary of {vocab_size} tokens")]
     UnknownToken { id: u32, vocab_size: usize },
-    #[error("this model has no chat template; use the completions endpoint with a plain prompt")]
+    #[error(
+        "this model has no chat template; use the completions endpoint with a plain prompt, or as \
+         operator --chat-template"
+    )]
     NoChatTemplate,
     /// The template itself called `raise_exception`: the messages break one of its rules.
     #[error("the chat template refuses these messages: {message}")]
     TemplateRefused { message: String },
     #[error("the chat template failed: {message}")]
     Template { message: String },
+    #[error(
+        "messages[{index}].role is {role:?}, and this model's chat template leaves out messages of \
+         that role; use \"system\", \"user\" or \"assistant\""
+    )]
+    RoleLeftOut { index: usize, role: String },
+    #[error(
+        "the chat template does not show the last message's content, so it cannot be continued"
+    )]
+    NotContinued,
     #[error("the chat template exceeds the limit of {limit} {unit}")]
     TemplateLimit { limit: u64, unit: &'static str },
     #[error("a stop string is empty; each needs at least one character")]

@@ -127,6 +127,17 @@ fn number(value: &Value) -> String {
     f64::try_from(value.clone()).map_or_else(|_| value.to_string(), float_repr)
 }
 
+/// `str(float)`.
+pub fn float_text(value: f64) -> String {
+    if value.is_nan() {
+        "nan".to_owned()
+    } else if value.is_infinite() {
+        if value > 0.0 { "inf" } else { "-inf" }.to_owned()
+    } else {
+        float_repr(value)
+    }
+}
+
 /// `repr(float)`, with JSON's names for what is not finite.
 fn float_repr(value: f64) -> String {
     if value.is_nan() {

@@ -32,6 +32,25 @@ impl ThoughtStart {
             Self::Before
         }
     }
+
+    /// As [`Self::of_prompt`], where the prompt ends with the beginning of the answer.
+    pub fn of_prefilled(prompt: &str, prefill: &str) -> Self {
+        match (prefill.rfind(OPEN), prefill.rfind(CLOSE)) {
+            (Some(opened), closed) if closed.is_none_or(|closed| closed < opened) => Self::Inside,
+            _ if prefill.trim().is_empty() => Self::of_prompt(prompt),
+            // An answer that has begun is no place for a thought.
+            _ => Self::Behind,
+        }
+    }
+}
+
+/// What a prefilled answer has after its thought; nothing while the thought is open.
+pub fn content_of_prefill(prefill: &str) -> &str {
+    match (prefill.rfind(OPEN), prefill.rfind(CLOSE)) {
+        (Some(opened), closed) if closed.is_none_or(|closed| closed < opened) => "",
+        (_, Some(closed)) => prefill[closed + CLOSE.len()..].trim_start_matches('\n'),
+        _ => prefill,
+    }
 }
 
 /// A piece of output, split.
@@ -219,5 +238,31 @@ mod tests {
             let letters: Vec<String> = whole.chars().map(String::from).collect();
             prop_assert_eq!(split(start, &letters), expected);
         }
+    }
+
+    #[test]
+    fn a_prefilled_answer_is_past_its_thought_or_in_it() {
+        for (prefill, start, content) in [
+            ("Sure, ", ThoughtStart::Behind, "Sure, "),
+            ("", ThoughtStart::Before, ""),
+            ("<think>\nI should", ThoughtStart::Inside, ""),
+            (
+                "<think>\nok\n</think>\n\nSure",
+                ThoughtStart::Behind,
+                "Sure",
+            ),
+            ("</think> <think>", ThoughtStart::Inside, ""),
+        ] {
+            assert_eq!(
+                ThoughtStart::of_prefilled("<a>", prefill),
+                start,
+                "{prefill}"
+            );
+            assert_eq!(content_of_prefill(prefill), content, "{prefill}");
+        }
+        assert_eq!(
+            ThoughtStart::of_prefilled("<a><think>", " "),
+            ThoughtStart::Inside
+        );
     }
 }

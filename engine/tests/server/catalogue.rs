@@ -32,7 +32,9 @@ fn the_program_prints_the_page() {
 
 #[tokio::test]
 async fn answers_carry_codes_of_the_catalogue_with_status_and_type() {
-    let server = TestServer::start(TestConfig::default()).await;
+    let mut config = TestConfig::default();
+    config.http.strict_model_name = true;
+    let server = TestServer::start(config).await;
     let large = json!({"prompt": "x", "guided_regex": "x".repeat(5000)}).to_string();
     for (method, path, body, code) in [
         ("POST", "/v1/completions", "{", Code::InvalidJson),

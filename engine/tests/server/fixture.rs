@@ -4,14 +4,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use engine::config::{HttpConfig, ResultCacheConfig};
+use engine::config::{AllowedOrigins, HttpConfig, ResultCacheConfig};
 use engine::engine_loop::turns::Turns;
 use engine::engine_loop::{self, EngineLoopConfig, TimeLimits};
 use engine::executor::mock::{MockConfig, MockExecutor};
 use engine::kv::PAGE_TOKENS;
 use engine::launch::{ServedParts, served_model};
 use engine::metrics::Metrics;
-use engine::scheduler::SchedulerConfig;
+use engine::scheduler::{PolicyName, SchedulerConfig};
 use engine::server::state::{AppState, Limits, OutputParsers, ServedModel};
 use engine::server::{self, ServeError};
 use engine::text::{ChatTemplate, Tokenizer};
@@ -47,6 +47,9 @@ pub struct TestConfig {
     pub parsers: OutputParsers,
     pub max_schema_bytes: usize,
     pub time_limits: TimeLimits,
+    /// Instead of the fixture's own.
+    pub chat_template: Option<&'static str>,
+    pub policy: PolicyName,
 }
 
 impl Default for TestConfig {
@@ -63,6 +66,8 @@ impl Default for TestConfig {
                 api_key: None,
                 admin_api_key: None,
                 served_model_name: None,
+                strict_model_name: false,
+                allowed_origins: AllowedOrigins::None,
                 stream_interval: 1,
                 max_body_bytes: 64 << 10,
                 max_stop_strings: 4,
@@ -81,6 +86,8 @@ impl Default for TestConfig {
             parsers: OutputParsers::default(),
             max_schema_bytes: 4096,
             time_limits: TimeLimits::default(),
+            chat_template: None,
+            policy: PolicyName::Fcfs,
         }
     }
 }
@@ -240,12 +247,17 @@ pub fn model_of_many(config: TestConfig, names: &[&str], turns: &Arc<Turns>) -> 
             max_prefill_tokens: 256,
             chunked_prefill_size: Some(64),
             n_continuous_decode_steps: config.n_decode_steps,
+            policy: config.policy,
             ..SchedulerConfig::default()
         },
         max_queued_requests: config.max_queued_requests,
         decode_log_interval: 0,
         time_limits: config.time_limits,
     };
+    let mut chat_template = ChatTemplate::from_folder(folder.path()).expect("a template");
+    if let Some(source) = config.chat_template {
+        chat_template = chat_template.with_source(source).expect("a template");
+    }
     let executor = Box::new(MockExecutor::new(config.mock));
     let metrics = Arc::new(Metrics::new(names[0]));
     let engine =
@@ -258,7 +270,7 @@ pub fn model_of_many(config: TestConfig, names: &[&str], turns: &Arc<Turns>) -> 
     served_model(ServedParts {
         names: names.iter().map(|name| (*name).to_owned()).collect(),
         tokenizer: Tokenizer::from_folder(folder.path()).expect("a tokenizer"),
-        chat_template: ChatTemplate::from_folder(folder.path()).expect("a template"),
+        chat_template,
         engine,
         limits: Limits {
             max_sequence_tokens,

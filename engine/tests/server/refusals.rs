@@ -38,7 +38,9 @@ fn chat(fields: Value) -> Value {
 
 #[tokio::test]
 async fn wrong_fields() {
-    let server = TestServer::start(TestConfig::default()).await;
+    let mut config = TestConfig::default();
+    config.http.strict_model_name = true;
+    let server = TestServer::start(config).await;
     let completions = [
         json!({"prompt": null}),
         json!({"prompt": 5}),

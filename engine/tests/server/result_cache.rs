@@ -218,3 +218,45 @@ async fn a_redis_that_was_never_there_is_one_warning() {
         "{log}"
     );
 }
+
+/// Sends one line of Redis's protocol and gives the first line of the reply.
+async fn redis_says(redis: &RedisServer, line: &str) -> String {
+    use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+    let address = ("127.0.0.1", redis.port);
+    let mut stream = tokio::net::TcpStream::connect(address)
+        .await
+        .expect("Redis is there");
+    stream
+        .write_all(format!("{line}\r\n").as_bytes())
+        .await
+        .expect("sent");
+    let mut reply = String::new();
+    BufReader::new(stream)
+        .read_line(&mut reply)
+        .await
+        .expect("a reply");
+    reply.trim().to_owned()
+}
+
+#[tokio::test]
+async fn flushing_empties_redis_of_answers_alone_and_says_where_it_cannot() {
+    let mut redis = RedisServer::start().await;
+    let line = format!("--result-cache {}", redis.url());
+    let server = server(&line, TestConfig::default()).await;
+    assert_eq!(redis_says(&redis, "SET another 1").await, "+OK");
+    for i in 0..30 {
+        let body = json!({"prompt": format!("p{i}"), "max_tokens": 2, "temperature": 0});
+        hit(&server, PATH, &body).await;
+    }
+    assert_eq!(redis_says(&redis, "DBSIZE").await, ":31");
+    let flush = async || server.post("/flush_cache", json!({})).await;
+    until("no request is left", LIMIT, async || {
+        flush().await.status == 200
+    })
+    .await;
+    assert_eq!(redis_says(&redis, "DBSIZE").await, ":1", "another's key");
+    redis.kill();
+    let failed = flush().await;
+    assert_eq!(failed.status, 503);
+    assert_eq!(failed.json()["error"]["code"], "cache_unreachable");
+}

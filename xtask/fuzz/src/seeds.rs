@@ -64,6 +64,8 @@ fn seeds(target: &str) -> Result<Vec<Vec<u8>>> {
         "request" => texts(&[
             r#"{"model":"m","prompt":["a",[1,2]],"max_tokens":5,"temperature":0.5,"top_p":0.9,"top_k":3,"n":2,"stop":["x"],"seed":1,"logit_bias":{"5":-1.5},"stream":true,"stream_options":{"include_usage":true}}"#,
             r#"{"messages":[{"role":"user","content":[{"type":"text","text":"hi"}]},{"role":"assistant","tool_calls":[{"id":"1","type":"function","function":{"name":"f","arguments":"{}"}}]},{"role":"tool","content":"3"}],"tools":[{"type":"function","function":{"name":"f"}}],"tool_choice":{"type":"function","function":{"name":"f"}},"parallel_tool_calls":false,"response_format":{"type":"json_schema","json_schema":{"schema":{"type":"object"}}},"chat_template_kwargs":{"enable_thinking":false},"stop_token_ids":[1],"min_p":0.1,"repetition_penalty":1.1}"#,
+            r#"{"text":["a","b"],"sampling_params":[{"max_new_tokens":3,"stop":"x"},{"n":1,"regex":"a+"}],"rid":["r","s"],"stream":true,"return_logprob":true,"top_logprobs_num":2,"logprob_start_len":-1}"#,
+            r#"{"messages":[{"role":"developer","content":null},{"role":"assistant","content":["a",{"type":"thinking","thinking":"b"}]}],"continue_final_message":true,"reasoning_effort":"none"}"#,
             r#"{"prompt":[1,2,3],"max_completion_tokens":1,"ignore_eos":true,"priority":-1,"best_of":1,"structured_outputs":{"choice":["a","b"]}}"#,
         ]),
         "grammar" => texts(&[

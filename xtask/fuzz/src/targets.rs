@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 
 use engine::model::config_json;
 use engine::server::fields::Fields;
+use engine::server::generate_request::GenerateRequest;
 use engine::server::messages::Conversation;
 use engine::server::prompt::take_prompts;
 use engine::server::sampling_fields::Generation;
@@ -83,6 +84,7 @@ pub fn request(_: &Path, bytes: &[u8]) {
         return;
     };
     let mut chat = fields.clone();
+    let _ = GenerateRequest::take(&mut fields.clone(), &limits, &seeds);
     let _ = take_prompts(&mut fields, &limits);
     let _ = Generation::take(&mut fields, &limits, &seeds, None);
     if let Ok(conversation) = Conversation::take(&mut chat) {
@@ -169,14 +171,17 @@ pub fn chat_template(_: &Path, bytes: &[u8]) {
     let messages = [
         json!({"role": "system", "content": "be kind"}),
         json!({"role": "user", "content": "안녕"}),
+        json!({"role": "developer", "content": "42"}),
     ];
     let tools = [json!({"type": "function", "function": {"name": "f", "parameters": {}}})];
-    let _ = template.render(&ChatInput {
+    let input = ChatInput {
         messages: &messages,
         tools: Some(&tools),
         add_generation_prompt: true,
         extra: Map::new(),
-    });
+    };
+    let _ = template.render_conversation(&input, false);
+    let _ = template.render_conversation(&input, true);
 }
 
 /// A model's output. The first byte says what is looked for and in which pieces the rest comes,

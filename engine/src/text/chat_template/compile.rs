@@ -5,12 +5,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use minijinja::machinery::{Token, tokenize};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, ValueKind};
+use minijinja::value::{Kwargs, Rest, ValueKind};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value, escape_formatter};
 
 use super::namespaces::shared_namespace;
-use super::{FUEL, MAX_OUTPUT_BYTES, OverLimit, Refusal};
-use crate::text::python_format::{JsonStyle, json_dumps, strftime};
+use super::{FUEL, MAX_OUTPUT_BYTES, OverLimit, Refusal, builtins, python_methods};
+use crate::text::python_format::{JsonStyle, float_text, json_dumps, strftime};
 
 /// Of one template.
 pub(super) const MAX_SOURCE_BYTES: usize = 128 << 10;
@@ -64,7 +64,12 @@ fn environment() -> Result<Environment<'static>, Error> {
     environment.set_auto_escape_callback(|_| AutoEscape::None);
     environment.set_debug(false);
     environment.set_fuel(Some(FUEL));
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    builtins::add_to(&mut environment);
+    environment.set_unknown_method_callback(python_methods::method);
+    environment.add_function("cycler", |items: Rest<Value>| {
+        minijinja_contrib::globals::cycler(items.to_vec())
+    });
+    environment.add_function("joiner", minijinja_contrib::globals::joiner);
     // Also called for what `{% set %}` blocks and macros capture, which the output never sees.
     environment.set_formatter(|out, state, value| {
         if value
@@ -72,6 +77,12 @@ fn environment() -> Result<Environment<'static>, Error> {
             .is_some_and(|text| text.len() > MAX_OUTPUT_BYTES)
         {
             return Err(Error::from(ErrorKind::WriteFailure).with_source(OverLimit));
+        }
+        if value.kind() == ValueKind::Number
+            && !value.is_integer()
+            && let Ok(number) = f64::try_from(value.clone())
+        {
+            return out.write_str(&float_text(number)).map_err(Error::from);
         }
         escape_formatter(out, state, value)
     });

@@ -2,6 +2,17 @@ use serde_json::json;
 
 use super::*;
 
+/// What minijinja does otherwise, and why it may.
+const KNOWN_DIFFERENCES: &[&str] = &[
+    // Jinja2 finds no item of a mapping by `attr`, only Python's own attributes.
+    "{{ messages[0] | attr('role') }}",
+    "{{ messages | max(attribute='n') | attr('role') }}",
+    // A cycler does not say what comes next before it does.
+    "{% set c = cycler('a', 'b') %}{{ c.next() }}{{ c.next() }}{{ c.next() }}{{ c.current }}",
+    // Macros take the arguments that they name and no others.
+    "{% macro m(a, b=2) %}{{ a }}{{ b }}{{ varargs }}{{ kwargs }}{% endmacro %}{{ m(1) }}{{ m(1, b=3) }}",
+];
+
 fn template(source: &str) -> ChatTemplate {
     let special = [("bos_token", "<s>"), ("eos_token", "</s>")];
     ChatTemplate::new(
@@ -274,4 +285,159 @@ fn the_date_is_available() {
         .unwrap();
     let year: i32 = text[..4].parse().unwrap();
     assert!(text.len() == 10 && year >= 2024, "{text}");
+}
+
+/// Tests, filters, globals, methods and statements, each as Jinja2 has it.
+#[test]
+fn builtins_do_what_jinja2s_do() {
+    let table: Json =
+        serde_json::from_str(include_str!("../../../tests/data/jinja_builtins.json")).unwrap();
+    let cases = table["cases"].as_array().unwrap();
+    assert!(cases.len() > 400);
+    let extra = table["context"].as_object().cloned().unwrap();
+    let mut wrong = Vec::new();
+    for case in cases {
+        let source = case["source"].as_str().unwrap();
+        if KNOWN_DIFFERENCES.contains(&source) {
+            continue;
+        }
+        let mut extra = extra.clone();
+        let messages = extra.remove("messages").unwrap();
+        let result = template(source).render(&ChatInput {
+            extra,
+            ..input(messages.as_array().unwrap())
+        });
+        let is_right = match (&result, case["rendered"].as_str()) {
+            (Ok(text), Some(expected)) => text == expected,
+            (Err(_), None) => true,
+            _ => false,
+        };
+        if !is_right {
+            let expected = case["rendered"].as_str().or(case["error"].as_str());
+            wrong.push(format!(
+                "{source}\n  got      {result:?}\n  expected {expected:?}"
+            ));
+        }
+    }
+    let n_wrong = wrong.len();
+    assert!(wrong.is_empty(), "{n_wrong} wrong:\n{}", wrong.join("\n"));
+}
+
+/// As Qwen3's: messages of roles that it does not know are left out.
+const DROPPING: &str = "{% for m in messages %}{% if m.role in ['user', 'assistant'] or \
+    (m.role == 'system' and loop.first) %}<{{ m.role }}>{{ m.content }}</>{% elif m.role == 'tool' %}\
+    <result>{{ m.content }}</>{% endif %}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}";
+
+fn message(role: &str, content: &str) -> Json {
+    json!({"role": role, "content": content})
+}
+
+#[test]
+fn the_developer_is_the_system_unless_the_template_knows_it() {
+    let messages = [message("developer", "be brief"), message("user", "hi")];
+    let text = template(DROPPING).render_conversation(&input(&messages), false);
+    assert_eq!(text.unwrap(), "<system>be brief</><user>hi</><assistant>");
+    let knows = "{% for m in messages %}{% if m.role == 'developer' %}D{% endif %}{{ m.content }}{% endfor %}";
+    let text = template(knows).render_conversation(&input(&messages), false);
+    assert_eq!(text.unwrap(), "Dbe briefhi");
+    // A template that writes whatever role it gets.
+    let any = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}";
+    let text = template(any).render_conversation(&input(&messages), false);
+    assert_eq!(text.unwrap(), "<system>be brief<user>hi");
+}
+
+#[test]
+fn no_message_is_left_out_silently() {
+    let user = || message("user", "hi");
+    let left_out =
+        |messages: &[Json]| match template(DROPPING).render_conversation(&input(messages), false) {
+            Err(TextError::RoleLeftOut { index, role }) => Some((index, role)),
+            Ok(_) => None,
+            Err(error) => panic!("{error}"),
+        };
+    for (messages, expected) in [
+        (
+            vec![user(), message("function", "42")],
+            Some((1, "function")),
+        ),
+        (vec![message("robot", "x"), user()], Some((0, "robot"))),
+        // The content is elsewhere in the text.
+        (vec![message("robot", "hi"), user()], Some((0, "robot"))),
+        (
+            vec![user(), message("system", "later")],
+            Some((1, "system")),
+        ),
+        (
+            vec![message("system", "a"), message("developer", "b")],
+            Some((1, "system")),
+        ),
+        (vec![user(), message("tool", "42")], None),
+        (vec![user(), message("tool", "")], None),
+        (
+            vec![message("system", ""), user(), message("assistant", "")],
+            None,
+        ),
+    ] {
+        let expected = expected.map(|(index, role): (usize, &str)| (index, role.to_owned()));
+        assert_eq!(left_out(&messages), expected, "{messages:?}");
+    }
+}
+
+#[test]
+fn a_last_message_is_continued() {
+    let continued = |source: &str, content: &str| {
+        let messages = [message("user", "hi"), message("assistant", content)];
+        let mut input = input(&messages);
+        input.add_generation_prompt = false;
+        template(source).render_conversation(&input, true)
+    };
+    let text = continued(DROPPING, "Sure, ").unwrap();
+    assert_eq!(text, "<user>hi</><assistant>Sure, ");
+    assert_eq!(continued(DROPPING, "").unwrap(), "<user>hi</><assistant>");
+    // Twice the same text: the last one is meant.
+    assert_eq!(
+        continued(DROPPING, "hi").unwrap(),
+        "<user>hi</><assistant>hi"
+    );
+    // Where contents are trimmed, so is this one, as by transformers.
+    let trims = "{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}</>{% endfor %}";
+    let text = continued(trims, " Sure, ").unwrap();
+    assert_eq!(text, "<user>hi</><assistant>Sure,");
+    let hides = "{{ messages[0].content }}";
+    assert!(matches!(
+        continued(hides, "x"),
+        Err(TextError::NotContinued)
+    ));
+}
+
+#[test]
+fn an_operators_template_keeps_the_checkpoints_tokens() {
+    let theirs = template("{{ bos_token }}theirs");
+    let ours = theirs.with_source("{{ bos_token }}ours").unwrap();
+    assert_eq!(ours.render(&input(&[])).unwrap(), "<s>ours");
+    let in_json = ours
+        .with_source(r#"{"chat_template": "{{ eos_token }}json"}"#)
+        .unwrap();
+    assert_eq!(in_json.render(&input(&[])).unwrap(), "</s>json");
+    assert!(in_json.with_source("{% if %}").is_err());
+}
+
+/// Prompts whose last message is to be continued, as transformers makes them.
+#[test]
+fn continued_messages_end_as_transformers_ends_them() {
+    let cases: Vec<Json> =
+        serde_json::from_str(include_str!("../../../tests/data/continued_chats.json")).unwrap();
+    assert!(cases.len() > 30);
+    for case in &cases {
+        let mut input = input(case["messages"].as_array().unwrap());
+        input.add_generation_prompt = false;
+        let template = template(case["source"].as_str().unwrap());
+        let text = template.render_conversation(&input, true).unwrap();
+        assert_eq!(
+            text,
+            case["rendered"].as_str().unwrap(),
+            "{}",
+            case["messages"]
+        );
+    }
 }

@@ -140,6 +140,23 @@ fn tool_call_parser_chooses_the_format_and_the_template_by_default() {
 }
 
 #[test]
+fn chat_template_is_used_instead_of_the_checkpoints() {
+    let model = Model::f16();
+    let file = model.folder.path().join("chat.jinja");
+    std::fs::write(&file, "<tool_call>{{ messages[0].content }}</tool_call>").expect("written");
+    let served = model.served(&format!("--chat-template {}", file.display()));
+    let source = served.chat_template.source().expect("a template");
+    assert!(source.starts_with("<tool_call>"), "{source}");
+    assert_eq!(served.parsers.tool_calls, Some(ToolCallFormat::Hermes));
+    let typed = model.served("--chat-template {{messages[0].content}}");
+    assert_eq!(
+        typed.chat_template.source(),
+        Some("{{messages[0].content}}")
+    );
+    assert!(resolve("--chat-template no-such-file").is_err());
+}
+
+#[test]
 fn reasoning_parser_splits_thoughts_off() {
     let model = Model::f16();
     let splits = |flags: &str| model.served(flags).parsers.reasoning;

@@ -57,6 +57,45 @@ async fn api_key_file_and_admin_api_key_file_hold_the_keys() {
 }
 
 #[tokio::test]
+async fn strict_model_name_refuses_a_name_that_no_model_has() {
+    let status = async |line: &str| {
+        let server = server(line, TestConfig::default()).await;
+        let body = json!({"model": "gpt-4o", "prompt": "x", "max_tokens": 1});
+        server.post(PATH, body).await.status
+    };
+    assert_eq!(status("").await, 200);
+    assert_eq!(status("--strict-model-name").await, 404);
+}
+
+#[tokio::test]
+async fn allowed_origins_lets_pages_read_answers() {
+    let allowed = async |line: &str| {
+        let server = server(line, TestConfig::default()).await;
+        let headers = [("Origin", "https://chat.example")];
+        let answer = client::send(server.address, "GET", "/v1/models", &headers, b"").await;
+        answer
+            .header("access-control-allow-origin")
+            .map(str::to_owned)
+    };
+    let page = Some("https://chat.example".to_owned());
+    assert_eq!(allowed("").await, None);
+    assert_eq!(allowed("--api-key s3cret").await.as_deref(), Some("*"));
+    assert_eq!(
+        allowed("--api-key s3cret --allowed-origins none").await,
+        None
+    );
+    assert_eq!(allowed("--allowed-origins *").await.as_deref(), Some("*"));
+    assert_eq!(
+        allowed("--allowed-origins https://chat.example").await,
+        page
+    );
+    assert_eq!(
+        allowed("--allowed-origins https://other.example").await,
+        None
+    );
+}
+
+#[tokio::test]
 async fn stream_interval_is_the_tokens_of_a_chunk() {
     let n_chunks = async |line: &str| {
         let server = server(line, TestConfig::saying("abcd")).await;

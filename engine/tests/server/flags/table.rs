@@ -90,7 +90,7 @@ fn every_accepted_flag_has_its_row_and_no_other_has() {
 fn every_example_is_accepted_and_recorded() {
     // Where examples have files that are read at once.
     let secrets = tempfile::tempdir().expect("a folder");
-    for name in ["api-key", "admin-api-key"] {
+    for name in ["api-key", "admin-api-key", "chat.jinja"] {
         std::fs::write(secrets.path().join(name), "s3cret").expect("written");
     }
     let secrets = secrets.path().to_str().expect("UTF-8");

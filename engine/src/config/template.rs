@@ -1,0 +1,99 @@
+//! `--chat-template`: a template of the operator's, for checkpoints that have none or a wrong one.
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use super::resolved::ConfigError;
+
+const FLAG: &str = "--chat-template";
+/// The template's own limit is smaller; this one is for a file that is something else.
+const MAX_BYTES: u64 = 1 << 20;
+
+/// The template that was named, read when the command line is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ChatTemplateFlag {
+    /// `None`: it was typed itself.
+    pub file: Option<PathBuf>,
+    /// Of the source, in hexadecimal: what the record has in its place.
+    pub sha256: String,
+    #[serde(skip)]
+    pub source: String,
+}
+
+impl ChatTemplateFlag {
+    /// A file, or a template where the text has a tag of one.
+    pub(super) fn read(typed: &str) -> Result<Self, ConfigError> {
+        if typed.contains("{{") || typed.contains("{%") {
+            return Ok(Self::new(None, typed.to_owned()));
+        }
+        let file = PathBuf::from(typed);
+        let wrong = |limit: String| ConfigError::new(FLAG, typed, limit);
+        let about = std::fs::metadata(&file).map_err(|error| {
+            wrong(format!(
+                "cannot be read ({error}); it must be a file with a Jinja template, or the \
+                 template itself"
+            ))
+        })?;
+        if !about.is_file() || about.len() > MAX_BYTES {
+            let limit = format!("must be a file of at most {MAX_BYTES} bytes");
+            return Err(wrong(limit));
+        }
+        let source = std::fs::read_to_string(&file)
+            .map_err(|error| wrong(format!("cannot be read: {error}")))?;
+        if source.trim().is_empty() {
+            return Err(wrong("is empty".to_owned()));
+        }
+        Ok(Self::new(Some(file), source))
+    }
+
+    fn new(file: Option<PathBuf>, source: String) -> Self {
+        let digest = Sha256::digest(&source);
+        Self {
+            file,
+            sha256: format!("{digest:x}"),
+            source,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_read_and_a_template_is_taken_as_it_is() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("chat.jinja");
+        std::fs::write(&file, "{{ messages }}").expect("written");
+        let typed = file.to_str().expect("UTF-8");
+        let read = ChatTemplateFlag::read(typed).expect("a template");
+        assert_eq!(
+            (read.source.as_str(), read.file),
+            ("{{ messages }}", Some(file.clone()))
+        );
+        let taken = ChatTemplateFlag::read("{{ messages }}").expect("a template");
+        assert_eq!(
+            (taken.source.as_str(), taken.file),
+            ("{{ messages }}", None)
+        );
+        assert_eq!(read.sha256, taken.sha256);
+    }
+
+    #[test]
+    fn what_is_no_template_is_refused_with_the_reason() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let empty = folder.path().join("empty");
+        std::fs::write(&empty, " \n").expect("written");
+        for (typed, reason) in [
+            (empty.to_str().expect("UTF-8"), "is empty"),
+            (folder.path().to_str().expect("UTF-8"), "must be a file"),
+            ("chatml", "must be a file with a Jinja template"),
+        ] {
+            let error = ChatTemplateFlag::read(typed).expect_err(typed);
+            assert_eq!(error.flag, FLAG);
+            assert!(error.limit.contains(reason), "{error}");
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! The requests that run, by the id that their answers carry, for `/abort_request`.
+//!
+//! The id is the answer's own, or what the client chose (`rid`, as SGLang has it; `request_id`, as
+//! vLLM has it). A request is in the list from its start until its answer is made or dropped.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use axum::Json;
+use axum::extract::State;
+use serde_json::{Value, json};
+
+use super::choice::Choice;
+use super::error::ApiError;
+use super::fields::Fields;
+use super::state::AppState;
+use crate::engine_loop::EngineHandle;
+use crate::request::RequestId;
+
+const MAX_ID_BYTES: usize = 128;
+
+#[derive(Debug, Default)]
+pub struct Running(Mutex<HashMap<String, Vec<(EngineHandle, RequestId)>>>);
+
+/// Takes its requests off the list when it is dropped.
+#[derive(Debug)]
+pub struct Registered {
+    running: Arc<Running>,
+    ids: Vec<String>,
+}
+
+impl Running {
+    /// Puts choices on the list, each under an id; several may share one. Refuses an id that
+    /// another answer has.
+    pub fn enter<'a>(
+        self: &Arc<Self>,
+        choices: impl Iterator<Item = (String, &'a Choice)>,
+    ) -> Result<Registered, ApiError> {
+        let mut new: HashMap<String, Vec<_>> = HashMap::new();
+        for (id, choice) in choices {
+            new.entry(id).or_default().push(choice.handle());
+        }
+        let mut running = self.lock();
+        if let Some(id) = new.keys().find(|id| running.contains_key(*id)) {
+            let message = format!("rid is {id:?}, which another request has that still runs");
+            return Err(ApiError::invalid("rid", message));
+        }
+        let ids = new.keys().cloned().collect();
+        running.extend(new);
+        Ok(Registered {
+            running: Arc::clone(self),
+            ids,
+        })
+    }
+
+    /// Ends one id's requests, or all of them; their answers end with the reason `abort`. Gives
+    /// the number of requests that were told to end.
+    fn abort(&self, id: Option<&str>) -> usize {
+        let running = self.lock();
+        let chosen: Vec<&(EngineHandle, RequestId)> = match id {
+            Some(id) => running.get(id).into_iter().flatten().collect(),
+            None => running.values().flatten().collect(),
+        };
+        for (engine, request) in &chosen {
+            engine.cancel(*request);
+        }
+        chosen.len()
+    }
+
+    /// No method panics between two changes that belong together.
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Vec<(EngineHandle, RequestId)>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        let mut running = self.running.lock();
+        for id in &self.ids {
+            running.remove(id);
+        }
+    }
+}
+
+/// The id that a client chose for its answer: `rid` as it is, `request_id` after `prefix`.
+pub fn take_id(fields: &mut Fields, prefix: &str) -> Result<Option<String>, ApiError> {
+    let rid = fields.string("rid")?;
+    let request_id = fields.string("request_id")?;
+    for (name, id) in [("rid", &rid), ("request_id", &request_id)] {
+        if let Some(id) = id {
+            check_id(name, id)?;
+        }
+    }
+    Ok(rid.or(request_id.map(|id| format!("{prefix}-{id}"))))
+}
+
+pub fn check_id(path: &str, id: &str) -> Result<(), ApiError> {
+    if !id.is_empty() && id.len() <= MAX_ID_BYTES && id.bytes().all(|b| b.is_ascii_graphic()) {
+        return Ok(());
+    }
+    let message = format!(
+        "{path} has {} bytes, but must have from 1 to {MAX_ID_BYTES} letters, digits and signs of \
+         ASCII",
+        id.len()
+    );
+    Err(ApiError::invalid(path, message))
+}
+
+/// `POST /abort_request`: `{"rid": ID}`, or `{"abort_all": true}`. An id that is not there any more
+/// is no error, since answers end by themselves.
+pub async fn abort_request(
+    State(state): State<Arc<AppState>>,
+    mut fields: Fields,
+) -> Result<Json<Value>, ApiError> {
+    let rid = fields.string("rid")?.filter(|rid| !rid.is_empty());
+    let is_all = fields.bool("abort_all")?.unwrap_or(false);
+    let id = match (&rid, is_all) {
+        (_, true) => None,
+        (Some(rid), false) => Some(rid.as_str()),
+        (None, false) => {
+            let message = "rid is missing; it is a request's id, or abort_all is true";
+            return Err(ApiError::invalid("rid", message));
+        }
+    };
+    Ok(Json(json!({"n_aborted": state.running.abort(id)})))
+}

@@ -1,0 +1,82 @@
+//! The usage of an answer: summed over its choices, and of one choice as far as it has come.
+
+use serde_json::{Value, json};
+
+use crate::metrics::Metrics;
+use crate::request::Usage;
+
+/// Usage over all choices; a prompt that several choices share counts once.
+pub struct UsageSum {
+    sum: Usage,
+    choices_per_prompt: usize,
+    /// Of each choice.
+    n_prompt: Vec<usize>,
+    /// Of each choice, as far as it has come.
+    n_output: Vec<usize>,
+    pub n_ended: usize,
+}
+
+impl UsageSum {
+    pub fn new(n_prompt: Vec<usize>, choices_per_prompt: usize) -> Self {
+        Self {
+            sum: Usage::default(),
+            choices_per_prompt,
+            n_output: vec![0; n_prompt.len()],
+            n_prompt,
+            n_ended: 0,
+        }
+    }
+
+    pub fn count(&mut self, index: usize, n_tokens: usize) {
+        if let Some(n_output) = self.n_output.get_mut(index) {
+            *n_output += n_tokens;
+        }
+    }
+
+    /// One choice's, so far; what the chunks of a stream carry where they are asked to.
+    pub fn so_far(&self, index: usize) -> Value {
+        let of_choice = |counts: &[usize]| counts.get(index).copied().unwrap_or_default();
+        let (n_prompt, n_output) = (of_choice(&self.n_prompt), of_choice(&self.n_output));
+        json!({
+            "prompt_tokens": n_prompt,
+            "completion_tokens": n_output,
+            "total_tokens": n_prompt + n_output,
+        })
+    }
+
+    /// Each prompt's `n` and the longest of its outputs, once all have ended.
+    pub fn record(&self, metrics: &Metrics) {
+        for outputs in self.n_output.chunks(self.choices_per_prompt.max(1)) {
+            let longest = outputs.iter().copied().max().unwrap_or_default();
+            metrics.n_choices.observe(outputs.len() as f64);
+            metrics.n_longest.observe(longest as f64);
+        }
+    }
+
+    pub fn add(&mut self, index: usize, usage: Usage) {
+        self.n_ended += 1;
+        if index.is_multiple_of(self.choices_per_prompt) {
+            self.sum.prompt_tokens += usage.prompt_tokens;
+            self.sum.cached_tokens += usage.cached_tokens;
+        }
+        self.sum.completion_tokens += usage.completion_tokens;
+    }
+
+    pub fn to_json(&self, n_reasoning: Option<usize>) -> Value {
+        let Usage {
+            prompt_tokens,
+            completion_tokens,
+            cached_tokens,
+        } = self.sum;
+        let mut usage = json!({
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": completion_tokens,
+            "total_tokens": prompt_tokens + completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": cached_tokens},
+        });
+        if let Some(n_reasoning) = n_reasoning {
+            usage["completion_tokens_details"] = json!({"reasoning_tokens": n_reasoning});
+        }
+        usage
+    }
+}
