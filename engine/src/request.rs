@@ -128,6 +128,15 @@ pub enum Failure {
     /// The step that held this request failed.
     #[error("{message}")]
     Step { message: String },
+    /// The model's own output for this request is no distribution.
+    #[error("{message}")]
+    Logits { message: String },
+    /// Its parameters leave no token, or are outside their limits.
+    #[error("{message}")]
+    Sampling { message: String },
+    /// The device answers nothing any more; the process ends.
+    #[error("{message}")]
+    DeviceLost { message: String },
     #[error(
         "the request waited {waited_ms} ms for a place in the running batch, the limit is \
          {limit_ms} ms (--max-queue-s)"

@@ -285,6 +285,7 @@ fn greedy_text_is_llama_cpps() {
     };
     made.extend(
         executor.execute(&plan).expect("prefill").rows[0]
+            .tokens
             .iter()
             .map(|t| t.token),
     );
@@ -297,6 +298,7 @@ fn greedy_text_is_llama_cpps() {
         };
         made.extend(
             executor.execute(&plan).expect("decode").rows[0]
+                .tokens
                 .iter()
                 .map(|t| t.token),
         );

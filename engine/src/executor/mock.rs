@@ -4,8 +4,9 @@
 //! token is a hash of the whole sequence *as read back through the row's pages*. A wrong page, a
 //! wrong position, a skipped chunk, or two rows that write to the same page change the text or
 //! fail the step. Its host tier holds the same; copies are made as late as the plan allows, behind
-//! the rows. Steps can be delayed, and made to fail or panic.
-//! Deliberately absent: sampling. Temperature, truncation and penalties do not change its tokens
+//! the rows. Steps can be delayed, and made to fail, to panic or to lose the device; a row's
+//! logits can be made to break.
+//! Deliberately absent: sampling, but for the check of its parameters. Temperature, truncation and penalties do not change its tokens
 //! except that a seed above temperature 0 enters the hash, with the output index. Where a grammar
 //! does not allow a token, another hash chooses among those that it allows.
 
@@ -15,11 +16,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{
-    Asleep, Executor, ExecutorCounts, ExecutorError, ExecutorInfo, HostTierInfo, PlanRow,
-    SampleSpec, StepOutput, StepPlan,
+    Asleep, Executor, ExecutorCounts, ExecutorError, ExecutorInfo, HostTierInfo, PlanRow, RowError,
+    RowOutput, SampleSpec, StepError, StepOutput, StepPlan,
 };
 use crate::kv::{PAGE_TOKENS, PageCopy};
 use crate::request::SampledToken;
+use crate::sampler::{self, SamplerError};
 
 #[derive(Debug, Clone)]
 pub struct MockConfig {
@@ -34,6 +36,10 @@ pub struct MockConfig {
     pub failing_steps: HashSet<u64>,
     /// Step, counted from 0, that panics.
     pub panicking_step: Option<u64>,
+    /// Step, counted from 0, from which on every step reports a lost device.
+    pub losing_step: Option<u64>,
+    /// `(token, n)`: output token `n` of a sequence that holds `token` meets a logit that is NaN.
+    pub broken_logits: Option<(u32, usize)>,
     /// `(token, n)`: emit `token` where the hash is divisible by n.
     pub stop: Option<(u32, u64)>,
     /// Emit these tokens in turn, by output index, instead of the hash.
@@ -49,6 +55,8 @@ impl Default for MockConfig {
             step_delay: Duration::ZERO,
             failing_steps: HashSet::new(),
             panicking_step: None,
+            losing_step: None,
+            broken_logits: None,
             stop: None,
             script: None,
         }
@@ -167,7 +175,7 @@ impl MockExecutor {
         row: &PlanRow,
         position: usize,
         output_index: usize,
-    ) -> Result<Option<SampledToken>, ExecutorError> {
+    ) -> Result<Option<Result<SampledToken, RowError>>, ExecutorError> {
         let Some(sample) = &row.sample else {
             return Ok(None);
         };
@@ -192,6 +200,17 @@ impl MockExecutor {
                 sequence.len()
             )));
         }
+        if let Err(error) = sampler::check(&sample.params) {
+            return Ok(Some(Err(error.into())));
+        }
+        if let Some((token, n)) = self.config.broken_logits
+            && output_index >= n
+            && sequence.contains(&token)
+        {
+            let (token, value) = (token as usize, f32::NAN);
+            let error = SamplerError::NotFinite { token, value };
+            return Ok(Some(Err(error.into())));
+        }
         let token = guided(
             self.next_token(&sequence, row, output_index),
             sample,
@@ -199,7 +218,7 @@ impl MockExecutor {
         );
         // Made up, but a distribution: 1/2, 1/4, 1/8, …, the chosen token first.
         let nth_logprob = |n: usize| -((n + 1) as f32) * std::f32::consts::LN_2;
-        Ok(Some(SampledToken {
+        Ok(Some(Ok(SampledToken {
             token,
             logprob: sample.params.n_logprobs.map(|_| nth_logprob(0)),
             top_logprobs: (0..sample.params.n_logprobs.unwrap_or(0))
@@ -210,7 +229,7 @@ impl MockExecutor {
                     (if n == 0 { token } else { other }, nth_logprob(n))
                 })
                 .collect(),
-        }))
+        })))
     }
 
     fn check(plan: &StepPlan) -> Result<(), ExecutorError> {
@@ -293,7 +312,16 @@ impl Executor for MockExecutor {
         let step = self.n_executed;
         self.n_executed += 1;
         if self.config.failing_steps.contains(&step) {
-            return Err(failure(format!("step {step} was told to fail")));
+            return Err(ExecutorError::Step {
+                device: DEVICE,
+                source: StepError::Told(format!("step {step} was told to fail")),
+            });
+        }
+        if self.config.losing_step.is_some_and(|first| step >= first) {
+            return Err(ExecutorError::DeviceLost {
+                device: DEVICE,
+                source: StepError::Told(format!("step {step} was told to lose the device")),
+            });
         }
         assert!(
             self.config.panicking_step != Some(step),
@@ -301,15 +329,16 @@ impl Executor for MockExecutor {
         );
         Self::check(plan)?;
         let mut output = StepOutput {
-            rows: vec![Vec::new(); plan.rows.len()],
+            rows: vec![RowOutput::default(); plan.rows.len()],
         };
         for i_step in 0..plan.n_steps {
             if !self.config.step_delay.is_zero() {
                 std::thread::sleep(self.config.step_delay);
             }
             // All rows write before any row reads, so that a page held by two of them shows.
-            for (row, sampled) in plan.rows.iter().zip(&output.rows) {
-                match sampled.last() {
+            for (row, made) in plan.rows.iter().zip(&output.rows) {
+                match made.tokens.last() {
+                    _ if made.has_failed() => {}
                     None => {
                         for (i, &token) in row.tokens.iter().enumerate() {
                             self.write(row, row.start + i, token)?;
@@ -318,12 +347,16 @@ impl Executor for MockExecutor {
                     Some(last) => self.write(row, row.start + i_step, last.token)?,
                 }
             }
-            for (row, sampled) in plan.rows.iter().zip(&mut output.rows) {
+            for (row, made) in plan.rows.iter().zip(&mut output.rows) {
+                if made.has_failed() {
+                    continue;
+                }
                 let position = row.start + row.tokens.len() - 1 + i_step;
                 let output_index = row.sample.as_ref().map_or(0, |s| s.output_index) + i_step;
-                let token = self.sample(row, position, output_index)?;
-                self.n_sampled += u64::from(token.is_some());
-                sampled.extend(token);
+                if let Some(chosen) = self.sample(row, position, output_index)? {
+                    self.n_sampled += u64::from(chosen.is_ok());
+                    made.push(chosen);
+                }
             }
         }
         for copy in &plan.copies.restores {
@@ -364,12 +397,10 @@ fn guided(token: u32, sample: &SampleSpec, output_index: usize) -> u32 {
 }
 
 fn failure(message: String) -> ExecutorError {
-    ExecutorError::Step {
-        device: "mock",
-        message,
-    }
+    ExecutorError::of_plan(DEVICE, message)
 }
 
+const DEVICE: &str = "mock";
 const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
 
 fn fnv(hash: u64, value: u64) -> u64 {

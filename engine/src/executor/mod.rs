@@ -3,6 +3,7 @@
 
 pub mod cpu;
 pub mod cuda;
+mod error;
 pub mod host_memory;
 pub mod host_tier;
 pub mod mock;
@@ -10,6 +11,7 @@ pub mod simulated;
 
 use std::sync::Arc;
 
+pub use self::error::{ExecutorError, RowError, StepError};
 pub use self::host_tier::{HostTierInfo, HostTierOptions, HostTierSize};
 use crate::kv::{PageCopies, PageIdx};
 use crate::request::{RequestId, SampledToken, SamplingParams};
@@ -63,24 +65,42 @@ impl SampleSpec {
     }
 }
 
-/// For each plan row in order: the tokens it got (`n_steps` where it samples, none otherwise).
-#[derive(Debug, Clone, Default)]
-pub struct StepOutput {
-    pub rows: Vec<Vec<SampledToken>>,
+/// What a row of a plan got.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct RowOutput {
+    /// `n_steps` where the row samples, none otherwise; fewer where `error` is set.
+    pub tokens: Vec<SampledToken>,
+    /// Why no more came. It ends the row's own request and nothing else.
+    pub error: Option<RowError>,
 }
 
-#[derive(Debug, thiserror::Error)]
-pub enum ExecutorError {
-    #[error("step failed on the {device}: {message}")]
-    Step {
-        device: &'static str,
-        message: String,
-    },
-    #[error("the {device} executor cannot sleep or wake: {message}")]
-    Sleep {
-        device: &'static str,
-        message: String,
-    },
+impl RowOutput {
+    /// Takes in the next token, or why there is none. Nothing comes after an error.
+    pub fn push(&mut self, chosen: Result<SampledToken, impl Into<RowError>>) {
+        match chosen {
+            Ok(token) => self.tokens.push(token),
+            Err(error) => self.error = Some(error.into()),
+        }
+    }
+
+    pub fn has_failed(&self) -> bool {
+        self.error.is_some()
+    }
+}
+
+impl From<Vec<SampledToken>> for RowOutput {
+    fn from(tokens: Vec<SampledToken>) -> Self {
+        Self {
+            tokens,
+            error: None,
+        }
+    }
+}
+
+/// For each plan row in order: what it got.
+#[derive(Debug, Clone, Default)]
+pub struct StepOutput {
+    pub rows: Vec<RowOutput>,
 }
 
 /// What was chosen at start-up, for the log, `/server_info` and every run record.
@@ -132,6 +152,8 @@ impl ExecutorCounts {
 
 pub trait Executor: Send {
     fn info(&self) -> &ExecutorInfo;
+    /// Carries the plan out. An error is one of the whole step; what concerns a row alone is in
+    /// its [`RowOutput`].
     fn execute(&mut self, plan: &StepPlan) -> Result<StepOutput, ExecutorError>;
     fn counts(&self) -> ExecutorCounts {
         ExecutorCounts::default()
@@ -158,7 +180,7 @@ fn cannot_sleep(
 
 /// Refuses plans that no scheduler of ours makes, before they can do harm.
 fn check_plan(plan: &StepPlan, device: &'static str) -> Result<(), ExecutorError> {
-    let step_error = |message: String| ExecutorError::Step { device, message };
+    let step_error = |message: String| ExecutorError::of_plan(device, message);
     if plan.n_steps == 0 {
         return Err(step_error(
             "the plan has 0 steps; it must have at least 1".to_owned(),

@@ -22,6 +22,7 @@
 
 pub mod philox;
 pub mod plain;
+pub mod ranges;
 mod rank;
 
 use std::borrow::Cow;
@@ -29,9 +30,11 @@ use std::collections::HashMap;
 
 use crate::executor::SampleSpec;
 use crate::request::{SampledToken, SamplingParams};
+use ranges::Range;
+pub(crate) use ranges::check;
 use rank::{Cutoff, Ranked};
 
-/// Refused inputs. A step that meets one fails for its row; nothing panics.
+/// Refused inputs. They end the request of the row that has them; nothing panics.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum SamplerError {
     #[error("there are no logits to sample from")]
@@ -40,12 +43,8 @@ pub enum SamplerError {
     NotFinite { token: usize, value: f32 },
     #[error("every logit is -inf: no token can be chosen")]
     AllMasked,
-    #[error("{name} is {value}, which is outside {limits}")]
-    Parameter {
-        name: &'static str,
-        value: f32,
-        limits: &'static str,
-    },
+    #[error("{} is {value}, but must be from {range}", range.name)]
+    Parameter { value: f32, range: Range },
     #[error("logit_bias names token {token}, the vocabulary has {n_vocab} tokens")]
     BiasToken { token: u32, n_vocab: usize },
 }
@@ -99,72 +98,13 @@ pub fn sample(
     })
 }
 
-/// The server checks ranges and names them to the client; this keeps the arithmetic defined for
-/// whoever calls the engine as a library. NaN fails every comparison.
-pub(crate) fn check(params: &SamplingParams) -> Result<(), SamplerError> {
-    let ranges: [(&'static str, f32, bool, &'static str); 6] = [
-        (
-            "temperature",
-            params.temperature,
-            params.temperature >= 0.0,
-            "0 and above",
-        ),
-        (
-            "top_p",
-            params.top_p,
-            params.top_p > 0.0 && params.top_p <= 1.0,
-            "(0, 1]",
-        ),
-        (
-            "min_p",
-            params.min_p,
-            (0.0..=1.0).contains(&params.min_p),
-            "[0, 1]",
-        ),
-        (
-            "repetition_penalty",
-            params.repetition_penalty,
-            params.repetition_penalty > 0.0 && params.repetition_penalty.is_finite(),
-            "the finite numbers above 0",
-        ),
-        (
-            "presence_penalty",
-            params.presence_penalty,
-            params.presence_penalty.is_finite(),
-            "the finite numbers",
-        ),
-        (
-            "frequency_penalty",
-            params.frequency_penalty,
-            params.frequency_penalty.is_finite(),
-            "the finite numbers",
-        ),
-    ];
-    match ranges.into_iter().find(|(_, _, holds, _)| !holds) {
-        Some((name, value, _, limits)) => Err(SamplerError::Parameter {
-            name,
-            value,
-            limits,
-        }),
+/// Biases are for tokens that exist.
+pub(crate) fn check_bias(params: &SamplingParams, n_vocab: usize) -> Result<(), SamplerError> {
+    let unknown = |(token, _): &&(u32, f32)| *token as usize >= n_vocab;
+    match params.logit_bias.iter().find(unknown) {
+        Some(&(token, _)) => Err(SamplerError::BiasToken { token, n_vocab }),
         None => Ok(()),
     }
-}
-
-/// Biases are for tokens that exist, and leave numbers: -inf masks a token.
-pub(crate) fn check_bias(params: &SamplingParams, n_vocab: usize) -> Result<(), SamplerError> {
-    for &(token, value) in &params.logit_bias {
-        if value.is_nan() || value == f32::INFINITY {
-            return Err(SamplerError::Parameter {
-                name: "logit_bias",
-                value,
-                limits: "the numbers below +inf",
-            });
-        }
-        if token as usize >= n_vocab {
-            return Err(SamplerError::BiasToken { token, n_vocab });
-        }
-    }
-    Ok(())
 }
 
 /// Index of the largest logit, the lowest among equals. One pass, vectorised: whole blocks are

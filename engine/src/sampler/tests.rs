@@ -170,9 +170,9 @@ fn extreme_filters_leave_the_likeliest() {
     ] {
         assert_eq!(counts(&LOGITS, &params, 200)[1], 200.0, "{params:?}");
     }
-    // An infinite temperature is uniform over what top-k keeps.
+    // The highest temperature is uniform over what top-k keeps.
     let params = SamplingParams {
-        temperature: f32::INFINITY,
+        temperature: f32::MAX,
         top_k: 2,
         ..hot()
     };
@@ -355,7 +355,7 @@ fn bad_parameters_are_named() {
         ),
         (
             SamplingParams {
-                top_p: 0.0,
+                top_p: -0.1,
                 ..default()
             },
             "top_p",

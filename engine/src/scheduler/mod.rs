@@ -52,6 +52,7 @@ use crate::executor::StepPlan;
 use crate::kv::prefix::extend_chain;
 use crate::kv::{IntegrityError, PAGE_TOKENS, PageAllocator, PageTable, Prefix, PrefixIndex};
 use crate::request::{FinishReason, Request, RequestId, TokenEvent};
+use crate::sampler::{self, SamplerError};
 
 /// Validated settings; every count is at least 1 (a 0 works as 1).
 #[derive(Debug, Clone, serde::Serialize)]
@@ -111,6 +112,7 @@ impl SchedulerConfig {
         if request.max_new_tokens == 0 {
             return Err(AddError::NoOutput);
         }
+        sampler::check(&request.sampling)?;
         let n_tokens = request.prompt.len().saturating_add(request.max_new_tokens);
         if n_tokens > self.pool_tokens() {
             return Err(AddError::ExceedsPool {
@@ -123,7 +125,7 @@ impl SchedulerConfig {
     }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum AddError {
     #[error("the prompt has no tokens; at least 1 is needed")]
     EmptyPrompt,
@@ -137,6 +139,8 @@ pub enum AddError {
         max_new_tokens: usize,
         limit: usize,
     },
+    #[error(transparent)]
+    Sampling(#[from] SamplerError),
     #[error("request {0} is in the engine already")]
     Duplicate(RequestId),
 }
@@ -248,6 +252,7 @@ impl Scheduler {
             n_kept_pages: 0,
             n_cached: 0,
             ended: false,
+            is_broken: false,
             was_admitted: false,
         });
         self.n_arrived += 1;
@@ -322,13 +327,13 @@ impl Scheduler {
     }
 
     /// What leaves the running set gives back: its pages and its prefix. What it computed, prompt
-    /// and output, is kept for others.
+    /// and output, is kept for others, unless its row failed.
     fn release(&mut self, sequence: &mut Sequence) {
         self.in_flight.remove(sequence.hashes_in_flight());
         self.allocator
             .prefixes_mut()
             .remove(sequence.prompt_hashes());
-        if self.config.radix_cache {
+        if self.config.radix_cache && !sequence.is_broken {
             let computed = &sequence.tokens[..sequence.n_computed];
             extend_chain(&mut sequence.prefix_hashes, computed);
             let n_pages = sequence.n_computed / PAGE_TOKENS;

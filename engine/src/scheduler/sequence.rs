@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::executor::{PlanRow, SampleSpec};
+use crate::executor::{PlanRow, RowOutput, SampleSpec};
 use crate::kv::{PAGE_TOKENS, PageTable, Prefix};
-use crate::request::{Failure, FinishReason, Request, RequestId, SampledToken, TokenEvent, Usage};
+use crate::request::{Failure, FinishReason, Request, RequestId, TokenEvent, Usage};
 
 /// What [`Sequence::accept`] reports to.
 pub(super) type Events = Vec<(RequestId, TokenEvent)>;
@@ -34,6 +34,8 @@ pub(super) struct Sequence {
     /// Prompt tokens whose KV was cached at the first admission.
     pub n_cached: usize,
     pub ended: bool,
+    /// Its last row failed: what that row computed is not shared with others.
+    pub is_broken: bool,
     /// True from the first admission on: the queue wait is reported once.
     pub was_admitted: bool,
 }
@@ -134,21 +136,27 @@ impl Sequence {
     }
 
     /// Takes over what a step computed for `row`. Tokens behind a stop id, or behind the last
-    /// allowed one, are discarded.
-    pub fn accept(&mut self, row: &PlanRow, sampled: Vec<SampledToken>, events: &mut Events) {
+    /// allowed one, are discarded, and so is an error behind those.
+    pub fn accept(&mut self, row: &PlanRow, output: RowOutput, events: &mut Events) {
         let id = self.request.id;
+        let RowOutput { tokens, error } = output;
+        if let Some(error) = &error
+            && tokens.is_empty()
+        {
+            self.fail(error.failure(self.is_guided()), events);
+            return;
+        }
         if row.sample.is_none() {
             self.n_computed += row.tokens.len();
             return;
         }
-        if sampled.is_empty() {
-            self.ended = true;
+        if tokens.is_empty() {
             let message = "the executor returned no token for this request".to_owned();
-            events.push((id, TokenEvent::Failed(Failure::Step { message })));
+            self.fail(Failure::Step { message }, events);
             return;
         }
         self.n_computed += row.tokens.len() - 1;
-        for token in sampled {
+        for token in tokens {
             let is_stop = self.request.stop_token_ids.contains(&token.token);
             self.tokens.push(token.token);
             self.n_computed += 1;
@@ -170,5 +178,14 @@ impl Sequence {
             ));
             return;
         }
+        if let Some(error) = error {
+            self.fail(error.failure(self.is_guided()), events);
+        }
+    }
+
+    fn fail(&mut self, failure: Failure, events: &mut Events) {
+        self.ended = true;
+        self.is_broken = true;
+        events.push((self.request.id, TokenEvent::Failed(failure)));
     }
 }

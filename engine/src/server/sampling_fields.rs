@@ -11,6 +11,7 @@ use super::state::{Limits, Seeds};
 use super::structured_fields::{Asked, take_constraint};
 use crate::errors::Code;
 use crate::request::SamplingParams;
+use crate::sampler::ranges;
 use crate::structured::Guide;
 
 /// Most log-probabilities a token, as OpenAI's chat API has it.
@@ -134,26 +135,14 @@ fn take_params(
         .integer("top_k", -1..=i64::from(i32::MAX))?
         .unwrap_or(0)
         .max(0) as usize;
-    let top_p = fields.number("top_p", 0.0..=1.0)?.unwrap_or(1.0) as f32;
-    let repetition = fields
-        .number("repetition_penalty", 0.0..=10.0)?
-        .unwrap_or(1.0) as f32;
-    if repetition <= 0.0 {
-        let message = format!("repetition_penalty is {repetition}, but must be above 0, to 10");
-        return Err(ApiError::invalid("repetition_penalty", message));
-    }
     Ok(SamplingParams {
-        temperature: fields.number("temperature", 0.0..=2.0)?.unwrap_or(1.0) as f32,
+        temperature: fields.parameter(ranges::TEMPERATURE)?.unwrap_or(1.0),
         top_k,
-        top_p,
-        min_p: fields.number("min_p", 0.0..=1.0)?.unwrap_or(0.0) as f32,
-        repetition_penalty: repetition,
-        presence_penalty: fields
-            .number("presence_penalty", -2.0..=2.0)?
-            .unwrap_or(0.0) as f32,
-        frequency_penalty: fields
-            .number("frequency_penalty", -2.0..=2.0)?
-            .unwrap_or(0.0) as f32,
+        top_p: fields.parameter(ranges::TOP_P)?.unwrap_or(1.0),
+        min_p: fields.parameter(ranges::MIN_P)?.unwrap_or(0.0),
+        repetition_penalty: fields.parameter(ranges::REPETITION_PENALTY)?.unwrap_or(1.0),
+        presence_penalty: fields.parameter(ranges::PRESENCE_PENALTY)?.unwrap_or(0.0),
+        frequency_penalty: fields.parameter(ranges::FREQUENCY_PENALTY)?.unwrap_or(0.0),
         logit_bias: take_logit_bias(fields, limits)?,
         seed: match fields.integer("seed", i64::MIN..=i64::MAX)? {
             Some(seed) => seed as u64,
@@ -183,14 +172,13 @@ fn take_logit_bias(fields: &mut Fields, limits: &Limits) -> Result<Vec<(u32, f32
                 let message = format!("{path} is no token id; ids are from 0 to {}", vocab - 1);
                 return Err(ApiError::invalid(path, message));
             };
-            let bias = value
-                .as_f64()
-                .filter(|bias| (-100.0..=100.0).contains(bias));
+            let range = ranges::LOGIT_BIAS;
+            let bias = value.as_f64().and_then(|bias| range.take(bias));
             let bias = bias.ok_or_else(|| {
-                let message = format!("{path} is {}, but must be from -100 to 100", show(&value));
+                let message = format!("{path} is {}, but must be from {range}", show(&value));
                 ApiError::invalid(path, message)
             })?;
-            Ok((id, bias as f32))
+            Ok((id, bias))
         })
         .collect()
 }

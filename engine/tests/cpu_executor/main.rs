@@ -7,6 +7,7 @@ mod backends;
 mod invariance;
 mod prefix_reuse;
 mod refusals;
+mod row_errors;
 
 use engine::executor::PlanRow;
 use engine::executor::cpu::{ActivationType, CpuExecutor, CpuOptions};

@@ -19,6 +19,7 @@ mod program;
 mod redis_server;
 mod refusals;
 mod result_cache;
+mod row_faults;
 mod secrets;
 mod soak;
 mod stress;

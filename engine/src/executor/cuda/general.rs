@@ -2,7 +2,9 @@
 
 use std::borrow::Cow;
 
-use super::super::{ExecutorError, PlanRow, SampleSpec, StepOutput};
+use kernels::cuda::CudaError;
+
+use super::super::{ExecutorError, PlanRow, RowError, RowOutput, SampleSpec, StepOutput};
 use super::CudaExecutor;
 use super::decode::no_sampler;
 use super::passes::{passes, sampled};
@@ -19,12 +21,15 @@ impl CudaExecutor {
         rows: &[PlanRow],
         n_steps: usize,
     ) -> Result<StepOutput, ExecutorError> {
-        let mut made: Vec<Vec<SampledToken>> = vec![Vec::new(); rows.len()];
+        let mut made = vec![RowOutput::default(); rows.len()];
         for step in 0..n_steps {
+            // Which rows these are, and what they compute now. One that failed goes no further.
+            let going_on: Vec<usize> = (0..rows.len()).filter(|i| !made[*i].has_failed()).collect();
             let current: Cow<'_, [PlanRow]> = if step == 0 {
                 rows.into()
             } else {
-                rows.iter().zip(&made).map(|(r, m)| feed(r, m)).collect()
+                let fed = |i: &usize| feed(&rows[*i], &made[*i].tokens);
+                going_on.iter().map(fed).collect()
             };
             for pass in passes(&current, self.inputs.max_tokens()) {
                 let (sampling, outputs) = sampled(&current, &pass);
@@ -35,21 +40,21 @@ impl CudaExecutor {
                 }
                 self.head(outputs.len()).map_err(step_error)?;
                 let chosen = self.choose(&current, &sampling)?;
-                for (row, token) in sampling.into_iter().zip(chosen) {
-                    made[row].push(token);
+                for (row, chosen) in sampling.into_iter().zip(chosen) {
+                    made[going_on[row]].push(chosen);
                 }
             }
         }
         Ok(StepOutput { rows: made })
     }
 
-    /// A token for each of the first rows of the logits, which are those of `rows[chosen[i]]`:
-    /// on the card, but for what only the host's sampler can do.
+    /// A token, or why there is none, for each of the first rows of the logits, which are those of
+    /// `rows[chosen[i]]`: on the card, but for what only the host's sampler can do.
     fn choose(
         &mut self,
         rows: &[PlanRow],
         chosen: &[usize],
-    ) -> Result<Vec<SampledToken>, ExecutorError> {
+    ) -> Result<Vec<Result<SampledToken, RowError>>, ExecutorError> {
         let specs: Vec<&SampleSpec> = chosen
             .iter()
             .filter_map(|row| rows[*row].sample.as_ref())
@@ -62,14 +67,17 @@ impl CudaExecutor {
         let first = self.step_values.view(0..1).map_err(step_error)?;
         let step = self.forward.step.all();
         step.copy_from(&self.stream, first).map_err(step_error)?;
-        let mut logprobs = None;
+        let (mut logprobs, mut refused) = (None, Vec::new());
         if on_card.iter().flatten().all(|spec| is_greedy(spec)) {
             self.forward
                 .argmax(&self.stream, &self.inputs, n, false)
                 .map_err(step_error)?;
         } else {
             let sampler = self.sampler.as_mut().ok_or_else(no_sampler)?;
-            sampler.upload(&self.stream, &on_card, n, self.vocab)?;
+            let uploaded = sampler
+                .upload(&self.stream, &on_card, n, self.vocab)
+                .map_err(step_error)?;
+            refused = uploaded.refused;
             sampler
                 .launch(&self.stream, &self.forward, &self.inputs, n, self.vocab)
                 .map_err(step_error)?;
@@ -81,30 +89,34 @@ impl CudaExecutor {
             .map_err(step_error)?;
         let mut tokens = Vec::with_capacity(n);
         for (i, spec) in specs.into_iter().enumerate() {
-            let request = rows[chosen[i]].request;
             let token = if on_card[i].is_some() {
-                self.results[0]
-                    .token(i, spec)
-                    .map_err(|error| step_error(format!("request {request}: {error}")))?
+                let token = self.results[0].token(i, spec).map_err(step_error)?;
+                token.map_err(RowError::from)
             } else {
                 if let Some(reason) = host_reason(spec, 1).filter(|_| self.sampler.is_some()) {
+                    let request = rows[chosen[i]].request;
                     tracing::debug!(%request, %reason, "the host's sampler chooses this token");
                 }
                 self.counts.host_sampled_tokens += 1;
-                self.sample_on_host(i, spec)?
+                self.sample_on_host(i, spec).map_err(step_error)?
             };
             tokens.push(token);
+        }
+        for (i, error) in refused {
+            tokens[i] = Err(error);
         }
         Ok(tokens)
     }
 
     /// Row `i` of the logits, which the card's sampler left as they are.
-    fn sample_on_host(&self, i: usize, spec: &SampleSpec) -> Result<SampledToken, ExecutorError> {
+    fn sample_on_host(
+        &self,
+        i: usize,
+        spec: &SampleSpec,
+    ) -> Result<Result<SampledToken, RowError>, CudaError> {
         let logits = self.forward.logits();
-        let row = logits
-            .view(i * self.vocab..(i + 1) * self.vocab)
-            .and_then(|row| row.download(&self.stream))
-            .map_err(step_error)?;
-        sampler::sample(&row, spec, 0, &[]).map_err(step_error)
+        let row = logits.view(i * self.vocab..(i + 1) * self.vocab)?;
+        let row = row.download(&self.stream)?;
+        Ok(sampler::sample(&row, spec, 0, &[]).map_err(RowError::from))
     }
 }

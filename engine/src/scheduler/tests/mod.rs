@@ -7,6 +7,7 @@ mod policies;
 mod purity;
 mod random;
 mod reuse;
+mod row_errors;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -374,16 +375,11 @@ fn a_failed_step_ends_its_requests_only() {
     scheduler.add(request(1, 20, 10), T0).unwrap();
     scheduler.add(request(2, 20, 3), T0).unwrap();
     let plan = scheduler.plan(T0);
-    let events = scheduler.fail(&plan, "broken");
-    assert_eq!(
-        events,
-        [(
-            RequestId(1),
-            TokenEvent::Failed(Failure::Step {
-                message: "broken".into()
-            })
-        )]
-    );
+    let failure = Failure::Step {
+        message: "broken".into(),
+    };
+    let events = scheduler.fail(&plan, &failure);
+    assert_eq!(events, [(RequestId(1), TokenEvent::Failed(failure))]);
     scheduler.check_integrity().unwrap();
     let results = run(&mut scheduler, &mut executor);
     assert_eq!(results[&2].0, run_alone(&request(2, 20, 3), None));
@@ -401,7 +397,7 @@ fn an_executor_that_returns_too_little_or_too_much_does_no_harm() {
         top_logprobs: Vec::new(),
     };
     let output = StepOutput {
-        rows: vec![vec![token.clone(), token.clone()]],
+        rows: vec![vec![token.clone(), token.clone()].into()],
     };
     let events = scheduler.commit(&plan, output);
     assert_eq!(events[0], (RequestId(1), TokenEvent::Token(token)));
