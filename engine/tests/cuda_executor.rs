@@ -14,6 +14,8 @@ mod row_errors;
 mod run_ahead;
 #[path = "cuda_executor/sampling.rs"]
 mod sampling;
+#[path = "cuda_executor/scoring.rs"]
+mod scoring;
 #[path = "cuda_executor/service.rs"]
 mod service;
 #[path = "cuda_executor/two_batches.rs"]

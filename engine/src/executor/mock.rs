@@ -20,7 +20,7 @@ use super::{
     RowOutput, SampleSpec, StepError, StepOutput, StepPlan,
 };
 use crate::kv::{PAGE_TOKENS, PageCopy};
-use crate::request::SampledToken;
+use crate::request::{SampledToken, ScoredToken};
 use crate::sampler::{self, SamplerError};
 
 #[derive(Debug, Clone)]
@@ -216,6 +216,9 @@ impl MockExecutor {
             sample,
             output_index,
         );
+        let Some(token) = self.allowed(token, sample, output_index, &sequence) else {
+            return Ok(Some(Err(SamplerError::AllMasked.into())));
+        };
         // Made up, but a distribution: 1/2, 1/4, 1/8, …, the chosen token first.
         let nth_logprob = |n: usize| -((n + 1) as f32) * std::f32::consts::LN_2;
         Ok(Some(Ok(SampledToken {
@@ -230,6 +233,41 @@ impl MockExecutor {
                 })
                 .collect(),
         })))
+    }
+
+    /// The token, or where the request excludes it, the next one of the range that it does not.
+    fn allowed(
+        &self,
+        token: u32,
+        sample: &SampleSpec,
+        output_index: usize,
+        sequence: &[u32],
+    ) -> Option<u32> {
+        let exclusions = &sample.params.exclusions;
+        if !exclusions.apply_at(output_index) {
+            return Some(token);
+        }
+        let n_tokens = self.config.tokens.end.max(token + 1);
+        let mut logits = vec![0.0; n_tokens as usize];
+        exclusions.mask(&mut logits, output_index, &sequence[sample.n_prompt..]);
+        let range = || self.config.tokens.clone();
+        let others = range().filter(|other| *other > token).chain(range());
+        let mut candidates = std::iter::once(token).chain(others).chain(0..n_tokens);
+        candidates.find(|token| logits[*token as usize] == 0.0)
+    }
+
+    /// Made up, but the same for the same token: 1/2, 1/4, … or 1/128, and other tokens after it.
+    fn score(target: u32, n_top: usize) -> ScoredToken {
+        let rank = target % 7 + 1;
+        let nth_logprob = |n: u32| -(n as f32) * std::f32::consts::LN_2;
+        ScoredToken {
+            token: target,
+            logprob: nth_logprob(rank),
+            rank,
+            top_logprobs: (1..=n_top as u32)
+                .map(|n| (target + n - rank.min(target + n), nth_logprob(n)))
+                .collect(),
+        }
     }
 
     fn check(plan: &StepPlan) -> Result<(), ExecutorError> {
@@ -258,6 +296,7 @@ impl MockExecutor {
                 }
             }
         }
+        super::check_scores(plan, DEVICE)?;
         for row in &plan.rows {
             let first_written = (row.start / PAGE_TOKENS).min(row.pages.len());
             let shared = &row.pages[..first_written];
@@ -358,6 +397,10 @@ impl Executor for MockExecutor {
                     made.push(chosen);
                 }
             }
+        }
+        for target in plan.targets() {
+            output.rows[target.row]
+                .push_score(Ok::<_, RowError>(Self::score(target.token, target.n_top)));
         }
         for copy in &plan.copies.restores {
             self.copy_page(*copy, true)?;

@@ -14,7 +14,7 @@ use std::sync::Arc;
 pub use self::error::{ExecutorError, RowError, StepError};
 pub use self::host_tier::{HostTierInfo, HostTierOptions, HostTierSize};
 use crate::kv::{PageCopies, PageIdx};
-use crate::request::{RequestId, SampledToken, SamplingParams};
+use crate::request::{RequestId, SampledToken, SamplingParams, ScoredToken};
 
 /// One step: every row's tokens go through the model once; rows with `sample` then get a token.
 #[derive(Debug, Clone, Default)]
@@ -30,6 +30,45 @@ pub struct StepPlan {
     pub n_next_steps: usize,
     /// Pages that move between the device and the host meanwhile; see [`PageCopies`] for the order.
     pub copies: PageCopies,
+    /// Rows whose tokens' log-probabilities are wanted, by rising row; none where `n_steps` is
+    /// above 1.
+    pub scores: Vec<ScoreSpec>,
+}
+
+/// Of one row: how likely the tokens that follow were.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ScoreSpec {
+    /// Index in the plan's rows.
+    pub row: usize,
+    /// What follows the row's first token, its second, …; at most one for each.
+    pub targets: Vec<u32>,
+    /// How many of the likeliest tokens to report in each place.
+    pub n_top: usize,
+}
+
+/// A token to score, and where its logits come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Target {
+    row: usize,
+    /// Index in the row's tokens of the one before it.
+    at: usize,
+    token: u32,
+    n_top: usize,
+}
+
+impl StepPlan {
+    /// Every token to score, in the order of the rows' tokens.
+    fn targets(&self) -> impl Iterator<Item = Target> {
+        self.scores.iter().flat_map(|spec| {
+            let targets = spec.targets.iter().enumerate();
+            targets.map(move |(at, &token)| Target {
+                row: spec.row,
+                at,
+                token,
+                n_top: spec.n_top,
+            })
+        })
+    }
 }
 
 /// One sequence's part of a step.
@@ -70,6 +109,8 @@ impl SampleSpec {
 pub struct RowOutput {
     /// `n_steps` where the row samples, none otherwise; fewer where `error` is set.
     pub tokens: Vec<SampledToken>,
+    /// One for each target of the row's [`ScoreSpec`]; fewer where `error` is set.
+    pub scores: Vec<ScoredToken>,
     /// Why no more came. It ends the row's own request and nothing else.
     pub error: Option<RowError>,
 }
@@ -83,6 +124,17 @@ impl RowOutput {
         }
     }
 
+    /// Takes in the next score, as [`Self::push`] does a token.
+    pub fn push_score(&mut self, scored: Result<ScoredToken, impl Into<RowError>>) {
+        match scored {
+            Ok(score) if self.error.is_none() => self.scores.push(score),
+            Ok(_) => {}
+            Err(error) => {
+                self.error.get_or_insert_with(|| error.into());
+            }
+        }
+    }
+
     pub fn has_failed(&self) -> bool {
         self.error.is_some()
     }
@@ -92,7 +144,7 @@ impl From<Vec<SampledToken>> for RowOutput {
     fn from(tokens: Vec<SampledToken>) -> Self {
         Self {
             tokens,
-            error: None,
+            ..Self::default()
         }
     }
 }
@@ -186,6 +238,7 @@ fn check_plan(plan: &StepPlan, device: &'static str) -> Result<(), ExecutorError
             "the plan has 0 steps; it must have at least 1".to_owned(),
         ));
     }
+    check_scores(plan, device)?;
     for row in &plan.rows {
         if row.tokens.is_empty() {
             return Err(step_error(format!(
@@ -204,6 +257,26 @@ fn check_plan(plan: &StepPlan, device: &'static str) -> Result<(), ExecutorError
                 "request {} follows a grammar, which goes one step at a time, not {}",
                 row.request, plan.n_steps
             )));
+        }
+    }
+    Ok(())
+}
+
+fn check_scores(plan: &StepPlan, device: &'static str) -> Result<(), ExecutorError> {
+    for spec in &plan.scores {
+        let n_tokens = plan.rows.get(spec.row).map(|row| row.tokens.len());
+        if plan.n_steps != 1 || n_tokens.is_none_or(|n| spec.targets.len() > n) {
+            return Err(ExecutorError::of_plan(
+                device,
+                format!(
+                    "{} tokens behind those of row {} are to be scored, in a plan of {} rows and {} \
+                 steps",
+                    spec.targets.len(),
+                    spec.row,
+                    plan.rows.len(),
+                    plan.n_steps
+                ),
+            ));
         }
     }
     Ok(())

@@ -1,7 +1,7 @@
 //! Chooses the next token from one row of logits, on the CPU. The reference for the card's
 //! sampler; [`plain`] makes the same choice in the plainest way.
 //!
-//! Order, as in vLLM and Hugging Face: what a grammar allows → logit bias → repetition, presence and frequency penalties
+//! Order, as in vLLM and Hugging Face: what a grammar and the request allow → logit bias → repetition, presence and frequency penalties
 //! → temperature → top-k → top-p → min-p → draw. Each filter looks at what the one before left
 //! over: top-p counts probability among the top k, min-p compares with the likeliest. Among equal
 //! logits the lower id ranks first, so top-k keeps exactly k tokens and greedy takes the lowest.
@@ -20,10 +20,12 @@
     reason = "equal logits and parameters at their neutral value are exactly equal"
 )]
 
+pub mod exclusions;
 pub mod philox;
 pub mod plain;
 pub mod ranges;
 mod rank;
+mod score;
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -33,6 +35,7 @@ use crate::request::{SampledToken, SamplingParams};
 use ranges::Range;
 pub(crate) use ranges::check;
 use rank::{Cutoff, Ranked};
+pub use score::score;
 
 /// Refused inputs. They end the request of the row that has them; nothing panics.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -47,6 +50,8 @@ pub enum SamplerError {
     Parameter { value: f32, range: Range },
     #[error("logit_bias names token {token}, the vocabulary has {n_vocab} tokens")]
     BiasToken { token: u32, n_vocab: usize },
+    #[error("the prompt has token {token}, the vocabulary has {n_vocab} tokens")]
+    UnknownToken { token: u32, n_vocab: usize },
 }
 
 /// Chooses one token.
@@ -63,7 +68,7 @@ pub fn sample(
     let params = &*spec.params;
     check(params)?;
     let raw_best = argmax(logits)?;
-    let adjusted = adjust(logits, spec, extra_history)?;
+    let adjusted = adjust(logits, spec, step_in_call, extra_history)?;
     let best = match &adjusted {
         Cow::Borrowed(_) => raw_best,
         Cow::Owned(adjusted) => argmax(adjusted)?,
@@ -149,10 +154,11 @@ fn argmax(logits: &[f32]) -> Result<usize, SamplerError> {
     }
 }
 
-/// Grammar, bias and penalties; borrows where there are none.
+/// Grammar, exclusions, bias and penalties; borrows where there are none.
 pub(crate) fn adjust<'a>(
     logits: &'a [f32],
     spec: &SampleSpec,
+    step_in_call: usize,
     extra_history: &[u32],
 ) -> Result<Cow<'a, [f32]>, SamplerError> {
     let params = &*spec.params;
@@ -160,7 +166,11 @@ pub(crate) fn adjust<'a>(
         .guide
         .as_ref()
         .and_then(|guide| guide.mask(spec.output_index));
-    if mask.is_none() && params.logit_bias.is_empty() && !params.needs_history() {
+    let exclusions = &params.exclusions;
+    let output_index = spec.output_index + step_in_call;
+    let excludes = exclusions.apply_at(output_index);
+    let is_untouched = mask.is_none() && params.logit_bias.is_empty() && !params.needs_history();
+    if is_untouched && !excludes {
         return Ok(Cow::Borrowed(logits));
     }
     check_bias(params, logits.len())?;
@@ -168,13 +178,17 @@ pub(crate) fn adjust<'a>(
     if let Some(mask) = mask {
         mask.apply(&mut adjusted);
     }
+    let (prompt, output) = spec.history.split_at(spec.n_prompt.min(spec.history.len()));
+    if excludes {
+        let output = [output, extra_history].concat();
+        exclusions.mask(&mut adjusted, output_index, &output);
+    }
     for (token, bias) in &params.logit_bias {
         adjusted[*token as usize] += bias;
     }
-    if !params.needs_history() {
+    if !params.has_penalties() {
         return Ok(Cow::Owned(adjusted));
     }
-    let (prompt, output) = spec.history.split_at(spec.n_prompt.min(spec.history.len()));
     // Token → how often it was generated; prompt tokens count for the repetition penalty alone.
     let mut n_generated: HashMap<u32, u32> = prompt.iter().map(|token| (*token, 0)).collect();
     for token in output.iter().chain(extra_history) {

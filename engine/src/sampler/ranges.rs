@@ -181,7 +181,7 @@ mod tests {
                         .token;
                     assert!(logits[token as usize] > f32::NEG_INFINITY);
                     assert_eq!(other.expect("as the other").token, token);
-                    for logit in adjust(logits, &spec, &[]).expect("adjusted").iter() {
+                    for logit in adjust(logits, &spec, 0, &[]).expect("adjusted").iter() {
                         assert!(*logit < f32::INFINITY, "{range:?} {value}: {logit}");
                     }
                     n_held += 1;

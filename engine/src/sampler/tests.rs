@@ -273,7 +273,7 @@ fn penalties_have_their_known_values() {
         n_prompt: 2,
     };
     // 0: 4 / 2. 1: -2 * 2. 2: (3 + 1) / 2 - 0.5 - 2 * 0.25. 3: 1 / 2 - 0.5 - 0.25. 4: untouched.
-    let adjusted = adjust(&[4.0, -2.0, 3.0, 1.0, 7.0], &spec, &[3]).unwrap();
+    let adjusted = adjust(&[4.0, -2.0, 3.0, 1.0, 7.0], &spec, 0, &[3]).unwrap();
     assert_eq!(*adjusted, [2.0, -4.0, 1.0, -0.25, 7.0]);
 }
 

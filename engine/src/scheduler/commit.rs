@@ -67,7 +67,7 @@ impl Scheduler {
     /// Index of a running request. Rows come in the order of `running`, give or take a wrap, so
     /// most are where the cursor is, and looking on from there makes a step's look-ups linear
     /// together.
-    fn find_running(&self, id: RequestId, cursor: &mut usize) -> Option<usize> {
+    pub(super) fn find_running(&self, id: RequestId, cursor: &mut usize) -> Option<usize> {
         if self
             .running
             .get(*cursor)

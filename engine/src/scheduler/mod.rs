@@ -15,6 +15,8 @@
 //! - A prompt is computed in chunks of at most `chunked_prefill_size` tokens, a step computes at
 //!   most `max_prefill_tokens` prompt tokens. Prefill steps and decode steps take turns while both
 //!   have work, so that neither starves; with `mixed_chunk` decode rows ride along instead.
+//! - A prompt whose tokens are scored is computed from its first token on, whatever is cached, and
+//!   in chunks of at most [`SCORED_CHUNK`] tokens: each costs a row of logits.
 //! - A decode step runs up to `n_continuous_decode_steps` tokens a row, as many as every row may
 //!   still produce and has pages for; one at a time while a row's tokens follow a grammar.
 //! - Where decoding rows need pages and none are left, the last admitted sequence is preempted: its
@@ -46,13 +48,16 @@ use self::host_tier::HostTierCounts;
 pub use self::host_tier::{HostTierConfig, HostTierStats, RestoreCosts};
 pub use self::policy::{PolicyName, UnknownPolicy};
 use self::row_memory::RowMemory;
-use self::sequence::Sequence;
+use self::sequence::{Scores, Sequence};
 use self::waiting::{QueueKey, WaitingQueue};
 use crate::executor::StepPlan;
 use crate::kv::prefix::extend_chain;
 use crate::kv::{IntegrityError, PAGE_TOKENS, PageAllocator, PageTable, Prefix, PrefixIndex};
 use crate::request::{FinishReason, Request, RequestId, TokenEvent};
 use crate::sampler::{self, SamplerError};
+
+/// Tokens of a prompt that is scored in one step: bounds what others wait for.
+const SCORED_CHUNK: usize = 256;
 
 /// Validated settings; every count is at least 1 (a 0 works as 1).
 #[derive(Debug, Clone, serde::Serialize)]
@@ -109,9 +114,6 @@ impl SchedulerConfig {
         if request.prompt.is_empty() {
             return Err(AddError::EmptyPrompt);
         }
-        if request.max_new_tokens == 0 {
-            return Err(AddError::NoOutput);
-        }
         sampler::check(&request.sampling)?;
         let n_tokens = request.prompt.len().saturating_add(request.max_new_tokens);
         if n_tokens > self.pool_tokens() {
@@ -129,8 +131,6 @@ impl SchedulerConfig {
 pub enum AddError {
     #[error("the prompt has no tokens; at least 1 is needed")]
     EmptyPrompt,
-    #[error("max_new_tokens is 0; at least 1 is needed")]
-    NoOutput,
     #[error(
         "{n_prompt} prompt tokens and {max_new_tokens} output tokens exceed the KV pool of {limit} tokens"
     )]
@@ -253,6 +253,7 @@ impl Scheduler {
             n_cached: 0,
             ended: false,
             is_broken: false,
+            scores: Scores::default(),
             was_admitted: false,
         });
         self.n_arrived += 1;
@@ -351,6 +352,7 @@ impl Scheduler {
         };
         self.release(&mut sequence);
         sequence.n_computed = 0;
+        sequence.scores.made.clear();
         self.n_preemptions += 1;
         let id = sequence.request.id;
         let key = self.waiting.insert(sequence);

@@ -26,6 +26,7 @@ pub mod choice;
 mod completions;
 mod connections;
 pub mod error;
+pub mod exclusion_fields;
 mod exposition;
 pub mod fields;
 mod logprobs;

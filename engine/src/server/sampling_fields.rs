@@ -6,13 +6,16 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::error::ApiError;
+use super::exclusion_fields::{BadWords, take_allowed, take_min_tokens};
 use super::fields::{Fields, as_integer, show};
 use super::state::{Limits, Seeds};
 use super::structured_fields::{Asked, take_constraint};
 use crate::errors::Code;
 use crate::request::SamplingParams;
+use crate::sampler::exclusions::Exclusions;
 use crate::sampler::ranges;
 use crate::structured::Guide;
+use crate::text::Tokenizer;
 
 /// Most log-probabilities a token, as OpenAI's chat API has it.
 pub const MAX_LOGPROBS: i64 = 20;
@@ -30,6 +33,9 @@ pub struct Generation {
     pub stop: Vec<String>,
     pub stop_token_ids: Vec<u32>,
     pub ignore_eos: bool,
+    /// Nothing ends the output before it has so many tokens.
+    pub min_tokens: usize,
+    pub bad_words: BadWords,
     pub skip_special_tokens: bool,
     pub include_stop_str: bool,
     /// As asked; `None` means the endpoint's default.
@@ -53,7 +59,6 @@ fn refuse_unsupported(fields: &mut Fields) -> Result<(), ApiError> {
         "logits_processors",
         "prompt_logprobs",
         "truncate_prompt_tokens",
-        "bad_words",
         "lora_path",
     ] {
         fields.refuse(name, &[json!([])])?;
@@ -81,13 +86,14 @@ impl Generation {
             let message = format!("best_of is {best_of}, but only the value of n ({n}) works here");
             return Err(ApiError::unsupported("best_of", message));
         }
-        let min_tokens = fields.integer("min_tokens", 0..=most)?.unwrap_or(0);
         let generation = Self {
             params: take_params(fields, limits, seeds, n_logprobs)?,
             n,
             stop: take_stop(fields, limits)?,
             stop_token_ids: take_stop_ids(fields, limits)?,
             ignore_eos: fields.bool("ignore_eos")?.unwrap_or(false),
+            min_tokens: take_min_tokens(fields)?,
+            bad_words: BadWords::take(fields)?,
             skip_special_tokens: fields.bool("skip_special_tokens")?.unwrap_or(true),
             include_stop_str: fields.bool("include_stop_str_in_output")?.unwrap_or(false),
             max_tokens: max_completion_tokens.or(max_tokens).map(|n| n as usize),
@@ -97,30 +103,44 @@ impl Generation {
             streaming: take_streaming(fields)?,
             asked: take_constraint(fields)?,
         };
-        if min_tokens > 0 && generation.may_end_early() {
-            let message = format!(
-                "min_tokens is {min_tokens}, which only works together with ignore_eos, and \
-                 without stop strings, stop tokens or a form of the output"
-            );
-            return Err(ApiError::unsupported("min_tokens", message));
-        }
+        generation.check_min_tokens()?;
         Ok(generation)
     }
 
-    /// Something else than `max_tokens` may end the output.
-    fn may_end_early(&self) -> bool {
-        !self.ignore_eos
-            || !self.stop.is_empty()
-            || !self.stop_token_ids.is_empty()
-            || self.asked.is_some()
+    fn check_min_tokens(&self) -> Result<(), ApiError> {
+        let min_tokens = self.min_tokens;
+        if let Some(max_tokens) = self.max_tokens.filter(|most| *most < min_tokens) {
+            let message =
+                format!("min_tokens is {min_tokens}, but max_tokens allows {max_tokens} tokens");
+            return Err(ApiError::invalid("min_tokens", message));
+        }
+        if min_tokens > 0 && self.asked.is_some() {
+            let message = format!(
+                "min_tokens is {min_tokens}, but the form of the output says where it ends"
+            );
+            return Err(ApiError::unsupported("min_tokens", message));
+        }
+        Ok(())
     }
 
-    /// Parameters of one choice: the same, with a random stream and a guide of its own.
-    pub fn params_of_choice(&self, choice: usize, guide: Option<Guide>) -> Arc<SamplingParams> {
+    /// Parameters of one choice: the same, with a random stream and a guide of its own. `ends` are
+    /// all tokens that end it.
+    pub fn params_of_choice(
+        &self,
+        choice: usize,
+        guide: Option<Guide>,
+        ends: &Arc<[u32]>,
+        tokenizer: &Tokenizer,
+    ) -> Result<Arc<SamplingParams>, ApiError> {
         let mut params = self.params.clone();
         params.seed = params.seed.wrapping_add(choice as u64);
         params.guide = guide;
-        Arc::new(params)
+        params.exclusions.min_tokens = self.min_tokens;
+        params.exclusions.ends = Arc::clone(ends);
+        if !self.bad_words.is_empty() {
+            params.exclusions.bad_words = self.bad_words.ids(tokenizer)?;
+        }
+        Ok(Arc::new(params))
     }
 }
 
@@ -149,6 +169,11 @@ fn take_params(
             None => seeds.draw(),
         },
         n_logprobs,
+        n_prompt_logprobs: None,
+        exclusions: Exclusions {
+            allowed: take_allowed(fields, limits)?,
+            ..Exclusions::default()
+        },
         guide: None,
     })
 }

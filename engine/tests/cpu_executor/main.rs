@@ -8,6 +8,7 @@ mod invariance;
 mod prefix_reuse;
 mod refusals;
 mod row_errors;
+mod scoring;
 
 use engine::executor::PlanRow;
 use engine::executor::cpu::{ActivationType, CpuExecutor, CpuOptions};

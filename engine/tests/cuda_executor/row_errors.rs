@@ -93,7 +93,7 @@ fn serve(executor: &mut CudaExecutor, config: SchedulerConfig, requests: &[Reque
             let (tokens, end) = told.entry(id.0).or_default();
             match event {
                 TokenEvent::Token(token) => tokens.push(token.token),
-                TokenEvent::Finished { .. } => {}
+                TokenEvent::Finished { .. } | TokenEvent::PromptLogprobs(_) => {}
                 TokenEvent::Failed(failure) => *end = Some(failure),
             }
         }

@@ -20,6 +20,7 @@ mod redis_server;
 mod refusals;
 mod result_cache;
 mod row_faults;
+mod scoring;
 mod secrets;
 mod soak;
 mod stress;

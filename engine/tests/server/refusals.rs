@@ -54,7 +54,6 @@ async fn wrong_fields() {
         json!({"prompt": ["a", "x".repeat(600)]}),
         json!({"model": "gpt-5"}),
         json!({"model": 5}),
-        json!({"max_tokens": 0}),
         json!({"max_tokens": -1}),
         json!({"max_tokens": 1.5}),
         json!({"max_tokens": "many"}),
@@ -86,7 +85,6 @@ async fn wrong_fields() {
         json!({"logit_bias": [1]}),
         json!({"logprobs": 21}),
         json!({"logprobs": true}),
-        json!({"echo": true, "logprobs": 1}),
         json!({"stream": "yes"}),
         json!({"stream_options": {"include_usage": true}}),
         json!({"stream": true, "stream_options": {"include_usage": 1}}),
@@ -106,6 +104,10 @@ async fn wrong_fields() {
         json!({"structured_outputs": {"structural_tag": {}}}),
         json!({"ebnf": "root ::= \"a\""}),
         json!({"min_tokens": 4}),
+        json!({"min_tokens": 1, "guided_regex": "a"}),
+        json!({"allowed_token_ids": []}),
+        json!({"bad_words": ["a", ""]}),
+        json!({"prompt_logprobs": 1, "stream": true}),
         json!({"use_beam_search": true}),
     ];
     let chats = [

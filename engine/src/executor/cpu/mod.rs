@@ -24,7 +24,7 @@ use self::forward::{Forward, RowView};
 use self::weights::DecoderWeights;
 use super::{
     Asleep, Executor, ExecutorCounts, ExecutorError, ExecutorInfo, PlanRow, RowOutput, SampleSpec,
-    StepOutput, StepPlan,
+    StepOutput, StepPlan, Target,
 };
 use crate::kv::{PAGE_TOKENS, PageIdx};
 use crate::sampler;
@@ -168,8 +168,43 @@ impl CpuExecutor {
         Ok(logits.to_vec())
     }
 
+    /// Runs the rows and scores what the plan asks for, in portions spread over the threads.
+    fn run_scoring(
+        &mut self,
+        plan: &StepPlan,
+        views: &[RowView<'_>],
+        outputs: &[usize],
+        output: &mut StepOutput,
+    ) -> Result<(), ExecutorError> {
+        let (mut firsts, mut n_tokens) = (Vec::with_capacity(plan.rows.len()), 0);
+        for row in &plan.rows {
+            firsts.push(n_tokens);
+            n_tokens += row.tokens.len();
+        }
+        let targets: Vec<Target> = plan.targets().collect();
+        let scored: Vec<usize> = targets.iter().map(|t| firsts[t.row] + t.at).collect();
+        let mut outcomes: Vec<_> = targets.iter().map(|target| (*target, None)).collect();
+        let vocab = self.vocab;
+        let mut score = |pool: &mut WorkerPool, first: usize, logits: &[f32]| {
+            let portion = &mut outcomes[first..first + logits.len() / vocab];
+            pool.for_each_mut(portion, &|i, (target, outcome)| {
+                let logits = &logits[i * vocab..][..vocab];
+                *outcome = Some(sampler::score(logits, target.token, target.n_top));
+            })
+        };
+        self.forward
+            .run_scoring(&mut self.pool, views, outputs, &scored, &mut score)
+            .map_err(step_error)?;
+        for (target, outcome) in outcomes {
+            if let Some(outcome) = outcome {
+                output.rows[target.row].push_score(outcome);
+            }
+        }
+        Ok(())
+    }
+
     /// Chooses a token for each of the rows `chosen`, whose logits the last run left in that
-    /// order. Rows are spread over the threads.
+    /// order. Rows are spread over the threads; one that has failed gets none.
     fn sample(
         &mut self,
         plan: &StepPlan,
@@ -194,7 +229,9 @@ impl CpuExecutor {
         let mut outcomes: Vec<_> = chosen.iter().map(|row| (*row, None)).collect();
         let rows = &output.rows;
         let choose_row = |i: usize, (row, outcome): &mut (usize, Option<_>)| {
-            if let Some(spec) = &plan.rows[*row].sample {
+            if let Some(spec) = plan.rows[*row].sample.as_ref()
+                && !rows[*row].has_failed()
+            {
                 *outcome = Some(choose(i, spec, &rows[*row]));
             }
         };
@@ -246,9 +283,13 @@ impl Executor for CpuExecutor {
             }
         }
         let views: Vec<RowView<'_>> = plan.rows.iter().map(RowView::of).collect();
-        self.forward
-            .run(&mut self.pool, &views, &outputs)
-            .map_err(step_error)?;
+        if plan.scores.is_empty() {
+            self.forward
+                .run(&mut self.pool, &views, &outputs)
+                .map_err(step_error)?;
+        } else {
+            self.run_scoring(plan, &views, &outputs, &mut output)?;
+        }
         self.sample(plan, &sampling, 0, &mut output)?;
         for step in 1..plan.n_steps {
             // Every row is a decode row here, and goes on from the token of the step before. One

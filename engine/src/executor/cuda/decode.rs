@@ -12,6 +12,9 @@ impl CudaExecutor {
     /// Whether the card can carry this plan out without the host between the steps.
     pub(super) fn is_decode_plan(&self, plan: &StepPlan) -> bool {
         let goes_on = |batch: &Batch| batch.is_continued_by(&plan.rows, plan.n_steps);
+        if !plan.scores.is_empty() {
+            return false;
+        }
         self.batch.as_ref().is_some_and(goes_on)
             || plan.rows.iter().all(|row| {
                 let spec = row.sample.as_ref();
@@ -106,8 +109,8 @@ impl CudaExecutor {
         let mut made = self.read(burst, rows, n_steps).map_err(step_error)?;
         for (i, error) in refused {
             made[i] = RowOutput {
-                tokens: Vec::new(),
                 error: Some(error),
+                ..RowOutput::default()
             };
         }
         if is_in_step {

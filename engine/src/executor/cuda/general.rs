@@ -4,23 +4,27 @@ use std::borrow::Cow;
 
 use kernels::cuda::CudaError;
 
-use super::super::{ExecutorError, PlanRow, RowError, RowOutput, SampleSpec, StepOutput};
+use super::super::{
+    ExecutorError, PlanRow, RowError, RowOutput, SampleSpec, StepOutput, StepPlan, Target,
+};
 use super::CudaExecutor;
 use super::decode::no_sampler;
-use super::passes::{passes, sampled};
+use super::inputs::MAX_ROWS;
+use super::passes::{Piece, passes, sampled, scored};
 use super::run_ahead::feed;
 use super::sampling::{host_reason, is_greedy};
 use super::step_error;
-use crate::request::SampledToken;
-use crate::sampler;
+use crate::request::{SampledToken, ScoredToken};
+use crate::sampler::{self, SamplerError};
+
+/// One reads a row of logits in about the time that the card needs for one.
+const MAX_SCORING_THREADS: usize = 16;
 
 impl CudaExecutor {
     /// Passes of as many tokens as fit, the head where tokens are wanted.
-    pub(super) fn general(
-        &mut self,
-        rows: &[PlanRow],
-        n_steps: usize,
-    ) -> Result<StepOutput, ExecutorError> {
+    pub(super) fn general(&mut self, plan: &StepPlan) -> Result<StepOutput, ExecutorError> {
+        let (rows, n_steps) = (plan.rows.as_slice(), plan.n_steps);
+        let targets: Vec<Target> = plan.targets().collect();
         let mut made = vec![RowOutput::default(); rows.len()];
         for step in 0..n_steps {
             // Which rows these are, and what they compute now. One that failed goes no further.
@@ -35,17 +39,50 @@ impl CudaExecutor {
                 let (sampling, outputs) = sampled(&current, &pass);
                 let size = self.upload(&current, &pass, &outputs).map_err(step_error)?;
                 self.layers(size).map_err(step_error)?;
+                let scored = scored(&pass, &targets);
+                if !scored.is_empty() {
+                    // A plan with scores has one step, so its rows are all here.
+                    self.score(&current, &pass, &scored, &mut made)
+                        .map_err(step_error)?;
+                    self.upload(&current, &pass, &outputs).map_err(step_error)?;
+                }
                 if outputs.is_empty() {
                     continue;
                 }
                 self.head(outputs.len()).map_err(step_error)?;
                 let chosen = self.choose(&current, &sampling)?;
                 for (row, chosen) in sampling.into_iter().zip(chosen) {
-                    made[going_on[row]].push(chosen);
+                    let made = &mut made[going_on[row]];
+                    if !made.has_failed() {
+                        made.push(chosen);
+                    }
                 }
             }
         }
         Ok(StepOutput { rows: made })
+    }
+
+    /// Brings the logits of a pass's scored tokens to the host in portions, and scores them on its
+    /// cores. The card's output rows are those of the last portion then.
+    fn score(
+        &mut self,
+        rows: &[PlanRow],
+        pass: &[Piece],
+        scored: &[(usize, Target)],
+        made: &mut [RowOutput],
+    ) -> Result<(), CudaError> {
+        for portion in scored.chunks(MAX_ROWS) {
+            let outputs: Vec<usize> = portion.iter().map(|(i, _)| *i).collect();
+            self.upload(rows, pass, &outputs)?;
+            self.head(outputs.len())?;
+            let n = outputs.len() * self.vocab;
+            let logits = self.forward.logits().view(0..n)?.download(&self.stream)?;
+            let scores = on_all_cores(portion, &logits, self.vocab);
+            for ((_, target), score) in portion.iter().zip(scores) {
+                made[target.row].push_score(score);
+            }
+        }
+        Ok(())
     }
 
     /// A token, or why there is none, for each of the first rows of the logits, which are those of
@@ -119,4 +156,35 @@ impl CudaExecutor {
         let row = row.download(&self.stream)?;
         Ok(sampler::sample(&row, spec, 0, &[]).map_err(RowError::from))
     }
+}
+
+/// Scores `targets`, whose logits are `[targets.len(), vocab]`, in order.
+fn on_all_cores(
+    targets: &[(usize, Target)],
+    logits: &[f32],
+    vocab: usize,
+) -> Vec<Result<ScoredToken, SamplerError>> {
+    let n_threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let n_each = targets
+        .len()
+        .div_ceil(n_threads.min(MAX_SCORING_THREADS))
+        .max(1);
+    let score = &|targets: &[(usize, Target)], logits: &[f32]| -> Vec<_> {
+        let rows = targets.iter().zip(logits.chunks_exact(vocab));
+        rows.map(|((_, target), row)| sampler::score(row, target.token, target.n_top))
+            .collect()
+    };
+    std::thread::scope(|scope| {
+        let portions = targets.chunks(n_each).zip(logits.chunks(n_each * vocab));
+        let threads: Vec<_> = portions
+            .map(|(targets, logits)| (targets, logits, scope.spawn(move || score(targets, logits))))
+            .collect();
+        threads
+            .into_iter()
+            // A thread that panicked is asked again here, where a panic ends the engine.
+            .flat_map(|(targets, logits, thread)| {
+                thread.join().unwrap_or_else(|_| score(targets, logits))
+            })
+            .collect()
+    })
 }

@@ -447,7 +447,7 @@ impl CudaExecutor {
             return self.decode(plan);
         }
         self.forget_batch();
-        let output = self.general(&plan.rows, plan.n_steps)?;
+        let output = self.general(plan)?;
         // A chunk that makes no token is still on the card.
         self.stream.synchronize().map_err(step_error)?;
         Ok(output)

@@ -43,6 +43,8 @@ pub(super) enum HostReason {
     Penalized { n_tokens: usize },
     #[error("a grammar says which tokens may come")]
     Guided,
+    #[error("the request excludes tokens")]
+    Excluded,
 }
 
 /// Whether the likeliest token under the model's own distribution is all that is asked.
@@ -52,6 +54,7 @@ pub(super) fn is_greedy(spec: &SampleSpec) -> bool {
         && p.logit_bias.is_empty()
         && p.n_logprobs.is_none()
         && !p.needs_history()
+        && !p.exclusions.apply_at(spec.output_index)
         && !spec.is_guided()
 }
 
@@ -60,6 +63,10 @@ pub(super) fn host_reason(spec: &SampleSpec, n_steps: usize) -> Option<HostReaso
     let params = &spec.params;
     if spec.is_guided() {
         return Some(HostReason::Guided);
+    }
+    // What may not come now may come later, and never the other way round.
+    if params.exclusions.apply_at(spec.output_index) {
+        return Some(HostReason::Excluded);
     }
     if let Some(asked) = params.n_logprobs.filter(|n| *n > MAX_TOP_LOGPROBS) {
         return Some(HostReason::TopLogprobs { asked });
@@ -354,6 +361,7 @@ mod tests {
 
     use super::*;
     use crate::request::SamplingParams;
+    use crate::sampler::exclusions::Exclusions;
 
     fn spec(params: SamplingParams, history: &[u32], n_prompt: usize) -> SampleSpec {
         SampleSpec {
@@ -416,7 +424,7 @@ mod tests {
             let tokens: HashSet<i32> =
                 list[..row.n_penalized as usize].iter().map(|entry| entry.token).collect();
             prop_assert_eq!(tokens.len(), row.n_penalized as usize, "a token is listed twice");
-            let expected = sampler::adjust(&logits, &spec, &[]).unwrap();
+            let expected = sampler::adjust(&logits, &spec, 0, &[]).unwrap();
             prop_assert_eq!(penalized(&logits, &row, &list), expected.to_vec());
             prop_assert_eq!(row.tracks_output == 1, spec.params.needs_history());
         }
@@ -491,6 +499,39 @@ mod tests {
         let n_tokens = MAX_PENALIZED + 1;
         let reason = with(None, 0.5, &distinct[1..], 2);
         assert_eq!(reason, Some(HostReason::Penalized { n_tokens }));
+    }
+
+    #[test]
+    fn a_row_that_excludes_tokens_goes_to_the_host_until_it_does_not() {
+        let with = |exclusions: Exclusions, output_index: usize| {
+            let params = SamplingParams {
+                exclusions,
+                ..SamplingParams::default()
+            };
+            SampleSpec {
+                output_index,
+                ..spec(params, &[], 0)
+            }
+        };
+        let ends = |output_index| {
+            let exclusions = Exclusions {
+                min_tokens: 3,
+                ends: Arc::from([2]),
+                ..Exclusions::default()
+            };
+            with(exclusions, output_index)
+        };
+        assert!(!is_greedy(&ends(2)) && is_greedy(&ends(3)));
+        assert_eq!(host_reason(&ends(2), 1), Some(HostReason::Excluded));
+        assert_eq!(host_reason(&ends(3), 16), None);
+        let allowed = Exclusions {
+            allowed: Some(Arc::from([5])),
+            ..Exclusions::default()
+        };
+        assert_eq!(
+            host_reason(&with(allowed, 100), 1),
+            Some(HostReason::Excluded)
+        );
     }
 
     #[test]

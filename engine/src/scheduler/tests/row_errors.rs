@@ -86,8 +86,8 @@ fn a_stop_before_the_fault_is_an_ordinary_end() {
     let error = Some(RowError::Sampler(SamplerError::AllMasked));
     let output = StepOutput {
         rows: vec![RowOutput {
-            tokens: vec![token],
             error,
+            ..vec![token].into()
         }],
     };
     let events = scheduler.commit(&plan, output);
@@ -113,8 +113,8 @@ fn what_a_failed_row_computed_is_not_shared() {
     let plan = scheduler.plan(T0);
     let output = StepOutput {
         rows: vec![RowOutput {
-            tokens: Vec::new(),
             error: Some(RowError::Sampler(SamplerError::AllMasked)),
+            ..RowOutput::default()
         }],
     };
     let events = scheduler.commit(&plan, output);
