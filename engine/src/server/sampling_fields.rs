@@ -63,8 +63,28 @@ fn refuse_unsupported(fields: &mut Fields) -> Result<(), ApiError> {
     ] {
         fields.refuse(name, &[json!([])])?;
     }
-    fields.refuse("use_beam_search", &[json!(false)])?;
-    fields.refuse("length_penalty", &[json!(1), json!(1.0)])
+    for name in ["use_beam_search", "return_hidden_states"] {
+        fields.refuse(name, &[json!(false)])?;
+    }
+    for name in ["stop_regex", "custom_logit_processor"] {
+        fields.refuse(name, &[json!(""), json!([])])?;
+    }
+    fields.refuse("logprob_token_ids", &[json!([])])?;
+    // Each with the number that switches it off.
+    for (name, off) in [
+        ("length_penalty", 1),
+        ("repeat_penalty", 1),
+        ("typical_p", 1),
+        ("mirostat", 0),
+        ("n_probs", 0),
+        ("dry_multiplier", 0),
+        ("xtc_probability", 0),
+        ("dynatemp_range", 0),
+        ("top_n_sigma", -1),
+    ] {
+        fields.refuse(name, &[json!(off), json!(f64::from(off))])?;
+    }
+    Ok(())
 }
 
 impl Generation {

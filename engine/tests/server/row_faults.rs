@@ -36,9 +36,10 @@ fn text(answer: &Answer) -> String {
             .expect("a text")
             .to_owned()
     };
-    match is_stream {
-        true => answer.chunks().iter().map(of).collect(),
-        false => of(&answer.json()),
+    if is_stream {
+        answer.chunks().iter().map(of).collect()
+    } else {
+        of(&answer.json())
     }
 }
 

@@ -119,7 +119,7 @@ async fn prompt_logprobs_have_vllms_shape() {
         assert!(scores[0].is_null());
         let own = &scores[1]["98"];
         assert_close(&own["logprob"], logprob(98));
-        assert_eq!(own["rank"], 98 % 7 + 1);
+        assert_eq!(own["rank"], 1, "98 is a multiple of 7");
         assert_eq!(own["decoded_token"], "b");
     }
     let without = server
@@ -155,6 +155,42 @@ async fn no_output_needs_no_room() {
     assert_eq!(logprobs["token_logprobs"], json!([null]));
     assert_eq!(logprobs["tokens"], json!(["a"]));
     server.assert_empties().await;
+}
+
+/// Fields of other servers that change what is sampled are not ignored; the values that switch
+/// them off are fine.
+#[tokio::test]
+async fn other_servers_samplers_are_refused_by_name() {
+    let server = TestServer::start(TestConfig::saying("xyz")).await;
+    for (name, off, on) in [
+        ("repeat_penalty", json!(1.0), json!(1.1)),
+        ("typical_p", json!(1), json!(0.9)),
+        ("mirostat", json!(0), json!(2)),
+        ("n_probs", json!(0), json!(5)),
+        ("dry_multiplier", json!(0.0), json!(0.8)),
+        ("xtc_probability", json!(0), json!(0.5)),
+        ("dynatemp_range", json!(0), json!(0.5)),
+        ("top_n_sigma", json!(-1.0), json!(1)),
+        ("stop_regex", json!([]), json!("a+")),
+        ("custom_logit_processor", json!(""), json!("x")),
+        ("logprob_token_ids", json!([]), json!([1])),
+        ("return_hidden_states", json!(false), json!(true)),
+    ] {
+        for path in [PATH, "/v1/chat/completions"] {
+            let body = |value: &Value| {
+                let messages = json!([{"role": "user", "content": "x"}]);
+                json!({"prompt": "x", "messages": messages, "max_tokens": 1, name: value})
+            };
+            server.ok(path, body(&off)).await;
+            let refused = server.post(path, body(&on)).await;
+            assert_eq!(refused.status, 400, "{name}: {}", refused.text());
+            let error = &refused.json()["error"];
+            assert_eq!(
+                (&error["param"], &error["code"]),
+                (&json!(name), &json!("unsupported_parameter"))
+            );
+        }
+    }
 }
 
 #[tokio::test]
@@ -213,8 +249,10 @@ async fn nothing_ends_an_output_before_its_least_length() {
 #[tokio::test]
 async fn only_allowed_tokens_come_and_no_bad_words() {
     for n_decode_steps in [1, 4] {
-        let mut config = TestConfig::default();
-        config.n_decode_steps = n_decode_steps;
+        let mut config = TestConfig {
+            n_decode_steps,
+            ..TestConfig::default()
+        };
         config.mock.tokens = 97..103;
         let server = TestServer::start(config).await;
         let text = async |fields: Value| {
