@@ -1,14 +1,17 @@
 //! A sequence whose values are no numbers ends alone, greedy or sampled, whatever else is in its
-//! step.
+//! step; and its pages harm nobody who gets them next.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use engine::executor::cpu::{ActivationType, CpuExecutor, CpuOptions, Sampling};
 use engine::executor::{Executor, RowError, SampleSpec, StepPlan};
 use engine::model::config::{Family, ModelConfig};
-use engine::request::SamplingParams;
+use engine::request::{Failure, Request, RequestId, SamplingParams, TokenEvent};
 use engine::sampler::SamplerError;
+use engine::scheduler::{Scheduler, SchedulerConfig};
 use engine::weights::fixture::wide_config;
 use engine::weights::synthetic::{SyntheticCheckpoint, SyntheticFormat};
 use engine::weights::{Checkpoint, ElementFormat, Matrix, MatrixId, VectorId, WeightError};
@@ -164,5 +167,85 @@ fn parameters_that_are_wrong_end_their_row() {
             [&found.rows[0], &found.rows[2]],
             [&good.rows[0], &good.rows[1]]
         );
+    }
+}
+
+/// What each request got: its tokens, and how it ended.
+type Told = HashMap<u64, (Vec<u32>, Option<Failure>)>;
+
+fn serve(executor: &mut CpuExecutor, config: SchedulerConfig, requests: &[Request]) -> Told {
+    let mut scheduler = Scheduler::new(config);
+    for request in requests {
+        scheduler
+            .add(request.clone(), Duration::ZERO)
+            .expect("fits");
+    }
+    let mut told = Told::new();
+    while !scheduler.is_idle() {
+        let plan = scheduler.plan(Duration::ZERO);
+        let output = executor.execute(&plan).expect("no step fails");
+        for (id, event) in scheduler.commit(&plan, output) {
+            let (tokens, end) = told.entry(id.0).or_default();
+            match event {
+                TokenEvent::Token(token) => tokens.push(token.token),
+                TokenEvent::Finished { .. } | TokenEvent::PromptLogprobs(_) => {}
+                TokenEvent::Failed(failure) => *end = Some(failure),
+            }
+        }
+        scheduler.check_integrity().expect("pages add up");
+    }
+    assert_eq!(scheduler.stats().n_pages_used, 0);
+    told
+}
+
+/// Small chunks, bursts and few pages, which go from broken sequences to sound ones over and over.
+#[test]
+fn sound_requests_keep_their_text_among_broken_ones() {
+    let vocab = 70;
+    let request = |id: u64| {
+        let mut prompt = tokens(20 + id as usize % 13, id as u32, vocab);
+        let is_broken = id % 2 == 1;
+        if is_broken {
+            *prompt.last_mut().expect("a prompt") = POISON;
+        }
+        Request {
+            id: RequestId(id),
+            prompt: prompt.into(),
+            sampling: Arc::new(SamplingParams {
+                temperature: if id.is_multiple_of(4) { 0.0 } else { 0.7 },
+                seed: id,
+                // A sound one that chose it would be broken from there on.
+                logit_bias: vec![(POISON, f32::NEG_INFINITY)],
+                ..SamplingParams::default()
+            }),
+            max_new_tokens: 10,
+            stop_token_ids: Arc::from([]),
+            priority: 0,
+        }
+    };
+    let requests: Vec<Request> = (0..16).map(request).collect();
+    // The same weights for those that do not hold the token.
+    let mut sound = load(1.0, ActivationType::Int8, Sampling::Selecting);
+    for (mixed_chunk, n_continuous_decode_steps) in [(false, 1), (true, 1), (false, 4)] {
+        let config = SchedulerConfig {
+            max_total_tokens: 256,
+            chunked_prefill_size: Some(12),
+            mixed_chunk,
+            n_continuous_decode_steps,
+            ..SchedulerConfig::default()
+        };
+        let mut executor = load(f32::NAN, ActivationType::Int8, Sampling::Selecting);
+        let told = serve(&mut executor, config.clone(), &requests);
+        for request in &requests {
+            let (tokens, end) = &told[&request.id.0];
+            if request.id.0 % 2 == 1 {
+                assert!(matches!(end, Some(Failure::Logits { .. })), "{end:?}");
+                continue;
+            }
+            assert_eq!(*end, None);
+            let alone = serve(&mut sound, config.clone(), std::slice::from_ref(request));
+            assert_eq!(*tokens, alone[&request.id.0].0, "request {}", request.id);
+            assert_eq!(tokens.len(), 10);
+        }
     }
 }
