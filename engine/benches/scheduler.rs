@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use engine::executor::{StepOutput, StepPlan};
+use engine::executor::{RowOutput, StepOutput, StepPlan};
 use engine::request::{Request, RequestId, SampledToken, SamplingParams};
 use engine::scheduler::{PolicyName, Scheduler, SchedulerConfig};
 
@@ -59,7 +59,7 @@ fn output_of(plan: &StepPlan, one_stops: bool) -> StepOutput {
     let middle = plan.rows.len() / 2;
     let rows = plan.rows.iter().enumerate().map(|(i, row)| {
         if row.sample.is_none() {
-            return Vec::new();
+            return RowOutput::default();
         }
         let stops = one_stops && i == middle;
         vec![SampledToken {
@@ -67,6 +67,7 @@ fn output_of(plan: &StepPlan, one_stops: bool) -> StepOutput {
             logprob: None,
             top_logprobs: Vec::new(),
         }]
+        .into()
     });
     StepOutput {
         rows: rows.collect(),

@@ -6,7 +6,9 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::executor::{Executor, ExecutorError, PlanRow, SampleSpec, StepPlan};
+use crate::executor::{
+    Executor, ExecutorError, PlanRow, RowError, SampleSpec, StepOutput, StepPlan,
+};
 use crate::kv::{PAGE_TOKENS, PageIdx};
 use crate::request::{RequestId, SamplingParams};
 
@@ -57,6 +59,8 @@ pub enum BenchError {
     },
     #[error(transparent)]
     Executor(#[from] ExecutorError),
+    #[error("sequence {sequence} got no token: {source}")]
+    Row { sequence: usize, source: RowError },
 }
 
 impl OfflineConfig {
@@ -152,7 +156,7 @@ fn measure_once(
         ..StepPlan::default()
     };
     let started = Instant::now();
-    let mut output = executor.execute(&plan)?;
+    let mut output = checked(executor.execute(&plan)?)?;
     let prefill_ms = started.elapsed().as_secs_f64() * 1e3;
 
     let started = Instant::now();
@@ -161,19 +165,29 @@ fn measure_once(
         let n_steps = config.n_steps.min(config.output_tokens - n_made);
         let start = config.prompt_tokens + n_made - 1;
         let rows = output.rows.iter().enumerate().map(|(sequence, made)| {
-            let last = made.last().map_or(0, |token| token.token);
+            let last = made.tokens.last().map_or(0, |token| token.token);
             row(sequence, vec![last], start, n_made)
         });
         let rows = rows.collect();
         n_made += n_steps;
-        output = executor.execute(&StepPlan {
+        output = checked(executor.execute(&StepPlan {
             rows,
             n_steps,
             n_next_steps: config.n_steps.min(config.output_tokens - n_made),
             ..StepPlan::default()
-        })?;
+        })?)?;
     }
     Ok((prefill_ms, started.elapsed().as_secs_f64() * 1e3))
+}
+
+/// A row without its tokens would be timed as if it had them.
+fn checked(output: StepOutput) -> Result<StepOutput, BenchError> {
+    let failed = output.rows.iter().enumerate();
+    let mut failed = failed.filter_map(|(i, row)| Some((i, row.error.clone()?)));
+    match failed.next() {
+        Some((sequence, source)) => Err(BenchError::Row { sequence, source }),
+        None => Ok(output),
+    }
 }
 
 fn median(samples: &[f64]) -> f64 {

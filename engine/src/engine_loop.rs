@@ -3,9 +3,11 @@
 //!
 //! One thread owns scheduler and executor, so neither needs a lock. Clients talk to it through an
 //! [`EngineHandle`]; each request's events come out of its [`RequestStream`], and dropping that
-//! cancels the request. An idle engine blocks on its queue. A failed step ends its own requests
-//! only; a panic in the executor ends all of them and the thread, since the executor's state is
-//! unknown after it. Nobody is left hanging: a stream whose engine is gone says so.
+//! cancels the request. An idle engine blocks on its queue. A row that fails ends its own request;
+//! a failed step ends those of its rows. After a panic the executor's state is unknown, and a lost
+//! device computes nothing more: both end all requests and the thread, and with it the process.
+//! Several failed steps in a row make the engine unhealthy; it then tries steps of its own
+//! ([`probe`]) until one succeeds. A stream whose engine is gone says so.
 //! Deliberately absent: text, HTTP, and any choice of what to run next.
 
 mod client;
@@ -13,6 +15,7 @@ mod costs;
 mod deadlines;
 mod decode_log;
 mod handle;
+mod probe;
 mod sleep;
 mod step;
 #[cfg(test)]
@@ -22,7 +25,7 @@ pub mod turns;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, TryRecvError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError, channel};
 use std::time::Instant;
 
 use tokio::sync::watch;
@@ -43,7 +46,8 @@ use crate::metrics::Metrics;
 use crate::request::{Failure, RequestId, TokenEvent};
 use crate::scheduler::{Scheduler, SchedulerConfig, StepKind};
 
-/// This many failed steps in a row make the engine unhealthy, until one succeeds.
+/// This many failed steps in a row make the engine unhealthy, until one succeeds. A row's own
+/// failure is none of the step.
 pub const MAX_FAILURES_IN_A_ROW: u32 = 3;
 
 #[derive(Debug, Clone, serde::Serialize)]
@@ -139,7 +143,7 @@ pub fn start_sharing(
         started: Instant::now(),
         drain_until: None,
         n_failures_in_a_row: 0,
-        executor_is_broken: false,
+        broken: None,
         decode_log: DecodeLog::new(config.decode_log_interval),
         costs: CostMeter::default(),
         deadlines: Deadlines::new(config.time_limits),
@@ -176,8 +180,8 @@ struct EngineLoop {
     started: Instant,
     drain_until: Option<Instant>,
     n_failures_in_a_row: u32,
-    /// The executor panicked, so its state is unknown.
-    executor_is_broken: bool,
+    /// No further step is tried: the executor panicked, or its device is lost.
+    broken: Option<Failure>,
     decode_log: DecodeLog,
     costs: CostMeter,
     deadlines: Deadlines,
@@ -200,7 +204,7 @@ impl EngineLoop {
             let begun = Instant::now();
             let outcome = execute(executor.as_mut(), &plan);
             let elapsed = begun.elapsed();
-            if self.shared.stop.is_raised() && outcome.as_ref().is_err_and(|e| !e.is_panic) {
+            if self.shared.stop.is_raised() && outcome.as_ref().is_err_and(|e| !e.is_panic()) {
                 // Given up because the grace is over: no failure of the step.
                 self.turn = None;
                 self.fail_all(&Failure::ShuttingDown);
@@ -209,6 +213,9 @@ impl EngineLoop {
             let counts = self.counts_before.plus(executor.counts());
             self.turn = None;
             self.record_outcome(&plan, outcome.as_ref().err());
+            if let Ok(output) = &outcome {
+                log_row_errors(&plan, output);
+            }
             self.metrics.record_executor(&counts);
             if outcome.is_ok() && self.scheduler.config().host_tier.is_some() {
                 let costs = self.costs.observe(&plan, elapsed, &counts);
@@ -219,7 +226,7 @@ impl EngineLoop {
                     self.guide(&plan, &output);
                     self.scheduler.commit(&plan, output)
                 }
-                Err(failure) => self.scheduler.fail(&plan, &failure.message),
+                Err(failure) => self.scheduler.fail(&plan, &failure.of_step()),
             };
             self.deliver(events);
             self.scheduler.reuse(plan);
@@ -237,8 +244,8 @@ impl EngineLoop {
                 }
             };
             self.expire();
-            if self.executor_is_broken {
-                self.fail_all(&Failure::Stopped);
+            if let Some(failure) = self.broken.take() {
+                self.fail_all(&failure);
                 return false;
             }
             if let Some(deadline) = self.drain_until
@@ -251,6 +258,9 @@ impl EngineLoop {
                 return false;
             }
             self.rest_if_due();
+            if self.broken.is_some() {
+                continue;
+            }
             if !self.scheduler.is_idle() {
                 if self.turn.is_some() {
                     self.record_scheduler();
@@ -264,9 +274,14 @@ impl EngineLoop {
             self.member.rest();
             self.record_scheduler();
             self.decode_log.pause(&self.metrics);
-            match self.inbox.recv() {
+            let command = match self.next_probe() {
+                None => self.inbox.recv().map_err(RecvTimeoutError::from),
+                Some(wait) => self.inbox.recv_timeout(wait),
+            };
+            match command {
                 Ok(command) => self.handle(command),
-                Err(_) => return false,
+                Err(RecvTimeoutError::Timeout) => self.probe(),
+                Err(RecvTimeoutError::Disconnected) => return false,
             }
         }
     }
@@ -367,7 +382,7 @@ impl EngineLoop {
             }
             // Of all the model's guides.
             counts = Some(guide.mask_counts());
-            for (i, token) in made.iter().enumerate() {
+            for (i, token) in made.tokens.iter().enumerate() {
                 guide.advance(spec.output_index + i, token.token);
             }
         }
@@ -400,15 +415,14 @@ impl EngineLoop {
         };
         self.metrics.failed_steps.add(1);
         self.n_failures_in_a_row += 1;
-        self.executor_is_broken |= failure.is_panic;
+        self.broken = failure.of_engine();
         tracing::error!(
             n_rows = plan.rows.len(),
             n_failures_in_a_row = self.n_failures_in_a_row,
-            is_panic = failure.is_panic,
-            "{}",
-            failure.message
+            ends_the_engine = self.broken.is_some(),
+            "{failure}"
         );
-        if self.executor_is_broken || self.n_failures_in_a_row >= MAX_FAILURES_IN_A_ROW {
+        if self.broken.is_some() || self.n_failures_in_a_row >= MAX_FAILURES_IN_A_ROW {
             self.shared.is_healthy.store(false, Ordering::Release);
         }
     }
@@ -464,6 +478,15 @@ impl EngineLoop {
             .collect();
         self.deliver(events);
         self.metrics.record_stats(&self.scheduler.stats());
+    }
+}
+
+/// Rows that failed are their requests' own: the step and the engine's health are untouched.
+fn log_row_errors(plan: &StepPlan, output: &StepOutput) {
+    for (row, made) in plan.rows.iter().zip(&output.rows) {
+        if let Some(error) = &made.error {
+            tracing::warn!(request = %row.request, "no token for this request: {error}");
+        }
     }
 }
 

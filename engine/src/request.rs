@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use crate::sampler::exclusions::Exclusions;
 use crate::structured::Guide;
 
 /// One request's name inside the engine; never reused while the process lives.
@@ -24,7 +25,8 @@ pub struct Request {
     /// Token ids, at least one, shorter than the context length.
     pub prompt: Arc<[u32]>,
     pub sampling: Arc<SamplingParams>,
-    /// Output tokens at most, at least one; prompt + output fits the context length.
+    /// Output tokens at most; prompt + output fits the context length. With 0 the prompt is
+    /// computed, and scored if that is asked, and nothing follows.
     pub max_new_tokens: usize,
     /// Ids that end the sequence (end-of-sequence ids are in here unless `ignore_eos` was asked).
     /// The stopping token is counted and reported, its text is not shown.
@@ -60,6 +62,11 @@ pub struct SamplingParams {
     pub seed: u64,
     /// Report the log-probability of the chosen token and of this many likeliest ones.
     pub n_logprobs: Option<usize>,
+    /// Report the log-probability of each prompt token but the first, and of this many likeliest
+    /// ones in its place.
+    pub n_prompt_logprobs: Option<usize>,
+    /// Tokens that may not come.
+    pub exclusions: Exclusions,
     /// Says before each token which ones may come. Belongs to one request alone.
     pub guide: Option<Guide>,
 }
@@ -77,6 +84,8 @@ impl Default for SamplingParams {
             logit_bias: Vec::new(),
             seed: 0,
             n_logprobs: None,
+            n_prompt_logprobs: None,
+            exclusions: Exclusions::default(),
             guide: None,
         }
     }
@@ -84,8 +93,13 @@ impl Default for SamplingParams {
 
 impl SamplingParams {
     /// True where choosing a token needs the tokens that came before it.
-    #[expect(clippy::float_cmp, reason = "the neutral values are exact")]
     pub fn needs_history(&self) -> bool {
+        self.has_penalties() || self.exclusions.need_history()
+    }
+
+    /// True where tokens that came before are more or less likely to come again.
+    #[expect(clippy::float_cmp, reason = "the neutral values are exact")]
+    pub fn has_penalties(&self) -> bool {
         self.repetition_penalty != 1.0
             || self.presence_penalty != 0.0
             || self.frequency_penalty != 0.0
@@ -113,9 +127,23 @@ pub struct SampledToken {
     pub top_logprobs: Vec<(u32, f32)>,
 }
 
+/// A token of a prompt, as the model expected it behind those before.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ScoredToken {
+    pub token: u32,
+    /// As [`SampledToken::logprob`].
+    pub logprob: f32,
+    /// 1 for the likeliest.
+    pub rank: u32,
+    /// The likeliest tokens in its place with their log-probabilities, best first.
+    pub top_logprobs: Vec<(u32, f32)>,
+}
+
 /// What a request's stream carries. The last event is `Finished` or `Failed`.
 #[derive(Debug, Clone, PartialEq)]
 pub enum TokenEvent {
+    /// Of all prompt tokens but the first, before any output token; only where asked for.
+    PromptLogprobs(Vec<ScoredToken>),
     Token(SampledToken),
     Finished {
         reason: FinishReason,
@@ -131,6 +159,15 @@ pub enum Failure {
     /// The step that held this request failed.
     #[error("{message}")]
     Step { message: String },
+    /// The model's own output for this request is no distribution.
+    #[error("{message}")]
+    Logits { message: String },
+    /// Its parameters leave no token, or are outside their limits.
+    #[error("{message}")]
+    Sampling { message: String },
+    /// The device answers nothing any more; the process ends.
+    #[error("{message}")]
+    DeviceLost { message: String },
     #[error(
         "the request waited {waited_ms} ms for a place in the running batch, the limit is \
          {limit_ms} ms (--max-queue-s)"

@@ -397,6 +397,7 @@ impl Player {
         let now_s = self.now.as_secs_f64();
         let simulated = self.open.get_mut(&id)?;
         match event {
+            TokenEvent::PromptLogprobs(_) => return None,
             TokenEvent::Token(_) => {
                 simulated.token_s.push(now_s);
                 return None;

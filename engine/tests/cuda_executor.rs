@@ -8,10 +8,14 @@ mod backends;
 mod host_tier;
 #[path = "cuda_executor/many_models.rs"]
 mod many_models;
+#[path = "cuda_executor/row_errors.rs"]
+mod row_errors;
 #[path = "cuda_executor/run_ahead.rs"]
 mod run_ahead;
 #[path = "cuda_executor/sampling.rs"]
 mod sampling;
+#[path = "cuda_executor/scoring.rs"]
+mod scoring;
 #[path = "cuda_executor/service.rs"]
 mod service;
 #[path = "cuda_executor/two_batches.rs"]
@@ -337,7 +341,7 @@ fn generate_in_bursts(
         ..StepPlan::default()
     };
     let output = executor.execute(&plan).expect("prefill");
-    made.extend(output.rows.iter().map(|row| vec![row[0].token]));
+    made.extend(output.rows.iter().map(|row| vec![row.tokens[0].token]));
     while made[0].len() < steps {
         let (n_steps, n_next_steps) = *bursts.next().expect("a burst");
         let n_steps = n_steps.min(steps - made[0].len());
@@ -357,7 +361,7 @@ fn generate_in_bursts(
         };
         let output = executor.execute(&plan).expect("decode");
         for (made, row) in made.iter_mut().zip(output.rows) {
-            made.extend(row.iter().map(|token| token.token));
+            made.extend(row.tokens.iter().map(|token| token.token));
         }
     }
     made

@@ -143,7 +143,11 @@ fn generate(executor: &mut CudaExecutor, n: usize, n_steps: usize) -> Vec<Vec<u3
         ..StepPlan::default()
     };
     let first = executor.execute(&plan).expect("prompts");
-    let mut made: Vec<Vec<u32>> = first.rows.iter().map(|row| vec![row[0].token]).collect();
+    let mut made: Vec<Vec<u32>> = first
+        .rows
+        .iter()
+        .map(|row| vec![row.tokens[0].token])
+        .collect();
     let rows = (0..n).map(|i| sampled(row(i as u32, vec![made[i][0]], length, total)));
     let plan = StepPlan {
         rows: rows.collect(),
@@ -152,7 +156,7 @@ fn generate(executor: &mut CudaExecutor, n: usize, n_steps: usize) -> Vec<Vec<u3
     };
     let rest = executor.execute(&plan).expect("a burst");
     for (made, row) in made.iter_mut().zip(rest.rows) {
-        made.extend(row.iter().map(|token| token.token));
+        made.extend(row.tokens.iter().map(|token| token.token));
     }
     made
 }

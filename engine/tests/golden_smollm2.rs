@@ -286,6 +286,7 @@ fn greedy_text_is_llama_cpps() {
     };
     made.extend(
         executor.execute(&plan).expect("prefill").rows[0]
+            .tokens
             .iter()
             .map(|t| t.token),
     );
@@ -298,6 +299,7 @@ fn greedy_text_is_llama_cpps() {
         };
         made.extend(
             executor.execute(&plan).expect("decode").rows[0]
+                .tokens
                 .iter()
                 .map(|t| t.token),
         );

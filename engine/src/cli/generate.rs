@@ -11,7 +11,9 @@ use engine::launch::devices::Devices;
 use engine::launch::{AskLimits, launch};
 use engine::printable::printable;
 use engine::request::SamplingParams;
+use engine::sampler::ranges::{self, Range};
 use engine::server::choice::{Choice, ChoiceSpec};
+use engine::server::exclusion_fields::BadWords;
 use engine::server::prompt::fit;
 use engine::server::sampling_fields::Generation;
 use engine::server::state::ServedModel;
@@ -71,21 +73,22 @@ pub struct GenerateArgs {
 
 impl GenerateArgs {
     fn check(&self) -> Result<(), ConfigError> {
-        let range = |flag, value: f32, least: f32, most: f32| {
-            if (least..=most).contains(&value) {
+        let range = |flag, value: f32, range: Range| {
+            if range.contains(value) {
                 return Ok(());
             }
-            let limit = format!("must be from {least} to {most}");
+            let limit = format!("must be from {range}");
             Err(ConfigError {
                 flag,
                 value: value.to_string(),
                 limit,
             })
         };
-        range("--temperature", self.temperature, 0.0, 2.0)?;
-        range("--top-p", self.top_p, 0.0, 1.0)?;
-        range("--min-p", self.min_p, 0.0, 1.0)?;
-        range("--repetition-penalty", self.repetition_penalty, 0.01, 10.0)?;
+        range("--temperature", self.temperature, ranges::TEMPERATURE)?;
+        range("--top-p", self.top_p, ranges::TOP_P)?;
+        range("--min-p", self.min_p, ranges::MIN_P)?;
+        let penalty = self.repetition_penalty;
+        range("--repetition-penalty", penalty, ranges::REPETITION_PENALTY)?;
         if self.max_tokens == 0 {
             let limit = "must be at least 1".to_owned();
             return Err(ConfigError {
@@ -143,6 +146,8 @@ impl GenerateArgs {
             stop: self.stop.clone(),
             stop_token_ids: Vec::new(),
             ignore_eos: self.ignore_eos,
+            min_tokens: 0,
+            bad_words: BadWords::default(),
             skip_special_tokens: true,
             include_stop_str: false,
             max_tokens: Some(self.max_tokens),

@@ -24,6 +24,7 @@ impl Client {
     pub fn record(&mut self, event: &TokenEvent, now: Instant, metrics: &Metrics) {
         let seconds_since = |then: Instant| now.saturating_duration_since(then).as_secs_f64();
         match event {
+            TokenEvent::PromptLogprobs(_) => {}
             TokenEvent::Token(_) => {
                 if self.n_tokens == 0 {
                     self.first_token = now;
@@ -42,6 +43,11 @@ impl Client {
                 metrics.record_finish(*reason);
                 if *reason == FinishReason::Cancelled {
                     return;
+                }
+                if self.n_tokens == 0 {
+                    // No output was asked for.
+                    metrics.prompt_tokens.add(self.n_prompt as u64);
+                    self.first_token = now;
                 }
                 metrics.e2e_s.observe(seconds_since(self.submitted));
                 let admitted = self.admitted.unwrap_or(self.submitted);

@@ -16,7 +16,7 @@ use crate::metrics::Metrics;
 use crate::request::{Failure, Request, RequestId, TokenEvent};
 use crate::scheduler::AddError;
 
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum SubmitError {
     #[error("the engine holds {limit} requests, its limit; try again later")]
     QueueFull { limit: usize },

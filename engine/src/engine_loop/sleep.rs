@@ -6,6 +6,7 @@ use tokio::sync::oneshot;
 
 use super::EngineLoop;
 use super::handle::Acceptance;
+use super::step::lost;
 use crate::executor::{Asleep, Executor};
 use crate::request::Failure;
 
@@ -66,6 +67,7 @@ impl EngineLoop {
                     }
                     Err((executor, error)) => {
                         self.engine = Engine::Awake(executor);
+                        self.broken = lost(&error);
                         Err(SleepError(error.to_string()))
                     }
                 }
@@ -93,7 +95,10 @@ impl EngineLoop {
                     acceptance.change(Acceptance::Asleep, Acceptance::Open);
                     Ok(())
                 }
-                Err(error) => Err(SleepError(error.to_string())),
+                Err(error) => {
+                    self.broken = lost(&error);
+                    Err(SleepError(error.to_string()))
+                }
             },
             Engine::Awake(_) | Engine::Gone => Err(SleepError("it does not sleep".to_owned())),
         };

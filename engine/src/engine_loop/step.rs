@@ -3,11 +3,47 @@
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use crate::executor::{Executor, StepOutput, StepPlan};
+use crate::executor::{Executor, ExecutorError, StepOutput, StepPlan};
+use crate::request::Failure;
 
-pub(super) struct StepFailure {
-    pub message: String,
-    pub is_panic: bool,
+/// Why a step was not carried out.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum StepFailure {
+    #[error(transparent)]
+    Executor(#[from] ExecutorError),
+    /// The executor's state is unknown.
+    #[error("the executor panicked: {0}")]
+    Panic(String),
+}
+
+impl StepFailure {
+    pub fn is_panic(&self) -> bool {
+        matches!(self, Self::Panic(_))
+    }
+
+    /// What the clients of the step's requests are told.
+    pub fn of_step(&self) -> Failure {
+        let message = self.to_string();
+        match self {
+            Self::Executor(error) if error.is_device_lost() => Failure::DeviceLost { message },
+            Self::Executor(_) | Self::Panic(_) => Failure::Step { message },
+        }
+    }
+
+    /// What ends the engine, and all of its requests: no further step can succeed, or be trusted.
+    pub fn of_engine(&self) -> Option<Failure> {
+        match self {
+            Self::Executor(error) => lost(error),
+            Self::Panic(_) => Some(Failure::Stopped),
+        }
+    }
+}
+
+/// What ends the engine where the executor's device is lost.
+pub(super) fn lost(error: &ExecutorError) -> Option<Failure> {
+    error.is_device_lost().then(|| Failure::DeviceLost {
+        message: error.to_string(),
+    })
 }
 
 pub(super) fn execute(
@@ -17,17 +53,10 @@ pub(super) fn execute(
     // After a panic the executor is not called again, so its broken invariants are not seen.
     match catch_unwind(AssertUnwindSafe(|| executor.execute(plan))) {
         Ok(Ok(output)) => Ok(output),
-        Ok(Err(error)) => Err(StepFailure {
-            message: error.to_string(),
-            is_panic: false,
-        }),
-        Err(payload) => {
-            let message = format!("the executor panicked: {}", panic_message(payload.as_ref()));
-            Err(StepFailure {
-                message,
-                is_panic: true,
-            })
-        }
+        Ok(Err(error)) => Err(error.into()),
+        Err(payload) => Err(StepFailure::Panic(
+            panic_message(payload.as_ref()).to_owned(),
+        )),
     }
 }
 

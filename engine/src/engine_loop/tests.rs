@@ -235,6 +235,101 @@ async fn repeated_failures_make_the_engine_unhealthy_until_a_step_succeeds() {
 }
 
 #[tokio::test]
+async fn a_row_s_own_failure_is_no_failed_step() {
+    let mock = MockConfig {
+        broken_logits: Some((2, 1)),
+        ..MockConfig::default()
+    };
+    let engine = engine(mock, EngineLoopConfig::default());
+    for _ in 0..5 {
+        let events = drain(engine.submit(request(&engine, 50)).unwrap()).await;
+        assert_eq!(events.len(), 2, "a token, then the failure");
+        let last = events.last();
+        assert!(
+            matches!(last, Some(TokenEvent::Failed(Failure::Logits { .. }))),
+            "{last:?}"
+        );
+        assert!(engine.is_healthy());
+    }
+    assert_eq!(engine.metrics().failed_steps.get(), 0);
+    assert_eq!(engine.metrics().failed.get(), 5);
+    wait_until("pages back", || engine.metrics().kv_pages_used.get() == 0.0).await;
+}
+
+#[tokio::test]
+async fn parameters_outside_their_limits_never_reach_a_step() {
+    let engine = engine(MockConfig::default(), EngineLoopConfig::default());
+    let sampling = SamplingParams {
+        repetition_penalty: 1e-38,
+        ..SamplingParams::default()
+    };
+    let wrong = Request {
+        sampling: Arc::new(sampling),
+        ..request(&engine, 5)
+    };
+    let error = engine.submit(wrong).unwrap_err().to_string();
+    assert!(
+        error.contains("repetition_penalty") && error.contains("0.01 to 10"),
+        "{error}"
+    );
+    assert_eq!(engine.n_in_flight(), 0);
+}
+
+/// Nobody sends requests to an engine that says it is unhealthy.
+#[tokio::test]
+async fn an_unhealthy_engine_tries_a_step_of_its_own() {
+    let mock = MockConfig {
+        failing_steps: HashSet::from([0, 1, 2, 3]),
+        ..MockConfig::default()
+    };
+    let engine = engine(mock, EngineLoopConfig::default());
+    for _ in 0..3 {
+        drain(engine.submit(request(&engine, 5)).unwrap()).await;
+    }
+    assert!(!engine.is_healthy());
+    wait_until("healthy", || engine.is_healthy()).await;
+    assert_eq!(
+        engine.metrics().failed_steps.get(),
+        4,
+        "its first one failed, too"
+    );
+    assert_eq!(engine.n_in_flight(), 0);
+    wait_until("pages back", || engine.metrics().kv_pages_used.get() == 0.0).await;
+}
+
+#[tokio::test]
+async fn a_lost_device_ends_the_engine_and_hangs_nobody() {
+    let mock = MockConfig {
+        losing_step: Some(3),
+        ..slow()
+    };
+    let scheduler = SchedulerConfig {
+        max_running_requests: 2,
+        ..SchedulerConfig::default()
+    };
+    let engine = engine(
+        mock,
+        EngineLoopConfig {
+            scheduler,
+            ..Default::default()
+        },
+    );
+    let streams: Vec<_> = (0..5)
+        .map(|_| engine.submit(request(&engine, 50)).unwrap())
+        .collect();
+    for stream in streams {
+        let events = drain(stream).await;
+        let last = events.last();
+        assert!(
+            matches!(last, Some(TokenEvent::Failed(Failure::DeviceLost { message })) if message.contains("lost")),
+            "{last:?}"
+        );
+    }
+    wait_until("stopped", || engine.has_stopped()).await;
+    assert!(engine.has_died() && !engine.is_healthy());
+}
+
+#[tokio::test]
 async fn a_panic_in_the_executor_hangs_nobody() {
     let mock = MockConfig {
         panicking_step: Some(3),

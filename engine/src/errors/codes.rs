@@ -43,6 +43,10 @@ codes! {
     "The field is part of OpenAI's or another server's API, and this server does not do it.";
     "Leave the field out, or send the value that asks for nothing.";
 
+    SamplingFailed = "sampling_failed", Request, Some(400), "invalid_request_error", None;
+    "The request's own sampling parameters leave no token to choose; other requests go on.";
+    "Change the parameter that the message names, or allow more tokens.";
+
     ContextLengthExceeded = "context_length_exceeded", Request, Some(400), "invalid_request_error", None;
     "Prompt and output together are longer than the context length or the KV pool.";
     "Shorten the prompt or `max_tokens`; as operator raise --context-length or --max-total-tokens, or set --allow-auto-truncate.";
@@ -175,12 +179,20 @@ codes! {
     "The step of the model that held this request failed on the device; other requests go on.";
     "Send the request again; if it keeps failing, the log has the device's own message.";
 
+    LogitsNotFinite = "logits_not_finite", Server, Some(500), "server_error", None;
+    "The model's output for this request holds a NaN or an infinite number; other requests go on.";
+    "Send another prompt or use another --dtype; if it happens with every prompt, the model's weights are broken.";
+
+    DeviceLost = "device_lost", Server, Some(503), "service_unavailable_error", Some(1);
+    "The device reported an error after which it answers nothing more to this process; the process ends with exit code 1.";
+    "Restart the server (systemd and compose do so); if it repeats, look at the driver's log (`dmesg`, Xid) and test the device.";
+
     EngineStopped = "engine_stopped", Server, Some(503), "service_unavailable_error", Some(1);
     "The engine stopped after an internal error; the process ends with exit code 1.";
     "Restart the server (systemd and compose do so) and report the panic that the log shows.";
 
     EngineUnhealthy = "engine_unhealthy", Server, Some(503), "service_unavailable_error", Some(1);
-    "Several steps in a row failed.";
+    "Several steps in a row failed. The engine tries one of its own every two seconds until one succeeds.";
     "Look at the log for the device's message; restart the server if steps do not succeed again.";
 
     GrammarFailed = "grammar_failed", Server, Some(500), "server_error", None;

@@ -4,8 +4,9 @@
 //! token is a hash of the whole sequence *as read back through the row's pages*. A wrong page, a
 //! wrong position, a skipped chunk, or two rows that write to the same page change the text or
 //! fail the step. Its host tier holds the same; copies are made as late as the plan allows, behind
-//! the rows. Steps can be delayed, and made to fail or panic.
-//! Deliberately absent: sampling. Temperature, truncation and penalties do not change its tokens
+//! the rows. Steps can be delayed, and made to fail, to panic or to lose the device; a row's
+//! logits can be made to break.
+//! Deliberately absent: sampling, but for the check of its parameters. Temperature, truncation and penalties do not change its tokens
 //! except that a seed above temperature 0 enters the hash, with the output index. Where a grammar
 //! does not allow a token, another hash chooses among those that it allows.
 
@@ -15,11 +16,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{
-    Asleep, Executor, ExecutorCounts, ExecutorError, ExecutorInfo, HostTierInfo, PlanRow,
-    SampleSpec, StepOutput, StepPlan, StopFlag,
+    Asleep, Executor, ExecutorCounts, ExecutorError, ExecutorInfo, HostTierInfo, PlanRow, RowError,
+    RowOutput, SampleSpec, StepError, StepOutput, StepPlan, StopFlag,
 };
 use crate::kv::{PAGE_TOKENS, PageCopy};
-use crate::request::SampledToken;
+use crate::request::{SampledToken, ScoredToken};
+use crate::sampler::{self, SamplerError};
 
 /// How long a raised stop flag goes unseen.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
@@ -37,6 +39,10 @@ pub struct MockConfig {
     pub failing_steps: HashSet<u64>,
     /// Step, counted from 0, that panics.
     pub panicking_step: Option<u64>,
+    /// Step, counted from 0, from which on every step reports a lost device.
+    pub losing_step: Option<u64>,
+    /// `(token, n)`: output token `n` of a sequence that holds `token` meets a logit that is NaN.
+    pub broken_logits: Option<(u32, usize)>,
     /// `(token, n)`: emit `token` where the hash is divisible by n.
     pub stop: Option<(u32, u64)>,
     /// Emit these tokens in turn, by output index, instead of the hash.
@@ -52,6 +58,8 @@ impl Default for MockConfig {
             step_delay: Duration::ZERO,
             failing_steps: HashSet::new(),
             panicking_step: None,
+            losing_step: None,
+            broken_logits: None,
             stop: None,
             script: None,
         }
@@ -187,7 +195,7 @@ impl MockExecutor {
         row: &PlanRow,
         position: usize,
         output_index: usize,
-    ) -> Result<Option<SampledToken>, ExecutorError> {
+    ) -> Result<Option<Result<SampledToken, RowError>>, ExecutorError> {
         let Some(sample) = &row.sample else {
             return Ok(None);
         };
@@ -212,14 +220,28 @@ impl MockExecutor {
                 sequence.len()
             )));
         }
+        if let Err(error) = sampler::check(&sample.params) {
+            return Ok(Some(Err(error.into())));
+        }
+        if let Some((token, n)) = self.config.broken_logits
+            && output_index >= n
+            && sequence.contains(&token)
+        {
+            let (token, value) = (token as usize, f32::NAN);
+            let error = SamplerError::NotFinite { token, value };
+            return Ok(Some(Err(error.into())));
+        }
         let token = guided(
             self.next_token(&sequence, row, output_index),
             sample,
             output_index,
         );
+        let Some(token) = self.allowed(token, sample, output_index, &sequence) else {
+            return Ok(Some(Err(SamplerError::AllMasked.into())));
+        };
         // Made up, but a distribution: 1/2, 1/4, 1/8, …, the chosen token first.
         let nth_logprob = |n: usize| -((n + 1) as f32) * std::f32::consts::LN_2;
-        Ok(Some(SampledToken {
+        Ok(Some(Ok(SampledToken {
             token,
             logprob: sample.params.n_logprobs.map(|_| nth_logprob(0)),
             top_logprobs: (0..sample.params.n_logprobs.unwrap_or(0))
@@ -230,7 +252,42 @@ impl MockExecutor {
                     (if n == 0 { token } else { other }, nth_logprob(n))
                 })
                 .collect(),
-        }))
+        })))
+    }
+
+    /// The token, or where the request excludes it, the next one of the range that it does not.
+    fn allowed(
+        &self,
+        token: u32,
+        sample: &SampleSpec,
+        output_index: usize,
+        sequence: &[u32],
+    ) -> Option<u32> {
+        let exclusions = &sample.params.exclusions;
+        if !exclusions.apply_at(output_index) {
+            return Some(token);
+        }
+        let n_tokens = self.config.tokens.end.max(token + 1);
+        let mut logits = vec![0.0; n_tokens as usize];
+        exclusions.mask(&mut logits, output_index, &sequence[sample.n_prompt..]);
+        let range = || self.config.tokens.clone();
+        let others = range().filter(|other| *other > token).chain(range());
+        let mut candidates = std::iter::once(token).chain(others).chain(0..n_tokens);
+        candidates.find(|token| logits[*token as usize] == 0.0)
+    }
+
+    /// Made up, but the same for the same token: 1/2, 1/4, … or 1/128, and other tokens after it.
+    fn score(target: u32, n_top: usize) -> ScoredToken {
+        let rank = target % 7 + 1;
+        let nth_logprob = |n: u32| -(n as f32) * std::f32::consts::LN_2;
+        ScoredToken {
+            token: target,
+            logprob: nth_logprob(rank),
+            rank,
+            top_logprobs: (1..=n_top as u32)
+                .map(|n| (target + n - rank.min(target + n), nth_logprob(n)))
+                .collect(),
+        }
     }
 
     fn check(plan: &StepPlan) -> Result<(), ExecutorError> {
@@ -259,6 +316,7 @@ impl MockExecutor {
                 }
             }
         }
+        super::check_scores(plan, DEVICE)?;
         for row in &plan.rows {
             let first_written = (row.start / PAGE_TOKENS).min(row.pages.len());
             let shared = &row.pages[..first_written];
@@ -313,7 +371,16 @@ impl Executor for MockExecutor {
         let step = self.n_executed;
         self.n_executed += 1;
         if self.config.failing_steps.contains(&step) {
-            return Err(failure(format!("step {step} was told to fail")));
+            return Err(ExecutorError::Step {
+                device: DEVICE,
+                source: StepError::Told(format!("step {step} was told to fail")),
+            });
+        }
+        if self.config.losing_step.is_some_and(|first| step >= first) {
+            return Err(ExecutorError::DeviceLost {
+                device: DEVICE,
+                source: StepError::Told(format!("step {step} was told to lose the device")),
+            });
         }
         assert!(
             self.config.panicking_step != Some(step),
@@ -321,13 +388,14 @@ impl Executor for MockExecutor {
         );
         Self::check(plan)?;
         let mut output = StepOutput {
-            rows: vec![Vec::new(); plan.rows.len()],
+            rows: vec![RowOutput::default(); plan.rows.len()],
         };
         for i_step in 0..plan.n_steps {
             self.delay()?;
             // All rows write before any row reads, so that a page held by two of them shows.
-            for (row, sampled) in plan.rows.iter().zip(&output.rows) {
-                match sampled.last() {
+            for (row, made) in plan.rows.iter().zip(&output.rows) {
+                match made.tokens.last() {
+                    _ if made.has_failed() => {}
                     None => {
                         for (i, &token) in row.tokens.iter().enumerate() {
                             self.write(row, row.start + i, token)?;
@@ -336,13 +404,21 @@ impl Executor for MockExecutor {
                     Some(last) => self.write(row, row.start + i_step, last.token)?,
                 }
             }
-            for (row, sampled) in plan.rows.iter().zip(&mut output.rows) {
+            for (row, made) in plan.rows.iter().zip(&mut output.rows) {
+                if made.has_failed() {
+                    continue;
+                }
                 let position = row.start + row.tokens.len() - 1 + i_step;
                 let output_index = row.sample.as_ref().map_or(0, |s| s.output_index) + i_step;
-                let token = self.sample(row, position, output_index)?;
-                self.n_sampled += u64::from(token.is_some());
-                sampled.extend(token);
+                if let Some(chosen) = self.sample(row, position, output_index)? {
+                    self.n_sampled += u64::from(chosen.is_ok());
+                    made.push(chosen);
+                }
             }
+        }
+        for target in plan.targets() {
+            output.rows[target.row]
+                .push_score(Ok::<_, RowError>(Self::score(target.token, target.n_top)));
         }
         for copy in &plan.copies.restores {
             self.copy_page(*copy, true)?;
@@ -386,12 +462,10 @@ fn guided(token: u32, sample: &SampleSpec, output_index: usize) -> u32 {
 }
 
 fn failure(message: String) -> ExecutorError {
-    ExecutorError::Step {
-        device: "mock",
-        message,
-    }
+    ExecutorError::of_plan(DEVICE, message)
 }
 
+const DEVICE: &str = "mock";
 const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
 
 fn fnv(hash: u64, value: u64) -> u64 {

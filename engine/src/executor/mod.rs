@@ -3,6 +3,7 @@
 
 pub mod cpu;
 pub mod cuda;
+mod error;
 pub mod host_memory;
 pub mod host_tier;
 pub mod mock;
@@ -11,10 +12,11 @@ mod stop_flag;
 
 use std::sync::Arc;
 
+pub use self::error::{ExecutorError, RowError, StepError};
 pub use self::host_tier::{HostTierInfo, HostTierOptions, HostTierSize};
 pub use self::stop_flag::StopFlag;
 use crate::kv::{PageCopies, PageIdx};
-use crate::request::{RequestId, SampledToken, SamplingParams};
+use crate::request::{RequestId, SampledToken, SamplingParams, ScoredToken};
 
 /// One step: every row's tokens go through the model once; rows with `sample` then get a token.
 #[derive(Debug, Clone, Default)]
@@ -30,6 +32,45 @@ pub struct StepPlan {
     pub n_next_steps: usize,
     /// Pages that move between the device and the host meanwhile; see [`PageCopies`] for the order.
     pub copies: PageCopies,
+    /// Rows whose tokens' log-probabilities are wanted, by rising row; none where `n_steps` is
+    /// above 1.
+    pub scores: Vec<ScoreSpec>,
+}
+
+/// Of one row: how likely the tokens that follow were.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ScoreSpec {
+    /// Index in the plan's rows.
+    pub row: usize,
+    /// What follows the row's first token, its second, …; at most one for each.
+    pub targets: Vec<u32>,
+    /// How many of the likeliest tokens to report in each place.
+    pub n_top: usize,
+}
+
+/// A token to score, and where its logits come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Target {
+    row: usize,
+    /// Index in the row's tokens of the one before it.
+    at: usize,
+    token: u32,
+    n_top: usize,
+}
+
+impl StepPlan {
+    /// Every token to score, in the order of the rows' tokens.
+    fn targets(&self) -> impl Iterator<Item = Target> {
+        self.scores.iter().flat_map(|spec| {
+            let targets = spec.targets.iter().enumerate();
+            targets.map(move |(at, &token)| Target {
+                row: spec.row,
+                at,
+                token,
+                n_top: spec.n_top,
+            })
+        })
+    }
 }
 
 /// One sequence's part of a step.
@@ -65,24 +106,55 @@ impl SampleSpec {
     }
 }
 
-/// For each plan row in order: the tokens it got (`n_steps` where it samples, none otherwise).
-#[derive(Debug, Clone, Default)]
-pub struct StepOutput {
-    pub rows: Vec<Vec<SampledToken>>,
+/// What a row of a plan got.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct RowOutput {
+    /// `n_steps` where the row samples, none otherwise; fewer where `error` is set.
+    pub tokens: Vec<SampledToken>,
+    /// One for each target of the row's [`ScoreSpec`]; fewer where `error` is set.
+    pub scores: Vec<ScoredToken>,
+    /// Why no more came. It ends the row's own request and nothing else.
+    pub error: Option<RowError>,
 }
 
-#[derive(Debug, thiserror::Error)]
-pub enum ExecutorError {
-    #[error("step failed on the {device}: {message}")]
-    Step {
-        device: &'static str,
-        message: String,
-    },
-    #[error("the {device} executor cannot sleep or wake: {message}")]
-    Sleep {
-        device: &'static str,
-        message: String,
-    },
+impl RowOutput {
+    /// Takes in the next token, or why there is none. Nothing comes after an error.
+    pub fn push(&mut self, chosen: Result<SampledToken, impl Into<RowError>>) {
+        match chosen {
+            Ok(token) => self.tokens.push(token),
+            Err(error) => self.error = Some(error.into()),
+        }
+    }
+
+    /// Takes in the next score, as [`Self::push`] does a token.
+    pub fn push_score(&mut self, scored: Result<ScoredToken, impl Into<RowError>>) {
+        match scored {
+            Ok(score) if self.error.is_none() => self.scores.push(score),
+            Ok(_) => {}
+            Err(error) => {
+                self.error.get_or_insert_with(|| error.into());
+            }
+        }
+    }
+
+    pub fn has_failed(&self) -> bool {
+        self.error.is_some()
+    }
+}
+
+impl From<Vec<SampledToken>> for RowOutput {
+    fn from(tokens: Vec<SampledToken>) -> Self {
+        Self {
+            tokens,
+            ..Self::default()
+        }
+    }
+}
+
+/// For each plan row in order: what it got.
+#[derive(Debug, Clone, Default)]
+pub struct StepOutput {
+    pub rows: Vec<RowOutput>,
 }
 
 /// What was chosen at start-up, for the log, `/server_info` and every run record.
@@ -137,6 +209,8 @@ impl ExecutorCounts {
 
 pub trait Executor: Send {
     fn info(&self) -> &ExecutorInfo;
+    /// Carries the plan out. An error is one of the whole step; what concerns a row alone is in
+    /// its [`RowOutput`].
     fn execute(&mut self, plan: &StepPlan) -> Result<StepOutput, ExecutorError>;
     fn counts(&self) -> ExecutorCounts {
         ExecutorCounts::default()
@@ -166,12 +240,13 @@ fn cannot_sleep(
 
 /// Refuses plans that no scheduler of ours makes, before they can do harm.
 fn check_plan(plan: &StepPlan, device: &'static str) -> Result<(), ExecutorError> {
-    let step_error = |message: String| ExecutorError::Step { device, message };
+    let step_error = |message: String| ExecutorError::of_plan(device, message);
     if plan.n_steps == 0 {
         return Err(step_error(
             "the plan has 0 steps; it must have at least 1".to_owned(),
         ));
     }
+    check_scores(plan, device)?;
     for row in &plan.rows {
         if row.tokens.is_empty() {
             return Err(step_error(format!(
@@ -190,6 +265,26 @@ fn check_plan(plan: &StepPlan, device: &'static str) -> Result<(), ExecutorError
                 "request {} follows a grammar, which goes one step at a time, not {}",
                 row.request, plan.n_steps
             )));
+        }
+    }
+    Ok(())
+}
+
+fn check_scores(plan: &StepPlan, device: &'static str) -> Result<(), ExecutorError> {
+    for spec in &plan.scores {
+        let n_tokens = plan.rows.get(spec.row).map(|row| row.tokens.len());
+        if plan.n_steps != 1 || n_tokens.is_none_or(|n| spec.targets.len() > n) {
+            return Err(ExecutorError::of_plan(
+                device,
+                format!(
+                    "{} tokens behind those of row {} are to be scored, in a plan of {} rows and {} \
+                 steps",
+                    spec.targets.len(),
+                    spec.row,
+                    plan.rows.len(),
+                    plan.n_steps
+                ),
+            ));
         }
     }
     Ok(())

@@ -1,7 +1,7 @@
 //! Chooses the next token from one row of logits, on the CPU. The reference for the card's
 //! sampler; [`plain`] makes the same choice in the plainest way.
 //!
-//! Order, as in vLLM and Hugging Face: what a grammar allows → logit bias → repetition, presence and frequency penalties
+//! Order, as in vLLM and Hugging Face: what a grammar and the request allow → logit bias → repetition, presence and frequency penalties
 //! → temperature → top-k → top-p → min-p → draw. Each filter looks at what the one before left
 //! over: top-p counts probability among the top k, min-p compares with the likeliest. Among equal
 //! logits the lower id ranks first, so top-k keeps exactly k tokens and greedy takes the lowest.
@@ -20,18 +20,24 @@
     reason = "equal logits and parameters at their neutral value are exactly equal"
 )]
 
+pub mod exclusions;
 pub mod philox;
 pub mod plain;
+pub mod ranges;
 mod rank;
+mod score;
 
 use std::borrow::Cow;
 use std::collections::HashMap;
 
 use crate::executor::SampleSpec;
 use crate::request::{SampledToken, SamplingParams};
+use ranges::Range;
+pub(crate) use ranges::check;
 use rank::{Cutoff, Ranked};
+pub use score::score;
 
-/// Refused inputs. A step that meets one fails for its row; nothing panics.
+/// Refused inputs. They end the request of the row that has them; nothing panics.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum SamplerError {
     #[error("there are no logits to sample from")]
@@ -40,14 +46,12 @@ pub enum SamplerError {
     NotFinite { token: usize, value: f32 },
     #[error("every logit is -inf: no token can be chosen")]
     AllMasked,
-    #[error("{name} is {value}, which is outside {limits}")]
-    Parameter {
-        name: &'static str,
-        value: f32,
-        limits: &'static str,
-    },
+    #[error("{} is {value}, but must be from {range}", range.name)]
+    Parameter { value: f32, range: Range },
     #[error("logit_bias names token {token}, the vocabulary has {n_vocab} tokens")]
     BiasToken { token: u32, n_vocab: usize },
+    #[error("the prompt has token {token}, the vocabulary has {n_vocab} tokens")]
+    UnknownToken { token: u32, n_vocab: usize },
 }
 
 /// Chooses one token.
@@ -64,7 +68,7 @@ pub fn sample(
     let params = &*spec.params;
     check(params)?;
     let raw_best = argmax(logits)?;
-    let adjusted = adjust(logits, spec, extra_history)?;
+    let adjusted = adjust(logits, spec, step_in_call, extra_history)?;
     let best = match &adjusted {
         Cow::Borrowed(_) => raw_best,
         Cow::Owned(adjusted) => argmax(adjusted)?,
@@ -99,72 +103,13 @@ pub fn sample(
     })
 }
 
-/// The server checks ranges and names them to the client; this keeps the arithmetic defined for
-/// whoever calls the engine as a library. NaN fails every comparison.
-pub(crate) fn check(params: &SamplingParams) -> Result<(), SamplerError> {
-    let ranges: [(&'static str, f32, bool, &'static str); 6] = [
-        (
-            "temperature",
-            params.temperature,
-            params.temperature >= 0.0,
-            "0 and above",
-        ),
-        (
-            "top_p",
-            params.top_p,
-            params.top_p > 0.0 && params.top_p <= 1.0,
-            "(0, 1]",
-        ),
-        (
-            "min_p",
-            params.min_p,
-            (0.0..=1.0).contains(&params.min_p),
-            "[0, 1]",
-        ),
-        (
-            "repetition_penalty",
-            params.repetition_penalty,
-            params.repetition_penalty > 0.0 && params.repetition_penalty.is_finite(),
-            "the finite numbers above 0",
-        ),
-        (
-            "presence_penalty",
-            params.presence_penalty,
-            params.presence_penalty.is_finite(),
-            "the finite numbers",
-        ),
-        (
-            "frequency_penalty",
-            params.frequency_penalty,
-            params.frequency_penalty.is_finite(),
-            "the finite numbers",
-        ),
-    ];
-    match ranges.into_iter().find(|(_, _, holds, _)| !holds) {
-        Some((name, value, _, limits)) => Err(SamplerError::Parameter {
-            name,
-            value,
-            limits,
-        }),
+/// Biases are for tokens that exist.
+pub(crate) fn check_bias(params: &SamplingParams, n_vocab: usize) -> Result<(), SamplerError> {
+    let unknown = |(token, _): &&(u32, f32)| *token as usize >= n_vocab;
+    match params.logit_bias.iter().find(unknown) {
+        Some(&(token, _)) => Err(SamplerError::BiasToken { token, n_vocab }),
         None => Ok(()),
     }
-}
-
-/// Biases are for tokens that exist, and leave numbers: -inf masks a token.
-pub(crate) fn check_bias(params: &SamplingParams, n_vocab: usize) -> Result<(), SamplerError> {
-    for &(token, value) in &params.logit_bias {
-        if value.is_nan() || value == f32::INFINITY {
-            return Err(SamplerError::Parameter {
-                name: "logit_bias",
-                value,
-                limits: "the numbers below +inf",
-            });
-        }
-        if token as usize >= n_vocab {
-            return Err(SamplerError::BiasToken { token, n_vocab });
-        }
-    }
-    Ok(())
 }
 
 /// Index of the largest logit, the lowest among equals. One pass, vectorised: whole blocks are
@@ -209,10 +154,11 @@ fn argmax(logits: &[f32]) -> Result<usize, SamplerError> {
     }
 }
 
-/// Grammar, bias and penalties; borrows where there are none.
+/// Grammar, exclusions, bias and penalties; borrows where there are none.
 pub(crate) fn adjust<'a>(
     logits: &'a [f32],
     spec: &SampleSpec,
+    step_in_call: usize,
     extra_history: &[u32],
 ) -> Result<Cow<'a, [f32]>, SamplerError> {
     let params = &*spec.params;
@@ -220,7 +166,11 @@ pub(crate) fn adjust<'a>(
         .guide
         .as_ref()
         .and_then(|guide| guide.mask(spec.output_index));
-    if mask.is_none() && params.logit_bias.is_empty() && !params.needs_history() {
+    let exclusions = &params.exclusions;
+    let output_index = spec.output_index + step_in_call;
+    let excludes = exclusions.apply_at(output_index);
+    let is_untouched = mask.is_none() && params.logit_bias.is_empty() && !params.needs_history();
+    if is_untouched && !excludes {
         return Ok(Cow::Borrowed(logits));
     }
     check_bias(params, logits.len())?;
@@ -228,13 +178,17 @@ pub(crate) fn adjust<'a>(
     if let Some(mask) = mask {
         mask.apply(&mut adjusted);
     }
+    let (prompt, output) = spec.history.split_at(spec.n_prompt.min(spec.history.len()));
+    if excludes {
+        let output = [output, extra_history].concat();
+        exclusions.mask(&mut adjusted, output_index, &output);
+    }
     for (token, bias) in &params.logit_bias {
         adjusted[*token as usize] += bias;
     }
-    if !params.needs_history() {
+    if !params.has_penalties() {
         return Ok(Cow::Owned(adjusted));
     }
-    let (prompt, output) = spec.history.split_at(spec.n_prompt.min(spec.history.len()));
     // Token → how often it was generated; prompt tokens count for the repetition penalty alone.
     let mut n_generated: HashMap<u32, u32> = prompt.iter().map(|token| (*token, 0)).collect();
     for token in output.iter().chain(extra_history) {

@@ -17,7 +17,7 @@ pub fn sample(
     let params = &*spec.params;
     check(params)?;
     let raw_best = argmax(logits)?;
-    let adjusted = adjust(logits, spec, extra_history)?;
+    let adjusted = adjust(logits, spec, step_in_call, extra_history)?;
     let best = argmax(&adjusted)?;
     let token = if params.temperature == 0.0 {
         best as u32

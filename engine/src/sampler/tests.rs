@@ -170,9 +170,9 @@ fn extreme_filters_leave_the_likeliest() {
     ] {
         assert_eq!(counts(&LOGITS, &params, 200)[1], 200.0, "{params:?}");
     }
-    // An infinite temperature is uniform over what top-k keeps.
+    // The highest temperature is uniform over what top-k keeps.
     let params = SamplingParams {
-        temperature: f32::INFINITY,
+        temperature: f32::MAX,
         top_k: 2,
         ..hot()
     };
@@ -273,7 +273,7 @@ fn penalties_have_their_known_values() {
         n_prompt: 2,
     };
     // 0: 4 / 2. 1: -2 * 2. 2: (3 + 1) / 2 - 0.5 - 2 * 0.25. 3: 1 / 2 - 0.5 - 0.25. 4: untouched.
-    let adjusted = adjust(&[4.0, -2.0, 3.0, 1.0, 7.0], &spec, &[3]).unwrap();
+    let adjusted = adjust(&[4.0, -2.0, 3.0, 1.0, 7.0], &spec, 0, &[3]).unwrap();
     assert_eq!(*adjusted, [2.0, -4.0, 1.0, -0.25, 7.0]);
 }
 
@@ -355,7 +355,7 @@ fn bad_parameters_are_named() {
         ),
         (
             SamplingParams {
-                top_p: 0.0,
+                top_p: -0.1,
                 ..default()
             },
             "top_p",

@@ -14,16 +14,18 @@ impl Scheduler {
         let mut outputs = output.rows.into_iter();
         let (mut cursor, mut any_ended) = (0, false);
         for row in &plan.rows {
-            let mut sampled = outputs.next().unwrap_or_default();
-            sampled.truncate(plan.n_steps.max(1));
+            let mut output = outputs.next().unwrap_or_default();
+            output.tokens.truncate(plan.n_steps.max(1));
             let Some(i) = self.find_running(row.request, &mut cursor) else {
                 continue;
             };
             let sequence = &mut self.running[i];
             if sequence.n_computed == row.start && !sequence.ended {
-                sequence.accept(row, sampled, &mut events);
+                sequence.accept(row, output, &mut events);
                 any_ended |= sequence.ended;
-                self.keep_prompt(i);
+                if !sequence.is_broken {
+                    self.keep_prompt(i);
+                }
             }
         }
         if any_ended {
@@ -34,16 +36,14 @@ impl Scheduler {
     }
 
     /// The step could not be executed: its requests end, and their pages are free again.
-    pub fn fail(&mut self, plan: &StepPlan, message: &str) -> Vec<(RequestId, TokenEvent)> {
+    pub fn fail(&mut self, plan: &StepPlan, failure: &Failure) -> Vec<(RequestId, TokenEvent)> {
         let mut events = Events::with_capacity(plan.rows.len());
         self.fail_copies(plan);
         let mut cursor = 0;
         for row in &plan.rows {
             if let Some(i) = self.find_running(row.request, &mut cursor) {
                 self.running[i].ended = true;
-                let message = message.to_owned();
-                let failure = Failure::Step { message };
-                events.push((row.request, TokenEvent::Failed(failure)));
+                events.push((row.request, TokenEvent::Failed(failure.clone())));
             }
         }
         self.remove_ended();
@@ -67,7 +67,7 @@ impl Scheduler {
     /// Index of a running request. Rows come in the order of `running`, give or take a wrap, so
     /// most are where the cursor is, and looking on from there makes a step's look-ups linear
     /// together.
-    fn find_running(&self, id: RequestId, cursor: &mut usize) -> Option<usize> {
+    pub(super) fn find_running(&self, id: RequestId, cursor: &mut usize) -> Option<usize> {
         if self
             .running
             .get(*cursor)

@@ -15,6 +15,8 @@
 //! - A prompt is computed in chunks of at most `chunked_prefill_size` tokens, a step computes at
 //!   most `max_prefill_tokens` prompt tokens. Prefill steps and decode steps take turns while both
 //!   have work, so that neither starves; with `mixed_chunk` decode rows ride along instead.
+//! - A prompt whose tokens are scored is computed from its first token on, whatever is cached, and
+//!   in chunks of at most [`SCORED_CHUNK`] tokens: each costs a row of logits.
 //! - A decode step runs up to `n_continuous_decode_steps` tokens a row, as many as every row may
 //!   still produce and has pages for; one at a time while a row's tokens follow a grammar.
 //! - Where decoding rows need pages and none are left, the last admitted sequence is preempted: its
@@ -46,12 +48,16 @@ use self::host_tier::HostTierCounts;
 pub use self::host_tier::{HostTierConfig, HostTierStats, RestoreCosts};
 pub use self::policy::{PolicyName, UnknownPolicy};
 use self::row_memory::RowMemory;
-use self::sequence::Sequence;
+use self::sequence::{Scores, Sequence};
 use self::waiting::{QueueKey, WaitingQueue};
 use crate::executor::StepPlan;
 use crate::kv::prefix::extend_chain;
 use crate::kv::{IntegrityError, PAGE_TOKENS, PageAllocator, PageTable, Prefix, PrefixIndex};
 use crate::request::{FinishReason, Request, RequestId, TokenEvent};
+use crate::sampler::{self, SamplerError};
+
+/// Tokens of a prompt that is scored in one step: bounds what others wait for.
+const SCORED_CHUNK: usize = 256;
 
 /// Validated settings; every count is at least 1 (a 0 works as 1).
 #[derive(Debug, Clone, serde::Serialize)]
@@ -108,9 +114,7 @@ impl SchedulerConfig {
         if request.prompt.is_empty() {
             return Err(AddError::EmptyPrompt);
         }
-        if request.max_new_tokens == 0 {
-            return Err(AddError::NoOutput);
-        }
+        sampler::check(&request.sampling)?;
         let n_tokens = request.prompt.len().saturating_add(request.max_new_tokens);
         if n_tokens > self.pool_tokens() {
             return Err(AddError::ExceedsPool {
@@ -123,12 +127,10 @@ impl SchedulerConfig {
     }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum AddError {
     #[error("the prompt has no tokens; at least 1 is needed")]
     EmptyPrompt,
-    #[error("max_new_tokens is 0; at least 1 is needed")]
-    NoOutput,
     #[error(
         "{n_prompt} prompt tokens and {max_new_tokens} output tokens exceed the KV pool of {limit} tokens"
     )]
@@ -137,6 +139,8 @@ pub enum AddError {
         max_new_tokens: usize,
         limit: usize,
     },
+    #[error(transparent)]
+    Sampling(#[from] SamplerError),
     #[error("request {0} is in the engine already")]
     Duplicate(RequestId),
 }
@@ -248,6 +252,8 @@ impl Scheduler {
             n_kept_pages: 0,
             n_cached: 0,
             ended: false,
+            is_broken: false,
+            scores: Scores::default(),
             was_admitted: false,
         });
         self.n_arrived += 1;
@@ -322,13 +328,13 @@ impl Scheduler {
     }
 
     /// What leaves the running set gives back: its pages and its prefix. What it computed, prompt
-    /// and output, is kept for others.
+    /// and output, is kept for others, unless its row failed.
     fn release(&mut self, sequence: &mut Sequence) {
         self.in_flight.remove(sequence.hashes_in_flight());
         self.allocator
             .prefixes_mut()
             .remove(sequence.prompt_hashes());
-        if self.config.radix_cache {
+        if self.config.radix_cache && !sequence.is_broken {
             let computed = &sequence.tokens[..sequence.n_computed];
             let root = sequence.request.prefix_root;
             extend_chain(&mut sequence.prefix_hashes, root, computed);
@@ -347,6 +353,7 @@ impl Scheduler {
         };
         self.release(&mut sequence);
         sequence.n_computed = 0;
+        sequence.scores.made.clear();
         self.n_preemptions += 1;
         let id = sequence.request.id;
         let key = self.waiting.insert(sequence);

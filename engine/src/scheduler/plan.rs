@@ -21,8 +21,23 @@ impl Scheduler {
         } else {
             self.plan_alternating(now)
         };
+        self.add_scores(&mut plan);
         self.add_copies(&mut plan);
         plan
+    }
+
+    /// Which tokens' log-probabilities the rows' requests want.
+    fn add_scores(&self, plan: &mut StepPlan) {
+        if !self.running.iter().any(Sequence::is_scored) {
+            return;
+        }
+        let mut cursor = 0;
+        for (i, row) in plan.rows.iter().enumerate() {
+            let sequence = self.find_running(row.request, &mut cursor);
+            let sequence = sequence.map(|i| &self.running[i]);
+            plan.scores
+                .extend(sequence.and_then(|s| s.scores_of(i, row)));
+        }
     }
 
     /// Prefill first, but never twice in a row while anyone decodes.
@@ -158,7 +173,7 @@ impl Scheduler {
         let mut rows = self.row_memory.list();
         let computes_prompt = |s: &&Sequence| !s.is_decoding() && !s.is_restoring();
         for sequence in self.running.iter().filter(computes_prompt) {
-            match budget.take(sequence.n_uncomputed()) {
+            match budget.take(sequence.chunk_of(sequence.n_uncomputed())) {
                 0 => return rows,
                 n_tokens => self.row_memory.push(&mut rows, sequence, n_tokens),
             }
@@ -190,7 +205,8 @@ impl Scheduler {
             let n_tokens = if is_restored {
                 0
             } else {
-                let n_tokens = budget.take(next.tokens.len() - cached.n_device * PAGE_TOKENS);
+                let n_left = next.tokens.len() - cached.n_device * PAGE_TOKENS;
+                let n_tokens = budget.take(next.chunk_of(n_left));
                 if n_tokens == 0 {
                     break;
                 }

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::executor::{PlanRow, SampleSpec};
+use super::SCORED_CHUNK;
+use crate::executor::{PlanRow, RowOutput, SampleSpec, ScoreSpec};
 use crate::kv::{PAGE_TOKENS, PageTable, Prefix};
-use crate::request::{Failure, FinishReason, Request, RequestId, SampledToken, TokenEvent, Usage};
+use crate::request::{Failure, FinishReason, Request, RequestId, ScoredToken, TokenEvent, Usage};
 
 /// What [`Sequence::accept`] reports to.
 pub(super) type Events = Vec<(RequestId, TokenEvent)>;
@@ -34,8 +35,19 @@ pub(super) struct Sequence {
     /// Prompt tokens whose KV was cached at the first admission.
     pub n_cached: usize,
     pub ended: bool,
+    /// Its last row failed: what that row computed is not shared with others.
+    pub is_broken: bool,
+    pub scores: Scores,
     /// True from the first admission on: the queue wait is reported once.
     pub was_admitted: bool,
+}
+
+/// Log-probabilities of a prompt's tokens, where they are asked for.
+#[derive(Debug, Default)]
+pub(super) struct Scores {
+    /// Of the second token, the third, …, until they are told.
+    pub made: Vec<ScoredToken>,
+    pub are_told: bool,
 }
 
 impl Sequence {
@@ -58,7 +70,39 @@ impl Sequence {
 
     /// One known token is left to compute, and it samples the next: a decode row.
     pub fn is_decoding(&self) -> bool {
-        self.n_uncomputed() == 1
+        self.n_uncomputed() == 1 && self.request.max_new_tokens > 0
+    }
+
+    /// Scores of its prompt are still to be made.
+    pub fn is_scored(&self) -> bool {
+        let is_asked = self.request.sampling.n_prompt_logprobs.is_some();
+        is_asked && !self.scores.are_told && self.n_prompt() > 1
+    }
+
+    /// How many of `n_tokens` known tokens one row may compute.
+    pub fn chunk_of(&self, n_tokens: usize) -> usize {
+        if self.is_scored() {
+            n_tokens.min(SCORED_CHUNK)
+        } else {
+            n_tokens
+        }
+    }
+
+    /// What row `row`, the plan's `i`th, has to score.
+    pub fn scores_of(&self, i: usize, row: &PlanRow) -> Option<ScoreSpec> {
+        let n_top = self.request.sampling.n_prompt_logprobs?;
+        let targets = self.targets(row);
+        (self.is_scored() && !targets.is_empty()).then(|| ScoreSpec {
+            row: i,
+            targets: targets.to_vec(),
+            n_top,
+        })
+    }
+
+    /// Prompt tokens that follow the row's.
+    fn targets(&self, row: &PlanRow) -> &[u32] {
+        let end = (row.start + row.tokens.len() + 1).min(self.n_prompt());
+        self.tokens.get(row.start + 1..end).unwrap_or_default()
     }
 
     /// A grammar says which tokens may come.
@@ -91,14 +135,19 @@ impl Sequence {
             .unwrap_or_default()
     }
 
-    /// What may be shared with others: all known whole pages, but not the last token, which must
-    /// be computed for its logits.
+    /// What may be taken over from others: all known whole pages, but not the last token, which
+    /// must be computed for its logits; nothing while every token must be.
     pub fn shareable(&self) -> Prefix<'_> {
         let prefix = Prefix {
             hashes: &self.prefix_hashes,
             tokens: &self.tokens,
         };
-        prefix.first((self.tokens.len() - 1) / PAGE_TOKENS)
+        let n_computed = if self.is_scored() {
+            1
+        } else {
+            self.tokens.len()
+        };
+        prefix.first((n_computed - 1) / PAGE_TOKENS)
     }
 
     /// Writes the row that computes the next `n_tokens` known tokens over `row`, whatever that was.
@@ -111,7 +160,7 @@ impl Sequence {
             .extend_from_slice(&self.tokens[self.n_computed..end]);
         row.pages.clear();
         row.pages.extend_from_slice(self.pages.as_slice());
-        if end < self.tokens.len() {
+        if end < self.tokens.len() || self.request.max_new_tokens == 0 {
             row.sample = None;
             return;
         }
@@ -134,21 +183,39 @@ impl Sequence {
     }
 
     /// Takes over what a step computed for `row`. Tokens behind a stop id, or behind the last
-    /// allowed one, are discarded.
-    pub fn accept(&mut self, row: &PlanRow, sampled: Vec<SampledToken>, events: &mut Events) {
+    /// allowed one, are discarded, and so is an error behind those.
+    pub fn accept(&mut self, row: &PlanRow, output: RowOutput, events: &mut Events) {
         let id = self.request.id;
-        if row.sample.is_none() {
-            self.n_computed += row.tokens.len();
+        let RowOutput {
+            tokens,
+            scores,
+            error,
+        } = output;
+        if let Some(error) = &error
+            && tokens.is_empty()
+        {
+            self.fail(error.failure(self.is_guided()), events);
             return;
         }
-        if sampled.is_empty() {
-            self.ended = true;
+        if self.is_scored() && !self.take_scores(row, scores, events) {
+            let message = "the executor scored too few tokens of this request".to_owned();
+            self.fail(Failure::Step { message }, events);
+            return;
+        }
+        if row.sample.is_none() {
+            self.n_computed += row.tokens.len();
+            if self.request.max_new_tokens == 0 && self.n_uncomputed() == 0 {
+                self.finish(FinishReason::Length, events);
+            }
+            return;
+        }
+        if tokens.is_empty() {
             let message = "the executor returned no token for this request".to_owned();
-            events.push((id, TokenEvent::Failed(Failure::Step { message })));
+            self.fail(Failure::Step { message }, events);
             return;
         }
         self.n_computed += row.tokens.len() - 1;
-        for token in sampled {
+        for token in tokens {
             let is_stop = self.request.stop_token_ids.contains(&token.token);
             self.tokens.push(token.token);
             self.n_computed += 1;
@@ -160,15 +227,44 @@ impl Sequence {
             } else {
                 continue;
             };
-            self.ended = true;
-            events.push((
-                id,
-                TokenEvent::Finished {
-                    reason,
-                    usage: self.usage(),
-                },
-            ));
+            self.finish(reason, events);
             return;
         }
+        if let Some(error) = error {
+            self.fail(error.failure(self.is_guided()), events);
+        }
+    }
+
+    /// Takes over the scores of the row's tokens, and tells them when they are complete. False
+    /// where some are missing.
+    fn take_scores(
+        &mut self,
+        row: &PlanRow,
+        scores: Vec<ScoredToken>,
+        events: &mut Events,
+    ) -> bool {
+        if scores.len() != self.targets(row).len() {
+            return false;
+        }
+        let made = &mut self.scores.made;
+        made.extend(scores);
+        if made.len() + 1 == self.request.prompt.len() {
+            let event = TokenEvent::PromptLogprobs(std::mem::take(made));
+            events.push((self.request.id, event));
+            self.scores.are_told = true;
+        }
+        true
+    }
+
+    fn finish(&mut self, reason: FinishReason, events: &mut Events) {
+        self.ended = true;
+        let usage = self.usage();
+        events.push((self.request.id, TokenEvent::Finished { reason, usage }));
+    }
+
+    fn fail(&mut self, failure: Failure, events: &mut Events) {
+        self.ended = true;
+        self.is_broken = true;
+        events.push((self.request.id, TokenEvent::Failed(failure)));
     }
 }

@@ -1,7 +1,7 @@
 //! One running choice: tokens from the engine become pieces of text, stop strings are found,
 //! and the reason it ended is put into the protocol's words.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use serde_json::{Value, json};
 
@@ -9,7 +9,9 @@ use super::error::ApiError;
 use super::sampling_fields::Generation;
 use super::state::ServedModel;
 use crate::engine_loop::{EngineHandle, RequestStream};
-use crate::request::{FinishReason, Request, RequestId, SampledToken, TokenEvent, Usage};
+use crate::request::{
+    FinishReason, Request, RequestId, SampledToken, ScoredToken, TokenEvent, Usage,
+};
 use crate::structured::Guide;
 use crate::text::{StopMatcher, TextOrigin, TokenStream};
 
@@ -28,9 +30,16 @@ pub struct Choice {
     client_stop_ids: Arc<[u32]>,
     n_prompt: usize,
     n_output: usize,
+    /// No stop string is looked for in the text of the first so many tokens.
+    min_tokens: usize,
     max_new_tokens: usize,
+    prompt_scores: PromptScores,
     is_done: bool,
 }
+
+/// Log-probabilities of the prompt's tokens but the first; there, where they were asked for, from
+/// a choice's first piece on.
+pub type PromptScores = Arc<OnceLock<Vec<ScoredToken>>>;
 
 /// What came of one or more tokens.
 #[derive(Debug, Clone, Default)]
@@ -91,10 +100,16 @@ impl Choice {
         );
         let n_prompt = spec.prompt.len();
         let max_new_tokens = spec.max_new_tokens;
+        let sampling = generation.params_of_choice(
+            spec.sample_index,
+            spec.guide,
+            &stop_ids,
+            &model.tokenizer,
+        )?;
         let request = Request {
             id: model.engine.next_request_id(),
             prompt: spec.prompt,
-            sampling: generation.params_of_choice(spec.sample_index, spec.guide),
+            sampling,
             max_new_tokens,
             stop_token_ids: Arc::clone(&stop_ids),
             priority: generation.priority,
@@ -113,7 +128,9 @@ impl Choice {
             client_stop_ids,
             n_prompt,
             n_output: 0,
+            min_tokens: generation.min_tokens,
             max_new_tokens,
+            prompt_scores: PromptScores::default(),
             is_done: false,
         })
     }
@@ -128,6 +145,11 @@ impl Choice {
         self.n_prompt
     }
 
+    /// Where the prompt's scores will be.
+    pub fn prompt_scores(&self) -> PromptScores {
+        Arc::clone(&self.prompt_scores)
+    }
+
     /// The next piece, of up to `max_tokens` tokens; `None` after the one with an end.
     pub async fn next(&mut self, max_tokens: usize) -> Result<Option<Piece>, ApiError> {
         if self.is_done {
@@ -138,6 +160,10 @@ impl Choice {
         let mut is_last = false;
         while piece.end.is_none() && (is_last || piece.tokens.len() < max_tokens) {
             match self.stream.next().await {
+                Some(TokenEvent::PromptLogprobs(scores)) => {
+                    // They come once.
+                    let _ = self.prompt_scores.set(scores);
+                }
                 Some(TokenEvent::Token(sampled)) => {
                     is_last = self.take_token(sampled, &mut piece);
                     if let Some(found) = self.stop.found() {
@@ -168,7 +194,11 @@ impl Choice {
             self.stop.push("");
         } else {
             let text = self.text.push(sampled.token).unwrap_or_default();
-            piece.text.push_str(&self.stop.push(&text));
+            if self.n_output <= self.min_tokens {
+                piece.text.push_str(&text);
+            } else {
+                piece.text.push_str(&self.stop.push(&text));
+            }
         }
         piece.tokens.push(sampled);
         is_stop_id || self.n_output >= self.max_new_tokens
@@ -201,7 +231,7 @@ impl Choice {
         self.engine.cancel(self.stream.id());
         let cached_tokens = loop {
             match self.stream.next().await {
-                Some(TokenEvent::Token(_)) => {}
+                Some(TokenEvent::Token(_) | TokenEvent::PromptLogprobs(_)) => {}
                 Some(TokenEvent::Finished { usage, .. }) => break usage.cached_tokens,
                 Some(TokenEvent::Failed(failure)) => return Err(failure.into()),
                 None => break 0,

@@ -8,14 +8,14 @@ use serde_json::{Value, json};
 
 use super::answer::{FinishedChoice, Format, Heading, SharedModel, respond};
 use super::cached::{Question, look_up};
-use super::choice::{Choice, ChoiceSpec, Piece, token_ids};
+use super::choice::{Choice, ChoiceSpec, Piece, PromptScores, token_ids};
 use super::error::ApiError;
-use super::fields::Fields;
+use super::fields::{Fields, as_integer};
 use super::foreign_fields;
-use super::logprobs::{self, CompletionLogprobs, TokenNames};
+use super::logprobs::{self, CompletionLogprobs, TextOffsets, TokenNames};
 use super::prompt::{fit_prompts, take_prompts};
 use super::running::take_id;
-use super::sampling_fields::{Generation, MAX_CHOICES};
+use super::sampling_fields::{Generation, MAX_CHOICES, MAX_LOGPROBS};
 use super::state::AppState;
 use super::structured_fields::compile;
 use crate::structured::{Grammar, Preamble};
@@ -38,13 +38,21 @@ pub async fn complete(
     fields.refuse("prompt_embeds", &[])?;
     let add_special = fields.bool("add_special_tokens")?.unwrap_or(true);
     let echo = fields.bool("echo")?.unwrap_or(false);
-    if echo && n_logprobs.is_some() {
-        let message = "echo together with logprobs asks for the prompt's log-probabilities, which \
-                       this server does not compute";
-        return Err(ApiError::unsupported("echo", message));
-    }
+    let n_prompt_logprobs = fields.integer("prompt_logprobs", 0..=MAX_LOGPROBS)?;
+    let n_prompt_logprobs = n_prompt_logprobs.map(|n| n as usize);
+    let takes_no_output = take_zero(&mut fields, "max_tokens");
     let mut generation = Generation::take(&mut fields, &model.limits, &model.seeds, n_logprobs)?;
     foreign_fields::check_priority(model, generation.priority)?;
+    if takes_no_output {
+        generation.max_tokens = Some(0);
+    }
+    if n_prompt_logprobs.is_some() && generation.streaming.is_some() {
+        let message = "prompt_logprobs comes with whole answers only; leave stream out, or ask \
+                       for echo with logprobs";
+        return Err(ApiError::unsupported("prompt_logprobs", message));
+    }
+    let n_scored = n_logprobs.filter(|_| echo).max(n_prompt_logprobs);
+    generation.params.n_prompt_logprobs = n_scored;
     let asked = generation.asked.take();
     let n = generation.n;
     if prompts.len() * n > MAX_CHOICES {
@@ -69,7 +77,8 @@ pub async fn complete(
         &state.result_cache,
         &Question {
             endpoint: "completions",
-            body: fields.digest(),
+            // What a prompt's tokens are worth is not kept.
+            body: fields.digest().filter(|_| n_scored.is_none()),
             form: asked.as_ref().map(|asked| (&asked.constraint, preamble)),
             n_choices,
         },
@@ -83,17 +92,16 @@ pub async fn complete(
     } else {
         compile(model, asked, preamble).await?
     };
-    let mut echoes = Vec::new();
-    let mut prompt_ids = Vec::new();
+    let mut shown = Vec::new();
     let mut choices = Vec::with_capacity(n_choices);
     for (prompt_index, fitted) in fitted.into_iter().enumerate() {
         for sample_index in 0..n {
-            echoes.push(echo.then(|| {
-                model
-                    .tokenizer
-                    .decode(&fitted.prompt, generation.skip_special_tokens)
-            }));
-            prompt_ids.push(with_ids.then(|| Arc::clone(&fitted.prompt)));
+            let mut prompt = ShownPrompt {
+                ids: Arc::clone(&fitted.prompt),
+                scores: PromptScores::default(),
+                is_echoed: echo,
+                ids_are_told: with_ids,
+            };
             let spec = ChoiceSpec {
                 index: prompt_index * n + sample_index,
                 sample_index,
@@ -102,19 +110,26 @@ pub async fn complete(
                 guide: grammar.as_ref().map(Grammar::guide),
             };
             if !lookup.is_hit() {
-                choices.push(Choice::start(model, &generation, spec)?);
+                let choice = Choice::start(model, &generation, spec)?;
+                prompt.scores = choice.prompt_scores();
+                choices.push(choice);
             }
+            shown.push(prompt);
         }
     }
     let format = CompletionFormat {
         heading: Heading::new("cmpl", id, model),
-        offsets: vec![0; n_choices],
+        offsets: shown
+            .iter()
+            .map(|_| TextOffsets::of_output(&model.tokenizer, generation.skip_special_tokens, 0))
+            .collect(),
         model: Arc::clone(model),
-        with_logprobs: n_logprobs.is_some(),
+        skip_special: generation.skip_special_tokens,
         names,
-        echoes,
         with_ids,
-        prompt_ids,
+        n_logprobs,
+        n_prompt_logprobs,
+        shown,
     };
     respond(
         lookup,
@@ -128,33 +143,61 @@ pub async fn complete(
     .await
 }
 
+/// Takes a field out that is 0; leaves another value for its own reader.
+fn take_zero(fields: &mut Fields, name: &str) -> bool {
+    match fields.value(name) {
+        Some(value) if as_integer(&value) == Some(0) => true,
+        Some(value) => {
+            fields.put_back(name, value);
+            false
+        }
+        None => false,
+    }
+}
+
+/// What a choice's answer shows of its prompt.
+struct ShownPrompt {
+    ids: Arc<[u32]>,
+    scores: PromptScores,
+    /// Still to be put before the output.
+    is_echoed: bool,
+    /// Its ids are still to be said.
+    ids_are_told: bool,
+}
+
 struct CompletionFormat {
     heading: Heading,
     model: SharedModel,
-    with_logprobs: bool,
+    skip_special: bool,
     names: TokenNames,
     /// The choices say the ids of their tokens.
     with_ids: bool,
-    /// Of each choice, where they are still to be said.
-    prompt_ids: Vec<Option<Arc<[u32]>>>,
-    /// The prompt's text where it is still to be put before the output.
-    echoes: Vec<Option<String>>,
-    /// Characters of output so far.
-    offsets: Vec<usize>,
+    n_logprobs: Option<usize>,
+    /// vLLM's field of that name was asked for.
+    n_prompt_logprobs: Option<usize>,
+    /// One a choice, as all below.
+    shown: Vec<ShownPrompt>,
+    offsets: Vec<TextOffsets>,
 }
 
 impl CompletionFormat {
     fn choice(&mut self, index: usize, piece: &Piece) -> Value {
-        let mut text = self.echoes[index].take().unwrap_or_default();
+        let tokenizer = &self.model.tokenizer;
+        let (mut text, mut logprobs) = (String::new(), CompletionLogprobs::new(self.names));
+        let shown = &mut self.shown[index];
+        let scores = shown.scores.get().map_or(&[][..], Vec::as_slice);
+        if std::mem::take(&mut shown.is_echoed) {
+            text = tokenizer.decode(&shown.ids, self.skip_special);
+            if let Some(n_top) = self.n_logprobs {
+                let offsets = TextOffsets::of_prompt(tokenizer, self.skip_special, &shown.ids);
+                logprobs.extend_prompt(tokenizer, &shown.ids, scores, offsets, n_top);
+                let n_chars = text.chars().count();
+                self.offsets[index] = TextOffsets::of_output(tokenizer, self.skip_special, n_chars);
+            }
+        }
         text.push_str(&piece.text);
-        let logprobs = if self.with_logprobs {
-            let mut logprobs = CompletionLogprobs::default();
-            logprobs.extend(
-                &self.model.tokenizer,
-                &piece.tokens,
-                self.names,
-                &mut self.offsets[index],
-            );
+        let logprobs = if self.n_logprobs.is_some() {
+            logprobs.extend(tokenizer, &piece.tokens, &mut self.offsets[index]);
             logprobs.into_json()
         } else {
             Value::Null
@@ -166,8 +209,12 @@ impl CompletionFormat {
             "finish_reason": piece.end.as_ref().map(|end| end.finish_reason),
             "stop_reason": piece.end.as_ref().map(|end| &end.stop_reason),
         });
+        if let Some(n_top) = self.n_prompt_logprobs {
+            choice["prompt_logprobs"] = logprobs::prompt_logprobs(tokenizer, scores, n_top);
+        }
         if self.with_ids {
-            choice["prompt_token_ids"] = json!(self.prompt_ids[index].take().as_deref());
+            let ids = std::mem::take(&mut shown.ids_are_told).then_some(&*shown.ids);
+            choice["prompt_token_ids"] = json!(ids);
             choice["token_ids"] = token_ids(piece);
         }
         choice

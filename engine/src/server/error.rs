@@ -150,6 +150,9 @@ impl From<Failure> for ApiError {
     fn from(failure: Failure) -> Self {
         let code = match failure {
             Failure::Step { .. } => Code::StepFailed,
+            Failure::Logits { .. } => Code::LogitsNotFinite,
+            Failure::Sampling { .. } => Code::SamplingFailed,
+            Failure::DeviceLost { .. } => Code::DeviceLost,
             Failure::QueueTimeout { .. } => Code::QueueTimeout,
             Failure::RequestTimeout { .. } => Code::RequestTimeout,
             Failure::ShuttingDown => Code::ShuttingDown,

@@ -13,6 +13,7 @@ use tokio_stream::StreamExt;
 use super::cached::BodyDigest;
 use super::error::ApiError;
 use super::state::AppState;
+use crate::sampler::ranges::Range;
 
 /// Longest piece of a client's own value that an error repeats, in characters.
 const MAX_SHOWN_CHARS: usize = 80;
@@ -89,21 +90,22 @@ impl Fields {
         }
     }
 
-    pub fn number(
-        &mut self,
-        name: &str,
-        range: RangeInclusive<f64>,
-    ) -> Result<Option<f64>, ApiError> {
+    /// A sampling parameter, as the samplers take it.
+    pub fn parameter(&mut self, range: Range) -> Result<Option<f32>, ApiError> {
+        let name = range.name;
         let Some(value) = self.value(name) else {
             return Ok(None);
         };
         let number = value
             .as_f64()
             .ok_or_else(|| self.wrong_type(name, &value, "a number"))?;
-        if range.contains(&number) {
-            return Ok(Some(number));
-        }
-        Err(self.out_of_range(name, &value, range.start(), range.end()))
+        let taken = range.take(number);
+        let outside = || {
+            let path = self.path(name);
+            let message = format!("{path} is {}, but must be from {range}", show(&value));
+            ApiError::invalid(path, message)
+        };
+        taken.ok_or_else(outside).map(Some)
     }
 
     pub fn integer(
@@ -288,6 +290,7 @@ impl FromRequest<Arc<AppState>> for Fields {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sampler::ranges::TOP_P;
     use serde_json::json;
 
     fn fields(value: &Value) -> Fields {
@@ -297,7 +300,7 @@ mod tests {
     #[test]
     fn an_error_names_field_value_and_limit() {
         let mut body = fields(&json!({"top_p": 1.5, "n": "two", "stream_options": {"x": 3}}));
-        let error = body.number("top_p", 0.0..=1.0).expect_err("out of range");
+        let error = body.parameter(TOP_P).expect_err("out of range");
         assert_eq!(error.message, "top_p is 1.5, but must be from 0 to 1");
         assert_eq!(error.param.as_deref(), Some("top_p"));
         let error = body.integer("n", 1..=4).expect_err("a string");

@@ -33,6 +33,7 @@ mod completions;
 mod connections;
 mod cors;
 pub mod error;
+pub mod exclusion_fields;
 mod exposition;
 pub mod fields;
 mod flush;

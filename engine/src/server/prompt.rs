@@ -197,10 +197,12 @@ pub fn fit(
         }
     }
     let room = limit.saturating_sub(ids.len());
-    if room == 0 {
+    // No output needs no room.
+    let least = usize::from(max_tokens != Some(0));
+    if room < least {
         return Err(too_long(ids.len(), max_tokens, limits, param));
     }
-    let max_new_tokens = max_tokens.unwrap_or(default).clamp(1, room);
+    let max_new_tokens = max_tokens.unwrap_or(default).clamp(least, room);
     Ok(Fitted {
         prompt: ids.into(),
         max_new_tokens,
@@ -291,6 +293,9 @@ mod tests {
         assert_eq!(fit_n(10, None, false), Ok((10, 16)));
         // The default output is cut; only what was asked for is an error.
         assert_eq!(fit_n(95, None, false), Ok((95, 5)));
+        // A prompt that is only scored may fill the sequence.
+        assert_eq!(fit_n(100, Some(0), false), Ok((100, 0)));
+        assert!(fit_n(101, Some(0), false).is_err());
     }
 
     #[test]

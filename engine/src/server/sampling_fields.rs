@@ -7,12 +7,16 @@ use serde_json::{Value, json};
 
 use super::cache_salt;
 use super::error::ApiError;
+use super::exclusion_fields::{BadWords, take_allowed, take_min_tokens};
 use super::fields::{Fields, as_integer, show};
 use super::state::{Limits, Seeds};
 use super::structured_fields::{Asked, take_constraint};
 use crate::errors::Code;
 use crate::request::SamplingParams;
+use crate::sampler::exclusions::Exclusions;
+use crate::sampler::ranges;
 use crate::structured::Guide;
+use crate::text::Tokenizer;
 
 /// Most log-probabilities a token, as OpenAI's chat API has it.
 pub const MAX_LOGPROBS: i64 = 20;
@@ -30,6 +34,9 @@ pub struct Generation {
     pub stop: Vec<String>,
     pub stop_token_ids: Vec<u32>,
     pub ignore_eos: bool,
+    /// Nothing ends the output before it has so many tokens.
+    pub min_tokens: usize,
+    pub bad_words: BadWords,
     pub skip_special_tokens: bool,
     pub include_stop_str: bool,
     /// As asked; `None` means the endpoint's default.
@@ -57,13 +64,32 @@ fn refuse_unsupported(fields: &mut Fields) -> Result<(), ApiError> {
         "logits_processors",
         "prompt_logprobs",
         "truncate_prompt_tokens",
-        "bad_words",
         "lora_path",
     ] {
         fields.refuse(name, &[json!([])])?;
     }
-    fields.refuse("use_beam_search", &[json!(false)])?;
-    fields.refuse("length_penalty", &[json!(1), json!(1.0)])
+    for name in ["use_beam_search", "return_hidden_states"] {
+        fields.refuse(name, &[json!(false)])?;
+    }
+    for name in ["stop_regex", "custom_logit_processor"] {
+        fields.refuse(name, &[json!(""), json!([])])?;
+    }
+    fields.refuse("logprob_token_ids", &[json!([])])?;
+    // Each with the number that switches it off.
+    for (name, off) in [
+        ("length_penalty", 1),
+        ("repeat_penalty", 1),
+        ("typical_p", 1),
+        ("mirostat", 0),
+        ("n_probs", 0),
+        ("dry_multiplier", 0),
+        ("xtc_probability", 0),
+        ("dynatemp_range", 0),
+        ("top_n_sigma", -1),
+    ] {
+        fields.refuse(name, &[json!(off), json!(f64::from(off))])?;
+    }
+    Ok(())
 }
 
 impl Generation {
@@ -85,13 +111,14 @@ impl Generation {
             let message = format!("best_of is {best_of}, but only the value of n ({n}) works here");
             return Err(ApiError::unsupported("best_of", message));
         }
-        let min_tokens = fields.integer("min_tokens", 0..=most)?.unwrap_or(0);
         let generation = Self {
             params: take_params(fields, limits, seeds, n_logprobs)?,
             n,
             stop: take_stop(fields, limits)?,
             stop_token_ids: take_stop_ids(fields, limits)?,
             ignore_eos: fields.bool("ignore_eos")?.unwrap_or(false),
+            min_tokens: take_min_tokens(fields)?,
+            bad_words: BadWords::take(fields)?,
             skip_special_tokens: fields.bool("skip_special_tokens")?.unwrap_or(true),
             include_stop_str: fields.bool("include_stop_str_in_output")?.unwrap_or(false),
             max_tokens: max_completion_tokens.or(max_tokens).map(|n| n as usize),
@@ -102,30 +129,44 @@ impl Generation {
             streaming: take_streaming(fields)?,
             asked: take_constraint(fields)?,
         };
-        if min_tokens > 0 && generation.may_end_early() {
-            let message = format!(
-                "min_tokens is {min_tokens}, which only works together with ignore_eos, and \
-                 without stop strings, stop tokens or a form of the output"
-            );
-            return Err(ApiError::unsupported("min_tokens", message));
-        }
+        generation.check_min_tokens()?;
         Ok(generation)
     }
 
-    /// Something else than `max_tokens` may end the output.
-    fn may_end_early(&self) -> bool {
-        !self.ignore_eos
-            || !self.stop.is_empty()
-            || !self.stop_token_ids.is_empty()
-            || self.asked.is_some()
+    fn check_min_tokens(&self) -> Result<(), ApiError> {
+        let min_tokens = self.min_tokens;
+        if let Some(max_tokens) = self.max_tokens.filter(|most| *most < min_tokens) {
+            let message =
+                format!("min_tokens is {min_tokens}, but max_tokens allows {max_tokens} tokens");
+            return Err(ApiError::invalid("min_tokens", message));
+        }
+        if min_tokens > 0 && self.asked.is_some() {
+            let message = format!(
+                "min_tokens is {min_tokens}, but the form of the output says where it ends"
+            );
+            return Err(ApiError::unsupported("min_tokens", message));
+        }
+        Ok(())
     }
 
-    /// Parameters of one choice: the same, with a random stream and a guide of its own.
-    pub fn params_of_choice(&self, choice: usize, guide: Option<Guide>) -> Arc<SamplingParams> {
+    /// Parameters of one choice: the same, with a random stream and a guide of its own. `ends` are
+    /// all tokens that end it.
+    pub fn params_of_choice(
+        &self,
+        choice: usize,
+        guide: Option<Guide>,
+        ends: &Arc<[u32]>,
+        tokenizer: &Tokenizer,
+    ) -> Result<Arc<SamplingParams>, ApiError> {
         let mut params = self.params.clone();
         params.seed = params.seed.wrapping_add(choice as u64);
         params.guide = guide;
-        Arc::new(params)
+        params.exclusions.min_tokens = self.min_tokens;
+        params.exclusions.ends = Arc::clone(ends);
+        if !self.bad_words.is_empty() {
+            params.exclusions.bad_words = self.bad_words.ids(tokenizer)?;
+        }
+        Ok(Arc::new(params))
     }
 }
 
@@ -140,32 +181,25 @@ fn take_params(
         .integer("top_k", -1..=i64::from(i32::MAX))?
         .unwrap_or(0)
         .max(0) as usize;
-    let top_p = fields.number("top_p", 0.0..=1.0)?.unwrap_or(1.0) as f32;
-    let repetition = fields
-        .number("repetition_penalty", 0.0..=10.0)?
-        .unwrap_or(1.0) as f32;
-    if repetition <= 0.0 {
-        let message = format!("repetition_penalty is {repetition}, but must be above 0, to 10");
-        return Err(ApiError::invalid("repetition_penalty", message));
-    }
     Ok(SamplingParams {
-        temperature: fields.number("temperature", 0.0..=2.0)?.unwrap_or(1.0) as f32,
+        temperature: fields.parameter(ranges::TEMPERATURE)?.unwrap_or(1.0),
         top_k,
-        top_p,
-        min_p: fields.number("min_p", 0.0..=1.0)?.unwrap_or(0.0) as f32,
-        repetition_penalty: repetition,
-        presence_penalty: fields
-            .number("presence_penalty", -2.0..=2.0)?
-            .unwrap_or(0.0) as f32,
-        frequency_penalty: fields
-            .number("frequency_penalty", -2.0..=2.0)?
-            .unwrap_or(0.0) as f32,
+        top_p: fields.parameter(ranges::TOP_P)?.unwrap_or(1.0),
+        min_p: fields.parameter(ranges::MIN_P)?.unwrap_or(0.0),
+        repetition_penalty: fields.parameter(ranges::REPETITION_PENALTY)?.unwrap_or(1.0),
+        presence_penalty: fields.parameter(ranges::PRESENCE_PENALTY)?.unwrap_or(0.0),
+        frequency_penalty: fields.parameter(ranges::FREQUENCY_PENALTY)?.unwrap_or(0.0),
         logit_bias: take_logit_bias(fields, limits)?,
         seed: match fields.integer("seed", i64::MIN..=i64::MAX)? {
             Some(seed) => seed as u64,
             None => seeds.draw(),
         },
         n_logprobs,
+        n_prompt_logprobs: None,
+        exclusions: Exclusions {
+            allowed: take_allowed(fields, limits)?,
+            ..Exclusions::default()
+        },
         guide: None,
     })
 }
@@ -189,14 +223,13 @@ fn take_logit_bias(fields: &mut Fields, limits: &Limits) -> Result<Vec<(u32, f32
                 let message = format!("{path} is no token id; ids are from 0 to {}", vocab - 1);
                 return Err(ApiError::invalid(path, message));
             };
-            let bias = value
-                .as_f64()
-                .filter(|bias| (-100.0..=100.0).contains(bias));
+            let range = ranges::LOGIT_BIAS;
+            let bias = value.as_f64().and_then(|bias| range.take(bias));
             let bias = bias.ok_or_else(|| {
-                let message = format!("{path} is {}, but must be from -100 to 100", show(&value));
+                let message = format!("{path} is {}, but must be from {range}", show(&value));
                 ApiError::invalid(path, message)
             })?;
-            Ok((id, bias as f32))
+            Ok((id, bias))
         })
         .collect()
 }

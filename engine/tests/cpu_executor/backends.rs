@@ -59,7 +59,7 @@ fn generate(executor: &mut CpuExecutor, params: &SamplingParams) -> Vec<Vec<u32>
         ..StepPlan::default()
     };
     let first = executor.execute(&plan).expect("a step").rows;
-    let decode = |i: usize| of(i, &[first[i][0].token], prompts[i].len(), 1);
+    let decode = |i: usize| of(i, &[first[i].tokens[0].token], prompts[i].len(), 1);
     let plan = StepPlan {
         rows: (0..prompts.len()).map(decode).collect(),
         n_steps: 12,
@@ -67,7 +67,7 @@ fn generate(executor: &mut CpuExecutor, params: &SamplingParams) -> Vec<Vec<u32>
     };
     let rest = executor.execute(&plan).expect("a step").rows;
     let made = first.iter().zip(&rest).map(|(first, rest)| {
-        let made = first.iter().chain(rest);
+        let made = first.tokens.iter().chain(&rest.tokens);
         made.map(|token| token.token).collect()
     });
     made.collect()

@@ -155,8 +155,8 @@ fn decode(executor: &mut CpuExecutor, prompts: &[Vec<u32>], n_steps: usize) -> V
             .iter_mut()
             .zip(executor.execute(&plan).expect("step").rows)
         {
-            assert_eq!(new.len(), n_steps);
-            made.extend(new.iter().map(|token| token.token));
+            assert_eq!((new.tokens.len(), new.error), (n_steps, None));
+            made.extend(new.tokens.iter().map(|token| token.token));
         }
     }
     made

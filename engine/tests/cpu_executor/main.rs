@@ -7,6 +7,8 @@ mod backends;
 mod invariance;
 mod prefix_reuse;
 mod refusals;
+mod row_errors;
+mod scoring;
 
 use engine::executor::PlanRow;
 use engine::executor::cpu::{ActivationType, CpuExecutor, CpuOptions};

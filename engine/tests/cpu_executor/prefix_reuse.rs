@@ -88,6 +88,7 @@ fn run_all(
             let (tokens, cached) = results.entry(id.0).or_default();
             match event {
                 TokenEvent::Token(token) => tokens.push(token),
+                TokenEvent::PromptLogprobs(_) => {}
                 TokenEvent::Finished { usage, .. } => *cached = usage.cached_tokens,
                 TokenEvent::Failed(failure) => panic!("request {id}: {failure}"),
             }

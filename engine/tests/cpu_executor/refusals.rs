@@ -1,7 +1,7 @@
 //! Bad options and bad plans get an error that names the value; the executor lives on.
 
 use engine::executor::cpu::{ActivationType, CpuExecutor, CpuOptions};
-use engine::executor::{Executor, PlanRow, StepPlan};
+use engine::executor::{Executor, PlanRow, RowOutput, StepPlan};
 use engine::kv::PageIdx;
 use engine::model::config::Family;
 use engine::weights::ElementFormat;
@@ -73,7 +73,7 @@ fn plans() {
     });
     assert_eq!(
         output.expect("the executor lives on").rows,
-        vec![Vec::new()]
+        vec![RowOutput::default()]
     );
     assert!(
         executor

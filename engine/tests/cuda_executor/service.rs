@@ -58,7 +58,7 @@ pub fn serve(
         for (id, event) in scheduler.commit(&plan, output) {
             match event {
                 TokenEvent::Token(token) => made[id.0 as usize].push(token),
-                TokenEvent::Finished { .. } => {}
+                TokenEvent::Finished { .. } | TokenEvent::PromptLogprobs(_) => {}
                 TokenEvent::Failed(failure) => panic!("request {id}: {failure}"),
             }
         }

@@ -360,8 +360,8 @@ fn the_program_ends_with_2_where_the_line_is_wrong() {
             "--mem-fraction-static 2",
         ),
         (
-            vec!["generate", "--temperature", "9", "hello"],
-            "--temperature 9",
+            vec!["generate", "--temperature", "-1", "hello"],
+            "--temperature -1",
         ),
         (vec!["inspect", "./no/such/model"], "no such file"),
         (vec![], "Usage"),

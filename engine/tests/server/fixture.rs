@@ -42,6 +42,7 @@ pub struct TestConfig {
     pub max_queued_requests: usize,
     pub max_running_requests: usize,
     pub n_decode_steps: usize,
+    pub mixed_chunk: bool,
     pub context_length: usize,
     pub allow_auto_truncate: bool,
     pub parsers: OutputParsers,
@@ -81,6 +82,7 @@ impl Default for TestConfig {
             max_queued_requests: 64,
             max_running_requests: 16,
             n_decode_steps: 1,
+            mixed_chunk: false,
             context_length: 512,
             allow_auto_truncate: false,
             parsers: OutputParsers::default(),
@@ -248,6 +250,7 @@ pub fn model_of_many(config: TestConfig, names: &[&str], turns: &Arc<Turns>) -> 
             chunked_prefill_size: Some(64),
             n_continuous_decode_steps: config.n_decode_steps,
             policy: config.policy,
+            mixed_chunk: config.mixed_chunk,
             ..SchedulerConfig::default()
         },
         max_queued_requests: config.max_queued_requests,

@@ -22,6 +22,8 @@ mod program;
 mod redis_server;
 mod refusals;
 mod result_cache;
+mod row_faults;
+mod scoring;
 mod secrets;
 mod shell;
 mod soak;

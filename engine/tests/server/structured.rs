@@ -174,23 +174,6 @@ async fn every_field_shapes_the_output() {
 }
 
 #[tokio::test]
-async fn min_tokens_is_accepted_where_nothing_else_ends_the_output() {
-    let server = TestServer::start(TestConfig::default()).await;
-    let body = json!({"prompt": "x", "max_tokens": 9, "min_tokens": 9, "ignore_eos": true});
-    let answer = server.ok(COMPLETIONS, body.clone()).await;
-    assert_eq!(answer["usage"]["completion_tokens"], 9);
-    for fields in [
-        json!({"ignore_eos": false}),
-        json!({"stop": "a"}),
-        json!({"guided_regex": "a"}),
-    ] {
-        let body = merged(body.clone(), fields);
-        let answer = server.post(COMPLETIONS, body.clone()).await;
-        assert_eq!(answer.status, 400, "{body}");
-    }
-}
-
-#[tokio::test]
 async fn max_tokens_cuts_a_form_off_and_a_stop_string_ends_it() {
     let server = TestServer::start(TestConfig::default()).await;
     let mut body = json!({"prompt": "x", "guided_regex": "[a-f]{20}", "max_tokens": 7, "seed": 1});

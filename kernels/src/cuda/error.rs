@@ -89,6 +89,20 @@ pub enum CudaError {
     Shape(#[from] KernelError),
 }
 
+impl CudaError {
+    /// After this error every call of the process fails: the context holds the error until the
+    /// process ends (illegal address or instruction, launch timeout, lost device, …).
+    pub fn loses_device(&self) -> bool {
+        matches!(
+            self,
+            Self::Call {
+                code: 700 | 702 | 709 | 710 | 713..=719 | 999,
+                ..
+            }
+        )
+    }
+}
+
 /// Errors unless the driver reports success.
 pub(super) fn check(call: &'static str, result: sys::CUresult) -> Result<(), CudaError> {
     if result == sys::CUresult::CUDA_SUCCESS {

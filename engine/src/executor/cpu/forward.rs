@@ -36,6 +36,14 @@ impl<'a> RowView<'a> {
     }
 }
 
+/// Tokens whose logits are given to a [`Score`] at once: their memory is bounded, and the head's
+/// weights are read once for so many.
+const SCORED_TOGETHER: usize = 32;
+
+/// What takes the logits of tokens that are scored: the index of the first, and `[n, vocab]`.
+pub(super) type Score<'a> =
+    &'a mut dyn FnMut(&mut WorkerPool, usize, &[f32]) -> Result<(), KernelError>;
+
 /// Part of a row that goes through the layers in one pass.
 #[derive(Debug, Clone, Copy)]
 struct Segment {
@@ -194,10 +202,24 @@ impl Forward {
         rows: &[RowView<'_>],
         outputs: &[usize],
     ) -> Result<&[f32], ForwardError> {
+        self.run_scoring(pool, rows, outputs, &[], &mut |_, _, _| Ok(()))
+    }
+
+    /// As [`Self::run`]. The logits of the packed tokens `scored`, rising, are given to `score` in
+    /// portions `[n, vocab]`, with the index of the portion's first in `scored`: a prompt's are too
+    /// many to be kept together.
+    pub fn run_scoring(
+        &mut self,
+        pool: &mut WorkerPool,
+        rows: &[RowView<'_>],
+        outputs: &[usize],
+        scored: &[usize],
+        score: Score<'_>,
+    ) -> Result<&[f32], ForwardError> {
         let hidden = self.config.hidden;
         let n_tokens: usize = rows.iter().map(|row| row.tokens.len()).sum();
         self.workspace.last.clear();
-        let mut outputs_left = outputs;
+        let (mut outputs_left, mut n_scored) = (outputs, 0);
         for pass_start in (0..n_tokens).step_by(self.settings.max_pass_tokens) {
             let pass_end = (pass_start + self.settings.max_pass_tokens).min(n_tokens);
             self.workspace.gather(rows, pass_start, pass_end)?;
@@ -209,10 +231,21 @@ impl Forward {
                 self.attention_block(pool, layer)?;
                 self.mlp_block(pool, layer)?;
             }
-            let here = outputs_left
-                .iter()
-                .take_while(|token| **token < pass_end)
-                .count();
+            let is_here = |token: &&usize| **token < pass_end;
+            let n_here = scored[n_scored..].iter().take_while(is_here).count();
+            for portion in scored[n_scored..n_scored + n_here].chunks(SCORED_TOGETHER) {
+                let kept = std::mem::take(&mut self.workspace.last);
+                for token in portion {
+                    let start = (token - pass_start) * hidden;
+                    let Workspace { x, last, .. } = &mut self.workspace;
+                    last.extend_from_slice(&x[start..start + hidden]);
+                }
+                self.lm_head(pool, portion.len())?;
+                score(pool, n_scored, &self.workspace.logits)?;
+                n_scored += portion.len();
+                self.workspace.last = kept;
+            }
+            let here = outputs_left.iter().take_while(is_here).count();
             for token in &outputs_left[..here] {
                 let start = (token - pass_start) * hidden;
                 let Workspace { x, last, .. } = &mut self.workspace;

@@ -19,14 +19,13 @@ pub use options::{ActivationType, Attention, CpuOptions, Sampling};
 
 use kernels::pool::WorkerPool;
 
-use self::forward::{Forward, RowView};
+use self::forward::{Forward, ForwardError, RowView};
 use self::weights::DecoderWeights;
 use super::{
-    Asleep, Executor, ExecutorCounts, ExecutorError, ExecutorInfo, PlanRow, SampleSpec, StepOutput,
-    StepPlan, StopFlag,
+    Asleep, Executor, ExecutorCounts, ExecutorError, ExecutorInfo, PlanRow, RowOutput, SampleSpec,
+    StepError, StepOutput, StepPlan, StopFlag, Target,
 };
 use crate::kv::{PAGE_TOKENS, PageIdx};
-use crate::request::SampledToken;
 use crate::sampler;
 use crate::weights::{Checkpoint, WeightError};
 
@@ -61,10 +60,10 @@ pub struct CpuExecutor {
     vocab: usize,
 }
 
-fn step_error(message: impl std::fmt::Display) -> ExecutorError {
-    ExecutorError::Step {
-        device: DEVICE,
-        message: message.to_string(),
+fn step_error(error: impl Into<ForwardError>) -> ExecutorError {
+    match error.into() {
+        ForwardError::Kernel(error) => ExecutorError::of_step(DEVICE, error),
+        ForwardError::Stopped => ExecutorError::of_step(DEVICE, StepError::Stopped),
     }
 }
 
@@ -158,7 +157,8 @@ impl CpuExecutor {
             let packed = firsts.get(*row).map_or(0, |first| first + index);
             if !in_row || outputs.last().is_some_and(|last| *last >= packed) {
                 let wrong = "is not in the batch, or not in rising order";
-                return Err(step_error(format!("token {index} of row {row} {wrong}")));
+                let message = format!("token {index} of row {row} {wrong}");
+                return Err(ExecutorError::of_plan(DEVICE, message));
             }
             outputs.push(packed);
         }
@@ -170,24 +170,55 @@ impl CpuExecutor {
         Ok(logits.to_vec())
     }
 
-    /// Chooses a token for each sampling row, rows spread over the threads.
+    /// Runs the rows and scores what the plan asks for, in portions spread over the threads.
+    fn run_scoring(
+        &mut self,
+        plan: &StepPlan,
+        views: &[RowView<'_>],
+        outputs: &[usize],
+        output: &mut StepOutput,
+    ) -> Result<(), ExecutorError> {
+        let (mut firsts, mut n_tokens) = (Vec::with_capacity(plan.rows.len()), 0);
+        for row in &plan.rows {
+            firsts.push(n_tokens);
+            n_tokens += row.tokens.len();
+        }
+        let targets: Vec<Target> = plan.targets().collect();
+        let scored: Vec<usize> = targets.iter().map(|t| firsts[t.row] + t.at).collect();
+        let mut outcomes: Vec<_> = targets.iter().map(|target| (*target, None)).collect();
+        let vocab = self.vocab;
+        let mut score = |pool: &mut WorkerPool, first: usize, logits: &[f32]| {
+            let portion = &mut outcomes[first..first + logits.len() / vocab];
+            pool.for_each_mut(portion, &|i, (target, outcome)| {
+                let logits = &logits[i * vocab..][..vocab];
+                *outcome = Some(sampler::score(logits, target.token, target.n_top));
+            })
+        };
+        self.forward
+            .run_scoring(&mut self.pool, views, outputs, &scored, &mut score)
+            .map_err(step_error)?;
+        for (target, outcome) in outcomes {
+            if let Some(outcome) = outcome {
+                output.rows[target.row].push_score(outcome);
+            }
+        }
+        Ok(())
+    }
+
+    /// Chooses a token for each of the rows `chosen`, whose logits the last run left in that
+    /// order. Rows are spread over the threads; one that has failed gets none.
     fn sample(
         &mut self,
         plan: &StepPlan,
+        chosen: &[usize],
         step: usize,
         output: &mut StepOutput,
     ) -> Result<(), ExecutorError> {
         let vocab = self.vocab;
         let logits = self.forward.logits();
-        let sampling = plan
-            .rows
-            .iter()
-            .zip(&output.rows)
-            .filter_map(|(row, made)| row.sample.as_ref().map(|spec| (spec, made)));
-        let mut chosen: Vec<_> = sampling.map(|(spec, made)| (spec, made, None)).collect();
-        let choose = |i: usize, spec: &SampleSpec, made: &[SampledToken]| {
+        let choose = |i: usize, spec: &SampleSpec, made: &RowOutput| {
             let extra: Vec<u32> = if spec.params.needs_history() {
-                made.iter().map(|token| token.token).collect()
+                made.tokens.iter().map(|token| token.token).collect()
             } else {
                 Vec::new()
             };
@@ -197,31 +228,30 @@ impl CpuExecutor {
                 Sampling::Plain => sampler::plain::sample(logits, spec, step, &extra),
             }
         };
+        let mut outcomes: Vec<_> = chosen.iter().map(|row| (*row, None)).collect();
+        let rows = &output.rows;
+        let choose_row = |i: usize, (row, outcome): &mut (usize, Option<_>)| {
+            if let Some(spec) = plan.rows[*row].sample.as_ref()
+                && !rows[*row].has_failed()
+            {
+                *outcome = Some(choose(i, spec, &rows[*row]));
+            }
+        };
         match self.sampling {
             Sampling::Selecting => self
                 .pool
-                .for_each_mut(&mut chosen, &|i, (spec, made, chosen)| {
-                    *chosen = Some(choose(i, spec, made));
-                })
+                .for_each_mut(&mut outcomes, &choose_row)
                 .map_err(step_error)?,
             Sampling::Plain => {
-                for (i, (spec, made, chosen)) in chosen.iter_mut().enumerate() {
-                    *chosen = Some(choose(i, spec, made));
+                for (i, outcome) in outcomes.iter_mut().enumerate() {
+                    choose_row(i, outcome);
                 }
             }
         }
-        let chosen: Vec<_> = chosen
-            .into_iter()
-            .filter_map(|(_, _, chosen)| chosen)
-            .collect();
-        let sampling = plan
-            .rows
-            .iter()
-            .zip(&mut output.rows)
-            .filter(|(row, _)| row.sample.is_some());
-        for ((row, made), chosen) in sampling.zip(chosen) {
-            let token = chosen.map_err(|e| step_error(format!("request {}: {e}", row.request)))?;
-            made.push(token);
+        for (row, outcome) in outcomes {
+            if let Some(outcome) = outcome {
+                output.rows[row].push(outcome);
+            }
         }
         Ok(())
     }
@@ -235,7 +265,7 @@ impl Executor for CpuExecutor {
     fn execute(&mut self, plan: &StepPlan) -> Result<StepOutput, ExecutorError> {
         super::check_plan(plan, DEVICE)?;
         let mut output = StepOutput {
-            rows: vec![Vec::new(); plan.rows.len()],
+            rows: vec![RowOutput::default(); plan.rows.len()],
         };
         if !plan.copies.is_empty() {
             self.forward
@@ -245,40 +275,51 @@ impl Executor for CpuExecutor {
         if plan.rows.is_empty() {
             return Ok(output);
         }
-        let mut outputs = Vec::with_capacity(plan.rows.len());
+        let (mut outputs, mut sampling) = (Vec::new(), Vec::new());
         let mut n_tokens = 0;
-        for row in &plan.rows {
+        for (i, row) in plan.rows.iter().enumerate() {
             n_tokens += row.tokens.len();
             if row.sample.is_some() {
                 outputs.push(n_tokens - 1);
+                sampling.push(i);
             }
         }
         let views: Vec<RowView<'_>> = plan.rows.iter().map(RowView::of).collect();
-        self.forward
-            .run(&mut self.pool, &views, &outputs)
-            .map_err(step_error)?;
-        self.sample(plan, 0, &mut output)?;
-        for step in 1..plan.n_steps {
-            // Every row is a decode row here, so every row has the token of the step before.
-            let tokens: Vec<u32> = output
-                .rows
-                .iter()
-                .filter_map(|made| made.last().map(|t| t.token))
-                .collect();
-            let views: Vec<RowView<'_>> = plan
-                .rows
-                .iter()
-                .zip(&tokens)
-                .map(|(row, token)| RowView {
-                    tokens: std::slice::from_ref(token),
-                    start: row.start + step,
-                    pages: &row.pages,
-                })
-                .collect();
+        if plan.scores.is_empty() {
             self.forward
                 .run(&mut self.pool, &views, &outputs)
                 .map_err(step_error)?;
-            self.sample(plan, step, &mut output)?;
+        } else {
+            self.run_scoring(plan, &views, &outputs, &mut output)?;
+        }
+        self.sample(plan, &sampling, 0, &mut output)?;
+        for step in 1..plan.n_steps {
+            // Every row is a decode row here, and goes on from the token of the step before. One
+            // that failed has none, and leaves the batch.
+            let going_on: Vec<(usize, u32)> = output
+                .rows
+                .iter()
+                .enumerate()
+                .filter(|(_, made)| !made.has_failed())
+                .filter_map(|(i, made)| Some((i, made.tokens.last()?.token)))
+                .collect();
+            if going_on.is_empty() {
+                break;
+            }
+            let views: Vec<RowView<'_>> = going_on
+                .iter()
+                .map(|(i, token)| RowView {
+                    tokens: std::slice::from_ref(token),
+                    start: plan.rows[*i].start + step,
+                    pages: &plan.rows[*i].pages,
+                })
+                .collect();
+            let outputs: Vec<usize> = (0..going_on.len()).collect();
+            let sampling: Vec<usize> = going_on.iter().map(|(i, _)| *i).collect();
+            self.forward
+                .run(&mut self.pool, &views, &outputs)
+                .map_err(step_error)?;
+            self.sample(plan, &sampling, step, &mut output)?;
         }
         Ok(output)
     }

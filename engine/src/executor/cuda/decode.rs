@@ -2,17 +2,19 @@
 
 use kernels::cuda::CudaError;
 
-use super::super::{ExecutorError, PlanRow, SampleSpec, StepOutput, StepPlan};
+use super::super::{ExecutorError, PlanRow, RowError, RowOutput, SampleSpec, StepOutput, StepPlan};
 use super::inputs::{MAX_ROWS, SequenceTokens};
 use super::run_ahead::{Batch, Burst, feed};
-use super::sampling::{DeviceSampler, ResultError, host_reason, is_greedy};
-use super::{CudaExecutor, MAX_BURST, graphs, step_error};
-use crate::request::SampledToken;
+use super::sampling::{DeviceSampler, Uploaded, host_reason, is_greedy};
+use super::{CudaExecutor, DEVICE, MAX_BURST, graphs, step_error};
 
 impl CudaExecutor {
     /// Whether the card can carry this plan out without the host between the steps.
     pub(super) fn is_decode_plan(&self, plan: &StepPlan) -> bool {
         let goes_on = |batch: &Batch| batch.is_continued_by(&plan.rows, plan.n_steps);
+        if !plan.scores.is_empty() {
+            return false;
+        }
         self.batch.as_ref().is_some_and(goes_on)
             || plan.rows.iter().all(|row| {
                 let spec = row.sample.as_ref();
@@ -29,9 +31,11 @@ impl CudaExecutor {
         let is_one = plan.rows.len() <= MAX_ROWS;
         let mut output = StepOutput::default();
         for chunk in plan.rows.chunks(MAX_ROWS) {
-            let mut made: Vec<Vec<SampledToken>> = vec![Vec::new(); chunk.len()];
+            let mut made = vec![RowOutput::default(); chunk.len()];
+            // A row that got no token has nothing to go on from, and leaves the batch.
+            let mut going_on: Vec<usize> = (0..chunk.len()).collect();
             let mut n_made = 0;
-            while n_made < plan.n_steps {
+            while n_made < plan.n_steps && !going_on.is_empty() {
                 let n_steps = MAX_BURST.min(plan.n_steps - n_made);
                 let n_left = plan.n_steps - n_made - n_steps;
                 let n_next_steps = match n_left {
@@ -42,11 +46,16 @@ impl CudaExecutor {
                 let rows = if n_made == 0 {
                     chunk
                 } else {
-                    rows = chunk.iter().zip(&made).map(|(r, m)| feed(r, m)).collect();
+                    let fed = |i: &usize| feed(&chunk[*i], &made[*i].tokens);
+                    rows = going_on.iter().map(fed).collect();
                     &rows
                 };
                 let burst = self.decode_burst(rows, n_steps, n_next_steps)?;
-                made.iter_mut().zip(burst).for_each(|(m, b)| m.extend(b));
+                for (i, row) in going_on.iter().zip(burst) {
+                    made[*i].tokens.extend(row.tokens);
+                    made[*i].error = row.error;
+                }
+                going_on.retain(|i| !made[*i].has_failed());
                 n_made += n_steps;
             }
             output.rows.append(&mut made);
@@ -61,12 +70,13 @@ impl CudaExecutor {
         rows: &[PlanRow],
         n_steps: usize,
         n_next_steps: usize,
-    ) -> Result<Vec<Vec<SampledToken>>, ExecutorError> {
+    ) -> Result<Vec<RowOutput>, ExecutorError> {
         let continued = self
             .batch
             .take()
             .filter(|batch| batch.is_continued_by(rows, n_steps));
         let goes_on = continued.is_some();
+        let mut refused = Vec::new();
         let (mut batch, burst) = match (continued, self.ahead.take()) {
             // Longer than asked is as good: its first tokens are the same.
             (Some(batch), Some(burst)) if burst.n_steps >= n_steps => {
@@ -80,7 +90,8 @@ impl CudaExecutor {
             }
             (_, ahead) => {
                 self.counts.run_ahead_discarded += u64::from(ahead.is_some());
-                let mut batch = self.begin(rows)?;
+                let mut batch;
+                (batch, refused) = self.begin(rows)?;
                 let burst = self.queue(&mut batch, n_steps).map_err(step_error)?;
                 (batch, burst)
             }
@@ -95,7 +106,13 @@ impl CudaExecutor {
                 self.ahead = Some(self.queue(&mut batch, n_ahead).map_err(step_error)?);
             }
         }
-        let made = self.read(burst, rows, n_steps)?;
+        let mut made = self.read(burst, rows, n_steps).map_err(step_error)?;
+        for (i, error) in refused {
+            made[i] = RowOutput {
+                error: Some(error),
+                ..RowOutput::default()
+            };
+        }
         if is_in_step {
             batch.advance(&made);
             self.batch = Some(batch);
@@ -109,8 +126,11 @@ impl CudaExecutor {
         self.counts.run_ahead_discarded += u64::from(self.ahead.take().is_some());
     }
 
-    /// Brings a new batch to the card.
-    fn begin(&mut self, rows: &[PlanRow]) -> Result<Batch, ExecutorError> {
+    /// Brings a new batch to the card. Also the rows whose parameters are wrong.
+    fn begin(
+        &mut self,
+        rows: &[PlanRow],
+    ) -> Result<(Batch, Vec<(usize, RowError)>), ExecutorError> {
         let sequences: Vec<SequenceTokens<'_>> = rows
             .iter()
             .map(|row| SequenceTokens {
@@ -126,12 +146,15 @@ impl CudaExecutor {
             .upload(&self.stream, &sequences, n_padded, &outputs)
             .map_err(step_error)?;
         let specs: Vec<Option<&SampleSpec>> = rows.iter().map(|row| row.sample.as_ref()).collect();
-        let mut n_penalized = 0;
+        let mut uploaded = Uploaded::default();
         if !specs.iter().flatten().all(|spec| is_greedy(spec)) {
             let sampler = self.sampler.as_mut().ok_or_else(no_sampler)?;
-            n_penalized = sampler.upload(&self.stream, &specs, n_padded, self.vocab)?;
+            uploaded = sampler
+                .upload(&self.stream, &specs, n_padded, self.vocab)
+                .map_err(step_error)?;
         }
-        Ok(Batch::new(rows, n_padded, n_penalized))
+        let batch = Batch::new(rows, n_padded, uploaded.n_growing);
+        Ok((batch, uploaded.refused))
     }
 
     /// Pages that the card does not know yet. The inputs are then those of `n_steps` tokens behind
@@ -185,29 +208,34 @@ impl CudaExecutor {
         })
     }
 
-    /// Waits for the burst; its first `n_steps` tokens of each row.
+    /// Waits for the burst; its first `n_steps` tokens of each row, up to one that is none.
     fn read(
         &self,
         burst: Burst,
         rows: &[PlanRow],
         n_steps: usize,
-    ) -> Result<Vec<Vec<SampledToken>>, ExecutorError> {
+    ) -> Result<Vec<RowOutput>, CudaError> {
         let results = &self.results[burst.slot];
         rows.iter()
             .enumerate()
             .map(|(i, row)| {
+                let mut made = RowOutput::default();
                 let Some(spec) = &row.sample else {
-                    return Ok(Vec::new());
+                    return Ok(made);
                 };
-                (0..n_steps)
-                    .map(|step| results.token(step * burst.n_padded + i, spec))
-                    .collect::<Result<Vec<_>, ResultError>>()
-                    .map_err(|error| step_error(format!("request {}: {error}", row.request)))
+                for step in 0..n_steps {
+                    made.push(results.token(step * burst.n_padded + i, spec)?);
+                    if made.has_failed() {
+                        break;
+                    }
+                }
+                Ok(made)
             })
             .collect()
     }
 }
 
 pub(super) fn no_sampler() -> ExecutorError {
-    step_error("the card was given rows to sample, and its sampler is off")
+    let message = "the card was given rows to sample, and its sampler is off";
+    ExecutorError::of_plan(DEVICE, message)
 }

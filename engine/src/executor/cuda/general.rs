@@ -2,54 +2,96 @@
 
 use std::borrow::Cow;
 
-use super::super::{ExecutorError, PlanRow, SampleSpec, StepOutput};
+use kernels::cuda::CudaError;
+
+use super::super::{
+    ExecutorError, PlanRow, RowError, RowOutput, SampleSpec, StepOutput, StepPlan, Target,
+};
 use super::CudaExecutor;
 use super::decode::no_sampler;
-use super::passes::{passes, sampled};
+use super::inputs::MAX_ROWS;
+use super::passes::{Piece, passes, sampled, scored};
 use super::run_ahead::feed;
 use super::sampling::{host_reason, is_greedy};
 use super::step_error;
-use crate::request::SampledToken;
-use crate::sampler;
+use crate::request::{SampledToken, ScoredToken};
+use crate::sampler::{self, SamplerError};
+
+/// One reads a row of logits in about the time that the card needs for one.
+const MAX_SCORING_THREADS: usize = 16;
 
 impl CudaExecutor {
     /// Passes of as many tokens as fit, the head where tokens are wanted.
-    pub(super) fn general(
-        &mut self,
-        rows: &[PlanRow],
-        n_steps: usize,
-    ) -> Result<StepOutput, ExecutorError> {
-        let mut made: Vec<Vec<SampledToken>> = vec![Vec::new(); rows.len()];
+    pub(super) fn general(&mut self, plan: &StepPlan) -> Result<StepOutput, ExecutorError> {
+        let (rows, n_steps) = (plan.rows.as_slice(), plan.n_steps);
+        let targets: Vec<Target> = plan.targets().collect();
+        let mut made = vec![RowOutput::default(); rows.len()];
         for step in 0..n_steps {
+            // Which rows these are, and what they compute now. One that failed goes no further.
+            let going_on: Vec<usize> = (0..rows.len()).filter(|i| !made[*i].has_failed()).collect();
             let current: Cow<'_, [PlanRow]> = if step == 0 {
                 rows.into()
             } else {
-                rows.iter().zip(&made).map(|(r, m)| feed(r, m)).collect()
+                let fed = |i: &usize| feed(&rows[*i], &made[*i].tokens);
+                going_on.iter().map(fed).collect()
             };
             for pass in passes(&current, self.inputs.max_tokens()) {
                 let (sampling, outputs) = sampled(&current, &pass);
                 let size = self.upload(&current, &pass, &outputs).map_err(step_error)?;
                 self.layers(size).map_err(step_error)?;
+                let scored = scored(&pass, &targets);
+                if !scored.is_empty() {
+                    // A plan with scores has one step, so its rows are all here.
+                    self.score(&current, &pass, &scored, &mut made)
+                        .map_err(step_error)?;
+                    self.upload(&current, &pass, &outputs).map_err(step_error)?;
+                }
                 if outputs.is_empty() {
                     continue;
                 }
                 self.head(outputs.len()).map_err(step_error)?;
                 let chosen = self.choose(&current, &sampling)?;
-                for (row, token) in sampling.into_iter().zip(chosen) {
-                    made[row].push(token);
+                for (row, chosen) in sampling.into_iter().zip(chosen) {
+                    let made = &mut made[going_on[row]];
+                    if !made.has_failed() {
+                        made.push(chosen);
+                    }
                 }
             }
         }
         Ok(StepOutput { rows: made })
     }
 
-    /// A token for each of the first rows of the logits, which are those of `rows[chosen[i]]`:
-    /// on the card, but for what only the host's sampler can do.
+    /// Brings the logits of a pass's scored tokens to the host in portions, and scores them on its
+    /// cores. The card's output rows are those of the last portion then.
+    fn score(
+        &mut self,
+        rows: &[PlanRow],
+        pass: &[Piece],
+        scored: &[(usize, Target)],
+        made: &mut [RowOutput],
+    ) -> Result<(), CudaError> {
+        for portion in scored.chunks(MAX_ROWS) {
+            let outputs: Vec<usize> = portion.iter().map(|(i, _)| *i).collect();
+            self.upload(rows, pass, &outputs)?;
+            self.head(outputs.len())?;
+            let n = outputs.len() * self.vocab;
+            let logits = self.forward.logits().view(0..n)?.download(&self.stream)?;
+            let scores = on_all_cores(portion, &logits, self.vocab);
+            for ((_, target), score) in portion.iter().zip(scores) {
+                made[target.row].push_score(score);
+            }
+        }
+        Ok(())
+    }
+
+    /// A token, or why there is none, for each of the first rows of the logits, which are those of
+    /// `rows[chosen[i]]`: on the card, but for what only the host's sampler can do.
     fn choose(
         &mut self,
         rows: &[PlanRow],
         chosen: &[usize],
-    ) -> Result<Vec<SampledToken>, ExecutorError> {
+    ) -> Result<Vec<Result<SampledToken, RowError>>, ExecutorError> {
         let specs: Vec<&SampleSpec> = chosen
             .iter()
             .filter_map(|row| rows[*row].sample.as_ref())
@@ -62,14 +104,17 @@ impl CudaExecutor {
         let first = self.step_values.view(0..1).map_err(step_error)?;
         let step = self.forward.step.all();
         step.copy_from(&self.stream, first).map_err(step_error)?;
-        let mut logprobs = None;
+        let (mut logprobs, mut refused) = (None, Vec::new());
         if on_card.iter().flatten().all(|spec| is_greedy(spec)) {
             self.forward
                 .argmax(&self.stream, &self.inputs, n, false)
                 .map_err(step_error)?;
         } else {
             let sampler = self.sampler.as_mut().ok_or_else(no_sampler)?;
-            sampler.upload(&self.stream, &on_card, n, self.vocab)?;
+            let uploaded = sampler
+                .upload(&self.stream, &on_card, n, self.vocab)
+                .map_err(step_error)?;
+            refused = uploaded.refused;
             sampler
                 .launch(&self.stream, &self.forward, &self.inputs, n, self.vocab)
                 .map_err(step_error)?;
@@ -81,30 +126,65 @@ impl CudaExecutor {
             .map_err(step_error)?;
         let mut tokens = Vec::with_capacity(n);
         for (i, spec) in specs.into_iter().enumerate() {
-            let request = rows[chosen[i]].request;
             let token = if on_card[i].is_some() {
-                self.results[0]
-                    .token(i, spec)
-                    .map_err(|error| step_error(format!("request {request}: {error}")))?
+                let token = self.results[0].token(i, spec).map_err(step_error)?;
+                token.map_err(RowError::from)
             } else {
                 if let Some(reason) = host_reason(spec, 1).filter(|_| self.sampler.is_some()) {
+                    let request = rows[chosen[i]].request;
                     tracing::debug!(%request, %reason, "the host's sampler chooses this token");
                 }
                 self.counts.host_sampled_tokens += 1;
-                self.sample_on_host(i, spec)?
+                self.sample_on_host(i, spec).map_err(step_error)?
             };
             tokens.push(token);
+        }
+        for (i, error) in refused {
+            tokens[i] = Err(error);
         }
         Ok(tokens)
     }
 
     /// Row `i` of the logits, which the card's sampler left as they are.
-    fn sample_on_host(&self, i: usize, spec: &SampleSpec) -> Result<SampledToken, ExecutorError> {
+    fn sample_on_host(
+        &self,
+        i: usize,
+        spec: &SampleSpec,
+    ) -> Result<Result<SampledToken, RowError>, CudaError> {
         let logits = self.forward.logits();
-        let row = logits
-            .view(i * self.vocab..(i + 1) * self.vocab)
-            .and_then(|row| row.download(&self.stream))
-            .map_err(step_error)?;
-        sampler::sample(&row, spec, 0, &[]).map_err(step_error)
+        let row = logits.view(i * self.vocab..(i + 1) * self.vocab)?;
+        let row = row.download(&self.stream)?;
+        Ok(sampler::sample(&row, spec, 0, &[]).map_err(RowError::from))
     }
+}
+
+/// Scores `targets`, whose logits are `[targets.len(), vocab]`, in order.
+fn on_all_cores(
+    targets: &[(usize, Target)],
+    logits: &[f32],
+    vocab: usize,
+) -> Vec<Result<ScoredToken, SamplerError>> {
+    let n_threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let n_each = targets
+        .len()
+        .div_ceil(n_threads.min(MAX_SCORING_THREADS))
+        .max(1);
+    let score = &|targets: &[(usize, Target)], logits: &[f32]| -> Vec<_> {
+        let rows = targets.iter().zip(logits.chunks_exact(vocab));
+        rows.map(|((_, target), row)| sampler::score(row, target.token, target.n_top))
+            .collect()
+    };
+    std::thread::scope(|scope| {
+        let portions = targets.chunks(n_each).zip(logits.chunks(n_each * vocab));
+        let threads: Vec<_> = portions
+            .map(|(targets, logits)| (targets, logits, scope.spawn(move || score(targets, logits))))
+            .collect();
+        threads
+            .into_iter()
+            // A thread that panicked is asked again here, where a panic ends the engine.
+            .flat_map(|(targets, logits, thread)| {
+                thread.join().unwrap_or_else(|_| score(targets, logits))
+            })
+            .collect()
+    })
 }

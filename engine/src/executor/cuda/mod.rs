@@ -154,11 +154,9 @@ pub struct CudaExecutor {
     options: CudaOptions,
 }
 
-fn step_error(message: impl std::fmt::Display) -> ExecutorError {
-    ExecutorError::Step {
-        device: DEVICE,
-        message: message.to_string(),
-    }
+/// A failed step, or a lost card where the driver's code says that.
+fn step_error(error: CudaError) -> ExecutorError {
+    ExecutorError::of_step(DEVICE, error)
 }
 
 impl CudaExecutor {
@@ -315,7 +313,8 @@ impl CudaExecutor {
         }
         self.stream.synchronize().map_err(step_error)?;
         if all.len() != wanted.len() * self.vocab {
-            return Err(step_error(
+            return Err(ExecutorError::of_plan(
+                DEVICE,
                 "a wanted token is not in the batch, or not in rising order",
             ));
         }
@@ -400,8 +399,13 @@ impl Executor for CudaExecutor {
         }
         if outcome.is_err() {
             self.forget_batch();
-            // Nothing may run on behind this turn. The step's own error is the one to tell.
-            let _ = self.stream.synchronize();
+            // Nothing may run on behind this turn. The step's own error is the one to tell, unless
+            // it is the smaller one.
+            if let Err(error) = self.stream.synchronize()
+                && error.loses_device()
+            {
+                return Err(step_error(error));
+            }
         }
         outcome
     }
@@ -448,7 +452,7 @@ impl CudaExecutor {
             return self.decode(plan);
         }
         self.forget_batch();
-        let output = self.general(&plan.rows, plan.n_steps)?;
+        let output = self.general(plan)?;
         // A chunk that makes no token is still on the card.
         self.stream.synchronize().map_err(step_error)?;
         Ok(output)
@@ -462,9 +466,10 @@ impl CudaExecutor {
             let limit = row.pages.len().min(self.inputs.max_pages());
             if needed > limit {
                 let request = row.request;
-                return Err(step_error(format!(
+                let message = format!(
                     "request {request} needs {needed} KV pages for {n_tokens} tokens, {limit} are there"
-                )));
+                );
+                return Err(ExecutorError::of_plan(DEVICE, message));
             }
         }
         Ok(())

@@ -1,6 +1,6 @@
 //! A step's tokens, cut into passes through the layers.
 
-use super::super::PlanRow;
+use super::super::{PlanRow, Target};
 use super::inputs::{MAX_ROWS, SequenceTokens};
 
 /// Some tokens of a row, as part of a pass.
@@ -64,6 +64,22 @@ pub(super) fn sampled(rows: &[PlanRow], pass: &[Piece]) -> (Vec<usize>, Vec<usiz
         .unzip()
 }
 
+/// What this pass scores, each with the place of its logits in it.
+pub(super) fn scored(pass: &[Piece], targets: &[Target]) -> Vec<(usize, Target)> {
+    let mut before = 0;
+    pass.iter()
+        .flat_map(|piece| {
+            let here = piece.first..piece.first + piece.n_tokens;
+            let start = before;
+            before += piece.n_tokens;
+            targets
+                .iter()
+                .filter(move |target| target.row == piece.row && here.contains(&target.at))
+                .map(move |target| (start + target.at - piece.first, *target))
+        })
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -95,6 +111,33 @@ mod tests {
         );
         assert_eq!(sizes(&[8], 8), [vec![(0, 0, 8)]]);
         assert!(sizes(&[], 8).is_empty());
+    }
+
+    #[test]
+    fn tokens_are_scored_in_the_pass_that_has_their_logits() {
+        let target = |row, at| Target {
+            row,
+            at,
+            token: 0,
+            n_top: 0,
+        };
+        let targets = [
+            target(0, 0),
+            target(0, 2),
+            target(1, 4),
+            target(1, 5),
+            target(2, 0),
+        ];
+        let rows: Vec<PlanRow> = [3, 12, 1].map(row).into();
+        let found: Vec<Vec<(usize, usize, usize)>> = passes(&rows, 8)
+            .iter()
+            .map(|pass| {
+                let scored = scored(pass, &targets).into_iter();
+                scored.map(|(i, t)| (i, t.row, t.at)).collect()
+            })
+            .collect();
+        assert_eq!(found[0], [(0, 0, 0), (2, 0, 2), (7, 1, 4)]);
+        assert_eq!(found[1], [(0, 1, 5), (7, 2, 0)]);
     }
 
     #[test]

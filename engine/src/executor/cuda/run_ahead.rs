@@ -19,7 +19,7 @@
 
 use std::sync::Arc;
 
-use super::super::{PlanRow, SampleSpec};
+use super::super::{PlanRow, RowOutput, SampleSpec};
 use super::MAX_BURST;
 use super::sampling::{MAX_PENALIZED, is_greedy};
 use crate::kv::{PAGE_TOKENS, PageIdx};
@@ -122,8 +122,9 @@ impl Batch {
     }
 
     /// The rows have got these tokens: what continues them now.
-    pub fn advance(&mut self, made: &[Vec<SampledToken>]) {
+    pub fn advance(&mut self, made: &[RowOutput]) {
         for (row, made) in self.rows.iter_mut().zip(made) {
+            let made = &made.tokens;
             if let Some(last) = made.last() {
                 row.token = last.token;
             }
@@ -234,7 +235,7 @@ mod tests {
         let mut batch = Batch::new(&rows, 4, 5);
         let tokens = [made(&[40, 41]), made(&[50, 51])];
         batch.grow(2);
-        batch.advance(&tokens);
+        batch.advance(&tokens.clone().map(RowOutput::from));
         let next = rows
             .iter()
             .zip(&tokens)
@@ -322,7 +323,7 @@ mod tests {
         let mut batch = Batch::new(&rows, 1, 0);
         assert!(!batch.is_sampled && !batch.has_logprobs);
         batch.grow(100 * MAX_PENALIZED);
-        batch.advance(&[made(&[9])]);
+        batch.advance(&[made(&[9]).into()]);
         let next = [feed(&rows[0], &made(&[9]))];
         assert!(
             next[0]

@@ -12,12 +12,12 @@ use kernels::sampling::cuda::{
     LogprobOutputs, MAX_TOP_LOGPROBS, PenalizedToken, Sample, SampleArgs, SamplingRow, TokenError,
 };
 
-use super::super::{ExecutorError, SampleSpec};
+use super::super::{RowError, SampleSpec};
+use super::MAX_BURST;
 use super::forward::Forward;
 use super::inputs::{Inputs, MAX_ROWS};
-use super::{MAX_BURST, step_error};
 use crate::request::SampledToken;
-use crate::sampler::{self, SamplerError};
+use crate::sampler;
 
 /// Distinct tokens of one row that have a penalty or a bias.
 pub(super) const MAX_PENALIZED: usize = 4096;
@@ -43,6 +43,8 @@ pub(super) enum HostReason {
     Penalized { n_tokens: usize },
     #[error("a grammar says which tokens may come")]
     Guided,
+    #[error("the request excludes tokens")]
+    Excluded,
 }
 
 /// Whether the likeliest token under the model's own distribution is all that is asked.
@@ -52,6 +54,7 @@ pub(super) fn is_greedy(spec: &SampleSpec) -> bool {
         && p.logit_bias.is_empty()
         && p.n_logprobs.is_none()
         && !p.needs_history()
+        && !p.exclusions.apply_at(spec.output_index)
         && !spec.is_guided()
 }
 
@@ -60,6 +63,10 @@ pub(super) fn host_reason(spec: &SampleSpec, n_steps: usize) -> Option<HostReaso
     let params = &spec.params;
     if spec.is_guided() {
         return Some(HostReason::Guided);
+    }
+    // What may not come now may come later, and never the other way round.
+    if params.exclusions.apply_at(spec.output_index) {
+        return Some(HostReason::Excluded);
     }
     if let Some(asked) = params.n_logprobs.filter(|n| *n > MAX_TOP_LOGPROBS) {
         return Some(HostReason::TopLogprobs { asked });
@@ -78,21 +85,13 @@ pub(super) fn host_reason(spec: &SampleSpec, n_steps: usize) -> Option<HostReaso
     (n_tokens > MAX_PENALIZED).then_some(HostReason::Penalized { n_tokens })
 }
 
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-pub(super) enum PackError {
-    #[error(transparent)]
-    Sampler(#[from] SamplerError),
-    #[error("more than {limit} distinct tokens have a penalty or a bias")]
-    ListFull { limit: usize },
-}
-
 /// A row as the kernel takes it; its tokens with a penalty or a bias go to the front of `list`.
 /// Refuses what the host's sampler refuses.
 pub(super) fn pack(
     spec: &SampleSpec,
     n_vocab: usize,
     list: &mut [PenalizedToken],
-) -> Result<SamplingRow, PackError> {
+) -> Result<SamplingRow, RowError> {
     let params = &*spec.params;
     sampler::check(params)?;
     sampler::check_bias(params, n_vocab)?;
@@ -133,15 +132,24 @@ fn entry<'a>(
     places: &mut HashMap<u32, usize>,
     list: &'a mut [PenalizedToken],
     token: u32,
-) -> Result<&'a mut PenalizedToken, PackError> {
+) -> Result<&'a mut PenalizedToken, RowError> {
     let (n_listed, limit) = (places.len(), list.len());
     let place = *places.entry(token).or_insert(n_listed);
-    let entry = list.get_mut(place).ok_or(PackError::ListFull { limit })?;
+    let entry = list.get_mut(place).ok_or(RowError::ListFull { limit })?;
     if place == n_listed {
         let token = token as i32;
         *entry = PenalizedToken { token, ..UNUSED };
     }
     Ok(entry)
+}
+
+/// What the card was told of a batch's rows.
+#[derive(Debug, Default)]
+pub(super) struct Uploaded {
+    /// Length of the longest list that grows with the output.
+    pub n_growing: usize,
+    /// Rows whose parameters are wrong, by their place in the batch.
+    pub refused: Vec<(usize, RowError)>,
 }
 
 /// The kernel with its rows' state, at fixed addresses.
@@ -191,31 +199,35 @@ impl DeviceSampler {
     }
 
     /// Tells the card of each row, and pads with greedy ones up to `n_padded`. `None`: the row is
-    /// sampled elsewhere. Returns the length of the longest list that grows with the output.
+    /// sampled elsewhere. A row that is refused is greedy for the card; the caller puts the error
+    /// in place of its token.
     pub fn upload(
         &mut self,
         stream: &Stream,
         specs: &[Option<&SampleSpec>],
         n_padded: usize,
         n_vocab: usize,
-    ) -> Result<usize, ExecutorError> {
-        let rows = self.host_rows.as_mut_slice().map_err(step_error)?;
-        let lists = self.host_penalized.as_mut_slice().map_err(step_error)?;
+    ) -> Result<Uploaded, CudaError> {
+        let rows = self.host_rows.as_mut_slice()?;
+        let lists = self.host_penalized.as_mut_slice()?;
         rows.fill(SamplingRow::GREEDY);
         let packed = rows.iter_mut().zip(lists.chunks_exact_mut(MAX_PENALIZED));
-        let (mut n_growing, mut lengths) = (0, Vec::with_capacity(specs.len()));
-        for (spec, (row, list)) in specs.iter().zip(packed) {
-            if let Some(spec) = spec {
-                *row = pack(spec, n_vocab, list).map_err(step_error)?;
+        let mut uploaded = Uploaded::default();
+        let mut lengths = Vec::with_capacity(specs.len());
+        for (i, (spec, (row, list))) in specs.iter().zip(packed).enumerate() {
+            match spec.map(|spec| pack(spec, n_vocab, list)) {
+                Some(Ok(packed)) => *row = packed,
+                Some(Err(error)) => uploaded.refused.push((i, error)),
+                None => {}
             }
             let n_listed = row.n_penalized as usize;
             lengths.push(n_listed);
             if row.tracks_output != 0 {
-                n_growing = n_growing.max(n_listed);
+                uploaded.n_growing = uploaded.n_growing.max(n_listed);
             }
         }
-        self.copy(stream, &lengths, n_padded).map_err(step_error)?;
-        Ok(n_growing)
+        self.copy(stream, &lengths, n_padded)?;
+        Ok(uploaded)
     }
 
     fn copy(&self, stream: &Stream, lengths: &[usize], n_padded: usize) -> Result<(), CudaError> {
@@ -308,20 +320,28 @@ impl Results {
     }
 
     /// Entry `at` of the history, after the copy, with the log-probabilities that the row wants.
-    pub fn token(&self, at: usize, spec: &SampleSpec) -> Result<SampledToken, ResultError> {
-        let token = TokenError::token(self.tokens.as_slice()?[at])?;
+    /// The inner error is what the card wrote instead of a token, for a greedy row as for others.
+    pub fn token(
+        &self,
+        at: usize,
+        spec: &SampleSpec,
+    ) -> Result<Result<SampledToken, TokenError>, CudaError> {
+        let token = match TokenError::token(self.tokens.as_slice()?[at]) {
+            Ok(token) => token,
+            Err(error) => return Ok(Err(error)),
+        };
         let Some(n_top) = spec.params.n_logprobs else {
-            return Ok(SampledToken {
+            return Ok(Ok(SampledToken {
                 token,
                 logprob: None,
                 top_logprobs: Vec::new(),
-            });
+            }));
         };
         let first = at * MAX_TOP_LOGPROBS;
         let top = first..first + n_top.min(MAX_TOP_LOGPROBS);
         let ids = &self.top_ids.as_slice()?[top.clone()];
         let logprobs = &self.top_logprob.as_slice()?[top];
-        Ok(SampledToken {
+        Ok(Ok(SampledToken {
             token,
             logprob: Some(self.logprob.as_slice()?[at]),
             top_logprobs: ids
@@ -329,16 +349,8 @@ impl Results {
                 .zip(logprobs)
                 .filter_map(|(id, logprob)| Some((u32::try_from(*id).ok()?, *logprob)))
                 .collect(),
-        })
+        }))
     }
-}
-
-#[derive(Debug, thiserror::Error)]
-pub(super) enum ResultError {
-    #[error(transparent)]
-    Cuda(#[from] CudaError),
-    #[error(transparent)]
-    Token(#[from] TokenError),
 }
 
 #[cfg(test)]
@@ -349,6 +361,7 @@ mod tests {
 
     use super::*;
     use crate::request::SamplingParams;
+    use crate::sampler::exclusions::Exclusions;
 
     fn spec(params: SamplingParams, history: &[u32], n_prompt: usize) -> SampleSpec {
         SampleSpec {
@@ -411,7 +424,7 @@ mod tests {
             let tokens: HashSet<i32> =
                 list[..row.n_penalized as usize].iter().map(|entry| entry.token).collect();
             prop_assert_eq!(tokens.len(), row.n_penalized as usize, "a token is listed twice");
-            let expected = sampler::adjust(&logits, &spec, &[]).unwrap();
+            let expected = sampler::adjust(&logits, &spec, 0, &[]).unwrap();
             prop_assert_eq!(penalized(&logits, &row, &list), expected.to_vec());
             prop_assert_eq!(row.tracks_output == 1, spec.params.needs_history());
         }
@@ -437,11 +450,11 @@ mod tests {
             let expected = sampler::sample(&[0.0; 10], &spec, 0, &[]).unwrap_err();
             let found = pack(&spec, 10, &mut [UNUSED; 4]).unwrap_err();
             // As text: one of the wrong values is NaN, which equals nothing.
-            let expected = PackError::Sampler(expected);
+            let expected = RowError::Sampler(expected);
             assert_eq!(format!("{found:?}"), format!("{expected:?}"));
         };
         bad(SamplingParams {
-            top_p: 0.0,
+            top_p: 1.5,
             ..params.clone()
         });
         bad(SamplingParams {
@@ -461,7 +474,7 @@ mod tests {
         assert_eq!(pack(&biased, 10, &mut list).unwrap().n_penalized, 2);
         assert_eq!((list[0].token, list[0].bias), (1, 1.5));
         let full = pack(&biased, 10, &mut list[..1]).unwrap_err();
-        assert_eq!(full, PackError::ListFull { limit: 1 });
+        assert_eq!(full, RowError::ListFull { limit: 1 });
     }
 
     #[test]
@@ -486,6 +499,39 @@ mod tests {
         let n_tokens = MAX_PENALIZED + 1;
         let reason = with(None, 0.5, &distinct[1..], 2);
         assert_eq!(reason, Some(HostReason::Penalized { n_tokens }));
+    }
+
+    #[test]
+    fn a_row_that_excludes_tokens_goes_to_the_host_until_it_does_not() {
+        let with = |exclusions: Exclusions, output_index: usize| {
+            let params = SamplingParams {
+                exclusions,
+                ..SamplingParams::default()
+            };
+            SampleSpec {
+                output_index,
+                ..spec(params, &[], 0)
+            }
+        };
+        let ends = |output_index| {
+            let exclusions = Exclusions {
+                min_tokens: 3,
+                ends: Arc::from([2]),
+                ..Exclusions::default()
+            };
+            with(exclusions, output_index)
+        };
+        assert!(!is_greedy(&ends(2)) && is_greedy(&ends(3)));
+        assert_eq!(host_reason(&ends(2), 1), Some(HostReason::Excluded));
+        assert_eq!(host_reason(&ends(3), 16), None);
+        let allowed = Exclusions {
+            allowed: Some(Arc::from([5])),
+            ..Exclusions::default()
+        };
+        assert_eq!(
+            host_reason(&with(allowed, 100), 1),
+            Some(HostReason::Excluded)
+        );
     }
 
     #[test]

@@ -3,9 +3,11 @@
 //! Weights go to the host's memory as they lie on the card; everything else is made anew when the
 //! model wakes, the graphs too.
 
+use kernels::cuda::CudaError;
+
 use super::place::Place;
 use super::weights::HostWeights;
-use super::{CudaExecutor, CudaLoadError, CudaOptions, DEVICE};
+use super::{CudaExecutor, CudaLoadError, CudaOptions, DEVICE, step_error};
 use crate::executor::{Asleep, Executor, ExecutorError, host_memory};
 use crate::model::config::ModelConfig;
 
@@ -18,11 +20,11 @@ struct SleepingCuda {
 
 impl Asleep for SleepingCuda {
     fn wake(&mut self) -> Result<Box<dyn Executor>, ExecutorError> {
-        let awake = self.load().map_err(|error| ExecutorError::Sleep {
-            device: DEVICE,
-            message: error.to_string(),
-        })?;
-        Ok(Box::new(awake))
+        match self.load() {
+            Ok(awake) => Ok(Box::new(awake)),
+            Err(CudaLoadError::Cuda(error)) => Err(sleep_error(error)),
+            Err(error) => Err(cannot(error.to_string())),
+        }
     }
 }
 
@@ -42,10 +44,7 @@ pub(super) fn put_to_sleep(
 ) -> Result<Box<dyn Asleep>, (Box<dyn Executor>, ExecutorError)> {
     let weights = match download(&mut awake) {
         Ok(weights) => weights,
-        Err(message) => {
-            let device = DEVICE;
-            return Err((awake, ExecutorError::Sleep { device, message }));
-        }
+        Err(error) => return Err((awake, error)),
     };
     let options = CudaOptions {
         // The scheduler counts on the same pool.
@@ -59,15 +58,29 @@ pub(super) fn put_to_sleep(
     }))
 }
 
-fn download(awake: &mut CudaExecutor) -> Result<HostWeights, String> {
+fn download(awake: &mut CudaExecutor) -> Result<HostWeights, ExecutorError> {
     let needed = awake.info.weight_bytes;
     if let Some(free) = host_memory::free_bytes().filter(|free| *free < needed) {
-        return Err(format!(
+        return Err(cannot(format!(
             "its weights are {needed} bytes, the host has {free} bytes free"
-        ));
+        )));
     }
     awake.forget_batch();
     let copied = awake.stream.synchronize();
     let copied = copied.and_then(|()| awake.forward.weights().download(&awake.stream));
-    copied.map_err(|error| error.to_string())
+    copied.map_err(sleep_error)
+}
+
+fn cannot(message: String) -> ExecutorError {
+    let device = DEVICE;
+    ExecutorError::Sleep { device, message }
+}
+
+/// A card that is lost is lost to sleeping and waking, too.
+fn sleep_error(error: CudaError) -> ExecutorError {
+    if error.loses_device() {
+        step_error(error)
+    } else {
+        cannot(error.to_string())
+    }
 }

@@ -2,8 +2,7 @@
 //! was begun for a plan that does not come is waited for.
 
 use super::super::cuda::{Batch, MAX_ROWS};
-use super::super::{ExecutorCounts, StepPlan};
-use crate::request::SampledToken;
+use super::super::{ExecutorCounts, RowOutput, StepPlan};
 
 #[derive(Debug, Default)]
 pub(super) struct RunAhead {
@@ -37,13 +36,7 @@ impl RunAhead {
 
     /// `plan` has made these tokens, in `step_s` seconds a step; the next steps take as long. A
     /// batch runs ahead from its second step in a row on.
-    pub fn go_on(
-        &mut self,
-        plan: &StepPlan,
-        is_decode: bool,
-        made: &[Vec<SampledToken>],
-        step_s: f64,
-    ) {
+    pub fn go_on(&mut self, plan: &StepPlan, is_decode: bool, made: &[RowOutput], step_s: f64) {
         if !is_decode || plan.rows.len() > MAX_ROWS {
             return;
         }

@@ -23,7 +23,8 @@ use self::attention::{KvTokens, SequenceTokens};
 use super::cuda::{Piece, passes};
 use super::host_tier::{CARD_STEP_BYTES, HostTierInfo};
 use super::{
-    Asleep, Executor, ExecutorCounts, ExecutorError, ExecutorInfo, PlanRow, StepOutput, StepPlan,
+    Asleep, Executor, ExecutorCounts, ExecutorError, ExecutorInfo, PlanRow, RowOutput, StepOutput,
+    StepPlan,
 };
 use crate::kv::{PAGE_TOKENS, PageIdx, pages_for};
 use crate::request::SampledToken;
@@ -255,12 +256,12 @@ impl Executor for SimulatedExecutor {
         self.counts.copy_ns += (copies_s * 1e9) as u64;
         // Copies run beside the steps, and the next plan's work waits for them.
         self.elapsed += Duration::from_secs_f64(waited_s + steps_s.max(copies_s));
-        let rows: Vec<Vec<SampledToken>> = plan
+        let rows: Vec<RowOutput> = plan
             .rows
             .iter()
             .map(|row| match row.sample {
-                Some(_) => vec![token.clone(); plan.n_steps],
-                None => Vec::new(),
+                Some(_) => vec![token.clone(); plan.n_steps].into(),
+                None => RowOutput::default(),
             })
             .collect();
         let step_s = steps_s / plan.n_steps.max(1) as f64;

@@ -107,7 +107,12 @@ fn plan(n: u64, n_tokens: usize, start: usize, n_steps: usize) -> StepPlan {
 
 fn ms(executor: &mut SimulatedExecutor, plan: &StepPlan) -> f64 {
     let output = executor.execute(plan).unwrap();
-    assert!(output.rows.iter().all(|row| row.len() == plan.n_steps));
+    assert!(
+        output
+            .rows
+            .iter()
+            .all(|row| row.tokens.len() == plan.n_steps)
+    );
     executor.take_elapsed().as_secs_f64() * 1e3
 }
 

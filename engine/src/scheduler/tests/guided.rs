@@ -20,7 +20,7 @@ fn guided_step(scheduler: &mut Scheduler, executor: &mut MockExecutor) -> StepPl
     let output = executor.execute(&plan).unwrap();
     for (row, made) in plan.rows.iter().zip(&output.rows) {
         let Some(spec) = &row.sample else { continue };
-        for (i, token) in made.iter().enumerate() {
+        for (i, token) in made.tokens.iter().enumerate() {
             if let Some(guide) = &spec.params.guide {
                 guide.advance(spec.output_index + i, token.token);
             }

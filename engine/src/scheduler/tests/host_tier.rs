@@ -170,7 +170,10 @@ fn copies_that_failed_are_forgotten_and_their_pages_computed() {
     let before = scheduler.host_tier_stats();
     let plan = scheduler.plan(T0);
     assert_eq!(plan.copies.restores.len(), 6);
-    assert!(scheduler.fail(&plan, "broken").is_empty(), "it had no row");
+    let failure = Failure::Step {
+        message: "broken".into(),
+    };
+    assert!(scheduler.fail(&plan, &failure).is_empty(), "it had no row");
     scheduler.check_integrity().unwrap();
     let after = scheduler.host_tier_stats();
     assert_eq!(after.n_restored, 0);

@@ -191,7 +191,7 @@ fn nothing_starves_under_any_policy() {
                 top_logprobs: Vec::new(),
             };
             let output = StepOutput {
-                rows: vec![vec![token]; plan.rows.len()],
+                rows: vec![vec![token].into(); plan.rows.len()],
             };
             scheduler.commit(&plan, output);
             now += Duration::from_millis(10);

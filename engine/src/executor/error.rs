@@ -1,0 +1,162 @@
+//! What can go wrong in a step, by how far it reaches: a row, the step, or the device.
+
+use kernels::KernelError;
+use kernels::cuda::CudaError;
+use kernels::sampling::cuda::TokenError;
+
+use crate::request::Failure;
+use crate::sampler::SamplerError;
+
+/// Why a row got no token. It ends the row's own request: the step, its other rows and the
+/// engine's health are as if the row had not been there.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum RowError {
+    #[error(transparent)]
+    Sampler(#[from] SamplerError),
+    /// What the device wrote instead of a token.
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    #[error("more than {limit} distinct tokens have a penalty or a bias, the device's limit")]
+    ListFull { limit: usize },
+}
+
+impl RowError {
+    /// What the request's client is told. `is_guided`: a grammar said which tokens may come.
+    pub fn failure(&self, is_guided: bool) -> Failure {
+        let message = self.to_string();
+        match self {
+            Self::Sampler(SamplerError::NotFinite { .. }) | Self::Token(TokenError::NotFinite) => {
+                Failure::Logits { message }
+            }
+            Self::Sampler(SamplerError::AllMasked) | Self::Token(TokenError::AllMasked)
+                if is_guided =>
+            {
+                let message = "no token that it allows is left".to_owned();
+                Failure::Grammar { message }
+            }
+            Self::Sampler(_) | Self::Token(_) | Self::ListFull { .. } => {
+                Failure::Sampling { message }
+            }
+        }
+    }
+}
+
+/// Why a whole step could not be carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum StepError {
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    #[error(transparent)]
+    Cuda(#[from] CudaError),
+    /// The server stops, and requests have no time left.
+    #[error("the step was given up, since the server stops")]
+    Stopped,
+    /// The plan is none that a scheduler of ours makes.
+    #[error("{0}")]
+    Plan(String),
+    /// A device that is not there to compute says so: the mock's.
+    #[error("{0}")]
+    Told(String),
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ExecutorError {
+    /// The step's requests end; the next step may succeed.
+    #[error("step failed on the {device}: {source}")]
+    Step {
+        device: &'static str,
+        source: StepError,
+    },
+    /// Nothing that this process asks of the device will succeed any more.
+    #[error("the {device} device is lost until the process is restarted: {source}")]
+    DeviceLost {
+        device: &'static str,
+        source: StepError,
+    },
+    #[error("the {device} executor cannot sleep or wake: {message}")]
+    Sleep {
+        device: &'static str,
+        message: String,
+    },
+}
+
+impl ExecutorError {
+    /// A failed step, or a lost device where the driver's error code says that.
+    pub fn of_step(device: &'static str, source: impl Into<StepError>) -> Self {
+        let source = source.into();
+        match &source {
+            StepError::Cuda(error) if error.loses_device() => Self::DeviceLost { device, source },
+            _ => Self::Step { device, source },
+        }
+    }
+
+    /// A plan that the executor refuses.
+    pub fn of_plan(device: &'static str, message: impl Into<String>) -> Self {
+        let source = StepError::Plan(message.into());
+        Self::Step { device, source }
+    }
+
+    pub fn is_device_lost(&self) -> bool {
+        matches!(self, Self::DeviceLost { .. })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn call(code: u32) -> CudaError {
+        CudaError::Call {
+            call: "cuLaunchKernelEx",
+            name: "CUDA_ERROR".to_owned(),
+            code,
+        }
+    }
+
+    #[test]
+    fn a_driver_error_that_lasts_is_a_lost_device_and_another_is_a_failed_step() {
+        for code in [700, 702, 709, 710, 713, 714, 715, 716, 717, 718, 719, 999] {
+            let error = ExecutorError::of_step("cuda", call(code));
+            assert!(error.is_device_lost(), "{code}: {error}");
+            assert!(error.to_string().contains(&code.to_string()), "{error}");
+            assert!(std::error::Error::source(&error).is_some());
+        }
+        for code in [1, 2, 201, 600, 701, 720, 900] {
+            let error = ExecutorError::of_step("cuda", call(code));
+            assert!(!error.is_device_lost(), "{code}: {error}");
+        }
+        let shape = KernelError::Value {
+            op: "copies",
+            message: "wrong".to_owned(),
+        };
+        assert!(!ExecutorError::of_step("cuda", CudaError::from(shape)).is_device_lost());
+    }
+
+    #[test]
+    fn each_kind_of_row_error_has_its_own_failure() {
+        let not_finite = SamplerError::NotFinite {
+            token: 3,
+            value: f32::NAN,
+        };
+        let logits = [
+            RowError::Sampler(not_finite),
+            RowError::Token(TokenError::NotFinite),
+        ];
+        for error in logits {
+            for is_guided in [false, true] {
+                let failure = error.failure(is_guided);
+                assert!(matches!(failure, Failure::Logits { .. }), "{failure:?}");
+            }
+        }
+        let masked = [
+            RowError::Sampler(SamplerError::AllMasked),
+            RowError::Token(TokenError::AllMasked),
+        ];
+        for error in masked {
+            assert!(matches!(error.failure(false), Failure::Sampling { .. }));
+            assert!(matches!(error.failure(true), Failure::Grammar { .. }));
+        }
+        let full = RowError::ListFull { limit: 4096 }.failure(false);
+        assert!(full.to_string().contains("4096"), "{full}");
+    }
+}
