@@ -275,3 +275,26 @@ fn the_date_is_available() {
     let year: i32 = text[..4].parse().unwrap();
     assert!(text.len() == 10 && year >= 2024, "{text}");
 }
+
+/// transformers keeps further templates in a folder of their own.
+#[test]
+fn additional_templates_are_read_beside_the_first() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let further = dir.path().join("additional_chat_templates");
+    std::fs::create_dir(&further).expect("made");
+    std::fs::write(dir.path().join("chat_template.jinja"), "plain").expect("written");
+    std::fs::write(further.join("tool_use.jinja"), "with tools").expect("written");
+    std::fs::write(further.join("notes.txt"), "{% broken").expect("written");
+    let template = ChatTemplate::from_folder(dir.path()).expect("reads");
+    let rendered = |tools: Option<&[Json]>| {
+        let input = ChatInput {
+            messages: &[],
+            tools,
+            add_generation_prompt: false,
+            extra: Map::new(),
+        };
+        template.render(&input).expect("renders")
+    };
+    assert_eq!(rendered(None), "plain");
+    assert_eq!(rendered(Some(&[Json::Null])), "with tools");
+}
