@@ -9,7 +9,7 @@ use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
-use engine::errors::Code;
+use engine::errors::{Code, in_one_line};
 use tracing_subscriber::EnvFilter;
 
 /// Memory that a burst of requests took goes back to the system; with the C library's allocator it
@@ -38,10 +38,11 @@ fn main() -> ExitCode {
 /// The error with its code, and what the catalogue says of it. Where nobody can be told, the exit
 /// code remains.
 fn report(error: &anyhow::Error, code: Option<Code>) {
+    let line = in_one_line(error);
     let text = match code.map(|code| (code, code.entry())) {
-        None => format!("error: {error:#}\n"),
+        None => format!("error: {line}\n"),
         Some((code, entry)) => format!(
-            "error[{code}]: {error:#}\n  cause: {}\n  cure: {}\n",
+            "error[{code}]: {line}\n  cause: {}\n  cure: {}\n",
             entry.cause, entry.cure
         ),
     };

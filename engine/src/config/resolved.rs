@@ -9,8 +9,8 @@ use super::keys::KeyFlags;
 use super::result_cache::{RedisUrl, ResultCacheConfig, ResultCachePlace, redacted_url, scheme_of};
 use super::typed::{
     AttentionBackend, CpuActivations, Device, Dtype, EngineArgs, HttpArgs, KvCacheDtype,
-    LoadFormat, Quantization, ReasoningParserName, SamplingBackend, SchedulePolicy, ServeArgs,
-    ToolCallParserName,
+    LoadFormat, Quantization, ReasoningParserName, SamplingBackend, SamplingDefaultsName,
+    SchedulePolicy, ServeArgs, ToolCallParserName,
 };
 use crate::engine_loop::TimeLimits;
 use crate::kv::PAGE_TOKENS;
@@ -86,6 +86,7 @@ pub struct EngineConfig {
     /// A decode step may begin while the host is busy with the one before.
     pub overlap_schedule: bool,
     pub allow_auto_truncate: bool,
+    pub sampling_defaults: SamplingDefaultsName,
     /// `None`: the chat template says it.
     pub tool_call_parser: Option<ToolCallParserName>,
     pub reasoning_parser: Option<ReasoningParserName>,
@@ -220,6 +221,9 @@ impl EngineArgs {
             two_batch_overlap: self.enable_two_batch_overlap,
             overlap_schedule: !self.disable_overlap_schedule,
             allow_auto_truncate: self.allow_auto_truncate,
+            sampling_defaults: self
+                .sampling_defaults
+                .unwrap_or(SamplingDefaultsName::Model),
             tool_call_parser: self.tool_call_parser,
             reasoning_parser: self.reasoning_parser,
             max_schema_bytes: self.resolve_max_schema_bytes()?,

@@ -149,7 +149,7 @@ fn family(fields: &Fields) -> Result<Family, ConfigError> {
     }
 }
 
-/// A vocabulary that was pruned often leaves the file's old id behind; the tokenizer has its own.
+/// A vocabulary that was pruned often keeps the old id in this file; the tokenizer has its own.
 fn bos_id(fields: &Fields, vocab: usize) -> Result<Option<u32>, ConfigError> {
     let id = fields.ids("bos_token_id")?.first().copied();
     if let Some(id) = id

@@ -210,7 +210,7 @@ fn scaling(
         "dynamic" => {
             let factor = factor(None)?;
             // Beyond the original length the base grows with the sequence, so that cached keys
-            // would have to be turned anew with every token. Up to it nothing is scaled.
+            // would have to be rotated again for every token. Up to it nothing is scaled.
             tracing::warn!(
                 context = original,
                 "context length limited to the length before dynamic NTK scaling begins; a \

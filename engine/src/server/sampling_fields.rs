@@ -129,24 +129,28 @@ fn take_params(
     seeds: &Seeds,
     n_logprobs: Option<usize>,
 ) -> Result<SamplingParams, ApiError> {
+    let defaults = &limits.sampling_defaults;
     // -1 keeps all, as 0 does.
     let top_k = fields
         .integer("top_k", -1..=i64::from(i32::MAX))?
-        .unwrap_or(0)
-        .max(0) as usize;
-    let top_p = fields.number("top_p", 0.0..=1.0)?.unwrap_or(1.0) as f32;
-    let repetition = fields
-        .number("repetition_penalty", 0.0..=10.0)?
-        .unwrap_or(1.0) as f32;
+        .map_or(defaults.top_k.unwrap_or(0), |k| k.max(0) as usize);
+    let top_p = fields.number("top_p", 0.0..=1.0)?;
+    let top_p = top_p.map_or(defaults.top_p.unwrap_or(1.0), |p| p as f32);
+    let repetition = fields.number("repetition_penalty", 0.0..=10.0)?;
+    let repetition = repetition.map_or(defaults.repetition_penalty.unwrap_or(1.0), |p| p as f32);
     if repetition <= 0.0 {
         let message = format!("repetition_penalty is {repetition}, but must be above 0, to 10");
         return Err(ApiError::invalid("repetition_penalty", message));
     }
     Ok(SamplingParams {
-        temperature: fields.number("temperature", 0.0..=2.0)?.unwrap_or(1.0) as f32,
+        temperature: fields
+            .number("temperature", 0.0..=2.0)?
+            .map_or(defaults.temperature.unwrap_or(1.0), |t| t as f32),
         top_k,
         top_p,
-        min_p: fields.number("min_p", 0.0..=1.0)?.unwrap_or(0.0) as f32,
+        min_p: fields
+            .number("min_p", 0.0..=1.0)?
+            .map_or(defaults.min_p.unwrap_or(0.0), |p| p as f32),
         repetition_penalty: repetition,
         presence_penalty: fields
             .number("presence_penalty", -2.0..=2.0)?

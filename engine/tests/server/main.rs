@@ -2,6 +2,7 @@
 //! scheduler, and a tokenizer of 256 bytes, so that nothing is downloaded and characters of
 //! several bytes are several tokens.
 
+mod cache;
 mod catalogue;
 mod chat;
 mod client;
@@ -24,3 +25,4 @@ mod soak;
 mod stress;
 mod structured;
 mod tools;
+mod wheel;
