@@ -9,8 +9,8 @@ use hf_hub::{Cache, Repo, RepoType};
 use super::select::{Selection, select};
 use super::{HubModel, HubSettings, INDEX, Parts, SINGLE, small_files};
 use crate::source::{ModelFiles, Progress, SourceError, Stage, digest};
-use crate::weights::gguf;
 use crate::weights::safetensors::index_shards;
+use crate::weights::{gguf, gguf_names};
 
 /// Tries after a connection broke; each goes on where the last one stopped.
 const MAX_RETRIES: usize = 5;
@@ -94,6 +94,14 @@ impl<'a> Client<'a> {
     /// snapshot's folder and the files in it.
     pub fn cached(&self, model: &HubModel, parts: Parts) -> Option<(PathBuf, ModelFiles)> {
         let snapshot = self.snapshot(self.revision)?;
+        // However deep it lies; of a model in several files the others are looked for below.
+        if let Some(file) = &model.file
+            && gguf_names::part_of(file).is_none()
+        {
+            let path = snapshot.join(file);
+            let is_there = path.exists();
+            return is_there.then_some((snapshot, ModelFiles::Gguf(path)));
+        }
         let names = names_below(&snapshot);
         let gguf = |names: &[String]| match select(model, names) {
             Ok(Selection::Gguf(parts)) => Some(ModelFiles::Gguf(snapshot.join(&parts[0]))),

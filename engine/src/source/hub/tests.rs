@@ -590,7 +590,13 @@ fn a_commit_is_found_by_its_folder() {
         .join("models--org--name/snapshots")
         .join(COMMIT);
     std::fs::create_dir_all(&snapshot).expect("made");
-    for name in ["config.json", "model.safetensors", "x.gguf"] {
+    std::fs::create_dir_all(snapshot.join("deep/er")).expect("made");
+    for name in [
+        "config.json",
+        "model.safetensors",
+        "x.gguf",
+        "deep/er/y.gguf",
+    ] {
         std::fs::write(snapshot.join(name), "x").expect("written");
     }
     let settings = HubSettings {
@@ -609,6 +615,10 @@ fn a_commit_is_found_by_its_folder() {
     assert_eq!(
         get(&named("/x.gguf")).expect("cached"),
         snapshot.join("x.gguf")
+    );
+    assert_eq!(
+        get(&named("/deep/er/y.gguf")).expect("cached"),
+        snapshot.join("deep/er/y.gguf")
     );
     let error = get("org/name").expect_err("no reference").to_string();
     assert!(error.contains("HF_HUB_OFFLINE"), "{error}");
