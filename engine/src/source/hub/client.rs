@@ -7,9 +7,9 @@ use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
 
 use super::select::{Selection, select};
-use super::{HubModel, HubSettings, INDEX, Parts, SINGLE, small_files};
+use super::snapshot::{has_weights, is_commit, is_plain, names_below};
+use super::{HubModel, HubSettings, Parts, small_files};
 use crate::source::{ModelFiles, Progress, SourceError, Stage, digest};
-use crate::weights::safetensors::index_shards;
 use crate::weights::{gguf, gguf_names};
 
 /// Tries after a connection broke; each goes on where the last one stopped.
@@ -374,51 +374,6 @@ fn status_of(error: &str) -> Option<u16> {
         .take_while(char::is_ascii_digit)
         .collect();
     digits.parse().ok()
-}
-
-/// Whether configuration and, where they are wanted, all weights are in a snapshot.
-fn has_weights(snapshot: &Path, parts: Parts) -> bool {
-    let has = |name: &str| snapshot.join(name).exists();
-    if parts == Parts::WithoutWeights || !has("config.json") {
-        return has("config.json");
-    }
-    if !has(INDEX) {
-        return has(SINGLE);
-    }
-    index_shards(&snapshot.join(INDEX)).is_ok_and(|shards| shards.iter().all(|shard| has(shard)))
-}
-
-/// Files of a folder and of the folders in it, as the hub lists them.
-fn names_below(folder: &Path) -> Vec<String> {
-    let names_in = |folder: &Path| -> Vec<(String, bool)> {
-        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-        entries
-            .filter_map(|entry| Some((entry.file_name().into_string().ok()?, entry.path())))
-            .filter(|(_, path)| path.exists())
-            .map(|(name, path)| (name, path.is_dir()))
-            .collect()
-    };
-    let mut names = Vec::new();
-    for (name, is_dir) in names_in(folder) {
-        if is_dir {
-            let inside = names_in(&folder.join(&name));
-            names.extend(inside.into_iter().map(|(file, _)| format!("{name}/{file}")));
-        } else {
-            names.push(name);
-        }
-    }
-    names
-}
-
-/// Fit to be the name of a folder.
-fn is_plain(commit: &str) -> bool {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-    !commit.is_empty() && commit.chars().all(plain) && !commit.starts_with('.')
-}
-
-/// A commit is named by 40 hexadecimal digits.
-fn is_commit(revision: &str) -> bool {
-    revision.len() == 40 && revision.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
 fn discard(paths: &[&Path]) {

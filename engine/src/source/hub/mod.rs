@@ -16,6 +16,7 @@ use crate::weights::safetensors::{index_shards, weight_files};
 
 mod client;
 mod select;
+mod snapshot;
 
 use client::Client;
 use select::Selection;
