@@ -11,6 +11,7 @@ pub mod devices;
 mod executor;
 mod model;
 
+use std::cell::RefCell;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
@@ -18,6 +19,7 @@ use serde_json::{Value, json};
 use self::devices::Devices;
 pub use self::executor::load_executor;
 use self::executor::{choose_device, load_cuda, log_executor};
+use self::model::load_accepted;
 pub use self::model::{LoadedModel, cache_dir, load_model, load_text};
 use crate::config::inactive::inactive_flags;
 use crate::config::typed::{Device, Quantization, SchedulePolicy, ToolCallParserName};
@@ -31,7 +33,7 @@ use crate::model::config::ModelConfig;
 use crate::scheduler::{HostTierConfig, PolicyName, SchedulerConfig};
 use crate::server::answer::now_s;
 use crate::server::state::{Limits, OutputParsers, Seeds, ServedModel};
-use crate::source::{Progress, SourceError};
+use crate::source::{Progress, ResolvedModel, SourceError};
 use crate::structured::Grammars;
 use crate::text::{ChatTemplate, TextError, Tokenizer, ToolCallFormat};
 use crate::weights::WeightError;
@@ -114,11 +116,10 @@ pub(crate) fn sequence_limit(
     model: &ModelConfig,
     pool_tokens: usize,
 ) -> Result<(usize, &'static str), LaunchError> {
-    let limit = model.context_length;
+    model::check_context_length(config, model)?;
     let context = match config.context_length {
-        Some(asked) if asked > limit => return Err(LaunchError::ContextLength { asked, limit }),
         Some(asked) => (asked, "--context-length"),
-        None => (limit, "the model's context length"),
+        None => (model.context_length, "the model's context length"),
     };
     Ok(if pool_tokens < context.0 {
         (pool_tokens, "the KV pool")
@@ -158,8 +159,21 @@ pub fn launch(
 ) -> Result<ServedModel, LaunchError> {
     // A template that cannot be compiled is found before a model is read.
     with_operators_template(config, ChatTemplate::new(&[], Vec::new()))?;
-    let model = load_model(config, progress)?;
-    let (tokenizer, chat_template) = load_text(&model.resolved)?;
+    // The text side and the recommendations are small files, too: read before the weights.
+    let read = RefCell::new(None);
+    let accept = |found: &ResolvedModel| {
+        let sampling = model::sampling_defaults(config, found)?;
+        *read.borrow_mut() = Some((load_text(found)?, sampling));
+        Ok(())
+    };
+    let model = load_accepted(config, &accept, progress)?;
+    let ((tokenizer, chat_template), sampling_defaults) = match read.into_inner() {
+        Some(read) => read,
+        None => (
+            load_text(&model.resolved)?,
+            model::sampling_defaults(config, &model.resolved)?,
+        ),
+    };
     let chat_template = with_operators_template(config, chat_template)?;
     if let Some(problem) = chat_template.problem() {
         tracing::warn!("chat completions will be refused: {problem}");
@@ -178,6 +192,7 @@ pub fn launch(
         Device::Cuda => load_cuda(config, model.checkpoint.as_ref())?,
         Device::Cpu | Device::Auto => devices.load_on_cpu(config, &model)?,
     };
+    model.checkpoint.check_unchanged()?;
     let mut info = executor.info().clone();
     info.inactive_flags.extend(inactive_flags(typed, device));
     log_executor(&info);
@@ -216,6 +231,7 @@ pub fn launch(
         "engine": loop_config,
         "page_tokens": PAGE_TOKENS,
         "max_sequence_tokens": max_sequence_tokens,
+        "sampling_defaults": sampling_defaults,
         "flags": flags,
     });
     let limits = Limits {
@@ -227,6 +243,7 @@ pub fn launch(
         max_output_tokens: asked.max_output_tokens,
         vocab: model_config.vocab,
         max_schema_bytes: config.max_schema_bytes,
+        sampling_defaults,
     };
     let parsers = output_parsers(config, &chat_template);
     Ok(served_model(ServedParts {

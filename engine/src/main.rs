@@ -8,7 +8,7 @@ mod cli;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
-use engine::errors::Code;
+use engine::errors::{Code, in_one_line};
 use engine::printable::printable;
 use tracing_subscriber::EnvFilter;
 
@@ -40,11 +40,11 @@ fn main() -> ExitCode {
 /// The error with its code, and what the catalogue says of it. Where nobody can be told, the exit
 /// code remains.
 fn report(error: &anyhow::Error, code: Option<Code>) {
-    let error = printable(&format!("{error:#}"));
+    let line = printable(&in_one_line(error));
     let text = match code.map(|code| (code, code.entry())) {
-        None => format!("error: {error}\n"),
+        None => format!("error: {line}\n"),
         Some((code, entry)) => format!(
-            "error[{code}]: {error}\n  cause: {}\n  cure: {}\n",
+            "error[{code}]: {line}\n  cause: {}\n  cure: {}\n",
             entry.cause, entry.cure
         ),
     };

@@ -19,6 +19,7 @@ use crate::executor::simulated::{Card, CostModel, SimulatedExecutor, SimulatedOp
 use crate::executor::{Executor, ExecutorError, ExecutorInfo, HostTierOptions};
 use crate::kv::PAGE_TOKENS;
 use crate::launch::{LaunchError, LoadedModel, engine_loop_config, load_text, sequence_limit};
+use crate::model::sampling_defaults::SamplingDefaults;
 use crate::request::{Request, RequestId, SamplingParams, TokenEvent};
 use crate::scheduler::{HostTierConfig, Scheduler, SchedulerConfig, SchedulerStats};
 use crate::server::prompt::fit;
@@ -136,6 +137,7 @@ pub fn simulate(
         max_output_tokens: None,
         vocab: model_config.vocab,
         max_schema_bytes: config.max_schema_bytes,
+        sampling_defaults: SamplingDefaults::default(),
     };
     let mut player = Player::new(executor, scheduler_config.clone());
     for case in &load.cases {

@@ -19,6 +19,7 @@ mod list;
 mod model;
 mod monitoring;
 mod passed_on;
+mod redis;
 mod report;
 mod served;
 mod soak;

@@ -1,4 +1,5 @@
-//! `test [arguments]`: all tests of the workspace, and one line that counts them.
+//! `test [arguments]`: all tests of the workspace, and one line that counts them. What they need
+//! beyond Rust, a C compiler and Python is fetched.
 
 use std::io::{BufRead, BufReader};
 use std::process::ExitCode;
@@ -8,6 +9,7 @@ use duct::cmd;
 
 use crate::cargo;
 use crate::passed_on::PassedOn;
+use crate::redis;
 
 /// Counted over all test programs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -49,8 +51,11 @@ pub fn run_and_count(arguments: &[String]) -> Result<TestCounts> {
         .map(String::from)
         .into();
     words.extend(arguments.iter().cloned());
-    let reader = cmd("cargo", words)
-        .dir(cargo::root()?)
+    let mut tests = cmd("cargo", words).dir(cargo::root()?);
+    if let Some(server) = redis::for_tests() {
+        tests = tests.env(redis::VARIABLE, server);
+    }
+    let reader = tests
         .unchecked()
         .reader()
         .context("cargo cannot be started")?;

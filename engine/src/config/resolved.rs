@@ -11,8 +11,8 @@ use super::result_cache::{RedisUrl, ResultCacheConfig, ResultCachePlace, redacte
 use super::template::ChatTemplateFlag;
 use super::typed::{
     AttentionBackend, CpuActivations, Device, Dtype, EngineArgs, HttpArgs, KvCacheDtype,
-    LoadFormat, Quantization, ReasoningParserName, SamplingBackend, SchedulePolicy, ServeArgs,
-    ToolCallParserName,
+    LoadFormat, Quantization, ReasoningParserName, SamplingBackend, SamplingDefaultsName,
+    SchedulePolicy, ServeArgs, ToolCallParserName,
 };
 use crate::engine_loop::TimeLimits;
 use crate::executor::cuda::CardProfile;
@@ -103,6 +103,7 @@ pub struct EngineConfig {
     pub allow_auto_truncate: bool,
     /// `None`: the checkpoint's own.
     pub chat_template: Option<ChatTemplateFlag>,
+    pub sampling_defaults: SamplingDefaultsName,
     /// `None`: the chat template says it.
     pub tool_call_parser: Option<ToolCallParserName>,
     pub reasoning_parser: Option<ReasoningParserName>,
@@ -265,6 +266,9 @@ impl EngineArgs {
                 .as_deref()
                 .map(ChatTemplateFlag::read)
                 .transpose()?,
+            sampling_defaults: self
+                .sampling_defaults
+                .unwrap_or(SamplingDefaultsName::Model),
             tool_call_parser: self.tool_call_parser,
             reasoning_parser: self.reasoning_parser,
             max_schema_bytes: self.resolve_max_schema_bytes()?,

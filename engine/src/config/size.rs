@@ -33,6 +33,11 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
     let value: f64 = number
         .parse()
         .map_err(|_| format!("{number:?} is not a number"))?;
+    if unit.trim().is_empty() && number.contains('.') {
+        return Err(format!(
+            "{number} has no unit, and there are no parts of a byte; write {number}GiB, for one"
+        ));
+    }
     let bytes = (value * scale).round();
     // 2^53: above it a float no longer counts single bytes.
     if (1.0..=9_007_199_254_740_992.0).contains(&bytes) {
@@ -63,6 +68,7 @@ mod tests {
                 .contains("unknown unit")
         );
         assert!(parse_bytes("GiB").unwrap_err().contains("not a number"));
+        assert!(parse_bytes("31.4").unwrap_err().contains("31.4GiB"));
         assert!(parse_bytes("0").unwrap_err().contains("between 1 byte"));
         assert!(parse_bytes("1.2.3").unwrap_err().contains("not a number"));
         assert!(parse_bytes("31.4").unwrap_err().contains("31.4GiB"));

@@ -242,6 +242,10 @@ pub struct EngineArgs {
     /// [default: the checkpoint's]
     #[arg(long, value_name = "FILE")]
     pub chat_template: Option<String>,
+    /// What holds where a request does not say how to sample: the model's
+    /// `generation_config.json`, or OpenAI's defaults [default: model]
+    #[arg(long, value_enum)]
+    pub sampling_defaults: Option<SamplingDefaultsName>,
 
     /// How the model writes calls of tools [default: what its chat template teaches it]
     #[arg(long, value_enum)]
@@ -462,6 +466,9 @@ flag_values! {
         Random = "random",
         Priority = "priority",
     }
+}
+flag_values! {
+    SamplingDefaultsName { Model = "model", Openai = "openai" }
 }
 flag_values! {
     ToolCallParserName { Qwen = "qwen", Hermes = "hermes", Llama3Json = "llama3_json" }

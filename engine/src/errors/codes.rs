@@ -219,13 +219,25 @@ codes! {
     "The model could not be fetched: no network, no such model, or no space on the disk.";
     "Try again, set HF_ENDPOINT to a mirror, or fetch elsewhere and give --model-path the folder.";
 
+    NotOnHub = "not_on_hub", Start, None, "", None;
+    "The hub has no such repository, revision or file, or does not show it without the right token.";
+    "Check the spelling of the id and its revision; for a gated or private model accept its terms on its page and set HF_TOKEN.";
+
     DigestMismatch = "digest_mismatch", Start, None, "", None;
     "A fetched file is not the one that its index promised.";
-    "Delete the file in the cache and fetch again; if it repeats, do not trust the source.";
+    "`engine fetch` with the model's name fetches a broken file of the cache again; if it repeats, do not trust the source.";
 
     WeightsFile = "weights_file", Start, None, "", None;
-    "A file of weights is cut off, corrupt, or lies about its sizes.";
-    "Copy or fetch the file again and compare its sha256 with the source's.";
+    "A file of weights is cut off, corrupt, no file of weights at all, or was written to while it was read.";
+    "Copy the file again and compare its sha256 with the source's; `engine fetch` with the model's name repairs one in the cache.";
+
+    NoWeights = "no_weights", Start, None, "", None;
+    "The folder has a configuration and no weights that this engine reads.";
+    "Give a folder with .safetensors files or a .gguf file; convert other formats to one of these.";
+
+    LoadFormat = "load_format", Start, None, "", None;
+    "--load-format names another kind of checkpoint than the model is.";
+    "Leave --load-format out, so that the model's files decide.";
 
     WeightsMissing = "weights_missing", Start, None, "", None;
     "The checkpoint lacks a tensor that the model needs.";
@@ -237,11 +249,19 @@ codes! {
 
     WeightsFormat = "weights_format", Start, None, "", None;
     "A tensor has an element format that this engine does not read.";
-    "Convert the checkpoint to a format that the message lists.";
+    "Take the model in a format that the message lists; for GGUF, files named Q4_K_M, Q5_K_M, Q6_K or Q8_0 have only such.";
 
     ModelConfig = "model_config", Start, None, "", None;
-    "config.json (or the GGUF header) is missing, names another architecture, or has values outside their limits.";
-    "Use a Qwen3, Qwen2 or Llama checkpoint with its own config.json.";
+    "config.json (or the GGUF header) is missing, cannot be read, or has values that are not supported or outside their limits.";
+    "The message names key, value and what is possible; use the config.json that came with the weights.";
+
+    UnsupportedArchitecture = "unsupported_architecture", Start, None, "", None;
+    "The model is of an architecture that this engine does not run.";
+    "Serve a dense Qwen3, Qwen2, Qwen2.5 or Llama model, as safetensors or as GGUF.";
+
+    UnsupportedQuantization = "unsupported_quantization", Start, None, "", None;
+    "The checkpoint is quantised in a way that this engine does not read.";
+    "Serve the same model in 16 bits, as AWQ (4 bits, gemm), or as GGUF (Q4_0 to Q8_0, Q4_K to Q6_K).";
 
     Tokenizer = "tokenizer", Start, None, "", None;
     "The tokenizer's files are missing, broken, or of a kind that is not supported.";
@@ -272,8 +292,8 @@ codes! {
     "The message names tensor and reason; use a checkpoint of a supported shape.";
 
     DeviceMemory = "device_memory", Start, None, "", None;
-    "Weights and the smallest KV pool do not fit into the memory that this model may use, on the card or the host.";
-    "Use a smaller or quantised model or fewer of them, or raise --mem-fraction-static or --device-memory-limit.";
+    "Weights and KV pool do not fit into the memory that this model may use, on the card or the host.";
+    "Use a smaller or quantised model or fewer of them, lower --max-total-tokens, or raise --mem-fraction-static or --device-memory-limit.";
 
     PoolTooSmall = "pool_too_small", Start, None, "", None;
     "--max-total-tokens asks for a larger KV pool than the device holds.";
@@ -301,6 +321,7 @@ impl Code {
             self,
             Self::BadFlag
                 | Self::ModelName
+                | Self::LoadFormat
                 | Self::QuantizationMismatch
                 | Self::NoCuda
                 | Self::CpuIsa

@@ -6,6 +6,7 @@ use crate::engine_loop::StartError;
 use crate::executor::cpu::CpuLoadError;
 use crate::executor::cuda::CudaLoadError;
 use crate::launch::LaunchError;
+use crate::model::config::ConfigError as ModelConfigError;
 use crate::server::ServeError;
 use crate::source::SourceError;
 use crate::text::TextError;
@@ -32,6 +33,21 @@ impl Code {
                 })
         })
     }
+}
+
+/// An error and its causes in one line. Many errors repeat their cause's text, for readers who see
+/// nothing else of them; here each is said once.
+pub fn in_one_line(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if line.is_empty() {
+            line = cause;
+        } else if !line.ends_with(&cause) {
+            line.push_str(": ");
+            line.push_str(&cause);
+        }
+    }
+    line
 }
 
 /// A failure of the program itself before it serves: of the address, a signal, a thread.
@@ -76,6 +92,9 @@ impl SourceError {
             Self::File { .. } => Code::ModelFile,
             Self::Fetch { .. } => Code::FetchFailed,
             Self::Digest { .. } => Code::DigestMismatch,
+            Self::NotOnHub { .. } => Code::NotOnHub,
+            Self::Config(error) => error.code(),
+            Self::Weights(error) => error.code(),
         }
     }
 }
@@ -87,7 +106,25 @@ impl WeightError {
             Self::Missing { .. } => Code::WeightsMissing,
             Self::Shape { .. } => Code::WeightsShape,
             Self::Format { .. } => Code::WeightsFormat,
-            Self::Config(_) => Code::ModelConfig,
+            Self::Unreadable { .. } => Code::ModelFile,
+            Self::Absent { .. } => Code::NoWeights,
+            Self::LoadFormat { .. } => Code::LoadFormat,
+            Self::Config(error) => error.code(),
+        }
+    }
+}
+
+impl ModelConfigError {
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Unsupported { key, .. } if key.ends_with("architecture") => {
+                Code::UnsupportedArchitecture
+            }
+            Self::Unsupported { key, .. } if key == "architectures" => {
+                Code::UnsupportedArchitecture
+            }
+            Self::Unsupported { key, .. } if key.contains("quant") => Code::UnsupportedQuantization,
+            _ => Code::ModelConfig,
         }
     }
 }
@@ -95,5 +132,47 @@ impl WeightError {
 impl TextError {
     pub fn code(&self) -> Code {
         Code::Tokenizer
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_that_its_error_repeats_is_said_once() {
+        let missing = || WeightError::Missing { name: "x".into() };
+        let error = anyhow::Error::from(LaunchError::Weights(missing()));
+        let line = in_one_line(&error.context("loading"));
+        assert_eq!(
+            line,
+            "loading: reading the weights: the checkpoint has no tensor x"
+        );
+        let plain = anyhow::Error::from(missing()).context("reading");
+        assert_eq!(
+            in_one_line(&plain),
+            "reading: the checkpoint has no tensor x"
+        );
+    }
+
+    #[test]
+    fn what_is_not_supported_has_the_code_that_fits() {
+        let unsupported = |key: &str| ModelConfigError::Unsupported {
+            key: key.into(),
+            value: "x".into(),
+            supported: "y",
+        };
+        for (key, code) in [
+            ("architectures", Code::UnsupportedArchitecture),
+            ("general.architecture", Code::UnsupportedArchitecture),
+            (
+                "quantization_config.quant_method",
+                Code::UnsupportedQuantization,
+            ),
+            ("quant_config.json: bits", Code::UnsupportedQuantization),
+            ("rope_scaling.rope_type", Code::ModelConfig),
+        ] {
+            assert_eq!(unsupported(key).code(), code, "{key}");
+        }
     }
 }

@@ -55,6 +55,29 @@ pub(super) fn pool_tokens(d: &Demand) -> Result<usize, String> {
     ))
 }
 
+/// Whether weights and pool fit what the host has free; the error is the arithmetic. The pool's
+/// memory is taken as it fills, so that without this a server starts and is killed under load.
+pub(super) fn fits_the_host(
+    free: u64,
+    weights: u64,
+    pool_tokens: usize,
+    token_bytes: u64,
+) -> Result<(), String> {
+    let pool = token_bytes.saturating_mul(pool_tokens as u64);
+    if weights.saturating_add(pool) <= free {
+        return Ok(());
+    }
+    let room = free.saturating_sub(weights) / token_bytes.max(1);
+    Err(format!(
+        "weights of {} and a KV pool of {pool_tokens} tokens at {token_bytes} bytes each, {}, are \
+         more than the {} of memory that the host has free; there is room for {room} tokens \
+         (--max-total-tokens)",
+        mib(weights),
+        mib(pool),
+        mib(free),
+    ))
+}
+
 fn mib(bytes: u64) -> String {
     format!("{:.3} MiB", bytes as f64 / (1u64 << 20) as f64)
 }
@@ -84,6 +107,23 @@ mod tests {
             ..demand()
         };
         assert_eq!(pool_tokens(&beside), Ok(5 * PAGE_TOKENS));
+    }
+
+    #[test]
+    fn a_pool_beyond_the_hosts_memory_is_refused_with_the_arithmetic() {
+        assert_eq!(fits_the_host(100 * MIB, 30 * MIB, 70, MIB), Ok(()));
+        let message = fits_the_host(100 * MIB, 30 * MIB, 71, MIB).unwrap_err();
+        for part in [
+            "30.000 MiB",
+            "71 tokens",
+            "71.000 MiB",
+            "100.000 MiB",
+            "room for 70",
+        ] {
+            assert!(message.contains(part), "{part}: {message}");
+        }
+        let message = fits_the_host(MIB, 0, usize::MAX, u64::MAX).unwrap_err();
+        assert!(message.contains("room for 0 tokens"), "{message}");
     }
 
     #[test]

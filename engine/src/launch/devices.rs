@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::LaunchError;
 use super::executor::load_cpu;
-use super::model::{LoadedModel, open};
+use super::model::{LoadedModel, check_unchanged, open};
 use crate::config::EngineConfig;
 use crate::config::typed::Device;
 use crate::engine_loop::turns::Turns;
@@ -145,6 +145,7 @@ impl Asleep for SleepingOnCpu {
             message: error.to_string(),
         };
         let origin = self.0.clone();
+        check_unchanged(&origin.config, &origin.model).map_err(failed)?;
         let opened = open(&origin.config, &origin.model).map_err(|error| failed(error.into()))?;
         let (executor, share) = origin.load(opened.as_ref()).map_err(failed)?;
         Ok(Box::new(OnCpu {

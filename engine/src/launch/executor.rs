@@ -195,7 +195,14 @@ fn cpu_pool_tokens(
             .max(PAGE_TOKENS)
     };
     let Some(limit) = config.device_memory_limit_bytes else {
-        return Ok(config.max_total_tokens.unwrap_or_else(by_default));
+        let pool_tokens = config.max_total_tokens.unwrap_or_else(by_default);
+        // Where the system does not say what is free, nothing is refused.
+        if let Some(free) = host_memory::free_bytes() {
+            let weights = cpu_memory::weight_bytes(checkpoint)?;
+            cpu_memory::fits_the_host(free, weights, pool_tokens, token_bytes)
+                .map_err(LaunchError::CpuMemory)?;
+        }
+        return Ok(pool_tokens);
     };
     let demand = cpu_memory::Demand {
         limit,

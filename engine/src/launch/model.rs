@@ -5,6 +5,10 @@ use std::path::PathBuf;
 use super::LaunchError;
 use crate::config::EngineConfig;
 use crate::config::typed::{self, Quantization};
+use crate::model::config::ModelConfig;
+use crate::model::config_json;
+use crate::model::sampling_defaults::SamplingDefaults;
+use crate::source::hub::Parts;
 use crate::source::{self, ModelFiles, ModelSource, Progress, ResolvedModel, SourceError};
 use crate::text::{ChatTemplate, Tokenizer};
 use crate::weights::{self, Checkpoint, LoadFormat, WeightError};
@@ -19,10 +23,10 @@ pub struct LoadedModel {
     pub checkpoint: Box<dyn Checkpoint>,
 }
 
-/// Where fetched models are kept.
+/// Where fetched models are kept; absolute, since programs that fetch them run in other folders.
 pub fn cache_dir(typed: Option<&PathBuf>) -> Result<PathBuf, SourceError> {
     match typed {
-        Some(dir) => Ok(dir.clone()),
+        Some(dir) => std::path::absolute(dir).map_err(|e| SourceError::file(dir, e)),
         None => source::default_cache_dir(),
     }
 }
@@ -32,18 +36,29 @@ pub fn load_model(
     config: &EngineConfig,
     progress: &dyn Fn(Progress),
 ) -> Result<LoadedModel, LaunchError> {
+    load_accepted(config, &|_| Ok(()), progress)
+}
+
+/// Fetches and opens the model. What the command line and the small files decide is decided before
+/// weights are fetched or read; so is what `accept` says of the model, which has no digest then.
+pub(super) fn load_accepted(
+    config: &EngineConfig,
+    accept: &dyn Fn(&ResolvedModel) -> Result<(), LaunchError>,
+    progress: &dyn Fn(Progress),
+) -> Result<LoadedModel, LaunchError> {
     let cache_dir = cache_dir(config.cache_dir.as_ref())?;
+    let accept = |found: &ResolvedModel| {
+        check_small_files(config, found)?;
+        accept(found)
+    };
     let (requested, resolved, fallback_reason) = if let Some(path) = &config.model_path {
         let source = ModelSource::parse(path)?;
-        let resolved = match config.load_format {
-            typed::LoadFormat::Dummy => {
-                source::resolve_without_weights(&source, &cache_dir, progress)?
-            }
-            _ => source::resolve(&source, &cache_dir, progress)?,
-        };
+        let parts = parts_of(config);
+        let resolved = source::resolve_accepted(&source, parts, &cache_dir, &accept, progress)?;
         (path.clone(), resolved, None)
     } else {
         let default = source::resolve_default(&cache_dir, progress)?;
+        accept(&default.model)?;
         ("default".to_owned(), default.model, default.fallback_reason)
     };
     if let Some(reason) = &fallback_reason {
@@ -52,6 +67,7 @@ pub fn load_model(
         tracing::warn!("!!! serving {used} instead: seeded random weights, its text means nothing");
     }
     let checkpoint = open(config, &resolved)?;
+    check_context_length(config, checkpoint.config())?;
     check_quantization(config.quantization, &checkpoint.format_name())?;
     tracing::info!(
         model = resolved.display_name,
@@ -81,6 +97,66 @@ pub(super) fn open(
     weights::open(resolved, load_format, config.random_seed.unwrap_or(0))
 }
 
+/// A model that sleeps without its weights wakes with the same ones, or not at all.
+pub(super) fn check_unchanged(
+    config: &EngineConfig,
+    model: &ResolvedModel,
+) -> Result<(), LaunchError> {
+    let cache_dir = cache_dir(config.cache_dir.as_ref())?;
+    source::check_unchanged(model, parts_of(config), &cache_dir)?;
+    Ok(())
+}
+
+fn parts_of(config: &EngineConfig) -> Parts {
+    match config.load_format {
+        typed::LoadFormat::Dummy => Parts::WithoutWeights,
+        _ => Parts::Whole,
+    }
+}
+
+/// What the flags say of a folder's configuration, or of a GGUF file's header.
+fn check_small_files(config: &EngineConfig, found: &ResolvedModel) -> Result<(), LaunchError> {
+    let dir = match &found.files {
+        ModelFiles::Folder(dir) => dir,
+        // Its header is all that is read of it here, and is not hashed for.
+        ModelFiles::Gguf(_) => {
+            let checkpoint = open(config, found)?;
+            check_context_length(config, checkpoint.config())?;
+            return check_quantization(config.quantization, &checkpoint.format_name());
+        }
+        ModelFiles::Synthetic(_) => return Ok(()),
+    };
+    let folder = config_json::read_folder(dir).map_err(SourceError::Config)?;
+    check_context_length(config, &folder.model)?;
+    let format = match folder.awq {
+        Some(_) => "awq",
+        None => "safetensors without quantisation",
+    };
+    match config.load_format {
+        typed::LoadFormat::Dummy => Ok(()),
+        typed::LoadFormat::Gguf => Err(WeightError::LoadFormat {
+            file: dir.display().to_string(),
+            message: "is a safetensors folder, but --load-format gguf was asked".into(),
+        }
+        .into()),
+        typed::LoadFormat::Auto | typed::LoadFormat::Safetensors => {
+            check_quantization(config.quantization, format)
+        }
+    }
+}
+
+/// `--context-length` is no longer than the model's own.
+pub(super) fn check_context_length(
+    config: &EngineConfig,
+    model: &ModelConfig,
+) -> Result<(), LaunchError> {
+    let limit = model.context_length;
+    match config.context_length {
+        Some(asked) if asked > limit => Err(LaunchError::ContextLength { asked, limit }),
+        _ => Ok(()),
+    }
+}
+
 fn check_quantization(asked: Option<Quantization>, format: &str) -> Result<(), LaunchError> {
     let Some(asked) = asked else { return Ok(()) };
     let wanted = match asked {
@@ -94,6 +170,27 @@ fn check_quantization(asked: Option<Quantization>, format: &str) -> Result<(), L
         asked,
         found: format.to_owned(),
     })
+}
+
+/// What the model's makers recommend for requests that do not say how to sample, where the flags
+/// ask for it.
+pub(super) fn sampling_defaults(
+    config: &EngineConfig,
+    model: &ResolvedModel,
+) -> Result<SamplingDefaults, LaunchError> {
+    let defaults = match (config.sampling_defaults, &model.files) {
+        (typed::SamplingDefaultsName::Model, ModelFiles::Folder(dir)) => {
+            SamplingDefaults::read_folder(dir).map_err(SourceError::Config)?
+        }
+        _ => SamplingDefaults::default(),
+    };
+    if defaults != SamplingDefaults::default() {
+        tracing::info!(
+            ?defaults,
+            "requests that do not say how to sample follow the model's generation_config.json"
+        );
+    }
+    Ok(defaults)
 }
 
 /// Tokenizer and chat template of a model.

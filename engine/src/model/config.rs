@@ -161,10 +161,13 @@ impl ModelConfig {
         ] {
             in_range(name, elements, 1, limit::MATRIX_ELEMENTS)?;
         }
-        for &id in self.eos_token_ids.iter().chain(&self.bos_token_id) {
+        let named = |key| move |&id| (key, id);
+        let eos = self.eos_token_ids.iter().map(named("eos_token_id"));
+        let bos = self.bos_token_id.iter().map(named("bos_token_id"));
+        for (key, id) in eos.chain(bos) {
             if id as usize >= self.vocab {
                 let limit = format!("below the vocabulary size {}", self.vocab);
-                return Err(ConfigError::invalid("special token id", id, limit));
+                return Err(ConfigError::invalid(key, id, limit));
             }
         }
         finite("rms_norm_eps", self.rms_norm_eps, 0.0, 1.0)?;

@@ -1,5 +1,5 @@
-//! Reads `config.json` (and `generation_config.json`) as Hugging Face writes them, in the old
-//! key style (`rope_theta`, `rope_scaling.type`) and the new one (`rope_parameters.rope_type`).
+//! Reads `config.json` (and `generation_config.json`, and AutoAWQ's older `quant_config.json`) as
+//! Hugging Face writes them. RoPE's part is [`rope_json`]'s.
 //!
 //! Deliberately absent: options that would change the arithmetic in a way no executor knows
 //! (other activations, MLP biases, multimodal RoPE). They are refused, never ignored.
@@ -8,10 +8,10 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::config::{
-    ConfigError, Family, ModelConfig, RopeConfig, RopeScaling, yarn_attention_factor,
-};
+use super::config::{ConfigError, Family, ModelConfig};
 use super::json_fields::Fields;
+use super::layer_types::LayerTypes;
+use super::rope_json;
 
 /// A folder's configuration: the model's and how its matrices are quantised.
 #[derive(Debug, Clone, PartialEq)]
@@ -30,19 +30,29 @@ pub struct AwqConfig {
 /// A configuration is a few kilobytes; anything near this is not one.
 const MAX_CONFIG_BYTES: u64 = 16 << 20;
 
-/// Reads `config.json` and, where it is there, `generation_config.json` of a folder.
+/// Reads `config.json` and, where they are there, `generation_config.json` and `quant_config.json`
+/// of a folder.
 pub fn read_folder(dir: &Path) -> Result<FolderConfig, ConfigError> {
-    let config = read_json(&dir.join("config.json"))?;
-    let generation_path = dir.join("generation_config.json");
-    let generation = if generation_path.exists() {
-        Some(read_json(&generation_path)?)
-    } else {
-        None
+    let optional = |name: &str| {
+        let path = dir.join(name);
+        path.exists().then(|| read_json(&path)).transpose()
     };
-    parse(&config, generation.as_ref())
+    let config = read_json(&dir.join("config.json"))?;
+    let generation = optional("generation_config.json")?;
+    let mut read = parse(&config, generation.as_ref())?;
+    if config.get("quantization_config").is_none_or(is_nothing)
+        && let Some(older) = optional("quant_config.json")?
+    {
+        read.awq = Some(awq_of(&Fields::of(&older, "quant_config.json: ")?)?);
+    }
+    Ok(read)
 }
 
-fn read_json(path: &Path) -> Result<Value, ConfigError> {
+fn is_nothing(value: &Value) -> bool {
+    value.is_null() || value.as_object().is_some_and(serde_json::Map::is_empty)
+}
+
+pub(super) fn read_json(path: &Path) -> Result<Value, ConfigError> {
     let fail = |message: String| ConfigError::File {
         file: path.display().to_string(),
         message,
@@ -56,7 +66,9 @@ fn read_json(path: &Path) -> Result<Value, ConfigError> {
         )));
     }
     let text = std::fs::read(path).map_err(|e| fail(e.to_string()))?;
-    serde_json::from_slice(&text).map_err(|e| fail(format!("is not valid JSON: {e}")))
+    // Some editors begin a file with a byte order mark.
+    let json = text.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(&text);
+    serde_json::from_slice(json).map_err(|e| fail(format!("is not valid JSON: {e}")))
 }
 
 /// Turns the parsed files into a validated configuration.
@@ -64,7 +76,8 @@ pub fn parse(config: &Value, generation: Option<&Value>) -> Result<FolderConfig,
     let fields = Fields::of(config, "")?;
     let family = family(&fields)?;
     if let Some(activation) = fields.text("hidden_act")?
-        && activation != "silu"
+        // The same function by its other name.
+        && !matches!(activation, "silu" | "swish")
     {
         return Err(unsupported("hidden_act", activation, "silu"));
     }
@@ -83,7 +96,10 @@ pub fn parse(config: &Value, generation: Option<&Value>) -> Result<FolderConfig,
         }
     };
     let max_positions = fields.required_size("max_position_embeddings")?;
-    let (rope, scaled_context) = rope(&fields, max_positions)?;
+    let n_layers = fields.required_size("num_hidden_layers")?;
+    let layers = LayerTypes::read(&fields, n_layers)?;
+    let (rope, scaled_context) = rope_json::read(&fields, max_positions, &layers)?;
+    let vocab = fields.required_size("vocab_size")?;
     let attention_bias = fields.flag("attention_bias")?.unwrap_or(false);
     let (qkv_bias, o_bias) = match family {
         Family::Qwen2 => (true, false),
@@ -92,14 +108,14 @@ pub fn parse(config: &Value, generation: Option<&Value>) -> Result<FolderConfig,
 
     let model = ModelConfig {
         family,
-        n_layers: fields.required_size("num_hidden_layers")?,
+        n_layers,
         hidden,
         intermediate: fields.required_size("intermediate_size")?,
         n_q_heads,
         n_kv_heads: fields.size("num_key_value_heads")?.unwrap_or(n_q_heads),
         head_dim,
-        vocab: fields.required_size("vocab_size")?,
-        context_length: full_attention_context(&fields, scaled_context)?,
+        vocab,
+        context_length: layers.context(scaled_context),
         rms_norm_eps: fields.number("rms_norm_eps")?.unwrap_or(1e-6) as f32,
         rope,
         tied_embeddings: fields.flag("tie_word_embeddings")?.unwrap_or(false),
@@ -107,7 +123,7 @@ pub fn parse(config: &Value, generation: Option<&Value>) -> Result<FolderConfig,
         o_bias,
         qk_norm: family == Family::Qwen3,
         eos_token_ids: eos_ids(&fields, generation)?,
-        bos_token_id: fields.ids("bos_token_id")?.first().copied(),
+        bos_token_id: bos_id(&fields, vocab)?,
     };
     Ok(FolderConfig {
         model: model.validated()?,
@@ -133,123 +149,20 @@ fn family(fields: &Fields) -> Result<Family, ConfigError> {
     }
 }
 
-/// RoPE and the context length that it stretches `max_positions` to.
-fn rope(fields: &Fields, max_positions: usize) -> Result<(RopeConfig, usize), ConfigError> {
-    let parameters = match fields.object("rope_parameters")? {
-        Some(parameters) => Some(parameters),
-        None => fields.object("rope_scaling")?,
-    };
-    let top_theta = fields.number("rope_theta")?;
-    let plain = |theta: Option<f64>| RopeConfig {
-        theta: theta.unwrap_or(10_000.0) as f32,
-        scaling: RopeScaling::None,
-    };
-    let Some(p) = parameters else {
-        return Ok((plain(top_theta), max_positions));
-    };
-    let theta = p.number("rope_theta")?.or(top_theta);
-    if let Some(share) = p.number("partial_rotary_factor")?
-        && (share - 1.0).abs() > f64::EPSILON
-    {
-        return Err(unsupported("partial_rotary_factor", share, "1"));
-    }
-    let kind = match p.text("rope_type")? {
-        Some(kind) => kind,
-        None => p.text("type")?.unwrap_or("default"),
-    };
-    let factor = |default: Option<f64>| match p.number("factor")?.or(default) {
-        Some(factor) => Ok(factor as f32),
-        None => Err(ConfigError::Missing {
-            key: p.key("factor"),
-        }),
-    };
-    let named_original = match p.size("original_max_position_embeddings")? {
-        Some(original) => Some(original),
-        None => fields.size("original_max_position_embeddings")?,
-    };
-    let original = named_original.unwrap_or(max_positions);
-    let stretched = |factor: f32| (original as f64 * f64::from(factor)) as usize;
-    let or = |key: &str, default: f64| Ok(p.number(key)?.unwrap_or(default) as f32);
-
-    let (scaling, context_length) = match kind {
-        "default" | "none" => (RopeScaling::None, max_positions),
-        "linear" => {
-            let factor = factor(None)?;
-            (
-                RopeScaling::Linear { factor },
-                stretched(factor).max(max_positions),
-            )
-        }
-        "dynamic" => {
-            let factor = factor(None)?;
-            (
-                RopeScaling::Dynamic { factor, original },
-                stretched(factor).max(max_positions),
-            )
-        }
-        "llama3" => {
-            let Some(original) = named_original else {
-                let key = p.key("original_max_position_embeddings");
-                return Err(ConfigError::Missing { key });
-            };
-            let scaling = RopeScaling::Llama3 {
-                factor: factor(None)?,
-                low_freq: or("low_freq_factor", 1.0)?,
-                high_freq: or("high_freq_factor", 4.0)?,
-                original,
-            };
-            (scaling, max_positions)
-        }
-        "yarn" => {
-            let factor = factor(Some(max_positions as f64 / original.max(1) as f64))?;
-            if p.map.contains_key("mscale") || p.map.contains_key("mscale_all_dim") {
-                return Err(unsupported(&p.key("mscale"), "set", "attention_factor"));
-            }
-            if p.flag("truncate")? == Some(false) {
-                return Err(unsupported(&p.key("truncate"), "false", "true"));
-            }
-            let attention_factor = match p.number("attention_factor")? {
-                Some(value) => value as f32,
-                None => yarn_attention_factor(factor),
-            };
-            let scaling = RopeScaling::Yarn {
-                factor,
-                original,
-                beta_fast: or("beta_fast", 32.0)?,
-                beta_slow: or("beta_slow", 1.0)?,
-                attention_factor,
-            };
-            (scaling, stretched(factor).max(max_positions))
-        }
-        other => {
-            let supported = "default, linear, dynamic, llama3, yarn";
-            return Err(unsupported(&p.key("rope_type"), other, supported));
-        }
-    };
-    Ok((
-        RopeConfig {
-            scaling,
-            ..plain(theta)
-        },
-        context_length,
-    ))
-}
-
-/// Attention here is always full. Up to the window's size it equals windowed attention, so a
-/// model with a window is served up to that length and not beyond.
-fn full_attention_context(fields: &Fields, context: usize) -> Result<usize, ConfigError> {
-    if fields.flag("use_sliding_window")?.unwrap_or(false)
-        && let Some(window) = fields.size("sliding_window")?
-        && window < context
+/// A vocabulary that was pruned often keeps the old id in this file; the tokenizer has its own.
+fn bos_id(fields: &Fields, vocab: usize) -> Result<Option<u32>, ConfigError> {
+    let id = fields.ids("bos_token_id")?.first().copied();
+    if let Some(id) = id
+        && id as usize >= vocab
     {
         tracing::warn!(
-            window,
-            context,
-            "context length limited to the model's sliding window"
+            bos_token_id = id,
+            vocab_size = vocab,
+            "bos_token_id of config.json is outside the vocabulary and is not used"
         );
-        return Ok(window);
+        return Ok(None);
     }
-    Ok(context)
+    Ok(id)
 }
 
 /// Ids of both files: `generation_config.json` often has the chat model's additional one.
@@ -267,13 +180,27 @@ fn eos_ids(fields: &Fields, generation: Option<&Value>) -> Result<Vec<u32>, Conf
 }
 
 fn awq(fields: &Fields) -> Result<Option<AwqConfig>, ConfigError> {
-    let Some(q) = fields.object("quantization_config")? else {
+    let quantisation = fields.object("quantization_config")?;
+    let Some(q) = quantisation.filter(|q| !q.map.is_empty()) else {
         return Ok(None);
     };
-    let method = q.text("quant_method")?.unwrap_or("unnamed");
-    if method != "awq" {
-        return Err(unsupported(&q.key("quant_method"), method, "awq"));
+    let Some(method) = q.text("quant_method")? else {
+        return Err(ConfigError::Missing {
+            key: q.key("quant_method"),
+        });
+    };
+    if !method.eq_ignore_ascii_case("awq") {
+        return Err(unsupported(&q.key("quant_method"), method, QUANTISED));
     }
+    awq_of(&q).map(Some)
+}
+
+/// What is read of matrices that are not 16 or 32 bits wide.
+const QUANTISED: &str = "awq (or the same model in 16 bits, or as GGUF)";
+
+/// AutoAWQ's parameters: of `quantization_config`, or of the `quant_config.json` of its first
+/// versions, which have no `quant_method`.
+fn awq_of(q: &Fields) -> Result<AwqConfig, ConfigError> {
     let bits = match q.size("bits")? {
         Some(bits) => Some(bits),
         None => q.size("w_bit")?,
@@ -312,7 +239,7 @@ fn awq(fields: &Fields) -> Result<Option<AwqConfig>, ConfigError> {
             });
         }
     };
-    Ok(Some(AwqConfig { group_size }))
+    Ok(AwqConfig { group_size })
 }
 
 fn unsupported(key: &str, value: impl ToString, supported: &'static str) -> ConfigError {

@@ -1,5 +1,6 @@
 use serde_json::{Value, json};
 
+use super::super::config::{RopeConfig, RopeScaling};
 use super::*;
 
 fn qwen3() -> Value {
@@ -108,7 +109,7 @@ fn rope_scaling_is_read_in_both_key_styles() {
 }
 
 #[test]
-fn yarn_linear_and_dynamic_stretch_the_context() {
+fn yarn_and_linear_stretch_the_context_and_dynamic_does_not() {
     let yarn = json!({
         "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768
     });
@@ -146,7 +147,7 @@ fn yarn_linear_and_dynamic_stretch_the_context() {
         factor: 2.0,
         original: 2048,
     };
-    assert_eq!((read.rope.scaling, read.context_length), (expected, 4096));
+    assert_eq!((read.rope.scaling, read.context_length), (expected, 2048));
 }
 
 #[test]
@@ -164,6 +165,7 @@ fn a_sliding_window_limits_the_context() {
         "sliding_window",
         json!(4096),
     );
+    let windowed = with(windowed, "max_window_layers", json!(0));
     assert_eq!(parsed(&windowed).model.context_length, 4096);
 }
 
@@ -182,6 +184,22 @@ fn auto_awq_is_recognised_and_other_quantisations_are_refused() {
     let whole_rows = with(awq.clone(), "group_size", json!(-1));
     let read = parsed(&with(qwen3(), "quantization_config", whole_rows));
     assert_eq!(read.awq, Some(AwqConfig { group_size: None }));
+    let upper = with(awq.clone(), "quant_method", json!("AWQ"));
+    assert!(
+        parsed(&with(qwen3(), "quantization_config", upper))
+            .awq
+            .is_some()
+    );
+    assert_eq!(
+        parsed(&with(qwen3(), "quantization_config", json!({}))).awq,
+        None
+    );
+    let unnamed = json!({ "bits": 4 });
+    let error = refused(&with(qwen3(), "quantization_config", unnamed));
+    assert!(
+        error.contains("no quantization_config.quant_method"),
+        "{error}"
+    );
     for (key, value) in [
         ("quant_method", json!("gptq")),
         ("bits", json!(8)),
@@ -329,4 +347,54 @@ fn a_folder_that_has_no_readable_configuration_is_named() {
         .expect_err("half a file")
         .to_string();
     assert!(error.contains("is not valid JSON"), "{error}");
+}
+
+/// What other tools write and transformers reads.
+#[test]
+fn odd_values_that_are_right_are_taken() {
+    let read = parsed(&with(llama(), "max_position_embeddings", json!(512.0))).model;
+    assert_eq!(read.context_length, 512);
+    assert!(refused(&with(llama(), "max_position_embeddings", json!(512.5))).contains("is 512.5"));
+    parsed(&with(llama(), "hidden_act", json!("swish")));
+    // Of a pruned vocabulary: no token of that id can ever be read or made.
+    let pruned = with(llama(), "bos_token_id", json!(128_000));
+    assert_eq!(parsed(&pruned).model.bos_token_id, None);
+    let error = refused(&with(llama(), "eos_token_id", json!(128_001)));
+    assert!(error.contains("eos_token_id is 128001"), "{error}");
+}
+
+#[test]
+fn a_byte_order_mark_is_no_part_of_a_file() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let text = format!("\u{feff}{}", llama());
+    std::fs::write(dir.path().join("config.json"), text).expect("written");
+    let read = read_folder(dir.path()).expect("read");
+    assert_eq!(read.model.n_layers, 22);
+}
+
+/// AutoAWQ's first versions wrote a file of their own.
+#[test]
+fn an_older_awq_file_is_read_where_the_configuration_has_nothing() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let write = |name: &str, value: &Value| {
+        std::fs::write(dir.path().join(name), value.to_string()).expect("written");
+    };
+    write("config.json", &llama());
+    write(
+        "quant_config.json",
+        &json!({ "zero_point": true, "q_group_size": 128, "w_bit": 4, "version": "GEMM" }),
+    );
+    let read = read_folder(dir.path()).expect("read");
+    assert_eq!(
+        read.awq,
+        Some(AwqConfig {
+            group_size: Some(128)
+        })
+    );
+    write(
+        "quant_config.json",
+        &json!({ "q_group_size": 128, "w_bit": 8 }),
+    );
+    let error = read_folder(dir.path()).expect_err("8 bits").to_string();
+    assert!(error.contains("quant_config.json: bits is 8"), "{error}");
 }

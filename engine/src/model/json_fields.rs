@@ -7,13 +7,16 @@ use super::config::ConfigError;
 /// Typed access to a JSON object; `null` counts as absent, as Hugging Face has it.
 pub(super) struct Fields<'a> {
     pub map: &'a Map<String, Value>,
-    prefix: &'static str,
+    prefix: String,
 }
 
 impl<'a> Fields<'a> {
-    pub fn of(value: &'a Value, prefix: &'static str) -> Result<Self, ConfigError> {
+    pub fn of(value: &'a Value, prefix: &str) -> Result<Self, ConfigError> {
         match value {
-            Value::Object(map) => Ok(Self { map, prefix }),
+            Value::Object(map) => Ok(Self {
+                map,
+                prefix: prefix.to_owned(),
+            }),
             _ => Err(ConfigError::invalid(
                 "the configuration",
                 kind_of(value),
@@ -42,7 +45,10 @@ impl<'a> Fields<'a> {
         let Some(value) = self.present(key) else {
             return Ok(None);
         };
-        match value.as_u64().and_then(|v| usize::try_from(v).ok()) {
+        // Some tools write whole numbers as `512.0`.
+        let whole = |v: f64| (v.fract() == 0.0 && (0.0..9e15).contains(&v)).then_some(v as u64);
+        let size = value.as_u64().or_else(|| value.as_f64().and_then(whole));
+        match size.and_then(|v| usize::try_from(v).ok()) {
             Some(size) => Ok(Some(size)),
             None => Err(self.wrong(key, value, "a whole number of at least 0")),
         }
@@ -83,15 +89,13 @@ impl<'a> Fields<'a> {
             .ok_or_else(|| self.wrong(key, value, "true or false"))
     }
 
-    pub fn object(&self, key: &'static str) -> Result<Option<Fields<'a>>, ConfigError> {
-        let prefix = match key {
-            "rope_parameters" => "rope_parameters.",
-            "rope_scaling" => "rope_scaling.",
-            _ => "quantization_config.",
-        };
+    pub fn object(&self, key: &str) -> Result<Option<Fields<'a>>, ConfigError> {
         match self.present(key) {
             None => Ok(None),
-            Some(Value::Object(map)) => Ok(Some(Fields { map, prefix })),
+            Some(Value::Object(map)) => Ok(Some(Fields {
+                map,
+                prefix: format!("{}.", self.key(key)),
+            })),
             Some(other) => Err(self.wrong(key, other, "an object")),
         }
     }

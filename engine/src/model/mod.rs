@@ -2,3 +2,6 @@
 pub mod config;
 pub mod config_json;
 mod json_fields;
+mod layer_types;
+mod rope_json;
+pub mod sampling_defaults;

@@ -165,6 +165,7 @@ fn key_of(
         "/executor/name",
         "/executor/kernels",
         "/flags/resolved/engine",
+        "/sampling_defaults",
     ] {
         let value = model.server_info.pointer(part);
         digest.update(value.map(Value::to_string).unwrap_or_default());

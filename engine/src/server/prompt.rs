@@ -263,6 +263,7 @@ pub async fn fit_prompts(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::sampling_defaults::SamplingDefaults;
 
     fn limits(allow_auto_truncate: bool) -> Limits {
         Limits {
@@ -274,6 +275,7 @@ mod tests {
             max_output_tokens: None,
             vocab: 256,
             max_schema_bytes: 1 << 16,
+            sampling_defaults: SamplingDefaults::default(),
         }
     }
 

@@ -176,17 +176,28 @@ fn take_params(
     seeds: &Seeds,
     n_logprobs: Option<usize>,
 ) -> Result<SamplingParams, ApiError> {
+    let defaults = &limits.sampling_defaults;
     // -1 keeps all, as 0 does.
     let top_k = fields
         .integer("top_k", -1..=i64::from(i32::MAX))?
-        .unwrap_or(0)
-        .max(0) as usize;
+        .map_or(defaults.top_k.unwrap_or(0), |k| k.max(0) as usize);
+    let or = |own: Option<f32>, recommended: Option<f32>, neutral: f32| {
+        own.or(recommended).unwrap_or(neutral)
+    };
     Ok(SamplingParams {
-        temperature: fields.parameter(ranges::TEMPERATURE)?.unwrap_or(1.0),
+        temperature: or(
+            fields.parameter(ranges::TEMPERATURE)?,
+            defaults.temperature,
+            1.0,
+        ),
         top_k,
-        top_p: fields.parameter(ranges::TOP_P)?.unwrap_or(1.0),
-        min_p: fields.parameter(ranges::MIN_P)?.unwrap_or(0.0),
-        repetition_penalty: fields.parameter(ranges::REPETITION_PENALTY)?.unwrap_or(1.0),
+        top_p: or(fields.parameter(ranges::TOP_P)?, defaults.top_p, 1.0),
+        min_p: or(fields.parameter(ranges::MIN_P)?, defaults.min_p, 0.0),
+        repetition_penalty: or(
+            fields.parameter(ranges::REPETITION_PENALTY)?,
+            defaults.repetition_penalty,
+            1.0,
+        ),
         presence_penalty: fields.parameter(ranges::PRESENCE_PENALTY)?.unwrap_or(0.0),
         frequency_penalty: fields.parameter(ranges::FREQUENCY_PENALTY)?.unwrap_or(0.0),
         logit_bias: take_logit_bias(fields, limits)?,

@@ -12,6 +12,7 @@ use crate::config::HttpConfig;
 use crate::engine_loop::EngineHandle;
 use crate::errors::Code;
 use crate::metrics::TrafficMetrics;
+use crate::model::sampling_defaults::SamplingDefaults;
 use crate::result_cache::ResultCache;
 use crate::structured::Grammars;
 use crate::text::{ChatTemplate, Tokenizer, ToolCallFormat};
@@ -78,6 +79,8 @@ pub struct Limits {
     pub vocab: usize,
     /// Of a JSON schema, a regular expression, a grammar, or the tools' parameters.
     pub max_schema_bytes: usize,
+    /// What holds for requests that do not say how to sample.
+    pub sampling_defaults: SamplingDefaults,
 }
 
 /// Seeds for requests that bring none.

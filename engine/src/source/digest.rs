@@ -1,64 +1,81 @@
-//! SHA-256 of model files. Hashing gigabytes takes a while, so the result is kept beside the
-//! file with its size and time of change, and is taken from there while these still agree.
+//! SHA-256 of model files. Hashing gigabytes takes a while, so results are kept in the cache, each
+//! with what told the file apart from any other and from itself at another time. Nothing is ever
+//! written beside the file, which may be the user's own.
 
 use std::fmt::Write as _;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{ErrorKind, Read};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::UNIX_EPOCH;
 
 use sha2::{Digest, Sha256};
 
 use super::{Progress, SourceError, Stage};
 use crate::weights::safetensors::weight_files;
 
+/// The folder of kept digests, below the cache.
+const FOLDER: &str = "digests";
+
 pub fn of_text(text: &str) -> String {
     hex(&Sha256::digest(text))
 }
 
-/// A file's digest, from beside it where it was computed before.
-pub fn of_file(path: &Path, progress: &dyn Fn(Progress)) -> Result<String, SourceError> {
+/// A file's digest, from `cache_dir` where it was computed before and the file has not changed
+/// since. A blob of a hub cache has its digest as its name: an error where it has another one.
+pub fn of_file(
+    path: &Path,
+    cache_dir: &Path,
+    progress: &dyn Fn(Progress),
+) -> Result<String, SourceError> {
     let real = std::fs::canonicalize(path).map_err(|e| SourceError::file(path, e))?;
-    // A hub cache names the blobs of large files by their SHA-256 already.
-    let name = real
-        .file_name()
-        .map(|n| n.to_string_lossy().into_owned())
-        .unwrap_or_default();
-    if real != path && is_sha256(&name) {
-        return Ok(name);
+    let record = Record::of(&real, cache_dir)?;
+    let digest = if let Some(digest) = record.kept() {
+        digest
+    } else {
+        let digest = compute(&real, progress)?;
+        record.keep(&digest);
+        digest
+    };
+    match expected_of_blob(path, &real) {
+        Some(expected) if expected != digest => Err(mismatch(&real, digest, expected)),
+        _ => Ok(digest),
     }
-    let stamp = stamp_of(&real)?;
-    let beside = real.with_file_name(format!(".{name}.sha256"));
-    if let Ok(kept) = std::fs::read_to_string(&beside)
-        && let Some((digest, kept_stamp)) = kept.trim_end().split_once(' ')
-        && kept_stamp == stamp
-        && is_sha256(digest)
-    {
-        return Ok(digest.to_string());
-    }
-    let digest = compute(&real, progress)?;
-    keep(&beside, &format!("{digest} {stamp}\n"));
-    Ok(digest)
+}
+
+/// A hub cache names the blobs of large files by their SHA-256, and links to them.
+fn expected_of_blob(path: &Path, real: &Path) -> Option<String> {
+    let name = real.file_name()?.to_str()?;
+    (real != path && is_sha256(name)).then(|| name.to_owned())
 }
 
 /// Digest of a folder: of its one weights file, or of the list of weight files and digests.
 /// `config.json` alone counts where there are no weights (for `--load-format dummy`).
-pub fn of_folder(dir: &Path, progress: &dyn Fn(Progress)) -> Result<String, SourceError> {
-    let Ok(files) = weight_files(dir) else {
-        return of_file(&dir.join("config.json"), progress);
-    };
-    if let [only] = files.as_slice() {
-        return of_file(only, progress);
+pub fn of_folder(
+    dir: &Path,
+    cache_dir: &Path,
+    progress: &dyn Fn(Progress),
+) -> Result<String, SourceError> {
+    match weight_files(dir) {
+        Ok(files) => of_files(&files, cache_dir, progress),
+        Err(_) => of_file(&dir.join("config.json"), cache_dir, progress),
+    }
+}
+
+/// Digest of one file, or of the list of several and their digests.
+pub fn of_files(
+    files: &[PathBuf],
+    cache_dir: &Path,
+    progress: &dyn Fn(Progress),
+) -> Result<String, SourceError> {
+    if let [only] = files {
+        return of_file(only, cache_dir, progress);
     }
     let mut manifest = String::new();
-    for file in &files {
-        let name = file
-            .file_name()
-            .map(|n| n.to_string_lossy().into_owned())
-            .unwrap_or_default();
-        let digest = of_file(file, progress)?;
+    for file in files {
+        let digest = of_file(file, cache_dir, progress)?;
         // Writing to a string cannot fail.
-        let _ = writeln!(manifest, "{digest}  {name}");
+        let _ = writeln!(manifest, "{digest}  {}", name_of(file));
     }
     Ok(of_text(&manifest))
 }
@@ -67,10 +84,7 @@ pub fn of_folder(dir: &Path, progress: &dyn Fn(Progress)) -> Result<String, Sour
 pub fn compute(path: &Path, progress: &dyn Fn(Progress)) -> Result<String, SourceError> {
     let mut file = File::open(path).map_err(|e| SourceError::file(path, e))?;
     let total_bytes = file.metadata().ok().map(|m| m.len());
-    let name = path
-        .file_name()
-        .map(|n| n.to_string_lossy().into_owned())
-        .unwrap_or_default();
+    let name = name_of(path);
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
     let mut done_bytes = 0;
@@ -97,7 +111,7 @@ pub fn compute(path: &Path, progress: &dyn Fn(Progress)) -> Result<String, Sourc
     }
 }
 
-/// Fails unless the file has this digest.
+/// Fails unless the file has this digest. Always reads the whole file.
 pub(super) fn verify(
     path: &Path,
     expected: &str,
@@ -107,46 +121,93 @@ pub(super) fn verify(
     if found == expected {
         return Ok(());
     }
-    let what = path
-        .file_name()
-        .map(|n| n.to_string_lossy().into_owned())
-        .unwrap_or_default();
-    Err(SourceError::Digest {
-        what,
-        found,
-        expected: expected.to_string(),
-    })
+    Err(mismatch(path, found, expected.to_owned()))
 }
 
-fn stamp_of(path: &Path) -> Result<String, SourceError> {
-    let metadata = std::fs::metadata(path).map_err(|e| SourceError::file(path, e))?;
-    let modified = metadata
-        .modified()
-        .map_err(|e| SourceError::file(path, e))?;
-    let since = modified.duration_since(UNIX_EPOCH).unwrap_or_default();
-    Ok(format!("{} {}", metadata.len(), since.as_nanos()))
-}
-
-/// Best effort: a read-only folder costs the next start the same time again, nothing else.
-fn keep(beside: &PathBuf, line: &str) {
-    let written = beside.parent().map_or_else(
-        || Err(std::io::Error::other("no parent folder")),
-        |dir| {
-            let file = tempfile::NamedTempFile::new_in(dir)?;
-            std::fs::write(file.path(), line)?;
-            file.persist(beside)?;
-            Ok(())
-        },
-    );
-    let Err(error) = written else { return };
-    let file = beside.display();
-    match error.kind() {
-        // Models are often where nobody may write.
-        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
-            tracing::debug!(%file, %error, "digest not kept");
-        }
-        _ => tracing::warn!(%file, %error, "digest not kept; the next start computes it again"),
+/// Keeps a digest that was just computed, so that the next start need not compute it.
+pub(super) fn remember(path: &Path, digest: &str, cache_dir: &Path) {
+    let real = std::fs::canonicalize(path).map_err(|e| SourceError::file(path, e));
+    match real.and_then(|real| Record::of(&real, cache_dir)) {
+        Ok(record) => record.keep(digest),
+        // The next start computes it.
+        Err(error) => tracing::debug!(%error, "digest not kept"),
     }
+}
+
+fn mismatch(path: &Path, found: String, expected: String) -> SourceError {
+    SourceError::Digest {
+        what: path.display().to_string(),
+        found,
+        expected,
+    }
+}
+
+/// Where a file's digest is kept, and what has to be the same for it to count: place, size, inode,
+/// device, and both times, to the nanosecond. A program that sets the time of change back cannot
+/// set back the time of the change of the inode.
+struct Record {
+    place: PathBuf,
+    stamp: String,
+}
+
+impl Record {
+    /// `real`: absolute and without links.
+    fn of(real: &Path, cache_dir: &Path) -> Result<Self, SourceError> {
+        let metadata = std::fs::metadata(real).map_err(|e| SourceError::file(real, e))?;
+        let key = hex(&Sha256::digest(real.as_os_str().as_bytes()));
+        Ok(Self {
+            place: cache_dir.join(FOLDER).join(key),
+            stamp: stamp_of(&metadata),
+        })
+    }
+
+    fn kept(&self) -> Option<String> {
+        let text = std::fs::read_to_string(&self.place).ok()?;
+        let (digest, stamp) = text.trim_end().split_once(' ')?;
+        (stamp == self.stamp && is_sha256(digest)).then(|| digest.to_owned())
+    }
+
+    /// Best effort: a cache that cannot be written to costs the next start the same time again,
+    /// nothing else.
+    fn keep(&self, digest: &str) {
+        let written = self.place.parent().map_or_else(
+            || Err(std::io::Error::other("no parent folder")),
+            |folder| {
+                std::fs::create_dir_all(folder)?;
+                let file = tempfile::NamedTempFile::new_in(folder)?;
+                std::fs::write(file.path(), format!("{digest} {}\n", self.stamp))?;
+                file.persist(&self.place)?;
+                Ok(())
+            },
+        );
+        let Err(error) = written else { return };
+        let file = self.place.display();
+        match error.kind() {
+            ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
+                tracing::debug!(%file, %error, "digest not kept");
+            }
+            _ => tracing::warn!(%file, %error, "digest not kept; the next start computes it again"),
+        }
+    }
+}
+
+fn stamp_of(metadata: &Metadata) -> String {
+    format!(
+        "{} {}.{:09} {}.{:09} {} {}",
+        metadata.len(),
+        metadata.mtime(),
+        metadata.mtime_nsec(),
+        metadata.ctime(),
+        metadata.ctime_nsec(),
+        metadata.ino(),
+        metadata.dev()
+    )
+}
+
+fn name_of(path: &Path) -> String {
+    path.file_name()
+        .map(|n| n.to_string_lossy().into_owned())
+        .unwrap_or_default()
 }
 
 pub(super) fn is_sha256(text: &str) -> bool {

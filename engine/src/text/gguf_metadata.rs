@@ -9,6 +9,7 @@ use std::path::Path;
 use candle_core::quantized::gguf_file::Value;
 
 use super::TextError;
+use crate::weights::WeightError;
 use crate::weights::gguf::{GgufFile, GgufHeader};
 
 const KEPT_PREFIX: &str = "tokenizer.";
@@ -34,9 +35,14 @@ pub struct GgufMetadata {
 impl GgufMetadata {
     /// Reads the header of the GGUF file at `path`.
     pub fn read(path: &Path) -> Result<Self, TextError> {
-        let file = GgufFile::open(path).map_err(|e| TextError::File {
-            file: path.display().to_string(),
-            message: e.to_string(),
+        let file = GgufFile::open(path).map_err(|error| match error {
+            WeightError::File { file, message } | WeightError::Unreadable { file, message } => {
+                TextError::File { file, message }
+            }
+            other => TextError::File {
+                file: path.display().to_string(),
+                message: other.to_string(),
+            },
         })?;
         Ok(Self::from_header(&file.header))
     }

@@ -29,11 +29,43 @@ struct BpeRecipe {
     adds_bos: bool,
 }
 
-const SUPPORTED_PRE: &str =
-    "default, gpt-2, smollm, qwen2, deepseek-r1-qwen, llama-bpe, llama3, llama-v3";
+/// Names of one rule: a family's own first, then those of models that took it over. The groups are
+/// those of llama.cpp, whose converter writes the names.
+const GPT2_NAMES: [&str; 12] = [
+    "gpt-2",
+    "phi-2",
+    "gigachat",
+    "a.x-4.0",
+    "exaone4",
+    "mellum",
+    "modern-bert",
+    "jina-es",
+    "jina-de",
+    "jina-v2-es",
+    "jina-v2-de",
+    "gpt2",
+];
+const QWEN2_NAMES: [&str; 5] = ["qwen2", "deepseek-r1-qwen", "megrez", "kormo", "f2llmv2"];
+const LLAMA3_NAMES: [&str; 9] = [
+    "llama-bpe",
+    "llama3",
+    "llama-v3",
+    "falcon3",
+    "falcon-h1",
+    "pixtral",
+    "midm-2.0",
+    "lfm2",
+    "jina-v5-nano",
+];
+
+const SUPPORTED_PRE: &str = "default, gpt-2, smollm, qwen2, llama-bpe, smaug-bpe, tekken, and the \
+                             names of models that use one of these (a.x-4.0, exaone4, falcon3, \
+                             gigachat, lfm2, megrez, midm-2.0, phi-2, pixtral, …)";
 
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+/// Mistral's tokenizers from Nemo on: words end where the case rises, digits stand alone.
+const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// llama.cpp's patterns for files that name no family, applied one after the other.
 const DEFAULT: [&str; 4] = [
     r"[\p{P}\$\+<=>\^~\|]+",
@@ -62,7 +94,7 @@ fn recipe(pre: &str) -> Result<BpeRecipe, TextError> {
     };
     Ok(match pre {
         "default" => plain(splits(&DEFAULT)?),
-        "gpt-2" => plain(ByteLevel::new(false, false, true).into()),
+        name if GPT2_NAMES.contains(&name) => plain(ByteLevel::new(false, false, true).into()),
         "smollm" => plain(
             Sequence::new(vec![
                 Digits::new(true).into(),
@@ -70,14 +102,20 @@ fn recipe(pre: &str) -> Result<BpeRecipe, TextError> {
             ])
             .into(),
         ),
-        "qwen2" | "deepseek-r1-qwen" => BpeRecipe {
+        name if QWEN2_NAMES.contains(&name) => BpeRecipe {
             normalizes_to_nfc: true,
             ..plain(splits(&[QWEN2])?)
         },
-        "llama-bpe" | "llama3" | "llama-v3" => BpeRecipe {
+        name if LLAMA3_NAMES.contains(&name) => BpeRecipe {
             ignores_merges: true,
             adds_bos: true,
             ..plain(splits(&[LLAMA3])?)
+        },
+        "smaug-bpe" => plain(splits(&[LLAMA3])?),
+        "tekken" => BpeRecipe {
+            ignores_merges: true,
+            adds_bos: true,
+            ..plain(splits(&[TEKKEN])?)
         },
         other => {
             return Err(TextError::Unsupported {
@@ -327,4 +365,71 @@ fn unescape(piece: &str) -> Vec<u8> {
     piece
         .replace(super::sentencepiece::SPACE_MARK, " ")
         .into_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer as _};
+
+    use super::*;
+
+    /// How the rule of this name cuts a text, before any merge.
+    fn cut(pre: &str, text: &str) -> Vec<String> {
+        let recipe = recipe(pre).expect(pre);
+        let mut cut = PreTokenizedString::from(text);
+        recipe.pre_tokenizer.pre_tokenize(&mut cut).expect("cuts");
+        cut.get_splits(OffsetReferential::Original, OffsetType::Byte)
+            .into_iter()
+            .map(|(_, (start, end), _)| text[start..end].to_owned())
+            .collect()
+    }
+
+    /// Expected by hand from the published pattern.
+    #[test]
+    fn tekken_cuts_where_the_case_rises_and_at_every_digit() {
+        let cuts = cut("tekken", "HelloWorld 2024/\n안녕 세계");
+        assert_eq!(
+            cuts,
+            [
+                "Hello", "World", " ", "2", "0", "2", "4", "/\n", "안녕", " 세계"
+            ]
+        );
+        let recipe = recipe("tekken").expect("known");
+        assert!(recipe.ignores_merges && recipe.adds_bos && !recipe.normalizes_to_nfc);
+    }
+
+    #[test]
+    fn names_of_one_rule_cut_alike() {
+        let text = "I'VE 12345 tokens,\r\n  안녕하세요 세계! naïve";
+        for names in [&GPT2_NAMES[..], &QWEN2_NAMES, &LLAMA3_NAMES] {
+            let first = recipe(names[0]).expect(names[0]);
+            for name in names {
+                let other = recipe(name).expect(name);
+                assert_eq!(cut(name, text), cut(names[0], text), "{name}");
+                assert_eq!(
+                    (
+                        other.ignores_merges,
+                        other.adds_bos,
+                        other.normalizes_to_nfc
+                    ),
+                    (
+                        first.ignores_merges,
+                        first.adds_bos,
+                        first.normalizes_to_nfc
+                    ),
+                    "{name}"
+                );
+            }
+        }
+        let llama3 = cut("midm-2.0", text);
+        assert_eq!(llama3[..5], ["I", "'VE", " ", "123", "45"]);
+        let gpt2 = cut("a.x-4.0", text);
+        assert_eq!(gpt2[..5], ["I", "'", "VE", " 12345", " tokens"]);
+        assert_eq!(cut("smaug-bpe", text), llama3);
+        let error = recipe("deepseek-llm").err().expect("unknown").to_string();
+        assert!(
+            error.contains("deepseek-llm") && error.contains("tekken"),
+            "{error}"
+        );
+    }
 }

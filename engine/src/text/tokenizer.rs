@@ -58,9 +58,13 @@ impl Tokenizer {
             file: path.display().to_string(),
             message,
         };
-        let bytes = std::fs::read(&path).map_err(|e| in_file(e.to_string()))?;
+        let bytes = std::fs::read(&path).map_err(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => in_file(what_is_instead(dir)),
+            _ => in_file(e.to_string()),
+        })?;
+        let bytes = without_mark(&bytes);
         // The crate indexes by lengths it takes from the file, so a malformed file can panic.
-        let mut pipeline = std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(&bytes))
+        let mut pipeline = std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(bytes))
             .map_err(|_| in_file("the vocabulary is malformed".to_owned()))?
             .map_err(|e| in_file(e.to_string()))?;
         forget_words(&mut pipeline);
@@ -467,13 +471,38 @@ fn forget_words(pipeline: &mut tokenizers::Tokenizer) {
 }
 
 /// `Null` where the file is absent.
+/// The bytes of a file after the byte order mark that some editors begin it with.
+fn without_mark(bytes: &[u8]) -> &[u8] {
+    bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes)
+}
+
+/// What a folder without `tokenizer.json` has, and how to make one of it.
+fn what_is_instead(dir: &Path) -> String {
+    let has = |name: &str| dir.join(name).exists();
+    let other = if has("vocab.json") && has("merges.txt") {
+        "vocab.json and merges.txt"
+    } else if has("tokenizer.model") {
+        "tokenizer.model"
+    } else if has("tekken.json") {
+        "tekken.json"
+    } else {
+        return "is not there".into();
+    };
+    format!(
+        "is not there; the folder has {other}, which is not read. Make one with transformers: \
+         AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
+    )
+}
+
 pub(super) fn read_json(path: &Path) -> Result<Value, TextError> {
     let in_file = |message: String| TextError::File {
         file: path.display().to_string(),
         message,
     };
     match std::fs::read(path) {
-        Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| in_file(e.to_string())),
+        Ok(bytes) => {
+            serde_json::from_slice(without_mark(&bytes)).map_err(|e| in_file(e.to_string()))
+        }
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Value::Null),
         Err(e) => Err(in_file(e.to_string())),
     }

@@ -328,3 +328,27 @@ fn llama_folders_follow_their_configuration() {
         ("bos_token".to_owned(), "<s>".to_owned())
     );
 }
+
+#[test]
+fn a_folder_with_another_kind_of_tokenizer_says_how_to_make_one() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let error = |dir: &tempfile::TempDir| {
+        let error = Tokenizer::from_folder(dir.path()).expect_err("there is none");
+        error.to_string()
+    };
+    assert!(
+        error(&dir).contains("tokenizer.json: is not there"),
+        "{}",
+        error(&dir)
+    );
+    for names in [&["tokenizer.model"][..], &["vocab.json", "merges.txt"]] {
+        for name in names {
+            std::fs::write(dir.path().join(name), "x").expect("written");
+        }
+        let said = error(&dir);
+        assert!(
+            said.contains(names[0]) && said.contains("save_pretrained"),
+            "{said}"
+        );
+    }
+}

@@ -290,6 +290,59 @@ pub fn write_gguf(
     seed: u64,
     extra: &[(&str, Value)],
 ) -> Result<(), WeightError> {
+    let tensors = gguf_tensors(path, config, format, seed)?;
+    let mut metadata = gguf_metadata(config);
+    for (key, value) in extra {
+        metadata.insert((*key).to_string(), value.clone());
+    }
+    write_gguf_file(path, &metadata, &tensors)
+}
+
+/// As [`write_gguf`], in several files as `llama-gguf-split` makes them: the first has the metadata.
+/// Returns their paths.
+pub fn write_gguf_parts(
+    dir: &Path,
+    config: &ModelConfig,
+    format: ElementFormat,
+    seed: u64,
+    n_parts: usize,
+) -> Result<Vec<std::path::PathBuf>, WeightError> {
+    let tensors = gguf_tensors(dir, config, format, seed)?;
+    let n_each = tensors.len().div_ceil(n_parts);
+    let mut paths = Vec::new();
+    for (i, tensors) in tensors.chunks(n_each).enumerate() {
+        let path = dir.join(format!("model-{:05}-of-{n_parts:05}.gguf", i + 1));
+        let mut metadata = match i {
+            0 => gguf_metadata(config),
+            _ => HashMap::new(),
+        };
+        metadata.insert("split.no".into(), Value::U16(i as u16));
+        metadata.insert("split.count".into(), Value::U16(n_parts as u16));
+        write_gguf_file(&path, &metadata, tensors)?;
+        paths.push(path);
+    }
+    Ok(paths)
+}
+
+fn write_gguf_file(
+    path: &Path,
+    metadata: &HashMap<String, Value>,
+    tensors: &[(String, QTensor)],
+) -> Result<(), WeightError> {
+    let mut metadata: Vec<(&str, &Value)> = metadata.iter().map(|(k, v)| (k.as_str(), v)).collect();
+    metadata.sort_by_key(|(key, _)| *key);
+    let tensors: Vec<(&str, &QTensor)> = tensors.iter().map(|(k, v)| (k.as_str(), v)).collect();
+    let file = File::create(path).map_err(|e| file_error(path, e.to_string()))?;
+    gguf_file::write(&mut BufWriter::new(file), &metadata, &tensors)
+        .map_err(|e| file_error(path, e.to_string()))
+}
+
+fn gguf_tensors(
+    path: &Path,
+    config: &ModelConfig,
+    format: ElementFormat,
+    seed: u64,
+) -> Result<Vec<(String, QTensor)>, WeightError> {
     let fail = |e: candle_core::Error| file_error(path, e.to_string());
     let values = reference(config, seed);
     let interleaved = |row: usize| match config.family {
@@ -326,16 +379,7 @@ pub fn write_gguf(
         let stored = QTensor::quantize(&tensor, GgmlDType::F32).map_err(fail)?;
         tensors.push((id.gguf_name(), stored));
     }
-
-    let mut metadata = gguf_metadata(config);
-    for (key, value) in extra {
-        metadata.insert((*key).to_string(), value.clone());
-    }
-    let mut metadata: Vec<(&str, &Value)> = metadata.iter().map(|(k, v)| (k.as_str(), v)).collect();
-    metadata.sort_by_key(|(key, _)| *key);
-    let tensors: Vec<(&str, &QTensor)> = tensors.iter().map(|(k, v)| (k.as_str(), v)).collect();
-    let file = File::create(path).map_err(|e| file_error(path, e.to_string()))?;
-    gguf_file::write(&mut BufWriter::new(file), &metadata, &tensors).map_err(fail)
+    Ok(tensors)
 }
 
 fn gguf_metadata(config: &ModelConfig) -> HashMap<String, Value> {

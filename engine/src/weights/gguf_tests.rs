@@ -219,7 +219,7 @@ fn lying_counts_and_lengths_are_refused_before_anything_is_allocated() {
         (
             "not GGUF",
             b"ELF\0aaaaaaaaaaaaaaaaaaaaaaaaaa".to_vec(),
-            "not with GGUF",
+            "is no GGUF file",
         ),
         ("version", header(9, 0, 0, &[]), "GGUF version 9"),
         (
@@ -336,7 +336,7 @@ fn lying_tensor_entries_are_refused() {
     let unknown = file(tensor("t", &[32], 23, 0)).expect("the header is well formed");
     let error = unknown.tensor("t", &[32]).expect_err("IQ4_XS").to_string();
     assert!(
-        error.contains("ggml type 23") && error.contains("Q4_K"),
+        error.contains("format IQ4_XS") && error.contains("Q4_K"),
         "{error}"
     );
     let ragged = file(tensor("t", &[33], 2, 0)).expect("the header is well formed");
@@ -521,4 +521,115 @@ fn files_with_random_damage_never_panic() {
         refused > 20 && opened > 20,
         "{refused} refused, {opened} opened"
     );
+}
+
+#[test]
+fn formats_are_named_as_ggml_names_them() {
+    use crate::weights::format::ggml_name;
+    for format in ElementFormat::ALL {
+        let id = (0..64).find(|id| ElementFormat::from_ggml(*id) == Some(format));
+        assert_eq!(ggml_name(id.expect("a number")), format.name());
+    }
+    for (id, name) in [(10, "Q2_K"), (20, "IQ4_NL"), (34, "TQ1_0"), (39, "MXFP4")] {
+        assert_eq!(ggml_name(id), name);
+    }
+    assert!(ggml_name(1000).contains("1000"));
+}
+
+#[test]
+fn a_model_in_several_files_is_what_it_is_in_one() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let config = fixture::tiny_config(Family::Llama);
+    let whole = dir.path().join("whole.gguf");
+    fixture::write_gguf(&whole, &config, ElementFormat::Q8_0, 9, &[]).expect("written");
+    let whole = GgufCheckpoint::open(&whole).expect("opens");
+    let parts = fixture::write_gguf_parts(dir.path(), &config, ElementFormat::Q8_0, 9, 3);
+    let parts = parts.expect("written");
+    let opened = GgufCheckpoint::open(&parts[0]).expect("opens");
+    assert_eq!(opened.config(), whole.config());
+    assert_eq!(opened.format_name(), "gguf Q8_0");
+    for id in MatrixId::all(&config) {
+        let values = |checkpoint: &GgufCheckpoint| {
+            let matrix = checkpoint.matrix(id).expect("there");
+            matrix.to_f32().expect("decodes")
+        };
+        assert_eq!(values(&opened), values(&whole), "{id:?}");
+    }
+    for id in VectorId::all(&config) {
+        assert_eq!(
+            opened.vector(id).expect("there"),
+            whole.vector(id).expect("there")
+        );
+    }
+    opened.check_unchanged().expect("nothing has changed");
+    opened.release();
+}
+
+#[test]
+fn a_part_that_is_missing_or_given_alone_is_named() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let config = fixture::tiny_config(Family::Llama);
+    let parts = fixture::write_gguf_parts(dir.path(), &config, ElementFormat::F16, 9, 3);
+    let parts = parts.expect("written");
+    let refused = |path: &Path| {
+        let error = GgufCheckpoint::open(path).err().expect("refused");
+        error.to_string()
+    };
+    let error = refused(&parts[1]);
+    assert!(
+        error.contains("part 2 of a model in 3 files") && error.contains("llama-gguf-split"),
+        "{error}"
+    );
+    let renamed = dir.path().join("first.gguf");
+    std::fs::copy(&parts[0], &renamed).expect("copied");
+    let error = refused(&renamed);
+    assert!(error.contains("part 1 of a model in 3 files"), "{error}");
+    // The second part in the place of the third.
+    std::fs::copy(&parts[1], &parts[2]).expect("copied");
+    let error = refused(&parts[0]);
+    assert!(error.contains("part 3 of a model by its name"), "{error}");
+    std::fs::remove_file(&parts[2]).expect("removed");
+    let error = refused(&parts[0]);
+    assert!(
+        error.contains("model-00003-of-00003.gguf is not beside it"),
+        "{error}"
+    );
+}
+
+/// Reading what a shorter file has no more ends the process, so a change that can be seen is an
+/// error before that.
+#[test]
+fn a_file_that_became_shorter_is_noticed() {
+    let dir = write(
+        &fixture::tiny_config(Family::Llama),
+        ElementFormat::F16,
+        &[],
+    );
+    let opened = open(&dir).expect("opens");
+    opened.check_unchanged().expect("whole");
+    let file = std::fs::File::options()
+        .write(true)
+        .open(dir.path().join("model.gguf"));
+    file.expect("opens").set_len(100).expect("cut");
+    let error = opened.check_unchanged().expect_err("shorter").to_string();
+    assert!(
+        error.contains("has 100 now") && error.contains("rename"),
+        "{error}"
+    );
+}
+
+#[test]
+fn files_that_are_no_gguf_are_named_for_what_they_are() {
+    for (bytes, expected) in [
+        (&b"<!DOCTYPE html><html>not found</html>"[..], "a web page"),
+        (
+            b"version https://git-lfs.github.com/spec/v1",
+            "git lfs pull",
+        ),
+        (b"", "an empty file"),
+        (b"\x01\x02\x03\x04\x05\x06", "no GGUF file: it starts with"),
+    ] {
+        let error = parse(bytes).expect_err("no GGUF file");
+        assert!(error.contains(expected), "{error}");
+    }
 }

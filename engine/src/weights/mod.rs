@@ -8,15 +8,20 @@
 //! RoPE (NeoX), so that a pair is `(i, i + head_dim / 2)`. Files that interleave are put back.
 
 use std::borrow::Cow;
+use std::path::Path;
+
+use kernels::mapped_file::MappedFile;
 
 use crate::model::config::{ConfigError, ModelConfig};
 use crate::source::{ModelFiles, ResolvedModel};
 
 pub mod awq;
 pub mod decode;
+pub mod file_kind;
 pub mod fixture;
 pub mod format;
 pub mod gguf;
+pub mod gguf_names;
 pub mod names;
 pub mod preset;
 pub mod safetensors;
@@ -115,6 +120,14 @@ pub enum WeightError {
         format: String,
         supported: &'static str,
     },
+    /// A file that cannot be opened or mapped, whatever is in it.
+    #[error("{file}: {message}")]
+    Unreadable { file: String, message: String },
+    /// A folder without weights that are read here.
+    #[error("{place}: {message}")]
+    Absent { place: String, message: String },
+    #[error("{file} {message}")]
+    LoadFormat { file: String, message: String },
     #[error(transparent)]
     Config(#[from] ConfigError),
 }
@@ -131,6 +144,10 @@ pub trait Checkpoint: Send + Sync {
     /// Seed of dummy weights, which an executor may make itself; `None` for real ones.
     fn dummy_seed(&self) -> Option<u64> {
         None
+    }
+    /// Fails where a file became shorter since it was opened: what was read of it may be wrong.
+    fn check_unchanged(&self) -> Result<(), WeightError> {
+        Ok(())
     }
     /// Says that whoever reads this checkpoint has copied what it has read so far: the pages of
     /// mapped files may leave memory. What is read again comes back.
@@ -229,14 +246,42 @@ impl std::str::FromStr for LoadFormat {
     }
 }
 
+/// Maps a file of weights. A file that becomes shorter while it is mapped ends the process at the
+/// next read of what is gone, so one that is being written is refused as far as that can be seen.
+fn map(path: &Path) -> Result<MappedFile, WeightError> {
+    let unreadable = |error: std::io::Error| WeightError::Unreadable {
+        file: path.display().to_string(),
+        message: error.to_string(),
+    };
+    let map = MappedFile::open(path).map_err(unreadable)?;
+    still_whole(path, &map)?;
+    Ok(map)
+}
+
+fn still_whole(path: &Path, map: &MappedFile) -> Result<(), WeightError> {
+    let n_mapped = map.len() as u64;
+    let n_bytes = std::fs::metadata(path).map_or(0, |metadata| metadata.len());
+    if n_bytes >= n_mapped {
+        return Ok(());
+    }
+    let message = format!(
+        "had {n_mapped} bytes when it was opened and has {n_bytes} now. A model's file must not be \
+         written to while it is loaded: write another file and rename it"
+    );
+    Err(WeightError::File {
+        file: path.display().to_string(),
+        message,
+    })
+}
+
 /// Opens a resolved model. `seed` matters for random weights alone.
 pub fn open(
     model: &ResolvedModel,
     load_format: LoadFormat,
     seed: u64,
 ) -> Result<Box<dyn Checkpoint>, WeightError> {
-    let refuse = |file: &std::path::Path, message: &str| {
-        Err(WeightError::File {
+    let refuse = |file: &Path, message: &str| {
+        Err(WeightError::LoadFormat {
             file: file.display().to_string(),
             message: message.into(),
         })
@@ -246,7 +291,7 @@ pub fn open(
             synthetic::SyntheticCheckpoint::from_preset(preset, seed),
         )),
         (ModelFiles::Synthetic(preset), LoadFormat::Safetensors | LoadFormat::Gguf) => refuse(
-            std::path::Path::new(preset.name),
+            Path::new(preset.name),
             "is synthetic; --load-format must be auto or dummy",
         ),
         (ModelFiles::Folder(dir), LoadFormat::Auto | LoadFormat::Safetensors) => {

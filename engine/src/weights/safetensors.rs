@@ -11,8 +11,11 @@ use std::path::{Path, PathBuf};
 use ::safetensors::{Dtype, SafeTensors};
 use kernels::mapped_file::MappedFile;
 
-use super::{Checkpoint, ElementFormat, Matrix, MatrixId, VectorId, WeightError, awq, decode};
-use crate::model::config::ModelConfig;
+use super::{
+    Checkpoint, ElementFormat, Matrix, MatrixId, VectorId, WeightError, awq, decode, file_kind,
+    still_whole,
+};
+use crate::model::config::{ConfigError, ModelConfig};
 use crate::model::config_json::{self, FolderConfig};
 
 /// A shard list is at most a few megabytes.
@@ -21,7 +24,7 @@ const MAX_SHARDS: usize = 4096;
 
 /// The mapped files of a folder and where each tensor lies.
 pub struct TensorFiles {
-    files: Vec<MappedFile>,
+    files: Vec<(PathBuf, MappedFile)>,
     tensors: HashMap<String, Location>,
 }
 
@@ -54,9 +57,14 @@ impl TensorFiles {
     }
 
     fn add(&mut self, path: &Path) -> Result<(), WeightError> {
-        let file = MappedFile::open(path).map_err(|e| file_error(path, e.to_string()))?;
-        let (header_bytes, metadata) = SafeTensors::read_metadata(&file)
-            .map_err(|e| file_error(path, format!("is not a whole safetensors file: {e}")))?;
+        let file = super::map(path)?;
+        let (header_bytes, metadata) = SafeTensors::read_metadata(&file).map_err(|e| {
+            let kind = file_kind::of(&file[..file.len().min(64)]);
+            match kind.filter(|kind| !kind.starts_with("a safetensors")) {
+                Some(kind) => file_error(path, format!("is {kind}")),
+                None => file_error(path, format!("is not a whole safetensors file: {e}")),
+            }
+        })?;
         let data_start = 8 + header_bytes;
         for (name, info) in metadata.tensors() {
             let (start, end) = info.data_offsets;
@@ -78,7 +86,7 @@ impl TensorFiles {
                 ));
             }
         }
-        self.files.push(file);
+        self.files.push((path.to_path_buf(), file));
         Ok(())
     }
 
@@ -91,7 +99,7 @@ impl TensorFiles {
             name: name.to_string(),
         };
         let at = self.tensors.get(name).ok_or_else(missing)?;
-        let bytes = &self.files[at.file][at.range.clone()];
+        let bytes = &self.files[at.file].1[at.range.clone()];
         Ok(StoredTensor {
             dtype: at.dtype,
             shape: &at.shape,
@@ -149,9 +157,25 @@ pub fn weight_files(dir: &Path) -> Result<Vec<PathBuf>, WeightError> {
         .collect();
     paths.sort();
     if paths.is_empty() {
-        return Err(file_error(dir, "has no .safetensors file".into()));
+        return Err(WeightError::Absent {
+            place: dir.display().to_string(),
+            message: what_is_there(dir),
+        });
     }
     Ok(paths)
+}
+
+/// Why a folder without safetensors files is no model.
+fn what_is_there(dir: &Path) -> String {
+    let has = |name: &str| dir.join(name).exists();
+    let pytorch = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
+    if pytorch.into_iter().any(has) {
+        "has pytorch_model.bin and no .safetensors file; convert it (transformers: \
+         `AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(DIR)`)"
+            .into()
+    } else {
+        "has no .safetensors file".into()
+    }
 }
 
 /// The shard names of an index, each a plain file name.
@@ -207,7 +231,7 @@ impl SafetensorsCheckpoint {
             files: TensorFiles::open(dir)?,
         };
         for id in MatrixId::all(opened.config()) {
-            opened.matrix(id)?;
+            opened.matrix(id).map_err(|error| opened.explained(error))?;
         }
         for id in VectorId::all(opened.config()) {
             let expected = [id.n_elements(opened.config())];
@@ -216,6 +240,27 @@ impl SafetensorsCheckpoint {
                 .float_tensor(&id.safetensors_name(), &expected)?;
         }
         Ok(opened)
+    }
+
+    /// Of a tensor that is missing, whether it is there in a form that nothing tells how to read.
+    fn explained(&self, error: WeightError) -> WeightError {
+        let WeightError::Missing { name } = &error else {
+            return error;
+        };
+        let stem = name.trim_end_matches(".weight");
+        let packed = ["qweight", "weight_packed", "weight_scale_inv", "absmax"]
+            .into_iter()
+            .map(|end| format!("{stem}.{end}"))
+            .find(|name| self.files.has(name));
+        match packed {
+            None => error,
+            Some(packed) => WeightError::Config(ConfigError::Missing {
+                key: format!(
+                    "quantization_config (in config.json), and the weights are quantised: there is \
+                     {packed} and no {name}"
+                ),
+            }),
+        }
     }
 }
 
@@ -257,8 +302,13 @@ impl Checkpoint for SafetensorsCheckpoint {
         decode::to_f32(format, bytes, n)
     }
 
+    fn check_unchanged(&self) -> Result<(), WeightError> {
+        let mut files = self.files.files.iter();
+        files.try_for_each(|(path, map)| still_whole(path, map))
+    }
+
     fn release(&self) {
-        self.files.files.iter().for_each(MappedFile::release);
+        self.files.files.iter().for_each(|(_, map)| map.release());
     }
 
     fn format_name(&self) -> String {

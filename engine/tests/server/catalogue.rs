@@ -139,7 +139,7 @@ fn failed_starts_name_their_code() {
         ),
         (
             &["--model-path", &broken, "--device", "cpu"],
-            Code::ModelConfig,
+            Code::UnsupportedArchitecture,
         ),
         (
             &["--model-path", "synthetic:tiny-qwen3", "--port", &port],

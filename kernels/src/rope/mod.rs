@@ -3,7 +3,8 @@
 //! Frequencies follow Hugging Face's `modeling_rope_utils`: default, linear, dynamic NTK, Llama 3
 //! and YaRN. With dynamic NTK the base grows with the length of the sequence; here a token at
 //! position `p` uses the base of a sequence of `p + 1` tokens, so that the result does not depend
-//! on how a prompt was cut into steps.
+//! on how a prompt was cut into steps. That is no model's own definition, so the engine serves such
+//! models up to `original` positions only, where nothing is scaled.
 
 pub mod reference;
 

@@ -78,6 +78,7 @@ pub fn request(_: &Path, bytes: &[u8]) {
         max_output_tokens: Some(2048),
         vocab: 32_000,
         max_schema_bytes: 64 << 10,
+        sampling_defaults: engine::model::sampling_defaults::SamplingDefaults::default(),
     };
     let seeds = Seeds::new(Some(0));
     let Ok(mut fields) = Fields::parse(bytes) else {

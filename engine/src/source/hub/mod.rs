@@ -1,6 +1,6 @@
 //! Models of the Hugging Face hub, through `hf-hub`: cached where its Python tools cache, with
 //! the same environment variables (`HF_ENDPOINT`, `HF_TOKEN`, `HF_HOME`, `HF_HUB_CACHE`,
-//! `HF_HUB_OFFLINE`).
+//! `HF_HUB_OFFLINE`, their older names, and `XDG_CACHE_HOME`).
 //!
 //! A revision is pinned to its commit before the first file is fetched, and the name of the
 //! revision is written into the cache last. What `hf-hub` leaves open is closed
@@ -10,23 +10,29 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use super::{Progress, SourceError};
+use super::{ModelFiles, Progress, SourceError};
 use crate::source::is_gguf;
-use crate::weights::safetensors::index_shards;
+use crate::weights::safetensors::{index_shards, weight_files};
 
 mod client;
+mod select;
+mod snapshot;
 
 use client::Client;
+use select::Selection;
 
-/// A model of the hub, or one GGUF file of it.
+/// A model of the hub, or one GGUF model of a repository.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HubModel {
     /// `org/name`
     pub repo: String,
     /// Branch, tag or commit.
     pub revision: String,
-    /// The `.gguf` file asked for; `None` is the repository's safetensors folder.
+    /// The `.gguf` file asked for; `None` is the repository's safetensors folder, or its only GGUF
+    /// model.
     pub file: Option<String>,
+    /// The quantisation asked for, `Q4_K_M`: of the GGUF model with this in its name.
+    pub quantisation: Option<String>,
 }
 
 /// What the environment says about the hub.
@@ -39,21 +45,28 @@ pub struct HubSettings {
     pub cache: PathBuf,
     /// Take from the cache alone.
     pub offline: bool,
+    /// The engine's own cache, which keeps what is known of files in the hub's.
+    pub digests: PathBuf,
 }
 
 const INDEX: &str = "model.safetensors.index.json";
 const SINGLE: &str = "model.safetensors";
 /// Small files taken along where the repository has them.
-const SMALL_FILES: [&str; 8] = [
+const SMALL_FILES: [&str; 10] = [
     "config.json",
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
+    "chat_template.json",
+    "quant_config.json",
     "tokenizer.model",
     INDEX,
 ];
+
+/// Where a repository keeps further chat templates, `tool_use.jinja` for one.
+const TEMPLATES: &str = "additional_chat_templates/";
 
 /// How much of a repository is wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,10 +77,15 @@ pub enum Parts {
 }
 
 impl HubModel {
-    /// Parses `org/name[/file.gguf][@revision]`.
+    /// Parses `org/name[/file.gguf|:quantisation][@revision]`.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
-        const FORM: &str = "the form is org/name, org/name@revision or org/name/file.gguf";
+        const FORM: &str =
+            "the form is org/name, org/name@revision, org/name:Q4_K_M or org/name/file.gguf";
         let (path, revision) = text.split_once('@').unwrap_or((text, "main"));
+        let (path, quantisation) = match path.split_once(':') {
+            None => (path, None),
+            Some((path, quantisation)) => (path, Some(quantisation)),
+        };
         let well_formed = |part: &str| {
             let plain = |c: char| c.is_ascii_alphanumeric() || "._-+".contains(c);
             !part.is_empty() && part.chars().all(plain) && part != "." && part != ".."
@@ -79,6 +97,11 @@ impl HubModel {
         if !revision.split('/').all(well_formed) {
             return Err(format!("{revision:?} is no revision; {FORM}"));
         }
+        if let Some(quantisation) = quantisation
+            && (parts.len() != 2 || !well_formed(quantisation))
+        {
+            return Err(format!("{quantisation:?} is no quantisation; {FORM}"));
+        }
         let file = match &parts[2..] {
             [] => None,
             rest if is_gguf(rest[rest.len() - 1]) => Some(rest.join("/")),
@@ -88,16 +111,15 @@ impl HubModel {
             repo: parts[..2].join("/"),
             revision: revision.into(),
             file,
+            quantisation: quantisation.map(str::to_owned),
         })
     }
 
-    pub fn display_name(&self) -> String {
-        match &self.file {
-            None => self.repo.clone(),
-            Some(file) => {
-                let base = file.rsplit('/').next().unwrap_or(file);
-                base.trim_end_matches(".gguf").to_string()
-            }
+    /// The repository's name, or for a GGUF model `of_file`, its file's.
+    pub fn display_name(&self, files: &ModelFiles, of_file: &str) -> String {
+        match files {
+            ModelFiles::Gguf(_) => of_file.to_owned(),
+            ModelFiles::Folder(_) | ModelFiles::Synthetic(_) => self.repo.clone(),
         }
     }
 }
@@ -107,6 +129,9 @@ impl fmt::Display for HubModel {
         f.write_str(&self.repo)?;
         if let Some(file) = &self.file {
             write!(f, "/{file}")?;
+        }
+        if let Some(quantisation) = &self.quantisation {
+            write!(f, ":{quantisation}")?;
         }
         if self.revision != "main" {
             write!(f, "@{}", self.revision)?;
@@ -131,85 +156,125 @@ impl HubSettings {
         home: Option<PathBuf>,
         cache_dir: &Path,
     ) -> Self {
+        // As Python's `os.path.expanduser`, of this user alone.
+        let expanded = |text: String| match (text.strip_prefix('~'), &home) {
+            (Some(rest), Some(home)) if rest.is_empty() || rest.starts_with('/') => {
+                home.join(rest.trim_start_matches('/'))
+            }
+            _ => PathBuf::from(text),
+        };
+        // Of several names the first that is set counts.
+        let first = |names: &[&str]| names.iter().find_map(|name| get(name));
+        let system_cache = get("XDG_CACHE_HOME")
+            .map(&expanded)
+            .or_else(|| home.as_ref().map(|home| home.join(".cache")));
         let hf_home = get("HF_HOME")
-            .map(PathBuf::from)
-            .or_else(|| home.map(|home| home.join(".cache").join("huggingface")));
-        let cache = match (get("HF_HUB_CACHE"), &hf_home) {
-            (Some(cache), _) => PathBuf::from(cache),
+            .map(&expanded)
+            .or_else(|| system_cache.map(|cache| cache.join("huggingface")));
+        let named_cache = first(&["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"]).map(&expanded);
+        let cache = match (named_cache, &hf_home) {
+            (Some(cache), _) => cache,
             (None, Some(hf_home)) => hf_home.join("hub"),
             (None, None) => cache_dir.join("hub"),
         };
         // The token file of `hf auth login`.
         let token_file = || {
-            let text = std::fs::read_to_string(hf_home.as_ref()?.join("token")).ok()?;
+            let place = match get("HF_TOKEN_PATH").map(&expanded) {
+                Some(place) => place,
+                None => hf_home.as_ref()?.join("token"),
+            };
+            let text = std::fs::read_to_string(place).ok()?;
             Some(text.trim().to_string()).filter(|token| !token.is_empty())
         };
         let offline = get("HF_HUB_OFFLINE")
             .is_some_and(|v| matches!(v.to_lowercase().as_str(), "1" | "true" | "yes" | "on"));
         Self {
             endpoint: get("HF_ENDPOINT").map(|e| e.trim_end_matches('/').to_string()),
-            token: get("HF_TOKEN").or_else(token_file),
+            token: first(&["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"]).or_else(token_file),
             cache,
             offline,
+            digests: cache_dir.to_path_buf(),
         }
     }
 }
 
-/// Fetches what is missing; returns the snapshot folder, or the GGUF file.
-pub(super) fn fetch(
+/// Fetches what is missing. `accept` is asked once the small files are there, before weights are
+/// fetched or, where they are cached, hashed; of a GGUF model, before it is hashed.
+pub(super) fn fetch<E: From<SourceError>>(
     model: &HubModel,
     parts: Parts,
     settings: &HubSettings,
+    accept: &dyn Fn(&ModelFiles) -> Result<(), E>,
     progress: &dyn Fn(Progress),
-) -> Result<PathBuf, SourceError> {
+) -> Result<ModelFiles, E> {
     let client = Client::new(&model.repo, &model.revision, settings, progress)?;
-    if let Some(cached) = client.cached(model, parts) {
-        return Ok(cached);
+    if let Some((snapshot, files)) = client.cached(model, parts) {
+        if let ModelFiles::Folder(_) = &files {
+            client.complete(&snapshot);
+        }
+        accept(&files)?;
+        client.repair(&snapshot, &weights_of(&files, parts))?;
+        return Ok(files);
     }
     let (commit, listed) = client.pin()?;
-    let wanted: Vec<&str> = match &model.file {
-        Some(file) => vec![file],
-        None => SMALL_FILES
-            .iter()
-            .copied()
-            .filter(|f| listed.iter().any(|l| l == f))
-            .collect(),
-    };
-    if let Some(absent) = wanted
-        .iter()
-        .find(|file| !listed.iter().any(|l| l == *file))
-    {
-        return Err(client.error(format!("the repository has no {absent}")));
-    }
-    if model.file.is_none() && !wanted.contains(&"config.json") {
-        return Err(client.error("the repository has no config.json"));
-    }
-    let mut last = PathBuf::new();
-    for file in &wanted {
-        last = client.download(&commit, file)?;
-    }
-    if model.file.is_some() {
-        client.name_revision(&commit)?;
-        return Ok(last);
-    }
-    let snapshot = client
-        .cache()
-        .repo(client.repo(&commit))
-        .pointer_path(&commit);
-    if parts == Parts::WithoutWeights {
-        // Nothing more: `cached` looks for the weights when they are wanted.
-    } else if wanted.contains(&INDEX) {
-        let shards = index_shards(&snapshot.join(INDEX)).map_err(|e| client.error(e))?;
-        for shard in &shards {
-            client.download(&commit, shard)?;
+    let selected = select::select(model, &listed).map_err(|message| client.error(message))?;
+    let snapshot = client.place_of(&commit);
+    let files = match selected {
+        Selection::Gguf(names) => {
+            client.judge_header(&commit, &names[0])?;
+            for name in &names {
+                client.download(&commit, name)?;
+            }
+            let files = ModelFiles::Gguf(snapshot.join(&names[0]));
+            accept(&files)?;
+            files
         }
-    } else if listed.iter().any(|l| l == SINGLE) {
-        client.download(&commit, SINGLE)?;
-    } else {
-        return Err(client.error(format!("the repository has neither {SINGLE} nor {INDEX}")));
-    }
+        Selection::Folder(weights) => {
+            for name in small_files(&listed) {
+                client.download(&commit, name)?;
+            }
+            let files = ModelFiles::Folder(snapshot.clone());
+            accept(&files)?;
+            match (parts, weights) {
+                // `cached` looks for the weights when they are wanted.
+                (Parts::WithoutWeights, _) => {}
+                (Parts::Whole, select::Weights::Indexed) => {
+                    let shards = index_shards(&snapshot.join(INDEX));
+                    for shard in shards.map_err(|error| client.error(error))? {
+                        client.download(&commit, &shard)?;
+                    }
+                }
+                (Parts::Whole, select::Weights::Single) => {
+                    client.download(&commit, SINGLE)?;
+                }
+                (Parts::Whole, select::Weights::Absent(message)) => {
+                    return Err(client.error(message).into());
+                }
+            }
+            files
+        }
+    };
     client.name_revision(&commit)?;
-    Ok(snapshot)
+    Ok(files)
+}
+
+/// The small files of a repository with these files.
+fn small_files(listed: &[String]) -> impl Iterator<Item = &str> {
+    let is_small = |name: &&str| {
+        let template = name
+            .strip_prefix(TEMPLATES)
+            .and_then(|name| name.strip_suffix(".jinja"));
+        SMALL_FILES.contains(name) || template.is_some_and(|name| !name.contains(['/', '\\']))
+    };
+    listed.iter().map(String::as_str).filter(is_small)
+}
+
+fn weights_of(files: &ModelFiles, parts: Parts) -> Vec<PathBuf> {
+    match files {
+        ModelFiles::Gguf(first) => super::local::gguf_parts(first),
+        ModelFiles::Folder(dir) if parts == Parts::Whole => weight_files(dir).unwrap_or_default(),
+        ModelFiles::Folder(_) | ModelFiles::Synthetic(_) => Vec::new(),
+    }
 }
 
 /// Fetches one file of a repository's main branch.
@@ -221,7 +286,7 @@ pub(super) fn fetch_file(
 ) -> Result<PathBuf, SourceError> {
     let client = Client::new(repo, "main", settings, progress)?;
     if settings.offline {
-        let cached = client.cache().repo(client.repo("main")).get(file);
+        let cached = client.cached_file("main", file);
         return cached.ok_or_else(|| client.error(format!("{file} is not cached (offline)")));
     }
     let (commit, _) = client.pin()?;

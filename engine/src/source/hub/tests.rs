@@ -66,6 +66,7 @@ impl Hub {
             token: None,
             cache: cache.to_path_buf(),
             offline: false,
+            digests: cache.join("engine"),
         }
     }
 }
@@ -130,9 +131,15 @@ fn answer(
             b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
         );
     };
-    let etag = digest::of_text(&String::from_utf8_lossy(bytes));
+    let etag = sha256_of(bytes);
     let (first, last) = match range.as_deref().and_then(|r| r.strip_prefix("bytes=")) {
         Some("0-0") => (0, 0),
+        Some(range) if !range.ends_with('-') => {
+            let last = range
+                .split_once('-')
+                .and_then(|(_, last)| last.parse().ok());
+            (0, last.unwrap_or(0).min(bytes.len() - 1))
+        }
         Some(from) => (
             from.trim_end_matches('-').parse().unwrap_or(0),
             bytes.len() - 1,
@@ -157,10 +164,30 @@ fn answer(
     out.write_all(&body)
 }
 
+fn sha256_of(bytes: &[u8]) -> String {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), bytes).expect("written");
+    digest::compute(file.path(), &|_| ()).expect("hashed")
+}
+
 fn text(n: usize, seed: usize) -> Vec<u8> {
     (0..n)
         .map(|i| b'a' + ((i * 31 + seed) % 26) as u8)
         .collect()
+}
+
+/// Where the files are, whatever they are.
+fn fetch(
+    model: &HubModel,
+    parts: Parts,
+    settings: &HubSettings,
+    progress: &dyn Fn(Progress),
+) -> Result<PathBuf, SourceError> {
+    let accept = |_: &ModelFiles| Ok(());
+    super::fetch(model, parts, settings, &accept, progress).map(|files| match files {
+        ModelFiles::Folder(path) | ModelFiles::Gguf(path) => path,
+        ModelFiles::Synthetic(_) => panic!("a synthetic model of the hub"),
+    })
 }
 
 fn model() -> HubModel {
@@ -174,6 +201,7 @@ fn ids_are_taken_apart() {
         repo: repo.into(),
         revision: revision.into(),
         file: file.map(Into::into),
+        quantisation: None,
     };
     assert_eq!(
         parse("Qwen/Qwen3-0.6B"),
@@ -189,9 +217,13 @@ fn ids_are_taken_apart() {
         parse("a/b/sub/x.gguf@main"),
         Ok(parts("a/b", "main", Some("sub/x.gguf")))
     );
+    let quantised = parse("a/b:Q4_K_M@v1").expect("well formed");
     assert_eq!(
-        parse("a/b/sub/x.gguf").expect("well formed").display_name(),
-        "x"
+        (
+            quantised.quantisation.as_deref(),
+            quantised.revision.as_str()
+        ),
+        (Some("Q4_K_M"), "v1")
     );
     for bad in [
         "name",
@@ -203,10 +235,13 @@ fn ids_are_taken_apart() {
         "a/b@../x",
         "a b/c",
         "a/../x.gguf",
+        "a/b:",
+        "a/b:../x",
+        "a/b/x.gguf:Q4_K_M",
     ] {
         assert!(parse(bad).is_err(), "{bad} was accepted");
     }
-    for typed in ["a/b", "a/b@v1", "a/b/x.gguf"] {
+    for typed in ["a/b", "a/b@v1", "a/b/x.gguf", "a/b:Q4_K_M", "a/b:Q8_0@v1"] {
         assert_eq!(parse(typed).expect("well formed").to_string(), typed);
     }
 }
@@ -239,6 +274,31 @@ fn the_environment_decides_place_token_and_endpoint() {
     assert_eq!(
         read(&[("HF_HUB_CACHE", "/c"), ("HF_HOME", "/hf")]).cache,
         Path::new("/c")
+    );
+    // Older names, and homes that are not the default one.
+    let older = read(&[
+        ("HUGGINGFACE_HUB_CACHE", "/old"),
+        ("HUGGING_FACE_HUB_TOKEN", "t"),
+    ]);
+    assert_eq!(older.cache, Path::new("/old"));
+    assert_eq!(older.token.as_deref(), Some("t"));
+    let newer = read(&[("HUGGINGFACE_HUB_CACHE", "/old"), ("HF_HUB_CACHE", "/new")]);
+    assert_eq!(newer.cache, Path::new("/new"));
+    assert_eq!(
+        read(&[("XDG_CACHE_HOME", "/xdg")]).cache,
+        Path::new("/xdg/huggingface/hub")
+    );
+    assert_eq!(
+        read(&[("HF_HOME", "~/hf")]).cache,
+        Path::new("/home/u/hf/hub")
+    );
+    let folder = tempfile::tempdir().expect("a folder");
+    let place = folder.path().join("token");
+    std::fs::write(&place, " secret\n").expect("written");
+    let place = place.display().to_string();
+    assert_eq!(
+        read(&[("HF_TOKEN_PATH", &place)]).token.as_deref(),
+        Some("secret")
     );
     let homeless = HubSettings::from_lookup(&|_| None, None, Path::new("/cache"));
     assert_eq!(homeless.cache, Path::new("/cache/hub"));
@@ -347,7 +407,7 @@ fn a_part_file_of_an_earlier_process_is_continued() {
     let bytes = text(9000, 6);
     let hub = Hub::start(&[("x.gguf", bytes.clone())], Manner::Honest);
     let cache = tempfile::tempdir().expect("a folder");
-    let etag = digest::of_text(&String::from_utf8_lossy(&bytes));
+    let etag = sha256_of(&bytes);
     let blobs = cache.path().join("models--org--name").join("blobs");
     std::fs::create_dir_all(&blobs).expect("made");
     std::fs::write(blobs.join(&etag).with_extension("part"), &bytes[..4000]).expect("written");
@@ -359,8 +419,11 @@ fn a_part_file_of_an_earlier_process_is_continued() {
             .iter()
             .any(|a| a.range.as_deref() == Some("bytes=4000-"))
     );
-    // The cache's name of the blob is the digest, so nothing is hashed again.
-    assert_eq!(digest::of_file(&file, &|_| ()).expect("known"), etag);
+    // It was checked when it came, so it is not hashed again.
+    let hashed = std::cell::Cell::new(false);
+    let digest = digest::of_file(&file, &cache.path().join("engine"), &|_| hashed.set(true));
+    assert_eq!(digest.expect("known"), etag);
+    assert!(!hashed.get(), "hashed again");
 }
 
 #[test]
@@ -368,7 +431,7 @@ fn a_part_file_of_other_bytes_is_thrown_away() {
     let bytes = text(9000, 7);
     let hub = Hub::start(&[("x.gguf", bytes.clone())], Manner::Honest);
     let cache = tempfile::tempdir().expect("a folder");
-    let etag = digest::of_text(&String::from_utf8_lossy(&bytes));
+    let etag = sha256_of(&bytes);
     let blobs = cache.path().join("models--org--name").join("blobs");
     std::fs::create_dir_all(&blobs).expect("made");
     let wanted = HubModel::parse("org/name/x.gguf").expect("well formed");
@@ -418,7 +481,16 @@ fn errors_say_what_to_do() {
     };
     let error = failed("org/name", &settings);
     assert!(
-        error.contains("401") && error.contains("HF_TOKEN"),
+        error.contains("401") && error.contains("no HF_TOKEN is set"),
+        "{error}"
+    );
+    let wrong = HubSettings {
+        token: Some("wrong".into()),
+        ..settings.clone()
+    };
+    let error = failed("org/name", &wrong);
+    assert!(
+        error.contains("the token that was sent may not see it"),
         "{error}"
     );
     let allowed = HubSettings {
@@ -430,7 +502,14 @@ fn errors_say_what_to_do() {
     let error = failed("org/name/none.gguf", &allowed);
     assert!(error.contains("the repository has no none.gguf"), "{error}");
     let error = failed("org/other", &allowed);
-    assert!(error.contains("404"), "{error}");
+    assert!(
+        error.contains("404") && error.contains("no such repository or revision"),
+        "{error}"
+    );
+    assert!(
+        error.contains("No file or folder org/other is here"),
+        "{error}"
+    );
     let error = failed(
         "org/name",
         &HubSettings {
@@ -464,4 +543,220 @@ fn several_callers_at_once_get_the_same_whole_file() {
             assert_eq!(std::fs::read(file).expect("there"), bytes);
         }
     });
+}
+
+/// What the cache's name of a blob promises is checked, whichever tool put it there.
+#[test]
+fn a_broken_blob_is_fetched_again() {
+    let files = [
+        ("config.json", b"{}".to_vec()),
+        ("model.safetensors", text(9000, 12)),
+        ("tokenizer.json", text(100, 12)),
+    ];
+    let hub = Hub::start(&files, Manner::Honest);
+    let cache = tempfile::tempdir().expect("a folder");
+    let settings = hub.settings(cache.path());
+    let get = |settings: &HubSettings| fetch(&model(), Parts::Whole, settings, &|_| ());
+    let folder = get(&settings).expect("fetched");
+    let weights = folder.join("model.safetensors");
+    let blob = std::fs::canonicalize(&weights).expect("a link");
+    for broken in [text(4000, 12), text(9000, 13)] {
+        std::fs::write(&blob, &broken).expect("written");
+        let offline = HubSettings {
+            offline: true,
+            ..settings.clone()
+        };
+        let error = get(&offline).expect_err("broken").to_string();
+        assert!(error.contains("expected"), "{error}");
+        assert_eq!(std::fs::read(&blob).expect("left as it is"), broken);
+        assert_eq!(get(&settings).expect("fetched again"), folder);
+        assert_eq!(std::fs::read(&weights).expect("there"), files[1].1);
+    }
+    let n_asked = hub.asked().len();
+    get(&settings).expect("cached");
+    assert_eq!(
+        hub.asked().len(),
+        n_asked,
+        "an intact file was fetched again"
+    );
+}
+
+/// `hf download --revision <commit>` leaves a snapshot and no reference to it.
+#[test]
+fn a_commit_is_found_by_its_folder() {
+    let cache = tempfile::tempdir().expect("a folder");
+    let snapshot = cache
+        .path()
+        .join("models--org--name/snapshots")
+        .join(COMMIT);
+    std::fs::create_dir_all(&snapshot).expect("made");
+    std::fs::create_dir_all(snapshot.join("deep/er")).expect("made");
+    for name in [
+        "config.json",
+        "model.safetensors",
+        "x.gguf",
+        "deep/er/y.gguf",
+    ] {
+        std::fs::write(snapshot.join(name), "x").expect("written");
+    }
+    let settings = HubSettings {
+        endpoint: None,
+        token: None,
+        cache: cache.path().to_path_buf(),
+        offline: true,
+        digests: cache.path().join("engine"),
+    };
+    let get = |wanted: &str| {
+        let wanted = HubModel::parse(wanted).expect("well formed");
+        fetch(&wanted, Parts::Whole, &settings, &|_| ())
+    };
+    let named = |name: &str| format!("org/name{name}@{COMMIT}");
+    assert_eq!(get(&named("")).expect("cached"), snapshot);
+    assert_eq!(
+        get(&named("/x.gguf")).expect("cached"),
+        snapshot.join("x.gguf")
+    );
+    assert_eq!(
+        get(&named("/deep/er/y.gguf")).expect("cached"),
+        snapshot.join("deep/er/y.gguf")
+    );
+    let error = get("org/name").expect_err("no reference").to_string();
+    assert!(error.contains("HF_HUB_OFFLINE"), "{error}");
+}
+
+/// Another tool has cached the weights and no tokenizer.
+#[test]
+fn a_tokenizer_that_the_cache_lacks_is_fetched() {
+    let files = [
+        ("config.json", b"{}".to_vec()),
+        ("model.safetensors", text(2000, 14)),
+        ("tokenizer.json", text(100, 15)),
+        ("additional_chat_templates/tool_use.jinja", text(50, 16)),
+    ];
+    let hub = Hub::start(&files, Manner::Honest);
+    let cache = tempfile::tempdir().expect("a folder");
+    let settings = hub.settings(cache.path());
+    let repo = cache.path().join("models--org--name");
+    let snapshot = repo.join("snapshots").join(COMMIT);
+    std::fs::create_dir_all(&snapshot).expect("made");
+    std::fs::create_dir_all(repo.join("refs")).expect("made");
+    std::fs::write(repo.join("refs/main"), COMMIT).expect("written");
+    for (name, bytes) in &files[..2] {
+        std::fs::write(snapshot.join(name), bytes).expect("written");
+    }
+    // Without a hub, what is there has to do.
+    let unreachable = HubSettings {
+        endpoint: Some("http://127.0.0.1:9".into()),
+        ..settings.clone()
+    };
+    let get = |settings: &HubSettings| fetch(&model(), Parts::Whole, settings, &|_| ());
+    assert_eq!(get(&unreachable).expect("cached"), snapshot);
+    assert_eq!(get(&settings).expect("completed"), snapshot);
+    for (name, bytes) in &files[2..] {
+        assert_eq!(&std::fs::read(snapshot.join(name)).expect("fetched"), bytes);
+    }
+    let asked = hub.asked();
+    let weights = asked.iter().find(|a| a.path.ends_with(".safetensors"));
+    assert_eq!(weights, None, "fetched though cached");
+    get(&settings).expect("cached");
+    assert_eq!(hub.asked().len(), asked.len(), "asked again");
+}
+
+#[test]
+fn gguf_models_are_found_by_quantisation_and_with_all_their_parts() {
+    let files = [
+        ("README.md", text(10, 1)),
+        ("a-Q4_K_M.gguf", text(3000, 17)),
+        ("a-Q8_0-00001-of-00002.gguf", text(3000, 18)),
+        ("a-Q8_0-00002-of-00002.gguf", text(2000, 19)),
+    ];
+    let hub = Hub::start(&files, Manner::Honest);
+    let cache = tempfile::tempdir().expect("a folder");
+    let settings = hub.settings(cache.path());
+    let get = |wanted: &str| {
+        let wanted = HubModel::parse(wanted).expect("well formed");
+        fetch(&wanted, Parts::Whole, &settings, &|_| ())
+    };
+    let error = get("org/name").expect_err("two models").to_string();
+    assert!(
+        error.contains("a-Q4_K_M.gguf") && error.contains("a-Q8_0-00001"),
+        "{error}"
+    );
+    let first = get("org/name:q8_0").expect("fetched");
+    assert!(
+        first.ends_with("a-Q8_0-00001-of-00002.gguf"),
+        "{}",
+        first.display()
+    );
+    let second = first.with_file_name("a-Q8_0-00002-of-00002.gguf");
+    assert_eq!(std::fs::read(second).expect("fetched"), files[3].1);
+    let n_asked = hub.asked().len();
+    assert_eq!(get("org/name:Q8_0").expect("cached"), first);
+    assert_eq!(
+        get("org/name/a-Q8_0-00002-of-00002.gguf").expect("cached"),
+        first
+    );
+    assert_eq!(hub.asked().len(), n_asked, "the cache was not used");
+}
+
+#[test]
+fn a_model_that_is_not_accepted_costs_its_small_files_alone() {
+    let files = [
+        ("config.json", b"{}".to_vec()),
+        ("tokenizer.json", text(100, 20)),
+        ("model.safetensors", text(2000, 21)),
+    ];
+    let hub = Hub::start(&files, Manner::Honest);
+    let cache = tempfile::tempdir().expect("a folder");
+    let settings = hub.settings(cache.path());
+    let accept = |files: &ModelFiles| {
+        let ModelFiles::Folder(dir) = files else {
+            panic!("{files:?}")
+        };
+        assert!(dir.join("config.json").exists() && dir.join("tokenizer.json").exists());
+        Err(SourceError::fetch("x", "not accepted"))
+    };
+    for _ in 0..2 {
+        let refused = super::fetch(&model(), Parts::Whole, &settings, &accept, &|_| ());
+        assert!(refused.is_err_and(|e| e.to_string().contains("not accepted")));
+    }
+    let asked = hub.asked();
+    let weights = asked.iter().find(|a| a.path.ends_with(".safetensors"));
+    assert_eq!(weights, None);
+}
+
+/// The header is read before the rest of a GGUF file.
+#[test]
+fn a_gguf_model_that_cannot_be_served_costs_its_header_alone() {
+    use crate::model::config::Family;
+    use crate::weights::{ElementFormat, fixture};
+    use candle_core::quantized::gguf_file::Value;
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = dir.path().join("x.gguf");
+    let config = fixture::tiny_config(Family::Llama);
+    for (architecture, expected) in [("qwen3moe", Some("qwen3moe")), ("llama", None)] {
+        let named = Value::String(architecture.into());
+        let extra = [("general.architecture", named)];
+        fixture::write_gguf(&path, &config, ElementFormat::F16, 1, &extra).expect("written");
+        let bytes = std::fs::read(&path).expect("written");
+        // As the test's hub names it.
+        let hub = Hub::start(&[("x.gguf", bytes.clone())], Manner::Honest);
+        let cache = tempfile::tempdir().expect("a folder");
+        let fetched = fetch(&model(), Parts::Whole, &hub.settings(cache.path()), &|_| ());
+        let ranges: Vec<_> = hub.asked().into_iter().filter_map(|a| a.range).collect();
+        match expected {
+            Some(expected) => {
+                let error = fetched.expect_err("refused").to_string();
+                assert!(error.contains(expected), "{error}");
+                assert!(
+                    ranges.iter().all(|range| range == "bytes=0-16777215"),
+                    "{ranges:?}"
+                );
+            }
+            None => assert_eq!(
+                std::fs::read(fetched.expect("fetched")).expect("there"),
+                bytes
+            ),
+        }
+    }
 }

@@ -441,3 +441,26 @@ fn continued_messages_end_as_transformers_ends_them() {
         );
     }
 }
+
+/// transformers keeps further templates in a folder of their own.
+#[test]
+fn additional_templates_are_read_beside_the_first() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let further = dir.path().join("additional_chat_templates");
+    std::fs::create_dir(&further).expect("made");
+    std::fs::write(dir.path().join("chat_template.jinja"), "plain").expect("written");
+    std::fs::write(further.join("tool_use.jinja"), "with tools").expect("written");
+    std::fs::write(further.join("notes.txt"), "{% broken").expect("written");
+    let template = ChatTemplate::from_folder(dir.path()).expect("reads");
+    let rendered = |tools: Option<&[Json]>| {
+        let input = ChatInput {
+            messages: &[],
+            tools,
+            add_generation_prompt: false,
+            extra: Map::new(),
+        };
+        template.render(&input).expect("renders")
+    };
+    assert_eq!(rendered(None), "plain");
+    assert_eq!(rendered(Some(&[Json::Null])), "with tools");
+}

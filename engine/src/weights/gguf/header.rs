@@ -11,6 +11,8 @@ use std::collections::HashMap;
 
 use candle_core::quantized::gguf_file::Value;
 
+use crate::weights::file_kind;
+
 /// Limits on what one header may declare.
 const MAX_METADATA: u64 = 1 << 16;
 const MAX_TENSORS: u64 = 1 << 16;
@@ -35,19 +37,32 @@ pub struct TensorInfo {
     pub shape: Vec<usize>,
     /// From the file's start.
     pub offset: usize,
+    /// Which file of a model in several has it; 0 for the first.
+    pub part: usize,
 }
 
 /// Parses the header at the start of `file`. The message of an error names value and limit.
 pub fn parse(file: &[u8]) -> Result<GgufHeader, String> {
+    parse_beginning(file, file.len() as u64)
+}
+
+/// As [`parse`], of a file of `n_bytes` of which only the beginning is here.
+pub fn parse_beginning(beginning: &[u8], n_bytes: u64) -> Result<GgufHeader, String> {
     let mut r = Reader {
-        bytes: file,
+        bytes: beginning,
         at: 0,
         wide: true,
         array_elements: 0,
     };
+    if beginning.is_empty() {
+        return Err("is an empty file".into());
+    }
     let magic = r.take(4)?;
     if magic != b"GGUF" {
-        return Err(format!("starts with {magic:?}, not with GGUF"));
+        return Err(match file_kind::of(beginning) {
+            Some(kind) => format!("is {kind}"),
+            None => format!("is no GGUF file: it starts with {magic:02x?}, not with \"GGUF\""),
+        });
     }
     let version = r.u32()?;
     if !(1..=3).contains(&version) {
@@ -104,11 +119,10 @@ pub fn parse(file: &[u8]) -> Result<GgufHeader, String> {
         let Some(offset) = info
             .offset
             .checked_add(data_start)
-            .filter(|&at| at <= file.len())
+            .filter(|&at| at as u64 <= n_bytes)
         else {
-            let n = file.len();
             return Err(format!(
-                "tensor {name} starts at {}, beyond {n} bytes",
+                "tensor {name} starts at {}, beyond {n_bytes} bytes",
                 info.offset
             ));
         };
@@ -256,6 +270,7 @@ impl<'a> Reader<'a> {
             ggml_type,
             shape,
             offset,
+            part: 0,
         })
     }
 }

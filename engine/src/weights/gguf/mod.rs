@@ -1,4 +1,4 @@
-//! A GGUF file, memory-mapped.
+//! A GGUF file, or the parts of a model in several, memory-mapped.
 //!
 //! llama.cpp's converter interleaves the rows of q and k of the `llama` architecture, so that
 //! RoPE turns neighbours `(2i, 2i + 1)`. They are put back into half-split order here, whole
@@ -6,14 +6,17 @@
 //! `qwen2` and `qwen3` files are in half-split order already.
 
 use std::borrow::Cow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use candle_core::quantized::gguf_file::Value;
 use kernels::mapped_file::MappedFile;
 
+use super::format::ggml_name;
 use super::{
     Checkpoint, ElementFormat, Matrix, MatrixId, MatrixStorage, VectorId, WeightError, decode,
+    gguf_names, still_whole,
 };
-use crate::model::config::{Family, ModelConfig};
+use crate::model::config::{ConfigError, Family, ModelConfig};
 
 pub mod config;
 pub mod header;
@@ -26,27 +29,47 @@ pub struct GgufCheckpoint {
     config: ModelConfig,
 }
 
-/// The mapped file and its header; also for those who want the tokenizer's metadata alone.
+/// The mapped files of one model and the header of all of them; also for those who want the
+/// tokenizer's metadata alone.
 pub struct GgufFile {
-    path: String,
-    map: MappedFile,
+    parts: Vec<Part>,
+    /// Metadata of the first part, tensors of all.
     pub header: GgufHeader,
 }
 
+struct Part {
+    path: PathBuf,
+    map: MappedFile,
+}
+
 impl GgufFile {
+    /// Opens a file and, where it is the first of several (`split.count`), the others beside it.
     pub fn open(path: &Path) -> Result<Self, WeightError> {
-        let name = path.display().to_string();
-        let fail = |message: String| WeightError::File {
-            file: name.clone(),
-            message,
-        };
-        let map = MappedFile::open(path).map_err(|e| fail(e.to_string()))?;
-        let header = header::parse(&map).map_err(fail)?;
-        Ok(Self {
-            path: name,
-            map,
-            header,
-        })
+        let (part, mut header) = open_part(path)?;
+        let mut parts = vec![part];
+        let n_parts = split_number(&header, "split.count").unwrap_or(1);
+        if n_parts > 1 {
+            for path in &other_parts(path, &header, n_parts)? {
+                let (part, of_part) = open_part(path)?;
+                let named = split_number(&of_part, "split.no");
+                if named != Some(parts.len() as u64) {
+                    let message = format!(
+                        "is part {} of a model by its name, and split.no is {named:?}",
+                        parts.len() + 1
+                    );
+                    return Err(file_error(path, message));
+                }
+                for (name, mut info) in of_part.tensors {
+                    info.part = parts.len();
+                    if header.tensors.insert(name.clone(), info).is_some() {
+                        let message = format!("tensor {name} is in another part, too");
+                        return Err(file_error(path, message));
+                    }
+                }
+                parts.push(part);
+            }
+        }
+        Ok(Self { parts, header })
     }
 
     /// Format and bytes of a tensor that must have exactly this shape.
@@ -69,14 +92,12 @@ impl GgufFile {
         let Some(format) = ElementFormat::from_ggml(info.ggml_type) else {
             return Err(WeightError::Format {
                 name: name.to_string(),
-                format: format!("ggml type {}", info.ggml_type),
+                format: ggml_name(info.ggml_type),
                 supported: ElementFormat::SUPPORTED,
             });
         };
-        let fail = |message: String| WeightError::File {
-            file: self.path.clone(),
-            message,
-        };
+        let part = &self.parts[info.part];
+        let fail = |message: String| file_error(&part.path, message);
         // Blocks run along a row and do not cross into the next.
         let n_in = expected.last().copied().unwrap_or(0);
         let n_rows: usize = expected.iter().rev().skip(1).product();
@@ -90,9 +111,9 @@ impl GgufFile {
         let bytes = info
             .offset
             .checked_add(n_bytes)
-            .and_then(|end| self.map.get(info.offset..end));
+            .and_then(|end| part.map.get(info.offset..end));
         let short = || {
-            let (start, n) = (info.offset, self.map.len());
+            let (start, n) = (info.offset, part.map.len());
             fail(format!(
                 "tensor {name} needs {n_bytes} bytes from {start}; the file has {n}"
             ))
@@ -106,13 +127,97 @@ impl GgufFile {
             return Ok(None);
         };
         let &[n] = info.shape.as_slice() else {
-            return Err(WeightError::File {
-                file: self.path.clone(),
-                message: format!("{NAME} has shape {:?}; it must be a vector", info.shape),
-            });
+            let message = format!("{NAME} has shape {:?}; it must be a vector", info.shape);
+            return Err(file_error(&self.parts[info.part].path, message));
         };
         let (format, bytes) = self.tensor(NAME, &[n])?;
         decode::to_f32(format, bytes, n).map(Some)
+    }
+}
+
+/// Refuses a model by the beginning of its first file, of `n_bytes` in all: for its architecture, or
+/// for the format of a tensor. What a part of a header does not show is no reason.
+pub fn judge_beginning(beginning: &[u8], n_bytes: u64) -> Result<(), WeightError> {
+    let Ok(header) = header::parse_beginning(beginning, n_bytes) else {
+        return Ok(());
+    };
+    // Other errors may come from tensors that other parts have.
+    if let Err(error @ ConfigError::Unsupported { .. }) = config::read(&header, None) {
+        return Err(error.into());
+    }
+    let is_read = |name: &str| {
+        let is_matrix = name.ends_with(".weight") && name != "rope_freqs.weight";
+        is_matrix
+            && (name.starts_with("blk.")
+                || name.starts_with("output")
+                || name.starts_with("token_embd"))
+    };
+    let mut tensors: Vec<_> = header.tensors.iter().collect();
+    tensors.sort_by_key(|(name, _)| name.as_str());
+    for (name, info) in tensors.into_iter().filter(|(name, _)| is_read(name)) {
+        if ElementFormat::from_ggml(info.ggml_type).is_none() {
+            return Err(WeightError::Format {
+                name: name.clone(),
+                format: ggml_name(info.ggml_type),
+                supported: ElementFormat::SUPPORTED,
+            });
+        }
+    }
+    Ok(())
+}
+
+fn file_error(path: &Path, message: String) -> WeightError {
+    WeightError::File {
+        file: path.display().to_string(),
+        message,
+    }
+}
+
+fn open_part(path: &Path) -> Result<(Part, GgufHeader), WeightError> {
+    let map = super::map(path)?;
+    let header = header::parse(&map).map_err(|message| file_error(path, message))?;
+    let path = path.to_path_buf();
+    Ok((Part { path, map }, header))
+}
+
+fn split_number(header: &GgufHeader, key: &str) -> Option<u64> {
+    header.metadata.get(key).and_then(|value| match value {
+        Value::I32(n) => u64::try_from(*n).ok(),
+        other => other.to_u64().ok(),
+    })
+}
+
+/// The second part and those after it, all of which are there.
+fn other_parts(
+    first: &Path,
+    header: &GgufHeader,
+    n_parts: u64,
+) -> Result<Vec<PathBuf>, WeightError> {
+    let number = split_number(header, "split.no").unwrap_or(0) + 1;
+    let name = first.file_name().unwrap_or_default().to_string_lossy();
+    let numbered = gguf_names::part_of(&name).filter(|part| {
+        u64::from(part.count) == n_parts && u64::from(part.number) == number && number == 1
+    });
+    let Some(numbered) = numbered else {
+        let message = format!(
+            "is part {number} of a model in {n_parts} files. Give the first, with the others beside \
+             it under the names that they were made with (…-00001-of-{n_parts:05}.gguf), or join \
+             them with `llama-gguf-split --merge`"
+        );
+        return Err(file_error(first, message));
+    };
+    let others: Vec<PathBuf> = (2..=numbered.count)
+        .map(|number| first.with_file_name(numbered.name(number)))
+        .collect();
+    match others.iter().find(|path| !path.is_file()) {
+        None => Ok(others),
+        Some(absent) => {
+            let message = format!(
+                "is part 1 of a model in {n_parts} files, and {} is not beside it",
+                absent.file_name().unwrap_or_default().to_string_lossy()
+            );
+            Err(file_error(first, message))
+        }
     }
 }
 
@@ -221,8 +326,13 @@ impl Checkpoint for GgufCheckpoint {
         main.map_or_else(|| "gguf".into(), |(format, _)| format!("gguf {format}"))
     }
 
+    fn check_unchanged(&self) -> Result<(), WeightError> {
+        let mut parts = self.file.parts.iter();
+        parts.try_for_each(|part| still_whole(&part.path, &part.map))
+    }
+
     fn release(&self) {
-        self.file.map.release();
+        self.file.parts.iter().for_each(|part| part.map.release());
     }
 
     fn storage(&self, id: MatrixId) -> Result<MatrixStorage, WeightError> {

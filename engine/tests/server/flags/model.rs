@@ -17,8 +17,10 @@ use engine::weights::fixture::{FolderFormat, tiny_config, write_folder, write_gg
 use engine::weights::{ElementFormat, MatrixId};
 use serde_json::json;
 
+use crate::client;
 use crate::command_line::{parse, resolve};
 use crate::fixture::write_tokenizer;
+use crate::program::Program;
 
 /// A tiny model in a folder.
 pub struct Model {
@@ -418,6 +420,57 @@ fn random_seed_seeds_dummy_weights_and_requests() {
     let drawn = |flags: &str| model.served(flags).seeds.draw();
     assert_eq!(drawn("--random-seed 1"), drawn("--random-seed 1"));
     assert_ne!(drawn("--random-seed 1"), drawn("--random-seed 2"));
+}
+
+/// Five requests that say nothing: with the model's own `top_k` of 1 they are greedy.
+#[tokio::test(flavor = "multi_thread")]
+async fn sampling_defaults_are_the_models_or_openais() {
+    let model = Model::f16();
+    let recommended = json!({"do_sample": true, "top_k": 1, "temperature": 0.6, "eos_token_id": 2});
+    let file = model.path().join("generation_config.json");
+    std::fs::write(file, recommended.to_string()).expect("written");
+    for (flags, n_texts, shown) in [
+        ("", 1, json!(1)),
+        ("--sampling-defaults model", 1, json!(1)),
+        ("--sampling-defaults openai", 5, json!(null)),
+    ] {
+        let program = Program::start(&model.line(&format!("--port 0 {flags}")), &[]).await;
+        let mut texts = std::collections::HashSet::new();
+        let ask = async |body: serde_json::Value| {
+            let answer = client::post(program.address, "/v1/completions", &body).await;
+            assert_eq!(answer.status, 200, "{}", answer.text());
+            answer.json()["choices"][0]["text"].to_string()
+        };
+        for _ in 0..5 {
+            let body = json!({"prompt": "a", "max_tokens": 16, "ignore_eos": true});
+            texts.insert(ask(body).await);
+        }
+        assert_eq!(texts.len(), n_texts, "{flags}: {texts:?}");
+        let mut asked = std::collections::HashSet::new();
+        for _ in 0..5 {
+            let body = json!({"prompt": "a", "max_tokens": 16, "ignore_eos": true, "top_k": -1,
+                "temperature": 1.0});
+            asked.insert(ask(body).await);
+        }
+        assert_eq!(asked.len(), 5, "{flags}: what a request says counts");
+        let info = client::get(program.address, "/server_info").await.json();
+        assert_eq!(info["sampling_defaults"]["top_k"], shown, "{flags}");
+    }
+}
+
+#[test]
+fn a_pool_beyond_the_hosts_memory_is_refused_before_it_is_allocated() {
+    let model = Model::f16();
+    let config = model.config("--max-total-tokens 1000000000");
+    let loaded = model.load("").expect("a model");
+    let refusal = load_executor(&config, loaded.checkpoint.as_ref()).err();
+    let refusal = refusal
+        .expect("a pool of hundreds of gigabytes")
+        .to_string();
+    assert!(
+        refusal.contains("1000000000 tokens") && refusal.contains("--max-total-tokens"),
+        "{refusal}"
+    );
 }
 
 #[test]
