@@ -12,12 +12,12 @@ use super::choice::{Choice, ChoiceSpec, Piece, token_ids};
 use super::error::ApiError;
 use super::fields::Fields;
 use super::foreign_fields;
+use super::grammar_compiling::compile;
 use super::logprobs::{self, CompletionLogprobs, TokenNames};
 use super::prompt::{fit_prompts, take_prompts};
 use super::running::take_id;
 use super::sampling_fields::{Generation, MAX_CHOICES};
 use super::state::AppState;
-use super::structured_fields::compile;
 use crate::structured::{Grammar, Preamble};
 
 /// Output tokens where the client does not say, as OpenAI's and vLLM's servers have it.
@@ -81,7 +81,7 @@ pub async fn complete(
     let grammar = if lookup.is_hit() {
         None
     } else {
-        compile(model, asked, preamble).await?
+        compile(model, asked, preamble, n_choices).await?
     };
     let mut echoes = Vec::new();
     let mut prompt_ids = Vec::new();

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use engine::model::config::Family;
 use engine::weights::fixture::FolderFormat;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::client::{self, Answer};
 use crate::fixture::{TestConfig, TestServer, merged};
@@ -280,6 +280,164 @@ async fn an_abandoned_form_leaves_nothing_behind() {
         drop(connection);
     }
     server.assert_empties().await;
+}
+
+/// Each link of these chains made the compiler call itself, and a few kilobytes of them ended the
+/// process.
+#[tokio::test]
+async fn no_form_ends_the_server() {
+    let config = TestConfig {
+        max_schema_bytes: 1 << 16,
+        ..TestConfig::default()
+    };
+    let server = TestServer::start(config).await;
+    let rules = |n: usize| {
+        let chain: String = (1..n).map(|i| format!("r{i}: r{}\n", i + 1)).collect();
+        format!("start: r1\n{chain}r{n}: \"x\"")
+    };
+    let items = |n: usize| {
+        let link = |i: usize| {
+            (
+                i.to_string(),
+                json!({"items": {"$ref": format!("#/$defs/{}", i + 1)}}),
+            )
+        };
+        let mut definitions: Map<String, Value> = (0..n).map(link).collect();
+        definitions.insert(n.to_string(), json!({}));
+        json!({"$defs": definitions, "$ref": "#/$defs/0"})
+    };
+    let format = |schema: Value| json!({"type": "json_schema", "json_schema": {"name": "x", "schema": schema}});
+    for n in [400, 1200] {
+        for fields in [
+            json!({"guided_grammar": rules(n)}),
+            json!({"response_format": format(items(n))}),
+            json!({"json_schema": items(n).to_string()}),
+        ] {
+            let body = merged(json!({"prompt": "x", "max_tokens": 3}), fields);
+            let answer = server.post(COMPLETIONS, body).await;
+            if n < 1000 {
+                assert_eq!(answer.status, 200, "{}", answer.text());
+                continue;
+            }
+            assert_eq!(answer.status, 400, "{}", answer.text());
+            let message = answer.json()["error"]["message"].to_string();
+            assert!(message.contains("levels deep"), "{message}");
+            assert!(message.contains("the limit is 1000"), "{message}");
+        }
+    }
+    for (fields, named) in [
+        (
+            json!({"guided_json": {"type": "integer", "multipleOf": 999_983}}),
+            "999983",
+        ),
+        (json!({"guided_json": {"not": {}}}), "\"not\""),
+    ] {
+        let body = merged(json!({"prompt": "x", "max_tokens": 3}), fields);
+        let answer = server.post(COMPLETIONS, body).await;
+        assert_eq!(answer.status, 400, "{}", answer.text());
+        assert_eq!(answer.json()["error"]["param"], "guided_json");
+        let message = answer.json()["error"]["message"].clone();
+        let message = message.as_str().expect("a message");
+        assert!(message.contains(named), "{message}");
+    }
+    server.assert_empties().await;
+}
+
+/// What a lexer may hold is bounded, over all choices: the one request ends, with its own error.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_form_that_grows_too_large_ends_alone() {
+    let config = TestConfig {
+        context_length: 1024,
+        ..TestConfig::default()
+    };
+    let server = TestServer::start(config).await;
+    let address = server.address;
+    let large = tokio::spawn(async move {
+        let body = json!({
+            "prompt": "hi", "n": 64, "max_tokens": 900, "temperature": 1,
+            "guided_regex": ".*[ab].{300}z",
+        });
+        client::post(address, COMPLETIONS, &body).await
+    });
+    let small = async {
+        let mut n_answers = 0;
+        while !large.is_finished() {
+            let body = json!({"prompt": "x", "max_tokens": 3});
+            assert_eq!(client::post(address, COMPLETIONS, &body).await.status, 200);
+            n_answers += 1;
+        }
+        n_answers
+    };
+    let n_answers = small.await;
+    let answer = large.await.expect("an answer");
+    assert!([200, 500].contains(&answer.status), "{}", answer.text());
+    if answer.status == 500 {
+        assert_eq!(answer.json()["error"]["code"], "grammar_failed");
+    }
+    assert!(n_answers > 0);
+    server.assert_empties().await;
+}
+
+/// Types of pydantic and zod whose schemas have keywords that no grammar has.
+#[tokio::test]
+async fn schemas_of_ordinary_types_are_used() {
+    let server = TestServer::start(TestConfig::default()).await;
+    for schema in [
+        json!({"type": "string", "format": "path"}),
+        json!({"type": "array", "items": {"type": "integer"}, "uniqueItems": true, "maxItems": 2}),
+        json!({"type": "object", "propertyNames": {"type": "string"},
+               "additionalProperties": {"type": "null"}, "maxProperties": 1}),
+        json!({"type": "object", "propertyNames": {"$ref": "#/$defs/C"},
+               "additionalProperties": {"type": "null"},
+               "$defs": {"C": {"enum": ["a", "b"], "title": "C", "type": "string"}}}),
+        json!({"oneOf": [
+            {"type": "object", "properties": {"x": {"type": "null"}}, "additionalProperties": false},
+            {"type": "object", "properties": {"y": {"type": "null"}}, "additionalProperties": false},
+        ]}),
+        json!({"$ref": "#/$defs/a~1b", "$defs": {"a/b": {"type": "boolean"}}}),
+        json!({"$ref": "#a", "$defs": {"x": {"$anchor": "a", "type": "boolean"}}}),
+    ] {
+        let body = json!({
+            "prompt": "x", "max_tokens": 200, "seed": 3, "temperature": 1,
+            "response_format": {"type": "json_object", "schema": schema},
+        });
+        let (text, reason) = texts_of(&server.ok(COMPLETIONS, body).await).remove(0);
+        assert!(
+            reason == "length" || serde_json::from_str::<Value>(&text).is_ok(),
+            "{schema}: {text}"
+        );
+    }
+    // A schema that json_object brings is followed.
+    let body = json!({"prompt": "x", "max_tokens": 60, "response_format": {
+        "type": "json_object", "schema": {"const": [42]}}});
+    let (text, _) = texts_of(&server.ok(COMPLETIONS, body).await).remove(0);
+    assert_eq!(serde_json::from_str::<Value>(&text).ok(), Some(json!([42])));
+}
+
+#[tokio::test]
+async fn fields_of_other_servers_that_would_change_the_answer_are_refused() {
+    let server = TestServer::start(TestConfig::default()).await;
+    for (fields, param) in [
+        (json!({"grammar": "root ::= \"a\""}), "grammar"),
+        (json!({"stop_regex": "a+"}), "stop_regex"),
+        (json!({"typical_p": 0.5}), "typical_p"),
+        (json!({"mirostat": 2}), "mirostat"),
+        (json!({"samplers": ["top_k"]}), "samplers"),
+        (json!({"n_probs": 3}), "n_probs"),
+        (json!({"dry_multiplier": 0.8}), "dry_multiplier"),
+        (json!({"logprob_token_ids": [1]}), "logprob_token_ids"),
+    ] {
+        let body = merged(json!({"prompt": "x", "max_tokens": 3}), fields);
+        let answer = server.post(COMPLETIONS, body).await;
+        assert_eq!(answer.status, 400, "{param}");
+        assert_eq!(answer.json()["error"]["param"], param, "{}", answer.text());
+    }
+    let fields = json!({
+        "typical_p": 1.0, "mirostat": 0, "n_probs": 0, "stop_regex": null, "grammar": "",
+        "dry_multiplier": 0,
+    });
+    let body = merged(json!({"prompt": "x", "max_tokens": 3}), fields);
+    server.ok(COMPLETIONS, body).await;
 }
 
 /// The real executor over a tiny model with random weights.

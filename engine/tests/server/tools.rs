@@ -190,13 +190,172 @@ async fn a_forced_call_is_one_whatever_the_model_says() {
 
 /// Some answers look like a call and are none.
 #[tokio::test]
-async fn a_form_that_looks_like_a_call_is_content() {
-    let text = "{\"name\": \"weather\", \"parameters\": {\"city\": \"부산\"}}";
-    let server = TestServer::start(with(saying(text), ToolCallFormat::Llama3Json, false)).await;
-    let fields = json!({"response_format": {"type": "json_object"}});
-    let answer = server.ok(PATH, body(fields)).await;
+async fn what_only_looks_like_a_call_is_content() {
+    let call = "{\"name\": \"weather\", \"parameters\": {\"city\": \"부산\"}}";
+    for (text, fields) in [
+        // The form says what the output is, and is not that of an answer beside calls.
+        (call, json!({"guided_json": {"type": "object"}})),
+        (call, json!({"tool_choice": "none"})),
+        // No arguments; no such tool.
+        ("{\"name\": \"Bob\", \"age\": 3}", json!({})),
+        ("{\"name\": \"weather\"}", json!({})),
+        ("{\"name\": \"Bob\", \"parameters\": {\"x\": 1}}", json!({})),
+        (
+            call,
+            json!({"tool_choice": {"type": "allowed_tools", "allowed_tools": {
+                "mode": "auto", "tools": [{"type": "function", "function": {"name": "time"}}]}}}),
+        ),
+    ] {
+        let server = TestServer::start(with(saying(text), ToolCallFormat::Llama3Json, false)).await;
+        let answer = server.ok(PATH, body(fields.clone())).await;
+        assert_eq!(answer["choices"][0]["message"]["content"], text, "{fields}");
+        assert_eq!(answer["choices"][0]["finish_reason"], "stop");
+    }
+    // White space around what is no call, whole and streamed.
+    let text = "The tag <tool_call> is used to call.\n\n<tool_call>\n x";
+    let server = TestServer::start(with(saying(text), ToolCallFormat::Hermes, false)).await;
+    let answer = server.ok(PATH, body(json!({}))).await;
     assert_eq!(answer["choices"][0]["message"]["content"], text);
-    assert_eq!(answer["choices"][0]["finish_reason"], "stop");
+    let chunks = server
+        .post(PATH, body(json!({"stream": true})))
+        .await
+        .chunks();
+    assert_eq!(accumulated(&chunks)["content"], text);
+}
+
+/// With `response_format` and tools the model calls, or answers in the form.
+#[tokio::test]
+async fn a_form_leaves_the_model_its_calls() {
+    let hermes =
+        "<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\":\"부산\"}}\n</tool_call>";
+    let llama = "{\"name\": \"weather\", \"parameters\": {\"city\": \"부산\"}}";
+    let answer_text = "{\"degrees\": 21}";
+    let form = json!({"type": "json_schema", "json_schema": {"name": "x", "schema": {
+        "$ref": "#/$defs/Answer",
+        "$defs": {"Answer": {
+            "type": "object", "properties": {"degrees": {"type": "integer"}},
+            "required": ["degrees"], "additionalProperties": false,
+        }},
+    }}});
+    for (format, call) in [
+        (ToolCallFormat::Hermes, hermes),
+        (ToolCallFormat::Llama3Json, llama),
+    ] {
+        for fields in [
+            json!({"response_format": form}),
+            json!({"response_format": {"type": "json_object"}}),
+        ] {
+            let server = TestServer::start(with(saying(call), format, false)).await;
+            let answer = server.ok(PATH, body(fields.clone())).await;
+            let choice = &answer["choices"][0];
+            assert_eq!(choice["finish_reason"], "tool_calls", "{format:?} {answer}");
+            let function = &choice["message"]["tool_calls"][0]["function"];
+            assert_eq!(function["name"], "weather");
+            let server = TestServer::start(with(saying(answer_text), format, false)).await;
+            let answer = server.ok(PATH, body(fields)).await;
+            let choice = &answer["choices"][0];
+            assert_eq!(choice["message"]["content"], answer_text, "{format:?}");
+            assert_eq!(choice["finish_reason"], "stop");
+        }
+        // A model that says anything says one of the two.
+        let config = TestConfig {
+            context_length: 1024,
+            ..TestConfig::default()
+        };
+        let server = TestServer::start(with(config, format, false)).await;
+        for seed in 0..6 {
+            let fields = json!({"response_format": form, "seed": seed, "temperature": 1.5});
+            let answer = server.ok(PATH, body(fields)).await;
+            let choice = &answer["choices"][0];
+            if choice["finish_reason"] == "stop" {
+                let content = choice["message"]["content"].as_str().expect("content");
+                let value: Value = serde_json::from_str(content).expect("JSON");
+                assert!(value["degrees"].is_number(), "{content}");
+            }
+        }
+        // A call that is forced is one, whatever the form says.
+        let fields = json!({"response_format": form, "tool_choice": "required", "seed": 1});
+        let answer = server.ok(PATH, body(fields)).await;
+        assert_eq!(
+            answer["choices"][0]["finish_reason"], "tool_calls",
+            "{answer}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn no_choice_of_tools_needs_no_tools() {
+    let server = TestServer::start(with(saying(TWO_CALLS), ToolCallFormat::Hermes, false)).await;
+    for tools in [json!(null), json!([]), tools()] {
+        for choice in [json!("none"), json!({"type": "none"})] {
+            let fields = json!({"tools": tools, "tool_choice": choice});
+            let answer = server.ok(PATH, body(fields.clone())).await;
+            let content = &answer["choices"][0]["message"]["content"];
+            assert_eq!(*content, TWO_CALLS, "{fields}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_way_to_force_a_call_is_read() {
+    let config = TestConfig {
+        context_length: 1024,
+        ..TestConfig::default()
+    };
+    let server = TestServer::start(with(config, ToolCallFormat::Hermes, false)).await;
+    let time = json!({"type": "function", "function": {"name": "time"}});
+    let allowed = |tools: Value| json!({"mode": "required", "tools": tools});
+    for choice in [
+        time.clone(),
+        json!({"type": "function", "name": "time"}),
+        json!({"type": "tool", "name": "time"}),
+        json!({"function": {"name": "time"}}),
+        json!({"type": "allowed_tools", "allowed_tools": allowed(json!([time]))}),
+        json!({"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "time"}]}),
+    ] {
+        let fields = json!({"tool_choice": choice, "seed": 3, "parallel_tool_calls": false});
+        let answer = server.ok(PATH, body(fields)).await;
+        let calls = &answer["choices"][0]["message"]["tool_calls"];
+        assert_eq!(calls[0]["function"]["name"], "time", "{choice}");
+    }
+    for choice in [json!("required"), json!("any"), json!({"type": "any"})] {
+        let fields = json!({"tool_choice": choice, "seed": 3, "parallel_tool_calls": false});
+        let answer = server.ok(PATH, body(fields)).await;
+        assert_eq!(
+            answer["choices"][0]["finish_reason"], "tool_calls",
+            "{choice}"
+        );
+    }
+    for choice in [json!("auto"), json!({"type": "auto"}), json!(null)] {
+        server.ok(PATH, body(json!({"tool_choice": choice}))).await;
+    }
+}
+
+#[tokio::test]
+async fn a_call_ends_a_thought_that_is_never_closed() {
+    let call = "<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"a\": 1}}\n</tool_call>";
+    let text = format!("<think>\nplan\n{call}");
+    let server = TestServer::start(with(saying(&text), ToolCallFormat::Hermes, true)).await;
+    let chunks = server
+        .post(PATH, body(json!({"stream": true})))
+        .await
+        .chunks();
+    let expected = json!({
+        "content": "", "reasoning_content": "plan",
+        "tool_calls": [{"name": "weather", "arguments": "{\"a\": 1}"}],
+    });
+    assert_eq!(accumulated(&chunks), expected);
+    let answer = server.ok(PATH, body(json!({}))).await;
+    let choice = &answer["choices"][0];
+    assert_eq!(choice["finish_reason"], "tool_calls");
+    assert_eq!(choice["message"]["reasoning_content"], "plan");
+    assert_eq!(choice["message"]["content"], Value::Null);
+    // Quoted in a thought that is closed, it is thought.
+    let text = format!("<think>{call}</think>no");
+    let server = TestServer::start(with(saying(&text), ToolCallFormat::Hermes, true)).await;
+    let message = &server.ok(PATH, body(json!({}))).await["choices"][0]["message"];
+    assert_eq!(message["reasoning_content"], call);
+    assert_eq!(message["content"], "no");
 }
 
 #[tokio::test]
@@ -236,7 +395,16 @@ async fn wrong_choices_of_tools_are_refused() {
             "tool_choice",
         ),
         (
-            json!({"tool_choice": "required", "response_format": {"type": "json_object"}}),
+            json!({"tool_choice": {"type": "custom", "name": "time"}}),
+            "tool_choice",
+        ),
+        (
+            json!({"tool_choice": {"type": "allowed_tools", "tools": []}}),
+            "tool_choice",
+        ),
+        (
+            json!({"tool_choice": {"type": "allowed_tools", "allowed_tools": {
+                "mode": "auto", "tools": [{"type": "function", "function": {"name": "f"}}]}}}),
             "tool_choice",
         ),
         (json!({"parallel_tool_calls": 1}), "parallel_tool_calls"),
