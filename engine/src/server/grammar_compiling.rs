@@ -56,17 +56,15 @@ async fn within<T: Send + 'static>(
 ) -> Result<T, ApiError> {
     let begun = Instant::now();
     let (limit, code, name) = shortest(limits);
-    match timeout(limit, in_turn(places, "compiling the grammar", work)).await {
-        Ok(done) => done,
-        Err(_) => {
-            let (waited, limit) = (begun.elapsed().as_secs_f64(), limit.as_secs_f64());
-            let message = format!(
-                "the grammar was not compiled within {waited:.1} s, the limit is {limit:.1} s \
-                 ({name}); others are being compiled, try again later"
-            );
-            Err(ApiError::new(code, message))
-        }
-    }
+    let done = timeout(limit, in_turn(places, "compiling the grammar", work)).await;
+    done.unwrap_or_else(|_| {
+        let (waited, limit) = (begun.elapsed().as_secs_f64(), limit.as_secs_f64());
+        let message = format!(
+            "the grammar was not compiled within {waited:.1} s, the limit is {limit:.1} s \
+             ({name}); others are being compiled, try again later"
+        );
+        Err(ApiError::new(code, message))
+    })
 }
 
 fn shortest(limits: &TimeLimits) -> (Duration, Code, &'static str) {
@@ -145,7 +143,7 @@ mod tests {
     fn without_limits_of_the_operator_there_is_one() {
         let (limit, code, _) = shortest(&TimeLimits::default());
         assert_eq!((limit, code), (MAX_WAIT, Code::QueueTimeout));
-        let hour = Some(Duration::from_secs(3600));
+        let hour = Some(Duration::from_hours(1));
         let limits = TimeLimits {
             queue: hour,
             total: hour,

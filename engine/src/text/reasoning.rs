@@ -99,6 +99,7 @@ impl ThoughtSplitter {
 
     /// Calls of tools are expected, in this format. Those without a tag cannot be told from what
     /// a thought says.
+    #[must_use]
     pub fn with_calls(self, format: Option<ToolCallFormat>) -> Self {
         let call_tag = match format {
             Some(ToolCallFormat::Hermes) => Some(HERMES_OPEN),

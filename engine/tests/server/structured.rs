@@ -292,7 +292,8 @@ async fn no_form_ends_the_server() {
     };
     let server = TestServer::start(config).await;
     let rules = |n: usize| {
-        let chain: String = (1..n).map(|i| format!("r{i}: r{}\n", i + 1)).collect();
+        let chain: Vec<String> = (1..n).map(|i| format!("r{i}: r{}\n", i + 1)).collect();
+        let chain = chain.concat();
         format!("start: r1\n{chain}r{n}: \"x\"")
     };
     let items = |n: usize| {

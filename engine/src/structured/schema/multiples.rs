@@ -27,7 +27,7 @@ pub fn check(root: &Value) -> Result<(), StructuredError> {
         // The compiler refuses what is no positive number.
         let numbers: Vec<f64> = together.iter().filter_map(|value| value.as_f64()).collect();
         if least_common(&numbers).is_none() {
-            let numbers: Vec<String> = together.iter().map(|value| value.to_string()).collect();
+            let numbers: Vec<String> = together.iter().map(ToString::to_string).collect();
             return Err(StructuredError::Multiple {
                 numbers: numbers.join(", "),
                 limit: MAX_MULTIPLE,
@@ -93,7 +93,7 @@ fn least_common(numbers: &[f64]) -> Option<u64> {
     Some(common)
 }
 
-/// A number's digits without its point, and how many stand behind it.
+/// A number's digits without its point, and how many of them come after it.
 fn decimal(number: f64) -> Option<(u64, u32)> {
     let text = number.to_string();
     let (whole, fraction) = text.split_once('.').unwrap_or((&text, ""));

@@ -103,17 +103,15 @@ fn percent_decoded(text: &str) -> Option<String> {
     let mut rest = text.as_bytes();
     while let Some((first, after)) = rest.split_first() {
         let digits = after.get(..2).filter(|_| *first == b'%');
+        let digits = digits.filter(|digits| digits.iter().all(u8::is_ascii_hexdigit));
         let digits = digits.and_then(|digits| std::str::from_utf8(digits).ok());
-        match digits.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
-            Some(byte) => {
-                bytes.push(byte);
-                rest = &after[2..];
-            }
-            None => {
-                bytes.push(*first);
-                rest = after;
-            }
-        }
+        let escaped = digits.and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        bytes.push(escaped.unwrap_or(*first));
+        rest = if escaped.is_some() {
+            &after[2..]
+        } else {
+            after
+        };
     }
     String::from_utf8(bytes).ok()
 }
@@ -190,6 +188,7 @@ mod tests {
             json!({"$ref": "#/$defs/a", "$defs": {"a": {}}}),
             json!({"properties": {"a": {"$ref": "#"}}}),
             json!({"$ref": "#/$defs/a~1b"}),
+            json!({"$ref": "#/$defs/a%+1%", "$defs": {"a%+1%": {}}}),
             json!({"$ref": "https://example.com/a~1b"}),
             json!(true),
         ] {

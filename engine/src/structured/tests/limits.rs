@@ -17,12 +17,13 @@ type Chain = (&'static str, fn(usize) -> Constraint);
 
 const CHAINS: [Chain; 8] = [
     ("rules", |n| {
-        let chain: String = (1..n - 1).map(|i| format!("r{i}: r{}\n", i + 1)).collect();
+        let chain: Vec<String> = (1..n - 1).map(|i| format!("r{i}: r{}\n", i + 1)).collect();
+        let chain = chain.concat();
         Constraint::Lark(format!("start: r1\n{chain}r{}: \"x\"", n - 1))
     }),
     ("terminals", |n| {
         let link = |i| format!("R{i}: \"x\" R{}\n", i + 1);
-        let chain: String = (1..n - 1).map(link).collect();
+        let chain = (1..n - 1).map(link).collect::<Vec<_>>().concat();
         Constraint::Lark(format!("start: R1\n{chain}R{}: \"x\"", n - 1))
     }),
     ("$ref", |n| schemas(n, |next| next)),
@@ -186,6 +187,7 @@ fn compiling_ends_soon_whatever_is_combined() {
     let text: String = (0..40_000_u32)
         .map(|i| char::from(b'a' + (i * i % 26) as u8))
         .collect();
+    let repeats: Vec<String> = (0..2000).map(|i| format!("(a|b){{{i}}}c|")).collect();
     for constraint in [
         Constraint::JsonSchema(json!({"allOf": (0..20).map(alternatives).collect::<Vec<_>>()})),
         Constraint::JsonSchema(patterns(10)),
@@ -214,7 +216,7 @@ fn compiling_ends_soon_whatever_is_combined() {
         ),
         Constraint::Lark(format!("start: %regex {{\"substring_chars\": {text:?}}}")),
         Constraint::Regex("((a|b)*a(a|b){9}){9}".to_owned()),
-        Constraint::Regex((0..2000).map(|i| format!("(a|b){{{i}}}c|")).collect()),
+        Constraint::Regex(repeats.concat()),
     ] {
         let begun = Instant::now();
         let compiled = compile(&constraint, Preamble::Nothing);
@@ -224,7 +226,7 @@ fn compiling_ends_soon_whatever_is_combined() {
             Err(error) => assert!(!error.to_string().contains("panic"), "{shown}: {error}"),
         }
         // Without optimisation, on a busy machine.
-        assert!(begun.elapsed() < Duration::from_secs(60), "{shown}");
+        assert!(begun.elapsed() < Duration::from_mins(1), "{shown}");
     }
 }
 
@@ -237,10 +239,11 @@ fn more_alternatives_than_can_be_followed_are_refused() {
     };
     let rules = |n: usize| {
         let names: Vec<String> = (0..n).map(|i| format!("r{i}")).collect();
-        let rules: String = names
+        let rules: Vec<String> = names
             .iter()
             .map(|name| format!("{name}: \"{name}\" x\n"))
             .collect();
+        let rules = rules.concat();
         Constraint::Lark(format!(
             "start: {}\nx: \"x\" x | \"y\"\n{rules}",
             names.join(" | ")

@@ -50,13 +50,13 @@ fn nested(open: &str, inner: &str, close: &str) -> String {
 /// The first byte says what the rest is; see `targets::grammar`.
 fn grammars() -> Vec<String> {
     let rules = |n: usize| {
-        let chain: String = (0..n).map(|i| format!("r{i}: r{}\n", i + 1)).collect();
+        let chain: Vec<String> = (0..n).map(|i| format!("r{i}: r{}\n", i + 1)).collect();
+        let chain = chain.concat();
         format!("\u{7}start: r0\n{chain}r{n}: \"x\"\n")
     };
     let terminals = |n: usize| {
-        let chain: String = (0..n)
-            .map(|i| format!("R{i}: \"x\" R{}\n", i + 1))
-            .collect();
+        let link = |i| format!("R{i}: \"x\" R{}\n", i + 1);
+        let chain = (0..n).map(link).collect::<Vec<_>>().concat();
         format!("\u{7}start: R0\n{chain}R{n}: \"x\"\n")
     };
     let schema = |n: usize, link: &dyn Fn(Value) -> Value| {
