@@ -112,7 +112,7 @@ impl Constraint {
             Self::Regex(_) => "the regular expression",
             Self::Choice(_) => "the list of choices",
             Self::Lark(_) => "the grammar",
-            Self::LarkWithJson { .. } => "the tools' parameters",
+            Self::LarkWithJson { .. } => "the schema of a tool or of the answer",
         }
     }
 

@@ -344,6 +344,36 @@ async fn no_form_ends_the_server() {
     server.assert_empties().await;
 }
 
+/// The slowest forms that are accepted, from clients that leave, keep both places for a moment.
+#[tokio::test(flavor = "multi_thread")]
+async fn abandoned_forms_do_not_keep_others_waiting() {
+    let config = TestConfig {
+        max_schema_bytes: 1 << 16,
+        ..TestConfig::default()
+    };
+    let server = TestServer::start(config).await;
+    let number = json!({"type": "integer", "multipleOf": 9973});
+    let patterns = (0..100).map(|i| (format!("^n{i}[ab]*$"), number.clone()));
+    let slow = json!({"type": "object", "patternProperties": patterns.collect::<Map<_, _>>()});
+    let body = json!({"prompt": "x", "guided_json": slow, "max_tokens": 3}).to_string();
+    for _ in 0..2 {
+        let connection =
+            client::open(server.address, "POST", COMPLETIONS, &[], body.as_bytes()).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        drop(connection);
+    }
+    let begun = std::time::Instant::now();
+    let body = json!({"prompt": "x", "guided_regex": "[a-z]{3}", "max_tokens": 9});
+    let (text, _) = texts_of(&server.ok(COMPLETIONS, body).await).remove(0);
+    assert_eq!(text.len(), 3);
+    // Without optimisation, on a busy machine; it was minutes.
+    assert!(
+        begun.elapsed() < Duration::from_secs(30),
+        "{:?}",
+        begun.elapsed()
+    );
+}
+
 /// What a lexer may hold is bounded, over all choices: the one request ends, with its own error.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_form_that_grows_too_large_ends_alone() {

@@ -101,10 +101,46 @@ fn rewrite(schema: &mut Value, names: &Names, path: &str) -> Result<(), Structur
             "it cannot be enforced while the text is written",
         ));
     }
+    if object
+        .get("pattern")
+        .and_then(Value::as_str)
+        .is_some_and(looks_around)
+    {
+        let reason = "look-ahead and look-behind cannot be followed while the text is written";
+        return Err(refused("pattern", path, reason));
+    }
     for (part_path, part) in schemas_mut(object) {
         rewrite(part, names, &format!("{path}{part_path}"))?;
     }
     Ok(())
+}
+
+/// Whether a regular expression asks for what comes before or after without taking it.
+fn looks_around(pattern: &str) -> bool {
+    let mut is_in_class = false;
+    let mut rest = pattern;
+    while let Some(first) = rest.chars().next() {
+        let is_group = first == '(' && !is_in_class;
+        if is_group
+            && ["(?=", "(?!", "(?<=", "(?<!"]
+                .iter()
+                .any(|open| rest.starts_with(open))
+        {
+            return true;
+        }
+        match first {
+            '[' => is_in_class = true,
+            ']' => is_in_class = false,
+            _ => {}
+        }
+        let mut chars = rest.chars();
+        chars.next();
+        if first == '\\' {
+            chars.next();
+        }
+        rest = chars.as_str();
+    }
+    false
 }
 
 fn refused(keyword: &str, path: &str, reason: &str) -> StructuredError {
@@ -328,6 +364,9 @@ mod tests {
             written(schema),
             json!({"properties": {"title": {"type": "null"}}})
         );
+        // Groups, and what only looks like one that looks around.
+        let schema = json!({"pattern": "(?:a)(?<n>b)\\\\\\(?=[(?=]"});
+        assert_eq!(usable(schema.clone()), Ok(schema));
         // Data is left as it is.
         let schema = json!({"enum": [{"title": "x", "not": 1}], "const": {"format": "path"}});
         assert_eq!(usable(schema.clone()), Ok(schema));
@@ -388,6 +427,12 @@ mod tests {
                 "dependentSchemas",
             ),
             (json!({"dependencies": {"a": ["b"]}}), "dependencies"),
+            // pydantic's Decimal.
+            (
+                json!({"pattern": "^(?!^[-+.]*$)[+-]?0*\\d*\\.?\\d*$"}),
+                "pattern",
+            ),
+            (json!({"pattern": "a(?<=b)"}), "pattern"),
             (
                 json!({"allOf": [{}], "unevaluatedProperties": false}),
                 "unevaluatedProperties",
