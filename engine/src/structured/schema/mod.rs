@@ -3,6 +3,7 @@
 
 mod multiples;
 mod patterns;
+mod property_names;
 mod references;
 mod rewrite;
 
