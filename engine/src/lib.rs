@@ -8,6 +8,7 @@
 
 pub mod bench;
 pub mod config;
+mod deep_stack;
 pub mod engine_loop;
 pub mod errors;
 pub mod executor;

@@ -124,7 +124,7 @@ codes! {
     "Try again after `Retry-After` seconds; as operator raise --max-queued-requests or add a server.";
 
     QueueTimeout = "queue_timeout", Limit, Some(503), "service_unavailable_error", Some(1);
-    "The request waited longer than --max-queue-s without a place in the running batch.";
+    "The request waited longer than --max-queue-s without a place in the running batch, or as long, or half a minute, for its grammar to be compiled.";
     "Try again later; as operator raise --max-queue-s, --max-running-requests or the KV pool.";
 
     RequestTimeout = "request_timeout", Limit, Some(504), "timeout_error", None;

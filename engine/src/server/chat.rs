@@ -15,6 +15,7 @@ use super::choice::{Choice, ChoiceSpec, Piece, token_ids};
 use super::error::ApiError;
 use super::fields::Fields;
 use super::foreign_fields;
+use super::grammar_compiling::compile;
 use super::logprobs::{self, TokenNames};
 use super::message_reader::MessageReader;
 use super::messages::{self, Conversation};
@@ -22,12 +23,11 @@ use super::prompt::{encode, fit};
 use super::running::take_id;
 use super::sampling_fields::Generation;
 use super::state::AppState;
-use super::structured_fields::{Asked, compile};
 use super::thought_tokens::ThoughtTokens;
 use super::tool_fields::ToolUse;
 use crate::structured::{Grammar, Preamble};
 use crate::text::reasoning::content_of_prefill;
-use crate::text::{ThoughtSplitter, ThoughtStart, ToolCallParser};
+use crate::text::{ThoughtSplitter, ThoughtStart};
 
 pub async fn chat(
     State(state): State<Arc<AppState>>,
@@ -43,9 +43,8 @@ pub async fn chat(
     let n_logprobs = logprobs::take_chat_fields(&mut fields)?;
     let mut generation = Generation::take(&mut fields, &model.limits, &model.seeds, n_logprobs)?;
     foreign_fields::check_priority(model, generation.priority)?;
-    let tool_use = ToolUse::take(&mut fields, conversation.tools(), model.parsers.tool_calls)?;
-    let is_content = generation.asked.is_some();
-    let asked = asked(generation.asked.take(), &tool_use)?;
+    let mut tool_use = ToolUse::take(&mut fields, conversation.tools(), model.parsers.tool_calls)?;
+    let asked = tool_use.output(generation.asked.take());
     let separates = fields.bool("separate_reasoning")?.unwrap_or(true);
     let add_special = fields.bool("add_special_tokens")?.unwrap_or(false);
     let prefill = conversation.prefill().map(str::to_owned);
@@ -75,7 +74,7 @@ pub async fn chat(
     let grammar = if lookup.is_hit() {
         None
     } else {
-        compile(model, asked, preamble).await?
+        compile(model, asked, preamble, generation.n).await?
     };
     let n_started = if lookup.is_hit() { 0 } else { generation.n };
     let choices = (0..n_started)
@@ -91,13 +90,11 @@ pub async fn chat(
         })
         .collect::<Result<Vec<_>, _>>()?;
     let thoughts = thought_start.filter(|_| separates);
-    // Output of another form than a call's is content, even where it looks like one.
-    let calls = tool_use.format.filter(|_| !is_content);
     let max_calls = if tool_use.is_single { 1 } else { usize::MAX };
     let reader = || {
         let reader = MessageReader::new(
-            thoughts.map(ThoughtSplitter::new),
-            calls.map(ToolCallParser::new),
+            thoughts.map(|start| ThoughtSplitter::new(start).with_calls(tool_use.format)),
+            tool_use.parser(),
             max_calls,
         );
         match prefill.as_deref() {
@@ -105,7 +102,16 @@ pub async fn chat(
             Some(prefill) => reader.after(content_of_prefill(prefill)),
         }
     };
-    let counter = |start| ThoughtTokens::new(start, if calls.is_some() { CALL_TAGS } else { &[] });
+    let counter = |start| {
+        ThoughtTokens::new(
+            start,
+            if tool_use.format.is_some() {
+                CALL_TAGS
+            } else {
+                &[]
+            },
+        )
+    };
     let format = ChatFormat {
         heading: Heading::new("chatcmpl", id, model),
         model: Arc::clone(model),
@@ -127,21 +133,6 @@ pub async fn chat(
         format,
     )
     .await
-}
-
-/// What the output has to be: what its fields or its tools say, not both.
-fn asked(asked: Option<Asked>, tool_use: &ToolUse) -> Result<Option<Asked>, ApiError> {
-    match (asked, &tool_use.forced) {
-        (asked, None) => Ok(asked),
-        (None, Some(constraint)) => Ok(Some(Asked {
-            constraint: constraint.clone(),
-            param: "tools".to_owned(),
-        })),
-        (Some(Asked { param, .. }), Some(_)) => {
-            let message = format!("tool_choice asks for a call and {param} for something else");
-            Err(ApiError::invalid("tool_choice", message))
-        }
-    }
 }
 
 fn preamble(start: ThoughtStart) -> Preamble {

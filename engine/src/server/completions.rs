@@ -12,12 +12,12 @@ use super::choice::{Choice, ChoiceSpec, Piece, PromptScores, token_ids};
 use super::error::ApiError;
 use super::fields::{Fields, as_integer};
 use super::foreign_fields;
+use super::grammar_compiling::compile;
 use super::logprobs::{self, CompletionLogprobs, TextOffsets, TokenNames};
 use super::prompt::{fit_prompts, take_prompts};
 use super::running::take_id;
 use super::sampling_fields::{Generation, MAX_CHOICES, MAX_LOGPROBS};
 use super::state::AppState;
-use super::structured_fields::compile;
 use crate::structured::{Grammar, Preamble};
 
 /// Output tokens where the client does not say, as OpenAI's and vLLM's servers have it.
@@ -90,7 +90,7 @@ pub async fn complete(
     let grammar = if lookup.is_hit() {
         None
     } else {
-        compile(model, asked, preamble).await?
+        compile(model, asked, preamble, n_choices).await?
     };
     let mut shown = Vec::new();
     let mut choices = Vec::with_capacity(n_choices);

@@ -68,6 +68,9 @@ fn table() -> Vec<(&'static str, Vec<Value>)> {
         ("prediction", vec![]),
         ("verbosity", vec![json!("medium")]),
         ("top_a", zero()),
+        ("epsilon_cutoff", zero()),
+        ("eta_cutoff", zero()),
+        ("no_repeat_ngram_size", zero()),
         ("watermark", zero()),
     ]
 }

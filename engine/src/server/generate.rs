@@ -18,10 +18,10 @@ use super::fields::Fields;
 use super::foreign_fields;
 use super::generate_format::{GenerateFormat, Origin};
 use super::generate_request::{GenerateRequest, PARAMS, in_sglangs_names};
+use super::grammar_compiling::compile;
 use super::prompt::{Prompt, encode, fit};
 use super::sampling_fields::Streaming;
 use super::state::AppState;
-use super::structured_fields::compile;
 use crate::structured::{Grammar, Preamble};
 
 pub async fn generate(
@@ -35,7 +35,7 @@ pub async fn generate(
     for plan in &mut request.planned {
         foreign_fields::check_priority(model, plan.generation.priority)?;
         let asked = plan.generation.asked.take();
-        grammars.push(compile(model, asked, Preamble::Nothing).await?);
+        grammars.push(compile(model, asked, Preamble::Nothing, plan.generation.n).await?);
     }
     let mut fitted = Vec::with_capacity(request.prompts.len());
     for (i, prompt) in std::mem::take(&mut request.prompts).into_iter().enumerate() {

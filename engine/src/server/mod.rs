@@ -13,8 +13,8 @@
 //! A client that goes away drops its answer, which drops its choices, which cancels its
 //! requests: there is no other bookkeeping of connections.
 //!
-//! Output that has to have a form is asked for in [`structured_fields`] and [`tool_fields`];
-//! [`message_reader`] splits a chat's output into thoughts, content and calls of tools.
+//! Output that has to have a form is asked for in [`structured_fields`] and [`tool_fields`], and
+//! compiled in [`grammar_compiling`]; [`message_reader`] splits a chat's output into thoughts, content and calls of tools.
 //!
 //! SGLang's and vLLM's own endpoints are [`generate`], [`native`], [`flush`] and [`running`]; fields of
 //! theirs that are not done are refused by name in [`foreign_fields`].
@@ -41,6 +41,7 @@ mod foreign_fields;
 mod generate;
 mod generate_format;
 pub mod generate_request;
+mod grammar_compiling;
 mod logprobs;
 mod message_content;
 mod message_reader;

@@ -1,25 +1,17 @@
 //! The fields that ask for output of a form: OpenAI's `response_format`, vLLM's
 //! `structured_outputs` and `guided_*`, SGLang's `json_schema` and `regex`.
 //!
-//! A grammar is written in llguidance's form of Lark. Deliberately absent: GBNF (`ebnf`),
-//! structural tags, and vLLM's choice of a backend, which is ignored.
+//! A grammar is written in llguidance's form of Lark. Deliberately absent: GBNF (`ebnf`, llama.cpp's
+//! `grammar`), structural tags, and vLLM's choice of a backend, which is ignored.
 
-use serde_json::Value;
-use tokio::sync::Semaphore;
+use serde_json::{Value, json};
 
 use super::error::ApiError;
 use super::fields::{Fields, kind_of, show};
-use super::state::ServedModel;
-use super::turn::in_turn;
-use crate::errors::Code;
-use crate::structured::{Constraint, Grammar, Preamble, StructuredError};
+use crate::structured::Constraint;
 
 /// Texts of one list of choices.
 const MAX_TEXTS: usize = 1024;
-
-/// Grammars compiled at a time: large ones are a second's work of a core.
-const COMPILED_AT_ONCE: usize = 2;
-static COMPILING: Semaphore = Semaphore::const_new(COMPILED_AT_ONCE);
 
 /// A constraint and the field that asked for it.
 #[derive(Debug, Clone, PartialEq)]
@@ -28,6 +20,20 @@ pub struct Asked {
     /// For errors.
     pub param: String,
 }
+
+impl Asked {
+    /// The schema of an answer, where `response_format` gave it.
+    pub fn response_format(&self) -> Option<Value> {
+        let schema = match &self.constraint {
+            Constraint::JsonObject => json!({"type": "object"}),
+            Constraint::JsonSchema(schema) => schema.clone(),
+            _ => return None,
+        };
+        self.param.starts_with(RESPONSE_FORMAT).then_some(schema)
+    }
+}
+
+const RESPONSE_FORMAT: &str = "response_format";
 
 /// Takes the fields; at most one of them may ask for something.
 pub fn take_constraint(fields: &mut Fields) -> Result<Option<Asked>, ApiError> {
@@ -40,6 +46,13 @@ pub fn take_constraint(fields: &mut Fields) -> Result<Option<Asked>, ApiError> {
     asked.extend(take_kinds(fields, &TOP_LEVEL)?);
     for name in ["ebnf", "structural_tag", "guided_structural_tag"] {
         fields.refuse(name, &[])?;
+    }
+    if let Some(grammar) = fields.value("grammar").filter(|value| *value != json!("")) {
+        let message = format!(
+            "grammar is {}; grammars in GBNF are not read here, guided_grammar takes one in Lark",
+            show(&grammar)
+        );
+        return Err(ApiError::unsupported("grammar", message));
     }
     if let [first, second, ..] = &asked[..] {
         let message = format!(
@@ -145,14 +158,20 @@ fn take_choice(fields: &mut Fields, name: &str) -> Result<Option<Constraint>, Ap
 }
 
 fn take_response_format(fields: &mut Fields) -> Result<Option<Asked>, ApiError> {
-    const NAME: &str = "response_format";
-    let Some(mut format) = fields.object(NAME)? else {
+    let Some(mut format) = fields.object(RESPONSE_FORMAT)? else {
         return Ok(None);
     };
     let kind = format.string("type")?;
     let (constraint, param) = match kind.as_deref() {
         Some("text") => return Ok(None),
-        Some("json_object") => (Constraint::JsonObject, NAME.to_owned()),
+        // With a schema, as llama.cpp has it.
+        Some("json_object") => match format.value("schema") {
+            None => (Constraint::JsonObject, RESPONSE_FORMAT.to_owned()),
+            Some(value) => {
+                let path = format.path("schema");
+                (Constraint::JsonSchema(schema(path.clone(), value)?), path)
+            }
+        },
         Some("json_schema") => {
             let missing = |path: &str| {
                 ApiError::invalid(path, format!("{path} is missing; it holds the schema"))
@@ -177,42 +196,9 @@ fn take_response_format(fields: &mut Fields) -> Result<Option<Asked>, ApiError> 
     Ok(Some(Asked { constraint, param }))
 }
 
-fn code_of(error: &StructuredError) -> Code {
-    match error {
-        StructuredError::TooLarge { .. } => Code::SchemaTooLarge,
-        StructuredError::Invalid { .. } | StructuredError::Endless { .. } => Code::InvalidValue,
-        // No form can be had of this model.
-        StructuredError::NoEndToken | StructuredError::Vocabulary(_) => Code::UnsupportedParameter,
-    }
-}
-
-/// Compiles what was asked for. That is work of the processor, so it is not done on an async
-/// thread.
-pub async fn compile(
-    model: &ServedModel,
-    asked: Option<Asked>,
-    preamble: Preamble,
-) -> Result<Option<Grammar>, ApiError> {
-    let Some(Asked { constraint, param }) = asked else {
-        return Ok(None);
-    };
-    let grammars = std::sync::Arc::clone(&model.grammars);
-    let compiled = in_turn(&COMPILING, "compiling the grammar", move || {
-        grammars.compile(&constraint, preamble)
-    });
-    match compiled.await? {
-        Ok(grammar) => Ok(Some(grammar)),
-        Err(error) => {
-            let message = format!("{param}: {error}");
-            Err(ApiError::of_field(code_of(&error), param, message))
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     fn take(body: &Value) -> Result<Option<Asked>, ApiError> {
         take_constraint(&mut Fields::parse(body.to_string().as_bytes())?)
@@ -234,6 +220,15 @@ mod tests {
                 Some(&Constraint::JsonObject),
             ),
             (json!({"response_format": format}), Some(&by_schema)),
+            (
+                json!({"response_format": {"type": "json_object", "schema": schema}}),
+                Some(&by_schema),
+            ),
+            (
+                json!({"response_format": {"type": "json_object", "schema": null}}),
+                Some(&Constraint::JsonObject),
+            ),
+            (json!({"grammar": ""}), None),
             (json!({"guided_json": schema}), Some(&by_schema)),
             (json!({"guided_json": schema.to_string()}), Some(&by_schema)),
             (json!({"json_schema": schema.to_string()}), Some(&by_schema)),
@@ -292,6 +287,11 @@ mod tests {
                 "guided_choice",
             ),
             (json!({"ebnf": "root ::= \"a\""}), "ebnf"),
+            (json!({"grammar": "root ::= \"a\""}), "grammar"),
+            (
+                json!({"response_format": {"type": "json_object", "schema": 1}}),
+                "response_format.schema",
+            ),
         ] {
             let error = take(&body).expect_err("refused");
             assert_eq!(error.param.as_deref(), Some(param), "{}", error.message);

@@ -1,8 +1,13 @@
 //! What an output has to be, in the terms of the API, and as a grammar.
 
+use std::borrow::Cow;
+
 use llguidance::api::{GrammarWithLexer, TopLevelGrammar};
 use serde::Serialize;
 use serde_json::{Value, json};
+
+use super::nesting::schemas_in_lark;
+use super::schema::usable;
 
 /// Why a constraint is refused; the message names the value and the limit.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -13,6 +18,44 @@ pub enum StructuredError {
         n_bytes: usize,
         limit: usize,
     },
+    #[error(
+        "{what} cannot be used: it nests {depth} levels deep (rules that name rules, $refs, schemas \
+         in schemas, brackets), the limit is {limit}; nest it less deep"
+    )]
+    TooDeep {
+        what: &'static str,
+        depth: usize,
+        limit: usize,
+    },
+    #[error(
+        "the JSON schema cannot be used: a number would have to be a multiple of {numbers} at once, \
+         and their least common multiple, without its decimal point, is above the limit of {limit}; \
+         leave multipleOf out and check the number yourself"
+    )]
+    Multiple { numbers: String, limit: u64 },
+    #[error(
+        "{what} cannot be used: at some place more than {limit} rules could go on (alternatives, \
+         optional properties), which is the limit; have fewer of them, or make properties required"
+    )]
+    TooWide { what: &'static str, limit: usize },
+    #[error(
+        "{what} cannot be used: it becomes {n} rules, the limit is {limit}; schemas that are \
+         combined (allOf, $ref beside other keywords) are copied into each other"
+    )]
+    TooManySymbols {
+        what: &'static str,
+        n: usize,
+        limit: usize,
+    },
+    #[error(
+        "the JSON schema cannot be used: {keyword:?} at {path}: {reason}; leave it out and check \
+         the answer yourself"
+    )]
+    Keyword {
+        keyword: String,
+        path: String,
+        reason: String,
+    },
     #[error("{what} cannot be used: {message}")]
     Invalid { what: &'static str, message: String },
     #[error("{what} cannot be used: no text fits it, since every one would go on forever")]
@@ -21,6 +64,8 @@ pub enum StructuredError {
     NoEndToken,
     #[error("this model's vocabulary cannot be indexed: {0}")]
     Vocabulary(String),
+    #[error("there is no thread to compile it: {0}")]
+    NoThread(String),
 }
 
 /// The form of an output.
@@ -53,9 +98,9 @@ pub enum Preamble {
     MaybeThought,
 }
 
-/// Between two tokens of JSON: enough for a dozen levels of indentation. Models that may go on
-/// without an end sometimes do.
-const WHITE_SPACE: &str = r"[\x20\x0A\x0D\x09]{1,48}";
+/// Between two tokens of JSON: a space, or up to two line breaks and an indentation of up to 20
+/// characters, as llama.cpp has it. Models that may go on without an end sometimes do.
+const WHITE_SPACE: &str = r"[ ]|(\r?\n){1,2}[ \t]{0,20}";
 const ANSWER: &str = "answer";
 
 impl Constraint {
@@ -67,7 +112,7 @@ impl Constraint {
             Self::Regex(_) => "the regular expression",
             Self::Choice(_) => "the list of choices",
             Self::Lark(_) => "the grammar",
-            Self::LarkWithJson { .. } => "the tools' parameters",
+            Self::LarkWithJson { .. } => "the schema of a tool or of the answer",
         }
     }
 
@@ -83,6 +128,28 @@ impl Constraint {
                 lark.len() + schemas.sum::<usize>()
             }
         }
+    }
+
+    /// Those in it.
+    pub(super) fn schemas(&self) -> Cow<'_, [Value]> {
+        match self {
+            Self::JsonSchema(schema) => std::slice::from_ref(schema).into(),
+            Self::LarkWithJson { schemas, .. } => schemas.into(),
+            Self::Lark(text) => schemas_in_lark(text).into(),
+            Self::JsonObject | Self::Regex(_) | Self::Choice(_) => Cow::default(),
+        }
+    }
+
+    /// With its schemas in the keywords that the compiler knows.
+    pub(super) fn usable(self) -> Result<Self, StructuredError> {
+        Ok(match self {
+            Self::JsonSchema(schema) => Self::JsonSchema(usable(schema)?),
+            Self::LarkWithJson { lark, schemas } => {
+                let schemas = schemas.into_iter().map(usable).collect::<Result<_, _>>()?;
+                Self::LarkWithJson { lark, schemas }
+            }
+            other => other,
+        })
     }
 
     pub(super) fn grammar(&self, preamble: Preamble) -> TopLevelGrammar {
@@ -146,16 +213,25 @@ impl Preamble {
     }
 }
 
-/// JSON in which white space cannot go on forever, unless the schema says how it may be
-/// (`x-guidance`, as llguidance has it).
+/// JSON in which white space cannot go on forever, and in which `oneOf` means `anyOf`, unless the
+/// schema says otherwise (`x-guidance`, as llguidance has it).
 fn json_grammar(schema: Value) -> GrammarWithLexer {
+    const OPTIONS: &str = "x-guidance";
     let mut schema = match schema {
         Value::Bool(true) => json!({}),
         other => other,
     };
     if let Some(schema) = schema.as_object_mut() {
-        let white_space = || json!({"whitespace_pattern": WHITE_SPACE});
-        schema.entry("x-guidance").or_insert_with(white_space);
+        let options = schema.entry(OPTIONS).or_insert_with(|| json!({}));
+        if let Some(options) = options.as_object_mut() {
+            options.entry("coerce_one_of").or_insert(json!(true));
+            if !options.contains_key("whitespace_flexible") {
+                let white_space = || json!(WHITE_SPACE);
+                options
+                    .entry("whitespace_pattern")
+                    .or_insert_with(white_space);
+            }
+        }
     }
     GrammarWithLexer::from_json_schema(schema)
 }

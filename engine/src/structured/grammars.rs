@@ -1,18 +1,28 @@
 //! Compiles constraints for one model's vocabulary.
 
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use llguidance::api::{GrammarInit, TopLevelGrammar};
-use llguidance::toktrie::{ApproximateTokEnv, TokEnv, TokRxInfo, TokTrie};
-use llguidance::{Matcher, ParserFactory};
+use llguidance::api::{GrammarInit, ParserLimits, TopLevelGrammar};
+use llguidance::toktrie::{ApproximateTokEnv, InferenceCapabilities, TokEnv, TokRxInfo, TokTrie};
+use llguidance::{Logger, Matcher, ParserFactory};
 
+use super::branches::widest;
 use super::constraint::{Constraint, Preamble, StructuredError};
 use super::guide::Guide;
+use super::limits::{MAX_ITEMS, MAX_LEXERS, MAX_SYMBOLS, parser_limits};
 use super::mask::TokenMask;
+use super::nesting::{self, MAX_NESTING};
+use super::schema;
 use super::words::has_words;
 use super::workers::MaskWorkers;
+use crate::deep_stack::with_deep_stack;
 use crate::text::Tokenizer;
+
+/// A level of a grammar takes about 3 KiB in an optimised build and one of a schema 8 KiB, ten
+/// times that without optimisation; there are [`MAX_NESTING`] at most.
+const STACK_BYTES: usize = 256 << 20;
 
 /// Longest piece of the parser's message that a client sees, in characters.
 const MAX_MESSAGE_CHARS: usize = 400;
@@ -47,13 +57,25 @@ impl Grammars {
         }
     }
 
-    /// Compiles; takes from a millisecond to about a second, longest the first time. Its first
-    /// mask is made here, too.
+    /// Compiles for so many choices; takes from a millisecond to about a second, longest the first
+    /// time. Its first mask is made here, too. Runs on a thread of its own, whose stack covers what
+    /// a constraint may nest.
     pub fn compile(
         &self,
         constraint: &Constraint,
         preamble: Preamble,
+        n_choices: usize,
     ) -> Result<Grammar, StructuredError> {
+        self.check_size(constraint)?;
+        let constraint = constraint.clone().usable()?;
+        check_work(&constraint)?;
+        with_deep_stack("grammars", STACK_BYTES, || {
+            self.compile_here(&constraint, preamble, n_choices)
+        })
+        .unwrap_or_else(|error| Err(StructuredError::NoThread(error.to_string())))
+    }
+
+    fn check_size(&self, constraint: &Constraint) -> Result<(), StructuredError> {
         let (what, n_bytes) = (constraint.what(), constraint.n_bytes());
         if n_bytes > self.max_bytes {
             let limit = self.max_bytes;
@@ -63,24 +85,50 @@ impl Grammars {
                 limit,
             });
         }
+        Ok(())
+    }
+
+    fn compile_here(
+        &self,
+        constraint: &Constraint,
+        preamble: Preamble,
+        n_choices: usize,
+    ) -> Result<Grammar, StructuredError> {
+        let what = constraint.what();
         let factory = self.factory.get_or_init(|| self.factory());
         let factory = factory.as_ref().map_err(Clone::clone)?;
         let invalid = |message: &dyn std::fmt::Display| StructuredError::Invalid {
             what,
             message: shortened(&message.to_string()),
         };
-        let grammar = internal(factory, constraint.grammar(preamble))
+        let n_lexers = n_choices.clamp(1, MAX_LEXERS);
+        let limits = parser_limits(n_lexers);
+        let grammar = match internal(factory, constraint.grammar(preamble), &limits)
             .map_err(|error| invalid(&format!("{error:#}")))?
-            .ok_or(StructuredError::Endless { what })?;
+        {
+            Compiled::Usable(grammar) => grammar,
+            Compiled::Endless => return Err(StructuredError::Endless { what }),
+            Compiled::TooWide => {
+                let limit = MAX_ITEMS;
+                return Err(StructuredError::TooWide { what, limit });
+            }
+            Compiled::TooManySymbols(n) => {
+                let limit = MAX_SYMBOLS;
+                return Err(StructuredError::TooManySymbols { what, n, limit });
+            }
+        };
+        let (logger, caps) = (Logger::new(0, 0), InferenceCapabilities::default());
         let parser = factory
-            .create_parser_from_init_default(grammar)
+            .create_parser_from_init_ext(*grammar, logger, caps, limits)
             .map_err(|error| invalid(&format!("{error:#}")))?;
         let mut matcher = Matcher::new(Ok(parser));
         let first = matcher
             .compute_mask_or_eos()
             .map_err(|error| invalid(&error))?;
         Ok(Grammar {
-            matcher,
+            matchers: Mutex::new(vec![matcher]),
+            n_lexers,
+            n_guides: AtomicUsize::new(0),
             first: Arc::new(TokenMask::new(first)),
             workers: Arc::clone(&self.workers),
         })
@@ -93,8 +141,7 @@ impl Grammars {
         let env = self.token_trie()?;
         let mut factory = ParserFactory::new_simple(&env).map_err(|error| vocabulary(&error))?;
         factory.quiet();
-        // The grammar's text and the output so far are not the log's business.
-        factory.limits_mut().verbose_errors = false;
+        *factory.limits_mut() = parser_limits(1);
         Ok(factory)
     }
 
@@ -128,23 +175,57 @@ impl std::fmt::Debug for Grammars {
     }
 }
 
-/// The grammar in the parser's own form; `None` where no text fits it.
+/// Refuses what would take too much of stack or time, before any compiler sees it.
+fn check_work(constraint: &Constraint) -> Result<(), StructuredError> {
+    let depth = nesting::depth(constraint);
+    if depth > MAX_NESTING {
+        let (what, limit) = (constraint.what(), MAX_NESTING);
+        return Err(StructuredError::TooDeep { what, depth, limit });
+    }
+    constraint.schemas().iter().try_for_each(schema::check_work)
+}
+
+enum Compiled {
+    /// In the parser's own form.
+    Usable(Box<GrammarInit>),
+    /// No text fits.
+    Endless,
+    /// Too many rules are open at one place.
+    TooWide,
+    /// It has so many symbols.
+    TooManySymbols(usize),
+}
+
 fn internal(
     factory: &ParserFactory,
     grammar: TopLevelGrammar,
-) -> anyhow::Result<Option<GrammarInit>> {
-    let limits = factory.limits();
+    limits: &ParserLimits,
+) -> anyhow::Result<Compiled> {
     // The compiler panics on some inputs; that is the client's error.
     llguidance::panic_utils::catch_unwind(AssertUnwindSafe(|| {
         let env = Some(factory.tok_env().clone());
         let (grammar, lexemes) =
             GrammarInit::Serialized(grammar).to_internal(env, limits.clone())?;
-        let compiled = grammar.optimize().compile(lexemes.clone(), limits)?;
-        Ok(has_words(&compiled).then_some(GrammarInit::Internal(grammar, lexemes)))
+        let optimized = grammar.optimize();
+        let n_symbols = optimized.num_symbols();
+        if n_symbols > MAX_SYMBOLS {
+            return Ok(Compiled::TooManySymbols(n_symbols));
+        }
+        let compiled = optimized.compile(lexemes.clone(), limits)?;
+        if !has_words(&compiled) {
+            return Ok(Compiled::Endless);
+        }
+        if widest(&compiled, MAX_ITEMS) > MAX_ITEMS {
+            return Ok(Compiled::TooWide);
+        }
+        let grammar = GrammarInit::Internal(grammar, lexemes);
+        Ok(Compiled::Usable(Box::new(grammar)))
     }))
 }
 
 fn shortened(message: &str) -> String {
+    // A caught panic brings where it happened, which says nothing to a client.
+    let message = message.split("<backtrace>").next().unwrap_or(message);
     let message = message.trim();
     match message.char_indices().nth(MAX_MESSAGE_CHARS) {
         Some((end, _)) => format!("{}…", &message[..end]),
@@ -154,16 +235,25 @@ fn shortened(message: &str) -> String {
 
 /// A compiled constraint, which any number of choices begin with.
 pub struct Grammar {
-    matcher: Matcher,
+    /// One a lexer, each at the first token; made when a guide needs it.
+    matchers: Mutex<Vec<Matcher>>,
+    n_lexers: usize,
+    n_guides: AtomicUsize,
     first: Arc<TokenMask>,
     workers: Arc<MaskWorkers>,
 }
 
 impl Grammar {
-    /// A guide at its first token.
+    /// A guide at its first token. Guides share lexers, so that what a lexer has made for one is
+    /// there for all, and what it may make is bounded over all.
     pub fn guide(&self) -> Guide {
-        // Deep, so that choices do not wait for each other's lexer.
-        let matcher = self.matcher.deep_clone();
+        let index = self.n_guides.fetch_add(1, Ordering::Relaxed) % self.n_lexers;
+        let mut matchers = self.matchers.lock().unwrap_or_else(PoisonError::into_inner);
+        if index >= matchers.len() {
+            let matcher = matchers[0].deep_clone();
+            matchers.push(matcher);
+        }
+        let matcher = matchers[index.min(matchers.len() - 1)].clone();
         Guide::new(matcher, Arc::clone(&self.first), Arc::clone(&self.workers))
     }
 }

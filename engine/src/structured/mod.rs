@@ -14,10 +14,14 @@
 //! Parsing is llguidance's. Deliberately absent: tokens that the grammar forces are sampled like
 //! others (they are no faster here), GBNF, and structural tags.
 
+mod branches;
 mod constraint;
 mod grammars;
 mod guide;
+mod limits;
 mod mask;
+mod nesting;
+mod schema;
 #[cfg(test)]
 mod tests;
 mod words;
@@ -28,5 +32,6 @@ pub use constraint::{Constraint, Preamble, StructuredError};
 pub use grammars::{Grammar, Grammars};
 pub use guide::{Guide, MaskCounts};
 pub use mask::TokenMask;
+pub(crate) use schema::moved;
 #[cfg(test)]
 pub(crate) use tests::guide_of;

@@ -1,5 +1,7 @@
 //! Constraints over a vocabulary of bytes, walked at random.
 
+mod limits;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -24,7 +26,7 @@ pub(crate) fn guide_of(regex: &str) -> Guide {
 }
 
 fn compile(constraint: &Constraint, preamble: Preamble) -> Result<Grammar, StructuredError> {
-    grammars(1 << 16).compile(constraint, preamble)
+    grammars(1 << 16).compile(constraint, preamble, 1)
 }
 
 /// A text that the grammar allows, chosen by a seed; `None` if it did not end within the tokens.
@@ -163,7 +165,7 @@ fn a_grammar_may_refer_to_schemas() {
 #[test]
 fn what_cannot_be_used_is_refused_with_the_reason() {
     let large = Constraint::Regex("a".repeat(100));
-    let error = grammars(99).compile(&large, Preamble::Nothing).err();
+    let error = grammars(99).compile(&large, Preamble::Nothing, 1).err();
     let message = error.expect("too large").to_string();
     assert_eq!(
         message,
@@ -190,7 +192,7 @@ fn what_cannot_be_used_is_refused_with_the_reason() {
     }
     let tokenizer = Arc::new(Tokenizer::of_bytes(&[]));
     let endless = Grammars::new(tokenizer, 256, &[], 100);
-    let error = endless.compile(&Constraint::JsonObject, Preamble::Nothing);
+    let error = endless.compile(&Constraint::JsonObject, Preamble::Nothing, 1);
     assert_eq!(error.err(), Some(StructuredError::NoEndToken));
 }
 

@@ -19,7 +19,6 @@
 mod builtins;
 mod compile;
 mod conversation;
-mod deep_stack;
 mod namespaces;
 mod python_methods;
 
@@ -30,16 +29,22 @@ use minijinja::{Environment, Error, ErrorKind, Value};
 use serde_json::{Map, Value as Json};
 
 use self::compile::compile;
-use self::deep_stack::with_deep_stack;
 use super::TextError;
 use super::gguf_metadata::GgufMetadata;
 use super::gguf_vocabulary;
 use super::tokenizer::{read_json, special_texts};
 use super::tool_calls::ToolCallFormat;
+use crate::deep_stack::with_deep_stack;
 
 /// Instructions of one rendering; Qwen3's template takes about a hundred a message.
 const FUEL: u64 = 1_000_000;
 const MAX_OUTPUT_BYTES: usize = 16 << 20;
+const THREAD: &str = "chat template";
+/// A level takes about 1.2 kB for an `elif`, which has eleven bytes, and half a kilobyte for
+/// everything else, so this is more than twice what [`FUEL`] levels need, and far more than
+/// [`compile::MAX_SOURCE_BYTES`] do. Values that are lists of lists are printed, compared and
+/// dropped by functions that call themselves for each level, too.
+const STACK_BYTES: usize = 1 << 30;
 
 const DEFAULT: &str = "default";
 /// The template that transformers prefers when a request has tools.
@@ -148,7 +153,9 @@ impl ChatTemplate {
         let tool_use = find(TOOL_USE);
         let mut named = vec![(DEFAULT, default.as_str())];
         named.extend(tool_use.map(|source| (TOOL_USE, source.as_str())));
-        let compiled = with_deep_stack(|| compile(&named).map_err(|error| describe(&error)));
+        let compiled = with_deep_stack(THREAD, STACK_BYTES, || {
+            compile(&named).map_err(|error| describe(&error))
+        });
         let compiled = compiled
             .unwrap_or_else(|error| Err(format!("there is no thread to compile it: {error}")));
         let state = match compiled {
@@ -229,7 +236,10 @@ impl ChatTemplate {
             DEFAULT
         };
         // All values end there, too.
-        with_deep_stack(|| self.render_named(environment, name, input)).unwrap_or_else(|error| {
+        let rendered = with_deep_stack(THREAD, STACK_BYTES, || {
+            self.render_named(environment, name, input)
+        });
+        rendered.unwrap_or_else(|error| {
             Err(TextError::Template {
                 message: format!("there is no thread to render it: {error}"),
             })

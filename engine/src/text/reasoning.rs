@@ -1,10 +1,12 @@
 //! Splits what a model thinks from what it says: `<think>…</think>` before the answer, as Qwen3
 //! writes it.
 //!
-//! Line breaks around the tags belong to neither side. Deliberately absent: thoughts in the middle
-//! of an answer.
+//! Line breaks around the tags belong to neither side. A call of a tool in a thought that is never
+//! closed ends the thought, since Qwen3 leaves the tag out at times; in one that is closed later it
+//! is thought like the rest. Deliberately absent: thoughts in the middle of an answer.
 
-use super::held::take_before;
+use super::held::{held_bytes, take_before};
+use super::tool_calls::{HERMES_OPEN, ToolCallFormat, ToolCallParser};
 
 const OPEN: &str = "<think>";
 const CLOSE: &str = "</think>";
@@ -75,6 +77,9 @@ pub struct ThoughtSplitter {
     held: String,
     /// Line breaks that come now stand around a tag.
     drops_breaks: bool,
+    /// A call that begins with this tag may end a thought. From there on text waits for the
+    /// thought's end.
+    call_tag: Option<&'static str>,
 }
 
 impl ThoughtSplitter {
@@ -88,7 +93,19 @@ impl ThoughtSplitter {
             place,
             held: String::new(),
             drops_breaks: place == Place::Thought,
+            call_tag: None,
         }
+    }
+
+    /// Calls of tools are expected, in this format. Those without a tag cannot be told from what
+    /// a thought says.
+    #[must_use]
+    pub fn with_calls(self, format: Option<ToolCallFormat>) -> Self {
+        let call_tag = match format {
+            Some(ToolCallFormat::Hermes) => Some(HERMES_OPEN),
+            Some(ToolCallFormat::Llama3Json) | None => None,
+        };
+        Self { call_tag, ..self }
     }
 
     pub fn push(&mut self, text: &str) -> Split {
@@ -116,10 +133,13 @@ impl ThoughtSplitter {
     pub fn finish(&mut self) -> Split {
         let held = std::mem::take(&mut self.held);
         match self.place {
-            Place::Thought => Split {
-                thought: held.trim_end_matches('\n').to_owned(),
-                content: String::new(),
-            },
+            Place::Thought => {
+                let (thought, content) = held.split_at(self.call_in(&held).unwrap_or(held.len()));
+                Split {
+                    thought: thought.trim_end_matches('\n').to_owned(),
+                    content: content.to_owned(),
+                }
+            }
             Place::Undecided | Place::Content => Split {
                 thought: String::new(),
                 content: held,
@@ -138,9 +158,25 @@ impl ThoughtSplitter {
         }
     }
 
+    /// Where a call begins, in what is left of a thought.
+    fn call_in(&self, held: &str) -> Option<usize> {
+        let tag = self.call_tag?;
+        let mut places = held.match_indices(tag).map(|(at, _)| at);
+        places.find(|at| ToolCallParser::begins_with_call(ToolCallFormat::Hermes, &held[*at..]))
+    }
+
     /// Moves what is surely thought; true if it ended.
     fn take_thought(&mut self, split: &mut Split) -> bool {
+        let waiting = match self.call_tag {
+            Some(tag) if !self.held.contains(CLOSE) => {
+                let n_shown = self.held.len() - held_bytes(&self.held, tag);
+                let at = self.held.find(tag).unwrap_or(n_shown);
+                self.held.split_off(at)
+            }
+            _ => String::new(),
+        };
         let (mut thought, is_closed) = take_before(&mut self.held, CLOSE);
+        self.held.push_str(&waiting);
         let n_kept = thought.trim_end_matches('\n').len();
         if is_closed {
             thought.truncate(n_kept);
@@ -168,7 +204,10 @@ mod tests {
     use super::*;
 
     fn split(start: ThoughtStart, pieces: &[String]) -> (String, String) {
-        let mut splitter = ThoughtSplitter::new(start);
+        split_by(ThoughtSplitter::new(start), pieces)
+    }
+
+    fn split_by(mut splitter: ThoughtSplitter, pieces: &[String]) -> (String, String) {
         let mut whole = Split::default();
         let mut take = |part: Split| {
             whole.thought.push_str(&part.thought);
@@ -204,6 +243,52 @@ mod tests {
     }
 
     #[test]
+    fn a_call_ends_a_thought_that_nothing_else_ends() {
+        let call = "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": 1}}\n</tool_call>";
+        let cut_off = "<tool_call>{\"name\": \"f\", \"arguments\": {\"a";
+        for (text, thought, content) in [
+            (format!("<think>\nplan\n{call}"), "plan", call.to_owned()),
+            (
+                format!("<think>{call}\n{call}"),
+                "",
+                format!("{call}\n{call}"),
+            ),
+            (
+                format!("<think>a <tool_call> b {cut_off}"),
+                "a <tool_call> b ",
+                cut_off.to_owned(),
+            ),
+            // Quoted in a thought that is closed.
+            (
+                format!("<think>a {call} b</think>c"),
+                &format!("a {call} b"),
+                "c".to_owned(),
+            ),
+            (
+                "<think>a <tool_call> b\n".to_owned(),
+                "a <tool_call> b",
+                String::new(),
+            ),
+            ("<think>a <tool_ca".to_owned(), "a <tool_ca", String::new()),
+        ] {
+            for pieces in [vec![text.clone()], text.chars().map(String::from).collect()] {
+                let splitter = ThoughtSplitter::new(ThoughtStart::Before);
+                let split = split_by(splitter.with_calls(Some(ToolCallFormat::Hermes)), &pieces);
+                assert_eq!(split, (thought.to_owned(), content.clone()), "{text}");
+            }
+            // Without tools it is all thought.
+            if !text.contains("</think>") {
+                assert_eq!(in_one(ThoughtStart::Before, &text).1, "", "{text}");
+            }
+        }
+        // Until a call may begin, thoughts come as they are written.
+        let splitter = ThoughtSplitter::new(ThoughtStart::Inside);
+        let mut splitter = splitter.with_calls(Some(ToolCallFormat::Hermes));
+        assert_eq!(splitter.push("hm <").thought, "hm ");
+        assert_eq!(splitter.push("b> x").thought, "<b> x");
+    }
+
+    #[test]
     fn a_prompts_end_says_where_the_output_begins() {
         for (prompt, start) in [
             ("<|im_start|>assistant\n", ThoughtStart::Before),
@@ -223,7 +308,8 @@ mod tests {
             parts in proptest::collection::vec(
                 prop_oneof![
                     Just("<think>"), Just("</think>"), Just("<"), Just("/th"), Just("\n"),
-                    Just("a"), Just("한"), Just("ink>"),
+                    Just("a"), Just("한"), Just("ink>"), Just("<tool_call>"),
+                    Just("{\"name\": \"f\"}"), Just("tool_call>"),
                 ],
                 0..14,
             ),
@@ -232,11 +318,16 @@ mod tests {
             ],
         ) {
             let whole: String = parts.concat();
-            let expected = in_one(start, &whole);
             let words: Vec<String> = parts.iter().map(|part| (*part).to_owned()).collect();
-            prop_assert_eq!(split(start, &words), expected.clone());
             let letters: Vec<String> = whole.chars().map(String::from).collect();
-            prop_assert_eq!(split(start, &letters), expected);
+            for format in [None, Some(ToolCallFormat::Hermes)] {
+                let split = |pieces: &[String]| {
+                    split_by(ThoughtSplitter::new(start).with_calls(format), pieces)
+                };
+                let expected = split(std::slice::from_ref(&whole));
+                prop_assert_eq!(split(&words), expected.clone());
+                prop_assert_eq!(split(&letters), expected);
+            }
         }
     }
 

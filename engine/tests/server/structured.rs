@@ -63,7 +63,7 @@ fn check_choices<'a>(choices: impl Iterator<Item = (&'a str, &'a str)>) -> usize
     n_ended
 }
 
-fn texts_of(answer: &Value) -> Vec<(String, String)> {
+pub(crate) fn texts_of(answer: &Value) -> Vec<(String, String)> {
     let choices = answer["choices"].as_array().expect("choices").iter();
     choices
         .map(|choice| {
@@ -263,6 +263,68 @@ async fn an_abandoned_form_leaves_nothing_behind() {
         drop(connection);
     }
     server.assert_empties().await;
+}
+
+/// Types of pydantic and zod whose schemas have keywords that no grammar has.
+#[tokio::test]
+async fn schemas_of_ordinary_types_are_used() {
+    let server = TestServer::start(TestConfig::default()).await;
+    for schema in [
+        json!({"type": "string", "format": "path"}),
+        json!({"type": "array", "items": {"type": "integer"}, "uniqueItems": true, "maxItems": 2}),
+        json!({"type": "object", "propertyNames": {"type": "string"},
+               "additionalProperties": {"type": "null"}, "maxProperties": 1}),
+        json!({"type": "object", "propertyNames": {"$ref": "#/$defs/C"},
+               "additionalProperties": {"type": "null"},
+               "$defs": {"C": {"enum": ["a", "b"], "title": "C", "type": "string"}}}),
+        json!({"oneOf": [
+            {"type": "object", "properties": {"x": {"type": "null"}}, "additionalProperties": false},
+            {"type": "object", "properties": {"y": {"type": "null"}}, "additionalProperties": false},
+        ]}),
+        json!({"$ref": "#/$defs/a~1b", "$defs": {"a/b": {"type": "boolean"}}}),
+        json!({"$ref": "#a", "$defs": {"x": {"$anchor": "a", "type": "boolean"}}}),
+    ] {
+        let body = json!({
+            "prompt": "x", "max_tokens": 200, "seed": 3, "temperature": 1,
+            "response_format": {"type": "json_object", "schema": schema},
+        });
+        let (text, reason) = texts_of(&server.ok(COMPLETIONS, body).await).remove(0);
+        assert!(
+            reason == "length" || serde_json::from_str::<Value>(&text).is_ok(),
+            "{schema}: {text}"
+        );
+    }
+    // A schema that json_object brings is followed.
+    let body = json!({"prompt": "x", "max_tokens": 60, "response_format": {
+        "type": "json_object", "schema": {"const": [42]}}});
+    let (text, _) = texts_of(&server.ok(COMPLETIONS, body).await).remove(0);
+    assert_eq!(serde_json::from_str::<Value>(&text).ok(), Some(json!([42])));
+}
+
+#[tokio::test]
+async fn fields_of_other_servers_that_would_change_the_answer_are_refused() {
+    let server = TestServer::start(TestConfig::default()).await;
+    for (fields, param) in [
+        (json!({"grammar": "root ::= \"a\""}), "grammar"),
+        (json!({"stop_regex": "a+"}), "stop_regex"),
+        (json!({"typical_p": 0.5}), "typical_p"),
+        (json!({"mirostat": 2}), "mirostat"),
+        (json!({"samplers": ["top_k"]}), "samplers"),
+        (json!({"n_probs": 3}), "n_probs"),
+        (json!({"dry_multiplier": 0.8}), "dry_multiplier"),
+        (json!({"logprob_token_ids": [1]}), "logprob_token_ids"),
+    ] {
+        let body = merged(json!({"prompt": "x", "max_tokens": 3}), fields);
+        let answer = server.post(COMPLETIONS, body).await;
+        assert_eq!(answer.status, 400, "{param}");
+        assert_eq!(answer.json()["error"]["param"], param, "{}", answer.text());
+    }
+    let fields = json!({
+        "typical_p": 1.0, "mirostat": 0, "n_probs": 0, "stop_regex": null, "grammar": "",
+        "dry_multiplier": 0,
+    });
+    let body = merged(json!({"prompt": "x", "max_tokens": 3}), fields);
+    server.ok(COMPLETIONS, body).await;
 }
 
 /// The real executor over a tiny model with random weights.

@@ -7,9 +7,9 @@ use serde_json::{Value, json};
 
 use crate::fixture::{LIMIT, TestConfig, TestServer, assert_answer, merged, until};
 
-const PATH: &str = "/v1/chat/completions";
+pub(crate) const PATH: &str = "/v1/chat/completions";
 
-fn with(mut config: TestConfig, format: ToolCallFormat, reasoning: bool) -> TestConfig {
+pub(crate) fn with(mut config: TestConfig, format: ToolCallFormat, reasoning: bool) -> TestConfig {
     config.parsers = OutputParsers {
         tool_calls: Some(format),
         reasoning,
@@ -18,7 +18,7 @@ fn with(mut config: TestConfig, format: ToolCallFormat, reasoning: bool) -> Test
 }
 
 /// A model whose output is this text and then ends.
-fn saying(text: &str) -> TestConfig {
+pub(crate) fn saying(text: &str) -> TestConfig {
     let mut ids: Vec<u32> = text.bytes().map(u32::from).collect();
     ids.push(crate::fixture::IM_END);
     let mut config = TestConfig::emitting(ids);
@@ -26,7 +26,7 @@ fn saying(text: &str) -> TestConfig {
     config
 }
 
-fn tools() -> Value {
+pub(crate) fn tools() -> Value {
     let tool = |name: &str, parameters: Value| json!({"type": "function", "function": {"name": name, "parameters": parameters}});
     let city = json!({"enum": ["서울", "부산"]});
     json!([
@@ -44,7 +44,7 @@ fn tools() -> Value {
     ])
 }
 
-fn body(fields: Value) -> Value {
+pub(crate) fn body(fields: Value) -> Value {
     let messages = json!([{"role": "user", "content": "x"}]);
     let body = json!({"messages": messages, "tools": tools(), "max_tokens": 300});
     merged(body, fields)
@@ -77,7 +77,7 @@ fn accumulated(chunks: &[Value]) -> Value {
     message
 }
 
-const TWO_CALLS: &str = "Let me look.\n<tool_call>\n{\"name\": \"weather\", \"arguments\": \
+pub(crate) const TWO_CALLS: &str = "Let me look.\n<tool_call>\n{\"name\": \"weather\", \"arguments\": \
                          {\"city\": \"서울\"}}\n</tool_call>\n<tool_call>\n{\"name\": \"time\", \
                          \"arguments\": {}}\n</tool_call>";
 
@@ -190,13 +190,64 @@ async fn a_forced_call_is_one_whatever_the_model_says() {
 
 /// Some answers look like a call and are none.
 #[tokio::test]
-async fn a_form_that_looks_like_a_call_is_content() {
-    let text = "{\"name\": \"weather\", \"parameters\": {\"city\": \"부산\"}}";
-    let server = TestServer::start(with(saying(text), ToolCallFormat::Llama3Json, false)).await;
-    let fields = json!({"response_format": {"type": "json_object"}});
-    let answer = server.ok(PATH, body(fields)).await;
+async fn what_only_looks_like_a_call_is_content() {
+    let call = "{\"name\": \"weather\", \"parameters\": {\"city\": \"부산\"}}";
+    for (text, fields) in [
+        // The form says what the output is, and is not that of an answer beside calls.
+        (call, json!({"guided_json": {"type": "object"}})),
+        (call, json!({"tool_choice": "none"})),
+        // No arguments; no such tool.
+        ("{\"name\": \"Bob\", \"age\": 3}", json!({})),
+        ("{\"name\": \"weather\"}", json!({})),
+        ("{\"name\": \"Bob\", \"parameters\": {\"x\": 1}}", json!({})),
+        (
+            call,
+            json!({"tool_choice": {"type": "allowed_tools", "allowed_tools": {
+                "mode": "auto", "tools": [{"type": "function", "function": {"name": "time"}}]}}}),
+        ),
+    ] {
+        let server = TestServer::start(with(saying(text), ToolCallFormat::Llama3Json, false)).await;
+        let answer = server.ok(PATH, body(fields.clone())).await;
+        assert_eq!(answer["choices"][0]["message"]["content"], text, "{fields}");
+        assert_eq!(answer["choices"][0]["finish_reason"], "stop");
+    }
+    // White space around what is no call, whole and streamed.
+    let text = "The tag <tool_call> is used to call.\n\n<tool_call>\n x";
+    let server = TestServer::start(with(saying(text), ToolCallFormat::Hermes, false)).await;
+    let answer = server.ok(PATH, body(json!({}))).await;
     assert_eq!(answer["choices"][0]["message"]["content"], text);
-    assert_eq!(answer["choices"][0]["finish_reason"], "stop");
+    let chunks = server
+        .post(PATH, body(json!({"stream": true})))
+        .await
+        .chunks();
+    assert_eq!(accumulated(&chunks)["content"], text);
+}
+
+#[tokio::test]
+async fn a_call_ends_a_thought_that_is_never_closed() {
+    let call = "<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"a\": 1}}\n</tool_call>";
+    let text = format!("<think>\nplan\n{call}");
+    let server = TestServer::start(with(saying(&text), ToolCallFormat::Hermes, true)).await;
+    let chunks = server
+        .post(PATH, body(json!({"stream": true})))
+        .await
+        .chunks();
+    let expected = json!({
+        "content": "", "reasoning_content": "plan",
+        "tool_calls": [{"name": "weather", "arguments": "{\"a\": 1}"}],
+    });
+    assert_eq!(accumulated(&chunks), expected);
+    let answer = server.ok(PATH, body(json!({}))).await;
+    let choice = &answer["choices"][0];
+    assert_eq!(choice["finish_reason"], "tool_calls");
+    assert_eq!(choice["message"]["reasoning_content"], "plan");
+    assert_eq!(choice["message"]["content"], Value::Null);
+    // Quoted in a thought that is closed, it is thought.
+    let text = format!("<think>{call}</think>no");
+    let server = TestServer::start(with(saying(&text), ToolCallFormat::Hermes, true)).await;
+    let message = &server.ok(PATH, body(json!({}))).await["choices"][0]["message"];
+    assert_eq!(message["reasoning_content"], call);
+    assert_eq!(message["content"], "no");
 }
 
 #[tokio::test]
@@ -219,47 +270,6 @@ async fn a_conversation_with_calls_and_results_goes_to_the_template() {
          <|im_start|>tool\n맑음<|im_end|>\n<|im_start|>assistant\n"
     );
     server.ok(PATH, conversation).await;
-}
-
-#[tokio::test]
-async fn wrong_choices_of_tools_are_refused() {
-    let server =
-        TestServer::start(with(TestConfig::default(), ToolCallFormat::Hermes, false)).await;
-    for (fields, param) in [
-        (
-            json!({"tools": [], "tool_choice": "required"}),
-            "tool_choice",
-        ),
-        (json!({"tool_choice": "sometimes"}), "tool_choice"),
-        (
-            json!({"tool_choice": {"type": "function", "function": {"name": "f"}}}),
-            "tool_choice",
-        ),
-        (
-            json!({"tool_choice": "required", "response_format": {"type": "json_object"}}),
-            "tool_choice",
-        ),
-        (json!({"parallel_tool_calls": 1}), "parallel_tool_calls"),
-        (
-            json!({"tool_choice": "required", "tools": [
-                {"type": "function", "function": {"name": "f", "parameters": {"type": 1}}}]}),
-            "tools",
-        ),
-    ] {
-        let answer = server.post(PATH, body(fields)).await;
-        assert_eq!(answer.status, 400, "{}", answer.text());
-        assert_eq!(answer.json()["error"]["param"], param, "{}", answer.text());
-    }
-    let server = TestServer::start(TestConfig::default()).await;
-    let answer = server
-        .post(PATH, body(json!({"tool_choice": "required"})))
-        .await;
-    assert_eq!(answer.status, 400);
-    assert!(
-        answer.text().contains("--tool-call-parser"),
-        "{}",
-        answer.text()
-    );
 }
 
 const THOUGHT: &str = "<think>\n음… <b>\n</think>\n\n네.";

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use fuzz::{Target, target, write_seeds};
+use fuzz::{Target, on_a_servers_stack, target, write_seeds};
 
 fn main() -> Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -26,16 +26,27 @@ fn main() -> Result<()> {
 
 #[cfg(feature = "afl")]
 fn run(folder: &Path, target: Target) -> Result<()> {
-    // A panic that the parser catches is its own business, and nobody reads what it says.
+    // A panic that the parser catches is its own business, and its message has no reader.
     std::panic::set_hook(Box::new(|_| {}));
-    afl::fuzz_nohook!(|bytes: &[u8]| target(folder, bytes));
-    Ok(())
+    let folder = folder.to_owned();
+    let loop_ended = on_a_servers_stack(move || {
+        afl::fuzz_nohook!(|bytes: &[u8]| target(&folder, bytes));
+        // Inputs run in forks of this thread, which have no main thread that could wait for it.
+        std::process::exit(0);
+    })?;
+    match loop_ended {
+        Some(()) => Ok(()),
+        None => bail!("the target panicked"),
+    }
 }
 
 #[cfg(not(feature = "afl"))]
 fn run(folder: &Path, target: Target) -> Result<()> {
     let mut bytes = Vec::new();
     std::io::Read::read_to_end(&mut std::io::stdin(), &mut bytes)?;
-    target(folder, &bytes);
-    Ok(())
+    let folder = folder.to_owned();
+    match on_a_servers_stack(move || target(&folder, &bytes))? {
+        Some(()) => Ok(()),
+        None => bail!("the target panicked"),
+    }
 }

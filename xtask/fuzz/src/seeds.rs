@@ -1,5 +1,7 @@
 //! Right inputs to begin from: small ones, so that a fuzzer is fast, and one of each kind.
 
+mod chains;
+
 use std::fs;
 use std::path::Path;
 
@@ -15,7 +17,8 @@ const MAX_SEED_BYTES: usize = 16 << 10;
 /// Writes the seeds of a target into a folder.
 pub fn write_seeds(target: &str, folder: &Path) -> Result<()> {
     fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
-    for (i, mut seed) in seeds(target)?.into_iter().enumerate() {
+    let seeds = seeds(target)?.into_iter().chain(chains::seeds(target));
+    for (i, mut seed) in seeds.enumerate() {
         seed.truncate(MAX_SEED_BYTES);
         fs::write(folder.join(format!("seed-{i}")), seed)?;
     }

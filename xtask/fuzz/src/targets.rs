@@ -117,7 +117,7 @@ pub fn grammar(folder: &Path, bytes: &[u8]) {
         Preamble::MaybeThought,
     ];
     let preamble = preambles[usize::from(*kind / 16) % preambles.len()];
-    let Ok(grammar) = grammars.compile(&constraint, preamble) else {
+    let Ok(grammar) = grammars.compile(&constraint, preamble, 1) else {
         return;
     };
     let guide = grammar.guide();

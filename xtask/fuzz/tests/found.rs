@@ -6,7 +6,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
-use fuzz::{TARGETS, Target, write_seeds};
+use fuzz::{TARGETS, Target, on_a_servers_stack, write_seeds};
 
 /// Far above what any input takes, also on a busy machine without optimisation.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -41,8 +41,10 @@ fn assert_harmless(target: Target, own: &Path, bytes: Vec<u8>, input: &Path) {
     let own = own.to_owned();
     let (done, is_done) = mpsc::channel();
     thread::spawn(move || {
-        target(&own, &bytes);
-        // Nobody listens where it took too long.
+        let outcome = on_a_servers_stack(move || target(&own, &bytes)).expect("a thread");
+        // A panic is this thread's as well: it ends without a word.
+        outcome.expect("no panic");
+        // The other side is gone where it took too long.
         let _ = done.send(());
     });
     match is_done.recv_timeout(LIMIT) {

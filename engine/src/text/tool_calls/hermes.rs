@@ -1,17 +1,21 @@
 //! `<tool_call>{"name": …, "arguments": …}</tool_call>`, as Hermes and Qwen write it.
+//!
+//! Several objects within one tag are several calls. Whatever else stands there, and a tag without
+//! a call, is content to the last character; only white space around calls is left out.
 
-use super::json_call::{JsonCall, Reading};
+use super::json_call::{JsonCall, Reading, Rules};
 use super::{ToolEvent, push_content};
-use crate::text::held::take_before;
+use crate::text::held::held_bytes;
 
-const OPEN: &str = "<tool_call>";
+pub(in crate::text) const OPEN: &str = "<tool_call>";
 const CLOSE: &str = "</tool_call>";
 
 #[derive(Debug, Default)]
 pub struct HermesParser {
+    rules: Rules,
     held: String,
     place: Place,
-    /// A call came: white space between calls is nobody's content.
+    /// A call came: white space between calls is no content.
     has_calls: bool,
 }
 
@@ -19,78 +23,137 @@ pub struct HermesParser {
 enum Place {
     #[default]
     Content,
-    Call(Box<JsonCall>),
-    /// Behind a call's object, before its tag is closed.
+    /// An object, and what stands before it, which belongs to the content if this is no call.
+    Call { call: Box<JsonCall>, before: String },
+    /// After a call's object, before its tag is closed.
     Closing,
+    /// After something else within a tag.
+    Other,
 }
 
 impl HermesParser {
+    pub(super) fn new(rules: Rules) -> Self {
+        Self {
+            rules,
+            ..Self::default()
+        }
+    }
+
     pub fn push(&mut self, text: &str, events: &mut Vec<ToolEvent>) {
         self.held.push_str(text);
         while self.step(events) {}
     }
 
     pub fn finish(&mut self, events: &mut Vec<ToolEvent>) {
+        let held = std::mem::take(&mut self.held);
         match std::mem::take(&mut self.place) {
-            Place::Content => {
-                let held = std::mem::take(&mut self.held);
-                self.give_content(held, events);
-            }
-            // Cut off: what was given on stays.
-            Place::Call(call) if call.is_announced() => {}
-            Place::Call(call) => {
-                push_content(events, format!("{OPEN}{}", call.into_text()));
-            }
-            Place::Closing => {}
+            Place::Content => self.give_content(held, events),
+            // Cut off: what was given stays.
+            Place::Call { call, .. } if call.is_announced() => {}
+            Place::Call { call, before } => push_content(events, before + &call.into_text()),
+            Place::Closing if CLOSE.starts_with(held.trim()) => {}
+            Place::Closing | Place::Other => push_content(events, held),
         }
     }
 
     /// True if there may be more to read.
     fn step(&mut self, events: &mut Vec<ToolEvent>) -> bool {
         match &mut self.place {
-            Place::Content => {
-                let (before, is_opened) = take_before(&mut self.held, OPEN);
-                // Line breaks before a call set it off from the content.
-                let n_kept = before.trim_end().len();
-                if is_opened {
-                    self.give_content(before[..n_kept].to_owned(), events);
-                    self.place = Place::Call(Box::default());
+            Place::Content => self.content(events),
+            Place::Call { .. } => self.call(events),
+            Place::Closing => self.closing(),
+            Place::Other => self.other(events),
+        }
+    }
+
+    fn content(&mut self, events: &mut Vec<ToolEvent>) -> bool {
+        let at = self.held.find(OPEN);
+        let n_shown = at.unwrap_or(self.held.len() - held_bytes(&self.held, OPEN));
+        // White space before a call sets it off from the content.
+        let n_kept = self.held[..n_shown].trim_end().len();
+        let mut before = self.held.split_off(n_kept);
+        let content = std::mem::take(&mut self.held);
+        self.give_content(content, events);
+        if at.is_none() {
+            self.held = before;
+            return false;
+        }
+        self.held = before.split_off(n_shown - n_kept + OPEN.len());
+        self.place = self.begin_call(before);
+        true
+    }
+
+    fn begin_call(&self, before: String) -> Place {
+        let call = Box::new(JsonCall::new(self.rules.clone()));
+        Place::Call { call, before }
+    }
+
+    fn call(&mut self, events: &mut Vec<ToolEvent>) -> bool {
+        let Place::Call { call, before } = &mut self.place else {
+            return false;
+        };
+        let text = std::mem::take(&mut self.held);
+        let (reading, rest) = call.push(&text, events);
+        match reading {
+            Reading::Open => false,
+            Reading::Call => {
+                self.held = rest;
+                self.has_calls = true;
+                self.place = Place::Closing;
+                true
+            }
+            Reading::Other => {
+                let (is_within, before) = (!before.ends_with(OPEN), std::mem::take(before));
+                push_content(events, before);
+                let place = if is_within {
+                    Place::Other
                 } else {
-                    self.held.insert_str(0, &before[n_kept..]);
-                    self.give_content(before[..n_kept].to_owned(), events);
+                    Place::Content
+                };
+                // What stands after the tag may have another one.
+                if let Place::Call { call, .. } = std::mem::replace(&mut self.place, place) {
+                    self.held = call.into_text();
                 }
-                is_opened
-            }
-            Place::Call(call) => {
-                let text = std::mem::take(&mut self.held);
-                let (reading, rest) = call.push(&text, events);
-                match reading {
-                    Reading::Open => false,
-                    Reading::Call => {
-                        self.held = rest;
-                        self.has_calls = true;
-                        self.place = Place::Closing;
-                        true
-                    }
-                    Reading::Other => {
-                        let Place::Call(call) = std::mem::take(&mut self.place) else {
-                            return false;
-                        };
-                        // The tag is text; what stands behind it may have another one.
-                        push_content(events, OPEN.to_owned());
-                        self.held = call.into_text();
-                        true
-                    }
-                }
-            }
-            Place::Closing => {
-                let (_, is_closed) = take_before(&mut self.held, CLOSE);
-                if is_closed {
-                    self.place = Place::Content;
-                }
-                is_closed
+                true
             }
         }
+    }
+
+    fn closing(&mut self) -> bool {
+        let rest = self.held.trim_start();
+        if let Some(rest) = rest.strip_prefix(CLOSE) {
+            self.held = rest.to_owned();
+            self.place = Place::Content;
+        } else if rest.starts_with(OPEN) {
+            self.place = Place::Content;
+        } else if CLOSE.starts_with(rest) || OPEN.starts_with(rest) {
+            return false;
+        } else if rest.starts_with('{') {
+            let before = self.held[..self.held.len() - rest.len()].to_owned();
+            self.held = rest.to_owned();
+            self.place = self.begin_call(before);
+        } else {
+            self.place = Place::Other;
+        }
+        true
+    }
+
+    fn other(&mut self, events: &mut Vec<ToolEvent>) -> bool {
+        let close = self.held.find(CLOSE);
+        let open = self.held.find(OPEN);
+        let n_waiting = held_bytes(&self.held, CLOSE).max(held_bytes(&self.held, OPEN));
+        let ends = [close, open].into_iter().flatten().min();
+        let n_content = ends.unwrap_or(self.held.len() - n_waiting);
+        let rest = self.held.split_off(n_content);
+        push_content(events, std::mem::replace(&mut self.held, rest));
+        if ends.is_none() {
+            return false;
+        }
+        if ends == close {
+            self.held.drain(..CLOSE.len());
+        }
+        self.place = Place::Content;
+        true
     }
 
     fn give_content(&self, text: String, events: &mut Vec<ToolEvent>) {

@@ -3,11 +3,22 @@
 //! The name is given on when it is complete, the arguments from then on as they come. Written the
 //! other way round, the arguments wait for the name.
 
+use std::sync::Arc;
+
 use serde_json::Value;
 
 use super::ToolEvent;
 
-/// Where the object stands behind what was read.
+/// What makes an object a call, beside its name.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Rules {
+    /// An object without arguments is no call.
+    pub needs_arguments: bool,
+    /// Of these tools alone; `None`: of any.
+    pub names: Option<Arc<[String]>>,
+}
+
+/// Where the object stands after what was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Reading {
     /// More is to come.
@@ -28,6 +39,7 @@ struct Span {
 
 #[derive(Debug, Default)]
 pub(super) struct JsonCall {
+    rules: Rules,
     /// Everything read, which is given back where it is no call.
     text: String,
     n_read: usize,
@@ -48,6 +60,13 @@ pub(super) struct JsonCall {
 }
 
 impl JsonCall {
+    pub fn new(rules: Rules) -> Self {
+        Self {
+            rules,
+            ..Self::default()
+        }
+    }
+
     /// Reads up to the object's end, and gives back what stands behind it.
     pub fn push(&mut self, text: &str, events: &mut Vec<ToolEvent>) -> (Reading, String) {
         self.text.push_str(text);
@@ -82,6 +101,9 @@ impl JsonCall {
             self.n_read += 1;
             if self.in_string {
                 self.read_in_string(byte, at);
+                if !self.in_string && self.has_foreign_name() {
+                    return self.end(Reading::Other);
+                }
                 continue;
             }
             if self.depth == 0 && !byte.is_ascii_whitespace() && byte != b'{' {
@@ -105,7 +127,7 @@ impl JsonCall {
                         self.end_value(at + 1);
                     } else if self.depth == 0 {
                         self.end_value(at);
-                        return self.end(if self.name.is_some() {
+                        return self.end(if self.is_call() {
                             Reading::Call
                         } else {
                             Reading::Other
@@ -125,12 +147,27 @@ impl JsonCall {
                 byte if !byte.is_ascii_whitespace() => self.begin_value(at),
                 _ => {}
             }
+            if self.has_foreign_name() {
+                return self.end(Reading::Other);
+            }
         }
         Reading::Open
     }
 
+    fn is_call(&self) -> bool {
+        let has_arguments = self.arguments.is_some() || !self.rules.needs_arguments;
+        self.name.is_some() && has_arguments && !self.has_foreign_name()
+    }
+
+    fn has_foreign_name(&self) -> bool {
+        match (&self.name, &self.rules.names) {
+            (Some(name), Some(names)) => !names.contains(name),
+            _ => false,
+        }
+    }
+
     fn break_off(&mut self, at: usize) -> Reading {
-        if self.name.is_none() {
+        if !self.is_call() {
             return self.end(Reading::Other);
         }
         if let Some(span) = self.arguments.as_mut() {
@@ -195,6 +232,9 @@ impl JsonCall {
 
     fn give(&mut self, reading: Reading, events: &mut Vec<ToolEvent>) {
         let Some(name) = &self.name else { return };
+        if self.rules.needs_arguments && self.arguments.is_none() {
+            return;
+        }
         if !self.is_announced {
             self.is_announced = true;
             events.push(ToolEvent::Call { name: name.clone() });

@@ -1,13 +1,14 @@
 //! `{"name": …, "parameters": …}`, as Llama 3 writes it: the whole output is calls, separated by
-//! `;`, or it is content.
+//! `;`, or it is content. Any JSON may be an answer, so a call has to have its arguments.
 
-use super::json_call::{JsonCall, Reading};
+use super::json_call::{JsonCall, Reading, Rules};
 use super::{ToolEvent, push_content};
 
 const TAG: &str = "<|python_tag|>";
 
 #[derive(Debug, Default)]
 pub struct LlamaParser {
+    rules: Rules,
     held: String,
     place: Place,
     has_calls: bool,
@@ -18,11 +19,22 @@ enum Place {
     /// Before a call, if there is to be one.
     #[default]
     Start,
-    Call(Box<JsonCall>),
+    /// An object, and what stands before it, which belongs to the content if this is no call.
+    Call {
+        call: Box<JsonCall>,
+        before: String,
+    },
     Content,
 }
 
 impl LlamaParser {
+    pub(super) fn new(rules: Rules) -> Self {
+        Self {
+            rules,
+            ..Self::default()
+        }
+    }
+
     pub fn push(&mut self, text: &str, events: &mut Vec<ToolEvent>) {
         self.held.push_str(text);
         while self.step(events) {}
@@ -31,8 +43,8 @@ impl LlamaParser {
     pub fn finish(&mut self, events: &mut Vec<ToolEvent>) {
         let held = std::mem::take(&mut self.held);
         match std::mem::take(&mut self.place) {
-            Place::Call(call) if call.is_announced() => {}
-            Place::Call(call) => push_content(events, call.into_text()),
+            Place::Call { call, .. } if call.is_announced() => {}
+            Place::Call { call, before } => push_content(events, before + &call.into_text()),
             Place::Start if self.has_calls && held.trim().is_empty() => {}
             Place::Start | Place::Content => push_content(events, held),
         }
@@ -48,8 +60,11 @@ impl LlamaParser {
                 }
                 begun = begun.strip_prefix(TAG).unwrap_or(begun).trim_start();
                 if begun.starts_with('{') {
-                    self.held = begun.to_owned();
-                    self.place = Place::Call(Box::default());
+                    let object = begun.to_owned();
+                    self.held.truncate(self.held.len() - object.len());
+                    let before = std::mem::replace(&mut self.held, object);
+                    let call = Box::new(JsonCall::new(self.rules.clone()));
+                    self.place = Place::Call { call, before };
                     return true;
                 }
                 if TAG.starts_with(begun) {
@@ -58,7 +73,7 @@ impl LlamaParser {
                 self.place = Place::Content;
                 true
             }
-            Place::Call(call) => {
+            Place::Call { call, before } => {
                 let text = std::mem::take(&mut self.held);
                 let (reading, rest) = call.push(&text, events);
                 match reading {
@@ -70,11 +85,11 @@ impl LlamaParser {
                         true
                     }
                     Reading::Other => {
-                        let Place::Call(call) = std::mem::take(&mut self.place) else {
-                            return false;
-                        };
-                        self.held = call.into_text();
-                        self.place = Place::Content;
+                        let before = std::mem::take(before);
+                        let place = std::mem::replace(&mut self.place, Place::Content);
+                        if let Place::Call { call, .. } = place {
+                            self.held = before + &call.into_text();
+                        }
                         true
                     }
                 }

@@ -14,7 +14,11 @@ mod hermes;
 mod json_call;
 mod llama;
 
+use std::sync::Arc;
+
 use self::hermes::HermesParser;
+pub(super) use self::hermes::OPEN as HERMES_OPEN;
+use self::json_call::Rules;
 use self::llama::LlamaParser;
 
 /// How a model writes its calls.
@@ -60,11 +64,33 @@ pub enum ToolCallParser {
 }
 
 impl ToolCallParser {
+    /// Reads calls of any tool.
     pub fn new(format: ToolCallFormat) -> Self {
+        Self::with_names(format, None)
+    }
+
+    /// Reads calls of these tools alone; what names another one is content.
+    pub fn for_tools(format: ToolCallFormat, names: Arc<[String]>) -> Self {
+        Self::with_names(format, Some(names))
+    }
+
+    fn with_names(format: ToolCallFormat, names: Option<Arc<[String]>>) -> Self {
+        let rules = |needs_arguments| Rules {
+            needs_arguments,
+            names,
+        };
         match format {
-            ToolCallFormat::Hermes => Self::Hermes(HermesParser::default()),
-            ToolCallFormat::Llama3Json => Self::Llama(LlamaParser::default()),
+            ToolCallFormat::Hermes => Self::Hermes(HermesParser::new(rules(false))),
+            ToolCallFormat::Llama3Json => Self::Llama(LlamaParser::new(rules(true))),
         }
+    }
+
+    /// Whether a whole output begins with a call.
+    pub fn begins_with_call(format: ToolCallFormat, text: &str) -> bool {
+        let mut parser = Self::new(format);
+        let mut events = parser.push(text);
+        events.extend(parser.finish());
+        matches!(events.first(), Some(ToolEvent::Call { .. }))
     }
 
     pub fn push(&mut self, text: &str) -> Vec<ToolEvent> {

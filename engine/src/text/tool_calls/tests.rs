@@ -84,6 +84,15 @@ fn what_is_no_call_is_content() {
     ] {
         check(Hermes, text, text, &[]);
     }
+    // White space around what is no call is content, too.
+    for text in [
+        "The tag <tool_call> is used to call. Done.",
+        "a\n\n<tool_call>\n\nb\n",
+        " <tool_call> {\"a\": 1} </tool_call> x",
+        "a <tool_call>{\"name\": 1}\n",
+    ] {
+        check(Hermes, text, text, &[]);
+    }
     // The second one is a call.
     let text = "<tool_call>x <tool_call>{\"name\": \"f\", \"arguments\": {}}</tool_call>";
     check(Hermes, text, "<tool_call>x", &[("f", "{}")]);
@@ -92,8 +101,79 @@ fn what_is_no_call_is_content() {
         "plain {\"name\": \"f\"}",
         "{\"name\"",
         "<|pyt",
+        "{\"name\": \"Bob\", \"age\": 3}",
+        "{\"name\":\"Bob\"}",
+        "{\"name\": \"f\"} hello",
+        " \n<|python_tag|> {\"name\": \"f\"}",
+        "{\"name\": \"f\"",
     ] {
         check(Llama3Json, text, text, &[]);
+    }
+}
+
+#[test]
+fn all_that_stands_within_a_tag_is_read() {
+    let (f, g) = ("{\"name\": \"f\", \"arguments\": {}}", "{\"name\": \"g\"}");
+    let calls = [("f", "{}"), ("g", "{}")];
+    check(
+        Hermes,
+        &format!("<tool_call>\n{f}\n{g}\n</tool_call>"),
+        "",
+        &calls,
+    );
+    check(
+        Hermes,
+        &format!("<tool_call>{f}<tool_call>{g}</tool_call>"),
+        "",
+        &calls,
+    );
+    check(
+        Hermes,
+        &format!("<tool_call>{f} extra</tool_call>"),
+        " extra",
+        &calls[..1],
+    );
+    check(
+        Hermes,
+        &format!("<tool_call>{f}\n{{\"x\": 1}} y</tool_call>z<tool_call>{g}"),
+        "\n{\"x\": 1} yz",
+        &calls,
+    );
+    check(
+        Hermes,
+        &format!("<tool_call>{f} a < b"),
+        " a < b",
+        &calls[..1],
+    );
+    check(Hermes, &format!("<tool_call>{f}\n</tool"), "", &calls[..1]);
+}
+
+#[test]
+fn calls_of_other_tools_are_content_where_the_tools_are_known() {
+    let parse = |format, text: &str| {
+        let mut parser = ToolCallParser::for_tools(format, ["f".to_owned()].into());
+        let mut events = parser.push(text);
+        events.extend(parser.finish());
+        events
+    };
+    let object = |name: &str| format!("{{\"name\": \"{name}\", \"parameters\": {{\"x\": 1}}}}");
+    for (format, text) in [
+        (Llama3Json, object("Bob")),
+        (Hermes, format!("<tool_call>{}</tool_call>", object("Bob"))),
+    ] {
+        let content: String = parse(format, &text)
+            .into_iter()
+            .map(|event| match event {
+                ToolEvent::Content(text) => text,
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(content, text);
+        let events = parse(format, &text.replace("Bob", "f"));
+        assert!(
+            matches!(&events[0], ToolEvent::Call { name } if name == "f"),
+            "{events:?}"
+        );
     }
 }
 
@@ -108,6 +188,10 @@ fn llama_calls_are_the_whole_output() {
         "",
         &[expected],
     );
+    let reversed = "{\"parameters\": {}, \"name\": \"f\"}";
+    check(Llama3Json, reversed, "", &[("f", "{}")]);
+    let then_text = format!("{call}; {{\"a\": 1}}");
+    check(Llama3Json, &then_text, "; {\"a\": 1}", &[expected]);
     check(
         Llama3Json,
         &format!("{call}; {call}"),

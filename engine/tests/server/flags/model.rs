@@ -171,7 +171,7 @@ fn max_schema_bytes_bounds_a_constraint() {
     let is_refused = |flags: &str| {
         let constraint = Constraint::Regex("a".repeat(20));
         let grammars = model.served(flags).grammars;
-        grammars.compile(&constraint, Preamble::Nothing).is_err()
+        grammars.compile(&constraint, Preamble::Nothing, 1).is_err()
     };
     assert!(is_refused("--max-schema-bytes 19") && !is_refused("--max-schema-bytes 20"));
     assert!(resolve("--max-schema-bytes 1GiB").is_err());
