@@ -102,6 +102,7 @@ fn smoke(root: &Path) -> Result<()> {
         "run",
         "balanced-v2",
         "--quick",
+        "--wait",
         "--model",
         SMOKE_MODEL,
         "--engine-bin",
