@@ -13,13 +13,18 @@ use clap::Args;
 use crate::environment::Environment;
 use crate::interrupts::Interrupts;
 use crate::loadgen::BaseUrl;
+use crate::measurement_lock::MeasurementLock;
 use crate::prompts::PromptSet;
 use crate::provenance::{self, GitState};
 use crate::record::{self, Hashes, RunStatus};
 use crate::repository::Repository;
-use crate::runner::{Campaign, RunEnd, ServerSource, campaign_id, run_replicate};
+use crate::runner::{
+    Campaign, RunEnd, ServerSource, UNREACHABLE_LIMIT, campaign_id, run_replicate,
+};
+use crate::served_model::model_name;
 use crate::server_process::{ServerConfig, ServerProcess};
 use crate::spec::{Experiment, Overrides};
+use crate::terminal::{note, say};
 
 /// Environment variable that holds the key for `--base-url`.
 const API_KEY: &str = "OPENAI_API_KEY";
@@ -32,14 +37,15 @@ pub struct RunArgs {
     /// A small workload that ends within two minutes; the record says so
     #[arg(long)]
     pub quick: bool,
-    /// Model to serve instead of the experiment's: a path, a hub id, synthetic:<preset>
+    /// Model to serve instead of the experiment's: a path, a hub id, synthetic:<preset>; with
+    /// --base-url, which of the server's models to ask
     #[arg(long)]
     pub model: Option<String>,
     /// Server starts per experiment
     #[arg(long, value_name = "N")]
     pub replicates: Option<u32>,
     /// Measure a server that runs already (its key from OPENAI_API_KEY) and start none
-    #[arg(long, value_name = "URL", conflicts_with_all = ["engine_bin", "model", "engine_flags"])]
+    #[arg(long, value_name = "URL", conflicts_with_all = ["engine_bin", "engine_flags"])]
     pub base_url: Option<String>,
     #[command(flatten)]
     pub serving: ServingArgs,
@@ -60,6 +66,9 @@ pub struct ServingArgs {
     /// How long a server may take to load its model
     #[arg(long, value_name = "SECONDS", default_value_t = 1800, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub start_limit_s: u64,
+    /// Wait for another measurement on this machine to end, instead of refusing
+    #[arg(long)]
+    pub wait: bool,
 }
 
 impl ServingArgs {
@@ -129,17 +138,21 @@ pub async fn run(args: &RunArgs, repository: Repository) -> Result<CampaignEnd> 
         }
         arms.push(Arm::new(&repository, experiment)?);
     }
-    let source = server_source(args.serving.engine_bin.as_deref(), args.base_url.as_deref())?;
+    let source = match &args.base_url {
+        Some(url) => external_server(url, args.model.clone())?,
+        None => server_source(args.serving.engine_bin.as_deref())?,
+    };
     let Some(campaign) = open(&args.serving, source, &arms, repository, &mut interrupts).await?
     else {
         return Ok(CampaignEnd::Interrupted);
     };
     let ends = run_rounds(&campaign, arms, &mut interrupts, |_, _| Vec::new()).await?;
-    println!("{}", table_of(&campaign, &ends));
+    say!("{}", table_of(&campaign, &ends));
     Ok(CampaignEnd::of(&ends))
 }
 
-/// Labels killed runs, fetches the models and notes what all runs share. `None`: interrupted.
+/// Takes the lock, labels killed runs, fetches the models and notes what all runs share. `None`:
+/// interrupted.
 pub async fn open(
     serving: &ServingArgs,
     source: ServerSource,
@@ -147,8 +160,8 @@ pub async fn open(
     repository: Repository,
     interrupts: &mut Interrupts,
 ) -> Result<Option<Campaign>> {
-    let campaign = describe(serving, source, repository)?;
-    let end = prepare(&campaign, arms, interrupts).await?;
+    let mut campaign = describe(serving, source, repository)?;
+    let end = prepare(&mut campaign, serving.wait, arms, interrupts).await?;
     Ok((end != CampaignEnd::Interrupted).then_some(campaign))
 }
 
@@ -167,17 +180,43 @@ pub fn describe(
         runs_dir: serving.runs_dir(&repository),
         repository,
         source,
+        lock: None,
     })
 }
 
-/// Labels killed runs and fetches the models.
+/// Refuses a second measurement at the same time (or waits for its end), labels killed runs, fetches
+/// the models or finds the server.
 pub async fn prepare(
-    campaign: &Campaign,
+    campaign: &mut Campaign,
+    wait: bool,
     arms: &[Arm],
     interrupts: &mut Interrupts,
 ) -> Result<CampaignEnd> {
+    campaign.lock = MeasurementLock::take(wait, interrupts).await?;
+    if campaign.lock.is_none() {
+        return Ok(CampaignEnd::Interrupted);
+    }
+    if let ServerSource::External { base_url, model } = &campaign.source {
+        let found = async {
+            base_url
+                .probe(UNREACHABLE_LIMIT)
+                .await
+                .context("with --base-url no server is started; start it, then call again")?;
+            match model {
+                Some(wanted) => model_name(base_url, Some(wanted)).await.map(drop),
+                None => Ok(()),
+            }
+        };
+        tokio::select! {
+            found = found => found?,
+            name = interrupts.next() => {
+                note!("interrupted ({name})");
+                return Ok(CampaignEnd::Interrupted);
+            }
+        }
+    }
     for run_id in record::finalise_killed(&campaign.runs_dir)? {
-        eprintln!(
+        note!(
             "{run_id}: labelled failed, {}",
             record::REASON_RUNNER_KILLED
         );
@@ -234,7 +273,7 @@ pub async fn run_rounds(
             }
             let end = run_replicate(campaign, experiment, prompts, replicate, interrupts).await?;
             if let (RunStatus::Failed, Some(reason)) = (end.status, &end.reason) {
-                eprintln!("{} failed: {reason}", experiment.name);
+                note!("{} failed: {reason}", experiment.name);
             }
             dropped.extend(after_each(experiment, &end));
             let interrupted = end.interrupted;
@@ -263,7 +302,7 @@ async fn fetch_model(
     interrupts: &mut Interrupts,
 ) -> Result<CampaignEnd> {
     // No bar of our own: the engine shows the download's on the same terminal.
-    eprintln!("model {model}: fetch");
+    note!("model {model}: fetch");
     let mut fetch = ServerProcess::start(config)?;
     let exit = async {
         loop {
@@ -276,16 +315,16 @@ async fn fetch_model(
     tokio::select! {
         how = exit => {
             if how == SUCCESS {
-                eprintln!("model {model}: here");
+                note!("model {model}: here");
             } else if model == DEFAULT_MODEL {
-                eprintln!("WARNING: the default model cannot be fetched ({how}); the server falls back to a synthetic one");
+                note!("WARNING: the default model cannot be fetched ({how}); the server falls back to a synthetic one");
             } else {
                 bail!("the model {model} cannot be fetched ({how})");
             }
             Ok(CampaignEnd::Complete)
         }
         name = interrupts.next() => {
-            eprintln!("interrupted ({name})");
+            note!("interrupted ({name})");
             Ok(CampaignEnd::Interrupted)
         }
     }
@@ -297,12 +336,17 @@ const DEFAULT_MODEL: &str = "default";
 /// How `std::process::ExitStatus` prints a command that succeeded.
 const SUCCESS: &str = "exit status: 0";
 
-/// The server at `base_url`, or else `engine_bin`, or else the engine beside this program.
-pub fn server_source(engine_bin: Option<&Path>, base_url: Option<&str>) -> Result<ServerSource> {
-    if let Some(url) = base_url {
-        let api_key = std::env::var(API_KEY).ok().filter(|key| !key.is_empty());
-        return Ok(ServerSource::External(BaseUrl::parse(url, api_key)?));
-    }
+/// The server at `url`, of whose models `model` is asked, or else the first.
+fn external_server(url: &str, model: Option<String>) -> Result<ServerSource> {
+    let api_key = std::env::var(API_KEY).ok().filter(|key| !key.is_empty());
+    Ok(ServerSource::External {
+        base_url: BaseUrl::parse(url, api_key)?,
+        model,
+    })
+}
+
+/// `engine_bin`, or else the engine beside this program.
+pub fn server_source(engine_bin: Option<&Path>) -> Result<ServerSource> {
     let supervisor = std::env::current_exe().context("the path of this program")?;
     let binary = match engine_bin {
         Some(path) => path.to_path_buf(),
@@ -326,7 +370,7 @@ fn hashes(repository: &Repository, source: &ServerSource) -> Hashes {
         cargo_lock: file(repository.root.join("Cargo.lock")),
         engine_binary: match source {
             ServerSource::Engine { binary, .. } => file(binary.clone()),
-            ServerSource::External(_) => None,
+            ServerSource::External { .. } => None,
         },
         kernels: provenance::sha256_of_sources(&repository.root.join("kernels").join("src")).ok(),
         model: None,

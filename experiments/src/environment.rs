@@ -8,6 +8,8 @@ use std::{fs, io};
 
 use serde::{Deserialize, Serialize};
 
+use crate::machine_load::load_averages;
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Environment {
     pub host: String,
@@ -19,6 +21,9 @@ pub struct Environment {
     pub memory_bytes: u64,
     pub gpu: Option<Gpu>,
     pub rustc: Option<String>,
+    /// Over one, five and fifteen minutes when the campaign began.
+    #[serde(default)]
+    pub load_average: Option<[f64; 3]>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -90,6 +95,7 @@ impl Environment {
                 .ok_or_else(|| io::Error::other("/proc/meminfo has no MemTotal"))?,
             gpu: query_gpu(),
             rustc: duct::cmd!("rustc", "--version").stderr_null().read().ok(),
+            load_average: load_averages(),
         })
     }
 }

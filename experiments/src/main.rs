@@ -19,6 +19,7 @@ use experiments::simulate::against::{AgainstArgs, against};
 use experiments::simulate::policies::{PoliciesArgs, policies};
 use experiments::simulate::{SimulateArgs, simulate};
 use experiments::supervise::{ExecBoundArgs, SuperviseArgs, exec_bound, supervise};
+use experiments::terminal::plain;
 use experiments::tune::{TuneArgs, tune};
 use tokio::runtime::Runtime;
 
@@ -77,7 +78,7 @@ fn main() -> ExitCode {
     match dispatch(Cli::parse().command) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", plain(&format!("{error:#}")));
             ExitCode::FAILURE
         }
     }
@@ -116,15 +117,15 @@ fn dispatch(command: Command) -> Result<ExitCode> {
             Ok(exit_code(end))
         }
         Command::New(args) => {
-            print!("{}", new(&args, &Repository::find()?)?);
+            print!("{}", plain(&new(&args, &Repository::find()?)?));
             Ok(ExitCode::SUCCESS)
         }
         Command::Export(args) => {
-            print!("{}", export(&args, &Repository::find()?)?);
+            print!("{}", plain(&export(&args, &Repository::find()?)?));
             Ok(ExitCode::SUCCESS)
         }
         Command::Import(args) => {
-            print!("{}", import(&args, &Repository::find()?)?);
+            print!("{}", plain(&import(&args, &Repository::find()?)?));
             Ok(ExitCode::SUCCESS)
         }
         Command::Reproduce(args) => {
@@ -137,15 +138,15 @@ fn dispatch(command: Command) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Against(args) => {
-            print!("{}", against(&args, &Repository::find()?)?);
+            print!("{}", plain(&against(&args, &Repository::find()?)?));
             Ok(ExitCode::SUCCESS)
         }
         Command::Policies(args) => {
-            print!("{}", policies(&args, &Repository::find()?)?);
+            print!("{}", plain(&policies(&args, &Repository::find()?)?));
             Ok(ExitCode::SUCCESS)
         }
         Command::Calibrate(args) => {
-            print!("{}", calibrate(&args)?);
+            print!("{}", plain(&calibrate(&args)?));
             Ok(ExitCode::SUCCESS)
         }
         Command::List {
@@ -160,7 +161,10 @@ fn dispatch(command: Command) -> Result<ExitCode> {
                     .context("the path of this program")?
                     .with_file_name("engine"),
             };
-            print!("{}", run_list::list(&repository, &runs_dir, &engine)?);
+            print!(
+                "{}",
+                plain(&run_list::list(&repository, &runs_dir, &engine)?)
+            );
             Ok(ExitCode::SUCCESS)
         }
         Command::Supervise(args) => supervise(&args).map(|()| ExitCode::SUCCESS),

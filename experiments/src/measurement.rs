@@ -7,6 +7,7 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet};
 
 use crate::loadgen::{self, Company, RequestRow, RunClock, Target};
+use crate::machine_load::LoadWatch;
 use crate::progress::Progress;
 use crate::prompts::PromptSet;
 use crate::record::RunRecord;
@@ -22,6 +23,7 @@ pub async fn run_cases(
     seed: u64,
     clock: RunClock,
     record: &mut RunRecord,
+    load_watch: &mut LoadWatch,
 ) -> Result<Vec<RequestRow>> {
     let mut all = Vec::new();
     for round in experiment.workload.rounds() {
@@ -29,6 +31,7 @@ pub async fn run_cases(
         let n_requests = round.iter().map(|case| u64::from(case.n_requests)).sum();
         let progress = Progress::bar(name, n_requests);
         let (sender, mut rows) = mpsc::unbounded_channel();
+        let began = load_watch.begin(clock.now_s());
         let send = async {
             let company = Arc::new(Company::of(round.len()));
             let mut cases = JoinSet::new();
@@ -56,6 +59,8 @@ pub async fn run_cases(
             anyhow::Ok(())
         };
         tokio::try_join!(send, receive)?;
+        let cases = round.iter().map(|case| case.name.clone()).collect();
+        load_watch.end(cases, began, clock.now_s())?;
         progress.finish(&format!("{n_requests} requests, {n_failed} failed"));
     }
     Ok(all)

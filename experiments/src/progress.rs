@@ -5,6 +5,7 @@
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
+use crate::terminal::{note, plain};
 use indicatif::{ProgressBar, ProgressStyle};
 
 #[derive(Debug)]
@@ -42,11 +43,11 @@ impl Progress {
                 ProgressStyle::with_template(template)
                     .unwrap_or_else(|_| ProgressStyle::default_bar()),
             );
-            bar.set_prefix(title.clone());
+            bar.set_prefix(plain(&title));
             bar.enable_steady_tick(Duration::from_millis(100));
             Some(bar)
         } else {
-            eprintln!("{title} …");
+            note!("{title} …");
             None
         };
         Self {
@@ -59,14 +60,14 @@ impl Progress {
     pub fn advance(&self, message: impl Into<String>) {
         if let Some(bar) = &self.bar {
             bar.inc(1);
-            bar.set_message(message.into());
+            bar.set_message(plain(&message.into()));
         }
     }
 
     /// What is going on; shown on a terminal only.
     pub fn tell(&self, message: impl Into<String>) {
         if let Some(bar) = &self.bar {
-            bar.set_message(message.into());
+            bar.set_message(plain(&message.into()));
         }
     }
 
@@ -74,7 +75,7 @@ impl Progress {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
-        eprintln!(
+        note!(
             "{}: {message} ({:.1} s)",
             self.title,
             self.started.elapsed().as_secs_f64()

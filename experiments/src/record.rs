@@ -2,7 +2,7 @@
 //!
 //! Made once, never overwritten; rows are appended and flushed as they come, so that a run
 //! that is killed keeps what it measured. `status.json` says `running` from the first moment,
-//! with the identity of the runner, and is replaced last. A folder whose runner is gone while
+//! with the identity of the runner, and is replaced last, with the digests of all other files. A folder whose runner is gone while
 //! it still says `running` was killed, and [`finalise_killed`] labels it so.
 
 use std::fs::{self, File, OpenOptions};
@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::derived::Derived;
+use crate::integrity::{self, Digests};
 use crate::loadgen::RequestRow;
 use crate::process_identity::ProcessIdentity;
 use crate::provenance::{GitState, hex};
@@ -32,6 +33,7 @@ pub const SERVER_INFO: &str = "server_info.json";
 pub const SERVER_LOG: &str = "server.log";
 pub const REQUESTS: &str = "requests.jsonl";
 pub const SERVER_METRICS: &str = "server_metrics.jsonl";
+pub const MACHINE_LOAD: &str = "machine_load.jsonl";
 
 /// A folder without a status is left alone for this long: its runner may be about to write it.
 const STATUS_DUE: Duration = Duration::from_mins(1);
@@ -58,6 +60,10 @@ pub struct Manifest {
     pub sha256: Hashes,
     pub model: ModelUsed,
     pub seed: u64,
+    /// What prompts and arrivals were drawn with from the seed; absent in records of older versions,
+    /// which drew the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generator: Option<String>,
     /// The full server command; empty for an external server.
     pub command: Vec<String>,
     /// Flags typed behind `--` on top of the experiment's own.
@@ -103,15 +109,19 @@ pub struct Status {
     /// Who runs it, while it runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub runner: Option<ProcessIdentity>,
+    /// Of all other files, once the run has ended by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<Digests>,
 }
 
 impl Status {
-    fn finished(status: RunStatus, reason: Option<String>) -> Self {
+    fn finished(status: RunStatus, reason: Option<String>, sha256: Option<Digests>) -> Self {
         Self {
             status,
             reason,
             finished_utc: Some(utc::rfc3339(utc::now_unix_s())),
             runner: None,
+            sha256,
         }
     }
 }
@@ -176,6 +186,7 @@ impl RunRecord {
             reason: None,
             finished_utc: None,
             runner: Some(ProcessIdentity::own()),
+            sha256: None,
         };
         write_json(&dir.join(STATUS), &running)?;
         let requests = JsonLines::create(&dir.join(REQUESTS))?;
@@ -211,7 +222,12 @@ impl RunRecord {
 
     /// The last write of a run.
     pub fn finish(self, status: RunStatus, reason: Option<String>) -> Result<(), RecordError> {
-        write_json(&self.dir.join(STATUS), &Status::finished(status, reason))
+        let digests = integrity::digests_of(&self.dir).map_err(|source| RecordError::Io {
+            path: self.dir.clone(),
+            source,
+        })?;
+        let status = Status::finished(status, reason, Some(digests));
+        write_json(&self.dir.join(STATUS), &status)
     }
 }
 
@@ -270,17 +286,24 @@ pub fn label_failed(dir: &Path, reason: &str) -> Result<(), RecordError> {
     }
     write_json(
         &path,
-        &Status::finished(RunStatus::Failed, Some(reason.into())),
+        &Status::finished(RunStatus::Failed, Some(reason.into()), None),
     )
 }
 
-/// Labels the runs whose runner is gone; returns their folders' names.
+/// Labels the runs whose runner is gone; returns their folders' names. What a link in `runs_dir` leads
+/// to lies elsewhere and is left as it is.
 pub fn finalise_killed(runs_dir: &Path) -> Result<Vec<String>, RecordError> {
     let mut labelled = Vec::new();
     for dir in run_folders(runs_dir)? {
+        if dir.is_symlink() {
+            continue;
+        }
         let path = dir.join(STATUS);
         let killed = if path.exists() {
-            let status: Status = read_json(&path)?;
+            // One that cannot be read says nothing of its runner.
+            let Ok(status) = read_json::<Status>(&path) else {
+                continue;
+            };
             status.status == RunStatus::Running
                 && !status.runner.is_some_and(|runner| runner.is_alive())
         } else {
@@ -433,6 +456,47 @@ mod tests {
         assert!(gone.finished_utc.is_some());
         assert!(!runs.path().join("just-made").join(STATUS).exists());
         assert!(finalise_killed(runs.path()).expect("readable").is_empty());
+    }
+
+    #[test]
+    fn what_a_link_leads_to_is_left_as_it_is() {
+        let (runs, elsewhere) = (
+            tempfile::tempdir().expect("temporary folder"),
+            tempfile::tempdir().expect("temporary folder"),
+        );
+        let _gone = RunRecord::create(elsewhere.path(), "gone").expect("new");
+        let path = elsewhere.path().join("gone").join(STATUS);
+        let mut status: Status = read_json(&path).expect("status");
+        status.runner = None;
+        write_json(&path, &status).expect("written");
+        let link = runs.path().join("gone");
+        std::os::unix::fs::symlink(elsewhere.path().join("gone"), link).expect("linked");
+        assert!(finalise_killed(runs.path()).expect("readable").is_empty());
+        let status: Status = read_json(&path).expect("status");
+        assert_eq!(status.status, RunStatus::Running);
+    }
+
+    #[test]
+    fn a_status_that_cannot_be_read_stops_nothing() {
+        let runs = tempfile::tempdir().expect("temporary folder");
+        let record = RunRecord::create(runs.path(), "torn").expect("new");
+        fs::write(record.path(STATUS), "{\"status\":").expect("written");
+        assert!(finalise_killed(runs.path()).expect("readable").is_empty());
+    }
+
+    #[test]
+    fn the_last_write_vouches_for_all_others() {
+        let runs = tempfile::tempdir().expect("temporary folder");
+        let record = RunRecord::create(runs.path(), "r1").expect("new");
+        record.write_json(SUMMARY, &1).expect("written");
+        let dir = record.dir().to_path_buf();
+        record.finish(RunStatus::Complete, None).expect("finished");
+        let status: Status = read_json(&dir.join(STATUS)).expect("status");
+        let digests = status.sha256.expect("digests");
+        let names: Vec<&str> = digests.keys().map(String::as_str).collect();
+        assert_eq!(names, [REQUESTS, SUMMARY]);
+        // Of no bytes at all.
+        assert!(digests[REQUESTS].starts_with("e3b0c44298fc1c149afbf4c8996fb924"));
     }
 
     /// As on a disk that is full: the status cannot be written beside the old one.

@@ -11,6 +11,7 @@ use serde::Deserialize;
 use crate::derived::Derived;
 use crate::environment::Environment;
 use crate::flags::Flags;
+use crate::integrity;
 use crate::loadgen::RequestRow;
 use crate::record::{self, Manifest, RunStatus, Status};
 use crate::spec::{Experiment, ModelSpec};
@@ -55,6 +56,12 @@ impl RecordedRun {
                 "{} did not complete ({}); there is no figure to confirm",
                 dir.display(),
                 status.reason.unwrap_or_else(|| "no reason noted".into())
+            );
+        }
+        if let Err(problem) = integrity::check(&dir) {
+            bail!(
+                "{} is broken, so nothing can be confirmed: {problem}",
+                dir.display()
             );
         }
         let manifest: Manifest = record::read_json(&dir.join(record::MANIFEST))?;
@@ -117,9 +124,12 @@ pub fn read_rows(dir: &Path) -> Result<Vec<RequestRow>> {
     let path = dir.join(record::REQUESTS);
     let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
     text.lines()
-        .map(serde_json::from_str)
-        .collect::<Result<_, _>>()
-        .with_context(|| path.display().to_string())
+        .enumerate()
+        .map(|(index, line)| {
+            serde_json::from_str(line)
+                .with_context(|| format!("{}, line {}", path.display(), index + 1))
+        })
+        .collect()
 }
 
 /// The one run folder that `typed` names.
@@ -159,7 +169,8 @@ fn n_starts(runs_dir: &Path, of: &Manifest) -> Result<u32> {
             && manifest.extra_flags == of.extra_flags;
         if same {
             let status = record::read_json::<Status>(&dir.join(record::STATUS));
-            n += u32::from(status.is_ok_and(|status| status.status == RunStatus::Complete));
+            let is_complete = status.is_ok_and(|status| status.status == RunStatus::Complete);
+            n += u32::from(is_complete && integrity::check(&dir).is_ok());
         }
     }
     // A folder given by path may lie outside `runs_dir`.

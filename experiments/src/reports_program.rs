@@ -6,6 +6,7 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use crate::terminal::say;
 use anyhow::{Context, Result, bail};
 
 #[derive(Debug, Clone)]
@@ -49,7 +50,7 @@ impl ReportsProgram {
     pub fn show(&self, words: &[OsString]) -> Result<()> {
         let Some(path) = &self.path else {
             let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
-            println!("the verdicts: cargo xtask report {}", words.join(" "));
+            say!("the verdicts: cargo xtask report {}", words.join(" "));
             return Ok(());
         };
         run(path, words)

@@ -14,9 +14,11 @@ use tokio::time::{sleep, timeout};
 use crate::environment::Environment;
 use crate::interrupts::Interrupts;
 use crate::loadgen::{BaseUrl, HttpError, RunClock, Target};
+use crate::machine_load::LoadWatch;
 use crate::measurement::{judge, run_cases};
+use crate::measurement_lock::MeasurementLock;
 use crate::progress::Progress;
-use crate::prompts::PromptSet;
+use crate::prompts::{self, PromptSet};
 use crate::provenance::{self, GitState};
 use crate::record::{self, Hashes, JsonLines, Manifest, ModelUsed, RunRecord, RunStatus};
 use crate::repository::Repository;
@@ -25,10 +27,15 @@ use crate::served_model::{self, take_in_model};
 use crate::server_process::{ServerConfig, ServerProcess, free_port, log_tail};
 use crate::spec::Experiment;
 use crate::summary::Summary;
+use crate::terminal::{note, say};
 use crate::utc;
 
 const HEALTH_POLL: Duration = Duration::from_millis(100);
 const HEALTH_LIMIT: Duration = Duration::from_secs(10);
+/// So long a server that is not ours may refuse connections, before a run and in it.
+pub const UNREACHABLE_LIMIT: Duration = Duration::from_secs(5);
+/// The wall clock may differ so much from the monotonic one over a run without a remark.
+const CLOCK_TOLERANCE_S: f64 = 2.0;
 /// Requests that fail because the server has died can be over before its end is noticed.
 const EXIT_NOTICE: Duration = Duration::from_millis(500);
 const SERVER_ENDED: &str = "the server ended during the run";
@@ -42,8 +49,12 @@ pub enum ServerSource {
         binary: PathBuf,
         supervisor: PathBuf,
     },
-    /// Somebody else's; neither started nor stopped here.
-    External(BaseUrl),
+    /// Another's; neither started nor stopped here.
+    External {
+        base_url: BaseUrl,
+        /// Which of its models is asked; `None`: the first that it lists.
+        model: Option<String>,
+    },
 }
 
 /// Everything the runs of one campaign share.
@@ -57,6 +68,8 @@ pub struct Campaign {
     pub git: GitState,
     pub hashes: Hashes,
     pub start_limit: Duration,
+    /// Against another measurement at the same time; taken before the first run.
+    pub lock: Option<MeasurementLock>,
 }
 
 /// How a run ended.
@@ -78,6 +91,7 @@ pub async fn run_replicate(
     interrupts: &mut Interrupts,
 ) -> Result<RunEnd> {
     let started_unix_s = utc::now_unix_s();
+    let started = Instant::now();
     let salt = format!(
         "{} {} {replicate} {:?}",
         campaign.id,
@@ -91,7 +105,7 @@ pub async fn run_replicate(
         &salt,
     );
     let mut record = RunRecord::create(&campaign.runs_dir, &run_id)?;
-    eprintln!(
+    note!(
         "{} replicate {replicate} → {}",
         experiment.name,
         campaign.repository.relative(record.dir()).display()
@@ -120,7 +134,18 @@ pub async fn run_replicate(
         progress.finish("stopped");
     }
     let (status, reason) = match outcome {
-        Ok(remark) => (RunStatus::Complete, remark),
+        Ok(remark) => {
+            let shift = clock_remark(
+                started_unix_s,
+                utc::now_unix_s(),
+                started.elapsed().as_secs_f64(),
+            );
+            let remarks: Vec<String> = remark.into_iter().chain(shift).collect();
+            (
+                RunStatus::Complete,
+                (!remarks.is_empty()).then(|| remarks.join("; ")),
+            )
+        }
         Err(error) => (RunStatus::Failed, Some(format!("{error:#}"))),
     };
     let dir = record.dir().to_path_buf();
@@ -131,6 +156,17 @@ pub async fn run_replicate(
         status,
         reason,
         interrupted,
+    })
+}
+
+/// The clock was set while the run went on: its times of day are of no use, its durations are.
+fn clock_remark(started_unix_s: u64, finished_unix_s: u64, took_s: f64) -> Option<String> {
+    let by_clock_s = finished_unix_s as f64 - started_unix_s as f64;
+    let shift_s = by_clock_s - took_s;
+    (shift_s.abs() > CLOCK_TOLERANCE_S).then(|| {
+        format!(
+            "the machine's clock was set by {shift_s:+.0} s during the run; its durations are not affected"
+        )
     })
 }
 
@@ -156,7 +192,7 @@ impl Run<'_> {
         record.write_toml(record::CONFIG, self.experiment)?;
 
         let (base_url, command) = match &self.campaign.source {
-            ServerSource::External(base_url) => (base_url.clone(), Vec::new()),
+            ServerSource::External { base_url, .. } => (base_url.clone(), Vec::new()),
             ServerSource::Engine { binary, .. } => {
                 let port = free_port().context("no free port on the loopback address")?;
                 (
@@ -177,20 +213,25 @@ impl Run<'_> {
         }
         self.wait_until_healthy(&base_url, record).await?;
 
+        let asked = match &self.campaign.source {
+            ServerSource::External { model, .. } => model.as_deref(),
+            ServerSource::Engine { .. } => None,
+        };
         let mut model_is_named = false;
         if let Some(info) = served_model::server_info(&base_url).await? {
             record.write_json(record::SERVER_INFO, &info)?;
-            model_is_named = take_in_model(&mut manifest, &info);
+            model_is_named = take_in_model(&mut manifest, &info, asked);
         }
-        let model_name = served_model::first_model(&base_url).await?;
+        let model_name = served_model::model_name(&base_url, asked).await?;
         if !model_is_named {
             manifest.model.used.clone_from(&model_name);
         }
         record.write_json(record::MANIFEST, &manifest)?;
         if let Some(reason) = &manifest.model.fallback_reason {
-            eprintln!(
+            note!(
                 "WARNING: {} is served instead of {}: {reason}",
-                manifest.model.used, manifest.model.requested
+                manifest.model.used,
+                manifest.model.requested
             );
         }
 
@@ -210,10 +251,12 @@ impl Run<'_> {
             has_gpu: self.campaign.environment.gpu.is_some(),
         };
         let samples = JsonLines::create(&record.path(record::SERVER_METRICS))?;
+        let loads = JsonLines::create(&record.path(record::MACHINE_LOAD))?;
+        let mut load_watch = LoadWatch::new(sampler.server_pid, loads);
         let log = record.path(record::SERVER_LOG);
         let seed = self.experiment.seed.wrapping_add(u64::from(self.replicate));
         let rows = tokio::select! {
-            rows = run_cases(self.experiment, &target, self.prompts, seed, clock, record) => rows?,
+            rows = run_cases(self.experiment, &target, self.prompts, seed, clock, record, &mut load_watch) => rows?,
             error = sampler.run(samples) => return Err(error.into()),
             how = server_exit(self.server.as_mut()) => bail!("{SERVER_ENDED} ({how}):\n{}", log_tail(&log, LOG_LINES_SHOWN)),
         };
@@ -235,20 +278,22 @@ impl Run<'_> {
         );
         record.write_json(record::SUMMARY, &summary)?;
         for case in &summary.cases {
-            println!("{}", case.block());
+            say!("{}", case.block());
         }
-        println!(
+        say!(
             "{} replicate {} ({})\n{}",
             self.experiment.name,
             self.replicate,
             manifest.model.used,
             summary.table()
         );
-        judge(&summary, &rows, workload.ignore_eos)
+        let remark = judge(&summary, &rows, workload.ignore_eos)?;
+        let remarks: Vec<String> = remark.into_iter().chain(load_watch.remark()).collect();
+        Ok((!remarks.is_empty()).then(|| remarks.join("; ")))
     }
 
     fn manifest(&self, command: &[String], base_url: &BaseUrl) -> Manifest {
-        let external = matches!(self.campaign.source, ServerSource::External(_));
+        let external = matches!(self.campaign.source, ServerSource::External { .. });
         Manifest {
             schema_version: record::SCHEMA_VERSION,
             run_id: self.run_id.into(),
@@ -268,6 +313,7 @@ impl Run<'_> {
                 format: None,
             },
             seed: self.experiment.seed.wrapping_add(u64::from(self.replicate)),
+            generator: Some(prompts::GENERATOR.into()),
             command: portable(command),
             extra_flags: self.experiment.extra_flags.clone(),
             base_url: external.then(|| base_url.display()),
@@ -278,8 +324,14 @@ impl Run<'_> {
 
     async fn wait_until_healthy(&mut self, base_url: &BaseUrl, record: &RunRecord) -> Result<()> {
         let log = record.path(record::SERVER_LOG);
-        let progress = Progress::spinner("start the server");
+        let is_ours = self.server.is_some();
+        let progress = Progress::spinner(if is_ours {
+            "start the server"
+        } else {
+            "wait for the server"
+        });
         let deadline = Instant::now() + self.campaign.start_limit;
+        let mut unreachable_since: Option<Instant> = None;
         loop {
             let last = match base_url.get_root("/health", HEALTH_LIMIT).await {
                 Ok(_) => {
@@ -289,12 +341,20 @@ impl Run<'_> {
                 // It answers, but has no such page.
                 Err(HttpError::Status {
                     status: 404 | 405, ..
-                }) if self.server.is_none() => {
+                }) if !is_ours => {
                     progress.finish("there, without /health");
                     return Ok(());
                 }
                 Err(last) => last,
             };
+            if matches!(last, HttpError::Connect { .. }) && !is_ours {
+                let since = unreachable_since.get_or_insert_with(Instant::now);
+                if since.elapsed() >= UNREACHABLE_LIMIT {
+                    bail!("{last}");
+                }
+            } else {
+                unreachable_since = None;
+            }
             if let Some(how) = self
                 .server
                 .as_mut()
@@ -363,4 +423,18 @@ pub fn campaign_id() -> String {
     let seen = format!("{} {:?}", std::process::id(), std::time::SystemTime::now());
     let hash = provenance::hex(&Sha256::digest(seen.as_bytes()));
     format!("{}_{}", utc::compact(utc::now_unix_s()), &hash[..8])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_was_set_is_remarked() {
+        assert_eq!(clock_remark(1_000, 1_060, 59.2), None);
+        let back = clock_remark(1_000, 400, 60.0).expect("a remark");
+        assert!(back.contains("set by -660 s"), "{back}");
+        let ahead = clock_remark(1_000, 87_460, 60.0).expect("a remark");
+        assert!(ahead.contains("set by +86400 s"), "{ahead}");
+    }
 }

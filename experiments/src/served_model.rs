@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use crate::loadgen::{BaseUrl, HttpError};
@@ -24,25 +24,44 @@ pub async fn server_info(base_url: &BaseUrl) -> Result<Option<Value>> {
     }
 }
 
-/// The first model of `/v1/models`: the name that requests carry.
-pub async fn first_model(base_url: &BaseUrl) -> Result<String> {
+/// The name that requests carry: `wanted`, which the server must have, or else the first of its
+/// `/v1/models`.
+pub async fn model_name(base_url: &BaseUrl, wanted: Option<&str>) -> Result<String> {
     let bytes = base_url
         .get_api("/models", ANSWER_LIMIT)
         .await
         .context("the list of models")?;
     let models: Value = serde_json::from_slice(&bytes).context("the list of models is not JSON")?;
-    models["data"][0]["id"]
-        .as_str()
-        .map(String::from)
-        .context("the server lists no model")
+    let ids: Vec<&str> = models["data"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|model| model["id"].as_str())
+        .collect();
+    match wanted {
+        Some(wanted) if ids.contains(&wanted) => Ok(wanted.to_string()),
+        Some(wanted) => bail!(
+            "--model {wanted}: the server at {} has no such model; it lists: {}",
+            base_url.display(),
+            ids.join(", ")
+        ),
+        None => ids
+            .first()
+            .map(ToString::to_string)
+            .context("the server lists no model"),
+    }
 }
 
 /// `model` of `/server_info`: {requested, used, fallback_reason, format, sha256}; of a server with
-/// several, of each of `models`, joined by ` + `. False where it does not name the model: another
+/// several, of each of `models`, joined by ` + `, or of the one that alone is `asked`. False where it does not name the model: another
 /// engine's page of that name says other things.
-pub fn take_in_model(manifest: &mut Manifest, info: &Value) -> bool {
+pub fn take_in_model(manifest: &mut Manifest, info: &Value, asked: Option<&str>) -> bool {
+    let is_asked = |model: &&Value| asked.is_none_or(|name| model["name"].as_str() == Some(name));
     let models: Vec<&Value> = match info["models"].as_array() {
-        Some(models) => models.iter().map(|info| &info["model"]).collect(),
+        Some(models) => {
+            let models = models.iter().filter(is_asked);
+            models.map(|info| &info["model"]).collect()
+        }
         None => vec![&info["model"]],
     };
     let text = |key: &str| {

@@ -191,6 +191,10 @@ pub fn full_name(dir: &Path, typed: &str) -> Result<String, SpecError> {
     }
 }
 
+/// Of a folder of `experiments/`. A run folder's name has the host, the time and, of an ablation, a
+/// flag beside it, and file systems allow 255 bytes.
+pub const MAX_NAME_LENGTH: usize = 100;
+
 impl Experiment {
     /// Reads `dir/<name>/experiment.toml` and everything it extends.
     pub fn load(dir: &Path, name: &str, overrides: &Overrides) -> Result<Self, SpecError> {
@@ -222,6 +226,11 @@ impl Experiment {
             experiment: name.clone(),
             source,
         };
+        if name.len() > MAX_NAME_LENGTH {
+            let limit =
+                format!("at most {MAX_NAME_LENGTH} characters, so that run folders can carry it");
+            return Err(field(FieldError::new("name", &name, limit)));
+        }
         if written.name != name {
             return Err(field(FieldError::new(
                 "name",

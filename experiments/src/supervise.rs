@@ -33,6 +33,7 @@ use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, getpid, kill_current_process_group, kill_process};
 
 use crate::record;
+use crate::terminal::note;
 
 /// The order that ends the server gently.
 pub const ORDER_STOP: &str = "stop";
@@ -140,7 +141,7 @@ pub fn supervise(args: &SuperviseArgs) -> Result<()> {
             if let Some(folder) = &args.run_folder
                 && let Err(error) = record::label_failed(folder, record::REASON_RUNNER_KILLED)
             {
-                eprintln!("{} cannot be labelled failed: {error}", folder.display());
+                note!("{} cannot be labelled failed: {error}", folder.display());
             }
         }
     }
@@ -179,7 +180,7 @@ fn tell(event: &str) {
         .and_then(|()| stdout.flush())
         .is_err()
     {
-        eprintln!("nobody listens: {event}");
+        note!("nobody listens: {event}");
     }
 }
 
@@ -189,6 +190,6 @@ fn signal(pid: u32, signal: Signal) {
         && let Err(error) = kill_process(pid, signal)
         && error != rustix::io::Errno::SRCH
     {
-        eprintln!("process {pid:?} cannot be signalled: {error}");
+        note!("process {pid:?} cannot be signalled: {error}");
     }
 }

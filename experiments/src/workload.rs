@@ -147,6 +147,16 @@ impl Workload {
                 "at least one file of data/prompts",
             ));
         }
+        for name in &self.prompts {
+            let is_file_name = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+            if name.is_empty() || name.starts_with('.') || !name.chars().all(is_file_name) {
+                return Err(FieldError::new(
+                    "workload.prompts",
+                    name,
+                    "names of files in data/prompts, without .jsonl: letters, digits, `-`, `_`, `.`",
+                ));
+            }
+        }
         in_range("workload.temperature", self.temperature, 0.0, 2.0)?;
         in_range(
             "workload.request_timeout_s",

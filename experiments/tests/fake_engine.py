@@ -17,6 +17,7 @@ MODE = os.environ.get("FAKE_ENGINE_MODE", "good")
 TOKEN_S = float(os.environ.get("FAKE_ENGINE_TOKEN_S", "0.001"))
 # Flags that do nothing here, and one that this engine does not survive.
 INACTIVE = os.environ.get("FAKE_ENGINE_INACTIVE", "").split()
+MODELS = os.environ.get("FAKE_ENGINE_MODELS", "fake-7b").split()
 FATAL = os.environ.get("FAKE_ENGINE_FATAL")
 # A flag that acts: how long a token takes.
 if "--token-ms" in sys.argv:
@@ -45,11 +46,16 @@ class Handler(BaseHTTPRequestHandler):
         elif self.path == "/health":
             self.answer(503 if MODE == "never-healthy" else 200, "")
         elif self.path == "/server_info":
-            model = {"requested": "fake", "used": "fake-7b", "format": "gguf", "fallback_reason": None}
+            models = [
+                {"requested": "fake", "used": name, "format": "gguf", "fallback_reason": None} for name in MODELS
+            ]
             inactive = [[flag, "the fake has no use for it"] for flag in INACTIVE if flag in sys.argv]
-            self.answer(200, json.dumps({"model": model, "executor": {"name": "fake", "inactive_flags": inactive}}))
+            info = {"model": models[0], "executor": {"name": "fake", "inactive_flags": inactive}}
+            if len(models) > 1:
+                info["models"] = [{"name": model["used"], "model": model} for model in models]
+            self.answer(200, json.dumps(info))
         elif self.path == "/v1/models":
-            self.answer(200, json.dumps({"data": [{"id": "fake-7b"}]}))
+            self.answer(200, json.dumps({"data": [{"id": name} for name in MODELS]}))
         elif self.path == "/metrics":
             self.answer(200, "vllm:num_requests_running 1\n", "text/plain")
         else:
@@ -62,6 +68,9 @@ class Handler(BaseHTTPRequestHandler):
         if MODE == "refuses":
             self.answer(400, json.dumps({"error": {"message": "no"}}))
             return
+        if MODE == "escapes":
+            self.answer(400, "\x1b]0;title\x07\x9b31m\u202eno")
+            return
         self.send_response(200)
         self.send_header("transfer-encoding", "chunked")
         self.end_headers()
@@ -70,7 +79,8 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(TOKEN_S)
             finish = "length" if index == n_tokens - 1 else None
             self.event(json.dumps({"choices": [{"text": "x", "finish_reason": finish}]}))
-        self.event(json.dumps({"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": n_tokens}}))
+        said = 10**12 if MODE == "lies" else n_tokens
+        self.event(json.dumps({"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": said}}))
         self.event("[DONE]")
         self.wfile.write(b"0\r\n\r\n")
 
@@ -89,8 +99,9 @@ def main():
         print("cannot bind: all is lost", flush=True)
         sys.exit(5)
     port = int(sys.argv[sys.argv.index("--port") + 1])
-    print("fake engine listens", flush=True)
-    ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    print(f"fake engine listens on {server.server_port}", flush=True)
+    server.serve_forever()
 
 
 main()

@@ -1,19 +1,22 @@
 //! Whole runs of the real program with a stand-in engine: what a good one records, how every
 //! kind of failure is labelled, and that no process is left whoever is killed.
 
+#[path = "lifecycle/broken_records.rs"]
+mod broken_records;
+#[path = "lifecycle/foreign_servers.rs"]
+mod foreign_servers;
 #[path = "lifecycle/notebook.rs"]
 mod notebook;
 
 use std::fs;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
+use experiments::machine_load::CaseLoad;
 use experiments::record::{Manifest, RunStatus, ServerSample, Status, read_json};
 use rustix::process::{Signal, kill_process};
 use serde_json::Value;
 
-use self::notebook::{
-    Notebook, PROGRAM, fake_engine, is_alive, parent_of, pid_of, rows, wait_until,
-};
+use self::notebook::{Notebook, PROGRAM, is_alive, parent_of, pid_of, rows, wait_until};
 
 #[test]
 fn a_good_run_records_everything_and_leaves_no_process() {
@@ -42,6 +45,7 @@ fn a_good_run_records_everything_and_leaves_no_process() {
         [
             "config.resolved.toml",
             "environment.json",
+            "machine_load.jsonl",
             "manifest.json",
             "requests.jsonl",
             "server.log",
@@ -134,10 +138,25 @@ fn a_good_run_records_everything_and_leaves_no_process() {
             .expect("a log")
             .contains("fake engine listens")
     );
-    assert_eq!(
-        (notebook.status().status, notebook.status().reason),
-        (RunStatus::Complete, None)
+    let loads = fs::read_to_string(run.join("machine_load.jsonl")).expect("loads");
+    let loads: Vec<CaseLoad> = loads
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("a load"))
+        .collect();
+    assert_eq!(loads.len(), 4);
+    assert_eq!(loads[3].cases, ["users-2"]);
+    assert!(loads.iter().all(|load| load.load_average_1m.is_some()));
+    assert!(loads.iter().any(|load| load.others_share.is_some()));
+    let record = notebook.status();
+    assert_eq!(record.status, RunStatus::Complete);
+    // The machine may be busy with other tests, and the record then says so.
+    assert!(
+        record
+            .reason
+            .is_none_or(|reason| reason.starts_with("busy machine: ")),
     );
+    let digests = record.sha256.expect("digests");
+    assert_eq!(digests.len(), files.len() - 1);
     assert!(notebook.list().contains("complete"));
 }
 
@@ -277,13 +296,13 @@ fn failures_are_kept_and_labelled() {
 #[test]
 fn a_server_that_never_gets_healthy_is_given_up() {
     let notebook = Notebook::new();
-    let (status, _, _) = notebook.run("never-healthy", &["--start-limit-s", "1"]);
+    let (status, _, _) = notebook.run("never-healthy", &["--start-limit-s", "4"]);
     assert_eq!(status.code(), Some(1));
     assert!(
         notebook
             .status()
             .reason
-            .is_some_and(|reason| reason.contains("not healthy after 1 s: status 503"))
+            .is_some_and(|reason| reason.contains("not healthy after 4 s: status 503"))
     );
     notebook.assert_no_process_is_left();
 }
@@ -390,43 +409,4 @@ fn with_runner_and_supervisor_killed_the_server_still_ends_and_the_next_call_lab
     for pid in notebook.pids() {
         let _ = kill_process(pid, Signal::KILL);
     }
-}
-
-/// Another engine's server: no `/health`, and a `/server_info` that says other things.
-#[test]
-fn a_foreign_server_is_measured_under_the_name_that_it_lists() {
-    let notebook = Notebook::new();
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    let port = listener.local_addr().expect("an address").port();
-    drop(listener);
-    let mut server = Command::new(fake_engine())
-        .args(["serve", "--port", &port.to_string()])
-        .env("FAKE_ENGINE_MODE", "foreign")
-        .env("FAKE_ENGINE_PIDS", notebook.pids_file())
-        .stdout(Stdio::null())
-        .spawn()
-        .expect("started");
-    wait_until("the server", || {
-        std::net::TcpStream::connect(("127.0.0.1", port)).is_ok()
-    });
-    let url = format!("http://127.0.0.1:{port}");
-    let output = Command::new(PROGRAM)
-        .args(["run", "tiny", "--start-limit-s", "5", "--base-url", &url])
-        .current_dir(notebook.dir.path())
-        .output()
-        .expect("ran");
-    for pid in notebook.pids() {
-        let _ = kill_process(pid, Signal::KILL);
-    }
-    server.wait().expect("ended");
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    let manifest: Manifest =
-        read_json(&notebook.only_run().join("manifest.json")).expect("a manifest");
-    assert_eq!(manifest.model.requested, "fake");
-    assert_eq!(manifest.model.used, "fake-7b");
-    assert_eq!(notebook.status().status, RunStatus::Complete);
 }

@@ -213,6 +213,14 @@ fn mistakes_are_named_with_field_value_and_limit() {
             "[workload]\nprompts = []",
             "workload.prompts = []: must be at least one file",
         ),
+        (
+            "[workload]\nprompts = [\"../x\"]",
+            "workload.prompts = ../x: must be names of files in data/prompts",
+        ),
+        (
+            "[workload]\nprompts = [\"/abs\"]",
+            "workload.prompts = /abs: must be names of files",
+        ),
         ("[workload]\nprompt = []", "unknown field `prompt`"),
         (
             "[workload]\nendpoint = \"embeddings\"",

@@ -12,7 +12,7 @@ use reports::load;
 use reports::render::assemble::build;
 use reports::render::context::ReportLink;
 use reports::render::context::{GroupContext, ReportContext};
-use reports::render::{REPORTS, Report, TRUST, format, last_verdicts, page, trust};
+use reports::render::{REPORTS, Report, TRUST, format, last_verdicts, outside, page, trust};
 use reports::requests_parquet::{self, ParquetArgs};
 use reports::select::Selection;
 use reports::stats::verdict::VerdictConfig;
@@ -105,7 +105,7 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", outside::lines(&format!("{error:#}")));
             ExitCode::FAILURE
         }
     }
@@ -115,10 +115,12 @@ fn print_verdict(command: &VerdictCommand) -> anyhow::Result<()> {
     let runs_of = |typed: &Option<PathBuf>| input_folder(typed.as_deref(), "data/runs");
     match command {
         VerdictCommand::Ablation { campaign, runs_dir } => {
-            print!("{}", ablation::table(&runs_of(runs_dir)?, campaign)?);
+            let table = ablation::table(&runs_of(runs_dir)?, campaign)?;
+            print!("{}", outside::lines(&table));
         }
         VerdictCommand::Reproduction { campaign, runs_dir } => {
-            print!("{}", reproduction::table(&runs_of(runs_dir)?, campaign)?);
+            let table = reproduction::table(&runs_of(runs_dir)?, campaign)?;
+            print!("{}", outside::lines(&table));
         }
         VerdictCommand::StartsNeeded { n_comparisons } => {
             println!("{}", starts_needed(*n_comparisons));
@@ -139,7 +141,7 @@ fn print_comparison(args: &CompareArgs) -> anyhow::Result<()> {
         verdict_config(args.margin)?,
         Lang::parse(&args.lang)?,
     )?;
-    print!("{text}");
+    print!("{}", outside::lines(&text));
     Ok(())
 }
 
@@ -283,16 +285,23 @@ fn print_summary(context: &ReportContext, runs_dir: &Path, lang: Lang) {
     }
     if !context.unreadable.is_empty() {
         println!(
-            "{} run(s) without a readable record, listed in the reports",
+            "{} run(s) cannot be used and are left out:",
             context.unreadable.len()
         );
+        for run in &context.unreadable {
+            println!(
+                "  {}: {}",
+                outside::one_line(&run.run_id),
+                outside::one_line(&run.reason)
+            );
+        }
     }
 }
 
 fn print_group(group: &GroupContext, lang: Lang) {
     println!(
         "{}{}",
-        group.title,
+        outside::one_line(&group.title),
         if group.quick {
             " (quick runs only)"
         } else {
@@ -318,7 +327,7 @@ fn print_group(group: &GroupContext, lang: Lang) {
         let words: Vec<&str> = row.verdicts.iter().map(|v| v.phrase.as_str()).collect();
         println!(
             "  {:<18} {:>5} {p50:>12} {ttft:>12} {rate:>14}  {}",
-            row.experiment,
+            outside::one_line(&row.experiment),
             row.n_runs,
             words.join(" / ")
         );
@@ -326,7 +335,8 @@ fn print_group(group: &GroupContext, lang: Lang) {
     for arm in group.arms.iter().filter(|arm| arm.n_failed_runs > 0) {
         println!(
             "  {:<18} {} failed or killed run(s), left out",
-            arm.experiment, arm.n_failed_runs
+            outside::one_line(&arm.experiment),
+            arm.n_failed_runs
         );
     }
 }

@@ -143,6 +143,9 @@ pub fn groups(runs: &[RunFolder]) -> Vec<Group<'_>> {
     // Arms of an ablation, candidates of a search and repetitions are no runs of an experiment.
     let readable = runs.iter().filter_map(|folder| {
         let record = folder.record.as_ref()?;
+        if matches!(folder.outcome, Outcome::Broken { .. }) {
+            return None; // Listed apart: nothing of it is used.
+        }
         record
             .manifest
             .derived

@@ -10,7 +10,7 @@ use reports::load::run_folder::Record;
 use reports::load::{self, Records};
 use reports::render::assemble::build;
 use reports::render::compare::VerdictRow;
-use reports::render::context::{Finding, GroupContext, ReportContext};
+use reports::render::context::{Caution, Finding, GroupContext, ReportContext};
 use reports::stats::describe::Sorted;
 use reports::stats::verdict::VerdictConfig;
 
@@ -148,13 +148,9 @@ fn answers_of_another_length_are_not_judged_but_for_their_first_token() {
             assert!(reason.contains("10.0 / 2.5 tokens a request"), "{reason}");
         }
     }
-    let caution =
-        "`03-balanced-v2` (1 run(s)): 4 of 4 requests did not return the tokens asked for";
-    assert!(
-        group.cautions.iter().any(|c| c == caution),
-        "{:?}",
-        group.cautions
-    );
+    let caution = "4 of 4 requests did not return the tokens asked for (1 run(s))";
+    let is_said = |c: &Caution| c.of.as_deref() == Some("03-balanced-v2") && c.text == caution;
+    assert!(group.cautions.iter().any(is_said), "{:?}", group.cautions);
 }
 
 #[test]
@@ -213,7 +209,7 @@ fn another_power_limit_or_executor_is_said() {
     let mut records = records();
     let said = |records: &Records, words: &str| {
         let cautions = group(records).cautions;
-        cautions.iter().any(|caution| caution.contains(words))
+        cautions.iter().any(|caution| caution.text.contains(words))
     };
     let words = ["different power limits of the GPU", "different executors"];
     assert!(!words.iter().any(|words| said(&records, words)));

@@ -72,6 +72,11 @@ fn write_runs(dir: &Path) {
             fs::copy(&path, run.join(path.file_name().unwrap())).unwrap();
         }
         fs::write(run.join("requests.jsonl"), rows(&mut rng)).unwrap();
+        let manifest = run.join("manifest.json");
+        let text = fs::read_to_string(&manifest).unwrap();
+        let mut value: serde_json::Value = serde_json::from_str(&text).unwrap();
+        value["run_id"] = run.file_name().unwrap().to_string_lossy().into();
+        fs::write(&manifest, value.to_string()).unwrap();
     }
 }
 

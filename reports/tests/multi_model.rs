@@ -162,6 +162,7 @@ fn trust_has_the_groups_of_one_model_under_their_own_titles() {
         let path = entry.unwrap().path();
         let text = fs::read_to_string(&path)
             .unwrap()
+            .replace(RUN, "20260114T090000Z_01-single_fixture_0000000b")
             .replace("13-multi-model", "01-single")
             .replace("a + b", "one-model")
             .replace("2026-01-15", "2026-01-14");

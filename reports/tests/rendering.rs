@@ -247,8 +247,8 @@ fn failed_and_killed_runs_are_listed_and_change_no_figure() {
     assert_eq!(all.runs.len(), kept.runs.len() + 2);
     assert_eq!(all.cases, kept.cases);
     let text = Report::find("02").unwrap().render(&context()).unwrap();
-    assert!(text.contains("통계에서 제외한 실행 (실패 또는 중단) 2건"));
-    assert!(text.contains("server exited with code 139 / before /health"));
+    assert!(text.contains("통계에서 제외한 실행 (실패, 중단, 손상) 2건"));
+    assert!(text.contains("server exited with code 139 &#124; before /health"));
 }
 
 #[test]

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use duct::cmd;
 
 use crate::test::{TestCounts, run_and_count};
-use crate::{cargo, feature_union, kernels, source_index};
+use crate::{cargo, deny, feature_union, kernels, source_index};
 
 /// A model that needs no download.
 const SMOKE_MODEL: &str = "synthetic:tiny-qwen3";
@@ -25,6 +25,7 @@ pub fn run() -> Result<ExitCode> {
         source_index::check_kernels(&root)?;
         source_index::check_flags(&root)
     })?;
+    step("dependencies", || deny::check(&root))?;
     step("shared features", || feature_union::check(&root))?;
     step("CUDA kernels", || {
         kernels::compile(&kernels::ARCHITECTURES.map(String::from)).map(drop)
@@ -101,6 +102,7 @@ fn smoke(root: &Path) -> Result<()> {
         "run",
         "balanced-v2",
         "--quick",
+        "--wait",
         "--model",
         SMOKE_MODEL,
         "--engine-bin",

@@ -16,7 +16,8 @@ pub struct ExpArgs {
     /// A small workload that ends within two minutes; the record says so
     #[arg(long)]
     quick: bool,
-    /// Model to serve instead of the experiment's: a path, a hub id, synthetic:<preset>
+    /// Model to serve instead of the experiment's: a path, a hub id, synthetic:<preset>; with
+    /// --base-url, which of the server's models to ask
     #[arg(long)]
     model: Option<String>,
     /// Server starts per experiment
@@ -25,6 +26,9 @@ pub struct ExpArgs {
     /// Measure a server that runs already (its key from OPENAI_API_KEY) and start none
     #[arg(long, value_name = "URL")]
     base_url: Option<String>,
+    /// Wait for another measurement on this machine to end, instead of refusing
+    #[arg(long)]
+    wait: bool,
     /// Extra engine flags, laid over the experiment's
     #[arg(last = true, value_name = "FLAGS")]
     engine_flags: Vec<String>,
@@ -33,7 +37,7 @@ pub struct ExpArgs {
 pub fn run(args: &ExpArgs) -> Result<ExitCode> {
     refuse_unknown(&args.names)?;
     match args.base_url {
-        // Somebody else's server: nothing of ours is measured, nothing of it is built.
+        // Another's server: nothing of ours is measured, nothing of it is built.
         Some(_) => cargo::build_release(&["experiments"])?,
         None => cargo::build_release(&cargo::MEASURED)?,
     }
@@ -45,6 +49,9 @@ fn to_arguments(args: &ExpArgs) -> Vec<String> {
     words.extend(args.names.iter().cloned());
     if args.quick {
         words.push("--quick".into());
+    }
+    if args.wait {
+        words.push("--wait".into());
     }
     let mut option = |name: &str, value: Option<String>| {
         if let Some(value) = value {

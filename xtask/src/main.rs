@@ -9,6 +9,7 @@ mod ci;
 mod clean;
 mod clients;
 mod compare;
+mod deny;
 mod exp;
 mod experiments;
 mod feature_union;
@@ -91,7 +92,7 @@ enum Recipe {
     Test(PassedOn),
     /// Other people's clients against a running engine: OpenAI's for Python and JavaScript, a load generator
     Clients(clients::ClientsArgs),
-    /// Format, lints, tests, the smoke experiment, the indexes
+    /// Format, indexes, dependencies, lints, tests, the smoke experiment
     Ci,
 }
 

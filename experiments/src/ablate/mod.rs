@@ -22,6 +22,7 @@ use crate::repository::Repository;
 use crate::runner::RunEnd;
 use crate::served_model::inactive_flags;
 use crate::spec::{Experiment, Overrides};
+use crate::terminal::say;
 
 /// Throughput, time to first token, time per output token: see `reports ablation`.
 const METRICS_PER_EFFECT: usize = 3;
@@ -81,16 +82,16 @@ pub async fn ablate(args: &AblateArgs, repository: Repository) -> Result<Campaig
             }
         }
     }
-    print!("{}", listed(&full, &baseline, &arms));
+    say!("{}", listed(&full, &baseline, &arms).trim_end());
     if args.dry_run {
-        println!(
+        say!(
             "flags that are inactive on this machine are known once the references have started; their arms are not run"
         );
         return Ok(CampaignEnd::Complete);
     }
 
     let mut interrupts = Interrupts::catch().context("signals cannot be caught")?;
-    let source = campaign::server_source(args.serving.engine_bin.as_deref(), None)?;
+    let source = campaign::server_source(args.serving.engine_bin.as_deref())?;
     let to_run: Vec<Arm> = arms
         .iter()
         .map(|arm| Arm::new(&repository, arm.clone()))
@@ -108,9 +109,9 @@ pub async fn ablate(args: &AblateArgs, repository: Repository) -> Result<Campaig
         idle.learn(arm, inactive)
     })
     .await?;
-    println!("{}", campaign::table_of(&campaign, &ends));
+    say!("{}", campaign::table_of(&campaign, &ends));
     for (arm, reason) in &idle.given_up {
-        println!("  inactive  {arm}: {reason}");
+        say!("  inactive  {arm}: {reason}");
     }
     let end = CampaignEnd::of(&ends);
     if end != CampaignEnd::Interrupted {

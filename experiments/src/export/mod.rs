@@ -14,10 +14,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 
+use crate::integrity::{self, Vouched};
 use crate::record::{self, Manifest, RunStatus, Status};
 use crate::recorded::{folder_of, read_config, read_rows};
 use crate::reports_program::ReportsProgram;
 use crate::repository::Repository;
+use crate::terminal::note;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Format {
@@ -59,8 +61,17 @@ pub fn export(args: &ExportArgs, repository: &Repository) -> Result<String> {
     let dir = folder_of(&runs_dir, &args.run)?;
     let manifest: Manifest = record::read_json(&dir.join(record::MANIFEST))?;
     let status = record::read_json::<Status>(&dir.join(record::STATUS));
-    if !status.is_ok_and(|status| status.status == RunStatus::Complete) {
-        eprintln!(
+    if status.is_ok_and(|status| status.status == RunStatus::Complete) {
+        match integrity::check(&dir) {
+            Ok(Vouched::ByDigests) => {}
+            Ok(Vouched::ByRows) => note!(
+                "WARNING: {} has no digests (an older version recorded it): its rows are as many as they should be, and no more is known",
+                manifest.run_id
+            ),
+            Err(problem) => bail!("{} is broken and not exported: {problem}", dir.display()),
+        }
+    } else {
+        note!(
             "WARNING: {} did not complete; what it had measured is exported",
             manifest.run_id
         );

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use super::http::{BaseUrl, HttpError, status_error};
+use super::implausible_usage;
 use super::sse::{SseDecoder, SseError};
 use crate::workload::ApiEndpoint;
 
@@ -29,6 +30,8 @@ pub enum ExchangeError {
     NoUsage,
     #[error("not finished within {0} s")]
     TimedOut(f64),
+    #[error("{0}")]
+    Implausible(String),
 }
 
 /// Zero of all times of a run.
@@ -129,7 +132,14 @@ impl Target {
             }
         }
         match (done, answer.output_tokens) {
-            (true, Some(_)) => Ok(()),
+            (true, Some(output_tokens)) => {
+                let (prompt, cached) = (answer.prompt_tokens, answer.cached_tokens);
+                // Figures that cannot be would become a throughput that cannot be.
+                match implausible_usage(max_tokens, prompt, Some(output_tokens), cached) {
+                    Some(problem) => Err(ExchangeError::Implausible(problem)),
+                    None => Ok(()),
+                }
+            }
             (true, None) => Err(ExchangeError::NoUsage),
             (false, _) if !decoder.is_between_events() => Err(ExchangeError::Torn),
             (false, _) => Err(ExchangeError::NotDone),

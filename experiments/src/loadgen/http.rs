@@ -4,7 +4,7 @@
 //! as waiting (`sent_s - scheduled_s`) and not as time to first token. Deliberately absent:
 //! TLS, redirects, proxies: what is measured is a server, not the way to it.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
@@ -56,7 +56,7 @@ impl BaseUrl {
     /// the `/v1`; any other path is taken as it is.
     pub fn parse(url: &str, api_key: Option<String>) -> Result<Self, HttpError> {
         let refuse = |problem: String| HttpError::BaseUrl {
-            url: url.into(),
+            url: without_user(url),
             problem,
         };
         let uri: Uri = url
@@ -70,21 +70,57 @@ impl BaseUrl {
         if uri.query().is_some() {
             return Err(refuse("it has a query".into()));
         }
+        let authority = uri.authority().map_or("", |authority| authority.as_str());
+        if authority.contains('@') {
+            return Err(refuse(
+                "it names a user; a key for the server goes into OPENAI_API_KEY".into(),
+            ));
+        }
         let host = uri
             .host()
             .filter(|host| !host.is_empty())
             .ok_or_else(|| refuse("it has no host".into()))?;
+        let port = match authority.get(host.len()..).unwrap_or_default() {
+            "" => 80,
+            typed => typed
+                .trim_start_matches(':')
+                .parse()
+                .ok()
+                .filter(|port| *port > 0)
+                .ok_or_else(|| refuse(format!("port `{}`: must be 1 to 65535", &typed[1..])))?,
+        };
         let api_path = match uri.path().trim_end_matches('/') {
             "" => "/v1",
             path => path,
         };
         Ok(Self {
             host: host.into(),
-            port: uri.port_u16().unwrap_or(80),
+            port,
             root_path: api_path.strip_suffix("/v1").unwrap_or(api_path).into(),
             api_path: api_path.into(),
             api_key,
         })
+    }
+
+    /// Whether anything listens there, asked for until `limit`: a server may be about to start.
+    pub async fn probe(&self, limit: Duration) -> Result<(), HttpError> {
+        const PAUSE: Duration = Duration::from_millis(250);
+        let deadline = Instant::now() + limit;
+        loop {
+            let attempt = timeout(limit, TcpStream::connect((self.host_name(), self.port))).await;
+            let source = match attempt {
+                Ok(Ok(_)) => return Ok(()),
+                Ok(Err(source)) => source,
+                Err(_) => std::io::Error::from(std::io::ErrorKind::TimedOut),
+            };
+            if Instant::now() + PAUSE >= deadline {
+                return Err(HttpError::Connect {
+                    address: self.address(),
+                    source,
+                });
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
     }
 
     pub fn loopback(port: u16) -> Self {
@@ -95,6 +131,11 @@ impl BaseUrl {
             root_path: String::new(),
             api_key: None,
         }
+    }
+
+    /// Brackets belong to an IPv6 address in a URL, not in a host name.
+    fn host_name(&self) -> &str {
+        self.host.trim_start_matches('[').trim_end_matches(']')
     }
 
     fn address(&self) -> String {
@@ -129,13 +170,11 @@ impl BaseUrl {
     }
 
     pub async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, HttpError> {
-        // Brackets belong to an IPv6 address in a URL, not in a host name.
-        let host = self.host.trim_start_matches('[').trim_end_matches(']');
         let unreachable = |source| HttpError::Connect {
             address: self.address(),
             source,
         };
-        let stream = TcpStream::connect((host, self.port))
+        let stream = TcpStream::connect((self.host_name(), self.port))
             .await
             .map_err(unreachable)?;
         stream.set_nodelay(true).map_err(unreachable)?;
@@ -167,6 +206,16 @@ impl BaseUrl {
             request = request.header(AUTHORIZATION, format!("Bearer {key}"));
         }
         Ok(request.body(Full::new(body))?)
+    }
+}
+
+/// For a message: a password does not belong into one.
+fn without_user(url: &str) -> String {
+    let start = url.find("://").map_or(0, |at| at + 3);
+    let end = url[start..].find('/').map_or(url.len(), |at| start + at);
+    match url[start..end].rfind('@') {
+        Some(at) => format!("{}…{}", &url[..start], &url[start + at..]),
+        None => url.into(),
     }
 }
 
@@ -248,11 +297,21 @@ mod tests {
             ("https://h/v1", "`https` is not supported"),
             ("h:80", "scheme"),
             ("http://h/v1?a=b", "query"),
+            ("http://h:99999/v1", "port `99999`: must be 1 to 65535"),
+            ("http://h:0/v1", "port `0`"),
+            ("http://[::1]:70000", "port `70000`"),
         ] {
             let error = BaseUrl::parse(url, None)
                 .expect_err("not a base URL")
                 .to_string();
             assert!(error.contains(url) && error.contains(problem), "{error}");
         }
+        let error = BaseUrl::parse("http://me:secret@h:1/v1", None)
+            .expect_err("a user")
+            .to_string();
+        assert!(
+            error.contains("http://…@h:1/v1") && error.contains("OPENAI_API_KEY"),
+            "{error}"
+        );
     }
 }

@@ -53,6 +53,53 @@ pub struct RequestRow {
     pub error: Option<String>,
 }
 
+impl RequestRow {
+    /// What its figures cannot be; a report of them would be one of a server's mistake.
+    pub fn implausible(&self) -> Option<String> {
+        implausible_usage(
+            self.max_tokens,
+            self.prompt_tokens,
+            self.output_tokens,
+            self.cached_tokens,
+        )
+        .or_else(|| {
+            let times = [self.sent_s, self.first_token_s, Some(self.end_s)];
+            let times: Vec<f64> = times.into_iter().flatten().collect();
+            let in_order = times.windows(2).all(|pair| pair[0] <= pair[1]);
+            (!in_order)
+                .then(|| "its times are not in order: sent_s, first_token_s, end_s".to_owned())
+        })
+    }
+}
+
+/// No prompt of a workload has so many tokens.
+const MAX_PROMPT_TOKENS: u64 = 1 << 24;
+
+/// What a server's `usage` cannot be.
+fn implausible_usage(
+    max_tokens: u32,
+    prompt_tokens: Option<u64>,
+    output_tokens: Option<u64>,
+    cached_tokens: Option<u64>,
+) -> Option<String> {
+    if let Some(n) = output_tokens.filter(|n| *n > u64::from(max_tokens)) {
+        return Some(format!(
+            "the server's usage says {n} output tokens, but {max_tokens} were asked for"
+        ));
+    }
+    if let Some(n) = prompt_tokens.filter(|n| *n > MAX_PROMPT_TOKENS) {
+        return Some(format!(
+            "the server's usage says {n} prompt tokens; more than {MAX_PROMPT_TOKENS} cannot be"
+        ));
+    }
+    match (cached_tokens, prompt_tokens) {
+        (Some(cached), Some(prompt)) if cached > prompt => Some(format!(
+            "the server's usage says that {cached} of {prompt} prompt tokens were cached"
+        )),
+        _ => None,
+    }
+}
+
 /// A request before it is sent.
 #[derive(Debug, Clone)]
 struct Planned {
@@ -284,11 +331,38 @@ mod tests {
     use super::*;
 
     #[test]
+    fn usage_that_cannot_be_is_named() {
+        for (prompt, output, cached, problem) in [
+            (Some(5), Some(10), Some(5), None),
+            (None, Some(0), Some(7), None),
+            (Some(5), Some(11), None, Some("11 output tokens, but 10")),
+            (
+                Some(5),
+                Some(1 << 63),
+                None,
+                Some("9223372036854775808 output"),
+            ),
+            (Some(1 << 40), Some(10), None, Some("1099511627776 prompt")),
+            (Some(5), Some(10), Some(6), Some("6 of 5 prompt tokens")),
+        ] {
+            let found = implausible_usage(10, prompt, output, cached);
+            let fits = match (&found, problem) {
+                (Some(found), Some(problem)) => found.contains(problem),
+                (found, problem) => found.is_none() && problem.is_none(),
+            };
+            assert!(fits, "{found:?}, not {problem:?}");
+        }
+    }
+
+    #[test]
     fn arrivals_are_seeded_and_exponential() {
         let gaps = poisson_gaps_s(1, "rate-5", 5.0, 20_001);
         assert_eq!(gaps, poisson_gaps_s(1, "rate-5", 5.0, 20_001));
         assert_ne!(gaps, poisson_gaps_s(2, "rate-5", 5.0, 20_001));
         assert!(gaps[0].abs() < f64::EPSILON);
+        // What the seed has always given: records are reproduced from it.
+        let first = [gaps[1], gaps[2]].map(|gap| format!("{gap:.12}"));
+        assert_eq!(first, ["0.411215854163", "0.151220666432"]);
         let gaps = &gaps[1..];
         let mean = gaps.iter().sum::<f64>() / gaps.len() as f64;
         let variance = gaps.iter().map(|gap| (gap - mean).powi(2)).sum::<f64>() / gaps.len() as f64;

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use serde::Serialize;
 
 use crate::flags::Flags;
-use crate::spec::{Experiment, Overrides, experiment_names};
+use crate::spec::{Experiment, MAX_NAME_LENGTH, Overrides, experiment_names};
 
 /// What is about to be written.
 #[derive(Debug, Clone)]
@@ -122,6 +122,15 @@ fn numbered(dir: &Path, name: &str) -> Result<String> {
     if !well_named {
         bail!(
             "name `{name}`: must be lower-case letters, digits and `-`, without a number in front"
+        );
+    }
+    // With the number in front.
+    if name.len() + 3 > MAX_NAME_LENGTH {
+        bail!(
+            "name `{}…` of {} characters: must be at most {} long",
+            name.chars().take(20).collect::<String>(),
+            name.len(),
+            MAX_NAME_LENGTH - 3
         );
     }
     let names = experiment_names(dir)?;

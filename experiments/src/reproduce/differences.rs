@@ -207,6 +207,7 @@ mod tests {
                 format: None,
             },
             seed: 1,
+            generator: None,
             command: Vec::new(),
             extra_flags: Vec::new(),
             base_url: None,
@@ -237,6 +238,7 @@ mod tests {
                 power_limit_w: Some(600.0),
             }),
             rustc: None,
+            load_average: None,
         }
     }
 

@@ -19,6 +19,7 @@ use crate::reports_program::ReportsProgram;
 use crate::repository::Repository;
 use crate::reproduce::differences::{Difference, of_code, of_machine, of_model};
 use crate::spec::{Experiment, Overrides};
+use crate::terminal::{note, say};
 
 #[derive(Debug, Clone, Args)]
 pub struct ReproduceArgs {
@@ -44,9 +45,13 @@ pub async fn reproduce(args: &ReproduceArgs, repository: Repository) -> Result<C
     let recorded = RecordedRun::read(&runs_dir, &args.run)?;
     let then = &recorded.manifest;
     let experiment = recorded.experiment(args.replicates.unwrap_or(recorded.n_starts))?;
-    println!(
+    say!(
         "{} ({}, {}): {} start(s) then, {} to come",
-        then.run_id, then.experiment, then.model.used, recorded.n_starts, experiment.replicates
+        then.run_id,
+        then.experiment,
+        then.model.used,
+        recorded.n_starts,
+        experiment.replicates
     );
     // No file ever described an arm of `ablate` or a candidate of `tune`.
     let changes = if then.derived.is_none() {
@@ -56,9 +61,9 @@ pub async fn reproduce(args: &ReproduceArgs, repository: Repository) -> Result<C
     };
 
     let mut interrupts = Interrupts::catch().context("signals cannot be caught")?;
-    let source = campaign::server_source(args.serving.engine_bin.as_deref(), None)?;
+    let source = campaign::server_source(args.serving.engine_bin.as_deref())?;
     let arms = vec![Arm::new(&repository, experiment)?];
-    let campaign = campaign::describe(&args.serving, source, repository)?;
+    let mut campaign = campaign::describe(&args.serving, source, repository)?;
     let hashes = Hashes {
         prompts: Some(arms[0].prompts.sha256.clone()),
         ..campaign.hashes.clone()
@@ -66,16 +71,18 @@ pub async fn reproduce(args: &ReproduceArgs, repository: Repository) -> Result<C
     warn(&of_code(then, &campaign.git, &hashes));
     warn(&of_machine(&recorded.environment, &campaign.environment));
     for change in changes {
-        eprintln!("WARNING: {change}");
+        note!("WARNING: {change}");
     }
     if args.dry_run {
         return Ok(CampaignEnd::Complete);
     }
-    if campaign::prepare(&campaign, &arms, &mut interrupts).await? == CampaignEnd::Interrupted {
+    let wait = args.serving.wait;
+    let prepared = campaign::prepare(&mut campaign, wait, &arms, &mut interrupts).await?;
+    if prepared == CampaignEnd::Interrupted {
         return Ok(CampaignEnd::Interrupted);
     }
     let ends = campaign::run_rounds(&campaign, arms, &mut interrupts, |_, _| Vec::new()).await?;
-    println!("{}", campaign::table_of(&campaign, &ends));
+    say!("{}", campaign::table_of(&campaign, &ends));
     if let Some(first) = ends.iter().find(|end| end.status == RunStatus::Complete) {
         let now: Manifest = record::read_json(&first.dir.join(record::MANIFEST))?;
         warn(&of_model(then, &now));
@@ -91,7 +98,7 @@ pub async fn reproduce(args: &ReproduceArgs, repository: Repository) -> Result<C
 
 fn warn(differences: &[Difference]) {
     for difference in differences {
-        eprintln!("WARNING: {difference}");
+        note!("WARNING: {difference}");
     }
 }
 

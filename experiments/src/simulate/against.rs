@@ -16,6 +16,7 @@ use crate::loadgen::RequestRow;
 use crate::record::{self, Manifest, RunStatus, Status};
 use crate::recorded::{RecordedRun, read_rows};
 use crate::repository::Repository;
+use crate::terminal::note;
 use crate::workload::ApiEndpoint;
 
 /// The figures of all cases, and what is rendered of them.
@@ -62,7 +63,7 @@ pub fn against(args: &AgainstArgs, repository: &Repository) -> Result<String> {
     for dir in &dirs {
         match compared_cases(dir, args.gpu, &engine, repository) {
             Ok(of_run) => cases.extend(of_run),
-            Err(error) => eprintln!(
+            Err(error) => note!(
                 "left out: {}: {error:#}",
                 repository.relative(dir).display()
             ),

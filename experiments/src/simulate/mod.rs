@@ -24,6 +24,7 @@ use crate::record::{self, Manifest};
 use crate::repository::Repository;
 use crate::spec::{Experiment, Overrides};
 use crate::summary::Summary;
+use crate::terminal::say;
 use crate::workload::{ApiEndpoint, Arrival, Case};
 
 /// What the cards' steps were measured with; needs no download.
@@ -127,9 +128,9 @@ pub fn simulate(args: &SimulateArgs, repository: &Repository) -> Result<()> {
     let engine = engine_binary(args.engine_bin.as_deref())?;
     let played = play(&experiment, seed, args.gpu, &engine, repository)?;
     for case in &played.summary.cases {
-        println!("SIMULATED\n{}", case.block());
+        say!("SIMULATED\n{}", case.block());
     }
-    println!(
+    say!(
         "SIMULATED, not measured: {} on {} ({})\nsteps: {}\n{} preemptions; {} requests \
          simulated in {:.1} s\n{}",
         experiment.name,
@@ -142,7 +143,7 @@ pub fn simulate(args: &SimulateArgs, repository: &Repository) -> Result<()> {
         played.summary.table()
     );
     if let Some(measured) = measured {
-        println!(
+        say!(
             "{}",
             measured.beside(&serde_json::to_value(&played.summary)?)
         );

@@ -29,6 +29,7 @@ use crate::repository::Repository;
 use crate::runner::{Campaign, RunEnd, run_replicate};
 use crate::served_model::inactive_flags;
 use crate::spec::{Experiment, Overrides, tune_table};
+use crate::terminal::{note, say};
 use crate::tune::evidence::Evidence;
 use crate::tune::objective::{Goal, Objective};
 use crate::tune::search::{Measure, SearchConfig, Start, Stop, search};
@@ -78,7 +79,7 @@ pub fn tune(args: &TuneArgs, repository: Repository, runtime: &Runtime) -> Resul
 
     let _context = runtime.enter();
     let mut interrupts = Interrupts::catch().context("signals cannot be caught")?;
-    let source = campaign::server_source(args.serving.engine_bin.as_deref(), None)?;
+    let source = campaign::server_source(args.serving.engine_bin.as_deref())?;
     let arm = Arm::new(&repository, incumbent.clone())?;
     let opened = campaign::open(
         &args.serving,
@@ -109,7 +110,7 @@ pub fn tune(args: &TuneArgs, repository: Repository, runtime: &Runtime) -> Resul
     };
     let found = search(config, &mut servers)?;
     let took = servers.elapsed();
-    println!("{}", campaign::table_of(&campaign, &servers.ends));
+    say!("{}", campaign::table_of(&campaign, &servers.ends));
     let evidence = Evidence {
         found: &found,
         objective: &objective,
@@ -119,19 +120,19 @@ pub fn tune(args: &TuneArgs, repository: Repository, runtime: &Runtime) -> Resul
         budget: args.budget,
         seed,
     };
-    println!("{}", evidence.tables());
+    say!("{}", evidence.tables());
     if found.stop == Stop::Interrupted {
         return Ok(CampaignEnd::Interrupted);
     }
     match found.winner {
         None => bail!("no start was complete; nothing can be said"),
-        Some(0) => println!(
+        Some(0) => say!(
             "{} itself is the best of what was measured; no experiment is written",
             incumbent.name
         ),
         Some(winner) => {
             let name = write_winner(&dir, &incumbent, &evidence, winner)?;
-            println!(
+            say!(
                 "written: experiments/{name}; whether it holds: cargo xtask exp {} {name}",
                 incumbent.name
             );
@@ -235,7 +236,7 @@ impl Measure for Servers<'_> {
             &mut self.interrupts,
         ))?;
         if let (RunStatus::Failed, Some(reason)) = (end.status, &end.reason) {
-            eprintln!("{} failed: {reason}", experiment.name);
+            note!("{} failed: {reason}", experiment.name);
         }
         let score = (end.status == RunStatus::Complete)
             .then(|| record::read_json::<Value>(&end.dir.join(record::SUMMARY)))
@@ -267,7 +268,7 @@ impl Measure for Servers<'_> {
             .filter(|flag| inactive.contains(*flag))
             .collect();
         if !idle.is_empty() {
-            println!(
+            say!(
                 "without effect on this machine, not searched: {}",
                 idle.join(", ")
             );

@@ -16,8 +16,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, bail};
 use rand::SeedableRng;
-use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
+use rand_chacha::ChaCha12Rng;
 use serde::Deserialize;
 use toml::{Table, Value};
 
@@ -97,7 +97,7 @@ impl TuneSpec {
             }
         }
         drawn.retain(|flags| !flags.differing(incumbent).is_empty());
-        drawn.shuffle(&mut StdRng::seed_from_u64(seed));
+        drawn.shuffle(&mut ChaCha12Rng::seed_from_u64(seed));
         drawn.truncate(self.n_candidates);
         drawn
     }

@@ -86,6 +86,7 @@ impl Notebook {
             .arg(fake_engine())
             .args(arguments)
             .current_dir(self.dir.path())
+            .env("ENGINE_CACHE", self.cache())
             .env("FAKE_ENGINE_MODE", mode)
             .env("FAKE_ENGINE_TOKEN_S", token_s)
             .env("FAKE_ENGINE_PIDS", self.pids_file())
@@ -114,10 +115,31 @@ impl Notebook {
             .args(["list", "--engine-bin"])
             .arg(engine)
             .current_dir(self.dir.path())
+            .env("ENGINE_CACHE", self.cache())
             .output()
             .expect("ran");
         assert!(output.status.success(), "{output:?}");
         String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Of its own, so that tests that run side by side do not lock each other out.
+    pub fn cache(&self) -> PathBuf {
+        self.dir.path().join("cache")
+    }
+
+    /// Runs the program with these words to its end: (exit code, stdout and stderr).
+    pub fn call(&self, words: &[&str]) -> (Option<i32>, String) {
+        let output = Command::new(PROGRAM)
+            .args(words)
+            .current_dir(self.dir.path())
+            .env("ENGINE_CACHE", self.cache())
+            .output()
+            .expect("ran");
+        let text = [output.stdout, output.stderr].concat();
+        (
+            output.status.code(),
+            String::from_utf8_lossy(&text).into_owned(),
+        )
     }
 
     pub fn pids_file(&self) -> PathBuf {

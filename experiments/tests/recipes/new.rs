@@ -93,6 +93,10 @@ fn mistakes_are_refused_and_leave_nothing() {
             "name `07-x`: must be lower-case",
         ),
         (
+            &[&*"x".repeat(300), "--from", "base"],
+            "of 300 characters: must be at most 97 long",
+        ),
+        (
             &["x", "--from", "base", "--set", "tokenms=3"],
             "the engine has no flag `--tokenms`; it has: idle, shared",
         ),

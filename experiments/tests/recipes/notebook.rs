@@ -89,6 +89,7 @@ impl Notebook {
         let output = Command::new(self.path("experiments-program"))
             .args(words)
             .current_dir(self.dir.path())
+            .env("ENGINE_CACHE", self.path("cache"))
             .env("FAKE_ENGINE_PIDS", self.path("pids"))
             .envs(environment.iter().copied())
             .output()

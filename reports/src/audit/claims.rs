@@ -385,9 +385,9 @@ fn ascribed(claim: &Figure, all: &[Figure], names: &Names, lang: Lang) -> Outcom
             && f.subject.contains(" vs ")
     });
     let nothing = lang.pick(
-        format!("`{}` 만 다른 두 측정이 어느 문서에도 없음", claim.subject),
+        format!("‘{}’ 만 다른 두 측정이 어느 문서에도 없음", claim.subject),
         format!(
-            "no document has two measurements that differ in `{}` alone",
+            "no document has two measurements that differ in ‘{}’ alone",
             claim.subject
         ),
     );

@@ -5,6 +5,8 @@
 
 use plotters::style::RGBColor;
 
+use crate::render::outside::one_line;
+
 /// Stands for the colour of text until the file is finished.
 pub const INK: RGBColor = RGBColor(1, 2, 3);
 
@@ -18,7 +20,7 @@ const FONT: &str = "system-ui,'Noto Sans KR','Apple SD Gothic Neo','Malgun Gothi
 pub fn finish(svg: &str, alt: &str) -> String {
     let mut out = String::with_capacity(svg.len());
     for line in svg.lines() {
-        out.push_str(line.trim());
+        out.push_str(&one_line(line.trim()));
     }
     for (from, to) in [
         ("\"#010203\"", "\"currentColor\""),
@@ -32,7 +34,7 @@ pub fn finish(svg: &str, alt: &str) -> String {
     let head =
         format!("<svg class=\"chart\" role=\"img\" fill=\"currentColor\" font-family=\"{FONT}\" ");
     let out = out.replacen("<svg ", &head, 1);
-    let title = format!("<title>{}</title>", escaped(alt));
+    let title = format!("<title>{}</title>", escaped(&one_line(alt)));
     match out.find('>') {
         Some(end) => format!("{}{title}{STYLE}{}\n", &out[..=end], &out[end + 1..]),
         None => out,

@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 
 use crate::ReportError;
-use crate::load::run_folder::RunFolder;
+use crate::load::run_folder::{Outcome, RunFolder};
 use crate::select::{Arm, Group, Run, groups, same_place};
 
 /// The runs behind one name.
@@ -67,9 +67,13 @@ fn candidates<'a>(
     };
     match fits[..] {
         [] => Err(unknown(folders, name)),
-        [folder] => match &folder.record {
-            Some(record) => Ok(vec![single(Run { folder, record })]),
-            None => Err(ReportError::UnreadableRun {
+        [folder] => match (&folder.outcome, &folder.record) {
+            (Outcome::Broken { reason }, _) => Err(ReportError::UnreadableRun {
+                run_id: folder.run_id.clone(),
+                problem: reason.clone(),
+            }),
+            (_, Some(record)) => Ok(vec![single(Run { folder, record })]),
+            (_, None) => Err(ReportError::UnreadableRun {
                 run_id: folder.run_id.clone(),
                 problem: folder.record_problem.clone().unwrap_or_default(),
             }),

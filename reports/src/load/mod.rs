@@ -1,10 +1,12 @@
 //! Reads what experiments wrote and what was imported. Nothing is changed, repaired or guessed.
 //!
-//! Run folders come in three states: complete, failed, killed (no `status.json`, or one that says
-//! `running`). Only complete ones give statistics; the others are kept for the reports to list.
+//! Run folders come in four states: complete, failed, killed (no `status.json`, or one that says
+//! `running`), and broken (complete once, but no more what the run wrote: [`integrity`]). Only complete
+//! ones give statistics; the others are kept for the reports to list.
 
 pub mod gaps;
 pub mod imported;
+pub mod integrity;
 pub mod memory;
 pub mod requests;
 pub mod run_folder;

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use super::integrity::{self, Digests};
 use super::sorted_folders;
 use crate::ReportError;
 
@@ -118,6 +119,10 @@ pub enum Outcome {
     },
     /// No `status.json`, or one that still says `running`.
     Killed,
+    /// It says that it is complete, but the folder does not hold what the run wrote.
+    Broken {
+        reason: String,
+    },
 }
 
 #[derive(Debug, Clone)]
@@ -130,7 +135,7 @@ pub struct RunFolder {
     pub remark: Option<String>,
     /// When `status.json` was written last, RFC 3339.
     pub finished_utc: Option<String>,
-    /// Present for every complete run; a run killed early may lack it.
+    /// Present for every complete run; a run killed early or a broken folder may lack it.
     pub record: Option<Record>,
     /// Why the record could not be read, if it could not.
     pub record_problem: Option<String>,
@@ -152,6 +157,8 @@ pub struct RunConfig {
     pub replicates: Option<u32>,
     /// Models that the server was to have with names and flags of their own; none: one model.
     pub n_models: usize,
+    /// Of each case that is no warm-up; empty where the workload is not recorded.
+    pub n_requests: BTreeMap<String, u64>,
 }
 
 /// `server_info.json`, as far as reports show it.
@@ -200,31 +207,51 @@ impl RunFolder {
     }
 }
 
-/// All run folders below `dir`, sorted by name.
+/// All run folders below `dir`, sorted by name. Folders are read side by side.
 pub fn read_all(dir: &Path) -> Result<Vec<RunFolder>, ReportError> {
-    sorted_folders(dir)?
-        .iter()
-        .map(|path| read_one(path))
-        .collect()
+    let folders = sorted_folders(dir)?;
+    let n_threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let share = folders.len().div_ceil(n_threads).max(1);
+    std::thread::scope(|scope| {
+        let readers: Vec<_> = folders
+            .chunks(share)
+            .map(|folders| {
+                scope.spawn(|| {
+                    let runs = folders.iter().map(|path| read_one(path));
+                    runs.collect::<Vec<_>>()
+                })
+            })
+            .collect();
+        let mut all = Vec::new();
+        for reader in readers {
+            let runs = reader.join();
+            all.extend(runs.unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        }
+        Ok(all)
+    })
 }
 
-fn read_one(dir: &Path) -> Result<RunFolder, ReportError> {
+fn read_one(dir: &Path) -> RunFolder {
     let run_id = dir
         .file_name()
         .map(|n| n.to_string_lossy().into_owned())
         .unwrap_or_default();
-    let (outcome, remark, finished_utc) = read_outcome(dir)?;
+    let (mut outcome, remark, finished_utc, digests) = read_outcome(dir);
+    // What a failed or killed run left behind may be cut off anywhere: list it, use nothing.
     let (record, record_problem) = match read_record(dir) {
         Ok(record) => (Some(record), None),
-        // What a failed or killed run left behind may be cut off anywhere: list it, use nothing.
-        Err(problem @ (ReportError::Io { .. } | ReportError::Record { .. }))
-            if outcome != Outcome::Complete =>
-        {
-            (None, Some(problem.to_string()))
-        }
-        Err(problem) => return Err(problem),
+        Err(problem) => (None, Some(problem.to_string())),
     };
-    Ok(RunFolder {
+    if outcome == Outcome::Complete {
+        let checked = match (&record, &record_problem) {
+            (Some(record), _) => integrity::check(dir, &run_id, record, digests.as_ref()),
+            (None, problem) => Err(problem.clone().unwrap_or_default()),
+        };
+        if let Err(reason) = checked {
+            outcome = Outcome::Broken { reason };
+        }
+    }
+    RunFolder {
         dir: dir.to_owned(),
         run_id,
         outcome,
@@ -232,29 +259,38 @@ fn read_one(dir: &Path) -> Result<RunFolder, ReportError> {
         finished_utc,
         record,
         record_problem,
-    })
+    }
 }
 
-/// How it ended, what it remarks if it is complete, and when it ended.
-fn read_outcome(dir: &Path) -> Result<(Outcome, Option<String>, Option<String>), ReportError> {
+/// How it ended, what it remarks if it is complete, when it ended, and what its files were then.
+type Ending = (Outcome, Option<String>, Option<String>, Option<Digests>);
+
+fn read_outcome(dir: &Path) -> Ending {
     #[derive(Deserialize)]
-    struct Ending {
+    struct StatusFile {
         status: String,
         #[serde(default)]
         reason: Option<String>,
         #[serde(default)]
         finished_utc: Option<String>,
+        #[serde(default)]
+        sha256: Option<Digests>,
     }
     let path = dir.join("status.json");
-    let Some(text) = read_if_there(&path)? else {
-        return Ok((Outcome::Killed, None, None));
+    let failed = |problem: &dyn std::fmt::Display| {
+        let reason = format!("status.json: {problem}");
+        (Outcome::Failed { reason }, None, None, None)
     };
-    let ending: Ending = match serde_json::from_str(&text) {
-        Ok(ending) => ending,
-        Err(e) => {
-            let reason = format!("status.json: {e}");
-            return Ok((Outcome::Failed { reason }, None, None));
+    let text = match fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            return (Outcome::Killed, None, None, None);
         }
+        Err(e) => return failed(&e),
+    };
+    let ending: StatusFile = match serde_json::from_str(&text) {
+        Ok(ending) => ending,
+        Err(e) => return failed(&e),
     };
     let (outcome, remark) = match ending.status.as_str() {
         "complete" => (Outcome::Complete, ending.reason),
@@ -264,7 +300,7 @@ fn read_outcome(dir: &Path) -> Result<(Outcome, Option<String>, Option<String>),
             (Outcome::Failed { reason }, None)
         }
     };
-    Ok((outcome, remark, ending.finished_utc))
+    (outcome, remark, ending.finished_utc, ending.sha256)
 }
 
 fn read_record(dir: &Path) -> Result<Record, ReportError> {
@@ -275,6 +311,12 @@ fn read_record(dir: &Path) -> Result<Record, ReportError> {
             path,
             found: manifest.schema_version,
             supported: SCHEMA_VERSION,
+        });
+    }
+    if humantime::parse_rfc3339_weak(&manifest.started_utc).is_err() {
+        return Err(ReportError::Record {
+            message: format!("started_utc {:?} is no time", manifest.started_utc),
+            path,
         });
     }
     Ok(Record {
@@ -329,6 +371,11 @@ fn read_config(path: &Path) -> Result<RunConfig, ReportError> {
         flags: flags_one_a_line(&typed),
         replicates,
         n_models: models.map_or(0, Vec::len),
+        n_requests: table
+            .get("workload")
+            .and_then(toml::Value::as_table)
+            .map(integrity::requests_by_case)
+            .unwrap_or_default(),
     })
 }
 
@@ -491,9 +538,11 @@ mod tests {
         assert_eq!(runs[0].outcome, Outcome::Killed);
         assert!(runs[0].record.is_none() && runs[0].record_problem.is_some());
         fs::write(run.join("status.json"), r#"{"status":"complete"}"#).unwrap();
-        assert!(matches!(
-            read_all(dir.path()),
-            Err(ReportError::Record { .. })
-        ));
+        let runs = read_all(dir.path()).unwrap();
+        assert!(
+            matches!(&runs[0].outcome, Outcome::Broken { reason } if reason.contains("manifest.json")),
+            "{:?}",
+            runs[0].outcome
+        );
     }
 }

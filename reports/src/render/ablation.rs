@@ -9,7 +9,7 @@ use crate::load::run_folder::{Outcome, RunFolder, flags_one_a_line};
 use crate::render::compare::{phrase, word};
 use crate::select::{Group, same_place};
 use crate::stats::verdict::{Comparison, VerdictConfig};
-use crate::verdicts::ablation::{Ablation, FlagVerdicts, Surrounding, is_of, marked};
+use crate::verdicts::ablation::{Ablation, FlagVerdicts, Surrounding, is_of};
 use crate::verdicts::{Figure, Runs};
 
 #[derive(Debug, Clone, Serialize)]
@@ -21,7 +21,7 @@ pub struct AblationContext {
     pub case: String,
     pub quick: bool,
     pub rows: Vec<FlagRow>,
-    /// Flag in Markdown, where it does nothing, why.
+    /// Flag, where it does nothing, why.
     pub idle: Vec<(String, &'static str, String)>,
     pub n_figures: usize,
     pub n_full: usize,
@@ -32,7 +32,7 @@ pub struct AblationContext {
 
 #[derive(Debug, Clone, Serialize)]
 pub struct FlagRow {
-    /// In Markdown; None: all flags together.
+    /// None: all flags together.
     pub flag: Option<String>,
     pub place: &'static str,
     /// Throughput, time to first token, time per token.
@@ -100,7 +100,7 @@ pub fn ablation_of(
             .iter()
             .map(|idle| {
                 let place = idle.surrounding.map_or("", |at| place(at, lang));
-                (marked(&idle.flag), place, idle.reason.clone())
+                (idle.flag.clone(), place, idle.reason.clone())
             })
             .collect(),
         n_figures: found.n_figures(),
@@ -123,7 +123,7 @@ fn flag_row(row: &FlagVerdicts, config: VerdictConfig, lang: Lang) -> FlagRow {
     };
     debug_assert_eq!(row.answers.len(), Figure::ALL.len());
     FlagRow {
-        flag: (row.surrounding != Surrounding::AllFlags).then(|| marked(&row.flag)),
+        flag: (row.surrounding != Surrounding::AllFlags).then(|| row.flag.clone()),
         place: place(row.surrounding, lang),
         cells: row.answers.iter().map(cell).collect(),
         starts: row.starts.clone(),

@@ -13,7 +13,7 @@ use crate::render::ablation::ablation_of;
 use crate::render::compare::{Metric, VerdictRow};
 use crate::render::configuration::{arm_context, flags_of};
 use crate::render::context::{
-    ChartLink, ComparisonContext, FailedRun, Finding, Findings, GpuContext, GroupContext,
+    Caution, ChartLink, ComparisonContext, FailedRun, Finding, Findings, GpuContext, GroupContext,
     PeerComparison, ReportContext, ReportLink, RunRow,
 };
 use crate::render::flag_effects::effects_in;
@@ -89,15 +89,18 @@ pub fn build(
         unreadable: records
             .runs
             .iter()
-            .filter(|run| run.record.is_none())
+            .filter(|run| run.record.is_none() || matches!(run.outcome, Outcome::Broken { .. }))
             .map(|run| FailedRun {
                 run_id: run.run_id.clone(),
-                experiment: "–".to_owned(),
+                experiment: run.record.as_ref().map_or_else(
+                    || "–".to_owned(),
+                    |record| record.manifest.experiment.clone(),
+                ),
                 state: state_word(&run.outcome, lang),
                 reason: run
                     .record_problem
                     .clone()
-                    .map_or_else(|| reason_of(&run.outcome, lang), |p| one_line(&p)),
+                    .unwrap_or_else(|| reason_of(&run.outcome, lang)),
             })
             .collect(),
         margin_percent: config.margin_percent,
@@ -232,7 +235,7 @@ fn group_context(
         .first()
         .map(|r| r.record.manifest.model.used.clone())
         .unwrap_or_default();
-    let flags_in_title = group.extra_flags.iter().map(|flag| format!(" · `{flag}`"));
+    let flags_in_title = group.extra_flags.iter().map(|flag| format!(" · {flag}"));
     GroupContext {
         title: format!("{device} · {model}{}", flags_in_title.collect::<String>()),
         extra_flags: group.extra_flags.clone(),
@@ -258,7 +261,7 @@ fn group_context(
                 model
                     .fallback_reason
                     .as_ref()
-                    .map(|why| (model.requested.clone(), one_line(why)))
+                    .map(|why| (model.requested.clone(), words_of(why)))
             })
             .collect::<BTreeSet<_>>()
             .into_iter()
@@ -440,12 +443,13 @@ fn state_word(outcome: &Outcome, lang: Lang) -> &'static str {
         Outcome::Complete => lang.pick("완료", "complete"),
         Outcome::Failed { .. } => lang.pick("실패", "failed"),
         Outcome::Killed => lang.pick("중단", "killed"),
+        Outcome::Broken { .. } => lang.pick("손상", "broken"),
     }
 }
 
 fn reason_of(outcome: &Outcome, lang: Lang) -> String {
     match outcome {
-        Outcome::Failed { reason } => one_line(reason),
+        Outcome::Failed { reason } | Outcome::Broken { reason } => words_of(reason),
         Outcome::Killed => lang
             .pick("상태 기록 없이 끝남", "ended without a record of its state")
             .to_owned(),
@@ -453,29 +457,28 @@ fn reason_of(outcome: &Outcome, lang: Lang) -> String {
     }
 }
 
-/// Fits a table cell, and is no markup.
-fn one_line(text: &str) -> String {
-    text.split_whitespace()
-        .collect::<Vec<_>>()
-        .join(" ")
-        .replace('|', "/")
-        .replace('<', "&lt;")
+/// The words of a message that may have several lines.
+fn words_of(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// What complete runs of an arm say against themselves, and how many of them say it.
-fn remarks_of(arm: &Arm<'_>, lang: Lang) -> Vec<String> {
+fn remarks_of(arm: &Arm<'_>, lang: Lang) -> Vec<Caution> {
     let mut n_by_remark: BTreeMap<String, usize> = BTreeMap::new();
     for remark in arm.runs.iter().filter_map(|run| run.folder.remark.as_ref()) {
-        *n_by_remark.entry(one_line(remark)).or_default() += 1;
+        *n_by_remark.entry(words_of(remark)).or_default() += 1;
     }
     let line = |(remark, n): (String, usize)| {
         let runs = lang.pick(format!("실행 {n}회"), format!("{n} run(s)"));
-        format!("`{}` ({runs}): {remark}", arm.experiment)
+        Caution {
+            of: Some(arm.experiment.clone()),
+            text: format!("{remark} ({runs})"),
+        }
     };
     n_by_remark.into_iter().map(line).collect()
 }
 
-fn cautions_of(group: &Group<'_>, lang: Lang) -> Vec<String> {
+fn cautions_of(group: &Group<'_>, lang: Lang) -> Vec<Caution> {
     let runs: Vec<Run<'_>> = group
         .arms
         .iter()
@@ -541,10 +544,13 @@ fn cautions_of(group: &Group<'_>, lang: Lang) -> Vec<String> {
             ),
         ),
     ];
-    let mut cautions: Vec<String> = kinds
+    let mut cautions: Vec<Caution> = kinds
         .iter()
         .filter(|(applies, _)| *applies)
-        .map(|(_, words)| (*words).to_owned())
+        .map(|(_, words)| Caution {
+            of: None,
+            text: (*words).to_owned(),
+        })
         .collect();
     let broken = group
         .arms
@@ -555,7 +561,10 @@ fn cautions_of(group: &Group<'_>, lang: Lang) -> Vec<String> {
             "캠페인이 끝까지 완료되지 않음",
             "its campaign did not complete",
         );
-        format!("`{}`: {words}", arm.experiment)
+        Caution {
+            of: Some(arm.experiment.clone()),
+            text: words.to_owned(),
+        }
     }));
     let arms = group.arms.iter().chain(&group.peers);
     cautions.extend(arms.flat_map(|arm| remarks_of(arm, lang)));

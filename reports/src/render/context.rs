@@ -88,8 +88,16 @@ pub struct GroupContext {
     /// Path and description of each chart, by what it shows.
     pub charts: BTreeMap<&'static str, ChartLink>,
     /// What makes configurations less comparable than they look.
-    pub cautions: Vec<String>,
+    pub cautions: Vec<Caution>,
     pub n_superseded: usize,
+}
+
+/// What a reader should know before he trusts a figure.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Caution {
+    /// The configuration that it is about; none: all of them.
+    pub of: Option<String>,
+    pub text: String,
 }
 
 #[derive(Debug, Serialize)]

@@ -1,7 +1,8 @@
 //! Templates and how they are filled: strict and deterministic, one template a report and language.
 //!
 //! Templates come with the program, so a report always matches the code that computed it. A name
-//! that the context lacks, a null or a NaN where a figure belongs, fails the render.
+//! that the context lacks, a null or a NaN where a figure belongs, fails the render. Values are text,
+//! never markup: [`outside`] escapes every one of them.
 
 pub mod ablation;
 pub mod assemble;
@@ -14,6 +15,7 @@ pub mod flag_effects;
 pub mod format;
 pub mod last_verdicts;
 pub mod multi_model;
+pub mod outside;
 pub mod page;
 pub mod seed_figures;
 pub mod tables;
@@ -152,6 +154,7 @@ pub fn render_text(
         .build();
     env.set_syntax(block_tags_leave_no_line.map_err(problem)?);
     format::register(&mut env, lang);
+    outside::register(&mut env);
     env.add_template("parts", lang.pick(PARTS_KO, PARTS_EN))
         .map_err(problem)?;
     env.add_template(name, template).map_err(problem)?;
@@ -159,7 +162,7 @@ pub fn render_text(
         .get_template(name)
         .and_then(|t| t.render(context))
         .map_err(problem)?;
-    Ok(tidied(&text))
+    Ok(tidied(&outside::resolve(&text)))
 }
 
 /// At most one empty line in a row, no blanks at line ends, one newline at the end.

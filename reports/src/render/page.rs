@@ -1,5 +1,9 @@
 //! A rendered report as one HTML page that needs no other file: pictures, style and the sorting
 //! of tables are inside. Links to other reports lead to their pages.
+//!
+//! Pages are passed on, and hold text that others wrote. Of HTML in the Markdown only the tags pass
+//! that the templates use ([`TEMPLATE_TAGS`]); the rest is shown as text. A policy in the page's head
+//! lets the browser run and apply nothing but the page's own script and style, by their hashes.
 
 use std::collections::BTreeMap;
 
@@ -10,6 +14,7 @@ use pulldown_cmark::{
     CowStr, Event, HeadingLevel, Options, Parser, Tag, TagEnd, TextMergeStream, html,
 };
 use serde::Serialize;
+use sha2::{Digest, Sha256};
 
 use crate::ReportError;
 use crate::charts;
@@ -49,6 +54,7 @@ pub fn page(
         .build();
     env.set_syntax(no_empty_lines.map_err(problem)?);
     env.add_template("page", PAGE).map_err(problem)?;
+    let [style, script] = [STYLE, SCRIPT].map(|text| format!("\n{}\n", text.trim_end()));
     let title = contents.first().map_or("", |e: &Entry| &e.text);
     let context = minijinja::context! {
         lang => lang.code(),
@@ -57,14 +63,47 @@ pub fn page(
         home_title => lang.pick("모든 보고서", "All reports"),
         contents_title => lang.pick("차례", "Contents"),
         contents => Value::from(Serde(&contents)),
-        style => STYLE.trim_end(),
-        script => SCRIPT.trim_end(),
+        style_hash => policy_hash(&style),
+        style => style,
+        script_hash => policy_hash(&script),
+        script => script,
         body => body.trim_end(),
     };
     let page = env
         .get_template("page")
         .and_then(|template| template.render(context));
     page.map(|text| text + "\n").map_err(problem)
+}
+
+/// What a policy calls the content of an element by: its SHA-256 in base64.
+fn policy_hash(content: &str) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut hash = String::from("sha256-");
+    for bytes in Sha256::digest(content).chunks(3) {
+        let bits = (0..3).fold(0, |bits, i| {
+            bits << 8 | u32::from(bytes.get(i).copied().unwrap_or(0))
+        });
+        for i in 0..4 {
+            let digit = DIGITS[(bits >> (18 - 6 * i) & 63) as usize];
+            hash.push(if i <= bytes.len() {
+                char::from(digit)
+            } else {
+                '='
+            });
+        }
+    }
+    hash
+}
+
+/// The HTML that templates write into the Markdown.
+const TEMPLATE_TAGS: [&str; 3] = ["<sub>", "</sub>", "<br>"];
+
+/// Where links of a report may lead: another report, a place in this one, the web.
+fn is_harmless(link: &str) -> bool {
+    match link.split_once(':') {
+        None => true,
+        Some((scheme, _)) => ["http", "https"].contains(&scheme) || scheme.contains(['/', '#']),
+    }
 }
 
 /// Table cells of so many characters never break.
@@ -97,6 +136,15 @@ fn converted<'a>(
             }
             Event::End(TagEnd::Image) if in_picture => in_picture = false,
             _ if in_picture => {}
+            // No page loads a picture from elsewhere: its description stays.
+            Event::Start(Tag::Image { .. }) | Event::End(TagEnd::Image) => {}
+            Event::Html(html) => out.push(Event::Text(html)),
+            Event::InlineHtml(html) if !TEMPLATE_TAGS.contains(&&*html) => {
+                if let Some((_, _, text)) = &mut heading {
+                    text.push_str(&html);
+                }
+                out.push(Event::Text(html));
+            }
             Event::Start(Tag::Heading { level, .. }) => {
                 heading = Some((level, out.len(), String::new()));
                 out.push(event);
@@ -144,7 +192,11 @@ fn converted<'a>(
                 id,
             }) => out.push(Event::Start(Tag::Link {
                 link_type,
-                dest_url: to_page(dest_url),
+                dest_url: if is_harmless(&dest_url) {
+                    to_page(dest_url)
+                } else {
+                    "#".into()
+                },
                 title,
                 id,
             })),
@@ -252,6 +304,53 @@ mod tests {
             "+7.4\u{a0}% better, n 20\u{a0}s"
         );
         assert_eq!(kept("version 2 msg"), "version 2 msg");
+    }
+
+    #[test]
+    fn markup_that_no_template_wrote_is_text() {
+        let markdown = "# <b>a</b> </title>\n\n<script>alert(1)</script>\n\nx <img src=x onerror=alert(1)><br>y\n\n[z](javascript:alert(1)) ![p](http://h/p.png) [w](b.ko.md) <sub>n</sub>\n";
+        let html = page(markdown, &BTreeMap::new(), Lang::En).unwrap();
+        let body = html.split("<main>").nth(1).unwrap();
+        let body = body.split("</main>").next().unwrap();
+        for tag in ["<script", "<img", "<b>", "javascript:"] {
+            assert!(!body.contains(tag), "{body}");
+        }
+        assert!(
+            body.contains("&lt;script&gt;alert(1)&lt;/script&gt;"),
+            "{body}"
+        );
+        assert!(
+            body.contains("<br>y") && body.contains("<sub>n</sub>"),
+            "{body}"
+        );
+        assert!(
+            body.contains("href=\"#\"") && body.contains("href=\"b.ko.html\""),
+            "{body}"
+        );
+        assert!(html.contains("<title>&lt;b&gt;a"), "{html}");
+    }
+
+    #[test]
+    fn the_policy_names_the_style_and_script_that_the_page_holds() {
+        assert_eq!(
+            policy_hash("alert('Hello, world.');"),
+            "sha256-qznLcsROx4GACP2dm0UCKCzCG+HiZ1guq6ZZDob/Tng="
+        );
+        let html = page("# a\n", &BTreeMap::new(), Lang::En).unwrap();
+        let between = |open: &str, close: &str| {
+            let inside = html.split(open).nth(1).unwrap();
+            inside.split(close).next().unwrap().to_owned()
+        };
+        let policy = between("Content-Security-Policy\" content=\"", "\">");
+        assert!(policy.starts_with("default-src 'none';"), "{policy}");
+        for (open, close) in [("<style>", "</style>"), ("<script>", "</script>")] {
+            assert!(
+                policy.contains(&policy_hash(&between(open, close))),
+                "{policy}"
+            );
+            assert_eq!(html.matches(open).count(), 1);
+        }
+        assert!(!html.contains("style=\""), "{html}");
     }
 
     #[test]

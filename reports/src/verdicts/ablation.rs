@@ -90,7 +90,7 @@ pub fn table(dir: &Path, campaign: &str) -> anyhow::Result<String> {
     let runs = Runs::read(dir, |run| is_of(run, campaign))?;
     let found = Ablation::of(&runs, campaign, VerdictConfig::default())
         .with_context(|| dir.display().to_string())?;
-    Ok(print(&found))
+    Ok(print(&found) + &runs.broken_lines())
 }
 
 /// Whether a run is an arm of this campaign.
@@ -295,7 +295,7 @@ fn flag_line(flag: &str, full: &Arm<'_>) -> String {
 }
 
 /// In Markdown: what can be typed is code.
-pub fn marked(flag: &str) -> String {
+fn marked(flag: &str) -> String {
     if flag.starts_with("--") {
         format!("`{flag}`")
     } else {

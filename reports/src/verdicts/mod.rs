@@ -104,6 +104,17 @@ impl Runs {
         Ok(Self { folders, cases })
     }
 
+    /// What was left out because its folder is broken, a line each.
+    fn broken_lines(&self) -> String {
+        let lines = self.folders.iter().filter_map(|run| match &run.outcome {
+            Outcome::Broken { reason } => {
+                Some(format!("left out: {} is broken ({reason})\n", run.run_id))
+            }
+            _ => None,
+        });
+        lines.collect()
+    }
+
     /// Those of `records` that `keep` wants.
     pub fn of_records(records: &Records, keep: impl Fn(&RunFolder) -> bool) -> Self {
         let mut folders: Vec<RunFolder> = records

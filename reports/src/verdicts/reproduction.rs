@@ -116,6 +116,7 @@ pub fn table(dir: &Path, campaign: &str) -> anyhow::Result<String> {
             "WARNING: another machine or another model: nothing follows for the old figures\n",
         );
     }
+    text.push_str(&runs.broken_lines());
     Ok(text)
 }
 
