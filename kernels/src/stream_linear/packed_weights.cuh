@@ -1,5 +1,5 @@
 // Packed weight matrices (repack.cu writes them) as operands of the matrix instruction, and what
-// is done with the products. Shared by stream_linear.cu and batch_linear.cu.
+// is done with the products. Shared by stream_linear.cu, mma.cu and wgmma.cu.
 #pragma once
 #include "../cuda/element.cuh"
 

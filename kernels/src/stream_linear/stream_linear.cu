@@ -1,5 +1,5 @@
 // y[m][n] = sum_k x[m][k] W[n][k]   for m <= 64: a step's decode rows against one weight matrix.
-// From 17 rows on batch.cu is faster, where its shared memory is to be had.
+// From 17 rows on wgmma.cu and mma.cu are faster.
 //
 // At these sizes a product is a read of W, so everything here serves that one stream:
 //   * W lies in memory in the order in which the matrix instruction wants it (see repack.cu), in

@@ -7,7 +7,7 @@
 //! the choice of tokens run once, over the whole batch.
 //!
 //! Only batches whose halves' projections are all of `stream_linear.cu` are split. The kernels for
-//! more rows (`wgmma.cu`, `batch.cu`) have one set of partial results and tickets, and blocks that
+//! more rows (`wgmma.cu`, `mma.cu`) have one set of partial results and tickets, and blocks that
 //! wait for each other: two of them side by side would mix their sums up, or wait for ever. That
 //! leaves batches of up to 32 rows, unless tuning gave smaller ones such a kernel, too.
 //!
