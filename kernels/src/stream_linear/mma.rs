@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{CHUNK_BYTES, Epilogue, Format, ManyRowsLaunch};
+use super::{Epilogue, Format, ManyRowsLaunch};
 use crate::cuda::{Buffer, CudaError, Device, DevicePtr, Element, Kernel, LaunchConfig, Stream};
 
 const SOURCE: &str = "stream_linear/mma";
@@ -11,18 +11,10 @@ const THREADS: usize = WARPS * 32;
 /// Tiles of 16 columns that a warp multiplies.
 const WARP_TILES: usize = 2;
 const BLOCK_TILES: usize = WARPS * WARP_TILES;
-/// k of a stage of x.
-const STEP_K: usize = 64;
+/// k of a stage.
+const STAGE_K: usize = 64;
 /// Rows of a tile of work that kernels are compiled for.
 pub(super) const ROWS: [usize; 4] = [16, 32, 64, 128];
-/// (stages of weights, stages of x) to try, best first, by row count. x needs three at least: what
-/// is brought has been read a step ago.
-const STAGES: [&[(usize, usize)]; 4] = [
-    &[(6, 6), (5, 6), (4, 6), (3, 4), (2, 4)],
-    &[(6, 6), (5, 4), (4, 4), (3, 4), (2, 4)],
-    &[(6, 6), (4, 4), (4, 3), (3, 4), (3, 3), (2, 4)],
-    &[(4, 4), (2, 4), (2, 3), (1, 3)],
-];
 
 /// As `MmaLinearParams` in mma.cu.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
@@ -42,50 +34,26 @@ struct MmaLinearParams {
     n_chunks: i32,
     out_tile_rows: i32,
     epilogue: i32,
-    w_stages: i32,
-    x_stages: i32,
-    scale_slots: i32,
+    shared_bytes: i32,
 }
 
-/// Stages of the rings and their bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Rings {
-    w_stages: usize,
-    x_stages: usize,
-    scale_slots: usize,
-    shared_bytes: usize,
-}
-
-impl Rings {
-    /// The first of [`STAGES`] that fits `room` bytes; `None` where none does.
-    fn fitting(format: Format, rows: usize, room: usize) -> Option<Self> {
-        let variant = ROWS.iter().position(|r| *r == rows)?;
-        STAGES[variant]
-            .iter()
-            .map(|&(w_stages, x_stages)| Self::of(format, rows, w_stages, x_stages))
-            .find(|rings| rings.shared_bytes <= room)
-    }
-
-    /// Shared memory as the comment in mma.cu lists it.
-    fn of(format: Format, rows: usize, w_stages: usize, x_stages: usize) -> Self {
-        // Half a chunk, or the whole where that is 64 k.
-        let stages_per_chunk = if format.chunk_k() == STEP_K { 1 } else { 2 };
-        // A chunk's scales come with its first stage and stay until its last is done.
-        let scale_slots = match format.scale_bytes() {
-            0 => 1,
-            _ => w_stages / stages_per_chunk + 1,
-        };
-        let x = x_stages * rows * STEP_K * 2;
-        let weights = BLOCK_TILES * w_stages * CHUNK_BYTES / stages_per_chunk;
-        let scales = BLOCK_TILES * scale_slots * format.scale_bytes();
-        let barriers = 8 * (2 * x_stages + WARPS * w_stages);
-        Self {
-            w_stages,
-            x_stages,
-            scale_slots,
-            shared_bytes: x + weights + scales + barriers,
-        }
-    }
+/// Bytes of shared memory of a tile of `rows` rows, one of [`ROWS`]: as `Ring` in mma.cu counts them, which
+/// refuses to run with another number.
+fn shared_bytes(format: Format, rows: usize) -> usize {
+    let per_chunk = format.chunk_k() / STAGE_K;
+    let ahead = match (per_chunk, rows) {
+        (1, _) => 1,
+        (_, 128) => 2,
+        _ => 4,
+    };
+    let is_late = rows >= 64 || per_chunk == 1;
+    let stages = ahead + 1 + usize::from(is_late);
+    let x = stages * rows * STAGE_K * 2;
+    // Slots of a chunk's scales; there are no scales of 16-bit weights.
+    let slots = ahead / per_chunk + 2;
+    let scales = slots * BLOCK_TILES * format.scale_bytes();
+    let barrier = 8;
+    x + scales + barrier
 }
 
 /// Rows of the tiles that `m` rows use by default: the fewest that hold them all.
@@ -159,10 +127,14 @@ impl MmaKernels {
         if units > max_units {
             return Err(limit("multiprocessors times chunks of k", units, max_units));
         }
-        let Some(rings) = Rings::fitting(layout.format, tile_rows, self.shared_room) else {
-            let least = Rings::of(layout.format, tile_rows, 1, 3).shared_bytes;
-            return Err(limit("shared memory in bytes", least, self.shared_room));
-        };
+        let shared_bytes = shared_bytes(layout.format, tile_rows);
+        if shared_bytes > self.shared_room {
+            return Err(limit(
+                "shared memory in bytes",
+                shared_bytes,
+                self.shared_room,
+            ));
+        }
         let params = MmaLinearParams {
             weights: launch.weights.ptr(),
             scales: launch.scales.ptr(),
@@ -183,17 +155,15 @@ impl MmaKernels {
                 Epilogue::SiluMul => 2,
                 Epilogue::StoreF32 => 3,
             },
-            w_stages: rings.w_stages as i32,
-            x_stages: rings.x_stages as i32,
-            scale_slots: rings.scale_slots as i32,
+            shared_bytes: shared_bytes as i32,
         };
         let mut config = LaunchConfig::new(self.n_multiprocessors as u32, THREADS as u32);
-        config.shared_bytes = rings.shared_bytes;
+        config.shared_bytes = shared_bytes;
         config.dependent = launch.dependent;
         let index = layout.format as usize * ROWS.len() + variant;
         // SAFETY: the caller has checked weights, x, bias and output against the layout and m; x
         // has whole tiles of rows; parts hold two shares for each block, tickets one for each tile
-        // that is cut, which are fewer than the blocks; the rings fit the shared memory asked for.
+        // that is cut, which are fewer than the blocks; the kernel has the shared memory that it counts.
         unsafe { self.variants[index].launch(stream, &config, &params) }
     }
 }
@@ -202,24 +172,28 @@ impl MmaKernels {
 mod tests {
     use super::*;
 
+    /// The values of `Ring::BYTES` in mma.cu, by format and rows of a tile.
     #[test]
-    fn rings_fit_both_chips_with_every_format() {
-        for (room, least_weights) in [(101_376, 32 << 10), (232_448, 64 << 10)] {
-            for format in Format::ALL {
-                for rows in ROWS {
-                    let rings = Rings::fitting(format, rows, room).expect("fits");
-                    assert!(rings.shared_bytes <= room, "{format:?} {rows} {rings:?}");
-                    assert!(rings.x_stages >= 3, "{format:?} {rows} {rings:?}");
-                    let stage = if format == Format::Half { 2048 } else { 1024 };
-                    let weights = rings.w_stages * BLOCK_TILES * stage;
-                    assert!(
-                        weights >= least_weights || rows == 128,
-                        "{format:?} {rows} {rings:?}"
-                    );
-                }
+    fn shared_memory_is_what_the_kernels_count() {
+        let expected = [
+            (Format::AwqG128, [14_088, 24_328, 53_000, 68_104]),
+            (Format::AwqG64, [17_928, 28_168, 56_840, 70_664]),
+            (Format::AwqG32, [25_608, 35_848, 64_520, 75_784]),
+            (Format::Half, [6_152, 12_296, 24_584, 49_160]),
+        ];
+        for (format, bytes) in expected {
+            let found = ROWS.map(|rows| shared_bytes(format, rows));
+            assert_eq!(found, bytes, "{format:?}");
+        }
+    }
+
+    #[test]
+    fn every_kernel_fits_a_block_of_99_kib() {
+        for format in Format::ALL {
+            for rows in ROWS {
+                let bytes = shared_bytes(format, rows);
+                assert!(bytes <= 99 * 1024, "{format:?} {rows} {bytes}");
             }
         }
-        let prompt = Rings::fitting(Format::AwqG128, 128, 101_376).expect("fits");
-        assert_eq!((prompt.w_stages, prompt.x_stages), (2, 4));
     }
 }
