@@ -190,7 +190,7 @@ fn flags_of_an_added_model_are_checked() {
     for (flags, expected) in [
         (
             serde_json::json!({"model-path": "a", "served-model-name": "x".repeat(100_000)}),
-            "is the limit of characters, this name has 100000",
+            "has 100000 characters, the limit is 256",
         ),
         (
             serde_json::json!({"model-path": "a", "served-model-name": "x\r\ny"}),
