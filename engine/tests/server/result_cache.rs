@@ -270,13 +270,18 @@ async fn answers_under_other_sampling_defaults_are_not_shared() {
     let line = model.line(&format!("--port 0 --result-cache {}", redis.url()));
     let body = json!({"prompt": "x", "max_tokens": 3, "temperature": 0});
     let mut words = Vec::new();
-    for penalty in [1.0, 1.3, 1.0] {
+    for (penalty, n_kept) in [(1.0, ":1"), (1.3, ":2"), (1.0, ":2")] {
         let recommended = json!({"eos_token_id": 2, "repetition_penalty": penalty});
         std::fs::write(&file, recommended.to_string()).expect("written");
         let program = Program::start(&line, &[]).await;
         let answer = client::post(program.address, PATH, &body).await;
         assert_eq!(answer.status, 200, "{}", answer.text());
         words.push(word(&answer).map(str::to_owned));
+        // An answer is kept after it has been sent; the program ends here.
+        until("the answer is kept", LIMIT, async || {
+            redis_says(&redis, "DBSIZE").await == n_kept
+        })
+        .await;
     }
     let words: Vec<&str> = words.iter().flatten().map(String::as_str).collect();
     assert_eq!(words, ["miss", "miss", "hit"]);

@@ -112,13 +112,26 @@ pub(super) fn scan(path: &Path, schema: &Schema) -> Result<LazyFrame, ReportErro
         path: path.to_owned(),
         message: "path is not UTF-8".into(),
     })?;
-    LazyJsonLineReader::new(PlRefPath::new(text))
+    LazyJsonLineReader::new(PlRefPath::new(without_patterns(text)))
         .with_schema(Some(Arc::new(schema.clone())))
         .finish()
         .map_err(|source| ReportError::Table {
             what: what(),
             source,
         })
+}
+
+/// A path for a reader that takes `*`, `?` and `[` for patterns: a folder's name may hold them.
+fn without_patterns(path: &str) -> String {
+    let mut escaped = String::with_capacity(path.len());
+    for character in path.chars() {
+        if matches!(character, '*' | '?' | '[') {
+            escaped.extend(['[', character, ']']);
+        } else {
+            escaped.push(character);
+        }
+    }
+    escaped
 }
 
 /// One row a run and case, with sorted lists of times in milliseconds.
