@@ -195,7 +195,7 @@ async fn sigterm_among_long_prompts_ends_the_program_within_the_grace() {
     );
     let mut program = Program::start(&line, &[]).await;
     let prompts: Vec<String> = (0..12).map(|i| i.to_string().repeat(8000 / 2)).collect();
-    let body = json!({"prompt": prompts, "max_tokens": 100, "ignore_eos": true}).to_string();
+    let body = json!({"prompt": prompts, "max_tokens": 3000, "ignore_eos": true}).to_string();
     let address = program.address;
     let _held = client::open(address, "POST", PATH, &[], body.as_bytes()).await;
     let runs = async || client::metric(address, "vllm:num_requests_running").await > 0.0;
@@ -208,7 +208,7 @@ async fn sigterm_among_long_prompts_ends_the_program_within_the_grace() {
     assert!(took < Duration::from_secs(3), "{took:?}: {log}");
     assert!(
         log.contains("are cut off"),
-        "the step outlasts the grace: {log}"
+        "the requests outlast the grace, and on a slow machine one step does: {log}"
     );
 }
 

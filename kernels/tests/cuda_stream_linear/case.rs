@@ -267,8 +267,10 @@ pub fn check(
 /// staying integers until the scale is applied to the sums.
 pub const TOLERANCE: f64 = 2e-3;
 pub const TOLERANCE_MANY_ROWS: f64 = 4e-3;
-/// bf16 rounds to 8 bits where fp16 rounds to 11: weights, from 17 rows on, and the output.
-pub const BF16_FACTOR: f64 = 8.0;
+/// bf16 rounds to 8 bits where fp16 rounds to 11: weights, from 17 rows on, and the output. Eight times
+/// as much, and somewhat more for the worst of a million outputs of a full-size matrix (3.24e-2 there,
+/// the same by `wgmma.cu` and `mma.cu`).
+pub const BF16_FACTOR: f64 = 10.0;
 
 pub fn assert_close(gpu: &Gpu, case: &Case, epilogue: Epilogue, m: usize, error: f64) {
     let element = gpu.kernels.element();
