@@ -194,7 +194,7 @@ async fn sigterm_among_long_prompts_ends_the_program_within_the_grace() {
          --chunked-prefill-size -1 --disable-radix-cache",
     );
     let mut program = Program::start(&line, &[]).await;
-    let prompts: Vec<String> = (0..12).map(|i| i.to_string().repeat(8000 / 2)).collect();
+    let prompts: Vec<String> = (0..10).map(|i| i.to_string().repeat(8000 / 2)).collect();
     let body = json!({"prompt": prompts, "max_tokens": 3000, "ignore_eos": true}).to_string();
     let address = program.address;
     let _held = client::open(address, "POST", PATH, &[], body.as_bytes()).await;
