@@ -320,7 +320,7 @@ impl Section {
             }
         };
         let words = in_our_flags(&words).map_err(refused)?;
-        // Switches that are off are read like those that are on, or they would be read by nobody.
+        // Switches that are off are read like those that are on, or no one place would read them.
         parse(&words).map_err(refused)?;
         if *value == Value::Bool(false) {
             self.off.extend(words);

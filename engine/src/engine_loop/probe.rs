@@ -1,4 +1,4 @@
-//! Steps of the engine's own, tried while it is unhealthy and nobody asks for one: whoever watches
+//! Steps of the engine's own, tried while it is unhealthy and idle: a load balancer that watches
 //! `/health` sends no requests to an engine that says it is unhealthy, so no request would show
 //! that the device is well again.
 
@@ -20,7 +20,7 @@ impl EngineLoop {
         (is_unhealthy && self.engine.is_awake()).then_some(BETWEEN_PROBES)
     }
 
-    /// Queues a request of one token in and one out, which nobody gets. Its outcome is recorded as
+    /// Queues a request of one token in and one out, without a client. Its outcome is recorded as
     /// any step's.
     pub(super) fn probe(&mut self) {
         let request = Request {

@@ -275,7 +275,7 @@ async fn parameters_outside_their_limits_never_reach_a_step() {
     assert_eq!(engine.n_in_flight(), 0);
 }
 
-/// Nobody sends requests to an engine that says it is unhealthy.
+/// A load balancer sends no requests to an engine that says it is unhealthy.
 #[tokio::test]
 async fn an_unhealthy_engine_tries_a_step_of_its_own() {
     let mock = MockConfig {

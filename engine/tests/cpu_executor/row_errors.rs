@@ -1,5 +1,5 @@
 //! A sequence whose values are no numbers ends alone, greedy or sampled, whatever else is in its
-//! step; and its pages harm nobody who gets them next.
+//! step; and its pages do no harm to their next owner.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
