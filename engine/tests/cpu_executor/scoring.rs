@@ -1,5 +1,5 @@
 //! The log-probabilities of a prompt's tokens are those that generating the same tokens one by one
-//! reports, bit for bit, however the prompt is cut, whatever is cached and whoever else runs.
+//! reports, bit for bit, however the prompt is cut, whatever is cached and whichever other requests run.
 
 use std::collections::HashMap;
 use std::sync::Arc;

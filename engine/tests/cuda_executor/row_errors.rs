@@ -144,7 +144,7 @@ fn only_broken_ones_fail(sampler: Sampler, params: &dyn Fn(u64) -> SamplingParam
                 assert_eq!((made.len(), end.as_ref()), (N_TOKENS, None), "{what}");
             }
         }
-        // The first is alone in its first steps, whoever else comes.
+        // The first is alone in its first steps, whichever other requests come.
         let without = serve(&mut executor, config, &sound);
         assert_eq!(told[&0].0[0], without[&0].0[0], "{what}");
     }
