@@ -27,9 +27,11 @@ mod soak;
 mod source_index;
 mod test;
 
-use std::process::ExitCode;
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{CommandFactory, Parser, Subcommand};
 
 use self::passed_on::PassedOn;
@@ -97,13 +99,38 @@ enum Recipe {
 }
 
 fn main() -> ExitCode {
-    match dispatch(Cli::parse().recipe) {
+    match drop_own_package_variables().and_then(|()| dispatch(Cli::parse().recipe)) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// Starts this program again without the variables that `cargo run` sets for it. A build script
+/// that reads them (ring's does) would otherwise run again whenever `cargo xtask` and plain
+/// `cargo` are used in turns, and most of the tree would be built twice.
+fn drop_own_package_variables() -> Result<()> {
+    let names: Vec<OsString> = std::env::vars_os()
+        .map(|(name, _)| name)
+        .filter(|name| is_package_variable(name.to_str().unwrap_or_default()))
+        .collect();
+    if names.is_empty() {
+        return Ok(());
+    }
+    let own = std::env::current_exe().context("the path of xtask")?;
+    let mut again = Command::new(own);
+    again.args(std::env::args_os().skip(1));
+    for name in names {
+        again.env_remove(name);
+    }
+    // Comes back only if it fails.
+    Err(again.exec()).context("xtask cannot start itself again")
+}
+
+fn is_package_variable(name: &str) -> bool {
+    name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")
 }
 
 fn dispatch(recipe: Option<Recipe>) -> Result<ExitCode> {
@@ -135,5 +162,19 @@ fn dispatch(recipe: Option<Recipe>) -> Result<ExitCode> {
         Some(Recipe::Test(args)) => test::run(&args),
         Some(Recipe::Clients(args)) => clients::run(&args),
         Some(Recipe::Ci) => ci::run(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_package_variable;
+
+    #[test]
+    fn only_the_packages_own_variables_are_dropped() {
+        assert!(is_package_variable("CARGO_PKG_NAME"));
+        assert!(is_package_variable("CARGO_MANIFEST_DIR"));
+        assert!(!is_package_variable("CARGO_TARGET_DIR"));
+        assert!(!is_package_variable("CARGO_INCREMENTAL"));
+        assert!(!is_package_variable("CARGO_HOME"));
     }
 }
