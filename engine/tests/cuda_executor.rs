@@ -6,6 +6,8 @@
 mod backends;
 #[path = "cuda_executor/host_tier.rs"]
 mod host_tier;
+#[path = "cuda_executor/int8.rs"]
+mod int8;
 #[path = "cuda_executor/many_models.rs"]
 mod many_models;
 #[path = "cuda_executor/row_errors.rs"]
@@ -85,6 +87,7 @@ fn options() -> CudaOptions {
         graphs: GraphSizes::Off,
         sampler: Sampler::Device,
         run_ahead: true,
+        int8_activations: false,
         two_batch_overlap: false,
         tuning: None,
     }

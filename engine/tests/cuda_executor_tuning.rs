@@ -49,6 +49,7 @@ fn load(
         kv_format: KvFormat::F16,
         sampler: Sampler::Device,
         run_ahead: true,
+        int8_activations: false,
         two_batch_overlap: false,
         attention_backend: AttentionBackend::Split,
         host_tier: None,

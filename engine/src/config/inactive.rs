@@ -120,6 +120,11 @@ fn note_unused_on_cpu(typed: &EngineArgs, note: &mut impl FnMut(bool, &str, &str
         "the CPU executor computes in fp32, and in int8 where --cpu-activations says so",
     );
     note(
+        typed.activation_quantization.is_some(),
+        "--activation-quantization",
+        "on the CPU --cpu-activations says what is rounded",
+    );
+    note(
         typed.triton_attention_num_kv_splits.is_some(),
         "--triton-attention-num-kv-splits",
         "attention on the CPU splits no context",

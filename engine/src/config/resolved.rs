@@ -10,9 +10,9 @@ use super::origins::AllowedOrigins;
 use super::result_cache::{RedisUrl, ResultCacheConfig, ResultCachePlace, redacted_url, scheme_of};
 use super::template::ChatTemplateFlag;
 use super::typed::{
-    AttentionBackend, CpuActivations, Device, Dtype, EngineArgs, HttpArgs, KvCacheDtype,
-    LoadFormat, Quantization, ReasoningParserName, SamplingBackend, SamplingDefaultsName,
-    SchedulePolicy, ServeArgs, ToolCallParserName,
+    ActivationQuantization, AttentionBackend, CpuActivations, Device, Dtype, EngineArgs, HttpArgs,
+    KvCacheDtype, LoadFormat, Quantization, ReasoningParserName, SamplingBackend,
+    SamplingDefaultsName, SchedulePolicy, ServeArgs, ToolCallParserName,
 };
 use crate::engine_loop::TimeLimits;
 use crate::executor::cuda::CardProfile;
@@ -72,6 +72,7 @@ pub struct EngineConfig {
     pub n_threads: usize,
     pub cpu_isa: Option<String>,
     pub cpu_activations: CpuActivations,
+    pub activation_quantization: ActivationQuantization,
     pub attention_backend: Option<AttentionBackend>,
     pub sampling_backend: SamplingBackend,
     pub disable_flashinfer: bool,
@@ -224,6 +225,9 @@ impl EngineArgs {
             n_threads: self.n_threads.unwrap_or_else(available_threads),
             cpu_isa: self.cpu_isa.clone(),
             cpu_activations: self.cpu_activations.unwrap_or(CpuActivations::Int8),
+            activation_quantization: self
+                .activation_quantization
+                .unwrap_or(ActivationQuantization::None),
             attention_backend: self.attention_backend,
             sampling_backend: self.sampling_backend.unwrap_or(if self.disable_flashinfer {
                 SamplingBackend::Pytorch

@@ -108,6 +108,11 @@ pub struct EngineArgs {
     #[arg(long, value_enum)]
     pub cpu_activations: Option<CpuActivations>,
 
+    /// Activations of AWQ matrices in groups of 128 on the GPU, in prompts and batches of 17 rows and
+    /// more; int8 rounds them to 8 bits, a scale for each row and 128 values [default: none]
+    #[arg(long, value_enum)]
+    pub activation_quantization: Option<ActivationQuantization>,
+
     /// Attention kernel [default: the best available]
     #[arg(long, value_enum)]
     pub attention_backend: Option<AttentionBackend>,
@@ -449,6 +454,9 @@ flag_values! {
 }
 flag_values! {
     CpuActivations { F32 = "f32", Int8 = "int8" }
+}
+flag_values! {
+    ActivationQuantization { None = "none", Int8 = "int8" }
 }
 flag_values! {
     AttentionBackend { Triton = "triton", TorchNative = "torch_native", Flashinfer = "flashinfer" }

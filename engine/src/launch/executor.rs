@@ -64,6 +64,7 @@ pub(super) fn load_cuda(
         max_total_tokens: config.max_total_tokens,
         context_length: config.context_length,
         element,
+        int8_activations: config.activation_quantization == typed::ActivationQuantization::Int8,
         kv_format: match config.kv_cache_dtype {
             KvCacheDtype::Auto => KvFormat::of(element),
             KvCacheDtype::Fp8E4m3 => KvFormat::Fp8E4m3,

@@ -264,6 +264,10 @@ fn every_refusal_names_flag_value_and_limit() {
         ),
         ("--dtype float32", ["--dtype", "float32", "bfloat16"]),
         (
+            "--activation-quantization fp8",
+            ["--activation-quantization", "fp8", "int8"],
+        ),
+        (
             "--cpu-activations fp8",
             ["--cpu-activations", "fp8", "int8"],
         ),

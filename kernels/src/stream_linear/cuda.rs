@@ -9,8 +9,9 @@ use bytemuck::{Pod, Zeroable};
 
 pub use self::repack::AwqPart;
 use super::mma::MmaKernels;
+use super::mma_int8::{Int8Kernels, Int8Room};
 use super::plan::check_plan;
-use super::variant::{Variant, not_there};
+use super::variant::{LoadedKernels, Variant, not_there};
 use super::wgmma::WgmmaKernels;
 use super::{
     Arrangement, DeviceLimits, Epilogue, Format, Layout, MANY_ROWS, MAX_ROWS, MAX_TILED_ROWS, OP,
@@ -106,6 +107,7 @@ pub struct StreamLinearKernels {
     repack_awq: Kernel,
     repack_half: Kernel,
     many_rows: ManyRowsKernels,
+    int8: Option<Int8Kernels>,
     limits: DeviceLimits,
 }
 
@@ -121,6 +123,18 @@ impl StreamLinearKernels {
         stream: &Stream,
         element: Element,
         many_rows: ManyRows,
+    ) -> Result<Arc<Self>, CudaError> {
+        Self::load_with_int8(stream, element, many_rows, None)
+    }
+
+    /// With `int8`, AWQ weights in groups of 128 are multiplied with activations in 8 bits from
+    /// [`MANY_ROWS`] rows on; it takes [`Int8Room::n_bytes`] of device memory, and all launches go to one
+    /// stream.
+    pub fn load_with_int8(
+        stream: &Stream,
+        element: Element,
+        many_rows: ManyRows,
+        int8: Option<Int8Room>,
     ) -> Result<Arc<Self>, CudaError> {
         let device = stream.device().clone();
         let properties = device.properties().clone();
@@ -173,6 +187,9 @@ impl StreamLinearKernels {
             }
             ManyRows::Mma => ManyRowsKernels::Mma(MmaKernels::load(stream, element)?),
         };
+        let int8 = int8
+            .map(|room| Int8Kernels::load(stream, element, room))
+            .transpose()?;
         Ok(Arc::new(Self {
             device,
             element,
@@ -180,6 +197,7 @@ impl StreamLinearKernels {
             repack_awq,
             repack_half,
             many_rows,
+            int8,
             limits,
         }))
     }
@@ -210,6 +228,20 @@ impl StreamLinearKernels {
             },
             ManyRowsKernels::Mma(_) => ManyRows::Mma,
         }
+    }
+
+    /// What was loaded, as the choice of a variant wants to know it.
+    pub fn loaded(&self) -> LoadedKernels {
+        LoadedKernels {
+            many_rows: self.many_rows(),
+            int8: self.int8.is_some(),
+        }
+    }
+
+    /// x of the last launch in 8 bits, `[k / 128][rows][128]` and `[k / 128][rows]` (quantize_rows.cuh);
+    /// `None` where nothing was loaded for it.
+    pub fn quantized_x(&self) -> Option<(BufferView<'_, u8>, BufferView<'_, f32>)> {
+        self.int8.as_ref().map(Int8Kernels::quantized)
     }
 
     fn variant(&self, format: Format, epilogue: Epilogue, rows: Rows) -> &Kernel {
@@ -306,6 +338,11 @@ impl StreamLinear {
 
     pub fn layout(&self) -> &Layout {
         &self.layout
+    }
+
+    /// What this matrix's launches can choose from.
+    pub fn loaded_kernels(&self) -> LoadedKernels {
+        self.kernels.loaded()
     }
 
     /// Device memory of weights and scales.
@@ -476,13 +513,19 @@ impl StreamLinear {
         let limits = &self.kernels.limits;
         let plan = match (variant, &self.kernels.many_rows) {
             (Variant::Stream(plan), _) => plan,
+            (Variant::MmaInt8 { rows }, _) => {
+                let Some(kernels) = &self.kernels.int8 else {
+                    return Err(not_there(variant, m, self.kernels.loaded()).into());
+                };
+                return kernels.launch(stream, rows, &many_rows);
+            }
             (Variant::Wgmma { rows }, ManyRowsKernels::Wgmma(kernels)) => {
                 return kernels.launch(stream, rows, &many_rows);
             }
             (Variant::Mma { rows }, ManyRowsKernels::Mma(kernels)) => {
                 return kernels.launch(stream, rows, &many_rows);
             }
-            (_, _) => return Err(not_there(variant, m, self.kernels.many_rows()).into()),
+            (_, _) => return Err(not_there(variant, m, self.kernels.loaded()).into()),
         };
         let shared_bytes = check_plan(layout, &plan, m, limits)?;
         let params = StreamLinearParams {

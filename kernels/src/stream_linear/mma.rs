@@ -16,13 +16,15 @@ const STAGE_K: usize = 64;
 /// Rows of a tile of work that kernels are compiled for.
 pub(super) const ROWS: [usize; 4] = [16, 32, 64, 128];
 
-/// As `MmaLinearParams` in mma.cu.
+/// As `MmaLinearParams` in mma_block.cuh.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
-struct MmaLinearParams {
+pub(super) struct MmaLinearParams {
     weights: DevicePtr<u8>,
     scales: DevicePtr<u8>,
-    x: DevicePtr<u16>,
+    x: DevicePtr<u8>,
+    /// Null for 16-bit x.
+    x_scales: DevicePtr<f32>,
     out: DevicePtr<u8>,
     bias: DevicePtr<u16>,
     parts: DevicePtr<f32>,
@@ -35,6 +37,43 @@ struct MmaLinearParams {
     out_tile_rows: i32,
     epilogue: i32,
     shared_bytes: i32,
+}
+
+impl MmaLinearParams {
+    /// `x`: values and, of 8-bit ones, scales, of `x_rows` rows.
+    pub fn new(
+        launch: &ManyRowsLaunch<'_>,
+        x: (DevicePtr<u8>, DevicePtr<f32>),
+        x_rows: usize,
+        parts: DevicePtr<f32>,
+        tickets: DevicePtr<i32>,
+        shared_bytes: usize,
+    ) -> Self {
+        let layout = launch.layout;
+        Self {
+            weights: launch.weights.ptr(),
+            scales: launch.scales.ptr(),
+            x: x.0,
+            x_scales: x.1,
+            out: launch.out,
+            bias: launch.bias,
+            parts,
+            tickets,
+            m: launch.m as i32,
+            x_rows: x_rows as i32,
+            n: layout.n() as i32,
+            n_tiles: layout.n_tiles as i32,
+            n_chunks: layout.n_chunks as i32,
+            out_tile_rows: launch.out_tile_rows as i32,
+            epilogue: match launch.epilogue {
+                Epilogue::Store => 0,
+                Epilogue::AddResidual => 1,
+                Epilogue::SiluMul => 2,
+                Epilogue::StoreF32 => 3,
+            },
+            shared_bytes: shared_bytes as i32,
+        }
+    }
 }
 
 /// Bytes of shared memory of a tile of `rows` rows, one of [`ROWS`]: as `Ring` in mma.cu counts them, which
@@ -135,28 +174,15 @@ impl MmaKernels {
                 self.shared_room,
             ));
         }
-        let params = MmaLinearParams {
-            weights: launch.weights.ptr(),
-            scales: launch.scales.ptr(),
-            x: launch.x.ptr(),
-            out: launch.out,
-            bias: launch.bias,
-            parts: self.parts.ptr(),
-            tickets: self.tickets.ptr(),
-            m: launch.m as i32,
-            x_rows: launch.x_rows as i32,
-            n: layout.n() as i32,
-            n_tiles: layout.n_tiles as i32,
-            n_chunks: layout.n_chunks as i32,
-            out_tile_rows: launch.out_tile_rows as i32,
-            epilogue: match launch.epilogue {
-                Epilogue::Store => 0,
-                Epilogue::AddResidual => 1,
-                Epilogue::SiluMul => 2,
-                Epilogue::StoreF32 => 3,
-            },
-            shared_bytes: shared_bytes as i32,
-        };
+        let x = (launch.x.ptr().cast(), DevicePtr::null());
+        let params = MmaLinearParams::new(
+            launch,
+            x,
+            launch.x_rows,
+            self.parts.ptr(),
+            self.tickets.ptr(),
+            shared_bytes,
+        );
         let mut config = LaunchConfig::new(self.n_multiprocessors as u32, THREADS as u32);
         config.shared_bytes = shared_bytes;
         config.dependent = launch.dependent;

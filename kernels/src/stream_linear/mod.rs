@@ -3,11 +3,14 @@
 //!
 //! W is repacked once at load (`repack.cu`) into the order in which the matrix instructions want
 //! it. Up to 16 rows are streamed by `stream_linear.cu`; from 17 rows on, with x in tiles, `wgmma.cu`
-//! takes over on sm_90 and `mma.cu` elsewhere, unless a timed choice replaced the rule ([`Variant`]). Here are the formats, the packed layout, the shared memory that a launch
-//! needs and the choice of its shape; [`StreamLinear`] owns the weights and launches.
+//! takes over on sm_90 and `mma.cu` elsewhere, unless a timed choice replaced the rule ([`Variant`]). Kernels
+//! that were loaded for it multiply AWQ weights in groups of 128 with 8-bit activations there
+//! (`mma_int8.cu`). Here are the formats, the packed layout, the shared memory that a launch needs and
+//! the choice of its shape; [`StreamLinear`] owns the weights and launches.
 
 mod cuda;
 mod mma;
+mod mma_int8;
 mod plan;
 mod random;
 pub mod reference;
@@ -18,9 +21,10 @@ mod wgmma;
 
 use cuda::ManyRowsLaunch;
 pub use cuda::{AwqPart, ManyRows, Output, StreamLinear, StreamLinearKernels};
+pub use mma_int8::Int8Room;
 pub use plan::{DeviceLimits, Plan, Rows, choose_plan, shared_bytes};
 pub use random::fill_normal;
-pub use variant::{Variant, candidates, default_variant};
+pub use variant::{LoadedKernels, Variant, candidates, default_variant};
 
 use crate::KernelError;
 

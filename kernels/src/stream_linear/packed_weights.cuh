@@ -1,5 +1,5 @@
 // Packed weight matrices (repack.cu writes them) as operands of the matrix instruction, and what
-// is done with the products. Shared by stream_linear.cu and batch_linear.cu.
+// is done with the products. Shared by stream_linear.cu, mma.cu, mma_int8.cu and wgmma.cu.
 #pragma once
 #include "../cuda/element.cuh"
 
@@ -9,8 +9,9 @@ enum class Epilogue { Store, AddResidual, SiluMul, StoreF32 };
 // product with the group's x is then taken on these small integers, and scale and zero enter
 // once a group, on the sums:  y += s * (sum (16 + q) x - (16 + z) sum x).
 //
-// Packed words and scales are the same for both elements: nibbles where fp16 wants them (bits 6 to
-// 9 of each half of a word), scales fp16. bf16 has three mantissa bits less and wants them at 3 to 6.
+// Packed words and scales are the same for both elements: nibbles two bits above the bytes' and half
+// bytes' borders, so that one mask leaves four of them, times 4, as bytes (mma_int8.cu). fp16 wants a
+// nibble at bits 6 to 9 of each half of a word, bf16, with three mantissa bits less, at 3 to 6. Scales are fp16.
 constexpr uint32_t NIBBLES = IS_BF16 ? 0x00780078 : 0x03c003c0;
 constexpr uint32_t SIXTEENS = IS_BF16 ? 0x41804180 : 0x4c004c00;
 constexpr int NIBBLE_BIT = IS_BF16 ? 3 : 6;
@@ -44,16 +45,17 @@ struct AwqFormat {
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             const uint32_t w = P % 2 == 0 ? (i == 0 ? words.x : words.y) : (i == 0 ? words.z : words.w);
+            // Register r's values are at bits 2 + 4r and 18 + 4r of a word (repack.cu).
             if constexpr (IS_BF16) {
-                a[i][0] = sixteen_plus(w >> 3);
-                a[i][1] = sixteen_plus(w >> 7);
-                a[i][2] = sixteen_plus(w << 1);
-                a[i][3] = sixteen_plus(__funnelshift_l(w, w, 5));
+                a[i][0] = sixteen_plus(w << 1);
+                a[i][1] = sixteen_plus(w >> 3);
+                a[i][2] = sixteen_plus(w >> 7);
+                a[i][3] = sixteen_plus(__funnelshift_r(w, w, 11));
             } else {
-                a[i][0] = sixteen_plus(w);
-                a[i][1] = sixteen_plus(w >> 4);
-                a[i][2] = sixteen_plus(w << 4);
-                a[i][3] = sixteen_plus(__funnelshift_l(w, w, 8));
+                a[i][0] = sixteen_plus(w << 4);
+                a[i][1] = sixteen_plus(w);
+                a[i][2] = sixteen_plus(w >> 4);
+                a[i][3] = sixteen_plus(__funnelshift_r(w, w, 8));
             }
         }
     }

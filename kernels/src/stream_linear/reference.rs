@@ -69,7 +69,7 @@ const fn product_k(product: usize, j: usize) -> usize {
 }
 
 /// Where the bits of register r's values (low and high half) are before the reader's shift.
-const PLACES: [[u32; 2]; 4] = [[6, 22], [10, 26], [2, 18], [30, 14]];
+const PLACES: [[u32; 2]; 4] = [[2, 18], [6, 22], [10, 26], [14, 30]];
 
 pub fn pack_awq(layout: &Layout, part: usize, matrix: &AwqMatrix, packed: &mut Packed) {
     let (step, offset) = layout.tile_place(part);
@@ -171,14 +171,14 @@ pub fn unpack(layout: &Layout, part: usize, packed: &Packed, element: Element) -
                 let w =
                     u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
                 let shifted = match (element, register) {
-                    (Element::F16, 0) => w,
-                    (Element::F16, 1) => w >> 4,
-                    (Element::F16, 2) => w << 4,
-                    (Element::F16, _) => w.rotate_left(8),
-                    (Element::Bf16, 0) => w >> 3,
-                    (Element::Bf16, 1) => w >> 7,
-                    (Element::Bf16, 2) => w << 1,
-                    (Element::Bf16, _) => w.rotate_left(5),
+                    (Element::F16, 0) => w << 4,
+                    (Element::F16, 1) => w,
+                    (Element::F16, 2) => w >> 4,
+                    (Element::F16, _) => w.rotate_right(8),
+                    (Element::Bf16, 0) => w << 1,
+                    (Element::Bf16, 1) => w >> 3,
+                    (Element::Bf16, 2) => w >> 7,
+                    (Element::Bf16, _) => w.rotate_right(11),
                 };
                 let (nibbles, sixteens, nibble_bit) = match element {
                     Element::F16 => (0x03c0_03c0, 0x4c00_4c00, 6),
@@ -199,6 +199,40 @@ pub fn unpack(layout: &Layout, part: usize, packed: &Packed, element: Element) -
         }
     }
     values
+}
+
+/// A row of x in 8 bits as `quantize_rows.cu` rounds it: values, and a scale for every 128 of k.
+pub fn quantize_row(x: &[f32]) -> (Vec<i8>, Vec<f32>) {
+    let mut values = Vec::with_capacity(x.len());
+    let mut scales = Vec::with_capacity(x.len() / 128);
+    for group in x.chunks(128) {
+        if group.iter().any(|v| !v.is_finite()) {
+            scales.push(f32::NAN);
+        } else {
+            scales.push(group_scale(group));
+        }
+        let scale = group_scale(group);
+        let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+        let round = |v: &f32| (v * inverse).round_ties_even().clamp(-127.0, 127.0) as i8;
+        values.extend(group.iter().map(round));
+    }
+    (values, scales)
+}
+
+/// The largest value over 127, rounded up to 11 significant bits.
+fn group_scale(group: &[f32]) -> f32 {
+    let most = group.iter().fold(0.0_f32, |most, v| most.max(v.abs()));
+    if most < 2.0_f32.powi(-100) {
+        return 0.0;
+    }
+    f32::from_bits(((most / 127.0).to_bits() + 0x1fff) & !0x1fff)
+}
+
+/// Where value k of a row lies among x in 8 bits, of `rows` rows (quantize_rows.cuh).
+pub const fn int8_offset(row: usize, k: usize, rows: usize) -> usize {
+    let (j, h, e) = (k % 32 / 8, k % 8 / 4, k % 4);
+    let slot = k % 128 / 32 * 32 + 16 * h + 4 * j + [0, 2, 1, 3][e];
+    (k / 128 * rows + row) * 128 + ((slot / 16) ^ (row % 8)) * 16 + slot % 16
 }
 
 /// The op in f64. `weights`: a part's W[n][k], in order; `x`: [m][x_stride]; `out`: [m][n], read

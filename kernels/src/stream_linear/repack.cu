@@ -24,12 +24,9 @@ DEVICE uint32_t awq_nibble(const uint32_t* words, int64_t row, int n, int column
     return (word >> (4 * position)) & 0xf;
 }
 
-// Where register r's k-th value (0 or 1) of the pair sits in a word: after the kernel's shift for r
-// (none, right 4, left 4, rotate left 8) it is at bit 6 or 22.
-DEVICE uint32_t place(uint32_t q, int r, int high) {
-    const int bit[4][2] = {{6, 22}, {10, 26}, {2, 18}, {30, 14}};
-    return __funnelshift_l(q, q, bit[r][high]);
-}
+// Where register r's k-th value (0 or 1) of the pair sits in a word. So the columns g have the bits from 2
+// on of every byte, columns g + 8 those from 6 on, both with their k in the order 0, 2, 1, 3.
+DEVICE uint32_t place(uint32_t q, int r, int high) { return __funnelshift_l(q, q, 2 + 4 * r + 16 * high); }
 
 // Grid: n_tiles * n_chunks blocks of 128 threads: thread = (16-byte vector of the chunk).
 extern "C" __global__ void __launch_bounds__(128) repack_awq(const __grid_constant__ RepackAwqParams p) {

@@ -310,7 +310,14 @@ fn bf16_weights_are_rounded_once() {
     );
 }
 
-const WGMMA: ManyRows = ManyRows::Wgmma { is_alone: true };
+const WGMMA: LoadedKernels = LoadedKernels {
+    many_rows: ManyRows::Wgmma { is_alone: true },
+    int8: false,
+};
+const MMA: LoadedKernels = LoadedKernels {
+    many_rows: ManyRows::Mma,
+    int8: false,
+};
 
 fn names(variants: &[Variant]) -> Vec<String> {
     variants
@@ -326,29 +333,22 @@ fn the_rule_for_the_kernel_goes_by_rows_and_card() {
     let rule = |m, limits: &DeviceLimits, many_rows| {
         default_variant(&layout, m, limits, many_rows).expect("a kernel")
     };
-    for many_rows in [WGMMA, ManyRows::Mma] {
+    for many_rows in [WGMMA, MMA] {
         let plan = choose_plan(&layout, 16, &H100).expect("fits");
         assert_eq!(rule(16, &H100, many_rows), Variant::Stream(plan));
     }
     for (m, rows) in [(17, 24), (25, 32), (33, 64), (65, 128), (1024, 128)] {
         assert_eq!(rule(m, &H100, WGMMA), Variant::Wgmma { rows }, "{m}");
     }
-    assert_eq!(
-        rule(17, &RTX_5090, ManyRows::Mma),
-        Variant::Mma { rows: 32 }
-    );
+    assert_eq!(rule(17, &RTX_5090, MMA), Variant::Mma { rows: 32 });
     for (m, rows) in [(33, 64), (65, 128), (1024, 128)] {
-        assert_eq!(
-            rule(m, &RTX_5090, ManyRows::Mma),
-            Variant::Mma { rows },
-            "{m}"
-        );
+        assert_eq!(rule(m, &RTX_5090, MMA), Variant::Mma { rows }, "{m}");
     }
 }
 
 #[test]
 fn candidates_begin_with_the_default_and_can_all_run() {
-    for (limits, many_rows) in [(H100, WGMMA), (RTX_5090, ManyRows::Mma)] {
+    for (limits, many_rows) in [(H100, WGMMA), (RTX_5090, MMA)] {
         for name in ["qkv", "o", "gate_up", "down"] {
             let layout = qwen3_32b(name);
             for m in 1..=MAX_ROWS {
@@ -369,16 +369,16 @@ fn candidates_begin_with_the_default_and_can_all_run() {
 fn candidates_of_a_card_are_its_own_kernels() {
     let layout = qwen3_32b("down");
     let of = |m, many_rows| names(&candidates(&layout, m, &H100, many_rows).expect("some"));
-    assert!(of(8, WGMMA).is_empty() && of(8, ManyRows::Mma).is_empty());
+    assert!(of(8, WGMMA).is_empty() && of(8, MMA).is_empty());
     assert_eq!(of(9, WGMMA), ["wgmma 24", "wgmma 32"]);
     assert_eq!(of(20, WGMMA), ["wgmma 24", "wgmma 32"]);
     assert_eq!(of(33, WGMMA), ["wgmma 64", "wgmma 24", "wgmma 32"]);
     assert_eq!(of(64, WGMMA), ["wgmma 64", "wgmma 24", "wgmma 32"]);
-    assert_eq!(of(9, ManyRows::Mma), ["mma 16", "mma 32"]);
-    assert_eq!(of(20, ManyRows::Mma), ["mma 32", "mma 16"]);
-    assert_eq!(of(64, ManyRows::Mma), ["mma 64", "mma 16", "mma 32"]);
+    assert_eq!(of(9, MMA), ["mma 16", "mma 32"]);
+    assert_eq!(of(20, MMA), ["mma 32", "mma 16"]);
+    assert_eq!(of(64, MMA), ["mma 64", "mma 16", "mma 32"]);
     // Rows in tiles have no streaming kernel.
-    for many_rows in [WGMMA, ManyRows::Mma] {
+    for many_rows in [WGMMA, MMA] {
         let many = candidates(&layout, 20, &H100, many_rows).expect("some");
         assert!(many.iter().all(|variant| variant.is_tiled()));
     }
@@ -397,8 +397,32 @@ fn variants_that_are_not_loaded_are_refused() {
     let mma = Variant::Mma { rows: 32 };
     assert!(refused(mma, WGMMA).contains("no kernel `mma 32` for 20 rows"));
     let wgmma = Variant::Wgmma { rows: 24 };
-    assert!(refused(wgmma, ManyRows::Mma).contains("no kernel `wgmma 24`"));
+    assert!(refused(wgmma, MMA).contains("no kernel `wgmma 24`"));
     assert!(refused(Variant::Wgmma { rows: 25 }, WGMMA).contains("`wgmma 25`"));
     let plan = choose_plan(&layout, 8, &H100).expect("fits");
     assert!(refused(Variant::Stream(plan), WGMMA).contains("rows is 20"));
+}
+
+#[test]
+fn eight_bit_activations_are_for_awq_in_groups_of_128_and_many_rows() {
+    let int8 = LoadedKernels { int8: true, ..MMA };
+    let layout = qwen3_32b("down");
+    let rule = |m| default_variant(&layout, m, &RTX_5090, int8).expect("a kernel");
+    assert!(matches!(rule(16), Variant::Stream(_)));
+    for (m, rows) in [(17, 32), (32, 32), (33, 64), (1024, 64)] {
+        assert_eq!(rule(m), Variant::MmaInt8 { rows }, "{m}");
+    }
+    // One that rounds x and one that does not never take each other's place.
+    let of = |m| names(&candidates(&layout, m, &RTX_5090, int8).expect("some"));
+    assert_eq!(of(20), ["mma int8 32", "mma int8 64"]);
+    assert_eq!(of(64), ["mma int8 64"]);
+    assert_eq!(of(16), ["mma 16", "mma 32"]);
+    let check = |loaded, m| {
+        let variant = Variant::MmaInt8 { rows: 32 };
+        check_variant(&layout, variant, m, &RTX_5090, loaded)
+    };
+    assert!(check(int8, 20).is_ok() && check(int8, 16).is_err() && check(MMA, 20).is_err());
+    let half = Layout::new(Format::Half, Arrangement::Stacked, &[5120], 5120).expect("fits");
+    let of_half = default_variant(&half, 64, &RTX_5090, int8).expect("a kernel");
+    assert_eq!(of_half, Variant::Mma { rows: 64 });
 }

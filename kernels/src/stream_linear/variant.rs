@@ -11,7 +11,10 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::plan::{check_plan, choose_plan, ranked_plans};
-use super::{DeviceLimits, Layout, MANY_ROWS, MAX_ROWS, ManyRows, OP, Plan, Rows, mma, wgmma};
+use super::{
+    DeviceLimits, Format, Layout, MANY_ROWS, MAX_ROWS, ManyRows, OP, Plan, Rows, mma, mma_int8,
+    wgmma,
+};
 use crate::KernelError;
 
 /// Launch shapes of `stream_linear.cu` to time: the model's first choices, and the best of each
@@ -25,14 +28,33 @@ pub enum Variant {
     Stream(Plan),
     /// `mma.cu` with tiles of so many rows: 16, 32, 64 or 128.
     Mma { rows: usize },
+    /// `mma_int8.cu` with tiles of so many rows: 32 or 64. x is rounded to 8 bits before.
+    MmaInt8 { rows: usize },
     /// `wgmma.cu` with tiles of so many rows: 24, 32, 64 or 128.
     Wgmma { rows: usize },
+}
+
+/// What kernels were loaded for many rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LoadedKernels {
+    pub many_rows: ManyRows,
+    /// Whether AWQ weights in groups of 128 are multiplied with 8-bit activations from [`MANY_ROWS`] rows on.
+    pub int8: bool,
+}
+
+impl LoadedKernels {
+    const fn uses_int8(self, layout: &Layout, m: usize) -> bool {
+        self.int8 && m >= MANY_ROWS && matches!(layout.format, Format::AwqG128)
+    }
 }
 
 impl Variant {
     /// Whether x must lie in tiles, and a SiLU output may.
     pub const fn is_tiled(self) -> bool {
-        matches!(self, Self::Wgmma { .. } | Self::Mma { .. })
+        matches!(
+            self,
+            Self::Wgmma { .. } | Self::Mma { .. } | Self::MmaInt8 { .. }
+        )
     }
 
     /// Whether a launch can do the norm before or behind it on the way.
@@ -41,7 +63,7 @@ impl Variant {
     }
 }
 
-/// For example `stream 66x2 stages 3 phases 1`, `mma 32`, `wgmma 24`.
+/// For example `stream 66x2 stages 3 phases 1`, `mma 32`, `mma int8 64`, `wgmma 24`.
 impl fmt::Display for Variant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -51,6 +73,7 @@ impl fmt::Display for Variant {
                 plan.n_clusters, plan.n_ranks, plan.n_stages, plan.n_phases
             ),
             Self::Mma { rows } => write!(f, "mma {rows}"),
+            Self::MmaInt8 { rows } => write!(f, "mma int8 {rows}"),
             Self::Wgmma { rows } => write!(f, "wgmma {rows}"),
         }
     }
@@ -61,9 +84,13 @@ pub fn default_variant(
     layout: &Layout,
     m: usize,
     limits: &DeviceLimits,
-    many_rows: ManyRows,
+    loaded: LoadedKernels,
 ) -> Result<Variant, KernelError> {
-    match many_rows {
+    if loaded.uses_int8(layout, m) {
+        let rows = mma_int8::tile_rows(m);
+        return Ok(Variant::MmaInt8 { rows });
+    }
+    match loaded.many_rows {
         ManyRows::Wgmma { .. } if m >= MANY_ROWS => Ok(Variant::Wgmma {
             rows: wgmma::tile_rows(m),
         }),
@@ -82,7 +109,7 @@ pub fn candidates(
     layout: &Layout,
     m: usize,
     limits: &DeviceLimits,
-    many_rows: ManyRows,
+    loaded: LoadedKernels,
 ) -> Result<Vec<Variant>, KernelError> {
     if m == 0 || m > MAX_ROWS {
         return Err(KernelError::Shape {
@@ -92,7 +119,7 @@ pub fn candidates(
             expected: format!("1 to {MAX_ROWS}"),
         });
     }
-    let mut found = vec![default_variant(layout, m, limits, many_rows)?];
+    let mut found = vec![default_variant(layout, m, limits, loaded)?];
     let mut add = |variant| {
         if !found.contains(&variant) {
             found.push(variant);
@@ -103,10 +130,14 @@ pub fn candidates(
             add(Variant::Stream(plan));
         }
     }
-    if m > Rows::Up8.max() {
+    if loaded.uses_int8(layout, m) {
+        // What rounds x and what does not are no candidates for each other.
+        let holds_all = mma_int8::ROWS.into_iter().filter(|rows| *rows >= m);
+        holds_all.for_each(|rows| add(Variant::MmaInt8 { rows }));
+    } else if m > Rows::Up8.max() {
         // A tile twice as large as needed has nothing to win.
         let is_worth_it = |rows: &usize| *rows < 2 * m.max(MANY_ROWS);
-        match many_rows {
+        match loaded.many_rows {
             ManyRows::Wgmma { .. } => wgmma::ROWS
                 .into_iter()
                 .filter(is_worth_it)
@@ -126,10 +157,13 @@ pub(super) fn check_variant(
     variant: Variant,
     m: usize,
     limits: &DeviceLimits,
-    many_rows: ManyRows,
+    loaded: LoadedKernels,
 ) -> Result<(), KernelError> {
-    let is_there = match (variant, many_rows) {
+    let is_there = match (variant, loaded.many_rows) {
         (Variant::Stream(plan), _) => return check_plan(layout, &plan, m, limits).map(|_| ()),
+        (Variant::MmaInt8 { rows }, _) => {
+            loaded.uses_int8(layout, m) && mma_int8::ROWS.contains(&rows)
+        }
         (Variant::Mma { rows }, ManyRows::Mma) => mma::ROWS.contains(&rows),
         (Variant::Wgmma { rows }, ManyRows::Wgmma { .. }) => wgmma::ROWS.contains(&rows),
         (Variant::Mma { .. }, ManyRows::Wgmma { .. }) | (Variant::Wgmma { .. }, ManyRows::Mma) => {
@@ -139,12 +173,12 @@ pub(super) fn check_variant(
     if is_there {
         return Ok(());
     }
-    Err(not_there(variant, m, many_rows))
+    Err(not_there(variant, m, loaded))
 }
 
-pub(super) fn not_there(variant: Variant, m: usize, many_rows: ManyRows) -> KernelError {
+pub(super) fn not_there(variant: Variant, m: usize, loaded: LoadedKernels) -> KernelError {
     KernelError::Value {
         op: OP,
-        message: format!("no kernel `{variant}` for {m} rows where {many_rows:?} is loaded"),
+        message: format!("no kernel `{variant}` for {m} rows where {loaded:?} is loaded"),
     }
 }

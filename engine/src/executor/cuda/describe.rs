@@ -2,6 +2,7 @@
 
 use kernels::cuda::Device;
 use kernels::qkv_prepare::cuda::KvFormat;
+use kernels::stream_linear::MANY_ROWS;
 
 use super::forward::{AttentionBackend, AttentionOptions, Forward};
 use super::graphs::Graphs;
@@ -67,7 +68,14 @@ pub(super) fn describe(
             "two_batch_overlap".to_owned(),
             forward.describe_two_batches(),
         ),
-        ("activations".to_owned(), element.to_owned()),
+        (
+            "activations".to_owned(),
+            if options.int8_activations {
+                format!("{element}, int8 from {MANY_ROWS} rows on where weights are AWQ in groups of 128")
+            } else {
+                element.to_owned()
+            },
+        ),
         ("cuda_graph_bs".to_owned(), graphs.describe()),
         ("architecture".to_owned(), properties.architecture()),
     ]);

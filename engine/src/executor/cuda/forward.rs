@@ -157,6 +157,12 @@ impl PassShape {
     }
 }
 
+/// Values in the longest row that a projection reads.
+pub(super) fn longest_row(config: &ModelConfig) -> usize {
+    let heads = config.n_q_heads * config.head_dim;
+    config.hidden.max(heads).max(config.intermediate)
+}
+
 /// Bytes that a workspace for this model takes.
 pub(super) fn workspace_bytes(config: &ModelConfig, pass: PassShape) -> u64 {
     let heads = config.n_q_heads * config.head_dim;
@@ -293,6 +299,11 @@ impl Forward {
     /// What activations are stored as.
     pub fn element(&self) -> Element {
         self.weights.element()
+    }
+
+    /// Whether passes of many rows may have their activations rounded to 8 bits.
+    pub fn has_int8_activations(&self) -> bool {
+        self.weights.lm_head.loaded_kernels().int8
     }
 
     pub fn config(&self) -> &ModelConfig {

@@ -109,6 +109,8 @@ pub struct CudaOptions {
     pub context_length: Option<usize>,
     /// Of activations, and of weights that are not AWQ.
     pub element: Element,
+    /// Multiply AWQ weights in groups of 128 with activations in 8 bits, in passes of 17 rows and more.
+    pub int8_activations: bool,
     /// The element's own, or e4m3.
     pub kv_format: KvFormat,
     pub attention_backend: AttentionBackend,
@@ -170,10 +172,23 @@ impl CudaExecutor {
     pub fn load(checkpoint: &dyn Checkpoint, options: &CudaOptions) -> Result<Self, CudaLoadError> {
         let config = checkpoint.config();
         check_model(config)?;
+        let int8 = DeviceWeights::has_int8_products(checkpoint)?;
+        if options.int8_activations && !int8 {
+            return Err(CudaLoadError::Option {
+                name: "--activation-quantization",
+                value: "int8".to_owned(),
+                limit: "none for a model without AWQ weights in groups of 128".to_owned(),
+            });
+        }
         let place = Place::open(options)?;
         let n_pages = place.pool_pages(config, options, DeviceWeights::bytes_of(checkpoint)?)?;
-        let weights =
-            DeviceWeights::load(checkpoint, &place.stream, options.element, place.many_rows)?;
+        let weights = DeviceWeights::load(
+            checkpoint,
+            &place.stream,
+            options.element,
+            place.many_rows,
+            place.int8_room(config, options),
+        )?;
         Self::with_weights(config.clone(), weights, n_pages, place, options.clone())
     }
 

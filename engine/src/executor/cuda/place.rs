@@ -1,7 +1,7 @@
 //! Where a model is to run: the card, what is free there, and how its passes are cut.
 
 use kernels::cuda::{CudaError, Device, Stream};
-use kernels::stream_linear::ManyRows;
+use kernels::stream_linear::{Int8Room, ManyRows};
 
 use super::forward::{self, PassShape};
 use super::memory::{self, Demand};
@@ -46,6 +46,14 @@ impl Place {
         })
     }
 
+    /// Of activations in 8 bits, where they are asked for.
+    pub fn int8_room(&self, config: &ModelConfig, options: &CudaOptions) -> Option<Int8Room> {
+        options.int8_activations.then(|| Int8Room {
+            rows: self.pass.max_tokens,
+            k: forward::longest_row(config),
+        })
+    }
+
     /// Pages of the KV pool beside so many bytes of weights, or why there is room for none.
     pub fn pool_pages(
         &self,
@@ -61,7 +69,11 @@ impl Place {
             in_use: (self.total_bytes - self.free_bytes) as u64,
             mem_fraction_static: options.mem_fraction_static,
             weights,
-            workspace: forward::workspace_bytes(config, self.pass) + sampling::device_bytes(),
+            workspace: forward::workspace_bytes(config, self.pass)
+                + sampling::device_bytes()
+                + self
+                    .int8_room(config, options)
+                    .map_or(0, |room| room.n_bytes() as u64),
             n_graphs: graphs::sizes(&options.graphs).len(),
             page: forward::page_bytes(config, options.kv_format),
             max_total_tokens: options.max_total_tokens,

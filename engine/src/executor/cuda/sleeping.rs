@@ -32,7 +32,11 @@ impl SleepingCuda {
     fn load(&self) -> Result<CudaExecutor, CudaLoadError> {
         let place = Place::open(&self.options)?;
         let n_pages = place.pool_pages(&self.config, &self.options, self.weights.n_bytes)?;
-        let weights = self.weights.upload(&place.stream, place.many_rows)?;
+        let weights = self.weights.upload(
+            &place.stream,
+            place.many_rows,
+            place.int8_room(&self.config, &self.options),
+        )?;
         let (config, options) = (self.config.clone(), self.options.clone());
         CudaExecutor::with_weights(config, weights, n_pages, place, options)
     }

@@ -10,7 +10,8 @@ use std::sync::Arc;
 use half::f16;
 use kernels::cuda::{Buffer, CudaError, Element, ElementBuffer, Stream};
 use kernels::stream_linear::{
-    Arrangement, AwqPart, Format, Layout, ManyRows, StreamLinear, StreamLinearKernels, fill_normal,
+    Arrangement, AwqPart, Format, Int8Room, Layout, ManyRows, StreamLinear, StreamLinearKernels,
+    fill_normal,
 };
 
 use super::CudaLoadError;
@@ -147,8 +148,13 @@ impl<V, M> Weights<V, M> {
 
 impl HostWeights {
     /// The weights on the card again.
-    pub fn upload(&self, stream: &Stream, many_rows: ManyRows) -> Result<DeviceWeights, CudaError> {
-        let kernels = StreamLinearKernels::load(stream, self.element, many_rows)?;
+    pub fn upload(
+        &self,
+        stream: &Stream,
+        many_rows: ManyRows,
+        int8: Option<Int8Room>,
+    ) -> Result<DeviceWeights, CudaError> {
+        let kernels = StreamLinearKernels::load_with_int8(stream, self.element, many_rows, int8)?;
         let mut weights = self.weights.map(
             |bits| ElementBuffer::from_bits(stream, self.element, bits),
             |matrix| {
@@ -180,6 +186,16 @@ impl DeviceWeights {
         Ok(n_bytes as u64)
     }
 
+    /// Whether a matrix can be multiplied with activations in 8 bits.
+    pub fn has_int8_products(checkpoint: &dyn Checkpoint) -> Result<bool, CudaLoadError> {
+        for fused in Fused::of_layer(0) {
+            if fused.layout(checkpoint)?.format == Format::AwqG128 {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// A copy in the host's memory.
     pub fn download(&self, stream: &Stream) -> Result<HostWeights, CudaError> {
         let weights = self.map(
@@ -204,9 +220,10 @@ impl DeviceWeights {
         stream: &Stream,
         element: Element,
         many_rows: ManyRows,
+        int8: Option<Int8Room>,
     ) -> Result<Self, CudaLoadError> {
         let config = checkpoint.config();
-        let kernels = StreamLinearKernels::load(stream, element, many_rows)?;
+        let kernels = StreamLinearKernels::load_with_int8(stream, element, many_rows, int8)?;
         let loader = Loader {
             checkpoint,
             stream,

@@ -23,6 +23,11 @@ fn card_flags_change_kernels_memory_and_graphs() {
     other_kernel("attention", "--kv-cache-dtype fp8_e4m3", "fp8_e4m3");
     other_kernel("attention", "--attention-backend flashinfer", "packed_mma");
     other_kernel("attention", "--attention-backend torch_native", "plain");
+    other_kernel(
+        "activations",
+        "--activation-quantization int8",
+        "int8 from 17 rows on",
+    );
     other_kernel("sampling", "--sampling-backend pytorch", "host's");
     other_kernel("sampling", "--disable-flashinfer", "host's");
     other_kernel(

@@ -14,7 +14,7 @@ impl StreamLinear {
         if m == 0 || m > kernels.max_rows() {
             return Err(row_error(m, kernels.max_rows()));
         }
-        let choose = || default_variant(&self.layout, m, &kernels.limits, kernels.many_rows());
+        let choose = || default_variant(&self.layout, m, &kernels.limits, kernels.loaded());
         let Some(slot) = self.variants.get(m - 1) else {
             return choose();
         };
@@ -33,20 +33,14 @@ impl StreamLinear {
     /// What is worth timing for `m` rows, the default first; see [`variant::candidates`].
     pub fn candidates(&self, m: usize) -> Result<Vec<Variant>, KernelError> {
         let kernels = &self.kernels;
-        variant::candidates(&self.layout, m, &kernels.limits, kernels.many_rows())
+        variant::candidates(&self.layout, m, &kernels.limits, kernels.loaded())
     }
 
     /// Replaces the choice for `m` rows, for example by one that was timed. Graphs captured before
     /// keep theirs.
     pub fn set_variant(&mut self, m: usize, variant: Variant) -> Result<(), KernelError> {
         let kernels = &self.kernels;
-        check_variant(
-            &self.layout,
-            variant,
-            m,
-            &kernels.limits,
-            kernels.many_rows(),
-        )?;
+        check_variant(&self.layout, variant, m, &kernels.limits, kernels.loaded())?;
         let Some(slot) = m.checked_sub(1).and_then(|i| self.variants.get_mut(i)) else {
             return Err(row_error(m, MAX_ROWS));
         };

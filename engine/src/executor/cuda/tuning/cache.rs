@@ -24,7 +24,7 @@ pub(super) struct Key {
     pub kernels_sha256: String,
     pub device: String,
     pub architecture: String,
-    /// Type of activations.
+    /// Type of activations, and whether many rows are rounded to 8 bits.
     pub element: String,
     pub n_multiprocessors: usize,
     /// Number of layers and their matrices, group by group; the head last.
@@ -66,7 +66,11 @@ impl Key {
             kernels_sha256: embedded_kernels().sha256.to_owned(),
             device: properties.name.clone(),
             architecture: properties.architecture(),
-            element: format!("{:?}", forward.element()),
+            element: if forward.has_int8_activations() {
+                format!("{:?}, int8 where weights allow it", forward.element())
+            } else {
+                format!("{:?}", forward.element())
+            },
             n_multiprocessors: properties.n_multiprocessors,
             shapes: groups.iter().map(of_group).chain([head]).collect(),
             attention: format!(
