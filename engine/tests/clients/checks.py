@@ -33,6 +33,11 @@ def token_of(text):
     return str(token)
 
 
+def stop_in(text):
+    """A few characters from the middle of a text, none of which stands for broken ones."""
+    return next(piece for piece in text[len(text) // 2 :].split("\ufffd") if piece)[:4]
+
+
 def expect(kind, call):
     """Calls what has to raise this exception, and gives it back."""
     try:

@@ -20,7 +20,7 @@ from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI, OpenAI, OpenAIEmbeddings
 
 import checks
-from checks import API_KEY, BASE_URL, MODEL, TIMEOUT_S, expect, token_of
+from checks import API_KEY, BASE_URL, MODEL, TIMEOUT_S, expect, stop_in, token_of
 
 SERVER = {"base_url": BASE_URL, "api_key": API_KEY, "model": MODEL, "max_retries": 0, "timeout": TIMEOUT_S}
 # Of an answer that LangChain has parsed and shows as it came.
@@ -78,7 +78,7 @@ def check_chat():
 
 def check_stop():
     text = chat().invoke(QUESTION).content
-    stop = text[len(text) // 2 :][:4]
+    stop = stop_in(text)
     answer = chat().invoke(QUESTION, stop=[stop])
     assert answer.content == text[: text.index(stop)], (answer, stop, text)
     assert answer.response_metadata["finish_reason"] == "stop", answer

@@ -13,7 +13,7 @@ import urllib.error
 import urllib.request
 
 import checks
-from checks import BASE_URL, MODEL
+from checks import BASE_URL, MODEL, stop_in
 from openai_shared import client, expect_error
 
 CHAT = [{"role": "user", "content": "서울에 대해 한 문장으로 말해 줘. Then say it in English."}]
@@ -86,7 +86,7 @@ def check_completion_logprobs():
 
 def check_stop_string():
     text = complete().choices[0].text
-    stop = text[len(text) // 2 :][:5]
+    stop = stop_in(text)
     choice = complete(stop=["\x00never\x00", stop]).choices[0]
     assert choice.text == text[: text.index(stop)], (choice.text, stop, text)
     assert choice.finish_reason == "stop", choice.finish_reason
