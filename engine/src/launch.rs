@@ -119,7 +119,7 @@ pub(crate) fn sequence_limit(
     model::check_context_length(config, model)?;
     let context = match config.context_length {
         Some(asked) => (asked, "--context-length"),
-        None => (model.context_length, "the model's context length"),
+        None => (model.context_length, "from its configuration"),
     };
     Ok(if pool_tokens < context.0 {
         (pool_tokens, "the KV pool")

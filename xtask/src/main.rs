@@ -92,7 +92,7 @@ enum Recipe {
     Clean,
     /// Run all tests (arguments go to `cargo test`)
     Test(PassedOn),
-    /// Other people's clients against a running engine: OpenAI's for Python and JavaScript, a load generator
+    /// Other people's clients against a running engine, unchanged: cargo xtask clients --only langchain,litellm
     Clients(clients::ClientsArgs),
     /// Format, indexes, dependencies, lints, tests, the smoke experiment
     Ci,

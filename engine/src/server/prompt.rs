@@ -103,23 +103,23 @@ fn check_length(
     limits: &Limits,
     param: &str,
 ) -> Result<(), ApiError> {
-    let (code, limit, name) = match limits.max_prompt_tokens {
-        Some(most) if most < limits.max_sequence_tokens => {
-            (Code::PromptTooLong, most, "--max-prompt-tokens")
-        }
+    let (code, limit, said) = match limits.max_prompt_tokens {
+        Some(most) if most < limits.max_sequence_tokens => (
+            Code::PromptTooLong,
+            most,
+            format!("the limit is {most} tokens (--max-prompt-tokens)"),
+        ),
         _ => (
             Code::ContextLengthExceeded,
             limits.max_sequence_tokens,
-            limits.sequence_limit_name,
+            context_limit(limits),
         ),
     };
     if least_tokens <= limit {
         return Ok(());
     }
-    let message = format!(
-        "{param} has {n_bytes} bytes, which are {least_tokens} tokens at least; the limit is \
-         {limit} tokens ({name})"
-    );
+    let message =
+        format!("{param} has {n_bytes} bytes, which are {least_tokens} tokens at least; {said}");
     Err(ApiError::of_field(code, param, message))
 }
 
@@ -210,29 +210,33 @@ pub fn fit(
 }
 
 fn too_long(n_prompt: usize, max_tokens: Option<usize>, limits: &Limits, param: &str) -> ApiError {
-    let limit = limits.max_sequence_tokens;
-    let what = limits.sequence_limit_name;
+    let said = context_limit(limits);
     match max_tokens {
         Some(max_tokens) => ApiError::too_long(
-            if n_prompt < limit {
+            if n_prompt < limits.max_sequence_tokens {
                 "max_tokens"
             } else {
                 param
             },
             format!(
-                "{param} has {n_prompt} tokens and max_tokens is {max_tokens}, together {}; the \
-                 limit is {limit} tokens ({what})",
+                "{param} has {n_prompt} tokens and max_tokens is {max_tokens}, together {}; {said}",
                 n_prompt + max_tokens
             ),
         ),
         None => ApiError::too_long(
             param,
-            format!(
-                "{param} has {n_prompt} tokens, which leaves no room for output; the limit is \
-                 {limit} tokens ({what})"
-            ),
+            format!("{param} has {n_prompt} tokens, which leaves no room for output; {said}"),
         ),
     }
+}
+
+/// In OpenAI's and vLLM's words, by which clients tell this error from others where they do not read
+/// its code (LiteLLM, to try a model with a longer context).
+fn context_limit(limits: &Limits) -> String {
+    format!(
+        "this model's maximum context length is {} tokens ({})",
+        limits.max_sequence_tokens, limits.sequence_limit_name
+    )
 }
 
 /// Texts and ids to ids that fit, in order.
@@ -268,7 +272,7 @@ mod tests {
     fn limits(allow_auto_truncate: bool) -> Limits {
         Limits {
             max_sequence_tokens: 100,
-            sequence_limit_name: "the context length",
+            sequence_limit_name: "--context-length",
             allow_auto_truncate,
             max_stop_strings: 4,
             max_prompt_tokens: None,
@@ -308,7 +312,8 @@ mod tests {
             "{message}"
         );
         assert!(
-            message.contains("limit is 100 tokens (the context length)"),
+            message
+                .contains("this model's maximum context length is 100 tokens (--context-length)"),
             "{message}"
         );
         assert!(

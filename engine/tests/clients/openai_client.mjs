@@ -2,16 +2,14 @@
 //
 //     npm install && node openai_client.mjs http://127.0.0.1:30000/v1
 //
-// The server needs a model whose chat template is Qwen3's. One PASS line a check; the first
-// failure ends it with exit code 1. Nothing here depends on what the model says.
+// The server needs a model whose chat template is Qwen3's. One PASS or FAIL line a check; the exit
+// code is 1 if any failed. Nothing here depends on what the model says.
 
 import assert from "node:assert/strict";
-import process from "node:process";
 import OpenAI from "openai";
+import { apiKey, baseURL, model, run } from "./checks.mjs";
 
-const baseURL = process.argv[2] ?? "http://127.0.0.1:30000/v1";
-const client = new OpenAI({ baseURL, apiKey: process.env.OPENAI_API_KEY ?? "none", maxRetries: 0 });
-const model = (await client.models.list()).data[0].id;
+const client = new OpenAI({ baseURL, apiKey, maxRetries: 0 });
 
 const messages = [{ role: "user", content: "서울에 대해 한 문장으로 말해 줘." }];
 const at_once = { chat_template_kwargs: { enable_thinking: false } };
@@ -27,7 +25,7 @@ const schema = {
 const tools = [{ type: "function", function: { name: "get_weather", parameters: schema } }];
 const isCity = (text) => ["Seoul", "Busan"].includes(JSON.parse(text).city);
 
-const checks = {
+await run({
   async completion() {
     const answer = await client.completions.create({ model, prompt: "Once", max_tokens: 8, temperature: 0 });
     assert.ok(["stop", "length"].includes(answer.choices[0].finish_reason));
@@ -85,15 +83,4 @@ const checks = {
     await bad({ model: "no-such-model" }, 404, "model");
     await assert.rejects(client.responses.create({ model, input: "x" }), { status: 501 });
   },
-};
-
-for (const [name, check] of Object.entries(checks)) {
-  try {
-    await check();
-  } catch (error) {
-    console.log(`FAIL ${name}: ${error}`);
-    process.exit(1);
-  }
-  console.log(`PASS ${name}`);
-}
-console.log(`all ${Object.keys(checks).length} checks passed with model ${model}`);
+});

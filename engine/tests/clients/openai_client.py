@@ -3,8 +3,8 @@
     pip install openai
     python3 openai_client.py http://127.0.0.1:30000/v1
 
-Prints one PASS line a check; the first failure ends it with exit code 1. Nothing here depends on
-what the model says, so any model will do.
+Prints one PASS or FAIL line a check; the exit code is 1 if any failed. Nothing here depends on what
+the model says, so any model will do.
 """
 
 import concurrent.futures
@@ -13,7 +13,8 @@ import urllib.error
 import urllib.request
 
 import checks
-from checks import BASE_URL, MODEL, client, expect_error
+from checks import BASE_URL, MODEL, stop_in
+from openai_shared import client, expect_error
 
 CHAT = [{"role": "user", "content": "서울에 대해 한 문장으로 말해 줘. Then say it in English."}]
 PROMPT = "Once upon a time, in a small village by the sea,"
@@ -85,7 +86,7 @@ def check_completion_logprobs():
 
 def check_stop_string():
     text = complete().choices[0].text
-    stop = text[len(text) // 2 :][:5]
+    stop = stop_in(text)
     choice = complete(stop=["\x00never\x00", stop]).choices[0]
     assert choice.text == text[: text.index(stop)], (choice.text, stop, text)
     assert choice.finish_reason == "stop", choice.finish_reason

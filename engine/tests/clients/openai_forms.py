@@ -8,13 +8,14 @@ here depends on what the model says: forms are forced, so a model with random we
 """
 
 import json
-import urllib.request
+import urllib.error
 from typing import Literal
 
 import pydantic
 
 import checks
-from checks import BASE_URL, MODEL, client, expect_error
+from checks import MODEL, expect, fetch, token_of
+from openai_shared import client, expect_error
 
 USER = [{"role": "user", "content": "서울 날씨 어때?"}]
 # Without thoughts, which a model with random weights would not come out of.
@@ -108,15 +109,6 @@ def check_results_of_tools():
     assert answer.usage.completion_tokens <= 4, answer.usage
 
 
-def token_of(text):
-    """The one token that this text is."""
-    body = json.dumps({"prompt": text}).encode()
-    headers = {"authorization": f"Bearer {client.api_key}"}
-    request = urllib.request.Request(BASE_URL.removesuffix("/v1") + "/tokenize", body, headers)
-    (token,) = json.load(urllib.request.urlopen(request, timeout=30))["tokens"]
-    return str(token)
-
-
 def check_thoughts():
     # Before the answer only a thought may begin, and in one everything may come.
     form = {"guided_choice": ["well."]}
@@ -154,6 +146,9 @@ def check_refusals():
     expect_error(400, lambda: chat(tool_choice="required"), param="tool_choice")
     expect_error(501, lambda: client.responses.create(model=MODEL, input="x"))
     expect_error(501, lambda: client.embeddings.create(model=MODEL, input="x"))
+    # Anthropic's.
+    error = expect(urllib.error.HTTPError, lambda: fetch("/v1/messages", {"model": MODEL, "messages": USER}))
+    assert error.code == 404 and "/v1/messages" in json.load(error)["error"]["message"], error
 
 
 checks.run(

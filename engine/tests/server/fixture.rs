@@ -268,7 +268,7 @@ pub fn model_of_many(config: TestConfig, names: &[&str], turns: &Arc<Turns>) -> 
     let (max_sequence_tokens, sequence_limit_name) = if pool_tokens < config.context_length {
         (pool_tokens, "the KV pool")
     } else {
-        (config.context_length, "the model's context length")
+        (config.context_length, "from its configuration")
     };
     served_model(ServedParts {
         names: names.iter().map(|name| (*name).to_owned()).collect(),

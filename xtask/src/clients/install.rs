@@ -1,14 +1,19 @@
-//! What the clients need, below the target folder: a Python environment and a Node project. Both
-//! are made again where the pinned versions have changed.
+//! What the clients need, below the target folder: Python environments, one for packages that agree
+//! with each other, and a Node project. Each is made again where its pinned versions have changed.
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use duct::cmd;
 
+use super::catalogue::{Client, Place};
+
 /// Program, the first words that show that it works, and what brings it.
-const TOOLS: [(&str, &[&str], &str); 4] = [
+type Tool = (&'static str, &'static [&'static str], &'static str);
+
+const PYTHON_TOOLS: [Tool; 2] = [
     (
         "python3",
         &["--version"],
@@ -19,6 +24,8 @@ const TOOLS: [(&str, &[&str], &str); 4] = [
         &["-c", "import venv, ensurepip"],
         "Python's venv (Debian: python3-venv)",
     ),
+];
+const NODE_TOOLS: [Tool; 2] = [
     (
         "node",
         &["--version"],
@@ -27,9 +34,17 @@ const TOOLS: [(&str, &[&str], &str); 4] = [
     ("npm", &["--version"], "npm (Debian: npm)"),
 ];
 
-/// Fails with everything that is missing.
-pub fn check_tools() -> Result<()> {
-    let missing: Vec<&str> = TOOLS
+/// Fails with everything that these clients need and this machine lacks.
+pub fn check_tools(clients: &[&Client]) -> Result<()> {
+    let needs = |wanted: fn(&Place) -> bool| clients.iter().any(|client| wanted(&client.place));
+    let mut tools = Vec::new();
+    if needs(|place| matches!(place, Place::Python(_))) {
+        tools.extend(PYTHON_TOOLS);
+    }
+    if needs(|place| *place == Place::Node) {
+        tools.extend(NODE_TOOLS);
+    }
+    let missing: Vec<&str> = tools
         .iter()
         .filter(|(program, words, _)| {
             let ran = cmd(*program, *words)
@@ -51,79 +66,145 @@ pub fn check_tools() -> Result<()> {
 }
 
 pub struct Installed {
-    venv: PathBuf,
-    node: PathBuf,
-    home: PathBuf,
+    /// What is in the repository.
+    sources: PathBuf,
+    /// What is installed.
+    folder: PathBuf,
 }
 
 impl Installed {
-    pub fn prepare(sources: &Path, folder: &Path) -> Result<Self> {
+    /// Installs what these clients need and is not there yet.
+    pub fn prepare(sources: &Path, folder: &Path, clients: &[&Client]) -> Result<Self> {
         let installed = Self {
-            venv: folder.join("venv"),
-            node: folder.join("node"),
-            home: folder.join("home"),
+            sources: sources.to_owned(),
+            folder: folder.to_owned(),
         };
-        for made in [&installed.node, &installed.home] {
-            fs::create_dir_all(made).with_context(|| made.display().to_string())?;
+        for made in [installed.node(), installed.home()] {
+            fs::create_dir_all(&made).with_context(|| made.display().to_string())?;
         }
-        installed.install_python(&sources.join("requirements.txt"))?;
-        installed.install_node(sources)?;
+        let mut done = Vec::new();
+        for client in clients {
+            if done.contains(&client.place) {
+                continue;
+            }
+            match client.place {
+                Place::Python(name) => installed.install_python(name)?,
+                Place::Node => installed.install_node()?,
+            }
+            done.push(client.place);
+        }
         Ok(installed)
     }
 
-    pub fn python(&self) -> PathBuf {
-        self.python_program("python3")
+    /// The program file, or a name to be looked for in `PATH`.
+    pub fn program(&self, client: &Client) -> PathBuf {
+        match client.place {
+            Place::Python(name) => self.python(name).join("bin").join(client.program),
+            Place::Node => client.program.into(),
+        }
     }
 
-    pub fn python_program(&self, name: &str) -> PathBuf {
-        self.venv.join("bin").join(name)
-    }
-
-    /// The folder that Node finds its packages from.
-    pub fn node(&self) -> &Path {
-        &self.node
+    /// The folder that a client runs in. Node finds its packages from there.
+    pub fn working_folder(&self, client: &Client) -> PathBuf {
+        match client.place {
+            Place::Node => self.node(),
+            Place::Python(_) if client.program == "python3" => self.sources.clone(),
+            // A program of others' may write where it runs.
+            Place::Python(_) => self.home(),
+        }
     }
 
     /// A home for programs that write into theirs.
-    pub fn home(&self) -> &Path {
-        &self.home
+    pub fn home(&self) -> PathBuf {
+        self.folder.join("home")
     }
 
-    fn install_python(&self, requirements: &Path) -> Result<()> {
-        let marker = self.venv.join("requirements.txt");
-        if is_copy(requirements, &marker) {
+    /// The version that is installed, which is the one that is pinned.
+    pub fn version(&self, client: &Client) -> Result<String> {
+        let Some(package) = client.package else {
+            return Ok("–".to_owned());
+        };
+        let versions = match client.place {
+            Place::Python(name) => pinned_for_python(&read(&self.requirements(name))?),
+            Place::Node => pinned_for_node(&read(&self.sources.join("package.json"))?)?,
+        };
+        let version = versions.get(package).cloned();
+        version.with_context(|| format!("{} pins no version of {package}", client.name))
+    }
+
+    fn requirements(&self, environment: &str) -> PathBuf {
+        let name = format!("{environment}.txt");
+        self.sources.join("requirements").join(name)
+    }
+
+    fn python(&self, environment: &str) -> PathBuf {
+        self.folder.join("python").join(environment)
+    }
+
+    fn node(&self) -> PathBuf {
+        self.folder.join("node")
+    }
+
+    fn install_python(&self, environment: &str) -> Result<()> {
+        let requirements = read(&self.requirements(environment))?;
+        let venv = self.python(environment);
+        let marker = venv.join("installed.txt");
+        let wanted = requirements.clone() + &self.stand_ins(&requirements)?;
+        if fs::read_to_string(&marker).is_ok_and(|installed| installed == wanted) {
             return Ok(());
         }
-        eprintln!("clients: a Python environment in {}", self.venv.display());
-        cmd!("python3", "-m", "venv", "--clear", &self.venv).run()?;
+        announce(&lines(&requirements).collect::<Vec<_>>(), &venv);
+        cmd!("python3", "-m", "venv", "--clear", &venv).run()?;
+        // From a copy, since building a package writes beside its sources.
+        let copy = venv.join("requirements");
+        copy_folder(&self.sources.join("requirements"), &copy)?;
         cmd!(
-            self.python(),
+            venv.join("bin/python3"),
             "-m",
             "pip",
             "install",
             "--quiet",
             "--disable-pip-version-check",
             "--requirement",
-            requirements,
+            format!("{environment}.txt"),
         )
+        .dir(&copy)
         .run()
-        .context("pip could not install the clients")?;
-        fs::copy(requirements, &marker).with_context(|| marker.display().to_string())?;
-        Ok(())
+        .with_context(|| format!("pip could not install {}", lines_joined(&requirements)))?;
+        fs::write(&marker, wanted).with_context(|| marker.display().to_string())
     }
 
-    fn install_node(&self, sources: &Path) -> Result<()> {
-        let script = "openai_client.mjs";
-        fs::copy(sources.join(script), self.node.join(script)).context(script)?;
-        let (package, marker) = (
-            sources.join("package.json"),
-            self.node.join("installed.json"),
-        );
-        if is_copy(&package, &marker) {
+    /// The sources of the packages that are in this repository.
+    fn stand_ins(&self, requirements: &str) -> Result<String> {
+        let mut sources = String::new();
+        for folder in lines(requirements).filter(|line| line.starts_with("./")) {
+            for file in files(&self.sources.join("requirements").join(folder))? {
+                sources += &read(&file)?;
+            }
+        }
+        Ok(sources)
+    }
+
+    fn install_node(&self) -> Result<()> {
+        let folder = self.node();
+        for file in files(&self.sources)? {
+            if file.extension().is_some_and(|extension| extension == "mjs") {
+                let name = file.file_name().unwrap_or_default();
+                fs::copy(&file, folder.join(name)).with_context(|| file.display().to_string())?;
+            }
+        }
+        let package = read(&self.sources.join("package.json"))?;
+        let marker = folder.join("installed.json");
+        if fs::read_to_string(&marker).is_ok_and(|installed| installed == package) {
             return Ok(());
         }
-        eprintln!("clients: Node packages in {}", self.node.display());
-        fs::copy(&package, self.node.join("package.json")).context("package.json")?;
+        let mut versions: Vec<String> = pinned_for_node(&package)?
+            .iter()
+            .map(|(name, version)| format!("{name}@{version}"))
+            .collect();
+        versions.sort();
+        announce(&versions, &folder);
+        fs::write(folder.join("package.json"), &package).context("package.json")?;
         cmd!(
             "npm",
             "install",
@@ -132,40 +213,147 @@ impl Installed {
             "--no-fund",
             "--no-package-lock"
         )
-        .dir(&self.node)
+        .dir(&folder)
         .run()
         .context("npm could not install the clients")?;
-        fs::copy(&package, &marker).with_context(|| marker.display().to_string())?;
-        Ok(())
+        fs::write(&marker, package).with_context(|| marker.display().to_string())
     }
 }
 
-fn is_copy(file: &Path, copy: &Path) -> bool {
-    match (fs::read(file), fs::read(copy)) {
-        (Ok(file), Ok(copy)) => file == copy,
-        _ => false,
+fn announce(packages: &[impl AsRef<str>], folder: &Path) {
+    let packages: Vec<&str> = packages.iter().map(AsRef::as_ref).collect();
+    eprintln!(
+        "clients: installing {} with what they need into {}",
+        packages.join(", "),
+        folder.display()
+    );
+}
+
+fn read(file: &Path) -> Result<String> {
+    fs::read_to_string(file).with_context(|| file.display().to_string())
+}
+
+/// All files of a folder and the folders in it, sorted.
+fn files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
+        let path = entry?.path();
+        if path.is_dir() {
+            found.extend(files(&path)?);
+        } else {
+            found.push(path);
+        }
     }
+    found.sort();
+    Ok(found)
+}
+
+fn copy_folder(from: &Path, to: &Path) -> Result<()> {
+    for file in files(from)? {
+        let copy = to.join(file.strip_prefix(from)?);
+        let folder = copy.parent().context("a file without a folder")?;
+        fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+        fs::copy(&file, &copy).with_context(|| copy.display().to_string())?;
+    }
+    Ok(())
+}
+
+fn lines(requirements: &str) -> impl Iterator<Item = &str> {
+    let lines = requirements.lines().map(str::trim);
+    lines.filter(|line| !line.is_empty() && !line.starts_with('#'))
+}
+
+fn lines_joined(requirements: &str) -> String {
+    lines(requirements).collect::<Vec<_>>().join(", ")
+}
+
+/// Versions by package, without its extras.
+fn pinned_for_python(requirements: &str) -> HashMap<String, String> {
+    lines(requirements)
+        .filter_map(|line| line.split_once("=="))
+        .map(|(package, version)| {
+            let name = package.split('[').next().unwrap_or_default();
+            (name.to_owned(), version.to_owned())
+        })
+        .collect()
+}
+
+fn pinned_for_node(package: &str) -> Result<HashMap<String, String>> {
+    let package: serde_json::Value = serde_json::from_str(package).context("package.json")?;
+    let versions = package["dependencies"].clone();
+    serde_json::from_value(versions).context("the dependencies in package.json")
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
+    use super::super::catalogue::CLIENTS;
     use super::*;
 
+    fn sources() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../engine/tests/clients")
+    }
+
+    fn installed() -> Installed {
+        Installed {
+            sources: sources(),
+            folder: PathBuf::from("nowhere"),
+        }
+    }
+
     #[test]
-    fn every_version_is_pinned() {
-        let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("../engine/tests/clients");
-        let read = |name: &str| fs::read_to_string(sources.join(name)).expect(name);
-        let requirements = read("requirements.txt");
-        let packages: Vec<&str> = requirements
-            .lines()
-            .filter(|line| !line.starts_with('#'))
+    fn every_client_has_a_pinned_version() {
+        for client in &CLIENTS {
+            let version = installed().version(client).expect(client.name);
+            let is_number = version.starts_with(|first: char| first.is_ascii_digit());
+            assert_eq!(is_number, client.package.is_some(), "{}", client.name);
+        }
+    }
+
+    #[test]
+    fn every_requirement_is_pinned_or_here_and_used() {
+        let used: HashSet<&str> = CLIENTS
+            .iter()
+            .filter_map(|client| match client.place {
+                Place::Python(name) => Some(name),
+                Place::Node => None,
+            })
             .collect();
-        assert!(packages.len() >= 2 && packages.iter().all(|line| line.contains("==")));
-        let package = read("package.json");
-        let version = package.split("\"openai\": \"").nth(1).expect("the client");
-        assert!(
-            version.starts_with(|first: char| first.is_ascii_digit()),
-            "{version}"
+        let folder = sources().join("requirements");
+        let mut found = HashSet::new();
+        for entry in fs::read_dir(&folder).expect("the requirements") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                continue;
+            }
+            let name = path.file_stem().expect("a name").to_str().expect("UTF-8");
+            found.insert(name.to_owned());
+            let requirements = read(&path).expect("readable");
+            assert!(lines(&requirements).count() > 0, "{name} is empty");
+            for line in lines(&requirements) {
+                let is_here = line.starts_with("./") && folder.join(line).is_dir();
+                assert!(is_here || line.contains("=="), "{name}: {line}");
+            }
+        }
+        assert_eq!(
+            found.iter().map(String::as_str).collect::<HashSet<_>>(),
+            used
         );
+    }
+
+    #[test]
+    fn a_package_of_this_repository_belongs_to_what_is_installed() {
+        let sources = installed().stand_ins("a==1\n./torch\n").expect("readable");
+        assert!(sources.contains("class DataLoader"), "{sources}");
+        assert_eq!(installed().stand_ins("a==1\n").expect("none"), "");
+    }
+
+    #[test]
+    fn versions_are_found_with_extras_and_without() {
+        let pinned = pinned_for_python("# x==1\na[b,c]==2.0\n./here\n\nd==3\n");
+        assert_eq!(pinned.len(), 2, "{pinned:?}");
+        assert_eq!(pinned["a"], "2.0");
+        assert_eq!(pinned["d"], "3");
     }
 }

@@ -1,10 +1,21 @@
-//! `clients [--engine-bin FILE]`: other people's clients against a running engine, unchanged.
+//! `clients [--engine-bin FILE] [--only NAME,…]`: other people's clients against a running engine,
+//! unchanged.
 //!
-//! OpenAI's Python and JavaScript clients, this repository's stress client, and llama-benchy, a
-//! public load generator, each in its own process against one server with a tiny model of random
-//! weights. What they need is installed below the target folder, in pinned versions.
+//! Each client runs in a process of its own, one after the other, against one server with a tiny model
+//! of random weights. What they need is installed below the target folder, in pinned versions; they ask
+//! nothing of the internet while they run. What runs is in [`catalogue`]:
+//!
+//! - `openai`, `openai-forms`, `openai-js`: OpenAI's clients for Python and JavaScript.
+//! - `ai-sdk`, `langchain`, `pydantic-ai`, `instructor`: frameworks over them. The checks assert forms,
+//!   calls of tools, usage, streams and typed errors.
+//! - `litellm`, `litellm-proxy`: LiteLLM's functions, and its proxy between the server and OpenAI's client.
+//! - `lm-eval`: lm-evaluation-harness with tasks of this repository; its scores must be the server's own.
+//! - `guidellm`, `llama-benchy`: load generators. guidellm asks for torch, gigabytes of which it uses one
+//!   iterator; a package of this repository takes its place.
+//! - `stress`: this repository's own client, 200 requests at once of which half are abandoned.
 
 mod book;
+mod catalogue;
 mod install;
 mod program;
 
@@ -13,10 +24,12 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Args;
+use clap::builder::PossibleValuesParser;
 
 use self::book::Book;
+use self::catalogue::{CLIENTS, Client, Server};
 use self::install::Installed;
-use self::program::{Outcome, Program};
+use self::program::Outcome;
 use crate::cargo;
 use crate::served::Served;
 
@@ -30,13 +43,22 @@ pub struct ClientsArgs {
     /// An engine that is built already [default: build it in the release profile]
     #[arg(long, value_name = "FILE")]
     engine_bin: Option<PathBuf>,
+    /// Only these clients, with commas between them
+    #[arg(
+        long,
+        value_name = "NAME",
+        value_delimiter = ',',
+        value_parser = PossibleValuesParser::new(catalogue::names())
+    )]
+    only: Vec<String>,
 }
 
 pub fn run(args: &ClientsArgs) -> Result<ExitCode> {
-    install::check_tools()?;
+    let clients = chosen(&args.only);
+    install::check_tools(&clients)?;
     let folder = cargo::target_dir()?.join("clients");
     let sources = cargo::root()?.join("engine/tests/clients");
-    let installed = Installed::prepare(&sources, &folder)?;
+    let installed = Installed::prepare(&sources, &folder, &clients)?;
     let engine = engine(args.engine_bin.as_deref())?;
     let cache = folder.join("cache");
     let cache_dir = cache.display().to_string();
@@ -54,30 +76,36 @@ pub fn run(args: &ClientsArgs) -> Result<ExitCode> {
     ];
     let mut served = Served::start(&engine, &flags, &folder.join("engine.log"))?;
     let book = Book::open(&cargo::root()?.join("data/prompts"))?;
-    let outcomes = programs(
-        &sources,
-        &installed,
-        &served.address,
-        &book,
-        &cache.join(TOKENIZER),
-    )
-    .iter()
-    .map(|program| program.run(&folder))
-    .collect::<Result<Vec<Outcome>>>()?;
+    let server = Server {
+        url: &format!("http://{}", served.address),
+        model: MODEL,
+        tokenizer: &cache.join(TOKENIZER),
+        book_url: book.url(),
+    };
+    let outcomes = clients
+        .iter()
+        .map(|client| program::run(client, &server, &installed, &folder))
+        .collect::<Result<Vec<Outcome>>>()?;
     let still_serves = served.check();
-    println!("\n{}", table(&outcomes));
-    for outcome in outcomes.iter().filter(|outcome| !outcome.passed) {
+    println!("\n{}", program::table(&outcomes));
+    for outcome in outcomes.iter().filter(|outcome| !outcome.passed()) {
         println!("{}", outcome.explanation());
     }
     if let Err(error) = &still_serves {
-        println!("behind the clients: {error:#}");
+        println!("after the clients: {error:#}");
     }
-    let all_passed = still_serves.is_ok() && outcomes.iter().all(|outcome| outcome.passed);
+    let all_passed = still_serves.is_ok() && outcomes.iter().all(Outcome::passed);
     Ok(if all_passed {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// All, where none is named. In the catalogue's order.
+fn chosen(names: &[String]) -> Vec<&'static Client> {
+    let is_chosen = |client: &&Client| names.is_empty() || names.iter().any(|n| n == client.name);
+    CLIENTS.iter().filter(is_chosen).collect()
 }
 
 fn engine(given: Option<&Path>) -> Result<PathBuf> {
@@ -92,83 +120,34 @@ fn engine(given: Option<&Path>) -> Result<PathBuf> {
         .with_context(|| built.display().to_string())
 }
 
-/// One after the other, the heaviest last.
-fn programs(
-    sources: &Path,
-    installed: &Installed,
-    address: &str,
-    book: &Book,
-    tokenizer: &Path,
-) -> Vec<Program> {
-    let url = format!("http://{address}");
-    let api = format!("{url}/v1");
-    let path = |path: &Path| path.display().to_string();
-    let python = |name: &'static str, script: &str, arguments: &[&str]| {
-        let words = [&[script], arguments].concat();
-        Program::new(name, installed.python(), sources, &words)
-    };
-    vec![
-        python("openai, Python", "openai_client.py", &[&api]),
-        python(
-            "openai, Python: forms, tools, thoughts",
-            "openai_forms.py",
-            &[&api],
-        ),
-        Program::new(
-            "openai, JavaScript",
-            "node",
-            installed.node(),
-            &["openai_client.mjs", &api],
-        ),
-        Program::new(
-            "llama-benchy",
-            installed.python_program("llama-benchy"),
-            installed.home(),
-            &[
-                "--base-url",
-                &api,
-                "--model",
-                MODEL,
-                "--tokenizer",
-                &path(tokenizer),
-                "--book-url",
-                book.url(),
-                "--pp",
-                "128",
-                "--tg",
-                "16",
-                "--runs",
-                "2",
-                "--concurrency",
-                "1",
-                "4",
-                "--exit-on-first-fail",
-                // What random weights say is never coherent.
-                "--skip-coherence",
-            ],
-        )
-        // It keeps the book below the user's home.
-        .with_home(installed.home()),
-        // Without the process id, so it does not look at memory: that swings more in a few rounds
-        // than it may grow in many.
-        python("stress", "stress.py", &[&url]),
-    ]
-}
+#[cfg(test)]
+mod tests {
+    use clap::{Command, FromArgMatches};
 
-fn table(outcomes: &[Outcome]) -> String {
-    let width = outcomes
-        .iter()
-        .map(|outcome| outcome.name.chars().count())
-        .max()
-        .unwrap_or(0);
-    let row = |outcome: &Outcome| {
-        let result = if outcome.passed { "passed" } else { "FAILED" };
-        format!(
-            "{:width$}  {result}  {:6.1} s  {}",
-            outcome.name,
-            outcome.elapsed.as_secs_f64(),
-            outcome.last_line
-        )
-    };
-    outcomes.iter().map(row).collect::<Vec<_>>().join("\n")
+    use super::*;
+
+    fn parsed(words: &[&str]) -> Result<ClientsArgs, String> {
+        let command = ClientsArgs::augment_args(Command::new("clients"));
+        let words = std::iter::once("clients").chain(words.iter().copied());
+        let matches = command.try_get_matches_from(words);
+        let matches = matches.map_err(|error| error.to_string())?;
+        ClientsArgs::from_arg_matches(&matches).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn clients_are_chosen_by_name_and_others_refused_with_the_list() {
+        let args = parsed(&["--only", "stress,langchain"]).expect("known names");
+        let names: Vec<&str> = chosen(&args.only)
+            .iter()
+            .map(|client| client.name)
+            .collect();
+        assert_eq!(names, ["langchain", "stress"]);
+        assert_eq!(chosen(&[]).len(), CLIENTS.len());
+        let error = parsed(&["--only", "langchain,curl"])
+            .err()
+            .expect("refused");
+        for word in ["curl", "langchain", "lm-eval", "stress"] {
+            assert!(error.contains(word), "{error}");
+        }
+    }
 }

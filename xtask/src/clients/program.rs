@@ -1,6 +1,5 @@
 //! One client's run: what it prints goes through to the terminal and into a log.
 
-use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -9,79 +8,126 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use duct::{Expression, cmd};
 
+use super::catalogue::{Client, Server};
+use super::install::Installed;
+
 /// Lines of a failed client that are shown again under the table.
 const N_SHOWN_LINES: usize = 20;
-/// Of a line in the table and under it.
-const N_SHOWN_CHARS: usize = 160;
+/// Of such a line.
+const N_SHOWN_CHARS: usize = 400;
 
-pub struct Program {
-    name: &'static str,
-    command: Expression,
-}
+/// No client asks anything of the internet: no telemetry, no hub, no price lists. What stands in
+/// for torch is no torch for other packages.
+const QUIET: [(&str, &str); 17] = [
+    ("DO_NOT_TRACK", "1"),
+    ("HF_DATASETS_OFFLINE", "1"),
+    ("HF_HUB_DISABLE_TELEMETRY", "1"),
+    ("HF_HUB_OFFLINE", "1"),
+    ("LANGCHAIN_TRACING_V2", "false"),
+    ("LANGSMITH_TRACING", "false"),
+    ("LITELLM_LOCAL_ANTHROPIC_BETA_HEADERS", "true"),
+    ("LITELLM_LOCAL_AUTOROUTER_PRESETS", "true"),
+    ("LITELLM_LOCAL_BLOG_POSTS", "true"),
+    ("LITELLM_LOCAL_MODEL_COST_MAP", "true"),
+    ("LITELLM_LOCAL_POLICY_TEMPLATES", "true"),
+    ("OTEL_SDK_DISABLED", "true"),
+    ("TQDM_DISABLE", "1"),
+    ("TRANSFORMERS_OFFLINE", "1"),
+    ("USE_TORCH", "0"),
+    ("PYTHONUNBUFFERED", "1"),
+    ("PYTHONDONTWRITEBYTECODE", "1"),
+];
 
 pub struct Outcome {
     pub name: &'static str,
-    pub passed: bool,
+    pub version: String,
+    pub counts: Counts,
     pub elapsed: Duration,
-    pub last_line: String,
     log: PathBuf,
     lines: Vec<String>,
 }
 
-impl Program {
-    pub fn new(
-        name: &'static str,
-        program: impl AsRef<OsStr>,
-        folder: &Path,
-        words: &[&str],
-    ) -> Self {
-        let command = cmd(program.as_ref(), words)
-            .dir(folder)
-            .env("PYTHONUNBUFFERED", "1")
-            .env("PYTHONDONTWRITEBYTECODE", "1");
-        Self { name, command }
-    }
+/// Of checks.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    pub n_passed: usize,
+    pub n_failed: usize,
+}
 
-    pub fn with_home(self, home: &Path) -> Self {
-        Self {
-            name: self.name,
-            command: self.command.env("HOME", home),
-        }
+/// Runs a client to its end; its log comes into `folder`.
+pub fn run(
+    client: &Client,
+    server: &Server,
+    installed: &Installed,
+    folder: &Path,
+) -> Result<Outcome> {
+    let version = installed.version(client)?;
+    println!("\n== {} {version}", client.name);
+    let log = folder.join(format!("{}.log", client.name));
+    let mut file = File::create(&log).with_context(|| log.display().to_string())?;
+    let started = Instant::now();
+    let reader = command(client, server, installed)
+        .stderr_to_stdout()
+        .unchecked()
+        .reader()
+        .with_context(|| format!("{} cannot be started", client.name))?;
+    let mut lines = Vec::new();
+    for line in BufReader::new(&reader).split(b'\n') {
+        let line = line.with_context(|| format!("the output of {}", client.name))?;
+        let line = String::from_utf8_lossy(&line).into_owned();
+        println!("{line}");
+        writeln!(file, "{line}").with_context(|| log.display().to_string())?;
+        lines.push(line);
     }
+    let ended = reader.try_wait()?;
+    let succeeded = ended.is_some_and(|output| output.status.success());
+    Ok(Outcome {
+        name: client.name,
+        version,
+        counts: Counts::of(&lines, client.has_checks, succeeded),
+        elapsed: started.elapsed(),
+        log,
+        lines,
+    })
+}
 
-    pub fn run(&self, folder: &Path) -> Result<Outcome> {
-        println!("\n== {}", self.name);
-        let log = folder.join(format!("{}.log", self.name.replace([' ', ',', ':'], "_")));
-        let mut file = File::create(&log).with_context(|| log.display().to_string())?;
-        let started = Instant::now();
-        let reader = self
-            .command
-            .stderr_to_stdout()
-            .unchecked()
-            .reader()
-            .with_context(|| format!("{} cannot be started", self.name))?;
-        let mut lines = Vec::new();
-        for line in BufReader::new(&reader).split(b'\n') {
-            let line = line.with_context(|| format!("the output of {}", self.name))?;
-            let line = String::from_utf8_lossy(&line).into_owned();
-            println!("{line}");
-            writeln!(file, "{line}").with_context(|| log.display().to_string())?;
-            lines.push(line);
+fn command(client: &Client, server: &Server, installed: &Installed) -> Expression {
+    let command = cmd(installed.program(client), client.words(server))
+        .dir(installed.working_folder(client))
+        .env("HOME", installed.home());
+    QUIET
+        .iter()
+        .fold(command, |command, (name, value)| command.env(name, value))
+}
+
+impl Counts {
+    /// What a client that ended in between did not say is a failure, and so is a script of checks
+    /// that made none.
+    fn of(lines: &[String], has_checks: bool, succeeded: bool) -> Self {
+        let count = |word: &str| lines.iter().filter(|line| line.starts_with(word)).count();
+        let mut counts = if has_checks {
+            Self {
+                n_passed: count("PASS "),
+                n_failed: count("FAIL "),
+            }
+        } else {
+            Self {
+                n_passed: usize::from(succeeded),
+                n_failed: 0,
+            }
+        };
+        if counts.n_failed == 0 && (!succeeded || counts.n_passed == 0) {
+            counts.n_failed = 1;
         }
-        let ended = reader.try_wait()?;
-        let last = lines.iter().rev().find(|line| !line.trim().is_empty());
-        Ok(Outcome {
-            name: self.name,
-            passed: ended.is_some_and(|output| output.status.success()),
-            elapsed: started.elapsed(),
-            last_line: last.map(|line| shortened(line.trim())).unwrap_or_default(),
-            log,
-            lines,
-        })
+        counts
     }
 }
 
 impl Outcome {
+    pub fn passed(&self) -> bool {
+        self.counts.n_failed == 0
+    }
+
     /// The end of what a failed client said.
     pub fn explanation(&self) -> String {
         let first = self.lines.len().saturating_sub(N_SHOWN_LINES);
@@ -98,9 +144,80 @@ impl Outcome {
     }
 }
 
+/// A row a client: program, version, checks, how many of them passed and failed, seconds.
+pub fn table(outcomes: &[Outcome]) -> String {
+    let width = |cells: fn(&Outcome) -> &str, heading: &str| {
+        let widths = outcomes
+            .iter()
+            .map(|outcome| cells(outcome).chars().count());
+        widths.max().unwrap_or(0).max(heading.len())
+    };
+    let program = width(|outcome| outcome.name, "program");
+    let version = width(|outcome| &outcome.version, "version");
+    let mut rows = vec![format!(
+        "{:program$}  {:version$}  checks  passed  failed  seconds",
+        "program", "version"
+    )];
+    for outcome in outcomes {
+        let Counts { n_passed, n_failed } = outcome.counts;
+        rows.push(format!(
+            "{:program$}  {:version$}  {:6}  {n_passed:6}  {n_failed:6}  {:7.1}",
+            outcome.name,
+            outcome.version,
+            n_passed + n_failed,
+            outcome.elapsed.as_secs_f64(),
+        ));
+    }
+    rows.join("\n")
+}
+
 fn shortened(line: &str) -> String {
     match line.char_indices().nth(N_SHOWN_CHARS) {
         Some((end, _)) => format!("{}…", &line[..end]),
         None => line.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counts(lines: &[&str], has_checks: bool, succeeded: bool) -> (usize, usize) {
+        let lines: Vec<String> = lines.iter().map(|line| (*line).to_owned()).collect();
+        let Counts { n_passed, n_failed } = Counts::of(&lines, has_checks, succeeded);
+        (n_passed, n_failed)
+    }
+
+    #[test]
+    fn what_was_not_checked_has_failed() {
+        assert_eq!(counts(&["PASS a", "x", "PASS b"], true, true), (2, 0));
+        assert_eq!(counts(&["PASS a", "FAIL b: c"], true, false), (1, 1));
+        // It ended before its last check.
+        assert_eq!(counts(&["PASS a"], true, false), (1, 1));
+        assert_eq!(counts(&["nothing"], true, true), (0, 1));
+        assert_eq!(counts(&["PASS a"], false, true), (1, 0));
+        assert_eq!(counts(&["x"], false, false), (0, 1));
+    }
+
+    #[test]
+    fn the_table_has_a_row_for_every_client() {
+        let outcome = |name, version: &str, n_failed| Outcome {
+            name,
+            version: version.to_owned(),
+            counts: Counts {
+                n_passed: 3,
+                n_failed,
+            },
+            elapsed: Duration::from_millis(1500),
+            log: PathBuf::new(),
+            lines: Vec::new(),
+        };
+        let table = table(&[outcome("a", "1.0", 0), outcome("longer-name", "–", 2)]);
+        assert_eq!(
+            table,
+            "program      version  checks  passed  failed  seconds\n\
+             a            1.0           3       3       0      1.5\n\
+             longer-name  –             5       3       2      1.5"
+        );
     }
 }
