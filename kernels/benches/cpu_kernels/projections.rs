@@ -4,7 +4,7 @@ use kernels::KernelError;
 use kernels::dense_linear::DenseFormat;
 use kernels::linear::{LinearInput, LinearPart, LinearWeights, forward};
 use kernels::memory::Arena;
-use kernels::quant_linear::{BlockFormat, QuantActivations, QuantMatrix, QuantSource};
+use kernels::quant_linear::{BlockFormat, QuantActivations, QuantMatrix, QuantSource, Terms};
 
 use crate::measure::{Bench, BenchError, Products, Work};
 
@@ -78,7 +78,7 @@ pub fn all(bench: &mut Bench) -> Result<(), BenchError> {
                     .collect();
                 let mut y = vec![0.0; n_tokens * n_out];
                 let mut int8 = QuantActivations::default();
-                int8.quantize(&mut bench.pool, bench.isa, &x, n_in)?;
+                int8.quantize(&mut bench.pool, bench.isa, &x, n_in, Terms::One)?;
                 let work = Work {
                     bytes: weights.bytes(),
                     products: n_tokens * n_out * n_in,

@@ -17,7 +17,7 @@
 //! `s`, `m` and `z` are f16, one a group: exact but for Q4_K, Q5_K and Q6_K, whose scales are
 //! products that round to f16 (2^-12 of a weight).
 //! Activations come as f32, or as 8-bit integers with one f32 scale for 16
-//! of them ([`QuantActivations`]); `y` is f32 either way.
+//! of them ([`QuantActivations`]), in one term or two ([`Terms`]); `y` is f32 either way.
 //!
 //! A token's result depends on that token alone, bit for bit, whatever else is in the batch.
 
@@ -28,7 +28,7 @@ mod pack;
 pub mod reference;
 mod round;
 
-pub use activations::QuantActivations;
+pub use activations::{QuantActivations, Terms};
 pub use blocks::BlockFormat;
 
 use half::f16;
@@ -308,7 +308,7 @@ pub(crate) unsafe fn run_tiles(
         let rows = (w.n_out - tile * TILE_ROWS).min(TILE_ROWS);
         let mut token = 0;
         while token < n_tokens {
-            let mut block = [[0.0f32; TILE_ROWS]; cpu::TOKENS];
+            let mut block = [[0.0f32; TILE_ROWS]; cpu::BLOCK_ROWS];
             let n = cpu::tile_block(isa, w, tile, x, token, n_tokens - token, &mut block);
             for (t, values) in block[..n].iter().enumerate() {
                 // SAFETY: these rows of this token belong to this tile; the caller promises that

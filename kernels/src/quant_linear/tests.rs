@@ -76,6 +76,42 @@ fn run(
     }
 }
 
+const TERMS: [Terms; 2] = [Terms::One, Terms::Two];
+
+fn quantized(
+    pool: &mut WorkerPool,
+    isa: Isa,
+    x: &[f32],
+    n_in: usize,
+    terms: Terms,
+) -> QuantActivations {
+    let mut int8 = QuantActivations::default();
+    int8.quantize(pool, isa, x, n_in, terms).expect("quantize");
+    int8
+}
+
+/// Products with integers of either number of terms, and with f32, against the reference on the
+/// same inputs.
+fn check_products(
+    pool: &mut WorkerPool,
+    isa: Isa,
+    mut w: QuantMatrix,
+    x: &[f32],
+    what: &str,
+) -> QuantMatrix {
+    for terms in TERMS {
+        let int8 = quantized(pool, isa, x, w.n_in(), terms);
+        let expected = reference::forward(&w, &int8.dequantize()).expect("reference");
+        let (y, back) = run(pool, isa, w, x, Some(&int8));
+        assert_close(&y, &expected, &format!("int8, {terms:?}, {isa:?}, {what}"));
+        w = back;
+    }
+    let expected = reference::forward(&w, x).expect("reference");
+    let (y, w) = run(pool, isa, w, x, None);
+    assert_close(&y, &expected, &format!("f32, {isa:?}, {what}"));
+    w
+}
+
 fn assert_close(found: &[f32], expected: &[f32], what: &str) {
     assert_eq!(found.len(), expected.len());
     let scale = expected.iter().fold(1e-6f32, |m, e| m.max(e.abs()));
@@ -98,16 +134,8 @@ fn every_format_agrees_with_the_reference_on_every_instruction_set() {
             for n_tokens in [1, 2, 3, 7, 15, 17] {
                 let x = random_vector(n_tokens * n_in, &mut rng);
                 for isa in Isa::available() {
-                    let what = format!("{format:?} {n_out}x{n_in} tokens {n_tokens} {isa:?}");
-                    let mut int8 = QuantActivations::default();
-                    int8.quantize(&mut pool, isa, &x, n_in).expect("quantize");
-                    let expected = reference::forward(&w, &int8.dequantize()).expect("reference");
-                    let (y, back) = run(&mut pool, isa, w, &x, Some(&int8));
-                    assert_close(&y, &expected, &format!("int8 {what}"));
-                    let expected = reference::forward(&back, &x).expect("reference");
-                    let (y, back) = run(&mut pool, isa, back, &x, None);
-                    assert_close(&y, &expected, &format!("f32 {what}"));
-                    w = back;
+                    let what = format!("{format:?} {n_out}x{n_in} tokens {n_tokens}");
+                    w = check_products(&mut pool, isa, w, &x, &what);
                 }
             }
         }
@@ -139,16 +167,8 @@ fn extreme_codes_do_not_saturate() {
             for sign in [1.0, -1.0] {
                 let x = vec![sign; n_in];
                 for isa in Isa::available() {
-                    let mut int8 = QuantActivations::default();
-                    int8.quantize(&mut pool, isa, &x, n_in).expect("quantize");
-                    let expected = reference::forward(&w, &int8.dequantize()).expect("reference");
-                    let (y, back) = run(&mut pool, isa, w, &x, Some(&int8));
-                    assert_close(
-                        &y,
-                        &expected,
-                        &format!("{format:?} {fill:#x} {sign} {isa:?}"),
-                    );
-                    w = back;
+                    let what = format!("{format:?} {fill:#x} {sign}");
+                    w = check_products(&mut pool, isa, w, &x, &what);
                 }
             }
         }
@@ -156,28 +176,133 @@ fn extreme_codes_do_not_saturate() {
 }
 
 #[test]
-fn a_token_does_not_see_its_neighbours() {
+fn a_token_does_not_see_its_neighbours_nor_the_number_of_threads() {
     let mut rng = StdRng::seed_from_u64(2);
-    let mut pool = pool();
+    let mut pools = [1, 2, 3].map(|n| WorkerPool::new(n).expect("pool"));
     let n_in = 512;
     for isa in Isa::available() {
-        let mut w = random_matrix(&mut pool, BlockFormat::Q4_1, 50, n_in, &mut rng);
+        let mut w = random_matrix(&mut pools[2], BlockFormat::Q4_1, 50, n_in, &mut rng);
         let x = random_vector(13 * n_in, &mut rng);
-        for with_int8 in [true, false] {
-            let mut int8 = QuantActivations::default();
-            int8.quantize(&mut pool, isa, &x, n_in).expect("quantize");
-            let (together, back) = run(&mut pool, isa, w, &x, with_int8.then_some(&int8));
-            w = back;
-            for t in 0..13 {
-                let x = &x[t * n_in..][..n_in];
-                int8.quantize(&mut pool, isa, x, n_in).expect("quantize");
-                let (alone, back) = run(&mut pool, isa, w, x, with_int8.then_some(&int8));
+        for terms in [Some(Terms::One), Some(Terms::Two), None] {
+            let mut results = Vec::new();
+            for pool in &mut pools {
+                let int8 = terms.map(|terms| quantized(pool, isa, &x, n_in, terms));
+                let (together, back) = run(pool, isa, w, &x, int8.as_ref());
                 w = back;
-                assert_eq!(
-                    alone,
-                    together[t * 50..][..50],
-                    "token {t}, {isa:?}, {with_int8}"
+                let mut alone = Vec::new();
+                for x in x.chunks_exact(n_in) {
+                    let int8 = terms.map(|terms| quantized(pool, isa, x, n_in, terms));
+                    let (y, back) = run(pool, isa, w, x, int8.as_ref());
+                    w = back;
+                    alone.extend(y);
+                }
+                results.extend([together, alone]);
+            }
+            for y in &results[1..] {
+                assert_eq!(*y, results[0], "{isa:?}, {terms:?}");
+            }
+        }
+    }
+}
+
+/// Largest value of each 16.
+fn largest_of_groups(x: &[f32]) -> Vec<f64> {
+    x.chunks_exact(ACTIVATION_GROUP)
+        .map(|group| f64::from(group.iter().fold(0.0f32, |m, v| m.max(v.abs()))))
+        .collect()
+}
+
+/// What one activation may be off by, as a share of the largest of its group: half a step of the
+/// last term, and f32's own rounding of scales and of what is left over.
+fn activation_limit(terms: Terms) -> f64 {
+    let rounding = 2.0 * f64::from(f32::EPSILON);
+    match terms {
+        Terms::One => 1.0 / 254.0 + rounding,
+        Terms::Two => 1.0 / (254.0 * 254.0) + rounding,
+    }
+}
+
+/// Random values, with an outlier in one group, a group of zeros, one of a single value and one
+/// that is too small for a scale.
+fn varied_vector(n: usize, rng: &mut StdRng) -> Vec<f32> {
+    let mut x = random_vector(n, rng);
+    x[3] = -300.0;
+    x[16..32].fill(0.0);
+    x[32..48].fill(0.7);
+    x[48..64].fill(1e-36);
+    x
+}
+
+#[test]
+fn two_terms_lose_a_254th_of_what_one_loses() {
+    let mut rng = StdRng::seed_from_u64(6);
+    let mut pool = pool();
+    let n_in = 320;
+    let x = varied_vector(5 * n_in, &mut rng);
+    let largest = largest_of_groups(&x);
+    for isa in Isa::available() {
+        let mut errors = [0.0f64; 2];
+        for (terms, error) in TERMS.into_iter().zip(&mut errors) {
+            let found = quantized(&mut pool, isa, &x, n_in, terms).dequantize();
+            assert_eq!(found.len(), x.len());
+            for (i, (found, x)) in found.iter().zip(&x).enumerate() {
+                let off = (f64::from(*found) - f64::from(*x)).abs();
+                let limit = activation_limit(terms) * largest[i / ACTIVATION_GROUP];
+                assert!(
+                    off <= limit + 1e-28,
+                    "{terms:?}, {isa:?}, element {i}: {x} became {found}"
                 );
+                *error += off * off;
+            }
+        }
+        let ratio = (errors[0] / errors[1]).sqrt();
+        assert!(ratio >= 150.0, "{isa:?}: {ratio} times less error");
+    }
+}
+
+/// Against the exact product in f64, not that of the rounded inputs.
+#[test]
+fn products_of_two_terms_are_as_exact_as_their_inputs() {
+    let mut rng = StdRng::seed_from_u64(7);
+    let mut pool = pool();
+    for format in BlockFormat::ALL {
+        let (n_out, n_in) = (37, 512);
+        let mut w = random_matrix(&mut pool, format, n_out, n_in, &mut rng);
+        let mut weights = vec![0.0; n_out * n_in];
+        for (row, out) in weights.chunks_exact_mut(n_in).enumerate() {
+            w.dequantize_row(row, out).expect("row");
+        }
+        for n_tokens in [1, 2, 3, 4, 5, 9] {
+            let x = varied_vector(n_tokens * n_in, &mut rng);
+            for (isa, terms) in Isa::available()
+                .into_iter()
+                .flat_map(|isa| TERMS.map(|terms| (isa, terms)))
+            {
+                let int8 = quantized(&mut pool, isa, &x, n_in, terms);
+                let (y, back) = run(&mut pool, isa, w, &x, Some(&int8));
+                w = back;
+                let rows = y.chunks_exact(n_out).zip(x.chunks_exact(n_in));
+                for (token, (y, x)) in rows.enumerate() {
+                    let largest = largest_of_groups(x);
+                    for (found, weights) in y.iter().zip(weights.chunks_exact(n_in)) {
+                        let (mut exact, mut limit, mut size) = (0.0, 1e-28, 0.0);
+                        for (k, (w, x)) in weights.iter().zip(x).enumerate() {
+                            let (w, x) = (f64::from(*w), f64::from(*x));
+                            exact += w * x;
+                            size += (w * x).abs();
+                            limit +=
+                                activation_limit(terms) * w.abs() * largest[k / ACTIVATION_GROUP];
+                        }
+                        // Codes and offsets are summed apart, which may cost f32 some digits.
+                        limit += 4e-6 * size;
+                        let off = (f64::from(*found) - exact).abs();
+                        assert!(
+                            off <= limit,
+                            "{format:?}, {terms:?}, {isa:?}, token {token} of {n_tokens}: {found} \
+                             instead of {exact}, limit {limit}"
+                        );
+                    }
+                }
             }
         }
     }
@@ -279,15 +404,7 @@ fn check_awq(n_in: usize, group_size: usize) {
     for n_tokens in [1, 3, 8] {
         let x = random_vector(n_tokens * n_in, &mut rng);
         for isa in Isa::available() {
-            let mut int8 = QuantActivations::default();
-            int8.quantize(&mut pool, isa, &x, n_in).expect("quantize");
-            let expected = reference::forward(&w, &int8.dequantize()).expect("reference");
-            let (y, back) = run(&mut pool, isa, w, &x, Some(&int8));
-            assert_close(&y, &expected, &format!("awq int8 {isa:?}"));
-            let expected = reference::forward(&back, &x).expect("reference");
-            let (y, back) = run(&mut pool, isa, back, &x, None);
-            assert_close(&y, &expected, &format!("awq f32 {isa:?}"));
-            w = back;
+            w = check_products(&mut pool, isa, w, &x, "awq");
         }
     }
 }
@@ -340,16 +457,8 @@ fn rows_are_rounded_to_8_bits_and_agree_with_the_reference_on_every_instruction_
             for n_tokens in [1, 3, 8, 13] {
                 let x = random_vector(n_tokens * n_in, &mut rng);
                 for isa in Isa::available() {
-                    let what = format!("{format:?} {n_out}x{n_in} tokens {n_tokens} {isa:?}");
-                    let mut int8 = QuantActivations::default();
-                    int8.quantize(&mut pool, isa, &x, n_in).expect("quantize");
-                    let expected = reference::forward(&w, &int8.dequantize()).expect("reference");
-                    let (y, back) = run(&mut pool, isa, w, &x, Some(&int8));
-                    assert_close(&y, &expected, &format!("int8 {what}"));
-                    let expected = reference::forward(&back, &x).expect("reference");
-                    let (y, back) = run(&mut pool, isa, back, &x, None);
-                    assert_close(&y, &expected, &format!("f32 {what}"));
-                    w = back;
+                    let what = format!("{format:?} {n_out}x{n_in} tokens {n_tokens}");
+                    w = check_products(&mut pool, isa, w, &x, &what);
                 }
             }
         }
@@ -406,10 +515,10 @@ fn wrong_shapes_are_refused() {
     let w = QuantMatrix::pack(&mut pool, &mut Arena::default(), 16, 32, source).expect("pack");
     assert!(w.dequantize_row(16, &mut [0.0; 32]).is_err());
     let mut int8 = QuantActivations::default();
-    assert!(
-        int8.quantize(&mut pool, Isa::Portable, &[0.0; 48], 48)
-            .is_err()
-    );
+    for terms in TERMS {
+        let refused = int8.quantize(&mut pool, Isa::Portable, &[0.0; 48], 48, terms);
+        assert!(refused.is_err(), "{terms:?}");
+    }
     let weights = LinearWeights::Quant(w);
     let part = LinearPart {
         weights: &weights,

@@ -6,7 +6,7 @@
 use kernels::attention::{self, AttentionPlan, AttentionShape, KvPages, Sequence, Slot};
 use kernels::linear::{self, LinearInput, LinearPart};
 use kernels::pool::WorkerPool;
-use kernels::quant_linear::QuantActivations;
+use kernels::quant_linear::{QuantActivations, Terms};
 use kernels::rope::{self, Rope};
 use kernels::{KernelError, embedding, rms_norm, silu_mul};
 
@@ -39,6 +39,20 @@ impl<'a> RowView<'a> {
 /// Tokens whose logits are given to a [`Score`] at once: their memory is bounded, and the head's
 /// weights are read once for so many.
 const SCORED_TOGETHER: usize = 32;
+
+/// The input of q, k and v has outliers in few dimensions, and what one term of 8 bits loses of
+/// their neighbours is the largest part of what integers lose altogether. The three are a small part
+/// of a layer's weights (16 % in SmolLM2), so that a second term costs little here.
+const QKV_TERMS: Terms = Terms::Two;
+
+/// For the log and records.
+pub(super) fn qkv_input_name(settings: Settings) -> &'static str {
+    match (settings.activations, QKV_TERMS) {
+        (ActivationType::F32, _) => "f32",
+        (ActivationType::Int8, Terms::One) => "int8",
+        (ActivationType::Int8, Terms::Two) => "int8_in_two_terms",
+    }
+}
 
 /// What takes the logits of tokens that are scored: the index of the first, and `[n, vocab]`.
 pub(super) type Score<'a> =
@@ -298,7 +312,8 @@ impl Forward {
         let ws = &mut self.workspace;
         let n = ws.tokens.len();
         rms_norm::forward(pool, isa, &ws.x, &w.attn_norm, eps, &mut ws.h)?;
-        let input = quantized(pool, self.settings, &mut ws.int8, &ws.h, self.config.hidden)?;
+        let (hidden, int8) = (self.config.hidden, &mut ws.int8);
+        let input = quantized(pool, self.settings, QKV_TERMS, int8, &ws.h, hidden)?;
         let mut parts = [
             LinearPart {
                 weights: &w.q,
@@ -338,7 +353,14 @@ impl Forward {
             }
         }
         let width = self.shape.n_q_heads * head_dim;
-        let input = quantized(pool, self.settings, &mut ws.int8, &ws.attended, width)?;
+        let input = quantized(
+            pool,
+            self.settings,
+            Terms::One,
+            &mut ws.int8,
+            &ws.attended,
+            width,
+        )?;
         let LayerWeights { o, o_bias, .. } = w;
         let part = LinearPart {
             weights: o,
@@ -362,7 +384,8 @@ impl Forward {
             self.config.rms_norm_eps,
             &mut ws.h,
         )?;
-        let input = quantized(pool, self.settings, &mut ws.int8, &ws.h, self.config.hidden)?;
+        let (hidden, int8) = (self.config.hidden, &mut ws.int8);
+        let input = quantized(pool, self.settings, Terms::One, int8, &ws.h, hidden)?;
         let mut parts = [
             LinearPart {
                 weights: &w.gate,
@@ -380,7 +403,14 @@ impl Forward {
         linear::forward(pool, isa, n, input, &mut parts)?;
         silu_mul::in_place(pool, isa, &mut ws.gate, &ws.up)?;
         let width = self.config.intermediate;
-        let input = quantized(pool, self.settings, &mut ws.int8, &ws.gate, width)?;
+        let input = quantized(
+            pool,
+            self.settings,
+            Terms::One,
+            &mut ws.int8,
+            &ws.gate,
+            width,
+        )?;
         let part = LinearPart {
             weights: &w.down,
             y: &mut ws.x,
@@ -402,6 +432,7 @@ impl Forward {
         let input = quantized(
             pool,
             self.settings,
+            Terms::One,
             &mut ws.int8,
             &ws.last,
             self.config.hidden,
@@ -417,10 +448,11 @@ impl Forward {
     }
 }
 
-/// `x: [n_tokens, width]` as the projections want it.
+/// `x: [n_tokens, width]` as the projections want it; integers come in `terms`.
 fn quantized<'a>(
     pool: &mut WorkerPool,
     settings: Settings,
+    terms: Terms,
     int8: &'a mut QuantActivations,
     x: &'a [f32],
     width: usize,
@@ -429,7 +461,7 @@ fn quantized<'a>(
     if settings.activations == ActivationType::F32 || !width.is_multiple_of(32) {
         return Ok(LinearInput { x, int8: None });
     }
-    int8.quantize(pool, settings.isa, x, width)?;
+    int8.quantize(pool, settings.isa, x, width, terms)?;
     Ok(LinearInput {
         x,
         int8: Some(int8),

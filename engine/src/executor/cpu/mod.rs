@@ -97,6 +97,7 @@ impl CpuExecutor {
         };
         let kernels = [
             ("quant_linear", format!("{isa}_{activations}")),
+            ("qkv_input", forward::qkv_input_name(settings).to_owned()),
             ("dense_linear", format!("{isa}_f32")),
             ("lm_head", lm_head),
             (

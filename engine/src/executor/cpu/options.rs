@@ -12,7 +12,8 @@ pub const ISA_VARIABLE: &str = "ENGINE_CPU_ISA";
 /// What quantised weights are multiplied with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ActivationType {
-    /// 8-bit integers, one scale for 16 of them: fast.
+    /// 8-bit integers, one scale for 16 of them: fast. The inputs of q, k and v are the sum of
+    /// two such terms.
     #[default]
     Int8,
     /// f32: no rounding but the checkpoint's own.

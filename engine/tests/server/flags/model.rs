@@ -259,6 +259,8 @@ fn cpu_activations_choose_the_products() {
     let float = model.executor_info("--cpu-activations f32");
     assert!(kernel(&int8, "quant_linear").ends_with("int8"));
     assert!(kernel(&float, "quant_linear").ends_with("f32"));
+    assert_eq!(kernel(&int8, "qkv_input"), "int8_in_two_terms");
+    assert_eq!(kernel(&float, "qkv_input"), "f32");
     assert_eq!(kernel(&int8, "lm_head"), "int8_rounded_from_f16");
     assert_eq!(kernel(&float, "lm_head"), "f16");
 }

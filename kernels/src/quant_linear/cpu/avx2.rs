@@ -11,7 +11,7 @@
 use std::arch::x86_64::*;
 
 use super::super::Tile;
-use super::{FIXED_ZERO, GROUP_ZERO, MIN, TILE_ROWS, TOKENS, TokenActivations};
+use super::{BLOCK_ROWS, FIXED_ZERO, GROUP_ZERO, MIN, RowActivations, TILE_ROWS};
 
 /// # Safety
 /// Needs AVX2, FMA and F16C. `tile` holds whole groups of `n_chunks` chunks, and each token's
@@ -24,8 +24,8 @@ pub(super) unsafe fn tile_block<
     const T: usize,
 >(
     tile: Tile<'_>,
-    x: &[TokenActivations<'_>; T],
-    out: &mut [[f32; TILE_ROWS]; TOKENS],
+    x: &[RowActivations<'_>; T],
+    out: &mut [[f32; TILE_ROWS]; BLOCK_ROWS],
 ) {
     let chunk_bytes = TILE_ROWS * CHUNK * BITS / 8;
     let n_chunks = tile.n_chunks;

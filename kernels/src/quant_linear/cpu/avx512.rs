@@ -8,7 +8,7 @@
 use std::arch::x86_64::*;
 
 use super::super::Tile;
-use super::{FIXED_ZERO, GROUP_ZERO, MIN, TILE_ROWS, TOKENS, TokenActivations};
+use super::{BLOCK_ROWS, FIXED_ZERO, GROUP_ZERO, MIN, RowActivations, TILE_ROWS};
 
 /// How far ahead of the arithmetic the codes are asked for. The stream runs on into the next
 /// tile, which the same thread takes next.
@@ -25,8 +25,8 @@ pub(super) unsafe fn tile_block<
     const T: usize,
 >(
     tile: Tile<'_>,
-    x: &[TokenActivations<'_>; T],
-    out: &mut [[f32; TILE_ROWS]; TOKENS],
+    x: &[RowActivations<'_>; T],
+    out: &mut [[f32; TILE_ROWS]; BLOCK_ROWS],
 ) {
     let n_words = CHUNK * BITS / 32;
     let n_halves = CHUNK / 16;

@@ -1,7 +1,7 @@
 //! Quantised weights against f32 activations: what is lost is the checkpoint's own rounding only.
 
 use super::super::{Offset, QuantMatrix, TILE_ROWS};
-use super::TOKENS;
+use super::BLOCK_ROWS;
 use crate::isa::Isa;
 use crate::lanes::{Lanes, at, for_isa};
 
@@ -12,7 +12,7 @@ pub(super) fn tile_block<const T: usize>(
     tile: usize,
     x: &[f32],
     token: usize,
-    out: &mut [[f32; TILE_ROWS]; TOKENS],
+    out: &mut [[f32; TILE_ROWS]; BLOCK_ROWS],
 ) {
     let x: [&[f32]; T] = std::array::from_fn(|t| &x[(token + t) * w.n_in..][..w.n_in]);
     let x: &[&[f32]] = &x;
@@ -21,14 +21,14 @@ pub(super) fn tile_block<const T: usize>(
             w: &QuantMatrix,
             tile: usize,
             x: &[&[f32]],
-            out: &mut [[f32; TILE_ROWS]; TOKENS],
+            out: &mut [[f32; TILE_ROWS]; BLOCK_ROWS],
         ));
     } else {
         for_isa!(isa, one(
             w: &QuantMatrix,
             tile: usize,
             x: &[&[f32]],
-            out: &mut [[f32; TILE_ROWS]; TOKENS],
+            out: &mut [[f32; TILE_ROWS]; BLOCK_ROWS],
         ));
     }
 }
@@ -38,13 +38,18 @@ fn four<L: Lanes>(
     w: &QuantMatrix,
     tile: usize,
     x: &[&[f32]],
-    out: &mut [[f32; TILE_ROWS]; TOKENS],
+    out: &mut [[f32; TILE_ROWS]; BLOCK_ROWS],
 ) {
     compute::<L, 4>(w, tile, x, out);
 }
 
 #[inline(always)]
-fn one<L: Lanes>(w: &QuantMatrix, tile: usize, x: &[&[f32]], out: &mut [[f32; TILE_ROWS]; TOKENS]) {
+fn one<L: Lanes>(
+    w: &QuantMatrix,
+    tile: usize,
+    x: &[&[f32]],
+    out: &mut [[f32; TILE_ROWS]; BLOCK_ROWS],
+) {
     compute::<L, 1>(w, tile, x, out);
 }
 
@@ -53,7 +58,7 @@ fn compute<L: Lanes, const T: usize>(
     w: &QuantMatrix,
     tile: usize,
     x: &[&[f32]],
-    out: &mut [[f32; TILE_ROWS]; TOKENS],
+    out: &mut [[f32; TILE_ROWS]; BLOCK_ROWS],
 ) {
     let layout = w.layout;
     let chunk_words = layout.chunk_bytes() / 4;

@@ -1,4 +1,5 @@
-//! One tile of 16 rows against up to [`TOKENS`] tokens, by instruction set and activation type.
+//! One tile of 16 rows against a block of tokens, by instruction set and activation type. To the
+//! integer kernels a token of two terms is two rows of input, whose results are added afterwards.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -7,12 +8,12 @@ mod avx512;
 mod f32_activations;
 mod portable;
 
-use super::activations::TokenActivations;
+use super::activations::RowActivations;
 use super::{Activations, Offset, QuantActivations, QuantMatrix, TILE_ROWS};
 use crate::isa::Isa;
 
-/// Most tokens in one block: as many accumulators as AVX-512 has registers for.
-pub(super) const TOKENS: usize = 8;
+/// Most rows of input in one block: as many accumulators as AVX-512 has registers for.
+pub(super) const BLOCK_ROWS: usize = 8;
 
 /// Computes a tile for as many tokens from `token` on as fit (at most `n_left`), into the first
 /// rows of `out`, and returns how many those were.
@@ -23,7 +24,7 @@ pub(super) fn tile_block(
     x: Activations<'_>,
     token: usize,
     n_left: usize,
-    out: &mut [[f32; TILE_ROWS]; TOKENS],
+    out: &mut [[f32; TILE_ROWS]; BLOCK_ROWS],
 ) -> usize {
     match x {
         Activations::F32(x) => {
@@ -35,12 +36,27 @@ pub(super) fn tile_block(
                 1
             }
         }
-        Activations::Int8(x) => match n_left {
-            8.. => int8_block::<8>(isa, w, tile, x, token, out),
-            4.. => int8_block::<4>(isa, w, tile, x, token, out),
-            2.. => int8_block::<2>(isa, w, tile, x, token, out),
-            _ => int8_block::<1>(isa, w, tile, x, token, out),
-        },
+        Activations::Int8(x) => {
+            let n_terms = x.n_terms();
+            let row = token * n_terms;
+            let n_rows = match n_left * n_terms {
+                8.. => int8_block::<8>(isa, w, tile, x, row, out),
+                4.. => int8_block::<4>(isa, w, tile, x, row, out),
+                2.. => int8_block::<2>(isa, w, tile, x, row, out),
+                _ => int8_block::<1>(isa, w, tile, x, row, out),
+            };
+            if n_terms == 2 {
+                add_pairs(&mut out[..n_rows]);
+            }
+            n_rows / n_terms
+        }
+    }
+}
+
+/// Puts the sums of rows `2 i` and `2 i + 1` into row `i`.
+fn add_pairs(rows: &mut [[f32; TILE_ROWS]]) {
+    for i in 0..rows.len() / 2 {
+        rows[i] = std::array::from_fn(|r| rows[2 * i][r] + rows[2 * i + 1][r]);
     }
 }
 
@@ -57,16 +73,16 @@ fn offset_kind(offset: Offset) -> u8 {
     }
 }
 
-/// Picks the kernel for the layout; `T` tokens.
+/// Picks the kernel for the layout; `T` rows of input from `row` on.
 fn int8_block<const T: usize>(
     isa: Isa,
     w: &QuantMatrix,
     tile: usize,
     x: &QuantActivations,
-    token: usize,
-    out: &mut [[f32; TILE_ROWS]; TOKENS],
+    row: usize,
+    out: &mut [[f32; TILE_ROWS]; BLOCK_ROWS],
 ) -> usize {
-    let x: [TokenActivations<'_>; T] = std::array::from_fn(|t| x.token(token + t));
+    let x: [RowActivations<'_>; T] = std::array::from_fn(|t| x.row(row + t));
     let layout = w.layout;
     match (layout.code_bits, layout.chunk(), offset_kind(layout.offset)) {
         (4, 32, FIXED_ZERO) => int8_on::<4, 32, FIXED_ZERO, T>(isa, w, tile, &x, out),
@@ -84,15 +100,15 @@ fn int8_on<const BITS: usize, const CHUNK: usize, const OFFSET: u8, const T: usi
     isa: Isa,
     w: &QuantMatrix,
     tile: usize,
-    x: &[TokenActivations<'_>; T],
-    out: &mut [[f32; TILE_ROWS]; TOKENS],
+    x: &[RowActivations<'_>; T],
+    out: &mut [[f32; TILE_ROWS]; BLOCK_ROWS],
 ) {
     let tile = w.tile(tile);
     match isa {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => {
             // SAFETY: `Isa::Avx512` is only made on a processor that has these instructions;
-            // `QuantMatrix::tile` and `QuantActivations::token` cut slices of the exact lengths.
+            // `QuantMatrix::tile` and `QuantActivations::row` cut slices of the exact lengths.
             unsafe { avx512::tile_block::<BITS, CHUNK, OFFSET, T>(tile, x, out) }
         }
         #[cfg(target_arch = "x86_64")]

@@ -1,7 +1,7 @@
 //! Integer dot products in plain Rust, in the order of the vector versions.
 
 use super::super::Tile;
-use super::{FIXED_ZERO, GROUP_ZERO, MIN, TILE_ROWS, TOKENS, TokenActivations};
+use super::{BLOCK_ROWS, FIXED_ZERO, GROUP_ZERO, MIN, RowActivations, TILE_ROWS};
 
 pub(super) fn tile_block<
     const BITS: usize,
@@ -10,8 +10,8 @@ pub(super) fn tile_block<
     const T: usize,
 >(
     tile: Tile<'_>,
-    x: &[TokenActivations<'_>; T],
-    out: &mut [[f32; TILE_ROWS]; TOKENS],
+    x: &[RowActivations<'_>; T],
+    out: &mut [[f32; TILE_ROWS]; BLOCK_ROWS],
 ) {
     let chunk_bytes = TILE_ROWS * CHUNK * BITS / 8;
     let n_chunks = tile.n_chunks;
