@@ -375,10 +375,10 @@ def is_healthy(url):
 def poison(card):
     flags = ["--port", "0", "--model-path", MODEL, "--device", "cuda", "--device-memory-limit", HELD_TO]
     # Prompts beside running rows: what breaks a step breaks everyone's.
-    words = [card.packed / "engine", "serve", *flags, "--enable-mixed-chunk", "--client-timeout-s", "5"]
+    command = [card.packed / "engine", "serve", *flags, "--enable-mixed-chunk", "--client-timeout-s", "5"]
     with (card.out / "poison_server.log").open("w") as log:
         server = subprocess.Popen(
-            list(map(str, words)), cwd=ROOT, env=card.environment, stdout=subprocess.PIPE, stderr=log, text=True
+            list(map(str, command)), cwd=ROOT, env=card.environment, stdout=subprocess.PIPE, stderr=log, text=True
         )
         try:
             url = server.stdout.readline().strip().removeprefix("listening on ")
