@@ -18,6 +18,7 @@ Parts, in this order:
     bench      `engine bench` on the shapes of Qwen3-32B-AWQ, and the kernels' own benches
     serve      06-twenty-users, then 01 to 04 held to an RTX 5090's memory, then 14-multi-model-card,
                recorded as runs
+    poison     experiments/poison.py against Qwen3-32B-AWQ's shapes, prompts beside running rows
 
 With ENGINE_KERNELS_JITTER=1 `pack` takes kernels that sleep at random (kernels/KERNELS.md); run
 their part check alone, and record no times.
@@ -29,7 +30,7 @@ profile.txt, in the engine's records and in the table's heading.
 
 A part that fails does not keep the next from running; the exit code is 1 then. Written under
 `--out`: gpu.csv, gpu_tests.txt, sanitizer.txt, timeline_*.txt, engine_bench.jsonl, kernels.jsonl, kernels.txt,
-load.txt, runs/. A table comes last on standard output.
+load.txt, runs/, poison.json, poison.txt, poison_server.log. A table comes last on standard output.
 """
 
 import argparse
@@ -42,9 +43,11 @@ import statistics
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-PARTS = ("check", "sanitizer", "timeline", "bench", "serve")
+PARTS = ("check", "sanitizer", "timeline", "bench", "serve", "poison")
 PARTS_OF_PROFILE = ("check", "sanitizer", "bench")
 MODEL = "synthetic:qwen3-32b-awq"
 # Of 14-multi-model-card.
@@ -361,6 +364,49 @@ def serve(card):
             card.row(f"{run.name}: 20 users, e2e p50 ms", f"{statistics.median(times_ms):.0f}")
 
 
+def is_healthy(url):
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=10) as answer:
+            return answer.status == 200
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def poison(card):
+    flags = ["--port", "0", "--model-path", MODEL, "--device", "cuda", "--device-memory-limit", HELD_TO]
+    # Prompts beside running rows: what breaks a step breaks everyone's.
+    command = [card.packed / "engine", "serve", *flags, "--enable-mixed-chunk", "--client-timeout-s", "5"]
+    with (card.out / "poison_server.log").open("w") as log:
+        server = subprocess.Popen(
+            list(map(str, command)), cwd=ROOT, env=card.environment, stdout=subprocess.PIPE, stderr=log, text=True
+        )
+        try:
+            url = server.stdout.readline().strip().removeprefix("listening on ")
+            deadline = time.monotonic() + 300
+            while not is_healthy(url):
+                if server.poll() is not None or time.monotonic() > deadline:
+                    return card.fail("poison: the engine does not start; poison_server.log has its last words")
+                time.sleep(0.5)
+            table = json.loads((ROOT / "engine" / "tests" / "data" / "poison.json").read_text())
+            script = [sys.executable, ROOT / "experiments" / "poison.py", "--url", url]
+            # Half of the requests are poison, so that the whole table comes.
+            sizes = ["--requests", 2 * len(table), "--json", card.out / "poison.json"]
+            code, text = card.run([*script, *sizes], 480)
+            (card.out / "poison.txt").write_text(text)
+            if code != 0:
+                card.fail(f"poison: exit code {code}: {text.strip()[-1500:]}")
+            server.terminate()
+            if (code := server.wait(60)) != 0:
+                card.fail(f"poison: the engine ended with {code} when it was told to end")
+        except subprocess.TimeoutExpired:
+            card.fail("poison: the engine does not end when it is told to")
+        finally:
+            server.kill()
+            server.wait()
+    kept = card.out / "poison.json"
+    for name, value in json.loads(kept.read_text())["summary"].items() if kept.is_file() else ():
+        card.row(f"poison: {name}", value)
+
 
 def run(options):
     parts = options.only.split(",") if options.only else list(PARTS_OF_PROFILE if options.profile else PARTS)
@@ -377,7 +423,9 @@ def run(options):
         card.row("card profile (of another device)", options.profile)
     for part in parts:
         started = time.monotonic()
-        {"check": check, "sanitizer": sanitizer, "timeline": timeline, "bench": bench, "serve": serve}[part](card)
+        functions = {"check": check, "sanitizer": sanitizer, "timeline": timeline, "bench": bench}
+        functions |= {"serve": serve, "poison": poison}
+        functions[part](card)
         card.row(f"part {part}: s", f"{time.monotonic() - started:.0f}")
     width = max(len(name) for name, _ in card.rows)
     for name, value in card.rows:

@@ -45,6 +45,7 @@ use crate::executor::{Executor, ExecutorCounts, StepOutput, StepPlan, StopFlag};
 use crate::metrics::Metrics;
 use crate::request::{Failure, RequestId, TokenEvent};
 use crate::scheduler::{Scheduler, SchedulerConfig, StepKind};
+use crate::structured::GuideError;
 
 /// This many failed steps in a row make the engine unhealthy, until one succeeds. A row's own
 /// failure is none of the step.
@@ -297,6 +298,7 @@ impl EngineLoop {
             Command::Submit {
                 request,
                 events,
+                received,
                 submitted,
             } => {
                 let id = request.id;
@@ -325,6 +327,7 @@ impl EngineLoop {
                         n_prompt,
                         max_new_tokens,
                         n_tokens: 0,
+                        received,
                         submitted,
                         admitted: None,
                         first_token: submitted,
@@ -373,9 +376,12 @@ impl EngineLoop {
             let Some(guide) = spec.params.guide.as_ref() else {
                 continue;
             };
-            if let Some(message) = guide.failure() {
+            if let Some(error) = guide.failure() {
+                if let GuideError::Broken(message) = &error {
+                    tracing::error!(request = %row.request, error = message, "a guide broke");
+                }
                 if self.scheduler.cancel(row.request).is_some() {
-                    let failed = TokenEvent::Failed(Failure::Grammar { message });
+                    let failed = TokenEvent::Failed(error.into());
                     self.deliver(vec![(row.request, failed)]);
                 }
                 continue;
@@ -455,9 +461,7 @@ impl EngineLoop {
             .clients
             .iter()
             .filter_map(|(id, client)| {
-                let failure = self
-                    .deadlines
-                    .check(client.submitted, client.admitted, now)?;
+                let failure = self.deadlines.check(client, now)?;
                 Some((*id, TokenEvent::Failed(failure)))
             })
             .collect();

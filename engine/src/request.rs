@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use crate::sampler::exclusions::Exclusions;
-use crate::structured::Guide;
+use crate::structured::{Guide, GuideError};
 
 /// One request's name inside the engine; never reused while the process lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -179,14 +179,27 @@ pub enum Failure {
     ShuttingDown,
     #[error("the model is put to sleep")]
     Asleep,
-    /// No token may come next, or its guide broke.
-    #[error("the output cannot follow its grammar: {message}")]
-    Grammar { message: String },
+    /// The form that it asked for took too much, or leaves no token.
+    #[error("the output cannot follow its form: {message}")]
+    Form { message: String },
+    /// What follows the form broke.
+    #[error("following the form of the output failed: {message}")]
+    Guide { message: String },
     #[error("the engine has stopped after an internal error")]
     Stopped,
     /// The scheduler's own checks refused it, behind those at the door.
     #[error("{message}")]
     Rejected { message: String },
+}
+
+impl From<GuideError> for Failure {
+    fn from(error: GuideError) -> Self {
+        let message = error.to_string();
+        match error {
+            GuideError::TooLarge { .. } | GuideError::DeadEnd => Self::Form { message },
+            GuideError::Broken(_) => Self::Guide { message },
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

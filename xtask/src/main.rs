@@ -20,6 +20,7 @@ mod list;
 mod model;
 mod monitoring;
 mod passed_on;
+mod poison;
 mod redis;
 mod report;
 mod served;
@@ -94,6 +95,8 @@ enum Recipe {
     Test(PassedOn),
     /// Other people's clients against a running engine, unchanged: cargo xtask clients --only langchain,litellm
     Clients(clients::ClientsArgs),
+    /// Users who stream while others send what breaks servers, on the CPU
+    Poison(poison::PoisonArgs),
     /// Format, indexes, dependencies, lints, tests, the smoke experiment
     Ci,
 }
@@ -161,6 +164,7 @@ fn dispatch(recipe: Option<Recipe>) -> Result<ExitCode> {
         Some(Recipe::Clean) => clean::run(),
         Some(Recipe::Test(args)) => test::run(&args),
         Some(Recipe::Clients(args)) => clients::run(&args),
+        Some(Recipe::Poison(args)) => poison::run(&args),
         Some(Recipe::Ci) => ci::run(),
     }
 }

@@ -14,6 +14,8 @@ use crate::http;
 
 /// Until the model is loaded; its tokenizer may have to be fetched first.
 const START_LIMIT: Duration = Duration::from_mins(5);
+/// From SIGTERM to the end: the engine lets requests finish for 30 s at most.
+const STOP_LIMIT: Duration = Duration::from_secs(60);
 /// Of the log, in an error.
 const N_SHOWN_LINES: usize = 10;
 
@@ -80,6 +82,28 @@ impl Served {
         bail!("the engine runs but is not healthy; {}", self.last_words());
     }
 
+    /// Tells it to end and waits until it has; fails unless it ends well.
+    pub fn stop(mut self) -> Result<()> {
+        let id = self.child.id().to_string();
+        let told = Command::new("kill").args(["-TERM", &id]).status()?;
+        if !told.success() {
+            bail!("kill -TERM {id} failed ({told})");
+        }
+        let begun = Instant::now();
+        while begun.elapsed() < STOP_LIMIT {
+            match self.child.try_wait()? {
+                None => std::thread::sleep(Duration::from_millis(50)),
+                Some(status) if status.success() => return Ok(()),
+                Some(status) => bail!("the engine ended ({status}); {}", self.last_words()),
+            }
+        }
+        bail!(
+            "the engine still runs {} s after SIGTERM; {}",
+            STOP_LIMIT.as_secs(),
+            self.last_words()
+        )
+    }
+
     fn check_runs(&mut self) -> Result<()> {
         if let Some(status) = self.child.try_wait()? {
             bail!("the engine ended ({status}); {}", self.last_words());
@@ -115,6 +139,35 @@ impl Drop for Served {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_engine_that_is_told_to_end_has_to_end_well() {
+        let log = std::env::temp_dir().join(format!("stopped-{}", std::process::id()));
+        let stop = |trap: &str| {
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+            let address = listener.local_addr().expect("an address");
+            let answer = std::thread::spawn(move || {
+                use std::io::{Read, Write};
+                let (mut client, _) = listener.accept().expect("a client");
+                let _ = client.read(&mut [0; 1000]).expect("a request");
+                let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+                client.write_all(answer).expect("sent");
+            });
+            let script = format!(
+                "trap '{trap}' TERM; echo listening on http://{address}; \
+                 while true; do sleep 0.05; done"
+            );
+            let mut command = Command::new("sh");
+            command.args(["-c", &script]);
+            let served = Served::of(command, &log).expect("a server");
+            answer.join().expect("it answers");
+            served.stop()
+        };
+        assert!(stop("exit 0").is_ok());
+        let error = stop("exit 7").expect_err("ends badly");
+        fs::remove_file(&log).expect("removed");
+        assert!(format!("{error:#}").contains("exit status: 7"), "{error:#}");
+    }
 
     #[test]
     fn an_engine_that_dies_is_noticed_and_quoted() {

@@ -155,6 +155,7 @@ impl GenerateArgs {
             prefix_root: 0,
             streaming: None,
             asked: None,
+            received: Instant::now(),
         }
     }
 }
@@ -210,7 +211,7 @@ async fn stream(args: &GenerateArgs, prompt: &str, model: &ServedModel) -> Resul
         sample_index: 0,
         prompt: fitted.prompt,
         max_new_tokens: fitted.max_new_tokens,
-        guide: None,
+        form: None,
     };
     let started = Instant::now();
     let mut first_token = None;

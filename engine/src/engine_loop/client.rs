@@ -13,6 +13,8 @@ pub(super) struct Client {
     pub n_prompt: usize,
     pub max_new_tokens: usize,
     pub n_tokens: u64,
+    /// When its client's request was there: what comes before it is submitted takes time, too.
+    pub received: Instant,
     pub submitted: Instant,
     /// When it first got a place in the running batch.
     pub admitted: Option<Instant>,

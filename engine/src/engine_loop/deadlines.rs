@@ -5,6 +5,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::client::Client;
 use crate::request::Failure;
 
 /// Looking goes through all requests, so it is not done at every step.
@@ -13,9 +14,9 @@ const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
 /// `None` is no limit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 pub struct TimeLimits {
-    /// Until a place in the running batch.
+    /// From its submission until a place in the running batch.
     pub queue: Option<Duration>,
-    /// Until the last token.
+    /// From the moment that it was there until the last token.
     pub total: Option<Duration>,
 }
 
@@ -42,23 +43,19 @@ impl Deadlines {
         true
     }
 
-    pub fn check(
-        &self,
-        submitted: Instant,
-        admitted: Option<Instant>,
-        now: Instant,
-    ) -> Option<Failure> {
-        let elapsed = now.saturating_duration_since(submitted);
+    pub fn check(&self, client: &Client, now: Instant) -> Option<Failure> {
+        let taken = now.saturating_duration_since(client.received);
+        let waited = now.saturating_duration_since(client.submitted);
         let millis = |duration: Duration| duration.as_millis() as u64;
-        if let Some(limit) = self.limits.total.filter(|limit| elapsed > *limit) {
+        if let Some(limit) = self.limits.total.filter(|limit| taken > *limit) {
             return Some(Failure::RequestTimeout {
-                taken_ms: millis(elapsed),
+                taken_ms: millis(taken),
                 limit_ms: millis(limit),
             });
         }
-        let limit = self.limits.queue.filter(|limit| elapsed > *limit)?;
-        admitted.is_none().then(|| Failure::QueueTimeout {
-            waited_ms: millis(elapsed),
+        let limit = self.limits.queue.filter(|limit| waited > *limit)?;
+        client.admitted.is_none().then(|| Failure::QueueTimeout {
+            waited_ms: millis(waited),
             limit_ms: millis(limit),
         })
     }
@@ -77,17 +74,31 @@ mod tests {
         let deadlines = Deadlines::new(limits);
         let start = Instant::now();
         let at = |s| start + Duration::from_secs(s);
-        assert_eq!(deadlines.check(start, None, at(2)), None);
+        let (events, _inbox) = tokio::sync::mpsc::unbounded_channel();
+        let mut client = Client {
+            events,
+            n_prompt: 1,
+            max_new_tokens: 1,
+            n_tokens: 0,
+            received: start,
+            submitted: at(4),
+            admitted: None,
+            first_token: at(4),
+            last_token: at(4),
+        };
+        assert_eq!(deadlines.check(&client, at(6)), None);
         let (waited_ms, limit_ms) = (3000, 2000);
         let queue = Failure::QueueTimeout {
             waited_ms,
             limit_ms,
         };
-        assert_eq!(deadlines.check(start, None, at(3)), Some(queue));
-        assert_eq!(deadlines.check(start, Some(at(1)), at(3)), None);
+        assert_eq!(deadlines.check(&client, at(7)), Some(queue));
+        client.admitted = Some(at(5));
+        assert_eq!(deadlines.check(&client, at(10)), None);
+        // What came before its submission counts.
         let (taken_ms, limit_ms) = (11_000, 10_000);
         let total = Failure::RequestTimeout { taken_ms, limit_ms };
-        assert_eq!(deadlines.check(start, Some(at(1)), at(11)), Some(total));
+        assert_eq!(deadlines.check(&client, at(11)), Some(total));
     }
 
     #[test]

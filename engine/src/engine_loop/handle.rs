@@ -44,6 +44,8 @@ pub(super) enum Command {
     Submit {
         request: Request,
         events: mpsc::UnboundedSender<TokenEvent>,
+        /// When its client's request was there.
+        received: Instant,
         submitted: Instant,
     },
     Cancel(RequestId),
@@ -138,8 +140,19 @@ impl EngineHandle {
         RequestId(self.shared.next_id.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// Queues a request. `request.id` should come from [`Self::next_request_id`].
+    /// Queues a request that has just come. `request.id` should come from
+    /// [`Self::next_request_id`].
     pub fn submit(&self, request: Request) -> Result<RequestStream, SubmitError> {
+        self.submit_received(request, Instant::now())
+    }
+
+    /// As [`Self::submit`], for a request that was there at `received`: its whole time counts from
+    /// then on.
+    pub fn submit_received(
+        &self,
+        request: Request,
+        received: Instant,
+    ) -> Result<RequestStream, SubmitError> {
         if self.has_stopped() {
             return Err(self.shared.gone());
         }
@@ -167,6 +180,7 @@ impl EngineHandle {
             .send(Command::Submit {
                 request,
                 events,
+                received,
                 submitted,
             })
             .is_err()

@@ -47,6 +47,10 @@ codes! {
     "The request's own sampling parameters leave no token to choose; other requests go on.";
     "Change the parameter that the message names, or allow more tokens.";
 
+    GrammarFailed = "grammar_failed", Request, Some(400), "invalid_request_error", None;
+    "The form that the request asked for (schema, regular expression, grammar, forced call) took more than one request may while it was followed, or what else it asked for leaves no token that the form allows; other requests go on.";
+    "Simplify the form, ask for fewer choices, or leave out the field that the message names.";
+
     ContextLengthExceeded = "context_length_exceeded", Request, Some(400), "invalid_request_error", None;
     "Prompt and output together are longer than the context length or the KV pool.";
     "Shorten the prompt or `max_tokens`; as operator raise --context-length or --max-total-tokens, or set --allow-auto-truncate.";
@@ -194,10 +198,6 @@ codes! {
     EngineUnhealthy = "engine_unhealthy", Server, Some(503), "service_unavailable_error", Some(1);
     "Several steps in a row failed. The engine tries one of its own every two seconds until one succeeds.";
     "Look at the log for the device's message; restart the server if steps do not succeed again.";
-
-    GrammarFailed = "grammar_failed", Server, Some(500), "server_error", None;
-    "The output could not follow the request's schema, regular expression, grammar or forced call.";
-    "Simplify what the message names; report it with the log's lines around it if it looks harmless.";
 
     InternalError = "internal_error", Server, Some(500), "server_error", None;
     "The server did something wrong that it has no better word for.";

@@ -22,6 +22,7 @@ use super::{
 use crate::kv::{PAGE_TOKENS, PageCopy};
 use crate::request::{SampledToken, ScoredToken};
 use crate::sampler::{self, SamplerError};
+use crate::structured::TokenMask;
 
 /// How long a raised stop flag goes unseen.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
@@ -231,12 +232,12 @@ impl MockExecutor {
             let error = SamplerError::NotFinite { token, value };
             return Ok(Some(Err(error.into())));
         }
-        let token = guided(
-            self.next_token(&sequence, row, output_index),
-            sample,
-            output_index,
-        );
-        let Some(token) = self.allowed(token, sample, output_index, &sequence) else {
+        let guide = sample.params.guide.as_ref();
+        let mask = guide.and_then(|guide| guide.mask(output_index));
+        let mask = mask.as_deref();
+        let token = self.next_token(&sequence, row, output_index);
+        let token = guided(token, mask, output_index);
+        let Some(token) = self.allowed(token, sample, output_index, &sequence, mask) else {
             return Ok(Some(Err(SamplerError::AllMasked.into())));
         };
         // Made up, but a distribution: 1/2, 1/4, 1/8, …, the chosen token first.
@@ -262,13 +263,19 @@ impl MockExecutor {
         sample: &SampleSpec,
         output_index: usize,
         sequence: &[u32],
+        mask: Option<&TokenMask>,
     ) -> Option<u32> {
         let exclusions = &sample.params.exclusions;
         if !exclusions.apply_at(output_index) {
             return Some(token);
         }
-        let n_tokens = self.config.tokens.end.max(token + 1);
+        let of_form = mask.and_then(|mask| mask.allowed().last().copied());
+        let last = token.max(of_form.unwrap_or(0));
+        let n_tokens = self.config.tokens.end.max(last + 1);
         let mut logits = vec![0.0; n_tokens as usize];
+        if let Some(mask) = mask {
+            mask.apply(&mut logits);
+        }
         exclusions.mask(&mut logits, output_index, &sequence[sample.n_prompt..]);
         let range = || self.config.tokens.clone();
         let others = range().filter(|other| *other > token).chain(range());
@@ -447,9 +454,8 @@ impl Asleep for SleepingMock {
 }
 
 /// The token, or, where a grammar does not allow it, one that it allows.
-fn guided(token: u32, sample: &SampleSpec, output_index: usize) -> u32 {
-    let guide = sample.params.guide.as_ref();
-    match guide.and_then(|guide| guide.mask(output_index)) {
+fn guided(token: u32, mask: Option<&TokenMask>, output_index: usize) -> u32 {
+    match mask {
         Some(mask) if !mask.allows(token) => {
             let allowed = mask.allowed();
             let hash = fnv(fnv(FNV_OFFSET, token.into()), output_index as u64);

@@ -22,6 +22,18 @@ impl Exclusions {
         self.allowed.is_some() || !self.bad_words.is_empty() || self.holds_back_ends(output_index)
     }
 
+    /// The request's fields that exclude tokens, as its client knows them.
+    pub fn names(&self) -> Vec<&'static str> {
+        [
+            ("allowed_token_ids", self.allowed.is_some()),
+            ("bad_words", !self.bad_words.is_empty()),
+            ("min_tokens", self.holds_back_ends(0)),
+        ]
+        .into_iter()
+        .filter_map(|(name, excludes)| excludes.then_some(name))
+        .collect()
+    }
+
     /// Whether the output so far says which tokens may come.
     pub fn need_history(&self) -> bool {
         self.bad_words.iter().any(|word| word.len() > 1)

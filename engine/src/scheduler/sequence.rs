@@ -194,7 +194,7 @@ impl Sequence {
         if let Some(error) = &error
             && tokens.is_empty()
         {
-            self.fail(error.failure(self.is_guided()), events);
+            self.fail(error.failure(&self.request.sampling), events);
             return;
         }
         if self.is_scored() && !self.take_scores(row, scores, events) {
@@ -231,7 +231,7 @@ impl Sequence {
             return;
         }
         if let Some(error) = error {
-            self.fail(error.failure(self.is_guided()), events);
+            self.fail(error.failure(&self.request.sampling), events);
         }
     }
 

@@ -15,7 +15,7 @@ use super::choice::{Choice, ChoiceSpec, Piece, token_ids};
 use super::error::ApiError;
 use super::fields::Fields;
 use super::foreign_fields;
-use super::grammar_compiling::compile;
+use super::grammar_compiling::{CompiledForm, compile};
 use super::logprobs::{self, TokenNames};
 use super::message_reader::MessageReader;
 use super::messages::{self, Conversation};
@@ -25,7 +25,7 @@ use super::sampling_fields::Generation;
 use super::state::AppState;
 use super::thought_tokens::ThoughtTokens;
 use super::tool_fields::ToolUse;
-use crate::structured::{Grammar, Preamble};
+use crate::structured::Preamble;
 use crate::text::reasoning::content_of_prefill;
 use crate::text::{ThoughtSplitter, ThoughtStart};
 
@@ -57,6 +57,7 @@ pub async fn chat(
     let limits = &model.limits;
     let default = limits.max_sequence_tokens;
     let fitted = fit(ids, generation.max_tokens, default, limits, "messages")?;
+    generation.check_fitted(&fitted)?;
     let preamble = thought_start.map_or(Preamble::Nothing, preamble);
     let lookup = look_up(
         &state.result_cache,
@@ -74,7 +75,7 @@ pub async fn chat(
     let grammar = if lookup.is_hit() {
         None
     } else {
-        compile(model, asked, preamble, generation.n).await?
+        compile(model, asked, preamble, &generation, generation.n).await?
     };
     let n_started = if lookup.is_hit() { 0 } else { generation.n };
     let choices = (0..n_started)
@@ -84,7 +85,7 @@ pub async fn chat(
                 sample_index: index,
                 prompt: Arc::clone(&fitted.prompt),
                 max_new_tokens: fitted.max_new_tokens,
-                guide: grammar.as_ref().map(Grammar::guide),
+                form: grammar.as_ref().map(CompiledForm::form),
             };
             Choice::start(model, &generation, spec)
         })

@@ -6,13 +6,13 @@ use std::sync::{Arc, OnceLock};
 use serde_json::{Value, json};
 
 use super::error::ApiError;
+use super::grammar_compiling::Form;
 use super::sampling_fields::Generation;
 use super::state::ServedModel;
 use crate::engine_loop::{EngineHandle, RequestStream};
 use crate::request::{
-    FinishReason, Request, RequestId, SampledToken, ScoredToken, TokenEvent, Usage,
+    Failure, FinishReason, Request, RequestId, SampledToken, ScoredToken, TokenEvent, Usage,
 };
-use crate::structured::Guide;
 use crate::text::{StopMatcher, TextOrigin, TokenStream};
 
 /// A choice that the engine is working on. Dropping it cancels the request.
@@ -34,6 +34,8 @@ pub struct Choice {
     min_tokens: usize,
     max_new_tokens: usize,
     prompt_scores: PromptScores,
+    /// The field that asked for the form of the output.
+    form_param: Option<Arc<str>>,
     is_done: bool,
 }
 
@@ -71,8 +73,7 @@ pub struct ChoiceSpec {
     pub sample_index: usize,
     pub prompt: Arc<[u32]>,
     pub max_new_tokens: usize,
-    /// At its first token.
-    pub guide: Option<Guide>,
+    pub form: Option<Form>,
 }
 
 impl Choice {
@@ -85,7 +86,7 @@ impl Choice {
         let client_stop_ids: Arc<[u32]> = generation.stop_token_ids.as_slice().into();
         let mut stop_ids = generation.stop_token_ids.clone();
         // Behind the end of a grammar nothing else may come.
-        if !generation.ignore_eos || spec.guide.is_some() {
+        if !generation.ignore_eos || spec.form.is_some() {
             stop_ids.extend(&model.eos_token_ids);
         }
         stop_ids.sort_unstable();
@@ -100,12 +101,9 @@ impl Choice {
         );
         let n_prompt = spec.prompt.len();
         let max_new_tokens = spec.max_new_tokens;
-        let sampling = generation.params_of_choice(
-            spec.sample_index,
-            spec.guide,
-            &stop_ids,
-            &model.tokenizer,
-        )?;
+        let (guide, form_param) = spec.form.map(|form| (form.guide, form.param)).unzip();
+        let sampling =
+            generation.params_of_choice(spec.sample_index, guide, &stop_ids, &model.tokenizer)?;
         let request = Request {
             id: model.engine.next_request_id(),
             prompt: spec.prompt,
@@ -115,7 +113,7 @@ impl Choice {
             priority: generation.priority,
             prefix_root: generation.prefix_root,
         };
-        let stream = model.engine.submit(request)?;
+        let stream = model.engine.submit_received(request, generation.received)?;
         Ok(Self {
             index: spec.index,
             engine: model.engine.clone(),
@@ -131,6 +129,7 @@ impl Choice {
             min_tokens: generation.min_tokens,
             max_new_tokens,
             prompt_scores: PromptScores::default(),
+            form_param,
             is_done: false,
         })
     }
@@ -173,7 +172,7 @@ impl Choice {
                 Some(TokenEvent::Finished { reason, usage }) => {
                     self.finish(reason, usage, &mut piece);
                 }
-                Some(TokenEvent::Failed(failure)) => return Err(failure.into()),
+                Some(TokenEvent::Failed(failure)) => return Err(self.error_of(failure)),
                 None => {
                     return Err(ApiError::internal(
                         "the engine stopped before the answer's end",
@@ -183,6 +182,19 @@ impl Choice {
         }
         self.is_done = piece.end.is_some();
         Ok(Some(piece))
+    }
+
+    /// An error about the form of the output is one about the field that asked for it.
+    fn error_of(&self, failure: Failure) -> ApiError {
+        let is_of_form = matches!(failure, Failure::Form { .. });
+        let error = ApiError::from(failure);
+        match self.form_param.as_ref().filter(|_| is_of_form) {
+            Some(param) => {
+                let message = format!("{param}: {}", error.message);
+                ApiError::of_field(error.code, &**param, message)
+            }
+            None => error,
+        }
     }
 
     /// True where the engine ends the sequence with this token.
@@ -233,7 +245,7 @@ impl Choice {
             match self.stream.next().await {
                 Some(TokenEvent::Token(_) | TokenEvent::PromptLogprobs(_)) => {}
                 Some(TokenEvent::Finished { usage, .. }) => break usage.cached_tokens,
-                Some(TokenEvent::Failed(failure)) => return Err(failure.into()),
+                Some(TokenEvent::Failed(failure)) => return Err(self.error_of(failure)),
                 None => break 0,
             }
         };

@@ -12,13 +12,13 @@ use super::choice::{Choice, ChoiceSpec, Piece, PromptScores, token_ids};
 use super::error::ApiError;
 use super::fields::{Fields, as_integer};
 use super::foreign_fields;
-use super::grammar_compiling::compile;
+use super::grammar_compiling::{CompiledForm, compile};
 use super::logprobs::{self, CompletionLogprobs, TextOffsets, TokenNames};
 use super::prompt::{fit_prompts, take_prompts};
 use super::running::take_id;
 use super::sampling_fields::{Generation, MAX_CHOICES, MAX_LOGPROBS};
 use super::state::AppState;
-use crate::structured::{Grammar, Preamble};
+use crate::structured::Preamble;
 
 /// Output tokens where the client does not say, as OpenAI's and vLLM's servers have it.
 const DEFAULT_MAX_TOKENS: usize = 16;
@@ -44,6 +44,12 @@ pub async fn complete(
     let mut generation = Generation::take(&mut fields, &model.limits, &model.seeds, n_logprobs)?;
     foreign_fields::check_priority(model, generation.priority)?;
     if takes_no_output {
+        if let Some(other) = generation.max_tokens {
+            let message = format!(
+                "max_tokens is 0, but max_completion_tokens, which means the same, is {other}"
+            );
+            return Err(ApiError::invalid("max_completion_tokens", message));
+        }
         generation.max_tokens = Some(0);
     }
     if n_prompt_logprobs.is_some() && generation.streaming.is_some() {
@@ -71,6 +77,9 @@ pub async fn complete(
         DEFAULT_MAX_TOKENS,
     )
     .await?;
+    for fitted in &fitted {
+        generation.check_fitted(fitted)?;
+    }
     let n_choices = fitted.len() * n;
     let preamble = Preamble::Nothing;
     let lookup = look_up(
@@ -90,7 +99,7 @@ pub async fn complete(
     let grammar = if lookup.is_hit() {
         None
     } else {
-        compile(model, asked, preamble, n_choices).await?
+        compile(model, asked, preamble, &generation, n_choices).await?
     };
     let mut shown = Vec::new();
     let mut choices = Vec::with_capacity(n_choices);
@@ -107,7 +116,7 @@ pub async fn complete(
                 sample_index,
                 prompt: Arc::clone(&fitted.prompt),
                 max_new_tokens: fitted.max_new_tokens,
-                guide: grammar.as_ref().map(Grammar::guide),
+                form: grammar.as_ref().map(CompiledForm::form),
             };
             if !lookup.is_hit() {
                 let choice = Choice::start(model, &generation, spec)?;

@@ -157,9 +157,9 @@ impl From<Failure> for ApiError {
             Failure::RequestTimeout { .. } => Code::RequestTimeout,
             Failure::ShuttingDown => Code::ShuttingDown,
             Failure::Asleep => Code::ModelAsleep,
-            Failure::Grammar { .. } => Code::GrammarFailed,
+            Failure::Form { .. } => Code::GrammarFailed,
             Failure::Stopped => Code::EngineStopped,
-            Failure::Rejected { .. } => Code::InternalError,
+            Failure::Guide { .. } | Failure::Rejected { .. } => Code::InternalError,
         };
         Self::new(code, failure.to_string())
     }
@@ -206,6 +206,27 @@ impl IntoResponse for ApiError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::structured::GuideError;
+
+    #[test]
+    fn a_form_is_the_clients_and_what_breaks_while_it_is_followed_the_servers() {
+        let what = "states";
+        let large = Failure::from(GuideError::TooLarge { what, limit: 5 });
+        let error = ApiError::from(large);
+        assert_eq!(
+            (error.status().as_u16(), error.code),
+            (400, Code::GrammarFailed)
+        );
+        assert!(error.message.contains("more than 5 states"), "{error}");
+        let dead_end = ApiError::from(Failure::from(GuideError::DeadEnd));
+        assert_eq!(dead_end.code, Code::GrammarFailed);
+        let broken = GuideError::Broken("panic: index out of bounds".to_owned());
+        let error = ApiError::from(Failure::from(broken));
+        assert_eq!(
+            (error.status().as_u16(), error.code),
+            (500, Code::InternalError)
+        );
+    }
 
     #[test]
     fn every_code_of_a_request_has_its_status() {

@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::error::ApiError;
 use super::fields::Fields;
-use super::sampling_fields::token_ids;
+use super::sampling_fields::{take_same, token_ids};
 use super::state::Limits;
 use crate::text::Tokenizer;
 
@@ -100,7 +100,6 @@ pub fn take_allowed(fields: &mut Fields, limits: &Limits) -> Result<Option<Arc<[
 /// `min_tokens`, which SGLang calls `min_new_tokens`.
 pub fn take_min_tokens(fields: &mut Fields) -> Result<usize, ApiError> {
     let range = 0..=i64::from(i32::MAX);
-    let min_tokens = fields.integer("min_tokens", range.clone())?;
-    let min_new_tokens = fields.integer("min_new_tokens", range)?;
-    Ok(min_tokens.or(min_new_tokens).unwrap_or(0) as usize)
+    let min_tokens = take_same(fields, "min_tokens", "min_new_tokens", range)?;
+    Ok(min_tokens.unwrap_or(0) as usize)
 }

@@ -8,6 +8,7 @@ use axum::http::header;
 use serde_json::{Map, Value};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
+use std::time::Instant;
 use tokio_stream::StreamExt;
 
 use super::cached::BodyDigest;
@@ -25,6 +26,8 @@ pub struct Fields {
     /// Path of this object within the body, with its dot: `stream_options.`
     prefix: String,
     digest: Option<BodyDigest>,
+    /// When the whole body was there.
+    received: Option<Instant>,
 }
 
 impl Fields {
@@ -50,7 +53,7 @@ impl Fields {
         Self {
             map,
             prefix: prefix.to_owned(),
-            digest: None,
+            ..Self::default()
         }
     }
 
@@ -62,6 +65,11 @@ impl Fields {
     /// Of the body as it came, where answers are kept.
     pub fn digest(&self) -> Option<&BodyDigest> {
         self.digest.as_ref()
+    }
+
+    /// When the whole body was there; now, for a body that no connection brought.
+    pub fn received(&self) -> Instant {
+        self.received.unwrap_or_else(Instant::now)
     }
 
     /// Takes the field out, whatever it holds.
@@ -142,6 +150,7 @@ impl Fields {
                 map,
                 prefix: format!("{}.", self.path(name)),
                 digest: None,
+                received: self.received,
             })),
             Some(other) => Err(self.wrong_type(name, &other, "an object")),
         }
@@ -279,7 +288,9 @@ impl FromRequest<Arc<AppState>> for Fields {
         if let Some(encoding) = encoding {
             return Err(ApiError::encoded_body(&encoding));
         }
+        let received = Instant::now();
         let mut fields = Self::parse(&body)?;
+        fields.received = Some(received);
         if state.result_cache.is_on() {
             fields.digest = Some(BodyDigest::of(&fields.map));
         }

@@ -18,11 +18,11 @@ use super::fields::Fields;
 use super::foreign_fields;
 use super::generate_format::{GenerateFormat, Origin};
 use super::generate_request::{GenerateRequest, PARAMS, in_sglangs_names};
-use super::grammar_compiling::compile;
+use super::grammar_compiling::{CompiledForm, compile};
 use super::prompt::{Prompt, encode, fit};
 use super::sampling_fields::Streaming;
 use super::state::AppState;
-use crate::structured::{Grammar, Preamble};
+use crate::structured::Preamble;
 
 pub async fn generate(
     State(state): State<Arc<AppState>>,
@@ -35,7 +35,8 @@ pub async fn generate(
     for plan in &mut request.planned {
         foreign_fields::check_priority(model, plan.generation.priority)?;
         let asked = plan.generation.asked.take();
-        grammars.push(compile(model, asked, Preamble::Nothing, plan.generation.n).await?);
+        let (generation, n) = (&plan.generation, plan.generation.n);
+        grammars.push(compile(model, asked, Preamble::Nothing, generation, n).await?);
     }
     let mut fitted = Vec::with_capacity(request.prompts.len());
     for (i, prompt) in std::mem::take(&mut request.prompts).into_iter().enumerate() {
@@ -57,6 +58,10 @@ pub async fn generate(
         let plan = &request.planned[request.plan_of(i)];
         let asked = plan.generation.max_tokens;
         let of_prompt = fit(ids, asked, plan.default, &model.limits, &param);
+        let of_prompt = of_prompt.and_then(|fitted| {
+            plan.generation.check_fitted(&fitted)?;
+            Ok(fitted)
+        });
         fitted.push(of_prompt.map_err(|error| in_sglangs_names(error, PARAMS))?);
     }
     let n = request.n;
@@ -70,7 +75,7 @@ pub async fn generate(
                 sample_index,
                 prompt: Arc::clone(&fitted.prompt),
                 max_new_tokens: fitted.max_new_tokens,
-                guide: grammars[at].as_ref().map(Grammar::guide),
+                form: grammars[at].as_ref().map(CompiledForm::form),
             };
             let generation = &request.planned[at].generation;
             choices.push(Choice::start(model, generation, spec)?);

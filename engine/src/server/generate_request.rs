@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
+use super::cache_salt;
 use super::error::ApiError;
 use super::fields::{Fields, as_integer, show};
 use super::foreign_fields;
@@ -75,6 +76,7 @@ impl GenerateRequest {
         let ids = take_ids(fields, prompts.len())?;
         let is_streamed = fields.bool("stream")?.unwrap_or(false);
         let shown = take_shown(fields)?;
+        let prefix_root = cache_salt::take(fields)?;
         let priority = fields.integer("priority", i64::from(i32::MIN)..=i64::from(i32::MAX))?;
         refuse_unsupported(fields)?;
         let params = take_params(fields, prompts.len())?;
@@ -82,6 +84,8 @@ impl GenerateRequest {
         for (path, params) in params {
             let mut plan = Planned::new(params, &path, limits, seeds, shown.n_logprobs)?;
             plan.generation.priority = priority.unwrap_or(0) as i32;
+            plan.generation.received = fields.received();
+            plan.generation.prefix_root = prefix_root;
             planned.push(plan);
         }
         let n = planned.first().map_or(1, |plan| plan.generation.n);
@@ -160,14 +164,22 @@ impl Planned {
 
 /// An error about one of our fields, as one about the field that the client sent.
 pub fn in_sglangs_names(mut error: ApiError, path: &str) -> ApiError {
-    for (theirs, ours) in NAMES.iter().filter(|(theirs, ours)| theirs != ours) {
-        let named = |text: &str| match text.strip_prefix(path) {
-            Some(rest) => rest.strip_prefix('.') == Some(ours),
-            None => text == *ours,
-        };
-        if error.param.as_deref().is_some_and(named) {
-            error.param = Some(format!("{path}.{theirs}"));
-            error.message = error.message.replace(ours, theirs);
+    let ours_alone = |param: &str| match param.strip_prefix(path) {
+        Some(rest) => rest.strip_prefix('.').map(str::to_owned),
+        None => Some(param.to_owned()),
+    };
+    let Some(param) = error.param.as_deref().and_then(ours_alone) else {
+        return error;
+    };
+    let differing = || NAMES.iter().filter(|(theirs, ours)| theirs != ours);
+    if let Some((theirs, ours)) = differing().find(|(_, ours)| *ours == param) {
+        error.param = Some(format!("{path}.{theirs}"));
+        // One of the lengths is explained by the other.
+        let is_length = |name: &str| matches!(name, "max_tokens" | "min_tokens");
+        for (theirs, other) in differing() {
+            if other == ours || is_length(ours) && is_length(other) {
+                error.message = error.message.replace(other, theirs);
+            }
         }
     }
     error
@@ -266,6 +278,10 @@ fn take_shown(fields: &mut Fields) -> Result<Shown, ApiError> {
                 ApiError::invalid("top_logprobs_num", message)
             })?,
     };
+    if n_top > 0 && !with_logprobs {
+        let message = "top_logprobs_num is only allowed when return_logprob is true";
+        return Err(ApiError::invalid("top_logprobs_num", message));
+    }
     if let Some(start) = of_all(fields, "logprob_start_len")?
         && as_integer(&start) != Some(-1)
         && with_logprobs

@@ -11,12 +11,13 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::error::ApiError;
+use super::sampling_fields::Generation;
 use super::state::ServedModel;
 use super::structured_fields::Asked;
 use super::turn::in_turn;
 use crate::engine_loop::TimeLimits;
 use crate::errors::Code;
-use crate::structured::{Grammar, Preamble, StructuredError};
+use crate::structured::{Grammar, Guide, Preamble, StructuredError};
 
 /// Grammars compiled at a time: large ones are a second's work of a core.
 const COMPILED_AT_ONCE: usize = 2;
@@ -25,22 +26,52 @@ static COMPILING: Semaphore = Semaphore::const_new(COMPILED_AT_ONCE);
 /// From the moment that a request asks until its grammar is there, others' before it included.
 const MAX_WAIT: Duration = Duration::from_secs(30);
 
+/// A compiled constraint, and the field that asked for it.
+pub struct CompiledForm {
+    grammar: Grammar,
+    param: Arc<str>,
+}
+
+/// What one choice has to follow, from its first token on.
+pub struct Form {
+    pub guide: Guide,
+    /// The field that asked for it.
+    pub param: Arc<str>,
+}
+
+impl CompiledForm {
+    /// For another choice.
+    pub fn form(&self) -> Form {
+        Form {
+            guide: self.grammar.guide(),
+            param: Arc::clone(&self.param),
+        }
+    }
+}
+
 /// Compiles for so many choices. That is work of the processor, so it is not done on an async
-/// thread. Waits no longer than `--max-queue-s`, `--max-request-s` and half a minute.
+/// thread. Waits no longer than `--max-queue-s`, what is left of `--max-request-s`, and half a
+/// minute. `generation`: what else the request asked for, which has to leave a token to begin with.
 pub async fn compile(
     model: &ServedModel,
     asked: Option<Asked>,
     preamble: Preamble,
+    generation: &Generation,
     n_choices: usize,
-) -> Result<Option<Grammar>, ApiError> {
+) -> Result<Option<CompiledForm>, ApiError> {
     let Some(Asked { constraint, param }) = asked else {
         return Ok(None);
     };
     let grammars = Arc::clone(&model.grammars);
     let work = move || grammars.compile(&constraint, preamble, n_choices);
-    let compiled = within(&COMPILING, &model.engine.config().time_limits, work).await?;
+    let limits = &model.engine.config().time_limits;
+    let compiled = within(&COMPILING, limits, generation.received, work).await?;
     match compiled {
-        Ok(grammar) => Ok(Some(grammar)),
+        Ok(grammar) => {
+            check_begin(&grammar, &param, generation)?;
+            let param = param.into();
+            Ok(Some(CompiledForm { grammar, param }))
+        }
         Err(error) => {
             let message = format!("{param}: {error}");
             Err(ApiError::of_field(code_of(&error), param, message))
@@ -48,35 +79,79 @@ pub async fn compile(
     }
 }
 
-/// Does `work` when there is a place, if both take no longer than the limits.
+/// `allowed_token_ids` has one that the output may begin with.
+fn check_begin(grammar: &Grammar, param: &str, generation: &Generation) -> Result<(), ApiError> {
+    let Some(allowed) = &generation.params.exclusions.allowed else {
+        return Ok(());
+    };
+    let first = grammar.first_mask();
+    if allowed.iter().any(|token| first.allows(*token)) {
+        return Ok(());
+    }
+    let message = format!(
+        "{param}: the output cannot begin, since allowed_token_ids has none of the tokens that \
+         {param} allows first"
+    );
+    Err(ApiError::of_field(Code::GrammarFailed, param, message))
+}
+
+/// Does `work` when there is a place, if both take no longer than the limits, for a request that was
+/// there at `received`.
 async fn within<T: Send + 'static>(
     places: &'static Semaphore,
     limits: &TimeLimits,
+    received: Instant,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, ApiError> {
     let begun = Instant::now();
-    let (limit, code, name) = shortest(limits);
-    let done = timeout(limit, in_turn(places, "compiling the grammar", work)).await;
+    let limit = Limit::shortest(limits, received.elapsed());
+    let done = timeout(limit.left, in_turn(places, "compiling the grammar", work)).await;
     done.unwrap_or_else(|_| {
-        let (waited, limit) = (begun.elapsed().as_secs_f64(), limit.as_secs_f64());
+        let (waited, of) = (begun.elapsed().as_secs_f64(), limit.of.as_secs_f64());
+        let name = limit.name;
         let message = format!(
-            "the grammar was not compiled within {waited:.1} s, the limit is {limit:.1} s \
-             ({name}); others are being compiled, try again later"
+            "the grammar was not compiled within {waited:.1} s, the limit is {of:.1} s ({name}); it \
+             is large, or others are being compiled: try again later"
         );
-        Err(ApiError::new(code, message))
+        Err(ApiError::new(limit.code, message))
     })
 }
 
-fn shortest(limits: &TimeLimits) -> (Duration, Code, &'static str) {
-    [
-        (limits.total, Code::RequestTimeout, "--max-request-s"),
-        (limits.queue, Code::QueueTimeout, "--max-queue-s"),
-    ]
-    .into_iter()
-    .filter_map(|(limit, code, name)| Some((limit?, code, name)))
-    .filter(|(limit, _, _)| *limit < MAX_WAIT)
-    .min_by_key(|(limit, _, _)| *limit)
-    .unwrap_or((MAX_WAIT, Code::QueueTimeout, "for compiling"))
+/// One of the limits on a wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Limit {
+    left: Duration,
+    /// As it was set.
+    of: Duration,
+    code: Code,
+    name: &'static str,
+}
+
+impl Limit {
+    /// The one that is reached first, for a request that has taken `taken` already.
+    fn shortest(limits: &TimeLimits, taken: Duration) -> Self {
+        let total = limits.total.map(|of| Self {
+            left: of.saturating_sub(taken),
+            of,
+            code: Code::RequestTimeout,
+            name: "--max-request-s, of the whole request",
+        });
+        let queue = limits.queue.map(|of| Self {
+            left: of,
+            of,
+            code: Code::QueueTimeout,
+            name: "--max-queue-s",
+        });
+        let longest = Self {
+            left: MAX_WAIT,
+            of: MAX_WAIT,
+            code: Code::QueueTimeout,
+            name: "for compiling",
+        };
+        let limits = [Some(longest), queue, total];
+        let shortest = limits.into_iter().flatten().min_by_key(|limit| limit.left);
+        shortest.unwrap_or(longest)
+    }
 }
 
 fn code_of(error: &StructuredError) -> Code {
@@ -112,7 +187,7 @@ mod tests {
         let first = tokio::spawn(async move {
             // An error is the sender's end, which is an end, too.
             let work = move || may_end.recv().is_ok();
-            within(&PLACES, &limits(None, Some(50)), work).await
+            within(&PLACES, &limits(None, Some(50)), Instant::now(), work).await
         });
         let error = first.await.expect("it ends").expect_err("too long");
         assert_eq!(error.code, Code::RequestTimeout, "{error}");
@@ -130,24 +205,33 @@ mod tests {
                 "--max-request-s",
             ),
         ] {
-            let error = within(&PLACES, &limits, || ()).await.expect_err("no place");
+            let error = within(&PLACES, &limits, Instant::now(), || ()).await;
+            let error = error.expect_err("no place");
             assert_eq!(error.code, code);
             assert!(error.message.contains(name), "{error}");
         }
+        // A request that has taken its time already has none left.
+        let begun = Instant::now();
+        let received = begun
+            .checked_sub(Duration::from_mins(1))
+            .expect("a minute ago");
+        let error = within(&PLACES, &limits(None, Some(60_000)), received, || ()).await;
+        assert_eq!(error.expect_err("too late").code, Code::RequestTimeout);
+        assert!(begun.elapsed() < Duration::from_secs(30));
         drop(end);
-        let done = within(&PLACES, &limits(None, None), || 7).await;
+        let done = within(&PLACES, &limits(None, None), Instant::now(), || 7).await;
         assert_eq!(done, Ok(7));
     }
 
     #[test]
     fn without_limits_of_the_operator_there_is_one() {
-        let (limit, code, _) = shortest(&TimeLimits::default());
-        assert_eq!((limit, code), (MAX_WAIT, Code::QueueTimeout));
+        let limit = Limit::shortest(&TimeLimits::default(), Duration::ZERO);
+        assert_eq!((limit.left, limit.code), (MAX_WAIT, Code::QueueTimeout));
         let hour = Some(Duration::from_hours(1));
         let limits = TimeLimits {
             queue: hour,
             total: hour,
         };
-        assert_eq!(shortest(&limits).0, MAX_WAIT);
+        assert_eq!(Limit::shortest(&limits, Duration::ZERO).left, MAX_WAIT);
     }
 }

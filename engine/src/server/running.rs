@@ -91,6 +91,10 @@ pub fn take_id(fields: &mut Fields, prefix: &str) -> Result<Option<String>, ApiE
             check_id(name, id)?;
         }
     }
+    if rid.is_some() && request_id.is_some() {
+        let message = "rid and request_id are both there; the answer has one id";
+        return Err(ApiError::invalid("request_id", message));
+    }
     Ok(rid.or(request_id.map(|id| format!("{prefix}-{id}"))))
 }
 

@@ -1,7 +1,9 @@
 //! The fields that say how tokens are chosen and where output ends; the same for completions
 //! and chat.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
+use std::time::Instant;
 
 use serde_json::{Value, json};
 
@@ -9,6 +11,7 @@ use super::cache_salt;
 use super::error::ApiError;
 use super::exclusion_fields::{BadWords, take_allowed, take_min_tokens};
 use super::fields::{Fields, as_integer, show};
+use super::prompt::Fitted;
 use super::state::{Limits, Seeds};
 use super::structured_fields::{Asked, take_constraint};
 use crate::errors::Code;
@@ -47,6 +50,8 @@ pub struct Generation {
     pub streaming: Option<Streaming>,
     /// What the output has to be.
     pub asked: Option<Asked>,
+    /// When the request was there.
+    pub received: Instant,
 }
 
 /// How the answer is streamed.
@@ -102,8 +107,7 @@ impl Generation {
     ) -> Result<Self, ApiError> {
         refuse_unsupported(fields)?;
         let most = i64::from(i32::MAX);
-        let max_tokens = fields.integer("max_tokens", 1..=most)?;
-        let max_completion_tokens = fields.integer("max_completion_tokens", 1..=most)?;
+        let max_tokens = take_same(fields, "max_tokens", "max_completion_tokens", 1..=most)?;
         let n = fields.integer("n", 1..=MAX_CHOICES as i64)?.unwrap_or(1) as usize;
         if let Some(best_of) = fields.integer("best_of", 1..=MAX_CHOICES as i64)?
             && best_of as usize != n
@@ -121,13 +125,14 @@ impl Generation {
             bad_words: BadWords::take(fields)?,
             skip_special_tokens: fields.bool("skip_special_tokens")?.unwrap_or(true),
             include_stop_str: fields.bool("include_stop_str_in_output")?.unwrap_or(false),
-            max_tokens: max_completion_tokens.or(max_tokens).map(|n| n as usize),
+            max_tokens: max_tokens.map(|n| n as usize),
             priority: fields
                 .integer("priority", i64::from(i32::MIN)..=most)?
                 .unwrap_or(0) as i32,
             prefix_root: cache_salt::take(fields)?,
             streaming: take_streaming(fields)?,
             asked: take_constraint(fields)?,
+            received: fields.received(),
         };
         generation.check_min_tokens()?;
         Ok(generation)
@@ -149,6 +154,21 @@ impl Generation {
         Ok(())
     }
 
+    /// `min_tokens` may be more than what `max_tokens` is where the client does not say, or than what
+    /// is left of it.
+    pub fn check_fitted(&self, fitted: &Fitted) -> Result<(), ApiError> {
+        let (least, most) = (self.min_tokens, fitted.max_new_tokens);
+        if least <= most {
+            return Ok(());
+        }
+        let why = match self.max_tokens {
+            None => "its default here, since it is not given",
+            Some(_) => "what is left of it after the prompt",
+        };
+        let message = format!("min_tokens is {least}, but max_tokens is {most} ({why})");
+        Err(ApiError::invalid("min_tokens", message))
+    }
+
     /// Parameters of one choice: the same, with a random stream and a guide of its own. `ends` are
     /// all tokens that end it.
     pub fn params_of_choice(
@@ -167,6 +187,25 @@ impl Generation {
             params.exclusions.bad_words = self.bad_words.ids(tokenizer)?;
         }
         Ok(Arc::new(params))
+    }
+}
+
+/// A field that has two names, which may both be there if they say the same.
+pub fn take_same(
+    fields: &mut Fields,
+    name: &str,
+    other_name: &str,
+    range: RangeInclusive<i64>,
+) -> Result<Option<i64>, ApiError> {
+    let value = fields.integer(name, range.clone())?;
+    let other = fields.integer(other_name, range)?;
+    match (value, other) {
+        (Some(value), Some(other)) if value != other => {
+            let message =
+                format!("{name} is {value}, but {other_name}, which means the same, is {other}");
+            Err(ApiError::invalid(other_name, message))
+        }
+        _ => Ok(value.or(other)),
     }
 }
 

@@ -42,6 +42,14 @@ pub fn take_constraint(fields: &mut Fields) -> Result<Option<Asked>, ApiError> {
     if let Some(mut inner) = fields.object("structured_outputs")? {
         asked.extend(take_kinds(&mut inner, &STRUCTURED_OUTPUTS)?);
         inner.refuse("structural_tag", &[])?;
+        // They change what the form allows.
+        for name in [
+            "whitespace_pattern",
+            "disable_any_whitespace",
+            "disable_additional_properties",
+        ] {
+            inner.refuse(name, &[json!(false), json!("")])?;
+        }
     }
     asked.extend(take_kinds(fields, &TOP_LEVEL)?);
     for name in ["ebnf", "structural_tag", "guided_structural_tag"] {

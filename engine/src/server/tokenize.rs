@@ -23,6 +23,10 @@ pub async fn tokenize(
     let add_special = fields.bool("add_special_tokens")?;
     let with_texts = fields.bool("return_token_strs")?.unwrap_or(false);
     let ids = if let Some(prompt) = fields.string("prompt")? {
+        if fields.value("messages").is_some() {
+            let message = "prompt and messages are both there; only one may be";
+            return Err(ApiError::invalid("messages", message));
+        }
         encode(model, prompt, add_special.unwrap_or(true), "prompt").await?
     } else if let Some(messages) = fields.value("messages") {
         fields.put_back("messages", messages);
@@ -56,7 +60,11 @@ pub async fn detokenize(
         ApiError::invalid("tokens", "tokens is missing; it is an array of token ids")
     })?;
     let ids = token_ids("tokens", &tokens, &model.limits)?;
-    Ok(Json(json!({"prompt": model.tokenizer.decode(&ids, false)})))
+    // SGLang's field; vLLM's endpoint always shows them.
+    let skips_special = fields.bool("skip_special_tokens")?.unwrap_or(false);
+    Ok(Json(
+        json!({"prompt": model.tokenizer.decode(&ids, skips_special)}),
+    ))
 }
 
 /// `GET /tokenizer_info`, in vLLM's shape: what a client needs to count tokens and to render chats

@@ -244,6 +244,11 @@ pub struct Grammar {
 }
 
 impl Grammar {
+    /// What an output may begin with.
+    pub fn first_mask(&self) -> &TokenMask {
+        &self.first
+    }
+
     /// A guide at its first token. Guides share lexers, so that what a lexer has made for one is
     /// there for all, and what it may make is bounded over all.
     pub fn guide(&self) -> Guide {

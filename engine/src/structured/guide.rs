@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use llguidance::Matcher;
 
+use super::guide_error::GuideError;
 use super::mask::TokenMask;
 use super::workers::MaskWorkers;
 
@@ -22,7 +23,7 @@ struct State {
     unread: Option<u32>,
     /// Of the next token; outdated while `unread` is set.
     mask: Arc<TokenMask>,
-    failure: Option<String>,
+    failure: Option<GuideError>,
 }
 
 /// How often a mask was there when it was asked for, and how often not.
@@ -55,8 +56,8 @@ impl Guide {
         state.read();
         if state.failure.is_none() && state.n_tokens != output_index {
             let n_tokens = state.n_tokens;
-            let message = format!("token {output_index} was asked for behind {n_tokens} tokens");
-            state.failure = Some(message);
+            let message = format!("token {output_index} was asked for after {n_tokens} tokens");
+            state.failure = Some(GuideError::Broken(message));
         }
         state.failure.is_none().then(|| Arc::clone(&state.mask))
     }
@@ -81,7 +82,7 @@ impl Guide {
     }
 
     /// Why the output cannot go on, if so.
-    pub fn failure(&self) -> Option<String> {
+    pub fn failure(&self) -> Option<GuideError> {
         self.state().failure.clone()
     }
 
@@ -117,7 +118,7 @@ impl State {
             .and_then(|()| self.matcher.compute_mask_or_eos());
         match read {
             Ok(mask) => self.mask = Arc::new(TokenMask::new(mask)),
-            Err(error) => self.failure = Some(error.to_string()),
+            Err(error) => self.failure = Some(GuideError::of_parser(&error.to_string())),
         }
     }
 }

@@ -8,7 +8,7 @@ use llguidance::api::ParserLimits;
 /// Choices share so many lexers, since two that share one wait for each other's masks.
 pub(super) const MAX_LEXERS: usize = 4;
 /// States of all lexers of a request, of 1 to 4 KiB each.
-const MAX_LEXER_STATES: usize = 50_000;
+pub(super) const MAX_LEXER_STATES: usize = 50_000;
 /// Symbols in all rules of a grammar together.
 const MAX_GRAMMAR_SIZE: usize = 100_000;
 /// Rules of a grammar, and what stands for them: the parser numbers them in 16 bits.
@@ -18,9 +18,9 @@ pub(super) const MAX_ITEMS: usize = 2000;
 /// While a lexer is made: some tens of milliseconds.
 const COMPILE_FUEL: u64 = 1_000_000;
 /// For one mask: some ten milliseconds.
-const MASK_FUEL: u64 = 200_000;
+pub(super) const MASK_FUEL: u64 = 200_000;
 /// Rules looked at for one mask: some milliseconds.
-const MASK_ITEMS: usize = 50_000;
+pub(super) const MASK_ITEMS: usize = 50_000;
 
 /// Of each of `n_lexers` lexers.
 pub(super) fn parser_limits(n_lexers: usize) -> ParserLimits {

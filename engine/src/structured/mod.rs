@@ -18,6 +18,7 @@ mod branches;
 mod constraint;
 mod grammars;
 mod guide;
+mod guide_error;
 mod limits;
 mod mask;
 mod nesting;
@@ -31,6 +32,7 @@ pub(crate) use constraint::literal;
 pub use constraint::{Constraint, Preamble, StructuredError};
 pub use grammars::{Grammar, Grammars};
 pub use guide::{Guide, MaskCounts};
+pub use guide_error::GuideError;
 pub use mask::TokenMask;
 pub(crate) use schema::moved;
 #[cfg(test)]

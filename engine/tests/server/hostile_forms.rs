@@ -129,10 +129,13 @@ async fn a_form_that_grows_too_large_ends_alone() {
     };
     let n_answers = small.await;
     let answer = large.await.expect("an answer");
-    assert!([200, 500].contains(&answer.status), "{}", answer.text());
-    if answer.status == 500 {
-        assert_eq!(answer.json()["error"]["code"], "grammar_failed");
-    }
+    assert_eq!(answer.status, 400, "{}", answer.text());
+    let error = &answer.json()["error"];
+    assert_eq!(error["code"], "grammar_failed");
+    assert_eq!(error["param"], "guided_regex");
+    let message = error["message"].as_str().expect("a message");
+    assert!(message.contains("guided_regex: "), "{message}");
+    assert!(message.contains("which is the limit"), "{message}");
     assert!(n_answers > 0);
     server.assert_empties().await;
 }

@@ -33,5 +33,6 @@ mod stress;
 mod structured;
 mod tool_choice;
 mod tools;
+mod unmet_fields;
 mod web;
 mod wheel;

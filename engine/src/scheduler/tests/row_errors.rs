@@ -120,7 +120,7 @@ fn what_a_failed_row_computed_is_not_shared() {
     let events = scheduler.commit(&plan, output);
     assert!(matches!(
         events[..],
-        [(_, TokenEvent::Failed(Failure::Sampling { .. }))]
+        [(_, TokenEvent::Failed(Failure::Logits { .. }))]
     ));
     scheduler.check_integrity().unwrap();
     let stats = scheduler.stats();
