@@ -2,6 +2,7 @@
 //! with each other, and a Node project. Each is made again where its pinned versions have changed.
 
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -96,10 +97,11 @@ impl Installed {
         Ok(installed)
     }
 
-    /// The program file, or a name to be looked for in `PATH`.
-    pub fn program(&self, client: &Client) -> PathBuf {
+    /// The program file, or a name to be looked for in `PATH`: no path, which duct would take to
+    /// be in the working folder.
+    pub fn program(&self, client: &Client) -> OsString {
         match client.place {
-            Place::Python(name) => self.python(name).join("bin").join(client.program),
+            Place::Python(name) => self.python(name).join("bin").join(client.program).into(),
             Place::Node => client.program.into(),
         }
     }
