@@ -18,7 +18,8 @@
 //! - A prompt whose tokens are scored is computed from its first token on, whatever is cached, and
 //!   in chunks of at most [`SCORED_CHUNK`] tokens: each costs a row of logits.
 //! - A decode step runs up to `n_continuous_decode_steps` tokens a row, as many as every row may
-//!   still produce and has pages for; one at a time while a row's tokens follow a grammar.
+//!   still produce and has pages for; one at a time while a row's tokens follow a grammar. A row
+//!   whose next mask is not there yet can be held back: it keeps its pages and sits a step out.
 //! - Where decoding rows need pages and none are left, the last admitted sequence is preempted: its
 //!   pages go back, it waits again (with its old arrival) and later recomputes prompt and output.
 //!   The first admitted one is never preempted while others run, and alone it fits the pool, so
@@ -55,6 +56,7 @@ use crate::kv::prefix::extend_chain;
 use crate::kv::{IntegrityError, PAGE_TOKENS, PageAllocator, PageTable, Prefix, PrefixIndex};
 use crate::request::{FinishReason, Request, RequestId, TokenEvent};
 use crate::sampler::{self, SamplerError};
+use crate::structured::Guide;
 
 /// Tokens of a prompt that is scored in one step: bounds what others wait for.
 const SCORED_CHUNK: usize = 256;
@@ -235,6 +237,21 @@ impl Scheduler {
         if self.place.contains_key(&id) {
             return Err(AddError::Duplicate(id));
         }
+    /// The guides of running requests.
+    pub fn guides(&self) -> impl Iterator<Item = &Guide> {
+        let running = self.running.iter();
+        running.filter_map(|s| s.request.sampling.guide.as_ref())
+    }
+
+    /// Which running requests the next plan leaves out, by their guides: an input of `plan`, as
+    /// time is. Replaces what was said before.
+    pub fn hold_back(&mut self, is_held_back: impl Fn(&Guide) -> bool) {
+        for sequence in &mut self.running {
+            let guide = sequence.request.sampling.guide.as_ref();
+            sequence.is_held_back = guide.is_some_and(&is_held_back);
+        }
+    }
+
         let mut prefix_hashes = Vec::new();
         if self.config.radix_cache || self.config.policy.uses_prefixes() {
             extend_chain(&mut prefix_hashes, request.prefix_root, &request.prompt);
@@ -259,6 +276,7 @@ impl Scheduler {
         self.n_arrived += 1;
         self.place.insert(id, Place::Waiting(key));
         Ok(())
+            is_held_back: false,
     }
 
     /// Drops a request and frees its pages at once. The event is its last; `None` if it is not

@@ -21,6 +21,10 @@ fn grammars(max_bytes: usize) -> Grammars {
 
 /// For tests of what a guide goes through.
 pub(crate) fn guide_of(regex: &str) -> Guide {
+    grammar_of(regex).guide()
+}
+
+pub(super) fn grammar_of(regex: &str) -> Grammar {
     let grammar = compile(&Constraint::Regex(regex.to_owned()), Preamble::Nothing);
     grammar.expect("compiles").guide()
 }
