@@ -174,7 +174,7 @@ async fn a_model_that_cannot_be_served_costs_no_download() {
         ("tokenizer.json", ("{", "["), "", "tokenizer"),
         (
             "generation_config.json",
-            ("{", "{\"temperature\": 9,"),
+            ("{", "{\"temperature\": \"hot\","),
             "",
             "model_config",
         ),
