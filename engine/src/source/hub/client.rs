@@ -54,6 +54,14 @@ impl<'a> Client<'a> {
         SourceError::fetch(format!("{} from the hub", self.repo), message)
     }
 
+    /// The repository was found, and what is wanted is not in it.
+    pub fn lacks(&self, message: String) -> SourceError {
+        SourceError::Choice {
+            what: format!("{} from the hub", self.repo),
+            message,
+        }
+    }
+
     fn repo(&self, revision: &str) -> Repo {
         Repo::with_revision(self.repo.to_string(), RepoType::Model, revision.to_string())
     }

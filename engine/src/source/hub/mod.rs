@@ -219,7 +219,7 @@ pub(super) fn fetch<E: From<SourceError>>(
         return Ok(files);
     }
     let (commit, listed) = client.pin()?;
-    let selected = select::select(model, &listed).map_err(|message| client.error(message))?;
+    let selected = select::select(model, &listed).map_err(|message| client.lacks(message))?;
     let snapshot = client.place_of(&commit);
     let files = match selected {
         Selection::Gguf(names) => {
@@ -250,7 +250,7 @@ pub(super) fn fetch<E: From<SourceError>>(
                     client.download(&commit, SINGLE)?;
                 }
                 (Parts::Whole, select::Weights::Absent(message)) => {
-                    return Err(client.error(message).into());
+                    return Err(client.lacks(message).into());
                 }
             }
             files
