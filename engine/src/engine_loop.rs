@@ -337,6 +337,7 @@ impl EngineLoop {
                         n_prompt,
                         max_new_tokens,
                         n_tokens: 0,
+                        n_preemptions: 0,
                         submitted,
                         admitted: None,
                         first_token: submitted,
@@ -374,7 +375,6 @@ impl EngineLoop {
         Ok(())
     }
 
-    /// Tells grammars what came, so that the next masks are made meanwhile, and ends the requests
     /// Gives the masks of the next step a bounded time, and holds back the rows whose masks are
     /// not there then: a costly form must not stop the other requests.
     fn await_masks(&mut self) {
@@ -382,6 +382,7 @@ impl EngineLoop {
         self.scheduler.hold_back(|guide| !guide.is_ready());
     }
 
+    /// Tells grammars what came, so that the next masks are made meanwhile, and ends the requests
     /// whose output cannot go on.
     fn guide(&mut self, plan: &StepPlan, output: &StepOutput) {
         let mut counts = None;
@@ -415,6 +416,11 @@ impl EngineLoop {
             self.metrics.queue_s.observe(wait.as_secs_f64());
             if let Some(client) = self.clients.get_mut(&id) {
                 client.admitted = Some(client.submitted + wait);
+            }
+        }
+        for id in self.scheduler.take_preempted() {
+            if let Some(client) = self.clients.get_mut(&id) {
+                client.n_preemptions += 1;
             }
         }
         let Some(failure) = failure else {

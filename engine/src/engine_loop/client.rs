@@ -13,6 +13,7 @@ pub(super) struct Client {
     pub n_prompt: usize,
     pub max_new_tokens: usize,
     pub n_tokens: u64,
+    pub n_preemptions: u64,
     pub submitted: Instant,
     /// When it first got a place in the running batch.
     pub admitted: Option<Instant>,
@@ -56,6 +57,9 @@ impl Client {
                 metrics.decode_s.observe(decode_s);
                 metrics.n_prompt.observe(self.n_prompt as f64);
                 metrics.n_generated.observe(self.n_tokens as f64);
+                metrics
+                    .n_request_preemptions
+                    .observe(self.n_preemptions as f64);
                 metrics.n_asked.observe(self.max_new_tokens as f64);
                 if self.n_tokens > 1 {
                     metrics

@@ -151,6 +151,9 @@ pub enum AddError {
 pub struct SchedulerStats {
     pub n_running: usize,
     pub n_waiting: usize,
+    /// Of the waiting, those that the last step passed over because another request was computing
+    /// their prefix.
+    pub n_deferred: usize,
     /// In use by running requests.
     pub n_pages_used: usize,
     /// Kept for requests to come; they count as free.
@@ -191,6 +194,8 @@ pub struct Scheduler {
     /// The last step computed prompts and no decode row, so decode rows are next.
     decode_is_due: bool,
     queue_waits: Vec<(RequestId, Duration)>,
+    preempted: Vec<RequestId>,
+    n_deferred: usize,
     row_memory: RowMemory,
 }
 
@@ -215,6 +220,8 @@ impl Scheduler {
             host_counts: HostTierCounts::default(),
             decode_is_due: false,
             queue_waits: Vec::new(),
+            preempted: Vec::new(),
+            n_deferred: 0,
             row_memory: RowMemory::default(),
             config,
         }
@@ -230,13 +237,6 @@ impl Scheduler {
         self.foretells = foretells;
     }
 
-    /// Queues a request that arrived at `now` (on the caller's monotonic clock).
-    pub fn add(&mut self, request: Request, now: Duration) -> Result<(), AddError> {
-        self.config.check(&request)?;
-        let id = request.id;
-        if self.place.contains_key(&id) {
-            return Err(AddError::Duplicate(id));
-        }
     /// The guides of running requests.
     pub fn guides(&self) -> impl Iterator<Item = &Guide> {
         let running = self.running.iter();
@@ -252,6 +252,13 @@ impl Scheduler {
         }
     }
 
+    /// Queues a request that arrived at `now` (on the caller's monotonic clock).
+    pub fn add(&mut self, request: Request, now: Duration) -> Result<(), AddError> {
+        self.config.check(&request)?;
+        let id = request.id;
+        if self.place.contains_key(&id) {
+            return Err(AddError::Duplicate(id));
+        }
         let mut prefix_hashes = Vec::new();
         if self.config.radix_cache || self.config.policy.uses_prefixes() {
             extend_chain(&mut prefix_hashes, request.prefix_root, &request.prompt);
@@ -269,6 +276,7 @@ impl Scheduler {
             n_kept_pages: 0,
             n_cached: 0,
             ended: false,
+            is_held_back: false,
             is_broken: false,
             scores: Scores::default(),
             was_admitted: false,
@@ -276,7 +284,6 @@ impl Scheduler {
         self.n_arrived += 1;
         self.place.insert(id, Place::Waiting(key));
         Ok(())
-            is_held_back: false,
     }
 
     /// Drops a request and frees its pages at once. The event is its last; `None` if it is not
@@ -323,6 +330,7 @@ impl Scheduler {
         SchedulerStats {
             n_running: self.running.len(),
             n_waiting: self.waiting.len(),
+            n_deferred: self.n_deferred.min(self.waiting.len()),
             n_pages_used: self.allocator.n_pages_used(),
             n_pages_cached: self.allocator.n_pages_cached(),
             n_pages_total: self.allocator.n_pages_total(),
@@ -335,6 +343,11 @@ impl Scheduler {
     /// How long each request admitted (for the first time) since the last call had waited.
     pub fn take_queue_waits(&mut self) -> Vec<(RequestId, Duration)> {
         std::mem::take(&mut self.queue_waits)
+    }
+
+    /// The requests preempted since the last call; one may be in it more than once.
+    pub fn take_preempted(&mut self) -> Vec<RequestId> {
+        std::mem::take(&mut self.preempted)
     }
 
     /// Pages, tables and counts agree. O(pages): for tests and debugging.
@@ -374,6 +387,7 @@ impl Scheduler {
         sequence.scores.made.clear();
         self.n_preemptions += 1;
         let id = sequence.request.id;
+        self.preempted.push(id);
         let key = self.waiting.insert(sequence);
         self.place.insert(id, Place::Waiting(key));
     }

@@ -180,6 +180,7 @@ impl Scheduler {
             }
         }
         let max_running = self.config.max_running_requests.max(1);
+        self.n_deferred = 0;
         if self.waiting.is_empty() || self.running.len() >= max_running {
             return rows;
         }
@@ -223,6 +224,7 @@ impl Scheduler {
             }
             self.enter_running(sequence, now);
         }
+        self.n_deferred = cursor.n_passed();
         rows
     }
 
