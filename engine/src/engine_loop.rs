@@ -26,7 +26,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError, channel};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
@@ -45,11 +45,15 @@ use crate::executor::{Executor, ExecutorCounts, StepOutput, StepPlan, StopFlag};
 use crate::metrics::Metrics;
 use crate::request::{Failure, RequestId, TokenEvent};
 use crate::scheduler::{Scheduler, SchedulerConfig, StepKind};
-use crate::structured::GuideError;
+use crate::structured::{Guide, GuideError};
 
 /// This many failed steps in a row make the engine unhealthy, until one succeeds. A row's own
 /// failure is none of the step.
 pub const MAX_FAILURES_IN_A_ROW: u32 = 3;
+
+/// A step waits this long for masks. Ordinary ones take well under a millisecond each, so a whole
+/// batch of them is there by then.
+const MAX_MASK_WAIT: Duration = Duration::from_millis(50);
 
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct EngineLoopConfig {
@@ -196,7 +200,14 @@ impl EngineLoop {
                 // Work begun ahead would run in somebody else's turn.
                 self.scheduler.set_foretells(!turn.is_awaited());
             }
+            self.await_masks();
             let plan = self.scheduler.plan(self.started.elapsed());
+            if plan.rows.is_empty() && plan.copies.is_empty() && !self.scheduler.is_idle() {
+                // All are held back: others may have the device meanwhile.
+                self.turn = None;
+                self.scheduler.reuse(plan);
+                continue;
+            }
             let Engine::Awake(executor) = &mut self.engine else {
                 // No request gets as far as the scheduler of a sleeping model.
                 self.fail_all(&Failure::Asleep);
@@ -328,6 +339,7 @@ impl EngineLoop {
                         max_new_tokens,
                         n_tokens: 0,
                         received,
+                        n_preemptions: 0,
                         submitted,
                         admitted: None,
                         first_token: submitted,
@@ -363,6 +375,13 @@ impl EngineLoop {
         self.scheduler.forget();
         self.record_scheduler();
         Ok(())
+    }
+
+    /// Gives the masks of the next step a bounded time, and holds back the rows whose masks are
+    /// not there then: a costly form must not stop the other requests.
+    fn await_masks(&mut self) {
+        Guide::await_masks(self.scheduler.guides(), MAX_MASK_WAIT);
+        self.scheduler.hold_back(|guide| !guide.is_ready());
     }
 
     /// Tells grammars what came, so that the next masks are made meanwhile, and ends the requests
@@ -402,6 +421,11 @@ impl EngineLoop {
             self.metrics.queue_s.observe(wait.as_secs_f64());
             if let Some(client) = self.clients.get_mut(&id) {
                 client.admitted = Some(client.submitted + wait);
+            }
+        }
+        for id in self.scheduler.take_preempted() {
+            if let Some(client) = self.clients.get_mut(&id) {
+                client.n_preemptions += 1;
             }
         }
         let Some(failure) = failure else {

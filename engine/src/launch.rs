@@ -162,16 +162,16 @@ pub fn launch(
     // The text side and the recommendations are small files, too: read before the weights.
     let read = RefCell::new(None);
     let accept = |found: &ResolvedModel| {
-        let sampling = model::sampling_defaults(config, found)?;
+        let sampling = model::recommendation(config, found)?;
         *read.borrow_mut() = Some((load_text(found)?, sampling));
         Ok(())
     };
     let model = load_accepted(config, &accept, progress)?;
-    let ((tokenizer, chat_template), sampling_defaults) = match read.into_inner() {
+    let ((tokenizer, chat_template), recommendation) = match read.into_inner() {
         Some(read) => read,
         None => (
             load_text(&model.resolved)?,
-            model::sampling_defaults(config, &model.resolved)?,
+            model::recommendation(config, &model.resolved)?,
         ),
     };
     let chat_template = with_operators_template(config, chat_template)?;
@@ -231,7 +231,8 @@ pub fn launch(
         "engine": loop_config,
         "page_tokens": PAGE_TOKENS,
         "max_sequence_tokens": max_sequence_tokens,
-        "sampling_defaults": sampling_defaults,
+        "sampling_defaults": recommendation.defaults,
+        "sampling_defaults_dropped": recommendation.dropped,
         "flags": flags,
     });
     let limits = Limits {
@@ -243,7 +244,7 @@ pub fn launch(
         max_output_tokens: asked.max_output_tokens,
         vocab: model_config.vocab,
         max_schema_bytes: config.max_schema_bytes,
-        sampling_defaults,
+        sampling_defaults: recommendation.defaults,
     };
     let parsers = output_parsers(config, &chat_template);
     Ok(served_model(ServedParts {

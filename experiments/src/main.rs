@@ -19,7 +19,7 @@ use experiments::simulate::against::{AgainstArgs, against};
 use experiments::simulate::policies::{PoliciesArgs, policies};
 use experiments::simulate::{SimulateArgs, simulate};
 use experiments::supervise::{ExecBoundArgs, SuperviseArgs, exec_bound, supervise};
-use experiments::terminal::plain;
+use experiments::terminal::{in_one_line, plain};
 use experiments::tune::{TuneArgs, tune};
 use tokio::runtime::Runtime;
 
@@ -78,7 +78,7 @@ fn main() -> ExitCode {
     match dispatch(Cli::parse().command) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("error: {}", plain(&format!("{error:#}")));
+            eprintln!("error: {}", plain(&in_one_line(&error)));
             ExitCode::FAILURE
         }
     }

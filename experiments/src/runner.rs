@@ -27,7 +27,7 @@ use crate::served_model::{self, take_in_model};
 use crate::server_process::{ServerConfig, ServerProcess, free_port, log_tail};
 use crate::spec::Experiment;
 use crate::summary::Summary;
-use crate::terminal::{note, say};
+use crate::terminal::{in_one_line, note, say};
 use crate::utc;
 
 const HEALTH_POLL: Duration = Duration::from_millis(100);
@@ -146,7 +146,7 @@ pub async fn run_replicate(
                 (!remarks.is_empty()).then(|| remarks.join("; ")),
             )
         }
-        Err(error) => (RunStatus::Failed, Some(format!("{error:#}"))),
+        Err(error) => (RunStatus::Failed, Some(in_one_line(&error))),
     };
     let dir = record.dir().to_path_buf();
     record.finish(status, reason.clone())?;

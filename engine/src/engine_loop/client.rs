@@ -15,6 +15,7 @@ pub(super) struct Client {
     pub n_tokens: u64,
     /// When its client's request was there: what comes before it is submitted takes time, too.
     pub received: Instant,
+    pub n_preemptions: u64,
     pub submitted: Instant,
     /// When it first got a place in the running batch.
     pub admitted: Option<Instant>,
@@ -58,6 +59,9 @@ impl Client {
                 metrics.decode_s.observe(decode_s);
                 metrics.n_prompt.observe(self.n_prompt as f64);
                 metrics.n_generated.observe(self.n_tokens as f64);
+                metrics
+                    .n_request_preemptions
+                    .observe(self.n_preemptions as f64);
                 metrics.n_asked.observe(self.max_new_tokens as f64);
                 if self.n_tokens > 1 {
                     metrics

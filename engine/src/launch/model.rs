@@ -7,7 +7,7 @@ use crate::config::EngineConfig;
 use crate::config::typed::{self, Quantization};
 use crate::model::config::ModelConfig;
 use crate::model::config_json;
-use crate::model::sampling_defaults::SamplingDefaults;
+use crate::model::sampling_defaults::{Recommendation, SamplingDefaults};
 use crate::source::hub::Parts;
 use crate::source::{self, ModelFiles, ModelSource, Progress, ResolvedModel, SourceError};
 use crate::text::{ChatTemplate, Tokenizer};
@@ -174,23 +174,26 @@ fn check_quantization(asked: Option<Quantization>, format: &str) -> Result<(), L
 
 /// What the model's makers recommend for requests that do not say how to sample, where the flags
 /// ask for it.
-pub(super) fn sampling_defaults(
+pub(super) fn recommendation(
     config: &EngineConfig,
     model: &ResolvedModel,
-) -> Result<SamplingDefaults, LaunchError> {
-    let defaults = match (config.sampling_defaults, &model.files) {
+) -> Result<Recommendation, LaunchError> {
+    let found = match (config.sampling_defaults, &model.files) {
         (typed::SamplingDefaultsName::Model, ModelFiles::Folder(dir)) => {
-            SamplingDefaults::read_folder(dir).map_err(SourceError::Config)?
+            Recommendation::read_folder(dir).map_err(SourceError::Config)?
         }
-        _ => SamplingDefaults::default(),
+        _ => Recommendation::default(),
     };
-    if defaults != SamplingDefaults::default() {
+    for value in &found.dropped {
+        tracing::warn!("dropped from the model's recommendations: {value}");
+    }
+    if found.defaults != SamplingDefaults::default() {
         tracing::info!(
-            ?defaults,
+            defaults = ?found.defaults,
             "requests that do not say how to sample follow the model's generation_config.json"
         );
     }
-    Ok(defaults)
+    Ok(found)
 }
 
 /// Tokenizer and chat template of a model.

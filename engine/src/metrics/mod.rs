@@ -32,6 +32,7 @@ const TOKEN_BOUNDS: &[f64] = &[
     20_000.0, 50_000.0, 100_000.0, 200_000.0,
 ];
 const CHOICE_BOUNDS: &[f64] = &[1.0, 2.0, 5.0, 10.0, 20.0];
+const PREEMPTION_BOUNDS: &[f64] = &[1.0, 2.0, 3.0, 4.0, 5.0, 10.0, 20.0];
 const E2E_BOUNDS_S: &[f64] = &[
     0.05, 0.1, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0,
     120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0,
@@ -43,6 +44,8 @@ pub struct Metrics {
     model_name: String,
     pub n_running: Gauge,
     pub n_waiting: Gauge,
+    /// Of the waiting, those whose prefix another request is computing.
+    pub n_deferred: Gauge,
     pub kv_pages_used: Gauge,
     pub kv_pages_cached: Gauge,
     pub kv_pages_total: Gauge,
@@ -87,6 +90,8 @@ pub struct Metrics {
     pub inference_s: Histogram,
     pub n_prompt: Histogram,
     pub n_generated: Histogram,
+    /// How often a finished request was preempted.
+    pub n_request_preemptions: Histogram,
     /// `max_tokens` of answered requests.
     pub n_asked: Histogram,
     /// Choices of a prompt, once they have all ended.
@@ -114,6 +119,7 @@ impl Metrics {
             model_name: model_name.into(),
             n_running: Gauge::default(),
             n_waiting: Gauge::default(),
+            n_deferred: Gauge::default(),
             kv_pages_used: Gauge::default(),
             kv_pages_cached: Gauge::default(),
             kv_pages_total: Gauge::default(),
@@ -152,6 +158,7 @@ impl Metrics {
             inference_s: Histogram::new(E2E_BOUNDS_S),
             n_prompt: Histogram::new(TOKEN_BOUNDS),
             n_generated: Histogram::new(TOKEN_BOUNDS),
+            n_request_preemptions: Histogram::new(PREEMPTION_BOUNDS),
             n_asked: Histogram::new(TOKEN_BOUNDS),
             n_choices: Histogram::new(CHOICE_BOUNDS),
             n_longest: Histogram::new(TOKEN_BOUNDS),
@@ -170,6 +177,7 @@ impl Metrics {
     pub fn record_stats(&self, stats: &SchedulerStats) {
         self.n_running.set(stats.n_running as f64);
         self.n_waiting.set(stats.n_waiting as f64);
+        self.n_deferred.set(stats.n_deferred as f64);
         self.kv_pages_used.set(stats.n_pages_used as f64);
         self.kv_pages_total.set(stats.n_pages_total as f64);
         self.kv_pages_cached.set(stats.n_pages_cached as f64);

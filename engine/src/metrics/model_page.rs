@@ -64,6 +64,17 @@ impl Metrics {
         for (name, help, value) in gauges {
             page.gauge(name, help, *value);
         }
+        let (n_waiting, n_deferred) = (self.n_waiting.get(), self.n_deferred.get());
+        page.gauges(
+            "vllm:num_requests_waiting_by_reason",
+            "Requests waiting for admission: for a place or pages (capacity), or for a prefix that \
+             another request is computing (deferred).",
+            "reason",
+            &[
+                ("capacity", (n_waiting - n_deferred).max(0.0)),
+                ("deferred", n_deferred),
+            ],
+        );
         page.counters(
             "engine_host_kv_moves_total",
             "KV cache pages that went to the host, came back, or were on the host and computed \
@@ -210,7 +221,7 @@ impl Metrics {
             ),
             (
                 "vllm:time_per_output_token_seconds",
-                "Share of KV cache pages in use, under vLLM's older name; 1 is all.",
+                "Seconds between two tokens of a request, under vLLM's older name.",
                 &self.itl_s,
             ),
             (
@@ -252,6 +263,11 @@ impl Metrics {
                 "vllm:request_generation_tokens",
                 "Output tokens of a finished request.",
                 &self.n_generated,
+            ),
+            (
+                "vllm:request_num_preemptions",
+                "How often a finished request was preempted.",
+                &self.n_request_preemptions,
             ),
             (
                 "vllm:request_params_max_tokens",

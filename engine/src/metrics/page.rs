@@ -46,8 +46,14 @@ impl<'a> Page<'a> {
     }
 
     pub fn gauge(&mut self, name: &str, help: &str, value: f64) {
+        self.gauges(name, help, "", &[("", value)]);
+    }
+
+    pub fn gauges(&mut self, name: &str, help: &str, label: &str, values: &[(&str, f64)]) {
         self.head(name, help, "gauge");
-        self.sample(name, "", "", value);
+        for (label_value, value) in values {
+            self.sample(name, label, label_value, *value);
+        }
     }
 
     /// A gauge of 1 whose labels say what is fixed.

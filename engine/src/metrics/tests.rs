@@ -55,6 +55,7 @@ fn the_text_is_valid_and_says_what_was_recorded() {
     metrics.record_stats(&SchedulerStats {
         n_running: 3,
         n_waiting: 4,
+        n_deferred: 1,
         n_pages_used: 5,
         n_pages_cached: 6,
         n_pages_total: 20,
@@ -72,6 +73,11 @@ fn the_text_is_valid_and_says_what_was_recorded() {
     let value = |series: &str| samples[series];
     assert_eq!(value("vllm:num_requests_running{model_name=\"m\"}"), 3.0);
     assert_eq!(value("vllm:num_requests_waiting{model_name=\"m\"}"), 4.0);
+    for (reason, n) in [("capacity", 3.0), ("deferred", 1.0)] {
+        let series =
+            format!("vllm:num_requests_waiting_by_reason{{model_name=\"m\",reason=\"{reason}\"}}");
+        assert_eq!(value(&series), n);
+    }
     assert_eq!(value("engine_kv_pages_cached{model_name=\"m\"}"), 6.0);
     assert_eq!(
         value("vllm:prefix_cache_queries_total{model_name=\"m\"}"),

@@ -9,6 +9,7 @@ use std::path::Path;
 use super::config::ConfigError;
 use super::config_json::read_json;
 use super::json_fields::Fields;
+use crate::sampler::ranges::{self, Range};
 
 /// `None`: the file does not say, and OpenAI's default holds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, serde::Serialize)]
@@ -21,9 +22,17 @@ pub struct SamplingDefaults {
     pub repetition_penalty: Option<f32>,
 }
 
-impl SamplingDefaults {
-    /// Reads the file of a folder; nothing is recommended where there is none. A value outside the
-    /// range that a request may ask for is an error.
+/// What a model's file says, and what of it does not count.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Recommendation {
+    pub defaults: SamplingDefaults,
+    /// Values that no request may ask for, each with its range: as if the file did not have them.
+    pub dropped: Vec<String>,
+}
+
+impl Recommendation {
+    /// Reads the file of a folder; nothing is recommended where there is none. The ranges are those
+    /// of requests. What is no number is an error.
     pub fn read_folder(dir: &Path) -> Result<Self, ConfigError> {
         let path = dir.join("generation_config.json");
         if !path.exists() {
@@ -31,21 +40,44 @@ impl SamplingDefaults {
         }
         let json = read_json(&path)?;
         let fields = Fields::of(&json, "generation_config.json: ")?;
-        let ranged = |key: &str, min: f64, max: f64| match fields.number(key)? {
-            Some(value) if !(min..=max).contains(&value) => {
-                let limit = format!("{min} to {max}; --sampling-defaults openai does without");
-                Err(ConfigError::invalid(fields.key(key), value, limit))
-            }
-            value => Ok(value.map(|value| value as f32)),
+        let mut dropped = Vec::new();
+        let mut drop_value = |name: &str, value: f64, range: &dyn std::fmt::Display| {
+            dropped.push(format!(
+                "{} is {value}, but may be {range}",
+                fields.key(name)
+            ));
         };
-        Ok(Self {
-            temperature: ranged("temperature", 0.0, 2.0)?,
+        let mut ranged = |range: Range| -> Result<Option<f32>, ConfigError> {
+            let Some(value) = fields.number(range.name)? else {
+                return Ok(None);
+            };
+            let taken = range.take(value);
+            if taken.is_none() {
+                drop_value(range.name, value, &range);
+            }
+            Ok(taken)
+        };
+        let temperature = ranged(ranges::TEMPERATURE)?;
+        let top_p = ranged(ranges::TOP_P)?;
+        let min_p = ranged(ranges::MIN_P)?;
+        let repetition_penalty = ranged(ranges::REPETITION_PENALTY)?;
+        let (least, most) = (*ranges::TOP_K.start(), *ranges::TOP_K.end());
+        let top_k = match fields.number("top_k")? {
+            Some(k) if !(least as f64..=most as f64).contains(&k) => {
+                drop_value("top_k", k, &format_args!("{least} to {most}"));
+                None
+            }
             // Below 1 all tokens are kept, as requests have it.
-            top_k: ranged("top_k", -1.0, f64::from(i32::MAX))?.map(|k| k.max(0.0) as usize),
-            top_p: ranged("top_p", 0.001, 1.0)?,
-            min_p: ranged("min_p", 0.0, 1.0)?,
-            repetition_penalty: ranged("repetition_penalty", 0.01, 10.0)?,
-        })
+            k => k.map(|k| k.max(0.0) as usize),
+        };
+        let defaults = SamplingDefaults {
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            repetition_penalty,
+        };
+        Ok(Self { defaults, dropped })
     }
 }
 
@@ -53,10 +85,16 @@ impl SamplingDefaults {
 mod tests {
     use super::*;
 
-    fn read(text: &str) -> Result<SamplingDefaults, String> {
+    fn read_all(text: &str) -> Result<Recommendation, String> {
         let dir = tempfile::tempdir().expect("a folder");
         std::fs::write(dir.path().join("generation_config.json"), text).expect("written");
-        SamplingDefaults::read_folder(dir.path()).map_err(|error| error.to_string())
+        Recommendation::read_folder(dir.path()).map_err(|error| error.to_string())
+    }
+
+    fn read(text: &str) -> Result<SamplingDefaults, String> {
+        let read = read_all(text)?;
+        assert_eq!(read.dropped, [] as [String; 0]);
+        Ok(read.defaults)
     }
 
     #[test]
@@ -80,27 +118,46 @@ mod tests {
             })
         );
         let empty = tempfile::tempdir().expect("a folder");
-        let nothing = SamplingDefaults::read_folder(empty.path()).expect("no file is no error");
-        assert_eq!(nothing, SamplingDefaults::default());
+        let nothing = Recommendation::read_folder(empty.path()).expect("no file is no error");
+        assert_eq!(nothing, Recommendation::default());
+    }
+
+    /// One table of ranges: what a request may say, the file may recommend.
+    #[test]
+    fn the_ends_of_every_range_are_taken_and_what_is_beyond_is_dropped_by_name() {
+        for range in [
+            ranges::TEMPERATURE,
+            ranges::TOP_P,
+            ranges::MIN_P,
+            ranges::REPETITION_PENALTY,
+        ] {
+            let (name, least, most) = (range.name, f64::from(range.least), f64::from(range.most));
+            for value in [least, most, least.midpoint(most).min(2.5)] {
+                let read = read(&format!("{{\"{name}\": {value}}}")).expect(name);
+                assert_ne!(read, SamplingDefaults::default(), "{name} {value}");
+            }
+            for value in [least - 1.0, most * 2.0] {
+                let read = read_all(&format!("{{\"{name}\": {value}, \"top_k\": 7}}")).expect(name);
+                let rest = SamplingDefaults {
+                    top_k: Some(7),
+                    ..SamplingDefaults::default()
+                };
+                assert_eq!(read.defaults, rest);
+                let expected =
+                    format!("generation_config.json: {name} is {value}, but may be {range}");
+                assert_eq!(read.dropped, [expected]);
+            }
+        }
+        let read_k = read_all("{\"top_k\": -2}").expect("reads");
+        assert_eq!(read_k.defaults.top_k, None);
+        let expected = "generation_config.json: top_k is -2, but may be -1 to 2147483647";
+        assert_eq!(read_k.dropped, [expected]);
     }
 
     #[test]
-    fn values_that_no_request_may_ask_for_are_refused_by_name() {
-        for (key, value) in [
-            ("temperature", "5"),
-            ("temperature", "-1"),
-            ("top_p", "0"),
-            ("top_p", "1.5"),
-            ("top_k", "-2"),
-            ("min_p", "2"),
-            ("repetition_penalty", "0"),
-            ("temperature", "\"hot\""),
-        ] {
-            let error = read(&format!("{{\"{key}\": {value}}}")).expect_err(key);
-            assert!(
-                error.contains(&format!("generation_config.json: {key} is {value}")),
-                "{error}"
-            );
-        }
+    fn what_is_no_number_is_refused_by_name() {
+        let error = read_all("{\"temperature\": \"hot\"}").expect_err("refused");
+        let expected = "generation_config.json: temperature is \"hot\"";
+        assert!(error.contains(expected), "{error}");
     }
 }

@@ -47,6 +47,8 @@ impl std::fmt::Display for Range {
 }
 
 pub const TEMPERATURE: Range = Range::new("temperature", 0.0, f32::MAX);
+/// Below 1 all tokens are kept.
+pub const TOP_K: std::ops::RangeInclusive<i64> = -1..=i32::MAX as i64;
 pub const TOP_P: Range = Range::new("top_p", 0.0, 1.0);
 pub const MIN_P: Range = Range::new("min_p", 0.0, 1.0);
 pub const REPETITION_PENALTY: Range = Range::new("repetition_penalty", 0.01, 10.0);

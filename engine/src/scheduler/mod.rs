@@ -18,7 +18,8 @@
 //! - A prompt whose tokens are scored is computed from its first token on, whatever is cached, and
 //!   in chunks of at most [`SCORED_CHUNK`] tokens: each costs a row of logits.
 //! - A decode step runs up to `n_continuous_decode_steps` tokens a row, as many as every row may
-//!   still produce and has pages for; one at a time while a row's tokens follow a grammar.
+//!   still produce and has pages for; one at a time while a row's tokens follow a grammar. A row
+//!   whose next mask is not there yet can be held back: it keeps its pages and sits a step out.
 //! - Where decoding rows need pages and none are left, the last admitted sequence is preempted: its
 //!   pages go back, it waits again (with its old arrival) and later recomputes prompt and output.
 //!   The first admitted one is never preempted while others run, and alone it fits the pool, so
@@ -55,6 +56,7 @@ use crate::kv::prefix::extend_chain;
 use crate::kv::{IntegrityError, PAGE_TOKENS, PageAllocator, PageTable, Prefix, PrefixIndex};
 use crate::request::{FinishReason, Request, RequestId, TokenEvent};
 use crate::sampler::{self, SamplerError};
+use crate::structured::Guide;
 
 /// Tokens of a prompt that is scored in one step: bounds what others wait for.
 const SCORED_CHUNK: usize = 256;
@@ -149,6 +151,9 @@ pub enum AddError {
 pub struct SchedulerStats {
     pub n_running: usize,
     pub n_waiting: usize,
+    /// Of the waiting, those that the last step passed over because another request was computing
+    /// their prefix.
+    pub n_deferred: usize,
     /// In use by running requests.
     pub n_pages_used: usize,
     /// Kept for requests to come; they count as free.
@@ -189,6 +194,8 @@ pub struct Scheduler {
     /// The last step computed prompts and no decode row, so decode rows are next.
     decode_is_due: bool,
     queue_waits: Vec<(RequestId, Duration)>,
+    preempted: Vec<RequestId>,
+    n_deferred: usize,
     row_memory: RowMemory,
 }
 
@@ -213,6 +220,8 @@ impl Scheduler {
             host_counts: HostTierCounts::default(),
             decode_is_due: false,
             queue_waits: Vec::new(),
+            preempted: Vec::new(),
+            n_deferred: 0,
             row_memory: RowMemory::default(),
             config,
         }
@@ -226,6 +235,21 @@ impl Scheduler {
     /// `plan`, as time is. Only with [`SchedulerConfig::run_ahead`].
     pub fn set_foretells(&mut self, foretells: bool) {
         self.foretells = foretells;
+    }
+
+    /// The guides of running requests.
+    pub fn guides(&self) -> impl Iterator<Item = &Guide> {
+        let running = self.running.iter();
+        running.filter_map(|s| s.request.sampling.guide.as_ref())
+    }
+
+    /// Which running requests the next plan leaves out, by their guides: an input of `plan`, as
+    /// time is. Replaces what was said before.
+    pub fn hold_back(&mut self, is_held_back: impl Fn(&Guide) -> bool) {
+        for sequence in &mut self.running {
+            let guide = sequence.request.sampling.guide.as_ref();
+            sequence.is_held_back = guide.is_some_and(&is_held_back);
+        }
     }
 
     /// Queues a request that arrived at `now` (on the caller's monotonic clock).
@@ -252,6 +276,7 @@ impl Scheduler {
             n_kept_pages: 0,
             n_cached: 0,
             ended: false,
+            is_held_back: false,
             is_broken: false,
             scores: Scores::default(),
             was_admitted: false,
@@ -305,6 +330,7 @@ impl Scheduler {
         SchedulerStats {
             n_running: self.running.len(),
             n_waiting: self.waiting.len(),
+            n_deferred: self.n_deferred.min(self.waiting.len()),
             n_pages_used: self.allocator.n_pages_used(),
             n_pages_cached: self.allocator.n_pages_cached(),
             n_pages_total: self.allocator.n_pages_total(),
@@ -317,6 +343,11 @@ impl Scheduler {
     /// How long each request admitted (for the first time) since the last call had waited.
     pub fn take_queue_waits(&mut self) -> Vec<(RequestId, Duration)> {
         std::mem::take(&mut self.queue_waits)
+    }
+
+    /// The requests preempted since the last call; one may be in it more than once.
+    pub fn take_preempted(&mut self) -> Vec<RequestId> {
+        std::mem::take(&mut self.preempted)
     }
 
     /// Pages, tables and counts agree. O(pages): for tests and debugging.
@@ -356,6 +387,7 @@ impl Scheduler {
         sequence.scores.made.clear();
         self.n_preemptions += 1;
         let id = sequence.request.id;
+        self.preempted.push(id);
         let key = self.waiting.insert(sequence);
         self.place.insert(id, Place::Waiting(key));
     }

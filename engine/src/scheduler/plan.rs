@@ -14,7 +14,7 @@ const MAX_PASSED_OVER: usize = 64;
 
 impl Scheduler {
     /// The next step; without rows only if there is no request, or if all wait for pages that the
-    /// step brings back from the host.
+    /// step brings back from the host or are held back.
     pub fn plan(&mut self, now: Duration) -> StepPlan {
         let mut plan = if self.config.mixed_chunk {
             self.plan_mixed(now)
@@ -63,14 +63,14 @@ impl Scheduler {
         // Decode rows get their pages first: growing them may preempt, and must not preempt what
         // this very step admits.
         self.grow_decoding(1);
-        let n_riders = self.running.iter().filter(|s| s.is_decoding()).count();
+        let n_riders = self.running.iter().filter(|s| s.is_due()).count();
         let n_running = self.running.len();
         let mut rows = self.prefill_rows(now, n_riders);
         if rows.is_empty() {
             self.row_memory.take_back(rows);
             return self.decode_step(Then::Decode);
         }
-        for sequence in self.running[..n_running].iter().filter(|s| s.is_decoding()) {
+        for sequence in self.running[..n_running].iter().filter(|s| s.is_due()) {
             self.row_memory.push(&mut rows, sequence, 1);
         }
         prefill_step(rows)
@@ -97,7 +97,7 @@ impl Scheduler {
             0
         };
         let mut rows = self.row_memory.list();
-        for sequence in self.running.iter().filter(|s| s.is_decoding()) {
+        for sequence in self.running.iter().filter(|s| s.is_due()) {
             self.row_memory.push(&mut rows, sequence, 1);
         }
         StepPlan {
@@ -112,7 +112,7 @@ impl Scheduler {
     /// that number. Preempts from the end where there are not enough for a single one.
     fn grow_decoding(&mut self, wanted: usize) -> usize {
         loop {
-            let decoding = || self.running.iter().filter(|s| s.is_decoding());
+            let decoding = || self.running.iter().filter(|s| s.is_due());
             let n_left = decoding()
                 .map(Sequence::n_output_left)
                 .min()
@@ -125,7 +125,7 @@ impl Scheduler {
                 n_missing <= n_available
             });
             if let Some(n_steps) = fitting {
-                for s in self.running.iter_mut().filter(|s| s.is_decoding()) {
+                for s in self.running.iter_mut().filter(|s| s.is_due()) {
                     let grown = self.allocator.grow(&mut s.pages, s.n_computed + n_steps);
                     debug_assert!(grown, "the pages were counted above");
                 }
@@ -136,9 +136,9 @@ impl Scheduler {
     }
 
     /// Behind a step of `n_steps`: how many the next one will have if nothing new happens, with
-    /// pages for them where they are to be had from nobody; else 0.
+    /// pages for them where they are free; else 0.
     fn grow_ahead(&mut self, n_steps: usize) -> usize {
-        let decoding = || self.running.iter().filter(|s| s.is_decoding());
+        let decoding = || self.running.iter().filter(|s| s.is_due());
         let n_left = decoding().map(Sequence::n_output_left).min().unwrap_or(0);
         let n_next_steps = n_left.saturating_sub(n_steps).min(n_steps);
         let n_missing: usize = decoding()
@@ -147,7 +147,7 @@ impl Scheduler {
         if n_next_steps == 0 || n_missing > self.allocator.n_pages_available() {
             return 0;
         }
-        for s in self.running.iter_mut().filter(|s| s.is_decoding()) {
+        for s in self.running.iter_mut().filter(|s| s.is_due()) {
             let n_tokens = s.n_computed + n_steps + n_next_steps;
             let grown = self.allocator.grow(&mut s.pages, n_tokens);
             debug_assert!(grown, "the pages were counted above");
@@ -171,7 +171,8 @@ impl Scheduler {
             is_untouched: true,
         };
         let mut rows = self.row_memory.list();
-        let computes_prompt = |s: &&Sequence| !s.is_decoding() && !s.is_restoring();
+        let computes_prompt =
+            |s: &&Sequence| !s.is_decoding() && !s.is_restoring() && !s.is_held_back;
         for sequence in self.running.iter().filter(computes_prompt) {
             match budget.take(sequence.chunk_of(sequence.n_uncomputed())) {
                 0 => return rows,
@@ -179,6 +180,7 @@ impl Scheduler {
             }
         }
         let max_running = self.config.max_running_requests.max(1);
+        self.n_deferred = 0;
         if self.waiting.is_empty() || self.running.len() >= max_running {
             return rows;
         }
@@ -222,6 +224,7 @@ impl Scheduler {
             }
             self.enter_running(sequence, now);
         }
+        self.n_deferred = cursor.n_passed();
         rows
     }
 

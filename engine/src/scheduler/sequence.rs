@@ -35,6 +35,8 @@ pub(super) struct Sequence {
     /// Prompt tokens whose KV was cached at the first admission.
     pub n_cached: usize,
     pub ended: bool,
+    /// What its next token may be is not known yet: it sits out the next plan.
+    pub is_held_back: bool,
     /// Its last row failed: what that row computed is not shared with others.
     pub is_broken: bool,
     pub scores: Scores,
@@ -71,6 +73,11 @@ impl Sequence {
     /// One known token is left to compute, and it samples the next: a decode row.
     pub fn is_decoding(&self) -> bool {
         self.n_uncomputed() == 1 && self.request.max_new_tokens > 0
+    }
+
+    /// It has a decode row in the next plan.
+    pub fn is_due(&self) -> bool {
+        self.is_decoding() && !self.is_held_back
     }
 
     /// Scores of its prompt are still to be made.

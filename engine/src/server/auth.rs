@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
-use axum::http::{HeaderName, HeaderValue, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use sha2::{Digest, Sha256};
@@ -41,7 +41,7 @@ pub async fn check_key(
 
 fn refusal(state: &AppState, request: &Request) -> Option<ApiError> {
     let path = request.uri().path();
-    let has_sent = |key: &str| sent_keys(request).any(|sent| is_same(sent, key.as_bytes()));
+    let has_sent = |key: &str| has_sent(request.headers(), key);
     let admin_key = state.http.admin_api_key.as_deref();
     if is_admin(path) {
         match admin_key {
@@ -58,6 +58,18 @@ fn refusal(state: &AppState, request: &Request) -> Option<ApiError> {
     }
 }
 
+/// Whether a request to an open path may be told what the others are told: it brought a key, or
+/// none is set.
+pub(super) fn is_trusted(state: &AppState, headers: &HeaderMap) -> bool {
+    let (user, admin) = (&state.http.api_key, &state.http.admin_api_key);
+    let mut keys = user.iter().chain(admin);
+    user.is_none() || keys.any(|key| has_sent(headers, key))
+}
+
+fn has_sent(headers: &HeaderMap, key: &str) -> bool {
+    sent_keys(headers).any(|sent| is_same(sent, key.as_bytes()))
+}
+
 fn wrong_admin_key(path: &str) -> ApiError {
     let mut error = ApiError::wrong_key();
     error.message = format!("{path} asks for the admin key as `Authorization: Bearer <key>`");
@@ -65,8 +77,7 @@ fn wrong_admin_key(path: &str) -> ApiError {
 }
 
 /// Clients of other APIs send it as `X-Api-Key`, some both ways.
-fn sent_keys(request: &Request) -> impl Iterator<Item = &[u8]> {
-    let headers = request.headers();
+fn sent_keys(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
     let bearer = headers.get(header::AUTHORIZATION).and_then(|value| {
         let (scheme, key) = value.as_bytes().split_at_checked("Bearer ".len())?;
         scheme.eq_ignore_ascii_case(b"Bearer ").then_some(key)

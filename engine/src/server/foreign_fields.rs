@@ -72,7 +72,35 @@ fn table() -> Vec<(&'static str, Vec<Value>)> {
         ("n_indent", zero()),
         ("t_max_predict_ms", zero()),
         ("reasoning_format", vec![json!("auto")]),
+        ("reasoning_budget", vec![json!(-1)]),
+        ("reasoning_budget_tokens", vec![json!(-1)]),
+        ("thinking_budget_tokens", vec![json!(-1)]),
+        ("min_keep", zero()),
+        ("penalize_nl", vec![json!(false)]),
+        ("response_fields", off()),
+        // Anthropic's, Ollama's
+        ("thinking", vec![]),
+        ("think", vec![]),
+        ("output_config", off()),
+        ("json_mode", off()),
+        ("format", off()),
+        ("options", off()),
+        ("system", off()),
+        ("stop_sequences", off()),
+        ("max_tokens_to_sample", vec![]),
+        ("num_predict", vec![]),
+        ("num_ctx", vec![]),
+        ("raw", off()),
+        ("template", off()),
+        ("images", off()),
+        ("lora", off()),
         // OpenAI's, TGI's
+        ("instructions", off()),
+        ("adapter_id", off()),
+        ("truncate", vec![]),
+        ("return_full_text", vec![json!(false)]),
+        ("do_sample", vec![json!(true)]),
+        ("num_beams", one()),
         ("web_search_options", vec![]),
         ("prediction", vec![]),
         ("verbosity", vec![json!("medium")]),
@@ -87,9 +115,27 @@ fn table() -> Vec<(&'static str, Vec<Value>)> {
 /// Refuses every field of the table that asks for something.
 pub fn refuse(fields: &mut Fields) -> Result<(), ApiError> {
     for (name, asks_for_nothing) in table() {
-        fields.refuse(name, &asks_for_nothing)?;
+        fields
+            .refuse(name, &asks_for_nothing)
+            .map_err(|error| with_ours(name, error))?;
     }
     Ok(())
+}
+
+/// Names the field that does the same here, where there is one.
+fn with_ours(name: &str, mut error: ApiError) -> ApiError {
+    let ours = match name {
+        "thinking" | "think" | "reasoning_budget" => {
+            "chat_template_kwargs: {\"enable_thinking\": false}, where the model's template reads it"
+        }
+        "format" | "json_mode" | "output_config" => "response_format",
+        "stop_sequences" => "stop",
+        "max_tokens_to_sample" | "num_predict" | "n_predict" => "max_tokens",
+        "system" | "instructions" => "a message of the role \"system\"",
+        _ => return error,
+    };
+    error.message = format!("{}; use {ours}", error.message);
+    error
 }
 
 /// A `priority` that no policy would read is refused, as vLLM does.
@@ -122,6 +168,29 @@ mod tests {
             let error = refuse(&mut body(&json!("something"))).expect_err(name);
             assert_eq!(error.param.as_deref(), Some(name));
             assert!(error.message.contains(name), "{error}");
+        }
+    }
+
+    /// Other servers' ways to ask for something that this server does under a name of its own.
+    #[test]
+    fn a_refusal_names_the_field_that_does_the_same() {
+        for (body, ours) in [
+            (json!({"thinking": {"type": "disabled"}}), "enable_thinking"),
+            (json!({"think": false}), "enable_thinking"),
+            (json!({"reasoning_budget": 0}), "enable_thinking"),
+            (json!({"format": "json"}), "response_format"),
+            (json!({"json_mode": true}), "response_format"),
+            (json!({"stop_sequences": ["x"]}), "use stop"),
+        ] {
+            let text = body.to_string();
+            let mut fields = Fields::parse(text.as_bytes()).expect("an object");
+            let error = refuse(&mut fields).expect_err("refused");
+            assert!(error.message.contains(ours), "{error}");
+        }
+        for body in [json!({"min_keep": 3}), json!({"options": {"num_ctx": 8}})] {
+            let text = body.to_string();
+            let mut fields = Fields::parse(text.as_bytes()).expect("an object");
+            refuse(&mut fields).expect_err("refused");
         }
     }
 }

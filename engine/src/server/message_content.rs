@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 
 use super::error::ApiError;
 use super::fields::{kind_of, show};
+use crate::text::has_large_integers;
 
 /// Message `i` of a request, checked.
 pub fn check_message(i: usize, message: Value) -> Result<Value, ApiError> {
@@ -55,7 +56,9 @@ pub fn check_message(i: usize, message: Value) -> Result<Value, ApiError> {
     message.insert("content".to_owned(), Value::String(read.text));
     keep_thought(&mut message, read.thought);
     if let Some(calls) = message.get_mut("tool_calls").and_then(Value::as_array_mut) {
-        calls.iter_mut().for_each(parse_arguments);
+        for (i, call) in calls.iter_mut().enumerate() {
+            parse_arguments(&format!("{path}.tool_calls[{i}]"), call)?;
+        }
     }
     Ok(Value::Object(message))
 }
@@ -144,19 +147,36 @@ fn join_parts(path: &str, parts: Vec<Value>, is_assistant: bool) -> Result<Conte
     })
 }
 
-/// OpenAI sends a call's arguments as a string that holds JSON; templates want the object.
-fn parse_arguments(call: &mut Value) {
+/// OpenAI sends a call's arguments as a string that holds JSON; templates want the object. One with
+/// integers beyond 64 bits stays a string, which the template's side makes the object of.
+fn parse_arguments(path: &str, call: &mut Value) -> Result<(), ApiError> {
     let Some(arguments) = call.pointer_mut("/function/arguments") else {
-        return;
+        return Ok(());
     };
-    let parsed = arguments
-        .as_str()
-        .and_then(|text| serde_json::from_str::<Value>(text).ok());
-    if let Some(object @ Value::Object(_)) = parsed {
-        *arguments = object;
-    } else if arguments.as_str() == Some("") {
+    let Some(text) = arguments.as_str() else {
+        return Ok(());
+    };
+    if text.is_empty() {
         *arguments = json!({});
+        return Ok(());
     }
+    let Ok(object @ Value::Object(_)) = serde_json::from_str::<Value>(text) else {
+        return Ok(());
+    };
+    match has_large_integers(text) {
+        Ok(true) => {}
+        Ok(false) => *arguments = object,
+        Err(number) => {
+            let path = format!("{path}.function.arguments");
+            let number = show(&Value::from(number));
+            let text = format!(
+                "{path} has the integer {number}, but integers may have 128 bits; send it as a \
+                 string"
+            );
+            return Err(ApiError::invalid(path, text));
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -234,5 +254,22 @@ mod tests {
         ]}));
         let arguments = |i: usize| &message["tool_calls"][i]["function"]["arguments"];
         assert_eq!((arguments(0), arguments(1)), (&json!({"x": 1}), &json!({})));
+    }
+    /// As floats they would come back to the model as other numbers.
+    #[test]
+    fn integers_beyond_64_bits_stay_text_and_those_beyond_128_are_refused() {
+        let message = |number: &str| {
+            json!({"role": "assistant", "content": null, "tool_calls": [
+                {"type": "function", "function": {"name": "f", "arguments": format!("{{\"n\": {number}}}")}},
+            ]})
+        };
+        let large = "123456789012345678901234567890";
+        let read = read(message(large));
+        let arguments = &read["tool_calls"][0]["function"]["arguments"];
+        assert_eq!(arguments, &json!(format!("{{\"n\": {large}}}")));
+        let error = check_message(2, message(&"9".repeat(40))).expect_err("refused");
+        let path = "messages[2].tool_calls[0].function.arguments";
+        assert_eq!(error.param.as_deref(), Some(path));
+        assert!(error.message.contains("128 bits"), "{error}");
     }
 }

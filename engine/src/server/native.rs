@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
+use axum::http::HeaderMap;
 use serde_json::{Value, json};
 
 use super::error::ApiError;
@@ -77,10 +78,13 @@ pub async fn load(State(state): State<Arc<AppState>>) -> Result<Json<Value>, Api
 
 /// `/health_generate`: as `/health`, and each model that has nothing to do makes one token. A model
 /// that is busy shows by its steps whether it works, and is asked nothing.
-pub async fn health_generate(State(state): State<Arc<AppState>>) -> Result<Json<Value>, ApiError> {
+pub async fn health_generate(
+    State(state): State<Arc<AppState>>,
+    headers: HeaderMap,
+) -> Result<Json<Value>, ApiError> {
     /// One probe at a time: this path needs no key.
     static PROBING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
-    let answer = status::health(State(Arc::clone(&state))).await?;
+    let answer = status::health(State(Arc::clone(&state)), headers).await?;
     let _one = PROBING.lock().await;
     for entry in state.models.list() {
         if let Ok(model) = entry.serving()

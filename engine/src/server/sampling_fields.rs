@@ -218,7 +218,7 @@ fn take_params(
     let defaults = &limits.sampling_defaults;
     // -1 keeps all, as 0 does.
     let top_k = fields
-        .integer("top_k", -1..=i64::from(i32::MAX))?
+        .integer("top_k", ranges::TOP_K)?
         .map_or(defaults.top_k.unwrap_or(0), |k| k.max(0) as usize);
     let or = |own: Option<f32>, recommended: Option<f32>, neutral: f32| {
         own.or(recommended).unwrap_or(neutral)

@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Path, State};
-use axum::http::header;
+use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
+use super::auth;
 use super::error::ApiError;
 use super::exposition;
 use super::models::{Entry, ModelState};
@@ -17,18 +18,24 @@ use super::state::{AppState, ServedModel};
 use crate::errors::Code;
 
 /// 200 when requests are served: of several models, by one at least, and by none badly. 503 while
-/// loading, when stopping, when an engine failed, and when every model sleeps or is gone.
-pub async fn health(State(state): State<Arc<AppState>>) -> Result<Json<Value>, ApiError> {
+/// loading, when stopping, when an engine failed, and when every model sleeps or is gone. Several
+/// models are named to requests with the key only, where there is one.
+pub async fn health(
+    State(state): State<Arc<AppState>>,
+    headers: HeaderMap,
+) -> Result<Json<Value>, ApiError> {
     state.check_started()?;
     let entries = state.models.list();
+    let names_models = entries.len() > 1 && auth::is_trusted(&state, &headers);
     for entry in &entries {
         if entry
             .model()
             .is_some_and(|model| !model.engine.is_healthy())
         {
-            let of_which = match entries.len() {
-                1 => String::new(),
-                _ => format!(" of {}", entry.name()),
+            let of_which = if names_models {
+                format!(" of {}", entry.name())
+            } else {
+                String::new()
             };
             return Err(ApiError::new(
                 Code::EngineUnhealthy,
@@ -38,9 +45,16 @@ pub async fn health(State(state): State<Arc<AppState>>) -> Result<Json<Value>, A
     }
     if entries.iter().all(|entry| entry.serving().is_err()) {
         let first = entries.first();
-        return Err(first.map_or_else(ApiError::loading, |entry| entry.unavailable()));
+        let error = first.map_or_else(ApiError::loading, |entry| entry.unavailable());
+        if entries.len() == 1 || names_models {
+            return Err(error);
+        }
+        return Err(ApiError::new(
+            error.code,
+            error.code.entry().cause.to_owned(),
+        ));
     }
-    if entries.len() == 1 {
+    if !names_models {
         return Ok(Json(json!({"status": "ok"})));
     }
     let states: serde_json::Map<String, Value> = entries

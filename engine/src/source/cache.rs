@@ -30,10 +30,7 @@ pub fn default_cache_dir() -> Result<PathBuf, SourceError> {
     }
     match std::env::home_dir().filter(|home| home.is_absolute()) {
         Some(home) => Ok(home.join(".cache").join(FOLDER)),
-        None => Err(SourceError::fetch(
-            "a model",
-            "no cache folder: give --cache-dir, or set ENGINE_CACHE, XDG_CACHE_HOME or HOME",
-        )),
+        None => Err(SourceError::NoCacheFolder),
     }
 }
 

@@ -100,6 +100,12 @@ pub enum SourceError {
     /// The hub answers that there is no such thing, or none for the token that was sent.
     #[error("{what} from the hub: {message}")]
     NotOnHub { what: String, message: String },
+    /// The repository or package is there, and what was asked for is not in it, or not one of a
+    /// kind.
+    #[error("{what}: {message}")]
+    Choice { what: String, message: String },
+    #[error("no cache folder: give --cache-dir, or set ENGINE_CACHE, XDG_CACHE_HOME or HOME")]
+    NoCacheFolder,
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// The header of a file of weights.

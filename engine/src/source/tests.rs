@@ -314,6 +314,9 @@ fn tiny_qwen3_comes_with_the_qwen3_tokenizer() {
         .expect("inspects")
         .to_string();
     assert!(report.contains("Qwen3, 2 layers, hidden 64"), "{report}");
+    // A text far beyond every context is told from its bytes: the longest token has 128 of them.
+    let tokenizer = crate::text::Tokenizer::from_folder(&dir).expect("reads");
+    assert_eq!(tokenizer.least_tokens(&"x".repeat(1 << 20)), 1 << 13);
 }
 
 /// Synthetic models of another vocabulary have the first part of that tokenizer.

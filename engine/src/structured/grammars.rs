@@ -1,7 +1,7 @@
 //! Compiles constraints for one model's vocabulary.
 
 use std::panic::AssertUnwindSafe;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use llguidance::api::{GrammarInit, ParserLimits, TopLevelGrammar};
@@ -35,6 +35,7 @@ pub struct Grammars {
     eos_ids: Vec<u32>,
     max_bytes: usize,
     factory: OnceLock<Result<ParserFactory, StructuredError>>,
+    n_compiled: AtomicU64,
     workers: Arc<MaskWorkers>,
 }
 
@@ -53,6 +54,7 @@ impl Grammars {
             eos_ids,
             max_bytes,
             factory: OnceLock::new(),
+            n_compiled: AtomicU64::new(0),
             workers: Arc::default(),
         }
     }
@@ -126,6 +128,7 @@ impl Grammars {
             .compute_mask_or_eos()
             .map_err(|error| invalid(&error))?;
         Ok(Grammar {
+            id: self.n_compiled.fetch_add(1, Ordering::Relaxed),
             matchers: Mutex::new(vec![matcher]),
             n_lexers,
             n_guides: AtomicUsize::new(0),
@@ -235,6 +238,8 @@ fn shortened(message: &str) -> String {
 
 /// A compiled constraint, which any number of choices begin with.
 pub struct Grammar {
+    /// Of those of one model.
+    id: u64,
     /// One a lexer, each at the first token; made when a guide needs it.
     matchers: Mutex<Vec<Matcher>>,
     n_lexers: usize,
@@ -259,6 +264,7 @@ impl Grammar {
             matchers.push(matcher);
         }
         let matcher = matchers[index.min(matchers.len() - 1)].clone();
-        Guide::new(matcher, Arc::clone(&self.first), Arc::clone(&self.workers))
+        let (first, workers) = (Arc::clone(&self.first), Arc::clone(&self.workers));
+        Guide::new(matcher, first, self.id, workers)
     }
 }

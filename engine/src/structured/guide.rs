@@ -1,6 +1,8 @@
 //! One choice's place in its grammar.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::{Duration, Instant};
 
 use llguidance::Matcher;
 
@@ -12,6 +14,9 @@ use super::workers::MaskWorkers;
 #[derive(Clone)]
 pub struct Guide {
     state: Arc<Mutex<State>>,
+    /// The engine has waited for the next token's mask.
+    is_late: Arc<AtomicBool>,
+    grammar_id: u64,
     workers: Arc<MaskWorkers>,
 }
 
@@ -34,7 +39,13 @@ pub struct MaskCounts {
 }
 
 impl Guide {
-    pub(super) fn new(matcher: Matcher, mask: Arc<TokenMask>, workers: Arc<MaskWorkers>) -> Self {
+    /// `grammar_id` is the same for all choices of one request.
+    pub(super) fn new(
+        matcher: Matcher,
+        mask: Arc<TokenMask>,
+        grammar_id: u64,
+        workers: Arc<MaskWorkers>,
+    ) -> Self {
         let state = State {
             matcher,
             n_tokens: 0,
@@ -44,6 +55,8 @@ impl Guide {
         };
         Self {
             state: Arc::new(Mutex::new(state)),
+            is_late: Arc::default(),
+            grammar_id,
             workers,
         }
     }
@@ -52,7 +65,8 @@ impl Guide {
     /// a failure, which ends the request whatever is chosen.
     pub fn mask(&self, output_index: usize) -> Option<Arc<TokenMask>> {
         let mut state = self.state();
-        self.workers.count(state.unread.is_none());
+        let was_late = self.is_late.swap(false, Ordering::Relaxed);
+        self.workers.count(state.unread.is_none() && !was_late);
         state.read();
         if state.failure.is_none() && state.n_tokens != output_index {
             let n_tokens = state.n_tokens;
@@ -86,15 +100,40 @@ impl Guide {
         self.state().failure.clone()
     }
 
-    /// The next token's mask is there.
-    #[cfg(test)]
-    pub(super) fn is_ready(&self) -> bool {
-        self.state().unread.is_none()
+    /// The next token's mask is there. Never blocks: a mask that is being made is not there.
+    pub fn is_ready(&self) -> bool {
+        match self.state.try_lock() {
+            Ok(state) => state.unread.is_none(),
+            Err(TryLockError::Poisoned(state)) => state.into_inner().unread.is_none(),
+            Err(TryLockError::WouldBlock) => false,
+        }
     }
 
-    /// Makes the next token's mask, if nobody has.
+    /// Until all of `guides` have their next mask, but no longer than `limit` and the mask that
+    /// is being made when it is over. Makes masks itself meanwhile.
+    pub fn await_masks<'a>(guides: impl Iterator<Item = &'a Self>, limit: Duration) {
+        let begun = Instant::now();
+        for guide in guides.filter(|guide| !guide.is_ready()) {
+            guide.is_late.store(true, Ordering::Relaxed);
+            while !guide.is_ready() {
+                let left = limit.saturating_sub(begun.elapsed());
+                if left.is_zero() {
+                    break;
+                }
+                if !guide.workers.help() {
+                    guide.workers.wait(left, || !guide.is_ready());
+                }
+            }
+        }
+    }
+
+    /// Makes the next token's mask, if no other thread has.
     pub(super) fn prepare(&self) {
         self.state().read();
+    }
+
+    pub(super) fn grammar_id(&self) -> u64 {
+        self.grammar_id
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

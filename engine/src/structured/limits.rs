@@ -7,8 +7,9 @@ use llguidance::api::ParserLimits;
 
 /// Choices share so many lexers, since two that share one wait for each other's masks.
 pub(super) const MAX_LEXERS: usize = 4;
-/// States of all lexers of a request, of 1 to 4 KiB each.
-pub(super) const MAX_LEXER_STATES: usize = 50_000;
+/// States of all lexers of a request, of 1 to 4 KiB and some tens of microseconds each: what a
+/// request can take of the threads that make masks is a second or two, however many choices it has.
+pub(super) const MAX_LEXER_STATES: usize = 32_000;
 /// Symbols in all rules of a grammar together.
 const MAX_GRAMMAR_SIZE: usize = 100_000;
 /// Rules of a grammar, and what stands for them: the parser numbers them in 16 bits.

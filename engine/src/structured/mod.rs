@@ -7,7 +7,8 @@
 //!
 //! A mask takes longer than a token on a fast card, so it is made while something else is done:
 //! as soon as a token is known, [`workers`] make the mask of the next one, beside the engine's
-//! bookkeeping and the next forward pass. Who needs a mask that is not ready makes it on the spot.
+//! bookkeeping and the next forward pass. A step waits for its masks for a bounded time; rows whose
+//! masks are not there by then sit it out, so that a costly form holds up its own request alone.
 //! The guide is at one output token at a time, so rows that have one are never run ahead, and go
 //! one step at a time; a preempted sequence finds its guide where it left it.
 //!

@@ -21,8 +21,12 @@ fn grammars(max_bytes: usize) -> Grammars {
 
 /// For tests of what a guide goes through.
 pub(crate) fn guide_of(regex: &str) -> Guide {
+    grammar_of(regex).guide()
+}
+
+pub(super) fn grammar_of(regex: &str) -> Grammar {
     let grammar = compile(&Constraint::Regex(regex.to_owned()), Preamble::Nothing);
-    grammar.expect("compiles").guide()
+    grammar.expect("compiles")
 }
 
 fn compile(constraint: &Constraint, preamble: Preamble) -> Result<Grammar, StructuredError> {
@@ -159,6 +163,41 @@ fn a_grammar_may_refer_to_schemas() {
     for text in texts(&constraint, Preamble::Nothing) {
         let all = ["<a>1</a>", "<a>2</a>", "<b>true</b>", "<b>false</b>"];
         assert!(all.contains(&text.as_str()), "{text}");
+    }
+}
+
+/// A model that writes white space wherever it may still comes to the end.
+#[test]
+fn white_space_has_an_end() {
+    for constraint in [Constraint::JsonSchema(schema()), Constraint::JsonObject] {
+        for blank in [b'\n', b'\t', b' ', b'\r'] {
+            let grammar = compile(&constraint, Preamble::Nothing).expect("compiles");
+            let guide = grammar.guide();
+            let (mut longest, mut run, mut is_in_string) = (0, 0, false);
+            for i in 0..400 {
+                let mask = guide.mask(i).expect("a mask");
+                let blanks = [blank, b'\n', b'\t', b' ', b'\r'].map(u32::from);
+                let mut blanks = blanks.into_iter().filter(|_| !is_in_string);
+                let token = blanks.find(|blank| mask.allows(*blank));
+                run = if token.is_some() { run + 1 } else { 0 };
+                longest = longest.max(run);
+                // Ends strings and the object where that is possible.
+                let other = || {
+                    let ends = [END, u32::from(b'}'), u32::from(b'"')];
+                    let mut ends = ends.into_iter().skip(if is_in_string { 2 } else { 0 });
+                    let end = ends.find(|end| mask.allows(*end));
+                    end.unwrap_or_else(|| mask.allowed()[0])
+                };
+                let token = token.unwrap_or_else(other);
+                if token == END {
+                    break;
+                }
+                is_in_string ^= token == u32::from(b'"');
+                guide.advance(i, token);
+            }
+            // Two line breaks of two bytes and 20 blanks.
+            assert!((1..=24).contains(&longest), "{constraint:?}: {longest}");
+        }
     }
 }
 

@@ -19,6 +19,7 @@
 mod builtins;
 mod compile;
 mod conversation;
+mod exact_numbers;
 mod namespaces;
 mod python_methods;
 
@@ -29,6 +30,8 @@ use minijinja::{Environment, Error, ErrorKind, Value};
 use serde_json::{Map, Value as Json};
 
 use self::compile::compile;
+pub use self::exact_numbers::has_large_integers;
+use self::exact_numbers::message_value;
 use super::TextError;
 use super::gguf_metadata::GgufMetadata;
 use super::gguf_vocabulary;
@@ -271,7 +274,10 @@ impl ChatTemplate {
     fn scope(&self, input: &ChatInput<'_>) -> Result<Value, TextError> {
         let list = |items: &[Json]| Value::from(items.iter().map(to_value).collect::<Vec<_>>());
         let own = [
-            ("messages", list(input.messages)),
+            (
+                "messages",
+                Value::from(input.messages.iter().map(message_value).collect::<Vec<_>>()),
+            ),
             ("tools", input.tools.map_or(Value::from(()), list)),
             ("documents", Value::from(())),
             (
@@ -349,6 +355,11 @@ fn named_sources(config: &Json) -> Vec<(String, String)> {
 }
 
 fn to_value(json: &Json) -> Value {
+    to_value_with(json, &|text| Value::from(text))
+}
+
+/// With another way for strings.
+fn to_value_with(json: &Json, of_text: &dyn Fn(&str) -> Value) -> Value {
     match json {
         Json::Null => Value::from(()),
         Json::Bool(flag) => Value::from(*flag),
@@ -358,12 +369,15 @@ fn to_value(json: &Json) -> Value {
             .or_else(|| number.as_u64().map(Value::from))
             .or_else(|| number.as_f64().map(Value::from))
             .unwrap_or_default(),
-        Json::String(text) => Value::from(text.as_str()),
-        Json::Array(items) => Value::from(items.iter().map(to_value).collect::<Vec<_>>()),
+        Json::String(text) => of_text(text),
+        Json::Array(items) => {
+            let items = items.iter().map(|json| to_value_with(json, of_text));
+            Value::from(items.collect::<Vec<_>>())
+        }
         Json::Object(pairs) => Value::from_pairs(
             pairs
                 .iter()
-                .map(|(key, json)| (key.as_str(), to_value(json))),
+                .map(|(key, json)| (key.as_str(), to_value_with(json, of_text))),
         ),
     }
 }

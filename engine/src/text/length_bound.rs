@@ -31,8 +31,10 @@ impl LengthBound {
         let ModelWrapper::BPE(model) = pipeline.get_model() else {
             return None;
         };
+        // Qwen's files have both, and both are empty.
+        let is_written = |affix: &Option<String>| affix.as_ref().is_some_and(|a| !a.is_empty());
         let changes_words =
-            model.continuing_subword_prefix.is_some() || model.end_of_word_suffix.is_some();
+            is_written(&model.continuing_subword_prefix) || is_written(&model.end_of_word_suffix);
         let strips = |token: &tokenizers::AddedToken| token.lstrip || token.rstrip;
         let added = pipeline.get_added_tokens_decoder();
         if changes_words || added.values().any(strips) {
@@ -254,6 +256,16 @@ mod tests {
             ),
         ] {
             assert_eq!(found, None, "{what}");
+        }
+        let affixes = |prefix: &str, suffix: &str| json!({"continuing_subword_prefix": prefix, "end_of_word_suffix": suffix});
+        for (prefix, suffix, has_bound) in [("", "", true), ("#", "", false), ("", "#", false)] {
+            let found = of(
+                json!({"type": "NFC"}),
+                byte_level(),
+                affixes(prefix, suffix),
+                none(),
+            );
+            assert_eq!(found.is_some(), has_bound, "{prefix:?} {suffix:?}");
         }
         let unknown = json!({"unk_token": "aa", "fuse_unk": false});
         assert!(of(json!(null), json!(null), unknown, none()).is_some());

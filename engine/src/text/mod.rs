@@ -21,6 +21,7 @@ mod token_table;
 pub mod tokenizer;
 pub mod tool_calls;
 
+pub(crate) use chat_template::has_large_integers;
 pub use chat_template::{ChatInput, ChatTemplate};
 pub use reasoning::{ThoughtSplitter, ThoughtStart};
 pub use stop::{StopMatch, StopMatcher};
@@ -48,7 +49,7 @@ pub enum TextError {
     UnknownToken { id: u32, vocab_size: usize },
     #[error(
         "this model has no chat template; use the completions endpoint with a plain prompt, or as \
-         operator --chat-template"
+         operator set --chat-template"
     )]
     NoChatTemplate,
     /// The template itself called `raise_exception`: the messages break one of its rules.

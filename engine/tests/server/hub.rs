@@ -174,7 +174,7 @@ async fn a_model_that_cannot_be_served_costs_no_download() {
         ("tokenizer.json", ("{", "["), "", "tokenizer"),
         (
             "generation_config.json",
-            ("{", "{\"temperature\": 9,"),
+            ("{", "{\"temperature\": \"hot\","),
             "",
             "model_config",
         ),
@@ -244,5 +244,29 @@ async fn a_local_model_that_cannot_be_served_is_not_read() {
         let said = refused(&[subcommand, &path, "--cache-dir", &cache], &[]);
         assert!(said.contains("error[unsupported_architecture]"), "{said}");
         assert_eq!(said.matches("Qwen3MoeForCausalLM").count(), 1, "{said}");
+    }
+}
+
+/// The repository is there: the cure is to name what is in it, and no other network.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_choice_that_is_left_open_is_no_failed_download() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let model = folder.path().join("model");
+    std::fs::create_dir(&model).expect("made");
+    for file in ["a-Q4_K_M.gguf", "a-Q8_0.gguf"] {
+        std::fs::write(model.join(file), "GGUF").expect("written");
+    }
+    let hub = Hub::of("org/name", &model);
+    let environment = hub_environment(hub.start().await, folder.path());
+    let cache = folder.path().join("cache").display().to_string();
+    for (asked, part) in [
+        ("org/name", "several GGUF models"),
+        ("org/name:Q6_K", "has no Q6_K; it has a-Q4_K_M.gguf"),
+        ("org/name/b.gguf", "has no b.gguf; it has a-Q4_K_M.gguf"),
+    ] {
+        let said = refused(&["inspect", asked, "--cache-dir", &cache], &environment);
+        assert!(said.contains("error[model_choice]"), "{said}");
+        assert!(said.contains(part), "{said}");
+        assert!(!said.contains("network"), "{said}");
     }
 }

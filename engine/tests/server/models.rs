@@ -201,6 +201,41 @@ async fn what_the_server_says_of_itself_covers_all_models() {
     assert_eq!(n_of("# TYPE vllm:generation_tokens_total counter"), 1);
 }
 
+/// A probe has no key: it is told how things are, and no names.
+#[tokio::test]
+async fn health_names_no_models_to_who_brings_no_key() {
+    let mut config = TestConfig::saying("a");
+    config.http.api_key = Some("us3r".to_owned());
+    let server = two_models(config, TestConfig::saying("b")).await;
+    let health = async |key: &str| {
+        let key = format!("Bearer {key}");
+        let headers = [("Authorization", key.as_str())];
+        let answer = client::send(server.address, "GET", "/health", &headers, b"").await;
+        (answer.status, answer.text().to_owned())
+    };
+    let all = json!({"status": "ok", "models": {"a": "ready", "b": "ready"}});
+    for key in ["us3r", ADMIN_KEY] {
+        let (status, text) = health(key).await;
+        assert_eq!(
+            (status, text.parse::<Value>().expect("JSON")),
+            (200, all.clone())
+        );
+    }
+    for key in ["", "other"] {
+        let (status, text) = health(key).await;
+        let found = text.parse::<Value>().expect("JSON");
+        assert_eq!((status, found), (200, json!({"status": "ok"})));
+    }
+    for name in ["a", "b"] {
+        let answer = admin(&server, "sleep", json!({"model": name})).await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+    }
+    let (status, text) = health("").await;
+    let code = text.parse::<Value>().expect("JSON")["error"]["code"].clone();
+    assert_eq!((status, code), (503, json!("model_asleep")));
+    assert!(!text.contains("the model \\\""), "{text}");
+}
+
 #[tokio::test]
 async fn the_admin_api_has_a_key_of_its_own() {
     let mut config = TestConfig::saying("a");

@@ -228,7 +228,14 @@ async fn neither_bursts_nor_company_nor_preemption_change_a_text() {
             let (i, answer) = answer.expect("an answer");
             assert_eq!(texts_of(&answer.json()), alone[i], "request {i}");
         }
-        assert!(server.metric("vllm:num_preemptions_total").await > 0.0);
+        let n_preemptions = server.metric("vllm:num_preemptions_total").await;
+        assert!(n_preemptions > 0.0);
+        // Each of them was a finished request's.
+        let of_requests = server.metric("vllm:request_num_preemptions_sum").await;
+        assert!(
+            (n_preemptions - of_requests).abs() < 0.5,
+            "{n_preemptions} {of_requests}"
+        );
         server.assert_empties().await;
     }
 }

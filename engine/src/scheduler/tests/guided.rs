@@ -62,3 +62,40 @@ fn a_guided_row_makes_its_batch_go_one_step_at_a_time() {
     let plan = guided_step(&mut scheduler, &mut executor);
     assert_eq!((plan.n_steps, plan.n_next_steps), (4, 4));
 }
+
+/// A mask that is not there yet holds up its own request alone.
+#[test]
+fn a_row_that_is_held_back_sits_out_and_goes_on_later() {
+    for mixed_chunk in [false, true] {
+        let mut scheduler = Scheduler::new(SchedulerConfig {
+            mixed_chunk,
+            ..config(64)
+        });
+        let mut executor = mock(64);
+        scheduler.add(request(1, 4, 200), T0).unwrap();
+        scheduler.add(guided(2, "a{9}", 100), T0).unwrap();
+        guided_step(&mut scheduler, &mut executor);
+        let ids =
+            |plan: &StepPlan| -> Vec<u64> { plan.rows.iter().map(|row| row.request.0).collect() };
+        assert_eq!(ids(&guided_step(&mut scheduler, &mut executor)), [1, 2]);
+        scheduler.hold_back(|_| true);
+        // A prompt that comes meanwhile is computed, too.
+        scheduler.add(request(3, 4, 200), T0).unwrap();
+        let mut seen = Vec::new();
+        for _ in 0..4 {
+            seen.extend(ids(&guided_step(&mut scheduler, &mut executor)));
+        }
+        assert!(seen.contains(&1) && seen.contains(&3), "{seen:?}");
+        assert!(!seen.contains(&2), "{seen:?}");
+        for id in [1, 3] {
+            scheduler.cancel(RequestId(id)).expect("running");
+        }
+        let plan = scheduler.plan(T0);
+        assert!(plan.rows.is_empty() && !scheduler.is_idle());
+        scheduler.hold_back(|_| false);
+        for _ in 0..2 {
+            assert_eq!(ids(&guided_step(&mut scheduler, &mut executor)), [2]);
+        }
+        scheduler.check_integrity().unwrap();
+    }
+}

@@ -1,27 +1,30 @@
 //! One repository of the hub: its files, fetched one at a time and checked.
 
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
 
 use super::select::{Selection, select};
 use super::snapshot::{has_weights, is_commit, is_plain, names_below};
+use super::transfer::{Transfer, TransferError};
 use super::{HubModel, HubSettings, Parts, small_files};
 use crate::source::{ModelFiles, Progress, SourceError, Stage, digest};
 use crate::weights::{gguf, gguf_names};
 
-/// Tries after a connection broke; each goes on where the last one stopped.
-const MAX_RETRIES: usize = 5;
+const PUBLIC_HUB: &str = "https://huggingface.co";
+/// What the hub says of a repository: a name for each of its files.
+const MAX_INFO_BYTES: u64 = 64 << 20;
 /// What is read of a GGUF file before it is fetched. A header has the vocabulary: some megabytes.
 const HEADER_BYTES: u64 = 16 << 20;
 const HEADER_PATIENCE: Duration = Duration::from_mins(1);
 /// Longest wait for another process that fetches the same file.
 const LOCK_PATIENCE: Duration = Duration::from_hours(6);
+const LOCK_PAUSE: Duration = Duration::from_millis(500);
 
 pub(super) struct Client<'a> {
-    api: Api,
+    transfer: Transfer,
     repo: &'a str,
     revision: &'a str,
     settings: &'a HubSettings,
@@ -35,18 +38,11 @@ impl<'a> Client<'a> {
         settings: &'a HubSettings,
         progress: &'a dyn Fn(Progress),
     ) -> Result<Self, SourceError> {
-        let mut builder = ApiBuilder::from_cache(Cache::new(settings.cache.clone()));
-        if let Some(endpoint) = &settings.endpoint {
-            builder = builder.with_endpoint(endpoint.clone());
-        }
-        let api = builder
-            .with_token(settings.token.clone())
-            .with_progress(false)
-            .with_retries(MAX_RETRIES)
-            .build()
-            .map_err(|e| SourceError::fetch(repo, e))?;
+        let endpoint = settings.endpoint.as_deref().unwrap_or(PUBLIC_HUB);
+        let transfer = Transfer::new(endpoint, settings.token.clone())
+            .map_err(|error| SourceError::fetch(repo, error))?;
         Ok(Self {
-            api,
+            transfer,
             repo,
             revision,
             settings,
@@ -56,6 +52,14 @@ impl<'a> Client<'a> {
 
     pub fn error(&self, message: impl ToString) -> SourceError {
         SourceError::fetch(format!("{} from the hub", self.repo), message)
+    }
+
+    /// The repository was found, and what is wanted is not in it.
+    pub fn lacks(&self, message: String) -> SourceError {
+        SourceError::Choice {
+            what: format!("{} from the hub", self.repo),
+            message,
+        }
     }
 
     fn repo(&self, revision: &str) -> Repo {
@@ -174,18 +178,29 @@ impl<'a> Client<'a> {
             );
             return Err(self.error(message));
         }
+        let url = format!("{}/api/{}", self.endpoint(), self.repo(revision).api_url());
         let info = self
-            .api
-            .repo(self.repo(revision))
-            .info()
+            .transfer
+            .json(&url, MAX_INFO_BYTES)
             .map_err(|error| self.refused(revision, &error.to_string()))?;
-        if !is_plain(&info.sha) {
-            return Err(self.error(format!("the hub named the commit {:?}", info.sha)));
+        let commit = info["sha"].as_str().unwrap_or_default().to_owned();
+        if !is_plain(&commit) {
+            return Err(self.error(format!("the hub named the commit {commit:?}")));
         }
-        Ok((
-            info.sha,
-            info.siblings.into_iter().map(|s| s.rfilename).collect(),
-        ))
+        let siblings = info["siblings"].as_array().into_iter().flatten();
+        let names = siblings.filter_map(|file| file["rfilename"].as_str());
+        Ok((commit, names.map(str::to_owned).collect()))
+    }
+
+    fn endpoint(&self) -> &str {
+        self.settings.endpoint.as_deref().unwrap_or(PUBLIC_HUB)
+    }
+
+    /// Where the hub has a file of a commit.
+    fn url(&self, commit: &str, file: &str) -> String {
+        let repo = self.repo(commit);
+        let (name, revision) = (repo.url(), repo.url_revision());
+        format!("{}/{name}/resolve/{revision}/{file}", self.endpoint())
     }
 
     /// Why the hub does not say what a revision is.
@@ -228,65 +243,110 @@ impl<'a> Client<'a> {
 
     /// Replaces what the cache has of the file.
     fn download_anew(&self, commit: &str, file: &str) -> Result<PathBuf, SourceError> {
+        let is_inside = |part: &str| !["", ".", ".."].contains(&part) && !part.contains('\\');
+        if !file.split('/').all(is_inside) {
+            return Err(self.error(format!("the hub named the file {file:?}")));
+        }
+        let failed = |e: TransferError| self.error(format!("{file}: {e}"));
+        let url = self.url(commit, file);
         let cached = self.cache().repo(self.repo(commit));
-        let repo: ApiRepo = self.api.repo(self.repo(commit));
-        let failed = |e: ApiError| self.error(format!("{file}: {e}"));
-        let started = Instant::now();
+        let pointer = cached.pointer_path(commit).join(file);
         let mut tries_left = 2;
         loop {
-            // Asked for here too, because hf-hub does not compare what came with it.
-            let metadata = self.api.metadata(&repo.url(file)).map_err(failed)?;
-            if metadata.etag().is_empty() || metadata.etag().contains(['/', '\\']) {
-                return Err(self.error(format!("{file} has the etag {:?}", metadata.etag())));
+            let described = self.transfer.describe(&url).map_err(failed)?;
+            let (etag, n_bytes) = (described.etag.as_str(), described.n_bytes);
+            if etag.is_empty() || etag.contains(['/', '\\']) {
+                return Err(self.error(format!("{file} has the etag {etag:?}")));
             }
-            let blob = cached.blob_path(metadata.etag());
-            let part = blob.with_extension("part");
-            let bar = Bar {
-                progress: self.progress,
+            let blob = cached.blob_path(etag);
+            let _lock = self.lock(&blob, file)?;
+            // Who held the lock has most likely fetched it.
+            if check(&pointer, n_bytes, etag).is_ok() {
+                return Ok(pointer);
+            }
+            match self.fetch_blob(&url, file, &blob, n_bytes, etag)? {
+                Ok(sha256) => {
+                    link(&blob, &pointer, file).map_err(|e| SourceError::file(&pointer, e))?;
+                    if let Some(sha256) = sha256 {
+                        digest::remember(&pointer, &sha256, &self.settings.digests);
+                    }
+                    return Ok(pointer);
+                }
+                Err(reason) if tries_left == 0 => {
+                    return Err(self.error(format!("{file}: {reason}")));
+                }
+                Err(_) => tries_left -= 1,
+            }
+        }
+    }
+
+    /// Fetches a blob whose lock is held: its digest, where its etag is one. What came and is not
+    /// what the hub says is thrown away; the inner error says why.
+    fn fetch_blob(
+        &self,
+        url: &str,
+        file: &str,
+        blob: &Path,
+        n_bytes: u64,
+        etag: &str,
+    ) -> Result<Result<Option<String>, String>, SourceError> {
+        let part = blob.with_extension("part");
+        if std::fs::metadata(&part).is_ok_and(|part| part.len() > n_bytes) {
+            // Longer than the whole: not a part of it.
+            discard(&part);
+        }
+        let mut report = |done_bytes: u64| {
+            (self.progress)(Progress {
+                stage: Stage::Downloading,
                 file,
-                done_bytes: 0,
-                total_bytes: None,
-            };
-            match repo.download_with_progress(file, bar) {
-                Ok(path) => match check(&path, metadata.size() as u64, metadata.etag()) {
-                    Ok(sha256) => {
-                        if let Some(sha256) = sha256 {
-                            digest::remember(&path, &sha256, &self.settings.digests);
-                        }
-                        return Ok(path);
-                    }
-                    Err(reason) => {
-                        discard(&[&path, &blob]);
-                        if tries_left == 0 {
-                            return Err(self.error(format!("{file}: {reason}")));
-                        }
-                    }
-                },
-                Err(ApiError::LockAcquisition(_)) if started.elapsed() < LOCK_PATIENCE => {
-                    self.report(Stage::Waiting, file);
-                    // Who held the lock has most likely fetched it.
-                    match self.cached_file(commit, file) {
-                        Some(path)
-                            if check(&path, metadata.size() as u64, metadata.etag()).is_ok() =>
-                        {
-                            return Ok(path);
-                        }
-                        _ => continue,
-                    }
-                }
-                // The part file is longer than the whole: not a part of it.
-                Err(ApiError::InvalidResume) if tries_left > 0 => discard(&[&part]),
-                // Another process may have linked the file between look and link.
-                Err(ApiError::IoError(_)) if tries_left > 0 => {
-                    if let Some(path) = self.cached_file(commit, file)
-                        && check(&path, metadata.size() as u64, metadata.etag()).is_ok()
-                    {
-                        return Ok(path);
-                    }
-                }
-                Err(e) => return Err(failed(e)),
+                done_bytes,
+                total_bytes: Some(n_bytes),
+            });
+        };
+        self.transfer
+            .complete(url, &part, n_bytes, &mut report)
+            .map_err(|e| self.error(format!("{file}: {e}")))?;
+        let sha256 = match check(&part, n_bytes, etag) {
+            Ok(sha256) => sha256,
+            Err(reason) => {
+                discard(&part);
+                return Ok(Err(reason));
             }
-            tries_left -= 1;
+        };
+        std::fs::rename(&part, blob).map_err(|e| SourceError::file(blob, e))?;
+        (self.progress)(Progress {
+            stage: Stage::Finished,
+            file,
+            done_bytes: n_bytes,
+            total_bytes: Some(n_bytes),
+        });
+        Ok(Ok(sha256))
+    }
+
+    /// The lock of a blob, by the name that other tools give it; waits for whichever process has
+    /// it.
+    fn lock(&self, blob: &Path, file: &str) -> Result<File, SourceError> {
+        let path = blob.with_extension("lock");
+        let in_file = |e: std::io::Error| SourceError::file(&path, e);
+        if let Some(parent) = path.parent() {
+            std::fs::create_dir_all(parent).map_err(in_file)?;
+        }
+        let lock = File::create(&path).map_err(in_file)?;
+        let started = Instant::now();
+        loop {
+            match lock.try_lock() {
+                Ok(()) => return Ok(lock),
+                Err(TryLockError::WouldBlock) if started.elapsed() < LOCK_PATIENCE => {
+                    self.report(Stage::Waiting, file);
+                    std::thread::sleep(LOCK_PAUSE);
+                }
+                Err(TryLockError::WouldBlock) => {
+                    let hours = LOCK_PATIENCE.as_secs() / 3600;
+                    let message = format!("another process has held this lock for {hours} hours");
+                    return Err(SourceError::file(&path, message));
+                }
+                Err(TryLockError::Error(e)) => return Err(in_file(e)),
+            }
         }
     }
 
@@ -306,40 +366,20 @@ impl<'a> Client<'a> {
         if self.cached_file(commit, file).is_some() {
             return Ok(());
         }
-        let url = self.api.repo(self.repo(commit)).url(file);
-        match self.beginning(&url) {
+        let url = self.url(commit, file);
+        let beginning = self.transfer.beginning(&url, HEADER_BYTES, HEADER_PATIENCE);
+        match beginning {
             Ok((beginning, n_bytes)) => gguf::judge_beginning(&beginning, n_bytes)
                 .map_err(|error| SourceError::Weights(Box::new(error))),
             Err(reason) => {
                 tracing::debug!(
                     file,
-                    reason,
+                    %reason,
                     "the header is not judged ahead of the download"
                 );
                 Ok(())
             }
         }
-    }
-
-    /// The first bytes of a file and how many it has.
-    fn beginning(&self, url: &str) -> Result<(Vec<u8>, u64), String> {
-        let last = HEADER_BYTES - 1;
-        let mut request = ureq::get(url).header("Range", format!("bytes=0-{last}"));
-        if let Some(token) = &self.settings.token {
-            // Not sent on to another host.
-            request = request.header("Authorization", format!("Bearer {token}"));
-        }
-        let request = request.config().timeout_global(Some(HEADER_PATIENCE));
-        let response = request.build().call().map_err(|e| e.to_string())?;
-        let range = response.headers().get("content-range");
-        let n_bytes = range
-            .and_then(|range| range.to_str().ok()?.rsplit('/').next()?.parse().ok())
-            .ok_or("the answer has no range")?;
-        let mut beginning = Vec::new();
-        let body = response.into_body().into_reader();
-        std::io::Read::read_to_end(&mut std::io::Read::take(body, HEADER_BYTES), &mut beginning)
-            .map_err(|e| e.to_string())?;
-        Ok((beginning, n_bytes))
     }
 
     /// Writes the revision's name into the cache, which makes it count as fetched.
@@ -376,45 +416,23 @@ fn status_of(error: &str) -> Option<u16> {
     digits.parse().ok()
 }
 
-fn discard(paths: &[&Path]) {
-    for path in paths {
-        if let Err(error) = std::fs::remove_file(path) {
-            tracing::debug!(file = %path.display(), %error, "not removed");
-        }
+fn discard(path: &Path) {
+    if let Err(error) = std::fs::remove_file(path) {
+        tracing::debug!(file = %path.display(), %error, "not removed");
     }
 }
 
-/// hf-hub's progress, passed on.
-struct Bar<'a> {
-    progress: &'a dyn Fn(Progress),
-    file: &'a str,
-    done_bytes: u64,
-    total_bytes: Option<u64>,
-}
-
-impl Bar<'_> {
-    fn report(&self, stage: Stage) {
-        (self.progress)(Progress {
-            stage,
-            file: self.file,
-            done_bytes: self.done_bytes,
-            total_bytes: self.total_bytes,
-        });
-    }
-}
-
-impl hf_hub::api::Progress for Bar<'_> {
-    fn init(&mut self, size: usize, _filename: &str) {
-        (self.done_bytes, self.total_bytes) = (0, Some(size as u64));
-        self.report(Stage::Downloading);
-    }
-
-    fn update(&mut self, size: usize) {
-        self.done_bytes += size as u64;
-        self.report(Stage::Downloading);
-    }
-
-    fn finish(&mut self) {
-        self.report(Stage::Finished);
-    }
+/// Makes `pointer`, the place of `file` in a snapshot, lead to a blob; whatever was there is
+/// replaced.
+fn link(blob: &Path, pointer: &Path, file: &str) -> std::io::Result<()> {
+    let n_up = file.split('/').count() + 1;
+    let name = blob.file_name().unwrap_or_default();
+    let target = PathBuf::from("../".repeat(n_up)).join("blobs").join(name);
+    let folder = pointer.parent().unwrap_or(pointer);
+    std::fs::create_dir_all(folder)?;
+    let made = tempfile::Builder::new()
+        .prefix(".link-")
+        .make_in(folder, |path| std::os::unix::fs::symlink(&target, path))?;
+    let made = made.into_temp_path();
+    made.persist(pointer).map_err(|error| error.error)
 }

@@ -1,11 +1,12 @@
-//! Models of the Hugging Face hub, through `hf-hub`: cached where its Python tools cache, with
+//! Models of the Hugging Face hub: cached where its Python tools cache (by `hf-hub`'s names), with
 //! the same environment variables (`HF_ENDPOINT`, `HF_TOKEN`, `HF_HOME`, `HF_HUB_CACHE`,
 //! `HF_HUB_OFFLINE`, their older names, and `XDG_CACHE_HOME`).
 //!
 //! A revision is pinned to its commit before the first file is fetched, and the name of the
-//! revision is written into the cache last. What `hf-hub` leaves open is closed
-//! here: the size (and the digest, where the hub names it) of each finished file is checked, a
-//! broken part file is thrown away, and whoever finds a file locked waits for it.
+//! revision is written into the cache last. Size (and digest, where the hub names it) of each file
+//! are checked before it is there, a broken part file is thrown away, and a process that finds a
+//! file locked waits for it. `hf-hub` does not fetch the files: it sends the token to the host that
+//! a redirect leads to.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -17,6 +18,7 @@ use crate::weights::safetensors::{index_shards, weight_files};
 mod client;
 mod select;
 mod snapshot;
+mod transfer;
 
 use client::Client;
 use select::Selection;
@@ -217,7 +219,7 @@ pub(super) fn fetch<E: From<SourceError>>(
         return Ok(files);
     }
     let (commit, listed) = client.pin()?;
-    let selected = select::select(model, &listed).map_err(|message| client.error(message))?;
+    let selected = select::select(model, &listed).map_err(|message| client.lacks(message))?;
     let snapshot = client.place_of(&commit);
     let files = match selected {
         Selection::Gguf(names) => {
@@ -248,7 +250,7 @@ pub(super) fn fetch<E: From<SourceError>>(
                     client.download(&commit, SINGLE)?;
                 }
                 (Parts::Whole, select::Weights::Absent(message)) => {
-                    return Err(client.error(message).into());
+                    return Err(client.lacks(message).into());
                 }
             }
             files

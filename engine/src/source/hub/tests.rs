@@ -33,6 +33,10 @@ enum Manner {
     Corrupts,
     /// Answers 401 without this token.
     Private(&'static str),
+    /// Has the files at another address.
+    Elsewhere(&'static str),
+    /// Has the files under another name, and its own token.
+    Renamed(&'static str),
 }
 
 impl Hub {
@@ -106,7 +110,7 @@ fn answer(
         token: token.clone(),
     });
     let mut out = stream;
-    if let Manner::Private(wanted) = manner
+    if let Manner::Private(wanted) | Manner::Renamed(wanted) = manner
         && token.as_deref() != Some(&format!("Bearer {wanted}"))
     {
         return out.write_all(
@@ -125,7 +129,24 @@ fn answer(
             "HTTP/1.1 200 OK\r\nContent-Length: {n}\r\nConnection: close\r\n\r\n{body}"
         );
     }
-    let resolved = path.strip_prefix(&format!("/org/name/resolve/{COMMIT}/"));
+    let at = |repo: &str| path.strip_prefix(&format!("/{repo}/resolve/{COMMIT}/"));
+    let leads_to = match manner {
+        Manner::Elsewhere(address) => at("org/name").map(|_| format!("{address}{path}")),
+        Manner::Renamed(_) => {
+            at("org/name").map(|name| format!("/org/new/resolve/{COMMIT}/{name}"))
+        }
+        _ => None,
+    };
+    if let Some(location) = leads_to {
+        let bytes = at("org/name").and_then(|name| files.get(name));
+        let etag = bytes.map_or_else(String::new, |bytes| sha256_of(bytes));
+        return write!(
+            out,
+            "HTTP/1.1 302 Found\r\nContent-Length: 0\r\nLocation: {location}\r\n\
+             X-Linked-Etag: \"{etag}\"\r\nX-Repo-Commit: {COMMIT}\r\nConnection: close\r\n\r\n"
+        );
+    }
+    let resolved = at("org/name").or_else(|| at("org/new"));
     let Some(bytes) = resolved.and_then(|name| files.get(name)) else {
         return out.write_all(
             b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
@@ -399,6 +420,59 @@ fn a_broken_download_goes_on_where_it_stopped() {
         .filter_map(|a| a.range)
         .any(|r| r == "bytes=50000-");
     assert!(resumed, "{:?}", hub.asked());
+}
+
+/// Another port of the same host is another's, as another host is.
+#[test]
+fn the_token_is_not_sent_to_where_a_redirect_leads() {
+    let files = [
+        ("config.json", b"{}".to_vec()),
+        ("model.safetensors", text(100_000, 15)),
+    ];
+    let store = Hub::start(&files, Manner::Honest);
+    let address: &'static str = String::leak(store.address.clone());
+    let hub = Hub::start(&files, Manner::Elsewhere(address));
+    let cache = tempfile::tempdir().expect("a folder");
+    let settings = HubSettings {
+        token: Some("secret".into()),
+        ..hub.settings(cache.path())
+    };
+    let folder = fetch(&model(), Parts::Whole, &settings, &|_| ()).expect("fetched");
+    let found = std::fs::read(folder.join("model.safetensors")).expect("there");
+    assert_eq!(found, files[1].1);
+    let tokens = |hub: &Hub| -> Vec<Option<String>> {
+        hub.asked().into_iter().map(|asked| asked.token).collect()
+    };
+    assert!(store.asked().len() >= 4, "{:?}", store.asked());
+    assert!(
+        tokens(&store).iter().all(Option::is_none),
+        "{:?}",
+        store.asked()
+    );
+    let own = Some("Bearer secret".to_owned());
+    assert!(
+        tokens(&hub).iter().all(|token| *token == own),
+        "{:?}",
+        hub.asked()
+    );
+}
+
+/// A repository that has got another name is still the hub's: it gets the token.
+#[test]
+fn a_redirect_within_the_hub_keeps_the_token() {
+    let files = [
+        ("config.json", b"{}".to_vec()),
+        ("model.safetensors", text(2000, 16)),
+    ];
+    let hub = Hub::start(&files, Manner::Renamed("secret"));
+    let cache = tempfile::tempdir().expect("a folder");
+    let settings = HubSettings {
+        token: Some("secret".into()),
+        ..hub.settings(cache.path())
+    };
+    let folder = fetch(&model(), Parts::Whole, &settings, &|_| ()).expect("fetched");
+    let found = std::fs::read(folder.join("model.safetensors")).expect("there");
+    assert_eq!(found, files[1].1);
 }
 
 /// What a killed process leaves behind is used.

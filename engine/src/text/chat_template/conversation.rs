@@ -118,6 +118,6 @@ impl ChatTemplate {
 }
 
 /// No client can know it, so none can write it into a message.
-fn unlikely_word() -> String {
+pub(super) fn unlikely_word() -> String {
     format!("mark{:032x}", rand::random::<u128>())
 }

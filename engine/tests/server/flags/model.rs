@@ -460,6 +460,25 @@ async fn sampling_defaults_are_the_models_or_openais() {
     }
 }
 
+/// What a request may ask for, the file may recommend; the rest is dropped, and the server says so.
+#[tokio::test(flavor = "multi_thread")]
+async fn recommendations_that_no_request_may_ask_for_are_dropped() {
+    let model = Model::f16();
+    let file = model.path().join("generation_config.json");
+    let recommended = json!({"temperature": 2.5, "top_p": 0.0005, "min_p": 1.5, "eos_token_id": 2});
+    std::fs::write(file, recommended.to_string()).expect("written");
+    let program = Program::start(&model.line("--port 0"), &[]).await;
+    let info = client::get(program.address, "/server_info").await.json();
+    assert_eq!(info["sampling_defaults"]["temperature"], 2.5);
+    assert_eq!(info["sampling_defaults"]["min_p"], json!(null));
+    let dropped = "generation_config.json: min_p is 1.5, but may be 0 to 1";
+    assert_eq!(info["sampling_defaults_dropped"], json!([dropped]));
+    assert!(program.log().contains(dropped), "{}", program.log());
+    let body = json!({"prompt": "a", "max_tokens": 2});
+    let answer = client::post(program.address, "/v1/completions", &body).await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+}
+
 #[test]
 fn a_pool_beyond_the_hosts_memory_is_refused_before_it_is_allocated() {
     let model = Model::f16();
