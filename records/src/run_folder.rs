@@ -2,142 +2,26 @@
 //!
 //! Made once, never overwritten; rows are appended and flushed as they come, so that a run
 //! that is killed keeps what it measured. `status.json` says `running` from the first moment,
-//! with the identity of the runner, and is replaced last, with the digests of all other files. A folder whose runner is gone while
-//! it still says `running` was killed, and [`finalise_killed`] labels it so.
+//! with the identity of the runner, and is replaced last, with the digests of all other files. A folder
+//! whose runner is gone while it still says `running` was killed, and [`finalise_killed`] labels it so.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
-use crate::derived::Derived;
-use crate::integrity::{self, Digests};
-use crate::loadgen::RequestRow;
-use crate::process_identity::ProcessIdentity;
-use crate::provenance::{GitState, hex};
-use crate::utc;
+use crate::digests::{self, digest_of_bytes};
+use crate::rows::RequestRow;
+use crate::status::{RunStatus, Status};
+use crate::{MANIFEST, REQUESTS, RecordError, STATUS, utc};
 
-pub const SCHEMA_VERSION: u32 = 1;
 pub const REASON_RUNNER_KILLED: &str = "the runner was killed";
-
-pub const MANIFEST: &str = "manifest.json";
-pub const STATUS: &str = "status.json";
-pub const SUMMARY: &str = "summary.json";
-pub const ENVIRONMENT: &str = "environment.json";
-pub const CONFIG: &str = "config.resolved.toml";
-pub const SERVER_INFO: &str = "server_info.json";
-pub const SERVER_LOG: &str = "server.log";
-pub const REQUESTS: &str = "requests.jsonl";
-pub const SERVER_METRICS: &str = "server_metrics.jsonl";
-pub const MACHINE_LOAD: &str = "machine_load.jsonl";
 
 /// A folder without a status is left alone for this long: its runner may be about to write it.
 const STATUS_DUE: Duration = Duration::from_mins(1);
-
-#[derive(Debug, thiserror::Error)]
-pub enum RecordError {
-    #[error("run folder {path} exists already; records are never overwritten")]
-    Exists { path: PathBuf },
-    #[error("{path}: {source}")]
-    Io { path: PathBuf, source: io::Error },
-    #[error("{path}: {message}")]
-    Malformed { path: PathBuf, message: String },
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Manifest {
-    pub schema_version: u32,
-    pub run_id: String,
-    pub campaign: String,
-    pub experiment: String,
-    pub replicate: u32,
-    pub quick: bool,
-    pub git: GitState,
-    pub sha256: Hashes,
-    pub model: ModelUsed,
-    pub seed: u64,
-    /// What prompts and arrivals were drawn with from the seed; absent in records of older versions,
-    /// which drew the same.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub generator: Option<String>,
-    /// The full server command; empty for an external server.
-    pub command: Vec<String>,
-    /// Flags typed behind `--` on top of the experiment's own.
-    pub extra_flags: Vec<String>,
-    pub base_url: Option<String>,
-    /// What a run that is none of the experiment's own was made from.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub derived: Option<Derived>,
-    pub started_utc: String,
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Hashes {
-    pub cargo_lock: Option<String>,
-    pub engine_binary: Option<String>,
-    pub kernels: Option<String>,
-    pub model: Option<String>,
-    pub prompts: Option<String>,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct ModelUsed {
-    pub requested: String,
-    /// As the server reports it; equals `requested` until the server has.
-    pub used: String,
-    pub fallback_reason: Option<String>,
-    pub format: Option<String>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum RunStatus {
-    Running,
-    Complete,
-    Failed,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Status {
-    pub status: RunStatus,
-    pub reason: Option<String>,
-    pub finished_utc: Option<String>,
-    /// Who runs it, while it runs.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub runner: Option<ProcessIdentity>,
-    /// Of all other files, once the run has ended by itself.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sha256: Option<Digests>,
-}
-
-impl Status {
-    fn finished(status: RunStatus, reason: Option<String>, sha256: Option<Digests>) -> Self {
-        Self {
-            status,
-            reason,
-            finished_utc: Some(utc::rfc3339(utc::now_unix_s())),
-            runner: None,
-            sha256,
-        }
-    }
-}
-
-/// One sample of the server, a line of `server_metrics.jsonl`.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct ServerSample {
-    pub t_s: f64,
-    pub rss_bytes: Option<u64>,
-    pub gpu_memory_bytes: Option<u64>,
-    pub kv_pages_used: Option<u64>,
-    pub kv_pages_total: Option<u64>,
-    pub running: Option<u64>,
-    pub waiting: Option<u64>,
-    pub generation_tokens_total: Option<u64>,
-}
 
 /// `<utc>_<experiment>_<host>_<hash8>`; the hash tells runs of one second apart.
 pub fn run_id(started_unix_s: u64, experiment: &str, host: &str, salt: &str) -> String {
@@ -151,7 +35,7 @@ pub fn run_id(started_unix_s: u64, experiment: &str, host: &str, salt: &str) -> 
             }
         })
         .collect();
-    let hash = hex(&Sha256::digest(salt.as_bytes()));
+    let hash = digest_of_bytes(salt.as_bytes());
     format!(
         "{}_{experiment}_{safe_host}_{}",
         utc::compact(started_unix_s),
@@ -181,14 +65,7 @@ impl RunRecord {
                 source,
             },
         })?;
-        let running = Status {
-            status: RunStatus::Running,
-            reason: None,
-            finished_utc: None,
-            runner: Some(ProcessIdentity::own()),
-            sha256: None,
-        };
-        write_json(&dir.join(STATUS), &running)?;
+        write_json(&dir.join(STATUS), &Status::running())?;
         let requests = JsonLines::create(&dir.join(REQUESTS))?;
         Ok(Self { dir, requests })
     }
@@ -207,6 +84,10 @@ impl RunRecord {
         write_json(&self.dir.join(file), value)
     }
 
+    pub fn write_text(&self, file: &str, text: &str) -> Result<(), RecordError> {
+        write_replacing(&self.dir.join(file), text.as_bytes())
+    }
+
     pub fn write_toml(&self, file: &str, value: &impl Serialize) -> Result<(), RecordError> {
         let path = self.dir.join(file);
         let text = toml::to_string_pretty(value).map_err(|error| RecordError::Malformed {
@@ -222,10 +103,8 @@ impl RunRecord {
 
     /// The last write of a run.
     pub fn finish(self, status: RunStatus, reason: Option<String>) -> Result<(), RecordError> {
-        let digests = integrity::digests_of(&self.dir).map_err(|source| RecordError::Io {
-            path: self.dir.clone(),
-            source,
-        })?;
+        let digests = digests::digests_of(&self.dir, STATUS)
+            .map_err(|source| RecordError::io(&self.dir, source))?;
         let status = Status::finished(status, reason, Some(digests));
         write_json(&self.dir.join(STATUS), &status)
     }
@@ -304,8 +183,7 @@ pub fn finalise_killed(runs_dir: &Path) -> Result<Vec<String>, RecordError> {
             let Ok(status) = read_json::<Status>(&path) else {
                 continue;
             };
-            status.status == RunStatus::Running
-                && !status.runner.is_some_and(|runner| runner.is_alive())
+            status.status == RunStatus::Running && !status.is_alive()
         } else {
             is_record(&dir) && is_older_than(&dir, STATUS_DUE)
         };
@@ -352,7 +230,7 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, RecordError> {
     })
 }
 
-fn write_json(path: &Path, value: &impl Serialize) -> Result<(), RecordError> {
+pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<(), RecordError> {
     let mut text = serde_json::to_string_pretty(value).map_err(|error| RecordError::Malformed {
         path: path.into(),
         message: error.to_string(),
@@ -362,7 +240,7 @@ fn write_json(path: &Path, value: &impl Serialize) -> Result<(), RecordError> {
 }
 
 /// Readers see the old content or the new one, never half of it.
-fn write_replacing(path: &Path, bytes: &[u8]) -> Result<(), RecordError> {
+pub(crate) fn write_replacing(path: &Path, bytes: &[u8]) -> Result<(), RecordError> {
     let mut beside = path.as_os_str().to_owned();
     beside.push(format!(".{}.tmp", std::process::id()));
     let beside = PathBuf::from(beside);
@@ -397,6 +275,8 @@ fn is_older_than(path: &Path, age: Duration) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::SUMMARY;
+    use crate::process_identity::ProcessIdentity;
 
     #[test]
     fn an_existing_folder_is_never_overwritten() {

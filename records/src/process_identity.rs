@@ -8,6 +8,7 @@ use std::fs;
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ProcessIdentity {
     pub pid: u32,
     /// Clock ticks between the boot and the start of the process.
