@@ -188,7 +188,10 @@ pub fn describe(
         ServerSource::Engine { binary, .. } => Some(binary.as_path()),
         ServerSource::External { .. } => None,
     };
-    let folder = engine.unwrap_or(own.as_path()).parent().unwrap_or(Path::new("."));
+    let folder = engine
+        .unwrap_or(own.as_path())
+        .parent()
+        .unwrap_or(Path::new("."));
     Ok(Campaign {
         id: campaign_id(),
         sources: Sources::of(&repository.root, folder, engine)?,
