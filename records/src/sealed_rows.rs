@@ -90,11 +90,13 @@ fn restore(rest: &str, bytes: &mut Vec<u8>) -> Option<()> {
 }
 
 pub fn has_rows(file: &str) -> bool {
-    file.ends_with(".jsonl")
+    file.rsplit_once('.')
+        .is_some_and(|(_, ending)| ending == "jsonl")
 }
 
 fn is_indented_json(file: &str, text: &str) -> bool {
-    file.ends_with(".json")
+    file.rsplit_once('.')
+        .is_some_and(|(_, ending)| ending == "json")
         && serde_json::from_str::<IgnoredAny>(text).is_ok()
         && indented(&minified(text)) == text
 }
