@@ -8,7 +8,7 @@
 
 `pack` builds the engine with kernels, the GPU tests and the GPU benches, and lays their stripped
 binaries beside the tokenizer that synthetic Qwen3 models use. The other machine needs this
-repository's files, the packed folder, Python 3 and a driver; no Rust, no CUDA toolkit (the
+repository's files, the packed folder (whose `source.json` says what it was built from), Python 3 and a driver; no Rust, no CUDA toolkit (the
 `sanitizer` part needs `compute-sanitizer` on PATH or under CUDA_HOME).
 
 Parts, in this order:
@@ -146,6 +146,16 @@ def pack_timeline(target, out):
     subprocess.run([*words, *toolkit, f"-L{home / 'lib'}", "-l:libcupti.so.13"], check=True)
 
 
+def pack_sources(out):
+    """What the packed programs were built from, which the runner there takes into its records."""
+    words = [out / "experiments", "sources", "--engine-bin", out / "engine"]
+    text = subprocess.run(words, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
+    (out / "source.json").write_text(text)
+    git = json.loads(text)["git"]
+    if git["dirty"]:
+        say(f"WARNING: the sources differ from the commit ({', '.join(git['changed'][:5])}); `run` records only with --allow-dirty")
+
+
 def pack(options):
     out = pathlib.Path(options.out).absolute()
     target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).absolute()
@@ -169,6 +179,7 @@ def pack(options):
     pack_timeline(target, out)
     for name in ("engine", "experiments"):
         subprocess.run(["strip", "-o", out / name, target / "release" / name], check=True)
+    pack_sources(out)
     cache = os.environ | {"ENGINE_CACHE": str(out / "cache")}
     for model in (MODEL, *SEVERAL_MODELS):
         subprocess.run([out / "engine", "fetch", model], env=cache, check=True, stdout=subprocess.DEVNULL)
@@ -338,6 +349,8 @@ def bench(card):
 def serve(card):
     runs = card.out / "runs"
     words = [card.packed / "experiments", "run"]
+    if card.options.allow_dirty:
+        words.append("--allow-dirty")
     common = ["--engine-bin", card.packed / "engine", "--runs-dir", runs]
     replicates = ["--replicates", card.options.replicates]
     named = ["01-baseline", "02-ultra", "03-balanced-v2", "04-experimental"]
@@ -451,6 +464,7 @@ def main():
     running.add_argument("--profile", help="treat the card as another chip: sm_120, or sm_120:170")
     running.add_argument("--experiments", help="of the part serve, only the rounds with one of these")
     running.add_argument("--replicates", type=int, default=1, help="server starts an experiment; default: 1")
+    running.add_argument("--allow-dirty", action="store_true", help="record programs of changed sources, marked")
     running.add_argument("--sanitizer-limit-s", type=float, default=120, help="a test program; default: 120")
     options = parser.parse_args()
     sys.exit(pack(options) if options.command == "pack" else run(options))

@@ -4,14 +4,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use clap::Args;
+use records::rows::RequestRow;
+use records::store::Store;
 
-use crate::loadgen::RequestRow;
-use crate::record::{self, Manifest};
-use crate::recorded::read_rows;
 use crate::statistics::{mean, percentile};
 
 /// Tokens of one step arrive within this time of each other.
@@ -21,21 +19,22 @@ const MIN_GAPS: usize = 40;
 
 #[derive(Debug, Clone, Args)]
 pub struct CalibrateArgs {
-    /// Run folders; one decode step at a time, no cached prefixes
-    #[arg(required = true, value_name = "RUN_FOLDER")]
-    pub runs: Vec<PathBuf>,
+    /// Runs, by their ids or folders; one decode step at a time, no cached prefixes
+    #[arg(required = true, value_name = "RUN")]
+    pub runs: Vec<String>,
 }
 
-pub fn calibrate(args: &CalibrateArgs) -> Result<String> {
+pub fn calibrate(args: &CalibrateArgs, store: &Store) -> Result<String> {
     let mut gaps: BTreeMap<usize, Vec<Gap>> = BTreeMap::new();
     let mut times: BTreeMap<u64, Vec<f64>> = BTreeMap::new();
     let mut text = String::from("# From");
-    for dir in &args.runs {
-        let manifest: Manifest = record::read_json(&dir.join(record::MANIFEST))?;
+    for typed in &args.runs {
+        let run = store.find(typed)?;
+        let manifest = run.manifest()?;
         // Writing into a String cannot fail.
         let _ = write!(text, " {}", manifest.run_id);
-        let of_run = read_rows(dir)?;
-        refuse_cached(dir, &of_run)?;
+        let of_run = run.rows()?;
+        refuse_cached(&manifest.run_id, &of_run)?;
         // Every run has a clock of its own, so steps are told apart in each by itself.
         for (n_rows, of_step) in decode_gaps(&of_run) {
             gaps.entry(n_rows).or_default().extend(of_step);
@@ -70,11 +69,11 @@ pub fn calibrate(args: &CalibrateArgs) -> Result<String> {
 }
 
 /// A cached prompt is computed in less than its length says.
-fn refuse_cached(dir: &Path, rows: &[RequestRow]) -> Result<()> {
+fn refuse_cached(run_id: &str, rows: &[RequestRow]) -> Result<()> {
     if let Some(row) = rows.iter().find(|row| row.cached_tokens.unwrap_or(0) > 0) {
         bail!(
             "{}: request {} of {} had {} cached tokens; a calibration needs runs without",
-            dir.display(),
+            run_id,
             row.index,
             row.case,
             row.cached_tokens.unwrap_or(0)
@@ -133,6 +132,7 @@ fn prefill_times(rows: &[RequestRow]) -> BTreeMap<u64, Vec<f64>> {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::path::{Path, PathBuf};
 
     use super::*;
 
@@ -148,7 +148,7 @@ mod tests {
             "seed": 1, "command": [], "extra_flags": [], "base_url": null,
             "started_utc": "2026-01-01T00:00:00Z",
         });
-        fs::write(run.join(record::MANIFEST), manifest.to_string()).expect("written");
+        fs::write(run.join(records::MANIFEST), manifest.to_string()).expect("written");
         let token_s: Vec<f64> = (1..=50).map(|i| 0.01 * f64::from(i)).collect();
         let row = serde_json::json!({
             "case": "latency-50", "phase": "latency", "warmup": false, "index": 0, "user": 0, "n_users": 1,
@@ -156,7 +156,7 @@ mod tests {
             "first_token_s": token_s[0], "token_s": token_s, "end_s": 0.5, "prompt_tokens": 7,
             "output_tokens": 50, "cached_tokens": 0, "finish_reason": "length", "error": null,
         });
-        fs::write(run.join(record::REQUESTS), format!("{row}\n")).expect("written");
+        fs::write(run.join(records::REQUESTS), format!("{row}\n")).expect("written");
         run
     }
 
@@ -164,10 +164,11 @@ mod tests {
     fn tokens_of_two_runs_are_of_no_common_step() {
         let dir = tempfile::tempdir().expect("temporary folder");
         let runs = ["a", "b"].map(|run_id| write_run(dir.path(), run_id));
-        let text = calibrate(&CalibrateArgs {
+        let runs = runs.map(|run| run.to_string_lossy().into_owned());
+        let args = CalibrateArgs {
             runs: runs.to_vec(),
-        })
-        .expect("calibrated");
+        };
+        let text = calibrate(&args, &Store::from(dir.path())).expect("calibrated");
         assert!(
             text.contains("{ rows = 1, context_tokens = 32.0, ms = 10.000 }"),
             "{text}"

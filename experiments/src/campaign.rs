@@ -9,21 +9,25 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use records::run_folder;
+use records::status::RunStatus;
+use records::store::Store;
 
-use crate::environment::Environment;
+use crate::environment;
 use crate::interrupts::Interrupts;
 use crate::loadgen::BaseUrl;
 use crate::measurement_lock::MeasurementLock;
 use crate::prompts::PromptSet;
-use crate::provenance::{self, GitState};
-use crate::record::{self, Hashes, RunStatus};
+use crate::provenance::Sources;
 use crate::repository::Repository;
 use crate::runner::{
     Campaign, RunEnd, ServerSource, UNREACHABLE_LIMIT, campaign_id, run_replicate,
 };
+use crate::sealing;
 use crate::served_model::model_name;
 use crate::server_process::{ServerConfig, ServerProcess};
 use crate::spec::{Experiment, Overrides};
+use crate::supervise::Ending;
 use crate::terminal::{note, say};
 
 /// Environment variable that holds the key for `--base-url`.
@@ -60,7 +64,7 @@ pub struct ServingArgs {
     /// Engine binary [default: `engine` beside this program]
     #[arg(long, value_name = "PATH")]
     pub engine_bin: Option<PathBuf>,
-    /// Folder that takes the run folders [default: data/runs]
+    /// Folder that takes the run folders, and holds those to compare with [default: data/runs]
     #[arg(long, value_name = "PATH")]
     pub runs_dir: Option<PathBuf>,
     /// How long a server may take to load its model
@@ -69,13 +73,20 @@ pub struct ServingArgs {
     /// Wait for another measurement on this machine to end, instead of refusing
     #[arg(long)]
     pub wait: bool,
+    /// Record from sources that are not those of a commit; the difference is kept, and the record
+    /// marked wherever it is shown
+    #[arg(long)]
+    pub allow_dirty: bool,
+    /// Make a campaign folder of the runs when they have ended (the recipes say so); not of those in a
+    /// folder that was typed
+    #[arg(long, hide = true)]
+    pub seal: bool,
 }
 
 impl ServingArgs {
-    pub fn runs_dir(&self, repository: &Repository) -> PathBuf {
-        self.runs_dir
-            .clone()
-            .unwrap_or_else(|| repository.runs_dir())
+    /// Where runs are looked for.
+    pub fn store(&self, repository: &Repository) -> Store {
+        repository.store(self.runs_dir.as_deref())
     }
 }
 
@@ -148,6 +159,7 @@ pub async fn run(args: &RunArgs, repository: Repository) -> Result<CampaignEnd> 
     };
     let ends = run_rounds(&campaign, arms, &mut interrupts, |_, _| Vec::new()).await?;
     say!("{}", table_of(&campaign, &ends));
+    campaign.close()?;
     Ok(CampaignEnd::of(&ends))
 }
 
@@ -171,27 +183,42 @@ pub fn describe(
     source: ServerSource,
     repository: Repository,
 ) -> Result<Campaign> {
+    let own = std::env::current_exe().context("the path of this program")?;
+    let engine = match &source {
+        ServerSource::Engine { binary, .. } => Some(binary.as_path()),
+        ServerSource::External { .. } => None,
+    };
+    let folder = engine
+        .unwrap_or(own.as_path())
+        .parent()
+        .unwrap_or(Path::new("."));
     Ok(Campaign {
         id: campaign_id(),
-        hashes: hashes(&repository, &source),
-        git: GitState::of(&repository.root),
-        environment: Environment::read().context("the machine cannot be described")?,
+        sources: Sources::of(&repository.root, folder, engine)?,
+        allow_dirty: serving.allow_dirty,
+        environment: environment::read().context("the machine cannot be described")?,
         start_limit: Duration::from_secs(serving.start_limit_s),
-        runs_dir: serving.runs_dir(&repository),
+        runs_dir: serving
+            .runs_dir
+            .clone()
+            .unwrap_or_else(|| repository.runs_dir()),
+        seal: serving.seal && serving.runs_dir.is_none(),
+        store: serving.store(&repository),
         repository,
         source,
         lock: None,
     })
 }
 
-/// Refuses a second measurement at the same time (or waits for its end), labels killed runs, fetches
-/// the models or finds the server.
+/// Refuses changed sources and a second measurement at the same time (or waits for its end), labels
+/// killed runs and seals their campaigns, fetches the models or finds the server.
 pub async fn prepare(
     campaign: &mut Campaign,
     wait: bool,
     arms: &[Arm],
     interrupts: &mut Interrupts,
 ) -> Result<CampaignEnd> {
+    check_sources(campaign)?;
     campaign.lock = MeasurementLock::take(wait, interrupts).await?;
     if campaign.lock.is_none() {
         return Ok(CampaignEnd::Interrupted);
@@ -215,11 +242,14 @@ pub async fn prepare(
             }
         }
     }
-    for run_id in record::finalise_killed(&campaign.runs_dir)? {
+    for run_id in run_folder::finalise_killed(&campaign.runs_dir)? {
         note!(
             "{run_id}: labelled failed, {}",
-            record::REASON_RUNNER_KILLED
+            run_folder::REASON_RUNNER_KILLED
         );
+    }
+    if campaign.seal {
+        sealing::seal_all(&campaign.repository)?;
     }
     if let ServerSource::Engine { binary, supervisor } = &campaign.source {
         let mut models: Vec<&str> = arms
@@ -306,20 +336,20 @@ async fn fetch_model(
     let mut fetch = ServerProcess::start(config)?;
     let exit = async {
         loop {
-            if let Some(how) = fetch.exited() {
-                return how.to_string();
+            if let Some(ending) = fetch.exited() {
+                return ending.clone();
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
     tokio::select! {
-        how = exit => {
-            if how == SUCCESS {
-                note!("model {model}: here");
-            } else if model == DEFAULT_MODEL {
-                note!("WARNING: the default model cannot be fetched ({how}); the server falls back to a synthetic one");
-            } else {
-                bail!("the model {model} cannot be fetched ({how})");
+        ending = exit => {
+            match ending {
+                Ending::Success => note!("model {model}: here"),
+                Ending::Failure(how) if model == DEFAULT_MODEL => note!(
+                    "WARNING: the default model cannot be fetched ({how}); the server falls back to a synthetic one"
+                ),
+                Ending::Failure(how) => bail!("the model {model} cannot be fetched ({how})"),
             }
             Ok(CampaignEnd::Complete)
         }
@@ -332,9 +362,6 @@ async fn fetch_model(
 
 /// The model for which the engine has a fallback.
 const DEFAULT_MODEL: &str = "default";
-
-/// How `std::process::ExitStatus` prints a command that succeeded.
-const SUCCESS: &str = "exit status: 0";
 
 /// The server at `url`, of whose models `model` is asked, or else the first.
 fn external_server(url: &str, model: Option<String>) -> Result<ServerSource> {
@@ -364,29 +391,28 @@ pub fn server_source(engine_bin: Option<&Path>) -> Result<ServerSource> {
     Ok(ServerSource::Engine { binary, supervisor })
 }
 
-fn hashes(repository: &Repository, source: &ServerSource) -> Hashes {
-    let file = |path: PathBuf| provenance::sha256_of_file(&path).ok();
-    Hashes {
-        cargo_lock: file(repository.root.join("Cargo.lock")),
-        engine_binary: match source {
-            ServerSource::Engine { binary, .. } => file(binary.clone()),
-            ServerSource::External { .. } => None,
-        },
-        kernels: provenance::sha256_of_sources(&repository.root.join("kernels").join("src")).ok(),
-        model: None,
-        prompts: None,
+/// Changed sources are recorded only where they are allowed; that there is no git is said.
+fn check_sources(campaign: &Campaign) -> Result<()> {
+    let sources = &campaign.sources;
+    match sources.refusal() {
+        Some(refusal) if !campaign.allow_dirty => bail!(refusal),
+        Some(_) => note!(
+            "WARNING: the sources differ from the commit in {} file(s); the difference is kept with the runs, which are marked",
+            sources.git.changed.len()
+        ),
+        None if sources.git.commit.is_none() => note!(
+            "the sources are under no git repository: their sha256 is recorded in place of a commit"
+        ),
+        None => {}
     }
+    Ok(())
 }
 
 /// How each run ended, a line each.
 pub fn table_of(campaign: &Campaign, ends: &[RunEnd]) -> String {
     let mut lines = vec![format!("campaign {}", campaign.id)];
     lines.extend(ends.iter().map(|end| {
-        let status = match end.status {
-            RunStatus::Complete => "complete",
-            RunStatus::Failed => "failed",
-            RunStatus::Running => "running",
-        };
+        let status = end.status.word();
         let reason = end
             .reason
             .as_deref()

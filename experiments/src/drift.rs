@@ -5,13 +5,13 @@
 //! that the run measured, or were typed. The binary is the one that the next run would measure.
 
 use std::collections::HashMap;
-use std::fs;
 use std::path::Path;
 
+use records::manifest::Manifest;
+use records::store::StoredRun;
 use toml::{Table, Value};
 
 use crate::provenance;
-use crate::record::Manifest;
 use crate::spec::{Experiment, Overrides};
 
 /// Keys of `config.resolved.toml` that say nothing of what a run measured.
@@ -35,11 +35,11 @@ impl<'a> Present<'a> {
         }
     }
 
-    /// In what the run of `dir` differs from now; empty where it does not, or nothing can be said.
-    pub fn differences(&mut self, dir: &Path, manifest: &Manifest) -> Vec<&'static str> {
+    /// In what the run differs from now; empty where it does not, or nothing can be said.
+    pub fn differences(&mut self, run: &StoredRun, manifest: &Manifest) -> Vec<&'static str> {
         let mut differences = Vec::new();
         // An arm of an ablation is no experiment of its own.
-        if manifest.derived.is_none() && self.config_differs(dir, manifest).unwrap_or(false) {
+        if manifest.derived.is_none() && self.config_differs(run, manifest).unwrap_or(false) {
             differences.push("experiment.toml");
         }
         let recorded = manifest.sha256.engine_binary.as_ref();
@@ -52,8 +52,8 @@ impl<'a> Present<'a> {
         differences
     }
 
-    fn config_differs(&mut self, dir: &Path, manifest: &Manifest) -> Option<bool> {
-        let text = fs::read_to_string(dir.join("config.resolved.toml")).ok()?;
+    fn config_differs(&mut self, run: &StoredRun, manifest: &Manifest) -> Option<bool> {
+        let text = run.text(records::CONFIG).ok()?;
         let recorded = measured(text.parse().ok()?);
         let typed = (
             manifest.experiment.clone(),

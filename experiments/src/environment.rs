@@ -6,49 +6,9 @@
 
 use std::{fs, io};
 
-use serde::{Deserialize, Serialize};
+pub use records::environment::{Clocks, Cpu, Environment, Gpu};
 
 use crate::machine_load::load_averages;
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Environment {
-    pub host: String,
-    /// Distribution, `Debian GNU/Linux 12 (bookworm)`.
-    pub os: String,
-    /// `Linux 6.1.0-18-amd64 x86_64`.
-    pub kernel: String,
-    pub cpu: Cpu,
-    pub memory_bytes: u64,
-    pub gpu: Option<Gpu>,
-    pub rustc: Option<String>,
-    /// Over one, five and fifteen minutes when the campaign began.
-    #[serde(default)]
-    pub load_average: Option<[f64; 3]>,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Cpu {
-    pub model: String,
-    /// Cores this process may use, which a container may limit.
-    pub n_cores: usize,
-    /// The instruction-set extensions that decide which kernels run.
-    pub flags: Vec<String>,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Gpu {
-    pub name: String,
-    pub driver: Option<String>,
-    pub memory_bytes: Option<u64>,
-    pub clocks: Clocks,
-    pub power_limit_w: Option<f64>,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Clocks {
-    pub max_sm_mhz: Option<f64>,
-    pub max_memory_mhz: Option<f64>,
-}
 
 const UNKNOWN: &str = "unknown";
 
@@ -72,32 +32,33 @@ const RELEVANT_CPU_FLAGS: [&str; 16] = [
     "asimddp",
 ];
 
-impl Environment {
-    pub fn read() -> io::Result<Self> {
-        let uname = rustix::system::uname();
-        let text = |field: &std::ffi::CStr| field.to_string_lossy().into_owned();
-        let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-        let meminfo = fs::read_to_string("/proc/meminfo")?;
-        Ok(Self {
-            host: text(uname.nodename()),
-            os: fs::read_to_string("/etc/os-release")
-                .ok()
-                .and_then(|release| os_name(&release))
-                .unwrap_or_else(|| UNKNOWN.into()),
-            kernel: format!(
-                "{} {} {}",
-                text(uname.sysname()),
-                text(uname.release()),
-                text(uname.machine())
-            ),
-            cpu: parse_cpu(&cpuinfo, std::thread::available_parallelism()?.into()),
-            memory_bytes: total_memory_bytes(&meminfo)
-                .ok_or_else(|| io::Error::other("/proc/meminfo has no MemTotal"))?,
-            gpu: query_gpu(),
-            rustc: duct::cmd!("rustc", "--version").stderr_null().read().ok(),
-            load_average: load_averages(),
-        })
-    }
+pub fn read() -> io::Result<Environment> {
+    let uname = rustix::system::uname();
+    let text = |field: &std::ffi::CStr| field.to_string_lossy().into_owned();
+    let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let meminfo = fs::read_to_string("/proc/meminfo")?;
+    Ok(Environment {
+        host: text(uname.nodename()),
+        os: fs::read_to_string("/etc/os-release")
+            .ok()
+            .and_then(|release| os_name(&release))
+            .unwrap_or_else(|| UNKNOWN.into()),
+        kernel: Some(format!(
+            "{} {} {}",
+            text(uname.sysname()),
+            text(uname.release()),
+            text(uname.machine())
+        )),
+        cpu: parse_cpu(
+            &cpuinfo,
+            usize::from(std::thread::available_parallelism()?) as u32,
+        ),
+        memory_bytes: total_memory_bytes(&meminfo)
+            .ok_or_else(|| io::Error::other("/proc/meminfo has no MemTotal"))?,
+        gpu: query_gpu(),
+        rustc: duct::cmd!("rustc", "--version").stderr_null().read().ok(),
+        load_average: load_averages(),
+    })
 }
 
 /// Memory in use on the first GPU; `None` without one.
@@ -131,15 +92,15 @@ fn parse_gpu(line: &str) -> Option<Gpu> {
         name,
         driver,
         memory_bytes: number().map(|mib| (mib as u64) << 20),
-        clocks: Clocks {
+        clocks: Some(Clocks {
             max_sm_mhz: number(),
             max_memory_mhz: number(),
-        },
+        }),
         power_limit_w: number(),
     })
 }
 
-fn parse_cpu(cpuinfo: &str, n_cores: usize) -> Cpu {
+fn parse_cpu(cpuinfo: &str, n_cores: u32) -> Cpu {
     let value_of = |keys: &[&str]| {
         cpuinfo.lines().find_map(|line| {
             let (key, value) = line.split_once(':')?;
@@ -198,10 +159,10 @@ mod tests {
         assert_eq!(gpu.memory_bytes, Some(32607 << 20));
         assert_eq!(
             gpu.clocks,
-            Clocks {
+            Some(Clocks {
                 max_sm_mhz: Some(3090.0),
                 max_memory_mhz: Some(14001.0)
-            }
+            })
         );
         assert_eq!(gpu.power_limit_w, Some(575.0));
         assert_eq!(
@@ -212,7 +173,7 @@ mod tests {
 
     #[test]
     fn this_machine_has_a_name() {
-        let environment = Environment::read().expect("readable");
+        let environment = read().expect("readable");
         assert!(!environment.host.is_empty());
         assert!(environment.memory_bytes > 1 << 26 && environment.cpu.n_cores >= 1);
     }

@@ -7,28 +7,16 @@
 
 use std::fs;
 
-use serde::{Deserialize, Serialize};
+use records::RecordError;
+use records::run_folder::JsonLines;
 
-use crate::record::{JsonLines, RecordError};
+pub use records::rows::CaseLoad;
 
 /// Shares of the machine's CPU time above which a figure is marked.
 pub const MAX_OTHERS_SHARE: f64 = 0.10;
 pub const MAX_STEAL_SHARE: f64 = 0.05;
 /// Shorter stretches have too few clock ticks to be judged.
 const MIN_JUDGED_S: f64 = 0.5;
-
-/// One line: cases that ran at the same time.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct CaseLoad {
-    pub cases: Vec<String>,
-    pub start_s: f64,
-    pub end_s: f64,
-    /// Over the last minute, when the case began.
-    pub load_average_1m: Option<f64>,
-    /// Of all processors' time; null where it cannot be told.
-    pub others_share: Option<f64>,
-    pub steal_share: Option<f64>,
-}
 
 /// Clock ticks of all processors together since the machine's start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -12,9 +12,11 @@ use experiments::campaign::{self, CampaignEnd, RunArgs};
 use experiments::export::{ExportArgs, export};
 use experiments::import::{ImportArgs, import};
 use experiments::new::{NewArgs, new};
+use experiments::provenance::Sources;
 use experiments::repository::Repository;
 use experiments::reproduce::{ReproduceArgs, reproduce};
 use experiments::run_list;
+use experiments::sealing::{self, SealArgs};
 use experiments::simulate::against::{AgainstArgs, against};
 use experiments::simulate::policies::{PoliciesArgs, policies};
 use experiments::simulate::{SimulateArgs, simulate};
@@ -59,12 +61,21 @@ enum Command {
     Calibrate(CalibrateArgs),
     /// Show the experiments and the runs with their status
     List {
-        /// Folder of the run folders [default: data/runs]
+        /// Folder of runs and campaigns [default: data/runs and data/campaigns]
         #[arg(long, value_name = "PATH")]
         runs_dir: Option<PathBuf>,
         /// Engine binary that runs are laid beside [default: `engine` beside this program]
         #[arg(long, value_name = "PATH")]
         engine_bin: Option<PathBuf>,
+    },
+    /// Make campaign folders of runs that have ended
+    Seal(SealArgs),
+    /// Tell the sources of these programs, for source.json beside packed ones
+    #[command(hide = true)]
+    Sources {
+        /// The engine that is packed
+        #[arg(long, value_name = "PATH")]
+        engine_bin: PathBuf,
     },
     /// Run a command that ends with its caller (used by `run`)
     #[command(hide = true)]
@@ -146,7 +157,8 @@ fn dispatch(command: Command) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Calibrate(args) => {
-            print!("{}", plain(&calibrate(&args)?));
+            let store = Repository::find()?.store(None);
+            print!("{}", plain(&calibrate(&args, &store)?));
             Ok(ExitCode::SUCCESS)
         }
         Command::List {
@@ -154,17 +166,25 @@ fn dispatch(command: Command) -> Result<ExitCode> {
             engine_bin,
         } => {
             let repository = Repository::find()?;
-            let runs_dir = runs_dir.unwrap_or_else(|| repository.runs_dir());
+            let store = repository.store(runs_dir.as_deref());
             let engine = match engine_bin {
                 Some(path) => path,
                 None => std::env::current_exe()
                     .context("the path of this program")?
                     .with_file_name("engine"),
             };
-            print!(
-                "{}",
-                plain(&run_list::list(&repository, &runs_dir, &engine)?)
-            );
+            print!("{}", plain(&run_list::list(&repository, &store, &engine)?));
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Seal(args) => {
+            print!("{}", plain(&sealing::seal(&args, &Repository::find()?)?));
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Sources { engine_bin } => {
+            let root = Repository::find()?.root;
+            // Of the tree, whatever was packed beside the engine before.
+            let sources = Sources::of(&root, &root, Some(&engine_bin))?;
+            println!("{}", serde_json::to_string_pretty(&sources)?);
             Ok(ExitCode::SUCCESS)
         }
         Command::Supervise(args) => supervise(&args).map(|()| ExitCode::SUCCESS),

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
+use records::run_folder::RunRecord;
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet};
 
@@ -10,7 +11,6 @@ use crate::loadgen::{self, Company, RequestRow, RunClock, Target};
 use crate::machine_load::LoadWatch;
 use crate::progress::Progress;
 use crate::prompts::PromptSet;
-use crate::record::RunRecord;
 use crate::spec::Experiment;
 use crate::summary::Summary;
 use crate::workload::Case;

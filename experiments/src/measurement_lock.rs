@@ -9,11 +9,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use records::utc;
 use serde::{Deserialize, Serialize};
 
 use crate::interrupts::Interrupts;
 use crate::terminal::{note, plain};
-use crate::utc;
 
 const POLL: Duration = Duration::from_millis(500);
 
@@ -35,23 +35,9 @@ struct Holder {
 impl MeasurementLock {
     /// `None`: interrupted while it waited.
     pub async fn take(wait: bool, interrupts: &mut Interrupts) -> Result<Option<Self>> {
-        let path = path()?;
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
-            .with_context(|| format!("the lock {}", path.display()))?;
+        let mut file = open()?;
         let mut is_told = false;
-        loop {
-            match file.try_lock() {
-                Ok(()) => break,
-                Err(TryLockError::Error(error)) => {
-                    return Err(error).with_context(|| format!("the lock {}", path.display()));
-                }
-                Err(TryLockError::WouldBlock) => {}
-            }
+        while !is_free(&file)? {
             let holder = holder_in(&mut file);
             if !wait {
                 bail!(
@@ -70,6 +56,23 @@ impl MeasurementLock {
                 }
             }
         }
+        Self::held(file).map(Some)
+    }
+
+    /// For what must not happen while something is measured.
+    pub fn take_now() -> Result<Self> {
+        let mut file = open()?;
+        if !is_free(&file)? {
+            bail!(
+                "{} measures on this machine; call again when it has ended",
+                holder_in(&mut file)
+            );
+        }
+        Self::held(file)
+    }
+
+    /// Says who holds it.
+    fn held(mut file: File) -> Result<Self> {
         let words: Vec<String> = std::env::args().skip(1).collect();
         let holder = Holder {
             pid: std::process::id(),
@@ -80,8 +83,28 @@ impl MeasurementLock {
             .set_len(0)
             .and_then(|()| file.rewind())
             .and_then(|()| file.write_all(serde_json::to_string(&holder)?.as_bytes()));
-        written.with_context(|| format!("the lock {}", path.display()))?;
-        Ok(Some(Self { _file: file }))
+        written.context("the lock on measurements")?;
+        Ok(Self { _file: file })
+    }
+}
+
+fn open() -> Result<File> {
+    let path = path()?;
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)
+        .with_context(|| format!("the lock {}", path.display()))
+}
+
+/// Takes it where it is.
+fn is_free(file: &File) -> Result<bool> {
+    match file.try_lock() {
+        Ok(()) => Ok(true),
+        Err(TryLockError::WouldBlock) => Ok(false),
+        Err(TryLockError::Error(error)) => Err(error).context("the lock on measurements"),
     }
 }
 

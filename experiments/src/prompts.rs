@@ -84,7 +84,7 @@ impl PromptSet {
         }
         Ok(Self {
             prompts,
-            sha256: crate::provenance::hex(&hash.finalize()),
+            sha256: records::digests::hex(&hash.finalize()),
         })
     }
 

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use crate::terminal::say;
 use anyhow::{Context, Result, bail};
+use records::store::Store;
 
 #[derive(Debug, Clone)]
 pub struct ReportsProgram {
@@ -65,6 +66,15 @@ impl ReportsProgram {
             ),
         }
     }
+}
+
+/// Where it is to look for runs.
+pub fn runs_arguments(store: &Store) -> Vec<OsString> {
+    let places = store.places().iter();
+    places
+        .filter(|place| place.is_dir())
+        .flat_map(|place| ["--runs-dir".into(), place.clone().into_os_string()])
+        .collect()
 }
 
 fn run(path: &Path, words: &[OsString]) -> Result<()> {

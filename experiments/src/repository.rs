@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use records::store::Store;
 
 /// The root of the working tree and the places below it that an experiment touches.
 #[derive(Debug, Clone)]
@@ -46,6 +47,18 @@ impl Repository {
 
     pub fn runs_dir(&self) -> PathBuf {
         self.root.join("data").join("runs")
+    }
+
+    pub fn campaigns_dir(&self) -> PathBuf {
+        self.root.join("data").join("campaigns")
+    }
+
+    /// Where runs are looked for: in the folder that was typed, or in the repository's own.
+    pub fn store(&self, typed: Option<&Path>) -> Store {
+        match typed {
+            Some(dir) => Store::from(dir),
+            None => Store::new([self.runs_dir(), self.campaigns_dir()]),
+        }
     }
 
     pub fn bench_dir(&self) -> PathBuf {

@@ -5,21 +5,35 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use anyhow::Result;
+use records::integrity::{self, Vouched};
+use records::run_folder;
+use records::source::Source;
+use records::status::{RunStatus, Status};
+use records::store::{Store, StoredRun};
 
 use crate::drift::Present;
-use crate::integrity::{self, Vouched};
-use crate::record::{self, Manifest, RunStatus, Status};
 use crate::repository::Repository;
 use crate::spec::{Experiment, Overrides, experiment_names};
-use crate::verdict_list::LastVerdicts;
+use crate::verdict_list;
+
+/// How many runs are what a reader must know of.
+#[derive(Default)]
+struct Counts {
+    drifted: usize,
+    broken: usize,
+    without_digests: usize,
+    of_unknown_source: usize,
+}
 
 /// Labels killed runs first, so that the list says what is true now. `engine`: the binary that the
 /// next run would measure.
-pub fn list(repository: &Repository, runs_dir: &Path, engine: &Path) -> Result<String> {
-    record::finalise_killed(runs_dir)?;
+pub fn list(repository: &Repository, store: &Store, engine: &Path) -> Result<String> {
+    for place in store.places() {
+        run_folder::finalise_killed(place)?;
+    }
     let dir = repository.experiments_dir();
-    let runs = record::run_folders(runs_dir)?;
-    let verdicts = LastVerdicts::read(&repository.verdicts_file())?;
+    let runs = store.all()?;
+    let verdicts = verdict_list::read(&repository.verdicts_file())?;
     let mut text =
         String::from("experiments, with the last report's verdicts against the baseline\n");
     for name in experiment_names(&dir)? {
@@ -32,82 +46,105 @@ pub fn list(repository: &Repository, runs_dir: &Path, engine: &Path) -> Result<S
                 one_line(&error.to_string())
             ),
         };
-        for line in verdicts.lines_of(&name) {
+        for line in verdict_list::lines_of(&verdicts, &name) {
             let _ = writeln!(text, "      {line}");
         }
     }
-    if let Some(remark) = verdicts.remark(&runs) {
+    let ids = runs.iter().map(|run| run.run_id.as_str());
+    if let Some(remark) = verdict_list::remark(&verdicts, ids) {
         let _ = writeln!(text, "  {remark}");
     }
-    let _ = writeln!(
-        text,
-        "\nruns in {}",
-        repository.relative(runs_dir).display()
-    );
+    let places = store.places().iter();
+    let places: Vec<String> = places
+        .map(|place| repository.relative(place).display().to_string())
+        .collect();
+    let _ = writeln!(text, "\nruns in {}", places.join(" and "));
     if runs.is_empty() {
         text.push_str("  none yet: cargo xtask exp balanced-v2 --quick\n");
     }
     let mut present = Present::new(&dir, engine);
-    let (mut n_drifted, mut n_broken, mut n_without_digests) = (0, 0, 0);
+    let mut counts = Counts::default();
     for run in &runs {
-        let status = record::read_json::<Status>(&run.join(record::STATUS)).ok();
-        let is_complete = status
-            .as_ref()
-            .is_some_and(|s| s.status == RunStatus::Complete);
-        let checked = is_complete.then(|| integrity::check(run));
-        n_without_digests += usize::from(checked == Some(Ok(Vouched::ByRows)));
-        let broken = checked.and_then(Result::err);
-        n_broken += usize::from(broken.is_some());
-        let (line, drifted) = line_of(run, status.as_ref(), broken, &mut present);
+        let line = line_of(run, &mut present, &mut counts);
         let _ = writeln!(text, "  {line}");
-        n_drifted += usize::from(drifted);
     }
-    if n_broken > 0 {
-        let _ = writeln!(
-            text,
-            "{n_broken} of {} runs are broken: no report uses them",
-            runs.len()
-        );
-    }
-    if n_without_digests > 0 {
-        let _ = writeln!(
-            text,
-            "{n_without_digests} complete runs have no digests (older versions recorded them): the number of their rows is right, and no more is known"
-        );
-    }
-    if n_drifted > 0 {
-        let _ = writeln!(
-            text,
-            "≠ {n_drifted} of {} runs are not what their experiment.toml and the engine binary are now; `cargo xtask exp` measures anew",
-            runs.len()
-        );
-    }
+    text.push_str(&counts.remarks(runs.len()));
     Ok(text)
+}
+
+impl Counts {
+    /// A line each, where there are some.
+    fn remarks(&self, n_runs: usize) -> String {
+        let mut text = String::new();
+        if self.broken > 0 {
+            let _ = writeln!(
+                text,
+                "{} of {n_runs} runs are broken: no report uses them",
+                self.broken
+            );
+        }
+        if self.of_unknown_source > 0 {
+            let _ = writeln!(
+                text,
+                "{} of {n_runs} runs have an unknown source: no verdict uses them",
+                self.of_unknown_source
+            );
+        }
+        if self.without_digests > 0 {
+            let _ = writeln!(
+                text,
+                "{} complete runs have no digests (older versions recorded them): the number of their rows is right, and no more is known",
+                self.without_digests
+            );
+        }
+        if self.drifted > 0 {
+            let _ = writeln!(
+                text,
+                "≠ {} of {n_runs} runs are not what their experiment.toml and the engine binary are now; `cargo xtask exp` measures anew",
+                self.drifted
+            );
+        }
+        text
+    }
 }
 
 fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// The line, and whether the run differs from what it would be today.
-fn line_of(
-    run: &Path,
-    status: Option<&Status>,
-    broken: Option<String>,
-    present: &mut Present<'_>,
-) -> (String, bool) {
-    let name = run
-        .file_name()
-        .map(|name| name.to_string_lossy().into_owned())
-        .unwrap_or_default();
-    let status = match (status, broken) {
+fn line_of(run: &StoredRun, present: &mut Present<'_>, counts: &mut Counts) -> String {
+    let status = run.status().ok().flatten();
+    let is_complete = status
+        .as_ref()
+        .is_some_and(|status| status.status == RunStatus::Complete);
+    let checked = is_complete.then(|| integrity::check(run));
+    counts.without_digests += usize::from(checked == Some(Ok(Vouched::ByRows)));
+    let broken = checked.and_then(Result::err);
+    counts.broken += usize::from(broken.is_some());
+    let mut parts = vec![run.run_id.clone(), state_of(status.as_ref(), broken)];
+    let Ok(manifest) = run.manifest() else {
+        parts.push("no manifest".into());
+        return parts.join("  ");
+    };
+    let quick = if manifest.quick { ", quick" } else { "" };
+    parts.push(format!(
+        "replicate {}, {}{quick}",
+        manifest.replicate, manifest.model.used
+    ));
+    let source = run.source();
+    counts.of_unknown_source += usize::from(source == Source::Unknown);
+    parts.extend(source.remark().map(|remark| format!("({remark})")));
+    let differences = present.differences(run, &manifest);
+    counts.drifted += usize::from(!differences.is_empty());
+    parts.extend(differences.iter().map(|what| format!("≠ {what}")));
+    parts.join("  ")
+}
+
+fn state_of(status: Option<&Status>, broken: Option<String>) -> String {
+    match (status, broken) {
         (Some(_), Some(problem)) => format!("broken ({problem})"),
         (Some(status), None) => {
-            let word = match status.status {
-                RunStatus::Running => "running",
-                RunStatus::Complete => "complete",
-                RunStatus::Failed => "failed",
-            };
+            let word = status.status.word();
             let reason = status
                 .reason
                 .as_deref()
@@ -115,23 +152,5 @@ fn line_of(
             reason.map_or_else(|| word.to_string(), |reason| format!("{word} ({reason})"))
         }
         (None, _) => "no status".into(),
-    };
-    let (about, differences) = match record::read_json::<Manifest>(&run.join(record::MANIFEST)) {
-        Ok(manifest) => {
-            let quick = if manifest.quick { ", quick" } else { "" };
-            (
-                format!(
-                    "replicate {}, {}{quick}",
-                    manifest.replicate, manifest.model.used
-                ),
-                present.differences(run, &manifest),
-            )
-        }
-        Err(_) => ("no manifest".into(), Vec::new()),
-    };
-    let parts: Vec<String> = [name, status, about]
-        .into_iter()
-        .chain(differences.iter().map(|what| format!("≠ {what}")))
-        .collect();
-    (parts.join("  "), !differences.is_empty())
+    }
 }

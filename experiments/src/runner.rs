@@ -8,7 +8,13 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use sha2::{Digest, Sha256};
+use records::digests::digest_of_bytes;
+use records::manifest::{Hashes, Manifest, ModelUsed};
+use records::run_folder;
+use records::run_folder::{JsonLines, RunRecord};
+use records::status::RunStatus;
+use records::store::Store;
+use records::utc;
 use tokio::time::{sleep, timeout};
 
 use crate::environment::Environment;
@@ -19,16 +25,16 @@ use crate::measurement::{judge, run_cases};
 use crate::measurement_lock::MeasurementLock;
 use crate::progress::Progress;
 use crate::prompts::{self, PromptSet};
-use crate::provenance::{self, GitState};
-use crate::record::{self, Hashes, JsonLines, Manifest, ModelUsed, RunRecord, RunStatus};
+use crate::provenance::Sources;
 use crate::repository::Repository;
 use crate::sampler::Sampler;
+use crate::sealing;
 use crate::served_model::{self, take_in_model};
 use crate::server_process::{ServerConfig, ServerProcess, free_port, log_tail};
 use crate::spec::Experiment;
 use crate::summary::Summary;
+use crate::supervise::Ending;
 use crate::terminal::{in_one_line, note, say};
-use crate::utc;
 
 const HEALTH_POLL: Duration = Duration::from_millis(100);
 const HEALTH_LIMIT: Duration = Duration::from_secs(10);
@@ -65,11 +71,26 @@ pub struct Campaign {
     pub runs_dir: PathBuf,
     pub source: ServerSource,
     pub environment: Environment,
-    pub git: GitState,
-    pub hashes: Hashes,
+    pub sources: Sources,
+    /// Changed sources may be recorded.
+    pub allow_dirty: bool,
     pub start_limit: Duration,
+    /// Where runs are looked for.
+    pub store: Store,
+    /// A campaign folder is made of the runs when they have ended.
+    pub seal: bool,
     /// Against another measurement at the same time; taken before the first run.
     pub lock: Option<MeasurementLock>,
+}
+
+impl Campaign {
+    /// After the last run and all that is read of them.
+    pub fn close(&self) -> Result<()> {
+        if self.seal {
+            sealing::seal_ended(&self.repository, &self.id)?;
+        }
+        Ok(())
+    }
 }
 
 /// How a run ended.
@@ -98,7 +119,7 @@ pub async fn run_replicate(
         experiment.name,
         std::time::SystemTime::now()
     );
-    let run_id = record::run_id(
+    let run_id = run_folder::run_id(
         started_unix_s,
         &experiment.name,
         &campaign.environment.host,
@@ -188,8 +209,11 @@ impl Run<'_> {
     /// Returns a remark on a run that is complete but not flawless.
     async fn measure(&mut self, record: &mut RunRecord) -> Result<Option<String>> {
         let clock = RunClock::start();
-        record.write_json(record::ENVIRONMENT, &self.campaign.environment)?;
-        record.write_toml(record::CONFIG, self.experiment)?;
+        record.write_json(records::ENVIRONMENT, &self.campaign.environment)?;
+        record.write_toml(records::CONFIG, self.experiment)?;
+        if let Some(changes) = &self.campaign.sources.changes {
+            record.write_text(records::CHANGES, changes)?;
+        }
 
         let (base_url, command) = match &self.campaign.source {
             ServerSource::External { base_url, .. } => (base_url.clone(), Vec::new()),
@@ -202,12 +226,12 @@ impl Run<'_> {
             }
         };
         let mut manifest = self.manifest(&command, &base_url);
-        record.write_json(record::MANIFEST, &manifest)?;
+        record.write_json(records::MANIFEST, &manifest)?;
         if let ServerSource::Engine { supervisor, .. } = &self.campaign.source {
             self.server = Some(ServerProcess::start(&ServerConfig {
                 supervisor: supervisor.clone(),
                 command,
-                log: Some(record.path(record::SERVER_LOG)),
+                log: Some(record.path(records::SERVER_LOG)),
                 run_folder: Some(record.dir().to_path_buf()),
             })?);
         }
@@ -219,14 +243,14 @@ impl Run<'_> {
         };
         let mut model_is_named = false;
         if let Some(info) = served_model::server_info(&base_url).await? {
-            record.write_json(record::SERVER_INFO, &info)?;
+            record.write_json(records::SERVER_INFO, &info)?;
             model_is_named = take_in_model(&mut manifest, &info, asked);
         }
         let model_name = served_model::model_name(&base_url, asked).await?;
         if !model_is_named {
             manifest.model.used.clone_from(&model_name);
         }
-        record.write_json(record::MANIFEST, &manifest)?;
+        record.write_json(records::MANIFEST, &manifest)?;
         if let Some(reason) = &manifest.model.fallback_reason {
             note!(
                 "WARNING: {} is served instead of {}: {reason}",
@@ -250,10 +274,10 @@ impl Run<'_> {
             clock,
             has_gpu: self.campaign.environment.gpu.is_some(),
         };
-        let samples = JsonLines::create(&record.path(record::SERVER_METRICS))?;
-        let loads = JsonLines::create(&record.path(record::MACHINE_LOAD))?;
+        let samples = JsonLines::create(&record.path(records::SERVER_METRICS))?;
+        let loads = JsonLines::create(&record.path(records::MACHINE_LOAD))?;
         let mut load_watch = LoadWatch::new(sampler.server_pid, loads);
-        let log = record.path(record::SERVER_LOG);
+        let log = record.path(records::SERVER_LOG);
         let seed = self.experiment.seed.wrapping_add(u64::from(self.replicate));
         let rows = tokio::select! {
             rows = run_cases(self.experiment, &target, self.prompts, seed, clock, record, &mut load_watch) => rows?,
@@ -276,7 +300,7 @@ impl Run<'_> {
             &rows,
             workload.goodput.as_ref(),
         );
-        record.write_json(record::SUMMARY, &summary)?;
+        record.write_json(records::SUMMARY, &summary)?;
         for case in &summary.cases {
             say!("{}", case.block());
         }
@@ -295,16 +319,16 @@ impl Run<'_> {
     fn manifest(&self, command: &[String], base_url: &BaseUrl) -> Manifest {
         let external = matches!(self.campaign.source, ServerSource::External { .. });
         Manifest {
-            schema_version: record::SCHEMA_VERSION,
+            schema_version: records::SCHEMA_VERSION,
             run_id: self.run_id.into(),
             campaign: self.campaign.id.clone(),
             experiment: self.experiment.name.clone(),
             replicate: self.replicate,
             quick: self.experiment.quick,
-            git: self.campaign.git.clone(),
+            git: self.campaign.sources.git.clone(),
             sha256: Hashes {
                 prompts: Some(self.prompts.sha256.clone()),
-                ..self.campaign.hashes.clone()
+                ..self.campaign.sources.sha256.clone()
             },
             model: ModelUsed {
                 requested: self.experiment.model.clone(),
@@ -318,12 +342,14 @@ impl Run<'_> {
             extra_flags: self.experiment.extra_flags.clone(),
             base_url: external.then(|| base_url.display()),
             derived: self.experiment.derived.clone(),
+            baseline: self.experiment.baseline,
+            focus: self.experiment.focus,
             started_utc: utc::rfc3339(self.started_unix_s),
         }
     }
 
     async fn wait_until_healthy(&mut self, base_url: &BaseUrl, record: &RunRecord) -> Result<()> {
-        let log = record.path(record::SERVER_LOG);
+        let log = record.path(records::SERVER_LOG);
         let is_ours = self.server.is_some();
         let progress = Progress::spinner(if is_ours {
             "start the server"
@@ -358,7 +384,7 @@ impl Run<'_> {
             if let Some(how) = self
                 .server
                 .as_mut()
-                .and_then(|server| server.exited().map(String::from))
+                .and_then(|server| server.exited().cloned())
             {
                 bail!(
                     "the server ended before it was healthy ({how}):\n{}",
@@ -378,13 +404,13 @@ impl Run<'_> {
 }
 
 /// Resolves once the server has ended; never for an external one.
-async fn server_exit(server: Option<&mut ServerProcess>) -> String {
+async fn server_exit(server: Option<&mut ServerProcess>) -> Ending {
     let Some(server) = server else {
         return std::future::pending().await;
     };
     loop {
-        if let Some(how) = server.exited() {
-            return how.to_string();
+        if let Some(ending) = server.exited() {
+            return ending.clone();
         }
         sleep(HEALTH_POLL).await;
     }
@@ -421,7 +447,7 @@ fn serve_command(binary: &Path, experiment: &Experiment, port: u16) -> Vec<Strin
 /// A campaign's id: when it was called, and a hash that tells two of one second apart.
 pub fn campaign_id() -> String {
     let seen = format!("{} {:?}", std::process::id(), std::time::SystemTime::now());
-    let hash = provenance::hex(&Sha256::digest(seen.as_bytes()));
+    let hash = digest_of_bytes(seen.as_bytes());
     format!("{}_{}", utc::compact(utc::now_unix_s()), &hash[..8])
 }
 

@@ -6,12 +6,14 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use records::RecordError;
+use records::process_identity::rss_bytes;
+use records::rows::ServerSample;
+use records::run_folder::JsonLines;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::environment;
 use crate::loadgen::{BaseUrl, RunClock};
-use crate::process_identity::rss_bytes;
-use crate::record::{JsonLines, RecordError, ServerSample};
 
 const PERIOD: Duration = Duration::from_millis(250);
 /// `nvidia-smi` takes tens of milliseconds, so it is asked once in this many samples.

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use records::manifest::Manifest;
 use serde_json::Value;
 
 use crate::loadgen::{BaseUrl, HttpError};
-use crate::record::Manifest;
 
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process_group};
 
-use crate::supervise::{GRACE, ORDER_STOP};
+use crate::supervise::{Ending, GRACE, ORDER_STOP};
 
 /// How long the supervisor may take to say that the server's process exists.
 const START_LIMIT: Duration = Duration::from_secs(10);
@@ -45,7 +45,7 @@ pub struct ServerProcess {
     supervisor: duct::Handle,
     orders: Option<io::PipeWriter>,
     events: Receiver<String>,
-    exited: Option<String>,
+    exited: Option<Ending>,
 }
 
 impl ServerProcess {
@@ -127,25 +127,28 @@ impl ServerProcess {
     }
 
     /// How the server ended, once it has.
-    pub fn exited(&mut self) -> Option<&str> {
+    pub fn exited(&mut self) -> Option<&Ending> {
         if self.exited.is_none() {
             match self.events.try_recv() {
-                Ok(line) => self.exited = line.strip_prefix("exited ").map(String::from),
+                Ok(line) => {
+                    self.exited = line.strip_prefix("exited ").and_then(Ending::from_event);
+                }
                 Err(TryRecvError::Disconnected) => {
-                    self.exited = Some("with its supervisor, which was killed".into());
+                    let how = "with its supervisor, which was killed";
+                    self.exited = Some(Ending::Failure(how.into()));
                 }
                 Err(TryRecvError::Empty) => {}
             }
         }
-        self.exited.as_deref()
+        self.exited.as_ref()
     }
 
     /// Waits for a command that ends by itself (a download); `None` after `limit`.
-    pub fn wait(&mut self, limit: Duration) -> Option<String> {
+    pub fn wait(&mut self, limit: Duration) -> Option<Ending> {
         let deadline = Instant::now() + limit;
         loop {
             if let Some(how) = self.exited() {
-                return Some(how.to_string());
+                return Some(how.clone());
             }
             if Instant::now() >= deadline {
                 return None;

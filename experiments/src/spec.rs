@@ -8,18 +8,21 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use records::manifest::Derived;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
-use crate::derived::Derived;
 use crate::flags::{FlagError, Flags};
-use crate::workload::Workload;
+use crate::workload::{self, Workload};
 
 /// A night's work. A noisy machine takes hundreds of server starts to tell 3 % apart.
 const MAX_REPLICATES: u32 = 400;
 
 /// Longest chain of `extends`.
 const MAX_LINEAGE: usize = 8;
+
+/// What an experiment is to the reports; its heirs are that no more.
+const ROLES: [&str; 2] = ["baseline", "focus"];
 
 /// The table of an `experiment.toml` that is the business of `tune` alone.
 const TUNE: &str = "tune";
@@ -98,6 +101,12 @@ pub struct Experiment {
     /// Where the server has several; empty where it has `model` alone.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub models: Vec<ModelSpec>,
+    /// Others are judged against it. In the manifest, since it changes nothing that runs.
+    #[serde(skip)]
+    pub baseline: bool,
+    /// The reports' findings are about it. In the manifest, too.
+    #[serde(skip)]
+    pub focus: bool,
     /// Set where the flags are not those of the folder's file.
     #[serde(skip)]
     pub derived: Option<Derived>,
@@ -144,6 +153,10 @@ struct Written {
     #[serde(default)]
     flags: Flags,
     workload: Workload,
+    #[serde(default)]
+    baseline: bool,
+    #[serde(default)]
+    focus: bool,
 }
 
 /// Folders below `dir` that hold an `experiment.toml`, sorted.
@@ -262,7 +275,7 @@ impl Experiment {
                 "a path, a model id, `synthetic:<preset>` or `default`",
             )));
         }
-        written.workload.validate().map_err(field)?;
+        workload::validate(&written.workload).map_err(field)?;
         let mut flags = written.flags;
         flags.validate().map_err(flag)?;
         for model in &written.models {
@@ -280,6 +293,8 @@ impl Experiment {
             flags,
             workload: written.workload,
             models: written.models,
+            baseline: written.baseline,
+            focus: written.focus,
             derived: None,
             name,
         })
@@ -368,6 +383,9 @@ fn load_lineage(dir: &Path, name: &str, lineage: &mut Vec<String>) -> Result<Tab
         }
         Some(parent) => load_lineage(dir, &full_name(dir, &parent)?, lineage)?,
     };
+    for role in ROLES {
+        table.remove(role);
+    }
 
     let inherited = table
         .remove("flags")

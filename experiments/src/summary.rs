@@ -8,10 +8,10 @@
 
 use std::fmt::Write as _;
 
+use records::rows::RequestRow;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use crate::loadgen::RequestRow;
 use crate::statistics::Spread;
 use crate::workload::{Arrival, Case, Limits};
 

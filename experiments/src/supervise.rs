@@ -16,23 +16,24 @@
 //!
 //! The supervisor leads a process group of its own, so a terminal's Ctrl-C reaches the runner
 //! only, which then stops the server in order. Orders: `stop`. Events: `started <pid>`,
-//! `exited <how>`. Deliberately absent: restarting, health checks, anything about HTTP.
+//! `exited success`, `exited failure <how>`. Deliberately absent: restarting, health checks, anything about HTTP.
 
 use std::ffi::OsString;
+use std::fmt;
 use std::fs::OpenOptions;
 use std::io::{self, BufRead, Write};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use records::run_folder;
 use rustix::process::{Pid, Signal, getpid, kill_current_process_group, kill_process};
 
-use crate::record;
 use crate::terminal::note;
 
 /// The order that ends the server gently.
@@ -62,8 +63,55 @@ pub struct ExecBoundArgs {
     pub command: Vec<OsString>,
 }
 
+/// How a supervised process ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ending {
+    /// By itself, with exit code 0.
+    Success,
+    /// In any other way, which the text tells.
+    Failure(String),
+}
+
+const SUCCESS: &str = "success";
+const FAILURE: &str = "failure ";
+
+impl Ending {
+    fn of(status: ExitStatus) -> Self {
+        if status.success() {
+            Self::Success
+        } else {
+            Self::Failure(status.to_string())
+        }
+    }
+
+    /// As it crosses the events' pipe, and back.
+    fn to_event(&self) -> String {
+        match self {
+            Self::Success => SUCCESS.into(),
+            Self::Failure(how) => format!("{FAILURE}{}", how.replace('\n', " ")),
+        }
+    }
+
+    pub fn from_event(text: &str) -> Option<Self> {
+        if text == SUCCESS {
+            return Some(Self::Success);
+        }
+        let how = text.strip_prefix(FAILURE)?;
+        Some(Self::Failure(how.into()))
+    }
+}
+
+impl fmt::Display for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Success => f.write_str("exit status: 0"),
+            Self::Failure(how) => f.write_str(how),
+        }
+    }
+}
+
 enum Event {
-    ServerExited(String),
+    ServerExited(Ending),
     StopOrdered,
     RunnerGone,
 }
@@ -106,8 +154,8 @@ pub fn supervise(args: &SuperviseArgs) -> Result<()> {
     let waited = Arc::clone(&server);
     thread::spawn(move || {
         let how = match waited.wait() {
-            Ok(output) => output.status.to_string(),
-            Err(error) => format!("in an unknown way: {error}"),
+            Ok(output) => Ending::of(output.status),
+            Err(error) => Ending::Failure(format!("in an unknown way: {error}")),
         };
         from_server.send(Event::ServerExited(how))
     });
@@ -121,17 +169,20 @@ pub fn supervise(args: &SuperviseArgs) -> Result<()> {
     });
 
     match inbox.recv().context("both watchers are gone")? {
-        Event::ServerExited(how) => tell(&format!("exited {how}")),
+        Event::ServerExited(how) => tell(&format!("exited {}", how.to_event())),
         Event::StopOrdered => {
             signal(server_pid, Signal::TERM);
             let how = match inbox.recv_timeout(GRACE) {
                 Ok(Event::ServerExited(how)) => how,
                 Ok(_) | Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
                     signal(server_pid, Signal::KILL);
-                    format!("killed: still running {} s after SIGTERM", GRACE.as_secs())
+                    Ending::Failure(format!(
+                        "killed: still running {} s after SIGTERM",
+                        GRACE.as_secs()
+                    ))
                 }
             };
-            tell(&format!("exited {how}"));
+            tell(&format!("exited {}", how.to_event()));
         }
         Event::RunnerGone => {
             signal(server_pid, Signal::KILL);
@@ -139,7 +190,8 @@ pub fn supervise(args: &SuperviseArgs) -> Result<()> {
             // in the kernel is not waited for: the record matters more.
             let _ = inbox.recv_timeout(GRACE);
             if let Some(folder) = &args.run_folder
-                && let Err(error) = record::label_failed(folder, record::REASON_RUNNER_KILLED)
+                && let Err(error) =
+                    run_folder::label_failed(folder, run_folder::REASON_RUNNER_KILLED)
             {
                 note!("{} cannot be labelled failed: {error}", folder.display());
             }
@@ -191,5 +243,23 @@ fn signal(pid: u32, signal: Signal) {
         && error != rustix::io::Errno::SRCH
     {
         note!("process {pid:?} cannot be signalled: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ending_crosses_the_pipe() {
+        for ending in [
+            Ending::Success,
+            Ending::Failure("exit status: 1".into()),
+            // What a successful end is called elsewhere is no success here.
+            Ending::Failure("exit status: 0".into()),
+        ] {
+            assert_eq!(Ending::from_event(&ending.to_event()), Some(ending));
+        }
+        assert_eq!(Ending::from_event("exit status: 0"), None);
     }
 }

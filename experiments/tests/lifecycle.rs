@@ -11,8 +11,11 @@ mod notebook;
 use std::fs;
 use std::process::Command;
 
-use experiments::machine_load::CaseLoad;
-use experiments::record::{Manifest, RunStatus, ServerSample, Status, read_json};
+use records::manifest::Manifest;
+use records::rows::CaseLoad;
+use records::rows::ServerSample;
+use records::run_folder::read_json;
+use records::status::{RunStatus, Status};
 use rustix::process::{Signal, kill_process};
 use serde_json::Value;
 

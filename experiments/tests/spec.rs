@@ -368,3 +368,20 @@ fn a_workload_asks_no_model_that_is_not_there() {
         assert!(found.contains(expected), "{expected}: {found}");
     }
 }
+
+/// What an experiment is to the reports is said in its own file, and its heirs are that no more.
+#[test]
+fn one_experiment_is_the_baseline_and_one_the_focus() {
+    let roles = |name: &str| {
+        let experiment =
+            Experiment::load(&shipped(), name, &Overrides::default()).expect("a valid experiment");
+        (experiment.baseline, experiment.focus)
+    };
+    assert_eq!(roles("baseline"), (true, false));
+    // They extend the baseline.
+    assert_eq!(roles("balanced-v2"), (false, true));
+    assert_eq!(roles("experimental"), (false, false));
+    let names = experiments::spec::experiment_names(&shipped()).expect("readable");
+    let with = |of: fn((bool, bool)) -> bool| names.iter().filter(|name| of(roles(name))).count();
+    assert_eq!((with(|r| r.0), with(|r| r.1)), (1, 1));
+}

@@ -1,13 +1,14 @@
 //! From run records to Korean reports.
 //!
 //! ```text
-//! data/runs/*  ─ load ─┐
+//! data/campaigns/* ─ load ─┐
+//! data/runs/*  ─────────┤
 //!                      ├─ select ─ render::context ─ minijinja ─ reports/rendered/*.ko.md
 //! data/imported/* ─────┘              │
 //!                                   stats
 //! ```
 //!
-//! - [`load`] reads the run folders that `data/SCHEMA.md` describes (request rows with polars) and
+//! - [`load`] reads the runs that `data/SCHEMA.md` describes (request rows with polars) and
 //!   the figures imported from other documents, which stay a source of their own.
 //! - [`select`] picks what a report is about: per machine and model the newest complete campaign
 //!   of every experiment, full runs before quick ones.
@@ -53,12 +54,8 @@ pub enum ReportError {
     },
     #[error("{}: not the record that data/SCHEMA.md describes: {message}", path.display())]
     Record { path: PathBuf, message: String },
-    #[error("{}: schema_version {found}, this program reads {supported}", path.display())]
-    SchemaVersion {
-        path: PathBuf,
-        found: u32,
-        supported: u32,
-    },
+    #[error(transparent)]
+    Stored(#[from] records::RecordError),
     #[error("{what}: {source}")]
     Table {
         what: String,

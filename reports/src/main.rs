@@ -5,6 +5,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
+use records::store::{Store, StoredRun};
+use records::verdicts;
 
 use reports::compare::compare;
 use reports::lang::Lang;
@@ -44,9 +46,9 @@ struct CompareArgs {
     a: String,
     /// The one that is judged against the first.
     b: String,
-    /// Folder of run folders [default: data/runs of the repository]
+    /// Folders of runs and campaigns [default: data/runs and data/campaigns of the repository]
     #[arg(long, value_name = "DIR")]
-    runs_dir: Option<PathBuf>,
+    runs_dir: Vec<PathBuf>,
     /// Only machines whose host, processor or GPU name contains this.
     #[arg(long, value_name = "PART")]
     machine: Option<String>,
@@ -60,9 +62,9 @@ struct CompareArgs {
 
 #[derive(Debug, clap::Args)]
 struct Args {
-    /// Folder of run folders [default: data/runs of the repository]
+    /// Folders of runs and campaigns [default: data/runs and data/campaigns of the repository]
     #[arg(long, value_name = "DIR")]
-    runs_dir: Option<PathBuf>,
+    runs_dir: Vec<PathBuf>,
     /// Folder of imported figures [default: data/imported of the repository]
     #[arg(long, value_name = "DIR")]
     imported_dir: Option<PathBuf>,
@@ -98,7 +100,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let outcome = match &cli.command {
         Some(Command::Verdict(command)) => print_verdict(command),
-        Some(Command::Parquet(args)) => requests_parquet::write(args).map(drop).map_err(Into::into),
+        Some(Command::Parquet(args)) => write_parquet(args),
         Some(Command::Compare(args)) => print_comparison(args),
         None => run(&cli.report),
     };
@@ -112,14 +114,13 @@ fn main() -> ExitCode {
 }
 
 fn print_verdict(command: &VerdictCommand) -> anyhow::Result<()> {
-    let runs_of = |typed: &Option<PathBuf>| input_folder(typed.as_deref(), "data/runs");
     match command {
         VerdictCommand::Ablation { campaign, runs_dir } => {
-            let table = ablation::table(&runs_of(runs_dir)?, campaign)?;
+            let table = ablation::table(store_of(runs_dir)?, campaign)?;
             print!("{}", outside::lines(&table));
         }
         VerdictCommand::Reproduction { campaign, runs_dir } => {
-            let table = reproduction::table(&runs_of(runs_dir)?, campaign)?;
+            let table = reproduction::table(store_of(runs_dir)?, campaign)?;
             print!("{}", outside::lines(&table));
         }
         VerdictCommand::StartsNeeded { n_comparisons } => {
@@ -135,7 +136,7 @@ fn print_comparison(args: &CompareArgs) -> anyhow::Result<()> {
         ..Selection::default()
     };
     let text = compare(
-        &input_folder(args.runs_dir.as_deref(), "data/runs")?,
+        store_of(&args.runs_dir)?,
         [&args.a, &args.b],
         &selection,
         verdict_config(args.margin)?,
@@ -166,7 +167,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
             .map(|name| Report::find(name))
             .collect::<Result<_, _>>()?,
     };
-    let runs_dir = input_folder(args.runs_dir.as_deref(), "data/runs")?;
+    let store = store_of(&args.runs_dir)?;
     let imported = input_folder(args.imported_dir.as_deref(), "data/imported")?;
     let out = match &args.out {
         Some(dir) => dir.clone(),
@@ -177,16 +178,13 @@ fn run(args: &Args) -> anyhow::Result<()> {
         machine: args.machine.clone(),
         peer: args.peer.clone(),
     };
-    let records = load::load(&runs_dir, &imported, |run| selection.keeps(run))?;
+    let records = load::load(store.clone(), &imported, |run| selection.keeps(run))?;
     let limited = !selection.runs.is_empty() || selection.machine.is_some();
     if records.runs.is_empty() && limited {
-        bail!(
-            "no run below {} matches --runs/--machine",
-            runs_dir.display()
-        );
+        bail!("no run in {} matches --runs/--machine", places(&store));
     }
     let mut context = build(&records, config, lang)?;
-    print_summary(&context, &runs_dir, lang);
+    print_summary(&context, &store, lang);
     std::fs::create_dir_all(&out).with_context(|| format!("cannot create {}", out.display()))?;
     if args.trust {
         let titles: Vec<&str> = context.groups.iter().map(|g| g.title.as_str()).collect();
@@ -196,7 +194,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
         // What is said of some runs only is not the last word on an experiment.
         if !limited && selection.peer.is_none() {
             write(
-                &out.join(last_verdicts::FILE_NAME),
+                &out.join(verdicts::FILE_NAME),
                 &last_verdicts::render(&context)?,
             )?;
         }
@@ -259,6 +257,34 @@ fn input_folder(typed: Option<&Path>, default: &str) -> anyhow::Result<PathBuf> 
     }
 }
 
+/// Where runs are looked for: the folders that were typed, or the repository's own.
+fn store_of(typed: &[PathBuf]) -> anyhow::Result<Store> {
+    if let Some(missing) = typed.iter().find(|dir| !dir.is_dir()) {
+        bail!("{} is no folder", missing.display());
+    }
+    if !typed.is_empty() {
+        return Ok(Store::new(typed));
+    }
+    let data = repository_root()?.join("data");
+    Ok(Store::new([data.join("runs"), data.join("campaigns")]))
+}
+
+fn places(store: &Store) -> String {
+    let places = store.places().iter();
+    let places: Vec<String> = places.map(|place| place.display().to_string()).collect();
+    places.join(" and ")
+}
+
+fn write_parquet(args: &ParquetArgs) -> anyhow::Result<()> {
+    let run = if Path::new(&args.run).is_dir() {
+        StoredRun::in_folder(Path::new(&args.run))
+    } else {
+        store_of(&args.runs_dir)?.find(&args.run)?
+    };
+    requests_parquet::write(&run, args)?;
+    Ok(())
+}
+
 /// The nearest folder upwards that holds `data/SCHEMA.md`.
 fn repository_root() -> anyhow::Result<PathBuf> {
     let here = std::env::current_dir().context("the current folder cannot be read")?;
@@ -273,11 +299,11 @@ fn repository_root() -> anyhow::Result<PathBuf> {
     })
 }
 
-fn print_summary(context: &ReportContext, runs_dir: &Path, lang: Lang) {
+fn print_summary(context: &ReportContext, store: &Store, lang: Lang) {
     if context.groups.is_empty() && context.multi_models.is_empty() {
         println!(
-            "no readable run below {}; the reports name the commands that make some",
-            runs_dir.display()
+            "no readable run in {}; the reports name the commands that make some",
+            places(store)
         );
     }
     for group in &context.groups {

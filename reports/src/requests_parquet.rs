@@ -5,8 +5,8 @@
 //! workspace longer by minutes. Rows of one run are few, so nothing is compressed and all of them
 //! are one row group.
 
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::fs::File;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use parquet::data_type::{BoolType, ByteArray, ByteArrayType, DoubleType, Int64Type};
@@ -14,14 +14,18 @@ use parquet::errors::ParquetError;
 use parquet::file::properties::WriterProperties;
 use parquet::file::writer::{SerializedColumnWriter, SerializedFileWriter};
 use parquet::schema::parser::parse_message_type;
+use records::store::StoredRun;
 use serde_json::{Map, Value};
 
 use crate::ReportError;
 
 #[derive(Debug, clap::Args)]
 pub struct ParquetArgs {
-    /// The run's folder
-    run: PathBuf,
+    /// The run: its folder, its id, a part of it that fits one run only, or campaign#arm/round
+    pub run: String,
+    /// Folders of runs and campaigns [default: data/runs and data/campaigns of the repository]
+    #[arg(long, value_name = "DIR")]
+    pub runs_dir: Vec<PathBuf>,
     /// File to write
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
@@ -69,8 +73,8 @@ const COLUMNS: [(&str, Kind); 23] = [
 type Row = Map<String, Value>;
 
 /// Writes the file; returns the number of rows.
-pub fn write(args: &ParquetArgs) -> Result<usize, ReportError> {
-    let mut rows = read_rows(&args.run.join("requests.jsonl"))?;
+pub fn write(run: &StoredRun, args: &ParquetArgs) -> Result<usize, ReportError> {
+    let mut rows = read_rows(run)?;
     if let Some(case) = &args.case {
         rows.retain(|row| row.get("case").and_then(Value::as_str) == Some(case));
     }
@@ -82,12 +86,13 @@ pub fn write(args: &ParquetArgs) -> Result<usize, ReportError> {
     Ok(rows.len())
 }
 
-fn read_rows(path: &Path) -> Result<Vec<Row>, ReportError> {
-    let text = fs::read_to_string(path).map_err(|e| ReportError::io(path, e))?;
+fn read_rows(run: &StoredRun) -> Result<Vec<Row>, ReportError> {
+    let path = run.place().join(records::REQUESTS);
+    let text = run.text(records::REQUESTS)?;
     text.lines()
         .map(|line| {
             let mut row: Row = serde_json::from_str(line).map_err(|e| ReportError::Record {
-                path: path.to_owned(),
+                path: path.clone(),
                 message: e.to_string(),
             })?;
             row.extend(times_of(&row));
@@ -231,13 +236,14 @@ mod tests {
 
     fn written(case: Option<&str>) -> Vec<Value> {
         let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join("requests.jsonl"), ROWS).unwrap();
+        std::fs::write(dir.path().join("requests.jsonl"), ROWS).unwrap();
         let args = ParquetArgs {
-            run: dir.path().to_owned(),
+            run: dir.path().to_string_lossy().into_owned(),
+            runs_dir: Vec::new(),
             out: dir.path().join("rows.parquet"),
             case: case.map(String::from),
         };
-        let n_rows = write(&args).unwrap();
+        let n_rows = write(&StoredRun::in_folder(dir.path()), &args).unwrap();
         let reader = SerializedFileReader::new(File::open(&args.out).unwrap()).unwrap();
         let rows: Vec<Value> = reader
             .get_row_iter(None)

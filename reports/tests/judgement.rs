@@ -157,8 +157,7 @@ fn answers_of_another_length_are_not_judged_but_for_their_first_token() {
 fn other_prompts_are_not_judged() {
     let mut records = records();
     change(&mut records, BALANCED, |record| {
-        let hashes = &mut record.manifest.sha256;
-        hashes.insert("prompts".to_owned(), Some("ee".to_owned()));
+        record.manifest.sha256.prompts = Some("ee".to_owned());
     });
     let group = group(&records);
     let verdicts = latency_verdicts(&group);
@@ -190,8 +189,7 @@ fn another_engine_is_judged_on_this_machine_with_this_model_and_these_prompts_al
     });
     assert!(reason_against_peer(&records).contains("2 against 5 server starts are too few"));
     change_peer(&mut records, |record| {
-        let hashes = &mut record.manifest.sha256;
-        hashes.insert("prompts".to_owned(), Some("ee".to_owned()));
+        record.manifest.sha256.prompts = Some("ee".to_owned());
     });
     assert!(reason_against_peer(&records).contains("prompts differ"));
     change_peer(&mut records, |record| {
@@ -256,4 +254,25 @@ fn fewer_weights_than_are_looked_up_give_no_bar() {
         record.server.lookup_bytes = Some(3 << 30);
     }
     assert!(!group(&records).charts.contains_key("roofline"));
+}
+
+#[test]
+fn the_baseline_is_the_experiment_that_says_so() {
+    let mut records = records();
+    for name in ["01-baseline", "02-ultra", BALANCED] {
+        change(&mut records, name, |record| {
+            record.manifest.schema_version = 2;
+        });
+    }
+    // A name says nothing since records can say it themselves.
+    assert!(group(&records).comparisons.is_empty());
+    change(&mut records, "02-ultra", |record| {
+        record.manifest.baseline = true;
+    });
+    let comparisons = group(&records).comparisons;
+    let pairs: Vec<(&str, &str)> = comparisons
+        .iter()
+        .map(|c| (c.before.as_str(), c.after.as_str()))
+        .collect();
+    assert_eq!(pairs, [("02-ultra", "01-baseline"), ("02-ultra", BALANCED)]);
 }

@@ -40,7 +40,7 @@ impl Start<'_> {
         let mut manifest = json!({
             "schema_version": 1, "run_id": self.run_id(), "campaign": self.campaign,
             "experiment": self.experiment, "replicate": self.replicate, "quick": self.quick,
-            "git": {"commit": null, "dirty": null}, "sha256": {},
+            "git": {"commit": "0123456789abcdef", "dirty": false}, "sha256": {},
             "model": {"requested": "m", "used": "m", "fallback_reason": null, "format": null},
             "seed": 1, "command": [], "extra_flags": [], "base_url": null,
             "started_utc": "2026-01-01T00:00:00Z",

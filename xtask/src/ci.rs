@@ -103,6 +103,8 @@ fn smoke(root: &Path) -> Result<()> {
         "balanced-v2",
         "--quick",
         "--wait",
+        // Of a change that is not committed yet; nothing of it is kept.
+        "--allow-dirty",
         "--model",
         SMOKE_MODEL,
         "--engine-bin",

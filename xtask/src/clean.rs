@@ -21,6 +21,6 @@ pub fn run() -> Result<ExitCode> {
     }
     let target_dir = cargo::target_dir()?;
     cmd!(sh, "cargo clean --target-dir {target_dir}").run()?;
-    eprintln!("models stay in the user's cache folder, runs in data/runs");
+    eprintln!("models stay in the user's cache folder, records in data/campaigns and data/runs");
     Ok(ExitCode::SUCCESS)
 }

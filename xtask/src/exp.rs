@@ -29,6 +29,10 @@ pub struct ExpArgs {
     /// Wait for another measurement on this machine to end, instead of refusing
     #[arg(long)]
     wait: bool,
+    /// Record from sources that are not those of a commit; the difference is kept, and the record
+    /// marked wherever it is shown
+    #[arg(long)]
+    allow_dirty: bool,
     /// Extra engine flags, laid over the experiment's
     #[arg(last = true, value_name = "FLAGS")]
     engine_flags: Vec<String>,
@@ -45,13 +49,16 @@ pub fn run(args: &ExpArgs) -> Result<ExitCode> {
 }
 
 fn to_arguments(args: &ExpArgs) -> Vec<String> {
-    let mut words = vec!["run".to_string()];
+    let mut words = vec!["run".to_string(), "--seal".to_string()];
     words.extend(args.names.iter().cloned());
     if args.quick {
         words.push("--quick".into());
     }
     if args.wait {
         words.push("--wait".into());
+    }
+    if args.allow_dirty {
+        words.push("--allow-dirty".into());
     }
     let mut option = |name: &str, value: Option<String>| {
         if let Some(value) = value {

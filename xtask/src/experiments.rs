@@ -34,13 +34,13 @@ pub fn ablate(args: &PassedOn) -> Result<ExitCode> {
         cargo::build_release(&cargo::MEASURED)?;
         cargo::build_reports()?;
     }
-    cargo::become_experiments_with_reports("ablate", &args.words)
+    cargo::become_experiments_with_reports("ablate", &sealing(args))
 }
 
 /// `tune <experiment> --objective … --budget …`
 pub fn tune(args: &PassedOn) -> Result<ExitCode> {
     cargo::build_release(&cargo::MEASURED)?;
-    cargo::become_experiments("tune", &args.words)
+    cargo::become_experiments("tune", &sealing(args))
 }
 
 /// `reproduce <run id>`; `reports` gives the verdict.
@@ -49,7 +49,7 @@ pub fn reproduce(args: &PassedOn) -> Result<ExitCode> {
     if !args.has("--dry-run") {
         cargo::build_reports()?;
     }
-    cargo::become_experiments_with_reports("reproduce", &args.words)
+    cargo::become_experiments_with_reports("reproduce", &sealing(args))
 }
 
 /// `new <name> --from <experiment>`
@@ -71,4 +71,16 @@ pub fn export(args: &PassedOn) -> Result<ExitCode> {
 pub fn import(args: &PassedOn) -> Result<ExitCode> {
     cargo::build_experiments()?;
     cargo::become_experiments("import", &args.words)
+}
+
+/// `seal [campaign…]`
+pub fn seal(args: &PassedOn) -> Result<ExitCode> {
+    cargo::build_experiments()?;
+    cargo::become_experiments("seal", &args.words)
+}
+
+/// The arguments of a recipe that records: its campaign is sealed at its end.
+fn sealing(args: &PassedOn) -> Vec<String> {
+    let seal = std::iter::once("--seal".to_string());
+    seal.chain(args.words.iter().cloned()).collect()
 }

@@ -71,6 +71,8 @@ enum Recipe {
     Export(PassedOn),
     /// Keep another engine's benchmark result beside the runs: cargo xtask import result.json --source vllm
     Import(PassedOn),
+    /// Make campaign folders of runs that have ended, of quick ones too if they are named: cargo xtask seal
+    Seal(PassedOn),
     /// Aggregate the runs and render the Korean reports (arguments go to `reports`)
     Report(PassedOn),
     /// Lay two runs or experiments side by side: cargo xtask compare baseline balanced-v2
@@ -152,6 +154,7 @@ fn dispatch(recipe: Option<Recipe>) -> Result<ExitCode> {
         Some(Recipe::New(args)) => experiments::new(&args),
         Some(Recipe::Export(args)) => experiments::export(&args),
         Some(Recipe::Import(args)) => experiments::import(&args),
+        Some(Recipe::Seal(args)) => experiments::seal(&args),
         Some(Recipe::Report(args)) => report::run(&args),
         Some(Recipe::Compare(args)) => compare::run(&args),
         Some(Recipe::Bench(args)) => bench::run(&args),

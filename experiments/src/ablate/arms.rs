@@ -7,8 +7,8 @@
 //! model and seed of the full configuration.
 
 use anyhow::{Result, bail};
+use records::manifest::{Derived, Direction};
 
-use crate::derived::{Derived, Direction};
 use crate::flags::Flags;
 use crate::spec::Experiment;
 

@@ -7,8 +7,9 @@
 
 use std::collections::BTreeMap;
 
+use records::manifest::{Derived, Direction};
+
 use crate::ablate::arms::Baseline;
-use crate::derived::{Derived, Direction};
 use crate::flags::Flags;
 use crate::spec::Experiment;
 

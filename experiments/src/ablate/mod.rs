@@ -9,6 +9,7 @@ pub mod idle;
 
 use anyhow::{Context, Result};
 use clap::Args;
+use records::run_folder;
 use serde_json::Value;
 
 use crate::ablate::arms::{Baseline, arms_of};
@@ -16,8 +17,7 @@ use crate::ablate::idle::IdleArms;
 use crate::campaign::{self, Arm, CampaignEnd, ServingArgs};
 use crate::flags::Flags;
 use crate::interrupts::Interrupts;
-use crate::record;
-use crate::reports_program::ReportsProgram;
+use crate::reports_program::{ReportsProgram, runs_arguments};
 use crate::repository::Repository;
 use crate::runner::RunEnd;
 use crate::served_model::inactive_flags;
@@ -115,13 +115,11 @@ pub async fn ablate(args: &AblateArgs, repository: Repository) -> Result<Campaig
     }
     let end = CampaignEnd::of(&ends);
     if end != CampaignEnd::Interrupted {
-        reports.show(&[
-            "ablation".into(),
-            campaign.id.clone().into(),
-            "--runs-dir".into(),
-            campaign.runs_dir.clone().into(),
-        ])?;
+        let mut words = vec!["ablation".into(), campaign.id.clone().into()];
+        words.extend(runs_arguments(&campaign.store));
+        reports.show(&words)?;
     }
+    campaign.close()?;
     Ok(end)
 }
 
@@ -170,6 +168,6 @@ fn listed(full: &Experiment, baseline: &Baseline, arms: &[Experiment]) -> String
 
 /// `None` where the run did not get as far as asking the server.
 fn inactive_of(end: &RunEnd) -> Option<idle::Inactive> {
-    let info: Value = record::read_json(&end.dir.join(record::SERVER_INFO)).ok()?;
+    let info: Value = run_folder::read_json(&end.dir.join(records::SERVER_INFO)).ok()?;
     Some(inactive_flags(&info))
 }

@@ -13,11 +13,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
+use records::integrity::{self, Vouched};
 
-use crate::integrity::{self, Vouched};
-use crate::record::{self, Manifest, RunStatus, Status};
-use crate::recorded::{folder_of, read_config, read_rows};
-use crate::reports_program::ReportsProgram;
+use crate::reports_program::{ReportsProgram, runs_arguments};
 use crate::repository::Repository;
 use crate::terminal::note;
 
@@ -33,7 +31,7 @@ pub enum Format {
 
 #[derive(Debug, Clone, Args)]
 pub struct ExportArgs {
-    /// Run: its id, a part of it that fits one run only, or its folder
+    /// Run: its id, a part of it that fits one run only, campaign#arm/round, or its folder
     #[arg(value_name = "RUN")]
     pub run: String,
     #[arg(long, value_enum)]
@@ -47,28 +45,27 @@ pub struct ExportArgs {
     /// Program that writes Parquet [default: `reports` beside this program]
     #[arg(long, value_name = "PATH")]
     pub reports_bin: Option<PathBuf>,
-    /// Folder of the run folders [default: data/runs]
+    /// Folder of runs and campaigns [default: data/runs and data/campaigns]
     #[arg(long, value_name = "PATH")]
     pub runs_dir: Option<PathBuf>,
 }
 
 /// Writes the files; returns their paths, a line each.
 pub fn export(args: &ExportArgs, repository: &Repository) -> Result<String> {
-    let runs_dir = args
-        .runs_dir
-        .clone()
-        .unwrap_or_else(|| repository.runs_dir());
-    let dir = folder_of(&runs_dir, &args.run)?;
-    let manifest: Manifest = record::read_json(&dir.join(record::MANIFEST))?;
-    let status = record::read_json::<Status>(&dir.join(record::STATUS));
-    if status.is_ok_and(|status| status.status == RunStatus::Complete) {
-        match integrity::check(&dir) {
+    let store = repository.store(args.runs_dir.as_deref());
+    let run = store.find(&args.run)?;
+    let manifest = run.manifest()?;
+    if run.is_complete() {
+        match integrity::check(&run) {
             Ok(Vouched::ByDigests) => {}
             Ok(Vouched::ByRows) => note!(
                 "WARNING: {} has no digests (an older version recorded it): its rows are as many as they should be, and no more is known",
                 manifest.run_id
             ),
-            Err(problem) => bail!("{} is broken and not exported: {problem}", dir.display()),
+            Err(problem) => bail!(
+                "{} is broken and not exported: {problem}",
+                run.place().display()
+            ),
         }
     } else {
         note!(
@@ -76,8 +73,11 @@ pub fn export(args: &ExportArgs, repository: &Repository) -> Result<String> {
             manifest.run_id
         );
     }
-    let workload = read_config(&dir)?.workload;
-    let mut rows = read_rows(&dir)?;
+    let workload = run
+        .config()?
+        .workload
+        .with_context(|| format!("{} has no workload", manifest.run_id))?;
+    let mut rows = run.rows()?;
     let mut cases = workload.cases();
     cases.retain(|case| !case.warmup);
     if let Some(wanted) = &args.case {
@@ -109,10 +109,15 @@ pub fn export(args: &ExportArgs, repository: &Repository) -> Result<String> {
             let path = args.out.join(file_name(run_id, "requests", "parquet"));
             let mut words: Vec<OsString> = vec![
                 "parquet".into(),
-                dir.into(),
+                run_id.into(),
                 "--out".into(),
                 path.clone().into(),
             ];
+            match run.folder() {
+                // It may lie anywhere.
+                Some(folder) => words[1] = folder.into(),
+                None => words.extend(runs_arguments(&store)),
+            }
             if let Some(case) = &args.case {
                 words.extend(["--case".into(), case.into()]);
             }

@@ -2,9 +2,9 @@
 //! from them. A list (`token_s`) is one field, its values apart by blanks; a null is an empty field,
 //! and so are the times of a request that failed. All rows have the same columns, `model` too.
 
+use records::rows::RequestRow;
 use serde_json::Value;
 
-use crate::loadgen::RequestRow;
 use crate::summary::RequestTimes;
 
 pub fn table(rows: &[RequestRow]) -> String {

@@ -7,10 +7,10 @@
 //! our TTFT lacks the connection, and our end-to-end time and TPOT contain the closing chunks.
 //! Keys of ours that vLLM does not know say which run it was.
 
+use records::manifest::Manifest;
+use records::rows::RequestRow;
 use serde_json::{Map, Value, json};
 
-use crate::loadgen::RequestRow;
-use crate::record::Manifest;
 use crate::summary::CaseSummary;
 use crate::workload::{Case, Limits};
 

@@ -12,12 +12,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
+use records::utc;
 
 use crate::import::figures::table;
 use crate::import::result_file::ResultFile;
 use crate::provenance;
 use crate::repository::Repository;
-use crate::utc;
 
 const PROVENANCE: &str = "PROVENANCE.md";
 

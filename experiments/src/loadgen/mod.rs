@@ -15,90 +15,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rand::Rng;
-use serde::{Deserialize, Serialize};
+use records::rows::implausible_usage;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::{JoinError, JoinSet};
 
 pub use exchange::{Answer, RunClock, Target};
 pub use http::{BaseUrl, HttpError};
+pub use records::rows::RequestRow;
 
 use crate::prompts::{PromptSet, case_rng};
-use crate::workload::{Arrival, Case, Phase};
-
-/// One line of `requests.jsonl`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct RequestRow {
-    pub case: String,
-    pub phase: Phase,
-    pub warmup: bool,
-    /// Whom it asked, where the server has several.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub model: Option<String>,
-    pub index: u32,
-    pub user: Option<u32>,
-    pub n_users: Option<u32>,
-    pub rate_per_s: Option<f64>,
-    pub prompt_id: String,
-    pub max_tokens: u32,
-    pub scheduled_s: f64,
-    /// Null if no connection could be had.
-    pub sent_s: Option<f64>,
-    pub first_token_s: Option<f64>,
-    pub token_s: Vec<f64>,
-    pub end_s: f64,
-    pub prompt_tokens: Option<u64>,
-    pub output_tokens: Option<u64>,
-    pub cached_tokens: Option<u64>,
-    pub finish_reason: Option<String>,
-    pub error: Option<String>,
-}
-
-impl RequestRow {
-    /// What its figures cannot be; a report of them would be one of a server's mistake.
-    pub fn implausible(&self) -> Option<String> {
-        implausible_usage(
-            self.max_tokens,
-            self.prompt_tokens,
-            self.output_tokens,
-            self.cached_tokens,
-        )
-        .or_else(|| {
-            let times = [self.sent_s, self.first_token_s, Some(self.end_s)];
-            let times: Vec<f64> = times.into_iter().flatten().collect();
-            let in_order = times.windows(2).all(|pair| pair[0] <= pair[1]);
-            (!in_order)
-                .then(|| "its times are not in order: sent_s, first_token_s, end_s".to_owned())
-        })
-    }
-}
-
-/// No prompt of a workload has so many tokens.
-const MAX_PROMPT_TOKENS: u64 = 1 << 24;
-
-/// What a server's `usage` cannot be.
-fn implausible_usage(
-    max_tokens: u32,
-    prompt_tokens: Option<u64>,
-    output_tokens: Option<u64>,
-    cached_tokens: Option<u64>,
-) -> Option<String> {
-    if let Some(n) = output_tokens.filter(|n| *n > u64::from(max_tokens)) {
-        return Some(format!(
-            "the server's usage says {n} output tokens, but {max_tokens} were asked for"
-        ));
-    }
-    if let Some(n) = prompt_tokens.filter(|n| *n > MAX_PROMPT_TOKENS) {
-        return Some(format!(
-            "the server's usage says {n} prompt tokens; more than {MAX_PROMPT_TOKENS} cannot be"
-        ));
-    }
-    match (cached_tokens, prompt_tokens) {
-        (Some(cached), Some(prompt)) if cached > prompt => Some(format!(
-            "the server's usage says that {cached} of {prompt} prompt tokens were cached"
-        )),
-        _ => None,
-    }
-}
+use crate::workload::{Arrival, Case};
 
 /// A request before it is sent.
 #[derive(Debug, Clone)]

@@ -2,9 +2,10 @@
 //!
 //! Every line is a warning, none an error: whether a difference matters is what the figures say.
 
+use records::manifest::GitState;
+use records::manifest::{Hashes, Manifest};
+
 use crate::environment::Environment;
-use crate::provenance::GitState;
-use crate::record::{Hashes, Manifest};
 
 /// What is compared, then and now.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,6 +53,13 @@ pub fn of_code(then: &Manifest, git: &GitState, hashes: &Hashes) -> Vec<Differen
         a.kernels.as_deref(),
         b.kernels.as_deref(),
     );
+    if then.sha256.sources.is_some() {
+        found.compare(
+            "all sources (sha256)",
+            a.sources.as_deref(),
+            b.sources.as_deref(),
+        );
+    }
     found.compare(
         "prompts (sha256)",
         a.prompts.as_deref(),
@@ -83,12 +91,12 @@ pub fn of_model(then: &Manifest, now: &Manifest) -> Vec<Difference> {
 
 pub fn of_machine(then: &Environment, now: &Environment) -> Vec<Difference> {
     let mut found = Found::default();
+    found.compare("kernel", then.kernel.as_deref(), now.kernel.as_deref());
     let mut text = |what, then: &str, now: &str| {
         found.compare(what, Some(then), Some(now));
     };
     text("host", &then.host, &now.host);
     text("operating system", &then.os, &now.os);
-    text("kernel", &then.kernel, &now.kernel);
     text("processor", &then.cpu.model, &now.cpu.model);
     text(
         "cores",
@@ -124,7 +132,8 @@ pub fn of_machine(then: &Environment, now: &Environment) -> Vec<Difference> {
         gpu.power_limit_w.map(|watts| watts.to_string())
     });
     of_gpu("GPU's highest clock in MHz", |gpu| {
-        gpu.clocks.max_sm_mhz.map(|mhz| mhz.to_string())
+        let clocks = gpu.clocks.as_ref()?;
+        clocks.max_sm_mhz.map(|mhz| mhz.to_string())
     });
     found.compare("rustc", then.rustc.as_deref(), now.rustc.as_deref());
     found.0
@@ -181,8 +190,8 @@ fn sorted(flags: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::environment::{Clocks, Cpu, Gpu};
-    use crate::record::ModelUsed;
+    use crate::environment::{Cpu, Gpu};
+    use records::manifest::ModelUsed;
 
     fn manifest() -> Manifest {
         Manifest {
@@ -195,6 +204,7 @@ mod tests {
             git: GitState {
                 commit: Some("a".repeat(40)),
                 dirty: Some(false),
+                ..GitState::default()
             },
             sha256: Hashes {
                 kernels: Some("b".repeat(64)),
@@ -212,6 +222,8 @@ mod tests {
             extra_flags: Vec::new(),
             base_url: None,
             derived: None,
+            baseline: false,
+            focus: false,
             started_utc: "t".into(),
         }
     }
@@ -220,7 +232,7 @@ mod tests {
         Environment {
             host: "h".into(),
             os: "o".into(),
-            kernel: "k".into(),
+            kernel: Some("k".into()),
             cpu: Cpu {
                 model: "p".into(),
                 n_cores: 2,
@@ -231,10 +243,7 @@ mod tests {
                 name: "g".into(),
                 driver: Some(driver.into()),
                 memory_bytes: Some(2),
-                clocks: Clocks {
-                    max_sm_mhz: None,
-                    max_memory_mhz: None,
-                },
+                clocks: None,
                 power_limit_w: Some(600.0),
             }),
             rustc: None,

@@ -10,12 +10,14 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::Args;
+use records::manifest::{Hashes, Manifest};
+use records::run_folder;
+use records::status::RunStatus;
 
 use crate::campaign::{self, Arm, CampaignEnd, ServingArgs};
 use crate::interrupts::Interrupts;
-use crate::record::{self, Hashes, Manifest, RunStatus};
 use crate::recorded::RecordedRun;
-use crate::reports_program::ReportsProgram;
+use crate::reports_program::{ReportsProgram, runs_arguments};
 use crate::repository::Repository;
 use crate::reproduce::differences::{Difference, of_code, of_machine, of_model};
 use crate::spec::{Experiment, Overrides};
@@ -23,7 +25,8 @@ use crate::terminal::{note, say};
 
 #[derive(Debug, Clone, Args)]
 pub struct ReproduceArgs {
-    /// Run to measure again: its id, a part of it that fits one run only, or its folder
+    /// Run to measure again: its id, a part of it that fits one run only, campaign#arm/round, or its
+    /// folder
     #[arg(value_name = "RUN")]
     pub run: String,
     /// Server starts [default: as many as the old campaign had of this configuration]
@@ -41,8 +44,8 @@ pub struct ReproduceArgs {
 
 pub async fn reproduce(args: &ReproduceArgs, repository: Repository) -> Result<CampaignEnd> {
     let reports = ReportsProgram::find(args.reports_bin.as_deref())?;
-    let runs_dir = args.serving.runs_dir(&repository);
-    let recorded = RecordedRun::read(&runs_dir, &args.run)?;
+    let store = args.serving.store(&repository);
+    let recorded = RecordedRun::read(&store, &store.find(&args.run)?)?;
     let then = &recorded.manifest;
     let experiment = recorded.experiment(args.replicates.unwrap_or(recorded.n_starts))?;
     say!(
@@ -66,9 +69,9 @@ pub async fn reproduce(args: &ReproduceArgs, repository: Repository) -> Result<C
     let mut campaign = campaign::describe(&args.serving, source, repository)?;
     let hashes = Hashes {
         prompts: Some(arms[0].prompts.sha256.clone()),
-        ..campaign.hashes.clone()
+        ..campaign.sources.sha256.clone()
     };
-    warn(&of_code(then, &campaign.git, &hashes));
+    warn(&of_code(then, &campaign.sources.git, &hashes));
     warn(&of_machine(&recorded.environment, &campaign.environment));
     for change in changes {
         note!("WARNING: {change}");
@@ -84,15 +87,13 @@ pub async fn reproduce(args: &ReproduceArgs, repository: Repository) -> Result<C
     let ends = campaign::run_rounds(&campaign, arms, &mut interrupts, |_, _| Vec::new()).await?;
     say!("{}", campaign::table_of(&campaign, &ends));
     if let Some(first) = ends.iter().find(|end| end.status == RunStatus::Complete) {
-        let now: Manifest = record::read_json(&first.dir.join(record::MANIFEST))?;
+        let now: Manifest = run_folder::read_json(&first.dir.join(records::MANIFEST))?;
         warn(&of_model(then, &now));
-        reports.show(&[
-            "reproduction".into(),
-            campaign.id.clone().into(),
-            "--runs-dir".into(),
-            campaign.runs_dir.clone().into(),
-        ])?;
+        let mut words = vec!["reproduction".into(), campaign.id.clone().into()];
+        words.extend(runs_arguments(&store));
+        reports.show(&words)?;
     }
+    campaign.close()?;
     Ok(CampaignEnd::of(&ends))
 }
 

@@ -1,20 +1,20 @@
 //! `experiments against`: every measured run on a card, played on its simulation.
 
-use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use records::rows::RequestRow;
+use records::run_folder;
+use records::store::{Store, StoredRun};
 use serde::Deserialize;
 
 use super::compared::{ComparedCase, compare};
 use super::table::render;
 use super::{Gpu, engine_binary, play};
-use crate::loadgen::RequestRow;
-use crate::record::{self, Manifest, RunStatus, Status};
-use crate::recorded::{RecordedRun, read_rows};
+use crate::recorded::RecordedRun;
 use crate::repository::Repository;
 use crate::terminal::note;
 use crate::workload::ApiEndpoint;
@@ -25,10 +25,10 @@ pub const TABLE: &str = "table.md";
 
 #[derive(Debug, Clone, Args)]
 pub struct AgainstArgs {
-    /// Run folders, with --since besides those it finds [default: every complete run on the card
-    /// below data/runs and data/bench]
-    #[arg(value_name = "RUN_FOLDER")]
-    pub runs: Vec<PathBuf>,
+    /// Runs (ids, parts of them, or folders), with --since besides those it finds [default: every
+    /// complete run on the card in data/campaigns, data/runs and data/bench]
+    #[arg(value_name = "RUN")]
+    pub runs: Vec<String>,
     /// Runs that began then or later, as the beginning of a run id: older ones are of another engine
     #[arg(long, value_name = "UTC")]
     pub since: Option<String>,
@@ -46,31 +46,35 @@ pub struct AgainstArgs {
 /// The table; runs that cannot be played are named on standard error with the reason.
 pub fn against(args: &AgainstArgs, repository: &Repository) -> Result<String> {
     let engine = engine_binary(args.engine_bin.as_deref())?;
-    let mut dirs = args.runs.clone();
+    let store = repository.store(None);
+    let mut runs: Vec<StoredRun> = args
+        .runs
+        .iter()
+        .map(|typed| store.find(typed))
+        .collect::<Result<_, _>>()?;
     if args.runs.is_empty() || args.since.is_some() {
         let since = args.since.as_deref().unwrap_or_default();
-        dirs.extend(runs_on(
+        runs.extend(runs_on(
             repository,
             &card_name(repository, args.gpu)?,
             since,
         )?);
     }
     // Oldest first.
-    let name = |dir: &PathBuf| dir.file_name().map(OsStr::to_os_string);
-    dirs.sort_by_key(name);
-    dirs.dedup_by_key(|dir| name(dir));
+    runs.sort_by(|a, b| a.run_id.cmp(&b.run_id));
+    runs.dedup_by(|a, b| a.run_id == b.run_id);
     let mut cases = Vec::new();
-    for dir in &dirs {
-        match compared_cases(dir, args.gpu, &engine, repository) {
+    for run in &runs {
+        match compared_cases(run, args.gpu, &engine, repository, &store) {
             Ok(of_run) => cases.extend(of_run),
             Err(error) => note!(
                 "left out: {}: {error:#}",
-                repository.relative(dir).display()
+                repository.relative(&run.place()).display()
             ),
         }
     }
     if cases.is_empty() {
-        bail!("{} runs, none of which can be simulated", dirs.len());
+        bail!("{} runs, none of which can be simulated", runs.len());
     }
     let table = render(&cases);
     if let Some(out) = &args.out {
@@ -120,56 +124,49 @@ fn card_name(repository: &Repository, gpu: Gpu) -> Result<String> {
 }
 
 /// Complete runs of experiments as they are.
-fn runs_on(repository: &Repository, card: &str, since: &str) -> Result<Vec<PathBuf>> {
-    let dirs = recorded_folders(repository)?
-        .into_iter()
-        .filter(|dir| {
-            let is_later = dir
-                .file_name()
-                .is_some_and(|name| name.to_string_lossy().as_ref() >= since);
-            let status = record::read_json::<Status>(&dir.join(record::STATUS));
-            let manifest = record::read_json::<Manifest>(&dir.join(record::MANIFEST));
-            is_later
-                && status.is_ok_and(|status| status.status == RunStatus::Complete)
-                && manifest.is_ok_and(|m| m.derived.is_none() && m.base_url.is_none())
-                && gpu_of(dir).as_deref() == Some(card)
-        })
-        .collect();
-    Ok(dirs)
+fn runs_on(repository: &Repository, card: &str, since: &str) -> Result<Vec<StoredRun>> {
+    let mut runs = recorded_runs(repository)?;
+    runs.retain(|run| {
+        run.run_id.as_str() >= since
+            && run.is_complete()
+            && run
+                .manifest()
+                .is_ok_and(|m| m.derived.is_none() && m.base_url.is_none())
+            && gpu_of(run).as_deref() == Some(card)
+    });
+    Ok(runs)
 }
 
-/// Run folders below `data/runs`, and those among the raw figures below `data/bench`.
-pub(super) fn recorded_folders(repository: &Repository) -> Result<Vec<PathBuf>> {
-    let mut dirs = record::run_folders(&repository.runs_dir())?;
-    for bench in record::run_folders(&repository.bench_dir())? {
-        for inner in record::run_folders(&bench)? {
-            dirs.extend(record::run_folders(&inner)?);
+/// The runs of the store, and those among the raw figures below `data/bench`.
+pub(super) fn recorded_runs(repository: &Repository) -> Result<Vec<StoredRun>> {
+    let mut runs = repository.store(None).all()?;
+    for bench in run_folder::run_folders(&repository.bench_dir())? {
+        for inner in run_folder::run_folders(&bench)? {
+            runs.extend(Store::from(inner).all()?);
         }
     }
-    dirs.retain(|dir| dir.join(record::MANIFEST).is_file());
-    Ok(dirs)
+    runs.retain(|run| run.manifest().is_ok());
+    Ok(runs)
 }
 
-fn gpu_of(dir: &Path) -> Option<String> {
-    let environment: crate::environment::Environment =
-        record::read_json(&dir.join(record::ENVIRONMENT)).ok()?;
-    environment.gpu.map(|gpu| gpu.name)
+fn gpu_of(run: &StoredRun) -> Option<String> {
+    run.environment().ok()?.gpu.map(|gpu| gpu.name)
 }
 
 fn compared_cases(
-    dir: &Path,
+    stored: &StoredRun,
     gpu: Gpu,
     engine: &Path,
     repository: &Repository,
+    store: &Store,
 ) -> Result<Vec<ComparedCase>> {
-    let typed = dir.to_str().context("the folder's name is not UTF-8")?;
-    let run = RecordedRun::read(&repository.runs_dir(), typed)?;
+    let run = RecordedRun::read(store, stored)?;
     let experiment = run.experiment(1)?;
     if experiment.workload.endpoint != ApiEndpoint::Completions || !experiment.models.is_empty() {
         bail!("a simulation plays completions of one model");
     }
     let manifest = &run.manifest;
-    let measured = read_rows(dir)?;
+    let measured = stored.rows()?;
     let played = play(&experiment, manifest.seed, gpu, engine, repository)?;
     let mut cases = Vec::new();
     for case in experiment
@@ -198,7 +195,7 @@ fn compared_cases(
             experiment: manifest.experiment.clone(),
             extra_flags: manifest.extra_flags.clone(),
             model: manifest.model.used.clone(),
-            device: gpu_of(dir).unwrap_or_default(),
+            device: gpu_of(stored).unwrap_or_default(),
             simulated_device: played.device.clone(),
             is_fitted_on: played.fitted_on.contains(&manifest.run_id),
             case: case.name.clone(),

@@ -5,9 +5,9 @@
 //! or the one before it. Those are shown all the same, with how far measured runs of the same
 //! configuration lie apart.
 
+use records::rows::RequestRow;
 use serde::{Deserialize, Serialize};
 
-use crate::loadgen::RequestRow;
 use crate::statistics::{mean, percentile};
 use crate::summary::RequestTimes;
 

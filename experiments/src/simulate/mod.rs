@@ -15,12 +15,13 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
+use records::manifest::Manifest;
+use records::store::StoredRun;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::loadgen::{RequestRow, poisson_gaps_s};
 use crate::prompts::PromptSet;
-use crate::record::{self, Manifest};
 use crate::repository::Repository;
 use crate::spec::{Experiment, Overrides};
 use crate::summary::Summary;
@@ -64,7 +65,7 @@ pub struct SimulateArgs {
     pub model: Option<String>,
     /// Lay the figures beside those of this run; its model, seed and extra flags are taken
     #[arg(long, value_name = "RUN_FOLDER")]
-    pub against: Option<PathBuf>,
+    pub against: Option<String>,
     /// Engine binary [default: `engine` beside this program]
     #[arg(long, value_name = "PATH")]
     pub engine_bin: Option<PathBuf>,
@@ -98,7 +99,10 @@ struct SimulatedRequest {
 }
 
 pub fn simulate(args: &SimulateArgs, repository: &Repository) -> Result<()> {
-    let measured = args.against.as_deref().map(Measured::read).transpose()?;
+    let measured = match &args.against {
+        Some(typed) => Some(Measured::read(&repository.store(None).find(typed)?)?),
+        None => None,
+    };
     let model = args
         .model
         .clone()
@@ -318,10 +322,10 @@ const COMPARED: [(&str, &str); 5] = [
 ];
 
 impl Measured {
-    fn read(dir: &Path) -> Result<Self> {
+    fn read(run: &StoredRun) -> Result<Self> {
         Ok(Self {
-            manifest: record::read_json(&dir.join(record::MANIFEST))?,
-            summary: record::read_json(&dir.join(record::SUMMARY))?,
+            manifest: run.manifest()?,
+            summary: run.json(records::SUMMARY)?,
         })
     }
 

@@ -5,17 +5,15 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use records::rows::RequestRow;
+use records::run_folder;
 
-use super::against::{COMPARED, read_compared, recorded_folders};
+use super::against::{COMPARED, read_compared, recorded_runs};
 use super::compared::{ComparedCase, Figure};
-use crate::environment::Environment;
-use crate::loadgen::RequestRow;
-use crate::record::{self, Manifest, RunStatus, Status};
-use crate::recorded::read_rows;
 use crate::repository::Repository;
 use crate::statistics::mean;
 
@@ -75,19 +73,16 @@ type ByPolicy = BTreeMap<String, BTreeMap<String, Runs>>;
 fn table(name: &str, repository: &Repository) -> Result<String> {
     let compared = newest_comparison(repository)?;
     let mut configurations = ByPolicy::new();
-    for dir in recorded_folders(repository)? {
-        let manifest: Manifest = record::read_json(&dir.join(record::MANIFEST))?;
-        let status: Status = record::read_json(&dir.join(record::STATUS))?;
-        let is_of = manifest.experiment == name
-            && manifest.derived.is_none()
-            && status.status == RunStatus::Complete;
+    for run in recorded_runs(repository)? {
+        let manifest = run.manifest()?;
+        let is_of = manifest.experiment == name && manifest.derived.is_none() && run.is_complete();
         let Some((policy, others)) = split_policy(&manifest.extra_flags).filter(|_| is_of) else {
             continue;
         };
         let quick = if manifest.quick { ", quick" } else { "" };
         let heading = format!(
             "{}, {}{quick}, `{}`",
-            machine(&dir)?,
+            run.environment()?.device(),
             manifest.model.used,
             others.join(" ")
         );
@@ -96,7 +91,7 @@ fn table(name: &str, repository: &Repository) -> Result<String> {
             .or_default()
             .entry(policy)
             .or_default();
-        let mut rows = read_rows(&dir)?;
+        let mut rows = run.rows()?;
         rows.retain(|row| !row.warmup);
         runs.rows.push(rows);
         let of_run = |case: &&ComparedCase| case.run_id == manifest.run_id;
@@ -152,19 +147,8 @@ fn split_policy(flags: &[String]) -> Option<(String, Vec<String>)> {
     Some((policy, others.cloned().collect()))
 }
 
-fn machine(dir: &Path) -> Result<String> {
-    let environment: Environment = record::read_json(&dir.join(record::ENVIRONMENT))?;
-    Ok(match environment.gpu {
-        Some(gpu) => gpu.name,
-        None => format!(
-            "{} ({} cores)",
-            environment.cpu.model, environment.cpu.n_cores
-        ),
-    })
-}
-
 fn newest_comparison(repository: &Repository) -> Result<Vec<ComparedCase>> {
-    let mut dirs = record::run_folders(&repository.bench_dir())?;
+    let mut dirs = run_folder::run_folders(&repository.bench_dir())?;
     dirs.retain(|dir| dir.join(COMPARED).is_file());
     dirs.sort();
     dirs.last()
@@ -175,6 +159,8 @@ fn newest_comparison(repository: &Repository) -> Result<Vec<ComparedCase>> {
 mod tests {
     use super::super::against::TABLE;
     use super::super::table::render;
+    use std::path::Path;
+
     use super::*;
 
     fn repository() -> Repository {
@@ -193,7 +179,7 @@ mod tests {
 
     #[test]
     fn the_tables_of_comparisons_have_what_their_cases_say() {
-        let dirs = record::run_folders(&repository().bench_dir()).unwrap();
+        let dirs = run_folder::run_folders(&repository().bench_dir()).unwrap();
         let mut n_tables = 0;
         for dir in dirs.iter().filter(|dir| dir.join(COMPARED).is_file()) {
             let table = fs::read_to_string(dir.join(TABLE)).unwrap();

@@ -16,15 +16,16 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use records::manifest::Derived;
+use records::run_folder;
+use records::status::RunStatus;
 use serde_json::Value;
 use tokio::runtime::Runtime;
 
 use crate::campaign::{self, Arm, CampaignEnd, ServingArgs};
-use crate::derived::Derived;
 use crate::flags::Flags;
 use crate::interrupts::Interrupts;
 use crate::new::draft::{Draft, Notes, free_name};
-use crate::record::{self, RunStatus};
 use crate::repository::Repository;
 use crate::runner::{Campaign, RunEnd, run_replicate};
 use crate::served_model::inactive_flags;
@@ -121,6 +122,7 @@ pub fn tune(args: &TuneArgs, repository: Repository, runtime: &Runtime) -> Resul
         seed,
     };
     say!("{}", evidence.tables());
+    campaign.close()?;
     if found.stop == Stop::Interrupted {
         return Ok(CampaignEnd::Interrupted);
     }
@@ -239,7 +241,7 @@ impl Measure for Servers<'_> {
             note!("{} failed: {reason}", experiment.name);
         }
         let score = (end.status == RunStatus::Complete)
-            .then(|| record::read_json::<Value>(&end.dir.join(record::SUMMARY)))
+            .then(|| run_folder::read_json::<Value>(&end.dir.join(records::SUMMARY)))
             .transpose()?
             .and_then(|summary| self.objective.score(&summary));
         let start = Start {
@@ -253,10 +255,9 @@ impl Measure for Servers<'_> {
 
     /// Draws them now, since the incumbent's server has said which flags do nothing here.
     fn n_challengers(&mut self) -> Result<usize> {
-        let info = self
-            .ends
-            .first()
-            .and_then(|end| record::read_json::<Value>(&end.dir.join(record::SERVER_INFO)).ok());
+        let info = self.ends.first().and_then(|end| {
+            run_folder::read_json::<Value>(&end.dir.join(records::SERVER_INFO)).ok()
+        });
         let inactive: BTreeSet<String> = info
             .map(|info| inactive_flags(&info))
             .unwrap_or_default()

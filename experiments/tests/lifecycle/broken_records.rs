@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use experiments::record::RunStatus;
+use records::status::RunStatus;
 use serde_json::Value;
 
 use crate::notebook::Notebook;

@@ -4,7 +4,9 @@ use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use experiments::record::{Manifest, RunStatus, read_json};
+use records::manifest::Manifest;
+use records::run_folder::read_json;
+use records::status::RunStatus;
 use rustix::process::{Signal, kill_process};
 
 use crate::notebook::{Notebook, fake_engine, pid_of};

@@ -6,7 +6,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use experiments::record::{Status, read_json};
+use records::run_folder::read_json;
+use records::status::Status;
 use rustix::process::{Pid, test_kill_process};
 use serde_json::Value;
 

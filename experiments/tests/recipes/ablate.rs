@@ -1,4 +1,4 @@
-use experiments::derived::{Derived, Direction};
+use records::manifest::{Derived, Direction};
 
 use crate::notebook::Notebook;
 

@@ -5,4 +5,5 @@ mod exchange;
 mod new;
 mod notebook;
 mod reproduce;
+mod sealing;
 mod tune;

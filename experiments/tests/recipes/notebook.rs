@@ -4,7 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use experiments::record::{Manifest, read_json};
+use records::manifest::Manifest;
+use records::run_folder::read_json;
 
 pub struct Notebook {
     pub dir: tempfile::TempDir,

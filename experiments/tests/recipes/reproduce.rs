@@ -1,6 +1,6 @@
 use std::fs;
 
-use experiments::derived::Derived;
+use records::manifest::Derived;
 
 use crate::notebook::{Notebook, stand_in};
 

@@ -1,10 +1,10 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use experiments::derived::Derived;
 use experiments::new::known_flags::{known_flags, refuse_unknown};
 use experiments::spec::{Experiment, Overrides, tune_table};
 use experiments::tune::space::TuneSpec;
+use records::manifest::Derived;
 
 use crate::notebook::{Notebook, stand_in};
 

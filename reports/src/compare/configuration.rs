@@ -6,6 +6,7 @@ use crate::lang::Lang;
 use crate::load::run_folder::Record;
 use crate::render::configuration::flags_by_name;
 use crate::render::format;
+use crate::render::sources;
 use crate::select::{Arm, same_place};
 
 /// One row: the setting, and its value on either side.
@@ -67,13 +68,10 @@ fn settings(arm: &Arm<'_>, lang: Lang) -> BTreeMap<(usize, String), String> {
         |yes: bool| lang.pick(["아니요", "예"], ["no", "yes"])[usize::from(yes)].to_owned();
     let short = |hash: &str| hash.get(..12).unwrap_or(hash).to_owned();
     let git = manifest.git.commit.as_deref().map(|commit| {
-        let dirty = lang.pick(" (커밋되지 않은 변경 있음)", " (uncommitted changes)");
-        let dirty = if manifest.git.dirty == Some(true) {
-            dirty
-        } else {
-            ""
-        };
-        format!("{}{dirty}", short(commit))
+        match sources::mark(&run.record.source, lang) {
+            Some(mark) => format!("{} ({mark})", short(commit)),
+            None => short(commit),
+        }
     });
     let place = [
         (
@@ -98,16 +96,13 @@ fn settings(arm: &Arm<'_>, lang: Lang) -> BTreeMap<(usize, String), String> {
             lang.pick("짧은 실행", "quick"),
             Some(yes_no(manifest.quick)),
         ),
-        (
-            lang.pick("시드", "seed"),
-            manifest.seed.map(|seed| seed.to_string()),
-        ),
+        (lang.pick("시드", "seed"), Some(manifest.seed.to_string())),
         (lang.pick("커밋", "commit"), git),
     ];
     let hashes = manifest
         .sha256
-        .iter()
-        .map(|(name, hash)| (format!("sha256 {name}"), hash.as_deref().map(short)));
+        .by_name()
+        .map(|(name, hash)| (format!("sha256 {name}"), hash.map(|hash| short(hash))));
     let flags = flags_by_name(arm).into_iter().map(|(name, value)| {
         (
             name,

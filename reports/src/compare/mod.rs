@@ -11,9 +11,9 @@ mod configuration;
 mod resolve;
 
 use std::fmt::Write as _;
-use std::path::Path;
 
 use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Table, Width, presets};
+use records::store::Store;
 
 use crate::ReportError;
 use crate::lang::Lang;
@@ -42,15 +42,21 @@ const VALUE_WIDTH: u16 = 48;
 
 /// The text that `reports compare` prints. `names`: run ids, their last parts, or experiments.
 pub fn compare(
-    runs_dir: &Path,
+    store: impl Into<Store>,
     names: [&str; 2],
     selection: &Selection,
     config: VerdictConfig,
     lang: Lang,
 ) -> Result<String, ReportError> {
-    let mut folders = read_all(runs_dir)?;
+    let store = store.into();
+    let mut folders = read_all(&store)?;
     folders.retain(|run| selection.keeps(run));
-    let [a, b] = resolve(&folders, names)?;
+    let cited = |name: &str| match name.contains('#') {
+        true => Ok(store.find(name)?.run_id),
+        false => Ok::<_, ReportError>(name.to_owned()),
+    };
+    let names = [cited(names[0])?, cited(names[1])?];
+    let [a, b] = resolve(&folders, [&names[0], &names[1]])?;
     let complete: Vec<&RunFolder> = [&a, &b]
         .iter()
         .flat_map(|chosen| &chosen.arm.runs)

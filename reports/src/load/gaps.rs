@@ -5,8 +5,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::BufRead;
 
 use serde::Deserialize;
 
@@ -91,9 +90,10 @@ fn read_one(run: &RunFolder) -> Result<BTreeMap<String, Gaps>, ReportError> {
         error: Option<serde::de::IgnoredAny>,
         token_s: Vec<f64>,
     }
-    let path = run.dir.join("requests.jsonl");
-    let file = File::open(&path).map_err(|e| ReportError::io(&path, e))?;
-    let mut reader = BufReader::new(file);
+    let path = run.files.place().join(records::REQUESTS);
+    let mut reader = run.files.open(records::REQUESTS)?.ok_or_else(|| {
+        ReportError::io(&path, std::io::Error::from(std::io::ErrorKind::NotFound))
+    })?;
     let mut line = String::new();
     let mut of_run: BTreeMap<String, Gaps> = BTreeMap::new();
     while reader

@@ -45,15 +45,14 @@ pub fn read_all(runs: &[&RunFolder]) -> Result<BTreeMap<String, Memory>, ReportE
         .collect();
     let mut memory = BTreeMap::new();
     for run in runs {
-        let path = run.dir.join("server_metrics.jsonl");
-        if std::fs::metadata(&path).map_or(0, |m| m.len()) == 0 {
+        let Some(rows) = scan(&run.files, records::SERVER_METRICS, &schema)? else {
             continue;
-        }
+        };
         let table_error = |source| ReportError::Table {
-            what: path.display().to_string(),
+            what: format!("{} of {}", records::SERVER_METRICS, run.run_id),
             source,
         };
-        let table = scan(&path, &schema)?
+        let table = rows
             .select(COLUMNS.map(col))
             .collect()
             .map_err(table_error)?;

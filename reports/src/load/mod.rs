@@ -1,12 +1,11 @@
 //! Reads what experiments wrote and what was imported. Nothing is changed, repaired or guessed.
 //!
-//! Run folders come in four states: complete, failed, killed (no `status.json`, or one that says
-//! `running`), and broken (complete once, but no more what the run wrote: [`integrity`]). Only complete
-//! ones give statistics; the others are kept for the reports to list.
+//! Runs come in four states: complete, failed, killed (no `status.json`, or one that says `running`), and
+//! broken (complete once, but no more what the run wrote: [`records::integrity`]). Only complete ones give
+//! statistics; the others are kept for the reports to list.
 
 pub mod gaps;
 pub mod imported;
-pub mod integrity;
 pub mod memory;
 pub mod requests;
 pub mod run_folder;
@@ -17,6 +16,7 @@ use std::path::Path;
 use crate::ReportError;
 use gaps::Gaps;
 use memory::Memory;
+use records::store::Store;
 use requests::CaseSamples;
 use run_folder::{Outcome, RunFolder};
 
@@ -35,14 +35,14 @@ pub struct Records {
     pub imported: Vec<imported::Figure>,
 }
 
-/// Reads all run folders below `runs_dir` and all imported figures below `imported_dir`.
+/// Reads all runs of `store` and all imported figures below `imported_dir`.
 /// A folder that does not exist counts as empty: a fresh clone has no runs.
 pub fn load(
-    runs_dir: &Path,
+    store: impl Into<Store>,
     imported_dir: &Path,
     keep: impl Fn(&RunFolder) -> bool,
 ) -> Result<Records, ReportError> {
-    let mut runs = run_folder::read_all(runs_dir)?;
+    let mut runs = run_folder::read_all(&store.into())?;
     runs.retain(keep);
     let complete: Vec<&RunFolder> = runs
         .iter()
@@ -56,22 +56,4 @@ pub fn load(
         imported: imported::read_all(imported_dir)?,
         runs,
     })
-}
-
-/// Names of the sub-folders of `dir`, sorted; none if `dir` does not exist.
-fn sorted_folders(dir: &Path) -> Result<Vec<std::path::PathBuf>, ReportError> {
-    let entries = match std::fs::read_dir(dir) {
-        Ok(entries) => entries,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(e) => return Err(ReportError::io(dir, e)),
-    };
-    let mut folders = Vec::new();
-    for entry in entries {
-        let path = entry.map_err(|e| ReportError::io(dir, e))?.path();
-        if path.is_dir() {
-            folders.push(path);
-        }
-    }
-    folders.sort();
-    Ok(folders)
 }

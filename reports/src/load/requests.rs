@@ -7,10 +7,10 @@
 //!
 //! Rows flagged `warmup` and rows with an `error` give no times; they are counted.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use polars::prelude::*;
+use records::store::StoredRun;
 
 use super::run_folder::RunFolder;
 use crate::ReportError;
@@ -65,12 +65,7 @@ impl CaseSamples {
 pub fn read_cases(runs: &[&RunFolder]) -> Result<Vec<CaseSamples>, ReportError> {
     let mut frames = Vec::new();
     for run in runs {
-        let path = run.dir.join("requests.jsonl");
-        let size = std::fs::metadata(&path)
-            .map_err(|e| ReportError::io(&path, e))?
-            .len();
-        if size > 0 {
-            let rows = scan(&path, &request_schema())?;
+        if let Some(rows) = scan(&run.files, records::REQUESTS, &request_schema())? {
             frames.push(rows.with_column(lit(run.run_id.clone()).alias("run_id")));
         }
     }
@@ -106,17 +101,41 @@ fn request_schema() -> Schema {
     .collect()
 }
 
-pub(super) fn scan(path: &Path, schema: &Schema) -> Result<LazyFrame, ReportError> {
-    let what = || path.display().to_string();
-    let text = path.to_str().ok_or_else(|| ReportError::Record {
-        path: path.to_owned(),
-        message: "path is not UTF-8".into(),
-    })?;
-    LazyJsonLineReader::new(PlRefPath::new(without_patterns(text)))
+/// `None` where there is no row.
+pub(super) fn scan(
+    run: &StoredRun,
+    file: &str,
+    schema: &Schema,
+) -> Result<Option<LazyFrame>, ReportError> {
+    let what = || run.place().join(file);
+    let reader = match run.folder() {
+        // By path: rows may be many.
+        Some(folder) => {
+            let path = folder.join(file);
+            if std::fs::metadata(&path).map_or(0, |metadata| metadata.len()) == 0 {
+                return Ok(None);
+            }
+            let text = path.to_str().ok_or_else(|| ReportError::Record {
+                path: path.clone(),
+                message: "path is not UTF-8".into(),
+            })?;
+            LazyJsonLineReader::new(PlRefPath::new(without_patterns(text)))
+        }
+        None => {
+            let bytes = run.read(file)?.unwrap_or_default();
+            if bytes.is_empty() {
+                return Ok(None);
+            }
+            let buffers = Arc::from([bytes.into_owned().into()]);
+            LazyJsonLineReader::new_with_sources(ScanSources::Buffers(buffers))
+        }
+    };
+    reader
         .with_schema(Some(Arc::new(schema.clone())))
         .finish()
+        .map(Some)
         .map_err(|source| ReportError::Table {
-            what: what(),
+            what: what().display().to_string(),
             source,
         })
 }
@@ -241,7 +260,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("requests.jsonl"), requests).unwrap();
         let run = RunFolder {
-            dir: dir.path().to_owned(),
+            files: StoredRun::in_folder(dir.path()),
             run_id: "r".into(),
             outcome: Outcome::Complete,
             remark: None,

@@ -1,114 +1,18 @@
-//! One run folder: who ran what, where, and how it ended.
+//! One run: who ran what, where, and how it ended.
 //!
 //! Small files are plain serde; the request rows are [`super::requests`]' business.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use records::config::ResolvedConfig;
+use records::environment::Environment;
+use records::integrity;
+use records::manifest::Manifest;
+use records::source::Source;
+use records::status::{RunStatus, Status};
+use records::store::{Store, StoredRun};
 
-use super::integrity::{self, Digests};
-use super::sorted_folders;
 use crate::ReportError;
-
-const SCHEMA_VERSION: u32 = 1;
-
-#[derive(Debug, Clone, Deserialize)]
-pub struct Manifest {
-    pub schema_version: u32,
-    pub run_id: String,
-    pub campaign: String,
-    pub experiment: String,
-    pub replicate: u32,
-    #[serde(default)]
-    pub quick: bool,
-    pub git: Git,
-    /// Hashes by name; null where there was nothing to hash.
-    #[serde(default)]
-    pub sha256: BTreeMap<String, Option<String>>,
-    pub model: Model,
-    #[serde(default)]
-    pub seed: Option<u64>,
-    /// Flags typed behind `--` on the command line of the experiment, as separate words.
-    #[serde(default)]
-    pub extra_flags: Vec<String>,
-    /// Base URL of a server that the experiment did not start (another engine), if any.
-    #[serde(default)]
-    pub base_url: Option<String>,
-    /// Set where the flags are not those of the experiment's own file.
-    #[serde(default)]
-    pub derived: Option<Derived>,
-    pub started_utc: String,
-}
-
-/// What a run that is none of a numbered experiment was made from, and by which recipe.
-#[derive(Debug, Clone, Deserialize)]
-pub struct Derived {
-    /// `ablation`, `tuning`, `reproduction`.
-    pub by: String,
-    pub parent: String,
-    /// The experiment at the other end of an ablation; none: the engine's defaults.
-    #[serde(default)]
-    pub baseline: Option<String>,
-    /// `full`, `baseline`, `off`, `on`.
-    #[serde(default)]
-    pub direction: Option<String>,
-    #[serde(default)]
-    pub flag: Option<String>,
-    #[serde(default)]
-    pub of_run: Option<String>,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-pub struct Git {
-    #[serde(default)]
-    pub commit: Option<String>,
-    #[serde(default)]
-    pub dirty: Option<bool>,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-pub struct Model {
-    pub requested: String,
-    pub used: String,
-    #[serde(default)]
-    pub fallback_reason: Option<String>,
-    #[serde(default)]
-    pub format: Option<String>,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-pub struct Environment {
-    pub host: String,
-    pub os: String,
-    #[serde(default)]
-    pub kernel: Option<String>,
-    pub cpu: Cpu,
-    pub memory_bytes: u64,
-    #[serde(default)]
-    pub gpu: Option<Gpu>,
-    #[serde(default)]
-    pub rustc: Option<String>,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-pub struct Cpu {
-    pub model: String,
-    pub n_cores: u32,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-pub struct Gpu {
-    pub name: String,
-    #[serde(default)]
-    pub driver: Option<String>,
-    #[serde(default)]
-    pub memory_bytes: Option<u64>,
-    #[serde(default)]
-    pub power_limit_w: Option<f64>,
-}
 
 /// How a run ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -127,8 +31,8 @@ pub enum Outcome {
 
 #[derive(Debug, Clone)]
 pub struct RunFolder {
-    pub dir: PathBuf,
-    /// The folder's name.
+    /// Its files, wherever they are.
+    pub files: StoredRun,
     pub run_id: String,
     pub outcome: Outcome,
     /// What a complete run says against itself: requests that failed, or answers of another length.
@@ -144,6 +48,8 @@ pub struct RunFolder {
 #[derive(Debug, Clone)]
 pub struct Record {
     pub manifest: Manifest,
+    /// How far the sources of what ran can be found again.
+    pub source: Source,
     pub environment: Environment,
     pub config: RunConfig,
     pub server: ServerInfo,
@@ -207,20 +113,15 @@ impl RunFolder {
     }
 }
 
-/// All run folders below `dir`, sorted by name. Folders are read side by side.
-pub fn read_all(dir: &Path) -> Result<Vec<RunFolder>, ReportError> {
-    let folders = sorted_folders(dir)?;
+/// All runs, sorted by id. They are read side by side.
+pub fn read_all(store: &Store) -> Result<Vec<RunFolder>, ReportError> {
+    let runs = store.all()?;
     let n_threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let share = folders.len().div_ceil(n_threads).max(1);
+    let share = runs.len().div_ceil(n_threads).max(1);
     std::thread::scope(|scope| {
-        let readers: Vec<_> = folders
+        let readers: Vec<_> = runs
             .chunks(share)
-            .map(|folders| {
-                scope.spawn(|| {
-                    let runs = folders.iter().map(|path| read_one(path));
-                    runs.collect::<Vec<_>>()
-                })
-            })
+            .map(|runs| scope.spawn(|| runs.iter().map(read_one).collect::<Vec<_>>()))
             .collect();
         let mut all = Vec::new();
         for reader in readers {
@@ -231,158 +132,84 @@ pub fn read_all(dir: &Path) -> Result<Vec<RunFolder>, ReportError> {
     })
 }
 
-fn read_one(dir: &Path) -> RunFolder {
-    let run_id = dir
-        .file_name()
-        .map(|n| n.to_string_lossy().into_owned())
-        .unwrap_or_default();
-    let (mut outcome, remark, finished_utc, digests) = read_outcome(dir);
-    // What a failed or killed run left behind may be cut off anywhere: list it, use nothing.
-    let (record, record_problem) = match read_record(dir) {
+fn read_one(run: &StoredRun) -> RunFolder {
+    let (mut outcome, status) = read_outcome(run);
+    // What a failed or killed run left may be cut off anywhere: list it, use nothing.
+    let (record, record_problem) = match read_record(run) {
         Ok(record) => (Some(record), None),
         Err(problem) => (None, Some(problem.to_string())),
     };
     if outcome == Outcome::Complete {
-        let checked = match (&record, &record_problem) {
-            (Some(record), _) => integrity::check(dir, &run_id, record, digests.as_ref()),
-            (None, problem) => Err(problem.clone().unwrap_or_default()),
+        let checked = match &record_problem {
+            None => integrity::check(run).map(drop),
+            Some(problem) => Err(problem.clone()),
         };
         if let Err(reason) = checked {
             outcome = Outcome::Broken { reason };
         }
     }
+    let is_complete = |status: &&Status| status.status == RunStatus::Complete;
     RunFolder {
-        dir: dir.to_owned(),
-        run_id,
+        files: run.clone(),
+        run_id: run.run_id.clone(),
         outcome,
-        remark,
-        finished_utc,
+        remark: status
+            .as_ref()
+            .filter(is_complete)
+            .and_then(|status| status.reason.clone()),
+        finished_utc: status.and_then(|status| status.finished_utc),
         record,
         record_problem,
     }
 }
 
-/// How it ended, what it remarks if it is complete, when it ended, and what its files were then.
-type Ending = (Outcome, Option<String>, Option<String>, Option<Digests>);
-
-fn read_outcome(dir: &Path) -> Ending {
-    #[derive(Deserialize)]
-    struct StatusFile {
-        status: String,
-        #[serde(default)]
-        reason: Option<String>,
-        #[serde(default)]
-        finished_utc: Option<String>,
-        #[serde(default)]
-        sha256: Option<Digests>,
-    }
-    let path = dir.join("status.json");
-    let failed = |problem: &dyn std::fmt::Display| {
-        let reason = format!("status.json: {problem}");
-        (Outcome::Failed { reason }, None, None, None)
-    };
-    let text = match fs::read_to_string(&path) {
-        Ok(text) => text,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            return (Outcome::Killed, None, None, None);
-        }
-        Err(e) => return failed(&e),
-    };
-    let ending: StatusFile = match serde_json::from_str(&text) {
-        Ok(ending) => ending,
-        Err(e) => return failed(&e),
-    };
-    let (outcome, remark) = match ending.status.as_str() {
-        "complete" => (Outcome::Complete, ending.reason),
-        "running" => (Outcome::Killed, None),
-        other => {
-            let reason = ending.reason.unwrap_or_else(|| other.to_owned());
-            (Outcome::Failed { reason }, None)
+fn read_outcome(run: &StoredRun) -> (Outcome, Option<Status>) {
+    let status = match run.status() {
+        Ok(Some(status)) => status,
+        Ok(None) => return (Outcome::Killed, None),
+        Err(problem) => {
+            let reason = problem.to_string();
+            return (Outcome::Failed { reason }, None);
         }
     };
-    (outcome, remark, ending.finished_utc, ending.sha256)
+    let outcome = match status.status {
+        RunStatus::Complete => Outcome::Complete,
+        RunStatus::Running => Outcome::Killed,
+        RunStatus::Failed => Outcome::Failed {
+            reason: status.reason.clone().unwrap_or_else(|| "failed".to_owned()),
+        },
+    };
+    (outcome, Some(status))
 }
 
-fn read_record(dir: &Path) -> Result<Record, ReportError> {
-    let path = dir.join("manifest.json");
-    let manifest: Manifest = read_json(&path)?;
-    if manifest.schema_version != SCHEMA_VERSION {
-        return Err(ReportError::SchemaVersion {
-            path,
-            found: manifest.schema_version,
-            supported: SCHEMA_VERSION,
-        });
-    }
+fn read_record(run: &StoredRun) -> Result<Record, ReportError> {
+    let manifest = run.manifest()?;
     if humantime::parse_rfc3339_weak(&manifest.started_utc).is_err() {
         return Err(ReportError::Record {
             message: format!("started_utc {:?} is no time", manifest.started_utc),
-            path,
+            path: run.place().join(records::MANIFEST),
         });
     }
     Ok(Record {
         manifest,
-        environment: read_json(&dir.join("environment.json"))?,
-        config: read_config(&dir.join("config.resolved.toml"))?,
-        server: read_server_info(&dir.join("server_info.json"))?,
+        source: run.source(),
+        environment: run.environment()?,
+        config: config_of(run.config()?),
+        server: read_server_info(run)?,
     })
 }
 
-fn read_if_there(path: &Path) -> Result<Option<String>, ReportError> {
-    match fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(ReportError::io(path, e)),
+fn config_of(config: ResolvedConfig) -> RunConfig {
+    let cases = config.workload.iter().flat_map(|workload| workload.cases());
+    RunConfig {
+        flags: flags_one_a_line(&config.flags),
+        replicates: config.replicates,
+        n_models: config.models.len(),
+        n_requests: cases
+            .filter(|case| !case.warmup)
+            .map(|case| (case.name, u64::from(case.n_requests)))
+            .collect(),
     }
-}
-
-fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, ReportError> {
-    let text = fs::read_to_string(path).map_err(|e| ReportError::io(path, e))?;
-    serde_json::from_str(&text).map_err(|e| ReportError::Record {
-        path: path.to_owned(),
-        message: e.to_string(),
-    })
-}
-
-fn read_config(path: &Path) -> Result<RunConfig, ReportError> {
-    let text = fs::read_to_string(path).map_err(|e| ReportError::io(path, e))?;
-    let record_error = |message: String| ReportError::Record {
-        path: path.to_owned(),
-        message,
-    };
-    let table: toml::Table = text
-        .parse()
-        .map_err(|e: toml::de::Error| record_error(e.to_string()))?;
-    let typed = match table.get("flags") {
-        None => Vec::new(),
-        Some(toml::Value::Array(words)) => words.iter().map(plain_text).collect(),
-        Some(other) => {
-            return Err(record_error(format!(
-                "`flags` is a {}, not a list",
-                other.type_str()
-            )));
-        }
-    };
-    let replicates = table
-        .get("replicates")
-        .and_then(toml::Value::as_integer)
-        .and_then(|n| u32::try_from(n).ok());
-    let models = table.get("models").and_then(toml::Value::as_array);
-    Ok(RunConfig {
-        flags: flags_one_a_line(&typed),
-        replicates,
-        n_models: models.map_or(0, Vec::len),
-        n_requests: table
-            .get("workload")
-            .and_then(toml::Value::as_table)
-            .map(integrity::requests_by_case)
-            .unwrap_or_default(),
-    })
-}
-
-fn plain_text(value: &toml::Value) -> String {
-    value
-        .as_str()
-        .map_or_else(|| value.to_string(), str::to_owned)
 }
 
 /// Joins `--flag value value` that came as separate words: every word without dashes belongs to
@@ -401,15 +228,11 @@ pub fn flags_one_a_line(words: &[String]) -> Vec<String> {
     lines
 }
 
-fn read_server_info(path: &Path) -> Result<ServerInfo, ReportError> {
-    let Some(text) = read_if_there(path)? else {
+fn read_server_info(run: &StoredRun) -> Result<ServerInfo, ReportError> {
+    if run.read(records::SERVER_INFO)?.is_none() {
         return Ok(ServerInfo::default());
-    };
-    let value: serde_json::Value =
-        serde_json::from_str(&text).map_err(|e| ReportError::Record {
-            path: path.to_owned(),
-            message: e.to_string(),
-        })?;
+    }
+    let value: serde_json::Value = run.json(records::SERVER_INFO)?;
     let executor = value.get("executor").unwrap_or(&value);
     let text_of = |key: &str| {
         executor
@@ -501,6 +324,8 @@ fn pairs(value: Option<&serde_json::Value>) -> Vec<(String, String)> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
@@ -534,11 +359,11 @@ mod tests {
         let run = dir.path().join("20260101T000000Z_x_h_00000000");
         fs::create_dir(&run).unwrap();
         fs::write(run.join("manifest.json"), "{ cut off").unwrap();
-        let runs = read_all(dir.path()).unwrap();
+        let runs = read_all(&Store::from(dir.path())).unwrap();
         assert_eq!(runs[0].outcome, Outcome::Killed);
         assert!(runs[0].record.is_none() && runs[0].record_problem.is_some());
         fs::write(run.join("status.json"), r#"{"status":"complete"}"#).unwrap();
-        let runs = read_all(dir.path()).unwrap();
+        let runs = read_all(&Store::from(dir.path())).unwrap();
         assert!(
             matches!(&runs[0].outcome, Outcome::Broken { reason } if reason.contains("manifest.json")),
             "{:?}",

@@ -1,6 +1,7 @@
 //! What a campaign of `ablate` on a group's machine and model found, for the templates: the newest
 //! full one, or the newest quick one where no full one can be judged.
 
+use records::manifest::Derived;
 use serde::Serialize;
 
 use crate::lang::Lang;
@@ -20,6 +21,8 @@ pub struct AblationContext {
     pub baseline: Option<String>,
     pub case: String,
     pub quick: bool,
+    /// No one can say what ran; there are figures and no verdict.
+    pub source_unknown: bool,
     pub rows: Vec<FlagRow>,
     /// Flag, where it does nothing, why.
     pub idle: Vec<(String, &'static str, String)>,
@@ -64,7 +67,7 @@ pub fn ablation_of(
                 manifest
                     .derived
                     .as_ref()
-                    .is_some_and(|d| d.by == "ablation")
+                    .is_some_and(|derived| matches!(derived, Derived::Ablation { .. }))
                     && same_place(record, here)
                     && flags_one_a_line(&manifest.extra_flags) == group.extra_flags
             })
@@ -90,6 +93,7 @@ pub fn ablation_of(
     })?;
     Some(AblationContext {
         quick,
+        source_unknown: found.source_unknown,
         rows: found
             .rows
             .iter()

@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use records::manifest::{Hashes, Manifest};
+
 use crate::ReportError;
 use crate::audit::audit;
 use crate::charts::{Chart, Tables, charts_of, charts_of_cases};
@@ -19,6 +21,7 @@ use crate::render::context::{
 use crate::render::flag_effects::effects_in;
 use crate::render::multi_model::{MultiModelContext, groups_apart, servers_of};
 use crate::render::seed_figures;
+use crate::render::sources;
 use crate::render::tables::{self, CaseRow};
 use crate::select::{Arm, Group, Run};
 use crate::stats::verdict::VerdictConfig;
@@ -139,7 +142,7 @@ fn run_row(records: &Records, run: &RunFolder, used: &BTreeSet<&str>, lang: Lang
         model: manifest.map_or_else(unknown, |m| m.model.used.clone()),
         extra_flags: manifest.map_or_else(unknown, |m| m.extra_flags.join(" ")),
         started_utc: manifest.map_or_else(unknown, |m| m.started_utc.clone()),
-        state: state_word(&run.outcome, lang),
+        state: marked_state(run, lang),
         quick: manifest.is_some_and(|m| m.quick),
         n_requests: cases.clone().map(|c| c.n_requests).sum(),
         n_failed: cases.map(|c| c.n_failed).sum(),
@@ -187,9 +190,15 @@ fn group_context(
     config: VerdictConfig,
     lang: Lang,
 ) -> GroupContext {
-    let find = |part: &str| group.arms.iter().find(|arm| arm.experiment.contains(part));
-    let baseline = find("baseline");
-    let focus = find("balanced-v2");
+    let find = |is_it: fn(&Manifest) -> bool| {
+        let of_arm = |arm: &&Arm<'_>| {
+            arm.representative()
+                .is_some_and(|run| is_it(&run.record.manifest))
+        };
+        group.arms.iter().find(of_arm)
+    };
+    let baseline = find(Manifest::is_baseline);
+    let focus = find(Manifest::is_focus);
     let rows = |phase: &str, metrics: &[Metric]| {
         let phases = [(phase, metrics)];
         tables::rows(records, &group.arms, baseline, &phases, config, lang)
@@ -416,13 +425,9 @@ fn commit_of(run: &Run<'_>, lang: Lang) -> String {
         .map_or(lang.pick("기록 없음", "not recorded"), |c| {
             c.get(..10).unwrap_or(c)
         });
-    if git.dirty == Some(true) {
-        format!(
-            "{commit} ({})",
-            lang.pick("커밋되지 않은 변경 있음", "with uncommitted changes")
-        )
-    } else {
-        commit.to_owned()
+    match sources::mark(&run.record.source, lang) {
+        Some(mark) => format!("{commit} ({mark})"),
+        None => commit.to_owned(),
     }
 }
 
@@ -447,6 +452,16 @@ fn state_word(outcome: &Outcome, lang: Lang) -> &'static str {
     }
 }
 
+/// With what must be known of the sources of what ran.
+fn marked_state(run: &RunFolder, lang: Lang) -> String {
+    let state = state_word(&run.outcome, lang);
+    let source = run.record.as_ref().map(|record| &record.source);
+    match source.and_then(|source| sources::mark(source, lang)) {
+        Some(mark) => format!("{state} ({mark})"),
+        None => state.to_owned(),
+    }
+}
+
 fn reason_of(outcome: &Outcome, lang: Lang) -> String {
     match outcome {
         Outcome::Failed { reason } | Outcome::Broken { reason } => words_of(reason),
@@ -462,11 +477,17 @@ fn words_of(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// What complete runs of an arm say against themselves, and how many of them say it.
+/// What complete runs of an arm say against themselves, what is unknown of their sources, and of how many
+/// runs that is said.
 fn remarks_of(arm: &Arm<'_>, lang: Lang) -> Vec<Caution> {
     let mut n_by_remark: BTreeMap<String, usize> = BTreeMap::new();
     for remark in arm.runs.iter().filter_map(|run| run.folder.remark.as_ref()) {
         *n_by_remark.entry(words_of(remark)).or_default() += 1;
+    }
+    for run in &arm.runs {
+        if let Some(mark) = sources::mark(&run.record.source, lang) {
+            *n_by_remark.entry(mark).or_default() += 1;
+        }
     }
     let line = |(remark, n): (String, usize)| {
         let runs = lang.pick(format!("실행 {n}회"), format!("{n} run(s)"));
@@ -487,8 +508,8 @@ fn cautions_of(group: &Group<'_>, lang: Lang) -> Vec<Caution> {
     let differs = |value: &dyn Fn(&Run<'_>) -> Option<String>| {
         runs.iter().map(value).collect::<BTreeSet<_>>().len() > 1
     };
-    let hash = |name: &'static str| {
-        move |run: &Run<'_>| run.record.manifest.sha256.get(name).cloned().flatten()
+    let hash = |of: fn(&Hashes) -> &Option<String>| {
+        move |run: &Run<'_>| of(&run.record.manifest.sha256).clone()
     };
     let kinds = [
         (
@@ -499,14 +520,14 @@ fn cautions_of(group: &Group<'_>, lang: Lang) -> Vec<Caution> {
             ),
         ),
         (
-            differs(&hash("engine_binary")),
+            differs(&hash(|sha256| &sha256.engine_binary)),
             lang.pick(
                 "서로 다른 엔진 바이너리로 측정됨: 구성만의 차이가 아닐 수 있음",
                 "measured with different engine binaries: not only the configurations differ",
             ),
         ),
         (
-            differs(&hash("model")),
+            differs(&hash(|sha256| &sha256.model)),
             lang.pick(
                 "이름은 같으나 내용이 다른 모델 파일로 측정됨",
                 "measured with model files of one name and different content",
@@ -520,7 +541,7 @@ fn cautions_of(group: &Group<'_>, lang: Lang) -> Vec<Caution> {
             ),
         ),
         (
-            differs(&hash("prompts")),
+            differs(&hash(|sha256| &sha256.prompts)),
             lang.pick(
                 "서로 다른 프롬프트 묶음으로 측정됨: 묶음이 다른 구성끼리는 판정하지 않음",
                 "measured with different sets of prompts: not judged against each other",

@@ -259,6 +259,9 @@ pub fn phrase(answer: &Comparison, config: VerdictConfig, lang: Lang) -> String 
                 format!("no difference (within ±{margin} %)"),
             )
         }
+        Verdict::Undecided(Reason::SourceUnknown) => {
+            lang.pick("판정하지 않음", "not judged").to_owned()
+        }
         Verdict::Undecided(_) => lang.pick("판단 불가", "undecided").to_owned(),
     }
 }
@@ -270,6 +273,9 @@ fn reason(answer: &Comparison, lang: Lang) -> Option<String> {
             lang.pick("한쪽에 측정값이 없음", "one side was not measured")
                 .to_owned(),
         ),
+        Verdict::Undecided(Reason::SourceUnknown) => {
+            Some(lang.pick("소스를 알 수 없음", "source unknown").to_owned())
+        }
         Verdict::Undecided(Reason::TooFewRuns { n_needed }) => Some(lang.pick(
             format!("서버 시작 {n}회 대 {m}회로는 부족함, 구성마다 {n_needed}회 이상 필요"),
             format!("{n} against {m} server starts are too few, {n_needed} each are needed"),

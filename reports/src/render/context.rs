@@ -115,7 +115,7 @@ pub struct RunRow {
     pub model: String,
     pub extra_flags: String,
     pub started_utc: String,
-    pub state: &'static str,
+    pub state: String,
     pub quick: bool,
     pub n_requests: u32,
     pub n_failed: u32,

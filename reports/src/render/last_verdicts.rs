@@ -1,42 +1,15 @@
 //! `verdicts.json` beside the reports: what they say of each experiment, for `cargo xtask list`,
 //! which shall not wait for statistics. Words of no language: keys, figures, names.
 
-use serde::Serialize;
+use records::verdicts::{FILE_NAME, Judged, JudgedMetric, LastVerdicts};
 
 use crate::ReportError;
 use crate::render::context::{GroupContext, ReportContext};
 
-/// The file's name.
-pub const FILE_NAME: &str = "verdicts.json";
-
-#[derive(Debug, Serialize)]
-struct LastVerdicts<'a> {
-    newest_run: Option<&'a str>,
-    experiments: Vec<Judged<'a>>,
-}
-
-#[derive(Debug, Serialize)]
-struct Judged<'a> {
-    experiment: &'a str,
-    group: &'a str,
-    against: &'a str,
-    n_starts: usize,
-    verdicts: Vec<JudgedMetric<'a>>,
-}
-
-#[derive(Debug, Serialize)]
-struct JudgedMetric<'a> {
-    metric: &'static str,
-    case: &'a str,
-    verdict: &'static str,
-    improvement_percent: Option<f64>,
-    interval_percent: Option<(f64, f64)>,
-}
-
 /// The file's text.
 pub fn render(context: &ReportContext) -> Result<String, ReportError> {
     let last = LastVerdicts {
-        newest_run: context.runs.last().map(|run| run.run_id.as_str()),
+        newest_run: context.runs.last().map(|run| run.run_id.clone()),
         experiments: context.groups.iter().flat_map(judged_in).collect(),
     };
     let text = serde_json::to_string_pretty(&last).map_err(|e| ReportError::Template {
@@ -46,11 +19,11 @@ pub fn render(context: &ReportContext) -> Result<String, ReportError> {
     Ok(text + "\n")
 }
 
-fn judged_in(group: &GroupContext) -> impl Iterator<Item = Judged<'_>> {
+fn judged_in(group: &GroupContext) -> impl Iterator<Item = Judged> + use<'_> {
     group.comparisons.iter().map(|comparison| Judged {
-        experiment: &comparison.after,
-        group: &group.title,
-        against: &comparison.before,
+        experiment: comparison.after.clone(),
+        group: group.title.clone(),
+        against: comparison.before.clone(),
         n_starts: comparison
             .verdicts
             .iter()
@@ -61,9 +34,9 @@ fn judged_in(group: &GroupContext) -> impl Iterator<Item = Judged<'_>> {
             .verdicts
             .iter()
             .map(|v| JudgedMetric {
-                metric: v.key,
-                case: &v.case,
-                verdict: v.verdict,
+                metric: v.key.to_owned(),
+                case: v.case.clone(),
+                verdict: v.verdict.to_owned(),
                 improvement_percent: v.improvement_percent,
                 interval_percent: v.interval,
             })

@@ -18,6 +18,7 @@ pub mod multi_model;
 pub mod outside;
 pub mod page;
 pub mod seed_figures;
+pub mod sources;
 pub mod tables;
 pub mod trust;
 

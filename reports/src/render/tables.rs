@@ -9,6 +9,7 @@ use crate::load::Records;
 use crate::load::requests::CaseSamples;
 use crate::render::comparable::{servers_differ, work_differs};
 use crate::render::compare::{Measured, Metric, Question, VerdictRow, answer};
+use crate::render::sources;
 use crate::select::{Arm, Run};
 use crate::stats::bootstrap::{self, BootstrapConfig};
 use crate::stats::describe::{Sorted, median, percentile_of_sorted};
@@ -82,10 +83,9 @@ impl<'r, 'a> Side<'r, 'a> {
         for samples in records.cases.iter().filter(measured) {
             let of_arm = |run: &&Run<'_>| run.folder.run_id == samples.run_id;
             if let Some(run) = arm.runs.iter().find(of_arm) {
-                let prompts = run.record.manifest.sha256.get("prompts");
                 cases.entry(&samples.case).or_default().push(Measured {
                     round: run.round(),
-                    prompts: prompts.and_then(|hash| hash.as_deref()),
+                    prompts: run.record.manifest.sha256.prompts.as_deref(),
                     samples,
                 });
             }
@@ -123,7 +123,8 @@ impl<'r, 'a> Side<'r, 'a> {
         };
         let question = |&metric: &Metric| {
             let margin_percent = config.margin_percent;
-            let incomparable = servers_differ(before.arm, self.arm, lang)
+            let incomparable = sources::unknown(before.arm, self.arm, lang)
+                .or_else(|| servers_differ(before.arm, self.arm, lang))
                 .or_else(|| work_differs(runs_before, runs_after, metric, margin_percent, lang));
             Question {
                 case,

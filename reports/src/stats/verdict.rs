@@ -80,6 +80,8 @@ pub enum Reason {
     TooFewRuns { n_needed: usize },
     /// Enough runs, but the figures leave both answers open.
     NotSeparated,
+    /// No one can say what ran on one side.
+    SourceUnknown,
 }
 
 /// One metric compared. Percentages are improvements: positive is better, whatever the metric.

@@ -7,13 +7,15 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::path::Path;
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
+use records::manifest::{Derived, Direction};
+use records::store::Store;
 
-use super::{Figure, Runs, phrase, remark};
+use super::{Figure, Runs, phrase, remark, without_verdict};
 use crate::load::requests::CaseSamples;
-use crate::load::run_folder::{Derived, Outcome, Record, RunFolder, flags_one_a_line};
+use crate::load::run_folder::{Outcome, Record, RunFolder, flags_one_a_line};
+use crate::render::sources;
 use crate::stats::verdict::{self, Comparison, MetricSamples, VerdictConfig};
 
 /// The runs of one arm.
@@ -71,6 +73,8 @@ pub struct Ablation {
     /// All flags together first, then by flag.
     pub rows: Vec<FlagVerdicts>,
     pub idle: Vec<IdleFlag>,
+    /// No one can say what ran; there are figures and no verdict.
+    pub source_unknown: bool,
     /// Complete starts of the full configuration and of the baseline.
     pub n_starts: (usize, usize),
     /// Name and run ids of each arm.
@@ -86,16 +90,15 @@ struct Effect<'a> {
 }
 
 /// The table of the campaign, as Markdown.
-pub fn table(dir: &Path, campaign: &str) -> anyhow::Result<String> {
-    let runs = Runs::read(dir, |run| is_of(run, campaign))?;
-    let found = Ablation::of(&runs, campaign, VerdictConfig::default())
-        .with_context(|| dir.display().to_string())?;
+pub fn table(store: impl Into<Store>, campaign: &str) -> anyhow::Result<String> {
+    let runs = Runs::read(&store.into(), |run| is_of(run, campaign))?;
+    let found = Ablation::of(&runs, campaign, VerdictConfig::default())?;
     Ok(print(&found) + &runs.broken_lines())
 }
 
 /// Whether a run is an arm of this campaign.
 pub fn is_of(run: &RunFolder, campaign: &str) -> bool {
-    derived(run).is_some() && campaign_of(run) == campaign
+    arm_of(run).is_some() && campaign_of(run) == campaign
 }
 
 impl Ablation {
@@ -103,10 +106,10 @@ impl Ablation {
     pub fn of(runs: &Runs, campaign: &str, config: VerdictConfig) -> anyhow::Result<Self> {
         let mut arms: BTreeMap<(String, String), Arm<'_>> = BTreeMap::new();
         for run in &runs.folders {
-            if let Some(derived) = derived(run) {
+            if let Some((direction, flag)) = arm_of(run) {
                 let key = (
-                    derived.direction.clone().unwrap_or_default(),
-                    derived.flag.clone().unwrap_or_default(),
+                    direction.word().to_owned(),
+                    flag.unwrap_or_default().to_owned(),
                 );
                 arms.entry(key).or_default().push(run);
             }
@@ -143,13 +146,21 @@ impl Ablation {
             }
         }
         effects[1..].sort_by(|a, b| (&a.flag, a.surrounding).cmp(&(&b.flag, b.surrounding)));
-        let answers = verdict::compare_family(&family(runs, &effects, &case), config);
-        let parent = full.first().and_then(|run| derived(run));
+        let mut answers = verdict::compare_family(&family(runs, &effects, &case), config);
+        let source_unknown = runs.folders.iter().any(sources::is_unknown);
+        if source_unknown {
+            answers = without_verdict(answers);
+        }
+        let (parent, other) = full
+            .first()
+            .and_then(|run| ends_of(run))
+            .unwrap_or_default();
         Ok(Self {
             campaign: campaign.to_owned(),
-            parent: parent.map(|d| d.parent.clone()).unwrap_or_default(),
-            baseline: parent.and_then(|d| d.baseline.clone()),
+            parent: parent.to_owned(),
+            baseline: other.map(str::to_owned),
             case,
+            source_unknown,
             rows: effects
                 .iter()
                 .zip(answers.chunks(Figure::ALL.len()))
@@ -235,6 +246,12 @@ fn print(found: &Ablation) -> String {
             let _ = writeln!(text, "- {}{place}: {}", marked(&idle.flag), idle.reason);
         }
     }
+    if found.source_unknown {
+        let _ = writeln!(
+            text,
+            "\nnot judged: the sources of what ran are in no commit"
+        );
+    }
     let _ = writeln!(text, "\nruns:");
     for (name, ids) in &found.arms {
         let _ = writeln!(text, "- {name}: {}", ids.join(", "));
@@ -259,9 +276,23 @@ fn n_complete(arm: &Arm<'_>) -> usize {
         .count()
 }
 
-fn derived(run: &RunFolder) -> Option<&Derived> {
-    let derived = run.record.as_ref()?.manifest.derived.as_ref()?;
-    (derived.by == "ablation").then_some(derived)
+fn arm_of(run: &RunFolder) -> Option<(Direction, Option<&str>)> {
+    match run.record.as_ref()?.manifest.derived.as_ref()? {
+        Derived::Ablation {
+            direction, flag, ..
+        } => Some((*direction, flag.as_deref())),
+        Derived::Tuning { .. } | Derived::Reproduction { .. } => None,
+    }
+}
+
+/// The experiment, and the one at the other end.
+fn ends_of(run: &RunFolder) -> Option<(&str, Option<&str>)> {
+    match run.record.as_ref()?.manifest.derived.as_ref()? {
+        Derived::Ablation {
+            parent, baseline, ..
+        } => Some((parent, baseline.as_deref())),
+        Derived::Tuning { .. } | Derived::Reproduction { .. } => None,
+    }
 }
 
 fn campaign_of(run: &RunFolder) -> &str {

@@ -7,9 +7,10 @@
 pub mod ablation;
 pub mod reproduction;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Subcommand;
+use records::store::Store;
 
 use crate::ReportError;
 use crate::load::Records;
@@ -27,17 +28,17 @@ pub enum VerdictCommand {
     Ablation {
         /// Id of the campaign
         campaign: String,
-        /// Folder of run folders [default: data/runs of the repository]
+        /// Folders of runs and campaigns [default: data/runs and data/campaigns of the repository]
         #[arg(long, value_name = "DIR")]
-        runs_dir: Option<PathBuf>,
+        runs_dir: Vec<PathBuf>,
     },
     /// Print whether a campaign of `reproduce` confirms the run it repeats
     Reproduction {
         /// Id of the campaign
         campaign: String,
-        /// Folder of run folders [default: data/runs of the repository]
+        /// Folders of runs and campaigns [default: data/runs and data/campaigns of the repository]
         #[arg(long, value_name = "DIR")]
-        runs_dir: Option<PathBuf>,
+        runs_dir: Vec<PathBuf>,
     },
     /// Print how many server starts an arm needs for so many figures judged together
     StartsNeeded { n_comparisons: usize },
@@ -92,8 +93,8 @@ pub struct Runs {
 }
 
 impl Runs {
-    pub fn read(dir: &Path, keep: impl Fn(&RunFolder) -> bool) -> Result<Self, ReportError> {
-        let mut folders = run_folder::read_all(dir)?;
+    pub fn read(store: &Store, keep: impl Fn(&RunFolder) -> bool) -> Result<Self, ReportError> {
+        let mut folders = run_folder::read_all(store)?;
         folders.retain(|run| run.record.is_some() && keep(run));
         folders.sort_by_key(|run| (replicate(run), run.run_id.clone()));
         let complete: Vec<&RunFolder> = folders
@@ -196,6 +197,7 @@ fn phrase(answer: &Comparison) -> String {
         Verdict::Slower => "worse",
         Verdict::Same => "same",
         Verdict::Undecided(Reason::NoData) => return "no data".into(),
+        Verdict::Undecided(Reason::SourceUnknown) => "not judged",
         Verdict::Undecided(_) => "undecided",
     };
     let change = answer
@@ -250,6 +252,17 @@ fn remark(answers: &[Comparison]) -> Option<String> {
         )),
         _ => None,
     })
+}
+
+/// The figures without a verdict where no one can say what ran.
+fn without_verdict(answers: Vec<Comparison>) -> Vec<Comparison> {
+    let answers = answers.into_iter();
+    answers
+        .map(|answer| Comparison {
+            verdict: Verdict::Undecided(Reason::SourceUnknown),
+            ..answer
+        })
+        .collect()
 }
 
 fn judge(family: &[MetricSamples]) -> Vec<Comparison> {

@@ -8,24 +8,27 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::path::Path;
 
 use anyhow::{Context, bail};
+use records::manifest::{Derived, Manifest};
+use records::store::Store;
 
 use super::{Figure, Runs, judge, phrase, range, remark, spread};
-use crate::load::run_folder::{Derived, Manifest, Outcome, RunFolder};
+use crate::load::run_folder::{Outcome, RunFolder};
+use crate::render::sources;
 use crate::select::same_place;
 use crate::stats::verdict::{Comparison, MetricSamples, Verdict};
 
 /// The table and the conclusion, as Markdown.
-pub fn table(dir: &Path, campaign: &str) -> anyhow::Result<String> {
-    let of_run = of_run(dir, campaign)?;
+pub fn table(store: impl Into<Store>, campaign: &str) -> anyhow::Result<String> {
+    let store = &store.into();
+    let of_run = of_run(store, campaign)?;
     let is_new = |run: &RunFolder| {
         manifest(run).is_some_and(|m| m.campaign == campaign && repeated(m).is_some())
     };
-    let old = Runs::read(dir, |run| run.run_id == of_run)?;
+    let old = Runs::read(store, |run| run.run_id == of_run)?;
     let Some(repeated_run) = old.folders.first().and_then(manifest) else {
-        bail!("{}: no readable run {of_run}", dir.display());
+        bail!("no readable run {of_run}");
     };
     let is_old = |run: &RunFolder| {
         manifest(run).is_some_and(|m| {
@@ -35,7 +38,7 @@ pub fn table(dir: &Path, campaign: &str) -> anyhow::Result<String> {
                 && m.quick == repeated_run.quick
         })
     };
-    let runs = Runs::read(dir, |run| is_new(run) || is_old(run))?;
+    let runs = Runs::read(store, |run| is_new(run) || is_old(run))?;
     let complete = |keep: &dyn Fn(&RunFolder) -> bool| -> Vec<&RunFolder> {
         runs.folders
             .iter()
@@ -76,6 +79,11 @@ pub fn table(dir: &Path, campaign: &str) -> anyhow::Result<String> {
     let same = records
         .filter_map(|(old, new)| Some((old.record.as_ref()?, new.record.as_ref()?)))
         .all(|(old, new)| same_place(old, new));
+    let source_unknown = before
+        .iter()
+        .chain(&after)
+        .any(|run| sources::is_unknown(run));
+    let judged = same && !source_unknown;
 
     // Writing into a String cannot fail.
     let mut text = format!(
@@ -95,7 +103,7 @@ pub fn table(dir: &Path, campaign: &str) -> anyhow::Result<String> {
             figure.title(),
             spread(old, *figure),
             spread(new, *figure),
-            if same {
+            if judged {
                 phrase(answer)
             } else {
                 "not judged".into()
@@ -103,7 +111,7 @@ pub fn table(dir: &Path, campaign: &str) -> anyhow::Result<String> {
         );
     }
     text.push_str("\nmedian [lowest, highest] over the starts; ");
-    if same {
+    if judged {
         let have_ranges = before.len() > 1 && after.len() > 1;
         let _ = writeln!(
             text,
@@ -111,6 +119,10 @@ pub fn table(dir: &Path, campaign: &str) -> anyhow::Result<String> {
             answers.len()
         );
         text.push_str(&conclusion(&answers, have_ranges.then_some(n_within)));
+    } else if source_unknown {
+        text.push_str(
+            "WARNING: the sources of what ran are in no commit: nothing follows for the old figures\n",
+        );
     } else {
         text.push_str(
             "WARNING: another machine or another model: nothing follows for the old figures\n",
@@ -152,19 +164,18 @@ fn manifest(run: &RunFolder) -> Option<&Manifest> {
 }
 
 fn repeated(manifest: &Manifest) -> Option<&str> {
-    let derived: &Derived = manifest.derived.as_ref()?;
-    derived.of_run.as_deref()
+    match manifest.derived.as_ref()? {
+        Derived::Reproduction { of_run, .. } => Some(of_run),
+        Derived::Ablation { .. } | Derived::Tuning { .. } => None,
+    }
 }
 
-fn of_run(dir: &Path, campaign: &str) -> anyhow::Result<String> {
-    let new = Runs::read(dir, |run| {
+fn of_run(store: &Store, campaign: &str) -> anyhow::Result<String> {
+    let new = Runs::read(store, |run| {
         manifest(run).is_some_and(|m| m.campaign == campaign)
     })?;
     let found = new.folders.iter().filter_map(manifest).find_map(repeated);
-    found.map(str::to_owned).with_context(|| {
-        format!(
-            "{}: campaign {campaign} has no start of `reproduce`",
-            dir.display()
-        )
-    })
+    found
+        .map(str::to_owned)
+        .with_context(|| format!("campaign {campaign} has no start of `reproduce`"))
 }

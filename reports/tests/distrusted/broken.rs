@@ -75,7 +75,7 @@ fn each_kind_of_damage_is_named() {
             });
         }),
         (
-            "line 2: 1000000000000 output tokens, but 10 were asked for",
+            "line 2: the server's usage says 1000000000000 output tokens, but 10 were asked for",
             |run| {
                 change(run.join("requests.jsonl"), |text| {
                     let mut lines: Vec<Value> = text
@@ -91,7 +91,8 @@ fn each_kind_of_damage_is_named() {
             "has 1 rows of case ladder-20; the workload asked for 7",
             |run| {
                 change(run.join("config.resolved.toml"), |text| {
-                    text + "[workload.ladder]\noutput_tokens = [20]\nn_requests = 7\n"
+                    let workload = "[workload]\nendpoint = \"completions\"\nprompts = []\ntemperature = 0.0\nignore_eos = true\nrequest_timeout_s = 1.0\nwarmup = { n_requests = 0, output_tokens = 1 }\n";
+                    text + workload + "[workload.ladder]\noutput_tokens = [20]\nn_requests = 7\n"
                 });
             },
         ),

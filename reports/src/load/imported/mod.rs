@@ -6,7 +6,6 @@
 
 use std::path::{Path, PathBuf};
 
-use super::sorted_folders;
 use crate::ReportError;
 
 mod table;
@@ -47,6 +46,24 @@ fn read_file(source: &str, path: &Path) -> Result<Vec<Figure>, ReportError> {
         row: error.row,
         message: error.message,
     })
+}
+
+/// Names of the sub-folders of `dir`, sorted; none if `dir` does not exist.
+fn sorted_folders(dir: &Path) -> Result<Vec<PathBuf>, ReportError> {
+    let entries = match std::fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(ReportError::io(dir, e)),
+    };
+    let mut folders = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(|e| ReportError::io(dir, e))?.path();
+        if path.is_dir() {
+            folders.push(path);
+        }
+    }
+    folders.sort();
+    Ok(folders)
 }
 
 #[cfg(test)]

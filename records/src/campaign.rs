@@ -1,0 +1,239 @@
+//! A campaign folder: all starts of one call of a recipe in a few files.
+//!
+//! `campaign.json` and `starts.jsonl` are for people and say nothing that the others do not;
+//! `requests.jsonl.zst` and `files.jsonl.zst` hold the run folders' files ([`crate::sealed_rows`]); `digests.json`, written last, vouches for all of them.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use serde::{Deserialize, Serialize};
+
+use crate::digests::{Digests, digest_of_file, is_file_name};
+use crate::environment::Environment;
+use crate::manifest::{Derived, GitState, Hashes};
+use crate::run_folder::read_json;
+use crate::sealed_rows::{FilesOfRuns, decode};
+use crate::source::Source;
+use crate::status::RunStatus;
+use crate::{REQUESTS, RecordError};
+
+pub const CAMPAIGN: &str = "campaign.json";
+pub const STARTS: &str = "starts.jsonl";
+pub const DIGESTS: &str = "digests.json";
+
+/// `campaign.json`: what all starts share, and what was compared.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct CampaignManifest {
+    pub schema_version: u32,
+    /// The id that the manifests of its runs name.
+    pub campaign: String,
+    /// The recipe and the experiments, as in the folder's name.
+    pub name: String,
+    pub quick: bool,
+    pub started_utc: String,
+    /// Null where no start could describe it.
+    pub machine: Option<Environment>,
+    pub git: GitState,
+    pub sha256: Hashes,
+    /// How far the sources of what ran can be found again.
+    pub source: Source,
+    pub n_starts: u32,
+    pub arms: Vec<ArmOfCampaign>,
+}
+
+/// One configuration of a campaign.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct ArmOfCampaign {
+    /// The experiment's name; a start is cited as `campaign#arm/round`.
+    pub arm: String,
+    pub title: String,
+    pub model: String,
+    /// All flags, as the server got them.
+    pub flags: Vec<String>,
+    /// Those of them that were typed after `--`.
+    pub extra_flags: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_url: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub derived: Option<Derived>,
+    /// The rounds in which it was started.
+    pub rounds: Vec<u32>,
+}
+
+/// A line of `starts.jsonl`: one server start.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct StartLine {
+    pub run_id: String,
+    pub arm: String,
+    pub round: u32,
+    /// Null where the start was killed before it had one.
+    pub status: Option<RunStatus>,
+    pub reason: Option<String>,
+    pub started_utc: String,
+    pub finished_utc: Option<String>,
+    /// How far the sources of what ran can be found again.
+    pub source: Source,
+    /// Of each case, from `summary.json`.
+    pub figures: Vec<CaseFigures>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct CaseFigures {
+    pub case: String,
+    /// Requests that ended well.
+    pub completed: Option<u64>,
+    /// Tokens a second.
+    pub output_throughput: Option<f64>,
+    pub median_ttft_ms: Option<f64>,
+    pub median_tpot_ms: Option<f64>,
+    pub median_e2el_ms: Option<f64>,
+}
+
+/// One of the compressed files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    Requests,
+    /// All others.
+    Files,
+}
+
+impl Part {
+    pub const ALL: [Self; 2] = [Self::Requests, Self::Files];
+
+    /// The one that holds a run folder's `file`.
+    pub fn of(file: &str) -> Self {
+        match file {
+            REQUESTS => Self::Requests,
+            _ => Self::Files,
+        }
+    }
+
+    pub fn file_name(self) -> &'static str {
+        match self {
+            Self::Requests => "requests.jsonl.zst",
+            Self::Files => "files.jsonl.zst",
+        }
+    }
+}
+
+/// A campaign folder whose compressed files are read when they are first asked for.
+#[derive(Debug)]
+pub struct SealedCampaign {
+    dir: PathBuf,
+    pub starts: Vec<StartLine>,
+    parts: [OnceLock<Result<FilesOfRuns, String>>; 2],
+    checked: OnceLock<Result<(), String>>,
+}
+
+impl SealedCampaign {
+    pub fn is_at(dir: &Path) -> bool {
+        [CAMPAIGN, STARTS]
+            .iter()
+            .any(|name| dir.join(name).is_file())
+    }
+
+    pub fn open(dir: &Path) -> Result<Self, RecordError> {
+        let path = dir.join(STARTS);
+        let text = fs::read_to_string(&path).map_err(|source| RecordError::io(&path, source))?;
+        let starts = text
+            .lines()
+            .map(serde_json::from_str)
+            .collect::<Result<Vec<StartLine>, _>>()
+            .map_err(|error| RecordError::malformed(&path, error))?;
+        Ok(Self {
+            dir: dir.to_owned(),
+            starts,
+            parts: [const { OnceLock::new() }; 2],
+            checked: OnceLock::new(),
+        })
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub fn manifest(&self) -> Result<CampaignManifest, RecordError> {
+        read_json(&self.dir.join(CAMPAIGN))
+    }
+
+    pub fn start(&self, run_id: &str) -> Option<&StartLine> {
+        self.starts.iter().find(|start| start.run_id == run_id)
+    }
+
+    /// A run folder's file as it was; `None` where the run had none of that name.
+    pub fn read(&self, run_id: &str, file: &str) -> Result<Option<&[u8]>, RecordError> {
+        let bytes = self.files(Part::of(file))?.get(run_id);
+        Ok(bytes.and_then(|files| files.get(file)).map(Vec::as_slice))
+    }
+
+    /// All files of a run by name.
+    pub fn files_of(&self, run_id: &str) -> Result<BTreeMap<&str, &[u8]>, RecordError> {
+        let mut all = BTreeMap::new();
+        for part in Part::ALL {
+            let of_run = self.files(part)?.get(run_id).into_iter().flatten();
+            all.extend(of_run.map(|(name, bytes)| (name.as_str(), bytes.as_slice())));
+        }
+        Ok(all)
+    }
+
+    /// Whether the folder holds what was sealed; what is wrong, in one line.
+    pub fn check(&self) -> Result<(), String> {
+        self.checked.get_or_init(|| check(&self.dir)).clone()
+    }
+
+    fn files(&self, part: Part) -> Result<&FilesOfRuns, RecordError> {
+        let path = self.dir.join(part.file_name());
+        self.parts[part as usize]
+            .get_or_init(|| {
+                let packed = fs::read(&path).map_err(|error| error.to_string())?;
+                let text =
+                    zstd::decode_all(packed.as_slice()).map_err(|error| error.to_string())?;
+                decode(std::str::from_utf8(&text).map_err(|error| error.to_string())?)
+            })
+            .as_ref()
+            .map_err(|problem| RecordError::malformed(&path, problem))
+    }
+}
+
+/// `digests.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct CampaignDigests {
+    pub schema_version: u32,
+    /// Of each other file of the folder by its name.
+    pub sha256: Digests,
+}
+
+fn check(dir: &Path) -> Result<(), String> {
+    let digests: CampaignDigests =
+        read_json(&dir.join(DIGESTS)).map_err(|error| error.to_string())?;
+    let needed = [CAMPAIGN, STARTS]
+        .into_iter()
+        .chain(Part::ALL.map(Part::file_name));
+    for name in needed {
+        if !digests.sha256.contains_key(name) {
+            return Err(format!("{DIGESTS} does not vouch for {name}"));
+        }
+    }
+    for (name, wanted) in &digests.sha256 {
+        if !is_file_name(name) {
+            return Err(format!("{DIGESTS}: `{name}` is no file of the folder"));
+        }
+        match digest_of_file(&dir.join(name)) {
+            Ok(found) if found == *wanted => {}
+            Ok(_) => {
+                return Err(format!(
+                    "{name} is not what was sealed: its sha256 is not that in {DIGESTS}"
+                ));
+            }
+            Err(error) => return Err(format!("{name}: {error}")),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,48 @@
+//! SHA-256 of files: of a folder's, by which its last file vouches for the others.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
+
+use sha2::{Digest, Sha256};
+
+/// SHA-256 by the name of a file of the folder.
+pub type Digests = BTreeMap<String, String>;
+
+/// Of every file in the folder but those whose name begins with `but`, into which they go.
+pub fn digests_of(dir: &Path, but: &str) -> io::Result<Digests> {
+    let mut digests = Digests::new();
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if entry.file_type()?.is_file() && !name.starts_with(but) {
+            digests.insert(name, digest_of_file(&entry.path())?);
+        }
+    }
+    Ok(digests)
+}
+
+pub fn digest_of_file(path: &Path) -> io::Result<String> {
+    let mut hash = Sha256::new();
+    io::copy(&mut File::open(path)?, &mut hash)?;
+    Ok(hex(&hash.finalize()))
+}
+
+pub fn digest_of_bytes(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
+pub fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        // Writing into a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// A name without a path: digests of a foreign folder lead nowhere else.
+pub(crate) fn is_file_name(name: &str) -> bool {
+    !name.contains('/') && name != ".." && name != "."
+}

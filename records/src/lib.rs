@@ -1,0 +1,93 @@
+//! What is recorded of a measurement: the one schema, and how records are read and written.
+//!
+//! ```text
+//! one server start    → run folder       data/runs/<run id>/            written while it runs
+//! one call of a recipe → campaign folder data/campaigns/<utc>_<name>_<hash8>/   sealed at its end
+//! ```
+//!
+//! - [`manifest`], [`environment`], [`config`], [`status`], [`rows`], [`workload`]: the files of a run.
+//! - [`run_folder`]: a folder that is being written, and what becomes of one whose runner was killed.
+//! - [`campaign`] and [`seal`]: all starts of a campaign in a few files.
+//! - [`store`]: runs by their ids, wherever they lie.
+//! - [`integrity`]: whether a record still holds what its run wrote.
+//! - [`source`]: how far the sources of what ran can be found again.
+//! - [`verdicts`]: what the last rendered reports said.
+//!
+//! `data/SCHEMA.md` is made from these types (`UPDATE_SCHEMA=1 cargo test -p records schema`).
+//! Deliberately absent: measuring, statistics, tables, an async runtime.
+
+pub mod campaign;
+pub mod config;
+pub mod digests;
+pub mod environment;
+pub mod integrity;
+pub mod json_text;
+pub mod manifest;
+pub mod process_identity;
+pub mod rows;
+pub mod run_folder;
+#[cfg(test)]
+mod schema_document;
+pub mod seal;
+pub mod sealed_rows;
+pub mod source;
+pub mod status;
+pub mod store;
+pub mod utc;
+pub mod verdicts;
+pub mod workload;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Of what is written today.
+pub const SCHEMA_VERSION: u32 = 2;
+/// The oldest that is read.
+pub const OLDEST_SCHEMA_VERSION: u32 = 1;
+
+pub const MANIFEST: &str = "manifest.json";
+pub const STATUS: &str = "status.json";
+pub const SUMMARY: &str = "summary.json";
+pub const ENVIRONMENT: &str = "environment.json";
+pub const CONFIG: &str = "config.resolved.toml";
+pub const SERVER_INFO: &str = "server_info.json";
+pub const SERVER_LOG: &str = "server.log";
+pub const REQUESTS: &str = "requests.jsonl";
+pub const SERVER_METRICS: &str = "server_metrics.jsonl";
+pub const MACHINE_LOAD: &str = "machine_load.jsonl";
+/// What a changed tree differs in from its commit.
+pub const CHANGES: &str = "changes.diff";
+
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    #[error("{} exists already; records are never overwritten", path.display())]
+    Exists { path: PathBuf },
+    #[error("{}: {source}", path.display())]
+    Io { path: PathBuf, source: io::Error },
+    #[error("{}: {message}", path.display())]
+    Malformed { path: PathBuf, message: String },
+    #[error("{}: schema_version {found}, this program reads {OLDEST_SCHEMA_VERSION} to {SCHEMA_VERSION}", path.display())]
+    SchemaVersion { path: PathBuf, found: u32 },
+    #[error("{places}: no run is called `{typed}`")]
+    UnknownRun { places: String, typed: String },
+    #[error("`{typed}` fits {} runs: {}", fits.len(), fits.join(", "))]
+    AmbiguousRun { typed: String, fits: Vec<String> },
+    #[error("campaign {campaign} cannot be sealed: {message}")]
+    Unsealable { campaign: String, message: String },
+}
+
+impl RecordError {
+    pub(crate) fn io(path: impl AsRef<Path>, source: io::Error) -> Self {
+        Self::Io {
+            path: path.as_ref().to_owned(),
+            source,
+        }
+    }
+
+    pub(crate) fn malformed(path: impl AsRef<Path>, message: impl ToString) -> Self {
+        Self::Malformed {
+            path: path.as_ref().to_owned(),
+            message: message.to_string(),
+        }
+    }
+}

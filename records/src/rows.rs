@@ -1,0 +1,130 @@
+//! What comes by the line: requests, samples of the server, the machine's load.
+
+use serde::{Deserialize, Serialize};
+
+use crate::workload::Phase;
+
+/// A line of `requests.jsonl`: one request.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct RequestRow {
+    /// `latency-10`, `ladder-50`, `users-20` … unique within the workload. With several models
+    /// `alone-<model>-<tokens>` while the others rest, `together-<model>-<tokens>` all at once, with the
+    /// same prompts.
+    pub case: String,
+    pub phase: Phase,
+    /// Used by no statistic: of a warm-up, or sent to keep others company that run at the same time.
+    pub warmup: bool,
+    /// Which model it asked; absent where the server has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    /// Order within the case.
+    pub index: u32,
+    /// Which of the closed loop's users sent it; null in an open loop.
+    pub user: Option<u32>,
+    /// Users of the case; null in an open loop.
+    pub n_users: Option<u32>,
+    /// Of Poisson arrivals; null in a closed loop.
+    pub rate_per_s: Option<f64>,
+    /// Line of the prompt file.
+    pub prompt_id: String,
+    /// Output tokens that were asked for.
+    pub max_tokens: u32,
+    /// When it should have been sent.
+    pub scheduled_s: f64,
+    /// When it was sent, after the connection was opened; null if there was none.
+    pub sent_s: Option<f64>,
+    /// First token's arrival, null if none.
+    pub first_token_s: Option<f64>,
+    /// Arrival of every streamed chunk that carried a token, in order.
+    pub token_s: Vec<f64>,
+    /// End of the response.
+    pub end_s: f64,
+    /// From the server's `usage`, as the two below.
+    pub prompt_tokens: Option<u64>,
+    pub output_tokens: Option<u64>,
+    pub cached_tokens: Option<u64>,
+    /// `length`, `stop`, … or null.
+    pub finish_reason: Option<String>,
+    /// Null or the message; a `usage` that cannot be (more output tokens than `max_tokens`, more cached
+    /// than prompt tokens) is an error, too.
+    pub error: Option<String>,
+}
+
+impl RequestRow {
+    /// What its figures cannot be; a report of them would be one of a server's mistake.
+    pub fn implausible(&self) -> Option<String> {
+        implausible_usage(
+            self.max_tokens,
+            self.prompt_tokens,
+            self.output_tokens,
+            self.cached_tokens,
+        )
+        .or_else(|| {
+            let times = [self.sent_s, self.first_token_s, Some(self.end_s)];
+            let times: Vec<f64> = times.into_iter().flatten().collect();
+            let in_order = times.windows(2).all(|pair| pair[0] <= pair[1]);
+            (!in_order)
+                .then(|| "its times are not in order: sent_s, first_token_s, end_s".to_owned())
+        })
+    }
+}
+
+/// No prompt of a workload has this many tokens.
+const MAX_PROMPT_TOKENS: u64 = 1 << 24;
+
+/// What a server's `usage` cannot be.
+pub fn implausible_usage(
+    max_tokens: u32,
+    prompt_tokens: Option<u64>,
+    output_tokens: Option<u64>,
+    cached_tokens: Option<u64>,
+) -> Option<String> {
+    if let Some(n) = output_tokens.filter(|n| *n > u64::from(max_tokens)) {
+        return Some(format!(
+            "the server's usage says {n} output tokens, but {max_tokens} were asked for"
+        ));
+    }
+    if let Some(n) = prompt_tokens.filter(|n| *n > MAX_PROMPT_TOKENS) {
+        return Some(format!(
+            "the server's usage says {n} prompt tokens; more than {MAX_PROMPT_TOKENS} cannot be"
+        ));
+    }
+    match (cached_tokens, prompt_tokens) {
+        (Some(cached), Some(prompt)) if cached > prompt => Some(format!(
+            "the server's usage says that {cached} of {prompt} prompt tokens were cached"
+        )),
+        _ => None,
+    }
+}
+
+/// A line of `server_metrics.jsonl`: one sample of the server.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct ServerSample {
+    pub t_s: f64,
+    pub rss_bytes: Option<u64>,
+    pub gpu_memory_bytes: Option<u64>,
+    pub kv_pages_used: Option<u64>,
+    pub kv_pages_total: Option<u64>,
+    pub running: Option<u64>,
+    pub waiting: Option<u64>,
+    pub generation_tokens_total: Option<u64>,
+}
+
+/// A line of `machine_load.jsonl`: how busy the machine was while cases ran at the same time. Absent in
+/// records of older versions.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct CaseLoad {
+    pub cases: Vec<String>,
+    pub start_s: f64,
+    pub end_s: f64,
+    /// Over the last minute, when the case began.
+    pub load_average_1m: Option<f64>,
+    /// CPU time of other processes than runner and server, of all processors' time; null where the server
+    /// is not the runner's.
+    pub others_share: Option<f64>,
+    /// What a virtual machine's host gave to others.
+    pub steal_share: Option<f64>,
+}

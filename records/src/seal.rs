@@ -1,0 +1,370 @@
+//! From run folders to a campaign folder.
+//!
+//! The campaign folder is written beside its place, read back, compared with the run folders byte by
+//! byte, and only then moved to its name; the run folders go last. So a process that is killed at any
+//! moment loses nothing, and the next call goes on: what is sealed and still there is compared again and
+//! removed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::campaign::{
+    ArmOfCampaign, CAMPAIGN, CampaignDigests, CampaignManifest, CaseFigures, DIGESTS, Part, STARTS,
+    SealedCampaign, StartLine,
+};
+use crate::digests::digests_of;
+use crate::manifest::{Derived, Hashes, Manifest};
+use crate::run_folder::{run_folders, write_json};
+use crate::sealed_rows::encode;
+use crate::source::Source;
+use crate::store::StoredRun;
+use crate::{CHANGES, RecordError, SCHEMA_VERSION, SUMMARY};
+
+/// Run folders compress a hundredfold; this costs seconds a campaign and is done once.
+const COMPRESSION_LEVEL: i32 = 19;
+
+/// How far the sources of a run can be found again; `true`: it has a `changes.diff`.
+pub type SourceOf<'a> = &'a dyn Fn(&Manifest, bool) -> Source;
+
+/// A run folder that is to be sealed.
+struct Start {
+    run: StoredRun,
+    dir: PathBuf,
+    manifest: Manifest,
+    source: Source,
+}
+
+/// Campaigns of which run folders lie in `runs_dir`, oldest first, with whether all of them are quick
+/// runs. Folders without a readable manifest belong to none.
+pub fn unsealed_campaigns(runs_dir: &Path) -> Result<Vec<(String, bool)>, RecordError> {
+    let mut campaigns: BTreeMap<String, bool> = BTreeMap::new();
+    for dir in unsealed_folders(runs_dir)? {
+        if let Ok(manifest) = StoredRun::in_folder(&dir).manifest() {
+            let quick = campaigns.entry(manifest.campaign).or_insert(true);
+            *quick &= manifest.quick;
+        }
+    }
+    Ok(campaigns.into_iter().collect())
+}
+
+/// Seals the run folders of `campaign` into a folder below `campaigns_dir`, whose path it returns, and
+/// removes them. None of them may be running.
+pub fn seal(
+    runs_dir: &Path,
+    campaigns_dir: &Path,
+    campaign: &str,
+    source_of: SourceOf<'_>,
+) -> Result<PathBuf, RecordError> {
+    let starts = starts_of(runs_dir, campaign, source_of)?;
+    let unsealable = |message: String| RecordError::Unsealable {
+        campaign: campaign.to_owned(),
+        message,
+    };
+    if starts.is_empty() {
+        return Err(unsealable(format!(
+            "no run of it lies in {}",
+            runs_dir.display()
+        )));
+    }
+    let name = name_of(&starts);
+    let dir = campaigns_dir.join(folder_name(campaign, &name));
+    if !dir.exists() {
+        write_campaign(&dir, campaign, &name, &starts)?;
+    }
+    let sealed = SealedCampaign::open(&dir)?;
+    sealed.check().map_err(unsealable)?;
+    compare(&sealed, &starts).map_err(unsealable)?;
+    for start in &starts {
+        fs::remove_dir_all(&start.dir).map_err(|source| RecordError::io(&start.dir, source))?;
+    }
+    Ok(dir)
+}
+
+fn unsealed_folders(runs_dir: &Path) -> Result<Vec<PathBuf>, RecordError> {
+    let mut dirs = run_folders(runs_dir)?;
+    // What a link leads to lies elsewhere and is left as it is.
+    dirs.retain(|dir| !dir.is_symlink() && !SealedCampaign::is_at(dir));
+    Ok(dirs)
+}
+
+fn starts_of(
+    runs_dir: &Path,
+    campaign: &str,
+    source_of: SourceOf<'_>,
+) -> Result<Vec<Start>, RecordError> {
+    let mut starts = Vec::new();
+    for dir in unsealed_folders(runs_dir)? {
+        let run = StoredRun::in_folder(&dir);
+        let Ok(manifest) = run.manifest() else {
+            continue;
+        };
+        // A copy of a run is no start of its campaign.
+        if manifest.campaign != campaign || manifest.run_id != run.run_id {
+            continue;
+        }
+        if run.status()?.is_some_and(|status| status.is_alive()) {
+            return Err(RecordError::Unsealable {
+                campaign: campaign.to_owned(),
+                message: format!("{} is running", run.run_id),
+            });
+        }
+        let has_changes = run.read(CHANGES)?.is_some();
+        starts.push(Start {
+            source: source_of(&manifest, has_changes),
+            run,
+            dir,
+            manifest,
+        });
+    }
+    Ok(starts)
+}
+
+/// Of the recipe and what it was called for.
+fn name_of(starts: &[Start]) -> String {
+    let parents: BTreeSet<String> = starts
+        .iter()
+        .filter_map(|start| start.manifest.derived.as_ref())
+        .map(|derived: &Derived| format!("{}-{}", derived.word(), derived.parent()))
+        .collect();
+    let arms: Vec<&str> = arms_of(starts);
+    match (parents.first(), arms.as_slice()) {
+        (Some(parent), _) => parent.clone(),
+        (None, [arm]) => (*arm).to_owned(),
+        (None, [first, others @ ..]) => format!("{first}-and-{}-more", others.len()),
+        (None, []) => String::new(),
+    }
+}
+
+/// In the order of their first start.
+fn arms_of(starts: &[Start]) -> Vec<&str> {
+    let mut arms: Vec<&str> = Vec::new();
+    for start in starts {
+        if !arms.contains(&start.manifest.experiment.as_str()) {
+            arms.push(&start.manifest.experiment);
+        }
+    }
+    arms
+}
+
+/// `<utc>_<name>_<hash8>` of a campaign's id, `<utc>_<hash8>`.
+fn folder_name(campaign: &str, name: &str) -> String {
+    let full = match campaign.split_once('_') {
+        Some((utc, hash)) => format!("{utc}_{name}_{hash}"),
+        None => format!("{campaign}_{name}"),
+    };
+    full.replace(['/', '\\'], "-")
+        .trim_start_matches('.')
+        .to_owned()
+}
+
+fn write_campaign(
+    dir: &Path,
+    campaign: &str,
+    name: &str,
+    starts: &[Start],
+) -> Result<(), RecordError> {
+    let folder = dir.file_name().unwrap_or_default().to_string_lossy();
+    let beside = dir.with_file_name(format!(".{folder}.partial"));
+    if beside.exists() {
+        // Of a process that was killed: its run folders are all still there.
+        fs::remove_dir_all(&beside).map_err(|source| RecordError::io(&beside, source))?;
+    }
+    fs::create_dir_all(&beside).map_err(|source| RecordError::io(&beside, source))?;
+    let written = write_files(&beside, campaign, name, starts)
+        .and_then(|()| fs::rename(&beside, dir).map_err(|source| RecordError::io(dir, source)));
+    if written.is_err() {
+        // A disk that is full has taken a part of it.
+        let _ = fs::remove_dir_all(&beside);
+    }
+    written
+}
+
+fn write_files(
+    dir: &Path,
+    campaign: &str,
+    name: &str,
+    starts: &[Start],
+) -> Result<(), RecordError> {
+    let mut parts = [String::new(), String::new()];
+    for start in starts {
+        for (file, bytes) in files_in(&start.dir)? {
+            let part = &mut parts[Part::of(&file) as usize];
+            encode(&start.run.run_id, &file, &bytes, part);
+        }
+    }
+    for part in Part::ALL {
+        let path = dir.join(part.file_name());
+        let text = &parts[part as usize];
+        let packed = pack(text.as_bytes()).map_err(|source| RecordError::io(&path, source))?;
+        write_synced(&path, &packed)?;
+    }
+    let manifest = manifest_of(campaign, name, starts);
+    write_json(&dir.join(CAMPAIGN), &manifest)?;
+    let mut lines = String::new();
+    for start in starts {
+        lines.push_str(&line_of(&dir.join(STARTS), &start_line(start))?);
+    }
+    write_synced(&dir.join(STARTS), lines.as_bytes())?;
+    let digests = CampaignDigests {
+        schema_version: SCHEMA_VERSION,
+        sha256: digests_of(dir, DIGESTS).map_err(|source| RecordError::io(dir, source))?,
+    };
+    write_json(&dir.join(DIGESTS), &digests)
+}
+
+fn pack(bytes: &[u8]) -> std::io::Result<Vec<u8>> {
+    let mut encoder = zstd::Encoder::new(Vec::new(), COMPRESSION_LEVEL)?;
+    encoder.include_checksum(true)?;
+    encoder.set_pledged_src_size(Some(bytes.len() as u64))?;
+    encoder.write_all(bytes)?;
+    encoder.finish()
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), RecordError> {
+    let mut file = File::create_new(path).map_err(|source| RecordError::io(path, source))?;
+    file.write_all(bytes)
+        .and_then(|()| file.sync_all())
+        .map_err(|source| RecordError::io(path, source))
+}
+
+fn line_of(path: &Path, value: &impl Serialize) -> Result<String, RecordError> {
+    let line = serde_json::to_string(value).map_err(|error| RecordError::malformed(path, error))?;
+    Ok(line + "\n")
+}
+
+/// Every file of a run folder by name. What is no file is no part of a record.
+fn files_in(dir: &Path) -> Result<BTreeMap<String, Vec<u8>>, RecordError> {
+    let mut files = BTreeMap::new();
+    let entries = fs::read_dir(dir).map_err(|source| RecordError::io(dir, source))?;
+    for entry in entries {
+        let path = entry.map_err(|source| RecordError::io(dir, source))?.path();
+        let name = path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        if !path.is_file() {
+            return Err(RecordError::malformed(
+                &path,
+                "a run folder holds files alone",
+            ));
+        }
+        let bytes = fs::read(&path).map_err(|source| RecordError::io(&path, source))?;
+        files.insert(name, bytes);
+    }
+    Ok(files)
+}
+
+/// Every file of every start must be in the campaign as it is, and nothing else of that start.
+fn compare(sealed: &SealedCampaign, starts: &[Start]) -> Result<(), String> {
+    for start in starts {
+        let run_id = &start.run.run_id;
+        if sealed.start(run_id).is_none() {
+            return Err(format!(
+                "it was sealed before, into {}, without {run_id}",
+                sealed.dir().display()
+            ));
+        }
+        let there = sealed.files_of(run_id).map_err(|error| error.to_string())?;
+        let here = files_in(&start.dir).map_err(|error| error.to_string())?;
+        let names = |name: &str| format!("{name} of {run_id} is not what was sealed");
+        for (name, bytes) in &here {
+            if there.get(name.as_str()).copied() != Some(bytes.as_slice()) {
+                return Err(names(name));
+            }
+        }
+        if let Some(name) = there.keys().find(|name| !here.contains_key(**name)) {
+            return Err(names(name));
+        }
+    }
+    Ok(())
+}
+
+fn manifest_of(campaign: &str, name: &str, starts: &[Start]) -> CampaignManifest {
+    let first = &starts[0];
+    let arms = arms_of(starts).into_iter().map(|arm| {
+        let of_arm: Vec<&Start> = starts
+            .iter()
+            .filter(|start| start.manifest.experiment == arm)
+            .collect();
+        arm_of(arm, &of_arm)
+    });
+    CampaignManifest {
+        schema_version: SCHEMA_VERSION,
+        campaign: campaign.to_owned(),
+        name: name.to_owned(),
+        quick: starts.iter().all(|start| start.manifest.quick),
+        started_utc: first.manifest.started_utc.clone(),
+        machine: starts.iter().find_map(|start| start.run.environment().ok()),
+        git: first.manifest.git.clone(),
+        sha256: Hashes {
+            // Each arm has its own.
+            model: None,
+            prompts: None,
+            ..first.manifest.sha256.clone()
+        },
+        source: first.source.clone(),
+        n_starts: starts.len() as u32,
+        arms: arms.collect(),
+    }
+}
+
+fn arm_of(arm: &str, starts: &[&Start]) -> ArmOfCampaign {
+    let manifest = &starts[0].manifest;
+    let config = starts
+        .iter()
+        .find_map(|start| start.run.config().ok())
+        .unwrap_or_default();
+    ArmOfCampaign {
+        arm: arm.to_owned(),
+        title: config.title,
+        model: manifest.model.used.clone(),
+        flags: config.flags,
+        extra_flags: manifest.extra_flags.clone(),
+        base_url: manifest.base_url.clone(),
+        derived: manifest.derived.clone(),
+        rounds: starts
+            .iter()
+            .map(|start| start.manifest.replicate)
+            .collect(),
+    }
+}
+
+fn start_line(start: &Start) -> StartLine {
+    let status = start.run.status().ok().flatten();
+    let summary: Option<Value> = start.run.json(SUMMARY).ok();
+    let cases = summary
+        .as_ref()
+        .and_then(|summary| summary["cases"].as_array());
+    StartLine {
+        run_id: start.run.run_id.clone(),
+        arm: start.manifest.experiment.clone(),
+        round: start.manifest.replicate,
+        status: status.as_ref().map(|status| status.status),
+        reason: status.as_ref().and_then(|status| status.reason.clone()),
+        started_utc: start.manifest.started_utc.clone(),
+        finished_utc: status.and_then(|status| status.finished_utc),
+        source: start.source.clone(),
+        figures: cases.into_iter().flatten().map(figures_of).collect(),
+    }
+}
+
+fn figures_of(case: &Value) -> CaseFigures {
+    let number = |key: &str| case[key].as_f64();
+    CaseFigures {
+        case: case["case"].as_str().unwrap_or_default().to_owned(),
+        completed: case["completed"].as_u64(),
+        output_throughput: number("output_throughput"),
+        median_ttft_ms: number("median_ttft_ms"),
+        median_tpot_ms: number("median_tpot_ms"),
+        median_e2el_ms: number("median_e2el_ms"),
+    }
+}
+
+#[cfg(test)]
+mod tests;

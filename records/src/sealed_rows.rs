@@ -1,0 +1,209 @@
+//! The files of run folders as lines of a campaign's compressed files, and back byte by byte.
+//!
+//! Every line is a JSON object that begins with `run_id` and `file`. A line of a `.jsonl` file follows
+//! with its own keys; any other file is one line with its content as `json` (where white space is all
+//! that differs), `text`, or `hex` where it is no UTF-8. What is no whole JSON line (a run was killed
+//! while it wrote) is kept as `raw_text` or `raw_hex`.
+
+use std::collections::{BTreeMap, HashMap};
+
+use serde::de::IgnoredAny;
+
+use crate::digests::hex;
+use crate::json_text::{indented, minified};
+
+/// Files by name, by run id.
+pub type FilesOfRuns = HashMap<String, BTreeMap<String, Vec<u8>>>;
+
+pub fn encode(run_id: &str, file: &str, bytes: &[u8], out: &mut String) {
+    let prefix = format!("{{\"run_id\":{},\"file\":{}", quoted(run_id), quoted(file));
+    let mut line = |rest: &str| {
+        out.push_str(&prefix);
+        out.push(',');
+        out.push_str(rest);
+        out.push_str("}\n");
+    };
+    if !has_rows(file) {
+        match std::str::from_utf8(bytes) {
+            Ok(text) if is_indented_json(file, text) => {
+                line(&format!("\"json\":{}", minified(text)));
+            }
+            Ok(text) => line(&format!("\"text\":{}", quoted(text))),
+            Err(_) => line(&format!("\"hex\":\"{}\"", hex(bytes))),
+        }
+        return;
+    }
+    if bytes.is_empty() {
+        line("\"raw_text\":\"\"");
+    }
+    for row in bytes.split_inclusive(|byte| *byte == b'\n') {
+        match std::str::from_utf8(row) {
+            Ok(text) => match inside_of_row(text) {
+                Some(inside) => line(inside),
+                None => line(&format!("\"raw_text\":{}", quoted(text))),
+            },
+            Err(_) => line(&format!("\"raw_hex\":\"{}\"", hex(row))),
+        }
+    }
+}
+
+/// What is wrong is named with its line.
+pub fn decode(text: &str) -> Result<FilesOfRuns, String> {
+    let mut files = FilesOfRuns::new();
+    for (index, line) in text.lines().enumerate() {
+        let (run_id, file, rest) =
+            parsed(line).ok_or_else(|| format!("line {}: no row of a campaign", index + 1))?;
+        let bytes = files.entry(run_id).or_default().entry(file).or_default();
+        restore(rest, bytes).ok_or_else(|| format!("line {}: cut off", index + 1))?;
+    }
+    Ok(files)
+}
+
+/// Run id, file, and what follows the comma without the closing brace.
+fn parsed(line: &str) -> Option<(String, String, &str)> {
+    let (run_id, rest) = string(line.strip_prefix("{\"run_id\":")?)?;
+    let (file, rest) = string(rest.strip_prefix(",\"file\":")?)?;
+    Some((run_id, file, rest.strip_prefix(',')?.strip_suffix('}')?))
+}
+
+fn restore(rest: &str, bytes: &mut Vec<u8>) -> Option<()> {
+    if let Some(text) = rest
+        .strip_prefix("\"text\":")
+        .or_else(|| rest.strip_prefix("\"raw_text\":"))
+    {
+        let text: String = serde_json::from_str(text).ok()?;
+        bytes.extend(text.as_bytes());
+    } else if let Some(json) = rest.strip_prefix("\"json\":") {
+        bytes.extend(indented(json).as_bytes());
+    } else if let Some(digits) = rest
+        .strip_prefix("\"hex\":")
+        .or_else(|| rest.strip_prefix("\"raw_hex\":"))
+    {
+        let digits: String = serde_json::from_str(digits).ok()?;
+        bytes.extend(unhex(&digits)?);
+    } else {
+        bytes.push(b'{');
+        bytes.extend(rest.as_bytes());
+        bytes.extend(b"}\n");
+    }
+    Some(())
+}
+
+pub fn has_rows(file: &str) -> bool {
+    file.rsplit_once('.')
+        .is_some_and(|(_, ending)| ending == "jsonl")
+}
+
+fn is_indented_json(file: &str, text: &str) -> bool {
+    file.rsplit_once('.')
+        .is_some_and(|(_, ending)| ending == "json")
+        && serde_json::from_str::<IgnoredAny>(text).is_ok()
+        && indented(&minified(text)) == text
+}
+
+/// Of a whole row, what stands between its braces; no key of it may be one of this form's own.
+fn inside_of_row(row: &str) -> Option<&str> {
+    let inside = row
+        .strip_prefix('{')?
+        .strip_suffix("}\n")
+        .filter(|inside| inside.starts_with('"'))?;
+    let own = [
+        "\"text\":",
+        "\"raw_text\":",
+        "\"json\":",
+        "\"hex\":",
+        "\"raw_hex\":",
+    ];
+    let is_plain = !own.iter().any(|key| inside.starts_with(key))
+        && !row.contains('\r')
+        && serde_json::from_str::<IgnoredAny>(row).is_ok();
+    is_plain.then_some(inside)
+}
+
+fn quoted(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
+/// The JSON string at the beginning of `text`, and what follows it.
+fn string(text: &str) -> Option<(String, &str)> {
+    let mut escaped = false;
+    for (at, c) in text.char_indices().skip(1) {
+        match c {
+            _ if escaped => escaped = false,
+            '\\' => escaped = true,
+            '"' => {
+                let (string, rest) = text.split_at(at + 1);
+                return Some((serde_json::from_str(string).ok()?, rest));
+            }
+            _ => {}
+        }
+    }
+    None
+}
+
+fn unhex(digits: &str) -> Option<Vec<u8>> {
+    if !digits.len().is_multiple_of(2) || !digits.is_ascii() {
+        return None;
+    }
+    (0..digits.len())
+        .step_by(2)
+        .map(|at| u8::from_str_radix(&digits[at..at + 2], 16).ok())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_file_comes_back_byte_by_byte() {
+        let files: [(&str, &[u8]); 12] = [
+            (
+                "requests.jsonl",
+                b"{\"case\":\"a\",\"t\":0.10}\n{\"case\":\"b\"}\n",
+            ),
+            ("empty.jsonl", b""),
+            ("torn.jsonl", b"{\"case\":\"a\"}\n{\"case\":\"b"),
+            (
+                "odd.jsonl",
+                b"{}\n\n[1]\n{\"text\":1}\n{ \"a\":1}\nnull\n{\"a\":1}\r\n",
+            ),
+            ("bytes.jsonl", b"{\"a\":\"\xff\"}\n{\"a\":1}\n"),
+            (
+                "status.json",
+                b"{\n  \"status\": \"complete\",\n  \"t\": 1.50\n}\n",
+            ),
+            ("compact.json", b"{\"a\":1}"),
+            ("broken.json", b"{\"a\":"),
+            ("server.log", "\u{1b}[1m시작 \"x\"\n\n".as_bytes()),
+            ("bytes.log", b"\xff\x00\n"),
+            ("empty.log", b""),
+            ("config.resolved.toml", b"a = 1\n"),
+        ];
+        let mut text = String::new();
+        for run_id in ["r1", "r\"2\\"] {
+            for (file, bytes) in files {
+                encode(run_id, file, bytes, &mut text);
+            }
+        }
+        for line in text.lines() {
+            assert!(serde_json::from_str::<IgnoredAny>(line).is_ok(), "{line}");
+        }
+        let found = decode(&text).expect("decoded");
+        assert_eq!(found.len(), 2);
+        for of_run in found.values() {
+            assert_eq!(of_run.len(), files.len());
+            for (file, bytes) in files {
+                assert_eq!(of_run[file], bytes, "{file}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_line_that_is_cut_off_is_named() {
+        let mut text = String::new();
+        encode("r", "a.jsonl", b"{\"k\":1}\n{\"k\":2}\n", &mut text);
+        let cut = &text[..text.len() - 4];
+        assert!(decode(cut).is_err_and(|problem| problem.starts_with("line 2: ")));
+    }
+}

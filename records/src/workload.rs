@@ -1,0 +1,283 @@
+//! What is asked of a server: the cases of an experiment and the prompts they draw.
+//!
+//! The workload is that of the reports this notebook continues: short latency samples,
+//! a ladder of output lengths, a ladder of concurrent users, and (off unless asked for)
+//! open-loop arrivals at a rate. Deliberately absent: anything about the server, and limits of the
+//! values (the experiments check them before anything runs).
+
+use serde::{Deserialize, Serialize};
+
+/// `[workload]` of an `experiment.toml`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Workload {
+    pub endpoint: ApiEndpoint,
+    /// Files of `data/prompts`, without `.jsonl`.
+    pub prompts: Vec<String>,
+    pub temperature: f64,
+    /// Generate exactly as many tokens as asked, so that every server does equal work.
+    pub ignore_eos: bool,
+    pub request_timeout_s: f64,
+    pub warmup: Batch,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latency: Option<Batch>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ladder: Option<Ladder>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub users: Option<Users>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<Rate>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub models: Option<Models>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub goodput: Option<Limits>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub enum ApiEndpoint {
+    /// `/v1/completions`: the prompt as it is.
+    Completions,
+    /// `/v1/chat/completions`: the prompt as one user message.
+    Chat,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Batch {
+    pub n_requests: u32,
+    pub output_tokens: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Ladder {
+    pub output_tokens: Vec<u32>,
+    pub n_requests: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Users {
+    pub n_users: Vec<u32>,
+    pub output_tokens: u32,
+    pub n_requests_per_user: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Rate {
+    pub rates_per_s: Vec<f64>,
+    pub output_tokens: u32,
+    pub n_requests: u32,
+}
+
+/// Several models of one server, one user each: every model while the others have nothing to do,
+/// then all at once.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Models {
+    /// As requests call them.
+    pub names: Vec<String>,
+    pub output_tokens: Vec<u32>,
+    /// Of each model at each length.
+    pub n_requests: u32,
+}
+
+/// Limits a request must meet to count towards goodput; unset ones are not asked.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Limits {
+    pub ttft_ms: Option<f64>,
+    pub tpot_ms: Option<f64>,
+    pub e2el_ms: Option<f64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub enum Phase {
+    Latency,
+    Ladder,
+    Users,
+    Rate,
+    Models,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Arrival {
+    /// Each of `n_users` sends its next request when the last one has ended.
+    ClosedLoop { n_users: u32 },
+    /// Requests are sent at Poisson times, whatever became of the earlier ones.
+    OpenLoop { rate_per_s: f64 },
+}
+
+/// One row of the summary: requests that are measured together.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Case {
+    pub name: String,
+    pub phase: Phase,
+    pub warmup: bool,
+    pub arrival: Arrival,
+    /// All users together.
+    pub n_requests: u32,
+    pub output_tokens: u32,
+    /// Whom it asks; `None`: the server's first model.
+    pub model: Option<String>,
+    /// Cases of one round run at the same time.
+    pub round: Option<String>,
+}
+
+impl Case {
+    /// By which prompts are drawn: cases that are to be compared have the same ones.
+    pub fn draw_name(&self) -> String {
+        match self.model {
+            Some(_) => format!("models-{}", self.output_tokens),
+            None => self.name.clone(),
+        }
+    }
+}
+
+impl Workload {
+    /// Warm-up first, then the cases in the order in which they run.
+    pub fn cases(&self) -> Vec<Case> {
+        let one_user = Arrival::ClosedLoop { n_users: 1 };
+        let sequential = |name: String, phase, warmup, n_requests, output_tokens| Case {
+            name,
+            phase,
+            warmup,
+            arrival: one_user,
+            n_requests,
+            output_tokens,
+            model: None,
+            round: None,
+        };
+        let mut cases = Vec::new();
+        let Batch {
+            n_requests,
+            output_tokens,
+        } = self.warmup;
+        // Several models have one each.
+        if n_requests > 0 && self.models.is_none() {
+            cases.push(sequential(
+                "warmup".into(),
+                Phase::Latency,
+                true,
+                n_requests,
+                output_tokens,
+            ));
+        }
+        if let Some(Batch {
+            n_requests,
+            output_tokens,
+        }) = self.latency
+        {
+            let name = format!("latency-{output_tokens}");
+            cases.push(sequential(
+                name,
+                Phase::Latency,
+                false,
+                n_requests,
+                output_tokens,
+            ));
+        }
+        if let Some(ladder) = &self.ladder {
+            for &n in &ladder.output_tokens {
+                cases.push(sequential(
+                    format!("ladder-{n}"),
+                    Phase::Ladder,
+                    false,
+                    ladder.n_requests,
+                    n,
+                ));
+            }
+        }
+        if let Some(users) = &self.users {
+            cases.extend(users.n_users.iter().map(|&n_users| Case {
+                name: format!("users-{n_users}"),
+                phase: Phase::Users,
+                warmup: false,
+                arrival: Arrival::ClosedLoop { n_users },
+                n_requests: n_users * users.n_requests_per_user,
+                output_tokens: users.output_tokens,
+                model: None,
+                round: None,
+            }));
+        }
+        if let Some(rate) = &self.rate {
+            cases.extend(rate.rates_per_s.iter().map(|&rate_per_s| Case {
+                name: format!("rate-{rate_per_s}"),
+                phase: Phase::Rate,
+                warmup: false,
+                arrival: Arrival::OpenLoop { rate_per_s },
+                n_requests: rate.n_requests,
+                output_tokens: rate.output_tokens,
+                model: None,
+                round: None,
+            }));
+        }
+        if let Some(models) = &self.models {
+            models.add_cases(&self.warmup, &mut cases);
+        }
+        cases
+    }
+
+    /// [`Self::cases`], those together that run at the same time.
+    pub fn rounds(&self) -> Vec<Vec<Case>> {
+        let mut rounds: Vec<Vec<Case>> = Vec::new();
+        for case in self.cases() {
+            match rounds.last_mut() {
+                Some(round) if case.round.is_some() && round[0].round == case.round => {
+                    round.push(case);
+                }
+                _ => rounds.push(vec![case]),
+            }
+        }
+        rounds
+    }
+}
+
+impl Models {
+    /// Each model's own warm-up, then by output length: every model alone, and all together.
+    fn add_cases(&self, warmup: &Batch, cases: &mut Vec<Case>) {
+        let case = |name: String, model: &String, n_requests, output_tokens| Case {
+            name,
+            phase: Phase::Models,
+            warmup: false,
+            arrival: Arrival::ClosedLoop { n_users: 1 },
+            n_requests,
+            output_tokens,
+            model: Some(model.clone()),
+            round: None,
+        };
+        if warmup.n_requests > 0 {
+            cases.extend(self.names.iter().map(|model| Case {
+                warmup: true,
+                ..case(
+                    format!("warmup-{model}"),
+                    model,
+                    warmup.n_requests,
+                    warmup.output_tokens,
+                )
+            }));
+        }
+        for &n in &self.output_tokens {
+            let of = |kind: &str, model: &String| {
+                case(format!("{kind}-{model}-{n}"), model, self.n_requests, n)
+            };
+            cases.extend(self.names.iter().map(|model| of("alone", model)));
+            cases.extend(self.names.iter().map(|model| Case {
+                round: Some(format!("together-{n}")),
+                ..of("together", model)
+            }));
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! The repository's own campaigns hold what was sealed.
+
+use std::path::{Path, PathBuf};
+
+use records::campaign::SealedCampaign;
+use records::run_folder::run_folders;
+use records::source::Source;
+use records::store::Store;
+
+fn data(part: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../data")
+        .join(part)
+}
+
+#[test]
+fn every_campaign_is_what_was_sealed_and_names_its_sources() {
+    let campaigns = run_folders(&data("campaigns")).expect("readable");
+    assert!(!campaigns.is_empty());
+    for dir in campaigns {
+        let campaign = SealedCampaign::open(&dir).expect("a campaign");
+        assert_eq!(campaign.check(), Ok(()), "{}", dir.display());
+        let manifest = campaign.manifest().expect("readable");
+        assert_eq!(
+            manifest.n_starts as usize,
+            campaign.starts.len(),
+            "{}",
+            dir.display()
+        );
+        for start in &campaign.starts {
+            // What is younger than this version names a commit, or a difference that is kept.
+            let is_old = start.started_utc.as_str() < "2026-11-30";
+            let is_known = matches!(start.source, Source::Commit | Source::Diff);
+            assert!(is_old || is_known, "{}", start.run_id);
+        }
+    }
+}
+
+/// Runs are cited by their ids in notes, cards and reports.
+#[test]
+fn runs_of_old_ids_and_of_citations_are_found() {
+    let store = Store::from(data("campaigns"));
+    for typed in [
+        "20261124T081910Z_01-baseline_vm_a48b0070",
+        "ab8db8b4#01-baseline/0",
+        "81581acb#03-balanced-v2-full/6",
+    ] {
+        let run = store.find(typed).expect(typed);
+        assert_eq!(run.manifest().expect("readable").run_id, run.run_id);
+        assert!(run.is_complete(), "{typed}");
+    }
+}
