@@ -248,6 +248,7 @@ fn the_card_agrees_with_llama_cpp() {
         tuning: None,
         sampler: Sampler::Device,
         run_ahead: true,
+        int8_activations: false,
         two_batch_overlap: false,
     };
     let mut executor = CudaExecutor::load(checkpoint(), &options).expect("a GPU");

@@ -65,7 +65,10 @@ fn rounding_to_8_bits_changes_the_distribution_little() {
     // It is another computation, and one that is no further off than FP8 KV. Random weights leave the
     // logits nearly flat, so that both change a likeliest token now and then.
     assert!(kl > 0.0 && kl <= kl_fp8_kv / 2.0, "{kl} {kl_fp8_kv}");
-    assert!(equal >= equal_fp8_kv && equal >= 0.9, "{equal} {equal_fp8_kv}");
+    assert!(
+        equal >= equal_fp8_kv && equal >= 0.9,
+        "{equal} {equal_fp8_kv}"
+    );
 }
 
 /// Up to 16 rows nothing is rounded.
