@@ -32,6 +32,7 @@ const GROUPS: [(&str, &[&str]); 9] = [
             "n-threads",
             "cpu-isa",
             "cpu-activations",
+            "activation-quantization",
             "attention-backend",
             "sampling-backend",
             "disable-flashinfer",

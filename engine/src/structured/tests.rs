@@ -14,7 +14,7 @@ const END: u32 = 257;
 const N_VOCAB: usize = 300;
 
 /// 256 bytes, and two special tokens of which the second ends a text.
-fn grammars(max_bytes: usize) -> Grammars {
+pub(super) fn grammars(max_bytes: usize) -> Grammars {
     let tokenizer = Arc::new(Tokenizer::of_bytes(&["<|im_start|>", "<|im_end|>"]));
     Grammars::new(tokenizer, N_VOCAB, &[END], max_bytes)
 }

@@ -155,12 +155,20 @@ fn start(shared: &Arc<Shared>) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::grammar_of;
+    use super::super::tests::{grammar_of, grammars};
+    use super::super::{Constraint, Preamble};
     use super::*;
 
     #[test]
     fn grammars_take_turns() {
-        let (large, small) = (grammar_of("a+"), grammar_of("b+"));
+        // From one source: it numbers its grammars.
+        let grammars = grammars(1 << 16);
+        let compiled = |regex: &str| {
+            let constraint = Constraint::Regex(regex.to_owned());
+            let grammar = grammars.compile(&constraint, Preamble::Nothing, 1);
+            grammar.expect("compiles")
+        };
+        let (large, small) = (compiled("a+"), compiled("b+"));
         let mut queue = Queue::default();
         let guides: Vec<Guide> = (0..3).map(|_| large.guide()).collect();
         guides.iter().cloned().for_each(|guide| queue.push(guide));

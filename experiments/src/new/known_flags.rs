@@ -66,7 +66,7 @@ mod tests {
         refuse_unknown(&known, ["schedule-policy", "torch-compile-max-bs"]).expect("known");
         let error = refuse_unknown(&known, ["shedule-policy"]).expect_err("a typo");
         assert!(error.to_string().contains(
-            "`--shedule-policy`; it has: admin-api-key, admin-api-key-file, allow-auto-truncate"
+            "`--shedule-policy`; it has: activation-quantization, admin-api-key, admin-api-key-file"
         ));
     }
 }

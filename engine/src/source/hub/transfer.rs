@@ -150,7 +150,7 @@ impl Transfer {
             return Ok(());
         }
         let answer = self.get(url, Some(&format!("bytes={n_done}-")), None)?;
-        if n_done > 0 && answer.response.status() != StatusCode::PARTIAL_CONTENT {
+        if n_done > 0 && first_byte_of(&answer.response) != Some(n_done) {
             // The server sends all of it.
             file.set_len(0)?;
             n_done = 0;
@@ -225,6 +225,16 @@ fn text(response: &Response<Body>, name: &HeaderName) -> Option<String> {
 fn n_bytes_of(response: &Response<Body>) -> Option<u64> {
     let range = text(response, &CONTENT_RANGE)?;
     range.rsplit('/').next()?.parse().ok()
+}
+
+/// Where in the file a part of it begins; `None` for a whole one.
+fn first_byte_of(response: &Response<Body>) -> Option<u64> {
+    if response.status() != StatusCode::PARTIAL_CONTENT {
+        return None;
+    }
+    let range = text(response, &CONTENT_RANGE)?;
+    let bytes = range.strip_prefix("bytes ")?;
+    bytes.split('-').next()?.parse().ok()
 }
 
 /// Where a redirect of `base` leads.

@@ -298,7 +298,7 @@ fn lexers_of_all_choices_together_have_a_limit() {
     }
     let failure = guides.iter().find_map(super::super::Guide::failure);
     let what = "states of its automaton, over all choices of the request";
-    let limit = 50_000;
+    let limit = 32_000;
     assert_eq!(failure, Some(GuideError::TooLarge { what, limit }));
     // Without optimisation, on a busy machine; one mask holds up all rows of a step.
     assert!(slowest < Duration::from_secs(5), "{slowest:?}");
