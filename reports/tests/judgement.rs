@@ -20,7 +20,7 @@ const SMALLEST_P: f64 = 2.0 / 252.0;
 
 fn records() -> Records {
     let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
-    load::load(&data.join("runs"), &data.join("imported"), |_| true).unwrap()
+    load::load(data.join("runs"), &data.join("imported"), |_| true).unwrap()
 }
 
 fn built(records: &Records) -> ReportContext {

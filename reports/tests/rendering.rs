@@ -286,7 +286,7 @@ fn full_runs_supersede_quick_ones_and_quick_ones_are_marked() {
     let context = context();
     assert!(!context.groups[0].quick);
     assert_eq!(context.groups[0].n_superseded, 1);
-    let quick_only = load::load(&data("runs"), &data("imported"), |run| {
+    let quick_only = load::load(data("runs"), &data("imported"), |run| {
         run.record.as_ref().is_some_and(|r| r.manifest.quick)
     })
     .unwrap();

@@ -15,7 +15,7 @@ use crate::http;
 /// Until the model is loaded; its tokenizer may have to be fetched first.
 const START_LIMIT: Duration = Duration::from_mins(5);
 /// From SIGTERM to the end: the engine lets requests finish for 30 s at most.
-const STOP_LIMIT: Duration = Duration::from_secs(60);
+const STOP_LIMIT: Duration = Duration::from_mins(1);
 /// Of the log, in an error.
 const N_SHOWN_LINES: usize = 10;
 

@@ -163,7 +163,7 @@ async fn a_costly_form_does_not_stop_the_others() {
     let begun = Instant::now();
     let (mut slowest, mut n_answers) = (Duration::ZERO, 0);
     // One token an answer: no answer takes longer than a step or two.
-    while !costly.is_finished() && begun.elapsed() < Duration::from_secs(60) {
+    while !costly.is_finished() && begun.elapsed() < Duration::from_mins(1) {
         let one = Instant::now();
         let plain = json!({"prompt": "x", "max_tokens": 1});
         let body = if n_answers % 2 == 0 { &plain } else { &form };

@@ -51,9 +51,12 @@ pub fn compare(
     let store = store.into();
     let mut folders = read_all(&store)?;
     folders.retain(|run| selection.keeps(run));
-    let cited = |name: &str| match name.contains('#') {
-        true => Ok(store.find(name)?.run_id),
-        false => Ok::<_, ReportError>(name.to_owned()),
+    let cited = |name: &str| {
+        Ok::<_, ReportError>(if name.contains('#') {
+            store.find(name)?.run_id
+        } else {
+            name.to_owned()
+        })
     };
     let names = [cited(names[0])?, cited(names[1])?];
     let [a, b] = resolve(&folders, [&names[0], &names[1]])?;

@@ -108,27 +108,24 @@ pub(super) fn scan(
     schema: &Schema,
 ) -> Result<Option<LazyFrame>, ReportError> {
     let what = || run.place().join(file);
-    let reader = match run.folder() {
+    let reader = if let Some(folder) = run.folder() {
         // By path: rows may be many.
-        Some(folder) => {
-            let path = folder.join(file);
-            if std::fs::metadata(&path).map_or(0, |metadata| metadata.len()) == 0 {
-                return Ok(None);
-            }
-            let text = path.to_str().ok_or_else(|| ReportError::Record {
-                path: path.clone(),
-                message: "path is not UTF-8".into(),
-            })?;
-            LazyJsonLineReader::new(PlRefPath::new(without_patterns(text)))
+        let path = folder.join(file);
+        if std::fs::metadata(&path).map_or(0, |metadata| metadata.len()) == 0 {
+            return Ok(None);
         }
-        None => {
-            let bytes = run.read(file)?.unwrap_or_default();
-            if bytes.is_empty() {
-                return Ok(None);
-            }
-            let buffers = Arc::from([bytes.into_owned().into()]);
-            LazyJsonLineReader::new_with_sources(ScanSources::Buffers(buffers))
+        let text = path.to_str().ok_or_else(|| ReportError::Record {
+            path: path.clone(),
+            message: "path is not UTF-8".into(),
+        })?;
+        LazyJsonLineReader::new(PlRefPath::new(without_patterns(text)))
+    } else {
+        let bytes = run.read(file)?.unwrap_or_default();
+        if bytes.is_empty() {
+            return Ok(None);
         }
+        let buffers = Arc::from([bytes.into_owned().into()]);
+        LazyJsonLineReader::new_with_sources(ScanSources::Buffers(buffers))
     };
     reader
         .with_schema(Some(Arc::new(schema.clone())))

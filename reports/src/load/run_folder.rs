@@ -200,7 +200,10 @@ fn read_record(run: &StoredRun) -> Result<Record, ReportError> {
 }
 
 fn config_of(config: ResolvedConfig) -> RunConfig {
-    let cases = config.workload.iter().flat_map(|workload| workload.cases());
+    let cases = config
+        .workload
+        .iter()
+        .flat_map(records::workload::Workload::cases);
     RunConfig {
         flags: flags_one_a_line(&config.flags),
         replicates: config.replicates,

@@ -63,7 +63,7 @@ fn exact_object(text: &str) -> Option<Value> {
     for number in numbers(text).filter(|number| is_large(number)) {
         let start = number.as_ptr() as usize - text.as_ptr() as usize;
         marked.push_str(&text[end..start]);
-        marked.push_str(&format!("\"{mark}{number}\""));
+        marked.extend(["\"", &mark, number, "\""]);
         end = start + number.len();
     }
     marked.push_str(&text[end..]);
