@@ -154,8 +154,7 @@ impl Generation {
         Ok(())
     }
 
-    /// `min_tokens` may be more than what `max_tokens` is where the client does not say, or than what
-    /// is left of it.
+    /// Refuses `min_tokens` above `max_tokens`: its default, or the room that the prompt leaves.
     pub fn check_fitted(&self, fitted: &Fitted) -> Result<(), ApiError> {
         let (least, most) = (self.min_tokens, fitted.max_new_tokens);
         if least <= most {
@@ -163,7 +162,7 @@ impl Generation {
         }
         let why = match self.max_tokens {
             None => "its default here, since it is not given",
-            Some(_) => "what is left of it after the prompt",
+            Some(_) => "the room that the prompt leaves",
         };
         let message = format!("min_tokens is {least}, but max_tokens is {most} ({why})");
         Err(ApiError::invalid("min_tokens", message))

@@ -1,12 +1,14 @@
 //! Weights on the device and their launches.
 
 mod choice;
+mod output;
 mod repack;
 
 use std::sync::{Arc, OnceLock};
 
 use bytemuck::{Pod, Zeroable};
 
+pub use self::output::Output;
 pub use self::repack::AwqPart;
 use super::mma::MmaKernels;
 use super::mma_int8::{Int8Kernels, Int8Room};
@@ -247,51 +249,6 @@ impl StreamLinearKernels {
     fn variant(&self, format: Format, epilogue: Epilogue, rows: Rows) -> &Kernel {
         // The enums' order is the order of their `ALL`, in which `load` has filled the list.
         &self.stream[(format as usize * 4 + epilogue as usize) * 4 + rows as usize]
-    }
-}
-
-/// Where the result goes: [m][n], rows without gaps; that of SiLU may be tiled where x is.
-#[derive(Debug, Clone, Copy)]
-pub enum Output<'a> {
-    Store(ElementView<'a>),
-    AddResidual(BufferView<'a, f32>),
-    SiluMul(Activation<'a>),
-    StoreF32(BufferView<'a, f32>),
-}
-
-impl Output<'_> {
-    pub const fn epilogue(&self) -> Epilogue {
-        match self {
-            Self::Store(_) => Epilogue::Store,
-            Self::AddResidual(_) => Epilogue::AddResidual,
-            Self::SiluMul(_) => Epilogue::SiluMul,
-            Self::StoreF32(_) => Epilogue::StoreF32,
-        }
-    }
-
-    /// What must be of the kernels' element.
-    fn elements(&self) -> Option<ElementView<'_>> {
-        match self {
-            Self::Store(view) => Some(*view),
-            Self::SiluMul(to) => Some(to.view),
-            Self::AddResidual(_) | Self::StoreF32(_) => None,
-        }
-    }
-
-    fn place(&self) -> (DevicePtr<u8>, usize) {
-        match self {
-            Self::Store(view) => (view.ptr().cast(), view.len()),
-            Self::SiluMul(to) => (to.view.ptr().cast(), to.view.len()),
-            Self::AddResidual(view) | Self::StoreF32(view) => (view.ptr().cast(), view.len()),
-        }
-    }
-
-    fn device(&self) -> &Device {
-        match self {
-            Self::Store(view) => view.device(),
-            Self::SiluMul(to) => to.view.device(),
-            Self::AddResidual(view) | Self::StoreF32(view) => view.device(),
-        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Epilogue, Format, ManyRowsLaunch};
+use super::{Epilogue, Format, Layout, ManyRowsLaunch};
 use crate::cuda::{Buffer, CudaError, Device, DevicePtr, Element, Kernel, LaunchConfig, Stream};
 
 const SOURCE: &str = "stream_linear/mma";
@@ -95,6 +95,21 @@ fn shared_bytes(format: Format, rows: usize) -> usize {
     x + scales + barrier
 }
 
+/// Tiles of work and chunks are counted in 32 bits.
+pub(super) fn check_units(kernel: &str, n_blocks: usize, layout: &Layout) -> Result<(), CudaError> {
+    let found = n_blocks * layout.n_chunks;
+    let limit = i32::MAX as usize / n_blocks;
+    if found <= limit {
+        return Ok(());
+    }
+    Err(CudaError::Launch {
+        kernel: kernel.to_owned(),
+        what: "blocks times chunks of k",
+        found,
+        limit,
+    })
+}
+
 /// Rows of the tiles that `m` rows use by default: the fewest that hold them all.
 pub(super) fn tile_rows(m: usize) -> usize {
     ROWS.into_iter().find(|rows| m <= *rows).unwrap_or(128)
@@ -160,12 +175,7 @@ impl MmaKernels {
         if rows_read > launch.x_rows {
             return Err(limit("rows of tiled x", rows_read, launch.x_rows));
         }
-        // Tiles of work and chunks are counted in 32 bits.
-        let units = self.n_multiprocessors * layout.n_chunks;
-        let max_units = i32::MAX as usize / self.n_multiprocessors;
-        if units > max_units {
-            return Err(limit("multiprocessors times chunks of k", units, max_units));
-        }
+        check_units(SOURCE, self.n_multiprocessors, layout)?;
         let shared_bytes = shared_bytes(layout.format, tile_rows);
         if shared_bytes > self.shared_room {
             return Err(limit(

@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::mma::MmaLinearParams;
+use super::mma::{MmaLinearParams, check_units};
 use super::{CHUNK_BYTES, Format, ManyRowsLaunch, OP};
 use crate::KernelError;
 use crate::cuda::{
@@ -158,12 +158,7 @@ impl Int8Kernels {
         if launch.m > launch.x_rows {
             return Err(limit("rows of tiled x", launch.m, launch.x_rows));
         }
-        // Tiles of work and chunks are counted in 32 bits.
-        let units = self.n_blocks * layout.n_chunks;
-        let max_units = i32::MAX as usize / self.n_blocks;
-        if units > max_units {
-            return Err(limit("blocks times chunks of k", units, max_units));
-        }
+        check_units(SOURCE, self.n_blocks, layout)?;
         self.quantize(stream, launch, rows, k / GROUP_K)?;
         let shared_bytes = shared_bytes(tile_rows);
         let params = MmaLinearParams::new(

@@ -94,7 +94,7 @@ impl Transfer {
         Ok(Described { etag, n_bytes })
     }
 
-    /// The first bytes of a file, at most so many, and how many it has.
+    /// The first `max_bytes` of a file or all of it, and its size.
     pub fn beginning(
         &self,
         url: &str,
@@ -111,8 +111,7 @@ impl Transfer {
         Ok((beginning, n_bytes))
     }
 
-    /// Writes the file's bytes behind those that `part` has, up to `n_bytes`. `report` is told how
-    /// many are there.
+    /// Appends the rest of the file to `part`, up to `n_bytes`. `report` gets the bytes that are there.
     pub fn complete(
         &self,
         url: &str,

@@ -350,5 +350,4 @@ impl Checkpoint for GgufCheckpoint {
 }
 
 #[cfg(test)]
-#[path = "../gguf_tests.rs"]
 mod tests;

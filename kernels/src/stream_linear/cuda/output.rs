@@ -1,0 +1,49 @@
+//! Where a launch leaves its result.
+
+use crate::cuda::{Activation, BufferView, Device, DevicePtr, ElementView};
+use crate::stream_linear::Epilogue;
+
+/// Where the result goes: [m][n], rows without gaps; that of SiLU may be tiled where x is.
+#[derive(Debug, Clone, Copy)]
+pub enum Output<'a> {
+    Store(ElementView<'a>),
+    AddResidual(BufferView<'a, f32>),
+    SiluMul(Activation<'a>),
+    StoreF32(BufferView<'a, f32>),
+}
+
+impl Output<'_> {
+    pub const fn epilogue(&self) -> Epilogue {
+        match self {
+            Self::Store(_) => Epilogue::Store,
+            Self::AddResidual(_) => Epilogue::AddResidual,
+            Self::SiluMul(_) => Epilogue::SiluMul,
+            Self::StoreF32(_) => Epilogue::StoreF32,
+        }
+    }
+
+    /// What must be of the kernels' element.
+    pub(super) fn elements(&self) -> Option<ElementView<'_>> {
+        match self {
+            Self::Store(view) => Some(*view),
+            Self::SiluMul(to) => Some(to.view),
+            Self::AddResidual(_) | Self::StoreF32(_) => None,
+        }
+    }
+
+    pub(super) fn place(&self) -> (DevicePtr<u8>, usize) {
+        match self {
+            Self::Store(view) => (view.ptr().cast(), view.len()),
+            Self::SiluMul(to) => (to.view.ptr().cast(), to.view.len()),
+            Self::AddResidual(view) | Self::StoreF32(view) => (view.ptr().cast(), view.len()),
+        }
+    }
+
+    pub(super) fn device(&self) -> &Device {
+        match self {
+            Self::Store(view) => view.device(),
+            Self::SiluMul(to) => to.view.device(),
+            Self::AddResidual(view) | Self::StoreF32(view) => view.device(),
+        }
+    }
+}
