@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 
 use super::plan::{check_plan, choose_plan, ranked_plans};
 use super::{
-    DeviceLimits, Format, Layout, MANY_ROWS, MAX_ROWS, ManyRows, OP, Plan, Rows, mma, mma_int8,
-    wgmma,
+    DeviceLimits, Format, Layout, MANY_ROWS, MAX_ROWS, ManyRows, OP, Plan, Rows, TILED_ROWS, mma,
+    mma_int8, wgmma,
 };
 use crate::KernelError;
 
@@ -91,10 +91,10 @@ pub fn default_variant(
         return Ok(Variant::MmaInt8 { rows });
     }
     match loaded.many_rows {
-        ManyRows::Wgmma { .. } if m >= MANY_ROWS => Ok(Variant::Wgmma {
+        ManyRows::Wgmma { .. } if m >= TILED_ROWS => Ok(Variant::Wgmma {
             rows: wgmma::tile_rows(m),
         }),
-        ManyRows::Mma if m >= MANY_ROWS => Ok(Variant::Mma {
+        ManyRows::Mma if m >= TILED_ROWS => Ok(Variant::Mma {
             rows: mma::tile_rows(m),
         }),
         _ => choose_plan(layout, m, limits).map(Variant::Stream),
