@@ -16,8 +16,8 @@ use super::plan::check_plan;
 use super::variant::{LoadedKernels, Variant, not_there};
 use super::wgmma::WgmmaKernels;
 use super::{
-    Arrangement, DeviceLimits, Epilogue, Format, Layout, MANY_ROWS, MAX_ROWS, MAX_TILED_ROWS, OP,
-    Rows, TILED_ROWS,
+    Arrangement, DeviceLimits, Epilogue, Format, Layout, MAX_ROWS, MAX_TILED_ROWS, OP, Rows,
+    TILED_ROWS,
 };
 use crate::KernelError;
 use crate::cuda::shape::ShapeCheck;
@@ -130,7 +130,7 @@ impl StreamLinearKernels {
     }
 
     /// With `int8`, AWQ weights in groups of 128 are multiplied with activations in 8 bits from
-    /// [`MANY_ROWS`] rows on; it takes [`Int8Room::n_bytes`] of device memory, and all launches go to one
+    /// [`MANY_ROWS`](super::MANY_ROWS) rows on; it takes [`Int8Room::n_bytes`] of device memory, and all launches go to one
     /// stream.
     pub fn load_with_int8(
         stream: &Stream,
