@@ -41,18 +41,18 @@ pub use self::handle::{EngineHandle, FlushError, RequestStream, SubmitError};
 use self::sleep::{Engine, Rest};
 use self::step::{StepFailure, execute};
 use self::turns::{Member, Turn, Turns};
-use crate::executor::{Executor, ExecutorCounts, StepOutput, StepPlan, StopFlag};
+use crate::executor::{Executor, ExecutorCounts, StopFlag};
+use crate::guide::{Guide, GuideError};
 use crate::metrics::Metrics;
 use crate::request::{Failure, RequestId, TokenEvent};
 use crate::scheduler::{Scheduler, SchedulerConfig, StepKind};
-use crate::structured::{Guide, GuideError};
+use crate::step::{StepOutput, StepPlan};
 
 /// This many failed steps in a row make the engine unhealthy, until one succeeds. A row's own
 /// failure is none of the step.
 pub const MAX_FAILURES_IN_A_ROW: u32 = 3;
 
-/// A step waits this long for masks. Ordinary ones take well under a millisecond each, so a whole
-/// batch of them is there by then.
+/// A step waits this long for masks that take too long to be made beside it.
 const MAX_MASK_WAIT: Duration = Duration::from_millis(50);
 
 #[derive(Debug, Clone, serde::Serialize)]
@@ -377,11 +377,11 @@ impl EngineLoop {
         Ok(())
     }
 
-    /// Gives the masks of the next step a bounded time, and holds back the rows whose masks are
-    /// not there then: a costly form must not stop the other requests.
+    /// Gives the masks of the next step that it cannot make meanwhile a bounded time, and holds back
+    /// the rows whose masks are not there then: a costly form must not stop the other requests.
     fn await_masks(&mut self) {
         Guide::await_masks(self.scheduler.guides(), MAX_MASK_WAIT);
-        self.scheduler.hold_back(|guide| !guide.is_ready());
+        self.scheduler.hold_back(Guide::sits_out);
     }
 
     /// Tells grammars what came, so that the next masks are made meanwhile, and ends the requests

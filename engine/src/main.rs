@@ -8,7 +8,7 @@ mod cli;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
-use engine::errors::{Code, in_one_line};
+use engine::errors::Code;
 use engine::printable::printable;
 use tracing_subscriber::EnvFilter;
 
@@ -26,7 +26,7 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let code = Code::of(&error);
+            let code = cli::failure::code_of(&error);
             report(&error, code);
             ExitCode::from(if code.is_some_and(Code::is_usage) {
                 2
@@ -40,7 +40,7 @@ fn main() -> ExitCode {
 /// The error with its code, and what the catalogue says of it. Where nobody can be told, the exit
 /// code remains.
 fn report(error: &anyhow::Error, code: Option<Code>) {
-    let line = printable(&in_one_line(error));
+    let line = printable(&cli::failure::in_one_line(error));
     let text = match code.map(|code| (code, code.entry())) {
         None => format!("error: {line}\n"),
         Some((code, entry)) => format!(

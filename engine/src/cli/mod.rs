@@ -1,6 +1,7 @@
 //! The subcommands and what each runs.
 
 mod bench;
+pub mod failure;
 mod fetch;
 mod generate;
 mod groups;

@@ -8,11 +8,9 @@
 
 mod codes;
 mod markdown;
-mod start;
 
 pub use self::codes::Code;
 pub use self::markdown::markdown;
-pub use self::start::{StartFailure, in_one_line};
 
 /// Whose turn it is when this error shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

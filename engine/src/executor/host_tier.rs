@@ -1,6 +1,5 @@
 //! How large an executor's host tier is, and what it says of it.
 
-use crate::config::resolved::HierarchicalCache;
 use crate::kv::PAGE_TOKENS;
 
 /// Of the memory that is free, the tier takes at most this share unless its size is given in bytes.
@@ -43,15 +42,6 @@ pub enum HostTierSize {
     /// A multiple of the device's pool.
     Ratio(f64),
     Bytes(u64),
-}
-
-impl From<HierarchicalCache> for HostTierSize {
-    fn from(cache: HierarchicalCache) -> Self {
-        match cache {
-            HierarchicalCache::Ratio(ratio) => Self::Ratio(ratio),
-            HierarchicalCache::Bytes(bytes) => Self::Bytes(bytes),
-        }
-    }
 }
 
 impl HostTierOptions {

@@ -16,13 +16,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{
-    Asleep, Executor, ExecutorCounts, ExecutorError, ExecutorInfo, HostTierInfo, PlanRow, RowError,
-    RowOutput, SampleSpec, StepError, StepOutput, StepPlan, StopFlag,
+    Asleep, Executor, ExecutorCounts, ExecutorError, ExecutorInfo, HostTierInfo, StepError,
+    StopFlag,
 };
+use crate::guide::TokenMask;
 use crate::kv::{PAGE_TOKENS, PageCopy};
 use crate::request::{SampledToken, ScoredToken};
+use crate::sampler::SampleSpec;
 use crate::sampler::{self, SamplerError};
-use crate::structured::TokenMask;
+use crate::step::{PlanRow, RowError, RowOutput, StepOutput, StepPlan};
 
 /// How long a raised stop flag goes unseen.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(20);

@@ -13,10 +13,9 @@ use super::model::{LoadedModel, check_unchanged, open};
 use crate::config::EngineConfig;
 use crate::config::typed::Device;
 use crate::engine_loop::turns::Turns;
-use crate::executor::{
-    Asleep, Executor, ExecutorCounts, ExecutorError, ExecutorInfo, StepOutput, StepPlan, StopFlag,
-};
+use crate::executor::{Asleep, Executor, ExecutorCounts, ExecutorError, ExecutorInfo, StopFlag};
 use crate::source::ResolvedModel;
+use crate::step::{StepOutput, StepPlan};
 use crate::weights::Checkpoint;
 
 /// One for a process.

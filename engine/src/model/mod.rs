@@ -1,7 +1,6 @@
 //! What a model is: its shapes and options. The arithmetic is the executors' business.
 pub mod config;
 pub mod config_json;
-mod json_fields;
+pub(crate) mod json_fields;
 mod layer_types;
 mod rope_json;
-pub mod sampling_defaults;

@@ -5,8 +5,8 @@ use std::time::Duration;
 use super::sequence::Sequence;
 use super::waiting::Cursor;
 use super::{Place, Scheduler};
-use crate::executor::{PlanRow, StepPlan};
 use crate::kv::{PAGE_TOKENS, PageAllocator, pages_for};
+use crate::step::{PlanRow, StepPlan};
 
 /// Requests that a step passes over because another one is computing their prefix. Bounds the
 /// cost where a great many begin alike.

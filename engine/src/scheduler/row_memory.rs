@@ -2,7 +2,7 @@
 //! that stays the same allocates nothing for its rows. What a plan says never depends on it.
 
 use super::sequence::Sequence;
-use crate::executor::PlanRow;
+use crate::step::PlanRow;
 
 #[derive(Debug, Default)]
 pub(super) struct RowMemory {

@@ -2,16 +2,16 @@
 //!
 //! A model stays in the list from the moment it is configured: loading, ready, asleep, unloaded or
 //! failed, it keeps its names, so a client hears what is the matter instead of "no such model".
-//! [`super::admin`] moves models from one state to the next; here they are only looked up.
+//! [`crate::server::endpoints::admin`] moves models from one state to the next; here they are only looked up.
 //! Deliberately absent: models that are loaded because somebody asks for them.
 
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
-use super::error::ApiError;
-use super::state::ServedModel;
 use crate::config::ModelPlan;
 use crate::errors::Code;
 use crate::launch::LaunchError;
+use crate::served_model::ServedModel;
+use crate::server::error::ApiError;
 
 /// In the order in which they were configured.
 #[derive(Default)]

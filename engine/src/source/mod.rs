@@ -9,10 +9,11 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::errors::Code;
 use crate::model::config::ConfigError;
 use crate::model::config_json;
-use crate::weights::WeightError;
 use crate::weights::preset::{self, Preset};
+use crate::weights::{ModelFiles, WeightError};
 
 pub mod cache;
 pub mod digest;
@@ -58,14 +59,6 @@ pub struct ResolvedModel {
     /// Of the weights file; of the list of files and their digests where there are several;
     /// of the configuration where weights are synthetic. Hexadecimal.
     pub sha256: String,
-}
-
-#[derive(Debug, Clone, PartialEq)]
-pub enum ModelFiles {
-    /// `config.json` and safetensors.
-    Folder(PathBuf),
-    Gguf(PathBuf),
-    Synthetic(Preset),
 }
 
 /// How far a long operation is.
@@ -120,6 +113,20 @@ pub enum SourceError {
 }
 
 impl SourceError {
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Parse { .. } => Code::ModelName,
+            Self::File { .. } => Code::ModelFile,
+            Self::Fetch { .. } => Code::FetchFailed,
+            Self::Digest { .. } => Code::DigestMismatch,
+            Self::NotOnHub { .. } => Code::NotOnHub,
+            Self::Choice { .. } => Code::ModelChoice,
+            Self::NoCacheFolder => Code::NoCacheFolder,
+            Self::Config(error) => error.code(),
+            Self::Weights(error) => error.code(),
+        }
+    }
+
     pub(crate) fn file(path: &Path, message: impl ToString) -> Self {
         Self::File {
             path: path.display().to_string(),

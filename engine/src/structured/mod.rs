@@ -2,11 +2,11 @@
 //! grammar.
 //!
 //! A [`Constraint`] says what is asked. [`Grammars`] compiles it for one model's vocabulary into a
-//! [`Grammar`], of which every choice runs its own [`Guide`]: before each token the guide says
-//! which ones may come ([`TokenMask`]), behind it which one came.
+//! [`Grammar`], of which every choice runs its own [`Guide`](crate::guide::Guide): before each token the guide says
+//! which ones may come ([`TokenMask`](crate::guide::TokenMask)), behind it which one came.
 //!
 //! A mask takes longer than a token on a fast card, so it is made while something else is done:
-//! as soon as a token is known, [`workers`] make the mask of the next one, beside the engine's
+//! as soon as a token is known, workers make the mask of the next one, beside the engine's
 //! bookkeeping and the next forward pass. A step waits for its masks for a bounded time; rows whose
 //! masks are not there by then sit it out, so that a costly form holds up its own request alone.
 //! The guide is at one output token at a time, so rows that have one are never run ahead, and go
@@ -18,23 +18,16 @@
 mod branches;
 mod constraint;
 mod grammars;
-mod guide;
-mod guide_error;
-mod limits;
-mod mask;
 mod nesting;
 mod schema;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
+pub mod tool_calls;
 mod words;
-mod workers;
 
 pub(crate) use constraint::literal;
 pub use constraint::{Constraint, Preamble, StructuredError};
 pub use grammars::{Grammar, Grammars};
-pub use guide::{Guide, MaskCounts};
-pub use guide_error::GuideError;
-pub use mask::TokenMask;
 pub(crate) use schema::moved;
 #[cfg(test)]
 pub(crate) use tests::guide_of;

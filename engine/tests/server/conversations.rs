@@ -1,6 +1,6 @@
 //! Messages as clients write them: roles, contents, and answers that have begun.
 
-use engine::server::state::OutputParsers;
+use engine::served_model::OutputParsers;
 use engine::text::ToolCallFormat;
 use serde_json::{Value, json};
 

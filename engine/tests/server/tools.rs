@@ -1,7 +1,7 @@
 //! Calls of tools and thoughts in chats.
 
 use engine::config::ResultCachePlace;
-use engine::server::state::OutputParsers;
+use engine::served_model::OutputParsers;
 use engine::text::ToolCallFormat;
 use serde_json::{Value, json};
 

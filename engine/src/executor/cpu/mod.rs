@@ -21,12 +21,11 @@ use kernels::pool::WorkerPool;
 
 use self::forward::{Forward, ForwardError, RowView};
 use self::weights::DecoderWeights;
-use super::{
-    Asleep, Executor, ExecutorCounts, ExecutorError, ExecutorInfo, PlanRow, RowOutput, SampleSpec,
-    StepError, StepOutput, StepPlan, StopFlag, Target,
-};
+use super::{Asleep, Executor, ExecutorCounts, ExecutorError, ExecutorInfo, StepError, StopFlag};
 use crate::kv::{PAGE_TOKENS, PageIdx};
 use crate::sampler;
+use crate::sampler::SampleSpec;
+use crate::step::{PlanRow, RowOutput, StepOutput, StepPlan, Target};
 use crate::weights::{Checkpoint, WeightError};
 
 const DEVICE: &str = "cpu";

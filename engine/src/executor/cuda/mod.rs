@@ -48,12 +48,10 @@ use self::sampling::{DeviceSampler, Results};
 pub use self::tuning::TuningOptions;
 use self::turn::Turn;
 use self::weights::DeviceWeights;
-use super::{
-    Asleep, Executor, ExecutorCounts, ExecutorError, ExecutorInfo, HostTierOptions, PlanRow,
-    StepOutput, StepPlan,
-};
+use super::{Asleep, Executor, ExecutorCounts, ExecutorError, ExecutorInfo, HostTierOptions};
 use crate::kv::PAGE_TOKENS;
 use crate::model::config::ModelConfig;
+use crate::step::{PlanRow, StepOutput, StepPlan};
 use crate::weights::{Checkpoint, WeightError};
 
 const DEVICE: &str = "cuda";

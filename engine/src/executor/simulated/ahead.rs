@@ -1,8 +1,9 @@
 //! Decode steps that begin before their plan is there, as `executor/cuda/run_ahead` has them. What
 //! was begun for a plan that does not come is waited for.
 
+use super::super::ExecutorCounts;
 use super::super::cuda::{Batch, MAX_ROWS};
-use super::super::{ExecutorCounts, RowOutput, StepPlan};
+use crate::step::{RowOutput, StepPlan};
 
 #[derive(Debug, Default)]
 pub(super) struct RunAhead {

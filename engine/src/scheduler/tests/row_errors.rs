@@ -1,8 +1,8 @@
 //! A row that fails ends its own request; the others go on as if it had not been there.
 
 use super::*;
-use crate::executor::{RowError, RowOutput};
 use crate::sampler::SamplerError;
+use crate::step::{RowError, RowOutput};
 
 /// Holds token `5`, whose rows fail at their third output token.
 fn poisoned(id: u64, n_prompt: usize) -> Request {

@@ -9,7 +9,6 @@
 //! Deliberately absent: formats that are no JSON (Qwen3-Coder's XML, Llama's Python lists), and
 //! checking arguments against a schema where no grammar does.
 
-pub mod forced;
 mod hermes;
 mod json_call;
 mod llama;
