@@ -3,14 +3,12 @@
 //! A reader of its own, because a header is a stranger's bytes: every count and length is
 //! checked against what is left of the file and against a limit before anything is allocated,
 //! and a tensor format that is not supported keeps its name for the error message.
-//! Values are candle's, so that code written for its reader takes them.
 //!
 //! Layout: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>.
 
 use std::collections::HashMap;
 
-use candle_core::quantized::gguf_file::Value;
-
+use super::value::Value;
 use crate::weights::file_kind;
 
 /// Limits on what one header may declare.
@@ -106,7 +104,7 @@ pub fn parse_beginning(beginning: &[u8], n_bytes: u64) -> Result<GgufHeader, Str
         None => 32,
         Some(value) => value
             .to_u64()
-            .map_err(|_| "general.alignment is no number".to_string())?,
+            .ok_or_else(|| "general.alignment is no number".to_owned())?,
     };
     if !alignment.is_power_of_two() || alignment > MAX_ALIGNMENT {
         let limit = format!("a power of two up to {MAX_ALIGNMENT}");
