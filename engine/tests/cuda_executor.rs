@@ -322,7 +322,7 @@ fn generate(executor: &mut CudaExecutor, n: u32, steps: usize, n_steps: usize) -
     generate_in_bursts(executor, n, steps, &[(n_steps, 0)])
 }
 
-/// As [`generate`], in bursts of these `(n_steps, n_next_steps)` over and over.
+/// As [`generate`], in bursts of these `(n_steps, lookahead_steps)` over and over.
 fn generate_in_bursts(
     executor: &mut CudaExecutor,
     n: u32,
@@ -346,7 +346,7 @@ fn generate_in_bursts(
     let output = executor.execute(&plan).expect("prefill");
     made.extend(output.rows.iter().map(|row| vec![row.tokens[0].token]));
     while made[0].len() < steps {
-        let (n_steps, n_next_steps) = *bursts.next().expect("a burst");
+        let (n_steps, lookahead_steps) = *bursts.next().expect("a burst");
         let n_steps = n_steps.min(steps - made[0].len());
         let rows = (0..n as usize).map(|i| {
             let start = lengths[i] + made[i].len() - 1;
@@ -359,7 +359,7 @@ fn generate_in_bursts(
         let plan = StepPlan {
             rows: rows.collect(),
             n_steps,
-            n_next_steps,
+            lookahead_steps,
             ..StepPlan::default()
         };
         let output = executor.execute(&plan).expect("decode");
@@ -443,7 +443,7 @@ fn a_pool_that_does_not_fit_is_refused_with_the_arithmetic() {
 #[test]
 #[ignore = "needs a GPU: run with --ignored on a machine with one"]
 fn a_model_that_does_not_fit_is_refused_before_anything_is_allocated() {
-    // Some 20 GB of dummy weights, and a card that counts as having 4.
+    // Some 20 GB of dummy weights, and a GPU that counts as having 4.
     let config = weights::preset::find("qwen3-32b-awq")
         .expect("a preset")
         .config;

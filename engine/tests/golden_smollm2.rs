@@ -227,7 +227,7 @@ fn fp8_kv_stays_close_to_llama_cpp() {
     assert!(found.argmax_share >= 0.95, "argmax {}", found.argmax_share);
 }
 
-/// Weights become f16 on the card, activations are f16, sums f32.
+/// Weights become f16 on the GPU, activations are f16, sums f32.
 #[test]
 #[ignore = "needs a GPU: run with --ignored on a machine with one"]
 fn the_card_agrees_with_llama_cpp() {
@@ -252,7 +252,7 @@ fn the_card_agrees_with_llama_cpp() {
         two_batch_overlap: false,
     };
     let mut executor = CudaExecutor::load(checkpoint(), &options).expect("a GPU");
-    let found = measure("on the card", &mut |rows, wanted| {
+    let found = measure("on the GPU", &mut |rows, wanted| {
         executor.forward_logits(rows, wanted).expect("logits")
     });
     assert!(found.mean <= 0.02, "mean {}", found.mean);

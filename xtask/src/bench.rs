@@ -6,13 +6,13 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
-use crate::passed_on::PassedOn;
+use crate::trailing_args::TrailingArgs;
 use crate::{cargo, kernels};
 
 /// There on a Linux machine whose NVIDIA driver has a card.
 const GPU: &str = "/dev/nvidiactl";
 
-pub fn run(args: &PassedOn) -> Result<ExitCode> {
+pub fn run(args: &TrailingArgs) -> Result<ExitCode> {
     let kernels = kernels::remembered()?;
     let mut words: Vec<String> = ["bench", "--package", "kernels"].map(String::from).into();
     if !names_a_target(&args.words) {
@@ -21,7 +21,7 @@ pub fn run(args: &PassedOn) -> Result<ExitCode> {
         words.extend(["--bench".to_owned(), target.to_owned()]);
     }
     words.extend(args.words.iter().cloned());
-    cargo::become_cargo_with_kernels(&words, kernels.as_deref())
+    cargo::exec_cargo_with_kernels(&words, kernels.as_deref())
 }
 
 /// The bench target and why.

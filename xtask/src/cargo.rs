@@ -154,7 +154,7 @@ fn n_packages(packages: &[&str]) -> Result<u64> {
 
 /// Replaces this process: signals reach the program itself, its exit code is ours, and there
 /// is no process in between that could be killed without it.
-pub fn become_program(program: &Path, args: &[String]) -> Result<ExitCode> {
+pub fn exec_program(program: &Path, args: &[String]) -> Result<ExitCode> {
     let error = Command::new(program).args(args).current_dir(root()?).exec();
     Err(error).with_context(|| format!("{} cannot be started", program.display()))
 }
@@ -170,10 +170,10 @@ pub fn build_experiments() -> Result<()> {
 }
 
 /// `experiments <command> <arguments>`, which must have been built.
-pub fn become_experiments(command: &str, arguments: &[String]) -> Result<ExitCode> {
+pub fn exec_experiments(command: &str, arguments: &[String]) -> Result<ExitCode> {
     let mut words = vec![command.to_string()];
     words.extend(arguments.iter().cloned());
-    become_program(&release_binary("experiments")?, &words)
+    exec_program(&release_binary("experiments")?, &words)
 }
 
 /// Builds `reports` in the dev profile: polars in release takes minutes and the data are small.
@@ -181,7 +181,7 @@ pub fn build_reports() -> Result<()> {
     build("dev", &["reports"])
 }
 
-/// As [`become_experiments`], telling it where `reports` is, if that has been built.
+/// As [`exec_experiments`], telling it where `reports` is, if that has been built.
 pub fn become_experiments_with_reports(command: &str, arguments: &[String]) -> Result<ExitCode> {
     let reports = target_dir()?.join("debug").join("reports");
     let mut words = Vec::new();
@@ -192,16 +192,16 @@ pub fn become_experiments_with_reports(command: &str, arguments: &[String]) -> R
         words.extend(["--reports-bin".to_string(), reports.to_string()]);
     }
     words.extend(arguments.iter().cloned());
-    become_experiments(command, &words)
+    exec_experiments(command, &words)
 }
 
-/// As [`become_program`], for cargo itself.
-pub fn become_cargo(args: &[String]) -> Result<ExitCode> {
-    become_program(Path::new("cargo"), args)
+/// As [`exec_program`], for cargo itself.
+pub fn exec_cargo(args: &[String]) -> Result<ExitCode> {
+    exec_program(Path::new("cargo"), args)
 }
 
-/// As [`become_cargo`], with the CUDA kernels of this folder in what is built.
-pub fn become_cargo_with_kernels(args: &[String], kernels: Option<&Path>) -> Result<ExitCode> {
+/// As [`exec_cargo`], with the CUDA kernels of this folder in what is built.
+pub fn exec_cargo_with_kernels(args: &[String], kernels: Option<&Path>) -> Result<ExitCode> {
     let mut cargo = Command::new("cargo");
     if let Some(kernels) = kernels {
         cargo.env(KERNELS_DIR, kernels);

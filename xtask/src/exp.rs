@@ -45,7 +45,7 @@ pub fn run(args: &ExpArgs) -> Result<ExitCode> {
         Some(_) => cargo::build_release(&["experiments"])?,
         None => cargo::build_release(&cargo::MEASURED)?,
     }
-    cargo::become_program(&cargo::release_binary("experiments")?, &to_arguments(args))
+    cargo::exec_program(&cargo::release_binary("experiments")?, &to_arguments(args))
 }
 
 fn to_arguments(args: &ExpArgs) -> Vec<String> {

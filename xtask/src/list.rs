@@ -13,5 +13,5 @@ pub fn run() -> Result<ExitCode> {
     } else {
         cargo::build_release(&["experiments"])?;
     }
-    cargo::become_program(&cargo::release_binary("experiments")?, &["list".into()])
+    cargo::exec_program(&cargo::release_binary("experiments")?, &["list".into()])
 }

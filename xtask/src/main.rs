@@ -19,7 +19,6 @@ mod kernels;
 mod list;
 mod model;
 mod monitoring;
-mod passed_on;
 mod poison;
 mod redis;
 mod report;
@@ -27,6 +26,7 @@ mod served;
 mod soak;
 mod source_index;
 mod test;
+mod trailing_args;
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
@@ -35,7 +35,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, Result};
 use clap::{CommandFactory, Parser, Subcommand};
 
-use self::passed_on::PassedOn;
+use self::trailing_args::TrailingArgs;
 
 #[derive(Parser)]
 #[command(
@@ -54,31 +54,31 @@ enum Recipe {
     /// Build, fetch the model, serve, load, record: cargo xtask exp balanced-v2 --quick
     Exp(exp::ExpArgs),
     /// Play an experiment's workload on a simulated card: cargo xtask simulate ultra --gpu h100
-    Simulate(PassedOn),
+    Simulate(TrailingArgs),
     /// Play every measured run on the simulated card, and say how far off that is: cargo xtask against --gpu h100
-    Against(PassedOn),
+    Against(TrailingArgs),
     /// What each scheduling policy does, from the records, for the experiment's notes: cargo xtask policies --write
-    Policies(PassedOn),
+    Policies(TrailingArgs),
     /// Which flag does what: each off and on in turn: cargo xtask ablate balanced-v2 --dry-run
-    Ablate(PassedOn),
+    Ablate(TrailingArgs),
     /// Search the flags within a budget of time: cargo xtask tune balanced-v2 --objective ttft --budget 30m
-    Tune(PassedOn),
+    Tune(TrailingArgs),
     /// Measure a recorded run's configuration again: cargo xtask reproduce <run id>
-    Reproduce(PassedOn),
+    Reproduce(TrailingArgs),
     /// Make the next numbered experiment: cargo xtask new short-chunks --from balanced-v2 --set chunked-prefill-size=256
-    New(PassedOn),
+    New(TrailingArgs),
     /// Write a run as JSON (keys of `vllm bench serve`), CSV or Parquet: cargo xtask export <run id> --format csv
-    Export(PassedOn),
+    Export(TrailingArgs),
     /// Keep another engine's benchmark result beside the runs: cargo xtask import result.json --source vllm
-    Import(PassedOn),
+    Import(TrailingArgs),
     /// Make campaign folders of runs that have ended, of quick ones too if they are named: cargo xtask seal
-    Seal(PassedOn),
+    Seal(TrailingArgs),
     /// Aggregate the runs and render the Korean reports (arguments go to `reports`)
-    Report(PassedOn),
+    Report(TrailingArgs),
     /// Lay two runs or experiments side by side: cargo xtask compare baseline balanced-v2
-    Compare(PassedOn),
+    Compare(TrailingArgs),
     /// Benchmark the kernels (arguments go to `cargo bench`)
-    Bench(PassedOn),
+    Bench(TrailingArgs),
     /// Build the engine that experiments measure
     Build(build::BuildArgs),
     /// The parsers of outside bytes under AFL++: cargo xtask fuzz --executions 100000 gguf
@@ -94,7 +94,7 @@ enum Recipe {
     /// Remove build artefacts and caches; run records are never touched
     Clean,
     /// Run all tests (arguments go to `cargo test`)
-    Test(PassedOn),
+    Test(TrailingArgs),
     /// Other people's clients against a running engine, unchanged: cargo xtask clients --only langchain,litellm
     Clients(clients::ClientsArgs),
     /// Users who stream while others send what breaks servers, on the CPU

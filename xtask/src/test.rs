@@ -8,8 +8,8 @@ use anyhow::{Context, Result};
 use duct::cmd;
 
 use crate::cargo;
-use crate::passed_on::PassedOn;
 use crate::redis;
+use crate::trailing_args::TrailingArgs;
 
 /// Counted over all test programs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -35,7 +35,7 @@ impl TestCounts {
     }
 }
 
-pub fn run(args: &PassedOn) -> Result<ExitCode> {
+pub fn run(args: &TrailingArgs) -> Result<ExitCode> {
     let counts = run_and_count(&args.words)?;
     println!("{}", counts.line());
     Ok(if counts.succeeded {

@@ -1,5 +1,5 @@
-//! The command line as the parser gets it: flags of the environment first, then what was typed, with
-//! other servers' flags in ours.
+//! Builds the command line for the parser: flags from the environment first, then the typed
+//! arguments, with other servers' flags translated.
 
 use std::ffi::OsString;
 
@@ -10,22 +10,22 @@ use engine::config::{PlanError, aliases, environment};
 use super::groups::WITH_FLAGS;
 use super::{Cli, groups};
 
-/// A command line that was read.
+/// A parsed command line.
 pub struct Line {
     pub(super) cli: Cli,
-    /// What stands after the subcommand, as far as it is text.
+    /// The arguments after the subcommand, as far as they are text.
     pub(super) words: Vec<String>,
 }
 
-/// Reads the command line of this process. A line that asks for help, or that the parser refuses,
-/// ends the process; other errors are a wrong command line.
+/// Reads the command line of this process. A request for help, or an argument that the parser
+/// refuses, ends the process; other errors are reported as a wrong command line.
 pub fn read() -> Result<Line> {
     let typed: Vec<OsString> = std::env::args_os().collect();
     let words: Option<Vec<String>> = typed
         .iter()
         .map(|word| word.to_str().map(str::to_owned))
         .collect();
-    // What is no text is the parser's to refuse.
+    // The parser refuses arguments that are not text.
     let words = match words {
         Some(words) => in_our_flags(words)?.into_iter().map(Into::into).collect(),
         None => typed,
@@ -62,7 +62,7 @@ fn in_our_flags(words: Vec<String>) -> Result<Vec<String>, PlanError> {
     Ok([words[..2].to_vec(), of_environment, typed].concat())
 }
 
-/// A line that names its models does not have the environment's too.
+/// A command line that names models does not also use the environment's.
 fn forget_other_models(of_environment: &mut Vec<String>, typed: &[String]) {
     let is = |word: &String, names: &[&str]| {
         let name = word.split_once('=').map_or(word.as_str(), |(name, _)| name);

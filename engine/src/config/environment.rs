@@ -2,16 +2,16 @@
 //! is `--enable-mixed-chunk`. They go before everything else, so that a file and the command line
 //! override them.
 //!
-//! The prefix is longer than the program's name because Kubernetes sets `ENGINE_PORT` and others of
-//! the kind for a service that is called engine. Deliberately absent: several models, which a file
-//! names (`ENGINE_ARG_CONFIG`).
+//! The prefix is longer than the program's name because Kubernetes sets `ENGINE_PORT` and similar
+//! variables for a service called engine. Deliberately absent: several models, for which there is a
+//! file (`ENGINE_ARG_CONFIG`).
 
 use clap::{Arg, ArgAction, Command};
 
 pub const PREFIX: &str = "ENGINE_ARG_";
 
-/// The arguments that `variables` are to a parser of `command`'s flags. What this command has no flag
-/// for is refused by name, unless another command has it.
+/// Converts `variables` to arguments of the parser `command`. A variable without a flag in this
+/// command is refused by name, unless another command has the flag.
 pub fn words(
     variables: impl Iterator<Item = (String, String)>,
     command: &Command,
@@ -53,7 +53,7 @@ pub fn words(
     Ok(words)
 }
 
-/// The variables of this process. One that is no text is refused with its name.
+/// The variables of this process. A variable that is not text is refused by name.
 pub fn variables() -> Result<Vec<(String, String)>, String> {
     let of_ours = std::env::vars_os().filter_map(|(name, value)| {
         let name = name.into_string().ok()?;
@@ -150,7 +150,7 @@ mod tests {
         );
     }
 
-    /// One environment serves all commands.
+    /// One environment is used for all commands.
     #[test]
     fn another_commands_flags_are_passed_over() {
         let port = [("ENGINE_ARG_PORT".to_owned(), "1".to_owned())];

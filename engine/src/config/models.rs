@@ -1,7 +1,7 @@
-//! Which models a server has, from its command line or a file.
+//! Reads the models of a server from its command line or a file.
 //!
-//! On the command line every `--model-path` begins a model, and what stands behind it, up to the
-//! next one, is that model's own; what stands before the first is common to all:
+//! On the command line every `--model-path` begins a model; the flags after it, up to the next one,
+//! apply to that model. Flags before the first one apply to all:
 //!
 //! ```text
 //! engine serve --port 30000 --device-memory-limit 31.4GiB \
@@ -9,11 +9,11 @@
 //!     --model-path Qwen/Qwen2.5-3B --served-model-name qwen --mem-fraction-static 0.25 --schedule-policy lpm
 //! ```
 //!
-//! `--config` names a TOML file that says the same: flags without their dashes, those of a model in
-//! its table `[[model]]`. Both become words that the one parser of flags reads, so every flag can
-//! be in the file and is checked alike. What is typed beside `--config` goes before the file's
-//! common flags, and a model's own before both: `switch = false` in its table takes back a switch that
-//! is common, wherever it stands.
+//! `--config` names an equivalent TOML file: flags without their dashes, those of a model in its
+//! table `[[model]]`. Both become arguments for the same parser, so every flag can be in the file
+//! and is checked alike. Flags typed next to `--config` override the file's common flags, and a
+//! model's own override both: `switch = false` in its table turns off a common switch, wherever it
+//! was set.
 
 use std::path::{Path, PathBuf};
 
@@ -55,14 +55,14 @@ pub struct ModelPlan {
 pub enum PlanError {
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// As the parser of flags has it, over several lines.
+    /// The parser's message, several lines long.
     #[error("{0}")]
     Flags(String),
     #[error("--config {}: {message}", path.display())]
     File { path: PathBuf, message: String },
 }
 
-/// The words of `engine serve`.
+/// The arguments of `engine serve`.
 #[derive(Debug, Parser)]
 #[command(name = "engine serve", args_override_self = true)]
 struct Line {
@@ -70,7 +70,7 @@ struct Line {
     serve: ServeArgs,
 }
 
-/// Words that all models share, and those of each.
+/// Arguments common to all models, and those of each.
 struct Sections {
     common: Vec<String>,
     models: Vec<Section>,
@@ -80,12 +80,12 @@ struct Sections {
 #[derive(Default)]
 struct Section {
     words: Vec<String>,
-    /// Switches that are off, which nobody can type.
+    /// Switches that are turned off, which cannot be typed.
     off: Vec<String>,
 }
 
 impl ServePlan {
-    /// From the words after `engine serve`.
+    /// Parses the arguments after `engine serve`.
     pub fn read(words: &[String]) -> Result<Self, PlanError> {
         let words = &in_our_flags(words)?;
         let whole = parse(words)?;
@@ -102,7 +102,7 @@ impl ServePlan {
                 let http = parse(&sections.common)?.http;
                 (sections, http)
             }
-            // Flags of the server may stand behind a model, too.
+            // Flags of the server may also come after a model.
             None => (Sections::of_words(words), whole.http),
         };
         let mut models: Vec<ModelPlan> = sections
@@ -114,12 +114,12 @@ impl ServePlan {
         let mut http = typed_http.resolve()?;
         let warnings = warnings(&typed_http, &http);
         if let [only] = models.as_mut_slice() {
-            // Its name may stand anywhere.
+            // Its name may be anywhere on the line.
             only.name = only.name.take().or(http.served_model_name.take());
             http.served_model_name.clone_from(&only.name);
         } else {
             if let Some(name) = parse(&sections.common)?.http.served_model_name {
-                let limit = "with several models, stands behind the --model-path that it names";
+                let limit = "with several models, must come after the --model-path that it names";
                 return Err(ConfigError::new("--served-model-name", name, limit).into());
             }
             http.served_model_name = None;
@@ -137,7 +137,7 @@ impl ServePlan {
 impl ModelPlan {
     fn read(common: &[String], section: &Section) -> Result<Self, PlanError> {
         let own = parse(&section.words)?;
-        // No value of a flag begins with --, so a word that is a switch's name is the switch.
+        // Values never start with `--`, so matching by name is safe.
         let mut words = common.to_vec();
         words.retain(|word| !section.off.contains(word));
         words.extend_from_slice(&section.words);
@@ -158,7 +158,7 @@ impl ModelPlan {
         Self::read(&[], &section)
     }
 
-    /// What it is called until it is loaded.
+    /// Its names until it is loaded.
     pub fn names(&self) -> Vec<String> {
         let path = || self.engine.model_path.clone();
         let name = self.name.clone().or_else(path);
@@ -167,7 +167,7 @@ impl ModelPlan {
 }
 
 impl Sections {
-    /// A line without any `--model-path` has one model, the default.
+    /// A line without `--model-path` has one model, the default.
     fn of_words(words: &[String]) -> Self {
         let is_start = |word: &String| {
             let flag = word.split_once('=').map_or(word.as_str(), |(flag, _)| flag);
@@ -204,13 +204,17 @@ impl Sections {
         let lines = FileLines::of(&text);
         let tables = match file.remove(MODEL_TABLE) {
             Some(Value::Array(tables)) if !tables.is_empty() => tables,
-            _ => return Err(failed("no model; each has a table [[model]]".to_owned())),
+            _ => {
+                return Err(failed(
+                    "there is no model; each needs a table [[model]]".to_owned(),
+                ));
+            }
         };
         for flag in ["config", "model-path", "model", "served-model-name"] {
             if file.contains_key(flag) {
                 let place = lines.place(None, flag);
                 return Err(failed(format!(
-                    "{place}{flag} does not go before the models"
+                    "{place}{flag} must not come before the models"
                 )));
             }
         }
@@ -219,7 +223,7 @@ impl Sections {
         for (i, table) in tables.iter().enumerate() {
             let in_table = |message: String| failed(format!("model {i}: {message}"));
             let Value::Object(table) = table else {
-                return Err(in_table("is no table".to_owned()));
+                return Err(in_table("is not a table".to_owned()));
             };
             let place = |key: &str| lines.place(Some(i), key);
             let section = Section::of(table, &place).map_err(in_table)?;
@@ -233,7 +237,7 @@ impl Sections {
     }
 }
 
-/// Other servers' flags in ours.
+/// Translates other servers' flags.
 fn in_our_flags(words: &[String]) -> Result<Vec<String>, PlanError> {
     aliases::translate(words, &Line::command()).map_err(PlanError::Flags)
 }
@@ -248,7 +252,7 @@ fn parse(words: &[String]) -> Result<ServeArgs, PlanError> {
     Ok(line.serve)
 }
 
-/// A model's own flags are none of the server's.
+/// Refuses server flags among a model's own flags.
 fn check_own(words: &[String]) -> Result<(), String> {
     let mut own = parse(words).map_err(|error| error.to_string())?;
     own.engine = EngineArgs::default();
@@ -258,7 +262,7 @@ fn check_own(words: &[String]) -> Result<(), String> {
         Value::Object(typed) if !typed.is_empty() => {
             let flags: Vec<String> = typed.keys().cloned().collect();
             Err(format!(
-                "{} is the server's, not a model's",
+                "{} is a flag of the server, not of a model",
                 flags.join(", ")
             ))
         }
@@ -267,8 +271,8 @@ fn check_own(words: &[String]) -> Result<(), String> {
 }
 
 impl Section {
-    /// `key = value` as it would be typed: `--key=value`, each checked by itself. `place` says where
-    /// a key stands.
+    /// Converts `key = value` to arguments: `--key=value`, each checked on its own. `place` returns
+    /// the location of a key.
     fn of(flags: &Map<String, Value>, place: &dyn Fn(&str) -> String) -> Result<Self, String> {
         let mut section = Self::default();
         for (key, value) in flags {
@@ -300,9 +304,9 @@ impl Section {
             Value::Array(values) => {
                 let values: Option<Vec<String>> = values.iter().map(scalar).collect();
                 let values = values.ok_or_else(wrong)?;
-                // A value that looks like a flag would be read as one.
+                // A value that looks like a flag would be parsed as one.
                 if let Some(flag) = values.iter().find(|value| value.starts_with('-')) {
-                    return Err(format!("{key} has {flag:?}, which is no value"));
+                    return Err(format!("{key} has {flag:?}, which is not a value"));
                 }
                 [vec![format!("--{key}")], values].concat()
             }
@@ -310,9 +314,9 @@ impl Section {
         };
         let refused = |error: PlanError| {
             let message = error.to_string();
-            // Without how the program is used, which is about command lines.
+            // Without the usage part, which is about command lines.
             let reason = message.split("\n\n").next().unwrap_or_default();
-            // A string may be a key, under a name that was misspelt.
+            // A string may be a secret under a misspelt name.
             if value.is_string() {
                 format!("{key}: {reason}")
             } else {
@@ -320,7 +324,7 @@ impl Section {
             }
         };
         let words = in_our_flags(&words).map_err(refused)?;
-        // Switches that are off are read like those that are on, or no one place would read them.
+        // Switches that are off are validated like those that are on; no other place does it.
         parse(&words).map_err(refused)?;
         if *value == Value::Bool(false) {
             self.off.extend(words);
@@ -336,15 +340,15 @@ fn check_names(models: &[ModelPlan]) -> Result<(), ConfigError> {
     names.sort_unstable();
     match names.windows(2).find(|pair| pair[0] == pair[1]) {
         Some(pair) => {
-            let limit = "two models are called that; each needs a name of its own";
+            let limit = "two models have this name; names must be unique";
             Err(ConfigError::new("--served-model-name", &pair[0], limit))
         }
         None => Ok(()),
     }
 }
 
-/// Models without `--mem-fraction-static` share what the others leave of the default. Those that
-/// are there from the start must fit together.
+/// Models without `--mem-fraction-static` share what the others leave of the default. The models
+/// loaded at start-up must fit together.
 fn share_memory(models: &mut [ModelPlan]) -> Result<(), ConfigError> {
     if models.len() < 2 {
         return Ok(());

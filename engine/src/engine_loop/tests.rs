@@ -31,7 +31,7 @@ fn request(engine: &EngineHandle, max_new_tokens: usize) -> Request {
 
 async fn drain(mut stream: RequestStream) -> Vec<TokenEvent> {
     let mut events = Vec::new();
-    // Nothing may hang: each event comes within seconds.
+    // Nothing may hang: each event must arrive within seconds.
     while let Some(event) = tokio::time::timeout(Duration::from_secs(20), stream.next())
         .await
         .unwrap()
@@ -275,7 +275,7 @@ async fn parameters_outside_their_limits_never_reach_a_step() {
     assert_eq!(engine.n_in_flight(), 0);
 }
 
-/// A load balancer sends no requests to an engine that says it is unhealthy.
+/// A load balancer sends no requests to an engine that reports itself unhealthy.
 #[tokio::test]
 async fn an_unhealthy_engine_tries_a_step_of_its_own() {
     let mock = MockConfig {

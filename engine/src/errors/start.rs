@@ -1,4 +1,4 @@
-//! Which code an error at the start has.
+//! Maps start-up errors to their codes.
 
 use super::Code;
 use crate::config::{ConfigError, PlanError};
@@ -13,7 +13,7 @@ use crate::text::TextError;
 use crate::weights::WeightError;
 
 impl Code {
-    /// The code of whatever ended the program, as far as it is one of ours.
+    /// The code of the error that ended the program, if it has one.
     pub fn of(error: &anyhow::Error) -> Option<Self> {
         error.chain().find_map(|cause| {
             None.or_else(|| cause.downcast_ref().map(|_: &ConfigError| Self::BadFlag))
@@ -35,8 +35,8 @@ impl Code {
     }
 }
 
-/// An error and its causes in one line. Many errors repeat their cause's text, for readers who see
-/// nothing else of them; here each is said once.
+/// An error and its causes on one line. Many errors repeat their cause's text for readers who only
+/// see the outermost one; here each is written once.
 pub fn in_one_line(error: &anyhow::Error) -> String {
     let mut line = String::new();
     for cause in error.chain().map(ToString::to_string) {
@@ -50,7 +50,7 @@ pub fn in_one_line(error: &anyhow::Error) -> String {
     line
 }
 
-/// A failure of the program itself before it serves: of the address, a signal, a thread.
+/// A failure of the program itself before it serves: address, signal handler or thread.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct StartFailure {

@@ -1,4 +1,4 @@
-//! What can go wrong in a step, by how far it reaches: a row, the step, or the device.
+//! Errors in a step, by scope: a row, the step, or the device.
 
 use kernels::KernelError;
 use kernels::cuda::CudaError;
@@ -7,13 +7,13 @@ use kernels::sampling::cuda::TokenError;
 use crate::request::{Failure, SamplingParams};
 use crate::sampler::SamplerError;
 
-/// Why a row got no token. It ends the row's own request: the step, its other rows and the
-/// engine's health are as if the row had not been there.
+/// Why a row got no token. It ends only the row's own request: the step, its other rows and the
+/// engine's health are unaffected.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum RowError {
     #[error(transparent)]
     Sampler(#[from] SamplerError),
-    /// What the device wrote instead of a token.
+    /// The code that the device wrote instead of a token.
     #[error(transparent)]
     Token(#[from] TokenError),
     #[error("more than {limit} distinct tokens have a penalty or a bias, the device's limit")]
@@ -21,7 +21,8 @@ pub enum RowError {
 }
 
 impl RowError {
-    /// What the request's client is told. `params`: the request's, which name what left no token.
+    /// The failure reported to the client. `params`: the request's, which name what excluded all
+    /// tokens.
     pub fn failure(&self, params: &SamplingParams) -> Failure {
         let message = self.to_string();
         match self {
@@ -38,39 +39,40 @@ impl RowError {
     }
 }
 
-/// No token may come: the request's own doing where it excludes some, else its form's or the model's.
+/// No token is allowed: caused by the request if it excludes some, otherwise by its output format
+/// or the model.
 fn nothing_left(params: &SamplingParams) -> Failure {
     let names = params.exclusions.names().join(" and ");
     match (names.as_str(), params.guide.is_some()) {
         ("", true) => Failure::Form {
-            message: "the model gives every token that it allows the logit -inf".to_owned(),
+            message: "the model gives every allowed token the logit -inf".to_owned(),
         },
         (names, true) => Failure::Form {
-            message: format!("{names} and the form together leave no token that may come next"),
+            message: format!("{names} and the output format together exclude every next token"),
         },
         ("", false) => Failure::Logits {
             message: SamplerError::AllMasked.to_string(),
         },
         (names, false) => Failure::Sampling {
-            message: format!("{names}: no token is left that may come next"),
+            message: format!("{names}: every next token is excluded"),
         },
     }
 }
 
-/// Why a whole step could not be carried out.
+/// Why a whole step failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StepError {
     #[error(transparent)]
     Kernel(#[from] KernelError),
     #[error(transparent)]
     Cuda(#[from] CudaError),
-    /// The server stops, and requests have no time left.
-    #[error("the step was given up, since the server stops")]
+    /// The server is stopping, and requests have no time left.
+    #[error("the step was aborted because the server is stopping")]
     Stopped,
-    /// The plan is none that a scheduler of ours makes.
+    /// The plan violates the scheduler's contract.
     #[error("{0}")]
     Plan(String),
-    /// A device that is not there to compute says so: the mock's.
+    /// An error that the mock executor was told to report.
     #[error("{0}")]
     Told(String),
 }
@@ -83,7 +85,7 @@ pub enum ExecutorError {
         device: &'static str,
         source: StepError,
     },
-    /// Nothing that this process asks of the device will succeed any more.
+    /// No further request of this process to the device can succeed.
     #[error("the {device} device is lost until the process is restarted: {source}")]
     DeviceLost {
         device: &'static str,
@@ -97,7 +99,7 @@ pub enum ExecutorError {
 }
 
 impl ExecutorError {
-    /// A failed step, or a lost device where the driver's error code says that.
+    /// A failed step, or a lost device if the driver's error code says so.
     pub fn of_step(device: &'static str, source: impl Into<StepError>) -> Self {
         let source = source.into();
         match &source {
@@ -187,7 +189,7 @@ mod tests {
             RowError::Token(TokenError::AllMasked),
         ];
         for error in masked {
-            // Nothing that the request asked for excludes a token: the model does.
+            // The request excludes no token, so the model is the cause.
             let failure = error.failure(&free);
             assert!(matches!(failure, Failure::Logits { .. }), "{failure:?}");
             let failure = error.failure(&guided);

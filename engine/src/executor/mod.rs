@@ -1,5 +1,5 @@
-//! Carries out a step that the scheduler planned. An executor decides nothing: which requests
-//! run, with which tokens and pages, is all in the [`StepPlan`].
+//! Runs a step planned by the scheduler. An executor makes no decisions: the requests, tokens and
+//! pages are all in the [`StepPlan`].
 
 pub mod cpu;
 pub mod cuda;
@@ -22,44 +22,44 @@ use crate::request::{RequestId, SampledToken, SamplingParams, ScoredToken};
 #[derive(Debug, Clone, Default)]
 pub struct StepPlan {
     pub rows: Vec<PlanRow>,
-    /// Above 1 only when every row is a decode row (one token, `sample` set): the executor feeds
-    /// each sampled token back itself and returns `n_steps` tokens a row. Pages for all of them
-    /// are in the rows already. 1 where a row is guided.
+    /// Above 1 only if every row is a decode row (one token, `sample` set): the executor feeds each
+    /// sampled token back itself and returns `n_steps` tokens for each row. The rows already have
+    /// the pages for all of them. 1 if a row is guided.
     pub n_steps: usize,
-    /// Steps that the next plan will have for the same rows if nothing new happens, with pages
-    /// for them in the rows already; 0 where that plan will differ. A hint: an executor may begin
-    /// them ahead, and the next plan decides whether that counts.
-    pub n_next_steps: usize,
-    /// Pages that move between the device and the host meanwhile; see [`PageCopies`] for the order.
+    /// Number of steps that the next plan will have for the same rows if nothing new happens, with
+    /// pages for them already in the rows; 0 if that plan will differ. A hint: an executor may
+    /// begin them ahead, and the next plan decides whether the result is used.
+    pub lookahead_steps: usize,
+    /// Pages to copy between device and host during the step; see [`PageCopies`] for the order.
     pub copies: PageCopies,
-    /// Rows whose tokens' log-probabilities are wanted, by rising row; none where `n_steps` is
+    /// Rows whose tokens' log-probabilities are needed, in ascending order; empty if `n_steps` is
     /// above 1.
     pub scores: Vec<ScoreSpec>,
 }
 
-/// Of one row: how likely the tokens that follow were.
+/// For one row: tokens to score.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ScoreSpec {
     /// Index in the plan's rows.
     pub row: usize,
-    /// What follows the row's first token, its second, …; at most one for each.
+    /// The token after the row's first token, after its second, …; at most one for each.
     pub targets: Vec<u32>,
-    /// How many of the likeliest tokens to report in each place.
+    /// Number of most likely tokens to report for each.
     pub n_top: usize,
 }
 
-/// A token to score, and where its logits come from.
+/// A token to score, and the position of its logits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Target {
     row: usize,
-    /// Index in the row's tokens of the one before it.
+    /// Index in the row's tokens of the preceding token.
     at: usize,
     token: u32,
     n_top: usize,
 }
 
 impl StepPlan {
-    /// Every token to score, in the order of the rows' tokens.
+    /// All tokens to score, in the order of the rows' tokens.
     fn targets(&self) -> impl Iterator<Item = Target> {
         self.scores.iter().flat_map(|spec| {
             let targets = spec.targets.iter().enumerate();
@@ -79,46 +79,46 @@ pub struct PlanRow {
     pub request: RequestId,
     /// Tokens to compute, at positions `start .. start + tokens.len()`. Never empty.
     pub tokens: Vec<u32>,
-    /// Tokens of this sequence whose KV is in `pages` already.
+    /// Tokens of this sequence whose KV is already in `pages`.
     pub start: usize,
     /// Physical page of each logical page; covers `start + tokens.len() + n_steps - 1` tokens.
     pub pages: Vec<PageIdx>,
-    /// Set where the logits of the row's last token choose a new token; unset for the inner
-    /// chunks of a long prompt.
+    /// Set if the logits of the row's last token choose a new token; unset for the inner chunks of
+    /// a long prompt.
     pub sample: Option<SampleSpec>,
 }
 
 #[derive(Debug, Clone)]
 pub struct SampleSpec {
     pub params: Arc<SamplingParams>,
-    /// Index of the first output token this step makes: the position in the random stream.
+    /// Index of the first output token of this step: the position in the random stream.
     pub output_index: usize,
-    /// Prompt and output tokens so far, when `params.needs_history()`; empty otherwise.
+    /// Prompt and output tokens so far if `params.needs_history()`; otherwise empty.
     pub history: Vec<u32>,
-    /// How many of `history` are prompt tokens.
+    /// Number of prompt tokens in `history`.
     pub n_prompt: usize,
 }
 
 impl SampleSpec {
-    /// Which tokens may come depends on the one before.
+    /// Whether the allowed tokens depend on the previous one.
     pub fn is_guided(&self) -> bool {
         self.params.guide.is_some()
     }
 }
 
-/// What a row of a plan got.
+/// The result of a plan's row.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct RowOutput {
-    /// `n_steps` where the row samples, none otherwise; fewer where `error` is set.
+    /// `n_steps` tokens if the row samples, otherwise none; fewer if `error` is set.
     pub tokens: Vec<SampledToken>,
-    /// One for each target of the row's [`ScoreSpec`]; fewer where `error` is set.
+    /// One for each target of the row's [`ScoreSpec`]; fewer if `error` is set.
     pub scores: Vec<ScoredToken>,
-    /// Why no more came. It ends the row's own request and nothing else.
+    /// Why the row stopped. It ends only the row's own request.
     pub error: Option<RowError>,
 }
 
 impl RowOutput {
-    /// Takes in the next token, or why there is none. Nothing comes after an error.
+    /// Appends the next token or sets the error. Nothing is appended after an error.
     pub fn push(&mut self, chosen: Result<SampledToken, impl Into<RowError>>) {
         match chosen {
             Ok(token) => self.tokens.push(token),
@@ -126,7 +126,7 @@ impl RowOutput {
         }
     }
 
-    /// Takes in the next score, as [`Self::push`] does a token.
+    /// Appends the next score, like [`Self::push`].
     pub fn push_score(&mut self, scored: Result<ScoredToken, impl Into<RowError>>) {
         match scored {
             Ok(score) if self.error.is_none() => self.scores.push(score),
@@ -151,13 +151,13 @@ impl From<Vec<SampledToken>> for RowOutput {
     }
 }
 
-/// For each plan row in order: what it got.
+/// The result of each plan row, in order.
 #[derive(Debug, Clone, Default)]
 pub struct StepOutput {
     pub rows: Vec<RowOutput>,
 }
 
-/// What was chosen at start-up, for the log, `/server_info` and every run record.
+/// What was chosen at start-up, for the log, `/server_info` and run records.
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct ExecutorInfo {
     /// `cpu`, `cuda`, `mock`.
@@ -166,34 +166,34 @@ pub struct ExecutorInfo {
     pub device: String,
     /// What was selected, by role: `attention`, `quant_linear`, `sampling`, … → kernel name.
     pub kernels: Vec<(String, String)>,
-    /// Accepted flags that this executor has no use for, with the reason.
+    /// Accepted flags that this executor does not use, with the reason.
     pub inactive_flags: Vec<(String, String)>,
     /// Size of the KV pool, in tokens and in bytes.
     pub kv_pool_tokens: usize,
     pub kv_pool_bytes: u64,
     pub weight_bytes: u64,
-    /// Where KV pages go that the device has no room for, if there is such a place.
+    /// The host tier for evicted KV pages, if there is one.
     pub host_tier: Option<HostTierInfo>,
 }
 
-/// What an executor did since its start that its plans do not show.
+/// Counters of an executor since its start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 pub struct ExecutorCounts {
     /// Plans whose work had begun ahead of them.
     pub run_ahead_used: u64,
-    /// Work begun ahead for a plan that did not come.
+    /// Lookahead work that was discarded because another plan came.
     pub run_ahead_discarded: u64,
-    /// Tokens that the host's sampler chose for a model on a device.
+    /// Tokens that were sampled on the host for a model on a device.
     pub host_sampled_tokens: u64,
-    /// Keys and values that were not stored as they were: too large for the KV format, or NaN.
+    /// Keys and values that could not be stored exactly: too large for the KV format, or NaN.
     pub kv_saturated_values: u64,
-    /// Pages copied between device and host whose time was taken, and that time.
+    /// Pages copied between device and host in timed copies, and their total time.
     pub copied_pages: u64,
     pub copy_ns: u64,
 }
 
 impl ExecutorCounts {
-    /// With what came later.
+    /// The sum of both.
     #[must_use]
     pub fn plus(self, later: Self) -> Self {
         Self {
@@ -209,36 +209,38 @@ impl ExecutorCounts {
 
 pub trait Executor: Send {
     fn info(&self) -> &ExecutorInfo;
-    /// Carries the plan out. An error is one of the whole step; what concerns a row alone is in
-    /// its [`RowOutput`].
+    /// Runs the plan. An error concerns the whole step; an error of a single row is in its
+    /// [`RowOutput`].
     fn execute(&mut self, plan: &StepPlan) -> Result<StepOutput, ExecutorError>;
     fn counts(&self) -> ExecutorCounts {
         ExecutorCounts::default()
     }
-    /// From here on a step ends early, with an error, once `stop` is raised. An executor whose
-    /// steps are short need not look.
+    /// From here on, a step ends early with an error once `stop` is raised. An executor with short
+    /// steps may ignore it.
     fn watch(&mut self, _stop: &StopFlag) {}
-    /// Gives its memory back, on the device and of the KV pool; where it fails, it is as it was.
-    fn sleep(self: Box<Self>) -> Result<Box<dyn Asleep>, (Box<dyn Executor>, ExecutorError)>;
+    /// Frees its device memory and KV pool; on failure it is returned unchanged.
+    fn sleep(
+        self: Box<Self>,
+    ) -> Result<Box<dyn SuspendedExecutor>, (Box<dyn Executor>, ExecutorError)>;
 }
 
-/// An executor that gave its memory back.
-pub trait Asleep: Send {
-    /// The executor as it was, with a KV pool of the same size that holds nothing. Once it has
-    /// succeeded, this is of no more use; where it fails, it still sleeps.
+/// An executor that has freed its memory.
+pub trait SuspendedExecutor: Send {
+    /// The executor as it was, with an empty KV pool of the same size. After success this object is
+    /// spent; after failure it is still suspended.
     fn wake(&mut self) -> Result<Box<dyn Executor>, ExecutorError>;
 }
 
-/// For executors that have no memory to give back.
+/// For executors that cannot free their memory.
 fn cannot_sleep(
     executor: Box<dyn Executor>,
     device: &'static str,
-) -> Result<Box<dyn Asleep>, (Box<dyn Executor>, ExecutorError)> {
-    let message = "it keeps nothing to come back from".to_owned();
+) -> Result<Box<dyn SuspendedExecutor>, (Box<dyn Executor>, ExecutorError)> {
+    let message = "it cannot be restored".to_owned();
     Err((executor, ExecutorError::Sleep { device, message }))
 }
 
-/// Refuses plans that no scheduler of ours makes, before they can do harm.
+/// Refuses plans that violate the scheduler's contract, before they can do harm.
 fn check_plan(plan: &StepPlan, device: &'static str) -> Result<(), ExecutorError> {
     let step_error = |message: String| ExecutorError::of_plan(device, message);
     if plan.n_steps == 0 {
@@ -262,7 +264,7 @@ fn check_plan(plan: &StepPlan, device: &'static str) -> Result<(), ExecutorError
         }
         if plan.n_steps > 1 && row.sample.as_ref().is_some_and(SampleSpec::is_guided) {
             return Err(step_error(format!(
-                "request {} follows a grammar, which goes one step at a time, not {}",
+                "request {} follows a grammar, which allows one step at a time, not {}",
                 row.request, plan.n_steps
             )));
         }
@@ -277,7 +279,7 @@ fn check_scores(plan: &StepPlan, device: &'static str) -> Result<(), ExecutorErr
             return Err(ExecutorError::of_plan(
                 device,
                 format!(
-                    "{} tokens behind those of row {} are to be scored, in a plan of {} rows and {} \
+                    "{} tokens after those of row {} are to be scored, in a plan of {} rows and {} \
                  steps",
                     spec.targets.len(),
                     spec.row,

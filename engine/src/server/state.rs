@@ -1,4 +1,4 @@
-//! What every handler can see: the HTTP settings at once, each model when it is loaded.
+//! State shared by all handlers: the HTTP settings from the start, each model once it is loaded.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use serde_json::Value;
 
 use super::error::ApiError;
-use super::models::{Entry, Models, Open};
+use super::models::{ModelEntry, Models, Open};
 use super::running::Running;
 use crate::config::HttpConfig;
 use crate::engine_loop::EngineHandle;
@@ -23,28 +23,28 @@ pub struct AppState {
     pub traffic: Arc<TrafficMetrics>,
     pub result_cache: ResultCache,
     pub models: Models,
-    /// Answers under way, which can be ended.
+    /// Running requests, for `/abort_request`.
     pub running: Arc<Running>,
-    /// Held while a model is loaded, unloaded, put to sleep or woken: one at a time.
+    /// Held while a model is loaded, unloaded, put to sleep or woken: one change at a time.
     pub changing: tokio::sync::Mutex<()>,
-    /// How models are loaded that come while the server runs.
+    /// How to load models that are added while the server runs.
     pub open: OnceLock<Open>,
-    /// All models of the start have been loaded.
+    /// Whether all models of the start have been loaded.
     started: AtomicBool,
     stopping: AtomicBool,
 }
 
 /// A model and its limits, from the moment it is loaded until it is unloaded.
 pub struct ServedModel {
-    /// What clients may call it; the first is what responses say.
+    /// The names that clients may use; responses carry the first.
     pub names: Vec<String>,
-    /// Seconds since 1970, when it was loaded.
+    /// When it was loaded, in seconds since 1970.
     pub created_s: u64,
     pub tokenizer: Arc<Tokenizer>,
     pub chat_template: Arc<ChatTemplate>,
     pub engine: EngineHandle,
     pub limits: Limits,
-    /// Makes grammars for output that has to have a form.
+    /// Compiles grammars for constrained output.
     pub grammars: Arc<Grammars>,
     pub parsers: OutputParsers,
     /// Ids that end a sequence unless `ignore_eos`.
@@ -54,42 +54,43 @@ pub struct ServedModel {
     pub seeds: Seeds,
 }
 
-/// How a chat's output is read.
+/// How a chat's output is parsed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct OutputParsers {
-    /// How the model calls tools; `None` leaves calls in the content.
+    /// The model's tool-call format; `None` leaves calls in the content.
     pub tool_calls: Option<ToolCallFormat>,
-    /// Thoughts come in a field of their own.
+    /// Whether reasoning is returned in its own field.
     pub reasoning: bool,
 }
 
-/// What a request may ask for.
+/// Limits on what a request may ask for.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// Prompt and output together: the context length or the KV pool, whichever is smaller.
+    /// Limit on prompt and output together: the context length or the KV pool, whichever is
+    /// smaller.
     pub max_sequence_tokens: usize,
-    /// Why it is that much, for errors.
+    /// The origin of this limit, for error messages.
     pub sequence_limit_name: &'static str,
     pub allow_auto_truncate: bool,
     pub max_stop_strings: usize,
-    /// `--max-prompt-tokens`; `None`: what the longest sequence leaves.
+    /// `--max-prompt-tokens`; `None`: limited only by the sequence length.
     pub max_prompt_tokens: Option<usize>,
     /// `--max-output-tokens`, likewise.
     pub max_output_tokens: Option<usize>,
     pub vocab: usize,
-    /// Of a JSON schema, a regular expression, a grammar, or the tools' parameters.
+    /// Limit on the size of a JSON schema, regular expression, grammar, or tool parameters.
     pub max_schema_bytes: usize,
-    /// What holds for requests that do not say how to sample.
+    /// Sampling parameters of requests that do not set them.
     pub sampling_defaults: SamplingDefaults,
 }
 
-/// Seeds for requests that bring none.
+/// Seeds for requests without one.
 pub struct Seeds {
     next: std::sync::Mutex<rand::rngs::StdRng>,
 }
 
 impl Seeds {
-    /// Repeatable from `--random-seed`, else from the system's entropy.
+    /// Reproducible with `--random-seed`, otherwise from the system's entropy.
     pub fn new(random_seed: Option<u64>) -> Self {
         use rand::SeedableRng;
         let rng = match random_seed {
@@ -103,7 +104,7 @@ impl Seeds {
 
     pub fn draw(&self) -> u64 {
         use rand::Rng;
-        // A panic elsewhere cannot leave a random number generator half written.
+        // A panic elsewhere cannot leave a random number generator half-written.
         self.next
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
@@ -126,25 +127,25 @@ impl AppState {
         }
     }
 
-    /// Makes the server ready with this model alone. A second one is refused by returning it.
+    /// Makes the server ready with this model alone. A second model is returned as an error.
     pub fn set_model(&self, model: ServedModel) -> Result<(), Arc<ServedModel>> {
         let model = Arc::new(model);
         if !self.models.list().is_empty() {
             return Err(model);
         }
         self.models
-            .add(Entry::ready(Arc::clone(&model)))
+            .add(ModelEntry::ready(Arc::clone(&model)))
             .map_err(|_| model)?;
         self.set_started();
         Ok(())
     }
 
-    /// From here on `/health` says 200.
+    /// From here on `/health` returns 200.
     pub fn set_started(&self) {
         self.started.store(true, Ordering::Release);
     }
 
-    /// From here on `/health` says 503, so that load balancers turn away.
+    /// From here on `/health` returns 503, so that load balancers stop sending requests.
     pub fn set_stopping(&self) {
         self.stopping.store(true, Ordering::Relaxed);
     }
@@ -153,7 +154,7 @@ impl AppState {
         self.stopping.load(Ordering::Relaxed)
     }
 
-    /// Refuses while not all models of the start are there, and while stopping.
+    /// Returns an error until all models of the start are loaded, and while stopping.
     pub fn check_started(&self) -> Result<(), ApiError> {
         self.check_not_stopping()?;
         if self.has_started() {

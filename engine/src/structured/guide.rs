@@ -1,4 +1,4 @@
-//! One choice's place in its grammar.
+//! The position of one choice in its grammar.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
@@ -10,11 +10,11 @@ use super::guide_error::GuideError;
 use super::mask::TokenMask;
 use super::workers::MaskWorkers;
 
-/// Shared by the request, its rows and the workers. Clones are the same guide.
+/// Shared by the request, its rows and the workers. Clones refer to the same guide.
 #[derive(Clone)]
 pub struct Guide {
     state: Arc<Mutex<State>>,
-    /// The engine has waited for the next token's mask.
+    /// The engine has waited for the next mask.
     is_late: Arc<AtomicBool>,
     grammar_id: u64,
     workers: Arc<MaskWorkers>,
@@ -22,16 +22,16 @@ pub struct Guide {
 
 struct State {
     matcher: Matcher,
-    /// Output tokens that came.
+    /// Number of output tokens so far.
     n_tokens: usize,
-    /// The last of them, if the matcher does not know it yet.
+    /// The last of them, if the matcher has not consumed it yet.
     unread: Option<u32>,
-    /// Of the next token; outdated while `unread` is set.
+    /// The mask of the next token; outdated while `unread` is set.
     mask: Arc<TokenMask>,
     failure: Option<GuideError>,
 }
 
-/// How often a mask was there when it was asked for, and how often not.
+/// How often a mask was ready when it was needed, and how often not.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct MaskCounts {
     pub ready: u64,
@@ -61,8 +61,8 @@ impl Guide {
         }
     }
 
-    /// What may come as output token `output_index`; made here if no worker has yet. `None` after
-    /// a failure, which ends the request whatever is chosen.
+    /// The mask for output token `output_index`; computed here if no worker has done it yet. `None`
+    /// after a failure, which ends the request whatever token is chosen.
     pub fn mask(&self, output_index: usize) -> Option<Arc<TokenMask>> {
         let mut state = self.state();
         let was_late = self.is_late.swap(false, Ordering::Relaxed);
@@ -76,8 +76,8 @@ impl Guide {
         state.failure.is_none().then(|| Arc::clone(&state.mask))
     }
 
-    /// Output token `output_index` came: a worker makes the next mask. A token that came before
-    /// changes nothing.
+    /// Consumes output token `output_index`: a worker computes the next mask. A token that was
+    /// consumed before has no effect.
     pub fn advance(&self, output_index: usize, token: u32) {
         let mut state = self.state();
         if state.n_tokens != output_index || state.failure.is_some() {
@@ -90,17 +90,17 @@ impl Guide {
         self.workers.prepare(self.clone());
     }
 
-    /// Of all guides of the model.
+    /// The counters of all guides of the model.
     pub fn mask_counts(&self) -> MaskCounts {
         self.workers.counts()
     }
 
-    /// Why the output cannot go on, if so.
+    /// Why the output cannot continue, if so.
     pub fn failure(&self) -> Option<GuideError> {
         self.state().failure.clone()
     }
 
-    /// The next token's mask is there. Never blocks: a mask that is being made is not there.
+    /// Whether the next mask is ready. Never blocks: a mask in progress counts as not ready.
     pub fn is_ready(&self) -> bool {
         match self.state.try_lock() {
             Ok(state) => state.unread.is_none(),
@@ -109,8 +109,8 @@ impl Guide {
         }
     }
 
-    /// Until all of `guides` have their next mask, but no longer than `limit` and the mask that
-    /// is being made when it is over. Makes masks itself meanwhile.
+    /// Waits until all `guides` have their next mask, for at most `limit` plus the mask in progress
+    /// at that time. Computes masks itself meanwhile.
     pub fn await_masks<'a>(guides: impl Iterator<Item = &'a Self>, limit: Duration) {
         let begun = Instant::now();
         for guide in guides.filter(|guide| !guide.is_ready()) {
@@ -127,7 +127,7 @@ impl Guide {
         }
     }
 
-    /// Makes the next token's mask, if no other thread has.
+    /// Computes the next mask if no other thread has done so.
     pub(super) fn prepare(&self) {
         self.state().read();
     }
@@ -137,7 +137,7 @@ impl Guide {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // The matcher catches panics of its own and keeps them as its error.
+        // The matcher catches its own panics and keeps them as its error.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -147,7 +147,7 @@ impl State {
         let Some(token) = self.unread.take() else {
             return;
         };
-        // Behind its end a grammar only lets the text end.
+        // After its end, a grammar only allows the end of the text.
         if self.matcher.is_stopped() && !self.matcher.is_error() {
             return;
         }
@@ -162,7 +162,7 @@ impl State {
     }
 }
 
-/// The same guide, not one at the same place.
+/// Compares identity, not position.
 impl PartialEq for Guide {
     fn eq(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.state, &other.state)
@@ -172,8 +172,8 @@ impl PartialEq for Guide {
 impl std::fmt::Debug for Guide {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.state.try_lock() {
-            Ok(state) => write!(f, "Guide behind {} tokens", state.n_tokens),
-            Err(_) => f.write_str("Guide at work"),
+            Ok(state) => write!(f, "Guide after {} tokens", state.n_tokens),
+            Err(_) => f.write_str("Guide (locked)"),
         }
     }
 }

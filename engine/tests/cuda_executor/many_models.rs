@@ -1,4 +1,4 @@
-//! Several models of a process on one card, and models that sleep.
+//! Several models of a process on one GPU, and models that sleep.
 //!
 //! Batches of 20 go through the projection of many rows, whose blocks wait for each other: two such
 //! launches side by side would hang, and the threads here do their best to get there.
@@ -6,7 +6,7 @@
 use std::sync::Barrier;
 
 use engine::executor::cuda::{CudaExecutor, CudaOptions, GraphSizes};
-use engine::executor::{Asleep, Executor};
+use engine::executor::{Executor, SuspendedExecutor};
 use engine::model::config::Family;
 use engine::weights::Checkpoint;
 use engine::weights::fixture::FolderFormat;
@@ -112,7 +112,7 @@ fn a_model_is_loaded_while_another_runs() {
 fn slept(executor: Box<CudaExecutor>) -> (u64, Box<dyn Executor>) {
     let before = free_bytes();
     let executor: Box<dyn Executor> = executor;
-    let mut asleep: Box<dyn Asleep> = executor
+    let mut asleep: Box<dyn SuspendedExecutor> = executor
         .sleep()
         .map_err(|(_, error)| error)
         .expect("it falls asleep");
@@ -120,7 +120,7 @@ fn slept(executor: Box<CudaExecutor>) -> (u64, Box<dyn Executor>) {
     (given_back, asleep.wake().expect("it wakes"))
 }
 
-/// Of the card, whoever asks.
+/// Of the GPU, whoever asks.
 fn free_bytes() -> u64 {
     let device = kernels::cuda::Device::open(0).expect("a GPU");
     device.memory_bytes().expect("memory").0 as u64

@@ -1,4 +1,4 @@
-//! A sequence whose values are no numbers ends alone on the card, too: greedy, sampled by the
+//! A sequence whose values are no numbers ends alone on the GPU, too: greedy, sampled by the
 //! card, and sampled by the host, with graphs, bursts, run-ahead and mixed steps.
 
 use std::collections::HashMap;
@@ -202,7 +202,7 @@ fn refused_ends_alone(card: &mut CudaExecutor, lengths: [usize; 3], n_steps: usi
         StepPlan {
             rows,
             n_steps,
-            n_next_steps: 1,
+            lookahead_steps: 1,
             ..StepPlan::default()
         }
     };

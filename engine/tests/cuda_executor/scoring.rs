@@ -1,4 +1,4 @@
-//! Log-probabilities of a prompt's tokens on the card: those of its own logits, however the prompt
+//! Log-probabilities of a prompt's tokens on the GPU: those of its own logits, however the prompt
 //! is cut, beside rows that decode.
 
 use std::collections::HashMap;

@@ -114,7 +114,7 @@ async fn the_operators_token_limits_are_errors_of_their_own() {
     server.ok("/v1/completions", fits).await;
 }
 
-/// A start that fails prints its code, cause and cure, and ends with 1 or 2.
+/// A start that fails prints its code, cause and fix, and ends with 1 or 2.
 #[test]
 fn failed_starts_name_their_code() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -202,7 +202,7 @@ fn failed_starts_name_their_code() {
             "{arguments:?}: {message}"
         );
         assert!(
-            message.contains(code.entry().cure),
+            message.contains(code.entry().fix),
             "{arguments:?}: {message}"
         );
         assert_eq!(code.entry().class, Class::Start);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engine::config::{AllowedOrigins, HttpConfig, ResultCacheConfig};
-use engine::engine_loop::turns::Turns;
+use engine::engine_loop::device_arbiter::DeviceArbiter;
 use engine::engine_loop::{self, EngineLoopConfig, TimeLimits};
 use engine::executor::mock::{MockConfig, MockExecutor};
 use engine::kv::PAGE_TOKENS;
@@ -238,7 +238,11 @@ pub fn model(config: TestConfig) -> ServedModel {
 }
 
 /// One of several, whose steps take turns.
-pub fn model_of_many(config: TestConfig, names: &[&str], turns: &Arc<Turns>) -> ServedModel {
+pub fn model_of_many(
+    config: TestConfig,
+    names: &[&str],
+    arbiter: &Arc<DeviceArbiter>,
+) -> ServedModel {
     let folder = tempfile::tempdir().expect("a temporary folder");
     write_tokenizer(folder.path());
     let pool_tokens = config.mock.n_pages * PAGE_TOKENS;
@@ -264,7 +268,7 @@ pub fn model_of_many(config: TestConfig, names: &[&str], turns: &Arc<Turns>) -> 
     let executor = Box::new(MockExecutor::new(config.mock));
     let metrics = Arc::new(Metrics::new(names[0]));
     let engine =
-        engine_loop::start_sharing(executor, loop_config, metrics, turns).expect("an engine");
+        engine_loop::start_sharing(executor, loop_config, metrics, arbiter).expect("an engine");
     let (max_sequence_tokens, sequence_limit_name) = if pool_tokens < config.context_length {
         (pool_tokens, "the KV pool")
     } else {

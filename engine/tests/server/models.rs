@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use engine::config::ResultCachePlace;
-use engine::engine_loop::turns::Turns;
+use engine::engine_loop::device_arbiter::DeviceArbiter;
 use engine::model::config::Family;
-use engine::server::models::{Entry, Load};
+use engine::server::models::{LoadModel, ModelEntry};
 use engine::weights::fixture::FolderFormat;
 use serde_json::{Value, json};
 
@@ -23,10 +23,10 @@ async fn two_models(a: TestConfig, b: TestConfig) -> TestServer {
     let mut http = a.http.clone();
     http.admin_api_key = Some(ADMIN_KEY.to_owned());
     let server = TestServer::start_unloaded(http).await;
-    let turns = Arc::new(Turns::default());
+    let arbiter = Arc::new(DeviceArbiter::default());
     for (name, config) in [("a", a), ("b", b)] {
-        let model = model_of_many(config, &[name], &turns);
-        let entry = server.state.models.add(Entry::ready(Arc::new(model)));
+        let model = model_of_many(config, &[name], &arbiter);
+        let entry = server.state.models.add(ModelEntry::ready(Arc::new(model)));
         assert!(entry.is_ok(), "two names");
     }
     server.state.set_started();
@@ -39,14 +39,14 @@ async fn two_loadable_models(step_delay: Duration) -> TestServer {
     let mut http = config.http.clone();
     http.admin_api_key = Some(ADMIN_KEY.to_owned());
     let server = TestServer::start_unloaded(http).await;
-    let turns = Arc::new(Turns::default());
+    let arbiter = Arc::new(DeviceArbiter::default());
     for name in ["a", "b"] {
-        let turns = Arc::clone(&turns);
-        let load: Load = Box::new(move || {
+        let arbiter = Arc::clone(&arbiter);
+        let load: LoadModel = Box::new(move || {
             let config = TestConfig::saying(name).slowly(step_delay);
-            Ok(model_of_many(config, &[name], &turns))
+            Ok(model_of_many(config, &[name], &arbiter))
         });
-        let entry = Entry::new(vec![name.to_owned()], load);
+        let entry = ModelEntry::new(vec![name.to_owned()], load);
         let entry = server.state.models.add(entry).expect("two names");
         entry.load().expect("loaded");
     }
@@ -105,7 +105,7 @@ async fn requests_go_to_the_model_that_they_name() {
 #[tokio::test]
 async fn a_given_name_goes_before_a_short_one_and_a_short_one_of_two_is_nobodys() {
     let server = TestServer::start_unloaded(TestConfig::default().http).await;
-    let turns = Arc::new(Turns::default());
+    let arbiter = Arc::new(DeviceArbiter::default());
     let models: [(&'static [&'static str], &str); 4] = [
         (&["org/b", "b"], "1"),
         (&["b"], "2"),
@@ -113,10 +113,10 @@ async fn a_given_name_goes_before_a_short_one_and_a_short_one_of_two_is_nobodys(
         (&["other/c", "c"], "4"),
     ];
     for (names, text) in models {
-        let turns = Arc::clone(&turns);
-        let load: Load =
-            Box::new(move || Ok(model_of_many(TestConfig::saying(text), names, &turns)));
-        let entry = Entry::new(vec![names[0].to_owned()], load);
+        let arbiter = Arc::clone(&arbiter);
+        let load: LoadModel =
+            Box::new(move || Ok(model_of_many(TestConfig::saying(text), names, &arbiter)));
+        let entry = ModelEntry::new(vec![names[0].to_owned()], load);
         let entry = server.state.models.add(entry).expect("given names differ");
         entry.load().expect("loaded");
     }

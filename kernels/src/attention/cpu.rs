@@ -4,7 +4,7 @@
 //! query adds `q[d] * keys[d]`; no sum across lanes is needed. Pages go in chunks of
 //! [`CHUNK_PAGES`]; after each, the running maximum, sum and output are brought up to date.
 
-use super::pages::{Element, F16, Fp8E4m3};
+use super::pages::{F16, Fp8E4m3, KvElement};
 use super::{KvFormat, KvPages, MAX_HEAD_DIM, PAGE_TOKENS, Sequence, Unit};
 use crate::isa::Isa;
 use crate::lanes::{LANES, Lanes, at, at_mut, exp, for_isa};
@@ -115,7 +115,7 @@ fn attend_in_format<L: Lanes, const N: usize>(
 
 /// `lengths`: how many tokens each query sees, rising; unused queries see none.
 #[inline(always)]
-fn attend<L: Lanes, E: Element, const N: usize>(
+fn attend<L: Lanes, E: KvElement, const N: usize>(
     kv: &KvPages,
     pages: &[u32],
     kv_head: usize,
@@ -207,7 +207,7 @@ fn attend<L: Lanes, E: Element, const N: usize>(
 
 /// Scores of `P` pages from number `first` of the chunk on.
 #[inline(always)]
-fn score_pages<L: Lanes, E: Element, const N: usize, const P: usize>(
+fn score_pages<L: Lanes, E: KvElement, const N: usize, const P: usize>(
     kv: &KvPages,
     chunk_pages: &[u32],
     first: usize,
@@ -258,7 +258,7 @@ fn scale_weights<L: Lanes, const N: usize>(
 
 /// Rescales `C` vectors of each result from dimension `first` on and adds the chunk's values.
 #[inline(always)]
-fn add_values<L: Lanes, E: Element, const N: usize, const C: usize>(
+fn add_values<L: Lanes, E: KvElement, const N: usize, const C: usize>(
     kv: &KvPages,
     chunk_pages: &[u32],
     first: usize,

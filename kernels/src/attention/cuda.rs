@@ -43,7 +43,7 @@ struct DecodeParams {
 #[derive(Debug)]
 pub struct DecodeAttention {
     kernel: Kernel,
-    /// For more blocks than the card holds of `kernel` at a time.
+    /// For more blocks than the GPU holds of `kernel` at a time.
     many: Option<Many>,
     element: Element,
     shape: HeadShape,

@@ -39,7 +39,7 @@ impl KvFormat {
 }
 
 /// How an element of a page is stored.
-pub(super) trait Element {
+pub(super) trait KvElement {
     type Bits: bytemuck::Pod + Send;
     /// Whether tokens have a scale.
     const IS_SCALED: bool;
@@ -62,7 +62,7 @@ const LARGEST_F16: f32 = f16::MAX.to_f32_const();
 pub(super) struct F16;
 pub(super) struct Fp8E4m3;
 
-impl Element for F16 {
+impl KvElement for F16 {
     type Bits = u16;
     const IS_SCALED: bool = false;
     const LARGEST: f32 = LARGEST_F16;
@@ -90,7 +90,7 @@ impl Element for F16 {
     }
 }
 
-impl Element for Fp8E4m3 {
+impl KvElement for Fp8E4m3 {
     type Bits = u8;
     const IS_SCALED: bool = true;
     const LARGEST: f32 = f32::MAX;
@@ -247,7 +247,7 @@ impl KvPages {
         }
     }
 
-    fn store_as<E: Element>(
+    fn store_as<E: KvElement>(
         &mut self,
         pool: &mut WorkerPool,
         isa: Isa,
@@ -307,7 +307,7 @@ impl KvPages {
 
     /// `[head_dim, PAGE_TOKENS]`
     #[inline(always)]
-    pub(super) fn key_page<E: Element>(&self, page: usize, kv_head: usize) -> &[E::Bits] {
+    pub(super) fn key_page<E: KvElement>(&self, page: usize, kv_head: usize) -> &[E::Bits] {
         let n = self.shape.head_dim * PAGE_TOKENS;
         let keys: &[E::Bits] = bytemuck::cast_slice(self.keys.as_slice());
         &keys[(page * self.shape.n_kv_heads + kv_head) * n..][..n]
@@ -315,7 +315,7 @@ impl KvPages {
 
     /// `[PAGE_TOKENS, head_dim]`
     #[inline(always)]
-    pub(super) fn value_page<E: Element>(&self, page: usize, kv_head: usize) -> &[E::Bits] {
+    pub(super) fn value_page<E: KvElement>(&self, page: usize, kv_head: usize) -> &[E::Bits] {
         let n = self.shape.head_dim * PAGE_TOKENS;
         let values: &[E::Bits] = bytemuck::cast_slice(self.values.as_slice());
         &values[(page * self.shape.n_kv_heads + kv_head) * n..][..n]
@@ -348,7 +348,7 @@ pub struct Slot {
 }
 
 /// A head's values as they can be stored, in `room` where they are not `x`, and how many differ.
-fn held_inside<'a, E: Element>(
+fn held_inside<'a, E: KvElement>(
     x: &'a [f32],
     room: &'a mut [f32; MAX_HEAD_DIM],
 ) -> (&'a [f32], u64) {
@@ -370,7 +370,7 @@ fn held_inside<'a, E: Element>(
 
 /// `keys` starts at the token's slot, `values` is the token's row. Returns the bits of their scales.
 #[inline(always)]
-fn store_head<L: Lanes, E: Element>(
+fn store_head<L: Lanes, E: KvElement>(
     k: &[f32],
     v: &[f32],
     keys: &mut [E::Bits],

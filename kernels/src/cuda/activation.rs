@@ -25,7 +25,7 @@ pub struct Activation<'a> {
 }
 
 /// A layout as the kernels take it.
-pub(crate) struct Place {
+pub(crate) struct ActivationStrides {
     pub stride: i32,
     pub tile_rows: i32,
 }
@@ -66,14 +66,14 @@ impl<'a> Activation<'a> {
         n_rows: usize,
         width: usize,
         word_bytes: usize,
-    ) -> Result<Place, CudaError> {
+    ) -> Result<ActivationStrides, CudaError> {
         let words = check.element(what, self.view, element)?;
         match self.layout {
             RowLayout::Plain { stride } => {
                 check.multiple(what, stride, word_bytes / 2)?;
                 check.rows(what, words, n_rows, stride, width)?;
                 check.aligned(what, words, word_bytes)?;
-                Ok(Place {
+                Ok(ActivationStrides {
                     stride: check.int(what, stride)?,
                     tile_rows: 0,
                 })
@@ -84,7 +84,7 @@ impl<'a> Activation<'a> {
                 let len = rows.saturating_mul(width.next_multiple_of(TILE_K));
                 check.at_least(what, words.len(), len)?;
                 check.aligned(what, words, 128)?;
-                Ok(Place {
+                Ok(ActivationStrides {
                     stride: 0,
                     tile_rows: check.int(what, rows)?,
                 })

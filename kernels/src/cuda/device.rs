@@ -53,7 +53,7 @@ pub struct Device {
 pub(super) struct DeviceInner {
     device: sys::CUdevice,
     context: sys::CUcontext,
-    /// As callers see it: through a card profile, if there is one.
+    /// As callers see it: through a GPU profile, if there is one.
     properties: DeviceProperties,
     /// As it is.
     own_properties: DeviceProperties,
@@ -255,7 +255,7 @@ impl Device {
 }
 
 impl DeviceInner {
-    /// What of `n` of the device's multiprocessors a card profile makes of it.
+    /// What of `n` of the device's multiprocessors a GPU profile makes of it.
     pub(super) fn scaled_to_profile(&self, n: usize) -> usize {
         let (seen, own) = (&self.properties, &self.own_properties);
         n * seen.n_multiprocessors / own.n_multiprocessors.max(1)

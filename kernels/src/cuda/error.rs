@@ -1,4 +1,4 @@
-//! What can go wrong between the host and the card.
+//! What can go wrong between the host and the GPU.
 
 use std::ffi::CStr;
 

@@ -23,7 +23,7 @@ impl Graph {
     ///
     /// The memory that the captured launches and copies use must live as long as the graph: a
     /// replay after its end would touch freed device memory. The host never holds references to
-    /// device memory, so that is an error on the card, not undefined behaviour here.
+    /// device memory, so that is an error on the GPU, not undefined behaviour here.
     pub fn capture<E: From<CudaError>>(
         stream: &Stream,
         record: impl FnOnce() -> Result<(), E>,

@@ -47,7 +47,7 @@ pub struct LaunchConfig {
     /// Programmatic dependent launch: the blocks may start while the kernel before still runs,
     /// and `griddepcontrol.wait` in the kernel waits for its results. Only for kernels with it.
     pub dependent: bool,
-    /// All blocks are on the card together, even beside other work; costs the overlap that
+    /// All blocks are on the GPU together, even beside other work; costs the overlap that
     /// `dependent` gives. For kernels whose blocks wait for each other.
     pub cooperative: bool,
 }

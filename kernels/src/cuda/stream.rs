@@ -1,4 +1,4 @@
-//! Streams, which order work on the card, and events, which mark points in them.
+//! Streams, which order work on the GPU, and events, which mark points in them.
 
 use std::cell::Cell;
 

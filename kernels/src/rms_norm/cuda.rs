@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::deferred::{MAX_DEFERRED_ROWS, NormState, NormStateParams};
+use super::deferred::{MAX_FUSED_NORM_ROWS, NormState, NormStateParams};
 use crate::cuda::shape::ShapeCheck;
 use crate::cuda::{
     Activation, BufferView, CudaError, Device, DevicePtr, Element, ElementView, Kernel,
@@ -59,7 +59,7 @@ impl RmsNorm {
         self.launch_any(stream, h, weight, rows, x, n_rows, n, eps, next)
     }
 
-    /// As [`Self::launch`] with rows in order, up to [`MAX_DEFERRED_ROWS`]; `next` is made ready
+    /// As [`Self::launch`] with rows in order, up to [`MAX_FUSED_NORM_ROWS`]; `next` is made ready
     /// for the norm after this one.
     pub fn launch_first(
         &self,
@@ -72,7 +72,7 @@ impl RmsNorm {
         eps: f32,
         next: &NormState,
     ) -> Result<(), CudaError> {
-        CHECK.at_most("rows beside a norm", n_rows, MAX_DEFERRED_ROWS)?;
+        CHECK.at_most("rows beside a norm", n_rows, MAX_FUSED_NORM_ROWS)?;
         self.launch_any(stream, h, weight, None, x, n_rows, n, eps, next.params())
     }
 

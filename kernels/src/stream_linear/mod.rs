@@ -19,10 +19,10 @@ mod tests;
 mod variant;
 mod wgmma;
 
-use cuda::ManyRowsLaunch;
-pub use cuda::{AwqPart, ManyRows, Output, StreamLinear, StreamLinearKernels};
+use cuda::LargeMLaunch;
+pub use cuda::{AwqPart, LargeM, Output, StreamLinear, StreamLinearKernels};
 pub use mma_int8::Int8Room;
-pub use plan::{DeviceLimits, Plan, Rows, choose_plan, shared_bytes};
+pub use plan::{DeviceLimits, Plan, RowBucket, choose_plan, shared_bytes};
 pub use random::fill_normal;
 pub use variant::{LoadedKernels, Variant, candidates, default_variant};
 
@@ -34,7 +34,7 @@ const OP: &str = "stream_linear";
 pub const MAX_ROWS: usize = 64;
 /// Rows from which `wgmma.cu` and `mma.cu` are faster than `stream_linear.cu`; x is tiled from
 /// here on.
-pub const MANY_ROWS: usize = 17;
+pub const LARGE_M_MIN: usize = 17;
 /// Rows that one launch takes.
 pub const MAX_TILED_ROWS: usize = 1 << 16;
 /// Columns of W in a tile.

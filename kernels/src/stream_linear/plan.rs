@@ -3,7 +3,7 @@
 //! Several shapes fit; a small model picks one. It counts, for the busiest block, KiB read at the
 //! device memory's rate. Its constants were fitted to the ranks and stages that were fastest on an
 //! H100 for the projections of Qwen3-32B at 1, 8 and 16 rows: eleven of the twelve cases. They rank
-//! candidates and predict no times. A plan measured on the card may replace a choice (`variant`).
+//! candidates and predict no times. A plan measured on the GPU may replace a choice (`variant`).
 
 use serde::{Deserialize, Serialize};
 
@@ -12,14 +12,14 @@ use crate::KernelError;
 
 /// Variants of the kernel: the rows it has registers for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum Rows {
+pub enum RowBucket {
     Up8,
     Up16,
     Up32,
     Up64,
 }
 
-impl Rows {
+impl RowBucket {
     pub const ALL: [Self; 4] = [Self::Up8, Self::Up16, Self::Up32, Self::Up64];
 
     /// The smallest variant for `m` rows.
@@ -71,7 +71,7 @@ pub struct DeviceLimits {
 /// One launch's shape.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
-    pub rows: Rows,
+    pub rows: RowBucket,
     /// Blocks of a cluster: each has a slice of k.
     pub n_ranks: usize,
     /// Each has a range of columns.
@@ -175,7 +175,7 @@ fn each_plan(
     limits: &DeviceLimits,
     mut visit: impl FnMut(f64, Plan),
 ) -> Result<(), KernelError> {
-    let rows = Rows::of(m)?;
+    let rows = RowBucket::of(m)?;
     let mut any_fits = false;
     // More waves mean fewer columns a block, hence smaller sums and deeper rings, but x again.
     for n_waves in 1..=MAX_WAVES {

@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Arrangement, CHUNK_BYTES, Epilogue, Format, ManyRowsLaunch, OP};
+use super::{Arrangement, CHUNK_BYTES, Epilogue, Format, LargeMLaunch, OP};
 use crate::KernelError;
 use crate::cuda::{Buffer, CudaError, Device, DevicePtr, Element, Kernel, LaunchConfig, Stream};
 
@@ -61,7 +61,7 @@ struct WgmmaLinearParams {
 
 /// What a launch calls into the L2 for the next one, of as many rows: nothing where there are more
 /// tiles of rows than one, for then the products are what takes time.
-fn next_params(launch: &ManyRowsLaunch<'_>, variant: usize) -> NextMatrixParams {
+fn next_params(launch: &LargeMLaunch<'_>, variant: usize) -> NextMatrixParams {
     let Some(next) = launch.next.filter(|_| launch.m <= ROWS[variant]) else {
         return NextMatrixParams::zeroed();
     };
@@ -155,13 +155,17 @@ pub(super) struct WgmmaKernels {
     n_multiprocessors: usize,
     shared_room: usize,
     /// Whether other streams may launch at the same time.
-    pub is_alone: bool,
+    pub exclusive_device: bool,
 }
 
 impl WgmmaKernels {
-    /// `is_alone`: nothing else runs on the device, so that all blocks of a launch are on it
+    /// `exclusive_device`: nothing else runs on the device, so that all blocks of a launch are on it
     /// together without being told to.
-    pub fn load(stream: &Stream, element: Element, is_alone: bool) -> Result<Self, CudaError> {
+    pub fn load(
+        stream: &Stream,
+        element: Element,
+        exclusive_device: bool,
+    ) -> Result<Self, CudaError> {
         let device: &Device = stream.device();
         let properties = device.properties();
         if properties.compute_capability != (9, 0) {
@@ -190,7 +194,7 @@ impl WgmmaKernels {
             tickets: Buffer::zeroed(stream, 2 * n_multiprocessors)?,
             n_multiprocessors,
             shared_room,
-            is_alone,
+            exclusive_device,
         })
     }
 
@@ -199,7 +203,7 @@ impl WgmmaKernels {
         &self,
         stream: &Stream,
         tile_rows: usize,
-        launch: &ManyRowsLaunch<'_>,
+        launch: &LargeMLaunch<'_>,
     ) -> Result<(), CudaError> {
         let layout = launch.layout;
         let is_silu = launch.epilogue == Epilogue::SiluMul;
@@ -244,7 +248,7 @@ impl WgmmaKernels {
         let mut config = LaunchConfig::new(n_blocks, block.n_threads() as u32);
         config.shared_bytes = shared_bytes;
         config.dependent = launch.dependent;
-        config.cooperative = !self.is_alone;
+        config.cooperative = !self.exclusive_device;
         let index = (layout.format as usize * 4 + launch.epilogue as usize) * ROWS.len() + variant;
         // SAFETY: the caller has checked weights, x, bias and output against the layout and m; x
         // has whole tiles of rows; parts hold two shares for each block, tickets two for each tile

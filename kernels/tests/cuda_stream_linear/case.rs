@@ -1,4 +1,4 @@
-//! A random matrix on the card, one launch with it, and how far that is from f64.
+//! A random matrix on the GPU, one launch with it, and how far that is from f64.
 
 #![allow(dead_code, reason = "every test binary uses its own part")]
 
@@ -8,7 +8,7 @@ use half::f16;
 use kernels::cuda::{Activation, Buffer, Device, Element, ElementBuffer, RowLayout, Stream};
 use kernels::stream_linear::reference::{self, AwqMatrix, Packed, pack_awq, pack_half};
 use kernels::stream_linear::{
-    Arrangement, AwqPart, Epilogue, Format, Layout, ManyRows, Output, StreamLinear,
+    Arrangement, AwqPart, Epilogue, Format, LargeM, Layout, Output, StreamLinear,
     StreamLinearKernels, Variant,
 };
 use rand::Rng;
@@ -22,15 +22,15 @@ pub struct Gpu {
 
 /// Tests run side by side, so no launch has the device to itself.
 pub fn gpu(element: Element) -> Gpu {
-    let best = |device: &Device| ManyRows::best(device, false);
+    let best = |device: &Device| LargeM::best(device, false);
     gpu_with(element, best)
 }
 
-pub fn gpu_with(element: Element, many_rows: impl Fn(&Device) -> ManyRows) -> Gpu {
+pub fn gpu_with(element: Element, large_m: impl Fn(&Device) -> LargeM) -> Gpu {
     let device = Device::open(0).expect("these tests need a GPU and a build with kernels for it");
     let stream = Stream::new(&device).expect("a stream");
     let kernels =
-        StreamLinearKernels::load(&stream, element, many_rows(&device)).expect("the kernels");
+        StreamLinearKernels::load(&stream, element, large_m(&device)).expect("the kernels");
     Gpu {
         device,
         stream,

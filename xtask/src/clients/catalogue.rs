@@ -4,7 +4,7 @@ use std::path::Path;
 
 /// Where a client's packages are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
+pub enum Runtime {
     /// The Python environment of `requirements/<name>.txt`.
     Python(&'static str),
     /// The one Node project.
@@ -36,7 +36,7 @@ impl Server<'_> {
 pub struct Client {
     /// As `--only` and the table have it.
     pub name: &'static str,
-    pub place: Place,
+    pub runtime: Runtime,
     /// The package that the client is; none for this repository's own.
     pub package: Option<&'static str>,
     /// Within its place.
@@ -51,16 +51,16 @@ impl Client {
     const fn checks(
         name: &'static str,
         package: &'static str,
-        place: Place,
+        runtime: Runtime,
         words: fn(&Server) -> Vec<String>,
     ) -> Self {
         Self {
             name,
-            place,
+            runtime,
             package: Some(package),
-            program: match place {
-                Place::Python(_) => "python3",
-                Place::Node => "node",
+            program: match runtime {
+                Runtime::Python(_) => "python3",
+                Runtime::Node => "node",
             },
             has_checks: true,
             words,
@@ -72,9 +72,9 @@ impl Client {
     }
 }
 
-const OPENAI: Place = Place::Python("openai");
-const LITELLM: Place = Place::Python("litellm");
-const LOAD: Place = Place::Python("load_generators");
+const OPENAI: Runtime = Runtime::Python("openai");
+const LITELLM: Runtime = Runtime::Python("litellm");
+const LOAD: Runtime = Runtime::Python("load_generators");
 
 /// In the order in which they run: the heaviest last.
 pub const CLIENTS: [Client; 13] = [
@@ -84,10 +84,10 @@ pub const CLIENTS: [Client; 13] = [
     Client::checks("openai-forms", "openai", OPENAI, |server| {
         script("openai_forms.py", server)
     }),
-    Client::checks("openai-js", "openai", Place::Node, |server| {
+    Client::checks("openai-js", "openai", Runtime::Node, |server| {
         script("openai_client.mjs", server)
     }),
-    Client::checks("ai-sdk", "ai", Place::Node, |server| {
+    Client::checks("ai-sdk", "ai", Runtime::Node, |server| {
         script("ai_sdk.mjs", server)
     }),
     Client::checks("langchain", "langchain-openai", OPENAI, |server| {
@@ -99,7 +99,7 @@ pub const CLIENTS: [Client; 13] = [
     Client::checks(
         "instructor",
         "instructor",
-        Place::Python("instructor"),
+        Runtime::Python("instructor"),
         |server| script("instructor_client.py", server),
     ),
     Client::checks("litellm", "litellm", LITELLM, |server| {
@@ -108,7 +108,7 @@ pub const CLIENTS: [Client; 13] = [
     Client::checks("litellm-proxy", "litellm", LITELLM, |server| {
         script("litellm_proxy.py", server)
     }),
-    Client::checks("lm-eval", "lm_eval", Place::Python("lm_eval"), |server| {
+    Client::checks("lm-eval", "lm_eval", Runtime::Python("lm_eval"), |server| {
         with_tokenizer("lm_eval_client.py", server)
     }),
     Client::checks("guidellm", "guidellm", LOAD, |server| {
@@ -116,7 +116,7 @@ pub const CLIENTS: [Client; 13] = [
     }),
     Client {
         name: "llama-benchy",
-        place: LOAD,
+        runtime: LOAD,
         package: Some("llama-benchy"),
         program: "llama-benchy",
         has_checks: false,
@@ -124,7 +124,7 @@ pub const CLIENTS: [Client; 13] = [
     },
     Client {
         name: "stress",
-        place: OPENAI,
+        runtime: OPENAI,
         package: None,
         program: "python3",
         has_checks: false,

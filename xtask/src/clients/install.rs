@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use duct::cmd;
 
-use super::catalogue::{Client, Place};
+use super::catalogue::{Client, Runtime};
 
 /// Program, the first words that show that it works, and what brings it.
 type Tool = (&'static str, &'static [&'static str], &'static str);
@@ -37,12 +37,12 @@ const NODE_TOOLS: [Tool; 2] = [
 
 /// Fails with everything that these clients need and this machine lacks.
 pub fn check_tools(clients: &[&Client]) -> Result<()> {
-    let needs = |wanted: fn(&Place) -> bool| clients.iter().any(|client| wanted(&client.place));
+    let needs = |wanted: fn(&Runtime) -> bool| clients.iter().any(|client| wanted(&client.runtime));
     let mut tools = Vec::new();
-    if needs(|place| matches!(place, Place::Python(_))) {
+    if needs(|runtime| matches!(runtime, Runtime::Python(_))) {
         tools.extend(PYTHON_TOOLS);
     }
-    if needs(|place| *place == Place::Node) {
+    if needs(|runtime| *runtime == Runtime::Node) {
         tools.extend(NODE_TOOLS);
     }
     let missing: Vec<&str> = tools
@@ -85,14 +85,14 @@ impl Installed {
         }
         let mut done = Vec::new();
         for client in clients {
-            if done.contains(&client.place) {
+            if done.contains(&client.runtime) {
                 continue;
             }
-            match client.place {
-                Place::Python(name) => installed.install_python(name)?,
-                Place::Node => installed.install_node()?,
+            match client.runtime {
+                Runtime::Python(name) => installed.install_python(name)?,
+                Runtime::Node => installed.install_node()?,
             }
-            done.push(client.place);
+            done.push(client.runtime);
         }
         Ok(installed)
     }
@@ -100,19 +100,19 @@ impl Installed {
     /// The program file, or a name to be looked for in `PATH`: no path, which duct would take to
     /// be in the working folder.
     pub fn program(&self, client: &Client) -> OsString {
-        match client.place {
-            Place::Python(name) => self.python(name).join("bin").join(client.program).into(),
-            Place::Node => client.program.into(),
+        match client.runtime {
+            Runtime::Python(name) => self.python(name).join("bin").join(client.program).into(),
+            Runtime::Node => client.program.into(),
         }
     }
 
     /// The folder that a client runs in. Node finds its packages from there.
     pub fn working_folder(&self, client: &Client) -> PathBuf {
-        match client.place {
-            Place::Node => self.node(),
-            Place::Python(_) if client.program == "python3" => self.sources.clone(),
+        match client.runtime {
+            Runtime::Node => self.node(),
+            Runtime::Python(_) if client.program == "python3" => self.sources.clone(),
             // A program of others' may write where it runs.
-            Place::Python(_) => self.home(),
+            Runtime::Python(_) => self.home(),
         }
     }
 
@@ -126,9 +126,9 @@ impl Installed {
         let Some(package) = client.package else {
             return Ok("–".to_owned());
         };
-        let versions = match client.place {
-            Place::Python(name) => pinned_for_python(&read(&self.requirements(name))?),
-            Place::Node => pinned_for_node(&read(&self.sources.join("package.json"))?)?,
+        let versions = match client.runtime {
+            Runtime::Python(name) => pinned_for_python(&read(&self.requirements(name))?),
+            Runtime::Node => pinned_for_node(&read(&self.sources.join("package.json"))?)?,
         };
         let version = versions.get(package).cloned();
         version.with_context(|| format!("{} pins no version of {package}", client.name))
@@ -317,9 +317,9 @@ mod tests {
     fn every_requirement_is_pinned_or_here_and_used() {
         let used: HashSet<&str> = CLIENTS
             .iter()
-            .filter_map(|client| match client.place {
-                Place::Python(name) => Some(name),
-                Place::Node => None,
+            .filter_map(|client| match client.runtime {
+                Runtime::Python(name) => Some(name),
+                Runtime::Node => None,
             })
             .collect();
         let folder = sources().join("requirements");

@@ -1,4 +1,4 @@
-//! The table, row by row: every row does what it says.
+//! Checks every row of the table.
 
 use std::collections::HashSet;
 
@@ -23,13 +23,13 @@ fn translated(line: &str) -> Result<String, String> {
     translate(&words(line), &Line::command()).map(|words| words.join(" "))
 }
 
-/// What one model's engine was given.
+/// The arguments of one model's engine.
 fn typed(line: &str) -> EngineArgs {
     let plan = ServePlan::read(&words(line)).unwrap_or_else(|error| panic!("{line}: {error}"));
     plan.models[0].typed.clone()
 }
 
-/// The same reason, not empty, on both devices.
+/// Checks that both devices give the same reason, which is not empty.
 fn assert_inactive(line: &str, flag: &str, expected: &str) {
     let typed = typed(line);
     for device in [Device::Cpu, Device::Cuda] {
@@ -56,7 +56,7 @@ fn every_row_does_what_it_says() {
             Takes::Value(example) | Takes::Optional(example) => example,
         };
         for name in alias.names {
-            // What belongs to a model stands after it.
+            // A model's flags come after it.
             let line = format!("--model-path Qwen/Qwen3-8B {name} {value}");
             match alias.means {
                 Means::Flag(ours) => {
@@ -120,7 +120,7 @@ fn every_row_does_what_it_says() {
                     assert!(refusal(&format!("{name} main")).contains("--model-path"));
                 }
                 Means::SameAsModel => {
-                    assert_inactive(&line, name, "beside the weights");
+                    assert_inactive(&line, name, "next to the weights");
                     let found = refusal(&format!("--model-path a {name} b"));
                     assert!(found.contains("tokenizer.json"), "{found}");
                 }
@@ -174,7 +174,7 @@ fn our_own_words_stay_as_they_are() {
     ] {
         assert_eq!(translated(line).as_deref(), Ok(line));
     }
-    // A value is none of the table's flags.
+    // A value is not looked up in the table.
     let found = translate(&words("--served-model-name=-m"), &Line::command());
     assert_eq!(found, Ok(words("--served-model-name=-m")));
     assert_eq!(
@@ -208,7 +208,7 @@ fn everything_unknown_is_named_at_once_with_fair_tips() {
     assert_eq!(found.matches("did you mean").count(), 2, "{found}");
 }
 
-/// A launch line of each of the three, as their users paste them.
+/// A launch line of each of the three programs, as their users paste them.
 #[test]
 fn everyday_launch_lines_are_accepted() {
     for line in [

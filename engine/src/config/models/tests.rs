@@ -1,4 +1,4 @@
-//! What belongs to which model, on a line and in a file.
+//! Which flags apply to which model, on a command line and in a file.
 
 use super::*;
 
@@ -56,7 +56,7 @@ fn every_model_has_its_own_flags_over_the_common_ones() {
     assert_eq!(b.engine.context_length, Some(128));
     assert_eq!(a.engine.schedule_policy.to_string(), "lpm");
     assert_eq!(b.engine.schedule_policy.to_string(), "fcfs");
-    // What the first leaves of the default.
+    // The rest of the default.
     assert!((b.engine.mem_fraction_static - 0.73).abs() < 1e-9);
     assert_eq!(a.flags["--mem-fraction-static"], 0.15);
 }
@@ -134,9 +134,12 @@ fn what_is_wrong_is_named() {
         (file("port = 1\n"), "[[model]]"),
         (
             file("model-path = \"a\"\n[[model]]\n"),
-            "model-path does not go before",
+            "model-path must not come before",
         ),
-        (file("[[model]]\nport = 1\n"), "--port is the server's"),
+        (
+            file("[[model]]\nport = 1\n"),
+            "--port is a flag of the server",
+        ),
         (file("[[model]]\nno-such-flag = 1\n"), "--no-such-flag"),
         (
             file("[[model]]\n\"--port\" = 1\n"),
@@ -176,7 +179,7 @@ fn what_is_wrong_is_named() {
     }
 }
 
-/// What an admin asks for is held to the same rules as a command line.
+/// The admin API has the same rules as a command line.
 #[test]
 fn flags_of_an_added_model_are_checked() {
     let refusal = |flags: Value| {
@@ -202,11 +205,11 @@ fn flags_of_an_added_model_are_checked() {
         ),
         (
             json(r#"{"model-path": ["a", "--model-path", "/etc/passwd"]}"#),
-            "model-path has \"--model-path\", which is no value",
+            "model-path has \"--model-path\", which is not a value",
         ),
         (
             json(r#"{"model-path": "a", "port": 1}"#),
-            "--port is the server's",
+            "--port is a flag of the server",
         ),
         (json(r#"{"model-path": "a", "tp": 2}"#), "--tp 2"),
     ] {

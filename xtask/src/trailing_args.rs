@@ -4,7 +4,7 @@ use clap::Args;
 
 #[derive(Args)]
 #[command(disable_help_flag = true)]
-pub struct PassedOn {
+pub struct TrailingArgs {
     /// Arguments of the program that does the work; --help is its help
     #[arg(
         trailing_var_arg = true,
@@ -14,7 +14,7 @@ pub struct PassedOn {
     pub words: Vec<String>,
 }
 
-impl PassedOn {
+impl TrailingArgs {
     pub fn has(&self, word: &str) -> bool {
         self.words.iter().any(|own| own == word)
     }
