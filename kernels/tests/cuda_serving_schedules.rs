@@ -138,7 +138,7 @@ fn massive_values_in_x_agree_with_f64_and_saturate_where_they_must() {
                         let rows = sampled_rows(m);
                         let error =
                             largest_error(element, case, epilogue, &x, &found, &rows, &columns);
-                        // Weights are rounded to an element from 17 rows on.
+                        // The tiled kernels round weights to an element.
                         let factor = if element == Element::F16 {
                             1.0
                         } else {

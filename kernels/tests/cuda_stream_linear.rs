@@ -30,7 +30,7 @@ fn every_format_epilogue_and_number_of_rows_agrees_with_f64() {
     }
 }
 
-/// What GPUs without `wgmma` use from 17 rows on.
+/// What GPUs without `wgmma` use for rows in tiles.
 #[cfg_attr(
     not(engine_test_cuda),
     ignore = "needs a GPU: ENGINE_TEST_CUDA=1, or --ignored"

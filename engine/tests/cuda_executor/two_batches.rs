@@ -27,7 +27,7 @@ fn two_halves_make_what_the_whole_batch_makes() {
     let kernels = executor.info().kernels.clone();
     let described = kernels.iter().find(|(role, _)| role == "two_batch_overlap");
     let described = &described.expect("it is logged").1;
-    assert!(described.contains("2 to 32 rows"), "{described}");
+    assert!(described.contains("2 to 16 rows"), "{described}");
     for n in [1, 2, 3, 5, 8, 16, 17, 31, 32, 40] {
         // Contexts of different lengths; pages of up to 8 tokens' sequences do not overlap.
         let prompts: Vec<_> = (0..n)

@@ -153,30 +153,30 @@ async fn a_costly_form_does_not_stop_the_others() {
     let form = json!({"prompt": "x", "max_tokens": 1, "guided_regex": "[a-z]{3}"});
     // The first form of a model takes longer.
     server.ok(COMPLETIONS, form.clone()).await;
+    // One after another, for a limit may end each of them early.
     let costly = tokio::spawn(async move {
         let body = json!({
             "prompt": "hi", "n": 128, "max_tokens": 400, "temperature": 1,
             "guided_regex": ".*[ab].{300}z",
         });
-        client::post(address, COMPLETIONS, &body).await
+        loop {
+            client::post(address, COMPLETIONS, &body).await;
+        }
     });
-    let begun = Instant::now();
-    let (mut slowest, mut n_answers) = (Duration::ZERO, 0);
-    // One token an answer: no answer takes longer than a step or two.
-    while !costly.is_finished() && begun.elapsed() < Duration::from_mins(1) {
-        let one = Instant::now();
-        let plain = json!({"prompt": "x", "max_tokens": 1});
-        let body = if n_answers % 2 == 0 { &plain } else { &form };
+    let plain = json!({"prompt": "x", "max_tokens": 1});
+    let mut took = Vec::new();
+    for i in 0..20 {
+        let begun = Instant::now();
+        let body = if i % 2 == 0 { &plain } else { &form };
         assert_eq!(client::post(address, COMPLETIONS, body).await.status, 200);
-        slowest = slowest.max(one.elapsed());
-        n_answers += 1;
+        took.push(begun.elapsed());
     }
-    assert!(n_answers > 3, "{n_answers}");
-    assert!(
-        slowest < Duration::from_secs(1),
-        "{slowest:?} of {n_answers}"
-    );
     costly.abort();
     let _ = costly.await;
+    // One token an answer: a step or two, each of which once took 2 to 5 seconds. Not the slowest,
+    // since the tests beside this one may have the processor.
+    took.sort_unstable();
+    let median = took[took.len() / 2];
+    assert!(median < Duration::from_secs(1), "{took:?}");
     server.assert_empties().await;
 }

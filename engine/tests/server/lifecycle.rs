@@ -205,7 +205,7 @@ async fn sigterm_among_long_prompts_ends_the_program_within_the_grace() {
     let took = begun.elapsed();
     assert!(status.success(), "{status}: {}", program.log());
     let log = program.log();
-    assert!(took < Duration::from_secs(3), "{took:?}: {log}");
+    assert!(took < Duration::from_secs(10), "{took:?}: {log}");
     assert!(
         log.contains("are cut off"),
         "the requests outlast the grace, and on a slow machine one step does: {log}"

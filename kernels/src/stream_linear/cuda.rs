@@ -17,7 +17,7 @@ use super::variant::{LoadedKernels, Variant, not_there};
 use super::wgmma::WgmmaKernels;
 use super::{
     Arrangement, DeviceLimits, Epilogue, Format, LARGE_M_MIN, Layout, MAX_ROWS, MAX_TILED_ROWS, OP,
-    RowBucket,
+    RowBucket, TILED_ROWS,
 };
 use crate::KernelError;
 use crate::cuda::shape::ShapeCheck;
@@ -51,7 +51,7 @@ struct StreamLinearParams {
     norm: DeferredNormParams,
 }
 
-/// Which kernel takes 17 rows and more.
+/// Which kernel takes rows in tiles: 17 and more always, from [`TILED_ROWS`] on by default.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LargeM {
     /// `wgmma.cu`, on sm_90: any number of rows, x tiled. Blocks wait for each other, so a
@@ -73,7 +73,7 @@ impl LargeM {
     }
 }
 
-/// One launch of 17 rows and more, its shapes checked.
+/// One launch with x in tiles, its shapes checked.
 pub(super) struct LargeMLaunch<'a> {
     pub layout: &'a Layout,
     pub weights: BufferView<'a, u8>,
@@ -219,7 +219,7 @@ impl StreamLinearKernels {
 
     /// Whether a launch of `m` rows wants x tiled by default; see [`StreamLinear::wants_tiled`].
     pub fn wants_tiled(&self, m: usize) -> bool {
-        m >= LARGE_M_MIN
+        m >= TILED_ROWS
     }
 
     /// What was loaded for many rows.

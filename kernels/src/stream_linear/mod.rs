@@ -2,7 +2,7 @@
 //! speed of the matrix instructions.
 //!
 //! W is repacked once at load (`repack.cu`) into the order in which the matrix instructions want
-//! it. Up to 16 rows are streamed by `stream_linear.cu`; from 17 rows on, with x in tiles, `wgmma.cu`
+//! it. Up to 8 rows are streamed by `stream_linear.cu`; from 9 rows on, with x in tiles, `wgmma.cu`
 //! takes over on sm_90 and `mma.cu` elsewhere, unless a timed choice replaced the rule ([`Variant`]). Kernels
 //! that were loaded for it multiply AWQ weights in groups of 128 with 8-bit activations there
 //! (`mma_int8.cu`). Here are the formats, the packed layout, the shared memory that a launch needs and
@@ -32,8 +32,11 @@ const OP: &str = "stream_linear";
 
 /// Rows (tokens) that one launch of `stream_linear.cu` takes, and for which choices can be timed.
 pub const MAX_ROWS: usize = 64;
-/// Rows from which `wgmma.cu` and `mma.cu` are faster than `stream_linear.cu`; x is tiled from
-/// here on.
+/// Rows from which `wgmma.cu` and `mma.cu` are faster than `stream_linear.cu` and are the default;
+/// x is tiled then.
+pub const TILED_ROWS: usize = 9;
+/// Rows from which x is always tiled: `stream_linear.cu` is no candidate any more. With 8-bit
+/// activations x is rounded from here on.
 pub const LARGE_M_MIN: usize = 17;
 /// Rows that one launch takes.
 pub const MAX_TILED_ROWS: usize = 1 << 16;

@@ -336,14 +336,27 @@ fn the_rule_for_the_kernel_goes_by_rows_and_card() {
         default_variant(&layout, m, limits, large_m).expect("a kernel")
     };
     for large_m in [WGMMA, MMA] {
-        let plan = choose_plan(&layout, 16, &H100).expect("fits");
-        assert_eq!(rule(16, &H100, large_m), Variant::Stream(plan));
+        let plan = choose_plan(&layout, 8, &H100).expect("fits");
+        assert_eq!(rule(8, &H100, large_m), Variant::Stream(plan));
     }
-    for (m, rows) in [(17, 24), (25, 32), (33, 64), (65, 128), (1024, 128)] {
+    for (m, rows) in [
+        (9, 24),
+        (24, 24),
+        (25, 32),
+        (33, 64),
+        (65, 128),
+        (1024, 128),
+    ] {
         assert_eq!(rule(m, &H100, WGMMA), Variant::Wgmma { rows }, "{m}");
     }
-    assert_eq!(rule(17, &RTX_5090, MMA), Variant::Mma { rows: 32 });
-    for (m, rows) in [(33, 64), (65, 128), (1024, 128)] {
+    for (m, rows) in [
+        (9, 16),
+        (16, 16),
+        (17, 32),
+        (33, 64),
+        (65, 128),
+        (1024, 128),
+    ] {
         assert_eq!(rule(m, &RTX_5090, MMA), Variant::Mma { rows }, "{m}");
     }
 }
@@ -410,7 +423,8 @@ fn eight_bit_activations_are_for_awq_in_groups_of_128_and_many_rows() {
     let int8 = LoadedKernels { int8: true, ..MMA };
     let layout = qwen3_32b("down");
     let rule = |m| default_variant(&layout, m, &RTX_5090, int8).expect("a kernel");
-    assert!(matches!(rule(16), Variant::Stream(_)));
+    assert!(matches!(rule(8), Variant::Stream(_)));
+    assert_eq!(rule(16), Variant::Mma { rows: 16 });
     for (m, rows) in [(17, 32), (32, 32), (33, 64), (1024, 64)] {
         assert_eq!(rule(m), Variant::MmaInt8 { rows }, "{m}");
     }

@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 
 use super::plan::{check_plan, choose_plan, ranked_plans};
 use super::{
-    DeviceLimits, Format, LARGE_M_MIN, LargeM, Layout, MAX_ROWS, OP, Plan, RowBucket, mma,
-    mma_int8, wgmma,
+    DeviceLimits, Format, LARGE_M_MIN, LargeM, Layout, MAX_ROWS, OP, Plan, RowBucket, TILED_ROWS,
+    mma, mma_int8, wgmma,
 };
 use crate::KernelError;
 
@@ -91,10 +91,10 @@ pub fn default_variant(
         return Ok(Variant::MmaInt8 { rows });
     }
     match loaded.large_m {
-        LargeM::Wgmma { .. } if m >= LARGE_M_MIN => Ok(Variant::Wgmma {
+        LargeM::Wgmma { .. } if m >= TILED_ROWS => Ok(Variant::Wgmma {
             rows: wgmma::tile_rows(m),
         }),
-        LargeM::Mma if m >= LARGE_M_MIN => Ok(Variant::Mma {
+        LargeM::Mma if m >= TILED_ROWS => Ok(Variant::Mma {
             rows: mma::tile_rows(m),
         }),
         _ => choose_plan(layout, m, limits).map(Variant::Stream),

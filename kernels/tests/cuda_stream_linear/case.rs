@@ -263,11 +263,11 @@ pub fn check(
 }
 
 /// Rounding to fp16 makes up to 5e-4 of a value; the order of the sums and the fast exponential
-/// add to that. From 17 rows on the weights are rounded to fp16 as well, (q - z) s, instead of
+/// add to that. In the tiled kernels the weights are rounded to fp16 as well, (q - z) s, instead of
 /// staying integers until the scale is applied to the sums.
 pub const TOLERANCE: f64 = 2e-3;
 pub const TOLERANCE_MANY_ROWS: f64 = 4e-3;
-/// bf16 rounds to 8 bits where fp16 rounds to 11: weights, from 17 rows on, and the output. Eight times
+/// bf16 rounds to 8 bits where fp16 rounds to 11: weights in the tiled kernels, and the output. Eight times
 /// as much, and somewhat more for the worst of a million outputs of a full-size matrix (3.24e-2 there,
 /// the same by `wgmma.cu` and `mma.cu`).
 pub const BF16_FACTOR: f64 = 10.0;

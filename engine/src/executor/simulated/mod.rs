@@ -13,7 +13,7 @@ pub mod cost;
 
 use std::time::Duration;
 
-use kernels::stream_linear::LARGE_M_MIN;
+use kernels::stream_linear::TILED_ROWS;
 
 pub use card::{Card, CardError};
 pub use cost::CostModel;
@@ -55,9 +55,9 @@ fn is_decode(plan: &StepPlan) -> bool {
 }
 
 /// Whether a decode batch runs as two halves: the kernels of a half must have fewer than
-/// [`LARGE_M_MIN`] rows.
+/// [`TILED_ROWS`] rows.
 fn is_halved(n_rows: usize) -> bool {
-    n_rows > 1 && n_rows.div_ceil(2) < LARGE_M_MIN
+    n_rows > 1 && n_rows.div_ceil(2) < TILED_ROWS
 }
 
 #[derive(Debug)]

@@ -9,8 +9,8 @@
 //! A batch is split only if all projections of its halves use `stream_linear.cu`. The kernels for
 //! more rows (`wgmma.cu`, `mma.cu`) share one set of partial results and semaphores, and their
 //! blocks wait for each other: two of them running concurrently would corrupt sums or deadlock.
-//! That leaves batches of up to 32 rows, unless autotuning chose such a kernel for smaller ones
-//! too.
+//! That leaves batches of up to 16 rows, or up to 32 if autotuning found `stream_linear.cu` faster
+//! for halves of 9 to 16 rows.
 //!
 //! A weight used by both halves is read twice, at best from the L2 cache.
 
