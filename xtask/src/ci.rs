@@ -1,4 +1,4 @@
-//! `ci`: everything that must hold before a change is merged, in the order of what fails fastest.
+//! `ci`: everything that must hold before a change is merged, fastest checks first.
 //!
 //! Two build profiles only, check and dev: the smoke experiment measures nothing, so it uses
 //! the programs that the tests have built.
@@ -103,7 +103,7 @@ fn smoke(root: &Path) -> Result<()> {
         "balanced-v2",
         "--quick",
         "--wait",
-        // Of a change that is not committed yet; nothing of it is kept.
+        // For a change that is not committed yet; the record is not kept.
         "--allow-dirty",
         "--model",
         SMOKE_MODEL,

@@ -1,4 +1,5 @@
-//! `compare <run or experiment> <run or experiment> [arguments]`: hands all to `reports compare`.
+//! `compare <run or experiment> <run or experiment> [arguments]`: passes everything to `reports
+//! compare`.
 
 use std::process::ExitCode;
 
@@ -8,9 +9,9 @@ use crate::cargo;
 use crate::trailing_args::TrailingArgs;
 
 pub fn run(args: &TrailingArgs) -> Result<ExitCode> {
-    let mut words: Vec<String> = ["run", "--quiet", "--package", "reports", "--", "compare"]
+    let mut arguments: Vec<String> = ["run", "--quiet", "--package", "reports", "--", "compare"]
         .map(String::from)
         .into();
-    words.extend(args.words.iter().cloned());
-    cargo::exec_cargo(&words)
+    arguments.extend(args.args.iter().cloned());
+    cargo::exec_cargo(&arguments)
 }

@@ -1,4 +1,4 @@
-//! As much HTTP as a recipe needs to talk to a server that it has started itself.
+//! A minimal HTTP client for recipes and the servers that they start.
 
 use std::fmt::Write as _;
 use std::io::{Read, Write};
@@ -29,7 +29,7 @@ pub fn post_form(address: &str, path: &str, name: &str, value: &str) -> Result<H
     send(address, "POST", path, kind, &body)
 }
 
-/// HTTP 1.0, so that the answer ends where the connection does.
+/// HTTP 1.0, so that the response ends with the connection.
 fn send(address: &str, method: &str, path: &str, kind: &str, body: &str) -> Result<HttpResponse> {
     let mut stream = TcpStream::connect(address).with_context(|| address.to_owned())?;
     stream.set_read_timeout(Some(TIMEOUT))?;

@@ -7,7 +7,7 @@ use anyhow::Result;
 use crate::cargo;
 
 pub fn run() -> Result<ExitCode> {
-    // A list is worth no build of the engine, unless there is one already.
+    // A list does not need the engine, but uses it if there is one already.
     if cargo::release_binary("engine")?.is_file() {
         cargo::build_release(&cargo::MEASURED)?;
     } else {

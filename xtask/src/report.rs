@@ -9,9 +9,9 @@ use crate::cargo;
 use crate::trailing_args::TrailingArgs;
 
 pub fn run(args: &TrailingArgs) -> Result<ExitCode> {
-    let mut words: Vec<String> = ["run", "--package", "reports", "--"]
+    let mut arguments: Vec<String> = ["run", "--package", "reports", "--"]
         .map(String::from)
         .into();
-    words.extend(args.words.iter().cloned());
-    cargo::exec_cargo(&words)
+    arguments.extend(args.args.iter().cloned());
+    cargo::exec_cargo(&arguments)
 }

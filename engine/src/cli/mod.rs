@@ -74,7 +74,7 @@ pub fn run(line: Line) -> Result<()> {
     match line.cli.command {
         // Flag order decides which model a flag applies to. The parser loses the order, so the raw
         // arguments are parsed again.
-        Command::Serve(_) => serve::serve(&line.words),
+        Command::Serve(_) => serve::serve(&line.args),
         Command::Generate(args) => generate::generate(&args),
         Command::Bench(args) => bench::bench(&args),
         Command::Simulate(args) => simulate::simulate(&args),

@@ -21,9 +21,9 @@ use super::progress::ShownProgress;
 /// Threads for HTTP, JSON and text; each model has its own thread.
 const N_HTTP_THREADS: usize = 2;
 
-/// `words`: the arguments after `serve`.
-pub fn serve(words: &[String]) -> Result<()> {
-    let plan = ServePlan::read(words)?;
+/// `args`: the arguments after `serve`.
+pub fn serve(args: &[String]) -> Result<()> {
+    let plan = ServePlan::read(args)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(N_HTTP_THREADS)
         .enable_all()

@@ -92,19 +92,19 @@ const OTHER_TOKENIZER: &str =
 
 /// Translates the arguments of a command line for the parser `command`. The error names everything
 /// that is wrong and is suitable for the command line.
-pub fn translate(words: &[String], command: &Command) -> Result<Vec<String>, String> {
+pub fn translate(args: &[String], command: &Command) -> Result<Vec<String>, String> {
     let mut line = Line {
         known: known_flags(command),
-        words: Vec::with_capacity(words.len()),
+        args: Vec::with_capacity(args.len()),
         unknown: Vec::new(),
         refused: Vec::new(),
     };
-    let mut rest = words.iter().map(String::as_str).peekable();
+    let mut rest = args.iter().map(String::as_str).peekable();
     while let Some(word) = rest.next() {
         if word == "--" {
             // Nothing after it is a flag.
-            line.words.push(word.to_owned());
-            line.words.extend(rest.by_ref().map(str::to_owned));
+            line.args.push(word.to_owned());
+            line.args.extend(rest.by_ref().map(str::to_owned));
             break;
         }
         let (typed, inline) = match word.split_once('=') {
@@ -127,11 +127,11 @@ pub fn translate(words: &[String], command: &Command) -> Result<Vec<String>, Str
             line.known_flag(&name, value, inline.is_some());
         } else if let Some(alias) = find(&name) {
             let value = next_value(alias.takes);
-            line.alias(alias, &name, value, words);
+            line.alias(alias, &name, value, args);
         } else if typed.starts_with("--") && typed.len() > 2 {
             line.unknown.push(typed.to_owned());
         } else {
-            line.words.push(word.to_owned());
+            line.args.push(word.to_owned());
         }
     }
     line.finish()
@@ -159,7 +159,7 @@ pub(super) fn reason(kept: &str) -> (String, String) {
 struct Line {
     /// Flag → whether a value follows.
     known: HashMap<String, bool>,
-    words: Vec<String>,
+    args: Vec<String>,
     unknown: Vec<String>,
     refused: Vec<String>,
 }
@@ -177,7 +177,7 @@ impl Line {
     }
 
     fn push(&mut self, flag: &str, value: Option<&str>) {
-        self.words.push(match value {
+        self.args.push(match value {
             Some(value) => format!("{flag}={value}"),
             None => flag.to_owned(),
         });
@@ -202,8 +202,8 @@ impl Line {
         match alias.map(|alias| alias.means) {
             None if is_inline => self.push(name, value),
             None => {
-                self.words.push(name.to_owned());
-                self.words.extend(value.map(str::to_owned));
+                self.args.push(name.to_owned());
+                self.args.extend(value.map(str::to_owned));
             }
             Some(ValueMeans::Same(ours)) => self.push(name, Some(ours)),
             Some(ValueMeans::Inactive(_)) => self.keep(name, value),
@@ -250,14 +250,14 @@ impl Line {
     fn revise(&mut self, name: &str, revision: &str) {
         let names = ["--model-path", "--model"];
         let mut model = None;
-        for i in 0..self.words.len() {
-            match self.words[i].split_once('=') {
+        for i in 0..self.args.len() {
+            match self.args[i].split_once('=') {
                 Some((flag, _)) if names.contains(&flag) => model = Some(i),
-                None if names.contains(&self.words[i].as_str()) => model = Some(i + 1),
+                None if names.contains(&self.args[i].as_str()) => model = Some(i + 1),
                 _ => {}
             }
         }
-        let Some(model) = model.and_then(|i| self.words.get_mut(i)) else {
+        let Some(model) = model.and_then(|i| self.args.get_mut(i)) else {
             return self.refuse(
                 name,
                 Some(revision),
@@ -296,7 +296,7 @@ impl Line {
             ));
         }
         if wrong.is_empty() {
-            Ok(self.words)
+            Ok(self.args)
         } else {
             Err(wrong.join("\n"))
         }

@@ -79,16 +79,16 @@ struct Sections {
 /// Flags as they would be typed.
 #[derive(Default)]
 struct Section {
-    words: Vec<String>,
+    args: Vec<String>,
     /// Switches that are turned off, which cannot be typed.
     off: Vec<String>,
 }
 
 impl ServePlan {
     /// Parses the arguments after `engine serve`.
-    pub fn read(words: &[String]) -> Result<Self, PlanError> {
-        let words = &in_our_flags(words)?;
-        let whole = parse(words)?;
+    pub fn read(args: &[String]) -> Result<Self, PlanError> {
+        let args = &in_our_flags(args)?;
+        let whole = parse(args)?;
         let (sections, http) = match &whole.models.config {
             Some(path) if whole.engine.model_path.is_some() => {
                 return Err(PlanError::File {
@@ -98,12 +98,12 @@ impl ServePlan {
                 });
             }
             Some(path) => {
-                let sections = Sections::of_file(path, words)?;
+                let sections = Sections::of_file(path, args)?;
                 let http = parse(&sections.common)?.http;
                 (sections, http)
             }
             // Flags of the server may also come after a model.
-            None => (Sections::of_words(words), whole.http),
+            None => (Sections::of_args(args), whole.http),
         };
         let mut models: Vec<ModelPlan> = sections
             .models
@@ -136,12 +136,12 @@ impl ServePlan {
 
 impl ModelPlan {
     fn read(common: &[String], section: &Section) -> Result<Self, PlanError> {
-        let own = parse(&section.words)?;
+        let own = parse(&section.args)?;
         // Values never start with `--`, so matching by name is safe.
-        let mut words = common.to_vec();
-        words.retain(|word| !section.off.contains(word));
-        words.extend_from_slice(&section.words);
-        let all = parse(&words)?;
+        let mut args = common.to_vec();
+        args.retain(|word| !section.off.contains(word));
+        args.extend_from_slice(&section.args);
+        let all = parse(&args)?;
         Ok(Self {
             engine: all.engine.resolve()?,
             flags: all.typed_flags(),
@@ -154,7 +154,7 @@ impl ModelPlan {
     /// A model that is added to a running server, from flags without dashes.
     pub fn of_flags(flags: &Map<String, Value>) -> Result<Self, PlanError> {
         let section = Section::of(flags, &|_| String::new()).map_err(PlanError::Flags)?;
-        check_own(&section.words).map_err(PlanError::Flags)?;
+        check_own(&section.args).map_err(PlanError::Flags)?;
         Self::read(&[], &section)
     }
 
@@ -168,19 +168,19 @@ impl ModelPlan {
 
 impl Sections {
     /// A line without `--model-path` has one model, the default.
-    fn of_words(words: &[String]) -> Self {
+    fn of_args(args: &[String]) -> Self {
         let is_start = |word: &String| {
             let flag = word.split_once('=').map_or(word.as_str(), |(flag, _)| flag);
             matches!(flag, "--model-path" | "--model")
         };
-        let starts: Vec<usize> = (0..words.len()).filter(|i| is_start(&words[*i])).collect();
-        let first = starts.first().copied().unwrap_or(words.len());
-        let ends = starts.iter().skip(1).copied().chain([words.len()]);
+        let starts: Vec<usize> = (0..args.len()).filter(|i| is_start(&args[*i])).collect();
+        let first = starts.first().copied().unwrap_or(args.len());
+        let ends = starts.iter().skip(1).copied().chain([args.len()]);
         let mut models: Vec<Section> = starts
             .iter()
             .zip(ends)
             .map(|(start, end)| Section {
-                words: words[*start..end].to_vec(),
+                args: args[*start..end].to_vec(),
                 off: Vec::new(),
             })
             .collect();
@@ -188,7 +188,7 @@ impl Sections {
             models.push(Section::default());
         }
         Self {
-            common: words[..first].to_vec(),
+            common: args[..first].to_vec(),
             models,
         }
     }
@@ -227,24 +227,24 @@ impl Sections {
             };
             let place = |key: &str| lines.place(Some(i), key);
             let section = Section::of(table, &place).map_err(in_table)?;
-            check_own(&section.words).map_err(in_table)?;
+            check_own(&section.args).map_err(in_table)?;
             models.push(section);
         }
         Ok(Self {
-            common: [common.words.as_slice(), typed].concat(),
+            common: [common.args.as_slice(), typed].concat(),
             models,
         })
     }
 }
 
 /// Translates other servers' flags.
-fn in_our_flags(words: &[String]) -> Result<Vec<String>, PlanError> {
-    aliases::translate(words, &Line::command()).map_err(PlanError::Flags)
+fn in_our_flags(args: &[String]) -> Result<Vec<String>, PlanError> {
+    aliases::translate(args, &Line::command()).map_err(PlanError::Flags)
 }
 
-fn parse(words: &[String]) -> Result<ServeArgs, PlanError> {
+fn parse(args: &[String]) -> Result<ServeArgs, PlanError> {
     let program = [String::from("engine serve")];
-    let line = Line::try_parse_from(program.iter().chain(words)).map_err(|error| {
+    let line = Line::try_parse_from(program.iter().chain(args)).map_err(|error| {
         let text = error.to_string();
         let text = text.strip_prefix("error: ").unwrap_or(&text);
         PlanError::Flags(text.trim_end().to_owned())
@@ -253,8 +253,8 @@ fn parse(words: &[String]) -> Result<ServeArgs, PlanError> {
 }
 
 /// Refuses server flags among a model's own flags.
-fn check_own(words: &[String]) -> Result<(), String> {
-    let mut own = parse(words).map_err(|error| error.to_string())?;
+fn check_own(args: &[String]) -> Result<(), String> {
+    let mut own = parse(args).map_err(|error| error.to_string())?;
     own.engine = EngineArgs::default();
     own.http.served_model_name = None;
     own.models.start_unloaded = false;
@@ -299,7 +299,7 @@ impl Section {
                 "{key} = {value}: a flag is true, false, a number, a string or an array of these"
             )
         };
-        let words = match value {
+        let args = match value {
             Value::Bool(_) => vec![format!("--{key}")],
             Value::Array(values) => {
                 let values: Option<Vec<String>> = values.iter().map(scalar).collect();
@@ -323,13 +323,13 @@ impl Section {
                 format!("{key} = {value}: {reason}")
             }
         };
-        let words = in_our_flags(&words).map_err(refused)?;
+        let args = in_our_flags(&args).map_err(refused)?;
         // Switches that are off are validated like those that are on; no other place does it.
-        parse(&words).map_err(refused)?;
+        parse(&args).map_err(refused)?;
         if *value == Value::Bool(false) {
-            self.off.extend(words);
+            self.off.extend(args);
         } else {
-            self.words.extend(words);
+            self.args.extend(args);
         }
         Ok(())
     }

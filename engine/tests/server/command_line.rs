@@ -17,8 +17,8 @@ pub struct Line {
 }
 
 pub fn parse(line: &str) -> Result<ServeArgs, String> {
-    let words = std::iter::once("serve").chain(line.split_whitespace());
-    Line::try_parse_from(words)
+    let args = std::iter::once("serve").chain(line.split_whitespace());
+    Line::try_parse_from(args)
         .map(|line| line.serve)
         .map_err(|error| error.to_string())
 }

@@ -178,7 +178,7 @@ fn all_unknown_flags_are_named_at_once() {
     assert!(ended.stderr.contains("--tp 2"), "{}", ended.stderr);
 }
 
-/// A file's words do not reach the terminal as commands.
+/// A file's contents do not reach the terminal as commands.
 #[test]
 fn errors_have_no_escapes_from_outside() {
     let ended = run(&["inspect", "./no\u{1b}]0;title\u{7}such"], &[], "");

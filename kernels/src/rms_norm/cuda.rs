@@ -10,7 +10,7 @@ use crate::cuda::{
 };
 
 const CHECK: ShapeCheck = ShapeCheck("rms_norm");
-/// What the registers of a block hold.
+/// Capacity of a block's registers.
 pub const MAX_N: usize = 16_384;
 
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -59,8 +59,8 @@ impl RmsNorm {
         self.launch_any(stream, h, weight, rows, x, n_rows, n, eps, next)
     }
 
-    /// As [`Self::launch`] with rows in order, up to [`MAX_FUSED_NORM_ROWS`]; `next` is made ready
-    /// for the norm after this one.
+    /// As [`Self::launch`] with rows in order, up to [`MAX_FUSED_NORM_ROWS`]; prepares `next` for
+    /// the next norm.
     pub fn launch_first(
         &self,
         stream: &Stream,

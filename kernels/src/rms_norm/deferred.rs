@@ -1,40 +1,43 @@
-//! Norms that have no launch of their own: one projection writes what the norm's product with the
-//! weight needs beside the residual, the next one multiplies its sums by 1 / rms (`deferred.cuh`).
+//! RMSNorm fused into the adjacent projections: the epilogue of one projection writes, besides the
+//! residual, the input times the norm's weight and the sum of squares; the next projection
+//! multiplies its sums by 1 / rms (`deferred.cuh`).
 //!
-//! A chain of them is begun by [`RmsNorm::launch_first`](super::cuda::RmsNorm::launch_first) and
-//! goes back and forth between two [`NormState`]s.
+//! A chain is started by [`RmsNorm::launch_first`](super::cuda::RmsNorm::launch_first) and
+//! alternates between two [`NormState`]s (ping-pong buffers).
 
 use bytemuck::{Pod, Zeroable};
 
 use crate::cuda::shape::ShapeCheck;
 use crate::cuda::{Activation, Buffer, CudaError, DevicePtr, Element, ElementView, Stream};
 
-/// Rows of a launch that can read or write such a norm.
+/// Maximum number of rows of a launch with a fused norm.
 pub const MAX_FUSED_NORM_ROWS: usize = 64;
 /// As `NORM_STRIDE` in deferred.cuh.
 const STRIDE: usize = 32;
 
-/// What is known of the rows' norms, for up to [`MAX_FUSED_NORM_ROWS`] rows.
+/// State of the rows' norms, for up to [`MAX_FUSED_NORM_ROWS`] rows.
 #[derive(Debug)]
 pub struct NormState {
-    /// `[MAX_FUSED_NORM_ROWS, STRIDE]`, of which the first of each row counts: its squares
+    /// `[MAX_FUSED_NORM_ROWS, STRIDE]`, of which the first entry of each row is used: the sum of
+    /// its squares
     squares: Buffer<u64>,
-    /// `[MAX_FUSED_NORM_ROWS]`: 1 / rms of the norm before
+    /// `[MAX_FUSED_NORM_ROWS]`: 1 / rms of the previous norm
     scale: Buffer<f32>,
 }
 
-/// What a projection does of the norms beside it.
+/// The part of a norm that a projection computes.
 #[derive(Debug, Clone, Copy, Default)]
 pub enum FusedNorm<'a> {
     #[default]
     None,
-    /// x was written by a launch with [`Self::Epilogue`] into `state`. `next` is made ready.
+    /// Applies 1 / rms: x was written by a launch with [`Self::Epilogue`] into `state`. Prepares
+    /// `next`.
     Prologue {
         state: &'a NormState,
         next: &'a NormState,
         eps: f32,
     },
-    /// Beside the residual, x for the norm with `weight: [n]`; `state` is ready.
+    /// Writes, besides the residual, x for the norm with `weight: [n]`; `state` is prepared.
     Epilogue {
         state: &'a NormState,
         weight: ElementView<'a>,
@@ -68,7 +71,7 @@ pub(crate) struct DeferredNormParams {
 }
 
 impl NormState {
-    /// Ready for nothing yet.
+    /// Not prepared for any norm yet.
     pub fn new(stream: &Stream) -> Result<Self, CudaError> {
         Ok(Self {
             squares: Buffer::zeroed(stream, MAX_FUSED_NORM_ROWS * STRIDE)?,
@@ -76,7 +79,7 @@ impl NormState {
         })
     }
 
-    /// Device memory of one, in bytes.
+    /// Device memory of one state, in bytes.
     pub const fn n_bytes() -> usize {
         MAX_FUSED_NORM_ROWS * (STRIDE * size_of::<u64>() + size_of::<f32>())
     }
@@ -90,7 +93,7 @@ impl NormState {
 }
 
 impl FusedNorm<'_> {
-    /// Of a launch with `m` rows, `k` values of x and `n` of h in each.
+    /// For a launch with `m` rows, `k` values of x and `n` of h in each.
     pub(crate) fn params(
         self,
         check: ShapeCheck,

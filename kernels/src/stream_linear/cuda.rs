@@ -232,7 +232,7 @@ impl StreamLinearKernels {
         }
     }
 
-    /// What was loaded, as the choice of a variant wants to know it.
+    /// The loaded kernels, as needed to choose a variant.
     pub fn loaded(&self) -> LoadedKernels {
         LoadedKernels {
             large_m: self.large_m(),
@@ -240,8 +240,8 @@ impl StreamLinearKernels {
         }
     }
 
-    /// x of the last launch in 8 bits, `[k / 128][rows][128]` and `[k / 128][rows]` (quantize_rows.cuh);
-    /// `None` where nothing was loaded for it.
+    /// x of the last launch in 8 bits, `[k / 128][rows][128]` and `[k / 128][rows]`
+    /// (quantize_rows.cuh); `None` if no kernel for it was loaded.
     pub fn quantized_x(&self) -> Option<(BufferView<'_, u8>, BufferView<'_, f32>)> {
         self.int8.as_ref().map(Int8Kernels::quantized)
     }
@@ -283,8 +283,9 @@ impl StreamLinear {
         })
     }
 
-    /// Tells which matrix the next launch of its kind will read: this one's then call the first of
-    /// that into the L2 cache on their way out. `next` must live as long as this matrix is used.
+    /// Sets the matrix that the next launch of this kind will read: this matrix's launches then
+    /// prefetch its beginning into the L2 cache as they finish. `next` must live as long as this
+    /// matrix is used.
     pub fn set_next(&mut self, next: &Self) {
         self.next = Some(NextMatrix {
             layout: next.layout.clone(),
@@ -346,8 +347,7 @@ impl StreamLinear {
         self.launch_with_norm(stream, m, x, bias, output, norm, dependent)
     }
 
-    /// As [`Self::launch`], with the norm before or behind it done on the way, where
-    /// [`Self::fuses_norm`].
+    /// As [`Self::launch`], with the previous or the next norm fused, if [`Self::fuses_norm`].
     pub fn launch_with_norm(
         &self,
         stream: &Stream,
@@ -362,12 +362,12 @@ impl StreamLinear {
         self.launch_any(stream, variant, m, x, bias, output, norm, dependent)
     }
 
-    /// Whether a launch of `m` rows can do the norm before or behind it on the way.
+    /// Whether a launch of `m` rows can fuse the previous or the next norm.
     pub fn fuses_norm(&self, m: usize) -> Result<bool, CudaError> {
         Ok(m <= MAX_FUSED_NORM_ROWS && self.variant(m)?.fuses_norm())
     }
 
-    /// As [`Self::launch`], with this variant: how candidates are timed. x is tiled where
+    /// As [`Self::launch`], with this variant, for timing candidates. x is tiled if
     /// [`Variant::is_tiled`].
     pub fn launch_variant(
         &self,

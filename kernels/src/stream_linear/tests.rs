@@ -1,5 +1,5 @@
-//! The packed layout against the AWQ matrix, and the planner. What needs a GPU is in
-//! `tests/cuda_stream_linear.rs`.
+//! The packed layout compared with the AWQ matrix, and the planner. `tests/cuda_stream_linear.rs`
+//! has the tests that need a GPU.
 
 use half::f16;
 use proptest::prelude::*;
@@ -139,8 +139,8 @@ fn qwen3_32b(name: &str) -> Layout {
     Layout::new(Format::AwqG128, arrangement, parts_n, k).expect("fits")
 }
 
-/// Ranks and stages that were fastest on an H100. The model is off in one case: q, k and v at 16
-/// rows ran fastest with 2 ranks and 2 stages, which it puts half a per cent behind.
+/// Ranks and stages that were fastest on an H100. The model differs in one case: q, k and v at 16
+/// rows ran fastest with 2 ranks and 2 stages, which it estimates as half a per cent slower.
 #[test]
 fn the_model_picks_what_was_measured_fastest() {
     let measured = [

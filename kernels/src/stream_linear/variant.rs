@@ -1,10 +1,10 @@
-//! Which kernel computes a product, and in which shape.
+//! The kernel and launch shape of a product.
 //!
-//! A fixed rule picks one by the number of rows. A caller who can time them may ask for all that
-//! fit ([`candidates`]) and replace the choice of a matrix
-//! ([`StreamLinear::set_variant`](super::StreamLinear::set_variant)). Candidates add up in
-//! different orders, and those of many rows round the weights to the element first: their results agree
-//! within the tolerance of that, not bit by bit.
+//! A fixed rule selects one by the number of rows. A caller that can time them may list all that
+//! fit ([`candidates`]) and replace a matrix's choice
+//! ([`StreamLinear::set_variant`](super::StreamLinear::set_variant)). Candidates sum in different
+//! orders, and those for many rows round the weights to the element type first: results agree
+//! within that tolerance, not bit by bit.
 
 use std::fmt;
 
@@ -17,8 +17,8 @@ use super::{
 };
 use crate::KernelError;
 
-/// Launch shapes of `stream_linear.cu` to time: the model's first choices, and the best of each
-/// number of ranks, which the model knows least about.
+/// Number of launch shapes of `stream_linear.cu` to time: the model's first choices, and the best
+/// of each number of ranks, where the model is least certain.
 const STREAM_CANDIDATES: usize = 8;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,7 +34,7 @@ pub enum Variant {
     Wgmma { rows: usize },
 }
 
-/// What kernels were loaded for many rows.
+/// The kernels loaded for many rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LoadedKernels {
     pub large_m: LargeM,
@@ -49,7 +49,7 @@ impl LoadedKernels {
 }
 
 impl Variant {
-    /// Whether x must lie in tiles, and a SiLU output may.
+    /// Whether x must be in tiles, and a SiLU output may be.
     pub const fn is_tiled(self) -> bool {
         matches!(
             self,
@@ -57,7 +57,7 @@ impl Variant {
         )
     }
 
-    /// Whether a launch can do the norm before or behind it on the way.
+    /// Whether a launch can fuse the previous or the next norm.
     pub const fn fuses_norm(self) -> bool {
         matches!(self, Self::Stream(_))
     }
@@ -79,7 +79,7 @@ impl fmt::Display for Variant {
     }
 }
 
-/// What `m` rows use unless told otherwise.
+/// The variant for `m` rows by default.
 pub fn default_variant(
     layout: &Layout,
     m: usize,
@@ -131,11 +131,11 @@ pub fn candidates(
         }
     }
     if loaded.uses_int8(layout, m) {
-        // What rounds x and what does not are no candidates for each other.
+        // Variants that round x and variants that do not are not candidates for each other.
         let holds_all = mma_int8::ROWS.into_iter().filter(|rows| *rows >= m);
         holds_all.for_each(|rows| add(Variant::MmaInt8 { rows }));
     } else if m > RowBucket::Up8.max() {
-        // A tile twice as large as needed has nothing to win.
+        // A tile twice as large as needed gains nothing.
         let is_worth_it = |rows: &usize| *rows < 2 * m.max(LARGE_M_MIN);
         match loaded.large_m {
             LargeM::Wgmma { .. } => wgmma::ROWS

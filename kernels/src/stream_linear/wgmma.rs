@@ -11,14 +11,14 @@ const SOURCE: &str = "stream_linear/wgmma";
 pub(super) const ROWS: [usize; 4] = [24, 32, 64, 128];
 /// k of an x stage.
 const X_K: usize = 64;
-/// Stages of x by row count, as few as hide the L2's latency; what is left holds weights.
-/// Measured on an H100; see NOTES.md.
+/// Stages of x by row count, the fewest that hide the L2's latency; the rest of the memory holds
+/// weights. Measured on an H100; see NOTES.md.
 const X_STAGES: [usize; 4] = [4, 4, 4, 7];
-/// More than these only lengthen the memory's queues. Measured on an H100; see NOTES.md.
+/// More only lengthen the memory queues. Measured on an H100; see NOTES.md.
 const MAX_W_STAGES: usize = 3;
-/// What a block calls into the L2 of the next matrix. Measured as before.
+/// Amount of the next matrix that a block prefetches into the L2. Measured likewise.
 const PREFETCH_BYTES: usize = 128 << 10;
-/// Groups of chunks whose scales are there at a time.
+/// Number of chunk groups whose scales are held at a time.
 const SCALE_SLOTS: usize = 3;
 /// f32 of the largest part of a tile: 256 columns by 128 rows.
 const PART_VALUES: usize = 4 * 8192;
@@ -59,8 +59,8 @@ struct WgmmaLinearParams {
     next: NextMatrixParams,
 }
 
-/// What a launch calls into the L2 for the next one, of as many rows: nothing where there are more
-/// tiles of rows than one, for then the products are what takes time.
+/// Amount that a launch prefetches into the L2 for the next one with as many rows: nothing if there
+/// is more than one tile of rows, because the products dominate then.
 fn next_params(launch: &LargeMLaunch<'_>, variant: usize) -> NextMatrixParams {
     let Some(next) = launch.next.filter(|_| launch.m <= ROWS[variant]) else {
         return NextMatrixParams::zeroed();

@@ -1,5 +1,6 @@
-//! What the clients need, below the target folder: Python environments, one for packages that agree
-//! with each other, and a Node project. Each is made again where its pinned versions have changed.
+//! Installs the clients' dependencies below the target folder: Python environments, one for each
+//! set of compatible packages, and a Node project. Each is created again if its pinned versions
+//! have changed.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -11,7 +12,7 @@ use duct::cmd;
 
 use super::catalogue::{Client, Runtime};
 
-/// Program, the first words that show that it works, and what brings it.
+/// Program, the arguments that show that it works, and its Debian package.
 type Tool = (&'static str, &'static [&'static str], &'static str);
 
 const PYTHON_TOOLS: [Tool; 2] = [
@@ -35,7 +36,7 @@ const NODE_TOOLS: [Tool; 2] = [
     ("npm", &["--version"], "npm (Debian: npm)"),
 ];
 
-/// Fails with everything that these clients need and this machine lacks.
+/// Fails with the list of everything that these clients need and this machine lacks.
 pub fn check_tools(clients: &[&Client]) -> Result<()> {
     let needs = |wanted: fn(&Runtime) -> bool| clients.iter().any(|client| wanted(&client.runtime));
     let mut tools = Vec::new();
@@ -47,8 +48,8 @@ pub fn check_tools(clients: &[&Client]) -> Result<()> {
     }
     let missing: Vec<&str> = tools
         .iter()
-        .filter(|(program, words, _)| {
-            let ran = cmd(*program, *words)
+        .filter(|(program, args, _)| {
+            let ran = cmd(*program, *args)
                 .stdout_null()
                 .stderr_null()
                 .unchecked()
@@ -67,14 +68,14 @@ pub fn check_tools(clients: &[&Client]) -> Result<()> {
 }
 
 pub struct Installed {
-    /// What is in the repository.
+    /// The sources in the repository.
     sources: PathBuf,
-    /// What is installed.
+    /// The installation folder.
     folder: PathBuf,
 }
 
 impl Installed {
-    /// Installs what these clients need and is not there yet.
+    /// Installs what these clients need and is missing.
     pub fn prepare(sources: &Path, folder: &Path, clients: &[&Client]) -> Result<Self> {
         let installed = Self {
             sources: sources.to_owned(),
@@ -97,8 +98,8 @@ impl Installed {
         Ok(installed)
     }
 
-    /// The program file, or a name to be looked for in `PATH`: no path, which duct would take to
-    /// be in the working folder.
+    /// The program file, or a name to be looked up in `PATH`: not a path, which duct would resolve
+    /// relative to the working folder.
     pub fn program(&self, client: &Client) -> OsString {
         match client.runtime {
             Runtime::Python(name) => self.python(name).join("bin").join(client.program).into(),
@@ -111,17 +112,17 @@ impl Installed {
         match client.runtime {
             Runtime::Node => self.node(),
             Runtime::Python(_) if client.program == "python3" => self.sources.clone(),
-            // A program of others' may write where it runs.
+            // A foreign program may write to its working folder.
             Runtime::Python(_) => self.home(),
         }
     }
 
-    /// A home for programs that write into theirs.
+    /// A home folder for programs that write to theirs.
     pub fn home(&self) -> PathBuf {
         self.folder.join("home")
     }
 
-    /// The version that is installed, which is the one that is pinned.
+    /// The installed version, which is the pinned one.
     pub fn version(&self, client: &Client) -> Result<String> {
         let Some(package) = client.package else {
             return Ok("–".to_owned());
@@ -157,7 +158,7 @@ impl Installed {
         }
         announce(&lines(&requirements).collect::<Vec<_>>(), &venv);
         cmd!("python3", "-m", "venv", "--clear", &venv).run()?;
-        // From a copy, since building a package writes beside its sources.
+        // From a copy, since building a package writes next to its sources.
         let copy = venv.join("requirements");
         copy_folder(&self.sources.join("requirements"), &copy)?;
         cmd!(
@@ -176,7 +177,7 @@ impl Installed {
         fs::write(&marker, wanted).with_context(|| marker.display().to_string())
     }
 
-    /// The sources of the packages that are in this repository.
+    /// The sources of the packages in this repository.
     fn stand_ins(&self, requirements: &str) -> Result<String> {
         let mut sources = String::new();
         for folder in lines(requirements).filter(|line| line.starts_with("./")) {
@@ -269,7 +270,7 @@ fn lines_joined(requirements: &str) -> String {
     lines(requirements).collect::<Vec<_>>().join(", ")
 }
 
-/// Versions by package, without its extras.
+/// Versions by package, without extras.
 fn pinned_for_python(requirements: &str) -> HashMap<String, String> {
     lines(requirements)
         .filter_map(|line| line.split_once("=="))

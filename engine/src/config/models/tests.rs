@@ -2,23 +2,23 @@
 
 use super::*;
 
-fn words(line: &str) -> Vec<String> {
+fn args(line: &str) -> Vec<String> {
     line.split_whitespace().map(str::to_owned).collect()
 }
 
 fn plan(line: &str) -> ServePlan {
-    ServePlan::read(&words(line)).unwrap_or_else(|error| panic!("{line}: {error}"))
+    ServePlan::read(&args(line)).unwrap_or_else(|error| panic!("{line}: {error}"))
 }
 
 fn refusal(line: &str) -> String {
-    ServePlan::read(&words(line)).expect_err(line).to_string()
+    ServePlan::read(&args(line)).expect_err(line).to_string()
 }
 
 fn in_file(text: &str, typed: &str) -> Result<ServePlan, PlanError> {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("serve.toml");
     std::fs::write(&path, text).expect("written");
-    ServePlan::read(&words(&format!("--config {} {typed}", path.display())))
+    ServePlan::read(&args(&format!("--config {} {typed}", path.display())))
 }
 
 #[test]

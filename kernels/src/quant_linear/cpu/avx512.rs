@@ -10,8 +10,8 @@ use std::arch::x86_64::*;
 use super::super::Tile;
 use super::{BLOCK_ROWS, FIXED_ZERO, GROUP_ZERO, MIN, RowActivations, TILE_ROWS};
 
-/// How far ahead of the arithmetic the codes are asked for. The stream runs on into the next
-/// tile, which the same thread takes next.
+/// Prefetch distance for the codes. The stream continues into the next tile, which the same thread
+/// processes next.
 const PREFETCH_BYTES: usize = 4096;
 
 /// # Safety
