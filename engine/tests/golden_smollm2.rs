@@ -216,7 +216,7 @@ fn a_rounded_head_agrees_with_llama_cpp() {
     assert!(found.p99 <= 0.1, "p99 {}", found.p99);
 }
 
-/// FP8 KV alone: the rest is as exact as it gets. Measured: mean 0.137, p99 0.686, the likeliest
+/// FP8 KV alone: the rest is as exact as it gets. Measured: mean 0.137, p99 0.686, the most likely
 /// token the same in 98.2 % of the steps; with f16 KV 0.003, 0.017 and 100 %. The limits leave room
 /// for another order of additions.
 #[test]
@@ -261,7 +261,7 @@ fn the_card_agrees_with_llama_cpp() {
 }
 
 /// Free running: prefill, then decoding in calls of several steps, as long as the golden text is
-/// greedy (its run went on behind an end-of-sequence token).
+/// greedy (its run continued after an end-of-sequence token).
 #[test]
 fn greedy_text_is_llama_cpps() {
     let mut executor = executor(ActivationType::F32, KvFormat::F16);

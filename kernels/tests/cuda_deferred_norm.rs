@@ -1,4 +1,4 @@
-//! Norms done on the way of two projections, against f64.
+//! Norms fused into two projections, compared with f64.
 
 #[path = "cuda_stream_linear/case.rs"]
 mod case;
@@ -284,7 +284,7 @@ fn chains_agree_with_f64(gpu: &Gpu, formats: &[Format], rows: &[usize], before: 
                 rows.assert_close("q, k, v", &found, &expected);
             }
             let one_by_one = rows.qkv.download(&gpu.stream).expect("download");
-            // With nobody in between, and the same bits.
+            // Without a launch in between, and the same bits.
             rows.begin(&h, before);
             for _ in 0..2 {
                 rows.o();

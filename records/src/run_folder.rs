@@ -143,7 +143,7 @@ impl JsonLines {
             message: error.to_string(),
         })?;
         line.push(b'\n');
-        // One write for the whole line: a runner killed here leaves no half of it behind. A disk
+        // One write for the whole line: a runner killed here leaves no half line. A disk
         // that is full takes a part, which is taken back.
         let written = self.file.write_all(&line).inspect_err(|_| {
             let _ = self.file.set_len(self.n_bytes);

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use duct::cmd;
 
 use crate::test::{TestCounts, run_and_count};
-use crate::{cargo, deny, feature_union, kernels, source_index};
+use crate::{cargo, deny, feature_union, kernels, source_index, words};
 
 /// A model that needs no download.
 const SMOKE_MODEL: &str = "synthetic:tiny-qwen3";
@@ -25,6 +25,7 @@ pub fn run() -> Result<ExitCode> {
         source_index::check_kernels(&root)?;
         source_index::check_flags(&root)
     })?;
+    step("words", || words::check(&root))?;
     step("dependencies", || deny::check(&root))?;
     step("shared features", || feature_union::check(&root))?;
     step("CUDA kernels", || {

@@ -27,6 +27,7 @@ mod soak;
 mod source_index;
 mod test;
 mod trailing_args;
+mod words;
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
@@ -104,6 +105,8 @@ enum Recipe {
     Clients(clients::ClientsArgs),
     /// Stream to many users while other clients send malicious requests, on the CPU
     Poison(poison::PoisonArgs),
+    /// Check the words of code, comments and documents against xtask/words.toml
+    Words(words::WordsArgs),
     /// Format, indexes, dependencies, lints, tests, the smoke experiment
     Ci,
 }
@@ -173,6 +176,7 @@ fn dispatch(recipe: Option<Recipe>) -> Result<ExitCode> {
         Some(Recipe::Test(args)) => test::run(&args),
         Some(Recipe::Clients(args)) => clients::run(&args),
         Some(Recipe::Poison(args)) => poison::run(&args),
+        Some(Recipe::Words(args)) => words::run(&args),
         Some(Recipe::Ci) => ci::run(),
     }
 }

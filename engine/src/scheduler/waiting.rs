@@ -162,8 +162,8 @@ impl WaitingQueue {
             let key = self.window[i];
             return Some((key, self.sequences.get(&key)?));
         }
-        let behind = cursor.last_passed.map_or(Bound::Unbounded, Bound::Excluded);
-        let (key, sequence) = self.sequences.range((behind, Bound::Unbounded)).next()?;
+        let after = cursor.last_passed.map_or(Bound::Unbounded, Bound::Excluded);
+        let (key, sequence) = self.sequences.range((after, Bound::Unbounded)).next()?;
         Some((*key, sequence))
     }
 

@@ -1,6 +1,6 @@
 //! Runs the choices of one HTTP request concurrently and writes the response, whole or streamed.
 //!
-//! The differences between the endpoints are behind [`AnswerFormat`]. Dropping the response, which
+//! [`AnswerFormat`] covers the differences between the endpoints. Dropping the response, which
 //! happens when the client disconnects, cancels all its choices.
 
 use std::collections::VecDeque;

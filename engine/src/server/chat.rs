@@ -140,7 +140,7 @@ fn preamble(start: ThoughtStart) -> Preamble {
     match start {
         ThoughtStart::Inside => Preamble::RestOfThought,
         ThoughtStart::Before => Preamble::MaybeThought,
-        ThoughtStart::Behind => Preamble::Nothing,
+        ThoughtStart::After => Preamble::Nothing,
     }
 }
 

@@ -91,8 +91,8 @@ impl GenerateFormat {
             if n_top > 0 {
                 about["input_top_logprobs"] = json!([]);
                 let top = |sampled: &SampledToken| -> Value {
-                    let likeliest = sampled.top_logprobs.iter();
-                    likeliest
+                    let most_likely = sampled.top_logprobs.iter();
+                    most_likely
                         .map(|&(id, logprob)| self.triple(Some(logprob), id))
                         .collect()
                 };

@@ -34,7 +34,7 @@ impl ThoughtTokens {
             place: match start {
                 ThoughtStart::Inside => Place::Inside(0),
                 ThoughtStart::Before => Place::Before,
-                ThoughtStart::Behind => Place::After,
+                ThoughtStart::After => Place::After,
             },
             bytes: Vec::new(),
             starts: Vec::new(),
@@ -135,7 +135,7 @@ mod tests {
                 0,
             ),
             (ThoughtStart::Before, vec!["<thunk>", "b"], 0),
-            (ThoughtStart::Behind, vec!["<think>", "a", "</think>"], 0),
+            (ThoughtStart::After, vec!["<think>", "a", "</think>"], 0),
             (ThoughtStart::Inside, vec!["a", "<tool_call>", "b"], 1),
         ] {
             assert_eq!(count(start, &tokens), expected, "{tokens:?}");

@@ -1,6 +1,6 @@
 //! The way of a request from its client to the scheduler's queue: HTTP, JSON, tokenizer.
 //!
-//! Short texts are tokenized where they are read, one request behind the other; long ones beside
+//! Short texts are tokenized where they are read, one request after the other; long ones beside
 //! them, a few at a time, so that short ones overtake them. What is sent at once does not arrive at
 //! once, and who arrives first is in the first step.
 
@@ -18,7 +18,7 @@ pub(super) struct Text {
     pub n_tokens: usize,
 }
 
-/// Requests on their way, by their sending number.
+/// Requests in transit, by index of sending.
 #[derive(Debug)]
 pub(super) struct Arrivals {
     request: Duration,

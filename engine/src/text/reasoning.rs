@@ -19,7 +19,7 @@ pub enum ThoughtStart {
     /// Before optional reasoning.
     Before,
     /// After reasoning that the prompt has closed: no more will come.
-    Behind,
+    After,
 }
 
 impl ThoughtStart {
@@ -29,7 +29,7 @@ impl ThoughtStart {
         if prompt.ends_with(OPEN) {
             Self::Inside
         } else if prompt.ends_with(CLOSE) {
-            Self::Behind
+            Self::After
         } else {
             Self::Before
         }
@@ -41,7 +41,7 @@ impl ThoughtStart {
             (Some(opened), closed) if closed.is_none_or(|closed| closed < opened) => Self::Inside,
             _ if prefill.trim().is_empty() => Self::of_prompt(prompt),
             // After the beginning of an answer there is no reasoning.
-            _ => Self::Behind,
+            _ => Self::After,
         }
     }
 }
@@ -87,7 +87,7 @@ impl ThoughtSplitter {
         let place = match start {
             ThoughtStart::Inside => Place::Thought,
             ThoughtStart::Before => Place::Undecided,
-            ThoughtStart::Behind => Place::Content,
+            ThoughtStart::After => Place::Content,
         };
         Self {
             place,
@@ -226,7 +226,7 @@ mod tests {
 
     #[test]
     fn thoughts_are_split_from_answers() {
-        use ThoughtStart::{Before, Behind, Inside};
+        use ThoughtStart::{After, Before, Inside};
         for (start, text, thought, content) in [
             (Before, "<think>\na < b\n</think>\n\n예", "a < b", "예"),
             (Before, "\n<think>a</think>b", "a", "b"),
@@ -235,7 +235,7 @@ mod tests {
             (Before, "<think>cut off\n", "cut off", ""),
             (Inside, "\na\n\nb\n</think>\n\nc\n", "a\n\nb", "c\n"),
             (Inside, "cut </thi", "cut </thi", ""),
-            (Behind, "<think>literal", "", "<think>literal"),
+            (After, "<think>literal", "", "<think>literal"),
         ] {
             let expected = (thought.to_owned(), content.to_owned());
             assert_eq!(in_one(start, text), expected, "{text:?}");
@@ -295,7 +295,7 @@ mod tests {
             ("<|im_start|>assistant\n<think>\n", ThoughtStart::Inside),
             (
                 "<|im_start|>assistant\n<think>\n\n</think>\n\n",
-                ThoughtStart::Behind,
+                ThoughtStart::After,
             ),
         ] {
             assert_eq!(ThoughtStart::of_prompt(prompt), start, "{prompt:?}");
@@ -314,7 +314,7 @@ mod tests {
                 0..14,
             ),
             start in prop_oneof![
-                Just(ThoughtStart::Inside), Just(ThoughtStart::Before), Just(ThoughtStart::Behind),
+                Just(ThoughtStart::Inside), Just(ThoughtStart::Before), Just(ThoughtStart::After),
             ],
         ) {
             let whole: String = parts.concat();
@@ -334,12 +334,12 @@ mod tests {
     #[test]
     fn a_prefilled_answer_is_past_its_thought_or_in_it() {
         for (prefill, start, content) in [
-            ("Sure, ", ThoughtStart::Behind, "Sure, "),
+            ("Sure, ", ThoughtStart::After, "Sure, "),
             ("", ThoughtStart::Before, ""),
             ("<think>\nI should", ThoughtStart::Inside, ""),
             (
                 "<think>\nok\n</think>\n\nSure",
-                ThoughtStart::Behind,
+                ThoughtStart::After,
                 "Sure",
             ),
             ("</think> <think>", ThoughtStart::Inside, ""),

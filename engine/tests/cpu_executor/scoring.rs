@@ -80,7 +80,7 @@ fn serve(
     all
 }
 
-/// What sampling says of `prompt[i]` behind the tokens before it, for every i but 0.
+/// The log-probability that sampling reports for `prompt[i]` after the tokens before it, for every i except 0.
 fn one_by_one(executor: &mut CpuExecutor, prompt: &[u32]) -> Vec<(f32, Vec<(u32, f32)>)> {
     (1..prompt.len())
         .map(|i| {

@@ -101,7 +101,7 @@ fn a_prefix_from_the_host_changes_no_logit() {
         executor
             .execute(&beside(&[360, 361], back, 6))
             .expect("back");
-        // Without rows a plan only copies, and puts the next one behind its copies.
+        // A plan without rows only copies, and orders the next plan after its copies.
         executor
             .execute(&StepPlan {
                 n_steps: 1,
@@ -147,7 +147,7 @@ fn copies_without_a_tier_are_refused() {
 }
 
 /// Requests that share a prefix, others that take its pages, and one that decodes all the time.
-/// The first token behind a prefix that came back is as likely as behind one that was never away.
+/// The first token after a restored prefix is as likely as after one that was never evicted.
 #[test]
 #[ignore = "needs a GPU: run with --ignored on a machine with one"]
 fn served_requests_get_their_prefix_back_beside_decode_steps() {

@@ -65,7 +65,7 @@ fn models_side_by_side_answer_as_they_do_alone() {
         .enumerate()
         .map(|(i, c)| texts(&mut executor(c.as_ref(), graphs(i)), 100 * i as u32))
         .collect();
-    // One after the other, as the server loads them: while graphs are captured nobody may free.
+    // One after the other, as the server loads them: while graphs are captured, no memory may be freed.
     let executors: Vec<_> = checkpoints
         .iter()
         .enumerate()
@@ -120,7 +120,7 @@ fn slept(executor: Box<CudaExecutor>) -> (u64, Box<dyn Executor>) {
     (given_back, asleep.wake().expect("it wakes"))
 }
 
-/// Of the GPU, whoever asks.
+/// Properties of the GPU, for any caller.
 fn free_bytes() -> u64 {
     let device = kernels::cuda::Device::open(0).expect("a GPU");
     device.memory_bytes().expect("memory").0 as u64

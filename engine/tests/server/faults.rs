@@ -54,7 +54,7 @@ async fn only_the_requests_of_a_failed_step_fail_and_say_why() {
     assert_eq!(server.get("/health").await.status, 200);
 }
 
-/// A panic ends everybody's request with an error, streams too, and then the server.
+/// A panic ends every request with an error, including streams, and then the server.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_panic_answers_everybody_and_ends_the_server() {
     let mut config = TestConfig::saying("ok").slowly(Duration::from_millis(5));
@@ -82,7 +82,7 @@ async fn a_panic_answers_everybody_and_ends_the_server() {
     let limit = Duration::from_secs(20);
     tokio::time::timeout(limit, answers)
         .await
-        .expect("nobody hangs");
+        .expect("no request hangs");
     let outcome = tokio::time::timeout(limit, server.outcome())
         .await
         .expect("it ends");

@@ -237,7 +237,7 @@ pub fn model(config: TestConfig) -> ServedModel {
     model_of_many(config, &["mock", "org/mock"], &Arc::default())
 }
 
-/// One of several, whose steps take turns.
+/// One of several models that share a device.
 pub fn model_of_many(
     config: TestConfig,
     names: &[&str],

@@ -1,4 +1,4 @@
-//! Several models behind one server: routing by name, the admin API, and turns.
+//! Several models in one server: routing by name, the admin API, and sharing a device.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ use crate::program::Program;
 const PATH: &str = "/v1/completions";
 const ADMIN_KEY: &str = "adm1n";
 
-/// A server with models `a` (which says "aaa…") and `b`, loaded, that take turns.
+/// A server with models `a` (which says "aaa…") and `b`, loaded, on one device.
 async fn two_models(a: TestConfig, b: TestConfig) -> TestServer {
     let mut http = a.http.clone();
     http.admin_api_key = Some(ADMIN_KEY.to_owned());
@@ -425,7 +425,7 @@ async fn kept_answers_are_one_models_own() {
             .count(),
         1
     );
-    // A kept answer does not wake anybody.
+    // A cached response does not wake the model.
     assert_eq!(
         admin(&server, "sleep", json!({"model": "a"})).await.status,
         200

@@ -60,7 +60,7 @@ impl RedisServer {
         panic!("redis-server does not listen on port {}", self.port);
     }
 
-    /// As a crash: nothing is said to anybody.
+    /// Like a crash: without notifying clients.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             child.kill().expect("it runs");

@@ -314,7 +314,7 @@ async fn a_call_may_come_behind_a_thought() {
     assert_eq!(message["tool_calls"][1]["name"], "time");
 }
 
-/// The model thinks as long as it likes; the answer behind has its form.
+/// The reasoning is unconstrained; the response after it has the required format.
 #[tokio::test]
 async fn a_form_holds_behind_a_thought() {
     let text = "<think>{not JSON</think>\n\nno JSON either";

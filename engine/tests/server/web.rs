@@ -193,7 +193,7 @@ async fn the_key_is_taken_from_either_header() {
         ("GET", "/v1/models/", "X-Api-Key", "wrong", 401),
         ("GET", "/admin/models", "X-Api-Key", "adm1n", 200),
         ("GET", "/admin/models/", "X-Api-Key", "s3cret", 401),
-        // What changes something for everybody is the operator's.
+        // Requests that affect all clients are reserved to the operator.
         ("POST", "/flush_cache", "X-Api-Key", "s3cret", 401),
         (
             "GET",

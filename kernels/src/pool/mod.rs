@@ -37,7 +37,7 @@ type Task = dyn Fn(usize) + Sync;
 #[derive(Clone, Copy)]
 struct TaskPtr(*const Task);
 
-// SAFETY: the task behind the pointer is `Sync`, and `run` does not return before every worker
+// SAFETY: the task that the pointer refers to is `Sync`, and `run` does not return before every worker
 // is done with it.
 unsafe impl Send for TaskPtr {}
 

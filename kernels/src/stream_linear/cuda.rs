@@ -55,8 +55,8 @@ struct StreamLinearParams {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LargeM {
     /// `wgmma.cu`, on sm_90: any number of rows, x tiled. Blocks wait for each other, so a
-    /// launch must have the device to itself (`exclusive_device`: the caller uses one stream and nobody
-    /// else the device), or pays for being held together.
+    /// launch needs the device to itself (`exclusive_device`: the caller uses one stream and no
+    /// other process uses the device), or pays for a cooperative launch.
     Wgmma { exclusive_device: bool },
     /// `mma.cu`, elsewhere: any number of rows, x tiled. No block waits for another.
     Mma,
@@ -549,7 +549,7 @@ fn check_norm(
         return Err(value_error(message));
     }
     if !variant.fuses_norm() {
-        let message = format!("{m} rows by `{variant}`, which does no norm on the way");
+        let message = format!("{m} rows by `{variant}`, which cannot fuse a norm");
         return Err(value_error(message));
     }
     Ok(())

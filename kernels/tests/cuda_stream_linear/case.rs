@@ -118,7 +118,7 @@ pub fn random_case(
     }
 }
 
-/// Plain rows as tiles; rows behind the last are NaN.
+/// Plain rows as tiles; rows after the last are NaN.
 pub fn tiled(x: &[f32], m: usize, stride: usize, columns: usize, rows: usize) -> Vec<f32> {
     let layout = RowLayout::Tiled { rows };
     let mut tiled = vec![f32::NAN; rows * columns];
@@ -172,7 +172,7 @@ pub fn check(
         &mut expected,
     );
 
-    // Tiles hold whole groups of rows; what is behind the m rows must not matter.
+    // Tiles hold whole groups of rows; values after the m rows must not matter.
     let tile_rows = m.next_multiple_of(128);
     let is_tiled = linear.wants_tiled(m);
     let x = if is_tiled {
@@ -188,7 +188,7 @@ pub fn check(
     };
     let bias = ElementBuffer::from_f32(&gpu.stream, element, &bias).expect("memory");
     let bias = with_bias.then(|| bias.all());
-    // One row more than needed, to see that nothing is written behind the last.
+    // One row more than needed, to see that nothing is written after the last.
     let guard = n;
     let found: Vec<f64> = match epilogue {
         Epilogue::SiluMul if is_tiled && m % 2 == 1 => {
@@ -246,7 +246,7 @@ pub fn check(
         found[m * n..]
             .iter()
             .all(|v| v.to_bits() == (-77.0_f64).to_bits()),
-        "{layout:?} {epilogue:?} m={m}: wrote behind the output"
+        "{layout:?} {epilogue:?} m={m}: wrote past the output"
     );
     let scale = (expected.iter().map(|v| v * v).sum::<f64>() / expected.len() as f64).sqrt();
     expected

@@ -198,7 +198,7 @@ pub fn tool_calls(_: &Path, bytes: &[u8]) {
     let starts = [
         ThoughtStart::Inside,
         ThoughtStart::Before,
-        ThoughtStart::Behind,
+        ThoughtStart::After,
     ];
     let start = starts.get(usize::from(how / 2 % 4)).copied();
     let n_chars = usize::from(how / 8) + 1;

@@ -1,5 +1,5 @@
 //! Process-wide mutual exclusion for GPU work. `engine_loop::device_arbiter` decides which model
-//! runs next; this guards correctness, whoever calls.
+//! runs next; this guards correctness, whatever the caller.
 //!
 //! Blocks of the large-M projection wait for each other, so kernels of two executors of this
 //! process must never be co-resident. A call holds the guard until its results have arrived.

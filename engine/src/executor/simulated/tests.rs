@@ -199,15 +199,15 @@ fn what_another_row_has_read_comes_from_the_cache() {
 #[test]
 fn a_block_of_a_prompt_walks_its_whole_prefix() {
     let mut executor = simulated(card(rates(3000.0, 100)), &[]);
-    let mut behind = |start| ms(&mut executor, &plan(1, 8, start, 1));
+    let mut after = |start| ms(&mut executor, &plan(1, 8, start, 1));
     // 8 tokens of 8 heads are one block for each KV head; 960 more tokens are 15 tiles of 3 us in
     // 64 layers.
-    let saved = behind(1_016) - behind(56);
+    let saved = after(1_016) - after(56);
     assert!(close(saved, 15.0 * 3.0e-3 * 64.0, 1e-3), "{saved} ms");
     // 64 blocks on 20 multiprocessors: now all tiles at 2 us each are the limit, not one block.
     let mut small = simulated(card(rates(3000.0, 20)), &[]);
-    let mut behind = |start| ms(&mut small, &plan(8, 8, start, 1));
-    let saved = behind(1_016) - behind(56);
+    let mut after = |start| ms(&mut small, &plan(8, 8, start, 1));
+    let saved = after(1_016) - after(56);
     assert!(
         close(saved, 64.0 * 15.0 / 20.0 * 2.0e-3 * 64.0, 1e-3),
         "{saved} ms"

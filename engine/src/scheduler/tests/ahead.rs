@@ -11,7 +11,7 @@ fn ahead(n_pages: usize, n_continuous_decode_steps: usize) -> SchedulerConfig {
 }
 
 #[test]
-fn the_next_step_is_foretold_as_long_as_no_row_ends() {
+fn the_next_step_is_announced_as_long_as_no_row_ends() {
     let mut scheduler = Scheduler::new(ahead(64, 4));
     let mut executor = mock(64);
     scheduler.add(request(1, 10, 16), T0).unwrap();
@@ -27,10 +27,10 @@ fn the_next_step_is_foretold_as_long_as_no_row_ends() {
 }
 
 #[test]
-fn who_may_not_foretell_takes_no_pages_for_it() {
+fn without_lookahead_no_pages_are_reserved_for_it() {
     let n_pages_used = |lookahead_enabled: bool| {
         let mut scheduler = Scheduler::new(ahead(64, 4));
-        scheduler.set_lookahead(foretells);
+        scheduler.set_lookahead(enabled);
         let mut executor = mock(64);
         scheduler.add(request(1, 8, 40), T0).unwrap();
         let mut lookahead_steps = 0;
@@ -46,14 +46,14 @@ fn who_may_not_foretell_takes_no_pages_for_it() {
 }
 
 #[test]
-fn the_foretold_step_has_its_pages_and_is_what_comes() {
+fn the_announced_step_has_its_pages_and_is_what_comes() {
     let mut scheduler = Scheduler::new(ahead(64, 3));
     let mut executor = mock(64);
     for id in 1..=3 {
         scheduler.add(request(id, 9 + id as usize, 70), T0).unwrap();
     }
     let mut expected: Option<StepPlan> = None;
-    let mut n_foretold = 0;
+    let mut n_announced = 0;
     while !scheduler.is_idle() {
         let (plan, _) = step(&mut scheduler, &mut executor);
         if let Some(expected) = expected.take() {
@@ -65,28 +65,28 @@ fn the_foretold_step_has_its_pages_and_is_what_comes() {
                 let covered = before.pages.len() * PAGE_TOKENS;
                 assert!(row.start + plan.n_steps <= covered);
             }
-            n_foretold += 1;
+            n_announced += 1;
         }
         expected = (plan.lookahead_steps > 0).then_some(plan);
     }
     // 69 tokens after the prefill in steps of 3: 23 steps, the first of which announces nothing.
-    assert_eq!(n_foretold, 21);
+    assert_eq!(n_announced, 21);
 }
 
 #[test]
-fn nothing_is_foretold_without_free_pages_and_nobody_loses_any() {
+fn nothing_is_announced_without_free_pages_and_nobody_loses_any() {
     // Two sequences fill the pool of 4 pages exactly, with 32 tokens of KV each.
     let mut scheduler = Scheduler::new(ahead(4, 1));
     let mut executor = mock(4);
     for id in 1..=2 {
         scheduler.add(request(id, 10, 30), T0).unwrap();
     }
-    let mut foretold = Vec::new();
+    let mut announced = Vec::new();
     while !scheduler.is_idle() {
         let (plan, _) = step(&mut scheduler, &mut executor);
-        foretold.push((plan.rows.len(), plan.rows[0].start, plan.lookahead_steps));
+        announced.push((plan.rows.len(), plan.rows[0].start, plan.lookahead_steps));
     }
-    let at = |start| foretold.iter().find(|f| f.0 == 2 && f.1 == start);
+    let at = |start| announced.iter().find(|f| f.0 == 2 && f.1 == start);
     assert_eq!(at(15), Some(&(2, 15, 1)), "both take their second page");
     assert_eq!(at(31), Some(&(2, 31, 0)), "a third page is not there");
 
@@ -108,7 +108,7 @@ fn nothing_is_foretold_without_free_pages_and_nobody_loses_any() {
 }
 
 #[test]
-fn without_the_setting_nothing_is_foretold() {
+fn without_the_setting_nothing_is_announced() {
     let mut scheduler = Scheduler::new(config(64));
     let mut executor = mock(64);
     scheduler.add(request(1, 10, 16), T0).unwrap();

@@ -273,11 +273,11 @@ fn errors_say_what_to_do() {
         },
     );
     assert!(error.contains("HF_HUB_OFFLINE"), "{error}");
-    let nobody = HubSettings {
+    let unreachable_hub = HubSettings {
         endpoint: Some("http://127.0.0.1:9".into()),
         ..settings
     };
-    assert!(failed("org/name", &nobody).contains("org/name from the hub"));
+    assert!(failed("org/name", &unreachable_hub).contains("org/name from the hub"));
 }
 
 /// `hf download --revision <commit>` leaves a snapshot and no reference to it.

@@ -180,9 +180,9 @@ fn nested(n: usize) -> (Vec<String>, Vec<String>) {
         ("{% if x %}", "{% elif x %}", "", "", "{% endif %}"),
         ("{% set x = [] %}", "{% set x = [x] %}", "", "", "{{ x }}"),
     ];
-    let write = |(before, open, inner, close, behind): &(&str, &str, &str, &str, &str)| {
+    let write = |(before, open, inner, close, after): &(&str, &str, &str, &str, &str)| {
         format!(
-            "{before}{}{inner}{}{behind}",
+            "{before}{}{inner}{}{after}",
             repeated(open),
             repeated(close)
         )

@@ -125,7 +125,7 @@ fn the_code_and_the_tests_that_rows_name_are_there() {
     }
 }
 
-/// What a row says of a device: the reason behind `CPU: ` or `GPU: `, up to the next line.
+/// The reason that a row gives for a device: after `CPU: ` or `GPU: `, up to the next line.
 fn stated<'a>(row: &'a Row, device: &str) -> Option<&'a str> {
     row.no_effect
         .split("<br>")

@@ -24,7 +24,7 @@ const AWAY: [&str; 6] = [
     "model_loading",
     "shutting_down",
 ];
-/// Until somebody who was turned away comes again.
+/// Pause before a refused client retries.
 const PATIENCE: Duration = Duration::from_millis(20);
 
 impl Soak {

@@ -79,7 +79,7 @@ pub(super) unsafe fn tile_block<
                 }
             }
         }
-        // SAFETY: one or two rows of 16 scales lie behind the group's codes.
+        // SAFETY: one or two rows of 16 scales follow the group's codes.
         let (scale, min) = unsafe {
             let scales = group.add(n_chunks * 64 * n_words);
             _mm_prefetch::<_MM_HINT_T0>(scales.wrapping_add(PREFETCH_BYTES).cast());
