@@ -458,7 +458,7 @@ impl EngineLoop {
         }
     }
 
-    /// Sends events to their clients. For a disconnected client a `Cancel` is on its way.
+    /// Sends events to their clients. For a disconnected client a `Cancel` is already queued.
     fn deliver(&mut self, events: Vec<(RequestId, TokenEvent)>) {
         let now = Instant::now();
         for (id, event) in events {

@@ -301,7 +301,7 @@ fn chains_agree_with_f64(gpu: &Gpu, formats: &[Format], rows: &[usize], before: 
 
 #[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
 #[test]
-fn a_layers_norms_on_the_way_agree_with_f64() {
+fn a_layers_fused_norms_agree_with_f64() {
     for element in Element::ALL {
         chains_agree_with_f64(&gpu(element), &Format::ALL, &ROWS, &[1.0]);
     }

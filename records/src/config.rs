@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::workload::Workload;
 
-/// `config.resolved.toml`: the experiment with everything inherited and typed laid over it.
+/// `config.resolved.toml`: the experiment merged with everything inherited and typed.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ResolvedConfig {

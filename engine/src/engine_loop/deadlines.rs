@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn without_limits_nobody_looks() {
+    fn without_limits_nothing_is_checked() {
         assert!(!Deadlines::new(TimeLimits::default()).is_due(Instant::now()));
     }
 }

@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_was_idle_goes_next_and_saves_nothing_up() {
+    fn an_idle_tenant_is_next_and_accumulates_no_credit() {
         let mut usage = UsageTable::default();
         let (busy, idle) = (usage.join(), usage.join());
         let now = Instant::now();
@@ -312,7 +312,7 @@ mod tests {
         usage.give_back(short, Duration::from_millis(1), Some(until));
         assert_eq!(usage.next(now), Next::NotBefore(until));
         assert_eq!(usage.next(until), Next::Tenant(long));
-        assert!(usage.has_waiters(long, now), "the other one is on its way");
+        assert!(usage.has_waiters(long, now), "the other one is expected");
         assert!(!usage.has_waiters(long, until));
         usage.call(short, now);
         assert_eq!(usage.next(now), Next::Tenant(short));

@@ -84,7 +84,7 @@ async fn a_request_streams_its_tokens_and_ends() {
 }
 
 #[tokio::test]
-async fn what_the_executor_counts_goes_on_behind_a_sleep() {
+async fn what_the_executor_counts_continues_after_a_suspension() {
     let engine = engine(MockConfig::default(), EngineLoopConfig::default());
     let sampled = || engine.metrics().host_sampled_tokens.get();
     drain(engine.submit(request(&engine, 7)).unwrap()).await;
@@ -298,7 +298,7 @@ async fn an_unhealthy_engine_tries_a_step_of_its_own() {
 }
 
 #[tokio::test]
-async fn a_lost_device_ends_the_engine_and_hangs_nobody() {
+async fn a_lost_device_ends_the_engine_and_every_request() {
     let mock = MockConfig {
         losing_step: Some(3),
         ..slow()
@@ -330,7 +330,7 @@ async fn a_lost_device_ends_the_engine_and_hangs_nobody() {
 }
 
 #[tokio::test]
-async fn a_panic_in_the_executor_hangs_nobody() {
+async fn a_panic_in_the_executor_ends_every_request() {
     let mock = MockConfig {
         panicking_step: Some(3),
         ..slow()

@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn codes_are_unique_words_with_a_cause_and_a_cure() {
+    fn codes_are_unique_and_have_a_cause_and_a_fix() {
         let mut seen = BTreeSet::new();
         for code in Code::ALL {
             let entry = code.entry();
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn waiting_is_a_cure_only_of_what_passes() {
+    fn waiting_helps_only_with_transient_errors() {
         for code in Code::ALL {
             let entry = code.entry();
             let may_pass = matches!(entry.status, Some(429 | 503));

@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_token_of_a_bad_word_is_excluded_behind_the_others() {
+    fn the_last_token_of_a_bad_word_is_excluded_after_the_others() {
         let words = Exclusions {
             bad_words: Arc::from([vec![5], vec![1, 2], vec![0, 1, 3], vec![98]]),
             ..Exclusions::default()

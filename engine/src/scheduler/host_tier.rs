@@ -101,11 +101,11 @@ impl Scheduler {
         let Some(tier) = self.config.host_tier.filter(|_| n_pages > 0) else {
             return false;
         };
-        let portion = self.somebody_decodes().then_some(tier.n_copies);
+        let portion = self.has_decoding().then_some(tier.n_copies);
         self.restore_costs.is_worth_it(n_pages, portion)
     }
 
-    fn somebody_decodes(&self) -> bool {
+    fn has_decoding(&self) -> bool {
         self.running.iter().any(Sequence::is_decoding)
     }
 
@@ -115,7 +115,7 @@ impl Scheduler {
         let Some(tier) = self.config.host_tier else {
             return;
         };
-        let mut n_left = if self.somebody_decodes() {
+        let mut n_left = if self.has_decoding() {
             tier.n_copies
         } else {
             usize::MAX

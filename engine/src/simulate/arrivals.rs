@@ -47,8 +47,8 @@ impl Arrivals {
     pub fn send(&mut self, number: u64, text: Text, at: Duration) {
         let tokenizing = Duration::from_secs_f64(text.n_tokens as f64 * self.tokenize_s);
         let arrives_at = if text.n_bytes <= INLINE_BYTES {
-            let behind_the_last = self.last_short + self.spacing;
-            self.last_short = (at + self.request + tokenizing).max(behind_the_last);
+            let after_the_last = self.last_short + self.spacing;
+            self.last_short = (at + self.request + tokenizing).max(after_the_last);
             self.last_short
         } else {
             // There is at least one.

@@ -337,11 +337,7 @@ mod tests {
             ("Sure, ", ThoughtStart::After, "Sure, "),
             ("", ThoughtStart::Before, ""),
             ("<think>\nI should", ThoughtStart::Inside, ""),
-            (
-                "<think>\nok\n</think>\n\nSure",
-                ThoughtStart::After,
-                "Sure",
-            ),
+            ("<think>\nok\n</think>\n\nSure", ThoughtStart::After, "Sure"),
             ("</think> <think>", ThoughtStart::Inside, ""),
         ] {
             assert_eq!(

@@ -115,7 +115,7 @@ fn slept(executor: Box<CudaExecutor>) -> (u64, Box<dyn Executor>) {
     let mut asleep: Box<dyn SuspendedExecutor> = executor
         .sleep()
         .map_err(|(_, error)| error)
-        .expect("it falls asleep");
+        .expect("it is suspended");
     let given_back = free_bytes().saturating_sub(before);
     (given_back, asleep.wake().expect("it wakes"))
 }
@@ -174,7 +174,7 @@ fn sleeping_gives_memory_back_and_changes_no_token() {
 
 #[test]
 #[ignore = "needs a GPU: run with --ignored on a machine with one"]
-fn a_model_whose_place_was_taken_stays_asleep_until_it_is_free() {
+fn a_model_without_free_memory_stays_suspended_until_there_is_some() {
     let dirs = [(); 2].map(|()| tempfile::tempdir().expect("a folder"));
     let checkpoint = awq(dirs[0].path(), Family::Qwen3, 128);
     let limited = |fraction: f64, max_total_tokens: Option<usize>| {

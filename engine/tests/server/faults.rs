@@ -56,7 +56,7 @@ async fn only_the_requests_of_a_failed_step_fail_and_say_why() {
 
 /// A panic ends every request with an error, including streams, and then the server.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_panic_answers_everybody_and_ends_the_server() {
+async fn a_panic_answers_every_request_and_ends_the_server() {
     let mut config = TestConfig::saying("ok").slowly(Duration::from_millis(5));
     config.max_running_requests = 2;
     config.mock.panicking_step = Some(20);

@@ -97,7 +97,7 @@ async fn a_streamed_answer_ends_with_its_error() {
 }
 
 #[tokio::test]
-async fn a_dead_engine_is_unhealthy_and_hangs_nobody() {
+async fn a_dead_engine_is_unhealthy_and_ends_every_request() {
     let mut config = TestConfig::saying("ok");
     config.mock.panicking_step = Some(3);
     let server = TestServer::start(config).await;

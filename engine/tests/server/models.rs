@@ -103,7 +103,7 @@ async fn requests_go_to_the_model_that_they_name() {
 
 /// Each model has a short name beside the one it was given, and these meet.
 #[tokio::test]
-async fn a_given_name_goes_before_a_short_one_and_a_short_one_of_two_is_nobodys() {
+async fn a_configured_name_precedes_a_short_one_and_an_ambiguous_short_one_is_unknown() {
     let server = TestServer::start_unloaded(TestConfig::default().http).await;
     let arbiter = Arc::new(DeviceArbiter::default());
     let models: [(&'static [&'static str], &str); 4] = [

@@ -125,7 +125,7 @@ async fn a_stream_shows_its_tokens_and_then_its_own_error() {
 /// Values at and beyond the borders of sampling parameters: each is served or refused with its
 /// name, and none reaches another request.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn odd_parameters_are_served_or_refused_by_name_and_harm_nobody() {
+async fn odd_parameters_are_served_or_refused_by_name_and_affect_no_other_request() {
     let server = TestServer::start(config()).await;
     let expected = texts(&server).await;
     let served = [

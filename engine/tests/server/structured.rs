@@ -266,7 +266,7 @@ async fn masks_are_ready_when_the_step_is() {
 }
 
 #[tokio::test]
-async fn an_abandoned_form_leaves_nothing_behind() {
+async fn an_abandoned_constraint_leaves_nothing() {
     let config = TestConfig::default().slowly(Duration::from_millis(10));
     let server = TestServer::start(config).await;
     let body = json!({"prompt": "x", "guided_regex": "[a-z]*", "max_tokens": 400, "stream": true});

@@ -302,7 +302,7 @@ async fn thoughts_come_in_a_field_of_their_own() {
 }
 
 #[tokio::test]
-async fn a_call_may_come_behind_a_thought() {
+async fn a_call_may_follow_reasoning() {
     let text = format!("<think>a</think>\n\n{TWO_CALLS}");
     let server = TestServer::start(with(saying(&text), ToolCallFormat::Hermes, true)).await;
     let chunks = server
@@ -316,7 +316,7 @@ async fn a_call_may_come_behind_a_thought() {
 
 /// The reasoning is unconstrained; the response after it has the required format.
 #[tokio::test]
-async fn a_form_holds_behind_a_thought() {
+async fn a_format_applies_after_reasoning() {
     let text = "<think>{not JSON</think>\n\nno JSON either";
     let server = TestServer::start(with(saying(text), ToolCallFormat::Hermes, true)).await;
     let fields = json!({"tools": null, "structured_outputs": {"choice": ["예", "아니요"]}});

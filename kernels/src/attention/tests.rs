@@ -412,7 +412,7 @@ fn what_a_format_cannot_hold_is_stored_as_its_largest_or_zero_and_counted() {
 
 /// A page left by a broken sequence, reused by a shorter sequence.
 #[test]
-fn values_left_behind_a_context_change_nothing() {
+fn values_after_a_context_change_nothing() {
     let shape = AttentionShape {
         n_q_heads: 2,
         n_kv_heads: 1,

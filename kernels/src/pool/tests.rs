@@ -18,7 +18,7 @@ fn every_thread_runs_every_region_once() {
 
 /// Shares so short that caller and workers compete for them.
 #[test]
-fn each_share_runs_once_whoever_takes_it() {
+fn each_share_runs_once_on_any_thread() {
     for n_threads in [2, 3, 5] {
         let mut pool = WorkerPool::new(n_threads).expect("pool");
         let calls: Vec<AtomicU32> = (0..n_threads).map(|_| AtomicU32::new(0)).collect();

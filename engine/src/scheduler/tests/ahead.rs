@@ -74,7 +74,7 @@ fn the_announced_step_has_its_pages_and_is_what_comes() {
 }
 
 #[test]
-fn nothing_is_announced_without_free_pages_and_nobody_loses_any() {
+fn nothing_is_announced_without_free_pages_and_none_are_lost() {
     // Two sequences fill the pool of 4 pages exactly, with 32 tokens of KV each.
     let mut scheduler = Scheduler::new(ahead(4, 1));
     let mut executor = mock(4);

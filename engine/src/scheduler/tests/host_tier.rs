@@ -78,7 +78,7 @@ fn what_the_device_gave_up_comes_back_and_changes_no_token() {
 }
 
 #[test]
-fn alone_all_comes_back_at_once_and_the_rest_is_computed_behind_it() {
+fn alone_all_is_restored_at_once_and_the_rest_is_computed_after_it() {
     let (mut scheduler, mut executor) = given_up();
     scheduler.add(again(3, 100, 4), T0).unwrap();
     let (plan, _) = step(&mut scheduler, &mut executor);

@@ -79,7 +79,7 @@ struct Figures {
     n_abandoned: usize,
     /// Wrong ones.
     n_refused: usize,
-    /// Their model was asleep, unloaded, or on its way.
+    /// Their model was sleeping, unloaded, or loading.
     n_turned_away: usize,
     n_known_texts: usize,
     n_sleeps: usize,

@@ -57,7 +57,7 @@ fn the_fastest_replaces_the_default_only_by_a_margin() {
 }
 
 #[test]
-fn down_has_tiles_only_behind_tiles() {
+fn down_has_tiles_only_after_tiles() {
     // Tiles are far faster for down alone, but cost gate-up more.
     let gate_up = [(stream(1), 50.0), (WGMMA, 60.0)];
     let down = [(stream(2), 30.0), (WGMMA, 25.0)];
