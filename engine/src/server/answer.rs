@@ -122,7 +122,7 @@ impl RunningChoices {
         })
     }
 
-    fn record(&mut self, index: usize, piece: &Piece, format: &mut impl Format) {
+    fn record(&mut self, index: usize, piece: &Piece, format: &mut impl AnswerFormat) {
         format.record(index, piece);
         self.usage.count(index, piece.tokens.len());
         if let Some(end) = &piece.end {
@@ -139,7 +139,7 @@ impl RunningChoices {
     }
 
     /// Waits for all choices to finish.
-    pub async fn whole(mut self, mut format: impl Format) -> Result<Response, ApiError> {
+    pub async fn whole(mut self, mut format: impl AnswerFormat) -> Result<Response, ApiError> {
         let mut texts = vec![String::new(); self.n_choices];
         let mut tokens = vec![Vec::new(); self.n_choices];
         let mut ends: Vec<Option<ChoiceEnd>> = vec![None; self.n_choices];
@@ -331,7 +331,7 @@ pub async fn respond(
 ) -> Result<Response, ApiError> {
     // A whole response does not show its pieces, so they may be as large as they come.
     let interval = streaming.map_or(256, |_| state.http.stream_interval);
-    let word = lookup.word();
+    let cache_read = lookup.as_str();
     let to_register = choices
         .iter()
         .map(|choice| (format.id(choice.index).to_owned(), choice));

@@ -197,7 +197,7 @@ impl CudaExecutor {
         config: ModelConfig,
         weights: DeviceWeights,
         n_pages: usize,
-        place: DeviceSetup,
+        setup: DeviceSetup,
         options: CudaOptions,
     ) -> Result<Self, CudaLoadError> {
         let DeviceSetup {
