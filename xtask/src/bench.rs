@@ -42,8 +42,8 @@ fn choice(has_gpu: bool, has_kernels: bool) -> (&'static str, &'static str) {
 
 /// Whether the user has selected a target.
 fn names_a_target(arguments: &[String]) -> bool {
-    let mut of_cargo = arguments.iter().take_while(|word| *word != "--");
-    of_cargo.any(|word| word == "--benches" || word == "--bench" || word.starts_with("--bench="))
+    let mut of_cargo = arguments.iter().take_while(|arg| *arg != "--");
+    of_cargo.any(|arg| arg == "--benches" || arg == "--bench" || arg.starts_with("--bench="))
 }
 
 #[cfg(test)]
@@ -63,9 +63,9 @@ mod tests {
     fn what_the_user_names_is_left_alone() {
         let args =
             |line: &str| -> Vec<String> { line.split_whitespace().map(str::to_owned).collect() };
-        assert!(names_a_target(&arguments("--bench cuda_kernels")));
-        assert!(names_a_target(&arguments("--bench=cpu_kernels -- decode")));
-        assert!(!names_a_target(&arguments("")));
-        assert!(!names_a_target(&arguments("-- --bench")));
+        assert!(names_a_target(&args("--bench cuda_kernels")));
+        assert!(names_a_target(&args("--bench=cpu_kernels -- decode")));
+        assert!(!names_a_target(&args("")));
+        assert!(!names_a_target(&args("-- --bench")));
     }
 }

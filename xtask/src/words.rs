@@ -7,6 +7,7 @@
 //! Deliberately absent: grammar, spelling, and other languages than English.
 
 use std::collections::BTreeMap;
+use std::fmt::Write;
 use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
@@ -101,17 +102,17 @@ fn shrink(root: &Path) -> Result<()> {
     let hits = hits_in_tree(root)?;
     let path = root.join(ALLOWED);
     let old = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-    let comment = old.lines().take_while(|line| line.starts_with('#'));
-    let mut text: String = comment.map(|line| format!("{line}\n")).collect();
+    let comment = old.split_inclusive('\n');
+    let mut text: String = comment.take_while(|line| line.starts_with('#')).collect();
     for entry in allow_list(root)?.allow {
         let found = hits.get(&entry.path).map_or(0, Vec::len);
         if found > 0 {
-            text += &format!(
-                "\n[[allow]]\npath = {:?}\ncount = {}\nreason = {:?}\n",
-                entry.path,
-                found.min(entry.count),
-                entry.reason
-            );
+            let count = found.min(entry.count);
+            let Allowed { path, reason, .. } = entry;
+            write!(
+                text,
+                "\n[[allow]]\npath = {path:?}\ncount = {count}\nreason = {reason:?}\n"
+            )?;
         }
     }
     fs::write(&path, text).with_context(|| path.display().to_string())

@@ -109,14 +109,14 @@ impl Tenant {
                 Next::NotBefore(then) => {
                     let wait = then.saturating_duration_since(now);
                     let (usage, _) = self
-                        .turns
+                        .arbiter
                         .changed
                         .wait_timeout(usage, wait)
                         .unwrap_or_else(PoisonError::into_inner);
                     usage
                 }
                 Next::Tenant(_) | Next::None => self
-                    .turns
+                    .arbiter
                     .changed
                     .wait(usage)
                     .unwrap_or_else(PoisonError::into_inner),

@@ -7,26 +7,26 @@
 //! # Rules
 //!
 //! - Admission takes the policy's first waiting request and reserves pages for all its known
-//! tokens. If the pool cannot supply them, admission stops (head-of-line blocking), except as
-//! below.
+//!   tokens. If the pool cannot supply them, admission stops (head-of-line blocking), except as
+//!   below.
 //! - Whole pages of a prompt that were computed before are shared instead of computed again. A
-//! request whose next page is being computed by another one is skipped until it is available.
+//!   request whose next page is being computed by another one is skipped until it is available.
 //! - A prompt is computed in chunks of at most `chunked_prefill_size` tokens, a step computes at
-//! most `max_prefill_tokens` prompt tokens. Prefill steps and decode steps alternate while both
-//! have work, so that neither starves; with `mixed_chunk` decode rows are added to prefill steps.
+//!   most `max_prefill_tokens` prompt tokens. Prefill steps and decode steps alternate while both
+//!   have work, so that neither starves; with `mixed_chunk` decode rows are added to prefill steps.
 //! - A prompt whose tokens are scored is computed from its first token on, ignoring the cache, in
-//! chunks of at most [`SCORED_CHUNK`] tokens, since each token costs a row of logits.
+//!   chunks of at most [`SCORED_CHUNK`] tokens, since each token costs a row of logits.
 //! - A decode step generates up to `n_continuous_decode_steps` tokens for each row, limited by what
-//! every row may still generate and has pages for; one at a time while a row follows a grammar. A
-//! row whose next mask is not ready can be held back: it keeps its pages and skips a step.
+//!   every row may still generate and has pages for; one at a time while a row follows a grammar. A
+//!   row whose next mask is not ready can be held back: it keeps its pages and skips a step.
 //! - If decoding rows need pages and none are left, the last admitted sequence is preempted: its
-//! pages are freed, it waits again (with its old arrival) and later recomputes prompt and output.
-//! The first admitted one is never preempted while others run, and alone it fits the pool, so there
-//! is always progress.
+//!   pages are freed, it waits again (with its old arrival) and later recomputes prompt and output.
+//!   The first admitted one is never preempted while others run, and alone it fits the pool, so there
+//!   is always progress.
 //! - With a host tier, evicted pages are restored from the host; a request whose prefix is being
-//! restored has no row meanwhile ([`host_tier`]).
+//!   restored has no row meanwhile ([`host_tier`]).
 //! - The random draw for output token i depends only on the seed and i, so preemption, chunking and
-//! other requests in the batch do not change a text.
+//!   other requests in the batch do not change a text.
 //!
 //! Deliberately absent: beam search.
 

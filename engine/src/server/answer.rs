@@ -352,7 +352,7 @@ pub async fn respond(
         Some(streaming) => answer.stream(format, streaming, Arc::clone(&state.traffic)),
         None => answer.whole(format).await?,
     };
-    Ok(Lookup::mark(word, response))
+    Ok(Lookup::mark(cache_read, response))
 }
 
 /// The model as response formats share it.

@@ -164,7 +164,7 @@ fn scores_are_those_of_generating_the_prompt_token_by_token() {
     }
 }
 
-/// What is cached is not taken, or its tokens would have no scores.
+/// Cached tokens are recomputed; otherwise they would have no scores.
 #[test]
 fn a_cached_prompt_is_scored_again() {
     let mut executor = load();
@@ -192,7 +192,7 @@ fn a_cached_prompt_is_scored_again() {
         &prompt,
         &expected,
     );
-    // And others may share what the scored one computed.
+    // Other requests may reuse what the scored one computed.
     let told = serve(
         &mut executor,
         &mut scheduler,
@@ -201,7 +201,7 @@ fn a_cached_prompt_is_scored_again() {
     assert!(told[&3].usage.cached_tokens >= 64 && told[&3].scores.is_none());
 }
 
-/// A pool that holds little more than one of them: they are preempted and begin again.
+/// A pool that holds little more than one of them: they are preempted and restart.
 #[test]
 fn a_preempted_prompt_is_scored_once() {
     let mut executor = load();

@@ -58,7 +58,7 @@ fn every_attention_backend_agrees_on_the_card() {
     }
 }
 
-/// Captured, padded and in bursts: what a backend makes does not depend on it.
+/// Captured, padded and in bursts: a backend's output does not depend on it.
 #[test]
 #[ignore = "needs a GPU: run with --ignored on a machine with one"]
 fn every_attention_backend_makes_the_same_tokens_with_and_without_graphs() {

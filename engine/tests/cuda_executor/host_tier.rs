@@ -1,4 +1,4 @@
-//! KV that went to the host and came back is what it was, whatever ran meanwhile.
+//! KV that was copied to the host and back is unchanged, whatever ran in between.
 
 use engine::executor::cuda::{CudaExecutor, CudaOptions, Element, GraphSizes, KvFormat};
 use engine::executor::{Executor, HostTierOptions, HostTierSize, PlanRow, StepPlan};
@@ -71,8 +71,8 @@ fn a_prefix_from_the_host_changes_no_logit() {
         executor.forward_logits(&[all], &[]).expect("the prefix");
         let expected = logits(&mut executor, &first);
 
-        // Out while another sequence is computed, over the pages afterwards, and back elsewhere
-        // while a third one is.
+        // Copied out while another sequence is computed, over the pages afterwards, and restored
+        // elsewhere while a third one is.
         let beside = |pages: &[u32], copies: PageCopies, token: u32| StepPlan {
             rows: vec![PlanRow {
                 sample: Some(greedy(0)),

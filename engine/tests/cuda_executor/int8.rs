@@ -4,7 +4,7 @@ use super::*;
 
 const N_TOKENS: usize = 300;
 
-/// Of every token of a prompt, `[N_TOKENS, VOCAB]`.
+/// Logits of every token of a prompt, `[N_TOKENS, VOCAB]`.
 fn logits(checkpoint: &dyn Checkpoint, int8_activations: bool, kv_format: KvFormat) -> Vec<f32> {
     let options = CudaOptions {
         int8_activations,
@@ -62,7 +62,7 @@ fn rounding_to_8_bits_changes_the_distribution_little() {
         100.0 * equal,
         100.0 * equal_fp8_kv
     );
-    // It is another computation, and one that is no further off than FP8 KV. Random weights leave the
+    // The results differ, but no more than with FP8 KV. Random weights leave the
     // logits nearly flat, so that both change a most likely token now and then.
     assert!(kl > 0.0 && kl <= kl_fp8_kv / 2.0, "{kl} {kl_fp8_kv}");
     assert!(

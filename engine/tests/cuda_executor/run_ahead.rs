@@ -1,4 +1,4 @@
-//! Work begun ahead of its plan changes no token, whatever comes instead.
+//! Work launched ahead of its plan changes no token, whatever plan follows.
 
 use engine::executor::cuda::{CudaExecutor, CudaOptions, GraphSizes};
 use engine::executor::{Executor, ExecutorCounts};
@@ -42,7 +42,7 @@ fn drawn(id: usize) -> SamplingParams {
     }
 }
 
-/// Requests that join and leave: by length, by a stop id, by going away.
+/// Requests that join and leave: by length, by a stop id, by cancellation.
 fn traffic(is_drawn: bool) -> Vec<Arrival> {
     (0..30)
         .map(|id| {

@@ -1,4 +1,4 @@
-//! The error catalogue against its page and against what the server and the program say.
+//! The error catalogue against its page and against the texts of the server and the program.
 
 use std::path::Path;
 use std::process::Command;
@@ -214,7 +214,7 @@ fn failed_starts_name_their_code() {
 fn without_a_home_the_cache_folder_is_asked_for() {
     let output = Command::new(env!("CARGO_BIN_EXE_engine"))
         .args(["fetch", "default"])
-        // Only a whole path is a home.
+        // Only an absolute path counts as a home.
         .env("HOME", "no-home")
         .env_remove("ENGINE_CACHE")
         .env_remove("XDG_CACHE_HOME")

@@ -1,5 +1,5 @@
-//! What breaks inside or comes in broken: errors with a code, before memory is asked for, and a
-//! server that goes on or ends, but never hangs.
+//! Internal faults and broken input: errors with a code, before memory is allocated, and a server
+//! that continues or ends, but never hangs.
 
 use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
@@ -98,8 +98,8 @@ fn folder() -> tempfile::TempDir {
     folder
 }
 
-/// The program on a model, with an address space in which an absurd allocation fails; how it ended
-/// and what it said.
+/// The program on a model, with an address space in which an absurd allocation fails: its exit
+/// status and its log.
 fn serve(model: &Path) -> (ExitStatus, String) {
     let folder = tempfile::tempdir().expect("a folder");
     let log = folder.path().join("log");
@@ -210,7 +210,7 @@ fn broken_weights_are_refused_by_name() {
     lying[..8].copy_from_slice(&(1_u64 << 63).to_le_bytes());
     std::fs::write(&path, lying).expect("written");
     assert_refused(cut.path(), "weights_file", &["model.safetensors"]);
-    // Right files of another model.
+    // Valid files of another model.
     let other = folder();
     edit_json(&other.path().join("config.json"), |config| {
         config["intermediate_size"] = json!(config["intermediate_size"].as_u64().expect("one") * 2);
@@ -242,8 +242,8 @@ fn a_broken_tokenizer_is_refused() {
     assert_refused(cut.path(), "tokenizer", &["tokenizer.json"]);
 }
 
-/// The tokenizer of another model: ids that the model has no embeddings for are the request's
-/// error, and other requests go on.
+/// The tokenizer of another model: ids without embeddings in the model fail the request, and other
+/// requests continue.
 #[tokio::test(flavor = "multi_thread")]
 async fn ids_beyond_the_model_are_refused_one_by_one() {
     let folder = folder();
@@ -263,7 +263,7 @@ async fn ids_beyond_the_model_are_refused_one_by_one() {
     }
 }
 
-/// A template that never ends runs out of fuel; the server answers others meanwhile.
+/// A template that never ends runs out of fuel; the server answers other requests meanwhile.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hostile_chat_template_is_an_error_of_its_requests() {
     let folder = folder();

@@ -35,7 +35,7 @@ const CHAT_TEMPLATE: &str = "{% if tools %}tools {{ tools | tojson }}\n{% endif 
     {% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}\
     {% endif %}";
 
-/// What a test's server is like.
+/// A test's server.
 pub struct TestConfig {
     pub mock: MockConfig,
     pub http: HttpConfig,
@@ -106,7 +106,7 @@ impl TestConfig {
         config
     }
 
-    /// Each step takes this long, so that there is time to interrupt.
+    /// Each step takes this long, so that a test can interrupt it.
     pub fn slowly(mut self, step_delay: Duration) -> Self {
         self.mock.step_delay = step_delay;
         self
@@ -172,7 +172,7 @@ impl TestServer {
         client::post(self.address, path, &body).await
     }
 
-    /// Answer of a request that has to succeed.
+    /// The response to a request that must succeed.
     pub async fn ok(&self, path: &str, body: Value) -> Value {
         let answer = self.post(path, body).await;
         assert_eq!(answer.status, 200, "{}", answer.text());
@@ -196,10 +196,10 @@ impl TestServer {
     }
 }
 
-/// For what takes milliseconds on an idle machine.
+/// Limit for what takes milliseconds on an idle machine.
 pub const LIMIT: Duration = Duration::from_secs(30);
 
-/// Looks until it is so; fails, naming what was waited for, once the limit is over.
+/// Polls until the condition holds; fails after the limit, naming what was waited for.
 pub async fn until(what: &str, limit: Duration, mut is_so: impl AsyncFnMut() -> bool) {
     let looking = async {
         while !is_so().await {
@@ -224,7 +224,7 @@ pub async fn assert_empties(address: SocketAddr) {
     until("no request and no page is left", LIMIT, is_empty).await;
 }
 
-/// A body with further or other fields.
+/// A body with additional or overridden fields.
 pub fn merged(mut body: Value, fields: Value) -> Value {
     let Value::Object(fields) = fields else {
         panic!("fields are an object: {fields}")

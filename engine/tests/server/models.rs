@@ -101,7 +101,7 @@ async fn requests_go_to_the_model_that_they_name() {
     );
 }
 
-/// Each model has a short name beside the one it was given, and these meet.
+/// Each model has a short name besides the given one, and the short names collide.
 #[tokio::test]
 async fn a_configured_name_precedes_a_short_one_and_an_ambiguous_short_one_is_unknown() {
     let server = TestServer::start_unloaded(TestConfig::default().http).await;
@@ -201,7 +201,7 @@ async fn what_the_server_says_of_itself_covers_all_models() {
     assert_eq!(n_of("# TYPE vllm:generation_tokens_total counter"), 1);
 }
 
-/// A probe has no key: it is told how things are, and no names.
+/// A probe has no key: it gets the state, but no names.
 #[tokio::test]
 async fn health_names_no_models_to_who_brings_no_key() {
     let mut config = TestConfig::saying("a");
@@ -390,7 +390,7 @@ async fn what_is_asked_wrongly_of_the_admin_api_is_named() {
     }
 }
 
-/// Deterministic requests of two models that differ in nothing else, asked of one cache.
+/// Deterministic requests to two otherwise identical models with one cache.
 #[tokio::test]
 async fn kept_answers_are_one_models_own() {
     let mut a = TestConfig::saying("a");
@@ -434,7 +434,7 @@ async fn kept_answers_are_one_models_own() {
     assert_eq!(code(&server.post(PATH, body).await), "model_asleep");
 }
 
-/// An engine that dies takes the process with it; one that is unloaded does not.
+/// If a model's engine dies, the process ends; unloading a model does not end it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_model_that_panics_ends_the_server_and_one_that_is_unloaded_does_not() {
     let mut panicking = TestConfig::saying("b");
@@ -501,7 +501,7 @@ async fn a_flooded_model_holds_another_up_by_one_of_its_steps_at_a_time() {
         beside < alone + Duration::from_millis(20 * (N_TOKENS + 2) + 500),
         "{alone:?} alone, {beside:?}"
     );
-    // The flooded one was not stopped either.
+    // The flooded one was not starved either.
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert!(n_steps(&server.get("/metrics").await, "a") > n_steps(&after, "a"));
     for client in clients {
@@ -540,7 +540,7 @@ async fn config_names_the_models_of_a_server() {
     let post = async |action: &str, body: Value| {
         client::admin(program.address, ADMIN_KEY, action, &body).await
     };
-    // Asleep, its share is another's; one that asks for more is refused with the arithmetic.
+    // While a model sleeps, others may use its share; a model that needs more is refused with the arithmetic.
     for (name, text) in ["x", "y"].into_iter().zip(&texts) {
         assert_eq!(post("sleep", json!({"model": name})).await.status, 200);
         assert_eq!(post("wake", json!({"model": name})).await.status, 200);

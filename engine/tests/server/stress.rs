@@ -1,4 +1,4 @@
-//! Many clients at once, half of which go away, some of which are wrong.
+//! Many clients at once, half of which disconnect, some of which send bad requests.
 
 use std::net::SocketAddr;
 use std::time::Duration;

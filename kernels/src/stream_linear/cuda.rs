@@ -16,8 +16,8 @@ use super::plan::check_plan;
 use super::variant::{LoadedKernels, Variant, not_there};
 use super::wgmma::WgmmaKernels;
 use super::{
-    Arrangement, DeviceLimits, Epilogue, Format, LARGE_M_MIN, Layout, MAX_ROWS, MAX_TILED_ROWS, OP,
-    RowBucket, TILED_ROWS,
+    Arrangement, DeviceLimits, Epilogue, Format, Layout, MAX_ROWS, MAX_TILED_ROWS, OP, RowBucket,
+    TILED_ROWS,
 };
 use crate::KernelError;
 use crate::cuda::shape::ShapeCheck;

@@ -7,11 +7,11 @@
 //!
 //! - `openai`, `openai-forms`, `openai-js`: OpenAI's clients for Python and JavaScript.
 //! - `ai-sdk`, `langchain`, `pydantic-ai`, `instructor`: frameworks on top of them. The checks
-//! cover output formats, tool calls, usage, streams and typed errors.
+//!   cover output formats, tool calls, usage, streams and typed errors.
 //! - `litellm`, `litellm-proxy`: LiteLLM's functions, and its proxy between the server and OpenAI's client.
 //! - `lm-eval`: lm-evaluation-harness with tasks of this repository; its scores must be the server's own.
 //! - `guidellm`, `llama-benchy`: load generators. guidellm depends on torch, gigabytes of which it
-//! uses one iterator; a package of this repository replaces it.
+//!   uses one iterator; a package of this repository replaces it.
 //! - `stress`: this repository's own client, 200 requests at once of which half are abandoned.
 
 mod book;

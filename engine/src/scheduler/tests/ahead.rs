@@ -30,7 +30,7 @@ fn the_next_step_is_announced_as_long_as_no_row_ends() {
 fn without_lookahead_no_pages_are_reserved_for_it() {
     let n_pages_used = |lookahead_enabled: bool| {
         let mut scheduler = Scheduler::new(ahead(64, 4));
-        scheduler.set_lookahead(enabled);
+        scheduler.set_lookahead(lookahead_enabled);
         let mut executor = mock(64);
         scheduler.add(request(1, 8, 40), T0).unwrap();
         let mut lookahead_steps = 0;

@@ -1,4 +1,4 @@
-//! Flags of the GPU's memory and graphs, on a simulated GPU: it sizes its pool and times its
+//! Flags of the GPU's memory and graphs, on a simulated GPU, which sizes its pool and times its
 //! steps as the real one does.
 
 use std::path::Path;
@@ -10,7 +10,7 @@ use engine::simulate::{Arrivals, LoadCase, LoadRequest, SimulatedLoad, Simulatio
 use super::model::Model;
 use crate::command_line::resolve;
 
-/// A few users on the card of a launch line.
+/// A few users on the GPU of a launch line.
 fn simulated(flags: &str) -> Simulation {
     let model = Model::f16();
     // Without a cap on the pool: memory decides.
@@ -42,7 +42,7 @@ fn pool_tokens(flags: &str) -> usize {
         .kv_pool_tokens
 }
 
-/// When the last request has ended.
+/// Time at which the last request ends.
 fn end_s(flags: &str) -> f64 {
     let simulation = simulated(&format!("{MEMORY} {flags}"));
     let ends = simulation.requests.iter().map(|request| request.end_s);

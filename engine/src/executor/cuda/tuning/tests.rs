@@ -1,12 +1,12 @@
 //! Choices, buckets and the file, without a GPU.
 
-use kernels::stream_linear::{Plan, Rows};
+use kernels::stream_linear::{Plan, RowBucket};
 
 use super::*;
 
 fn stream(n_ranks: usize) -> Variant {
     Variant::Stream(Plan {
-        rows: Rows::Up16,
+        rows: RowBucket::Up16,
         n_ranks,
         n_clusters: 66,
         n_stages: 3,
