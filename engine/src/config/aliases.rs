@@ -95,6 +95,7 @@ const OTHER_TOKENIZER: &str =
 pub fn translate(args: &[String], command: &Command) -> Result<Vec<String>, String> {
     let mut line = Line {
         known: known_flags(command),
+        switch_spellings: switch_spellings(command),
         args: Vec::with_capacity(args.len()),
         unknown: Vec::new(),
         refused: Vec::new(),
@@ -159,6 +160,8 @@ pub(super) fn reason(kept: &str) -> (String, String) {
 struct Line {
     /// Flag → whether a value follows.
     known: HashMap<String, bool>,
+    /// Another spelling of a switch → its name, by which a model of a file can turn it off.
+    switch_spellings: HashMap<String, String>,
     args: Vec<String>,
     unknown: Vec<String>,
     refused: Vec<String>,
@@ -166,14 +169,15 @@ struct Line {
 
 impl Line {
     /// As typed, or with dashes if only that spelling is known: vLLM also accepts
-    /// `--max_model_len`.
+    /// `--max_model_len`. A switch has one name.
     fn name_of(&self, typed: &str) -> String {
         let dashed = typed.replace('_', "-");
         let is_known = |name: &str| self.known.contains_key(name) || find(name).is_some();
         if !is_known(typed) && typed.starts_with("--") && is_known(&dashed) {
-            return dashed;
+            return self.name_of(&dashed);
         }
-        typed.to_owned()
+        let own = self.switch_spellings.get(typed);
+        own.cloned().unwrap_or_else(|| typed.to_owned())
     }
 
     fn push(&mut self, flag: &str, value: Option<&str>) {
@@ -361,6 +365,23 @@ fn counted(text: &str) -> String {
         |_| text.to_owned(),
         |number| (u64::from(number) * scale).to_string(),
     )
+}
+
+fn switch_spellings(command: &Command) -> HashMap<String, String> {
+    let mut spellings = HashMap::new();
+    for argument in command.get_arguments() {
+        if let Some(own) = argument.get_long()
+            && !argument.get_action().takes_values()
+        {
+            let others = argument.get_visible_aliases().unwrap_or_default();
+            spellings.extend(
+                others
+                    .iter()
+                    .map(|name| (format!("--{name}"), format!("--{own}"))),
+            );
+        }
+    }
+    spellings
 }
 
 /// All names that the parser accepts, and whether a value follows.

@@ -346,7 +346,7 @@ async fn what_runs_longer_than_the_grace_is_failed_clearly() {
         assert_eq!(answer.status, 503, "{}", answer.text());
         let (expected, part) = match action {
             "sleep" => ("model_asleep", "put to sleep"),
-            _ => ("shutting_down", "unloads this model"),
+            _ => ("shutting_down", "unloading this model"),
         };
         assert_eq!(code(&answer), expected);
         assert!(answer.text().contains(part), "{}", answer.text());

@@ -195,7 +195,7 @@ async fn redis_comes_and_goes_and_answers_go_on() {
     );
     assert_eq!(n_warnings(&program.log()), 1, "{}", program.log());
     assert!(
-        program.log().contains("the result cache is back"),
+        program.log().contains("reconnected to the result cache"),
         "{}",
         program.log()
     );

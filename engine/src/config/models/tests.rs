@@ -105,6 +105,26 @@ fn a_models_table_takes_back_a_switch_that_is_common() {
 }
 
 #[test]
+fn both_spellings_of_a_switch_are_one_switch() {
+    for (common, own) in [
+        ("autotune", "enable-torch-compile"),
+        ("enable-torch-compile", "autotune"),
+    ] {
+        let text = format!(
+            "{common} = true\n[[model]]\nmodel-path = \"a\"\n{own} = false\n\
+             [[model]]\nmodel-path = \"b\"\n"
+        );
+        let plan = in_file(&text, "").expect("a plan");
+        let tuned: Vec<bool> = plan
+            .models
+            .iter()
+            .map(|m| m.typed.enable_torch_compile)
+            .collect();
+        assert_eq!(tuned, [false, true], "{common}, {own}");
+    }
+}
+
+#[test]
 fn what_is_wrong_is_named() {
     let file = |text: &str| in_file(text, "").expect_err(text).to_string();
     for (found, expected) in [

@@ -81,7 +81,7 @@ pub(super) fn describe(
     ]);
     if device.is_shared() {
         let what = "other processes may run kernels on this GPU; kernels with a grid-wide barrier are \
-                    launched together";
+                    launched cooperatively";
         kernels.push(("multi_process_service".to_owned(), what.to_owned()));
     }
     if let Some(profile) = properties.profile {
