@@ -14,9 +14,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use engine::executor::{RowOutput, StepOutput, StepPlan};
 use engine::request::{Request, RequestId, SampledToken, SamplingParams};
 use engine::scheduler::{PolicyName, Scheduler, SchedulerConfig};
+use engine::step::{RowOutput, StepOutput, StepPlan};
 
 const N_RUNNING: u64 = 256;
 const N_WAITING: u64 = 4096;

@@ -6,11 +6,11 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::executor::{
-    Executor, ExecutorError, PlanRow, RowError, SampleSpec, StepOutput, StepPlan,
-};
+use crate::executor::{Executor, ExecutorError};
 use crate::kv::{PAGE_TOKENS, PageIdx};
 use crate::request::{RequestId, SamplingParams};
+use crate::sampler::SampleSpec;
+use crate::step::{PlanRow, RowError, StepOutput, StepPlan};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 pub struct OfflineConfig {

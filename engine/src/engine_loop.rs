@@ -41,18 +41,18 @@ use self::handle::{EngineCommand, Shared, is_last};
 pub use self::handle::{EngineHandle, FlushError, RequestStream, SubmitError};
 use self::sleep::{ExecutorState, SuspendRequest};
 use self::step::{StepFailure, execute};
-use crate::executor::{Executor, ExecutorCounts, StepOutput, StepPlan, StopFlag};
+use crate::executor::{Executor, ExecutorCounts, StopFlag};
+use crate::guide::{Guide, GuideError};
 use crate::metrics::Metrics;
 use crate::request::{Failure, RequestId, TokenEvent};
 use crate::scheduler::{Scheduler, SchedulerConfig, StepKind};
-use crate::structured::{Guide, GuideError};
+use crate::step::{StepOutput, StepPlan};
 
 /// This many consecutive failed steps make the engine unhealthy, until one succeeds. A failed row
 /// does not count as a failed step.
 pub const MAX_FAILURES_IN_A_ROW: u32 = 3;
 
-/// Maximum time that a step waits for masks. Usual ones take well under a millisecond each, so a
-/// whole batch of them is ready by then.
+/// Maximum time that a step waits for masks that take too long to be computed concurrently.
 const MAX_MASK_WAIT: Duration = Duration::from_millis(50);
 
 #[derive(Debug, Clone, serde::Serialize)]
@@ -378,11 +378,12 @@ impl EngineLoop {
         Ok(())
     }
 
-    /// Waits a bounded time for the masks of the next step, and holds back the rows whose masks are
-    /// not ready: an expensive grammar must not stop the other requests.
+    /// Waits a bounded time for the masks of the next step that cannot be computed during it, and
+    /// holds back the rows whose masks are not ready: an expensive grammar must not stop the other
+    /// requests.
     fn await_masks(&mut self) {
         Guide::await_masks(self.scheduler.guides(), MAX_MASK_WAIT);
-        self.scheduler.hold_back(|guide| !guide.is_ready());
+        self.scheduler.hold_back(Guide::sits_out);
     }
 
     /// Passes the new tokens to the guides, so that the next masks are computed meanwhile, and ends

@@ -34,14 +34,14 @@ pub struct Report {
 }
 
 pub fn inspect(model: &ResolvedModel) -> Result<Report, WeightError> {
-    let checkpoint = weights::open(model, LoadFormat::Auto, 0)?;
+    let checkpoint = weights::open(&model.files, LoadFormat::Auto, 0)?;
     let config = checkpoint.config().clone();
     let formats = totals(checkpoint.as_ref())?;
     Ok(Report {
         model: model.display_name.clone(),
         source: model.requested.clone(),
         sha256: model.sha256.clone(),
-        format: checkpoint.format_name(),
+        format: checkpoint.format().to_string(),
         n_parameters: formats.iter().map(|t| t.n_elements).sum(),
         weight_bytes: formats.iter().map(|t| t.n_bytes).sum(),
         kv_bytes_per_token: 2 * config.kv_elements_per_token() as u64,
@@ -126,7 +126,11 @@ fn totals(checkpoint: &dyn Checkpoint) -> Result<Vec<FormatTotal>, WeightError> 
     };
     for id in MatrixId::all(checkpoint.config()) {
         let storage = checkpoint.storage(id)?;
-        add(&storage.format, storage.n_elements, storage.n_bytes);
+        add(
+            &storage.format.to_string(),
+            storage.n_elements,
+            storage.n_bytes,
+        );
     }
     for id in VectorId::all(checkpoint.config()) {
         let n = id.n_elements(checkpoint.config()) as u64;

@@ -24,19 +24,19 @@ pub use self::model::{LoadedModel, cache_dir, load_model, load_text};
 use crate::config::inactive::inactive_flags;
 use crate::config::typed::{Device, Quantization, SchedulePolicy, ToolCallParserName};
 use crate::config::{EngineArgs, EngineConfig, HttpConfig};
-use crate::engine_loop::{self, EngineHandle, EngineLoopConfig, StartError};
+use crate::engine_loop::{self, EngineLoopConfig, StartError};
+use crate::errors::Code;
 use crate::executor::cpu::CpuLoadError;
 use crate::executor::cuda::CudaLoadError;
 use crate::kv::PAGE_TOKENS;
 use crate::metrics::Metrics;
 use crate::model::config::ModelConfig;
 use crate::scheduler::{HostTierConfig, PolicyName, SchedulerConfig};
-use crate::server::answer::now_s;
-use crate::server::state::{Limits, OutputParsers, Seeds, ServedModel};
+use crate::served_model::{Limits, ModelFingerprint, OutputParsers, ServedModel, ServedParts};
 use crate::source::{Progress, ResolvedModel, SourceError};
-use crate::structured::Grammars;
-use crate::text::{ChatTemplate, TextError, Tokenizer, ToolCallFormat};
+use crate::text::{ChatTemplate, TextError, ToolCallFormat};
 use crate::weights::WeightError;
+use crate::weights::format::CheckpointFormat;
 
 #[derive(Debug, thiserror::Error)]
 pub enum LaunchError {
@@ -51,7 +51,10 @@ pub enum LaunchError {
     #[error("{model} has no tokenizer, so it can be benchmarked but not served")]
     NoTokenizer { model: String },
     #[error("--quantization {asked}: the checkpoint's format is {found}")]
-    Quantization { asked: Quantization, found: String },
+    Quantization {
+        asked: Quantization,
+        found: CheckpointFormat,
+    },
     #[error("--device cuda: {reason}")]
     NoCuda { reason: String },
     #[error("--cpu-isa {asked}: {reason}")]
@@ -66,6 +69,33 @@ pub enum LaunchError {
     Cuda(#[from] CudaLoadError),
     #[error(transparent)]
     Start(#[from] StartError),
+}
+
+impl LaunchError {
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Source(error) => error.code(),
+            Self::Weights(error)
+            | Self::Cpu(CpuLoadError::Weights(error))
+            | Self::Cuda(CudaLoadError::Weights(error)) => error.code(),
+            Self::Text(error) => error.code(),
+            Self::ChatTemplate { .. } => Code::BadFlag,
+            Self::NoTokenizer { .. } => Code::NoTokenizer,
+            Self::Quantization { .. } => Code::QuantizationMismatch,
+            Self::NoCuda { .. } => Code::NoCuda,
+            Self::Isa { .. } => Code::CpuIsa,
+            Self::ContextLength { .. } => Code::ContextLength,
+            Self::Cpu(CpuLoadError::Option { .. }) | Self::Cuda(CudaLoadError::Option { .. }) => {
+                Code::BadFlag
+            }
+            Self::CpuMemory(_)
+            | Self::Cuda(CudaLoadError::Memory(_))
+            | Self::Cpu(CpuLoadError::HostTier(_)) => Code::DeviceMemory,
+            Self::Cpu(_) | Self::Cuda(_) => Code::LoadFailed,
+            Self::Start(StartError::PoolTooSmall { .. }) => Code::PoolTooSmall,
+            Self::Start(StartError::Thread(_)) => Code::System,
+        }
+    }
 }
 
 /// The scheduler's settings for a pool of this size on `device`.
@@ -215,6 +245,19 @@ pub fn launch(
         Arc::new(Metrics::new(name)),
         devices.arbiter(device),
     )?;
+    let fingerprint = ModelFingerprint {
+        version: env!("CARGO_PKG_VERSION"),
+        requested: &model.requested,
+        used: &model.resolved.requested,
+        sha256: &model.resolved.sha256,
+        format: model.checkpoint.format(),
+        config: &model_config,
+        executor: &info.name,
+        kernels: &info.kernels,
+        engine: config,
+        sampling_defaults: &recommendation.defaults,
+    }
+    .digest();
     let server_info = json!({
         "version": env!("CARGO_PKG_VERSION"),
         "model": {
@@ -223,7 +266,7 @@ pub fn launch(
             "name": model.resolved.display_name,
             "fallback_reason": model.fallback_reason,
             "sha256": model.resolved.sha256,
-            "format": model.checkpoint.format_name(),
+            "format": model.checkpoint.format().to_string(),
             "config": model_config,
         },
         "served_model_names": names,
@@ -247,7 +290,7 @@ pub fn launch(
         sampling_defaults: recommendation.defaults,
     };
     let parsers = output_parsers(config, &chat_template);
-    Ok(served_model(ServedParts {
+    Ok(ServedModel::new(ServedParts {
         names,
         tokenizer,
         chat_template,
@@ -256,6 +299,7 @@ pub fn launch(
         limits,
         model_eos_ids: model_config.eos_token_ids,
         server_info,
+        fingerprint,
         random_seed: config.random_seed,
     }))
 }
@@ -288,42 +332,6 @@ fn output_parsers(config: &EngineConfig, chat_template: &ChatTemplate) -> Output
     OutputParsers {
         tool_calls,
         reasoning,
-    }
-}
-
-/// The parts of a [`ServedModel`].
-pub struct ServedParts {
-    pub names: Vec<String>,
-    pub tokenizer: Tokenizer,
-    pub chat_template: ChatTemplate,
-    pub parsers: OutputParsers,
-    pub engine: EngineHandle,
-    pub limits: Limits,
-    pub model_eos_ids: Vec<u32>,
-    pub server_info: Value,
-    pub random_seed: Option<u64>,
-}
-
-pub fn served_model(parts: ServedParts) -> ServedModel {
-    let mut eos_token_ids = parts.model_eos_ids;
-    eos_token_ids.extend(parts.tokenizer.eos_ids());
-    eos_token_ids.sort_unstable();
-    eos_token_ids.dedup();
-    let tokenizer = Arc::new(parts.tokenizer);
-    let (vocab, max_bytes) = (parts.limits.vocab, parts.limits.max_schema_bytes);
-    let grammars = Grammars::new(Arc::clone(&tokenizer), vocab, &eos_token_ids, max_bytes);
-    ServedModel {
-        names: parts.names,
-        created_s: now_s(),
-        tokenizer,
-        grammars: Arc::new(grammars),
-        parsers: parts.parsers,
-        chat_template: Arc::new(parts.chat_template),
-        engine: parts.engine,
-        limits: parts.limits,
-        eos_token_ids,
-        server_info: parts.server_info,
-        seeds: Seeds::new(parts.random_seed),
     }
 }
 

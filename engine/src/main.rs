@@ -8,7 +8,7 @@ mod cli;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
-use engine::errors::{Code, in_one_line};
+use engine::errors::Code;
 use engine::printable::printable;
 use tracing_subscriber::EnvFilter;
 
@@ -26,7 +26,7 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let code = Code::of(&error);
+            let code = cli::failure::code_of(&error);
             report(&error, code);
             ExitCode::from(if code.is_some_and(Code::is_usage) {
                 2
@@ -39,7 +39,7 @@ fn main() -> ExitCode {
 
 /// Prints the error with its code, cause and fix. If stderr is closed, only the exit code remains.
 fn report(error: &anyhow::Error, code: Option<Code>) {
-    let line = printable(&in_one_line(error));
+    let line = printable(&cli::failure::in_one_line(error));
     let text = match code.map(|code| (code, code.entry())) {
         None => format!("error: {line}\n"),
         Some((code, entry)) => format!(

@@ -19,11 +19,11 @@ use crate::executor::simulated::{Card, CostModel, SimulatedExecutor, SimulatedOp
 use crate::executor::{Executor, ExecutorError, ExecutorInfo, HostTierOptions};
 use crate::kv::PAGE_TOKENS;
 use crate::launch::{LaunchError, LoadedModel, engine_loop_config, load_text, sequence_limit};
-use crate::model::sampling_defaults::SamplingDefaults;
+use crate::request::sampling_defaults::SamplingDefaults;
 use crate::request::{Request, RequestId, SamplingParams, TokenEvent};
 use crate::scheduler::{HostTierConfig, Scheduler, SchedulerConfig, SchedulerStats};
-use crate::server::prompt::fit;
-use crate::server::state::Limits;
+use crate::served_model::Limits;
+use crate::server::request::prompt::fit;
 use crate::text::{TextError, Tokenizer};
 
 /// The load to simulate.

@@ -25,15 +25,18 @@ mod two_batches;
 
 use std::sync::Arc;
 
+use engine::executor::Executor;
 use engine::executor::cpu::{ActivationType, CpuExecutor, CpuOptions};
 use engine::executor::cuda::{
     AttentionBackend, CudaExecutor, CudaOptions, Element, GraphSizes, KvFormat, Sampler,
 };
-use engine::executor::{Executor, PlanRow, SampleSpec, StepPlan};
 use engine::kv::PageIdx;
 use engine::model::config::Family;
 use engine::request::{RequestId, SamplingParams};
-use engine::source::{ModelFiles, ResolvedModel};
+use engine::sampler::SampleSpec;
+use engine::source::ResolvedModel;
+use engine::step::{PlanRow, StepPlan};
+use engine::weights::ModelFiles;
 use engine::weights::fixture::{self, FolderFormat};
 use engine::weights::{self, Checkpoint, ElementFormat, LoadFormat};
 
@@ -47,7 +50,7 @@ fn open(files: ModelFiles) -> Box<dyn Checkpoint> {
         tokenizer_dir: None,
         sha256: String::new(),
     };
-    weights::open(&model, LoadFormat::Auto, 0).expect("the fixture opens")
+    weights::open(&model.files, LoadFormat::Auto, 0).expect("the fixture opens")
 }
 
 fn awq(dir: &std::path::Path, family: Family, group_size: usize) -> Box<dyn Checkpoint> {

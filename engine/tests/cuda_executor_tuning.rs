@@ -5,15 +5,18 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use engine::executor::Executor;
 use engine::executor::cuda::{
     AttentionBackend, CudaExecutor, CudaOptions, Element, GraphSizes, KvFormat, Sampler,
     TuningOptions,
 };
-use engine::executor::{Executor, PlanRow, SampleSpec, StepPlan};
 use engine::kv::PageIdx;
 use engine::model::config::Family;
 use engine::request::{RequestId, SamplingParams};
-use engine::source::{ModelFiles, ResolvedModel};
+use engine::sampler::SampleSpec;
+use engine::source::ResolvedModel;
+use engine::step::{PlanRow, StepPlan};
+use engine::weights::ModelFiles;
 use engine::weights::fixture::{self, FolderFormat};
 use engine::weights::{self, Checkpoint, LoadFormat};
 
@@ -30,7 +33,7 @@ fn checkpoint(dir: &Path, family: Family, format: FolderFormat) -> Box<dyn Check
         tokenizer_dir: None,
         sha256: String::new(),
     };
-    weights::open(&model, LoadFormat::Auto, 0).expect("the fixture opens")
+    weights::open(&model.files, LoadFormat::Auto, 0).expect("the fixture opens")
 }
 
 fn load(

@@ -3,12 +3,13 @@
 
 use std::path::PathBuf;
 
-use engine::executor::PlanRow;
 use engine::executor::cpu::{ActivationType, CpuExecutor, CpuOptions};
 use engine::kv::{PAGE_TOKENS, PageIdx};
 use engine::request::RequestId;
-use engine::source::{DEFAULT_CPU_MODEL, ModelFiles, ModelSource, default_cache_dir, resolve};
+use engine::source::{DEFAULT_CPU_MODEL, ModelSource, default_cache_dir, resolve};
+use engine::step::PlanRow;
 use engine::text::{ChatInput, ChatTemplate, Tokenizer};
+use engine::weights::ModelFiles;
 use engine::weights::{Checkpoint, LoadFormat, open};
 use serde_json::json;
 
@@ -32,7 +33,7 @@ fn open_model() -> Model {
     let cache = default_cache_dir().expect("a cache folder");
     let source = ModelSource::parse(DEFAULT_CPU_MODEL).expect("model source");
     let model = resolve(&source, &cache, &|_| ()).expect("SmolLM2 in the model cache");
-    let checkpoint = open(&model, LoadFormat::Auto, 0).expect("checkpoint");
+    let checkpoint = open(&model.files, LoadFormat::Auto, 0).expect("checkpoint");
     let vocab = checkpoint.config().vocab;
     let ModelFiles::Gguf(path) = model.files else {
         panic!("SmolLM2 is one GGUF file");

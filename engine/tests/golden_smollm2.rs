@@ -5,13 +5,16 @@
 use std::borrow::Cow;
 use std::sync::{Arc, OnceLock};
 
+use engine::executor::Executor;
 use engine::executor::cpu::{ActivationType, CpuExecutor, CpuOptions, KvFormat};
 use engine::executor::cuda::{self, CudaExecutor, CudaOptions, GraphSizes, Sampler};
-use engine::executor::{Executor, PlanRow, SampleSpec, StepPlan};
 use engine::kv::PageIdx;
 use engine::model::config::ModelConfig;
 use engine::request::{RequestId, SamplingParams};
+use engine::sampler::SampleSpec;
 use engine::source::{DEFAULT_CPU_MODEL, ModelSource, default_cache_dir, resolve};
+use engine::step::{PlanRow, StepPlan};
+use engine::weights::format::CheckpointFormat;
 use engine::weights::{
     Checkpoint, ElementFormat, LoadFormat, Matrix, MatrixId, VectorId, WeightError, open,
 };
@@ -44,7 +47,7 @@ fn checkpoint() -> &'static dyn Checkpoint {
         let cache = default_cache_dir().expect("a cache folder");
         let source = ModelSource::parse(DEFAULT_CPU_MODEL).expect("model source");
         let model = resolve(&source, &cache, &|_| ()).expect("SmolLM2 in the model cache");
-        open(&model, LoadFormat::Auto, 0).expect("checkpoint")
+        open(&model.files, LoadFormat::Auto, 0).expect("checkpoint")
     })
 }
 
@@ -75,8 +78,8 @@ impl Checkpoint for F16Head {
         self.0.vector(id)
     }
 
-    fn format_name(&self) -> String {
-        format!("{} with an f16 head", self.0.format_name())
+    fn format(&self) -> CheckpointFormat {
+        self.0.format()
     }
 }
 

@@ -4,9 +4,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use engine::source::{self, ModelFiles, ModelSource};
+use engine::source::{self, ModelSource};
 use engine::text::gguf_metadata::{GgufMetadata, MetadataValue};
 use engine::text::{ChatInput, ChatTemplate, TextOrigin, TokenStream, Tokenizer};
+use engine::weights::ModelFiles;
 use serde_json::{Map, Value};
 
 fn cache() -> PathBuf {

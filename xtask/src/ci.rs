@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use duct::cmd;
 
 use crate::test::{TestCounts, run_and_count};
-use crate::{cargo, deny, feature_union, kernels, source_index, words};
+use crate::{cargo, deny, feature_union, kernels, layers, machete, source_index, words};
 
 /// A model that needs no download.
 const SMOKE_MODEL: &str = "synthetic:tiny-qwen3";
@@ -26,7 +26,11 @@ pub fn run() -> Result<ExitCode> {
         source_index::check_flags(&root)
     })?;
     step("words", || words::check(&root))?;
-    step("dependencies", || deny::check(&root))?;
+    step("layers", || layers::check(&root))?;
+    step("dependencies", || {
+        deny::check(&root)?;
+        machete::check(&root)
+    })?;
     step("shared features", || feature_union::check(&root))?;
     step("CUDA kernels", || {
         kernels::compile(&kernels::ARCHITECTURES.map(String::from)).map(drop)

@@ -66,7 +66,7 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
     println!(
         "model    {} ({})",
         printable(&model.resolved.display_name),
-        model.checkpoint.format_name()
+        model.checkpoint.format()
     );
     println!("device   {}", result.device);
     println!(

@@ -6,7 +6,8 @@ use anyhow::{Context, Result};
 use clap::Args;
 use engine::launch::cache_dir;
 use engine::printable::printable;
-use engine::source::{self, ModelFiles, ModelSource, ResolvedModel};
+use engine::source::{self, ModelSource, ResolvedModel};
+use engine::weights::ModelFiles;
 
 use super::ModelArgs;
 use super::progress::ShownProgress;

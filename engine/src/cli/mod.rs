@@ -1,6 +1,7 @@
 //! The subcommands and what each runs.
 
 mod bench;
+pub mod failure;
 mod fetch;
 mod generate;
 mod groups;
@@ -63,7 +64,7 @@ struct ModelArgs {
     #[arg(default_value = "default")]
     model: String,
 
-    /// Where fetched models are kept [default: the user's cache folder]
+    /// Folder for fetched models [default: the user's cache folder]
     #[arg(long, value_name = "FOLDER")]
     cache_dir: Option<PathBuf>,
 }

@@ -6,16 +6,18 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow};
 use engine::config::{HttpConfig, ModelPlan, ServePlan};
-use engine::errors::{Code, StartFailure};
+use engine::errors::Code;
 use engine::launch::devices::Devices;
 use engine::launch::{AskLimits, launch};
+use engine::server;
 use engine::server::models::{ModelEntry, ModelState, Open};
 use engine::server::state::AppState;
-use engine::server::{self, open_files};
+use engine::server::transport::open_files;
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::failure::StartFailure;
 use super::progress::ShownProgress;
 
 /// Threads for HTTP, JSON and text; each model has its own thread.

@@ -16,6 +16,7 @@ pub mod environment;
 mod file_lines;
 pub mod inactive;
 mod keys;
+mod loopback;
 pub mod models;
 mod origins;
 pub mod resolved;
@@ -25,6 +26,7 @@ mod template;
 pub mod typed;
 mod warnings;
 
+pub use loopback::is_loopback;
 pub use models::{ModelPlan, PlanError, ServePlan};
 pub use origins::AllowedOrigins;
 pub use resolved::{ConfigError, EngineConfig, HttpConfig, ServeConfig};

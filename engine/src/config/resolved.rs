@@ -15,6 +15,7 @@ use super::typed::{
     SamplingDefaultsName, SchedulePolicy, ServeArgs, ToolCallParserName,
 };
 use crate::engine_loop::TimeLimits;
+use crate::executor::HostTierSize;
 use crate::executor::cuda::CardProfile;
 use crate::kv::PAGE_TOKENS;
 
@@ -143,6 +144,15 @@ pub enum HierarchicalCache {
     Ratio(f64),
     /// Host pool in bytes.
     Bytes(u64),
+}
+
+impl From<HierarchicalCache> for HostTierSize {
+    fn from(cache: HierarchicalCache) -> Self {
+        match cache {
+            HierarchicalCache::Ratio(ratio) => Self::Ratio(ratio),
+            HierarchicalCache::Bytes(bytes) => Self::Bytes(bytes),
+        }
+    }
 }
 
 /// The configuration of the HTTP server.

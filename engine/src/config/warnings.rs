@@ -4,9 +4,9 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use super::is_loopback;
 use super::resolved::HttpConfig;
 use super::typed::HttpArgs;
-use crate::server::web_pages::is_loopback;
 
 /// Writable by all users.
 const OTHERS_WRITE: u32 = 0o002;

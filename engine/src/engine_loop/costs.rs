@@ -3,8 +3,9 @@
 
 use std::time::Duration;
 
-use crate::executor::{ExecutorCounts, StepPlan};
+use crate::executor::ExecutorCounts;
 use crate::scheduler::{RestoreCosts, StepKind};
+use crate::step::StepPlan;
 
 /// Weight of the newest measurement: the mean follows the load within about ten steps.
 const NEWEST: f64 = 0.1;
@@ -62,8 +63,8 @@ fn follow(mean: &mut f64, newest: f64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::executor::PlanRow;
     use crate::request::RequestId;
+    use crate::step::PlanRow;
 
     fn plan(n_tokens: usize) -> StepPlan {
         let row = PlanRow {

@@ -3,8 +3,9 @@
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use crate::executor::{Executor, ExecutorError, StepOutput, StepPlan};
+use crate::executor::{Executor, ExecutorError};
 use crate::request::Failure;
+use crate::step::{StepOutput, StepPlan};
 
 /// Why a step was not carried out.
 #[derive(Debug, thiserror::Error)]

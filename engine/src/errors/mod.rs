@@ -8,11 +8,9 @@
 
 mod codes;
 mod markdown;
-mod start;
 
 pub use self::codes::Code;
 pub use self::markdown::markdown;
-pub use self::start::{StartFailure, in_one_line};
 
 /// Who must act on this error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

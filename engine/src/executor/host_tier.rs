@@ -1,6 +1,5 @@
 //! The size of an executor's host tier, and its description.
 
-use crate::config::resolved::HierarchicalCache;
 use crate::kv::PAGE_TOKENS;
 
 /// Maximum share of the free memory that the tier takes, unless its size is given in bytes.
@@ -43,15 +42,6 @@ pub enum HostTierSize {
     /// A multiple of the device's pool.
     Ratio(f64),
     Bytes(u64),
-}
-
-impl From<HierarchicalCache> for HostTierSize {
-    fn from(cache: HierarchicalCache) -> Self {
-        match cache {
-            HierarchicalCache::Ratio(ratio) => Self::Ratio(ratio),
-            HierarchicalCache::Bytes(bytes) => Self::Bytes(bytes),
-        }
-    }
 }
 
 impl HostTierOptions {

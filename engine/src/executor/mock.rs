@@ -17,13 +17,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{
-    Executor, ExecutorCounts, ExecutorError, ExecutorInfo, HostTierInfo, PlanRow, RowError,
-    RowOutput, SampleSpec, StepError, StepOutput, StepPlan, StopFlag, SuspendedExecutor,
+    Executor, ExecutorCounts, ExecutorError, ExecutorInfo, HostTierInfo, StepError, StopFlag,
+    SuspendedExecutor,
 };
+use crate::guide::TokenMask;
 use crate::kv::{PAGE_TOKENS, PageCopy};
 use crate::request::{SampledToken, ScoredToken};
+use crate::sampler::SampleSpec;
 use crate::sampler::{self, SamplerError};
-use crate::structured::TokenMask;
+use crate::step::{PlanRow, RowError, RowOutput, StepOutput, StepPlan};
 
 /// Maximum delay before a raised stop flag is noticed.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);

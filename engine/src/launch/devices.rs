@@ -14,10 +14,10 @@ use crate::config::EngineConfig;
 use crate::config::typed::Device;
 use crate::engine_loop::device_arbiter::DeviceArbiter;
 use crate::executor::{
-    Executor, ExecutorCounts, ExecutorError, ExecutorInfo, StepOutput, StepPlan, StopFlag,
-    SuspendedExecutor,
+    Executor, ExecutorCounts, ExecutorError, ExecutorInfo, StopFlag, SuspendedExecutor,
 };
 use crate::source::ResolvedModel;
+use crate::step::{StepOutput, StepPlan};
 use crate::weights::Checkpoint;
 
 /// One for each process.

@@ -9,8 +9,9 @@ use crate::executor::cpu::{self, ActivationType, Attention, CpuExecutor, CpuOpti
 use crate::executor::cuda::{
     self, CudaExecutor, CudaOptions, Element, GraphSizes, KvFormat, Sampler, TuningOptions,
 };
-use crate::executor::{Executor, ExecutorInfo, HostTierOptions, HostTierSize, host_memory};
+use crate::executor::{Executor, ExecutorInfo, HostTierOptions, host_memory};
 use crate::kv::PAGE_TOKENS;
+use crate::weights::format::MatrixFormat;
 use crate::weights::{Checkpoint, ElementFormat, MatrixId, WeightError};
 
 /// The default KV pool takes at most this share of the free memory, and at most the following
@@ -113,7 +114,7 @@ fn element(asked: Dtype, checkpoint: &dyn Checkpoint) -> Result<Element, WeightE
         Dtype::Bfloat16 => true,
         Dtype::Auto => {
             let stored = checkpoint.storage(MatrixId::Q(0))?.format;
-            stored == ElementFormat::BF16.name()
+            stored == MatrixFormat::Rows(ElementFormat::BF16)
         }
     };
     Ok(if is_bf16 { Element::Bf16 } else { Element::F16 })
@@ -165,7 +166,7 @@ pub(super) fn load_cpu(
 }
 
 fn host_tier(config: &EngineConfig) -> Option<HostTierOptions> {
-    let size = HostTierSize::from(config.hierarchical_cache?);
+    let size = config.hierarchical_cache?.into();
     let free_bytes = host_memory::free_bytes().unwrap_or(ASSUMED_FREE_BYTES);
     Some(HostTierOptions { size, free_bytes })
 }

@@ -7,11 +7,12 @@ use crate::config::EngineConfig;
 use crate::config::typed::{self, Quantization};
 use crate::model::config::ModelConfig;
 use crate::model::config_json;
-use crate::model::sampling_defaults::{Recommendation, SamplingDefaults};
+use crate::request::sampling_defaults::{Recommendation, SamplingDefaults};
 use crate::source::hub::Parts;
-use crate::source::{self, ModelFiles, ModelSource, Progress, ResolvedModel, SourceError};
+use crate::source::{self, ModelSource, Progress, ResolvedModel, SourceError};
 use crate::text::{ChatTemplate, Tokenizer};
-use crate::weights::{self, Checkpoint, LoadFormat, WeightError};
+use crate::weights::format::{CheckpointFormat, MatrixFormat};
+use crate::weights::{self, Checkpoint, LoadFormat, ModelFiles, WeightError};
 
 /// A checkpoint that was found and opened.
 pub struct LoadedModel {
@@ -70,11 +71,11 @@ pub(super) fn load_accepted(
     }
     let checkpoint = open(config, &resolved)?;
     check_context_length(config, checkpoint.config())?;
-    check_quantization(config.quantization, &checkpoint.format_name())?;
+    check_quantization(config.quantization, checkpoint.format())?;
     tracing::info!(
         model = resolved.display_name,
         source = resolved.requested,
-        format = checkpoint.format_name(),
+        format = %checkpoint.format(),
         sha256 = resolved.sha256,
         "checkpoint opened"
     );
@@ -96,7 +97,11 @@ pub(super) fn open(
         typed::LoadFormat::Gguf => LoadFormat::Gguf,
         typed::LoadFormat::Dummy => LoadFormat::Dummy,
     };
-    weights::open(resolved, load_format, config.random_seed.unwrap_or(0))
+    weights::open(
+        &resolved.files,
+        load_format,
+        config.random_seed.unwrap_or(0),
+    )
 }
 
 /// A model that was suspended without its weights wakes with the same ones, or not at all.
@@ -124,16 +129,16 @@ fn check_small_files(config: &EngineConfig, found: &ResolvedModel) -> Result<(),
         ModelFiles::Gguf(_) => {
             let checkpoint = open(config, found)?;
             check_context_length(config, checkpoint.config())?;
-            return check_quantization(config.quantization, &checkpoint.format_name());
+            return check_quantization(config.quantization, checkpoint.format());
         }
         ModelFiles::Synthetic(_) => return Ok(()),
     };
     let folder = config_json::read_folder(dir).map_err(SourceError::Config)?;
     check_context_length(config, &folder.model)?;
-    let format = match folder.awq {
-        Some(_) => "awq",
-        None => "safetensors without quantisation",
-    };
+    let format = CheckpointFormat::Safetensors(folder.awq.map(|awq| MatrixFormat::Awq {
+        // One group a row has as many values as the row.
+        group_size: awq.group_size.unwrap_or(folder.model.hidden),
+    }));
     match config.load_format {
         typed::LoadFormat::Dummy => Ok(()),
         typed::LoadFormat::Gguf => Err(WeightError::LoadFormat {
@@ -159,19 +164,19 @@ pub(super) fn check_context_length(
     }
 }
 
-fn check_quantization(asked: Option<Quantization>, format: &str) -> Result<(), LaunchError> {
+fn check_quantization(
+    asked: Option<Quantization>,
+    found: CheckpointFormat,
+) -> Result<(), LaunchError> {
     let Some(asked) = asked else { return Ok(()) };
-    let wanted = match asked {
-        Quantization::Awq | Quantization::AwqMarlin => "awq",
-        Quantization::Gguf => "gguf",
+    let is_as_asked = match asked {
+        Quantization::Awq | Quantization::AwqMarlin => found.is_awq(),
+        Quantization::Gguf => found.is_gguf(),
     };
-    if format.to_ascii_lowercase().contains(wanted) {
+    if is_as_asked {
         return Ok(());
     }
-    Err(LaunchError::Quantization {
-        asked,
-        found: format.to_owned(),
-    })
+    Err(LaunchError::Quantization { asked, found })
 }
 
 /// The model authors' recommended sampling parameters, if the flags ask for them.

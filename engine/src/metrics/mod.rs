@@ -16,9 +16,9 @@ mod traffic;
 pub use self::kinds::{Counter, Gauge, Histogram};
 pub use self::traffic::{Dropped, TrafficMetrics};
 use crate::executor::ExecutorCounts;
+use crate::guide::MaskCounts;
 use crate::request::{Failure, FinishReason};
 use crate::scheduler::{HostTierStats, SchedulerStats, StepKind};
-use crate::structured::MaskCounts;
 
 const TTFT_BOUNDS_S: &[f64] = &[
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,

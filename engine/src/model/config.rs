@@ -8,6 +8,8 @@
 
 pub use kernels::rope::Scaling as RopeScaling;
 
+use crate::errors::Code;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Family {
@@ -71,6 +73,19 @@ pub enum ConfigError {
 }
 
 impl ConfigError {
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Unsupported { key, .. } if key.ends_with("architecture") => {
+                Code::UnsupportedArchitecture
+            }
+            Self::Unsupported { key, .. } if key == "architectures" => {
+                Code::UnsupportedArchitecture
+            }
+            Self::Unsupported { key, .. } if key.contains("quant") => Code::UnsupportedQuantization,
+            _ => Code::ModelConfig,
+        }
+    }
+
     pub(crate) fn invalid(
         key: impl Into<String>,
         value: impl ToString,
@@ -242,4 +257,30 @@ fn finite(key: &str, value: f32, min: f32, max: f32) -> Result<(), ConfigError> 
         return Ok(());
     }
     Err(ConfigError::invalid(key, value, format!("{min} to {max}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_supported_has_the_code_that_fits() {
+        let unsupported = |key: &str| ConfigError::Unsupported {
+            key: key.into(),
+            value: "x".into(),
+            supported: "y",
+        };
+        for (key, code) in [
+            ("architectures", Code::UnsupportedArchitecture),
+            ("general.architecture", Code::UnsupportedArchitecture),
+            (
+                "quantization_config.quant_method",
+                Code::UnsupportedQuantization,
+            ),
+            ("quant_config.json: bits", Code::UnsupportedQuantization),
+            ("rope_scaling.rope_type", Code::ModelConfig),
+        ] {
+            assert_eq!(unsupported(key).code(), code, "{key}");
+        }
+    }
 }

@@ -52,7 +52,7 @@ fn is_nothing(value: &Value) -> bool {
     value.is_null() || value.as_object().is_some_and(serde_json::Map::is_empty)
 }
 
-pub(super) fn read_json(path: &Path) -> Result<Value, ConfigError> {
+pub(crate) fn read_json(path: &Path) -> Result<Value, ConfigError> {
     let fail = |message: String| ConfigError::File {
         file: path.display().to_string(),
         message,

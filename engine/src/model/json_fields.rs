@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use super::config::ConfigError;
 
 /// Typed access to a JSON object; `null` counts as absent, as in Hugging Face's code.
-pub(super) struct Fields<'a> {
+pub(crate) struct Fields<'a> {
     pub map: &'a Map<String, Value>,
     prefix: String,
 }

@@ -1,7 +1,6 @@
 //! Model configurations: shapes and options. The executors implement the arithmetic.
 pub mod config;
 pub mod config_json;
-mod json_fields;
+pub(crate) mod json_fields;
 mod layer_types;
 mod rope_json;
-pub mod sampling_defaults;

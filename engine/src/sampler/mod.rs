@@ -21,22 +21,38 @@
     reason = "equal logits and parameters at their neutral value are exactly equal"
 )]
 
-pub mod exclusions;
 pub mod philox;
 pub mod plain;
-pub mod ranges;
 mod rank;
 mod score;
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::sync::Arc;
 
-use crate::executor::SampleSpec;
+use crate::request::ranges::{self, OutOfRange};
 use crate::request::{SampledToken, SamplingParams};
-use ranges::Range;
-pub(crate) use ranges::check;
 use rank::{Cutoff, Ranked};
 pub use score::score;
+
+/// What a row asks of the sampler.
+#[derive(Debug, Clone)]
+pub struct SampleSpec {
+    pub params: Arc<SamplingParams>,
+    /// Index of the first output token of this step: the position in the random stream.
+    pub output_index: usize,
+    /// Prompt and output tokens so far if `params.needs_history()`; otherwise empty.
+    pub history: Vec<u32>,
+    /// Number of prompt tokens in `history`.
+    pub n_prompt: usize,
+}
+
+impl SampleSpec {
+    /// Whether the allowed tokens depend on the previous one.
+    pub fn is_guided(&self) -> bool {
+        self.params.guide.is_some()
+    }
+}
 
 /// Invalid inputs. They end the request of their row; nothing panics.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -47,8 +63,8 @@ pub enum SamplerError {
     NotFinite { token: usize, value: f32 },
     #[error("every logit is -inf: no token can be chosen")]
     AllMasked,
-    #[error("{} is {value}, but must be from {range}", range.name)]
-    Parameter { value: f32, range: Range },
+    #[error(transparent)]
+    Parameter(#[from] OutOfRange),
     #[error("logit_bias names token {token}, the vocabulary has {n_vocab} tokens")]
     BiasToken { token: u32, n_vocab: usize },
     #[error("the prompt has token {token}, the vocabulary has {n_vocab} tokens")]
@@ -102,6 +118,11 @@ pub fn sample(
             .map(|ranked| (ranked.token, logprob(ranked.logit)))
             .collect(),
     })
+}
+
+/// Refuses parameters outside their ranges.
+pub(crate) fn check(params: &SamplingParams) -> Result<(), SamplerError> {
+    Ok(ranges::check(params)?)
 }
 
 /// Refuses biases of tokens outside the vocabulary.

@@ -3,8 +3,7 @@
 //! `--sampling-backend host`, and tests compare the other implementation with it.
 
 use super::rank::Ranked;
-use super::{SamplerError, adjust, argmax, check, log_sum_exp, philox};
-use crate::executor::SampleSpec;
+use super::{SampleSpec, SamplerError, adjust, argmax, check, log_sum_exp, philox};
 use crate::request::{SampledToken, SamplingParams};
 
 /// As [`super::sample`].

@@ -30,8 +30,8 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::executor::SampleSpec;
     use crate::request::SamplingParams;
+    use crate::sampler::SampleSpec;
     use crate::sampler::sample;
 
     const LOGITS: [f32; 6] = [1.0, 2.5, -0.5, 2.5, 0.0, -3.0];

@@ -2,9 +2,9 @@
 
 use super::Scheduler;
 use super::sequence::Events;
-use crate::executor::{StepOutput, StepPlan};
 use crate::kv::PAGE_TOKENS;
 use crate::request::{Failure, RequestId, TokenEvent};
+use crate::step::{StepOutput, StepPlan};
 
 impl Scheduler {
     /// Appends the sampled tokens, ends finished requests, and returns each request's events in

@@ -10,8 +10,9 @@
 
 use super::Scheduler;
 use super::sequence::Sequence;
-use crate::executor::{HostTierInfo, StepPlan};
+use crate::executor::HostTierInfo;
 use crate::kv::{PAGE_TOKENS, PageCopy};
+use crate::step::StepPlan;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 pub struct HostTierConfig {

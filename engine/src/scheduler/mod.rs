@@ -50,12 +50,12 @@ pub use self::policy::{PolicyName, UnknownPolicy};
 use self::row_memory::RowPool;
 use self::sequence::{Scores, Sequence};
 use self::waiting::{QueueKey, WaitingQueue};
-use crate::executor::StepPlan;
+use crate::guide::Guide;
 use crate::kv::prefix::extend_chain;
 use crate::kv::{IntegrityError, PAGE_TOKENS, PageAllocator, PageTable, Prefix, PrefixIndex};
 use crate::request::{FinishReason, Request, RequestId, TokenEvent};
 use crate::sampler::{self, SamplerError};
-use crate::structured::Guide;
+use crate::step::StepPlan;
 
 /// Prompt tokens that are scored in one step: bounds the delay of other requests.
 const SCORED_CHUNK: usize = 256;
@@ -411,8 +411,7 @@ pub enum StepKind {
 
 impl StepKind {
     pub fn of(plan: &StepPlan) -> Self {
-        let is_decode =
-            |row: &crate::executor::PlanRow| row.tokens.len() == 1 && row.sample.is_some();
+        let is_decode = |row: &crate::step::PlanRow| row.tokens.len() == 1 && row.sample.is_some();
         let n_decode = plan.rows.iter().filter(|row| is_decode(row)).count();
         if n_decode == plan.rows.len() {
             Self::Decode

@@ -5,8 +5,8 @@ use std::time::Duration;
 use super::sequence::Sequence;
 use super::waiting::Cursor;
 use super::{RequestState, Scheduler};
-use crate::executor::{PlanRow, StepPlan};
 use crate::kv::{PAGE_TOKENS, PageAllocator, pages_for};
+use crate::step::{PlanRow, StepPlan};
 
 /// Maximum number of requests that a step skips because another one is computing their prefix.
 /// Bounds the cost if very many share a prefix.

@@ -2,7 +2,7 @@
 //! for its rows. The contents of a plan never depend on it.
 
 use super::sequence::Sequence;
-use crate::executor::PlanRow;
+use crate::step::PlanRow;
 
 #[derive(Debug, Default)]
 pub(super) struct RowPool {

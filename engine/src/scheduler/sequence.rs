@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::SCORED_CHUNK;
-use crate::executor::{PlanRow, RowOutput, SampleSpec, ScoreSpec};
 use crate::kv::{PAGE_TOKENS, PageTable, Prefix};
 use crate::request::{Failure, FinishReason, Request, RequestId, ScoredToken, TokenEvent, Usage};
+use crate::sampler::SampleSpec;
+use crate::step::{PlanRow, RowOutput, ScoreSpec};
 
 /// The events that [`Sequence::accept`] reports.
 pub(super) type Events = Vec<(RequestId, TokenEvent)>;

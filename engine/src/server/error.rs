@@ -10,10 +10,10 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
-use super::fields::show;
 use crate::engine_loop::SubmitError;
 use crate::errors::Code;
 use crate::request::Failure;
+use crate::server::request::fields::show;
 
 /// One refused or failed HTTP request.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -206,7 +206,7 @@ impl IntoResponse for ApiError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::structured::GuideError;
+    use crate::guide::GuideError;
 
     #[test]
     fn a_form_is_the_clients_and_what_breaks_while_it_is_followed_the_servers() {

@@ -1,69 +1,33 @@
 //! The OpenAI-compatible HTTP server: the only place that knows HTTP and JSON.
 //!
-//! A body is read field by field ([`fields`]) into a [`sampling_fields::Generation`] and prompts
-//! that fit ([`prompt`]); each choice runs as a [`choice::Choice`] over the engine's stream; an
-//! [`answer::RunningChoices`] gives them back whole or as server-sent events. Every refusal is an
-//! [`error::ApiError`].
+//! [`transport`] handles what is common to all requests: connections, keys, origins and path
+//! normalisation. An endpoint ([`endpoints`]) reads a body field by field into a
+//! [`Generation`](request::sampling_fields::Generation) and prompts that fit ([`request`]); each
+//! choice runs as a [`Choice`](response::choice::Choice) over the engine's stream, and
+//! [`RunningChoices`](response::answer::RunningChoices) return them whole or as server-sent events
+//! ([`response`]). Every refusal is an [`error::ApiError`].
 //!
-//! Around every handler are [`paths`] (one spelling of each), [`request_id`], [`cors`] and [`auth`].
-//!
-//! Requests are routed to one of the [`models`] by name; [`admin`] loads, unloads, suspends and
-//! wakes models.
+//! Requests are routed to one of the [`models`] by name; [`endpoints::admin`] loads, unloads,
+//! suspends and wakes models.
 //!
 //! When a client disconnects, its response is dropped, which drops the choices and cancels the
 //! requests. There is no other bookkeeping of connections.
 //!
-//! Constrained output is requested by [`structured_fields`] and [`tool_fields`], and compiled in
-//! [`grammar_compiling`]. [`message_reader`] splits a chat's output into reasoning, content and
-//! tool calls.
-//!
-//! SGLang's and vLLM's own endpoints are [`generate`], [`native`], [`flush`] and [`running`]. Their
-//! unsupported fields are refused by name in [`foreign_fields`].
+//! SGLang's and vLLM's own endpoints are [`endpoints::generate`], [`endpoints::native`],
+//! [`endpoints::flush`] and [`running`]; their unsupported fields are refused by name
+//! ([`request::foreign_fields`]).
 //!
 //! Deliberately absent: TLS (terminate it in a proxy), `/v1/responses` and `/v1/embeddings`
 //! (refused with 501), images and audio, batches by file.
 
-mod admin;
-pub mod answer;
-mod auth;
-mod cache_salt;
-pub mod cached;
-mod chat;
-pub mod choice;
-mod completions;
-mod connections;
-mod cors;
+pub mod endpoints;
 pub mod error;
-pub mod exclusion_fields;
-mod exposition;
-pub mod fields;
-mod flush;
-mod foreign_fields;
-mod generate;
-mod generate_format;
-pub mod generate_request;
-mod grammar_compiling;
-mod logprobs;
-mod message_content;
-mod message_reader;
-pub mod messages;
 pub mod models;
-mod native;
-pub mod open_files;
-mod paths;
-pub mod prompt;
-mod request_id;
+pub mod request;
+pub mod response;
 pub mod running;
-pub mod sampling_fields;
 pub mod state;
-mod status;
-mod structured_fields;
-mod thought_tokens;
-mod tokenize;
-pub mod tool_fields;
-mod turn;
-mod usage;
-pub mod web_pages;
+pub mod transport;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -73,10 +37,12 @@ use axum::http::{Method, Uri};
 use axum::routing::{any, get, post};
 use tokio::net::TcpListener;
 
-use self::connections::{LimitedListener, Peer};
+use self::endpoints::{admin, chat, completions, flush, generate, native, status, tokenize};
 use self::error::ApiError;
 use self::state::AppState;
+use self::transport::connections::{LimitedListener, Peer};
 use crate::config::{AllowedOrigins, HttpConfig};
+use crate::errors::Code;
 
 /// All routes.
 pub fn router(state: Arc<AppState>) -> Router {
@@ -125,26 +91,28 @@ pub fn router(state: Arc<AppState>) -> Router {
         })
         .layer(axum::middleware::from_fn_with_state(
             Arc::clone(&state),
-            auth::check_key,
+            transport::auth::check_key,
         ))
         .layer(axum::middleware::from_fn_with_state(
             Arc::clone(&state),
-            web_pages::check,
+            transport::web_pages::check,
         ))
         .layer(axum::middleware::from_fn_with_state(
             Arc::clone(&state),
-            cors::apply,
+            transport::cors::apply,
         ))
         .layer(axum::middleware::from_fn_with_state(
             Arc::clone(&state),
-            connections::track,
+            transport::connections::track,
         ))
-        .layer(axum::middleware::from_fn(request_id::apply))
+        .layer(axum::middleware::from_fn(transport::request_id::apply))
         .with_state(state);
     // A router matches before its layers run, so layers that change the path wrap it.
     Router::new()
         .fallback_service(router)
-        .layer(axum::middleware::from_fn(paths::without_last_slash))
+        .layer(axum::middleware::from_fn(
+            transport::paths::without_last_slash,
+        ))
 }
 
 async fn responses() -> ApiError {
@@ -164,7 +132,16 @@ pub enum ServeError {
     EngineStopped,
 }
 
-/// Time for error responses to be sent after the engine has died.
+impl ServeError {
+    pub fn code(&self) -> Code {
+        match self {
+            Self::EngineStopped => Code::EngineStopped,
+            Self::Io(_) => Code::System,
+        }
+    }
+}
+
+/// How long the answers that tell of a dead engine get to leave.
 const ERROR_FLUSH_GRACE: Duration = Duration::from_secs(1);
 
 /// Serves until `stop` is ready, then accepts no more requests and lets running ones finish for at

@@ -2,16 +2,16 @@
 //!
 //! A model stays in the list from the moment it is configured. It keeps its names while it is
 //! loading, ready, sleeping, unloaded or failed, so that a client learns its state instead of "no
-//! such model". [`super::admin`] changes the state; here models are only looked up. Deliberately
-//! absent: loading a model on request.
+//! such model". [`crate::server::endpoints::admin`] changes the state; here models are only looked
+//! up. Deliberately absent: loading a model on request.
 
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
-use super::error::ApiError;
-use super::state::ServedModel;
 use crate::config::ModelPlan;
 use crate::errors::Code;
 use crate::launch::LaunchError;
+use crate::served_model::ServedModel;
+use crate::server::error::ApiError;
 
 /// In the order in which they were configured.
 #[derive(Default)]

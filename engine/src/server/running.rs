@@ -10,12 +10,12 @@ use axum::Json;
 use axum::extract::State;
 use serde_json::{Value, json};
 
-use super::choice::Choice;
-use super::error::ApiError;
-use super::fields::Fields;
-use super::state::AppState;
 use crate::engine_loop::EngineHandle;
 use crate::request::RequestId;
+use crate::server::error::ApiError;
+use crate::server::request::fields::Fields;
+use crate::server::response::choice::Choice;
+use crate::server::state::AppState;
 
 const MAX_ID_BYTES: usize = 128;
 

@@ -9,7 +9,7 @@ use std::collections::BinaryHeap;
 use std::time::Duration;
 
 use crate::executor::simulated::card::Steps;
-use crate::server::prompt::{INLINE_BYTES, LONG_TEXTS_AT_ONCE};
+use crate::server::request::prompt::{INLINE_BYTES, LONG_TEXTS_AT_ONCE};
 
 /// A prompt's text as the tokenizer sees it.
 #[derive(Debug, Clone, Copy)]

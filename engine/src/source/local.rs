@@ -5,7 +5,8 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use super::{ModelFiles, SourceError, is_gguf};
+use super::{SourceError, is_gguf};
+use crate::weights::ModelFiles;
 use crate::weights::safetensors::weight_files;
 use crate::weights::{file_kind, gguf, gguf_names};
 

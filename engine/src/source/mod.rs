@@ -9,10 +9,11 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::errors::Code;
 use crate::model::config::ConfigError;
 use crate::model::config_json;
-use crate::weights::WeightError;
 use crate::weights::preset::{self, Preset};
+use crate::weights::{ModelFiles, WeightError};
 
 pub mod cache;
 pub mod digest;
@@ -57,14 +58,6 @@ pub struct ResolvedModel {
     /// Digest of the weights file; of the list of files and their digests if there are several; of
     /// the configuration if weights are synthetic. Hexadecimal.
     pub sha256: String,
-}
-
-#[derive(Debug, Clone, PartialEq)]
-pub enum ModelFiles {
-    /// `config.json` and safetensors.
-    Folder(PathBuf),
-    Gguf(PathBuf),
-    Synthetic(Preset),
 }
 
 /// Progress of a long operation.
@@ -118,6 +111,20 @@ pub enum SourceError {
 }
 
 impl SourceError {
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Parse { .. } => Code::ModelName,
+            Self::File { .. } => Code::ModelFile,
+            Self::Fetch { .. } => Code::FetchFailed,
+            Self::Digest { .. } => Code::DigestMismatch,
+            Self::NotOnHub { .. } => Code::NotOnHub,
+            Self::Choice { .. } => Code::ModelChoice,
+            Self::NoCacheFolder => Code::NoCacheFolder,
+            Self::Config(error) => error.code(),
+            Self::Weights(error) => error.code(),
+        }
+    }
+
     pub(crate) fn file(path: &Path, message: impl ToString) -> Self {
         Self::File {
             path: path.display().to_string(),

@@ -176,8 +176,8 @@ fn every_kind_opens_through_one_door() {
         .expect("written");
     let model = resolved(&folder.display().to_string());
     let name = |model: &ResolvedModel, format: LoadFormat| {
-        weights::open(model, format, 7)
-            .map(|c| c.format_name())
+        weights::open(&model.files, format, 7)
+            .map(|c| c.format().to_string())
             .map_err(|e| e.to_string())
     };
     assert_eq!(
@@ -192,7 +192,7 @@ fn every_kind_opens_through_one_door() {
     // Dummy weights only need the configuration.
     std::fs::remove_file(folder.join("model.safetensors")).expect("removed");
     assert!(name(&model, LoadFormat::Auto).is_err());
-    let dummy = weights::open(&model, LoadFormat::Dummy, 7).expect("opens");
+    let dummy = weights::open(&model.files, LoadFormat::Dummy, 7).expect("opens");
     assert!(matches!(
         dummy.matrix(MatrixId::Down(1)),
         Ok(Matrix::Awq(_))
@@ -258,7 +258,7 @@ fn the_default_model_is_fetched_and_every_tensor_decodes() {
         model.sha256,
         "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
     );
-    let checkpoint = weights::open(&model, LoadFormat::Auto, 0).expect("opens");
+    let checkpoint = weights::open(&model.files, LoadFormat::Auto, 0).expect("opens");
     let config = checkpoint.config().clone();
     assert_eq!(
         (
@@ -271,7 +271,7 @@ fn the_default_model_is_fetched_and_every_tensor_decodes() {
         (Family::Llama, 30, 576, 49_152, 64)
     );
     assert!(config.tied_embeddings);
-    assert_eq!(checkpoint.format_name(), "gguf Q4_1");
+    assert_eq!(checkpoint.format().to_string(), "gguf Q4_1");
     for id in MatrixId::all(&config) {
         let values = checkpoint
             .matrix(id)
@@ -308,8 +308,8 @@ fn tiny_qwen3_comes_with_the_qwen3_tokenizer() {
     for name in ["tokenizer.json", "tokenizer_config.json"] {
         assert!(dir.join(name).is_file(), "{name}");
     }
-    let checkpoint = weights::open(&model, LoadFormat::Auto, 0).expect("opens");
-    assert_eq!(checkpoint.format_name(), "dummy f16 seed 0");
+    let checkpoint = weights::open(&model.files, LoadFormat::Auto, 0).expect("opens");
+    assert_eq!(checkpoint.format().to_string(), "dummy f16 seed 0");
     let report = crate::inspect::inspect(&model)
         .expect("inspects")
         .to_string();
@@ -369,7 +369,7 @@ fn folders_of_gguf_files_and_blobs_are_read() {
     let by_magic = resolved(&blob.display().to_string());
     assert_eq!(by_magic.files, ModelFiles::Gguf(blob));
     assert_eq!(by_magic.sha256, model.sha256);
-    assert!(weights::open(&by_magic, LoadFormat::Auto, 0).is_ok());
+    assert!(weights::open(&by_magic.files, LoadFormat::Auto, 0).is_ok());
 
     let parts = dir.path().join("parts");
     std::fs::create_dir(&parts).expect("made");
@@ -377,7 +377,7 @@ fn folders_of_gguf_files_and_blobs_are_read() {
     let paths = paths.expect("written");
     let whole = resolved(&parts.display().to_string());
     assert_eq!(whole.files, ModelFiles::Gguf(paths[0].clone()));
-    assert!(weights::open(&whole, LoadFormat::Auto, 0).is_ok());
+    assert!(weights::open(&whole.files, LoadFormat::Auto, 0).is_ok());
     // Any part stands for the model, and the digest covers all of them.
     let by_second = resolved(&paths[1].display().to_string());
     assert_eq!(

@@ -10,14 +10,12 @@ use llguidance::{Logger, Matcher, ParserFactory};
 
 use super::branches::widest;
 use super::constraint::{Constraint, Preamble, StructuredError};
-use super::guide::Guide;
-use super::limits::{MAX_ITEMS, MAX_LEXERS, MAX_SYMBOLS, parser_limits};
-use super::mask::TokenMask;
 use super::nesting::{self, MAX_NESTING};
 use super::schema;
 use super::words::has_words;
-use super::workers::MaskWorkers;
 use crate::deep_stack::with_deep_stack;
+use crate::guide::limits::{MAX_ITEMS, MAX_LEXERS, MAX_SYMBOLS, parser_limits};
+use crate::guide::{Guide, MaskWorkers, TokenMask};
 use crate::text::Tokenizer;
 
 /// One level of a grammar takes about 3 KiB in an optimised build and one of a schema 8 KiB, ten
@@ -129,6 +127,7 @@ impl Grammars {
             .map_err(|error| invalid(&error))?;
         Ok(Grammar {
             id: self.n_compiled.fetch_add(1, Ordering::Relaxed),
+            mask_us: Arc::default(),
             matchers: Mutex::new(vec![matcher]),
             n_lexers,
             n_guides: AtomicUsize::new(0),
@@ -244,6 +243,8 @@ pub struct Grammar {
     matchers: Mutex<Vec<Matcher>>,
     n_lexers: usize,
     n_guides: AtomicUsize,
+    /// Microseconds that a mask takes, as its guides find.
+    mask_us: Arc<AtomicU64>,
     first: Arc<TokenMask>,
     workers: Arc<MaskWorkers>,
 }
@@ -265,6 +266,7 @@ impl Grammar {
         }
         let matcher = matchers[index.min(matchers.len() - 1)].clone();
         let (first, workers) = (Arc::clone(&self.first), Arc::clone(&self.workers));
-        Guide::new(matcher, first, self.id, workers)
+        let mask_us = Arc::clone(&self.mask_us);
+        Guide::new(matcher, first, self.id, mask_us, workers)
     }
 }

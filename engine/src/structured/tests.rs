@@ -7,14 +7,15 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::{Constraint, Grammar, Grammars, Guide, Preamble, StructuredError};
+use super::{Constraint, Grammar, Grammars, Preamble, StructuredError};
+use crate::guide::Guide;
 use crate::text::Tokenizer;
 
 const END: u32 = 257;
 const N_VOCAB: usize = 300;
 
 /// 256 bytes, and two special tokens, the second of which ends a text.
-pub(super) fn grammars(max_bytes: usize) -> Grammars {
+pub(crate) fn grammars(max_bytes: usize) -> Grammars {
     let tokenizer = Arc::new(Tokenizer::of_bytes(&["<|im_start|>", "<|im_end|>"]));
     Grammars::new(tokenizer, N_VOCAB, &[END], max_bytes)
 }
@@ -24,7 +25,7 @@ pub(crate) fn guide_of(regex: &str) -> Guide {
     grammar_of(regex).guide()
 }
 
-pub(super) fn grammar_of(regex: &str) -> Grammar {
+pub(crate) fn grammar_of(regex: &str) -> Grammar {
     let grammar = compile(&Constraint::Regex(regex.to_owned()), Preamble::Nothing);
     grammar.expect("compiles")
 }
@@ -245,7 +246,7 @@ fn masks_are_made_beside_the_caller() {
             guide.advance(i, u32::from(*byte));
         }
         let begun = Instant::now();
-        while !guides.iter().all(super::Guide::is_ready) {
+        while !guides.iter().all(Guide::is_ready) {
             assert!(begun.elapsed() < Duration::from_secs(10), "no worker came");
             std::thread::yield_now();
         }

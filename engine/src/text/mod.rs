@@ -29,6 +29,7 @@ pub use stream::{TextOrigin, TokenStream};
 pub use tokenizer::Tokenizer;
 pub use tool_calls::{ToolCallFormat, ToolCallParser, ToolEvent};
 
+use crate::errors::Code;
 /// Errors between text and tokens. `File`, `Metadata` and `Unsupported` concern the checkpoint and
 /// occur at start-up; the others concern one request.
 #[derive(Debug, thiserror::Error)]
@@ -70,4 +71,10 @@ pub enum TextError {
     TemplateLimit { limit: u64, unit: &'static str },
     #[error("a stop string is empty; each needs at least one character")]
     EmptyStop,
+}
+
+impl TextError {
+    pub fn code(&self) -> Code {
+        Code::Tokenizer
+    }
 }

@@ -19,10 +19,6 @@ use crate::model::config_json::AwqConfig;
 /// `COLUMN_OF_NIBBLE[i]` is the column, of a word's eight, in nibble i.
 pub const COLUMN_OF_NIBBLE: [usize; 8] = [0, 2, 4, 6, 1, 3, 5, 7];
 
-pub fn storage_name(group_size: usize) -> String {
-    format!("AWQ 4-bit, group {group_size}")
-}
-
 /// The eight values of one packed word, in column order.
 pub fn unpack_word(word: u32) -> [u8; 8] {
     let mut columns = [0; 8];

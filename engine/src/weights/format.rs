@@ -1,7 +1,82 @@
 //! Sizes and names of the element formats. Block formats are ggml's (`ggml-common.h` of
 //! llama.cpp describes the blocks); the others are blocks of one element.
 
+use std::fmt;
+
 use super::ElementFormat;
+
+/// How one matrix is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum MatrixFormat {
+    Rows(ElementFormat),
+    /// AutoAWQ, 4 bits; `group_size` values of a column have one scale.
+    Awq {
+        group_size: usize,
+    },
+}
+
+/// What kind of checkpoint was opened, and how its matrices are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CheckpointFormat {
+    /// Of the first layer's query projection; `None` where it is not quantised or not there.
+    Safetensors(Option<MatrixFormat>),
+    /// That which most bytes of the layers have.
+    Gguf(Option<MatrixFormat>),
+    /// Random weights, nothing was read.
+    Dummy { format: MatrixFormat, seed: u64 },
+}
+
+/// `Q4_1`, `AWQ 4-bit, group 128`
+impl fmt::Display for MatrixFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Rows(format) => f.write_str(format.name()),
+            Self::Awq { group_size } => write!(f, "AWQ 4-bit, group {group_size}"),
+        }
+    }
+}
+
+/// For logs and records: `awq 4-bit, group 128`, `safetensors F16`, `gguf Q4_1`, `dummy awq group
+/// 128 seed 0`.
+impl fmt::Display for CheckpointFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Safetensors(Some(MatrixFormat::Awq { group_size })) => {
+                write!(f, "awq 4-bit, group {group_size}")
+            }
+            Self::Safetensors(Some(format)) => write!(f, "safetensors {format}"),
+            Self::Safetensors(None) => f.write_str("safetensors without quantisation"),
+            Self::Gguf(Some(format)) => write!(f, "gguf {format}"),
+            Self::Gguf(None) => f.write_str("gguf"),
+            Self::Dummy {
+                format: MatrixFormat::Awq { group_size },
+                seed,
+            } => write!(f, "dummy awq group {group_size} seed {seed}"),
+            Self::Dummy {
+                format: MatrixFormat::Rows(format),
+                seed,
+            } => write!(f, "dummy {} seed {seed}", format.name().to_lowercase()),
+        }
+    }
+}
+
+impl CheckpointFormat {
+    /// Whether the matrices are AWQ's, read or random.
+    pub const fn is_awq(self) -> bool {
+        matches!(
+            self,
+            Self::Safetensors(Some(MatrixFormat::Awq { .. }))
+                | Self::Dummy {
+                    format: MatrixFormat::Awq { .. },
+                    ..
+                }
+        )
+    }
+
+    pub const fn is_gguf(self) -> bool {
+        matches!(self, Self::Gguf(_))
+    }
+}
 
 impl ElementFormat {
     pub const ALL: [Self; 11] = [

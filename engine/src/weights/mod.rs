@@ -8,12 +8,15 @@
 //! RoPE (NeoX), so that a pair is `(i, i + head_dim / 2)`. Interleaved files are reordered.
 
 use std::borrow::Cow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use kernels::mapped_file::MappedFile;
 
+use crate::errors::Code;
 use crate::model::config::{ConfigError, ModelConfig};
-use crate::source::{ModelFiles, ResolvedModel};
+
+use self::format::{CheckpointFormat, MatrixFormat};
+use self::preset::Preset;
 
 pub mod awq;
 pub mod decode;
@@ -132,6 +135,21 @@ pub enum WeightError {
     Config(#[from] ConfigError),
 }
 
+impl WeightError {
+    pub fn code(&self) -> Code {
+        match self {
+            Self::File { .. } => Code::WeightsFile,
+            Self::Missing { .. } => Code::WeightsMissing,
+            Self::Shape { .. } => Code::WeightsShape,
+            Self::Format { .. } => Code::WeightsFormat,
+            Self::Unreadable { .. } => Code::ModelFile,
+            Self::Absent { .. } => Code::NoWeights,
+            Self::LoadFormat { .. } => Code::LoadFormat,
+            Self::Config(error) => error.code(),
+        }
+    }
+}
+
 /// An opened checkpoint: safetensors folder, GGUF file or synthetic.
 pub trait Checkpoint: Send + Sync {
     fn config(&self) -> &ModelConfig;
@@ -139,8 +157,7 @@ pub trait Checkpoint: Send + Sync {
     fn matrix(&self, id: MatrixId) -> Result<Matrix<'_>, WeightError>;
     /// Converted to f32, length-checked.
     fn vector(&self, id: VectorId) -> Result<Vec<f32>, WeightError>;
-    /// One line for logs and records: `awq 4-bit, group 128`, `gguf Q4_1`, `dummy awq seed 0`.
-    fn format_name(&self) -> String;
+    fn format(&self) -> CheckpointFormat;
     /// Seed of dummy weights, which an executor may generate itself; `None` for real ones.
     fn dummy_seed(&self) -> Option<u64> {
         None
@@ -159,14 +176,11 @@ pub trait Checkpoint: Send + Sync {
 }
 
 /// A matrix's format and size, for reports.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MatrixStorage {
     pub n_out: usize,
     pub n_in: usize,
-    /// Number of values for each scale, if the matrix is AWQ.
-    pub awq_group_size: Option<usize>,
-    /// `F16`, `Q4_1`, `AWQ 4-bit, group 128`, …
-    pub format: String,
+    pub format: MatrixFormat,
     pub n_elements: u64,
     pub n_bytes: u64,
 }
@@ -183,20 +197,17 @@ impl Matrix<'_> {
     pub fn storage(&self) -> MatrixStorage {
         let (n_out, n_in) = self.shape();
         let (format, n_bytes) = match self {
-            Self::Rows { format, bytes, .. } => (format.name().to_string(), bytes.len()),
+            Self::Rows { format, bytes, .. } => (MatrixFormat::Rows(*format), bytes.len()),
             Self::Awq(awq) => (
-                awq::storage_name(awq.group_size),
+                MatrixFormat::Awq {
+                    group_size: awq.group_size,
+                },
                 awq.qweight.len() + awq.qzeros.len() + awq.scales.len(),
             ),
-        };
-        let awq_group_size = match self {
-            Self::Awq(awq) => Some(awq.group_size),
-            Self::Rows { .. } => None,
         };
         MatrixStorage {
             n_out,
             n_in,
-            awq_group_size,
             format,
             n_elements: (n_out * n_in) as u64,
             n_bytes: n_bytes as u64,
@@ -274,9 +285,18 @@ fn still_whole(path: &Path, map: &MappedFile) -> Result<(), WeightError> {
     })
 }
 
-/// Opens a resolved model. `seed` is used only for random weights.
+/// What a model consists of on this machine.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ModelFiles {
+    /// `config.json` and safetensors.
+    Folder(PathBuf),
+    Gguf(PathBuf),
+    Synthetic(Preset),
+}
+
+/// Opens a model's files. `seed` matters for random weights alone.
 pub fn open(
-    model: &ResolvedModel,
+    files: &ModelFiles,
     load_format: LoadFormat,
     seed: u64,
 ) -> Result<Box<dyn Checkpoint>, WeightError> {
@@ -286,7 +306,7 @@ pub fn open(
             message: message.into(),
         })
     };
-    match (&model.files, load_format) {
+    match (files, load_format) {
         (ModelFiles::Synthetic(preset), LoadFormat::Auto | LoadFormat::Dummy) => Ok(Box::new(
             synthetic::SyntheticCheckpoint::from_preset(preset, seed),
         )),

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use ::safetensors::{Dtype, SafeTensors};
 use kernels::mapped_file::MappedFile;
 
+use super::format::CheckpointFormat;
 use super::{
     Checkpoint, ElementFormat, Matrix, MatrixId, VectorId, WeightError, awq, decode, file_kind,
     still_whole,
@@ -311,14 +312,9 @@ impl Checkpoint for SafetensorsCheckpoint {
         self.files.files.iter().for_each(|(_, map)| map.release());
     }
 
-    fn format_name(&self) -> String {
-        match self.storage(MatrixId::Q(0)) {
-            Ok(storage) if storage.format.starts_with("AWQ") => {
-                storage.format.replacen("AWQ", "awq", 1)
-            }
-            Ok(storage) => format!("safetensors {}", storage.format),
-            Err(_) => "safetensors".into(),
-        }
+    fn format(&self) -> CheckpointFormat {
+        let storage = self.storage(MatrixId::Q(0));
+        CheckpointFormat::Safetensors(storage.ok().map(|storage| storage.format))
     }
 }
 

@@ -67,7 +67,7 @@ fn awq_folders_are_read_as_awq() {
     let format = FolderFormat::Awq { group_size: 32 };
     let config = write(dir.path(), Family::Qwen3, format, 2);
     let opened = SafetensorsCheckpoint::open(dir.path()).expect("opens");
-    assert_eq!(opened.format_name(), "awq 4-bit, group 32");
+    assert_eq!(opened.format().to_string(), "awq 4-bit, group 32");
     let down = opened.matrix(MatrixId::Down(1)).expect("there");
     let Matrix::Awq(awq) = &down else {
         panic!("{down:?}")

@@ -13,11 +13,12 @@ use std::path::Path;
 use half::{bf16, f16};
 use sha2::{Digest, Sha256};
 
+use super::format::{CheckpointFormat, MatrixFormat};
 use super::gguf::GgufFile;
 use super::preset::Preset;
 use super::{
     AwqMatrix, Checkpoint, ElementFormat, Matrix, MatrixId, MatrixStorage, VectorId, WeightError,
-    awq, gguf,
+    gguf,
 };
 use crate::model::config::ModelConfig;
 use crate::model::config_json;
@@ -186,36 +187,37 @@ impl Checkpoint for SyntheticCheckpoint {
         Some(self.seed)
     }
 
-    fn format_name(&self) -> String {
+    fn format(&self) -> CheckpointFormat {
         let format = match self.format {
-            SyntheticFormat::Rows(format) => format.name().to_lowercase(),
-            SyntheticFormat::Awq { group_size } => format!("awq group {group_size}"),
+            SyntheticFormat::Rows(format) => MatrixFormat::Rows(format),
+            SyntheticFormat::Awq { group_size } => MatrixFormat::Awq { group_size },
         };
-        format!("dummy {format} seed {}", self.seed)
+        CheckpointFormat::Dummy {
+            format,
+            seed: self.seed,
+        }
     }
 
     fn storage(&self, id: MatrixId) -> Result<MatrixStorage, WeightError> {
         let (n_out, n_in) = id.shape(&self.config);
         let n_elements = n_out * n_in;
-        let (format, n_bytes, awq_group_size) = match (self.row_format(id), self.format) {
+        let (format, n_bytes) = match (self.row_format(id), self.format) {
             (None, SyntheticFormat::Awq { group_size }) => {
                 let per_group = n_out / 2 + 2 * n_out;
                 let n_bytes = n_elements / 2 + n_in / group_size * per_group;
-                (awq::storage_name(group_size), n_bytes, Some(group_size))
+                (MatrixFormat::Awq { group_size }, n_bytes)
             }
             (format, _) => {
                 let format = format.unwrap_or(ElementFormat::F16);
                 (
-                    format.name().to_string(),
+                    MatrixFormat::Rows(format),
                     n_elements * format.block_bytes(),
-                    None,
                 )
             }
         };
         Ok(MatrixStorage {
             n_out,
             n_in,
-            awq_group_size,
             format,
             n_elements: n_elements as u64,
             n_bytes: n_bytes as u64,

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use engine::executor::cpu::ActivationType;
 use engine::model::config::{Family, ModelConfig};
 use engine::weights::fixture::{FolderFormat, wide_config, write_folder, write_gguf};
+use engine::weights::format::CheckpointFormat;
 use engine::weights::gguf::GgufCheckpoint;
 use engine::weights::safetensors::SafetensorsCheckpoint;
 use engine::weights::{Checkpoint, ElementFormat, Matrix, MatrixId, VectorId, WeightError};
@@ -43,8 +44,8 @@ impl Checkpoint for Twin<'_> {
         self.0.vector(id)
     }
 
-    fn format_name(&self) -> String {
-        format!("{} in f32", self.0.format_name())
+    fn format(&self) -> CheckpointFormat {
+        self.0.format()
     }
 }
 

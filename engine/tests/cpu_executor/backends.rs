@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
+use engine::executor::Executor;
 use engine::executor::cpu::{
     ActivationType, Attention, CpuExecutor, CpuOptions, KvFormat, Sampling,
 };
-use engine::executor::{Executor, SampleSpec, StepPlan};
 use engine::model::config::Family;
 use engine::request::SamplingParams;
+use engine::sampler::SampleSpec;
+use engine::step::StepPlan;
 use engine::weights::ElementFormat;
 use engine::weights::fixture::wide_config;
 use engine::weights::synthetic::{SyntheticCheckpoint, SyntheticFormat};

@@ -3,11 +3,13 @@
 
 use std::sync::Arc;
 
+use engine::executor::Executor;
 use engine::executor::cpu::{ActivationType, CpuExecutor, CpuOptions, KvFormat};
-use engine::executor::{Executor, PlanRow, SampleSpec, StepPlan};
 use engine::kv::PageIdx;
 use engine::model::config::Family;
 use engine::request::SamplingParams;
+use engine::sampler::SampleSpec;
+use engine::step::{PlanRow, StepPlan};
 use engine::weights::ElementFormat;
 use engine::weights::fixture::wide_config;
 use engine::weights::synthetic::{SyntheticCheckpoint, SyntheticFormat};

@@ -10,10 +10,10 @@ mod refusals;
 mod row_errors;
 mod scoring;
 
-use engine::executor::PlanRow;
 use engine::executor::cpu::{ActivationType, CpuExecutor, CpuOptions};
 use engine::kv::PageIdx;
 use engine::request::RequestId;
+use engine::step::PlanRow;
 use engine::weights::Checkpoint;
 use kernels::Isa;
 

@@ -1,9 +1,10 @@
 //! Invalid options and plans return an error that names the value; the executor stays usable.
 
+use engine::executor::Executor;
 use engine::executor::cpu::{ActivationType, CpuExecutor, CpuOptions};
-use engine::executor::{Executor, PlanRow, RowOutput, StepPlan};
 use engine::kv::PageIdx;
 use engine::model::config::Family;
+use engine::step::{PlanRow, RowOutput, StepPlan};
 use engine::weights::ElementFormat;
 use engine::weights::fixture::wide_config;
 use engine::weights::synthetic::{SyntheticCheckpoint, SyntheticFormat};

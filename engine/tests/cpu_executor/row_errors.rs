@@ -6,13 +6,16 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use engine::executor::Executor;
 use engine::executor::cpu::{ActivationType, CpuExecutor, CpuOptions, Sampling};
-use engine::executor::{Executor, RowError, SampleSpec, StepPlan};
 use engine::model::config::{Family, ModelConfig};
 use engine::request::{Failure, Request, RequestId, SamplingParams, TokenEvent};
+use engine::sampler::SampleSpec;
 use engine::sampler::SamplerError;
 use engine::scheduler::{Scheduler, SchedulerConfig};
+use engine::step::{RowError, StepPlan};
 use engine::weights::fixture::wide_config;
+use engine::weights::format::CheckpointFormat;
 use engine::weights::synthetic::{SyntheticCheckpoint, SyntheticFormat};
 use engine::weights::{Checkpoint, ElementFormat, Matrix, MatrixId, VectorId, WeightError};
 use kernels::Isa;
@@ -65,8 +68,8 @@ impl Checkpoint for Poisoned {
         self.inner.vector(id)
     }
 
-    fn format_name(&self) -> String {
-        self.inner.format_name()
+    fn format(&self) -> CheckpointFormat {
+        self.inner.format()
     }
 }
 

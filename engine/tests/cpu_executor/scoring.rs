@@ -5,11 +5,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use engine::executor::Executor;
 use engine::executor::cpu::{ActivationType, CpuExecutor};
-use engine::executor::{Executor, StepPlan};
 use engine::model::config::Family;
 use engine::request::{Request, RequestId, SamplingParams, ScoredToken, TokenEvent, Usage};
 use engine::scheduler::{Scheduler, SchedulerConfig};
+use engine::step::StepPlan;
 use engine::weights::ElementFormat;
 use engine::weights::fixture::wide_config;
 use engine::weights::synthetic::{SyntheticCheckpoint, SyntheticFormat};
@@ -90,7 +91,7 @@ fn one_by_one(executor: &mut CpuExecutor, prompt: &[u32]) -> Vec<(f32, Vec<(u32,
                 logit_bias: vec![(prompt[i], 100.0)],
                 ..SamplingParams::default()
             };
-            row.sample = Some(engine::executor::SampleSpec {
+            row.sample = Some(engine::sampler::SampleSpec {
                 params: Arc::new(params),
                 output_index: 0,
                 history: Vec::new(),

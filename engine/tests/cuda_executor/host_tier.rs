@@ -1,11 +1,12 @@
 //! KV that was copied to the host and back is unchanged, whatever ran in between.
 
 use engine::executor::cuda::{CudaExecutor, CudaOptions, Element, GraphSizes, KvFormat};
-use engine::executor::{Executor, HostTierOptions, HostTierSize, PlanRow, StepPlan};
+use engine::executor::{Executor, HostTierOptions, HostTierSize};
 use engine::kv::{PageCopies, PageCopy, PageIdx};
 use engine::model::config::Family;
 use engine::request::SamplingParams;
 use engine::scheduler::{HostTierConfig, SchedulerConfig};
+use engine::step::{PlanRow, StepPlan};
 use engine::weights::Checkpoint;
 
 use super::service::{Arrival, scheduler, serve};

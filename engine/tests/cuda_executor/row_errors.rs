@@ -5,11 +5,13 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use engine::executor::Executor;
 use engine::executor::cuda::{CudaExecutor, CudaOptions, GraphSizes, Sampler};
-use engine::executor::{Executor, StepPlan};
 use engine::model::config::{Family, ModelConfig};
 use engine::request::{Failure, Request, RequestId, SamplingParams, TokenEvent};
 use engine::scheduler::{Scheduler, SchedulerConfig};
+use engine::step::StepPlan;
+use engine::weights::format::CheckpointFormat;
 use engine::weights::{Checkpoint, Matrix, MatrixId, VectorId, WeightError};
 
 use super::{awq, load, options, tokens};
@@ -43,8 +45,8 @@ impl Checkpoint for Poisoned {
         self.0.vector(id)
     }
 
-    fn format_name(&self) -> String {
-        self.0.format_name()
+    fn format(&self) -> CheckpointFormat {
+        self.0.format()
     }
 }
 

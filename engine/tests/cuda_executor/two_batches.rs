@@ -48,8 +48,8 @@ fn two_halves_make_what_the_whole_batch_makes() {
 }
 
 /// Three pages for each sequence, one after the other.
-fn on_own_pages(sequence: u32, tokens: &[u32], start: usize) -> engine::executor::PlanRow {
-    engine::executor::PlanRow {
+fn on_own_pages(sequence: u32, tokens: &[u32], start: usize) -> engine::step::PlanRow {
+    engine::step::PlanRow {
         pages: (0..3)
             .map(|i| engine::kv::PageIdx(3 * sequence + i))
             .collect(),

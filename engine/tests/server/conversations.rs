@@ -1,6 +1,6 @@
 //! Messages as clients write them: roles, contents, and prefilled assistant messages.
 
-use engine::server::state::OutputParsers;
+use engine::served_model::OutputParsers;
 use engine::text::ToolCallFormat;
 use serde_json::{Value, json};
 

@@ -9,10 +9,10 @@ use engine::engine_loop::device_arbiter::DeviceArbiter;
 use engine::engine_loop::{self, EngineLoopConfig, TimeLimits};
 use engine::executor::mock::{MockConfig, MockExecutor};
 use engine::kv::PAGE_TOKENS;
-use engine::launch::{ServedParts, served_model};
 use engine::metrics::Metrics;
 use engine::scheduler::{PolicyName, SchedulerConfig};
-use engine::server::state::{AppState, Limits, OutputParsers, ServedModel};
+use engine::served_model::{Limits, OutputParsers, ServedModel, ServedParts};
+use engine::server::state::AppState;
 use engine::server::{self, ServeError};
 use engine::text::{ChatTemplate, Tokenizer};
 use serde_json::{Map, Value, json};
@@ -274,7 +274,7 @@ pub fn model_of_many(
     } else {
         (config.context_length, "from its configuration")
     };
-    served_model(ServedParts {
+    ServedModel::new(ServedParts {
         names: names.iter().map(|name| (*name).to_owned()).collect(),
         tokenizer: Tokenizer::from_folder(folder.path()).expect("a tokenizer"),
         chat_template,
@@ -288,11 +288,12 @@ pub fn model_of_many(
             max_output_tokens: config.http.max_output_tokens,
             vocab: VOCAB,
             max_schema_bytes: config.max_schema_bytes,
-            sampling_defaults: engine::model::sampling_defaults::SamplingDefaults::default(),
+            sampling_defaults: engine::request::sampling_defaults::SamplingDefaults::default(),
         },
         parsers: config.parsers,
         model_eos_ids: vec![IM_END],
         server_info: json!({"version": "test"}),
+        fingerprint: [0; 32],
         random_seed: Some(7),
     })
 }

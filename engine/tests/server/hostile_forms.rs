@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Map, Value, json};
 
 use crate::client;
-use crate::fixture::{TestConfig, TestServer, merged};
+use crate::fixture::{TestConfig, TestServer, merged, until};
 use crate::structured::texts_of;
 
 const COMPLETIONS: &str = "/v1/completions";
@@ -168,7 +168,15 @@ async fn a_costly_form_does_not_stop_the_others() {
     for i in 0..20 {
         let begun = Instant::now();
         let body = if i % 2 == 0 { &plain } else { &form };
-        assert_eq!(client::post(address, COMPLETIONS, body).await.status, 200);
+        // The queue is full for a moment when one costly request ends and the next one comes.
+        let is_answered = async || match client::post(address, COMPLETIONS, body).await.status {
+            429 => false,
+            status => {
+                assert_eq!(status, 200);
+                true
+            }
+        };
+        until("an answer", Duration::from_mins(1), is_answered).await;
         took.push(begun.elapsed());
     }
     costly.abort();

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use engine::config::ResultCachePlace;
 use engine::scheduler::PolicyName;
-use engine::server::state::OutputParsers;
+use engine::served_model::OutputParsers;
 use serde_json::{Value, json};
 
 use crate::client;

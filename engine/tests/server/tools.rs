@@ -1,7 +1,7 @@
 //! Tool calls and reasoning in chats.
 
 use engine::config::ResultCachePlace;
-use engine::server::state::OutputParsers;
+use engine::served_model::OutputParsers;
 use engine::text::ToolCallFormat;
 use serde_json::{Value, json};
 

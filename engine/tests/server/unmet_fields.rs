@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use engine::server::state::OutputParsers;
+use engine::served_model::OutputParsers;
 use serde_json::{Map, Value, json};
 
 use crate::client::Answer;

@@ -130,7 +130,7 @@ impl StreamLinearKernels {
     }
 
     /// With `int8`, AWQ weights in groups of 128 are multiplied with activations in 8 bits from
-    /// [`LARGE_M_MIN`] rows on; it takes [`Int8Room::n_bytes`] of device memory, and all launches go to one
+    /// [`LARGE_M_MIN`](super::LARGE_M_MIN) rows on; it takes [`Int8Room::n_bytes`] of device memory, and all launches go to one
     /// stream.
     pub fn load_with_int8(
         stream: &Stream,

@@ -5,16 +5,16 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use engine::model::config_json;
-use engine::server::fields::Fields;
-use engine::server::generate_request::GenerateRequest;
-use engine::server::messages::Conversation;
-use engine::server::prompt::take_prompts;
-use engine::server::sampling_fields::Generation;
-use engine::server::state::{Limits, Seeds};
-use engine::server::tool_fields::ToolUse;
+use engine::served_model::{Limits, Seeds};
+use engine::server::request::fields::Fields;
+use engine::server::request::generate_request::GenerateRequest;
+use engine::server::request::messages::Conversation;
+use engine::server::request::prompt::take_prompts;
+use engine::server::request::sampling_fields::Generation;
+use engine::server::request::tool_fields::ToolUse;
+use engine::structured::tool_calls::{self, Tool};
 use engine::structured::{Constraint, Grammars, Preamble};
 use engine::text::gguf_metadata::GgufMetadata;
-use engine::text::tool_calls::forced::{self, Tool};
 use engine::text::{
     ChatInput, ChatTemplate, ThoughtSplitter, ThoughtStart, Tokenizer, ToolCallFormat,
     ToolCallParser, ToolEvent,
@@ -78,7 +78,7 @@ pub fn request(_: &Path, bytes: &[u8]) {
         max_output_tokens: Some(2048),
         vocab: 32_000,
         max_schema_bytes: 64 << 10,
-        sampling_defaults: engine::model::sampling_defaults::SamplingDefaults::default(),
+        sampling_defaults: engine::request::sampling_defaults::SamplingDefaults::default(),
     };
     let seeds = Seeds::new(Some(0));
     let Ok(mut fields) = Fields::parse(bytes) else {
@@ -147,7 +147,7 @@ fn constraint(kind: u8, text: &str) -> Option<Constraint> {
                 parameters: serde_json::from_str(text.split_once('\n')?.1).ok(),
             };
             let format = FORMATS[usize::from(format) % FORMATS.len()];
-            forced::constraint(format, &[tool], kind >= 128)
+            tool_calls::constraint(format, &[tool], kind >= 128)
         }
     })
 }

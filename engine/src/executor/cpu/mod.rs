@@ -21,11 +21,12 @@ use kernels::pool::WorkerPool;
 use self::forward::{Forward, ForwardError, RowView};
 use self::weights::DecoderWeights;
 use super::{
-    Executor, ExecutorCounts, ExecutorError, ExecutorInfo, PlanRow, RowOutput, SampleSpec,
-    StepError, StepOutput, StepPlan, StopFlag, SuspendedExecutor, Target,
+    Executor, ExecutorCounts, ExecutorError, ExecutorInfo, StepError, StopFlag, SuspendedExecutor,
 };
 use crate::kv::{PAGE_TOKENS, PageIdx};
 use crate::sampler;
+use crate::sampler::SampleSpec;
+use crate::step::{PlanRow, RowOutput, StepOutput, StepPlan, Target};
 use crate::weights::{Checkpoint, WeightError};
 
 const DEVICE: &str = "cpu";

@@ -14,6 +14,7 @@ use kernels::quant_linear::{BlockFormat, QuantMatrix, QuantSource};
 
 use super::CpuLoadError;
 use super::options::ActivationType;
+use crate::weights::format::MatrixFormat;
 use crate::weights::{Checkpoint, ElementFormat, Matrix, MatrixId, VectorId};
 
 pub(super) struct LayerWeights {
@@ -69,10 +70,10 @@ impl DecoderWeights {
         };
         let stored = checkpoint.storage(MatrixId::LmHead)?.format;
         let lm_head_name = match lm_head.as_ref().unwrap_or(&embedding) {
-            LinearWeights::Quant(_) if is_dense(&stored) => {
-                format!("int8_rounded_from_{}", stored.to_lowercase())
+            LinearWeights::Quant(_) if is_dense(stored) => {
+                format!("int8_rounded_from_{}", stored.to_string().to_lowercase())
             }
-            _ => stored.to_lowercase(),
+            _ => stored.to_string().to_lowercase(),
         };
         let mut matrix = |id| load(id, Rows::AsStored);
         let optional = |wanted: bool, id| {
@@ -180,11 +181,12 @@ enum Source<'a> {
     Dense(DenseFormat, &'a [u8]),
 }
 
-/// Whether this names a format without blocks.
-fn is_dense(name: &str) -> bool {
-    [ElementFormat::F32, ElementFormat::F16, ElementFormat::BF16]
-        .iter()
-        .any(|format| format.name() == name)
+/// True for a format without blocks.
+fn is_dense(format: MatrixFormat) -> bool {
+    matches!(
+        format,
+        MatrixFormat::Rows(ElementFormat::F32 | ElementFormat::F16 | ElementFormat::BF16)
+    )
 }
 
 enum Storage {

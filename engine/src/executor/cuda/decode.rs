@@ -2,11 +2,13 @@
 
 use kernels::cuda::CudaError;
 
-use super::super::{ExecutorError, PlanRow, RowError, RowOutput, SampleSpec, StepOutput, StepPlan};
+use super::super::ExecutorError;
 use super::inputs::{MAX_ROWS, SequenceTokens};
 use super::run_ahead::{Batch, Burst, advance_row};
 use super::sampling::{DeviceSampler, Uploaded, host_reason, is_greedy};
 use super::{CudaExecutor, DEVICE, MAX_BURST, graphs, step_error};
+use crate::sampler::SampleSpec;
+use crate::step::{PlanRow, RowError, RowOutput, StepOutput, StepPlan};
 
 impl CudaExecutor {
     /// Whether the GPU can run this plan without the host between the steps.

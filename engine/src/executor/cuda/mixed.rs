@@ -4,9 +4,7 @@ use std::borrow::Cow;
 
 use kernels::cuda::CudaError;
 
-use super::super::{
-    ExecutorError, PlanRow, RowError, RowOutput, SampleSpec, StepOutput, StepPlan, Target,
-};
+use super::super::ExecutorError;
 use super::CudaExecutor;
 use super::decode::no_sampler;
 use super::inputs::MAX_ROWS;
@@ -15,7 +13,9 @@ use super::run_ahead::advance_row;
 use super::sampling::{host_reason, is_greedy};
 use super::step_error;
 use crate::request::{SampledToken, ScoredToken};
+use crate::sampler::SampleSpec;
 use crate::sampler::{self, SamplerError};
+use crate::step::{PlanRow, RowError, RowOutput, StepOutput, StepPlan, Target};
 
 /// One thread scores a row of logits in about the time that the GPU needs for one.
 const MAX_SCORING_THREADS: usize = 16;

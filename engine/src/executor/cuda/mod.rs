@@ -49,11 +49,11 @@ use self::sampling::{DeviceSampler, Results};
 pub use self::tuning::TuningOptions;
 use self::weights::DeviceWeights;
 use super::{
-    Executor, ExecutorCounts, ExecutorError, ExecutorInfo, HostTierOptions, PlanRow, StepOutput,
-    StepPlan, SuspendedExecutor,
+    Executor, ExecutorCounts, ExecutorError, ExecutorInfo, HostTierOptions, SuspendedExecutor,
 };
 use crate::kv::PAGE_TOKENS;
 use crate::model::config::ModelConfig;
+use crate::step::{PlanRow, StepOutput, StepPlan};
 use crate::weights::{Checkpoint, WeightError};
 
 const DEVICE: &str = "cuda";

@@ -1,7 +1,7 @@
 //! Splits a step's tokens into passes through the layers.
 
-use super::super::{PlanRow, Target};
 use super::inputs::{MAX_ROWS, SequenceTokens};
+use crate::step::{PlanRow, Target};
 
 /// Some tokens of a row as part of a pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -19,11 +19,12 @@
 
 use std::sync::Arc;
 
-use super::super::{PlanRow, RowOutput, SampleSpec};
 use super::MAX_BURST;
 use super::sampling::{MAX_PENALIZED, is_greedy};
 use crate::kv::{PAGE_TOKENS, PageIdx};
 use crate::request::{RequestId, SampledToken, SamplingParams};
+use crate::sampler::SampleSpec;
+use crate::step::{PlanRow, RowOutput};
 
 /// A decode batch that the GPU's inputs are ready for.
 #[derive(Debug, Clone)]

@@ -12,12 +12,13 @@ use kernels::sampling::cuda::{
     LogprobOutputs, MAX_TOP_LOGPROBS, PenalizedToken, Sample, SampleArgs, SamplingRow, TokenError,
 };
 
-use super::super::{RowError, SampleSpec};
 use super::MAX_BURST;
 use super::forward::Forward;
 use super::inputs::{Inputs, MAX_ROWS};
 use crate::request::SampledToken;
 use crate::sampler;
+use crate::sampler::SampleSpec;
+use crate::step::RowError;
 
 /// Maximum number of distinct tokens of one row with a penalty or a bias.
 pub(super) const MAX_PENALIZED: usize = 4096;
@@ -360,7 +361,7 @@ mod tests {
 
     use super::*;
     use crate::request::SamplingParams;
-    use crate::sampler::exclusions::Exclusions;
+    use crate::request::exclusions::Exclusions;
 
     fn spec(params: SamplingParams, history: &[u32], n_prompt: usize) -> SampleSpec {
         SampleSpec {

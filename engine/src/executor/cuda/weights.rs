@@ -16,6 +16,7 @@ use kernels::stream_linear::{
 
 use super::CudaLoadError;
 use crate::model::config::ModelConfig;
+use crate::weights::format::MatrixFormat;
 use crate::weights::{Checkpoint, ElementFormat, Matrix, MatrixId, VectorId, WeightError};
 
 pub(super) struct LayerWeights<V = ElementBuffer, M = StreamLinear> {
@@ -105,9 +106,9 @@ impl Fused {
         for id in &self.ids {
             parts.push(checkpoint.storage(*id)?);
         }
-        let format = match parts[0].awq_group_size {
-            Some(group_size) => Format::awq(group_size).map_err(CudaError::from)?,
-            None => Format::Half,
+        let format = match parts[0].format {
+            MatrixFormat::Awq { group_size } => Format::awq(group_size).map_err(CudaError::from)?,
+            MatrixFormat::Rows(_) => Format::Half,
         };
         let widths: Vec<usize> = parts.iter().map(|part| part.n_out).collect();
         let layout = Layout::new(format, self.arrangement, &widths, parts[0].n_in);

@@ -1,8 +1,9 @@
 //! Lookahead decode steps, as in `executor/cuda/run_ahead`. A discarded step delays the plan that
 //! came instead.
 
+use super::super::ExecutorCounts;
 use super::super::cuda::{Batch, MAX_ROWS};
-use super::super::{ExecutorCounts, RowOutput, StepPlan};
+use crate::step::{RowOutput, StepPlan};
 
 #[derive(Debug, Default)]
 pub(super) struct RunAhead {

@@ -22,12 +22,10 @@ use self::ahead::RunAhead;
 use self::attention::{KvTokens, SequenceTokens};
 use super::cuda::{Piece, passes};
 use super::host_tier::{CARD_STEP_BYTES, HostTierInfo};
-use super::{
-    Executor, ExecutorCounts, ExecutorError, ExecutorInfo, PlanRow, RowOutput, StepOutput,
-    StepPlan, SuspendedExecutor,
-};
+use super::{Executor, ExecutorCounts, ExecutorError, ExecutorInfo, SuspendedExecutor};
 use crate::kv::{PAGE_TOKENS, PageIdx, pages_for};
 use crate::request::SampledToken;
+use crate::step::{PlanRow, RowOutput, StepOutput, StepPlan};
 
 /// A token at which no request stops.
 const MADE_UP_TOKEN: u32 = u32::MAX;

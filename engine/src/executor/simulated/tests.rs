@@ -2,9 +2,10 @@ use std::sync::Arc;
 
 use super::card::{Card, DecodePoint, MeasuredModel, PackedAttention, PrefillPoint, Rates, Steps};
 use super::*;
-use crate::executor::{PlanRow, SampleSpec};
 use crate::kv::{PageCopy, PageIdx, pages_for};
 use crate::request::{RequestId, SamplingParams};
+use crate::sampler::SampleSpec;
+use crate::step::PlanRow;
 
 const MODEL: MeasuredModel = MeasuredModel {
     layer_bytes: 16_000_000_000,

@@ -48,10 +48,10 @@ fn a_guided_row_makes_its_batch_go_one_step_at_a_time() {
     let mut steps = Vec::new();
     while scheduler.stats().n_running + scheduler.stats().n_waiting > 1 {
         let plan = guided_step(&mut scheduler, &mut executor);
-        let is_guided = |row: &crate::executor::PlanRow| {
+        let is_guided = |row: &crate::step::PlanRow| {
             row.sample
                 .as_ref()
-                .is_some_and(crate::executor::SampleSpec::is_guided)
+                .is_some_and(crate::sampler::SampleSpec::is_guided)
         };
         if plan.rows.iter().any(is_guided) {
             steps.push((plan.n_steps, plan.lookahead_steps));

@@ -18,10 +18,11 @@ use proptest::prelude::*;
 
 use super::policy::{Candidate, MAX_HANDICAP_US};
 use super::*;
+use crate::executor::Executor;
 use crate::executor::mock::{MockConfig, MockExecutor};
-use crate::executor::{Executor, StepOutput};
 use crate::kv::{PAGE_TOKENS, pages_for};
 use crate::request::{Failure, SampledToken, SamplingParams, Usage};
+use crate::step::StepOutput;
 
 fn request(id: u64, n_prompt: usize, max_new_tokens: usize) -> Request {
     Request {

@@ -1,8 +1,8 @@
 //! A failed row ends its own request; the others continue unaffected.
 
 use super::*;
-use crate::executor::{RowError, RowOutput};
 use crate::sampler::SamplerError;
+use crate::step::{RowError, RowOutput};
 
 /// Contains token `5`, whose rows fail at their third output token.
 fn poisoned(id: u64, n_prompt: usize) -> Request {

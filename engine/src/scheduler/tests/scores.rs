@@ -2,7 +2,7 @@
 //! output.
 
 use super::*;
-use crate::executor::RowOutput;
+use crate::step::RowOutput;
 
 fn scored(id: u64, n_prompt: usize, max_new_tokens: usize) -> Request {
     let sampling = SamplingParams {

@@ -10,7 +10,8 @@ use super::select::{Selection, select};
 use super::snapshot::{has_weights, is_commit, is_plain, names_below};
 use super::transfer::{Transfer, TransferError};
 use super::{HubModel, HubSettings, Parts, small_files};
-use crate::source::{ModelFiles, Progress, SourceError, Stage, digest};
+use crate::source::{Progress, SourceError, Stage, digest};
+use crate::weights::ModelFiles;
 use crate::weights::{gguf, gguf_names};
 
 const PUBLIC_HUB: &str = "https://huggingface.co";

@@ -11,8 +11,9 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use super::{ModelFiles, Progress, SourceError};
+use super::{Progress, SourceError};
 use crate::source::is_gguf;
+use crate::weights::ModelFiles;
 use crate::weights::safetensors::{index_shards, weight_files};
 
 mod client;

@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 use serde_json::{Map, Value, json};
 
 use super::{END, compile, grammars, walk};
+use crate::guide::{Guide, GuideError};
 use crate::structured::nesting::{MAX_NESTING, depth};
-use crate::structured::{Constraint, GuideError, Preamble, StructuredError};
+use crate::structured::{Constraint, Preamble, StructuredError};
 
 /// The stack of a server thread.
 const STACK_BYTES: usize = 2 << 20;
@@ -296,10 +297,72 @@ fn lexers_of_all_choices_together_have_a_limit() {
             guide.advance(i, token.into());
         }
     }
-    let failure = guides.iter().find_map(super::super::Guide::failure);
+    let failure = guides.iter().find_map(Guide::failure);
     let what = "states of its automaton, over all choices of the request";
     let limit = 32_000;
     assert_eq!(failure, Some(GuideError::TooLarge { what, limit }));
     // Without optimisation, on a busy machine; one mask delays all rows of a step.
     assert!(slowest < Duration::from_secs(5), "{slowest:?}");
+}
+
+/// A form as large as real ones get: an invoice of customers, addresses and lines with patterns,
+/// formats, ranges and a long enumeration, in sixteen choices that go different ways. Random texts go
+/// through more states than a model's do.
+#[test]
+fn large_honest_schemas_stay_below_the_limit_of_states() {
+    let countries: Vec<String> = (0..250).map(|i| format!("country {i:03}")).collect();
+    let address = json!({
+        "type": "object",
+        "properties": {
+            "street": {"type": "string", "maxLength": 80},
+            "zip": {"type": "string", "pattern": "^[0-9]{5}(-[0-9]{4})?$"},
+            "country": {"enum": countries},
+        },
+        "required": ["street", "zip", "country"],
+    });
+    let mut properties = json!({
+        "id": {"type": "string", "format": "uuid"},
+        "at": {"type": "string", "format": "date-time"},
+        "email": {"type": "string", "format": "email"},
+        "billing": {"$ref": "#/$defs/address"},
+        "delivery": {"$ref": "#/$defs/address"},
+        "lines": {"type": "array", "minItems": 2, "maxItems": 40, "items": {
+            "type": "object",
+            "properties": {
+                "sku": {"type": "string", "pattern": "^[A-Z]{3}-[0-9]{6}$"},
+                "count": {"type": "integer", "minimum": 1, "maximum": 9999},
+                "price": {"type": "number", "minimum": 0, "maximum": 100_000},
+                "note": {"type": ["string", "null"], "maxLength": 200},
+            },
+            "required": ["sku", "count", "price"],
+        }},
+    });
+    let fields = properties.as_object_mut().expect("an object");
+    for i in 0..60 {
+        fields.insert(
+            format!("field_{i}"),
+            json!({"type": "string", "maxLength": 30 + i}),
+        );
+    }
+    let required: Vec<String> = fields.keys().cloned().collect();
+    let schema = json!({
+        "$defs": {"address": address}, "type": "object", "properties": properties,
+        "required": required, "additionalProperties": false,
+    });
+    let grammar = grammars(1 << 20)
+        .compile(&Constraint::JsonSchema(schema), Preamble::Nothing, 16)
+        .expect("compiles");
+    let guides: Vec<_> = (0..16).map(|_| grammar.guide()).collect();
+    let mut seed = 1_u64;
+    for i in 0..250 {
+        for guide in &guides {
+            let mask = guide.mask(i);
+            assert_eq!(guide.failure(), None, "after {i} tokens");
+            let allowed = mask.expect("a mask").allowed();
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            guide.advance(i, allowed[(seed % allowed.len() as u64) as usize]);
+        }
+    }
 }

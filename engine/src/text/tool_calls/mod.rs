@@ -9,7 +9,6 @@
 //! Deliberately absent: formats other than JSON (Qwen3-Coder's XML, Llama's Python lists), and
 //! validating arguments against a schema where no grammar does.
 
-pub mod forced;
 mod hermes;
 mod json_call;
 mod llama;

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use candle_core::quantized::gguf_file::Value;
 use kernels::mapped_file::MappedFile;
 
-use super::format::ggml_name;
+use super::format::{CheckpointFormat, MatrixFormat, ggml_name};
 use super::{
     Checkpoint, ElementFormat, Matrix, MatrixId, MatrixStorage, VectorId, WeightError, decode,
     gguf_names, still_whole,
@@ -304,9 +304,9 @@ impl Checkpoint for GgufCheckpoint {
         Ok(stored)
     }
 
-    /// Names the format that most bytes of the layers have.
-    fn format_name(&self) -> String {
-        let mut totals: Vec<(String, u64)> = Vec::new();
+    /// The format that most bytes of the layers have.
+    fn format(&self) -> CheckpointFormat {
+        let mut totals: Vec<(MatrixFormat, u64)> = Vec::new();
         for id in MatrixId::all(&self.config)
             .into_iter()
             .filter(|id| id.is_in_layer())
@@ -323,7 +323,7 @@ impl Checkpoint for GgufCheckpoint {
             }
         }
         let main = totals.into_iter().max_by_key(|(_, total)| *total);
-        main.map_or_else(|| "gguf".into(), |(format, _)| format!("gguf {format}"))
+        CheckpointFormat::Gguf(main.map(|(format, _)| format))
     }
 
     fn check_unchanged(&self) -> Result<(), WeightError> {
@@ -341,8 +341,7 @@ impl Checkpoint for GgufCheckpoint {
         Ok(MatrixStorage {
             n_out,
             n_in,
-            awq_group_size: None,
-            format: format.name().to_string(),
+            format: MatrixFormat::Rows(format),
             n_elements: (n_out * n_in) as u64,
             n_bytes: bytes.len() as u64,
         })

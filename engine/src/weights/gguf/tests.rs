@@ -55,7 +55,7 @@ fn what_is_written_is_read_back_in_every_format() {
             let opened = open(&write(&config, format, &[])).expect("opens");
             let meant = fixture::reference(&config, 9);
             assert_eq!(opened.config(), &config);
-            assert_eq!(opened.format_name(), format!("gguf {format}"));
+            assert_eq!(opened.format().to_string(), format!("gguf {format}"));
             for id in MatrixId::all(&config) {
                 let found = opened.matrix(id).and_then(|m| m.to_f32()).expect("decodes");
                 let values = meant.matrix(id).and_then(|m| m.to_f32()).expect("made");
@@ -312,7 +312,7 @@ fn a_model_in_several_files_is_what_it_is_in_one() {
     let parts = parts.expect("written");
     let opened = GgufCheckpoint::open(&parts[0]).expect("opens");
     assert_eq!(opened.config(), whole.config());
-    assert_eq!(opened.format_name(), "gguf Q8_0");
+    assert_eq!(opened.format().to_string(), "gguf Q8_0");
     for id in MatrixId::all(&config) {
         let values = |checkpoint: &GgufCheckpoint| {
             let matrix = checkpoint.matrix(id).expect("there");

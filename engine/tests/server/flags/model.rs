@@ -9,11 +9,12 @@ use engine::launch::devices::Devices;
 use engine::launch::{AskLimits, LaunchError, LoadedModel, launch, load_executor, load_model};
 use engine::model::config::{Family, ModelConfig};
 use engine::request::{Request, RequestId, SamplingParams, TokenEvent};
-use engine::server::prompt::fit;
-use engine::server::state::ServedModel;
+use engine::served_model::ServedModel;
+use engine::server::request::prompt::fit;
 use engine::structured::{Constraint, Preamble};
 use engine::text::ToolCallFormat;
 use engine::weights::fixture::{FolderFormat, tiny_config, write_folder, write_gguf};
+use engine::weights::format::CheckpointFormat;
 use engine::weights::{ElementFormat, MatrixId};
 use serde_json::json;
 
@@ -205,7 +206,10 @@ fn load_format_dummy_reads_no_weights() {
     let loaded = model
         .load("--load-format dummy")
         .expect("no weights needed");
-    assert!(loaded.checkpoint.format_name().contains("dummy"));
+    assert!(matches!(
+        loaded.checkpoint.format(),
+        CheckpointFormat::Dummy { .. }
+    ));
     assert!(Model::f16().load("--load-format gguf").is_err());
 }
 

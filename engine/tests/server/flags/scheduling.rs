@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use engine::config::typed::Device;
 use engine::executor::Executor;
-use engine::executor::StepPlan;
 use engine::executor::mock::{MockConfig, MockExecutor};
 use engine::kv::PAGE_TOKENS;
 use engine::launch::engine_loop_config;
 use engine::request::{Request, RequestId, SamplingParams, TokenEvent};
 use engine::scheduler::{Scheduler, StepKind};
+use engine::step::StepPlan;
 
 use crate::command_line::resolve;
 
@@ -126,7 +126,7 @@ fn a_stream_waits_for_one_short_step_beside_long_prompts() {
     let (mut n_prompt_tokens, mut gaps) = (0, Vec::new());
     while !played.scheduler.is_idle() {
         let (plan, events) = played.step();
-        let mine = |row: &&engine::executor::PlanRow| row.request.0 != 0;
+        let mine = |row: &&engine::step::PlanRow| row.request.0 != 0;
         let rows = plan.rows.iter().filter(mine);
         n_prompt_tokens += rows.map(|row| row.tokens.len()).sum::<usize>();
         if events.iter().any(|(id, _)| id.0 == 0) {

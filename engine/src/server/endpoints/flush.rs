@@ -1,0 +1,85 @@
+//! `/flush_cache` (SGLang) and `/reset_prefix_cache` (vLLM): measurements start with empty caches.
+//! Frees the KV of cached prefixes of all models, on the device and in the host tier, and the
+//! entries of `--result-cache`.
+//!
+//! A model with running or waiting requests is not flushed and the response is 400, as in SGLang;
+//! `?timeout=SECONDS` waits for them to finish.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{Query, State};
+use serde::Deserialize;
+use tokio::time::Instant;
+
+use crate::engine_loop::FlushError;
+use crate::errors::Code;
+use crate::server::error::ApiError;
+use crate::server::state::AppState;
+
+const MAX_TIMEOUT_S: f64 = 600.0;
+const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(20);
+
+#[derive(Debug, Deserialize)]
+pub struct Wait {
+    timeout: Option<String>,
+}
+
+pub async fn flush_cache(
+    State(state): State<Arc<AppState>>,
+    Query(wait): Query<Wait>,
+) -> Result<&'static str, ApiError> {
+    let timeout = match wait.timeout.as_deref() {
+        None => Duration::ZERO,
+        Some(text) => seconds(text)?,
+    };
+    flush(&state, timeout).await?;
+    Ok("Cache flushed.\n")
+}
+
+pub async fn reset_prefix_cache(State(state): State<Arc<AppState>>) -> Result<(), ApiError> {
+    flush(&state, Duration::ZERO).await
+}
+
+fn seconds(text: &str) -> Result<Duration, ApiError> {
+    let range = 0.0..=MAX_TIMEOUT_S;
+    let number = text.parse::<f64>().ok().filter(|s| range.contains(s));
+    number.map(Duration::from_secs_f64).ok_or_else(|| {
+        let message = format!("timeout is {text:?}, but must be from 0 to {MAX_TIMEOUT_S} seconds");
+        ApiError::invalid("timeout", message)
+    })
+}
+
+async fn flush(state: &AppState, timeout: Duration) -> Result<(), ApiError> {
+    state.check_started()?;
+    let deadline = Instant::now() + timeout;
+    for model in state.models.loaded() {
+        loop {
+            match model.engine.flush_cache().await {
+                Ok(()) => break,
+                Err(FlushError::Busy { .. }) if Instant::now() < deadline => {
+                    tokio::time::sleep(BETWEEN_ATTEMPTS).await;
+                }
+                Err(error @ FlushError::Busy { .. }) => {
+                    let message = format!(
+                        "the cache of {:?} was not flushed: {error}; it is flushed when no request \
+                         is there",
+                        model.name()
+                    );
+                    return Err(ApiError::new(Code::CacheBusy, message));
+                }
+                Err(FlushError::Stopped) => {
+                    let message = FlushError::Stopped.to_string();
+                    return Err(ApiError::new(Code::EngineStopped, message));
+                }
+            }
+        }
+    }
+    if !state.result_cache.clear().await {
+        let message = "the prefixes' KV was flushed, but the Redis of --result-cache cannot be \
+                       reached, so kept answers are still there";
+        return Err(ApiError::new(Code::CacheUnreachable, message));
+    }
+    tracing::info!("caches flushed");
+    Ok(())
+}

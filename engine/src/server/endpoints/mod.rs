@@ -1,0 +1,11 @@
+//! What each path does.
+
+pub(super) mod admin;
+pub(super) mod chat;
+pub(super) mod completions;
+pub(super) mod exposition;
+pub(super) mod flush;
+pub(super) mod generate;
+pub(super) mod native;
+pub(super) mod status;
+pub(super) mod tokenize;

@@ -1,0 +1,16 @@
+//! From JSON to a request that can be run: fields, messages, prompts that fit, and forms.
+//!
+//! Whatever is not understood is refused by its name.
+
+pub(super) mod cache_salt;
+pub mod exclusion_fields;
+pub mod fields;
+pub(super) mod foreign_fields;
+pub mod generate_request;
+pub(super) mod grammar_compiling;
+pub(super) mod message_content;
+pub mod messages;
+pub mod prompt;
+pub mod sampling_fields;
+pub(super) mod structured_fields;
+pub mod tool_fields;

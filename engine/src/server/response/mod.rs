@@ -1,0 +1,10 @@
+//! From an engine's stream to JSON: choices, their text and tokens, whole or as events.
+
+pub mod answer;
+pub mod cached;
+pub mod choice;
+pub(super) mod generate_format;
+pub(super) mod logprobs;
+pub(super) mod message_reader;
+pub(super) mod thought_tokens;
+pub(super) mod usage;

@@ -1,0 +1,97 @@
+//! API keys: `Authorization: Bearer <key>` or `X-Api-Key: <key>` on every path except those that
+//! probes use. `/admin/…` has its own key; without one these paths do not exist. Endpoints that
+//! empty caches or abort other clients' requests require the admin key if there is one, otherwise
+//! the API key.
+
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use sha2::{Digest, Sha256};
+
+use crate::server::error::ApiError;
+use crate::server::state::AppState;
+
+/// Paths that need no key: load balancers and Prometheus have none.
+pub(crate) const OPEN_PATHS: [&str; 4] = ["/health", "/health_generate", "/ping", "/metrics"];
+
+/// Paths that require the admin key.
+const ADMIN: &str = "/admin";
+/// Paths that require the admin key if there is one, otherwise the API key.
+const OPERATORS_PATHS: [&str; 3] = ["/flush_cache", "/reset_prefix_cache", "/abort_request"];
+
+const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+
+pub(crate) fn is_admin(path: &str) -> bool {
+    path == ADMIN || path.starts_with(&format!("{ADMIN}/"))
+}
+
+pub async fn check_key(
+    State(state): State<Arc<AppState>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    match refusal(&state, &request) {
+        Some(error) => error.into_response(),
+        None => next.run(request).await,
+    }
+}
+
+fn refusal(state: &AppState, request: &Request) -> Option<ApiError> {
+    let path = request.uri().path();
+    let has_sent = |key: &str| has_sent(request.headers(), key);
+    let admin_key = state.http.admin_api_key.as_deref();
+    if is_admin(path) {
+        match admin_key {
+            None => Some(ApiError::unknown_path(path)),
+            Some(key) => (!has_sent(key)).then(|| wrong_admin_key(ADMIN)),
+        }
+    } else if let Some(key) = admin_key.filter(|_| OPERATORS_PATHS.contains(&path)) {
+        (!has_sent(key)).then(|| wrong_admin_key(path))
+    } else {
+        let key = state.http.api_key.as_deref();
+        let key = key.filter(|_| !OPEN_PATHS.contains(&path));
+        key.filter(|key| !has_sent(key))
+            .map(|_| ApiError::wrong_key())
+    }
+}
+
+/// Whether a request to an open path may see protected details: it carries a valid key, or no key
+/// is set.
+pub(crate) fn is_trusted(state: &AppState, headers: &HeaderMap) -> bool {
+    let (user, admin) = (&state.http.api_key, &state.http.admin_api_key);
+    let mut keys = user.iter().chain(admin);
+    user.is_none() || keys.any(|key| has_sent(headers, key))
+}
+
+fn has_sent(headers: &HeaderMap, key: &str) -> bool {
+    sent_keys(headers).any(|sent| is_same(sent, key.as_bytes()))
+}
+
+fn wrong_admin_key(path: &str) -> ApiError {
+    let mut error = ApiError::wrong_key();
+    error.message = format!("{path} asks for the admin key as `Authorization: Bearer <key>`");
+    error
+}
+
+/// Clients of other APIs send the key as `X-Api-Key`; some send both headers.
+fn sent_keys(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
+    let bearer = headers.get(header::AUTHORIZATION).and_then(|value| {
+        let (scheme, key) = value.as_bytes().split_at_checked("Bearer ".len())?;
+        scheme.eq_ignore_ascii_case(b"Bearer ").then_some(key)
+    });
+    let plain = headers.get(X_API_KEY).map(HeaderValue::as_bytes);
+    bearer.into_iter().chain(plain)
+}
+
+/// Compares digests in constant time, so that timing reveals nothing about the key.
+fn is_same(sent: &[u8], key: &[u8]) -> bool {
+    let (sent, key) = (Sha256::digest(sent), Sha256::digest(key));
+    let difference = sent
+        .iter()
+        .zip(key.iter())
+        .fold(0, |sum, (a, b)| sum | (a ^ b));
+    std::hint::black_box(difference) == 0
+}

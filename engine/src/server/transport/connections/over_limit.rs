@@ -1,0 +1,185 @@
+//! Connections over the limit: probes are served, all others are refused with the limit.
+//!
+//! The first line tells whether it is a probe; it must arrive within half a second. Only
+//! [`MAX_LOOKED_AT`] connections are inspected at a time. If more arrive, the one that has been
+//! silent for longest is refused, since a probe sends its request at once.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::time::timeout;
+
+use super::Connection;
+use crate::errors::Code;
+use crate::metrics::TrafficMetrics;
+use crate::server::error::ApiError;
+use crate::server::transport::auth::OPEN_PATHS;
+
+/// Connections inspected concurrently.
+const MAX_LOOKED_AT: usize = 64;
+const PROBE_SHOWS_WITHIN: Duration = Duration::from_millis(500);
+/// Connections for probes above the limit, and how long one waits for its client.
+pub(super) const PROBE_PLACES: usize = 16;
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Refusals in progress; beyond them a connection is closed without a response.
+const MAX_REFUSALS: usize = 32;
+const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Cheap to clone.
+#[derive(Clone)]
+pub(super) struct OverLimit {
+    limit: usize,
+    looks: Arc<Semaphore>,
+    /// Wakes the connection that has been inspected for longest.
+    crowded: Arc<Notify>,
+    refusals: Arc<Semaphore>,
+    probe_places: Arc<Semaphore>,
+    timeout: Duration,
+    traffic: Arc<TrafficMetrics>,
+    found: mpsc::Sender<(Connection, SocketAddr)>,
+}
+
+impl OverLimit {
+    /// `found` receives the probes; `timeout` is that of other connections.
+    pub fn new(
+        limit: usize,
+        timeout: Duration,
+        traffic: &Arc<TrafficMetrics>,
+        found: mpsc::Sender<(Connection, SocketAddr)>,
+    ) -> Self {
+        Self {
+            limit,
+            looks: Arc::new(Semaphore::new(MAX_LOOKED_AT)),
+            crowded: Arc::default(),
+            refusals: Arc::new(Semaphore::new(MAX_REFUSALS)),
+            probe_places: Arc::new(Semaphore::new(PROBE_PLACES)),
+            timeout: timeout.min(PROBE_TIMEOUT),
+            traffic: Arc::clone(traffic),
+            found,
+        }
+    }
+
+    pub fn receive(&self, stream: TcpStream, address: SocketAddr) {
+        if self.looks.available_permits() == 0 {
+            self.crowded.notify_one();
+        }
+        let this = self.clone();
+        tokio::spawn(async move {
+            if this.is_probe(&stream).await
+                && let Ok(place) = Arc::clone(&this.probe_places).try_acquire_owned()
+            {
+                let connection = Connection::new(stream, place, this.timeout, this.traffic);
+                // The listener is gone when the server stops.
+                let _ = this.found.send((connection, address)).await;
+                return;
+            }
+            this.traffic.record_error(Code::TooManyConnections);
+            if let Ok(_refusing) = this.refusals.try_acquire() {
+                // A client that does not read loses the response.
+                let _ = timeout(REFUSAL_TIMEOUT, say(stream, refusal(this.limit))).await;
+            }
+        });
+    }
+
+    /// Whether the first request is a probe, as far as it arrives in time.
+    async fn is_probe(&self, stream: &TcpStream) -> bool {
+        // The semaphore is never closed.
+        let Ok(_look) = self.looks.acquire().await else {
+            return false;
+        };
+        tokio::select! {
+            looked = timeout(PROBE_SHOWS_WITHIN, shows_probe(stream)) => looked.unwrap_or(false),
+            () = self.crowded.notified() => false,
+        }
+    }
+}
+
+/// Peeks; consumes nothing from the stream.
+async fn shows_probe(stream: &TcpStream) -> bool {
+    let mut head = [0; 128];
+    loop {
+        let n = stream.peek(&mut head).await.unwrap_or(0);
+        match asks_for_probe(&head[..n]) {
+            Some(is_probe) => return is_probe,
+            None if n == 0 => return false,
+            // The request line is incomplete.
+            None => tokio::time::sleep(Duration::from_millis(10)).await,
+        }
+    }
+}
+
+/// `None` while the request line is too short to tell.
+fn asks_for_probe(head: &[u8]) -> Option<bool> {
+    let mut words = head.splitn(3, |byte| *byte == b' ');
+    let (method, path) = (words.next()?, words.next());
+    if !b"GET".starts_with(method) && !b"HEAD".starts_with(method) {
+        return Some(false);
+    }
+    let path = path?;
+    let is_whole = words.next().is_some();
+    let path = path.split(|byte| *byte == b'?').next()?;
+    if is_whole {
+        let path = path.strip_suffix(b"/").unwrap_or(path);
+        return Some(OPEN_PATHS.iter().any(|open| open.as_bytes() == path));
+    }
+    let may_become = OPEN_PATHS
+        .iter()
+        .any(|open| open.as_bytes().starts_with(path));
+    if may_become { None } else { Some(false) }
+}
+
+fn refusal(limit: usize) -> String {
+    let message = format!(
+        "the server has {limit} connections open, its limit (--max-connections); try again later"
+    );
+    let error = ApiError::new(Code::TooManyConnections, message);
+    let body = error.body().to_string();
+    format!(
+        "HTTP/1.1 {}\r\ncontent-type: application/json\r\nretry-after: {}\r\nconnection: close\r\n\
+         content-length: {}\r\n\r\n{body}",
+        error.status(),
+        error.code.entry().retry_after_s.unwrap_or(1),
+        body.len()
+    )
+}
+
+async fn say(mut stream: TcpStream, answer: String) -> io::Result<()> {
+    stream.write_all(answer.as_bytes()).await?;
+    stream.shutdown().await?;
+    // Closing with unread input would make the client lose the response.
+    let mut unread = [0; 4096];
+    while stream.read(&mut unread).await? > 0 {}
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_probe_is_known_by_its_first_line() {
+        for (head, expected) in [
+            ("GET /health HTTP/1.1\r\n", Some(true)),
+            ("HEAD /health HTTP/1.1\r\n", Some(true)),
+            ("GET /health/ HTTP/1.1\r\n", Some(true)),
+            ("GET /metrics?x=1 HTTP/1.1\r\n", Some(true)),
+            ("GET /health", None),
+            ("GET /hea", None),
+            ("GE", None),
+            ("", None),
+            ("GET /healthy HTTP/1.1\r\n", Some(false)),
+            ("GET /v1/models HTTP/1.1\r\n", Some(false)),
+            ("GET /v", Some(false)),
+            ("POST /health HTTP/1.1\r\n", Some(false)),
+            ("POST", Some(false)),
+            ("\u{16}\u{3}\u{1}", Some(false)),
+        ] {
+            assert_eq!(asks_for_probe(head.as_bytes()), expected, "{head:?}");
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! The contract between the scheduler, which plans steps, and an executor, which carries them out:
+//! what a step computes, and what each of its rows got.
+
+use kernels::sampling::cuda::TokenError;
+
+use crate::kv::{PageCopies, PageIdx};
+use crate::request::{Failure, RequestId, SampledToken, SamplingParams, ScoredToken};
+use crate::sampler::{SampleSpec, SamplerError};
+
+/// One step: every row's tokens go through the model once; rows with `sample` then get a token.
+#[derive(Debug, Clone, Default)]
+pub struct StepPlan {
+    pub rows: Vec<PlanRow>,
+    /// Above 1 only if every row is a decode row (one token, `sample` set): the executor feeds each
+    /// sampled token back itself and returns `n_steps` tokens for each row. The rows already have
+    /// the pages for all of them. 1 if a row is guided.
+    pub n_steps: usize,
+    /// Number of steps that the next plan will have for the same rows if nothing new happens, with
+    /// pages for them already in the rows; 0 if that plan will differ. A hint: an executor may
+    /// begin them ahead, and the next plan decides whether the result is used.
+    pub lookahead_steps: usize,
+    /// Pages to copy between device and host during the step; see [`PageCopies`] for the order.
+    pub copies: PageCopies,
+    /// Rows whose tokens' log-probabilities are needed, in ascending order; empty if `n_steps` is
+    /// above 1.
+    pub scores: Vec<ScoreSpec>,
+}
+
+/// For one row: tokens to score.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ScoreSpec {
+    /// Index in the plan's rows.
+    pub row: usize,
+    /// The token after the row's first token, after its second, …; at most one for each.
+    pub targets: Vec<u32>,
+    /// Number of most likely tokens to report for each.
+    pub n_top: usize,
+}
+
+/// A token to score, and the position of its logits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Target {
+    pub row: usize,
+    /// Index in the row's tokens of the preceding token.
+    pub at: usize,
+    pub token: u32,
+    pub n_top: usize,
+}
+
+impl StepPlan {
+    /// All tokens to score, in the order of the rows' tokens.
+    pub(crate) fn targets(&self) -> impl Iterator<Item = Target> {
+        self.scores.iter().flat_map(|spec| {
+            let targets = spec.targets.iter().enumerate();
+            targets.map(move |(at, &token)| Target {
+                row: spec.row,
+                at,
+                token,
+                n_top: spec.n_top,
+            })
+        })
+    }
+}
+
+/// One sequence's part of a step.
+#[derive(Debug, Clone)]
+pub struct PlanRow {
+    pub request: RequestId,
+    /// Tokens to compute, at positions `start .. start + tokens.len()`. Never empty.
+    pub tokens: Vec<u32>,
+    /// Tokens of this sequence whose KV is already in `pages`.
+    pub start: usize,
+    /// Physical page of each logical page; covers `start + tokens.len() + n_steps - 1` tokens.
+    pub pages: Vec<PageIdx>,
+    /// Set if the logits of the row's last token choose a new token; unset for the inner chunks of
+    /// a long prompt.
+    pub sample: Option<SampleSpec>,
+}
+
+/// The result of a plan's row.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct RowOutput {
+    /// `n_steps` tokens if the row samples, otherwise none; fewer if `error` is set.
+    pub tokens: Vec<SampledToken>,
+    /// One for each target of the row's [`ScoreSpec`]; fewer if `error` is set.
+    pub scores: Vec<ScoredToken>,
+    /// Why the row stopped. It ends only the row's own request.
+    pub error: Option<RowError>,
+}
+
+impl RowOutput {
+    /// Appends the next token or sets the error. Nothing is appended after an error.
+    pub fn push(&mut self, chosen: Result<SampledToken, impl Into<RowError>>) {
+        match chosen {
+            Ok(token) => self.tokens.push(token),
+            Err(error) => self.error = Some(error.into()),
+        }
+    }
+
+    /// Appends the next score, like [`Self::push`].
+    pub fn push_score(&mut self, scored: Result<ScoredToken, impl Into<RowError>>) {
+        match scored {
+            Ok(score) if self.error.is_none() => self.scores.push(score),
+            Ok(_) => {}
+            Err(error) => {
+                self.error.get_or_insert_with(|| error.into());
+            }
+        }
+    }
+
+    pub fn has_failed(&self) -> bool {
+        self.error.is_some()
+    }
+}
+
+impl From<Vec<SampledToken>> for RowOutput {
+    fn from(tokens: Vec<SampledToken>) -> Self {
+        Self {
+            tokens,
+            ..Self::default()
+        }
+    }
+}
+
+/// The result of each plan row, in order.
+#[derive(Debug, Clone, Default)]
+pub struct StepOutput {
+    pub rows: Vec<RowOutput>,
+}
+
+/// Why a row got no token. It ends only the row's own request: the step, its other rows and the
+/// engine's health are unaffected.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum RowError {
+    #[error(transparent)]
+    Sampler(#[from] SamplerError),
+    /// The code that the device wrote instead of a token.
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    #[error("more than {limit} distinct tokens have a penalty or a bias, the device's limit")]
+    ListFull { limit: usize },
+}
+
+impl RowError {
+    /// The failure reported to the client. `params`: the request's, which name what excluded all
+    /// tokens.
+    pub fn failure(&self, params: &SamplingParams) -> Failure {
+        let message = self.to_string();
+        match self {
+            Self::Sampler(SamplerError::NotFinite { .. }) | Self::Token(TokenError::NotFinite) => {
+                Failure::Logits { message }
+            }
+            Self::Sampler(SamplerError::AllMasked) | Self::Token(TokenError::AllMasked) => {
+                nothing_left(params)
+            }
+            Self::Sampler(_) | Self::Token(_) | Self::ListFull { .. } => {
+                Failure::Sampling { message }
+            }
+        }
+    }
+}
+
+/// No token is allowed: caused by the request if it excludes some, otherwise by its output format
+/// or the model.
+fn nothing_left(params: &SamplingParams) -> Failure {
+    let names = params.exclusions.names().join(" and ");
+    match (names.as_str(), params.guide.is_some()) {
+        ("", true) => Failure::Form {
+            message: "the model gives every allowed token the logit -inf".to_owned(),
+        },
+        (names, true) => Failure::Form {
+            message: format!("{names} and the output format together exclude every next token"),
+        },
+        ("", false) => Failure::Logits {
+            message: SamplerError::AllMasked.to_string(),
+        },
+        (names, false) => Failure::Sampling {
+            message: format!("{names}: every next token is excluded"),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::request::exclusions::Exclusions;
+    use crate::structured::guide_of;
+
+    #[test]
+    fn each_kind_of_row_error_has_its_own_failure() {
+        let not_finite = SamplerError::NotFinite {
+            token: 3,
+            value: f32::NAN,
+        };
+        let logits = [
+            RowError::Sampler(not_finite),
+            RowError::Token(TokenError::NotFinite),
+        ];
+        let free = SamplingParams::default();
+        let guided = SamplingParams {
+            guide: Some(guide_of("a")),
+            ..free.clone()
+        };
+        for error in logits {
+            for params in [&free, &guided] {
+                let failure = error.failure(params);
+                assert!(matches!(failure, Failure::Logits { .. }), "{failure:?}");
+            }
+        }
+        let excluding = |params: &SamplingParams| SamplingParams {
+            exclusions: Exclusions {
+                allowed: Some(Arc::from([1])),
+                bad_words: Arc::from([vec![2]]),
+                min_tokens: 1,
+                ends: Arc::from([3]),
+            },
+            ..params.clone()
+        };
+        let masked = [
+            RowError::Sampler(SamplerError::AllMasked),
+            RowError::Token(TokenError::AllMasked),
+        ];
+        for error in masked {
+            // The request excludes no token, so the model is the cause.
+            let failure = error.failure(&free);
+            assert!(matches!(failure, Failure::Logits { .. }), "{failure:?}");
+            let failure = error.failure(&guided);
+            assert!(matches!(failure, Failure::Form { .. }), "{failure:?}");
+            for (params, is_form) in [(excluding(&free), false), (excluding(&guided), true)] {
+                let failure = error.failure(&params);
+                assert_eq!(matches!(failure, Failure::Form { .. }), is_form);
+                assert_eq!(matches!(failure, Failure::Sampling { .. }), !is_form);
+                let message = failure.to_string();
+                for name in ["allowed_token_ids", "bad_words", "min_tokens"] {
+                    assert!(message.contains(name), "{message}");
+                }
+            }
+        }
+        let full = RowError::ListFull { limit: 4096 }.failure(&free);
+        assert!(full.to_string().contains("4096"), "{full}");
+    }
+}
