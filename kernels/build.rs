@@ -4,7 +4,7 @@
 //! Without that variable the table is empty, so that a bare machine needs no CUDA compiler.
 //! The folder's `index.txt` has lines of a keyword and its values:
 //! `architecture sm_90`, `sha256 <hex>`, `fatbin <source name> <file name>`; the fatbin of a source
-//! for bf16 has `_bf16` behind the source's name, one with another chip's choices `_as_sm_120`.
+//! for bf16 has the suffix `_bf16`, one with another chip's choices `_as_sm_120`.
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};

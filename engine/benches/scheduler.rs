@@ -22,7 +22,7 @@ const N_RUNNING: u64 = 256;
 const N_WAITING: u64 = 4096;
 /// Steps before the scheduler is set up anew, so that contexts stay between 96 and 352 tokens.
 const N_STEPS: u64 = 256;
-/// So many that no request ends by itself.
+/// High enough that no request reaches its end.
 const MAX_NEW_TOKENS: usize = 1024;
 const STOP_TOKEN: u32 = 2;
 

@@ -1,7 +1,7 @@
-//! Offline speed of an executor: no server, no scheduler, no text. What `engine bench` prints.
+//! Offline speed of an executor, without server, scheduler or text. Printed by `engine bench`.
 //!
-//! One measurement prefills `batch` prompts in one step and decodes them together. Sequences sit
-//! on pages of their own, one after the other.
+//! One measurement prefills `batch` prompts in one step and decodes them together. Each sequence
+//! has its own pages, allocated one after the other.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -20,7 +20,7 @@ pub struct OfflineConfig {
     pub output_tokens: usize,
     /// Decode steps in one call of the executor.
     pub n_steps: usize,
-    /// Measurements; the figures are medians. One more runs first and is thrown away.
+    /// Measurements; the figures are medians. A warm-up runs first and is discarded.
     pub repetitions: usize,
 }
 
@@ -36,14 +36,14 @@ impl Default for OfflineConfig {
     }
 }
 
-/// Medians over the repetitions, and every sample behind them.
+/// Medians over the repetitions, and all samples.
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct OfflineResult {
     #[serde(flatten)]
     pub config: OfflineConfig,
     pub device: String,
     pub prefill_tok_per_s: f64,
-    /// Of all sequences together.
+    /// For all sequences together.
     pub decode_tok_per_s: f64,
     pub prefill_ms: Vec<f64>,
     pub decode_ms: Vec<f64>,
@@ -97,7 +97,7 @@ impl OfflineConfig {
     }
 }
 
-/// Measures; `vocab` bounds the made-up prompt ids.
+/// Measures; `vocab` bounds the generated prompt ids.
 pub fn offline(
     executor: &mut dyn Executor,
     vocab: usize,
@@ -173,14 +173,14 @@ fn measure_once(
         output = checked(executor.execute(&StepPlan {
             rows,
             n_steps,
-            n_next_steps: config.n_steps.min(config.output_tokens - n_made),
+            lookahead_steps: config.n_steps.min(config.output_tokens - n_made),
             ..StepPlan::default()
         })?)?;
     }
     Ok((prefill_ms, started.elapsed().as_secs_f64() * 1e3))
 }
 
-/// A row without its tokens would be timed as if it had them.
+/// A failed row must not be timed as if it had its tokens.
 fn checked(output: StepOutput) -> Result<StepOutput, BenchError> {
     let failed = output.rows.iter().enumerate();
     let mut failed = failed.filter_map(|(i, row)| Some((i, row.error.clone()?)));

@@ -2,25 +2,25 @@
 //! request its tokens.
 //!
 //! One thread owns scheduler and executor, so neither needs a lock. Clients talk to it through an
-//! [`EngineHandle`]; each request's events come out of its [`RequestStream`], and dropping that
-//! cancels the request. An idle engine blocks on its queue. A row that fails ends its own request;
-//! a failed step ends those of its rows. After a panic the executor's state is unknown, and a lost
-//! device computes nothing more: both end all requests and the thread, and with it the process.
-//! Several failed steps in a row make the engine unhealthy; it then tries steps of its own
-//! ([`probe`]) until one succeeds. A stream whose engine is gone says so.
+//! [`EngineHandle`]; each request's events come from its [`RequestStream`], and dropping that
+//! cancels the request. An idle engine blocks on its queue. A failed row ends its own request; a
+//! failed step ends the requests of its rows. After a panic the executor's state is unknown, and a
+//! lost device cannot compute: both end all requests and the thread, and with it the process.
+//! Several consecutive failed steps make the engine unhealthy; it then runs steps of its own
+//! ([`probe`]) until one succeeds. A stream reports when its engine has ended.
 //! Deliberately absent: text, HTTP, and any choice of what to run next.
 
 mod client;
 mod costs;
 mod deadlines;
 mod decode_log;
+pub mod device_arbiter;
 mod handle;
 mod probe;
 mod sleep;
 mod step;
 #[cfg(test)]
 mod tests;
-pub mod turns;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -30,17 +30,17 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use self::client::Client;
+use self::client::RequestTracker;
 pub(crate) use self::costs::CostMeter;
 use self::deadlines::Deadlines;
 pub use self::deadlines::TimeLimits;
 use self::decode_log::DecodeLog;
+use self::device_arbiter::{DeviceArbiter, DeviceLease, Tenant};
 use self::handle::{Acceptance, AtomicAcceptance};
-use self::handle::{Command, Shared, is_last};
+use self::handle::{EngineCommand, Shared, is_last};
 pub use self::handle::{EngineHandle, FlushError, RequestStream, SubmitError};
-use self::sleep::{Engine, Rest};
+use self::sleep::{ExecutorState, SuspendRequest};
 use self::step::{StepFailure, execute};
-use self::turns::{Member, Turn, Turns};
 use crate::executor::{Executor, ExecutorCounts, StopFlag};
 use crate::guide::{Guide, GuideError};
 use crate::metrics::Metrics;
@@ -48,19 +48,19 @@ use crate::request::{Failure, RequestId, TokenEvent};
 use crate::scheduler::{Scheduler, SchedulerConfig, StepKind};
 use crate::step::{StepOutput, StepPlan};
 
-/// This many failed steps in a row make the engine unhealthy, until one succeeds. A row's own
-/// failure is none of the step.
+/// This many consecutive failed steps make the engine unhealthy, until one succeeds. A failed row
+/// does not count as a failed step.
 pub const MAX_FAILURES_IN_A_ROW: u32 = 3;
 
-/// A step waits this long for masks that take too long to be made beside it.
+/// Maximum time that a step waits for masks that take too long to be computed concurrently.
 const MAX_MASK_WAIT: Duration = Duration::from_millis(50);
 
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct EngineLoopConfig {
     pub scheduler: SchedulerConfig,
-    /// Requests that may wait beyond the `max_running_requests` that run.
+    /// Requests that may wait in addition to the `max_running_requests` that run.
     pub max_queued_requests: usize,
-    /// One log line per this many decode steps; 0 logs none.
+    /// Decode steps between log lines; 0 disables them.
     pub decode_log_interval: u64,
     pub time_limits: TimeLimits,
 }
@@ -97,12 +97,12 @@ pub fn start(
     start_sharing(executor, config, metrics, &Arc::default())
 }
 
-/// Starts the engine thread of a model whose steps take turns with those of others.
+/// Starts the engine thread of a model whose steps alternate with those of others.
 pub fn start_sharing(
     mut executor: Box<dyn Executor>,
     config: EngineLoopConfig,
     metrics: Arc<Metrics>,
-    turns: &Arc<Turns>,
+    arbiter: &Arc<DeviceArbiter>,
 ) -> Result<EngineHandle, StartError> {
     let info = executor.info().clone();
     let asked = config.scheduler.pool_tokens();
@@ -136,11 +136,11 @@ pub fn start_sharing(
     });
     let engine = EngineLoop {
         scheduler: Scheduler::new(config.scheduler),
-        engine: Engine::Awake(executor),
+        executor: ExecutorState::Active(executor),
         counts_before: ExecutorCounts::default(),
-        member: turns.join(),
-        turn: None,
-        rest: None,
+        tenant: arbiter.join(),
+        lease: None,
+        suspend_request: None,
         inbox,
         clients: HashMap::new(),
         shared: Arc::clone(&shared),
@@ -157,7 +157,7 @@ pub fn start_sharing(
         .name("engine".to_owned())
         .spawn(move || {
             engine.run();
-            // Dropped last, and by unwinding too: this is what `is_healthy` and `shutdown` look at.
+            // Dropped last, also when unwinding: `is_healthy` and `shutdown` rely on it.
             drop(stopped_sender);
         })?;
     Ok(EngineHandle {
@@ -169,19 +169,19 @@ pub fn start_sharing(
 
 struct EngineLoop {
     scheduler: Scheduler,
-    engine: Engine,
-    /// What executors counted before the model last fell asleep: a new one begins at nothing.
+    executor: ExecutorState,
+    /// The executors' counters before the model was last suspended: a new executor starts at 0.
     counts_before: ExecutorCounts,
-    member: Member,
-    /// Taken when there is work, given back when the step has been carried out.
-    turn: Option<Turn>,
-    /// The model is to sleep as soon as its requests have ended.
-    rest: Option<Rest>,
-    inbox: Receiver<Command>,
-    clients: HashMap<RequestId, Client>,
+    tenant: Tenant,
+    /// Acquired when there is work, released after the step.
+    lease: Option<DeviceLease>,
+    /// Set while the model is to be suspended once its requests have ended.
+    suspend_request: Option<SuspendRequest>,
+    inbox: Receiver<EngineCommand>,
+    clients: HashMap<RequestId, RequestTracker>,
     shared: Arc<Shared>,
     metrics: Arc<Metrics>,
-    /// Zero of the scheduler's time.
+    /// Zero of the scheduler's clock.
     started: Instant,
     drain_until: Option<Instant>,
     n_failures_in_a_row: u32,
@@ -195,35 +195,35 @@ struct EngineLoop {
 impl EngineLoop {
     fn run(mut self) {
         while self.receive() {
-            if let Some(turn) = &mut self.turn {
-                turn.comes_back = true;
-                // Work begun ahead would run in somebody else's turn.
-                self.scheduler.set_foretells(!turn.is_awaited());
+            if let Some(lease) = &mut self.lease {
+                lease.returns_immediately = true;
+                // Lookahead work would run during another model's lease.
+                self.scheduler.set_lookahead(!lease.has_waiters());
             }
             self.await_masks();
             let plan = self.scheduler.plan(self.started.elapsed());
             if plan.rows.is_empty() && plan.copies.is_empty() && !self.scheduler.is_idle() {
-                // All are held back: others may have the device meanwhile.
-                self.turn = None;
+                // All rows are held back: other models may use the device meanwhile.
+                self.lease = None;
                 self.scheduler.reuse(plan);
                 continue;
             }
-            let Engine::Awake(executor) = &mut self.engine else {
-                // No request gets as far as the scheduler of a sleeping model.
-                self.fail_all(&Failure::Asleep);
+            let ExecutorState::Active(executor) = &mut self.executor else {
+                // Requests do not reach the scheduler of a suspended model.
+                self.fail_all(&Failure::Suspended);
                 continue;
             };
             let begun = Instant::now();
             let outcome = execute(executor.as_mut(), &plan);
             let elapsed = begun.elapsed();
             if self.shared.stop.is_raised() && outcome.as_ref().is_err_and(|e| !e.is_panic()) {
-                // Given up because the grace is over: no failure of the step.
-                self.turn = None;
+                // Aborted because the grace period is over: not a failure of the step.
+                self.lease = None;
                 self.fail_all(&Failure::ShuttingDown);
                 continue;
             }
             let counts = self.counts_before.plus(executor.counts());
-            self.turn = None;
+            self.lease = None;
             self.record_outcome(&plan, outcome.as_ref().err());
             if let Ok(output) = &outcome {
                 log_row_errors(&plan, output);
@@ -245,7 +245,8 @@ impl EngineLoop {
         }
     }
 
-    /// Takes in what has been sent; blocks while there is nothing to do. False ends the thread.
+    /// Handles the commands received; blocks while there is nothing to do. Returns false to end the
+    /// thread.
     fn receive(&mut self) -> bool {
         loop {
             let is_abandoned = loop {
@@ -269,21 +270,21 @@ impl EngineLoop {
             if is_abandoned {
                 return false;
             }
-            self.rest_if_due();
+            self.suspend_if_due();
             if self.broken.is_some() {
                 continue;
             }
             if !self.scheduler.is_idle() {
-                if self.turn.is_some() {
+                if self.lease.is_some() {
                     self.record_scheduler();
                     return true;
                 }
-                // Others may have had theirs meanwhile: what has come since is looked at again.
-                self.turn = Some(self.member.take());
+                // Other models may have run meanwhile, so check for new commands again.
+                self.lease = Some(self.tenant.take());
                 continue;
             }
-            self.turn = None;
-            self.member.rest();
+            self.lease = None;
+            self.tenant.set_idle();
             self.record_scheduler();
             self.decode_log.pause(&self.metrics);
             let command = match self.next_probe() {
@@ -304,9 +305,9 @@ impl EngineLoop {
             .record_host_tier(&self.scheduler.host_tier_stats());
     }
 
-    fn handle(&mut self, command: Command) {
+    fn handle(&mut self, command: EngineCommand) {
         match command {
-            Command::Submit {
+            EngineCommand::Submit {
                 request,
                 events,
                 received,
@@ -315,25 +316,25 @@ impl EngineLoop {
                 let id = request.id;
                 let (n_prompt, max_new_tokens) = (request.prompt.len(), request.max_new_tokens);
                 let arrival = submitted.saturating_duration_since(self.started);
-                let added = if self.engine.is_awake() {
+                let added = if self.executor.is_active() {
                     let added = self.scheduler.add(request, arrival);
                     added.map_err(|error| Failure::Rejected {
                         message: error.to_string(),
                     })
                 } else {
-                    // It was on its way when the model fell asleep.
-                    Err(Failure::Asleep)
+                    // It was in the queue when the model was suspended.
+                    Err(Failure::Suspended)
                 };
                 if let Err(failure) = added {
                     self.shared.n_in_flight.fetch_sub(1, Ordering::AcqRel);
                     self.metrics.record_failure(&failure);
-                    // A client that is gone already needs no answer.
+                    // A disconnected client needs no response.
                     let _ = events.send(TokenEvent::Failed(failure));
                     return;
                 }
                 self.clients.insert(
                     id,
-                    Client {
+                    RequestTracker {
                         events,
                         n_prompt,
                         max_new_tokens,
@@ -347,18 +348,18 @@ impl EngineLoop {
                     },
                 );
             }
-            Command::Cancel(id) => {
+            EngineCommand::Cancel(id) => {
                 if let Some(event) = self.scheduler.cancel(id) {
                     self.deliver(vec![(id, event)]);
                 }
             }
-            Command::Flush { done } => {
-                // The client may be gone; the cache is empty all the same.
+            EngineCommand::Flush { done } => {
+                // The client may be gone; the cache is flushed all the same.
                 let _ = done.send(self.flush());
             }
-            Command::Sleep(rest) => self.rest = Some(rest),
-            Command::Wake { done } => self.wake(done),
-            Command::Shutdown { deadline } => {
+            EngineCommand::Sleep(request) => self.suspend_request = Some(request),
+            EngineCommand::Wake { done } => self.wake(done),
+            EngineCommand::Shutdown { deadline } => {
                 self.drain_until = Some(self.drain_until.map_or(deadline, |d| d.min(deadline)));
             }
         }
@@ -377,15 +378,16 @@ impl EngineLoop {
         Ok(())
     }
 
-    /// Gives the masks of the next step that it cannot make meanwhile a bounded time, and holds back
-    /// the rows whose masks are not there then: a costly form must not stop the other requests.
+    /// Waits a bounded time for the masks of the next step that cannot be computed during it, and
+    /// holds back the rows whose masks are not ready: an expensive grammar must not stop the other
+    /// requests.
     fn await_masks(&mut self) {
         Guide::await_masks(self.scheduler.guides(), MAX_MASK_WAIT);
         self.scheduler.hold_back(Guide::sits_out);
     }
 
-    /// Tells grammars what came, so that the next masks are made meanwhile, and ends the requests
-    /// whose output cannot go on.
+    /// Passes the new tokens to the guides, so that the next masks are computed meanwhile, and ends
+    /// the requests whose output cannot continue.
     fn guide(&mut self, plan: &StepPlan, output: &StepOutput) {
         let mut counts = None;
         for (row, made) in plan.rows.iter().zip(&output.rows) {
@@ -405,7 +407,7 @@ impl EngineLoop {
                 }
                 continue;
             }
-            // Of all the model's guides.
+            // Counters of all the model's guides.
             counts = Some(guide.mask_counts());
             for (i, token) in made.tokens.iter().enumerate() {
                 guide.advance(spec.output_index + i, token.token);
@@ -457,7 +459,7 @@ impl EngineLoop {
         }
     }
 
-    /// Sends events to their clients. A client that has gone away has a `Cancel` under way.
+    /// Sends events to their clients. For a disconnected client a `Cancel` is already queued.
     fn deliver(&mut self, events: Vec<(RequestId, TokenEvent)>) {
         let now = Instant::now();
         for (id, event) in events {
@@ -466,7 +468,7 @@ impl EngineLoop {
             };
             client.record(&event, now, &self.metrics);
             let ends = is_last(&event);
-            // The event's receiver may be gone; then nobody is waiting for it.
+            // The receiver may be gone; then the event is not needed.
             let _ = client.events.send(event);
             if ends {
                 self.clients.remove(&id);
@@ -475,7 +477,7 @@ impl EngineLoop {
         }
     }
 
-    /// Ends the requests that have outlasted a limit.
+    /// Ends the requests that exceeded a time limit.
     fn expire(&mut self) {
         let now = Instant::now();
         if !self.deadlines.is_due(now) {
@@ -490,7 +492,7 @@ impl EngineLoop {
             })
             .collect();
         for (id, _) in &overdue {
-            // What is not in the scheduler any more has its last event under way already.
+            // A request that is no longer in the scheduler has already been sent its last event.
             self.scheduler.cancel(*id);
         }
         self.deliver(overdue);
@@ -509,7 +511,7 @@ impl EngineLoop {
     }
 }
 
-/// Rows that failed are their requests' own: the step and the engine's health are untouched.
+/// Failed rows concern only their requests: the step and the engine's health are unaffected.
 fn log_row_errors(plan: &StepPlan, output: &StepOutput) {
     for (row, made) in plan.rows.iter().zip(&output.rows) {
         if let Some(error) = &made.error {
@@ -518,8 +520,8 @@ fn log_row_errors(plan: &StepPlan, output: &StepOutput) {
     }
 }
 
-/// Prompt tokens that a plan computes and output tokens that it makes. A row that decodes is fed the
-/// token that it made before, which counted then.
+/// Number of prompt tokens that a plan computes and output tokens that it generates. The input of a
+/// decode row is a token that was counted when it was generated.
 fn n_tokens_of(plan: &StepPlan) -> usize {
     let rows = plan.rows.iter().map(|row| {
         let makes_first = row.sample.as_ref().map(|spec| spec.output_index == 0);

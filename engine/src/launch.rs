@@ -1,8 +1,8 @@
-//! From a validated configuration to a running engine: fetch the model, read its text side,
-//! choose the executor, size the KV pool, start the engine thread.
+//! From a validated configuration to a running engine: fetches the model, reads its tokenizer and
+//! chat template, chooses the executor, sizes the KV pool, starts the engine thread.
 //!
-//! [`model`] finds and opens the model, [`executor`] decides where it runs, and [`devices`] is what
-//! several models of a process share.
+//! [`model`] finds and opens the model, [`executor`] chooses the device, and [`devices`] is shared
+//! by the models of a process.
 //!
 //! Deliberately absent: HTTP. `serve`, `generate` and `bench` all start here.
 
@@ -98,7 +98,7 @@ impl LaunchError {
     }
 }
 
-/// How the scheduler runs on a pool of this size on `device`.
+/// The scheduler's settings for a pool of this size on `device`.
 pub fn engine_loop_config(
     config: &EngineConfig,
     device: Device,
@@ -111,7 +111,7 @@ pub fn engine_loop_config(
     EngineLoopConfig {
         scheduler: SchedulerConfig {
             max_total_tokens: pool_tokens,
-            // A sequence has at least one page; most have several, and preemption evens out.
+            // A sequence has at least one page; most have several, and preemption balances it.
             max_running_requests: config
                 .max_running_requests
                 .unwrap_or_else(|| (pool_tokens / (4 * PAGE_TOKENS)).clamp(1, 256)),
@@ -120,7 +120,7 @@ pub fn engine_loop_config(
             mixed_chunk: config.enable_mixed_chunk,
             n_continuous_decode_steps: config.num_continuous_decode_steps,
             radix_cache: config.radix_cache,
-            // Of the device, which is not known here.
+            // Depends on the device, which is not known here.
             run_ahead: false,
             host_tier: None,
             policy: match config.schedule_policy {
@@ -140,7 +140,7 @@ pub fn engine_loop_config(
     }
 }
 
-/// The longest sequence and what bounds it.
+/// The maximum sequence length and what limits it.
 pub(crate) fn sequence_limit(
     config: &EngineConfig,
     model: &ModelConfig,
@@ -158,7 +158,7 @@ pub(crate) fn sequence_limit(
     })
 }
 
-/// What one request may ask for, as far as the operator and not the model says.
+/// The operator's limits on a request, as opposed to the model's.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct AskLimits {
     pub max_stop_strings: usize,
@@ -176,8 +176,8 @@ impl From<&HttpConfig> for AskLimits {
     }
 }
 
-/// Everything from the command line to a model that takes requests, and shares `devices` with
-/// others. `typed` and `flags` go into the record.
+/// Starts a model from its configuration; it shares `devices` with others. `typed` and `flags` are
+/// part of the record.
 pub fn launch(
     typed: &EngineArgs,
     config: &EngineConfig,
@@ -187,9 +187,9 @@ pub fn launch(
     devices: &Devices,
     progress: &dyn Fn(Progress),
 ) -> Result<ServedModel, LaunchError> {
-    // A template that cannot be compiled is found before a model is read.
+    // A template that cannot be compiled is reported before the model is read.
     with_operators_template(config, ChatTemplate::new(&[], Vec::new()))?;
-    // The text side and the recommendations are small files, too: read before the weights.
+    // Tokenizer, template and recommendations are small files too: read before the weights.
     let read = RefCell::new(None);
     let accept = |found: &ResolvedModel| {
         let sampling = model::recommendation(config, found)?;
@@ -243,7 +243,7 @@ pub fn launch(
         executor,
         loop_config.clone(),
         Arc::new(Metrics::new(name)),
-        devices.turns(device),
+        devices.arbiter(device),
     )?;
     let fingerprint = ModelFingerprint {
         version: env!("CARGO_PKG_VERSION"),
@@ -304,7 +304,7 @@ pub fn launch(
     }))
 }
 
-/// The checkpoint's template, or that of `--chat-template`.
+/// The checkpoint's template, or the one of `--chat-template`.
 fn with_operators_template(
     config: &EngineConfig,
     template: ChatTemplate,
@@ -328,14 +328,14 @@ fn output_parsers(config: &EngineConfig, chat_template: &ChatTemplate) -> Output
         None => chat_template.tool_calls(),
     };
     let reasoning = config.reasoning_parser.is_some();
-    tracing::info!(?tool_calls, reasoning, "how chats are read");
+    tracing::info!(?tool_calls, reasoning, "chat output parsers");
     OutputParsers {
         tool_calls,
         reasoning,
     }
 }
 
-/// As typed, which is what a client of the same launch line would ask for, and the short name.
+/// The name as typed, which a client with the same launch line would use, and the short name.
 fn default_names(model: &LoadedModel) -> Vec<String> {
     let short = model.resolved.display_name.clone();
     match model.requested.as_str() {

@@ -1,8 +1,8 @@
 //! An inference engine for small and 4-bit language models, and its OpenAI-compatible server.
 //!
-//! One request's life: HTTP JSON → [`server`] validates it into a [`request::Request`] → [`text`]
-//! makes tokens → [`engine_loop`] drains its queue → `scheduler.plan()` → `executor.execute()` →
-//! `scheduler.commit()` → tokens → text → server-sent events.
+//! The path of a request: HTTP JSON → [`server`] validates it into a [`request::Request`] →
+//! [`text`] tokenizes → [`engine_loop`] drains its queue → `scheduler.plan()` →
+//! `executor.execute()` → `scheduler.commit()` → tokens → text → server-sent events.
 //!
 //! Deliberately absent: model code loaded at run time, training, more than one device.
 

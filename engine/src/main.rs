@@ -12,13 +12,13 @@ use engine::errors::Code;
 use engine::printable::printable;
 use tracing_subscriber::EnvFilter;
 
-/// Memory that a burst of requests took goes back to the system; with the C library's allocator it
-/// stays with the process.
+/// Returns the memory of a burst of requests to the system; the C library's allocator would keep
+/// it.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    // Command lines that no parser can read end in here, with exit code 2.
+    // Invalid command lines end the program here, with exit code 2.
     let outcome = cli::read().and_then(|line| {
         start_log();
         cli::run(line)
@@ -37,21 +37,20 @@ fn main() -> ExitCode {
     }
 }
 
-/// The error with its code, and what the catalogue says of it. Where nobody can be told, the exit
-/// code remains.
+/// Prints the error with its code, cause and fix. If stderr is closed, only the exit code remains.
 fn report(error: &anyhow::Error, code: Option<Code>) {
     let line = printable(&cli::failure::in_one_line(error));
     let text = match code.map(|code| (code, code.entry())) {
         None => format!("error: {line}\n"),
         Some((code, entry)) => format!(
-            "error[{code}]: {line}\n  cause: {}\n  cure: {}\n",
-            entry.cause, entry.cure
+            "error[{code}]: {line}\n  cause: {}\n  fix: {}\n",
+            entry.cause, entry.fix
         ),
     };
     let _ = std::io::stderr().write_all(text.as_bytes());
 }
 
-/// Standard error, `RUST_LOG` or `info`, colours on terminals only.
+/// Logs to standard error, filtered by `RUST_LOG` or `info`, with colours only on terminals.
 fn start_log() {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
@@ -59,8 +58,8 @@ fn start_log() {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
-        // The disk of a log may be full. It would be told on standard error, too, and with a panic
-        // where that fails.
+        // The log's disk may be full. The subscriber would report that on standard error too, and
+        // panic if that fails.
         .log_internal_errors(false)
         .init();
 }

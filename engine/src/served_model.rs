@@ -17,15 +17,15 @@ use crate::weights::format::CheckpointFormat;
 
 /// A model and its limits, from the moment it is loaded until it is unloaded.
 pub struct ServedModel {
-    /// What clients may call it; the first is what responses say.
+    /// The names that clients may use; responses carry the first.
     pub names: Vec<String>,
-    /// Seconds since 1970, when it was loaded.
+    /// When it was loaded, in seconds since 1970.
     pub created_s: u64,
     pub tokenizer: Arc<Tokenizer>,
     pub chat_template: Arc<ChatTemplate>,
     pub engine: EngineHandle,
     pub limits: Limits,
-    /// Makes grammars for output that has to have a form.
+    /// Compiles grammars for constrained output.
     pub grammars: Arc<Grammars>,
     pub parsers: OutputParsers,
     /// Ids that end a sequence unless `ignore_eos`.
@@ -36,7 +36,7 @@ pub struct ServedModel {
     pub seeds: Seeds,
 }
 
-/// What a [`ServedModel`] is made of.
+/// The parts of a [`ServedModel`].
 pub struct ServedParts {
     pub names: Vec<String>,
     pub tokenizer: Tokenizer,
@@ -113,42 +113,43 @@ fn seconds_since_1970() -> u64 {
     now.map_or(0, |since| since.as_secs())
 }
 
-/// How a chat's output is read.
+/// How a chat's output is parsed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct OutputParsers {
-    /// How the model calls tools; `None` leaves calls in the content.
+    /// The model's tool-call format; `None` leaves calls in the content.
     pub tool_calls: Option<ToolCallFormat>,
-    /// Thoughts come in a field of their own.
+    /// Whether reasoning is returned in its own field.
     pub reasoning: bool,
 }
 
-/// What a request may ask for.
+/// Limits on what a request may ask for.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// Prompt and output together: the context length or the KV pool, whichever is smaller.
+    /// Limit on prompt and output together: the context length or the KV pool, whichever is
+    /// smaller.
     pub max_sequence_tokens: usize,
-    /// Why it is that much, for errors.
+    /// The origin of this limit, for error messages.
     pub sequence_limit_name: &'static str,
     pub allow_auto_truncate: bool,
     pub max_stop_strings: usize,
-    /// `--max-prompt-tokens`; `None`: what the longest sequence leaves.
+    /// `--max-prompt-tokens`; `None`: limited only by the sequence length.
     pub max_prompt_tokens: Option<usize>,
     /// `--max-output-tokens`, likewise.
     pub max_output_tokens: Option<usize>,
     pub vocab: usize,
-    /// Of a JSON schema, a regular expression, a grammar, or the tools' parameters.
+    /// Limit on the size of a JSON schema, regular expression, grammar, or tool parameters.
     pub max_schema_bytes: usize,
-    /// What holds for requests that do not say how to sample.
+    /// Sampling parameters of requests that do not set them.
     pub sampling_defaults: SamplingDefaults,
 }
 
-/// Seeds for requests that bring none.
+/// Seeds for requests without one.
 pub struct Seeds {
     next: std::sync::Mutex<rand::rngs::StdRng>,
 }
 
 impl Seeds {
-    /// Repeatable from `--random-seed`, else from the system's entropy.
+    /// Reproducible with `--random-seed`, otherwise from the system's entropy.
     pub fn new(random_seed: Option<u64>) -> Self {
         use rand::SeedableRng;
         let rng = match random_seed {
@@ -162,7 +163,7 @@ impl Seeds {
 
     pub fn draw(&self) -> u64 {
         use rand::Rng;
-        // A panic elsewhere cannot leave a random number generator half written.
+        // A panic elsewhere cannot leave a random number generator half-written.
         self.next
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)

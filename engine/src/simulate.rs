@@ -1,5 +1,5 @@
-//! A load played through the real scheduler on a simulated card, in virtual time: what
-//! `engine simulate` does. No server, no thread, no sleep; thousands of requests in seconds.
+//! Plays a load through the real scheduler on a simulated GPU in virtual time, for `engine
+//! simulate`. No server, no thread, no sleep; thousands of requests in seconds.
 
 mod arrivals;
 
@@ -26,11 +26,11 @@ use crate::served_model::Limits;
 use crate::server::request::prompt::fit;
 use crate::text::{TextError, Tokenizer};
 
-/// What is asked of the engine.
+/// The load to simulate.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Load {
-    /// One after the other, each when the last has ended.
+pub struct SimulatedLoad {
+    /// The cases run one after the other.
     pub cases: Vec<LoadCase>,
 }
 
@@ -46,7 +46,7 @@ pub struct LoadCase {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Arrivals {
-    /// So many users, each sending when its last answer is complete.
+    /// A number of users, each sending when its last response is complete.
     Users(u32),
     /// When each request is sent, in seconds from the beginning of the case.
     TimesS(Vec<f64>),
@@ -59,12 +59,12 @@ pub struct LoadRequest {
     pub output_tokens: usize,
 }
 
-/// One request of a case. Times in seconds from the beginning of the first case.
+/// The outcome of one request. Times in seconds from the beginning of the first case.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct SimulatedRequest {
     pub case: String,
     pub index: usize,
-    /// Of the closed loop.
+    /// Index of the user in a closed loop.
     pub user: Option<u32>,
     pub sent_s: f64,
     pub token_s: Vec<f64>,
@@ -79,10 +79,10 @@ pub struct SimulatedRequest {
 pub struct Simulation {
     pub executor: ExecutorInfo,
     pub scheduler: SchedulerConfig,
-    /// Share of its bandwidth that the card reads weights with.
+    /// Share of its bandwidth with which the GPU reads weights.
     pub weight_bandwidth_share: f64,
     pub steps_source: String,
-    /// Runs that a figure of the steps was taken from.
+    /// Runs that some figure of the steps was fitted on.
     pub fitted_on: Vec<String>,
     pub n_preemptions: u64,
     pub requests: Vec<SimulatedRequest>,
@@ -97,7 +97,7 @@ pub enum SimulateError {
     #[error(transparent)]
     Executor(#[from] ExecutorError),
     #[error(
-        "{card} has {limit} tokens of KV beside the weights within --mem-fraction-static; \
+        "{card} has {limit} tokens of KV next to the weights within --mem-fraction-static; \
          --max-total-tokens is {asked}"
     )]
     Pool {
@@ -116,7 +116,7 @@ pub fn simulate(
     config: &EngineConfig,
     model: &LoadedModel,
     card: Card,
-    load: &Load,
+    load: &SimulatedLoad,
 ) -> Result<Simulation, SimulateError> {
     let (tokenizer, _) = load_text(&model.resolved)?;
     let executor = executor(config, model, card)?;
@@ -184,7 +184,7 @@ fn executor(
     let host_tier_pages = config
         .hierarchical_cache
         .map(|size| {
-            // Of a host as large as it takes.
+            // For a host with as much memory as needed.
             let tier = HostTierOptions {
                 size: size.into(),
                 free_bytes: u64::MAX,
@@ -205,7 +205,7 @@ fn executor(
     Ok(SimulatedExecutor::new(CostModel::new(card, sizes), options))
 }
 
-/// What the server takes of a request.
+/// A request as the server accepts it.
 struct Accepted {
     text: Text,
     prompt: Arc<[u32]>,
@@ -259,10 +259,10 @@ struct Player {
     arrivals: arrivals::Arrivals,
     /// Requests sent so far.
     n_sent: u64,
-    /// Sent and not arrived, by the sending number.
+    /// Sent but not arrived, by index of sending.
     on_the_way: HashMap<u64, (SimulatedRequest, Accepted)>,
     next_id: u64,
-    /// Arrived and not ended.
+    /// Arrived but not ended.
     open: HashMap<RequestId, SimulatedRequest>,
     done: Vec<SimulatedRequest>,
 }
@@ -329,7 +329,7 @@ impl Player {
         Ok(())
     }
 
-    /// Sends the next request of the case, if there is one that the server does not refuse.
+    /// Sends the next request of the case that the server does not refuse, if there is one.
     fn send_next(
         &mut self,
         case: &LoadCase,
@@ -383,7 +383,7 @@ impl Player {
                 priority: 0,
                 prefix_root: 0,
             };
-            // What does not fit was refused when it was sent; this would be a duplicate.
+            // Requests that do not fit were refused when sent; this would be a duplicate.
             if let Err(error) = self.scheduler.add(request, at) {
                 simulated.error = Some(error.to_string());
                 self.done.push(simulated);

@@ -11,44 +11,44 @@ use crate::sampler::{SampleSpec, SamplerError};
 #[derive(Debug, Clone, Default)]
 pub struct StepPlan {
     pub rows: Vec<PlanRow>,
-    /// Above 1 only when every row is a decode row (one token, `sample` set): the executor feeds
-    /// each sampled token back itself and returns `n_steps` tokens a row. Pages for all of them
-    /// are in the rows already. 1 where a row is guided.
+    /// Above 1 only if every row is a decode row (one token, `sample` set): the executor feeds each
+    /// sampled token back itself and returns `n_steps` tokens for each row. The rows already have
+    /// the pages for all of them. 1 if a row is guided.
     pub n_steps: usize,
-    /// Steps that the next plan will have for the same rows if nothing new happens, with pages
-    /// for them in the rows already; 0 where that plan will differ. A hint: an executor may begin
-    /// them ahead, and the next plan decides whether that counts.
-    pub n_next_steps: usize,
-    /// Pages that move between the device and the host meanwhile; see [`PageCopies`] for the order.
+    /// Number of steps that the next plan will have for the same rows if nothing new happens, with
+    /// pages for them already in the rows; 0 if that plan will differ. A hint: an executor may
+    /// begin them ahead, and the next plan decides whether the result is used.
+    pub lookahead_steps: usize,
+    /// Pages to copy between device and host during the step; see [`PageCopies`] for the order.
     pub copies: PageCopies,
-    /// Rows whose tokens' log-probabilities are wanted, by rising row; none where `n_steps` is
+    /// Rows whose tokens' log-probabilities are needed, in ascending order; empty if `n_steps` is
     /// above 1.
     pub scores: Vec<ScoreSpec>,
 }
 
-/// Of one row: how likely the tokens that follow were.
+/// For one row: tokens to score.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ScoreSpec {
     /// Index in the plan's rows.
     pub row: usize,
-    /// What follows the row's first token, its second, …; at most one for each.
+    /// The token after the row's first token, after its second, …; at most one for each.
     pub targets: Vec<u32>,
-    /// How many of the likeliest tokens to report in each place.
+    /// Number of most likely tokens to report for each.
     pub n_top: usize,
 }
 
-/// A token to score, and where its logits come from.
+/// A token to score, and the position of its logits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Target {
     pub row: usize,
-    /// Index in the row's tokens of the one before it.
+    /// Index in the row's tokens of the preceding token.
     pub at: usize,
     pub token: u32,
     pub n_top: usize,
 }
 
 impl StepPlan {
-    /// Every token to score, in the order of the rows' tokens.
+    /// All tokens to score, in the order of the rows' tokens.
     pub(crate) fn targets(&self) -> impl Iterator<Item = Target> {
         self.scores.iter().flat_map(|spec| {
             let targets = spec.targets.iter().enumerate();
@@ -68,28 +68,28 @@ pub struct PlanRow {
     pub request: RequestId,
     /// Tokens to compute, at positions `start .. start + tokens.len()`. Never empty.
     pub tokens: Vec<u32>,
-    /// Tokens of this sequence whose KV is in `pages` already.
+    /// Tokens of this sequence whose KV is already in `pages`.
     pub start: usize,
     /// Physical page of each logical page; covers `start + tokens.len() + n_steps - 1` tokens.
     pub pages: Vec<PageIdx>,
-    /// Set where the logits of the row's last token choose a new token; unset for the inner
-    /// chunks of a long prompt.
+    /// Set if the logits of the row's last token choose a new token; unset for the inner chunks of
+    /// a long prompt.
     pub sample: Option<SampleSpec>,
 }
 
-/// What a row of a plan got.
+/// The result of a plan's row.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct RowOutput {
-    /// `n_steps` where the row samples, none otherwise; fewer where `error` is set.
+    /// `n_steps` tokens if the row samples, otherwise none; fewer if `error` is set.
     pub tokens: Vec<SampledToken>,
-    /// One for each target of the row's [`ScoreSpec`]; fewer where `error` is set.
+    /// One for each target of the row's [`ScoreSpec`]; fewer if `error` is set.
     pub scores: Vec<ScoredToken>,
-    /// Why no more came. It ends the row's own request and nothing else.
+    /// Why the row stopped. It ends only the row's own request.
     pub error: Option<RowError>,
 }
 
 impl RowOutput {
-    /// Takes in the next token, or why there is none. Nothing comes after an error.
+    /// Appends the next token or sets the error. Nothing is appended after an error.
     pub fn push(&mut self, chosen: Result<SampledToken, impl Into<RowError>>) {
         match chosen {
             Ok(token) => self.tokens.push(token),
@@ -97,7 +97,7 @@ impl RowOutput {
         }
     }
 
-    /// Takes in the next score, as [`Self::push`] does a token.
+    /// Appends the next score, like [`Self::push`].
     pub fn push_score(&mut self, scored: Result<ScoredToken, impl Into<RowError>>) {
         match scored {
             Ok(score) if self.error.is_none() => self.scores.push(score),
@@ -122,19 +122,19 @@ impl From<Vec<SampledToken>> for RowOutput {
     }
 }
 
-/// For each plan row in order: what it got.
+/// The result of each plan row, in order.
 #[derive(Debug, Clone, Default)]
 pub struct StepOutput {
     pub rows: Vec<RowOutput>,
 }
 
-/// Why a row got no token. It ends the row's own request: the step, its other rows and the
-/// engine's health are as if the row had not been there.
+/// Why a row got no token. It ends only the row's own request: the step, its other rows and the
+/// engine's health are unaffected.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum RowError {
     #[error(transparent)]
     Sampler(#[from] SamplerError),
-    /// What the device wrote instead of a token.
+    /// The code that the device wrote instead of a token.
     #[error(transparent)]
     Token(#[from] TokenError),
     #[error("more than {limit} distinct tokens have a penalty or a bias, the device's limit")]
@@ -142,7 +142,8 @@ pub enum RowError {
 }
 
 impl RowError {
-    /// What the request's client is told. `params`: the request's, which name what left no token.
+    /// The failure reported to the client. `params`: the request's, which name what excluded all
+    /// tokens.
     pub fn failure(&self, params: &SamplingParams) -> Failure {
         let message = self.to_string();
         match self {
@@ -159,21 +160,22 @@ impl RowError {
     }
 }
 
-/// No token may come: the request's own doing where it excludes some, else its form's or the model's.
+/// No token is allowed: caused by the request if it excludes some, otherwise by its output format
+/// or the model.
 fn nothing_left(params: &SamplingParams) -> Failure {
     let names = params.exclusions.names().join(" and ");
     match (names.as_str(), params.guide.is_some()) {
         ("", true) => Failure::Form {
-            message: "the model gives every token that it allows the logit -inf".to_owned(),
+            message: "the model gives every allowed token the logit -inf".to_owned(),
         },
         (names, true) => Failure::Form {
-            message: format!("{names} and the form together leave no token that may come next"),
+            message: format!("{names} and the output format together exclude every next token"),
         },
         ("", false) => Failure::Logits {
             message: SamplerError::AllMasked.to_string(),
         },
         (names, false) => Failure::Sampling {
-            message: format!("{names}: no token is left that may come next"),
+            message: format!("{names}: every next token is excluded"),
         },
     }
 }
@@ -221,7 +223,7 @@ mod tests {
             RowError::Token(TokenError::AllMasked),
         ];
         for error in masked {
-            // Nothing that the request asked for excludes a token: the model does.
+            // The request excludes no token, so the model is the cause.
             let failure = error.failure(&free);
             assert!(matches!(failure, Failure::Logits { .. }), "{failure:?}");
             let failure = error.failure(&guided);

@@ -131,7 +131,7 @@ fn tokens(n: usize, seed: u32) -> Vec<u32> {
         .collect()
 }
 
-/// Pages in an order of their own, so that a page taken for its neighbour shows.
+/// Pages in a scrambled order, so that confusing one with its neighbour shows.
 fn pages(sequence: u32, n_tokens: usize) -> Vec<PageIdx> {
     (0..n_tokens.div_ceil(16) as u32)
         .map(|i| PageIdx(sequence + 8 * (i ^ 1)))
@@ -256,7 +256,7 @@ fn logits_are_the_cpu_executors() {
     }
 }
 
-/// Of logits in bf16: its elements have three bits less than fp16's, so eight times that limit.
+/// For logits in bf16, which has three bits fewer than fp16: eight times that limit.
 const BF16_LIMIT: f64 = 4e-2;
 /// With e4m3 KV, whose own rounding is coarser than either element's.
 const FP8_KV_LIMIT: f64 = 1e-1;
@@ -325,7 +325,7 @@ fn generate(executor: &mut CudaExecutor, n: u32, steps: usize, n_steps: usize) -
     generate_in_bursts(executor, n, steps, &[(n_steps, 0)])
 }
 
-/// As [`generate`], in bursts of these `(n_steps, n_next_steps)` over and over.
+/// As [`generate`], in bursts of these `(n_steps, lookahead_steps)` over and over.
 fn generate_in_bursts(
     executor: &mut CudaExecutor,
     n: u32,
@@ -349,7 +349,7 @@ fn generate_in_bursts(
     let output = executor.execute(&plan).expect("prefill");
     made.extend(output.rows.iter().map(|row| vec![row.tokens[0].token]));
     while made[0].len() < steps {
-        let (n_steps, n_next_steps) = *bursts.next().expect("a burst");
+        let (n_steps, lookahead_steps) = *bursts.next().expect("a burst");
         let n_steps = n_steps.min(steps - made[0].len());
         let rows = (0..n as usize).map(|i| {
             let start = lengths[i] + made[i].len() - 1;
@@ -362,7 +362,7 @@ fn generate_in_bursts(
         let plan = StepPlan {
             rows: rows.collect(),
             n_steps,
-            n_next_steps,
+            lookahead_steps,
             ..StepPlan::default()
         };
         let output = executor.execute(&plan).expect("decode");
@@ -373,8 +373,8 @@ fn generate_in_bursts(
     made
 }
 
-/// Small enough for a tool that follows every access to shared memory. The prompts are 23 rows, a
-/// decode step is two.
+/// Small enough for a tool that checks every access to shared memory. The prompts have 23 rows, a
+/// decode step two.
 #[test]
 #[ignore = "needs a GPU: run with --ignored on a machine with one"]
 fn a_few_small_steps_make_the_same_tokens_twice() {
@@ -446,7 +446,7 @@ fn a_pool_that_does_not_fit_is_refused_with_the_arithmetic() {
 #[test]
 #[ignore = "needs a GPU: run with --ignored on a machine with one"]
 fn a_model_that_does_not_fit_is_refused_before_anything_is_allocated() {
-    // Some 20 GB of dummy weights, and a card that counts as having 4.
+    // About 20 GB of dummy weights on a GPU limited to 4.
     let config = weights::preset::find("qwen3-32b-awq")
         .expect("a preset")
         .config;

@@ -21,7 +21,7 @@ use engine::weights::fixture::{self, FolderFormat};
 use engine::weights::{self, Checkpoint, LoadFormat};
 
 const VOCAB: usize = 320;
-/// Sums in another order, and from `wgmma` on weights rounded to fp16: as between card and CPU.
+/// The order of summation differs, and `wgmma` rounds weights to fp16: as between GPU and CPU.
 const TOLERANCE: f64 = 5e-3;
 
 fn checkpoint(dir: &Path, family: Family, format: FolderFormat) -> Box<dyn Checkpoint> {
@@ -206,10 +206,10 @@ fn timed_kernels_compute_what_the_others_do() {
             for (logits, token) in logits.chunks_exact(VOCAB).zip(made) {
                 let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
                 let size = logits.iter().map(|l| l * l).sum::<f32>() / VOCAB as f32;
-                let behind = (top - logits[*token as usize]) / size.sqrt();
+                let gap = (top - logits[*token as usize]) / size.sqrt();
                 assert!(
-                    behind < 0.05,
-                    "{family:?}: token {token} is {behind} behind"
+                    gap < 0.05,
+                    "{family:?}: token {token} is {gap} below the best"
                 );
             }
         }

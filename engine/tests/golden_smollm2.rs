@@ -1,6 +1,6 @@
 //! The real SmolLM2-135M file, teacher-forced against log-probabilities from llama.cpp with the
-//! weights dequantised to f32. The file comes through the model cache (and, once, from the
-//! package index); where it cannot be had, the tests fail and say why.
+//! weights dequantised to f32. The file comes from the model cache (and, once, from the package
+//! index); without it the tests fail and say why.
 
 use std::borrow::Cow;
 use std::sync::{Arc, OnceLock};
@@ -219,7 +219,7 @@ fn a_rounded_head_agrees_with_llama_cpp() {
     assert!(found.p99 <= 0.1, "p99 {}", found.p99);
 }
 
-/// FP8 KV alone: the rest is as exact as it gets. Measured: mean 0.137, p99 0.686, the likeliest
+/// FP8 KV alone: the rest is as exact as it gets. Measured: mean 0.137, p99 0.686, the most likely
 /// token the same in 98.2 % of the steps; with f16 KV 0.003, 0.017 and 100 %. The limits leave room
 /// for another order of additions.
 #[test]
@@ -230,7 +230,7 @@ fn fp8_kv_stays_close_to_llama_cpp() {
     assert!(found.argmax_share >= 0.95, "argmax {}", found.argmax_share);
 }
 
-/// Weights become f16 on the card, activations are f16, sums f32.
+/// Weights become f16 on the GPU, activations are f16, sums f32.
 #[test]
 #[ignore = "needs a GPU: run with --ignored on a machine with one"]
 fn the_card_agrees_with_llama_cpp() {
@@ -255,7 +255,7 @@ fn the_card_agrees_with_llama_cpp() {
         two_batch_overlap: false,
     };
     let mut executor = CudaExecutor::load(checkpoint(), &options).expect("a GPU");
-    let found = measure("on the card", &mut |rows, wanted| {
+    let found = measure("on the GPU", &mut |rows, wanted| {
         executor.forward_logits(rows, wanted).expect("logits")
     });
     assert!(found.mean <= 0.02, "mean {}", found.mean);
@@ -264,7 +264,7 @@ fn the_card_agrees_with_llama_cpp() {
 }
 
 /// Free running: prefill, then decoding in calls of several steps, as long as the golden text is
-/// greedy (its run went on behind an end-of-sequence token).
+/// greedy (its run continued after an end-of-sequence token).
 #[test]
 fn greedy_text_is_llama_cpps() {
     let mut executor = executor(ActivationType::F32, KvFormat::F16);

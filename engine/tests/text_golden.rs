@@ -25,7 +25,7 @@ fn smollm2_file() -> PathBuf {
         .files
     {
         ModelFiles::Gguf(path) => path,
-        other => panic!("{other:?} is no GGUF file"),
+        other => panic!("{other:?} is not a GGUF file"),
     }
 }
 

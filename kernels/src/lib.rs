@@ -1,4 +1,4 @@
-//! Compute kernels: a folder an op, each with its shape checks, a plain Rust reference and the
+//! Compute kernels: one folder for each op, with its shape checks, a plain Rust reference and the
 //! fast versions that are tested against it.
 //!
 //! This is the only crate of the workspace with `unsafe` in it. Everything public is safe: a

@@ -10,9 +10,9 @@ use std::path::Path;
 pub struct MappedFile(memmap2::Mmap);
 
 impl MappedFile {
-    /// Maps `path`. The file must not be shortened while the mapping lives: reading a page that
-    /// is gone ends the process with a signal. Model files are written once and renamed into
-    /// place, so this holds for them.
+    /// Maps `path`. The file must not be shortened while the mapping lives: reading a page that is
+    /// gone kills the process with a signal. Model files are written once and renamed into place,
+    /// so this holds for them.
     pub fn open(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
         // SAFETY: the mapping is read-only and private to this object, which hands out shared
@@ -21,9 +21,8 @@ impl MappedFile {
         Ok(Self(map))
     }
 
-    /// Hands the pages that were read so far back to the system, for a reader that keeps copies
-    /// of its own. They can be read again, out of the system's cache or the file. A hint: where
-    /// the system does not take it, nothing happens.
+    /// Releases the pages read so far to the system, for a reader that keeps its own copies. They
+    /// can be read again from the system's cache or the file. A hint, which the system may ignore.
     pub fn release(&self) {
         #[cfg(unix)]
         // SAFETY: the mapping is shared and read-only, so a page holds nothing but the file's

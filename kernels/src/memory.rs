@@ -1,8 +1,8 @@
 //! Memory that is aligned for vector loads.
 //!
-//! Weights come out of an [`Arena`]: one after the other on huge pages, past the program's allocator
-//! and the gaps that it leaves between blocks. What fills up little by little is allocated on its
-//! own, on the system's small pages.
+//! Weights are allocated from an [`Arena`]: contiguously on huge pages, bypassing the program's
+//! allocator and the gaps between its blocks. Memory that fills up gradually is allocated
+//! separately, on the system's small pages.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
@@ -12,7 +12,7 @@ use crate::KernelError;
 
 const HUGE_PAGE_BYTES: usize = 2 << 20;
 const LINE_BYTES: usize = 64;
-/// What an arena asks of the system at once; more where one piece is larger.
+/// Size of an arena's allocations; a larger piece gets a larger one.
 const REGION_BYTES: usize = 64 << 20;
 
 /// Zero-initialised bytes that start on a cache line.
@@ -26,7 +26,7 @@ pub struct AlignedBytes {
 #[derive(Debug)]
 enum Owner {
     Allocator(Layout),
-    /// Kept until the last piece of the region is gone.
+    /// Kept until the last piece of the region is dropped.
     Arena {
         _region: Arc<memmap2::MmapMut>,
     },
@@ -38,7 +38,7 @@ unsafe impl Send for AlignedBytes {}
 unsafe impl Sync for AlignedBytes {}
 
 impl AlignedBytes {
-    /// Memory of which maybe little is ever written: a first write takes a small page.
+    /// Memory of which perhaps little is ever written: each first write allocates a small page.
     pub fn zeroed(n_bytes: usize) -> Result<Self, KernelError> {
         let failed = || KernelError::Memory { bytes: n_bytes };
         let layout =
@@ -82,9 +82,8 @@ impl Drop for AlignedBytes {
     }
 }
 
-/// Hands out memory piece by piece, on huge pages where the system has them. What is handed out
-/// should be written as a whole and live long: a region goes back to the system when its last
-/// piece is gone.
+/// Allocates memory piece by piece, on huge pages if the system has them. A piece should be written
+/// completely and live long: a region is returned to the system when its last piece is dropped.
 #[derive(Debug, Default)]
 pub struct Arena {
     region: Option<Arc<memmap2::MmapMut>>,
@@ -121,11 +120,11 @@ impl Arena {
         })
     }
 
-    /// Begins a new region. Only what is written of it takes memory.
+    /// Begins a new region. Only the written part uses memory.
     fn grow(&mut self, n_bytes: usize) -> Option<()> {
         let n_bytes = n_bytes.checked_next_multiple_of(HUGE_PAGE_BYTES)?;
         let mut map = memmap2::MmapMut::map_anon(n_bytes.checked_add(HUGE_PAGE_BYTES)?).ok()?;
-        // A hint; without huge pages the memory is as good, only slower.
+        // A hint; without huge pages the memory works as well, only slower.
         #[cfg(target_os = "linux")]
         let _ = map.advise(memmap2::Advice::HugePage);
         let skipped = map.as_ptr().align_offset(HUGE_PAGE_BYTES);
@@ -166,7 +165,7 @@ mod tests {
             assert!(bytes.iter().all(|b| *b == 0), "piece {i} was written to");
             bytes.fill(i as u8 + 1);
         }
-        // The pieces outlive the arena, each with what was written to it.
+        // The pieces outlive the arena and keep their contents.
         drop(arena);
         for (i, piece) in pieces.iter().enumerate() {
             assert!(piece.as_slice().iter().all(|b| *b == i as u8 + 1));

@@ -132,7 +132,7 @@ fn check_contexts(contexts: &[i32], shapes: &[(usize, usize, usize)]) {
 /// Pages of a request that left broken numbers in them, as their next owner gets them.
 #[test]
 #[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
-fn broken_values_behind_a_context_change_no_bit() {
+fn broken_values_after_a_context_change_no_bit() {
     let (device, stream) = gpu::open();
     let contexts = [1, 7, 8, 9, 15, 16, 17, 33, 47, 70, 129, 250];
     let (n_rows, max_pages) = (contexts.len(), 17);
@@ -160,7 +160,7 @@ fn broken_values_behind_a_context_change_no_bit() {
                 let attended = |bits: u16| {
                     for (row, context) in contexts.iter().enumerate() {
                         let pages = &tables[row * max_pages..][..max_pages];
-                        pool.fill_behind(&stream, pages, *context as usize, bits);
+                        pool.fill_after(&stream, pages, *context as usize, bits);
                     }
                     let out = ElementBuffer::zeroed(&stream, element, n_rows * width).unwrap();
                     attention

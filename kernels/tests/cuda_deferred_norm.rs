@@ -1,13 +1,13 @@
-//! Norms done on the way of two projections, against f64.
+//! Norms fused into two projections, compared with f64.
 
 #[path = "cuda_stream_linear/case.rs"]
 mod case;
 
 use kernels::cuda::{Activation, Buffer, Element, ElementBuffer, ElementView};
 use kernels::rms_norm::cuda::RmsNorm;
-use kernels::rms_norm::deferred::{DeferredNorm, MAX_DEFERRED_ROWS, NormState};
+use kernels::rms_norm::deferred::{FusedNorm, MAX_FUSED_NORM_ROWS, NormState};
 use kernels::stream_linear::{
-    Arrangement, Epilogue, Format, ManyRows, Output, Variant, choose_plan, reference,
+    Arrangement, Epilogue, Format, LargeM, Output, Variant, choose_plan, reference,
 };
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -143,7 +143,7 @@ impl<'a> Rows<'a> {
         x: ElementView<'_>,
         bias: Option<ElementView<'_>>,
         output: Output<'_>,
-        norm: DeferredNorm<'_>,
+        norm: FusedNorm<'_>,
     ) {
         let x = read_by(case, x);
         case.linear
@@ -152,7 +152,7 @@ impl<'a> Rows<'a> {
     }
 
     fn o(&self) {
-        let norm = DeferredNorm::Writes {
+        let norm = FusedNorm::Epilogue {
             state: &self.states[0],
             weight: self.mlp_norm.all(),
             x: read_by(&self.layer.gate_up, self.x.all()),
@@ -162,7 +162,7 @@ impl<'a> Rows<'a> {
     }
 
     fn gate_up(&self) {
-        let norm = DeferredNorm::Reads {
+        let norm = FusedNorm::Prologue {
             state: &self.states[0],
             next: &self.states[1],
             eps: EPS,
@@ -172,7 +172,7 @@ impl<'a> Rows<'a> {
     }
 
     fn down(&self) {
-        let norm = DeferredNorm::Writes {
+        let norm = FusedNorm::Epilogue {
             state: &self.states[1],
             weight: self.attention_norm.all(),
             x: read_by(&self.layer.qkv, self.x.all()),
@@ -182,7 +182,7 @@ impl<'a> Rows<'a> {
     }
 
     fn qkv(&self) {
-        let norm = DeferredNorm::Reads {
+        let norm = FusedNorm::Prologue {
             state: &self.states[1],
             next: &self.states[0],
             eps: EPS,
@@ -284,7 +284,7 @@ fn chains_agree_with_f64(gpu: &Gpu, formats: &[Format], rows: &[usize], before: 
                 rows.assert_close("q, k, v", &found, &expected);
             }
             let one_by_one = rows.qkv.download(&gpu.stream).expect("download");
-            // With nobody in between, and the same bits.
+            // Without a launch in between, and the same bits.
             rows.begin(&h, before);
             for _ in 0..2 {
                 rows.o();
@@ -301,7 +301,7 @@ fn chains_agree_with_f64(gpu: &Gpu, formats: &[Format], rows: &[usize], before: 
 
 #[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
 #[test]
-fn a_layers_norms_on_the_way_agree_with_f64() {
+fn a_layers_fused_norms_agree_with_f64() {
     for element in Element::ALL {
         chains_agree_with_f64(&gpu(element), &Format::ALL, &ROWS, &[1.0]);
     }
@@ -403,20 +403,19 @@ fn launches_check_their_norms() {
     let mut rng = StdRng::seed_from_u64(32);
     let layer = Layer::new(&gpu, &mut rng, Format::AwqG128);
     let rows = Rows::new(&gpu, &mut rng, &layer, 4);
-    let launch =
-        |case: &Case, m, x: ElementView<'_>, output: Output<'_>, norm: DeferredNorm<'_>| {
-            let x = Activation::plain(x, case.layout.padded_k());
-            case.linear
-                .launch_with_norm(&gpu.stream, m, x, None, output, norm, false)
-                .expect_err("refused")
-                .to_string()
-        };
-    let reads = |eps| DeferredNorm::Reads {
+    let launch = |case: &Case, m, x: ElementView<'_>, output: Output<'_>, norm: FusedNorm<'_>| {
+        let x = Activation::plain(x, case.layout.padded_k());
+        case.linear
+            .launch_with_norm(&gpu.stream, m, x, None, output, norm, false)
+            .expect_err("refused")
+            .to_string()
+    };
+    let reads = |eps| FusedNorm::Prologue {
         state: &rows.states[0],
         next: &rows.states[1],
         eps,
     };
-    let writes = |weight, x| DeferredNorm::Writes {
+    let writes = |weight, x| FusedNorm::Epilogue {
         state: &rows.states[0],
         weight,
         x,
@@ -450,12 +449,12 @@ fn launches_check_their_norms() {
         !layer
             .o
             .linear
-            .defers_norm(MAX_DEFERRED_ROWS + 1)
+            .fuses_norm(MAX_FUSED_NORM_ROWS + 1)
             .expect("a variant")
     );
 
-    let mma = gpu_with(Element::F16, |_| ManyRows::Mma);
+    let mma = gpu_with(Element::F16, |_| LargeM::Mma);
     let layer = Layer::new(&mma, &mut rng, Format::AwqG128);
-    assert!(layer.o.linear.defers_norm(16).expect("a variant"));
-    assert!(!layer.o.linear.defers_norm(17).expect("a variant"));
+    assert!(layer.o.linear.fuses_norm(16).expect("a variant"));
+    assert!(!layer.o.linear.fuses_norm(17).expect("a variant"));
 }

@@ -8,7 +8,7 @@ use kernels::cuda::{
     Buffer, CardProfile, CudaError, Device, DevicePtr, Element, Event, Graph, HostBuffer,
     LaunchConfig, RowsCopy, Stream,
 };
-use kernels::stream_linear::{ManyRows, StreamLinearKernels};
+use kernels::stream_linear::{LargeM, StreamLinearKernels};
 
 #[cfg_attr(
     not(engine_test_cuda),
@@ -246,15 +246,17 @@ fn a_card_profile_has_the_other_chips_limits_kernels_and_no_wgmma() {
     assert_eq!(properties.n_multiprocessors, 60);
     assert!(properties.name.ends_with("(card profile sm_120:60)"));
     let stream = Stream::new(&device).unwrap();
-    let best = ManyRows::best(&device, true);
-    assert_eq!(best, ManyRows::Mma);
+    let best = LargeM::best(&device, true);
+    assert_eq!(best, LargeM::Mma);
     for element in Element::ALL {
         // Fails where the source's warps are not those that the planner counts with.
         let kernels = StreamLinearKernels::load(&stream, element, best).unwrap();
         assert_eq!(kernels.limits().compute_major, 12);
         assert!(kernels.limits().max_clusters[1] <= 30);
     }
-    let wgmma = ManyRows::Wgmma { is_alone: true };
+    let wgmma = LargeM::Wgmma {
+        exclusive_device: true,
+    };
     let refused = StreamLinearKernels::load(&stream, Element::F16, wgmma).unwrap_err();
     assert!(
         refused.to_string().contains("runs on sm_90 alone"),

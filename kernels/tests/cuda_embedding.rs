@@ -49,7 +49,7 @@ fn rows_of_the_table_come_out_exactly() {
         }
         assert!(
             h[ids.len() * hidden..].iter().all(|x| *x == 0.0),
-            "behind the last row"
+            "after the last row"
         );
     }
 }

@@ -157,7 +157,7 @@ fn packed_chunks_agree_with_f64() {
 /// Pages of a request that left broken numbers in them, as their next owner gets them.
 #[test]
 #[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
-fn broken_values_behind_a_context_change_no_bit() {
+fn broken_values_after_a_context_change_no_bit() {
     let (device, stream) = gpu::open();
     let (starts, lens) = ([0, 0, 63, 5, 100], [1, 70, 1, 20, 29]);
     let contexts: Vec<i32> = starts
@@ -190,7 +190,7 @@ fn broken_values_behind_a_context_change_no_bit() {
             let attended = |bits: u16| {
                 for (seq, context) in contexts.iter().enumerate() {
                     let pages = &tables[seq * max_pages..][..max_pages];
-                    pool.fill_behind(&stream, pages, *context as usize, bits);
+                    pool.fill_after(&stream, pages, *context as usize, bits);
                 }
                 let out = ElementBuffer::zeroed(&stream, element, n_tokens * width).unwrap();
                 attention

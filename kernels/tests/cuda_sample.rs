@@ -204,7 +204,7 @@ fn every_filter_chooses_what_the_plain_sampler_chooses() {
         }
         let mut logits = gpu::normals(&mut rng, rows.len() * stride, 3.0);
         for (index, row) in logits.chunks_mut(stride).enumerate() {
-            row[vocab..].fill(f32::NAN); // behind the row: never looked at
+            row[vocab..].fill(f32::NAN); // after the row: never read
             match index % 4 {
                 // Few distinct values, so that cuts fall among equals.
                 1 => row[..vocab].iter_mut().for_each(|x| *x = x.round()),
@@ -266,7 +266,7 @@ fn penalties_biases_and_log_probabilities() {
         let n_penalized = 60;
         let list = &mut lists[index * max_penalized..][..n_penalized];
         for (i, entry) in list.iter_mut().enumerate() {
-            // The likeliest ones, so that the penalties change the choice.
+            // The most likely ones, so that the penalties change the choice.
             *entry = PenalizedToken {
                 token: best[i * 2] as i32,
                 n_generated: i as i32 % 5 - 1,

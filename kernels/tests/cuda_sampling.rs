@@ -16,7 +16,7 @@ fn the_lowest_of_the_largest_wins() {
     for vocab in [1, 2, 255, 2049, 32_000, 151_936] {
         let (n_rows, stride) = (6, vocab + 5);
         let mut logits = gpu::normals(&mut rng, n_rows * stride, 4.0);
-        // Behind a row's end: never looked at.
+        // After a row's end: never read.
         for row in 0..n_rows {
             logits[row * stride + vocab..][..5].fill(f32::INFINITY);
         }

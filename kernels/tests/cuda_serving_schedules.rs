@@ -10,9 +10,7 @@ mod rows;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use kernels::cuda::{Activation, Buffer, CudaError, Element, ElementBuffer, Graph};
-use kernels::stream_linear::{
-    Arrangement, Epilogue, Format, Layout, ManyRows, Output, StreamLinear,
-};
+use kernels::stream_linear::{Arrangement, Epilogue, Format, LargeM, Layout, Output, StreamLinear};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -26,7 +24,7 @@ static DEVICE: Mutex<()> = Mutex::new(());
 /// Launches with the device to themselves: tests of this program run one after the other.
 fn alone(element: Element) -> (MutexGuard<'static, ()>, Gpu) {
     let guard = DEVICE.lock().unwrap_or_else(PoisonError::into_inner);
-    let gpu = gpu_with(element, |device| ManyRows::best(device, true));
+    let gpu = gpu_with(element, |device| LargeM::best(device, true));
     (guard, gpu)
 }
 
@@ -99,9 +97,9 @@ fn massive_values_in_x_agree_with_f64_and_saturate_where_they_must() {
     {
         let gpu = gpu_with(element, |device| {
             if is_other_card {
-                ManyRows::Mma
+                LargeM::Mma
             } else {
-                ManyRows::best(device, true)
+                LargeM::best(device, true)
             }
         });
         let mut rng = StdRng::seed_from_u64(42);
@@ -167,9 +165,9 @@ fn a_broken_row_changes_no_bit_of_another() {
     {
         let gpu = gpu_with(element, |device| {
             if is_other_card {
-                ManyRows::Mma
+                LargeM::Mma
             } else {
-                ManyRows::best(device, true)
+                LargeM::best(device, true)
             }
         });
         let mut rng = StdRng::seed_from_u64(43);

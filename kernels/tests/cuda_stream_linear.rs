@@ -8,7 +8,7 @@ mod case;
 
 use kernels::cuda::{Activation, Buffer, CudaError, Element, ElementBuffer, Graph, RowLayout};
 use kernels::stream_linear::{
-    Arrangement, Epilogue, Format, ManyRows, Output, Plan, Variant, choose_plan,
+    Arrangement, Epilogue, Format, LargeM, Output, Plan, Variant, choose_plan,
 };
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -38,7 +38,7 @@ fn every_format_epilogue_and_number_of_rows_agrees_with_f64() {
 #[test]
 fn the_kernel_for_other_cards_agrees_with_f64() {
     for element in Element::ALL {
-        every_format_and_epilogue_agrees(&gpu_with(element, |_| ManyRows::Mma));
+        every_format_and_epilogue_agrees(&gpu_with(element, |_| LargeM::Mma));
     }
 }
 
@@ -80,7 +80,7 @@ fn every_format_and_epilogue_agrees(gpu: &Gpu) {
 #[test]
 fn a_small_launch_of_each_kernel_agrees_with_f64() {
     let mut rng = StdRng::seed_from_u64(21);
-    for gpu in [gpu(Element::F16), gpu_with(Element::F16, |_| ManyRows::Mma)] {
+    for gpu in [gpu(Element::F16), gpu_with(Element::F16, |_| LargeM::Mma)] {
         for format in [Format::AwqG128, Format::Half] {
             let mut case = |arrangement, parts_n| {
                 random_case(&gpu, &mut rng, format, arrangement, parts_n, 512)
@@ -164,7 +164,7 @@ fn any_plan_gives_the_same_numbers() {
                         ..chosen
                     };
                     if case.linear.set_variant(m, Variant::Stream(plan)).is_err() {
-                        continue; // does not fit this card
+                        continue; // does not fit this GPU
                     }
                     let error = check(&gpu, &mut rng, &case, Epilogue::SiluMul, m, false);
                     assert_close(&gpu, &case, Epilogue::SiluMul, m, error);
@@ -177,14 +177,14 @@ fn any_plan_gives_the_same_numbers() {
     }
 }
 
-/// What a caller may put in the place of the default, on this card and on those without `wgmma`.
+/// What a caller may put in the place of the default, on this GPU and on those without `wgmma`.
 #[cfg_attr(
     not(engine_test_cuda),
     ignore = "needs a GPU: ENGINE_TEST_CUDA=1, or --ignored"
 )]
 #[test]
 fn every_candidate_gives_the_same_numbers() {
-    let on_other_cards = |element| gpu_with(element, |_| ManyRows::Mma);
+    let on_other_cards = |element| gpu_with(element, |_| LargeM::Mma);
     let elements = Element::ALL.into_iter();
     for gpu in elements.flat_map(|element| [gpu(element), on_other_cards(element)]) {
         let mut rng = StdRng::seed_from_u64(19);

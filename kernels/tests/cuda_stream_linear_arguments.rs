@@ -7,7 +7,7 @@ mod gpu;
 use half::f16;
 use kernels::cuda::{Activation, Buffer, Element, ElementBuffer};
 use kernels::stream_linear::{
-    Arrangement, AwqPart, Format, Layout, ManyRows, Output, StreamLinear, StreamLinearKernels,
+    Arrangement, AwqPart, Format, LargeM, Layout, Output, StreamLinear, StreamLinearKernels,
 };
 
 #[cfg_attr(
@@ -17,8 +17,8 @@ use kernels::stream_linear::{
 #[test]
 fn launches_check_their_arguments() {
     let (device, stream) = gpu::open();
-    let many_rows = ManyRows::best(&device, false);
-    let kernels = StreamLinearKernels::load(&stream, Element::F16, many_rows).expect("the kernels");
+    let large_m = LargeM::best(&device, false);
+    let kernels = StreamLinearKernels::load(&stream, Element::F16, large_m).expect("the kernels");
     let layout = Layout::new(Format::AwqG64, Arrangement::Stacked, &[32], 320).expect("fits");
     let mut linear = StreamLinear::new(&kernels, layout.clone()).expect("memory");
     linear.fill_random(&stream, 15).expect("weights");

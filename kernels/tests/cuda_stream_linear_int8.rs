@@ -13,7 +13,7 @@ use std::sync::Arc;
 use kernels::cuda::{Device, Element, Stream};
 use kernels::stream_linear::reference::{int8_offset, quantize_row};
 use kernels::stream_linear::{
-    Arrangement, Epilogue, Format, Int8Room, ManyRows, StreamLinearKernels, Variant,
+    Arrangement, Epilogue, Format, Int8Room, LargeM, StreamLinearKernels, Variant,
 };
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -30,7 +30,7 @@ const ROOM: Int8Room = Int8Room {
 fn gpu(element: Element) -> Gpu {
     let device = Device::open(0).expect("these tests need a GPU and a build with kernels for it");
     let stream = Stream::new(&device).expect("a stream");
-    let kernels = StreamLinearKernels::load_with_int8(&stream, element, ManyRows::Mma, Some(ROOM))
+    let kernels = StreamLinearKernels::load_with_int8(&stream, element, LargeM::Mma, Some(ROOM))
         .expect("the kernels");
     Gpu {
         device,

@@ -1,7 +1,8 @@
 //! A campaign folder: all starts of one call of a recipe in a few files.
 //!
-//! `campaign.json` and `starts.jsonl` are for people and say nothing that the others do not;
-//! `requests.jsonl.zst` and `files.jsonl.zst` hold the run folders' files ([`crate::sealed_rows`]); `digests.json`, written last, vouches for all of them.
+//! `campaign.json` and `starts.jsonl` are for people and contain nothing that is not in the others;
+//! `requests.jsonl.zst` and `files.jsonl.zst` hold the run folders' files ([`crate::sealed_rows`]);
+//! `digests.json`, written last, covers all of them.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -23,22 +24,22 @@ pub const CAMPAIGN: &str = "campaign.json";
 pub const STARTS: &str = "starts.jsonl";
 pub const DIGESTS: &str = "digests.json";
 
-/// `campaign.json`: what all starts share, and what was compared.
+/// `campaign.json`: what all starts have in common, and what was compared.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct CampaignManifest {
     pub schema_version: u32,
-    /// The id that the manifests of its runs name.
+    /// The id in the manifests of its runs.
     pub campaign: String,
     /// The recipe and the experiments, as in the folder's name.
     pub name: String,
     pub quick: bool,
     pub started_utc: String,
-    /// Null where no start could describe it.
+    /// Null if no start recorded it.
     pub machine: Option<Environment>,
     pub git: GitState,
     pub sha256: Hashes,
-    /// How far the sources of what ran can be found again.
+    /// How far the sources that ran can be recovered.
     pub source: Source,
     pub n_starts: u32,
     pub arms: Vec<ArmOfCampaign>,
@@ -52,9 +53,9 @@ pub struct ArmOfCampaign {
     pub arm: String,
     pub title: String,
     pub model: String,
-    /// All flags, as the server got them.
+    /// All flags, as the server received them.
     pub flags: Vec<String>,
-    /// Those of them that were typed after `--`.
+    /// The flags that were typed after `--`.
     pub extra_flags: Vec<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base_url: Option<String>,
@@ -71,14 +72,14 @@ pub struct StartLine {
     pub run_id: String,
     pub arm: String,
     pub round: u32,
-    /// Null where the start was killed before it had one.
+    /// Null if the start was killed before it had one.
     pub status: Option<RunStatus>,
     pub reason: Option<String>,
     pub started_utc: String,
     pub finished_utc: Option<String>,
-    /// How far the sources of what ran can be found again.
+    /// How far the sources that ran can be recovered.
     pub source: Source,
-    /// Of each case, from `summary.json`.
+    /// For each case, from `summary.json`.
     pub figures: Vec<CaseFigures>,
 }
 
@@ -86,9 +87,9 @@ pub struct StartLine {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct CaseFigures {
     pub case: String,
-    /// Requests that ended well.
+    /// Number of requests that succeeded.
     pub completed: Option<u64>,
-    /// Tokens a second.
+    /// Tokens per second.
     pub output_throughput: Option<f64>,
     pub median_ttft_ms: Option<f64>,
     pub median_tpot_ms: Option<f64>,
@@ -106,7 +107,7 @@ pub enum Part {
 impl Part {
     pub const ALL: [Self; 2] = [Self::Requests, Self::Files];
 
-    /// The one that holds a run folder's `file`.
+    /// The compressed file that contains a run folder's `file`.
     pub fn of(file: &str) -> Self {
         match file {
             REQUESTS => Self::Requests,
@@ -122,7 +123,7 @@ impl Part {
     }
 }
 
-/// A campaign folder whose compressed files are read when they are first asked for.
+/// A campaign folder whose compressed files are read on first use.
 #[derive(Debug)]
 pub struct SealedCampaign {
     dir: PathBuf,
@@ -166,7 +167,7 @@ impl SealedCampaign {
         self.starts.iter().find(|start| start.run_id == run_id)
     }
 
-    /// A run folder's file as it was; `None` where the run had none of that name.
+    /// The original contents of a run folder's file; `None` if the run had no file of that name.
     pub fn read(&self, run_id: &str, file: &str) -> Result<Option<&[u8]>, RecordError> {
         let bytes = self.files(Part::of(file))?.get(run_id);
         Ok(bytes.and_then(|files| files.get(file)).map(Vec::as_slice))
@@ -182,7 +183,7 @@ impl SealedCampaign {
         Ok(all)
     }
 
-    /// Whether the folder holds what was sealed; what is wrong, in one line.
+    /// Whether the folder still contains what was sealed; otherwise what is wrong, in one line.
     pub fn check(&self) -> Result<(), String> {
         self.checked.get_or_init(|| check(&self.dir)).clone()
     }
@@ -206,7 +207,7 @@ impl SealedCampaign {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct CampaignDigests {
     pub schema_version: u32,
-    /// Of each other file of the folder by its name.
+    /// For each other file of the folder, by name.
     pub sha256: Digests,
 }
 

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::workload::Workload;
 
-/// `config.resolved.toml`: the experiment with everything inherited and typed laid over it.
+/// `config.resolved.toml`: the experiment merged with everything inherited and typed.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ResolvedConfig {
@@ -17,16 +17,16 @@ pub struct ResolvedConfig {
     pub lineage: Vec<String>,
     #[serde(default)]
     pub seed: u64,
-    /// Server starts that were asked for.
+    /// Number of server starts that were requested.
     #[serde(default)]
     pub replicates: Option<u32>,
-    /// As the server got them, as separate arguments.
+    /// As separate arguments, as the server received them.
     #[serde(default)]
     pub flags: Vec<String>,
-    /// The cases, and how many requests each has.
+    /// The cases, and the number of requests of each.
     #[serde(default)]
     pub workload: Option<Workload>,
-    /// Where the server has several models.
+    /// If the server has several models.
     #[serde(default)]
     pub models: Vec<ModelConfig>,
 }
@@ -35,11 +35,11 @@ pub struct ResolvedConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ModelConfig {
-    /// What requests call it.
+    /// The name in requests.
     pub name: String,
     #[serde(default)]
     pub model: String,
-    /// Its own, over those of the server.
+    /// Its own flags, which override those of the server.
     #[serde(default)]
     pub flags: Vec<String>,
 }

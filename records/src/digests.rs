@@ -1,4 +1,4 @@
-//! SHA-256 of files: of a folder's, by which its last file vouches for the others.
+//! SHA-256 of files: the digests of a folder's files, in its last file.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 /// SHA-256 by the name of a file of the folder.
 pub type Digests = BTreeMap<String, String>;
 
-/// Of every file in the folder but those whose name begins with `but`, into which they go.
+/// Of every file in the folder except those whose name begins with `but`, which will contain them.
 pub fn digests_of(dir: &Path, but: &str) -> io::Result<Digests> {
     let mut digests = Digests::new();
     for entry in fs::read_dir(dir)? {
@@ -42,7 +42,8 @@ pub fn hex(bytes: &[u8]) -> String {
     })
 }
 
-/// A name without a path: digests of a foreign folder lead nowhere else.
+/// Whether this is a name without a path, so that digests of an untrusted folder cannot lead
+/// outside it.
 pub(crate) fn is_file_name(name: &str) -> bool {
     !name.contains('/') && name != ".." && name != "."
 }

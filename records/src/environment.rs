@@ -18,7 +18,8 @@ pub struct Environment {
     pub gpu: Option<Gpu>,
     #[serde(default)]
     pub rustc: Option<String>,
-    /// Over one, five and fifteen minutes when the campaign began; absent in records of older versions.
+    /// Over one, five and fifteen minutes at the start of the campaign; absent in records of older
+    /// versions.
     #[serde(default)]
     pub load_average: Option<[f64; 3]>,
 }
@@ -27,7 +28,7 @@ pub struct Environment {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Cpu {
     pub model: String,
-    /// Cores this process may use, which a container may limit.
+    /// Cores available to this process, which a container may limit.
     pub n_cores: u32,
     /// The instruction-set extensions that decide which kernels run.
     #[serde(default)]
@@ -56,7 +57,7 @@ pub struct Clocks {
 }
 
 impl Environment {
-    /// What the machine is called in tables: its GPU, or else its processor.
+    /// The machine's name in tables: its GPU, otherwise its CPU.
     pub fn device(&self) -> String {
         match &self.gpu {
             Some(gpu) => gpu.name.clone(),

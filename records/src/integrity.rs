@@ -1,9 +1,10 @@
-//! Whether a complete run's record holds what the run wrote, and figures that can be.
+//! Checks that the record of a complete run still contains what the run wrote, with plausible
+//! figures.
 //!
-//! The last write of a run is `status.json`, with the digests of all other files, and the last write of
-//! a campaign folder is `digests.json`. So a record that was changed, cut short or mixed up later tells.
-//! Runs of older versions have no digests of their own; of them, and of all others, the rows are checked
-//! against the workload.
+//! The last write of a run is `status.json`, with the digests of all other files, and the last
+//! write of a campaign folder is `digests.json`. So later changes, truncation and mix-ups are
+//! detected. Runs of older versions have no digests of their own; for all runs, the rows are also
+//! checked against the workload.
 
 use std::collections::BTreeMap;
 use std::io::BufRead;
@@ -17,12 +18,12 @@ use crate::store::StoredRun;
 use crate::workload::Case;
 use crate::{REQUESTS, SERVER_METRICS, STATUS};
 
-/// What speaks for a record in which nothing is wrong.
+/// The evidence for an intact record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Vouched {
-    /// By the runner's own, or by those of its campaign.
+    /// The digests of its runner or of its campaign.
     ByDigests,
-    /// By the number of its rows alone: an older version wrote no digests.
+    /// Only the number of its rows: older versions wrote no digests.
     ByRows,
 }
 
@@ -51,7 +52,7 @@ pub fn check(run: &StoredRun) -> Result<Vouched, String> {
         check_counts(&counts, &workload.cases())?;
     }
     each_line(run, SERVER_METRICS, false, |_: IgnoredAny| Ok(()))?;
-    // A campaign's digests speak for what was sealed, which is all that an old record has ever been.
+    // A campaign's digests cover what was sealed, which is the only form an old record ever had.
     Ok(match status.sha256 {
         Some(_) => Vouched::ByDigests,
         None => Vouched::ByRows,
@@ -72,7 +73,7 @@ fn check_digest(run: &StoredRun, name: &str, wanted: &str) -> Result<(), String>
     }
 }
 
-/// What of a row is checked.
+/// The checked fields of a row.
 #[derive(Deserialize)]
 struct Row {
     case: String,
@@ -110,7 +111,7 @@ impl Row {
     }
 }
 
-/// Rows of each case that are no warm-up.
+/// Number of rows of each case, without warm-up.
 fn check_rows(run: &StoredRun) -> Result<BTreeMap<String, u64>, String> {
     let mut counts = BTreeMap::new();
     each_line(run, REQUESTS, true, |row: Row| {
@@ -138,7 +139,7 @@ fn check_counts(counts: &BTreeMap<String, u64>, cases: &[Case]) -> Result<(), St
     Ok(())
 }
 
-/// Names the file and the line where something is wrong.
+/// An error names the file and the line.
 fn each_line<T: DeserializeOwned>(
     run: &StoredRun,
     file: &str,

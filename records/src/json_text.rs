@@ -1,9 +1,9 @@
-//! JSON without its white space, and back: the numbers stay as they were written.
+//! Removes and restores white space in JSON; numbers are kept as written.
 //!
-//! A record's digests are of its bytes. Parsing a float and writing it again may change its last digit;
+//! A record's digests cover its bytes. Parsing and rewriting a float may change its last digit;
 //! moving white space does not.
 
-/// `text` on one line. Meant for valid JSON.
+/// `text` on one line. Expects valid JSON.
 pub fn minified(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut strings = Strings::default();
@@ -15,7 +15,7 @@ pub fn minified(text: &str) -> String {
     out
 }
 
-/// As `serde_json::to_string_pretty` would write it, with a line break at the end.
+/// Formatted like `serde_json::to_string_pretty`, with a line break at the end.
 pub fn indented(text: &str) -> String {
     let mut out = String::with_capacity(2 * text.len());
     let mut strings = Strings::default();
@@ -58,7 +58,7 @@ fn break_line(out: &mut String, depth: usize) {
     out.extend(std::iter::repeat_n("  ", depth));
 }
 
-/// Tells the characters of strings from those between them.
+/// Distinguishes characters inside strings from those between them.
 #[derive(Default)]
 struct Strings {
     inside: bool,
@@ -97,7 +97,7 @@ mod tests {
         let line = minified(&pretty);
         assert_eq!(line, value.to_string());
         assert_eq!(indented(&line), pretty);
-        // A digit more than a float has.
+        // One digit more than a float has.
         let long = "{\n  \"t\": 0.12345678901234567890\n}\n";
         assert_eq!(indented(&minified(long)), long);
     }

@@ -1,4 +1,4 @@
-//! What is recorded of a measurement: the one schema, and how records are read and written.
+//! Records of measurements: their schema, and how they are read and written.
 //!
 //! ```text
 //! one server start    → run folder       data/runs/<run id>/            written while it runs
@@ -6,14 +6,14 @@
 //! ```
 //!
 //! - [`manifest`], [`environment`], [`config`], [`status`], [`rows`], [`workload`]: the files of a run.
-//! - [`run_folder`]: a folder that is being written, and what becomes of one whose runner was killed.
+//! - [`run_folder`]: a folder that is being written, and the status of one whose runner was killed.
 //! - [`campaign`] and [`seal`]: all starts of a campaign in a few files.
-//! - [`store`]: runs by their ids, wherever they lie.
-//! - [`integrity`]: whether a record still holds what its run wrote.
-//! - [`source`]: how far the sources of what ran can be found again.
-//! - [`verdicts`]: what the last rendered reports said.
+//! - [`store`]: runs by id, wherever they are.
+//! - [`integrity`]: whether a record still contains what its run wrote.
+//! - [`source`]: how far the sources that ran can be recovered.
+//! - [`verdicts`]: the verdicts of the last rendered reports.
 //!
-//! `data/SCHEMA.md` is made from these types (`UPDATE_SCHEMA=1 cargo test -p records schema`).
+//! `data/SCHEMA.md` is generated from these types (`UPDATE_SCHEMA=1 cargo test -p records schema`).
 //! Deliberately absent: measuring, statistics, tables, an async runtime.
 
 pub mod campaign;
@@ -40,9 +40,9 @@ pub mod workload;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Of what is written today.
+/// The version written today.
 pub const SCHEMA_VERSION: u32 = 2;
-/// The oldest that is read.
+/// The oldest version that can be read.
 pub const OLDEST_SCHEMA_VERSION: u32 = 1;
 
 pub const MANIFEST: &str = "manifest.json";
@@ -55,7 +55,7 @@ pub const SERVER_LOG: &str = "server.log";
 pub const REQUESTS: &str = "requests.jsonl";
 pub const SERVER_METRICS: &str = "server_metrics.jsonl";
 pub const MACHINE_LOAD: &str = "machine_load.jsonl";
-/// What a changed tree differs in from its commit.
+/// The difference between a modified tree and its commit.
 pub const CHANGES: &str = "changes.diff";
 
 #[derive(Debug, thiserror::Error)]

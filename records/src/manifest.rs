@@ -1,4 +1,4 @@
-//! Who ran what: `manifest.json`.
+//! What ran: `manifest.json`.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,50 +9,50 @@ pub struct Manifest {
     pub schema_version: u32,
     /// The run folder's name, `<utc>_<experiment>_<host>_<hash8>`.
     pub run_id: String,
-    /// Shared by all runs of one call of a recipe.
+    /// Common to all runs of one call of a recipe.
     pub campaign: String,
-    /// The experiment's folder, `03-balanced-v2`; of a derived run a name that no folder has (but for a
-    /// reproduction).
+    /// The experiment's folder, `03-balanced-v2`; for a derived run a name without a folder (except
+    /// for a reproduction).
     pub experiment: String,
-    /// Which start of the experiment in its campaign, from 0.
+    /// Index of the start within the experiment and campaign, from 0.
     pub replicate: u32,
-    /// A small workload, whose figures are a try.
+    /// A small workload, whose figures are only preliminary.
     #[serde(default)]
     pub quick: bool,
     pub git: GitState,
     #[serde(default)]
     pub sha256: Hashes,
     pub model: ModelUsed,
-    /// Prompts and arrivals are drawn from it.
+    /// Seed of prompts and arrivals.
     #[serde(default)]
     pub seed: u64,
-    /// What prompts and arrivals were drawn with from the seed (`chacha12`); absent in records of older
-    /// versions, which drew the same.
+    /// Random generator of prompts and arrivals (`chacha12`); absent in records of older versions,
+    /// which used the same.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub generator: Option<String>,
     /// The full server command; empty for an external server.
     #[serde(default)]
     pub command: Vec<String>,
-    /// Flags typed after `--` on top of the experiment's own, contained in the command.
+    /// Flags typed after `--` in addition to the experiment's own; the command contains them.
     #[serde(default)]
     pub extra_flags: Vec<String>,
-    /// Of an external server; null where the run started its own.
+    /// URL of an external server; null if the run started its own.
     #[serde(default)]
     pub base_url: Option<String>,
-    /// What a run that is none of the experiment's own was made from; absent for ordinary runs.
+    /// The origin of a run that is not one of the experiment's own; absent for ordinary runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub derived: Option<Derived>,
-    /// The experiment that others are judged against, as its `experiment.toml` says.
+    /// Whether it is the experiment that others are compared with, from its `experiment.toml`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub baseline: bool,
-    /// The experiment that the reports' findings are about, as its `experiment.toml` says.
+    /// Whether the reports' findings are about this experiment, from its `experiment.toml`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub focus: bool,
     /// RFC 3339, UTC.
     pub started_utc: String,
 }
 
-/// The sources that the programs were built from, as git knows them.
+/// The sources that the programs were built from, according to git.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct GitState {
@@ -62,15 +62,15 @@ pub struct GitState {
     /// Whether the sources differ from the commit; null outside a repository.
     #[serde(default)]
     pub dirty: Option<bool>,
-    /// Of the commit, `git rev-parse HEAD^{tree}`; absent in records of older versions.
+    /// Hash of the commit's tree, `git rev-parse HEAD^{tree}`; absent in records of older versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tree: Option<String>,
-    /// Where the sources differ: the files; the difference itself is in `changes.diff`.
+    /// The files that differ; the difference itself is in `changes.diff`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub changed: Vec<String>,
 }
 
-/// SHA-256 of what decides a result; null where there was nothing to hash.
+/// SHA-256 of everything that affects a result; null if there was nothing to hash.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Hashes {
@@ -78,20 +78,20 @@ pub struct Hashes {
     pub cargo_lock: Option<String>,
     #[serde(default)]
     pub engine_binary: Option<String>,
-    /// Of the sources below `kernels/src`.
+    /// Digest of the sources below `kernels/src`.
     #[serde(default)]
     pub kernels: Option<String>,
     #[serde(default)]
     pub model: Option<String>,
     #[serde(default)]
     pub prompts: Option<String>,
-    /// Of all sources that engine and load generator are built from; absent in records of older versions.
+    /// Digest of all sources of engine and load generator; absent in records of older versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sources: Option<String>,
 }
 
 impl Hashes {
-    /// Each with the name that it has in the record.
+    /// Each with its name in the record.
     pub fn by_name(&self) -> [(&'static str, Option<&String>); 6] {
         [
             ("cargo_lock", self.cargo_lock.as_ref()),
@@ -105,46 +105,47 @@ impl Hashes {
 }
 
 impl Manifest {
-    /// Others are judged against it. Records of schema 1 do not say so; theirs was this one.
+    /// Whether others are compared with it. Records of schema 1 do not say; theirs was this one.
     pub fn is_baseline(&self) -> bool {
         self.baseline || (self.schema_version == 1 && self.experiment == "01-baseline")
     }
 
-    /// The reports' findings are about it. Records of schema 1 do not say so; theirs was this one.
+    /// Whether the reports' findings are about it. Records of schema 1 do not say; theirs was this
+    /// one.
     pub fn is_focus(&self) -> bool {
         self.focus || (self.schema_version == 1 && self.experiment == "03-balanced-v2")
     }
 }
 
-/// The model; of a server with several each text is the models' joined by ` + `.
+/// The model; for a server with several, each text is the models' joined by ` + `.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ModelUsed {
     pub requested: String,
-    /// As the server reports it; equals `requested` until the server has.
+    /// As reported by the server; equals `requested` until then.
     pub used: String,
-    /// Why another model was served than the one asked for.
+    /// Why a different model was served.
     #[serde(default)]
     pub fallback_reason: Option<String>,
     #[serde(default)]
     pub format: Option<String>,
 }
 
-/// What a run was made from whose flags are not those of the experiment's own file. The rendered
-/// reports never take such a run for one of the experiment.
+/// The origin of a run whose flags are not those of the experiment's file. The reports never count
+/// such a run as one of the experiment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "by", rename_all = "snake_case")]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum Derived {
     /// One arm of `cargo xtask ablate`.
     Ablation {
-        /// The experiment whose flags are told apart.
+        /// The experiment whose flags are examined.
         parent: String,
-        /// The experiment whose flags are the other end; null: the engine's defaults.
+        /// The experiment whose flags are the opposite end; null: the engine's defaults.
         #[serde(default)]
         baseline: Option<String>,
         direction: Direction,
-        /// The flag that sets this arm apart from its reference, without dashes; null for the two
+        /// The flag in which this arm differs from its reference, without dashes; null for the two
         /// references.
         #[serde(default)]
         flag: Option<String>,
@@ -152,20 +153,20 @@ pub enum Derived {
     /// One candidate of `cargo xtask tune`.
     Tuning {
         parent: String,
-        /// 0 is the parent as it is.
+        /// 0 is the unmodified parent.
         candidate: u32,
         rung: u32,
     },
     /// One start of `cargo xtask reproduce`.
     Reproduction {
         parent: String,
-        /// The run that is repeated.
+        /// The repeated run.
         of_run: String,
     },
 }
 
 impl Derived {
-    /// The experiment that it was made from.
+    /// The experiment it was derived from.
     pub fn parent(&self) -> &str {
         match self {
             Self::Ablation { parent, .. }
@@ -184,18 +185,18 @@ impl Derived {
     }
 }
 
-/// Of an arm of an ablation.
+/// For an arm of an ablation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum Direction {
-    /// The parent's flags, all of them.
+    /// All of the parent's flags.
     Full,
-    /// The baseline's flags, nothing of the parent's.
+    /// The baseline's flags, none of the parent's.
     Baseline,
-    /// The full configuration with one flag as the baseline has it.
+    /// The full configuration with one flag set as in the baseline.
     Off,
-    /// The baseline with one flag as the parent has it.
+    /// The baseline with one flag set as in the parent.
     On,
 }
 

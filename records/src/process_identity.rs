@@ -1,7 +1,8 @@
-//! Which process wrote something, so that a later one can tell whether it still lives.
+//! Identifies the process that wrote something, so that a later one can tell whether it is still
+//! alive.
 //!
-//! A pid alone is reused; pid, start time and boot id together are not. Linux only: where
-//! `/proc` is absent the identity is incomplete and the process counts as gone.
+//! A pid may be reused; pid, start time and boot id together are unique. Linux only: without
+//! `/proc` the identity is incomplete and the process counts as gone.
 
 use std::fs;
 
@@ -11,13 +12,13 @@ use serde::{Deserialize, Serialize};
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ProcessIdentity {
     pub pid: u32,
-    /// Clock ticks between the boot and the start of the process.
+    /// Clock ticks from boot to the start of the process.
     pub start_ticks: Option<u64>,
     pub boot_id: Option<String>,
 }
 
 impl ProcessIdentity {
-    /// Of the calling process.
+    /// The calling process.
     pub fn own() -> Self {
         let pid = std::process::id();
         Self {
@@ -27,7 +28,7 @@ impl ProcessIdentity {
         }
     }
 
-    /// Whether this very process still runs on this machine.
+    /// Whether this process is still running on this machine.
     pub fn is_alive(&self) -> bool {
         self.boot_id.is_some()
             && self.boot_id == boot_id()
@@ -49,8 +50,8 @@ fn boot_id() -> Option<String> {
     Some(id.trim().to_string())
 }
 
-/// Field 22 of `/proc/<pid>/stat`; the second field may hold spaces, so count from its end.
-/// A zombie has ended: it counts as gone.
+/// Field 22 of `/proc/<pid>/stat`; the second field may contain spaces, so count from its end. A
+/// zombie has ended: it counts as gone.
 fn start_ticks(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace();

@@ -1,4 +1,4 @@
-//! What comes by the line: requests, samples of the server, the machine's load.
+//! The rows of JSON Lines files: requests, samples of the server, the machine's load.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,30 +9,31 @@ use crate::workload::Phase;
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct RequestRow {
     /// `latency-10`, `ladder-50`, `users-20` … unique within the workload. With several models
-    /// `alone-<model>-<tokens>` while the others rest, `together-<model>-<tokens>` all at once, with the
-    /// same prompts.
+    /// `alone-<model>-<tokens>` while the others are idle, `together-<model>-<tokens>` all at once,
+    /// with the same prompts.
     pub case: String,
     pub phase: Phase,
-    /// Used by no statistic: of a warm-up, or sent to keep others company that run at the same time.
+    /// Excluded from statistics: a warm-up, or sent as background load for cases that run at the
+    /// same time.
     pub warmup: bool,
-    /// Which model it asked; absent where the server has one.
+    /// The requested model; absent if the server has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
     /// Order within the case.
     pub index: u32,
-    /// Which of the closed loop's users sent it; null in an open loop.
+    /// Index of the closed loop's user; null in an open loop.
     pub user: Option<u32>,
-    /// Users of the case; null in an open loop.
+    /// Number of users in the case; null in an open loop.
     pub n_users: Option<u32>,
-    /// Of Poisson arrivals; null in a closed loop.
+    /// Rate of Poisson arrivals; null in a closed loop.
     pub rate_per_s: Option<f64>,
     /// Line of the prompt file.
     pub prompt_id: String,
-    /// Output tokens that were asked for.
+    /// Requested output tokens.
     pub max_tokens: u32,
-    /// When it should have been sent.
+    /// Scheduled time of sending.
     pub scheduled_s: f64,
-    /// When it was sent, after the connection was opened; null if there was none.
+    /// Time of sending, after the connection was opened; null if there was none.
     pub sent_s: Option<f64>,
     /// First token's arrival, null if none.
     pub first_token_s: Option<f64>,
@@ -40,19 +41,19 @@ pub struct RequestRow {
     pub token_s: Vec<f64>,
     /// End of the response.
     pub end_s: f64,
-    /// From the server's `usage`, as the two below.
+    /// From the server's `usage`, like the next two.
     pub prompt_tokens: Option<u64>,
     pub output_tokens: Option<u64>,
     pub cached_tokens: Option<u64>,
     /// `length`, `stop`, … or null.
     pub finish_reason: Option<String>,
-    /// Null or the message; a `usage` that cannot be (more output tokens than `max_tokens`, more cached
-    /// than prompt tokens) is an error, too.
+    /// Null or the message; an impossible `usage` (more output tokens than `max_tokens`, more
+    /// cached than prompt tokens) is an error too.
     pub error: Option<String>,
 }
 
 impl RequestRow {
-    /// What its figures cannot be; a report of them would be one of a server's mistake.
+    /// What is impossible about its figures; they would show a server's mistake.
     pub fn implausible(&self) -> Option<String> {
         implausible_usage(
             self.max_tokens,
@@ -73,7 +74,7 @@ impl RequestRow {
 /// No prompt of a workload has this many tokens.
 const MAX_PROMPT_TOKENS: u64 = 1 << 24;
 
-/// What a server's `usage` cannot be.
+/// What is impossible in a server's `usage`.
 pub fn implausible_usage(
     max_tokens: u32,
     prompt_tokens: Option<u64>,
@@ -112,7 +113,7 @@ pub struct ServerSample {
     pub generation_tokens_total: Option<u64>,
 }
 
-/// A line of `machine_load.jsonl`: how busy the machine was while cases ran at the same time. Absent in
+/// A line of `machine_load.jsonl`: the machine's load while cases ran concurrently. Absent in
 /// records of older versions.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -120,11 +121,11 @@ pub struct CaseLoad {
     pub cases: Vec<String>,
     pub start_s: f64,
     pub end_s: f64,
-    /// Over the last minute, when the case began.
+    /// Over the last minute before the case began.
     pub load_average_1m: Option<f64>,
-    /// CPU time of other processes than runner and server, of all processors' time; null where the server
-    /// is not the runner's.
+    /// CPU time of processes other than runner and server, as a share of all cores' time; null if
+    /// the runner did not start the server.
     pub others_share: Option<f64>,
-    /// What a virtual machine's host gave to others.
+    /// Share taken by other guests of a virtual machine's host.
     pub steal_share: Option<f64>,
 }

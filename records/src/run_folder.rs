@@ -1,9 +1,9 @@
 //! The run folder: `data/SCHEMA.md` describes every file.
 //!
-//! Made once, never overwritten; rows are appended and flushed as they come, so that a run
-//! that is killed keeps what it measured. `status.json` says `running` from the first moment,
-//! with the identity of the runner, and is replaced last, with the digests of all other files. A folder
-//! whose runner is gone while it still says `running` was killed, and [`finalise_killed`] labels it so.
+//! Created once, never overwritten; rows are appended and flushed as they come, so that a killed
+//! run keeps its measurements. `status.json` says `running` from the start, with the identity of
+//! the runner, and is replaced last, with the digests of all other files. If it still says
+//! `running` but the runner is gone, the run was killed, and [`finalise_killed`] records that.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -20,10 +20,10 @@ use crate::{MANIFEST, REQUESTS, RecordError, STATUS, utc};
 
 pub const REASON_RUNNER_KILLED: &str = "the runner was killed";
 
-/// A folder without a status is left alone for this long: its runner may be about to write it.
+/// Grace period for a folder without a status: its runner may be about to write it.
 const STATUS_DUE: Duration = Duration::from_mins(1);
 
-/// `<utc>_<experiment>_<host>_<hash8>`; the hash tells runs of one second apart.
+/// `<utc>_<experiment>_<host>_<hash8>`; the hash distinguishes runs of the same second.
 pub fn run_id(started_unix_s: u64, experiment: &str, host: &str, salt: &str) -> String {
     let safe_host: String = host
         .chars()
@@ -51,7 +51,7 @@ pub struct RunRecord {
 }
 
 impl RunRecord {
-    /// Makes the folder and marks it as running. An existing folder is an error.
+    /// Creates the folder and marks it as running. An existing folder is an error.
     pub fn create(runs_dir: &Path, run_id: &str) -> Result<Self, RecordError> {
         fs::create_dir_all(runs_dir).map_err(|source| RecordError::Io {
             path: runs_dir.into(),
@@ -78,8 +78,8 @@ impl RunRecord {
         self.dir.join(file)
     }
 
-    /// Writes `file` as JSON. Meant for the files that are written once; the manifest is
-    /// written again when the server has said which model it serves.
+    /// Writes `file` as JSON. For files that are written once; the manifest is written again when
+    /// the server has reported its model.
     pub fn write_json(&self, file: &str, value: &impl Serialize) -> Result<(), RecordError> {
         write_json(&self.dir.join(file), value)
     }
@@ -110,12 +110,12 @@ impl RunRecord {
     }
 }
 
-/// A file of one JSON object a line, on disk as soon as it is appended.
+/// A JSON Lines file whose rows are on disk as soon as they are appended.
 #[derive(Debug)]
 pub struct JsonLines {
     path: PathBuf,
     file: File,
-    /// Of whole lines.
+    /// Length of the complete lines.
     n_bytes: u64,
 }
 
@@ -143,7 +143,7 @@ impl JsonLines {
             message: error.to_string(),
         })?;
         line.push(b'\n');
-        // One write for the whole line: a runner killed here leaves no half of it behind. A disk
+        // One write for the whole line: a runner killed here leaves no half line. A disk
         // that is full takes a part, which is taken back.
         let written = self.file.write_all(&line).inspect_err(|_| {
             let _ = self.file.set_len(self.n_bytes);
@@ -157,7 +157,7 @@ impl JsonLines {
     }
 }
 
-/// Turns `running` into `failed`; a run that has ended keeps its status.
+/// Changes `running` to `failed`; a run that has ended keeps its status.
 pub fn label_failed(dir: &Path, reason: &str) -> Result<(), RecordError> {
     let path = dir.join(STATUS);
     if path.exists() && read_json::<Status>(&path)?.status != RunStatus::Running {
@@ -169,8 +169,8 @@ pub fn label_failed(dir: &Path, reason: &str) -> Result<(), RecordError> {
     )
 }
 
-/// Labels the runs whose runner is gone; returns their folders' names. What a link in `runs_dir` leads
-/// to lies elsewhere and is left as it is.
+/// Labels the runs whose runner is gone; returns their folders' names. Targets of links in
+/// `runs_dir` are elsewhere and are not changed.
 pub fn finalise_killed(runs_dir: &Path) -> Result<Vec<String>, RecordError> {
     let mut labelled = Vec::new();
     for dir in run_folders(runs_dir)? {
@@ -179,7 +179,7 @@ pub fn finalise_killed(runs_dir: &Path) -> Result<Vec<String>, RecordError> {
         }
         let path = dir.join(STATUS);
         let killed = if path.exists() {
-            // One that cannot be read says nothing of its runner.
+            // Without a readable status the runner is unknown.
             let Ok(status) = read_json::<Status>(&path) else {
                 continue;
             };
@@ -198,7 +198,7 @@ pub fn finalise_killed(runs_dir: &Path) -> Result<Vec<String>, RecordError> {
     Ok(labelled)
 }
 
-/// Run folders, oldest first. No runs yet is no error.
+/// Run folders, oldest first. Having none yet is not an error.
 pub fn run_folders(runs_dir: &Path) -> Result<Vec<PathBuf>, RecordError> {
     let entries = match fs::read_dir(runs_dir) {
         Ok(entries) => entries,
@@ -239,7 +239,7 @@ pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<(), Reco
     write_replacing(path, text.as_bytes())
 }
 
-/// Readers see the old content or the new one, never half of it.
+/// Readers see the old or the new content, never a part.
 pub(crate) fn write_replacing(path: &Path, bytes: &[u8]) -> Result<(), RecordError> {
     let mut beside = path.as_os_str().to_owned();
     beside.push(format!(".{}.tmp", std::process::id()));
@@ -247,7 +247,7 @@ pub(crate) fn write_replacing(path: &Path, bytes: &[u8]) -> Result<(), RecordErr
     fs::write(&beside, bytes)
         .and_then(|()| fs::rename(&beside, path))
         .inspect_err(|_| {
-            // A disk that is full has taken a part of it.
+            // A full disk may have written a part of it.
             let _ = fs::remove_file(&beside);
         })
         .map_err(|source| RecordError::Io {
@@ -256,7 +256,7 @@ pub(crate) fn write_replacing(path: &Path, bytes: &[u8]) -> Result<(), RecordErr
         })
 }
 
-/// Unlike a folder of something else, of whose like a wrongly named `runs_dir` is full.
+/// True only for run folders; guards against a mistyped `--runs-dir`.
 fn is_record(dir: &Path) -> bool {
     [MANIFEST, REQUESTS]
         .iter()
@@ -375,11 +375,11 @@ mod tests {
         let digests = status.sha256.expect("digests");
         let names: Vec<&str> = digests.keys().map(String::as_str).collect();
         assert_eq!(names, [REQUESTS, SUMMARY]);
-        // Of no bytes at all.
+        // Of an empty file.
         assert!(digests[REQUESTS].starts_with("e3b0c44298fc1c149afbf4c8996fb924"));
     }
 
-    /// As on a disk that is full: the status cannot be written beside the old one.
+    /// Like a full disk: the status cannot be written next to the old one.
     #[test]
     fn a_run_whose_end_cannot_be_written_is_not_complete() {
         let runs = tempfile::tempdir().expect("temporary folder");

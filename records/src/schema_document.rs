@@ -1,4 +1,5 @@
-//! `data/SCHEMA.md`, made from the types and their comments, so that it cannot say anything else.
+//! Generates `data/SCHEMA.md` from the types and their comments, so that it cannot deviate from
+//! them.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -47,7 +48,7 @@ fn document() -> String {
     text
 }
 
-/// Puts the type's table where its name stands.
+/// Inserts the type's table at its mark.
 fn put<T: JsonSchema>(text: &mut String) {
     let schema = SchemaGenerator::default()
         .into_root_schema_for::<T>()
@@ -76,7 +77,7 @@ fn keys_of(schema: &Value) -> String {
     table
 }
 
-/// Of an enum: a row a value, with the keys that it brings.
+/// For an enum: one row for each value, with its keys.
 fn variants_of(variants: &[Value], names: &Value) -> String {
     let mut table = "| value | further keys | meaning |\n|---|---|---|\n".to_owned();
     for variant in variants {
@@ -156,7 +157,7 @@ fn type_of(schema: &Value, names: &Value) -> String {
     }
 }
 
-/// The values of an enum of texts.
+/// The values of an enum of strings.
 fn texts_of(schema: &Value) -> Option<Vec<String>> {
     let marked = |value: &Value| value.as_str().map(|text| format!("`{text}`"));
     if let Some(constant) = schema.get("const") {

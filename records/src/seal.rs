@@ -1,9 +1,9 @@
 //! From run folders to a campaign folder.
 //!
-//! The campaign folder is written beside its place, read back, compared with the run folders byte by
-//! byte, and only then moved to its name; the run folders go last. So a process that is killed at any
-//! moment loses nothing, and the next call goes on: what is sealed and still there is compared again and
-//! removed.
+//! The campaign folder is written under a temporary name, read back, compared with the run folders
+//! byte by byte, and only then renamed; the run folders are removed last. So a process that is
+//! killed at any moment loses nothing, and the next call continues: run folders that are already
+//! sealed are compared again and removed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -25,10 +25,10 @@ use crate::source::Source;
 use crate::store::StoredRun;
 use crate::{CHANGES, RecordError, SCHEMA_VERSION, SUMMARY};
 
-/// Run folders compress a hundredfold; this costs seconds a campaign and is done once.
+/// Run folders compress a hundredfold; this takes seconds for each campaign and is done once.
 const COMPRESSION_LEVEL: i32 = 19;
 
-/// How far the sources of a run can be found again; `true`: it has a `changes.diff`.
+/// How far the sources of a run can be recovered; `true`: it has a `changes.diff`.
 pub type SourceOf<'a> = &'a dyn Fn(&Manifest, bool) -> Source;
 
 /// A run folder that is to be sealed.
@@ -39,8 +39,8 @@ struct Start {
     source: Source,
 }
 
-/// Campaigns of which run folders lie in `runs_dir`, oldest first, with whether all of them are quick
-/// runs. Folders without a readable manifest belong to none.
+/// Campaigns with run folders in `runs_dir`, oldest first, and whether all of them are quick runs.
+/// Folders without a readable manifest belong to none.
 pub fn unsealed_campaigns(runs_dir: &Path) -> Result<Vec<(String, bool)>, RecordError> {
     let mut campaigns: BTreeMap<String, bool> = BTreeMap::new();
     for dir in unsealed_folders(runs_dir)? {
@@ -52,8 +52,8 @@ pub fn unsealed_campaigns(runs_dir: &Path) -> Result<Vec<(String, bool)>, Record
     Ok(campaigns.into_iter().collect())
 }
 
-/// Seals the run folders of `campaign` into a folder below `campaigns_dir`, whose path it returns, and
-/// removes them. None of them may be running.
+/// Seals the run folders of `campaign` into a folder below `campaigns_dir`, whose path it returns,
+/// and removes them. None of them may be running.
 pub fn seal(
     runs_dir: &Path,
     campaigns_dir: &Path,
@@ -87,7 +87,7 @@ pub fn seal(
 
 fn unsealed_folders(runs_dir: &Path) -> Result<Vec<PathBuf>, RecordError> {
     let mut dirs = run_folders(runs_dir)?;
-    // What a link leads to lies elsewhere and is left as it is.
+    // Targets of links are elsewhere and are not changed.
     dirs.retain(|dir| !dir.is_symlink() && !SealedCampaign::is_at(dir));
     Ok(dirs)
 }
@@ -103,7 +103,7 @@ fn starts_of(
         let Ok(manifest) = run.manifest() else {
             continue;
         };
-        // A copy of a run is no start of its campaign.
+        // A copy of a run is not a start of its campaign.
         if manifest.campaign != campaign || manifest.run_id != run.run_id {
             continue;
         }
@@ -124,7 +124,7 @@ fn starts_of(
     Ok(starts)
 }
 
-/// Of the recipe and what it was called for.
+/// From the recipe and its arguments.
 fn name_of(starts: &[Start]) -> String {
     let parents: BTreeSet<String> = starts
         .iter()
@@ -171,14 +171,14 @@ fn write_campaign(
     let folder = dir.file_name().unwrap_or_default().to_string_lossy();
     let beside = dir.with_file_name(format!(".{folder}.partial"));
     if beside.exists() {
-        // Of a process that was killed: its run folders are all still there.
+        // Left by a killed process, whose run folders are all still there.
         fs::remove_dir_all(&beside).map_err(|source| RecordError::io(&beside, source))?;
     }
     fs::create_dir_all(&beside).map_err(|source| RecordError::io(&beside, source))?;
     let written = write_files(&beside, campaign, name, starts)
         .and_then(|()| fs::rename(&beside, dir).map_err(|source| RecordError::io(dir, source)));
     if written.is_err() {
-        // A disk that is full has taken a part of it.
+        // A full disk may have written a part of it.
         let _ = fs::remove_dir_all(&beside);
     }
     written
@@ -237,7 +237,7 @@ fn line_of(path: &Path, value: &impl Serialize) -> Result<String, RecordError> {
     Ok(line + "\n")
 }
 
-/// Every file of a run folder by name. What is no file is no part of a record.
+/// Every file of a run folder by name. Anything but files is not part of a record.
 fn files_in(dir: &Path) -> Result<BTreeMap<String, Vec<u8>>, RecordError> {
     let mut files = BTreeMap::new();
     let entries = fs::read_dir(dir).map_err(|source| RecordError::io(dir, source))?;
@@ -260,7 +260,7 @@ fn files_in(dir: &Path) -> Result<BTreeMap<String, Vec<u8>>, RecordError> {
     Ok(files)
 }
 
-/// Every file of every start must be in the campaign as it is, and nothing else of that start.
+/// Every file of every start must be in the campaign unchanged, and nothing else of that start.
 fn compare(sealed: &SealedCampaign, starts: &[Start]) -> Result<(), String> {
     for start in starts {
         let run_id = &start.run.run_id;

@@ -1,9 +1,10 @@
-//! The files of run folders as lines of a campaign's compressed files, and back byte by byte.
+//! Stores the files of run folders as lines of a campaign's compressed files, and restores them
+//! byte by byte.
 //!
-//! Every line is a JSON object that begins with `run_id` and `file`. A line of a `.jsonl` file follows
-//! with its own keys; any other file is one line with its content as `json` (where white space is all
-//! that differs), `text`, or `hex` where it is no UTF-8. What is no whole JSON line (a run was killed
-//! while it wrote) is kept as `raw_text` or `raw_hex`.
+//! Every line is a JSON object that begins with `run_id` and `file`. A line of a `.jsonl` file
+//! follows with its own keys; any other file is one line with its content as `json` (if it differs
+//! only in white space), `text`, or `hex` if it is not UTF-8. Incomplete JSON lines (the run was
+//! killed while writing) are stored as `raw_text` or `raw_hex`.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -47,7 +48,7 @@ pub fn encode(run_id: &str, file: &str, bytes: &[u8], out: &mut String) {
     }
 }
 
-/// What is wrong is named with its line.
+/// An error names the line.
 pub fn decode(text: &str) -> Result<FilesOfRuns, String> {
     let mut files = FilesOfRuns::new();
     for (index, line) in text.lines().enumerate() {
@@ -59,7 +60,7 @@ pub fn decode(text: &str) -> Result<FilesOfRuns, String> {
     Ok(files)
 }
 
-/// Run id, file, and what follows the comma without the closing brace.
+/// Run id, file, and the rest after the comma without the closing brace.
 fn parsed(line: &str) -> Option<(String, String, &str)> {
     let (run_id, rest) = string(line.strip_prefix("{\"run_id\":")?)?;
     let (file, rest) = string(rest.strip_prefix(",\"file\":")?)?;
@@ -101,7 +102,7 @@ fn is_indented_json(file: &str, text: &str) -> bool {
         && indented(&minified(text)) == text
 }
 
-/// Of a whole row, what stands between its braces; no key of it may be one of this form's own.
+/// The inside of a complete row; none of its keys may be one of this format's own.
 fn inside_of_row(row: &str) -> Option<&str> {
     let inside = row
         .strip_prefix('{')?

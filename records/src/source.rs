@@ -1,4 +1,4 @@
-//! How far the sources of what ran can be found again.
+//! How far the sources that ran can be recovered.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,22 +8,23 @@ use crate::manifest::Manifest;
 #[serde(rename_all = "snake_case")]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum Source {
-    /// They are those of the commit.
+    /// They are the commit's.
     Commit,
-    /// They are those of the commit with `changes.diff` applied.
+    /// They are the commit's with `changes.diff` applied.
     Diff,
-    /// There was no git; `sha256.sources` tells whether a tree is the one.
+    /// There was no git; `sha256.sources` identifies the tree.
     Hash,
-    /// They differed from the commit and the difference was not kept, or the commit is in no history; the
-    /// kernels' sources and `Cargo.lock` are those of this commit, of the rest nothing is known.
+    /// They differed from the commit and the difference was not stored, or the commit is in no
+    /// history; the kernels' sources and `Cargo.lock` are those of this commit, the rest is
+    /// unknown.
     Kernels(String),
-    /// Lost: they differed from the commit, the difference was not kept, and the kernels' sources are in
-    /// no commit. No verdict uses such a run.
+    /// Lost: they differed from the commit, the difference was not stored, and the kernels' sources
+    /// are in no commit. No verdict uses such a run.
     Unknown,
 }
 
 impl Source {
-    /// What the manifest alone tells. `has_changes`: `changes.diff` is there.
+    /// According to the manifest alone. `has_changes`: there is a `changes.diff`.
     pub fn of(manifest: &Manifest, has_changes: bool) -> Self {
         match (manifest.git.commit.as_ref(), manifest.git.dirty) {
             (Some(_), Some(false)) => Self::Commit,
@@ -37,7 +38,7 @@ impl Source {
         *self == Self::Unknown
     }
 
-    /// What a reader must know of it; `None` where the commit says all.
+    /// A note for readers; `None` if the commit says everything.
     pub fn remark(&self) -> Option<String> {
         match self {
             Self::Commit => None,

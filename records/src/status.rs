@@ -10,7 +10,7 @@ use crate::utc;
 #[serde(rename_all = "snake_case")]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum RunStatus {
-    /// Or killed, where the runner is gone.
+    /// Or killed, if the runner is gone.
     Running,
     Complete,
     Failed,
@@ -31,18 +31,18 @@ impl RunStatus {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Status {
     pub status: RunStatus,
-    /// Why it failed; of a complete run a remark: failed requests, answers of another length than asked
-    /// for, a busy machine (others_share above 0.10, or steal_share above 0.05, in a case of half a
-    /// second or more), a clock that was set.
+    /// Why it failed; for a complete run a remark: failed requests, responses of a different length
+    /// than requested, a busy machine (others_share above 0.10, or steal_share above 0.05, in a
+    /// case of at least half a second), a clock that was set.
     #[serde(default)]
     pub reason: Option<String>,
     #[serde(default)]
     pub finished_utc: Option<String>,
-    /// Who runs it, while it runs.
+    /// The runner's process, while it runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub runner: Option<ProcessIdentity>,
-    /// Of each other file of the folder by its name, once the run has ended by itself; absent in records
-    /// of older versions.
+    /// For each other file of the folder, by name, once the run has ended on its own; absent in
+    /// records of older versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sha256: Option<Digests>,
 }
@@ -72,7 +72,7 @@ impl Status {
         }
     }
 
-    /// It says `running`, and the process that wrote this is there.
+    /// Whether it says `running` and the process that wrote it is alive.
     pub fn is_alive(&self) -> bool {
         self.status == RunStatus::Running
             && self.runner.as_ref().is_some_and(ProcessIdentity::is_alive)

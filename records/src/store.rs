@@ -1,4 +1,4 @@
-//! Runs by their ids, wherever they lie: in a run folder or in a campaign folder.
+//! Runs by id, in run folders and campaign folders.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -22,7 +22,7 @@ use crate::{
     SCHEMA_VERSION, STATUS,
 };
 
-/// Folders that hold run folders, campaign folders, or both.
+/// Folders that contain run folders, campaign folders, or both.
 #[derive(Debug, Clone)]
 pub struct Store {
     places: Vec<PathBuf>,
@@ -46,8 +46,8 @@ impl Store {
         &self.places
     }
 
-    /// All runs, oldest first. A place that does not exist is empty: a fresh clone has no runs. A run
-    /// that was sealed while its folder is still there counts once.
+    /// All runs, oldest first. A missing folder is empty: a fresh clone has no runs. A sealed run
+    /// whose folder still exists counts once.
     pub fn all(&self) -> Result<Vec<StoredRun>, RecordError> {
         let mut runs = Vec::new();
         let mut sealed = BTreeSet::new();
@@ -71,9 +71,9 @@ impl Store {
         Ok(runs)
     }
 
-    /// The one run that `typed` names: its id, a part of it that fits one run only, a run folder, or
-    /// `campaign#arm/round`, of which campaign and arm may be parts, too; the campaign may be a folder
-    /// that lies elsewhere.
+    /// The run that `typed` refers to: its id, a part of it that matches only one run, a run
+    /// folder, or `campaign#arm/round`, where campaign and arm may be abbreviated too; the campaign
+    /// may be a folder elsewhere.
     pub fn find(&self, typed: &str) -> Result<StoredRun, RecordError> {
         let path = Path::new(typed);
         if path.join(MANIFEST).is_file() {
@@ -144,7 +144,7 @@ impl<'a> Citation<'a> {
         })
     }
 
-    /// An arm of exactly this name goes before those that contain it.
+    /// An exact match of the arm takes precedence over partial ones.
     fn narrow(&self, runs: &mut Vec<StoredRun>) {
         let mut exact = Vec::new();
         runs.retain(|run| {
@@ -175,7 +175,7 @@ impl<'a> Citation<'a> {
     }
 }
 
-/// A run and where its files are.
+/// A run and the location of its files.
 #[derive(Debug, Clone)]
 pub struct StoredRun {
     pub run_id: String,
@@ -201,7 +201,7 @@ impl StoredRun {
         matches!(self.files, Files::Sealed(_))
     }
 
-    /// The campaign folder of a run that was sealed.
+    /// The campaign folder of a sealed run.
     pub fn campaign(&self) -> Option<&SealedCampaign> {
         match &self.files {
             Files::Sealed(campaign) => Some(campaign),
@@ -209,7 +209,7 @@ impl StoredRun {
         }
     }
 
-    /// The run folder of one that was not.
+    /// The run folder of an unsealed one.
     pub fn folder(&self) -> Option<&Path> {
         match &self.files {
             Files::Folder(dir) => Some(dir),
@@ -217,7 +217,7 @@ impl StoredRun {
         }
     }
 
-    /// Where it is, for messages; of a sealed run the campaign folder with the run's id.
+    /// Its location, for messages; for a sealed run the campaign folder with the run's id.
     pub fn place(&self) -> PathBuf {
         match &self.files {
             Files::Folder(dir) => dir.clone(),
@@ -225,7 +225,7 @@ impl StoredRun {
         }
     }
 
-    /// `None` where the run has no such file.
+    /// `None` if the run has no such file.
     pub fn read(&self, file: &str) -> Result<Option<Cow<'_, [u8]>>, RecordError> {
         match &self.files {
             Files::Sealed(campaign) => Ok(campaign.read(&self.run_id, file)?.map(Cow::Borrowed)),
@@ -240,7 +240,7 @@ impl StoredRun {
         }
     }
 
-    /// As [`Self::read`], piece by piece: request rows may be many.
+    /// As [`Self::read`], as a stream: there may be many request rows.
     pub fn open(&self, file: &str) -> Result<Option<Box<dyn BufRead + '_>>, RecordError> {
         match &self.files {
             Files::Sealed(campaign) => {
@@ -258,7 +258,7 @@ impl StoredRun {
         }
     }
 
-    /// A file that must be there.
+    /// A required file.
     pub fn text(&self, file: &str) -> Result<String, RecordError> {
         let path = || self.place().join(file);
         let bytes = self.read(file)?.ok_or_else(|| {
@@ -270,7 +270,7 @@ impl StoredRun {
         String::from_utf8(bytes.into_owned()).map_err(|error| RecordError::malformed(path(), error))
     }
 
-    /// A file that must be there.
+    /// A required file.
     pub fn json<T: DeserializeOwned>(&self, file: &str) -> Result<T, RecordError> {
         serde_json::from_str(&self.text(file)?)
             .map_err(|error| RecordError::malformed(self.place().join(file), error))
@@ -323,8 +323,8 @@ impl StoredRun {
         rows.collect()
     }
 
-    /// How far the sources of what ran can be found again. What was found out when it was sealed goes
-    /// before what the manifest says.
+    /// How far the sources that ran can be recovered. What was determined when it was sealed takes
+    /// precedence over the manifest.
     pub fn source(&self) -> Source {
         if let Files::Sealed(campaign) = &self.files
             && let Some(start) = campaign.start(&self.run_id)

@@ -1,5 +1,5 @@
-//! Wall-clock time as text, in UTC. Two formats of one calendar computation do not
-//! justify a calendar crate; nothing here reads a time zone.
+//! Wall-clock time as text, in UTC. Two formats of one calendar computation do not justify a
+//! calendar crate; no time zones are needed.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

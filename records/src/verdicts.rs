@@ -1,5 +1,5 @@
-//! `verdicts.json` beside the rendered reports: what they say of each experiment, for
-//! `cargo xtask list`, which shall not wait for statistics. No text of any language: keys, figures, names.
+//! `verdicts.json` next to the rendered reports: their verdicts on each experiment, for `cargo
+//! xtask list`, which must not wait for statistics. Language-independent: keys, figures, names.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,7 +9,7 @@ pub const FILE_NAME: &str = "verdicts.json";
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct LastVerdicts {
-    /// The newest run that the reports have seen.
+    /// The newest run included in the reports.
     pub newest_run: Option<String>,
     pub experiments: Vec<Judged>,
 }
@@ -19,7 +19,7 @@ pub struct LastVerdicts {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Judged {
     pub experiment: String,
-    /// Machine, model and extra flags, as the reports' heading.
+    /// Machine, model and extra flags, as in the reports' heading.
     pub group: String,
     /// The baseline.
     pub against: String,

@@ -1,9 +1,9 @@
-//! What is asked of a server: the cases of an experiment and the prompts they draw.
+//! The load on a server: the cases of an experiment and their prompts.
 //!
-//! The workload is that of the reports this notebook continues: short latency samples,
-//! a ladder of output lengths, a ladder of concurrent users, and (off unless asked for)
-//! open-loop arrivals at a rate. Deliberately absent: anything about the server, and limits of the
-//! values (the experiments check them before anything runs).
+//! The workload is that of the reports that this notebook continues: short latency samples, a
+//! ladder of output lengths, a ladder of concurrent users, and (off by default) open-loop arrivals
+//! at a rate. Deliberately absent: properties of the server, and limits of the values (the
+//! experiments validate them before anything runs).
 
 use serde::{Deserialize, Serialize};
 
@@ -16,7 +16,7 @@ pub struct Workload {
     /// Files of `data/prompts`, without `.jsonl`.
     pub prompts: Vec<String>,
     pub temperature: f64,
-    /// Generate exactly as many tokens as asked, so that every server does equal work.
+    /// Generate exactly the requested number of tokens, so that every server does equal work.
     pub ignore_eos: bool,
     pub request_timeout_s: f64,
     pub warmup: Batch,
@@ -78,20 +78,20 @@ pub struct Rate {
     pub n_requests: u32,
 }
 
-/// Several models of one server, one user each: every model while the others have nothing to do,
-/// then all at once.
+/// Several models of one server, one user each: every model while the others are idle, then all at
+/// once.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Models {
-    /// As requests call them.
+    /// The names in requests.
     pub names: Vec<String>,
     pub output_tokens: Vec<u32>,
-    /// Of each model at each length.
+    /// For each model and length.
     pub n_requests: u32,
 }
 
-/// Limits a request must meet to count towards goodput; unset ones are not asked.
+/// Limits that a request must meet to count towards goodput; unset ones are ignored.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -116,7 +116,7 @@ pub enum Phase {
 pub enum Arrival {
     /// Each of `n_users` sends its next request when the last one has ended.
     ClosedLoop { n_users: u32 },
-    /// Requests are sent at Poisson times, whatever became of the earlier ones.
+    /// Requests are sent at Poisson times, independently of earlier ones.
     OpenLoop { rate_per_s: f64 },
 }
 
@@ -127,17 +127,17 @@ pub struct Case {
     pub phase: Phase,
     pub warmup: bool,
     pub arrival: Arrival,
-    /// All users together.
+    /// For all users together.
     pub n_requests: u32,
     pub output_tokens: u32,
-    /// Whom it asks; `None`: the server's first model.
+    /// The requested model; `None`: the server's first.
     pub model: Option<String>,
     /// Cases of one round run at the same time.
     pub round: Option<String>,
 }
 
 impl Case {
-    /// By which prompts are drawn: cases that are to be compared have the same ones.
+    /// The name that prompts are drawn with: cases to be compared use the same prompts.
     pub fn draw_name(&self) -> String {
         match self.model {
             Some(_) => format!("models-{}", self.output_tokens),
@@ -230,7 +230,7 @@ impl Workload {
         cases
     }
 
-    /// [`Self::cases`], those together that run at the same time.
+    /// [`Self::cases`], grouped by those that run at the same time.
     pub fn rounds(&self) -> Vec<Vec<Case>> {
         let mut rounds: Vec<Vec<Case>> = Vec::new();
         for case in self.cases() {

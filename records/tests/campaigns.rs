@@ -1,4 +1,4 @@
-//! The repository's own campaigns hold what was sealed.
+//! The repository's own campaigns still contain what was sealed.
 
 use std::path::{Path, PathBuf};
 
@@ -28,7 +28,7 @@ fn every_campaign_is_what_was_sealed_and_names_its_sources() {
             dir.display()
         );
         for start in &campaign.starts {
-            // What is younger than this version names a commit, or a difference that is kept.
+            // Records made since this version name a commit, or have a stored difference.
             let is_old = start.started_utc.as_str() < "2026-11-30";
             let is_known = matches!(start.source, Source::Commit | Source::Diff);
             assert!(is_old || is_known, "{}", start.run_id);

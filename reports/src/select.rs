@@ -1,6 +1,6 @@
 //! Which runs a report is about.
 //!
-//! Runs are comparable only where the machine, the model and the flags typed behind `--` are the
+//! Runs are comparable only where the machine, the model and the flags typed after `--` are the
 //! same, so these three make a [`Group`]. Within a group every experiment is one [`Arm`], taken from its newest complete campaign (a
 //! campaign is complete when every replicate it asked for ended well); without one, from the newest
 //! that has any good run, and the arm says so. Full runs go before quick ones: a group with both
@@ -16,7 +16,7 @@ use crate::load::run_folder::{Outcome, Record, RunFolder, flags_one_a_line};
 /// Runs on one machine with one model and one set of extra flags.
 #[derive(Debug)]
 pub struct Group<'a> {
-    /// Flags that were typed behind `--`, one a line; none for most groups.
+    /// Flags that were typed after `--`, one on each line; none for most groups.
     pub extra_flags: Vec<String>,
     /// The figures come from quick runs: there are no full ones.
     pub quick: bool,

@@ -197,7 +197,7 @@ fn another_engine_is_judged_on_this_machine_with_this_model_and_these_prompts_al
     });
     let reason = reason_against_peer(&records);
     assert!(
-        reason.contains("behind http://gpubox:8000/v1 is not recorded"),
+        reason.contains("at http://gpubox:8000/v1 is not recorded"),
         "{reason}"
     );
 }

@@ -119,7 +119,7 @@ fn english_reports_say_the_same() {
     }
 }
 
-/// Runs that differ in the flags behind `--`, the model or the machine are groups of their own.
+/// Runs that differ in the flags after `--`, the model or the machine form separate groups.
 #[test]
 fn runs_that_differ_in_more_than_configuration_are_never_pooled() {
     let mixed = tempfile::tempdir().unwrap();

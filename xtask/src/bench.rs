@@ -1,30 +1,30 @@
-//! `bench [arguments]`: the kernels' benchmarks, of the GPU where there is one and kernels for it
-//! were built, else of the CPU.
+//! `bench [arguments]`: the kernels' benchmarks, of the GPU if there is one and kernels for it were
+//! built, otherwise of the CPU.
 
 use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Result;
 
-use crate::passed_on::PassedOn;
+use crate::trailing_args::TrailingArgs;
 use crate::{cargo, kernels};
 
-/// There on a Linux machine whose NVIDIA driver has a card.
+/// Exists on a Linux machine whose NVIDIA driver has a GPU.
 const GPU: &str = "/dev/nvidiactl";
 
-pub fn run(args: &PassedOn) -> Result<ExitCode> {
+pub fn run(args: &TrailingArgs) -> Result<ExitCode> {
     let kernels = kernels::remembered()?;
-    let mut words: Vec<String> = ["bench", "--package", "kernels"].map(String::from).into();
-    if !names_a_target(&args.words) {
+    let mut arguments: Vec<String> = ["bench", "--package", "kernels"].map(String::from).into();
+    if !names_a_target(&args.args) {
         let (target, reason) = choice(Path::new(GPU).exists(), kernels.is_some());
         eprintln!("bench: {target}: {reason}");
-        words.extend(["--bench".to_owned(), target.to_owned()]);
+        arguments.extend(["--bench".to_owned(), target.to_owned()]);
     }
-    words.extend(args.words.iter().cloned());
-    cargo::become_cargo_with_kernels(&words, kernels.as_deref())
+    arguments.extend(args.args.iter().cloned());
+    cargo::exec_cargo_with_kernels(&arguments, kernels.as_deref())
 }
 
-/// The bench target and why.
+/// The bench target and the reason.
 fn choice(has_gpu: bool, has_kernels: bool) -> (&'static str, &'static str) {
     match (has_gpu, has_kernels) {
         (true, true) => (
@@ -40,10 +40,10 @@ fn choice(has_gpu: bool, has_kernels: bool) -> (&'static str, &'static str) {
     }
 }
 
-/// Whether the user has chosen, so that nothing is chosen here.
+/// Whether the user has selected a target.
 fn names_a_target(arguments: &[String]) -> bool {
-    let mut of_cargo = arguments.iter().take_while(|word| *word != "--");
-    of_cargo.any(|word| word == "--benches" || word == "--bench" || word.starts_with("--bench="))
+    let mut of_cargo = arguments.iter().take_while(|arg| *arg != "--");
+    of_cargo.any(|arg| arg == "--benches" || arg == "--bench" || arg.starts_with("--bench="))
 }
 
 #[cfg(test)]
@@ -61,11 +61,11 @@ mod tests {
 
     #[test]
     fn what_the_user_names_is_left_alone() {
-        let words =
+        let args =
             |line: &str| -> Vec<String> { line.split_whitespace().map(str::to_owned).collect() };
-        assert!(names_a_target(&words("--bench cuda_kernels")));
-        assert!(names_a_target(&words("--bench=cpu_kernels -- decode")));
-        assert!(!names_a_target(&words("")));
-        assert!(!names_a_target(&words("-- --bench")));
+        assert!(names_a_target(&args("--bench cuda_kernels")));
+        assert!(names_a_target(&args("--bench=cpu_kernels -- decode")));
+        assert!(!names_a_target(&args("")));
+        assert!(!names_a_target(&args("-- --bench")));
     }
 }

@@ -1,4 +1,4 @@
-//! Cargo as the recipes use it: builds with a progress bar, and programs that take over.
+//! Runs cargo for the recipes: builds with a progress bar, and programs that replace this process.
 
 use std::collections::HashSet;
 use std::io::{BufRead, BufReader, IsTerminal};
@@ -39,8 +39,8 @@ pub fn target_dir() -> Result<PathBuf> {
         .context("xtask lies outside a target folder")
 }
 
-/// What an experiment needs. Always built together: a package built alone gets other features
-/// of the crates it shares with the other, and both would be compiled twice.
+/// The packages of an experiment. Always built together: a package built alone gets other features
+/// of shared crates, which would then be compiled twice.
 pub const MEASURED: [&str; 2] = ["engine", "experiments"];
 
 /// Where a release build puts `program`.
@@ -53,8 +53,8 @@ pub fn build_release(packages: &[&str]) -> Result<()> {
     build("release", packages)
 }
 
-/// As [`build_release`], in any profile. The CUDA kernels that were asked for
-/// last go with it, compiled anew where their sources have changed.
+/// As [`build_release`], in any profile. Includes the CUDA kernels that were last asked for,
+/// compiled again if their sources have changed.
 pub fn build(profile: &str, packages: &[&str]) -> Result<()> {
     let kernels = kernels::remembered()?.unwrap_or_default();
     let mut args = vec!["build", "--profile", profile, "--target-dir"];
@@ -84,16 +84,16 @@ pub fn build(profile: &str, packages: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Counts the packages that cargo reports as built or fresh against those of the tree.
+/// Counts the packages that cargo reports as built or fresh against those in the dependency tree.
 fn build_with_bar(args: &[&str], packages: &[&str], kernels: &Path) -> Result<ExitStatus> {
     let bar = ProgressBar::new(n_packages(packages)?);
     bar.set_style(ProgressStyle::with_template(
         "build [{bar:40}] {pos}/{len} {elapsed} {wide_msg}",
     )?);
     bar.enable_steady_tick(std::time::Duration::from_millis(200));
-    let mut words = args.to_vec();
-    words.extend(["--quiet", "--message-format", "json-render-diagnostics"]);
-    let reader = cmd("cargo", words)
+    let mut args = args.to_vec();
+    args.extend(["--quiet", "--message-format", "json-render-diagnostics"]);
+    let reader = cmd("cargo", args)
         .dir(root()?)
         .env(KERNELS_DIR, kernels)
         .unchecked()
@@ -152,15 +152,15 @@ fn n_packages(packages: &[&str]) -> Result<u64> {
     Ok(names.len() as u64)
 }
 
-/// Replaces this process: signals reach the program itself, its exit code is ours, and there
-/// is no process in between that could be killed without it.
-pub fn become_program(program: &Path, args: &[String]) -> Result<ExitCode> {
+/// Replaces this process: signals reach the program itself, its exit code becomes ours, and there
+/// is no process in between that could be killed separately.
+pub fn exec_program(program: &Path, args: &[String]) -> Result<ExitCode> {
     let error = Command::new(program).args(args).current_dir(root()?).exec();
     Err(error).with_context(|| format!("{} cannot be started", program.display()))
 }
 
-/// `experiments` for what needs no engine; with the engine where there is one already, so that the
-/// next experiment need not compile their shared crates again.
+/// Builds `experiments` for commands that need no engine; with the engine if there is one already,
+/// so that the next experiment need not compile their shared crates again.
 pub fn build_experiments() -> Result<()> {
     if release_binary("engine")?.is_file() {
         build_release(&MEASURED)
@@ -170,10 +170,10 @@ pub fn build_experiments() -> Result<()> {
 }
 
 /// `experiments <command> <arguments>`, which must have been built.
-pub fn become_experiments(command: &str, arguments: &[String]) -> Result<ExitCode> {
-    let mut words = vec![command.to_string()];
-    words.extend(arguments.iter().cloned());
-    become_program(&release_binary("experiments")?, &words)
+pub fn exec_experiments(command: &str, arguments: &[String]) -> Result<ExitCode> {
+    let mut args = vec![command.to_string()];
+    args.extend(arguments.iter().cloned());
+    exec_program(&release_binary("experiments")?, &args)
 }
 
 /// Builds `reports` in the dev profile: polars in release takes minutes and the data are small.
@@ -181,27 +181,27 @@ pub fn build_reports() -> Result<()> {
     build("dev", &["reports"])
 }
 
-/// As [`become_experiments`], telling it where `reports` is, if that has been built.
-pub fn become_experiments_with_reports(command: &str, arguments: &[String]) -> Result<ExitCode> {
+/// As [`exec_experiments`], passing the path of `reports` if that has been built.
+pub fn exec_experiments_with_reports(command: &str, arguments: &[String]) -> Result<ExitCode> {
     let reports = target_dir()?.join("debug").join("reports");
-    let mut words = Vec::new();
+    let mut args = Vec::new();
     if reports.is_file() {
         let reports = reports
             .to_str()
             .context("the target folder's name is not UTF-8")?;
-        words.extend(["--reports-bin".to_string(), reports.to_string()]);
+        args.extend(["--reports-bin".to_string(), reports.to_string()]);
     }
-    words.extend(arguments.iter().cloned());
-    become_experiments(command, &words)
+    args.extend(arguments.iter().cloned());
+    exec_experiments(command, &args)
 }
 
-/// As [`become_program`], for cargo itself.
-pub fn become_cargo(args: &[String]) -> Result<ExitCode> {
-    become_program(Path::new("cargo"), args)
+/// As [`exec_program`], for cargo itself.
+pub fn exec_cargo(args: &[String]) -> Result<ExitCode> {
+    exec_program(Path::new("cargo"), args)
 }
 
-/// As [`become_cargo`], with the CUDA kernels of this folder in what is built.
-pub fn become_cargo_with_kernels(args: &[String], kernels: Option<&Path>) -> Result<ExitCode> {
+/// As [`exec_cargo`], with the CUDA kernels of this folder in the build.
+pub fn exec_cargo_with_kernels(args: &[String], kernels: Option<&Path>) -> Result<ExitCode> {
     let mut cargo = Command::new("cargo");
     if let Some(kernels) = kernels {
         cargo.env(KERNELS_DIR, kernels);

@@ -1,4 +1,4 @@
-//! `ci`: everything that must hold before a change is merged, in the order of what fails fastest.
+//! `ci`: everything that must hold before a change is merged, fastest checks first.
 //!
 //! Two build profiles only, check and dev: the smoke experiment measures nothing, so it uses
 //! the programs that the tests have built.
@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use duct::cmd;
 
 use crate::test::{TestCounts, run_and_count};
-use crate::{cargo, deny, feature_union, kernels, layers, machete, source_index};
+use crate::{cargo, deny, feature_union, kernels, layers, machete, source_index, words};
 
 /// A model that needs no download.
 const SMOKE_MODEL: &str = "synthetic:tiny-qwen3";
@@ -25,6 +25,7 @@ pub fn run() -> Result<ExitCode> {
         source_index::check_kernels(&root)?;
         source_index::check_flags(&root)
     })?;
+    step("words", || words::check(&root))?;
     step("layers", || layers::check(&root))?;
     step("dependencies", || {
         deny::check(&root)?;
@@ -107,7 +108,7 @@ fn smoke(root: &Path) -> Result<()> {
         "balanced-v2",
         "--quick",
         "--wait",
-        // Of a change that is not committed yet; nothing of it is kept.
+        // For a change that is not committed yet; the record is not kept.
         "--allow-dirty",
         "--model",
         SMOKE_MODEL,

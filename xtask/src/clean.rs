@@ -1,4 +1,4 @@
-//! `clean`: what can be made again. `data/` is never touched.
+//! `clean`: removes what can be built again. `data/` is never touched.
 
 use std::process::ExitCode;
 

@@ -1,16 +1,17 @@
-//! `compare <run or experiment> <run or experiment> [arguments]`: hands all to `reports compare`.
+//! `compare <run or experiment> <run or experiment> [arguments]`: passes everything to `reports
+//! compare`.
 
 use std::process::ExitCode;
 
 use anyhow::Result;
 
 use crate::cargo;
-use crate::passed_on::PassedOn;
+use crate::trailing_args::TrailingArgs;
 
-pub fn run(args: &PassedOn) -> Result<ExitCode> {
-    let mut words: Vec<String> = ["run", "--quiet", "--package", "reports", "--", "compare"]
+pub fn run(args: &TrailingArgs) -> Result<ExitCode> {
+    let mut arguments: Vec<String> = ["run", "--quiet", "--package", "reports", "--", "compare"]
         .map(String::from)
         .into();
-    words.extend(args.words.iter().cloned());
-    cargo::become_cargo(&words)
+    arguments.extend(args.args.iter().cloned());
+    cargo::exec_cargo(&arguments)
 }

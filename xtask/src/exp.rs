@@ -17,23 +17,23 @@ pub struct ExpArgs {
     #[arg(long)]
     quick: bool,
     /// Model to serve instead of the experiment's: a path, a hub id, synthetic:<preset>; with
-    /// --base-url, which of the server's models to ask
+    /// --base-url, which of the server's models to use
     #[arg(long)]
     model: Option<String>,
     /// Server starts per experiment
     #[arg(long, value_name = "N")]
     replicates: Option<u32>,
-    /// Measure a server that runs already (its key from OPENAI_API_KEY) and start none
+    /// Measure a running server (its key from OPENAI_API_KEY) instead of starting one
     #[arg(long, value_name = "URL")]
     base_url: Option<String>,
     /// Wait for another measurement on this machine to end, instead of refusing
     #[arg(long)]
     wait: bool,
-    /// Record from sources that are not those of a commit; the difference is kept, and the record
-    /// marked wherever it is shown
+    /// Record even if the sources differ from the commit; the difference is stored, and the record
+    /// is marked wherever it is shown
     #[arg(long)]
     allow_dirty: bool,
-    /// Extra engine flags, laid over the experiment's
+    /// Extra engine flags, which override the experiment's
     #[arg(last = true, value_name = "FLAGS")]
     engine_flags: Vec<String>,
 }
@@ -41,41 +41,41 @@ pub struct ExpArgs {
 pub fn run(args: &ExpArgs) -> Result<ExitCode> {
     refuse_unknown(&args.names)?;
     match args.base_url {
-        // Another's server: nothing of ours is measured, nothing of it is built.
+        // An external server: nothing of ours is measured, so the engine is not built.
         Some(_) => cargo::build_release(&["experiments"])?,
         None => cargo::build_release(&cargo::MEASURED)?,
     }
-    cargo::become_program(&cargo::release_binary("experiments")?, &to_arguments(args))
+    cargo::exec_program(&cargo::release_binary("experiments")?, &to_arguments(args))
 }
 
 fn to_arguments(args: &ExpArgs) -> Vec<String> {
-    let mut words = vec!["run".to_string(), "--seal".to_string()];
-    words.extend(args.names.iter().cloned());
+    let mut arguments = vec!["run".to_string(), "--seal".to_string()];
+    arguments.extend(args.names.iter().cloned());
     if args.quick {
-        words.push("--quick".into());
+        arguments.push("--quick".into());
     }
     if args.wait {
-        words.push("--wait".into());
+        arguments.push("--wait".into());
     }
     if args.allow_dirty {
-        words.push("--allow-dirty".into());
+        arguments.push("--allow-dirty".into());
     }
     let mut option = |name: &str, value: Option<String>| {
         if let Some(value) = value {
-            words.extend([name.to_string(), value]);
+            arguments.extend([name.to_string(), value]);
         }
     };
     option("--model", args.model.clone());
     option("--replicates", args.replicates.map(|n| n.to_string()));
     option("--base-url", args.base_url.clone());
     if !args.engine_flags.is_empty() {
-        words.push("--".into());
-        words.extend(args.engine_flags.iter().cloned());
+        arguments.push("--".into());
+        arguments.extend(args.engine_flags.iter().cloned());
     }
-    words
+    arguments
 }
 
-/// A typo shall not cost a build. `experiments` checks everything else.
+/// Checks names before building. `experiments` checks everything else.
 fn refuse_unknown(names: &[String]) -> Result<()> {
     let dir = cargo::root()?.join("experiments");
     let mut known: Vec<String> = fs::read_dir(&dir)

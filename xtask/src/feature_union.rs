@@ -1,5 +1,5 @@
-//! Checks that `reports` built alone asks for the features that the whole workspace gives to the
-//! same crates. Where one differs, cargo keeps two builds of that crate and of all above it:
+//! Checks that `reports` built alone uses the same features of shared crates as the whole
+//! workspace. If one differs, cargo keeps two builds of that crate and of all that depend on it:
 //! polars twice, minutes each.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -8,7 +8,7 @@ use std::path::Path;
 use anyhow::{Result, bail};
 use xshell::{Shell, cmd};
 
-/// Every way a package is built: `name version` → its feature lists.
+/// Every build of a package: `name version` → its feature lists.
 type Builds = BTreeMap<String, BTreeSet<String>>;
 
 pub fn check(root: &Path) -> Result<()> {
@@ -37,7 +37,7 @@ fn builds(root: &Path, selection: &[&str]) -> Result<Builds> {
     Ok(parse(&tree))
 }
 
-/// Packages of a registry alone: those of the workspace have a path behind their version.
+/// Only packages of a registry: those of the workspace have a path after their version.
 fn parse(tree: &str) -> Builds {
     let mut builds = Builds::new();
     let lines = tree

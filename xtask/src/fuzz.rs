@@ -1,6 +1,6 @@
-//! `fuzz [--executions N] [targets]`: the parsers of outside bytes under AFL++, on the stable
-//! toolchain. Each target runs so many times, guided by coverage, within limits of memory and
-//! time; what crashes or hangs is copied to `xtask/fuzz/found/`, where the tests find it.
+//! `fuzz [--executions N] [targets]`: the parsers of untrusted bytes under AFL++, on the stable
+//! toolchain. Each target runs `--executions` times, guided by coverage, within limits of memory
+//! and time; inputs that crash or hang are copied to `xtask/fuzz/found/`, where the tests run them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,9 +14,9 @@ use sha2::{Digest, Sha256};
 
 use crate::cargo;
 
-/// Each input; far above what a right one takes.
+/// For each input; far above what a valid one takes.
 const TIMEOUT_MS: u32 = 2000;
-/// Address space of the program, which takes a few hundred MiB before it reads anything.
+/// Address space of the program, which uses a few hundred MiB before it reads anything.
 const MEMORY_MIB: u32 = 2048;
 
 #[derive(Args)]
@@ -29,7 +29,7 @@ pub struct FuzzArgs {
     targets: Vec<String>,
 }
 
-/// What AFL++ says at the end.
+/// AFL++'s final statistics.
 struct Figures {
     n_executions: u64,
     n_crashes: u64,
@@ -78,7 +78,7 @@ pub fn run(args: &FuzzArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Instrumented, in a target folder of its own.
+/// Instrumented, in a separate target folder.
 fn build(root: &Path) -> Result<PathBuf> {
     let is_there = cmd!("cargo", "afl", "--version")
         .stdout_null()
@@ -150,7 +150,7 @@ fn fuzz(
         &scratch.0
     )
     .env("AFL_NO_UI", "1")
-    // Errors of the parsers would each look where they come from.
+    // Otherwise each parser error would resolve its backtrace.
     .env("RUST_BACKTRACE", "0")
     .env("AFL_NO_AFFINITY", "1")
     .env("AFL_SKIP_CPUFREQ", "1")
@@ -166,8 +166,8 @@ fn fuzz(
     figures(&out.join("default").join("fuzzer_stats"))
 }
 
-/// Where programs write what a parser reads from a file: in memory where the machine has such a
-/// folder, since it is written thousands of times a second. Removed with the last target.
+/// The folder for files that a parser reads: in memory if the machine has such a folder, since it
+/// is written thousands of times a second. Removed with the last target.
 struct Scratch(PathBuf);
 
 impl Scratch {
@@ -182,7 +182,7 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        // What is left is small, and the next start of the machine clears it.
+        // The remainder is small, and is cleared at the next boot.
         let _ = fs::remove_dir_all(&self.0);
     }
 }
@@ -207,8 +207,8 @@ fn figures(path: &Path) -> Result<Figures> {
     })
 }
 
-/// Copies crashes and hangs; returns how many there were. A hang that does not come again was the
-/// machine's.
+/// Copies crashes and hangs; returns their number. A hang that cannot be reproduced was caused by
+/// the machine.
 fn keep(
     program: &Path,
     target: &str,
@@ -223,7 +223,7 @@ fn keep(
         };
         for entry in entries {
             let path = entry?.path();
-            // Beside the inputs lies a README.
+            // There is a README next to the inputs.
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             if !name.starts_with("id:") {
                 continue;
@@ -241,7 +241,8 @@ fn keep(
     Ok(n_found)
 }
 
-/// By content: the fuzzer counts from nought in every campaign, and what an earlier one found stays.
+/// By content: the fuzzer numbers inputs from zero in every campaign, and earlier findings are
+/// kept.
 fn kept_name(kind: &str, bytes: &[u8]) -> String {
     let hash = format!("{:x}", Sha256::digest(bytes));
     format!("{kind}-{}", &hash[..12])
@@ -258,7 +259,7 @@ fn hangs(program: &Path, target: &str, scratch: &Scratch, input: &Path) -> Resul
     outlasts(&run, Duration::from_millis(TIMEOUT_MS.into()))
 }
 
-/// Whether it still runs after that long; then it is ended.
+/// Whether it still runs after that time; then it is killed.
 fn outlasts(run: &Handle, limit: Duration) -> Result<bool> {
     if run.wait_timeout(limit)?.is_some() {
         return Ok(false);

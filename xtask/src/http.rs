@@ -1,4 +1,4 @@
-//! As much HTTP as a recipe needs to talk to a server that it has started itself.
+//! A minimal HTTP client for recipes and the servers that they start.
 
 use std::fmt::Write as _;
 use std::io::{Read, Write};
@@ -9,28 +9,28 @@ use anyhow::{Context, Result};
 
 const TIMEOUT: Duration = Duration::from_mins(1);
 
-pub struct Answer {
+pub struct HttpResponse {
     pub status: u16,
     pub body: String,
 }
 
-pub fn get(address: &str, path: &str) -> Result<Answer> {
+pub fn get(address: &str, path: &str) -> Result<HttpResponse> {
     send(address, "GET", path, "text/plain", "")
 }
 
-pub fn post_json(address: &str, path: &str, body: &str) -> Result<Answer> {
+pub fn post_json(address: &str, path: &str, body: &str) -> Result<HttpResponse> {
     send(address, "POST", path, "application/json", body)
 }
 
 /// One field of a form.
-pub fn post_form(address: &str, path: &str, name: &str, value: &str) -> Result<Answer> {
+pub fn post_form(address: &str, path: &str, name: &str, value: &str) -> Result<HttpResponse> {
     let body = format!("{name}={}", percent_encoded(value));
     let kind = "application/x-www-form-urlencoded";
     send(address, "POST", path, kind, &body)
 }
 
-/// HTTP 1.0, so that the answer ends where the connection does.
-fn send(address: &str, method: &str, path: &str, kind: &str, body: &str) -> Result<Answer> {
+/// HTTP 1.0, so that the response ends with the connection.
+fn send(address: &str, method: &str, path: &str, kind: &str, body: &str) -> Result<HttpResponse> {
     let mut stream = TcpStream::connect(address).with_context(|| address.to_owned())?;
     stream.set_read_timeout(Some(TIMEOUT))?;
     write!(
@@ -45,11 +45,11 @@ fn send(address: &str, method: &str, path: &str, kind: &str, body: &str) -> Resu
     parse(&text).with_context(|| format!("{method} {path}: no HTTP answer in {text:?}"))
 }
 
-fn parse(text: &str) -> Option<Answer> {
+fn parse(text: &str) -> Option<HttpResponse> {
     let (head, body) = text.split_once("\r\n\r\n")?;
     let status = head.split(' ').nth(1)?.parse().ok()?;
     let body = body.to_owned();
-    Some(Answer { status, body })
+    Some(HttpResponse { status, body })
 }
 
 fn percent_encoded(text: &str) -> String {

@@ -22,13 +22,13 @@ use crate::cargo;
 
 /// Every architecture that the sources are written for.
 pub const ARCHITECTURES: [&str; 2] = ["sm_90", "sm_120"];
-/// `--arch none` goes back to a build without kernels.
+/// `--arch none` returns to a build without kernels.
 const NONE: &str = "none";
-/// Set to 1: kernels that sleep at random wherever threads, copies or launches meet
-/// (`cuda/device.cuh`), for tests that compare results bit by bit. Kept in a folder of their own.
+/// If set to 1, kernels sleep at random where threads, copies or launches synchronise
+/// (`cuda/device.cuh`), for tests that compare results bit by bit. Stored in a separate folder.
 const JITTER_VARIABLE: &str = "ENGINE_KERNELS_JITTER";
 
-/// Compiles every kernel for the architectures, prints the audit and fails where it fails.
+/// Compiles every kernel for the architectures, prints the audit, and fails if the audit does.
 /// Returns the folder for `ENGINE_KERNELS_DIR`.
 pub fn compile(architectures: &[String]) -> Result<PathBuf> {
     let architectures = checked(architectures)?;
@@ -43,7 +43,7 @@ pub fn compile(architectures: &[String]) -> Result<PathBuf> {
     let folder = cargo::target_dir()?.join("kernels").join(name);
     let compiled = compiler::compile(&root, &toolchain, &architectures, with_jitter, &folder)?;
     if with_jitter {
-        eprintln!("kernels: with jitter, for tests alone; not audited");
+        eprintln!("kernels: with jitter, for tests only; not audited");
         return Ok(folder);
     }
     audit::run(
@@ -55,7 +55,7 @@ pub fn compile(architectures: &[String]) -> Result<PathBuf> {
     Ok(folder)
 }
 
-/// Remembers what `build --arch` asked for.
+/// Records the architectures of `build --arch`.
 pub fn remember(architectures: &[String]) -> Result<()> {
     let path = memory()?;
     if architectures == [NONE] {
@@ -71,8 +71,8 @@ pub fn remember(architectures: &[String]) -> Result<()> {
     fs::write(&path, architectures.join("\n")).with_context(|| path.display().to_string())
 }
 
-/// The folder of kernels to embed into a release build, brought up to date; `None` if none were
-/// ever asked for.
+/// The up-to-date folder of kernels to embed in a release build; `None` if none were ever
+/// requested.
 pub fn remembered() -> Result<Option<PathBuf>> {
     let path = memory()?;
     if !path.is_file() {
@@ -87,7 +87,7 @@ fn memory() -> Result<PathBuf> {
     Ok(cargo::target_dir()?.join("kernels").join("architectures"))
 }
 
-/// In one order, without repetition.
+/// Ordered, without duplicates.
 fn checked(architectures: &[String]) -> Result<Vec<&'static str>> {
     for name in architectures {
         if !ARCHITECTURES.contains(&name.as_str()) {

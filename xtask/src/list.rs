@@ -7,11 +7,11 @@ use anyhow::Result;
 use crate::cargo;
 
 pub fn run() -> Result<ExitCode> {
-    // A list is worth no build of the engine, unless there is one already.
+    // A list does not need the engine, but uses it if there is one already.
     if cargo::release_binary("engine")?.is_file() {
         cargo::build_release(&cargo::MEASURED)?;
     } else {
         cargo::build_release(&["experiments"])?;
     }
-    cargo::become_program(&cargo::release_binary("experiments")?, &["list".into()])
+    cargo::exec_program(&cargo::release_binary("experiments")?, &["list".into()])
 }

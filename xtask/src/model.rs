@@ -15,7 +15,7 @@ pub struct ModelArgs {
 
 pub fn run(args: &ModelArgs) -> Result<ExitCode> {
     cargo::build_release(&cargo::MEASURED)?;
-    cargo::become_program(
+    cargo::exec_program(
         &cargo::release_binary("engine")?,
         &["fetch".into(), args.id.clone()],
     )

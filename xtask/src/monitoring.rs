@@ -1,5 +1,5 @@
-//! `monitoring`: the dashboard and the alerts against a real Prometheus that scrapes a running
-//! server. Every query must be answered with at least one value; the table of them is printed.
+//! `monitoring`: runs the queries of the dashboard and the alerts on a real Prometheus that scrapes
+//! a running server. Every query must return at least one value; a table of them is printed.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
@@ -13,20 +13,20 @@ use serde_json::Value;
 use crate::served::Served;
 use crate::{cargo, http};
 
-/// What Grafana puts for its variables.
+/// Grafana's values for its variables.
 const VARIABLES: [(&str, &str); 2] = [("$__rate_interval", "30s"), ("$model", ".*")];
-/// Scrapes, a second apart, that rates are made from.
+/// Number of scrapes, one second apart, for computing rates.
 const N_SCRAPES: u64 = 8;
 const TARGET: &str = "engine:30000";
 
 #[derive(Args)]
 pub struct MonitoringArgs {
-    /// An engine that is built already
+    /// An engine that has been built
     #[arg(long, value_name = "FILE")]
     engine_bin: Option<PathBuf>,
 }
 
-/// A query and where it is from.
+/// A query and its origin.
 struct Query {
     place: String,
     expression: String,
@@ -61,7 +61,7 @@ pub fn run(args: &MonitoringArgs) -> Result<ExitCode> {
     if scratch.exists() {
         fs::remove_dir_all(&scratch).with_context(|| scratch.display().to_string())?;
     }
-    // A server that died is why the rest failed.
+    // If the server died, that is why the rest failed.
     served.check()?;
     outcome
 }
@@ -111,7 +111,7 @@ fn watched(
     Ok(ExitCode::SUCCESS)
 }
 
-/// A little of everything: whole and streamed, kept, wrong.
+/// Requests of every kind: whole and streamed, cached, invalid.
 fn load(served: &Served, i: u64) -> Result<()> {
     for (body, status) in [
         (
@@ -143,7 +143,7 @@ fn load(served: &Served, i: u64) -> Result<()> {
     Ok(())
 }
 
-/// Ended with the recipe.
+/// Killed when the recipe ends.
 struct Prometheus {
     child: Child,
     address: String,
@@ -173,7 +173,7 @@ impl Prometheus {
         Ok(prometheus)
     }
 
-    /// Series of the answer, and the first one's value.
+    /// Number of series in the result, and the first value.
     fn ask(&self, expression: &str) -> Result<(usize, String)> {
         let answer = http::post_form(&self.address, "/api/v1/query", "query", expression)?;
         let body: Value = serde_json::from_str(&answer.body)
@@ -191,16 +191,16 @@ impl Prometheus {
 
 impl Drop for Prometheus {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // It may have ended on its own.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// Fails where promtool does; what it would only have written otherwise is no failure.
-fn promtool(words: &[&str], input: &str) -> Result<()> {
+/// Fails if promtool does; its other output is ignored.
+fn promtool(args: &[&str], input: &str) -> Result<()> {
     const ONLY_STYLE: i32 = 3;
-    let output = duct::cmd("promtool", words)
+    let output = duct::cmd("promtool", args)
         .stdin_bytes(input.as_bytes().to_vec())
         .stdout_capture()
         .stderr_capture()
@@ -210,7 +210,7 @@ fn promtool(words: &[&str], input: &str) -> Result<()> {
     let code = output.status.code();
     if code != Some(0) && code != Some(ONLY_STYLE) {
         let said = String::from_utf8_lossy(&output.stderr);
-        bail!("promtool {}: {said}", words.join(" "));
+        bail!("promtool {}: {said}", args.join(" "));
     }
     Ok(())
 }
@@ -239,7 +239,7 @@ fn dashboard_queries(path: &Path) -> Result<Vec<Query>> {
     Ok(queries)
 }
 
-/// What an alert compares: quiet, the whole has no value.
+/// The left side of an alert's comparison: the whole expression has no value while it is false.
 fn without_threshold(expression: &str) -> &str {
     let cut = [" > ", " < ", " == "]
         .iter()
@@ -248,7 +248,7 @@ fn without_threshold(expression: &str) -> &str {
     cut.map_or(expression, |at| &expression[..at])
 }
 
-/// The `expr:` lines, each after its `alert:`; promtool has checked that the file is right.
+/// The `expr:` lines, each after its `alert:`; promtool has validated the file.
 fn alert_queries(path: &Path) -> Result<Vec<Query>> {
     let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
     let mut queries = Vec::new();

@@ -1,7 +1,7 @@
-//! `poison [--engine-bin FILE]`: twenty users who stream while others send what breaks servers, against
-//! an engine on the CPU with a tiny model of random weights: `experiments/poison.py` says what has to
-//! hold. Twice, with the table of poisons in two halves: as it comes, and with prompts beside running
-//! rows and an API key. Each engine has to end by itself when it is told to.
+//! `poison [--engine-bin FILE]`: twenty users stream while other clients send malicious requests,
+//! to an engine on the CPU with a tiny model with random weights; `experiments/poison.py` defines
+//! what must hold. Runs twice, each with half of the table: with default settings, and with mixed
+//! prefill and an API key. Each engine must shut down cleanly.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -23,28 +23,28 @@ const FLAGS: [&str; 6] = [
     "synthetic:tiny-qwen3",
     "--device",
     "cpu",
-    // So that slow clients are told within the run.
+    // So that slow clients are refused within the run.
     "--client-timeout-s",
     "5",
 ];
 
 #[derive(Args)]
 pub struct PoisonArgs {
-    /// An engine that is built already [default: build it in the release profile]
+    /// An engine that has been built [default: build it in the release profile]
     #[arg(long, value_name = "FILE")]
     engine_bin: Option<PathBuf>,
-    /// Requests of each of the two runs, half of them poison [default: as many as the table has poisons]
+    /// Requests in each of the two runs, half of them malicious [default: as many as the table has]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(2..))]
     requests: Option<u64>,
     /// Users who stream meanwhile
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..))]
     users: u64,
-    /// What is sent, and in which order
+    /// Seed for the choice and order of requests
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
 }
 
-/// One engine and what it is sent.
+/// One engine and the requests sent to it.
 struct Case {
     name: &'static str,
     flags: &'static [&'static str],
@@ -95,11 +95,11 @@ fn n_poisons(table: &Path) -> Result<u64> {
     let text = fs::read(table).with_context(|| table.display().to_string())?;
     let entries: Vec<Value> =
         serde_json::from_slice(&text).with_context(|| table.display().to_string())?;
-    // Half of each run's requests are poison, so that two runs send the whole table.
+    // Half of each run's requests are malicious, so that two runs send the whole table.
     Ok(entries.len().next_multiple_of(2) as u64)
 }
 
-/// Whether everything held.
+/// Returns whether all checks passed.
 fn play(
     args: &PoisonArgs,
     case: &Case,
@@ -134,7 +134,7 @@ fn play(
         .run()
         .context("python3 cannot be started")?
         .status;
-    // A server that died is why the rest failed.
+    // If the server died, that is why the rest failed.
     served.check()?;
     let ended = served.stop();
     if let Err(error) = &ended {
@@ -147,7 +147,7 @@ fn play(
 mod tests {
     use super::*;
 
-    /// Each entry says what it is, what may come of it and why; names are told apart in reports.
+    /// Each entry describes the request, the allowed outcome and the reason; names are unique.
     #[test]
     fn the_table_is_whole() {
         let table = cargo::root().expect("a root").join(TABLE);
@@ -166,7 +166,7 @@ mod tests {
             assert!(entry["why"].is_string(), "{name}");
             let statuses = entry["status"].as_array().expect("statuses");
             assert!(!statuses.is_empty(), "{name}");
-            // What the server does not do at all is no failure.
+            // Unsupported features are not failures.
             let is_failure = |status: &Value| matches!(status.as_u64(), Some(500 | 502));
             assert!(!statuses.iter().any(is_failure), "{name}");
         }

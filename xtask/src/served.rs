@@ -1,6 +1,6 @@
-//! An engine that a recipe starts for itself: a free port, its log in a file, ended with the recipe.
+//! An engine started by a recipe: on a free port, its log in a file, ended with the recipe.
 //!
-//! One that dies is noticed, and what it said last is part of the error.
+//! If it dies, the error includes the end of its output.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
@@ -12,11 +12,11 @@ use anyhow::{Context, Result, bail};
 
 use crate::http;
 
-/// Until the model is loaded; its tokenizer may have to be fetched first.
+/// Time limit for loading the model, including downloading its tokenizer.
 const START_LIMIT: Duration = Duration::from_mins(5);
-/// From SIGTERM to the end: the engine lets requests finish for 30 s at most.
+/// Time from SIGTERM to exit: the engine lets requests finish for at most 30 s.
 const STOP_LIMIT: Duration = Duration::from_mins(1);
-/// Of the log, in an error.
+/// Lines of the log in an error message.
 const N_SHOWN_LINES: usize = 10;
 
 pub struct Served {
@@ -27,7 +27,7 @@ pub struct Served {
 }
 
 impl Served {
-    /// `engine serve` with these flags; returns when it answers.
+    /// Starts `engine serve` with these flags; returns when it is ready.
     pub fn start(engine: &Path, flags: &[&str], log: &Path) -> Result<Self> {
         let mut command = Command::new(engine);
         command.args(["serve", "--port", "0"]).args(flags);
@@ -73,7 +73,7 @@ impl Served {
         Ok(served)
     }
 
-    /// Fails where it answers no more, and says why.
+    /// Fails with the reason if the engine does not respond any more.
     pub fn check(&mut self) -> Result<()> {
         if self.is_healthy() {
             return Ok(());
@@ -82,7 +82,7 @@ impl Served {
         bail!("the engine runs but is not healthy; {}", self.last_words());
     }
 
-    /// Tells it to end and waits until it has; fails unless it ends well.
+    /// Shuts it down and waits; fails unless it exits successfully.
     pub fn stop(mut self) -> Result<()> {
         let id = self.child.id().to_string();
         let told = Command::new("kill").args(["-TERM", &id]).status()?;
@@ -130,7 +130,7 @@ impl Served {
 
 impl Drop for Served {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // It may have ended on its own.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -1,5 +1,5 @@
-//! `soak --requests N`: the program under a long mixed load; `engine/tests/server/soak.rs` says
-//! which, and what must hold.
+//! `soak --requests N`: the server under a long mixed load; `engine/tests/server/soak.rs` defines
+//! the load and the checks.
 
 use std::process::ExitCode;
 
@@ -14,13 +14,13 @@ pub struct SoakArgs {
     /// Requests to send
     #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(4001..))]
     requests: u64,
-    /// What they are, and when: the same seed sends the same [default: the tests' own]
+    /// Seed for the kind and time of the requests [default: the tests' own]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
 }
 
 pub fn run(args: &SoakArgs) -> Result<ExitCode> {
-    // The selection of packages is that of `test`, so that nothing is built twice.
+    // The same selection of packages as `test`, so that nothing is built twice.
     let mut command = cmd!(
         "cargo",
         "test",

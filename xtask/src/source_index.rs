@@ -1,4 +1,4 @@
-//! Checks that the written indexes say what the tree holds.
+//! Checks that the written indexes match the tree.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -30,8 +30,8 @@ pub fn check_kernels(root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Every flag that an experiment sets has a row in `engine/FLAGS.md`. That every flag of the
-/// command line has one, with a test that is there, is among the engine's tests.
+/// Every flag set by an experiment has a row in `engine/FLAGS.md`. The engine's own tests check
+/// that every flag of the command line has one, with an existing test.
 pub fn check_flags(root: &Path) -> Result<()> {
     let path = root.join("engine").join("FLAGS.md");
     let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
@@ -64,7 +64,7 @@ fn folders_of(dir: &Path) -> Result<BTreeSet<String>> {
         .collect())
 }
 
-/// First cells of table rows that hold one code word: `` | `op` | … ``.
+/// First cells of table rows that consist of one code word: `` | `op` | … ``.
 fn ops_listed(index: &str) -> BTreeSet<String> {
     let op_of = |line: &str| {
         let cell = line.strip_prefix('|')?.split('|').next()?.trim();
@@ -79,7 +79,7 @@ fn ops_listed(index: &str) -> BTreeSet<String> {
     index.lines().filter_map(op_of).collect()
 }
 
-/// Flags of table rows: the last one in the first cell, which may name what it needs before it.
+/// Flags of table rows: the last one in the first cell, which may name prerequisites before it.
 fn flags_listed(table: &str) -> BTreeSet<String> {
     let flag_of = |line: &str| {
         let cell = line.strip_prefix("| `--")?.split('`').next()?;

@@ -1,5 +1,5 @@
-//! `test [arguments]`: all tests of the workspace, and one line that counts them. What they need
-//! beyond Rust, a C compiler and Python is fetched.
+//! `test [arguments]`: all tests of the workspace, with one summary line. Dependencies beyond Rust,
+//! a C compiler and Python are downloaded.
 
 use std::io::{BufRead, BufReader};
 use std::process::ExitCode;
@@ -8,16 +8,16 @@ use anyhow::{Context, Result};
 use duct::cmd;
 
 use crate::cargo;
-use crate::passed_on::PassedOn;
 use crate::redis;
+use crate::trailing_args::TrailingArgs;
 
-/// Counted over all test programs.
+/// Totals over all test programs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct TestCounts {
     pub n_passed: u64,
     pub n_failed: u64,
     pub n_ignored: u64,
-    /// Whether cargo itself was content; a test that does not compile counts nowhere else.
+    /// Whether cargo itself succeeded; a test that does not compile counts nowhere else.
     pub succeeded: bool,
 }
 
@@ -35,8 +35,8 @@ impl TestCounts {
     }
 }
 
-pub fn run(args: &PassedOn) -> Result<ExitCode> {
-    let counts = run_and_count(&args.words)?;
+pub fn run(args: &TrailingArgs) -> Result<ExitCode> {
+    let counts = run_and_count(&args.args)?;
     println!("{}", counts.line());
     Ok(if counts.succeeded {
         ExitCode::SUCCESS
@@ -47,11 +47,11 @@ pub fn run(args: &PassedOn) -> Result<ExitCode> {
 
 /// Forwards the output line by line and adds up the `test result:` lines.
 pub fn run_and_count(arguments: &[String]) -> Result<TestCounts> {
-    let mut words: Vec<String> = ["test", "--workspace", "--no-fail-fast"]
+    let mut args: Vec<String> = ["test", "--workspace", "--no-fail-fast"]
         .map(String::from)
         .into();
-    words.extend(arguments.iter().cloned());
-    let mut tests = cmd("cargo", words).dir(cargo::root()?);
+    args.extend(arguments.iter().cloned());
+    let mut tests = cmd("cargo", args).dir(cargo::root()?);
     if let Some(server) = redis::for_tests() {
         tests = tests.env(redis::VARIABLE, server);
     }

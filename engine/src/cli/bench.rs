@@ -1,4 +1,4 @@
-//! `engine bench`: how fast an executor is by itself, without server, scheduler and text.
+//! `engine bench`: the speed of an executor by itself, without server, scheduler and text.
 
 use anyhow::Result;
 use clap::Args;
@@ -45,7 +45,7 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
         n_steps: config.num_continuous_decode_steps,
         repetitions: args.repetitions,
     };
-    // Without a limit of the user's own, the pool is as large as this needs.
+    // Without a limit set by the user, the pool is as large as the benchmark needs.
     if config.max_total_tokens.is_none() {
         let n_tokens = args.prompt_tokens.saturating_add(args.output_tokens);
         let n_pages = n_tokens

@@ -8,7 +8,7 @@ use engine::source::SourceError;
 use engine::text::TextError;
 use engine::weights::WeightError;
 
-/// A failure of the program itself before it serves: of the address, a signal, a thread.
+/// A failure of the program itself before it serves: address, signal handler or thread.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct StartFailure {
@@ -16,7 +16,7 @@ pub struct StartFailure {
     pub message: String,
 }
 
-/// The code of whatever ended the program, as far as it is one of ours.
+/// The code of the error that ended the program, if it has one.
 pub fn code_of(error: &anyhow::Error) -> Option<Code> {
     error.chain().find_map(|cause| {
         None.or_else(|| cause.downcast_ref().map(|_: &ConfigError| Code::BadFlag))
@@ -34,8 +34,8 @@ pub fn code_of(error: &anyhow::Error) -> Option<Code> {
     })
 }
 
-/// An error and its causes in one line. Many errors repeat their cause's text, for readers who see
-/// nothing else of them; here each is said once.
+/// An error and its causes on one line. Many errors repeat their cause's text for readers who only
+/// see the outermost one; here each is written once.
 pub fn in_one_line(error: &anyhow::Error) -> String {
     let mut line = String::new();
     for cause in error.chain().map(ToString::to_string) {

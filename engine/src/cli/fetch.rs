@@ -12,7 +12,7 @@ use engine::weights::ModelFiles;
 use super::ModelArgs;
 use super::progress::ShownProgress;
 
-/// Prints the model's place, digest and name, one a line.
+/// Prints the model's path, digest and name, one on each line.
 pub fn fetch(args: &ModelArgs) -> Result<()> {
     let model = resolve(args)?;
     let place = match &model.files {
@@ -57,7 +57,7 @@ fn resolve(args: &ModelArgs) -> Result<ResolvedModel> {
     let cache_dir = cache_dir(args.cache_dir.as_ref())?;
     let shown = ShownProgress::new();
     let progress = |progress: source::Progress<'_>| shown.show(progress);
-    // Here the default has no fallback: who fetches a model wants that one.
+    // Here the default has no fallback: a user who fetches a model wants that one.
     let name = if args.model == "default" {
         source::DEFAULT_CPU_MODEL
     } else {

@@ -1,4 +1,4 @@
-//! `engine generate`: one prompt, its text on standard output as it comes.
+//! `engine generate`: streams the continuation of one prompt to standard output.
 
 use std::borrow::Cow;
 use std::io::{IsTerminal, Read, Write};
@@ -31,11 +31,11 @@ pub struct GenerateArgs {
     #[command(flatten)]
     engine: EngineArgs,
 
-    /// Render the prompt as a user's message with the model's chat template
+    /// Render the prompt as a user message with the model's chat template
     #[arg(long)]
     chat: bool,
 
-    /// Output tokens at most
+    /// Maximum number of output tokens
     #[arg(long, value_name = "TOKENS", default_value_t = 128)]
     max_tokens: usize,
 
@@ -43,31 +43,31 @@ pub struct GenerateArgs {
     #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
     temperature: f32,
 
-    /// Keep the k likeliest tokens; 0 keeps all
+    /// Keep the k most likely tokens; 0 keeps all
     #[arg(long, default_value_t = 0)]
     top_k: usize,
 
-    /// Keep the smallest set of tokens that is this likely
+    /// Keep the smallest set of tokens with this total probability
     #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
     top_p: f32,
 
-    /// Drop tokens below this share of the likeliest one's probability
+    /// Drop tokens below this share of the highest probability
     #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
     min_p: f32,
 
-    /// Above 1 discourages tokens that were seen
+    /// Above 1 discourages tokens that have occurred
     #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
     repetition_penalty: f32,
 
-    /// The random stream
+    /// Random seed
     #[arg(long, default_value_t = 0)]
     seed: u64,
 
-    /// End the text before this string; may be given several times
+    /// Stop before this string; may be given several times
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
 
-    /// Go on after the end-of-sequence token
+    /// Continue after the end-of-sequence token
     #[arg(long)]
     ignore_eos: bool,
 }
@@ -109,7 +109,7 @@ impl GenerateArgs {
         Ok(())
     }
 
-    /// As typed, or from a pipe or file.
+    /// The argument, or the contents of a pipe or file.
     fn read_prompt(&self) -> Result<String> {
         if let Some(typed) = self.prompt.as_deref().filter(|prompt| *prompt != "-") {
             return Ok(typed.to_owned());
@@ -218,7 +218,7 @@ async fn stream(args: &GenerateArgs, prompt: &str, model: &ServedModel) -> Resul
     let mut first_token = None;
     let mut choice = Choice::start(model, &args.generation(), spec)?;
     let mut stdout = std::io::stdout();
-    // A model may write what a terminal takes for commands; a file or pipe gets every byte.
+    // A model may output control sequences for terminals; a file or pipe gets every byte unchanged.
     let is_terminal = stdout.is_terminal();
     let mut end = None;
     while let Some(piece) = choice.next(1).await? {

@@ -4,10 +4,10 @@ use clap::{Arg, Command, CommandFactory};
 
 use super::Cli;
 
-/// The subcommands whose flags the environment may say, and other servers have.
+/// The subcommands whose flags can also come from the environment and from other servers' names.
 pub const WITH_FLAGS: [&str; 4] = ["serve", "generate", "bench", "simulate"];
 
-/// Heading → flags, in the order that `--help` has them. A flag that is in none comes under "Options".
+/// Heading → flags, in the order of `--help`. A flag without a group is listed under "Options".
 const GROUPS: [(&str, &[&str]); 9] = [
     (
         "Model",
@@ -38,8 +38,8 @@ const GROUPS: [(&str, &[&str]); 9] = [
             "disable-flashinfer",
             "triton-attention-num-kv-splits",
             "triton-attention-reduce-in-fp32",
-            "enable-torch-compile",
-            "torch-compile-max-bs",
+            "autotune",
+            "autotune-max-bs",
             "disable-cuda-graph",
             "cuda-graph-max-bs",
             "cuda-graph-bs",
@@ -121,7 +121,7 @@ const GROUPS: [(&str, &[&str]); 9] = [
         ],
     ),
     (
-        "Kept answers",
+        "Result cache",
         &[
             "result-cache",
             "result-cache-ttl-s",
@@ -130,7 +130,7 @@ const GROUPS: [(&str, &[&str]); 9] = [
     ),
 ];
 
-/// The whole program's.
+/// The parser of the whole program.
 pub fn command() -> Command {
     let mut command = Cli::command();
     for name in WITH_FLAGS {

@@ -19,7 +19,7 @@ use clap_complete::Shell;
 use engine::config::ServeArgs;
 use engine::errors::{Code, markdown};
 
-/// LLM inference: an OpenAI-compatible server and tools around it.
+/// LLM inference: an OpenAI-compatible server and its tools.
 #[derive(Debug, Parser)]
 #[command(name = "engine", version, about, propagate_version = true)]
 struct Cli {
@@ -29,7 +29,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Serve one or several models over HTTP, as OpenAI's API
+    /// Serve one or several models over HTTP with OpenAI's API
     #[command(args_override_self = true)]
     Serve(Box<ServeArgs>),
     /// Continue one prompt and stream the text to standard output
@@ -38,16 +38,16 @@ enum Command {
     /// Measure prefill and decode without a server
     #[command(args_override_self = true)]
     Bench(Box<bench::BenchArgs>),
-    /// Play a load, given as JSON on standard input, on a simulated card
+    /// Simulate a load, given as JSON on standard input, on a simulated GPU
     #[command(args_override_self = true)]
     Simulate(Box<simulate::SimulateArgs>),
-    /// Every error with its code, cause and cure
+    /// List every error with its code, cause and fix
     Errors(ErrorsArgs),
     /// Show a model's architecture, tensors, formats and memory
     Inspect(fetch::InspectArgs),
-    /// Fetch a model into the cache and print where it is
+    /// Fetch a model into the cache and print its path
     Fetch(ModelArgs),
-    /// Print a script that completes this program's command lines, for the shell to read
+    /// Print a shell completion script for this program
     Completions { shell: Shell },
 }
 
@@ -64,7 +64,7 @@ struct ModelArgs {
     #[arg(default_value = "default")]
     model: String,
 
-    /// Where fetched models are kept [default: the user's cache folder]
+    /// Folder for fetched models [default: the user's cache folder]
     #[arg(long, value_name = "FOLDER")]
     cache_dir: Option<PathBuf>,
 }
@@ -73,8 +73,9 @@ pub use self::line::{Line, read};
 
 pub fn run(line: Line) -> Result<()> {
     match line.cli.command {
-        // Which model a flag belongs to, its place says, which the parsed flags do not.
-        Command::Serve(_) => serve::serve(&line.words),
+        // Flag order decides which model a flag applies to. The parser loses the order, so the raw
+        // arguments are parsed again.
+        Command::Serve(_) => serve::serve(&line.args),
         Command::Generate(args) => generate::generate(&args),
         Command::Bench(args) => bench::bench(&args),
         Command::Simulate(args) => simulate::simulate(&args),
@@ -101,8 +102,8 @@ fn errors(args: &ErrorsArgs) -> Result<()> {
         entries
             .map(|entry| {
                 format!(
-                    "{}\n  cause: {}\n  cure: {}\n",
-                    entry.code, entry.cause, entry.cure
+                    "{}\n  cause: {}\n  fix: {}\n",
+                    entry.code, entry.cause, entry.fix
                 )
             })
             .collect::<Vec<_>>()

@@ -1,4 +1,4 @@
-//! How far a download is: a bar on a terminal, a line now and then elsewhere.
+//! Download progress: a bar on a terminal, occasional lines elsewhere.
 
 use std::cell::RefCell;
 use std::io::{IsTerminal, Write};
@@ -8,10 +8,10 @@ use engine::printable::printable;
 use engine::source::{Progress, Stage};
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 
-/// Time between two plain lines about the same file.
+/// Time between two lines about the same file.
 const LINE_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Shows what it is told; give `|p| shown.show(p)` to whoever makes progress.
+/// Displays progress; pass `|p| shown.show(p)` as the progress callback.
 pub struct ShownProgress {
     is_terminal: bool,
     current: RefCell<Option<Shown>>,
@@ -73,7 +73,7 @@ impl ShownProgress {
     }
 }
 
-/// A line; progress that cannot be shown is made all the same.
+/// Prints a line; errors are ignored, since progress is not essential.
 fn say(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }

@@ -1,4 +1,4 @@
-//! `engine serve`: bind, say where, load, serve, stop in order.
+//! `engine serve`: binds, prints the address, loads, serves, and shuts down in order.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use engine::errors::Code;
 use engine::launch::devices::Devices;
 use engine::launch::{AskLimits, launch};
 use engine::server;
-use engine::server::models::{Entry, ModelState, Open};
+use engine::server::models::{ModelEntry, ModelState, Open};
 use engine::server::state::AppState;
 use engine::server::transport::open_files;
 use serde_json::json;
@@ -20,19 +20,19 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::failure::StartFailure;
 use super::progress::ShownProgress;
 
-/// Threads that do HTTP, JSON and text; the model has its own.
+/// Threads for HTTP, JSON and text; each model has its own thread.
 const N_HTTP_THREADS: usize = 2;
 
-/// `words`: what was typed behind `serve`.
-pub fn serve(words: &[String]) -> Result<()> {
-    let plan = ServePlan::read(words)?;
+/// `args`: the arguments after `serve`.
+pub fn serve(args: &[String]) -> Result<()> {
+    let plan = ServePlan::read(args)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(N_HTTP_THREADS)
         .enable_all()
         .build()
         .context("starting the HTTP threads")?;
     let outcome = runtime.block_on(run(plan));
-    // A model that is still being loaded is not waited for.
+    // Do not wait for a model that is still being loaded.
     runtime.shutdown_background();
     outcome
 }
@@ -54,10 +54,10 @@ async fn run(plan: ServePlan) -> Result<()> {
     let bound = listener
         .local_addr()
         .context("asking for the bound address")?;
-    // Signals count from here on, so that a stop during the start is a clean one.
+    // Signals are handled from here on, so that a stop during start-up is a clean one.
     let stop = stop_signal()?;
-    // One stable line for whoever started this with port 0. Requests are answered with 503
-    // until their model is loaded.
+    // One stable line for a caller that used port 0. Requests are answered with 503 until their
+    // model is loaded.
     let mut stdout = std::io::stdout();
     writeln!(stdout, "listening on http://{bound}").context("writing to standard output")?;
     stdout.flush().context("writing to standard output")?;
@@ -67,7 +67,9 @@ async fn run(plan: ServePlan) -> Result<()> {
     let mut at_start = Vec::new();
     for model in plan.models {
         let is_unloaded = model.start_unloaded;
-        let entry = state.models.add(Entry::new(model.names(), open(model)));
+        let entry = state
+            .models
+            .add(ModelEntry::new(model.names(), open(model)));
         let entry = entry.map_err(|message| StartFailure {
             code: Code::BadFlag,
             message,
@@ -77,7 +79,7 @@ async fn run(plan: ServePlan) -> Result<()> {
             at_start.push(entry);
         }
     }
-    // Nobody else has set it.
+    // It is set only here.
     let _ = state.open.set(open);
     let loading = tokio::task::spawn_blocking({
         let state = Arc::clone(&state);
@@ -96,7 +98,7 @@ async fn run(plan: ServePlan) -> Result<()> {
     }
 }
 
-/// How each model of this process is loaded; they share its devices.
+/// How to load a model of this process; all models share its devices.
 fn opener(http: HttpConfig) -> Open {
     let devices = Arc::new(Devices::default());
     Box::new(move |model: ModelPlan| {
@@ -121,9 +123,9 @@ fn opener(http: HttpConfig) -> Open {
     })
 }
 
-/// One after the other: what fits depends on those before.
-fn load(entries: &[Arc<Entry>], state: &AppState) -> Result<()> {
-    // Whoever wants to change something by the admin API waits until all are there.
+/// Loads models one after the other: what fits depends on the previous ones.
+fn load(entries: &[Arc<ModelEntry>], state: &AppState) -> Result<()> {
+    // Requests to the admin API wait until all models are loaded.
     let _one = state.changing.blocking_lock();
     for entry in entries {
         let started = Instant::now();
@@ -143,7 +145,7 @@ fn load(entries: &[Arc<Entry>], state: &AppState) -> Result<()> {
     Ok(())
 }
 
-/// Ready at the first SIGTERM or SIGINT. Further ones change nothing: the grace period bounds
+/// Ready at the first SIGTERM or SIGINT. Further signals have no effect: the grace period bounds
 /// the wait.
 fn stop_signal() -> Result<impl Future<Output = ()> + Send + 'static> {
     let mut terminate = signal(SignalKind::terminate()).context("watching for SIGTERM")?;

@@ -1,5 +1,5 @@
-//! `engine simulate`: a load from standard input, what would have become of it to standard output,
-//! both as JSON (see [`engine::simulate`]).
+//! `engine simulate`: reads a load from standard input and writes the simulated results to standard
+//! output, both as JSON (see [`engine::simulate`]).
 
 use std::path::PathBuf;
 
@@ -8,7 +8,7 @@ use clap::Args;
 use engine::config::ServeArgs;
 use engine::executor::simulated::Card;
 use engine::launch::load_model;
-use engine::simulate::{Load, simulate as play};
+use engine::simulate::{SimulatedLoad, simulate as play};
 
 use super::progress::ShownProgress;
 
@@ -17,7 +17,7 @@ pub struct SimulateArgs {
     #[command(flatten)]
     serve: ServeArgs,
 
-    /// What is known of the card: a TOML file, such as data/cards/h100.toml
+    /// Data of the GPU: a TOML file such as data/cards/h100.toml
     #[arg(long, value_name = "FILE")]
     card: PathBuf,
 }
@@ -25,7 +25,7 @@ pub struct SimulateArgs {
 pub fn simulate(args: &SimulateArgs) -> Result<()> {
     let config = args.serve.engine.resolve()?;
     let card = Card::read(&args.card)?;
-    let load: Load =
+    let load: SimulatedLoad =
         serde_json::from_reader(std::io::stdin().lock()).context("the load on standard input")?;
     let shown = ShownProgress::new();
     let model = load_model(&config, &|progress| shown.show(progress))?;

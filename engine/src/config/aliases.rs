@@ -1,9 +1,9 @@
-//! Launch lines of SGLang, vLLM and llama.cpp: their everyday flags in ours.
+//! Translates launch lines of SGLang, vLLM and llama.cpp: their common flags to ours.
 //!
-//! [`translate`] goes over a command line before it is parsed. What means the same becomes our flag;
-//! what asks for nothing is kept with the reason why it has no effect; what would change the results
-//! and cannot be done is refused with the reason. Everything that is unknown is named at once.
-//! `FLAGS.md` shows the [table](markdown), and a test goes through it row by row.
+//! [`translate`] processes a command line before it is parsed. Equivalent flags become ours; flags
+//! without an effect here are kept with the reason; flags that would change results and are not
+//! supported are refused with the reason. All unknown flags are named at once. `FLAGS.md` shows the
+//! [table](markdown), and a test checks it row by row.
 
 mod page;
 mod table;
@@ -17,23 +17,23 @@ pub use self::page::markdown;
 use self::table::aliases;
 use self::values::VALUES;
 
-/// Carries what has no effect through the parser, as `--NAME` or `--NAME=VALUE`.
+/// Passes flags without an effect through the parser, as `--NAME` or `--NAME=VALUE`.
 const NO_EFFECT: &str = "--no-effect";
 
-/// Below it a flag is no misspelling of another one.
+/// Minimum similarity for a flag to be suggested as the correct spelling.
 const FAIR_SIMILARITY: f64 = 0.75;
 
-/// Whose flag it is.
+/// The program a flag belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Program {
     Sglang,
     Vllm,
     LlamaCpp,
-    /// Several of them have it.
+    /// Several programs have it.
     Any,
 }
 
-/// What follows a flag, with an example.
+/// The kind of value that follows a flag, with an example.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Takes {
     Nothing,
@@ -41,16 +41,16 @@ pub enum Takes {
     Optional(&'static str),
 }
 
-/// What a foreign flag means.
+/// The meaning of another server's flag.
 #[derive(Debug, Clone, Copy)]
 enum Means {
-    /// The same as ours, with its value.
+    /// Equivalent to ours, with its value.
     Flag(&'static str),
-    /// The same as ours, with a count that may have a unit; these values ask for the default.
+    /// Equivalent to ours, with a count that may have a unit; these values mean the default.
     Count(&'static str, &'static [&'static str]),
-    /// Nothing, for this reason.
+    /// No effect, for this reason.
     Inactive(&'static str),
-    /// These values ask for what is so anyway; any other is refused.
+    /// These values describe the existing behaviour; any other is refused.
     Only {
         values: &'static [&'static str],
         reason: &'static str,
@@ -59,9 +59,9 @@ enum Means {
     Refused(&'static str),
     /// A revision of the model's repository.
     Revision,
-    /// The model's own path, or nothing that can be done.
+    /// The model's own path has no effect; anything else is refused.
     SameAsModel,
-    /// Layers on the card: none is the CPU.
+    /// Layers on the GPU: 0 means the CPU.
     Layers,
 }
 
@@ -88,23 +88,24 @@ struct ValueAlias {
 const LOCAL_OR_WHOLE: &str =
     "a revision belongs to a model of the hub; write it after its name, as org/name@revision";
 const OTHER_TOKENIZER: &str =
-    "the tokenizer beside the weights is used; put tokenizer.json there to use another";
+    "the tokenizer next to the weights is used; put tokenizer.json there to use another";
 
-/// The arguments of a command line in our flags, for a parser of `command`'s flags. The error names
-/// everything that is wrong, and is fit for the command line.
-pub fn translate(words: &[String], command: &Command) -> Result<Vec<String>, String> {
+/// Translates the arguments of a command line for the parser `command`. The error names everything
+/// that is wrong and is suitable for the command line.
+pub fn translate(args: &[String], command: &Command) -> Result<Vec<String>, String> {
     let mut line = Line {
         known: known_flags(command),
-        words: Vec::with_capacity(words.len()),
+        switch_spellings: switch_spellings(command),
+        args: Vec::with_capacity(args.len()),
         unknown: Vec::new(),
         refused: Vec::new(),
     };
-    let mut rest = words.iter().map(String::as_str).peekable();
+    let mut rest = args.iter().map(String::as_str).peekable();
     while let Some(word) = rest.next() {
         if word == "--" {
             // Nothing after it is a flag.
-            line.words.push(word.to_owned());
-            line.words.extend(rest.by_ref().map(str::to_owned));
+            line.args.push(word.to_owned());
+            line.args.extend(rest.by_ref().map(str::to_owned));
             break;
         }
         let (typed, inline) = match word.split_once('=') {
@@ -127,17 +128,17 @@ pub fn translate(words: &[String], command: &Command) -> Result<Vec<String>, Str
             line.known_flag(&name, value, inline.is_some());
         } else if let Some(alias) = find(&name) {
             let value = next_value(alias.takes);
-            line.alias(alias, &name, value, words);
+            line.alias(alias, &name, value, args);
         } else if typed.starts_with("--") && typed.len() > 2 {
             line.unknown.push(typed.to_owned());
         } else {
-            line.words.push(word.to_owned());
+            line.args.push(word.to_owned());
         }
     }
     line.finish()
 }
 
-/// Reasons of what [`translate`] has kept in `--no-effect`: `(flag, reason)`.
+/// The reason for a flag that [`translate`] has kept in `--no-effect`: `(flag, reason)`.
 pub(super) fn reason(kept: &str) -> (String, String) {
     let (name, value) = kept.split_once('=').unwrap_or((kept, ""));
     let of_value = VALUES
@@ -147,11 +148,11 @@ pub(super) fn reason(kept: &str) -> (String, String) {
         (Some(ValueMeans::Inactive(reason)), _) => reason,
         (_, Some(alias)) => match alias.means {
             Means::Inactive(reason) | Means::Only { reason, .. } => reason,
-            Means::Layers => "a model is wholly on its device, the card where there is one",
-            Means::SameAsModel => "the tokenizer beside the weights is used",
+            Means::Layers => "a model is wholly on its device, the GPU if there is one",
+            Means::SameAsModel => "the tokenizer next to the weights is used",
             _ => "this value asks for the default",
         },
-        _ => "it is no flag of this engine",
+        _ => "this engine has no such flag",
     };
     (kept.replacen('=', " ", 1), reason.to_owned())
 }
@@ -159,24 +160,28 @@ pub(super) fn reason(kept: &str) -> (String, String) {
 struct Line {
     /// Flag → whether a value follows.
     known: HashMap<String, bool>,
-    words: Vec<String>,
+    /// Another spelling of a switch → its name, by which a model of a file can turn it off.
+    switch_spellings: HashMap<String, String>,
+    args: Vec<String>,
     unknown: Vec<String>,
     refused: Vec<String>,
 }
 
 impl Line {
-    /// As typed, or with dashes where only that is known: vLLM takes `--max_model_len`, too.
+    /// As typed, or with dashes if only that spelling is known: vLLM also accepts
+    /// `--max_model_len`. A switch has one name.
     fn name_of(&self, typed: &str) -> String {
         let dashed = typed.replace('_', "-");
         let is_known = |name: &str| self.known.contains_key(name) || find(name).is_some();
         if !is_known(typed) && typed.starts_with("--") && is_known(&dashed) {
-            return dashed;
+            return self.name_of(&dashed);
         }
-        typed.to_owned()
+        let own = self.switch_spellings.get(typed);
+        own.cloned().unwrap_or_else(|| typed.to_owned())
     }
 
     fn push(&mut self, flag: &str, value: Option<&str>) {
-        self.words.push(match value {
+        self.args.push(match value {
             Some(value) => format!("{flag}={value}"),
             None => flag.to_owned(),
         });
@@ -192,7 +197,7 @@ impl Line {
         self.refused.push(format!("{name}{value}: {reason}"));
     }
 
-    /// Word by word as it was typed, since further values may follow.
+    /// Keeps separate arguments separate, since further values may follow.
     fn known_flag(&mut self, name: &str, value: Option<String>, is_inline: bool) {
         let value = value.as_deref();
         let alias = VALUES
@@ -201,8 +206,8 @@ impl Line {
         match alias.map(|alias| alias.means) {
             None if is_inline => self.push(name, value),
             None => {
-                self.words.push(name.to_owned());
-                self.words.extend(value.map(str::to_owned));
+                self.args.push(name.to_owned());
+                self.args.extend(value.map(str::to_owned));
             }
             Some(ValueMeans::Same(ours)) => self.push(name, Some(ours)),
             Some(ValueMeans::Inactive(_)) => self.keep(name, value),
@@ -245,22 +250,22 @@ impl Line {
         self.known.contains_key(name)
     }
 
-    /// Writes the revision behind the model that was named last.
+    /// Appends the revision to the model that was named last.
     fn revise(&mut self, name: &str, revision: &str) {
         let names = ["--model-path", "--model"];
         let mut model = None;
-        for i in 0..self.words.len() {
-            match self.words[i].split_once('=') {
+        for i in 0..self.args.len() {
+            match self.args[i].split_once('=') {
                 Some((flag, _)) if names.contains(&flag) => model = Some(i),
-                None if names.contains(&self.words[i].as_str()) => model = Some(i + 1),
+                None if names.contains(&self.args[i].as_str()) => model = Some(i + 1),
                 _ => {}
             }
         }
-        let Some(model) = model.and_then(|i| self.words.get_mut(i)) else {
+        let Some(model) = model.and_then(|i| self.args.get_mut(i)) else {
             return self.refuse(
                 name,
                 Some(revision),
-                "stands after the --model-path that it is of",
+                "must come after the --model-path that it applies to",
             );
         };
         let id = model.split_once('=').map_or(model.as_str(), |(_, id)| id);
@@ -295,7 +300,7 @@ impl Line {
             ));
         }
         if wrong.is_empty() {
-            Ok(self.words)
+            Ok(self.args)
         } else {
             Err(wrong.join("\n"))
         }
@@ -307,7 +312,7 @@ trait Tips {
 }
 
 impl Tips for HashMap<String, bool> {
-    /// With the flag that may have been meant, where one is fairly similar.
+    /// Adds a suggestion if a known flag is similar enough.
     fn with_tip(&self, name: &str) -> String {
         let similarity = |known: &str| strsim::normalized_damerau_levenshtein(name, known);
         let best = self
@@ -328,12 +333,12 @@ fn find(name: &str) -> Option<&'static Alias> {
     aliases().find(|alias| alias.names.contains(&name))
 }
 
-/// A word that begins a flag. Negative numbers are values.
+/// Whether an argument starts a flag. Negative numbers are values.
 fn is_flag(word: &str) -> bool {
     word.starts_with('-') && word.len() > 1 && word.parse::<f64>().is_err()
 }
 
-/// The value of `--model-path` somewhere on the line.
+/// Whether the value is that of a `--model-path` on the command line.
 fn is_model(value: &str, line: &[String]) -> bool {
     let names = ["--model-path", "--model", "-m"];
     let follows = line
@@ -346,7 +351,7 @@ fn is_model(value: &str, line: &[String]) -> bool {
     follows || line.iter().any(is_inline)
 }
 
-/// vLLM's `32k` is 32,000 and `32K` is 32,768; anything else is left to the parser of our flag.
+/// vLLM's `32k` is 32,000 and `32K` is 32,768; other values are left to the parser of our flag.
 fn counted(text: &str) -> String {
     let scale = match text.chars().last() {
         Some('k') => 1000,
@@ -362,7 +367,24 @@ fn counted(text: &str) -> String {
     )
 }
 
-/// Every name that the parser takes, and whether a value follows it.
+fn switch_spellings(command: &Command) -> HashMap<String, String> {
+    let mut spellings = HashMap::new();
+    for argument in command.get_arguments() {
+        if let Some(own) = argument.get_long()
+            && !argument.get_action().takes_values()
+        {
+            let others = argument.get_visible_aliases().unwrap_or_default();
+            spellings.extend(
+                others
+                    .iter()
+                    .map(|name| (format!("--{name}"), format!("--{own}"))),
+            );
+        }
+    }
+    spellings
+}
+
+/// All names that the parser accepts, and whether a value follows.
 fn known_flags(command: &Command) -> HashMap<String, bool> {
     let mut known = HashMap::new();
     for argument in command.get_arguments() {
@@ -372,7 +394,7 @@ fn known_flags(command: &Command) -> HashMap<String, bool> {
         let short = argument.get_short();
         known.extend(short.map(|name| (format!("-{name}"), takes_value)));
     }
-    // Where clap adds them later.
+    // clap adds these later.
     for name in ["--help", "-h", "--version", "-V"] {
         known.entry(name.to_owned()).or_insert(false);
     }

@@ -2,22 +2,22 @@
 //! is `--enable-mixed-chunk`. They go before everything else, so that a file and the command line
 //! override them.
 //!
-//! The prefix is longer than the program's name because Kubernetes sets `ENGINE_PORT` and others of
-//! the kind for a service that is called engine. Deliberately absent: several models, which a file
-//! names (`ENGINE_ARG_CONFIG`).
+//! The prefix is longer than the program's name because Kubernetes sets `ENGINE_PORT` and similar
+//! variables for a service called engine. Deliberately absent: several models, for which there is a
+//! file (`ENGINE_ARG_CONFIG`).
 
 use clap::{Arg, ArgAction, Command};
 
 pub const PREFIX: &str = "ENGINE_ARG_";
 
-/// The arguments that `variables` are to a parser of `command`'s flags. What this command has no flag
-/// for is refused by name, unless another command has it.
-pub fn words(
+/// Converts `variables` to arguments of the parser `command`. A variable without a flag in this
+/// command is refused by name, unless another command has the flag.
+pub fn args(
     variables: impl Iterator<Item = (String, String)>,
     command: &Command,
     others: &[&Command],
 ) -> Result<Vec<String>, String> {
-    let mut words = Vec::new();
+    let mut args = Vec::new();
     let mut variables: Vec<(String, String)> = variables
         .filter(|(name, _)| name.starts_with(PREFIX))
         .collect();
@@ -34,7 +34,7 @@ pub fn words(
         };
         match argument.get_action() {
             ArgAction::SetTrue => match value.to_ascii_lowercase().as_str() {
-                "1" | "true" | "on" | "yes" => words.push(format!("--{flag}")),
+                "1" | "true" | "on" | "yes" => args.push(format!("--{flag}")),
                 "0" | "false" | "off" | "no" | "" => {}
                 _ => {
                     return Err(format!(
@@ -43,17 +43,17 @@ pub fn words(
                 }
             },
             ArgAction::Append => {
-                words.push(format!("--{flag}"));
+                args.push(format!("--{flag}"));
                 let several = value.split([' ', ',']).filter(|part| !part.is_empty());
-                words.extend(several.map(str::to_owned));
+                args.extend(several.map(str::to_owned));
             }
-            _ => words.push(format!("--{flag}={value}")),
+            _ => args.push(format!("--{flag}={value}")),
         }
     }
-    Ok(words)
+    Ok(args)
 }
 
-/// The variables of this process. One that is no text is refused with its name.
+/// The variables of this process. A variable that is not text is refused by name.
 pub fn variables() -> Result<Vec<(String, String)>, String> {
     let of_ours = std::env::vars_os().filter_map(|(name, value)| {
         let name = name.into_string().ok()?;
@@ -97,11 +97,11 @@ mod tests {
         engine: EngineArgs,
     }
 
-    fn words_of(variables: &[(&str, &str)]) -> Result<String, String> {
+    fn args_of(variables: &[(&str, &str)]) -> Result<String, String> {
         let variables = variables
             .iter()
             .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-        super::words(variables, &Serve::command(), &[]).map(|words| words.join(" "))
+        super::args(variables, &Serve::command(), &[]).map(|args| args.join(" "))
     }
 
     #[test]
@@ -128,7 +128,7 @@ mod tests {
             ),
         ] {
             assert_eq!(
-                words_of(&variables).as_deref(),
+                args_of(&variables).as_deref(),
                 Ok(expected),
                 "{variables:?}"
             );
@@ -137,26 +137,26 @@ mod tests {
 
     #[test]
     fn what_is_no_flag_is_named() {
-        let refused = words_of(&[("ENGINE_ARG_PROT", "1")]).expect_err("no flag");
+        let refused = args_of(&[("ENGINE_ARG_PROT", "1")]).expect_err("no flag");
         assert!(
             refused.contains("ENGINE_ARG_PROT: there is no flag --prot"),
             "{refused}"
         );
         let refused =
-            words_of(&[("ENGINE_ARG_ENABLE_MIXED_CHUNK", "maybe")]).expect_err("no switch");
+            args_of(&[("ENGINE_ARG_ENABLE_MIXED_CHUNK", "maybe")]).expect_err("no switch");
         assert!(
             refused.contains("ENGINE_ARG_ENABLE_MIXED_CHUNK=maybe"),
             "{refused}"
         );
     }
 
-    /// One environment serves all commands.
+    /// One environment is used for all commands.
     #[test]
     fn another_commands_flags_are_passed_over() {
         let port = [("ENGINE_ARG_PORT".to_owned(), "1".to_owned())];
         let (bench, serve) = (Bench::command(), Serve::command());
         assert_eq!(
-            super::words(port.into_iter(), &bench, &[&serve]),
+            super::args(port.into_iter(), &bench, &[&serve]),
             Ok(Vec::new())
         );
     }

@@ -1,4 +1,4 @@
-//! Where each key of a TOML file stands, for errors that name it.
+//! Line numbers of the keys in a TOML file, for error messages.
 
 use std::collections::HashMap;
 
@@ -9,12 +9,12 @@ use super::models::MODEL_TABLE;
 /// Lines of keys, counted from 1.
 #[derive(Debug, Default)]
 pub(super) struct FileLines {
-    /// By the model's place, `None` before the first, and the key.
+    /// By index of the model, `None` before the first, and key.
     lines: HashMap<(Option<usize>, String), usize>,
 }
 
 impl FileLines {
-    /// Of a file that was read already; of any other there are no lines.
+    /// Lines of a file that was parsed before; otherwise empty.
     pub fn of(text: &str) -> Self {
         let mut this = Self::default();
         let Ok(table) = DeTable::parse(text) else {
@@ -44,7 +44,7 @@ impl FileLines {
         }
     }
 
-    /// `line 3, ` where it is known.
+    /// `line 3, ` if it is known.
     pub fn place(&self, model: Option<usize>, key: &str) -> String {
         match self.lines.get(&(model, key.to_owned())) {
             Some(line) => format!("line {line}, "),

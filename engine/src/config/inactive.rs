@@ -1,10 +1,10 @@
-//! Which of the typed flags have nothing to act on, and why.
+//! Typed flags that have no effect, and why.
 
 use super::aliases;
 use super::typed::{AttentionBackend, Device, EngineArgs};
 
-/// `(flag, reason)` of every typed flag that does nothing on `device` (which is `Cpu` or
-/// `Cuda` by now).
+/// `(flag, reason)` for every typed flag without an effect on `device` (which is `Cpu` or `Cuda` at
+/// this point).
 pub fn inactive_flags(typed: &EngineArgs, device: Device) -> Vec<(String, String)> {
     let foreign = typed.no_effect.iter();
     let mut inactive: Vec<(String, String)> = foreign.map(|kept| aliases::reason(kept)).collect();
@@ -26,13 +26,13 @@ pub fn inactive_flags(typed: &EngineArgs, device: Device) -> Vec<(String, String
     note(
         typed.stream_output,
         "--stream-output",
-        "streamed chunks carry only the new text anyway, and those of /generate always the text so far",
+        "streamed chunks always carry only the new text, except those of /generate, which carry the text so far",
     );
-    let needs_compile = "--enable-torch-compile was not given";
+    let needs_autotune = "--autotune was not given";
     note(
         typed.torch_compile_max_bs.is_some() && !typed.enable_torch_compile,
         "--torch-compile-max-bs",
-        needs_compile,
+        needs_autotune,
     );
     let needs_tier = "--enable-hierarchical-cache was not given";
     note(
@@ -55,8 +55,8 @@ pub fn inactive_flags(typed: &EngineArgs, device: Device) -> Vec<(String, String
     note(
         typed.disable_flashinfer && typed.sampling_backend.is_some(),
         "--disable-flashinfer",
-        "flashinfer would not have been chosen: the sampler was named, and attention is triton's \
-         unless flashinfer's is asked for",
+        "--sampling-backend was given, and attention is split-kv unless --attention-backend says \
+         otherwise",
     );
     if device == Device::Cpu {
         note_unused_on_cpu(typed, &mut note);
@@ -75,12 +75,12 @@ pub fn inactive_flags(typed: &EngineArgs, device: Device) -> Vec<(String, String
 }
 
 fn note_unused_on_cuda(typed: &EngineArgs, note: &mut impl FnMut(bool, &str, &str)) {
-    let no_splits = "only the attention backend triton splits contexts";
+    let no_splits = "only --attention-backend split-kv splits contexts";
     let splits_nothing = typed
         .attention_backend
-        .is_some_and(|backend| backend != AttentionBackend::Triton);
+        .is_some_and(|backend| backend != AttentionBackend::SplitKv);
     let pass = "held to 64, the rows of a decode pass";
-    let cluster = "held to 8, the blocks of the largest cluster that every card has";
+    let cluster = "held to 8, the blocks of the largest cluster that every GPU supports";
     let splits = typed.triton_attention_num_kv_splits;
     for (was_typed, flag, reason) in [
         (
@@ -106,7 +106,7 @@ fn note_unused_on_cuda(typed: &EngineArgs, note: &mut impl FnMut(bool, &str, &st
         (
             typed.enable_two_batch_overlap && splits_nothing,
             "--enable-two-batch-overlap",
-            "halves run side by side with the attention backend triton only",
+            "only --attention-backend split-kv can run two halves of a batch concurrently",
         ),
     ] {
         note(was_typed, flag, reason);
@@ -117,12 +117,12 @@ fn note_unused_on_cpu(typed: &EngineArgs, note: &mut impl FnMut(bool, &str, &str
     note(
         typed.dtype.is_some(),
         "--dtype",
-        "the CPU executor computes in fp32, and in int8 where --cpu-activations says so",
+        "the CPU executor computes in fp32, and in int8 with --cpu-activations int8",
     );
     note(
         typed.activation_quantization.is_some(),
         "--activation-quantization",
-        "on the CPU --cpu-activations says what is rounded",
+        "on the CPU, use --cpu-activations",
     );
     note(
         typed.triton_attention_num_kv_splits.is_some(),
@@ -140,16 +140,16 @@ fn note_unused_on_cpu(typed: &EngineArgs, note: &mut impl FnMut(bool, &str, &str
         "the CPU executor has no device memory to share out unless --device-memory-limit says how \
          much; its KV pool is sized by --max-total-tokens",
     );
-    let compiled = "CPU kernels are compiled ahead of time";
+    let nothing_to_time = "the CPU executor has one kernel for each shape";
     note(
         typed.enable_torch_compile,
         "--enable-torch-compile",
-        compiled,
+        nothing_to_time,
     );
     note(
         typed.enable_torch_compile && typed.torch_compile_max_bs.is_some(),
         "--torch-compile-max-bs",
-        compiled,
+        nothing_to_time,
     );
     let no_graph = "the CPU executor captures no graphs";
     note(typed.disable_cuda_graph, "--disable-cuda-graph", no_graph);
@@ -167,7 +167,7 @@ fn note_unused_on_cpu(typed: &EngineArgs, note: &mut impl FnMut(bool, &str, &str
     note(
         typed.card_profile.is_some(),
         "--card-profile",
-        "the CPU executor runs on no card",
+        "the CPU executor does not use a GPU",
     );
     note(
         typed.disable_overlap_schedule,

@@ -1,7 +1,7 @@
-//! Keys: as typed, or out of a file, since everybody on a machine can read its command lines.
+//! API keys from a flag or a file, since every user of a machine can read its command lines.
 //!
-//! No message has a key in it, and records have the file's name. Deliberately absent: several keys,
-//! and a file that is read again while the server runs.
+//! No message contains a key, and records have the file's name. Deliberately absent: several keys,
+//! and reloading the file while the server runs.
 
 use std::fs::File;
 use std::io::Read;
@@ -11,7 +11,7 @@ use super::resolved::ConfigError;
 
 const MAX_BYTES: usize = 4096;
 
-/// The two flags of one key, and what stands behind them.
+/// The two flags of one key, and their values.
 pub(super) struct KeyFlags<'a> {
     pub flag: &'static str,
     pub key: Option<&'a str>,
@@ -40,7 +40,7 @@ impl KeyFlags<'_> {
     }
 }
 
-/// The file's only line; an error says what would be one.
+/// The file's only line; an error describes what is expected.
 fn read(file: &Path) -> Result<String, String> {
     let mut text = String::new();
     let opened = File::open(file).map_err(|error| error.to_string())?;

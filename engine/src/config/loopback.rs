@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-/// Whether only this machine reaches a server that listens there.
+/// Whether a server listening on this address is reachable only from this machine.
 pub fn is_loopback(host: &str) -> bool {
     let address = host.trim_start_matches('[').trim_end_matches(']');
     let is_loopback = |address: IpAddr| address.is_loopback();

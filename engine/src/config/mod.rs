@@ -1,15 +1,15 @@
 //! The command line, in two steps: exactly what was typed ([`typed`]), then values that were
-//! checked against each other ([`resolved`]).
+//! validated against each other ([`resolved`]).
 //!
-//! Flag names and value forms are SGLang's, so a launch line from its documentation can be
-//! pasted behind `engine serve`. A flag that the chosen executor has no use for is accepted and
-//! listed with the reason ([`inactive`]); none is silently ignored.
+//! Flag names and value formats are SGLang's, so a launch line from its documentation can be pasted
+//! after `engine serve`. A flag that the chosen executor does not use is accepted and listed with
+//! the reason ([`inactive`]); none is silently ignored.
 //!
-//! Everyday flags of SGLang, vLLM and llama.cpp that have other names here are translated before
-//! the line is parsed ([`aliases`]), and the environment may say flags, too ([`environment`]).
+//! Common flags of SGLang, vLLM and llama.cpp with other names here are translated before the line
+//! is parsed ([`aliases`]), and flags can come from the environment ([`environment`]).
 //!
-//! A server of several models has them one after the other on the command line, or in a file that
-//! says the same ([`models`]).
+//! Several models are given one after the other on the command line, or in an equivalent file
+//! ([`models`]).
 
 pub mod aliases;
 pub mod environment;

@@ -1,7 +1,7 @@
-//! Which models a server has, from its command line or a file.
+//! Reads the models of a server from its command line or a file.
 //!
-//! On the command line every `--model-path` begins a model, and what stands behind it, up to the
-//! next one, is that model's own; what stands before the first is common to all:
+//! On the command line every `--model-path` begins a model; the flags after it, up to the next one,
+//! apply to that model. Flags before the first one apply to all:
 //!
 //! ```text
 //! engine serve --port 30000 --device-memory-limit 31.4GiB \
@@ -9,11 +9,11 @@
 //!     --model-path Qwen/Qwen2.5-3B --served-model-name qwen --mem-fraction-static 0.25 --schedule-policy lpm
 //! ```
 //!
-//! `--config` names a TOML file that says the same: flags without their dashes, those of a model in
-//! its table `[[model]]`. Both become words that the one parser of flags reads, so every flag can
-//! be in the file and is checked alike. What is typed beside `--config` goes before the file's
-//! common flags, and a model's own before both: `switch = false` in its table takes back a switch that
-//! is common, wherever it stands.
+//! `--config` names an equivalent TOML file: flags without their dashes, those of a model in its
+//! table `[[model]]`. Both become arguments for the same parser, so every flag can be in the file
+//! and is checked alike. Flags typed next to `--config` override the file's common flags, and a
+//! model's own override both: `switch = false` in its table turns off a common switch, wherever it
+//! was set.
 
 use std::path::{Path, PathBuf};
 
@@ -55,14 +55,14 @@ pub struct ModelPlan {
 pub enum PlanError {
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// As the parser of flags has it, over several lines.
+    /// The parser's message, several lines long.
     #[error("{0}")]
     Flags(String),
     #[error("--config {}: {message}", path.display())]
     File { path: PathBuf, message: String },
 }
 
-/// The words of `engine serve`.
+/// The arguments of `engine serve`.
 #[derive(Debug, Parser)]
 #[command(name = "engine serve", args_override_self = true)]
 struct Line {
@@ -70,7 +70,7 @@ struct Line {
     serve: ServeArgs,
 }
 
-/// Words that all models share, and those of each.
+/// Arguments common to all models, and those of each.
 struct Sections {
     common: Vec<String>,
     models: Vec<Section>,
@@ -79,16 +79,16 @@ struct Sections {
 /// Flags as they would be typed.
 #[derive(Default)]
 struct Section {
-    words: Vec<String>,
-    /// Switches that are off, which nobody can type.
+    args: Vec<String>,
+    /// Switches that are turned off, which cannot be typed.
     off: Vec<String>,
 }
 
 impl ServePlan {
-    /// From the words after `engine serve`.
-    pub fn read(words: &[String]) -> Result<Self, PlanError> {
-        let words = &in_our_flags(words)?;
-        let whole = parse(words)?;
+    /// Parses the arguments after `engine serve`.
+    pub fn read(args: &[String]) -> Result<Self, PlanError> {
+        let args = &in_our_flags(args)?;
+        let whole = parse(args)?;
         let (sections, http) = match &whole.models.config {
             Some(path) if whole.engine.model_path.is_some() => {
                 return Err(PlanError::File {
@@ -98,12 +98,12 @@ impl ServePlan {
                 });
             }
             Some(path) => {
-                let sections = Sections::of_file(path, words)?;
+                let sections = Sections::of_file(path, args)?;
                 let http = parse(&sections.common)?.http;
                 (sections, http)
             }
-            // Flags of the server may stand behind a model, too.
-            None => (Sections::of_words(words), whole.http),
+            // Flags of the server may also come after a model.
+            None => (Sections::of_args(args), whole.http),
         };
         let mut models: Vec<ModelPlan> = sections
             .models
@@ -114,12 +114,12 @@ impl ServePlan {
         let mut http = typed_http.resolve()?;
         let warnings = warnings(&typed_http, &http);
         if let [only] = models.as_mut_slice() {
-            // Its name may stand anywhere.
+            // Its name may be anywhere on the line.
             only.name = only.name.take().or(http.served_model_name.take());
             http.served_model_name.clone_from(&only.name);
         } else {
             if let Some(name) = parse(&sections.common)?.http.served_model_name {
-                let limit = "with several models, stands behind the --model-path that it names";
+                let limit = "with several models, must come after the --model-path that it names";
                 return Err(ConfigError::new("--served-model-name", name, limit).into());
             }
             http.served_model_name = None;
@@ -136,12 +136,12 @@ impl ServePlan {
 
 impl ModelPlan {
     fn read(common: &[String], section: &Section) -> Result<Self, PlanError> {
-        let own = parse(&section.words)?;
-        // No value of a flag begins with --, so a word that is a switch's name is the switch.
-        let mut words = common.to_vec();
-        words.retain(|word| !section.off.contains(word));
-        words.extend_from_slice(&section.words);
-        let all = parse(&words)?;
+        let own = parse(&section.args)?;
+        // Values never start with `--`, so matching by name is safe.
+        let mut args = common.to_vec();
+        args.retain(|word| !section.off.contains(word));
+        args.extend_from_slice(&section.args);
+        let all = parse(&args)?;
         Ok(Self {
             engine: all.engine.resolve()?,
             flags: all.typed_flags(),
@@ -154,11 +154,11 @@ impl ModelPlan {
     /// A model that is added to a running server, from flags without dashes.
     pub fn of_flags(flags: &Map<String, Value>) -> Result<Self, PlanError> {
         let section = Section::of(flags, &|_| String::new()).map_err(PlanError::Flags)?;
-        check_own(&section.words).map_err(PlanError::Flags)?;
+        check_own(&section.args).map_err(PlanError::Flags)?;
         Self::read(&[], &section)
     }
 
-    /// What it is called until it is loaded.
+    /// Its names until it is loaded.
     pub fn names(&self) -> Vec<String> {
         let path = || self.engine.model_path.clone();
         let name = self.name.clone().or_else(path);
@@ -167,20 +167,20 @@ impl ModelPlan {
 }
 
 impl Sections {
-    /// A line without any `--model-path` has one model, the default.
-    fn of_words(words: &[String]) -> Self {
+    /// A line without `--model-path` has one model, the default.
+    fn of_args(args: &[String]) -> Self {
         let is_start = |word: &String| {
             let flag = word.split_once('=').map_or(word.as_str(), |(flag, _)| flag);
             matches!(flag, "--model-path" | "--model")
         };
-        let starts: Vec<usize> = (0..words.len()).filter(|i| is_start(&words[*i])).collect();
-        let first = starts.first().copied().unwrap_or(words.len());
-        let ends = starts.iter().skip(1).copied().chain([words.len()]);
+        let starts: Vec<usize> = (0..args.len()).filter(|i| is_start(&args[*i])).collect();
+        let first = starts.first().copied().unwrap_or(args.len());
+        let ends = starts.iter().skip(1).copied().chain([args.len()]);
         let mut models: Vec<Section> = starts
             .iter()
             .zip(ends)
             .map(|(start, end)| Section {
-                words: words[*start..end].to_vec(),
+                args: args[*start..end].to_vec(),
                 off: Vec::new(),
             })
             .collect();
@@ -188,7 +188,7 @@ impl Sections {
             models.push(Section::default());
         }
         Self {
-            common: words[..first].to_vec(),
+            common: args[..first].to_vec(),
             models,
         }
     }
@@ -204,13 +204,17 @@ impl Sections {
         let lines = FileLines::of(&text);
         let tables = match file.remove(MODEL_TABLE) {
             Some(Value::Array(tables)) if !tables.is_empty() => tables,
-            _ => return Err(failed("no model; each has a table [[model]]".to_owned())),
+            _ => {
+                return Err(failed(
+                    "there is no model; each needs a table [[model]]".to_owned(),
+                ));
+            }
         };
         for flag in ["config", "model-path", "model", "served-model-name"] {
             if file.contains_key(flag) {
                 let place = lines.place(None, flag);
                 return Err(failed(format!(
-                    "{place}{flag} does not go before the models"
+                    "{place}{flag} must not come before the models"
                 )));
             }
         }
@@ -219,28 +223,28 @@ impl Sections {
         for (i, table) in tables.iter().enumerate() {
             let in_table = |message: String| failed(format!("model {i}: {message}"));
             let Value::Object(table) = table else {
-                return Err(in_table("is no table".to_owned()));
+                return Err(in_table("is not a table".to_owned()));
             };
             let place = |key: &str| lines.place(Some(i), key);
             let section = Section::of(table, &place).map_err(in_table)?;
-            check_own(&section.words).map_err(in_table)?;
+            check_own(&section.args).map_err(in_table)?;
             models.push(section);
         }
         Ok(Self {
-            common: [common.words.as_slice(), typed].concat(),
+            common: [common.args.as_slice(), typed].concat(),
             models,
         })
     }
 }
 
-/// Other servers' flags in ours.
-fn in_our_flags(words: &[String]) -> Result<Vec<String>, PlanError> {
-    aliases::translate(words, &Line::command()).map_err(PlanError::Flags)
+/// Translates other servers' flags.
+fn in_our_flags(args: &[String]) -> Result<Vec<String>, PlanError> {
+    aliases::translate(args, &Line::command()).map_err(PlanError::Flags)
 }
 
-fn parse(words: &[String]) -> Result<ServeArgs, PlanError> {
+fn parse(args: &[String]) -> Result<ServeArgs, PlanError> {
     let program = [String::from("engine serve")];
-    let line = Line::try_parse_from(program.iter().chain(words)).map_err(|error| {
+    let line = Line::try_parse_from(program.iter().chain(args)).map_err(|error| {
         let text = error.to_string();
         let text = text.strip_prefix("error: ").unwrap_or(&text);
         PlanError::Flags(text.trim_end().to_owned())
@@ -248,9 +252,9 @@ fn parse(words: &[String]) -> Result<ServeArgs, PlanError> {
     Ok(line.serve)
 }
 
-/// A model's own flags are none of the server's.
-fn check_own(words: &[String]) -> Result<(), String> {
-    let mut own = parse(words).map_err(|error| error.to_string())?;
+/// Refuses server flags among a model's own flags.
+fn check_own(args: &[String]) -> Result<(), String> {
+    let mut own = parse(args).map_err(|error| error.to_string())?;
     own.engine = EngineArgs::default();
     own.http.served_model_name = None;
     own.models.start_unloaded = false;
@@ -258,7 +262,7 @@ fn check_own(words: &[String]) -> Result<(), String> {
         Value::Object(typed) if !typed.is_empty() => {
             let flags: Vec<String> = typed.keys().cloned().collect();
             Err(format!(
-                "{} is the server's, not a model's",
+                "{} is a flag of the server, not of a model",
                 flags.join(", ")
             ))
         }
@@ -267,8 +271,8 @@ fn check_own(words: &[String]) -> Result<(), String> {
 }
 
 impl Section {
-    /// `key = value` as it would be typed: `--key=value`, each checked by itself. `place` says where
-    /// a key stands.
+    /// Converts `key = value` to arguments: `--key=value`, each checked on its own. `place` returns
+    /// the location of a key.
     fn of(flags: &Map<String, Value>, place: &dyn Fn(&str) -> String) -> Result<Self, String> {
         let mut section = Self::default();
         for (key, value) in flags {
@@ -295,14 +299,14 @@ impl Section {
                 "{key} = {value}: a flag is true, false, a number, a string or an array of these"
             )
         };
-        let words = match value {
+        let args = match value {
             Value::Bool(_) => vec![format!("--{key}")],
             Value::Array(values) => {
                 let values: Option<Vec<String>> = values.iter().map(scalar).collect();
                 let values = values.ok_or_else(wrong)?;
-                // A value that looks like a flag would be read as one.
+                // A value that looks like a flag would be parsed as one.
                 if let Some(flag) = values.iter().find(|value| value.starts_with('-')) {
-                    return Err(format!("{key} has {flag:?}, which is no value"));
+                    return Err(format!("{key} has {flag:?}, which is not a value"));
                 }
                 [vec![format!("--{key}")], values].concat()
             }
@@ -310,22 +314,22 @@ impl Section {
         };
         let refused = |error: PlanError| {
             let message = error.to_string();
-            // Without how the program is used, which is about command lines.
+            // Without the usage part, which is about command lines.
             let reason = message.split("\n\n").next().unwrap_or_default();
-            // A string may be a key, under a name that was misspelt.
+            // A string may be a secret under a misspelt name.
             if value.is_string() {
                 format!("{key}: {reason}")
             } else {
                 format!("{key} = {value}: {reason}")
             }
         };
-        let words = in_our_flags(&words).map_err(refused)?;
-        // Switches that are off are read like those that are on, or no one place would read them.
-        parse(&words).map_err(refused)?;
+        let args = in_our_flags(&args).map_err(refused)?;
+        // Switches that are off are validated like those that are on; no other place does it.
+        parse(&args).map_err(refused)?;
         if *value == Value::Bool(false) {
-            self.off.extend(words);
+            self.off.extend(args);
         } else {
-            self.words.extend(words);
+            self.args.extend(args);
         }
         Ok(())
     }
@@ -336,15 +340,15 @@ fn check_names(models: &[ModelPlan]) -> Result<(), ConfigError> {
     names.sort_unstable();
     match names.windows(2).find(|pair| pair[0] == pair[1]) {
         Some(pair) => {
-            let limit = "two models are called that; each needs a name of its own";
+            let limit = "two models have this name; names must be unique";
             Err(ConfigError::new("--served-model-name", &pair[0], limit))
         }
         None => Ok(()),
     }
 }
 
-/// Models without `--mem-fraction-static` share what the others leave of the default. Those that
-/// are there from the start must fit together.
+/// Models without `--mem-fraction-static` share what the others leave of the default. The models
+/// loaded at start-up must fit together.
 fn share_memory(models: &mut [ModelPlan]) -> Result<(), ConfigError> {
     if models.len() < 2 {
         return Ok(());

@@ -1,8 +1,8 @@
-//! `--allowed-origins`: which web pages may read answers (CORS).
+//! `--allowed-origins`: which web pages may read responses (CORS).
 //!
-//! A browser sends a page's requests to any address, this machine's own included, and what keeps
-//! the page from reading the answers is that no header allows it. So without a key no page is
-//! allowed unless the operator names it. With a key any page is: it has to know the key.
+//! A browser sends a page's requests to any address, including this machine, and the page can read
+//! a response only if a header allows it. So without a key no page is allowed unless the operator
+//! names it. With a key any page is allowed: it must know the key.
 
 use serde::Serialize;
 
@@ -14,22 +14,26 @@ const FLAG: &str = "--allowed-origins";
 #[serde(rename_all = "snake_case")]
 pub enum AllowedOrigins {
     None,
-    /// Any page, on the paths that ask for the API key. The default where there is one.
+    /// Any page, on the paths that require the API key. The default if there is one.
     AnyWithKey,
-    /// Any page, on all paths but `/admin`.
+    /// Any page, on all paths except `/admin`.
     Any,
-    /// These pages, on all paths but `/admin`.
+    /// These pages, on all paths except `/admin`.
     These(Vec<String>),
 }
 
 impl AllowedOrigins {
-    /// `typed`: `*`, `none`, or origins, each an argument of its own or in one JSON list.
+    /// `typed`: `*`, `none`, or origins, each as an argument or all in one JSON list.
     pub(super) fn resolve(typed: &[String], has_key: bool) -> Result<Self, ConfigError> {
         let mut origins = Vec::new();
         for value in typed {
             if value.trim_start().starts_with('[') {
                 let listed: Vec<String> = serde_json::from_str(value).map_err(|error| {
-                    ConfigError::new(FLAG, value, format!("is no JSON list of texts: {error}"))
+                    ConfigError::new(
+                        FLAG,
+                        value,
+                        format!("is not a JSON list of strings: {error}"),
+                    )
                 })?;
                 origins.extend(listed);
             } else {
@@ -50,7 +54,7 @@ impl AllowedOrigins {
     }
 }
 
-/// As browsers send it: scheme, host and port, in lower case, without a path.
+/// In the form that browsers send: scheme, host and port, in lower case, without a path.
 fn origin(typed: String) -> Result<String, ConfigError> {
     let wanted = "must be *, none, or origins such as https://chat.example.org:8443";
     let (scheme, host) = typed

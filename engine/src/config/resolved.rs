@@ -1,4 +1,4 @@
-//! Checked values: what the rest of the engine reads.
+//! Validated values, as the rest of the engine reads them.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -19,26 +19,26 @@ use crate::executor::HostTierSize;
 use crate::executor::cuda::CardProfile;
 use crate::kv::PAGE_TOKENS;
 
-/// `--mem-fraction-static` of one model, and what several without a fraction of their own share.
+/// `--mem-fraction-static` of a single model; several models without their own fraction share it.
 pub(super) const DEFAULT_FRACTION: f64 = 0.88;
 
-/// Prompt tokens of one step, unless `--max-prefill-tokens` says otherwise. Running streams wait
-/// for a step, so it has to be short on any device: 16,384 tokens are tens of milliseconds on a
-/// card and minutes on a processor, where 512 are two passes through the layers. (A 135M model on two
-/// cores: half the largest gap of 1,024, and prompts are done as soon.)
+/// Default number of prompt tokens in one step (`--max-prefill-tokens`). Running streams wait for a
+/// step, so it must be short on every device: 16,384 tokens take tens of milliseconds on a GPU and
+/// minutes on a CPU, where 512 are two passes through the layers. (A 135M model on two cores: half
+/// the largest gap of 1,024, and prompts finish as early.)
 const MAX_PREFILL_TOKENS_ON_CUDA: usize = 16_384;
 const MAX_PREFILL_TOKENS_ON_CPU: usize = 512;
 
-/// `--max-queue-s`: as long as `OpenAI`'s clients wait for an answer unless told otherwise.
+/// `--max-queue-s`: as long as `OpenAI`'s clients wait by default.
 const DEFAULT_MAX_QUEUE_S: u64 = 600;
 
-/// A value that one flag alone allows and the rest of the command line does not.
+/// A value that its flag allows but the rest of the command line does not.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{flag} {value}: {limit}")]
 pub struct ConfigError {
     pub flag: &'static str,
     pub value: String,
-    /// What would be allowed.
+    /// The allowed values.
     pub limit: String,
 }
 
@@ -52,7 +52,7 @@ impl ConfigError {
     }
 }
 
-/// Everything `engine serve` needs to know.
+/// The validated configuration of `engine serve`.
 #[derive(Debug, Clone)]
 pub struct ServeConfig {
     pub engine: EngineConfig,
@@ -61,10 +61,10 @@ pub struct ServeConfig {
     pub typed: serde_json::Value,
 }
 
-/// The model and how it runs.
+/// The configuration of a model.
 #[derive(Debug, Clone, Serialize)]
 pub struct EngineConfig {
-    /// `None`: the default model, see `weights::source`.
+    /// `None`: the default model.
     pub model_path: Option<String>,
     pub quantization: Option<Quantization>,
     pub load_format: LoadFormat,
@@ -91,22 +91,22 @@ pub struct EngineConfig {
     pub time_limits: TimeLimits,
     pub num_kv_splits: usize,
     pub reduce_in_fp32: bool,
-    /// Largest batch of specialised kernels; `None`: no specialisation.
+    /// Largest batch size that is autotuned; `None`: no autotuning.
     pub torch_compile_max_bs: Option<usize>,
     pub cuda_graph: CudaGraph,
     pub radix_cache: bool,
     pub hierarchical_cache: Option<HierarchicalCache>,
     pub kv_cache_dtype: KvCacheDtype,
     pub two_batch_overlap: bool,
-    /// The chip that the card is treated as.
+    /// The chip that the GPU is treated as.
     pub card_profile: Option<CardProfile>,
-    /// A decode step may begin while the host is busy with the one before.
+    /// Whether a decode step may begin while the host still processes the previous one.
     pub overlap_schedule: bool,
     pub allow_auto_truncate: bool,
     /// `None`: the checkpoint's own.
     pub chat_template: Option<ChatTemplateFlag>,
     pub sampling_defaults: SamplingDefaultsName,
-    /// `None`: the chat template says it.
+    /// `None`: the format is taken from the chat template.
     pub tool_call_parser: Option<ToolCallParserName>,
     pub reasoning_parser: Option<ReasoningParserName>,
     pub max_schema_bytes: usize,
@@ -117,7 +117,7 @@ pub struct EngineConfig {
     pub cache_dir: Option<PathBuf>,
 }
 
-/// Most prompt tokens of one step, by the device that the model runs on.
+/// Maximum prompt tokens in one step, for each kind of device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct PrefillTokens {
     pub cuda: usize,
@@ -155,7 +155,7 @@ impl From<HierarchicalCache> for HostTierSize {
     }
 }
 
-/// The HTTP side.
+/// The configuration of the HTTP server.
 #[derive(Debug, Clone, Serialize)]
 pub struct HttpConfig {
     pub host: String,
@@ -165,7 +165,7 @@ pub struct HttpConfig {
     #[serde(skip)]
     pub admin_api_key: Option<String>,
     pub served_model_name: Option<String>,
-    /// A name that no model has is refused, with one model too.
+    /// Whether an unknown model name is refused even with a single model.
     pub strict_model_name: bool,
     pub allowed_origins: AllowedOrigins,
     /// Tokens per streamed chunk.
@@ -181,7 +181,7 @@ pub struct HttpConfig {
 }
 
 impl PrefillTokens {
-    /// On the device that was chosen.
+    /// The value for the chosen device.
     pub fn on(self, device: Device) -> usize {
         match device {
             Device::Cuda => self.cuda,
@@ -208,11 +208,13 @@ impl EngineArgs {
         }
         if self.disable_flashinfer {
             let clash = "not allowed together with --disable-flashinfer";
-            if self.attention_backend == Some(AttentionBackend::Flashinfer) {
-                return Err(ConfigError::new("--attention-backend", "flashinfer", clash));
+            if self.attention_backend == Some(AttentionBackend::PackedMma) {
+                let value = "packed-mma (flashinfer)";
+                return Err(ConfigError::new("--attention-backend", value, clash));
             }
-            if self.sampling_backend == Some(SamplingBackend::Flashinfer) {
-                return Err(ConfigError::new("--sampling-backend", "flashinfer", clash));
+            if self.sampling_backend == Some(SamplingBackend::Device) {
+                let value = "device (flashinfer)";
+                return Err(ConfigError::new("--sampling-backend", value, clash));
             }
         }
         if self.quantization == Some(Quantization::Gguf)
@@ -240,9 +242,9 @@ impl EngineArgs {
                 .unwrap_or(ActivationQuantization::None),
             attention_backend: self.attention_backend,
             sampling_backend: self.sampling_backend.unwrap_or(if self.disable_flashinfer {
-                SamplingBackend::Pytorch
+                SamplingBackend::Host
             } else {
-                SamplingBackend::Flashinfer
+                SamplingBackend::Device
             }),
             disable_flashinfer: self.disable_flashinfer,
             max_total_tokens: self.max_total_tokens,
@@ -301,7 +303,7 @@ impl EngineArgs {
                 "a folder, a file, a model id, pypi:…, synthetic:… or default",
             )),
             None | Some("default") => Ok(None),
-            // The system's own limit on paths.
+            // The operating system's limit on paths.
             Some(path) if path.len() > 4096 => {
                 let limit = format!("is the limit of bytes, this one has {}", path.len());
                 Err(ConfigError::new("--model-path", 4096, limit))
@@ -326,7 +328,7 @@ impl EngineArgs {
         }
     }
 
-    /// A number without a unit is bytes, which is not what is meant here.
+    /// A number without a unit means bytes, which is hardly intended here.
     fn resolve_device_memory_limit(&self) -> Result<Option<u64>, ConfigError> {
         const LEAST: u64 = 1 << 10;
         match self.device_memory_limit {
@@ -348,7 +350,7 @@ impl EngineArgs {
         Err(ConfigError::new("--max-schema-bytes", size, limit))
     }
 
-    /// A chunk that was asked for has room in a step of either device.
+    /// An explicit chunk size must fit in a step on either device.
     fn resolve_max_prefill_tokens(&self) -> PrefillTokens {
         if let Some(typed) = self.max_prefill_tokens {
             return PrefillTokens {
@@ -478,7 +480,7 @@ impl HttpArgs {
 
 impl HttpArgs {
     pub(super) fn resolve_served_model_name(&self) -> Result<Option<String>, ConfigError> {
-        /// Names are in every answer and beside every number of `/metrics`.
+        /// Names are in every response and label every metric.
         const MAX_CHARS: usize = 256;
         const FLAG: &str = "--served-model-name";
         let name = not_empty(FLAG, self.served_model_name.as_deref())?;
@@ -499,11 +501,11 @@ impl HttpArgs {
             None | Some("off") => ResultCachePlace::Off,
             Some("memory") => ResultCachePlace::Memory,
             Some(url) if url.starts_with("redis://") || url.starts_with("redis+unix://") => {
-                // The client's own reading of it; a password may be in the message's neighbourhood,
-                // so the message is left out.
+                // Validated by the client library. Its message may contain the password, so it is
+                // left out.
                 if redis::Client::open(url).is_err() {
                     let shown = format!("{}(withheld)", scheme_of(url));
-                    let limit = "is no address that Redis's client can read";
+                    let limit = "is not an address that the Redis client accepts";
                     return Err(ConfigError::new("--result-cache", shown, limit));
                 }
                 ResultCachePlace::Redis(RedisUrl::new(url))
@@ -543,7 +545,7 @@ fn not_empty(flag: &'static str, value: Option<&str>) -> Result<Option<String>, 
     }
 }
 
-/// Names go into logs, answers and metrics.
+/// Names are used in logs, responses and metrics.
 fn check_printable(flag: &'static str, text: &str) -> Result<(), ConfigError> {
     match text.chars().find(|c| c.is_control()) {
         Some(c) => {
@@ -554,7 +556,7 @@ fn check_printable(flag: &'static str, text: &str) -> Result<(), ConfigError> {
     }
 }
 
-/// Processors this process may use; 1 where the system does not say.
+/// Number of CPUs available to this process; 1 if the system does not report it.
 fn available_threads() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }

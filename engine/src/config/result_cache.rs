@@ -1,4 +1,4 @@
-//! Where answers of deterministic requests are kept.
+//! Configuration of the result cache.
 
 use std::fmt;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use serde::Serialize;
 pub struct ResultCacheConfig {
     pub place: ResultCachePlace,
     pub ttl: Duration,
-    /// Of the memory, or of the largest answer in Redis.
+    /// Limit on the memory, or with Redis on the largest response.
     pub max_bytes: u64,
 }
 
@@ -31,7 +31,7 @@ pub enum ResultCachePlace {
     Redis(RedisUrl),
 }
 
-/// May hold a password, which is never written out.
+/// May contain a password, which is never printed.
 #[derive(Clone, PartialEq, Eq)]
 pub struct RedisUrl(pub(crate) String);
 
@@ -40,7 +40,7 @@ impl RedisUrl {
         Self(url.into())
     }
 
-    /// With its password, for the client alone.
+    /// With its password, for the Redis client only.
     pub fn secret(&self) -> &str {
         &self.0
     }
@@ -64,8 +64,8 @@ impl Serialize for RedisUrl {
     }
 }
 
-/// Without what stands between the scheme and the last `@`, and without the query, where redis+unix
-/// has its password. Where the two run into each other, nothing behind the scheme is shown.
+/// Removes everything between the scheme and the last `@`, and the query, which contains the
+/// password for redis+unix. If the two overlap, nothing after the scheme is shown.
 pub fn redacted_url(url: &str) -> String {
     const WITHHELD: &str = "(withheld)";
     let (scheme, rest) = split_scheme(url);
@@ -77,12 +77,12 @@ pub fn redacted_url(url: &str) -> String {
     }
 }
 
-/// The scheme alone: what cannot be read as an address may hold a password anywhere.
+/// Only the scheme: a malformed address may contain a password anywhere.
 pub fn scheme_of(url: &str) -> &str {
     split_scheme(url).0
 }
 
-/// `redis://` and what follows.
+/// Splits off `redis://`.
 fn split_scheme(url: &str) -> (&str, &str) {
     let is_scheme = |c: char| c.is_ascii_lowercase() || c == '+';
     match url.split_once("://") {

@@ -1,7 +1,7 @@
-//! Amounts of memory as people type them: `31.4GiB`, `24GB`, `512MiB`, `1073741824`.
+//! Parses amounts of memory: `31.4GiB`, `24GB`, `512MiB`, `1073741824`.
 
-/// Bytes of `text`. Units are case-insensitive; `GiB` is 1024³ and `GB` is 1000³.
-/// The error is fit for the command line.
+/// Bytes of `text`. Units are case-insensitive; `GiB` is 1024³ and `GB` is 1000³. The error is
+/// suitable for the command line.
 pub fn parse_bytes(text: &str) -> Result<u64, String> {
     let trimmed = text.trim();
     let n_digits = trimmed

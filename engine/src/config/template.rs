@@ -1,4 +1,4 @@
-//! `--chat-template`: a template of the operator's, for checkpoints that have none or a wrong one.
+//! `--chat-template`: the operator's template, for checkpoints with none or a wrong one.
 
 use std::path::PathBuf;
 
@@ -8,22 +8,22 @@ use sha2::{Digest, Sha256};
 use super::resolved::ConfigError;
 
 const FLAG: &str = "--chat-template";
-/// The template's own limit is smaller; this one is for a file that is something else.
+/// The template's own limit is lower; this one catches files of another kind.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// The template that was named, read when the command line is.
+/// The template, read together with the command line.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ChatTemplateFlag {
-    /// `None`: it was typed itself.
+    /// `None`: the template itself was typed.
     pub file: Option<PathBuf>,
-    /// Of the source, in hexadecimal: what the record has in its place.
+    /// Digest of the source in hexadecimal, which the record contains instead.
     pub sha256: String,
     #[serde(skip)]
     pub source: String,
 }
 
 impl ChatTemplateFlag {
-    /// A file, or a template where the text has a tag of one.
+    /// Reads a file, or takes the text itself if it contains a template tag.
     pub(super) fn read(typed: &str) -> Result<Self, ConfigError> {
         if typed.contains("{{") || typed.contains("{%") {
             return Ok(Self::new(None, typed.to_owned()));

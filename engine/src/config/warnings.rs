@@ -1,5 +1,5 @@
-//! What is allowed on a command line and most often not meant: who may ask this server, and who knows
-//! its keys.
+//! Warnings about command lines that are allowed but rarely intended: who can use this server, and
+//! who knows its keys.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -8,7 +8,7 @@ use super::is_loopback;
 use super::resolved::HttpConfig;
 use super::typed::HttpArgs;
 
-/// Written by all.
+/// Writable by all users.
 const OTHERS_WRITE: u32 = 0o002;
 
 /// One sentence each, for the log.
@@ -42,7 +42,7 @@ pub fn warnings(typed: &HttpArgs, http: &HttpConfig) -> Vec<String> {
     warnings
 }
 
-/// The file was read before; one that is gone by now cannot be written either.
+/// The file was read before; if it is gone by now, it is not writable either.
 fn is_written_by_all(file: &Path) -> bool {
     let mode = std::fs::metadata(file).map(|metadata| metadata.permissions().mode());
     mode.is_ok_and(|mode| mode & OTHERS_WRITE != 0)

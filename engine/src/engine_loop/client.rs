@@ -1,4 +1,4 @@
-//! One request as the engine's thread knows it.
+//! A request as seen by the engine thread.
 
 use std::time::Instant;
 
@@ -8,22 +8,22 @@ use crate::metrics::Metrics;
 use crate::request::{FinishReason, TokenEvent};
 
 /// Where a request's events go, and the times that metrics need.
-pub(super) struct Client {
+pub(super) struct RequestTracker {
     pub events: mpsc::UnboundedSender<TokenEvent>,
     pub n_prompt: usize,
     pub max_new_tokens: usize,
     pub n_tokens: u64,
-    /// When its client's request was there: what comes before it is submitted takes time, too.
+    /// When the client's request was received: work before its submission takes time too.
     pub received: Instant,
     pub n_preemptions: u64,
     pub submitted: Instant,
-    /// When it first got a place in the running batch.
+    /// When it was first admitted to the running batch.
     pub admitted: Option<Instant>,
     pub first_token: Instant,
     pub last_token: Instant,
 }
 
-impl Client {
+impl RequestTracker {
     pub fn record(&mut self, event: &TokenEvent, now: Instant, metrics: &Metrics) {
         let seconds_since = |then: Instant| now.saturating_duration_since(then).as_secs_f64();
         match event {
@@ -48,7 +48,7 @@ impl Client {
                     return;
                 }
                 if self.n_tokens == 0 {
-                    // No output was asked for.
+                    // The request asked for no output.
                     metrics.prompt_tokens.add(self.n_prompt as u64);
                     self.first_token = now;
                 }

@@ -1,5 +1,5 @@
-//! What steps and page copies take, measured as they run: by this the scheduler decides whether KV
-//! is brought back from the host or computed again.
+//! Measures the times of steps and page copies as they run. The scheduler uses them to decide
+//! whether KV is restored from the host or computed again.
 
 use std::time::Duration;
 
@@ -7,20 +7,20 @@ use crate::executor::ExecutorCounts;
 use crate::scheduler::{RestoreCosts, StepKind};
 use crate::step::StepPlan;
 
-/// Weight of the newest measurement: the mean follows the load within some ten steps.
+/// Weight of the newest measurement: the mean follows the load within about ten steps.
 const NEWEST: f64 = 0.1;
-/// Prompt steps of fewer tokens say little: their time is that of a step, not of its tokens.
+/// Prompt steps of fewer tokens are ignored: their time is that of a step, not of its tokens.
 const MIN_TOKENS: usize = 64;
 
 #[derive(Debug, Default)]
 pub(crate) struct CostMeter {
     costs: RestoreCosts,
-    /// As the executor counted at the last call.
+    /// The executor's counters at the last call.
     copied: (u64, u64),
 }
 
 impl CostMeter {
-    /// Takes in a step that took `elapsed`, and what the executor counted up to its end.
+    /// Records a step that took `elapsed`, and the executor's counters at its end.
     pub fn observe(
         &mut self,
         plan: &StepPlan,
@@ -99,7 +99,7 @@ mod tests {
         let next = meter.observe(&plan(100), ms(100), &copied);
         assert!((next.page_s - 5e-4).abs() < 1e-9, "{next:?}");
         assert!((next.token_s - 5.5e-4).abs() < 1e-9, "{next:?}");
-        // Nothing new was copied.
+        // No new copies.
         assert_eq!(meter.observe(&StepPlan::default(), ms(1), &copied), next);
     }
 }

@@ -1,22 +1,22 @@
-//! How long a request may wait and take: `--max-queue-s` and `--max-request-s`.
+//! Time limits of a request: `--max-queue-s` and `--max-request-s`.
 //!
-//! The engine's thread looks between two steps, so a request ends at most one step, and the time
-//! between two looks, after its limit.
+//! The engine thread checks between two steps, so a request ends at most one step plus
+//! [`POLL_INTERVAL`] after its limit.
 
 use std::time::{Duration, Instant};
 
-use super::client::Client;
+use super::client::RequestTracker;
 use crate::request::Failure;
 
-/// Looking goes through all requests, so it is not done at every step.
-const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
+/// A check goes through all requests, so it is not made at every step.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// `None` is no limit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 pub struct TimeLimits {
-    /// From its submission until a place in the running batch.
+    /// From submission to admission to the running batch.
     pub queue: Option<Duration>,
-    /// From the moment that it was there until the last token.
+    /// From the time it was received to the last token.
     pub total: Option<Duration>,
 }
 
@@ -34,16 +34,16 @@ impl Deadlines {
         }
     }
 
-    /// Whether it is time to look.
+    /// Whether it is time for a check.
     pub fn is_due(&mut self, now: Instant) -> bool {
         if self.limits == TimeLimits::default() || self.next_look.is_some_and(|next| now < next) {
             return false;
         }
-        self.next_look = now.checked_add(BETWEEN_LOOKS);
+        self.next_look = now.checked_add(POLL_INTERVAL);
         true
     }
 
-    pub fn check(&self, client: &Client, now: Instant) -> Option<Failure> {
+    pub fn check(&self, client: &RequestTracker, now: Instant) -> Option<Failure> {
         let taken = now.saturating_duration_since(client.received);
         let waited = now.saturating_duration_since(client.submitted);
         let millis = |duration: Duration| duration.as_millis() as u64;
@@ -75,7 +75,7 @@ mod tests {
         let start = Instant::now();
         let at = |s| start + Duration::from_secs(s);
         let (events, _inbox) = tokio::sync::mpsc::unbounded_channel();
-        let mut client = Client {
+        let mut client = RequestTracker {
             events,
             n_prompt: 1,
             max_new_tokens: 1,
@@ -96,14 +96,14 @@ mod tests {
         assert_eq!(deadlines.check(&client, at(7)), Some(queue));
         client.admitted = Some(at(5));
         assert_eq!(deadlines.check(&client, at(10)), None);
-        // What came before its submission counts.
+        // The time before its submission counts.
         let (taken_ms, limit_ms) = (11_000, 10_000);
         let total = Failure::RequestTimeout { taken_ms, limit_ms };
         assert_eq!(deadlines.check(&client, at(11)), Some(total));
     }
 
     #[test]
-    fn without_limits_nobody_looks() {
+    fn without_limits_nothing_is_checked() {
         assert!(!Deadlines::new(TimeLimits::default()).is_due(Instant::now()));
     }
 }

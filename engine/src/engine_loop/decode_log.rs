@@ -1,14 +1,14 @@
-//! `--decode-log-interval`: what the log says of decoding, and the rate that `/metrics` shows.
+//! `--decode-log-interval`: log lines about decoding, and the rate that `/metrics` shows.
 
 use std::time::{Duration, Instant};
 
 use crate::metrics::Metrics;
 use crate::scheduler::Scheduler;
 
-/// The rate of `/metrics` is that of so long a time.
+/// The averaging period of the rate in `/metrics`.
 const RATE_PERIOD: Duration = Duration::from_secs(1);
 
-/// One log line per so many decode steps.
+/// Writes a log line after every N decode steps.
 pub(super) struct DecodeLog {
     interval: u64,
     n_steps: u64,

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::EngineLoopConfig;
-use super::sleep::{Rest, SleepError};
+use super::sleep::{SleepError, SuspendRequest};
 use crate::executor::{ExecutorInfo, StopFlag};
 use crate::metrics::Metrics;
 use crate::request::{Failure, Request, RequestId, TokenEvent};
@@ -24,13 +24,13 @@ pub enum SubmitError {
     Rejected(#[from] AddError),
     #[error("the server is shutting down")]
     ShuttingDown,
-    #[error("the model sleeps")]
-    Asleep,
+    #[error("the model is suspended")]
+    Suspended,
     #[error("the engine has stopped after an internal error")]
     Stopped,
 }
 
-/// Why kept KV was not given up.
+/// Why the cached KV was not flushed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum FlushError {
     #[error("{n_running} requests run and {n_waiting} wait")]
@@ -39,21 +39,21 @@ pub enum FlushError {
     Stopped,
 }
 
-/// What handles and streams tell the engine thread.
-pub(super) enum Command {
+/// Commands from handles and streams to the engine thread.
+pub(super) enum EngineCommand {
     Submit {
         request: Request,
         events: mpsc::UnboundedSender<TokenEvent>,
-        /// When its client's request was there.
+        /// When the client's request was received.
         received: Instant,
         submitted: Instant,
     },
     Cancel(RequestId),
-    /// Gives up the KV that is kept for requests to come.
+    /// Drops the cached KV.
     Flush {
         done: oneshot::Sender<Result<(), FlushError>>,
     },
-    Sleep(Rest),
+    Sleep(SuspendRequest),
     Wake {
         done: oneshot::Sender<Result<(), SleepError>>,
     },
@@ -62,12 +62,12 @@ pub(super) enum Command {
     },
 }
 
-/// Whether new requests are taken in.
+/// Whether new requests are accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Acceptance {
     Open,
-    Asleep,
+    Suspended,
     Closed,
 }
 
@@ -82,7 +82,7 @@ impl AtomicAcceptance {
     pub fn get(&self) -> Acceptance {
         match self.0.load(Ordering::Acquire) {
             0 => Acceptance::Open,
-            1 => Acceptance::Asleep,
+            1 => Acceptance::Suspended,
             _ => Acceptance::Closed,
         }
     }
@@ -91,7 +91,7 @@ impl AtomicAcceptance {
         self.0.store(Acceptance::Closed as u8, Ordering::Release);
     }
 
-    /// Unless it is something else than `from` by now.
+    /// Changes the state if it still is `from`.
     pub fn change(&self, from: Acceptance, to: Acceptance) -> bool {
         self.0
             .compare_exchange(from as u8, to as u8, Ordering::AcqRel, Ordering::Acquire)
@@ -99,15 +99,15 @@ impl AtomicAcceptance {
     }
 }
 
-/// What handles and engine thread both see.
+/// State shared by handles and the engine thread.
 #[derive(Debug)]
 pub(super) struct Shared {
     pub is_healthy: AtomicBool,
     pub acceptance: AtomicAcceptance,
-    /// Submitted and not ended.
+    /// Number of requests that were submitted and have not ended.
     pub n_in_flight: AtomicUsize,
     pub next_id: AtomicU64,
-    /// Raised when requests have no time left: the step under way is given up.
+    /// Raised when requests have no time left: the step in progress is aborted.
     pub stop: StopFlag,
     pub max_in_flight: usize,
     pub config: EngineLoopConfig,
@@ -116,26 +116,26 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    /// Why a thread that has ended takes no requests: somebody wanted it to end, or it died.
+    /// Why a thread that has ended takes no requests: it was shut down, or it died.
     fn gone(&self) -> SubmitError {
         match self.acceptance.get() {
             Acceptance::Closed => SubmitError::ShuttingDown,
-            Acceptance::Open | Acceptance::Asleep => SubmitError::Stopped,
+            Acceptance::Open | Acceptance::Suspended => SubmitError::Stopped,
         }
     }
 }
 
-/// The way to the engine thread; cheap to clone. When the last handle and the last stream are
-/// gone, the thread ends.
+/// Access to the engine thread; cheap to clone. When the last handle and the last stream are
+/// dropped, the thread ends.
 #[derive(Debug, Clone)]
 pub struct EngineHandle {
-    pub(super) commands: Sender<Command>,
+    pub(super) commands: Sender<EngineCommand>,
     pub(super) shared: Arc<Shared>,
     pub(super) stopped: watch::Receiver<()>,
 }
 
 impl EngineHandle {
-    /// A name for the next request; never the same twice.
+    /// An id for the next request; never the same twice.
     pub fn next_request_id(&self) -> RequestId {
         RequestId(self.shared.next_id.fetch_add(1, Ordering::Relaxed))
     }
@@ -146,8 +146,8 @@ impl EngineHandle {
         self.submit_received(request, Instant::now())
     }
 
-    /// As [`Self::submit`], for a request that was there at `received`: its whole time counts from
-    /// then on.
+    /// As [`Self::submit`], for a request that was received at `received`, from when its time
+    /// limits count.
     pub fn submit_received(
         &self,
         request: Request,
@@ -158,7 +158,7 @@ impl EngineHandle {
         }
         match self.shared.acceptance.get() {
             Acceptance::Open => {}
-            Acceptance::Asleep => return Err(SubmitError::Asleep),
+            Acceptance::Suspended => return Err(SubmitError::Suspended),
             Acceptance::Closed => return Err(SubmitError::ShuttingDown),
         }
         self.shared.config.scheduler.check(&request)?;
@@ -177,7 +177,7 @@ impl EngineHandle {
         let submitted = Instant::now();
         if self
             .commands
-            .send(Command::Submit {
+            .send(EngineCommand::Submit {
                 request,
                 events,
                 received,
@@ -197,30 +197,30 @@ impl EngineHandle {
         })
     }
 
-    /// Ends a request, if it is still there; its stream gets `Finished` with reason `Cancelled`.
+    /// Cancels a request if it has not ended; its stream gets `Finished` with reason `Cancelled`.
     pub fn cancel(&self, id: RequestId) {
         // A stopped engine has no requests left to cancel.
-        let _ = self.commands.send(Command::Cancel(id));
+        let _ = self.commands.send(EngineCommand::Cancel(id));
     }
 
-    /// Gives up all KV that is kept for requests to come, on the device and in the host tier.
-    /// Refuses while there are requests; a model that sleeps keeps none.
+    /// Drops all cached KV, on the device and in the host tier. Refuses while there are requests; a
+    /// suspended model has none cached.
     pub async fn flush_cache(&self) -> Result<(), FlushError> {
         let (done, outcome) = oneshot::channel();
-        if self.commands.send(Command::Flush { done }).is_err() {
+        if self.commands.send(EngineCommand::Flush { done }).is_err() {
             return Err(FlushError::Stopped);
         }
         outcome.await.unwrap_or(Err(FlushError::Stopped))
     }
 
-    /// Refuses new requests, lets the present ones finish for at most `drain`, gives up the step
-    /// that is under way then, fails the rest, and returns when the engine thread has ended.
+    /// Refuses new requests, lets running ones finish for at most `drain`, then aborts the step in
+    /// progress, fails the rest, and returns when the engine thread has ended.
     pub async fn shutdown(&self, drain: Duration) {
         self.shared.acceptance.close();
         let deadline = deadline_in(drain);
         // An error means that the thread has ended already; so does one from `changed`, and
         // nothing is ever sent on that channel.
-        let _ = self.commands.send(Command::Shutdown { deadline });
+        let _ = self.commands.send(EngineCommand::Shutdown { deadline });
         let mut stopped = self.stopped.clone();
         if tokio::time::timeout(drain, stopped.changed())
             .await
@@ -231,30 +231,30 @@ impl EngineHandle {
         }
     }
 
-    /// Refuses new requests, lets the present ones finish for at most `drain`, fails the rest, and
-    /// returns when the executor has given its memory back. KV is gone then; weights come back
-    /// with [`Self::wake`]. Where it fails, the model is as it was, without its requests.
+    /// Refuses new requests, lets running ones finish for at most `drain`, fails the rest, and
+    /// returns when the executor has freed its memory. KV is lost; weights are restored by
+    /// [`Self::wake`]. On failure the model continues, without its requests.
     pub async fn sleep(&self, drain: Duration) -> Result<(), SleepError> {
         let acceptance = &self.shared.acceptance;
-        if !acceptance.change(Acceptance::Open, Acceptance::Asleep) {
-            return Err(SleepError("it is not awake".to_owned()));
+        if !acceptance.change(Acceptance::Open, Acceptance::Suspended) {
+            return Err(SleepError("the model is not active".to_owned()));
         }
         let (done, outcome) = oneshot::channel();
-        let rest = Rest {
+        let request = SuspendRequest {
             deadline: deadline_in(drain),
             done,
         };
-        if self.commands.send(Command::Sleep(rest)).is_err() {
+        if self.commands.send(EngineCommand::Sleep(request)).is_err() {
             return Err(SleepError::stopped());
         }
         outcome.await.unwrap_or_else(|_| Err(SleepError::stopped()))
     }
 
-    /// Brings the executor's memory back; requests are taken in again. Where it fails, the model
-    /// stays asleep.
+    /// Restores the executor's memory; requests are accepted again. On failure the model stays
+    /// suspended.
     pub async fn wake(&self) -> Result<(), SleepError> {
         let (done, outcome) = oneshot::channel();
-        if self.commands.send(Command::Wake { done }).is_err() {
+        if self.commands.send(EngineCommand::Wake { done }).is_err() {
             return Err(SleepError::stopped());
         }
         outcome.await.unwrap_or_else(|_| Err(SleepError::stopped()))
@@ -282,7 +282,7 @@ impl EngineHandle {
         &self.shared.metrics
     }
 
-    /// Whether the engine thread has ended though nobody called [`Self::shutdown`].
+    /// Whether the engine thread has ended without a call of [`Self::shutdown`].
     pub fn has_died(&self) -> bool {
         self.has_stopped() && self.shared.acceptance.get() != Acceptance::Closed
     }
@@ -303,7 +303,7 @@ fn deadline_in(drain: Duration) -> Instant {
 pub struct RequestStream {
     id: RequestId,
     events: mpsc::UnboundedReceiver<TokenEvent>,
-    commands: Sender<Command>,
+    commands: Sender<EngineCommand>,
     shared: Arc<Shared>,
     has_ended: bool,
 }
@@ -359,7 +359,7 @@ impl Drop for RequestStream {
     fn drop(&mut self) {
         if !self.has_ended {
             // A stopped engine has no requests left to cancel.
-            let _ = self.commands.send(Command::Cancel(self.id));
+            let _ = self.commands.send(EngineCommand::Cancel(self.id));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Falling asleep and waking up, on the engine's thread.
+//! Suspending and waking the executor, on the engine thread.
 
 use std::time::Instant;
 
@@ -7,10 +7,10 @@ use tokio::sync::oneshot;
 use super::EngineLoop;
 use super::handle::Acceptance;
 use super::step::lost;
-use crate::executor::{Asleep, Executor};
+use crate::executor::{Executor, SuspendedExecutor};
 use crate::request::Failure;
 
-/// Why a model could not be put to sleep or woken.
+/// Why a model could not be suspended or woken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct SleepError(pub String);
@@ -21,78 +21,78 @@ impl SleepError {
     }
 }
 
-/// The executor, or what is left of it.
-pub(super) enum Engine {
-    Awake(Box<dyn Executor>),
-    Asleep(Box<dyn Asleep>),
-    /// Between the two.
-    Gone,
+/// The executor, or its suspended form.
+pub(super) enum ExecutorState {
+    Active(Box<dyn Executor>),
+    Suspended(Box<dyn SuspendedExecutor>),
+    /// During the transition.
+    Switching,
 }
 
-impl Engine {
-    pub fn is_awake(&self) -> bool {
-        matches!(self, Self::Awake(_))
+impl ExecutorState {
+    pub fn is_active(&self) -> bool {
+        matches!(self, Self::Active(_))
     }
 }
 
-/// Somebody waits for the model to fall asleep.
-pub(super) struct Rest {
-    /// Requests that are not done by then are failed.
+/// A pending request to suspend the model.
+pub(super) struct SuspendRequest {
+    /// Requests that have not ended by then are failed.
     pub deadline: Instant,
     pub done: oneshot::Sender<Result<(), SleepError>>,
 }
 
 impl EngineLoop {
-    /// Falls asleep, if somebody waits for it and no request has time left.
-    pub(super) fn rest_if_due(&mut self) {
+    /// Suspends the executor, if requested and no request has time left.
+    pub(super) fn suspend_if_due(&mut self) {
         let is_idle = self.scheduler.is_idle();
-        let is_due = |rest: &mut Rest| is_idle || Instant::now() >= rest.deadline;
-        let Some(rest) = self.rest.take_if(is_due) else {
+        let is_due = |request: &mut SuspendRequest| is_idle || Instant::now() >= request.deadline;
+        let Some(request) = self.suspend_request.take_if(is_due) else {
             return;
         };
-        self.fail_all(&Failure::Asleep);
-        self.turn = None;
-        self.member.rest();
-        let outcome = match std::mem::replace(&mut self.engine, Engine::Gone) {
-            Engine::Awake(executor) => {
+        self.fail_all(&Failure::Suspended);
+        self.lease = None;
+        self.tenant.set_idle();
+        let outcome = match std::mem::replace(&mut self.executor, ExecutorState::Switching) {
+            ExecutorState::Active(executor) => {
                 let counts = executor.counts();
                 match executor.sleep() {
-                    Ok(asleep) => {
+                    Ok(suspended) => {
                         self.counts_before = self.counts_before.plus(counts);
-                        self.engine = Engine::Asleep(asleep);
-                        // What the pages held is gone.
+                        self.executor = ExecutorState::Suspended(suspended);
+                        // The contents of the pages are lost.
                         self.scheduler.forget();
                         self.metrics.record_stats(&self.scheduler.stats());
                         Ok(())
                     }
                     Err((executor, error)) => {
-                        self.engine = Engine::Awake(executor);
+                        self.executor = ExecutorState::Active(executor);
                         self.broken = lost(&error);
                         Err(SleepError(error.to_string()))
                     }
                 }
             }
             other => {
-                self.engine = other;
-                Err(SleepError("it is not awake".to_owned()))
+                self.executor = other;
+                Err(SleepError("the model is not active".to_owned()))
             }
         };
-        if outcome.is_err() && self.engine.is_awake() {
+        if outcome.is_err() && self.executor.is_active() {
             let acceptance = &self.shared.acceptance;
-            acceptance.change(Acceptance::Asleep, Acceptance::Open);
+            acceptance.change(Acceptance::Suspended, Acceptance::Open);
         }
-        // Whoever asked may have gone; the model sleeps all the same.
-        let _ = rest.done.send(outcome);
+        // The requester may be gone; the model is suspended all the same.
+        let _ = request.done.send(outcome);
     }
 
     pub(super) fn wake(&mut self, done: oneshot::Sender<Result<(), SleepError>>) {
-        let outcome = match &mut self.engine {
-            Engine::Asleep(asleep) => match asleep.wake() {
+        let outcome = match &mut self.executor {
+            ExecutorState::Suspended(suspended) => match suspended.wake() {
                 Ok(mut executor) => {
                     executor.watch(&self.shared.stop);
-                    self.engine = Engine::Awake(executor);
+                    self.executor = ExecutorState::Active(executor);
                     let acceptance = &self.shared.acceptance;
-                    acceptance.change(Acceptance::Asleep, Acceptance::Open);
+                    acceptance.change(Acceptance::Suspended, Acceptance::Open);
                     Ok(())
                 }
                 Err(error) => {
@@ -100,7 +100,9 @@ impl EngineLoop {
                     Err(SleepError(error.to_string()))
                 }
             },
-            Engine::Awake(_) | Engine::Gone => Err(SleepError("it does not sleep".to_owned())),
+            ExecutorState::Active(_) | ExecutorState::Switching => {
+                Err(SleepError("the model is not suspended".to_owned()))
+            }
         };
         // As above.
         let _ = done.send(outcome);

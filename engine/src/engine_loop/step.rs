@@ -1,4 +1,4 @@
-//! One step carried out, whatever the executor does.
+//! Executes one step and contains the executor's failures.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -22,7 +22,7 @@ impl StepFailure {
         matches!(self, Self::Panic(_))
     }
 
-    /// What the clients of the step's requests are told.
+    /// The failure reported to the clients of the step's requests.
     pub fn of_step(&self) -> Failure {
         let message = self.to_string();
         match self {
@@ -31,7 +31,8 @@ impl StepFailure {
         }
     }
 
-    /// What ends the engine, and all of its requests: no further step can succeed, or be trusted.
+    /// The failure that ends the engine and all its requests: no further step can succeed, or be
+    /// trusted.
     pub fn of_engine(&self) -> Option<Failure> {
         match self {
             Self::Executor(error) => lost(error),
@@ -40,7 +41,7 @@ impl StepFailure {
     }
 }
 
-/// What ends the engine where the executor's device is lost.
+/// The failure that ends the engine if the executor's device is lost.
 pub(super) fn lost(error: &ExecutorError) -> Option<Failure> {
     error.is_device_lost().then(|| Failure::DeviceLost {
         message: error.to_string(),
@@ -51,7 +52,7 @@ pub(super) fn execute(
     executor: &mut dyn Executor,
     plan: &StepPlan,
 ) -> Result<StepOutput, StepFailure> {
-    // After a panic the executor is not called again, so its broken invariants are not seen.
+    // After a panic the executor is not called again, so broken invariants cannot be observed.
     match catch_unwind(AssertUnwindSafe(|| executor.execute(plan))) {
         Ok(Ok(output)) => Ok(output),
         Ok(Err(error)) => Err(error.into()),

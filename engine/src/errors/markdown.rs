@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::{Class, Code};
 
-/// A table a class.
+/// One table for each class.
 pub fn markdown() -> String {
     let mut page = String::from(
         "# Troubleshooting\n\n\
@@ -17,9 +17,9 @@ pub fn markdown() -> String {
         // Writing to a String cannot fail.
         let _ = write!(page, "\n## {}\n\n", class.title());
         page.push_str(if class == Class::Start {
-            "| code | exit code | cause | cure |\n|---|---|---|---|\n"
+            "| code | exit code | cause | fix |\n|---|---|---|---|\n"
         } else {
-            "| code | status | cause | cure |\n|---|---|---|---|\n"
+            "| code | status | cause | fix |\n|---|---|---|---|\n"
         });
         for (code, entry) in Code::ALL.iter().map(|code| (code, code.entry())) {
             if entry.class != class {
@@ -33,7 +33,7 @@ pub fn markdown() -> String {
             let _ = writeln!(
                 page,
                 "| `{}` | {status} | {} | {} |",
-                entry.code, entry.cause, entry.cure
+                entry.code, entry.cause, entry.fix
             );
         }
     }

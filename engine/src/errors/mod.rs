@@ -1,10 +1,10 @@
 //! The error catalogue: every error that a client or an operator can get has a code here, with its
-//! cause and its cure.
+//! cause and its fix.
 //!
-//! One table, so that the JSON of an answer, the message of a start that failed and the page
-//! `engine/deploy/TROUBLESHOOTING.md` cannot disagree. The message of a single error (which
-//! field, value and limit) is written where it happens; what is here holds for all of its kind.
-//! Deliberately absent: translations, and numbers as codes.
+//! One table, so that the JSON of a response, the message of a failed start and the page
+//! `engine/deploy/TROUBLESHOOTING.md` cannot disagree. The message of a single error (which field,
+//! value and limit) is written where it occurs; the table holds for all errors of a kind.
+//! Deliberately absent: translations, and numeric codes.
 
 mod codes;
 mod markdown;
@@ -12,16 +12,16 @@ mod markdown;
 pub use self::codes::Code;
 pub use self::markdown::markdown;
 
-/// Whose turn it is when this error shows.
+/// Who must act on this error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
-    /// The request is wrong: it will fail again as it is.
+    /// The request is wrong: repeating it unchanged will fail again.
     Request,
-    /// A limit that the operator set was reached.
+    /// A limit set by the operator was reached.
     Limit,
     /// The server's own state; the same request may succeed later.
     Server,
-    /// The program ends before it serves.
+    /// The program exits before it serves.
     Start,
 }
 
@@ -38,19 +38,19 @@ impl Class {
     }
 }
 
-/// What the catalogue says of one code.
+/// The catalogue's entry for one code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Entry {
+pub struct CodeEntry {
     /// OpenAI's `code`, one word for programs; never renamed.
     pub code: &'static str,
     pub class: Class,
-    /// HTTP status; `None` for errors at the start, which no client sees.
+    /// HTTP status; `None` for start-up errors, which clients do not see.
     pub status: Option<u16>,
-    /// OpenAI's `type`, empty for errors at the start.
+    /// OpenAI's `type`, empty for start-up errors.
     pub kind: &'static str,
     pub cause: &'static str,
-    pub cure: &'static str,
-    /// Seconds in `Retry-After`, where waiting is a cure.
+    pub fix: &'static str,
+    /// Seconds in `Retry-After`, if waiting helps.
     pub retry_after_s: Option<u32>,
 }
 
@@ -61,14 +61,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn codes_are_unique_words_with_a_cause_and_a_cure() {
+    fn codes_are_unique_and_have_a_cause_and_a_fix() {
         let mut seen = BTreeSet::new();
         for code in Code::ALL {
             let entry = code.entry();
             assert!(seen.insert(entry.code), "{} appears twice", entry.code);
             let is_word = |c: char| c.is_ascii_lowercase() || c == '_' || c.is_ascii_digit();
             assert!(entry.code.chars().all(is_word), "{}", entry.code);
-            for text in [entry.cause, entry.cure] {
+            for text in [entry.cause, entry.fix] {
                 assert!(
                     text.len() > 20 && text.ends_with('.'),
                     "{}: {text}",
@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn waiting_is_a_cure_only_of_what_passes() {
+    fn waiting_helps_only_with_transient_errors() {
         for code in Code::ALL {
             let entry = code.entry();
             let may_pass = matches!(entry.status, Some(429 | 503));

@@ -1,22 +1,22 @@
-//! What can go wrong in a step, by how far it reaches: a row, the step, or the device.
+//! Errors in a step, by scope: a row, the step, or the device.
 
 use kernels::KernelError;
 use kernels::cuda::CudaError;
 
-/// Why a whole step could not be carried out.
+/// Why a whole step failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StepError {
     #[error(transparent)]
     Kernel(#[from] KernelError),
     #[error(transparent)]
     Cuda(#[from] CudaError),
-    /// The server stops, and requests have no time left.
-    #[error("the step was given up, since the server stops")]
+    /// The server is stopping, and requests have no time left.
+    #[error("the step was aborted because the server is stopping")]
     Stopped,
-    /// The plan is none that a scheduler of ours makes.
+    /// The plan violates the scheduler's contract.
     #[error("{0}")]
     Plan(String),
-    /// A device that is not there to compute says so: the mock's.
+    /// An error that the mock executor was told to report.
     #[error("{0}")]
     Told(String),
 }
@@ -29,7 +29,7 @@ pub enum ExecutorError {
         device: &'static str,
         source: StepError,
     },
-    /// Nothing that this process asks of the device will succeed any more.
+    /// No further request of this process to the device can succeed.
     #[error("the {device} device is lost until the process is restarted: {source}")]
     DeviceLost {
         device: &'static str,
@@ -43,7 +43,7 @@ pub enum ExecutorError {
 }
 
 impl ExecutorError {
-    /// A failed step, or a lost device where the driver's error code says that.
+    /// A failed step, or a lost device if the driver's error code says so.
     pub fn of_step(device: &'static str, source: impl Into<StepError>) -> Self {
         let source = source.into();
         match &source {

@@ -1,9 +1,9 @@
-//! What the host's memory has room for.
+//! Free host memory.
 
 use std::path::Path;
 
-/// What the system has free, or the control group of this process (a container's limit), whichever
-/// is less. `None` where the system does not say.
+/// The system's free memory, or that of this process's control group (a container's limit),
+/// whichever is less. `None` if the system does not report it.
 pub fn free_bytes() -> Option<u64> {
     let system = system_free_bytes();
     match (system, group_free_bytes(Path::new("/sys/fs/cgroup"))) {
@@ -12,8 +12,8 @@ pub fn free_bytes() -> Option<u64> {
     }
 }
 
-/// Of the group whose files are in `folder`, as a container sees its own; file pages that can be
-/// given up count as free. `None` without a limit.
+/// Free memory of the control group whose files are in `folder`, as a container sees its own;
+/// reclaimable file pages count as free. `None` without a limit.
 fn group_free_bytes(folder: &Path) -> Option<u64> {
     let read = |name: &str| std::fs::read_to_string(folder.join(name)).ok();
     let limit: u64 = read("memory.max")?.trim().parse().ok()?;

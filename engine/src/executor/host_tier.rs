@@ -1,12 +1,12 @@
-//! How large an executor's host tier is, and what it says of it.
+//! The size of an executor's host tier, and its description.
 
 use crate::kv::PAGE_TOKENS;
 
-/// Of the memory that is free, the tier takes at most this share unless its size is given in bytes.
+/// Maximum share of the free memory that the tier takes, unless its size is given in bytes.
 const SHARE_OF_FREE_MEMORY: f64 = 0.75;
 
-/// Bytes that a step copies in each direction between a card and its host while others decode: 1.3 ms
-/// at the 25 GB/s of PCIe 4, less than a decode step of any model whose pages are that large.
+/// Bytes that a step copies in each direction between GPU and host while other requests decode: 1.3
+/// ms at the 25 GB/s of PCIe 4, less than a decode step of any model with pages of that size.
 pub const CARD_STEP_BYTES: u64 = 32 << 20;
 
 /// A host tier of the KV cache.
@@ -14,12 +14,12 @@ pub const CARD_STEP_BYTES: u64 = 32 << 20;
 pub struct HostTierInfo {
     pub n_pages: usize,
     pub page_bytes: u64,
-    /// Pages that a step may copy in each direction while others decode.
+    /// Maximum number of pages that a step copies in each direction while other requests decode.
     pub n_copies: usize,
 }
 
 impl HostTierInfo {
-    /// As many copies a step as `step_bytes` are, at least one.
+    /// The number of copies that fit in `step_bytes`, at least one.
     pub fn new(n_pages: usize, page_bytes: u64, step_bytes: u64) -> Self {
         Self {
             n_pages,
@@ -29,11 +29,11 @@ impl HostTierInfo {
     }
 }
 
-/// How large the tier is to be.
+/// Requested size of the tier.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct HostTierOptions {
     pub size: HostTierSize,
-    /// Memory of the host that nobody uses.
+    /// Free host memory.
     pub free_bytes: u64,
 }
 
@@ -45,8 +45,8 @@ pub enum HostTierSize {
 }
 
 impl HostTierOptions {
-    /// Pages of the tier beside a pool of `n_pool_pages`, or why there is no room for them. A
-    /// multiple of the pool is cut to the memory that is there, a number of bytes is not.
+    /// Number of pages of the tier for a pool of `n_pool_pages`, or why they do not fit. A multiple
+    /// of the pool is reduced to the free memory; a number of bytes is not.
     pub fn n_pages(&self, n_pool_pages: usize, page_bytes: u64) -> Result<usize, String> {
         let page_bytes = page_bytes.max(1);
         match self.size {
@@ -59,7 +59,7 @@ impl HostTierOptions {
                         wanted_tokens = wanted * PAGE_TOKENS,
                         tokens = fits * PAGE_TOKENS,
                         free_bytes = self.free_bytes,
-                        "the host tier is cut to the memory that is free"
+                        "the host tier is reduced to the free memory"
                     );
                 }
                 Ok(wanted.min(fits).max(1))

@@ -1,14 +1,15 @@
 //! A deterministic executor without a model, for tests of everything around it.
 //!
-//! Its KV pool holds, for each slot, the token and position that were written there; the next
+//! Its KV pool stores, for each slot, the token and position that were written there; the next
 //! token is a hash of the whole sequence *as read back through the row's pages*. A wrong page, a
-//! wrong position, a skipped chunk, or two rows that write to the same page change the text or
-//! fail the step. Its host tier holds the same; copies are made as late as the plan allows, behind
-//! the rows. Steps can be delayed, and made to fail, to panic or to lose the device; a row's
-//! logits can be made to break.
-//! Deliberately absent: sampling, but for the check of its parameters. Temperature, truncation and penalties do not change its tokens
-//! except that a seed above temperature 0 enters the hash, with the output index. Where a grammar
-//! does not allow a token, another hash chooses among those that it allows.
+//! wrong position, a skipped chunk, or two rows that write to the same page change the text or fail
+//! the step. Its host tier stores the same; copies are made as late as the plan allows, after the
+//! rows. Steps can be delayed, and made to fail, to panic or to lose the device; a row's logits can
+//! be made invalid.
+//! Deliberately absent: sampling, except for the check of its parameters. Temperature, truncation
+//! and penalties do not change its tokens, except that a seed above temperature 0 enters the hash,
+//! with the output index. If a grammar does not allow a token, another hash chooses among the
+//! allowed ones.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -16,8 +17,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{
-    Asleep, Executor, ExecutorCounts, ExecutorError, ExecutorInfo, HostTierInfo, StepError,
-    StopFlag,
+    Executor, ExecutorCounts, ExecutorError, ExecutorInfo, HostTierInfo, StepError, StopFlag,
+    SuspendedExecutor,
 };
 use crate::guide::TokenMask;
 use crate::kv::{PAGE_TOKENS, PageCopy};
@@ -26,17 +27,17 @@ use crate::sampler::SampleSpec;
 use crate::sampler::{self, SamplerError};
 use crate::step::{PlanRow, RowError, RowOutput, StepOutput, StepPlan};
 
-/// How long a raised stop flag goes unseen.
-const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
+/// Maximum delay before a raised stop flag is noticed.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 #[derive(Debug, Clone)]
 pub struct MockConfig {
     pub n_pages: usize,
-    /// Of the host tier; 0 is none.
+    /// Pages of the host tier; 0 means none.
     pub n_host_pages: usize,
     /// Tokens are drawn from this range.
     pub tokens: Range<u32>,
-    /// Each step (each of a burst's, too) takes this long.
+    /// Duration of each step (also of each step in a burst).
     pub step_delay: Duration,
     /// Steps, counted from 0, that return an error.
     pub failing_steps: HashSet<u64>,
@@ -44,11 +45,11 @@ pub struct MockConfig {
     pub panicking_step: Option<u64>,
     /// Step, counted from 0, from which on every step reports a lost device.
     pub losing_step: Option<u64>,
-    /// `(token, n)`: output token `n` of a sequence that holds `token` meets a logit that is NaN.
+    /// `(token, n)`: output token `n` of a sequence that contains `token` gets a NaN logit.
     pub broken_logits: Option<(u32, usize)>,
     /// `(token, n)`: emit `token` where the hash is divisible by n.
     pub stop: Option<(u32, u64)>,
-    /// Emit these tokens in turn, by output index, instead of the hash.
+    /// Emit these tokens cyclically, by output index, instead of the hash.
     pub script: Option<Arc<[u32]>>,
 }
 
@@ -69,7 +70,7 @@ impl Default for MockConfig {
     }
 }
 
-/// What a KV slot holds: token and position; `None` was never written.
+/// The content of a KV slot: token and position; `None` was never written.
 type Slot = Option<(u32, usize)>;
 
 #[derive(Debug)]
@@ -113,12 +114,12 @@ impl MockExecutor {
         }
     }
 
-    /// Steps executed so far, failed ones included.
+    /// Steps executed so far, including failed ones.
     pub fn n_executed(&self) -> u64 {
         self.n_executed
     }
 
-    /// Takes the time of a step, unless it is given up meanwhile.
+    /// Waits for the duration of a step, unless it is aborted.
     fn delay(&self) -> Result<(), ExecutorError> {
         let end = Instant::now() + self.config.step_delay;
         loop {
@@ -127,9 +128,9 @@ impl MockExecutor {
                 return Ok(());
             }
             if self.stop.is_raised() {
-                return Err(failure("the step was given up".to_owned()));
+                return Err(failure("the step was aborted".to_owned()));
             }
-            std::thread::sleep(left.min(BETWEEN_LOOKS));
+            std::thread::sleep(left.min(POLL_INTERVAL));
         }
     }
 
@@ -242,7 +243,7 @@ impl MockExecutor {
         let Some(token) = self.allowed(token, sample, output_index, &sequence, mask) else {
             return Ok(Some(Err(SamplerError::AllMasked.into())));
         };
-        // Made up, but a distribution: 1/2, 1/4, 1/8, …, the chosen token first.
+        // An invented distribution: 1/2, 1/4, 1/8, …, the chosen token first.
         let nth_logprob = |n: usize| -((n + 1) as f32) * std::f32::consts::LN_2;
         Ok(Some(Ok(SampledToken {
             token,
@@ -258,7 +259,7 @@ impl MockExecutor {
         })))
     }
 
-    /// The token, or where the request excludes it, the next one of the range that it does not.
+    /// The token, or if the request excludes it, the next one in the range that is allowed.
     fn allowed(
         &self,
         token: u32,
@@ -285,7 +286,7 @@ impl MockExecutor {
         candidates.find(|token| logits[*token as usize] == 0.0)
     }
 
-    /// Made up, but the same for the same token: 1/2, 1/4, … or 1/128, and other tokens after it.
+    /// Invented, but deterministic for each token: 1/2, 1/4, … or 1/128, and other tokens after it.
     fn score(target: u32, n_top: usize) -> ScoredToken {
         let rank = target % 7 + 1;
         let nth_logprob = |n: u32| -(n as f32) * std::f32::consts::LN_2;
@@ -401,7 +402,7 @@ impl Executor for MockExecutor {
         };
         for i_step in 0..plan.n_steps {
             self.delay()?;
-            // All rows write before any row reads, so that a page held by two of them shows.
+            // All rows write before any row reads, so that a page held by two rows is detected.
             for (row, made) in plan.rows.iter().zip(&output.rows) {
                 match made.tokens.last() {
                     _ if made.has_failed() => {}
@@ -442,20 +443,22 @@ impl Executor for MockExecutor {
         self.stop = stop.clone();
     }
 
-    fn sleep(self: Box<Self>) -> Result<Box<dyn Asleep>, (Box<dyn Executor>, ExecutorError)> {
+    fn sleep(
+        self: Box<Self>,
+    ) -> Result<Box<dyn SuspendedExecutor>, (Box<dyn Executor>, ExecutorError)> {
         Ok(Box::new(SleepingMock(self.config)))
     }
 }
 
 struct SleepingMock(MockConfig);
 
-impl Asleep for SleepingMock {
+impl SuspendedExecutor for SleepingMock {
     fn wake(&mut self) -> Result<Box<dyn Executor>, ExecutorError> {
         Ok(Box::new(MockExecutor::new(self.0.clone())))
     }
 }
 
-/// The token, or, where a grammar does not allow it, one that it allows.
+/// The token, or if a grammar does not allow it, one that it allows.
 fn guided(token: u32, mask: Option<&TokenMask>, output_index: usize) -> u32 {
     match mask {
         Some(mask) if !mask.allows(token) => {

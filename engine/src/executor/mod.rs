@@ -1,5 +1,5 @@
-//! Carries out a step that the scheduler planned. An executor decides nothing: which requests
-//! run, with which tokens and pages, is all in the [`StepPlan`].
+//! Runs a step planned by the scheduler. An executor makes no decisions: the requests, tokens and
+//! pages are all in the [`StepPlan`].
 
 pub mod cpu;
 pub mod cuda;
@@ -17,7 +17,7 @@ use crate::sampler::SampleSpec;
 pub use crate::step::RowError;
 use crate::step::{StepOutput, StepPlan};
 
-/// What was chosen at start-up, for the log, `/server_info` and every run record.
+/// What was chosen at start-up, for the log, `/server_info` and run records.
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct ExecutorInfo {
     /// `cpu`, `cuda`, `mock`.
@@ -26,34 +26,34 @@ pub struct ExecutorInfo {
     pub device: String,
     /// What was selected, by role: `attention`, `quant_linear`, `sampling`, … → kernel name.
     pub kernels: Vec<(String, String)>,
-    /// Accepted flags that this executor has no use for, with the reason.
+    /// Accepted flags that this executor does not use, with the reason.
     pub inactive_flags: Vec<(String, String)>,
     /// Size of the KV pool, in tokens and in bytes.
     pub kv_pool_tokens: usize,
     pub kv_pool_bytes: u64,
     pub weight_bytes: u64,
-    /// Where KV pages go that the device has no room for, if there is such a place.
+    /// The host tier for evicted KV pages, if there is one.
     pub host_tier: Option<HostTierInfo>,
 }
 
-/// What an executor did since its start that its plans do not show.
+/// Counters of an executor since its start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 pub struct ExecutorCounts {
     /// Plans whose work had begun ahead of them.
     pub run_ahead_used: u64,
-    /// Work begun ahead for a plan that did not come.
+    /// Lookahead work that was discarded because another plan came.
     pub run_ahead_discarded: u64,
-    /// Tokens that the host's sampler chose for a model on a device.
+    /// Tokens that were sampled on the host for a model on a device.
     pub host_sampled_tokens: u64,
-    /// Keys and values that were not stored as they were: too large for the KV format, or NaN.
+    /// Keys and values that could not be stored exactly: too large for the KV format, or NaN.
     pub kv_saturated_values: u64,
-    /// Pages copied between device and host whose time was taken, and that time.
+    /// Pages copied between device and host in timed copies, and their total time.
     pub copied_pages: u64,
     pub copy_ns: u64,
 }
 
 impl ExecutorCounts {
-    /// With what came later.
+    /// The sum of both.
     #[must_use]
     pub fn plus(self, later: Self) -> Self {
         Self {
@@ -69,36 +69,38 @@ impl ExecutorCounts {
 
 pub trait Executor: Send {
     fn info(&self) -> &ExecutorInfo;
-    /// Carries the plan out. An error is one of the whole step; what concerns a row alone is in
-    /// its [`RowOutput`].
+    /// Runs the plan. An error concerns the whole step; an error of a single row is in its
+    /// [`RowOutput`].
     fn execute(&mut self, plan: &StepPlan) -> Result<StepOutput, ExecutorError>;
     fn counts(&self) -> ExecutorCounts {
         ExecutorCounts::default()
     }
-    /// From here on a step ends early, with an error, once `stop` is raised. An executor whose
-    /// steps are short need not look.
+    /// From here on, a step ends early with an error once `stop` is raised. An executor with short
+    /// steps may ignore it.
     fn watch(&mut self, _stop: &StopFlag) {}
-    /// Gives its memory back, on the device and of the KV pool; where it fails, it is as it was.
-    fn sleep(self: Box<Self>) -> Result<Box<dyn Asleep>, (Box<dyn Executor>, ExecutorError)>;
+    /// Frees its device memory and KV pool; on failure it is returned unchanged.
+    fn sleep(
+        self: Box<Self>,
+    ) -> Result<Box<dyn SuspendedExecutor>, (Box<dyn Executor>, ExecutorError)>;
 }
 
-/// An executor that gave its memory back.
-pub trait Asleep: Send {
-    /// The executor as it was, with a KV pool of the same size that holds nothing. Once it has
-    /// succeeded, this is of no more use; where it fails, it still sleeps.
+/// An executor that has freed its memory.
+pub trait SuspendedExecutor: Send {
+    /// The executor as it was, with an empty KV pool of the same size. After success this object is
+    /// spent; after failure it is still suspended.
     fn wake(&mut self) -> Result<Box<dyn Executor>, ExecutorError>;
 }
 
-/// For executors that have no memory to give back.
+/// For executors that cannot free their memory.
 fn cannot_sleep(
     executor: Box<dyn Executor>,
     device: &'static str,
-) -> Result<Box<dyn Asleep>, (Box<dyn Executor>, ExecutorError)> {
-    let message = "it keeps nothing to come back from".to_owned();
+) -> Result<Box<dyn SuspendedExecutor>, (Box<dyn Executor>, ExecutorError)> {
+    let message = "it cannot be restored".to_owned();
     Err((executor, ExecutorError::Sleep { device, message }))
 }
 
-/// Refuses plans that no scheduler of ours makes, before they can do harm.
+/// Refuses plans that violate the scheduler's contract, before they can do harm.
 fn check_plan(plan: &StepPlan, device: &'static str) -> Result<(), ExecutorError> {
     let step_error = |message: String| ExecutorError::of_plan(device, message);
     if plan.n_steps == 0 {
@@ -122,7 +124,7 @@ fn check_plan(plan: &StepPlan, device: &'static str) -> Result<(), ExecutorError
         }
         if plan.n_steps > 1 && row.sample.as_ref().is_some_and(SampleSpec::is_guided) {
             return Err(step_error(format!(
-                "request {} follows a grammar, which goes one step at a time, not {}",
+                "request {} follows a grammar, which allows one step at a time, not {}",
                 row.request, plan.n_steps
             )));
         }
@@ -137,7 +139,7 @@ fn check_scores(plan: &StepPlan, device: &'static str) -> Result<(), ExecutorErr
             return Err(ExecutorError::of_plan(
                 device,
                 format!(
-                    "{} tokens behind those of row {} are to be scored, in a plan of {} rows and {} \
+                    "{} tokens after those of row {} are to be scored, in a plan of {} rows and {} \
                  steps",
                     spec.targets.len(),
                     spec.row,

@@ -1,9 +1,9 @@
-//! Tells an executor that the step it carries out is no longer wanted.
+//! Tells an executor that its current step is no longer needed.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Lowered at first, raised once and for all. Clones are the same flag.
+/// Initially lowered, raised once and for all. Clones share the same flag.
 #[derive(Debug, Clone, Default)]
 pub struct StopFlag(Arc<AtomicBool>);
 

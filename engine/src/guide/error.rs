@@ -1,27 +1,27 @@
-//! Why a guide cannot say what may come next.
+//! Why a guide cannot continue.
 //!
-//! llguidance keeps an error of its parser as text alone. The texts that stand for a limit of ours
-//! are known here, and a test makes it say each of them; every other text is a fault of its own.
+//! llguidance keeps a parser error only as text. The texts for exceeded limits are recognised here,
+//! and a test provokes each of them; any other text is an internal error.
 
 use super::limits::{MASK_FUEL, MASK_ITEMS, MAX_ITEMS, MAX_LEXER_STATES};
 
-/// The message is fit for a client.
+/// The message is suitable for a client.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum GuideError {
-    /// What the form takes while it is used is more than one request may take.
+    /// The constraint exceeded a limit of one request while it was used.
     #[error(
-        "it grew too large while the output was made: more than {limit} {what}, which is the limit; \
+        "it grew too large while the output was generated: more than {limit} {what}, which is the limit; \
          have shorter repeats and fewer alternatives, or ask for fewer choices"
     )]
     TooLarge { what: &'static str, limit: u64 },
-    #[error("no token of this model goes on with it")]
+    #[error("no token of this model continues it")]
     DeadEnd,
-    /// Nothing that the request is to blame for.
+    /// An error that the request did not cause.
     #[error("{0}")]
     Broken(String),
 }
 
-/// What llguidance says, what there was too much of, and the limit.
+/// llguidance's message, the quantity, and its limit.
 const TOO_LARGE: [(&str, &str, u64); 4] = [
     (
         "lexer error: too many states",
@@ -45,12 +45,12 @@ const TOO_LARGE: [(&str, &str, u64); 4] = [
     ),
 ];
 const DEAD_END: &str = "NoExtensionBias";
-/// How a panic within the library begins, whose own text may say anything.
+/// The prefix of a caught panic in the library, whose text may be anything.
 const PANIC: &str = "panic:";
 
 impl GuideError {
     pub(super) fn of_parser(message: &str) -> Self {
-        // What follows is a caught panic's backtrace, or nothing.
+        // A caught panic's backtrace may follow.
         let first_line = message.lines().next().unwrap_or_default();
         let broken = || Self::Broken(first_line.to_owned());
         if message.starts_with(PANIC) {
@@ -75,7 +75,7 @@ mod tests {
     use super::super::limits::parser_limits;
     use super::*;
 
-    /// What the library says of a form while `text` is written, a token a byte.
+    /// The library's error while `text` is written, one token for each byte.
     fn said(env: &TokEnv, limits: ParserLimits, grammar: TopLevelGrammar, text: &str) -> String {
         let mut factory = ParserFactory::new_simple(env).expect("a factory");
         factory.quiet();

@@ -1,29 +1,29 @@
-//! What one constraint may take of memory and time, set here and nowhere else.
+//! Limits on the memory and time of a constraint, all in one place.
 //!
-//! A lexer's states and expressions grow with what is generated, so their number is bounded over
-//! all choices of a request: choices share lexers. Fuel is llguidance's count of expressions made.
+//! A lexer's states and expressions grow with the output, so their number is bounded over all
+//! choices of a request, which share lexers. Fuel is llguidance's count of created expressions.
 
 use llguidance::api::ParserLimits;
 
-/// Choices share so many lexers, since two that share one wait for each other's masks.
+/// Number of lexers of a request; choices that share one wait for each other's masks.
 pub(crate) const MAX_LEXERS: usize = 4;
-/// States of all lexers of a request, of 1 to 4 KiB and some tens of microseconds each: what a
-/// request can take of the threads that make masks is a second or two, however many choices it has.
+/// States of all lexers of a request, of 1 to 4 KiB and some tens of microseconds each: a request
+/// can occupy the mask threads for a second or two in total, however many choices it has.
 pub(crate) const MAX_LEXER_STATES: usize = 32_000;
 /// Symbols in all rules of a grammar together.
 const MAX_GRAMMAR_SIZE: usize = 100_000;
-/// Rules of a grammar, and what stands for them: the parser numbers them in 16 bits.
+/// Rules of a grammar and their symbols: the parser numbers them in 16 bits.
 pub(crate) const MAX_SYMBOLS: usize = 65_000;
-/// Rules that may be open at one place of a text.
+/// Rules that may be open at one position of a text.
 pub(crate) const MAX_ITEMS: usize = 2000;
-/// While a lexer is made: some tens of milliseconds.
+/// For creating a lexer: some tens of milliseconds.
 const COMPILE_FUEL: u64 = 1_000_000;
 /// For one mask: some ten milliseconds.
 pub(crate) const MASK_FUEL: u64 = 200_000;
-/// Rules looked at for one mask: some milliseconds.
+/// Rules examined for one mask: some milliseconds.
 pub(crate) const MASK_ITEMS: usize = 50_000;
 
-/// Of each of `n_lexers` lexers.
+/// Limits of each of `n_lexers` lexers.
 pub(crate) fn parser_limits(n_lexers: usize) -> ParserLimits {
     ParserLimits {
         max_items_in_row: MAX_ITEMS,
@@ -33,7 +33,7 @@ pub(crate) fn parser_limits(n_lexers: usize) -> ParserLimits {
         max_lexer_states: MAX_LEXER_STATES / n_lexers.max(1),
         max_grammar_size: MAX_GRAMMAR_SIZE,
         precompute_large_lexemes: true,
-        // The grammar's text and the output so far are not the log's business.
+        // The grammar's text and the output must not be logged.
         verbose_errors: false,
     }
 }

@@ -1,8 +1,8 @@
-//! Which tokens may come next.
+//! The set of tokens allowed next.
 
 use llguidance::toktrie::SimpleVob;
 
-/// One bit a token of the vocabulary. Ids beyond the last bit may not come.
+/// One bit for each token of the vocabulary. Ids beyond the last bit are not allowed.
 #[derive(Clone)]
 pub struct TokenMask(SimpleVob);
 
@@ -17,12 +17,12 @@ impl TokenMask {
         word >> (token % 32) & 1 == 1
     }
 
-    /// The tokens that may come, ascending.
+    /// The allowed tokens, ascending.
     pub fn allowed(&self) -> Vec<u32> {
         self.0.to_list()
     }
 
-    /// Takes the tokens that may not come out of a choice: their logits become -inf.
+    /// Excludes the tokens that are not allowed: sets their logits to -inf.
     pub fn apply(&self, logits: &mut [f32]) {
         let words = self.0.as_slice();
         for (i, logits) in logits.chunks_mut(32).enumerate() {

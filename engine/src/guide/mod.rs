@@ -1,7 +1,7 @@
-//! What says which token may come next: one choice's place in its grammar.
+//! The position of one choice in its grammar, which decides the allowed next tokens.
 //!
-//! Nothing here knows where the grammar came from ([`crate::structured`] compiles it) nor the
-//! tokenizer's text: requests carry guides through the scheduler and the sampler.
+//! This module depends neither on the source of the grammar ([`crate::structured`] compiles it) nor
+//! on the tokenizer: requests carry guides through the scheduler and the sampler.
 
 mod error;
 pub(crate) mod limits;
@@ -25,11 +25,11 @@ pub(crate) use self::workers::MaskWorkers;
 const MAX_AHEAD_US: u64 = 10_000;
 const MAX_MASKS_AHEAD: usize = 32;
 
-/// Shared by the request, its rows and the workers. Clones are the same guide.
+/// Shared by the request, its rows and the workers. Clones refer to the same guide.
 #[derive(Clone)]
 pub struct Guide {
     state: Arc<Mutex<State>>,
-    /// The engine has waited for the next token's mask.
+    /// The engine has waited for the next mask.
     is_late: Arc<AtomicBool>,
     /// The next step does not wait for its mask, which is made beside the forward pass.
     goes_ahead: Arc<AtomicBool>,
@@ -41,16 +41,16 @@ pub struct Guide {
 
 struct State {
     matcher: Matcher,
-    /// Output tokens that came.
+    /// Number of output tokens so far.
     n_tokens: usize,
-    /// The last of them, if the matcher does not know it yet.
+    /// The last of them, if the matcher has not consumed it yet.
     unread: Option<u32>,
-    /// Of the next token; outdated while `unread` is set.
+    /// The mask of the next token; outdated while `unread` is set.
     mask: Arc<TokenMask>,
     failure: Option<GuideError>,
 }
 
-/// How often a mask was there when it was asked for, and how often not.
+/// How often a mask was ready when it was needed, and how often not.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct MaskCounts {
     pub ready: u64,
@@ -83,8 +83,8 @@ impl Guide {
         }
     }
 
-    /// What may come as output token `output_index`; made here if no worker has yet. `None` after
-    /// a failure, which ends the request whatever is chosen.
+    /// The mask for output token `output_index`; computed here if no worker has done it yet. `None`
+    /// after a failure, which ends the request whatever token is chosen.
     pub fn mask(&self, output_index: usize) -> Option<Arc<TokenMask>> {
         let mut state = self.state();
         let was_late = self.is_late.swap(false, Ordering::Relaxed);
@@ -98,8 +98,8 @@ impl Guide {
         state.failure.is_none().then(|| Arc::clone(&state.mask))
     }
 
-    /// Output token `output_index` came: a worker makes the next mask. A token that came before
-    /// changes nothing.
+    /// Consumes output token `output_index`: a worker computes the next mask. A token that was
+    /// consumed before has no effect.
     pub fn advance(&self, output_index: usize, token: u32) {
         let mut state = self.state();
         if state.n_tokens != output_index || state.failure.is_some() {
@@ -112,17 +112,17 @@ impl Guide {
         self.workers.prepare(self.clone());
     }
 
-    /// Of all guides of the model.
+    /// The counters of all guides of the model.
     pub fn mask_counts(&self) -> MaskCounts {
         self.workers.counts()
     }
 
-    /// Why the output cannot go on, if so.
+    /// Why the output cannot continue, if so.
     pub fn failure(&self) -> Option<GuideError> {
         self.state().failure.clone()
     }
 
-    /// The next token's mask is there. Never blocks: a mask that is being made is not there.
+    /// Whether the next mask is ready. Never blocks: a mask in progress counts as not ready.
     pub fn is_ready(&self) -> bool {
         match self.state.try_lock() {
             Ok(state) => state.unread.is_none(),
@@ -131,9 +131,9 @@ impl Guide {
         }
     }
 
-    /// Decides which rows of the next step may run without their masks, since those will be there
-    /// when the forward pass has ended, and waits for the other masks: no longer than `limit` and
-    /// the mask that is being made when it is over. Makes masks itself meanwhile.
+    /// Decides which rows of the next step may start without their masks, since those will be ready
+    /// when the forward pass ends, and waits for the other masks, for at most `limit` plus the mask
+    /// in progress at that time. Computes masks itself meanwhile.
     pub fn await_masks<'a>(guides: impl Iterator<Item = &'a Self>, limit: Duration) {
         let begun = Instant::now();
         let (mut n_ahead, mut ahead_us) = (0, 0);
@@ -159,12 +159,12 @@ impl Guide {
         }
     }
 
-    /// Whether the next step has to leave this row out. To be asked after [`Self::await_masks`].
+    /// Whether the next step must leave this row out. Call it after [`Self::await_masks`].
     pub fn sits_out(&self) -> bool {
         !self.goes_ahead.load(Ordering::Relaxed) && !self.is_ready()
     }
 
-    /// Makes the next token's mask, if no other thread has.
+    /// Computes the next mask if no other thread has done so.
     pub(crate) fn prepare(&self) {
         self.read(&mut self.state());
     }
@@ -185,7 +185,7 @@ impl Guide {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // The matcher catches panics of its own and keeps them as its error.
+        // The matcher catches its own panics and keeps them as its error.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -196,7 +196,7 @@ impl State {
         let Some(token) = self.unread.take() else {
             return false;
         };
-        // Behind its end a grammar only lets the text end.
+        // After its end, a grammar only allows the end of the text.
         if self.matcher.is_stopped() && !self.matcher.is_error() {
             return true;
         }
@@ -212,7 +212,7 @@ impl State {
     }
 }
 
-/// The same guide, not one at the same place.
+/// Compares identity, not position.
 impl PartialEq for Guide {
     fn eq(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.state, &other.state)
@@ -222,8 +222,8 @@ impl PartialEq for Guide {
 impl std::fmt::Debug for Guide {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.state.try_lock() {
-            Ok(state) => write!(f, "Guide behind {} tokens", state.n_tokens),
-            Err(_) => f.write_str("Guide at work"),
+            Ok(state) => write!(f, "Guide after {} tokens", state.n_tokens),
+            Err(_) => f.write_str("Guide (locked)"),
         }
     }
 }

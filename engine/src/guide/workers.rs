@@ -1,9 +1,9 @@
-//! Threads that make masks while the engine does something else.
+//! Threads that compute masks concurrently with the engine.
 //!
-//! Started with the first guide; they end when the model goes. Guides of one grammar take turns
-//! with those of others, so the choices of one request do not keep another request's mask waiting.
-//! Nothing depends on the threads: the engine takes part while it waits ([`MaskWorkers::help`]),
-//! and a mask that was not made yet is made where it is needed.
+//! Started with the first guide; they end when the model is dropped. Grammars are served
+//! round-robin, so the choices of one request do not delay another request's mask. Nothing relies
+//! on the threads: the engine helps while it waits ([`MaskWorkers::help`]), and a mask that is not
+//! ready is computed where it is needed.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,13 +26,13 @@ pub(crate) struct MaskWorkers {
 #[derive(Default)]
 struct Shared {
     queue: Mutex<Queue>,
-    /// There is something to do, or nothing any more.
+    /// Signals new work or shutdown.
     has_work: Condvar,
-    /// A mask was made.
+    /// Signals a finished mask.
     is_made: Condvar,
 }
 
-/// Guides whose next mask is to be made, by grammar; the grammars take turns.
+/// Guides whose next mask is needed, by grammar, served round-robin.
 #[derive(Default)]
 struct Queue {
     grammars: VecDeque<(u64, VecDeque<Guide>)>,
@@ -40,25 +40,25 @@ struct Queue {
 }
 
 impl MaskWorkers {
-    /// Has the next mask of `guide` made.
+    /// Queues the next mask of `guide`.
     pub fn prepare(&self, guide: Guide) {
         self.are_started.get_or_init(|| start(&self.shared));
         self.shared.queue().push(guide);
         self.shared.has_work.notify_one();
     }
 
-    /// Makes the next mask that is due, on the caller's thread. False: none is.
+    /// Computes the next queued mask on the caller's thread. Returns false if there is none.
     pub fn help(&self) -> bool {
         let next = self.shared.queue().pop();
         next.map(|guide| self.shared.work(&guide)).is_some()
     }
 
-    /// Until one of the threads has made a mask, but no longer than `limit`; not at all where
-    /// `is_needed` says so, which is asked when no thread can tell of a mask.
+    /// Waits until a thread has finished a mask, for at most `limit`; returns at once if
+    /// `is_needed`, which is evaluated under the lock, is false.
     pub fn wait(&self, limit: Duration, is_needed: impl Fn() -> bool) {
         let queue = self.shared.queue();
         if is_needed() {
-            // Woken early or late, the caller looks for itself.
+            // Woken early or late, the caller checks again.
             let _ = self.shared.is_made.wait_timeout(queue, limit);
         }
     }
@@ -113,7 +113,7 @@ impl Shared {
 
     fn work(&self, guide: &Guide) {
         guide.prepare();
-        // Under the lock: who has just seen that the mask is missing waits already.
+        // Under the lock, so that a thread that has just seen the mask missing is already waiting.
         let queue = self.queue();
         self.is_made.notify_all();
         drop(queue);
@@ -161,7 +161,7 @@ mod tests {
 
     #[test]
     fn grammars_take_turns() {
-        // From one source: it numbers its grammars.
+        // From one source, which numbers its grammars.
         let grammars = grammars(1 << 16);
         let compiled = |regex: &str| {
             let constraint = Constraint::Regex(regex.to_owned());
@@ -188,7 +188,7 @@ mod tests {
         assert!(!workers.help());
         workers.shared.queue().push(grammar_of("ab").guide());
         assert!(workers.help() && !workers.help());
-        // The limit ends it where no thread makes any.
+        // The limit ends the wait if no thread finishes a mask.
         workers.wait(Duration::from_millis(1), || true);
     }
 }

@@ -1,15 +1,14 @@
-//! Where a sequence's pages come from: the prefix cache, then the pool's free list, then cached
-//! pages that nobody uses, the longest unused first.
+//! Allocates a sequence's pages: from the prefix cache, then from the pool's free list, then by
+//! evicting the least recently used cached pages.
 //!
-//! With a host tier, cached pages get copies there in the background
-//! ([`PageAllocator::copy_to_host`]). What the device gives up then is still on the host, from
-//! where a request that needs it brings it back into pages of its own; once it is there it is
-//! shared like any other.
+//! With a host tier, cached pages are copied there in the background
+//! ([`PageAllocator::copy_to_host`]). A page evicted from the device is then still on the host,
+//! from where a request that needs it restores it into a new page, which is shared like any other.
 //!
-//! The scheduler grows and frees page tables, asks what is cached, and says which pages are worth
-//! keeping; it never sees a page being given up.
+//! The scheduler grows and frees page tables, looks up cached prefixes, and says which pages to
+//! keep; it never sees an eviction.
 
-use super::radix::Found;
+use super::radix::PrefixHit;
 use super::{
     IntegrityError, PageCopy, PageIdx, PageTable, Pools, Prefix, PrefixIndex, RadixTree, Tier,
 };
@@ -30,7 +29,7 @@ impl PageAllocator {
         Self::with_host_tier(n_pages, keeps_prefixes, 0)
     }
 
-    /// `n_host_pages` more may be kept on the host.
+    /// As [`Self::new`], with a host tier of `n_host_pages` pages.
     pub fn with_host_tier(n_pages: usize, keeps_prefixes: bool, n_host_pages: usize) -> Self {
         let pools = Pools::new(n_pages, if keeps_prefixes { n_host_pages } else { 0 });
         Self {
@@ -42,8 +41,7 @@ impl PageAllocator {
         }
     }
 
-    /// Gives up everything that is kept, because what the pages held is gone. No sequence may
-    /// have pages.
+    /// Drops all cached pages, because their contents are gone. No sequence may hold pages.
     pub fn forget(&mut self) {
         let n_host_pages = self.pools[Tier::Host].n_total();
         let n_lost = self.n_lost;
@@ -59,17 +57,17 @@ impl PageAllocator {
         self.pools[Tier::Device].n_total()
     }
 
-    /// Pages in use by sequences.
+    /// Pages held by sequences.
     pub fn n_pages_used(&self) -> usize {
         self.pools[Tier::Device].n_used() - self.tree.n_unlocked(Tier::Device)
     }
 
-    /// Pages kept for later that no sequence uses now.
+    /// Cached pages that no sequence uses now.
     pub fn n_pages_cached(&self) -> usize {
         self.tree.n_unlocked(Tier::Device)
     }
 
-    /// Pages that can be had now.
+    /// Pages that can be allocated now.
     pub fn n_pages_available(&self) -> usize {
         self.pools[Tier::Device].n_free() + self.tree.n_unlocked(Tier::Device)
     }
@@ -78,17 +76,17 @@ impl PageAllocator {
         self.pools[Tier::Host].n_total()
     }
 
-    /// Pages of the host tier that hold something.
+    /// Host-tier pages in use.
     pub fn n_host_pages_used(&self) -> usize {
         self.tree.n_held(Tier::Host)
     }
 
-    /// Cached pages that were given up since the start and had no copy on the host.
+    /// Number of cached pages evicted since the start without a copy on the host.
     pub fn n_lost(&self) -> u64 {
         self.n_lost
     }
 
-    /// The prefixes that are cached, and those that the scheduler adds: of running requests.
+    /// The cached prefixes, and those of running requests, which the scheduler adds.
     pub fn prefixes(&self) -> &PrefixIndex {
         &self.prefixes
     }
@@ -97,25 +95,25 @@ impl PageAllocator {
         &mut self.prefixes
     }
 
-    /// Pages that `table` lacks to hold `n_tokens` tokens.
+    /// Number of pages that `table` lacks for `n_tokens` tokens.
     pub fn n_missing(table: &PageTable, n_tokens: usize) -> usize {
         pages_for(n_tokens).saturating_sub(table.n_pages())
     }
 
-    /// How much of `prefix` is cached. To use the unlocked pages on the device takes them from the
-    /// available ones; what is on the host needs new ones.
-    pub fn lookup(&self, prefix: Prefix<'_>) -> Found {
+    /// Looks up how much of `prefix` is cached. Using unlocked pages on the device takes them from
+    /// the available ones; pages on the host need new device pages.
+    pub fn lookup(&self, prefix: Prefix<'_>) -> PrefixHit {
         self.tree.lookup(&self.pools, prefix)
     }
 
-    /// Gives an empty `table` the pages of `prefix` that are cached on the device, and returns how
-    /// many tokens they hold.
+    /// Gives an empty `table` the pages of `prefix` that are cached on the device, and returns the
+    /// number of tokens in them.
     pub fn share(&mut self, table: &mut PageTable, prefix: Prefix<'_>) -> usize {
         self.hold(Tier::Device, table, prefix)
     }
 
-    /// Gives an empty `table` the copies that the host has of the pages of `prefix`, to read them
-    /// until [`Self::free_host`].
+    /// Gives an empty `table` the host copies of the pages of `prefix`, for reading until
+    /// [`Self::free_host`].
     pub fn hold_host(&mut self, table: &mut PageTable, prefix: Prefix<'_>) -> usize {
         self.hold(Tier::Host, table, prefix)
     }
@@ -127,8 +125,9 @@ impl PageAllocator {
         table.pages.len() * PAGE_TOKENS
     }
 
-    /// The first pages of `table` hold the computed KV of `prefix`: others may use them, now and
-    /// when the table is gone. Pages that are cached already are replaced by the cached ones.
+    /// Caches the first pages of `table`, which hold the computed KV of `prefix`: other requests
+    /// may use them, even after the table is freed. Pages whose tokens are cached already are
+    /// replaced by the cached ones.
     pub fn keep(&mut self, table: &mut PageTable, prefix: Prefix<'_>) {
         if self.keeps_prefixes {
             let Self {
@@ -172,12 +171,12 @@ impl PageAllocator {
         self.pools[Tier::Device].alloc()
     }
 
-    /// Gives all pages of `table` back; those that are kept stay cached.
+    /// Frees all pages of `table`; the cached ones stay cached.
     pub fn free(&mut self, table: &mut PageTable) {
         self.let_go(Tier::Device, table);
     }
 
-    /// As [`Self::free`], for what [`Self::hold_host`] gave.
+    /// As [`Self::free`], for pages from [`Self::hold_host`].
     pub fn free_host(&mut self, table: &mut PageTable) {
         self.let_go(Tier::Host, table);
     }
@@ -188,22 +187,21 @@ impl PageAllocator {
         self.tree.unlock(&mut self.pools, tier, pages);
     }
 
-    /// Chooses up to `max` cached pages that get a copy on the host. The copies count as made from
-    /// now on, so nothing may be given up before they are, or are given up by
-    /// [`Self::forget_copies`].
+    /// Chooses up to `max` cached pages to copy to the host. The copies count as made from now on,
+    /// so no page may be evicted before they are made or cancelled by [`Self::forget_copies`].
     pub fn copy_to_host(&mut self, max: usize) -> Vec<PageCopy> {
         self.tree
             .copy_to_host(&mut self.pools, &mut self.prefixes, max)
     }
 
-    /// The copies that [`Self::copy_to_host`] chose last were not made.
+    /// Cancels the copies that [`Self::copy_to_host`] chose last.
     pub fn forget_copies(&mut self, copies: &[PageCopy]) {
         self.tree
             .forget_copies(&mut self.pools, &mut self.prefixes, copies);
     }
 
-    /// Pools and tree consistent, and each page held exactly as often as `tables` (those of the
-    /// host: `host_tables`) and the tree name it.
+    /// Checks that pools and tree are consistent, and that each page is held exactly as often as
+    /// `tables` (`host_tables` for the host tier) and the tree name it.
     pub fn check_integrity<'a>(
         &self,
         tables: impl IntoIterator<Item = &'a PageTable>,

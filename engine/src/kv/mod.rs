@@ -1,9 +1,9 @@
-//! The paged KV cache's bookkeeping: which page belongs to whom. Holds no tensor.
+//! Bookkeeping of the paged KV cache: which page belongs to which sequence. Holds no tensor.
 //!
-//! [`pool`] counts the holders of each page, one pool a [`Tier`]; [`page_table`] is one sequence's
-//! pages in order, [`radix`] remembers pages for the next request that begins alike, and
-//! [`allocator`] stands between them: the one place that decides where a page comes from.
-//! [`prefix`] names what begins alike.
+//! [`pool`] counts the holders of each page, one pool for each [`Tier`]; [`page_table`] is the
+//! ordered list of one sequence's pages; [`radix`] keeps pages for later requests with the same
+//! prefix; [`allocator`] combines them and is the only place that allocates pages. [`prefix`]
+//! defines prefixes by hash chains.
 
 pub mod allocator;
 pub mod page_table;
@@ -26,28 +26,28 @@ pub const PAGE_TOKENS: usize = 16;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PageIdx(pub u32);
 
-/// Pages that `n_tokens` tokens of one sequence occupy.
+/// Number of pages that `n_tokens` tokens of one sequence occupy.
 pub const fn pages_for(n_tokens: usize) -> usize {
     n_tokens.div_ceil(PAGE_TOKENS)
 }
 
-/// Copies of whole pages between the tiers, that a step carries out.
+/// Copies of whole pages between the tiers during a step.
 ///
-/// None of them names a page of the device that the step's own rows write or, where it is restored,
-/// read: the executor may make them beside the step, and they must be done before the next one
+/// None of them names a device page that the step's own rows write, or read if it is restored. So
+/// the executor may make them concurrently with the step; they must be complete before the next one
 /// computes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PageCopies {
     /// From the host to the device.
     pub restores: Vec<PageCopy>,
-    /// From the device to the host, behind the restores.
+    /// From the device to the host, after the restores.
     pub offloads: Vec<PageCopy>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PageCopy {
     pub device: PageIdx,
-    /// Place in the host tier.
+    /// Page in the host tier.
     pub host: PageIdx,
 }
 

@@ -2,8 +2,8 @@
 
 use super::{PAGE_TOKENS, PageIdx};
 
-/// Physical page of each logical page of one sequence. Pages enter and leave only through
-/// [`PageAllocator`](super::PageAllocator), which keeps the reference counts right.
+/// Physical page of each logical page of one sequence. Pages are added and removed only by
+/// [`PageAllocator`](super::PageAllocator), which maintains the reference counts.
 #[derive(Debug, Default)]
 pub struct PageTable {
     pub(super) pages: Vec<PageIdx>,
@@ -18,7 +18,7 @@ impl PageTable {
         self.pages.len()
     }
 
-    /// Tokens that these pages have room for.
+    /// Number of tokens that these pages can hold.
     pub fn capacity_tokens(&self) -> usize {
         self.pages.len() * PAGE_TOKENS
     }

@@ -1,18 +1,18 @@
-//! Physical pages with reference counts and a free list, one pool a tier.
+//! Physical pages with reference counts and a free list, one pool for each tier.
 //!
-//! A page is either on the free list with no holder or off it with at least one;
-//! [`PagePool::check_integrity`] verifies that. Deliberately absent: any idea of sequences.
+//! A page is either on the free list without holders or off it with at least one;
+//! [`PagePool::check_integrity`] verifies that. Deliberately absent: any knowledge of sequences.
 
 use std::ops::{Index, IndexMut};
 
 use super::PageIdx;
 
-/// Where a page's KV lies.
+/// The location of a page's KV.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tier {
-    /// Where it is computed with.
+    /// Where KV is computed with.
     Device,
-    /// Where it is kept when the device has no room; without pages if there is no such tier.
+    /// Where evicted KV is kept; has no pages if there is no such tier.
     Host,
 }
 
@@ -46,13 +46,14 @@ impl IndexMut<Tier> for Pools {
 /// All physical pages of one tier.
 #[derive(Debug)]
 pub struct PagePool {
-    /// Holders of each page; 0 is free.
+    /// Number of holders of each page; 0 means free.
     n_holders: Vec<u32>,
-    /// Last in, first out, so that recently used (cached) memory is reused first.
+    /// Last in, first out, so that recently used memory, which is still in the CPU's caches, is
+    /// reused first.
     free: Vec<PageIdx>,
 }
 
-/// What [`PagePool::check_integrity`] and its callers found wrong.
+/// An inconsistency found by [`PagePool::check_integrity`] or its callers.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum IntegrityError {
     #[error("page {page} is on the free list {n_times} times while it has {n_holders} holders")]
@@ -91,14 +92,14 @@ impl PagePool {
         self.n_total() - self.n_free()
     }
 
-    /// A free page with one holder, the caller; `None` when all are taken.
+    /// A free page with the caller as its only holder; `None` if there is no free page.
     pub fn alloc(&mut self) -> Option<PageIdx> {
         let page = self.free.pop()?;
         self.n_holders[page.0 as usize] = 1;
         Some(page)
     }
 
-    /// One more holder of a page that is held already; false (and no change) if nobody holds it.
+    /// Adds a holder to a page in use; returns false, without a change, if it has none.
     #[must_use]
     pub fn retain(&mut self, page: PageIdx) -> bool {
         match self.n_holders.get_mut(page.0 as usize) {
@@ -110,8 +111,8 @@ impl PagePool {
         }
     }
 
-    /// One holder fewer; the last one's leaving frees the page. False (and no change) if nobody
-    /// held it, which is a bug of the caller.
+    /// Removes a holder; removing the last one frees the page. Returns false, without a change, if
+    /// it had none, which is a bug of the caller.
     pub fn release(&mut self, page: PageIdx) -> bool {
         match self.n_holders.get_mut(page.0 as usize) {
             Some(n) if *n > 0 => {
@@ -132,7 +133,7 @@ impl PagePool {
         self.n_holders.get(page.0 as usize).copied().unwrap_or(0)
     }
 
-    /// Free list and reference counts agree. O(pages): for tests and debugging.
+    /// Checks free list and reference counts. O(pages): for tests and debugging.
     pub fn check_integrity(&self) -> Result<(), IntegrityError> {
         let n_pages = self.n_total();
         let mut n_times = vec![0u32; n_pages];

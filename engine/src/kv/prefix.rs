@@ -1,26 +1,26 @@
-//! Which prompts begin alike, by whole pages: the unit in which KV can be shared.
+//! Prompt prefixes in whole pages, the unit in which KV can be shared.
 //!
-//! A prompt is a chain of hashes, one per full page, each covering everything before it; two
-//! prompts share n pages where their first n hashes agree. A chain begins at a root: for given tokens
-//! different roots have different hashes throughout, so prompts of two roots share nothing. Hashes say where to look and in which
-//! order to admit; whether KV is shared is decided by the tokens themselves, in
-//! [`radix`](super::radix).
+//! A prompt is a chain of hashes, one for each full page, each covering everything before it; two
+//! prompts share n pages if their first n hashes agree. A chain starts at a root: for given tokens,
+//! different roots give different hashes throughout, so prompts with different roots share nothing.
+//! Hashes decide where to look and in which order to admit; whether KV is shared is decided by
+//! comparing the tokens themselves, in [`radix`](super::radix).
 
 use rustc_hash::FxHashMap;
 
 use super::PAGE_TOKENS;
 
-/// Whole pages of one sequence from its beginning: their hashes, and at least their tokens.
+/// Whole pages from the beginning of one sequence: their hashes, and at least their tokens.
 #[derive(Debug, Clone, Copy)]
 pub struct Prefix<'a> {
-    /// One a page, see [`extend_chain`].
+    /// One for each page, see [`extend_chain`].
     pub hashes: &'a [u64],
     /// At least `hashes.len() * PAGE_TOKENS`.
     pub tokens: &'a [u32],
 }
 
 impl<'a> Prefix<'a> {
-    /// The first `n_pages` of it, or all.
+    /// The first `n_pages` of it, or all if it is shorter.
     #[must_use]
     pub fn first(self, n_pages: usize) -> Self {
         Self {
@@ -33,7 +33,7 @@ impl<'a> Prefix<'a> {
         self.hashes.len()
     }
 
-    /// The tokens of its pages from number `page` on, a whole page an item.
+    /// The tokens of its pages from `page` on, one whole page per item.
     pub(super) fn pages_from(self, page: usize) -> impl Iterator<Item = &'a [u32]> {
         let range = page * PAGE_TOKENS..self.hashes.len() * PAGE_TOKENS;
         self.tokens
@@ -43,7 +43,7 @@ impl<'a> Prefix<'a> {
     }
 }
 
-/// Finaliser of splitmix64: spreads every input bit over the whole word.
+/// Finaliser of splitmix64: every input bit affects the whole word.
 pub(crate) fn mix(mut x: u64) -> u64 {
     x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -51,10 +51,10 @@ pub(crate) fn mix(mut x: u64) -> u64 {
     x ^ (x >> 31)
 }
 
-/// Brings `chain`, which begins at `root`, up to one hash per whole page of `tokens`, each over all
-/// tokens up to that page's end.
+/// Extends `chain`, which starts at `root`, to one hash for each whole page of `tokens`, each
+/// covering all tokens up to that page's end.
 pub fn extend_chain(chain: &mut Vec<u64>, root: u64, tokens: &[u32]) {
-    // `mix` maps no two words to the same one, so different roots stay different.
+    // `mix` is a bijection, so different roots stay different.
     let mut hash = chain.last().copied().unwrap_or(root);
     for page in tokens.chunks_exact(PAGE_TOKENS).skip(chain.len()) {
         for &token in page {
@@ -71,7 +71,7 @@ pub fn chain_hashes(prompt: &[u32]) -> Vec<u64> {
     chain
 }
 
-/// Pages that two chains share at their beginning.
+/// Number of leading pages that two chains share.
 pub fn shared_pages(a: &[u64], b: &[u64]) -> usize {
     // Equal at i implies equal before i, since each hash covers its predecessors.
     let n = a.len().min(b.len());
@@ -87,15 +87,14 @@ pub fn shared_pages(a: &[u64], b: &[u64]) -> usize {
     low
 }
 
-/// Prefixes that are of interest to those who come later, with the number of their holders: those
-/// of running requests and of cached pages, say.
+/// A multiset of prefixes, for example those of running requests and of cached pages.
 #[derive(Debug, Default)]
 pub struct PrefixIndex {
     n_holders: FxHashMap<u64, u32>,
     n_changes: u64,
 }
 
-/// Equal where the same prefixes have as many holders, however they came to have them.
+/// Equal if the same prefixes have equally many holders, in whatever order they were added.
 impl PartialEq for PrefixIndex {
     fn eq(&self, other: &Self) -> bool {
         self.n_holders == other.n_holders
@@ -125,19 +124,19 @@ impl PrefixIndex {
         }
     }
 
-    /// How often a prefix got its first holder or lost its last one: while this stays the same,
-    /// so does every answer of [`Self::contains`] and [`Self::matched_tokens`].
+    /// Number of times a prefix got its first holder or lost its last one: while this is unchanged,
+    /// so are the results of [`Self::contains`] and [`Self::matched_tokens`].
     pub fn n_changes(&self) -> u64 {
         self.n_changes
     }
 
-    /// Somebody holds the prefix of this hash.
+    /// Whether the prefix with this hash has a holder.
     pub fn contains(&self, hash: u64) -> bool {
         self.n_holders.contains_key(&hash)
     }
 
-    /// Tokens at the beginning of `chain` that somebody holds. Whoever holds a page holds those
-    /// before it, so the hashes need not be looked at one by one.
+    /// Number of leading tokens of `chain` that have a holder. The holder of a page also holds the
+    /// pages before it, so a binary search suffices.
     pub fn matched_tokens(&self, chain: &[u64]) -> usize {
         chain.partition_point(|hash| self.n_holders.contains_key(hash)) * PAGE_TOKENS
     }

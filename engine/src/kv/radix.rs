@@ -1,20 +1,20 @@
-//! The prefix cache: a radix tree over pages. It remembers which physical page holds the KV of
-//! which tokens behind which others, after the sequence that computed it has gone.
+//! The prefix cache: a radix tree over pages. It records which physical page holds the KV of which
+//! tokens in which context, after the sequence that computed it has ended.
 //!
-//! An edge carries a run of whole pages; a node is split where two sequences part, at a page
-//! border, and becomes one with its only child again when the others have been evicted. Children
-//! are looked up by the chain hash of their first page and then compared token by token, so a
-//! collision of hashes costs a cached page and never shares a wrong one.
+//! An edge carries a run of whole pages. A node is split at a page border where two sequences
+//! diverge, and merged with its only child when the others have been evicted. Children are found by
+//! the chain hash of their first page and then compared token by token, so a hash collision costs a
+//! cached page and never shares a wrong one.
 //!
-//! A page of the tree lies on the device, in the host tier, or in both: a node has a physical page
-//! for some of its first pages in each tier. Along a path from the root the pages that are on the
-//! device come first, and so do those that have a copy on the host, so each tier can give its pages
-//! up one by one from its own leaves. What neither tier holds any more leaves the tree.
+//! A page of the tree is on the device, in the host tier, or in both: a node has a physical page
+//! for some of its first pages in each tier. Along a path from the root, pages on the device come
+//! first, and so do pages with a copy on the host, so each tier can evict its pages one by one from
+//! its own leaves. Pages that neither tier holds leave the tree.
 //!
-//! The tree is one holder of each of its physical pages. One with another holder is in use,
-//! *locked*: it stays. Whoever uses a page uses all pages before it, so along a path locked pages
-//! come first, and those that nobody else holds can be given up. That happens in order of last use.
-//! Deliberately absent: whose pages these are, and when to give one up.
+//! The tree is one holder of each of its physical pages. A page with another holder is in use,
+//! *locked*, and stays. A user of a page also uses all pages before it, so along a path locked
+//! pages come first, and unlocked ones can be evicted. Eviction is in order of last use.
+//! Deliberately absent: which sequence a page belongs to, and when to evict.
 
 mod host_copies;
 mod integrity;
@@ -28,7 +28,7 @@ use super::{PAGE_TOKENS, PageIdx, Pools, Tier};
 
 type NodeId = u32;
 
-/// Has no pages, and is nobody's child.
+/// Has no pages and no parent.
 const ROOT: NodeId = 0;
 
 #[derive(Debug, Default)]
@@ -37,16 +37,16 @@ struct Node {
     tokens: Vec<u32>,
     /// Chain hash of each page.
     hashes: Vec<u64>,
-    /// For each tier: the physical pages of the first so many pages.
+    /// For each tier: the physical pages of its first pages.
     held: [Vec<PageIdx>; 2],
     parent: NodeId,
-    /// By the hash of their first page.
+    /// Children by the hash of their first page.
     children: FxHashMap<u64, NodeId>,
-    /// How many children have a physical page in each tier.
+    /// Number of children with a physical page, for each tier.
     n_children_in: [usize; 2],
-    /// Never before that of a child.
+    /// Never earlier than that of a child.
     last_used: u64,
-    /// Under which time it is in `leaves` and in `uncopied`, if it is.
+    /// The time of its entries in `leaves` and in `uncopied`, if any.
     queued_at: [Option<u64>; 2],
     uncopied_at: Option<u64>,
 }
@@ -57,32 +57,32 @@ impl Node {
     }
 }
 
-/// How far a search came: to the first `n_pages` of `node`.
+/// The end of a search: the first `n_pages` of `node`.
 #[derive(Debug, Clone, Copy)]
 struct End {
     node: NodeId,
     n_pages: usize,
 }
 
-/// What [`RadixTree::lookup`] found, in pages.
+/// The result of [`RadixTree::lookup`], in pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Found {
+pub struct PrefixHit {
     pub n_device: usize,
-    /// Those of them that are not locked.
+    /// Number of device pages that are not locked.
     pub n_unlocked: usize,
-    /// Behind those on the device, on the host alone.
+    /// Number of pages after those on the device that are only on the host.
     pub n_host: usize,
 }
 
 #[derive(Debug)]
 pub struct RadixTree {
     nodes: Vec<Node>,
-    /// Entries of `nodes` that are free.
+    /// Unused entries of `nodes`.
     vacant: Vec<NodeId>,
-    /// For each tier: which node holds each physical page.
+    /// For each tier: the node that holds each physical page.
     node_of_page: [Vec<Option<NodeId>>; 2],
-    /// For each tier: nodes whose last page there is not locked, and below which it has none, the
-    /// longest unused first.
+    /// For each tier: nodes whose last page there is unlocked and that have no page below, least
+    /// recently used first.
     leaves: [BTreeSet<(u64, NodeId)>; 2],
     /// Nodes with more pages on the device than copies on the host; empty without a host tier.
     uncopied: BTreeSet<(u64, NodeId)>,
@@ -108,19 +108,19 @@ impl RadixTree {
         }
     }
 
-    /// Physical pages of the tree.
+    /// Number of physical pages in the tree.
     pub fn n_held(&self, tier: Tier) -> usize {
         self.n_held[tier as usize]
     }
 
-    /// Pages that [`Self::evict`] can give up, one after the other.
+    /// Number of pages that [`Self::evict`] can evict one after the other.
     pub fn n_unlocked(&self, tier: Tier) -> usize {
         self.n_unlocked[tier as usize]
     }
 
-    /// Leading pages of `prefix` that are cached.
-    pub fn lookup(&self, pools: &Pools, prefix: Prefix<'_>) -> Found {
-        let mut found = Found::default();
+    /// Looks up the leading pages of `prefix` that are cached.
+    pub fn lookup(&self, pools: &Pools, prefix: Prefix<'_>) -> PrefixHit {
+        let mut found = PrefixHit::default();
         self.descend(prefix, |_, node, n| {
             let held = &node.held[Tier::Device as usize];
             let on_device = &held[..n.min(held.len())];
@@ -134,8 +134,8 @@ impl RadixTree {
         found
     }
 
-    /// Makes the caller a holder of the leading pages of `prefix` that are in this tier, and
-    /// appends them to `pages`.
+    /// Makes the caller a holder of the leading pages of `prefix` in this tier, and appends them to
+    /// `pages`.
     pub fn lock(
         &mut self,
         pools: &mut Pools,
@@ -154,7 +154,7 @@ impl RadixTree {
         self.touch(pools, end.node);
     }
 
-    /// The caller, who holds `pages`, is done with them. Those in the tree stay there.
+    /// Releases the caller's hold on `pages`. Pages in the tree stay there.
     pub fn unlock(&mut self, pools: &mut Pools, tier: Tier, pages: impl Iterator<Item = PageIdx>) {
         let mut touched = Vec::new();
         for page in pages {
@@ -174,9 +174,9 @@ impl RadixTree {
         }
     }
 
-    /// Remembers `pages`, held by the caller, as those of `prefix` on the device. Where the tree
-    /// has a page for the same tokens there already, the caller's goes back to the pool and the
-    /// tree's replaces it in `pages`. New prefixes are entered into `index`.
+    /// Enters `pages`, held by the caller, as the pages of `prefix` on the device. If the tree
+    /// already has a device page for the same tokens, the caller's goes back to the pool and is
+    /// replaced in `pages`. New prefixes are added to `index`.
     pub fn insert(
         &mut self,
         pools: &mut Pools,
@@ -196,14 +196,14 @@ impl RadixTree {
                         pools[Tier::Device].release(*own);
                         *own = known;
                     }
-                    // On the host alone until now.
+                    // It was only on the host until now.
                     None => self.put_locked(pools, id, *own),
                 }
             }
             n_known += n;
         }
         let new_pages = pages.get(n_known..prefix.n_pages()).unwrap_or_default();
-        // A child of this hash that is another's by its tokens: these pages cannot be remembered.
+        // A child has this hash but different tokens: these pages cannot be cached.
         let collides = prefix.hashes.get(n_known).is_some_and(|hash| {
             let node = &self.nodes[end.node as usize];
             node.children.contains_key(hash) || node.hashes.get(end.n_pages) == Some(hash)
@@ -234,8 +234,8 @@ impl RadixTree {
         self.refresh(pools, end.node);
     }
 
-    /// Gives up the last page of the tier's leaf that was not used for longest; `None` where every
-    /// page is locked. True: the other tier holds a page for the same tokens.
+    /// Evicts the last page of the tier's least recently used leaf; `None` if every page is locked.
+    /// True: the other tier still holds a page for the same tokens.
     pub fn evict(
         &mut self,
         pools: &mut Pools,
@@ -247,7 +247,7 @@ impl RadixTree {
         Some(self.drop_last(pools, index, tier, id))
     }
 
-    /// Walks down along `prefix`; `visit` gets each node and how many of its pages match.
+    /// Descends along `prefix`; `visit` gets each node and the number of its pages that match.
     fn descend(&self, prefix: Prefix<'_>, mut visit: impl FnMut(NodeId, &Node, usize)) -> End {
         let mut end = End {
             node: ROOT,
@@ -281,14 +281,14 @@ impl RadixTree {
         end
     }
 
-    /// One more holder of a page of the tree.
+    /// Adds a holder to a page of the tree.
     fn retain(&mut self, pools: &mut Pools, tier: Tier, page: PageIdx) {
         self.n_unlocked[tier as usize] -= usize::from(pools[tier].n_holders(page) == 1);
         let held = pools[tier].retain(page);
         debug_assert!(held, "page {} of the tree has no holder", page.0);
     }
 
-    /// The next page of `id` on the device is this one, which the caller holds: it enters locked.
+    /// Adds this page, which the caller holds, as the next device page of `id`; it starts locked.
     fn put_locked(&mut self, pools: &mut Pools, id: NodeId, page: PageIdx) {
         let held = pools[Tier::Device].retain(page);
         debug_assert!(held, "page {} of a sequence has no holder", page.0);
@@ -305,8 +305,8 @@ impl RadixTree {
         self.nodes[parent as usize].n_children_in[tier as usize] += usize::from(is_first);
     }
 
-    /// The tree no longer holds the last page of `id` in this tier. True where it still has one for
-    /// the same tokens in the other.
+    /// Removes the last page of `id` in this tier. Returns true if the other tier still has a page
+    /// for the same tokens.
     fn drop_last(
         &mut self,
         pools: &mut Pools,
@@ -340,14 +340,14 @@ impl RadixTree {
         is_kept
     }
 
-    /// `node` and what is above it were used now.
+    /// Marks `node` and its ancestors as used now.
     fn touch(&mut self, pools: &Pools, node: NodeId) {
         self.clock += 1;
         let has_host_tier = pools[Tier::Host].n_total() > 0;
         let mut above = node;
         while above != ROOT {
             self.nodes[above as usize].last_used = self.clock;
-            // Without a host tier only a leaf is in a queue.
+            // Without a host tier only leaves are in a queue.
             if above == node || has_host_tier {
                 self.refresh(pools, above);
             }
@@ -355,8 +355,8 @@ impl RadixTree {
         }
     }
 
-    /// Puts `id` into the queues, or takes it out, as it should be. To be called for every node
-    /// that was used, whose pages changed, or whose children's did.
+    /// Updates the queue entries of `id`. Call it for every node that was used, whose pages
+    /// changed, or whose children's pages changed.
     fn refresh(&mut self, pools: &Pools, id: NodeId) {
         if id == ROOT {
             return;
@@ -371,7 +371,7 @@ impl RadixTree {
         requeue(&mut self.uncopied, &mut node.uncopied_at, due, id);
     }
 
-    /// When a leaf of this tier whose last page is not locked was used last.
+    /// Last use of a leaf of this tier whose last page is unlocked.
     fn due(&self, pools: &Pools, tier: Tier, id: NodeId) -> Option<u64> {
         let node = &self.nodes[id as usize];
         let last = node.held[tier as usize].last()?;
@@ -389,7 +389,7 @@ impl RadixTree {
         (self.nodes.len() - 1) as NodeId
     }
 
-    /// A child of `parent` without pages yet, the first of which will have this hash.
+    /// Adds a child of `parent` without pages; the first page will have this hash.
     fn new_child(&mut self, parent: NodeId, first_hash: u64) -> NodeId {
         let child = self.new_node(Node {
             parent,
@@ -400,7 +400,7 @@ impl RadixTree {
         child
     }
 
-    /// Cuts a node behind `end.n_pages` of its pages; what is behind becomes its only child.
+    /// Splits a node after `end.n_pages` pages; the rest becomes its only child.
     fn split(&mut self, pools: &Pools, end: End) {
         let upper = &mut self.nodes[end.node as usize];
         let lower = Node {
@@ -431,7 +431,7 @@ impl RadixTree {
         self.refresh(pools, id);
     }
 
-    /// Makes a node and its only child one.
+    /// Merges a node with its only child.
     fn merge_with_child(&mut self, pools: &Pools, id: NodeId) {
         let Some(child) = self.nodes[id as usize].children.drain().next() else {
             return;
@@ -441,7 +441,7 @@ impl RadixTree {
         let upper = &mut self.nodes[id as usize];
         upper.tokens.extend_from_slice(&lower.tokens);
         upper.hashes.extend_from_slice(&lower.hashes);
-        // A child has pages only in tiers in which its parent is whole.
+        // A child has pages only in tiers in which its parent is complete.
         for (upper, lower) in upper.held.iter_mut().zip(&lower.held) {
             upper.extend_from_slice(lower);
         }
@@ -451,7 +451,7 @@ impl RadixTree {
         self.refresh(pools, id);
     }
 
-    /// Takes a node out of `nodes` and the queues.
+    /// Removes a node from `nodes` and the queues.
     fn take_out(&mut self, id: NodeId) -> Node {
         let node = std::mem::take(&mut self.nodes[id as usize]);
         for (queue, at) in self.leaves.iter_mut().zip(node.queued_at) {
@@ -466,7 +466,7 @@ impl RadixTree {
         node
     }
 
-    /// Tells the pages and children of `id` that they are its.
+    /// Updates the back-references of the pages and children of `id`.
     fn adopt(&mut self, id: NodeId) {
         let node = &self.nodes[id as usize];
         for (node_of_page, held) in self.node_of_page.iter_mut().zip(&node.held) {
@@ -480,7 +480,7 @@ impl RadixTree {
         }
     }
 
-    /// Removes a leaf that has no page left; its first one had this hash.
+    /// Removes a leaf without pages; its first page had this hash.
     fn remove_leaf(&mut self, pools: &Pools, id: NodeId, first_hash: u64) {
         let node = self.take_out(id);
         let parent = &mut self.nodes[node.parent as usize];
@@ -497,7 +497,7 @@ fn is_uncopied(pools: &Pools, node: &Node) -> bool {
     pools[Tier::Host].n_total() > 0 && device.len() > host.len()
 }
 
-/// Brings a queue and what a node knows of it up to date.
+/// Updates a queue and the node's record of it.
 fn requeue(
     queue: &mut BTreeSet<(u64, NodeId)>,
     queued_at: &mut Option<u64>,

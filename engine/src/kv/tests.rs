@@ -138,11 +138,11 @@ enum CacheOp {
     Begin(Vec<u32>),
     /// Computes one more page of a sequence.
     Extend(usize, u32),
-    /// Lets others use so many pages of a sequence.
+    /// Caches a number of a sequence's pages.
     Keep(usize, usize),
     /// A sequence ends, keeping what it computed.
     End(usize),
-    /// A sequence ends and leaves nothing.
+    /// A sequence ends and caches nothing.
     Abort(usize),
 }
 
@@ -178,7 +178,8 @@ impl Computed {
         }
     }
 
-    /// Notes in `content` that each page holds the KV behind these tokens, from page `first` on.
+    /// Records in `content` that each page holds the KV of these tokens and their prefix, from page
+    /// `first` on.
     fn write(&self, content: &mut [Vec<u32>], first: usize) {
         for (i, page) in self.table.pages.iter().enumerate().skip(first) {
             content[page.0 as usize] = self.tokens[..(i + 1) * PAGE_TOKENS].to_vec();
@@ -189,8 +190,8 @@ impl Computed {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
-    /// Whatever is inserted, matched, locked, evicted and aborted: tree, pool and tables agree,
-    /// and a page that is shared holds what its new user would have computed.
+    /// For any sequence of insertions, lookups, locks, evictions and aborts, tree, pool and tables
+    /// agree, and a shared page holds what its new user would have computed.
     #[test]
     fn shared_pages_hold_what_their_users_would_compute(
         n_pages in 1usize..24,
@@ -268,7 +269,7 @@ proptest! {
             allocator.free(&mut sequence.table);
         }
         prop_assert_eq!(allocator.n_pages_used(), 0);
-        // Nothing is locked now, so every page can be had.
+        // Nothing is locked now, so every page can be allocated.
         let mut all = PageTable::default();
         prop_assert!(allocator.grow(&mut all, n_pages * PAGE_TOKENS));
         allocator.check_integrity([&all], []).unwrap();

@@ -1,7 +1,8 @@
-//! What fits a model's share of `--device-memory-limit` on the CPU, before anything is allocated.
+//! Computes what fits in a model's share of `--device-memory-limit` on the CPU, before anything is
+//! allocated.
 //!
-//! Weights count as they are stored: packed they take about the same, an lm_head that is rounded to
-//! 8 bits less. Activations of a pass are not counted; they are a few MiB.
+//! Weights count with their stored size: packed they take about the same, and an lm_head that is
+//! rounded to 8 bits takes less. The activations of a pass are not counted; they are a few MiB.
 
 use crate::kv::PAGE_TOKENS;
 use crate::weights::{Checkpoint, MatrixId, VectorId, WeightError};
@@ -11,11 +12,11 @@ use crate::weights::{Checkpoint, MatrixId, VectorId, WeightError};
 pub(super) struct Demand {
     /// `--device-memory-limit`
     pub limit: u64,
-    /// Of it, what other models have.
+    /// The part of it that other models use.
     pub in_use: u64,
     pub mem_fraction_static: f64,
     pub weights: u64,
-    /// KV of one page, all layers.
+    /// KV of one page over all layers.
     pub page: u64,
     /// `--max-total-tokens`
     pub max_total_tokens: Option<usize>,
@@ -32,7 +33,7 @@ pub(super) fn weight_bytes(checkpoint: &dyn Checkpoint) -> Result<u64, WeightErr
     Ok(n_bytes + (n_values * size_of::<f32>()) as u64)
 }
 
-/// The most tokens of KV that there is room for, or why that is none or less than was asked.
+/// The largest KV pool in tokens that fits, or why it is empty or smaller than requested.
 pub(super) fn pool_tokens(d: &Demand) -> Result<usize, String> {
     let fraction = (d.limit as f64 * d.mem_fraction_static) as u64;
     let share = fraction.min(d.limit.saturating_sub(d.in_use));
@@ -55,8 +56,9 @@ pub(super) fn pool_tokens(d: &Demand) -> Result<usize, String> {
     ))
 }
 
-/// Whether weights and pool fit what the host has free; the error is the arithmetic. The pool's
-/// memory is taken as it fills, so that without this a server starts and is killed under load.
+/// Whether weights and pool fit in the host's free memory; the error has the arithmetic. The pool's
+/// memory is committed as it fills, so without this check a server would start and be killed under
+/// load.
 pub(super) fn fits_the_host(
     free: u64,
     weights: u64,

@@ -1,8 +1,8 @@
-//! What the models of a process share: the turns on each device, and the CPU's memory.
+//! State shared by the models of a process: the arbiter of each device, and the CPU's memory.
 //!
-//! A model on the CPU sleeps by keeping nothing: its weights lay in the host's memory already, and
-//! that is what others need. It wakes by reading its checkpoint again, which the system mostly
-//! still has in memory. (A model on a card keeps its weights packed in the host's memory.)
+//! Suspending a model on the CPU keeps nothing: its weights are in host memory, which is what other
+//! models need. It wakes by reading its checkpoint again, which is usually still in the page cache.
+//! (A model on a GPU keeps its packed weights in host memory.)
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,36 +12,38 @@ use super::executor::load_cpu;
 use super::model::{LoadedModel, check_unchanged, open};
 use crate::config::EngineConfig;
 use crate::config::typed::Device;
-use crate::engine_loop::turns::Turns;
-use crate::executor::{Asleep, Executor, ExecutorCounts, ExecutorError, ExecutorInfo, StopFlag};
+use crate::engine_loop::device_arbiter::DeviceArbiter;
+use crate::executor::{
+    Executor, ExecutorCounts, ExecutorError, ExecutorInfo, StopFlag, SuspendedExecutor,
+};
 use crate::source::ResolvedModel;
 use crate::step::{StepOutput, StepPlan};
 use crate::weights::Checkpoint;
 
-/// One for a process.
+/// One for each process.
 #[derive(Debug, Default)]
 pub struct Devices {
-    cpu_turns: Arc<Turns>,
-    cuda_turns: Arc<Turns>,
+    cpu_arbiter: Arc<DeviceArbiter>,
+    cuda_arbiter: Arc<DeviceArbiter>,
     cpu_memory: Arc<CpuMemory>,
 }
 
-/// Bytes of `--device-memory-limit` that models on the CPU have. Models are loaded one after the
-/// other, so that asking and taking need not be one act.
+/// Bytes of `--device-memory-limit` used by models on the CPU. Models are loaded one after the
+/// other, so checking and reserving need not be atomic.
 #[derive(Debug, Default)]
 struct CpuMemory(AtomicU64);
 
-/// What one model has of it, until this is dropped.
-struct Share {
+/// One model's share of it, released on drop.
+struct MemoryReservation {
     of: Arc<CpuMemory>,
     n_bytes: u64,
 }
 
 impl Devices {
-    pub fn turns(&self, device: Device) -> &Arc<Turns> {
+    pub fn arbiter(&self, device: Device) -> &Arc<DeviceArbiter> {
         match device {
-            Device::Cuda => &self.cuda_turns,
-            Device::Cpu | Device::Auto => &self.cpu_turns,
+            Device::Cuda => &self.cuda_arbiter,
+            Device::Cpu | Device::Auto => &self.cpu_arbiter,
         }
     }
 
@@ -50,63 +52,63 @@ impl Devices {
         config: &EngineConfig,
         model: &LoadedModel,
     ) -> Result<Box<dyn Executor>, LaunchError> {
-        let mut origin = Origin {
+        let mut reload = ReloadSource {
             config: config.clone(),
             model: model.resolved.clone(),
             memory: Arc::clone(&self.cpu_memory),
         };
-        let (executor, share) = origin.load(model.checkpoint.as_ref())?;
-        // The scheduler counts on the same pool ever after.
-        origin.config.max_total_tokens = Some(executor.info().kv_pool_tokens);
-        Ok(Box::new(OnCpu {
+        let (executor, reservation) = reload.load(model.checkpoint.as_ref())?;
+        // The scheduler relies on the same pool size from then on.
+        reload.config.max_total_tokens = Some(executor.info().kv_pool_tokens);
+        Ok(Box::new(ManagedCpuExecutor {
             executor,
-            share,
-            origin,
+            reservation,
+            reload,
         }))
     }
 }
 
-impl Drop for Share {
+impl Drop for MemoryReservation {
     fn drop(&mut self) {
         self.of.0.fetch_sub(self.n_bytes, Ordering::AcqRel);
     }
 }
 
-/// Where a model on the CPU comes from, again.
+/// What is needed to reload a model on the CPU.
 #[derive(Clone)]
-struct Origin {
+struct ReloadSource {
     config: EngineConfig,
     model: ResolvedModel,
     memory: Arc<CpuMemory>,
 }
 
-impl Origin {
+impl ReloadSource {
     fn load(
         &self,
         checkpoint: &dyn Checkpoint,
-    ) -> Result<(Box<dyn Executor>, Option<Share>), LaunchError> {
+    ) -> Result<(Box<dyn Executor>, Option<MemoryReservation>), LaunchError> {
         let in_use = self.memory.0.load(Ordering::Acquire);
         let executor = load_cpu(&self.config, checkpoint, in_use)?;
-        let share = self.config.device_memory_limit_bytes.map(|_| {
+        let reservation = self.config.device_memory_limit_bytes.map(|_| {
             let info = executor.info();
             let n_bytes = info.weight_bytes + info.kv_pool_bytes;
             self.memory.0.fetch_add(n_bytes, Ordering::AcqRel);
-            Share {
+            MemoryReservation {
                 of: Arc::clone(&self.memory),
                 n_bytes,
             }
         });
-        Ok((executor, share))
+        Ok((executor, reservation))
     }
 }
 
-struct OnCpu {
+struct ManagedCpuExecutor {
     executor: Box<dyn Executor>,
-    share: Option<Share>,
-    origin: Origin,
+    reservation: Option<MemoryReservation>,
+    reload: ReloadSource,
 }
 
-impl Executor for OnCpu {
+impl Executor for ManagedCpuExecutor {
     fn info(&self) -> &ExecutorInfo {
         self.executor.info()
     }
@@ -123,34 +125,36 @@ impl Executor for OnCpu {
         self.executor.watch(stop);
     }
 
-    fn sleep(self: Box<Self>) -> Result<Box<dyn Asleep>, (Box<dyn Executor>, ExecutorError)> {
+    fn sleep(
+        self: Box<Self>,
+    ) -> Result<Box<dyn SuspendedExecutor>, (Box<dyn Executor>, ExecutorError)> {
         let Self {
             executor,
-            share,
-            origin,
+            reservation,
+            reload,
         } = *self;
         drop(executor);
-        drop(share);
-        Ok(Box::new(SleepingOnCpu(origin)))
+        drop(reservation);
+        Ok(Box::new(SuspendedCpuModel(reload)))
     }
 }
 
-struct SleepingOnCpu(Origin);
+struct SuspendedCpuModel(ReloadSource);
 
-impl Asleep for SleepingOnCpu {
+impl SuspendedExecutor for SuspendedCpuModel {
     fn wake(&mut self) -> Result<Box<dyn Executor>, ExecutorError> {
         let failed = |error: LaunchError| ExecutorError::Sleep {
             device: "cpu",
             message: error.to_string(),
         };
-        let origin = self.0.clone();
-        check_unchanged(&origin.config, &origin.model).map_err(failed)?;
-        let opened = open(&origin.config, &origin.model).map_err(|error| failed(error.into()))?;
-        let (executor, share) = origin.load(opened.as_ref()).map_err(failed)?;
-        Ok(Box::new(OnCpu {
+        let reload = self.0.clone();
+        check_unchanged(&reload.config, &reload.model).map_err(failed)?;
+        let opened = open(&reload.config, &reload.model).map_err(|error| failed(error.into()))?;
+        let (executor, reservation) = reload.load(opened.as_ref()).map_err(failed)?;
+        Ok(Box::new(ManagedCpuExecutor {
             executor,
-            share,
-            origin,
+            reservation,
+            reload,
         }))
     }
 }

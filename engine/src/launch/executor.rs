@@ -1,4 +1,4 @@
-//! Where the model runs, and the flags as that executor's options.
+//! Chooses the executor and converts the flags to its options.
 
 use super::model::cache_dir;
 use super::{LaunchError, cpu_memory};
@@ -14,14 +14,14 @@ use crate::kv::PAGE_TOKENS;
 use crate::weights::format::MatrixFormat;
 use crate::weights::{Checkpoint, ElementFormat, MatrixId, WeightError};
 
-/// The KV pool takes at most this share of the memory that is free, and at most this much,
-/// unless `--max-total-tokens` says otherwise.
+/// The default KV pool takes at most this share of the free memory, and at most the following
+/// amount; `--max-total-tokens` overrides both.
 const POOL_SHARE_OF_FREE_MEMORY: u64 = 4;
 const MAX_DEFAULT_POOL_BYTES: u64 = 1 << 30;
-/// Where the system does not say what is free.
+/// Assumed free memory if the system does not report it.
 const ASSUMED_FREE_BYTES: u64 = 2 << 30;
 
-/// Chooses where the model runs, says why, and loads it there.
+/// Chooses the device, logs why, and loads the model there.
 pub fn load_executor(
     config: &EngineConfig,
     checkpoint: &dyn Checkpoint,
@@ -39,7 +39,7 @@ pub(super) fn choose_device(config: &EngineConfig) -> Device {
         Device::Cuda => return Device::Cuda,
         Device::Auto => match CudaExecutor::unavailable() {
             None => {
-                tracing::info!(reason = "a CUDA device is there", "running on the GPU");
+                tracing::info!(reason = "a CUDA device is available", "running on the GPU");
                 return Device::Cuda;
             }
             Some(reason) => reason,
@@ -71,9 +71,9 @@ pub(super) fn load_cuda(
             KvCacheDtype::Fp8E4m3 => KvFormat::Fp8E4m3,
         },
         attention_backend: match config.attention_backend {
-            Some(AttentionBackend::Triton) | None => cuda::AttentionBackend::Split,
-            Some(AttentionBackend::Flashinfer) => cuda::AttentionBackend::Packed,
-            Some(AttentionBackend::TorchNative) => cuda::AttentionBackend::Plain,
+            Some(AttentionBackend::SplitKv) | None => cuda::AttentionBackend::Split,
+            Some(AttentionBackend::PackedMma) => cuda::AttentionBackend::Packed,
+            Some(AttentionBackend::Reference) => cuda::AttentionBackend::Plain,
         },
         host_tier: host_tier(config),
         n_kv_splits: config.num_kv_splits,
@@ -87,8 +87,8 @@ pub(super) fn load_cuda(
             None => None,
         },
         sampler: match config.sampling_backend {
-            SamplingBackend::Flashinfer => Sampler::Device,
-            SamplingBackend::Pytorch => Sampler::Host,
+            SamplingBackend::Device => Sampler::Device,
+            SamplingBackend::Host => Sampler::Host,
         },
         run_ahead: config.overlap_schedule,
         two_batch_overlap: config.two_batch_overlap,
@@ -106,8 +106,8 @@ impl From<&CudaGraph> for GraphSizes {
     }
 }
 
-/// `--dtype` for this checkpoint. A checkpoint of bf16 matrices need not fit the range of fp16;
-/// AWQ's scales are fp16, and quantised blocks of GGUF have fp16 scales too.
+/// Resolves `--dtype` for this checkpoint. bf16 matrices may exceed the range of fp16; AWQ's scales
+/// are fp16, and so are those of GGUF's quantised blocks.
 fn element(asked: Dtype, checkpoint: &dyn Checkpoint) -> Result<Element, WeightError> {
     let is_bf16 = match asked {
         Dtype::Float16 => false,
@@ -120,7 +120,7 @@ fn element(asked: Dtype, checkpoint: &dyn Checkpoint) -> Result<Element, WeightE
     Ok(if is_bf16 { Element::Bf16 } else { Element::F16 })
 }
 
-/// `in_use`: bytes of `--device-memory-limit` that other models have.
+/// `in_use`: bytes of `--device-memory-limit` that other models use.
 pub(super) fn load_cpu(
     config: &EngineConfig,
     checkpoint: &dyn Checkpoint,
@@ -145,15 +145,15 @@ pub(super) fn load_cpu(
         kv_format: cpu_kv_format(config),
         host_tier: host_tier(config),
         attention: match config.attention_backend {
-            Some(AttentionBackend::TorchNative) => Attention::Reference,
-            // One kernel does what both of these are for.
-            Some(AttentionBackend::Triton | AttentionBackend::Flashinfer) | None => {
+            Some(AttentionBackend::Reference) => Attention::Reference,
+            // One kernel serves both.
+            Some(AttentionBackend::SplitKv | AttentionBackend::PackedMma) | None => {
                 Attention::Vectorised
             }
         },
         sampling: match config.sampling_backend {
-            SamplingBackend::Flashinfer => Sampling::Selecting,
-            SamplingBackend::Pytorch => Sampling::Plain,
+            SamplingBackend::Device => Sampling::Selecting,
+            SamplingBackend::Host => Sampling::Plain,
         },
         isa,
         activations: match config.cpu_activations {
@@ -178,9 +178,9 @@ fn cpu_kv_format(config: &EngineConfig) -> cpu::KvFormat {
     }
 }
 
-/// `--max-total-tokens`, else as many tokens as fit the share of memory that the pool may have by
-/// default, but no more than 16 sequences of the model's full length could use. With
-/// `--device-memory-limit` no more than fit the model's fraction of it.
+/// `--max-total-tokens`; otherwise as many tokens as fit the default share of the memory, limited
+/// to what 16 sequences of the model's full length could use. With `--device-memory-limit`, limited
+/// to the model's fraction of it.
 fn cpu_pool_tokens(
     config: &EngineConfig,
     checkpoint: &dyn Checkpoint,
@@ -198,7 +198,7 @@ fn cpu_pool_tokens(
     };
     let Some(limit) = config.device_memory_limit_bytes else {
         let pool_tokens = config.max_total_tokens.unwrap_or_else(by_default);
-        // Where the system does not say what is free, nothing is refused.
+        // If the system does not report free memory, nothing is refused.
         if let Some(free) = host_memory::free_bytes() {
             let weights = cpu_memory::weight_bytes(checkpoint)?;
             cpu_memory::fits_the_host(free, weights, pool_tokens, token_bytes)

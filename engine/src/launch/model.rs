@@ -1,4 +1,4 @@
-//! The model of a command line: fetched and opened, and its text side.
+//! Fetches and opens the model of a command line, with its tokenizer and chat template.
 
 use std::path::PathBuf;
 
@@ -16,15 +16,16 @@ use crate::weights::{self, Checkpoint, LoadFormat, ModelFiles, WeightError};
 
 /// A checkpoint that was found and opened.
 pub struct LoadedModel {
-    /// As asked for; `default` where nothing was.
+    /// As requested; `default` if none was.
     pub requested: String,
-    /// Why something else than the default is used, if so.
+    /// Why the default model was replaced, if it was.
     pub fallback_reason: Option<String>,
     pub resolved: ResolvedModel,
     pub checkpoint: Box<dyn Checkpoint>,
 }
 
-/// Where fetched models are kept; absolute, since programs that fetch them run in other folders.
+/// The folder for fetched models; absolute, since the programs that fetch them run in other
+/// folders.
 pub fn cache_dir(typed: Option<&PathBuf>) -> Result<PathBuf, SourceError> {
     match typed {
         Some(dir) => std::path::absolute(dir).map_err(|e| SourceError::file(dir, e)),
@@ -40,8 +41,9 @@ pub fn load_model(
     load_accepted(config, &|_| Ok(()), progress)
 }
 
-/// Fetches and opens the model. What the command line and the small files decide is decided before
-/// weights are fetched or read; so is what `accept` says of the model, which has no digest then.
+/// Fetches and opens the model. Whatever the command line and the small files can rule out is
+/// refused before weights are fetched or read; so is what `accept` refuses; the model has no digest
+/// at that point.
 pub(super) fn load_accepted(
     config: &EngineConfig,
     accept: &dyn Fn(&ResolvedModel) -> Result<(), LaunchError>,
@@ -102,7 +104,7 @@ pub(super) fn open(
     )
 }
 
-/// A model that sleeps without its weights wakes with the same ones, or not at all.
+/// A model that was suspended without its weights wakes with the same ones, or not at all.
 pub(super) fn check_unchanged(
     config: &EngineConfig,
     model: &ResolvedModel,
@@ -119,11 +121,11 @@ fn parts_of(config: &EngineConfig) -> Parts {
     }
 }
 
-/// What the flags say of a folder's configuration, or of a GGUF file's header.
+/// Checks the flags against a folder's configuration, or a GGUF file's header.
 fn check_small_files(config: &EngineConfig, found: &ResolvedModel) -> Result<(), LaunchError> {
     let dir = match &found.files {
         ModelFiles::Folder(dir) => dir,
-        // Its header is all that is read of it here, and is not hashed for.
+        // Only its header is read here, without hashing the file.
         ModelFiles::Gguf(_) => {
             let checkpoint = open(config, found)?;
             check_context_length(config, checkpoint.config())?;
@@ -150,7 +152,7 @@ fn check_small_files(config: &EngineConfig, found: &ResolvedModel) -> Result<(),
     }
 }
 
-/// `--context-length` is no longer than the model's own.
+/// Checks that `--context-length` does not exceed the model's own.
 pub(super) fn check_context_length(
     config: &EngineConfig,
     model: &ModelConfig,
@@ -177,8 +179,7 @@ fn check_quantization(
     Err(LaunchError::Quantization { asked, found })
 }
 
-/// What the model's makers recommend for requests that do not say how to sample, where the flags
-/// ask for it.
+/// The model authors' recommended sampling parameters, if the flags ask for them.
 pub(super) fn recommendation(
     config: &EngineConfig,
     model: &ResolvedModel,
@@ -195,7 +196,7 @@ pub(super) fn recommendation(
     if found.defaults != SamplingDefaults::default() {
         tracing::info!(
             defaults = ?found.defaults,
-            "requests that do not say how to sample follow the model's generation_config.json"
+            "requests without sampling parameters use the model's generation_config.json"
         );
     }
     Ok(found)

@@ -1,8 +1,8 @@
-//! The three kinds of metrics: plain atomics, written by one side and read by the other.
+//! The three kinds of metrics: plain atomics, written by one thread and read by another.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Only grows.
+/// A counter that only grows.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
 
@@ -16,7 +16,7 @@ impl Counter {
     }
 }
 
-/// Holds the latest value.
+/// A gauge with the latest value.
 #[derive(Debug, Default)]
 pub struct Gauge(AtomicU64);
 
@@ -30,7 +30,7 @@ impl Gauge {
     }
 }
 
-/// Counts observations by upper bounds, with their sum.
+/// A histogram of observations by upper bounds, with their sum.
 #[derive(Debug)]
 pub struct Histogram {
     /// Ascending; the bucket for everything above is implied.
@@ -54,13 +54,13 @@ impl Histogram {
         let bucket = self.bounds.partition_point(|bound| *bound < value);
         self.counts[bucket].fetch_add(1, Ordering::Relaxed);
         let add = |bits| Some((f64::from_bits(bits) + value).to_bits());
-        // The closure always gives a value, so the update always succeeds.
+        // The closure always returns a value, so the update always succeeds.
         let _ = self
             .sum
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
     }
 
-    /// (upper bound, observations up to it), the last bound being infinite.
+    /// (upper bound, observations up to it); the last bound is infinite.
     pub fn cumulative(&self) -> Vec<(f64, u64)> {
         let bounds = self.bounds.iter().copied().chain([f64::INFINITY]);
         let mut sum = 0;

@@ -1,8 +1,9 @@
 //! Counters, gauges and histograms, and their Prometheus text form.
 //!
-//! Names are vLLM's and SGLang's where they mean the same, so that their dashboards work; what only
-//! this engine has is called `engine_…`. The engine thread writes, `/metrics` reads; plain atomics, no lock.
-//! Deliberately absent: metrics that come and go at run time, and time stamps.
+//! Names are vLLM's and SGLang's if the meaning is the same, so that their dashboards work; metrics
+//! of this engine alone are called `engine_…`. The engine thread writes, `/metrics` reads: plain
+//! atomics, no locks.
+//! Deliberately absent: metrics that are added at run time, and timestamps.
 
 mod kinds;
 mod model_page;
@@ -38,13 +39,13 @@ const E2E_BOUNDS_S: &[f64] = &[
     120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0,
 ];
 
-/// Everything that `/metrics` shows of one model.
+/// All metrics of one model.
 #[derive(Debug)]
 pub struct Metrics {
     model_name: String,
     pub n_running: Gauge,
     pub n_waiting: Gauge,
-    /// Of the waiting, those whose prefix another request is computing.
+    /// Waiting requests whose prefix another request is computing.
     pub n_deferred: Gauge,
     pub kv_pages_used: Gauge,
     pub kv_pages_cached: Gauge,
@@ -54,7 +55,7 @@ pub struct Metrics {
     pub host_kv_offloaded: Counter,
     pub host_kv_restored: Counter,
     pub host_kv_declined: Counter,
-    /// Cached pages that were given up for good.
+    /// Cached pages that were evicted without a copy.
     pub kv_pages_lost: Counter,
     pub prefix_cache_queries: Counter,
     pub prefix_cache_hits: Counter,
@@ -63,9 +64,9 @@ pub struct Metrics {
     pub preemptions: Counter,
     pub stopped: Counter,
     pub reached_length: Counter,
-    /// Cancelled, by the client or by its going away.
+    /// Cancelled by the client or by its disconnecting.
     pub aborted: Counter,
-    /// Ended by an error, whatever it was.
+    /// Ended by any error.
     pub failed: Counter,
     pub prefill_steps: Counter,
     pub decode_steps: Counter,
@@ -94,22 +95,22 @@ pub struct Metrics {
     pub n_request_preemptions: Histogram,
     /// `max_tokens` of answered requests.
     pub n_asked: Histogram,
-    /// Choices of a prompt, once they have all ended.
+    /// Choices for each prompt, once all have ended.
     pub n_choices: Histogram,
-    /// Output tokens of the longest of them.
+    /// Output tokens of the longest choice.
     pub n_longest: Histogram,
-    /// Output tokens a second of the last second or so; 0 while idle.
+    /// Output tokens per second over about the last second; 0 while idle.
     pub output_rate: Gauge,
     /// Requests that were refused because the queue was full.
     pub rejections: Counter,
-    /// Tokens of a step.
+    /// Tokens in a step.
     pub n_step_tokens: Histogram,
     pub queue_timeouts: Counter,
     pub request_timeouts: Counter,
     pub result_cache_hits: Counter,
     pub result_cache_misses: Counter,
     pub result_cache_stored: Counter,
-    /// Results that were not looked up or stored because the cache could not be reached.
+    /// Lookups and stores that failed because the cache could not be reached.
     pub result_cache_errors: Counter,
 }
 

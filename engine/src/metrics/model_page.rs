@@ -1,4 +1,4 @@
-//! What `/metrics` shows of a model, name by name.
+//! The metrics of a model in `/metrics`, name by name.
 
 use super::page::Page;
 use super::{Counter, Metrics, sglang_names};
@@ -32,7 +32,7 @@ impl Metrics {
             ),
             (
                 "vllm:gpu_cache_usage_perc",
-                "Share of KV cache pages in use, under vLLM's older name; 1 is all.",
+                "Share of KV cache pages in use; deprecated alias of vllm:kv_cache_usage_perc.",
                 usage,
             ),
             (
@@ -42,22 +42,22 @@ impl Metrics {
             ),
             (
                 "engine_kv_pages_cached",
-                "KV cache pages kept for requests to come; they count as free.",
+                "KV cache pages that hold cached prefixes; they count as free.",
                 self.kv_pages_cached.get(),
             ),
             (
                 "engine_kv_pages_total",
-                "KV cache pages.",
+                "Total KV cache pages.",
                 self.kv_pages_total.get(),
             ),
             (
                 "engine_host_kv_pages_used",
-                "KV cache pages of the host tier that are in use.",
+                "KV cache pages of the host tier in use.",
                 self.host_kv_pages_used.get(),
             ),
             (
                 "engine_host_kv_pages_total",
-                "KV cache pages of the host tier.",
+                "Total KV cache pages of the host tier.",
                 self.host_kv_pages_total.get(),
             ),
         ];
@@ -67,7 +67,7 @@ impl Metrics {
         let (n_waiting, n_deferred) = (self.n_waiting.get(), self.n_deferred.get());
         page.gauges(
             "vllm:num_requests_waiting_by_reason",
-            "Requests waiting for admission: for a place or pages (capacity), or for a prefix that \
+            "Requests waiting for admission, by reason: for a batch slot or pages (capacity), or for a prefix that \
              another request is computing (deferred).",
             "reason",
             &[
@@ -77,7 +77,7 @@ impl Metrics {
         );
         page.counters(
             "engine_host_kv_moves_total",
-            "KV cache pages that went to the host, came back, or were on the host and computed \
+            "KV cache pages offloaded to the host, restored from it, or on the host but computed \
              again because that was faster.",
             "outcome",
             &[
@@ -88,13 +88,13 @@ impl Metrics {
         );
         page.counters(
             "engine_kv_pages_lost_total",
-            "Cached KV pages given up without a copy in host memory.",
+            "Cached KV pages evicted without a copy in host memory.",
             "",
             &[("", count(&self.kv_pages_lost))],
         );
         page.counters(
             "vllm:prompt_tokens_total",
-            "Prompt tokens of requests that have got their first token.",
+            "Prompt tokens of requests that have received their first token.",
             "",
             &[("", count(&self.prompt_tokens))],
         );
@@ -112,13 +112,13 @@ impl Metrics {
         );
         page.counters(
             "vllm:prefix_cache_hits_total",
-            "Prompt tokens of admitted requests whose KV was cached.",
+            "Prompt tokens served from the prefix cache.",
             "",
             &[("", count(&self.prefix_cache_hits))],
         );
         page.counters(
             "vllm:num_preemptions_total",
-            "Sequences sent back to the queue because KV pages ran out.",
+            "Sequences preempted because KV pages ran out.",
             "",
             &[("", count(&self.preemptions))],
         );
@@ -146,7 +146,7 @@ impl Metrics {
         );
         page.counters(
             "engine_run_ahead_total",
-            "Decode work begun on the device before its plan was there, by what became of it.",
+            "Decode steps started on the device before they were planned, by outcome.",
             "outcome",
             &[
                 ("used", count(&self.run_ahead_used)),
@@ -155,7 +155,7 @@ impl Metrics {
         );
         page.counters(
             "engine_host_sampled_tokens_total",
-            "Tokens that the host's sampler chose for a model on a device.",
+            "Tokens sampled on the host for a model on a GPU.",
             "",
             &[("", count(&self.host_sampled_tokens))],
         );
@@ -168,7 +168,7 @@ impl Metrics {
         );
         page.counters(
             "engine_grammar_masks_total",
-            "Masks of allowed tokens, by whether they were there when a token was chosen.",
+            "Grammar masks, by whether they were ready when a token was sampled.",
             "when",
             &[
                 ("ready", count(&self.masks_ready)),
@@ -183,7 +183,7 @@ impl Metrics {
         );
         page.counters(
             "engine_failed_total",
-            "Requests ended by an error: of a step, a grammar, a limit of time, or a stop.",
+            "Requests ended by an error: a failed step, a grammar, a time limit, or a shutdown.",
             "",
             &[("", count(&self.failed))],
         );
@@ -198,7 +198,7 @@ impl Metrics {
         );
         page.counters(
             "engine_result_cache_total",
-            "Deterministic requests, by what the result cache had; answers stored in it; lookups \
+            "Deterministic requests by result cache outcome; responses stored in it; lookups \
              and stores that failed.",
             "outcome",
             &[
@@ -221,12 +221,12 @@ impl Metrics {
             ),
             (
                 "vllm:time_per_output_token_seconds",
-                "Seconds between two tokens of a request, under vLLM's older name.",
+                "Seconds between two tokens of a request; deprecated alias of vllm:inter_token_latency_seconds.",
                 &self.itl_s,
             ),
             (
                 "vllm:request_time_per_output_token_seconds",
-                "Mean time per output token after the first, one value a request.",
+                "Mean time per output token after the first, one value per request.",
                 &self.tpot_s,
             ),
             (
@@ -271,7 +271,7 @@ impl Metrics {
             ),
             (
                 "vllm:request_params_max_tokens",
-                "Most output tokens that a finished request could have had.",
+                "Maximum output tokens (max_tokens) of a finished request.",
                 &self.n_asked,
             ),
             (

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use super::kinds::Histogram;
 
-/// The text being written; every sample carries the model's name, where it is a model's.
+/// The page being written; every sample of a model carries the model's name.
 pub struct Page<'a> {
     text: String,
     model_name: Option<&'a str>,
@@ -56,7 +56,7 @@ impl<'a> Page<'a> {
         }
     }
 
-    /// A gauge of 1 whose labels say what is fixed.
+    /// A gauge of 1 whose labels carry constants.
     pub fn info(&mut self, name: &str, help: &str, labels: &[(&str, String)]) {
         self.head(name, help, "gauge");
         let model_name = self.model_name.map(|name| ("model_name", name.to_owned()));
@@ -89,7 +89,7 @@ impl<'a> Page<'a> {
             n = cumulative;
         }
         self.sample(&format!("{name}_sum"), "", "", histogram.sum());
-        // From the same reading as the buckets, so that it equals the last one.
+        // From the same snapshot as the buckets, so that it equals the last one.
         self.sample(&format!("{name}_count"), "", "", n as f64);
     }
 }

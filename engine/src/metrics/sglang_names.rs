@@ -1,7 +1,7 @@
-//! The same figures under SGLang's names, those that its dashboard asks for.
+//! The same metrics under SGLang's names, those that its dashboard uses.
 //!
-//! Deliberately absent: names whose figure this engine does not have (speculation, LoRA, transfers
-//! between servers).
+//! Deliberately absent: names of metrics that this engine does not have (speculation, LoRA,
+//! transfers between servers).
 
 use super::page::Page;
 use super::{Counter, Metrics};
@@ -27,12 +27,12 @@ pub fn render(metrics: &Metrics, page: &mut Page<'_>) {
         ),
         (
             "sglang:num_used_tokens",
-            "Tokens that the KV cache pages in use have room for.",
+            "Capacity of the KV cache pages in use, in tokens.",
             used * page_tokens,
         ),
         (
             "sglang:max_total_num_tokens",
-            "Tokens that all KV cache pages have room for.",
+            "Capacity of the KV cache, in tokens.",
             total * page_tokens,
         ),
         (
@@ -42,12 +42,12 @@ pub fn render(metrics: &Metrics, page: &mut Page<'_>) {
         ),
         (
             "sglang:cache_hit_rate",
-            "Share of all prompt tokens since the start whose KV was cached.",
+            "Share of all prompt tokens since the start that were served from the prefix cache.",
             share(hits, count(&metrics.prefix_cache_queries)),
         ),
         (
             "sglang:gen_throughput",
-            "Output tokens a second over the last second or so; 0 while no request runs.",
+            "Output tokens per second over about the last second; 0 while no request runs.",
             metrics.output_rate.get(),
         ),
     ] {
@@ -62,7 +62,7 @@ pub fn render(metrics: &Metrics, page: &mut Page<'_>) {
     for (name, help, value) in [
         (
             "sglang:prompt_tokens_total",
-            "Prompt tokens of requests that have got their first token.",
+            "Prompt tokens of requests that have received their first token.",
             count(&metrics.prompt_tokens),
         ),
         (
@@ -72,7 +72,7 @@ pub fn render(metrics: &Metrics, page: &mut Page<'_>) {
         ),
         (
             "sglang:num_requests_total",
-            "Requests ended, whatever the reason.",
+            "Requests ended, for any reason.",
             ended.into_iter().map(count).sum(),
         ),
         (
@@ -82,7 +82,7 @@ pub fn render(metrics: &Metrics, page: &mut Page<'_>) {
         ),
         (
             "sglang:num_retracted_requests_total",
-            "Requests sent back to the queue because KV pages ran out.",
+            "Requests preempted because KV pages ran out.",
             count(&metrics.preemptions),
         ),
     ] {
@@ -90,7 +90,7 @@ pub fn render(metrics: &Metrics, page: &mut Page<'_>) {
     }
     page.counters(
         "sglang:cached_tokens_total",
-        "Prompt tokens whose KV was cached.",
+        "Prompt tokens served from the prefix cache.",
         "cache_source",
         &[("total", hits)],
     );

@@ -1,10 +1,10 @@
-//! The text of `/metrics` read back.
+//! Parses the text of `/metrics`.
 
 use std::collections::HashMap;
 
 use super::*;
 
-/// A strict reader of the text format: every family has HELP, then TYPE, then its samples.
+/// A strict parser of the text format: every family has HELP, then TYPE, then its samples.
 fn parse(text: &str) -> HashMap<String, f64> {
     let mut samples = HashMap::new();
     let mut family = String::new();

@@ -1,4 +1,4 @@
-//! What `/metrics` shows of the process: connections, refusals by code, memory.
+//! The metrics of the process: connections, errors by code, memory.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -9,9 +9,9 @@ use crate::errors::Code;
 /// Why a connection was closed by the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dropped {
-    /// It took none of an answer for too long.
+    /// The client read none of a response for too long.
     SlowReader,
-    /// No request came for too long, or only a part of its head.
+    /// No complete request head arrived for too long.
     Idle,
 }
 
@@ -23,7 +23,7 @@ pub struct TrafficMetrics {
     closed: Counter,
     slow_readers: Counter,
     idle: Counter,
-    /// By [`Code`], in the order of [`Code::ALL`].
+    /// One for each [`Code`], in the order of [`Code::ALL`].
     errors: Vec<Counter>,
 }
 
@@ -104,13 +104,13 @@ impl TrafficMetrics {
         );
         page.gauge(
             "process_start_time_seconds",
-            "When the process started, since 1970.",
+            "Start time of the process in seconds since 1970.",
             self.started_s,
         );
         if let Some(bytes) = resident_bytes() {
             page.gauge(
                 "process_resident_memory_bytes",
-                "Memory of the process that is resident.",
+                "Resident memory of the process.",
                 bytes as f64,
             );
         }
@@ -118,7 +118,7 @@ impl TrafficMetrics {
     }
 }
 
-/// As Linux has it; elsewhere the metric is left out.
+/// As reported by Linux; elsewhere the metric is left out.
 fn resident_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"))?;

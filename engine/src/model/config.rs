@@ -3,8 +3,8 @@
 //! All three are the same block (RMSNorm, GQA attention with RoPE, SwiGLU) and differ in
 //! the switches below. Read from `config.json` ([`super::config_json`]) or from GGUF metadata.
 //!
-//! Every size passes [`ModelConfig::validated`] before anything is allocated for it: a
-//! checkpoint is a stranger's file, and one absurd number in it must not take the memory.
+//! Every size passes [`ModelConfig::validated`] before anything is allocated for it: a checkpoint
+//! is an untrusted file, and an absurd number in it must not exhaust the memory.
 
 pub use kernels::rope::Scaling as RopeScaling;
 
@@ -18,7 +18,7 @@ pub enum Family {
     Llama,
 }
 
-/// Validated: every size is non-zero, `n_q_heads` is a multiple of `n_kv_heads`, sizes that
+/// Validated: every size is non-zero, `n_q_heads` is a multiple of `n_kv_heads`, and sizes that
 /// would overflow were refused.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct ModelConfig {
@@ -30,7 +30,7 @@ pub struct ModelConfig {
     pub n_kv_heads: usize,
     pub head_dim: usize,
     pub vocab: usize,
-    /// Positions the model was made for.
+    /// Number of positions that the model was trained for.
     pub context_length: usize,
     pub rms_norm_eps: f32,
     pub rope: RopeConfig,
@@ -99,7 +99,7 @@ impl ConfigError {
     }
 }
 
-/// Largest values taken from a file. Far above any published model, far below what overflows.
+/// Upper bounds for values from a file: far above any published model, far below an overflow.
 mod limit {
     pub const LAYERS: usize = 1024;
     pub const HIDDEN: usize = 1 << 17;
@@ -123,7 +123,7 @@ impl ModelConfig {
         self.n_kv_heads * self.head_dim
     }
 
-    /// Elements of K and V that one token leaves in the cache, over all layers.
+    /// Elements of K and V that one token occupies in the cache, over all layers.
     pub fn kv_elements_per_token(&self) -> usize {
         2 * self.n_layers * self.kv_width()
     }
@@ -162,7 +162,7 @@ impl ModelConfig {
             ));
         }
         if !self.head_dim.is_multiple_of(2) {
-            let limit = "even, because RoPE turns pairs";
+            let limit = "even, because RoPE rotates pairs";
             return Err(ConfigError::invalid("head dimension", self.head_dim, limit));
         }
         // No product overflows: each factor was bounded above.
@@ -234,8 +234,8 @@ fn check_scaling(scaling: RopeScaling) -> Result<(), ConfigError> {
     }
 }
 
-/// YaRN's factor on the attention logits' scale (on cos and sin) where a file does not name
-/// one: `0.1 ln(factor) + 1` (Peng et al. 2023, section 3.4).
+/// YaRN's factor on the scale of the attention logits (on cos and sin) if a file has none: `0.1
+/// ln(factor) + 1` (Peng et al. 2023, section 3.4).
 pub fn yarn_attention_factor(factor: f32) -> f32 {
     if factor <= 1.0 {
         1.0

@@ -1,7 +1,7 @@
 //! Reads `config.json` (and `generation_config.json`, and AutoAWQ's older `quant_config.json`) as
-//! Hugging Face writes them. RoPE's part is [`rope_json`]'s.
+//! Hugging Face writes them. [`rope_json`] reads the RoPE part.
 //!
-//! Deliberately absent: options that would change the arithmetic in a way no executor knows
+//! Deliberately absent: options that would change the arithmetic in ways that no executor supports
 //! (other activations, MLP biases, multimodal RoPE). They are refused, never ignored.
 
 use std::path::Path;
@@ -13,7 +13,7 @@ use super::json_fields::Fields;
 use super::layer_types::LayerTypes;
 use super::rope_json;
 
-/// A folder's configuration: the model's and how its matrices are quantised.
+/// A folder's configuration: the model's, and the quantisation of its matrices.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FolderConfig {
     pub model: ModelConfig,
@@ -23,15 +23,15 @@ pub struct FolderConfig {
 /// `quantization_config` of an AutoAWQ checkpoint: 4 bits, `gemm` layout, with zero points.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AwqConfig {
-    /// Input columns that share a scale; `None` (-1 in the file) is one group a row.
+    /// Input columns that share a scale; `None` (-1 in the file) is one group for each row.
     pub group_size: Option<usize>,
 }
 
-/// A configuration is a few kilobytes; anything near this is not one.
+/// A configuration has a few kilobytes; a file of this size is something else.
 const MAX_CONFIG_BYTES: u64 = 16 << 20;
 
-/// Reads `config.json` and, where they are there, `generation_config.json` and `quant_config.json`
-/// of a folder.
+/// Reads `config.json` of a folder and, if they exist, `generation_config.json` and
+/// `quant_config.json`.
 pub fn read_folder(dir: &Path) -> Result<FolderConfig, ConfigError> {
     let optional = |name: &str| {
         let path = dir.join(name);
@@ -71,12 +71,12 @@ pub(crate) fn read_json(path: &Path) -> Result<Value, ConfigError> {
     serde_json::from_slice(json).map_err(|e| fail(format!("is not valid JSON: {e}")))
 }
 
-/// Turns the parsed files into a validated configuration.
+/// Converts the parsed files to a validated configuration.
 pub fn parse(config: &Value, generation: Option<&Value>) -> Result<FolderConfig, ConfigError> {
     let fields = Fields::of(config, "")?;
     let family = family(&fields)?;
     if let Some(activation) = fields.text("hidden_act")?
-        // The same function by its other name.
+        // Another name of the same function.
         && !matches!(activation, "silu" | "swish")
     {
         return Err(unsupported("hidden_act", activation, "silu"));
@@ -135,7 +135,7 @@ fn family(fields: &Fields) -> Result<Family, ConfigError> {
     const SUPPORTED: &str = "Qwen3ForCausalLM, Qwen2ForCausalLM, LlamaForCausalLM";
     let named = match fields.map.get("architectures") {
         Some(Value::Array(names)) => names.first().and_then(Value::as_str).unwrap_or_default(),
-        // Some re-quantised checkpoints carry the model type alone.
+        // Some re-quantised checkpoints only have the model type.
         _ => fields.text("model_type")?.unwrap_or_default(),
     };
     match named {
@@ -149,7 +149,7 @@ fn family(fields: &Fields) -> Result<Family, ConfigError> {
     }
 }
 
-/// A vocabulary that was pruned often keeps the old id in this file; the tokenizer has its own.
+/// A pruned vocabulary often keeps the old id in this file; the tokenizer has its own.
 fn bos_id(fields: &Fields, vocab: usize) -> Result<Option<u32>, ConfigError> {
     let id = fields.ids("bos_token_id")?.first().copied();
     if let Some(id) = id
@@ -165,7 +165,7 @@ fn bos_id(fields: &Fields, vocab: usize) -> Result<Option<u32>, ConfigError> {
     Ok(id)
 }
 
-/// Ids of both files: `generation_config.json` often has the chat model's additional one.
+/// Ids from both files: `generation_config.json` often has the chat model's additional one.
 fn eos_ids(fields: &Fields, generation: Option<&Value>) -> Result<Vec<u32>, ConfigError> {
     let mut ids = match generation {
         Some(generation) => Fields::of(generation, "generation_config.")?.ids("eos_token_id")?,
@@ -195,10 +195,10 @@ fn awq(fields: &Fields) -> Result<Option<AwqConfig>, ConfigError> {
     awq_of(&q).map(Some)
 }
 
-/// What is read of matrices that are not 16 or 32 bits wide.
+/// The supported formats of matrices that are not 16 or 32 bits wide.
 const QUANTISED: &str = "awq (or the same model in 16 bits, or as GGUF)";
 
-/// AutoAWQ's parameters: of `quantization_config`, or of the `quant_config.json` of its first
+/// AutoAWQ's parameters, from `quantization_config` or from the `quant_config.json` of its first
 /// versions, which have no `quant_method`.
 fn awq_of(q: &Fields) -> Result<AwqConfig, ConfigError> {
     let bits = match q.size("bits")? {

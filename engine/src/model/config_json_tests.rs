@@ -216,7 +216,7 @@ fn auto_awq_is_recognised_and_other_quantisations_are_refused() {
     }
 }
 
-/// Each bad value is named together with its limit.
+/// Each invalid value is reported together with its limit.
 #[test]
 fn bad_values_are_refused_with_value_and_limit() {
     for (key, value, expected) in [
@@ -349,14 +349,14 @@ fn a_folder_that_has_no_readable_configuration_is_named() {
     assert!(error.contains("is not valid JSON"), "{error}");
 }
 
-/// What other tools write and transformers reads.
+/// Forms that other tools write and transformers accepts.
 #[test]
 fn odd_values_that_are_right_are_taken() {
     let read = parsed(&with(llama(), "max_position_embeddings", json!(512.0))).model;
     assert_eq!(read.context_length, 512);
     assert!(refused(&with(llama(), "max_position_embeddings", json!(512.5))).contains("is 512.5"));
     parsed(&with(llama(), "hidden_act", json!("swish")));
-    // Of a pruned vocabulary: no token of that id can ever be read or made.
+    // For a pruned vocabulary: no token of that id can be read or generated.
     let pruned = with(llama(), "bos_token_id", json!(128_000));
     assert_eq!(parsed(&pruned).model.bos_token_id, None);
     let error = refused(&with(llama(), "eos_token_id", json!(128_001)));
@@ -372,7 +372,7 @@ fn a_byte_order_mark_is_no_part_of_a_file() {
     assert_eq!(read.model.n_layers, 22);
 }
 
-/// AutoAWQ's first versions wrote a file of their own.
+/// AutoAWQ's first versions wrote a separate file.
 #[test]
 fn an_older_awq_file_is_read_where_the_configuration_has_nothing() {
     let dir = tempfile::tempdir().expect("a folder");

@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 use super::config::ConfigError;
 
-/// Typed access to a JSON object; `null` counts as absent, as Hugging Face has it.
+/// Typed access to a JSON object; `null` counts as absent, as in Hugging Face's code.
 pub(crate) struct Fields<'a> {
     pub map: &'a Map<String, Value>,
     prefix: String,

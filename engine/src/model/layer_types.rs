@@ -1,24 +1,24 @@
-//! Which layers of a model attend to everything and which within a window only.
+//! Which layers of a model have full attention and which have a sliding window.
 
 use serde_json::Value;
 
 use super::config::ConfigError;
 use super::json_fields::Fields;
 
-/// What transformers assumes where a Qwen file has a window and does not say from which layer on.
+/// transformers' default for a Qwen file with a window that does not name its first layer.
 const DEFAULT_MAX_WINDOW_LAYERS: usize = 28;
 
-/// Attention by layer, as far as it matters here: whether any layer has a window.
+/// The layers' attention, as far as it matters here: whether any layer has a window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct LayerTypes {
     pub has_window: bool,
-    /// Tokens that a windowed layer sees; `None` where no layer has a window.
+    /// Tokens that a windowed layer sees; `None` if no layer has a window.
     window: Option<usize>,
 }
 
 impl LayerTypes {
-    /// Reads `layer_types`, or without it `use_sliding_window` with `max_window_layers`: the first
-    /// so many layers attend to everything.
+    /// Reads `layer_types`, or without it `use_sliding_window` with `max_window_layers`, the number
+    /// of leading layers with full attention.
     pub fn read(fields: &Fields, n_layers: usize) -> Result<Self, ConfigError> {
         let uses_window = fields.flag("use_sliding_window")?.unwrap_or(false);
         let window = fields.size("sliding_window")?.filter(|_| uses_window);
@@ -65,7 +65,7 @@ impl LayerTypes {
     }
 
     /// Attention here is always full. Up to the window's size it equals windowed attention, so a
-    /// model with a windowed layer is served up to that length and not beyond.
+    /// model with a windowed layer is limited to that length.
     pub fn context(&self, context: usize) -> usize {
         match self.window {
             Some(window) if window < context => {

@@ -1,4 +1,4 @@
-//! What a model is: its shapes and options. The arithmetic is the executors' business.
+//! Model configurations: shapes and options. The executors implement the arithmetic.
 pub mod config;
 pub mod config_json;
 pub(crate) mod json_fields;

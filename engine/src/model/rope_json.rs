@@ -1,8 +1,8 @@
-//! RoPE out of `config.json`: the old keys (`rope_theta`, `rope_scaling`), the new ones
-//! (`rope_parameters`, one set or one a type of layer), and both together.
+//! Reads RoPE from `config.json`: the old keys (`rope_theta`, `rope_scaling`), the new ones
+//! (`rope_parameters`, one set or one for each type of layer), and both together.
 //!
-//! Every key of the objects is either honoured or refused by name: a scaling that is read wrongly
-//! yields a text that is wrong and looks right.
+//! Every key of the objects is either used or refused by name: a misread scaling produces text that
+//! is wrong but looks right.
 
 use serde_json::Value;
 
@@ -10,7 +10,7 @@ use super::config::{ConfigError, RopeConfig, RopeScaling, yarn_attention_factor}
 use super::json_fields::Fields;
 use super::layer_types::LayerTypes;
 
-/// What the objects may hold. `finetuned` is a remark of the first YaRN checkpoints.
+/// The supported keys. `finetuned` is an annotation in the first YaRN checkpoints.
 const KNOWN_KEYS: [&str; 16] = [
     "rope_type",
     "type",
@@ -31,7 +31,7 @@ const KNOWN_KEYS: [&str; 16] = [
 ];
 const KINDS: &str = "default, linear, dynamic, llama3, yarn";
 
-/// RoPE and the context length that it stretches `max_positions` to.
+/// Reads RoPE and the context length that it extends `max_positions` to.
 pub(super) fn read(
     fields: &Fields,
     max_positions: usize,
@@ -58,8 +58,8 @@ pub(super) fn read(
     Ok((RopeConfig { theta, scaling }, context_length))
 }
 
-/// The set for layers of full attention, where there is one a type of layer; keys that nothing here
-/// knows are refused. An empty object is none.
+/// The set for layers with full attention, if there is one for each type of layer. Unknown keys are
+/// refused. An empty object counts as absent.
 fn one_set<'a>(
     object: Option<Fields<'a>>,
     layers: &LayerTypes,
@@ -111,7 +111,7 @@ fn unknown(object: &Fields, key: &str) -> ConfigError {
     }
 }
 
-/// The value that all which name one agree on.
+/// A value on which all keys that have it agree.
 fn agreed(
     named: impl IntoIterator<Item = (String, Option<f64>)>,
 ) -> Result<Option<f64>, ConfigError> {
@@ -122,7 +122,7 @@ fn agreed(
             (None, Some(value)) => found = Some((key, value)),
             (Some((first_key, first)), Some(value)) => {
                 if (first - value).abs() > f64::EPSILON * first.abs() {
-                    let limit = format!("{first}, as {first_key} has it, or absent");
+                    let limit = format!("{first}, as in {first_key}, or absent");
                     return Err(ConfigError::invalid(key, value, limit));
                 }
             }
@@ -131,8 +131,8 @@ fn agreed(
     Ok(found.map(|(_, value)| value))
 }
 
-/// The one of two sets that scales. `rope_scaling` added by hand to a file that has
-/// `rope_parameters` is how model cards say a context is stretched.
+/// The one of two sets that scales. Model cards describe extending a context by adding
+/// `rope_scaling` to a file that has `rope_parameters`.
 fn merged<'a>(older: Fields<'a>, parameters: Fields<'a>) -> Result<Fields<'a>, ConfigError> {
     let scales = |set: &Fields| Ok::<_, ConfigError>(!matches!(kind(set)?, "default" | "none"));
     match (scales(&older)?, scales(&parameters)?) {
@@ -209,8 +209,8 @@ fn scaling(
         }
         "dynamic" => {
             let factor = factor(None)?;
-            // Beyond the original length the base grows with the sequence, so that cached keys
-            // would have to be rotated again for every token. Up to it nothing is scaled.
+            // Beyond the original length the base grows with the sequence, so cached keys would
+            // have to be rotated again for every token. Up to that length nothing is scaled.
             tracing::warn!(
                 context = original,
                 "context length limited to the length before dynamic NTK scaling begins; a \

@@ -37,7 +37,7 @@ fn yarn_keys() -> Value {
     json!({ "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64 })
 }
 
-/// A model card's `rope_scaling`, added to a file that has `rope_parameters`.
+/// `rope_scaling` from a model card, added to a file that has `rope_parameters`.
 #[test]
 fn both_objects_count() {
     let expected = Ok((1e6, yarn(), 256));
@@ -79,12 +79,12 @@ fn objects_that_disagree_are_refused_with_both_names() {
     let error = read(&keys).expect_err("they disagree");
     assert!(
         error.contains("rope_theta is 1000000")
-            && error.contains("10000, as rope_parameters.rope_theta has it"),
+            && error.contains("10000, as in rope_parameters.rope_theta"),
         "{error}"
     );
 }
 
-/// transformers 5 writes one set a type of layer.
+/// transformers 5 writes one set for each type of layer.
 #[test]
 fn a_set_for_layers_of_full_attention_is_taken() {
     let default = json!({ "rope_type": "default", "rope_theta": 1e6 });
@@ -97,7 +97,7 @@ fn a_set_for_layers_of_full_attention_is_taken() {
         read(&json!({ "rope_parameters": nested })),
         Ok((1e6, yarn(), 256))
     );
-    // Of a model with windowed layers it would be wrong.
+    // It would be wrong for a model with windowed layers.
     let windowed = json!({
         "rope_parameters": nested, "use_sliding_window": true, "sliding_window": 16,
         "max_window_layers": 2
@@ -131,7 +131,7 @@ fn keys_that_nothing_here_knows_are_refused() {
 }
 
 /// The base of dynamic NTK grows with the sequence; up to the original length nothing is scaled,
-/// and beyond it no request is taken.
+/// and longer requests are refused.
 #[test]
 fn dynamic_scaling_is_served_up_to_where_it_begins() {
     let scaling = RopeScaling::Dynamic {

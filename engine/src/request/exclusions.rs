@@ -1,28 +1,27 @@
-//! Tokens that may not come, whatever their logits: their logits become -inf before bias and
-//! penalties.
+//! Excluded tokens: their logits become -inf before bias and penalties.
 
 use std::sync::Arc;
 
-/// What a request excludes; the default excludes nothing.
+/// The exclusions of a request; the default excludes nothing.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Exclusions {
-    /// Only these tokens may come.
+    /// Only these tokens are allowed.
     pub allowed: Option<Arc<[u32]>>,
-    /// Sequences of tokens that the output must not hold.
+    /// Token sequences that the output must not contain.
     pub bad_words: Arc<[Vec<u32>]>,
-    /// Output tokens before which none of `ends` may come.
+    /// Number of output tokens before which none of `ends` is allowed.
     pub min_tokens: usize,
-    /// What ends the sequence.
+    /// Tokens that end the sequence.
     pub ends: Arc<[u32]>,
 }
 
 impl Exclusions {
-    /// Whether some token may not come as output token `output_index`.
+    /// Whether some token is excluded as output token `output_index`.
     pub fn apply_at(&self, output_index: usize) -> bool {
         self.allowed.is_some() || !self.bad_words.is_empty() || self.holds_back_ends(output_index)
     }
 
-    /// The request's fields that exclude tokens, as its client knows them.
+    /// The request's fields that exclude tokens, by their names in the API.
     pub fn names(&self) -> Vec<&'static str> {
         [
             ("allowed_token_ids", self.allowed.is_some()),
@@ -34,7 +33,7 @@ impl Exclusions {
         .collect()
     }
 
-    /// Whether the output so far says which tokens may come.
+    /// Whether the exclusions depend on the output so far.
     pub fn need_history(&self) -> bool {
         self.bad_words.iter().any(|word| word.len() > 1)
     }
@@ -43,9 +42,9 @@ impl Exclusions {
         output_index < self.min_tokens && !self.ends.is_empty()
     }
 
-    /// `logits`: `[n_vocab]`, of output token `output_index`. `output`: the last of the output so
-    /// far, as much of it as the longest bad word; all of it where it is shorter. Ids outside the
-    /// vocabulary change nothing.
+    /// `logits`: `[n_vocab]`, for output token `output_index`. `output`: the end of the output so
+    /// far, as long as the longest bad word, or all of it if it is shorter. Ids outside the
+    /// vocabulary have no effect.
     pub fn mask(&self, logits: &mut [f32], output_index: usize, output: &[u32]) {
         if let Some(allowed) = &self.allowed {
             let kept: Vec<(u32, f32)> = allowed
@@ -81,7 +80,7 @@ mod tests {
 
     const LOGITS: [f32; 6] = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0];
 
-    /// Which tokens may come.
+    /// The tokens that are still allowed.
     fn left(exclusions: &Exclusions, output_index: usize, output: &[u32]) -> Vec<usize> {
         let mut logits = LOGITS;
         exclusions.mask(&mut logits, output_index, output);
@@ -110,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_token_of_a_bad_word_is_excluded_behind_the_others() {
+    fn the_last_token_of_a_bad_word_is_excluded_after_the_others() {
         let words = Exclusions {
             bad_words: Arc::from([vec![5], vec![1, 2], vec![0, 1, 3], vec![98]]),
             ..Exclusions::default()
@@ -135,7 +134,7 @@ mod tests {
         }
         assert!(!ends.apply_at(3));
         assert_eq!(left(&ends, 3, &[]).len(), LOGITS.len());
-        // Nothing ends this sequence but its length.
+        // This sequence ends only by its length.
         let endless = Exclusions {
             ends: Arc::from([]),
             ..ends

@@ -1,4 +1,4 @@
-//! What a client asked for, after validation, and what it gets back, token by token.
+//! A validated request, and what it gets back token by token.
 //!
 //! Text does not appear here: prompts are token ids already, stop strings belong to the
 //! stream that turns tokens into text.
@@ -12,7 +12,7 @@ use std::sync::Arc;
 use self::exclusions::Exclusions;
 use crate::guide::{Guide, GuideError};
 
-/// One request's name inside the engine; never reused while the process lives.
+/// Id of a request inside the engine; never reused during the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RequestId(pub u64);
 
@@ -22,22 +22,22 @@ impl std::fmt::Display for RequestId {
     }
 }
 
-/// A validated request: every limit was checked before it was made.
+/// A validated request: every limit was checked before.
 #[derive(Debug, Clone)]
 pub struct Request {
     pub id: RequestId,
     /// Token ids, at least one, shorter than the context length.
     pub prompt: Arc<[u32]>,
     pub sampling: Arc<SamplingParams>,
-    /// Output tokens at most; prompt + output fits the context length. With 0 the prompt is
-    /// computed, and scored if that is asked, and nothing follows.
+    /// Maximum number of output tokens; prompt + output fits the context length. With 0 the prompt
+    /// is computed, and scored if requested, and nothing follows.
     pub max_new_tokens: usize,
-    /// Ids that end the sequence (end-of-sequence ids are in here unless `ignore_eos` was asked).
-    /// The stopping token is counted and reported, its text is not shown.
+    /// Ids that end the sequence (including the end-of-sequence ids unless `ignore_eos` was set).
+    /// The stopping token is counted and reported, but its text is not shown.
     pub stop_token_ids: Arc<[u32]>,
-    /// Larger runs earlier under `--schedule-policy priority`.
+    /// Larger values run earlier under `--schedule-policy priority`.
     pub priority: i32,
-    /// KV of the prompt is shared with requests of the same root alone; 0 unless the client sends a
+    /// KV of the prompt is only shared with requests of the same root; 0 unless the client sends a
     /// salt.
     pub prefix_root: u64,
 }
@@ -47,11 +47,11 @@ pub struct Request {
 pub struct SamplingParams {
     /// 0 is greedy; otherwise logits are divided by it.
     pub temperature: f32,
-    /// Keep the k likeliest; 0 keeps all.
+    /// Keep the k most likely tokens; 0 keeps all.
     pub top_k: usize,
     /// Keep the smallest set whose probability reaches this; 1 keeps all.
     pub top_p: f32,
-    /// Drop tokens below this share of the likeliest one's probability; 0 keeps all.
+    /// Drop tokens below this share of the highest probability; 0 keeps all.
     pub min_p: f32,
     /// Divide positive (multiply negative) logits of tokens seen in prompt or output; 1 is off.
     pub repetition_penalty: f32,
@@ -64,14 +64,14 @@ pub struct SamplingParams {
     /// The random stream. The draw for output token i depends on (seed, i) alone, so the same
     /// seed gives the same text whatever else is in the batch.
     pub seed: u64,
-    /// Report the log-probability of the chosen token and of this many likeliest ones.
+    /// Report the log-probability of the chosen token and of this many most likely ones.
     pub n_logprobs: Option<usize>,
-    /// Report the log-probability of each prompt token but the first, and of this many likeliest
-    /// ones in its place.
+    /// Report the log-probability of each prompt token except the first, and of this many most
+    /// likely ones at its position.
     pub n_prompt_logprobs: Option<usize>,
-    /// Tokens that may not come.
+    /// Tokens that must not be generated.
     pub exclusions: Exclusions,
-    /// Says before each token which ones may come. Belongs to one request alone.
+    /// Determines the allowed tokens before each token. Belongs to one request only.
     pub guide: Option<Guide>,
 }
 
@@ -96,12 +96,12 @@ impl Default for SamplingParams {
 }
 
 impl SamplingParams {
-    /// True where choosing a token needs the tokens that came before it.
+    /// True if choosing a token needs the previous tokens.
     pub fn needs_history(&self) -> bool {
         self.has_penalties() || self.exclusions.need_history()
     }
 
-    /// True where tokens that came before are more or less likely to come again.
+    /// True if previous tokens change the probability of later ones.
     #[expect(clippy::float_cmp, reason = "the neutral values are exact")]
     pub fn has_penalties(&self) -> bool {
         self.repetition_penalty != 1.0
@@ -114,9 +114,9 @@ impl SamplingParams {
 pub enum FinishReason {
     /// A stop token id was produced.
     Stop,
-    /// `max_new_tokens` reached.
+    /// `max_new_tokens` was reached.
     Length,
-    /// The client went away or asked to stop (a stop string was found, for one).
+    /// The client disconnected or asked to stop (for example, at a stop string).
     Cancelled,
 }
 
@@ -127,71 +127,71 @@ pub struct SampledToken {
     /// Natural log of the token's probability under the model's own distribution (before
     /// temperature and truncation, after no penalty); `None` unless log-probabilities were asked.
     pub logprob: Option<f32>,
-    /// The likeliest tokens with their log-probabilities, best first.
+    /// The most likely tokens with their log-probabilities, best first.
     pub top_logprobs: Vec<(u32, f32)>,
 }
 
-/// A token of a prompt, as the model expected it behind those before.
+/// A prompt token's score, given the tokens before it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ScoredToken {
     pub token: u32,
     /// As [`SampledToken::logprob`].
     pub logprob: f32,
-    /// 1 for the likeliest.
+    /// 1 for the most likely token.
     pub rank: u32,
-    /// The likeliest tokens in its place with their log-probabilities, best first.
+    /// The most likely tokens at its position with their log-probabilities, best first.
     pub top_logprobs: Vec<(u32, f32)>,
 }
 
-/// What a request's stream carries. The last event is `Finished` or `Failed`.
+/// The events of a request's stream. The last event is `Finished` or `Failed`.
 #[derive(Debug, Clone, PartialEq)]
 pub enum TokenEvent {
-    /// Of all prompt tokens but the first, before any output token; only where asked for.
+    /// Scores of all prompt tokens except the first, before any output token; only if requested.
     PromptLogprobs(Vec<ScoredToken>),
     Token(SampledToken),
     Finished {
         reason: FinishReason,
         usage: Usage,
     },
-    /// It ends without its text.
+    /// The request ended by an error.
     Failed(Failure),
 }
 
-/// Why a request ended without its text; the message is fit for the client.
+/// Why a request failed; the message is suitable for the client.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Failure {
     /// The step that held this request failed.
     #[error("{message}")]
     Step { message: String },
-    /// The model's own output for this request is no distribution.
+    /// The model's own output for this request is not a distribution.
     #[error("{message}")]
     Logits { message: String },
-    /// Its parameters leave no token, or are outside their limits.
+    /// Its parameters exclude all tokens, or are outside their limits.
     #[error("{message}")]
     Sampling { message: String },
-    /// The device answers nothing any more; the process ends.
+    /// The device cannot be used any more; the process ends.
     #[error("{message}")]
     DeviceLost { message: String },
     #[error(
-        "the request waited {waited_ms} ms for a place in the running batch, the limit is \
+        "the request waited {waited_ms} ms for admission to the running batch, the limit is \
          {limit_ms} ms (--max-queue-s)"
     )]
     QueueTimeout { waited_ms: u64, limit_ms: u64 },
     #[error("the request took {taken_ms} ms, the limit is {limit_ms} ms (--max-request-s)")]
     RequestTimeout { taken_ms: u64, limit_ms: u64 },
-    #[error("the server is shutting down, or unloads this model")]
+    #[error("the server is shutting down, or unloading this model")]
     ShuttingDown,
-    #[error("the model is put to sleep")]
-    Asleep,
-    /// The form that it asked for took too much, or leaves no token.
-    #[error("the output cannot follow its form: {message}")]
+    #[error("the model has been put to sleep")]
+    Suspended,
+    /// The output format exceeded its limits, or allows no token.
+    #[error("the output cannot follow its format: {message}")]
     Form { message: String },
-    /// What follows the form broke.
-    #[error("following the form of the output failed: {message}")]
+    /// The guide for the output format failed.
+    #[error("constraining the output failed: {message}")]
     Guide { message: String },
     #[error("the engine has stopped after an internal error")]
     Stopped,
-    /// The scheduler's own checks refused it, behind those at the door.
+    /// The scheduler's own checks refused it, after the API-level validation.
     #[error("{message}")]
     Rejected { message: String },
 }

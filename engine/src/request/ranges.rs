@@ -1,16 +1,16 @@
-//! What sampling parameters may be: the one table that HTTP requests, the engine's queue and the
-//! samplers are checked by.
+//! Ranges of sampling parameters: the single table used to validate HTTP requests, queued requests
+//! and the samplers' input.
 //!
-//! Ends are f32 and belong to the range, so a number that is inside as f64 is inside as f32.
-//! `top_p` 0 keeps the likeliest token alone. Within [`REPETITION_PENALTY`] a logit up to 1e36
-//! stays finite, whatever else is asked.
+//! Bounds are f32 and inclusive, so a number that is inside as f64 is inside as f32. `top_p` 0
+//! keeps only the most likely token. Within [`REPETITION_PENALTY`] a logit up to 1e36 stays finite,
+//! whatever the other parameters are.
 
 use super::SamplingParams;
 
-/// The values of one parameter, ends included.
+/// The valid values of one parameter, bounds included.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Range {
-    /// As in the API.
+    /// The name in the API.
     pub name: &'static str,
     pub least: f32,
     pub most: f32,
@@ -21,12 +21,12 @@ impl Range {
         Self { name, least, most }
     }
 
-    /// False for NaN.
+    /// NaN is in no range.
     pub fn contains(&self, value: f32) -> bool {
         (self.least..=self.most).contains(&value)
     }
 
-    /// `value` as the samplers take it, if it is inside.
+    /// `value` converted to the samplers' type, if it is inside.
     pub fn take(&self, value: f64) -> Option<f32> {
         (f64::from(self.least)..=f64::from(self.most))
             .contains(&value)
@@ -53,7 +53,7 @@ pub const MIN_P: Range = Range::new("min_p", 0.0, 1.0);
 pub const REPETITION_PENALTY: Range = Range::new("repetition_penalty", 0.01, 10.0);
 pub const PRESENCE_PENALTY: Range = Range::new("presence_penalty", -2.0, 2.0);
 pub const FREQUENCY_PENALTY: Range = Range::new("frequency_penalty", -2.0, 2.0);
-/// Of each token; the engine itself masks tokens with -inf.
+/// For each token; the engine itself masks tokens with -inf.
 pub const LOGIT_BIAS: Range = Range::new("logit_bias", -100.0, 100.0);
 
 /// A parameter outside its range.
@@ -64,7 +64,7 @@ pub struct OutOfRange {
     pub range: Range,
 }
 
-/// Refuses what is outside its range.
+/// Refuses parameters outside their range.
 pub fn check(params: &SamplingParams) -> Result<(), OutOfRange> {
     let values = [
         (TEMPERATURE, params.temperature),

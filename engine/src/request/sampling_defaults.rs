@@ -1,8 +1,8 @@
-//! What a model's makers recommend for requests that do not say how to sample:
+//! A model's recommended sampling parameters for requests that do not set them:
 //! `generation_config.json`.
 //!
-//! `do_sample` and lengths are not read: whether a request is greedy is its temperature's business,
-//! and how long an answer may be is the request's. vLLM and SGLang take the same fields.
+//! `do_sample` and lengths are ignored: greedy sampling is controlled by the temperature, and
+//! lengths by the request. vLLM and SGLang use the same fields.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use crate::model::config::ConfigError;
 use crate::model::config_json::read_json;
 use crate::model::json_fields::Fields;
 
-/// `None`: the file does not say, and OpenAI's default holds.
+/// `None`: not in the file, and OpenAI's default applies.
 #[derive(Debug, Clone, Copy, Default, PartialEq, serde::Serialize)]
 pub struct SamplingDefaults {
     pub temperature: Option<f32>,
@@ -22,17 +22,17 @@ pub struct SamplingDefaults {
     pub repetition_penalty: Option<f32>,
 }
 
-/// What a model's file says, and what of it does not count.
+/// The file's recommendations, and those that were dropped.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Recommendation {
     pub defaults: SamplingDefaults,
-    /// Values that no request may ask for, each with its range: as if the file did not have them.
+    /// Values outside the ranges of requests, each with its range; they are ignored.
     pub dropped: Vec<String>,
 }
 
 impl Recommendation {
-    /// Reads the file of a folder; nothing is recommended where there is none. The ranges are those
-    /// of requests. What is no number is an error.
+    /// Reads the file of a folder; without a file nothing is recommended. The ranges are those of
+    /// requests. A value that is not a number is an error.
     pub fn read_folder(dir: &Path) -> Result<Self, ConfigError> {
         let path = dir.join("generation_config.json");
         if !path.exists() {
@@ -67,7 +67,7 @@ impl Recommendation {
                 drop_value("top_k", k, &format_args!("{least} to {most}"));
                 None
             }
-            // Below 1 all tokens are kept, as requests have it.
+            // Below 1 all tokens are kept, as in requests.
             k => k.map(|k| k.max(0.0) as usize),
         };
         let defaults = SamplingDefaults {
@@ -122,7 +122,7 @@ mod tests {
         assert_eq!(nothing, Recommendation::default());
     }
 
-    /// One table of ranges: what a request may say, the file may recommend.
+    /// The same ranges apply to requests and to the file.
     #[test]
     fn the_ends_of_every_range_are_taken_and_what_is_beyond_is_dropped_by_name() {
         for range in [

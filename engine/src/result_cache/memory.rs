@@ -1,12 +1,13 @@
-//! The cache in memory: what was used longest ago goes first, and what is too old is not found.
+//! The in-memory cache: the least recently used entries are evicted first, expired ones are not
+//! returned.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{Key, Put};
+use super::{CacheKey, Put};
 
-/// What maps and key take beside the bytes of an answer, about.
+/// Approximate overhead of an entry besides the bytes of its response.
 const ENTRY_OVERHEAD_BYTES: u64 = 200;
 
 #[derive(Debug)]
@@ -18,9 +19,9 @@ pub struct Memory {
 
 #[derive(Debug, Default)]
 struct Kept {
-    entries: HashMap<Key, Entry>,
-    /// By the time of their last use.
-    order: BTreeMap<u64, Key>,
+    entries: HashMap<CacheKey, Entry>,
+    /// Keys by time of last use.
+    order: BTreeMap<u64, CacheKey>,
     n_uses: u64,
     n_bytes: u64,
 }
@@ -41,7 +42,7 @@ impl Memory {
         }
     }
 
-    pub fn get(&self, key: &Key) -> Option<Arc<[u8]>> {
+    pub fn get(&self, key: &CacheKey) -> Option<Arc<[u8]>> {
         let mut kept = self.lock();
         if kept.entries.get(key)?.stored.elapsed() >= self.ttl {
             kept.remove(key);
@@ -50,7 +51,7 @@ impl Memory {
         kept.touch(key)
     }
 
-    pub fn put(&self, key: Key, answer: Arc<[u8]>) -> Put {
+    pub fn put(&self, key: CacheKey, answer: Arc<[u8]>) -> Put {
         let n_bytes = weight(&answer);
         if n_bytes > self.max_bytes {
             return Put::TooLarge;
@@ -72,14 +73,14 @@ impl Memory {
         *self.lock() = Kept::default();
     }
 
-    /// No method panics between two changes that belong together.
+    /// No method panics between two related changes.
     fn lock(&self) -> std::sync::MutexGuard<'_, Kept> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Kept {
-    fn touch(&mut self, key: &Key) -> Option<Arc<[u8]>> {
+    fn touch(&mut self, key: &CacheKey) -> Option<Arc<[u8]>> {
         let entry = self.entries.get_mut(key)?;
         self.order.remove(&entry.last_use);
         self.n_uses += 1;
@@ -88,7 +89,7 @@ impl Kept {
         Some(Arc::clone(&entry.answer))
     }
 
-    fn insert(&mut self, key: Key, answer: Arc<[u8]>) {
+    fn insert(&mut self, key: CacheKey, answer: Arc<[u8]>) {
         self.n_uses += 1;
         self.n_bytes += weight(&answer);
         self.order.insert(self.n_uses, key);
@@ -100,7 +101,7 @@ impl Kept {
         self.entries.insert(key, entry);
     }
 
-    fn remove(&mut self, key: &Key) {
+    fn remove(&mut self, key: &CacheKey) {
         if let Some(entry) = self.entries.remove(key) {
             self.order.remove(&entry.last_use);
             self.n_bytes -= weight(&entry.answer);

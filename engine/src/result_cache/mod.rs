@@ -1,10 +1,10 @@
-//! Answers of deterministic requests, kept in memory or in Redis for the next one that is the same.
+//! Responses to deterministic requests, cached in memory or in Redis.
 //!
-//! Keys are digests of everything that an answer depends on; what is kept is bytes. Redis may be
-//! slow, wrong or gone: then answers are made as without a cache, one warning says so, and a
-//! task tries to reach it again.
-//! Deliberately absent: waiting for an equal request that is being answered, and what an answer
-//! looks like (`server::cached` knows that).
+//! Keys are digests of everything that a response depends on; values are bytes. If Redis is slow,
+//! wrong or gone, requests are computed as without a cache, one warning is logged, and a task tries
+//! to reconnect.
+//! Deliberately absent: waiting for an identical request in progress, and the format of the values
+//! (`server::cached` defines it).
 
 mod memory;
 mod redis_store;
@@ -15,18 +15,18 @@ use self::memory::Memory;
 use self::redis_store::RedisStore;
 use crate::config::{ResultCacheConfig, ResultCachePlace};
 
-/// What an answer depends on.
-pub type Key = [u8; 32];
+/// Digest of everything that a response depends on.
+pub type CacheKey = [u8; 32];
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Found {
+pub enum CacheRead {
     Answer(Arc<[u8]>),
     Nothing,
-    /// The cache could not be asked.
+    /// The cache could not be reached.
     Unreachable,
 }
 
-/// What became of an answer that was to be kept.
+/// The outcome of storing a response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Put {
     Kept,
@@ -60,15 +60,17 @@ impl ResultCache {
         !matches!(self, Self::Off)
     }
 
-    pub async fn get(&self, key: &Key) -> Found {
+    pub async fn get(&self, key: &CacheKey) -> CacheRead {
         match self {
-            Self::Off => Found::Nothing,
-            Self::Memory(memory) => memory.get(key).map_or(Found::Nothing, Found::Answer),
+            Self::Off => CacheRead::Nothing,
+            Self::Memory(memory) => memory
+                .get(key)
+                .map_or(CacheRead::Nothing, CacheRead::Answer),
             Self::Redis(store) => store.get(key).await,
         }
     }
 
-    /// Forgets every answer that is kept; false where the cache could not be reached.
+    /// Removes every cached response; returns false if the cache could not be reached.
     pub async fn clear(&self) -> bool {
         match self {
             Self::Off => true,
@@ -80,7 +82,7 @@ impl ResultCache {
         }
     }
 
-    pub async fn put(&self, key: Key, answer: Arc<[u8]>) -> Put {
+    pub async fn put(&self, key: CacheKey, answer: Arc<[u8]>) -> Put {
         match self {
             Self::Off => Put::Unreachable,
             Self::Memory(memory) => memory.put(key, answer),
@@ -107,12 +109,12 @@ mod tests {
     async fn what_was_put_is_found_until_its_time_is_over() {
         let cache = memory(Duration::from_millis(150), 1 << 20);
         let answer: Arc<[u8]> = b"text".as_slice().into();
-        assert_eq!(cache.get(&[1; 32]).await, Found::Nothing);
+        assert_eq!(cache.get(&[1; 32]).await, CacheRead::Nothing);
         assert_eq!(cache.put([1; 32], Arc::clone(&answer)).await, Put::Kept);
-        assert_eq!(cache.get(&[1; 32]).await, Found::Answer(answer));
-        assert_eq!(cache.get(&[2; 32]).await, Found::Nothing);
+        assert_eq!(cache.get(&[1; 32]).await, CacheRead::Answer(answer));
+        assert_eq!(cache.get(&[2; 32]).await, CacheRead::Nothing);
         tokio::time::sleep(Duration::from_millis(200)).await;
-        assert_eq!(cache.get(&[1; 32]).await, Found::Nothing);
+        assert_eq!(cache.get(&[1; 32]).await, CacheRead::Nothing);
     }
 
     #[tokio::test]
@@ -120,7 +122,7 @@ mod tests {
         let cache = memory(Duration::from_mins(1), 1 << 20);
         cache.put([1; 32], b"x".as_slice().into()).await;
         assert!(cache.clear().await);
-        assert_eq!(cache.get(&[1; 32]).await, Found::Nothing);
+        assert_eq!(cache.get(&[1; 32]).await, CacheRead::Nothing);
         assert!(ResultCache::Off.clear().await, "nothing is kept");
     }
 
@@ -129,6 +131,6 @@ mod tests {
         let cache = ResultCache::new(&ResultCacheConfig::default());
         assert!(!cache.is_on());
         cache.put([1; 32], b"x".as_slice().into()).await;
-        assert_eq!(cache.get(&[1; 32]).await, Found::Nothing);
+        assert_eq!(cache.get(&[1; 32]).await, CacheRead::Nothing);
     }
 }

@@ -1,8 +1,7 @@
-//! The cache in Redis: one connection that all requests share, and what happens without it.
+//! The cache in Redis: one connection shared by all requests, and the behaviour without it.
 //!
-//! A request waits for Redis a quarter of a second at most, for the connection and the answer
-//! together, and not at all while it is known to be gone. A task of its own connects, and nobody
-//! holds anything that others wait for meanwhile.
+//! A request waits for Redis at most a quarter of a second, for connection and reply together, and
+//! not at all while Redis is known to be down. A separate task connects; no lock is held meanwhile.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -12,14 +11,14 @@ use redis::{Client, Cmd, FromRedisValue, RedisError, cmd};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::{Found, Key, Put};
+use super::{CacheKey, CacheRead, Put};
 use crate::config::RedisUrl;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
-/// Of a request, from its question to the answer.
+/// Maximum time for a request to Redis.
 const PATIENCE: Duration = Duration::from_millis(250);
 const BETWEEN_ATTEMPTS: Duration = Duration::from_secs(1);
-/// Of all keys, so that one Redis may serve others too.
+/// Prefix of all keys, so that one Redis can serve other programs too.
 const PREFIX: &[u8] = b"engine:result:";
 
 /// Cheap to clone.
@@ -41,7 +40,7 @@ impl std::fmt::Debug for Store {
 
 enum State {
     Untried,
-    /// For the first time: it is worth the wait.
+    /// The first attempt, which is worth waiting for.
     Connecting,
     Up(MultiplexedConnection),
     /// A task is trying to reach it.
@@ -58,17 +57,17 @@ impl RedisStore {
         }))
     }
 
-    pub async fn get(&self, key: &Key) -> Found {
+    pub async fn get(&self, key: &CacheKey) -> CacheRead {
         let mut command = cmd("GET");
         command.arg(name_of(key));
         match self.ask::<Option<Vec<u8>>>(&command).await {
-            Some(Some(bytes)) => Found::Answer(bytes.into()),
-            Some(None) => Found::Nothing,
-            None => Found::Unreachable,
+            Some(Some(bytes)) => CacheRead::Answer(bytes.into()),
+            Some(None) => CacheRead::Nothing,
+            None => CacheRead::Unreachable,
         }
     }
 
-    pub async fn put(&self, key: Key, answer: Arc<[u8]>) -> Put {
+    pub async fn put(&self, key: CacheKey, answer: Arc<[u8]>) -> Put {
         if answer.len() as u64 > self.0.max_bytes {
             return Put::TooLarge;
         }
@@ -81,8 +80,8 @@ impl RedisStore {
         }
     }
 
-    /// Removes every answer, those of other engines on the same Redis too; false where it could not
-    /// be reached.
+    /// Removes every response, including those of other engines on the same Redis; returns false if
+    /// it could not be reached.
     pub async fn clear(&self) -> bool {
         const BATCH: usize = 1000;
         let mut cursor: u64 = 0;
@@ -107,7 +106,7 @@ impl RedisStore {
         }
     }
 
-    /// The answer, if it comes in time; a connection that gives none is given up.
+    /// The reply, if it comes in time; otherwise the connection is dropped.
     async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> Option<T> {
         let deadline = Instant::now() + PATIENCE;
         let mut connection = timeout_at(deadline, self.connection()).await.ok()??;
@@ -120,7 +119,7 @@ impl RedisStore {
         None
     }
 
-    /// The connection, where there is one or the first attempt is under way.
+    /// The connection, if there is one or the first attempt is in progress.
     async fn connection(&self) -> Option<MultiplexedConnection> {
         let is_first = self.0.state.send_if_modified(|state| {
             let is_untried = matches!(state, State::Untried);
@@ -142,7 +141,7 @@ impl RedisStore {
 }
 
 impl Store {
-    /// Says so once; others may have said so already.
+    /// Logs the failure once; another request may have done so already.
     fn give_up(this: &Arc<Self>, reason: &str) {
         let is_news = this.state.send_if_modified(|state| {
             let is_news = !matches!(state, State::Down);
@@ -151,7 +150,7 @@ impl Store {
         });
         if is_news {
             let url = &this.url;
-            tracing::warn!(%url, reason, "the result cache cannot be reached; answers are made without it");
+            tracing::warn!(%url, reason, "the result cache cannot be reached; continuing without it");
             tokio::spawn(reconnect(Arc::downgrade(this)));
         }
     }
@@ -166,7 +165,7 @@ async fn connect_first(store: Arc<Store>) {
     }
 }
 
-fn name_of(key: &Key) -> Vec<u8> {
+fn name_of(key: &CacheKey) -> Vec<u8> {
     let mut name = PREFIX.to_vec();
     for byte in key {
         name.extend(format!("{byte:02x}").bytes());
@@ -178,7 +177,7 @@ async fn connect(url: &RedisUrl) -> Result<MultiplexedConnection, String> {
     let client = Client::open(url.secret()).map_err(|error| what_failed(&error))?;
     let attempt = async {
         let mut connection = client.get_multiplexed_async_connection().await?;
-        // A server that is loading its data accepts connections and refuses commands.
+        // A server that is loading its data accepts connections but refuses commands.
         cmd("PING").query_async::<()>(&mut connection).await?;
         Ok(connection)
     };
@@ -191,7 +190,7 @@ async fn connect(url: &RedisUrl) -> Result<MultiplexedConnection, String> {
     }
 }
 
-/// Without the server's own text, which may repeat what it was sent, the password among it.
+/// Without the server's text, which may repeat what was sent, including the password.
 fn what_failed(error: &RedisError) -> String {
     const KNOWN: [&str; 9] = [
         "BUSY",
@@ -205,7 +204,7 @@ fn what_failed(error: &RedisError) -> String {
         "WRONGPASS",
     ];
     if error.is_io_error() {
-        // The system's own text.
+        // The operating system's message.
         return error.to_string();
     }
     let code = error.code().filter(|code| KNOWN.contains(code));
@@ -215,14 +214,14 @@ fn what_failed(error: &RedisError) -> String {
     }
 }
 
-/// Tries until it succeeds or nobody wants the cache any more.
+/// Retries until it succeeds or the cache is dropped.
 async fn reconnect(store: Weak<Store>) {
     loop {
         tokio::time::sleep(BETWEEN_ATTEMPTS).await;
         let Some(store) = store.upgrade() else { return };
         if let Ok(connection) = connect(&store.url).await {
             store.state.send_replace(State::Up(connection));
-            tracing::info!(url = %store.url, "the result cache is back");
+            tracing::info!(url = %store.url, "reconnected to the result cache");
             return;
         }
     }
@@ -234,7 +233,7 @@ mod tests {
 
     use super::*;
 
-    /// A Redis that takes connections and says nothing.
+    /// A Redis that accepts connections but never replies.
     #[tokio::test]
     async fn no_request_waits_longer_than_its_patience_for_the_first_connection() {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
@@ -253,20 +252,20 @@ mod tests {
             .collect();
         for asked in asked {
             let (found, waited) = asked.await.expect("an outcome");
-            assert_eq!(found, Found::Unreachable);
+            assert_eq!(found, CacheRead::Unreachable);
             // The attempt itself takes longer.
             assert!(waited < CONNECT_TIMEOUT, "{waited:?}");
         }
-        // Behind it nobody waits at all.
+        // After that, requests do not wait at all.
         let mut states = store.0.state.subscribe();
         let is_down = |state: &State| matches!(state, State::Down);
         assert!(states.wait_for(is_down).await.is_ok());
         let begun = Instant::now();
-        assert_eq!(store.get(&[0; 32]).await, Found::Unreachable);
+        assert_eq!(store.get(&[0; 32]).await, CacheRead::Unreachable);
         assert!(begun.elapsed() < PATIENCE, "{:?}", begun.elapsed());
     }
 
-    /// One that answers each command with an error that repeats it.
+    /// A Redis that replies to each command with an error that repeats it.
     #[tokio::test]
     async fn what_a_server_repeats_is_not_told() {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -277,7 +276,7 @@ mod tests {
                 let mut asked = [0; 1024];
                 let n = stream.read(&mut asked).await.unwrap_or(0);
                 let words = String::from_utf8_lossy(&asked[..n]).replace("\r\n", " ");
-                // As a message, and as an error's code.
+                // As a message, and as an error code.
                 let answer = format!("-ERR you said {words}\r\n-s3cret {words}\r\n");
                 let _ = stream.write_all(answer.as_bytes()).await;
             }

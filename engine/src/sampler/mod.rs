@@ -1,19 +1,20 @@
-//! Chooses the next token from one row of logits, on the CPU. The reference for the card's
-//! sampler; [`plain`] makes the same choice in the plainest way.
+//! Chooses the next token from one row of logits, on the CPU. The reference for the GPU's sampler;
+//! [`plain`] makes the same choice in the simplest way.
 //!
-//! Order, as in vLLM and Hugging Face: what a grammar and the request allow → logit bias → repetition, presence and frequency penalties
-//! → temperature → top-k → top-p → min-p → draw. Each filter looks at what the one before left
-//! over: top-p counts probability among the top k, min-p compares with the likeliest. Among equal
-//! logits the lower id ranks first, so top-k keeps exactly k tokens and greedy takes the lowest.
+//! Order, as in vLLM and Hugging Face: grammar and request exclusions → logit bias → repetition,
+//! presence and frequency penalties → temperature → top-k → top-p → min-p → draw. Each filter works
+//! on what the previous one kept: top-p counts probability among the top k, min-p compares with the
+//! most likely token. Among equal logits the lower id ranks first, so top-k keeps exactly k tokens
+//! and greedy takes the lowest.
 //!
-//! The draw walks the kept tokens by ascending id until their weights' sum passes u times the
-//! total, with u from [`philox::uniform`] of (seed, output index): no state, so neither the batch
-//! nor the chunking of steps can change a text.
+//! The draw goes through the kept tokens by ascending id until the sum of their weights exceeds u
+//! times the total, with u from [`philox::uniform`] of (seed, output index): there is no state, so
+//! neither the batch nor the chunking of steps can change a text.
 //!
-//! Log-probabilities come from the logits as the model gave them, before bias and penalties.
+//! Log-probabilities are computed from the model's logits, before bias and penalties.
 //!
-//! Cost: greedy without penalties is one pass and allocates nothing; nothing ever sorts the whole
-//! vocabulary unless top-p needs most of it.
+//! Cost: greedy without penalties is one pass without allocation; the whole vocabulary is sorted
+//! only if top-p needs most of it.
 
 #![expect(
     clippy::float_cmp,
@@ -38,22 +39,22 @@ pub use score::score;
 #[derive(Debug, Clone)]
 pub struct SampleSpec {
     pub params: Arc<SamplingParams>,
-    /// Index of the first output token this step makes: the position in the random stream.
+    /// Index of the first output token of this step: the position in the random stream.
     pub output_index: usize,
-    /// Prompt and output tokens so far, when `params.needs_history()`; empty otherwise.
+    /// Prompt and output tokens so far if `params.needs_history()`; otherwise empty.
     pub history: Vec<u32>,
-    /// How many of `history` are prompt tokens.
+    /// Number of prompt tokens in `history`.
     pub n_prompt: usize,
 }
 
 impl SampleSpec {
-    /// Which tokens may come depends on the one before.
+    /// Whether the allowed tokens depend on the previous one.
     pub fn is_guided(&self) -> bool {
         self.params.guide.is_some()
     }
 }
 
-/// Refused inputs. They end the request of the row that has them; nothing panics.
+/// Invalid inputs. They end the request of their row; nothing panics.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum SamplerError {
     #[error("there are no logits to sample from")]
@@ -72,9 +73,9 @@ pub enum SamplerError {
 
 /// Chooses one token.
 ///
-/// `logits`: `[n_vocab]` f32, of the row's last token; -inf masks a token, NaN and +inf are
-/// errors. `step_in_call` counts the tokens that this call of the executor has made for the row
-/// already, and `extra_history` holds them (where penalties need history).
+/// `logits`: `[n_vocab]` f32, of the row's last token; -inf masks a token, NaN and +inf are errors.
+/// `step_in_call` is the number of tokens that this call of the executor has already generated for
+/// the row, and `extra_history` has them (if penalties need history).
 pub fn sample(
     logits: &[f32],
     spec: &SampleSpec,
@@ -124,7 +125,7 @@ pub(crate) fn check(params: &SamplingParams) -> Result<(), SamplerError> {
     Ok(ranges::check(params)?)
 }
 
-/// Biases are for tokens that exist.
+/// Refuses biases of tokens outside the vocabulary.
 pub(crate) fn check_bias(params: &SamplingParams, n_vocab: usize) -> Result<(), SamplerError> {
     let unknown = |(token, _): &&(u32, f32)| *token as usize >= n_vocab;
     match params.logit_bias.iter().find(unknown) {
@@ -133,8 +134,8 @@ pub(crate) fn check_bias(params: &SamplingParams, n_vocab: usize) -> Result<(), 
     }
 }
 
-/// Index of the largest logit, the lowest among equals. One pass, vectorised: whole blocks are
-/// reduced, only a block that beats the best so far is searched.
+/// Index of the largest logit, the lowest among equals. One vectorised pass: whole blocks are
+/// reduced, and only a block that exceeds the best so far is searched.
 fn argmax(logits: &[f32]) -> Result<usize, SamplerError> {
     const BLOCK: usize = 512;
     if logits.is_empty() {
@@ -175,7 +176,7 @@ fn argmax(logits: &[f32]) -> Result<usize, SamplerError> {
     }
 }
 
-/// Grammar, exclusions, bias and penalties; borrows where there are none.
+/// Applies grammar, exclusions, bias and penalties; borrows if there are none.
 pub(crate) fn adjust<'a>(
     logits: &'a [f32],
     spec: &SampleSpec,
@@ -210,7 +211,8 @@ pub(crate) fn adjust<'a>(
     if !params.has_penalties() {
         return Ok(Cow::Owned(adjusted));
     }
-    // Token → how often it was generated; prompt tokens count for the repetition penalty alone.
+    // Token → number of occurrences in the output; prompt tokens count only for the repetition
+    // penalty.
     let mut n_generated: HashMap<u32, u32> = prompt.iter().map(|token| (*token, 0)).collect();
     for token in output.iter().chain(extra_history) {
         *n_generated.entry(*token).or_default() += 1;
@@ -235,7 +237,7 @@ pub(crate) fn adjust<'a>(
 fn draw(logits: &[f32], best: usize, params: &SamplingParams, u: f64) -> u32 {
     let largest = logits[best];
     let inverse_temperature = 1.0 / params.temperature;
-    // Relative to the likeliest: 1 for itself, and no overflow however small the temperature.
+    // Relative to the most likely token, whose weight is 1, so that no temperature can overflow.
     let weight = |logit: f32| -> f32 {
         let distance = logit - largest;
         if distance == 0.0 {
@@ -271,7 +273,8 @@ fn draw(logits: &[f32], best: usize, params: &SamplingParams, u: f64) -> u32 {
             }
         }
     }
-    // Only rounding can leave the loop without a break; the last kept token owns that sliver.
+    // Only rounding can leave the loop without a break; the remainder belongs to the last kept
+    // token.
     last as u32
 }
 

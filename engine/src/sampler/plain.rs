@@ -1,6 +1,6 @@
-//! The same choice in the plainest way: to draw, every probability is computed, the whole vocabulary
-//! is sorted, and each filter is a cut of the sorted list. What `--sampling-backend pytorch` runs on
-//! the CPU, and what tests compare the other one with.
+//! The same choice in the simplest way: for a draw, every probability is computed, the whole
+//! vocabulary is sorted, and each filter cuts the sorted list. It runs on the CPU with
+//! `--sampling-backend host`, and tests compare the other implementation with it.
 
 use super::rank::Ranked;
 use super::{SampleSpec, SamplerError, adjust, argmax, check, log_sum_exp, philox};
@@ -56,7 +56,7 @@ fn sorted(logits: &[f32]) -> Vec<Ranked> {
     all
 }
 
-/// Draws from what top-k, top-p and min-p leave; `u` is in `[0, 1)`.
+/// Draws from the tokens that top-k, top-p and min-p keep; `u` is in `[0, 1)`.
 fn draw(by_rank: &[Ranked], params: &SamplingParams, u: f64) -> u32 {
     let best = by_rank[0];
     let inverse_temperature = 1.0 / params.temperature;

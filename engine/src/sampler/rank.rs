@@ -33,7 +33,7 @@ impl PartialEq for Ranked {
 
 impl Eq for Ranked {}
 
-/// Where a filter cuts the ranking off.
+/// Where a filter cuts the ranking.
 #[derive(Debug, Clone, Copy)]
 pub enum Cutoff {
     None,
@@ -70,7 +70,7 @@ pub fn best(logits: &[f32], n: usize) -> Vec<Ranked> {
     best
 }
 
-/// Keeps the `n` best, in no order.
+/// Keeps the `n` best, in no particular order.
 pub fn truncate_to_best(candidates: &mut Vec<Ranked>, n: usize) {
     if n > 0 && n < candidates.len() {
         candidates.select_nth_unstable(n - 1);
@@ -78,7 +78,7 @@ pub fn truncate_to_best(candidates: &mut Vec<Ranked>, n: usize) {
     }
 }
 
-/// Cuts off after the worst of `candidates`.
+/// Cuts after the worst of `candidates`.
 pub fn last(candidates: &[Ranked]) -> Cutoff {
     candidates
         .iter()
@@ -87,8 +87,8 @@ pub fn last(candidates: &[Ranked]) -> Cutoff {
         .map_or(Cutoff::None, Cutoff::After)
 }
 
-/// Cuts off after the smallest set of best candidates whose weights reach `target`. Sorts ever
-/// longer prefixes, since the set is small where a model is sure.
+/// Cuts after the smallest set of best candidates whose weights reach `target`. Sorts increasingly
+/// long prefixes, since the set is small when a model is certain.
 pub fn nucleus(candidates: &mut [Ranked], target: f64, weight: impl Fn(&Ranked) -> f64) -> Cutoff {
     let mut passed = 0.0;
     let mut n_sorted = 0;
@@ -109,7 +109,7 @@ pub fn nucleus(candidates: &mut [Ranked], target: f64, weight: impl Fn(&Ranked) 
         n_sorted += n_part;
         n_next *= 8;
     }
-    // Rounding kept the sum below the target: everything is in.
+    // Rounding kept the sum below the target: everything is kept.
     Cutoff::None
 }
 

@@ -1,10 +1,10 @@
-//! How likely a token is that is known already: one of a prompt.
+//! Scores a known token, for example of a prompt.
 
 use super::{SamplerError, argmax, log_sum_exp, rank};
 use crate::request::ScoredToken;
 
-/// Scores `token`, which follows the tokens that `logits` (`[n_vocab]`, as the model gave them)
-/// come from. `n_top`: how many of the likeliest tokens to report.
+/// Scores `token`, the successor of the tokens that produced `logits` (`[n_vocab]`, unmodified).
+/// `n_top`: number of most likely tokens to report.
 pub fn score(logits: &[f32], token: u32, n_top: usize) -> Result<ScoredToken, SamplerError> {
     let best = argmax(logits)?;
     let n_vocab = logits.len();
@@ -78,7 +78,7 @@ mod tests {
         ));
         let error = score(&LOGITS, 6, 1).expect_err("no such token");
         assert!(error.to_string().contains("6 tokens"), "{error}");
-        // A token that the model rules out has the log-probability -inf.
+        // A token that the model excludes has log-probability -inf.
         let masked = [0.0, f32::NEG_INFINITY];
         let scored = score(&masked, 1, 2).expect("a score");
         assert_eq!((scored.logprob, scored.rank), (f32::NEG_INFINITY, 2));

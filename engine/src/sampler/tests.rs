@@ -31,7 +31,7 @@ fn token(logits: &[f32], spec: &SampleSpec) -> u32 {
     sample(logits, spec, 0, &[]).unwrap().token
 }
 
-/// How often each token comes in `n` draws with consecutive output indices.
+/// Frequency of each token in `n` draws with consecutive output indices.
 fn counts(logits: &[f32], params: &SamplingParams, n: usize) -> Vec<f64> {
     let mut counts = vec![0.0; logits.len()];
     for output_index in 0..n {
@@ -40,7 +40,7 @@ fn counts(logits: &[f32], params: &SamplingParams, n: usize) -> Vec<f64> {
     counts
 }
 
-/// Pearson's statistic; tokens of probability zero must not have come at all.
+/// Pearson's statistic; tokens of probability zero must not have been drawn at all.
 fn chi_square(counts: &[f64], probabilities: &[f64]) -> f64 {
     let n: f64 = counts.iter().sum();
     counts
@@ -298,7 +298,7 @@ fn logprobs_are_of_the_raw_distribution() {
     for (token, logprob) in sampled.top_logprobs {
         assert!((f64::from(logprob) - p[token as usize].ln()).abs() < 1e-5);
     }
-    // Zero asked: the chosen token's alone. More than there are: all.
+    // With zero requested, only the chosen token's; with more than exist, all of them.
     let sampled = |n| {
         let params = SamplingParams {
             n_logprobs: Some(n),
@@ -430,7 +430,7 @@ fn a_step_inside_a_call_draws_as_the_same_output_index_alone() {
 
 #[test]
 fn known_draws() {
-    // Fixed forever: a record made with a seed must be reproducible.
+    // Must never change: a record made with a seed must be reproducible.
     let params = SamplingParams { seed: 42, ..hot() };
     let logits = [0.0f32; 1000];
     let drawn: Vec<u32> = (0..4).map(|i| token(&logits, &at(&params, i))).collect();
@@ -449,7 +449,7 @@ proptest! {
     ) {
         let plain = SamplingParams { seed, ..hot() };
         let expected = token(&logits, &at(&plain, index));
-        // Set, but without effect: all tokens are within the filters.
+        // Set, but without effect: all tokens pass the filters.
         for params in [
             SamplingParams { top_k: logits.len(), ..plain.clone() },
             SamplingParams { top_k: usize::MAX, ..plain.clone() },

@@ -1,4 +1,4 @@
-//! Takes in what a step produced.
+//! Applies the results of a step.
 
 use super::Scheduler;
 use super::sequence::Events;
@@ -7,8 +7,8 @@ use crate::request::{Failure, RequestId, TokenEvent};
 use crate::step::{StepOutput, StepPlan};
 
 impl Scheduler {
-    /// Appends the sampled tokens, ends what is finished, and returns each request's events in
-    /// order. Rows of requests that were cancelled meanwhile are skipped.
+    /// Appends the sampled tokens, ends finished requests, and returns each request's events in
+    /// order. Rows of requests that have been cancelled meanwhile are skipped.
     pub fn commit(&mut self, plan: &StepPlan, output: StepOutput) -> Vec<(RequestId, TokenEvent)> {
         let mut events = Events::with_capacity(plan.rows.len() * plan.n_steps);
         let mut outputs = output.rows.into_iter();
@@ -35,7 +35,7 @@ impl Scheduler {
         events
     }
 
-    /// The step could not be executed: its requests end, and their pages are free again.
+    /// Ends the requests of a failed step and frees their pages.
     pub fn fail(&mut self, plan: &StepPlan, failure: &Failure) -> Vec<(RequestId, TokenEvent)> {
         let mut events = Events::with_capacity(plan.rows.len());
         self.fail_copies(plan);
@@ -50,8 +50,7 @@ impl Scheduler {
         events
     }
 
-    /// Lets others use what was computed of a running request's prompt; its output follows when
-    /// it leaves.
+    /// Caches the computed part of a running request's prompt; its output follows when it ends.
     pub(super) fn keep_prompt(&mut self, i: usize) {
         let sequence = &mut self.running[i];
         let n_computed = sequence.n_computed.min(sequence.n_prompt()) / PAGE_TOKENS;
@@ -64,8 +63,8 @@ impl Scheduler {
         super::keep(&mut self.allocator, sequence, n_computed);
     }
 
-    /// Index of a running request. Rows come in the order of `running`, give or take a wrap, so
-    /// most are where the cursor is, and looking on from there makes a step's look-ups linear
+    /// Index of a running request. Rows come in the order of `running`, except for a wrap-around,
+    /// so most are at the cursor. Searching on from there makes all lookups of a step linear
     /// together.
     pub(super) fn find_running(&self, id: RequestId, cursor: &mut usize) -> Option<usize> {
         if self
@@ -76,7 +75,7 @@ impl Scheduler {
             *cursor += 1;
             return Some(*cursor - 1);
         }
-        if !matches!(self.place.get(&id), Some(super::Place::Running)) {
+        if !matches!(self.place.get(&id), Some(super::RequestState::Running)) {
             return None;
         }
         let n = self.running.len();

@@ -1,12 +1,12 @@
-//! When cached pages move between the device and the host.
+//! Decides when cached pages move between the device and the host.
 //!
-//! Cached pages get a copy on the host step by step, so that the device can give them up at any
-//! time. A request whose prefix the host has gets it back into pages of its own, and is computed
-//! from behind it on as soon as all of it is there; until then no row of it is planned, and steps
-//! of others go on. While anybody decodes, a step carries at most [`HostTierConfig::n_copies`] in
-//! each direction, so that they end with the step and the next one waits for nothing.
+//! Cached pages are copied to the host step by step, so that the device can evict them at any time.
+//! A request whose prefix is on the host gets it restored into new pages and is computed from there
+//! on once all of it has arrived; until then none of its rows is planned, and other requests' steps
+//! continue. While any request decodes, a step carries at most [`HostTierConfig::n_copies`] in each
+//! direction, so that the copies end with the step and the next one need not wait.
 //!
-//! What was measured says whether bringing back is worth it: see [`RestoreCosts`].
+//! Measured times decide whether restoring is worth it: see [`RestoreCosts`].
 
 use super::Scheduler;
 use super::sequence::Sequence;
@@ -17,7 +17,7 @@ use crate::step::StepPlan;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 pub struct HostTierConfig {
     pub n_pages: usize,
-    /// Pages that one step copies, in each direction.
+    /// Maximum number of pages that one step copies in each direction.
     pub n_copies: usize,
 }
 
@@ -30,8 +30,8 @@ impl From<HostTierInfo> for HostTierConfig {
     }
 }
 
-/// What steps and copies took so far; 0 where nothing was measured yet. An input of `plan`, as
-/// time is.
+/// Measured times of steps and copies so far; 0 if not measured yet. An input of `plan`, like
+/// `now`.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct RestoreCosts {
     /// Seconds to copy a page.
@@ -43,9 +43,9 @@ pub struct RestoreCosts {
 }
 
 impl RestoreCosts {
-    /// Whether `n_pages` are there earlier if they are copied than if they are computed. While
-    /// somebody decodes, copies come in portions of `n_copies`, one a step. What was not measured
-    /// counts as nothing, but for computing, which then counts as the slower way.
+    /// Whether copying `n_pages` is faster than computing them. While a request decodes, copies
+    /// come in portions of `n_copies` for each step. A time that was not measured counts as 0,
+    /// except for computing, which then counts as slower.
     pub fn is_worth_it(&self, n_pages: usize, portion: Option<usize>) -> bool {
         if self.token_s <= 0.0 {
             return true;
@@ -56,18 +56,18 @@ impl RestoreCosts {
     }
 }
 
-/// Of the tier, since the start.
+/// Statistics of the host tier since the start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct HostTierStats {
     pub n_pages_used: usize,
     pub n_pages_total: usize,
     /// Pages copied to the host.
     pub n_offloaded: u64,
-    /// Pages brought back.
+    /// Pages restored to the device.
     pub n_restored: u64,
-    /// Pages on the host that were computed instead, because that was faster.
+    /// Pages on the host that were computed again because that was faster.
     pub n_declined: u64,
-    /// Cached pages that the device gave up without a copy.
+    /// Cached pages that were evicted from the device without a copy.
     pub n_lost: u64,
 }
 
@@ -81,7 +81,7 @@ pub(super) struct HostTierCounts {
 }
 
 impl Scheduler {
-    /// What was measured; hits from the next plan on are judged by it.
+    /// Sets the measured times; later plans use them.
     pub fn set_restore_costs(&mut self, costs: RestoreCosts) {
         self.restore_costs = costs;
     }
@@ -97,26 +97,26 @@ impl Scheduler {
         }
     }
 
-    /// Whether `n_pages` that only the host has are brought back.
+    /// Whether to restore `n_pages` that are only on the host.
     pub(super) fn takes_from_host(&self, n_pages: usize) -> bool {
         let Some(tier) = self.config.host_tier.filter(|_| n_pages > 0) else {
             return false;
         };
-        let portion = self.somebody_decodes().then_some(tier.n_copies);
+        let portion = self.has_decoding().then_some(tier.n_copies);
         self.restore_costs.is_worth_it(n_pages, portion)
     }
 
-    fn somebody_decodes(&self) -> bool {
+    fn has_decoding(&self) -> bool {
         self.running.iter().any(Sequence::is_decoding)
     }
 
-    /// Pages that running requests wait for, then copies of cached ones. To be called when no page
-    /// is given up any more by this plan.
+    /// Adds the pages that running requests wait for, then copies of cached ones. Call it when this
+    /// plan evicts no more pages.
     pub(super) fn add_copies(&mut self, plan: &mut StepPlan) {
         let Some(tier) = self.config.host_tier else {
             return;
         };
-        let mut n_left = if self.somebody_decodes() {
+        let mut n_left = if self.has_decoding() {
             tier.n_copies
         } else {
             usize::MAX
@@ -139,7 +139,7 @@ impl Scheduler {
         plan.copies.offloads = self.allocator.copy_to_host(tier.n_copies);
     }
 
-    /// The plan's copies are made.
+    /// Records that the plan's copies were made.
     pub(super) fn commit_copies(&mut self, plan: &StepPlan) {
         if plan.copies.is_empty() {
             return;
@@ -160,7 +160,8 @@ impl Scheduler {
         }
     }
 
-    /// The plan's copies were not made, or not all of them: what was to come back is computed.
+    /// Records that the plan's copies failed, at least in part: pages to be restored are computed
+    /// instead.
     pub(super) fn fail_copies(&mut self, plan: &StepPlan) {
         for sequence in self.running.iter_mut().filter(|s| s.n_restoring > 0) {
             sequence.n_restoring = 0;

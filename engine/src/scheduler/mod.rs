@@ -1,33 +1,32 @@
 //! Decides what each step computes: continuous batching over a paged KV cache.
 //!
-//! [`Scheduler::plan`] says which rows run next, [`Scheduler::commit`] takes in what they
-//! produced. Pure bookkeeping: no tensor, no clock (time is passed in), no lock, and no way to
-//! fail: a request that could never run is refused by [`Scheduler::add`], everything later
-//! succeeds.
+//! [`Scheduler::plan`] decides which rows run next, [`Scheduler::commit`] applies their results.
+//! Pure bookkeeping: no tensors, no clock (time is passed in), no locks. It cannot fail: a request
+//! that could never run is refused by [`Scheduler::add`], and everything after that succeeds.
 //!
 //! # Rules
 //!
 //! - Admission takes the policy's first waiting request and reserves pages for all its known
-//!   tokens; if they are not to be had, admission stops there. Nothing overtakes the head but for
-//!   the next rule.
+//!   tokens. If the pool cannot supply them, admission stops (head-of-line blocking), except as
+//!   below.
 //! - Whole pages of a prompt that were computed before are shared instead of computed again. A
-//!   request whose next page another one is computing right now is passed over until it is there.
+//!   request whose next page is being computed by another one is skipped until it is available.
 //! - A prompt is computed in chunks of at most `chunked_prefill_size` tokens, a step computes at
-//!   most `max_prefill_tokens` prompt tokens. Prefill steps and decode steps take turns while both
-//!   have work, so that neither starves; with `mixed_chunk` decode rows ride along instead.
-//! - A prompt whose tokens are scored is computed from its first token on, whatever is cached, and
-//!   in chunks of at most [`SCORED_CHUNK`] tokens: each costs a row of logits.
-//! - A decode step runs up to `n_continuous_decode_steps` tokens a row, as many as every row may
-//!   still produce and has pages for; one at a time while a row's tokens follow a grammar. A row
-//!   whose next mask is not there yet can be held back: it keeps its pages and sits a step out.
-//! - Where decoding rows need pages and none are left, the last admitted sequence is preempted: its
-//!   pages go back, it waits again (with its old arrival) and later recomputes prompt and output.
-//!   The first admitted one is never preempted while others run, and alone it fits the pool, so
-//!   there is always progress.
-//! - With a host tier, cached pages that the device gives up come back from there; a request whose
-//!   prefix is on its way has no row meanwhile ([`host_tier`]).
-//! - The random draw for output token i depends on the seed and i alone, so preemption, chunking
-//!   and company in the batch change no text.
+//!   most `max_prefill_tokens` prompt tokens. Prefill steps and decode steps alternate while both
+//!   have work, so that neither starves; with `mixed_chunk` decode rows are added to prefill steps.
+//! - A prompt whose tokens are scored is computed from its first token on, ignoring the cache, in
+//!   chunks of at most [`SCORED_CHUNK`] tokens, since each token costs a row of logits.
+//! - A decode step generates up to `n_continuous_decode_steps` tokens for each row, limited by what
+//!   every row may still generate and has pages for; one at a time while a row follows a grammar. A
+//!   row whose next mask is not ready can be held back: it keeps its pages and skips a step.
+//! - If decoding rows need pages and none are left, the last admitted sequence is preempted: its
+//!   pages are freed, it waits again (with its old arrival) and later recomputes prompt and output.
+//!   The first admitted one is never preempted while others run, and alone it fits the pool, so there
+//!   is always progress.
+//! - With a host tier, evicted pages are restored from the host; a request whose prefix is being
+//!   restored has no row meanwhile ([`host_tier`]).
+//! - The random draw for output token i depends only on the seed and i, so preemption, chunking and
+//!   other requests in the batch do not change a text.
 //!
 //! Deliberately absent: beam search.
 
@@ -48,7 +47,7 @@ use rustc_hash::FxHashMap;
 use self::host_tier::HostTierCounts;
 pub use self::host_tier::{HostTierConfig, HostTierStats, RestoreCosts};
 pub use self::policy::{PolicyName, UnknownPolicy};
-use self::row_memory::RowMemory;
+use self::row_memory::RowPool;
 use self::sequence::{Scores, Sequence};
 use self::waiting::{QueueKey, WaitingQueue};
 use crate::guide::Guide;
@@ -58,32 +57,32 @@ use crate::request::{FinishReason, Request, RequestId, TokenEvent};
 use crate::sampler::{self, SamplerError};
 use crate::step::StepPlan;
 
-/// Tokens of a prompt that is scored in one step: bounds what others wait for.
+/// Prompt tokens that are scored in one step: bounds the delay of other requests.
 const SCORED_CHUNK: usize = 256;
 
-/// Validated settings; every count is at least 1 (a 0 works as 1).
+/// Validated settings; every count is at least 1 (0 works as 1).
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct SchedulerConfig {
     /// KV pool in tokens; rounded down to whole pages.
     pub max_total_tokens: usize,
     pub max_running_requests: usize,
-    /// Prompt tokens in one step, over all its rows.
+    /// Maximum number of prompt tokens in one step, over all its rows.
     pub max_prefill_tokens: usize,
-    /// Longest piece of one prompt in one step; `None` computes each prompt in one piece, even
-    /// one longer than `max_prefill_tokens` (then alone).
+    /// Maximum length of one prompt's chunk in one step; `None` computes each prompt in one chunk,
+    /// even one longer than `max_prefill_tokens` (then alone).
     pub chunked_prefill_size: Option<usize>,
-    /// Decode rows ride along in prefill steps; their count comes off the prefill budget.
+    /// Decode rows are added to prefill steps; their count is deducted from the prefill budget.
     pub mixed_chunk: bool,
     pub n_continuous_decode_steps: usize,
-    /// Plans say what the next decode step will be, and bring its pages where any are free, so
-    /// that an executor may begin it ahead.
+    /// Plans announce the next decode step and reserve its pages if any are free, so that an
+    /// executor may begin it ahead.
     pub run_ahead: bool,
-    /// KV of prompts and outputs is kept and shared with requests that begin alike.
+    /// KV of prompts and outputs is cached and shared with requests that have the same prefix.
     pub radix_cache: bool,
-    /// Where cached pages go that the device gives up; needs `radix_cache`.
+    /// The host tier for evicted pages; needs `radix_cache`.
     pub host_tier: Option<HostTierConfig>,
     pub policy: PolicyName,
-    /// Of the `random` policy.
+    /// Seed of the `random` policy.
     pub policy_seed: u64,
 }
 
@@ -106,7 +105,7 @@ impl Default for SchedulerConfig {
 }
 
 impl SchedulerConfig {
-    /// Tokens of prompt and output together that one request can have.
+    /// Maximum number of prompt and output tokens of one request.
     pub fn pool_tokens(&self) -> usize {
         self.max_total_tokens / PAGE_TOKENS * PAGE_TOKENS
     }
@@ -151,24 +150,24 @@ pub enum AddError {
 pub struct SchedulerStats {
     pub n_running: usize,
     pub n_waiting: usize,
-    /// Of the waiting, those that the last step passed over because another request was computing
-    /// their prefix.
+    /// Waiting requests that the last step skipped because another request is computing their
+    /// prefix.
     pub n_deferred: usize,
-    /// In use by running requests.
+    /// Pages used by running requests.
     pub n_pages_used: usize,
-    /// Kept for requests to come; they count as free.
+    /// Cached pages; they count as free.
     pub n_pages_cached: usize,
     pub n_pages_total: usize,
-    /// Prompt tokens of all requests admitted since the start, and those of them whose KV was
+    /// Prompt tokens of all requests admitted since the start, and the number of them whose KV was
     /// cached.
     pub n_prompt_tokens: u64,
     pub n_cached_tokens: u64,
-    /// Since the start.
+    /// Number of preemptions since the start.
     pub n_preemptions: u64,
 }
 
 #[derive(Debug, Clone, Copy)]
-enum Place {
+enum RequestState {
     Waiting(QueueKey),
     Running,
 }
@@ -180,23 +179,23 @@ pub struct Scheduler {
     waiting: WaitingQueue,
     /// In order of admission; the last is the first to be preempted.
     running: Vec<Sequence>,
-    place: FxHashMap<RequestId, Place>,
-    /// Pages of prompts that running requests are computing, by chain hash.
+    place: FxHashMap<RequestId, RequestState>,
+    /// Prompt pages that running requests are computing, by chain hash.
     in_flight: PrefixIndex,
     n_arrived: u64,
     n_prompt_tokens: u64,
     n_cached_tokens: u64,
     n_preemptions: u64,
     restore_costs: RestoreCosts,
-    /// Whether plans may say what comes behind them.
-    foretells: bool,
+    /// Whether plans may announce the next step.
+    lookahead_enabled: bool,
     host_counts: HostTierCounts,
-    /// The last step computed prompts and no decode row, so decode rows are next.
+    /// The last step was a prefill without decode rows, so decode rows are next.
     decode_is_due: bool,
     queue_waits: Vec<(RequestId, Duration)>,
     preempted: Vec<RequestId>,
     n_deferred: usize,
-    row_memory: RowMemory,
+    row_memory: RowPool,
 }
 
 impl Scheduler {
@@ -216,13 +215,13 @@ impl Scheduler {
             n_cached_tokens: 0,
             n_preemptions: 0,
             restore_costs: RestoreCosts::default(),
-            foretells: true,
+            lookahead_enabled: true,
             host_counts: HostTierCounts::default(),
             decode_is_due: false,
             queue_waits: Vec::new(),
             preempted: Vec::new(),
             n_deferred: 0,
-            row_memory: RowMemory::default(),
+            row_memory: RowPool::default(),
             config,
         }
     }
@@ -231,10 +230,10 @@ impl Scheduler {
         &self.config
     }
 
-    /// Whether plans from the next one on may foretell steps, with pages for them: an input of
-    /// `plan`, as time is. Only with [`SchedulerConfig::run_ahead`].
-    pub fn set_foretells(&mut self, foretells: bool) {
-        self.foretells = foretells;
+    /// Enables or disables lookahead for subsequent plans. Treated as an input to `plan`, like
+    /// `now`. Only with [`SchedulerConfig::run_ahead`].
+    pub fn set_lookahead(&mut self, enabled: bool) {
+        self.lookahead_enabled = enabled;
     }
 
     /// The guides of running requests.
@@ -243,8 +242,8 @@ impl Scheduler {
         running.filter_map(|s| s.request.sampling.guide.as_ref())
     }
 
-    /// Which running requests the next plan leaves out, by their guides: an input of `plan`, as
-    /// time is. Replaces what was said before.
+    /// Selects running requests, by their guides, that the next plan leaves out. Treated as an
+    /// input to `plan`, like `now`. Replaces the previous selection.
     pub fn hold_back(&mut self, is_held_back: impl Fn(&Guide) -> bool) {
         for sequence in &mut self.running {
             let guide = sequence.request.sampling.guide.as_ref();
@@ -282,16 +281,16 @@ impl Scheduler {
             was_admitted: false,
         });
         self.n_arrived += 1;
-        self.place.insert(id, Place::Waiting(key));
+        self.place.insert(id, RequestState::Waiting(key));
         Ok(())
     }
 
-    /// Drops a request and frees its pages at once. The event is its last; `None` if it is not
-    /// (any more) in here. A step that is being executed may still name it: `commit` skips it.
+    /// Removes a request and frees its pages at once. Returns its last event; `None` if it is
+    /// unknown or has ended. A step in progress may still name it: `commit` skips it.
     pub fn cancel(&mut self, id: RequestId) -> Option<TokenEvent> {
         let sequence = match self.place.remove(&id)? {
-            Place::Waiting(key) => self.waiting.remove(key)?,
-            Place::Running => {
+            RequestState::Waiting(key) => self.waiting.remove(key)?,
+            RequestState::Running => {
                 let i = self.running.iter().position(|s| s.request.id == id)?;
                 let mut sequence = self.running.remove(i);
                 self.release(&mut sequence);
@@ -304,24 +303,24 @@ impl Scheduler {
         })
     }
 
-    /// Takes the memory of a plan that was carried out; a later one is written into it.
+    /// Recycles the memory of a committed plan for a later one.
     pub fn reuse(&mut self, plan: StepPlan) {
-        self.row_memory.take_back(plan.rows);
+        self.row_memory.recycle(plan.rows);
     }
 
-    /// No request is waiting or running.
+    /// Whether no request is waiting or running.
     pub fn is_idle(&self) -> bool {
         self.place.is_empty()
     }
 
-    /// Forgets all KV that is kept for requests to come. Does nothing while there are requests.
+    /// Drops all cached KV. Does nothing while there are requests.
     pub fn forget(&mut self) {
         if self.is_idle() {
             self.allocator.forget();
         }
     }
 
-    /// Every request in here, in no order.
+    /// All requests, in no particular order.
     pub fn request_ids(&self) -> Vec<RequestId> {
         self.place.keys().copied().collect()
     }
@@ -350,7 +349,7 @@ impl Scheduler {
         std::mem::take(&mut self.preempted)
     }
 
-    /// Pages, tables and counts agree. O(pages): for tests and debugging.
+    /// Checks that pages, tables and counts agree. O(pages): for tests and debugging.
     pub fn check_integrity(&self) -> Result<(), IntegrityError> {
         self.allocator.check_integrity(
             self.running.iter().map(|s| &s.pages),
@@ -358,8 +357,8 @@ impl Scheduler {
         )
     }
 
-    /// What leaves the running set gives back: its pages and its prefix. What it computed, prompt
-    /// and output, is kept for others, unless its row failed.
+    /// Frees the pages and the prefix of a sequence that leaves the running set. What it computed,
+    /// prompt and output, is cached unless its row failed.
     fn release(&mut self, sequence: &mut Sequence) {
         self.in_flight.remove(sequence.hashes_in_flight());
         self.allocator
@@ -389,11 +388,11 @@ impl Scheduler {
         let id = sequence.request.id;
         self.preempted.push(id);
         let key = self.waiting.insert(sequence);
-        self.place.insert(id, Place::Waiting(key));
+        self.place.insert(id, RequestState::Waiting(key));
     }
 }
 
-/// Lets others use the first `n_pages` of `sequence`, which are computed.
+/// Caches the first `n_pages` of `sequence`, which are computed.
 fn keep(allocator: &mut PageAllocator, sequence: &mut Sequence, n_pages: usize) {
     let prefix = Prefix {
         hashes: &sequence.prefix_hashes,

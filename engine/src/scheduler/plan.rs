@@ -1,20 +1,20 @@
-//! What the next step computes.
+//! Plans the next step.
 
 use std::time::Duration;
 
 use super::sequence::Sequence;
 use super::waiting::Cursor;
-use super::{Place, Scheduler};
+use super::{RequestState, Scheduler};
 use crate::kv::{PAGE_TOKENS, PageAllocator, pages_for};
 use crate::step::{PlanRow, StepPlan};
 
-/// Requests that a step passes over because another one is computing their prefix. Bounds the
-/// cost where a great many begin alike.
+/// Maximum number of requests that a step skips because another one is computing their prefix.
+/// Bounds the cost if very many share a prefix.
 const MAX_PASSED_OVER: usize = 64;
 
 impl Scheduler {
-    /// The next step; without rows only if there is no request, or if all wait for pages that the
-    /// step brings back from the host or are held back.
+    /// The next step. It has no rows only if there is no request, or if all are held back or wait
+    /// for pages that the step restores from the host.
     pub fn plan(&mut self, now: Duration) -> StepPlan {
         let mut plan = if self.config.mixed_chunk {
             self.plan_mixed(now)
@@ -26,7 +26,7 @@ impl Scheduler {
         plan
     }
 
-    /// Which tokens' log-probabilities the rows' requests want.
+    /// Adds the tokens whose log-probabilities the rows' requests ask for.
     fn add_scores(&self, plan: &mut StepPlan) {
         if !self.running.iter().any(Sequence::is_scored) {
             return;
@@ -40,7 +40,7 @@ impl Scheduler {
         }
     }
 
-    /// Prefill first, but never twice in a row while anyone decodes.
+    /// Prefill first, but never twice in a row while a request decodes.
     fn plan_alternating(&mut self, now: Duration) -> StepPlan {
         if self.decode_is_due {
             let step = self.decode_step(Then::Prefill);
@@ -52,7 +52,7 @@ impl Scheduler {
         let rows = self.prefill_rows(now, 0);
         self.decode_is_due = !rows.is_empty();
         if rows.is_empty() {
-            self.row_memory.take_back(rows);
+            self.row_memory.recycle(rows);
             self.decode_step(Then::Decode)
         } else {
             prefill_step(rows)
@@ -61,13 +61,13 @@ impl Scheduler {
 
     fn plan_mixed(&mut self, now: Duration) -> StepPlan {
         // Decode rows get their pages first: growing them may preempt, and must not preempt what
-        // this very step admits.
+        // this step admits.
         self.grow_decoding(1);
         let n_riders = self.running.iter().filter(|s| s.is_due()).count();
         let n_running = self.running.len();
         let mut rows = self.prefill_rows(now, n_riders);
         if rows.is_empty() {
-            self.row_memory.take_back(rows);
+            self.row_memory.recycle(rows);
             return self.decode_step(Then::Decode);
         }
         for sequence in self.running[..n_running].iter().filter(|s| s.is_due()) {
@@ -77,7 +77,7 @@ impl Scheduler {
     }
 
     fn decode_step(&mut self, then: Then) -> StepPlan {
-        // Which tokens a guided row may have is known only behind the token before.
+        // The allowed tokens of a guided row are known only after its previous token.
         let is_guided = self
             .running
             .iter()
@@ -88,10 +88,10 @@ impl Scheduler {
             self.config.n_continuous_decode_steps.max(1)
         };
         let n_steps = self.grow_decoding(n_wanted);
-        // Who waits for pages from the host is computed as soon as they are there.
+        // A request that waits for pages from the host is computed as soon as they arrive.
         let is_joined = self.running.iter().any(Sequence::is_restoring);
         let goes_on = then == Then::Decode && !is_joined && !is_guided;
-        let n_next_steps = if goes_on && self.config.run_ahead && self.foretells {
+        let lookahead_steps = if goes_on && self.config.run_ahead && self.lookahead_enabled {
             self.grow_ahead(n_steps)
         } else {
             0
@@ -103,13 +103,13 @@ impl Scheduler {
         StepPlan {
             rows,
             n_steps,
-            n_next_steps,
+            lookahead_steps,
             ..StepPlan::default()
         }
     }
 
     /// Gives every decoding row pages for as many steps as possible, up to `wanted`, and returns
-    /// that number. Preempts from the end where there are not enough for a single one.
+    /// that number. Preempts from the end if there are not enough pages for a single step.
     fn grow_decoding(&mut self, wanted: usize) -> usize {
         loop {
             let decoding = || self.running.iter().filter(|s| s.is_due());
@@ -135,28 +135,28 @@ impl Scheduler {
         }
     }
 
-    /// Behind a step of `n_steps`: how many the next one will have if nothing new happens, with
-    /// pages for them where they are free; else 0.
+    /// Number of decode steps to reserve pages for after this step, or 0 if that would require
+    /// preemption.
     fn grow_ahead(&mut self, n_steps: usize) -> usize {
         let decoding = || self.running.iter().filter(|s| s.is_due());
         let n_left = decoding().map(Sequence::n_output_left).min().unwrap_or(0);
-        let n_next_steps = n_left.saturating_sub(n_steps).min(n_steps);
+        let lookahead_steps = n_left.saturating_sub(n_steps).min(n_steps);
         let n_missing: usize = decoding()
-            .map(|s| PageAllocator::n_missing(&s.pages, s.n_computed + n_steps + n_next_steps))
+            .map(|s| PageAllocator::n_missing(&s.pages, s.n_computed + n_steps + lookahead_steps))
             .sum();
-        if n_next_steps == 0 || n_missing > self.allocator.n_pages_available() {
+        if lookahead_steps == 0 || n_missing > self.allocator.n_pages_available() {
             return 0;
         }
         for s in self.running.iter_mut().filter(|s| s.is_due()) {
-            let n_tokens = s.n_computed + n_steps + n_next_steps;
+            let n_tokens = s.n_computed + n_steps + lookahead_steps;
             let grown = self.allocator.grow(&mut s.pages, n_tokens);
             debug_assert!(grown, "the pages were counted above");
         }
-        n_next_steps
+        lookahead_steps
     }
 
     /// Chunks of admitted prompts in order of admission, then of newly admitted ones, within the
-    /// budgets; `n_riders` decode rows come off both.
+    /// budgets; `n_riders` decode rows are deducted from both.
     fn prefill_rows(&mut self, now: Duration, n_riders: usize) -> Vec<PlanRow> {
         let mut budget = PrefillBudget {
             n_tokens: self
@@ -196,8 +196,8 @@ impl Scheduler {
                 cursor.pass(key);
                 continue;
             }
-            // One spare page for each running row, so that a newcomer is not preempted by the next
-            // few decode steps; nothing is spared for an idle pool.
+            // One spare page for each running row, so that a new request is not preempted by the
+            // next few decode steps; an idle pool keeps no spare pages.
             let n_new = pages_for(next.tokens.len()) - cached.n_device;
             let n_taken = n_new + cached.n_unlocked + self.running.len();
             if n_taken > self.allocator.n_pages_available() {
@@ -228,14 +228,14 @@ impl Scheduler {
         rows
     }
 
-    /// Behind its first `n_cached` pages comes one that a running request is computing.
+    /// Whether the page after its first `n_cached` pages is being computed by a running request.
     fn is_being_computed(&self, sequence: &Sequence, n_cached: usize) -> bool {
         let next = sequence.shareable().hashes.get(n_cached);
         self.config.radix_cache && next.is_some_and(|hash| self.in_flight.contains(*hash))
     }
 
-    /// Pages for all known tokens of a sequence that is being admitted: the cached ones, then new
-    /// ones, the first of which may be for what the host has.
+    /// Allocates pages for all known tokens of a sequence that is being admitted: the cached ones,
+    /// then new ones, the first of which may be restored from the host.
     fn give_pages(&mut self, sequence: &mut Sequence, is_restored: bool) {
         let mut pages = std::mem::take(&mut sequence.pages);
         sequence.n_computed = self.allocator.share(&mut pages, sequence.shareable());
@@ -268,16 +268,17 @@ impl Scheduler {
         if self.config.radix_cache {
             self.in_flight.insert(sequence.hashes_in_flight());
         }
-        self.place.insert(sequence.request.id, Place::Running);
+        self.place
+            .insert(sequence.request.id, RequestState::Running);
         self.running.push(sequence);
     }
 }
 
-/// What comes behind a decode step, as far as it is known.
+/// What follows a decode step, as far as it is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Then {
     Decode,
-    /// If there is any; prompts come first.
+    /// If there are prompts; they come first.
     Prefill,
 }
 
@@ -289,7 +290,7 @@ fn prefill_step(rows: Vec<PlanRow>) -> StepPlan {
     }
 }
 
-/// Prompt tokens that a step may still take.
+/// The remaining prompt tokens of a step.
 struct PrefillBudget {
     n_tokens: usize,
     chunk: Option<usize>,

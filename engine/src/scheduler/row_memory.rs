@@ -1,17 +1,17 @@
-//! The memory of steps that were carried out: the next ones are written into it, so that a batch
-//! that stays the same allocates nothing for its rows. What a plan says never depends on it.
+//! Recycled memory of committed plans for later ones, so that an unchanged batch allocates nothing
+//! for its rows. The contents of a plan never depend on it.
 
 use super::sequence::Sequence;
 use crate::step::PlanRow;
 
 #[derive(Debug, Default)]
-pub(super) struct RowMemory {
+pub(super) struct RowPool {
     lists: Vec<Vec<PlanRow>>,
     /// Last in, first out.
     rows: Vec<PlanRow>,
 }
 
-impl RowMemory {
+impl RowPool {
     /// An empty list.
     pub fn list(&mut self) -> Vec<PlanRow> {
         self.lists.pop().unwrap_or_default()
@@ -30,8 +30,8 @@ impl RowMemory {
         rows.push(row);
     }
 
-    pub fn take_back(&mut self, mut rows: Vec<PlanRow>) {
-        // Backwards, so that in a batch that stays the same each sequence gets its own row again,
+    pub fn recycle(&mut self, mut rows: Vec<PlanRow>) {
+        // In reverse order, so that in an unchanged batch each sequence gets its own row again,
         // whose memory is large enough.
         self.rows.extend(rows.drain(..).rev());
         self.lists.push(rows);

@@ -1,4 +1,4 @@
-//! One request on its way: its tokens so far, how many of them are computed, its pages.
+//! One request in progress: its tokens so far, how many of them are computed, its pages.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use crate::request::{Failure, FinishReason, Request, RequestId, ScoredToken, Tok
 use crate::sampler::SampleSpec;
 use crate::step::{PlanRow, RowOutput, ScoreSpec};
 
-/// What [`Sequence::accept`] reports to.
+/// The events that [`Sequence::accept`] reports.
 pub(super) type Events = Vec<(RequestId, TokenEvent)>;
 
 #[derive(Debug)]
@@ -17,38 +17,38 @@ pub(super) struct Sequence {
     pub request: Request,
     /// Prompt, then output so far.
     pub tokens: Vec<u32>,
-    /// Leading tokens whose KV is in `pages`. One behind `tokens.len()` while decoding.
+    /// Leading tokens whose KV is in `pages`. One less than `tokens.len()` while decoding.
     pub n_computed: usize,
     pub pages: PageTable,
-    /// Copies on the host of the first pages, held while those behind `n_computed` are brought
-    /// back; otherwise empty.
+    /// Host copies of the first pages, held while the pages after `n_computed` are being restored;
+    /// otherwise empty.
     pub host_pages: PageTable,
-    /// Pages that the step under way brings back.
+    /// Pages that the current step restores.
     pub n_restoring: usize,
     pub arrival: Duration,
     /// Order of arrival; kept through preemption.
     pub arrival_index: u64,
-    /// Hash of each whole-page prefix of the prompt, after a preemption of the output too; empty
-    /// where neither cache nor policy looks at prefixes.
+    /// Hash of each whole-page prefix of the prompt, and after a preemption also of the output;
+    /// empty if neither cache nor policy uses prefixes.
     pub prefix_hashes: Vec<u64>,
-    /// Leading pages of the prompt that are in the prefix cache, while this is running.
+    /// Leading pages of the prompt that are in the prefix cache while this is running.
     pub n_kept_pages: usize,
     /// Prompt tokens whose KV was cached at the first admission.
     pub n_cached: usize,
     pub ended: bool,
-    /// What its next token may be is not known yet: it sits out the next plan.
+    /// Its next mask is not ready: it skips the next plan.
     pub is_held_back: bool,
-    /// Its last row failed: what that row computed is not shared with others.
+    /// Its last row failed: what that row computed is not cached.
     pub is_broken: bool,
     pub scores: Scores,
-    /// True from the first admission on: the queue wait is reported once.
+    /// True from the first admission on, so that the queue wait is reported only once.
     pub was_admitted: bool,
 }
 
-/// Log-probabilities of a prompt's tokens, where they are asked for.
+/// Log-probabilities of a prompt's tokens, if requested.
 #[derive(Debug, Default)]
 pub(super) struct Scores {
-    /// Of the second token, the third, …, until they are told.
+    /// Scores of the second token, the third, …, until they are sent.
     pub made: Vec<ScoredToken>,
     pub are_told: bool,
 }
@@ -66,22 +66,22 @@ impl Sequence {
         self.request.max_new_tokens.saturating_sub(self.n_output())
     }
 
-    /// Known tokens that the model has not seen yet; never 0 between steps.
+    /// Known tokens that have not been computed yet; never 0 between steps.
     pub fn n_uncomputed(&self) -> usize {
         self.tokens.len() - self.n_computed
     }
 
-    /// One known token is left to compute, and it samples the next: a decode row.
+    /// Whether only one known token is left to compute, which samples the next: a decode row.
     pub fn is_decoding(&self) -> bool {
         self.n_uncomputed() == 1 && self.request.max_new_tokens > 0
     }
 
-    /// It has a decode row in the next plan.
+    /// Whether it has a decode row in the next plan.
     pub fn is_due(&self) -> bool {
         self.is_decoding() && !self.is_held_back
     }
 
-    /// Scores of its prompt are still to be made.
+    /// Whether its prompt still has to be scored.
     pub fn is_scored(&self) -> bool {
         let is_asked = self.request.sampling.n_prompt_logprobs.is_some();
         is_asked && !self.scores.are_told && self.n_prompt() > 1
@@ -96,7 +96,7 @@ impl Sequence {
         }
     }
 
-    /// What row `row`, the plan's `i`th, has to score.
+    /// The tokens that `row`, the plan's `i`th, has to score.
     pub fn scores_of(&self, i: usize, row: &PlanRow) -> Option<ScoreSpec> {
         let n_top = self.request.sampling.n_prompt_logprobs?;
         let targets = self.targets(row);
@@ -107,18 +107,18 @@ impl Sequence {
         })
     }
 
-    /// Prompt tokens that follow the row's.
+    /// Prompt tokens that follow the row's tokens.
     fn targets(&self, row: &PlanRow) -> &[u32] {
         let end = (row.start + row.tokens.len() + 1).min(self.n_prompt());
         self.tokens.get(row.start + 1..end).unwrap_or_default()
     }
 
-    /// A grammar says which tokens may come.
+    /// Whether a grammar constrains its tokens.
     pub fn is_guided(&self) -> bool {
         self.request.sampling.guide.is_some()
     }
 
-    /// Some of its pages are on their way from the host: it can compute nothing yet.
+    /// Whether some of its pages are being restored: it cannot be computed yet.
     pub fn is_restoring(&self) -> bool {
         self.host_pages.capacity_tokens() > self.n_computed
     }
@@ -131,20 +131,20 @@ impl Sequence {
         }
     }
 
-    /// Of the whole pages of the prompt alone.
+    /// Hashes of the whole pages of the prompt.
     pub fn prompt_hashes(&self) -> &[u64] {
         &self.prefix_hashes[..self.prefix_hashes.len().min(self.n_prompt() / PAGE_TOKENS)]
     }
 
-    /// Of those pages of the prompt that are not in the prefix cache yet.
+    /// Hashes of the prompt's pages that are not in the prefix cache yet.
     pub fn hashes_in_flight(&self) -> &[u64] {
         self.prompt_hashes()
             .get(self.n_kept_pages..)
             .unwrap_or_default()
     }
 
-    /// What may be taken over from others: all known whole pages, but not the last token, which
-    /// must be computed for its logits; nothing while every token must be.
+    /// The prefix that may be taken from the cache: all known whole pages, but not the last token,
+    /// which must be computed for its logits; nothing while every token must be scored.
     pub fn shareable(&self) -> Prefix<'_> {
         let prefix = Prefix {
             hashes: &self.prefix_hashes,
@@ -158,7 +158,7 @@ impl Sequence {
         prefix.first((n_computed - 1) / PAGE_TOKENS)
     }
 
-    /// Writes the row that computes the next `n_tokens` known tokens over `row`, whatever that was.
+    /// Overwrites `row` with the row that computes the next `n_tokens` known tokens.
     pub fn write_row(&self, n_tokens: usize, row: &mut PlanRow) {
         let end = (self.n_computed + n_tokens).min(self.tokens.len());
         row.request = self.request.id;
@@ -190,8 +190,8 @@ impl Sequence {
         }
     }
 
-    /// Takes over what a step computed for `row`. Tokens behind a stop id, or behind the last
-    /// allowed one, are discarded, and so is an error behind those.
+    /// Applies the results of a step for `row`. Tokens after a stop id, or after the last allowed
+    /// one, are discarded, and so is an error after those.
     pub fn accept(&mut self, row: &PlanRow, output: RowOutput, events: &mut Events) {
         let id = self.request.id;
         let RowOutput {
@@ -243,8 +243,8 @@ impl Sequence {
         }
     }
 
-    /// Takes over the scores of the row's tokens, and tells them when they are complete. False
-    /// where some are missing.
+    /// Appends the scores of the row's tokens, and sends them when they are complete. Returns false
+    /// if some are missing.
     fn take_scores(
         &mut self,
         row: &PlanRow,

@@ -1,9 +1,9 @@
 //! The queue of requests that wait for admission, ordered by virtual start
 //! (see [`policy`](super::policy)).
 //!
-//! Ageing is in the virtual start, so the passing of time changes no order. What the policy says of
-//! a request at its entry is the request's place for good; an order of the longest-waiting ones
-//! that depends on the others is kept for as long as what it was made from stays the same.
+//! Ageing is part of the virtual start, so the passing of time changes no order. The policy's
+//! handicap at entry is final; an order of the longest-waiting requests that depends on other
+//! requests is kept for as long as its inputs stay the same.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -13,7 +13,7 @@ use super::policy::{Candidate, MAX_HANDICAP_US, PREFIX_WINDOW, Policy};
 use super::sequence::Sequence;
 use crate::kv::PrefixIndex;
 
-/// Place in the queue. The arrival index makes it unique and breaks ties.
+/// Position in the queue. The arrival index makes it unique and breaks ties.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct QueueKey {
     virtual_start_us: i64,
@@ -23,26 +23,26 @@ pub(super) struct QueueKey {
 #[derive(Debug)]
 pub(super) struct WaitingQueue {
     policy: Box<dyn Policy>,
-    /// Boxed, so that the queue's own nodes are dense.
+    /// Boxed, so that the map's nodes are dense.
     sequences: BTreeMap<QueueKey, Box<Sequence>>,
-    /// For policies that order a window anew: its keys, first to be admitted last. Otherwise empty.
+    /// For policies that order a window: its keys, first to be admitted last. Otherwise empty.
     window: Vec<QueueKey>,
-    /// What `window` was made from; `None` where that changed.
+    /// The inputs of `window`; `None` if they changed.
     window_source: Option<WindowSource>,
-    /// Kept for their memory.
+    /// Kept to reuse its memory.
     handicaps_us: Vec<i64>,
     order: Vec<(i64, QueueKey)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct WindowSource {
-    /// Who is behind this place is not in the window; `None` where everybody is in it.
+    /// Requests after this position are not in the window; `None` if all are in it.
     last: Option<QueueKey>,
-    /// Of the prefix index.
+    /// [`PrefixIndex::n_changes`] at that time.
     n_changes: u64,
 }
 
-/// How far a step's admissions have come.
+/// The progress of a step's admissions.
 #[derive(Debug, Default)]
 pub(super) struct Cursor {
     n_passed: usize,
@@ -50,7 +50,7 @@ pub(super) struct Cursor {
 }
 
 impl Cursor {
-    /// Leaves the request at `key`, the one that [`WaitingQueue::next`] named, in the queue.
+    /// Leaves the request at `key`, returned by [`WaitingQueue::next`], in the queue.
     pub fn pass(&mut self, key: QueueKey) {
         self.n_passed += 1;
         self.last_passed = Some(key);
@@ -101,7 +101,7 @@ impl WaitingQueue {
         self.sequences.remove(&key).map(|sequence| *sequence)
     }
 
-    /// Somebody came or went at `key`.
+    /// Records that a request came or went at `key`.
     fn changed_at(&mut self, key: QueueKey) {
         let last = self.window_source.and_then(|source| source.last);
         if last.is_none_or(|last| key <= last) {
@@ -109,7 +109,7 @@ impl WaitingQueue {
         }
     }
 
-    /// Orders the window anew if anything changed. Called once a step, before admissions.
+    /// Orders the window again if anything changed. Called once in each step, before admissions.
     pub fn refresh(&mut self, held: &PrefixIndex) {
         if !self.policy.orders_window() {
             return;
@@ -154,20 +154,20 @@ impl WaitingQueue {
         self.window.extend(self.order.iter().map(|(_, key)| *key));
     }
 
-    /// The request to be admitted behind those that the step has passed over; behind the window
-    /// there is none until the next [`Self::refresh`].
+    /// The next request to admit after those that the step has skipped; after the window there is
+    /// none until the next [`Self::refresh`].
     pub fn next(&self, cursor: &Cursor) -> Option<(QueueKey, &Sequence)> {
         if self.policy.orders_window() {
             let i = self.window.len().checked_sub(cursor.n_passed + 1)?;
             let key = self.window[i];
             return Some((key, self.sequences.get(&key)?));
         }
-        let behind = cursor.last_passed.map_or(Bound::Unbounded, Bound::Excluded);
-        let (key, sequence) = self.sequences.range((behind, Bound::Unbounded)).next()?;
+        let after = cursor.last_passed.map_or(Bound::Unbounded, Bound::Excluded);
+        let (key, sequence) = self.sequences.range((after, Bound::Unbounded)).next()?;
         Some((*key, sequence))
     }
 
-    /// Takes out the request at `key`, the one that [`Self::next`] named.
+    /// Removes the request at `key`, returned by [`Self::next`].
     pub fn take(&mut self, cursor: &Cursor, key: QueueKey) -> Option<Sequence> {
         if self.policy.orders_window() {
             let i = self.window.len().checked_sub(cursor.n_passed + 1)?;
@@ -176,7 +176,7 @@ impl WaitingQueue {
         self.remove(key)
     }
 
-    /// Forgets what is kept, for the test that keeping it changes nothing.
+    /// Drops what is kept, for the test that keeping it changes nothing.
     #[cfg(test)]
     pub fn forget_order(&mut self) {
         self.window_source = None;

@@ -1,7 +1,7 @@
 //! Errors as OpenAI's clients expect them: `{"error": {message, type, param, code}}`.
 //!
-//! The message names the field, the value and the limit; status, type and retry time are those
-//! of its code in [the catalogue](crate::errors).
+//! The message names the field, the value and the limit. Status, type and retry time come from the
+//! code's entry in [the catalogue](crate::errors).
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ use crate::server::request::fields::show;
 pub struct ApiError {
     pub code: Code,
     pub message: String,
-    /// The field at fault, as a path: `messages[0].role`.
+    /// The offending field as a path: `messages[0].role`.
     pub param: Option<String>,
 }
 
@@ -34,7 +34,7 @@ impl ApiError {
         }
     }
 
-    /// About one field.
+    /// An error about one field.
     pub fn of_field(code: Code, param: impl Into<String>, message: impl Into<String>) -> Self {
         Self {
             param: Some(param.into()),
@@ -42,22 +42,22 @@ impl ApiError {
         }
     }
 
-    /// The request cannot be served as it is.
+    /// The request cannot be served as given.
     pub fn invalid(param: impl Into<String>, message: impl Into<String>) -> Self {
         Self::of_field(Code::InvalidValue, param, message)
     }
 
-    /// As [`Self::invalid`], about the body as a whole.
+    /// Like [`Self::invalid`], about the body as a whole.
     pub fn invalid_body(message: impl Into<String>) -> Self {
         Self::new(Code::InvalidJson, message)
     }
 
-    /// A field that we know and do not do.
+    /// A field that is known but not supported.
     pub fn unsupported(param: impl Into<String>, message: impl Into<String>) -> Self {
         Self::of_field(Code::UnsupportedParameter, param, message)
     }
 
-    /// Prompt and output do not fit.
+    /// Prompt and output exceed the model's context.
     pub fn too_long(param: impl Into<String>, message: impl Into<String>) -> Self {
         Self::of_field(Code::ContextLengthExceeded, param, message)
     }
@@ -91,7 +91,7 @@ impl ApiError {
         Self::new(Code::BodyTooLarge, message)
     }
 
-    /// A body that was packed by the client.
+    /// A body with a content encoding.
     pub fn encoded_body(encoding: &str) -> Self {
         let message = format!(
             "the request's Content-Encoding is {}, which this server does not unpack; send the \
@@ -130,12 +130,12 @@ impl ApiError {
     }
 
     pub fn status(&self) -> StatusCode {
-        // Every code that requests can have has a valid status; a test goes through them all.
+        // Every code that a request can get has a valid status; a test checks them all.
         let status = self.code.entry().status.unwrap_or(500);
         StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
     }
 
-    /// The JSON object that clients get.
+    /// The JSON object that clients receive.
     pub fn body(&self) -> Value {
         json!({"error": {
             "message": self.message,
@@ -156,7 +156,7 @@ impl From<Failure> for ApiError {
             Failure::QueueTimeout { .. } => Code::QueueTimeout,
             Failure::RequestTimeout { .. } => Code::RequestTimeout,
             Failure::ShuttingDown => Code::ShuttingDown,
-            Failure::Asleep => Code::ModelAsleep,
+            Failure::Suspended => Code::ModelAsleep,
             Failure::Form { .. } => Code::GrammarFailed,
             Failure::Stopped => Code::EngineStopped,
             Failure::Guide { .. } | Failure::Rejected { .. } => Code::InternalError,
@@ -169,10 +169,10 @@ impl From<SubmitError> for ApiError {
     fn from(error: SubmitError) -> Self {
         match error {
             SubmitError::QueueFull { limit } => Self::queue_full(limit),
-            // Lengths were checked before; what is left to reject is the server's own doing.
+            // Lengths were checked before, so any other rejection is an internal error.
             SubmitError::Rejected(error) => Self::internal(error.to_string()),
             SubmitError::ShuttingDown => Self::new(Code::ShuttingDown, error.to_string()),
-            SubmitError::Asleep => Self::new(Code::ModelAsleep, error.to_string()),
+            SubmitError::Suspended => Self::new(Code::ModelAsleep, error.to_string()),
             SubmitError::Stopped => Self::new(Code::EngineStopped, error.to_string()),
         }
     }
@@ -187,7 +187,7 @@ impl IntoResponse for ApiError {
                 .insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         if self.code == Code::NotImplemented {
-            // OpenAI's clients try every status from 500 on again unless they are told not to.
+            // OpenAI's clients retry every status from 500 on unless told not to.
             let never = HeaderValue::from_static("false");
             response.headers_mut().insert("x-should-retry", never);
         }
@@ -197,7 +197,7 @@ impl IntoResponse for ApiError {
                 .headers_mut()
                 .insert(header::WWW_AUTHENTICATE, scheme);
         }
-        // Counted where answers leave.
+        // Counted when the response is sent.
         response.extensions_mut().insert(self.code);
         response
     }

@@ -1,24 +1,24 @@
 //! The OpenAI-compatible HTTP server: the only place that knows HTTP and JSON.
 //!
-//! [`transport`] is what holds for every request: connections, keys, origins, one spelling of each
-//! path. An endpoint ([`endpoints`]) reads a body field by field into a
+//! [`transport`] handles what is common to all requests: connections, keys, origins and path
+//! normalisation. An endpoint ([`endpoints`]) reads a body field by field into a
 //! [`Generation`](request::sampling_fields::Generation) and prompts that fit ([`request`]); each
-//! choice runs as a [`Choice`](response::choice::Choice) over the engine's stream, and an
-//! [`Answer`](response::answer::Answer) gives them back whole or as server-sent events
+//! choice runs as a [`Choice`](response::choice::Choice) over the engine's stream, and
+//! [`RunningChoices`](response::answer::RunningChoices) return them whole or as server-sent events
 //! ([`response`]). Every refusal is an [`error::ApiError`].
 //!
-//! Requests go to one of the [`models`] by the name they bring; [`endpoints::admin`] loads, unloads,
-//! suspends and resumes them.
+//! Requests are routed to one of the [`models`] by name; [`endpoints::admin`] loads, unloads,
+//! suspends and wakes models.
 //!
-//! A client that goes away drops its answer, which drops its choices, which cancels its
-//! requests: there is no other bookkeeping of connections.
+//! When a client disconnects, its response is dropped, which drops the choices and cancels the
+//! requests. There is no other bookkeeping of connections.
 //!
 //! SGLang's and vLLM's own endpoints are [`endpoints::generate`], [`endpoints::native`],
-//! [`endpoints::flush`] and [`running`]; fields of theirs that are not supported are refused by name
+//! [`endpoints::flush`] and [`running`]; their unsupported fields are refused by name
 //! ([`request::foreign_fields`]).
 //!
-//! Deliberately absent: TLS (a proxy's business), `/v1/responses` and `/v1/embeddings` (refused
-//! with 501), images and audio, batches by file.
+//! Deliberately absent: TLS (terminate it in a proxy), `/v1/responses` and `/v1/embeddings`
+//! (refused with 501), images and audio, batches by file.
 
 pub mod endpoints;
 pub mod error;
@@ -44,10 +44,10 @@ use self::transport::connections::{LimitedListener, Peer};
 use crate::config::{AllowedOrigins, HttpConfig};
 use crate::errors::Code;
 
-/// All paths.
+/// All routes.
 pub fn router(state: Arc<AppState>) -> Router {
     let mut router = Router::new();
-    // With and without `/v1`, since clients differ in what belongs to the base URL.
+    // With and without `/v1`, since clients differ in what they consider part of the base URL.
     for prefix in ["/v1", ""] {
         let at = |path: &str| format!("{prefix}{path}");
         router = router
@@ -107,7 +107,7 @@ pub fn router(state: Arc<AppState>) -> Router {
         ))
         .layer(axum::middleware::from_fn(transport::request_id::apply))
         .with_state(state);
-    // A router chooses the route before its layers run, so what changes paths is around it.
+    // A router matches before its layers run, so layers that change the path wrap it.
     Router::new()
         .fallback_service(router)
         .layer(axum::middleware::from_fn(
@@ -123,7 +123,7 @@ async fn embeddings() -> ApiError {
     ApiError::not_implemented("/v1/embeddings", "this server generates text only")
 }
 
-/// Why serving ended, other than by being told to.
+/// Why serving ended, other than on request.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     #[error(transparent)]
@@ -142,10 +142,10 @@ impl ServeError {
 }
 
 /// How long the answers that tell of a dead engine get to leave.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+const ERROR_FLUSH_GRACE: Duration = Duration::from_secs(1);
 
-/// Serves until `stop` is ready, then accepts nothing more and lets running requests finish for
-/// at most `--shutdown-grace-s`; what runs longer is cut off. Ends with an error when the engine dies.
+/// Serves until `stop` is ready, then accepts no more requests and lets running ones finish for at
+/// most `--shutdown-grace-s`; the rest are cut off. Returns an error if the engine dies.
 pub async fn serve(
     listener: TcpListener,
     state: Arc<AppState>,
@@ -164,7 +164,7 @@ pub async fn serve(
         let _ = stopped.send(true);
     });
     let cut_off = async move {
-        // An error means that the server is gone already, and with it the wait.
+        // An error means that the server has already ended, so there is nothing to wait for.
         if has_stopped.wait_for(|stopped| *stopped).await.is_err() {
             std::future::pending::<()>().await;
         }
@@ -179,7 +179,7 @@ pub async fn serve(
         }
     };
     for model in state.models.loaded() {
-        // Requests that ended by themselves need no time here, the others have had theirs.
+        // Requests have finished or used up their grace period.
         model.engine.shutdown(Duration::ZERO).await;
     }
     outcome
@@ -194,20 +194,20 @@ fn warn_of_open_origins(http: &HttpConfig) {
     }
 }
 
-/// Ready when an engine has ended though nobody stopped it, and those who asked were told. With
-/// several models this ends the others, too: they share a device whose state is unknown by then.
+/// Ready when an engine has ended without being told to, and its clients have been answered. With
+/// several models this stops the others too: they share a device whose state is unknown.
 async fn engine_death(state: &AppState) {
-    /// Models come and go, so there is no single one to wait for.
-    const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
+    /// Models come and go, so there is no single future to await.
+    const POLL_INTERVAL: Duration = Duration::from_millis(100);
     let has_dead = || {
         let models = state.models.loaded();
         models.iter().any(|model| model.engine.has_died())
     };
     while !has_dead() {
-        tokio::time::sleep(BETWEEN_LOOKS).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
     if state.is_stopping() {
         std::future::pending::<()>().await;
     }
-    tokio::time::sleep(LAST_WORDS).await;
+    tokio::time::sleep(ERROR_FLUSH_GRACE).await;
 }

@@ -1,9 +1,9 @@
 //! The models of this process: what each is called, and what it is doing.
 //!
-//! A model stays in the list from the moment it is configured: loading, ready, asleep, unloaded or
-//! failed, it keeps its names, so a client hears what is the matter instead of "no such model".
-//! [`crate::server::endpoints::admin`] moves models from one state to the next; here they are only looked up.
-//! Deliberately absent: models that are loaded because somebody asks for them.
+//! A model stays in the list from the moment it is configured. It keeps its names while it is
+//! loading, ready, sleeping, unloaded or failed, so that a client learns its state instead of "no
+//! such model". [`crate::server::endpoints::admin`] changes the state; here models are only looked
+//! up. Deliberately absent: loading a model on request.
 
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
@@ -16,27 +16,27 @@ use crate::server::error::ApiError;
 /// In the order in which they were configured.
 #[derive(Default)]
 pub struct Models {
-    entries: RwLock<Vec<Arc<Entry>>>,
+    entries: RwLock<Vec<Arc<ModelEntry>>>,
 }
 
 /// Loads a model, on a thread that may block.
-pub type Load = Box<dyn Fn() -> Result<ServedModel, LaunchError> + Send + Sync>;
-/// How a model that is described later will be loaded.
-pub type Open = Box<dyn Fn(ModelPlan) -> Load + Send + Sync>;
+pub type LoadModel = Box<dyn Fn() -> Result<ServedModel, LaunchError> + Send + Sync>;
+/// How to load a model that is described at run time.
+pub type Open = Box<dyn Fn(ModelPlan) -> LoadModel + Send + Sync>;
 
-/// One model, whatever it is doing.
-pub struct Entry {
-    /// What it was given, which nobody else has. Until it is loaded it has no other names.
+/// One model, in any state.
+pub struct ModelEntry {
+    /// Its configured names, which are unique. Until it is loaded it has no others.
     configured: Vec<String>,
-    /// `None`: it was handed over ready and cannot be loaded again.
-    load: Option<Load>,
+    /// `None` for a model that was passed in ready and cannot be reloaded.
+    load: Option<LoadModel>,
     now: RwLock<Now>,
 }
 
 #[derive(Clone)]
 struct Now {
     state: ModelState,
-    /// There whenever its engine is.
+    /// Present while its engine exists.
     model: Option<Arc<ServedModel>>,
     /// Why it failed.
     reason: Option<String>,
@@ -52,7 +52,7 @@ pub enum ModelState {
     Asleep,
     Waking,
     Unloading,
-    /// Loading it did not work.
+    /// Loading failed.
     Failed,
 }
 
@@ -70,7 +70,7 @@ impl ModelState {
         }
     }
 
-    /// Why a request cannot be served.
+    /// The error code for requests to a model in this state.
     fn code(self) -> Code {
         match self {
             Self::Ready | Self::Loading => Code::ModelLoading,
@@ -85,7 +85,7 @@ impl ModelState {
 
 impl Models {
     /// Refuses a name that another model was given.
-    pub fn add(&self, entry: Entry) -> Result<Arc<Entry>, String> {
+    pub fn add(&self, entry: ModelEntry) -> Result<Arc<ModelEntry>, String> {
         let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
         for name in &entry.configured {
             if entries.iter().any(|known| known.configured.contains(name)) {
@@ -99,19 +99,19 @@ impl Models {
         Ok(entry)
     }
 
-    /// Takes a model off the list.
-    pub fn remove(&self, entry: &Arc<Entry>) {
+    /// Removes a model from the list.
+    pub fn remove(&self, entry: &Arc<ModelEntry>) {
         self.entries
             .write()
             .unwrap_or_else(PoisonError::into_inner)
             .retain(|known| !Arc::ptr_eq(known, entry));
     }
 
-    pub fn list(&self) -> Vec<Arc<Entry>> {
+    pub fn list(&self) -> Vec<Arc<ModelEntry>> {
         self.read().clone()
     }
 
-    /// The models whose engine is there, asleep or not.
+    /// The models whose engine exists, including sleeping ones.
     pub fn loaded(&self) -> Vec<Arc<ServedModel>> {
         self.read()
             .iter()
@@ -119,8 +119,8 @@ impl Models {
             .collect()
     }
 
-    /// The model of this name. Where there is only one, it need not be named.
-    pub fn find(&self, asked: Option<&str>) -> Result<Arc<Entry>, ApiError> {
+    /// The model of this name. The name is optional if there is only one model.
+    pub fn find(&self, asked: Option<&str>) -> Result<Arc<ModelEntry>, ApiError> {
         let entries = self.read();
         let only = match entries.as_slice() {
             [] => return Err(ApiError::loading()),
@@ -142,7 +142,7 @@ impl Models {
                 let message = format!("model is missing; this server has: {}", known().join(", "));
                 Err(ApiError::invalid("model", message))
             }
-            // It may turn out to be called that.
+            // The model may turn out to have that name.
             (Some(_), _)
                 if entries
                     .iter()
@@ -154,8 +154,8 @@ impl Models {
         }
     }
 
-    /// As [`Self::find`], but a server of one model answers to any name.
-    pub fn find_leniently(&self, asked: Option<&str>) -> Result<Arc<Entry>, ApiError> {
+    /// Like [`Self::find`], but a server with one model accepts any name.
+    pub fn find_leniently(&self, asked: Option<&str>) -> Result<Arc<ModelEntry>, ApiError> {
         let only = match self.read().as_slice() {
             [only] => Some(Arc::clone(only)),
             _ => None,
@@ -163,34 +163,34 @@ impl Models {
         only.map_or_else(|| self.find(asked), Ok)
     }
 
-    /// What clients may call a model: not by what others of the list are called, too.
-    pub fn names_of(&self, entry: &Arc<Entry>) -> Vec<String> {
+    /// The names by which clients may call a model, except those that also belong to another one.
+    pub fn names_of(&self, entry: &Arc<ModelEntry>) -> Vec<String> {
         names_in(&self.read(), entry)
     }
 
-    fn read(&self) -> RwLockReadGuard<'_, Vec<Arc<Entry>>> {
+    fn read(&self) -> RwLockReadGuard<'_, Vec<Arc<ModelEntry>>> {
         self.entries.read().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The model that was given this name; else the only one that calls itself so.
-fn called<'a>(entries: &'a [Arc<Entry>], name: &str) -> Option<&'a Arc<Entry>> {
-    let is_given = |entry: &&Arc<Entry>| entry.configured.iter().any(|known| known == name);
-    let calls_itself = |entry: &&Arc<Entry>| entry.names().iter().any(|known| known == name);
+/// The model configured with this name; otherwise the only one that reports it.
+fn called<'a>(entries: &'a [Arc<ModelEntry>], name: &str) -> Option<&'a Arc<ModelEntry>> {
+    let is_given = |entry: &&Arc<ModelEntry>| entry.configured.iter().any(|known| known == name);
+    let calls_itself = |entry: &&Arc<ModelEntry>| entry.names().iter().any(|known| known == name);
     entries.iter().find(is_given).or_else(|| {
         let mut found = entries.iter().filter(calls_itself);
         found.next().filter(|_| found.next().is_none())
     })
 }
 
-fn names_in(entries: &[Arc<Entry>], entry: &Arc<Entry>) -> Vec<String> {
+fn names_in(entries: &[Arc<ModelEntry>], entry: &Arc<ModelEntry>) -> Vec<String> {
     let is_its = |name: &String| called(entries, name).is_some_and(|it| Arc::ptr_eq(it, entry));
     entry.names().into_iter().filter(is_its).collect()
 }
 
-impl Entry {
+impl ModelEntry {
     /// A model that is not loaded yet.
-    pub fn new(configured: Vec<String>, load: Load) -> Self {
+    pub fn new(configured: Vec<String>, load: LoadModel) -> Self {
         Self {
             configured,
             load: Some(load),
@@ -202,7 +202,7 @@ impl Entry {
         }
     }
 
-    /// A model that is there.
+    /// A model that is already loaded.
     pub fn ready(model: Arc<ServedModel>) -> Self {
         Self {
             configured: model.names.clone(),
@@ -224,12 +224,12 @@ impl Entry {
         self.now().reason
     }
 
-    /// There whenever its engine is, even if it can take no requests.
+    /// Present while its engine exists, even if it cannot take requests.
     pub fn model(&self) -> Option<Arc<ServedModel>> {
         self.now().model
     }
 
-    /// What it calls itself; where others do so too, see [`Models::names_of`].
+    /// The names it reports; if others report them too, see [`Models::names_of`].
     pub fn names(&self) -> Vec<String> {
         self.model()
             .map_or_else(|| self.configured.clone(), |model| model.names.clone())
@@ -249,7 +249,7 @@ impl Entry {
         }
     }
 
-    /// Why it takes no requests.
+    /// Why it does not take requests.
     pub fn unavailable(&self) -> ApiError {
         let Now { state, reason, .. } = self.now();
         let name = self.name();
@@ -258,7 +258,7 @@ impl Entry {
                 format!("the model {name:?} is still being loaded")
             }
             ModelState::FallingAsleep | ModelState::Asleep => {
-                format!("the model {name:?} sleeps; POST /admin/models/wake wakes it")
+                format!("the model {name:?} is sleeping; POST /admin/models/wake wakes it")
             }
             ModelState::Waking => format!("the model {name:?} is waking up"),
             ModelState::Unloading => format!("the model {name:?} is being unloaded"),
@@ -273,7 +273,7 @@ impl Entry {
         ApiError::new(state.code(), message)
     }
 
-    /// Its engine stays as it is.
+    /// Leaves its engine unchanged.
     pub fn set_state(&self, state: ModelState) {
         self.write(|now| {
             now.state = state;
@@ -291,7 +291,7 @@ impl Entry {
         });
     }
 
-    /// Loads the model; blocks. The entry says what came of it.
+    /// Loads the model; blocks. The entry records the outcome.
     pub fn load(&self) -> Result<(), Option<LaunchError>> {
         let Some(load) = &self.load else {
             self.set_gone(Some("it cannot be loaded again".to_owned()));
@@ -310,7 +310,7 @@ impl Entry {
         }
     }
 
-    /// Its engine is gone, or never came to be.
+    /// Its engine has ended or was never started.
     pub fn set_gone(&self, reason: Option<String>) {
         self.write(|now| {
             *now = Now {

@@ -1,7 +1,7 @@
-//! The requests that run, by the id that their answers carry, for `/abort_request`.
+//! The running requests by id, for `/abort_request`.
 //!
-//! The id is the answer's own, or what the client chose (`rid`, as SGLang has it; `request_id`, as
-//! vLLM has it). A request is in the list from its start until its answer is made or dropped.
+//! The id is the response's own, or the client's choice (`rid`, as in SGLang; `request_id`, as in
+//! vLLM). A request is listed from its start until its response is complete or dropped.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,7 +22,7 @@ const MAX_ID_BYTES: usize = 128;
 #[derive(Debug, Default)]
 pub struct Running(Mutex<HashMap<String, Vec<(EngineHandle, RequestId)>>>);
 
-/// Takes its requests off the list when it is dropped.
+/// Removes its requests from the list on drop.
 #[derive(Debug)]
 pub struct Registered {
     running: Arc<Running>,
@@ -30,8 +30,8 @@ pub struct Registered {
 }
 
 impl Running {
-    /// Puts choices on the list, each under an id; several may share one. Refuses an id that
-    /// another answer has.
+    /// Lists choices, each under an id; several may share one. Refuses an id that another response
+    /// has.
     pub fn enter<'a>(
         self: &Arc<Self>,
         choices: impl Iterator<Item = (String, &'a Choice)>,
@@ -42,7 +42,7 @@ impl Running {
         }
         let mut running = self.lock();
         if let Some(id) = new.keys().find(|id| running.contains_key(*id)) {
-            let message = format!("rid is {id:?}, which another request has that still runs");
+            let message = format!("rid is {id:?}, which belongs to another running request");
             return Err(ApiError::invalid("rid", message));
         }
         let ids = new.keys().cloned().collect();
@@ -53,8 +53,8 @@ impl Running {
         })
     }
 
-    /// Ends one id's requests, or all of them; their answers end with the reason `abort`. Gives
-    /// the number of requests that were told to end.
+    /// Aborts the requests with one id, or all; their responses end with the reason `abort`.
+    /// Returns the number of requests that were aborted.
     fn abort(&self, id: Option<&str>) -> usize {
         let running = self.lock();
         let chosen: Vec<&(EngineHandle, RequestId)> = match id {
@@ -67,7 +67,7 @@ impl Running {
         chosen.len()
     }
 
-    /// No method panics between two changes that belong together.
+    /// No method panics between two related changes.
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Vec<(EngineHandle, RequestId)>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -82,7 +82,7 @@ impl Drop for Registered {
     }
 }
 
-/// The id that a client chose for its answer: `rid` as it is, `request_id` after `prefix`.
+/// The response id that a client chose: `rid` unchanged, `request_id` with `prefix`.
 pub fn take_id(fields: &mut Fields, prefix: &str) -> Result<Option<String>, ApiError> {
     let rid = fields.string("rid")?;
     let request_id = fields.string("request_id")?;
@@ -110,8 +110,8 @@ pub fn check_id(path: &str, id: &str) -> Result<(), ApiError> {
     Err(ApiError::invalid(path, message))
 }
 
-/// `POST /abort_request`: `{"rid": ID}`, or `{"abort_all": true}`. An id that is not there any more
-/// is no error, since answers end by themselves.
+/// `POST /abort_request`: `{"rid": ID}`, or `{"abort_all": true}`. An unknown id is not an error,
+/// since the response may have ended meanwhile.
 pub async fn abort_request(
     State(state): State<Arc<AppState>>,
     mut fields: Fields,

@@ -1,4 +1,4 @@
-//! What every handler can see: the HTTP settings at once, each model when it is loaded.
+//! State shared by all handlers: the HTTP settings from the start, each model once it is loaded.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -9,7 +9,7 @@ use crate::metrics::TrafficMetrics;
 use crate::result_cache::ResultCache;
 use crate::served_model::ServedModel;
 use crate::server::error::ApiError;
-use crate::server::models::{Entry, Models, Open};
+use crate::server::models::{ModelEntry, Models, Open};
 use crate::server::running::Running;
 
 /// Shared by all connections.
@@ -18,13 +18,13 @@ pub struct AppState {
     pub traffic: Arc<TrafficMetrics>,
     pub result_cache: ResultCache,
     pub models: Models,
-    /// Answers under way, which can be ended.
+    /// Running requests, for `/abort_request`.
     pub running: Arc<Running>,
-    /// Held while a model is loaded, unloaded, put to sleep or woken: one at a time.
+    /// Held while a model is loaded, unloaded, put to sleep or woken: one change at a time.
     pub changing: tokio::sync::Mutex<()>,
-    /// How models are loaded that come while the server runs.
+    /// How to load models that are added while the server runs.
     pub open: OnceLock<Open>,
-    /// All models of the start have been loaded.
+    /// Whether all models of the start have been loaded.
     started: AtomicBool,
     stopping: AtomicBool,
 }
@@ -44,25 +44,25 @@ impl AppState {
         }
     }
 
-    /// Makes the server ready with this model alone. A second one is refused by returning it.
+    /// Makes the server ready with this model alone. A second model is returned as an error.
     pub fn set_model(&self, model: ServedModel) -> Result<(), Arc<ServedModel>> {
         let model = Arc::new(model);
         if !self.models.list().is_empty() {
             return Err(model);
         }
         self.models
-            .add(Entry::ready(Arc::clone(&model)))
+            .add(ModelEntry::ready(Arc::clone(&model)))
             .map_err(|_| model)?;
         self.set_started();
         Ok(())
     }
 
-    /// From here on `/health` says 200.
+    /// From here on `/health` returns 200.
     pub fn set_started(&self) {
         self.started.store(true, Ordering::Release);
     }
 
-    /// From here on `/health` says 503, so that load balancers turn away.
+    /// From here on `/health` returns 503, so that load balancers stop sending requests.
     pub fn set_stopping(&self) {
         self.stopping.store(true, Ordering::Relaxed);
     }
@@ -71,7 +71,7 @@ impl AppState {
         self.stopping.load(Ordering::Relaxed)
     }
 
-    /// Refuses while not all models of the start are there, and while stopping.
+    /// Returns an error until all models of the start are loaded, and while stopping.
     pub fn check_started(&self) -> Result<(), ApiError> {
         self.check_not_stopping()?;
         if self.has_started() {

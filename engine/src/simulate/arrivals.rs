@@ -1,6 +1,6 @@
 //! The way of a request from its client to the scheduler's queue: HTTP, JSON, tokenizer.
 //!
-//! Short texts are tokenized where they are read, one request behind the other; long ones beside
+//! Short texts are tokenized where they are read, one request after the other; long ones beside
 //! them, a few at a time, so that short ones overtake them. What is sent at once does not arrive at
 //! once, and who arrives first is in the first step.
 
@@ -18,7 +18,7 @@ pub(super) struct Text {
     pub n_tokens: usize,
 }
 
-/// Requests on their way, by their sending number.
+/// Requests in transit, by index of sending.
 #[derive(Debug)]
 pub(super) struct Arrivals {
     request: Duration,
@@ -47,8 +47,8 @@ impl Arrivals {
     pub fn send(&mut self, number: u64, text: Text, at: Duration) {
         let tokenizing = Duration::from_secs_f64(text.n_tokens as f64 * self.tokenize_s);
         let arrives_at = if text.n_bytes <= INLINE_BYTES {
-            let behind_the_last = self.last_short + self.spacing;
-            self.last_short = (at + self.request + tokenizing).max(behind_the_last);
+            let after_the_last = self.last_short + self.spacing;
+            self.last_short = (at + self.request + tokenizing).max(after_the_last);
             self.last_short
         } else {
             // There is at least one.

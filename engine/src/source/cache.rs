@@ -1,7 +1,6 @@
-//! The cache folder: where it is, and how a file gets into it whole or not at all.
+//! The cache folder: its location, and atomic creation of files in it.
 //!
-//! It may be a folder that holds other things: nothing in it is removed but what carries this
-//! module's own mark.
+//! It may be a folder that contains other things: only files with this module's marker are removed.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -11,10 +10,10 @@ use super::{Progress, SourceError, Stage};
 
 /// The project's folder inside the user's cache folder.
 const FOLDER: &str = "balanced-engine";
-/// A temporary folder that no process holds is removed when it is older than this.
+/// Age at which a temporary folder without an owner is removed.
 const STALE: Duration = Duration::from_hours(48);
 
-/// `$ENGINE_CACHE`, else the system's cache folder for this user.
+/// `$ENGINE_CACHE`, otherwise the system's cache folder for this user.
 pub fn default_cache_dir() -> Result<PathBuf, SourceError> {
     let folder = |name: &str| {
         std::env::var_os(name)
@@ -24,7 +23,7 @@ pub fn default_cache_dir() -> Result<PathBuf, SourceError> {
     if let Some(dir) = folder("ENGINE_CACHE") {
         return std::path::absolute(&dir).map_err(|e| SourceError::file(&dir, e));
     }
-    // The XDG rule: a relative value is to be ignored.
+    // The XDG rule: a relative value is ignored.
     if let Some(dir) = folder("XDG_CACHE_HOME").filter(|dir| dir.is_absolute()) {
         return Ok(dir.join(FOLDER));
     }
@@ -34,18 +33,18 @@ pub fn default_cache_dir() -> Result<PathBuf, SourceError> {
     }
 }
 
-/// The folder of folders that a fetch needs for a while, below the cache.
+/// The folder of temporary folders for fetches, below the cache.
 const TEMPORARY: &str = "balanced-engine-tmp";
-/// What the name of each of them begins with.
+/// Prefix of their names.
 const FETCH_PREFIX: &str = "fetch-";
-/// The file in each of them that says whose it is; its owner holds a lock on it.
+/// The marker file in each of them; its owner holds a lock on it.
 const MARK: &str = ".balanced-engine-fetch";
 
-/// A fresh folder on the cache's own file system, so that a rename out of it is atomic. Removed
-/// when dropped.
+/// A new folder on the cache's own file system, so that a rename out of it is atomic. Removed on
+/// drop.
 #[derive(Debug)]
 pub(super) struct TemporaryDir {
-    // The lock goes after the folder: fields are dropped in this order.
+    // Fields are dropped in this order: the lock after the folder.
     dir: tempfile::TempDir,
     _lock: File,
 }
@@ -56,11 +55,11 @@ impl TemporaryDir {
     }
 }
 
-/// Makes a temporary folder, and removes those that killed processes left two days ago.
+/// Creates a temporary folder, and removes those that killed processes left two days ago.
 ///
-/// Only what this module has made is ever removed: a real folder in `balanced-engine-tmp` (itself
-/// a real folder), of a name that begins with `fetch-`, with this module's mark in it, whose lock
-/// no process holds. The cache may be any folder of the user's.
+/// Only folders created by this module are removed: a real folder in `balanced-engine-tmp` (itself
+/// a real folder) whose name starts with `fetch-`, with this module's marker in it, whose lock no
+/// process holds. The cache may be any folder of the user's.
 pub(super) fn temporary_dir(cache_dir: &Path) -> Result<TemporaryDir, SourceError> {
     let parent = cache_dir.join(TEMPORARY);
     std::fs::create_dir_all(&parent).map_err(|e| SourceError::file(&parent, e))?;
@@ -76,7 +75,7 @@ pub(super) fn temporary_dir(cache_dir: &Path) -> Result<TemporaryDir, SourceErro
         .map_err(|e| SourceError::file(&parent, e))?;
     let mark = made.path().join(MARK);
     let lock = File::create_new(&mark).map_err(|e| SourceError::file(&mark, e))?;
-    // A file system without locks has no abandoned folder removed, which costs room alone.
+    // On a file system without locks, abandoned folders are not removed, which only costs space.
     if let Err(error) = lock.try_lock() {
         tracing::debug!(file = %mark.display(), %error, "not locked");
     }
@@ -93,7 +92,7 @@ fn remove_abandoned(parent: &Path) {
     for path in entries.flatten().map(|entry| entry.path()) {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         if name.starts_with(FETCH_PREFIX) && is_real_dir(&path) && is_abandoned(&path.join(MARK)) {
-            // Links in it are removed and not followed. Only room is lost where this fails.
+            // Links in it are removed, not followed. A failure only costs space.
             let _ = std::fs::remove_dir_all(&path);
         }
     }
@@ -103,8 +102,8 @@ fn is_real_dir(path: &Path) -> bool {
     std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir())
 }
 
-/// Whether this is the mark of a folder whose owner ended long ago. The age covers the moment
-/// between the making of a mark and its lock.
+/// Whether this is the marker of a folder whose owner ended long ago. The age covers the moment
+/// between creating and locking a marker.
 fn is_abandoned(mark: &Path) -> bool {
     let Ok(metadata) = std::fs::symlink_metadata(mark) else {
         return false;
@@ -117,12 +116,12 @@ fn is_abandoned(mark: &Path) -> bool {
         && File::open(mark).is_ok_and(|file| file.try_lock().is_ok())
 }
 
-/// Held while one process makes a file; released by the system even if it is killed.
+/// Held while a process creates a file; the system releases it even if the process is killed.
 pub(super) struct FetchLock {
     _file: File,
 }
 
-/// Takes the lock of `target`, waiting for whoever makes it now.
+/// Takes the lock of `target`, waiting for a process that is creating it.
 pub(super) fn lock(target: &Path, progress: &dyn Fn(Progress)) -> Result<FetchLock, SourceError> {
     let name = target
         .file_name()
@@ -150,8 +149,8 @@ pub(super) fn lock(target: &Path, progress: &dyn Fn(Progress)) -> Result<FetchLo
     Ok(FetchLock { _file: file })
 }
 
-/// Moves a finished file into place. What lay there before (a broken file, a link) is replaced;
-/// what a link points to stays.
+/// Moves a finished file into place. An existing file or link (possibly broken) is replaced; the
+/// target of a link stays.
 pub(super) fn publish(finished: &Path, target: &Path) -> Result<(), SourceError> {
     let synced = File::open(finished).and_then(|file| file.sync_all());
     synced.map_err(|e| SourceError::file(finished, e))?;
@@ -168,7 +167,7 @@ mod tests {
         file.set_modified(at).expect("set");
     }
 
-    /// Folders of others that look like temporary ones, and links to them.
+    /// Folders of other programs that resemble temporary ones, and links to them.
     #[test]
     fn nothing_of_others_is_removed() {
         let home = tempfile::tempdir().expect("a folder");
@@ -185,7 +184,7 @@ mod tests {
             make_old(&folder);
             kept.push(folder.join("work.txt"));
         }
-        // A marked folder elsewhere, and a link to it where abandoned folders lie.
+        // A marked folder elsewhere, and a link to it among the temporary folders.
         let elsewhere = cache.join("elsewhere");
         std::fs::create_dir_all(&elsewhere).expect("made");
         std::fs::write(elsewhere.join(MARK), "").expect("written");
@@ -193,7 +192,7 @@ mod tests {
         let link = cache.join("balanced-engine-tmp/fetch-link");
         std::os::unix::fs::symlink(&elsewhere, link).expect("linked");
         kept.push(elsewhere.join(MARK));
-        // A mark that is a link to an old file.
+        // A marker that is a link to an old file.
         let folder = cache.join("balanced-engine-tmp/fetch-linked-mark");
         std::fs::create_dir(&folder).expect("made");
         std::os::unix::fs::symlink(&kept[0], folder.join(MARK)).expect("linked");

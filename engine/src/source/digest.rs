@@ -1,6 +1,6 @@
-//! SHA-256 of model files. Hashing gigabytes takes a while, so results are kept in the cache, each
-//! with what told the file apart from any other and from itself at another time. Nothing is ever
-//! written beside the file, which may be the user's own.
+//! SHA-256 of model files. Hashing gigabytes takes a while, so results are cached together with
+//! what identifies the file's version. Nothing is written next to the file, which may be the user's
+//! own.
 
 use std::fmt::Write as _;
 use std::fs::{File, Metadata};
@@ -14,15 +14,15 @@ use sha2::{Digest, Sha256};
 use super::{Progress, SourceError, Stage};
 use crate::weights::safetensors::weight_files;
 
-/// The folder of kept digests, below the cache.
+/// The folder of cached digests, below the cache.
 const FOLDER: &str = "digests";
 
 pub fn of_text(text: &str) -> String {
     hex(&Sha256::digest(text))
 }
 
-/// A file's digest, from `cache_dir` where it was computed before and the file has not changed
-/// since. A blob of a hub cache has its digest as its name: an error where it has another one.
+/// A file's digest, from `cache_dir` if it was computed before and the file has not changed. A blob
+/// of a hub cache has its digest as its name: a mismatch is an error.
 pub fn of_file(
     path: &Path,
     cache_dir: &Path,
@@ -43,14 +43,14 @@ pub fn of_file(
     }
 }
 
-/// A hub cache names the blobs of large files by their SHA-256, and links to them.
+/// A hub cache names the blobs of large files by their SHA-256 and links to them.
 fn expected_of_blob(path: &Path, real: &Path) -> Option<String> {
     let name = real.file_name()?.to_str()?;
     (real != path && is_sha256(name)).then(|| name.to_owned())
 }
 
-/// Digest of a folder: of its one weights file, or of the list of weight files and digests.
-/// `config.json` alone counts where there are no weights (for `--load-format dummy`).
+/// Digest of a folder: of its only weights file, or of the list of weight files and digests; of
+/// `config.json` if there are no weights (for `--load-format dummy`).
 pub fn of_folder(
     dir: &Path,
     cache_dir: &Path,
@@ -62,7 +62,7 @@ pub fn of_folder(
     }
 }
 
-/// Digest of one file, or of the list of several and their digests.
+/// Digest of one file, or of the list of several files and their digests.
 pub fn of_files(
     files: &[PathBuf],
     cache_dir: &Path,
@@ -124,7 +124,7 @@ pub(super) fn verify(
     Err(mismatch(path, found, expected.to_owned()))
 }
 
-/// Keeps a digest that was just computed, so that the next start need not compute it.
+/// Caches a digest that was just computed, so that the next start need not compute it.
 pub(super) fn remember(path: &Path, digest: &str, cache_dir: &Path) {
     let real = std::fs::canonicalize(path).map_err(|e| SourceError::file(path, e));
     match real.and_then(|real| Record::of(&real, cache_dir)) {
@@ -142,9 +142,9 @@ fn mismatch(path: &Path, found: String, expected: String) -> SourceError {
     }
 }
 
-/// Where a file's digest is kept, and what has to be the same for it to count: place, size, inode,
-/// device, and both times, to the nanosecond. A program that sets the time of change back cannot
-/// set back the time of the change of the inode.
+/// The location of a file's cached digest, and the properties that must match: path, size, inode,
+/// device, and both timestamps to the nanosecond. A program that resets the modification time
+/// cannot reset the change time of the inode.
 struct Record {
     place: PathBuf,
     stamp: String,
@@ -167,8 +167,7 @@ impl Record {
         (stamp == self.stamp && is_sha256(digest)).then(|| digest.to_owned())
     }
 
-    /// Best effort: a cache that cannot be written to costs the next start the same time again,
-    /// nothing else.
+    /// Best effort: if the cache is not writable, the next start computes the digest again.
     fn keep(&self, digest: &str) {
         let written = self.place.parent().map_or_else(
             || Err(std::io::Error::other("no parent folder")),

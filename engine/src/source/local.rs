@@ -1,4 +1,4 @@
-//! A path of the user's → the files of a model. Names alone decide, and where they do not, the
+//! A local path → the files of a model. Decided by file names and, if they are not enough, the
 //! first bytes.
 
 use std::fs::File;
@@ -27,7 +27,7 @@ pub(super) fn files_at(path: &Path) -> Result<ModelFiles, SourceError> {
     Ok(ModelFiles::Gguf(first_part(path)))
 }
 
-/// The files of a GGUF model, of which `first` is the first.
+/// The files of a GGUF model whose first one is `first`.
 pub(super) fn gguf_parts(first: &Path) -> Vec<PathBuf> {
     let name = first.file_name().unwrap_or_default().to_string_lossy();
     match gguf_names::part_of(&name) {
@@ -39,7 +39,7 @@ pub(super) fn gguf_parts(first: &Path) -> Vec<PathBuf> {
     }
 }
 
-/// Any part of a model in several files stands for the first, where that is there.
+/// Any part of a model in several files stands for the first, if that exists.
 fn first_part(path: &Path) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     gguf_names::part_of(&name)
@@ -48,7 +48,7 @@ fn first_part(path: &Path) -> PathBuf {
         .unwrap_or_else(|| path.to_path_buf())
 }
 
-/// `config.json` with safetensors, or the one GGUF model of the folder.
+/// `config.json` with safetensors, or the folder's only GGUF model.
 fn files_of_folder(dir: &Path) -> Result<ModelFiles, SourceError> {
     let has = |name: &str| dir.join(name).exists();
     let entries = std::fs::read_dir(dir).map_err(|e| SourceError::file(dir, e))?;
@@ -56,7 +56,7 @@ fn files_of_folder(dir: &Path) -> Result<ModelFiles, SourceError> {
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
         .collect();
     let models = gguf_names::models(names.iter().map(String::as_str));
-    // Repositories of GGUF files often carry the original's config.json.
+    // Repositories of GGUF files often include the original's config.json.
     let is_folder = has("config.json") && (models.is_empty() || weight_files(dir).is_ok());
     if is_folder {
         return Ok(ModelFiles::Folder(dir.to_path_buf()));
@@ -85,8 +85,8 @@ fn files_of_folder(dir: &Path) -> Result<ModelFiles, SourceError> {
     }
 }
 
-/// Refuses a GGUF file for its architecture or a format in it, by its header alone. A file that
-/// cannot be read as one is found out when it is opened.
+/// Refuses a GGUF file for its architecture or a format in it, by its header alone. An unreadable
+/// file is reported when it is opened.
 pub(super) fn judge_header(path: &Path) -> Result<(), SourceError> {
     const HEADER_BYTES: u64 = 16 << 20;
     let n_bytes = std::fs::metadata(path)

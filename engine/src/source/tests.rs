@@ -3,7 +3,7 @@ use crate::model::config::Family;
 use crate::weights::fixture::{self, FolderFormat};
 use crate::weights::{self, ElementFormat, LoadFormat, Matrix, MatrixId, VectorId};
 
-/// The engine's own cache: what a run has fetched, tests need not fetch again.
+/// The engine's own cache, so that tests need not download again what a run has downloaded.
 fn test_cache() -> PathBuf {
     default_cache_dir().expect("a cache folder")
 }
@@ -50,7 +50,7 @@ fn bad_sources_are_refused_with_a_hint() {
         ("/no/such/model.gguf", "no such file"),
         ("./model.gguf", "no such file"),
         ("just-a-name", "neither an existing path nor a hub id"),
-        // A mistyped file is no repository.
+        // A mistyped file is not a repository.
         ("models/foo.gguf", "no such file"),
         ("models/foo.safetensors", "no such file"),
         ("a/b/c/", "no such file"),
@@ -132,7 +132,7 @@ fn digests_are_kept_and_notice_a_change() {
     let changed = std::fs::metadata(&file)
         .and_then(|metadata| metadata.modified())
         .expect("a time");
-    // The same size and the same time of change: the inode's own time differs.
+    // The same size and modification time: the inode's change time differs.
     std::thread::sleep(std::time::Duration::from_millis(20));
     std::fs::write(&file, "abd").expect("written");
     let opened = std::fs::File::options().write(true).open(&file);
@@ -147,7 +147,7 @@ fn digests_are_kept_and_notice_a_change() {
     );
 }
 
-/// The default model's digest is known, whatever lies in the cache under its name.
+/// The default model's digest is known, whatever the cache contains under its name.
 #[test]
 fn a_cached_file_of_another_digest_is_not_taken() {
     let cache = tempfile::tempdir().expect("a folder");
@@ -189,7 +189,7 @@ fn every_kind_opens_through_one_door() {
         Ok("dummy awq group 32 seed 7".into())
     );
     assert!(name(&model, LoadFormat::Gguf).is_err_and(|e| e.contains("--load-format gguf")));
-    // Dummy weights need the configuration alone.
+    // Dummy weights only need the configuration.
     std::fs::remove_file(folder.join("model.safetensors")).expect("removed");
     assert!(name(&model, LoadFormat::Auto).is_err());
     let dummy = weights::open(&model.files, LoadFormat::Dummy, 7).expect("opens");
@@ -314,12 +314,12 @@ fn tiny_qwen3_comes_with_the_qwen3_tokenizer() {
         .expect("inspects")
         .to_string();
     assert!(report.contains("Qwen3, 2 layers, hidden 64"), "{report}");
-    // A text far beyond every context is told from its bytes: the longest token has 128 of them.
+    // A text far beyond every context is recognised by its size: the longest token has 128 bytes.
     let tokenizer = crate::text::Tokenizer::from_folder(&dir).expect("reads");
     assert_eq!(tokenizer.least_tokens(&"x".repeat(1 << 20)), 1 << 13);
 }
 
-/// Synthetic models of another vocabulary have the first part of that tokenizer.
+/// Synthetic models with another vocabulary use the first part of that tokenizer.
 #[test]
 fn a_smaller_vocabulary_has_a_tokenizer_of_its_size() {
     let whole = resolved("synthetic:tiny-qwen3");
@@ -348,7 +348,7 @@ fn a_smaller_vocabulary_has_a_tokenizer_of_its_size() {
     }
 }
 
-/// What `hf download` and other tools leave in a folder.
+/// Files that `hf download` and other tools leave in a folder.
 #[test]
 fn folders_of_gguf_files_and_blobs_are_read() {
     let dir = tempfile::tempdir().expect("a folder");
@@ -360,7 +360,7 @@ fn folders_of_gguf_files_and_blobs_are_read() {
     fixture::write_gguf(&only, &config, ElementFormat::Q8_0, 1, &[]).expect("written");
     let model = resolved(&folder.display().to_string());
     assert_eq!(model.files, ModelFiles::Gguf(only.clone()));
-    // A projector of vision is no second model.
+    // A vision projector is not a second model.
     std::fs::write(folder.join("mmproj-a.gguf"), "GGUF").expect("written");
     assert_eq!(resolved(&folder.display().to_string()), model);
 
@@ -378,7 +378,7 @@ fn folders_of_gguf_files_and_blobs_are_read() {
     let whole = resolved(&parts.display().to_string());
     assert_eq!(whole.files, ModelFiles::Gguf(paths[0].clone()));
     assert!(weights::open(&whole.files, LoadFormat::Auto, 0).is_ok());
-    // Any part stands for the model, and the digest is of all of them.
+    // Any part stands for the model, and the digest covers all of them.
     let by_second = resolved(&paths[1].display().to_string());
     assert_eq!(
         (&by_second.files, &by_second.sha256),

@@ -1,11 +1,11 @@
-//! How many rules of a grammar may be open at one place of a text. More than the parser follows
-//! would be found when the text gets there, in the middle of an answer.
+//! Counts how many rules of a grammar can be open at one position of a text. More than the parser's
+//! limit would otherwise be found only in the middle of a response.
 
 use std::collections::HashMap;
 
 use llguidance::earley::{CGrammar, CSymIdx};
 
-/// The most rules that any symbol opens where it may come next, counted up to `limit` + 1.
+/// The maximum number of rules that any symbol opens, counted up to `limit` + 1.
 pub(super) fn widest(grammar: &CGrammar, limit: usize) -> usize {
     let mut known: HashMap<CSymIdx, Vec<CSymIdx>> = HashMap::new();
     let mut widest = 0;

@@ -1,4 +1,4 @@
-//! What an output has to be, in the terms of the API, and as a grammar.
+//! Constraints on the output, in the API's terms and as grammars.
 
 use std::borrow::Cow;
 
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::nesting::schemas_in_lark;
 use super::schema::usable;
 
-/// Why a constraint is refused; the message names the value and the limit.
+/// Why a constraint is refused; the message has the value and the limit.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StructuredError {
     #[error("{what} has {n_bytes} bytes, the limit is {limit} (--max-schema-bytes)")]
@@ -34,7 +34,7 @@ pub enum StructuredError {
     )]
     Multiple { numbers: String, limit: u64 },
     #[error(
-        "{what} cannot be used: at some place more than {limit} rules could go on (alternatives, \
+        "{what} cannot be used: at some position more than {limit} rules could continue (alternatives, \
          optional properties), which is the limit; have fewer of them, or make properties required"
     )]
     TooWide { what: &'static str, limit: usize },
@@ -58,9 +58,9 @@ pub enum StructuredError {
     },
     #[error("{what} cannot be used: {message}")]
     Invalid { what: &'static str, message: String },
-    #[error("{what} cannot be used: no text fits it, since every one would go on forever")]
+    #[error("{what} cannot be used: it allows no finite text")]
     Endless { what: &'static str },
-    #[error("this model's tokenizer names no token that ends a text, so no form can be completed")]
+    #[error("this model's tokenizer has no end-of-text token, so constrained output cannot end")]
     NoEndToken,
     #[error("this model's vocabulary cannot be indexed: {0}")]
     Vocabulary(String),
@@ -68,7 +68,7 @@ pub enum StructuredError {
     NoThread(String),
 }
 
-/// The form of an output.
+/// The required output format.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub enum Constraint {
     /// Any JSON object.
@@ -87,24 +87,24 @@ pub enum Constraint {
     },
 }
 
-/// What may come before the part that the constraint is about.
+/// What may precede the constrained part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub enum Preamble {
     #[default]
     Nothing,
-    /// The prompt has begun a thought, which the output ends first.
+    /// The prompt has begun reasoning, which the output must end first.
     RestOfThought,
-    /// The model may think first.
+    /// The model may reason first.
     MaybeThought,
 }
 
-/// Between two tokens of JSON: a space, or up to two line breaks and an indentation of up to 20
-/// characters, as llama.cpp has it. Models that may go on without an end sometimes do.
+/// White space between two JSON tokens: a space, or up to two line breaks and an indentation of up
+/// to 20 characters, as in llama.cpp. Models that may write endless white space sometimes do.
 const WHITE_SPACE: &str = r"[ ]|(\r?\n){1,2}[ \t]{0,20}";
 const ANSWER: &str = "answer";
 
 impl Constraint {
-    /// For errors.
+    /// The constraint's name in error messages.
     pub fn what(&self) -> &'static str {
         match self {
             Self::JsonObject => "the JSON object",
@@ -112,11 +112,11 @@ impl Constraint {
             Self::Regex(_) => "the regular expression",
             Self::Choice(_) => "the list of choices",
             Self::Lark(_) => "the grammar",
-            Self::LarkWithJson { .. } => "the schema of a tool or of the answer",
+            Self::LarkWithJson { .. } => "the schema of a tool or of the response",
         }
     }
 
-    /// What a client wrote to say it.
+    /// Size of the client's specification.
     pub fn n_bytes(&self) -> usize {
         match self {
             Self::JsonObject => 0,
@@ -130,7 +130,7 @@ impl Constraint {
         }
     }
 
-    /// Those in it.
+    /// The schemas in it.
     pub(super) fn schemas(&self) -> Cow<'_, [Value]> {
         match self {
             Self::JsonSchema(schema) => std::slice::from_ref(schema).into(),
@@ -140,7 +140,7 @@ impl Constraint {
         }
     }
 
-    /// With its schemas in the keywords that the compiler knows.
+    /// Rewrites its schemas with the keywords that the compiler supports.
     pub(super) fn usable(self) -> Result<Self, StructuredError> {
         Ok(match self {
             Self::JsonSchema(schema) => Self::JsonSchema(usable(schema)?),
@@ -195,7 +195,7 @@ impl Constraint {
 }
 
 impl Preamble {
-    /// The grammar around the answer; `None` where there is nothing around it.
+    /// The grammar around the constrained part; `None` if there is none.
     fn lark(self) -> Option<&'static str> {
         match self {
             Self::Nothing => None,
@@ -213,8 +213,8 @@ impl Preamble {
     }
 }
 
-/// JSON in which white space cannot go on forever, and in which `oneOf` means `anyOf`, unless the
-/// schema says otherwise (`x-guidance`, as llguidance has it).
+/// JSON with bounded white space, and with `oneOf` treated as `anyOf`, unless the schema overrides
+/// it (`x-guidance`, as in llguidance).
 fn json_grammar(schema: Value) -> GrammarWithLexer {
     const OPTIONS: &str = "x-guidance";
     let mut schema = match schema {

@@ -18,17 +18,17 @@ use crate::guide::limits::{MAX_ITEMS, MAX_LEXERS, MAX_SYMBOLS, parser_limits};
 use crate::guide::{Guide, MaskWorkers, TokenMask};
 use crate::text::Tokenizer;
 
-/// A level of a grammar takes about 3 KiB in an optimised build and one of a schema 8 KiB, ten
-/// times that without optimisation; there are [`MAX_NESTING`] at most.
+/// One level of a grammar takes about 3 KiB in an optimised build and one of a schema 8 KiB, ten
+/// times that without optimisation; there are at most [`MAX_NESTING`] levels.
 const STACK_BYTES: usize = 256 << 20;
 
-/// Longest piece of the parser's message that a client sees, in characters.
+/// Maximum length of the parser's message in an error, in characters.
 const MAX_MESSAGE_CHARS: usize = 400;
 
-/// A model's vocabulary as a trie of bytes, made when the first constraint comes.
+/// A model's vocabulary as a trie of bytes, built for the first constraint.
 pub struct Grammars {
     tokenizer: Arc<Tokenizer>,
-    /// Logits of a token; ids that the tokenizer does not know are never chosen.
+    /// Number of logits; ids that the tokenizer does not know are never chosen.
     n_vocab: usize,
     eos_ids: Vec<u32>,
     max_bytes: usize,
@@ -57,9 +57,9 @@ impl Grammars {
         }
     }
 
-    /// Compiles for so many choices; takes from a millisecond to about a second, longest the first
-    /// time. Its first mask is made here, too. Runs on a thread of its own, whose stack covers what
-    /// a constraint may nest.
+    /// Compiles for `n` choices. Takes from a millisecond to about a second, most the first time;
+    /// includes the first mask. Runs on its own thread, whose stack is large enough for the maximum
+    /// nesting.
     pub fn compile(
         &self,
         constraint: &Constraint,
@@ -159,7 +159,7 @@ impl Grammars {
         Ok(Arc::new(ApproximateTokEnv::new(trie)))
     }
 
-    /// Special tokens are no text, so no text may be made of them.
+    /// Special tokens are not text, so no text may be tokenized as one.
     fn trie_bytes(&self, id: u32) -> Vec<u8> {
         let bytes = self.tokenizer.token_bytes(id);
         if self.tokenizer.is_special(id) || self.eos_ids.contains(&id) {
@@ -177,7 +177,7 @@ impl std::fmt::Debug for Grammars {
     }
 }
 
-/// Refuses what would take too much of stack or time, before any compiler sees it.
+/// Refuses constraints that would need too much stack or time, before a compiler sees them.
 fn check_work(constraint: &Constraint) -> Result<(), StructuredError> {
     let depth = nesting::depth(constraint);
     if depth > MAX_NESTING {
@@ -190,11 +190,11 @@ fn check_work(constraint: &Constraint) -> Result<(), StructuredError> {
 enum Compiled {
     /// In the parser's own form.
     Usable(Box<GrammarInit>),
-    /// No text fits.
+    /// No finite text fits.
     Endless,
-    /// Too many rules are open at one place.
+    /// Too many rules are open at one position.
     TooWide,
-    /// It has so many symbols.
+    /// It has this many symbols.
     TooManySymbols(usize),
 }
 
@@ -226,7 +226,7 @@ fn internal(
 }
 
 fn shortened(message: &str) -> String {
-    // A caught panic brings where it happened, which says nothing to a client.
+    // A caught panic includes its location, which is meaningless to a client.
     let message = message.split("<backtrace>").next().unwrap_or(message);
     let message = message.trim();
     match message.char_indices().nth(MAX_MESSAGE_CHARS) {
@@ -235,11 +235,11 @@ fn shortened(message: &str) -> String {
     }
 }
 
-/// A compiled constraint, which any number of choices begin with.
+/// A compiled constraint, shared by any number of choices.
 pub struct Grammar {
-    /// Of those of one model.
+    /// Unique among the grammars of one model.
     id: u64,
-    /// One a lexer, each at the first token; made when a guide needs it.
+    /// One for each lexer, at the first token; created when a guide needs it.
     matchers: Mutex<Vec<Matcher>>,
     n_lexers: usize,
     n_guides: AtomicUsize,
@@ -250,13 +250,13 @@ pub struct Grammar {
 }
 
 impl Grammar {
-    /// What an output may begin with.
+    /// The tokens with which an output may begin.
     pub fn first_mask(&self) -> &TokenMask {
         &self.first
     }
 
-    /// A guide at its first token. Guides share lexers, so that what a lexer has made for one is
-    /// there for all, and what it may make is bounded over all.
+    /// A guide at its first token. Guides share lexers, so that states created for one are
+    /// available to all, and their total is bounded.
     pub fn guide(&self) -> Guide {
         let index = self.n_guides.fetch_add(1, Ordering::Relaxed) % self.n_lexers;
         let mut matchers = self.matchers.lock().unwrap_or_else(PoisonError::into_inner);

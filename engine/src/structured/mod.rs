@@ -1,19 +1,19 @@
-//! Output that has to have a form: a JSON schema, a regular expression, one of several texts, a
-//! grammar.
+//! Constrained output: a JSON schema, a regular expression, one of several texts, or a grammar.
 //!
-//! A [`Constraint`] says what is asked. [`Grammars`] compiles it for one model's vocabulary into a
-//! [`Grammar`], of which every choice runs its own [`Guide`](crate::guide::Guide): before each token the guide says
-//! which ones may come ([`TokenMask`](crate::guide::TokenMask)), behind it which one came.
+//! A [`Constraint`] describes the format. [`Grammars`] compiles it for one model's vocabulary into
+//! a [`Grammar`], and every choice follows it with its own [`Guide`](crate::guide::Guide): before
+//! each token the guide returns the allowed ones ([`TokenMask`](crate::guide::TokenMask)), and then
+//! consumes the chosen one.
 //!
-//! A mask takes longer than a token on a fast card, so it is made while something else is done:
-//! as soon as a token is known, workers make the mask of the next one, beside the engine's
-//! bookkeeping and the next forward pass. A step waits for its masks for a bounded time; rows whose
-//! masks are not there by then sit it out, so that a costly form holds up its own request alone.
-//! The guide is at one output token at a time, so rows that have one are never run ahead, and go
-//! one step at a time; a preempted sequence finds its guide where it left it.
+//! A mask takes longer than a token on a fast GPU, so it is computed concurrently: as soon as a
+//! token is known, worker threads compute the mask of the next one, during the engine's bookkeeping
+//! and the next forward pass. A step waits for its masks for a bounded time; rows whose masks are
+//! not ready skip it, so that an expensive grammar delays only its own request. The guide advances
+//! one output token at a time, so rows with a guide are never run ahead and take one step at a
+//! time; a preempted sequence finds its guide where it left it.
 //!
-//! Parsing is llguidance's. Deliberately absent: tokens that the grammar forces are sampled like
-//! others (they are no faster here), GBNF, and structural tags.
+//! Parsing is done by llguidance. Deliberately absent: tokens that the grammar forces are sampled
+//! like others (skipping them would save nothing here), GBNF, and structural tags.
 
 mod branches;
 mod constraint;

@@ -1,4 +1,4 @@
-//! Constraints over a vocabulary of bytes, walked at random.
+//! Constraints over a vocabulary of bytes, sampled at random.
 
 mod limits;
 
@@ -14,13 +14,13 @@ use crate::text::Tokenizer;
 const END: u32 = 257;
 const N_VOCAB: usize = 300;
 
-/// 256 bytes, and two special tokens of which the second ends a text.
+/// 256 bytes, and two special tokens, the second of which ends a text.
 pub(crate) fn grammars(max_bytes: usize) -> Grammars {
     let tokenizer = Arc::new(Tokenizer::of_bytes(&["<|im_start|>", "<|im_end|>"]));
     Grammars::new(tokenizer, N_VOCAB, &[END], max_bytes)
 }
 
-/// For tests of what a guide goes through.
+/// For tests of a guide's states.
 pub(crate) fn guide_of(regex: &str) -> Guide {
     grammar_of(regex).guide()
 }
@@ -34,7 +34,7 @@ fn compile(constraint: &Constraint, preamble: Preamble) -> Result<Grammar, Struc
     grammars(1 << 16).compile(constraint, preamble, 1)
 }
 
-/// A text that the grammar allows, chosen by a seed; `None` if it did not end within the tokens.
+/// A text that the grammar allows, chosen by a seed; `None` if it did not end within `n_tokens`.
 fn walk(grammar: &Grammar, seed: u64, n_tokens: usize) -> Option<String> {
     let guide = grammar.guide();
     let mut hash = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
@@ -42,7 +42,7 @@ fn walk(grammar: &Grammar, seed: u64, n_tokens: usize) -> Option<String> {
     for i in 0..n_tokens {
         let mask = guide.mask(i).expect("a mask");
         let allowed = mask.allowed();
-        assert!(!allowed.is_empty(), "nothing may come behind {bytes:?}");
+        assert!(!allowed.is_empty(), "no token is allowed after {bytes:?}");
         assert!(
             allowed.iter().all(|id| *id < 256 || *id == END),
             "{allowed:?}"
@@ -61,7 +61,7 @@ fn walk(grammar: &Grammar, seed: u64, n_tokens: usize) -> Option<String> {
     None
 }
 
-/// What ended, of many walks.
+/// The texts of many walks that ended.
 fn texts(constraint: &Constraint, preamble: Preamble) -> Vec<String> {
     let grammar = compile(constraint, preamble).expect("compiles");
     let texts: Vec<String> = (1..40)
@@ -167,7 +167,7 @@ fn a_grammar_may_refer_to_schemas() {
     }
 }
 
-/// A model that writes white space wherever it may still comes to the end.
+/// A model that writes white space wherever it is allowed still reaches the end.
 #[test]
 fn white_space_has_an_end() {
     for constraint in [Constraint::JsonSchema(schema()), Constraint::JsonObject] {
@@ -182,7 +182,7 @@ fn white_space_has_an_end() {
                 let token = blanks.find(|blank| mask.allows(*blank));
                 run = if token.is_some() { run + 1 } else { 0 };
                 longest = longest.max(run);
-                // Ends strings and the object where that is possible.
+                // Ends strings and the object if possible.
                 let other = || {
                     let ends = [END, u32::from(b'}'), u32::from(b'"')];
                     let mut ends = ends.into_iter().skip(if is_in_string { 2 } else { 0 });

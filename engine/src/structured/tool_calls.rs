@@ -1,4 +1,4 @@
-//! The grammar of output that has to call a tool.
+//! Grammars for output that must call a tool.
 
 use serde_json::{Value, json};
 
@@ -9,11 +9,11 @@ use crate::text::ToolCallFormat;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Tool {
     pub name: String,
-    /// JSON schema of its arguments; any object where there is none.
+    /// JSON schema of its arguments; any object if there is none.
     pub parameters: Option<Value>,
 }
 
-/// One call, or several where `may_repeat`, of these tools and nothing else.
+/// Requires one call, or several if `may_repeat`, of these tools and nothing else.
 pub fn constraint(format: ToolCallFormat, tools: &[Tool], may_repeat: bool) -> Constraint {
     Constraint::LarkWithJson {
         lark: format!("start: calls\n{}", rules(format, tools, may_repeat)),
@@ -21,8 +21,8 @@ pub fn constraint(format: ToolCallFormat, tools: &[Tool], may_repeat: bool) -> C
     }
 }
 
-/// Calls, or an answer of the form; the model decides. Arguments may be any object, as they may
-/// where there is no form.
+/// Allows calls, or a response in the required format, at the model's choice. Arguments may be any
+/// object, as they may without a format.
 pub fn calls_or_form(
     format: ToolCallFormat,
     tools: &[Tool],
@@ -38,7 +38,7 @@ pub fn calls_or_form(
                 schemas: schemas.collect(),
             }
         }
-        // Both begin with a brace, so only one schema for both can tell them apart; that has one
+        // Both begin with a brace, so only one schema for both can distinguish them; it allows one
         // call.
         ToolCallFormat::Llama3Json => {
             let names: Vec<&str> = tools.iter().map(|tool| tool.name.as_str()).collect();

@@ -1,11 +1,11 @@
-//! Whether a grammar has any word at all: one whose every text goes on forever is found before
+//! Whether a grammar has any finite word: a grammar whose every text is infinite is detected before
 //! anything is generated.
 
 use std::collections::{HashMap, HashSet};
 
 use llguidance::earley::{CGrammar, CSymIdx};
 
-/// True if some finite text fits. Conditions of parametric rules are taken to hold.
+/// Whether some finite text fits. Conditions of parametric rules are assumed to hold.
 pub(super) fn has_words(grammar: &CGrammar) -> bool {
     let order = reachable(grammar);
     let mut ends: HashSet<CSymIdx> = HashSet::new();
@@ -37,7 +37,7 @@ fn can_end(grammar: &CGrammar, symbol: CSymIdx, ends: &HashSet<CSymIdx>) -> bool
         })
 }
 
-/// Every symbol after those that its rules name, but for cycles; so few rounds are needed.
+/// Every symbol after those that its rules refer to, except in cycles; so few rounds are needed.
 fn reachable(grammar: &CGrammar) -> Vec<CSymIdx> {
     let mut order = Vec::new();
     let mut is_seen: HashMap<CSymIdx, bool> = HashMap::new();

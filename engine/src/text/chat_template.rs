@@ -1,20 +1,20 @@
-//! Renders a checkpoint's chat template as Hugging Face transformers does.
+//! Renders a checkpoint's chat template like Hugging Face transformers.
 //!
 //! Same names in scope (`messages`, `tools`, `documents`, `add_generation_prompt`, the special
 //! tokens, anything the request adds), same functions (`raise_exception`, `strftime_now`), same
 //! `tojson` (Python's `json.dumps`), same whitespace rules (`trim_blocks`, `lstrip_blocks`).
 //! Behaviour: `apply_chat_template` in transformers' `chat_template_utils.py`.
 //!
-//! A template is the checkpoint's code, compiled and run under limits: its bytes, the
-//! tokens of a tag, instructions (fuel), output bytes, and the size of any text it emits; a namespace that might contain itself is
-//! refused. What it nests within these limits has a stack that is large enough (`deep_stack`). Not
-//! limited is the memory of a single `~` or `+` expression; templates come from the checkpoint that
-//! the operator chose, never from a request.
+//! A template is code from the checkpoint, compiled and run under limits: its size, the tokens of a
+//! tag, instructions (fuel), output size, and the size of any text it emits. A namespace that might
+//! contain itself is refused. The stack is large enough for the nesting possible within these
+//! limits (`deep_stack`). The memory of a single `~` or `+` expression is not limited; templates
+//! come from the checkpoint that the operator chose, never from a request.
 //!
-//! Deliberately absent: `documents` (always none), the assistant-token mask that
-//! `{% generation %}` marks (the tags are accepted and do nothing), local time (UTC), Python's
-//! escapes for unprintable characters in lists that are printed as they are, and `debug` and
-//! `pprint`, which take time and memory that no limit counts.
+//! Deliberately absent: `documents` (always empty), the assistant-token mask of `{% generation %}`
+//! (the tags are accepted without effect), local time (UTC is used), Python's escapes for
+//! unprintable characters in printed lists, and `debug` and `pprint`, which take time and memory
+//! that no limit counts.
 
 mod builtins;
 mod compile;
@@ -39,32 +39,32 @@ use super::tokenizer::{read_json, special_texts};
 use super::tool_calls::ToolCallFormat;
 use crate::deep_stack::with_deep_stack;
 
-/// Instructions of one rendering; Qwen3's template takes about a hundred a message.
+/// Maximum instructions of one rendering; Qwen3's template takes about a hundred for each message.
 const FUEL: u64 = 1_000_000;
 const MAX_OUTPUT_BYTES: usize = 16 << 20;
 const THREAD: &str = "chat template";
-/// A level takes about 1.2 kB for an `elif`, which has eleven bytes, and half a kilobyte for
-/// everything else, so this is more than twice what [`FUEL`] levels need, and far more than
-/// [`compile::MAX_SOURCE_BYTES`] do. Values that are lists of lists are printed, compared and
-/// dropped by functions that call themselves for each level, too.
+/// One level takes about 1.2 kB for an `elif`, which has eleven bytes, and half a kilobyte
+/// otherwise, so this is more than twice what [`FUEL`] levels need, and far more than
+/// [`compile::MAX_SOURCE_BYTES`] do. Printing, comparing and dropping nested lists is recursive
+/// too.
 const STACK_BYTES: usize = 1 << 30;
 
 const DEFAULT: &str = "default";
-/// The template that transformers prefers when a request has tools.
+/// The template that transformers prefers for requests with tools.
 const TOOL_USE: &str = "tool_use";
 
-/// What one request renders.
+/// The input of one rendering.
 #[derive(Debug, Clone)]
 pub struct ChatInput<'a> {
     pub messages: &'a [Json],
     pub tools: Option<&'a [Json]>,
     pub add_generation_prompt: bool,
-    /// Further variables, `enable_thinking` for one.
+    /// Further variables, for example `enable_thinking`.
     pub extra: Map<String, Json>,
 }
 
-/// A compiled template, or the reason why there is none. Loading never fails on a missing or
-/// broken template, since plain completions need none; rendering does.
+/// A compiled template, or the reason why there is none. Loading never fails on a missing or broken
+/// template, since plain completions need none; rendering does.
 #[derive(Debug)]
 pub struct ChatTemplate {
     state: State,
@@ -180,7 +180,7 @@ impl ChatTemplate {
     }
 
     /// The same special tokens with another template: Jinja, or a JSON object with Jinja in its
-    /// `chat_template`, as checkpoints have it. One that cannot be compiled is an error here.
+    /// `chat_template`, as in checkpoints. A template that does not compile is an error here.
     pub fn with_source(self, text: &str) -> Result<Self, TextError> {
         let sources = match serde_json::from_str::<Json>(text) {
             Ok(config @ Json::Object(_)) => named_sources(&config),
@@ -193,12 +193,12 @@ impl ChatTemplate {
         }
     }
 
-    /// The template that requests without tools get, as it is written.
+    /// The source of the template for requests without tools.
     pub fn source(&self) -> Option<&str> {
         self.sources.first().map(String::as_str)
     }
 
-    /// Whether a template has this word in it: what it does not name it cannot ask for.
+    /// Whether a template contains this word: it cannot use a variable without naming it.
     pub fn mentions(&self, word: &str) -> bool {
         self.sources.iter().any(|source| source.contains(word))
     }
@@ -208,12 +208,12 @@ impl ChatTemplate {
         &self.special_texts
     }
 
-    /// How the template teaches its model to call tools, if it does.
+    /// The tool-call format that the template describes, if any.
     pub fn tool_calls(&self) -> Option<ToolCallFormat> {
         self.tool_calls
     }
 
-    /// Why [`Self::render`] will fail whatever the request is; for the log at start-up.
+    /// Why [`Self::render`] would fail for every request; for the log at start-up.
     pub fn problem(&self) -> Option<TextError> {
         match &self.state {
             State::Absent => Some(TextError::NoChatTemplate),
@@ -238,7 +238,7 @@ impl ChatTemplate {
         } else {
             DEFAULT
         };
-        // All values end there, too.
+        // All values are dropped on that stack too.
         let rendered = with_deep_stack(THREAD, STACK_BYTES, || {
             self.render_named(environment, name, input)
         });
@@ -304,7 +304,7 @@ impl ChatTemplate {
     }
 }
 
-/// Templates of transformers' folder for further ones, by their files' names: `tool_use` is in
+/// Templates in transformers' folder for additional ones, by file name: `tool_use` is in
 /// `tool_use.jinja`.
 fn additional_sources(dir: &Path) -> Result<Vec<(String, String)>, TextError> {
     const MOST: usize = 64;
@@ -358,7 +358,7 @@ fn to_value(json: &Json) -> Value {
     to_value_with(json, &|text| Value::from(text))
 }
 
-/// With another way for strings.
+/// With a custom conversion of strings.
 fn to_value_with(json: &Json, of_text: &dyn Fn(&str) -> Value) -> Value {
     match json {
         Json::Null => Value::from(()),

@@ -1,7 +1,7 @@
-//! The tokenizer's part of a GGUF header: `tokenizer.*` keys, by type.
+//! The `tokenizer.*` keys of a GGUF header, by type.
 //!
-//! [`crate::weights::gguf`] reads and bounds the file; here a key of the wrong type becomes an
-//! error that names it.
+//! [`crate::weights::gguf`] parses the file and enforces its limits; here a key of the wrong type
+//! becomes an error that names it.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -46,7 +46,7 @@ impl GgufMetadata {
         Ok(Self::from_header(&file.header))
     }
 
-    /// Takes the tokenizer's keys out of a header that was read already.
+    /// Takes the tokenizer's keys from a parsed header.
     pub fn from_header(header: &GgufHeader) -> Self {
         let kept = header
             .metadata
@@ -126,7 +126,7 @@ impl GgufMetadata {
 }
 
 impl MetadataValue {
-    /// `None` for what no tokenizer key holds: nested or mixed arrays, arrays of booleans, and
+    /// `None` for values that no tokenizer key has: nested or mixed arrays, arrays of booleans, and
     /// integers above `i64::MAX`.
     fn of(value: &Value) -> Option<Self> {
         Some(match value {

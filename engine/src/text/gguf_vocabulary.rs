@@ -20,17 +20,17 @@ use super::gguf_metadata::GgufMetadata;
 use super::sentencepiece::ScoredPieces;
 use super::token_table::{TokenKind, TokenTable, byte_level_bytes, fallback_byte};
 
-/// What the family named in `tokenizer.ggml.pre` asks for.
+/// The settings of the family named in `tokenizer.ggml.pre`.
 struct BpeRecipe {
     pre_tokenizer: PreTokenizerWrapper,
     normalizes_to_nfc: bool,
-    /// A whole word that is a token stays one, whatever the merges say.
+    /// Whether a whole word that is a token is kept, ignoring the merges.
     ignores_merges: bool,
     adds_bos: bool,
 }
 
-/// Names of one rule: a family's own first, then those of models that took it over. The groups are
-/// those of llama.cpp, whose converter writes the names.
+/// Names for one rule: a family's own first, then those of models that adopted it. The groups are
+/// llama.cpp's, whose converter writes the names.
 const GPT2_NAMES: [&str; 12] = [
     "gpt-2",
     "phi-2",
@@ -64,7 +64,7 @@ const SUPPORTED_PRE: &str = "default, gpt-2, smollm, qwen2, llama-bpe, smaug-bpe
 
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-/// Mistral's tokenizers from Nemo on: words end where the case rises, digits stand alone.
+/// Mistral's tokenizers since Nemo: words end where the case rises, digits are separate.
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// llama.cpp's patterns for files that name no family, applied one after the other.
 const DEFAULT: [&str; 4] = [
@@ -178,7 +178,7 @@ fn metadata_error(key: &str, message: String) -> TextError {
     }
 }
 
-/// Special tokens by the names that chat templates use.
+/// Special tokens by their names in chat templates.
 pub fn special_texts(metadata: &GgufMetadata) -> Result<Vec<(String, String)>, TextError> {
     let tokens = metadata.texts("tokenizer.ggml.tokens")?.unwrap_or_default();
     let mut texts = Vec::new();
@@ -195,7 +195,7 @@ pub fn special_texts(metadata: &GgufMetadata) -> Result<Vec<(String, String)>, T
     Ok(texts)
 }
 
-/// A byte-level BPE pipeline, the tokens' bytes, and whether the family starts texts with BOS.
+/// A byte-level BPE pipeline, the tokens' bytes, and whether the family begins texts with BOS.
 pub fn byte_level_bpe(
     metadata: &GgufMetadata,
 ) -> Result<(tokenizers::Tokenizer, TokenTable, bool), TextError> {
@@ -213,7 +213,7 @@ pub fn byte_level_bpe(
         .ok_or_else(|| metadata_error(key, "is missing".to_owned()))?;
     let mut merges = Vec::with_capacity(lines.len());
     for (rank, line) in lines.iter().enumerate() {
-        // The first part may itself begin with a space, never the second.
+        // Only the first part may begin with a space.
         let pair = line
             .char_indices()
             .skip(1)
@@ -242,7 +242,7 @@ pub fn byte_level_bpe(
         .map(|(text, id)| (text.to_owned(), id))
         .collect();
     let model = BPE::builder()
-        // As `Tokenizer::from_folder` does.
+        // Like `Tokenizer::from_folder`.
         .cache_capacity(0)
         .vocab_and_merges(vocabulary, merges)
         .ignore_merges(recipe.ignores_merges)
@@ -268,7 +268,7 @@ pub fn byte_level_bpe(
     Ok((pipeline, table, recipe.adds_bos))
 }
 
-/// Tokens that are recognised in plain text before anything else is.
+/// Tokens that are recognised in plain text before the vocabulary is applied.
 fn added_tokens(entries: &[Entry<'_>]) -> Vec<(u32, AddedToken)> {
     let mut seen = HashSet::new();
     entries
@@ -285,14 +285,14 @@ fn added_tokens(entries: &[Entry<'_>]) -> Vec<(u32, AddedToken)> {
         .collect()
 }
 
-/// A SentencePiece encoder with the tokens that plain text is searched for first.
+/// A SentencePiece encoder with the tokens that are searched for first in plain text.
 #[derive(Debug)]
 pub struct SentencePiece {
     pub pieces: ScoredPieces,
-    /// Ids in here count from zero; `added_ids` has the real ones.
+    /// Its ids count from zero; `added_ids` has the real ones.
     pub added: AddedVocabulary,
     pub added_ids: Vec<u32>,
-    /// A space goes before every stretch of plain text.
+    /// Whether a space is prepended to every stretch of plain text.
     pub adds_space_prefix: bool,
 }
 
@@ -334,8 +334,8 @@ pub fn sentencepiece(metadata: &GgufMetadata) -> Result<(SentencePiece, TokenTab
     let (added_ids, tokens): (Vec<u32>, Vec<AddedToken>) =
         added_tokens(&entries).into_iter().unzip();
     let mut added = AddedVocabulary::new();
-    // The crate numbers tokens that its model does not know from the model's size on: with an
-    // empty model, in the order given.
+    // The crate numbers tokens that its model does not know from the model's size on: with an empty
+    // model, in the given order.
     added
         .add_tokens(tokens, &BPE::default(), None::<&NormalizerWrapper>)
         .map_err(|e| metadata_error("tokenizer.ggml.tokens", e.to_string()))?;
@@ -373,7 +373,7 @@ mod tests {
 
     use super::*;
 
-    /// How the rule of this name cuts a text, before any merge.
+    /// Splits a text by the rule of this name, before any merge.
     fn cut(pre: &str, text: &str) -> Vec<String> {
         let recipe = recipe(pre).expect(pre);
         let mut cut = PreTokenizedString::from(text);
@@ -384,7 +384,7 @@ mod tests {
             .collect()
     }
 
-    /// Expected by hand from the published pattern.
+    /// Expected values derived by hand from the published pattern.
     #[test]
     fn tekken_cuts_where_the_case_rises_and_at_every_digit() {
         let cuts = cut("tekken", "HelloWorld 2024/\n안녕 세계");

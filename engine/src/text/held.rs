@@ -1,6 +1,6 @@
-//! What of a growing text must wait because it may be the beginning of a tag.
+//! Holds back the end of a growing text that may be the beginning of a tag.
 
-/// Bytes at the end of `text` that `tag` may begin with.
+/// Number of bytes at the end of `text` that may begin `tag`.
 pub(super) fn held_bytes(text: &str, tag: &str) -> usize {
     (1..tag.len().min(text.len() + 1))
         .rev()
@@ -8,8 +8,8 @@ pub(super) fn held_bytes(text: &str, tag: &str) -> usize {
         .unwrap_or(0)
 }
 
-/// Cuts off and returns what stands before the tag (`true`: the tag was there, and is gone), or
-/// what cannot be the beginning of it.
+/// Removes and returns the text before the tag (`true`: the tag was found and removed), or the text
+/// that cannot be part of it.
 pub(super) fn take_before(text: &mut String, tag: &str) -> (String, bool) {
     if let Some(at) = text.find(tag) {
         let before = text[..at].to_owned();

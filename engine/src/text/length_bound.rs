@@ -1,22 +1,22 @@
-//! The fewest tokens that a text can have, told from its bytes alone.
+//! A lower bound on the number of tokens of a text, from its bytes alone.
 //!
-//! No token stands for more bytes than the vocabulary's longest one, so a text has at least its
-//! bytes divided by that. This holds where every byte of the text comes back in some token: a
-//! pipeline that drops characters, or puts several unknown ones into a single token, has no bound,
-//! and neither has one whose special tokens take the white space around them.
+//! No token is longer in bytes than the longest one of the vocabulary, so a text has at least its
+//! bytes divided by that. This holds only if every byte of the text is represented by some token: a
+//! pipeline that drops characters, or merges several unknown ones into one token, has no bound, and
+//! neither has one whose special tokens absorb the white space around them.
 //!
-//! NFC makes texts shorter. What it leaves alone is counted in full, everything else as if it
-//! shrank as far as any text can: a decomposed character has at most three times the bytes of the
-//! composed one, and what stands for a part of it at most three times that part's.
+//! NFC makes texts shorter. Characters that it leaves alone are counted in full, all others as if
+//! they shrank as far as any text can: a decomposed character has at most three times the bytes of
+//! the composed one, and its parts at most three times again.
 
 use serde_json::Value;
 use tokenizers::{ModelWrapper, Tokenizer as Pipeline};
 
 use super::token_table::TokenTable;
 
-/// How far NFC can shrink what it does not leave alone.
+/// Maximum factor by which NFC shrinks the characters that it changes.
 const NFC_SHRINKS_BY: usize = 9;
-/// The longest character; what is unknown is at least one token each.
+/// The longest character; an unknown one is at least one token.
 const MAX_CHARACTER_BYTES: usize = 4;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,7 +26,7 @@ pub(super) struct LengthBound {
 }
 
 impl LengthBound {
-    /// `None` where this pipeline has none.
+    /// `None` if this pipeline has no bound.
     pub fn of_pipeline(pipeline: &Pipeline, table: &TokenTable) -> Option<Self> {
         let ModelWrapper::BPE(model) = pipeline.get_model() else {
             return None;
@@ -73,7 +73,7 @@ impl LengthBound {
         if !knows_every_byte {
             return None;
         }
-        // Where tokens are not written in bytes, normalised text is what they stand for.
+        // If tokens are not written in bytes, they represent the normalised text.
         let written = if is_byte_level {
             0
         } else {
@@ -86,7 +86,7 @@ impl LengthBound {
         })
     }
 
-    /// Of a vocabulary that is known to give every character back.
+    /// For a vocabulary that is known to represent every character.
     pub fn of_table(table: &TokenTable, longest_written: usize) -> Self {
         let ids = 0..table.len() as u32;
         let longest = ids.map(|id| table.bytes(id).len()).max().unwrap_or(0);
@@ -96,7 +96,7 @@ impl LengthBound {
         }
     }
 
-    /// At most as many as `text` has, without the special tokens that are put around it.
+    /// A lower bound for `text`, without the special tokens around it.
     pub fn least_tokens(self, text: &str) -> usize {
         let n_bytes = if self.normalizes_to_nfc {
             least_nfc_bytes(text)
@@ -111,7 +111,7 @@ fn json(step: &impl serde::Serialize) -> Option<Value> {
     serde_json::to_value(step).ok()
 }
 
-/// The single steps of a normaliser or pre-tokenizer. `None`: it has a form that is not known.
+/// The individual steps of a normaliser or pre-tokenizer. `None`: an unknown form.
 fn steps_of(step: Value) -> Option<Vec<Value>> {
     if step["type"] != "Sequence" {
         return Some(vec![step]);
@@ -144,9 +144,10 @@ fn never_shrinks(normalizer: &Value) -> bool {
     }
 }
 
-/// Bytes that the text has in NFC, or fewer.
+/// A lower bound of the text's bytes in NFC.
 fn least_nfc_bytes(text: &str) -> usize {
-    // Neither composes with what follows them of their own kind, nor is composed of anything else.
+    // Neither composes with following characters of their own kind, nor is composed of anything
+    // else.
     let is_inert =
         |c: char| matches!(c, '\0'..='\u{7f}' | '\u{4e00}'..='\u{9fff}' | '\u{ac00}'..='\u{d7a3}');
     let (mut n_kept, mut n_other) = (0, 0);
@@ -273,7 +274,7 @@ mod tests {
     }
 
     proptest! {
-        /// Never above what the text really has: no text is refused that fits.
+        /// Never above the actual number: no text that fits is refused.
         #[test]
         fn no_text_has_fewer_tokens(
             parts in prop::collection::vec(

@@ -1,8 +1,8 @@
-//! Text to tokens and back: tokenizers, chat templates, the stream that turns generated tokens
-//! into text, and the parts of that text: thoughts, calls of tools.
+//! Text to tokens and back: tokenizers, chat templates, the stream that converts generated tokens
+//! to text, and the parts of that text: reasoning and tool calls.
 //!
-//! Everything here works on whole strings and ids; what a request means is the server's
-//! business, which id comes next the sampler's.
+//! Everything here works on whole strings and ids; the server interprets requests, and the sampler
+//! chooses ids.
 //!
 //! Deliberately absent: training tokenizers, WordPiece and Unigram vocabularies (no decoder
 //! family served here uses them), and `clean_up_tokenization_spaces` (it cannot be streamed).
@@ -30,8 +30,8 @@ pub use tokenizer::Tokenizer;
 pub use tool_calls::{ToolCallFormat, ToolCallParser, ToolEvent};
 
 use crate::errors::Code;
-/// What can go wrong between text and tokens. `File`, `Metadata` and `Unsupported` are about
-/// the checkpoint and come at start-up; the others are about one request.
+/// Errors between text and tokens. `File`, `Metadata` and `Unsupported` concern the checkpoint and
+/// occur at start-up; the others concern one request.
 #[derive(Debug, thiserror::Error)]
 pub enum TextError {
     #[error("{file}: {message}")]
@@ -59,7 +59,7 @@ pub enum TextError {
     #[error("the chat template failed: {message}")]
     Template { message: String },
     #[error(
-        "messages[{index}].role is {role:?}, and this model's chat template leaves out messages of \
+        "messages[{index}].role is {role:?}, and this model's chat template drops messages of \
          that role; use \"system\", \"user\" or \"assistant\""
     )]
     RoleLeftOut { index: usize, role: String },

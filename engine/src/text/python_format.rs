@@ -1,5 +1,5 @@
-//! Values written as Python writes them, since chat templates were tested against Python:
-//! `json.dumps`, `repr(float)` and `strftime`.
+//! Formats values like Python, since chat templates were tested against Python: `json.dumps`,
+//! `repr(float)` and `strftime`.
 
 use std::fmt::Write;
 
@@ -10,7 +10,7 @@ use minijinja::{Error, ErrorKind, Value};
 #[derive(Debug, Clone)]
 pub struct JsonStyle {
     pub ensure_ascii: bool,
-    /// One level's indentation; `None` keeps everything on one line.
+    /// Indentation of one level; `None` puts everything on one line.
     pub indent: Option<String>,
     pub item_separator: String,
     pub key_separator: String,
@@ -138,7 +138,7 @@ pub fn float_text(value: f64) -> String {
     }
 }
 
-/// `repr(float)`, with JSON's names for what is not finite.
+/// `repr(float)`, with JSON's names for values that are not finite.
 fn float_repr(value: f64) -> String {
     if value.is_nan() {
         return "NaN".to_owned();
@@ -212,7 +212,7 @@ const DAYS: [&str; 7] = [
     "Sunday",
 ];
 
-/// `strftime` in the C locale for a UTC time; directives that are not listed stay as written.
+/// `strftime` in the C locale for a UTC time; other directives are left as written.
 pub fn strftime(format: &str, unix_seconds: i64) -> String {
     let (days, seconds) = (
         unix_seconds.div_euclid(86_400),

@@ -1,9 +1,9 @@
-//! Splits what a model thinks from what it says: `<think>…</think>` before the answer, as Qwen3
+//! Separates a model's reasoning from its answer: `<think>…</think>` before the answer, as Qwen3
 //! writes it.
 //!
-//! Line breaks around the tags belong to neither side. A call of a tool in a thought that is never
-//! closed ends the thought, since Qwen3 leaves the tag out at times; in one that is closed later it
-//! is thought like the rest. Deliberately absent: thoughts in the middle of an answer.
+//! Line breaks around the tags belong to neither part. A tool call inside reasoning that is never
+//! closed ends the reasoning, since Qwen3 sometimes omits the tag; if the reasoning is closed
+//! later, the call is part of it. Deliberately absent: reasoning in the middle of an answer.
 
 use super::held::{held_bytes, take_before};
 use super::tool_calls::{HERMES_OPEN, ToolCallFormat, ToolCallParser};
@@ -11,42 +11,42 @@ use super::tool_calls::{HERMES_OPEN, ToolCallFormat, ToolCallParser};
 const OPEN: &str = "<think>";
 const CLOSE: &str = "</think>";
 
-/// Where the output of a prompt begins.
+/// The state at the beginning of the output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ThoughtStart {
-    /// In a thought that the prompt has opened.
+    /// Inside reasoning that the prompt has opened.
     Inside,
-    /// Before a thought, if there is to be one.
+    /// Before optional reasoning.
     Before,
-    /// Behind one that the prompt has closed: there is none to come.
-    Behind,
+    /// After reasoning that the prompt has closed: no more will come.
+    After,
 }
 
 impl ThoughtStart {
-    /// By the end of a rendered prompt.
+    /// Determined by the end of a rendered prompt.
     pub fn of_prompt(prompt: &str) -> Self {
         let prompt = prompt.trim_end();
         if prompt.ends_with(OPEN) {
             Self::Inside
         } else if prompt.ends_with(CLOSE) {
-            Self::Behind
+            Self::After
         } else {
             Self::Before
         }
     }
 
-    /// As [`Self::of_prompt`], where the prompt ends with the beginning of the answer.
+    /// As [`Self::of_prompt`], for a prompt that ends with the beginning of the answer.
     pub fn of_prefilled(prompt: &str, prefill: &str) -> Self {
         match (prefill.rfind(OPEN), prefill.rfind(CLOSE)) {
             (Some(opened), closed) if closed.is_none_or(|closed| closed < opened) => Self::Inside,
             _ if prefill.trim().is_empty() => Self::of_prompt(prompt),
-            // An answer that has begun is no place for a thought.
-            _ => Self::Behind,
+            // After the beginning of an answer there is no reasoning.
+            _ => Self::After,
         }
     }
 }
 
-/// What a prefilled answer has after its thought; nothing while the thought is open.
+/// The part of a prefilled answer after its reasoning; empty while the reasoning is open.
 pub fn content_of_prefill(prefill: &str) -> &str {
     match (prefill.rfind(OPEN), prefill.rfind(CLOSE)) {
         (Some(opened), closed) if closed.is_none_or(|closed| closed < opened) => "",
@@ -64,21 +64,21 @@ pub struct Split {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
-    /// Nothing but white space came.
+    /// Only white space so far.
     Undecided,
     Thought,
     Content,
 }
 
-/// Incremental: the pieces' thoughts and contents, concatenated, are those of the whole.
+/// Incremental: the reasoning and contents of all pieces, concatenated, are those of the whole.
 #[derive(Debug)]
 pub struct ThoughtSplitter {
     place: Place,
     held: String,
-    /// Line breaks that come now stand around a tag.
+    /// Following line breaks surround a tag and are dropped.
     drops_breaks: bool,
-    /// A call that begins with this tag may end a thought. From there on text waits for the
-    /// thought's end.
+    /// A call that begins with this tag may end the reasoning. From there on, text is held back
+    /// until the reasoning's end is known.
     call_tag: Option<&'static str>,
 }
 
@@ -87,7 +87,7 @@ impl ThoughtSplitter {
         let place = match start {
             ThoughtStart::Inside => Place::Thought,
             ThoughtStart::Before => Place::Undecided,
-            ThoughtStart::Behind => Place::Content,
+            ThoughtStart::After => Place::Content,
         };
         Self {
             place,
@@ -97,8 +97,8 @@ impl ThoughtSplitter {
         }
     }
 
-    /// Calls of tools are expected, in this format. Those without a tag cannot be told from what
-    /// a thought says.
+    /// Tool calls are expected in this format. Calls without a tag cannot be distinguished from
+    /// reasoning.
     #[must_use]
     pub fn with_calls(self, format: Option<ToolCallFormat>) -> Self {
         let call_tag = match format {
@@ -129,7 +129,7 @@ impl ThoughtSplitter {
         split
     }
 
-    /// What was held back: there is no more to come.
+    /// The text held back, at the end of the output.
     pub fn finish(&mut self) -> Split {
         let held = std::mem::take(&mut self.held);
         match self.place {
@@ -158,14 +158,14 @@ impl ThoughtSplitter {
         }
     }
 
-    /// Where a call begins, in what is left of a thought.
+    /// Offset of a call in the rest of the reasoning.
     fn call_in(&self, held: &str) -> Option<usize> {
         let tag = self.call_tag?;
         let mut places = held.match_indices(tag).map(|(at, _)| at);
         places.find(|at| ToolCallParser::begins_with_call(ToolCallFormat::Hermes, &held[*at..]))
     }
 
-    /// Moves what is surely thought; true if it ended.
+    /// Emits what is certainly reasoning; returns true if it ended.
     fn take_thought(&mut self, split: &mut Split) -> bool {
         let waiting = match self.call_tag {
             Some(tag) if !self.held.contains(CLOSE) => {
@@ -181,7 +181,7 @@ impl ThoughtSplitter {
         if is_closed {
             thought.truncate(n_kept);
         } else {
-            // Line breaks wait for what comes behind them.
+            // Line breaks are held back until the following text is known.
             self.held.insert_str(0, &thought.split_off(n_kept));
         }
         split.thought = thought;
@@ -226,7 +226,7 @@ mod tests {
 
     #[test]
     fn thoughts_are_split_from_answers() {
-        use ThoughtStart::{Before, Behind, Inside};
+        use ThoughtStart::{After, Before, Inside};
         for (start, text, thought, content) in [
             (Before, "<think>\na < b\n</think>\n\n예", "a < b", "예"),
             (Before, "\n<think>a</think>b", "a", "b"),
@@ -235,7 +235,7 @@ mod tests {
             (Before, "<think>cut off\n", "cut off", ""),
             (Inside, "\na\n\nb\n</think>\n\nc\n", "a\n\nb", "c\n"),
             (Inside, "cut </thi", "cut </thi", ""),
-            (Behind, "<think>literal", "", "<think>literal"),
+            (After, "<think>literal", "", "<think>literal"),
         ] {
             let expected = (thought.to_owned(), content.to_owned());
             assert_eq!(in_one(start, text), expected, "{text:?}");
@@ -258,7 +258,7 @@ mod tests {
                 "a <tool_call> b ",
                 cut_off.to_owned(),
             ),
-            // Quoted in a thought that is closed.
+            // Quoted inside reasoning that is closed.
             (
                 format!("<think>a {call} b</think>c"),
                 &format!("a {call} b"),
@@ -276,12 +276,12 @@ mod tests {
                 let split = split_by(splitter.with_calls(Some(ToolCallFormat::Hermes)), &pieces);
                 assert_eq!(split, (thought.to_owned(), content.clone()), "{text}");
             }
-            // Without tools it is all thought.
+            // Without tools it is all reasoning.
             if !text.contains("</think>") {
                 assert_eq!(in_one(ThoughtStart::Before, &text).1, "", "{text}");
             }
         }
-        // Until a call may begin, thoughts come as they are written.
+        // Until a call may begin, reasoning is emitted as it is written.
         let splitter = ThoughtSplitter::new(ThoughtStart::Inside);
         let mut splitter = splitter.with_calls(Some(ToolCallFormat::Hermes));
         assert_eq!(splitter.push("hm <").thought, "hm ");
@@ -295,7 +295,7 @@ mod tests {
             ("<|im_start|>assistant\n<think>\n", ThoughtStart::Inside),
             (
                 "<|im_start|>assistant\n<think>\n\n</think>\n\n",
-                ThoughtStart::Behind,
+                ThoughtStart::After,
             ),
         ] {
             assert_eq!(ThoughtStart::of_prompt(prompt), start, "{prompt:?}");
@@ -314,7 +314,7 @@ mod tests {
                 0..14,
             ),
             start in prop_oneof![
-                Just(ThoughtStart::Inside), Just(ThoughtStart::Before), Just(ThoughtStart::Behind),
+                Just(ThoughtStart::Inside), Just(ThoughtStart::Before), Just(ThoughtStart::After),
             ],
         ) {
             let whole: String = parts.concat();
@@ -334,14 +334,10 @@ mod tests {
     #[test]
     fn a_prefilled_answer_is_past_its_thought_or_in_it() {
         for (prefill, start, content) in [
-            ("Sure, ", ThoughtStart::Behind, "Sure, "),
+            ("Sure, ", ThoughtStart::After, "Sure, "),
             ("", ThoughtStart::Before, ""),
             ("<think>\nI should", ThoughtStart::Inside, ""),
-            (
-                "<think>\nok\n</think>\n\nSure",
-                ThoughtStart::Behind,
-                "Sure",
-            ),
+            ("<think>\nok\n</think>\n\nSure", ThoughtStart::After, "Sure"),
             ("</think> <think>", ThoughtStart::Inside, ""),
         ] {
             assert_eq!(

@@ -1,4 +1,4 @@
-//! SentencePiece BPE as Llama-2 style GGUF files carry it: pieces with scores and no merge list.
+//! SentencePiece BPE as in Llama-2 style GGUF files: pieces with scores and no merge list.
 //!
 //! Starting from single characters, the neighbouring pair whose concatenation has the highest
 //! score is merged (leftmost among equals) until no pair is in the vocabulary; a character that
@@ -15,7 +15,7 @@ use super::TextError;
 /// U+2581, which stands for a space inside pieces.
 pub const SPACE_MARK: char = '\u{2581}';
 
-/// Pieces by text, and what to do with characters that no piece has.
+/// Pieces by text, and the handling of characters that no piece contains.
 #[derive(Debug)]
 pub struct ScoredPieces {
     pieces: HashMap<String, (u32, f32)>,
@@ -41,7 +41,7 @@ impl ScoredPieces {
         self.pieces.get(piece).map(|(id, _)| *id)
     }
 
-    /// Appends the ids of `text`, whose spaces were replaced by [`SPACE_MARK`] already.
+    /// Appends the ids of `text`, in which spaces have been replaced by [`SPACE_MARK`].
     pub fn encode(&self, text: &str, ids: &mut Vec<u32>) -> Result<(), TextError> {
         let mut segments = Segments::of_characters(text);
         let mut queue = BinaryHeap::new();
@@ -138,7 +138,7 @@ impl Segments {
         Self { nodes }
     }
 
-    /// False where the pair is no longer what it was when it was queued.
+    /// Returns false if the pair has changed since it was queued.
     fn merge(&mut self, merge: &Merge) -> bool {
         let (left, right) = (&self.nodes[merge.left], &self.nodes[merge.right]);
         let is_current = !left.merged_away
@@ -215,7 +215,7 @@ mod tests {
 
     #[test]
     fn the_highest_score_merges_first() {
-        // "abc": bc (-1) wins over ab (-2); a+bc is no piece, so a, bc.
+        // "abc": bc (-1) wins over ab (-2); a+bc is not a piece, so a, bc.
         let vocabulary = pieces(
             &[
                 ("a", -9.0),
@@ -243,7 +243,7 @@ mod tests {
 
     #[test]
     fn equal_scores_merge_from_the_left() {
-        // aaaa: a.a at 0 first, then a.a at 2, then aa+aa is no piece. aaa: aa, a.
+        // aaaa: a.a at 0 first, then a.a at 2, then aa+aa is not a piece. aaa: aa, a.
         let vocabulary = pieces(&[("a", -9.0), ("aa", -1.0)], true);
         assert_eq!(encode(&vocabulary, "aaaa"), [1, 1]);
         assert_eq!(encode(&vocabulary, "aaa"), [1, 0]);
@@ -251,7 +251,7 @@ mod tests {
 
     #[test]
     fn merges_chain_through_intermediate_pieces() {
-        // ▁hello: he(-1), ll(-2), then ▁+he (-3), he+ll is none, ▁he+ll (-4), ▁hell+o (-5).
+        // ▁hello: he(-1), ll(-2), then ▁+he (-3), he+ll is not a piece, ▁he+ll (-4), ▁hell+o (-5).
         let vocabulary = pieces(
             &[
                 ("▁", -20.0),

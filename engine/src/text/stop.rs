@@ -1,8 +1,8 @@
-//! Stop strings in a stream of text, across any borders between its portions.
+//! Finds stop strings in a stream of text, across the borders of its pieces.
 //!
-//! One Knuth-Morris-Pratt automaton a stop string reads each byte once. The stop string that is
-//! completed first wins (the longest among those completed by the same byte), so the answer does
-//! not depend on how the text was cut. Text is held back exactly while it could still be the
+//! One Knuth-Morris-Pratt automaton for each stop string reads every byte once. The stop string
+//! that is completed first wins (the longest among those completed by the same byte), so the result
+//! does not depend on how the text was split. Text is held back exactly while it could be the
 //! beginning of a stop string.
 
 use super::TextError;
@@ -10,17 +10,17 @@ use super::TextError;
 /// A stop string that was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StopMatch {
-    /// Which of the stop strings.
+    /// Index of the stop string.
     pub stop_idx: usize,
-    /// Which push completed it, counted from zero: with one push a token, the token.
+    /// Index of the push that completed it: with one push per token, the token.
     pub push_idx: usize,
 }
 
-/// Finds stop strings; after a match it shows nothing more.
+/// Finds stop strings; after a match it emits nothing more.
 #[derive(Debug, Clone)]
 pub struct StopMatcher {
     stops: Vec<Automaton>,
-    /// The longest beginning of a stop string that the text ends with.
+    /// The longest prefix of a stop string that the text ends with.
     held: String,
     n_pushes: usize,
     found: Option<StopMatch>,
@@ -40,8 +40,8 @@ impl StopMatcher {
         })
     }
 
-    /// Text that can be shown now. Push `""` for a token without text, so that pushes count
-    /// tokens.
+    /// Returns the text that can be shown now. Push `""` for a token without text, so that pushes
+    /// count tokens.
     pub fn push(&mut self, text: &str) -> String {
         let push_idx = self.n_pushes;
         self.n_pushes += 1;
@@ -77,7 +77,7 @@ impl StopMatcher {
         pending
     }
 
-    /// What was held back; empty after a match.
+    /// The text held back; empty after a match.
     pub fn finish(&mut self) -> String {
         std::mem::take(&mut self.held)
     }
@@ -90,8 +90,7 @@ impl StopMatcher {
 #[derive(Debug, Clone)]
 struct Automaton {
     pattern: Vec<u8>,
-    /// `fallback[n]`: the longest proper beginning of the pattern that its first n + 1 bytes end
-    /// with.
+    /// `fallback[n]`: the longest proper prefix of the pattern that its first n + 1 bytes end with.
     fallback: Vec<usize>,
     /// Bytes of the pattern that the text so far ends with; less than the pattern's length.
     n_matched: usize,
@@ -118,7 +117,7 @@ impl Automaton {
         }
     }
 
-    /// True where `byte` completes the pattern.
+    /// Returns true if `byte` completes the pattern.
     fn step(&mut self, byte: u8) -> bool {
         while self.n_matched > 0 && self.pattern[self.n_matched] != byte {
             self.n_matched = self.fallback[self.n_matched - 1];

@@ -1,20 +1,20 @@
-//! Generated tokens to text, as they come: what is shown is whole characters, never a part of
-//! one, and what was shown never changes.
+//! Converts generated tokens to text as they come. Only whole characters are emitted, and emitted
+//! text never changes.
 //!
-//! Each token's bytes are looked at once and at most three are held back, so a stream is linear
-//! in its length (re-decoding a window of tokens, the usual way, is not needed: decoding here is
-//! concatenation of bytes).
+//! Each token's bytes are processed once and at most three are held back, so a stream is linear in
+//! its length. (Decoding here is concatenation of bytes, so the usual re-decoding of a window of
+//! tokens is not needed.)
 
 use std::sync::Arc;
 
 use super::Tokenizer;
 
-/// Where the streamed tokens stand.
+/// The context of the streamed tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TextOrigin {
     /// They follow a prompt: a leading space is text.
     Continuation,
-    /// They are a text of their own, as for [`Tokenizer::decode`].
+    /// They are a separate text, as for [`Tokenizer::decode`].
     Start,
 }
 
@@ -39,7 +39,7 @@ impl TokenStream {
         }
     }
 
-    /// The text that `id` completes; `None` where it completes none.
+    /// The text that `id` completes; `None` if it completes none.
     pub fn push(&mut self, id: u32) -> Option<String> {
         let mut bytes = self.tokenizer.shown_bytes(id, self.skip_special);
         if self.drops_first_space && !bytes.is_empty() {
@@ -49,13 +49,13 @@ impl TokenStream {
         self.utf8.push(bytes)
     }
 
-    /// U+FFFD for a character that was begun and not completed.
+    /// U+FFFD for an incomplete character.
     pub fn finish(&mut self) -> Option<String> {
         self.utf8.finish()
     }
 }
 
-/// Bytes in any portions to text, as `String::from_utf8_lossy` reads the whole.
+/// Converts bytes in arbitrary portions to text, like `String::from_utf8_lossy` on the whole.
 #[derive(Debug, Default)]
 pub struct Utf8Stream {
     /// The beginning of one character: at most three bytes.

@@ -1,9 +1,9 @@
-//! What each token id stands for, as bytes: the one place that turns ids back into text.
+//! The bytes of each token id: the only place that converts ids to text.
 //!
-//! Decoding is the concatenation of the tokens' bytes, read as UTF-8 with U+FFFD for what is
-//! none. For byte-level vocabularies that is what Hugging Face decodes; for byte-fallback ones
-//! it differs in one point on purpose: Hugging Face turns a whole run of byte tokens into
-//! U+FFFD when any part of the run is invalid, which no stream could reproduce.
+//! Decoding concatenates the tokens' bytes and reads them as UTF-8, with U+FFFD for invalid ones.
+//! For byte-level vocabularies that matches Hugging Face. For byte-fallback ones it differs in one
+//! point on purpose: Hugging Face replaces a whole run of byte tokens by U+FFFD if any part of the
+//! run is invalid, which a stream could not reproduce.
 
 use super::TextError;
 
@@ -13,7 +13,7 @@ pub const MAX_VOCAB: usize = 1 << 22;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TokenKind {
     Text,
-    /// Left out where special tokens are skipped.
+    /// Omitted if special tokens are skipped.
     Special,
 }
 
@@ -27,7 +27,7 @@ pub struct TokenTable {
 }
 
 impl TokenTable {
-    /// Ids that `tokens` leaves out decode to nothing.
+    /// Ids missing in `tokens` decode to nothing.
     pub fn new(
         tokens: impl IntoIterator<Item = (u32, Vec<u8>, TokenKind)>,
     ) -> Result<Self, TextError> {
@@ -79,8 +79,8 @@ impl TokenTable {
     }
 }
 
-/// The byte that a character of GPT-2's byte alphabet stands for: printable Latin-1 bytes are
-/// themselves, the other 68 are counted up from U+0100.
+/// The byte that a character of GPT-2's byte alphabet represents: printable Latin-1 bytes are
+/// themselves, the other 68 are numbered from U+0100 on.
 fn byte_of(character: char) -> Option<u8> {
     match character as u32 {
         code @ (0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff) => Some(code as u8),
@@ -91,8 +91,8 @@ fn byte_of(character: char) -> Option<u8> {
     }
 }
 
-/// Bytes of a token written in the byte alphabet; a token with any other character in it stands
-/// for its own UTF-8.
+/// Bytes of a token written in the byte alphabet; a token with any other character is its own
+/// UTF-8.
 pub fn byte_level_bytes(token: &str) -> Vec<u8> {
     token
         .chars()

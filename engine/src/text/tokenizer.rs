@@ -1,8 +1,7 @@
-//! The one tokenizer type of the engine: text to ids and ids to bytes, whatever file the
-//! vocabulary came from.
+//! The engine's only tokenizer type: text to ids and ids to bytes, for every vocabulary format.
 //!
-//! Encoding is the `tokenizers` crate's for `tokenizer.json` and byte-level GGUF vocabularies and
-//! our own for SentencePiece ones; decoding is the same table for all ([`super::token_table`]).
+//! Encoding uses the `tokenizers` crate for `tokenizer.json` and byte-level GGUF vocabularies and
+//! our own code for SentencePiece; decoding uses the same table for all ([`super::token_table`]).
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -23,10 +22,10 @@ enum Encoder {
     SentencePiece(Box<SentencePiece>),
 }
 
-/// Which ids surround a text that is encoded with its special tokens.
+/// The ids that surround a text encoded with its special tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Surround {
-    /// As the pipeline's own post-processor says.
+    /// As defined by the pipeline's post-processor.
     PostProcessor,
     Ids {
         before: Vec<u32>,
@@ -34,24 +33,24 @@ enum Surround {
     },
 }
 
-/// A model's vocabulary and how its text is cut.
+/// A model's vocabulary and its encoder.
 #[derive(Debug)]
 pub struct Tokenizer {
     encoder: Encoder,
     table: TokenTable,
     surround: Surround,
     length_bound: Option<LengthBound>,
-    /// The first space of a decoded text was put there by the encoder.
+    /// The first space of a decoded text was added by the encoder.
     drops_first_space: bool,
     bos_id: Option<u32>,
     eos_ids: Vec<u32>,
-    /// `bos_token`, `eos_token`, … as chat templates name them.
+    /// `bos_token`, `eos_token`, … by their names in chat templates.
     special_texts: Vec<(String, String)>,
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json`, and beside it what is there of `tokenizer_config.json`,
-    /// `generation_config.json` and `config.json`.
+    /// Reads `tokenizer.json`, and `tokenizer_config.json`, `generation_config.json` and
+    /// `config.json` if they exist.
     pub fn from_folder(dir: &Path) -> Result<Self, TextError> {
         let path = dir.join("tokenizer.json");
         let in_file = |message: String| TextError::File {
@@ -63,7 +62,7 @@ impl Tokenizer {
             _ => in_file(e.to_string()),
         })?;
         let bytes = without_mark(&bytes);
-        // The crate indexes by lengths it takes from the file, so a malformed file can panic.
+        // The crate indexes by lengths from the file, so a malformed file can panic.
         let mut pipeline = std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(bytes))
             .map_err(|_| in_file("the vocabulary is malformed".to_owned()))?
             .map_err(|e| in_file(e.to_string()))?;
@@ -119,7 +118,7 @@ impl Tokenizer {
         })
     }
 
-    /// One token a byte, then special tokens.
+    /// One token for each byte, then special tokens.
     #[cfg(test)]
     pub fn of_bytes(special: &[&str]) -> Self {
         let bytes = (0..=255u8).map(|byte| (u32::from(byte), vec![byte], TokenKind::Text));
@@ -145,7 +144,7 @@ impl Tokenizer {
         Self::from_metadata(&GgufMetadata::read(path)?)
     }
 
-    /// Builds from GGUF metadata that was read already.
+    /// Builds from parsed GGUF metadata.
     pub fn from_metadata(metadata: &GgufMetadata) -> Result<Self, TextError> {
         let key = "tokenizer.ggml.model";
         let (encoder, table, adds_bos, drops_first_space) = match metadata.text(key)? {
@@ -199,7 +198,7 @@ impl Tokenizer {
         for name in ["eos_token_id", "eot_token_id", "eom_token_id"] {
             eos_ids.extend(id_of(name)?.filter(|id| !eos_ids.contains(id)));
         }
-        // Files made before the two keys above existed name the end of a turn by its text only.
+        // Files from before these two keys identify the end of a turn only by its text.
         for id in 0..table.len() as u32 {
             let is_end =
                 table.is_special(id) && TURN_ENDS.iter().any(|e| e.as_bytes() == table.bytes(id));
@@ -236,8 +235,8 @@ impl Tokenizer {
         })
     }
 
-    /// Ids of `text`. Special tokens written out in it become their ids; `add_special` also
-    /// puts those around it that the model was trained with (BOS, for one). Rendered chats want
+    /// Ids of `text`. Special tokens written out in it become their ids; `add_special` also adds
+    /// those that the model was trained with around a text (for example BOS). Rendered chats need
     /// false: their template writes its own.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, TextError> {
         let mut ids = Vec::new();
@@ -263,16 +262,16 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// No fewer tokens than this has `text`, however it is cut; 0 where nothing is known. In time
-    /// linear in its length, without memory.
+    /// A lower bound on the number of tokens of `text`; 0 if none is known. Linear in its length,
+    /// without allocation.
     pub fn least_tokens(&self, text: &str) -> usize {
         self.length_bound
             .map_or(0, |bound| bound.least_tokens(text))
     }
 
-    /// Text of `ids` as a text of its own: a space that the encoder put before the first word is
-    /// taken off again. Bytes that are no UTF-8 and ids outside the vocabulary never fail; the
-    /// former become U+FFFD, the latter nothing.
+    /// Text of `ids` as a separate text: a space that the encoder added before the first word is
+    /// removed. Never fails: invalid UTF-8 becomes U+FFFD, and ids outside the vocabulary are
+    /// skipped.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> String {
         let mut bytes = Vec::new();
         for id in ids {
@@ -294,7 +293,7 @@ impl Tokenizer {
         }
     }
 
-    /// The token's exact bytes, which may be a part of a character; empty outside the vocabulary.
+    /// The token's exact bytes, possibly part of a character; empty outside the vocabulary.
     pub fn token_bytes(&self, id: u32) -> Vec<u8> {
         self.table.bytes(id).to_vec()
     }
@@ -307,12 +306,12 @@ impl Tokenizer {
         self.bos_id
     }
 
-    /// Ids that end a sequence, the vocabulary's own end-of-sequence first.
+    /// Ids that end a sequence, with the vocabulary's own end-of-sequence first.
     pub fn eos_ids(&self) -> &[u32] {
         &self.eos_ids
     }
 
-    /// Special tokens by the names that chat templates use: `bos_token`, `eos_token`, ….
+    /// Special tokens by their names in chat templates: `bos_token`, `eos_token`, ….
     pub fn special_texts(&self) -> &[(String, String)] {
         &self.special_texts
     }
@@ -357,7 +356,7 @@ impl SentencePiece {
         Ok(())
     }
 
-    /// Every character is a piece, or becomes a token of its own or several.
+    /// Every character is a piece, or becomes one or several tokens.
     fn length_bound(&self, table: &TokenTable) -> Option<LengthBound> {
         let added = self.added.get_added_tokens_decoder();
         let strips = added.values().any(|token| token.lstrip || token.rstrip);
@@ -383,7 +382,7 @@ const TURN_ENDS: [&str; 7] = [
     "<end_of_turn>",
 ];
 
-/// How a `tokenizer.json` says its tokens become bytes.
+/// How a `tokenizer.json` converts tokens to bytes.
 struct Decoding {
     is_byte_level: bool,
     has_byte_fallback: bool,
@@ -462,21 +461,20 @@ fn unsupported_decoder<T>(found: &str) -> Result<T, TextError> {
     })
 }
 
-/// Without the crate's cache of words: every thread that encodes keeps one for every vocabulary that
-/// was ever loaded, and nobody can empty those of a model that is gone.
+/// Disables the crate's word cache: every encoding thread keeps one for every vocabulary ever
+/// loaded, and those of an unloaded model could not be freed.
 fn forget_words(pipeline: &mut tokenizers::Tokenizer) {
     let mut model = pipeline.get_model().clone();
     model.resize_cache(0);
     pipeline.with_model(model);
 }
 
-/// `Null` where the file is absent.
-/// The bytes of a file after the byte order mark that some editors begin it with.
+/// The bytes of a file without a byte order mark, which some editors add.
 fn without_mark(bytes: &[u8]) -> &[u8] {
     bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes)
 }
 
-/// What a folder without `tokenizer.json` has, and how to make one of it.
+/// What a folder without `tokenizer.json` contains, and how to create one from it.
 fn what_is_instead(dir: &Path) -> String {
     let has = |name: &str| dir.join(name).exists();
     let other = if has("vocab.json") && has("merges.txt") {
@@ -508,7 +506,7 @@ pub(super) fn read_json(path: &Path) -> Result<Value, TextError> {
     }
 }
 
-/// A special token is written as its text or as an object that holds it.
+/// A special token is written as its text or as an object that contains it.
 pub(super) fn special_texts(config: &Value) -> Vec<(String, String)> {
     [
         "bos_token",
@@ -539,8 +537,8 @@ fn push_ids(value: &Value, ids: &mut Vec<u32>) {
     }
 }
 
-/// Transformers' Llama tokenizer class ignores the file's post-processor and goes by the two
-/// flags of its configuration.
+/// Transformers' Llama tokenizer class ignores the file's post-processor and uses the two flags of
+/// its configuration.
 fn surround_of_config(config: &Value, bos_id: Option<u32>, eos_id: Option<u32>) -> Surround {
     let class = config["tokenizer_class"].as_str().unwrap_or_default();
     if !matches!(class, "LlamaTokenizer" | "LlamaTokenizerFast") {

@@ -60,7 +60,7 @@ fn sentencepiece_vocabularies_segment_as_computed_by_hand() {
     assert_eq!(encode("hi"), [264]);
     // ▁ab: ab (-4) before ▁a (-5), then ▁+ab = ▁ab.
     assert_eq!(encode("ab"), [268]);
-    // ▁hi▁ab; nothing spans the two.
+    // ▁hi▁ab; no piece spans the two.
     assert_eq!(encode("hi ab"), [264, 268]);
     // ▁ ▁ a: the second ▁ takes the a.
     assert_eq!(encode(" a"), [259, 269]);

@@ -16,7 +16,7 @@ use super::safetensors::{StoredTensor, TensorFiles};
 use super::{AwqMatrix, WeightError};
 use crate::model::config_json::AwqConfig;
 
-/// `COLUMN_OF_NIBBLE[i]` is the column, of a word's eight, that nibble i holds.
+/// `COLUMN_OF_NIBBLE[i]` is the column, of a word's eight, in nibble i.
 pub const COLUMN_OF_NIBBLE: [usize; 8] = [0, 2, 4, 6, 1, 3, 5, 7];
 
 /// The eight values of one packed word, in column order.
@@ -134,8 +134,8 @@ pub fn dequantise(matrix: &AwqMatrix) -> Result<Vec<f32>, WeightError> {
     Ok(out)
 }
 
-/// Quantises row-major `[n_out, n_in]` weights by rounding within each group's range.
-/// Fails where `n_out` is no multiple of 8 or `n_in` none of `group_size`.
+/// Quantises row-major `[n_out, n_in]` weights by rounding within each group's range. Fails if
+/// `n_out` is not a multiple of 8 or `n_in` not one of `group_size`.
 pub fn quantise(
     weights: &[f32],
     (n_out, n_in): (usize, usize),

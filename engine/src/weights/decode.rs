@@ -1,5 +1,5 @@
-//! Every element format to f32, one block at a time: the plain reference that fast kernels are
-//! tested against. Speed is deliberately absent.
+//! Decodes every element format to f32, one block at a time: the simple reference for tests of the
+//! fast kernels. Speed does not matter here.
 //!
 //! The block layouts are ggml's: `d` and `m` are f16 scales and minima, `qs` are the low bits
 //! of the quants, `qh` the high ones.
@@ -8,7 +8,7 @@ use half::{bf16, f16};
 
 use super::{ElementFormat, WeightError};
 
-/// Decodes `n_elements` stored as `format`. Fails unless `bytes` holds exactly these elements.
+/// Decodes `n_elements` stored as `format`. Fails unless `bytes` contains exactly these elements.
 pub fn to_f32(
     format: ElementFormat,
     bytes: &[u8],
@@ -68,7 +68,7 @@ fn q4_1(block: &[u8], y: &mut [f32]) {
     }
 }
 
-/// The fifth bit of element `i`, at its place.
+/// The fifth bit of element `i`, shifted into place.
 fn fifth_bit(qh: &[u8], i: usize) -> u8 {
     ((qh[i / 8] >> (i % 8)) & 1) << 4
 }

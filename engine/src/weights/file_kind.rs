@@ -1,6 +1,6 @@
-//! What a file is that was given as a model and is none, by its first bytes, for error messages.
+//! Identifies a file that is not a model by its first bytes, for error messages.
 
-/// What a file that begins like this is, in the reader's terms; `None` where nothing is known.
+/// A description of the file for the user; `None` if it is unknown.
 pub fn of(first_bytes: &[u8]) -> Option<&'static str> {
     let text = first_bytes
         .iter()

@@ -1,9 +1,9 @@
-//! Small seeded checkpoints written to disk, for tests: of this crate, of others, and of the
-//! command line. The values are those of [`SyntheticCheckpoint`] in f32, so a test can compare
-//! what it opens with what was meant.
+//! Small seeded checkpoints written to disk, for tests of this crate, of others, and of the command
+//! line. The values are those of [`SyntheticCheckpoint`] in f32, so a test can compare an opened
+//! checkpoint with the original.
 //!
-//! In the library, with the feature `testkit`, because integration tests and other crates' tests cannot
-//! see test-only code. candle writes the files, so that what reads them here is not their writer.
+//! Part of the library, with the feature `testkit`, because integration tests and other crates' tests
+//! cannot use test-only code. candle writes the GGUF files, so that they are not read by their writer.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -82,8 +82,8 @@ pub fn reference(config: &ModelConfig, seed: u64) -> SyntheticCheckpoint {
     )
 }
 
-/// Writes `config.json`, `generation_config.json` and the weights, over `n_shards` files
-/// (with an index where there is more than one).
+/// Writes `config.json`, `generation_config.json` and the weights, in `n_shards` files (with an
+/// index if there is more than one).
 pub fn write_folder(
     dir: &Path,
     config: &ModelConfig,
@@ -214,7 +214,7 @@ fn folder_tensors(
     Ok(tensors)
 }
 
-/// `config.json` with every key that Hugging Face's and candle's readers ask for.
+/// `config.json` with every key that Hugging Face's and candle's readers require.
 pub fn config_json(config: &ModelConfig, format: FolderFormat) -> serde_json::Value {
     let (architecture, model_type) = match config.family {
         Family::Qwen3 => ("Qwen3ForCausalLM", "qwen3"),
@@ -281,9 +281,9 @@ pub fn config_json(config: &ModelConfig, format: FolderFormat) -> serde_json::Va
     value
 }
 
-/// Writes a GGUF file as llama.cpp's converter would: q and k rows of `llama` interleaved,
-/// matrices in `format`, vectors in f32. `extra` metadata is added to (or replaces) the
-/// model's own; the token list is made up, one `<tN>` an id.
+/// Writes a GGUF file like llama.cpp's converter: q and k rows of `llama` interleaved, matrices in
+/// `format`, vectors in f32. `extra` metadata is added to (or replaces) the model's own; the token
+/// list is invented, one `<tN>` for each id.
 pub fn write_gguf(
     path: &Path,
     config: &ModelConfig,
@@ -299,8 +299,8 @@ pub fn write_gguf(
     write_gguf_file(path, &metadata, &tensors)
 }
 
-/// As [`write_gguf`], in several files as `llama-gguf-split` makes them: the first has the metadata.
-/// Returns their paths.
+/// As [`write_gguf`], in several files like `llama-gguf-split`: the first has the metadata. Returns
+/// their paths.
 pub fn write_gguf_parts(
     dir: &Path,
     config: &ModelConfig,

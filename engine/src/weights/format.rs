@@ -111,7 +111,7 @@ impl ElementFormat {
         }
     }
 
-    /// Elements that one block holds.
+    /// Elements in one block.
     pub const fn block_elements(self) -> usize {
         match self {
             Self::F32 | Self::F16 | Self::BF16 => 1,
@@ -136,8 +136,8 @@ impl ElementFormat {
         }
     }
 
-    /// Bytes of `n_elements` in whole blocks; `None` where they do not fill whole blocks or the
-    /// size overflows.
+    /// Bytes of `n_elements` in whole blocks; `None` if they do not fill whole blocks or the size
+    /// overflows.
     pub fn n_bytes(self, n_elements: usize) -> Option<usize> {
         if !n_elements.is_multiple_of(self.block_elements()) {
             return None;
@@ -145,7 +145,7 @@ impl ElementFormat {
         (n_elements / self.block_elements()).checked_mul(self.block_bytes())
     }
 
-    /// ggml's number for the format, as GGUF files carry it.
+    /// The format with ggml's number, as in GGUF files.
     pub const fn from_ggml(id: u32) -> Option<Self> {
         Some(match id {
             0 => Self::F32,
@@ -164,7 +164,7 @@ impl ElementFormat {
     }
 }
 
-/// What ggml calls the element format of this number, whether or not it is read here.
+/// ggml's name of the format with this number, whether or not it is supported here.
 pub fn ggml_name(id: u32) -> String {
     const NAMES: [(u32, &str); 40] = [
         (0, "F32"),

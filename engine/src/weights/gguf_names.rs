@@ -1,13 +1,13 @@
-//! Names of GGUF files: which belong together, and which quantisation they have.
+//! Names of GGUF files: parts of one model, and quantisations.
 
 use std::collections::BTreeMap;
 
 /// `name-00002-of-00005.gguf`, as `llama-gguf-split` writes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PartName {
-    /// What stands before the numbers.
+    /// The name before the numbers.
     stem: String,
-    /// From 1 on.
+    /// Starts at 1.
     pub number: u32,
     pub count: u32,
 }
@@ -19,8 +19,8 @@ impl PartName {
     }
 }
 
-/// Takes the name of a part of a model apart; `None` for every other name. Folders before the
-/// name stay part of it.
+/// Parses the name of a part of a model; `None` for any other name. Folders before the name stay
+/// part of it.
 pub fn part_of(name: &str) -> Option<PartName> {
     let rest = name.strip_suffix(".gguf")?;
     let (rest, count) = rest.rsplit_once("-of-")?;
@@ -37,9 +37,8 @@ pub fn part_of(name: &str) -> Option<PartName> {
     })
 }
 
-/// The models among these names: each a file, or all parts of one in their order. Files that hold
-/// no language model (projectors of vision, importance matrices) are left out, as are models that
-/// lack a part.
+/// The models among these names: each a file, or all parts of one in their order. Files without a
+/// language model (vision projectors, importance matrices) and incomplete models are left out.
 pub fn models<'a>(names: impl IntoIterator<Item = &'a str>) -> Vec<Vec<String>> {
     let mut found: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for name in names {
@@ -59,7 +58,7 @@ pub fn models<'a>(names: impl IntoIterator<Item = &'a str>) -> Vec<Vec<String>> 
     models
 }
 
-/// Whether the name says that the file has this quantisation: `Q4_K_M` stands between separators.
+/// Whether the name contains this quantisation between separators, such as `Q4_K_M`.
 pub fn has_quantisation(name: &str, quantisation: &str) -> bool {
     let (name, wanted) = (name.to_ascii_lowercase(), quantisation.to_ascii_lowercase());
     let ends = |byte: Option<&u8>| byte.is_none_or(|b| matches!(b, b'-' | b'.' | b'/'));

@@ -1,11 +1,11 @@
-//! Reads a checkpoint's tensors, whatever file they are in, under one set of names.
+//! Reads a checkpoint's tensors under one set of names, whatever the file format.
 //!
-//! Nothing is converted here: a matrix comes back in the format it has on disk (memory-mapped
-//! where the layout allows it), and each executor repacks it for its own kernels. The bytes of
-//! a mapped matrix start wherever its file puts them: cast them only after checking alignment.
+//! Nothing is converted here: a matrix is returned in its format on disk (memory-mapped if the
+//! layout allows it), and each executor repacks it for its own kernels. The bytes of a mapped
+//! matrix may be unaligned: check the alignment before casting them.
 //!
-//! One order holds for all families and files: rows of q and k are in the half-split order of
-//! RoPE (NeoX), so that a pair is `(i, i + head_dim / 2)`. Files that interleave are put back.
+//! One order holds for all families and formats: rows of q and k are in the half-split order of
+//! RoPE (NeoX), so that a pair is `(i, i + head_dim / 2)`. Interleaved files are reordered.
 
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
@@ -36,7 +36,7 @@ pub mod synthetic;
 pub enum MatrixId {
     /// `[vocab, hidden]`
     Embedding,
-    /// `[vocab, hidden]`; the embedding itself where embeddings are tied.
+    /// `[vocab, hidden]`; the embedding itself if embeddings are tied.
     LmHead,
     /// `[n_q_heads * head_dim, hidden]`
     Q(usize),
@@ -127,7 +127,7 @@ pub enum WeightError {
     /// A file that cannot be opened or mapped, whatever is in it.
     #[error("{file}: {message}")]
     Unreadable { file: String, message: String },
-    /// A folder without weights that are read here.
+    /// A folder without weights in a supported format.
     #[error("{place}: {message}")]
     Absent { place: String, message: String },
     #[error("{file} {message}")]
@@ -159,18 +159,18 @@ pub trait Checkpoint: Send + Sync {
     /// Converted to f32, length-checked.
     fn vector(&self, id: VectorId) -> Result<Vec<f32>, WeightError>;
     fn format(&self) -> CheckpointFormat;
-    /// Seed of dummy weights, which an executor may make itself; `None` for real ones.
+    /// Seed of dummy weights, which an executor may generate itself; `None` for real ones.
     fn dummy_seed(&self) -> Option<u64> {
         None
     }
-    /// Fails where a file became shorter since it was opened: what was read of it may be wrong.
+    /// Fails if a file became shorter since it was opened: data read from it may be wrong.
     fn check_unchanged(&self) -> Result<(), WeightError> {
         Ok(())
     }
-    /// Says that whoever reads this checkpoint has copied what it has read so far: the pages of
-    /// mapped files may leave memory. What is read again comes back.
+    /// Declares that the reader of this checkpoint has copied what it has read so far, so that the
+    /// pages of mapped files may be evicted. They are read again if needed.
     fn release(&self) {}
-    /// How a matrix is stored and how large it is, without making its bytes.
+    /// A matrix's format and size, without its bytes.
     fn storage(&self, id: MatrixId) -> Result<MatrixStorage, WeightError> {
         Ok(self.matrix(id)?.storage())
     }
@@ -215,7 +215,7 @@ impl Matrix<'_> {
         }
     }
 
-    /// Row-major f32 copy, `[n_out, n_in]`: the plain reference of every format.
+    /// Row-major f32 copy, `[n_out, n_in]`: the simple reference for every format.
     pub fn to_f32(&self) -> Result<Vec<f32>, WeightError> {
         match self {
             Self::Rows {
@@ -233,7 +233,7 @@ impl Matrix<'_> {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LoadFormat {
-    /// By what the model source turned out to be.
+    /// Decided by the model's files.
     #[default]
     Auto,
     Safetensors,
@@ -258,8 +258,8 @@ impl std::str::FromStr for LoadFormat {
     }
 }
 
-/// Maps a file of weights. A file that becomes shorter while it is mapped ends the process at the
-/// next read of what is gone, so one that is being written is refused as far as that can be seen.
+/// Maps a weights file. If a file becomes shorter while it is mapped, reading the missing part
+/// kills the process, so a file that is being written is refused as far as that can be detected.
 fn map(path: &Path) -> Result<MappedFile, WeightError> {
     let unreadable = |error: std::io::Error| WeightError::Unreadable {
         file: path.display().to_string(),

@@ -1,4 +1,4 @@
-//! Tensor roles: what each is called in safetensors and in GGUF, and the shape it must have.
+//! Tensor roles: their names in safetensors and GGUF, and the required shapes.
 
 use super::{MatrixId, VectorId};
 use crate::model::config::ModelConfig;
@@ -16,7 +16,7 @@ impl MatrixId {
         }
     }
 
-    /// The decoder's matrices in file order; no `LmHead` where it is the embedding.
+    /// The decoder's matrices in file order; without `LmHead` if it is tied to the embedding.
     pub fn all(c: &ModelConfig) -> Vec<Self> {
         let mut ids = vec![Self::Embedding];
         for i in 0..c.n_layers {
@@ -29,7 +29,7 @@ impl MatrixId {
         ids
     }
 
-    /// False for the embedding and the head, which quantised checkpoints leave in 16 bits.
+    /// False for the embedding and the head, which quantised checkpoints keep in 16 bits.
     pub fn is_in_layer(self) -> bool {
         !matches!(self, Self::Embedding | Self::LmHead)
     }
@@ -75,7 +75,7 @@ impl VectorId {
         }
     }
 
-    /// The vectors that a model of this configuration has.
+    /// The vectors of a model with this configuration.
     pub fn all(c: &ModelConfig) -> Vec<Self> {
         let mut ids = Vec::new();
         for i in 0..c.n_layers {

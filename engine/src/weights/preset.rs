@@ -1,6 +1,6 @@
-//! The models that `synthetic:<preset>` names: true shapes of published models, and tiny ones.
+//! The models of `synthetic:<preset>`: shapes of published models, and tiny ones.
 //!
-//! Shapes are those of the models' published `config.json` files. The tiny ones keep Qwen3's
+//! Shapes come from the models' published `config.json` files. The tiny ones keep Qwen3's
 //! vocabulary, so that they can be served with its tokenizer.
 
 use super::ElementFormat;
@@ -13,7 +13,7 @@ pub struct Preset {
     pub name: &'static str,
     pub config: ModelConfig,
     pub format: SyntheticFormat,
-    /// True where the vocabulary is large enough for the Qwen3 tokenizer's ids.
+    /// Whether the vocabulary is large enough for the Qwen3 tokenizer's ids.
     pub uses_qwen3_tokenizer: bool,
 }
 
@@ -28,7 +28,7 @@ const BF16: SyntheticFormat = SyntheticFormat::Rows(ElementFormat::BF16);
 /// Layers, hidden, intermediate, query heads, key-value heads, head dimension.
 type Shape = (usize, usize, usize, usize, usize, usize);
 
-/// Every preset, in the order that help texts show.
+/// Every preset, in the order of help texts.
 pub fn all() -> Vec<Preset> {
     let tiny: Shape = (2, 64, 192, 4, 2, 16);
     let qwen3_32b: Shape = (64, 5120, 25_600, 64, 8, 128);
@@ -153,7 +153,7 @@ mod tests {
         }
     }
 
-    /// Parameter counts as the model cards give them.
+    /// Parameter counts from the model cards.
     #[test]
     fn published_shapes_have_their_published_parameter_counts() {
         for (name, billions) in [

@@ -1,7 +1,7 @@
 //! A safetensors folder: one file, or several under `model.safetensors.index.json`, all
 //! memory-mapped; f32, f16, bf16 and AutoAWQ 4-bit matrices.
 //!
-//! The `safetensors` crate checks each header against its file (size, overlaps, gaps), so a
+//! The `safetensors` crate validates each header against its file (size, overlaps, gaps), so a
 //! tensor's bytes are always inside the mapping.
 
 use std::borrow::Cow;
@@ -23,7 +23,7 @@ use crate::model::config_json::{self, FolderConfig};
 const MAX_INDEX_BYTES: u64 = 64 << 20;
 const MAX_SHARDS: usize = 4096;
 
-/// The mapped files of a folder and where each tensor lies.
+/// The mapped files of a folder and the location of each tensor.
 pub struct TensorFiles {
     files: Vec<(PathBuf, MappedFile)>,
     tensors: HashMap<String, Location>,
@@ -36,7 +36,7 @@ struct Location {
     range: std::ops::Range<usize>,
 }
 
-/// One tensor as it is on disk.
+/// One tensor as stored.
 pub struct StoredTensor<'a> {
     pub dtype: Dtype,
     pub shape: &'a [usize],
@@ -44,8 +44,8 @@ pub struct StoredTensor<'a> {
 }
 
 impl TensorFiles {
-    /// Maps the files named by the index, or the single `model.safetensors`, or else every
-    /// `*.safetensors` of the folder.
+    /// Maps the files named by the index, or the single `model.safetensors`, or otherwise every
+    /// `*.safetensors` in the folder.
     pub fn open(dir: &Path) -> Result<Self, WeightError> {
         let mut opened = Self {
             files: Vec::new(),
@@ -166,7 +166,7 @@ pub fn weight_files(dir: &Path) -> Result<Vec<PathBuf>, WeightError> {
     Ok(paths)
 }
 
-/// Why a folder without safetensors files is no model.
+/// Why a folder without safetensors files is not a model.
 fn what_is_there(dir: &Path) -> String {
     let has = |name: &str| dir.join(name).exists();
     let pytorch = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
@@ -203,7 +203,7 @@ pub fn index_shards(index: &Path) -> Result<BTreeSet<String>, WeightError> {
     for name in &shards {
         let plain = !name.contains(['/', '\\', '\0']) && name != ".." && name != ".";
         if !plain || !name.ends_with(".safetensors") {
-            let message = format!("names {name:?}, which is not a .safetensors file beside it");
+            let message = format!("names {name:?}, which is not a .safetensors file next to it");
             return Err(file_error(index, message));
         }
     }
@@ -224,7 +224,7 @@ pub struct SafetensorsCheckpoint {
 }
 
 impl SafetensorsCheckpoint {
-    /// Opens the folder and checks that every tensor is there and has its shape.
+    /// Opens the folder and checks that every tensor exists and has its shape.
     pub fn open(dir: &Path) -> Result<Self, WeightError> {
         let config = config_json::read_folder(dir)?;
         let opened = Self {
@@ -243,7 +243,7 @@ impl SafetensorsCheckpoint {
         Ok(opened)
     }
 
-    /// Of a tensor that is missing, whether it is there in a form that nothing tells how to read.
+    /// If a missing tensor exists in quantised form without a configuration, explains that.
     fn explained(&self, error: WeightError) -> WeightError {
         let WeightError::Missing { name } = &error else {
             return error;

@@ -12,7 +12,7 @@ fn write(dir: &Path, family: Family, format: FolderFormat, n_shards: usize) -> M
     config
 }
 
-/// Largest difference between what is opened and what was meant.
+/// Largest difference between what is opened and the original.
 fn worst_difference(opened: &dyn Checkpoint, meant: &dyn Checkpoint) -> f32 {
     let config = meant.config();
     assert_eq!(opened.config(), config);
@@ -44,7 +44,7 @@ fn worst_difference(opened: &dyn Checkpoint, meant: &dyn Checkpoint) -> f32 {
 
 #[test]
 fn what_is_written_is_read_back() {
-    // 16-bit values up to 1.1 are off by half a last place at most.
+    // 16-bit values up to 1.1 are off by at most half a unit in the last place.
     for family in FAMILIES {
         for (format, n_shards, tolerance) in [
             (FolderFormat::F32, 1, 0.0),
@@ -81,12 +81,12 @@ fn awq_folders_are_read_as_awq() {
         }
     ));
     // Uniform over ±sqrt(3 / n_in), so a level of a group is at most 2 sqrt(3 / 64) / 15, and
-    // rounding of value and zero point may each cost half a one.
+    // rounding value and zero point may each cost half a level.
     let worst = worst_difference(&opened, &fixture::reference(&config, 5));
     assert!(worst < 0.03, "{worst}");
 }
 
-/// A checkpoint whose configuration says nothing of it: the message names what is in the files.
+/// A quantised checkpoint without a configuration: the message names what the files contain.
 #[test]
 fn quantised_weights_without_their_configuration_are_named() {
     let dir = tempfile::tempdir().expect("a folder");
@@ -128,7 +128,7 @@ fn a_truncated_file_is_refused_at_every_length() {
     }
 }
 
-/// A file of one tensor whose header claims something.
+/// A file with one tensor and a given header.
 fn write_with_header(dir: &Path, header: &str, n_data: usize) {
     let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
     bytes.extend_from_slice(header.as_bytes());
@@ -243,7 +243,7 @@ fn an_index_cannot_lead_out_of_its_folder() {
         std::fs::write(&index, text).expect("written");
         let error = index_shards(&index).expect_err(name).to_string();
         assert!(
-            error.contains("is not a .safetensors file beside it"),
+            error.contains("is not a .safetensors file next to it"),
             "{error}"
         );
     }

@@ -1,11 +1,11 @@
-//! Seeded random weights of a given configuration: no file, the same bytes every time.
+//! Seeded random weights for a given configuration: no file, reproducible byte for byte.
 //!
-//! Each tensor has a random stream of its own, from the seed and the tensor's name, so one
-//! tensor can be made without the others. Standard deviations are those of a trained model's
-//! order (`1 / sqrt(n_in)` for projections), so activations and logits stay sane: with the
-//! final norm at 1, logits have a standard deviation near [`LOGIT_STD`].
+//! Each tensor has its own random stream, from the seed and the tensor's name, so one tensor can be
+//! generated without the others. Standard deviations have the magnitude of a trained model's (`1 /
+//! sqrt(n_in)` for projections), so activations and logits stay in a sane range: with the final
+//! norm at 1, logits have a standard deviation near [`LOGIT_STD`].
 //!
-//! Deliberately absent: any claim about the text that such a model writes.
+//! Deliberately absent: meaningful text.
 
 use std::borrow::Cow;
 use std::path::Path;
@@ -29,10 +29,10 @@ pub const LOGIT_STD: f32 = 2.5;
 /// Standard deviation of `q - z` where both are uniform over 0..16.
 const AWQ_LEVEL_STD: f32 = 6.519_202;
 
-/// How the matrices of the layers are made. Embedding and head of `Awq` are f16.
+/// The format of the layers' matrices. Embedding and head of `Awq` are f16.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SyntheticFormat {
-    /// `F32`, `F16` or `BF16`; block formats have no synthetic twin and are made as f16.
+    /// `F32`, `F16` or `BF16`; block formats have no synthetic counterpart and become f16.
     Rows(ElementFormat),
     Awq {
         group_size: usize,
@@ -59,7 +59,7 @@ impl SyntheticCheckpoint {
         Self::new(preset.config.clone(), preset.format, seed)
     }
 
-    /// `--load-format dummy` on a folder: its `config.json` alone is read.
+    /// `--load-format dummy` on a folder: only its `config.json` is read.
     pub fn of_folder(dir: &Path, seed: u64) -> Result<Self, WeightError> {
         let config = config_json::read_folder(dir)?;
         let format = match config.awq {
@@ -73,7 +73,7 @@ impl SyntheticCheckpoint {
         Ok(Self::new(config.model, format, seed))
     }
 
-    /// `--load-format dummy` on a GGUF file: its metadata alone is read; weights are f16.
+    /// `--load-format dummy` on a GGUF file: only its metadata is read; weights are f16.
     pub fn of_gguf(path: &Path, seed: u64) -> Result<Self, WeightError> {
         let file = GgufFile::open(path)?;
         let config = gguf::config::read(&file.header, None)?;
@@ -225,7 +225,7 @@ impl Checkpoint for SyntheticCheckpoint {
     }
 }
 
-/// SplitMix64 (Steele, Lea, Flood 2014): its values stay the same whatever a library does.
+/// SplitMix64 (Steele, Lea, Flood 2014): its values do not depend on a library's version.
 struct RandomStream {
     state: u64,
 }
@@ -266,8 +266,8 @@ impl RandomStream {
         out
     }
 
-    /// Uniform values of this standard deviation, on a grid of 4096 levels: a table lookup a
-    /// value, because the large presets make billions.
+    /// Uniform values with this standard deviation, on a grid of 4096 levels: one table lookup for
+    /// each value, because the large presets need billions.
     fn float_rows(&mut self, format: ElementFormat, n: usize, std: f32) -> Vec<u8> {
         const LEVELS: usize = 4096;
         let half_range = std * 3.0f32.sqrt();
@@ -290,7 +290,7 @@ impl RandomStream {
 
     fn lookup<const N: usize>(&mut self, table: &[[u8; N]], n: usize) -> Vec<u8> {
         let mut out = vec![0; n * N];
-        // Five values of 12 bits a word.
+        // Five values of 12 bits from each word.
         for chunk in out.chunks_mut(5 * N) {
             let mut word = self.next();
             for value in chunk.chunks_exact_mut(N) {
@@ -326,7 +326,7 @@ mod tests {
         assert_ne!(first, values(1, MatrixId::Q(1)).expect("made"));
     }
 
-    /// Pins the stream itself: records name a seed, so its values must not drift.
+    /// Pins the stream itself: records name a seed, so its values must not change.
     #[test]
     fn the_stream_is_pinned() {
         let mut stream = RandomStream { state: 0 };

@@ -43,7 +43,7 @@ fn check(format: ElementFormat, activations: ActivationType, kv_format: KvFormat
     let expected = alone(&mut executor, &sequence);
     let last = &expected[(LENGTH - 1) * vocab..];
 
-    // Chunks of odd sizes, on scattered pages, beside other sequences that come and go.
+    // Chunks of odd sizes, on scattered pages, next to other sequences that come and go.
     let pages: Vec<PageIdx> = [90, 7, 55, 21, 100].map(PageIdx).to_vec();
     let mut start = 0;
     for (i, n) in [1, 30, 2, 41, 1].into_iter().enumerate() {

@@ -1,5 +1,5 @@
-//! KV that was computed for another request gives the same log-probabilities, bit for bit, as KV
-//! that was computed anew, also after a stay in the host tier.
+//! KV that was computed for another request gives the same log-probabilities, bit for bit, as
+//! recomputed KV, also after it was moved to the host tier and back.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use kernels::Isa;
 
 use super::{executor, options, tokens};
 
-/// Three requests that share their first 100 tokens, one of them over and over.
+/// Three requests that share their first 100 tokens; one of them is sent repeatedly.
 fn requests(vocab: usize) -> Vec<Request> {
     let shared = tokens(100, 1, vocab);
     (0..6u64)
@@ -38,7 +38,7 @@ fn requests(vocab: usize) -> Vec<Request> {
         .collect()
 }
 
-/// What each request was told, and its cached tokens.
+/// Output tokens and number of cached tokens of each request.
 type Told = HashMap<u64, (Vec<SampledToken>, usize)>;
 
 fn run(radix_cache: bool, kv_pool_tokens: usize) -> Told {
@@ -97,8 +97,8 @@ fn run_all(
     (results, scheduler.host_tier_stats())
 }
 
-/// The six requests between others that take all pages of the pool, so that what they share is
-/// given up over and over.
+/// The six requests between others that take all pages of the pool, so that the shared pages are
+/// evicted again and again.
 #[test]
 fn a_prefix_from_the_host_tier_changes_no_logit() {
     let vocab = wide_config(Family::Qwen3).vocab;

@@ -1,4 +1,4 @@
-//! Bad options and bad plans get an error that names the value; the executor lives on.
+//! Invalid options and plans return an error that names the value; the executor stays usable.
 
 use engine::executor::Executor;
 use engine::executor::cpu::{ActivationType, CpuExecutor, CpuOptions};

@@ -1,5 +1,5 @@
-//! A sequence whose values are no numbers ends alone, greedy or sampled, whatever else is in its
-//! step; and its pages do no harm to their next owner.
+//! A sequence whose values are NaN fails alone, greedy or sampled, whatever else is in its step,
+//! and its pages do not affect their next owner.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -22,10 +22,10 @@ use kernels::Isa;
 
 use super::{executor, options, row, tokens};
 
-/// Whose embedding is broken.
+/// The token with the broken embedding.
 const POISON: u32 = 77;
 
-/// Sound weights, but for one token's embedding.
+/// Valid weights except for one token's embedding.
 struct Poisoned {
     inner: SyntheticCheckpoint,
     value: f32,
@@ -33,7 +33,7 @@ struct Poisoned {
 
 impl Poisoned {
     fn new(value: f32) -> Self {
-        // Its head is a matrix of its own, so the token's logit is a number for others.
+        // The head is a separate matrix, so other sequences get a finite logit for the token.
         let config = wide_config(Family::Qwen3);
         assert!(!config.tied_embeddings);
         let format = SyntheticFormat::Rows(ElementFormat::F32);
@@ -99,7 +99,7 @@ fn hot() -> SamplingParams {
     }
 }
 
-/// Three prompts in a step; the one in the middle is broken, or is not there.
+/// Three prompts in a step; the middle one is broken or absent.
 fn plan(params: &SamplingParams, with_poison: bool) -> StepPlan {
     let prompt = |i: u32| {
         let mut tokens = tokens(8, i, 70);
@@ -173,7 +173,7 @@ fn parameters_that_are_wrong_end_their_row() {
     }
 }
 
-/// What each request got: its tokens, and how it ended.
+/// Tokens and failure of each request.
 type Told = HashMap<u64, (Vec<u32>, Option<Failure>)>;
 
 fn serve(executor: &mut CpuExecutor, config: SchedulerConfig, requests: &[Request]) -> Told {
@@ -201,7 +201,8 @@ fn serve(executor: &mut CpuExecutor, config: SchedulerConfig, requests: &[Reques
     told
 }
 
-/// Small chunks, bursts and few pages, which go from broken sequences to sound ones over and over.
+/// Small chunks, bursts and few pages, so that pages pass from broken to intact sequences
+/// repeatedly.
 #[test]
 fn sound_requests_keep_their_text_among_broken_ones() {
     let vocab = 70;
@@ -217,7 +218,7 @@ fn sound_requests_keep_their_text_among_broken_ones() {
             sampling: Arc::new(SamplingParams {
                 temperature: if id.is_multiple_of(4) { 0.0 } else { 0.7 },
                 seed: id,
-                // A sound one that chose it would be broken from there on.
+                // An intact sequence that sampled this token would break.
                 logit_bias: vec![(POISON, f32::NEG_INFINITY)],
                 ..SamplingParams::default()
             }),

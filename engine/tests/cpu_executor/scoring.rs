@@ -81,7 +81,7 @@ fn serve(
     all
 }
 
-/// What sampling says of `prompt[i]` behind the tokens before it, for every i but 0.
+/// The log-probability that sampling reports for `prompt[i]` after the tokens before it, for every i except 0.
 fn one_by_one(executor: &mut CpuExecutor, prompt: &[u32]) -> Vec<(f32, Vec<(u32, f32)>)> {
     (1..prompt.len())
         .map(|i| {
@@ -165,7 +165,7 @@ fn scores_are_those_of_generating_the_prompt_token_by_token() {
     }
 }
 
-/// What is cached is not taken, or its tokens would have no scores.
+/// Cached tokens are recomputed; otherwise they would have no scores.
 #[test]
 fn a_cached_prompt_is_scored_again() {
     let mut executor = load();
@@ -193,7 +193,7 @@ fn a_cached_prompt_is_scored_again() {
         &prompt,
         &expected,
     );
-    // And others may share what the scored one computed.
+    // Other requests may reuse what the scored one computed.
     let told = serve(
         &mut executor,
         &mut scheduler,
@@ -202,7 +202,7 @@ fn a_cached_prompt_is_scored_again() {
     assert!(told[&3].usage.cached_tokens >= 64 && told[&3].scores.is_none());
 }
 
-/// A pool that holds little more than one of them: they are preempted and begin again.
+/// A pool that holds little more than one of them: they are preempted and restart.
 #[test]
 fn a_preempted_prompt_is_scored_once() {
     let mut executor = load();

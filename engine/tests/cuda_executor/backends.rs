@@ -19,7 +19,7 @@ fn every_attention_backend_agrees_on_the_card() {
     let checkpoint = awq(dir.path(), Family::Qwen3, 128);
     let mut on_cpu = cpu(checkpoint.as_ref());
     let expected = logits_of(&mut |rows, wanted| on_cpu.forward_logits(rows, wanted).expect("cpu"));
-    // Five sequences' next tokens, behind contexts of different lengths.
+    // The next tokens of five sequences with contexts of different lengths.
     let prompts: Vec<_> = (0..5)
         .map(|i| row(i, &tokens(3 + 29 * i as usize, i), 0, 200))
         .collect();
@@ -58,7 +58,7 @@ fn every_attention_backend_agrees_on_the_card() {
     }
 }
 
-/// Captured, padded and in bursts: what a backend makes does not depend on it.
+/// Captured, padded and in bursts: a backend's output does not depend on it.
 #[test]
 #[ignore = "needs a GPU: run with --ignored on a machine with one"]
 fn every_attention_backend_makes_the_same_tokens_with_and_without_graphs() {

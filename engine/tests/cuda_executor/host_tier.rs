@@ -1,4 +1,4 @@
-//! KV that went to the host and came back is what it was, whatever ran meanwhile.
+//! KV that was copied to the host and back is unchanged, whatever ran in between.
 
 use engine::executor::cuda::{CudaExecutor, CudaOptions, Element, GraphSizes, KvFormat};
 use engine::executor::{Executor, HostTierOptions, HostTierSize};
@@ -72,8 +72,8 @@ fn a_prefix_from_the_host_changes_no_logit() {
         executor.forward_logits(&[all], &[]).expect("the prefix");
         let expected = logits(&mut executor, &first);
 
-        // Out while another sequence is computed, over the pages afterwards, and back elsewhere
-        // while a third one is.
+        // Copied out while another sequence is computed, over the pages afterwards, and restored
+        // elsewhere while a third one is.
         let beside = |pages: &[u32], copies: PageCopies, token: u32| StepPlan {
             rows: vec![PlanRow {
                 sample: Some(greedy(0)),
@@ -102,7 +102,7 @@ fn a_prefix_from_the_host_changes_no_logit() {
         executor
             .execute(&beside(&[360, 361], back, 6))
             .expect("back");
-        // Without rows a plan only copies, and puts the next one behind its copies.
+        // A plan without rows only copies, and orders the next plan after its copies.
         executor
             .execute(&StepPlan {
                 n_steps: 1,
@@ -148,7 +148,7 @@ fn copies_without_a_tier_are_refused() {
 }
 
 /// Requests that share a prefix, others that take its pages, and one that decodes all the time.
-/// The first token behind a prefix that came back is as likely as behind one that was never away.
+/// The first token after a restored prefix is as likely as after one that was never evicted.
 #[test]
 #[ignore = "needs a GPU: run with --ignored on a machine with one"]
 fn served_requests_get_their_prefix_back_beside_decode_steps() {

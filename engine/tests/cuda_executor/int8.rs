@@ -4,7 +4,7 @@ use super::*;
 
 const N_TOKENS: usize = 300;
 
-/// Of every token of a prompt, `[N_TOKENS, VOCAB]`.
+/// Logits of every token of a prompt, `[N_TOKENS, VOCAB]`.
 fn logits(checkpoint: &dyn Checkpoint, int8_activations: bool, kv_format: KvFormat) -> Vec<f32> {
     let options = CudaOptions {
         int8_activations,
@@ -27,7 +27,7 @@ fn log_softmax(logits: &[f32]) -> Vec<f64> {
     shifted.map(|l| l - sum.ln()).collect()
 }
 
-/// Mean KL divergence in nats, and the share of tokens whose likeliest successor is the same.
+/// Mean KL divergence in nats, and the share of tokens whose most likely successor is the same.
 fn divergence(exact: &[f32], other: &[f32]) -> (f64, f64) {
     let (mut kl, mut n_equal) = (0.0, 0);
     let rows = exact
@@ -58,12 +58,12 @@ fn rounding_to_8_bits_changes_the_distribution_little() {
     let (kl, equal) = divergence(&exact, &int8);
     let (kl_fp8_kv, equal_fp8_kv) = divergence(&exact, &fp8_kv);
     println!(
-        "int8 activations: KL {kl:.2e}, likeliest token equal {:.1} %; FP8 KV: {kl_fp8_kv:.2e}, {:.1} %",
+        "int8 activations: KL {kl:.2e}, most likely token equal {:.1} %; FP8 KV: {kl_fp8_kv:.2e}, {:.1} %",
         100.0 * equal,
         100.0 * equal_fp8_kv
     );
-    // It is another computation, and one that is no further off than FP8 KV. Random weights leave the
-    // logits nearly flat, so that both change a likeliest token now and then.
+    // The results differ, but no more than with FP8 KV. Random weights leave the
+    // logits nearly flat, so that both change a most likely token now and then.
     assert!(kl > 0.0 && kl <= kl_fp8_kv / 2.0, "{kl} {kl_fp8_kv}");
     assert!(
         equal >= equal_fp8_kv && equal >= 0.9,

@@ -1,4 +1,4 @@
-//! Several models of a process on one card, and models that sleep.
+//! Several models of a process on one GPU, and models that sleep.
 //!
 //! Batches of 20 go through the projection of many rows, whose blocks wait for each other: two such
 //! launches side by side would hang, and the threads here do their best to get there.
@@ -6,7 +6,7 @@
 use std::sync::Barrier;
 
 use engine::executor::cuda::{CudaExecutor, CudaOptions, GraphSizes};
-use engine::executor::{Asleep, Executor};
+use engine::executor::{Executor, SuspendedExecutor};
 use engine::model::config::Family;
 use engine::weights::Checkpoint;
 use engine::weights::fixture::FolderFormat;
@@ -65,7 +65,7 @@ fn models_side_by_side_answer_as_they_do_alone() {
         .enumerate()
         .map(|(i, c)| texts(&mut executor(c.as_ref(), graphs(i)), 100 * i as u32))
         .collect();
-    // One after the other, as the server loads them: while graphs are captured nobody may free.
+    // One after the other, as the server loads them: while graphs are captured, no memory may be freed.
     let executors: Vec<_> = checkpoints
         .iter()
         .enumerate()
@@ -112,15 +112,15 @@ fn a_model_is_loaded_while_another_runs() {
 fn slept(executor: Box<CudaExecutor>) -> (u64, Box<dyn Executor>) {
     let before = free_bytes();
     let executor: Box<dyn Executor> = executor;
-    let mut asleep: Box<dyn Asleep> = executor
+    let mut asleep: Box<dyn SuspendedExecutor> = executor
         .sleep()
         .map_err(|(_, error)| error)
-        .expect("it falls asleep");
+        .expect("it is suspended");
     let given_back = free_bytes().saturating_sub(before);
     (given_back, asleep.wake().expect("it wakes"))
 }
 
-/// Of the card, whoever asks.
+/// Properties of the GPU, for any caller.
 fn free_bytes() -> u64 {
     let device = kernels::cuda::Device::open(0).expect("a GPU");
     device.memory_bytes().expect("memory").0 as u64
@@ -174,7 +174,7 @@ fn sleeping_gives_memory_back_and_changes_no_token() {
 
 #[test]
 #[ignore = "needs a GPU: run with --ignored on a machine with one"]
-fn a_model_whose_place_was_taken_stays_asleep_until_it_is_free() {
+fn a_model_without_free_memory_stays_suspended_until_there_is_some() {
     let dirs = [(); 2].map(|()| tempfile::tempdir().expect("a folder"));
     let checkpoint = awq(dirs[0].path(), Family::Qwen3, 128);
     let limited = |fraction: f64, max_total_tokens: Option<usize>| {

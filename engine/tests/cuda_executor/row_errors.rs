@@ -1,5 +1,5 @@
-//! A sequence whose values are no numbers ends alone on the card, too: greedy, sampled by the
-//! card, and sampled by the host, with graphs, bursts, run-ahead and mixed steps.
+//! A sequence whose values are NaN fails alone on the GPU, too: greedy, sampled by the GPU, and
+//! sampled by the host, with graphs, bursts, run-ahead and mixed steps.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use engine::weights::{Checkpoint, Matrix, MatrixId, VectorId, WeightError};
 
 use super::{awq, load, options, tokens};
 
-/// Whose embedding is NaN.
+/// The token whose embedding is NaN.
 const POISON: u32 = 77;
 const N_TOKENS: usize = 21;
 
@@ -74,10 +74,10 @@ fn requests(params: &dyn Fn(u64) -> SamplingParams) -> Vec<Request> {
     (0..12).map(request).collect()
 }
 
-/// What each request got: its tokens, and how it failed.
+/// Tokens and failure of each request.
 type Told = HashMap<u64, (Vec<u32>, Option<Failure>)>;
 
-/// One comes in every step, so that broken prompts are computed beside decoding rows.
+/// A request arrives in every step, so that broken prompts are computed next to decoding rows.
 fn serve(executor: &mut CudaExecutor, config: SchedulerConfig, requests: &[Request]) -> Told {
     let mut scheduler = Scheduler::new(config);
     let mut told = Told::new();
@@ -204,7 +204,7 @@ fn refused_ends_alone(card: &mut CudaExecutor, lengths: [usize; 3], n_steps: usi
         StepPlan {
             rows,
             n_steps,
-            n_next_steps: 1,
+            lookahead_steps: 1,
             ..StepPlan::default()
         }
     };

@@ -1,4 +1,4 @@
-//! Work begun ahead of its plan changes no token, whatever comes instead.
+//! Work launched ahead of its plan changes no token, whatever plan follows.
 
 use engine::executor::cuda::{CudaExecutor, CudaOptions, GraphSizes};
 use engine::executor::{Executor, ExecutorCounts};
@@ -42,7 +42,7 @@ fn drawn(id: usize) -> SamplingParams {
     }
 }
 
-/// Requests that join and leave: by length, by a stop id, by going away.
+/// Requests that join and leave: by length, by a stop id, by cancellation.
 fn traffic(is_drawn: bool) -> Vec<Arrival> {
     (0..30)
         .map(|id| {
@@ -145,7 +145,7 @@ fn an_undisturbed_batch_runs_ahead_over_every_page_border_and_wastes_nothing() {
 
 #[test]
 #[ignore = "needs a GPU: run with --ignored on a machine with one"]
-fn bursts_of_other_lengths_than_foretold_get_the_same_tokens() {
+fn bursts_of_other_lengths_than_announced_get_the_same_tokens() {
     let dir = tempfile::tempdir().expect("a folder");
     let checkpoint = awq(dir.path(), Family::Qwen3, 128);
     let mut on = executor(checkpoint.as_ref(), GraphSizes::Off, true);
@@ -153,7 +153,7 @@ fn bursts_of_other_lengths_than_foretold_get_the_same_tokens() {
     assert_eq!(
         on.counts(),
         ExecutorCounts::default(),
-        "nothing was foretold"
+        "no step was announced"
     );
     // Shorter than begun, longer than begun, as begun, and more than one burst holds.
     let bursts = [

@@ -1,4 +1,4 @@
-//! The card's sampler against the host's, on the same logits.
+//! The GPU's sampler against the host's, on the same logits.
 
 use engine::executor::Executor;
 use engine::executor::cuda::{CudaExecutor, CudaOptions, GraphSizes, Sampler};

@@ -1,5 +1,5 @@
-//! Log-probabilities of a prompt's tokens on the card: those of its own logits, however the prompt
-//! is cut, beside rows that decode.
+//! Log-probabilities of a prompt's tokens on the GPU equal those of its own logits, however the
+//! prompt is cut, next to rows that decode.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -1,5 +1,5 @@
-//! Requests served by the real scheduler on an executor, without clocks: what comes when is
-//! counted in steps, so two runs make the same plans as long as they make the same tokens.
+//! Requests served by the real scheduler on an executor, without clocks: arrivals are counted in
+//! steps, so two runs make the same plans as long as they make the same tokens.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,17 +10,17 @@ use engine::scheduler::{Scheduler, SchedulerConfig};
 
 #[derive(Debug, Clone)]
 pub struct Arrival {
-    /// Steps before it comes.
+    /// Number of steps before it arrives.
     pub at_step: usize,
     pub prompt: Vec<u32>,
     pub max_new_tokens: usize,
     pub stop_token_ids: Vec<u32>,
     pub params: SamplingParams,
-    /// Steps before its client goes away.
+    /// Number of steps before its client disconnects.
     pub cancelled_at: Option<usize>,
 }
 
-/// What each request got, in the order of `arrivals`.
+/// The output of each request, in the order of `arrivals`.
 pub fn serve(
     executor: &mut dyn Executor,
     config: SchedulerConfig,

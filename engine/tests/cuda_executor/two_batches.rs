@@ -47,7 +47,7 @@ fn two_halves_make_what_the_whole_batch_makes() {
     }
 }
 
-/// Three pages for each sequence, one behind the other.
+/// Three pages for each sequence, one after the other.
 fn on_own_pages(sequence: u32, tokens: &[u32], start: usize) -> engine::step::PlanRow {
     engine::step::PlanRow {
         pages: (0..3)

@@ -1,5 +1,5 @@
-//! What the program does to the user's folders: nothing. And to its own cache: what is broken in
-//! it is fetched again.
+//! The program changes nothing in the user's folders, and fetches broken files of its own cache
+//! again.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -28,7 +28,7 @@ fn run(mut command: Command) -> (Output, String) {
     (output, said)
 }
 
-/// Every entry below a folder: size and time of change, or where a link leads to.
+/// Every entry below a folder: size and modification time, or a link's target.
 fn listing(folder: &Path) -> BTreeMap<PathBuf, String> {
     let mut found = BTreeMap::new();
     let mut folders = vec![folder.to_path_buf()];
@@ -82,7 +82,7 @@ fn a_fetch_deletes_nothing_of_the_users() {
     );
 }
 
-/// `pip` and what it imports are never the current folder's.
+/// `pip` and its imports never come from the current folder.
 #[test]
 fn nothing_of_the_current_folder_is_run() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -109,8 +109,8 @@ fn nothing_of_the_current_folder_is_run() {
     assert_eq!(ran, "", "files of the current folder were run");
 }
 
-/// A cached file that was cut or altered is fetched again, also one whose time of change was set
-/// back.
+/// A cached file that was truncated or altered is fetched again, even if its modification time was
+/// restored.
 #[test]
 fn a_broken_file_in_the_cache_is_fetched_again() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -145,7 +145,7 @@ fn a_broken_file_in_the_cache_is_fetched_again() {
     assert!(!said.contains("fetched again"), "{said}");
 }
 
-/// Not a digest, not a lock: the user's folder is only read.
+/// No digest and no lock is written: the user's folder is only read.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_models_folder_is_left_as_it_is() {
     let model = Model::f16();
@@ -176,7 +176,7 @@ async fn a_models_folder_is_left_as_it_is() {
     }
 }
 
-/// What is woken is what was loaded, or nothing is: the records name its digest.
+/// Waking loads the same file or fails: the records name its digest.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_model_whose_file_has_changed_does_not_wake() {
     let model = Model::f16();
@@ -205,7 +205,7 @@ async fn a_model_whose_file_has_changed_does_not_wake() {
     assert_eq!(woken.status, 200, "{}", woken.text());
 }
 
-/// The package is there, and a file of that name is not in it.
+/// The package exists, but has no file of that name.
 #[test]
 fn a_file_that_a_package_does_not_have_is_no_failed_download() {
     let folder = tempfile::tempdir().expect("a folder");

@@ -1,4 +1,4 @@
-//! The error catalogue against its page and against what the server and the program say.
+//! The error catalogue against its page and against the texts of the server and the program.
 
 use std::path::Path;
 use std::process::Command;
@@ -114,7 +114,7 @@ async fn the_operators_token_limits_are_errors_of_their_own() {
     server.ok("/v1/completions", fits).await;
 }
 
-/// A start that fails prints its code, cause and cure, and ends with 1 or 2.
+/// A start that fails prints its code, cause and fix, and ends with 1 or 2.
 #[test]
 fn failed_starts_name_their_code() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -202,7 +202,7 @@ fn failed_starts_name_their_code() {
             "{arguments:?}: {message}"
         );
         assert!(
-            message.contains(code.entry().cure),
+            message.contains(code.entry().fix),
             "{arguments:?}: {message}"
         );
         assert_eq!(code.entry().class, Class::Start);
@@ -214,7 +214,7 @@ fn failed_starts_name_their_code() {
 fn without_a_home_the_cache_folder_is_asked_for() {
     let output = Command::new(env!("CARGO_BIN_EXE_engine"))
         .args(["fetch", "default"])
-        // Only a whole path is a home.
+        // Only an absolute path counts as a home.
         .env("HOME", "no-home")
         .env_remove("ENGINE_CACHE")
         .env_remove("XDG_CACHE_HOME")

@@ -1,4 +1,4 @@
-//! A small HTTP/1.1 client that can go away in the middle of an answer.
+//! A small HTTP/1.1 client that can disconnect in the middle of a response.
 
 use std::fmt::Write;
 use std::net::SocketAddr;
@@ -7,7 +7,7 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// One answer, read to its end.
+/// One response, read to its end.
 #[derive(Debug)]
 pub struct Answer {
     pub status: u16,
@@ -33,7 +33,7 @@ impl Answer {
             .unwrap_or_else(|error| panic!("{error} in {:?}", self.text()))
     }
 
-    /// A number of `/metrics`: that of a series written out, or the sum of a name's series.
+    /// A number of `/metrics`: of one full series name, or the sum over a metric's series.
     pub fn metric(&self, series: &str) -> f64 {
         let values = self.text().lines().filter_map(|line| {
             let rest = line.strip_prefix(series)?;
@@ -112,7 +112,7 @@ pub async fn send(
     parse(&bytes)
 }
 
-/// Sends a request and leaves its answer unread; dropping the stream is a client going away.
+/// Sends a request and leaves its response unread; dropping the stream disconnects.
 pub async fn open(
     address: SocketAddr,
     method: &str,

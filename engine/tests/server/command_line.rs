@@ -17,8 +17,8 @@ pub struct Line {
 }
 
 pub fn parse(line: &str) -> Result<ServeArgs, String> {
-    let words = std::iter::once("serve").chain(line.split_whitespace());
-    Line::try_parse_from(words)
+    let args = std::iter::once("serve").chain(line.split_whitespace());
+    Line::try_parse_from(args)
         .map(|line| line.serve)
         .map_err(|error| error.to_string())
 }
@@ -52,7 +52,7 @@ fn the_recommended_launch_line_parses_unchanged() {
     assert_eq!(engine.max_prefill_tokens.on(Device::Cuda), 1664);
     assert_eq!(engine.chunked_prefill_size, Some(1152));
     assert!((engine.mem_fraction_static - 0.87).abs() < 1e-12);
-    assert_eq!(engine.attention_backend, Some(AttentionBackend::Triton));
+    assert_eq!(engine.attention_backend, Some(AttentionBackend::SplitKv));
     assert_eq!(engine.schedule_policy, SchedulePolicy::Lof);
     assert_eq!(engine.torch_compile_max_bs, Some(6));
     assert_eq!(engine.num_continuous_decode_steps, 2);
@@ -102,10 +102,10 @@ fn all_five_experiments_parse() {
 #[test]
 fn the_sampler_follows_its_flag_and_else_whether_flashinfer_is_there() {
     for (line, expected) in [
-        ("", SamplingBackend::Flashinfer),
-        ("--disable-flashinfer", SamplingBackend::Pytorch),
-        ("--sampling-backend pytorch", SamplingBackend::Pytorch),
-        ("--sampling-backend flashinfer", SamplingBackend::Flashinfer),
+        ("", SamplingBackend::Device),
+        ("--disable-flashinfer", SamplingBackend::Host),
+        ("--sampling-backend pytorch", SamplingBackend::Host),
+        ("--sampling-backend flashinfer", SamplingBackend::Device),
     ] {
         let engine = resolve(line).expect("the values agree").engine;
         assert_eq!(engine.sampling_backend, expected, "{line}");
@@ -180,7 +180,7 @@ fn every_refusal_names_flag_value_and_limit() {
         ),
         (
             "--attention-backend fa3",
-            ["--attention-backend", "fa3", "triton"],
+            ["--attention-backend", "fa3", "split-kv"],
         ),
         ("--max-total-tokens 0", ["--max-total-tokens", "0", "1.."]),
         (
@@ -321,7 +321,7 @@ fn flags_without_an_effect_are_listed_with_the_reason() {
     assert!(inactive_flags(&overlap, Device::Cuda).is_empty());
     for flag in ["--enable-torch-compile", "--torch-compile-max-bs"] {
         let is_listed = on_cuda.iter().any(|(name, _)| name == flag);
-        assert!(!is_listed, "{flag} does something on the card");
+        assert!(!is_listed, "{flag} does something on the GPU");
     }
     let many = parse("--enable-torch-compile --torch-compile-max-bs 65").expect("in range");
     let on_cuda = inactive_flags(&many.engine, Device::Cuda);

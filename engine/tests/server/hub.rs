@@ -247,7 +247,7 @@ async fn a_local_model_that_cannot_be_served_is_not_read() {
     }
 }
 
-/// The repository is there: the cure is to name what is in it, and no other network.
+/// The repository is there: the fix is to name what is in it, and no other network.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_choice_that_is_left_open_is_no_failed_download() {
     let folder = tempfile::tempdir().expect("a folder");

@@ -97,7 +97,7 @@ async fn a_streamed_answer_ends_with_its_error() {
 }
 
 #[tokio::test]
-async fn a_dead_engine_is_unhealthy_and_hangs_nobody() {
+async fn a_dead_engine_is_unhealthy_and_ends_every_request() {
     let mut config = TestConfig::saying("ok");
     config.mock.panicking_step = Some(3);
     let server = TestServer::start(config).await;
@@ -234,8 +234,8 @@ async fn the_soft_limit_of_open_files_is_raised() {
     let files = limits
         .lines()
         .find(|line| line.starts_with("Max open files"));
-    let words: Vec<&str> = files.expect("a line").split_whitespace().collect();
-    assert_eq!(words[3], words[4], "soft is hard: {words:?}");
+    let fields: Vec<&str> = files.expect("a line").split_whitespace().collect();
+    assert_eq!(fields[3], fields[4], "soft is hard: {fields:?}");
 }
 
 /// More idle connections than files: they are refused, and probes are answered.

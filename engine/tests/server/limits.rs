@@ -1,4 +1,4 @@
-//! Limits: each is reported with its value, and what it keeps out harms nobody else.
+//! Limits: each is reported with its value, and a refused request does not affect others.
 
 use std::time::{Duration, Instant};
 

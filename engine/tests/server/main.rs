@@ -1,4 +1,4 @@
-//! The HTTP server over real loopback connections, with a mock executor behind the real
+//! The HTTP server over real loopback connections, with a mock executor under the real
 //! scheduler, and a tokenizer of 256 bytes, so that nothing is downloaded and characters of
 //! several bytes are several tokens.
 

@@ -1,12 +1,12 @@
-//! Several models behind one server: routing by name, the admin API, and turns.
+//! Several models in one server: routing by name, the admin API, and sharing a device.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use engine::config::ResultCachePlace;
-use engine::engine_loop::turns::Turns;
+use engine::engine_loop::device_arbiter::DeviceArbiter;
 use engine::model::config::Family;
-use engine::server::models::{Entry, Load};
+use engine::server::models::{LoadModel, ModelEntry};
 use engine::weights::fixture::FolderFormat;
 use serde_json::{Value, json};
 
@@ -18,15 +18,15 @@ use crate::program::Program;
 const PATH: &str = "/v1/completions";
 const ADMIN_KEY: &str = "adm1n";
 
-/// A server with models `a` (which says "aaa…") and `b`, loaded, that take turns.
+/// A server with models `a` (which says "aaa…") and `b`, loaded, on one device.
 async fn two_models(a: TestConfig, b: TestConfig) -> TestServer {
     let mut http = a.http.clone();
     http.admin_api_key = Some(ADMIN_KEY.to_owned());
     let server = TestServer::start_unloaded(http).await;
-    let turns = Arc::new(Turns::default());
+    let arbiter = Arc::new(DeviceArbiter::default());
     for (name, config) in [("a", a), ("b", b)] {
-        let model = model_of_many(config, &[name], &turns);
-        let entry = server.state.models.add(Entry::ready(Arc::new(model)));
+        let model = model_of_many(config, &[name], &arbiter);
+        let entry = server.state.models.add(ModelEntry::ready(Arc::new(model)));
         assert!(entry.is_ok(), "two names");
     }
     server.state.set_started();
@@ -39,14 +39,14 @@ async fn two_loadable_models(step_delay: Duration) -> TestServer {
     let mut http = config.http.clone();
     http.admin_api_key = Some(ADMIN_KEY.to_owned());
     let server = TestServer::start_unloaded(http).await;
-    let turns = Arc::new(Turns::default());
+    let arbiter = Arc::new(DeviceArbiter::default());
     for name in ["a", "b"] {
-        let turns = Arc::clone(&turns);
-        let load: Load = Box::new(move || {
+        let arbiter = Arc::clone(&arbiter);
+        let load: LoadModel = Box::new(move || {
             let config = TestConfig::saying(name).slowly(step_delay);
-            Ok(model_of_many(config, &[name], &turns))
+            Ok(model_of_many(config, &[name], &arbiter))
         });
-        let entry = Entry::new(vec![name.to_owned()], load);
+        let entry = ModelEntry::new(vec![name.to_owned()], load);
         let entry = server.state.models.add(entry).expect("two names");
         entry.load().expect("loaded");
     }
@@ -101,11 +101,11 @@ async fn requests_go_to_the_model_that_they_name() {
     );
 }
 
-/// Each model has a short name beside the one it was given, and these meet.
+/// Each model has a short name besides the given one, and the short names collide.
 #[tokio::test]
-async fn a_given_name_goes_before_a_short_one_and_a_short_one_of_two_is_nobodys() {
+async fn a_configured_name_precedes_a_short_one_and_an_ambiguous_short_one_is_unknown() {
     let server = TestServer::start_unloaded(TestConfig::default().http).await;
-    let turns = Arc::new(Turns::default());
+    let arbiter = Arc::new(DeviceArbiter::default());
     let models: [(&'static [&'static str], &str); 4] = [
         (&["org/b", "b"], "1"),
         (&["b"], "2"),
@@ -113,10 +113,10 @@ async fn a_given_name_goes_before_a_short_one_and_a_short_one_of_two_is_nobodys(
         (&["other/c", "c"], "4"),
     ];
     for (names, text) in models {
-        let turns = Arc::clone(&turns);
-        let load: Load =
-            Box::new(move || Ok(model_of_many(TestConfig::saying(text), names, &turns)));
-        let entry = Entry::new(vec![names[0].to_owned()], load);
+        let arbiter = Arc::clone(&arbiter);
+        let load: LoadModel =
+            Box::new(move || Ok(model_of_many(TestConfig::saying(text), names, &arbiter)));
+        let entry = ModelEntry::new(vec![names[0].to_owned()], load);
         let entry = server.state.models.add(entry).expect("given names differ");
         entry.load().expect("loaded");
     }
@@ -201,7 +201,7 @@ async fn what_the_server_says_of_itself_covers_all_models() {
     assert_eq!(n_of("# TYPE vllm:generation_tokens_total counter"), 1);
 }
 
-/// A probe has no key: it is told how things are, and no names.
+/// A probe has no key: it gets the state, but no names.
 #[tokio::test]
 async fn health_names_no_models_to_who_brings_no_key() {
     let mut config = TestConfig::saying("a");
@@ -346,7 +346,7 @@ async fn what_runs_longer_than_the_grace_is_failed_clearly() {
         assert_eq!(answer.status, 503, "{}", answer.text());
         let (expected, part) = match action {
             "sleep" => ("model_asleep", "put to sleep"),
-            _ => ("shutting_down", "unloads this model"),
+            _ => ("shutting_down", "unloading this model"),
         };
         assert_eq!(code(&answer), expected);
         assert!(answer.text().contains(part), "{}", answer.text());
@@ -390,7 +390,7 @@ async fn what_is_asked_wrongly_of_the_admin_api_is_named() {
     }
 }
 
-/// Deterministic requests of two models that differ in nothing else, asked of one cache.
+/// Deterministic requests to two otherwise identical models with one cache.
 #[tokio::test]
 async fn kept_answers_are_one_models_own() {
     let mut a = TestConfig::saying("a");
@@ -425,7 +425,7 @@ async fn kept_answers_are_one_models_own() {
             .count(),
         1
     );
-    // A kept answer does not wake anybody.
+    // A cached response does not wake the model.
     assert_eq!(
         admin(&server, "sleep", json!({"model": "a"})).await.status,
         200
@@ -434,7 +434,7 @@ async fn kept_answers_are_one_models_own() {
     assert_eq!(code(&server.post(PATH, body).await), "model_asleep");
 }
 
-/// An engine that dies takes the process with it; one that is unloaded does not.
+/// If a model's engine dies, the process ends; unloading a model does not end it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_model_that_panics_ends_the_server_and_one_that_is_unloaded_does_not() {
     let mut panicking = TestConfig::saying("b");
@@ -501,7 +501,7 @@ async fn a_flooded_model_holds_another_up_by_one_of_its_steps_at_a_time() {
         beside < alone + Duration::from_millis(20 * (N_TOKENS + 2) + 500),
         "{alone:?} alone, {beside:?}"
     );
-    // The flooded one was not stopped either.
+    // The flooded one was not starved either.
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert!(n_steps(&server.get("/metrics").await, "a") > n_steps(&after, "a"));
     for client in clients {
@@ -540,7 +540,7 @@ async fn config_names_the_models_of_a_server() {
     let post = async |action: &str, body: Value| {
         client::admin(program.address, ADMIN_KEY, action, &body).await
     };
-    // Asleep, its share is another's; one that asks for more is refused with the arithmetic.
+    // While a model sleeps, others may use its share; a model that needs more is refused with the arithmetic.
     for (name, text) in ["x", "y"].into_iter().zip(&texts) {
         assert_eq!(post("sleep", json!({"model": name})).await.status, 200);
         assert_eq!(post("wake", json!({"model": name})).await.status, 200);

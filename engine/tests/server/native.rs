@@ -1,4 +1,4 @@
-//! SGLang's and vLLM's own endpoints, and the fields of theirs that answers obey.
+//! SGLang's and vLLM's own endpoints, and those of their fields that affect responses.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ const GENERATE: &str = "/generate";
 const CHAT: &str = "/v1/chat/completions";
 const COMPLETIONS: &str = "/v1/completions";
 
-/// A model that says this and then ends.
+/// A model that outputs this text and then ends.
 fn saying(text: &str) -> TestConfig {
     let mut ids: Vec<u32> = text.bytes().map(u32::from).collect();
     ids.push(IM_END);

@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::client;
 use crate::fixture::until;
 
-/// Ended with the test, however it goes.
+/// Killed when the test ends.
 pub struct Program {
     child: Child,
     pub address: SocketAddr,
@@ -18,14 +18,14 @@ pub struct Program {
 }
 
 impl Program {
-    /// `engine serve` with a launch line, from the moment on that it answers.
+    /// `engine serve` with a launch line, once it answers.
     pub async fn start(line: &str, environment: &[(&str, String)]) -> Self {
         let command = Command::new(env!("CARGO_BIN_EXE_engine"));
         Self::spawn(command, line, environment, None).await
     }
 
-    /// `command` is the program, or what becomes it. Where its standard error has another place,
-    /// [`Self::log`] has nothing.
+    /// `command` is the program, or is replaced by it with `exec`. If its standard error is
+    /// redirected, [`Self::log`] is empty.
     pub async fn spawn(
         mut command: Command,
         line: &str,
@@ -56,7 +56,7 @@ impl Program {
             .strip_prefix("listening on http://")
             .and_then(|address| address.parse().ok())
             .unwrap_or_else(|| panic!("no address in {said:?}: {}", program.log()));
-        // A server that listens everywhere is asked here.
+        // A server that listens on all addresses is reached here.
         if program.address.ip().is_unspecified() {
             program.address.set_ip([127, 0, 0, 1].into());
         }
@@ -73,7 +73,7 @@ impl Program {
         self.child.id()
     }
 
-    /// Sends SIGTERM and waits for the end.
+    /// Sends SIGTERM and waits for the process to end.
     pub async fn terminate(&mut self, limit: Duration) -> ExitStatus {
         let pid = self.child.id().to_string();
         let sent = Command::new("kill").args(["-TERM", &pid]).status();

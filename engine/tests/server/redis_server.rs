@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::net::TcpStream;
 
-/// Ended with the test.
+/// Killed when the test ends.
 pub struct RedisServer {
     child: Option<Child>,
     pub port: u16,
@@ -31,10 +31,10 @@ impl RedisServer {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
-    /// Empty, on the same port.
+    /// Restarts it, empty, on the same port.
     pub async fn restart(&mut self) {
         self.kill();
-        // `cargo xtask test` names one that it has fetched, where the machine has none.
+        // `cargo xtask test` sets it to a fetched one where the machine has none.
         let program = std::env::var_os("TEST_REDIS_SERVER").filter(|value| !value.is_empty());
         let program = program.unwrap_or_else(|| "redis-server".into());
         let child = Command::new(&program)
@@ -60,7 +60,7 @@ impl RedisServer {
         panic!("redis-server does not listen on port {}", self.port);
     }
 
-    /// As a crash: nothing is said to anybody.
+    /// Like a crash: without notifying clients.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             child.kill().expect("it runs");

@@ -1,5 +1,5 @@
 //! Bad requests: each gets an OpenAI-shaped error that names the field, the value and the limit,
-//! and leaves the server as it was.
+//! and leaves the server unchanged.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -24,7 +24,7 @@ fn line(label: &str, answer: &Answer) -> String {
     )
 }
 
-/// Body of a completion request that is right but for `fields`.
+/// Body of a valid completion request, except for `fields`.
 fn completion(fields: Value) -> Value {
     merged(json!({"prompt": "x", "max_tokens": 2}), fields)
 }

@@ -1,4 +1,4 @@
-//! Answers that are kept: in memory, and in a real Redis that comes and goes.
+//! Cached responses: in memory, and in a real Redis that stops and restarts.
 
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,7 @@ fn word(answer: &Answer) -> Option<&str> {
     answer.header("x-result-cache")
 }
 
-/// Without what is new in every answer.
+/// The response without the parts that differ each time.
 fn content(answer: &Answer) -> Value {
     let mut body = answer.json();
     for name in ["id", "created"] {
@@ -32,7 +32,7 @@ fn content(answer: &Answer) -> Value {
     body
 }
 
-/// Asks until the answer is a hit: storing does not hold up the answer that is stored.
+/// Sends the request until it is a hit: responses are stored after they are sent.
 async fn hit(server: &TestServer, path: &str, body: &Value) -> Answer {
     let is_hit = async || word(&server.post(path, body.clone()).await) == Some("hit");
     until("a hit", LIMIT, is_hit).await;
@@ -79,7 +79,7 @@ async fn streams_and_chats_replay_what_was_kept() {
     };
     assert_eq!(text(&again), text(&first));
     assert_eq!(again.chunks().len(), first.chunks().len());
-    // Whole, it is the same answer.
+    // The unstreamed response is the same.
     for name in ["stream", "stream_options"] {
         body[name] = Value::Null;
     }
@@ -117,7 +117,7 @@ async fn what_is_not_deterministic_or_not_the_same_is_computed() {
     }
 }
 
-/// Two servers that differ in the output that a request has where it does not say, and one cache.
+/// One cache and two servers whose default output differs.
 #[tokio::test]
 async fn answers_of_another_length_are_not_shared() {
     let redis = RedisServer::start().await;
@@ -195,7 +195,7 @@ async fn redis_comes_and_goes_and_answers_go_on() {
     );
     assert_eq!(n_warnings(&program.log()), 1, "{}", program.log());
     assert!(
-        program.log().contains("the result cache is back"),
+        program.log().contains("reconnected to the result cache"),
         "{}",
         program.log()
     );
@@ -219,7 +219,7 @@ async fn a_redis_that_was_never_there_is_one_warning() {
     );
 }
 
-/// Sends one line of Redis's protocol and gives the first line of the reply.
+/// Sends one line of Redis's protocol and returns the first line of the reply.
 async fn redis_says(redis: &RedisServer, line: &str) -> String {
     use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
     let address = ("127.0.0.1", redis.port);
@@ -261,7 +261,8 @@ async fn flushing_empties_redis_of_answers_alone_and_says_where_it_cannot() {
     assert_eq!(failed.json()["error"]["code"], "cache_unreachable");
 }
 
-/// What the model's generation_config.json recommends decides what a request that does not say gets.
+/// The recommendations of the model's generation_config.json are part of the key of requests that
+/// use defaults.
 #[tokio::test(flavor = "multi_thread")]
 async fn answers_under_other_sampling_defaults_are_not_shared() {
     let redis = RedisServer::start().await;
@@ -277,7 +278,7 @@ async fn answers_under_other_sampling_defaults_are_not_shared() {
         let answer = client::post(program.address, PATH, &body).await;
         assert_eq!(answer.status, 200, "{}", answer.text());
         words.push(word(&answer).map(str::to_owned));
-        // An answer is kept after it has been sent; the program ends here.
+        // A response is stored after it has been sent; the program ends here.
         until("the answer is kept", LIMIT, async || {
             redis_says(&redis, "DBSIZE").await == n_kept
         })

@@ -1,5 +1,5 @@
-//! A fault of one request is that request's alone: others in its step keep their text, steps are
-//! not counted as failed, and `/health` stays as it is.
+//! A fault of one request fails that request alone: others in its step keep their text, steps are
+//! not counted as failed, and `/health` does not change.
 
 use std::time::Duration;
 
@@ -51,7 +51,7 @@ async fn texts(server: &TestServer) -> Vec<String> {
     texts
 }
 
-/// Innocent requests together with poisonous ones, over and over.
+/// Unaffected requests together with poisoned ones, repeatedly.
 async fn innocents_are_unharmed(config: TestConfig) {
     let server = TestServer::start(config).await;
     let expected = texts(&server).await;
@@ -111,7 +111,7 @@ async fn a_row_without_numbers_fails_alone_within_a_burst() {
     innocents_are_unharmed(config).await;
 }
 
-/// What came before the fault has been streamed; then the error ends the stream.
+/// Output before the fault has been streamed; then the error ends the stream.
 #[tokio::test]
 async fn a_stream_shows_its_tokens_and_then_its_own_error() {
     let server = TestServer::start(config()).await;
@@ -122,10 +122,10 @@ async fn a_stream_shows_its_tokens_and_then_its_own_error() {
     server.assert_empties().await;
 }
 
-/// Values at and beyond the borders of sampling parameters: each is served or refused with its
-/// name, and none reaches another request.
+/// Values at and beyond the limits of sampling parameters: each is served or refused by name, and
+/// none affects another request.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn odd_parameters_are_served_or_refused_by_name_and_harm_nobody() {
+async fn odd_parameters_are_served_or_refused_by_name_and_affect_no_other_request() {
     let server = TestServer::start(config()).await;
     let expected = texts(&server).await;
     let served = [
@@ -180,7 +180,7 @@ async fn odd_parameters_are_served_or_refused_by_name_and_harm_nobody() {
     assert_eq!(server.get("/health").await.status, 200);
 }
 
-/// An engine whose steps failed says so, and tries by itself: no request has to come first.
+/// An engine whose steps failed reports it and retries by itself: no request has to come first.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn health_recovers_without_a_request() {
     let mut config = TestConfig::saying("ok");
@@ -200,7 +200,7 @@ async fn health_recovers_without_a_request() {
     assert_eq!(text["choices"][0]["text"], "ok");
 }
 
-/// A device that answers nothing more ends the program at once, so that a supervisor restarts it.
+/// If the device no longer responds, the program ends at once, so that a supervisor restarts it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lost_device_ends_the_server() {
     let mut config = TestConfig::saying("ok").slowly(Duration::from_millis(2));

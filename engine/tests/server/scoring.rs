@@ -1,5 +1,4 @@
-//! What clients that score texts send: log-probabilities of the prompt, no output, and which
-//! tokens may come.
+//! Requests that score texts: log-probabilities of the prompt, no output, and restricted tokens.
 
 use serde_json::{Value, json};
 
@@ -7,7 +6,7 @@ use crate::fixture::{IM_END, TestConfig, TestServer};
 
 const PATH: &str = "/v1/completions";
 
-/// What the mock says of a prompt token.
+/// The mock's log-probability of a prompt token.
 fn logprob(token: u32) -> f64 {
     f64::from(-((token % 7 + 1) as f32) * std::f32::consts::LN_2)
 }
@@ -135,7 +134,7 @@ async fn prompt_logprobs_have_vllms_shape() {
     assert_eq!(refused.json()["error"]["param"], "prompt_logprobs");
 }
 
-/// A prompt as long as the context can be scored, though nothing could follow it.
+/// A prompt as long as the context can be scored, though no token could follow it.
 #[tokio::test]
 async fn no_output_needs_no_room() {
     let server = TestServer::start(TestConfig::saying("xyz")).await;
@@ -157,8 +156,8 @@ async fn no_output_needs_no_room() {
     server.assert_empties().await;
 }
 
-/// Fields of other servers that change what is sampled are not ignored; the values that switch
-/// them off are fine.
+/// Fields of other servers that change sampling are not ignored; values that switch them off are
+/// accepted.
 #[tokio::test]
 async fn other_servers_samplers_are_refused_by_name() {
     let server = TestServer::start(TestConfig::saying("xyz")).await;

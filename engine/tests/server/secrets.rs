@@ -1,4 +1,4 @@
-//! Keys and passwords go into no log, no `/server_info` and no metrics.
+//! Keys and passwords appear in no log, no `/server_info` and no metrics.
 
 use serde_json::json;
 

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::flags::model::Model;
 
-/// What a run ended with: exit code, standard output, standard error.
+/// Result of a run: exit code, standard output, standard error.
 struct Ended {
     code: Option<i32>,
     stdout: String,
@@ -41,7 +41,7 @@ fn well(arguments: &[&str], environment: &[(&str, &str)], input: &str) -> String
     ended.stdout
 }
 
-/// `generate` and what a tiny model of its own needs.
+/// `generate` with the arguments that a tiny model of its own needs.
 fn generate<'a>(path: &'a str, prompt: &[&'a str]) -> Vec<&'a str> {
     let flags = [
         "--device",
@@ -143,7 +143,7 @@ fn the_environment_says_flags_and_the_line_overrides_them() {
     assert!(message.contains("--mem-fraction-static 8"), "{message}");
     let message = refused(&[("ENGINE_ARG_PROT", "1")], &["serve"]);
     assert!(message.contains("ENGINE_ARG_PROT"), "{message}");
-    // A line that names its model has it alone.
+    // A line that names its model uses no other one.
     let environment = [
         ("ENGINE_ARG_MODEL_PATH", "./no/such/a"),
         ("ENGINE_ARG_PORT", "0"),
@@ -178,7 +178,7 @@ fn all_unknown_flags_are_named_at_once() {
     assert!(ended.stderr.contains("--tp 2"), "{}", ended.stderr);
 }
 
-/// A file's words do not reach the terminal as commands.
+/// A file's contents are not interpreted by the terminal.
 #[test]
 fn errors_have_no_escapes_from_outside() {
     let ended = run(&["inspect", "./no\u{1b}]0;title\u{7}such"], &[], "");

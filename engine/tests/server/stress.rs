@@ -1,4 +1,4 @@
-//! Many clients at once, half of which go away, some of which are wrong.
+//! Many clients at once, half of which disconnect, some of which send bad requests.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -113,7 +113,7 @@ async fn run_client(address: SocketAddr, i: usize) -> Outcome {
     }
 }
 
-/// `n_tokens` letters that begin like nobody else's, so that no pages are shared.
+/// `n_tokens` letters with a unique beginning, so that no pages are shared.
 fn prompt(client: usize, n_tokens: usize) -> String {
     (0..n_tokens)
         .map(|i| char::from(b'a' + ((client + i * (client / 26 + 1)) % 26) as u8))

@@ -1,4 +1,4 @@
-//! Output that has to have a form, through both endpoints, with a model that says anything.
+//! Structured output through both endpoints, with a model whose output is random.
 
 use std::time::Duration;
 
@@ -41,7 +41,7 @@ fn is_instance(text: &str) -> bool {
             .is_some_and(|count| (0..=20).contains(&count))
 }
 
-/// Ended choices are instances, the others were cut off. How many ended.
+/// Finished choices match the schema, the others were cut off. Returns how many finished.
 fn check_choices<'a>(choices: impl Iterator<Item = (&'a str, &'a str)>) -> usize {
     let mut n_ended = 0;
     for (text, reason) in choices {
@@ -189,7 +189,8 @@ async fn max_tokens_cuts_a_form_off_and_a_stop_string_ends_it() {
     );
 }
 
-/// Requests with and without a form, side by side, get what each gets alone, whatever the bursts.
+/// Requests with and without a schema, run concurrently, get the same output as alone, whatever the
+/// bursts.
 #[tokio::test]
 async fn neither_bursts_nor_company_nor_preemption_change_a_text() {
     let body = |i: usize| {
@@ -243,8 +244,8 @@ async fn neither_bursts_nor_company_nor_preemption_change_a_text() {
 #[tokio::test]
 async fn masks_are_ready_when_the_step_is() {
     let mut shares = Vec::new();
-    // On a busy machine a worker may be late for a short step; a mask that is only begun when the step
-    // has ended is late for a long one as well.
+    // On a busy machine a worker may be late for a short step; a mask that is started only after
+    // the step has ended is late for a long one as well.
     for step_ms in [5, 20, 80] {
         let config = TestConfig::default().slowly(Duration::from_millis(step_ms));
         let server = TestServer::start(config).await;
@@ -266,7 +267,7 @@ async fn masks_are_ready_when_the_step_is() {
 }
 
 #[tokio::test]
-async fn an_abandoned_form_leaves_nothing_behind() {
+async fn an_abandoned_constraint_leaves_nothing() {
     let config = TestConfig::default().slowly(Duration::from_millis(10));
     let server = TestServer::start(config).await;
     let body = json!({"prompt": "x", "guided_regex": "[a-z]*", "max_tokens": 400, "stream": true});
@@ -309,7 +310,7 @@ async fn schemas_of_ordinary_types_are_used() {
             "{schema}: {text}"
         );
     }
-    // A schema that json_object brings is followed.
+    // A schema given with json_object is followed.
     let body = json!({"prompt": "x", "max_tokens": 60, "response_format": {
         "type": "json_object", "schema": {"const": [42]}}});
     let (text, _) = texts_of(&server.ok(COMPLETIONS, body).await).remove(0);

@@ -1,4 +1,4 @@
-//! `tool_choice` in all its forms, and beside `response_format`.
+//! `tool_choice` in all its forms, also together with `response_format`.
 
 use engine::text::ToolCallFormat;
 use serde_json::{Value, json};
@@ -40,7 +40,7 @@ async fn a_form_leaves_the_model_its_calls() {
             assert_eq!(choice["message"]["content"], answer_text, "{format:?}");
             assert_eq!(choice["finish_reason"], "stop");
         }
-        // A model that says anything says one of the two.
+        // With random output the model does one of the two.
         let config = TestConfig {
             context_length: 1024,
             ..TestConfig::default()
@@ -56,7 +56,7 @@ async fn a_form_leaves_the_model_its_calls() {
                 assert!(value["degrees"].is_number(), "{content}");
             }
         }
-        // A call that is forced is one, whatever the form says.
+        // A forced call is a call, whatever the format.
         let fields = json!({"response_format": form, "tool_choice": "required", "seed": 1});
         let answer = server.ok(PATH, body(fields)).await;
         assert_eq!(

@@ -1,4 +1,4 @@
-//! Calls of tools and thoughts in chats.
+//! Tool calls and reasoning in chats.
 
 use engine::config::ResultCachePlace;
 use engine::served_model::OutputParsers;
@@ -17,7 +17,7 @@ pub(crate) fn with(mut config: TestConfig, format: ToolCallFormat, reasoning: bo
     config
 }
 
-/// A model whose output is this text and then ends.
+/// A model that outputs this text and then ends.
 pub(crate) fn saying(text: &str) -> TestConfig {
     let mut ids: Vec<u32> = text.bytes().map(u32::from).collect();
     ids.push(crate::fixture::IM_END);
@@ -150,7 +150,7 @@ async fn calls_in_llamas_format_are_read_too() {
     assert_eq!(answer["choices"][0]["finish_reason"], "tool_calls");
 }
 
-/// With a model that says anything.
+/// With a model whose output is random.
 #[tokio::test]
 async fn a_forced_call_is_one_whatever_the_model_says() {
     for format in [ToolCallFormat::Hermes, ToolCallFormat::Llama3Json] {
@@ -188,7 +188,7 @@ async fn a_forced_call_is_one_whatever_the_model_says() {
     }
 }
 
-/// Some answers look like a call and are none.
+/// Some outputs look like a call but are not.
 #[tokio::test]
 async fn what_only_looks_like_a_call_is_content() {
     let call = "{\"name\": \"weather\", \"parameters\": {\"city\": \"부산\"}}";
@@ -211,7 +211,7 @@ async fn what_only_looks_like_a_call_is_content() {
         assert_eq!(answer["choices"][0]["message"]["content"], text, "{fields}");
         assert_eq!(answer["choices"][0]["finish_reason"], "stop");
     }
-    // White space around what is no call, whole and streamed.
+    // White space around text that is not a call, whole and streamed.
     let text = "The tag <tool_call> is used to call.\n\n<tool_call>\n x";
     let server = TestServer::start(with(saying(text), ToolCallFormat::Hermes, false)).await;
     let answer = server.ok(PATH, body(json!({}))).await;
@@ -242,7 +242,7 @@ async fn a_call_ends_a_thought_that_is_never_closed() {
     assert_eq!(choice["finish_reason"], "tool_calls");
     assert_eq!(choice["message"]["reasoning_content"], "plan");
     assert_eq!(choice["message"]["content"], Value::Null);
-    // Quoted in a thought that is closed, it is thought.
+    // Inside reasoning that is closed, it is reasoning.
     let text = format!("<think>{call}</think>no");
     let server = TestServer::start(with(saying(&text), ToolCallFormat::Hermes, true)).await;
     let message = &server.ok(PATH, body(json!({}))).await["choices"][0]["message"];
@@ -302,7 +302,7 @@ async fn thoughts_come_in_a_field_of_their_own() {
 }
 
 #[tokio::test]
-async fn a_call_may_come_behind_a_thought() {
+async fn a_call_may_follow_reasoning() {
     let text = format!("<think>a</think>\n\n{TWO_CALLS}");
     let server = TestServer::start(with(saying(&text), ToolCallFormat::Hermes, true)).await;
     let chunks = server
@@ -314,9 +314,9 @@ async fn a_call_may_come_behind_a_thought() {
     assert_eq!(message["tool_calls"][1]["name"], "time");
 }
 
-/// The model thinks as long as it likes; the answer behind has its form.
+/// The reasoning is unconstrained; the response after it has the required format.
 #[tokio::test]
-async fn a_form_holds_behind_a_thought() {
+async fn a_format_applies_after_reasoning() {
     let text = "<think>{not JSON</think>\n\nno JSON either";
     let server = TestServer::start(with(saying(text), ToolCallFormat::Hermes, true)).await;
     let fields = json!({"tools": null, "structured_outputs": {"choice": ["예", "아니요"]}});
@@ -350,7 +350,8 @@ async fn endpoints_that_are_not_there_say_so() {
     }
 }
 
-/// Calls and forms are kept like other answers, and each only for a request that asks for the same.
+/// Calls and structured outputs are cached like other responses, each only for a request that asks
+/// for the same.
 #[tokio::test]
 async fn kept_answers_are_those_of_one_form() {
     let mut config = with(saying(TWO_CALLS), ToolCallFormat::Hermes, false);

@@ -1,4 +1,4 @@
-//! Fields that cannot be honoured beside each other: refused by their names, never cut or dropped.
+//! Fields that contradict each other: refused by name, never cut or dropped.
 
 use std::time::Duration;
 
@@ -157,7 +157,7 @@ async fn two_names_of_one_thing_may_not_disagree() {
     assert_refused(&answer, "invalid_value", "top_logprobs_num", &parts);
 }
 
-/// What would change the answer, under names of other servers.
+/// Fields of other servers that would change the output.
 #[tokio::test]
 async fn fields_that_change_the_answer_are_done_or_refused() {
     let server = TestServer::start(TestConfig::default()).await;
@@ -198,7 +198,7 @@ async fn fields_that_change_the_answer_are_done_or_refused() {
     }
 }
 
-/// KV is shared with requests of the same salt alone, here as at OpenAI's endpoints.
+/// KV is shared only with requests of the same salt, here as at OpenAI's endpoints.
 #[tokio::test]
 async fn a_salt_counts_at_sglangs_endpoint() {
     let server = TestServer::start(TestConfig::default()).await;
@@ -213,7 +213,7 @@ async fn a_salt_counts_at_sglangs_endpoint() {
     assert_eq!(cached("b").await, Some(0));
 }
 
-/// The time that a form takes to compile is the request's.
+/// The compile time of a grammar counts towards the request.
 #[tokio::test(flavor = "multi_thread")]
 async fn waiting_for_a_form_ends_with_the_requests_time() {
     let mut config = TestConfig {

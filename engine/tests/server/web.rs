@@ -1,5 +1,5 @@
-//! What clients meet before any model does: web pages' questions, request ids, paths, names, keys,
-//! packed bodies.
+//! Checks before a model is involved: requests of web pages, request ids, paths, names, keys,
+//! compressed bodies.
 
 use engine::config::AllowedOrigins;
 use serde_json::{Value, json};
@@ -62,7 +62,7 @@ async fn a_page_is_answered_before_the_key_is_looked_at() {
             );
             assert!(asked.header("access-control-allow-credentials").is_none());
         }
-        // The key is asked for all the same, and a page may read that it is.
+        // The key is still required, and a page may read that it is.
         let body = json!({"messages": [{"role": "user", "content": "x"}], "max_tokens": 1});
         for (key, status) in [("Bearer wrong", 401), ("Bearer s3cret", 200)] {
             let headers = [("Origin", PAGE), ("Authorization", key)];
@@ -193,7 +193,7 @@ async fn the_key_is_taken_from_either_header() {
         ("GET", "/v1/models/", "X-Api-Key", "wrong", 401),
         ("GET", "/admin/models", "X-Api-Key", "adm1n", 200),
         ("GET", "/admin/models/", "X-Api-Key", "s3cret", 401),
-        // What changes something for everybody is the operator's.
+        // Requests that affect all clients need the admin key.
         ("POST", "/flush_cache", "X-Api-Key", "s3cret", 401),
         (
             "GET",

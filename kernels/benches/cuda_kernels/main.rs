@@ -1,5 +1,5 @@
 //! Speed of every CUDA kernel, alone and with nothing of its data in the L2 cache, in GB/s or
-//! TFLOP/s and in per cent of what the card's memory and matrix instructions were measured to do
+//! TFLOP/s and in per cent of what the GPU's memory and matrix instructions were measured to do
 //! a moment before. Shapes are those of Qwen3-32B in 4 bits.
 //!
 //! A launch is timed by itself, from one event to another, so its start and end count: in a decode
@@ -42,7 +42,7 @@ fn main() -> std::process::ExitCode {
             return std::process::ExitCode::SUCCESS;
         }
     };
-    // Ten short samples: a launch on an idle card varies by a per cent or two.
+    // Ten short samples: a launch on an idle GPU varies by a per cent or two.
     let criterion = Criterion::default()
         .sample_size(10)
         .warm_up_time(Duration::from_millis(50))

@@ -1,4 +1,4 @@
-//! Timing with events, the card's roofline, the table and the JSON lines.
+//! Timing with events, the GPU's roofline, the table and the JSON lines.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -48,7 +48,7 @@ impl Work {
     }
 }
 
-/// What the card was measured to do.
+/// What the GPU was measured to do.
 struct Roofline {
     bytes_per_s: f64,
     flops_per_s: f64,

@@ -3,7 +3,7 @@
 use half::f16;
 use kernels::cuda::{Activation, Buffer, CudaError, Element, ElementBuffer, TILE_ROWS};
 use kernels::stream_linear::{
-    Arrangement, AwqPart, Epilogue, Format, Layout, ManyRows, Output, StreamLinear,
+    Arrangement, AwqPart, Epilogue, Format, LargeM, Layout, Output, StreamLinear,
     StreamLinearKernels, fill_normal,
 };
 
@@ -48,9 +48,9 @@ fn projections() -> Vec<Projection> {
 }
 
 pub fn all(bench: &mut Bench) -> Result<(), CudaError> {
-    // The bench uses one stream and the card has no other user.
-    let many_rows = ManyRows::best(&bench.device, true);
-    let kernels = StreamLinearKernels::load(&bench.stream, Element::F16, many_rows)?;
+    // The bench uses one stream and the GPU has no other user.
+    let large_m = LargeM::best(&bench.device, true);
+    let kernels = StreamLinearKernels::load(&bench.stream, Element::F16, large_m)?;
     for projection in projections() {
         let layout = Layout::new(
             projection.format,

@@ -1,10 +1,10 @@
-//! Up to [`QUERIES`] queries walk the pages of one KV head together.
+//! Up to [`QUERIES`] queries process the pages of one KV head together.
 //!
-//! Scores: keys lie with tokens along the lanes, so a dimension of 16 tokens is one load and each
-//! query adds `q[d] * keys[d]`; no sum across lanes is needed. Pages go in chunks of
-//! [`CHUNK_PAGES`]; after each, the running maximum, sum and output are brought up to date.
+//! Scores: tokens are along the lanes, so one dimension of 16 tokens is one load and each query
+//! adds `q[d] * keys[d]`; no horizontal sum is needed. Pages are processed in chunks of
+//! [`CHUNK_PAGES`]; after each, the running maximum, sum and output are updated.
 
-use super::pages::{Element, F16, Fp8E4m3};
+use super::pages::{F16, Fp8E4m3, KvElement};
 use super::{KvFormat, KvPages, MAX_HEAD_DIM, PAGE_TOKENS, Sequence, Unit};
 use crate::isa::Isa;
 use crate::lanes::{LANES, Lanes, at, at_mut, exp, for_isa};
@@ -66,7 +66,7 @@ pub(super) unsafe fn run_unit(
         ));
     }
     for i in 0..unit.n_queries {
-        // SAFETY: this query's output is this unit's alone, by the caller's promise.
+        // SAFETY: only this unit writes this query's output, as the caller promises.
         let out = unsafe { out.slice(starts[i], head_dim) };
         out.copy_from_slice(&results[i][..head_dim]);
     }
@@ -115,7 +115,7 @@ fn attend_in_format<L: Lanes, const N: usize>(
 
 /// `lengths`: how many tokens each query sees, rising; unused queries see none.
 #[inline(always)]
-fn attend<L: Lanes, E: Element, const N: usize>(
+fn attend<L: Lanes, E: KvElement, const N: usize>(
     kv: &KvPages,
     pages: &[u32],
     kv_head: usize,
@@ -134,7 +134,8 @@ fn attend<L: Lanes, E: Element, const N: usize>(
             .min(CHUNK_PAGES);
         let chunk_pages = &pages[chunk_start / PAGE_TOKENS..][..n_pages];
         let mut p = 0;
-        // One query alone is one chain of additions a page; four pages at once hide its latency.
+        // A single query is one chain of dependent additions for each page; processing four pages
+        // at once hides the latency.
         while N == 1 && p + 4 <= n_pages {
             score_pages::<L, E, N, 4>(kv, chunk_pages, p, kv_head, queries, &mut scores);
             p += 4;
@@ -172,7 +173,7 @@ fn attend<L: Lanes, E: Element, const N: usize>(
                 weight.store(at_mut(&mut scores[i], k));
                 sum = sum.add(weight);
             }
-            // A masked score became a number around 1e-38; make it nothing.
+            // A masked score has become a number around 1e-38; set it to zero.
             if seen < end {
                 let masked = &mut scores[i][seen..end];
                 masked.fill(0.0);
@@ -207,7 +208,7 @@ fn attend<L: Lanes, E: Element, const N: usize>(
 
 /// Scores of `P` pages from number `first` of the chunk on.
 #[inline(always)]
-fn score_pages<L: Lanes, E: Element, const N: usize, const P: usize>(
+fn score_pages<L: Lanes, E: KvElement, const N: usize, const P: usize>(
     kv: &KvPages,
     chunk_pages: &[u32],
     first: usize,
@@ -258,7 +259,7 @@ fn scale_weights<L: Lanes, const N: usize>(
 
 /// Rescales `C` vectors of each result from dimension `first` on and adds the chunk's values.
 #[inline(always)]
-fn add_values<L: Lanes, E: Element, const N: usize, const C: usize>(
+fn add_values<L: Lanes, E: KvElement, const N: usize, const C: usize>(
     kv: &KvPages,
     chunk_pages: &[u32],
     first: usize,

@@ -13,7 +13,7 @@ pub use crate::cuda::{HeadShape, KvFormat, PagedKv};
 pub use packed::{PlainAttention, PrefillAttention, PrefillAttentionArgs};
 
 const CHECK: ShapeCheck = ShapeCheck("attention_decode");
-/// Query heads a KV head: the columns of one matrix instruction.
+/// Maximum number of query heads per KV head: the columns of one matrix instruction.
 pub const MAX_GROUP: usize = 8;
 /// Blocks of a cluster.
 pub const MAX_SPLITS: usize = 8;
@@ -43,7 +43,7 @@ struct DecodeParams {
 #[derive(Debug)]
 pub struct DecodeAttention {
     kernel: Kernel,
-    /// For more blocks than the card holds of `kernel` at a time.
+    /// For launches of more blocks than fit on the GPU at once.
     many: Option<Many>,
     element: Element,
     shape: HeadShape,
@@ -56,7 +56,7 @@ pub struct DecodeAttention {
 #[derive(Debug)]
 struct Many {
     kernel: Kernel,
-    /// Launches of more blocks take it.
+    /// Launches of more blocks than this use it.
     above_blocks: usize,
 }
 
@@ -72,25 +72,25 @@ pub struct DecodeAttentionArgs<'a> {
     /// `[n_rows, max_pages]`: a row's pages in order.
     pub page_table: BufferView<'a, i32>,
     pub max_pages: usize,
-    /// `[n_rows]`: tokens the row sees, its own included; 0 for a padding row, whose part of `out`
-    /// is not written.
+    /// `[n_rows]`: tokens that the row sees, including its own; 0 for a padding row, whose part of
+    /// `out` is not written.
     pub context_len: BufferView<'a, i32>,
     /// `[n_rows, n_q * head_dim]`
     pub out: Activation<'a>,
     pub n_rows: usize,
-    /// Blocks that share a context, at most the `max_splits` of [`DecodeAttention::new`]; fewer are
-    /// used where the device holds no cluster of so many.
+    /// Number of blocks that share a context, at most the `max_splits` of [`DecodeAttention::new`];
+    /// fewer are used if the device cannot hold a cluster of that size.
     pub n_splits: usize,
-    /// So many tokens at the end of every context, at most, are written by the step this launch
-    /// belongs to. Lengths, page table and older pages are read before the kernels ahead in the
-    /// stream have finished: nothing of the same step may write them, except behind a kernel
-    /// that waits before it lets others start (`embedding`).
+    /// Maximum number of tokens at the end of every context that are written by the step this
+    /// launch belongs to. Lengths, page table and older pages are read before earlier kernels in
+    /// the stream have finished: no kernel of the same step may write them, unless a kernel in
+    /// between waits before it lets others start (`embedding`).
     pub fresh: usize,
 }
 
 impl DecodeAttention {
-    /// `max_splits`: 1 to 8. `reduce_in_fp32`: parts of a split context are merged in f32, not in
-    /// elements.
+    /// `max_splits`: 1 to 8. `reduce_in_fp32`: partial results are merged in f32 rather than in the
+    /// element type.
     pub fn new(
         device: &Device,
         element: Element,

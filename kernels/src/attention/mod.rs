@@ -1,8 +1,8 @@
 //! Causal grouped-query attention over a paged KV cache, f16 or FP8, with an online softmax.
 //!
-//! One kernel serves decoding and chunked prefill: a query is a (token, head) pair, and queries
-//! of one KV head that read the same pages go through them together. What a query gets depends on
-//! its own pages and position alone, bit for bit, however the batch was cut.
+//! One kernel serves decoding and chunked prefill: a query is a (token, head) pair, and queries of
+//! one KV head that read the same pages are processed together. A query's result depends only on
+//! its own pages and position, bit for bit, however the batch was split.
 //!
 //! Deliberately absent: sliding windows, sinks, ALiBi.
 
@@ -81,7 +81,7 @@ fn check_below(what: &'static str, found: usize, limit: usize) -> Result<(), Ker
 }
 
 /// One sequence's queries: tokens `first .. first + n_tokens` of the packed batch, at positions
-/// `start ..`. Keys and values of all of them are in the pages already.
+/// `start ..`. The pages already contain their keys and values.
 #[derive(Debug, Clone, Copy)]
 pub struct Sequence<'a> {
     pub first: usize,
@@ -100,7 +100,7 @@ struct Unit {
     n_queries: usize,
 }
 
-/// Work lists that are kept between calls.
+/// Work lists that are reused between calls.
 #[derive(Debug, Default)]
 pub struct AttentionPlan {
     units: Vec<Unit>,
@@ -109,7 +109,7 @@ pub struct AttentionPlan {
 }
 
 impl AttentionPlan {
-    /// Cuts the batch into units of about equal length. The same plan serves every layer.
+    /// Splits the batch into units of about equal length. The same plan serves every layer.
     pub fn prepare(
         &mut self,
         shape: AttentionShape,
@@ -118,7 +118,7 @@ impl AttentionPlan {
     ) -> Result<(), KernelError> {
         let group = shape.n_q_heads / shape.n_kv_heads;
         let n_queries: usize = sequences.iter().map(|s| s.n_tokens * shape.n_q_heads).sum();
-        // With few queries, small units keep the threads even.
+        // With few queries, small units balance the threads.
         let unit_len = if n_queries >= 8 * cpu::QUERIES * n_threads {
             cpu::QUERIES
         } else {

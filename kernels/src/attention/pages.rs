@@ -1,13 +1,14 @@
 //! One layer's paged keys and values, in one of two formats.
 //!
 //! FP8: each token's keys (values) of a head are divided by a power of two that brings the largest
-//! of them into the upper half of what e4m3 can hold. So a token is stored in the same way whatever
-//! shares its page and whenever it came, and scaling itself rounds nothing. The scales of a page's
-//! 16 tokens are one vector; attention multiplies scores and weights with them, never the elements.
+//! of them into the upper half of e4m3's range. So a token is stored in the same way whatever else
+//! is in its page and whenever it came, and scaling itself is exact. The scales of a page's 16
+//! tokens are one vector; attention multiplies scores and weights with them, never the elements.
 //!
-//! What is stored is finite, so that a page that one sequence leaves changes nothing for the next: what
-//! is masked weighs 0, and 0 times a number is nothing. A value too large for fp16 (FP8: an infinite
-//! one) becomes ±65504, NaN becomes 0, and [`KvPages::store`] says how many there were.
+//! Only finite values are stored, so that a page left by one sequence has no effect on the next:
+//! what is masked has weight 0, and 0 times a finite number is 0. A value too large for fp16 (FP8:
+//! an infinite one) becomes ±65504, NaN becomes 0, and [`KvPages::store`] returns how many there
+//! were.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -38,8 +39,8 @@ impl KvFormat {
     }
 }
 
-/// How an element of a page is stored.
-pub(super) trait Element {
+/// The storage format of an element.
+pub(super) trait KvElement {
     type Bits: bytemuck::Pod + Send;
     /// Whether tokens have a scale.
     const IS_SCALED: bool;
@@ -47,7 +48,7 @@ pub(super) trait Element {
     const LARGEST: f32;
     fn load<L: Lanes>(bits: &[Self::Bits; LANES]) -> L;
     fn store<L: Lanes>(lanes: L, out: &mut [Self::Bits; LANES]);
-    /// [`store_head`] on the instruction set.
+    /// [`store_head`] with the instruction set.
     fn store_head(
         isa: Isa,
         k: &[f32],
@@ -62,7 +63,7 @@ const LARGEST_F16: f32 = f16::MAX.to_f32_const();
 pub(super) struct F16;
 pub(super) struct Fp8E4m3;
 
-impl Element for F16 {
+impl KvElement for F16 {
     type Bits = u16;
     const IS_SCALED: bool = false;
     const LARGEST: f32 = LARGEST_F16;
@@ -90,7 +91,7 @@ impl Element for F16 {
     }
 }
 
-impl Element for Fp8E4m3 {
+impl KvElement for Fp8E4m3 {
     type Bits = u8;
     const IS_SCALED: bool = true;
     const LARGEST: f32 = f32::MAX;
@@ -120,8 +121,8 @@ impl Element for Fp8E4m3 {
 
 /// One layer's keys and values, allocated once.
 ///
-/// Keys: `[n_pages, n_kv_heads, head_dim, PAGE_TOKENS]`, so that one load holds a dimension of
-/// every token of a page. Values: `[n_pages, n_kv_heads, PAGE_TOKENS, head_dim]`.
+/// Keys: `[n_pages, n_kv_heads, head_dim, PAGE_TOKENS]`, so that one load has a dimension of every
+/// token of a page. Values: `[n_pages, n_kv_heads, PAGE_TOKENS, head_dim]`.
 #[derive(Debug)]
 pub struct KvPages {
     shape: AttentionShape,
@@ -129,8 +130,8 @@ pub struct KvPages {
     n_pages: usize,
     keys: AlignedBytes,
     values: AlignedBytes,
-    /// bf16 `[n_pages, n_kv_heads, PAGE_TOKENS]`, with [`e4m3::UNIT`] in them; empty where elements
-    /// have none.
+    /// bf16 `[n_pages, n_kv_heads, PAGE_TOKENS]`, including [`e4m3::UNIT`]; empty if elements have
+    /// no scale.
     key_scales: AlignedBytes,
     value_scales: AlignedBytes,
 }
@@ -174,7 +175,7 @@ impl KvPages {
         self.n_pages
     }
 
-    /// Of keys, values and their scales.
+    /// Size of keys, values and their scales.
     pub fn bytes(&self) -> usize {
         [
             &self.keys,
@@ -187,7 +188,7 @@ impl KvPages {
         .sum()
     }
 
-    /// Makes `page` hold what page `from_page` of `from` does, which has the same shape and format.
+    /// Copies page `from_page` of `from`, which has the same shape and format, to `page`.
     pub fn copy_page(&mut self, page: u32, from: &Self, from_page: u32) -> Result<(), KernelError> {
         if self.shape != from.shape || self.format != from.format {
             return Err(KernelError::Value {
@@ -215,8 +216,8 @@ impl KvPages {
         Ok(())
     }
 
-    /// Stores tokens' `k, v: [n_tokens, n_kv_heads, head_dim]`, each in its slot. Returns how many
-    /// values were too large or NaN, and hence not stored as they were.
+    /// Stores tokens' `k, v: [n_tokens, n_kv_heads, head_dim]`, each in its slot. Returns the
+    /// number of values that were too large or NaN and therefore changed.
     pub fn store(
         &mut self,
         pool: &mut WorkerPool,
@@ -247,7 +248,7 @@ impl KvPages {
         }
     }
 
-    fn store_as<E: Element>(
+    fn store_as<E: KvElement>(
         &mut self,
         pool: &mut WorkerPool,
         isa: Isa,
@@ -268,14 +269,14 @@ impl KvPages {
         let key_scales = DisjointMut::new(self.key_scales.as_u16_mut());
         let value_scales = DisjointMut::new(self.value_scales.as_u16_mut());
         let page_len = head_dim * PAGE_TOKENS;
-        // Threads split the heads, not the tokens: two tokens that name one slot would race.
+        // Threads divide the heads, not the tokens: two tokens with the same slot would race.
         let min_heads = 4096usize.div_ceil(slots.len().max(1) * head_dim);
         pool.for_ranges(n_kv_heads, min_heads, &|heads| {
             for head in heads {
                 for (token, slot) in slots.iter().enumerate() {
                     let page_head = slot.page as usize * n_kv_heads + head;
                     let page = page_head * page_len;
-                    // SAFETY: a head's part of a page is touched by the one thread that has it.
+                    // SAFETY: only one thread accesses a head's part of a page.
                     let (keys, values) = unsafe {
                         let row = page + slot.slot as usize * head_dim;
                         (keys.slice(page, page_len), values.slice(row, head_dim))
@@ -307,7 +308,7 @@ impl KvPages {
 
     /// `[head_dim, PAGE_TOKENS]`
     #[inline(always)]
-    pub(super) fn key_page<E: Element>(&self, page: usize, kv_head: usize) -> &[E::Bits] {
+    pub(super) fn key_page<E: KvElement>(&self, page: usize, kv_head: usize) -> &[E::Bits] {
         let n = self.shape.head_dim * PAGE_TOKENS;
         let keys: &[E::Bits] = bytemuck::cast_slice(self.keys.as_slice());
         &keys[(page * self.shape.n_kv_heads + kv_head) * n..][..n]
@@ -315,13 +316,13 @@ impl KvPages {
 
     /// `[PAGE_TOKENS, head_dim]`
     #[inline(always)]
-    pub(super) fn value_page<E: Element>(&self, page: usize, kv_head: usize) -> &[E::Bits] {
+    pub(super) fn value_page<E: KvElement>(&self, page: usize, kv_head: usize) -> &[E::Bits] {
         let n = self.shape.head_dim * PAGE_TOKENS;
         let values: &[E::Bits] = bytemuck::cast_slice(self.values.as_slice());
         &values[(page * self.shape.n_kv_heads + kv_head) * n..][..n]
     }
 
-    /// bf16, of a page's tokens; only where elements are scaled.
+    /// bf16 scales of a page's tokens; only if elements are scaled.
     #[inline(always)]
     pub(super) fn key_scales(&self, page: usize, kv_head: usize) -> &[u16; PAGE_TOKENS] {
         at(
@@ -339,7 +340,7 @@ impl KvPages {
     }
 }
 
-/// Where one token's keys and values go.
+/// The slot of one token's keys and values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Slot {
     pub page: u32,
@@ -347,8 +348,8 @@ pub struct Slot {
     pub slot: u32,
 }
 
-/// A head's values as they can be stored, in `room` where they are not `x`, and how many differ.
-fn held_inside<'a, E: Element>(
+/// A head's values as they can be stored, in `room` if they differ from `x`, and how many differ.
+fn held_inside<'a, E: KvElement>(
     x: &'a [f32],
     room: &'a mut [f32; MAX_HEAD_DIM],
 ) -> (&'a [f32], u64) {
@@ -368,9 +369,10 @@ fn held_inside<'a, E: Element>(
     (held, (x.len() - n_inside) as u64)
 }
 
-/// `keys` starts at the token's slot, `values` is the token's row. Returns the bits of their scales.
+/// `keys` starts at the token's slot, `values` is the token's row. Returns the bits of their
+/// scales.
 #[inline(always)]
-fn store_head<L: Lanes, E: Element>(
+fn store_head<L: Lanes, E: KvElement>(
     k: &[f32],
     v: &[f32],
     keys: &mut [E::Bits],
@@ -406,8 +408,8 @@ fn store_fp8<L: Lanes>(k: &[f32], v: &[f32], keys: &mut [u8], values: &mut [u8])
     store_head::<L, Fp8E4m3>(k, v, keys, values)
 }
 
-/// What one token's elements, which are finite, are multiplied with before they are stored, and the
-/// bits of their scale, which undoes it and the codes' [`e4m3::UNIT`].
+/// The factor for one token's elements, which are finite, before they are stored, and the bits of
+/// their scale, which reverses it and the codes' [`e4m3::UNIT`].
 #[inline(always)]
 fn scale_of<L: Lanes>(x: &[f32]) -> (f32, u16) {
     let mut largest = L::splat(0.0);

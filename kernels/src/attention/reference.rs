@@ -1,5 +1,5 @@
-//! The plain version: gather, softmax in f64, weighted sum. Where speed does not matter it serves,
-//! too: [`forward_on`] spreads the queries over threads.
+//! The reference: gather, softmax in f64, weighted sum. It is also used where speed does not
+//! matter: [`forward_on`] spreads the queries over threads.
 
 use half::{bf16, f16};
 
@@ -45,7 +45,7 @@ pub(super) fn value(kv: &KvPages, page: usize, kv_head: usize, d: usize, slot: u
     }
 }
 
-/// `q: [n_tokens, n_q_heads, head_dim]` → the same shape; tokens of no sequence stay zero.
+/// `q: [n_tokens, n_q_heads, head_dim]` → the same shape; tokens outside all sequences stay zero.
 pub fn forward(kv: &KvPages, sequences: &[Sequence<'_>], q: &[f32]) -> Vec<f32> {
     let (shape, mut out) = (kv.shape(), vec![0.0; q.len()]);
     for sequence in sequences {
@@ -92,7 +92,7 @@ pub fn forward_on(
                 sequence.first + token,
                 rows.len(),
             )?;
-            // A token of two sequences is the first one's.
+            // A token of two sequences belongs to the first one.
             if let Some(row) = rows[sequence.first + token].take() {
                 work.push((*sequence, token, row));
             }

@@ -149,7 +149,7 @@ fn a_copied_page_holds_the_same_and_the_others_stay() {
         let case = case(shape, format, &[(0, 48)], &mut pool);
         let sequences = views(&case.sequences);
         let expected = run(&mut pool, Isa::detect(), &case, &sequences);
-        // Out to another pool in another order, and back to other places.
+        // Out to another pool in another order, and back to different pages.
         let mut host = KvPages::new(shape, 4, format).expect("pages");
         let mut back = KvPages::new(shape, 9, format).expect("pages");
         let places = [7u32, 2, 5];
@@ -300,11 +300,11 @@ fn fp8_pages_take_half_the_bytes_and_their_scales() {
     let bytes = |format| KvPages::new(shape, 7, format).expect("kv").bytes();
     let n_elements = 2 * 7 * 2 * 16 * 128;
     assert_eq!(bytes(KvFormat::F16), 2 * n_elements);
-    // One bf16 scale a token, head, and keys or values: 2 bytes for 128.
+    // One bf16 scale for each token and head, for keys and for values: 2 bytes for 128.
     assert_eq!(bytes(KvFormat::Fp8E4m3), n_elements + n_elements / 64);
 }
 
-/// Stores tokens whose elements are as large as `sizes` says and returns keys and values as read
+/// Stores tokens whose elements have the magnitudes `sizes` and returns keys and values as read
 /// back, the `[n_tokens, head_dim]` of one head.
 fn stored(isa: Isa, tokens: &[Vec<f32>]) -> Vec<(Vec<f64>, Vec<f64>)> {
     let head_dim = tokens[0].len();
@@ -410,9 +410,9 @@ fn what_a_format_cannot_hold_is_stored_as_its_largest_or_zero_and_counted() {
     }
 }
 
-/// A page that a broken sequence has left behind, and a shorter sequence that gets it.
+/// A page left by a broken sequence, reused by a shorter sequence.
 #[test]
-fn values_left_behind_a_context_change_nothing() {
+fn values_after_a_context_change_nothing() {
     let shape = AttentionShape {
         n_q_heads: 2,
         n_kv_heads: 1,

@@ -1,9 +1,9 @@
-//! How the rows of an activation matrix lie in device memory.
+//! The layout of an activation matrix in device memory.
 
 use super::shape::ShapeCheck;
 use super::{CudaError, Element, ElementView};
 
-/// Values of k that lie together in a tiled matrix.
+/// Values of k that are contiguous in a tiled matrix.
 const TILE_K: usize = 64;
 /// Rows of a tiled matrix are a multiple of this, so that a tile of any kernel stays inside.
 pub const TILE_ROWS: usize = 128;
@@ -13,7 +13,7 @@ pub const TILE_ROWS: usize = 128;
 pub enum RowLayout {
     /// Row r starts at r * stride.
     Plain { stride: usize },
-    /// `[columns / 64][rows][64]`, the 64 in the order of k of the packed weights and swizzled.
+    /// `[columns / 64][rows][64]`, the 64 in the packed weights' order of k and swizzled.
     Tiled { rows: usize },
 }
 
@@ -24,14 +24,14 @@ pub struct Activation<'a> {
     pub layout: RowLayout,
 }
 
-/// A layout as the kernels take it.
-pub(crate) struct Place {
+/// A layout in the kernels' parameters.
+pub(crate) struct ActivationStrides {
     pub stride: i32,
     pub tile_rows: i32,
 }
 
 impl RowLayout {
-    /// Where value `k` of a row lies. As `activation_at` of tiled.cuh.
+    /// Offset of value `k` of a row. As `activation_at` of tiled.cuh.
     pub const fn offset(self, row: usize, k: usize) -> usize {
         match self {
             Self::Plain { stride } => row * stride + k,
@@ -56,8 +56,8 @@ impl<'a> Activation<'a> {
         Self { view, layout }
     }
 
-    /// `n_rows` rows of `width` values lie in the view; the kernel reads words of `word_bytes` and
-    /// computes in `element`.
+    /// Checks that `n_rows` rows of `width` values are inside the view; the kernel reads words of
+    /// `word_bytes` and computes in `element`.
     pub(crate) fn place(
         &self,
         check: ShapeCheck,
@@ -66,14 +66,14 @@ impl<'a> Activation<'a> {
         n_rows: usize,
         width: usize,
         word_bytes: usize,
-    ) -> Result<Place, CudaError> {
+    ) -> Result<ActivationStrides, CudaError> {
         let words = check.element(what, self.view, element)?;
         match self.layout {
             RowLayout::Plain { stride } => {
                 check.multiple(what, stride, word_bytes / 2)?;
                 check.rows(what, words, n_rows, stride, width)?;
                 check.aligned(what, words, word_bytes)?;
-                Ok(Place {
+                Ok(ActivationStrides {
                     stride: check.int(what, stride)?,
                     tile_rows: 0,
                 })
@@ -84,7 +84,7 @@ impl<'a> Activation<'a> {
                 let len = rows.saturating_mul(width.next_multiple_of(TILE_K));
                 check.at_least(what, words.len(), len)?;
                 check.aligned(what, words, 128)?;
-                Ok(Place {
+                Ok(ActivationStrides {
                     stride: 0,
                     tile_rows: check.int(what, rows)?,
                 })
@@ -111,7 +111,7 @@ mod tests {
                 assert_eq!(layout.offset(row, k & !1) + k % 2, at);
             }
         }
-        // Row 0 is not swizzled; the lane's second pair of k follows eight further on.
+        // Row 0 is not swizzled; the lane's second pair of k is eight values further on.
         assert_eq!(layout.offset(0, 2), 8);
         assert_eq!(layout.offset(1, 0), 64 + 8);
     }

@@ -9,8 +9,7 @@ use cudarc::driver::sys;
 use super::error::check;
 use super::{CudaError, Device, Stream};
 
-/// A pointer into device memory, as a kernel's parameter struct holds it. The host cannot read
-/// through it.
+/// A pointer into device memory, as in a kernel's parameter struct. The host cannot dereference it.
 #[derive(Debug)]
 #[repr(transparent)]
 pub struct DevicePtr<T> {
@@ -39,7 +38,7 @@ unsafe impl<T> Send for DevicePtr<T> {}
 unsafe impl<T> Sync for DevicePtr<T> {}
 
 impl<T> DevicePtr<T> {
-    /// What kernels take for "none", for example a missing bias.
+    /// The kernels' representation of "none", for example a missing bias.
     pub const fn null() -> Self {
         Self {
             address: 0,
@@ -166,7 +165,7 @@ impl<T: Pod> Drop for Buffer<T> {
     fn drop(&mut self) {
         if self.device.inner.bind().is_ok() {
             // SAFETY: allocated by cuMemAlloc and freed once, here; the wait before it keeps
-            // kernels in flight from using freed memory. An error has nobody to go to.
+            // kernels in flight from using freed memory. Errors cannot be reported from drop.
             unsafe {
                 let _ = sys::cuCtxSynchronize();
                 let _ = sys::cuMemFree_v2(self.ptr.address);
@@ -241,7 +240,7 @@ impl<'a, T: Pod> BufferView<'a, T> {
         }
     }
 
-    /// The same bytes as values of another type: how one workspace serves several ops.
+    /// The same bytes as values of another type, so that one workspace can serve several ops.
     pub fn cast<U: Pod>(self) -> Result<BufferView<'a, U>, CudaError> {
         let (bytes, size) = (self.n_bytes(), size_of::<U>());
         let is_aligned = self.ptr.address.is_multiple_of(align_of::<U>() as u64);
@@ -282,7 +281,7 @@ impl<'a, T: Pod> BufferView<'a, T> {
         waited
     }
 
-    /// The view's values, after all work that was given to `stream` before.
+    /// The view's values, after all work queued on `stream` so far.
     pub fn download(self, stream: &Stream) -> Result<Vec<T>, CudaError> {
         let mut values = vec![T::zeroed(); self.len];
         self.download_to(stream, &mut values)?;

@@ -25,11 +25,11 @@ pub struct DeviceProperties {
     pub shared_bytes_per_block: usize,
     /// Shared memory of a multiprocessor, all blocks together.
     pub shared_bytes_per_multiprocessor: usize,
-    /// What the driver keeps of it for every block.
+    /// Shared memory that the driver reserves for every block.
     pub reserved_shared_bytes_per_block: usize,
     /// The newest CUDA version that the driver runs, as 1000 * major + 10 * minor.
     pub driver_version: u32,
-    /// Set where these are the limits of another chip.
+    /// Set if these are the limits of another chip.
     pub profile: Option<CardProfile>,
 }
 
@@ -55,7 +55,7 @@ pub(super) struct DeviceInner {
     context: sys::CUcontext,
     /// As callers see it: through a card profile, if there is one.
     properties: DeviceProperties,
-    /// As it is.
+    /// The device's real properties.
     own_properties: DeviceProperties,
     /// Loaded when first asked for, by source name.
     modules: Mutex<HashMap<&'static str, Module>>,
@@ -92,13 +92,13 @@ impl Device {
         }
     }
 
-    /// Opens GPU `ordinal`, as the chip that `ENGINE_CARD_PROFILE` names where that is set. An
-    /// error on a machine without driver or GPU, and in a binary that holds no kernels for it.
+    /// Opens GPU `ordinal`, as the chip named by `ENGINE_CARD_PROFILE` if that is set. Returns an
+    /// error on a machine without driver or GPU, and in a binary without kernels for it.
     pub fn open(ordinal: usize) -> Result<Self, CudaError> {
         Self::open_as(ordinal, CardProfile::from_environment()?)
     }
 
-    /// Opens GPU `ordinal`, as another chip if asked.
+    /// Opens GPU `ordinal`, as another chip if requested.
     pub fn open_as(ordinal: usize, profile: Option<CardProfile>) -> Result<Self, CudaError> {
         // SAFETY: only tries to open the library.
         if !unsafe { sys::is_culib_present() } {
@@ -153,8 +153,8 @@ impl Device {
         &self.inner.properties
     }
 
-    /// Whether kernels of other processes may run beside this one's, through the multi-process
-    /// service (MPS).
+    /// Whether kernels of other processes may run concurrently with this one's, through the
+    /// multi-process service (MPS).
     pub fn is_shared(&self) -> bool {
         let mut is_enabled = 0;
         // SAFETY: the device was returned by the driver, which writes one integer, or refuses an
@@ -170,20 +170,20 @@ impl Device {
             || std::env::vars_os().any(|(name, _)| name.to_string_lossy().starts_with("CUDA_MPS_"))
     }
 
-    /// Bytes of device memory that are free now, and all of them.
+    /// Free and total device memory, in bytes.
     pub fn memory_bytes(&self) -> Result<(usize, usize), CudaError> {
         self.inner.memory_bytes()
     }
 
-    /// Waits for all work of the device; errors of earlier launches surface here.
+    /// Waits for all work of the device; errors of earlier launches are reported here.
     pub fn synchronize(&self) -> Result<(), CudaError> {
         self.inner.bind()?;
         // SAFETY: this thread's context is the device's.
         check("cuCtxSynchronize", unsafe { sys::cuCtxSynchronize() })
     }
 
-    /// The kernel `name` of `source_name` (`stream_linear/repack`). Loads the source's module at
-    /// the first call: look kernels up before a graph is captured.
+    /// The kernel `name` of `source_name` (`stream_linear/repack`). The first call loads the
+    /// source's module: look kernels up before capturing a graph.
     pub fn kernel(&self, source_name: &str, name: &str) -> Result<Kernel, CudaError> {
         self.inner.bind()?;
         let unknown = |known: String| CudaError::UnknownKernel {
@@ -209,7 +209,7 @@ impl Device {
         }
     }
 
-    /// As [`Self::kernel`], of a source that is compiled for each element.
+    /// As [`Self::kernel`], for a source that is compiled for each element type.
     pub fn element_kernel(
         &self,
         element: Element,
@@ -255,21 +255,21 @@ impl Device {
 }
 
 impl DeviceInner {
-    /// What of `n` of the device's multiprocessors a card profile makes of it.
+    /// Scales `n` of the device's multiprocessors to a card profile.
     pub(super) fn scaled_to_profile(&self, n: usize) -> usize {
         let (seen, own) = (&self.properties, &self.own_properties);
         n * seen.n_multiprocessors / own.n_multiprocessors.max(1)
     }
 
-    /// The share of this device's shared memory, in per cent, that is as much as `percent` of what a
-    /// card profile has: the driver goes up to the next size that there is.
+    /// The share of this device's shared memory, in per cent, that equals `percent` of a card
+    /// profile's: the driver rounds up to the next available size.
     pub(super) fn carveout(&self, percent: u32) -> u32 {
         let (seen, own) = (&self.properties, &self.own_properties);
         let bytes = percent as usize * seen.shared_bytes_per_multiprocessor;
         (bytes / own.shared_bytes_per_multiprocessor.max(1)) as u32
     }
 
-    /// Makes the context the calling thread's; every call of the driver below relies on it.
+    /// Makes the context the calling thread's; every driver call below relies on it.
     pub(super) fn bind(&self) -> Result<(), CudaError> {
         // SAFETY: the context is retained as long as `self` lives.
         check("cuCtxSetCurrent", unsafe {
@@ -290,8 +290,8 @@ impl DeviceInner {
 
 impl Drop for DeviceInner {
     fn drop(&mut self) {
-        // SAFETY: buffers, streams, kernels and graphs hold the device, so nothing uses the
-        // modules or the context any more. Nobody is left who could take an error.
+        // SAFETY: buffers, streams, kernels and graphs hold the device, so the modules and the
+        // context are not in use any more. Errors cannot be reported from drop.
         unsafe {
             if sys::cuCtxSetCurrent(self.context) == sys::CUresult::CUDA_SUCCESS {
                 let modules = self
@@ -382,7 +382,7 @@ fn version_text(version: i32) -> String {
     format!("{}.{}", version / 1000, version % 1000 / 10)
 }
 
-/// What a module holds, for the error that names a kernel it lacks.
+/// The functions of a module, for the error about a missing kernel.
 fn function_names(module: Module) -> String {
     let mut n_functions = 0;
     // SAFETY: the module is loaded; the driver writes one integer.

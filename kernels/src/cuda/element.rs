@@ -1,7 +1,7 @@
 //! The 16-bit type of activations and unquantised weights, chosen when a model is loaded.
 //!
-//! Kernels that work on it are compiled once for each (`cuda/element.cuh`). Memory of it carries
-//! its [`Element`], and launchers refuse what is not their own.
+//! Kernels that work on it are compiled once for each type (`cuda/element.cuh`). Memory of this
+//! type carries its [`Element`], and launchers refuse a different one.
 
 use std::ops::Range;
 
@@ -47,7 +47,7 @@ impl Element {
         self.value(self.bits(value))
     }
 
-    /// What the fatbin of `source_name` for this element is called.
+    /// Name of the fatbin of `source_name` for this element.
     pub(super) fn fatbin_name(self, source_name: &str) -> String {
         match self {
             Self::F16 => source_name.to_owned(),
@@ -110,7 +110,7 @@ impl ElementBuffer {
         Ok(ElementView::new(self.words.view(range)?, self.element))
     }
 
-    /// The exact values, after all work that was given to `stream` before.
+    /// The exact values, after all work queued on `stream` so far.
     pub fn download(&self, stream: &Stream) -> Result<Vec<f32>, CudaError> {
         let bits = self.words.download(stream)?;
         Ok(bits.into_iter().map(|b| self.element.value(b)).collect())
@@ -173,7 +173,7 @@ mod tests {
 
     #[test]
     fn elements_round_to_the_nearest_and_keep_their_range() {
-        // 1 + 2^-9 is no bf16, their step there is 2^-7; 70,000 is beyond fp16.
+        // 1 + 2^-9 is not a bf16, whose step there is 2^-7; 70,000 exceeds fp16.
         let x = 1.0 + 1.0 / 512.0;
         assert_eq!((Element::F16.round(x), Element::Bf16.round(x)), (x, 1.0));
         assert!(Element::F16.round(70_000.0).is_infinite());

@@ -1,10 +1,10 @@
-//! The fatbins that `cargo xtask build --arch …` has put into this binary.
+//! The fatbins that `cargo xtask build --arch …` has embedded in this binary.
 
 // `FATBINS`, `ARCHITECTURES` and `SHA256`, written by build.rs.
 include!(concat!(env!("OUT_DIR"), "/embedded_kernels.rs"));
 
-/// Compiled kernels: one fatbin a source file, and a second one (`…_bf16`) of those that are
-/// compiled for each [`Element`](super::Element).
+/// Compiled kernels: one fatbin for each source file, and a second one (`…_bf16`) for those that
+/// are compiled for each [`Element`](super::Element).
 #[derive(Debug, Clone, Copy)]
 pub struct EmbeddedKernels {
     /// Source path below `kernels/src` without its ending (`stream_linear/repack`), and its fatbin.

@@ -1,4 +1,4 @@
-//! What can go wrong between the host and the card.
+//! Errors between the host and the GPU.
 
 use std::ffi::CStr;
 
@@ -90,7 +90,7 @@ pub enum CudaError {
 }
 
 impl CudaError {
-    /// After this error every call of the process fails: the context holds the error until the
+    /// After this error every call of the process fails: the context keeps the error until the
     /// process ends (illegal address or instruction, launch timeout, lost device, …).
     pub fn loses_device(&self) -> bool {
         matches!(

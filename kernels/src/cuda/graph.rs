@@ -18,12 +18,12 @@ pub struct Graph {
 unsafe impl Send for Graph {}
 
 impl Graph {
-    /// Runs `record`, which gives its work to `stream`, and keeps that work instead of executing
-    /// it. Allocate memory and look kernels up before: neither can be captured.
+    /// Runs `record`, which queues work on `stream`, and records that work instead of executing it.
+    /// Allocate memory and look kernels up before: neither can be captured.
     ///
     /// The memory that the captured launches and copies use must live as long as the graph: a
     /// replay after its end would touch freed device memory. The host never holds references to
-    /// device memory, so that is an error on the card, not undefined behaviour here.
+    /// device memory, so that is an error on the GPU, not undefined behaviour here.
     pub fn capture<E: From<CudaError>>(
         stream: &Stream,
         record: impl FnOnce() -> Result<(), E>,
@@ -59,7 +59,7 @@ impl Graph {
         Ok(result)
     }
 
-    /// Brings the graph's data to the device, so that the first launch is as fast as the others.
+    /// Uploads the graph's data to the device, so that the first launch is as fast as the others.
     pub fn upload(&self, stream: &Stream) -> Result<(), CudaError> {
         stream.enter(&self.device)?;
         // SAFETY: graph and stream live, and belong to one device.
@@ -78,7 +78,7 @@ impl Graph {
         })
     }
 
-    /// How many kernels, copies and the like it has.
+    /// Number of its nodes: kernels, copies and so on.
     pub fn n_nodes(&self) -> Result<usize, CudaError> {
         let mut n_nodes = 0;
         // SAFETY: with no array given, the driver only writes the number of nodes.

@@ -1,4 +1,4 @@
-//! Pinned host memory: copies to and from it run beside the kernels.
+//! Pinned host memory: copies to and from it run concurrently with kernels.
 
 mod rows;
 
@@ -20,7 +20,7 @@ pub struct HostBuffer<T: Pod> {
     device: Device,
     start: NonNull<T>,
     len: usize,
-    /// Behind the last copy given to a stream.
+    /// Recorded after the last copy queued on a stream.
     copied: Event,
     is_in_flight: Cell<bool>,
 }
@@ -41,7 +41,7 @@ impl<T: Pod> HostBuffer<T> {
         check("cuMemHostAlloc", result)?;
         let start =
             NonNull::new(start.cast::<T>()).ok_or(CudaError::OutOfHostMemory { bytes_asked })?;
-        // SAFETY: bytes_asked bytes, page-aligned, owned by nobody else yet; all zeroes is a T.
+        // SAFETY: bytes_asked bytes, page-aligned, not shared yet; all zeroes is a T.
         unsafe { start.as_ptr().write_bytes(0, len) };
         Ok(Self {
             device: device.clone(),
@@ -63,8 +63,8 @@ impl<T: Pod> HostBuffer<T> {
     /// The values, after the last copy into them.
     pub fn as_slice(&self) -> Result<&[T], CudaError> {
         self.wait()?;
-        // SAFETY: len initialised values, nobody copies into them now, and a new copy into them
-        // needs `&mut self`.
+        // SAFETY: len initialised values, no copy into them is in progress, and a new copy into
+        // them needs `&mut self`.
         Ok(unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) })
     }
 
@@ -76,7 +76,7 @@ impl<T: Pod> HostBuffer<T> {
         Ok(unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) })
     }
 
-    /// Whether the last copy is done, so that reading will not wait.
+    /// Whether the last copy is complete, so that reading will not wait.
     pub fn is_ready(&self) -> Result<bool, CudaError> {
         if !self.is_in_flight.get() {
             return Ok(true);
@@ -160,7 +160,7 @@ impl<T: Pod> HostBuffer<T> {
         stream.refuse_capture("a copy from or to a host buffer")?;
         stream.enter(device)?;
         stream.enter(&self.device)?;
-        // One event marks the last copy, so copies of one buffer follow each other over streams.
+        // One event marks the last copy, so copies of one buffer are ordered across streams.
         if self.is_in_flight.get() {
             stream.wait_for(&self.copied)
         } else {
@@ -176,7 +176,7 @@ impl<T: Pod> HostBuffer<T> {
     ) -> Result<(), CudaError> {
         check(call, result)?;
         if let Err(error) = self.copied.record(stream) {
-            // Without the mark nobody could wait for the copy later, so wait now.
+            // Without the event the copy could not be waited for later, so wait now.
             stream.synchronize()?;
             return Err(error);
         }

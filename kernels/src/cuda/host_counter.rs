@@ -1,4 +1,4 @@
-//! A number that kernels add to and the host reads without waiting.
+//! A counter that kernels increment and the host reads without waiting.
 
 use std::ptr::NonNull;
 
@@ -7,9 +7,9 @@ use cudarc::driver::sys;
 use super::error::check;
 use super::{CudaError, Device, DevicePtr};
 
-/// One `u64` in page-locked host memory, zero at first. Kernels of one device add to it, rarely: an
-/// addition crosses the bus. The host sees it grow while they run, and all of it after a
-/// synchronisation with them.
+/// One `u64` in page-locked host memory, initially zero. Kernels of one device add to it, rarely:
+/// an addition crosses the bus. The host sees it grow while they run, and the total after
+/// synchronising with them.
 #[derive(Debug)]
 pub struct HostCounter {
     device: Device,
@@ -53,7 +53,7 @@ impl HostCounter {
         Ok(counter)
     }
 
-    /// What has been added up to now.
+    /// The total so far.
     pub fn value(&self) -> u64 {
         // SAFETY: initialised, aligned, and owned as long as `self`; kernels may write meanwhile,
         // hence volatile.

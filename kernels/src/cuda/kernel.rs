@@ -40,20 +40,20 @@ pub struct LaunchConfig {
     pub grid: Dim3,
     /// Threads of a block.
     pub block: Dim3,
-    /// Blocks of a cluster, along x; 1 for none. At most 8, which every chip has.
+    /// Number of blocks in a cluster, along x; 1 for none. At most 8, which every chip supports.
     pub cluster: u32,
     /// Dynamic shared memory of a block.
     pub shared_bytes: usize,
-    /// Programmatic dependent launch: the blocks may start while the kernel before still runs,
-    /// and `griddepcontrol.wait` in the kernel waits for its results. Only for kernels with it.
+    /// Programmatic dependent launch: the blocks may start while the previous kernel still runs,
+    /// and `griddepcontrol.wait` in the kernel waits for its results. Only for kernels that use it.
     pub dependent: bool,
-    /// All blocks are on the card together, even beside other work; costs the overlap that
-    /// `dependent` gives. For kernels whose blocks wait for each other.
+    /// All blocks are resident on the GPU at once, even next to other work; costs the overlap of
+    /// `dependent`. For kernels whose blocks wait for each other.
     pub cooperative: bool,
 }
 
 impl LaunchConfig {
-    /// No cluster, no dynamic shared memory, starts after the work before it.
+    /// No cluster, no dynamic shared memory, starts after the previous work.
     pub fn new(grid: impl Into<Dim3>, block: impl Into<Dim3>) -> Self {
         let (grid, block) = (grid.into(), block.into());
         Self {
@@ -88,7 +88,7 @@ impl Kernel {
         function: sys::CUfunction,
         name: &str,
     ) -> Result<Self, CudaError> {
-        // Loads the code now, and not lazily inside a capture.
+        // Loads the code now rather than lazily inside a capture.
         // SAFETY: a function of a loaded module.
         check("cuFuncLoad", unsafe { sys::cuFuncLoad(function) })?;
         let (mut offset, mut param_bytes) = (0, 0);
@@ -116,7 +116,7 @@ impl Kernel {
         &self.device
     }
 
-    /// The launch bound that it was compiled with, or what its registers allow.
+    /// The launch bound from compilation, or the limit from its registers.
     pub fn max_threads(&self) -> usize {
         self.max_threads
     }
@@ -137,7 +137,7 @@ impl Kernel {
         )
     }
 
-    /// Which share of the L1 memory should be shared memory, in per cent: a wish to the driver.
+    /// The preferred share of shared memory in the L1 memory, in per cent: a hint to the driver.
     pub fn set_shared_carveout(&self, percent: u32) -> Result<(), CudaError> {
         self.check_limit(
             "the shared memory carveout in per cent",
@@ -150,7 +150,7 @@ impl Kernel {
         )
     }
 
-    /// How many clusters of this launch the device holds at a time.
+    /// Number of clusters of this launch that the device can hold at a time.
     pub fn max_active_clusters(
         &self,
         stream: &Stream,
@@ -169,9 +169,9 @@ impl Kernel {
         Ok(self.device.inner.scaled_to_profile(n_clusters))
     }
 
-    /// The largest cluster of 1, 2, 4 or 8 blocks, at most `config.cluster`, of which the device holds
-    /// one. A chip with multiprocessors switched off may have no room for large ones. The grid of
-    /// `config` does not count.
+    /// The largest cluster of 1, 2, 4 or 8 blocks, at most `config.cluster`, that fits on the
+    /// device. A chip with disabled multiprocessors may have no room for large ones. The grid of
+    /// `config` is ignored.
     pub fn largest_cluster(&self, config: &LaunchConfig) -> Result<u32, CudaError> {
         self.device.inner.bind()?;
         largest_fitting(config.cluster, |cluster| {
@@ -197,7 +197,7 @@ impl Kernel {
         })
     }
 
-    /// Gives one launch to `stream`; `params` is the kernel's only argument.
+    /// Queues one launch on `stream`; `params` is the kernel's only argument.
     ///
     /// # Safety
     /// The pointers in `params` must cover all that the kernel reads and writes with these
@@ -222,8 +222,8 @@ impl Kernel {
         let raw = attributes.config(stream.raw(), config);
         let mut arguments = [std::ptr::from_ref(params).cast_mut().cast()];
         // SAFETY: function and stream live; `raw` points to `attributes`, which outlives the call;
-        // the driver copies the one argument, whose size is the kernel's; what its pointers need
-        // is the caller's promise.
+        // the driver copies the one argument, whose size is the kernel's; the caller vouches for
+        // its pointers.
         check("cuLaunchKernelEx", unsafe {
             sys::cuLaunchKernelEx(
                 &raw const raw,
@@ -287,7 +287,7 @@ impl Kernel {
     }
 }
 
-/// The largest power of two up to `at_most` that `fits`; one block alone always does.
+/// The largest power of two up to `at_most` that `fits`; a single block always does.
 fn largest_fitting(
     at_most: u32,
     mut fits: impl FnMut(u32) -> Result<bool, CudaError>,

@@ -1,10 +1,9 @@
-//! A small safe layer over the CUDA driver: what the launchers of the ops and the executor need,
-//! and nothing else.
+//! A small safe layer over the CUDA driver: only what the launchers and the executor need.
 //!
 //! The driver is loaded at run time, so that one binary runs with and without a GPU. Memory is
-//! allocated once and by its owner; there is no pool, because nothing allocates in the decode
-//! loop. Device memory is reached through copies only: no reference to it ever exists on the
-//! host, hence views are plain `Copy` handles and a kernel may write through any of them.
+//! allocated once and by its owner; there is no pool, because the decode loop allocates nothing.
+//! Device memory is accessed only through copies: the host never has a reference to it, so views
+//! are plain `Copy` handles and a kernel may write through any of them.
 //!
 //! Deliberately absent: several devices in one process, unified memory, run-time compilation.
 

@@ -1,4 +1,4 @@
-//! One layer's paged KV cache on the device. `paged_kv.cuh` has the layout inside a page.
+//! One layer's paged KV cache on the device. The layout inside a page is in `paged_kv.cuh`.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -11,16 +11,16 @@ pub const PAGE_TOKENS: usize = 16;
 /// How keys and values are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KvFormat {
-    /// Where activations are fp16.
+    /// If activations are fp16.
     F16,
-    /// Where activations are bf16.
+    /// If activations are bf16.
     Bf16,
     /// 4 exponent and 3 mantissa bits, up to 448, times a scale.
     Fp8E4m3,
 }
 
 impl KvFormat {
-    /// As activations are stored.
+    /// The format of activations.
     pub const fn of(element: Element) -> Self {
         match element {
             Element::F16 => Self::F16,
@@ -48,7 +48,7 @@ impl KvFormat {
         .into())
     }
 
-    /// As kernel names have it.
+    /// The suffix of kernel names.
     pub(crate) const fn kernel_suffix(self) -> &'static str {
         match self {
             Self::F16 | Self::Bf16 => "half",
@@ -100,7 +100,7 @@ pub struct PagedKv<'a> {
 }
 
 impl PagedKv<'_> {
-    /// As the kernels take it, after a check of sizes, alignment and scales.
+    /// The kernels' parameters, after checking sizes, alignment and scales.
     pub(crate) fn params(
         &self,
         check: ShapeCheck,

@@ -1,13 +1,14 @@
-//! A device treated as another chip: what would run there runs here.
+//! Treats a device as another chip: runs what would run there.
 //!
-//! The profile has the other chip's limits, and hence its kernels and launch shapes: shared memory of a
-//! block and of a multiprocessor, the compute capability that choices go by, and if asked a number
-//! of multiprocessors. Sources whose code differs by chip (`// Profiles: sm_120.` in their header)
-//! are compiled once more with that chip's choices for the chip at hand.
+//! The profile has the other chip's limits, and therefore its kernels and launch shapes: shared
+//! memory of a block and of a multiprocessor, the compute capability used for choices, and
+//! optionally a number of multiprocessors. Sources whose code differs by chip (`// Profiles:
+//! sm_120.` in their header) are compiled a second time with that chip's choices for the current
+//! chip.
 //!
-//! It shows whether results are right there, and what its kernels do beside others on one device.
-//! Rates, latencies, the L2's size and threads of a multiprocessor stay the device's own: times are no
-//! prediction for the other chip.
+//! It shows whether results are correct there, and how its kernels compare with each other on one
+//! device. Rates, latencies, the size of the L2 and the threads of a multiprocessor stay the
+//! device's own: times do not predict the other chip's.
 
 use std::fmt;
 use std::str::FromStr;
@@ -68,7 +69,7 @@ impl Chip {
 }
 
 impl CardProfile {
-    /// What [`PROFILE_VARIABLE`] says, if it is set and not empty.
+    /// The value of [`PROFILE_VARIABLE`], if it is set and not empty.
     pub fn from_environment() -> Result<Option<Self>, ProfileError> {
         match std::env::var_os(PROFILE_VARIABLE) {
             Some(text) if !text.is_empty() => text.to_string_lossy().parse().map(Some),
@@ -76,7 +77,7 @@ impl CardProfile {
         }
     }
 
-    /// `properties` as of the other chip, or why the device cannot stand for it.
+    /// `properties` as of the other chip, or why the device cannot emulate it.
     pub(super) fn apply(
         self,
         properties: &DeviceProperties,
@@ -114,8 +115,8 @@ impl CardProfile {
         })
     }
 
-    /// What the fatbin of `source_name` with the other chip's choices is called, on a device of
-    /// another compute capability; there is one only of sources with choices of their own.
+    /// Name of the fatbin of `source_name` with the other chip's choices, on a device of another
+    /// compute capability; only sources with such choices have one.
     pub(super) fn fatbin_name(self, source_name: &str, of_device: (u32, u32)) -> Option<String> {
         (of_device != self.chip.compute_capability())
             .then(|| format!("{source_name}_as_{}", self.chip.name()))

@@ -1,11 +1,11 @@
-//! Checks that the launchers share: what a kernel will touch lies inside the views it was given.
+//! Checks shared by the launchers: the memory that a kernel accesses is inside the given views.
 
 use bytemuck::Pod;
 
 use super::{BufferView, CudaError, Element, ElementView};
 use crate::KernelError;
 
-/// What a launcher checks is named after it in errors.
+/// The name of the op in error messages.
 #[derive(Debug, Clone, Copy)]
 pub struct ShapeCheck(pub &'static str);
 
@@ -69,7 +69,8 @@ impl ShapeCheck {
         i32::try_from(value).map_err(|_| self.error(what, value, format!("at most {}", i32::MAX)))
     }
 
-    /// `n_rows` rows of `width` values, `stride` apart, lie in `view`; rows do not overlap.
+    /// Checks that `n_rows` rows of `width` values, `stride` apart, are inside `view` and do not
+    /// overlap.
     pub fn rows<T: Pod>(
         self,
         what: &'static str,
@@ -93,7 +94,7 @@ impl ShapeCheck {
         self.at_least(what, view.len(), if n_rows == 0 { 0 } else { needed })
     }
 
-    /// The kernel reads `view` in words of `n_bytes`.
+    /// Checks that the kernel can read `view` in words of `n_bytes`.
     pub fn aligned<T: Pod>(
         self,
         what: &'static str,
@@ -111,7 +112,8 @@ impl ShapeCheck {
         ))
     }
 
-    /// `view` holds what the kernel computes in; its words, for the other checks.
+    /// Checks that `view` has the element type of the kernel; returns its words for the other
+    /// checks.
     pub fn element<'a>(
         self,
         what: &'static str,

@@ -1,4 +1,4 @@
-//! Streams, which order work on the card, and events, which mark points in them.
+//! Streams, which order work on the GPU, and events, which mark points in them.
 
 use std::cell::Cell;
 
@@ -39,7 +39,7 @@ impl Stream {
         &self.device
     }
 
-    /// Waits for all work given to this stream; errors of earlier launches surface here.
+    /// Waits for all work queued on this stream; errors of earlier launches are reported here.
     pub fn synchronize(&self) -> Result<(), CudaError> {
         self.refuse_capture("a wait of the host")?;
         self.device.inner.bind()?;
@@ -49,7 +49,7 @@ impl Stream {
         })
     }
 
-    /// Work given to this stream from here on runs after `event`.
+    /// Work queued on this stream from here on runs after `event`.
     pub fn wait_for(&self, event: &Event) -> Result<(), CudaError> {
         self.enter(&event.device)?;
         // SAFETY: stream and event live, and belong to one device.
@@ -58,9 +58,9 @@ impl Stream {
         })
     }
 
-    /// Work given to this stream from here on runs after all that was given to `other` so far;
+    /// Work queued on this stream from here on runs after everything queued on `other` so far;
     /// `event` is used for it and not read. May be captured: a stream that follows a capturing one
-    /// is captured with it, until that one follows it in turn.
+    /// is captured with it, until the capturing one follows it.
     pub fn follow(&self, other: &Stream, event: &Event) -> Result<(), CudaError> {
         other.enter(&event.device)?;
         self.enter(&event.device)?;
@@ -75,7 +75,7 @@ impl Stream {
         let (was_capturing, is_capturing) = (self.is_capturing.get(), other.is_capturing.get());
         self.is_capturing.set(was_capturing || is_capturing);
         if was_capturing {
-            // Joined: what it was given belongs to this stream's capture now.
+            // Joined: its work now belongs to this stream's capture.
             other.is_capturing.set(false);
         }
         Ok(())
@@ -111,7 +111,7 @@ impl Drop for Stream {
     }
 }
 
-/// A point in a stream. Two of them time what lies between.
+/// A point in a stream. Two of them measure the time between.
 #[derive(Debug)]
 pub struct Event {
     device: Device,
@@ -137,7 +137,7 @@ impl Event {
         })
     }
 
-    /// Marks the point after all work given to `stream` so far.
+    /// Marks the point after all work queued on `stream` so far.
     pub fn record(&self, stream: &Stream) -> Result<(), CudaError> {
         stream.enter(&self.device)?;
         stream.refuse_capture("an event")?;
@@ -147,7 +147,7 @@ impl Event {
         })
     }
 
-    /// Waits until the recorded point is reached; at once if none was recorded.
+    /// Waits until the recorded point is reached; returns at once if none was recorded.
     pub fn synchronize(&self) -> Result<(), CudaError> {
         self.device.inner.bind()?;
         // SAFETY: the event lives as long as `self`.

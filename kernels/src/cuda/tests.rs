@@ -1,4 +1,4 @@
-//! What holds without a GPU. `tests/cuda_device.rs` has what needs one.
+//! Tests without a GPU; `tests/cuda_device.rs` has those that need one.
 
 use bytemuck::{Pod, Zeroable, bytes_of};
 
@@ -34,7 +34,7 @@ fn opening_a_device_never_panics_and_says_what_is_missing() {
             assert_eq!((ordinal, n_devices), (1000, Device::count()));
         }
         Err(CudaError::NoDriver) => assert_eq!(Device::count(), 0),
-        // A driver library without a card behind it.
+        // A driver library without a GPU.
         Err(CudaError::Call { call, .. }) => assert_eq!(call, "cuInit"),
         Err(other) => panic!("{other}"),
     }

@@ -1,4 +1,4 @@
-//! A block of dot products: each weight that is loaded and widened meets several tokens.
+//! A block of dot products: each weight that is loaded and widened is used for several tokens.
 
 use super::{DenseFormat, DenseMatrix};
 use crate::isa::Isa;

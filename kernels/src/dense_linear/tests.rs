@@ -60,7 +60,7 @@ fn every_format_agrees_with_the_reference_on_every_instruction_set() {
                         );
                     }
                 }
-                // One token alone gives the same bits as in a batch.
+                // A single token gives the same bits as in a batch.
                 let mut together = vec![0.0; 11 * n_out];
                 let mut alone = vec![0.0; n_out];
                 for (n, x, y) in [

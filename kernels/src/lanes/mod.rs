@@ -1,8 +1,8 @@
 //! Sixteen f32 at a time, with one interface over AVX-512, AVX2 and plain Rust.
 //!
-//! An elementwise or dot-product kernel is written once, generic over [`Lanes`], and compiled
-//! three times by [`for_isa!`]. Kernels that live on an instruction of their own (the integer
-//! dot products of `quant_linear`) do not go through here.
+//! An elementwise or dot-product kernel is written once, generic over [`Lanes`], and compiled three
+//! times by [`for_isa!`]. Kernels built on special instructions (the integer dot products of
+//! `quant_linear`) do not use it.
 //!
 //! All three round alike except for fused multiply-add, which the portable version does in two
 //! roundings.
@@ -23,7 +23,7 @@ pub use portable::Portable;
 /// Number of f32 in a [`Lanes`].
 pub const LANES: usize = 16;
 
-/// Sixteen f32. A value exists only on a processor that has the instructions behind it.
+/// Sixteen f32. A value exists only on a CPU that supports its instructions.
 pub trait Lanes: Copy {
     fn splat(x: f32) -> Self;
     fn load(x: &[f32; LANES]) -> Self;
@@ -36,7 +36,7 @@ pub trait Lanes: Copy {
     /// FP8 values as stored, divided by [`e4m3::UNIT`]: the factor goes into their scale. The
     /// codes of NaN are read as ±480.
     fn load_e4m3(codes: &[u8; LANES]) -> Self;
-    /// Rounds to nearest even; what is beyond ±[`e4m3::LARGEST`] becomes that.
+    /// Rounds to nearest even; values beyond ±[`e4m3::LARGEST`] are clamped.
     fn store_e4m3(self, out: &mut [u8; LANES]);
     /// `(words >> shift) & mask` as f32; the masked value is below 2^24.
     fn load_field(words: &[u32; LANES], shift: u32, mask: u32) -> Self;
@@ -118,10 +118,10 @@ pub fn padded<T: Copy>(x: &[T], start: usize, fill: T) -> [T; LANES] {
     out
 }
 
-/// Compiles a generic kernel once per instruction set and calls the one that `isa` names.
+/// Compiles a generic kernel once for each instruction set and calls the one that `isa` names.
 ///
-/// `for_isa!(isa, kernel(arg: Type, …) -> Ret)`; the kernel is `fn kernel<L: Lanes>(…)` and
-/// marked `#[inline(always)]`, so that its body takes on the caller's instructions.
+/// `for_isa!(isa, kernel(arg: Type, …) -> Ret)`; the kernel is `fn kernel<L: Lanes>(…)` and marked
+/// `#[inline(always)]`, so that its body is compiled with the caller's instructions.
 macro_rules! for_isa {
     ($isa:expr, $kernel:ident ( $($arg:ident : $type:ty),* $(,)? ) $(-> $ret:ty)?) => {{
         #[cfg(target_arch = "x86_64")]

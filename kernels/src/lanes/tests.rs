@@ -79,7 +79,7 @@ fn e4m3_value(code: u8) -> f32 {
 #[test]
 fn e4m3_rounds_to_the_nearest_code_on_every_instruction_set() {
     let positive: Vec<f32> = (0..=0x7e).map(e4m3_value).collect();
-    // Every code, what lies in the middle of two and close to it, and beyond the ends.
+    // Every code, values halfway between two codes and close to it, and values beyond the range.
     let mut inputs = vec![
         0.0,
         1e-30,

@@ -1,6 +1,6 @@
 //! One projection, or several that read the same input, as one parallel region.
 //!
-//! The 16-row tiles of all parts form one list, which is cut by bytes: threads finish together,
+//! The 16-row tiles of all parts form one list, which is divided by bytes: threads finish together,
 //! and each reads the same tiles in every step.
 
 use crate::KernelError;
@@ -58,7 +58,7 @@ impl LinearWeights {
     }
 }
 
-/// The input `[n_tokens, n_in]`, as f32 and, for quantised weights, maybe as integers too.
+/// The input `[n_tokens, n_in]`, as f32 and, for quantised weights, optionally also as integers.
 #[derive(Clone, Copy)]
 pub struct LinearInput<'a> {
     pub x: &'a [f32],
@@ -138,7 +138,7 @@ pub fn forward(
         let mut before = 0;
         for (weights, accumulate, bias, y) in &parts {
             let n_tiles = weights.n_tiles();
-            // A tile goes to the thread in whose range its first byte lies.
+            // A tile belongs to the thread whose range contains its first byte.
             let tile_at = |byte: usize| {
                 (byte.saturating_sub(before) * n_tiles)
                     .div_ceil(weights.bytes())

@@ -33,10 +33,10 @@ impl<'a, T> DisjointMut<'a, T> {
     /// The elements `start .. start + len`.
     ///
     /// # Panics
-    /// Where the range lies outside the slice.
+    /// If the range is outside the slice.
     ///
     /// # Safety
-    /// No two slices that live at the same time overlap.
+    /// Slices that live at the same time must not overlap.
     #[inline(always)]
     #[expect(
         clippy::mut_from_ref,

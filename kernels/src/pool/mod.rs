@@ -1,12 +1,12 @@
-//! Worker threads that stay: one parallel region costs about a microsecond while they are warm.
+//! Persistent worker threads: a parallel region costs about a microsecond while they are warm.
 //!
-//! A region has a share for every thread, and kernels cut their work by the share's index alone, so
-//! the same thread reads the same weight rows in every step. Where a worker has not come by the time
-//! that the caller is done with its own share, because another process has its core or it still
-//! wakes up, the caller takes that share as well. Between regions a thread spins for a few
-//! microseconds, then yields to whoever needs the core, and parks after [`SPIN_LIMIT`].
+//! A region has a share for every thread, and kernels divide their work by the share's index alone,
+//! so the same thread reads the same weight rows in every step. If a worker has not started by the
+//! time the caller has finished its own share, because another process has its core or it is still
+//! waking up, the caller takes that share as well. Between regions a thread spins for a few
+//! microseconds, then yields to other threads, and parks after [`SPIN_LIMIT`].
 //!
-//! Deliberately absent: stealing of anything smaller than a share, nesting, futures.
+//! Deliberately absent: stealing anything smaller than a share, nesting, futures.
 
 mod disjoint;
 
@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use crate::KernelError;
 
-/// A waiting thread gives up its core for good after this long.
+/// A waiting thread parks after this time.
 const SPIN_LIMIT: Duration = Duration::from_micros(50);
 /// Polls without a system call, before the first yield.
 const BUSY_POLLS: u32 = 200;
@@ -37,7 +37,7 @@ type Task = dyn Fn(usize) + Sync;
 #[derive(Clone, Copy)]
 struct TaskPtr(*const Task);
 
-// SAFETY: the task behind the pointer is `Sync`, and `run` does not return before every worker
+// SAFETY: the task that the pointer refers to is `Sync`, and `run` does not return before every worker
 // is done with it.
 unsafe impl Send for TaskPtr {}
 
@@ -45,7 +45,7 @@ struct Shared {
     /// Counts regions; a worker starts when it changes.
     epoch: AtomicU64,
     task: Mutex<Option<TaskPtr>>,
-    /// The latest region of which each share was taken, by its worker or by the caller.
+    /// The latest region in which each share was taken, by its worker or by the caller.
     taken: Vec<AtomicU64>,
     /// Shares of workers that are not finished in the current region.
     n_running: AtomicUsize,
@@ -63,7 +63,7 @@ pub struct WorkerPool {
 }
 
 impl Shared {
-    /// True for the one that may, and must, run share `index` of region `epoch`.
+    /// Returns true for the one thread that may, and must, run share `index` of region `epoch`.
     fn take(&self, index: usize, epoch: u64) -> bool {
         let before = self.taken[index].load(Ordering::SeqCst);
         before < epoch
@@ -80,7 +80,7 @@ impl Shared {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A poisoned lock holds a message or a pointer that is overwritten before use.
+    // A poisoned lock contains a message or a pointer that is overwritten before use.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -164,8 +164,8 @@ impl WorkerPool {
         }
     }
 
-    /// Cuts `0 .. n_items` into one contiguous range a thread. Below `min_items` a thread there
-    /// is nothing to win, and the caller does it all.
+    /// Divides `0 .. n_items` into one contiguous range for each thread. Below `min_items` for each
+    /// thread nothing is gained, and the caller does all of it.
     pub fn for_ranges(
         &mut self,
         n_items: usize,
@@ -265,7 +265,7 @@ fn wait_until(ready: impl Fn() -> bool, announce: impl Fn()) {
     }
     loop {
         announce();
-        // Looked at after the announcement, so that a change in between is not slept through.
+        // Checked after the announcement, so that a change in between is not missed.
         if ready() {
             return;
         }

@@ -16,9 +16,9 @@ fn every_thread_runs_every_region_once() {
     }
 }
 
-/// Shares so short that caller and workers race for them.
+/// Shares so short that caller and workers compete for them.
 #[test]
-fn each_share_runs_once_whoever_takes_it() {
+fn each_share_runs_once_on_any_thread() {
     for n_threads in [2, 3, 5] {
         let mut pool = WorkerPool::new(n_threads).expect("pool");
         let calls: Vec<AtomicU32> = (0..n_threads).map(|_| AtomicU32::new(0)).collect();
@@ -59,7 +59,7 @@ fn parked_workers_wake() {
     for _ in 0..5 {
         thread::sleep(Duration::from_millis(3));
         pool.run(&|thread| {
-            // The caller has to park as well when a worker takes its time.
+            // The caller has to park as well if a worker is slow.
             if thread == 1 {
                 thread::sleep(Duration::from_millis(2));
             }

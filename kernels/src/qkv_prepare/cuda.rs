@@ -43,7 +43,7 @@ pub struct QkvPrepare {
 #[derive(Debug, Clone, Copy)]
 pub struct QkvPrepareArgs<'a> {
     /// `[n_rows, row_stride]`: n_q query heads, n_kv key heads, n_kv value heads of a row. Queries
-    /// are normalised and rotated where they lie.
+    /// are normalised and rotated in place.
     pub qkv: ElementView<'a>,
     pub row_stride: usize,
     /// `[head_dim]`
@@ -53,15 +53,15 @@ pub struct QkvPrepareArgs<'a> {
     /// `[n_positions, head_dim]`: cosines, then sines, of head_dim / 2 angles.
     pub cos_sin: BufferView<'a, f32>,
     pub n_positions: usize,
-    /// `[n_rows]`; a position outside the table is held inside.
+    /// `[n_rows]`; a position outside the table is clamped.
     pub positions: BufferView<'a, i32>,
     /// `[n_rows]`: page * 16 + token; a row outside the pool (padding: -1) is skipped.
     pub slots: BufferView<'a, i32>,
-    /// What is stored is finite: values too large for the format become its largest, NaN becomes 0.
+    /// Only finite values are stored: values too large for the format are clamped, NaN becomes 0.
     pub kv: PagedKv<'a>,
-    /// Grows by the number of keys and values that are at the end of the format's range or beyond.
+    /// Incremented by the number of keys and values at or beyond the end of the format's range.
     pub saturated: Option<&'a HostCounter>,
-    /// Of the norms.
+    /// Epsilon of the norms.
     pub eps: f32,
     pub n_rows: usize,
 }

@@ -1,8 +1,8 @@
 //! Activations as 8-bit integers: one f32 scale for 16 of them, and the sums that take a
 //! weight's offset out of the dot product.
 //!
-//! A second term of 8 bits may hold what the first leaves over. Each term of a token is a row of
-//! its own to the integer kernels, so both meet a weight while it is in registers.
+//! A second 8-bit term can represent the remainder of the first. Each term of a token is a separate
+//! row for the integer kernels, so both use a weight while it is in registers.
 
 use super::{ACTIVATION_GROUP, WEIGHT_GROUP};
 use crate::KernelError;
@@ -14,14 +14,14 @@ use crate::pool::{DisjointMut, WorkerPool};
 /// Below this many tokens a thread, quantising is not worth a parallel region.
 const MIN_TOKENS_PER_THREAD: usize = 4;
 
-/// 8-bit numbers that stand for one activation.
+/// 8-bit numbers that represent one activation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Terms {
-    /// Off by at most 1/254 of the largest of 16.
+    /// The error is at most 1/254 of the largest of 16 values.
     #[default]
     One,
-    /// The second holds what the first leaves over, with a scale of its own: off by at most 1/254
-    /// of that bound, for twice the products.
+    /// The second term represents the remainder of the first, with its own scale: the error is at
+    /// most 1/254 of that bound, for twice the products.
     Two,
 }
 
@@ -34,8 +34,8 @@ impl Terms {
     }
 }
 
-/// `x[token, k] ≈ sum over terms of scales[row, k / 16] * codes[row, k]`, where a token's rows lie
-/// together: `row = token * n_terms + term`. Buffers grow and are kept.
+/// `x[token, k] ≈ sum over terms of scales[row, k / 16] * codes[row, k]`, where a token's rows are
+/// adjacent: `row = token * n_terms + term`. Buffers grow and are reused.
 #[derive(Debug, Default)]
 pub struct QuantActivations {
     n_tokens: usize,
@@ -61,7 +61,7 @@ pub(super) struct RowActivations<'a> {
 }
 
 impl RowActivations<'_> {
-    /// Sum of the values that group `group` of `n_chunks` times 32 inputs meets.
+    /// Sum of the values that correspond to group `group` of `n_chunks` times 32 inputs.
     #[inline(always)]
     pub fn scaled_sum(&self, group: usize, n_chunks: usize) -> f32 {
         // By far the most frequent case, without a loop.
@@ -83,7 +83,7 @@ impl QuantActivations {
         self.n_in
     }
 
-    /// Rows that stand for a token.
+    /// Number of rows for each token.
     pub(super) fn n_terms(&self) -> usize {
         self.terms.count()
     }
@@ -183,7 +183,7 @@ impl QuantActivations {
     }
 }
 
-/// Where one term of one token goes.
+/// Destination of one term of one token.
 struct RowMut<'a> {
     codes: &'a mut [i8],
     scales: &'a mut [f32],
@@ -213,7 +213,7 @@ fn quantize_token<L: Lanes, const N_TERMS: usize>(x: &[f32], mut rows: [RowMut<'
             let mut scaled_sum = 0.0;
             for (left, g) in left.iter_mut().zip(groups) {
                 let scale = left.abs().largest() / 127.0;
-                // The limit keeps the inverse finite; smaller groups are zero for every purpose.
+                // The limit keeps the inverse finite; smaller groups are effectively zero.
                 let inverse = if scale > 1e-30 { 1.0 / scale } else { 0.0 };
                 let scaled = left.mul(L::splat(inverse));
                 let sum = scaled.store_i8(at_mut(row.codes, g * LANES));

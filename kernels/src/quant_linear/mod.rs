@@ -1,7 +1,7 @@
 //! `y = W x` for weights of 4 or 8 bits in groups along the input.
 //!
-//! Every format that checkpoints use is turned at load into one of a few packed layouts, so that
-//! there is one kernel an instruction set:
+//! At load, every checkpoint format is converted to one of a few packed layouts, so that there is
+//! one kernel for each instruction set:
 //!
 //! | on disk | packed codes | group | weight |
 //! |---|---|---|---|
@@ -14,12 +14,12 @@
 //! | Q8_0 | 8 bits | 32 | `s (q - 128)` |
 //! | f32, f16, bf16 | 8 bits | 128, 64 or 32 | `s (q - 128)`, rounded here |
 //!
-//! `s`, `m` and `z` are f16, one a group: exact but for Q4_K, Q5_K and Q6_K, whose scales are
-//! products that round to f16 (2^-12 of a weight).
-//! Activations come as f32, or as 8-bit integers with one f32 scale for 16
-//! of them ([`QuantActivations`]), in one term or two ([`Terms`]); `y` is f32 either way.
+//! `s`, `m` and `z` are f16, one for each group: exact except for Q4_K, Q5_K and Q6_K, whose scales
+//! are products rounded to f16 (2^-12 of a weight). Activations are f32, or 8-bit integers with one
+//! f32 scale for 16 of them ([`QuantActivations`]), in one term or two ([`Terms`]); `y` is always
+//! f32.
 //!
-//! A token's result depends on that token alone, bit for bit, whatever else is in the batch.
+//! A token's result depends only on that token, bit for bit, whatever else is in the batch.
 
 mod activations;
 mod blocks;
@@ -48,7 +48,7 @@ pub const ACTIVATION_GROUP: usize = 16;
 /// Inputs that share a weight scale at most; rows are whole multiples of it.
 const WEIGHT_GROUP: usize = 32;
 
-/// How a matrix is stored where it comes from.
+/// The source format of a matrix.
 #[derive(Debug, Clone, Copy)]
 pub enum QuantSource<'a> {
     /// ggml blocks along each row: `[n_out, n_in / block_len]` blocks.
@@ -84,21 +84,21 @@ pub struct PackedLayout {
 pub enum Offset {
     /// `w = s (q - zero)`
     Zero(u8),
-    /// `w = s q + m`, `m` stored beside `s`.
+    /// `w = s q + m`, with `m` stored next to `s`.
     Min,
-    /// `w = s (q - z)`, `z` stored beside `s`.
+    /// `w = s (q - z)`, with `z` stored next to `s`.
     GroupZero,
 }
 
 impl Offset {
-    /// True where each group has a number of its own beside its scale.
+    /// Whether each group has a second number besides its scale.
     fn is_stored(self) -> bool {
         !matches!(self, Self::Zero(_))
     }
 }
 
 impl PackedLayout {
-    /// Inputs whose codes lie together: what a kernel takes in one go.
+    /// Inputs whose codes are contiguous: what a kernel reads at once.
     fn chunk(&self) -> usize {
         self.group.min(WEIGHT_GROUP)
     }
@@ -137,11 +137,11 @@ impl PackedLayout {
 
 /// A packed matrix.
 ///
-/// A tile holds 16 rows, group after group, each group's scales behind its codes: one stream from
-/// the first byte to the last. Codes lie in chunks of up to 32 inputs. In a chunk, the four bytes
-/// at word `16 i + r` belong to row `r`: inputs `4 i .. 4 i + 4`, and with 4-bit codes the high
-/// nibbles hold inputs `16 + 4 i ..` beside them. Scales of a group: 16 f16, then 16 minima or
-/// zeros where the layout has them. Rows past `n_out` are zero.
+/// A tile has 16 rows, group after group, each group's scales after its codes: one stream from the
+/// first byte to the last. Codes are in chunks of up to 32 inputs. In a chunk, the four bytes at
+/// word `16 i + r` belong to row `r`: inputs `4 i .. 4 i + 4`, and with 4-bit codes the high
+/// nibbles have inputs `16 + 4 i ..`. Scales of a group: 16 f16, then 16 minima or zeros if the
+/// layout has them. Rows past `n_out` are zero.
 #[derive(Debug)]
 pub struct QuantMatrix {
     n_out: usize,
@@ -254,19 +254,19 @@ impl QuantMatrix {
     }
 }
 
-/// What a matrix is multiplied with; both hold `[n_tokens, n_in]`.
+/// The other factor of a product; both variants are `[n_tokens, n_in]`.
 #[derive(Clone, Copy)]
 pub enum Activations<'a> {
     F32(&'a [f32]),
     Int8(&'a QuantActivations),
 }
 
-/// Where results go: `y[token, row]` at `token * stride + row`.
+/// Destination of the results: `y[token, row]` at `token * stride + row`.
 #[derive(Clone, Copy)]
 pub struct OutputView<'a> {
     pub y: &'a DisjointMut<'a, f32>,
     pub stride: usize,
-    /// Add to what is there instead of overwriting it.
+    /// Add to the output instead of overwriting it.
     pub accumulate: bool,
     /// `[n_out]`
     pub bias: Option<&'a [f32]>,

@@ -1,7 +1,7 @@
 //! Repacking at load: any source format into tiles of 16 interleaved rows.
 //!
-//! Threads take ranges of tiles and write straight into the final memory; beside it there is
-//! only one tile of unpacked codes a thread.
+//! Threads take ranges of tiles and write directly into the final memory; in addition there is only
+//! one tile of unpacked codes for each thread.
 
 use half::f16;
 
@@ -15,7 +15,7 @@ use crate::pool::{DisjointMut, WorkerPool, share};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 const OP: &str = "quant_linear";
-/// Column of its eight that nibble `i` of an AWQ word holds.
+/// The column, of its eight, in nibble `i` of an AWQ word.
 const AWQ_COLUMN_OF_NIBBLE: [usize; 8] = [0, 2, 4, 6, 1, 3, 5, 7];
 
 /// Sixteen rows of codes, scales and minima, row after row.
@@ -214,7 +214,7 @@ impl TileCodes {
         }
     }
 
-    /// Interleaves the rows into a tile; false where a scale does not fit f16.
+    /// Interleaves the rows into a tile; returns false if a scale does not fit f16.
     fn write(&self, layout: PackedLayout, n_rows: usize, tile: &mut [u8]) -> bool {
         let mut is_finite = true;
         let has_mins = layout.offset.is_stored();

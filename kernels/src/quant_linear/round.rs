@@ -9,15 +9,15 @@ use crate::dense_linear::DenseFormat;
 use crate::isa::Isa;
 use crate::lanes::{LANES, Lanes, at_mut, for_isa};
 
-/// Inputs to a scale: the first that divides the row, or else 32. A wider group costs less memory
-/// traffic, and hardly any accuracy: the largest of 128 normal values is a quarter above the
-/// largest of 32.
+/// Number of inputs for each scale: the first of these that divides the row, otherwise 32. A wider
+/// group costs less memory traffic and hardly any accuracy: the largest of 128 normal values is a
+/// quarter above the largest of 32.
 pub(super) const ROWS_GROUPS: [usize; 2] = [128, 64];
 
 /// `bytes`: one row, little-endian; its codes are 128 above the rounded values. A scale is not
-/// finite where a weight of its group is not.
+/// finite if a weight of its group is not.
 pub(super) fn round_row(format: DenseFormat, bytes: &[u8], codes: &mut [u8], scales: &mut [f32]) {
-    // Every instruction set rounds alike here.
+    // Every instruction set rounds identically here.
     for_isa!(Isa::detect(), round(
         format: DenseFormat,
         bytes: &[u8],
@@ -37,7 +37,7 @@ fn round<L: Lanes>(format: DenseFormat, bytes: &[u8], codes: &mut [u8], scales: 
         for k in (0..group).step_by(LANES) {
             let w = load::<L>(format, bytes, k);
             largest = largest.max(w.abs());
-            // A NaN would not pass through the maximum.
+            // A NaN would not survive the maximum.
             poison = w.mul_add(L::splat(0.0), poison);
         }
         *scale = f16::from_f32(largest.largest() / 127.0).to_f32() + poison.sum();

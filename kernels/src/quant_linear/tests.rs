@@ -90,8 +90,8 @@ fn quantized(
     int8
 }
 
-/// Products with integers of either number of terms, and with f32, against the reference on the
-/// same inputs.
+/// Products with integers in either number of terms, and with f32, compared with the reference on
+/// the same inputs.
 fn check_products(
     pool: &mut WorkerPool,
     isa: Isa,
@@ -142,7 +142,7 @@ fn every_format_agrees_with_the_reference_on_every_instruction_set() {
     }
 }
 
-/// The largest products that the integer paths can meet.
+/// The largest products possible in the integer paths.
 #[test]
 fn extreme_codes_do_not_saturate() {
     let mut pool = pool();
@@ -212,8 +212,8 @@ fn largest_of_groups(x: &[f32]) -> Vec<f64> {
         .collect()
 }
 
-/// What one activation may be off by, as a share of the largest of its group: half a step of the
-/// last term, and f32's own rounding of scales and of what is left over.
+/// Maximum error of one activation as a share of the largest of its group: half a step of the last
+/// term, and f32's rounding of scales and remainders.
 fn activation_limit(terms: Terms) -> f64 {
     let rounding = 2.0 * f64::from(f32::EPSILON);
     match terms {
@@ -222,7 +222,7 @@ fn activation_limit(terms: Terms) -> f64 {
     }
 }
 
-/// Random values, with an outlier in one group, a group of zeros, one of a single value and one
+/// Random values, with an outlier in one group, a group of zeros, one with a single value and one
 /// that is too small for a scale.
 fn varied_vector(n: usize, rng: &mut StdRng) -> Vec<f32> {
     let mut x = random_vector(n, rng);
@@ -260,7 +260,7 @@ fn two_terms_lose_a_254th_of_what_one_loses() {
     }
 }
 
-/// Against the exact product in f64, not that of the rounded inputs.
+/// Compared with the exact product in f64, not that of the rounded inputs.
 #[test]
 fn products_of_two_terms_are_as_exact_as_their_inputs() {
     let mut rng = StdRng::seed_from_u64(7);
@@ -293,7 +293,7 @@ fn products_of_two_terms_are_as_exact_as_their_inputs() {
                             limit +=
                                 activation_limit(terms) * w.abs() * largest[k / ACTIVATION_GROUP];
                         }
-                        // Codes and offsets are summed apart, which may cost f32 some digits.
+                        // Codes and offsets are summed separately, which may cost f32 some digits.
                         limit += 4e-6 * size;
                         let off = (f64::from(*found) - exact).abs();
                         assert!(
@@ -444,7 +444,7 @@ fn rows_are_rounded_to_8_bits_and_agree_with_the_reference_on_every_instruction_
                 w.dequantize_row(row, &mut rounded).expect("row");
                 for (stored, rounded) in stored.chunks(group).zip(rounded.chunks(group)) {
                     let largest = stored.iter().fold(0.0f32, |m, v| m.max(v.abs()));
-                    // Half a step, and what rounding the scale to f16 does to 127 steps.
+                    // Half a step, and the effect on 127 steps of rounding the scale to f16.
                     let limit = largest * (0.5 / 127.0 + 1.0 / 2048.0);
                     for (s, r) in stored.iter().zip(rounded) {
                         assert!(

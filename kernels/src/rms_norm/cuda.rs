@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::deferred::{MAX_DEFERRED_ROWS, NormState, NormStateParams};
+use super::deferred::{MAX_FUSED_NORM_ROWS, NormState, NormStateParams};
 use crate::cuda::shape::ShapeCheck;
 use crate::cuda::{
     Activation, BufferView, CudaError, Device, DevicePtr, Element, ElementView, Kernel,
@@ -10,7 +10,7 @@ use crate::cuda::{
 };
 
 const CHECK: ShapeCheck = ShapeCheck("rms_norm");
-/// What the registers of a block hold.
+/// Capacity of a block's registers.
 pub const MAX_N: usize = 16_384;
 
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -59,8 +59,8 @@ impl RmsNorm {
         self.launch_any(stream, h, weight, rows, x, n_rows, n, eps, next)
     }
 
-    /// As [`Self::launch`] with rows in order, up to [`MAX_DEFERRED_ROWS`]; `next` is made ready
-    /// for the norm after this one.
+    /// As [`Self::launch`] with rows in order, up to [`MAX_FUSED_NORM_ROWS`]; prepares `next` for
+    /// the next norm.
     pub fn launch_first(
         &self,
         stream: &Stream,
@@ -72,7 +72,7 @@ impl RmsNorm {
         eps: f32,
         next: &NormState,
     ) -> Result<(), CudaError> {
-        CHECK.at_most("rows beside a norm", n_rows, MAX_DEFERRED_ROWS)?;
+        CHECK.at_most("rows beside a norm", n_rows, MAX_FUSED_NORM_ROWS)?;
         self.launch_any(stream, h, weight, None, x, n_rows, n, eps, next.params())
     }
 

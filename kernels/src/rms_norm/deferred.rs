@@ -1,41 +1,44 @@
-//! Norms that have no launch of their own: one projection writes what the norm's product with the
-//! weight needs beside the residual, the next one multiplies its sums by 1 / rms (`deferred.cuh`).
+//! RMSNorm fused into the adjacent projections: the epilogue of one projection writes, besides the
+//! residual, the input times the norm's weight and the sum of squares; the next projection
+//! multiplies its sums by 1 / rms (`deferred.cuh`).
 //!
-//! A chain of them is begun by [`RmsNorm::launch_first`](super::cuda::RmsNorm::launch_first) and
-//! goes back and forth between two [`NormState`]s.
+//! A chain is started by [`RmsNorm::launch_first`](super::cuda::RmsNorm::launch_first) and
+//! alternates between two [`NormState`]s (ping-pong buffers).
 
 use bytemuck::{Pod, Zeroable};
 
 use crate::cuda::shape::ShapeCheck;
 use crate::cuda::{Activation, Buffer, CudaError, DevicePtr, Element, ElementView, Stream};
 
-/// Rows of a launch that can read or write such a norm.
-pub const MAX_DEFERRED_ROWS: usize = 64;
+/// Maximum number of rows of a launch with a fused norm.
+pub const MAX_FUSED_NORM_ROWS: usize = 64;
 /// As `NORM_STRIDE` in deferred.cuh.
 const STRIDE: usize = 32;
 
-/// What is known of the rows' norms, for up to [`MAX_DEFERRED_ROWS`] rows.
+/// State of the rows' norms, for up to [`MAX_FUSED_NORM_ROWS`] rows.
 #[derive(Debug)]
 pub struct NormState {
-    /// `[MAX_DEFERRED_ROWS, STRIDE]`, of which the first of each row counts: its squares
+    /// `[MAX_FUSED_NORM_ROWS, STRIDE]`, of which the first entry of each row is used: the sum of
+    /// its squares
     squares: Buffer<u64>,
-    /// `[MAX_DEFERRED_ROWS]`: 1 / rms of the norm before
+    /// `[MAX_FUSED_NORM_ROWS]`: 1 / rms of the previous norm
     scale: Buffer<f32>,
 }
 
-/// What a projection does of the norms beside it.
+/// The part of a norm that a projection computes.
 #[derive(Debug, Clone, Copy, Default)]
-pub enum DeferredNorm<'a> {
+pub enum FusedNorm<'a> {
     #[default]
     None,
-    /// x was written by a launch with [`Self::Writes`] into `state`. `next` is made ready.
-    Reads {
+    /// Applies 1 / rms: x was written by a launch with [`Self::Epilogue`] into `state`. Prepares
+    /// `next`.
+    Prologue {
         state: &'a NormState,
         next: &'a NormState,
         eps: f32,
     },
-    /// Beside the residual, x for the norm with `weight: [n]`; `state` is ready.
-    Writes {
+    /// Writes, besides the residual, x for the norm with `weight: [n]`; `state` is prepared.
+    Epilogue {
         state: &'a NormState,
         weight: ElementView<'a>,
         /// `[m, n]`
@@ -68,17 +71,17 @@ pub(crate) struct DeferredNormParams {
 }
 
 impl NormState {
-    /// Ready for nothing yet.
+    /// Not prepared for any norm yet.
     pub fn new(stream: &Stream) -> Result<Self, CudaError> {
         Ok(Self {
-            squares: Buffer::zeroed(stream, MAX_DEFERRED_ROWS * STRIDE)?,
-            scale: Buffer::zeroed(stream, MAX_DEFERRED_ROWS)?,
+            squares: Buffer::zeroed(stream, MAX_FUSED_NORM_ROWS * STRIDE)?,
+            scale: Buffer::zeroed(stream, MAX_FUSED_NORM_ROWS)?,
         })
     }
 
-    /// Device memory of one, in bytes.
+    /// Device memory of one state, in bytes.
     pub const fn n_bytes() -> usize {
-        MAX_DEFERRED_ROWS * (STRIDE * size_of::<u64>() + size_of::<f32>())
+        MAX_FUSED_NORM_ROWS * (STRIDE * size_of::<u64>() + size_of::<f32>())
     }
 
     pub(crate) fn params(&self) -> NormStateParams {
@@ -89,8 +92,8 @@ impl NormState {
     }
 }
 
-impl DeferredNorm<'_> {
-    /// Of a launch with `m` rows, `k` values of x and `n` of h in each.
+impl FusedNorm<'_> {
+    /// For a launch with `m` rows, `k` values of x and `n` of h in each.
     pub(crate) fn params(
         self,
         check: ShapeCheck,
@@ -102,14 +105,14 @@ impl DeferredNorm<'_> {
         let mut params = DeferredNormParams::zeroed();
         match self {
             Self::None => return Ok(params),
-            Self::Reads { state, next, eps } => {
+            Self::Prologue { state, next, eps } => {
                 check.positive("eps", eps)?;
                 params.role = 1;
                 (params.state, params.next) = (state.params(), next.params());
                 params.eps = eps;
                 params.n = check.int("values of a row of the norm", k)?;
             }
-            Self::Writes { state, weight, x } => {
+            Self::Epilogue { state, weight, x } => {
                 let weight = check.element("the norm's weight", weight, element)?;
                 check.equal("length of the norm's weight", weight.len(), n)?;
                 let place = x.place(check, "x of the norm", element, m, n, 4)?;
@@ -120,7 +123,7 @@ impl DeferredNorm<'_> {
                 (params.x_stride, params.x_tile_rows) = (place.stride, place.tile_rows);
             }
         }
-        check.at_most("rows beside a norm", m, MAX_DEFERRED_ROWS)?;
+        check.at_most("rows beside a norm", m, MAX_FUSED_NORM_ROWS)?;
         Ok(params)
     }
 }

@@ -36,7 +36,7 @@ pub fn forward(
     })
 }
 
-/// Normalises `x: [n_rows, n]` where it lies.
+/// Normalises `x: [n_rows, n]` in place.
 pub fn in_place(
     pool: &mut WorkerPool,
     isa: Isa,

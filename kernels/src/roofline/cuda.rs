@@ -82,7 +82,7 @@ pub struct Multiply {
 }
 
 impl Multiply {
-    /// With `mma.sync`, which every card has.
+    /// With `mma.sync`, which every GPU has.
     pub fn mma_sync(device: &Device) -> Result<Self, CudaError> {
         let n_blocks = 2 * device.properties().n_multiprocessors;
         let n_warps = n_blocks * 8;
@@ -95,7 +95,7 @@ impl Multiply {
         })
     }
 
-    /// With `wgmma`; `None` on cards other than sm_90.
+    /// With `wgmma`; `None` on GPUs other than sm_90.
     pub fn wgmma(device: &Device) -> Result<Option<Self>, CudaError> {
         let properties = device.properties();
         if properties.compute_capability != (9, 0) {

@@ -1,10 +1,10 @@
-//! Rotary position embedding, half-split (dimension `i` turns with `i + head_dim / 2`).
+//! Rotary position embedding, half-split (dimension `i` is rotated with `i + head_dim / 2`).
 //!
 //! Frequencies follow Hugging Face's `modeling_rope_utils`: default, linear, dynamic NTK, Llama 3
 //! and YaRN. With dynamic NTK the base grows with the length of the sequence; here a token at
 //! position `p` uses the base of a sequence of `p + 1` tokens, so that the result does not depend
-//! on how a prompt was cut into steps. That is no model's own definition, so the engine serves such
-//! models up to `original` positions only, where nothing is scaled.
+//! on how a prompt was split into steps. No model defines it that way, so the engine serves such
+//! models only up to `original` positions, where nothing is scaled.
 
 pub mod reference;
 
@@ -18,8 +18,8 @@ const OP: &str = "rope";
 /// Elements a thread must have for a parallel region to pay.
 const MIN_ELEMENTS: usize = 8192;
 
-/// How a model was stretched beyond the positions it was trained on. Checked by whoever reads it
-/// from a file; [`Rope::new`] takes any values.
+/// How a model's context was extended beyond the positions it was trained on. Validated by the code
+/// that reads it from a file; [`Rope::new`] accepts any values.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 #[serde(rename_all = "snake_case", tag = "type")]
 pub enum Scaling {
@@ -144,8 +144,8 @@ impl Rope {
     }
 }
 
-/// Turns every head of `x: [n_tokens, n_heads, head_dim]` by its token's `angles:
-/// [n_tokens, head_dim]` (cos, then sin).
+/// Rotates every head of `x: [n_tokens, n_heads, head_dim]` by its token's `angles: [n_tokens,
+/// head_dim]` (cos, then sin).
 pub fn rotate(
     pool: &mut WorkerPool,
     isa: Isa,
@@ -227,8 +227,8 @@ fn llama3_frequency(f: f64, factor: f32, low_freq: f32, high_freq: f32, original
     (1.0 - smooth) * f / factor + smooth * f
 }
 
-/// Interpolates the dimensions that turn fewer than `beta_slow` times over the original context,
-/// keeps those that turn more than `beta_fast` times, blends between.
+/// Interpolates the dimensions with fewer than `beta_slow` periods over the original context, keeps
+/// those with more than `beta_fast`, and blends between.
 fn scale_yarn(
     frequencies: &mut [f64],
     theta: f32,

@@ -1,6 +1,6 @@
 //! The plain version: one complex multiplication a pair.
 
-/// Turns one head `[head_dim]` at `position` with unscaled frequencies of base `theta`.
+/// Rotates one head `[head_dim]` at `position` with unscaled frequencies of base `theta`.
 pub fn rotate(head: &[f32], position: usize, theta: f64) -> Vec<f32> {
     let half = head.len() / 2;
     let mut out = vec![0.0; head.len()];

@@ -55,7 +55,7 @@ fn scaling_types() {
     let plain_llama = Rope::new(dim, 500_000.0, Scaling::None)
         .expect("rope")
         .frequencies;
-    // Short waves are kept, long ones slowed by the factor, the ones between lie between.
+    // Short waves are kept, long ones slowed by the factor, the others are in between.
     assert!((llama3[0] - plain_llama[0]).abs() < 1e-9);
     assert!((llama3[31] * 8.0 - plain_llama[31]).abs() <= 1e-6 * plain_llama[31]);
     for (l, p) in llama3.iter().zip(&plain_llama) {

@@ -1,5 +1,5 @@
-//! The end of a decode step on the GPU: the next token of each row, and the rows moved on by one.
-//! [`ArgmaxAdvance`] where every row is greedy and asks for nothing else, [`Sample`] for the rest.
+//! The end of a decode step on the GPU: chooses the next token of each row and advances the rows by
+//! one. [`ArgmaxAdvance`] if every row is plainly greedy, [`Sample`] otherwise.
 
 mod argmax;
 mod sample;
@@ -21,7 +21,7 @@ pub struct AdvanceState<'a> {
     pub positions: BufferView<'a, i32>,
     /// `[n_rows]`: grows by one.
     pub context_len: BufferView<'a, i32>,
-    /// `[n_rows]`: the new token's slot; -1 behind the end of the page table.
+    /// `[n_rows]`: the new token's slot; -1 past the end of the page table.
     pub slots: BufferView<'a, i32>,
     /// `[n_rows, max_pages]`
     pub page_table: BufferView<'a, i32>,

@@ -39,7 +39,7 @@ impl SiluMul {
     }
 
     /// `gate, up: [n_rows, stride]`, `out: [n_rows, out_stride]`, `n` values of each row. `n` and
-    /// the strides are multiples of 8. `out` may lie on `gate`.
+    /// the strides are multiples of 8. `out` may be the same memory as `gate`.
     pub fn launch(
         &self,
         stream: &Stream,

@@ -16,7 +16,7 @@ use super::plan::check_plan;
 use super::variant::{LoadedKernels, Variant, not_there};
 use super::wgmma::WgmmaKernels;
 use super::{
-    Arrangement, DeviceLimits, Epilogue, Format, Layout, MAX_ROWS, MAX_TILED_ROWS, OP, Rows,
+    Arrangement, DeviceLimits, Epilogue, Format, Layout, MAX_ROWS, MAX_TILED_ROWS, OP, RowBucket,
     TILED_ROWS,
 };
 use crate::KernelError;
@@ -25,7 +25,7 @@ use crate::cuda::{
     Activation, Buffer, BufferView, CudaError, Device, DevicePtr, Element, ElementView, Kernel,
     LaunchConfig, RowLayout, Stream,
 };
-use crate::rms_norm::deferred::{DeferredNorm, DeferredNormParams, MAX_DEFERRED_ROWS};
+use crate::rms_norm::deferred::{DeferredNormParams, FusedNorm, MAX_FUSED_NORM_ROWS};
 
 const SOURCE: &str = "stream_linear/stream_linear";
 const ROW_ALIGNMENT: usize = 8;
@@ -53,20 +53,20 @@ struct StreamLinearParams {
 
 /// Which kernel takes rows in tiles: 17 and more always, from [`TILED_ROWS`] on by default.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ManyRows {
+pub enum LargeM {
     /// `wgmma.cu`, on sm_90: any number of rows, x tiled. Blocks wait for each other, so a
-    /// launch must have the device to itself (`is_alone`: the caller uses one stream and nobody
-    /// else the device), or pays for being held together.
-    Wgmma { is_alone: bool },
+    /// launch needs the device to itself (`exclusive_device`: the caller uses one stream and no
+    /// other process uses the device), or pays for a cooperative launch.
+    Wgmma { exclusive_device: bool },
     /// `mma.cu`, elsewhere: any number of rows, x tiled. No block waits for another.
     Mma,
 }
 
-impl ManyRows {
+impl LargeM {
     /// The faster one that the device has.
-    pub fn best(device: &Device, is_alone: bool) -> Self {
+    pub fn best(device: &Device, exclusive_device: bool) -> Self {
         if device.properties().compute_capability == (9, 0) {
-            Self::Wgmma { is_alone }
+            Self::Wgmma { exclusive_device }
         } else {
             Self::Mma
         }
@@ -74,7 +74,7 @@ impl ManyRows {
 }
 
 /// One launch with x in tiles, its shapes checked.
-pub(super) struct ManyRowsLaunch<'a> {
+pub(super) struct LargeMLaunch<'a> {
     pub layout: &'a Layout,
     pub weights: BufferView<'a, u8>,
     pub scales: BufferView<'a, u8>,
@@ -108,13 +108,13 @@ pub struct StreamLinearKernels {
     stream: Vec<Kernel>,
     repack_awq: Kernel,
     repack_half: Kernel,
-    many_rows: ManyRowsKernels,
+    large_m: LargeMKernels,
     int8: Option<Int8Kernels>,
     limits: DeviceLimits,
 }
 
 #[derive(Debug)]
-enum ManyRowsKernels {
+enum LargeMKernels {
     Wgmma(WgmmaKernels),
     Mma(MmaKernels),
 }
@@ -124,18 +124,18 @@ impl StreamLinearKernels {
     pub fn load(
         stream: &Stream,
         element: Element,
-        many_rows: ManyRows,
+        large_m: LargeM,
     ) -> Result<Arc<Self>, CudaError> {
-        Self::load_with_int8(stream, element, many_rows, None)
+        Self::load_with_int8(stream, element, large_m, None)
     }
 
     /// With `int8`, AWQ weights in groups of 128 are multiplied with activations in 8 bits from
-    /// [`MANY_ROWS`](super::MANY_ROWS) rows on; it takes [`Int8Room::n_bytes`] of device memory, and all launches go to one
+    /// [`LARGE_M_MIN`](super::LARGE_M_MIN) rows on; it takes [`Int8Room::n_bytes`] of device memory, and all launches go to one
     /// stream.
     pub fn load_with_int8(
         stream: &Stream,
         element: Element,
-        many_rows: ManyRows,
+        large_m: LargeM,
         int8: Option<Int8Room>,
     ) -> Result<Arc<Self>, CudaError> {
         let device = stream.device().clone();
@@ -144,7 +144,7 @@ impl StreamLinearKernels {
         let mut variants = Vec::with_capacity(64);
         for format in Format::ALL {
             for epilogue in Epilogue::ALL {
-                for rows in Rows::ALL {
+                for rows in RowBucket::ALL {
                     let (prefix, infix) = (format.kernel_prefix(), epilogue.kernel_infix());
                     let name = format!("{prefix}_{infix}_{}", rows.max());
                     let kernel = device.element_kernel(element, SOURCE, &name)?;
@@ -166,7 +166,7 @@ impl StreamLinearKernels {
         }
         let mut max_clusters = [properties.n_multiprocessors, 0, 0, 0];
         for (i, n_ranks) in [2_u32, 4, 8].into_iter().enumerate() {
-            let n_threads = (Rows::Up8.n_warps(compute_major) * 32) as u32;
+            let n_threads = (RowBucket::Up8.n_warps(compute_major) * 32) as u32;
             let mut config = LaunchConfig::new(n_ranks, n_threads);
             config.cluster = n_ranks;
             config.shared_bytes = properties.shared_bytes_per_block;
@@ -183,11 +183,11 @@ impl StreamLinearKernels {
         };
         let repack_awq = device.kernel(repack::SOURCE, "repack_awq")?;
         let repack_half = device.kernel(repack::SOURCE, "repack_half")?;
-        let many_rows = match many_rows {
-            ManyRows::Wgmma { is_alone } => {
-                ManyRowsKernels::Wgmma(WgmmaKernels::load(stream, element, is_alone)?)
+        let large_m = match large_m {
+            LargeM::Wgmma { exclusive_device } => {
+                LargeMKernels::Wgmma(WgmmaKernels::load(stream, element, exclusive_device)?)
             }
-            ManyRows::Mma => ManyRowsKernels::Mma(MmaKernels::load(stream, element)?),
+            LargeM::Mma => LargeMKernels::Mma(MmaKernels::load(stream, element)?),
         };
         let int8 = int8
             .map(|room| Int8Kernels::load(stream, element, room))
@@ -198,7 +198,7 @@ impl StreamLinearKernels {
             stream: variants,
             repack_awq,
             repack_half,
-            many_rows,
+            large_m,
             int8,
             limits,
         }))
@@ -223,30 +223,30 @@ impl StreamLinearKernels {
     }
 
     /// What was loaded for many rows.
-    pub fn many_rows(&self) -> ManyRows {
-        match &self.many_rows {
-            ManyRowsKernels::Wgmma(kernels) => ManyRows::Wgmma {
-                is_alone: kernels.is_alone,
+    pub fn large_m(&self) -> LargeM {
+        match &self.large_m {
+            LargeMKernels::Wgmma(kernels) => LargeM::Wgmma {
+                exclusive_device: kernels.exclusive_device,
             },
-            ManyRowsKernels::Mma(_) => ManyRows::Mma,
+            LargeMKernels::Mma(_) => LargeM::Mma,
         }
     }
 
-    /// What was loaded, as the choice of a variant wants to know it.
+    /// The loaded kernels, as needed to choose a variant.
     pub fn loaded(&self) -> LoadedKernels {
         LoadedKernels {
-            many_rows: self.many_rows(),
+            large_m: self.large_m(),
             int8: self.int8.is_some(),
         }
     }
 
-    /// x of the last launch in 8 bits, `[k / 128][rows][128]` and `[k / 128][rows]` (quantize_rows.cuh);
-    /// `None` where nothing was loaded for it.
+    /// x of the last launch in 8 bits, `[k / 128][rows][128]` and `[k / 128][rows]`
+    /// (quantize_rows.cuh); `None` if no kernel for it was loaded.
     pub fn quantized_x(&self) -> Option<(BufferView<'_, u8>, BufferView<'_, f32>)> {
         self.int8.as_ref().map(Int8Kernels::quantized)
     }
 
-    fn variant(&self, format: Format, epilogue: Epilogue, rows: Rows) -> &Kernel {
+    fn variant(&self, format: Format, epilogue: Epilogue, rows: RowBucket) -> &Kernel {
         // The enums' order is the order of their `ALL`, in which `load` has filled the list.
         &self.stream[(format as usize * 4 + epilogue as usize) * 4 + rows as usize]
     }
@@ -283,8 +283,9 @@ impl StreamLinear {
         })
     }
 
-    /// Tells which matrix the next launch of its kind will read: this one's then call the first of
-    /// that into the L2 cache on their way out. `next` must live as long as this matrix is used.
+    /// Sets the matrix that the next launch of this kind will read: this matrix's launches then
+    /// prefetch its beginning into the L2 cache as they finish. `next` must live as long as this
+    /// matrix is used.
     pub fn set_next(&mut self, next: &Self) {
         self.next = Some(NextMatrix {
             layout: next.layout.clone(),
@@ -342,12 +343,11 @@ impl StreamLinear {
         output: Output<'_>,
         dependent: bool,
     ) -> Result<(), CudaError> {
-        let norm = DeferredNorm::None;
+        let norm = FusedNorm::None;
         self.launch_with_norm(stream, m, x, bias, output, norm, dependent)
     }
 
-    /// As [`Self::launch`], with the norm before or behind it done on the way, where
-    /// [`Self::defers_norm`].
+    /// As [`Self::launch`], with the previous or the next norm fused, if [`Self::fuses_norm`].
     pub fn launch_with_norm(
         &self,
         stream: &Stream,
@@ -355,19 +355,19 @@ impl StreamLinear {
         x: Activation<'_>,
         bias: Option<ElementView<'_>>,
         output: Output<'_>,
-        norm: DeferredNorm<'_>,
+        norm: FusedNorm<'_>,
         dependent: bool,
     ) -> Result<(), CudaError> {
         let variant = self.variant(m)?;
         self.launch_any(stream, variant, m, x, bias, output, norm, dependent)
     }
 
-    /// Whether a launch of `m` rows can do the norm before or behind it on the way.
-    pub fn defers_norm(&self, m: usize) -> Result<bool, CudaError> {
-        Ok(m <= MAX_DEFERRED_ROWS && self.variant(m)?.defers_norm())
+    /// Whether a launch of `m` rows can fuse the previous or the next norm.
+    pub fn fuses_norm(&self, m: usize) -> Result<bool, CudaError> {
+        Ok(m <= MAX_FUSED_NORM_ROWS && self.variant(m)?.fuses_norm())
     }
 
-    /// As [`Self::launch`], with this variant: how candidates are timed. x is tiled where
+    /// As [`Self::launch`], with this variant, for timing candidates. x is tiled if
     /// [`Variant::is_tiled`].
     pub fn launch_variant(
         &self,
@@ -379,7 +379,7 @@ impl StreamLinear {
         output: Output<'_>,
         dependent: bool,
     ) -> Result<(), CudaError> {
-        let norm = DeferredNorm::None;
+        let norm = FusedNorm::None;
         self.launch_any(stream, variant, m, x, bias, output, norm, dependent)
     }
 
@@ -391,7 +391,7 @@ impl StreamLinear {
         x: Activation<'_>,
         bias: Option<ElementView<'_>>,
         output: Output<'_>,
-        norm: DeferredNorm<'_>,
+        norm: FusedNorm<'_>,
         dependent: bool,
     ) -> Result<(), CudaError> {
         let layout = &self.layout;
@@ -453,7 +453,7 @@ impl StreamLinear {
             RowLayout::Plain { stride } => (stride, 0),
             RowLayout::Tiled { rows } => (0, rows),
         };
-        let many_rows = ManyRowsLaunch {
+        let large_m = LargeMLaunch {
             layout,
             weights: self.weights.all(),
             scales: self.scales.all(),
@@ -468,19 +468,19 @@ impl StreamLinear {
             next: self.next.as_ref(),
         };
         let limits = &self.kernels.limits;
-        let plan = match (variant, &self.kernels.many_rows) {
+        let plan = match (variant, &self.kernels.large_m) {
             (Variant::Stream(plan), _) => plan,
             (Variant::MmaInt8 { rows }, _) => {
                 let Some(kernels) = &self.kernels.int8 else {
                     return Err(not_there(variant, m, self.kernels.loaded()).into());
                 };
-                return kernels.launch(stream, rows, &many_rows);
+                return kernels.launch(stream, rows, &large_m);
             }
-            (Variant::Wgmma { rows }, ManyRowsKernels::Wgmma(kernels)) => {
-                return kernels.launch(stream, rows, &many_rows);
+            (Variant::Wgmma { rows }, LargeMKernels::Wgmma(kernels)) => {
+                return kernels.launch(stream, rows, &large_m);
             }
-            (Variant::Mma { rows }, ManyRowsKernels::Mma(kernels)) => {
-                return kernels.launch(stream, rows, &many_rows);
+            (Variant::Mma { rows }, LargeMKernels::Mma(kernels)) => {
+                return kernels.launch(stream, rows, &large_m);
             }
             (_, _) => return Err(not_there(variant, m, self.kernels.loaded()).into()),
         };
@@ -534,22 +534,22 @@ fn check_norm(
     variant: Variant,
     m: usize,
     output: Output<'_>,
-    norm: DeferredNorm<'_>,
+    norm: FusedNorm<'_>,
 ) -> Result<(), CudaError> {
     let epilogue = output.epilogue();
     let fits = match norm {
-        DeferredNorm::None => return Ok(()),
-        DeferredNorm::Reads { .. } => {
+        FusedNorm::None => return Ok(()),
+        FusedNorm::Prologue { .. } => {
             matches!(epilogue, Epilogue::Store | Epilogue::SiluMul)
         }
-        DeferredNorm::Writes { .. } => epilogue == Epilogue::AddResidual,
+        FusedNorm::Epilogue { .. } => epilogue == Epilogue::AddResidual,
     };
     if !fits {
         let message = format!("the norm {norm:?} does not go with the epilogue {epilogue:?}");
         return Err(value_error(message));
     }
-    if !variant.defers_norm() {
-        let message = format!("{m} rows by `{variant}`, which does no norm on the way");
+    if !variant.fuses_norm() {
+        let message = format!("{m} rows by `{variant}`, which cannot fuse a norm");
         return Err(value_error(message));
     }
     Ok(())

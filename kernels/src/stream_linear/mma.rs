@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Epilogue, Format, Layout, ManyRowsLaunch};
+use super::{Epilogue, Format, LargeMLaunch, Layout};
 use crate::cuda::{Buffer, CudaError, Device, DevicePtr, Element, Kernel, LaunchConfig, Stream};
 
 const SOURCE: &str = "stream_linear/mma";
@@ -42,7 +42,7 @@ pub(super) struct MmaLinearParams {
 impl MmaLinearParams {
     /// `x`: values and, of 8-bit ones, scales, of `x_rows` rows.
     pub fn new(
-        launch: &ManyRowsLaunch<'_>,
+        launch: &LargeMLaunch<'_>,
         x: (DevicePtr<u8>, DevicePtr<f32>),
         x_rows: usize,
         parts: DevicePtr<f32>,
@@ -158,7 +158,7 @@ impl MmaKernels {
         &self,
         stream: &Stream,
         tile_rows: usize,
-        launch: &ManyRowsLaunch<'_>,
+        launch: &LargeMLaunch<'_>,
     ) -> Result<(), CudaError> {
         let layout = launch.layout;
         let limit = |what, found, limit| CudaError::Launch {

@@ -3,7 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::mma::{MmaLinearParams, check_units};
-use super::{CHUNK_BYTES, Format, ManyRowsLaunch, OP};
+use super::{CHUNK_BYTES, Format, LargeMLaunch, OP};
 use crate::KernelError;
 use crate::cuda::{
     Buffer, BufferView, CudaError, Device, DevicePtr, Element, Kernel, LaunchConfig, Stream,
@@ -128,7 +128,7 @@ impl Int8Kernels {
         &self,
         stream: &Stream,
         tile_rows: usize,
-        launch: &ManyRowsLaunch<'_>,
+        launch: &LargeMLaunch<'_>,
     ) -> Result<(), CudaError> {
         let layout = launch.layout;
         let limit = |what, found, limit| CudaError::Launch {
@@ -181,7 +181,7 @@ impl Int8Kernels {
     fn quantize(
         &self,
         stream: &Stream,
-        launch: &ManyRowsLaunch<'_>,
+        launch: &LargeMLaunch<'_>,
         rows: usize,
         n_pieces: usize,
     ) -> Result<(), CudaError> {

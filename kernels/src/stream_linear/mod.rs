@@ -1,7 +1,7 @@
 //! y = x Wᵀ: the projections of decode steps at the speed of reading W, those of prompts at the
 //! speed of the matrix instructions.
 //!
-//! W is repacked once at load (`repack.cu`) into the order in which the matrix instructions want
+//! W is repacked once at load (`repack.cu`) into the order in which the matrix instructions read
 //! it. Up to 8 rows are streamed by `stream_linear.cu`; from 9 rows on, with x in tiles, `wgmma.cu`
 //! takes over on sm_90 and `mma.cu` elsewhere, unless a timed choice replaced the rule ([`Variant`]). Kernels
 //! that were loaded for it multiply AWQ weights in groups of 128 with 8-bit activations there
@@ -19,10 +19,10 @@ mod tests;
 mod variant;
 mod wgmma;
 
-use cuda::ManyRowsLaunch;
-pub use cuda::{AwqPart, ManyRows, Output, StreamLinear, StreamLinearKernels};
+use cuda::LargeMLaunch;
+pub use cuda::{AwqPart, LargeM, Output, StreamLinear, StreamLinearKernels};
 pub use mma_int8::Int8Room;
-pub use plan::{DeviceLimits, Plan, Rows, choose_plan, shared_bytes};
+pub use plan::{DeviceLimits, Plan, RowBucket, choose_plan, shared_bytes};
 pub use random::fill_normal;
 pub use variant::{LoadedKernels, Variant, candidates, default_variant};
 
@@ -37,7 +37,7 @@ pub const MAX_ROWS: usize = 64;
 pub const TILED_ROWS: usize = 9;
 /// Rows from which x is always tiled: `stream_linear.cu` is no candidate any more. With 8-bit
 /// activations x is rounded from here on.
-pub const MANY_ROWS: usize = 17;
+pub const LARGE_M_MIN: usize = 17;
 /// Rows that one launch takes.
 pub const MAX_TILED_ROWS: usize = 1 << 16;
 /// Columns of W in a tile.
@@ -145,12 +145,12 @@ impl Epilogue {
     }
 }
 
-/// How the parts of W (for example q, k and v) lie in one packed matrix.
+/// The arrangement of the parts of W (for example q, k and v) in one packed matrix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Arrangement {
     /// One below the other: the outputs are concatenated.
     Stacked,
-    /// Two parts, tile by tile in turn: their outputs become silu(first) * second.
+    /// Two parts, alternating tile by tile: their outputs become silu(first) * second.
     GateUp,
 }
 
@@ -238,7 +238,7 @@ impl Layout {
         }
     }
 
-    /// What a row of x must hold: k rounded up to whole chunks. The values from k on are zero.
+    /// Required length of a row of x: k rounded up to whole chunks. The values from k on are zero.
     pub fn padded_k(&self) -> usize {
         self.n_chunks * self.format.chunk_k()
     }
@@ -251,7 +251,7 @@ impl Layout {
         self.n_tiles * self.n_chunks * self.format.scale_bytes()
     }
 
-    /// Where tile `t` of a part lies: `t * step + offset`.
+    /// Location of tile `t` of a part: `t * step + offset`.
     pub fn tile_place(&self, part: usize) -> (usize, usize) {
         match self.arrangement {
             Arrangement::GateUp => (2, part),

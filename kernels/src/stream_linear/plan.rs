@@ -3,7 +3,7 @@
 //! Several shapes fit; a small model picks one. It counts, for the busiest block, KiB read at the
 //! device memory's rate. Its constants were fitted to the ranks and stages that were fastest on an
 //! H100 for the projections of Qwen3-32B at 1, 8 and 16 rows: eleven of the twelve cases. They rank
-//! candidates and predict no times. A plan measured on the card may replace a choice (`variant`).
+//! candidates and predict no times. A plan measured on the GPU may replace a choice (`variant`).
 
 use serde::{Deserialize, Serialize};
 
@@ -12,14 +12,14 @@ use crate::KernelError;
 
 /// Variants of the kernel: the rows it has registers for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum Rows {
+pub enum RowBucket {
     Up8,
     Up16,
     Up32,
     Up64,
 }
 
-impl Rows {
+impl RowBucket {
     pub const ALL: [Self; 4] = [Self::Up8, Self::Up16, Self::Up32, Self::Up64];
 
     /// The smallest variant for `m` rows.
@@ -55,7 +55,7 @@ impl Rows {
     }
 }
 
-/// What the choice needs to know of a device.
+/// The device properties that the choice depends on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DeviceLimits {
     pub compute_major: u32,
@@ -68,10 +68,10 @@ pub struct DeviceLimits {
     pub max_clusters: [usize; 4],
 }
 
-/// One launch's shape.
+/// The shape of one launch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
-    pub rows: Rows,
+    pub rows: RowBucket,
     /// Blocks of a cluster: each has a slice of k.
     pub n_ranks: usize,
     /// Each has a range of columns.
@@ -84,25 +84,26 @@ pub struct Plan {
 }
 
 const RANKS: [usize; 4] = [1, 2, 4, 8];
-/// Cost of exchanging sums over a cluster, and of what large clusters leave idle. KiB.
+/// Cost of exchanging sums over a cluster, and of the multiprocessors that large clusters leave
+/// idle. KiB.
 const RANKS_COST: [f64; 4] = [0.0, 18.7, 31.4, 213.0];
 /// x comes from the L2 cache, faster than W.
 const X_COST: f64 = 0.145;
-/// Blocks with fewer columns leave their share of the memory's rate to the others.
+/// Blocks with fewer columns leave their share of the bandwidth to the others.
 const IMBALANCE_COST: f64 = 0.116;
-/// A wait for all warps, and x that nothing hides. KiB.
+/// A wait for all warps, and loads of x that nothing hides. KiB.
 const PHASE_COST: f64 = 6.07;
-/// A ring's filling and emptying, against the waits of a ring too short. KiB a stage.
+/// Filling and draining a ring, against the stalls of a ring that is too short. KiB for each stage.
 const STAGE_COST: f64 = 3.7;
-/// The next kernel's block finds room beside this one and can fill its rings meanwhile. KiB.
+/// The next kernel's block fits next to this one and can fill its rings meanwhile. KiB.
 const NEIGHBOUR_GAIN: f64 = 0.06;
 const MAX_STAGES: usize = 8;
 const MAX_PHASES: usize = 128;
 const MAX_WAVES: usize = 16;
-/// More are tried only where nothing fits otherwise.
+/// More are tried only if nothing else fits.
 const COMPARED_WAVES: usize = 3;
 
-/// Dynamic shared memory of a block, region by region as stream_linear.cu lists them.
+/// Dynamic shared memory of a block, region by region in the order of stream_linear.cu.
 pub fn shared_bytes(layout: &Layout, plan: &Plan, m: usize, limits: &DeviceLimits) -> usize {
     let format = layout.format;
     let n_warps = plan.rows.n_warps(limits.compute_major);
@@ -175,9 +176,10 @@ fn each_plan(
     limits: &DeviceLimits,
     mut visit: impl FnMut(f64, Plan),
 ) -> Result<(), KernelError> {
-    let rows = Rows::of(m)?;
+    let rows = RowBucket::of(m)?;
     let mut any_fits = false;
-    // More waves mean fewer columns a block, hence smaller sums and deeper rings, but x again.
+    // More waves mean fewer columns for each block, so smaller sums and deeper rings, but x is read
+    // again.
     for n_waves in 1..=MAX_WAVES {
         for (n_ranks, &max_clusters) in RANKS.into_iter().zip(&limits.max_clusters) {
             if n_ranks > layout.n_chunks || max_clusters == 0 {
@@ -217,7 +219,7 @@ fn each_plan(
     Ok(())
 }
 
-/// KiB that the busiest multiprocessor could have read at the memory's rate meanwhile.
+/// KiB that the busiest multiprocessor could have read meanwhile at its share of the bandwidth.
 fn estimate(layout: &Layout, plan: &Plan, m: usize, limits: &DeviceLimits) -> f64 {
     const KB: f64 = 1000.0;
     let format = layout.format;
@@ -242,8 +244,8 @@ fn estimate(layout: &Layout, plan: &Plan, m: usize, limits: &DeviceLimits) -> f6
         - if fits_beside { NEIGHBOUR_GAIN } else { 0.0 }
 }
 
-/// Errors unless the kernel can run `plan`: what the planner yields can, a plan from elsewhere
-/// (a timed choice, a file) might not.
+/// Errors unless the kernel can run `plan`: the planner's own plans are valid, one from elsewhere
+/// (a timed choice, a file) might not be.
 pub(super) fn check_plan(
     layout: &Layout,
     plan: &Plan,

@@ -1,4 +1,4 @@
-//! The packed layout and the product in plain Rust: what the CUDA sources are tested against.
+//! The packed layout and the product in plain Rust, as the reference for the CUDA sources.
 //!
 //! `pack_*` follows the writer (`repack.cu`); `unpack` follows the reader (`stream_linear.cu`),
 //! with its shifts and masks, so that a mistake in either shows.
@@ -8,7 +8,7 @@ use half::f16;
 use super::{Arrangement, CHUNK_BYTES, Epilogue, Format, Layout, TILE_COLUMNS};
 use crate::cuda::Element;
 
-/// An AWQ matrix as checkpoints have it.
+/// An AWQ matrix in the checkpoint's layout.
 #[derive(Debug, Clone)]
 pub struct AwqMatrix {
     pub n: usize,
@@ -68,7 +68,7 @@ const fn product_k(product: usize, j: usize) -> usize {
     product / 2 * 32 + j * 8 + product % 2 * 4
 }
 
-/// Where the bits of register r's values (low and high half) are before the reader's shift.
+/// Positions of the bits of register r's values (low and high half) before the reader's shift.
 const PLACES: [[u32; 2]; 4] = [[2, 18], [6, 22], [10, 26], [14, 30]];
 
 pub fn pack_awq(layout: &Layout, part: usize, matrix: &AwqMatrix, packed: &mut Packed) {
@@ -91,7 +91,7 @@ pub fn pack_awq(layout: &Layout, part: usize, matrix: &AwqMatrix, packed: &mut P
                             }
                         }
                     }
-                    // Four products make the 16 bytes of a lane; 32 lanes lie side by side.
+                    // Four products are the 16 bytes of a lane; 32 lanes are adjacent.
                     let at = product / 4 * 512 + lane * 16 + product % 4 * 4;
                     out[at..at + 4].copy_from_slice(&word.to_le_bytes());
                 }
@@ -142,7 +142,7 @@ pub fn pack_half(layout: &Layout, part: usize, rows: &[u16], packed: &mut Packed
     }
 }
 
-/// W[column][k] of one part as the kernel of `element` sees it: [parts_n[part]][padded_k].
+/// W[column][k] of one part as seen by the kernel for `element`: [parts_n[part]][padded_k].
 pub fn unpack(layout: &Layout, part: usize, packed: &Packed, element: Element) -> Vec<f64> {
     let (step, offset) = layout.tile_place(part);
     let (n, padded_k, chunk_k) = (
@@ -201,7 +201,7 @@ pub fn unpack(layout: &Layout, part: usize, packed: &Packed, element: Element) -
     values
 }
 
-/// A row of x in 8 bits as `quantize_rows.cu` rounds it: values, and a scale for every 128 of k.
+/// A row of x in 8 bits as rounded by `quantize_rows.cu`: values, and a scale for every 128 of k.
 pub fn quantize_row(x: &[f32]) -> (Vec<i8>, Vec<f32>) {
     let mut values = Vec::with_capacity(x.len());
     let mut scales = Vec::with_capacity(x.len() / 128);
@@ -228,7 +228,7 @@ fn group_scale(group: &[f32]) -> f32 {
     f32::from_bits(((most / 127.0).to_bits() + 0x1fff) & !0x1fff)
 }
 
-/// Where value k of a row lies among x in 8 bits, of `rows` rows (quantize_rows.cuh).
+/// Offset of value k of a row in x in 8 bits, of `rows` rows (quantize_rows.cuh).
 pub const fn int8_offset(row: usize, k: usize, rows: usize) -> usize {
     let (j, h, e) = (k % 32 / 8, k % 8 / 4, k % 4);
     let slot = k % 128 / 32 * 32 + 16 * h + 4 * j + [0, 2, 1, 3][e];

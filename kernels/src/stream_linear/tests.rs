@@ -1,5 +1,5 @@
-//! The packed layout against the AWQ matrix, and the planner. What needs a GPU is in
-//! `tests/cuda_stream_linear.rs`.
+//! The packed layout compared with the AWQ matrix, and the planner. `tests/cuda_stream_linear.rs`
+//! has the tests that need a GPU.
 
 use half::f16;
 use proptest::prelude::*;
@@ -139,8 +139,8 @@ fn qwen3_32b(name: &str) -> Layout {
     Layout::new(Format::AwqG128, arrangement, parts_n, k).expect("fits")
 }
 
-/// Ranks and stages that were fastest on an H100. The model is off in one case: q, k and v at 16
-/// rows ran fastest with 2 ranks and 2 stages, which it puts half a per cent behind.
+/// Ranks and stages that were fastest on an H100. The model differs in one case: q, k and v at 16
+/// rows ran fastest with 2 ranks and 2 stages, which it estimates as half a per cent slower.
 #[test]
 fn the_model_picks_what_was_measured_fastest() {
     let measured = [
@@ -168,7 +168,7 @@ fn the_model_picks_what_was_measured_fastest() {
 fn shared_memory_is_counted_region_by_region() {
     // 16 warps of 3 stages; one row of 20 chunks; 5 tiles of the busiest block.
     let plan = Plan {
-        rows: Rows::Up8,
+        rows: RowBucket::Up8,
         n_ranks: 1,
         n_clusters: 132,
         n_stages: 3,
@@ -311,11 +311,13 @@ fn bf16_weights_are_rounded_once() {
 }
 
 const WGMMA: LoadedKernels = LoadedKernels {
-    many_rows: ManyRows::Wgmma { is_alone: true },
+    large_m: LargeM::Wgmma {
+        exclusive_device: true,
+    },
     int8: false,
 };
 const MMA: LoadedKernels = LoadedKernels {
-    many_rows: ManyRows::Mma,
+    large_m: LargeM::Mma,
     int8: false,
 };
 
@@ -330,12 +332,12 @@ fn names(variants: &[Variant]) -> Vec<String> {
 #[test]
 fn the_rule_for_the_kernel_goes_by_rows_and_card() {
     let layout = qwen3_32b("o");
-    let rule = |m, limits: &DeviceLimits, many_rows| {
-        default_variant(&layout, m, limits, many_rows).expect("a kernel")
+    let rule = |m, limits: &DeviceLimits, large_m| {
+        default_variant(&layout, m, limits, large_m).expect("a kernel")
     };
-    for many_rows in [WGMMA, MMA] {
+    for large_m in [WGMMA, MMA] {
         let plan = choose_plan(&layout, 8, &H100).expect("fits");
-        assert_eq!(rule(8, &H100, many_rows), Variant::Stream(plan));
+        assert_eq!(rule(8, &H100, large_m), Variant::Stream(plan));
     }
     for (m, rows) in [
         (9, 24),
@@ -361,17 +363,17 @@ fn the_rule_for_the_kernel_goes_by_rows_and_card() {
 
 #[test]
 fn candidates_begin_with_the_default_and_can_all_run() {
-    for (limits, many_rows) in [(H100, WGMMA), (RTX_5090, MMA)] {
+    for (limits, large_m) in [(H100, WGMMA), (RTX_5090, MMA)] {
         for name in ["qkv", "o", "gate_up", "down"] {
             let layout = qwen3_32b(name);
             for m in 1..=MAX_ROWS {
-                let found = candidates(&layout, m, &limits, many_rows).expect("some");
-                let default = default_variant(&layout, m, &limits, many_rows).expect("a kernel");
+                let found = candidates(&layout, m, &limits, large_m).expect("some");
+                let default = default_variant(&layout, m, &limits, large_m).expect("a kernel");
                 assert_eq!(found[0], default);
                 assert!((2..=15).contains(&found.len()), "{m}: {found:?}");
                 for (i, variant) in found.iter().enumerate() {
                     assert!(!found[..i].contains(variant), "{variant} twice");
-                    check_variant(&layout, *variant, m, &limits, many_rows).expect("can run");
+                    check_variant(&layout, *variant, m, &limits, large_m).expect("can run");
                 }
             }
         }
@@ -381,7 +383,7 @@ fn candidates_begin_with_the_default_and_can_all_run() {
 #[test]
 fn candidates_of_a_card_are_its_own_kernels() {
     let layout = qwen3_32b("down");
-    let of = |m, many_rows| names(&candidates(&layout, m, &H100, many_rows).expect("some"));
+    let of = |m, large_m| names(&candidates(&layout, m, &H100, large_m).expect("some"));
     assert!(of(8, WGMMA).is_empty() && of(8, MMA).is_empty());
     assert_eq!(of(9, WGMMA), ["wgmma 24", "wgmma 32"]);
     assert_eq!(of(20, WGMMA), ["wgmma 24", "wgmma 32"]);
@@ -391,8 +393,8 @@ fn candidates_of_a_card_are_its_own_kernels() {
     assert_eq!(of(20, MMA), ["mma 32", "mma 16"]);
     assert_eq!(of(64, MMA), ["mma 64", "mma 16", "mma 32"]);
     // Rows in tiles have no streaming kernel.
-    for many_rows in [WGMMA, MMA] {
-        let many = candidates(&layout, 20, &H100, many_rows).expect("some");
+    for large_m in [WGMMA, MMA] {
+        let many = candidates(&layout, 20, &H100, large_m).expect("some");
         assert!(many.iter().all(|variant| variant.is_tiled()));
     }
     assert!(candidates(&layout, 65, &H100, WGMMA).is_err());
@@ -402,8 +404,8 @@ fn candidates_of_a_card_are_its_own_kernels() {
 #[test]
 fn variants_that_are_not_loaded_are_refused() {
     let layout = qwen3_32b("o");
-    let refused = |variant, many_rows| {
-        check_variant(&layout, variant, 20, &H100, many_rows)
+    let refused = |variant, large_m| {
+        check_variant(&layout, variant, 20, &H100, large_m)
             .expect_err("refused")
             .to_string()
     };

@@ -1,10 +1,10 @@
-//! Which kernel computes a product, and in which shape.
+//! The kernel and launch shape of a product.
 //!
-//! A fixed rule picks one by the number of rows. A caller who can time them may ask for all that
-//! fit ([`candidates`]) and replace the choice of a matrix
-//! ([`StreamLinear::set_variant`](super::StreamLinear::set_variant)). Candidates add up in
-//! different orders, and those of many rows round the weights to the element first: their results agree
-//! within the tolerance of that, not bit by bit.
+//! A fixed rule selects one by the number of rows. A caller that can time them may list all that
+//! fit ([`candidates`]) and replace a matrix's choice
+//! ([`StreamLinear::set_variant`](super::StreamLinear::set_variant)). Candidates sum in different
+//! orders, and those for many rows round the weights to the element type first: results agree
+//! within that tolerance, not bit by bit.
 
 use std::fmt;
 
@@ -12,13 +12,13 @@ use serde::{Deserialize, Serialize};
 
 use super::plan::{check_plan, choose_plan, ranked_plans};
 use super::{
-    DeviceLimits, Format, Layout, MANY_ROWS, MAX_ROWS, ManyRows, OP, Plan, Rows, TILED_ROWS, mma,
-    mma_int8, wgmma,
+    DeviceLimits, Format, LARGE_M_MIN, LargeM, Layout, MAX_ROWS, OP, Plan, RowBucket, TILED_ROWS,
+    mma, mma_int8, wgmma,
 };
 use crate::KernelError;
 
-/// Launch shapes of `stream_linear.cu` to time: the model's first choices, and the best of each
-/// number of ranks, which the model knows least about.
+/// Number of launch shapes of `stream_linear.cu` to time: the model's first choices, and the best
+/// of each number of ranks, where the model is least certain.
 const STREAM_CANDIDATES: usize = 8;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,22 +34,22 @@ pub enum Variant {
     Wgmma { rows: usize },
 }
 
-/// What kernels were loaded for many rows.
+/// The kernels loaded for many rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LoadedKernels {
-    pub many_rows: ManyRows,
-    /// Whether AWQ weights in groups of 128 are multiplied with 8-bit activations from [`MANY_ROWS`] rows on.
+    pub large_m: LargeM,
+    /// Whether AWQ weights in groups of 128 are multiplied with 8-bit activations from [`LARGE_M_MIN`] rows on.
     pub int8: bool,
 }
 
 impl LoadedKernels {
     const fn uses_int8(self, layout: &Layout, m: usize) -> bool {
-        self.int8 && m >= MANY_ROWS && matches!(layout.format, Format::AwqG128)
+        self.int8 && m >= LARGE_M_MIN && matches!(layout.format, Format::AwqG128)
     }
 }
 
 impl Variant {
-    /// Whether x must lie in tiles, and a SiLU output may.
+    /// Whether x must be in tiles, and a SiLU output may be.
     pub const fn is_tiled(self) -> bool {
         matches!(
             self,
@@ -57,8 +57,8 @@ impl Variant {
         )
     }
 
-    /// Whether a launch can do the norm before or behind it on the way.
-    pub const fn defers_norm(self) -> bool {
+    /// Whether a launch can fuse the previous or the next norm.
+    pub const fn fuses_norm(self) -> bool {
         matches!(self, Self::Stream(_))
     }
 }
@@ -79,7 +79,7 @@ impl fmt::Display for Variant {
     }
 }
 
-/// What `m` rows use unless told otherwise.
+/// The variant for `m` rows by default.
 pub fn default_variant(
     layout: &Layout,
     m: usize,
@@ -90,11 +90,11 @@ pub fn default_variant(
         let rows = mma_int8::tile_rows(m);
         return Ok(Variant::MmaInt8 { rows });
     }
-    match loaded.many_rows {
-        ManyRows::Wgmma { .. } if m >= TILED_ROWS => Ok(Variant::Wgmma {
+    match loaded.large_m {
+        LargeM::Wgmma { .. } if m >= TILED_ROWS => Ok(Variant::Wgmma {
             rows: wgmma::tile_rows(m),
         }),
-        ManyRows::Mma if m >= TILED_ROWS => Ok(Variant::Mma {
+        LargeM::Mma if m >= TILED_ROWS => Ok(Variant::Mma {
             rows: mma::tile_rows(m),
         }),
         _ => choose_plan(layout, m, limits).map(Variant::Stream),
@@ -103,7 +103,7 @@ pub fn default_variant(
 
 /// All that are worth timing for `m` rows, up to [`MAX_ROWS`]; the default comes first.
 ///
-/// Up to 8 rows `wgmma.cu` and `mma.cu` would multiply mostly padding. From [`MANY_ROWS`] on
+/// Up to 8 rows `wgmma.cu` and `mma.cu` would multiply mostly padding. From [`LARGE_M_MIN`] on
 /// activations lie in tiles only.
 pub fn candidates(
     layout: &Layout,
@@ -125,24 +125,24 @@ pub fn candidates(
             found.push(variant);
         }
     };
-    if m < MANY_ROWS {
+    if m < LARGE_M_MIN {
         for plan in ranked_plans(layout, m, limits, STREAM_CANDIDATES)? {
             add(Variant::Stream(plan));
         }
     }
     if loaded.uses_int8(layout, m) {
-        // What rounds x and what does not are no candidates for each other.
+        // Variants that round x and variants that do not are not candidates for each other.
         let holds_all = mma_int8::ROWS.into_iter().filter(|rows| *rows >= m);
         holds_all.for_each(|rows| add(Variant::MmaInt8 { rows }));
-    } else if m > Rows::Up8.max() {
-        // A tile twice as large as needed has nothing to win.
-        let is_worth_it = |rows: &usize| *rows < 2 * m.max(MANY_ROWS);
-        match loaded.many_rows {
-            ManyRows::Wgmma { .. } => wgmma::ROWS
+    } else if m > RowBucket::Up8.max() {
+        // A tile twice as large as needed gains nothing.
+        let is_worth_it = |rows: &usize| *rows < 2 * m.max(LARGE_M_MIN);
+        match loaded.large_m {
+            LargeM::Wgmma { .. } => wgmma::ROWS
                 .into_iter()
                 .filter(is_worth_it)
                 .for_each(|rows| add(Variant::Wgmma { rows })),
-            ManyRows::Mma => mma::ROWS
+            LargeM::Mma => mma::ROWS
                 .into_iter()
                 .filter(is_worth_it)
                 .for_each(|rows| add(Variant::Mma { rows })),
@@ -159,16 +159,14 @@ pub(super) fn check_variant(
     limits: &DeviceLimits,
     loaded: LoadedKernels,
 ) -> Result<(), KernelError> {
-    let is_there = match (variant, loaded.many_rows) {
+    let is_there = match (variant, loaded.large_m) {
         (Variant::Stream(plan), _) => return check_plan(layout, &plan, m, limits).map(|_| ()),
         (Variant::MmaInt8 { rows }, _) => {
             loaded.uses_int8(layout, m) && mma_int8::ROWS.contains(&rows)
         }
-        (Variant::Mma { rows }, ManyRows::Mma) => mma::ROWS.contains(&rows),
-        (Variant::Wgmma { rows }, ManyRows::Wgmma { .. }) => wgmma::ROWS.contains(&rows),
-        (Variant::Mma { .. }, ManyRows::Wgmma { .. }) | (Variant::Wgmma { .. }, ManyRows::Mma) => {
-            false
-        }
+        (Variant::Mma { rows }, LargeM::Mma) => mma::ROWS.contains(&rows),
+        (Variant::Wgmma { rows }, LargeM::Wgmma { .. }) => wgmma::ROWS.contains(&rows),
+        (Variant::Mma { .. }, LargeM::Wgmma { .. }) | (Variant::Wgmma { .. }, LargeM::Mma) => false,
     };
     if is_there {
         return Ok(());

@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Arrangement, CHUNK_BYTES, Epilogue, Format, ManyRowsLaunch, OP};
+use super::{Arrangement, CHUNK_BYTES, Epilogue, Format, LargeMLaunch, OP};
 use crate::KernelError;
 use crate::cuda::{Buffer, CudaError, Device, DevicePtr, Element, Kernel, LaunchConfig, Stream};
 
@@ -11,14 +11,14 @@ const SOURCE: &str = "stream_linear/wgmma";
 pub(super) const ROWS: [usize; 4] = [24, 32, 64, 128];
 /// k of an x stage.
 const X_K: usize = 64;
-/// Stages of x by row count, as few as hide the L2's latency; what is left holds weights.
-/// Measured on an H100; see NOTES.md.
+/// Stages of x by row count, the fewest that hide the L2's latency; the rest of the memory holds
+/// weights. Measured on an H100; see NOTES.md.
 const X_STAGES: [usize; 4] = [4, 4, 4, 7];
-/// More than these only lengthen the memory's queues. Measured on an H100; see NOTES.md.
+/// More only lengthen the memory queues. Measured on an H100; see NOTES.md.
 const MAX_W_STAGES: usize = 3;
-/// What a block calls into the L2 of the next matrix. Measured as before.
+/// Amount of the next matrix that a block prefetches into the L2. Measured likewise.
 const PREFETCH_BYTES: usize = 128 << 10;
-/// Groups of chunks whose scales are there at a time.
+/// Number of chunk groups whose scales are held at a time.
 const SCALE_SLOTS: usize = 3;
 /// f32 of the largest part of a tile: 256 columns by 128 rows.
 const PART_VALUES: usize = 4 * 8192;
@@ -59,9 +59,9 @@ struct WgmmaLinearParams {
     next: NextMatrixParams,
 }
 
-/// What a launch calls into the L2 for the next one, of as many rows: nothing where there are more
-/// tiles of rows than one, for then the products are what takes time.
-fn next_params(launch: &ManyRowsLaunch<'_>, variant: usize) -> NextMatrixParams {
+/// Amount that a launch prefetches into the L2 for the next one with as many rows: nothing if there
+/// is more than one tile of rows, because the products dominate then.
+fn next_params(launch: &LargeMLaunch<'_>, variant: usize) -> NextMatrixParams {
     let Some(next) = launch.next.filter(|_| launch.m <= ROWS[variant]) else {
         return NextMatrixParams::zeroed();
     };
@@ -155,13 +155,17 @@ pub(super) struct WgmmaKernels {
     n_multiprocessors: usize,
     shared_room: usize,
     /// Whether other streams may launch at the same time.
-    pub is_alone: bool,
+    pub exclusive_device: bool,
 }
 
 impl WgmmaKernels {
-    /// `is_alone`: nothing else runs on the device, so that all blocks of a launch are on it
+    /// `exclusive_device`: nothing else runs on the device, so that all blocks of a launch are on it
     /// together without being told to.
-    pub fn load(stream: &Stream, element: Element, is_alone: bool) -> Result<Self, CudaError> {
+    pub fn load(
+        stream: &Stream,
+        element: Element,
+        exclusive_device: bool,
+    ) -> Result<Self, CudaError> {
         let device: &Device = stream.device();
         let properties = device.properties();
         if properties.compute_capability != (9, 0) {
@@ -190,7 +194,7 @@ impl WgmmaKernels {
             tickets: Buffer::zeroed(stream, 2 * n_multiprocessors)?,
             n_multiprocessors,
             shared_room,
-            is_alone,
+            exclusive_device,
         })
     }
 
@@ -199,7 +203,7 @@ impl WgmmaKernels {
         &self,
         stream: &Stream,
         tile_rows: usize,
-        launch: &ManyRowsLaunch<'_>,
+        launch: &LargeMLaunch<'_>,
     ) -> Result<(), CudaError> {
         let layout = launch.layout;
         let is_silu = launch.epilogue == Epilogue::SiluMul;
@@ -244,7 +248,7 @@ impl WgmmaKernels {
         let mut config = LaunchConfig::new(n_blocks, block.n_threads() as u32);
         config.shared_bytes = shared_bytes;
         config.dependent = launch.dependent;
-        config.cooperative = !self.is_alone;
+        config.cooperative = !self.exclusive_device;
         let index = (layout.format as usize * 4 + launch.epilogue as usize) * ROWS.len() + variant;
         // SAFETY: the caller has checked weights, x, bias and output against the layout and m; x
         // has whole tiles of rows; parts hold two shares for each block, tickets two for each tile

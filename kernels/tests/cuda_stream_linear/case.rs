@@ -1,4 +1,4 @@
-//! A random matrix on the card, one launch with it, and how far that is from f64.
+//! A random matrix on the GPU, one launch with it, and how far that is from f64.
 
 #![allow(dead_code, reason = "every test binary uses its own part")]
 
@@ -8,7 +8,7 @@ use half::f16;
 use kernels::cuda::{Activation, Buffer, Device, Element, ElementBuffer, RowLayout, Stream};
 use kernels::stream_linear::reference::{self, AwqMatrix, Packed, pack_awq, pack_half};
 use kernels::stream_linear::{
-    Arrangement, AwqPart, Epilogue, Format, Layout, ManyRows, Output, StreamLinear,
+    Arrangement, AwqPart, Epilogue, Format, LargeM, Layout, Output, StreamLinear,
     StreamLinearKernels, Variant,
 };
 use rand::Rng;
@@ -22,15 +22,15 @@ pub struct Gpu {
 
 /// Tests run side by side, so no launch has the device to itself.
 pub fn gpu(element: Element) -> Gpu {
-    let best = |device: &Device| ManyRows::best(device, false);
+    let best = |device: &Device| LargeM::best(device, false);
     gpu_with(element, best)
 }
 
-pub fn gpu_with(element: Element, many_rows: impl Fn(&Device) -> ManyRows) -> Gpu {
+pub fn gpu_with(element: Element, large_m: impl Fn(&Device) -> LargeM) -> Gpu {
     let device = Device::open(0).expect("these tests need a GPU and a build with kernels for it");
     let stream = Stream::new(&device).expect("a stream");
     let kernels =
-        StreamLinearKernels::load(&stream, element, many_rows(&device)).expect("the kernels");
+        StreamLinearKernels::load(&stream, element, large_m(&device)).expect("the kernels");
     Gpu {
         device,
         stream,
@@ -118,7 +118,7 @@ pub fn random_case(
     }
 }
 
-/// Plain rows as tiles; rows behind the last are NaN.
+/// Plain rows as tiles; rows after the last are NaN.
 pub fn tiled(x: &[f32], m: usize, stride: usize, columns: usize, rows: usize) -> Vec<f32> {
     let layout = RowLayout::Tiled { rows };
     let mut tiled = vec![f32::NAN; rows * columns];
@@ -172,7 +172,7 @@ pub fn check(
         &mut expected,
     );
 
-    // Tiles hold whole groups of rows; what is behind the m rows must not matter.
+    // Tiles hold whole groups of rows; values after the m rows must not matter.
     let tile_rows = m.next_multiple_of(128);
     let is_tiled = linear.wants_tiled(m);
     let x = if is_tiled {
@@ -188,7 +188,7 @@ pub fn check(
     };
     let bias = ElementBuffer::from_f32(&gpu.stream, element, &bias).expect("memory");
     let bias = with_bias.then(|| bias.all());
-    // One row more than needed, to see that nothing is written behind the last.
+    // One row more than needed, to see that nothing is written after the last.
     let guard = n;
     let found: Vec<f64> = match epilogue {
         Epilogue::SiluMul if is_tiled && m % 2 == 1 => {
@@ -246,7 +246,7 @@ pub fn check(
         found[m * n..]
             .iter()
             .all(|v| v.to_bits() == (-77.0_f64).to_bits()),
-        "{layout:?} {epilogue:?} m={m}: wrote behind the output"
+        "{layout:?} {epilogue:?} m={m}: wrote past the output"
     );
     let scale = (expected.iter().map(|v| v * v).sum::<f64>() / expected.len() as f64).sqrt();
     expected

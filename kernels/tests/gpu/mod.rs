@@ -173,7 +173,7 @@ impl KvPool {
     }
 
     /// Puts `bits` in the place of every key and value that `pages` has from token `context` on.
-    pub fn fill_behind(&self, stream: &Stream, pages: &[i32], context: usize, bits: u16) {
+    pub fn fill_after(&self, stream: &Stream, pages: &[i32], context: usize, bits: u16) {
         let HeadShape { n_kv, head_dim, .. } = self.shape;
         let size = self.format.bytes_per_value();
         let (mut k, mut v) = (

@@ -8,7 +8,7 @@ use crate::{ENVIRONMENT, MANIFEST, REQUESTS, SERVER_LOG, STATUS};
 
 const CAMPAIGN_ID: &str = "20260101T000000Z_0a1b2c3d";
 
-/// Where run folders are made and campaigns go.
+/// Where run folders are created and campaigns go.
 struct Places {
     dir: tempfile::TempDir,
 }
@@ -201,7 +201,7 @@ fn a_seal_that_was_cut_short_is_ended_by_the_next() {
     assert_eq!(places.seal().expect("sealed again"), dir);
     assert!(!folder.exists());
 
-    // But a folder that says something else is kept.
+    // But a folder with different contents is kept.
     let other = places.start("01-a", 0);
     fs::write(places.runs().join(&other).join(SERVER_LOG), "another").expect("written");
     let error = places.seal().expect_err("refused").to_string();

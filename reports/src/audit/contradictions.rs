@@ -147,7 +147,7 @@ fn same_print(a: &(&Figure, Key, Quantity), b: &(&Figure, Key, Quantity)) -> boo
     equal || rounded
 }
 
-/// Adds the figure's document behind `value`, each document once.
+/// Adds the figure's document to those that support `value`, each document once.
 fn add_place(list: &mut Vec<(String, String)>, value: String, figure: &Figure) {
     match list.iter_mut().find(|(known, _)| *known == value) {
         Some((_, places)) if places.split(", ").any(|p| p == figure.document) => {}

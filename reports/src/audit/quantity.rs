@@ -48,7 +48,7 @@ impl Quantity {
     }
 }
 
-/// Digits printed behind the decimal point.
+/// Digits printed after the decimal point.
 pub fn decimals(figure: &Figure) -> i32 {
     figure
         .value

@@ -1,4 +1,4 @@
-//! How many samples stand behind a document's comparisons.
+//! The number of samples that a document's comparisons are based on.
 
 use std::collections::BTreeMap;
 

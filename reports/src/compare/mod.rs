@@ -2,8 +2,8 @@
 //!
 //! Above, in what they differ: machine, model, flags, binary. Below, their figures with intervals
 //! and verdicts, by the rules of the reports: one table, judged together. Where machine or model
-//! differ, the figures stand side by side under a warning and get no verdict: nobody could say what
-//! made the difference.
+//! differ, the figures are shown side by side with a warning and without a verdict: the cause of a
+//! difference could not be determined.
 //!
 //! Absent on purpose: more than two at a time, and anything written to a file.
 

@@ -10,7 +10,7 @@ use crate::ReportError;
 use crate::load::run_folder::{Outcome, RunFolder};
 use crate::select::{Arm, Group, Run, groups, same_place};
 
-/// The runs behind one name.
+/// The runs that a name refers to.
 #[derive(Debug, Clone)]
 pub struct Chosen<'a> {
     pub experiment: String,

@@ -58,7 +58,7 @@ pub struct Record {
 /// `config.resolved.toml`, as far as reports show it.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct RunConfig {
-    /// Flags as typed behind `engine serve`, one a line: `--schedule-policy lof`.
+    /// Flags as typed after `engine serve`, one on each line: `--schedule-policy lof`.
     pub flags: Vec<String>,
     pub replicates: Option<u32>,
     /// Models that the server was to have with names and flags of their own; none: one model.

@@ -52,7 +52,7 @@ pub struct Cell {
     pub phrase: String,
 }
 
-/// None where nobody has run `ablate` there to an end.
+/// None if no `ablate` has been completed there.
 pub fn ablation_of(
     records: &Records,
     group: &Group<'_>,

@@ -21,7 +21,7 @@ pub fn servers_differ(before: &Arm<'_>, after: &Arm<'_>, lang: Lang) -> Option<S
     if let Some(url) = urls.find(|url| !is_loopback(url)) {
         return Some(lang.pick(
             format!("{url}의 장비는 기록되지 않음"),
-            format!("the machine behind {url} is not recorded"),
+            format!("the machine at {url} is not recorded"),
         ));
     }
     let (before, after) = (&before.model.used, &after.model.used);

@@ -7,7 +7,7 @@ use crate::load::Records;
 use crate::render::context::ArmContext;
 use crate::select::{Arm, Group};
 
-/// Flags as typed behind `engine serve`.
+/// Flags as typed after `engine serve`.
 pub fn flags_of(arm: &Arm<'_>) -> Vec<String> {
     arm.representative()
         .map(|run| run.record.config.flags.clone())

@@ -48,7 +48,7 @@ pub struct ReportContext {
 pub struct GroupContext {
     /// Device, model and extra flags; the host too where those alone would not tell groups apart.
     pub title: String,
-    /// Flags typed behind `--`, one a line.
+    /// Flags typed after `--`, one on each line.
     pub extra_flags: Vec<String>,
     /// The GPU's name, or the processor's.
     pub device: String,

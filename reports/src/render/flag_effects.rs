@@ -1,7 +1,7 @@
 //! What one flag does: pairs of configurations that differ in it alone.
 //!
 //! Both were measured on one machine with one model; the second may come from another campaign or
-//! carry flags typed behind `--`, which is then said beside the verdict. Nothing is pooled. All
+//! have flags typed after `--`, which is then noted next to the verdict. Nothing is pooled. All
 //! effects of a group stand in one table and are judged together.
 
 use serde::Serialize;
@@ -29,7 +29,7 @@ pub struct FlagEffect {
     /// The flag's values; none where it was not given.
     pub before: Option<String>,
     pub after: Option<String>,
-    /// The configurations, with the flags typed behind `--`.
+    /// The configurations, with the flags typed after `--`.
     pub before_arm: String,
     pub after_arm: String,
     pub same_campaign: bool,

@@ -1,4 +1,4 @@
-//! Several models behind one server: what each of them has, and what it does alone and beside the
+//! Several models in one server: their configurations, and their figures alone and next to the
 //! others.
 //!
 //! A model is "alone" while the others are loaded and have nothing to do, and "together" while all

@@ -106,7 +106,7 @@ fn is_harmless(link: &str) -> bool {
     }
 }
 
-/// Table cells of so many characters never break.
+/// Table cells of at most this many characters never break.
 const SHORT_CELL: usize = 24;
 /// Units that stay on one line with their number.
 const UNITS: [&str; 9] = [

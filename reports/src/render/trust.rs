@@ -60,7 +60,7 @@ pub struct TrustGroup {
 #[derive(Debug, Clone, Serialize)]
 pub struct Advice {
     pub n_starts: usize,
-    /// Of a campaign of two arms with so many starts; none where runs do not tell.
+    /// For a campaign of two arms with this many starts; none if the runs do not determine it.
     pub duration_s: Option<f64>,
 }
 

@@ -1,7 +1,7 @@
 //! Statistics of run records: descriptions, intervals, tests and verdicts.
 //!
 //! The replicate is a server start. Requests of one run share the server, its caches and the
-//! machine's mood of that minute, so they describe the run but are not independent evidence about
+//! machine's state (thermals, background load) at that time, so they describe the run but are not independent evidence about
 //! a configuration: [`verdict::compare_family`] takes one number a run, never one a request.
 //!
 //! Everything here is pure and deterministic: random resampling uses a generator with a fixed

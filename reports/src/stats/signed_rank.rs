@@ -90,7 +90,7 @@ pub fn hodges_lehmann(differences: &[f64], level: f64) -> Option<Shift> {
     Some(Shift { estimate, interval })
 }
 
-/// Smallest p-value that so many differences can give: all of one sign.
+/// Smallest p-value for this many differences: all of one sign.
 pub fn smallest_p(n: usize) -> f64 {
     0.5_f64
         .powi(i32::try_from(n).unwrap_or(i32::MAX) - 1)

@@ -1,7 +1,7 @@
 //! How far the verdicts can be trusted, by simulation with the noise of real runs.
 //!
 //! A campaign of two arms is simulated round by round. A round is drawn from the real ones, and two
-//! different arms of it: the noise that they shared (prompts, the machine's mood) they share in the
+//! different arms of it: the noise that they shared (prompts, the machine's state) they share in the
 //! simulation, too. Where real arms share no rounds, starts are drawn one by one. With no true
 //! difference every "faster" or "slower" is false; with a true one, "found" means that a metric is
 //! called faster.
@@ -141,7 +141,7 @@ pub struct Trust {
 }
 
 impl Trial<'_> {
-    /// Campaigns with so many server starts an arm.
+    /// Campaigns with this many server starts per arm.
     pub fn run(&self, n_starts: usize) -> Trust {
         const SEED: u64 = 20_261_122;
         let mut rng = SplitMix64::new(SEED);

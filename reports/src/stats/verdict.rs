@@ -6,8 +6,8 @@
 //! 2. the Holm-adjusted p-value is at most alpha: *faster* or *slower*;
 //! 3. otherwise *undecided*, with the reason.
 //!
-//! Runs of one round are compared with each other (signed ranks): prompts and the machine's mood
-//! are the same for both. Where arms share no rounds, or so few that even the clearest signs could
+//! Runs of one round are compared with each other (signed ranks): prompts and the machine's state
+//! (thermals, background load) are the same for both. Where arms share no rounds, or so few that even the clearest signs could
 //! not reach alpha in this family, all starts of one arm are compared with all of the other
 //! (Mann-Whitney). That choice looks at numbers of runs alone, never at figures.
 //!

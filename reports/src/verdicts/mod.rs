@@ -40,7 +40,7 @@ pub enum VerdictCommand {
         #[arg(long, value_name = "DIR")]
         runs_dir: Vec<PathBuf>,
     },
-    /// Print how many server starts an arm needs for so many figures judged together
+    /// Print how many server starts an arm needs for this many figures judged together
     StartsNeeded { n_comparisons: usize },
 }
 
@@ -185,7 +185,7 @@ fn replicate(run: &RunFolder) -> u32 {
         .map_or(0, |record| record.manifest.replicate)
 }
 
-/// Fewest starts an arm with which so many figures, judged together, can pass.
+/// The fewest starts per arm with which this many figures, judged together, can pass.
 pub fn starts_needed(n_comparisons: usize) -> usize {
     runs_needed(n_comparisons, VerdictConfig::default().alpha)
 }

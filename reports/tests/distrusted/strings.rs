@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::data;
 
-/// Behind every string. A folder's name takes all of it but the slash.
+/// Appended to every string. A folder's name can contain all of it except the slash.
 const POISON: &str = "<img src=x onerror=alert(1)><script>alert(2)<\\script>|`**b**`` ![x](http:h)[y](javascript:alert(3))\n# h\r\n- l\u{1b}[31m\u{7}\u{202e}&lt;<!-- _z_ \\";
 
 /// Strings with a fixed set of values, a date, or a digest that is compared.

@@ -1,9 +1,9 @@
-//! Every parser of outside bytes as a function of those bytes, which must return, with an error
-//! or without, quickly and with little memory, whatever they are.
+//! Every parser of untrusted bytes as a function of those bytes. It must return, with or without an
+//! error, quickly and with little memory, for any input.
 //!
-//! `cargo xtask fuzz` runs them under AFL++ (instrumented on the stable toolchain), with a limit
-//! on memory and time; inputs that broke something are kept in `found/` and run by the tests.
-//! Deliberately absent: what a parser makes of right bytes, which its own tests know.
+//! `cargo xtask fuzz` runs them under AFL++ (instrumented on the stable toolchain), with limits on
+//! memory and time; inputs that caused a failure are kept in `found/` and run by the tests.
+//! Deliberately absent: what a parser makes of valid bytes; its own tests cover that.
 
 mod seeds;
 /// A file of `reports`, which would take minutes to build with all that it depends on.
@@ -17,7 +17,7 @@ use std::thread;
 
 pub use self::seeds::write_seeds;
 
-/// A parser. The folder is its own, for those that read files.
+/// A parser. The folder is exclusive to it, for parsers that read files.
 pub type Target = fn(&Path, &[u8]);
 
 pub const TARGETS: [(&str, Target); 12] = [
@@ -35,11 +35,11 @@ pub const TARGETS: [(&str, Target); 12] = [
     ("imported_csv", targets::imported_csv),
 ];
 
-/// Stack of the threads that parse requests in a server, and of most others: the main thread of a
-/// program has more, so an input that ends a server would do no harm there.
+/// Stack size of the threads that parse requests in a server, and of most others: the main thread
+/// has more, so an input that crashes a server might be harmless there.
 const STACK_BYTES: usize = 2 << 20;
 
-/// Does `work` on a thread like a server's; `None` if it panicked.
+/// Runs `work` on a thread like a server's; `None` if it panicked.
 pub fn on_a_servers_stack<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<Option<T>> {

@@ -1,4 +1,4 @@
-//! Right inputs to begin from: small ones, so that a fuzzer is fast, and one of each kind.
+//! Valid inputs as seeds: small ones, so that the fuzzer is fast, and one of each kind.
 
 mod chains;
 
@@ -112,8 +112,8 @@ fn seeds(target: &str) -> Result<Vec<Vec<u8>>> {
     })
 }
 
-/// A right one, of two characters, what they merge to, a special token (3), and from 4 on further
-/// characters.
+/// A valid tokenizer of two characters, their merge, a special token (3), and further characters
+/// from 4 on.
 pub fn tokenizer_json(further: &[char]) -> Value {
     let mut vocab = json!({"H": 0, "e": 1, "He": 2});
     for (id, character) in (4..).zip(further) {

@@ -1,4 +1,4 @@
-//! The targets. What they return is of no interest, so errors are dropped throughout.
+//! The targets. Their results do not matter, so errors are dropped throughout.
 
 use std::fs;
 use std::path::Path;
@@ -50,7 +50,7 @@ pub fn safetensors(folder: &Path, bytes: &[u8]) {
     }
 }
 
-/// With AWQ's part in it.
+/// Including the AWQ part.
 pub fn config_json(_: &Path, bytes: &[u8]) {
     let Ok(value) = serde_json::from_slice(bytes) else {
         return;
@@ -96,8 +96,8 @@ pub fn request(_: &Path, bytes: &[u8]) {
     let _ = Generation::take(&mut chat, &limits, &seeds, Some(3));
 }
 
-/// A request's form: the first byte says which kind, the rest is what the client wrote. Then some
-/// output that it allows.
+/// The output format of a request: the first byte selects the kind, the rest is the client's text.
+/// Then some output that it allows.
 pub fn grammar(folder: &Path, bytes: &[u8]) {
     static GRAMMARS: OnceLock<Grammars> = OnceLock::new();
     const N_TOKENS: usize = 12;
@@ -152,7 +152,7 @@ fn constraint(kind: u8, text: &str) -> Option<Constraint> {
     })
 }
 
-/// Those of a model that knows printable characters.
+/// Grammars of a model that knows printable characters.
 fn small_grammars(folder: &Path) -> Grammars {
     const END: u32 = 3;
     let characters = (b'!'..=b'~').map(char::from).chain(['Ġ', 'Ċ']);
@@ -185,8 +185,8 @@ pub fn chat_template(_: &Path, bytes: &[u8]) {
     let _ = template.render_conversation(&input, true);
 }
 
-/// A model's output. The first byte says what is looked for and in which pieces the rest comes,
-/// which come to the same as the whole.
+/// A model's output. The first byte selects the parser and how the rest is split; the pieces must
+/// give the same result as the whole.
 pub fn tool_calls(_: &Path, bytes: &[u8]) {
     let Some((how, rest)) = bytes.split_first() else {
         return;
@@ -198,7 +198,7 @@ pub fn tool_calls(_: &Path, bytes: &[u8]) {
     let starts = [
         ThoughtStart::Inside,
         ThoughtStart::Before,
-        ThoughtStart::Behind,
+        ThoughtStart::After,
     ];
     let start = starts.get(usize::from(how / 2 % 4)).copied();
     let n_chars = usize::from(how / 8) + 1;
@@ -210,7 +210,7 @@ pub fn tool_calls(_: &Path, bytes: &[u8]) {
     );
 }
 
-/// Thoughts, content, and the name and arguments of every call.
+/// Reasoning, content, and the name and arguments of every call.
 type Output = (String, String, Vec<(String, String)>);
 
 fn output(
@@ -253,7 +253,7 @@ fn output(
     (thoughts, content, calls)
 }
 
-/// The first byte says how the rest was cut on its way.
+/// The first byte selects how the rest was split in transit.
 pub fn sse(_: &Path, bytes: &[u8]) {
     let Some((cut, rest)) = bytes.split_first() else {
         return;
@@ -283,7 +283,7 @@ pub fn experiment_toml(folder: &Path, bytes: &[u8]) {
     }
 }
 
-/// What is made of another engine's results can be read again.
+/// The output of an import can be read again.
 pub fn imported(_: &Path, bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else {
         return;

@@ -1,4 +1,4 @@
-//! What a fuzzer found once, and its seeds, run through their parsers: nothing panics or hangs.
+//! Runs inputs found by the fuzzer, and its seeds, through their parsers: nothing panics or hangs.
 
 use std::fs;
 use std::path::Path;
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use fuzz::{TARGETS, Target, on_a_servers_stack, write_seeds};
 
-/// Far above what any input takes, also on a busy machine without optimisation.
+/// Far above the time of any input, also on a busy machine without optimisation.
 const LIMIT: Duration = Duration::from_secs(20);
 
 #[test]
@@ -36,15 +36,15 @@ fn seeds_and_found_inputs_do_no_harm() {
     }
 }
 
-/// On a thread of its own: one that never returns is left behind.
+/// Runs on its own thread, which is abandoned if it never returns.
 fn assert_harmless(target: Target, own: &Path, bytes: Vec<u8>, input: &Path) {
     let own = own.to_owned();
     let (done, is_done) = mpsc::channel();
     thread::spawn(move || {
         let outcome = on_a_servers_stack(move || target(&own, &bytes)).expect("a thread");
-        // A panic is this thread's as well: it ends without a word.
+        // A panic ends this thread too, without a message.
         outcome.expect("no panic");
-        // The other side is gone where it took too long.
+        // The receiver is gone if it took too long.
         let _ = done.send(());
     });
     match is_done.recv_timeout(LIMIT) {

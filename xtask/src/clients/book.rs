@@ -1,5 +1,5 @@
-//! The text that llama-benchy cuts its prompts from. It wants one over HTTP, so the prompts of the
-//! workloads are served on the loopback interface.
+//! The text from which llama-benchy cuts its prompts. It downloads one over HTTP, so the prompts of
+//! the workloads are served on the loopback interface.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};

@@ -1,25 +1,25 @@
-//! The clients: what each is called, what brings it, and how it is run.
+//! The clients: their names, packages, and how they are run.
 
 use std::path::Path;
 
-/// Where a client's packages are.
+/// The runtime of a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
+pub enum Runtime {
     /// The Python environment of `requirements/<name>.txt`.
     Python(&'static str),
     /// The one Node project.
     Node,
 }
 
-/// What a client is told.
+/// Settings passed to a client.
 pub struct Server<'a> {
     /// `http://host:port`
     pub url: &'a str,
-    /// As the server calls it.
+    /// The server's name for the model.
     pub model: &'a str,
-    /// A folder.
+    /// Folder of the tokenizer.
     pub tokenizer: &'a Path,
-    /// Of a text for prompts.
+    /// URL of a text for prompts.
     pub book_url: &'a str,
 }
 
@@ -34,47 +34,47 @@ impl Server<'_> {
 }
 
 pub struct Client {
-    /// As `--only` and the table have it.
+    /// The name for `--only` and in the table.
     pub name: &'static str,
-    pub place: Place,
-    /// The package that the client is; none for this repository's own.
+    pub runtime: Runtime,
+    /// The package of the client; none for this repository's own.
     pub package: Option<&'static str>,
-    /// Within its place.
+    /// Path within its environment.
     pub program: &'static str,
-    /// Says PASS or FAIL of each of its checks; otherwise its exit code is its one check.
+    /// Prints PASS or FAIL for each of its checks; otherwise its exit code is its only check.
     pub has_checks: bool,
-    words: fn(&Server) -> Vec<String>,
+    args: fn(&Server) -> Vec<String>,
 }
 
 impl Client {
-    /// One of the scripts of checks.
+    /// One of the scripts with checks.
     const fn checks(
         name: &'static str,
         package: &'static str,
-        place: Place,
-        words: fn(&Server) -> Vec<String>,
+        runtime: Runtime,
+        args: fn(&Server) -> Vec<String>,
     ) -> Self {
         Self {
             name,
-            place,
+            runtime,
             package: Some(package),
-            program: match place {
-                Place::Python(_) => "python3",
-                Place::Node => "node",
+            program: match runtime {
+                Runtime::Python(_) => "python3",
+                Runtime::Node => "node",
             },
             has_checks: true,
-            words,
+            args,
         }
     }
 
-    pub fn words(&self, server: &Server) -> Vec<String> {
-        (self.words)(server)
+    pub fn args(&self, server: &Server) -> Vec<String> {
+        (self.args)(server)
     }
 }
 
-const OPENAI: Place = Place::Python("openai");
-const LITELLM: Place = Place::Python("litellm");
-const LOAD: Place = Place::Python("load_generators");
+const OPENAI: Runtime = Runtime::Python("openai");
+const LITELLM: Runtime = Runtime::Python("litellm");
+const LOAD: Runtime = Runtime::Python("load_generators");
 
 /// In the order in which they run: the heaviest last.
 pub const CLIENTS: [Client; 13] = [
@@ -84,10 +84,10 @@ pub const CLIENTS: [Client; 13] = [
     Client::checks("openai-forms", "openai", OPENAI, |server| {
         script("openai_forms.py", server)
     }),
-    Client::checks("openai-js", "openai", Place::Node, |server| {
+    Client::checks("openai-js", "openai", Runtime::Node, |server| {
         script("openai_client.mjs", server)
     }),
-    Client::checks("ai-sdk", "ai", Place::Node, |server| {
+    Client::checks("ai-sdk", "ai", Runtime::Node, |server| {
         script("ai_sdk.mjs", server)
     }),
     Client::checks("langchain", "langchain-openai", OPENAI, |server| {
@@ -99,7 +99,7 @@ pub const CLIENTS: [Client; 13] = [
     Client::checks(
         "instructor",
         "instructor",
-        Place::Python("instructor"),
+        Runtime::Python("instructor"),
         |server| script("instructor_client.py", server),
     ),
     Client::checks("litellm", "litellm", LITELLM, |server| {
@@ -108,7 +108,7 @@ pub const CLIENTS: [Client; 13] = [
     Client::checks("litellm-proxy", "litellm", LITELLM, |server| {
         script("litellm_proxy.py", server)
     }),
-    Client::checks("lm-eval", "lm_eval", Place::Python("lm_eval"), |server| {
+    Client::checks("lm-eval", "lm_eval", Runtime::Python("lm_eval"), |server| {
         with_tokenizer("lm_eval_client.py", server)
     }),
     Client::checks("guidellm", "guidellm", LOAD, |server| {
@@ -116,21 +116,21 @@ pub const CLIENTS: [Client; 13] = [
     }),
     Client {
         name: "llama-benchy",
-        place: LOAD,
+        runtime: LOAD,
         package: Some("llama-benchy"),
         program: "llama-benchy",
         has_checks: false,
-        words: llama_benchy,
+        args: llama_benchy,
     },
     Client {
         name: "stress",
-        place: OPENAI,
+        runtime: OPENAI,
         package: None,
         program: "python3",
         has_checks: false,
-        // Without the process id, so it does not look at memory: that swings more in a few rounds
+        // Without the process id, so it does not check memory: within a few rounds that varies more
         // than it may grow in many.
-        words: |server| vec!["stress.py".to_owned(), server.url.to_owned()],
+        args: |server| vec!["stress.py".to_owned(), server.url.to_owned()],
     },
 ];
 
@@ -148,7 +148,7 @@ fn with_tokenizer(file: &str, server: &Server) -> Vec<String> {
 
 fn llama_benchy(server: &Server) -> Vec<String> {
     let (api, tokenizer) = (server.api(), server.tokenizer());
-    let words = [
+    let args = [
         "--base-url",
         &api,
         "--model",
@@ -167,8 +167,8 @@ fn llama_benchy(server: &Server) -> Vec<String> {
         "1",
         "4",
         "--exit-on-first-fail",
-        // What random weights say is never coherent.
+        // Text from random weights is never coherent.
         "--skip-coherence",
     ];
-    words.map(str::to_owned).to_vec()
+    args.map(str::to_owned).to_vec()
 }

@@ -1,5 +1,6 @@
-//! What the clients need, below the target folder: Python environments, one for packages that agree
-//! with each other, and a Node project. Each is made again where its pinned versions have changed.
+//! Installs the clients' dependencies below the target folder: Python environments, one for each
+//! set of compatible packages, and a Node project. Each is created again if its pinned versions
+//! have changed.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -9,9 +10,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use duct::cmd;
 
-use super::catalogue::{Client, Place};
+use super::catalogue::{Client, Runtime};
 
-/// Program, the first words that show that it works, and what brings it.
+/// Program, the arguments that show that it works, and its Debian package.
 type Tool = (&'static str, &'static [&'static str], &'static str);
 
 const PYTHON_TOOLS: [Tool; 2] = [
@@ -35,20 +36,20 @@ const NODE_TOOLS: [Tool; 2] = [
     ("npm", &["--version"], "npm (Debian: npm)"),
 ];
 
-/// Fails with everything that these clients need and this machine lacks.
+/// Fails with the list of everything that these clients need and this machine lacks.
 pub fn check_tools(clients: &[&Client]) -> Result<()> {
-    let needs = |wanted: fn(&Place) -> bool| clients.iter().any(|client| wanted(&client.place));
+    let needs = |wanted: fn(&Runtime) -> bool| clients.iter().any(|client| wanted(&client.runtime));
     let mut tools = Vec::new();
-    if needs(|place| matches!(place, Place::Python(_))) {
+    if needs(|runtime| matches!(runtime, Runtime::Python(_))) {
         tools.extend(PYTHON_TOOLS);
     }
-    if needs(|place| *place == Place::Node) {
+    if needs(|runtime| *runtime == Runtime::Node) {
         tools.extend(NODE_TOOLS);
     }
     let missing: Vec<&str> = tools
         .iter()
-        .filter(|(program, words, _)| {
-            let ran = cmd(*program, *words)
+        .filter(|(program, args, _)| {
+            let ran = cmd(*program, *args)
                 .stdout_null()
                 .stderr_null()
                 .unchecked()
@@ -67,14 +68,14 @@ pub fn check_tools(clients: &[&Client]) -> Result<()> {
 }
 
 pub struct Installed {
-    /// What is in the repository.
+    /// The sources in the repository.
     sources: PathBuf,
-    /// What is installed.
+    /// The installation folder.
     folder: PathBuf,
 }
 
 impl Installed {
-    /// Installs what these clients need and is not there yet.
+    /// Installs what these clients need and is missing.
     pub fn prepare(sources: &Path, folder: &Path, clients: &[&Client]) -> Result<Self> {
         let installed = Self {
             sources: sources.to_owned(),
@@ -85,50 +86,50 @@ impl Installed {
         }
         let mut done = Vec::new();
         for client in clients {
-            if done.contains(&client.place) {
+            if done.contains(&client.runtime) {
                 continue;
             }
-            match client.place {
-                Place::Python(name) => installed.install_python(name)?,
-                Place::Node => installed.install_node()?,
+            match client.runtime {
+                Runtime::Python(name) => installed.install_python(name)?,
+                Runtime::Node => installed.install_node()?,
             }
-            done.push(client.place);
+            done.push(client.runtime);
         }
         Ok(installed)
     }
 
-    /// The program file, or a name to be looked for in `PATH`: no path, which duct would take to
-    /// be in the working folder.
+    /// The program file, or a name to be looked up in `PATH`: not a path, which duct would resolve
+    /// relative to the working folder.
     pub fn program(&self, client: &Client) -> OsString {
-        match client.place {
-            Place::Python(name) => self.python(name).join("bin").join(client.program).into(),
-            Place::Node => client.program.into(),
+        match client.runtime {
+            Runtime::Python(name) => self.python(name).join("bin").join(client.program).into(),
+            Runtime::Node => client.program.into(),
         }
     }
 
     /// The folder that a client runs in. Node finds its packages from there.
     pub fn working_folder(&self, client: &Client) -> PathBuf {
-        match client.place {
-            Place::Node => self.node(),
-            Place::Python(_) if client.program == "python3" => self.sources.clone(),
-            // A program of others' may write where it runs.
-            Place::Python(_) => self.home(),
+        match client.runtime {
+            Runtime::Node => self.node(),
+            Runtime::Python(_) if client.program == "python3" => self.sources.clone(),
+            // A foreign program may write to its working folder.
+            Runtime::Python(_) => self.home(),
         }
     }
 
-    /// A home for programs that write into theirs.
+    /// A home folder for programs that write to theirs.
     pub fn home(&self) -> PathBuf {
         self.folder.join("home")
     }
 
-    /// The version that is installed, which is the one that is pinned.
+    /// The installed version, which is the pinned one.
     pub fn version(&self, client: &Client) -> Result<String> {
         let Some(package) = client.package else {
             return Ok("–".to_owned());
         };
-        let versions = match client.place {
-            Place::Python(name) => pinned_for_python(&read(&self.requirements(name))?),
-            Place::Node => pinned_for_node(&read(&self.sources.join("package.json"))?)?,
+        let versions = match client.runtime {
+            Runtime::Python(name) => pinned_for_python(&read(&self.requirements(name))?),
+            Runtime::Node => pinned_for_node(&read(&self.sources.join("package.json"))?)?,
         };
         let version = versions.get(package).cloned();
         version.with_context(|| format!("{} pins no version of {package}", client.name))
@@ -157,7 +158,7 @@ impl Installed {
         }
         announce(&lines(&requirements).collect::<Vec<_>>(), &venv);
         cmd!("python3", "-m", "venv", "--clear", &venv).run()?;
-        // From a copy, since building a package writes beside its sources.
+        // From a copy, since building a package writes next to its sources.
         let copy = venv.join("requirements");
         copy_folder(&self.sources.join("requirements"), &copy)?;
         cmd!(
@@ -176,7 +177,7 @@ impl Installed {
         fs::write(&marker, wanted).with_context(|| marker.display().to_string())
     }
 
-    /// The sources of the packages that are in this repository.
+    /// The sources of the packages in this repository.
     fn stand_ins(&self, requirements: &str) -> Result<String> {
         let mut sources = String::new();
         for folder in lines(requirements).filter(|line| line.starts_with("./")) {
@@ -269,7 +270,7 @@ fn lines_joined(requirements: &str) -> String {
     lines(requirements).collect::<Vec<_>>().join(", ")
 }
 
-/// Versions by package, without its extras.
+/// Versions by package, without extras.
 fn pinned_for_python(requirements: &str) -> HashMap<String, String> {
     lines(requirements)
         .filter_map(|line| line.split_once("=="))
@@ -317,9 +318,9 @@ mod tests {
     fn every_requirement_is_pinned_or_here_and_used() {
         let used: HashSet<&str> = CLIENTS
             .iter()
-            .filter_map(|client| match client.place {
-                Place::Python(name) => Some(name),
-                Place::Node => None,
+            .filter_map(|client| match client.runtime {
+                Runtime::Python(name) => Some(name),
+                Runtime::Node => None,
             })
             .collect();
         let folder = sources().join("requirements");

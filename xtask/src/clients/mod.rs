@@ -1,17 +1,17 @@
-//! `clients [--engine-bin FILE] [--only NAME,…]`: other people's clients against a running engine,
-//! unchanged.
+//! `clients [--engine-bin FILE] [--only NAME,…]`: unmodified third-party clients against a running
+//! engine.
 //!
-//! Each client runs in a process of its own, one after the other, against one server with a tiny model
-//! of random weights. What they need is installed below the target folder, in pinned versions; they ask
-//! nothing of the internet while they run. What runs is in [`catalogue`]:
+//! Each client runs in its own process, one after the other, against one server with a tiny model
+//! with random weights. Their dependencies are installed below the target folder in pinned
+//! versions; at run time they make no internet requests. [`catalogue`] lists the clients:
 //!
 //! - `openai`, `openai-forms`, `openai-js`: OpenAI's clients for Python and JavaScript.
-//! - `ai-sdk`, `langchain`, `pydantic-ai`, `instructor`: frameworks over them. The checks assert forms,
-//!   calls of tools, usage, streams and typed errors.
+//! - `ai-sdk`, `langchain`, `pydantic-ai`, `instructor`: frameworks on top of them. The checks
+//!   cover output formats, tool calls, usage, streams and typed errors.
 //! - `litellm`, `litellm-proxy`: LiteLLM's functions, and its proxy between the server and OpenAI's client.
 //! - `lm-eval`: lm-evaluation-harness with tasks of this repository; its scores must be the server's own.
-//! - `guidellm`, `llama-benchy`: load generators. guidellm asks for torch, gigabytes of which it uses one
-//!   iterator; a package of this repository takes its place.
+//! - `guidellm`, `llama-benchy`: load generators. guidellm depends on torch, gigabytes of which it
+//!   uses one iterator; a package of this repository replaces it.
 //! - `stress`: this repository's own client, 200 requests at once of which half are abandoned.
 
 mod book;
@@ -33,17 +33,17 @@ use self::program::Outcome;
 use crate::cargo;
 use crate::served::Served;
 
-/// Of the model: tiny, with Qwen3's vocabulary and chat template.
+/// The model: tiny, with Qwen3's vocabulary and chat template.
 const MODEL: &str = "synthetic:tiny-qwen3";
-/// Where the engine keeps that tokenizer in its cache.
+/// The location of that tokenizer in the engine's cache.
 const TOKENIZER: &str = "tokenizers/qwen3";
 
 #[derive(Args)]
 pub struct ClientsArgs {
-    /// An engine that is built already [default: build it in the release profile]
+    /// An engine that has been built [default: build it in the release profile]
     #[arg(long, value_name = "FILE")]
     engine_bin: Option<PathBuf>,
-    /// Only these clients, with commas between them
+    /// Only these clients, separated by commas
     #[arg(
         long,
         value_name = "NAME",
@@ -71,7 +71,7 @@ pub fn run(args: &ClientsArgs) -> Result<ExitCode> {
         "cpu",
         "--reasoning-parser",
         "qwen3",
-        // The clients' checks ask for a model that is not there.
+        // The clients' checks ask for a model that does not exist.
         "--strict-model-name",
     ];
     let mut served = Served::start(&engine, &flags, &folder.join("engine.log"))?;
@@ -102,7 +102,7 @@ pub fn run(args: &ClientsArgs) -> Result<ExitCode> {
     })
 }
 
-/// All, where none is named. In the catalogue's order.
+/// All if none is named, in the catalogue's order.
 fn chosen(names: &[String]) -> Vec<&'static Client> {
     let is_chosen = |client: &&Client| names.is_empty() || names.iter().any(|n| n == client.name);
     CLIENTS.iter().filter(is_chosen).collect()
@@ -126,10 +126,10 @@ mod tests {
 
     use super::*;
 
-    fn parsed(words: &[&str]) -> Result<ClientsArgs, String> {
+    fn parsed(args: &[&str]) -> Result<ClientsArgs, String> {
         let command = ClientsArgs::augment_args(Command::new("clients"));
-        let words = std::iter::once("clients").chain(words.iter().copied());
-        let matches = command.try_get_matches_from(words);
+        let args = std::iter::once("clients").chain(args.iter().copied());
+        let matches = command.try_get_matches_from(args);
         let matches = matches.map_err(|error| error.to_string())?;
         ClientsArgs::from_arg_matches(&matches).map_err(|error| error.to_string())
     }

@@ -1,4 +1,4 @@
-//! One client's run: what it prints goes through to the terminal and into a log.
+//! Runs one client: its output goes to the terminal and to a log.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
@@ -11,13 +11,13 @@ use duct::{Expression, cmd};
 use super::catalogue::{Client, Server};
 use super::install::Installed;
 
-/// Lines of a failed client that are shown again under the table.
+/// Lines of a failed client that are repeated below the table.
 const N_SHOWN_LINES: usize = 20;
-/// Of such a line.
+/// Maximum length of such a line.
 const N_SHOWN_CHARS: usize = 400;
 
-/// No client asks anything of the internet: no telemetry, no hub, no price lists. What stands in
-/// for torch is no torch for other packages.
+/// No client makes internet requests: no telemetry, no hub, no price lists. Other packages must not
+/// take the torch replacement for torch.
 const QUIET: [(&str, &str); 17] = [
     ("DO_NOT_TRACK", "1"),
     ("HF_DATASETS_OFFLINE", "1"),
@@ -47,14 +47,14 @@ pub struct Outcome {
     lines: Vec<String>,
 }
 
-/// Of checks.
+/// Numbers of checks.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     pub n_passed: usize,
     pub n_failed: usize,
 }
 
-/// Runs a client to its end; its log comes into `folder`.
+/// Runs a client to its end; its log goes to `folder`.
 pub fn run(
     client: &Client,
     server: &Server,
@@ -92,7 +92,7 @@ pub fn run(
 }
 
 fn command(client: &Client, server: &Server, installed: &Installed) -> Expression {
-    let command = cmd(installed.program(client), client.words(server))
+    let command = cmd(installed.program(client), client.args(server))
         .dir(installed.working_folder(client))
         .env("HOME", installed.home());
     QUIET
@@ -101,8 +101,8 @@ fn command(client: &Client, server: &Server, installed: &Installed) -> Expressio
 }
 
 impl Counts {
-    /// What a client that ended in between did not say is a failure, and so is a script of checks
-    /// that made none.
+    /// If a client ended early, the checks it did not report are failures, and so is a script of
+    /// checks that made none.
     fn of(lines: &[String], has_checks: bool, succeeded: bool) -> Self {
         let count = |word: &str| lines.iter().filter(|line| line.starts_with(word)).count();
         let mut counts = if has_checks {
@@ -128,7 +128,7 @@ impl Outcome {
         self.counts.n_failed == 0
     }
 
-    /// The end of what a failed client said.
+    /// The end of a failed client's output.
     pub fn explanation(&self) -> String {
         let first = self.lines.len().saturating_sub(N_SHOWN_LINES);
         format!(
@@ -144,7 +144,7 @@ impl Outcome {
     }
 }
 
-/// A row a client: program, version, checks, how many of them passed and failed, seconds.
+/// One row for each client: program, version, checks, how many of them passed and failed, seconds.
 pub fn table(outcomes: &[Outcome]) -> String {
     let width = |cells: fn(&Outcome) -> &str, heading: &str| {
         let widths = outcomes

@@ -1,7 +1,7 @@
-//! The audit: what each kernel takes of a chip, and what exceeds it.
+//! The audit: the resources of each kernel, and what exceeds a chip's limits.
 //!
-//! An excess fails the build unless `kernels/audit.toml` lists it with a reason, and so does an
-//! entry there that no kernel needs any more.
+//! An excess fails the build unless `kernels/audit.toml` lists it with a reason; so does an entry
+//! there that is no longer needed.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -46,7 +46,7 @@ struct Row {
     excesses: Vec<&'static str>,
 }
 
-/// Prints the table, keeps the full one in `folder`, and fails on what is not listed.
+/// Prints the table, stores the full one in `folder`, and fails on everything that is not listed.
 pub fn run(
     exceptions: &Path,
     compiled: &[Compiled],
@@ -162,7 +162,7 @@ fn faults(rows: &[Row], exceptions: &Exceptions, architectures: &[&str]) -> Vec<
             ));
         }
     }
-    // Entries for an architecture that was not built say nothing about being needed.
+    // Entries for an architecture that was not built may still be needed.
     let is_built = |architecture: &str| architectures.contains(&architecture);
     for entry in exceptions
         .allowed
@@ -207,7 +207,7 @@ fn matches(pattern: &str, kernel: &str) -> bool {
     }
 }
 
-/// One row for the kernels of a source with the same figures on an architecture.
+/// One row for the kernels of a source with equal figures on an architecture.
 fn grouped(rows: &[Row]) -> Vec<(String, &Row)> {
     let mut groups: Vec<(&Row, usize)> = Vec::new();
     for row in rows {

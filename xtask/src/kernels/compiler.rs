@@ -23,15 +23,15 @@ const FLAGS: [&str; 6] = [
     "-Xptxas",
     "-v",
 ];
-/// Counts up when what is kept beside a fatbin changes.
+/// Increment when the files stored next to a fatbin change.
 const CACHE_VERSION: &str = "1";
 
 /// One fatbin's kernels.
 #[derive(Debug)]
 pub struct Compiled {
-    /// Path of the source below `kernels/src` without its ending, `stream_linear/repack`; with
-    /// `_bf16` behind it where a source is compiled for bf16 as well, and `_as_sm_120` of what a card
-    /// profile runs.
+    /// Path of the source below `kernels/src` without its extension, `stream_linear/repack`; with
+    /// the suffix `_bf16` if a source is also compiled for bf16, and `_as_sm_120` for code that a
+    /// card profile runs.
     pub source_name: String,
     pub fatbin_bytes: u64,
     pub kernels: Vec<KernelUsage>,
@@ -44,11 +44,11 @@ enum Element {
     Bf16,
 }
 
-/// One fatbin to make.
+/// One fatbin to compile.
 #[derive(Debug)]
 struct Unit<'a> {
     source: &'a Path,
-    /// `None` where the source says none.
+    /// `None` if the source names no element.
     element: Option<Element>,
     /// With the choices of sm_120, for other chips.
     is_profile: bool,
@@ -57,7 +57,7 @@ struct Unit<'a> {
 }
 
 impl Unit<'_> {
-    /// What tells this fatbin from the source's others.
+    /// The suffix that distinguishes this fatbin from the source's others.
     fn name_suffix(&self) -> &'static str {
         match (self.element, self.is_profile) {
             (None | Some(Element::F16), false) => "",
@@ -83,7 +83,8 @@ impl Unit<'_> {
     }
 }
 
-/// One fatbin a source and element, and the index that `kernels/build.rs` reads, in `folder`.
+/// Compiles one fatbin for each source and element, and writes the index that `kernels/build.rs`
+/// reads, to `folder`.
 pub fn compile(
     root: &Path,
     toolchain: &Toolchain,
@@ -182,10 +183,10 @@ fn compile_one(
     })
 }
 
-/// What the compiler says, which is the resource usage.
+/// The compiler's output, which is the resource usage.
 fn run_nvcc(unit: &Unit<'_>, toolchain: &Toolchain, fatbin: &Path) -> Result<String> {
-    let mut words = unit.flags();
-    words.extend(
+    let mut args = unit.flags();
+    args.extend(
         [
             "-o",
             &fatbin.display().to_string(),
@@ -193,7 +194,7 @@ fn run_nvcc(unit: &Unit<'_>, toolchain: &Toolchain, fatbin: &Path) -> Result<Str
         ]
         .map(String::from),
     );
-    let output = cmd(&toolchain.nvcc, words)
+    let output = cmd(&toolchain.nvcc, args)
         .stderr_to_stdout()
         .stdout_capture()
         .unchecked()
@@ -206,17 +207,17 @@ fn run_nvcc(unit: &Unit<'_>, toolchain: &Toolchain, fatbin: &Path) -> Result<Str
     Ok(log)
 }
 
-/// A source whose header says so is made for one chip's own instructions.
+/// A source with this header line uses instructions of that chip only.
 const ONLY_SM_90A: &str = "// Architectures: sm_90a.";
 
-/// What follows in the header of a source that is compiled once for each element.
+/// Precedes the list of elements in the header of a source that is compiled once for each.
 const ELEMENTS: &str = "Elements: ";
 
-/// In the header of a source whose choices differ on sm_120: it is compiled with them for other
-/// chips, too, where `--card-profile` runs them.
+/// In the header of a source whose choices differ on sm_120: it is also compiled with them for
+/// other chips, where `--card-profile` runs them.
 const PROFILES: &str = "Profiles: sm_120.";
 
-/// The fatbins that a source makes for the architectures asked.
+/// The fatbins of a source for the requested architectures.
 fn units_of<'a>(source: &'a Path, text: &str, asked: &[&'a str]) -> Result<Vec<Unit<'a>>> {
     let architectures = architectures_of(text, asked);
     if architectures.is_empty() {
@@ -246,8 +247,8 @@ fn units_of<'a>(source: &'a Path, text: &str, asked: &[&'a str]) -> Result<Vec<U
     Ok(units)
 }
 
-/// What a source is compiled for, out of what was asked: `sm_90a` for one with Hopper's own
-/// instructions, nothing where sm_90 was not asked for.
+/// The architectures of a source among the requested ones: `sm_90a` for one with Hopper's own
+/// instructions, none if sm_90 was not requested.
 fn architectures_of<'a>(text: &str, asked: &[&'a str]) -> Vec<&'a str> {
     if !text.contains(ONLY_SM_90A) {
         return asked.to_vec();
@@ -259,7 +260,7 @@ fn architectures_of<'a>(text: &str, asked: &[&'a str]) -> Vec<&'a str> {
     }
 }
 
-/// `Elements: f16, bf16.` in the comment at a source's head; `None` alone where nothing is said.
+/// `Elements: f16, bf16.` in the header comment of a source; a single `None` if it is absent.
 fn elements_of(text: &str) -> Result<Vec<Option<Element>>> {
     let mut header = text.lines().take_while(|line| line.starts_with("//"));
     let Some(list) = header.find_map(|line| line.split_once(ELEMENTS)?.1.split('.').next()) else {
@@ -290,7 +291,7 @@ fn gencodes(architectures: &[&str]) -> impl Iterator<Item = String> {
     })
 }
 
-/// Over everything that the fatbin depends on.
+/// Digest of everything that the fatbin depends on.
 fn cache_key(unit: &Unit<'_>, toolchain: &Toolchain) -> Result<String> {
     let mut hash = Sha256::new();
     let mut add = |bytes: &[u8]| {
@@ -352,7 +353,7 @@ fn file_name(source_name: &str) -> String {
     source_name.replace('/', "-")
 }
 
-/// See `kernels/build.rs`. Rewritten only when it changes: cargo looks at its time.
+/// See `kernels/build.rs`. Rewritten only if it changes, since cargo checks its timestamp.
 fn write_index(compiled: &[Compiled], architectures: &[&str], folder: &Path) -> Result<()> {
     let mut hash = Sha256::new();
     let mut index = String::new();
@@ -449,13 +450,13 @@ mod tests {
 
     #[test]
     fn gencodes_name_real_code_only() {
-        let words: Vec<_> = gencodes(&["sm_90", "sm_120"]).collect();
+        let args: Vec<_> = gencodes(&["sm_90", "sm_120"]).collect();
         let expected = [
             "-gencode",
             "arch=compute_90,code=sm_90",
             "-gencode",
             "arch=compute_120,code=sm_120",
         ];
-        assert_eq!(words, expected);
+        assert_eq!(args, expected);
     }
 }

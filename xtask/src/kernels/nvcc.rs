@@ -1,4 +1,4 @@
-//! Finds the CUDA compiler, or installs it below the working tree, and says which one it is.
+//! Finds the CUDA compiler, or installs it below the working tree, and reports its version.
 
 use std::path::{Path, PathBuf};
 use std::{env, fs};
@@ -13,7 +13,7 @@ const COMPILER: Package = Package {
     folder: "compiler",
     name: "cuda-toolkit[nvcc,nvvm,crt,cudart,cccl]==13.0.2",
 };
-/// Apart from the compiler, because its dependencies and pip's `--target` would replace parts.
+/// Separate from the compiler, because its dependencies and pip's `--target` would replace parts.
 const OBJDUMP: Package = Package {
     folder: "objdump",
     name: "nvidia-cuda-cuobjdump==13.2.51",
@@ -65,7 +65,7 @@ pub struct Toolchain {
     pub nvcc: PathBuf,
     pub cuobjdump: PathBuf,
     pub version: Version,
-    /// Of the driver on this machine, if there is one.
+    /// The CUDA version of the driver on this machine, if there is one.
     driver: Option<Version>,
 }
 
@@ -79,7 +79,7 @@ impl Toolchain {
     }
 }
 
-/// From `CUDA_HOME`, the path, or the working tree's `.cuda`, which is filled if need be.
+/// From `CUDA_HOME`, the path, or the working tree's `.cuda`, which is installed if necessary.
 pub fn find(root: &Path, architectures: &[&str]) -> Result<Toolchain> {
     let nvcc = match installed(root)? {
         Some(nvcc) => nvcc,
@@ -151,7 +151,7 @@ fn on_path(program: &str) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-/// Written last, so that a broken download is not taken for a toolchain.
+/// Written last, so that an interrupted download is not taken for a toolchain.
 fn mark(root: &Path) -> PathBuf {
     root.join(FOLDER).join("complete")
 }
@@ -190,23 +190,23 @@ fn pip_install(root: &Path, package: &Package, extra: &[&str]) -> Result<()> {
     let target = folder
         .to_str()
         .context("the working tree's path is not UTF-8")?;
-    let mut words = vec![
+    let mut args = vec![
         "-m",
         "pip",
         "install",
         "--quiet",
         "--disable-pip-version-check",
     ];
-    words.extend([
+    args.extend([
         "--no-compile",
         "--root-user-action",
         "ignore",
         "--target",
         target,
     ]);
-    words.extend(extra);
-    words.push(package.name);
-    let status = cmd("python3", &words)
+    args.extend(extra);
+    args.push(package.name);
+    let status = cmd("python3", &args)
         .stdout_to_stderr()
         .unchecked()
         .run()
@@ -221,7 +221,7 @@ fn pip_install(root: &Path, package: &Package, extra: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// What the driver here runs at most, as nvidia-smi prints it; `None` without a driver.
+/// The maximum CUDA version of the driver here, as printed by nvidia-smi; `None` without a driver.
 fn driver_version() -> Option<Version> {
     let program = on_path("nvidia-smi")?;
     let text = cmd!(program).stderr_null().read().ok()?;

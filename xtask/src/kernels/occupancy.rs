@@ -1,4 +1,5 @@
-//! How many blocks of a kernel an SM holds, by the limits in NVIDIA's programming guide.
+//! Computes how many blocks of a kernel fit on an SM, from the limits in NVIDIA's programming
+//! guide.
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ChipLimits {
@@ -9,10 +10,10 @@ pub struct ChipLimits {
     pub shared_bytes_per_block: usize,
 }
 
-/// What the driver keeps of the shared memory for each block.
+/// Shared memory that the driver reserves for each block.
 const RESERVED_SHARED_BYTES: usize = 1024;
 const SHARED_UNIT_BYTES: usize = 128;
-/// Registers are handed out to warps in this unit, from the SM's four partitions.
+/// Allocation unit of registers for a warp, from the SM's four partitions.
 const REGISTER_UNIT: usize = 256;
 const PARTITIONS: usize = 4;
 const WARP: usize = 32;

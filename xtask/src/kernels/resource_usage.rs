@@ -1,5 +1,5 @@
-//! What a compiled kernel needs: registers, shared memory, stack and spills from the compiler's
-//! log (`-Xptxas -v`), the launch bound from the code itself (`cuobjdump -elf`).
+//! The resources of a compiled kernel: registers, shared memory, stack and spills from the
+//! compiler's log (`-Xptxas -v`), the launch bound from the code itself (`cuobjdump -elf`).
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -19,13 +19,13 @@ pub struct KernelUsage {
     pub max_threads: Option<usize>,
 }
 
-/// In the order of the log. An error if the log names no registers for a kernel: then its format
-/// has changed, and an audit of nothing must not pass.
+/// In the order of the log. An error if the log has no registers for a kernel: then its format has
+/// changed, and an empty audit must not pass.
 pub fn parse(log: &str, elf: &str) -> Result<Vec<KernelUsage>> {
     let bounds = launch_bounds(elf);
     let mut kernels: Vec<KernelUsage> = Vec::new();
     let mut n_entries = 0;
-    // Functions that were not inlined have properties, too; they count with their callers.
+    // Functions that were not inlined have properties too; they count with their callers.
     let mut properties: Option<(String, [usize; 3])> = None;
     let mut entry: Option<(String, String)> = None;
     let mut of_function = String::new();
@@ -96,7 +96,7 @@ fn before(line: &str, label: &str) -> Result<usize> {
         .with_context(|| format!("no number before `{label}` in `{line}`"))
 }
 
-/// Kernels whose `wgmma` products ptxas has made wait for each other, for lack of registers.
+/// Kernels whose `wgmma` products ptxas has serialised, for lack of registers.
 pub fn serialised(log: &str) -> Vec<&str> {
     log.lines()
         .filter(|line| line.contains("(C7512)"))
@@ -129,7 +129,7 @@ fn launch_bounds(elf: &str) -> BTreeMap<(String, String), usize> {
     bounds
 }
 
-/// One kernel a line, as kept beside a fatbin.
+/// One kernel on each line, as stored next to a fatbin.
 pub fn to_lines(kernels: &[KernelUsage]) -> String {
     let mut text = String::new();
     for k in kernels {
@@ -152,8 +152,8 @@ pub fn to_lines(kernels: &[KernelUsage]) -> String {
 pub fn from_lines(text: &str) -> Result<Vec<KernelUsage>> {
     text.lines()
         .map(|line| {
-            let words: Vec<_> = line.split(' ').collect();
-            let [kernel, architecture, counts @ ..] = &words[..] else {
+            let fields: Vec<_> = line.split(' ').collect();
+            let [kernel, architecture, counts @ ..] = &fields[..] else {
                 bail!("cannot read `{line}`");
             };
             let counts = counts

@@ -1,4 +1,4 @@
-//! The table as a page.
+//! The table in Markdown.
 
 use std::fmt::Write;
 
@@ -6,7 +6,7 @@ use super::table::aliases;
 use super::values::VALUES;
 use super::{Means, OTHER_TOKENIZER, Program, ValueMeans};
 
-/// The table as `FLAGS.md` has it.
+/// The table as it is in `FLAGS.md`.
 pub fn markdown() -> String {
     let mut text = String::from("| of | flag | here |\n|---|---|---|\n");
     for alias in aliases() {

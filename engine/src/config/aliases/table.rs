@@ -1,4 +1,4 @@
-//! The table: everyday flags of other servers, and what each means here.
+//! The table: common flags of other servers, and their meaning here.
 
 use super::Program::{Any, LlamaCpp, Sglang, Vllm};
 use super::{Alias, Means, Program, Takes};
@@ -6,18 +6,17 @@ use super::{Alias, Means, Program, Takes};
 const ONE_DEVICE: &str = "one device runs each model, so there is nothing to spread it over";
 const SEVERAL_DEVICES: &str =
     "a model runs on one device here; run one server a device, or name several models";
-const ALWAYS_ON: &str = "it is always so";
+const ALWAYS_ON: &str = "this is always on";
 const NO_SPECULATION: &str = "there is no speculative decoding here; leave the flag out";
 const NO_LORA: &str = "adapters are not read here; merge them into the checkpoint";
-const OWN_LOG: &str = "the environment variable RUST_LOG says what is logged";
-const OWN_GRAMMARS: &str =
-    "grammars are compiled by llguidance, which knows all forms that are asked for";
-const OWN_TLS: &str = "TLS is a proxy's business; put one before this server";
-const OWN_CONFIG: &str = "config.json of the checkpoint is what counts; change it there";
+const OWN_LOG: &str = "the environment variable RUST_LOG sets the log level";
+const OWN_GRAMMARS: &str = "grammars are compiled by llguidance, which supports all formats";
+const OWN_TLS: &str = "terminate TLS in a proxy in front of this server";
+const OWN_CONFIG: &str = "config.json of the checkpoint is used; change it there";
 const OWN_PAGES: &str = "KV pages have 16 tokens; their size changes no text";
-const WHOLE_MODEL: &str = "a model is wholly on its device, the card where there is one";
+const WHOLE_MODEL: &str = "a model is wholly on its device, the GPU if there is one";
 
-/// A flag that means the same as one of ours.
+/// A flag equivalent to one of ours.
 const fn flag(
     of: Program,
     names: &'static [&'static str],
@@ -32,7 +31,7 @@ const fn flag(
     }
 }
 
-/// A switch that means words of ours.
+/// A switch equivalent to arguments of ours.
 const fn switch(of: Program, names: &'static [&'static str], ours: &'static str) -> Alias {
     Alias {
         of,
@@ -67,7 +66,7 @@ const fn idle_value(
     }
 }
 
-/// A flag that may ask for what is so anyway, and for nothing else.
+/// A flag that accepts only values that describe the existing behaviour.
 const fn only(
     of: Program,
     names: &'static [&'static str],
@@ -101,7 +100,7 @@ const fn refused(
     }
 }
 
-/// All of them.
+/// All aliases.
 pub(super) fn aliases() -> impl Iterator<Item = &'static Alias> {
     MODEL.iter().chain(SERVER)
 }
@@ -282,7 +281,7 @@ const MODEL: &[Alias] = &[
         Sglang,
         &["--schedule-conservativeness"],
         "1.0",
-        "pages are reserved for known tokens alone; preemption does the rest",
+        "pages are reserved for known tokens only; preemption handles the rest",
     ),
     idle(
         Vllm,
@@ -330,7 +329,7 @@ const MODEL: &[Alias] = &[
         names: &["-fa", "--flash-attn"],
         takes: Takes::Optional("on"),
         means: Means::Inactive(
-            "attention never keeps its scores; --attention-backend chooses the kernel",
+            "attention never stores its scores; --attention-backend chooses the kernel",
         ),
     },
     idle(LlamaCpp, &["-cb", "--cont-batching"], ALWAYS_ON),
@@ -382,8 +381,8 @@ const SERVER: &[Alias] = &[
         "--decode-log-interval says how often the log has figures",
     ),
     idle(LlamaCpp, &["--log-disable"], OWN_LOG),
-    idle(Sglang, &["--enable-metrics"], "/metrics is always there"),
-    idle(LlamaCpp, &["--metrics"], "/metrics is always there"),
+    idle(Sglang, &["--enable-metrics"], "/metrics is always on"),
+    idle(LlamaCpp, &["--metrics"], "/metrics is always on"),
     idle(
         Sglang,
         &["--enable-cache-report"],
@@ -420,10 +419,10 @@ const SERVER: &[Alias] = &[
     idle(
         Vllm,
         &["--enable-auto-tool-choice"],
-        "calls of tools are read wherever the chat template teaches them, or --tool-call-parser says how",
+        "tool calls are parsed if the chat template describes them, or --tool-call-parser is given",
     ),
     idle(LlamaCpp, &["--jinja"], "chat templates are always Jinja's"),
-    idle(LlamaCpp, &["--no-webui"], "there are no pages"),
+    idle(LlamaCpp, &["--no-webui"], "there is no web UI"),
     idle(
         LlamaCpp,
         &["--slots"],

@@ -1,4 +1,4 @@
-//! The table, row by row: every row does what it says.
+//! Checks every row of the table.
 
 use std::collections::HashSet;
 
@@ -15,21 +15,21 @@ struct Line {
     serve: ServeArgs,
 }
 
-fn words(line: &str) -> Vec<String> {
+fn args(line: &str) -> Vec<String> {
     line.split_whitespace().map(str::to_owned).collect()
 }
 
 fn translated(line: &str) -> Result<String, String> {
-    translate(&words(line), &Line::command()).map(|words| words.join(" "))
+    translate(&args(line), &Line::command()).map(|args| args.join(" "))
 }
 
-/// What one model's engine was given.
+/// The arguments of one model's engine.
 fn typed(line: &str) -> EngineArgs {
-    let plan = ServePlan::read(&words(line)).unwrap_or_else(|error| panic!("{line}: {error}"));
+    let plan = ServePlan::read(&args(line)).unwrap_or_else(|error| panic!("{line}: {error}"));
     plan.models[0].typed.clone()
 }
 
-/// The same reason, not empty, on both devices.
+/// Checks that both devices give the same reason, which is not empty.
 fn assert_inactive(line: &str, flag: &str, expected: &str) {
     let typed = typed(line);
     for device in [Device::Cpu, Device::Cuda] {
@@ -44,7 +44,7 @@ fn assert_inactive(line: &str, flag: &str, expected: &str) {
 }
 
 fn refusal(line: &str) -> String {
-    let error = ServePlan::read(&words(line)).expect_err(line);
+    let error = ServePlan::read(&args(line)).expect_err(line);
     error.to_string()
 }
 
@@ -56,7 +56,7 @@ fn every_row_does_what_it_says() {
             Takes::Value(example) | Takes::Optional(example) => example,
         };
         for name in alias.names {
-            // What belongs to a model stands after it.
+            // A model's flags come after it.
             let line = format!("--model-path Qwen/Qwen3-8B {name} {value}");
             match alias.means {
                 Means::Flag(ours) => {
@@ -70,7 +70,7 @@ fn every_row_does_what_it_says() {
                         found.ends_with(&format!("{ours}{value}")),
                         "{line}: {found}"
                     );
-                    ServePlan::read(&words(&line)).unwrap_or_else(|e| panic!("{line}: {e}"));
+                    ServePlan::read(&args(&line)).unwrap_or_else(|e| panic!("{line}: {e}"));
                 }
                 Means::Count(ours, defaults) => {
                     let expected = format!("{ours}={}", counted(value));
@@ -120,7 +120,7 @@ fn every_row_does_what_it_says() {
                     assert!(refusal(&format!("{name} main")).contains("--model-path"));
                 }
                 Means::SameAsModel => {
-                    assert_inactive(&line, name, "beside the weights");
+                    assert_inactive(&line, name, "next to the weights");
                     let found = refusal(&format!("--model-path a {name} b"));
                     assert!(found.contains("tokenizer.json"), "{found}");
                 }
@@ -168,15 +168,15 @@ fn our_own_words_stay_as_they_are() {
         "--port 0 --enable-mixed-chunk --cuda-graph-bs 1 2 4",
         "--chunked-prefill-size -1",
         "--hicache-ratio -2",
-        "stray words -x",
+        "stray args -x",
         "--help",
         "-h",
     ] {
         assert_eq!(translated(line).as_deref(), Ok(line));
     }
-    // A value is none of the table's flags.
-    let found = translate(&words("--served-model-name=-m"), &Line::command());
-    assert_eq!(found, Ok(words("--served-model-name=-m")));
+    // A value is not looked up in the table.
+    let found = translate(&args("--served-model-name=-m"), &Line::command());
+    assert_eq!(found, Ok(args("--served-model-name=-m")));
     assert_eq!(
         translated("--max_total_tokens 64").as_deref(),
         Ok("--max-total-tokens 64")
@@ -189,7 +189,7 @@ fn our_own_words_stay_as_they_are() {
         translated("--max-model-len 32K").as_deref(),
         Ok("--context-length=32768")
     );
-    let twice = translate(&words("--tp 1 --dtype half"), &Line::command()).expect("translated");
+    let twice = translate(&args("--tp 1 --dtype half"), &Line::command()).expect("translated");
     assert_eq!(translate(&twice, &Line::command()), Ok(twice));
 }
 
@@ -208,7 +208,7 @@ fn everything_unknown_is_named_at_once_with_fair_tips() {
     assert_eq!(found.matches("did you mean").count(), 2, "{found}");
 }
 
-/// A launch line of each of the three, as their users paste them.
+/// A launch line of each of the three programs, as their users paste them.
 #[test]
 fn everyday_launch_lines_are_accepted() {
     for line in [
@@ -223,7 +223,7 @@ fn everyday_launch_lines_are_accepted() {
          --enable-auto-tool-choice --tool-call-parser hermes --dtype auto",
         "-m model.gguf -c 4096 -ngl 99 -np 4 --host 0.0.0.0 --port 8080 -fa on -t 8 --jinja",
     ] {
-        ServePlan::read(&words(line)).unwrap_or_else(|error| panic!("{line}: {error}"));
+        ServePlan::read(&args(line)).unwrap_or_else(|error| panic!("{line}: {error}"));
     }
 }
 

@@ -1,4 +1,4 @@
-//! Other servers' words for values of our own flags.
+//! Other servers' names for values of our own flags.
 
 use super::{ValueAlias, ValueMeans};
 
@@ -21,16 +21,12 @@ pub(super) const VALUES: &[ValueAlias] = &[
     ValueAlias {
         flag: "--dtype",
         value: "float",
-        means: ValueMeans::Refused(
-            "a card computes in 16 bits here; use float16, bfloat16 or auto",
-        ),
+        means: ValueMeans::Refused("a GPU computes in 16 bits here; use float16, bfloat16 or auto"),
     },
     ValueAlias {
         flag: "--dtype",
         value: "float32",
-        means: ValueMeans::Refused(
-            "a card computes in 16 bits here; use float16, bfloat16 or auto",
-        ),
+        means: ValueMeans::Refused("a GPU computes in 16 bits here; use float16, bfloat16 or auto"),
     },
     ValueAlias {
         flag: "--kv-cache-dtype",
@@ -55,7 +51,7 @@ pub(super) const VALUES: &[ValueAlias] = &[
         flag: "--kv-cache-dtype",
         value: "fp8_e5m2",
         means: ValueMeans::Refused(
-            "e5m2 has two bits of mantissa, and texts suffer; use fp8_e4m3, which is as small",
+            "e5m2 has two bits of mantissa, which degrades texts; use fp8_e4m3, which is as small",
         ),
     },
     ValueAlias {
@@ -97,12 +93,12 @@ pub(super) const VALUES: &[ValueAlias] = &[
     ValueAlias {
         flag: "--attention-backend",
         value: "FLASHINFER",
-        means: ValueMeans::Same("flashinfer"),
+        means: ValueMeans::Same("packed-mma"),
     },
     ValueAlias {
         flag: "--attention-backend",
         value: "TRITON_ATTN",
-        means: ValueMeans::Same("triton"),
+        means: ValueMeans::Same("split-kv"),
     },
     ValueAlias {
         flag: "--quantization",

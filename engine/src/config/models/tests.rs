@@ -1,24 +1,24 @@
-//! What belongs to which model, on a line and in a file.
+//! Which flags apply to which model, on a command line and in a file.
 
 use super::*;
 
-fn words(line: &str) -> Vec<String> {
+fn args(line: &str) -> Vec<String> {
     line.split_whitespace().map(str::to_owned).collect()
 }
 
 fn plan(line: &str) -> ServePlan {
-    ServePlan::read(&words(line)).unwrap_or_else(|error| panic!("{line}: {error}"))
+    ServePlan::read(&args(line)).unwrap_or_else(|error| panic!("{line}: {error}"))
 }
 
 fn refusal(line: &str) -> String {
-    ServePlan::read(&words(line)).expect_err(line).to_string()
+    ServePlan::read(&args(line)).expect_err(line).to_string()
 }
 
 fn in_file(text: &str, typed: &str) -> Result<ServePlan, PlanError> {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("serve.toml");
     std::fs::write(&path, text).expect("written");
-    ServePlan::read(&words(&format!("--config {} {typed}", path.display())))
+    ServePlan::read(&args(&format!("--config {} {typed}", path.display())))
 }
 
 #[test]
@@ -56,7 +56,7 @@ fn every_model_has_its_own_flags_over_the_common_ones() {
     assert_eq!(b.engine.context_length, Some(128));
     assert_eq!(a.engine.schedule_policy.to_string(), "lpm");
     assert_eq!(b.engine.schedule_policy.to_string(), "fcfs");
-    // What the first leaves of the default.
+    // The rest of the default.
     assert!((b.engine.mem_fraction_static - 0.73).abs() < 1e-9);
     assert_eq!(a.flags["--mem-fraction-static"], 0.15);
 }
@@ -105,6 +105,26 @@ fn a_models_table_takes_back_a_switch_that_is_common() {
 }
 
 #[test]
+fn both_spellings_of_a_switch_are_one_switch() {
+    for (common, own) in [
+        ("autotune", "enable-torch-compile"),
+        ("enable-torch-compile", "autotune"),
+    ] {
+        let text = format!(
+            "{common} = true\n[[model]]\nmodel-path = \"a\"\n{own} = false\n\
+             [[model]]\nmodel-path = \"b\"\n"
+        );
+        let plan = in_file(&text, "").expect("a plan");
+        let tuned: Vec<bool> = plan
+            .models
+            .iter()
+            .map(|m| m.typed.enable_torch_compile)
+            .collect();
+        assert_eq!(tuned, [false, true], "{common}, {own}");
+    }
+}
+
+#[test]
 fn what_is_wrong_is_named() {
     let file = |text: &str| in_file(text, "").expect_err(text).to_string();
     for (found, expected) in [
@@ -134,9 +154,12 @@ fn what_is_wrong_is_named() {
         (file("port = 1\n"), "[[model]]"),
         (
             file("model-path = \"a\"\n[[model]]\n"),
-            "model-path does not go before",
+            "model-path must not come before",
         ),
-        (file("[[model]]\nport = 1\n"), "--port is the server's"),
+        (
+            file("[[model]]\nport = 1\n"),
+            "--port is a flag of the server",
+        ),
         (file("[[model]]\nno-such-flag = 1\n"), "--no-such-flag"),
         (
             file("[[model]]\n\"--port\" = 1\n"),
@@ -176,7 +199,7 @@ fn what_is_wrong_is_named() {
     }
 }
 
-/// What an admin asks for is held to the same rules as a command line.
+/// The admin API has the same rules as a command line.
 #[test]
 fn flags_of_an_added_model_are_checked() {
     let refusal = |flags: Value| {
@@ -202,11 +225,11 @@ fn flags_of_an_added_model_are_checked() {
         ),
         (
             json(r#"{"model-path": ["a", "--model-path", "/etc/passwd"]}"#),
-            "model-path has \"--model-path\", which is no value",
+            "model-path has \"--model-path\", which is not a value",
         ),
         (
             json(r#"{"model-path": "a", "port": 1}"#),
-            "--port is the server's",
+            "--port is a flag of the server",
         ),
         (json(r#"{"model-path": "a", "tp": 2}"#), "--tp 2"),
     ] {

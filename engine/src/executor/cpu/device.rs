@@ -1,6 +1,6 @@
 //! The processor's name, for logs and records.
 
-/// As the operating system gives it; the architecture where it gives none.
+/// As reported by the operating system; otherwise the architecture.
 pub(super) fn processor_name() -> String {
     let architecture = std::env::consts::ARCH.to_owned();
     let Ok(text) = std::fs::read_to_string("/proc/cpuinfo") else {

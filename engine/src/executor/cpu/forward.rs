@@ -36,13 +36,13 @@ impl<'a> RowView<'a> {
     }
 }
 
-/// Tokens whose logits are given to a [`Score`] at once: their memory is bounded, and the head's
-/// weights are read once for so many.
+/// Number of tokens whose logits are passed to a [`Score`] at once: this bounds their memory, and
+/// the head's weights are read once for all of them.
 const SCORED_TOGETHER: usize = 32;
 
-/// The input of q, k and v has outliers in few dimensions, and what one term of 8 bits loses of
-/// their neighbours is the largest part of what integers lose altogether. The three are a small part
-/// of a layer's weights (16 % in SmolLM2), so that a second term costs little here.
+/// The input of q, k and v has outliers in a few dimensions, and the rounding error of their
+/// neighbours in one 8-bit term is the largest part of the total quantisation error. The three are
+/// a small part of a layer's weights (16 % in SmolLM2), so a second term is cheap here.
 const QKV_TERMS: Terms = Terms::Two;
 
 /// For the log and records.
@@ -54,17 +54,17 @@ pub(super) fn qkv_input_name(settings: Settings) -> &'static str {
     }
 }
 
-/// What takes the logits of tokens that are scored: the index of the first, and `[n, vocab]`.
+/// Receives the logits of scored tokens: the index of the first, and `[n, vocab]`.
 pub(super) type Score<'a> =
     &'a mut dyn FnMut(&mut WorkerPool, usize, &[f32]) -> Result<(), KernelError>;
 
-/// Part of a row that goes through the layers in one pass.
+/// Part of a row in one pass.
 #[derive(Debug, Clone, Copy)]
 struct Segment {
     first: usize,
     n_tokens: usize,
     start: usize,
-    /// Range in [`Workspace::pages`].
+    /// First entry of its range in [`Workspace::pages`].
     first_page: usize,
     n_pages: usize,
 }
@@ -74,11 +74,11 @@ struct Segment {
 pub(super) enum ForwardError {
     #[error(transparent)]
     Kernel(#[from] KernelError),
-    #[error("the step was given up, since the server stops")]
+    #[error("the step was aborted because the server is stopping")]
     Stopped,
 }
 
-/// Buffers of one pass; they grow to the largest pass and stay.
+/// Buffers of one pass; they grow to the largest pass and are kept.
 #[derive(Default)]
 struct Workspace {
     tokens: Vec<u32>,
@@ -115,13 +115,13 @@ pub(super) struct Forward {
     shape: AttentionShape,
     rope: Rope,
     weights: DecoderWeights,
-    /// One a layer.
+    /// One for each layer.
     kv: Vec<KvPages>,
-    /// Keys and values that were not stored as they were, in all layers.
+    /// Keys and values in all layers that could not be stored exactly.
     n_kv_saturated: u64,
     host_tier: Option<HostTier>,
     workspace: Workspace,
-    /// Looked at between two layers.
+    /// Checked between layers.
     stop: StopFlag,
 }
 
@@ -163,7 +163,7 @@ impl Forward {
         })
     }
 
-    /// Keys and values so far that were too large for the KV format, or NaN.
+    /// Number of keys and values so far that were too large for the KV format, or NaN.
     pub fn n_kv_saturated(&self) -> u64 {
         self.n_kv_saturated
     }
@@ -177,7 +177,7 @@ impl Forward {
         self.kv.iter().map(|layer| layer.bytes() as u64).sum()
     }
 
-    /// Adds a host tier of so many pages.
+    /// Adds a host tier of `n_pages` pages.
     pub fn add_host_tier(&mut self, n_pages: usize) -> Result<(), KernelError> {
         let (format, n_layers) = (self.settings.kv_format, self.config.n_layers);
         self.host_tier = Some(HostTier::new(self.shape, format, n_layers, n_pages)?);
@@ -209,7 +209,8 @@ impl Forward {
         &self.workspace.logits
     }
 
-    /// Computes all rows; `outputs` are indices of packed tokens, rising, whose logits are wanted.
+    /// Computes all rows; `outputs` are the indices of packed tokens whose logits are needed, in
+    /// ascending order.
     pub fn run(
         &mut self,
         pool: &mut WorkerPool,
@@ -219,9 +220,9 @@ impl Forward {
         self.run_scoring(pool, rows, outputs, &[], &mut |_, _, _| Ok(()))
     }
 
-    /// As [`Self::run`]. The logits of the packed tokens `scored`, rising, are given to `score` in
-    /// portions `[n, vocab]`, with the index of the portion's first in `scored`: a prompt's are too
-    /// many to be kept together.
+    /// Like [`Self::run`]. The logits of the packed tokens `scored` (ascending) are passed to
+    /// `score` in portions `[n, vocab]`, with the index in `scored` of the portion's first: those
+    /// of a whole prompt would need too much memory.
     pub fn run_scoring(
         &mut self,
         pool: &mut WorkerPool,
@@ -271,7 +272,7 @@ impl Forward {
         Ok(&self.workspace.logits)
     }
 
-    /// Embeddings, angles and the attention's work lists: what all layers share.
+    /// Embeddings, angles and the attention work lists, which all layers share.
     fn prepare(&mut self, pool: &mut WorkerPool) -> Result<(), KernelError> {
         let ModelConfig {
             hidden,
@@ -420,7 +421,7 @@ impl Forward {
         linear::forward(pool, isa, n, input, &mut [part])
     }
 
-    /// From the gathered last states to logits.
+    /// Computes logits from the gathered final states.
     fn lm_head(&mut self, pool: &mut WorkerPool, n_outputs: usize) -> Result<(), KernelError> {
         let ws = &mut self.workspace;
         ws.logits.resize(n_outputs * self.config.vocab, 0.0);
@@ -448,7 +449,7 @@ impl Forward {
     }
 }
 
-/// `x: [n_tokens, width]` as the projections want it; integers come in `terms`.
+/// `x: [n_tokens, width]` in the format that the projections read; 8-bit integers in `terms` terms.
 fn quantized<'a>(
     pool: &mut WorkerPool,
     settings: Settings,
@@ -457,7 +458,7 @@ fn quantized<'a>(
     x: &'a [f32],
     width: usize,
 ) -> Result<LinearInput<'a>, KernelError> {
-    // Widths that 8-bit groups do not divide occur with dense weights only.
+    // Widths that are not a multiple of the 8-bit group occur only with dense weights.
     if settings.activations == ActivationType::F32 || !width.is_multiple_of(32) {
         return Ok(LinearInput { x, int8: None });
     }

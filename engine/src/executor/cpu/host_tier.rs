@@ -1,8 +1,8 @@
-//! Where KV pages go that the pool has no room for: more of the same memory.
+//! The host tier on the CPU: more of the same memory for evicted KV pages.
 //!
-//! Copies run on the threads that compute, before the step's rows: cores that copied beside them
-//! would be missing there. So a step is longer by its copies, of which
-//! [`STEP_BYTES`] bound the number.
+//! Copies run on the compute threads before the step's rows: concurrent copies would only take
+//! cores away from them. A step is therefore longer by its copies, whose number [`STEP_BYTES`]
+//! bounds.
 
 use std::time::Instant;
 
@@ -13,11 +13,11 @@ use kernels::pool::WorkerPool;
 use super::super::{ExecutorCounts, HostTierInfo};
 use crate::kv::{PageCopies, PageCopy};
 
-/// Bytes that a step copies in each direction while others decode: some milliseconds.
+/// Bytes that a step copies in each direction while other requests decode: a few milliseconds.
 const STEP_BYTES: u64 = 8 << 20;
 
 pub(super) struct HostTier {
-    /// One a layer, as the pool has them.
+    /// One for each layer, like the pool.
     layers: Vec<KvPages>,
     n_pages: usize,
 }
@@ -44,7 +44,7 @@ impl HostTier {
         )
     }
 
-    /// Makes the copies, layers spread over the threads.
+    /// Makes the copies, with layers spread over the threads.
     pub fn copy(
         &mut self,
         threads: &mut WorkerPool,

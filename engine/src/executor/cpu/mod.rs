@@ -1,12 +1,11 @@
-//! Runs the decoder on the processor's cores.
+//! Runs the decoder on the CPU.
 //!
-//! Every row of a step goes through the model in one packed batch, prefill chunks and decode rows
-//! mixed. A token's logits depend on its own sequence alone, bit for bit: not on the batch, the
-//! chunking, the pages or `n_steps`.
+//! All rows of a step go through the model as one packed batch of prefill chunks and decode rows. A
+//! token's logits depend only on its own sequence, bit for bit: not on the batch, the chunking, the
+//! pages or `n_steps`.
 //!
-//! [`weights`] loads and repacks, [`forward`] is the decoder, [`host_tier`] keeps pages that the
-//! pool has no room for. Deliberately absent: splitting one
-//! sequence's context over threads.
+//! [`weights`] loads and repacks, [`forward`] is the decoder, [`host_tier`] holds evicted pages.
+//! Deliberately absent: splitting one sequence's context over threads.
 
 mod device;
 mod forward;
@@ -21,7 +20,9 @@ use kernels::pool::WorkerPool;
 
 use self::forward::{Forward, ForwardError, RowView};
 use self::weights::DecoderWeights;
-use super::{Asleep, Executor, ExecutorCounts, ExecutorError, ExecutorInfo, StepError, StopFlag};
+use super::{
+    Executor, ExecutorCounts, ExecutorError, ExecutorInfo, StepError, StopFlag, SuspendedExecutor,
+};
 use crate::kv::{PAGE_TOKENS, PageIdx};
 use crate::sampler;
 use crate::sampler::SampleSpec;
@@ -30,7 +31,7 @@ use crate::weights::{Checkpoint, WeightError};
 
 const DEVICE: &str = "cpu";
 
-/// Why the executor could not be made.
+/// Why the executor could not be created.
 #[derive(Debug, thiserror::Error)]
 pub enum CpuLoadError {
     #[error(transparent)]
@@ -138,7 +139,7 @@ impl CpuExecutor {
 
     /// Computes the rows and returns the logits of chosen tokens, `[wanted.len(), vocab]`.
     ///
-    /// `wanted` names (row, index in the row's tokens), in rising order; `sample` of the rows is
+    /// `wanted` names (row, index in the row's tokens) in ascending order; `sample` of the rows is
     /// ignored. For teacher-forced tests and scoring.
     pub fn forward_logits(
         &mut self,
@@ -170,7 +171,8 @@ impl CpuExecutor {
         Ok(logits.to_vec())
     }
 
-    /// Runs the rows and scores what the plan asks for, in portions spread over the threads.
+    /// Runs the rows and scores the tokens that the plan asks for, in portions spread over the
+    /// threads.
     fn run_scoring(
         &mut self,
         plan: &StepPlan,
@@ -205,8 +207,8 @@ impl CpuExecutor {
         Ok(())
     }
 
-    /// Chooses a token for each of the rows `chosen`, whose logits the last run left in that
-    /// order. Rows are spread over the threads; one that has failed gets none.
+    /// Chooses a token for each of the rows `chosen`, whose logits the last run left in that order.
+    /// Rows are spread over the threads; a failed row gets none.
     fn sample(
         &mut self,
         plan: &StepPlan,
@@ -294,8 +296,8 @@ impl Executor for CpuExecutor {
         }
         self.sample(plan, &sampling, 0, &mut output)?;
         for step in 1..plan.n_steps {
-            // Every row is a decode row here, and goes on from the token of the step before. One
-            // that failed has none, and leaves the batch.
+            // Every row is a decode row here and continues from the token of the previous step. A
+            // failed row has none and leaves the batch.
             let going_on: Vec<(usize, u32)> = output
                 .rows
                 .iter()
@@ -335,7 +337,9 @@ impl Executor for CpuExecutor {
         self.forward.watch(stop.clone());
     }
 
-    fn sleep(self: Box<Self>) -> Result<Box<dyn Asleep>, (Box<dyn Executor>, ExecutorError)> {
+    fn sleep(
+        self: Box<Self>,
+    ) -> Result<Box<dyn SuspendedExecutor>, (Box<dyn Executor>, ExecutorError)> {
         super::cannot_sleep(self, DEVICE)
     }
 }

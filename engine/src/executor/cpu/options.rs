@@ -1,4 +1,4 @@
-//! What was asked of the CPU executor, and what came of it after the checks.
+//! Options of the CPU executor, as given and as validated.
 
 use kernels::Isa;
 use kernels::attention::KvFormat;
@@ -6,17 +6,17 @@ use kernels::attention::KvFormat;
 use super::CpuLoadError;
 use crate::executor::HostTierOptions;
 
-/// Names an instruction set for a whole process; an option that is set goes before it.
+/// Names an instruction set for the whole process; an explicit option takes precedence.
 pub const ISA_VARIABLE: &str = "ENGINE_CPU_ISA";
 
-/// What quantised weights are multiplied with.
+/// The activation type for products with quantised weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ActivationType {
-    /// 8-bit integers, one scale for 16 of them: fast. The inputs of q, k and v are the sum of
-    /// two such terms.
+    /// 8-bit integers with one scale for each 16 values: fast. The inputs of q, k and v are the sum
+    /// of two such terms.
     #[default]
     Int8,
-    /// f32: no rounding but the checkpoint's own.
+    /// f32: no rounding beyond the checkpoint's own.
     F32,
 }
 
@@ -29,17 +29,17 @@ impl ActivationType {
     }
 }
 
-/// Which attention runs.
+/// The attention kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Attention {
-    /// Eight queries at once on vectors of f32.
+    /// Eight queries at once, vectorised in f32.
     #[default]
     Vectorised,
-    /// The plain one in f64, one key after the other: slow.
+    /// The plain kernel in f64, one key after the other: slow.
     Reference,
 }
 
-/// Which sampler chooses tokens. Both choose the same ones.
+/// The sampler. Both choose the same tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Sampling {
     /// Rows spread over the threads, partial selection instead of a sort.
@@ -51,19 +51,19 @@ pub enum Sampling {
 
 #[derive(Debug, Clone)]
 pub struct CpuOptions {
-    /// 0 takes every core that this process may use.
+    /// 0 uses every core available to this process.
     pub n_threads: usize,
     /// Rounded up to whole pages.
     pub kv_pool_tokens: usize,
     pub kv_format: KvFormat,
-    /// Where KV goes that the pool has no room for.
+    /// Where evicted KV pages go.
     pub host_tier: Option<HostTierOptions>,
     pub attention: Attention,
     pub sampling: Sampling,
-    /// Unset: `ENGINE_CPU_ISA` where that is set, else the best that the processor has.
+    /// Unset: `ENGINE_CPU_ISA` if set, otherwise the best instruction set of the CPU.
     pub isa: Option<Isa>,
     pub activations: ActivationType,
-    /// Tokens that go through the layers together; longer steps are cut, with the same result.
+    /// Tokens that go through the layers together; longer steps are split, with the same result.
     /// Bounds the working memory and keeps it in the cache.
     pub max_pass_tokens: usize,
 }
@@ -84,7 +84,7 @@ impl Default for CpuOptions {
     }
 }
 
-/// Checked options.
+/// Validated options.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Settings {
     pub n_threads: usize,

@@ -1,10 +1,10 @@
-//! The decoder's weights, repacked for the CPU kernels one matrix at a time. The checkpoint's own
-//! pages are released as soon as they were copied, and the largest matrices come first, so that
-//! loading needs hardly more memory than what it ends with.
+//! The decoder's weights, repacked for the CPU kernels one matrix at a time. The checkpoint's pages
+//! are released as soon as they have been copied, and the largest matrices come first, so that
+//! loading needs little more memory than the result.
 //!
-//! lm_head is read whole for every token. Where it is stored in 16 or 32 bits and products are made
-//! in 8 bits anyway ([`ActivationType::Int8`]), it is rounded to 8 bits: half the bytes, for an
-//! error below that of the activations. An embedding that is lm_head as well is kept once.
+//! lm_head is read completely for every token. If it is stored in 16 or 32 bits and products use 8
+//! bits anyway ([`ActivationType::Int8`]), it is rounded to 8 bits: half the bytes, for an error
+//! below that of the activations. An embedding that is also lm_head is stored once.
 
 use kernels::dense_linear::{DenseFormat, DenseMatrix};
 use kernels::linear::LinearWeights;
@@ -22,7 +22,7 @@ pub(super) struct LayerWeights {
     pub attn_norm: Vec<f32>,
     /// `[hidden]`
     pub mlp_norm: Vec<f32>,
-    /// `[head_dim]`, where the family normalises q and k.
+    /// `[head_dim]`, if the family normalises q and k.
     pub q_norm: Option<Vec<f32>>,
     pub k_norm: Option<Vec<f32>>,
     pub q_bias: Option<Vec<f32>>,
@@ -40,12 +40,12 @@ pub(super) struct LayerWeights {
 
 pub(super) struct DecoderWeights {
     pub embedding: LinearWeights,
-    /// `None` where the embedding serves as lm_head.
+    /// `None` if the embedding is used as lm_head.
     pub lm_head: Option<LinearWeights>,
     /// `[hidden]`
     pub final_norm: Vec<f32>,
     pub layers: Vec<LayerWeights>,
-    /// How lm_head is kept, for the log and records.
+    /// The format of lm_head, for the log and records.
     pub lm_head_name: String,
 }
 
@@ -115,7 +115,7 @@ impl DecoderWeights {
         self.lm_head.as_ref().unwrap_or(&self.embedding)
     }
 
-    /// Bytes of all matrices.
+    /// Size of all matrices in bytes.
     pub fn bytes(&self) -> u64 {
         let layers = self.layers.iter().map(|l| {
             [&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down]
@@ -129,7 +129,7 @@ impl DecoderWeights {
     }
 }
 
-/// What becomes of rows that are stored in 16 or 32 bits.
+/// How rows stored in 16 or 32 bits are converted.
 #[derive(Clone, Copy)]
 enum Rows {
     AsStored,
@@ -154,7 +154,7 @@ fn load_matrix(
         }),
         Matrix::Rows { format, bytes, .. } => match (storage_of(*format), rows) {
             (Storage::Blocks(format), _) => Source::Quant(QuantSource::Blocks { format, bytes }),
-            // Rows that 8-bit groups do not divide stay as they are.
+            // Rows that are not a multiple of the 8-bit group stay unchanged.
             (Storage::Dense(format), Rows::RoundedTo8Bits) if n_in.is_multiple_of(32) => {
                 Source::Quant(QuantSource::Rows { format, bytes })
             }

@@ -1,17 +1,17 @@
-//! Decode plans: every row has one token, and the card chooses the next ones itself.
+//! Decode plans: every row has one token, and the GPU chooses the following ones itself.
 
 use kernels::cuda::CudaError;
 
 use super::super::ExecutorError;
 use super::inputs::{MAX_ROWS, SequenceTokens};
-use super::run_ahead::{Batch, Burst, feed};
+use super::run_ahead::{Batch, Burst, advance_row};
 use super::sampling::{DeviceSampler, Uploaded, host_reason, is_greedy};
 use super::{CudaExecutor, DEVICE, MAX_BURST, graphs, step_error};
 use crate::sampler::SampleSpec;
 use crate::step::{PlanRow, RowError, RowOutput, StepOutput, StepPlan};
 
 impl CudaExecutor {
-    /// Whether the card can carry this plan out without the host between the steps.
+    /// Whether the GPU can run this plan without the host between the steps.
     pub(super) fn is_decode_plan(&self, plan: &StepPlan) -> bool {
         let goes_on = |batch: &Batch| batch.is_continued_by(&plan.rows, plan.n_steps);
         if !plan.scores.is_empty() {
@@ -34,25 +34,25 @@ impl CudaExecutor {
         let mut output = StepOutput::default();
         for chunk in plan.rows.chunks(MAX_ROWS) {
             let mut made = vec![RowOutput::default(); chunk.len()];
-            // A row that got no token has nothing to go on from, and leaves the batch.
+            // A row without a token has nothing to continue from and leaves the batch.
             let mut going_on: Vec<usize> = (0..chunk.len()).collect();
             let mut n_made = 0;
             while n_made < plan.n_steps && !going_on.is_empty() {
                 let n_steps = MAX_BURST.min(plan.n_steps - n_made);
                 let n_left = plan.n_steps - n_made - n_steps;
-                let n_next_steps = match n_left {
-                    0 if is_one => plan.n_next_steps,
+                let lookahead_steps = match n_left {
+                    0 if is_one => plan.lookahead_steps,
                     n_left => n_left.min(MAX_BURST),
                 };
                 let rows: Vec<PlanRow>;
                 let rows = if n_made == 0 {
                     chunk
                 } else {
-                    let fed = |i: &usize| feed(&chunk[*i], &made[*i].tokens);
+                    let fed = |i: &usize| advance_row(&chunk[*i], &made[*i].tokens);
                     rows = going_on.iter().map(fed).collect();
                     &rows
                 };
-                let burst = self.decode_burst(rows, n_steps, n_next_steps)?;
+                let burst = self.decode_burst(rows, n_steps, lookahead_steps)?;
                 for (i, row) in going_on.iter().zip(burst) {
                     made[*i].tokens.extend(row.tokens);
                     made[*i].error = row.error;
@@ -65,13 +65,13 @@ impl CudaExecutor {
         Ok(output)
     }
 
-    /// The next `n_steps` tokens of each row. Where the batch goes on, and `n_next_steps` more are
-    /// expected of it, those are given to the card before this call waits for its own.
+    /// The next `n_steps` tokens of each row. If the batch continues and `lookahead_steps` more are
+    /// expected of it, those are queued before this call waits for its own.
     fn decode_burst(
         &mut self,
         rows: &[PlanRow],
         n_steps: usize,
-        n_next_steps: usize,
+        lookahead_steps: usize,
     ) -> Result<Vec<RowOutput>, ExecutorError> {
         let continued = self
             .batch
@@ -80,7 +80,7 @@ impl CudaExecutor {
         let goes_on = continued.is_some();
         let mut refused = Vec::new();
         let (mut batch, burst) = match (continued, self.ahead.take()) {
-            // Longer than asked is as good: its first tokens are the same.
+            // A burst longer than asked is usable: its first tokens are the same.
             (Some(batch), Some(burst)) if burst.n_steps >= n_steps => {
                 self.counts.run_ahead_used += 1;
                 (batch, burst)
@@ -98,10 +98,10 @@ impl CudaExecutor {
                 (batch, burst)
             }
         };
-        // Behind a burst that is longer than asked the card's inputs are too far on.
+        // After a burst longer than asked, the inputs on the GPU are too far advanced.
         let is_in_step = burst.n_steps == n_steps;
         if self.options.run_ahead && goes_on && is_in_step {
-            let n_ahead = batch.steps_ahead(rows, n_steps, n_next_steps);
+            let n_ahead = batch.steps_ahead(rows, n_steps, lookahead_steps);
             if n_ahead > 0 {
                 self.refresh(&mut batch, rows, n_steps)
                     .map_err(step_error)?;
@@ -122,13 +122,13 @@ impl CudaExecutor {
         Ok(made)
     }
 
-    /// The card's inputs are about to be used for something else, or in an unknown state.
+    /// Call before the inputs on the GPU are used for something else, or if their state is unknown.
     pub(super) fn forget_batch(&mut self) {
         self.batch = None;
         self.counts.run_ahead_discarded += u64::from(self.ahead.take().is_some());
     }
 
-    /// Brings a new batch to the card. Also the rows whose parameters are wrong.
+    /// Uploads a new batch. Also returns the rows whose parameters are invalid.
     fn begin(
         &mut self,
         rows: &[PlanRow],
@@ -159,8 +159,8 @@ impl CudaExecutor {
         Ok((batch, uploaded.refused))
     }
 
-    /// Pages that the card does not know yet. The inputs are then those of `n_steps` tokens behind
-    /// the rows, all but the ids, which the card alone has.
+    /// Uploads pages that the GPU does not have yet. The inputs are then those of `n_steps` tokens
+    /// after the rows, except for the ids, which only the GPU knows.
     fn refresh(
         &mut self,
         batch: &mut Batch,
@@ -176,7 +176,7 @@ impl CudaExecutor {
         self.inputs.refresh(&self.stream, places)
     }
 
-    /// Gives the card the next steps of the batch, and the way of their tokens to the host.
+    /// Queues the next steps of the batch and the copy of their tokens to the host.
     fn queue(&mut self, batch: &mut Batch, n_steps: usize) -> Result<Burst, CudaError> {
         let (stream, n_padded) = (&self.stream, batch.n_padded);
         let graph = self.graphs.at_least(n_padded);
@@ -188,7 +188,7 @@ impl CudaExecutor {
                 Some((_, graph)) => graph.launch(stream)?,
                 None => graphs::decode_step(stream, &self.forward, &self.inputs, n_padded)?,
             }
-            // Behind the argmax, whose choice it replaces.
+            // After argmax, whose choice it replaces.
             if let Some(sampler) = sampler {
                 sampler.launch(stream, &self.forward, &self.inputs, n_padded, self.vocab)?;
             }
@@ -210,7 +210,8 @@ impl CudaExecutor {
         })
     }
 
-    /// Waits for the burst; its first `n_steps` tokens of each row, up to one that is none.
+    /// Waits for the burst and returns its first `n_steps` tokens of each row, up to the first
+    /// failure.
     fn read(
         &self,
         burst: Burst,
@@ -238,6 +239,6 @@ impl CudaExecutor {
 }
 
 pub(super) fn no_sampler() -> ExecutorError {
-    let message = "the card was given rows to sample, and its sampler is off";
+    let message = "rows to sample were sent to the GPU, but its sampler is off";
     ExecutorError::of_plan(DEVICE, message)
 }

@@ -1,8 +1,8 @@
-//! What an executor says of itself in the log and in records.
+//! How an executor describes itself in the log and in records.
 
 use kernels::cuda::Device;
 use kernels::qkv_prepare::cuda::KvFormat;
-use kernels::stream_linear::MANY_ROWS;
+use kernels::stream_linear::LARGE_M_MIN;
 
 use super::forward::{AttentionBackend, AttentionOptions, Forward};
 use super::graphs::Graphs;
@@ -71,7 +71,7 @@ pub(super) fn describe(
         (
             "activations".to_owned(),
             if options.int8_activations {
-                format!("{element}, int8 from {MANY_ROWS} rows on where weights are AWQ in groups of 128")
+                format!("{element}, int8 from {LARGE_M_MIN} rows on where weights are AWQ in groups of 128")
             } else {
                 element.to_owned()
             },
@@ -80,8 +80,8 @@ pub(super) fn describe(
         ("architecture".to_owned(), properties.architecture()),
     ]);
     if device.is_shared() {
-        let what = "other processes' kernels may run beside these; blocks that wait for each other are \
-                    launched together";
+        let what = "other processes may run kernels on this GPU; kernels with a grid-wide barrier are \
+                    launched cooperatively";
         kernels.push(("multi_process_service".to_owned(), what.to_owned()));
     }
     if let Some(profile) = properties.profile {

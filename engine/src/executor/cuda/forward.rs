@@ -1,9 +1,9 @@
-//! The launches of one pass: embedding, the layers, and the head over the rows that want logits.
+//! The launches of one pass: embedding, the layers, and the head for the rows that need logits.
 //!
-//! A layer is eight launches: norm, q/k/v, rotate and store, attention, o onto the residual,
-//! norm, gate and up with SiLU, down onto the residual. Of few rows it is six: the norms, all but
-//! the first, are done on the projections' way. Each launch may start while the one before runs and
-//! waits for it on the card (programmatic dependent launch), so the host only queues.
+//! A layer is eight launches: norm, q/k/v, rotate and store, attention, o added to the residual,
+//! norm, gate and up with SiLU, down added to the residual. For small batches it is six: all norms
+//! except the first are fused into the projections. Each launch may start while the one before it
+//! runs and waits for it on the GPU (programmatic dependent launch), so the host only queues.
 
 mod host_tier;
 mod layer;
@@ -21,7 +21,7 @@ use kernels::qkv_prepare::cuda::{HeadShape, KvFormat, PagedKv, QkvPrepare};
 use kernels::rms_norm::cuda::RmsNorm;
 use kernels::rope::Rope;
 use kernels::sampling::cuda::{AdvanceState, ArgmaxAdvance, ArgmaxAdvanceArgs};
-use kernels::stream_linear::{MANY_ROWS, Output, StreamLinear};
+use kernels::stream_linear::{LARGE_M_MIN, Output, StreamLinear};
 
 pub(super) use self::host_tier::HostTier;
 use self::layer::{LayerPass, Norms};
@@ -34,10 +34,11 @@ use super::weights::DeviceWeights;
 use crate::kv::PAGE_TOKENS;
 use crate::model::config::ModelConfig;
 
-/// Columns of an activation matrix are padded to this, the largest chunk of K of a projection.
+/// Activation matrices are padded to a multiple of this many columns, the largest K chunk of a
+/// projection.
 const STRIDE_COLUMNS: usize = 256;
 
-/// How attention runs, from the flags.
+/// Attention settings, from the flags.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct AttentionOptions {
     pub format: KvFormat,
@@ -55,57 +56,58 @@ struct Ops {
     argmax: ArgmaxAdvance,
 }
 
-/// Activations of a pass of `n` tokens at most.
+/// Activations of a pass of at most `n` tokens.
 struct Workspace {
     /// `[n, hidden]`: the residual stream
-    h: Buffer<f32>,
-    /// `[n, hidden]`
-    x: Rows,
+    residual: Buffer<f32>,
+    /// `[n, hidden]`: the output of a norm
+    normed: ActivationBuffer,
     /// `[n, (n_q + 2 n_kv) * head_dim]`
     qkv: ElementBuffer,
-    /// `[n, n_q * head_dim]`
-    attended: Rows,
-    /// `[n, intermediate]`
-    gated: Rows,
+    /// `[n, n_q * head_dim]`: the output of attention
+    attn_out: ActivationBuffer,
+    /// `[n, intermediate]`: silu(gate) * up
+    ffn_act: ActivationBuffer,
     /// `[MAX_ROWS, vocab]`
     logits: Buffer<f32>,
     norms: Norms,
 }
 
-/// What a projection reads: plain rows or tiles, as its kernel for that many rows wants them. Two
-/// buffers, because the padding columns of each are zero and stay so.
-struct Rows {
+/// The input of a projection, as plain rows or as tiles, whichever its kernel for that batch size
+/// reads. Two buffers, because the padding columns of each are zero and stay zero.
+struct ActivationBuffer {
     plain: ElementBuffer,
     stride: usize,
-    /// Empty where no projection wants tiles.
+    /// Empty if no projection reads tiles.
     tiled: ElementBuffer,
     n_tiled: usize,
 }
 
-/// Tokens of a pass, and how many of them lie in tiles.
+/// The size of a pass, and how many of its tokens are stored in tiles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct PassShape {
     pub max_tokens: usize,
-    /// Whether passes of [`MANY_ROWS`] rows and more lie in tiles, and shorter ones may.
+    /// Whether passes of at least [`LARGE_M_MIN`] rows are stored in tiles; shorter ones may be
+    /// too.
     pub is_tiled: bool,
 }
 
-/// What a pass covers.
+/// The tokens and sequences of a pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct PassSize {
     pub n_tokens: usize,
     pub n_sequences: usize,
 }
 
-/// Where the rows of a pass, or of half of one, are.
+/// The rows of a pass, or of one half of it.
 #[derive(Clone, Copy)]
-struct Half<'a> {
+struct BatchSlice<'a> {
     workspace: &'a Workspace,
-    /// Of the inputs.
+    /// First row in the inputs.
     first_row: usize,
 }
 
-/// The KV pool: one allocation, K and V of each layer in turn.
+/// The KV pool: one allocation with K and V of layer 0, then of layer 1, and so on.
 pub(super) struct KvPool {
     buffer: Buffer<u8>,
     layer_bytes: usize,
@@ -116,21 +118,21 @@ pub(super) struct Forward {
     config: ModelConfig,
     heads: HeadShape,
     max_splits: usize,
-    /// By rows, where tuning has found a number of splits.
+    /// Indexed by rows; set if autotuning has chosen a number of splits.
     tuned_splits: Vec<Option<usize>>,
     ops: Ops,
-    /// Set where decode batches run as two halves.
+    /// Set if decode batches run as two halves.
     second_half: Option<SecondHalf>,
     weights: DeviceWeights,
     /// `[n_positions, head_dim]`: cosines, then sines
     cos_sin: Buffer<f32>,
     workspace: Workspace,
     kv: KvPool,
-    /// Keys and values that were not stored as they were.
+    /// Counts keys and values that could not be stored exactly.
     kv_saturated: HostCounter,
-    /// `[max_burst, MAX_ROWS]`: the tokens that were chosen, step by step
+    /// `[max_burst, MAX_ROWS]`: the chosen tokens, step by step
     pub history: Buffer<i32>,
-    /// Which row of `history` the next argmax writes.
+    /// The row of `history` that the next argmax writes.
     pub step: Buffer<i32>,
 }
 
@@ -139,10 +141,10 @@ pub(super) fn stride(columns: usize) -> usize {
 }
 
 impl PassShape {
-    /// Tokens up to which rows are plain.
+    /// Maximum number of tokens stored as plain rows.
     fn plain_rows(self) -> usize {
         if self.is_tiled {
-            MANY_ROWS - 1
+            LARGE_M_MIN - 1
         } else {
             self.max_tokens
         }
@@ -157,13 +159,13 @@ impl PassShape {
     }
 }
 
-/// Values in the longest row that a projection reads.
+/// Length of the longest row that a projection reads.
 pub(super) fn longest_row(config: &ModelConfig) -> usize {
     let heads = config.n_q_heads * config.head_dim;
     config.hidden.max(heads).max(config.intermediate)
 }
 
-/// Bytes that a workspace for this model takes.
+/// Size of the workspace for this model, in bytes.
 pub(super) fn workspace_bytes(config: &ModelConfig, pass: PassShape) -> u64 {
     let heads = config.n_q_heads * config.head_dim;
     let rows = pass.plain_rows() + pass.tile_rows();
@@ -174,13 +176,13 @@ pub(super) fn workspace_bytes(config: &ModelConfig, pass: PassShape) -> u64 {
     (of_tokens + 2 * rows * projected + logits + Norms::n_bytes()) as u64
 }
 
-/// Bytes of KV of one page, all layers.
+/// Bytes of KV of one page over all layers.
 pub(super) fn page_bytes(config: &ModelConfig, format: KvFormat) -> u64 {
     let value_bytes = format.bytes_per_value();
     (2 * config.n_layers * config.n_kv_heads * config.head_dim * PAGE_TOKENS * value_bytes) as u64
 }
 
-/// cos and sin of every position, `[n, head_dim]`.
+/// The cosine and sine of every position, `[n, head_dim]`.
 pub(super) fn cos_sin(
     stream: &Stream,
     config: &ModelConfig,
@@ -195,7 +197,7 @@ pub(super) fn cos_sin(
 }
 
 impl KvPool {
-    /// Zeroed, so that a run's results do not depend on what the memory held before.
+    /// Zeroed, so that results do not depend on the previous contents of the memory.
     pub fn new(
         stream: &Stream,
         config: &ModelConfig,
@@ -291,17 +293,17 @@ impl Forward {
         self.kv.n_bytes()
     }
 
-    /// Keys and values so far that were too large for the KV format, or NaN.
+    /// Number of keys and values so far that were too large for the KV format, or NaN.
     pub fn n_kv_saturated(&self) -> u64 {
         self.kv_saturated.value()
     }
 
-    /// What activations are stored as.
+    /// The element type of activations.
     pub fn element(&self) -> Element {
         self.weights.element()
     }
 
-    /// Whether passes of many rows may have their activations rounded to 8 bits.
+    /// Whether activations of large batches may be rounded to 8 bits.
     pub fn has_int8_activations(&self) -> bool {
         self.weights.lm_head.loaded_kernels().int8
     }
@@ -323,7 +325,7 @@ impl Forward {
         &self.workspace.logits
     }
 
-    /// The first `size.n_tokens` tokens of `inputs` through all layers.
+    /// Runs the first `size.n_tokens` tokens of `inputs` through all layers.
     pub fn layers(
         &self,
         stream: &Stream,
@@ -336,8 +338,8 @@ impl Forward {
         }
     }
 
-    fn whole(&self) -> Half<'_> {
-        Half {
+    fn whole(&self) -> BatchSlice<'_> {
+        BatchSlice {
             workspace: &self.workspace,
             first_row: 0,
         }
@@ -347,27 +349,27 @@ impl Forward {
         &self,
         stream: &Stream,
         inputs: &Inputs,
-        half: Half<'_>,
+        slice: BatchSlice<'_>,
         size: PassSize,
     ) -> Result<(), CudaError> {
         let (hidden, n) = (self.config.hidden, size.n_tokens);
-        let h = half.workspace.h.all();
+        let h = slice.workspace.residual.all();
         let table = self.weights.embedding.all();
-        let ids = from_row(inputs.ids()?, half.first_row)?;
+        let ids = from_row(inputs.ids()?, slice.first_row)?;
         self.ops
             .embedding
             .launch(stream, ids, table, h, n, hidden)?;
         let pass = LayerPass {
             stream,
             inputs,
-            half,
+            slice,
             size,
-            defers_norms: self.defers_norms(n)?,
+            fuses_norms: self.fuses_norms(n)?,
         };
         (0..self.weights.layers.len()).try_for_each(|i| self.layer(&pass, i))
     }
 
-    /// The norm of `h`'s rows, or of the picked ones, into `x`.
+    /// Normalises the residual rows, or the selected ones, into `x`.
     fn norm(
         &self,
         stream: &Stream,
@@ -378,23 +380,23 @@ impl Forward {
         n_rows: usize,
     ) -> Result<(), CudaError> {
         let (hidden, eps) = (self.config.hidden, self.config.rms_norm_eps);
-        let h = ws.h.all();
+        let h = ws.residual.all();
         self.ops
             .rms_norm
             .launch(stream, h, weight.all(), rows, x, n_rows, hidden, eps)
     }
 
-    /// Logits of the rows that `inputs.out_rows` picks, at most [`MAX_ROWS`].
+    /// Logits of the rows selected by `inputs.out_rows`, at most [`MAX_ROWS`].
     pub fn head(&self, stream: &Stream, inputs: &Inputs, n_out: usize) -> Result<(), CudaError> {
         let (ws, lm_head) = (&self.workspace, &self.weights.lm_head);
-        let (x, rows) = (ws.x.read_by(lm_head, n_out), inputs.out_rows()?);
+        let (x, rows) = (ws.normed.view_for(lm_head, n_out), inputs.out_rows()?);
         self.norm(stream, ws, &self.weights.final_norm, Some(rows), x, n_out)?;
         let out = Output::StoreF32(ws.logits.all());
         lm_head.launch(stream, n_out, x, None, out, true)
     }
 
-    /// The likeliest token of each row of the logits into `history`; with `advance` also into the
-    /// inputs of the next step, which moves the rows on by one token.
+    /// Writes the most likely token of each row to `history`; with `advance` also to the inputs of
+    /// the next step, moving the rows on by one token.
     pub fn argmax(
         &self,
         stream: &Stream,
@@ -424,7 +426,7 @@ impl Forward {
         )
     }
 
-    /// More splits at small batches, where they alone fill the card.
+    /// Small batches use more splits, because otherwise they do not fill the GPU.
     pub fn n_splits(&self, n_rows: usize) -> usize {
         if let Some(Some(tuned)) = self.tuned_splits.get(n_rows) {
             return *tuned;
@@ -453,7 +455,7 @@ impl Forward {
     }
 }
 
-/// An input array from entry `first` on.
+/// An input array starting at entry `first`.
 fn from_row(array: BufferView<'_, i32>, first: usize) -> Result<BufferView<'_, i32>, CudaError> {
     array.view(first..array.len())
 }
@@ -468,18 +470,18 @@ impl Workspace {
         let heads = config.n_q_heads * config.head_dim;
         let qkv = (config.n_q_heads + 2 * config.n_kv_heads) * config.head_dim;
         Ok(Self {
-            h: Buffer::zeroed(stream, pass.max_tokens * config.hidden)?,
-            x: Rows::new(stream, element, config.hidden, pass)?,
+            residual: Buffer::zeroed(stream, pass.max_tokens * config.hidden)?,
+            normed: ActivationBuffer::new(stream, element, config.hidden, pass)?,
             qkv: ElementBuffer::zeroed(stream, element, pass.max_tokens * qkv)?,
-            attended: Rows::new(stream, element, heads, pass)?,
-            gated: Rows::new(stream, element, config.intermediate, pass)?,
+            attn_out: ActivationBuffer::new(stream, element, heads, pass)?,
+            ffn_act: ActivationBuffer::new(stream, element, config.intermediate, pass)?,
             logits: Buffer::zeroed(stream, MAX_ROWS * config.vocab)?,
             norms: Norms::new(stream)?,
         })
     }
 }
 
-impl Rows {
+impl ActivationBuffer {
     fn new(
         stream: &Stream,
         element: Element,
@@ -495,8 +497,8 @@ impl Rows {
         })
     }
 
-    /// As `linear` reads `n` rows.
-    fn read_by(&self, linear: &StreamLinear, n: usize) -> Activation<'_> {
+    /// The view that `linear` reads for `n` rows.
+    fn view_for(&self, linear: &StreamLinear, n: usize) -> Activation<'_> {
         self.laid_out(linear.wants_tiled(n))
     }
 }

@@ -1,4 +1,4 @@
-//! Captured decode steps, one a batch size.
+//! Captured decode steps, one for each batch size.
 
 use kernels::cuda::{CudaError, Graph, Stream};
 
@@ -6,11 +6,11 @@ use super::GraphSizes;
 use super::forward::{Forward, PassSize};
 use super::inputs::{Inputs, MAX_ROWS};
 
-/// Sizes that are captured unless the flags say otherwise: close together where a step's time
-/// is the same, for the kernels' row variants are 8, 16, 24, 32 and 64.
+/// Default sizes to capture: finer where step times differ, since the kernels' row variants are 8,
+/// 16, 24, 32 and 64.
 const DEFAULT_SIZES: [usize; 10] = [1, 2, 4, 8, 16, 20, 24, 32, 48, 64];
 
-/// The batch sizes to capture, ascending, none above what a pass holds.
+/// The batch sizes to capture, ascending, within the size of a pass.
 pub(crate) fn sizes(asked: &GraphSizes) -> Vec<usize> {
     match asked {
         GraphSizes::Off => Vec::new(),
@@ -41,7 +41,7 @@ impl Graphs {
             by_size: Vec::with_capacity(sizes.len()),
         };
         for &size in sizes {
-            // Once outside the capture: whatever is made at first use is made now.
+            // Run once outside the capture, so that everything created on first use exists.
             inputs.upload(stream, &[], size, &[])?;
             decode_step(stream, forward, inputs, size)?;
             stream.synchronize()?;
@@ -53,7 +53,7 @@ impl Graphs {
         Ok(graphs)
     }
 
-    /// The smallest graph for `n_rows`, with its size.
+    /// The smallest graph for at least `n_rows` rows, with its size.
     pub fn at_least(&self, n_rows: usize) -> Option<(usize, &Graph)> {
         self.by_size
             .iter()
@@ -74,7 +74,7 @@ impl Graphs {
     }
 }
 
-/// What a graph holds: a greedy step that leaves the inputs ready for the next.
+/// The contents of a graph: a greedy step that prepares the inputs of the next one.
 pub(super) fn decode_step(
     stream: &Stream,
     forward: &Forward,

@@ -1,14 +1,15 @@
-//! What a pass is told, on the host and on the card: the tokens of several sequences, one
-//! sequence behind the other. In a decode step every sequence has one token.
+//! The inputs of a pass, on the host and on the GPU: the tokens of several sequences, concatenated.
+//! In a decode step every sequence has one token.
 //!
-//! The arrays lie at fixed addresses, so that captured graphs read them anew at each replay. One
-//! copy brings them all: they are one buffer, in the order of [`Field`], then the page table.
+//! The arrays have fixed addresses, so that captured graphs read their current contents at each
+//! replay. One copy uploads them all: they are one buffer, in the order of [`Field`], followed by
+//! the page table.
 
 use kernels::cuda::{Buffer, BufferView, CudaError, Device, HostBuffer, Stream};
 
 use crate::kv::{PAGE_TOKENS, PageIdx};
 
-/// Sequences of a pass, and rows that get logits in one go.
+/// Maximum number of sequences in a pass, and of rows that get logits at once.
 pub(in crate::executor) const MAX_ROWS: usize = 64;
 
 #[derive(Debug, Clone, Copy)]
@@ -17,9 +18,9 @@ enum Field {
     Positions,
     Slots,
     ContextLen,
-    /// Row of each token whose logits are wanted.
+    /// The rows whose logits are needed.
     OutRows,
-    /// Where each sequence's tokens begin; one more for the end.
+    /// First token of each sequence, and one entry more for the end.
     SequenceStart,
 }
 
@@ -30,17 +31,18 @@ pub(super) struct Inputs {
     max_pages: usize,
 }
 
-/// A sequence's tokens of a pass.
+/// One sequence's tokens in a pass.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct SequenceTokens<'a> {
     pub tokens: &'a [u32],
-    /// Position of the first of them.
+    /// Position of the first token.
     pub start: usize,
     pub pages: &'a [PageIdx],
 }
 
 impl Inputs {
-    /// `max_tokens`: of a pass. `max_pages`: of the longest sequence, the bursts' tokens included.
+    /// `max_tokens`: maximum for a pass. `max_pages`: pages of the longest sequence, including the
+    /// tokens of bursts.
     pub fn new(
         device: &Device,
         stream: &Stream,
@@ -65,9 +67,9 @@ impl Inputs {
         self.max_pages
     }
 
-    /// Writes the sequences and pads them up to `n_padded` tokens with sequences of one token that
-    /// touch nothing, then copies. `outputs` are rows, rising. At most [`MAX_ROWS`] sequences and
-    /// outputs; every sequence's pages cover its positions (the plan was checked).
+    /// Writes the sequences, pads them to `n_padded` tokens with one-token sequences that access no
+    /// pages, and uploads. `outputs` are rows in ascending order. At most [`MAX_ROWS`] sequences
+    /// and outputs; every sequence's pages cover its positions (the plan was checked).
     pub fn upload(
         &mut self,
         stream: &Stream,
@@ -115,8 +117,8 @@ impl Inputs {
         self.host.copy_to(stream, self.device.view(0..n)?)
     }
 
-    /// Sets the decode rows of the last upload to these positions and pages, and leaves the ids as
-    /// the card wrote them. In stream order, so the steps before may still run.
+    /// Sets the positions and pages of the decode rows of the last upload, and leaves the ids as
+    /// the GPU wrote them. In stream order, so previous steps may still be running.
     pub fn refresh<'a>(
         &mut self,
         stream: &Stream,
@@ -210,7 +212,7 @@ impl SequenceTokens<'_> {
     }
 }
 
-/// Where the pool keeps the token at `position` of a sequence with these pages.
+/// The slot in the pool of the token at `position` of a sequence with these pages.
 fn slot(pages: &[PageIdx], position: usize) -> i32 {
     let page = pages.get(position / PAGE_TOKENS).map_or(0, |page| page.0);
     (page as usize * PAGE_TOKENS + position % PAGE_TOKENS) as i32

@@ -1,15 +1,15 @@
-//! What fits on the card, before anything is allocated.
+//! Computes what fits on the GPU before anything is allocated.
 //!
-//! `--mem-fraction-static` is the share that weights and KV pool may take together. The workspace,
-//! the graphs and the driver's own needs are counted against the rest, so that a server that
-//! starts does not run out of memory later.
+//! `--mem-fraction-static` is the share that weights and KV pool may use together. The workspace,
+//! the graphs and the driver's own needs are taken from the rest, so that a server that has started
+//! does not run out of memory later.
 
 use crate::kv::PAGE_TOKENS;
 
-/// What a graph of one decode step takes on the device, at most: launch parameters and the
-/// driver's bookkeeping of some 600 nodes.
+/// Upper bound for a graph of one decode step on the device: launch parameters and the driver's
+/// bookkeeping for some 600 nodes.
 pub(super) const GRAPH_BYTES: u64 = 24 << 20;
-/// What the driver may still take for itself after start-up.
+/// Memory that the driver may still allocate after start-up.
 const DRIVER_RESERVE_BYTES: u64 = 256 << 20;
 
 /// The sizes that decide how large the KV pool can be, in bytes.
@@ -17,19 +17,19 @@ const DRIVER_RESERVE_BYTES: u64 = 256 << 20;
 pub(super) struct Demand {
     /// Memory of the device, or `--device-memory-limit`.
     pub device: u64,
-    /// Of it, what others hold already.
+    /// Memory in use by others.
     pub in_use: u64,
     pub mem_fraction_static: f64,
     pub weights: u64,
     pub workspace: u64,
     pub n_graphs: usize,
-    /// KV of one page, all layers.
+    /// KV of one page over all layers.
     pub page: u64,
     /// `--max-total-tokens`
     pub max_total_tokens: Option<usize>,
 }
 
-/// Pages of the KV pool, or why there is room for none.
+/// Number of KV pages, or why not even one fits.
 pub(super) fn pool_pages(d: &Demand) -> Result<usize, String> {
     let graphs = GRAPH_BYTES * d.n_graphs as u64;
     let static_share = (d.device as f64 * d.mem_fraction_static) as u64;
@@ -88,7 +88,7 @@ mod tests {
 
     #[test]
     fn the_static_share_bounds_weights_and_pool() {
-        // 0.85 of 31 GiB is 26.35, less 18 of weights: 8.35 GiB of 4 MiB pages.
+        // 0.85 of 31 GiB is 26.35 GiB; minus 18 GiB of weights leaves 8.35 GiB of 4 MiB pages.
         assert_eq!(pool_pages(&demand()), Ok(2137));
     }
 
@@ -100,7 +100,8 @@ mod tests {
         };
         let without = Demand { n_graphs: 0, ..all };
         let (with_graphs, without_graphs) = (pool_pages(&all), pool_pages(&without));
-        // 31 GiB less 0.5 in use, 0.25 of workspace, 72 MiB of graphs, 256 MiB kept and 18 of weights.
+        // 31 GiB minus 0.5 in use, 0.25 of workspace, 72 MiB of graphs, 256 MiB of reserve and 18
+        // GiB of weights.
         assert_eq!(with_graphs, Ok(3054));
         assert_eq!(without_graphs, Ok(3054 + 3 * 6));
     }

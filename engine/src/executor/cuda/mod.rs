@@ -1,31 +1,31 @@
-//! Runs the decoder on one NVIDIA card, with this project's own kernels.
+//! Runs the decoder on one NVIDIA GPU with this project's own kernels.
 //!
-//! A step's tokens go through the layers in passes of up to 64 sequences and, where the card has
-//! `wgmma`, 1,024 tokens; a decode batch is one pass, replayed as a captured graph where one of its
-//! size exists. The card chooses the tokens and writes the next step's inputs itself; a batch that
-//! goes on has its next step queued before the host has seen the last one's tokens. Only what the
-//! card's sampler has no room for has its logits brought to the host's.
+//! A step's tokens go through the layers in passes of up to 64 sequences and, on a GPU with
+//! `wgmma`, 1,024 tokens. A decode batch is one pass, replayed as a captured graph if one of its
+//! size exists. The GPU chooses the tokens and writes the next step's inputs itself; for a batch
+//! that continues, the next step is queued before the host has seen the last one's tokens. Logits
+//! are copied to the host only for rows that exceed the limits of the GPU's sampler.
 //!
-//! [`place`] finds the card, [`weights`] loads, [`memory`] sizes the KV pool, [`forward`] launches, [`passes`] cuts a step,
-//! [`inputs`] carries the batch over, [`decode`] and [`general`] carry out plans, [`sampling`]
-//! tells the card how to choose, [`run_ahead`] says which plan goes on with the batch before,
-//! [`turn`] keeps executors apart, [`tuning`] picks kernels by timing where that is asked for, and
-//! [`sleeping`] gives the card's memory back.
+//! [`device_setup`] opens the GPU, [`weights`] loads, [`memory`] sizes the KV pool, [`forward`]
+//! launches, [`passes`] splits a step, [`inputs`] uploads the batch, [`decode`] and [`mixed`] run
+//! plans, [`sampling`] sets up the GPU's sampler, [`run_ahead`] decides which plan continues the
+//! current batch, [`device_guard`] keeps executors apart, [`tuning`] autotunes kernels, and
+//! [`sleeping`] frees the GPU's memory.
 
 mod decode;
 mod describe;
+mod device_guard;
+mod device_setup;
 mod forward;
-mod general;
 mod graphs;
 mod inputs;
 mod memory;
+mod mixed;
 mod passes;
-mod place;
 mod run_ahead;
 mod sampling;
 mod sleeping;
 mod tuning;
-mod turn;
 mod weights;
 
 use std::sync::Arc;
@@ -34,6 +34,8 @@ use kernels::cuda::{Buffer, CudaError, Device, Event, Stream};
 pub use kernels::cuda::{CardProfile, Element};
 pub use kernels::qkv_prepare::cuda::KvFormat;
 
+use self::device_guard::DeviceGuard;
+use self::device_setup::DeviceSetup;
 pub use self::forward::AttentionBackend;
 use self::forward::{AttentionOptions, Forward, HostTier, KvPool, PassSize};
 use self::graphs::Graphs;
@@ -41,21 +43,21 @@ pub(crate) use self::graphs::sizes as graph_sizes;
 use self::inputs::Inputs;
 pub(in crate::executor) use self::inputs::MAX_ROWS;
 pub(in crate::executor) use self::passes::{Piece, passes};
-use self::place::Place;
 pub(in crate::executor) use self::run_ahead::Batch;
 use self::run_ahead::Burst;
 use self::sampling::{DeviceSampler, Results};
 pub use self::tuning::TuningOptions;
-use self::turn::Turn;
 use self::weights::DeviceWeights;
-use super::{Asleep, Executor, ExecutorCounts, ExecutorError, ExecutorInfo, HostTierOptions};
+use super::{
+    Executor, ExecutorCounts, ExecutorError, ExecutorInfo, HostTierOptions, SuspendedExecutor,
+};
 use crate::kv::PAGE_TOKENS;
 use crate::model::config::ModelConfig;
 use crate::step::{PlanRow, StepOutput, StepPlan};
 use crate::weights::{Checkpoint, WeightError};
 
 const DEVICE: &str = "cuda";
-/// Steps of a burst at most; longer ones are cut into several.
+/// Maximum number of steps in a burst; longer ones are split.
 const MAX_BURST: usize = 16;
 
 #[derive(Debug, thiserror::Error)]
@@ -82,50 +84,50 @@ pub enum GraphSizes {
     Exactly(Vec<usize>),
 }
 
-/// Who chooses the tokens of rows that are not plainly greedy; those are the card's in any case.
+/// The sampler for rows that are not plainly greedy; greedy tokens are always chosen on the GPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sampler {
-    /// The card, but for what it has no room for.
+    /// On the GPU, within its limits.
     Device,
-    /// The reference on the host.
+    /// The reference sampler on the host.
     Host,
 }
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct CudaOptions {
-    /// Which card.
+    /// Index of the GPU.
     pub ordinal: usize,
-    /// The chip that the card is treated as; `None`: what `ENGINE_CARD_PROFILE` says, or its own.
+    /// The chip that the GPU is treated as; `None`: the one named by `ENGINE_CARD_PROFILE`, or its
+    /// own.
     pub card_profile: Option<CardProfile>,
-    /// Treat the card as having this much memory.
+    /// Treat the GPU as having this much memory.
     pub memory_limit_bytes: Option<u64>,
     /// (weights + KV pool) / memory
     pub mem_fraction_static: f64,
     /// Cap on the KV pool.
     pub max_total_tokens: Option<usize>,
-    /// Longest sequence; the model's where unset.
+    /// Maximum sequence length; the model's if unset.
     pub context_length: Option<usize>,
-    /// Of activations, and of weights that are not AWQ.
+    /// Element type of activations, and of weights that are not AWQ.
     pub element: Element,
-    /// Multiply AWQ weights in groups of 128 with activations in 8 bits, in passes of 17 rows and more.
+    /// Round activations to 8 bits for AWQ weights in groups of 128, in passes of at least 17 rows.
     pub int8_activations: bool,
-    /// The element's own, or e4m3.
+    /// The activations' type, or e4m3.
     pub kv_format: KvFormat,
     pub attention_backend: AttentionBackend,
-    /// Where KV goes that the pool has no room for.
+    /// Where evicted KV pages go.
     pub host_tier: Option<HostTierOptions>,
-    /// Most parts that a sequence's context is split into.
+    /// Maximum number of splits of a sequence's context.
     pub n_kv_splits: usize,
-    /// Keep the parts' results in fp32 instead of the element.
+    /// Keep the splits' partial results in fp32 instead of the element type.
     pub reduce_in_fp32: bool,
     pub graphs: GraphSizes,
-    /// Kernels picked by timing; `None` goes by the rules.
+    /// Autotuning; `None` uses the default rules.
     pub tuning: Option<TuningOptions>,
     pub sampler: Sampler,
-    /// Give the card the next step of a batch that goes on while the host reads the last one's
-    /// tokens.
+    /// Queue the next step of a batch that continues while the host reads the last one's tokens.
     pub run_ahead: bool,
-    /// Run decode batches as two halves on two streams, where that is safe.
+    /// Run decode batches as two halves on two streams where that is safe.
     pub two_batch_overlap: bool,
 }
 
@@ -137,36 +139,36 @@ pub struct CudaExecutor {
     inputs: Inputs,
     forward: Forward,
     host_tier: Option<HostTier>,
-    /// 0, 1, 2 …: what [`Forward::step`] is set to.
+    /// 0, 1, 2 …: the values that [`Forward::step`] is set to.
     step_values: Buffer<i32>,
     vocab: usize,
-    /// `None`: the host samples.
+    /// `None`: sampling runs on the host.
     sampler: Option<DeviceSampler>,
-    /// Two, so that a burst begun ahead has its own.
+    /// Two, so that a lookahead burst has its own.
     results: [Results; 2],
     next_slot: usize,
-    /// What the inputs on the card are ready for, unless they were used otherwise since.
+    /// The batch that the inputs on the GPU are ready for; `None` after any other use of them.
     batch: Option<Batch>,
-    /// Steps of that batch that the card has got already.
+    /// Steps of that batch that have been queued already.
     ahead: Option<Burst>,
-    /// Behind the work that a call leaves on the card.
+    /// Recorded after the work that a call leaves running on the GPU.
     work_left: Arc<Event>,
     options: CudaOptions,
 }
 
-/// A failed step, or a lost card where the driver's code says that.
+/// A failed step, or a lost device if the driver's error code says so.
 fn step_error(error: CudaError) -> ExecutorError {
     ExecutorError::of_step(DEVICE, error)
 }
 
 impl CudaExecutor {
-    /// Why this machine or this binary cannot run on a card; `None` where it can.
+    /// Why this machine or this binary cannot use a GPU; `None` if it can.
     pub fn unavailable() -> Option<String> {
         Device::open(0).err().map(|error| error.to_string())
     }
 
-    /// Brings the checkpoint's weights to the card, sizes and allocates the KV pool, captures the
-    /// graphs. A model that does not fit is refused before anything is allocated.
+    /// Uploads the checkpoint's weights, sizes and allocates the KV pool, and captures the graphs.
+    /// A model that does not fit is refused before anything is allocated.
     pub fn load(checkpoint: &dyn Checkpoint, options: &CudaOptions) -> Result<Self, CudaLoadError> {
         let config = checkpoint.config();
         check_model(config)?;
@@ -178,32 +180,32 @@ impl CudaExecutor {
                 limit: "none for a model without AWQ weights in groups of 128".to_owned(),
             });
         }
-        let place = Place::open(options)?;
-        let n_pages = place.pool_pages(config, options, DeviceWeights::bytes_of(checkpoint)?)?;
+        let setup = DeviceSetup::open(options)?;
+        let n_pages = setup.pool_pages(config, options, DeviceWeights::bytes_of(checkpoint)?)?;
         let weights = DeviceWeights::load(
             checkpoint,
-            &place.stream,
+            &setup.stream,
             options.element,
-            place.many_rows,
-            place.int8_room(config, options),
+            setup.large_m,
+            setup.int8_room(config, options),
         )?;
-        Self::with_weights(config.clone(), weights, n_pages, place, options.clone())
+        Self::with_weights(config.clone(), weights, n_pages, setup, options.clone())
     }
 
-    /// The executor of weights that are on the card.
+    /// The executor for weights that are already on the GPU.
     fn with_weights(
         config: ModelConfig,
         weights: DeviceWeights,
         n_pages: usize,
-        place: Place,
+        setup: DeviceSetup,
         options: CudaOptions,
     ) -> Result<Self, CudaLoadError> {
-        let Place {
+        let DeviceSetup {
             device,
             stream,
             pass,
             ..
-        } = place;
+        } = setup;
         stream.synchronize()?;
         let sizes = graphs::sizes(&options.graphs);
         let page = forward::page_bytes(&config, options.kv_format);
@@ -216,7 +218,7 @@ impl CudaExecutor {
         let cos_sin = forward::cos_sin(&stream, &config, longest + MAX_BURST)?;
         let attention = AttentionOptions {
             format: options.kv_format,
-            // The others split no context.
+            // The other backends do not split contexts.
             max_splits: match options.attention_backend {
                 AttentionBackend::Split => options.n_kv_splits.clamp(1, 8),
                 AttentionBackend::Packed | AttentionBackend::Plain => 1,
@@ -242,7 +244,7 @@ impl CudaExecutor {
         };
         let results = [Results::new(&device)?, Results::new(&device)?];
         let work_left = Arc::new(Event::new(&device)?);
-        let turn = Turn::take(&work_left)?;
+        let guard = DeviceGuard::take(&work_left)?;
         let tuned = tuning::tune(
             &stream,
             &mut forward,
@@ -251,12 +253,12 @@ impl CudaExecutor {
             &attention,
             options.tuning.as_ref(),
         )?;
-        // The packed kernels find a row's sequence by its place in the whole batch.
+        // The packed kernels find a row's sequence by its index in the whole batch.
         if options.two_batch_overlap && options.attention_backend == AttentionBackend::Split {
             forward.overlap_two_batches(&stream)?;
         }
         let graphs = Graphs::capture(&stream, &forward, &mut inputs, &sizes)?;
-        drop(turn);
+        drop(guard);
         let host_tier = match &options.host_tier {
             Some(tier) => {
                 let n_pages = tier.n_pages(n_pages, page).map_err(CudaLoadError::Memory)?;
@@ -294,14 +296,14 @@ impl CudaExecutor {
         })
     }
 
-    /// Logits of chosen tokens, `[wanted.len(), vocab]`; as the CPU executor's, for tests and
-    /// scoring. `wanted` names (row, index in the row's tokens), in rising order.
+    /// Logits of chosen tokens, `[wanted.len(), vocab]`, like the CPU executor's; for tests and
+    /// scoring. `wanted` names (row, index in the row's tokens) in ascending order.
     pub fn forward_logits(
         &mut self,
         rows: &[PlanRow],
         wanted: &[(usize, usize)],
     ) -> Result<Vec<f32>, ExecutorError> {
-        let _turn = Turn::take(&self.work_left).map_err(step_error)?;
+        let _guard = DeviceGuard::take(&self.work_left).map_err(step_error)?;
         self.forget_batch();
         let mut all = Vec::with_capacity(wanted.len() * self.vocab);
         for pass in passes(rows, self.inputs.max_tokens()) {
@@ -334,7 +336,7 @@ impl CudaExecutor {
         Ok(all)
     }
 
-    /// Brings a pass to the card. `outputs`: up to [`MAX_ROWS`] of its tokens, for [`Self::head`].
+    /// Uploads a pass. `outputs`: up to [`MAX_ROWS`] of its tokens, for [`Self::head`].
     fn upload(
         &mut self,
         rows: &[PlanRow],
@@ -370,23 +372,23 @@ fn check_model(config: &ModelConfig) -> Result<(), CudaLoadError> {
         })
     };
     if !matches!(config.head_dim, 64 | 128) {
-        return wrong("head_dim", config.head_dim, "64 or 128 on the card");
+        return wrong("head_dim", config.head_dim, "64 or 128 on the GPU");
     }
     if group > 8 {
-        return wrong("query heads a KV head", group, "at most 8 on the card");
+        return wrong("query heads a KV head", group, "at most 8 on the GPU");
     }
     if !config.intermediate.is_multiple_of(256) {
         return wrong(
             "intermediate",
             config.intermediate,
-            "a multiple of 256 on the card",
+            "a multiple of 256 on the GPU",
         );
     }
     if config.hidden > 16_384 || !config.hidden.is_multiple_of(8) {
         return wrong(
             "hidden",
             config.hidden,
-            "a multiple of 8, at most 16384, on the card",
+            "a multiple of 8, at most 16384, on the GPU",
         );
     }
     Ok(())
@@ -404,16 +406,16 @@ impl Executor for CudaExecutor {
             return Ok(StepOutput::default());
         }
         self.check_pages(plan)?;
-        let mut turn = Turn::take(&self.work_left).map_err(step_error)?;
+        let mut guard = DeviceGuard::take(&self.work_left).map_err(step_error)?;
         let mut outcome = self.step(plan);
         if self.ahead.is_some() {
-            let left = turn.leave_work(&self.stream, &self.work_left);
+            let left = guard.hand_off(&self.stream, &self.work_left);
             outcome = outcome.and_then(|output| left.map(|()| output).map_err(step_error));
         }
         if outcome.is_err() {
             self.forget_batch();
-            // Nothing may run on behind this turn. The step's own error is the one to tell, unless
-            // it is the smaller one.
+            // No work may continue after the guard is dropped. The step's own error is reported
+            // unless the other one is more severe.
             if let Err(error) = self.stream.synchronize()
                 && error.loses_device()
             {
@@ -430,20 +432,22 @@ impl Executor for CudaExecutor {
         }
     }
 
-    fn sleep(self: Box<Self>) -> Result<Box<dyn Asleep>, (Box<dyn Executor>, ExecutorError)> {
+    fn sleep(
+        self: Box<Self>,
+    ) -> Result<Box<dyn SuspendedExecutor>, (Box<dyn Executor>, ExecutorError)> {
         sleeping::put_to_sleep(self)
     }
 }
 
 impl Drop for CudaExecutor {
-    /// Work begun ahead ends before the memory that it uses goes.
+    /// Lookahead work must end before the memory that it uses is freed.
     fn drop(&mut self) {
         let _ = self.stream.synchronize();
     }
 }
 
 impl CudaExecutor {
-    /// Puts the plan's step behind the copies of the last plan, and begins its own.
+    /// Orders the plan's step after the copies of the last plan, and starts its own copies.
     fn copy_pages(&mut self, plan: &StepPlan) -> Result<(), CudaError> {
         let Some(host_tier) = self.host_tier.as_mut() else {
             return if plan.copies.is_empty() {
@@ -465,13 +469,13 @@ impl CudaExecutor {
             return self.decode(plan);
         }
         self.forget_batch();
-        let output = self.general(plan)?;
-        // A chunk that makes no token is still on the card.
+        let output = self.execute_mixed(plan)?;
+        // A chunk that yields no token is still running on the GPU.
         self.stream.synchronize().map_err(step_error)?;
         Ok(output)
     }
 
-    /// Every position that the step computes has a page, and the table has room for it.
+    /// Checks that every position of the step has a page, and that the page table has room for it.
     fn check_pages(&self, plan: &StepPlan) -> Result<(), ExecutorError> {
         for row in &plan.rows {
             let n_tokens = row.start + row.tokens.len() + plan.n_steps - 1;

@@ -1,13 +1,13 @@
-//! A step's tokens, cut into passes through the layers.
+//! Splits a step's tokens into passes through the layers.
 
 use super::inputs::{MAX_ROWS, SequenceTokens};
 use crate::step::{PlanRow, Target};
 
-/// Some tokens of a row, as part of a pass.
+/// Some tokens of a row as part of a pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::executor) struct Piece {
     pub row: usize,
-    /// Index of its first token in the row's.
+    /// Index of the first token in the row's tokens.
     pub first: usize,
     pub n_tokens: usize,
 }
@@ -51,7 +51,7 @@ pub(in crate::executor) fn passes(rows: &[PlanRow], max_tokens: usize) -> Vec<Ve
     passes
 }
 
-/// Rows that get a token from this pass, and where in it their last token lies.
+/// The rows that get a token from this pass, and the index of their last token in it.
 pub(super) fn sampled(rows: &[PlanRow], pass: &[Piece]) -> (Vec<usize>, Vec<usize>) {
     let mut end = 0;
     pass.iter()
@@ -64,7 +64,7 @@ pub(super) fn sampled(rows: &[PlanRow], pass: &[Piece]) -> (Vec<usize>, Vec<usiz
         .unzip()
 }
 
-/// What this pass scores, each with the place of its logits in it.
+/// The tokens that this pass scores, each with the index of its logits in the pass.
 pub(super) fn scored(pass: &[Piece], targets: &[Target]) -> Vec<(usize, Target)> {
     let mut before = 0;
     pass.iter()

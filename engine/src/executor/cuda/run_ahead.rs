@@ -1,21 +1,21 @@
-//! Which plan continues the decode batch that is on the card.
+//! Decides which plan continues the decode batch on the GPU.
 //!
-//! A decode step leaves the card's inputs ready for the next one: ids, positions, slots, contexts
-//! and sampling state are those of the token behind. So a plan that only goes on needs no upload,
-//! and its step may even begin before the plan is there: it is queued behind the running step,
-//! while the host still reads tokens, sends them and schedules. If another plan comes, what was
-//! begun is discarded.
+//! A decode step leaves the GPU's inputs ready for the next one: ids, positions, slots, contexts
+//! and sampling state are those of the next token. So a plan that only continues the batch needs no
+//! upload, and its step may even start before the plan exists: it is queued after the running step,
+//! while the host still reads tokens, sends them and schedules. If a different plan comes, the step
+//! is discarded.
 //!
-//! Discarding needs no undoing. All that such a step leaves behind is KV at positions from its
-//! rows' next token on. Whatever comes later is behind it in the stream, and reads a position only
-//! after writing it: a row that goes on computes its token again, into the same place; a page that
-//! went to another sequence is written by that sequence first, position by position, and masked
-//! until then. The prefix cache shares whole pages of computed tokens; the position after the last
-//! computed one lies behind all of those, so no shared page is touched.
+//! Discarding needs no rollback. A discarded step only leaves KV at positions from its rows' next
+//! token on. All later work is ordered after it in the stream and reads a position only after
+//! writing it: a row that continues computes its token again, into the same slot; a page that went
+//! to another sequence is written by that sequence first, position by position, and masked until
+//! then. The prefix cache shares only whole pages of computed tokens, and the position after the
+//! last computed one is never in such a page, so no shared page is touched.
 //!
-//! A step begun ahead makes a newcomer wait for it. Hence a batch runs ahead only from its second
-//! step in a row on, where the plan says that the next one will be like it, and never when the
-//! pages for it are missing.
+//! A new request must wait for a step that has begun ahead. Therefore a batch runs ahead only from
+//! its second consecutive step on, only if the plan says that the next one will be like it, and
+//! never if pages for it are missing.
 
 use std::sync::Arc;
 
@@ -26,46 +26,46 @@ use crate::request::{RequestId, SampledToken, SamplingParams};
 use crate::sampler::SampleSpec;
 use crate::step::{PlanRow, RowOutput};
 
-/// A decode batch whose next step the card's inputs are ready for.
+/// A decode batch that the GPU's inputs are ready for.
 #[derive(Debug, Clone)]
 pub(in crate::executor) struct Batch {
     rows: Vec<BatchRow>,
-    /// Rows of the launches: a graph's size, or those of the batch.
+    /// Rows of the launches: the graph's size, or the batch's.
     pub n_padded: usize,
     /// Whether some row needs the sampler.
     pub is_sampled: bool,
     pub has_logprobs: bool,
-    /// Most tokens with a penalty that a row of the card may have by now; 0 where none has any.
+    /// Maximum number of penalised tokens that a row may have on the GPU by now; 0 if none has any.
     n_penalized: usize,
 }
 
-/// What a row of the plan must be to continue this one.
+/// What a row of the next plan must match to continue this one.
 #[derive(Debug, Clone)]
 struct BatchRow {
     request: RequestId,
     token: u32,
     /// Position of that token.
     start: usize,
-    /// On the card.
+    /// Pages that are on the GPU.
     pages: Vec<PageIdx>,
     params: Arc<SamplingParams>,
     output_index: usize,
     n_history: usize,
 }
 
-/// Steps that were given to the card together.
+/// Steps that were queued together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Burst {
     pub n_steps: usize,
-    /// Rows of a step in the history.
+    /// Rows of a step in `history`.
     pub n_padded: usize,
-    /// Which of the results it comes back to.
+    /// Index of the result buffer.
     pub slot: usize,
 }
 
 impl Batch {
-    /// A batch whose inputs are brought to the card now. `rows` are decode rows, all with `sample`
-    /// set; `n_penalized` is the length of the longest list that grows.
+    /// A batch whose inputs are being uploaded. `rows` are decode rows, all with `sample` set;
+    /// `n_penalized` is the length of the longest growing list.
     pub fn new(rows: &[PlanRow], n_padded: usize, n_penalized: usize) -> Self {
         let specs = || rows.iter().filter_map(|row| row.sample.as_ref());
         Self {
@@ -80,7 +80,7 @@ impl Batch {
         }
     }
 
-    /// Whether `rows`, for `n_steps` steps, are what the card's inputs are ready for.
+    /// Whether the GPU's inputs are ready for `rows` with `n_steps` steps.
     pub fn is_continued_by(&self, rows: &[PlanRow], n_steps: usize) -> bool {
         self.has_room(n_steps)
             && self.rows.len() == rows.len()
@@ -91,19 +91,19 @@ impl Batch {
                 .all(|(expected, row)| expected.is_continued_by(row))
     }
 
-    /// Steps that may begin ahead, behind `n_steps` of `rows`: `n_next_steps` or 0.
-    pub fn steps_ahead(&self, rows: &[PlanRow], n_steps: usize, n_next_steps: usize) -> usize {
-        let n_next_steps = n_next_steps.min(MAX_BURST);
+    /// Number of steps that may begin ahead after `n_steps` of `rows`: `lookahead_steps` or 0.
+    pub fn steps_ahead(&self, rows: &[PlanRow], n_steps: usize, lookahead_steps: usize) -> usize {
+        let lookahead_steps = lookahead_steps.min(MAX_BURST);
         let is_paged =
-            |row: &PlanRow| row.start + n_steps + n_next_steps <= row.pages.len() * PAGE_TOKENS;
-        if self.has_room(n_next_steps) && rows.iter().all(is_paged) {
-            n_next_steps
+            |row: &PlanRow| row.start + n_steps + lookahead_steps <= row.pages.len() * PAGE_TOKENS;
+        if self.has_room(lookahead_steps) && rows.iter().all(is_paged) {
+            lookahead_steps
         } else {
             0
         }
     }
 
-    /// Takes over the pages of `rows`; true if some are not on the card yet.
+    /// Records the pages of `rows`; returns true if some are not on the GPU yet.
     pub fn take_pages(&mut self, rows: &[PlanRow]) -> bool {
         let mut is_new = false;
         for (known, row) in self.rows.iter_mut().zip(rows) {
@@ -115,14 +115,14 @@ impl Batch {
         is_new
     }
 
-    /// Steps were given to the card: the lists of penalised tokens grow.
+    /// Records that steps were queued: the lists of penalised tokens grow.
     pub fn grow(&mut self, n_steps: usize) {
         if self.n_penalized > 0 {
             self.n_penalized += n_steps;
         }
     }
 
-    /// The rows have got these tokens: what continues them now.
+    /// Advances the rows by these tokens.
     pub fn advance(&mut self, made: &[RowOutput]) {
         for (row, made) in self.rows.iter_mut().zip(made) {
             let made = &made.tokens;
@@ -169,8 +169,8 @@ impl BatchRow {
     }
 }
 
-/// A decode row behind the tokens that it has made since `row`.
-pub(super) fn feed(row: &PlanRow, made: &[SampledToken]) -> PlanRow {
+/// A decode row advanced by the tokens generated since `row`.
+pub(super) fn advance_row(row: &PlanRow, made: &[SampledToken]) -> PlanRow {
     let mut fed = row.clone();
     if let Some(last) = made.last() {
         fed.tokens = vec![last.token];
@@ -230,7 +230,7 @@ mod tests {
             .collect()
     }
 
-    /// Two rows that have made two tokens each, and the plan that goes on with them.
+    /// Two rows that have generated two tokens each, and the plan that continues them.
     fn continued() -> (Batch, Vec<PlanRow>) {
         let rows = [row(1, 7, 12, 15), row(2, 8, 30, 33)];
         let mut batch = Batch::new(&rows, 4, 5);
@@ -240,7 +240,7 @@ mod tests {
         let next = rows
             .iter()
             .zip(&tokens)
-            .map(|(row, made)| feed(row, made))
+            .map(|(row, made)| advance_row(row, made))
             .collect();
         (batch, next)
     }
@@ -257,7 +257,7 @@ mod tests {
         rows[0].pages.push(PageIdx(9));
         assert!(batch.is_continued_by(&rows, 1));
         assert!(batch.take_pages(&rows));
-        assert!(!batch.take_pages(&rows), "they are on the card now");
+        assert!(!batch.take_pages(&rows), "they are on the GPU now");
         assert!(batch.is_continued_by(&rows, 1));
     }
 
@@ -297,7 +297,7 @@ mod tests {
     #[test]
     fn a_batch_runs_ahead_as_far_as_pages_and_lists_reach() {
         let (mut batch, mut rows) = continued();
-        // Row 0 is at position 14 of a page of 16: one more step behind this one.
+        // Row 0 is at position 14 of a page of 16: there is room for one more step after this one.
         assert_eq!(batch.steps_ahead(&rows, 1, 1), 1);
         assert_eq!(batch.steps_ahead(&rows, 2, 1), 0);
         assert_eq!(batch.steps_ahead(&rows, 1, 0), 0);
@@ -325,7 +325,7 @@ mod tests {
         assert!(!batch.is_sampled && !batch.has_logprobs);
         batch.grow(100 * MAX_PENALIZED);
         batch.advance(&[made(&[9]).into()]);
-        let next = [feed(&rows[0], &made(&[9]))];
+        let next = [advance_row(&rows[0], &made(&[9]))];
         assert!(
             next[0]
                 .sample

@@ -1,9 +1,9 @@
-//! Sampling on the card: which rows it takes, what it is told of them, and what comes back.
+//! Sampling on the GPU: which rows it handles, their parameters, and the results.
 //!
 //! The kernel follows the host's sampler step by step: same order, ranking and random numbers. It
-//! differs in the last places of exp and adds weights as integers of 2^-40 where the host adds
-//! f64, so a draw differs only where it falls within some 1e-7 of a border between two tokens.
-//! Rows that ask for more than the kernel has room for go to the host's sampler.
+//! differs in the last bits of exp and adds weights as integers of 2^-40 where the host adds f64,
+//! so a draw differs only if it falls within about 1e-7 of a border between two tokens. Rows that
+//! exceed the kernel's limits are sampled on the host.
 
 use std::collections::{HashMap, HashSet};
 
@@ -20,7 +20,7 @@ use crate::sampler;
 use crate::sampler::SampleSpec;
 use crate::step::RowError;
 
-/// Distinct tokens of one row that have a penalty or a bias.
+/// Maximum number of distinct tokens of one row with a penalty or a bias.
 pub(super) const MAX_PENALIZED: usize = 4096;
 const UNUSED: PenalizedToken = PenalizedToken {
     token: 0,
@@ -29,26 +29,26 @@ const UNUSED: PenalizedToken = PenalizedToken {
     logit: 0.0,
 };
 
-/// Why the host's sampler chooses a row's token.
+/// Why a row's token is sampled on the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum HostReason {
     #[error(
-        "{asked} top log-probabilities are asked, the card reports at most {}",
+        "{asked} top log-probabilities are asked, the GPU reports at most {}",
         MAX_TOP_LOGPROBS
     )]
     TopLogprobs { asked: usize },
     #[error(
-        "{n_tokens} tokens may have a penalty or a bias, the card has room for {}",
+        "{n_tokens} tokens may have a penalty or a bias, the GPU has room for {}",
         MAX_PENALIZED
     )]
     Penalized { n_tokens: usize },
-    #[error("a grammar says which tokens may come")]
+    #[error("the request is constrained by a grammar")]
     Guided,
     #[error("the request excludes tokens")]
     Excluded,
 }
 
-/// Whether the likeliest token under the model's own distribution is all that is asked.
+/// Whether the row only asks for the most likely token under the model's own distribution.
 pub(super) fn is_greedy(spec: &SampleSpec) -> bool {
     let p = &spec.params;
     p.temperature == 0.0
@@ -59,13 +59,13 @@ pub(super) fn is_greedy(spec: &SampleSpec) -> bool {
         && !spec.is_guided()
 }
 
-/// What keeps the card from choosing `n_steps` tokens of this row; `None` where it can.
+/// Why the GPU cannot choose `n_steps` tokens of this row; `None` if it can.
 pub(super) fn host_reason(spec: &SampleSpec, n_steps: usize) -> Option<HostReason> {
     let params = &spec.params;
     if spec.is_guided() {
         return Some(HostReason::Guided);
     }
-    // What may not come now may come later, and never the other way round.
+    // An excluded token may become allowed later, but never the other way round.
     if params.exclusions.apply_at(spec.output_index) {
         return Some(HostReason::Excluded);
     }
@@ -86,7 +86,7 @@ pub(super) fn host_reason(spec: &SampleSpec, n_steps: usize) -> Option<HostReaso
     (n_tokens > MAX_PENALIZED).then_some(HostReason::Penalized { n_tokens })
 }
 
-/// A row as the kernel takes it; its tokens with a penalty or a bias go to the front of `list`.
+/// Packs a row for the kernel; its tokens with a penalty or a bias go to the front of `list`.
 /// Refuses what the host's sampler refuses.
 pub(super) fn pack(
     spec: &SampleSpec,
@@ -115,7 +115,7 @@ pub(super) fn pack(
         seed: params.seed,
         output_index: spec.output_index as u64,
         temperature: params.temperature,
-        // A k that is no i32 is above every vocabulary: it keeps all, as 0 does.
+        // A k that exceeds i32 is larger than every vocabulary: it keeps all tokens, as 0 does.
         top_k: i32::try_from(params.top_k).unwrap_or(0),
         top_p: params.top_p,
         min_p: params.min_p,
@@ -128,7 +128,7 @@ pub(super) fn pack(
     })
 }
 
-/// The entry of `token`, a new one where it has none.
+/// The entry of `token`; a new one if it has none.
 fn entry<'a>(
     places: &mut HashMap<u32, usize>,
     list: &'a mut [PenalizedToken],
@@ -144,16 +144,16 @@ fn entry<'a>(
     Ok(entry)
 }
 
-/// What the card was told of a batch's rows.
+/// What was uploaded for a batch's rows.
 #[derive(Debug, Default)]
 pub(super) struct Uploaded {
     /// Length of the longest list that grows with the output.
     pub n_growing: usize,
-    /// Rows whose parameters are wrong, by their place in the batch.
+    /// Rows with invalid parameters, by index in the batch.
     pub refused: Vec<(usize, RowError)>,
 }
 
-/// The kernel with its rows' state, at fixed addresses.
+/// The kernel and its rows' state at fixed addresses.
 pub(super) struct DeviceSampler {
     kernel: Sample,
     /// `[MAX_ROWS]`
@@ -174,7 +174,7 @@ pub(super) struct Logprobs {
     top_logprob: Buffer<f32>,
 }
 
-/// Bytes on the card, all of a [`DeviceSampler`].
+/// Device memory of a [`DeviceSampler`], in bytes.
 pub(super) fn device_bytes() -> u64 {
     let rows = MAX_ROWS * (size_of::<SamplingRow>() + MAX_PENALIZED * size_of::<PenalizedToken>());
     let logprobs = MAX_BURST * MAX_ROWS * (4 + 8 * MAX_TOP_LOGPROBS);
@@ -199,9 +199,8 @@ impl DeviceSampler {
         })
     }
 
-    /// Tells the card of each row, and pads with greedy ones up to `n_padded`. `None`: the row is
-    /// sampled elsewhere. A row that is refused is greedy for the card; the caller puts the error
-    /// in place of its token.
+    /// Uploads each row and pads with greedy ones up to `n_padded`. `None`: the row is sampled
+    /// elsewhere. A refused row is greedy on the GPU; the caller replaces its token with the error.
     pub fn upload(
         &mut self,
         stream: &Stream,
@@ -243,8 +242,8 @@ impl DeviceSampler {
         Ok(())
     }
 
-    /// Chooses a token for each of the first rows of the logits, into `forward`'s history and the
-    /// next step's ids, and moves the rows' random streams and lists on by that token.
+    /// Chooses a token for each of the first rows of the logits, writes it to `forward`'s history
+    /// and the next step's ids, and advances the rows' random streams and lists.
     pub fn launch(
         &self,
         stream: &Stream,
@@ -266,7 +265,7 @@ impl DeviceSampler {
                 history: forward.history.all(),
                 step: Some(forward.step.all()),
                 n_rows,
-                // The argmax before it has moved the rows on already.
+                // The argmax before it has already advanced the rows.
                 advance: None,
                 logprobs: Some(LogprobOutputs {
                     logprob: self.logprobs.logprob.all(),
@@ -283,7 +282,7 @@ impl DeviceSampler {
     }
 }
 
-/// Pinned memory that a burst's tokens come back to.
+/// Pinned memory for a burst's tokens.
 pub(super) struct Results {
     tokens: HostBuffer<i32>,
     logprob: HostBuffer<f32>,
@@ -320,8 +319,8 @@ impl Results {
             .copy_from(stream, from.top_logprob.view(0..n_top)?)
     }
 
-    /// Entry `at` of the history, after the copy, with the log-probabilities that the row wants.
-    /// The inner error is what the card wrote instead of a token, for a greedy row as for others.
+    /// Entry `at` of the history after the copy, with the log-probabilities that the row wants. The
+    /// inner error is the code that the GPU wrote instead of a token.
     pub fn token(
         &self,
         at: usize,
@@ -373,7 +372,7 @@ mod tests {
         }
     }
 
-    /// The kernel's rule for one list entry, in its order of operations.
+    /// The kernel's formula for one list entry, in its order of operations.
     fn penalized(logits: &[f32], row: &SamplingRow, list: &[PenalizedToken]) -> Vec<f32> {
         let mut logits = logits.to_vec();
         for entry in &list[..row.n_penalized as usize] {
@@ -399,7 +398,7 @@ mod tests {
         #[test]
         fn packed_lists_change_the_logits_as_the_host_does(
             logits in proptest::collection::vec(-8.0f32..8.0, 12),
-            // Ids beyond the vocabulary of 12 may be in a history; they change nothing.
+            // Ids outside the vocabulary of 12 may be in a history; they have no effect.
             history in proptest::collection::vec(0u32..14, 0..40),
             n_prompt in 0usize..45,
             biases in proptest::collection::btree_map(0u32..12, -3.0f32..3.0, 0..5),
@@ -450,7 +449,7 @@ mod tests {
             let spec = spec(params, &[], 0);
             let expected = sampler::sample(&[0.0; 10], &spec, 0, &[]).unwrap_err();
             let found = pack(&spec, 10, &mut [UNUSED; 4]).unwrap_err();
-            // As text: one of the wrong values is NaN, which equals nothing.
+            // Compared as text: one of the invalid values is NaN, which equals nothing.
             let expected = RowError::Sampler(expected);
             assert_eq!(format!("{found:?}"), format!("{expected:?}"));
         };

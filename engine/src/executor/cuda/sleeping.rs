@@ -1,24 +1,24 @@
-//! A model that gives the card's memory back for a while.
+//! Frees a model's GPU memory for a while.
 //!
-//! Weights go to the host's memory as they lie on the card; everything else is made anew when the
-//! model wakes, the graphs too.
+//! Weights are copied to host memory in their packed form; everything else is created again when
+//! the model wakes, including the graphs.
 
 use kernels::cuda::CudaError;
 
-use super::place::Place;
+use super::device_setup::DeviceSetup;
 use super::weights::HostWeights;
 use super::{CudaExecutor, CudaLoadError, CudaOptions, DEVICE, step_error};
-use crate::executor::{Asleep, Executor, ExecutorError, host_memory};
+use crate::executor::{Executor, ExecutorError, SuspendedExecutor, host_memory};
 use crate::model::config::ModelConfig;
 
-/// A model whose memory on the card was given back: its weights lie in the host's.
+/// A suspended model: its weights are in host memory.
 struct SleepingCuda {
     config: ModelConfig,
     options: CudaOptions,
     weights: HostWeights,
 }
 
-impl Asleep for SleepingCuda {
+impl SuspendedExecutor for SleepingCuda {
     fn wake(&mut self) -> Result<Box<dyn Executor>, ExecutorError> {
         match self.load() {
             Ok(awake) => Ok(Box::new(awake)),
@@ -30,28 +30,28 @@ impl Asleep for SleepingCuda {
 
 impl SleepingCuda {
     fn load(&self) -> Result<CudaExecutor, CudaLoadError> {
-        let place = Place::open(&self.options)?;
-        let n_pages = place.pool_pages(&self.config, &self.options, self.weights.n_bytes)?;
+        let setup = DeviceSetup::open(&self.options)?;
+        let n_pages = setup.pool_pages(&self.config, &self.options, self.weights.n_bytes)?;
         let weights = self.weights.upload(
-            &place.stream,
-            place.many_rows,
-            place.int8_room(&self.config, &self.options),
+            &setup.stream,
+            setup.large_m,
+            setup.int8_room(&self.config, &self.options),
         )?;
         let (config, options) = (self.config.clone(), self.options.clone());
-        CudaExecutor::with_weights(config, weights, n_pages, place, options)
+        CudaExecutor::with_weights(config, weights, n_pages, setup, options)
     }
 }
 
-/// The model asleep; where it cannot sleep, the executor as it was and why.
+/// Suspends the executor; on failure returns it unchanged with the reason.
 pub(super) fn put_to_sleep(
     mut awake: Box<CudaExecutor>,
-) -> Result<Box<dyn Asleep>, (Box<dyn Executor>, ExecutorError)> {
+) -> Result<Box<dyn SuspendedExecutor>, (Box<dyn Executor>, ExecutorError)> {
     let weights = match download(&mut awake) {
         Ok(weights) => weights,
         Err(error) => return Err((awake, error)),
     };
     let options = CudaOptions {
-        // The scheduler counts on the same pool.
+        // The scheduler relies on the same pool size.
         max_total_tokens: Some(awake.info.kv_pool_tokens),
         ..awake.options.clone()
     };
@@ -80,7 +80,7 @@ fn cannot(message: String) -> ExecutorError {
     ExecutorError::Sleep { device, message }
 }
 
-/// A card that is lost is lost to sleeping and waking, too.
+/// A lost device stays lost for sleeping and waking too.
 fn sleep_error(error: CudaError) -> ExecutorError {
     if error.loses_device() {
         step_error(error)

@@ -1,16 +1,16 @@
-//! `--enable-torch-compile`: at start-up, the kernels of every projection are timed on the model's
-//! own weights, for the batch sizes up to `--torch-compile-max-bs`, and the fastest are used.
+//! Autotuning (`--autotune`): at start-up, the kernels of every projection are timed with the
+//! model's own weights for batch sizes up to `--autotune-max-bs`, and the fastest are used.
 //!
-//! The templates are compiled ahead of time; what is chosen among them is the kernel, its launch
+//! The kernel templates are compiled ahead of time; autotuning selects the kernel, its launch
 //! shape, and the splits of decode attention ([`Variant`]). Compiling at run time with the model's
-//! shapes as constants would take seconds a kernel and a compiler beside the engine; these kernels
-//! wait for memory, not for the arithmetic of indices, so there is none.
+//! shapes as constants would take seconds for each kernel and need a compiler at run time; since
+//! these kernels are memory-bound, index arithmetic does not matter and there is no such step.
 //!
-//! Launches go over successive layers, so that weights come from memory as they do in a step, as
-//! captured graphs, and the candidates take turns, so that a clock that moves is nobody's
-//! advantage. The default stays unless something is faster by [`MARGIN`]. What was found is kept
-//! on disk ([`cache`]); the next start reads it and times nothing. Variants add up in different
-//! orders: results agree within fp16's tolerance, and are the same in every run for one choice.
+//! Launches go over successive layers, so that weights come from memory as in a real step. They run
+//! as captured graphs, and candidates are interleaved, so that clock changes affect all alike. The
+//! default stays unless a candidate is faster by [`MARGIN`]. Results are stored on disk
+//! ([`cache`]); the next start reads them and times nothing. Variants sum in different orders:
+//! results agree within fp16's tolerance, and are reproducible for one choice.
 
 mod cache;
 #[cfg(test)]
@@ -24,43 +24,43 @@ use kernels::roofline::cuda::ReadMemory;
 use kernels::stream_linear::{StreamLinear, Variant};
 use serde::{Deserialize, Serialize};
 
-use self::cache::{Kept, Key};
+use self::cache::{Kept, TuningKey};
 use super::forward::{AttentionOptions, Forward, Projection};
 use super::inputs::{Inputs, MAX_ROWS, SequenceTokens};
 use crate::kv::{PAGE_TOKENS, PageIdx};
 
-/// Batch sizes that get choices of their own: those of the graphs, and some between.
+/// Batch sizes with their own choices: those of the graphs, and some between.
 const BUCKETS: [usize; 12] = [1, 2, 4, 8, 12, 16, 20, 24, 32, 40, 48, 64];
-/// What replaces a default is faster by this share: more than two measurements of one differ.
+/// Minimum gain for replacing a default: more than two measurements of one variant differ by.
 const MARGIN: f64 = 0.01;
 /// Replays of a candidate, of which the fastest counts.
 const ROUNDS: usize = 5;
-/// Launches of a replay, each on another layer's weights.
+/// Launches in a replay, each with another layer's weights.
 const LAUNCHES: usize = 16;
-/// Timing ends after this; rows that were not reached keep the defaults until the next start.
+/// Time limit; batch sizes not reached keep the defaults until the next start.
 const MAX_DURATION: Duration = Duration::from_secs(5);
-/// Tokens of each sequence where attention is timed, if the pool has room.
+/// Context length for timing attention, if the pool has room.
 const ATTENTION_TOKENS: usize = 512;
 
-/// What `--enable-torch-compile` asks for.
+/// The settings of `--autotune`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TuningOptions {
-    /// Largest batch with timed kernels; held to 64, the rows of a decode pass.
+    /// Largest batch size to time; limited to 64, the rows of a decode pass.
     pub max_rows: usize,
-    /// The engine's cache folder; `None` keeps nothing.
+    /// The engine's cache folder; `None` stores nothing.
     pub cache_dir: Option<PathBuf>,
 }
 
-/// The choices for batches of up to `rows` rows that are above the bucket before.
+/// The choices for batches of up to `rows` rows that exceed the previous bucket.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Bucket {
     rows: usize,
     projections: Vec<Choice>,
-    /// `None`: attention was not timed, for want of KV pages.
+    /// `None`: attention was not timed, because KV pages are missing.
     splits: Option<Splits>,
 }
 
-/// A projection of a group of layers that are alike.
+/// A projection in a group of layers with equal shapes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 struct Site {
     group: usize,
@@ -72,7 +72,7 @@ struct Choice {
     #[serde(flatten)]
     site: Site,
     variant: Variant,
-    /// The default first. Microseconds a launch.
+    /// The default first. Microseconds for each launch.
     timed_us: Vec<(Variant, f64)>,
 }
 
@@ -82,12 +82,12 @@ struct Splits {
     timed_us: Vec<(usize, f64)>,
 }
 
-/// What was done, for the log and the record.
+/// What autotuning did, for the log and the record.
 #[derive(Debug)]
 pub(super) struct Tuned {
     pub max_rows: usize,
     pub n_choices: usize,
-    /// Choices other than the default.
+    /// Choices that differ from the default.
     pub n_replaced: usize,
     /// Batch sizes that were not reached in time.
     pub n_missing: usize,
@@ -96,7 +96,7 @@ pub(super) struct Tuned {
 }
 
 impl Tuned {
-    /// Without the time it took: the same for every start from the cache.
+    /// Without the time taken: the same for every start from the cache.
     pub fn describe(&self) -> String {
         let Self {
             max_rows,
@@ -131,14 +131,14 @@ fn bucket_rows(max_rows: usize) -> Vec<usize> {
     rows
 }
 
-/// Each bucket with the first number of rows that is its own.
+/// Each bucket with its smallest number of rows.
 fn with_first_rows(buckets: &[Bucket]) -> impl Iterator<Item = (usize, &Bucket)> {
     let ends = buckets.iter().map(|bucket| bucket.rows);
     let firsts = std::iter::once(1).chain(ends.map(|rows| rows + 1));
     firsts.zip(buckets)
 }
 
-/// The fastest, or the default (the first) where nothing is faster by [`MARGIN`].
+/// The fastest, or the default (the first) if nothing is faster by [`MARGIN`].
 fn fastest<T: Copy>(timed_us: &[(T, f64)]) -> Option<T> {
     let (default, default_us) = *timed_us.first()?;
     let (best, best_us) = *timed_us.iter().min_by(|(_, a), (_, b)| a.total_cmp(b))?;
@@ -149,7 +149,7 @@ fn fastest<T: Copy>(timed_us: &[(T, f64)]) -> Option<T> {
     })
 }
 
-/// Gate and up with down, whose input they write: tiles only where both have tiles.
+/// Gate-up and down together, since gate-up writes the input of down: tiled only if both are.
 fn fastest_pair(gate_up: &[(Variant, f64)], down: &[(Variant, f64)]) -> Option<(Variant, Variant)> {
     let fits = |gate_up: Variant, down: Variant| gate_up.is_tiled() || !down.is_tiled();
     let pairs = gate_up
@@ -159,7 +159,7 @@ fn fastest_pair(gate_up: &[(Variant, f64)], down: &[(Variant, f64)]) -> Option<(
         .filter(|(a, b)| fits(a.0, b.0))
         .min_by(|(a, b), (c, d)| (a.1 + b.1).total_cmp(&(c.1 + d.1)))
         .map(|(a, b)| (*a, *b))?;
-    // Back to each default that is as good as that.
+    // Go back to each default that is as good.
     let (default_a, default_b) = (*gate_up.first()?, *down.first()?);
     let is_as_good = |default: f64, best: f64| best >= default * (1.0 - MARGIN);
     if is_as_good(default_a.1, a.1) && fits(default_a.0, b.0) {
@@ -171,8 +171,9 @@ fn fastest_pair(gate_up: &[(Variant, f64)], down: &[(Variant, f64)]) -> Option<(
     Some((a.0, b.0))
 }
 
-/// Times, or reads from the cache, and puts the choices into `forward`, where that is asked for.
-/// Blocks of a projection wait for each other: the caller holds the turn.
+/// Times the kernels, or reads the choices from the cache, and applies them to `forward`, if
+/// autotuning is enabled. Blocks of a projection wait for each other, so the caller holds the
+/// device guard.
 pub(super) fn tune(
     stream: &Stream,
     forward: &mut Forward,
@@ -189,7 +190,7 @@ pub(super) fn tune(
     let groups = forward.layer_groups();
     let sites = sites(groups.len());
     let context = attention_tokens(n_pages, max_rows, inputs.max_pages());
-    let key = Key::of(
+    let key = TuningKey::of(
         stream.device(),
         forward,
         &groups,
@@ -255,7 +256,7 @@ pub(super) fn tune(
     Ok(Some(tuned))
 }
 
-/// The four matrices of every group of layers, and the head.
+/// The four matrices of every layer group, and the head.
 fn sites(n_groups: usize) -> Vec<Site> {
     let of_group = |group| Projection::OF_LAYER.map(|projection| Site { group, projection });
     let head = Site {
@@ -265,13 +266,13 @@ fn sites(n_groups: usize) -> Vec<Site> {
     (0..n_groups).flat_map(of_group).chain([head]).collect()
 }
 
-/// Tokens of each of `max_rows` sequences, in whole pages; 0 where the pool is too small.
+/// Context length of each of `max_rows` sequences, in whole pages; 0 if the pool is too small.
 fn attention_tokens(n_pages: usize, max_rows: usize, max_sequence_pages: usize) -> usize {
     let pages = (n_pages / max_rows.max(1)).min(max_sequence_pages);
     ATTENTION_TOKENS.min(pages * PAGE_TOKENS)
 }
 
-/// Why choices from a file cannot be used: they must be among today's candidates.
+/// Why choices from a file cannot be used: they must be among the current candidates.
 fn check(
     forward: &Forward,
     groups: &[Vec<usize>],
@@ -348,7 +349,7 @@ fn apply(
     Ok(())
 }
 
-/// What the measurements share.
+/// State shared by the measurements.
 struct Bench<'a> {
     stream: &'a Stream,
     read: ReadMemory,
@@ -409,7 +410,7 @@ impl<'a> Bench<'a> {
         rows: usize,
     ) -> Result<Vec<(Variant, f64)>, CudaError> {
         let candidates = forward.linear(projection, layers[0]).candidates(rows)?;
-        // There is one head; launched twice, a small one would be found in the cache.
+        // There is only one head; launched twice, a small one would be in the cache.
         let n_launches = if projection == Projection::LmHead {
             1
         } else {
@@ -421,7 +422,7 @@ impl<'a> Bench<'a> {
         })
     }
 
-    /// Decode attention over sequences of `context` tokens, each with pages of its own.
+    /// Times decode attention over sequences of `context` tokens, each with its own pages.
     fn splits(
         &self,
         forward: &Forward,
@@ -452,8 +453,8 @@ impl<'a> Bench<'a> {
         Ok(fastest(&timed_us).map(|n_splits| Splits { n_splits, timed_us }))
     }
 
-    /// The fastest replay of each candidate, in microseconds a launch. `launch` gets the candidate
-    /// and which of the `n_launches` it is.
+    /// The fastest replay of each candidate, in microseconds for each launch. `launch` gets the
+    /// candidate and the index of the launch.
     fn time<T: Copy>(
         &self,
         forward: &Forward,
@@ -493,7 +494,7 @@ fn no_candidate(rows: usize) -> CudaError {
 }
 
 /// Format and choices by rows, for the log: `AwqG128, 1 row: stream 132x1 stages 3 phases 1, 17 to
-/// 24 rows: wgmma 24`. Without tuning the choice for one row stands for the rule.
+/// 24 rows: wgmma 24`. Without autotuning, the choice for one row stands for the rule.
 pub(super) fn describe_linear(linear: &StreamLinear, tuned: Option<&Tuned>) -> String {
     let max_rows = tuned.map_or(1, |tuned| tuned.max_rows);
     let choices = by_rows(max_rows, |m| match linear.variant(m) {
@@ -503,12 +504,12 @@ pub(super) fn describe_linear(linear: &StreamLinear, tuned: Option<&Tuned>) -> S
     format!("{:?}, {choices}", linear.layout().format)
 }
 
-/// Splits of a context by rows, as above.
+/// Splits of a context by rows, in the same form.
 pub(super) fn describe_splits(forward: &Forward, tuned: &Tuned) -> String {
     by_rows(tuned.max_rows, |m| forward.n_splits(m).to_string())
 }
 
-/// What `name` says of 1 to `max_rows` rows, equal neighbours together.
+/// The names for 1 to `max_rows` rows, with equal neighbours merged.
 fn by_rows(max_rows: usize, name: impl Fn(usize) -> String) -> String {
     let mut runs: Vec<(usize, usize, String)> = Vec::new();
     for m in 1..=max_rows {

@@ -1,16 +1,16 @@
-//! The decoder's weights on the card, each matrix in the order in which the kernels read it.
+//! The decoder's weights on the GPU, each matrix in the order in which the kernels read it.
 //!
-//! q, k and v are one matrix, gate and up are interleaved tile by tile. AWQ stays 4-bit; every
-//! other format, GGUF's blocks included, becomes the activations' element (fp16 or bf16) on the way
-//! in. Dummy weights are made on the card: random in every bit, with scales that keep activations
-//! sane.
+//! q, k and v form one matrix; gate and up are interleaved tile by tile. AWQ stays 4-bit; all other
+//! formats, including GGUF's blocks, are converted to the activations' element type (fp16 or bf16).
+//! Dummy weights are generated on the GPU: random in every bit, with scales that keep activations
+//! in a sane range.
 
 use std::sync::Arc;
 
 use half::f16;
 use kernels::cuda::{Buffer, CudaError, Element, ElementBuffer, Stream};
 use kernels::stream_linear::{
-    Arrangement, AwqPart, Format, Int8Room, Layout, ManyRows, StreamLinear, StreamLinearKernels,
+    Arrangement, AwqPart, Format, Int8Room, LargeM, Layout, StreamLinear, StreamLinearKernels,
     fill_normal,
 };
 
@@ -39,7 +39,7 @@ impl<V, M> LayerWeights<V, M> {
     }
 }
 
-/// Vectors of type `V` and matrices of type `M`.
+/// Weights with vectors of type `V` and matrices of type `M`.
 pub(super) struct Weights<V, M> {
     /// `[vocab, hidden]`
     pub embedding: V,
@@ -50,10 +50,10 @@ pub(super) struct Weights<V, M> {
 
 pub(super) type DeviceWeights = Weights<ElementBuffer, StreamLinear>;
 
-/// A copy in the host's memory, packed as on the card, while the model sleeps.
+/// A copy in host memory, packed as on the GPU, while the model sleeps.
 pub(super) struct HostWeights {
     element: Element,
-    /// What they take on the card.
+    /// Their size on the GPU.
     pub n_bytes: u64,
     weights: Weights<Vec<u16>, HostMatrix>,
 }
@@ -64,7 +64,7 @@ pub(super) struct HostMatrix {
     scales: Vec<u8>,
 }
 
-/// Which matrices form one on the card.
+/// Matrices that are fused into one on the GPU.
 struct Fused {
     ids: Vec<MatrixId>,
     arrangement: Arrangement,
@@ -117,7 +117,7 @@ impl Fused {
 }
 
 impl<V, M> Weights<V, M> {
-    /// The same weights in another form.
+    /// Converts all weights to another representation.
     fn map<V2, M2, E>(
         &self,
         vector: impl Fn(&V) -> Result<V2, E>,
@@ -148,14 +148,14 @@ impl<V, M> Weights<V, M> {
 }
 
 impl HostWeights {
-    /// The weights on the card again.
+    /// Uploads the weights again.
     pub fn upload(
         &self,
         stream: &Stream,
-        many_rows: ManyRows,
+        large_m: LargeM,
         int8: Option<Int8Room>,
     ) -> Result<DeviceWeights, CudaError> {
-        let kernels = StreamLinearKernels::load_with_int8(stream, self.element, many_rows, int8)?;
+        let kernels = StreamLinearKernels::load_with_int8(stream, self.element, large_m, int8)?;
         let mut weights = self.weights.map(
             |bits| ElementBuffer::from_bits(stream, self.element, bits),
             |matrix| {
@@ -170,7 +170,7 @@ impl HostWeights {
 }
 
 impl DeviceWeights {
-    /// What [`Self::load`] will take, without reading a matrix.
+    /// The memory that [`Self::load`] will need, without reading a matrix.
     pub fn bytes_of(checkpoint: &dyn Checkpoint) -> Result<u64, CudaLoadError> {
         let config = checkpoint.config();
         let n_values = VectorId::all(config)
@@ -187,7 +187,7 @@ impl DeviceWeights {
         Ok(n_bytes as u64)
     }
 
-    /// Whether a matrix can be multiplied with activations in 8 bits.
+    /// Whether a matrix supports 8-bit activations.
     pub fn has_int8_products(checkpoint: &dyn Checkpoint) -> Result<bool, CudaLoadError> {
         for fused in Fused::of_layer(0) {
             if fused.layout(checkpoint)?.format == Format::AwqG128 {
@@ -197,7 +197,7 @@ impl DeviceWeights {
         Ok(false)
     }
 
-    /// A copy in the host's memory.
+    /// Copies the weights to host memory.
     pub fn download(&self, stream: &Stream) -> Result<HostWeights, CudaError> {
         let weights = self.map(
             |vector| vector.all().words().download(stream),
@@ -220,11 +220,11 @@ impl DeviceWeights {
         checkpoint: &dyn Checkpoint,
         stream: &Stream,
         element: Element,
-        many_rows: ManyRows,
+        large_m: LargeM,
         int8: Option<Int8Room>,
     ) -> Result<Self, CudaLoadError> {
         let config = checkpoint.config();
-        let kernels = StreamLinearKernels::load_with_int8(stream, element, many_rows, int8)?;
+        let kernels = StreamLinearKernels::load_with_int8(stream, element, large_m, int8)?;
         let loader = Loader {
             checkpoint,
             stream,
@@ -244,7 +244,7 @@ impl DeviceWeights {
         Ok(weights)
     }
 
-    /// Tells every matrix which one follows it in a step, and the head which one begins the next.
+    /// Links every matrix to the next one in a step, and the head to the first.
     fn chain(&mut self) {
         for layer in &mut self.layers {
             layer.qkv.set_next(&layer.o);
@@ -263,7 +263,7 @@ impl DeviceWeights {
         }
     }
 
-    /// What activations are stored as.
+    /// The element type of activations.
     pub fn element(&self) -> Element {
         self.embedding.element()
     }
@@ -357,7 +357,7 @@ impl Loader<'_> {
         Ok(ElementBuffer::from_bits(self.stream, element, &bits)?)
     }
 
-    /// One matrix on the card out of its parts.
+    /// Builds one matrix on the GPU from its parts.
     fn linear(&self, fused: &Fused) -> Result<StreamLinear, CudaLoadError> {
         let layout = fused.layout(self.checkpoint)?;
         let mut linear = StreamLinear::new(&self.kernels, layout)?;
@@ -390,7 +390,7 @@ impl Loader<'_> {
     }
 }
 
-/// Little-endian words of bytes that may lie anywhere in a mapped file.
+/// Little-endian words from bytes of any alignment in a mapped file.
 fn words(bytes: &[u8]) -> Vec<u32> {
     bytes
         .chunks_exact(4)
@@ -405,7 +405,7 @@ fn halves(bytes: &[u8]) -> Vec<f16> {
         .collect()
 }
 
-/// A number of its own for each matrix, so that dummy weights differ.
+/// A unique number for each matrix, so that dummy weights differ.
 fn matrix_key(id: MatrixId) -> u64 {
     let (kind, layer) = match id {
         MatrixId::Embedding => (0, 0),
@@ -421,7 +421,7 @@ fn matrix_key(id: MatrixId) -> u64 {
     kind << 32 | layer as u64
 }
 
-/// As they are where they are stored as elements, else rounded.
+/// Unchanged if stored in the element type, otherwise rounded.
 fn rows_bits(matrix: &Matrix<'_>, element: Element) -> Result<Vec<u16>, WeightError> {
     let of_element = match element {
         Element::F16 => ElementFormat::F16,
@@ -451,7 +451,7 @@ mod tests {
     use crate::weights::preset;
     use crate::weights::synthetic::SyntheticCheckpoint;
 
-    /// Two bytes a parameter, and the head once more where it is the embedding.
+    /// Two bytes for each parameter, and the head twice if it is tied to the embedding.
     #[test]
     fn what_weights_take_is_known_before_any_is_read() {
         for (name, billions) in [

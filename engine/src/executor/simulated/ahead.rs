@@ -1,5 +1,5 @@
-//! Decode steps that begin before their plan is there, as `executor/cuda/run_ahead` has them. What
-//! was begun for a plan that does not come is waited for.
+//! Lookahead decode steps, as in `executor/cuda/run_ahead`. A discarded step delays the plan that
+//! came instead.
 
 use super::super::ExecutorCounts;
 use super::super::cuda::{Batch, MAX_ROWS};
@@ -18,7 +18,7 @@ struct Begun {
 }
 
 impl RunAhead {
-    /// Seconds that `plan` waits for what was begun for another one.
+    /// Seconds that `plan` waits for a discarded step.
     pub fn wait_s(&mut self, plan: &StepPlan, is_decode: bool, counts: &mut ExecutorCounts) -> f64 {
         let goes_on = |batch: &Batch| is_decode && batch.is_continued_by(&plan.rows, plan.n_steps);
         self.batch = self.batch.take().filter(goes_on);
@@ -35,14 +35,14 @@ impl RunAhead {
         }
     }
 
-    /// `plan` has made these tokens, in `step_s` seconds a step; the next steps take as long. A
-    /// batch runs ahead from its second step in a row on.
+    /// `plan` has generated these tokens, in `step_s` seconds for each step; the next steps take as
+    /// long. A batch runs ahead from its second consecutive step on.
     pub fn go_on(&mut self, plan: &StepPlan, is_decode: bool, made: &[RowOutput], step_s: f64) {
         if !is_decode || plan.rows.len() > MAX_ROWS {
             return;
         }
         if let Some(batch) = &mut self.batch {
-            let n_steps = batch.steps_ahead(&plan.rows, plan.n_steps, plan.n_next_steps);
+            let n_steps = batch.steps_ahead(&plan.rows, plan.n_steps, plan.lookahead_steps);
             self.begun = (n_steps > 0).then_some(Begun {
                 n_steps,
                 s: step_s * n_steps as f64,

@@ -1,25 +1,25 @@
-//! How long a pass's attention takes on a card, over all layers.
+//! The time of a pass's attention on a GPU, over all layers.
 //!
 //! ```text
 //! decode rows     KV bytes read first / (bandwidth · KV share) + KV bytes read again / cache rate
 //! packed chunks   max(longest block's tiles · tile time, all blocks' tiles · full tile time / SMs)
 //! ```
 //!
-//! Tiles are kept in cycles, so that they carry over to another card by its clock and
-//! multiprocessors, and to another model by its head dimension. Packed chunks take no less than
-//! their products at the peak rate.
+//! Tile times are stored in cycles, so that they transfer to another GPU by its clock and
+//! multiprocessors, and to another model by its head dimension. Packed chunks take at least the
+//! time of their products at the peak rate.
 
 use super::card::{MeasuredModel, PackedAttention, Rates, Steps};
 
 /// Tokens of KV that a step of decode rows reads.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct KvTokens {
-    /// Those that no other row of the step reads, or no row before.
+    /// Tokens read for the first time in the step.
     pub first: f64,
     pub again: f64,
 }
 
-/// Tokens of one sequence in a pass: `n_tokens` of them, behind `start`.
+/// Tokens of one sequence in a pass: `n_tokens` of them, starting at `start`.
 #[derive(Debug, Clone, Copy)]
 pub struct SequenceTokens {
     pub start: usize,
@@ -32,15 +32,15 @@ pub struct AttentionCost {
     packed: PackedAttention,
     first_bytes_per_s: f64,
     again_bytes_per_s: f64,
-    /// Seconds of a tile in a block alone on its multiprocessor.
+    /// Seconds for a tile in a block that has its multiprocessor to itself.
     tile_s: f64,
-    /// Seconds of the whole card for a tile, when it is full of blocks.
+    /// Seconds of the whole GPU for a tile when it is full of blocks.
     full_tile_s: f64,
     peak_flops_per_s: f64,
 }
 
 impl AttentionCost {
-    /// Of a model of these sizes on a card of these rates, from steps on the card `measured_on`.
+    /// For a model of these sizes on a GPU of these rates, from steps on the GPU `measured_on`.
     pub fn new(steps: &Steps, measured_on: &Rates, rates: &Rates, sizes: MeasuredModel) -> Self {
         let packed = steps.packed_attention;
         let head_dim = sizes.head_dim as f64 / steps.model.head_dim as f64;
@@ -58,14 +58,14 @@ impl AttentionCost {
         }
     }
 
-    /// Rows of one token each.
+    /// Time for rows of one token each.
     pub fn decode_s(&self, tokens: KvTokens) -> f64 {
         let bytes = self.sizes.kv_bytes_per_token as f64;
         tokens.first * bytes / self.first_bytes_per_s
             + tokens.again * bytes / self.again_bytes_per_s
     }
 
-    /// Chunks of prompts, or of prompts and decode rows.
+    /// Time for prompt chunks, possibly mixed with decode rows.
     pub fn packed_s(&self, sequences: impl IntoIterator<Item = SequenceTokens>) -> f64 {
         let (mut longest, mut of_a_kv_head) = (0, 0);
         for sequence in sequences {
@@ -84,7 +84,8 @@ impl AttentionCost {
         layer_s * self.sizes.n_layers as f64
     }
 
-    /// Tiles that each of a sequence's blocks of a KV head walks over: up to its last row's token.
+    /// Number of tiles that each of a sequence's blocks of a KV head processes: up to the token of
+    /// its last row.
     fn block_tiles(&self, sequence: SequenceTokens) -> impl Iterator<Item = usize> {
         let PackedAttention {
             block_rows,

@@ -1,5 +1,5 @@
-//! What is known of a card: its rates from the data sheet, and steps that were measured on it or
-//! on one like it. Read from a TOML file; no figure of a card is in the code.
+//! The data of a GPU: its rates from the data sheet, and steps measured on it or on a similar one.
+//! Read from a TOML file; no such figure is in the code.
 
 use std::path::{Path, PathBuf};
 
@@ -28,10 +28,10 @@ pub enum CardError {
 #[serde(deny_unknown_fields)]
 pub struct Rates {
     pub name: String,
-    /// Where the figures are from.
+    /// The origin of the figures.
     pub source: String,
     pub memory_bytes: u64,
-    /// Of device memory.
+    /// Bandwidth of device memory.
     pub bandwidth_gb_per_s: f64,
     /// Dense fp16 products with fp32 sums on the tensor cores.
     pub fp16_tflops: f64,
@@ -42,7 +42,7 @@ pub struct Rates {
 }
 
 impl Rates {
-    /// Cycles of all multiprocessors together, a second.
+    /// Cycles of all multiprocessors together for each second.
     pub fn sm_cycles_per_s(&self) -> f64 {
         f64::from(self.n_sms) * self.clock_ghz * 1e9
     }
@@ -72,71 +72,72 @@ pub struct DecodePoint {
     pub rows: usize,
     pub context_tokens: f64,
     pub ms: f64,
-    /// Replayed from a graph of as many rows.
+    /// Whether it was replayed from a graph of that many rows.
     #[serde(default)]
     pub graph: bool,
 }
 
-/// A prompt of `tokens`, alone on an idle server, from its sending to its first token.
+/// A prompt of `tokens` alone on an idle server, from sending to the first token.
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PrefillPoint {
     pub tokens: usize,
     pub ms: f64,
-    /// The step alone, without a server around it.
+    /// The step alone, without a server.
     #[serde(default)]
     pub step_alone: bool,
 }
 
-/// Attention of packed prompt chunks. A block has some rows, each a token and one of the query
-/// heads of a KV head, and walks over all keys they see, tile by tile: nobody shares its walk.
+/// Attention over packed prompt chunks. A block has some rows, each a token and one of the query
+/// heads of a KV head, and processes all keys that they see, tile by tile; blocks share no work.
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PackedAttention {
     pub block_rows: usize,
     pub tile_tokens: usize,
-    /// A tile's time in a block that has its multiprocessor to itself.
+    /// Time of a tile in a block that has its multiprocessor to itself.
     pub tile_us: f64,
-    /// A tile's time where the multiprocessors are full of blocks: what each takes, over the tiles.
+    /// Time of a tile when the multiprocessors are full of blocks: total time over tiles.
     pub full_tile_us: f64,
 }
 
-/// Measured steps, and what cannot be seen in a single step.
+/// Measured steps, and parameters that cannot be derived from a single step.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Steps {
-    /// Which runs, with which engine.
+    /// The runs and the engine that the figures come from.
     pub source: String,
-    /// Runs that some figure here is from: how well they are predicted says less than of others.
+    /// Runs that some figure here was fitted on: their predictions say less than those of others.
     pub fitted_on: Vec<String>,
     pub model: MeasuredModel,
-    /// Rows that go through the layers together; longer steps are cut.
+    /// Rows that go through the layers together; longer steps are split.
     pub max_pass_rows: usize,
     pub packed_attention: PackedAttention,
-    /// Share of the bandwidth that attention of decode steps reads KV with.
+    /// Share of the bandwidth with which attention in decode steps reads KV.
     pub kv_bandwidth_share: f64,
-    /// Rate at which it reads what another row of the step has read: from the cache.
+    /// Rate at which it reads KV that another row of the step has read: from the cache.
     pub shared_kv_gb_per_s: f64,
-    /// What a step in two halves on two streams takes, over what the halves take in turn.
+    /// Time of a step in two halves on two streams, relative to the halves one after the other.
     pub two_halves_share: f64,
-    /// What launching a pass costs where no graph is replayed.
+    /// Cost of launching a pass without a graph.
     pub launch_ms: f64,
-    /// From a request's sending to its place in the queue, and back: HTTP, JSON, tokenizer.
+    /// Time from sending a request to its place in the queue, and back: HTTP, JSON, tokenizer.
     pub request_ms: f64,
-    /// Between the arrivals of requests that are sent at once: they are taken in one by one.
+    /// Interval between the arrivals of requests that are sent at once: they are accepted one by
+    /// one.
     pub arrival_spacing_ms: f64,
-    /// What the tokenizer takes for a token of a prompt.
+    /// Time of the tokenizer for each prompt token.
     pub tokenize_us: f64,
     pub decode: Vec<DecodePoint>,
     pub prefill: Vec<PrefillPoint>,
 }
 
-/// Whose steps were measured.
+/// The steps of a GPU and the rates of the one they were measured on.
 #[derive(Debug, Clone)]
 pub struct Card {
     pub rates: Rates,
     pub steps: Steps,
-    /// Rates of the card that the steps were measured on.
+    /// Rates of the GPU that the steps were measured on.
     pub measured_on: Rates,
 }
 
@@ -145,12 +146,12 @@ pub struct Card {
 struct CardFile {
     rates: Rates,
     steps: Option<Steps>,
-    /// File beside this one with the steps, where there are none in here.
+    /// Another file in this folder with the steps, if this one has none.
     steps_of: Option<String>,
 }
 
 impl Card {
-    /// Reads a card and, where it has no measured steps, those of the card it names.
+    /// Reads a GPU's file and, if it has no measured steps, those of the GPU it names.
     pub fn read(path: &Path) -> Result<Self, CardError> {
         let own = read_file(path)?;
         let toml = |message: &str| CardError::Toml {
@@ -164,7 +165,7 @@ impl Card {
                 let other = read_file(&other_path)?;
                 let steps = other
                     .steps
-                    .ok_or_else(|| toml("steps_of names a card without steps"))?;
+                    .ok_or_else(|| toml("steps_of names a GPU without steps"))?;
                 (steps, other.rates, other_path)
             }
             _ => return Err(toml("either [steps] or steps_of is needed, and not both")),

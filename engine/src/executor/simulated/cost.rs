@@ -1,4 +1,4 @@
-//! How long a pass through the model takes on a card.
+//! The time of a pass through the model on a GPU.
 //!
 //! ```text
 //! pass(m rows) = weight bytes / (bandwidth · share)
@@ -6,22 +6,22 @@
 //!              + attention + launch
 //! ```
 //!
-//! but no less than 2 · m · elements / peak FLOP/s. One row is taken to be limited by bandwidth
-//! alone, which gives the share; `excess` is what m rows cost beyond that, in SM cycles per weight,
-//! between measured numbers of rows a straight line. So both carry over to another model (by bytes
-//! and elements) and to another card (by bandwidth, and by its multiprocessors and clock).
-//! [`attention`](super::attention) has its own costs.
-//! Deliberately absent: kernels that another card would choose.
+//! but at least 2 · m · elements / peak FLOP/s. One row is assumed to be limited by bandwidth
+//! alone, which gives the share; `excess` is what m rows cost beyond that, in SM cycles for each
+//! weight, interpolated linearly between measured numbers of rows. So both transfer to another
+//! model (by bytes and elements) and to another GPU (by bandwidth, and by its multiprocessors and
+//! clock). [`attention`](super::attention) has its own costs.
+//! Deliberately absent: kernels that another GPU would choose.
 
 use super::attention::{AttentionCost, KvTokens, SequenceTokens};
 use super::card::{Card, DecodePoint, MeasuredModel, PrefillPoint, Steps};
 use crate::model::config::ModelConfig;
 use crate::weights::{Checkpoint, MatrixId, WeightError};
 
-/// What the cost of a pass depends on in a model.
+/// The properties of a model that the cost of a pass depends on.
 pub type ModelSizes = MeasuredModel;
 
-/// Sizes of a checkpoint's matrices as they are stored; KV in elements of `kv_element_bytes`.
+/// Sizes of a checkpoint's matrices as stored; KV in elements of `kv_element_bytes`.
 pub fn sizes_of(
     checkpoint: &dyn Checkpoint,
     kv_element_bytes: usize,
@@ -57,7 +57,7 @@ pub fn sizes_of(
     })
 }
 
-/// Bytes that a model's weights take on the device, the embedding included.
+/// Device memory of a model's weights in bytes, including the embedding.
 pub fn device_bytes(sizes: &ModelSizes, config: &ModelConfig) -> u64 {
     let embedding = if config.tied_embeddings {
         0
@@ -72,9 +72,9 @@ pub struct CostModel {
     card: Card,
     sizes: ModelSizes,
     attention: AttentionCost,
-    /// Share of the bandwidth that weights are read with.
+    /// Share of the bandwidth with which weights are read.
     weight_share: f64,
-    /// (rows, SM cycles per weight), rows rising; begins with (1, 0).
+    /// (rows, SM cycles for each weight), ascending by rows; starts with (1, 0).
     excess: Vec<(f64, f64)>,
 }
 
@@ -98,7 +98,7 @@ impl CostModel {
         let cycles = |excess_s: f64, elements: u64| {
             excess_s.max(0.0) * card.measured_on.sm_cycles_per_s() / elements as f64
         };
-        // Rows → every figure for them.
+        // Rows → all figures for them.
         let mut figures: std::collections::BTreeMap<usize, Vec<f64>> = [(1, vec![0.0])].into();
         for point in steps.decode.iter().filter(|point| point.rows > 1) {
             let s = measured.decode_weights_s(point);
@@ -109,7 +109,7 @@ impl CostModel {
                 .push(cycles(s - single_s, elements));
         }
         for point in &steps.prefill {
-            // More than one pass says nothing of a single one.
+            // More than one pass tells nothing about a single one.
             if point.tokens < 2 || point.tokens > steps.max_pass_rows {
                 continue;
             }
@@ -146,7 +146,7 @@ impl CostModel {
         &self.attention
     }
 
-    /// Seconds of one pass but for its attention; `n_logits` rows go through lm_head.
+    /// Seconds of one pass without attention; `n_logits` rows go through lm_head.
     pub fn pass_s(&self, n_rows: usize, n_logits: usize, graph: bool) -> f64 {
         let launch_s = if graph {
             0.0
@@ -166,7 +166,8 @@ impl CostModel {
         self.card.rates.bandwidth_gb_per_s * 1e9
     }
 
-    /// Products of matrices of so many bytes and elements with `n_rows` rows.
+    /// Time for products of matrices of `n_bytes` bytes and `n_elements` elements with `n_rows`
+    /// rows.
     fn product_s(&self, n_rows: usize, n_bytes: u64, n_elements: u64) -> f64 {
         let read_s = n_bytes as f64 / (self.bytes_per_s() * self.weight_share);
         let excess_s =
@@ -175,7 +176,7 @@ impl CostModel {
         (read_s + excess_s).max(flops / (self.card.rates.fp16_tflops * 1e12))
     }
 
-    /// Between measured numbers of rows a straight line; beyond the last in proportion.
+    /// Linear between measured numbers of rows; proportional beyond the last.
     fn excess_at(&self, n_rows: usize) -> f64 {
         let rows = n_rows as f64;
         let above = self.excess.partition_point(|(at, _)| *at < rows);
@@ -192,7 +193,7 @@ impl CostModel {
     }
 }
 
-/// What is left of a measured time for the weights.
+/// The part of a measured time that belongs to the weights.
 struct Measured<'a> {
     steps: &'a Steps,
     attention: AttentionCost,
@@ -212,8 +213,8 @@ impl Measured<'_> {
         (point.ms - launch_ms) / 1e3 - attention_s
     }
 
-    /// As if lm_head took as long for the one row that needs it as in a step of one row: then the
-    /// rest, over the step of one row, is the layers' excess.
+    /// Assumes that lm_head takes as long for its one row as in a step of one row; the rest beyond
+    /// the step of one row is then the layers' excess.
     fn prefill_weights_s(&self, point: &PrefillPoint) -> f64 {
         let outside_ms = if point.step_alone {
             0.0

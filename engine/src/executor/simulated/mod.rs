@@ -1,10 +1,10 @@
-//! An executor that computes nothing and says how long it would have taken on a card, so that
-//! thousands of requests can be scheduled in seconds.
+//! An executor that computes nothing and reports how long a GPU would have taken, so that thousands
+//! of requests can be scheduled in seconds.
 //!
-//! [`card`] reads what is known of a card, [`cost`] and [`attention`] make times of it. A step is
-//! cut into passes as a real card's is. The time that the steps
-//! took is asked for with [`SimulatedExecutor::take_elapsed`]; nobody sleeps. Tokens are made up
-//! and never stop a sequence.
+//! [`card`] reads the data of a GPU; [`cost`] and [`attention`] derive times from it. A step is
+//! split into passes as on a real GPU. The time of the steps is returned by
+//! [`SimulatedExecutor::take_elapsed`]; no thread sleeps. Tokens are invented and never stop a
+//! sequence.
 
 mod ahead;
 pub mod attention;
@@ -22,30 +22,30 @@ use self::ahead::RunAhead;
 use self::attention::{KvTokens, SequenceTokens};
 use super::cuda::{Piece, passes};
 use super::host_tier::{CARD_STEP_BYTES, HostTierInfo};
-use super::{Asleep, Executor, ExecutorCounts, ExecutorError, ExecutorInfo};
+use super::{Executor, ExecutorCounts, ExecutorError, ExecutorInfo, SuspendedExecutor};
 use crate::kv::{PAGE_TOKENS, PageIdx, pages_for};
 use crate::request::SampledToken;
 use crate::step::{PlanRow, RowOutput, StepOutput, StepPlan};
 
-/// A token that no request stops at.
+/// A token at which no request stops.
 const MADE_UP_TOKEN: u32 = u32::MAX;
 
-/// Settings that decide how a step is carried out.
+/// Settings that decide how a step runs.
 #[derive(Debug, Clone)]
 pub struct SimulatedOptions {
     pub kv_pool_tokens: usize,
     pub weight_bytes: u64,
     pub kv_bytes_per_token: u64,
-    /// Rows of the decode steps that are captured as graphs, ascending; a batch takes the smallest
-    /// that holds it, and its time.
+    /// Batch sizes of the captured decode graphs, ascending; a batch uses the smallest that holds
+    /// it, and takes its time.
     pub graph_sizes: Vec<usize>,
-    /// Decode batches run as two halves.
+    /// Whether decode batches run as two halves.
     pub two_batch_overlap: bool,
-    /// Pages of KV on the card's host.
+    /// Pages of the host tier.
     pub host_tier_pages: Option<usize>,
 }
 
-/// Whether the plan goes the way of decode steps.
+/// Whether the plan runs as a decode step.
 fn is_decode(plan: &StepPlan) -> bool {
     plan.rows
         .iter()
@@ -108,13 +108,13 @@ impl SimulatedExecutor {
         &self.cost
     }
 
-    /// Seconds of the plan's copies, one after the other over the host's link.
+    /// Seconds of the plan's copies, one after the other over the host link.
     fn copies_s(&self, plan: &StepPlan) -> f64 {
         let bytes = plan.copies.n_pages() as u64 * self.page_bytes;
         bytes as f64 / (self.cost.card().rates.host_link_gb_per_s * 1e9)
     }
 
-    /// Seconds of one of the plan's steps, `i_step` tokens behind its beginning.
+    /// Seconds of one of the plan's steps, `i_step` tokens after its beginning.
     fn step_s(&mut self, plan: &StepPlan, i_step: usize) -> f64 {
         passes(&plan.rows, self.cost.card().steps.max_pass_rows)
             .iter()
@@ -147,15 +147,15 @@ impl SimulatedExecutor {
             let whole_s = pass_s(n_padded, n_padded);
             return whole_s + self.attention_s(pass);
         }
-        // Both halves read the layers' weights, at the rate that they share; the head is read once.
+        // Both halves read the layers' weights at the shared rate; the head is read once.
         let head_s = pass_s(n_padded, n_padded) - pass_s(n_padded, 0);
         let halves_s = pass_s(n_padded / 2, 0) + pass_s(n_padded.div_ceil(2), 0);
         let share = self.cost.card().steps.two_halves_share;
         head_s + share * (halves_s + self.attention_s(pass))
     }
 
-    /// Attention of a pass: where a sequence has more than one token, by the kernel for packed
-    /// chunks, whatever the other sequences are.
+    /// Attention time of a pass: if a sequence has more than one token, that of the kernel for
+    /// packed chunks, whatever the other sequences are.
     fn attention_s(&mut self, pass: Pass<'_>) -> f64 {
         let is_packed = pass.n_tokens() > pass.pieces.len();
         let sequences = pass.pieces.iter().map(|piece| SequenceTokens {
@@ -183,7 +183,7 @@ impl SimulatedExecutor {
     }
 }
 
-/// Some tokens of some rows, together through the layers.
+/// Some tokens of some rows that go through the layers together.
 #[derive(Clone, Copy)]
 struct Pass<'a> {
     rows: &'a [PlanRow],
@@ -196,7 +196,7 @@ impl Pass<'_> {
         self.pieces.iter().map(|piece| piece.n_tokens).sum()
     }
 
-    /// Rows that get a token from it.
+    /// Number of rows that get a token from it.
     fn n_logits(self) -> usize {
         let ends = |piece: &&Piece| {
             let row = &self.rows[piece.row];
@@ -206,11 +206,11 @@ impl Pass<'_> {
     }
 }
 
-/// Which pages a step has read.
+/// The pages that a step has read.
 #[derive(Debug, Default)]
 struct PagesRead {
     step: u64,
-    /// By page: the step that read it last.
+    /// Indexed by page: the step that read it last.
     last: Vec<u64>,
 }
 
@@ -219,7 +219,7 @@ impl PagesRead {
         self.step += 1;
     }
 
-    /// Whether nobody has read it in this step; from now on somebody has.
+    /// Whether this is the page's first read in this step; records the read.
     fn is_first(&mut self, page: PageIdx) -> bool {
         let i = page.0 as usize;
         if i >= self.last.len() {
@@ -252,7 +252,7 @@ impl Executor for SimulatedExecutor {
         let copies_s = self.copies_s(plan);
         self.counts.copied_pages += plan.copies.n_pages() as u64;
         self.counts.copy_ns += (copies_s * 1e9) as u64;
-        // Copies run beside the steps, and the next plan's work waits for them.
+        // Copies overlap with the steps, and the next plan's work waits for them.
         self.elapsed += Duration::from_secs_f64(waited_s + steps_s.max(copies_s));
         let rows: Vec<RowOutput> = plan
             .rows
@@ -267,7 +267,9 @@ impl Executor for SimulatedExecutor {
         Ok(StepOutput { rows })
     }
 
-    fn sleep(self: Box<Self>) -> Result<Box<dyn Asleep>, (Box<dyn Executor>, ExecutorError)> {
+    fn sleep(
+        self: Box<Self>,
+    ) -> Result<Box<dyn SuspendedExecutor>, (Box<dyn Executor>, ExecutorError)> {
         super::cannot_sleep(self, "simulated")
     }
 }

@@ -83,7 +83,7 @@ fn simulated(card: Card, graph_sizes: &[usize]) -> SimulatedExecutor {
     SimulatedExecutor::new(CostModel::new(card, MODEL), options)
 }
 
-/// `n` rows of `n_tokens` each that sample, at position `start`, on pages of their own.
+/// `n` rows of `n_tokens` each that sample, at position `start`, each with its own pages.
 fn plan(n: u64, n_tokens: usize, start: usize, n_steps: usize) -> StepPlan {
     let rows = (0..n).map(|id| PlanRow {
         request: RequestId(id),
@@ -128,7 +128,7 @@ fn measured_steps_come_out_again() {
         let found = ms(&mut executor, &plan(rows, 1, 199, 1));
         assert!(close(found, expected, 0.01), "{rows} rows: {found} ms");
     }
-    // The time of a request outside of its step is not the executor's, nor is the tokenizer's.
+    // The time of a request outside its step is not the executor's, and neither is the tokenizer's.
     for (tokens, expected) in [(40, 22.42), (64, 25.372)] {
         let found = ms(&mut executor, &plan(1, tokens, 0, 1));
         assert!(close(found, expected, 0.01), "{tokens} tokens: {found} ms");
@@ -171,7 +171,7 @@ fn a_batch_takes_the_time_of_the_graph_that_holds_it() {
     let mut plain = simulated(card(rates(3000.0, 100)), &[]);
     let kv_ms = |n_rows: f64| n_rows * 200.0 * 262_144.0 / 1.5e9;
     let found = ms(&mut padded, &plan(12, 1, 199, 1));
-    // 14 ms are 20 rows' without a graph, their KV and 0.25 ms of launches included.
+    // 14 ms is the time of 20 rows without a graph, including their KV and 0.25 ms of launches.
     let expected = 14.0 - 0.25 - kv_ms(20.0) + kv_ms(12.0);
     assert!(close(found, expected, 1e-3), "{found} for {expected} ms");
     assert!(ms(&mut plain, &plan(12, 1, 199, 1)) < found);
@@ -183,7 +183,7 @@ fn what_another_row_has_read_comes_from_the_cache() {
     let own = plan(10, 1, 1_599, 1);
     let mut shared = own.clone();
     for row in &mut shared.rows {
-        // The first 1,440 tokens are everybody's.
+        // All rows share the first 1,440 tokens.
         for page in &mut row.pages[..90] {
             page.0 %= 10_000;
         }
@@ -200,14 +200,15 @@ fn what_another_row_has_read_comes_from_the_cache() {
 #[test]
 fn a_block_of_a_prompt_walks_its_whole_prefix() {
     let mut executor = simulated(card(rates(3000.0, 100)), &[]);
-    let mut behind = |start| ms(&mut executor, &plan(1, 8, start, 1));
-    // 8 tokens of 8 heads are a block a KV head; 960 tokens more are 15 tiles of 3 us, 64 layers.
-    let saved = behind(1_016) - behind(56);
+    let mut after = |start| ms(&mut executor, &plan(1, 8, start, 1));
+    // 8 tokens of 8 heads are one block for each KV head; 960 more tokens are 15 tiles of 3 us in
+    // 64 layers.
+    let saved = after(1_016) - after(56);
     assert!(close(saved, 15.0 * 3.0e-3 * 64.0, 1e-3), "{saved} ms");
-    // 64 blocks on 20 multiprocessors: now it is not the walk, but all tiles at 2 us each.
+    // 64 blocks on 20 multiprocessors: now all tiles at 2 us each are the limit, not one block.
     let mut small = simulated(card(rates(3000.0, 20)), &[]);
-    let mut behind = |start| ms(&mut small, &plan(8, 8, start, 1));
-    let saved = behind(1_016) - behind(56);
+    let mut after = |start| ms(&mut small, &plan(8, 8, start, 1));
+    let saved = after(1_016) - after(56);
     assert!(
         close(saved, 64.0 * 15.0 / 20.0 * 2.0e-3 * 64.0, 1e-3),
         "{saved} ms"
@@ -219,7 +220,7 @@ fn a_step_begun_ahead_is_waited_for_where_another_plan_comes() {
     let mut executor = simulated(card(rates(3000.0, 100)), &[]);
     let step = |start| {
         let mut step = plan(3, 1, start, 1);
-        step.n_next_steps = 1;
+        step.lookahead_steps = 1;
         for row in &mut step.rows {
             row.tokens = vec![MADE_UP_TOKEN];
             row.pages.resize(20, PageIdx(0));
@@ -278,7 +279,7 @@ fn copies_run_beside_a_step_at_the_links_rate() {
     };
     let mut copying = plan(1, 1, 199, 1);
     copying.copies.offloads = vec![page(1)];
-    // 16 tokens of 262,144 bytes at 50 GB/s are 0.084 ms: hidden behind the step.
+    // 16 tokens of 262,144 bytes at 50 GB/s take 0.084 ms: hidden by the step.
     assert!(close(ms(&mut executor, &copying), step, 1e-6));
     copying.copies.restores = (0..199).map(page).collect();
     let found = ms(&mut executor, &copying);

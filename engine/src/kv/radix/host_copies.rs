@@ -1,15 +1,15 @@
-//! Which pages get a copy on the host.
+//! Chooses pages to copy to the host.
 //!
-//! Copies are made of whatever the tree has on the device, used just now or not, so that a page
-//! can be given up there at any time without waiting for one. The longest unused go first, since
-//! they are the next to be given up.
+//! All device pages of the tree are copied, recently used or not, so that any of them can be
+//! evicted at any time without waiting for a copy. The least recently used come first, since they
+//! are the next to be evicted.
 
 use super::{NodeId, ROOT, RadixTree};
 use crate::kv::{PageCopy, Pools, PrefixIndex, Tier};
 
 impl RadixTree {
-    /// Gives copies on the host to up to `max` pages that have none, the longest unused first, at
-    /// the cost of copies that were not used for longer. The copying is the caller's.
+    /// Allocates host copies for up to `max` pages without one, least recently used first, evicting
+    /// copies that were used less recently. The caller does the copying.
     pub fn copy_to_host(
         &mut self,
         pools: &mut Pools,
@@ -25,7 +25,7 @@ impl RadixTree {
                     break;
                 };
                 let victim = self.nodes[id as usize].held[Tier::Host as usize].last();
-                // Not what was chosen just now.
+                // Do not evict what was just chosen.
                 if copies.iter().any(|copy| Some(&copy.host) == victim) {
                     break;
                 }
@@ -37,7 +37,7 @@ impl RadixTree {
             if is_full {
                 self.evict(pools, index, Tier::Host);
             }
-            // Looked up behind the eviction, which may have made two nodes one.
+            // Looked up after the eviction, which may have merged two nodes.
             let Some(&(_, id)) = self.uncopied.range((after, 0)..).next() else {
                 break;
             };
@@ -63,7 +63,7 @@ impl RadixTree {
         copies
     }
 
-    /// The copies of the last [`Self::copy_to_host`] were not made.
+    /// Cancels the copies of the last [`Self::copy_to_host`].
     pub fn forget_copies(
         &mut self,
         pools: &mut Pools,
@@ -88,7 +88,7 @@ impl RadixTree {
         }
     }
 
-    /// The topmost node on the way to `id` that has pages without a copy on the host.
+    /// The topmost node on the path to `id` with pages that have no copy on the host.
     fn first_without_copy(&self, id: NodeId) -> NodeId {
         let (mut first, mut above) = (id, id);
         while above != ROOT {

@@ -1,4 +1,4 @@
-//! Whether the tree is what it says it is. O(pages): for tests and debugging.
+//! Consistency check of the tree. O(pages): for tests and debugging.
 
 use std::collections::BTreeSet;
 
@@ -7,8 +7,8 @@ use crate::kv::prefix::extend_chain;
 use crate::kv::{IntegrityError, PAGE_TOKENS, Pools, Tier};
 
 impl RadixTree {
-    /// Labels, counts, locks and queues agree with each other and with `pools`. Adds one to
-    /// `named` for each page that the tree holds in a tier.
+    /// Checks that labels, counts, locks and queues agree with each other and with `pools`.
+    /// Increments `named` for each page that the tree holds in a tier.
     pub(in crate::kv) fn check_integrity(
         &self,
         pools: &Pools,
@@ -16,7 +16,7 @@ impl RadixTree {
     ) -> Result<(), IntegrityError> {
         let mut n_nodes = 1;
         let mut sums = Sums::default();
-        // Each node with the hash of the page above it, and whether that one is locked.
+        // Each node with the hash of the preceding page, and whether that one is locked.
         let mut to_visit: Vec<(NodeId, Vec<u64>, [bool; 2])> = vec![(ROOT, Vec::new(), [true; 2])];
         while let Some((id, above, mut is_locked)) = to_visit.pop() {
             let node = &self.nodes[id as usize];
@@ -31,7 +31,7 @@ impl RadixTree {
             let n_above = chain.len();
             let mut padded = vec![0; n_above * PAGE_TOKENS];
             padded.extend_from_slice(&node.tokens);
-            // The first page's hash depends on its chain's root, too, which the tree does not know.
+            // The first page's hash also depends on its chain's root, which the tree does not know.
             if n_above == 0 {
                 chain.extend(node.hashes.first());
             }
@@ -50,7 +50,7 @@ impl RadixTree {
             }
             sums.n_uncopied += usize::from(is_uncopied);
             if id != ROOT && node.children.len() == 1 {
-                return Err(wrong("it has one child and is not one with it", id));
+                return Err(wrong("it has one child and was not merged with it", id));
             }
             n_nodes += node.children.len();
             let last: Vec<u64> = chain.last().copied().into_iter().collect();
@@ -77,7 +77,7 @@ impl RadixTree {
         Ok(())
     }
 
-    /// A node's pages of one tier.
+    /// Checks a node's pages of one tier.
     fn check_held(
         &self,
         pools: &Pools,
@@ -98,7 +98,7 @@ impl RadixTree {
             }
             let page_is_locked = pools[tier].n_holders(*page) > 1;
             if page_is_locked && !*is_locked {
-                return Err(wrong("a page is locked behind one that is not", id));
+                return Err(wrong("a locked page follows an unlocked one", id));
             }
             *is_locked = page_is_locked;
             sums.n_unlocked[t] += usize::from(!page_is_locked);
@@ -129,7 +129,7 @@ impl RadixTree {
     }
 }
 
-/// What a check counts.
+/// The counts of a check.
 #[derive(Default)]
 #[expect(clippy::struct_field_names, reason = "counts are named so")]
 struct Sums {

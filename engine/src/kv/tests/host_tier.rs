@@ -4,20 +4,20 @@ use super::*;
 
 #[derive(Debug, Clone)]
 enum TierOp {
-    /// A sequence of these page variants begins: shares what the device has, has what the host has
-    /// brought back if `restores`, computes the rest.
+    /// A sequence of these page variants begins: it shares what the device has, restores what the
+    /// host has if `restores`, and computes the rest.
     Begin { variants: Vec<u32>, restores: bool },
-    /// Lets others use so many pages of a sequence.
+    /// Caches a number of a sequence's pages.
     Keep(usize, usize),
-    /// What is being brought back to a sequence has arrived.
+    /// A sequence's restored pages have arrived.
     Arrive(usize),
     /// A sequence ends, keeping what it computed.
     End(usize),
-    /// A sequence ends and leaves nothing.
+    /// A sequence ends and caches nothing.
     Abort(usize),
-    /// So many pages get copies.
+    /// A number of pages are copied to the host.
     Copy(usize),
-    /// So many pages were to get copies, and it failed.
+    /// A number of copies to the host fail.
     FailedCopy(usize),
 }
 
@@ -34,12 +34,12 @@ fn tier_op() -> impl Strategy<Value = TierOp> {
     ]
 }
 
-/// A running sequence, and what the host has for it.
+/// A running sequence, and its pages that are being restored.
 #[derive(Debug, Default)]
 struct Running {
     sequence: Computed,
     host: PageTable,
-    /// Pages whose KV is there; the rest is on its way from the host.
+    /// Pages whose KV is available; the rest is being restored from the host.
     n_computed: usize,
 }
 
@@ -49,7 +49,7 @@ impl Running {
     }
 }
 
-/// What the pages of the two tiers hold: the tokens behind whose KV they are.
+/// The contents of both tiers' pages: the tokens that their KV stands for.
 struct Content {
     device: Vec<Vec<u32>>,
     host: Vec<Vec<u32>>,
@@ -110,7 +110,7 @@ impl Cache {
         self.running.push(new);
     }
 
-    /// What the host holds is copied, and the rest computed.
+    /// Copies what the host holds and computes the rest.
     fn arrive(&mut self, i: usize) {
         let running = &mut self.running[i];
         let n_host = running.host.n_pages();
@@ -192,8 +192,9 @@ impl Cache {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(768))]
 
-    /// Whatever is inserted, matched, locked, evicted, offloaded, restored and aborted: tree, pools
-    /// and tables agree, and what comes back from the host is what its user would have computed.
+    /// For any sequence of insertions, lookups, locks, evictions, offloads, restores and aborts,
+    /// tree, pools and tables agree, and what is restored from the host is what its user would have
+    /// computed.
     #[test]
     fn what_comes_back_is_what_would_be_computed(
         n_pages in 1usize..16,
@@ -209,7 +210,7 @@ proptest! {
             cache.end(0);
         }
         prop_assert_eq!(cache.allocator.n_pages_used(), 0);
-        // Nothing is locked now, so every page can be had, and only copies are left.
+        // Nothing is locked now, so every page can be allocated, and only copies are left.
         let mut all = PageTable::default();
         prop_assert!(cache.allocator.grow(&mut all, n_pages * PAGE_TOKENS));
         cache.allocator.check_integrity([&all], []).unwrap();
@@ -219,7 +220,7 @@ proptest! {
     }
 }
 
-/// A sequence of these pages comes, is computed and goes.
+/// A sequence of these pages is computed and ends.
 fn pass(cache: &mut Cache, variants: &[u32]) {
     cache.begin(variants, false);
     cache.keep(0, usize::MAX);
@@ -245,7 +246,7 @@ fn what_the_device_gives_up_is_found_on_the_host_if_it_was_copied() {
     pass(&mut cache, &[4, 5, 6, 7]);
     assert_eq!(found(&cache, &[1, 2, 3]), (0, 2), "the third had no copy");
     assert_eq!(cache.allocator.n_lost(), 1);
-    // It comes back, and is on both sides then.
+    // It is restored, and then in both tiers.
     cache.begin(&[1, 2, 3], true);
     assert_eq!(found(&cache, &[1, 2, 3]), (0, 2), "not there yet");
     cache.arrive(0);
@@ -267,7 +268,7 @@ fn a_full_host_tier_gives_up_what_was_unused_for_longest_and_nothing_younger() {
     let (first, second) = (found(&cache, &[1, 2]), found(&cache, &[3, 4]));
     assert_eq!(first.0 + second.0, 0);
     assert!(second.1 >= first.1, "{first:?} {second:?}");
-    // The pages that were used last are never given up for older ones.
+    // Recently used pages are never evicted in favour of older ones.
     cache.apply(TierOp::Copy(8));
     assert_eq!(found(&cache, &[5, 6, 7, 8]), (4, 0));
     assert_eq!(cache.allocator.n_host_pages_used(), 3);

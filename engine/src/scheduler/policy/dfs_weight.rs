@@ -1,8 +1,9 @@
 //! `dfs-weight`: depth-first over the tree of the waiting prompts' prefixes, the subtree with the
-//! most waiting requests first, so that requests with a common beginning run next to each other.
-//! A subtree whose prefix is cached, or a running request's, comes before the others: the walk
-//! starts anew whenever requests come or go, and this keeps it where it was. Prompts with nothing
-//! in common keep their order of arrival. One place in the walk counts as [`PLACE_US`] of waiting.
+//! most waiting requests first, so that requests with a common prefix run next to each other. A
+//! subtree whose prefix is cached or belongs to a running request precedes the others: the
+//! traversal restarts whenever requests come or go, and this keeps it at its position. Prompts that
+//! share nothing keep their order of arrival. One position in the traversal counts as [`PLACE_US`]
+//! of waiting.
 
 use std::cmp::Reverse;
 
@@ -14,14 +15,14 @@ use crate::kv::prefix::{PrefixIndex, shared_pages};
 /// 100 ms.
 const PLACE_US: i64 = 100_000;
 
-/// Keeps the walk's memory.
+/// Holds the traversal's buffers.
 #[derive(Debug, Default)]
 pub struct DfsWeight {
-    /// Indices of the window, in the order of the walk so far.
+    /// Indices of the window, in traversal order so far.
     order: Vec<usize>,
-    /// Subtrees of the nodes above the present one, then its own.
+    /// Subtrees of the ancestors, then of the current node.
     children: Vec<Child>,
-    /// Which of its node's children holds each member.
+    /// Index of the child that contains each member.
     child_of_member: Vec<usize>,
     child_of_hash: FxHashMap<u64, usize>,
     place_of_child: Vec<usize>,
@@ -33,7 +34,7 @@ pub struct DfsWeight {
 struct Child {
     is_held: bool,
     n_members: usize,
-    /// Number in order of first arrival.
+    /// Index in order of first arrival.
     number: usize,
 }
 
@@ -63,8 +64,8 @@ impl Policy for DfsWeight {
 }
 
 impl DfsWeight {
-    /// Orders the requests of one subtree, `order[from..to]`, which come in order of arrival and
-    /// all share their first `n_shared` pages.
+    /// Orders the requests of one subtree, `order[from..to]`, which are in order of arrival and
+    /// share their first `n_shared` pages.
     fn walk(
         &mut self,
         window: &[Candidate<'_>],
@@ -79,8 +80,8 @@ impl DfsWeight {
         if rest.is_empty() {
             return;
         }
-        // Skip the pages that all members share, so that the recursion is as deep as the
-        // branchings (fewer than members) and not as the prompts are long.
+        // Skip the pages that all members share, so that the recursion depth is bounded by the
+        // number of branches (fewer than members), not by the length of the prompts.
         let chain = |i: usize| window[i].prefix_hashes;
         let mut n_common = usize::MAX;
         for &i in rest {
@@ -101,9 +102,9 @@ impl DfsWeight {
         self.children.truncate(first_child);
     }
 
-    /// Sorts a node's members by child, by the hash of page `n_common`, and appends its children.
-    /// A prompt that ends here comes before the subtrees below it (their number is returned); at
-    /// the root it shares nothing and is a child of its own.
+    /// Groups a node's members by child, using the hash of page `n_common`, and appends its
+    /// children. A prompt that ends here precedes the subtrees below it (their number is returned);
+    /// at the root it shares nothing and is its own child.
     fn split(
         &mut self,
         window: &[Candidate<'_>],

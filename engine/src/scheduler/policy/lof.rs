@@ -1,6 +1,6 @@
-//! `lof`: Least Outstanding First. Outstanding = tokens not yet computed + output tokens still
-//! allowed; the request with the fewest goes first, which shortens the mean wait as shortest-job-
-//! first does. Each outstanding token counts as [`TOKEN_WEIGHT_US`] of waiting.
+//! `lof`: least outstanding first. Outstanding = tokens not yet computed + output tokens still
+//! allowed; the request with the fewest goes first, which shortens the mean wait like
+//! shortest-job-first. Each outstanding token counts as [`TOKEN_WEIGHT_US`] of waiting.
 
 use super::{Candidate, Policy, TOKEN_WEIGHT_US};
 

@@ -1,7 +1,7 @@
-//! `lpm`: longest prefix match first. The match is with what is cached and with the prompts of
-//! running requests, which are about to be, by whole pages; where nothing matches, every handicap
-//! is 0 and the order is `fcfs`. With the prefix cache off the match changes the order alone and
-//! saves no work.
+//! `lpm`: longest prefix match first. Prompts are matched, in whole pages, with what is cached and
+//! with the prompts of running requests, which are about to be cached. If nothing matches, every
+//! handicap is 0 and the order is `fcfs`. Without the prefix cache only the order changes, and no
+//! work is saved.
 
 use super::{Candidate, Policy, TOKEN_WEIGHT_US};
 use crate::kv::PrefixIndex;

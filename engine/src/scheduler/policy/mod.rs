@@ -2,23 +2,23 @@
 //!
 //! # Ageing
 //!
-//! Every policy expresses its preference as a *handicap* in time. A waiting request's place in
-//! the queue is its virtual start,
+//! Every policy expresses its preference as a *handicap* in time. The queue is ordered by each
+//! waiting request's virtual start,
 //!
 //! ```text
 //! virtual_start = arrival + clamp(handicap, −MAX_HANDICAP, +MAX_HANDICAP)
 //! ```
 //!
-//! and the smallest goes first; ties go by arrival. All requests age alike, so the order of two of
-//! them never depends on the present: no request is overtaken by one that arrived
-//! 2 · [`MAX_HANDICAP_US`] or more after it, and so none starves, whatever the policy. The policies
-//! whose handicap is fixed at entry cost one insertion into an ordered map, nothing per step.
+//! and the smallest goes first; ties are broken by arrival. All requests age alike, so the order of
+//! two of them does not depend on the current time: no request is overtaken by one that arrived 2 ·
+//! [`MAX_HANDICAP_US`] or more after it, so none starves, whatever the policy. Policies whose
+//! handicap is fixed at entry cost one insertion into an ordered map and nothing in a step.
 //!
-//! Policies that look at shared prefixes order the [`PREFIX_WINDOW`] longest-waiting requests
-//! anew when one of these comes or goes, or when a prefix begins or ceases to be held; otherwise
+//! Policies that use shared prefixes reorder the [`PREFIX_WINDOW`] longest-waiting requests when
+//! one of these comes or goes, or when a prefix gets its first holder or loses its last; otherwise
 //! their order stands. Both bound their cost.
-//! Deliberately absent: a say in who is preempted (always the last admitted, which is what
-//! guarantees progress) or in the order of running requests.
+//! Deliberately absent: influence on who is preempted (always the last admitted, which guarantees
+//! progress) or on the order of running requests.
 
 mod dfs_weight;
 mod fcfs;
@@ -33,18 +33,18 @@ use std::str::FromStr;
 use crate::kv::PrefixIndex;
 use crate::request::RequestId;
 
-/// No handicap moves a request further than this, in microseconds.
+/// Maximum absolute handicap, in microseconds.
 pub const MAX_HANDICAP_US: i64 = 120_000_000;
 
-/// What one token of work weighs against waiting, in microseconds: about what a token costs a
-/// small batch, so that a short request passes a long one that has just come, not one that has
-/// waited for as long as it would run.
+/// Weight of one token of work against waiting, in microseconds: about what a token costs in a
+/// small batch, so that a short request passes a long one that has just arrived, but not one that
+/// has waited for as long as it would run.
 pub const TOKEN_WEIGHT_US: i64 = 5_000;
 
 /// Waiting requests that a prefix-aware policy orders at once.
 pub const PREFIX_WINDOW: usize = 256;
 
-/// What a policy may know of a waiting request.
+/// The properties of a waiting request that a policy may use.
 #[derive(Debug, Clone, Copy)]
 pub struct Candidate<'a> {
     pub request: RequestId,
@@ -61,14 +61,14 @@ pub trait Policy: Send + std::fmt::Debug {
     /// Handicap at entry, in microseconds: positive is later, negative is earlier.
     fn handicap_us(&self, candidate: &Candidate<'_>) -> i64;
 
-    /// True where handicaps depend on the other requests; [`Self::window_handicaps_us`] has them.
+    /// True if handicaps depend on the other requests; [`Self::window_handicaps_us`] computes them.
     fn orders_window(&self) -> bool {
         false
     }
 
     /// Appends the handicaps of the longest-waiting requests, which come in order of arrival. They
-    /// depend on these and on what `held` answers alone: the prefixes that are cached and those of
-    /// running requests.
+    /// depend only on these and on `held`: the prefixes that are cached or belong to running
+    /// requests.
     fn window_handicaps_us(
         &mut self,
         _window: &[Candidate<'_>],
@@ -132,7 +132,7 @@ impl PolicyName {
         }
     }
 
-    /// True where the policy compares prompts' beginnings: they are hashed at entry for it.
+    /// True if the policy compares prompt prefixes, which are then hashed at entry.
     pub fn uses_prefixes(self) -> bool {
         matches!(self, Self::Lpm | Self::DfsWeight)
     }

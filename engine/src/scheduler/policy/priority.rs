@@ -1,5 +1,5 @@
 //! `priority`: the larger `priority` goes first. One level outweighs [`LEVEL_US`] of waiting;
-//! levels beyond ±`MAX_HANDICAP_US / LEVEL_US` count as that one.
+//! levels beyond ±`MAX_HANDICAP_US / LEVEL_US` are clamped.
 
 use super::{Candidate, Policy};
 

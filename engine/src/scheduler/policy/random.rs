@@ -1,5 +1,5 @@
 //! `random`: a seeded shuffle of the requests that arrive within one minute of each other. A
-//! yardstick: what a policy gains over no order at all.
+//! baseline for what a policy gains over no order at all.
 
 use super::{Candidate, Policy};
 use crate::kv::prefix::mix;

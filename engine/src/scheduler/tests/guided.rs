@@ -14,7 +14,7 @@ fn guided(id: u64, regex: &str, max_new_tokens: usize) -> Request {
     }
 }
 
-/// As the engine's loop: guides are told before the scheduler is.
+/// Like the engine loop: guides are updated before the scheduler.
 fn guided_step(scheduler: &mut Scheduler, executor: &mut MockExecutor) -> StepPlan {
     let plan = scheduler.plan(T0);
     let output = executor.execute(&plan).unwrap();
@@ -39,11 +39,11 @@ fn a_guided_row_makes_its_batch_go_one_step_at_a_time() {
     });
     let mut executor = mock(64);
     scheduler.add(request(1, 4, 200), T0).unwrap();
-    // Its prompt, and a decode step behind which another prompt might come.
+    // Its prompt, and a decode step after which another prompt might come.
     guided_step(&mut scheduler, &mut executor);
     guided_step(&mut scheduler, &mut executor);
     let plan = guided_step(&mut scheduler, &mut executor);
-    assert_eq!((plan.n_steps, plan.n_next_steps), (4, 4));
+    assert_eq!((plan.n_steps, plan.lookahead_steps), (4, 4));
     scheduler.add(guided(2, "ab", 100), T0).unwrap();
     let mut steps = Vec::new();
     while scheduler.stats().n_running + scheduler.stats().n_waiting > 1 {
@@ -54,16 +54,16 @@ fn a_guided_row_makes_its_batch_go_one_step_at_a_time() {
                 .is_some_and(crate::sampler::SampleSpec::is_guided)
         };
         if plan.rows.iter().any(is_guided) {
-            steps.push((plan.n_steps, plan.n_next_steps));
+            steps.push((plan.n_steps, plan.lookahead_steps));
         }
     }
     // Two letters and the end.
     assert_eq!(steps, [(1, 0); 3]);
     let plan = guided_step(&mut scheduler, &mut executor);
-    assert_eq!((plan.n_steps, plan.n_next_steps), (4, 4));
+    assert_eq!((plan.n_steps, plan.lookahead_steps), (4, 4));
 }
 
-/// A mask that is not there yet holds up its own request alone.
+/// A mask that is not ready holds back only its own request.
 #[test]
 fn a_row_that_is_held_back_sits_out_and_goes_on_later() {
     for mixed_chunk in [false, true] {
@@ -79,7 +79,7 @@ fn a_row_that_is_held_back_sits_out_and_goes_on_later() {
             |plan: &StepPlan| -> Vec<u64> { plan.rows.iter().map(|row| row.request.0).collect() };
         assert_eq!(ids(&guided_step(&mut scheduler, &mut executor)), [1, 2]);
         scheduler.hold_back(|_| true);
-        // A prompt that comes meanwhile is computed, too.
+        // A prompt that arrives meanwhile is computed too.
         scheduler.add(request(3, 4, 200), T0).unwrap();
         let mut seen = Vec::new();
         for _ in 0..4 {

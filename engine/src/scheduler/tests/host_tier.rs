@@ -1,4 +1,4 @@
-//! Pages that the device gives up, and what comes back of them.
+//! Evicted pages and their restoration.
 
 use super::*;
 
@@ -20,7 +20,7 @@ fn with_host_tier(n_pages: usize, n_host_pages: usize) -> (Scheduler, MockExecut
     (Scheduler::new(config), executor)
 }
 
-/// Tokens as without any cache, and how many of them were cached.
+/// Its tokens, which are the same as without a cache, and how many of them were cached.
 fn run_one(scheduler: &mut Scheduler, executor: &mut MockExecutor, request: Request) -> usize {
     let id = request.id.0;
     let alone = run_alone(&request, None);
@@ -41,7 +41,7 @@ fn again(id: u64, n_prompt: usize, max_new_tokens: usize) -> Request {
     }
 }
 
-/// 10 pages for 8 of a first request, and then for others until nothing of it is left.
+/// 10 pages: 8 for a first request, then others until nothing of it is left on the device.
 fn given_up() -> (Scheduler, MockExecutor) {
     let (mut scheduler, mut executor) = with_host_tier(10, 40);
     run_one(&mut scheduler, &mut executor, request(1, 100, 20));
@@ -78,7 +78,7 @@ fn what_the_device_gave_up_comes_back_and_changes_no_token() {
 }
 
 #[test]
-fn alone_all_comes_back_at_once_and_the_rest_is_computed_behind_it() {
+fn alone_all_is_restored_at_once_and_the_rest_is_computed_after_it() {
     let (mut scheduler, mut executor) = given_up();
     scheduler.add(again(3, 100, 4), T0).unwrap();
     let (plan, _) = step(&mut scheduler, &mut executor);
@@ -95,7 +95,7 @@ fn decode_steps_go_on_while_pages_come_back_in_portions() {
     scheduler.add(request(9, 10, 12), T0).unwrap();
     step(&mut scheduler, &mut executor);
     scheduler.add(again(3, 100, 4), T0).unwrap();
-    // Behind a prompt's step, decode rows have their turn before anybody is admitted.
+    // After a prefill step, decode rows run before any request is admitted.
     step(&mut scheduler, &mut executor);
     let mut n_restored = 0;
     for i in 0..3 {
@@ -136,7 +136,7 @@ fn a_hit_that_would_be_slower_than_computing_is_not_taken() {
     assert_eq!(run_one(&mut scheduler, &mut executor, again(3, 100, 20)), 0);
     let stats = scheduler.host_tier_stats();
     assert_eq!((stats.n_restored, stats.n_declined), (0, 6));
-    // Computed again, they are on both sides.
+    // Computed again, they are in both tiers.
     assert_eq!(
         run_one(&mut scheduler, &mut executor, again(4, 100, 20)),
         96
@@ -199,6 +199,6 @@ fn a_request_that_is_cancelled_while_its_pages_come_back_gives_everything_back()
     let results = run(&mut scheduler, &mut executor);
     assert_eq!(results.len(), 1);
     assert_eq!(scheduler.stats().n_pages_used, 0);
-    // What had come back was kept.
+    // What had been restored was kept.
     assert_eq!(run_one(&mut scheduler, &mut executor, again(4, 100, 4)), 96);
 }

@@ -343,7 +343,7 @@ fn cancel_frees_pages_at_once_wherever_the_request_is() {
     step(&mut scheduler, &mut executor);
     let plan = scheduler.plan(T0);
     let used_before = scheduler.stats().n_pages_used;
-    // Running, with a step under way.
+    // Running, with a step in progress.
     let usage = Usage {
         prompt_tokens: 20,
         completion_tokens: 1,

@@ -1,4 +1,4 @@
-//! The order of admission under each policy, and that none starves anyone.
+//! The order of admission under each policy, and the absence of starvation.
 
 use super::*;
 
@@ -118,7 +118,7 @@ fn dfs_weight_walks_the_heaviest_subtree_first() {
     ];
     let mut scheduler = Scheduler::new(SchedulerConfig {
         policy: PolicyName::DfsWeight,
-        // With it, those with a common beginning would wait for the first of them.
+        // With it, requests with a common prefix would wait for the first of them.
         radix_cache: false,
         ..config(256)
     });
@@ -135,7 +135,7 @@ fn dfs_weight_walks_the_heaviest_subtree_first() {
     // 2000…: four, with the prompt that is the prefix itself first, then the pair; 1000…: two.
     assert_eq!(admitted(&plan), [7, 5, 6, 2, 1, 4, 3]);
 
-    // A light subtree that is running goes before a heavy one that is not.
+    // A small subtree that is running precedes a large one that is not.
     for id in [11, 12] {
         scheduler.add(with_prompt(id, prefix(3000, 0)), T0).unwrap();
     }
@@ -211,7 +211,7 @@ fn nothing_starves_under_any_policy() {
                 )
                 .unwrap();
             if let PolicyName::LongestOutputFirst = policy {
-                // Let it end after its first token, whatever it was allowed.
+                // Cancel it after its first token, whatever it was allowed.
                 scheduler
                     .running
                     .iter_mut()

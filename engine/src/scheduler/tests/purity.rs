@@ -1,4 +1,4 @@
-//! A plan depends on state and time alone: not on the memory it is written into, nor on what the
+//! A plan depends only on state and time: not on the memory it is written into, nor on what the
 //! queue keeps of its last order.
 
 use super::*;
@@ -31,7 +31,7 @@ fn a_batch_that_stays_the_same_is_written_into_the_memory_of_the_last_plan() {
         let (plan, _) = step(&mut scheduler, &mut executor);
         let place = addresses(&plan);
         let spec = plan.rows[4].sample.as_ref().unwrap();
-        // What was there before is gone: 20 prompt tokens, and one of each step so far.
+        // The previous contents are gone: 20 prompt tokens, and one of each step so far.
         assert_eq!((spec.history.len(), spec.output_index), (21 + i, 1 + i));
         assert!(last.is_none_or(|last| last == place), "step {i}");
         last = Some(place);
@@ -69,8 +69,8 @@ fn event() -> impl Strategy<Value = Event> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(128))]
 
-    /// Two schedulers see the same events. One gives its plans back and keeps what it may; the
-    /// other starts every plan in fresh memory and with nothing kept.
+    /// Two schedulers see the same events. One recycles its plans and keeps what it may; the other
+    /// starts every plan in fresh memory with nothing kept.
     #[test]
     fn plans_are_those_of_a_scheduler_that_keeps_nothing(
         n_pages in 8usize..40,

@@ -5,7 +5,7 @@ use super::*;
 #[derive(Debug, Clone)]
 struct Workload {
     config: SchedulerConfig,
-    /// Prompt length, output length, arrival step, cancelled after so many steps.
+    /// Prompt length, output length, arrival step, number of steps until it is cancelled.
     requests: Vec<(usize, usize, usize, Option<usize>)>,
     stop: Option<(u32, u64)>,
 }
@@ -75,8 +75,8 @@ fn workload() -> impl Strategy<Value = Workload> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
 
-    /// Whatever the workload: every request ends, gets the tokens that it gets alone, and no page
-    /// is lost.
+    /// For any workload, every request ends, gets the tokens that it gets alone, and no page is
+    /// lost.
     #[test]
     fn random_workloads_finish_with_the_right_tokens(workload in workload()) {
         let Workload { config, requests, stop } = workload;
@@ -96,7 +96,7 @@ proptest! {
                 presence_penalty: (i % 3) as f32,
                 ..SamplingParams::default()
             };
-            // Every other prompt begins like the first, for the policies that look at prefixes.
+            // Every other prompt has the first one's prefix, for the policies that use prefixes.
             let salt = if i.is_multiple_of(2) { 0 } else { i as u32 };
             Request {
                 prompt: (0..n_prompt as u32).map(|t| t * 7 + salt * 100_003).collect(),
@@ -135,7 +135,7 @@ proptest! {
                 collect(&mut results, events);
             }
             scheduler.check_integrity().unwrap();
-            // Every now and then bringing back is the slower way.
+            // Now and then restoring is slower.
             scheduler.set_restore_costs(RestoreCosts {
                 page_s: 1.0,
                 token_s: if i_step % 7 < 4 { 1.0 } else { 1e-3 },

@@ -1,8 +1,8 @@
-//! Sharing KV between requests that begin alike.
+//! Sharing KV between requests with the same prefix.
 
 use super::*;
 
-/// `n_shared` tokens that are the same for all, then 20 of its own.
+/// `n_shared` tokens that are the same for all, then 20 different ones.
 fn beginning_alike(id: u64, n_shared: u32, max_new_tokens: usize) -> Request {
     let own = (0..20).map(|i| 1_000_000 + id as u32 * 100 + i);
     Request {
@@ -104,7 +104,7 @@ fn a_prefix_that_another_request_is_about_to_compute_is_waited_for() {
         scheduler.add(beginning_alike(id, 100, 3), T0).unwrap();
     }
     scheduler.add(request(3, 10, 3), T0).unwrap();
-    // 2 and 4 wait for 1; 3 shares nothing and goes on.
+    // 2 and 4 wait for 1; 3 shares nothing and continues.
     let (plan, _) = step(&mut scheduler, &mut executor);
     assert_eq!(shape(&plan), [(1, 0, 64, false), (3, 0, 10, true)]);
     let mut computed: HashMap<u64, usize> = HashMap::new();
@@ -113,7 +113,7 @@ fn a_prefix_that_another_request_is_about_to_compute_is_waited_for() {
             *computed.entry(row.request.0).or_default() += row.tokens.len();
         }
     }
-    // Decode rows compute 2 tokens each; of the prompts 2 and 4 compute what is their own.
+    // Decode rows compute 2 tokens each; of the prompts, 2 and 4 compute only their unshared part.
     assert_eq!((computed[&2], computed[&4]), (24 + 2, 24 + 2));
 }
 
@@ -137,7 +137,7 @@ fn who_waited_for_a_prefix_computes_it_when_its_maker_is_cancelled() {
 
 #[test]
 fn what_was_not_used_for_longest_is_given_up_first() {
-    // Room for three prompts of 4 pages each, and their one page of decoding.
+    // Room for three prompts of 4 pages each, and one page each for decoding.
     let (mut scheduler, mut executor) = (Scheduler::new(config(13)), mock(13));
     for id in 1..=3 {
         run_one(&mut scheduler, &mut executor, request(id, 65, 2));
@@ -147,7 +147,7 @@ fn what_was_not_used_for_longest_is_given_up_first() {
         ..request(of, 65, 2)
     };
     assert_eq!(run_one(&mut scheduler, &mut executor, again(11, 1)), 64);
-    // 4 takes the place of 2, the only one that was neither used again nor the last.
+    // 4 replaces 2, the only one that was neither used again nor the last.
     assert_eq!(run_one(&mut scheduler, &mut executor, request(4, 65, 2)), 0);
     assert_eq!(run_one(&mut scheduler, &mut executor, again(12, 1)), 64);
     assert_eq!(run_one(&mut scheduler, &mut executor, again(13, 3)), 64);
@@ -181,7 +181,7 @@ fn a_preempted_request_finds_what_it_had_computed() {
     }
     assert!(scheduler.stats().n_preemptions > 0);
     let without_preemption = 2 * (33 + 39);
-    // Some of what was preempted had to make room, but not all of it.
+    // Some of what was preempted was evicted, but not all of it.
     assert!(
         n_computed < without_preemption + 33,
         "{n_computed} tokens were computed"

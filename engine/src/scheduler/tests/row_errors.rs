@@ -1,10 +1,10 @@
-//! A row that fails ends its own request; the others go on as if it had not been there.
+//! A failed row ends its own request; the others continue unaffected.
 
 use super::*;
 use crate::sampler::SamplerError;
 use crate::step::{RowError, RowOutput};
 
-/// Holds token `5`, whose rows fail at their third output token.
+/// Contains token `5`, whose rows fail at their third output token.
 fn poisoned(id: u64, n_prompt: usize) -> Request {
     let mut prompt: Vec<u32> = (0..n_prompt as u32).map(|i| 40_000 + i).collect();
     prompt[0] = 5;

@@ -1,5 +1,5 @@
-//! Every token of a prompt but its first is scored, once, before its output; and a request may ask
-//! for no output.
+//! Every prompt token except the first is scored once, before the output; a request may ask for no
+//! output.
 
 use super::*;
 use crate::step::RowOutput;

@@ -4,8 +4,8 @@
 //! requests get to finish (`--shutdown-grace-s` unless given). `load` takes a model that is not on
 //! the list yet as its flags without dashes: `{"model-path": …, "served-model-name": …}`.
 //!
-//! One change is made at a time, so that what fits is known; the answer comes when it is made. It
-//! is made to its end even if the client does not wait for it.
+//! Changes are made one at a time, so that it is known what memory is free. The response is sent
+//! when the change is complete. A change is completed even if the client disconnects.
 //! Deliberately absent: moving a model to another device, and changing the flags of one.
 
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use tokio::sync::oneshot;
 use crate::config::ModelPlan;
 use crate::errors::Code;
 use crate::server::error::ApiError;
-use crate::server::models::{Entry, ModelState};
+use crate::server::models::{ModelEntry, ModelState};
 use crate::server::request::fields::Fields;
 use crate::server::state::AppState;
 
@@ -56,7 +56,7 @@ pub async fn load(
             return Ok(Json(describe(&entry)));
         }
         if is_new {
-            // Nobody has heard of it.
+            // The entry is not visible to clients yet.
             state.models.remove(&entry);
         }
         let reason = entry.reason().unwrap_or_default();
@@ -109,7 +109,10 @@ pub async fn sleep(
         });
         tracing::info!(model = entry.name(), outcome = ?outcome, "put to sleep");
         outcome.map_err(|error| {
-            let message = format!("the model {:?} did not fall asleep: {error}", entry.name());
+            let message = format!(
+                "the model {:?} could not be put to sleep: {error}",
+                entry.name()
+            );
             of_model(Code::ModelSleepFailed, message)
         })?;
         Ok(Json(describe(&entry)))
@@ -137,7 +140,7 @@ pub async fn wake(
         });
         tracing::info!(model = entry.name(), outcome = ?outcome, "woken");
         outcome.map_err(|error| {
-            let message = format!("the model {:?} did not wake: {error}", entry.name());
+            let message = format!("the model {:?} could not be woken: {error}", entry.name());
             of_model(Code::ModelWakeFailed, message)
         })?;
         Ok(Json(describe(&entry)))
@@ -145,15 +148,16 @@ pub async fn wake(
     .await
 }
 
-/// On a thread that ends with the work. The allocator keeps for a thread what it has allocated and
-/// others have freed: every blocking thread of the runtime that once loaded a model would keep some.
+/// Runs on a thread that ends with the work. The allocator keeps memory that a thread allocated and
+/// others freed, so every blocking thread of the runtime that once loaded a model would retain
+/// some.
 async fn on_its_own_thread<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> std::io::Result<T> {
     let (done, outcome) = oneshot::channel();
     let thread = std::thread::Builder::new().name("load".to_owned());
     thread.spawn(move || {
-        // The state of the model says what came of it, whoever waits.
+        // The model's state records the outcome even if the receiver is gone.
         let _ = done.send(work());
     })?;
     outcome
@@ -161,7 +165,7 @@ async fn on_its_own_thread<T: Send + 'static>(
         .map_err(|_| std::io::Error::other("loading it panicked"))
 }
 
-/// Goes on when the client goes away, which drops the handler.
+/// Continues when the client disconnects, which drops the handler.
 async fn to_its_end<T: Send + 'static>(
     change: impl Future<Output = Result<T, ApiError>> + Send + 'static,
 ) -> Result<T, ApiError> {
@@ -170,12 +174,12 @@ async fn to_its_end<T: Send + 'static>(
         .unwrap_or_else(|error| Err(ApiError::internal(error.to_string())))
 }
 
-/// The model that the body names, and no field beside `known`.
+/// The model that the body names. Fields other than `known` are refused.
 fn named(
     state: &AppState,
     fields: &Map<String, Value>,
     known: &[&str],
-) -> Result<Arc<Entry>, ApiError> {
+) -> Result<Arc<ModelEntry>, ApiError> {
     if let Some(field) = fields.keys().find(|field| !known.contains(&field.as_str())) {
         let message = format!("{field} is not known here; known are {}", known.join(", "));
         return Err(ApiError::invalid(field, message));
@@ -186,8 +190,8 @@ fn named(
     }
 }
 
-/// A new entry for a model that is described by its flags.
-fn added(state: &AppState, flags: &Map<String, Value>) -> Result<Arc<Entry>, ApiError> {
+/// Adds an entry for a model that is described by its flags.
+fn added(state: &AppState, flags: &Map<String, Value>) -> Result<Arc<ModelEntry>, ApiError> {
     let Some(open) = state.open.get() else {
         let message = "this server takes no further models";
         return Err(ApiError::unsupported("model-path", message));
@@ -198,7 +202,7 @@ fn added(state: &AppState, flags: &Map<String, Value>) -> Result<Arc<Entry>, Api
     }
     let plan =
         ModelPlan::of_flags(flags).map_err(|error| ApiError::invalid_body(error.to_string()))?;
-    let entry = Entry::new(plan.names(), open(plan));
+    let entry = ModelEntry::new(plan.names(), open(plan));
     state
         .models
         .add(entry)
@@ -220,7 +224,7 @@ fn grace(state: &AppState, fields: &Map<String, Value>) -> Result<Duration, ApiE
     }
 }
 
-fn expect(entry: &Entry, states: &[ModelState]) -> Result<(), ApiError> {
+fn expect(entry: &ModelEntry, states: &[ModelState]) -> Result<(), ApiError> {
     let state = entry.state();
     if states.contains(&state) {
         return Ok(());
@@ -239,7 +243,7 @@ fn of_model(code: Code, message: String) -> ApiError {
     ApiError::of_field(code, "model", message)
 }
 
-fn describe(entry: &Entry) -> Value {
+fn describe(entry: &ModelEntry) -> Value {
     let mut described = json!({
         "name": entry.name(),
         "names": entry.names(),

@@ -1,7 +1,7 @@
 //! `POST /v1/chat/completions`: the next message of a conversation.
 //!
-//! Tools and earlier calls go to the chat template; new calls, and thoughts where
-//! `--reasoning-parser` says how they are written, are read out of the output.
+//! Tools and earlier calls are passed to the chat template. New calls, and reasoning if
+//! `--reasoning-parser` names its format, are parsed from the output.
 
 use std::sync::Arc;
 
@@ -18,8 +18,10 @@ use crate::server::request::messages::Conversation;
 use crate::server::request::prompt::{encode, fit};
 use crate::server::request::sampling_fields::Generation;
 use crate::server::request::tool_fields::ToolUse;
-use crate::server::response::answer::{FinishedChoice, Format, Heading, SharedModel, respond};
-use crate::server::response::cached::{Question, look_up};
+use crate::server::response::answer::{
+    AnswerFormat, FinishedChoice, ResponseEnvelope, SharedModel, respond,
+};
+use crate::server::response::cached::{CacheRequest, lookup};
 use crate::server::response::choice::{Choice, ChoiceSpec, Piece, token_ids};
 use crate::server::response::logprobs;
 use crate::server::response::logprobs::TokenNames;
@@ -59,11 +61,11 @@ pub async fn chat(
     let limits = &model.limits;
     let default = limits.max_sequence_tokens;
     let fitted = fit(ids, generation.max_tokens, default, limits, "messages")?;
-    generation.check_fitted(&fitted)?;
+    generation.check_sized(&fitted)?;
     let preamble = thought_start.map_or(Preamble::Nothing, preamble);
-    let lookup = look_up(
+    let lookup = lookup(
         &state.result_cache,
-        &Question {
+        &CacheRequest {
             endpoint: "chat",
             body: fields.digest(),
             form: asked.as_ref().map(|asked| (&asked.constraint, preamble)),
@@ -116,7 +118,7 @@ pub async fn chat(
         )
     };
     let format = ChatFormat {
-        heading: Heading::new("chatcmpl", id, model),
+        envelope: ResponseEnvelope::new("chatcmpl", id, model),
         model: Arc::clone(model),
         with_logprobs: n_logprobs.is_some(),
         names,
@@ -142,7 +144,7 @@ fn preamble(start: ThoughtStart) -> Preamble {
     match start {
         ThoughtStart::Inside => Preamble::RestOfThought,
         ThoughtStart::Before => Preamble::MaybeThought,
-        ThoughtStart::Behind => Preamble::Nothing,
+        ThoughtStart::After => Preamble::Nothing,
     }
 }
 
@@ -155,21 +157,21 @@ fn refuse_unsupported(fields: &mut Fields) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// A call ends a thought that is still open.
+/// A tool call ends reasoning that has not been closed.
 const CALL_TAGS: &[&[u8]] = &[b"<tool_call>"];
 
 struct ChatFormat {
-    heading: Heading,
+    envelope: ResponseEnvelope,
     model: SharedModel,
     with_logprobs: bool,
     names: TokenNames,
-    /// The prompt's, where they are still to be said.
+    /// The prompt's token ids, until they have been sent.
     prompt_ids: Option<Arc<[u32]>>,
-    /// The choices say the ids of their tokens.
+    /// Whether choices include their token ids.
     with_ids: bool,
-    /// Of each choice, where thoughts are told apart.
+    /// One for each choice, if reasoning is parsed.
     thought_tokens: Option<Vec<ThoughtTokens>>,
-    /// Of each choice.
+    /// One for each choice.
     readers: Vec<MessageReader>,
 }
 
@@ -193,9 +195,9 @@ impl ChatFormat {
         choice
     }
 
-    /// The first object of an answer says the prompt's ids.
+    /// The first object of a response carries the prompt's token ids.
     fn object(&mut self, kind: &str, choices: Vec<Value>) -> Value {
-        let mut object = self.heading.object(kind, choices);
+        let mut object = self.envelope.object(kind, choices);
         if let Some(ids) = self.prompt_ids.take() {
             object["prompt_token_ids"] = json!(&*ids);
         }
@@ -203,12 +205,12 @@ impl ChatFormat {
     }
 }
 
-impl Format for ChatFormat {
+impl AnswerFormat for ChatFormat {
     fn id(&self, _index: usize) -> &str {
-        &self.heading.id
+        &self.envelope.id
     }
 
-    fn take_in(&mut self, index: usize, piece: &Piece) {
+    fn record(&mut self, index: usize, piece: &Piece) {
         let Some(counter) = self.thought_tokens.as_mut().and_then(|c| c.get_mut(index)) else {
             return;
         };
@@ -243,11 +245,11 @@ impl Format for ChatFormat {
         let part = self.readers[index].push(&piece.text, piece.end.is_some());
         let delta = part.into_delta();
         let choice = self.choice(index, "delta", delta, piece);
-        self.heading.object("chat.completion.chunk", vec![choice])
+        self.envelope.object("chat.completion.chunk", vec![choice])
     }
 
     fn usage_chunk(&mut self, usage: Value) -> Value {
-        let mut object = self.heading.object("chat.completion.chunk", Vec::new());
+        let mut object = self.envelope.object("chat.completion.chunk", Vec::new());
         object["usage"] = usage;
         object
     }

@@ -12,8 +12,10 @@ use crate::server::request::foreign_fields;
 use crate::server::request::grammar_compiling::{CompiledForm, compile};
 use crate::server::request::prompt::{fit_prompts, take_prompts};
 use crate::server::request::sampling_fields::{Generation, MAX_CHOICES, MAX_LOGPROBS};
-use crate::server::response::answer::{FinishedChoice, Format, Heading, SharedModel, respond};
-use crate::server::response::cached::{Question, look_up};
+use crate::server::response::answer::{
+    AnswerFormat, FinishedChoice, ResponseEnvelope, SharedModel, respond,
+};
+use crate::server::response::cached::{CacheRequest, lookup};
 use crate::server::response::choice::{Choice, ChoiceSpec, Piece, PromptScores, token_ids};
 use crate::server::response::logprobs;
 use crate::server::response::logprobs::{CompletionLogprobs, TextOffsets, TokenNames};
@@ -21,7 +23,7 @@ use crate::server::running::take_id;
 use crate::server::state::AppState;
 use crate::structured::Preamble;
 
-/// Output tokens where the client does not say, as OpenAI's and vLLM's servers have it.
+/// Default output tokens, as in OpenAI's and vLLM's servers.
 const DEFAULT_MAX_TOKENS: usize = 16;
 
 pub async fn complete(
@@ -79,15 +81,15 @@ pub async fn complete(
     )
     .await?;
     for fitted in &fitted {
-        generation.check_fitted(fitted)?;
+        generation.check_sized(fitted)?;
     }
     let n_choices = fitted.len() * n;
     let preamble = Preamble::Nothing;
-    let lookup = look_up(
+    let lookup = lookup(
         &state.result_cache,
-        &Question {
+        &CacheRequest {
             endpoint: "completions",
-            // What a prompt's tokens are worth is not kept.
+            // Prompt scores are not cached.
             body: fields.digest().filter(|_| n_scored.is_none()),
             form: asked.as_ref().map(|asked| (&asked.constraint, preamble)),
             n_choices,
@@ -128,7 +130,7 @@ pub async fn complete(
         }
     }
     let format = CompletionFormat {
-        heading: Heading::new("cmpl", id, model),
+        envelope: ResponseEnvelope::new("cmpl", id, model),
         offsets: shown
             .iter()
             .map(|_| TextOffsets::of_output(&model.tokenizer, generation.skip_special_tokens, 0))
@@ -153,7 +155,7 @@ pub async fn complete(
     .await
 }
 
-/// Takes a field out that is 0; leaves another value for its own reader.
+/// Removes a field whose value is 0; leaves other values for their own parser.
 fn take_zero(fields: &mut Fields, name: &str) -> bool {
     match fields.value(name) {
         Some(value) if as_integer(&value) == Some(0) => true,
@@ -165,27 +167,27 @@ fn take_zero(fields: &mut Fields, name: &str) -> bool {
     }
 }
 
-/// What a choice's answer shows of its prompt.
+/// What a choice's response includes of its prompt.
 struct ShownPrompt {
     ids: Arc<[u32]>,
     scores: PromptScores,
-    /// Still to be put before the output.
+    /// Whether the prompt's text has yet to be echoed.
     is_echoed: bool,
-    /// Its ids are still to be said.
+    /// Whether the prompt's ids have yet to be sent.
     ids_are_told: bool,
 }
 
 struct CompletionFormat {
-    heading: Heading,
+    envelope: ResponseEnvelope,
     model: SharedModel,
     skip_special: bool,
     names: TokenNames,
-    /// The choices say the ids of their tokens.
+    /// Whether choices include their token ids.
     with_ids: bool,
     n_logprobs: Option<usize>,
-    /// vLLM's field of that name was asked for.
+    /// Set if vLLM's field of this name was given.
     n_prompt_logprobs: Option<usize>,
-    /// One a choice, as all below.
+    /// One for each choice, like all fields below.
     shown: Vec<ShownPrompt>,
     offsets: Vec<TextOffsets>,
 }
@@ -231,9 +233,9 @@ impl CompletionFormat {
     }
 }
 
-impl Format for CompletionFormat {
+impl AnswerFormat for CompletionFormat {
     fn id(&self, _index: usize) -> &str {
-        &self.heading.id
+        &self.envelope.id
     }
 
     fn opening(&mut self) -> Vec<Value> {
@@ -242,11 +244,11 @@ impl Format for CompletionFormat {
 
     fn chunk(&mut self, index: usize, piece: &Piece) -> Value {
         let choice = self.choice(index, piece);
-        self.heading.object("text_completion", vec![choice])
+        self.envelope.object("text_completion", vec![choice])
     }
 
     fn usage_chunk(&mut self, usage: Value) -> Value {
-        let mut object = self.heading.object("text_completion", Vec::new());
+        let mut object = self.envelope.object("text_completion", Vec::new());
         object["usage"] = usage;
         object
     }
@@ -267,7 +269,7 @@ impl Format for CompletionFormat {
                 )
             })
             .collect();
-        let mut object = self.heading.object("text_completion", choices);
+        let mut object = self.envelope.object("text_completion", choices);
         object["usage"] = usage;
         object
     }

@@ -1,9 +1,10 @@
-//! Several models' metrics as one text: Prometheus wants all samples of a family together, under
-//! one `HELP` and one `TYPE`. Each sample has its model's name as a label already.
+//! Merges several models' metrics into one text: Prometheus requires all samples of a family
+//! together, under one `HELP` and one `TYPE`. Each sample already carries its model's name as a
+//! label.
 
-/// Joins texts in the exposition format, families in the order of their first appearance.
+/// Merges texts in the exposition format, with families in order of first appearance.
 pub fn merge(texts: &[String]) -> String {
-    // Heading lines and samples of a family; families are a few dozen.
+    // Header lines and samples of a family; there are a few dozen families.
     let mut families: Vec<(&str, Vec<&str>, Vec<&str>)> = Vec::new();
     for text in texts {
         let mut at = None;

@@ -1,9 +1,9 @@
-//! `/flush_cache` (SGLang's) and `/reset_prefix_cache` (vLLM's): measurements begin with an empty
-//! cache. What is kept of earlier requests goes: the KV of their prefixes, on the device and in
-//! the host tier, of all models, and the kept answers of `--result-cache`.
+//! `/flush_cache` (SGLang) and `/reset_prefix_cache` (vLLM): measurements start with empty caches.
+//! Frees the KV of cached prefixes of all models, on the device and in the host tier, and the
+//! entries of `--result-cache`.
 //!
-//! Where requests run or wait nothing is flushed of their model and the answer is 400, as SGLang's;
-//! `?timeout=SECONDS` waits for them.
+//! A model with running or waiting requests is not flushed and the response is 400, as in SGLang;
+//! `?timeout=SECONDS` waits for them to finish.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -59,7 +59,7 @@ pub async fn generate(
         let asked = plan.generation.max_tokens;
         let of_prompt = fit(ids, asked, plan.default, &model.limits, &param);
         let of_prompt = of_prompt.and_then(|fitted| {
-            plan.generation.check_fitted(&fitted)?;
+            plan.generation.check_sized(&fitted)?;
             Ok(fitted)
         });
         fitted.push(of_prompt.map_err(|error| in_sglangs_names(error, PARAMS))?);

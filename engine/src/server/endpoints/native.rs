@@ -1,8 +1,8 @@
-//! What SGLang's and vLLM's own programs (routers, load generators, probes) ask a server beside
-//! OpenAI's API: which model it has, how busy it is, whether it generates.
+//! Endpoints for SGLang's and vLLM's own programs (routers, load generators, probes) beyond
+//! OpenAI's API: the loaded model, its load, and whether it generates.
 //!
-//! With several models `/model_info` is the first one's. Deliberately absent: what changes weights,
-//! profiles, or is about several devices.
+//! With several models, `/model_info` describes the first one. Deliberately absent: updating
+//! weights, profiling, and anything about multiple devices.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +20,7 @@ use crate::server::endpoints::status;
 use crate::server::error::ApiError;
 use crate::server::state::AppState;
 
-/// How long one token may take before `/health_generate` says that something is wrong.
+/// How long one token may take before `/health_generate` reports an error.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(20);
 
 pub async fn version() -> Json<Value> {
@@ -77,8 +77,8 @@ pub async fn load(State(state): State<Arc<AppState>>) -> Result<Json<Value>, Api
     Ok(Json(of_each.collect()))
 }
 
-/// `/health_generate`: as `/health`, and each model that has nothing to do makes one token. A model
-/// that is busy shows by its steps whether it works, and is asked nothing.
+/// `/health_generate`: like `/health`, and each idle model generates one token. A busy model shows
+/// by its steps whether it works, so it is not probed.
 pub async fn health_generate(
     State(state): State<Arc<AppState>>,
     headers: HeaderMap,

@@ -1,6 +1,6 @@
-//! What the server says of itself: `/health`, `/metrics`, `/server_info`, `/v1/models`.
+//! Status endpoints: `/health`, `/metrics`, `/server_info`, `/v1/models`.
 //!
-//! With one model each says what it would say of that model alone; with several, of all of them.
+//! With one model each describes that model; with several, all of them.
 
 use std::sync::Arc;
 
@@ -14,13 +14,14 @@ use crate::errors::Code;
 use crate::served_model::ServedModel;
 use crate::server::endpoints::exposition;
 use crate::server::error::ApiError;
-use crate::server::models::{Entry, ModelState};
+use crate::server::models::{ModelEntry, ModelState};
 use crate::server::state::AppState;
 use crate::server::transport::auth;
 
-/// 200 when requests are served: of several models, by one at least, and by none badly. 503 while
-/// loading, when stopping, when an engine failed, and when every model sleeps or is gone. Several
-/// models are named to requests with the key only, where there is one.
+/// Returns 200 if requests can be served: with several models, if at least one is ready and none
+/// has failed. Returns 503 while loading or stopping, if an engine has failed, and if all models
+/// are sleeping or gone. With several models, their names are shown only to requests with the key,
+/// if there is one.
 pub async fn health(
     State(state): State<Arc<AppState>>,
     headers: HeaderMap,
@@ -65,7 +66,7 @@ pub async fn health(
     Ok(Json(json!({"status": "ok", "models": states})))
 }
 
-/// Prometheus text format. The process has its part at all times, a model while it is loaded.
+/// Prometheus text format. The process's metrics are always there, a model's while it is loaded.
 pub async fn metrics(State(state): State<Arc<AppState>>) -> Response {
     let mut texts: Vec<String> = state
         .models
@@ -78,7 +79,8 @@ pub async fn metrics(State(state): State<Arc<AppState>>) -> Response {
     ([(header::CONTENT_TYPE, kind)], exposition::merge(&texts)).into_response()
 }
 
-/// The model's own object; with several, `models` holds theirs, and the rest is the first one's.
+/// The model's own object; with several models, `models` has one for each and the rest is the first
+/// one's.
 pub async fn server_info(State(state): State<Arc<AppState>>) -> Result<Json<Value>, ApiError> {
     let loaded = loaded(&state)?;
     let mut info = match loaded.first() {
@@ -115,7 +117,7 @@ pub async fn models(State(state): State<Arc<AppState>>) -> Result<Json<Value>, A
     Ok(Json(json!({"object": "list", "data": data})))
 }
 
-/// The name may hold slashes, as hub ids do.
+/// The name may contain slashes, as hub ids do.
 pub async fn model(
     State(state): State<Arc<AppState>>,
     Path(name): Path<String>,
@@ -127,7 +129,7 @@ pub async fn model(
     }
 }
 
-/// The models whose engine is there; an error while the first one is still being loaded.
+/// The models whose engine exists; an error while the first one is still being loaded.
 pub fn loaded(state: &AppState) -> Result<Vec<Arc<ServedModel>>, ApiError> {
     let loaded = state.models.loaded();
     if loaded.is_empty() && !state.has_started() {
@@ -136,7 +138,7 @@ pub fn loaded(state: &AppState) -> Result<Vec<Arc<ServedModel>>, ApiError> {
     Ok(loaded)
 }
 
-fn card(entry: &Entry, model: &ServedModel, name: &str) -> Value {
+fn card(entry: &ModelEntry, model: &ServedModel, name: &str) -> Value {
     let mut card = json!({
         "id": name,
         "object": "model",

@@ -68,8 +68,8 @@ pub async fn detokenize(
     ))
 }
 
-/// `GET /tokenizer_info`, in vLLM's shape: what a client needs to count tokens and to render chats
-/// by itself. With several models, the one of `?model=`.
+/// `GET /tokenizer_info`, in vLLM's format: what a client needs to count tokens and to render chats
+/// itself. With several models, the one of `?model=`.
 pub async fn tokenizer_info(
     State(state): State<Arc<AppState>>,
     Query(asked): Query<AskedModel>,

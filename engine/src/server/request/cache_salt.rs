@@ -1,6 +1,6 @@
-//! `cache_salt`, as vLLM has it: KV of prompts is shared with requests of the same salt alone, so that
-//! neither `cached_tokens` nor the time to the first token tells what others have asked. Kept
-//! answers (`--result-cache`) are told apart by it as by every field of a body.
+//! `cache_salt`, as in vLLM: cached KV is shared only between requests with the same salt, so that
+//! neither `cached_tokens` nor the time to first token reveals what other clients asked. The result
+//! cache (`--result-cache`) treats it like every other field of the body.
 
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -11,7 +11,7 @@ use crate::server::request::fields::Fields;
 const NAME: &str = "cache_salt";
 const MAX_BYTES: usize = 1024;
 
-/// The root of the prompt's prefixes; 0 where no salt is sent.
+/// The root of the prompt's prefixes in the radix tree; 0 without a salt.
 pub fn take(fields: &mut Fields) -> Result<u64, ApiError> {
     const WANTED: &str = "a string that is not empty, of at most 1024 bytes";
     match fields.value(NAME) {
@@ -25,7 +25,7 @@ pub fn take(fields: &mut Fields) -> Result<u64, ApiError> {
     }
 }
 
-/// Never 0, which is the root of all without a salt.
+/// Never 0, which is the root for requests without a salt.
 fn root_of(salt: &str) -> u64 {
     let digest: [u8; 32] = Sha256::digest(salt).into();
     let mut first = [0; 8];

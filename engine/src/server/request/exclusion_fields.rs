@@ -1,4 +1,4 @@
-//! The fields that say which tokens may not come: `allowed_token_ids`, `bad_words`, `min_tokens`.
+//! The fields that exclude tokens: `allowed_token_ids`, `bad_words`, `min_tokens`.
 
 use std::sync::{Arc, OnceLock};
 
@@ -11,7 +11,7 @@ use crate::text::Tokenizer;
 const MAX_BAD_WORDS: usize = 1024;
 const MAX_BAD_WORD_CHARS: usize = 1024;
 
-/// Words that the output must not hold. Their tokens are looked up once a request.
+/// Words that the output must not contain. They are tokenized once per request.
 #[derive(Debug, Clone, Default)]
 pub struct BadWords {
     words: Vec<String>,
@@ -54,7 +54,7 @@ impl BadWords {
         self.words.is_empty()
     }
 
-    /// Each word as tokens, as it is at the start of a text and behind a space.
+    /// The tokens of each word, at the start of a text and after a space.
     pub fn ids(&self, tokenizer: &Tokenizer) -> Result<Arc<[Vec<u32>]>, ApiError> {
         if let Some(ids) = self.ids.get() {
             return Ok(Arc::clone(ids));
@@ -79,14 +79,15 @@ impl BadWords {
     }
 }
 
-/// `allowed_token_ids`: the only tokens that may come.
+/// `allowed_token_ids`: the only tokens that may be generated.
 pub fn take_allowed(fields: &mut Fields, limits: &Limits) -> Result<Option<Arc<[u32]>>, ApiError> {
     const NAME: &str = "allowed_token_ids";
     let Some(items) = fields.array(NAME)? else {
         return Ok(None);
     };
     if items.is_empty() {
-        let message = format!("{NAME} is empty: no token could come; leave it out to allow all");
+        let message =
+            format!("{NAME} is empty: no token could be generated; leave it out to allow all");
         return Err(ApiError::invalid(NAME, message));
     }
     if items.len() > limits.vocab {

@@ -1,7 +1,7 @@
 //! A request body as a JSON object whose fields are taken out one by one, each with its type
 //! and range checked, so that every refusal names the field, the value and the limit.
 //!
-//! `null` is the same as absent, as in OpenAI's API. Fields that nobody takes are ignored.
+//! `null` is treated as absent, as in OpenAI's API. Fields that are not taken are ignored.
 
 use axum::extract::{FromRequest, Request};
 use axum::http::header;
@@ -16,17 +16,17 @@ use crate::server::error::ApiError;
 use crate::server::response::cached::BodyDigest;
 use crate::server::state::AppState;
 
-/// Longest piece of a client's own value that an error repeats, in characters.
+/// Maximum length of a client's value that an error message repeats, in characters.
 const MAX_SHOWN_CHARS: usize = 80;
 
-/// The fields not yet taken.
+/// The fields not taken yet.
 #[derive(Debug, Clone, Default)]
 pub struct Fields {
     map: Map<String, Value>,
     /// Path of this object within the body, with its dot: `stream_options.`
     prefix: String,
     digest: Option<BodyDigest>,
-    /// When the whole body was there.
+    /// When the whole body had been received.
     received: Option<Instant>,
 }
 
@@ -62,12 +62,12 @@ impl Fields {
         format!("{}{name}", self.prefix)
     }
 
-    /// Of the body as it came, where answers are kept.
+    /// The digest of the body as received, if results are cached.
     pub fn digest(&self) -> Option<&BodyDigest> {
         self.digest.as_ref()
     }
 
-    /// When the whole body was there; now, for a body that no connection brought.
+    /// When the whole body had been received; now, if it did not come over a connection.
     pub fn received(&self) -> Instant {
         self.received.unwrap_or_else(Instant::now)
     }
@@ -77,7 +77,7 @@ impl Fields {
         self.map.remove(name).filter(|value| !value.is_null())
     }
 
-    /// For a reader that looked at a field which is not its own.
+    /// Puts a field back that belongs to another parser.
     pub fn put_back(&mut self, name: &str, value: Value) {
         self.map.insert(name.to_owned(), value);
     }
@@ -98,7 +98,7 @@ impl Fields {
         }
     }
 
-    /// A sampling parameter, as the samplers take it.
+    /// A sampling parameter, converted to the sampler's type.
     pub fn parameter(&mut self, range: Range) -> Result<Option<f32>, ApiError> {
         let name = range.name;
         let Some(value) = self.value(name) else {
@@ -127,7 +127,7 @@ impl Fields {
         match as_integer(&value) {
             Some(number) if range.contains(&number) => Ok(Some(number)),
             Some(_) => Err(self.out_of_range(name, &value, range.start(), range.end())),
-            // Too large for an i64, but an integer.
+            // It is too large for an i64, but an integer.
             None if value.as_u64().is_some() => {
                 Err(self.out_of_range(name, &value, range.start(), range.end()))
             }
@@ -156,12 +156,12 @@ impl Fields {
         }
     }
 
-    /// Every field left, taken at once.
+    /// All remaining fields.
     pub fn into_map(self) -> Map<String, Value> {
         self.map
     }
 
-    /// Refuses a field that we know and do not do, unless it holds a value that asks for nothing.
+    /// Refuses a field that is known but not supported, unless its value has no effect.
     pub fn refuse(&mut self, name: &str, asks_for_nothing: &[Value]) -> Result<(), ApiError> {
         match self.value(name) {
             Some(value) if !asks_for_nothing.contains(&value) => {
@@ -202,7 +202,7 @@ impl Fields {
     }
 }
 
-/// What JSON does not begin with and bodies sometimes do.
+/// Starts of bodies that are not JSON and occur in practice.
 fn unreadable_start(body: &[u8]) -> Option<&'static str> {
     let starts: [(&[u8], &str); 5] = [
         (b"\xef\xbb\xbf", "a byte order mark (BOM)"),
@@ -243,8 +243,8 @@ pub fn kind_of(value: &Value) -> &'static str {
     }
 }
 
-/// Reads the body up to `--max-body-bytes`. The content type is not looked at: `curl -d` sends
-/// the wrong one by default.
+/// Reads the body up to `--max-body-bytes`. The content type is ignored: `curl -d` sends the wrong
+/// one by default.
 impl FromRequest<Arc<AppState>> for Fields {
     type Rejection = ApiError;
 
@@ -279,8 +279,8 @@ impl FromRequest<Arc<AppState>> for Fields {
             } else if n_bytes > limit.saturating_mul(8) {
                 break;
             }
-            // Over the limit the rest is read and dropped for a while, because closing a
-            // connection with unread input makes clients lose the answer.
+            // The rest of an oversized body is read and dropped for a while, because closing a
+            // connection with unread input makes clients lose the response.
         }
         if n_bytes > limit {
             return Err(ApiError::body_too_large(limit));

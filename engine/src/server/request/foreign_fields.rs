@@ -1,9 +1,10 @@
-//! Fields of other servers' APIs that would change the answer and that this server does not do.
+//! Fields of other servers' APIs that would change the output and are not supported here.
 //!
-//! They are refused by name: an answer that silently is not what was asked for is worse than none.
-//! Fields that no server reads, and those that only say who asks (`user`, `metadata`, `store`,
-//! `service_tier`, `safety_identifier`, `prompt_cache_key`), are ignored, as OpenAI-compatible
-//! servers do. What has a reader of its own (sampling, forms, tools, templates) is not in here.
+//! They are refused by name: a response that silently differs from the request is worse than an
+//! error. Fields that no server reads, and those that only identify the caller (`user`, `metadata`,
+//! `store`, `service_tier`, `safety_identifier`, `prompt_cache_key`), are ignored, as in other
+//! OpenAI-compatible servers. Fields with their own parser (sampling, output formats, tools,
+//! templates) are not listed here.
 
 use serde_json::{Value, json};
 
@@ -12,7 +13,7 @@ use crate::served_model::ServedModel;
 use crate::server::error::ApiError;
 use crate::server::request::fields::Fields;
 
-/// Of every endpoint that generates, with the values that ask for nothing.
+/// The fields, for every endpoint that generates, with the values that have no effect.
 fn table() -> Vec<(&'static str, Vec<Value>)> {
     let off = || vec![json!(false), json!([]), json!({}), json!("")];
     let zero = || vec![json!(0), json!(0.0), json!(false), json!([])];
@@ -112,7 +113,7 @@ fn table() -> Vec<(&'static str, Vec<Value>)> {
     ]
 }
 
-/// Refuses every field of the table that asks for something.
+/// Refuses every field of the table whose value would have an effect.
 pub fn refuse(fields: &mut Fields) -> Result<(), ApiError> {
     for (name, asks_for_nothing) in table() {
         fields
@@ -122,7 +123,7 @@ pub fn refuse(fields: &mut Fields) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// Names the field that does the same here, where there is one.
+/// Adds the field that has the same effect here, if there is one.
 fn with_ours(name: &str, mut error: ApiError) -> ApiError {
     let ours = match name {
         "thinking" | "think" | "reasoning_budget" => {
@@ -138,7 +139,7 @@ fn with_ours(name: &str, mut error: ApiError) -> ApiError {
     error
 }
 
-/// A `priority` that no policy would read is refused, as vLLM does.
+/// Refuses a `priority` that the scheduling policy does not read, as vLLM does.
 pub fn check_priority(model: &ServedModel, priority: i32) -> Result<(), ApiError> {
     let policy = model.engine.config().scheduler.policy;
     if priority == 0 || policy == PolicyName::Priority {
@@ -171,7 +172,7 @@ mod tests {
         }
     }
 
-    /// Other servers' ways to ask for something that this server does under a name of its own.
+    /// Features that this server supports under another name.
     #[test]
     fn a_refusal_names_the_field_that_does_the_same() {
         for (body, ours) in [

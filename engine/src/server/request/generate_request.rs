@@ -1,4 +1,4 @@
-//! The body of `/generate`, read: prompts, ids, and the fields of generation under SGLang's names.
+//! Parses the body of `/generate`: prompts, ids, and the generation fields under SGLang's names.
 
 use serde_json::{Map, Value, json};
 
@@ -12,11 +12,11 @@ use crate::server::request::sampling_fields::{Generation, MAX_CHOICES, MAX_LOGPR
 use crate::server::response::generate_format::Shown;
 use crate::server::running::check_id;
 
-/// Output tokens where the client does not say, as SGLang has it.
+/// Default output tokens, as in SGLang.
 const DEFAULT_MAX_TOKENS: usize = 128;
 pub const PARAMS: &str = "sampling_params";
 
-/// SGLang's names in `sampling_params`, and what they are called in OpenAI's and vLLM's fields.
+/// SGLang's names in `sampling_params` and the corresponding OpenAI or vLLM fields.
 const NAMES: [(&str, &str); 21] = [
     ("max_new_tokens", "max_tokens"),
     ("min_new_tokens", "min_tokens"),
@@ -40,7 +40,7 @@ const NAMES: [(&str, &str); 21] = [
     ("ebnf", "ebnf"),
     ("structural_tag", "structural_tag"),
 ];
-/// Known, not done, and harmless with these values.
+/// Known but unsupported fields, with the values that have no effect.
 const NOT_DONE: [&str; 4] = [
     "stop_regex",
     "custom_params",
@@ -48,25 +48,25 @@ const NOT_DONE: [&str; 4] = [
     "spaces_between_special_tokens",
 ];
 
-/// What was asked for, checked but for its length.
+/// A parsed request, checked except for its length.
 pub struct GenerateRequest {
     pub prompts: Vec<Prompt>,
-    /// The prompts came as a list, so the answer is one.
+    /// Whether the prompts were given as a list, so that the response is a list too.
     pub is_list: bool,
-    /// Of each prompt.
+    /// One for each prompt.
     pub ids: Vec<String>,
     pub is_streamed: bool,
     pub shown: Shown,
-    /// Of each prompt, or one of all.
+    /// One for each prompt, or one for all.
     pub planned: Vec<Planned>,
-    /// Choices of each prompt.
+    /// Choices for each prompt.
     pub n: usize,
 }
 
 /// One object of `sampling_params`.
 pub struct Planned {
     pub generation: Generation,
-    /// Output tokens where it does not say.
+    /// Output tokens if the request does not give a number.
     pub default: usize,
 }
 
@@ -112,7 +112,7 @@ impl GenerateRequest {
         })
     }
 
-    /// The place in `planned` of a prompt's parameters.
+    /// The index in `planned` of a prompt's parameters.
     pub fn plan_of(&self, prompt: usize) -> usize {
         prompt.min(self.planned.len().saturating_sub(1))
     }
@@ -126,7 +126,7 @@ impl Planned {
         seeds: &Seeds,
         n_logprobs: Option<usize>,
     ) -> Result<Self, ApiError> {
-        // `null` asks for what the sequence leaves; nothing at all for the default.
+        // `null` means the rest of the sequence; an absent field means the default.
         let is_open = params.get("max_new_tokens").is_some_and(Value::is_null);
         let mut renamed = Map::new();
         for (name, value) in params {
@@ -162,7 +162,7 @@ impl Planned {
     }
 }
 
-/// An error about one of our fields, as one about the field that the client sent.
+/// Converts an error about one of our fields to one about the field that the client sent.
 pub fn in_sglangs_names(mut error: ApiError, path: &str) -> ApiError {
     let ours_alone = |param: &str| match param.strip_prefix(path) {
         Some(rest) => rest.strip_prefix('.').map(str::to_owned),
@@ -174,7 +174,7 @@ pub fn in_sglangs_names(mut error: ApiError, path: &str) -> ApiError {
     let differing = || NAMES.iter().filter(|(theirs, ours)| theirs != ours);
     if let Some((theirs, ours)) = differing().find(|(_, ours)| *ours == param) {
         error.param = Some(format!("{path}.{theirs}"));
-        // One of the lengths is explained by the other.
+        // One length can only be explained by the other.
         let is_length = |name: &str| matches!(name, "max_tokens" | "min_tokens");
         for (theirs, other) in differing() {
             if other == ours || is_length(ours) && is_length(other) {
@@ -185,7 +185,7 @@ pub fn in_sglangs_names(mut error: ApiError, path: &str) -> ApiError {
     error
 }
 
-/// The prompts, and whether they came as a list.
+/// The prompts, and whether they were given as a list.
 fn take_inputs(fields: &mut Fields, limits: &Limits) -> Result<(Vec<Prompt>, bool), ApiError> {
     let inputs = (fields.value("text"), fields.value("input_ids"));
     let (prompts, is_list) = match inputs {
@@ -234,13 +234,13 @@ fn take_inputs(fields: &mut Fields, limits: &Limits) -> Result<(Vec<Prompt>, boo
     Ok((prompts, is_list))
 }
 
-/// An id for each prompt: the client's, or new ones.
+/// An id for each prompt: the client's, or generated ones.
 fn take_ids(fields: &mut Fields, n_prompts: usize) -> Result<Vec<String>, ApiError> {
     let made = || format!("{:032x}", rand::random::<u128>());
     let sent = match fields.value("rid") {
         None => return Ok((0..n_prompts).map(|_| made()).collect()),
         Some(Value::Array(ids)) => ids,
-        // One id for a list of prompts: each prompt's ends with its number, as at SGLang.
+        // One id for a list of prompts: each prompt's id gets its index as a suffix, as in SGLang.
         Some(Value::String(id)) if n_prompts > 1 => {
             let numbered = (0..n_prompts).map(|i| Value::String(format!("{id}_{i}")));
             numbered.collect()
@@ -298,7 +298,7 @@ fn take_shown(fields: &mut Fields) -> Result<Shown, ApiError> {
     })
 }
 
-/// A value, or a list of equal ones.
+/// A value, or a list of equal values.
 fn of_all(fields: &mut Fields, name: &str) -> Result<Option<Value>, ApiError> {
     match fields.value(name) {
         Some(Value::Array(mut items)) => {
@@ -315,7 +315,7 @@ fn of_all(fields: &mut Fields, name: &str) -> Result<Option<Value>, ApiError> {
 /// One object of `sampling_params`, as it came.
 type Params = Map<String, Value>;
 
-/// The objects, each with its path.
+/// The objects, each with its path in the body.
 fn take_params(fields: &mut Fields, n_prompts: usize) -> Result<Vec<(String, Params)>, ApiError> {
     match fields.value(PARAMS) {
         None => Ok(vec![(PARAMS.to_owned(), Map::new())]),

@@ -1,8 +1,8 @@
-//! Compiles what a request's output has to be: so many at a time, and for so long.
+//! Compiles the required output format of a request, with bounded concurrency and time.
 //!
-//! A compiled constraint is at most some seconds' work (its size, its nesting and its automata are
-//! bounded), which is done to its end also where the client has left. So a client waits for a place
-//! for a bounded time, and gets an error then.
+//! Compiling a constraint takes at most a few seconds, since its size, nesting and automata are
+//! bounded. It runs to completion even if the client has left. A client therefore waits for a slot
+//! for a bounded time and then gets an error.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,15 +16,16 @@ use crate::guide::Guide;
 use crate::served_model::ServedModel;
 use crate::server::error::ApiError;
 use crate::server::request::sampling_fields::Generation;
-use crate::server::request::structured_fields::Asked;
-use crate::server::transport::turn::in_turn;
+use crate::server::request::structured_fields::RequestedFormat;
+use crate::server::transport::turn::run_blocking_limited;
 use crate::structured::{Grammar, Preamble, StructuredError};
 
-/// Grammars compiled at a time: large ones are a second's work of a core.
+/// Grammars compiled concurrently: a large one takes a core about a second.
 const COMPILED_AT_ONCE: usize = 2;
 static COMPILING: Semaphore = Semaphore::const_new(COMPILED_AT_ONCE);
 
-/// From the moment that a request asks until its grammar is there, others' before it included.
+/// Maximum time from the request to its compiled grammar, including other requests' grammars before
+/// it.
 const MAX_WAIT: Duration = Duration::from_secs(30);
 
 /// A compiled constraint, and the field that asked for it.
@@ -33,7 +34,7 @@ pub struct CompiledForm {
     param: Arc<str>,
 }
 
-/// What one choice has to follow, from its first token on.
+/// What one choice must follow, from its first token on.
 pub struct Form {
     pub guide: Guide,
     /// The field that asked for it.
@@ -41,7 +42,7 @@ pub struct Form {
 }
 
 impl CompiledForm {
-    /// For another choice.
+    /// A guide for one more choice.
     pub fn form(&self) -> Form {
         Form {
             guide: self.grammar.guide(),
@@ -50,17 +51,17 @@ impl CompiledForm {
     }
 }
 
-/// Compiles for so many choices. That is work of the processor, so it is not done on an async
-/// thread. Waits no longer than `--max-queue-s`, what is left of `--max-request-s`, and half a
-/// minute. `generation`: what else the request asked for, which has to leave a token to begin with.
+/// Compiles the format for `n` choices. This is CPU-bound, so it does not run on an async thread.
+/// Waits no longer than `--max-queue-s`, the remainder of `--max-request-s`, and half a minute.
+/// `generation` has the request's other constraints, which must leave at least one first token.
 pub async fn compile(
     model: &ServedModel,
-    asked: Option<Asked>,
+    asked: Option<RequestedFormat>,
     preamble: Preamble,
     generation: &Generation,
     n_choices: usize,
 ) -> Result<Option<CompiledForm>, ApiError> {
-    let Some(Asked { constraint, param }) = asked else {
+    let Some(RequestedFormat { constraint, param }) = asked else {
         return Ok(None);
     };
     let grammars = Arc::clone(&model.grammars);
@@ -80,7 +81,7 @@ pub async fn compile(
     }
 }
 
-/// `allowed_token_ids` has one that the output may begin with.
+/// Checks that `allowed_token_ids` contains a token with which the output may begin.
 fn check_begin(grammar: &Grammar, param: &str, generation: &Generation) -> Result<(), ApiError> {
     let Some(allowed) = &generation.params.exclusions.allowed else {
         return Ok(());
@@ -96,8 +97,8 @@ fn check_begin(grammar: &Grammar, param: &str, generation: &Generation) -> Resul
     Err(ApiError::of_field(Code::GrammarFailed, param, message))
 }
 
-/// Does `work` when there is a place, if both take no longer than the limits, for a request that was
-/// there at `received`.
+/// Runs `work` when a slot is free, if waiting and work together stay within the limits of a
+/// request received at `received`.
 async fn within<T: Send + 'static>(
     places: &'static Semaphore,
     limits: &TimeLimits,
@@ -106,12 +107,16 @@ async fn within<T: Send + 'static>(
 ) -> Result<T, ApiError> {
     let begun = Instant::now();
     let limit = Limit::shortest(limits, received.elapsed());
-    let done = timeout(limit.left, in_turn(places, "compiling the grammar", work)).await;
+    let done = timeout(
+        limit.left,
+        run_blocking_limited(places, "compiling the grammar", work),
+    )
+    .await;
     done.unwrap_or_else(|_| {
         let (waited, of) = (begun.elapsed().as_secs_f64(), limit.of.as_secs_f64());
         let name = limit.name;
         let message = format!(
-            "the grammar was not compiled within {waited:.1} s, the limit is {of:.1} s ({name}); it \
+            "the grammar could not be compiled within {waited:.1} s, the limit is {of:.1} s ({name}); it \
              is large, or others are being compiled: try again later"
         );
         Err(ApiError::new(limit.code, message))
@@ -122,14 +127,14 @@ async fn within<T: Send + 'static>(
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Limit {
     left: Duration,
-    /// As it was set.
+    /// The configured value.
     of: Duration,
     code: Code,
     name: &'static str,
 }
 
 impl Limit {
-    /// The one that is reached first, for a request that has taken `taken` already.
+    /// The limit that is reached first by a request that has already taken `taken`.
     fn shortest(limits: &TimeLimits, taken: Duration) -> Self {
         let total = limits.total.map(|of| Self {
             left: of.saturating_sub(taken),
@@ -165,7 +170,7 @@ fn code_of(error: &StructuredError) -> Code {
         | StructuredError::TooManySymbols { .. }
         | StructuredError::Multiple { .. }
         | StructuredError::Keyword { .. } => Code::InvalidValue,
-        // This model's output can have no form.
+        // This model cannot produce constrained output.
         StructuredError::NoEndToken | StructuredError::Vocabulary(_) => Code::UnsupportedParameter,
         StructuredError::NoThread(_) => Code::InternalError,
     }
@@ -186,13 +191,13 @@ mod tests {
         };
         let (end, may_end) = mpsc::channel::<()>();
         let first = tokio::spawn(async move {
-            // An error is the sender's end, which is an end, too.
+            // An error means that the sender was dropped, which ends the work too.
             let work = move || may_end.recv().is_ok();
             within(&PLACES, &limits(None, Some(50)), Instant::now(), work).await
         });
         let error = first.await.expect("it ends").expect_err("too long");
         assert_eq!(error.code, Code::RequestTimeout, "{error}");
-        // The first one's client has its answer, but its work goes on.
+        // The first client has its response, but its work continues.
         for (limits, code, name) in [
             (limits(Some(50), None), Code::QueueTimeout, "--max-queue-s"),
             (
@@ -211,7 +216,7 @@ mod tests {
             assert_eq!(error.code, code);
             assert!(error.message.contains(name), "{error}");
         }
-        // A request that has taken its time already has none left.
+        // A request that has used up its time has none left.
         let begun = Instant::now();
         let received = begun
             .checked_sub(Duration::from_mins(1))

@@ -1,10 +1,10 @@
-//! One message as clients write it, put into the form that chat templates know: a role, a text as
-//! content, calls with their arguments as objects, and thoughts as `reasoning_content`.
+//! Converts one message to the form that chat templates expect: a role, a text as content, tool
+//! calls with their arguments as objects, and reasoning as `reasoning_content`.
 //!
-//! Contents come as a string, as `null`, or as a list of parts in the spellings of the chat, the
-//! responses and Anthropic's API. What is no text (images, audio, files) is refused.
-//! Special tokens that are typed into a content become the tokens that they name, as in transformers:
-//! a program that passes on texts of strangers has to take them out first.
+//! Contents are a string, `null`, or a list of parts in the spellings of the chat, responses and
+//! Anthropic APIs. Parts other than text (images, audio, files) are refused. Special tokens typed
+//! into a content become those tokens, as in transformers: a program that forwards untrusted text
+//! must remove them first.
 
 use serde_json::{Map, Value, json};
 
@@ -12,7 +12,7 @@ use crate::server::error::ApiError;
 use crate::server::request::fields::{kind_of, show};
 use crate::text::has_large_integers;
 
-/// Message `i` of a request, checked.
+/// Message `i` of a request, validated.
 pub fn check_message(i: usize, message: Value) -> Result<Value, ApiError> {
     let path = format!("messages[{i}]");
     let Value::Object(mut message) = message else {
@@ -47,7 +47,7 @@ pub fn check_message(i: usize, message: Value) -> Result<Value, ApiError> {
             return Err(ApiError::invalid(path, text));
         }
     };
-    // A refusal is sent back as it came: in a field of its own, with content null.
+    // A refusal is passed on as received: in its own field, with content null.
     if let Some(Value::String(refusal)) = message.remove("refusal")
         && read.text.is_empty()
     {
@@ -79,7 +79,7 @@ fn refuse_part(
     }
 }
 
-/// Templates know thoughts as `reasoning_content`; newer clients send them back as `reasoning`.
+/// Templates read reasoning from `reasoning_content`; newer clients send it as `reasoning`.
 fn keep_thought(message: &mut Map<String, Value>, of_parts: String) {
     const NAME: &str = "reasoning_content";
     let newer = match message.get("reasoning") {
@@ -97,7 +97,7 @@ fn keep_thought(message: &mut Map<String, Value>, of_parts: String) {
 #[derive(Default)]
 struct Content {
     text: String,
-    /// What the parts say of the assistant's thoughts.
+    /// The reasoning in the assistant's parts.
     thought: String,
 }
 
@@ -110,7 +110,7 @@ impl Content {
     }
 }
 
-/// Templates want one text; parts are joined by line breaks, as vLLM joins them.
+/// Templates expect one text; parts are joined with newlines, as in vLLM.
 fn join_parts(path: &str, parts: Vec<Value>, is_assistant: bool) -> Result<Content, ApiError> {
     let (mut texts, mut thoughts) = (Vec::new(), Vec::new());
     for (i, part) in parts.into_iter().enumerate() {
@@ -147,8 +147,8 @@ fn join_parts(path: &str, parts: Vec<Value>, is_assistant: bool) -> Result<Conte
     })
 }
 
-/// OpenAI sends a call's arguments as a string that holds JSON; templates want the object. One with
-/// integers beyond 64 bits stays a string, which the template's side makes the object of.
+/// OpenAI sends a call's arguments as a string of JSON; templates expect the object. Arguments with
+/// integers beyond 64 bits stay a string, which the template environment parses.
 fn parse_arguments(path: &str, call: &mut Value) -> Result<(), ApiError> {
     let Some(arguments) = call.pointer_mut("/function/arguments") else {
         return Ok(());
@@ -255,7 +255,7 @@ mod tests {
         let arguments = |i: usize| &message["tool_calls"][i]["function"]["arguments"];
         assert_eq!((arguments(0), arguments(1)), (&json!({"x": 1}), &json!({})));
     }
-    /// As floats they would come back to the model as other numbers.
+    /// As floats, they would reach the model as different numbers.
     #[test]
     fn integers_beyond_64_bits_stay_text_and_those_beyond_128_are_refused() {
         let message = |number: &str| {

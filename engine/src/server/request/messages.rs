@@ -1,4 +1,4 @@
-//! A conversation as clients send it, checked and put into the form that chat templates know.
+//! Validates a conversation and converts it to the form that chat templates expect.
 
 use std::sync::Arc;
 
@@ -9,24 +9,24 @@ use crate::served_model::ServedModel;
 use crate::server::error::ApiError;
 use crate::server::request::fields::{Fields, show};
 use crate::server::request::message_content::check_message;
-use crate::server::transport::turn::in_turn;
+use crate::server::transport::turn::run_blocking_limited;
 use crate::text::{ChatInput, ChatTemplate, TextError};
 
 const MAX_MESSAGES: usize = 4096;
 
-/// Variables of templates that are fields of their own, too.
+/// Template variables that can also be request fields.
 const THINKING: &str = "enable_thinking";
 const EFFORT: &str = "reasoning_effort";
 
-/// What the template is rendered with.
+/// The input of the chat template.
 #[derive(Debug, Clone)]
 pub struct Conversation {
     messages: Vec<Value>,
     tools: Option<Vec<Value>>,
     add_generation_prompt: bool,
-    /// The last message is the beginning of the answer.
+    /// Whether the last message is the beginning of the response.
     continues: bool,
-    /// How much the model is to think, as OpenAI names it.
+    /// Reasoning effort, in OpenAI's terms.
     effort: Option<String>,
     template_kwargs: Map<String, Value>,
 }
@@ -54,7 +54,7 @@ impl Conversation {
         for (i, tool) in tools.iter().flatten().enumerate() {
             check_tool(i, tool)?;
         }
-        // `none` hides the tools from the model, as vLLM does.
+        // `none` hides the tools from the model, as in vLLM.
         let tools = tools.filter(|_| !is_none_choice(fields));
         let mut template_kwargs = fields
             .object("chat_template_kwargs")?
@@ -101,8 +101,8 @@ impl Conversation {
         Err(ApiError::invalid(NAME, format!("{NAME} {problem}")))
     }
 
-    /// Hands the effort on to a template that reads it. Others can be told to think or not, where
-    /// they know that; "medium" is what models do anyway.
+    /// Passes the effort to a template that reads it. For other templates reasoning can be turned
+    /// on or off if they support that; "medium" is the models' default.
     fn apply_effort(&mut self, template: &ChatTemplate) -> Result<(), ApiError> {
         let Some(effort) = self.effort.take() else {
             return Ok(());
@@ -131,18 +131,18 @@ impl Conversation {
         }
     }
 
-    /// The beginning of the answer, where the last message is one.
+    /// The beginning of the response, if the last message is one.
     pub fn prefill(&self) -> Option<&str> {
         let last = self.messages.last().filter(|_| self.continues);
         last.and_then(|message| message["content"].as_str())
     }
-    /// Those that the model sees.
+    /// The tools that the model sees.
     pub fn tools(&self) -> &[Value] {
         self.tools.as_deref().unwrap_or_default()
     }
 }
 
-/// Fields that would change the prompt and that neither the chat nor `/tokenize` does.
+/// Fields that would change the prompt and that neither chat nor `/tokenize` supports.
 fn refuse_of_template(fields: &mut Fields) -> Result<(), ApiError> {
     for name in [
         "chat_template",
@@ -178,10 +178,10 @@ fn check_tool(i: usize, tool: &Value) -> Result<(), ApiError> {
     }
 }
 
-/// Templates that are rendered at once: as many as there are threads that bring them work.
+/// Templates rendered concurrently.
 static RENDERING: Semaphore = Semaphore::const_new(2);
 
-/// The prompt's text. Rendering runs the checkpoint's program, so it does not run on an async
+/// The prompt's text. Rendering executes the checkpoint's template, so it does not run on an async
 /// thread.
 pub async fn render(
     model: &ServedModel,
@@ -189,7 +189,7 @@ pub async fn render(
 ) -> Result<String, ApiError> {
     let template = Arc::clone(&model.chat_template);
     conversation.apply_effort(&template)?;
-    let rendered = in_turn(&RENDERING, "the chat template", move || {
+    let rendered = run_blocking_limited(&RENDERING, "the chat template", move || {
         let input = ChatInput {
             messages: &conversation.messages,
             tools: conversation.tools.as_deref(),

@@ -1,4 +1,4 @@
-//! From what a client sent as its prompt to token ids that fit.
+//! Converts a client's prompt to token ids that fit.
 
 use std::sync::Arc;
 
@@ -10,12 +10,12 @@ use crate::served_model::{Limits, ServedModel};
 use crate::server::error::ApiError;
 use crate::server::request::fields::Fields;
 use crate::server::request::sampling_fields::{MAX_CHOICES, token_ids};
-use crate::server::transport::turn::in_turn;
+use crate::server::transport::turn::run_blocking_limited;
 
-/// Text shorter than this is tokenized where it is; longer text on a thread that may block.
+/// Shorter texts are tokenized inline; longer ones on a blocking thread.
 pub(crate) const INLINE_BYTES: usize = 4096;
 
-/// Longer texts are tokenized so many at a time: each takes a hundred times its size meanwhile.
+/// Number of longer texts tokenized concurrently: each needs a hundred times its size meanwhile.
 pub(crate) const LONG_TEXTS_AT_ONCE: usize = 2;
 static LONG_TEXTS: Semaphore = Semaphore::const_new(LONG_TEXTS_AT_ONCE);
 
@@ -71,8 +71,8 @@ pub fn take_prompts(fields: &mut Fields, limits: &Limits) -> Result<Vec<Prompt>,
     }
 }
 
-/// Ids of a text, off the async threads where it is long. A text that cannot fit the model, as its
-/// bytes alone tell, is refused before it is tokenized.
+/// Tokenizes a text, off the async threads if it is long. A text that cannot fit the model, judging
+/// by its size in bytes, is refused before it is tokenized.
 pub async fn encode(
     model: &ServedModel,
     text: String,
@@ -88,7 +88,7 @@ pub async fn encode(
         tokenizer.encode(&text, add_special)
     } else {
         let tokenizer = Arc::clone(tokenizer);
-        in_turn(&LONG_TEXTS, "tokenizing", move || {
+        run_blocking_limited(&LONG_TEXTS, "tokenizing", move || {
             tokenizer.encode(&text, add_special)
         })
         .await?
@@ -96,7 +96,7 @@ pub async fn encode(
     encoded.map_err(|error| ApiError::invalid(param, error.to_string()))
 }
 
-/// Whether a text of at least `least_tokens` tokens may fit.
+/// Refuses a text whose `least_tokens` tokens exceed the limit.
 fn check_length(
     n_bytes: usize,
     least_tokens: usize,
@@ -123,32 +123,32 @@ fn check_length(
     Err(ApiError::of_field(code, param, message))
 }
 
-/// A prompt with the output it may have.
+/// A prompt and the output it may have.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fitted {
+pub struct SizedPrompt {
     pub prompt: Arc<[u32]>,
     pub max_new_tokens: usize,
 }
 
-/// Checks prompt and output against the longest sequence, in tokens.
+/// Checks prompt and output against the maximum sequence length, in tokens.
 ///
-/// `max_tokens` is what the client asked for, `default` what it gets otherwise, cut to what
-/// fits. With `--allow-auto-truncate` nothing is refused for its length: a prompt that leaves
-/// no room keeps its first tokens, as many as leave room for the output asked for (but at least
-/// half the sequence), and output is cut to the room left.
+/// `max_tokens` is the client's value; `default` applies otherwise and is cut to what fits. With
+/// `--allow-auto-truncate` nothing is refused for its length: a prompt that leaves no room is
+/// truncated to its first tokens, as many as leave room for the requested output (but at least half
+/// the sequence), and the output is cut to the room left.
 pub fn fit(
     mut ids: Vec<u32>,
     max_tokens: Option<usize>,
     default: usize,
     limits: &Limits,
     param: &str,
-) -> Result<Fitted, ApiError> {
+) -> Result<SizedPrompt, ApiError> {
     let limit = limits.max_sequence_tokens;
     if ids.is_empty() {
         let message = format!("{param} has no tokens; at least one is needed");
         return Err(ApiError::invalid(param, message));
     }
-    // A tokenizer may know more than the model; one such id would fail the step that it is in.
+    // A tokenizer may have ids that the model lacks; one such id would fail the whole step.
     if let Some(id) = ids.iter().find(|id| **id as usize >= limits.vocab) {
         let message = format!(
             "{param} has the token {id}, but this model's ids are from 0 to {}",
@@ -197,13 +197,13 @@ pub fn fit(
         }
     }
     let room = limit.saturating_sub(ids.len());
-    // No output needs no room.
+    // A request for no output needs no room.
     let least = usize::from(max_tokens != Some(0));
     if room < least {
         return Err(too_long(ids.len(), max_tokens, limits, param));
     }
     let max_new_tokens = max_tokens.unwrap_or(default).clamp(least, room);
-    Ok(Fitted {
+    Ok(SizedPrompt {
         prompt: ids.into(),
         max_new_tokens,
     })
@@ -230,8 +230,8 @@ fn too_long(n_prompt: usize, max_tokens: Option<usize>, limits: &Limits, param: 
     }
 }
 
-/// In OpenAI's and vLLM's words, by which clients tell this error from others where they do not read
-/// its code (LiteLLM, to try a model with a longer context).
+/// Worded like OpenAI's and vLLM's message, by which clients that ignore the code recognise this
+/// error (LiteLLM, to retry with a model with a longer context).
 fn context_limit(limits: &Limits) -> String {
     format!(
         "this model's maximum context length is {} tokens ({})",
@@ -239,14 +239,14 @@ fn context_limit(limits: &Limits) -> String {
     )
 }
 
-/// Texts and ids to ids that fit, in order.
+/// Converts texts and ids to ids that fit, in order.
 pub async fn fit_prompts(
     model: &ServedModel,
     prompts: Vec<Prompt>,
     add_special: bool,
     max_tokens: Option<usize>,
     default: usize,
-) -> Result<Vec<Fitted>, ApiError> {
+) -> Result<Vec<SizedPrompt>, ApiError> {
     let is_one = prompts.len() == 1;
     let mut fitted = Vec::with_capacity(prompts.len());
     for (i, prompt) in prompts.into_iter().enumerate() {
@@ -297,9 +297,9 @@ mod tests {
     fn what_fits_is_left_alone() {
         assert_eq!(fit_n(90, Some(10), false), Ok((90, 10)));
         assert_eq!(fit_n(10, None, false), Ok((10, 16)));
-        // The default output is cut; only what was asked for is an error.
+        // The default output is cut; only an explicit value is refused.
         assert_eq!(fit_n(95, None, false), Ok((95, 5)));
-        // A prompt that is only scored may fill the sequence.
+        // A prompt that is only scored may fill the whole sequence.
         assert_eq!(fit_n(100, Some(0), false), Ok((100, 0)));
         assert!(fit_n(101, Some(0), false).is_err());
     }
@@ -351,7 +351,7 @@ mod tests {
             error.message.contains("max_tokens is 9, the limit is 8"),
             "{error}"
         );
-        // What nobody asked for is cut.
+        // A default value is cut.
         assert_eq!(fit(20, None).map(|fitted| fitted.max_new_tokens), Ok(8));
         let limits = Limits {
             allow_auto_truncate: true,

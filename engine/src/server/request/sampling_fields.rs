@@ -1,5 +1,4 @@
-//! The fields that say how tokens are chosen and where output ends; the same for completions
-//! and chat.
+//! The fields that control sampling and the end of output, shared by completions and chat.
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -17,53 +16,53 @@ use crate::server::error::ApiError;
 use crate::server::request::cache_salt;
 use crate::server::request::exclusion_fields::{BadWords, take_allowed, take_min_tokens};
 use crate::server::request::fields::{Fields, as_integer, show};
-use crate::server::request::prompt::Fitted;
-use crate::server::request::structured_fields::{Asked, take_constraint};
+use crate::server::request::prompt::SizedPrompt;
+use crate::server::request::structured_fields::{RequestedFormat, take_constraint};
 use crate::text::Tokenizer;
 
-/// Most log-probabilities a token, as OpenAI's chat API has it.
+/// Maximum number of log-probabilities for each token, as in OpenAI's chat API.
 pub const MAX_LOGPROBS: i64 = 20;
-/// Most sequences one HTTP request may ask for (prompts × n).
+/// Maximum number of sequences that one HTTP request may ask for (prompts × n).
 pub const MAX_CHOICES: usize = 128;
 const MAX_STOP_CHARS: usize = 1024;
 const MAX_STOP_IDS: usize = 1024;
 
-/// What one request asked for, checked but for its length.
+/// The parsed fields of a request, checked except for its length.
 #[derive(Debug, Clone)]
 pub struct Generation {
     pub params: SamplingParams,
-    /// Choices per prompt.
+    /// Choices for each prompt.
     pub n: usize,
     pub stop: Vec<String>,
     pub stop_token_ids: Vec<u32>,
     pub ignore_eos: bool,
-    /// Nothing ends the output before it has so many tokens.
+    /// The output does not end before it has this many tokens.
     pub min_tokens: usize,
     pub bad_words: BadWords,
     pub skip_special_tokens: bool,
     pub include_stop_str: bool,
-    /// As asked; `None` means the endpoint's default.
+    /// As requested; `None` means the endpoint's default.
     pub max_tokens: Option<usize>,
     pub priority: i32,
-    /// Whose cached KV the prompt may share.
+    /// The root of the radix tree whose cached KV the prompt may share.
     pub prefix_root: u64,
     pub streaming: Option<Streaming>,
-    /// What the output has to be.
-    pub asked: Option<Asked>,
-    /// When the request was there.
+    /// The required output format.
+    pub asked: Option<RequestedFormat>,
+    /// When the request was received.
     pub received: Instant,
 }
 
-/// How the answer is streamed.
+/// How the response is streamed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Streaming {
     pub include_usage: bool,
-    /// Each chunk says its choice's usage so far; counts only with `include_usage`.
+    /// Each chunk carries its choice's usage so far; only with `include_usage`.
     pub continuous_usage: bool,
 }
 
-/// Fields that other servers know and this one does not do, with the values that ask for
-/// nothing. The rest of the unknown fields is ignored, as OpenAI-compatible servers do.
+/// Refuses fields that other servers support and this one does not, unless their value has no
+/// effect. Other unknown fields are ignored, as in other OpenAI-compatible servers.
 fn refuse_unsupported(fields: &mut Fields) -> Result<(), ApiError> {
     for name in [
         "logits_processors",
@@ -98,7 +97,7 @@ fn refuse_unsupported(fields: &mut Fields) -> Result<(), ApiError> {
 }
 
 impl Generation {
-    /// Takes the shared fields. `n_logprobs` is the endpoint's own reading of its fields.
+    /// Takes the shared fields. `n_logprobs` is the endpoint's own interpretation of its fields.
     pub fn take(
         fields: &mut Fields,
         limits: &Limits,
@@ -154,8 +153,8 @@ impl Generation {
         Ok(())
     }
 
-    /// Refuses `min_tokens` above `max_tokens`: its default, or the room that the prompt leaves.
-    pub fn check_fitted(&self, fitted: &Fitted) -> Result<(), ApiError> {
+    /// Refuses `min_tokens` above `max_tokens` (its default, or the room that the prompt leaves).
+    pub fn check_sized(&self, fitted: &SizedPrompt) -> Result<(), ApiError> {
         let (least, most) = (self.min_tokens, fitted.max_new_tokens);
         if least <= most {
             return Ok(());
@@ -168,7 +167,7 @@ impl Generation {
         Err(ApiError::invalid("min_tokens", message))
     }
 
-    /// Parameters of one choice: the same, with a random stream and a guide of its own. `ends` are
+    /// Parameters of one choice: the shared ones, with its own random stream and guide. `ends` are
     /// all tokens that end it.
     pub fn params_of_choice(
         &self,
@@ -189,7 +188,7 @@ impl Generation {
     }
 }
 
-/// A field that has two names, which may both be there if they say the same.
+/// A field with two names. Both may be given if they agree.
 pub fn take_same(
     fields: &mut Fields,
     name: &str,
@@ -215,7 +214,7 @@ fn take_params(
     n_logprobs: Option<usize>,
 ) -> Result<SamplingParams, ApiError> {
     let defaults = &limits.sampling_defaults;
-    // -1 keeps all, as 0 does.
+    // -1 keeps all tokens, as 0 does.
     let top_k = fields
         .integer("top_k", ranges::TOP_K)?
         .map_or(defaults.top_k.unwrap_or(0), |k| k.max(0) as usize);

@@ -1,7 +1,7 @@
-//! The fields that ask for output of a form: OpenAI's `response_format`, vLLM's
-//! `structured_outputs` and `guided_*`, SGLang's `json_schema` and `regex`.
+//! The fields that constrain the output: OpenAI's `response_format`, vLLM's `structured_outputs`
+//! and `guided_*`, SGLang's `json_schema` and `regex`.
 //!
-//! A grammar is written in llguidance's form of Lark. Deliberately absent: GBNF (`ebnf`, llama.cpp's
+//! Grammars are written in llguidance's Lark. Deliberately absent: GBNF (`ebnf`, llama.cpp's
 //! `grammar`), structural tags, and vLLM's choice of a backend, which is ignored.
 
 use serde_json::{Value, json};
@@ -10,19 +10,19 @@ use crate::server::error::ApiError;
 use crate::server::request::fields::{Fields, kind_of, show};
 use crate::structured::Constraint;
 
-/// Texts of one list of choices.
+/// Maximum number of texts in a list of choices.
 const MAX_TEXTS: usize = 1024;
 
 /// A constraint and the field that asked for it.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Asked {
+pub struct RequestedFormat {
     pub constraint: Constraint,
-    /// For errors.
+    /// The constraint's name in error messages.
     pub param: String,
 }
 
-impl Asked {
-    /// The schema of an answer, where `response_format` gave it.
+impl RequestedFormat {
+    /// The schema of the response, if `response_format` gave one.
     pub fn response_format(&self) -> Option<Value> {
         let schema = match &self.constraint {
             Constraint::JsonObject => json!({"type": "object"}),
@@ -35,14 +35,14 @@ impl Asked {
 
 const RESPONSE_FORMAT: &str = "response_format";
 
-/// Takes the fields; at most one of them may ask for something.
-pub fn take_constraint(fields: &mut Fields) -> Result<Option<Asked>, ApiError> {
+/// Takes the fields; at most one of them may be set.
+pub fn take_constraint(fields: &mut Fields) -> Result<Option<RequestedFormat>, ApiError> {
     let mut asked = Vec::new();
     asked.extend(take_response_format(fields)?);
     if let Some(mut inner) = fields.object("structured_outputs")? {
         asked.extend(take_kinds(&mut inner, &STRUCTURED_OUTPUTS)?);
         inner.refuse("structural_tag", &[])?;
-        // They change what the form allows.
+        // They change what the format allows.
         for name in [
             "whitespace_pattern",
             "disable_any_whitespace",
@@ -64,7 +64,7 @@ pub fn take_constraint(fields: &mut Fields) -> Result<Option<Asked>, ApiError> {
     }
     if let [first, second, ..] = &asked[..] {
         let message = format!(
-            "{} and {} both say what the output has to be; only one may",
+            "{} and {} both constrain the output; only one may",
             first.param, second.param
         );
         return Err(ApiError::invalid(second.param.clone(), message));
@@ -98,7 +98,10 @@ const TOP_LEVEL: [(&str, Kind); 6] = [
     ("regex", Kind::Regex),
 ];
 
-fn take_kinds(fields: &mut Fields, kinds: &[(&str, Kind)]) -> Result<Vec<Asked>, ApiError> {
+fn take_kinds(
+    fields: &mut Fields,
+    kinds: &[(&str, Kind)],
+) -> Result<Vec<RequestedFormat>, ApiError> {
     let mut asked = Vec::new();
     for (name, kind) in kinds {
         let constraint = match kind {
@@ -115,12 +118,12 @@ fn take_kinds(fields: &mut Fields, kinds: &[(&str, Kind)]) -> Result<Vec<Asked>,
             Kind::Grammar => fields.string(name)?.map(Constraint::Lark),
         };
         let param = fields.path(name);
-        asked.extend(constraint.map(|constraint| Asked { constraint, param }));
+        asked.extend(constraint.map(|constraint| RequestedFormat { constraint, param }));
     }
     Ok(asked)
 }
 
-/// A schema, or a string that holds one.
+/// A schema, or a string that contains one.
 fn schema(path: String, value: Value) -> Result<Value, ApiError> {
     let value = match value {
         Value::String(text) => serde_json::from_str(&text).map_err(|error| {
@@ -165,14 +168,14 @@ fn take_choice(fields: &mut Fields, name: &str) -> Result<Option<Constraint>, Ap
     Ok(Some(Constraint::Choice(texts)))
 }
 
-fn take_response_format(fields: &mut Fields) -> Result<Option<Asked>, ApiError> {
+fn take_response_format(fields: &mut Fields) -> Result<Option<RequestedFormat>, ApiError> {
     let Some(mut format) = fields.object(RESPONSE_FORMAT)? else {
         return Ok(None);
     };
     let kind = format.string("type")?;
     let (constraint, param) = match kind.as_deref() {
         Some("text") => return Ok(None),
-        // With a schema, as llama.cpp has it.
+        // With a schema, as in llama.cpp.
         Some("json_object") => match format.value("schema") {
             None => (Constraint::JsonObject, RESPONSE_FORMAT.to_owned()),
             Some(value) => {
@@ -201,14 +204,14 @@ fn take_response_format(fields: &mut Fields) -> Result<Option<Asked>, ApiError> 
             return Err(ApiError::invalid(path, message));
         }
     };
-    Ok(Some(Asked { constraint, param }))
+    Ok(Some(RequestedFormat { constraint, param }))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn take(body: &Value) -> Result<Option<Asked>, ApiError> {
+    fn take(body: &Value) -> Result<Option<RequestedFormat>, ApiError> {
         take_constraint(&mut Fields::parse(body.to_string().as_bytes())?)
     }
 

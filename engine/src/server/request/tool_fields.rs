@@ -1,7 +1,7 @@
-//! `tools`, `tool_choice` and `parallel_tool_calls`: how the output is read, and whether it has to
+//! `tools`, `tool_choice` and `parallel_tool_calls`: how the output is parsed, and whether it must
 //! be a call.
 //!
-//! Deliberately absent: `strict` (arguments follow their schema only where a call is forced).
+//! Deliberately absent: `strict` (arguments follow their schema only if a call is forced).
 
 use std::sync::Arc;
 
@@ -9,22 +9,22 @@ use serde_json::{Value, json};
 
 use crate::server::error::ApiError;
 use crate::server::request::fields::{Fields, show};
-use crate::server::request::structured_fields::Asked;
+use crate::server::request::structured_fields::RequestedFormat;
 use crate::structured::tool_calls::{self, Tool};
 use crate::text::{ToolCallFormat, ToolCallParser};
 
-/// What a request wants of its tools.
+/// What a request asks of its tools.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct ToolUse {
-    /// Calls are read out of the output; `None` where there are none to expect.
+    /// The format of calls in the output; `None` if no calls are expected.
     pub format: Option<ToolCallFormat>,
-    /// Those that may be called.
+    /// The tools that may be called.
     tools: Vec<Tool>,
-    /// The output has to be calls.
+    /// Whether the output must consist of calls.
     is_forced: bool,
-    /// Of the tools that the model sees, only some may be called.
+    /// Whether only some of the tools that the model sees may be called.
     is_restricted: bool,
-    /// One call at most.
+    /// At most one call.
     pub is_single: bool,
 }
 
@@ -42,7 +42,7 @@ enum Choice {
 }
 
 impl ToolUse {
-    /// `tools` are those that the model sees, `format` is how it calls them.
+    /// `tools` are those that the model sees; `format` is how it calls them.
     pub fn take(
         fields: &mut Fields,
         tools: &[Value],
@@ -92,14 +92,14 @@ impl ToolUse {
         })
     }
 
-    /// What the output has to be, with `asked` from the fields that say so themselves. A call that
-    /// is forced comes before these; where the model may call a tool, `response_format` is the form
-    /// of an answer without calls. Output of the other fields' form is content, even where it looks
-    /// like a call.
-    pub fn output(&mut self, asked: Option<Asked>) -> Option<Asked> {
+    /// The constraint on the output, given `asked` from the fields that set one explicitly. A
+    /// forced call takes precedence over these. If the model may call a tool, `response_format`
+    /// applies to responses without calls. Output that follows another field's format is content,
+    /// even if it looks like a call.
+    pub fn output(&mut self, asked: Option<RequestedFormat>) -> Option<RequestedFormat> {
         let (format, may_repeat) = (self.format, !self.is_single);
         match (asked, format) {
-            (_, Some(format)) if self.is_forced => Some(Asked {
+            (_, Some(format)) if self.is_forced => Some(RequestedFormat {
                 constraint: tool_calls::constraint(format, &self.tools, may_repeat),
                 param: "tools".to_owned(),
             }),
@@ -108,7 +108,7 @@ impl ToolUse {
                     self.format = None;
                     return Some(asked);
                 };
-                Some(Asked {
+                Some(RequestedFormat {
                     constraint: tool_calls::calls_or_form(format, &self.tools, may_repeat, form),
                     param: asked.param,
                 })
@@ -117,10 +117,10 @@ impl ToolUse {
         }
     }
 
-    /// Reads the calls out of an output; `None` where there are none to expect.
+    /// Parses tool calls from the output; `None` if none are expected.
     pub fn parser(&self) -> Option<ToolCallParser> {
         let names: Arc<[String]> = self.tools.iter().map(|tool| tool.name.clone()).collect();
-        // An object that names no tool may be an answer in JSON.
+        // An object that names no tool may be a JSON response.
         let knows_names = self.is_restricted || self.format == Some(ToolCallFormat::Llama3Json);
         Some(match self.format? {
             format if knows_names => ToolCallParser::for_tools(format, names),
@@ -142,8 +142,8 @@ fn require_known(names: &[String], tools: &[Tool]) -> Result<(), ApiError> {
     }
 }
 
-/// OpenAI's forms (of both APIs), and those of Mistral and Anthropic that mean the same. `none` with
-/// tools was taken before: the model sees none then.
+/// OpenAI's forms (of both APIs), and equivalent ones of Mistral and Anthropic. `none` with tools
+/// was handled before: the model sees no tools then.
 fn take_choice(fields: &mut Fields) -> Result<Choice, ApiError> {
     const WANTED: &str = "\"none\", \"auto\", \"required\", {\"type\": \"function\", \
                           \"function\": {\"name\": …}} or {\"type\": \"allowed_tools\", \
@@ -179,7 +179,7 @@ fn take_choice(fields: &mut Fields) -> Result<Choice, ApiError> {
     name_in(&value).map(Choice::Named).ok_or_else(wrong)
 }
 
-/// Of a function that is named within an object, or directly.
+/// The name of a function, within an object or directly.
 fn name_in(value: &Value) -> Option<String> {
     let name = value
         .pointer("/function/name")
@@ -187,11 +187,11 @@ fn name_in(value: &Value) -> Option<String> {
     name?.as_str().map(str::to_owned)
 }
 
-/// Names were checked with the conversation.
+/// Names were validated with the conversation.
 fn tool(value: &Value) -> Option<Tool> {
     let function = value.get("function")?;
     let parameters = function.get("parameters");
-    // An empty schema would allow what is no object, too.
+    // An empty schema would also allow values that are not objects.
     let says_something = |schema: &&Value| !schema.is_null() && **schema != json!({});
     Some(Tool {
         name: function.get("name")?.as_str()?.to_owned(),

@@ -1,7 +1,7 @@
-//! Runs the choices of one HTTP request side by side and gives the answer, whole or streamed.
+//! Runs the choices of one HTTP request concurrently and writes the response, whole or streamed.
 //!
-//! What the two endpoints differ in is behind [`Format`]. Dropping an answer, which is what
-//! happens when the client goes away, cancels every choice in it.
+//! [`AnswerFormat`] covers the differences between the endpoints. Dropping the response, which
+//! happens when the client disconnects, cancels all its choices.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -29,27 +29,27 @@ use crate::server::response::usage::UsageSum;
 use crate::server::running::Registered;
 use crate::server::state::AppState;
 
-/// How an endpoint writes its answer.
-pub trait Format: Send + Unpin + 'static {
+/// How an endpoint formats its response.
+pub trait AnswerFormat: Send + Unpin + 'static {
     /// Chunks that come before any token.
     fn opening(&mut self) -> Vec<Value>;
     /// The chunk of one piece.
     fn chunk(&mut self, index: usize, piece: &Piece) -> Value;
-    /// The chunk that carries the usage alone.
+    /// The chunk that carries only the usage.
     fn usage_chunk(&mut self, usage: Value) -> Value;
-    /// The answer in one object.
+    /// The whole response as one object.
     fn whole(&mut self, choices: Vec<FinishedChoice>, usage: Value) -> Value;
-    /// The id by which a choice can be ended; several may have one.
+    /// The id under which a choice can be aborted; several choices may share one.
     fn id(&self, index: usize) -> &str;
     /// Sees each piece once, before it is written.
-    fn take_in(&mut self, _index: usize, _piece: &Piece) {}
-    /// Output tokens of all choices that were thoughts, where they are told apart.
+    fn record(&mut self, _index: usize, _piece: &Piece) {}
+    /// Output tokens of all choices that belong to reasoning, where reasoning is parsed.
     fn n_reasoning_tokens(&self) -> Option<usize> {
         None
     }
 }
 
-/// Everything one choice gave.
+/// The complete output of one choice.
 pub struct FinishedChoice {
     pub text: String,
     pub tokens: Vec<SampledToken>,
@@ -57,21 +57,21 @@ pub struct FinishedChoice {
 }
 
 /// The running choices of one request.
-pub struct Answer {
+pub struct RunningChoices {
     pieces: mpsc::Receiver<(usize, Result<Piece, ApiError>)>,
     /// Aborts the tasks, and with them the choices, when it is dropped.
     _tasks: JoinSet<()>,
     n_choices: usize,
     usage: UsageSum,
-    /// Keeps the answer for requests like it.
+    /// Stores the response in the result cache.
     recorder: Option<Recorder>,
-    /// On the list of those that can be ended.
+    /// Registration for `/abort_request`.
     _registered: Option<Registered>,
-    /// Where finished requests are counted; none for an answer that was kept.
+    /// Engine whose metrics count the finished request; `None` for a cached response.
     counted_by: Option<EngineHandle>,
 }
 
-impl Answer {
+impl RunningChoices {
     /// `choices` are in order of index; each run of `choices_per_prompt` shares a prompt.
     /// Pieces have up to `interval` tokens.
     pub fn start(choices: Vec<Choice>, choices_per_prompt: usize, interval: usize) -> Self {
@@ -94,7 +94,7 @@ impl Answer {
         }
     }
 
-    /// An answer that was kept, in the pieces that it was made in.
+    /// A cached response, in the pieces in which it was generated.
     pub fn replay(
         kept: Vec<(usize, Piece)>,
         n_choices: usize,
@@ -123,8 +123,8 @@ impl Answer {
         })
     }
 
-    fn take_in(&mut self, index: usize, piece: &Piece, format: &mut impl Format) {
-        format.take_in(index, piece);
+    fn record(&mut self, index: usize, piece: &Piece, format: &mut impl AnswerFormat) {
+        format.record(index, piece);
         self.usage.count(index, piece.tokens.len());
         if let Some(end) = &piece.end {
             self.usage.add(index, end.usage);
@@ -135,18 +135,18 @@ impl Answer {
             }
         }
         if let Some(recorder) = &mut self.recorder {
-            recorder.take_in(index, piece);
+            recorder.record(index, piece);
         }
     }
 
-    /// Waits for all of it.
-    pub async fn whole(mut self, mut format: impl Format) -> Result<Response, ApiError> {
+    /// Waits for all choices to finish.
+    pub async fn whole(mut self, mut format: impl AnswerFormat) -> Result<Response, ApiError> {
         let mut texts = vec![String::new(); self.n_choices];
         let mut tokens = vec![Vec::new(); self.n_choices];
         let mut ends: Vec<Option<ChoiceEnd>> = vec![None; self.n_choices];
         while let Some((index, piece)) = self.pieces.recv().await {
             let piece = piece?;
-            self.take_in(index, &piece, &mut format);
+            self.record(index, &piece, &mut format);
             texts[index].push_str(&piece.text);
             tokens[index].extend(piece.tokens);
             if let Some(end) = piece.end {
@@ -172,7 +172,7 @@ impl Answer {
     }
 
     /// Server-sent events, one a piece, then `[DONE]`.
-    pub fn stream<F: Format>(
+    pub fn stream<F: AnswerFormat>(
         self,
         mut format: F,
         streaming: Streaming,
@@ -214,7 +214,7 @@ async fn drive(
 
 /// The events of one streamed answer.
 struct Events<F> {
-    answer: Answer,
+    answer: RunningChoices,
     format: F,
     streaming: Streaming,
     traffic: Arc<TrafficMetrics>,
@@ -222,7 +222,7 @@ struct Events<F> {
     is_done: bool,
 }
 
-impl<F: Format> Stream for Events<F> {
+impl<F: AnswerFormat> Stream for Events<F> {
     type Item = Result<Event, Infallible>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
@@ -236,13 +236,13 @@ impl<F: Format> Stream for Events<F> {
             }
             match ready!(this.answer.pieces.poll_recv(cx)) {
                 Some((index, Ok(piece))) => {
-                    this.answer.take_in(index, &piece, &mut this.format);
+                    this.answer.record(index, &piece, &mut this.format);
                     let mut chunk = this.format.chunk(index, &piece);
                     with_usage(&mut chunk, this.streaming, &this.answer.usage, index);
                     this.queue.push_back(event(&chunk));
                 }
                 Some((_, Err(error))) => {
-                    // The answer's head has gone out without it.
+                    // The status line has already been sent, so the error is counted here.
                     this.traffic.record_error(error.code);
                     this.queue.push_back(event(&error.body()));
                     this.finish();
@@ -268,7 +268,7 @@ impl<F> Events<F> {
     }
 }
 
-/// Where a usage chunk will follow, the others carry `"usage": null`, or the choice's so far.
+/// If a usage chunk follows, the other chunks carry `"usage": null` or the choice's usage so far.
 fn with_usage(chunk: &mut Value, streaming: Streaming, usage: &UsageSum, index: usize) {
     if streaming.include_usage {
         chunk["usage"] = if streaming.continuous_usage {
@@ -283,16 +283,16 @@ fn event(chunk: &Value) -> Event {
     Event::default().data(chunk.to_string())
 }
 
-/// The parts of every answer that say what it is.
+/// The fields common to all responses.
 #[derive(Debug, Clone)]
-pub struct Heading {
+pub struct ResponseEnvelope {
     pub id: String,
     pub created_s: u64,
     pub model: String,
 }
 
-impl Heading {
-    /// `id`: what the client chose.
+impl ResponseEnvelope {
+    /// `id`: the id chosen by the client, if any.
     pub fn new(prefix: &str, id: Option<String>, model: &ServedModel) -> Self {
         let made = || format!("{prefix}-{:032x}", rand::random::<u128>());
         Self {
@@ -320,8 +320,7 @@ pub fn now_s() -> u64 {
         .map_or(0, |elapsed| elapsed.as_secs())
 }
 
-/// Answers with the choices as the request asked for them; with those that were kept, where
-/// `lookup` has them.
+/// Writes the response in the form that the request asked for, from the cache if `lookup` is a hit.
 pub async fn respond(
     lookup: Lookup,
     choices: Vec<Choice>,
@@ -329,24 +328,24 @@ pub async fn respond(
     choices_per_prompt: usize,
     streaming: Option<Streaming>,
     state: &AppState,
-    format: impl Format,
+    format: impl AnswerFormat,
 ) -> Result<Response, ApiError> {
-    // Nobody sees the pieces of a whole answer, so they are as large as they come.
+    // A whole response does not show its pieces, so they may be as large as they come.
     let interval = streaming.map_or(256, |_| state.http.stream_interval);
-    let word = lookup.word();
+    let cache_read = lookup.as_str();
     let to_register = choices
         .iter()
         .map(|choice| (format.id(choice.index).to_owned(), choice));
     let registered = state.running.enter(to_register)?;
     let answer = match lookup {
-        Lookup::Hit(kept) => Answer::replay(kept, n_choices, choices_per_prompt)?,
-        Lookup::Miss(recorder) => Answer {
+        Lookup::Hit(kept) => RunningChoices::replay(kept, n_choices, choices_per_prompt)?,
+        Lookup::Miss(recorder) => RunningChoices {
             recorder: Some(recorder),
-            ..Answer::start(choices, choices_per_prompt, interval)
+            ..RunningChoices::start(choices, choices_per_prompt, interval)
         },
-        Lookup::Bypass => Answer::start(choices, choices_per_prompt, interval),
+        Lookup::Bypass => RunningChoices::start(choices, choices_per_prompt, interval),
     };
-    let answer = Answer {
+    let answer = RunningChoices {
         _registered: Some(registered),
         ..answer
     };
@@ -354,8 +353,8 @@ pub async fn respond(
         Some(streaming) => answer.stream(format, streaming, Arc::clone(&state.traffic)),
         None => answer.whole(format).await?,
     };
-    Ok(Lookup::mark(word, response))
+    Ok(Lookup::mark(cache_read, response))
 }
 
-/// Shared by formats.
+/// The model as response formats share it.
 pub type SharedModel = Arc<ServedModel>;

@@ -1,13 +1,12 @@
-//! Deterministic requests and the answers that are kept of them.
+//! The result cache: lookup and storage of responses to deterministic requests.
 //!
 //! A request is deterministic at temperature 0 or with a seed. Its key is a digest of the model
-//! (its name, weights, kernels and everything that was resolved at the start), the endpoint, the
-//! body's fields as they were sent, the form that the output has to have (a forced call is one), and
-//! the prompts' tokens with the output that each may have, which a server's limits decide where the
-//! client does not; fields that only say how the answer travels are left out, so a streamed
-//! request finds what a whole one left behind. Kept are the pieces of the choices as they came:
-//! text, tokens with their log-probabilities, ends and usage. Thoughts and calls of tools are read
-//! out of that text anew.
+//! (name, weights, kernels and the resolved configuration), the endpoint, the fields of the body as
+//! sent, the required output format (including a forced tool call), and the prompts' tokens with
+//! the maximum output of each, which the server's limits decide if the client does not. Fields that
+//! only affect how the response is sent are left out, so a streamed request can hit what a whole
+//! one stored. Stored are the pieces of the choices: text, tokens with log-probabilities, finish
+//! reasons and usage. Reasoning and tool calls are parsed from the text again.
 
 use std::sync::Arc;
 
@@ -19,16 +18,16 @@ use sha2::{Digest, Sha256};
 
 use crate::metrics::Metrics;
 use crate::request::{SampledToken, Usage};
-use crate::result_cache::{Found, Key, Put, ResultCache};
+use crate::result_cache::{CacheKey, CacheRead, Put, ResultCache};
 use crate::served_model::ServedModel;
-use crate::server::request::prompt::Fitted;
+use crate::server::request::prompt::SizedPrompt;
 use crate::server::request::sampling_fields::Generation;
 use crate::server::response::choice::{ChoiceEnd, Piece};
 use crate::structured::{Constraint, Preamble};
 
 const HEADER: HeaderName = HeaderName::from_static("x-result-cache");
 
-/// Fields that change nothing of the answer's content; the prompt is in the key as tokens.
+/// Fields that do not change the content of the response; the prompt is in the key as tokens.
 const NOT_IN_KEY: [&str; 12] = [
     "stream",
     "stream_options",
@@ -44,7 +43,7 @@ const NOT_IN_KEY: [&str; 12] = [
     "return_tokens_as_token_ids",
 ];
 
-/// What the key needs of a body, taken before its fields are.
+/// The part of the key that comes from the body, taken before its fields are consumed.
 #[derive(Debug, Clone)]
 pub struct BodyDigest {
     sha256: [u8; 32],
@@ -71,9 +70,9 @@ impl BodyDigest {
     }
 }
 
-/// What the cache says of a request.
+/// The outcome of a cache lookup.
 pub enum Lookup {
-    /// It is off, or the request is not deterministic.
+    /// The cache is off, or the request is not deterministic.
     Bypass,
     /// The choices' pieces, each with the index of its choice.
     Hit(Vec<(usize, Piece)>),
@@ -85,7 +84,7 @@ impl Lookup {
         matches!(self, Self::Hit(_))
     }
 
-    /// Says in the answer's head what the cache did.
+    /// Reports the outcome in the response header `x-result-cache`.
     pub fn mark(word: Option<&'static str>, mut response: Response) -> Response {
         if let Some(word) = word {
             let value = HeaderValue::from_static(word);
@@ -94,7 +93,7 @@ impl Lookup {
         response
     }
 
-    pub fn word(&self) -> Option<&'static str> {
+    pub fn as_str(&self) -> Option<&'static str> {
         match self {
             Self::Bypass => None,
             Self::Hit(_) => Some("hit"),
@@ -103,43 +102,43 @@ impl Lookup {
     }
 }
 
-/// What is asked, beside the model and the prompts.
-pub struct Question<'a> {
+/// What identifies a request besides the model and the prompts.
+pub struct CacheRequest<'a> {
     pub endpoint: &'a str,
     pub body: Option<&'a BodyDigest>,
-    /// What the output has to be, as it will be compiled.
+    /// The required output format, before it is compiled.
     pub form: Option<(&'a Constraint, Preamble)>,
     pub n_choices: usize,
 }
 
-/// Asks the cache for the answer of a request.
-pub async fn look_up(
+/// Looks up the response to a request.
+pub async fn lookup(
     cache: &ResultCache,
-    question: &Question<'_>,
+    request: &CacheRequest<'_>,
     model: &Arc<ServedModel>,
     generation: &Generation,
-    prompts: &[Fitted],
+    prompts: &[SizedPrompt],
 ) -> Lookup {
-    let n_choices = question.n_choices;
-    let Some(body) = question.body.filter(|_| cache.is_on()) else {
+    let n_choices = request.n_choices;
+    let Some(body) = request.body.filter(|_| cache.is_on()) else {
         return Lookup::Bypass;
     };
     if generation.params.temperature > 0.0 && !body.has_seed {
         return Lookup::Bypass;
     }
-    let Some(key) = key_of(question, body, model, prompts) else {
+    let Some(key) = key_of(request, body, model, prompts) else {
         return Lookup::Bypass;
     };
     let metrics = model.engine.metrics();
     match cache.get(&key).await {
-        Found::Answer(bytes) => {
+        CacheRead::Answer(bytes) => {
             if let Some(pieces) = read(&bytes, n_choices, prompts, model.limits.vocab) {
                 metrics.result_cache_hits.add(1);
                 return Lookup::Hit(pieces);
             }
         }
-        Found::Nothing => {}
-        Found::Unreachable => metrics.result_cache_errors.add(1),
+        CacheRead::Nothing => {}
+        CacheRead::Unreachable => metrics.result_cache_errors.add(1),
     }
     metrics.result_cache_misses.add(1);
     Lookup::Miss(Recorder {
@@ -151,22 +150,22 @@ pub async fn look_up(
     })
 }
 
-/// `None` where the form cannot be written down.
+/// `None` if the output format cannot be serialised.
 fn key_of(
-    question: &Question<'_>,
+    request: &CacheRequest<'_>,
     body: &BodyDigest,
     model: &ServedModel,
-    prompts: &[Fitted],
-) -> Option<Key> {
+    prompts: &[SizedPrompt],
+) -> Option<CacheKey> {
     let mut digest = Sha256::new();
     digest.update(model.fingerprint);
     digest.update(model.name());
     digest.update([0]);
-    digest.update(question.endpoint);
+    digest.update(request.endpoint);
     digest.update([0]);
     digest.update(body.sha256);
-    // As JSON, so that no form can look like another one.
-    let form = serde_json::to_vec(&question.form).ok()?;
+    // As JSON, so that different formats have different bytes.
+    let form = serde_json::to_vec(&request.form).ok()?;
     digest.update((form.len() as u64).to_le_bytes());
     digest.update(form);
     for fitted in prompts {
@@ -180,21 +179,21 @@ fn key_of(
     Some(digest.finalize().into())
 }
 
-/// Takes in the pieces of an answer and keeps it when it is whole. An answer that breaks off is
-/// dropped with this.
+/// Records the pieces of a response and stores them when it is complete. An incomplete response is
+/// dropped together with this.
 pub struct Recorder {
     cache: ResultCache,
-    key: Key,
+    key: CacheKey,
     model: Arc<ServedModel>,
     pieces: Vec<StoredPiece>,
     n_choices_left: usize,
 }
 
 impl Recorder {
-    pub fn take_in(&mut self, index: usize, piece: &Piece) {
+    pub fn record(&mut self, index: usize, piece: &Piece) {
         self.pieces.push(StoredPiece::of(index, piece));
         let Some(end) = &piece.end else { return };
-        // An aborted choice never counts down, so its answer is never kept.
+        // An aborted choice does not count down, so its response is never stored.
         if end.finish_reason != "abort" {
             self.n_choices_left = self.n_choices_left.saturating_sub(1);
         }
@@ -203,7 +202,7 @@ impl Recorder {
         }
         let pieces = std::mem::take(&mut self.pieces);
         let (cache, key, model) = (self.cache.clone(), self.key, Arc::clone(&self.model));
-        // The client's answer does not wait for it.
+        // Storing does not delay the client.
         tokio::spawn(async move {
             let metrics: &Metrics = model.engine.metrics();
             let Ok(bytes) = serde_json::to_vec(&pieces) else {
@@ -218,10 +217,10 @@ impl Recorder {
     }
 }
 
-/// Id, log-probability, likeliest tokens with theirs.
+/// Id, log-probability, and the most likely tokens with their log-probabilities.
 type StoredToken = (u32, Option<f32>, Vec<(u32, f32)>);
 
-/// A piece as it is kept.
+/// A piece in its stored form.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StoredPiece {
     index: usize,
@@ -259,8 +258,8 @@ impl StoredPiece {
         }
     }
 
-    /// `None` where something is not as we write it for this prompt: the bytes come from outside.
-    fn restore(self, prompt: &Fitted, vocab: usize) -> Option<(usize, Piece)> {
+    /// `None` if the bytes are not what this server writes for this prompt: they come from outside.
+    fn restore(self, prompt: &SizedPrompt, vocab: usize) -> Option<(usize, Piece)> {
         let is_finite = |logprob: &f32| logprob.is_finite();
         let is_ours = |(id, logprob, top): &StoredToken| {
             (*id as usize) < vocab
@@ -306,8 +305,9 @@ impl StoredPiece {
 }
 
 impl StoredEnd {
-    /// Usage that this prompt can have had, and a stop that a client can have asked for.
-    fn is_ours(&self, prompt: &Fitted, vocab: usize) -> bool {
+    /// Whether the usage is possible for this prompt, and the stop reason one that a client can ask
+    /// for.
+    fn is_ours(&self, prompt: &SizedPrompt, vocab: usize) -> bool {
         let (n_prompt, n_output, n_cached) = self.usage;
         let is_stop = match &self.stop_reason {
             Value::Null | Value::String(_) => true,
@@ -321,11 +321,11 @@ impl StoredEnd {
     }
 }
 
-/// What was kept, if it is whole. Choices of a prompt follow each other.
+/// The stored pieces, if they are complete. Choices of one prompt are adjacent.
 fn read(
     bytes: &[u8],
     n_choices: usize,
-    prompts: &[Fitted],
+    prompts: &[SizedPrompt],
     vocab: usize,
 ) -> Option<Vec<(usize, Piece)>> {
     let stored: Vec<StoredPiece> = serde_json::from_slice(bytes).ok()?;
@@ -354,9 +354,9 @@ mod tests {
 
     use super::*;
 
-    /// Of one prompt with three tokens, in a vocabulary of ten.
+    /// Reads pieces for one prompt of three tokens and a vocabulary of ten.
     fn read(bytes: &[u8], n_choices: usize) -> Option<Vec<(usize, Piece)>> {
-        let prompt = Fitted {
+        let prompt = SizedPrompt {
             prompt: [1, 2, 3].into(),
             max_new_tokens: 2,
         };
@@ -455,7 +455,7 @@ mod tests {
         );
     }
 
-    /// Redis may hold anything, written by others.
+    /// Redis may contain anything, written by other programs.
     #[test]
     fn what_this_server_cannot_have_kept_is_no_answer() {
         let kept = StoredPiece::of(0, &piece("a", Some("stop")));

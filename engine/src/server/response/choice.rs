@@ -1,5 +1,5 @@
-//! One running choice: tokens from the engine become pieces of text, stop strings are found,
-//! and the reason it ended is put into the protocol's words.
+//! One running choice: converts the engine's tokens to text, finds stop strings, and maps the
+//! finish reason to the protocol's names.
 
 use std::sync::{Arc, OnceLock};
 
@@ -17,7 +17,7 @@ use crate::text::{StopMatcher, TextOrigin, TokenStream};
 
 /// A choice that the engine is working on. Dropping it cancels the request.
 pub struct Choice {
-    /// Place in the response's `choices`.
+    /// Index in the response's `choices`.
     pub index: usize,
     engine: EngineHandle,
     stream: RequestStream,
@@ -26,24 +26,24 @@ pub struct Choice {
     stop_strings: Arc<[String]>,
     include_stop_str: bool,
     stop_ids: Arc<[u32]>,
-    /// End-of-sequence ids end a text silently; ids that the client asked for are reported.
+    /// End-of-sequence ids end the text silently; ids that the client asked for are reported.
     client_stop_ids: Arc<[u32]>,
     n_prompt: usize,
     n_output: usize,
-    /// No stop string is looked for in the text of the first so many tokens.
+    /// Stop strings are not searched for in the text of this many first tokens.
     min_tokens: usize,
     max_new_tokens: usize,
     prompt_scores: PromptScores,
-    /// The field that asked for the form of the output.
+    /// The request field that asked for the output format.
     form_param: Option<Arc<str>>,
     is_done: bool,
 }
 
-/// Log-probabilities of the prompt's tokens but the first; there, where they were asked for, from
-/// a choice's first piece on.
+/// Log-probabilities of the prompt's tokens except the first. If they were requested, they are
+/// available from a choice's first piece on.
 pub type PromptScores = Arc<OnceLock<Vec<ScoredToken>>>;
 
-/// What came of one or more tokens.
+/// The result of one or more tokens.
 #[derive(Debug, Clone, Default)]
 pub struct Piece {
     /// Whole characters; may be empty while one is incomplete or a stop string is possible.
@@ -61,7 +61,7 @@ pub struct ChoiceEnd {
     pub usage: Usage,
 }
 
-/// As vLLM's `return_token_ids` wants them.
+/// The ids for vLLM's `return_token_ids`.
 pub fn token_ids(piece: &Piece) -> Value {
     piece.tokens.iter().map(|sampled| sampled.token).collect()
 }
@@ -69,7 +69,7 @@ pub fn token_ids(piece: &Piece) -> Value {
 /// One choice to start.
 pub struct ChoiceSpec {
     pub index: usize,
-    /// Place among this prompt's choices.
+    /// Index among this prompt's choices.
     pub sample_index: usize,
     pub prompt: Arc<[u32]>,
     pub max_new_tokens: usize,
@@ -77,7 +77,7 @@ pub struct ChoiceSpec {
 }
 
 impl Choice {
-    /// Hands the request to the engine.
+    /// Submits the request to the engine.
     pub fn start(
         model: &ServedModel,
         generation: &Generation,
@@ -85,7 +85,7 @@ impl Choice {
     ) -> Result<Self, ApiError> {
         let client_stop_ids: Arc<[u32]> = generation.stop_token_ids.as_slice().into();
         let mut stop_ids = generation.stop_token_ids.clone();
-        // Behind the end of a grammar nothing else may come.
+        // After the end of a grammar no token is allowed.
         if !generation.ignore_eos || spec.form.is_some() {
             stop_ids.extend(&model.eos_token_ids);
         }
@@ -134,17 +134,17 @@ impl Choice {
         })
     }
 
-    /// What ends this choice from outside.
+    /// The handle and id with which this choice can be aborted.
     pub fn handle(&self) -> (EngineHandle, RequestId) {
         (self.engine.clone(), self.stream.id())
     }
 
-    /// Tokens of its prompt.
+    /// Number of tokens of its prompt.
     pub fn n_prompt(&self) -> usize {
         self.n_prompt
     }
 
-    /// Where the prompt's scores will be.
+    /// Where the prompt's scores will be stored.
     pub fn prompt_scores(&self) -> PromptScores {
         Arc::clone(&self.prompt_scores)
     }
@@ -155,12 +155,12 @@ impl Choice {
             return Ok(None);
         }
         let mut piece = Piece::default();
-        // The last token waits for the end that follows it, so that both are in one piece.
+        // The last token is held back until its end event arrives, so that both are in one piece.
         let mut is_last = false;
         while piece.end.is_none() && (is_last || piece.tokens.len() < max_tokens) {
             match self.stream.next().await {
                 Some(TokenEvent::PromptLogprobs(scores)) => {
-                    // They come once.
+                    // They arrive only once.
                     let _ = self.prompt_scores.set(scores);
                 }
                 Some(TokenEvent::Token(sampled)) => {
@@ -184,7 +184,7 @@ impl Choice {
         Ok(Some(piece))
     }
 
-    /// An error about the form of the output is one about the field that asked for it.
+    /// An error about the output format is reported for the field that asked for it.
     fn error_of(&self, failure: Failure) -> ApiError {
         let is_of_form = matches!(failure, Failure::Form { .. });
         let error = ApiError::from(failure);
@@ -197,12 +197,12 @@ impl Choice {
         }
     }
 
-    /// True where the engine ends the sequence with this token.
+    /// Returns true if the engine ends the sequence with this token.
     fn take_token(&mut self, sampled: SampledToken, piece: &mut Piece) -> bool {
         self.n_output += 1;
         let is_stop_id = self.stop_ids.contains(&sampled.token);
         if is_stop_id {
-            // Counted and reported, but its text is not shown.
+            // The token is counted and reported, but its text is not shown.
             self.stop.push("");
         } else {
             let text = self.text.push(sampled.token).unwrap_or_default();
@@ -237,8 +237,9 @@ impl Choice {
         });
     }
 
-    /// Ends the choice at a stop string, which the engine knows nothing of. What it made beyond
-    /// is dropped; its last word is awaited for the part of the usage that only it knows.
+    /// Ends the choice at a stop string, which the engine does not know about. Further output is
+    /// dropped. Waits for the engine's final event, which carries the part of the usage that only
+    /// the engine knows.
     async fn stop_at(&mut self, stop_idx: usize, piece: &mut Piece) -> Result<(), ApiError> {
         self.engine.cancel(self.stream.id());
         let cached_tokens = loop {

@@ -1,25 +1,25 @@
-//! How `/generate` writes its answer: SGLang's objects of text, ids and `meta_info`.
+//! The response format of `/generate`: SGLang's objects of text, ids and `meta_info`.
 
 use std::time::Instant;
 
 use serde_json::{Value, json};
 
 use crate::request::SampledToken;
-use crate::server::response::answer::{FinishedChoice, Format, SharedModel};
+use crate::server::response::answer::{AnswerFormat, FinishedChoice, SharedModel};
 use crate::server::response::choice::{ChoiceEnd, Piece};
 
-/// One prompt.
+/// The prompt that a choice belongs to.
 pub struct Origin {
     pub id: String,
     pub n_prompt: usize,
 }
 
-/// What the answer tells beside text and ids.
+/// What the response includes besides text and ids.
 #[derive(Debug, Clone, Copy)]
 pub struct Shown {
-    /// Likeliest tokens beside the chosen one; `None`: no log-probabilities.
+    /// Number of most likely tokens besides the chosen one; `None`: no log-probabilities.
     pub n_logprobs: Option<usize>,
-    /// Log-probabilities say their token's text.
+    /// Whether log-probabilities include their token's text.
     pub with_texts: bool,
 }
 
@@ -30,7 +30,7 @@ pub struct GenerateFormat {
     is_list: bool,
     shown: Shown,
     started: Instant,
-    /// Of each choice, what has come so far.
+    /// The output so far, one for each choice.
     sums: Vec<Sum>,
 }
 
@@ -65,7 +65,7 @@ impl GenerateFormat {
         &self.origins[index / self.choices_per_prompt]
     }
 
-    /// A choice as far as it has come.
+    /// A choice with its output so far.
     fn object(&self, index: usize, end: Option<&ChoiceEnd>) -> Value {
         let sum = &self.sums[index];
         let origin = self.origin(index);
@@ -91,8 +91,8 @@ impl GenerateFormat {
             if n_top > 0 {
                 about["input_top_logprobs"] = json!([]);
                 let top = |sampled: &SampledToken| -> Value {
-                    let likeliest = sampled.top_logprobs.iter();
-                    likeliest
+                    let most_likely = sampled.top_logprobs.iter();
+                    most_likely
                         .map(|&(id, logprob)| self.triple(Some(logprob), id))
                         .collect()
                 };
@@ -121,7 +121,7 @@ fn finish_reason(end: &ChoiceEnd, ids: &[u32]) -> Value {
     }
 }
 
-impl Format for GenerateFormat {
+impl AnswerFormat for GenerateFormat {
     fn id(&self, index: usize) -> &str {
         &self.origin(index).id
     }
@@ -142,7 +142,7 @@ impl Format for GenerateFormat {
         object
     }
 
-    /// Every event has its counts.
+    /// Every event carries its token counts.
     fn usage_chunk(&mut self, usage: Value) -> Value {
         usage
     }

@@ -1,4 +1,4 @@
-//! Log-probabilities in the shapes that OpenAI and vLLM have for them.
+//! Log-probabilities in OpenAI's and vLLM's formats.
 
 use std::fmt::Write;
 use std::sync::Arc;
@@ -11,10 +11,10 @@ use crate::server::request::fields::Fields;
 use crate::server::request::sampling_fields::MAX_LOGPROBS;
 use crate::text::{TextOrigin, TokenStream, Tokenizer};
 
-/// What JSON has instead of -inf, as vLLM and SGLang have it.
+/// The JSON value for -inf, as in vLLM and SGLang.
 const LEAST_LOGPROB: f32 = -9999.0;
 
-/// A completion request's `logprobs`: how many likeliest tokens to report.
+/// A completion request's `logprobs`: the number of most likely tokens to report.
 pub fn take_completion_fields(fields: &mut Fields) -> Result<Option<usize>, ApiError> {
     Ok(fields
         .integer("logprobs", 0..=MAX_LOGPROBS)?
@@ -51,7 +51,7 @@ impl TokenNames {
         Ok(if as_ids { Self::Ids } else { Self::Text })
     }
 
-    /// In chats, where the token's bytes stand beside its name.
+    /// The name in chats, which include the token's bytes separately.
     fn shown(self, id: u32, bytes: &[u8]) -> String {
         match self {
             Self::Text => String::from_utf8_lossy(bytes).into_owned(),
@@ -59,7 +59,7 @@ impl TokenNames {
         }
     }
 
-    /// In completions, where names are keys.
+    /// The name in completions, where names are keys.
     fn key(self, tokenizer: &Tokenizer, id: u32) -> String {
         match self {
             Self::Text => name(tokenizer, id),
@@ -94,7 +94,7 @@ fn in_json(logprob: f32) -> Value {
     json!(logprob.max(LEAST_LOGPROB))
 }
 
-/// The token's text; of one that is a part of a character its bytes, as OpenAI writes them:
+/// The token's text. For a token that is part of a character, its bytes as OpenAI writes them:
 /// `bytes:\xe2\x80`. So different parts have different names.
 fn name(tokenizer: &Tokenizer, id: u32) -> String {
     String::from_utf8(tokenizer.token_bytes(id)).unwrap_or_else(|error| {
@@ -107,8 +107,8 @@ fn name(tokenizer: &Tokenizer, id: u32) -> String {
     })
 }
 
-/// Where each token begins in a text, in characters. A token within a character begins where
-/// that character does.
+/// The offset of each token in a text, in characters. A token inside a character has that
+/// character's offset.
 #[derive(Debug)]
 pub struct TextOffsets {
     n_chars: usize,
@@ -116,7 +116,7 @@ pub struct TextOffsets {
 }
 
 impl TextOffsets {
-    /// Of an output whose text begins after `n_chars` characters.
+    /// Offsets of an output that starts at character `n_chars`.
     pub fn of_output(tokenizer: &Arc<Tokenizer>, skip_special: bool, n_chars: usize) -> Self {
         let origin = TextOrigin::Continuation;
         Self {
@@ -125,7 +125,7 @@ impl TextOffsets {
         }
     }
 
-    /// Of the tokens of a prompt that is shown.
+    /// Offsets of the tokens of an echoed prompt.
     pub fn of_prompt(tokenizer: &Arc<Tokenizer>, skip_special: bool, ids: &[u32]) -> Vec<usize> {
         let stream = TokenStream::new(Arc::clone(tokenizer), TextOrigin::Start, skip_special);
         let mut offsets = Self { n_chars: 0, stream };
@@ -157,7 +157,7 @@ impl CompletionLogprobs {
         }
     }
 
-    /// Appends the prompt: nothing is known of its first token. `n_top` as for the output.
+    /// Appends the prompt. Its first token has no log-probability. `n_top` as for the output.
     pub fn extend_prompt(
         &mut self,
         tokenizer: &Tokenizer,
@@ -198,12 +198,13 @@ impl CompletionLogprobs {
         let logprob = logprob.map_or(Value::Null, in_json);
         let mut by_name = Map::new();
         for &(other, logprob) in top {
-            // Of two tokens with the same text the likelier one.
+            // Of two tokens with the same text, keep the more likely one.
             by_name
                 .entry(self.names.key(tokenizer, other))
                 .or_insert_with(|| in_json(logprob));
         }
-        // The chosen token is always among them, as in OpenAI's and vLLM's answers, with its own.
+        // The chosen token is always included with its own log-probability, as in OpenAI's and
+        // vLLM's responses.
         by_name.insert(token.clone(), logprob.clone());
         self.tokens.push(Value::String(token));
         self.token_logprobs.push(logprob);
@@ -220,8 +221,8 @@ impl CompletionLogprobs {
     }
 }
 
-/// vLLM's `prompt_logprobs`: `null` for the first token, then for each an object by token id. The
-/// prompt's own token is in it, wherever it ranks.
+/// vLLM's `prompt_logprobs`: `null` for the first token, then an object keyed by token id for each.
+/// The prompt's own token is always included, whatever its rank.
 pub fn prompt_logprobs(tokenizer: &Tokenizer, scores: &[ScoredToken], n_top: usize) -> Value {
     let entry = |id: u32, logprob: f32, rank: usize| {
         let of_token = json!({
@@ -244,7 +245,7 @@ pub fn prompt_logprobs(tokenizer: &Tokenizer, scores: &[ScoredToken], n_top: usi
 mod tests {
     use super::*;
 
-    /// A token a byte.
+    /// One token for each byte.
     fn tokenizer() -> Arc<Tokenizer> {
         Arc::new(Tokenizer::of_bytes(&["<end>"]))
     }

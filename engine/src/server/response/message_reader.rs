@@ -1,25 +1,24 @@
-//! A chat's output as it comes, split into what OpenAI's messages have fields for: thoughts,
-//! content, calls of tools.
+//! Splits a chat's output into the fields of OpenAI's messages: reasoning, content, tool calls.
 
 use serde_json::{Map, Value, json};
 
 use crate::text::{ThoughtSplitter, ToolCallParser, ToolEvent};
 
-/// Reads one choice's output.
+/// Parses the output of one choice.
 #[derive(Debug, Default)]
 pub struct MessageReader {
     thoughts: Option<ThoughtSplitter>,
     calls: Option<ToolCallParser>,
     n_calls: usize,
-    /// Calls that come beyond are left out.
+    /// Maximum number of calls; further ones are dropped.
     max_calls: usize,
-    /// A call that the prompt has begun, until it is said.
+    /// A call that the prompt has begun, until it has been sent.
     begun: Vec<CallPart>,
-    /// The end of the prompt's text that may still come out as content.
+    /// The end of the prompt's text that may still be emitted as content.
     prefill_left: String,
 }
 
-/// What came of a piece of text.
+/// The parsed parts of a piece of text.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct MessagePart {
     thought: String,
@@ -30,7 +29,7 @@ pub struct MessagePart {
 #[derive(Debug, PartialEq, Eq)]
 struct CallPart {
     index: usize,
-    /// Where the call begins.
+    /// The name, at the beginning of a call.
     name: Option<String>,
     arguments: String,
 }
@@ -51,8 +50,8 @@ impl MessageReader {
         }
     }
 
-    /// For an answer whose content the prompt has begun: that text is no part of the answer, but a
-    /// call that begins in it is.
+    /// For a response whose content begins in the prompt: that text is not part of the response,
+    /// but a call that begins in it is.
     pub fn after(mut self, prefill: &str) -> Self {
         if self.calls.is_none() {
             return self;
@@ -69,7 +68,7 @@ impl MessageReader {
         self
     }
 
-    /// Goes on with a text, the last one where `is_end`.
+    /// Parses the next text, the last one if `is_end`.
     pub fn push(&mut self, text: &str, is_end: bool) -> MessagePart {
         let mut part = self.read(text, is_end);
         let left = std::mem::take(&mut self.prefill_left);
@@ -135,7 +134,7 @@ impl MessageReader {
         part
     }
 
-    /// The protocol's word for the end: what ends in a call did not just stop.
+    /// The protocol's finish reason: output that ends in a tool call gets its own.
     pub fn finish_reason(&self, reason: &'static str) -> &'static str {
         if self.n_calls > 0 && reason == "stop" {
             "tool_calls"
@@ -161,7 +160,7 @@ impl MessagePart {
         }
     }
 
-    /// As the delta of a streamed chunk. A delta with nothing to say has empty content.
+    /// As the delta of a streamed chunk. An empty delta has empty content.
     pub fn into_delta(self) -> Value {
         let mut delta = Map::new();
         if !self.thought.is_empty() {
@@ -187,7 +186,7 @@ impl MessagePart {
         Value::Object(delta)
     }
 
-    /// As a whole message; `reader` is who read it.
+    /// As a whole message; `reader` is the parser that produced it.
     pub fn into_message(self, reader: &MessageReader) -> Value {
         let mut message = json!({"role": "assistant", "content": self.content});
         if reader.has_thoughts() {

@@ -1,6 +1,6 @@
-//! How many output tokens were thoughts: `usage.completion_tokens_details.reasoning_tokens`.
+//! Counts reasoning tokens: `usage.completion_tokens_details.reasoning_tokens`.
 //!
-//! Counted are the tokens that begin inside a thought; those that only write its tags are not.
+//! A token counts if it begins inside the reasoning; tokens that only write its tags do not.
 
 use crate::text::ThoughtStart;
 
@@ -11,30 +11,30 @@ const CLOSE: &[u8] = b"</think>";
 #[derive(Debug)]
 pub struct ThoughtTokens {
     place: Place,
-    /// What came until the thought's end.
+    /// Output up to the end of the reasoning.
     bytes: Vec<u8>,
-    /// Where each token of the thought begins in `bytes`.
+    /// Offset in `bytes` of each reasoning token.
     starts: Vec<usize>,
-    /// What ends a thought beside its tag.
+    /// Texts that end reasoning besides its tag.
     other_ends: &'static [&'static [u8]],
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
     Before,
-    /// In a thought whose text begins at this byte.
+    /// Inside reasoning whose text begins at this byte.
     Inside(usize),
     After,
 }
 
 impl ThoughtTokens {
-    /// `other_ends`: texts that end a thought which its tag has not ended.
+    /// `other_ends`: texts that end reasoning that its tag has not ended.
     pub fn new(start: ThoughtStart, other_ends: &'static [&'static [u8]]) -> Self {
         Self {
             place: match start {
                 ThoughtStart::Inside => Place::Inside(0),
                 ThoughtStart::Before => Place::Before,
-                ThoughtStart::Behind => Place::After,
+                ThoughtStart::After => Place::After,
             },
             bytes: Vec::new(),
             starts: Vec::new(),
@@ -80,7 +80,7 @@ impl ThoughtTokens {
         }
     }
 
-    /// Looks for an end from byte `from` on.
+    /// Looks for an end tag from byte `from` on.
     fn end_if_closed(&mut self, from: usize) {
         let ends = [CLOSE].into_iter().chain(self.other_ends.iter().copied());
         let found = ends.filter_map(|end| {
@@ -135,7 +135,7 @@ mod tests {
                 0,
             ),
             (ThoughtStart::Before, vec!["<thunk>", "b"], 0),
-            (ThoughtStart::Behind, vec!["<think>", "a", "</think>"], 0),
+            (ThoughtStart::After, vec!["<think>", "a", "</think>"], 0),
             (ThoughtStart::Inside, vec!["a", "<tool_call>", "b"], 1),
         ] {
             assert_eq!(count(start, &tokens), expected, "{tokens:?}");

@@ -1,17 +1,17 @@
-//! The usage of an answer: summed over its choices, and of one choice as far as it has come.
+//! Token usage: of a whole response, and of one choice so far.
 
 use serde_json::{Value, json};
 
 use crate::metrics::Metrics;
 use crate::request::Usage;
 
-/// Usage over all choices; a prompt that several choices share counts once.
+/// Usage over all choices; a prompt shared by several choices counts once.
 pub struct UsageSum {
     sum: Usage,
     choices_per_prompt: usize,
-    /// Of each choice.
+    /// One for each choice.
     n_prompt: Vec<usize>,
-    /// Of each choice, as far as it has come.
+    /// One for each choice, so far.
     n_output: Vec<usize>,
     pub n_ended: usize,
 }
@@ -33,7 +33,7 @@ impl UsageSum {
         }
     }
 
-    /// One choice's, so far; what the chunks of a stream carry where they are asked to.
+    /// One choice's usage so far, for streamed chunks that ask for it.
     pub fn so_far(&self, index: usize) -> Value {
         let of_choice = |counts: &[usize]| counts.get(index).copied().unwrap_or_default();
         let (n_prompt, n_output) = (of_choice(&self.n_prompt), of_choice(&self.n_output));
@@ -44,7 +44,7 @@ impl UsageSum {
         })
     }
 
-    /// Each prompt's `n` and the longest of its outputs, once all have ended.
+    /// Records each prompt's `n` and its longest output, once all choices have ended.
     pub fn record(&self, metrics: &Metrics) {
         for outputs in self.n_output.chunks(self.choices_per_prompt.max(1)) {
             let longest = outputs.iter().copied().max().unwrap_or_default();

@@ -1,7 +1,7 @@
-//! The keys: `Authorization: Bearer <key>` or `X-Api-Key: <key>` on every path but the ones that
-//! probes use. `/admin/…` has a key of its own, and without one there is no such path. What empties
-//! caches or ends other people's requests asks for the admin key where there is one, and else for
-//! the key of all other paths.
+//! API keys: `Authorization: Bearer <key>` or `X-Api-Key: <key>` on every path except those that
+//! probes use. `/admin/…` has its own key; without one these paths do not exist. Endpoints that
+//! empty caches or abort other clients' requests require the admin key if there is one, otherwise
+//! the API key.
 
 use std::sync::Arc;
 
@@ -17,9 +17,9 @@ use crate::server::state::AppState;
 /// Paths that need no key: load balancers and Prometheus have none.
 pub(crate) const OPEN_PATHS: [&str; 4] = ["/health", "/health_generate", "/ping", "/metrics"];
 
-/// What the admin key opens.
+/// Paths that require the admin key.
 const ADMIN: &str = "/admin";
-/// What the admin key opens where there is one, and the API key where not.
+/// Paths that require the admin key if there is one, otherwise the API key.
 const OPERATORS_PATHS: [&str; 3] = ["/flush_cache", "/reset_prefix_cache", "/abort_request"];
 
 const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
@@ -58,8 +58,8 @@ fn refusal(state: &AppState, request: &Request) -> Option<ApiError> {
     }
 }
 
-/// Whether a request to an open path may be told what the others are told: it brought a key, or
-/// none is set.
+/// Whether a request to an open path may see protected details: it carries a valid key, or no key
+/// is set.
 pub(crate) fn is_trusted(state: &AppState, headers: &HeaderMap) -> bool {
     let (user, admin) = (&state.http.api_key, &state.http.admin_api_key);
     let mut keys = user.iter().chain(admin);
@@ -76,7 +76,7 @@ fn wrong_admin_key(path: &str) -> ApiError {
     error
 }
 
-/// Clients of other APIs send it as `X-Api-Key`, some both ways.
+/// Clients of other APIs send the key as `X-Api-Key`; some send both headers.
 fn sent_keys(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
     let bearer = headers.get(header::AUTHORIZATION).and_then(|value| {
         let (scheme, key) = value.as_bytes().split_at_checked("Bearer ".len())?;
@@ -86,7 +86,7 @@ fn sent_keys(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
     bearer.into_iter().chain(plain)
 }
 
-/// Compares digests, all bytes of them, so that the time taken says nothing about the key.
+/// Compares digests in constant time, so that timing reveals nothing about the key.
 fn is_same(sent: &[u8], key: &[u8]) -> bool {
     let (sent, key) = (Sha256::digest(sent), Sha256::digest(key));
     let difference = sent

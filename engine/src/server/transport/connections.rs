@@ -1,11 +1,11 @@
-//! Connections under limits: so many at once (`--max-connections`), and none that keeps the server
-//! waiting for longer than `--client-timeout-s`, be it for a request or for taking its answer.
+//! Connection limits: at most `--max-connections` at once, and none may keep the server waiting for
+//! longer than `--client-timeout-s`, neither for a request nor for reading its response.
 //!
-//! What waits for a slow reader is bounded: a few pieces of text a choice, the tokens that the
-//! request may have, and HTTP's own write buffer. A connection over the limit is looked at for a
-//! moment ([`over_limit`]): a probe has one of a few places of its own, so that strangers who hold
-//! all others make no healthy server look dead; every other one is refused, as far as that can be
-//! done in a second. A new connection that says nothing keeps its place for a short time only.
+//! The data buffered for a slow reader is bounded: a few pieces of text for each choice, the tokens
+//! that the request may have, and HTTP's write buffer. A connection over the limit is inspected
+//! briefly ([`over_limit`]): a probe gets one of a few reserved slots, so that clients who hold all
+//! other connections do not make a healthy server look dead. All others are refused, as far as that
+//! is possible within a second. A new connection that sends nothing is closed early.
 //! Deliberately absent: limits by address (a proxy's business).
 
 mod over_limit;
@@ -37,18 +37,18 @@ use crate::metrics::{Dropped, TrafficMetrics};
 use crate::server::state::AppState;
 use crate::server::transport::open_files;
 
-/// From accepting a connection to its first byte, at most.
+/// Maximum time from accepting a connection to its first byte.
 const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(10);
-/// After an accept that failed, and between two log lines about that.
+/// Pause after a failed accept; also the minimum interval between log lines about it.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const BETWEEN_COMPLAINTS: Duration = Duration::from_mins(1);
 
-/// Accepts up to a limit.
+/// A listener with a connection limit.
 pub struct LimitedListener {
     inner: TcpListener,
     places: Arc<Semaphore>,
     over: OverLimit,
-    /// Probes that were found among the connections over the limit.
+    /// Probes found among the connections over the limit.
     probes: mpsc::Receiver<(Connection, SocketAddr)>,
     timeout: Duration,
     traffic: Arc<TrafficMetrics>,
@@ -71,7 +71,8 @@ impl LimitedListener {
         }
     }
 
-    /// Says so now and then, and leaves time for what is missing (a file, for one) to come back.
+    /// Logs the failure at intervals and waits, so that the missing resource (a file, for example)
+    /// can become available.
     async fn accept_failed(&mut self, error: io::Error) {
         let is_the_clients = matches!(
             error.kind(),
@@ -89,7 +90,7 @@ impl LimitedListener {
                 %error,
                 n_connections = self.traffic.n_connections(),
                 max_open_files = ?open_files::limit(),
-                "a connection cannot be accepted; it waits"
+                "a connection cannot be accepted; it stays in the kernel's queue"
             );
         }
         tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -103,7 +104,7 @@ impl Listener for LimitedListener {
     async fn accept(&mut self) -> (Connection, SocketAddr) {
         loop {
             let accepted = tokio::select! {
-                // The sender lives as long as this.
+                // The sender lives as long as this listener.
                 Some(probe) = self.probes.recv() => return probe,
                 accepted = self.inner.accept() => accepted,
             };
@@ -130,20 +131,20 @@ impl Listener for LimitedListener {
     }
 }
 
-/// What a connection and the requests on it both know.
+/// State that a connection shares with the requests on it.
 #[derive(Debug, Clone)]
 pub struct Peer(Arc<Service>);
 
 #[derive(Debug)]
 struct Service {
-    /// Requests whose answer is being made.
+    /// Requests whose response is not complete yet.
     n_in_service: AtomicUsize,
     last_activity: Mutex<Instant>,
 }
 
 impl Service {
     fn touch(&self) {
-        // A time cannot be half written.
+        // An `Instant` cannot be left half-written by a panic.
         *self
             .last_activity
             .lock()
@@ -158,7 +159,8 @@ impl Service {
     }
 }
 
-/// A request in service; the connection is not idle meanwhile, however long the model takes.
+/// A request in service. The connection does not count as idle meanwhile, however long the model
+/// takes.
 struct InService(Arc<Service>);
 
 impl InService {
@@ -175,8 +177,8 @@ impl Drop for InService {
     }
 }
 
-/// Marks the connection as busy until the answer's last byte is made, and counts errors by their
-/// code.
+/// Marks the connection as busy until the last byte of the response is produced, and counts errors
+/// by code.
 pub async fn track(State(state): State<Arc<AppState>>, request: Request, next: Next) -> Response {
     let peer = request.extensions().get::<ConnectInfo<Peer>>();
     let in_service = peer.map(|ConnectInfo(peer)| InService::begin(peer));
@@ -187,7 +189,7 @@ pub async fn track(State(state): State<Arc<AppState>>, request: Request, next: N
     if response.body().size_hint().exact().is_some() {
         return response;
     }
-    // A stream: the handler is done, the answer is not.
+    // For a stream, the handler returns before the response is complete.
     response.map(|body| {
         Body::new(body.map_frame(move |frame| {
             let _held = &in_service;
@@ -202,7 +204,7 @@ impl Connected<IncomingStream<'_, LimitedListener>> for Peer {
     }
 }
 
-/// A TCP stream that gives up on a client that is too slow.
+/// A TCP stream that times out clients that are too slow.
 pub struct Connection {
     stream: TcpStream,
     service: Arc<Service>,
@@ -211,7 +213,7 @@ pub struct Connection {
     reading: Pin<Box<Sleep>>,
     writing: Pin<Box<Sleep>>,
     is_write_blocked: bool,
-    /// Its client has said something.
+    /// Whether the client has sent anything.
     has_begun: bool,
     _place: OwnedSemaphorePermit,
 }
@@ -241,7 +243,7 @@ impl Connection {
         }
     }
 
-    /// What becomes of a read that has to wait.
+    /// Decides what happens to a read that has to wait.
     fn wait_for_request(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.service.n_in_service.load(Ordering::Acquire) > 0 {
             return Poll::Pending;
@@ -257,7 +259,7 @@ impl Connection {
         }
         match self.reading.as_mut().poll(cx) {
             Poll::Pending => Poll::Pending,
-            // Looked at again, since it may have become busy while the timer ran.
+            // Checked again, since a request may have started while the timer ran.
             Poll::Ready(()) if self.service.n_in_service.load(Ordering::Acquire) > 0 => {
                 Poll::Pending
             }
@@ -268,7 +270,7 @@ impl Connection {
         }
     }
 
-    /// What becomes of a write: progress starts the clock anew.
+    /// Decides what happens to a write: progress restarts the timer.
     fn after_write<T>(
         &mut self,
         outcome: Poll<io::Result<T>>,

@@ -1,8 +1,9 @@
-//! Cross-origin requests of web pages: who may read an answer, and the browser's question before.
+//! Cross-origin requests of web pages: which pages may read a response, and the browser's
+//! preflight.
 //!
-//! The question (`OPTIONS`, the preflight) carries no key, so it is answered before keys are
-//! looked at. Cookies and other credentials of the browser are never allowed; a key is a header
-//! that the page itself has to set. Below `/admin` nothing is allowed.
+//! The preflight (`OPTIONS`) carries no key, so it is answered before keys are checked. Cookies and
+//! other browser credentials are never allowed; a key is a header that the page itself sets.
+//! Nothing is allowed below `/admin`.
 
 use std::sync::Arc;
 
@@ -15,10 +16,10 @@ use crate::config::AllowedOrigins;
 use crate::server::state::AppState;
 use crate::server::transport::auth::{OPEN_PATHS, is_admin};
 
-/// Seconds that a browser may keep the answer to its question.
+/// Seconds that a browser may cache the preflight's response.
 const MAX_AGE_S: &str = "600";
 const METHODS: &str = "GET, POST, OPTIONS";
-/// Headers of an answer that a page may read beside the harmless ones.
+/// Response headers that a page may read besides the safelisted ones.
 const EXPOSED: &str = "x-request-id, x-result-cache, retry-after, x-should-retry";
 
 pub async fn apply(State(state): State<Arc<AppState>>, request: Request, next: Next) -> Response {
@@ -48,7 +49,7 @@ pub async fn apply(State(state): State<Arc<AppState>>, request: Request, next: N
     response
 }
 
-/// What `access-control-allow-origin` says, where this page may read this path's answer.
+/// The value of `access-control-allow-origin`, if this page may read this path's response.
 fn grant(allowed: &AllowedOrigins, origin: &HeaderValue, path: &str) -> Option<HeaderValue> {
     if is_admin(path) {
         return None;
@@ -70,14 +71,14 @@ fn preflight(asked: &HeaderMap) -> Response {
     let headers = response.headers_mut();
     insert(headers, header::ACCESS_CONTROL_ALLOW_METHODS, METHODS);
     insert(headers, header::ACCESS_CONTROL_MAX_AGE, MAX_AGE_S);
-    // Whatever the page wants to send: the key, and what its client library adds.
+    // Allows every header that the page wants to send: the key, and what its client library adds.
     if let Some(names) = asked.get(header::ACCESS_CONTROL_REQUEST_HEADERS) {
         headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, names.clone());
     }
     response
 }
 
-/// A cache between may not give one page the answer that was made for another.
+/// A cache must not serve one page a response made for another.
 fn note_dependence(allowed: &AllowedOrigins, headers: &mut HeaderMap) {
     if matches!(allowed, AllowedOrigins::These(_)) {
         headers.append(header::VARY, HeaderValue::from_static("origin"));

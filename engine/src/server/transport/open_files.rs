@@ -1,14 +1,15 @@
-//! Connections need open files, of which a process has a limited number. The soft limit is raised
-//! to the hard one at the start, and `--max-connections` is cut to what it leaves, since a server
-//! without a file for the next connection cannot even refuse it.
+//! Each connection needs an open file, and a process has a limited number of them. The soft limit
+//! is raised to the hard one at start-up, and `--max-connections` is reduced to what is left, since
+//! a server without a free file cannot even refuse a connection.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Files that are no connection within the limit: model, log, event queues, Redis, what is refused
-/// and what probes have beyond the limit.
+/// Files not used for connections within the limit: model, log, event queues, Redis, and
+/// connections that are refused or belong to probes.
 const RESERVED: u64 = 128;
 
-/// Raises the soft limit as far as it goes. How many files may be open then; `None` is no limit.
+/// Raises the soft limit to the hard one. Returns the number of files that may be open; `None` is
+/// no limit.
 pub fn raise_limit() -> Option<u64> {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     if current == maximum {
@@ -27,15 +28,15 @@ pub fn raise_limit() -> Option<u64> {
     }
 }
 
-/// The limit as it is now.
+/// The current limit.
 pub fn limit() -> Option<u64> {
     getrlimit(Resource::Nofile).current
 }
 
-/// How many of `asked` connections have a file. Says so where they are fewer.
+/// How many of `asked` connections can have a file. Logs a warning if they are fewer.
 pub fn connections_within(limit: Option<u64>, asked: usize) -> usize {
     let Some(limit) = limit else { return asked };
-    // Where there is hardly any file, connections have half of them.
+    // If there are very few files, connections get half of them.
     let most = limit.saturating_sub(RESERVED).max(limit / 2).max(1);
     let most = usize::try_from(most).unwrap_or(usize::MAX);
     if asked <= most {

@@ -1,6 +1,6 @@
-//! Paths as clients write them: a slash at the end means the same as none.
+//! Normalises paths: a trailing slash is ignored.
 //!
-//! Runs before anything looks at the path, so keys and routes see one spelling.
+//! Runs before authentication and routing, so both see one spelling.
 
 use axum::extract::Request;
 use axum::http::Uri;

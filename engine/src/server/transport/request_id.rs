@@ -1,4 +1,4 @@
-//! `x-request-id`: the client's own where it sends one, else one that is made here, on every answer.
+//! `x-request-id` on every response: the client's own if it sends one, otherwise a generated one.
 
 use axum::extract::Request;
 use axum::http::{HeaderName, HeaderValue};
@@ -18,7 +18,7 @@ pub async fn apply(request: Request, next: Next) -> Response {
     response
 }
 
-/// What may be repeated without harm.
+/// Whether the id is safe to echo.
 fn is_plain(id: &HeaderValue) -> bool {
     let bytes = id.as_bytes();
     !bytes.is_empty() && bytes.len() <= MAX_BYTES && bytes.iter().all(u8::is_ascii_graphic)

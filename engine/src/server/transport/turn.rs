@@ -1,12 +1,13 @@
-//! Work of the processor that requests bring: off the async threads, and so much of it at a time.
+//! Runs CPU-bound request work on the blocking pool with bounded concurrency.
 
 use tokio::sync::Semaphore;
 
 use crate::server::error::ApiError;
 
-/// Does `work` when it is its turn. A client that goes away drops the wait for it, but what has begun
-/// keeps its turn to the end: it keeps its processor, too. `what` is for errors.
-pub async fn in_turn<T: Send + 'static>(
+/// Runs `work` when a permit is free. A disconnecting client only drops the wait: work that has
+/// started keeps its permit until it ends, since it keeps its core too. `what` names the work in
+/// errors.
+pub async fn run_blocking_limited<T: Send + 'static>(
     turns: &'static Semaphore,
     what: &str,
     work: impl FnOnce() -> T + Send + 'static,
@@ -32,13 +33,13 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn work_that_nobody_waits_for_keeps_its_turn() {
+    async fn abandoned_work_keeps_its_permit() {
         static TURNS: Semaphore = Semaphore::const_new(1);
         let (begun, has_begun) = tokio::sync::oneshot::channel();
         let (end, may_end) = mpsc::channel::<()>();
-        let client = tokio::spawn(in_turn(&TURNS, "it", move || {
+        let client = tokio::spawn(run_blocking_limited(&TURNS, "it", move || {
             begun.send(()).expect("awaited");
-            // An error is the sender's end, which is an end, too.
+            // An error means that the sender was dropped, which ends the work too.
             let _ = may_end.recv();
         }));
         has_begun.await.expect("it begins");
@@ -46,7 +47,7 @@ mod tests {
         assert!(client.await.is_err(), "the client is gone");
         assert_eq!(TURNS.available_permits(), 0, "the work is not");
         drop(end);
-        let next = in_turn(&TURNS, "the next", || 7);
+        let next = run_blocking_limited(&TURNS, "the next", || 7);
         let next = tokio::time::timeout(Duration::from_secs(20), next).await;
         assert_eq!(next.expect("its turn comes"), Ok(7));
     }

@@ -1,12 +1,13 @@
-//! Keeps web pages away from a server without a key on the loopback interface, which any page that
-//! is open in a browser on the same machine can reach.
+//! Protects a server without a key on the loopback interface from web pages, since any page open in
+//! a browser on the same machine can reach it.
 //!
-//! A page can send a POST blindly: its browser then names the page in `Origin`, and a foreign one is
-//! refused. With DNS rebinding a page's own name leads to this machine, so that its browser takes
-//! the server for the page's: then `Host` has that name, and only names that cannot be registered
-//! are answered. Programs send no `Origin`, and `localhost` or an address as `Host`.
-//! Deliberately absent: such a check where a key is asked for (a page has none), and where the
-//! server listens on other interfaces (who listens there has been warned).
+//! A page can send a POST without reading the response; the browser then names the page in
+//! `Origin`, and a foreign origin is refused. With DNS rebinding, a page's own name resolves to
+//! this machine, so its browser treats the server as the page's; then `Host` has that name, and
+//! only names that cannot be registered are accepted. Other programs send no `Origin`, and
+//! `localhost` or an address as `Host`.
+//! Deliberately absent: this check if a key is required (a page has none), and if the server
+//! listens on other interfaces (a warning was logged).
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -22,7 +23,7 @@ use crate::server::error::ApiError;
 use crate::server::request::fields::show;
 use crate::server::state::AppState;
 
-/// Paths whose GET changes something.
+/// Paths whose GET has an effect.
 const GETS_WITH_EFFECT: [&str; 2] = ["/flush_cache", "/reset_prefix_cache"];
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
@@ -55,7 +56,8 @@ fn check_request(request: &Request, allowed: &AllowedOrigins) -> Result<(), ApiE
             show(&host.into())
         )));
     }
-    // A browser lets no page read an answer that does not allow it; what has an effect is a POST.
+    // A browser does not let a page read a response that does not allow it; requests with an effect
+    // are POSTs.
     let is_reading = [Method::GET, Method::HEAD, Method::OPTIONS].contains(request.method());
     if !is_reading
         && let Some(origin) = text(headers, &header::ORIGIN)
@@ -68,7 +70,7 @@ fn check_request(request: &Request, allowed: &AllowedOrigins) -> Result<(), ApiE
             show(&origin.into())
         )));
     }
-    // A page's picture or link sends a GET without `Origin`; browsers say where it comes from.
+    // A page's image or link sends a GET without `Origin`; browsers report its site separately.
     let path = request.uri().path().trim_end_matches('/');
     if is_reading
         && GETS_WITH_EFFECT.iter().any(|end| path.ends_with(end))
@@ -85,7 +87,7 @@ fn check_request(request: &Request, allowed: &AllowedOrigins) -> Result<(), ApiE
     Ok(())
 }
 
-/// What `--allowed-origins` lets through.
+/// Whether `--allowed-origins` permits this origin.
 fn is_allowed(origin: &str, allowed: &AllowedOrigins) -> bool {
     match allowed {
         AllowedOrigins::Any => true,
@@ -98,13 +100,13 @@ fn refusal(message: String) -> ApiError {
     ApiError::new(Code::ForeignWebPage, message)
 }
 
-/// A header that is no text is foreign, too.
+/// A header that is not text counts as foreign too.
 fn text<'a>(headers: &'a HeaderMap, name: &header::HeaderName) -> Option<&'a str> {
     let value = headers.get(name)?;
     Some(value.to_str().unwrap_or("(no text)"))
 }
 
-/// Without its port.
+/// Removes the port.
 fn host_of(authority: &str) -> &str {
     if let Some(rest) = authority.strip_prefix('[') {
         return rest.split(']').next().unwrap_or(rest);
@@ -116,7 +118,7 @@ fn host_of(authority: &str) -> &str {
     }
 }
 
-/// An address, or a name that no one can register in the public DNS.
+/// An address, or a name that cannot be registered in the public DNS.
 fn is_local_name(host: &str) -> bool {
     let host = host.trim_end_matches('.').to_ascii_lowercase();
     let ends = [".localhost", ".local", ".internal"];
@@ -125,10 +127,10 @@ fn is_local_name(host: &str) -> bool {
         || ends.iter().any(|end| host.ends_with(end))
 }
 
-/// Of a page that this machine serves, or of a program that shows pages of its own.
+/// The origin of a page served by this machine, or of a program that displays its own pages.
 fn is_local_origin(origin: &str, host: Option<&str>) -> bool {
     let Some((scheme, authority)) = origin.split_once("://") else {
-        // `null`: a page out of a sandbox, whose origin is hidden.
+        // `null`: a page in a sandbox, whose origin is hidden.
         return false;
     };
     if !["http", "https"].contains(&scheme) {

@@ -1,4 +1,4 @@
-//! One repository of the hub: its files, fetched one at a time and checked.
+//! One repository of the hub: its files, downloaded one at a time and verified.
 
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
@@ -15,16 +15,17 @@ use crate::weights::ModelFiles;
 use crate::weights::{gguf, gguf_names};
 
 const PUBLIC_HUB: &str = "https://huggingface.co";
-/// What the hub says of a repository: a name for each of its files.
+/// Maximum size of the hub's description of a repository, which has a name for each of its files.
 const MAX_INFO_BYTES: u64 = 64 << 20;
-/// What is read of a GGUF file before it is fetched. A header has the vocabulary: some megabytes.
+/// Bytes of a GGUF file read before it is downloaded. A header contains the vocabulary: some
+/// megabytes.
 const HEADER_BYTES: u64 = 16 << 20;
 const HEADER_PATIENCE: Duration = Duration::from_mins(1);
-/// Longest wait for another process that fetches the same file.
+/// Maximum wait for another process that downloads the same file.
 const LOCK_PATIENCE: Duration = Duration::from_hours(6);
 const LOCK_PAUSE: Duration = Duration::from_millis(500);
 
-pub(super) struct Client<'a> {
+pub(super) struct HubClient<'a> {
     transfer: Transfer,
     repo: &'a str,
     revision: &'a str,
@@ -32,7 +33,7 @@ pub(super) struct Client<'a> {
     progress: &'a dyn Fn(Progress),
 }
 
-impl<'a> Client<'a> {
+impl<'a> HubClient<'a> {
     pub fn new(
         repo: &'a str,
         revision: &'a str,
@@ -55,7 +56,7 @@ impl<'a> Client<'a> {
         SourceError::fetch(format!("{} from the hub", self.repo), message)
     }
 
-    /// The repository was found, and what is wanted is not in it.
+    /// The repository exists, but does not contain what is wanted.
     pub fn lacks(&self, message: String) -> SourceError {
         SourceError::Choice {
             what: format!("{} from the hub", self.repo),
@@ -71,13 +72,13 @@ impl<'a> Client<'a> {
         Cache::new(self.settings.cache.clone())
     }
 
-    /// The folder of a commit's files, whether or not it is there.
+    /// The folder of a commit's files, whether or not it exists.
     pub fn place_of(&self, commit: &str) -> PathBuf {
         self.cache().repo(self.repo(commit)).pointer_path(commit)
     }
 
-    /// The folder of a revision's files, where the cache has any. Commits are found by their
-    /// folder: not every tool writes a reference to them.
+    /// The folder of a revision's files, if the cache has any. Commits are found by their folder:
+    /// not every tool writes a reference to them.
     fn snapshot(&self, revision: &str) -> Option<PathBuf> {
         let repo = self.settings.cache.join(self.repo(revision).folder_name());
         let referred = std::fs::read_to_string(repo.join("refs").join(revision)).ok();
@@ -95,11 +96,11 @@ impl<'a> Client<'a> {
         path.exists().then_some(path)
     }
 
-    /// What is wanted of the model from the cache, if this revision was fetched before: the
+    /// The wanted part of the model from the cache, if this revision was downloaded before: the
     /// snapshot's folder and the files in it.
     pub fn cached(&self, model: &HubModel, parts: Parts) -> Option<(PathBuf, ModelFiles)> {
         let snapshot = self.snapshot(self.revision)?;
-        // However deep it lies; of a model in several files the others are looked for below.
+        // At any depth; the other parts of a model in several files are searched below.
         if let Some(file) = &model.file
             && gguf_names::part_of(file).is_none()
         {
@@ -119,14 +120,14 @@ impl<'a> Client<'a> {
         } else if self.settings.offline {
             gguf(&names)
         } else {
-            // Whether it is the only GGUF model of the repository is not known here.
+            // Whether it is the repository's only GGUF model is not known here.
             None
         };
         files.map(|files| (snapshot, files))
     }
 
-    /// Fetches the small files that a snapshot lacks. Other tools cache weights alone; a tokenizer
-    /// that is absent shows it. Where the hub does not answer, what is there has to do.
+    /// Downloads the small files that a snapshot lacks. Other tools may cache only weights, which
+    /// shows by an absent tokenizer. If the hub does not respond, the existing files must suffice.
     pub fn complete(&self, snapshot: &Path) {
         let commit = snapshot.file_name().and_then(|name| name.to_str());
         let Some(commit) = commit.filter(|_| !snapshot.join("tokenizer.json").exists()) else {
@@ -144,8 +145,8 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// Fetches again each of these files of a snapshot that is not what the cache's name of it
-    /// says: cut off, or altered.
+    /// Downloads again each of these files of a snapshot whose digest differs from its blob name:
+    /// truncated or modified.
     pub fn repair(&self, snapshot: &Path, files: &[PathBuf]) -> Result<(), SourceError> {
         for file in files {
             let Err(error) = digest::of_file(file, &self.settings.digests, self.progress) else {
@@ -166,7 +167,7 @@ impl<'a> Client<'a> {
         Ok(())
     }
 
-    /// The commit that the revision names now, and the names of its files.
+    /// The commit that the revision refers to now, and the names of its files.
     pub fn pin(&self) -> Result<(String, Vec<String>), SourceError> {
         self.pin_revision(self.revision)
     }
@@ -197,14 +198,14 @@ impl<'a> Client<'a> {
         self.settings.endpoint.as_deref().unwrap_or(PUBLIC_HUB)
     }
 
-    /// Where the hub has a file of a commit.
+    /// The URL of a file of a commit.
     fn url(&self, commit: &str, file: &str) -> String {
         let repo = self.repo(commit);
         let (name, revision) = (repo.url(), repo.url_revision());
         format!("{}/{name}/resolve/{revision}/{file}", self.endpoint())
     }
 
-    /// Why the hub does not say what a revision is.
+    /// The error for a revision that the hub refuses.
     fn refused(&self, revision: &str, error: &str) -> SourceError {
         let repo = self.repo;
         let has_token = self.settings.token.is_some();
@@ -234,7 +235,7 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// One file of a commit: from the cache, or downloaded and checked.
+    /// One file of a commit: from the cache, or downloaded and verified.
     pub fn download(&self, commit: &str, file: &str) -> Result<PathBuf, SourceError> {
         match self.cached_file(commit, file) {
             Some(path) => Ok(path),
@@ -242,7 +243,7 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// Replaces what the cache has of the file.
+    /// Replaces the cached file.
     fn download_anew(&self, commit: &str, file: &str) -> Result<PathBuf, SourceError> {
         let is_inside = |part: &str| !["", ".", ".."].contains(&part) && !part.contains('\\');
         if !file.split('/').all(is_inside) {
@@ -261,7 +262,7 @@ impl<'a> Client<'a> {
             }
             let blob = cached.blob_path(etag);
             let _lock = self.lock(&blob, file)?;
-            // Who held the lock has most likely fetched it.
+            // The previous owner of the lock has most likely downloaded it.
             if check(&pointer, n_bytes, etag).is_ok() {
                 return Ok(pointer);
             }
@@ -281,8 +282,8 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// Fetches a blob whose lock is held: its digest, where its etag is one. What came and is not
-    /// what the hub says is thrown away; the inner error says why.
+    /// Downloads a blob whose lock is held; returns its digest if its etag is one. Data that does
+    /// not match the hub's description is deleted; the inner error says why.
     fn fetch_blob(
         &self,
         url: &str,
@@ -324,7 +325,7 @@ impl<'a> Client<'a> {
         Ok(Ok(sha256))
     }
 
-    /// The lock of a blob, by the name that other tools give it; waits for whichever process has
+    /// The lock of a blob, under the name that other tools use; waits for the process that holds
     /// it.
     fn lock(&self, blob: &Path, file: &str) -> Result<File, SourceError> {
         let path = blob.with_extension("lock");
@@ -360,9 +361,8 @@ impl<'a> Client<'a> {
         });
     }
 
-    /// Fails where the beginning of a GGUF file says that the model cannot be served. What the hub
-    /// does not send, or a header longer than what is asked for, is no reason: the whole file will
-    /// tell.
+    /// Fails if the beginning of a GGUF file shows that the model cannot be served. If the hub does
+    /// not send it, or the header is longer than requested, the check is left to the whole file.
     pub fn judge_header(&self, commit: &str, file: &str) -> Result<(), SourceError> {
         if self.cached_file(commit, file).is_some() {
             return Ok(());
@@ -376,21 +376,21 @@ impl<'a> Client<'a> {
                 tracing::debug!(
                     file,
                     %reason,
-                    "the header is not judged ahead of the download"
+                    "the header is not checked before the download"
                 );
                 Ok(())
             }
         }
     }
 
-    /// Writes the revision's name into the cache, which makes it count as fetched.
+    /// Writes the revision's name into the cache, which marks it as complete.
     pub fn name_revision(&self, commit: &str) -> Result<(), SourceError> {
         let cached = self.cache().repo(self.repo(self.revision));
         cached.create_ref(commit).map_err(|e| self.error(e))
     }
 }
 
-/// Size, and the digest where the etag is one (the hub's large files), which is returned.
+/// Checks the size, and the digest if the etag is one (the hub's large files), and returns it.
 fn check(path: &Path, expected_bytes: u64, etag: &str) -> Result<Option<String>, String> {
     let found = std::fs::metadata(path).map_err(|e| e.to_string())?.len();
     if found != expected_bytes {
@@ -406,7 +406,7 @@ fn check(path: &Path, expected_bytes: u64, etag: &str) -> Result<Option<String>,
     Err(format!("it has sha256 {sha256}, the hub says {etag}"))
 }
 
-/// The status in the text of an error of the HTTP client.
+/// The status in the HTTP client's error message.
 fn status_of(error: &str) -> Option<u16> {
     let (_, rest) = error.split_once("status")?;
     let digits: String = rest
@@ -423,8 +423,7 @@ fn discard(path: &Path) {
     }
 }
 
-/// Makes `pointer`, the place of `file` in a snapshot, lead to a blob; whatever was there is
-/// replaced.
+/// Links `pointer`, the path of `file` in a snapshot, to a blob; an existing file is replaced.
 fn link(blob: &Path, pointer: &Path, file: &str) -> std::io::Result<()> {
     let n_up = file.split('/').count() + 1;
     let name = blob.file_name().unwrap_or_default();

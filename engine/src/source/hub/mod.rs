@@ -1,12 +1,12 @@
-//! Models of the Hugging Face hub: cached where its Python tools cache (by `hf-hub`'s names), with
-//! the same environment variables (`HF_ENDPOINT`, `HF_TOKEN`, `HF_HOME`, `HF_HUB_CACHE`,
-//! `HF_HUB_OFFLINE`, their older names, and `XDG_CACHE_HOME`).
+//! Models of the Hugging Face hub, cached in the layout of its Python tools (using `hf-hub`'s
+//! names), with the same environment variables (`HF_ENDPOINT`, `HF_TOKEN`, `HF_HOME`,
+//! `HF_HUB_CACHE`, `HF_HUB_OFFLINE`, their older names, and `XDG_CACHE_HOME`).
 //!
-//! A revision is pinned to its commit before the first file is fetched, and the name of the
-//! revision is written into the cache last. Size (and digest, where the hub names it) of each file
-//! are checked before it is there, a broken part file is thrown away, and a process that finds a
-//! file locked waits for it. `hf-hub` does not fetch the files: it sends the token to the host that
-//! a redirect leads to.
+//! A revision is pinned to its commit before the first file is downloaded, and the revision's name
+//! is written to the cache last. Size (and digest, if the hub provides it) of each file are
+//! verified before it is moved into place, an invalid partial file is deleted, and a process that
+//! finds a file locked waits for it. `hf-hub` is not used for downloads: it sends the token to the
+//! host that a redirect leads to.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -21,7 +21,7 @@ mod select;
 mod snapshot;
 mod transfer;
 
-use client::Client;
+use client::HubClient;
 use select::Selection;
 
 /// A model of the hub, or one GGUF model of a repository.
@@ -31,14 +31,14 @@ pub struct HubModel {
     pub repo: String,
     /// Branch, tag or commit.
     pub revision: String,
-    /// The `.gguf` file asked for; `None` is the repository's safetensors folder, or its only GGUF
+    /// The requested `.gguf` file; `None` is the repository's safetensors folder, or its only GGUF
     /// model.
     pub file: Option<String>,
-    /// The quantisation asked for, `Q4_K_M`: of the GGUF model with this in its name.
+    /// The requested quantisation, such as `Q4_K_M`: the GGUF model with this in its name.
     pub quantisation: Option<String>,
 }
 
-/// What the environment says about the hub.
+/// Settings of the hub from the environment.
 #[derive(Debug, Clone)]
 pub struct HubSettings {
     /// `None` is the public hub.
@@ -46,15 +46,15 @@ pub struct HubSettings {
     pub token: Option<String>,
     /// Folder of `models--org--name` folders.
     pub cache: PathBuf,
-    /// Take from the cache alone.
+    /// Use only the cache.
     pub offline: bool,
-    /// The engine's own cache, which keeps what is known of files in the hub's.
+    /// The engine's own cache, which holds the digests of files in the hub's.
     pub digests: PathBuf,
 }
 
 const INDEX: &str = "model.safetensors.index.json";
 const SINGLE: &str = "model.safetensors";
-/// Small files taken along where the repository has them.
+/// Small files that are downloaded if the repository has them.
 const SMALL_FILES: [&str; 10] = [
     "config.json",
     "generation_config.json",
@@ -68,14 +68,14 @@ const SMALL_FILES: [&str; 10] = [
     INDEX,
 ];
 
-/// Where a repository keeps further chat templates, `tool_use.jinja` for one.
+/// A repository's folder of additional chat templates, such as `tool_use.jinja`.
 const TEMPLATES: &str = "additional_chat_templates/";
 
-/// How much of a repository is wanted.
+/// Which part of a repository is wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Parts {
     Whole,
-    /// Configuration and tokenizer: for weights that are made rather than read.
+    /// Configuration and tokenizer: for generated weights.
     WithoutWeights,
 }
 
@@ -118,7 +118,7 @@ impl HubModel {
         })
     }
 
-    /// The repository's name, or for a GGUF model `of_file`, its file's.
+    /// The repository's name, or for a GGUF model `of_file`, that of its file.
     pub fn display_name(&self, files: &ModelFiles, of_file: &str) -> String {
         match files {
             ModelFiles::Gguf(_) => of_file.to_owned(),
@@ -159,7 +159,7 @@ impl HubSettings {
         home: Option<PathBuf>,
         cache_dir: &Path,
     ) -> Self {
-        // As Python's `os.path.expanduser`, of this user alone.
+        // Like Python's `os.path.expanduser`, for the current user only.
         let expanded = |text: String| match (text.strip_prefix('~'), &home) {
             (Some(rest), Some(home)) if rest.is_empty() || rest.starts_with('/') => {
                 home.join(rest.trim_start_matches('/'))
@@ -201,8 +201,8 @@ impl HubSettings {
     }
 }
 
-/// Fetches what is missing. `accept` is asked once the small files are there, before weights are
-/// fetched or, where they are cached, hashed; of a GGUF model, before it is hashed.
+/// Downloads what is missing. `accept` is called once the small files are there, before weights are
+/// downloaded or, if cached, hashed; for a GGUF model, before it is hashed.
 pub(super) fn fetch<E: From<SourceError>>(
     model: &HubModel,
     parts: Parts,
@@ -210,7 +210,7 @@ pub(super) fn fetch<E: From<SourceError>>(
     accept: &dyn Fn(&ModelFiles) -> Result<(), E>,
     progress: &dyn Fn(Progress),
 ) -> Result<ModelFiles, E> {
-    let client = Client::new(&model.repo, &model.revision, settings, progress)?;
+    let client = HubClient::new(&model.repo, &model.revision, settings, progress)?;
     if let Some((snapshot, files)) = client.cached(model, parts) {
         if let ModelFiles::Folder(_) = &files {
             client.complete(&snapshot);
@@ -239,18 +239,18 @@ pub(super) fn fetch<E: From<SourceError>>(
             let files = ModelFiles::Folder(snapshot.clone());
             accept(&files)?;
             match (parts, weights) {
-                // `cached` looks for the weights when they are wanted.
+                // `cached` looks for the weights if they are wanted.
                 (Parts::WithoutWeights, _) => {}
-                (Parts::Whole, select::Weights::Indexed) => {
+                (Parts::Whole, select::WeightFiles::Indexed) => {
                     let shards = index_shards(&snapshot.join(INDEX));
                     for shard in shards.map_err(|error| client.error(error))? {
                         client.download(&commit, &shard)?;
                     }
                 }
-                (Parts::Whole, select::Weights::Single) => {
+                (Parts::Whole, select::WeightFiles::Single) => {
                     client.download(&commit, SINGLE)?;
                 }
-                (Parts::Whole, select::Weights::Absent(message)) => {
+                (Parts::Whole, select::WeightFiles::Absent(message)) => {
                     return Err(client.lacks(message).into());
                 }
             }
@@ -261,7 +261,7 @@ pub(super) fn fetch<E: From<SourceError>>(
     Ok(files)
 }
 
-/// The small files of a repository with these files.
+/// The small files among a repository's files.
 fn small_files(listed: &[String]) -> impl Iterator<Item = &str> {
     let is_small = |name: &&str| {
         let template = name
@@ -280,14 +280,14 @@ fn weights_of(files: &ModelFiles, parts: Parts) -> Vec<PathBuf> {
     }
 }
 
-/// Fetches one file of a repository's main branch.
+/// Downloads one file of a repository's main branch.
 pub(super) fn fetch_file(
     repo: &str,
     file: &str,
     settings: &HubSettings,
     progress: &dyn Fn(Progress),
 ) -> Result<PathBuf, SourceError> {
-    let client = Client::new(repo, "main", settings, progress)?;
+    let client = HubClient::new(repo, "main", settings, progress)?;
     if settings.offline {
         let cached = client.cached_file("main", file);
         return cached.ok_or_else(|| client.error(format!("{file} is not cached (offline)")));

@@ -1,4 +1,4 @@
-//! Which files of a repository make the model that was asked for.
+//! Selects the files of a repository that form the requested model.
 
 use super::{HubModel, INDEX, SINGLE};
 use crate::weights::gguf_names;
@@ -6,21 +6,21 @@ use crate::weights::gguf_names;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Selection {
     /// `config.json`, its small files, and weights.
-    Folder(Weights),
+    Folder(WeightFiles),
     /// A GGUF model: one file, or all parts of one in their order.
     Gguf(Vec<String>),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Weights {
+pub(super) enum WeightFiles {
     /// The shards that the index names.
     Indexed,
     Single,
-    /// There are none that are read here; the message says what is there.
+    /// There are none in a supported format; the message says what there is.
     Absent(String),
 }
 
-/// Chooses from the names of a repository's files. An error names what is there.
+/// Selects among the names of a repository's files. An error lists what there is.
 pub(super) fn select(model: &HubModel, listed: &[String]) -> Result<Selection, String> {
     let has = |name: &str| listed.iter().any(|listed| listed == name);
     let models = gguf_names::models(listed.iter().map(String::as_str));
@@ -28,7 +28,7 @@ pub(super) fn select(model: &HubModel, listed: &[String]) -> Result<Selection, S
         let whole = models.iter().find(|parts| parts.contains(file));
         return match whole {
             Some(parts) => Ok(Selection::Gguf(parts.clone())),
-            // One of a kind that is left out above, a projector for one.
+            // A file of a kind excluded above, for example a projector.
             None if has(file) && gguf_names::part_of(file).is_none() => {
                 Ok(Selection::Gguf(vec![file.clone()]))
             }
@@ -55,9 +55,9 @@ pub(super) fn select(model: &HubModel, listed: &[String]) -> Result<Selection, S
         };
     }
     let weights = if has(INDEX) {
-        Some(Weights::Indexed)
+        Some(WeightFiles::Indexed)
     } else {
-        has(SINGLE).then_some(Weights::Single)
+        has(SINGLE).then_some(WeightFiles::Single)
     };
     match (has("config.json"), weights, models.as_slice()) {
         (true, Some(weights), _) => Ok(Selection::Folder(weights)),
@@ -67,7 +67,7 @@ pub(super) fn select(model: &HubModel, listed: &[String]) -> Result<Selection, S
              org/name:QUANTISATION: {}",
             offer(&models, "")
         )),
-        (true, None, []) => Ok(Selection::Folder(Weights::Absent(format!(
+        (true, None, []) => Ok(Selection::Folder(WeightFiles::Absent(format!(
             "the repository has neither {SINGLE} nor {INDEX}{}",
             if listed.iter().any(|name| name.starts_with("pytorch_model")) {
                 "; its weights are PyTorch files, which are not read"
@@ -121,12 +121,12 @@ mod tests {
         let names = ["config.json", SINGLE, "a-Q4_K_M.gguf"];
         assert_eq!(
             selected("o/n", &names),
-            Ok(Selection::Folder(Weights::Single))
+            Ok(Selection::Folder(WeightFiles::Single))
         );
         let names = ["config.json", SINGLE, INDEX];
         assert_eq!(
             selected("o/n", &names),
-            Ok(Selection::Folder(Weights::Indexed))
+            Ok(Selection::Folder(WeightFiles::Indexed))
         );
     }
 
@@ -162,7 +162,7 @@ mod tests {
             assert!(error.contains(expected), "{error}");
         }
         let pytorch = selected("o/n", &["config.json", "pytorch_model.bin"]);
-        let Ok(Selection::Folder(Weights::Absent(message))) = pytorch else {
+        let Ok(Selection::Folder(WeightFiles::Absent(message))) = pytorch else {
             panic!("{pytorch:?}")
         };
         assert!(message.contains("PyTorch"), "{message}");

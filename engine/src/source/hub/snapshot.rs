@@ -1,11 +1,11 @@
-//! What lies in the hub's cache: the folder of a commit's files, and names that may be such folders.
+//! The hub's cache: the folder of a commit's files, and names of such folders.
 
 use std::path::Path;
 
 use super::{INDEX, Parts, SINGLE};
 use crate::weights::safetensors::index_shards;
 
-/// Whether configuration and, where they are wanted, all weights are in a snapshot.
+/// Whether a snapshot has the configuration and, if they are wanted, all weights.
 pub(super) fn has_weights(snapshot: &Path, parts: Parts) -> bool {
     let has = |name: &str| snapshot.join(name).exists();
     if parts == Parts::WithoutWeights || !has("config.json") {
@@ -39,7 +39,7 @@ pub(super) fn names_below(folder: &Path) -> Vec<String> {
     names
 }
 
-/// Fit to be the name of a folder.
+/// Whether the name is suitable for a folder.
 pub(super) fn is_plain(commit: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
     !commit.is_empty() && commit.chars().all(plain) && !commit.starts_with('.')

@@ -16,7 +16,7 @@ fn text(n: usize, seed: usize) -> Vec<u8> {
         .collect()
 }
 
-/// Where the files are, whatever they are.
+/// The paths of the model's files.
 fn fetch(
     model: &HubModel,
     parts: Parts,
@@ -115,7 +115,7 @@ fn the_environment_decides_place_token_and_endpoint() {
         read(&[("HF_HUB_CACHE", "/c"), ("HF_HOME", "/hf")]).cache,
         Path::new("/c")
     );
-    // Older names, and homes that are not the default one.
+    // Older names, and home folders other than the default.
     let older = read(&[
         ("HUGGINGFACE_HUB_CACHE", "/old"),
         ("HUGGING_FACE_HUB_TOKEN", "t"),
@@ -273,11 +273,11 @@ fn errors_say_what_to_do() {
         },
     );
     assert!(error.contains("HF_HUB_OFFLINE"), "{error}");
-    let nobody = HubSettings {
+    let unreachable_hub = HubSettings {
         endpoint: Some("http://127.0.0.1:9".into()),
         ..settings
     };
-    assert!(failed("org/name", &nobody).contains("org/name from the hub"));
+    assert!(failed("org/name", &unreachable_hub).contains("org/name from the hub"));
 }
 
 /// `hf download --revision <commit>` leaves a snapshot and no reference to it.
@@ -323,7 +323,7 @@ fn a_commit_is_found_by_its_folder() {
     assert!(error.contains("HF_HUB_OFFLINE"), "{error}");
 }
 
-/// Another tool has cached the weights and no tokenizer.
+/// Another tool has cached the weights without a tokenizer.
 #[test]
 fn a_tokenizer_that_the_cache_lacks_is_fetched() {
     let files = [
@@ -343,7 +343,7 @@ fn a_tokenizer_that_the_cache_lacks_is_fetched() {
     for (name, bytes) in &files[..2] {
         std::fs::write(snapshot.join(name), bytes).expect("written");
     }
-    // Without a hub, what is there has to do.
+    // Without a hub, the cached files must suffice.
     let unreachable = HubSettings {
         endpoint: Some("http://127.0.0.1:9".into()),
         ..settings.clone()
@@ -438,7 +438,7 @@ fn a_gguf_model_that_cannot_be_served_costs_its_header_alone() {
         let extra = [("general.architecture", named)];
         fixture::write_gguf(&path, &config, ElementFormat::F16, 1, &extra).expect("written");
         let bytes = std::fs::read(&path).expect("written");
-        // As the test's hub names it.
+        // The name that the test hub uses.
         let hub = Hub::start(&[("x.gguf", bytes.clone())], Manner::Honest);
         let cache = tempfile::tempdir().expect("a folder");
         let fetched = fetch(&model(), Parts::Whole, &hub.settings(cache.path()), &|_| ());

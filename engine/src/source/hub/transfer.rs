@@ -1,5 +1,6 @@
-//! Requests to the hub. Redirects are followed here, so that the token goes to the hub's own origin
-//! (scheme, host and port) alone: where a redirect leads elsewhere, its address is the key.
+//! Requests to the hub. Redirects are followed here, so that the token is sent only to the hub's
+//! own origin (scheme, host and port): elsewhere, the redirect's URL itself carries the
+//! authorisation.
 
 use std::fs::OpenOptions;
 use std::io::{Read, Write};
@@ -14,12 +15,12 @@ use ureq::http::{Response, StatusCode, Uri};
 use ureq::{Agent, Body};
 
 const MAX_REDIRECTS: usize = 10;
-/// Tries after a connection broke; each goes on where the last one stopped.
+/// Retries after a broken connection; each resumes where the last one stopped.
 const MAX_RETRIES: u32 = 5;
 const FIRST_PAUSE: Duration = Duration::from_millis(300);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 const BUFFER_BYTES: usize = 64 << 10;
-/// The etag of what a redirect leads to.
+/// The etag of a redirect's target.
 const LINKED_ETAG: HeaderName = HeaderName::from_static("x-linked-etag");
 
 #[derive(Debug, thiserror::Error)]
@@ -35,7 +36,7 @@ pub(super) enum TransferError {
 }
 
 impl TransferError {
-    /// Another try may succeed.
+    /// Whether a retry may succeed.
     fn is_passing(&self) -> bool {
         match self {
             Self::Request(error) => match **error {
@@ -48,7 +49,7 @@ impl TransferError {
     }
 }
 
-/// What the hub says of a file.
+/// The hub's description of a file.
 pub(super) struct Described {
     pub etag: String,
     pub n_bytes: u64,
@@ -60,10 +61,10 @@ pub(super) struct Transfer {
     token: Option<String>,
 }
 
-/// The answer at the end of all redirects.
+/// The response after all redirects.
 struct Answer {
     response: Response<Body>,
-    /// Of the file, as the hub's own last answer has it.
+    /// The file's etag in the hub's last response.
     etag: Option<String>,
 }
 
@@ -77,7 +78,7 @@ impl Transfer {
         })
     }
 
-    /// A JSON text of the hub's.
+    /// A JSON document from the hub.
     pub fn json(&self, url: &str, max_bytes: u64) -> Result<serde_json::Value, TransferError> {
         let body = self.get(url, None, None)?.response.into_body();
         let reader = body.into_reader().take(max_bytes);
@@ -111,7 +112,8 @@ impl Transfer {
         Ok((beginning, n_bytes))
     }
 
-    /// Appends the rest of the file to `part`, up to `n_bytes`. `report` gets the bytes that are there.
+    /// Appends the rest of the file to `part`, up to `n_bytes`. `report` gets the number of bytes
+    /// present.
     pub fn complete(
         &self,
         url: &str,
@@ -150,7 +152,7 @@ impl Transfer {
         }
         let answer = self.get(url, Some(&format!("bytes={n_done}-")), None)?;
         if n_done > 0 && first_byte_of(&answer.response) != Some(n_done) {
-            // The server sends all of it.
+            // The server sends the whole file.
             file.set_len(0)?;
             n_done = 0;
         }
@@ -220,13 +222,13 @@ fn text(response: &Response<Body>, name: &HeaderName) -> Option<String> {
     value.to_str().ok().map(str::to_owned)
 }
 
-/// The whole file's, after the slash of the range.
+/// Size of the whole file, after the slash of the range.
 fn n_bytes_of(response: &Response<Body>) -> Option<u64> {
     let range = text(response, &CONTENT_RANGE)?;
     range.rsplit('/').next()?.parse().ok()
 }
 
-/// Where in the file a part of it begins; `None` for a whole one.
+/// Offset of a partial response in the file; `None` for a whole one.
 fn first_byte_of(response: &Response<Body>) -> Option<u64> {
     if response.status() != StatusCode::PARTIAL_CONTENT {
         return None;
@@ -236,7 +238,7 @@ fn first_byte_of(response: &Response<Body>) -> Option<u64> {
     bytes.split('-').next()?.parse().ok()
 }
 
-/// Where a redirect of `base` leads.
+/// The target of a redirect of `base`.
 fn resolved(base: &Uri, location: &str) -> Result<Uri, TransferError> {
     let scheme = base.scheme_str().unwrap_or("https");
     if location.starts_with("//") {

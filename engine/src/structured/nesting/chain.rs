@@ -1,8 +1,8 @@
 //! The longest chain in a graph of named parts.
 
-/// The largest sum of weights along any chain of references that begins at node 0. Parts that refer
-/// to each other in a circle count together, each once: an upper bound, since how long the longest
-/// way through them is would be too hard to say. `references[i]` are the nodes that node i names.
+/// The largest sum of weights along any chain of references that begins at node 0. Nodes in a cycle
+/// count together, each once: an upper bound, since the longest path through a cycle is expensive
+/// to find. `references[i]` are the nodes that node i refers to.
 pub(super) fn longest(weights: &[usize], references: &[Vec<usize>]) -> usize {
     if weights.is_empty() {
         return 0;
@@ -15,7 +15,7 @@ pub(super) fn longest(weights: &[usize], references: &[Vec<usize>]) -> usize {
             members[*circle].push(node);
         }
     }
-    // A circle is complete after all that its members refer to, so those are known.
+    // A component is complete after everything that its members refer to, so those are known.
     let mut depth = vec![0; n_circles];
     for (circle, nodes) in members.iter().enumerate() {
         let own: usize = nodes.iter().map(|node| weights[*node]).sum();
@@ -31,8 +31,8 @@ pub(super) fn longest(weights: &[usize], references: &[Vec<usize>]) -> usize {
     circle_of[0].map_or(0, |circle| depth[circle])
 }
 
-/// Strongly connected components of what node 0 reaches, numbered so that one comes after all that
-/// it refers to (Tarjan's algorithm, with a stack of its own). `None`: not reached.
+/// Strongly connected components reachable from node 0, numbered so that each comes after all that
+/// it refers to (Tarjan's algorithm with an explicit stack). `None`: not reachable.
 fn circles(references: &[Vec<usize>]) -> Vec<Option<usize>> {
     let n = references.len();
     let mut circle_of = vec![None; n];
@@ -84,10 +84,10 @@ mod tests {
             (vec![1], vec![vec![]], 1),
             (vec![1, 2, 3], vec![vec![1, 2], vec![2], vec![]], 6),
             (vec![1, 2, 3], vec![vec![1, 2], vec![], vec![]], 4),
-            // A circle of two, and what it refers to.
+            // A cycle of two, and what it refers to.
             (vec![1, 2, 3], vec![vec![1], vec![0, 2], vec![]], 6),
             (vec![5], vec![vec![0]], 5),
-            // Not reached from the first.
+            // Not reachable from the first.
             (vec![1, 9], vec![vec![], vec![0]], 1),
         ] {
             assert_eq!(longest(&weights, &references), expected, "{references:?}");

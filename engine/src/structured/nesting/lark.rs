@@ -1,7 +1,7 @@
 //! The depth of a Lark grammar: rules that name rules, terminals that name terminals, brackets.
 //!
-//! A scanner of its own, which knows names, brackets and what is to be skipped. What is no grammar
-//! is measured, too, and refused by the compiler.
+//! A separate scanner that recognises names, brackets and text to skip. Text that is not a grammar
+//! is measured too, and then refused by the compiler.
 
 use std::collections::HashMap;
 
@@ -10,19 +10,19 @@ use serde_json::Value;
 use super::chain::longest;
 use super::schema;
 
-/// The JSON schemas that stand in the grammar (`%json`).
+/// The JSON schemas in the grammar (`%json`).
 pub(in crate::structured) fn schemas(text: &str) -> Vec<Value> {
     Scanner::new(text).read().schemas
 }
 
-/// A definition: how deep its own brackets and schemas nest, and the names in it.
+/// A definition: the nesting of its own brackets and schemas, and the names in it.
 #[derive(Default)]
 struct Definition {
     nesting: usize,
     names: Vec<String>,
 }
 
-/// Each definition is a node; one that refers to all stands for what may be the start.
+/// Each definition is a node; an additional node refers to all, since any may be the start.
 pub(super) fn depth(text: &str) -> usize {
     let definitions = Scanner::new(text).read().definitions;
     let mut indexes: HashMap<&str, Vec<usize>> = HashMap::new();
@@ -47,7 +47,7 @@ pub(super) fn depth(text: &str) -> usize {
 
 struct Scanner<'a> {
     rest: &'a str,
-    /// Nothing but white space came since the last line break.
+    /// Only white space since the last line break.
     begins_line: bool,
     level: usize,
     definitions: Vec<(String, Definition)>,
@@ -112,8 +112,8 @@ impl<'a> Scanner<'a> {
         self.skip(end);
     }
 
-    /// A string or regular expression, to its end. A string ends with its line; what is not closed
-    /// is read as if the quote were not there.
+    /// A string or regular expression, to its end. A string ends with its line; an unclosed one is
+    /// read as if the quote were absent.
     fn skip_quoted(&mut self, quote: char) {
         let mut is_escaped = false;
         for (i, c) in self.rest.char_indices().skip(1) {
@@ -136,7 +136,7 @@ impl<'a> Scanner<'a> {
         self.skip(end.max(1));
     }
 
-    /// `%json` and the like bring a JSON value, `%lark` a grammar in brackets.
+    /// `%json` and similar contain a JSON value, `%lark` a grammar in brackets.
     fn directive(&mut self) {
         self.skip(1);
         let word = self.name();

@@ -1,4 +1,4 @@
-//! The depth of a JSON schema: schemas within schemas, and what `$ref` leads to.
+//! The depth of a JSON schema: schemas within schemas, and the targets of `$ref`.
 
 use std::collections::HashMap;
 
@@ -7,8 +7,8 @@ use serde_json::Value;
 use super::chain::longest;
 use crate::structured::schema::{Holds, parts, resolve};
 
-/// Each target of a `$ref` is a node, the root is the first; a node's weight is the depth of the
-/// tree that stands there.
+/// Each target of a `$ref` is a node, the root is the first; a node's weight is the depth of its
+/// tree.
 pub(super) fn depth(root: &Value) -> usize {
     let mut nodes: Vec<&Value> = vec![root];
     let mut index_of: HashMap<*const Value, usize> = HashMap::from([(std::ptr::from_ref(root), 0)]);
@@ -31,8 +31,8 @@ pub(super) fn depth(root: &Value) -> usize {
     longest(&weights, &references)
 }
 
-/// How deep the schema itself nests, and where its `$ref`s lead. What leads nowhere is the
-/// compiler's to refuse.
+/// The depth of the schema itself, and the targets of its `$ref`s. The compiler refuses invalid
+/// ones.
 fn tree<'a>(root: &'a Value, node: &'a Value) -> (usize, Vec<&'a Value>) {
     let mut deepest = 0;
     let mut targets = Vec::new();
@@ -48,7 +48,7 @@ fn tree<'a>(root: &'a Value, node: &'a Value) -> (usize, Vec<&'a Value>) {
             match holds {
                 Holds::Schemas => open.push((part, level + 1)),
                 Holds::Data => deepest = deepest.max(level + data_depth(part)),
-                // Reached through `$ref` alone.
+                // Reached only through `$ref`.
                 Holds::Definitions | Holds::Nothing => {}
             }
         }
@@ -88,7 +88,7 @@ mod tests {
                 json!({"$defs": {"a": {"items": {}}}, "$ref": "#/$defs/a"}),
                 3,
             ),
-            // A property of that name is no definition.
+            // A property with that name is not a definition.
             (json!({"properties": {"$defs": {"items": {}}}}), 3),
             (json!({"properties": {"next": {"$ref": "#"}}}), 2),
             (json!({"$ref": "#/nowhere"}), 1),

@@ -1,5 +1,4 @@
-//! JSON schemas as values: where their parts are, and what is done to them before llguidance
-//! compiles them.
+//! JSON schemas as values: access to their parts, and rewriting before llguidance compiles them.
 
 mod multiples;
 mod patterns;
@@ -14,16 +13,16 @@ pub(super) use rewrite::usable;
 
 use super::constraint::StructuredError;
 
-/// Refuses what would take the compiler too long.
+/// Refuses schemas that would take the compiler too long.
 pub(super) fn check_work(schema: &Value) -> Result<(), StructuredError> {
     multiples::check(schema)?;
     patterns::check(schema)
 }
 
-/// What a schema's keyword holds.
+/// What a schema's keyword contains.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Holds {
-    /// Schemas that apply where the keyword stands.
+    /// Schemas that apply at the keyword's own location.
     Schemas,
     /// Schemas that apply where a `$ref` names them.
     Definitions,
@@ -39,7 +38,7 @@ enum Shape {
     Named,
 }
 
-/// Which of the values under a keyword are schemas or data, and how they lie there.
+/// Classifies a keyword's values as schemas or data, and their arrangement.
 fn keyword(name: &str, value: &Value) -> (Holds, Shape) {
     match name {
         "properties" | "patternProperties" | "dependentSchemas" => (Holds::Schemas, Shape::Named),
@@ -62,7 +61,7 @@ fn keyword(name: &str, value: &Value) -> (Holds, Shape) {
     }
 }
 
-/// The parts of a schema that is an object, each with its path from there.
+/// The parts of a schema object, each with its relative path.
 pub(super) fn parts(schema: &Map<String, Value>) -> Vec<(Holds, String, &Value)> {
     let mut parts = Vec::new();
     for (name, value) in schema {
@@ -78,14 +77,14 @@ pub(super) fn parts(schema: &Map<String, Value>) -> Vec<(Holds, String, &Value)>
                 let path = |key| format!("/{name}/{}", escaped(key));
                 parts.extend(fields.iter().map(|(key, part)| (holds, path(key), part)));
             }
-            // No schema; the compiler says so.
+            // Not a schema; the compiler reports it.
             (Shape::List | Shape::Named, _) => {}
         }
     }
     parts
 }
 
-/// As [`parts`], but for data.
+/// As [`parts`], without data.
 pub(super) fn schemas_mut(schema: &mut Map<String, Value>) -> Vec<(String, &mut Value)> {
     let mut parts = Vec::new();
     for (name, value) in schema.iter_mut() {
@@ -136,7 +135,8 @@ fn escaped(key: &str) -> String {
     key.replace('~', "~0").replace('/', "~1")
 }
 
-/// Where a `$ref` leads within its own document; `None` if nowhere, or to another document.
+/// The target of a `$ref` within its own document; `None` if there is none or it is in another
+/// document.
 pub(super) fn resolve<'a>(root: &'a Value, reference: &str) -> Option<&'a Value> {
     root.pointer(reference.strip_prefix('#')?)
 }

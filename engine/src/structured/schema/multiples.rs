@@ -1,5 +1,5 @@
-//! `multipleOf` within bounds. The automaton of a multiple has a state for each remainder, and is
-//! made while the schema is compiled.
+//! Limits on `multipleOf`. The automaton of a multiple has a state for each remainder and is built
+//! when the schema is compiled.
 
 use std::collections::HashSet;
 
@@ -8,14 +8,13 @@ use serde_json::Value;
 use super::{Holds, parts, resolve};
 use crate::structured::constraint::StructuredError;
 
-/// Largest number, in units of its last decimal place, that a value may have to be a multiple of:
-/// 0.01 is 1, 2.5 is 25.
+/// Maximum divisor, in units of its last decimal place: 0.01 is 1, 2.5 is 25.
 pub const MAX_MULTIPLE: u64 = 10_000;
 /// Decimal places.
 const MAX_PLACES: u32 = 9;
 
-/// Refuses what a value would have to be a multiple of where this is too large: one number, or all
-/// of those that hold together through `allOf`, `$ref` and the like.
+/// Refuses a schema if a divisor is too large: a single one, or the least common multiple of those
+/// that apply together through `allOf`, `$ref` and similar.
 pub fn check(root: &Value) -> Result<(), StructuredError> {
     let mut seen = HashSet::new();
     let mut open = vec![root];
@@ -24,7 +23,7 @@ pub fn check(root: &Value) -> Result<(), StructuredError> {
             continue;
         };
         let together = multiples_at(root, value);
-        // The compiler refuses what is no positive number.
+        // The compiler refuses numbers that are not positive.
         let numbers: Vec<f64> = together.iter().filter_map(|value| value.as_f64()).collect();
         if least_common(&numbers).is_none() {
             let numbers: Vec<String> = together.iter().map(ToString::to_string).collect();
@@ -42,7 +41,7 @@ pub fn check(root: &Value) -> Result<(), StructuredError> {
     Ok(())
 }
 
-/// All `multipleOf` that apply to one value. Those of alternatives count as if all held.
+/// All `multipleOf` that apply to one value. Those of alternatives count as if all applied.
 fn multiples_at<'a>(root: &'a Value, schema: &'a Value) -> Vec<&'a Value> {
     let mut found = Vec::new();
     let mut seen = HashSet::new();
@@ -70,7 +69,7 @@ fn multiples_at<'a>(root: &'a Value, schema: &'a Value) -> Vec<&'a Value> {
     found
 }
 
-/// In units of the last place that any of them has; `None` beyond the limit.
+/// In units of the last decimal place of any of them; `None` beyond the limit.
 fn least_common(numbers: &[f64]) -> Option<u64> {
     let decimals: Option<Vec<(u64, u32)>> = numbers.iter().map(|n| decimal(n.abs())).collect();
     let decimals = decimals?;
@@ -93,7 +92,7 @@ fn least_common(numbers: &[f64]) -> Option<u64> {
     Some(common)
 }
 
-/// A number's digits without its point, and how many of them come after it.
+/// A number's digits without its point, and the number of decimal places.
 fn decimal(number: f64) -> Option<(u64, u32)> {
     let text = number.to_string();
     let (whole, fraction) = text.split_once('.').unwrap_or((&text, ""));

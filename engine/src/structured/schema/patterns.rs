@@ -1,15 +1,15 @@
-//! `patternProperties` within bounds: the compiler proves for each two of them that no name matches
-//! both, and does so again wherever two schemas are combined.
+//! Limits on `patternProperties`: for each pair of patterns the compiler proves that no name
+//! matches both, and again wherever two schemas are combined.
 
 use serde_json::Value;
 
 use super::visit;
 use crate::structured::constraint::StructuredError;
 
-/// Proofs that a schema may ask for, of some ten microseconds each.
+/// Maximum number of proofs for a schema, of about ten microseconds each.
 const MAX_PROOFS: usize = 5_000;
 
-/// Refuses patterns whose number, with that of the schemas that are combined, is too large.
+/// Refuses schemas with too many patterns in too many combined schemas.
 pub fn check(root: &Value) -> Result<(), StructuredError> {
     let (mut n_patterns, mut n_combined) = (0_usize, 1_usize);
     visit(root, "", &mut |schema, _| {

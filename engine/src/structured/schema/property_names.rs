@@ -1,11 +1,11 @@
-//! `propertyNames` in other words: the compiler has names that are listed and names of a pattern.
+//! Rewrites `propertyNames`: the compiler supports listed names and name patterns.
 
 use serde_json::{Map, Value, json};
 
 use super::rewrite::{ANNOTATIONS, Names, refused};
 use crate::structured::constraint::StructuredError;
 
-/// Names from a list or of a pattern become `patternProperties`, and no others are allowed.
+/// Names from a list or pattern become `patternProperties`, and all others are forbidden.
 pub(super) fn rewrite_property_names(
     object: &mut Map<String, Value>,
     allowed: &Value,
@@ -14,7 +14,7 @@ pub(super) fn rewrite_property_names(
 ) -> Result<(), StructuredError> {
     const KEYWORD: &str = "propertyNames";
     let unusable = || {
-        let reason = "only a list of names (enum, const), a pattern or a length can be followed";
+        let reason = "only a list of names (enum, const), a pattern or a length is supported";
         refused(KEYWORD, path, reason)
     };
     let allowed = names.followed(allowed).ok_or_else(unusable)?;
@@ -24,7 +24,7 @@ pub(super) fn rewrite_property_names(
         _ => return Err(unusable()),
     };
     allowed.retain(|name, _| {
-        // Names are texts. Formats of names are annotations.
+        // Names are strings. Formats of names are annotations.
         !ANNOTATIONS.contains(&name.as_str()) && name != "type" && name != "format"
     });
     if allowed.is_empty() {
@@ -41,7 +41,8 @@ pub(super) fn rewrite_property_names(
         return Ok(());
     }
     if object.contains_key("properties") || object.contains_key("patternProperties") {
-        let reason = "beside properties or patternProperties only a list of names can be followed";
+        let reason =
+            "together with properties or patternProperties only a list of names is supported";
         return Err(refused(KEYWORD, path, reason));
     }
     let pattern = if is_only(&["pattern"]) {
@@ -66,7 +67,7 @@ pub(super) fn rewrite_property_names(
     Ok(())
 }
 
-/// Names that are listed become properties like those that are there already.
+/// Listed names become properties, like the existing ones.
 fn restrict_to(object: &mut Map<String, Value>, listed: &[&str]) {
     let additional = object
         .insert("additionalProperties".to_owned(), json!(false))
@@ -80,7 +81,7 @@ fn restrict_to(object: &mut Map<String, Value>, listed: &[&str]) {
             }
         }
         for name in listed {
-            // A pattern's schema goes for the names that it matches.
+            // A pattern's schema applies to the names that it matches.
             let schema = if has_patterns {
                 json!(true)
             } else {

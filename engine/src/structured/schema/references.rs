@@ -1,5 +1,5 @@
-//! `$ref`s as plain paths: targets whose path has escapes (`~0`, `~1`, `%25`), and anchors, move to
-//! a definition with a plain name.
+//! Simplifies `$ref`s: targets whose path contains escapes (`~0`, `~1`, `%25`), and anchors, are
+//! moved to a definition with a plain name.
 
 use std::collections::HashMap;
 
@@ -9,8 +9,8 @@ use super::{visit, visit_mut};
 
 const PREFIX: &str = "target-";
 
-/// Writes every `$ref` within the document without escapes. One that leads nowhere, or to another
-/// document, stays for the compiler to refuse.
+/// Rewrites every `$ref` within the document without escapes. Invalid ones, and those to another
+/// document, are left for the compiler to refuse.
 pub(super) fn make_plain(root: &mut Value) {
     let (references, anchors) = collect(root);
     let mut targets: HashMap<String, String> = HashMap::new();
@@ -33,7 +33,7 @@ pub(super) fn make_plain(root: &mut Value) {
     if targets.is_empty() {
         return;
     }
-    // Inner ones first: a target that stands within another moves out of it.
+    // Inner ones first: a target within another target is moved out of it.
     let mut pointers: Vec<String> = targets.values().cloned().collect();
     pointers.sort_by_key(|pointer| std::cmp::Reverse(pointer.matches('/').count()));
     pointers.dedup();
@@ -64,7 +64,7 @@ pub(super) fn make_plain(root: &mut Value) {
     replace(root, &plain);
 }
 
-/// A schema that is to stand at `path` (`#/…`) of another document: its `$ref`s lead where they led.
+/// Moves a schema to `path` (`#/…`) of another document: its `$ref`s keep their targets.
 pub(crate) fn moved(mut schema: Value, path: &str) -> Value {
     make_plain(&mut schema);
     visit_mut(&mut schema, &mut |schema| {
@@ -77,7 +77,7 @@ pub(crate) fn moved(mut schema: Value, path: &str) -> Value {
     schema
 }
 
-/// All `$ref`s, and where each `$anchor` stands.
+/// All `$ref`s, and the location of each `$anchor`.
 fn collect(root: &Value) -> (Vec<String>, HashMap<String, String>) {
     let (mut references, mut anchors) = (Vec::new(), HashMap::new());
     visit(root, "", &mut |schema, path| {
@@ -97,7 +97,7 @@ fn replace(root: &mut Value, plain: &HashMap<String, String>) {
     });
 }
 
-/// `None` where it is no text.
+/// `None` if it is not UTF-8.
 fn percent_decoded(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
@@ -169,7 +169,7 @@ mod tests {
             assert_eq!(written["$ref"], reference, "{written}");
             assert_eq!(written.pointer(&reference[1..]), Some(&target), "{written}");
         }
-        // One within the other, and one that names itself.
+        // One within the other, and one that refers to itself.
         let written = plain(json!({
             "properties": {
                 "a/b": {"properties": {"c/d": {"const": 1}, "e": {"$ref": "#/properties/a~1b"}}},

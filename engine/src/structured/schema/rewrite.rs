@@ -1,9 +1,9 @@
-//! JSON schemas as ordinary libraries write them, in the keywords that llguidance compiles.
+//! Rewrites JSON schemas from common libraries into the keywords that llguidance supports.
 //!
-//! What the standard calls an annotation is left out, and so is a `format` without a grammar here
-//! (JSON Schema 2020-12, validation, 7.2). What means the same in other words is written in those.
-//! What changes which values are valid and cannot be enforced token by token is refused by name.
-//! Only `uniqueItems` is left out though it is an assertion: sets are too common to refuse.
+//! Annotations in the sense of the standard are dropped, and so is a `format` without a grammar
+//! here (JSON Schema 2020-12, validation, 7.2). Keywords with an equivalent are rewritten. Keywords
+//! that affect validity and cannot be enforced token by token are refused by name. Only
+//! `uniqueItems` is dropped although it is an assertion: sets are too common to refuse.
 
 use serde_json::{Map, Value, json};
 
@@ -44,7 +44,7 @@ pub(super) const ANNOTATIONS: [&str; 15] = [
     "uniqueItems",
 ];
 
-/// Cannot be followed while a text is written, though they say what is valid.
+/// Assertions that cannot be enforced while a text is written.
 const REFUSED: [&str; 10] = [
     "not",
     "if",
@@ -58,8 +58,8 @@ const REFUSED: [&str; 10] = [
     "$recursiveRef",
 ];
 
-/// A schema that means the same to the compiler. Called with what the API's clients send, whose
-/// nesting as JSON is bounded.
+/// An equivalent schema for the compiler. The input comes from clients; its nesting as JSON is
+/// bounded.
 pub fn usable(mut schema: Value) -> Result<Value, StructuredError> {
     references::make_plain(&mut schema);
     let definitions = ["$defs", "definitions"].into_iter();
@@ -73,7 +73,7 @@ pub fn usable(mut schema: Value) -> Result<Value, StructuredError> {
     Ok(schema)
 }
 
-/// Where `$ref` leads while the schema itself is being changed: its definitions as they were.
+/// Resolves `$ref`s while the schema is being changed: its definitions in their original form.
 pub(super) struct Names {
     root: Value,
 }
@@ -107,7 +107,7 @@ fn rewrite(schema: &mut Value, names: &Names, path: &str) -> Result<(), Structur
         .and_then(Value::as_str)
         .is_some_and(looks_around)
     {
-        let reason = "look-ahead and look-behind cannot be followed while the text is written";
+        let reason = "look-ahead and look-behind cannot be enforced while the text is written";
         return Err(refused("pattern", path, reason));
     }
     for (part_path, part) in schemas_mut(object) {
@@ -116,7 +116,7 @@ fn rewrite(schema: &mut Value, names: &Names, path: &str) -> Result<(), Structur
     Ok(())
 }
 
-/// Whether a regular expression asks for what comes before or after without taking it.
+/// Whether a regular expression contains look-ahead or look-behind.
 fn looks_around(pattern: &str) -> bool {
     let mut is_in_class = false;
     let mut rest = pattern;
@@ -152,7 +152,7 @@ pub(super) fn refused(keyword: &str, path: &str, reason: &str) -> StructuredErro
     }
 }
 
-/// Assertions that hold for every value.
+/// Drops assertions that hold for every value.
 fn leave_out_what_says_nothing(object: &mut Map<String, Value>) {
     let is_true = |value: &Value| *value == json!(true) || *value == json!({});
     if object
@@ -192,7 +192,7 @@ fn leave_out_what_says_nothing(object: &mut Map<String, Value>) {
     }
 }
 
-/// Without other schemas beside it, what was not evaluated is what is additional.
+/// Without other schemas next to it, unevaluated properties are the additional ones.
 fn close_unevaluated(object: &mut Map<String, Value>) {
     let others = ["allOf", "anyOf", "oneOf", "$ref", "if", "dependentSchemas"];
     if others.iter().any(|name| object.contains_key(*name)) {
@@ -212,7 +212,7 @@ fn close_unevaluated(object: &mut Map<String, Value>) {
 }
 
 impl Names {
-    /// The schema itself, or what its only keyword, a `$ref`, leads to.
+    /// The schema itself, or the target of its only keyword, a `$ref`.
     pub(super) fn followed(&self, schema: &Value) -> Option<Value> {
         const MAX_STEPS: usize = 8;
         let mut schema = schema;
@@ -274,15 +274,15 @@ mod tests {
             "propertyNames": {"type": "string"}, "minContains": 3, "if": {}, "else": true,
             "properties": {"title": {"type": "null", "title": "x"}}, "dependentRequired": {},
         });
-        // A property may be called like a keyword.
+        // A property may have the name of a keyword.
         assert_eq!(
             written(schema),
             json!({"properties": {"title": {"type": "null"}}})
         );
-        // Groups, and what only looks like one that looks around.
+        // Groups, and text that only resembles look-around.
         let schema = json!({"pattern": "(?:a)(?<n>b)\\\\\\(?=[(?=]"});
         assert_eq!(usable(schema.clone()), Ok(schema));
-        // Data is left as it is.
+        // Data is not changed.
         let schema = json!({"enum": [{"title": "x", "not": 1}], "const": {"format": "path"}});
         assert_eq!(usable(schema.clone()), Ok(schema));
     }

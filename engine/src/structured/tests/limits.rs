@@ -1,4 +1,4 @@
-//! Constraints that would take a process's stack, memory or time: each at its limit, and beyond.
+//! Constraints that would exhaust stack, memory or time: each at its limit, and beyond.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -10,10 +10,10 @@ use crate::guide::{Guide, GuideError};
 use crate::structured::nesting::{MAX_NESTING, depth};
 use crate::structured::{Constraint, Preamble, StructuredError};
 
-/// What a server's thread has.
+/// The stack of a server thread.
 const STACK_BYTES: usize = 2 << 20;
 
-/// A constraint of `n` links, and how many levels each of them adds.
+/// A constraint of `n` links, and the levels that each of them adds.
 type Chain = (&'static str, fn(usize) -> Constraint);
 
 const CHAINS: [Chain; 8] = [
@@ -49,7 +49,7 @@ const CHAINS: [Chain; 8] = [
     }),
 ];
 
-/// So many definitions, each of which refers to the next. The root is one level.
+/// `n` definitions, each of which refers to the next. The root is one level.
 fn schemas(n: usize, link: fn(Value) -> Value) -> Constraint {
     let mut definitions = Map::new();
     for i in 1..n {
@@ -68,7 +68,7 @@ fn on_a_servers_stack<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     })
 }
 
-/// Each would have ended the process.
+/// Each would have aborted the process.
 #[test]
 fn chains_are_compiled_up_to_the_limit_and_refused_beyond_it() {
     for (name, chain) in CHAINS {
@@ -79,8 +79,8 @@ fn chains_are_compiled_up_to_the_limit_and_refused_beyond_it() {
             .expect("a chain");
         assert!(depth(&at_limit) + 2 >= MAX_NESTING, "{name}");
         on_a_servers_stack(|| {
-            // Refused or not: what counts is that there is an answer, and that masks can be made
-            // and all of it dropped on an ordinary stack.
+            // Whether it is refused does not matter here: compiling must return, and masks must be
+            // computed and everything dropped on an ordinary stack.
             let compiled = compile(&at_limit, Preamble::Nothing);
             match compiled {
                 Ok(grammar) => {
@@ -123,7 +123,7 @@ fn brackets_of_regular_expressions_have_a_limit() {
     }
 }
 
-/// The slowest of what is accepted; minutes and gigabytes beyond the limits.
+/// The slowest accepted constraints; beyond the limits they would take minutes and gigabytes.
 #[test]
 fn compiling_ends_soon_whatever_the_numbers_are() {
     let integer = |multiple: u64| json!({"type": "integer", "multipleOf": multiple});
@@ -162,7 +162,7 @@ fn compiling_ends_soon_whatever_the_numbers_are() {
     }
 }
 
-/// Work that grows faster than the schema or the grammar does.
+/// Work that grows faster than the schema or the grammar.
 #[test]
 fn compiling_ends_soon_whatever_is_combined() {
     let alternatives = |i: usize| {
@@ -231,7 +231,7 @@ fn compiling_ends_soon_whatever_is_combined() {
     }
 }
 
-/// Found before anything is generated, also where a text gets there late.
+/// Found before anything is generated, even if a text would get there late.
 #[test]
 fn more_alternatives_than_can_be_followed_are_refused() {
     let properties = |n: usize| {
@@ -272,7 +272,7 @@ fn more_alternatives_than_can_be_followed_are_refused() {
     }
 }
 
-/// 128 choices that each go another way through an automaton of 2^300 states.
+/// 128 choices that each take a different path through an automaton of 2^300 states.
 #[test]
 fn lexers_of_all_choices_together_have_a_limit() {
     let constraint = Constraint::Regex(".*[ab].{300}z".to_owned());
@@ -301,7 +301,7 @@ fn lexers_of_all_choices_together_have_a_limit() {
     let what = "states of its automaton, over all choices of the request";
     let limit = 32_000;
     assert_eq!(failure, Some(GuideError::TooLarge { what, limit }));
-    // Without optimisation, on a busy machine; one mask holds up all rows of a step.
+    // Without optimisation, on a busy machine; one mask delays all rows of a step.
     assert!(slowest < Duration::from_secs(5), "{slowest:?}");
 }
 

@@ -1,7 +1,7 @@
-//! What Jinja2's tests and filters do and minijinja's do not, or do otherwise.
+//! Tests and filters of Jinja2 that minijinja lacks or implements differently.
 //!
-//! `tests/data/jinja_builtins.json` holds each of them, and minijinja's own, to what Jinja2 makes of
-//! it. Deliberately absent: filters that write HTML (`urlize`, `xmlattr`) or draw by chance
+//! `tests/data/jinja_builtins.json` compares each of them, and minijinja's own, with Jinja2's
+//! results. Deliberately absent: filters that write HTML (`urlize`, `xmlattr`) or are random
 //! (`random`, `lipsum`), `filesizeformat` and `wordwrap`.
 
 use std::fmt::Write;
@@ -12,8 +12,8 @@ use minijinja::{Environment, Error, ErrorKind, State, Value, filters};
 use super::MAX_OUTPUT_BYTES;
 
 pub(super) fn add_to(environment: &mut Environment<'_>) {
-    // Values of a template that are no data are functions and macros; undefined ones of Jinja2 have
-    // all of Python's methods, that of being called among them.
+    // Values of a template that are not data are functions and macros. Undefined values in Jinja2
+    // are objects with Python's methods, so they count as callable.
     environment.add_test("callable", |value: &Value| {
         matches!(value.kind(), ValueKind::Plain | ValueKind::Undefined)
     });
@@ -110,7 +110,7 @@ fn dictsort(
     filters::dictsort(value, given.collect())
 }
 
-/// Of a text, with its slashes; of a mapping, as a query.
+/// For a text, keeping slashes; for a mapping, as a query.
 fn urlencode(value: &Value) -> Result<String, Error> {
     if value.kind() != ValueKind::Map {
         return Ok(percent_encoded(&value.to_string(), b"/"));
@@ -136,7 +136,7 @@ fn percent_encoded(text: &str, also_plain: &[u8]) -> String {
     out
 }
 
-/// As CPython distributes an odd number of fills.
+/// Distributes an odd number of fill characters like CPython.
 pub(super) fn centered(text: &str, width: usize, fill: char) -> String {
     let width = width.min(MAX_OUTPUT_BYTES);
     let n = width.saturating_sub(text.chars().count());
@@ -156,7 +156,7 @@ fn escaped(text: &str) -> String {
         .replace('"', "&#34;")
 }
 
-/// Tags and comments go, white space becomes one blank each.
+/// Removes tags and comments, and collapses white space.
 fn without_tags(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;

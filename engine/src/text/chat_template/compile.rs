@@ -1,5 +1,5 @@
-//! From a template's text to an environment that renders it: what transformers has in scope, and
-//! what is refused before anything is parsed.
+//! Compiles a template's text to an environment with transformers' scope, and refuses what exceeds
+//! the limits before anything is parsed.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -12,9 +12,9 @@ use super::namespaces::shared_namespace;
 use super::{FUEL, MAX_OUTPUT_BYTES, OverLimit, Refusal, builtins, python_methods};
 use crate::text::python_format::{JsonStyle, float_text, json_dumps, strftime};
 
-/// Of one template.
+/// Limit for one template.
 pub(super) const MAX_SOURCE_BYTES: usize = 128 << 10;
-/// Of one tag: operators, brackets, names and texts. The compiler's time grows with their square.
+/// Limit for one tag: operators, brackets, names and texts. The compiler's time is quadratic in it.
 pub(super) const MAX_TAG_TOKENS: usize = 4096;
 
 /// An environment with these templates, by name.
@@ -23,7 +23,7 @@ pub(super) fn compile(sources: &[(&'static str, &str)]) -> Result<Environment<'s
     for (name, source) in sources {
         check_limit(source.len(), "it has", "bytes", MAX_SOURCE_BYTES)?;
         let source = without_generation_tags(source);
-        // What cannot be read is not compiled either, so tokens behind it do not count.
+        // Text that cannot be tokenized is not compiled either, so tokens after it do not count.
         let tokens: Vec<Token<'_>> = tokenize(&source, false, environment.syntax().clone())
             .map_while(Result::ok)
             .map(|(token, _)| token)
@@ -70,7 +70,8 @@ fn environment() -> Result<Environment<'static>, Error> {
         minijinja_contrib::globals::cycler(items.to_vec())
     });
     environment.add_function("joiner", minijinja_contrib::globals::joiner);
-    // Also called for what `{% set %}` blocks and macros capture, which the output never sees.
+    // Also called for text captured by `{% set %}` blocks and macros, which is not part of the
+    // output.
     environment.set_formatter(|out, state, value| {
         if value
             .as_str()

@@ -1,11 +1,11 @@
-//! A conversation through a template, with what templates leave open: roles that a template does
-//! not know, and a last message that is to be continued.
+//! Renders a conversation and handles what templates do not specify: unknown roles, and a last
+//! message that is to be continued.
 //!
-//! `developer` is OpenAI's newer name of `system`; where a template does not mention it, the message
-//! is rendered as the system's. Any other message that a template leaves out is refused: an
-//! instruction or a tool's result that disappears silently changes the answer.
+//! `developer` is OpenAI's newer name of `system`; if a template does not mention it, the message
+//! is rendered as a system message. Any other message that a template drops is refused: an
+//! instruction or a tool result that disappears silently changes the response.
 //! Deliberately absent: the same check for `user`, `assistant` and the first `system` message,
-//! which every template is written for.
+//! which every template supports.
 
 use std::borrow::Cow;
 
@@ -18,7 +18,7 @@ const DEVELOPER: &str = "developer";
 const SYSTEM: &str = "system";
 
 impl ChatTemplate {
-    /// The prompt's text, with every message in it. With `continues` the text ends with the last
+    /// The prompt's text with every message in it. With `continues` the text ends with the last
     /// message's content, as if the model had just written it.
     pub fn render_conversation(
         &self,
@@ -51,11 +51,11 @@ impl ChatTemplate {
         Cow::Owned(messages)
     }
 
-    /// As transformers does it: the last content gets a mark, and the text is cut there. Where the
-    /// template trims contents, white space at the content's end is trimmed, too.
+    /// Like transformers: a marker is appended to the last content, and the text is cut there. If
+    /// the template trims contents, trailing white space of the content is trimmed too.
     fn render_open_ended(&self, input: &ChatInput<'_>) -> Result<String, TextError> {
         let mut messages = input.messages.to_vec();
-        // The space shows whether the template keeps white space at the end of a content.
+        // The space shows whether the template keeps trailing white space of a content.
         let mark = format!("{} ", unlikely_word());
         if let Some(last) = messages.last_mut() {
             let content = last["content"].as_str().unwrap_or_default();
@@ -76,7 +76,7 @@ impl ChatTemplate {
         Ok(text)
     }
 
-    /// Renders the conversation once more with contents that can be looked for.
+    /// Renders the conversation once more with contents that can be searched for.
     fn check_roles(&self, input: &ChatInput<'_>) -> Result<(), TextError> {
         let is_usual = |i: usize, message: &Json| match message["role"].as_str() {
             Some("user" | "assistant") => true,
@@ -99,8 +99,8 @@ impl ChatTemplate {
             messages: &messages,
             ..input.clone()
         };
-        // The conversation itself was rendered; a template that cannot do without its contents
-        // has read them.
+        // The conversation itself was rendered; a template that fails with other contents has read
+        // them.
         let Ok(text) = self.render(&marked) else {
             return Ok(());
         };
@@ -117,7 +117,7 @@ impl ChatTemplate {
     }
 }
 
-/// No client can know it, so none can write it into a message.
+/// A word that clients cannot know, so none can put it into a message.
 pub(super) fn unlikely_word() -> String {
     format!("mark{:032x}", rand::random::<u128>())
 }

@@ -1,5 +1,5 @@
-//! Arguments of a call whose integers are beyond 64 bits: `serde_json` would make floats of them,
-//! and a call that is sent back must have the digits that the model wrote. Templates hold integers
+//! Arguments of a call with integers beyond 64 bits: `serde_json` would convert them to floats, but
+//! a call that is sent back must have the digits that the model wrote. Templates support integers
 //! of up to 128 bits.
 
 use minijinja::Value;
@@ -18,7 +18,7 @@ pub fn has_large_integers(json: &str) -> Result<bool, &str> {
     Ok(has_large)
 }
 
-/// A message, with the arguments of its calls as objects where they are the texts of objects.
+/// A message, with the arguments of its calls as objects if they are JSON texts of objects.
 pub(super) fn message_value(message: &Json) -> Value {
     with_entry(message, "tool_calls", &|calls| match calls {
         Json::Array(calls) => Value::from(calls.iter().map(call_value).collect::<Vec<_>>()),
@@ -32,7 +32,7 @@ fn call_value(call: &Json) -> Value {
     })
 }
 
-/// `object` with one of its entries converted in a way of its own.
+/// `object` with one of its entries converted by `convert`.
 fn with_entry(object: &Json, name: &str, convert: &dyn Fn(&Json) -> Value) -> Value {
     let Json::Object(pairs) = object else {
         return to_value(object);
@@ -52,12 +52,12 @@ fn arguments_value(arguments: &Json) -> Value {
     exact.unwrap_or_else(|| to_value(arguments))
 }
 
-/// `None` where the text is no JSON object with large integers.
+/// `None` if the text is not a JSON object with large integers.
 fn exact_object(text: &str) -> Option<Value> {
     if !text.trim_start().starts_with('{') || has_large_integers(text) != Ok(true) {
         return None;
     }
-    // Large integers take the way of strings that no client can have written.
+    // Large integers are passed as strings that no client can have written.
     let mark = unlikely_word();
     let (mut marked, mut end) = (String::with_capacity(text.len()), 0);
     for number in numbers(text).filter(|number| is_large(number)) {
@@ -81,7 +81,7 @@ fn is_large(number: &str) -> bool {
     is_integer && number.parse::<i64>().is_err() && number.parse::<u64>().is_err()
 }
 
-/// The numbers of a JSON text, in order; those in strings are none.
+/// The numbers of a JSON text, in order, excluding those in strings.
 fn numbers(mut rest: &str) -> impl Iterator<Item = &str> {
     std::iter::from_fn(move || {
         loop {
@@ -100,7 +100,7 @@ fn numbers(mut rest: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// What follows the string whose content begins here.
+/// The rest after the string whose content begins here.
 fn after_string(inside: &str) -> &str {
     let mut is_escaped = false;
     for (i, byte) in inside.bytes().enumerate() {
@@ -155,7 +155,7 @@ mod tests {
         }
         let beyond = format!("{{\"n\": 1{}}}", "0".repeat(40));
         assert_eq!(has_large_integers(&beyond).expect_err("beyond").len(), 41);
-        // No object: the text stays one.
+        // Not an object: the text stays a text.
         let list = "[123456789012345678901234567890]";
         assert_eq!(written(list), format!("\"{list}\""));
     }

@@ -1,16 +1,16 @@
-//! Templates that could put a namespace into itself are refused before they are compiled.
+//! Refuses, before compilation, templates that could put a namespace into itself.
 //!
-//! A namespace is the only thing in a template that can be changed after it was made, so it is the
-//! only one that can come to contain itself: `{% set ns.a = [ns] %}`. Whatever walks over such a
-//! value (printing, `tojson`, a comparison) never ends and takes the process's stack with it,
-//! which no fuel counts. So a namespace must be made by `{% set name = namespace(…) %}`, and its
-//! name used for its attributes alone; that is all that the templates of published models do.
-//! The tokens are minijinja's own: a reader that took a string or the end of a tag for something
-//! else would be led past what is compiled. Deliberately absent: following where a value goes.
+//! A namespace is the only mutable value in a template, so it is the only one that can come to
+//! contain itself: `{% set ns.a = [ns] %}`. Traversing such a value (printing, `tojson`, a
+//! comparison) never ends and overflows the process's stack, which fuel does not count. So a
+//! namespace must be created by `{% set name = namespace(…) %}`, and only its attributes may be
+//! used; the templates of published models do no more than that. The tokens are minijinja's own: a
+//! separate lexer that misread a string or the end of a tag could be tricked. Deliberately absent:
+//! data-flow analysis.
 
 use minijinja::machinery::Token;
 
-/// What a template may not do with a namespace, if it does: the name at fault.
+/// The name of a namespace that the template uses in a forbidden way, if any.
 pub fn shared_namespace(tokens: &[Token<'_>]) -> Option<String> {
     let at = |i: usize| tokens.get(i);
     let before = |i: usize, back: usize| i.checked_sub(back).and_then(at);
@@ -91,7 +91,7 @@ mod tests {
                 "namespace",
             ),
             ("{{ namespace() }}", "namespace"),
-            // What looks like a string that goes on, and like the end of a tag.
+            // Text that resembles an unterminated string or the end of a tag.
             (
                 "{% raw %}{{ '{% endraw %}{% set ns = namespace() %}{% set ns.a = [ns] %}{{ ns.a }}",
                 "ns",

@@ -1,6 +1,6 @@
-//! Methods of Python's texts and lists that templates call, beyond those of minijinja's `pycompat`.
+//! Methods of Python's strings and lists that templates call, beyond minijinja's `pycompat`.
 //!
-//! Deliberately absent: methods that change a value, and those of bytes.
+//! Deliberately absent: methods that mutate a value, and those of bytes.
 
 use minijinja::value::{Kwargs, Tuple, ValueKind, from_args};
 use minijinja::{Error, ErrorKind, State, Value};
@@ -8,7 +8,7 @@ use minijinja::{Error, ErrorKind, State, Value};
 use super::MAX_OUTPUT_BYTES;
 use super::builtins::centered;
 
-/// What pycompat lacks or does otherwise, and else pycompat.
+/// Methods that pycompat lacks or implements differently; otherwise pycompat's.
 pub(super) fn method(
     state: &mut State,
     value: &Value,
@@ -27,7 +27,7 @@ pub(super) fn method(
     minijinja_contrib::pycompat::unknown_method_callback(state, value, name, args)
 }
 
-/// `None` where it is pycompat's.
+/// `None` if the method is pycompat's.
 fn text_method(text: &str, name: &str, args: &[Value]) -> Option<Result<Value, Error>> {
     let is_named = args.last().is_some_and(Value::is_kwargs);
     Some(match name {
@@ -90,7 +90,7 @@ fn of_a_part(text: &str, name: &str, args: &[Value]) -> Result<Value, Error> {
     Ok(Value::from(Tuple::from(parts.map(Value::from))))
 }
 
-/// Methods that look for a part from a place on, up to another one, both counted in characters.
+/// Methods that search within a range, counted in characters.
 fn search(text: &str, name: &str, args: &[Value]) -> Result<Value, Error> {
     let (part, start, end): (Value, Option<i64>, Option<i64>) = from_args(args)?;
     let n_chars = text.chars().count() as i64;
@@ -122,7 +122,7 @@ fn search(text: &str, name: &str, args: &[Value]) -> Result<Value, Error> {
     }
 }
 
-/// `sep` and `maxsplit` of `split` and `rsplit`; `None` splits at white space, and everywhere.
+/// `sep` and `maxsplit` of `split` and `rsplit`; `None` splits at white space, without limit.
 fn split_arguments(args: &[Value]) -> Result<(Option<String>, usize), Error> {
     let (separator, most, named): (Option<Value>, Option<i64>, Kwargs) = from_args(args)?;
     let separator = match separator {
@@ -176,7 +176,7 @@ fn rsplit(text: &str, args: &[Value]) -> Result<Vec<String>, Error> {
     Ok(parts)
 }
 
-/// What one method makes is bounded as what a template writes is.
+/// The output of one method is bounded like that of a template.
 fn check_width(width: usize) -> Result<(), Error> {
     if width <= MAX_OUTPUT_BYTES {
         return Ok(());
@@ -230,7 +230,7 @@ fn expandtabs(text: &str, args: &[Value]) -> Result<Value, Error> {
     Ok(Value::from(out))
 }
 
-/// The first letter after anything that is none is a capital one.
+/// Capitalises each letter that follows a non-letter.
 fn titled(text: &str) -> String {
     let mut follows_letter = false;
     let mut out = String::with_capacity(text.len());

@@ -2,14 +2,14 @@ use serde_json::json;
 
 use super::*;
 
-/// What minijinja does otherwise, and why it may.
+/// Known differences of minijinja, and why they are acceptable.
 const KNOWN_DIFFERENCES: &[&str] = &[
-    // Jinja2 finds no item of a mapping by `attr`, only Python's own attributes.
+    // Jinja2's `attr` finds no item of a mapping, only Python attributes.
     "{{ messages[0] | attr('role') }}",
     "{{ messages | max(attribute='n') | attr('role') }}",
-    // A cycler does not say what comes next before it does.
+    // A cycler does not return the next item in advance.
     "{% set c = cycler('a', 'b') %}{{ c.next() }}{{ c.next() }}{{ c.next() }}{{ c.current }}",
-    // Macros take the arguments that they name and no others.
+    // Macros accept only the arguments that they name.
     "{% macro m(a, b=2) %}{{ a }}{{ b }}{{ varargs }}{{ kwargs }}{% endmacro %}{{ m(1) }}{{ m(1, b=3) }}",
 ];
 
@@ -154,7 +154,7 @@ fn hostile_templates_run_into_limits() {
     assert!(matches!(limit(macros), TextError::Template { .. }));
 }
 
-/// Whatever nests, `n` times: within a tag, and by tags.
+/// Everything that nests, `n` times: within a tag, and by tags.
 fn nested(n: usize) -> (Vec<String>, Vec<String>) {
     let repeated = |text: &str| text.repeat(n);
     let of_one_tag = [
@@ -180,9 +180,9 @@ fn nested(n: usize) -> (Vec<String>, Vec<String>) {
         ("{% if x %}", "{% elif x %}", "", "", "{% endif %}"),
         ("{% set x = [] %}", "{% set x = [x] %}", "", "", "{{ x }}"),
     ];
-    let write = |(before, open, inner, close, behind): &(&str, &str, &str, &str, &str)| {
+    let write = |(before, open, inner, close, after): &(&str, &str, &str, &str, &str)| {
         format!(
-            "{before}{}{inner}{}{behind}",
+            "{before}{}{inner}{}{after}",
             repeated(open),
             repeated(close)
         )
@@ -217,7 +217,7 @@ fn what_is_too_long_to_nest_safely_is_refused_before_it_is_parsed() {
     }
 }
 
-/// A test that fails here ends the process.
+/// A failure of this test aborts the process.
 #[test]
 fn what_nests_as_deep_as_a_template_may_ends_in_a_text_or_an_error() {
     let render = |source: &str| template(source).render(&input(&[]));
@@ -227,7 +227,7 @@ fn what_nests_as_deep_as_a_template_may_ends_in_a_text_or_an_error() {
     };
     let mut n_rendered = 0;
     for (i, one) in nested(1).0.iter().enumerate() {
-        // By the number of tokens that are repeated.
+        // By the number of repeated tokens.
         let deepest = [4090, 2040, 1360, 1020, 810].map(|n| nested(n).0.swap_remove(i));
         let mut outcomes = deepest.iter().map(|source| render(source));
         let outcome = outcomes.find(|outcome| !is_refused(outcome));
@@ -242,7 +242,7 @@ fn what_nests_as_deep_as_a_template_may_ends_in_a_text_or_an_error() {
     assert!(n_rendered > 5, "{n_rendered}");
 }
 
-/// Lists of lists as deep as the instructions allow, and what walks over them.
+/// Lists nested as deep as the instructions allow, and everything that traverses them.
 #[test]
 fn values_nested_as_deep_as_the_fuel_allows_have_stack_enough() {
     let (opened, closed) = ("[".repeat(60), "]".repeat(60));
@@ -287,7 +287,7 @@ fn the_date_is_available() {
     assert!(text.len() == 10 && year >= 2024, "{text}");
 }
 
-/// Tests, filters, globals, methods and statements, each as Jinja2 has it.
+/// Tests, filters, globals, methods and statements, compared with Jinja2.
 #[test]
 fn builtins_do_what_jinja2s_do() {
     let table: Json =
@@ -323,7 +323,7 @@ fn builtins_do_what_jinja2s_do() {
     assert!(wrong.is_empty(), "{n_wrong} wrong:\n{}", wrong.join("\n"));
 }
 
-/// As Qwen3's: messages of roles that it does not know are left out.
+/// Like Qwen3's template: drops messages of unknown roles.
 const DROPPING: &str = "{% for m in messages %}{% if m.role in ['user', 'assistant'] or \
     (m.role == 'system' and loop.first) %}<{{ m.role }}>{{ m.content }}</>{% elif m.role == 'tool' %}\
     <result>{{ m.content }}</>{% endif %}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}";
@@ -340,7 +340,7 @@ fn the_developer_is_the_system_unless_the_template_knows_it() {
     let knows = "{% for m in messages %}{% if m.role == 'developer' %}D{% endif %}{{ m.content }}{% endfor %}";
     let text = template(knows).render_conversation(&input(&messages), false);
     assert_eq!(text.unwrap(), "Dbe briefhi");
-    // A template that writes whatever role it gets.
+    // A template that prints any role.
     let any = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}";
     let text = template(any).render_conversation(&input(&messages), false);
     assert_eq!(text.unwrap(), "<system>be brief<user>hi");
@@ -361,7 +361,7 @@ fn no_message_is_left_out_silently() {
             Some((1, "function")),
         ),
         (vec![message("robot", "x"), user()], Some((0, "robot"))),
-        // The content is elsewhere in the text.
+        // The content occurs elsewhere in the text.
         (vec![message("robot", "hi"), user()], Some((0, "robot"))),
         (
             vec![user(), message("system", "later")],
@@ -394,12 +394,12 @@ fn a_last_message_is_continued() {
     let text = continued(DROPPING, "Sure, ").unwrap();
     assert_eq!(text, "<user>hi</><assistant>Sure, ");
     assert_eq!(continued(DROPPING, "").unwrap(), "<user>hi</><assistant>");
-    // Twice the same text: the last one is meant.
+    // The same text twice: the last one counts.
     assert_eq!(
         continued(DROPPING, "hi").unwrap(),
         "<user>hi</><assistant>hi"
     );
-    // Where contents are trimmed, so is this one, as by transformers.
+    // A template that trims contents trims this one too, as in transformers.
     let trims = "{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}</>{% endfor %}";
     let text = continued(trims, " Sure, ").unwrap();
     assert_eq!(text, "<user>hi</><assistant>Sure,");
@@ -422,7 +422,7 @@ fn an_operators_template_keeps_the_checkpoints_tokens() {
     assert!(in_json.with_source("{% if %}").is_err());
 }
 
-/// Prompts whose last message is to be continued, as transformers makes them.
+/// Prompts whose last message is to be continued, as transformers renders them.
 #[test]
 fn continued_messages_end_as_transformers_ends_them() {
     let cases: Vec<Json> =
@@ -442,7 +442,7 @@ fn continued_messages_end_as_transformers_ends_them() {
     }
 }
 
-/// transformers keeps further templates in a folder of their own.
+/// transformers stores additional templates in a separate folder.
 #[test]
 fn additional_templates_are_read_beside_the_first() {
     let dir = tempfile::tempdir().expect("a folder");

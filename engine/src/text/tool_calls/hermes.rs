@@ -1,7 +1,7 @@
 //! `<tool_call>{"name": …, "arguments": …}</tool_call>`, as Hermes and Qwen write it.
 //!
-//! Several objects within one tag are several calls. Whatever else stands there, and a tag without
-//! a call, is content to the last character; only white space around calls is left out.
+//! Several objects within one tag are several calls. Anything else, and a tag without a call, is
+//! content to the last character; only white space around calls is dropped.
 
 use super::json_call::{JsonCall, Reading, Rules};
 use super::{ToolEvent, push_content};
@@ -15,7 +15,7 @@ pub struct HermesParser {
     rules: Rules,
     held: String,
     place: Place,
-    /// A call came: white space between calls is no content.
+    /// A call was found: white space between calls is not content.
     has_calls: bool,
 }
 
@@ -23,11 +23,11 @@ pub struct HermesParser {
 enum Place {
     #[default]
     Content,
-    /// An object, and what stands before it, which belongs to the content if this is no call.
+    /// An object, and the text before it, which belongs to the content if this is not a call.
     Call { call: Box<JsonCall>, before: String },
-    /// After a call's object, before its tag is closed.
+    /// After a call's object, before its closing tag.
     Closing,
-    /// After something else within a tag.
+    /// After anything else within a tag.
     Other,
 }
 
@@ -48,7 +48,7 @@ impl HermesParser {
         let held = std::mem::take(&mut self.held);
         match std::mem::take(&mut self.place) {
             Place::Content => self.give_content(held, events),
-            // Cut off: what was given stays.
+            // Cut off: what was emitted stays.
             Place::Call { call, .. } if call.is_announced() => {}
             Place::Call { call, before } => push_content(events, before + &call.into_text()),
             Place::Closing if CLOSE.starts_with(held.trim()) => {}
@@ -56,7 +56,7 @@ impl HermesParser {
         }
     }
 
-    /// True if there may be more to read.
+    /// Returns true if there may be more to parse.
     fn step(&mut self, events: &mut Vec<ToolEvent>) -> bool {
         match &mut self.place {
             Place::Content => self.content(events),
@@ -69,7 +69,7 @@ impl HermesParser {
     fn content(&mut self, events: &mut Vec<ToolEvent>) -> bool {
         let at = self.held.find(OPEN);
         let n_shown = at.unwrap_or(self.held.len() - held_bytes(&self.held, OPEN));
-        // White space before a call sets it off from the content.
+        // White space before a call separates it from the content.
         let n_kept = self.held[..n_shown].trim_end().len();
         let mut before = self.held.split_off(n_kept);
         let content = std::mem::take(&mut self.held);
@@ -110,7 +110,7 @@ impl HermesParser {
                 } else {
                     Place::Content
                 };
-                // What stands after the tag may have another one.
+                // The text after the tag may contain another one.
                 if let Place::Call { call, .. } = std::mem::replace(&mut self.place, place) {
                     self.held = call.into_text();
                 }

@@ -1,7 +1,7 @@
-//! One call as a JSON object, read as it is written.
+//! One call as a JSON object, parsed while it is written.
 //!
-//! The name is given on when it is complete, the arguments from then on as they come. Written the
-//! other way round, the arguments wait for the name.
+//! The name is emitted when it is complete, the arguments from then on as they come. If the
+//! arguments come first, they wait for the name.
 
 use std::sync::Arc;
 
@@ -9,23 +9,23 @@ use serde_json::Value;
 
 use super::ToolEvent;
 
-/// What makes an object a call, beside its name.
+/// What makes an object a call, besides its name.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Rules {
-    /// An object without arguments is no call.
+    /// An object without arguments is not a call.
     pub needs_arguments: bool,
-    /// Of these tools alone; `None`: of any.
+    /// Only these tools; `None`: any.
     pub names: Option<Arc<[String]>>,
 }
 
-/// Where the object stands after what was read.
+/// The state of the object after the text so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Reading {
-    /// More is to come.
+    /// Incomplete.
     Open,
-    /// The object is complete and a call.
+    /// Complete, and a call.
     Call,
-    /// This is no call.
+    /// Not a call.
     Other,
 }
 
@@ -33,23 +33,23 @@ pub(super) enum Reading {
 #[derive(Debug, Clone, Copy)]
 struct Span {
     start: usize,
-    /// Unset while it is being written.
+    /// `None` while it is being written.
     end: Option<usize>,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct JsonCall {
     rules: Rules,
-    /// Everything read, which is given back where it is no call.
+    /// The whole text, which is returned if it is not a call.
     text: String,
     n_read: usize,
     depth: usize,
     in_string: bool,
     is_escaped: bool,
-    /// Of the string that is being read at the outermost level.
+    /// Start of the string being read at the outermost level.
     string_start: usize,
     key: Option<String>,
-    /// Behind a key's colon.
+    /// After a key's colon.
     awaits_value: bool,
     value_start: Option<usize>,
     name: Option<String>,
@@ -67,7 +67,7 @@ impl JsonCall {
         }
     }
 
-    /// Reads up to the object's end, and gives back what stands behind it.
+    /// Reads up to the object's end, and returns the text after it.
     pub fn push(&mut self, text: &str, events: &mut Vec<ToolEvent>) -> (Reading, String) {
         self.text.push_str(text);
         let reading = self.read();
@@ -83,7 +83,7 @@ impl JsonCall {
         (reading, rest)
     }
 
-    /// The name was given on, so this cannot become content any more.
+    /// The name was emitted, so this can no longer become content.
     pub fn is_announced(&self) -> bool {
         self.is_announced
     }
@@ -139,7 +139,7 @@ impl JsonCall {
                     self.end_value(at);
                     self.awaits_value = false;
                 }
-                // No JSON: a closing tag comes before the object's end.
+                // Not JSON: a closing tag comes before the object's end.
                 b'<' => {
                     self.n_read = at;
                     return self.break_off(at);
@@ -252,14 +252,14 @@ impl JsonCall {
         self.n_given = self.n_given.max(text.len());
     }
 
-    /// As much of the arguments as is sure.
+    /// The part of the arguments that is certain.
     fn arguments_text(&self, start: usize, end: Option<usize>) -> String {
         let written = &self.text[start..end.unwrap_or(self.text.len())];
         if written.starts_with(['{', '[']) {
             return written.to_owned();
         }
         match end {
-            // Some models write the object as a string that holds it.
+            // Some models write the object as a string that contains it.
             Some(_) => match serde_json::from_str(written) {
                 Ok(Value::String(text)) => text,
                 _ => written.to_owned(),

@@ -1,5 +1,5 @@
-//! `{"name": …, "parameters": …}`, as Llama 3 writes it: the whole output is calls, separated by
-//! `;`, or it is content. Any JSON may be an answer, so a call has to have its arguments.
+//! `{"name": …, "parameters": …}`, as Llama 3 writes it: the whole output is calls separated by
+//! `;`, or it is content. Any JSON may be an answer, so a call must have arguments.
 
 use super::json_call::{JsonCall, Reading, Rules};
 use super::{ToolEvent, push_content};
@@ -16,10 +16,10 @@ pub struct LlamaParser {
 
 #[derive(Debug, Default)]
 enum Place {
-    /// Before a call, if there is to be one.
+    /// Before an optional call.
     #[default]
     Start,
-    /// An object, and what stands before it, which belongs to the content if this is no call.
+    /// An object, and the text before it, which belongs to the content if this is not a call.
     Call {
         call: Box<JsonCall>,
         before: String,
@@ -50,7 +50,7 @@ impl LlamaParser {
         }
     }
 
-    /// True if there may be more to read.
+    /// Returns true if there may be more to parse.
     fn step(&mut self, events: &mut Vec<ToolEvent>) -> bool {
         match &mut self.place {
             Place::Start => {

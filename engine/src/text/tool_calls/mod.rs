@@ -1,13 +1,13 @@
-//! Reads a model's calls of tools out of its output, while it is written.
+//! Parses tool calls from a model's output while it is generated.
 //!
-//! [`hermes`] is Qwen's format too, [`llama`] is Llama 3's; both hold JSON objects that
-//! [`json_call`] reads. Arguments are given on as the model writes them, character by character.
-//! What turns out to be no call is content.
+//! [`hermes`] is also Qwen's format, [`llama`] is Llama 3's; both contain JSON objects that
+//! [`json_call`] parses. Arguments are emitted as the model writes them, character by character.
+//! Text that is not a call is content.
 //!
-//! [`forced`] is the other direction: the grammar of output that has to be a call.
+//! [`forced`] is the reverse: grammars for output that must be a call.
 //!
-//! Deliberately absent: formats that are no JSON (Qwen3-Coder's XML, Llama's Python lists), and
-//! checking arguments against a schema where no grammar does.
+//! Deliberately absent: formats other than JSON (Qwen3-Coder's XML, Llama's Python lists), and
+//! validating arguments against a schema where no grammar does.
 
 mod hermes;
 mod json_call;
@@ -20,18 +20,18 @@ pub(super) use self::hermes::OPEN as HERMES_OPEN;
 use self::json_call::Rules;
 use self::llama::LlamaParser;
 
-/// How a model writes its calls.
+/// The format in which a model writes its calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ToolCallFormat {
     /// `<tool_call>{"name": …, "arguments": …}</tool_call>`, any number of them.
     Hermes,
-    /// `{"name": …, "parameters": …}`, perhaps behind `<|python_tag|>`, several separated by `;`.
+    /// `{"name": …, "parameters": …}`, optionally after `<|python_tag|>`, several separated by `;`.
     Llama3Json,
 }
 
 impl ToolCallFormat {
-    /// The format that a chat template teaches its model.
+    /// The format that a chat template describes.
     pub fn of_template(source: &str) -> Option<Self> {
         if source.contains("<tool_call>") {
             Some(Self::Hermes)
@@ -43,7 +43,7 @@ impl ToolCallFormat {
     }
 }
 
-/// What came of some text, in order.
+/// The parsed parts of some text, in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ToolEvent {
     Content(String),
@@ -51,11 +51,12 @@ pub enum ToolEvent {
     Call {
         name: String,
     },
-    /// Goes on the arguments of the last call.
+    /// Continues the arguments of the last call.
     Arguments(String),
 }
 
-/// Incremental: events of pieces are those of the whole, contents and arguments concatenated.
+/// Incremental: the events of all pieces are those of the whole, with contents and arguments
+/// concatenated.
 #[derive(Debug)]
 pub enum ToolCallParser {
     Hermes(HermesParser),
@@ -63,12 +64,12 @@ pub enum ToolCallParser {
 }
 
 impl ToolCallParser {
-    /// Reads calls of any tool.
+    /// Parses calls of any tool.
     pub fn new(format: ToolCallFormat) -> Self {
         Self::with_names(format, None)
     }
 
-    /// Reads calls of these tools alone; what names another one is content.
+    /// Parses calls of these tools only; calls of others are content.
     pub fn for_tools(format: ToolCallFormat, names: Arc<[String]>) -> Self {
         Self::with_names(format, Some(names))
     }
@@ -101,7 +102,7 @@ impl ToolCallParser {
         events
     }
 
-    /// What was held back: there is no more to come.
+    /// The text held back, at the end of the output.
     pub fn finish(&mut self) -> Vec<ToolEvent> {
         let mut events = Vec::new();
         match self {

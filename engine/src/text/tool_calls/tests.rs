@@ -84,7 +84,7 @@ fn what_is_no_call_is_content() {
     ] {
         check(Hermes, text, text, &[]);
     }
-    // White space around what is no call is content, too.
+    // White space around text that is not a call is content too.
     for text in [
         "The tag <tool_call> is used to call. Done.",
         "a\n\n<tool_call>\n\nb\n",

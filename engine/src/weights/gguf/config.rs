@@ -1,4 +1,4 @@
-//! The model configuration out of GGUF metadata (`general.architecture`, `<arch>.*`).
+//! Reads the model configuration from GGUF metadata (`general.architecture`, `<arch>.*`).
 
 use std::collections::HashMap;
 
@@ -8,8 +8,8 @@ use crate::model::config::{
     ConfigError, Family, ModelConfig, RopeConfig, RopeScaling, yarn_attention_factor,
 };
 
-/// Reads and validates the configuration. `rope_factors` are the values of `rope_freqs.weight`,
-/// where the file has it: what each RoPE frequency is divided by.
+/// Reads and validates the configuration. `rope_factors` are the values of `rope_freqs.weight`, if
+/// the file has it: the divisors of the RoPE frequencies.
 pub fn read(header: &GgufHeader, rope_factors: Option<&[f32]>) -> Result<ModelConfig, ConfigError> {
     let general = Metadata {
         map: &header.metadata,
@@ -142,7 +142,7 @@ fn rope_scaling(m: &Metadata, train_context: usize) -> Result<(RopeScaling, usiz
     let kind = m.text("rope.scaling.type")?;
     let factor = match m.number("rope.scaling.factor")? {
         Some(factor) => Some(factor),
-        // The name of old files.
+        // The name in old files.
         None => m.number("rope.scale_linear")?,
     }
     .map(|factor| factor as f32);
@@ -186,14 +186,14 @@ fn rope_scaling(m: &Metadata, train_context: usize) -> Result<(RopeScaling, usiz
     }
 }
 
-/// Converters write 0 or 1 where nothing is scaled.
+/// Converters write 0 or 1 for no scaling.
 fn leaves_as_is(factor: f32) -> bool {
     factor.abs() < f32::EPSILON || (factor - 1.0).abs() < f32::EPSILON
 }
 
-/// llama.cpp's converter turns Llama 3's scaling into a table of divisors and drops its
-/// parameters. They are found again: the largest divisor is the factor, and the published
-/// models all have low 1, high 4. A table that these do not reproduce is refused.
+/// llama.cpp's converter replaces Llama 3's scaling by a table of divisors and drops its
+/// parameters. They are reconstructed: the largest divisor is the factor, and the published models
+/// all have low 1, high 4. A table that these do not reproduce is refused.
 fn llama3_from_factors(
     divisors: &[f32],
     theta: f32,
@@ -234,8 +234,8 @@ fn llama3_from_factors(
     refuse("a Llama 3 table (low 1, high 4, original 8192)".into())
 }
 
-/// What frequency i of `head_dim / 2` is divided by: 1 above `high_freq` turns within the
-/// original context, `factor` below `low_freq`, and a blend of the frequencies between.
+/// The divisor of frequency i of `head_dim / 2`: 1 above `high_freq` periods within the original
+/// context, `factor` below `low_freq`, and interpolated between.
 pub fn llama3_divisor(i: usize, theta: f32, head_dim: usize, factor: f32, original: usize) -> f32 {
     let (low, high) = (1.0, 4.0);
     let frequency = f64::from(theta).powf(-2.0 * i as f64 / head_dim as f64);
@@ -265,7 +265,7 @@ impl<'a> Metadata<'a> {
             return Ok(None);
         };
         let whole = match value {
-            // One value a layer: the models here have the same in all.
+            // One value for each layer: supported models have the same in all.
             Value::Array(values) => match values.first().map(Value::to_u64) {
                 Some(Some(first)) if values.iter().all(|v| v.to_u64() == Some(first)) => {
                     Some(first)

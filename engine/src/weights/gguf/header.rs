@@ -1,8 +1,8 @@
-//! The header of a GGUF file: metadata and the list of tensors.
+//! Parses the header of a GGUF file: metadata and the list of tensors.
 //!
-//! A reader of its own, because a header is a stranger's bytes: every count and length is
-//! checked against what is left of the file and against a limit before anything is allocated,
-//! and a tensor format that is not supported keeps its name for the error message.
+//! A parser of our own, because a header is untrusted input: every count and length is checked
+//! against the remaining file and against a limit before anything is allocated, and an unsupported
+//! tensor format keeps its name for the error message.
 //!
 //! Layout: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>.
 
@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use super::value::Value;
 use crate::weights::file_kind;
 
-/// Limits on what one header may declare.
+/// Limits on the contents of one header.
 const MAX_METADATA: u64 = 1 << 16;
 const MAX_TENSORS: u64 = 1 << 16;
 const MAX_STRING_BYTES: u64 = 64 << 20;
@@ -35,16 +35,16 @@ pub struct TensorInfo {
     pub shape: Vec<usize>,
     /// From the file's start.
     pub offset: usize,
-    /// Which file of a model in several has it; 0 for the first.
+    /// Index of the file that contains it, for a model in several; 0 for the first.
     pub part: usize,
 }
 
-/// Parses the header at the start of `file`. The message of an error names value and limit.
+/// Parses the header at the start of `file`. An error message has the value and the limit.
 pub fn parse(file: &[u8]) -> Result<GgufHeader, String> {
     parse_beginning(file, file.len() as u64)
 }
 
-/// As [`parse`], of a file of `n_bytes` of which only the beginning is here.
+/// As [`parse`], for a file of `n_bytes` of which only the beginning is available.
 pub fn parse_beginning(beginning: &[u8], n_bytes: u64) -> Result<GgufHeader, String> {
     let mut r = Reader {
         bytes: beginning,
@@ -59,7 +59,7 @@ pub fn parse_beginning(beginning: &[u8], n_bytes: u64) -> Result<GgufHeader, Str
     if magic != b"GGUF" {
         return Err(match file_kind::of(beginning) {
             Some(kind) => format!("is {kind}"),
-            None => format!("is no GGUF file: it starts with {magic:02x?}, not with \"GGUF\""),
+            None => format!("is not a GGUF file: it starts with {magic:02x?}, not with \"GGUF\""),
         });
     }
     let version = r.u32()?;
@@ -196,7 +196,7 @@ impl<'a> Reader<'a> {
         let n_bytes = self.length()?;
         self.check_count("bytes of a string", n_bytes, MAX_STRING_BYTES, 1)?;
         let text = self.take(n_bytes as usize)?;
-        // Token strings of some vocabularies are not valid UTF-8; the rest of the file is.
+        // Token strings of some vocabularies are not valid UTF-8; everything else is.
         Ok(String::from_utf8_lossy(text)
             .trim_end_matches('\0')
             .to_string())

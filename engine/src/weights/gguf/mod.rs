@@ -1,9 +1,9 @@
-//! A GGUF file, or the parts of a model in several, memory-mapped.
+//! A GGUF file, or a model in several, memory-mapped.
 //!
-//! llama.cpp's converter interleaves the rows of q and k of the `llama` architecture, so that
-//! RoPE turns neighbours `(2i, 2i + 1)`. They are put back into half-split order here, whole
-//! rows at a time (quantised blocks run along a row, so their bytes stay as they are).
-//! `qwen2` and `qwen3` files are in half-split order already.
+//! llama.cpp's converter interleaves the rows of q and k of the `llama` architecture, so that RoPE
+//! rotates neighbours `(2i, 2i + 1)`. Here they are restored to half-split order, whole rows at a
+//! time (quantised blocks run along a row, so their bytes are unchanged). `qwen2` and `qwen3` files
+//! are already in half-split order.
 
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
@@ -30,8 +30,8 @@ pub struct GgufCheckpoint {
     config: ModelConfig,
 }
 
-/// The mapped files of one model and the header of all of them; also for those who want the
-/// tokenizer's metadata alone.
+/// The mapped files of one model and their combined header; also used for the tokenizer's metadata
+/// alone.
 pub struct GgufFile {
     parts: Vec<Part>,
     /// Metadata of the first part, tensors of all.
@@ -44,7 +44,7 @@ struct Part {
 }
 
 impl GgufFile {
-    /// Opens a file and, where it is the first of several (`split.count`), the others beside it.
+    /// Opens a file and, if it is the first of several (`split.count`), the others next to it.
     pub fn open(path: &Path) -> Result<Self, WeightError> {
         let (part, mut header) = open_part(path)?;
         let mut parts = vec![part];
@@ -73,7 +73,7 @@ impl GgufFile {
         Ok(Self { parts, header })
     }
 
-    /// Format and bytes of a tensor that must have exactly this shape.
+    /// Format and bytes of a tensor, which must have exactly this shape.
     pub fn tensor(
         &self,
         name: &str,
@@ -136,13 +136,13 @@ impl GgufFile {
     }
 }
 
-/// Refuses a model by the beginning of its first file, of `n_bytes` in all: for its architecture, or
-/// for the format of a tensor. What a part of a header does not show is no reason.
+/// Refuses a model by the beginning of its first file, of `n_bytes` in total: for its architecture,
+/// or for the format of a tensor. An incomplete header alone is not a reason.
 pub fn judge_beginning(beginning: &[u8], n_bytes: u64) -> Result<(), WeightError> {
     let Ok(header) = header::parse_beginning(beginning, n_bytes) else {
         return Ok(());
     };
-    // Other errors may come from tensors that other parts have.
+    // Other errors may be due to tensors in other parts.
     if let Err(error @ ConfigError::Unsupported { .. }) = config::read(&header, None) {
         return Err(error.into());
     }
@@ -185,7 +185,7 @@ fn split_number(header: &GgufHeader, key: &str) -> Option<u64> {
     header.metadata.get(key).and_then(Value::to_u64)
 }
 
-/// The second part and those after it, all of which are there.
+/// The second and later parts, all of which must exist.
 fn other_parts(
     first: &Path,
     header: &GgufHeader,
@@ -198,7 +198,7 @@ fn other_parts(
     });
     let Some(numbered) = numbered else {
         let message = format!(
-            "is part {number} of a model in {n_parts} files. Give the first, with the others beside \
+            "is part {number} of a model in {n_parts} files. Give the first, with the others next to \
              it under the names that they were made with (…-00001-of-{n_parts:05}.gguf), or join \
              them with `llama-gguf-split --merge`"
         );
@@ -211,7 +211,7 @@ fn other_parts(
         None => Ok(others),
         Some(absent) => {
             let message = format!(
-                "is part 1 of a model in {n_parts} files, and {} is not beside it",
+                "is part 1 of a model in {n_parts} files, and {} is not next to it",
                 absent.file_name().unwrap_or_default().to_string_lossy()
             );
             Err(file_error(first, message))
@@ -220,7 +220,7 @@ fn other_parts(
 }
 
 impl GgufCheckpoint {
-    /// Opens the file and checks that every tensor is there, has its shape and is inside.
+    /// Opens the file and checks that every tensor exists, has its shape and is inside the file.
     pub fn open(path: &Path) -> Result<Self, WeightError> {
         let file = GgufFile::open(path)?;
         let rope_factors = file.rope_factors()?;
@@ -237,7 +237,7 @@ impl GgufCheckpoint {
         Ok(opened)
     }
 
-    /// Rows as the file has them.
+    /// Rows in the file's order.
     fn stored_rows(&self, id: MatrixId) -> Result<(ElementFormat, &[u8]), WeightError> {
         let id = match id {
             MatrixId::LmHead if self.config.tied_embeddings => MatrixId::Embedding,
@@ -252,8 +252,8 @@ impl GgufCheckpoint {
     }
 }
 
-/// Row of the file that holds row `row` of the half-split order: within a head, row
-/// `p * head_dim / 2 + i` is stored at `2 i + p`.
+/// The index in the file of row `row` in half-split order: within a head, row `p * head_dim / 2 +
+/// i` is stored at `2 i + p`.
 pub fn interleaved_row(row: usize, head_dim: usize) -> usize {
     let (head, within) = (row / head_dim, row % head_dim);
     let half = head_dim / 2;

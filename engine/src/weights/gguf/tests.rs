@@ -33,8 +33,8 @@ fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
         .fold(0.0, f32::max)
 }
 
-/// Every format and family: what is opened is what was written, within the format's precision.
-/// The values are uniform over ±w; a b-bit format has steps of about `2 w / 2^b`.
+/// For every format and family, what is opened equals what was written, within the format's
+/// precision. The values are uniform over ±w; a b-bit format has steps of about `2 w / 2^b`.
 #[test]
 fn what_is_written_is_read_back_in_every_format() {
     for (format, tolerance) in [
@@ -119,7 +119,7 @@ fn only_llama_files_have_their_q_and_k_rows_moved() {
     }
 }
 
-/// candle reads the same header.
+/// candle parses the same header.
 #[test]
 fn the_header_agrees_with_candles_reader() {
     let dir = write(
@@ -238,8 +238,8 @@ fn rope_scaling_is_read_from_metadata() {
     assert!((attention_factor - 1.138_629_4).abs() < 1e-6);
 }
 
-/// Llama 3.1's table of divisors, made here from its published parameters by its published
-/// formula (by wavelength, as Meta's code has it), turns back into these parameters.
+/// Llama 3.1's table of divisors, computed from its published parameters by its published formula
+/// (by wavelength, as in Meta's code), is converted back to these parameters.
 #[test]
 fn llama_3_divisors_become_llama_3_scaling() {
     let (theta, head_dim) = (500_000.0f32, 128);
@@ -349,20 +349,20 @@ fn a_part_that_is_missing_or_given_alone_is_named() {
     std::fs::copy(&parts[0], &renamed).expect("copied");
     let error = refused(&renamed);
     assert!(error.contains("part 1 of a model in 3 files"), "{error}");
-    // The second part in the place of the third.
+    // The second part in place of the third.
     std::fs::copy(&parts[1], &parts[2]).expect("copied");
     let error = refused(&parts[0]);
     assert!(error.contains("part 3 of a model by its name"), "{error}");
     std::fs::remove_file(&parts[2]).expect("removed");
     let error = refused(&parts[0]);
     assert!(
-        error.contains("model-00003-of-00003.gguf is not beside it"),
+        error.contains("model-00003-of-00003.gguf is not next to it"),
         "{error}"
     );
 }
 
-/// Reading what a shorter file has no more ends the process, so a change that can be seen is an
-/// error before that.
+/// Reading the missing part of a truncated file would kill the process, so a detectable change is
+/// an error before that.
 #[test]
 fn a_file_that_became_shorter_is_noticed() {
     let dir = write(
@@ -392,7 +392,10 @@ fn files_that_are_no_gguf_are_named_for_what_they_are() {
             "git lfs pull",
         ),
         (b"", "an empty file"),
-        (b"\x01\x02\x03\x04\x05\x06", "no GGUF file: it starts with"),
+        (
+            b"\x01\x02\x03\x04\x05\x06",
+            "not a GGUF file: it starts with",
+        ),
     ] {
         let error = parse(bytes).expect_err("no GGUF file");
         assert!(error.contains(expected), "{error}");

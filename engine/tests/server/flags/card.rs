@@ -1,4 +1,4 @@
-//! Flags of the card, on one.
+//! Flags of the GPU, on one.
 
 use engine::model::config::Family;
 use engine::weights::fixture::{FolderFormat, wide_config};

@@ -1,4 +1,4 @@
-//! Flags that are accepted and have nothing to act on say so.
+//! Accepted flags without an effect are reported.
 
 use engine::config::inactive::inactive_flags;
 use engine::config::typed::Device;

@@ -17,10 +17,10 @@ const LINES: &str = include_str!("../../data/launch_lines.txt");
 fn launch_lines() -> Vec<(String, String)> {
     let mut lines: Vec<(String, String)> = Vec::new();
     for part in LINES.split("\n# ").skip(1) {
-        let (title, words) = part.split_once('\n').expect("a title, then flags");
-        let words = words.replace("\\\n", " ");
-        let words: Vec<&str> = words.split_whitespace().collect();
-        let line = match words.split_first() {
+        let (title, args) = part.split_once('\n').expect("a title, then flags");
+        let args = args.replace("\\\n", " ");
+        let args: Vec<&str> = args.split_whitespace().collect();
+        let line = match args.split_first() {
             Some((&"+baseline", rest)) => {
                 let base = lines
                     .iter()
@@ -28,7 +28,7 @@ fn launch_lines() -> Vec<(String, String)> {
                 let (_, base) = base.expect("the baseline comes first");
                 format!("{base} {}", rest.join(" "))
             }
-            _ => words.join(" "),
+            _ => args.join(" "),
         };
         lines.push((title.to_owned(), line));
     }

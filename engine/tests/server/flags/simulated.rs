@@ -1,16 +1,16 @@
-//! Flags of the card's memory and graphs, on a simulated card: it sizes its pool and times its
+//! Flags of the GPU's memory and graphs, on a simulated GPU, which sizes its pool and times its
 //! steps as the real one does.
 
 use std::path::Path;
 
 use engine::executor::simulated::Card;
 use engine::launch::load_model;
-use engine::simulate::{Arrivals, Load, LoadCase, LoadRequest, Simulation, simulate};
+use engine::simulate::{Arrivals, LoadCase, LoadRequest, SimulatedLoad, Simulation, simulate};
 
 use super::model::Model;
 use crate::command_line::resolve;
 
-/// A few users on the card of a launch line.
+/// A few users on the GPU of a launch line.
 fn simulated(flags: &str) -> Simulation {
     let model = Model::f16();
     // Without a cap on the pool: memory decides.
@@ -18,7 +18,7 @@ fn simulated(flags: &str) -> Simulation {
     let config = resolve(&line).expect(flags).engine;
     let loaded = load_model(&config, &|_| ()).expect("a model");
     let card = Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/cards/h100.toml");
-    let load = Load {
+    let load = SimulatedLoad {
         cases: vec![LoadCase {
             name: "three users".to_owned(),
             arrivals: Arrivals::Users(3),
@@ -30,7 +30,7 @@ fn simulated(flags: &str) -> Simulation {
                 .collect(),
         }],
     };
-    let card = Card::read(&card).expect("a card");
+    let card = Card::read(&card).expect("a GPU");
     simulate(&config, &loaded, card, &load).expect(flags)
 }
 
@@ -42,7 +42,7 @@ fn pool_tokens(flags: &str) -> usize {
         .kv_pool_tokens
 }
 
-/// When the last request has ended.
+/// Time at which the last request ends.
 fn end_s(flags: &str) -> f64 {
     let simulation = simulated(&format!("{MEMORY} {flags}"));
     let ends = simulation.requests.iter().map(|request| request.end_s);

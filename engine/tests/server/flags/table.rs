@@ -68,13 +68,13 @@ fn rows() -> Vec<Row> {
         .collect()
 }
 
+/// Rows have the name under which a flag is recorded: SGLang's, where ours is another one.
 #[test]
 fn every_accepted_flag_has_its_row_and_no_other_has() {
     let accepted: BTreeSet<String> = Line::command()
         .get_arguments()
         .filter(|argument| !argument.is_hide_set())
-        .filter_map(|argument| argument.get_long())
-        .map(|name| format!("--{name}"))
+        .map(|argument| format!("--{}", argument.get_id().as_str().replace('_', "-")))
         .collect();
     assert!(accepted.len() > 40, "{accepted:?}");
     let rows = rows();
@@ -125,7 +125,7 @@ fn the_code_and_the_tests_that_rows_name_are_there() {
     }
 }
 
-/// What a row says of a device: the reason behind `CPU: ` or `GPU: `, up to the next line.
+/// The reason that a row gives for a device: after `CPU: ` or `GPU: `, up to the next line.
 fn stated<'a>(row: &'a Row, device: &str) -> Option<&'a str> {
     row.no_effect
         .split("<br>")

@@ -1,7 +1,7 @@
-//! The program under a long mixed load on the CPU executor: two models, whole and streamed answers,
-//! clients that go away at random times, bad input, and models that are put to sleep and unloaded
-//! meanwhile. None is lost, none answered twice, no page leaks, memory stays where it was after the
-//! first thousand, and greedy texts are those of single runs.
+//! The program under a long mixed load on the CPU executor: two models, whole and streamed
+//! responses, clients that disconnect at random times, bad input, and models that are suspended and
+//! unloaded meanwhile. No request is lost or answered twice, no page leaks, memory stays at the
+//! level after the first thousand, and greedy texts equal those of single runs.
 //!
 //! A short one is among the tests; `cargo xtask soak --requests 100000` runs the long one.
 
@@ -31,10 +31,10 @@ const N_KNOWN: usize = 24;
 /// Memory is measured from here on: pools and caches are warm.
 const N_WARM_UP: usize = 1000;
 const MAX_GROWTH: f64 = 0.05;
-/// Rounds that a level is the median of, and the requests of each.
+/// Readings whose median is a level, and the requests of each.
 const N_READINGS: usize = 11;
 const ROUND: usize = 500;
-/// What is sent unless `SOAK_SEED` says otherwise.
+/// Seed unless `SOAK_SEED` is set.
 const SEED: u64 = 7;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -77,23 +77,23 @@ struct Figures {
     n_answered: usize,
     n_streamed: usize,
     n_abandoned: usize,
-    /// Wrong ones.
+    /// Invalid requests.
     n_refused: usize,
-    /// Their model was asleep, unloaded, or on its way.
+    /// Their model was sleeping, unloaded, or loading.
     n_turned_away: usize,
     n_known_texts: usize,
     n_sleeps: usize,
     n_unloads: usize,
-    /// But for those of a model in the moment that it was unloaded.
+    /// Except for those of a model at the moment it was unloaded.
     n_preemptions: usize,
     /// After the warm-up and after every round.
     resident_mib: Vec<f64>,
 }
 
 impl Figures {
-    /// Medians of the first and of the last rounds: what the allocator has not given back yet
-    /// differs from one second to the next by more than what is looked for, the more so while
-    /// models come and go.
+    /// Medians of the first and of the last rounds: memory that the allocator has not returned yet
+    /// varies from one second to the next by more than the expected leak, more so while models are
+    /// loaded and unloaded.
     fn levels(&self) -> (f64, f64) {
         let median = |readings: &[f64]| {
             let mut sorted = readings.to_vec();
@@ -109,12 +109,12 @@ impl Figures {
     }
 }
 
-/// What all clients share.
+/// Shared by all clients.
 struct Soak {
     program: Program,
     seed: u64,
     known: Vec<Known>,
-    /// Of the request that is sent next, and of the one that the round ends before.
+    /// The request that is sent next, and the one at which the round ends.
     next: AtomicUsize,
     end: AtomicUsize,
     seen_ids: Mutex<HashSet<String>>,
@@ -137,7 +137,7 @@ struct Counts {
     known_texts: AtomicUsize,
     sleeps: AtomicUsize,
     unloads: AtomicUsize,
-    /// Of engines that are gone.
+    /// Of engines that have ended.
     preemptions: AtomicUsize,
 }
 
@@ -217,7 +217,7 @@ async fn run(n_requests: usize, seed: u64) -> Figures {
     figures
 }
 
-/// What each model answers when it has nothing else to do.
+/// Each model's responses when it is otherwise idle.
 async fn known(program: &Program) -> Vec<Known> {
     let mut known = Vec::new();
     for model in MODELS {

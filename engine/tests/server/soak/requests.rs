@@ -1,4 +1,4 @@
-//! What is sent, and what must come back.
+//! The requests, and the expected responses.
 
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,7 +15,7 @@ use crate::client::{self, Answer};
 pub const COMPLETIONS: &str = "/v1/completions";
 const CHAT: &str = "/v1/chat/completions";
 
-/// What a model that is not ready says.
+/// Errors of a model that is not ready.
 const AWAY: [&str; 6] = [
     "model_asleep",
     "model_waking",
@@ -24,7 +24,7 @@ const AWAY: [&str; 6] = [
     "model_loading",
     "shutting_down",
 ];
-/// Until somebody who was turned away comes again.
+/// Pause before a refused client retries.
 const PATIENCE: Duration = Duration::from_millis(20);
 
 impl Soak {
@@ -56,7 +56,7 @@ impl Soak {
         }
     }
 
-    /// The answer, unless the model is away.
+    /// The response, unless the model is not ready.
     async fn answer(&self, path: &str, body: &Value) -> Option<Answer> {
         let answer = client::post(self.program.address, path, body).await;
         if !is_away(&answer) {
@@ -68,7 +68,7 @@ impl Soak {
         None
     }
 
-    /// An answer has an id that no other one has.
+    /// Every response has a unique id.
     fn check_id(&self, answer: &Value) {
         let id = answer["id"].as_str().expect("an id").to_owned();
         let mut seen = self.seen_ids.lock().unwrap_or_else(PoisonError::into_inner);

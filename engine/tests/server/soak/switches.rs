@@ -1,4 +1,4 @@
-//! Models that are put to sleep and woken, unloaded and loaded again, while requests for them come.
+//! Models that are suspended, woken, unloaded and loaded again while requests for them arrive.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;

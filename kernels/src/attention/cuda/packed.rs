@@ -36,21 +36,21 @@ struct Params {
     padding: i32,
 }
 
-/// Several sequences' tokens, one behind the other. A decode row is a sequence of one token.
+/// The tokens of several sequences, concatenated. A decode row is a sequence of one token.
 #[derive(Debug, Clone, Copy)]
 pub struct PrefillAttentionArgs<'a> {
     /// `[n_tokens, q_stride]`: head h at h * head_dim. `q_stride` is a multiple of 8.
     pub q: ElementView<'a>,
     pub q_stride: usize,
-    /// Holds the keys and values of these tokens too.
+    /// Already contains the keys and values of these tokens.
     pub kv: PagedKv<'a>,
     /// `[n_seqs, max_pages]`: a sequence's pages in order.
     pub page_table: BufferView<'a, i32>,
     pub max_pages: usize,
-    /// `[n_seqs + 1]`: where each sequence's tokens begin, ascending; the last is n_tokens.
+    /// `[n_seqs + 1]`: the first token of each sequence, ascending; the last entry is n_tokens.
     pub q_start: BufferView<'a, i32>,
-    /// `[n_seqs]`: tokens of the sequence up to and with its last one here; 0 for padding, whose
-    /// part of `out` is not written.
+    /// `[n_seqs]`: number of tokens of the sequence up to and including its last one here; 0 for
+    /// padding, whose part of `out` is not written.
     pub context_len: BufferView<'a, i32>,
     /// `[n_tokens, n_q * head_dim]`; a stride is even.
     pub out: Activation<'a>,
@@ -104,7 +104,7 @@ impl PrefillAttentionArgs<'_> {
     }
 }
 
-/// Flash attention with matrix instructions. Any number of query heads a KV head.
+/// Flash attention with tensor cores, for any number of query heads per KV head.
 #[derive(Debug)]
 pub struct PrefillAttention {
     kernel: Kernel,
@@ -138,7 +138,7 @@ impl PrefillAttention {
         if args.n_tokens == 0 || args.n_seqs == 0 {
             return Ok(());
         }
-        // Every sequence's last tile may be partly empty; blocks without a tile leave at once.
+        // Every sequence's last tile may be partly empty; blocks without a tile exit at once.
         let n_tiles = (args.n_tokens * self.shape.group()).div_ceil(TILE_ROWS) + args.n_seqs;
         let grid = Dim3::new(
             CHECK.int("tiles", n_tiles)? as u32,
@@ -149,8 +149,8 @@ impl PrefillAttention {
             dependent: true,
             ..LaunchConfig::new(grid, THREADS)
         };
-        // SAFETY: the kernel holds q_start, contexts and pages inside the batch, the table and the
-        // pool, whatever they say; the lengths were checked in `params`.
+        // SAFETY: the kernel keeps q_start, contexts and pages inside the batch, the table and the
+        // pool, whatever their values; the lengths were checked in `params`.
         unsafe { self.kernel.launch(stream, &config, &params) }
     }
 }
@@ -200,7 +200,7 @@ impl PlainAttention {
     }
 }
 
-/// `attention/<which>` for these heads. Heads lie along the grid's y.
+/// `attention/<which>` for these heads. Heads are along the grid's y dimension.
 fn kernel(
     device: &Device,
     element: Element,

@@ -1,5 +1,4 @@
-//! Copies of rows that lie apart on the device and one behind the other on the host: one call for
-//! all of them.
+//! Copies of rows that are strided on the device and contiguous on the host, all in one call.
 
 use bytemuck::Pod;
 use cudarc::driver::sys;
@@ -7,7 +6,7 @@ use cudarc::driver::sys;
 use super::super::{BufferView, CudaError, Stream};
 use super::HostBuffer;
 
-/// Longest distance of two rows, in bytes, that the driver takes (`CU_DEVICE_ATTRIBUTE_MAX_PITCH`).
+/// Maximum row pitch in bytes that the driver accepts (`CU_DEVICE_ATTRIBUTE_MAX_PITCH`).
 const MAX_PITCH_BYTES: usize = i32::MAX as usize;
 
 /// Rows of a copy, in values.
@@ -15,11 +14,11 @@ const MAX_PITCH_BYTES: usize = i32::MAX as usize;
 pub struct RowsCopy {
     pub n_rows: usize,
     pub row_len: usize,
-    /// From the beginning of a row to that of the next on the device.
+    /// Distance between the starts of consecutive rows on the device.
     pub pitch: usize,
-    /// Where the first row begins on the device.
+    /// Offset of the first row on the device.
     pub device_start: usize,
-    /// Where the rows begin on the host.
+    /// Offset of the rows on the host.
     pub host_start: usize,
 }
 

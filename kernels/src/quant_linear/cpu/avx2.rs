@@ -92,7 +92,7 @@ pub(super) unsafe fn tile_block<
                     }
                 }
             }
-            // SAFETY: behind the codes lie one or two rows of 16 scales, 8 of them for this half.
+            // SAFETY: one or two rows of 16 scales follow the codes, 8 of them for this half.
             let (scale, min) = unsafe {
                 let scales = group.add(n_chunks * chunk_bytes + 16 * half);
                 let scale = _mm256_cvtph_ps(_mm_loadu_si128(scales.cast()));

@@ -10,8 +10,8 @@ use std::arch::x86_64::*;
 use super::super::Tile;
 use super::{BLOCK_ROWS, FIXED_ZERO, GROUP_ZERO, MIN, RowActivations, TILE_ROWS};
 
-/// How far ahead of the arithmetic the codes are asked for. The stream runs on into the next
-/// tile, which the same thread takes next.
+/// Prefetch distance for the codes. The stream continues into the next tile, which the same thread
+/// processes next.
 const PREFETCH_BYTES: usize = 4096;
 
 /// # Safety
@@ -79,7 +79,7 @@ pub(super) unsafe fn tile_block<
                 }
             }
         }
-        // SAFETY: one or two rows of 16 scales lie behind the group's codes.
+        // SAFETY: one or two rows of 16 scales follow the group's codes.
         let (scale, min) = unsafe {
             let scales = group.add(n_chunks * 64 * n_words);
             _mm_prefetch::<_MM_HINT_T0>(scales.wrapping_add(PREFETCH_BYTES).cast());

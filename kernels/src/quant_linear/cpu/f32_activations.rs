@@ -1,4 +1,4 @@
-//! Quantised weights against f32 activations: what is lost is the checkpoint's own rounding only.
+//! Quantised weights times f32 activations: only the checkpoint's own rounding is lost.
 
 use super::super::{Offset, QuantMatrix, TILE_ROWS};
 use super::BLOCK_ROWS;

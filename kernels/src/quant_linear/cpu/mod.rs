@@ -1,5 +1,5 @@
-//! One tile of 16 rows against a block of tokens, by instruction set and activation type. To the
-//! integer kernels a token of two terms is two rows of input, whose results are added afterwards.
+//! One tile of 16 rows times a block of tokens, by instruction set and activation type. For the
+//! integer kernels a token of two terms is two input rows, whose results are added afterwards.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -12,11 +12,11 @@ use super::activations::RowActivations;
 use super::{Activations, Offset, QuantActivations, QuantMatrix, TILE_ROWS};
 use crate::isa::Isa;
 
-/// Most rows of input in one block: as many accumulators as AVX-512 has registers for.
+/// Maximum number of input rows in one block: limited by AVX-512's registers for accumulators.
 pub(super) const BLOCK_ROWS: usize = 8;
 
 /// Computes a tile for as many tokens from `token` on as fit (at most `n_left`), into the first
-/// rows of `out`, and returns how many those were.
+/// rows of `out`, and returns their number.
 pub(super) fn tile_block(
     isa: Isa,
     w: &QuantMatrix,
@@ -73,7 +73,7 @@ fn offset_kind(offset: Offset) -> u8 {
     }
 }
 
-/// Picks the kernel for the layout; `T` rows of input from `row` on.
+/// Selects the kernel for the layout; `T` input rows starting at `row`.
 fn int8_block<const T: usize>(
     isa: Isa,
     w: &QuantMatrix,

@@ -1,4 +1,4 @@
-//! The likeliest token of each row.
+//! The most likely token of each row.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -7,7 +7,7 @@ use crate::cuda::shape::ShapeCheck;
 use crate::cuda::{BufferView, CudaError, Device, DevicePtr, Kernel, LaunchConfig, Stream};
 
 const CHECK: ShapeCheck = ShapeCheck("argmax_advance");
-/// Blocks a row, where the device holds a cluster of so many.
+/// Blocks for each row, if the device can hold a cluster of that size.
 const CLUSTER: u32 = 8;
 const THREADS: u32 = 256;
 
@@ -28,11 +28,10 @@ pub struct ArgmaxAdvance {
 
 #[derive(Debug, Clone, Copy)]
 pub struct ArgmaxAdvanceArgs<'a> {
-    /// `[n_rows, stride]`, of which `vocab` values count. Among equals the lowest id wins. A row
-    /// that has no likeliest token gets an error in `history`, and token 0 in `next_ids`:
-    /// [`TokenError::NotFinite`](super::TokenError) where one of its logits is NaN or +inf,
-    /// [`TokenError::AllMasked`](super::TokenError) where all are -inf. Other rows are not touched by
-    /// it.
+    /// `[n_rows, stride]`, of which `vocab` values are used. Among equals the lowest id wins. A row
+    /// without a most likely token gets an error in `history` and token 0 in `next_ids`:
+    /// [`TokenError::NotFinite`](super::TokenError) if one of its logits is NaN or +inf,
+    /// [`TokenError::AllMasked`](super::TokenError) if all are -inf. Other rows are not affected.
     pub logits: BufferView<'a, f32>,
     pub vocab: usize,
     pub stride: usize,
@@ -44,7 +43,7 @@ pub struct ArgmaxAdvanceArgs<'a> {
     /// `[1]`: which row of `history`; `None` is row 0.
     pub step: Option<BufferView<'a, i32>>,
     pub n_rows: usize,
-    /// Where the rows are moved on; `None` leaves that to the host.
+    /// The rows' state to advance; `None` leaves that to the host.
     pub advance: Option<AdvanceState<'a>>,
 }
 

@@ -9,19 +9,20 @@ use crate::cuda::{BufferView, CudaError, Device, DevicePtr, Kernel, LaunchConfig
 const CHECK: ShapeCheck = ShapeCheck("sample");
 pub const MAX_TOP_LOGPROBS: usize = 20;
 const THREADS: u32 = 1024;
-/// Blocks that share a row, where the device holds a cluster of so many and those of all rows are at most one and a half a multiprocessor
-/// (version 3 of `NOTES.md`); else one does all of it.
+/// Blocks that share a row, if the device can hold a cluster of that size and those of all rows are
+/// at most one and a half for each multiprocessor (version 3 of `NOTES.md`); otherwise one block
+/// processes the row.
 const RANKS: u32 = 8;
-/// Of a block's shared memory, what the kernel has for itself.
+/// The kernel's static share of a block's shared memory.
 const STATIC_SHARED_BYTES: usize = 18 << 10;
 
-/// How one row chooses, as it lies on the device. The caller has checked the ranges:
+/// Sampling parameters of one row, in the device's layout. The caller has checked the ranges:
 /// temperature >= 0, top_p in (0, 1], min_p in [0, 1], repetition_penalty > 0, all finite.
 #[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
 #[repr(C)]
 pub struct SamplingRow {
     pub seed: u64,
-    /// Of the token to choose; the kernel moves it on.
+    /// Index of the token to choose; the kernel increments it.
     pub output_index: u64,
     /// 0 is greedy.
     pub temperature: f32,
@@ -32,16 +33,16 @@ pub struct SamplingRow {
     pub repetition_penalty: f32,
     pub presence_penalty: f32,
     pub frequency_penalty: f32,
-    /// Likeliest tokens to report beside the chosen one; -1 for no log-probabilities.
+    /// Number of most likely tokens to report besides the chosen one; -1 for no log-probabilities.
     pub n_logprobs: i32,
     /// Entries of the row's list of [`PenalizedToken`]; the kernel appends to it.
     pub n_penalized: i32,
-    /// 1 where chosen tokens enter the list, as penalties need it; 0 otherwise.
+    /// 1 if chosen tokens are added to the list, as penalties need it; 0 otherwise.
     pub tracks_output: i32,
 }
 
 impl SamplingRow {
-    /// Greedy, with nothing else: also what padding rows get.
+    /// Plainly greedy; also used for padding rows.
     pub const GREEDY: Self = Self {
         seed: 0,
         output_index: 0,
@@ -63,16 +64,16 @@ impl SamplingRow {
 #[repr(C)]
 pub struct PenalizedToken {
     pub token: i32,
-    /// How often it was generated; 0: it is in the prompt only; -1: it has a bias only.
+    /// Number of times it was generated; 0: only in the prompt; -1: only has a bias.
     pub n_generated: i32,
     /// Added to the logit.
     pub bias: f32,
-    /// Written by the kernel: the logit as the model gave it.
+    /// Written by the kernel: the model's logit.
     pub logit: f32,
 }
 
-/// What `history` holds instead of a token: the numbers of `advance.cuh`, for both kernels that choose
-/// tokens. It concerns its row alone.
+/// The error codes in `history` instead of a token: the numbers of `advance.cuh`, for both kernels
+/// that choose tokens. An error concerns only its row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
     /// -1: a logit is NaN or +inf.
@@ -81,7 +82,7 @@ pub enum TokenError {
     /// -2
     #[error("every logit is -inf: no token can be chosen")]
     AllMasked,
-    /// -3, of [`Sample`] alone.
+    /// -3, only from [`Sample`].
     #[error("the row's list of penalised tokens is full")]
     ListFull,
     #[error("unknown token {0} from the device")]
@@ -103,9 +104,9 @@ impl TokenError {
 /// Log-probabilities, from the logits before bias and penalties.
 #[derive(Debug, Clone, Copy)]
 pub struct LogprobOutputs<'a> {
-    /// `[n_steps, n_rows]`: of the chosen token, where the row asks for it.
+    /// `[n_steps, n_rows]`: of the chosen token, if the row asks for it.
     pub logprob: BufferView<'a, f32>,
-    /// `[n_steps, n_rows, max_top]`: the likeliest, best first; -1 where there are fewer.
+    /// `[n_steps, n_rows, max_top]`: the most likely tokens, best first; -1 if there are fewer.
     pub top_ids: BufferView<'a, i32>,
     /// `[n_steps, n_rows, max_top]`
     pub top_logprob: BufferView<'a, f32>,
@@ -115,7 +116,7 @@ pub struct LogprobOutputs<'a> {
 
 #[derive(Debug, Clone, Copy)]
 pub struct SampleArgs<'a> {
-    /// `[n_rows, stride]`, of which `vocab` values count; may be changed. -inf masks a token.
+    /// `[n_rows, stride]`, of which `vocab` values are used; may be modified. -inf masks a token.
     pub logits: BufferView<'a, f32>,
     pub vocab: usize,
     pub stride: usize,
@@ -131,7 +132,7 @@ pub struct SampleArgs<'a> {
     /// `[1]`: which row of `history`; `None` is row 0.
     pub step: Option<BufferView<'a, i32>>,
     pub n_rows: usize,
-    /// Where the rows are moved on; `None` leaves that to the host.
+    /// The rows' state to advance; `None` leaves that to the host.
     pub advance: Option<AdvanceState<'a>>,
     pub logprobs: Option<LogprobOutputs<'a>>,
 }

@@ -25,18 +25,18 @@ impl StreamLinear {
         Ok(*slot.get_or_init(|| variant))
     }
 
-    /// Whether a launch of `m` rows wants x tiled, and may write a SiLU output tiled.
+    /// Whether a launch of `m` rows reads x in tiles, and may write a SiLU output tiled.
     pub fn wants_tiled(&self, m: usize) -> bool {
         self.variant(m).is_ok_and(Variant::is_tiled)
     }
 
-    /// What is worth timing for `m` rows, the default first; see [`variant::candidates`].
+    /// The candidates worth timing for `m` rows, the default first; see [`variant::candidates`].
     pub fn candidates(&self, m: usize) -> Result<Vec<Variant>, KernelError> {
         let kernels = &self.kernels;
         variant::candidates(&self.layout, m, &kernels.limits, kernels.loaded())
     }
 
-    /// Replaces the choice for `m` rows, for example by one that was timed. Graphs captured before
+    /// Replaces the variant for `m` rows, for example by one that was timed. Graphs captured before
     /// keep theirs.
     pub fn set_variant(&mut self, m: usize, variant: Variant) -> Result<(), KernelError> {
         let kernels = &self.kernels;

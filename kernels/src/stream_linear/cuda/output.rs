@@ -1,9 +1,9 @@
-//! Where a launch leaves its result.
+//! The output of a launch.
 
 use crate::cuda::{Activation, BufferView, Device, DevicePtr, ElementView};
 use crate::stream_linear::Epilogue;
 
-/// Where the result goes: [m][n], rows without gaps; that of SiLU may be tiled where x is.
+/// Destination of the result: [m][n], contiguous rows; that of SiLU may be tiled if x is.
 #[derive(Debug, Clone, Copy)]
 pub enum Output<'a> {
     Store(ElementView<'a>),
@@ -22,7 +22,7 @@ impl Output<'_> {
         }
     }
 
-    /// What must be of the kernels' element.
+    /// The output, if it has the kernels' element type.
     pub(super) fn elements(&self) -> Option<ElementView<'_>> {
         match self {
             Self::Store(view) => Some(*view),

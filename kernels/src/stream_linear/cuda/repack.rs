@@ -1,4 +1,4 @@
-//! Weights of a checkpoint, brought into the layout that the kernels read.
+//! Repacks a checkpoint's weights into the layout that the kernels read.
 
 use bytemuck::{Pod, Zeroable};
 use half::f16;
@@ -41,8 +41,8 @@ struct HalfParams {
     padding: i32,
 }
 
-/// One part of an AWQ matrix in device memory, as checkpoints have it: scales are fp16 beside
-/// either element.
+/// One part of an AWQ matrix in device memory, in the checkpoint's layout: scales are fp16 for
+/// either element type.
 #[derive(Debug, Clone, Copy)]
 pub struct AwqPart<'a> {
     /// [k][n / 8]
@@ -54,8 +54,8 @@ pub struct AwqPart<'a> {
 }
 
 impl StreamLinear {
-    /// Takes all parts from host copies of [`Self::packed_weights`] and [`Self::packed_scales`] of
-    /// a matrix of the same layout.
+    /// Loads all parts from host copies of [`Self::packed_weights`] and [`Self::packed_scales`] of
+    /// a matrix with the same layout.
     pub fn load_packed(
         &mut self,
         stream: &Stream,
@@ -78,8 +78,8 @@ impl StreamLinear {
         Ok(())
     }
 
-    /// Repacks part `part`, in stream order. The source may be overwritten after the stream has
-    /// passed.
+    /// Repacks part `part`, in stream order. The source may be overwritten once the stream has
+    /// passed this point.
     pub fn load_awq(
         &mut self,
         stream: &Stream,

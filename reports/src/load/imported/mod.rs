@@ -1,7 +1,7 @@
 //! Figures that others measured: one CSV a document under `data/imported/<source>/`.
 //!
-//! They are shown beside our own figures, never averaged or tested with them: no raw samples
-//! stand behind them. Columns and closed lists are checked here, so a slip in a CSV is an error
+//! They are shown beside our own figures, never averaged or tested with them: there are no raw
+//! samples for them. Columns and closed lists are checked here, so a slip in a CSV is an error
 //! with file and row, not a strange table.
 
 use std::path::{Path, PathBuf};

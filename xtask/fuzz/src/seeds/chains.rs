@@ -1,9 +1,9 @@
-//! Right inputs that nest: long chains of one kind, such as no mutation of a small input makes. A
-//! parser that calls itself for each level needs more stack for them than its thread has.
+//! Valid inputs with deep nesting, which mutations of a small input do not produce. A recursive
+//! parser needs more stack for them than its thread has.
 
 use serde_json::{Value, json};
 
-/// Levels; several times what the parsers' own limits let pass, in few bytes.
+/// Levels; several times the parsers' own limits, in few bytes.
 const N_LEVELS: usize = 1200;
 
 pub fn seeds(target: &str) -> Vec<Vec<u8>> {
@@ -47,7 +47,7 @@ fn nested(open: &str, inner: &str, close: &str) -> String {
     format!("{}{inner}{}", open.repeat(N_LEVELS), close.repeat(N_LEVELS))
 }
 
-/// The first byte says what the rest is; see `targets::grammar`.
+/// The first byte selects the kind; see `targets::grammar`.
 fn grammars() -> Vec<String> {
     let rules = |n: usize| {
         let chain: Vec<String> = (0..n).map(|i| format!("r{i}: r{}\n", i + 1)).collect();
@@ -70,7 +70,7 @@ fn grammars() -> Vec<String> {
         format!("\0{schema}")
     };
     let mut seeds = Vec::new();
-    // What passes the limit on nesting, and what does not.
+    // Below and above the limit on nesting.
     for n in [90, 250] {
         seeds.extend([
             rules(n),

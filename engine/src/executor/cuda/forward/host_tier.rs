@@ -1,13 +1,13 @@
-//! KV pages that the card has no room for, in pinned memory of the host.
+//! The host tier of the KV cache: evicted pages in pinned host memory.
 //!
-//! Copies run on a stream of their own. They begin behind what the compute stream has been given so
-//! far, since a step that was begun ahead and discarded may still write behind the tokens of a
-//! page that has another owner now; and the compute stream waits for them before the next plan's
-//! work. The step of their own plan touches none of their pages, so it runs beside them, replayed
-//! graph or not. The scheduler plans so few a step that they end with it.
+//! Copies run on their own stream. They start after the work queued on the compute stream so far,
+//! since a discarded lookahead step may still write past the tokens of a page that has a new owner;
+//! and the compute stream waits for them before the next plan's work. The step of their own plan
+//! uses none of their pages, so it runs concurrently, as a graph or not. The scheduler limits the
+//! copies of a step so that they end with it.
 //!
-//! One call copies a page: K and V of every layer, which lie one layer's pool apart on the card and
-//! one behind the other on the host.
+//! One call copies a page: K and V of every layer, which are one layer's pool apart on the GPU and
+//! contiguous on the host.
 
 use kernels::cuda::{CudaError, Event, HostBuffer, RowsCopy, Stream};
 
@@ -21,14 +21,14 @@ pub struct HostTier {
     host: HostBuffer<u8>,
     stream: Stream,
     n_pages: usize,
-    /// Of one page; its place is not set.
+    /// The copy for one page; source and destination are not set.
     rows: RowsCopy,
-    /// Behind what the compute stream was given before the copies.
+    /// Recorded after the work queued on the compute stream before the copies.
     computed: Event,
-    /// Around the copies.
+    /// Events before and after the copies.
     began: Event,
     copied: Event,
-    /// Pages whose copies the compute stream does not wait for yet.
+    /// Copied pages that the compute stream does not wait for yet.
     n_pending: usize,
 }
 
@@ -70,7 +70,7 @@ impl HostTier {
         self.rows.n_rows * self.rows.row_len
     }
 
-    /// What `compute` is given from here on runs behind the copies of the last plan.
+    /// Work queued on `compute` from here on runs after the copies of the last plan.
     pub fn settle(
         &mut self,
         compute: &Stream,
@@ -80,7 +80,8 @@ impl HostTier {
             return Ok(());
         }
         compute.wait_for(&self.copied)?;
-        // Usually long ago; the time of copies that are still under way is not worth a wait.
+        // The copies have usually ended long before; the duration of running ones is not worth
+        // waiting for.
         if self.copied.is_reached()? {
             counts.copied_pages += self.n_pending as u64;
             let elapsed_ms = f64::from(self.copied.elapsed_ms(&self.began)?);
@@ -90,7 +91,7 @@ impl HostTier {
         Ok(())
     }
 
-    /// Begins a plan's copies, behind what `compute` was given so far.
+    /// Starts a plan's copies, after the work queued on `compute` so far.
     pub fn begin(
         &mut self,
         compute: &Stream,
@@ -102,7 +103,7 @@ impl HostTier {
         }
         let queued = self.queue(compute, &forward.kv, copies);
         if queued.is_err() {
-            // Nothing marks their end, so wait for those that were queued.
+            // Nothing marks their end, so wait for the copies that were queued.
             self.stream.synchronize()?;
         } else {
             self.n_pending = copies.n_pages();
@@ -131,7 +132,7 @@ impl HostTier {
         self.copied.record(&self.stream)
     }
 
-    /// A page outside either side is refused by the copy.
+    /// The copy refuses a page outside either tier.
     fn place(&self, copy: PageCopy) -> RowsCopy {
         RowsCopy {
             device_start: copy.device.0 as usize * self.rows.row_len,

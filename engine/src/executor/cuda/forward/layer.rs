@@ -1,30 +1,30 @@
 //! The launches of one layer.
 //!
-//! Of few rows the norms are done on the projections' way (`kernels::rms_norm::deferred`): the
-//! projection before writes what the one behind reads. Then only the first layer's first norm is a
-//! launch, which begins the chain, and the head's, which picks rows.
+//! For small batches RMSNorm is fused into the adjacent GEMMs (`kernels::rms_norm::deferred`): the
+//! projection before a norm writes the values that the projection after it reads. Only the first
+//! norm of the first layer and the head's norm, which selects rows, are separate launches.
 
 use kernels::attention::cuda::{DecodeAttentionArgs, PrefillAttentionArgs};
 use kernels::cuda::{Activation, CudaError, ElementBuffer, ElementView, Stream};
 use kernels::qkv_prepare::cuda::QkvPrepareArgs;
-use kernels::rms_norm::deferred::{DeferredNorm, NormState};
+use kernels::rms_norm::deferred::{FusedNorm, NormState};
 use kernels::stream_linear::{Output, StreamLinear};
 
-use super::{Forward, Half, PassSize, from_row};
+use super::{BatchSlice, Forward, PassSize, from_row};
 use crate::executor::cuda::inputs::Inputs;
 use crate::executor::cuda::weights::LayerWeights;
 
-/// What all layers of a pass are launched with.
+/// Arguments common to all layers of a pass.
 pub(super) struct LayerPass<'a> {
     pub stream: &'a Stream,
     pub inputs: &'a Inputs,
-    pub half: Half<'a>,
+    pub slice: BatchSlice<'a>,
     pub size: PassSize,
-    /// Whether norms are done on the projections' way.
-    pub defers_norms: bool,
+    /// Whether norms are fused into the projections.
+    pub fuses_norms: bool,
 }
 
-/// The two states between which a chain of norms on the way goes back and forth.
+/// Ping-pong buffers of the fused-norm chain.
 pub(super) struct Norms {
     attention: NormState,
     mlp: NormState,
@@ -45,10 +45,10 @@ impl Norms {
 }
 
 impl Forward {
-    /// Whether all projections can do the norms of `n` rows on their way.
-    pub(super) fn defers_norms(&self, n: usize) -> Result<bool, CudaError> {
+    /// Whether all projections can fuse the norms for `n` rows.
+    pub(super) fn fuses_norms(&self, n: usize) -> Result<bool, CudaError> {
         for linear in self.weights.layers.iter().flat_map(LayerWeights::linears) {
-            if !linear.defers_norm(n)? {
+            if !linear.fuses_norm(n)? {
                 return Ok(false);
             }
         }
@@ -61,76 +61,76 @@ impl Forward {
     }
 
     fn attention_block(&self, pass: &LayerPass<'_>, i: usize) -> Result<(), CudaError> {
-        let (layer, ws) = (&self.weights.layers[i], pass.half.workspace);
+        let (layer, ws) = (&self.weights.layers[i], pass.slice.workspace);
         let norm = self.norm_before_attention(pass, i)?;
         let bias = layer.qkv_bias.as_ref().map(ElementBuffer::all);
         let (x, out) = (pass.x_of(&layer.qkv), Output::Store(ws.qkv.all()));
         pass.project(&layer.qkv, x, bias, out, norm)?;
         self.prepare_heads(pass, i)?;
-        let attended = ws.attended.read_by(&layer.o, pass.size.n_tokens);
-        self.attention(pass, i, attended)?;
+        let attn_out = ws.attn_out.view_for(&layer.o, pass.size.n_tokens);
+        self.attention(pass, i, attn_out)?;
         let bias = layer.o_bias.as_ref().map(ElementBuffer::all);
-        let out = Output::AddResidual(ws.h.all());
+        let out = Output::AddResidual(ws.residual.all());
         let state = &ws.norms.mlp;
-        let norm = pass.norm_behind(state, &layer.mlp_norm, &layer.gate_up);
-        pass.project(&layer.o, attended, bias, out, norm)
+        let norm = pass.epilogue_norm(state, &layer.mlp_norm, &layer.gate_up);
+        pass.project(&layer.o, attn_out, bias, out, norm)
     }
 
     fn mlp_block(&self, pass: &LayerPass<'_>, i: usize) -> Result<(), CudaError> {
-        let (layer, ws) = (&self.weights.layers[i], pass.half.workspace);
+        let (layer, ws) = (&self.weights.layers[i], pass.slice.workspace);
         let norm = self.norm_before_mlp(pass, i)?;
-        let gated = ws.gated.read_by(&layer.down, pass.size.n_tokens);
-        let (x, out) = (pass.x_of(&layer.gate_up), Output::SiluMul(gated));
+        let ffn_act = ws.ffn_act.view_for(&layer.down, pass.size.n_tokens);
+        let (x, out) = (pass.x_of(&layer.gate_up), Output::SiluMul(ffn_act));
         pass.project(&layer.gate_up, x, None, out, norm)?;
         let norm = match self.weights.layers.get(i + 1) {
-            Some(next) => pass.norm_behind(&ws.norms.attention, &next.attn_norm, &next.qkv),
-            None => DeferredNorm::None,
+            Some(next) => pass.epilogue_norm(&ws.norms.attention, &next.attn_norm, &next.qkv),
+            None => FusedNorm::None,
         };
         pass.project(
             &layer.down,
-            gated,
+            ffn_act,
             None,
-            Output::AddResidual(ws.h.all()),
+            Output::AddResidual(ws.residual.all()),
             norm,
         )
     }
 
-    /// Done here, or what q, k and v do of it.
+    /// Launches the norm, or returns the prologue that q, k and v compute of it.
     fn norm_before_attention<'a>(
         &self,
         pass: &LayerPass<'a>,
         i: usize,
-    ) -> Result<DeferredNorm<'a>, CudaError> {
-        let (ws, layer) = (pass.half.workspace, &self.weights.layers[i]);
+    ) -> Result<FusedNorm<'a>, CudaError> {
+        let (ws, layer) = (pass.slice.workspace, &self.weights.layers[i]);
         let (weight, x, n) = (&layer.attn_norm, pass.x_of(&layer.qkv), pass.size.n_tokens);
         let (hidden, eps) = (self.config.hidden, self.config.rms_norm_eps);
-        match (pass.defers_norms, i) {
+        match (pass.fuses_norms, i) {
             (false, _) => self.norm(pass.stream, ws, weight, None, x, n)?,
             (true, 0) => {
-                let (h, next) = (ws.h.all(), &ws.norms.mlp);
+                let (h, next) = (ws.residual.all(), &ws.norms.mlp);
                 let rms_norm = &self.ops.rms_norm;
                 rms_norm.launch_first(pass.stream, h, weight.all(), x, n, hidden, eps, next)?;
             }
             (true, _) => {
-                return Ok(DeferredNorm::Reads {
+                return Ok(FusedNorm::Prologue {
                     state: &ws.norms.attention,
                     next: &ws.norms.mlp,
                     eps,
                 });
             }
         }
-        Ok(DeferredNorm::None)
+        Ok(FusedNorm::None)
     }
 
-    /// Done here, or what gate and up do of it.
+    /// Launches the norm, or returns the prologue that gate and up compute of it.
     fn norm_before_mlp<'a>(
         &self,
         pass: &LayerPass<'a>,
         i: usize,
-    ) -> Result<DeferredNorm<'a>, CudaError> {
-        let (ws, layer) = (pass.half.workspace, &self.weights.layers[i]);
-        if pass.defers_norms {
-            return Ok(DeferredNorm::Reads {
+    ) -> Result<FusedNorm<'a>, CudaError> {
+        let (ws, layer) = (pass.slice.workspace, &self.weights.layers[i]);
+        if pass.fuses_norms {
+            return Ok(FusedNorm::Prologue {
                 state: &ws.norms.mlp,
                 next: &ws.norms.attention,
                 eps: self.config.rms_norm_eps,
@@ -138,16 +138,16 @@ impl Forward {
         }
         let (x, n) = (pass.x_of(&layer.gate_up), pass.size.n_tokens);
         self.norm(pass.stream, ws, &layer.mlp_norm, None, x, n)?;
-        Ok(DeferredNorm::None)
+        Ok(FusedNorm::None)
     }
 
-    /// Head norms and rotation of q and k, and the way of k and v into the cache.
+    /// Normalises and rotates q and k, and stores k and v in the cache.
     fn prepare_heads(&self, pass: &LayerPass<'_>, i: usize) -> Result<(), CudaError> {
-        let (layer, first_row) = (&self.weights.layers[i], pass.half.first_row);
+        let (layer, first_row) = (&self.weights.layers[i], pass.slice.first_row);
         self.ops.qkv_prepare.launch(
             pass.stream,
             &QkvPrepareArgs {
-                qkv: pass.half.workspace.qkv.all(),
+                qkv: pass.slice.workspace.qkv.all(),
                 row_stride: self.qkv_stride(),
                 q_norm: layer.q_norm.as_ref().map(ElementBuffer::all),
                 k_norm: layer.k_norm.as_ref().map(ElementBuffer::all),
@@ -172,7 +172,7 @@ impl Forward {
         let LayerPass {
             stream,
             inputs,
-            half,
+            slice,
             size,
             ..
         } = *pass;
@@ -180,7 +180,7 @@ impl Forward {
             return self.ops.packed_attention.launch(
                 stream,
                 &PrefillAttentionArgs {
-                    q: half.workspace.qkv.all(),
+                    q: slice.workspace.qkv.all(),
                     q_stride: self.qkv_stride(),
                     kv: self.kv.layer(i)?,
                     page_table: inputs.page_table()?,
@@ -194,29 +194,29 @@ impl Forward {
             );
         }
         let n_splits = self.n_splits(size.n_tokens);
-        self.decode_attention(stream, inputs, half, i, out, size.n_tokens, n_splits)
+        self.decode_attention(stream, inputs, slice, i, out, size.n_tokens, n_splits)
     }
 
     pub(super) fn decode_attention(
         &self,
         stream: &Stream,
         inputs: &Inputs,
-        half: Half<'_>,
+        slice: BatchSlice<'_>,
         i: usize,
         out: Activation<'_>,
         n_rows: usize,
         n_splits: usize,
     ) -> Result<(), CudaError> {
-        let first_page = half.first_row * inputs.max_pages();
+        let first_page = slice.first_row * inputs.max_pages();
         self.ops.decode_attention.launch(
             stream,
             &DecodeAttentionArgs {
-                q: half.workspace.qkv.all(),
+                q: slice.workspace.qkv.all(),
                 q_stride: self.qkv_stride(),
                 kv: self.kv.layer(i)?,
                 page_table: from_row(inputs.page_table()?, first_page)?,
                 max_pages: inputs.max_pages(),
-                context_len: from_row(inputs.context_len()?, half.first_row)?,
+                context_len: from_row(inputs.context_len()?, slice.first_row)?,
                 out,
                 n_rows,
                 n_splits,
@@ -225,29 +225,32 @@ impl Forward {
         )
     }
 
-    /// Values of a row of q, k and v.
+    /// Length of a row of q, k and v.
     fn qkv_stride(&self) -> usize {
         (self.heads.n_q + 2 * self.heads.n_kv) * self.heads.head_dim
     }
 }
 
 impl<'a> LayerPass<'a> {
-    /// The norms' output, as `linear` reads it.
+    /// The output of the norm, as `linear` reads it.
     fn x_of(&self, linear: &StreamLinear) -> Activation<'a> {
-        self.half.workspace.x.read_by(linear, self.size.n_tokens)
+        self.slice
+            .workspace
+            .normed
+            .view_for(linear, self.size.n_tokens)
     }
 
-    /// What the projection before the norm with `weight` does of it; `reader` multiplies behind.
-    fn norm_behind(
+    /// The epilogue half of the fused norm with `weight`; `reader` applies 1/rms.
+    fn epilogue_norm(
         &self,
         state: &'a NormState,
         weight: &'a ElementBuffer,
         reader: &StreamLinear,
-    ) -> DeferredNorm<'a> {
-        if !self.defers_norms {
-            return DeferredNorm::None;
+    ) -> FusedNorm<'a> {
+        if !self.fuses_norms {
+            return FusedNorm::None;
         }
-        DeferredNorm::Writes {
+        FusedNorm::Epilogue {
             state,
             weight: weight.all(),
             x: self.x_of(reader),
@@ -260,7 +263,7 @@ impl<'a> LayerPass<'a> {
         x: Activation<'_>,
         bias: Option<ElementView<'_>>,
         output: Output<'_>,
-        norm: DeferredNorm<'_>,
+        norm: FusedNorm<'_>,
     ) -> Result<(), CudaError> {
         let n = self.size.n_tokens;
         linear.launch_with_norm(self.stream, n, x, bias, output, norm, true)

@@ -1,6 +1,5 @@
-//! Attention of packed rows, as `--attention-backend` has it: the kernel with matrix instructions,
-//! or the plain one; for prompts alone, or for decode rows as well, which are sequences of one
-//! token.
+//! Attention over packed rows for `--attention-backend`: the tensor-core kernel or the plain one,
+//! for prompts alone or also for decode rows, which are sequences of one token.
 
 use kernels::attention::cuda::{PlainAttention, PrefillAttention, PrefillAttentionArgs};
 use kernels::cuda::{CudaError, Element, Stream};
@@ -11,12 +10,12 @@ use super::PassSize;
 /// `--attention-backend`
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum AttentionBackend {
-    /// `triton`: decode rows by flash decoding with split contexts, prompts by matrix instructions.
+    /// `split-kv`: split-KV flash decoding for decode rows, tensor cores for prompts.
     #[default]
     Split,
-    /// `flashinfer`: everything packed, by matrix instructions.
+    /// `packed-mma`: tensor cores for all rows, packed.
     Packed,
-    /// `torch_native`: everything packed, one key after the other in f32.
+    /// `reference`: all rows packed, one key after the other in f32.
     Plain,
 }
 
@@ -53,7 +52,7 @@ impl PackedAttention {
         })
     }
 
-    /// Whether a pass goes here, and not to the kernel of decode rows.
+    /// Whether a pass uses this kernel rather than the one for decode rows.
     pub fn serves(&self, size: PassSize) -> bool {
         self.serves_decode || size.n_tokens > size.n_sequences
     }

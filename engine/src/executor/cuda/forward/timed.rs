@@ -1,5 +1,5 @@
-//! The launches of a pass one kind at a time, with a variant of choice: what tuning measures, and
-//! where it puts its choices.
+//! Single launches of a pass with a given kernel variant: what autotuning measures, and where it
+//! stores its choices.
 
 use kernels::cuda::{Activation, BufferView, CudaError, ElementBuffer, Stream};
 use kernels::qkv_prepare::cuda::HeadShape;
@@ -8,7 +8,7 @@ use kernels::stream_linear::{Layout, Output, StreamLinear, Variant};
 use serde::{Deserialize, Serialize};
 
 use super::super::inputs::Inputs;
-use super::{Forward, Rows};
+use super::{ActivationBuffer, Forward};
 use crate::executor::cuda::weights::LayerWeights;
 
 /// The projections of a decoder.
@@ -46,12 +46,12 @@ impl Projection {
     }
 }
 
-/// Neither 0, whose products cost less power, nor large in any 16-bit format.
+/// Not 0, whose products use less power, and not a large value in any 16-bit format.
 const ACTIVATION_BYTE: u8 = 0x2e;
 
 impl Forward {
-    /// Indices of layers whose four matrices have the same layouts, by first occurrence. One group
-    /// unless a checkpoint leaves some layers unquantized.
+    /// Indices of layers whose four matrices have the same layouts, in order of first occurrence.
+    /// There is one group unless a checkpoint leaves some layers unquantized.
     pub fn layer_groups(&self) -> Vec<Vec<usize>> {
         let layouts = |i: usize| {
             Projection::OF_LAYER.map(|p| p.of(&self.weights.layers[i]).map(StreamLinear::layout))
@@ -77,7 +77,7 @@ impl Forward {
         self.linear(projection, layer).layout()
     }
 
-    /// So many rows of `layer` (any, for the head) use `variant` from now on.
+    /// Makes `rows` rows of `layer` (ignored for the head) use `variant` from now on.
     pub fn set_variant(
         &mut self,
         projection: Projection,
@@ -95,7 +95,7 @@ impl Forward {
         Ok(())
     }
 
-    /// Decode attention of so many rows splits contexts into `n_splits` from now on.
+    /// Makes decode attention over `rows` rows use `n_splits` splits from now on.
     pub fn set_splits(&mut self, rows: std::ops::RangeInclusive<usize>, n_splits: usize) {
         for m in rows {
             if let Some(splits) = self.tuned_splits.get_mut(m) {
@@ -129,11 +129,11 @@ impl Forward {
         let weights = &self.weights.layers[layer];
         let is_tiled = variant.is_tiled();
         let (x, out) = match projection {
-            Projection::Qkv => (&ws.x, Output::Store(ws.qkv.all())),
-            Projection::O => (&ws.attended, Output::AddResidual(ws.h.all())),
-            Projection::GateUp => (&ws.x, Output::SiluMul(ws.gated.laid_out(is_tiled))),
-            Projection::Down => (&ws.gated, Output::AddResidual(ws.h.all())),
-            Projection::LmHead => (&ws.x, Output::StoreF32(ws.logits.all())),
+            Projection::Qkv => (&ws.normed, Output::Store(ws.qkv.all())),
+            Projection::O => (&ws.attn_out, Output::AddResidual(ws.residual.all())),
+            Projection::GateUp => (&ws.normed, Output::SiluMul(ws.ffn_act.laid_out(is_tiled))),
+            Projection::Down => (&ws.ffn_act, Output::AddResidual(ws.residual.all())),
+            Projection::LmHead => (&ws.normed, Output::StoreF32(ws.logits.all())),
         };
         let bias = match projection {
             Projection::Qkv => weights.qkv_bias.as_ref(),
@@ -161,30 +161,30 @@ impl Forward {
         n_splits: usize,
     ) -> Result<(), CudaError> {
         let is_tiled = self.linear(Projection::O, layer).wants_tiled(n_rows);
-        let out = self.workspace.attended.laid_out(is_tiled);
+        let out = self.workspace.attn_out.laid_out(is_tiled);
         self.decode_attention(stream, inputs, self.whole(), layer, out, n_rows, n_splits)
     }
 
-    /// Gives the projections something to multiply; [`Self::clear_activations`] takes it back.
+    /// Fills the projections' inputs with data; [`Self::clear_activations`] reverts it.
     pub fn fill_activations(&self, stream: &Stream) -> Result<(), CudaError> {
         let ws = &self.workspace;
-        for rows in [&ws.x, &ws.attended, &ws.gated] {
+        for rows in [&ws.normed, &ws.attn_out, &ws.ffn_act] {
             rows.fill(stream, ACTIVATION_BYTE)?;
         }
         Ok(())
     }
 
-    /// All as at the start: the padding columns of activations must be zero.
+    /// Restores the initial state: the padding columns of activations must be zero.
     pub fn clear_activations(&self, stream: &Stream) -> Result<(), CudaError> {
         let ws = &self.workspace;
-        for rows in [&ws.x, &ws.attended, &ws.gated] {
+        for rows in [&ws.normed, &ws.attn_out, &ws.ffn_act] {
             rows.fill(stream, 0)?;
         }
-        ws.h.all().zero(stream)?;
+        ws.residual.all().zero(stream)?;
         ws.qkv.all().words().zero(stream)
     }
 
-    /// Fills the L2 cache with pages of the KV pool, up to `n_bytes`, in the place of weights.
+    /// Evicts weights from the L2 cache by reading up to `n_bytes` of the KV pool.
     pub fn push_weights_out(
         &self,
         stream: &Stream,
@@ -197,8 +197,8 @@ impl Forward {
     }
 }
 
-impl Rows {
-    /// The rows in tiles, or plain.
+impl ActivationBuffer {
+    /// The rows as tiles, or plain.
     pub fn laid_out(&self, is_tiled: bool) -> Activation<'_> {
         if is_tiled {
             Activation::tiled(self.tiled.all(), self.n_tiled)

@@ -1,39 +1,39 @@
 //! `--enable-two-batch-overlap`: the layers of a decode batch run as two halves on two streams, so
-//! that attention of one, which waits for the cache, may run beside projections of the other, which
-//! wait for the weights.
+//! that attention of one half, which waits for the KV cache, can overlap with projections of the
+//! other, which wait for the weights.
 //!
-//! Each half has activations of its own; inputs, KV pages and weights are shared. The halves meet
-//! behind the layers: the second one's residual rows go behind the first one's, and the head and
-//! the choice of tokens run once, over the whole batch.
+//! Each half has its own activations; inputs, KV pages and weights are shared. After the layers the
+//! second half's residual rows are appended to the first one's, and the head and token selection
+//! run once over the whole batch.
 //!
-//! Only batches whose halves' projections are all of `stream_linear.cu` are split. The kernels for
-//! more rows (`wgmma.cu`, `mma.cu`) have one set of partial results and tickets, and blocks that
-//! wait for each other: two of them side by side would mix their sums up, or wait for ever. That
-//! leaves batches of up to 16 rows, or up to 32 where tuning found `stream_linear.cu` faster for halves
-//! of 9 to 16 rows.
+//! A batch is split only if all projections of its halves use `stream_linear.cu`. The kernels for
+//! more rows (`wgmma.cu`, `mma.cu`) share one set of partial results and semaphores, and their
+//! blocks wait for each other: two of them running concurrently would corrupt sums or deadlock.
+//! That leaves batches of up to 16 rows, or up to 32 if autotuning found `stream_linear.cu` faster
+//! for halves of 9 to 16 rows.
 //!
-//! A weight that both halves need is read twice, from the L2 cache at best.
+//! A weight used by both halves is read twice, at best from the L2 cache.
 
 use kernels::cuda::{Buffer, CudaError, ElementBuffer, Event, Stream};
-use kernels::stream_linear::{MANY_ROWS, StreamLinear, Variant};
+use kernels::stream_linear::{LARGE_M_MIN, StreamLinear, Variant};
 
-use super::{Forward, Half, Norms, PassShape, PassSize, Rows, Workspace};
+use super::{ActivationBuffer, BatchSlice, Forward, Norms, PassShape, PassSize, Workspace};
 use crate::executor::cuda::inputs::{Inputs, MAX_ROWS};
 use crate::executor::cuda::weights::LayerWeights;
 
-/// What the second half needs.
+/// State of the second half.
 pub(super) struct SecondHalf {
     stream: Stream,
     workspace: Workspace,
     begun: Event,
     ended: Event,
-    /// By rows: whether a batch of so many is split.
+    /// Indexed by rows: whether a batch of that size is split.
     is_split: Vec<bool>,
 }
 
 impl Forward {
-    /// From now on decode batches run as two halves where they can. To be called when the kernels
-    /// of the projections are chosen, and before graphs are captured.
+    /// From now on, decode batches run as two halves if possible. Call it after the projections'
+    /// kernels are chosen and before graphs are captured.
     pub fn overlap_two_batches(&mut self, stream: &Stream) -> Result<(), CudaError> {
         let device = stream.device();
         let is_split: Vec<bool> = (0..=MAX_ROWS).map(|n| self.can_split(n)).collect();
@@ -48,11 +48,11 @@ impl Forward {
         stream.synchronize()
     }
 
-    /// Whether the halves of a batch of `n` rows may run side by side.
+    /// Whether the halves of a batch of `n` rows may run concurrently.
     fn can_split(&self, n: usize) -> bool {
         let halves = [n - n / 2, n / 2];
         let is_plain = |linear: &StreamLinear, m: usize| {
-            m > 0 && m < MANY_ROWS && matches!(linear.variant(m), Ok(Variant::Stream(_)))
+            m > 0 && m < LARGE_M_MIN && matches!(linear.variant(m), Ok(Variant::Stream(_)))
         };
         let mut linears = self.weights.layers.iter().flat_map(LayerWeights::linears);
         linears.all(|linear| halves.iter().all(|m| is_plain(linear, *m)))
@@ -68,17 +68,17 @@ impl Forward {
         let heads = config.n_q_heads * config.head_dim;
         let qkv = (config.n_q_heads + 2 * config.n_kv_heads) * config.head_dim;
         Ok(Workspace {
-            h: Buffer::zeroed(stream, n_rows * config.hidden)?,
-            x: Rows::new(stream, element, config.hidden, pass)?,
+            residual: Buffer::zeroed(stream, n_rows * config.hidden)?,
+            normed: ActivationBuffer::new(stream, element, config.hidden, pass)?,
             qkv: ElementBuffer::zeroed(stream, element, n_rows * qkv)?,
-            attended: Rows::new(stream, element, heads, pass)?,
-            gated: Rows::new(stream, element, config.intermediate, pass)?,
+            attn_out: ActivationBuffer::new(stream, element, heads, pass)?,
+            ffn_act: ActivationBuffer::new(stream, element, config.intermediate, pass)?,
             logits: Buffer::zeroed(stream, 1)?,
             norms: Norms::new(stream)?,
         })
     }
 
-    /// The second half's things, where a pass is split.
+    /// The state of the second half, if a pass is split.
     pub(super) fn splits(&self, size: PassSize) -> Option<&SecondHalf> {
         let second = self.second_half.as_ref()?;
         let is_decode = size.n_tokens == size.n_sequences;
@@ -86,7 +86,7 @@ impl Forward {
         (is_decode && is_split == Some(true)).then_some(second)
     }
 
-    /// The layers of a decode batch in two halves. Behind it `stream` has waited for both.
+    /// Runs the layers of a decode batch as two halves. Afterwards `stream` has waited for both.
     pub(super) fn layers_of_two(
         &self,
         stream: &Stream,
@@ -100,7 +100,7 @@ impl Forward {
             n_tokens: n,
             n_sequences: n,
         };
-        let beside = Half {
+        let beside = BatchSlice {
             workspace: &second.workspace,
             first_row: n_first,
         };
@@ -110,11 +110,11 @@ impl Forward {
         stream.follow(&second.stream, &second.ended)?;
         let hidden = self.config.hidden;
         let to = n_first * hidden..size.n_tokens * hidden;
-        let from = second.workspace.h.view(0..n_second * hidden)?;
-        self.workspace.h.view(to)?.copy_from(stream, from)
+        let from = second.workspace.residual.view(0..n_second * hidden)?;
+        self.workspace.residual.view(to)?.copy_from(stream, from)
     }
 
-    /// For the log: which batches are split, and why no others are.
+    /// For the log: which batches are split, and why others are not.
     pub fn describe_two_batches(&self) -> String {
         let Some(second) = &self.second_half else {
             return "off".to_owned();
@@ -122,10 +122,10 @@ impl Forward {
         let split: Vec<usize> = (0..=MAX_ROWS).filter(|n| second.is_split[*n]).collect();
         match (split.first(), split.last()) {
             (Some(first), Some(last)) => format!(
-                "batches of {first} to {last} rows; of others a half is empty, or has projections \
-                 whose blocks wait for each other"
+                "batches of {first} to {last} rows; not used for other sizes: \
+                 a half would be empty or would use a cooperative kernel"
             ),
-            _ => "no batch: projections' blocks wait for each other".to_owned(),
+            _ => "no batch: all sizes use cooperative kernels".to_owned(),
         }
     }
 }

@@ -1,5 +1,5 @@
-//! What was timed, on disk: one file for a card, a build of the kernels, the model's shapes and the
-//! flags that matter. It says what it is for, so a name that two of them should share does no harm.
+//! Autotuning results on disk: one file for each GPU, kernel build, model shape and set of relevant
+//! flags. The file repeats its key, so a hash collision does no harm.
 
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
@@ -12,19 +12,19 @@ use super::super::forward::{AttentionOptions, Forward, Projection};
 use super::Bucket;
 use crate::source::digest;
 
-/// Counts up when candidates or the way they are timed change.
+/// Increment when candidates or the timing method change.
 const VERSION: u32 = 2;
 const FOLDER: &str = "tuning";
 
 /// What the times depend on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Key {
+pub(super) struct TuningKey {
     pub version: u32,
-    /// Over sources, compiler flags and architectures, by way of what they became.
+    /// Digest of the compiled kernels, which covers sources, compiler flags and architectures.
     pub kernels_sha256: String,
     pub device: String,
     pub architecture: String,
-    /// Type of activations, and whether many rows are rounded to 8 bits.
+    /// Element type of activations, and whether large batches are rounded to 8 bits.
     pub element: String,
     pub n_multiprocessors: usize,
     /// Number of layers and their matrices, group by group; the head last.
@@ -33,14 +33,14 @@ pub(super) struct Key {
     pub max_rows: usize,
 }
 
-/// The file.
+/// The contents of the file.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Kept {
-    key: Key,
+    key: TuningKey,
     buckets: Vec<Bucket>,
 }
 
-impl Key {
+impl TuningKey {
     pub fn of(
         device: &Device,
         forward: &Forward,
@@ -85,9 +85,9 @@ impl Key {
         }
     }
 
-    /// The file below the engine's cache folder.
+    /// The file's path below the engine's cache folder.
     pub fn path(&self, cache_dir: &Path) -> PathBuf {
-        // A map of strings and numbers, in the order of the fields, always is JSON.
+        // A map of strings and numbers, in field order, can always be serialised.
         let text = serde_json::to_string(self).unwrap_or_default();
         let digest = digest::of_text(&text);
         cache_dir
@@ -109,8 +109,8 @@ fn shape(layout: &Layout) -> String {
 }
 
 impl Kept {
-    /// `None` where there is no file; why it cannot be used where there is one that cannot.
-    pub fn read(path: &Path, key: &Key) -> Result<Option<Vec<Bucket>>, String> {
+    /// `None` if there is no file; an error if the file cannot be used.
+    pub fn read(path: &Path, key: &TuningKey) -> Result<Option<Vec<Bucket>>, String> {
         let text = match std::fs::read_to_string(path) {
             Ok(text) => text,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
@@ -123,8 +123,8 @@ impl Kept {
         Ok(Some(kept.buckets))
     }
 
-    /// The whole file or none: what another process reads is never half written.
-    pub fn write(path: &Path, key: &Key, buckets: &[Bucket]) -> Result<(), String> {
+    /// Writes atomically, so that another process never reads a partial file.
+    pub fn write(path: &Path, key: &TuningKey, buckets: &[Bucket]) -> Result<(), String> {
         let kept = Self {
             key: key.clone(),
             buckets: buckets.to_vec(),

@@ -1,12 +1,12 @@
-//! Choices, buckets and the file, without a card.
+//! Choices, buckets and the file, without a GPU.
 
-use kernels::stream_linear::{Plan, Rows};
+use kernels::stream_linear::{Plan, RowBucket};
 
 use super::*;
 
 fn stream(n_ranks: usize) -> Variant {
     Variant::Stream(Plan {
-        rows: Rows::Up16,
+        rows: RowBucket::Up16,
         n_ranks,
         n_clusters: 66,
         n_stages: 3,
@@ -51,28 +51,28 @@ fn the_fastest_replaces_the_default_only_by_a_margin() {
     ];
     assert_eq!(fastest(&three), Some("best"));
     assert_eq!(fastest::<usize>(&[]), None);
-    // What could not be timed is never chosen before what could.
+    // A candidate that could not be timed is never preferred to one that could.
     let unknown = [("default", 10.0), ("unknown", f64::INFINITY)];
     assert_eq!(fastest(&unknown), Some("default"));
 }
 
 #[test]
-fn down_has_tiles_only_behind_tiles() {
-    // Tiles are far faster for down alone, but gate and up lose more by writing them.
+fn down_has_tiles_only_after_tiles() {
+    // Tiles are far faster for down alone, but cost gate-up more.
     let gate_up = [(stream(1), 50.0), (WGMMA, 60.0)];
     let down = [(stream(2), 30.0), (WGMMA, 25.0)];
     assert_eq!(
         fastest_pair(&gate_up, &down),
         Some((stream(1), stream(2))),
-        "80 is less than 85, and 75 is not to be had"
+        "80 is less than 85, and 75 is not possible"
     );
     let down = [(stream(2), 45.0), (WGMMA, 25.0)];
     assert_eq!(fastest_pair(&gate_up, &down), Some((WGMMA, WGMMA)));
-    // Gate and up may write plain rows from tiles.
+    // Gate-up may write plain rows from tiles.
     let gate_up = [(stream(1), 50.0), (WGMMA, 40.0)];
     let down = [(stream(2), 25.0), (WGMMA, 30.0)];
     assert_eq!(fastest_pair(&gate_up, &down), Some((WGMMA, stream(2))));
-    // Half a per cent is nothing.
+    // Half a per cent is below the margin.
     let gate_up = [(stream(1), 50.0), (stream(4), 49.8)];
     let down = [(stream(2), 25.0), (stream(8), 20.0)];
     assert_eq!(fastest_pair(&gate_up, &down), Some((stream(1), stream(8))));
@@ -83,7 +83,7 @@ fn down_has_tiles_only_behind_tiles() {
 fn splits_begin_with_the_default_and_stay_below_the_limit() {
     assert_eq!(split_candidates(4, 8), [4, 1, 2, 8]);
     assert_eq!(split_candidates(1, 2), [1, 2]);
-    // A limit that is no power of two: the default may be it.
+    // The default may be a limit that is not a power of two.
     assert_eq!(split_candidates(3, 3), [3, 1, 2]);
 }
 
@@ -111,8 +111,8 @@ fn bucket(rows: usize) -> Bucket {
     }
 }
 
-fn key() -> Key {
-    Key {
+fn key() -> TuningKey {
+    TuningKey {
         version: 1,
         kernels_sha256: "0123".to_owned(),
         device: "A card".to_owned(),
@@ -133,7 +133,7 @@ fn what_is_kept_is_read_back() {
     let buckets: Vec<Bucket> = bucket_rows(32).into_iter().map(bucket).collect();
     Kept::write(&path, &key(), &buckets).expect("written");
     assert_eq!(Kept::read(&path, &key()), Ok(Some(buckets.clone())));
-    // Again, over the old one; nothing but the file is left behind.
+    // Overwrite it; no other file is left in the folder.
     Kept::write(&path, &key(), &buckets[..2]).expect("written");
     assert_eq!(Kept::read(&path, &key()), Ok(Some(buckets[..2].to_vec())));
     let left = std::fs::read_dir(path.parent().expect("a folder")).expect("readable");
@@ -165,7 +165,7 @@ fn what_is_broken_or_of_another_card_is_refused_with_a_reason() {
 #[test]
 fn everything_that_times_depend_on_is_in_the_name() {
     let dir = std::path::Path::new("cache");
-    let path = |change: &dyn Fn(&mut Key)| {
+    let path = |change: &dyn Fn(&mut TuningKey)| {
         let mut key = key();
         change(&mut key);
         key.path(dir)

@@ -1,8 +1,8 @@
-//! What becomes of connections over the limit: probes are served, all others are told the limit.
+//! Connections over the limit: probes are served, all others are refused with the limit.
 //!
-//! Whether it is a probe its first line says, for which there is half a second. Only so many are
-//! looked at; where more come, the one that has been silent for longest is refused to make room,
-//! since a probe says at once what it wants.
+//! The first line tells whether it is a probe; it must arrive within half a second. Only
+//! [`MAX_LOOKED_AT`] connections are inspected at a time. If more arrive, the one that has been
+//! silent for longest is refused, since a probe sends its request at once.
 
 use std::io;
 use std::net::SocketAddr;
@@ -20,13 +20,13 @@ use crate::metrics::TrafficMetrics;
 use crate::server::error::ApiError;
 use crate::server::transport::auth::OPEN_PATHS;
 
-/// Connections that are looked at, at once.
+/// Connections inspected concurrently.
 const MAX_LOOKED_AT: usize = 64;
 const PROBE_SHOWS_WITHIN: Duration = Duration::from_millis(500);
-/// Places of probes beyond the limit, and how long one waits for its client.
+/// Connections for probes above the limit, and how long one waits for its client.
 pub(super) const PROBE_PLACES: usize = 16;
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
-/// Refusals under way at once; beyond them a connection is closed without an answer.
+/// Refusals in progress; beyond them a connection is closed without a response.
 const MAX_REFUSALS: usize = 32;
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -35,7 +35,7 @@ const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
 pub(super) struct OverLimit {
     limit: usize,
     looks: Arc<Semaphore>,
-    /// Wakes the one that has been looked at for longest.
+    /// Wakes the connection that has been inspected for longest.
     crowded: Arc<Notify>,
     refusals: Arc<Semaphore>,
     probe_places: Arc<Semaphore>,
@@ -45,7 +45,7 @@ pub(super) struct OverLimit {
 }
 
 impl OverLimit {
-    /// `found` gets the probes; `timeout` is that of other connections.
+    /// `found` receives the probes; `timeout` is that of other connections.
     pub fn new(
         limit: usize,
         timeout: Duration,
@@ -74,19 +74,19 @@ impl OverLimit {
                 && let Ok(place) = Arc::clone(&this.probe_places).try_acquire_owned()
             {
                 let connection = Connection::new(stream, place, this.timeout, this.traffic);
-                // The listener is gone where the server stops.
+                // The listener is gone when the server stops.
                 let _ = this.found.send((connection, address)).await;
                 return;
             }
             this.traffic.record_error(Code::TooManyConnections);
             if let Ok(_refusing) = this.refusals.try_acquire() {
-                // A client that does not read loses the answer.
+                // A client that does not read loses the response.
                 let _ = timeout(REFUSAL_TIMEOUT, say(stream, refusal(this.limit))).await;
             }
         });
     }
 
-    /// Whether the first request is a probe, as far as there is time to wait for it.
+    /// Whether the first request is a probe, as far as it arrives in time.
     async fn is_probe(&self, stream: &TcpStream) -> bool {
         // The semaphore is never closed.
         let Ok(_look) = self.looks.acquire().await else {
@@ -99,7 +99,7 @@ impl OverLimit {
     }
 }
 
-/// Takes nothing from the stream.
+/// Peeks; consumes nothing from the stream.
 async fn shows_probe(stream: &TcpStream) -> bool {
     let mut head = [0; 128];
     loop {
@@ -107,13 +107,13 @@ async fn shows_probe(stream: &TcpStream) -> bool {
         match asks_for_probe(&head[..n]) {
             Some(is_probe) => return is_probe,
             None if n == 0 => return false,
-            // Less than the request's line has come.
+            // The request line is incomplete.
             None => tokio::time::sleep(Duration::from_millis(10)).await,
         }
     }
 }
 
-/// `None` while the beginning of a request does not say it yet.
+/// `None` while the request line is too short to tell.
 fn asks_for_probe(head: &[u8]) -> Option<bool> {
     let mut words = head.splitn(3, |byte| *byte == b' ');
     let (method, path) = (words.next()?, words.next());
@@ -151,7 +151,7 @@ fn refusal(limit: usize) -> String {
 async fn say(mut stream: TcpStream, answer: String) -> io::Result<()> {
     stream.write_all(answer.as_bytes()).await?;
     stream.shutdown().await?;
-    // Closing with unread input would make the client lose the answer.
+    // Closing with unread input would make the client lose the response.
     let mut unread = [0; 4096];
     while stream.read(&mut unread).await? > 0 {}
     Ok(())

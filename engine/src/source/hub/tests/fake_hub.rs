@@ -11,7 +11,7 @@ use crate::source::hub::HubSettings;
 
 pub(super) const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
-/// What the server was asked: path, `Range` and `Authorization`.
+/// A request to the server: path, `Range` and `Authorization`.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Asked {
     pub(super) path: String,
@@ -30,13 +30,13 @@ pub(super) enum Manner {
     Honest,
     /// Closes the connection in the middle of each first answer longer than 1000 bytes.
     Breaks,
-    /// Sends other bytes than the digest in the etag says.
+    /// Sends other bytes than the digest in the etag.
     Corrupts,
     /// Answers 401 without this token.
     Private(&'static str),
-    /// Has the files at another address.
+    /// Serves the files at another address.
     Elsewhere(&'static str),
-    /// Has the files under another name, and its own token.
+    /// Serves the files under another name, with its own token.
     Renamed(&'static str),
 }
 
@@ -54,7 +54,7 @@ impl Hub {
         std::thread::spawn(move || {
             let mut has_broken = false;
             for stream in listener.incoming().flatten() {
-                // A client that goes away is part of some tests.
+                // Some tests disconnect the client.
                 let _ = answer(&stream, &files, manner, &log, &mut has_broken);
             }
         });

@@ -1,4 +1,4 @@
-//! Downloads that break, go on, lead elsewhere or bring other bytes.
+//! Downloads that break off, resume, are redirected or receive wrong bytes.
 
 use super::*;
 
@@ -24,7 +24,7 @@ fn a_broken_download_goes_on_where_it_stopped() {
     assert!(resumed, "{:?}", hub.asked());
 }
 
-/// Another port of the same host is another's, as another host is.
+/// A different port on the same host is a different origin, like a different host.
 #[test]
 fn the_token_is_not_sent_to_where_a_redirect_leads() {
     let files = [
@@ -59,7 +59,7 @@ fn the_token_is_not_sent_to_where_a_redirect_leads() {
     );
 }
 
-/// A repository that has got another name is still the hub's: it gets the token.
+/// A renamed repository still belongs to the hub: it gets the token.
 #[test]
 fn a_redirect_within_the_hub_keeps_the_token() {
     let files = [
@@ -77,7 +77,7 @@ fn a_redirect_within_the_hub_keeps_the_token() {
     assert_eq!(found, files[1].1);
 }
 
-/// What a killed process leaves behind is used.
+/// A partial file of a killed process is resumed.
 #[test]
 fn a_part_file_of_an_earlier_process_is_continued() {
     let bytes = text(9000, 6);
@@ -95,7 +95,7 @@ fn a_part_file_of_an_earlier_process_is_continued() {
             .iter()
             .any(|a| a.range.as_deref() == Some("bytes=4000-"))
     );
-    // It was checked when it came, so it is not hashed again.
+    // It was verified when it was downloaded, so it is not hashed again.
     let hashed = std::cell::Cell::new(false);
     let digest = digest::of_file(&file, &cache.path().join("engine"), &|_| hashed.set(true));
     assert_eq!(digest.expect("known"), etag);
@@ -160,7 +160,7 @@ fn several_callers_at_once_get_the_same_whole_file() {
     });
 }
 
-/// What the cache's name of a blob promises is checked, whichever tool put it there.
+/// The digest in a blob's name is verified, whichever tool stored it.
 #[test]
 fn a_broken_blob_is_fetched_again() {
     let files = [

@@ -1,4 +1,4 @@
-//! Files that are cut off, lie about themselves or are damaged.
+//! Files that are truncated, inconsistent or damaged.
 
 use super::*;
 
@@ -18,7 +18,7 @@ fn a_truncated_file_is_refused_at_every_length() {
         .map(|t| t.offset)
         .min();
     let header_end = header_end.expect("tensors");
-    // Every length inside the header fails there; of the data, some.
+    // Every truncation inside the header is an error; inside the data, some are.
     for n in (0..header_end).step_by(7) {
         assert!(
             parse(&whole[..n]).is_err() || n + 32 >= header_end,
@@ -32,7 +32,7 @@ fn a_truncated_file_is_refused_at_every_length() {
     }
 }
 
-/// Bytes of a header that ends after its counts, with something of the caller's behind.
+/// Bytes of a header that ends after its counts, followed by `rest`.
 fn header(version: u32, n_tensors: u64, n_metadata: u64, rest: &[u8]) -> Vec<u8> {
     let mut bytes = b"GGUF".to_vec();
     bytes.extend(version.to_le_bytes());
@@ -52,7 +52,7 @@ fn entry(key: &str, kind: u32, value: &[u8]) -> Vec<u8> {
     [string(key), kind.to_le_bytes().to_vec(), value.to_vec()].concat()
 }
 
-/// Each would take gigabytes or more if it were believed.
+/// Each would take gigabytes or more if it were trusted.
 #[test]
 fn lying_counts_and_lengths_are_refused_before_anything_is_allocated() {
     let huge_array = [
@@ -75,7 +75,7 @@ fn lying_counts_and_lengths_are_refused_before_anything_is_allocated() {
         (
             "not GGUF",
             b"ELF\0aaaaaaaaaaaaaaaaaaaaaaaaaa".to_vec(),
-            "is no GGUF file",
+            "is not a GGUF file",
         ),
         ("version", header(9, 0, 0, &[]), "GGUF version 9"),
         (
@@ -203,8 +203,8 @@ fn lying_tensor_entries_are_refused() {
     assert!(error.contains("whole Q4_0 blocks of 32"), "{error}");
 }
 
-/// Overwritten bytes give an error or another model, never a panic (tests check overflow) and
-/// never a read outside the file.
+/// Overwritten bytes give an error or another model, never a panic (tests check overflow) and never
+/// a read outside the file.
 #[test]
 fn files_with_random_damage_never_panic() {
     use rand::{Rng, SeedableRng};

@@ -1,4 +1,4 @@
-//! Any plan: prompts, prompts and decode rows together, and rows that the host samples.
+//! All other plans: prompts, prompts mixed with decode rows, and rows sampled on the host.
 
 use std::borrow::Cow;
 
@@ -9,7 +9,7 @@ use super::CudaExecutor;
 use super::decode::no_sampler;
 use super::inputs::MAX_ROWS;
 use super::passes::{Piece, passes, sampled, scored};
-use super::run_ahead::feed;
+use super::run_ahead::advance_row;
 use super::sampling::{host_reason, is_greedy};
 use super::step_error;
 use crate::request::{SampledToken, ScoredToken};
@@ -17,22 +17,22 @@ use crate::sampler::SampleSpec;
 use crate::sampler::{self, SamplerError};
 use crate::step::{PlanRow, RowError, RowOutput, StepOutput, StepPlan, Target};
 
-/// One reads a row of logits in about the time that the card needs for one.
+/// One thread scores a row of logits in about the time that the GPU needs for one.
 const MAX_SCORING_THREADS: usize = 16;
 
 impl CudaExecutor {
-    /// Passes of as many tokens as fit, the head where tokens are wanted.
-    pub(super) fn general(&mut self, plan: &StepPlan) -> Result<StepOutput, ExecutorError> {
+    /// Runs the plan in passes of as many tokens as fit, with the head for rows that need tokens.
+    pub(super) fn execute_mixed(&mut self, plan: &StepPlan) -> Result<StepOutput, ExecutorError> {
         let (rows, n_steps) = (plan.rows.as_slice(), plan.n_steps);
         let targets: Vec<Target> = plan.targets().collect();
         let mut made = vec![RowOutput::default(); rows.len()];
         for step in 0..n_steps {
-            // Which rows these are, and what they compute now. One that failed goes no further.
+            // The rows still running and their inputs for this step. A failed row stops.
             let going_on: Vec<usize> = (0..rows.len()).filter(|i| !made[*i].has_failed()).collect();
             let current: Cow<'_, [PlanRow]> = if step == 0 {
                 rows.into()
             } else {
-                let fed = |i: &usize| feed(&rows[*i], &made[*i].tokens);
+                let fed = |i: &usize| advance_row(&rows[*i], &made[*i].tokens);
                 going_on.iter().map(fed).collect()
             };
             for pass in passes(&current, self.inputs.max_tokens()) {
@@ -41,7 +41,7 @@ impl CudaExecutor {
                 self.layers(size).map_err(step_error)?;
                 let scored = scored(&pass, &targets);
                 if !scored.is_empty() {
-                    // A plan with scores has one step, so its rows are all here.
+                    // A plan with scores has one step, so all its rows are in this pass.
                     self.score(&current, &pass, &scored, &mut made)
                         .map_err(step_error)?;
                     self.upload(&current, &pass, &outputs).map_err(step_error)?;
@@ -62,8 +62,8 @@ impl CudaExecutor {
         Ok(StepOutput { rows: made })
     }
 
-    /// Brings the logits of a pass's scored tokens to the host in portions, and scores them on its
-    /// cores. The card's output rows are those of the last portion then.
+    /// Copies the logits of a pass's scored tokens to the host in portions and scores them on all
+    /// cores. Afterwards the GPU's output rows are those of the last portion.
     fn score(
         &mut self,
         rows: &[PlanRow],
@@ -85,8 +85,8 @@ impl CudaExecutor {
         Ok(())
     }
 
-    /// A token, or why there is none, for each of the first rows of the logits, which are those of
-    /// `rows[chosen[i]]`: on the card, but for what only the host's sampler can do.
+    /// A token, or a failure, for each of the first rows of the logits, which belong to
+    /// `rows[chosen[i]]`: chosen on the GPU, except where only the host's sampler can do it.
     fn choose(
         &mut self,
         rows: &[PlanRow],
@@ -132,7 +132,7 @@ impl CudaExecutor {
             } else {
                 if let Some(reason) = host_reason(spec, 1).filter(|_| self.sampler.is_some()) {
                     let request = rows[chosen[i]].request;
-                    tracing::debug!(%request, %reason, "the host's sampler chooses this token");
+                    tracing::debug!(%request, %reason, "sampling this token on the host");
                 }
                 self.counts.host_sampled_tokens += 1;
                 self.sample_on_host(i, spec).map_err(step_error)?
@@ -145,7 +145,7 @@ impl CudaExecutor {
         Ok(tokens)
     }
 
-    /// Row `i` of the logits, which the card's sampler left as they are.
+    /// Samples from row `i` of the logits, which the GPU's sampler leaves unchanged.
     fn sample_on_host(
         &self,
         i: usize,
@@ -181,7 +181,7 @@ fn on_all_cores(
             .collect();
         threads
             .into_iter()
-            // A thread that panicked is asked again here, where a panic ends the engine.
+            // The work of a thread that panicked is repeated here, where a panic ends the engine.
             .flat_map(|(targets, logits, thread)| {
                 thread.join().unwrap_or_else(|_| score(targets, logits))
             })

@@ -1,28 +1,28 @@
-//! Where a model is to run: the card, what is free there, and how its passes are cut.
+//! The device of a model: the GPU, its free memory, and the size of its passes.
 
 use kernels::cuda::{CudaError, Device, Stream};
-use kernels::stream_linear::{Int8Room, ManyRows};
+use kernels::stream_linear::{Int8Room, LargeM};
 
 use super::forward::{self, PassShape};
 use super::memory::{self, Demand};
 use super::{CudaLoadError, CudaOptions, graphs, sampling};
 use crate::model::config::ModelConfig;
 
-/// Tokens of a pass: enough to keep the matrix instructions busy; more only takes memory from the
-/// KV pool.
+/// Tokens of a pass: enough to keep the tensor cores busy; more would only take memory from the KV
+/// pool.
 const PASS_TOKENS: usize = 1024;
 
-/// Where a model is to run, with nothing allocated yet.
-pub(super) struct Place {
+/// An opened device, with nothing allocated yet.
+pub(super) struct DeviceSetup {
     pub device: Device,
     pub stream: Stream,
-    pub many_rows: ManyRows,
+    pub large_m: LargeM,
     pub pass: PassShape,
     total_bytes: usize,
     free_bytes: usize,
 }
 
-impl Place {
+impl DeviceSetup {
     pub fn open(options: &CudaOptions) -> Result<Self, CudaError> {
         let device = match options.card_profile {
             None => Device::open(options.ordinal)?,
@@ -30,8 +30,8 @@ impl Place {
         };
         let stream = Stream::new(&device)?;
         let (free_bytes, total_bytes) = device.memory_bytes()?;
-        // The executor's own launches follow each other (`turn`); other processes' do not.
-        let many_rows = ManyRows::best(&device, !device.is_shared());
+        // The executor's own launches are serialised (`device_guard`); other processes' are not.
+        let large_m = LargeM::best(&device, !device.is_shared());
         let pass = PassShape {
             max_tokens: PASS_TOKENS,
             is_tiled: true,
@@ -39,14 +39,14 @@ impl Place {
         Ok(Self {
             device,
             stream,
-            many_rows,
+            large_m,
             pass,
             total_bytes,
             free_bytes,
         })
     }
 
-    /// Of activations in 8 bits, where they are asked for.
+    /// Buffer sizes for 8-bit activations, if they are enabled.
     pub fn int8_room(&self, config: &ModelConfig, options: &CudaOptions) -> Option<Int8Room> {
         options.int8_activations.then(|| Int8Room {
             rows: self.pass.max_tokens,
@@ -54,7 +54,7 @@ impl Place {
         })
     }
 
-    /// Pages of the KV pool beside so many bytes of weights, or why there is room for none.
+    /// Number of KV pages that fit next to `weights` bytes, or why none fits.
     pub fn pool_pages(
         &self,
         config: &ModelConfig,
