@@ -139,7 +139,7 @@ fn a_good_run_records_everything_and_leaves_no_process() {
     assert!(
         fs::read_to_string(run.join("server.log"))
             .expect("a log")
-            .contains("fake engine listens")
+            .starts_with("listening on http://127.0.0.1:")
     );
     let loads = fs::read_to_string(run.join("machine_load.jsonl")).expect("loads");
     let loads: Vec<CaseLoad> = loads

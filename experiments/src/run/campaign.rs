@@ -184,8 +184,8 @@ pub fn describe(
             .runs_dir
             .clone()
             .unwrap_or_else(|| repository.runs_dir()),
-        seal: serving.seal && serving.runs_dir.is_none(),
         store: serving.store(&repository),
+        seal: serving.seal && serving.runs_dir.is_none(),
         repository,
         source,
         lock: None,
@@ -268,16 +268,8 @@ async fn fetch_model(
     // No bar of our own: the engine shows the download's on the same terminal.
     note!("model {model}: fetch");
     let mut fetch = ServerProcess::start(config)?;
-    let exit = async {
-        loop {
-            if let Some(ending) = fetch.exited() {
-                return ending.clone();
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    };
     tokio::select! {
-        ending = exit => {
+        ending = fetch.ended() => {
             match ending {
                 Ending::Success => note!("model {model}: here"),
                 Ending::Failure(how) if model == DEFAULT_MODEL => note!(

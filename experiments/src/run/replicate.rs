@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use records::manifest::{Hashes, Manifest, ModelUsed};
 use records::run_folder;
 use records::run_folder::{JsonLines, RunRecord};
@@ -25,7 +25,7 @@ use crate::run::interrupts::Interrupts;
 use crate::run::measurement::{judge, run_cases};
 use crate::run::progress::Progress;
 use crate::run::served_model::{self, take_in_model};
-use crate::run::server_process::{ServerConfig, ServerProcess, free_port, log_tail};
+use crate::run::server_process::{ServerConfig, ServerProcess, listening_port, log_tail};
 use crate::run::supervise::Ending;
 use crate::spec::Experiment;
 use crate::terminal::{in_one_line, note, say};
@@ -161,17 +161,11 @@ impl Run<'_> {
             record.write_text(records::CHANGES, changes)?;
         }
 
-        let (base_url, command) = match &self.campaign.source {
-            ServerSource::External { base_url, .. } => (base_url.clone(), Vec::new()),
-            ServerSource::Engine { binary, .. } => {
-                let port = free_port().context("no free port on the loopback address")?;
-                (
-                    BaseUrl::loopback(port),
-                    serve_command(binary, self.experiment, port),
-                )
-            }
+        let command = match &self.campaign.source {
+            ServerSource::External { .. } => Vec::new(),
+            ServerSource::Engine { binary, .. } => serve_command(binary, self.experiment),
         };
-        let mut manifest = self.manifest(&command, &base_url);
+        let mut manifest = self.manifest(&command);
         record.write_json(records::MANIFEST, &manifest)?;
         if let ServerSource::Engine { supervisor, .. } = &self.campaign.source {
             self.server = Some(ServerProcess::start(&ServerConfig {
@@ -181,7 +175,7 @@ impl Run<'_> {
                 run_folder: Some(record.dir().to_path_buf()),
             })?);
         }
-        self.wait_until_healthy(&base_url, record).await?;
+        let base_url = self.wait_until_healthy(record).await?;
 
         let asked = match &self.campaign.source {
             ServerSource::External { model, .. } => model.as_deref(),
@@ -262,8 +256,11 @@ impl Run<'_> {
         Ok((!remarks.is_empty()).then(|| remarks.join("; ")))
     }
 
-    fn manifest(&self, command: &[String], base_url: &BaseUrl) -> Manifest {
-        let external = matches!(self.campaign.source, ServerSource::External { .. });
+    fn manifest(&self, command: &[String]) -> Manifest {
+        let external = match &self.campaign.source {
+            ServerSource::External { base_url, .. } => Some(base_url.display()),
+            ServerSource::Engine { .. } => None,
+        };
         Manifest {
             schema_version: records::SCHEMA_VERSION,
             run_id: self.run_id.into(),
@@ -286,7 +283,7 @@ impl Run<'_> {
             generator: Some(prompts::GENERATOR.into()),
             command: portable(command),
             extra_flags: self.experiment.extra_flags.clone(),
-            base_url: external.then(|| base_url.display()),
+            base_url: external,
             derived: self.experiment.derived.clone(),
             baseline: self.experiment.baseline,
             focus: self.experiment.focus,
@@ -294,7 +291,8 @@ impl Run<'_> {
         }
     }
 
-    async fn wait_until_healthy(&mut self, base_url: &BaseUrl, record: &RunRecord) -> Result<()> {
+    /// Returns where the server is.
+    async fn wait_until_healthy(&self, record: &RunRecord) -> Result<BaseUrl> {
         let log = record.path(records::SERVER_LOG);
         let is_ours = self.server.is_some();
         let progress = Progress::spinner(if is_ours {
@@ -303,19 +301,36 @@ impl Run<'_> {
             "wait for the server"
         });
         let deadline = Instant::now() + self.campaign.start_limit;
+        let base_url = match &self.campaign.source {
+            ServerSource::External { base_url, .. } => base_url.clone(),
+            ServerSource::Engine { .. } => loop {
+                if let Some(port) = listening_port(&log) {
+                    break BaseUrl::loopback(port);
+                }
+                self.check_runs(&log)?;
+                if Instant::now() >= deadline {
+                    bail!(
+                        "the server does not say where it listens after {} s",
+                        self.campaign.start_limit.as_secs()
+                    );
+                }
+                progress.tell(log_tail(&log, 1));
+                sleep(HEALTH_POLL).await;
+            },
+        };
         let mut unreachable_since: Option<Instant> = None;
         loop {
             let last = match base_url.get_root("/health", HEALTH_LIMIT).await {
                 Ok(_) => {
                     progress.finish("healthy");
-                    return Ok(());
+                    return Ok(base_url);
                 }
                 // It answers, but has no such page.
                 Err(HttpError::Status {
                     status: 404 | 405, ..
                 }) if !is_ours => {
                     progress.finish("there, without /health");
-                    return Ok(());
+                    return Ok(base_url);
                 }
                 Err(last) => last,
             };
@@ -327,16 +342,7 @@ impl Run<'_> {
             } else {
                 unreachable_since = None;
             }
-            if let Some(how) = self
-                .server
-                .as_mut()
-                .and_then(|server| server.exited().cloned())
-            {
-                bail!(
-                    "the server ended before it was healthy ({how}):\n{}",
-                    log_tail(&log, LOG_LINES_SHOWN)
-                );
-            }
+            self.check_runs(&log)?;
             if Instant::now() >= deadline {
                 bail!(
                     "the server is not healthy after {} s: {last}",
@@ -347,18 +353,24 @@ impl Run<'_> {
             sleep(HEALTH_POLL).await;
         }
     }
+
+    /// Of a server that is starting.
+    fn check_runs(&self, log: &Path) -> Result<()> {
+        if let Some(how) = self.server.as_ref().and_then(ServerProcess::exited) {
+            bail!(
+                "the server ended before it was healthy ({how}):\n{}",
+                log_tail(log, LOG_LINES_SHOWN)
+            );
+        }
+        Ok(())
+    }
 }
 
 /// Resolves once the server has ended; never for an external one.
 async fn server_exit(server: Option<&mut ServerProcess>) -> Ending {
-    let Some(server) = server else {
-        return std::future::pending().await;
-    };
-    loop {
-        if let Some(ending) = server.exited() {
-            return ending.clone();
-        }
-        sleep(HEALTH_POLL).await;
+    match server {
+        Some(server) => server.ended().await,
+        None => std::future::pending().await,
     }
 }
 
@@ -373,13 +385,13 @@ fn portable(command: &[String]) -> Vec<String> {
     command
 }
 
-fn serve_command(binary: &Path, experiment: &Experiment, port: u16) -> Vec<String> {
+/// With port 0: the server takes a free one and says which.
+fn serve_command(binary: &Path, experiment: &Experiment) -> Vec<String> {
     let mut command = vec![binary.to_string_lossy().into_owned(), "serve".into()];
     if experiment.models.is_empty() {
         command.extend(["--model-path".into(), experiment.model.clone()]);
     }
-    command.extend(["--host", "127.0.0.1", "--port"].map(String::from));
-    command.push(port.to_string());
+    command.extend(["--host", "127.0.0.1", "--port", "0"].map(String::from));
     command.extend(experiment.flags.to_args());
     // What stands behind a model is its own.
     for model in &experiment.models {

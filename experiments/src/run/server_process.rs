@@ -6,17 +6,19 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, TryRecvError};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process_group};
+use tokio::sync::watch;
 
 use crate::run::supervise::{Ending, GRACE, ORDER_STOP};
 
 /// How long the supervisor may take to say that the server's process exists.
 const START_LIMIT: Duration = Duration::from_secs(10);
-const POLL: Duration = Duration::from_millis(20);
+/// What the engine prints once it has a port, before it loads a model.
+const LISTENING: &str = "listening on http://";
 
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
@@ -44,8 +46,7 @@ pub struct ServerProcess {
     group: Pid,
     supervisor: duct::Handle,
     orders: Option<io::PipeWriter>,
-    events: Receiver<String>,
-    exited: Option<Ending>,
+    ended: watch::Receiver<Option<Ending>>,
 }
 
 impl ServerProcess {
@@ -85,24 +86,29 @@ impl ServerProcess {
             .and_then(|&pid| Pid::from_raw(pid as i32));
         let group = group.ok_or_else(|| failed(io::Error::other("no process id")))?;
 
-        let (sender, events) = mpsc::channel();
+        let (first_line, first_event) = mpsc::channel();
+        let (ending, ended) = watch::channel(None);
         thread::spawn(move || {
-            for line in BufReader::new(events_read).lines().map_while(Result::ok) {
-                if sender.send(line).is_err() {
-                    return;
-                }
+            let mut lines = BufReader::new(events_read).lines().map_while(Result::ok);
+            let Some(line) = lines.next() else {
+                return;
+            };
+            if first_line.send(line).is_err() {
+                return;
             }
+            let how = lines.find_map(|line| Ending::from_event(line.strip_prefix("exited ")?));
+            // Nobody may be left to hear it.
+            let _ = ending.send(Some(how.unwrap_or_else(without_supervisor)));
         });
         let mut server = Self {
             pid: 0,
             group,
             supervisor,
             orders: Some(orders),
-            events,
-            exited: None,
+            ended,
         };
         // Dropping `server` on the way out of an error takes the supervisor down.
-        let reason = match server.events.recv_timeout(START_LIMIT) {
+        let reason = match first_event.recv_timeout(START_LIMIT) {
             Ok(line) => match line
                 .strip_prefix("started ")
                 .and_then(|pid| pid.parse().ok())
@@ -127,33 +133,15 @@ impl ServerProcess {
     }
 
     /// How the server ended, once it has.
-    pub fn exited(&mut self) -> Option<&Ending> {
-        if self.exited.is_none() {
-            match self.events.try_recv() {
-                Ok(line) => {
-                    self.exited = line.strip_prefix("exited ").and_then(Ending::from_event);
-                }
-                Err(TryRecvError::Disconnected) => {
-                    let how = "with its supervisor, which was killed";
-                    self.exited = Some(Ending::Failure(how.into()));
-                }
-                Err(TryRecvError::Empty) => {}
-            }
-        }
-        self.exited.as_ref()
+    pub fn exited(&self) -> Option<Ending> {
+        self.ended.borrow().clone()
     }
 
-    /// Waits for a command that ends by itself (a download); `None` after `limit`.
-    pub fn wait(&mut self, limit: Duration) -> Option<Ending> {
-        let deadline = Instant::now() + limit;
-        loop {
-            if let Some(how) = self.exited() {
-                return Some(how.clone());
-            }
-            if Instant::now() >= deadline {
-                return None;
-            }
-            thread::sleep(POLL);
+    /// Waits for the server's end.
+    pub async fn ended(&mut self) -> Ending {
+        match self.ended.wait_for(Option::is_some).await {
+            Ok(ending) => ending.clone().unwrap_or_else(without_supervisor),
+            Err(_) => without_supervisor(),
         }
     }
 
@@ -169,14 +157,9 @@ impl ServerProcess {
         };
         // A supervisor that is gone takes no orders; the group is killed below either way.
         let told = writeln!(orders, "{ORDER_STOP}").is_ok();
-        let deadline = Instant::now()
-            + if told {
-                GRACE + Duration::from_secs(5)
-            } else {
-                Duration::ZERO
-            };
-        while Instant::now() < deadline && matches!(self.supervisor.try_wait(), Ok(None)) {
-            thread::sleep(POLL);
+        if told {
+            // Either way the group is killed next.
+            let _ = self.supervisor.wait_timeout(GRACE + Duration::from_secs(5));
         }
         // No such group: everything in it has ended already.
         let _ = kill_process_group(self.group, Signal::KILL);
@@ -190,6 +173,22 @@ impl Drop for ServerProcess {
     fn drop(&mut self) {
         self.shut_down();
     }
+}
+
+fn without_supervisor() -> Ending {
+    Ending::Failure("with its supervisor, which was killed".into())
+}
+
+/// The port on which a server that was given port 0 listens, as its log says; `None` until it does.
+pub fn listening_port(log: &Path) -> Option<u16> {
+    let bytes = std::fs::read(log).ok()?;
+    let text = String::from_utf8_lossy(&bytes);
+    // What has no end yet is half a line.
+    let lines = text
+        .split_inclusive('\n')
+        .filter_map(|line| line.strip_suffix('\n'));
+    let mut addresses = lines.filter_map(|line| line.strip_prefix(LISTENING));
+    addresses.find_map(|address| address.rsplit(':').next()?.parse().ok())
 }
 
 /// The last lines of a log, for an error message.
@@ -217,10 +216,23 @@ pub fn log_tail(path: &Path, n_lines: usize) -> String {
     lines.make_contiguous().join("\n")
 }
 
-/// A port nobody listens on right now. Another process may take it before the server
-/// binds it; the server then fails to start and says so.
-pub fn free_port() -> io::Result<u16> {
-    Ok(std::net::TcpListener::bind(("127.0.0.1", 0))?
-        .local_addr()?
-        .port())
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_port_is_read_from_a_whole_line_of_the_log() {
+        let log = tempfile::NamedTempFile::new().expect("a file");
+        let port_in = |text: &str| {
+            std::fs::write(log.path(), text).expect("written");
+            listening_port(log.path())
+        };
+        assert_eq!(port_in(""), None);
+        assert_eq!(port_in("listening on http://127.0.0.1:40"), None);
+        assert_eq!(
+            port_in("WARN: listening on http://x:1\nlistening on http://127.0.0.1:40213\nready\n"),
+            Some(40213)
+        );
+        assert_eq!(listening_port(Path::new("/nonexistent/log")), None);
+    }
 }

@@ -13,7 +13,7 @@ const OWNED_BY_THE_RUNNER: [(&str, &str); 8] = [
     ("model-path", "--model of `experiments run`"),
     ("config", "[[models]] of an `experiment.toml`"),
     ("host", "the runner, which serves on the loopback address"),
-    ("port", "the runner, which picks a free port"),
+    ("port", "the runner, which lets the server take a free one"),
     (
         "api-key",
         "nobody: the server is reachable from this machine alone, and records hold all flags",
@@ -219,7 +219,7 @@ mod tests {
     fn refuses_what_is_no_flag() {
         let parse = |line: &str| Flags::parse(&words(line)).map_err(|error| error.to_string());
         assert!(parse("fcfs").is_err_and(|e| e.contains("`fcfs` stands before any flag")));
-        assert!(parse("--port 80").is_err_and(|e| e.contains("picks a free port")));
+        assert!(parse("--port 80").is_err_and(|e| e.contains("take a free one")));
         assert!(parse("--Max 80").is_err_and(|e| e.contains("`Max`")));
     }
 
