@@ -11,15 +11,19 @@
 //! - [`store`]: runs by their ids, wherever they lie.
 //! - [`integrity`]: whether a record still holds what its run wrote.
 //! - [`source`]: how far the sources of what ran can be found again.
-//! - [`verdicts`]: what the last rendered reports said.
+//! - [`verdicts`]: what the last rendered reports said, and how many starts a verdict needs.
+//! - [`imported`]: tables of figures that others measured.
+//! - [`export`]: what every export of a run has in common.
 //!
 //! `data/SCHEMA.md` is made from these types (`UPDATE_SCHEMA=1 cargo test -p records schema`).
-//! Deliberately absent: measuring, statistics, tables, an async runtime.
+//! Deliberately absent: measuring, statistics of samples, an async runtime.
 
 pub mod campaign;
 pub mod config;
 pub mod digests;
 pub mod environment;
+pub mod export;
+pub mod imported;
 pub mod integrity;
 pub mod json_text;
 pub mod manifest;

@@ -181,18 +181,9 @@ pub fn build_reports() -> Result<()> {
     build("dev", &["reports"])
 }
 
-/// As [`become_experiments`], telling it where `reports` is, if that has been built.
-pub fn become_experiments_with_reports(command: &str, arguments: &[String]) -> Result<ExitCode> {
-    let reports = target_dir()?.join("debug").join("reports");
-    let mut words = Vec::new();
-    if reports.is_file() {
-        let reports = reports
-            .to_str()
-            .context("the target folder's name is not UTF-8")?;
-        words.extend(["--reports-bin".to_string(), reports.to_string()]);
-    }
-    words.extend(arguments.iter().cloned());
-    become_experiments(command, &words)
+/// Where [`build_reports`] puts it.
+pub fn reports_binary() -> Result<PathBuf> {
+    Ok(target_dir()?.join("debug").join("reports"))
 }
 
 /// As [`become_program`], for cargo itself.

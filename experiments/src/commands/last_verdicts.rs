@@ -1,7 +1,7 @@
-//! What the last rendered reports said of each experiment: `reports/rendered/verdicts.json`.
+//! What the last rendered reports said of each experiment: `verdicts.json`.
 //!
-//! Judging takes the reports' program and every request row; a list shall not wait for that. So it
-//! repeats what was judged last, and says when runs have come since.
+//! Judging takes every request row; a list shall not wait for that. So it repeats what was judged last,
+//! and says when runs have come since.
 
 use std::fs;
 use std::io;

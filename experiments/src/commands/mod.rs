@@ -2,6 +2,7 @@
 
 // Measure.
 mod ablate;
+mod ended;
 mod reproduce;
 mod run;
 pub mod tune;
@@ -21,8 +22,6 @@ pub mod import;
 // The simulated GPU beside the measured one.
 mod calibrate;
 mod simulate;
-
-mod reports_program;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -58,8 +58,6 @@ pub struct Campaign {
     /// Changed sources may be recorded.
     pub allow_dirty: bool,
     pub start_limit: Duration,
-    /// Where runs are looked for.
-    pub store: Store,
     /// A campaign folder is made of the runs when they have ended.
     pub seal: bool,
     /// Against another measurement at the same time; taken before the first run.
@@ -184,7 +182,6 @@ pub fn describe(
             .runs_dir
             .clone()
             .unwrap_or_else(|| repository.runs_dir()),
-        store: serving.store(&repository),
         seal: serving.seal && serving.runs_dir.is_none(),
         repository,
         source,

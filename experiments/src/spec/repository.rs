@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use records::store::Store;
+use records::verdicts;
 
 /// The root of the working tree and the places below it that an experiment touches.
 #[derive(Debug, Clone)]
@@ -67,10 +68,7 @@ impl Repository {
 
     /// What the last reports said of each experiment.
     pub fn verdicts_file(&self) -> PathBuf {
-        self.root
-            .join("reports")
-            .join("rendered")
-            .join("verdicts.json")
+        self.root.join(verdicts::FOLDER).join(verdicts::FILE_NAME)
     }
 
     /// `path` below the root where it lies there, for messages.

@@ -1,8 +1,8 @@
 //! `experiments ablate`: which flag of a configuration does what.
 //!
-//! One campaign over all arms ([`arms`]), interleaved by rounds. The table of effects is made by
-//! the `reports` program from the records alone, so that it can be made again; here is no
-//! statistics. Arms of flags that do nothing on this machine are not run ([`idle`]).
+//! One campaign over all arms ([`arms`]), interleaved by rounds. The table of effects is made afterwards,
+//! by another program, from the records alone, so that it can be made again; here is no statistics.
+//! Arms of flags that do nothing on this machine are not run ([`idle`]).
 
 pub mod arms;
 pub mod idle;
@@ -10,11 +10,12 @@ pub mod idle;
 use anyhow::{Context, Result};
 use clap::Args;
 use records::run_folder;
+use records::verdicts::{ALPHA, FIGURES_PER_CASE, starts_needed};
 use serde_json::Value;
 
 use crate::commands::ablate::arms::{Baseline, arms_of};
 use crate::commands::ablate::idle::IdleArms;
-use crate::commands::reports_program::{ReportsProgram, runs_arguments};
+use crate::commands::ended::EndedArgs;
 use crate::run::campaign::{self, Arm, CampaignEnd, ServingArgs};
 use crate::run::interrupts::Interrupts;
 use crate::run::replicate::RunEnd;
@@ -25,8 +26,6 @@ use crate::spec::repository::Repository;
 use crate::spec::{Experiment, Overrides};
 use crate::terminal::say;
 
-/// Throughput, time to first token, time per output token: see `reports ablation`.
-const METRICS_PER_EFFECT: usize = 3;
 /// They give one effect together, that of all flags; every other arm gives one.
 const N_REFERENCES: usize = 2;
 
@@ -56,18 +55,16 @@ pub struct AblateArgs {
     /// Print the arms and run nothing
     #[arg(long)]
     pub dry_run: bool,
-    /// Program that makes the table [default: `reports` beside this program]
-    #[arg(long, value_name = "PATH")]
-    pub reports_bin: Option<std::path::PathBuf>,
     #[command(flatten)]
     pub serving: ServingArgs,
+    #[command(flatten)]
+    pub ended: EndedArgs,
     /// Extra engine flags, laid over every arm
     #[arg(last = true, value_name = "FLAGS")]
     pub engine_flags: Vec<String>,
 }
 
 pub async fn ablate(args: &AblateArgs, repository: Repository) -> Result<CampaignEnd> {
-    let reports = ReportsProgram::find(args.reports_bin.as_deref())?;
     let (full, baseline) = both_ends(args, &repository)?;
     let only: Vec<String> = args
         .only
@@ -76,11 +73,10 @@ pub async fn ablate(args: &AblateArgs, repository: Repository) -> Result<Campaig
         .collect();
     let mut arms = arms_of(&full, &baseline, &only)?;
     if args.replicates.is_none() && !args.quick {
-        let n_comparisons = (arms.len() - N_REFERENCES + 1) * METRICS_PER_EFFECT;
-        if let Some(needed) = reports.starts_needed(n_comparisons)? {
-            for arm in &mut arms {
-                arm.replicates = arm.replicates.max(needed);
-            }
+        let n_figures = (arms.len() - N_REFERENCES + 1) * FIGURES_PER_CASE;
+        let needed = starts_needed(n_figures, ALPHA) as u32;
+        for arm in &mut arms {
+            arm.replicates = arm.replicates.max(needed);
         }
     }
     say!("{}", listed(&full, &baseline, &arms).trim_end());
@@ -116,9 +112,7 @@ pub async fn ablate(args: &AblateArgs, repository: Repository) -> Result<Campaig
     }
     let end = CampaignEnd::of(&ends);
     if end != CampaignEnd::Interrupted {
-        let mut words = vec!["ablation".into(), campaign.id.clone().into()];
-        words.extend(runs_arguments(&campaign.store));
-        reports.show(&words)?;
+        args.ended.tell(&campaign.id, "ablation")?;
     }
     campaign.close()?;
     Ok(end)

@@ -1,21 +1,20 @@
 //! `experiments export`: a run in the forms that other programs read.
 //!
 //! JSON has the keys of `vllm bench serve --save-detailed`, one file a case, since such a file is one
-//! load. CSV and Parquet have one row a request, with its times worked out. Records stay as they
-//! are; an export can be made again at any time and is overwritten.
+//! load. CSV has one row a request, with its times worked out. Records stay as they are; an export can be
+//! made again at any time and is overwritten. Parquet, which takes a library of its own, is written by the
+//! program that has it (`cargo xtask export <run> --format parquet`).
 
 mod request_csv;
 mod vllm_result;
 
-use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
-use records::integrity::{self, Vouched};
+use records::export::{self, file_name};
 
-use crate::commands::reports_program::{ReportsProgram, runs_arguments};
 use crate::spec::repository::Repository;
 use crate::terminal::note;
 
@@ -25,8 +24,6 @@ pub enum Format {
     Json,
     /// One row a request
     Csv,
-    /// The same as a Parquet file, through `reports`
-    Parquet,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -40,11 +37,8 @@ pub struct ExportArgs {
     #[arg(long, value_name = "CASE")]
     pub case: Option<String>,
     /// Folder that takes the files
-    #[arg(long, value_name = "PATH", default_value = "target/export")]
+    #[arg(long, value_name = "PATH", default_value = export::FOLDER)]
     pub out: PathBuf,
-    /// Program that writes Parquet [default: `reports` beside this program]
-    #[arg(long, value_name = "PATH")]
-    pub reports_bin: Option<PathBuf>,
     /// Folder of runs and campaigns [default: data/runs and data/campaigns]
     #[arg(long, value_name = "PATH")]
     pub runs_dir: Option<PathBuf>,
@@ -55,23 +49,8 @@ pub fn export(args: &ExportArgs, repository: &Repository) -> Result<String> {
     let store = repository.store(args.runs_dir.as_deref());
     let run = store.find(&args.run)?;
     let manifest = run.manifest()?;
-    if run.is_complete() {
-        match integrity::check(&run) {
-            Ok(Vouched::ByDigests) => {}
-            Ok(Vouched::ByRows) => note!(
-                "WARNING: {} has no digests (an older version recorded it): its rows are as many as they should be, and no more is known",
-                manifest.run_id
-            ),
-            Err(problem) => bail!(
-                "{} is broken and not exported: {problem}",
-                run.place().display()
-            ),
-        }
-    } else {
-        note!(
-            "WARNING: {} did not complete; what it had measured is exported",
-            manifest.run_id
-        );
+    if let Some(remark) = export::remark(&run)? {
+        note!("WARNING: {remark}");
     }
     let workload = run
         .config()?
@@ -105,25 +84,6 @@ pub fn export(args: &ExportArgs, repository: &Repository) -> Result<String> {
                 written.push(write(&path, &text)?);
             }
         }
-        Format::Parquet => {
-            let path = args.out.join(file_name(run_id, "requests", "parquet"));
-            let mut words: Vec<OsString> = vec![
-                "parquet".into(),
-                run_id.into(),
-                "--out".into(),
-                path.clone().into(),
-            ];
-            match run.folder() {
-                // It may lie anywhere.
-                Some(folder) => words[1] = folder.into(),
-                None => words.extend(runs_arguments(&store)),
-            }
-            if let Some(case) = &args.case {
-                words.extend(["--case".into(), case.into()]);
-            }
-            ReportsProgram::find(args.reports_bin.as_deref())?.run(&words)?;
-            written.push(path.display().to_string());
-        }
         Format::Csv => {
             let path = args.out.join(file_name(run_id, "requests", "csv"));
             written.push(write(&path, &request_csv::table(&rows))?);
@@ -132,32 +92,7 @@ pub fn export(args: &ExportArgs, repository: &Repository) -> Result<String> {
     Ok(written.join("\n") + "\n")
 }
 
-/// Of names that may be a model's (`Qwen/Qwen3`) or come from a foreign folder: no part of it leads
-/// elsewhere.
-fn file_name(run_id: &str, what: &str, ending: &str) -> String {
-    format!("{run_id}.{what}.{ending}")
-        .trim_start_matches('.')
-        .replace(['/', '\\', ':'], "-")
-}
-
 fn write(path: &Path, text: &str) -> Result<String> {
     fs::write(path, text).with_context(|| path.display().to_string())?;
     Ok(path.display().to_string())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_name_leads_nowhere_else() {
-        for (run_id, what, name) in [
-            ("r1", "users-2", "r1.users-2.json"),
-            ("r1", "alone-Qwen/Qwen3-8", "r1.alone-Qwen-Qwen3-8.json"),
-            ("../../up", "users-2", "-..-up.users-2.json"),
-            ("/abs/r1", "users-2", "-abs-r1.users-2.json"),
-        ] {
-            assert_eq!(file_name(run_id, what, "json"), name);
-        }
-    }
 }

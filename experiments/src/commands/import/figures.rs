@@ -1,10 +1,9 @@
-//! Results as rows of imported figures: the columns that `reports` reads.
+//! Results as rows of imported figures ([`records::imported`]).
 
 use anyhow::{Result, bail};
+use records::imported::COLUMNS;
 
 use crate::commands::import::result_file::ResultFile;
-
-const HEADER: &str = "document,section,metric,subject,condition,value,unit,kind,note";
 
 /// Key of the result, metric, unit, kind.
 const COUNTS: [(&str, &str, &str, &str); 11] = [
@@ -48,7 +47,7 @@ const STATISTICS: [(&str, &str); 7] = [
 
 /// The CSV of a file's results. A result without a name of its own is called after its place.
 pub fn table(document: &str, results: &[ResultFile]) -> Result<String> {
-    let mut lines = vec![HEADER.to_string()];
+    let mut lines = vec![COLUMNS.join(",")];
     for (index, result) in results.iter().enumerate() {
         let section = format!("result {}", index + 1);
         let subject = [result.backend(), result.model()];

@@ -2,11 +2,9 @@
 //!
 //! Nothing is checked out: what runs is today's engine with the flags, model, seed and load of the
 //! record, and every difference to the day of the record is said beforehand. Whether the old
-//! figures hold is decided by the `reports` program, from both records.
+//! figures hold is decided afterwards, by another program, from both records.
 
 pub mod differences;
-
-use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -14,7 +12,7 @@ use records::manifest::{Hashes, Manifest};
 use records::run_folder;
 use records::status::RunStatus;
 
-use crate::commands::reports_program::{ReportsProgram, runs_arguments};
+use crate::commands::ended::EndedArgs;
 use crate::commands::reproduce::differences::{Difference, of_code, of_machine, of_model};
 use crate::record::recorded::RecordedRun;
 use crate::run::campaign::{self, Arm, CampaignEnd, ServingArgs};
@@ -36,15 +34,13 @@ pub struct ReproduceArgs {
     /// Say what differs and run nothing
     #[arg(long)]
     pub dry_run: bool,
-    /// Program that makes the verdict [default: `reports` beside this program]
-    #[arg(long, value_name = "PATH")]
-    pub reports_bin: Option<PathBuf>,
     #[command(flatten)]
     pub serving: ServingArgs,
+    #[command(flatten)]
+    pub ended: EndedArgs,
 }
 
 pub async fn reproduce(args: &ReproduceArgs, repository: Repository) -> Result<CampaignEnd> {
-    let reports = ReportsProgram::find(args.reports_bin.as_deref())?;
     let store = args.serving.store(&repository);
     let recorded = RecordedRun::read(&store, &store.find(&args.run)?)?;
     let then = &recorded.manifest;
@@ -90,9 +86,7 @@ pub async fn reproduce(args: &ReproduceArgs, repository: Repository) -> Result<C
     if let Some(first) = ends.iter().find(|end| end.status == RunStatus::Complete) {
         let now: Manifest = run_folder::read_json(&first.dir.join(records::MANIFEST))?;
         warn(&of_model(then, &now));
-        let mut words = vec!["reproduction".into(), campaign.id.clone().into()];
-        words.extend(runs_arguments(&store));
-        reports.show(&words)?;
+        args.ended.tell(&campaign.id, "reproduction")?;
     }
     campaign.close()?;
     Ok(CampaignEnd::of(&ends))

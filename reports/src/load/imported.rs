@@ -6,11 +6,10 @@
 
 use std::path::{Path, PathBuf};
 
+pub use records::imported::Figure;
+use records::imported::parse;
+
 use crate::ReportError;
-
-mod table;
-
-pub use self::table::{COLUMNS, Figure, KINDS, UNITS};
 
 /// All figures, in the order of folders, files and rows.
 pub fn read_all(dir: &Path) -> Result<Vec<Figure>, ReportError> {
@@ -41,7 +40,7 @@ fn csv_files(folder: &Path) -> Result<Vec<PathBuf>, ReportError> {
 
 fn read_file(source: &str, path: &Path) -> Result<Vec<Figure>, ReportError> {
     let text = std::fs::read(path).map_err(|e| ReportError::io(path, e))?;
-    table::parse(source, &text).map_err(|error| ReportError::Imported {
+    parse(source, &text).map_err(|error| ReportError::Imported {
         path: path.to_owned(),
         row: error.row,
         message: error.message,

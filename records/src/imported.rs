@@ -1,9 +1,10 @@
-//! One table of imported figures: its columns, and what may stand in them.
-//!
-//! On its own, because the fuzzer takes this file alone: the crate around it takes minutes to build.
+//! A table of figures that others measured, `data/imported/<source>/<document>.csv`: its columns, and
+//! what may stand in them.
+
+use serde::Serialize;
 
 /// One printed figure.
-#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Figure {
     /// Folder name under `data/imported/`.
     pub source: String,
