@@ -43,6 +43,9 @@ pub struct Judged {
     pub group: String,
     /// The baseline.
     pub against: String,
+    /// The campaigns whose starts were compared.
+    #[serde(default)]
+    pub campaigns: Vec<String>,
     pub n_starts: usize,
     pub verdicts: Vec<JudgedMetric>,
 }

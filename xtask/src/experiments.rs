@@ -26,6 +26,12 @@ pub fn policies(args: &PassedOn) -> Result<ExitCode> {
     cargo::become_experiments("policies", &args.words)
 }
 
+/// `notes [experiment…] [--write]`
+pub fn notes(args: &PassedOn) -> Result<ExitCode> {
+    cargo::build_experiments()?;
+    cargo::become_experiments("notes", &args.words)
+}
+
 /// `ablate <experiment>`; then `reports` makes the table.
 pub fn ablate(args: &PassedOn) -> Result<ExitCode> {
     if args.has("--dry-run") {

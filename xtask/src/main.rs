@@ -61,6 +61,8 @@ enum Recipe {
     Against(PassedOn),
     /// What each scheduling policy does, from the records, for the experiment's notes: cargo xtask policies --write
     Policies(PassedOn),
+    /// What came of each experiment, from the records and the last reports, for its notes: cargo xtask notes --write
+    Notes(PassedOn),
     /// Which flag does what: each off and on in turn: cargo xtask ablate balanced-v2 --dry-run
     Ablate(PassedOn),
     /// Search the flags within a budget of time: cargo xtask tune balanced-v2 --objective ttft --budget 30m
@@ -150,6 +152,7 @@ fn dispatch(recipe: Option<Recipe>) -> Result<ExitCode> {
         Some(Recipe::Simulate(args)) => experiments::simulate(&args),
         Some(Recipe::Against(args)) => experiments::against(&args),
         Some(Recipe::Policies(args)) => experiments::policies(&args),
+        Some(Recipe::Notes(args)) => experiments::notes(&args),
         Some(Recipe::Ablate(args)) => experiments::ablate(&args),
         Some(Recipe::Tune(args)) => experiments::tune(&args),
         Some(Recipe::Reproduce(args)) => experiments::reproduce(&args),

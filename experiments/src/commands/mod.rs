@@ -14,6 +14,8 @@ pub mod new;
 mod export;
 mod last_verdicts;
 mod list;
+mod marked;
+mod notes;
 mod seal;
 
 // Other engines' figures.
@@ -35,6 +37,7 @@ use self::calibrate::{CalibrateArgs, calibrate};
 use self::export::{ExportArgs, export};
 use self::import::{ImportArgs, import};
 use self::new::{NewArgs, new};
+use self::notes::{NotesArgs, notes};
 use self::reproduce::{ReproduceArgs, reproduce};
 use self::run::{RunArgs, run};
 use self::seal::{SealArgs, seal};
@@ -70,6 +73,8 @@ pub enum Command {
     Against(AgainstArgs),
     /// Write what the scheduling policies do into their experiment's notes
     Policies(PoliciesArgs),
+    /// Write what came of each experiment into its notes
+    Notes(NotesArgs),
     /// Print the steps that a run measured, for data/cards
     Calibrate(CalibrateArgs),
     /// Show the experiments and the runs with their status
@@ -158,6 +163,10 @@ pub fn dispatch(command: Command) -> Result<ExitCode> {
         }
         Command::Policies(args) => {
             print!("{}", plain(&policies(&args, &Repository::find()?)?));
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Notes(args) => {
+            print!("{}", plain(&notes(&args, &Repository::find()?)?));
             Ok(ExitCode::SUCCESS)
         }
         Command::Calibrate(args) => {

@@ -4,6 +4,20 @@ pub use records::workload::*;
 
 use crate::spec::FieldError;
 
+/// The measured case with the most load: most users, else the highest rate, else the last one.
+pub fn heaviest_case(workload: &Workload) -> Option<Case> {
+    let load = |arrival: Arrival| match arrival {
+        Arrival::ClosedLoop { n_users: 1 } => (0, 0.0),
+        Arrival::OpenLoop { rate_per_s } => (1, rate_per_s),
+        Arrival::ClosedLoop { n_users } => (2, f64::from(n_users)),
+    };
+    let measured = workload.cases().into_iter().filter(|case| !case.warmup);
+    measured.max_by(|a, b| {
+        let (a, b) = (load(a.arrival), load(b.arrival));
+        a.0.cmp(&b.0).then(a.1.total_cmp(&b.1))
+    })
+}
+
 /// Before anything runs: an impossible value is named with its limit.
 pub fn validate(workload: &Workload) -> Result<(), FieldError> {
     if workload.prompts.is_empty() {

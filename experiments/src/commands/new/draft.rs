@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
 
+use crate::commands::marked::END;
+use crate::commands::notes::{BEGIN, NOTHING};
 use crate::spec::flags::Flags;
 use crate::spec::{Experiment, MAX_NAME_LENGTH, Overrides, experiment_names};
 
@@ -34,6 +36,7 @@ pub struct Notes {
     pub hypothesis: String,
     pub change: String,
     pub prediction: String,
+    /// Beside the block that `notes` writes.
     pub result: String,
     pub decision: String,
 }
@@ -106,7 +109,14 @@ impl Notes {
             ("Decision", &self.decision),
         ] {
             // Writing into a String cannot fail.
-            let _ = writeln!(text, "\n**{heading}.** {paragraph}");
+            let _ = writeln!(
+                text,
+                "\n{}",
+                format!("**{heading}.** {paragraph}").trim_end()
+            );
+            if heading == "Result" {
+                let _ = writeln!(text, "\n{BEGIN}\n\n{NOTHING}\n\n{END}");
+            }
         }
         text
     }

@@ -105,7 +105,7 @@ pub fn new(args: &NewArgs, repository: &Repository) -> Result<String> {
             prediction:
                 "(which figure moves, in which direction, by how much; what would prove you wrong)"
                     .into(),
-            result: "(not measured yet)".into(),
+            result: String::new(),
             decision: "(open)".into(),
         },
     };

@@ -14,12 +14,12 @@ use records::run_folder;
 
 use super::against::{COMPARED, read_compared, recorded_runs};
 use super::compared::{ComparedCase, Figure};
+use crate::commands::marked::with_block;
 use crate::record::statistics::mean;
 use crate::spec::repository::Repository;
 
 const FLAG: &str = "--schedule-policy";
 const BEGIN: &str = "<!-- written by `cargo xtask policies --write` -->";
-const END: &str = "<!-- until here -->";
 /// What a policy is looked at for, with the table's words.
 const FIGURES: [(Figure, &str); 3] = [
     (Figure::E2elMeanMs, "mean latency"),
@@ -42,8 +42,8 @@ pub fn policies(args: &PoliciesArgs, repository: &Repository) -> Result<String> 
     if args.write {
         let path = notes(&args.name, repository);
         let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-        let text = with_table(&text, &table)
-            .with_context(|| format!("{} has no line {BEGIN} … {END}", path.display()))?;
+        let text = with_block(&text, BEGIN, &table)
+            .with_context(|| format!("{} has no block {BEGIN} …", path.display()))?;
         fs::write(&path, text).with_context(|| path.display().to_string())?;
     }
     Ok(table)
@@ -51,13 +51,6 @@ pub fn policies(args: &PoliciesArgs, repository: &Repository) -> Result<String> 
 
 fn notes(name: &str, repository: &Repository) -> PathBuf {
     repository.experiments_dir().join(name).join("notes.md")
-}
-
-/// `text` with `table` between the marks; `None` where there are none.
-fn with_table(text: &str, table: &str) -> Option<String> {
-    let (before, rest) = text.split_once(BEGIN)?;
-    let (_, after) = rest.split_once(END)?;
-    Some(format!("{before}{BEGIN}\n\n{table}\n{END}{after}"))
 }
 
 /// Runs of one policy, all else being equal.
@@ -174,7 +167,7 @@ mod tests {
         let repository = repository();
         let table = table("08-mixed-lengths", &repository).unwrap();
         let notes = fs::read_to_string(notes("08-mixed-lengths", &repository)).unwrap();
-        assert_eq!(with_table(&notes, &table), Some(notes));
+        assert_eq!(with_block(&notes, BEGIN, &table), Some(notes));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use clap::ValueEnum;
 use serde_json::Value;
 
 use crate::spec::Experiment;
-use crate::spec::workload::Arrival;
+use crate::spec::workload::heaviest_case;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Goal {
@@ -34,20 +34,10 @@ impl Objective {
                 experiment.name
             );
         }
-        let load = |arrival: Arrival| match arrival {
-            Arrival::ClosedLoop { n_users: 1 } => (0, 0.0),
-            Arrival::OpenLoop { rate_per_s } => (1, rate_per_s),
-            Arrival::ClosedLoop { n_users } => (2, f64::from(n_users)),
-        };
-        let cases = workload.cases();
-        let heaviest = cases.iter().filter(|case| !case.warmup).max_by(|a, b| {
-            let (a, b) = (load(a.arrival), load(b.arrival));
-            a.0.cmp(&b.0).then(a.1.total_cmp(&b.1))
-        });
-        match heaviest {
+        match heaviest_case(workload) {
             Some(case) => Ok(Self {
                 goal,
-                case: case.name.clone(),
+                case: case.name,
             }),
             None => bail!("{}: the workload has no case", experiment.name),
         }
