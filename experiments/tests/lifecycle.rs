@@ -305,7 +305,7 @@ fn a_server_that_never_gets_healthy_is_given_up() {
         notebook
             .status()
             .reason
-            .is_some_and(|reason| reason.contains("not healthy after 4 s: status 503"))
+            .is_some_and(|reason| reason.contains("not healthy after 4 s: "))
     );
     notebook.assert_no_process_is_left();
 }

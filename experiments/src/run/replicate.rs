@@ -310,7 +310,7 @@ impl Run<'_> {
                 self.check_runs(&log)?;
                 if Instant::now() >= deadline {
                     bail!(
-                        "the server does not say where it listens after {} s",
+                        "the server is not healthy after {} s: it does not say where it listens",
                         self.campaign.start_limit.as_secs()
                     );
                 }
