@@ -8,39 +8,17 @@
 //! Deliberately absent: building the engine (the recipe does that), statistics across
 //! replicates and comparisons between arms (the reports do that).
 
-pub mod ablate;
-pub mod calibrate;
-pub mod campaign;
-pub mod drift;
-pub mod environment;
-pub mod export;
-pub mod flags;
-pub mod import;
-pub mod interrupts;
-pub mod loadgen;
-pub mod machine_load;
-pub mod measurement;
-pub mod measurement_lock;
-pub mod new;
-pub mod progress;
-pub mod prompts;
-pub mod provenance;
-pub mod recorded;
-pub mod reports_program;
-pub mod repository;
-pub mod reproduce;
-pub mod run_list;
-pub mod runner;
-pub mod sampler;
-pub mod sealing;
-pub mod served_model;
-pub mod server_process;
-pub mod simulate;
+// Each knows only those before it.
+mod terminal;
+
 pub mod spec;
-pub mod statistics;
-pub mod summary;
-pub mod supervise;
-pub mod terminal;
-pub mod tune;
-pub mod verdict_list;
-pub mod workload;
+
+pub mod load;
+
+mod record;
+
+mod run;
+
+pub mod commands;
+
+pub use terminal::{in_one_line, plain};

@@ -100,7 +100,7 @@ def main():
         sys.exit(5)
     port = int(sys.argv[sys.argv.index("--port") + 1])
     server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
-    print(f"fake engine listens on {server.server_port}", flush=True)
+    print(f"listening on http://127.0.0.1:{server.server_port}", flush=True)
     server.serve_forever()
 
 

@@ -139,7 +139,7 @@ fn a_good_run_records_everything_and_leaves_no_process() {
     assert!(
         fs::read_to_string(run.join("server.log"))
             .expect("a log")
-            .contains("fake engine listens")
+            .starts_with("listening on http://127.0.0.1:")
     );
     let loads = fs::read_to_string(run.join("machine_load.jsonl")).expect("loads");
     let loads: Vec<CaseLoad> = loads
@@ -305,7 +305,7 @@ fn a_server_that_never_gets_healthy_is_given_up() {
         notebook
             .status()
             .reason
-            .is_some_and(|reason| reason.contains("not healthy after 4 s: status 503"))
+            .is_some_and(|reason| reason.contains("not healthy after 4 s: "))
     );
     notebook.assert_no_process_is_left();
 }

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use experiments::loadgen::{Answer, BaseUrl, Company, RequestRow, RunClock, Target, run_case};
-use experiments::prompts::PromptSet;
-use experiments::workload::{ApiEndpoint, Arrival, Case, Phase};
+use experiments::load::prompts::PromptSet;
+use experiments::load::{Answer, BaseUrl, Company, RequestRow, RunClock, Target, run_case};
+use experiments::spec::workload::{ApiEndpoint, Arrival, Case, Phase};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::sleep;

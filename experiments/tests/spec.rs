@@ -4,8 +4,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use experiments::spec::workload::Case;
 use experiments::spec::{Experiment, Overrides, full_name};
-use experiments::workload::Case;
 
 fn shipped() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).to_path_buf()

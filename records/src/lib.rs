@@ -11,15 +11,19 @@
 //! - [`store`]: runs by id, wherever they are.
 //! - [`integrity`]: whether a record still contains what its run wrote.
 //! - [`source`]: how far the sources that ran can be recovered.
-//! - [`verdicts`]: the verdicts of the last rendered reports.
+//! - [`verdicts`]: the verdicts of the last rendered reports, and how many starts a verdict needs.
+//! - [`imported`]: tables of figures that others measured.
+//! - [`export`]: what all exports of a run share.
 //!
 //! `data/SCHEMA.md` is generated from these types (`UPDATE_SCHEMA=1 cargo test -p records schema`).
-//! Deliberately absent: measuring, statistics, tables, an async runtime.
+//! Deliberately absent: measuring, statistics of samples, an async runtime.
 
 pub mod campaign;
 pub mod config;
 pub mod digests;
 pub mod environment;
+pub mod export;
+pub mod imported;
 pub mod integrity;
 pub mod json_text;
 pub mod manifest;

@@ -3,8 +3,28 @@
 
 use serde::{Deserialize, Serialize};
 
+/// Where the reports are rendered to, below the repository's root.
+pub const FOLDER: &str = "reports/rendered";
 /// The file's name.
 pub const FILE_NAME: &str = "verdicts.json";
+
+/// How rare a result must be, were there no difference, to be called one.
+pub const ALPHA: f64 = 0.05;
+/// What is judged of a case: throughput, time to first token, time per output token.
+pub const FIGURES_PER_CASE: usize = 3;
+
+/// Smallest p-value that two samples of these sizes can give: 2 / C(n + m, n).
+pub fn smallest_p(n: usize, m: usize) -> f64 {
+    let orders: f64 = (1..=n).map(|i| (m + i) as f64 / i as f64).product();
+    (2.0 / orders).min(1.0)
+}
+
+/// Fewest server starts an arm with which so many figures, judged together, can reach `alpha`.
+pub fn starts_needed(n_figures: usize, alpha: f64) -> usize {
+    (2..100)
+        .find(|&n| smallest_p(n, n) * n_figures.max(1) as f64 <= alpha)
+        .unwrap_or(100)
+}
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -23,6 +43,9 @@ pub struct Judged {
     pub group: String,
     /// The baseline.
     pub against: String,
+    /// The campaigns whose starts were compared.
+    #[serde(default)]
+    pub campaigns: Vec<String>,
     pub n_starts: usize,
     pub verdicts: Vec<JudgedMetric>,
 }
@@ -38,4 +61,22 @@ pub struct JudgedMetric {
     pub improvement_percent: Option<f64>,
     #[serde(default)]
     pub interval_percent: Option<(f64, f64)>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn three_starts_can_never_convince() {
+        assert!((smallest_p(3, 3) - 0.1).abs() < 1e-12);
+        assert!((smallest_p(5, 5) - 2.0 / 252.0).abs() < 1e-12);
+        assert_eq!(starts_needed(1, ALPHA), 4);
+    }
+
+    #[test]
+    fn more_figures_need_more_starts() {
+        assert_eq!(starts_needed(3, ALPHA), 5);
+        assert!(starts_needed(300, ALPHA) > starts_needed(30, ALPHA));
+    }
 }

@@ -69,6 +69,12 @@ pub enum ReportError {
     },
     #[error("{}: {message}", path.display())]
     Parquet { path: PathBuf, message: String },
+    #[error("{run_id} has no case {case}; there are: {cases}")]
+    UnknownCase {
+        run_id: String,
+        case: String,
+        cases: String,
+    },
     #[error("no report is called `{name}`; there are: {known}")]
     UnknownReport { name: String, known: String },
     #[error(

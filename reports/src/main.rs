@@ -18,7 +18,7 @@ use reports::render::{REPORTS, Report, TRUST, format, last_verdicts, outside, pa
 use reports::requests_parquet::{self, ParquetArgs};
 use reports::select::Selection;
 use reports::stats::verdict::VerdictConfig;
-use reports::verdicts::{VerdictCommand, ablation, reproduction, starts_needed};
+use reports::verdicts::{VerdictCommand, ablation, reproduction};
 
 /// Aggregates run records and renders the reports.
 #[derive(Debug, Parser)]
@@ -123,9 +123,6 @@ fn print_verdict(command: &VerdictCommand) -> anyhow::Result<()> {
             let table = reproduction::table(store_of(runs_dir)?, campaign)?;
             print!("{}", outside::lines(&table));
         }
-        VerdictCommand::StartsNeeded { n_comparisons } => {
-            println!("{}", starts_needed(*n_comparisons));
-        }
     }
     Ok(())
 }
@@ -171,7 +168,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let imported = input_folder(args.imported_dir.as_deref(), "data/imported")?;
     let out = match &args.out {
         Some(dir) => dir.clone(),
-        None => repository_root()?.join("reports/rendered"),
+        None => repository_root()?.join(verdicts::FOLDER),
     };
     let selection = Selection {
         runs: args.runs.clone(),
@@ -281,7 +278,11 @@ fn write_parquet(args: &ParquetArgs) -> anyhow::Result<()> {
     } else {
         store_of(&args.runs_dir)?.find(&args.run)?
     };
-    requests_parquet::write(&run, args)?;
+    if let Some(remark) = records::export::remark(&run)? {
+        eprintln!("WARNING: {}", outside::one_line(&remark));
+    }
+    let path = requests_parquet::write(&run, args)?;
+    println!("{}", outside::one_line(&path.display().to_string()));
     Ok(())
 }
 

@@ -5,7 +5,8 @@
 //! workspace longer by minutes. Rows of one run are few, so nothing is compressed and all of them
 //! are one row group.
 
-use std::fs::File;
+use std::collections::BTreeSet;
+use std::fs::{self, File};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -14,6 +15,7 @@ use parquet::errors::ParquetError;
 use parquet::file::properties::WriterProperties;
 use parquet::file::writer::{SerializedColumnWriter, SerializedFileWriter};
 use parquet::schema::parser::parse_message_type;
+use records::export;
 use records::store::StoredRun;
 use serde_json::{Map, Value};
 
@@ -26,8 +28,8 @@ pub struct ParquetArgs {
     /// Folders of runs and campaigns [default: data/runs and data/campaigns of the repository]
     #[arg(long, value_name = "DIR")]
     pub runs_dir: Vec<PathBuf>,
-    /// File to write
-    #[arg(long, value_name = "FILE")]
+    /// Folder that takes the file
+    #[arg(long, value_name = "DIR", default_value = export::FOLDER)]
     out: PathBuf,
     /// Only this case
     #[arg(long, value_name = "CASE")]
@@ -72,18 +74,30 @@ const COLUMNS: [(&str, Kind); 23] = [
 
 type Row = Map<String, Value>;
 
-/// Writes the file; returns the number of rows.
-pub fn write(run: &StoredRun, args: &ParquetArgs) -> Result<usize, ReportError> {
+/// Writes the file; returns its path.
+pub fn write(run: &StoredRun, args: &ParquetArgs) -> Result<PathBuf, ReportError> {
     let mut rows = read_rows(run)?;
-    if let Some(case) = &args.case {
-        rows.retain(|row| row.get("case").and_then(Value::as_str) == Some(case));
+    if let Some(wanted) = &args.case {
+        let case_of = |row: &Row| row.get("case").and_then(Value::as_str).map(str::to_owned);
+        let cases: BTreeSet<String> = rows.iter().filter_map(case_of).collect();
+        if !cases.contains(wanted) {
+            return Err(ReportError::UnknownCase {
+                run_id: run.run_id.clone(),
+                case: wanted.clone(),
+                cases: cases.into_iter().collect::<Vec<_>>().join(", "),
+            });
+        }
+        rows.retain(|row| case_of(row).as_ref() == Some(wanted));
     }
-    let file = File::create(&args.out).map_err(|e| ReportError::io(&args.out, e))?;
+    fs::create_dir_all(&args.out).map_err(|e| ReportError::io(&args.out, e))?;
+    let name = export::file_name(&run.run_id, "requests", "parquet");
+    let path = args.out.join(name);
+    let file = File::create(&path).map_err(|e| ReportError::io(&path, e))?;
     write_rows(file, &rows).map_err(|e| ReportError::Parquet {
-        path: args.out.clone(),
+        path: path.clone(),
         message: e.to_string(),
     })?;
-    Ok(rows.len())
+    Ok(path)
 }
 
 fn read_rows(run: &StoredRun) -> Result<Vec<Row>, ReportError> {
@@ -234,24 +248,24 @@ mod tests {
 {"case":"other","phase":"users","warmup":true,"index":0,"user":0,"n_users":1,"rate_per_s":2.5,"prompt_id":"p","max_tokens":1,"scheduled_s":0.0,"sent_s":0.0,"first_token_s":0.5,"token_s":[0.5],"end_s":0.5,"prompt_tokens":5,"output_tokens":1,"cached_tokens":0,"finish_reason":"length","error":null}
 "#;
 
-    fn written(case: Option<&str>) -> Vec<Value> {
+    fn written(case: Option<&str>) -> Result<Vec<Value>, ReportError> {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("requests.jsonl"), ROWS).unwrap();
         let args = ParquetArgs {
             run: dir.path().to_string_lossy().into_owned(),
             runs_dir: Vec::new(),
-            out: dir.path().join("rows.parquet"),
+            out: dir.path().join("new/folder"),
             case: case.map(String::from),
         };
-        let n_rows = write(&StoredRun::in_folder(dir.path()), &args).unwrap();
-        let reader = SerializedFileReader::new(File::open(&args.out).unwrap()).unwrap();
-        let rows: Vec<Value> = reader
+        let path = write(&StoredRun::in_folder(dir.path()), &args)?;
+        assert!(path.starts_with(&args.out));
+        assert!(path.to_string_lossy().ends_with(".requests.parquet"));
+        let reader = SerializedFileReader::new(File::open(&path).unwrap()).unwrap();
+        Ok(reader
             .get_row_iter(None)
             .unwrap()
             .map(|row| serde_json::from_str(&format!("{{{}}}", fields(&row.unwrap()))).unwrap())
-            .collect();
-        assert_eq!(rows.len(), n_rows);
-        rows
+            .collect())
     }
 
     /// `"name": value` of each column, as JSON.
@@ -270,10 +284,11 @@ mod tests {
 
     #[test]
     fn what_is_read_back_is_what_was_recorded() {
-        let rows = written(None);
+        let rows = written(None).unwrap();
         let recorded = ROWS
             .lines()
             .map(|line| serde_json::from_str::<Value>(line).unwrap());
+        assert_eq!(rows.len(), ROWS.lines().count());
         for (row, recorded) in rows.iter().zip(recorded) {
             for (key, value) in recorded.as_object().unwrap() {
                 assert_eq!(row[key], *value, "{key}");
@@ -298,7 +313,11 @@ mod tests {
 
     #[test]
     fn one_case_alone() {
-        assert_eq!(written(Some("other")).len(), 1);
-        assert_eq!(written(Some("none")).len(), 0);
+        assert_eq!(written(Some("other")).unwrap().len(), 1);
+        let refused = written(Some("none")).unwrap_err().to_string();
+        assert!(
+            refused.contains("has no case none; there are: other, users-2"),
+            "{refused}"
+        );
     }
 }

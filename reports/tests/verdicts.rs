@@ -5,14 +5,14 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
+use records::verdicts::{ALPHA, starts_needed};
 use reports::lang::Lang;
 use reports::load;
 use reports::render::REPORTS;
 use reports::render::assemble::build;
 use reports::stats::verdict::VerdictConfig;
-use reports::verdicts::{ablation, reproduction, starts_needed};
+use reports::verdicts::{ablation, reproduction};
 use serde_json::{Value, json};
 
 /// One server start: two users whose requests take `ms` to the first token and `ms` per token.
@@ -265,7 +265,7 @@ fn the_report_takes_the_newest_full_campaign_that_can_be_judged() {
 fn few_starts_decide_nothing_and_say_how_many_would() {
     let dir = campaign(2);
     let table = ablation::table(dir.path(), "c1").unwrap();
-    let needed = starts_needed(12);
+    let needed = starts_needed(12, ALPHA);
     assert!(
         table.contains(&format!(
             "2 against 2 server starts decide nothing in a table of 12 figures; {needed} each would"
@@ -364,22 +364,4 @@ fn derived_runs_are_no_runs_of_an_experiment() {
     let records = reports::load::load(dir.path(), &dir.path().join("none"), |_| true).unwrap();
     assert_eq!(records.runs.len(), 6);
     assert!(reports::select::groups(&records.runs).is_empty());
-}
-
-#[test]
-fn the_program_answers_how_many_starts_are_needed() {
-    let answer = |n: &str| {
-        let output = Command::new(env!("CARGO_BIN_EXE_reports"))
-            .args(["starts-needed", n])
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "{output:?}");
-        String::from_utf8(output.stdout)
-            .unwrap()
-            .trim()
-            .parse::<usize>()
-            .unwrap()
-    };
-    assert_eq!(answer("1"), starts_needed(1));
-    assert!(answer("60") > answer("3"));
 }

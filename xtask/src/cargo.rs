@@ -181,18 +181,9 @@ pub fn build_reports() -> Result<()> {
     build("dev", &["reports"])
 }
 
-/// As [`exec_experiments`], passing the path of `reports` if that has been built.
-pub fn exec_experiments_with_reports(command: &str, arguments: &[String]) -> Result<ExitCode> {
-    let reports = target_dir()?.join("debug").join("reports");
-    let mut args = Vec::new();
-    if reports.is_file() {
-        let reports = reports
-            .to_str()
-            .context("the target folder's name is not UTF-8")?;
-        args.extend(["--reports-bin".to_string(), reports.to_string()]);
-    }
-    args.extend(arguments.iter().cloned());
-    exec_experiments(command, &args)
+/// Where [`build_reports`] puts it.
+pub fn reports_binary() -> Result<PathBuf> {
+    Ok(target_dir()?.join("debug").join("reports"))
 }
 
 /// As [`exec_program`], for cargo itself.

@@ -12,7 +12,9 @@ use anyhow::{Context, Result, bail};
 use duct::cmd;
 
 use crate::test::{TestCounts, run_and_count};
-use crate::{cargo, deny, feature_union, kernels, layers, machete, source_index, words};
+use crate::{
+    cargo, crates_apart, deny, feature_union, kernels, layers, machete, source_index, words,
+};
 
 /// A model that needs no download.
 const SMOKE_MODEL: &str = "synthetic:tiny-qwen3";
@@ -23,7 +25,8 @@ pub fn run() -> Result<ExitCode> {
     step("format", || run_cargo(&root, &["fmt", "--all", "--check"]))?;
     step("indexes", || {
         source_index::check_kernels(&root)?;
-        source_index::check_flags(&root)
+        source_index::check_flags(&root)?;
+        crates_apart::check(&root)
     })?;
     step("words", || words::check(&root))?;
     step("layers", || layers::check(&root))?;

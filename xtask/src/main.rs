@@ -9,12 +9,14 @@ mod ci;
 mod clean;
 mod clients;
 mod compare;
+mod crates_apart;
 mod deny;
 mod exp;
 mod experiments;
 mod feature_union;
 mod fuzz;
 mod http;
+mod judged;
 mod kernels;
 mod layers;
 mod list;
@@ -63,6 +65,9 @@ enum Recipe {
     /// Compare the scheduling policies from the records, for the experiment's notes: cargo xtask
     /// policies --write
     Policies(TrailingArgs),
+    /// Write each experiment's result into its notes, from the records and the last reports: cargo
+    /// xtask notes --write
+    Notes(TrailingArgs),
     /// Find out what each flag does, by toggling one at a time: cargo xtask ablate balanced-v2
     /// --dry-run
     Ablate(TrailingArgs),
@@ -158,6 +163,7 @@ fn dispatch(recipe: Option<Recipe>) -> Result<ExitCode> {
         Some(Recipe::Simulate(args)) => experiments::simulate(&args),
         Some(Recipe::Against(args)) => experiments::against(&args),
         Some(Recipe::Policies(args)) => experiments::policies(&args),
+        Some(Recipe::Notes(args)) => experiments::notes(&args),
         Some(Recipe::Ablate(args)) => experiments::ablate(&args),
         Some(Recipe::Tune(args)) => experiments::tune(&args),
         Some(Recipe::Reproduce(args)) => experiments::reproduce(&args),

@@ -53,10 +53,8 @@ fn changed_rows_are_named_by_list_export_and_reproduce() {
     let (code, text) = export(&notebook);
     assert_eq!(code, Some(1), "{text}");
     assert!(text.contains(problem), "{text}");
-    let reports = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fake_reports.py");
-    let reports = reports.to_string_lossy();
     let run = run.to_string_lossy();
-    let (code, text) = notebook.call(&["reproduce", &run, "--reports-bin", &reports]);
+    let (code, text) = notebook.call(&["reproduce", &run]);
     assert_eq!(code, Some(1), "{text}");
     assert!(text.contains(problem), "{text}");
 }

@@ -32,11 +32,11 @@ impl<'n> Server<'n> {
         BufReader::new(process.stdout.take().expect("a pipe"))
             .read_line(&mut line)
             .expect("a line");
-        let port = line.trim().rsplit(' ').next().expect("a port");
+        let url = line.trim().rsplit(' ').next().expect("an address");
         Self {
             notebook,
             process,
-            url: format!("http://127.0.0.1:{port}"),
+            url: url.into(),
         }
     }
 

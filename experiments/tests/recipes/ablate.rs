@@ -18,11 +18,11 @@ fn a_dry_run_lists_the_arms_and_starts_nothing() {
     let notebook = Notebook::new();
     let outcome = notebook.measure(&["ablate", "full", "--dry-run"], &[]);
     assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
-    // `reports` says how many starts so many arms need.
+    // As many as fifteen figures, judged together, need.
     assert!(
         outcome
             .stdout
-            .starts_with("02-full against 01-base: 6 arms, 2 starts each\n"),
+            .starts_with("02-full against 01-base: 6 arms, 6 starts each\n"),
         "{}",
         outcome.stdout
     );
@@ -78,15 +78,24 @@ fn arms_run_in_rounds_and_flags_without_effect_do_not_run() {
     ] {
         assert!(outcome.stdout.contains(line), "{}", outcome.stdout);
     }
-    let asked = format!("reports was asked: ablation {campaign} --runs-dir ");
-    assert!(outcome.stdout.contains(&asked), "{}", outcome.stdout);
+    let next = format!("the verdicts: cargo xtask report ablation {campaign}\n");
+    assert!(outcome.stdout.contains(&next), "{}", outcome.stdout);
 }
 
 #[test]
 fn an_arm_that_does_not_start_is_recorded_and_the_others_go_on() {
     let notebook = Notebook::new();
     let outcome = notebook.measure(
-        &["ablate", "full", "--replicates", "1", "--only", "idle"],
+        &[
+            "ablate",
+            "full",
+            "--replicates",
+            "1",
+            "--only",
+            "idle",
+            "--ended-file",
+            "ended",
+        ],
         &[("FAKE_ENGINE_FATAL", "--idle")],
     );
     assert_eq!(outcome.code, Some(1));
@@ -105,7 +114,9 @@ fn an_arm_that_does_not_start_is_recorded_and_the_others_go_on() {
         "{}",
         outcome.stderr
     );
-    assert!(outcome.stdout.contains("reports was asked: ablation"));
+    // There is something to judge all the same.
+    assert_eq!(notebook.read("ended"), notebook.manifests()[0].campaign);
+    assert!(!outcome.stdout.contains("the verdicts:"));
 }
 
 #[test]

@@ -87,37 +87,6 @@ fn csv_has_a_row_a_request_with_its_times() {
     );
 }
 
-#[test]
-fn parquet_is_asked_of_reports() {
-    let (notebook, run_id) = measured();
-    let words = [
-        "export", &run_id, "--format", "parquet", "--case", "users-2",
-    ];
-    let missing = notebook.run(&words, &[]);
-    assert_eq!(missing.code, Some(1));
-    assert!(
-        missing.stderr.contains("--reports-bin"),
-        "{}",
-        missing.stderr
-    );
-    let reports = stand_in("fake_reports.py");
-    let outcome = notebook.run(&[&words[..], &["--reports-bin", &reports]].concat(), &[]);
-    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
-    let file = format!("target/export/{run_id}.requests.parquet");
-    assert!(
-        outcome.stdout.contains("reports was asked: parquet "),
-        "{}",
-        outcome.stdout
-    );
-    assert!(
-        outcome
-            .stdout
-            .contains(&format!(" --out {file} --case users-2\n{file}\n")),
-        "{}",
-        outcome.stdout
-    );
-}
-
 /// As `sglang.bench_serving` writes it; Python's `Infinity` is no JSON.
 const SGLANG: &str = r#"{"tag": null, "backend": "sglang", "dataset_name": "random", "request_rate": Infinity, "max_concurrency": 16, "sharegpt_output_len": null, "random_input_len": 256, "random_output_len": 128, "random_range_ratio": 0.0, "server_info": {"model_path": "Qwen/Qwen3-32B-AWQ"}, "duration": 12.5, "completed": 64, "total_input_tokens": 16384, "total_output_tokens": 8192, "total_output_tokens_retokenized": 8190, "request_throughput": 5.12, "input_throughput": 1310.72, "output_throughput": 655.36, "mean_e2e_latency_ms": 2800.5, "median_e2e_latency_ms": 2790.0, "std_e2e_latency_ms": 40.0, "p99_e2e_latency_ms": 3000.0, "mean_ttft_ms": 120.0, "median_ttft_ms": 110.0, "std_ttft_ms": 10.0, "p99_ttft_ms": 180.0, "mean_tpot_ms": 21.0, "median_tpot_ms": 20.5, "std_tpot_ms": 1.0, "p99_tpot_ms": 25.0, "mean_itl_ms": 21.0, "median_itl_ms": 20.0, "std_itl_ms": 2.0, "p95_itl_ms": 24.0, "p99_itl_ms": 30.0, "concurrency": 15.9, "accept_length": null}
 {"backend": "sglang", "request_rate": 2.0, "max_concurrency": null, "duration": 32.0, "completed": 64, "total_output_tokens": 8192, "request_throughput": 2.0, "output_throughput": 256.0, "mean_e2e_latency_ms": 1500.0}

@@ -23,7 +23,7 @@ impl Notebook {
         let notebook = Self {
             dir: tempfile::tempdir().expect("temporary folder"),
         };
-        // Alone in its folder, whatever else was built: `reports` is looked for beside the program.
+        // Alone in its folder, whatever else was built: an engine is looked for beside the program.
         let built = Path::new(env!("CARGO_BIN_EXE_experiments"));
         if fs::hard_link(built, notebook.path("experiments-program")).is_err() {
             fs::copy(built, notebook.path("experiments-program")).expect("copied");
@@ -103,11 +103,11 @@ impl Notebook {
         }
     }
 
-    /// As [`Self::run`], with the stand-ins for the engine and for `reports`.
+    /// As [`Self::run`], with the stand-in for the engine.
     pub fn measure(&self, words: &[&str], environment: &[(&str, &str)]) -> Outcome {
-        let (engine, reports) = (stand_in("fake_engine.py"), stand_in("fake_reports.py"));
-        let programs = ["--engine-bin", &engine, "--reports-bin", &reports];
-        self.run(&[&words[..2], &programs, &words[2..]].concat(), environment)
+        let engine = stand_in("fake_engine.py");
+        let program = ["--engine-bin", &engine];
+        self.run(&[&words[..2], &program, &words[2..]].concat(), environment)
     }
 
     pub fn manifests(&self) -> Vec<Manifest> {

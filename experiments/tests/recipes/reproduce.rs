@@ -75,11 +75,11 @@ fn the_recorded_configuration_runs_again_whatever_became_of_its_file() {
             outcome.stderr
         );
     }
-    let asked = format!(
-        "reports was asked: reproduction {} --runs-dir ",
+    let next = format!(
+        "the verdicts: cargo xtask report reproduction {}\n",
         new[0].campaign
     );
-    assert!(outcome.stdout.contains(&asked), "{}", outcome.stdout);
+    assert!(outcome.stdout.contains(&next), "{}", outcome.stdout);
 }
 
 #[test]

@@ -1,9 +1,9 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use experiments::new::known_flags::{known_flags, refuse_unknown};
+use experiments::commands::new::known_flags::{known_flags, refuse_unknown};
+use experiments::commands::tune::space::TuneSpec;
 use experiments::spec::{Experiment, Overrides, tune_table};
-use experiments::tune::space::TuneSpec;
 use records::manifest::Derived;
 
 use crate::notebook::{Notebook, stand_in};

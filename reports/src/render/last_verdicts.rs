@@ -1,6 +1,8 @@
 //! `verdicts.json` beside the reports: what they say of each experiment, for `cargo xtask list`,
 //! which shall not wait for statistics. Words of no language: keys, figures, names.
 
+use std::collections::BTreeSet;
+
 use records::verdicts::{FILE_NAME, Judged, JudgedMetric, LastVerdicts};
 
 use crate::ReportError;
@@ -24,6 +26,7 @@ fn judged_in(group: &GroupContext) -> impl Iterator<Item = Judged> + use<'_> {
         experiment: comparison.after.clone(),
         group: group.title.clone(),
         against: comparison.before.clone(),
+        campaigns: campaigns_of(group, [&comparison.before, &comparison.after]),
         n_starts: comparison
             .verdicts
             .iter()
@@ -42,4 +45,13 @@ fn judged_in(group: &GroupContext) -> impl Iterator<Item = Judged> + use<'_> {
             })
             .collect(),
     })
+}
+
+fn campaigns_of(group: &GroupContext, compared: [&String; 2]) -> Vec<String> {
+    let arms = group.arms.iter();
+    let campaigns: BTreeSet<&String> = arms
+        .filter(|arm| compared.contains(&&arm.experiment))
+        .map(|arm| &arm.campaign)
+        .collect();
+    campaigns.into_iter().cloned().collect()
 }

@@ -16,6 +16,8 @@
 //! would suffice. Changes are relative (computed on logarithms), so a percentage means the same
 //! for milliseconds and for tokens a second.
 
+use records::verdicts::{ALPHA, smallest_p, starts_needed};
+
 use super::describe::median;
 use super::rank::Shift;
 use super::{holm, rank, signed_rank};
@@ -58,7 +60,7 @@ pub struct VerdictConfig {
 impl Default for VerdictConfig {
     fn default() -> Self {
         Self {
-            alpha: 0.05,
+            alpha: ALPHA,
             margin_percent: 1.0,
         }
     }
@@ -162,13 +164,6 @@ fn log_ratios(samples: &MetricSamples) -> Vec<f64> {
     samples.rounds.iter().map(ratio).collect()
 }
 
-/// Fewest runs an arm with which `n_metrics` tested together can reach alpha.
-pub fn runs_needed(n_metrics: usize, alpha: f64) -> usize {
-    (2..100)
-        .find(|&n| rank::smallest_p(n, n) * n_metrics.max(1) as f64 <= alpha)
-        .unwrap_or(100)
-}
-
 fn usable(samples: &MetricSamples) -> bool {
     let positive =
         |values: &[f64]| !values.is_empty() && values.iter().all(|v| v.is_finite() && *v > 0.0);
@@ -199,7 +194,7 @@ fn compare_one(
     let widened_percent = shift.and(widened).and_then(interval_of);
     let smallest = match method {
         Method::ByRound { n_rounds } => signed_rank::smallest_p(n_rounds),
-        Method::Unpaired => rank::smallest_p(samples.before.len(), samples.after.len()),
+        Method::Unpaired => smallest_p(samples.before.len(), samples.after.len()),
     } * n_tested as f64;
     let verdict = match (improvement_percent, widened_percent, p_holm) {
         (None, ..) | (.., None) => Verdict::Undecided(Reason::NoData),
@@ -211,7 +206,7 @@ fn compare_one(
         (Some(change), _, Some(p)) if p <= config.alpha && change > 0.0 => Verdict::Faster,
         (Some(change), _, Some(p)) if p <= config.alpha && change < 0.0 => Verdict::Slower,
         _ if smallest > config.alpha => Verdict::Undecided(Reason::TooFewRuns {
-            n_needed: runs_needed(n_tested, config.alpha),
+            n_needed: starts_needed(n_tested, config.alpha),
         }),
         _ => Verdict::Undecided(Reason::NotSeparated),
     };
@@ -411,8 +406,6 @@ mod tests {
 
     #[test]
     fn a_family_asks_for_more_evidence_than_one_metric() {
-        assert_eq!(runs_needed(1, 0.05), 4);
-        assert_eq!(runs_needed(3, 0.05), 5);
         let (a, b) = (&[10.0, 11.0, 12.0, 13.0][..], &[20.0, 21.0, 22.0, 23.0][..]);
         assert_eq!(judge(Better::Lower, a, b).verdict, Verdict::Slower);
         let three = vec![samples(Better::Lower, a, b); 3];

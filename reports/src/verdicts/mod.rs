@@ -11,6 +11,7 @@ use std::path::PathBuf;
 
 use clap::Subcommand;
 use records::store::Store;
+use records::verdicts::FIGURES_PER_CASE;
 
 use crate::ReportError;
 use crate::load::Records;
@@ -19,7 +20,7 @@ use crate::load::run_folder::{self, Outcome, RunFolder};
 use crate::render::format;
 use crate::stats::describe::median;
 use crate::stats::verdict::{
-    self, Better, Comparison, MetricSamples, Reason, Verdict, VerdictConfig, runs_needed,
+    self, Better, Comparison, MetricSamples, Reason, Verdict, VerdictConfig,
 };
 
 #[derive(Debug, Subcommand)]
@@ -40,8 +41,6 @@ pub enum VerdictCommand {
         #[arg(long, value_name = "DIR")]
         runs_dir: Vec<PathBuf>,
     },
-    /// Print how many server starts an arm needs for this many figures judged together
-    StartsNeeded { n_comparisons: usize },
 }
 
 /// What is judged of a case.
@@ -53,7 +52,7 @@ pub enum Figure {
 }
 
 impl Figure {
-    pub const ALL: [Self; 3] = [Self::OutputThroughput, Self::Ttft, Self::Tpot];
+    pub const ALL: [Self; FIGURES_PER_CASE] = [Self::OutputThroughput, Self::Ttft, Self::Tpot];
 
     pub fn title(self) -> &'static str {
         match self {
@@ -183,11 +182,6 @@ fn replicate(run: &RunFolder) -> u32 {
     run.record
         .as_ref()
         .map_or(0, |record| record.manifest.replicate)
-}
-
-/// The fewest starts per arm with which this many figures, judged together, can pass.
-pub fn starts_needed(n_comparisons: usize) -> usize {
-    runs_needed(n_comparisons, VerdictConfig::default().alpha)
 }
 
 /// The word, and the change with its interval where there are some.

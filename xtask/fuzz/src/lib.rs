@@ -6,9 +6,6 @@
 //! Deliberately absent: what a parser makes of valid bytes; its own tests cover that.
 
 mod seeds;
-/// A file of `reports`, which would take minutes to build with all that it depends on.
-#[path = "../../../reports/src/load/imported/table.rs"]
-pub mod table;
 mod targets;
 
 use std::io;

@@ -21,14 +21,14 @@ use engine::text::{
 };
 use engine::weights::gguf::{config, header};
 use engine::weights::safetensors::TensorFiles;
-use experiments::import::Source;
-use experiments::import::result_file::ResultFile;
-use experiments::loadgen::sse::SseDecoder;
+use experiments::commands::import::Source;
+use experiments::commands::import::result_file::ResultFile;
+use experiments::load::sse::SseDecoder;
 use experiments::spec::{Experiment, Overrides};
+use records::imported;
 use serde_json::{Map, json};
 
 use crate::seeds;
-use crate::table;
 
 const FORMATS: [ToolCallFormat; 2] = [ToolCallFormat::Hermes, ToolCallFormat::Llama3Json];
 
@@ -292,13 +292,13 @@ pub fn imported(_: &Path, bytes: &[u8]) {
         let Ok(results) = ResultFile::parse(source, text) else {
             continue;
         };
-        if let Ok(written) = experiments::import::figures::table("fuzz", &results) {
-            let read = table::parse("fuzz", written.as_bytes());
+        if let Ok(written) = experiments::commands::import::figures::table("fuzz", &results) {
+            let read = imported::parse("fuzz", written.as_bytes());
             assert!(read.is_ok_and(|figures| !figures.is_empty()), "{written}");
         }
     }
 }
 
 pub fn imported_csv(_: &Path, bytes: &[u8]) {
-    let _ = table::parse("fuzz", bytes);
+    let _ = imported::parse("fuzz", bytes);
 }

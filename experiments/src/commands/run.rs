@@ -1,0 +1,86 @@
+//! `experiments run`: several experiments, several replicates each, one record per run.
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+
+use crate::load::BaseUrl;
+use crate::run::campaign::{self, Arm, CampaignEnd, ServerSource, ServingArgs, server_source};
+use crate::run::interrupts::Interrupts;
+use crate::run::rounds::{run_rounds, table_of};
+use crate::spec::repository::Repository;
+use crate::spec::{Experiment, Overrides};
+use crate::terminal::say;
+
+/// Environment variable that holds the key for `--base-url`.
+const API_KEY: &str = "OPENAI_API_KEY";
+
+#[derive(Debug, Clone, Args)]
+pub struct RunArgs {
+    /// Experiments, with or without their number: balanced-v2, 03-balanced-v2
+    #[arg(required = true, value_name = "NAME")]
+    pub names: Vec<String>,
+    /// A small workload that ends within two minutes; the record says so
+    #[arg(long)]
+    pub quick: bool,
+    /// Model to serve instead of the experiment's: a path, a hub id, synthetic:<preset>; with
+    /// --base-url, which of the server's models to ask
+    #[arg(long)]
+    pub model: Option<String>,
+    /// Server starts per experiment
+    #[arg(long, value_name = "N")]
+    pub replicates: Option<u32>,
+    /// Measure a server that runs already (its key from OPENAI_API_KEY) and start none
+    #[arg(long, value_name = "URL", conflicts_with_all = ["engine_bin", "engine_flags"])]
+    pub base_url: Option<String>,
+    #[command(flatten)]
+    pub serving: ServingArgs,
+    /// Extra engine flags, laid over the experiment's
+    #[arg(last = true, value_name = "FLAGS")]
+    pub engine_flags: Vec<String>,
+}
+
+pub async fn run(args: &RunArgs, repository: Repository) -> Result<CampaignEnd> {
+    let mut interrupts = Interrupts::catch().context("signals cannot be caught")?;
+    let overrides = Overrides {
+        quick: args.quick,
+        model: args.model.clone(),
+        replicates: args.replicates,
+        extra_flags: args.engine_flags.clone(),
+    };
+    let mut arms: Vec<Arm> = Vec::new();
+    for name in &args.names {
+        let experiment = Experiment::load(&repository.experiments_dir(), name, &overrides)?;
+        if arms
+            .iter()
+            .any(|arm| arm.experiment.name == experiment.name)
+        {
+            bail!(
+                "{} is named twice; use --replicates to run it more often",
+                experiment.name
+            );
+        }
+        arms.push(Arm::new(&repository, experiment)?);
+    }
+    let source = match &args.base_url {
+        Some(url) => external_server(url, args.model.clone())?,
+        None => server_source(args.serving.engine_bin.as_deref())?,
+    };
+    let Some(campaign) =
+        campaign::open(&args.serving, source, &arms, repository, &mut interrupts).await?
+    else {
+        return Ok(CampaignEnd::Interrupted);
+    };
+    let ends = run_rounds(&campaign, arms, &mut interrupts, |_, _| Vec::new()).await?;
+    say!("{}", table_of(&campaign, &ends));
+    campaign.close()?;
+    Ok(CampaignEnd::of(&ends))
+}
+
+/// The server at `url`, of whose models `model` is asked, or else the first.
+fn external_server(url: &str, model: Option<String>) -> Result<ServerSource> {
+    let api_key = std::env::var(API_KEY).ok().filter(|key| !key.is_empty());
+    Ok(ServerSource::External {
+        base_url: BaseUrl::parse(url, api_key)?,
+        model,
+    })
+}

@@ -1,0 +1,293 @@
+//! A case's requests, sent, and one row for each answer.
+//!
+//! Closed loop (N users, each sending when its last answer is complete) and open loop
+//! (Poisson arrivals, sent whatever became of the earlier ones) are different experiments;
+//! every row says which one it belongs to. Times are seconds on the run's monotonic clock.
+//! Deliberately absent: aggregation (see `summary`), retries (a failed request is a result).
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rand::Rng;
+use records::rows::RequestRow;
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::task::{JoinError, JoinSet};
+
+use crate::load::exchange::{Answer, RunClock, Target};
+use crate::load::prompts::{PromptSet, case_rng};
+use crate::spec::workload::{Arrival, Case};
+
+/// A request before it is sent.
+#[derive(Debug, Clone)]
+struct Planned {
+    index: u32,
+    prompt_id: String,
+    prompt: String,
+    /// Sent to keep the server as busy as it was, for the sake of others.
+    is_extra: bool,
+}
+
+/// Sends all requests of a case; every row goes to `rows` as soon as its response has ended.
+///
+/// A case that is done before its company goes on, its further rows flagged as warm-up, until all
+/// are or one of them fails. So every measured request had all the others beside it. Dropping the
+/// future cancels what is in flight; a panic in it is an error.
+pub async fn run_case(
+    target: &Target,
+    case: &Case,
+    prompts: &PromptSet,
+    seed: u64,
+    clock: RunClock,
+    rows: &UnboundedSender<RequestRow>,
+    company: &Company,
+) -> Result<(), JoinError> {
+    let load = Load {
+        target: Target {
+            model: case.model.clone().unwrap_or_else(|| target.model.clone()),
+            ..target.clone()
+        },
+        case: case.clone(),
+        clock,
+        rows: rows.clone(),
+    };
+    let drawn = prompts.draw(seed, &case.draw_name(), case.n_requests as usize);
+    let planned: VecDeque<Planned> = (0..)
+        .zip(drawn)
+        .map(|(index, prompt)| Planned {
+            index,
+            prompt_id: prompt.id,
+            prompt: prompt.text,
+            is_extra: false,
+        })
+        .collect();
+    let again = planned.clone();
+    match case.arrival {
+        Arrival::ClosedLoop { n_users } => closed_loop(&load, n_users, planned).await?,
+        Arrival::OpenLoop { rate_per_s } => {
+            let gaps_s = poisson_gaps_s(seed, &case.name, rate_per_s, planned.len());
+            open_loop(&load, planned, gaps_s).await?;
+        }
+    }
+    company.one_is_done();
+    keep_company(&load, again, company).await;
+    Ok(())
+}
+
+/// Cases that run at the same time; each is done once.
+#[derive(Debug)]
+pub struct Company {
+    n_busy: AtomicUsize,
+}
+
+impl Company {
+    pub fn of(n_cases: usize) -> Self {
+        Self {
+            n_busy: AtomicUsize::new(n_cases),
+        }
+    }
+
+    fn one_is_done(&self) {
+        self.n_busy.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    fn are_all_done(&self) -> bool {
+        self.n_busy.load(Ordering::Acquire) == 0
+    }
+}
+
+/// What the requests of a case have in common.
+#[derive(Clone)]
+struct Load {
+    target: Target,
+    case: Case,
+    clock: RunClock,
+    rows: UnboundedSender<RequestRow>,
+}
+
+/// What became of a request.
+#[derive(PartialEq)]
+enum Asked {
+    Answered,
+    Failed,
+    /// Nobody listens any more: the run was cancelled.
+    Unheard,
+}
+
+impl Load {
+    async fn ask(&self, planned: Planned, user: Option<u32>, scheduled_s: f64) -> Asked {
+        let n_tokens = self.case.output_tokens;
+        let answer = self.target.ask(self.clock, &planned.prompt, n_tokens).await;
+        let row = row(&self.case, planned, user, scheduled_s, answer);
+        let has_failed = row.error.is_some();
+        match self.rows.send(row) {
+            Err(_) => Asked::Unheard,
+            Ok(()) if has_failed => Asked::Failed,
+            Ok(()) => Asked::Answered,
+        }
+    }
+}
+
+async fn closed_loop(
+    load: &Load,
+    n_users: u32,
+    planned: VecDeque<Planned>,
+) -> Result<(), JoinError> {
+    let waiting = Arc::new(Mutex::new(planned));
+    let mut users = JoinSet::new();
+    for user in 0..n_users {
+        let load = load.clone();
+        let waiting = Arc::clone(&waiting);
+        users.spawn(async move {
+            loop {
+                let next = waiting
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .pop_front();
+                let Some(planned) = next else { return };
+                let asked = load.ask(planned, Some(user), load.clock.now_s()).await;
+                if asked == Asked::Unheard {
+                    return;
+                }
+            }
+        });
+    }
+    join_all(users).await
+}
+
+async fn open_loop(
+    load: &Load,
+    planned: VecDeque<Planned>,
+    gaps_s: Vec<f64>,
+) -> Result<(), JoinError> {
+    let mut requests = JoinSet::new();
+    let mut scheduled_s = load.clock.now_s();
+    for (planned, gap_s) in planned.into_iter().zip(gaps_s) {
+        scheduled_s += gap_s;
+        let load = load.clone();
+        requests.spawn(async move {
+            tokio::time::sleep_until(load.clock.instant_at(scheduled_s).into()).await;
+            load.ask(planned, None, scheduled_s).await;
+        });
+    }
+    join_all(requests).await
+}
+
+/// One request after another, over and over. The first that fails is the last: a server that is
+/// gone would be asked as fast as it refuses.
+async fn keep_company(load: &Load, again: VecDeque<Planned>, company: &Company) {
+    let mut extras = again.into_iter().cycle();
+    while !company.are_all_done()
+        && let Some(planned) = extras.next()
+    {
+        let planned = Planned {
+            is_extra: true,
+            ..planned
+        };
+        let asked = load.ask(planned, Some(0), load.clock.now_s()).await;
+        if asked != Asked::Answered {
+            return;
+        }
+    }
+}
+
+/// A panic in one ends the others.
+async fn join_all(mut tasks: JoinSet<()>) -> Result<(), JoinError> {
+    while let Some(ended) = tasks.join_next().await {
+        ended?;
+    }
+    Ok(())
+}
+
+/// Exponential gaps of mean `1 / rate_per_s`; the first request is sent at once.
+pub fn poisson_gaps_s(seed: u64, case: &str, rate_per_s: f64, n_requests: usize) -> Vec<f64> {
+    let mut rng = case_rng(seed, &format!("{case} arrivals"));
+    // 1 - u lies in (0, 1], so that the logarithm is finite.
+    let mut gap_s = || -(1.0 - rng.random::<f64>()).ln() / rate_per_s;
+    (0..n_requests)
+        .map(|index| if index == 0 { 0.0 } else { gap_s() })
+        .collect()
+}
+
+fn row(
+    case: &Case,
+    planned: Planned,
+    user: Option<u32>,
+    scheduled_s: f64,
+    answer: Answer,
+) -> RequestRow {
+    let (n_users, rate_per_s) = match case.arrival {
+        Arrival::ClosedLoop { n_users } => (Some(n_users), None),
+        Arrival::OpenLoop { rate_per_s } => (None, Some(rate_per_s)),
+    };
+    RequestRow {
+        case: case.name.clone(),
+        phase: case.phase,
+        warmup: case.warmup || planned.is_extra,
+        model: case.model.clone(),
+        index: planned.index,
+        user,
+        n_users,
+        rate_per_s,
+        prompt_id: planned.prompt_id,
+        max_tokens: case.output_tokens,
+        scheduled_s,
+        sent_s: answer.sent_s,
+        first_token_s: answer.token_s.first().copied(),
+        token_s: answer.token_s,
+        end_s: answer.end_s,
+        prompt_tokens: answer.prompt_tokens,
+        output_tokens: answer.output_tokens,
+        cached_tokens: answer.cached_tokens,
+        finish_reason: answer.finish_reason,
+        error: answer.error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use records::rows::implausible_usage;
+
+    use super::*;
+
+    #[test]
+    fn usage_that_cannot_be_is_named() {
+        for (prompt, output, cached, problem) in [
+            (Some(5), Some(10), Some(5), None),
+            (None, Some(0), Some(7), None),
+            (Some(5), Some(11), None, Some("11 output tokens, but 10")),
+            (
+                Some(5),
+                Some(1 << 63),
+                None,
+                Some("9223372036854775808 output"),
+            ),
+            (Some(1 << 40), Some(10), None, Some("1099511627776 prompt")),
+            (Some(5), Some(10), Some(6), Some("6 of 5 prompt tokens")),
+        ] {
+            let found = implausible_usage(10, prompt, output, cached);
+            let fits = match (&found, problem) {
+                (Some(found), Some(problem)) => found.contains(problem),
+                (found, problem) => found.is_none() && problem.is_none(),
+            };
+            assert!(fits, "{found:?}, not {problem:?}");
+        }
+    }
+
+    #[test]
+    fn arrivals_are_seeded_and_exponential() {
+        let gaps = poisson_gaps_s(1, "rate-5", 5.0, 20_001);
+        assert_eq!(gaps, poisson_gaps_s(1, "rate-5", 5.0, 20_001));
+        assert_ne!(gaps, poisson_gaps_s(2, "rate-5", 5.0, 20_001));
+        assert!(gaps[0].abs() < f64::EPSILON);
+        // What the seed has always given: records are reproduced from it.
+        let first = [gaps[1], gaps[2]].map(|gap| format!("{gap:.12}"));
+        assert_eq!(first, ["0.411215854163", "0.151220666432"]);
+        let gaps = &gaps[1..];
+        let mean = gaps.iter().sum::<f64>() / gaps.len() as f64;
+        let variance = gaps.iter().map(|gap| (gap - mean).powi(2)).sum::<f64>() / gaps.len() as f64;
+        // Mean 1/5, standard deviation the same: 3 % is over four standard errors.
+        assert!((mean - 0.2).abs() < 0.006, "{mean}");
+        assert!((variance.sqrt() - 0.2).abs() < 0.012, "{variance}");
+    }
+}

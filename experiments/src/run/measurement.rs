@@ -1,0 +1,137 @@
+//! The middle of a run: all cases sent, every row on disk, and what can be said of them.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use records::run_folder::RunRecord;
+use tokio::sync::mpsc;
+use tokio::task::{JoinError, JoinSet};
+
+use crate::load::prompts::PromptSet;
+use crate::load::{Company, RequestRow, RunClock, Target, run_case};
+use crate::record::machine_load::LoadWatch;
+use crate::record::summary::Summary;
+use crate::run::progress::Progress;
+use crate::spec::Experiment;
+use crate::spec::workload::Case;
+
+/// Runs the rounds one after the other; every row is in the record before the next is awaited.
+pub async fn run_cases(
+    experiment: &Experiment,
+    target: &Target,
+    prompts: &PromptSet,
+    seed: u64,
+    clock: RunClock,
+    record: &mut RunRecord,
+    load_watch: &mut LoadWatch,
+) -> Result<Vec<RequestRow>> {
+    let mut all = Vec::new();
+    for round in experiment.workload.rounds() {
+        let name = round[0].round.as_ref().unwrap_or(&round[0].name);
+        let n_requests = round.iter().map(|case| u64::from(case.n_requests)).sum();
+        let progress = Progress::bar(name, n_requests);
+        let (sender, mut rows) = mpsc::unbounded_channel();
+        let began = load_watch.begin(clock.now_s());
+        let send = async {
+            let company = Arc::new(Company::of(round.len()));
+            let mut cases = JoinSet::new();
+            for case in round.clone() {
+                let (target, prompts) = (target.clone(), prompts.clone());
+                let (sender, company) = (sender.clone(), Arc::clone(&company));
+                cases.spawn(async move {
+                    run_case(&target, &case, &prompts, seed, clock, &sender, &company).await
+                });
+            }
+            drop(sender);
+            join_cases(cases).await
+        };
+        let mut n_failed = 0;
+        let receive = async {
+            while let Some(row) = rows.recv().await {
+                record.append_request(&row)?;
+                if is_asked_for(&row, &round) {
+                    n_failed += usize::from(row.error.is_some());
+                    progress.advance(row.error.clone().unwrap_or_default());
+                }
+                all.push(row);
+            }
+            anyhow::Ok(())
+        };
+        tokio::try_join!(send, receive)?;
+        let cases = round.iter().map(|case| case.name.clone()).collect();
+        load_watch.end(cases, began, clock.now_s())?;
+        progress.finish(&format!("{n_requests} requests, {n_failed} failed"));
+    }
+    Ok(all)
+}
+
+/// Rows that were lost with a panic would be missing unnoticed: it ends the run.
+async fn join_cases(mut cases: JoinSet<Result<(), JoinError>>) -> Result<()> {
+    while let Some(ended) = cases.join_next().await {
+        ended.and_then(|case| case).context("a case of the load")?;
+    }
+    Ok(())
+}
+
+/// Unlike those that a case sends to keep others company.
+fn is_asked_for(row: &RequestRow, round: &[Case]) -> bool {
+    round
+        .iter()
+        .any(|case| case.name == row.case && case.warmup == row.warmup)
+}
+
+/// What a finished run says about itself: an error if a case has nothing to show, a remark if
+/// something went wrong on the way.
+pub fn judge(summary: &Summary, rows: &[RequestRow], ignore_eos: bool) -> Result<Option<String>> {
+    let measured: Vec<&RequestRow> = rows.iter().filter(|row| !row.warmup).collect();
+    let first_error = measured
+        .iter()
+        .find_map(|row| row.error.as_deref())
+        .unwrap_or("no error was reported");
+    if let Some(case) = summary.cases.iter().find(|case| case.completed == 0) {
+        bail!(
+            "no request of case {} succeeded: {first_error}",
+            case.case.name
+        );
+    }
+    let mut remarks = Vec::new();
+    let n_failed = measured.iter().filter(|row| row.error.is_some()).count();
+    if n_failed > 0 {
+        remarks.push(format!(
+            "{n_failed} of {} requests failed: {first_error}",
+            measured.len()
+        ));
+    }
+    let is_odd = |row: &&&RequestRow| {
+        row.error.is_none() && row.output_tokens != Some(u64::from(row.max_tokens))
+    };
+    let n_odd = measured.iter().filter(is_odd).count();
+    if ignore_eos && n_odd > 0 {
+        remarks.push(format!(
+            "{n_odd} of {} requests did not return the tokens asked for",
+            measured.len()
+        ));
+    }
+    Ok((!remarks.is_empty()).then(|| remarks.join("; ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_in_a_case_is_an_error_and_ends_the_others() {
+        let mut cases = JoinSet::new();
+        cases.spawn(std::future::pending());
+        cases.spawn(async { panic!("a case panics") });
+        let error = join_cases(cases).await.expect_err("a panic");
+        assert!(format!("{error:#}").contains("panicked"), "{error:#}");
+        // One of its requests.
+        let mut cases = JoinSet::new();
+        cases.spawn(async { tokio::spawn(async { panic!("a request panics") }).await });
+        assert!(join_cases(cases).await.is_err());
+        let mut cases = JoinSet::new();
+        cases.spawn(async { Ok(()) });
+        assert!(join_cases(cases).await.is_ok());
+    }
+}

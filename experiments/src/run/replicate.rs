@@ -1,0 +1,417 @@
+//! One run: a server start, the workload, a record of it.
+//!
+//! The order of things is [`run_replicate`]'s: record → server → health → warm-up and cases →
+//! summary → server stopped → status. Whatever goes wrong in between (an error, Ctrl-C), the
+//! last two steps still happen.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use records::manifest::{Hashes, Manifest, ModelUsed};
+use records::run_folder;
+use records::run_folder::{JsonLines, RunRecord};
+use records::status::RunStatus;
+use records::utc;
+use tokio::time::{sleep, timeout};
+
+use crate::load::prompts::{self, PromptSet};
+use crate::load::{BaseUrl, HttpError, RunClock, Target};
+use crate::record::machine_load::LoadWatch;
+use crate::record::sampler::Sampler;
+use crate::record::summary::Summary;
+use crate::run::campaign::{Campaign, ServerSource, UNREACHABLE_LIMIT};
+use crate::run::interrupts::Interrupts;
+use crate::run::measurement::{judge, run_cases};
+use crate::run::progress::Progress;
+use crate::run::served_model::{self, take_in_model};
+use crate::run::server_process::{ServerConfig, ServerProcess, listening_port, log_tail};
+use crate::run::supervise::Ending;
+use crate::spec::Experiment;
+use crate::terminal::{in_one_line, note, say};
+
+const HEALTH_POLL: Duration = Duration::from_millis(100);
+const HEALTH_LIMIT: Duration = Duration::from_secs(10);
+/// The wall clock may differ so much from the monotonic one over a run without a remark.
+const CLOCK_TOLERANCE_S: f64 = 2.0;
+/// Requests that fail because the server has died can be over before its end is noticed.
+const EXIT_NOTICE: Duration = Duration::from_millis(500);
+const SERVER_ENDED: &str = "the server ended during the run";
+const LOG_LINES_SHOWN: usize = 12;
+
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RunEnd {
+    pub run_id: String,
+    pub dir: PathBuf,
+    pub status: RunStatus,
+    pub reason: Option<String>,
+    pub interrupted: bool,
+}
+
+/// Runs one replicate. An `Err` means that not even a record could be made or finished.
+pub async fn run_replicate(
+    campaign: &Campaign,
+    experiment: &Experiment,
+    prompts: &PromptSet,
+    replicate: u32,
+    interrupts: &mut Interrupts,
+) -> Result<RunEnd> {
+    let started_unix_s = utc::now_unix_s();
+    let started = Instant::now();
+    let salt = format!(
+        "{} {} {replicate} {:?}",
+        campaign.id,
+        experiment.name,
+        std::time::SystemTime::now()
+    );
+    let run_id = run_folder::run_id(
+        started_unix_s,
+        &experiment.name,
+        &campaign.environment.host,
+        &salt,
+    );
+    let mut record = RunRecord::create(&campaign.runs_dir, &run_id)?;
+    note!(
+        "{} replicate {replicate} → {}",
+        experiment.name,
+        campaign.repository.relative(record.dir()).display()
+    );
+
+    let mut run = Run {
+        campaign,
+        experiment,
+        prompts,
+        replicate,
+        run_id: &run_id,
+        started_unix_s,
+        server: None,
+    };
+    let mut interrupted = false;
+    let outcome = tokio::select! {
+        outcome = run.measure(&mut record) => outcome,
+        name = interrupts.next() => {
+            interrupted = true;
+            Err(anyhow::anyhow!("interrupted ({name})"))
+        }
+    };
+    if let Some(server) = run.server.take() {
+        let progress = Progress::spinner("stop the server");
+        server.stop();
+        progress.finish("stopped");
+    }
+    let (status, reason) = match outcome {
+        Ok(remark) => {
+            let shift = clock_remark(
+                started_unix_s,
+                utc::now_unix_s(),
+                started.elapsed().as_secs_f64(),
+            );
+            let remarks: Vec<String> = remark.into_iter().chain(shift).collect();
+            (
+                RunStatus::Complete,
+                (!remarks.is_empty()).then(|| remarks.join("; ")),
+            )
+        }
+        Err(error) => (RunStatus::Failed, Some(in_one_line(&error))),
+    };
+    let dir = record.dir().to_path_buf();
+    record.finish(status, reason.clone())?;
+    Ok(RunEnd {
+        run_id,
+        dir,
+        status,
+        reason,
+        interrupted,
+    })
+}
+
+/// The clock was set while the run went on: its times of day are of no use, its durations are.
+fn clock_remark(started_unix_s: u64, finished_unix_s: u64, took_s: f64) -> Option<String> {
+    let by_clock_s = finished_unix_s as f64 - started_unix_s as f64;
+    let shift_s = by_clock_s - took_s;
+    (shift_s.abs() > CLOCK_TOLERANCE_S).then(|| {
+        format!(
+            "the machine's clock was set by {shift_s:+.0} s during the run; its durations are not affected"
+        )
+    })
+}
+
+#[expect(
+    clippy::struct_field_names,
+    reason = "`run_id` is the record's name for it"
+)]
+struct Run<'a> {
+    campaign: &'a Campaign,
+    experiment: &'a Experiment,
+    prompts: &'a PromptSet,
+    replicate: u32,
+    run_id: &'a str,
+    started_unix_s: u64,
+    server: Option<ServerProcess>,
+}
+
+impl Run<'_> {
+    /// Returns a remark on a run that is complete but not flawless.
+    async fn measure(&mut self, record: &mut RunRecord) -> Result<Option<String>> {
+        let clock = RunClock::start();
+        record.write_json(records::ENVIRONMENT, &self.campaign.environment)?;
+        record.write_toml(records::CONFIG, self.experiment)?;
+        if let Some(changes) = &self.campaign.sources.changes {
+            record.write_text(records::CHANGES, changes)?;
+        }
+
+        let command = match &self.campaign.source {
+            ServerSource::External { .. } => Vec::new(),
+            ServerSource::Engine { binary, .. } => serve_command(binary, self.experiment),
+        };
+        let mut manifest = self.manifest(&command);
+        record.write_json(records::MANIFEST, &manifest)?;
+        if let ServerSource::Engine { supervisor, .. } = &self.campaign.source {
+            self.server = Some(ServerProcess::start(&ServerConfig {
+                supervisor: supervisor.clone(),
+                command,
+                log: Some(record.path(records::SERVER_LOG)),
+                run_folder: Some(record.dir().to_path_buf()),
+            })?);
+        }
+        let base_url = self.wait_until_healthy(record).await?;
+
+        let asked = match &self.campaign.source {
+            ServerSource::External { model, .. } => model.as_deref(),
+            ServerSource::Engine { .. } => None,
+        };
+        let mut model_is_named = false;
+        if let Some(info) = served_model::server_info(&base_url).await? {
+            record.write_json(records::SERVER_INFO, &info)?;
+            model_is_named = take_in_model(&mut manifest, &info, asked);
+        }
+        let model_name = served_model::model_name(&base_url, asked).await?;
+        if !model_is_named {
+            manifest.model.used.clone_from(&model_name);
+        }
+        record.write_json(records::MANIFEST, &manifest)?;
+        if let Some(reason) = &manifest.model.fallback_reason {
+            note!(
+                "WARNING: {} is served instead of {}: {reason}",
+                manifest.model.used,
+                manifest.model.requested
+            );
+        }
+
+        let workload = &self.experiment.workload;
+        let target = Target {
+            base_url: base_url.clone(),
+            endpoint: workload.endpoint,
+            model: model_name,
+            temperature: workload.temperature,
+            ignore_eos: workload.ignore_eos,
+            timeout: Duration::from_secs_f64(workload.request_timeout_s),
+        };
+        let sampler = Sampler {
+            server_pid: self.server.as_ref().map(ServerProcess::pid),
+            base_url,
+            clock,
+            has_gpu: self.campaign.environment.gpu.is_some(),
+        };
+        let samples = JsonLines::create(&record.path(records::SERVER_METRICS))?;
+        let loads = JsonLines::create(&record.path(records::MACHINE_LOAD))?;
+        let mut load_watch = LoadWatch::new(sampler.server_pid, loads);
+        let log = record.path(records::SERVER_LOG);
+        let seed = self.experiment.seed.wrapping_add(u64::from(self.replicate));
+        let rows = tokio::select! {
+            rows = run_cases(self.experiment, &target, self.prompts, seed, clock, record, &mut load_watch) => rows?,
+            error = sampler.run(samples) => return Err(error.into()),
+            how = server_exit(self.server.as_mut()) => bail!("{SERVER_ENDED} ({how}):\n{}", log_tail(&log, LOG_LINES_SHOWN)),
+        };
+
+        if rows.iter().any(|row| row.error.is_some())
+            && let Ok(how) = timeout(EXIT_NOTICE, server_exit(self.server.as_mut())).await
+        {
+            bail!(
+                "{SERVER_ENDED} ({how}):\n{}",
+                log_tail(&log, LOG_LINES_SHOWN)
+            );
+        }
+
+        let summary = Summary::of(
+            self.run_id,
+            &workload.cases(),
+            &rows,
+            workload.goodput.as_ref(),
+        );
+        record.write_json(records::SUMMARY, &summary)?;
+        for case in &summary.cases {
+            say!("{}", case.block());
+        }
+        say!(
+            "{} replicate {} ({})\n{}",
+            self.experiment.name,
+            self.replicate,
+            manifest.model.used,
+            summary.table()
+        );
+        let remark = judge(&summary, &rows, workload.ignore_eos)?;
+        let remarks: Vec<String> = remark.into_iter().chain(load_watch.remark()).collect();
+        Ok((!remarks.is_empty()).then(|| remarks.join("; ")))
+    }
+
+    fn manifest(&self, command: &[String]) -> Manifest {
+        let external = match &self.campaign.source {
+            ServerSource::External { base_url, .. } => Some(base_url.display()),
+            ServerSource::Engine { .. } => None,
+        };
+        Manifest {
+            schema_version: records::SCHEMA_VERSION,
+            run_id: self.run_id.into(),
+            campaign: self.campaign.id.clone(),
+            experiment: self.experiment.name.clone(),
+            replicate: self.replicate,
+            quick: self.experiment.quick,
+            git: self.campaign.sources.git.clone(),
+            sha256: Hashes {
+                prompts: Some(self.prompts.sha256.clone()),
+                ..self.campaign.sources.sha256.clone()
+            },
+            model: ModelUsed {
+                requested: self.experiment.model.clone(),
+                used: self.experiment.model.clone(),
+                fallback_reason: None,
+                format: None,
+            },
+            seed: self.experiment.seed.wrapping_add(u64::from(self.replicate)),
+            generator: Some(prompts::GENERATOR.into()),
+            command: portable(command),
+            extra_flags: self.experiment.extra_flags.clone(),
+            base_url: external,
+            derived: self.experiment.derived.clone(),
+            baseline: self.experiment.baseline,
+            focus: self.experiment.focus,
+            started_utc: utc::rfc3339(self.started_unix_s),
+        }
+    }
+
+    /// Returns where the server is.
+    async fn wait_until_healthy(&self, record: &RunRecord) -> Result<BaseUrl> {
+        let log = record.path(records::SERVER_LOG);
+        let is_ours = self.server.is_some();
+        let progress = Progress::spinner(if is_ours {
+            "start the server"
+        } else {
+            "wait for the server"
+        });
+        let deadline = Instant::now() + self.campaign.start_limit;
+        let base_url = match &self.campaign.source {
+            ServerSource::External { base_url, .. } => base_url.clone(),
+            ServerSource::Engine { .. } => loop {
+                if let Some(port) = listening_port(&log) {
+                    break BaseUrl::loopback(port);
+                }
+                self.check_runs(&log)?;
+                if Instant::now() >= deadline {
+                    bail!(
+                        "the server is not healthy after {} s: it does not say where it listens",
+                        self.campaign.start_limit.as_secs()
+                    );
+                }
+                progress.tell(log_tail(&log, 1));
+                sleep(HEALTH_POLL).await;
+            },
+        };
+        let mut unreachable_since: Option<Instant> = None;
+        loop {
+            let last = match base_url.get_root("/health", HEALTH_LIMIT).await {
+                Ok(_) => {
+                    progress.finish("healthy");
+                    return Ok(base_url);
+                }
+                // It answers, but has no such page.
+                Err(HttpError::Status {
+                    status: 404 | 405, ..
+                }) if !is_ours => {
+                    progress.finish("there, without /health");
+                    return Ok(base_url);
+                }
+                Err(last) => last,
+            };
+            if matches!(last, HttpError::Connect { .. }) && !is_ours {
+                let since = unreachable_since.get_or_insert_with(Instant::now);
+                if since.elapsed() >= UNREACHABLE_LIMIT {
+                    bail!("{last}");
+                }
+            } else {
+                unreachable_since = None;
+            }
+            self.check_runs(&log)?;
+            if Instant::now() >= deadline {
+                bail!(
+                    "the server is not healthy after {} s: {last}",
+                    self.campaign.start_limit.as_secs()
+                );
+            }
+            progress.tell(log_tail(&log, 1));
+            sleep(HEALTH_POLL).await;
+        }
+    }
+
+    /// Of a server that is starting.
+    fn check_runs(&self, log: &Path) -> Result<()> {
+        if let Some(how) = self.server.as_ref().and_then(ServerProcess::exited) {
+            bail!(
+                "the server ended before it was healthy ({how}):\n{}",
+                log_tail(log, LOG_LINES_SHOWN)
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Resolves once the server has ended; never for an external one.
+async fn server_exit(server: Option<&mut ServerProcess>) -> Ending {
+    match server {
+        Some(server) => server.ended().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The command as it is recorded: where this machine keeps the program says nothing of the run.
+fn portable(command: &[String]) -> Vec<String> {
+    let mut command = command.to_vec();
+    if let Some(program) = command.first_mut()
+        && let Some(name) = Path::new(program.as_str()).file_name()
+    {
+        *program = name.to_string_lossy().into_owned();
+    }
+    command
+}
+
+/// With port 0: the server takes a free one and says which.
+fn serve_command(binary: &Path, experiment: &Experiment) -> Vec<String> {
+    let mut command = vec![binary.to_string_lossy().into_owned(), "serve".into()];
+    if experiment.models.is_empty() {
+        command.extend(["--model-path".into(), experiment.model.clone()]);
+    }
+    command.extend(["--host", "127.0.0.1", "--port", "0"].map(String::from));
+    command.extend(experiment.flags.to_args());
+    // What stands behind a model is its own.
+    for model in &experiment.models {
+        command.extend(["--model-path".into(), model.model.clone()]);
+        command.extend(["--served-model-name".into(), model.name.clone()]);
+        command.extend(model.flags.to_args());
+    }
+    command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_was_set_is_remarked() {
+        assert_eq!(clock_remark(1_000, 1_060, 59.2), None);
+        let back = clock_remark(1_000, 400, 60.0).expect("a remark");
+        assert!(back.contains("set by -660 s"), "{back}");
+        let ahead = clock_remark(1_000, 87_460, 60.0).expect("a remark");
+        assert!(ahead.contains("set by +86400 s"), "{ahead}");
+    }
+}
