@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use duct::cmd;
 
 use crate::test::{TestCounts, run_and_count};
-use crate::{cargo, deny, feature_union, kernels, source_index};
+use crate::{cargo, deny, docs, feature_union, kernels, readme, source_index};
 
 /// A model that needs no download.
 const SMOKE_MODEL: &str = "synthetic:tiny-qwen3";
@@ -21,6 +21,10 @@ pub fn run() -> Result<ExitCode> {
     let root = cargo::root()?;
     let mut counts = TestCounts::default();
     step("format", || run_cargo(&root, &["fmt", "--all", "--check"]))?;
+    step("texts", || {
+        docs::check(&root)?;
+        readme::check(&root)
+    })?;
     step("indexes", || {
         source_index::check_kernels(&root)?;
         source_index::check_flags(&root)
@@ -43,6 +47,7 @@ pub fn run() -> Result<ExitCode> {
             ],
         )
     })?;
+    step("documentation", || document(&root))?;
     step("tests", || {
         counts = run_and_count(&[])?;
         if counts.succeeded {
@@ -76,6 +81,21 @@ fn run_cargo(root: &Path, args: &[&str]) -> Result<()> {
     } else {
         bail!("cargo {} failed ({status})", args.join(" "))
     }
+}
+
+/// Doc comments have no broken link; their examples run with the tests.
+fn document(root: &Path) -> Result<()> {
+    let status = cmd!("cargo", "doc", "--workspace", "--no-deps")
+        .dir(root)
+        .env("RUSTDOCFLAGS", "-D warnings")
+        .unchecked()
+        .run()
+        .context("cargo cannot be started")?
+        .status;
+    if !status.success() {
+        bail!("cargo doc failed ({status})");
+    }
+    Ok(())
 }
 
 /// Serve, load, record, report: into a scratch folder, so that the tree stays clean.

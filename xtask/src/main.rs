@@ -10,6 +10,7 @@ mod clean;
 mod clients;
 mod compare;
 mod deny;
+mod docs;
 mod exp;
 mod experiments;
 mod feature_union;
@@ -21,6 +22,7 @@ mod model;
 mod monitoring;
 mod passed_on;
 mod poison;
+mod readme;
 mod redis;
 mod report;
 mod served;
@@ -75,6 +77,8 @@ enum Recipe {
     Seal(PassedOn),
     /// Aggregate the runs and render the Korean reports (arguments go to `reports`)
     Report(PassedOn),
+    /// Render the README's table and chart from the records
+    Readme(readme::ReadmeArgs),
     /// Lay two runs or experiments side by side: cargo xtask compare baseline balanced-v2
     Compare(PassedOn),
     /// Benchmark the kernels (arguments go to `cargo bench`)
@@ -99,7 +103,7 @@ enum Recipe {
     Clients(clients::ClientsArgs),
     /// Users who stream while others send what breaks servers, on the CPU
     Poison(poison::PoisonArgs),
-    /// Format, indexes, dependencies, lints, tests, the smoke experiment
+    /// Format, texts, indexes, dependencies, lints, documentation, tests, the smoke experiment
     Ci,
 }
 
@@ -156,6 +160,7 @@ fn dispatch(recipe: Option<Recipe>) -> Result<ExitCode> {
         Some(Recipe::Import(args)) => experiments::import(&args),
         Some(Recipe::Seal(args)) => experiments::seal(&args),
         Some(Recipe::Report(args)) => report::run(&args),
+        Some(Recipe::Readme(args)) => readme::run(&args),
         Some(Recipe::Compare(args)) => compare::run(&args),
         Some(Recipe::Bench(args)) => bench::run(&args),
         Some(Recipe::Build(args)) => build::run(&args),
