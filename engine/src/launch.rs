@@ -148,6 +148,10 @@ impl From<&HttpConfig> for AskLimits {
 
 /// Everything from the command line to a model that takes requests, and shares `devices` with
 /// others. `typed` and `flags` go into the record.
+///
+/// # Errors
+///
+/// If the model cannot be found, read or held in the device's memory, or a flag does not fit it.
 pub fn launch(
     typed: &EngineArgs,
     config: &EngineConfig,

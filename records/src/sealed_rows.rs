@@ -48,6 +48,20 @@ pub fn encode(run_id: &str, file: &str, bytes: &[u8], out: &mut String) {
 }
 
 /// What is wrong is named with its line.
+///
+/// ```
+/// use records::sealed_rows::{decode, encode};
+///
+/// let mut sealed = String::new();
+/// encode("run-1", "requests.jsonl", b"{\"index\":0}\n", &mut sealed);
+/// let files = decode(&sealed)?;
+/// assert_eq!(files["run-1"]["requests.jsonl"], b"{\"index\":0}\n");
+/// # Ok::<(), String>(())
+/// ```
+///
+/// # Errors
+///
+/// If the text is not what [`encode`] writes.
 pub fn decode(text: &str) -> Result<FilesOfRuns, String> {
     let mut files = FilesOfRuns::new();
     for (index, line) in text.lines().enumerate() {

@@ -74,6 +74,10 @@ impl Store {
     /// The one run that `typed` names: its id, a part of it that fits one run only, a run folder, or
     /// `campaign#arm/round`, of which campaign and arm may be parts, too; the campaign may be a folder
     /// that lies elsewhere.
+    ///
+    /// # Errors
+    ///
+    /// If no run or more than one is named so, or a place cannot be read.
     pub fn find(&self, typed: &str) -> Result<StoredRun, RecordError> {
         let path = Path::new(typed);
         if path.join(MANIFEST).is_file() {

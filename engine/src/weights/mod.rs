@@ -275,6 +275,10 @@ fn still_whole(path: &Path, map: &MappedFile) -> Result<(), WeightError> {
 }
 
 /// Opens a resolved model. `seed` matters for random weights alone.
+///
+/// # Errors
+///
+/// If a file cannot be read or mapped, is no checkpoint of the asked format, or lacks a tensor.
 pub fn open(
     model: &ResolvedModel,
     load_format: LoadFormat,
