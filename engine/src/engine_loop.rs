@@ -89,6 +89,10 @@ pub enum StartError {
 }
 
 /// Starts the engine thread of a model that has its device to itself.
+///
+/// # Errors
+///
+/// If the executor's pool is smaller than the scheduler's, or the thread cannot be started.
 pub fn start(
     executor: Box<dyn Executor>,
     config: EngineLoopConfig,

@@ -178,6 +178,10 @@ impl From<&HttpConfig> for AskLimits {
 
 /// Starts a model from its configuration; it shares `devices` with others. `typed` and `flags` are
 /// part of the record.
+///
+/// # Errors
+///
+/// If the model cannot be found, read or held in the device's memory, or a flag does not fit it.
 pub fn launch(
     typed: &EngineArgs,
     config: &EngineConfig,

@@ -1,6 +1,29 @@
 //! Compute kernels: one folder for each op, with its shape checks, a plain Rust reference and the
 //! fast versions that are tested against it.
 //!
+//! A fast version and its reference:
+//!
+//! ```
+//! use kernels::Isa;
+//! use kernels::pool::WorkerPool;
+//! use kernels::rms_norm;
+//!
+//! # fn main() -> Result<(), kernels::KernelError> {
+//! let (x, weight) = ([3.0, 4.0, 0.0, 5.0], [1.0, 2.0]);
+//! let mut y = [0.0; 4];
+//! let mut pool = WorkerPool::new(1)?;
+//! rms_norm::forward(&mut pool, Isa::detect(), &x, &weight, 1e-6, &mut y)?;
+//! for (row, y) in x.chunks(2).zip(y.chunks(2)) {
+//!     let expected = rms_norm::reference::forward(row, &weight, 1e-6);
+//!     assert!(y.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-5));
+//! }
+//!
+//! let wrong_shape = rms_norm::forward(&mut pool, Isa::detect(), &x, &[1.0; 3], 1e-6, &mut y);
+//! assert!(wrong_shape.is_err());
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! This is the only crate of the workspace with `unsafe` in it. Everything public is safe: a
 //! launcher checks its shapes and returns a [`KernelError`] instead of reading out of bounds.
 

@@ -29,6 +29,13 @@ pub fn digest_of_file(path: &Path) -> io::Result<String> {
     Ok(hex(&hash.finalize()))
 }
 
+/// SHA-256 in hexadecimal.
+///
+/// ```
+/// let empty = records::digests::digest_of_bytes(b"");
+/// assert!(empty.starts_with("e3b0c44298fc1c149afbf4c8996fb924"));
+/// assert_eq!(empty.len(), 64);
+/// ```
 pub fn digest_of_bytes(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }

@@ -4,6 +4,14 @@
 //! moving white space does not.
 
 /// `text` on one line. Expects valid JSON.
+///
+/// ```
+/// use records::json_text::{indented, minified};
+///
+/// let written = "{\n  \"ttft_ms\": 1.10,\n  \"note\": \"a b\"\n}\n";
+/// assert_eq!(minified(written), r#"{"ttft_ms":1.10,"note":"a b"}"#);
+/// assert_eq!(indented(&minified(written)), written);
+/// ```
 pub fn minified(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut strings = Strings::default();

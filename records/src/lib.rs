@@ -15,6 +15,32 @@
 //! - [`imported`]: tables of figures that others measured.
 //! - [`export`]: what all exports of a run share.
 //!
+//! A run folder is written while its server runs, and vouches for its files when it is finished:
+//!
+//! ```
+//! use records::run_folder::{RunRecord, run_id};
+//! use records::status::{RunStatus, Status};
+//! use records::store::Store;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let runs = std::env::temp_dir().join(format!("records-example-{}", std::process::id()));
+//! let id = run_id(1_700_000_000, "01-baseline", "my host", "salt");
+//! assert!(id.starts_with("20231114T221320Z_01-baseline_my-host_"));
+//!
+//! let record = RunRecord::create(&runs, &id)?;
+//! record.write_text("server.log", "listening")?;
+//! record.finish(RunStatus::Complete, None)?;
+//! assert!(RunRecord::create(&runs, &id).is_err(), "records are never overwritten");
+//!
+//! let found = Store::from(&runs).find("01-baseline")?;
+//! assert_eq!(found.text("server.log")?, "listening");
+//! let status: Status = found.json(records::STATUS)?;
+//! assert_eq!(status.status, RunStatus::Complete);
+//! # std::fs::remove_dir_all(&runs)?;
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! `data/SCHEMA.md` is generated from these types (`UPDATE_SCHEMA=1 cargo test -p records schema`).
 //! Deliberately absent: measuring, statistics of samples, an async runtime.
 

@@ -52,6 +52,10 @@ pub struct RunRecord {
 
 impl RunRecord {
     /// Creates the folder and marks it as running. An existing folder is an error.
+    ///
+    /// # Errors
+    ///
+    /// If the folder exists already, or cannot be made.
     pub fn create(runs_dir: &Path, run_id: &str) -> Result<Self, RecordError> {
         fs::create_dir_all(runs_dir).map_err(|source| RecordError::Io {
             path: runs_dir.into(),

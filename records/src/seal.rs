@@ -54,6 +54,11 @@ pub fn unsealed_campaigns(runs_dir: &Path) -> Result<Vec<(String, bool)>, Record
 
 /// Seals the run folders of `campaign` into a folder below `campaigns_dir`, whose path it returns,
 /// and removes them. None of them may be running.
+///
+/// # Errors
+///
+/// If a run has no record or is running, the campaign folder exists, or what was written differs
+/// from the run folders.
 pub fn seal(
     runs_dir: &Path,
     campaigns_dir: &Path,

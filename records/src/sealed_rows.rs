@@ -49,6 +49,20 @@ pub fn encode(run_id: &str, file: &str, bytes: &[u8], out: &mut String) {
 }
 
 /// An error names the line.
+///
+/// ```
+/// use records::sealed_rows::{decode, encode};
+///
+/// let mut sealed = String::new();
+/// encode("run-1", "requests.jsonl", b"{\"index\":0}\n", &mut sealed);
+/// let files = decode(&sealed)?;
+/// assert_eq!(files["run-1"]["requests.jsonl"], b"{\"index\":0}\n");
+/// # Ok::<(), String>(())
+/// ```
+///
+/// # Errors
+///
+/// If the text is not what [`encode`] writes.
 pub fn decode(text: &str) -> Result<FilesOfRuns, String> {
     let mut files = FilesOfRuns::new();
     for (index, line) in text.lines().enumerate() {

@@ -74,6 +74,10 @@ impl Store {
     /// The run that `typed` refers to: its id, a part of it that matches only one run, a run
     /// folder, or `campaign#arm/round`, where campaign and arm may be abbreviated too; the campaign
     /// may be a folder elsewhere.
+    ///
+    /// # Errors
+    ///
+    /// If no run or more than one is named so, or a place cannot be read.
     pub fn find(&self, typed: &str) -> Result<StoredRun, RecordError> {
         let path = Path::new(typed);
         if path.join(MANIFEST).is_file() {

@@ -13,7 +13,8 @@ use duct::cmd;
 
 use crate::test::{TestCounts, run_and_count};
 use crate::{
-    cargo, crates_apart, deny, feature_union, kernels, layers, machete, source_index, words,
+    cargo, crates_apart, deny, docs, feature_union, kernels, layers, machete, readme, source_index,
+    words,
 };
 
 /// A model that needs no download.
@@ -23,6 +24,10 @@ pub fn run() -> Result<ExitCode> {
     let root = cargo::root()?;
     let mut counts = TestCounts::default();
     step("format", || run_cargo(&root, &["fmt", "--all", "--check"]))?;
+    step("texts", || {
+        docs::check(&root)?;
+        readme::check(&root)
+    })?;
     step("indexes", || {
         source_index::check_kernels(&root)?;
         source_index::check_flags(&root)?;
@@ -51,6 +56,7 @@ pub fn run() -> Result<ExitCode> {
             ],
         )
     })?;
+    step("documentation", || document(&root))?;
     step("tests", || {
         counts = run_and_count(&[])?;
         if counts.succeeded {
@@ -84,6 +90,21 @@ fn run_cargo(root: &Path, args: &[&str]) -> Result<()> {
     } else {
         bail!("cargo {} failed ({status})", args.join(" "))
     }
+}
+
+/// Doc comments have no broken link; their examples run with the tests.
+fn document(root: &Path) -> Result<()> {
+    let status = cmd!("cargo", "doc", "--workspace", "--no-deps")
+        .dir(root)
+        .env("RUSTDOCFLAGS", "-D warnings")
+        .unchecked()
+        .run()
+        .context("cargo cannot be started")?
+        .status;
+    if !status.success() {
+        bail!("cargo doc failed ({status})");
+    }
+    Ok(())
 }
 
 /// Serve, load, record, report: into a scratch folder, so that the tree stays clean.

@@ -11,6 +11,7 @@ mod clients;
 mod compare;
 mod crates_apart;
 mod deny;
+mod docs;
 mod exp;
 mod experiments;
 mod feature_union;
@@ -24,6 +25,7 @@ mod machete;
 mod model;
 mod monitoring;
 mod poison;
+mod readme;
 mod redis;
 mod report;
 mod served;
@@ -87,6 +89,8 @@ enum Recipe {
     Seal(TrailingArgs),
     /// Aggregate the runs and render the Korean reports (arguments go to `reports`)
     Report(TrailingArgs),
+    /// Render the README's table and chart from the records
+    Readme(readme::ReadmeArgs),
     /// Compare two runs or experiments: cargo xtask compare baseline balanced-v2
     Compare(TrailingArgs),
     /// Benchmark the kernels (arguments go to `cargo bench`)
@@ -114,7 +118,8 @@ enum Recipe {
     Poison(poison::PoisonArgs),
     /// Check the words of code, comments and documents against xtask/words.toml
     Words(words::WordsArgs),
-    /// Format, indexes, dependencies, lints, tests, the smoke experiment
+    /// Format, texts, indexes, words, layers, dependencies, lints, documentation, tests, the smoke
+    /// experiment
     Ci,
 }
 
@@ -172,6 +177,7 @@ fn dispatch(recipe: Option<Recipe>) -> Result<ExitCode> {
         Some(Recipe::Import(args)) => experiments::import(&args),
         Some(Recipe::Seal(args)) => experiments::seal(&args),
         Some(Recipe::Report(args)) => report::run(&args),
+        Some(Recipe::Readme(args)) => readme::run(&args),
         Some(Recipe::Compare(args)) => compare::run(&args),
         Some(Recipe::Bench(args)) => bench::run(&args),
         Some(Recipe::Build(args)) => build::run(&args),

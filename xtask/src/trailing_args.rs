@@ -46,7 +46,9 @@ mod tests {
     fn a_value_is_found_in_both_spellings_and_not_among_the_engines_flags() {
         let value = |args: &[&str]| {
             let args = args.iter().map(ToString::to_string).collect();
-            TrailingArgs { args }.value_of("--runs-dir").map(String::from)
+            TrailingArgs { args }
+                .value_of("--runs-dir")
+                .map(String::from)
         };
         assert_eq!(value(&["full", "--runs-dir", "a"]), Some("a".into()));
         assert_eq!(value(&["--runs-dir=a", "full"]), Some("a".into()));

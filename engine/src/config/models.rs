@@ -86,6 +86,24 @@ struct Section {
 
 impl ServePlan {
     /// Parses the arguments after `engine serve`.
+    ///
+    /// ```
+    /// use engine::config::ServePlan;
+    ///
+    /// let line = "--port 8000 --model-path synthetic:tiny-qwen3 --mem-fraction-static 0.5";
+    /// let typed: Vec<String> = line.split(' ').map(str::to_owned).collect();
+    /// let plan = ServePlan::read(&typed)?;
+    /// assert_eq!(plan.http.port, 8000);
+    /// assert_eq!(plan.models.len(), 1);
+    ///
+    /// let refused = ServePlan::read(&["--prot".to_owned(), "8000".to_owned()]);
+    /// assert!(refused.unwrap_err().to_string().contains("--prot"));
+    /// # Ok::<(), engine::config::PlanError>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// If a flag is unknown or has a value outside its limits, or the file of `--config` cannot be read.
     pub fn read(args: &[String]) -> Result<Self, PlanError> {
         let args = &in_our_flags(args)?;
         let whole = parse(args)?;

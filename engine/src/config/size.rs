@@ -2,6 +2,18 @@
 
 /// Bytes of `text`. Units are case-insensitive; `GiB` is 1024³ and `GB` is 1000³. The error is
 /// suitable for the command line.
+///
+/// ```
+/// use engine::config::size::parse_bytes;
+///
+/// assert_eq!(parse_bytes("512MiB"), Ok(512 << 20));
+/// assert_eq!(parse_bytes("24 gb"), Ok(24_000_000_000));
+/// assert!(parse_bytes("31.4").is_err());
+/// ```
+///
+/// # Errors
+///
+/// If the number is none, its unit is unknown, or a fraction has no unit.
 pub fn parse_bytes(text: &str) -> Result<u64, String> {
     let trimmed = text.trim();
     let n_digits = trimmed

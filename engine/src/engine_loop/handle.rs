@@ -142,6 +142,10 @@ impl EngineHandle {
 
     /// Queues a request that has just come. `request.id` should come from
     /// [`Self::next_request_id`].
+    ///
+    /// # Errors
+    ///
+    /// If too many requests wait, or the engine is stopping, suspended or has died.
     pub fn submit(&self, request: Request) -> Result<RequestStream, SubmitError> {
         self.submit_received(request, Instant::now())
     }

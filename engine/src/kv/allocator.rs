@@ -108,6 +108,24 @@ impl PageAllocator {
 
     /// Gives an empty `table` the pages of `prefix` that are cached on the device, and returns the
     /// number of tokens in them.
+    ///
+    /// ```
+    /// use engine::kv::prefix::chain_hashes;
+    /// use engine::kv::{PAGE_TOKENS, PageAllocator, PageTable, Prefix};
+    ///
+    /// let mut pages = PageAllocator::new(8, true);
+    /// let prompt: Vec<u32> = (0..2 * PAGE_TOKENS as u32).collect();
+    /// let hashes = chain_hashes(&prompt);
+    /// let prefix = Prefix { hashes: &hashes, tokens: &prompt };
+    ///
+    /// let mut first = PageTable::default();
+    /// assert!(pages.grow(&mut first, prompt.len()));
+    /// pages.keep(&mut first, prefix); // its KV is computed
+    ///
+    /// let mut second = PageTable::default();
+    /// assert_eq!(pages.share(&mut second, prefix), prompt.len());
+    /// assert_eq!(second.as_slice(), first.as_slice());
+    /// ```
     pub fn share(&mut self, table: &mut PageTable, prefix: Prefix<'_>) -> usize {
         self.hold(Tier::Device, table, prefix)
     }

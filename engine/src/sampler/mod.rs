@@ -76,6 +76,35 @@ pub enum SamplerError {
 /// `logits`: `[n_vocab]` f32, of the row's last token; -inf masks a token, NaN and +inf are errors.
 /// `step_in_call` is the number of tokens that this call of the executor has already generated for
 /// the row, and `extra_history` has them (if penalties need history).
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use engine::sampler::SampleSpec;
+/// use engine::request::SamplingParams;
+/// use engine::sampler::sample;
+///
+/// let spec = |params| SampleSpec {
+///     params: Arc::new(params),
+///     output_index: 0,
+///     history: Vec::new(),
+///     n_prompt: 0,
+/// };
+/// let logits = [0.5, 2.0, -1.0];
+/// let greedy = sample(&logits, &spec(SamplingParams::default()), 0, &[])?;
+/// assert_eq!(greedy.token, 1);
+///
+/// // The draw depends on the seed and the position alone.
+/// let drawn = SamplingParams { temperature: 1.0, seed: 7, ..SamplingParams::default() };
+/// let first = sample(&logits, &spec(drawn.clone()), 0, &[])?;
+/// assert_eq!(first, sample(&logits, &spec(drawn), 0, &[])?);
+/// assert!(sample(&[f32::NAN], &spec(SamplingParams::default()), 0, &[]).is_err());
+/// # Ok::<(), engine::sampler::SamplerError>(())
+/// ```
+///
+/// # Errors
+///
+/// If the logits are broken or all masked, or a parameter lies outside its range.
 pub fn sample(
     logits: &[f32],
     spec: &SampleSpec,

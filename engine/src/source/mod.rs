@@ -143,6 +143,21 @@ impl SourceError {
 impl ModelSource {
     /// Parses a model source. A path must exist; text that looks like a path but does not exist is
     /// an error rather than a hub id.
+    ///
+    /// ```
+    /// use engine::source::ModelSource;
+    ///
+    /// let model = ModelSource::parse("Qwen/Qwen3-32B-AWQ")?;
+    /// assert!(matches!(model, ModelSource::Hub(_)));
+    /// let model = ModelSource::parse("synthetic:tiny-qwen3")?;
+    /// assert!(matches!(model, ModelSource::Synthetic(preset) if preset.name == "tiny-qwen3"));
+    /// assert!(ModelSource::parse("./no/such/model.gguf").is_err());
+    /// # Ok::<(), engine::source::SourceError>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// If the text is a path that does not exist, or names no preset, package or repository.
     pub fn parse(text: &str) -> Result<Self, SourceError> {
         let refuse = |message: String| SourceError::Parse {
             text: text.to_string(),
@@ -185,6 +200,11 @@ impl ModelSource {
 
 /// Makes the model available locally: downloads what is missing and verifies known digests. A
 /// folder's configuration is read before its weights are downloaded or hashed.
+///
+/// # Errors
+///
+/// If a file cannot be found, fetched or written to the cache, its digest is another than the
+/// expected one, or the model's configuration is not supported.
 pub fn resolve(
     source: &ModelSource,
     cache_dir: &Path,

@@ -225,6 +225,27 @@ impl ChatTemplate {
     }
 
     /// The prompt's text. Its special tokens are written out: encode it without adding any.
+    ///
+    /// ```
+    /// use engine::text::{ChatInput, ChatTemplate};
+    /// use serde_json::json;
+    ///
+    /// let source = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>";
+    /// let template = ChatTemplate::new(&[("default".to_owned(), source.to_owned())], Vec::new());
+    /// let messages = [json!({"role": "user", "content": "Hello"})];
+    /// let input = ChatInput {
+    ///     messages: &messages,
+    ///     tools: None,
+    ///     add_generation_prompt: true,
+    ///     extra: serde_json::Map::new(),
+    /// };
+    /// assert_eq!(template.render(&input)?, "<user>Hello<assistant>");
+    /// # Ok::<(), engine::text::TextError>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// If there is no template, it does not compile, or it refuses the messages or leaves one out.
     pub fn render(&self, input: &ChatInput<'_>) -> Result<String, TextError> {
         let State::Ready {
             environment,

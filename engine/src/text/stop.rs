@@ -42,6 +42,16 @@ impl StopMatcher {
 
     /// Returns the text that can be shown now. Push `""` for a token without text, so that pushes
     /// count tokens.
+    ///
+    /// ```
+    /// use engine::text::StopMatcher;
+    ///
+    /// let mut stops = StopMatcher::new(&["END".to_owned()])?;
+    /// assert_eq!(stops.push("the E"), "the "); // "E" may begin a stop string
+    /// assert_eq!(stops.push("nd is E"), "End is ");
+    /// assert_eq!(stops.push("ND, not shown"), "");
+    /// # Ok::<(), engine::text::TextError>(())
+    /// ```
     pub fn push(&mut self, text: &str) -> String {
         let push_idx = self.n_pushes;
         self.n_pushes += 1;

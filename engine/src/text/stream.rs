@@ -56,6 +56,15 @@ impl TokenStream {
 }
 
 /// Converts bytes in arbitrary portions to text, like `String::from_utf8_lossy` on the whole.
+///
+/// ```
+/// use engine::text::stream::Utf8Stream;
+///
+/// let mut stream = Utf8Stream::default();
+/// let (first, last) = "é".as_bytes().split_at(1);
+/// assert_eq!(stream.push(first), None);
+/// assert_eq!(stream.push(last), Some("é".to_owned()));
+/// ```
 #[derive(Debug, Default)]
 pub struct Utf8Stream {
     /// The beginning of one character: at most three bytes.

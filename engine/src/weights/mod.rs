@@ -296,6 +296,10 @@ pub enum ModelFiles {
 }
 
 /// Opens a model's files. `seed` matters for random weights alone.
+///
+/// # Errors
+///
+/// If a file cannot be read or mapped, is no checkpoint of the asked format, or lacks a tensor.
 pub fn open(
     files: &ModelFiles,
     load_format: LoadFormat,

@@ -90,7 +90,7 @@ async fn special_tokens_in_a_content_are_the_tokens() {
         .expect("ids")
         .iter()
         .filter(|id| **id == json!(IM_END));
-    assert_eq!(n_ends.count(), 2, "as README says");
+    assert_eq!(n_ends.count(), 2, "as docs/api.md says");
 }
 
 fn prefilled(content: &str, fields: Value) -> Value {

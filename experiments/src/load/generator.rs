@@ -200,6 +200,16 @@ async fn join_all(mut tasks: JoinSet<()>) -> Result<(), JoinError> {
 }
 
 /// Exponential gaps of mean `1 / rate_per_s`; the first request is sent at once.
+///
+/// ```
+/// use experiments::loadgen::poisson_gaps_s;
+///
+/// let gaps_s = poisson_gaps_s(7, "rate-2", 2.0, 1_000);
+/// assert_eq!(gaps_s, poisson_gaps_s(7, "rate-2", 2.0, 1_000));
+/// assert_eq!(gaps_s[0], 0.0);
+/// let mean_s = gaps_s.iter().sum::<f64>() / 999.0;
+/// assert!((mean_s - 0.5).abs() < 0.1);
+/// ```
 pub fn poisson_gaps_s(seed: u64, case: &str, rate_per_s: f64, n_requests: usize) -> Vec<f64> {
     let mut rng = case_rng(seed, &format!("{case} arrivals"));
     // 1 - u lies in (0, 1], so that the logarithm is finite.

@@ -26,6 +26,19 @@ pub struct SseDecoder {
 
 impl SseDecoder {
     /// Feeds bytes as they arrived; returns the `data` of every event they complete.
+    ///
+    /// ```
+    /// use experiments::loadgen::sse::SseDecoder;
+    ///
+    /// let mut decoder = SseDecoder::default();
+    /// assert!(decoder.push(b"data: {\"a\"")?.is_empty());
+    /// assert_eq!(decoder.push(b": 1}\r\n\r\ndata: [DONE]\n\n")?, [r#"{"a": 1}"#, "[DONE]"]);
+    /// # Ok::<(), experiments::loadgen::sse::SseError>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// If a line is not UTF-8, or an event is too long.
     pub fn push(&mut self, bytes: &[u8]) -> Result<Vec<String>, SseError> {
         let mut events = Vec::new();
         for &byte in bytes {

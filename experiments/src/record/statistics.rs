@@ -36,6 +36,13 @@ pub fn mean(sample: &[f64]) -> Option<f64> {
 }
 
 /// `p` in 0..=100; `None` outside of it, for an empty sample, or one with NaN in it.
+///
+/// ```
+/// use experiments::statistics::percentile;
+///
+/// assert_eq!(percentile(&[4.0, 1.0, 2.0, 3.0], 50.0), Some(2.5));
+/// assert_eq!(percentile(&[], 50.0), None);
+/// ```
 pub fn percentile(sample: &[f64], p: f64) -> Option<f64> {
     if sample.is_empty() || !(0.0..=100.0).contains(&p) || sample.iter().any(|x| x.is_nan()) {
         return None;

@@ -210,6 +210,10 @@ pub const MAX_NAME_LENGTH: usize = 100;
 
 impl Experiment {
     /// Reads `dir/<name>/experiment.toml` and everything it extends.
+    ///
+    /// # Errors
+    ///
+    /// If the experiment or one that it extends is missing, or a field is unknown or out of range.
     pub fn load(dir: &Path, name: &str, overrides: &Overrides) -> Result<Self, SpecError> {
         let name = full_name(dir, name)?;
         let path = dir.join(&name).join("experiment.toml");

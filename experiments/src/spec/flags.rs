@@ -78,6 +78,26 @@ impl Flags {
     }
 
     /// Reads what was typed behind `--`: `--flag`, `--flag value…` or `--flag=value`.
+    ///
+    /// ```
+    /// use experiments::flags::{FlagError, Flags};
+    ///
+    /// let typed: Vec<String> = "--schedule-policy lof --mem-fraction-static=0.9 --enable-mixed-chunk"
+    ///     .split(' ')
+    ///     .map(str::to_owned)
+    ///     .collect();
+    /// let flags = Flags::parse(&typed)?;
+    /// assert_eq!(flags.shown("schedule-policy"), "--schedule-policy lof");
+    /// assert_eq!(flags.names().count(), 3);
+    ///
+    /// let owned = Flags::parse(&["--port".to_owned(), "80".to_owned()]);
+    /// assert!(matches!(owned, Err(FlagError::Owned { .. })));
+    /// # Ok::<(), FlagError>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// If a value comes before any flag, a name is malformed, or the runner sets the flag itself.
     pub fn parse(words: &[String]) -> Result<Self, FlagError> {
         let mut typed: Vec<(String, Vec<String>)> = Vec::new();
         for word in words {

@@ -12,6 +12,26 @@ use crate::pool::{WorkerPool, share};
 const CHAINS: usize = 12;
 
 /// Reads all of `words`, each thread its share, as whole registers.
+///
+/// ```
+/// use kernels::Isa;
+/// use kernels::pool::WorkerPool;
+/// use kernels::roofline::cpu;
+///
+/// let mut pool = WorkerPool::new(1)?;
+/// let memory = vec![1.0_f32; 1 << 16];
+/// let started = std::time::Instant::now();
+/// cpu::read(&mut pool, Isa::detect(), &memory)?;
+/// let gb_per_s = memory.len() as f64 * 4.0 / started.elapsed().as_secs_f64() / 1e9;
+/// assert!(gb_per_s > 0.0);
+/// let one = cpu::multiply_f32(&mut pool, Isa::detect(), 1)?;
+/// assert_eq!(cpu::multiply_f32(&mut pool, Isa::detect(), 3)?, 3 * one);
+/// # Ok::<(), kernels::KernelError>(())
+/// ```
+///
+/// # Errors
+///
+/// If a worker thread has died.
 pub fn read(pool: &mut WorkerPool, isa: Isa, words: &[f32]) -> Result<(), KernelError> {
     let n_threads = pool.n_threads();
     pool.run(&|thread| {

@@ -117,6 +117,21 @@ impl Rope {
     }
 
     /// Writes `cos` then `sin`, each `[head_dim / 2]`, for a position into `out: [head_dim]`.
+    ///
+    /// ```
+    /// use kernels::rope::{Rope, Scaling};
+    ///
+    /// let rope = Rope::new(4, 10_000.0, Scaling::None)?;
+    /// let mut angles = [0.0; 4];
+    /// rope.angles(0, &mut angles)?;
+    /// assert_eq!(angles, [1.0, 1.0, 0.0, 0.0]); // cos, cos, sin, sin
+    /// assert!(rope.angles(0, &mut [0.0; 3]).is_err());
+    /// # Ok::<(), kernels::KernelError>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// If `out` is not as long as a head.
     pub fn angles(&self, position: usize, out: &mut [f32]) -> Result<(), KernelError> {
         check_shape(OP, "length of angles", out.len(), self.head_dim)?;
         let (cos, sin) = out.split_at_mut(self.head_dim / 2);

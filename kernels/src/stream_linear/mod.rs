@@ -169,6 +169,21 @@ pub struct Layout {
 impl Layout {
     /// Errors unless the kernels can take it: k a multiple of the group, AWQ columns a multiple
     /// of 8, stacked parts (but the last) a multiple of 16, gate and up of one size.
+    ///
+    /// ```
+    /// use kernels::stream_linear::{Arrangement, Format, Layout};
+    ///
+    /// // q, k and v of Qwen3-32B in 4 bits, groups of 128.
+    /// let layout = Layout::new(Format::awq(128)?, Arrangement::Stacked, &[8192, 1024, 1024], 5120)?;
+    /// assert_eq!((layout.n(), layout.n_tiles), (10_240, 640));
+    /// assert_eq!(layout.weight_bytes(), 10_240 * 5120 / 2);
+    /// assert!(Layout::new(Format::AwqG128, Arrangement::Stacked, &[64], 100).is_err());
+    /// # Ok::<(), kernels::KernelError>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// If a size does not fit the format; the error names it and what it must be.
     pub fn new(
         format: Format,
         arrangement: Arrangement,

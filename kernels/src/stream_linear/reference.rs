@@ -202,6 +202,16 @@ pub fn unpack(layout: &Layout, part: usize, packed: &Packed, element: Element) -
 }
 
 /// A row of x in 8 bits as rounded by `quantize_rows.cu`: values, and a scale for every 128 of k.
+///
+/// ```
+/// use kernels::stream_linear::reference::quantize_row;
+///
+/// let x: Vec<f32> = (0..128).map(|i| i as f32 - 64.0).collect();
+/// let (values, scales) = quantize_row(&x);
+/// assert_eq!(scales.len(), 1);
+/// let error = |(q, x): (&i8, &f32)| (f32::from(*q) * scales[0] - x).abs();
+/// assert!(values.iter().zip(&x).map(error).all(|error| error <= scales[0]));
+/// ```
 pub fn quantize_row(x: &[f32]) -> (Vec<i8>, Vec<f32>) {
     let mut values = Vec::with_capacity(x.len());
     let mut scales = Vec::with_capacity(x.len() / 128);

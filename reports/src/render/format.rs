@@ -104,6 +104,13 @@ pub fn duration(seconds: f64, lang: Lang) -> String {
 }
 
 /// `+7.4 %`, `−3.0 %`, `0.0 %`.
+///
+/// ```
+/// use reports::render::format::{number, signed_percent};
+///
+/// assert_eq!(number(1054.13, 1), "1,054.1");
+/// assert_eq!(signed_percent(7.41), "+7.4 %");
+/// ```
 pub fn signed_percent(value: f64) -> String {
     let text = number(value, 1);
     let is_positive = value > 0.0 && text != "0.0";

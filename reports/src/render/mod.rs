@@ -137,6 +137,22 @@ impl Report {
 }
 
 /// Renders one template with the filters and parts of the reports.
+///
+/// ```
+/// use minijinja::context;
+/// use reports::lang::Lang;
+/// use reports::render::render_text;
+///
+/// let template = "{% for arm in arms %}\n- {{ arm }}\n{% endfor %}\n";
+/// let text = render_text("example", template, Lang::En, context! { arms => ["a", "b"] })?;
+/// assert_eq!(text, "- a\n- b\n");
+/// assert!(render_text("example", "{{ unknown }}", Lang::En, context! {}).is_err());
+/// # Ok::<(), reports::ReportError>(())
+/// ```
+///
+/// # Errors
+///
+/// If the template does not compile, or uses a value that the context does not have.
 pub fn render_text(
     name: &str,
     template: &str,

@@ -90,6 +90,13 @@ pub fn percentile_of_sorted(sorted: &[f64], q: f64) -> Option<f64> {
 }
 
 /// Median of values in any order.
+///
+/// ```
+/// use reports::stats::describe::{median, percentile_of_sorted};
+///
+/// assert_eq!(median(&[5.0, 1.0, 3.0]), Some(3.0));
+/// assert_eq!(percentile_of_sorted(&[1.0, 2.0], 0.25), Some(1.25));
+/// ```
 pub fn median(values: &[f64]) -> Option<f64> {
     Sorted::new(values.to_vec())?.median()
 }

@@ -7,6 +7,11 @@
 //! Source: Holm, "A simple sequentially rejective multiple test procedure" (1979).
 
 /// Adjusted p-values in the order of the input.
+///
+/// ```
+/// let adjusted = reports::stats::holm::adjust(&[0.01, 0.04]);
+/// assert_eq!(adjusted, [0.02, 0.04]);
+/// ```
 pub fn adjust(p_values: &[f64]) -> Vec<f64> {
     let m = p_values.len();
     let mut order: Vec<usize> = (0..m).collect();

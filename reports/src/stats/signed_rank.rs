@@ -26,6 +26,15 @@ pub struct SignedRank {
 }
 
 /// None without differences or with a NaN among them.
+///
+/// ```
+/// use reports::stats::signed_rank::wilcoxon;
+///
+/// let test = wilcoxon(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]).ok_or("no data")?;
+/// assert_eq!(test.v, 21.0);
+/// assert_eq!(test.p_two_sided, 0.03125); // 2 / 2^6
+/// # Ok::<(), &str>(())
+/// ```
 pub fn wilcoxon(differences: &[f64]) -> Option<SignedRank> {
     if differences.is_empty() || differences.iter().any(|d| d.is_nan()) {
         return None;

@@ -104,6 +104,22 @@ pub struct Comparison {
 }
 
 /// Compares all metrics of one question together; p-values are corrected over the family.
+///
+/// ```
+/// use reports::stats::verdict::{Better, MetricSamples, Verdict, VerdictConfig, compare_family};
+///
+/// let rounds: Vec<(f64, f64)> = (0..8).map(|i| (100.0 + f64::from(i), 90.0 + f64::from(i))).collect();
+/// let ttft = MetricSamples {
+///     metric: "ttft_ms".to_owned(),
+///     better: Better::Lower,
+///     before: rounds.iter().map(|(before, _)| *before).collect(),
+///     after: rounds.iter().map(|(_, after)| *after).collect(),
+///     rounds,
+/// };
+/// let comparison = &compare_family(&[ttft], VerdictConfig::default())[0];
+/// assert_eq!(comparison.verdict, Verdict::Faster);
+/// assert!(comparison.improvement_percent.is_some_and(|percent| percent > 9.0));
+/// ```
 pub fn compare_family(family: &[MetricSamples], config: VerdictConfig) -> Vec<Comparison> {
     let n_tested = family.iter().filter(|m| usable(m)).count();
     let tests: Vec<(Method, Option<f64>)> = family

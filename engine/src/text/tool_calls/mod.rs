@@ -93,6 +93,22 @@ impl ToolCallParser {
         matches!(events.first(), Some(ToolEvent::Call { .. }))
     }
 
+    /// ```
+    /// use engine::text::{ToolCallFormat, ToolCallParser, ToolEvent};
+    ///
+    /// let mut parser = ToolCallParser::new(ToolCallFormat::Hermes);
+    /// let mut events = parser.push(r#"<tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call>"#);
+    /// events.extend(parser.finish());
+    /// assert!(matches!(&events[0], ToolEvent::Call { name } if name == "add"));
+    /// let arguments: String = events
+    ///     .iter()
+    ///     .filter_map(|event| match event {
+    ///         ToolEvent::Arguments(text) => Some(text.as_str()),
+    ///         _ => None,
+    ///     })
+    ///     .collect();
+    /// assert_eq!(arguments, r#"{"a": 1}"#);
+    /// ```
     pub fn push(&mut self, text: &str) -> Vec<ToolEvent> {
         let mut events = Vec::new();
         match self {

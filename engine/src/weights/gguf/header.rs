@@ -40,6 +40,29 @@ pub struct TensorInfo {
 }
 
 /// Parses the header at the start of `file`. An error message has the value and the limit.
+///
+/// ```
+/// use engine::weights::gguf::header;
+///
+/// let mut file = b"GGUF".to_vec();
+/// file.extend(3u32.to_le_bytes()); // version
+/// file.extend(0u64.to_le_bytes()); // tensors
+/// file.extend(1u64.to_le_bytes()); // metadata entries
+/// let string = |text: &str| [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat();
+/// file.extend(string("general.architecture"));
+/// file.extend(8u32.to_le_bytes()); // the value is a string
+/// file.extend(string("qwen3"));
+///
+/// let header = header::parse(&file)?;
+/// assert!(header.tensors.is_empty());
+/// assert!(header.metadata.contains_key("general.architecture"));
+/// assert!(header::parse(b"not a model").unwrap_err().contains("is no GGUF file"));
+/// # Ok::<(), String>(())
+/// ```
+///
+/// # Errors
+///
+/// If the bytes are no GGUF header, end too early, or declare more than the limits allow.
 pub fn parse(file: &[u8]) -> Result<GgufHeader, String> {
     parse_beginning(file, file.len() as u64)
 }
