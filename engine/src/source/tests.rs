@@ -414,7 +414,7 @@ fn what_is_no_model_is_named_for_what_it_is() {
 /// Neither a folder nor a GGUF file is hashed for a configuration that is refused.
 #[test]
 fn a_model_that_is_refused_is_not_hashed() {
-    use candle_core::quantized::gguf_file::Value;
+    use crate::weights::gguf::value::Value;
     let dir = tempfile::tempdir().expect("a folder");
     let cache = tempfile::tempdir().expect("a folder");
     let config = fixture::tiny_config(Family::Llama);

@@ -6,10 +6,9 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use candle_core::quantized::gguf_file::Value;
-
 use super::TextError;
 use crate::weights::WeightError;
+use crate::weights::gguf::value::Value;
 use crate::weights::gguf::{GgufFile, GgufHeader};
 
 const KEPT_PREFIX: &str = "tokenizer.";
@@ -137,15 +136,12 @@ impl MetadataValue {
             Value::String(text) => Self::Text(text.clone()),
             Value::Array(items) => match items.first() {
                 None | Some(Value::String(_)) => {
-                    let texts = items.iter().map(|item| item.to_string().ok().cloned());
+                    let texts = items.iter().map(|item| item.text().map(str::to_owned));
                     Self::Texts(texts.collect::<Option<_>>()?)
                 }
-                Some(Value::F32(_)) => Self::Floats(
-                    items
-                        .iter()
-                        .map(|i| i.to_f32().ok())
-                        .collect::<Option<_>>()?,
-                ),
+                Some(Value::F32(_)) => {
+                    Self::Floats(items.iter().map(Value::f32).collect::<Option<_>>()?)
+                }
                 Some(_) => Self::Integers(items.iter().map(integer).collect::<Option<_>>()?),
             },
             other => Self::Integer(integer(other)?),

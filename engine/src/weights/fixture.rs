@@ -2,23 +2,24 @@
 //! line. The values are those of [`SyntheticCheckpoint`] in f32, so a test can compare an opened
 //! checkpoint with the original.
 //!
-//! Part of the library rather than `cfg(test)`, because integration tests and other crates' tests
-//! cannot use test-only code.
+//! Part of the library, with the feature `testkit`, because integration tests and other crates' tests
+//! cannot use test-only code. candle writes the files, so that reader and writer are independent.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::BufWriter;
 use std::path::Path;
 
 use ::safetensors::Dtype;
 use ::safetensors::tensor::TensorView;
-use candle_core::quantized::gguf_file::{self, Value};
+use candle_core::quantized::gguf_file;
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
 use half::{bf16, f16};
 use serde_json::json;
 
 use super::gguf::interleaved_row;
+use super::gguf::value::Value;
 use super::synthetic::{SyntheticCheckpoint, SyntheticFormat};
 use super::{Checkpoint, ElementFormat, MatrixId, VectorId, WeightError, awq};
 use crate::model::config::{Family, ModelConfig, RopeConfig, RopeScaling};
@@ -329,12 +330,36 @@ fn write_gguf_file(
     metadata: &HashMap<String, Value>,
     tensors: &[(String, QTensor)],
 ) -> Result<(), WeightError> {
-    let mut metadata: Vec<(&str, &Value)> = metadata.iter().map(|(k, v)| (k.as_str(), v)).collect();
-    metadata.sort_by_key(|(key, _)| *key);
+    let metadata: BTreeMap<&str, gguf_file::Value> = metadata
+        .iter()
+        .map(|(key, value)| (key.as_str(), candles(value)))
+        .collect();
+    let metadata: Vec<(&str, &gguf_file::Value)> =
+        metadata.iter().map(|(key, value)| (*key, value)).collect();
     let tensors: Vec<(&str, &QTensor)> = tensors.iter().map(|(k, v)| (k.as_str(), v)).collect();
     let file = File::create(path).map_err(|e| file_error(path, e.to_string()))?;
     gguf_file::write(&mut BufWriter::new(file), &metadata, &tensors)
         .map_err(|e| file_error(path, e.to_string()))
+}
+
+/// The value as candle writes it.
+fn candles(value: &Value) -> gguf_file::Value {
+    use gguf_file::Value as Theirs;
+    match value {
+        Value::U8(n) => Theirs::U8(*n),
+        Value::I8(n) => Theirs::I8(*n),
+        Value::U16(n) => Theirs::U16(*n),
+        Value::I16(n) => Theirs::I16(*n),
+        Value::U32(n) => Theirs::U32(*n),
+        Value::I32(n) => Theirs::I32(*n),
+        Value::U64(n) => Theirs::U64(*n),
+        Value::I64(n) => Theirs::I64(*n),
+        Value::F32(x) => Theirs::F32(*x),
+        Value::F64(x) => Theirs::F64(*x),
+        Value::Bool(flag) => Theirs::Bool(*flag),
+        Value::String(text) => Theirs::String(text.clone()),
+        Value::Array(values) => Theirs::Array(values.iter().map(candles).collect()),
+    }
 }
 
 fn gguf_tensors(

@@ -21,6 +21,7 @@ use self::preset::Preset;
 pub mod awq;
 pub mod decode;
 pub mod file_kind;
+#[cfg(feature = "testkit")]
 pub mod fixture;
 pub mod format;
 pub mod gguf;

@@ -428,8 +428,8 @@ fn a_model_that_is_not_accepted_costs_its_small_files_alone() {
 #[test]
 fn a_gguf_model_that_cannot_be_served_costs_its_header_alone() {
     use crate::model::config::Family;
+    use crate::weights::gguf::value::Value;
     use crate::weights::{ElementFormat, fixture};
-    use candle_core::quantized::gguf_file::Value;
     let dir = tempfile::tempdir().expect("a folder");
     let path = dir.path().join("x.gguf");
     let config = fixture::tiny_config(Family::Llama);

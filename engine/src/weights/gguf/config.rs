@@ -2,9 +2,8 @@
 
 use std::collections::HashMap;
 
-use candle_core::quantized::gguf_file::Value;
-
 use super::header::GgufHeader;
+use super::value::Value;
 use crate::model::config::{
     ConfigError, Family, ModelConfig, RopeConfig, RopeScaling, yarn_attention_factor,
 };
@@ -266,19 +265,14 @@ impl<'a> Metadata<'a> {
             return Ok(None);
         };
         let whole = match value {
-            Value::I8(v) => u64::try_from(*v).ok(),
-            Value::I16(v) => u64::try_from(*v).ok(),
-            Value::I32(v) => u64::try_from(*v).ok(),
-            Value::I64(v) => u64::try_from(*v).ok(),
-            Value::Bool(_) => None,
             // One value for each layer: supported models have the same in all.
             Value::Array(values) => match values.first().map(Value::to_u64) {
-                Some(Ok(first)) if values.iter().all(|v| v.to_u64().is_ok_and(|v| v == first)) => {
+                Some(Some(first)) if values.iter().all(|v| v.to_u64() == Some(first)) => {
                     Some(first)
                 }
                 _ => None,
             },
-            other => other.to_u64().ok(),
+            other => other.to_u64(),
         };
         let limit = "a whole number of at least 0, the same for every layer";
         whole
@@ -312,8 +306,8 @@ impl<'a> Metadata<'a> {
             Some(Value::F32(v)) => Ok(Some(f64::from(*v))),
             Some(Value::F64(v)) => Ok(Some(*v)),
             Some(other) => match other.to_u64() {
-                Ok(v) => Ok(Some(v as f64)),
-                Err(_) => Err(ConfigError::invalid(key, shown(other), "a number")),
+                Some(v) => Ok(Some(v as f64)),
+                None => Err(ConfigError::invalid(key, shown(other), "a number")),
             },
         }
     }

@@ -2,15 +2,13 @@
 //!
 //! A parser of our own, because a header is untrusted input: every count and length is checked
 //! against the remaining file and against a limit before anything is allocated, and an unsupported
-//! tensor format keeps its name for the error message. Values are candle's, so that code written
-//! for its reader accepts them.
+//! tensor format keeps its name for the error message.
 //!
 //! Layout: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>.
 
 use std::collections::HashMap;
 
-use candle_core::quantized::gguf_file::Value;
-
+use super::value::Value;
 use crate::weights::file_kind;
 
 /// Limits on the contents of one header.
@@ -106,7 +104,7 @@ pub fn parse_beginning(beginning: &[u8], n_bytes: u64) -> Result<GgufHeader, Str
         None => 32,
         Some(value) => value
             .to_u64()
-            .map_err(|_| "general.alignment is no number".to_string())?,
+            .ok_or_else(|| "general.alignment is no number".to_owned())?,
     };
     if !alignment.is_power_of_two() || alignment > MAX_ALIGNMENT {
         let limit = format!("a power of two up to {MAX_ALIGNMENT}");

@@ -8,9 +8,9 @@
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
-use candle_core::quantized::gguf_file::Value;
 use kernels::mapped_file::MappedFile;
 
+use self::value::Value;
 use super::format::{CheckpointFormat, MatrixFormat, ggml_name};
 use super::{
     Checkpoint, ElementFormat, Matrix, MatrixId, MatrixStorage, VectorId, WeightError, decode,
@@ -20,6 +20,7 @@ use crate::model::config::{ConfigError, Family, ModelConfig};
 
 pub mod config;
 pub mod header;
+pub mod value;
 
 pub use header::GgufHeader;
 
@@ -181,10 +182,7 @@ fn open_part(path: &Path) -> Result<(Part, GgufHeader), WeightError> {
 }
 
 fn split_number(header: &GgufHeader, key: &str) -> Option<u64> {
-    header.metadata.get(key).and_then(|value| match value {
-        Value::I32(n) => u64::try_from(*n).ok(),
-        other => other.to_u64().ok(),
-    })
+    header.metadata.get(key).and_then(Value::to_u64)
 }
 
 /// The second and later parts, all of which must exist.

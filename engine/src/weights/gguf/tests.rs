@@ -1,7 +1,7 @@
 mod damage;
 
 use candle_core::Device;
-use candle_core::quantized::gguf_file::{Content, Value};
+use candle_core::quantized::gguf_file::Content;
 
 use super::header::parse;
 use super::*;
