@@ -6,7 +6,7 @@
 //! goes on has its next step queued before the host has seen the last one's tokens. Only what the
 //! card's sampler has no room for has its logits brought to the host's.
 //!
-//! [`place`] finds the card, [`weights`] loads, [`memory`] sizes the KV pool, [`forward`] launches, [`passes`] cuts a step,
+//! [`place`] finds the card, [`weights`] loads, [`memory`] sizes the KV pool, [`forward`] launches, `passes` cuts a step,
 //! [`inputs`] carries the batch over, [`decode`] and [`general`] carry out plans, [`sampling`]
 //! tells the card how to choose, [`run_ahead`] says which plan goes on with the batch before,
 //! [`turn`] keeps executors apart, [`tuning`] picks kernels by timing where that is asked for, and

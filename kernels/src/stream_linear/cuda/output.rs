@@ -3,7 +3,7 @@
 use crate::cuda::{Activation, BufferView, Device, DevicePtr, ElementView};
 use crate::stream_linear::Epilogue;
 
-/// Where the result goes: [m][n], rows without gaps; that of SiLU may be tiled where x is.
+/// Where the result goes: `[m][n]`, rows without gaps; that of SiLU may be tiled where x is.
 #[derive(Debug, Clone, Copy)]
 pub enum Output<'a> {
     Store(ElementView<'a>),
