@@ -16,7 +16,7 @@ pub struct ExpArgs {
     /// A small workload that ends within two minutes; the record says so
     #[arg(long)]
     quick: bool,
-    /// Model to serve instead of the experiment's: a path, a hub id, synthetic:<preset>; with
+    /// Model to serve instead of the experiment's: a path, a hub id, `synthetic:<preset>`; with
     /// --base-url, which of the server's models to use
     #[arg(long)]
     model: Option<String>,

@@ -9,7 +9,7 @@ use crate::cargo;
 
 #[derive(Args)]
 pub struct ModelArgs {
-    /// A hub id, `default`, pypi:<package>/<file>
+    /// A hub id, `default`, `pypi:<package>/<file>`
     id: String,
 }
 

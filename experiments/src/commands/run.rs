@@ -22,7 +22,7 @@ pub struct RunArgs {
     /// A small workload that ends within two minutes; the record says so
     #[arg(long)]
     pub quick: bool,
-    /// Model to serve instead of the experiment's: a path, a hub id, synthetic:<preset>; with
+    /// Model to serve instead of the experiment's: a path, a hub id, `synthetic:<preset>`; with
     /// --base-url, which of the server's models to ask
     #[arg(long)]
     pub model: Option<String>,

@@ -308,12 +308,12 @@ impl StreamLinear {
         self.weights.n_bytes() + self.scales.n_bytes()
     }
 
-    /// [n_tiles][n_chunks][2048]
+    /// `[n_tiles][n_chunks][2048]`
     pub fn packed_weights(&self) -> BufferView<'_, u8> {
         self.weights.all()
     }
 
-    /// [n_tiles][n_chunks][scale_bytes]
+    /// `[n_tiles][n_chunks][scale_bytes]`
     pub fn packed_scales(&self) -> BufferView<'_, u8> {
         self.scales.all()
     }
@@ -329,10 +329,10 @@ impl StreamLinear {
 
     /// y = x Wᵀ (+ bias), in stream order; may be captured.
     ///
-    /// x: [m][padded_k], laid out as [`Self::wants_tiled`] says: plain rows start
+    /// x: `[m][padded_k]`, laid out as [`Self::wants_tiled`] says: plain rows start
     /// on 16 bytes and have a stride that is a multiple of 8; a tiled matrix is allocated for
     /// whole tiles of rows. A row holds [`Layout::padded_k`] values, of which those from k on must
-    /// be zero (any finite value is harmless, NaN is not). bias: [n].
+    /// be zero (any finite value is harmless, NaN is not). bias: `[n]`.
     /// `dependent`: start while the kernel before this one runs (it must not write W).
     pub fn launch(
         &self,

@@ -14,11 +14,11 @@ pub struct AwqMatrix {
     pub n: usize,
     pub k: usize,
     pub group: usize,
-    /// [k][n / 8]; nibble i of a word is column {0, 2, 4, 6, 1, 3, 5, 7}[i].
+    /// `[k][n / 8]`; nibble i of a word is column `{0, 2, 4, 6, 1, 3, 5, 7}[i]`.
     pub qweight: Vec<u32>,
     /// [k / group][n / 8], same order.
     pub qzeros: Vec<u32>,
-    /// [k / group][n]
+    /// `[k / group][n]`
     pub scales: Vec<f16>,
 }
 
@@ -48,9 +48,9 @@ impl AwqMatrix {
 /// Packed weights and group data.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Packed {
-    /// [n_tiles][n_chunks][2048]
+    /// `[n_tiles][n_chunks][2048]`
     pub weights: Vec<u8>,
-    /// [n_tiles][n_chunks][scale_bytes]
+    /// `[n_tiles][n_chunks][scale_bytes]`
     pub scales: Vec<u8>,
 }
 
@@ -119,7 +119,7 @@ pub fn pack_awq(layout: &Layout, part: usize, matrix: &AwqMatrix, packed: &mut P
     }
 }
 
-/// `rows`: [n][k], the bits of elements.
+/// `rows`: `[n][k]`, the bits of elements.
 pub fn pack_half(layout: &Layout, part: usize, rows: &[u16], packed: &mut Packed) {
     let (step, offset) = layout.tile_place(part);
     let (n, k_end) = (layout.parts_n[part], layout.k);
@@ -142,7 +142,7 @@ pub fn pack_half(layout: &Layout, part: usize, rows: &[u16], packed: &mut Packed
     }
 }
 
-/// W[column][k] of one part as seen by the kernel for `element`: [parts_n[part]][padded_k].
+/// `W[column][k]` of one part as seen by the kernel for `element`: `[parts_n[part]][padded_k]`.
 pub fn unpack(layout: &Layout, part: usize, packed: &Packed, element: Element) -> Vec<f64> {
     let (step, offset) = layout.tile_place(part);
     let (n, padded_k, chunk_k) = (
@@ -245,7 +245,7 @@ pub const fn int8_offset(row: usize, k: usize, rows: usize) -> usize {
     (k / 128 * rows + row) * 128 + ((slot / 16) ^ (row % 8)) * 16 + slot % 16
 }
 
-/// The op in f64. `weights`: a part's W[n][k], in order; `x`: [m][x_stride]; `out`: [m][n], read
+/// The op in f64. `weights`: a part's `W[n][k]`, in order; `x`: `[m][x_stride]`; `out`: `[m][n]`, read
 /// by [`Epilogue::AddResidual`].
 pub fn stream_linear(
     layout: &Layout,

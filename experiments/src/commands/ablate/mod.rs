@@ -37,7 +37,7 @@ pub struct AblateArgs {
     /// A small workload; the record says so
     #[arg(long)]
     pub quick: bool,
-    /// Model to serve instead of the experiment's: a path, a hub id, synthetic:<preset>
+    /// Model to serve instead of the experiment's: a path, a hub id, `synthetic:<preset>`
     #[arg(long)]
     pub model: Option<String>,
     /// Server starts per arm [default: what a verdict on so many figures needs; with --quick the

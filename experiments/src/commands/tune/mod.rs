@@ -1,6 +1,6 @@
 //! `experiments tune`: searches a configuration's flags and writes the winner down.
 //!
-//! Successive halving ([`search`]) over the space that the experiment declares ([`space`]), within a
+//! Successive halving ([`mod@search`]) over the space that the experiment declares ([`space`]), within a
 //! budget of time. The winner becomes the next numbered experiment with the search in its notes. It
 //! is a hypothesis, not a verdict: the best of many looks better than it is, so the notes name the
 //! command that measures it against its parent afresh.
@@ -54,7 +54,7 @@ pub struct TuneArgs {
     /// A small workload; the records say so
     #[arg(long)]
     pub quick: bool,
-    /// Model to serve instead of the experiment's: a path, a hub id, synthetic:<preset>
+    /// Model to serve instead of the experiment's: a path, a hub id, `synthetic:<preset>`
     #[arg(long)]
     pub model: Option<String>,
     #[command(flatten)]

@@ -3,7 +3,7 @@
 use crate::cuda::{Activation, BufferView, Device, DevicePtr, ElementView};
 use crate::stream_linear::Epilogue;
 
-/// Destination of the result: [m][n], contiguous rows; that of SiLU may be tiled if x is.
+/// Destination of the result: `[m][n]`, contiguous rows; that of SiLU may be tiled if x is.
 #[derive(Debug, Clone, Copy)]
 pub enum Output<'a> {
     Store(ElementView<'a>),

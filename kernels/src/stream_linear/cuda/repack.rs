@@ -49,7 +49,7 @@ pub struct AwqPart<'a> {
     pub qweight: BufferView<'a, u32>,
     /// [k / group][n / 8]
     pub qzeros: BufferView<'a, u32>,
-    /// [k / group][n]
+    /// `[k / group][n]`
     pub scales: BufferView<'a, f16>,
 }
 
@@ -120,7 +120,7 @@ impl StreamLinear {
         Ok(())
     }
 
-    /// Repacks part `part` from rows [n][k] of the kernels' element, in stream order.
+    /// Repacks part `part` from rows `[n][k]` of the kernels' element, in stream order.
     pub fn load_half(
         &mut self,
         stream: &Stream,
