@@ -76,12 +76,12 @@ enum Recipe {
     /// Search the flags within a time budget: cargo xtask tune balanced-v2 --objective ttft
     /// --budget 30m
     Tune(TrailingArgs),
-    /// Measure a recorded run's configuration again: cargo xtask reproduce <run id>
+    /// Measure a recorded run's configuration again: `cargo xtask reproduce <run id>`
     Reproduce(TrailingArgs),
     /// Create the next numbered experiment: cargo xtask new short-chunks --from balanced-v2 --set
     /// chunked-prefill-size=256
     New(TrailingArgs),
-    /// Write a run as JSON (keys of `vllm bench serve`), CSV or Parquet: cargo xtask export <run id> --format csv
+    /// Write a run as JSON (keys of `vllm bench serve`), CSV or Parquet: `cargo xtask export <run id> --format csv`
     Export(TrailingArgs),
     /// Import another engine's benchmark result: cargo xtask import result.json --source vllm
     Import(TrailingArgs),
