@@ -4,10 +4,11 @@
 //! A chain of them is begun by [`RmsNorm::launch_first`](super::cuda::RmsNorm::launch_first) and
 //! goes back and forth between two [`NormState`]s.
 
-use bytemuck::{Pod, Zeroable};
+use bytemuck::Zeroable;
 
 use crate::cuda::shape::ShapeCheck;
 use crate::cuda::{Activation, Buffer, CudaError, DevicePtr, Element, ElementView, Stream};
+use crate::shared_with_device::{device_structs, shared_constants};
 
 /// Rows of a launch that can read or write such a norm.
 pub const MAX_DEFERRED_ROWS: usize = 64;
@@ -43,28 +44,30 @@ pub enum DeferredNorm<'a> {
     },
 }
 
-/// As `NormState` in deferred.cuh.
-#[derive(Debug, Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-pub(crate) struct NormStateParams {
-    squares: DevicePtr<u64>,
-    scale: DevicePtr<f32>,
+shared_constants! {
+    in "rms_norm/deferred.cuh" { STRIDE as NORM_STRIDE }
 }
 
-/// As `DeferredNorm` in deferred.cuh.
-#[derive(Debug, Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-pub(crate) struct DeferredNormParams {
-    state: NormStateParams,
-    next: NormStateParams,
-    weight: DevicePtr<u16>,
-    x: DevicePtr<u16>,
-    eps: f32,
-    n: i32,
-    x_stride: i32,
-    x_tile_rows: i32,
-    role: i32,
-    padding: i32,
+device_structs! {
+    #[derive(Debug)]
+    pub(crate) struct NormStateParams as NormState in "rms_norm/deferred.cuh" {
+        squares: DevicePtr<u64>,
+        scale: DevicePtr<f32>,
+    }
+
+    #[derive(Debug)]
+    pub(crate) struct DeferredNormParams as DeferredNorm in "rms_norm/deferred.cuh" {
+        state: NormStateParams,
+        next: NormStateParams,
+        weight: DevicePtr<u16>,
+        x: DevicePtr<u16>,
+        eps: f32,
+        n: i32,
+        x_stride: i32,
+        x_tile_rows: i32,
+        role: i32,
+        padding: i32,
+    }
 }
 
 impl NormState {
