@@ -15,6 +15,7 @@ mod experiments;
 mod feature_union;
 mod fuzz;
 mod http;
+mod kernel;
 mod kernels;
 mod list;
 mod model;
@@ -79,6 +80,8 @@ enum Recipe {
     Compare(PassedOn),
     /// Benchmark the kernels (arguments go to `cargo bench`)
     Bench(PassedOn),
+    /// One op's CUDA kernels: build, audit, check, time: cargo xtask kernel stream_linear --m 8 --against HEAD
+    Kernel(kernel::KernelArgs),
     /// Build the engine that experiments measure
     Build(build::BuildArgs),
     /// The parsers of outside bytes under AFL++: cargo xtask fuzz --executions 100000 gguf
@@ -158,6 +161,7 @@ fn dispatch(recipe: Option<Recipe>) -> Result<ExitCode> {
         Some(Recipe::Report(args)) => report::run(&args),
         Some(Recipe::Compare(args)) => compare::run(&args),
         Some(Recipe::Bench(args)) => bench::run(&args),
+        Some(Recipe::Kernel(args)) => kernel::run(&args),
         Some(Recipe::Build(args)) => build::run(&args),
         Some(Recipe::Fuzz(args)) => fuzz::run(&args),
         Some(Recipe::Soak(args)) => soak::run(&args),
