@@ -1,5 +1,5 @@
 //! The packed layout against the AWQ matrix, and the planner. What needs a GPU is in
-//! `tests/cuda_stream_linear.rs`.
+//! `tests_cuda.rs`.
 
 use half::f16;
 use proptest::prelude::*;

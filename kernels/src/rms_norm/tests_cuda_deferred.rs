@@ -1,6 +1,6 @@
 //! Norms done on the way of two projections, against f64.
 
-#[path = "cuda_stream_linear/case.rs"]
+#[path = "../stream_linear/tests_cuda/case.rs"]
 mod case;
 
 use kernels::cuda::{Activation, Buffer, Element, ElementBuffer, ElementView};
