@@ -28,7 +28,8 @@ impl Against {
         let hash = cmd!("git", "rev-parse", "--verify", "--quiet", &commit)
             .dir(root)
             .read()
-            .with_context(|| format!("--against {revision}: git knows no such commit"))?;
+            .ok()
+            .with_context(|| format!("--against {revision}: git knows no such commit here"))?;
         let folder = cargo::target_dir()?.join("against");
         let tree = folder.join("tree");
         if tree.join(".git").exists() {

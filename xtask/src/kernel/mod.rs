@@ -37,8 +37,8 @@ const NO_GPU: u8 = 3;
 pub struct KernelArgs {
     /// A folder below kernels/src with CUDA sources, or `all`
     op: String,
-    /// The GPU to compile for, sm_90 or sm_120; this machine's by default, both where it has none
-    #[arg(long, value_name = "ARCH")]
+    /// The GPU to compile for; this machine's by default, all where it has none
+    #[arg(long, value_name = "ARCH", value_parser = kernels::ARCHITECTURES)]
     arch: Option<String>,
     /// Rows, in place of the model's
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
