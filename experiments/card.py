@@ -43,6 +43,7 @@ import statistics
 import subprocess
 import sys
 import time
+import tomllib
 import urllib.error
 import urllib.request
 
@@ -163,7 +164,8 @@ def pack(options):
     environment = os.environ | {"ENGINE_KERNELS_DIR": str(kernel_folder(target, options.arch))}
     release = ["--release", "--package", "engine", "--package", "experiments"]
     subprocess.run(["cargo", "build", *release], cwd=ROOT, env=environment, check=True)
-    tests = [path.stem for path in sorted((ROOT / "kernels" / "tests").glob("cuda_*.rs"))]
+    manifest = tomllib.loads((ROOT / "kernels" / "Cargo.toml").read_text())
+    tests = sorted(test["name"] for test in manifest["test"])
     words = [word for name in tests for word in ("--test", name)]
     executables = cargo_executables(["test", "--release", "--package", "kernels", *words], environment)
     tests = [path.stem for path in sorted((ROOT / "engine" / "tests").glob("cuda_*.rs"))]

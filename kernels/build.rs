@@ -2,17 +2,20 @@
 //!
 //! `cargo xtask build --arch …` compiles them and names their folder in `ENGINE_KERNELS_DIR`.
 //! Without that variable the table is empty, so that a bare machine needs no CUDA compiler.
-//! The folder's `index.txt` has lines of a keyword and its values:
-//! `architecture sm_90`, `sha256 <hex>`, `fatbin <source name> <file name>`; the fatbin of a source
-//! for bf16 has the suffix `_bf16`, one with another chip's choices `_as_sm_120`.
+
+#[path = "src/cuda/kernel_index.rs"]
+mod kernel_index;
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::{env, fs, process};
 
+use kernel_index::KernelIndex;
+
 fn main() {
     println!("cargo::rerun-if-env-changed=ENGINE_KERNELS_DIR");
     println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=src/cuda/kernel_index.rs");
     // Tests that need a GPU are ignored by default, and run with `ENGINE_TEST_CUDA=1`.
     println!("cargo::rerun-if-env-changed=ENGINE_TEST_CUDA");
     println!("cargo::rustc-check-cfg=cfg(engine_test_cuda)");
@@ -35,36 +38,23 @@ fn write_table(text: &str) -> Result<(), String> {
 }
 
 fn table(folder: Option<&Path>) -> Result<String, String> {
-    let (mut fatbins, mut architectures, mut sha256) =
-        (String::new(), String::new(), String::new());
+    let (mut index, mut fatbins) = (KernelIndex::default(), String::new());
     if let Some(folder) = folder {
-        let index = folder.join("index.txt");
-        println!("cargo::rerun-if-changed={}", index.display());
-        let text = fs::read_to_string(&index)
-            .map_err(|error| format!("ENGINE_KERNELS_DIR: {}: {error}", index.display()))?;
-        for line in text.lines() {
-            match line.split_whitespace().collect::<Vec<_>>()[..] {
-                ["architecture", name] => {
-                    let _ = write!(architectures, "{name:?}, ");
-                }
-                ["sha256", digest] => digest.clone_into(&mut sha256),
-                ["fatbin", source, file] => {
-                    let path = folder.join(file).display().to_string();
-                    println!("cargo::rerun-if-changed={path}");
-                    let _ = writeln!(fatbins, "    ({source:?}, include_bytes!({path:?})),");
-                }
-                _ => {
-                    return Err(format!(
-                        "{}: cannot read the line `{line}`",
-                        index.display()
-                    ));
-                }
-            }
+        let path = folder.join("index.txt");
+        println!("cargo::rerun-if-changed={}", path.display());
+        let failed = |error: String| format!("ENGINE_KERNELS_DIR: {}: {error}", path.display());
+        let text = fs::read_to_string(&path).map_err(|error| failed(error.to_string()))?;
+        index = KernelIndex::read(&text).map_err(failed)?;
+        for (source, file) in &index.fatbins {
+            let path = folder.join(file).display().to_string();
+            println!("cargo::rerun-if-changed={path}");
+            let _ = writeln!(fatbins, "    ({source:?}, include_bytes!({path:?})),");
         }
     }
     Ok(format!(
         "static FATBINS: &[(&str, &[u8])] = &[\n{fatbins}];\n\
-         static ARCHITECTURES: &[&str] = &[{architectures}];\n\
-         static SHA256: &str = {sha256:?};\n"
+         static ARCHITECTURES: &[&str] = &{:?};\n\
+         static SHA256: &str = {:?};\n",
+        index.architectures, index.sha256
     ))
 }

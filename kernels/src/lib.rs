@@ -53,6 +53,7 @@ pub mod rms_norm;
 pub mod roofline;
 pub mod rope;
 pub mod sampling;
+mod shared_with_device;
 pub mod silu_mul;
 pub mod stream_linear;
 

@@ -6,7 +6,7 @@ mod gpu;
 
 use kernels::cuda::{
     Buffer, CardProfile, CudaError, Device, DevicePtr, Element, Event, Graph, HostBuffer,
-    LaunchConfig, RowsCopy, Stream,
+    LaunchConfig, RowsCopy, Stream, use_kernels_of_environment,
 };
 use kernels::stream_linear::{LargeM, StreamLinearKernels};
 
@@ -239,6 +239,7 @@ fn kernels_and_captures_refuse_what_they_cannot_do() {
 #[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
 fn a_card_profile_has_the_other_chips_limits_kernels_and_no_wgmma() {
     let profile: CardProfile = "sm_120:60".parse().unwrap();
+    use_kernels_of_environment().unwrap();
     let device = Device::open_as(0, Some(profile)).unwrap();
     let properties = device.properties();
     assert_eq!(properties.architecture(), "sm_120");

@@ -8,8 +8,10 @@
 
 mod audit;
 mod compiler;
+mod function_length;
 mod nvcc;
 mod occupancy;
+pub mod of_op;
 mod resource_usage;
 
 use std::env;
@@ -18,6 +20,8 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 
+use self::audit::Scope;
+use self::compiler::Job;
 use crate::cargo;
 
 /// Every architecture that the sources are written for.
@@ -36,26 +40,33 @@ pub fn compile(architectures: &[String]) -> Result<PathBuf> {
     let toolchain = nvcc::find(&root, &architectures)?;
     eprintln!("kernels: {}", toolchain.describe());
     let with_jitter = env::var_os(JITTER_VARIABLE).is_some_and(|value| value == "1");
-    let mut name = architectures.join("+");
+    let mut folder = folder(&architectures)?;
     if with_jitter {
-        name.push_str("+jitter");
+        folder.as_mut_os_string().push("+jitter");
     }
-    let folder = cargo::target_dir()?.join("kernels").join(name);
-    let compiled = compiler::compile(&root, &toolchain, &architectures, with_jitter, &folder)?;
+    let job = Job {
+        root: &root,
+        toolchain: &toolchain,
+        architectures: &architectures,
+        with_jitter,
+        folder: &folder,
+    };
+    let compiled = compiler::compile(&job, |_| true)?;
+    compiler::write_index(&compiled, &architectures, &folder, &folder)?;
     if with_jitter {
         eprintln!("kernels: with jitter, for tests only; not audited");
         return Ok(folder);
     }
-    audit::run(
-        &root.join("kernels").join("audit.toml"),
-        &compiled,
-        &architectures,
-        &folder,
-    )?;
+    audit::run(&root, &compiled, &architectures, Scope::All, &folder)?;
     Ok(folder)
 }
 
-/// Records the architectures of `build --arch`.
+fn folder(architectures: &[&str]) -> Result<PathBuf> {
+    let folder = cargo::target_dir()?.join("kernels");
+    Ok(folder.join(architectures.join("+")))
+}
+
+/// Remembers what `build --arch` asked for.
 pub fn remember(architectures: &[String]) -> Result<()> {
     let path = memory()?;
     if architectures == [NONE] {

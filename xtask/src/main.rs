@@ -18,6 +18,7 @@ mod feature_union;
 mod fuzz;
 mod http;
 mod judged;
+mod kernel;
 mod kernels;
 mod layers;
 mod list;
@@ -95,7 +96,9 @@ enum Recipe {
     Compare(TrailingArgs),
     /// Benchmark the kernels (arguments go to `cargo bench`)
     Bench(TrailingArgs),
-    /// Build the engine for experiments
+    /// One op's CUDA kernels: build, audit, check, time: cargo xtask kernel stream_linear --m 8 --against HEAD
+    Kernel(kernel::KernelArgs),
+    /// Build the engine that experiments measure
     Build(build::BuildArgs),
     /// Fuzz the parsers of untrusted bytes with AFL++: cargo xtask fuzz --executions 100000 gguf
     Fuzz(fuzz::FuzzArgs),
@@ -180,6 +183,7 @@ fn dispatch(recipe: Option<Recipe>) -> Result<ExitCode> {
         Some(Recipe::Readme(args)) => readme::run(&args),
         Some(Recipe::Compare(args)) => compare::run(&args),
         Some(Recipe::Bench(args)) => bench::run(&args),
+        Some(Recipe::Kernel(args)) => kernel::run(&args),
         Some(Recipe::Build(args)) => build::run(&args),
         Some(Recipe::Fuzz(args)) => fuzz::run(&args),
         Some(Recipe::Soak(args)) => soak::run(&args),

@@ -5,9 +5,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput};
-use kernels::cuda::{Buffer, CudaError, Device, Event, Stream, embedded_kernels};
+use kernels::cuda::{
+    Buffer, CudaError, Device, Element, ElementBuffer, Event, Stream, embedded_kernels,
+};
 use kernels::roofline::cuda::{Multiply, ReadMemory};
+use kernels::stream_linear::fill_normal;
 use serde_json::json;
+
+use crate::shape::Shape;
 
 /// Names the file for JSON lines.
 const JSON_VARIABLE: &str = "ENGINE_BENCH_JSON";
@@ -68,6 +73,7 @@ struct CaseResult {
 pub struct Bench {
     pub device: Device,
     pub stream: Stream,
+    pub shape: Shape,
     criterion: Criterion,
     read: ReadMemory,
     /// Twice the L2 cache.
@@ -79,7 +85,7 @@ pub struct Bench {
 }
 
 impl Bench {
-    pub fn new(device: &Device, criterion: Criterion) -> Result<Self, CudaError> {
+    pub fn new(device: &Device, criterion: Criterion, shape: Shape) -> Result<Self, CudaError> {
         let stream = Stream::new(device)?;
         let read = ReadMemory::new(device)?;
         let sink = Buffer::zeroed(&stream, 1)?;
@@ -103,6 +109,7 @@ impl Bench {
             device: device.clone(),
             flush: Buffer::zeroed(&stream, (2 * l2_bytes).next_multiple_of(16).max(1 << 20))?,
             stream,
+            shape,
             criterion,
             read,
             sink,
@@ -110,6 +117,13 @@ impl Bench {
             roofline,
             results: Vec::new(),
         })
+    }
+
+    /// About normal, mean 0 and deviation 1.
+    pub fn normal(&self, n: usize, seed: u64) -> Result<ElementBuffer, CudaError> {
+        let buffer = ElementBuffer::new(&self.device, Element::F16, n)?;
+        fill_normal(&self.stream, buffer.all(), 0.0, 1.0, seed)?;
+        Ok(buffer)
     }
 
     /// Measures `launch`, which gives one launch to the stream.

@@ -2,14 +2,13 @@
 
 mod packed;
 
-use bytemuck::{Pod, Zeroable};
-
 use crate::cuda::shape::ShapeCheck;
 use crate::cuda::{
     Activation, BufferView, CudaError, Device, DevicePtr, Dim3, Element, ElementView, Kernel,
     LaunchConfig, PagedKvParams, Stream,
 };
 pub use crate::cuda::{HeadShape, KvFormat, PagedKv};
+use crate::shared_with_device::device_structs;
 pub use packed::{PlainAttention, PrefillAttention, PrefillAttentionArgs};
 
 const CHECK: ShapeCheck = ShapeCheck("attention_decode");
@@ -21,22 +20,22 @@ const THREADS: u32 = 128;
 /// Rows of a launch: blocks along y.
 pub const MAX_ROWS: usize = 65_535;
 
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-struct DecodeParams {
-    q: DevicePtr<u16>,
-    kv: PagedKvParams,
-    page_table: DevicePtr<i32>,
-    context_len: DevicePtr<i32>,
-    out: DevicePtr<u16>,
-    scale: f32,
-    n_kv: i32,
-    group: i32,
-    max_pages: i32,
-    q_stride: i32,
-    out_stride: i32,
-    fresh: i32,
-    out_tile_rows: i32,
+device_structs! {
+    struct DecodeParams as AttentionDecodeParams in "attention/decode.cu" {
+        q: DevicePtr<u16>,
+        kv: PagedKvParams,
+        page_table: DevicePtr<i32>,
+        context_len: DevicePtr<i32>,
+        out: DevicePtr<u16>,
+        scale: f32,
+        n_kv: i32,
+        group: i32,
+        max_pages: i32,
+        q_stride: i32,
+        out_stride: i32,
+        fresh: i32,
+        out_tile_rows: i32,
+    }
 }
 
 /// One query token a row, each with its own context: flash decoding with split KV.

@@ -49,6 +49,17 @@ DEVICE elem bits_elem(uint16_t b) { return __ushort_as_half(b); }
 DEVICE uint32_t elem2_bits(elem2 x) { return *reinterpret_cast<uint32_t*>(&x); }
 DEVICE elem2 bits_elem2(uint32_t b) { return *reinterpret_cast<elem2*>(&b); }
 
+// ---- lanes of a matrix instruction ---------------------------------------------------------
+//
+// Every kernel with matrix instructions names a lane's coordinates as PTX's m16n8k16 has them:
+//   lane = threadIdx.x % 32    g = lane / 4 (groupID)    j = lane % 4 (threadID_in_group)
+// and holds, of the tiles that a warp multiplies,
+//   A, 16 x 16: a[0] is row g,     columns 2j, 2j + 1    a[2] is row g,     columns 2j + 8, 2j + 9
+//               a[1] is row g + 8, columns 2j, 2j + 1    a[3] is row g + 8, columns 2j + 8, 2j + 9
+//   B, 16 x 8:  b0 is rows 2j, 2j + 1 of column g        b1 is rows 2j + 8, 2j + 9 of column g
+//   D, 16 x 8:  d[i] is row g + 8 (i / 2), column 2j + i % 2
+// Two values share a register, the one with the lower number in the lower half.
+
 // d[16x8] += a[16x16] b[16x8], fp32 sums.
 DEVICE void mma_16816(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     asm(
@@ -57,6 +68,8 @@ DEVICE void mma_16816(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
+
+DEVICE float silu(float x) { return x / (1.f + __expf(-x)); }
 
 template <class T>
 DEVICE T cluster_load_as(uint32_t address, uint32_t rank);

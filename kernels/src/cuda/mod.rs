@@ -17,6 +17,7 @@ mod graph;
 mod host_buffer;
 mod host_counter;
 mod kernel;
+mod kernel_index;
 mod paged_kv;
 mod profile;
 pub(crate) mod shape;
@@ -28,7 +29,10 @@ pub use activation::{Activation, RowLayout, TILE_ROWS};
 pub use buffer::{Buffer, BufferView, DevicePtr};
 pub use device::{Device, DeviceProperties};
 pub use element::{Element, ElementBuffer, ElementView};
-pub use embedded::{EmbeddedKernels, embedded_kernels};
+pub use embedded::{
+    CompiledKernelsError, EmbeddedKernels, TEST_KERNELS_VARIABLE, embedded_kernels,
+    use_compiled_kernels, use_kernels_of_environment,
+};
 pub use error::CudaError;
 pub use graph::Graph;
 pub use host_buffer::{HostBuffer, RowsCopy};

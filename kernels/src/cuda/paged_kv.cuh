@@ -13,14 +13,14 @@
 #include <cuda/std/type_traits>
 
 #include "element.cuh"
-
-constexpr int PAGE_TOKENS = 16;
+#include "page.cuh"
 
 struct PagedKv {
     void* k;  // [n_pages][n_kv_heads][16][head_dim] elements or e4m3
     void* v;  // [n_pages][n_kv_heads][head_dim / 16][32][8] elements or e4m3
     float k_scale, v_scale;  // value = stored * scale; 1 for elements
     int32_t n_pages;
+    int32_t padding;
 };
 
 // A page table's entry, held inside the pool whatever the table says.

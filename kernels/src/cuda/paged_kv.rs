@@ -1,13 +1,10 @@
 //! One layer's paged KV cache on the device. The layout inside a page is in `paged_kv.cuh`.
 
-use bytemuck::{Pod, Zeroable};
-
 use super::shape::ShapeCheck;
 use super::{BufferView, CudaError, DevicePtr, Element};
+use crate::shared_with_device::{device_structs, shared_constants};
 
-/// Tokens of a page.
-pub const PAGE_TOKENS: usize = 16;
-
+pub use crate::attention::PAGE_TOKENS;
 /// How keys and values are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KvFormat {
@@ -142,14 +139,19 @@ impl PagedKv<'_> {
     }
 }
 
-/// `PagedKv` of `paged_kv.cuh`.
-#[derive(Debug, Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-pub(crate) struct PagedKvParams {
-    k: DevicePtr<u8>,
-    v: DevicePtr<u8>,
-    k_scale: f32,
-    v_scale: f32,
-    n_pages: i32,
-    padding: i32,
+shared_constants! {
+    in "cuda/page.cuh" { PAGE_TOKENS }
+}
+
+device_structs! {
+    /// `PagedKv` of `paged_kv.cuh`.
+    #[derive(Debug)]
+    pub(crate) struct PagedKvParams as PagedKv in "cuda/paged_kv.cuh" {
+        k: DevicePtr<u8>,
+        v: DevicePtr<u8>,
+        k_scale: f32,
+        v_scale: f32,
+        n_pages: i32,
+        padding: i32,
+    }
 }

@@ -1,22 +1,26 @@
 //! Token ids to hidden states on the GPU.
 
-use bytemuck::{Pod, Zeroable};
-
 use crate::cuda::shape::ShapeCheck;
 use crate::cuda::{
     BufferView, CudaError, Device, DevicePtr, Element, ElementView, Kernel, LaunchConfig, Stream,
 };
+use crate::shared_with_device::{device_structs, shared_constants};
 
 const CHECK: ShapeCheck = ShapeCheck("embedding");
+const THREADS: u32 = 256;
 
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-struct Params {
-    ids: DevicePtr<i32>,
-    table: DevicePtr<u16>,
-    h: DevicePtr<f32>,
-    n: i32,
-    vocab: i32,
+shared_constants! {
+    in "embedding/embedding.cu" { THREADS }
+}
+
+device_structs! {
+    struct Params as EmbeddingParams in "embedding/embedding.cu" {
+        ids: DevicePtr<i32>,
+        table: DevicePtr<u16>,
+        h: DevicePtr<f32>,
+        n: i32,
+        vocab: i32,
+    }
 }
 
 #[derive(Debug)]
@@ -63,7 +67,7 @@ impl Embedding {
         let grid = CHECK.int("n_rows", n_rows)? as u32;
         let config = LaunchConfig {
             dependent: true,
-            ..LaunchConfig::new(grid, 256)
+            ..LaunchConfig::new(grid, THREADS)
         };
         // SAFETY: a block reads one id below n_rows, one row of the table (the kernel holds ids
         // inside), and writes one row of h; the lengths were checked above.

@@ -1,35 +1,38 @@
 //! Norm, rotation and cache write of a step's rows, decode and prefill alike.
 
-use bytemuck::{Pod, Zeroable};
-
 use crate::cuda::shape::ShapeCheck;
 use crate::cuda::{
     BufferView, CudaError, Device, DevicePtr, Dim3, Element, ElementView, HostCounter, Kernel,
     LaunchConfig, PagedKvParams, Stream,
 };
 pub use crate::cuda::{HeadShape, KvFormat, PagedKv};
+use crate::shared_with_device::{device_structs, shared_constants};
 
 const CHECK: ShapeCheck = ShapeCheck("qkv_prepare");
 /// Heads of a block, one a warp.
 const HEADS_PER_BLOCK: usize = 4;
 
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-struct Params {
-    qkv: DevicePtr<u16>,
-    q_norm: DevicePtr<u16>,
-    k_norm: DevicePtr<u16>,
-    cos_sin: DevicePtr<f32>,
-    positions: DevicePtr<i32>,
-    slots: DevicePtr<i32>,
-    kv: PagedKvParams,
-    n_saturated: DevicePtr<u64>,
-    eps: f32,
-    m: i32,
-    n_q: i32,
-    n_kv: i32,
-    row_stride: i32,
-    n_positions: i32,
+shared_constants! {
+    in "qkv_prepare/qkv_prepare.cu" { HEADS_PER_BLOCK }
+}
+
+device_structs! {
+    struct Params as QkvPrepareParams in "qkv_prepare/qkv_prepare.cu" {
+        qkv: DevicePtr<u16>,
+        q_norm: DevicePtr<u16>,
+        k_norm: DevicePtr<u16>,
+        cos_sin: DevicePtr<f32>,
+        positions: DevicePtr<i32>,
+        slots: DevicePtr<i32>,
+        kv: PagedKvParams,
+        n_saturated: DevicePtr<u64>,
+        eps: f32,
+        m: i32,
+        n_q: i32,
+        n_kv: i32,
+        row_stride: i32,
+        n_positions: i32,
+    }
 }
 
 #[derive(Debug)]
@@ -148,7 +151,7 @@ impl QkvPrepare {
         let grid = Dim3::new(params.m as u32, n_heads.div_ceil(HEADS_PER_BLOCK) as u32, 1);
         let config = LaunchConfig {
             dependent: true,
-            ..LaunchConfig::new(grid, 128)
+            ..LaunchConfig::new(grid, (HEADS_PER_BLOCK * 32) as u32)
         };
         // SAFETY: a warp touches one head of a row below n_rows, one row of cos_sin and one slot
         // of the pool (the kernel holds positions and slots inside); lengths were checked above.

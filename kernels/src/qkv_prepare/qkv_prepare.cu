@@ -8,13 +8,15 @@
 // Architectures: sm_90, sm_120. Elements: f16, bf16.
 #include "../cuda/paged_kv.cuh"
 
+constexpr int HEADS_PER_BLOCK = 4, THREADS = HEADS_PER_BLOCK * 32;
+
 struct QkvPrepareParams {
     elem* qkv;
     const elem* q_norm;        // [head_dim] or null
     const elem* k_norm;        // [head_dim] or null
     const float* cos_sin;      // [positions][head_dim]: cosines, then sines, of head_dim / 2 angles
     const int32_t* positions;  // [m]
-    const int32_t* slots;      // [m] page * 16 + token, -1 for a padding row
+    const int32_t* slots;      // [m] page * PAGE_TOKENS + token, -1 for a padding row
     PagedKv kv;
     unsigned long long* n_saturated;  // grows by the values that are not stored as they are; or null
     float eps;
@@ -25,7 +27,7 @@ struct QkvPrepareParams {
 template <class T, int HD>
 DEVICE void qkv_prepare(const QkvPrepareParams& p) {
     constexpr int E = HD / 64;  // dimensions of each half a lane holds
-    const int row = blockIdx.x, head = blockIdx.y * 4 + threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int row = blockIdx.x, head = blockIdx.y * HEADS_PER_BLOCK + threadIdx.x / 32, lane = threadIdx.x % 32;
     launch_dependents();
     if (head >= p.n_q + 2 * p.n_kv) return;
     wait_for_previous();
@@ -89,7 +91,7 @@ DEVICE void qkv_prepare(const QkvPrepareParams& p) {
 }
 
 #define QKV_PREPARE(name, type, hd)                                                                         \
-    extern "C" __global__ void __launch_bounds__(128) name(const __grid_constant__ QkvPrepareParams p) { \
+    extern "C" __global__ void __launch_bounds__(THREADS) name(const __grid_constant__ QkvPrepareParams p) { \
         qkv_prepare<type, hd>(p);                                                                           \
     }
 QKV_PREPARE(qkv_prepare_half_64, elem, 64)

@@ -1,6 +1,6 @@
 //! RMSNorm of the residual stream on the GPU.
 
-use bytemuck::{Pod, Zeroable};
+use bytemuck::Zeroable;
 
 use super::deferred::{MAX_FUSED_NORM_ROWS, NormState, NormStateParams};
 use crate::cuda::shape::ShapeCheck;
@@ -8,25 +8,31 @@ use crate::cuda::{
     Activation, BufferView, CudaError, Device, DevicePtr, Element, ElementView, Kernel,
     LaunchConfig, Stream,
 };
+use crate::shared_with_device::{device_structs, shared_constants};
 
 const CHECK: ShapeCheck = ShapeCheck("rms_norm");
 /// Capacity of a block's registers.
 pub const MAX_N: usize = 16_384;
+const THREADS: u32 = 512;
 
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-struct Params {
-    h: DevicePtr<f32>,
-    weight: DevicePtr<u16>,
-    rows: DevicePtr<i32>,
-    x: DevicePtr<u16>,
-    eps: f32,
-    n: i32,
-    x_stride: i32,
-    h_rows: i32,
-    x_tile_rows: i32,
-    padding: i32,
-    next: NormStateParams,
+shared_constants! {
+    in "rms_norm/rms_norm.cu" { THREADS }
+}
+
+device_structs! {
+    struct Params as RmsNormParams in "rms_norm/rms_norm.cu" {
+        h: DevicePtr<f32>,
+        weight: DevicePtr<u16>,
+        rows: DevicePtr<i32>,
+        x: DevicePtr<u16>,
+        eps: f32,
+        n: i32,
+        x_stride: i32,
+        h_rows: i32,
+        x_tile_rows: i32,
+        padding: i32,
+        next: NormStateParams,
+    }
 }
 
 #[derive(Debug)]
@@ -122,7 +128,7 @@ impl RmsNorm {
         let grid = CHECK.int("n_rows", n_rows)? as u32;
         let config = LaunchConfig {
             dependent: true,
-            ..LaunchConfig::new(grid, 512)
+            ..LaunchConfig::new(grid, THREADS)
         };
         // SAFETY: a block reads the weight and one row of h (the kernel holds `rows` inside) and
         // writes n values of one row of x; the lengths were checked above.

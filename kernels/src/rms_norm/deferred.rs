@@ -5,10 +5,11 @@
 //! A chain is started by [`RmsNorm::launch_first`](super::cuda::RmsNorm::launch_first) and
 //! alternates between two [`NormState`]s (ping-pong buffers).
 
-use bytemuck::{Pod, Zeroable};
+use bytemuck::Zeroable;
 
 use crate::cuda::shape::ShapeCheck;
 use crate::cuda::{Activation, Buffer, CudaError, DevicePtr, Element, ElementView, Stream};
+use crate::shared_with_device::{device_structs, shared_constants};
 
 /// Maximum number of rows of a launch with a fused norm.
 pub const MAX_FUSED_NORM_ROWS: usize = 64;
@@ -46,28 +47,30 @@ pub enum FusedNorm<'a> {
     },
 }
 
-/// As `NormState` in deferred.cuh.
-#[derive(Debug, Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-pub(crate) struct NormStateParams {
-    squares: DevicePtr<u64>,
-    scale: DevicePtr<f32>,
+shared_constants! {
+    in "rms_norm/deferred.cuh" { STRIDE as NORM_STRIDE }
 }
 
-/// As `DeferredNorm` in deferred.cuh.
-#[derive(Debug, Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-pub(crate) struct DeferredNormParams {
-    state: NormStateParams,
-    next: NormStateParams,
-    weight: DevicePtr<u16>,
-    x: DevicePtr<u16>,
-    eps: f32,
-    n: i32,
-    x_stride: i32,
-    x_tile_rows: i32,
-    role: i32,
-    padding: i32,
+device_structs! {
+    #[derive(Debug)]
+    pub(crate) struct NormStateParams as NormState in "rms_norm/deferred.cuh" {
+        squares: DevicePtr<u64>,
+        scale: DevicePtr<f32>,
+    }
+
+    #[derive(Debug)]
+    pub(crate) struct DeferredNormParams as FusedNorm in "rms_norm/deferred.cuh" {
+        state: NormStateParams,
+        next: NormStateParams,
+        weight: DevicePtr<u16>,
+        x: DevicePtr<u16>,
+        eps: f32,
+        n: i32,
+        x_stride: i32,
+        x_tile_rows: i32,
+        role: i32,
+        padding: i32,
+    }
 }
 
 impl NormState {

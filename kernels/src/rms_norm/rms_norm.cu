@@ -8,6 +8,8 @@
 // Architectures: sm_90, sm_120. Elements: f16, bf16.
 #include "deferred.cuh"
 
+constexpr int THREADS = 512, WARPS = THREADS / 32;
+
 struct RmsNormParams {
     const float* h;
     const elem* weight;
@@ -21,14 +23,14 @@ struct RmsNormParams {
     NormState next;       // null: none follows
 };
 
-extern "C" __global__ void __launch_bounds__(512) rms_norm(const __grid_constant__ RmsNormParams p) {
+extern "C" __global__ void __launch_bounds__(THREADS) rms_norm(const __grid_constant__ RmsNormParams p) {
     constexpr int VECTORS = 8;  // of 4 values a thread, at most
     launch_dependents();
     const int n_vectors = p.n / 4;
     uint2 weight[VECTORS];
 #pragma unroll
     for (int i = 0; i < VECTORS; i++) {
-        const int v = i * 512 + threadIdx.x;
+        const int v = i * THREADS + threadIdx.x;
         if (v < n_vectors) weight[i] = reinterpret_cast<const uint2*>(p.weight)[v];
     }
     wait_for_previous();
@@ -39,7 +41,7 @@ extern "C" __global__ void __launch_bounds__(512) rms_norm(const __grid_constant
     float square = 0.f;
 #pragma unroll
     for (int i = 0; i < VECTORS; i++) {
-        const int v = i * 512 + threadIdx.x;
+        const int v = i * THREADS + threadIdx.x;
         value[i] = v < n_vectors ? h[v] : make_float4(0.f, 0.f, 0.f, 0.f);
     }
 #pragma unroll
@@ -47,18 +49,18 @@ extern "C" __global__ void __launch_bounds__(512) rms_norm(const __grid_constant
         square += value[i].x * value[i].x + value[i].y * value[i].y + value[i].z * value[i].z + value[i].w * value[i].w;
 #pragma unroll
     for (int d = 16; d > 0; d /= 2) square += __shfl_xor_sync(~0u, square, d);
-    __shared__ float sums[16];
+    __shared__ float sums[WARPS];
     if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = square;
     __syncthreads();
     float total = 0.f;
 #pragma unroll
-    for (int i = 0; i < 16; i++) total += sums[i];
+    for (int i = 0; i < WARPS; i++) total += sums[i];
     // A row that is too large for f32 is broken, not zero.
     const float r = total < INFINITY ? rsqrtf(total / p.n + p.eps) : NAN;
     if (p.next.scale != nullptr && threadIdx.x == 0) begin_norm(p.next, blockIdx.x, r);
 #pragma unroll
     for (int i = 0; i < VECTORS; i++) {
-        const int v = i * 512 + threadIdx.x;
+        const int v = i * THREADS + threadIdx.x;
         if (v >= n_vectors) continue;
         const float2 w0 = elem2_to_float2(bits_elem2(weight[i].x)), w1 = elem2_to_float2(bits_elem2(weight[i].y));
         const uint2 pairs = make_uint2(elem2_bits(floats_to_elem2(value[i].x * r * w0.x, value[i].y * r * w0.y)),

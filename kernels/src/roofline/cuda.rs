@@ -1,9 +1,8 @@
 //! Launches of the read and of the products.
 
-use bytemuck::{Pod, Zeroable};
-
 use crate::cuda::shape::ShapeCheck;
 use crate::cuda::{BufferView, CudaError, Device, DevicePtr, Kernel, LaunchConfig, Stream};
+use crate::shared_with_device::{device_structs, shared_constants};
 
 const CHECK: ShapeCheck = ShapeCheck("roofline");
 /// Bytes of a load.
@@ -11,22 +10,25 @@ const WORD_BYTES: usize = 16;
 const READ_THREADS: u32 = 512;
 const READ_BLOCKS_PER_SM: usize = 2;
 
-/// As `ReadParams` in read.cu.
-#[derive(Debug, Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-struct ReadParams {
-    data: DevicePtr<u8>,
-    out: DevicePtr<u32>,
-    n: u64,
+shared_constants! {
+    in "roofline/read.cu" { READ_THREADS as THREADS }
 }
 
-/// As `MultiplyParams` in multiply.cu and multiply_wgmma.cu.
-#[derive(Debug, Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-struct MultiplyParams {
-    out: DevicePtr<f32>,
-    n_rounds: i32,
-    padding: i32,
+device_structs! {
+    #[derive(Debug)]
+    struct ReadParams as ReadParams in "roofline/read.cu" {
+        data: DevicePtr<u8>,
+        out: DevicePtr<u32>,
+        n: u64,
+    }
+
+    /// As `MultiplyParams` in multiply.cu and multiply_wgmma.cu.
+    #[derive(Debug)]
+    struct MultiplyParams as MultiplyParams in "roofline/multiply.cuh" {
+        out: DevicePtr<f32>,
+        n_rounds: i32,
+        padding: i32,
+    }
 }
 
 /// A plain read of device memory.

@@ -4,12 +4,7 @@
 // FLOPs: 2 * 16 * 8 * 16 a product. Bytes: none. Grid: two blocks of 256 threads an SM.
 // Architectures: sm_90, sm_120.
 #include "../cuda/element.cuh"
-
-struct MultiplyParams {
-    float* out;  // [1]: written where a sum is one that does not occur, so that none is left out
-    int32_t n_rounds;
-    int32_t padding;
-};
+#include "multiply.cuh"
 
 constexpr int THREADS = 256;
 constexpr int CHAINS = 8;

@@ -4,12 +4,7 @@
 // FLOPs: 2 * 64 * 128 * 16 a product. Bytes: none. Grid: one block of three warpgroups an SM.
 // Architectures: sm_90a.
 #include "../cuda/wgmma.cuh"
-
-struct MultiplyParams {
-    float* out;  // [1]: written where a sum is one that does not occur, so that none is left out
-    int32_t n_rounds;
-    int32_t padding;
-};
+#include "multiply.cuh"
 
 constexpr int THREADS = 384;
 constexpr int N = 128, K = 64;

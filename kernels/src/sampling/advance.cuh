@@ -2,6 +2,7 @@
 // find it, and the row moves on by one token.
 #pragma once
 #include "../cuda/device.cuh"
+#include "../cuda/page.cuh"
 
 // What `history` holds instead of a token; `TokenError` on the host has the same numbers.
 constexpr int32_t NOT_FINITE = -1;  // a logit is NaN or +inf
@@ -35,9 +36,9 @@ DEVICE void advance_row(const Advance& a, int row, int32_t token, int32_t record
     const int32_t step = history_row(a);
     if (step >= 0) a.history[static_cast<int64_t>(step) * a.m + row] = recorded;
     if (!a.advance || a.context_len[row] <= 0) return;
-    const int position = a.context_len[row], page = position / 16;  // of the token just chosen
+    const int position = a.context_len[row], page = position / PAGE_TOKENS;  // of the token just chosen
     const int32_t* table = a.page_table + static_cast<int64_t>(row) * a.max_pages;
     a.positions[row] = position;
     a.context_len[row] = position + 1;
-    a.slots[row] = page < a.max_pages ? table[page] * 16 + position % 16 : -1;
+    a.slots[row] = page < a.max_pages ? table[page] * PAGE_TOKENS + position % PAGE_TOKENS : -1;
 }

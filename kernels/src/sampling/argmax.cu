@@ -13,6 +13,7 @@ struct ArgmaxAdvanceParams {
     Advance to;
 };
 
+constexpr int THREADS = 256, WARPS = THREADS / 32;
 constexpr int MAX_RANKS = 8;  // blocks of a cluster
 constexpr uint64_t BROKEN = ~0ull;                 // larger than the rank of any number
 constexpr uint32_t ORDER_OF_MINUS_INF = 0x007fffffu;
@@ -25,7 +26,7 @@ DEVICE uint64_t ranked(float value, int32_t id) {
     return value < INFINITY ? rank : BROKEN;  // NaN is not below
 }
 
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(THREADS)
     argmax_advance(const __grid_constant__ ArgmaxAdvanceParams p) {
     const int ranks = cluster_size(), row = blockIdx.x / ranks, rank = cluster_rank();
     launch_dependents();
@@ -33,7 +34,7 @@ extern "C" __global__ void __launch_bounds__(256)
     wait_for_previous();
     const float* logits = p.logits + static_cast<int64_t>(row) * p.stride;
     uint64_t best = 0;
-    for (int i = rank * 256 + threadIdx.x; i < p.n; i += ranks * 256) {
+    for (int i = rank * THREADS + threadIdx.x; i < p.n; i += ranks * THREADS) {
         const uint64_t r = ranked(logits[i], i);
         best = r > best ? r : best;
     }
@@ -42,13 +43,13 @@ extern "C" __global__ void __launch_bounds__(256)
         const uint64_t other = __shfl_xor_sync(~0u, best, d);
         best = other > best ? other : best;
     }
-    __shared__ uint64_t warps[8];
+    __shared__ uint64_t warps[WARPS];
     __shared__ uint64_t of_ranks[MAX_RANKS];
     if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = best;
     cluster_wait();  // all blocks have started, so their memory may be written
     __syncthreads();
     if (threadIdx.x == 0) {
-        for (int w = 1; w < 8; w++) best = warps[w] > best ? warps[w] : best;
+        for (int w = 1; w < WARPS; w++) best = warps[w] > best ? warps[w] : best;
         store_remote(remote_address(shared_address(&of_ranks[rank]), 0), best);
     }
     cluster_sync();

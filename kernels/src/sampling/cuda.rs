@@ -4,8 +4,6 @@
 mod argmax;
 mod sample;
 
-use bytemuck::{Pod, Zeroable};
-
 pub use argmax::{ArgmaxAdvance, ArgmaxAdvanceArgs};
 pub use sample::{
     LogprobOutputs, MAX_TOP_LOGPROBS, PenalizedToken, Sample, SampleArgs, SamplingRow, TokenError,
@@ -13,6 +11,7 @@ pub use sample::{
 
 use crate::cuda::shape::ShapeCheck;
 use crate::cuda::{BufferView, CudaError, DevicePtr};
+use crate::shared_with_device::device_structs;
 
 /// The state of the rows on the device. A row whose `context_len` is 0 is padding and stays.
 #[derive(Debug, Clone, Copy)]
@@ -28,21 +27,21 @@ pub struct AdvanceState<'a> {
     pub max_pages: usize,
 }
 
-/// `Advance` of `advance.cuh`.
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-struct AdvanceParams {
-    next_ids: DevicePtr<i32>,
-    history: DevicePtr<i32>,
-    step: DevicePtr<i32>,
-    m: i32,
-    advance: i32,
-    positions: DevicePtr<i32>,
-    context_len: DevicePtr<i32>,
-    slots: DevicePtr<i32>,
-    page_table: DevicePtr<i32>,
-    max_pages: i32,
-    n_steps: i32,
+device_structs! {
+    /// `Advance` of `advance.cuh`.
+    struct AdvanceParams as Advance in "sampling/advance.cuh" {
+        next_ids: DevicePtr<i32>,
+        history: DevicePtr<i32>,
+        step: DevicePtr<i32>,
+        m: i32,
+        advance: i32,
+        positions: DevicePtr<i32>,
+        context_len: DevicePtr<i32>,
+        slots: DevicePtr<i32>,
+        page_table: DevicePtr<i32>,
+        max_pages: i32,
+        n_steps: i32,
+    }
 }
 
 /// `n_rows` is above 0.

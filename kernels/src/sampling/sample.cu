@@ -14,15 +14,17 @@
 // sort: a histogram over the distance from the largest logit, then histograms over the keys of the
 // one bin that holds the cut, 11 bits a pass.
 //
-// A cluster of up to 8 blocks has a row, or one block where there are many rows; each block has a part of the
-// ids, whose logits it keeps in shared memory where they fit, so that device memory is read once. Every block follows the same path and finds the
-// same results; histograms, maxima and sums are put together through distributed shared memory.
+// Layout: logits [m][stride] f32. A cluster of up to 8 blocks has a row, or one block where there are many
+// rows; each block has a part of the ids, whose logits it keeps in shared memory where they fit, so that device
+// memory is read once. Every block follows the same path and finds the same results; histograms, maxima and
+// sums are put together through distributed shared memory.
 //
 // Penalties come from a list of the row's tokens that lies on the device and takes in each chosen
 // token, so that steps may follow each other without the host. The logits are changed where they do
 // not fit shared memory.
-// Cost: greedy rows one pass over the logits; top-k and top-p some six more each.
-// Grid: m clusters of 1 to 8 blocks of 1024 threads. Architectures: sm_90, sm_120.
+// Bytes: 4 n a row where the logits fit shared memory, else 4 n a pass. Passes: one for a greedy row, some six
+// more each for top-k and top-p.
+// Grid: m clusters of 1 to MAX_RANKS blocks of THREADS threads. Architectures: sm_90, sm_120.
 #include "advance.cuh"
 
 struct SamplingRow {
@@ -55,6 +57,7 @@ struct SampleParams {
     float* top_logprob;         // [n_steps][m][max_top] or null
     int32_t max_penalized, max_top;
     int32_t cached;             // logits that a block's dynamic shared memory has room for
+    int32_t padding;
 };
 
 constexpr int MAX_RANKS = 8;  // blocks of a cluster
@@ -412,7 +415,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample(const __grid_consta
     } else {
         cluster_sync();
     }
-    if (rank != 0) return;  // nobody reads another block's memory from here on
+    if (rank != 0) return;  // no block reads another's memory from here on
     const int token = row.id_of(best);
 
     // The list entry of the chosen token.

@@ -1,11 +1,10 @@
 //! SiLU(gate) * up on the GPU.
 
-use bytemuck::{Pod, Zeroable};
-
 use crate::cuda::shape::ShapeCheck;
 use crate::cuda::{
     CudaError, Device, DevicePtr, Dim3, Element, ElementView, Kernel, LaunchConfig, Stream,
 };
+use crate::shared_with_device::{device_structs, shared_constants};
 
 const CHECK: ShapeCheck = ShapeCheck("silu_mul");
 const THREADS: usize = 256;
@@ -13,16 +12,20 @@ const THREADS: usize = 256;
 const VECTOR: usize = 8;
 const MAX_GRID_Y: usize = 65_535;
 
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-struct Params {
-    gate: DevicePtr<u16>,
-    up: DevicePtr<u16>,
-    out: DevicePtr<u16>,
-    n: i32,
-    stride: i32,
-    out_stride: i32,
-    m: i32,
+shared_constants! {
+    in "silu_mul/silu_mul.cu" { THREADS, VECTOR }
+}
+
+device_structs! {
+    struct Params as SiluMulParams in "silu_mul/silu_mul.cu" {
+        gate: DevicePtr<u16>,
+        up: DevicePtr<u16>,
+        out: DevicePtr<u16>,
+        n: i32,
+        stride: i32,
+        out_stride: i32,
+        m: i32,
+    }
 }
 
 #[derive(Debug)]

@@ -5,6 +5,8 @@
 // Architectures: sm_90, sm_120. Elements: f16, bf16.
 #include "../cuda/element.cuh"
 
+constexpr int THREADS = 256, VECTOR = 8;  // values of a thread
+
 struct SiluMulParams {
     const elem* gate;
     const elem* up;
@@ -14,13 +16,13 @@ struct SiluMulParams {
 
 DEVICE uint32_t silu_mul_pair(uint32_t gate, uint32_t up) {
     const float2 g = elem2_to_float2(bits_elem2(gate)), u = elem2_to_float2(bits_elem2(up));
-    return elem2_bits(floats_to_elem2(g.x / (1.f + __expf(-g.x)) * u.x, g.y / (1.f + __expf(-g.y)) * u.y));
+    return elem2_bits(floats_to_elem2(silu(g.x) * u.x, silu(g.y) * u.y));
 }
 
-extern "C" __global__ void __launch_bounds__(256) silu_mul(const __grid_constant__ SiluMulParams p) {
+extern "C" __global__ void __launch_bounds__(THREADS) silu_mul(const __grid_constant__ SiluMulParams p) {
     launch_dependents();
     wait_for_previous();
-    const int column = (blockIdx.x * 256 + threadIdx.x) * 8;
+    const int column = (blockIdx.x * THREADS + threadIdx.x) * VECTOR;
     if (column >= p.n) return;
     for (int64_t row = blockIdx.y; row < p.m; row += gridDim.y) {
         const uint4 g = *reinterpret_cast<const uint4*>(p.gate + row * p.stride + column);

@@ -6,8 +6,6 @@ mod repack;
 
 use std::sync::{Arc, OnceLock};
 
-use bytemuck::{Pod, Zeroable};
-
 pub use self::output::Output;
 pub use self::repack::AwqPart;
 use super::mma::MmaKernels;
@@ -26,29 +24,30 @@ use crate::cuda::{
     LaunchConfig, RowLayout, Stream,
 };
 use crate::rms_norm::deferred::{DeferredNormParams, FusedNorm, MAX_FUSED_NORM_ROWS};
+use crate::shared_with_device::device_structs;
 
 const SOURCE: &str = "stream_linear/stream_linear";
 const ROW_ALIGNMENT: usize = 8;
 const CHECK: ShapeCheck = ShapeCheck(OP);
 
-/// As `StreamLinearParams` in stream_linear.cu.
-#[derive(Debug, Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-struct StreamLinearParams {
-    weights: DevicePtr<u8>,
-    scales: DevicePtr<u8>,
-    x: DevicePtr<u16>,
-    out: DevicePtr<u8>,
-    bias: DevicePtr<u16>,
-    m: i32,
-    x_stride: i32,
-    n: i32,
-    n_tiles: i32,
-    n_chunks: i32,
-    n_stages: i32,
-    phase_chunks: i32,
-    n_phases: i32,
-    norm: DeferredNormParams,
+device_structs! {
+    #[derive(Debug)]
+    struct StreamLinearParams as StreamLinearParams in "stream_linear/stream_linear.cu" {
+        weights: DevicePtr<u8>,
+        scales: DevicePtr<u8>,
+        x: DevicePtr<u16>,
+        out: DevicePtr<u8>,
+        bias: DevicePtr<u16>,
+        m: i32,
+        x_stride: i32,
+        n: i32,
+        n_tiles: i32,
+        n_chunks: i32,
+        n_stages: i32,
+        phase_chunks: i32,
+        n_phases: i32,
+        norm: DeferredNormParams,
+    }
 }
 
 /// Which kernel takes rows in tiles: 17 and more always, from [`TILED_ROWS`] on by default.

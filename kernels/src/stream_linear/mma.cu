@@ -33,8 +33,8 @@ constexpr int PIECE_K = 64;  // of a stage
 template <class F, int N>
 struct Ring {
     static constexpr int PER_CHUNK = F::K / PIECE_K;        // stages
-    static constexpr int W_TILE = CHUNK_BYTES / PER_CHUNK;  // bytes of a stage of a tile of 16 columns
-    static constexpr int WORDS = W_TILE / 512;              // of 16 bytes a lane
+    static constexpr int W_TILE = CHUNK_BYTES / PER_CHUNK;  // bytes of a stage of a tile
+    static constexpr int WORDS = W_TILE / WARP_BYTES;       // of 16 bytes a lane
     // Stages from the products to the loads and copies. Up to 64 rows memory sets the pace: 32 KiB a
     // block are under way. At 128 rows a stage takes longer than a load, and registers are scarce; one
     // stage instead of two was 3 % slower.

@@ -1,9 +1,8 @@
 //! Launches of `mma.cu`: any number of rows, by default 17 and more, where there is no `wgmma`.
 
-use bytemuck::{Pod, Zeroable};
-
 use super::{Epilogue, Format, LargeMLaunch, Layout};
 use crate::cuda::{Buffer, CudaError, Device, DevicePtr, Element, Kernel, LaunchConfig, Stream};
+use crate::shared_with_device::{device_structs, shared_constants};
 
 const SOURCE: &str = "stream_linear/mma";
 const WARPS: usize = 8;
@@ -16,27 +15,31 @@ const STAGE_K: usize = 64;
 /// Rows of a tile of work that kernels are compiled for.
 pub(super) const ROWS: [usize; 4] = [16, 32, 64, 128];
 
-/// As `MmaLinearParams` in mma_block.cuh.
-#[derive(Debug, Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-pub(super) struct MmaLinearParams {
-    weights: DevicePtr<u8>,
-    scales: DevicePtr<u8>,
-    x: DevicePtr<u8>,
-    /// Null for 16-bit x.
-    x_scales: DevicePtr<f32>,
-    out: DevicePtr<u8>,
-    bias: DevicePtr<u16>,
-    parts: DevicePtr<f32>,
-    tickets: DevicePtr<i32>,
-    m: i32,
-    x_rows: i32,
-    n: i32,
-    n_tiles: i32,
-    n_chunks: i32,
-    out_tile_rows: i32,
-    epilogue: i32,
-    shared_bytes: i32,
+shared_constants! {
+    in "stream_linear/mma.cu" { WARPS, THREADS, WARP_TILES, BLOCK_TILES, STAGE_K as PIECE_K }
+}
+
+device_structs! {
+    #[derive(Debug)]
+    pub(super) struct MmaLinearParams as MmaLinearParams in "stream_linear/mma_block.cuh" {
+        weights: DevicePtr<u8>,
+        scales: DevicePtr<u8>,
+        x: DevicePtr<u8>,
+        /// Null for 16-bit x.
+        x_scales: DevicePtr<f32>,
+        out: DevicePtr<u8>,
+        bias: DevicePtr<u16>,
+        parts: DevicePtr<f32>,
+        tickets: DevicePtr<i32>,
+        m: i32,
+        x_rows: i32,
+        n: i32,
+        n_tiles: i32,
+        n_chunks: i32,
+        out_tile_rows: i32,
+        epilogue: i32,
+        shared_bytes: i32,
+    }
 }
 
 impl MmaLinearParams {

@@ -1,14 +1,13 @@
 // What a block of mma.cu and of mma_int8.cu does besides its products: the feed of weights and x, the sums
 // of tiles that several blocks share, the output. The source says before how many `WARPS` a block has.
 #pragma once
-#include "eight_rows.cuh"
-#include "schedule.cuh"
+#include "epilogue.cuh"
+#include "split_k.cuh"
 
 constexpr int THREADS = WARPS * 32;
-constexpr int WARP_TILES = 2;  // of 16 columns
+constexpr int WARP_TILES = 2;  // of TILE_COLUMNS columns
 constexpr int BLOCK_TILES = WARPS * WARP_TILES;
 constexpr int X_ROW_BYTES = 128;  // of a row of x in a stage
-constexpr int CHUNK_BYTES = 2048;
 
 struct MmaLinearParams {
     const uint8_t* weights;  // [n_tiles][n_chunks][CHUNK_BYTES]
@@ -107,7 +106,7 @@ struct Feed {
         const int tile = min(columns * BLOCK_TILES + warp * WARP_TILES, p.n_tiles - 1);
         const bool has_second = tile + 1 < p.n_tiles;
         const int64_t index = static_cast<int64_t>(tile) * p.n_chunks + chunk;
-        weights = p.weights + index * CHUNK_BYTES + lane * 16;
+        weights = p.weights + index * CHUNK_BYTES + lane * LANE_BYTES;
         second_tile = has_second ? p.n_chunks * CHUNK_BYTES : 0;
         if constexpr (F::SCALE_BYTES > 0) {
             // Copied by as many lanes as there are 16 bytes of scales.
@@ -125,7 +124,7 @@ struct Feed {
         for (int t = 0; t < WARP_TILES; t++)
 #pragma unroll
             for (int i = 0; i < R::WORDS; i++)
-                words.w[t][i] = load_16(weights + (t == 0 ? 0 : second_tile) + part * R::W_TILE + i * 512);
+                words.w[t][i] = load_16(weights + (t == 0 ? 0 : second_tile) + part * R::W_TILE + i * WARP_BYTES);
     }
     // The same to shared memory, where this lane alone reads them: [WARP_TILES][WORDS][32 lanes].
     DEVICE void copy_words(uint32_t to, int part) const {
@@ -133,7 +132,7 @@ struct Feed {
         for (int t = 0; t < WARP_TILES; t++)
 #pragma unroll
             for (int i = 0; i < R::WORDS; i++)
-                copy_16(to + (t * R::WORDS + i) * 512, weights + (t == 0 ? 0 : second_tile) + part * R::W_TILE + i * 512);
+                copy_16(to + (t * R::WORDS + i) * WARP_BYTES, weights + (t == 0 ? 0 : second_tile) + part * R::W_TILE + i * WARP_BYTES);
     }
     DEVICE void copy_scales(const Places& at, bool is_wanted) const {
         if constexpr (F::SCALE_BYTES > 0) {
@@ -180,7 +179,7 @@ DEVICE void store_tile(const MmaLinearParams& p, const float (&acc)[WARP_TILES][
         for (int r = 0; r < AT_ONCE; r++)
 #pragma unroll
             for (int t = 0; t < WARP_TILES; t++)
-                load_eight_rows<E>(p, before[r][t], row + (r0 + r) * 8, (w_tile + t) * 16, g, j);
+                load_eight_rows<E>(p, before[r][t], row + (r0 + r) * 8, (w_tile + t) * TILE_COLUMNS, g, j);
 #pragma unroll
         for (int r = 0; r < AT_ONCE; r++) {
             float4 v[WARP_TILES];
@@ -190,11 +189,11 @@ DEVICE void store_tile(const MmaLinearParams& p, const float (&acc)[WARP_TILES][
                 v[t] = make_float4(a[0], a[1], a[2], a[3]);
             }
             if constexpr (E == Epilogue::SiluMul) {
-                store_eight_rows<E>(p, v[0], v[1], before[r][0], row + (r0 + r) * 8, w_tile / 2 * 16, g, j);
+                store_eight_rows<E>(p, v[0], v[1], before[r][0], row + (r0 + r) * 8, w_tile / 2 * TILE_COLUMNS, g, j);
             } else {
 #pragma unroll
                 for (int t = 0; t < WARP_TILES; t++)
-                    store_eight_rows<E>(p, v[t], v[t], before[r][t], row + (r0 + r) * 8, (w_tile + t) * 16, g, j);
+                    store_eight_rows<E>(p, v[t], v[t], before[r][t], row + (r0 + r) * 8, (w_tile + t) * TILE_COLUMNS, g, j);
             }
         }
     }

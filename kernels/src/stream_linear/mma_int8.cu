@@ -29,8 +29,8 @@ template <int N>  // N: groups of 8 rows
 struct Ring {
     static constexpr int ROWS = N * 8, X_STAGE = ROWS * X_ROW_BYTES, X_SCALE_BYTES = 4;
     static constexpr int PER_CHUNK = Format::K / GROUP_K;   // stages
-    static constexpr int W_TILE = CHUNK_BYTES / PER_CHUNK;  // bytes of a stage of a tile of 16 columns
-    static constexpr int WORDS = W_TILE / 512;              // of 16 bytes a lane
+    static constexpr int W_TILE = CHUNK_BYTES / PER_CHUNK;  // bytes of a stage of a tile
+    static constexpr int WORDS = W_TILE / WARP_BYTES;       // of 16 bytes a lane
     // Stages from the products to the copies. Of the weights as many are there or under way: those of a
     // stage are in registers before their place is needed.
     static constexpr int AHEAD = N == 8 ? 2 : 3;
@@ -64,8 +64,8 @@ struct Group {
     uint32_t zero[2];  // 4 z in every byte
 };
 DEVICE Group load_group(const uint8_t* scales, int index, int g) {
-    const float2 s = __half22float2(*reinterpret_cast<const __half2*>(scales + index * 32 + g * 4));
-    const uint32_t z = scales[Format::GROUPS * 32 + index * 8 + g];
+    const float2 s = __half22float2(*reinterpret_cast<const __half2*>(scales + index * GROUP_SCALE_BYTES + g * 4));
+    const uint32_t z = scales[Format::GROUPS * GROUP_SCALE_BYTES + index * GROUP_ZERO_BYTES + g];
     return {{s.x * 0.25f, s.y * 0.25f}, {(z & 15) * 0x04040404u, (z >> 4) * 0x04040404u}};
 }
 
@@ -131,7 +131,7 @@ struct Rows {
     }
 };
 
-// Shared memory: x [STAGES][8 N][128]   weights [AHEAD][WARPS][WARP_TILES][WORDS][512]
+// Shared memory: x [STAGES][8 N][128]   weights [AHEAD][WARPS][WARP_TILES][WORDS][WARP_BYTES]
 //                scales [SLOTS][WARPS][WARP_TILES][SCALE_BYTES]   scales of x [STAGES][8 N]
 template <int N>
 DEVICE void mma_int8_linear(const MmaLinearParams& p) {
@@ -151,7 +151,7 @@ DEVICE void mma_int8_linear(const MmaLinearParams& p) {
 
     // Weights first: they were there before the previous kernel.
     Feed<Format, R> feed(p, schedule);
-    const uint32_t own_words = shared_address(smem + R::WEIGHTS) + warp * WARP_TILES * R::W_TILE + lane * 16;
+    const uint32_t own_words = shared_address(smem + R::WEIGHTS) + warp * WARP_TILES * R::W_TILE + lane * LANE_BYTES;
     {
         Feed<Format, R> ahead = feed;
 #pragma unroll
@@ -187,7 +187,7 @@ DEVICE void mma_int8_linear(const MmaLinearParams& p) {
             group[t] = load_group(own_scales + (slot * BLOCK_TILES + t) * Format::SCALE_BYTES, part, g);
 #pragma unroll
             for (int i = 0; i < R::WORDS; i++) {
-                const uint4 words = load_shared_16(words_at + (t * R::WORDS + i) * 512);
+                const uint4 words = load_shared_16(words_at + (t * R::WORDS + i) * WARP_BYTES);
                 dequantise(a[t][2 * i], words.x, words.y, group[t]);
                 dequantise(a[t][2 * i + 1], words.z, words.w, group[t]);
             }

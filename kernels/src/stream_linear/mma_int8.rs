@@ -1,13 +1,12 @@
 //! Launches of `quantize_rows.cu` and `mma_int8.cu`: 17 rows and more, activations in 8 bits.
 
-use bytemuck::{Pod, Zeroable};
-
 use super::mma::{MmaLinearParams, check_units};
 use super::{CHUNK_BYTES, Format, LargeMLaunch, OP};
 use crate::KernelError;
 use crate::cuda::{
     Buffer, BufferView, CudaError, Device, DevicePtr, Element, Kernel, LaunchConfig, Stream,
 };
+use crate::shared_with_device::{device_structs, shared_constants};
 
 const SOURCE: &str = "stream_linear/mma_int8";
 const QUANTIZE_SOURCE: &str = "stream_linear/quantize_rows";
@@ -47,17 +46,22 @@ impl Int8Room {
     }
 }
 
-/// As `QuantizeRowsParams` in quantize_rows.cu.
-#[derive(Debug, Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-struct QuantizeRowsParams {
-    x: DevicePtr<u16>,
-    q: DevicePtr<u8>,
-    scales: DevicePtr<f32>,
-    m: i32,
-    rows: i32,
-    x_rows: i32,
-    n_pieces: i32,
+shared_constants! {
+    in "stream_linear/mma_int8.cu" { WARPS, THREADS, WARP_TILES, BLOCK_TILES, GROUP_K }
+    in "stream_linear/quantize_rows.cu" { QUANTIZE_WARPS as WARPS }
+}
+
+device_structs! {
+    #[derive(Debug)]
+    struct QuantizeRowsParams as QuantizeRowsParams in "stream_linear/quantize_rows.cu" {
+        x: DevicePtr<u16>,
+        q: DevicePtr<u8>,
+        scales: DevicePtr<f32>,
+        m: i32,
+        rows: i32,
+        x_rows: i32,
+        n_pieces: i32,
+    }
 }
 
 /// Bytes of shared memory of a tile of `rows` rows, one of [`ROWS`]: as `Ring` in mma_int8.cu counts them,

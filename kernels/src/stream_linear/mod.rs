@@ -27,6 +27,7 @@ pub use random::fill_normal;
 pub use variant::{LoadedKernels, Variant, candidates, default_variant};
 
 use crate::KernelError;
+use crate::shared_with_device::shared_constants;
 
 const OP: &str = "stream_linear";
 
@@ -44,6 +45,16 @@ pub const MAX_TILED_ROWS: usize = 1 << 16;
 pub const TILE_COLUMNS: usize = 16;
 /// Packed weights of one tile and one chunk of k.
 pub const CHUNK_BYTES: usize = 2048;
+const AWQ_CHUNK_K: usize = 256;
+const HALF_CHUNK_K: usize = 64;
+/// Scales and zero points of one tile and one group: 16 fp16 and 16 nibbles.
+const GROUP_BYTES: usize = TILE_COLUMNS * 2 + TILE_COLUMNS / 2;
+
+shared_constants! {
+    in "stream_linear/weight_layout.cuh" {
+        TILE_COLUMNS, CHUNK_BYTES, AWQ_CHUNK_K, HALF_CHUNK_K, GROUP_BYTES
+    }
+}
 
 /// How the weights are stored. AWQ: 4-bit, one fp16 scale and 4-bit zero point a group of k. Half:
 /// 16-bit, fp16 or bf16 as the activations are.
@@ -86,8 +97,8 @@ impl Format {
     /// Values of k in a chunk.
     pub const fn chunk_k(self) -> usize {
         match self {
-            Self::Half => 64,
-            _ => 256,
+            Self::Half => HALF_CHUNK_K,
+            _ => AWQ_CHUNK_K,
         }
     }
 
@@ -99,9 +110,9 @@ impl Format {
         }
     }
 
-    /// Bytes of scales and zeros of one tile and one chunk: 16 fp16 and 16 nibbles a group.
+    /// Bytes of scales and zeros of one tile and one chunk.
     pub const fn scale_bytes(self) -> usize {
-        self.chunk_groups() * 40
+        self.chunk_groups() * GROUP_BYTES
     }
 
     const fn kernel_prefix(self) -> &'static str {

@@ -2,6 +2,7 @@
 // is done with the products. Shared by stream_linear.cu, mma.cu, mma_int8.cu and wgmma.cu.
 #pragma once
 #include "../cuda/element.cuh"
+#include "weight_layout.cuh"
 
 enum class Epilogue { Store, AddResidual, SiluMul, StoreF32 };
 
@@ -27,14 +28,14 @@ struct GroupScale {
 template <int GROUPS_>  // quantisation groups in 128 k: 1, 2 or 4
 struct AwqFormat {
     static constexpr int GROUPS = 2 * GROUPS_;  // in a chunk
-    static constexpr int K = 256;
+    static constexpr int K = AWQ_CHUNK_K;
     static constexpr int PAIRS = 8;             // x vectors of 8 k a lane in a chunk: two products each
-    static constexpr int SCALE_BYTES = GROUPS * (32 + 8);
+    static constexpr int SCALE_BYTES = GROUPS * GROUP_BYTES;
 
     // The A operands of products 2P and 2P + 1, each plus 16. Word = 16 columns x 16 k of the warp.
     template <int P>
     DEVICE static void weights(const uint8_t* chunk, int lane, uint4& words, uint32_t (&a)[2][4]) {
-        if constexpr (P % 2 == 0) words = *reinterpret_cast<const uint4*>(chunk + P / 2 * 512 + lane * 16);
+        if constexpr (P % 2 == 0) words = *reinterpret_cast<const uint4*>(chunk + P / 2 * WARP_BYTES + lane * LANE_BYTES);
         plus_sixteen<P>(words, a);
     }
     // The same of words that are in registers.
@@ -61,12 +62,12 @@ struct AwqFormat {
     }
     // 16 + z of columns g and g + 8.
     DEVICE static elem2 zeros(const uint8_t* scales, int index, int g) {
-        const uint32_t z = scales[GROUPS * 32 + index * 8 + g];
+        const uint32_t z = scales[GROUPS * GROUP_SCALE_BYTES + index * GROUP_ZERO_BYTES + g];
         return bits_elem2(sixteen_plus(z << NIBBLE_BIT | z << (NIBBLE_BIT + 12)));
     }
     // Scales and zeros of columns g and g + 8 of a chunk's group.
     DEVICE static void load_group(const uint8_t* scales, int index, int g, GroupScale& group) {
-        const uint32_t stored = *reinterpret_cast<const uint32_t*>(scales + index * 32 + g * 4);
+        const uint32_t stored = *reinterpret_cast<const uint32_t*>(scales + index * GROUP_SCALE_BYTES + g * 4);
         elem2 s = bits_elem2(stored);
         if constexpr (IS_BF16) {
             const float2 exact = __half22float2(reinterpret_cast<const __half2&>(stored));
@@ -103,21 +104,21 @@ struct AwqFormat {
     }
     // Scale and 16 + zero of columns g and g + 8, which lie next to each other.
     DEVICE static void group(const uint8_t* scales, int index, int g, float2& scale, float2& zero) {
-        scale = __half22float2(*reinterpret_cast<const __half2*>(scales + index * 32 + g * 4));
+        scale = __half22float2(*reinterpret_cast<const __half2*>(scales + index * GROUP_SCALE_BYTES + g * 4));
         zero = elem2_to_float2(zeros(scales, index, g));
     }
 };
 
 struct HalfFormat {  // elements as they are
     static constexpr int GROUPS = 0;
-    static constexpr int K = 64;
+    static constexpr int K = HALF_CHUNK_K;
     static constexpr int PAIRS = 2;
     static constexpr int SCALE_BYTES = 0;
     template <int P>
     DEVICE static void weights(const uint8_t* chunk, int lane, uint4&, uint32_t (&a)[2][4]) {
 #pragma unroll
         for (int i = 0; i < 2; i++) {
-            const uint4 w = *reinterpret_cast<const uint4*>(chunk + (2 * P + i) * 512 + lane * 16);
+            const uint4 w = *reinterpret_cast<const uint4*>(chunk + (2 * P + i) * WARP_BYTES + lane * LANE_BYTES);
             a[i][0] = w.x, a[i][1] = w.y, a[i][2] = w.z, a[i][3] = w.w;
         }
     }

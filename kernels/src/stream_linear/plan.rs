@@ -7,8 +7,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{CHUNK_BYTES, Layout, MAX_ROWS, OP};
+use super::{CHUNK_BYTES, Layout, MAX_ROWS, OP, TILE_COLUMNS};
 use crate::KernelError;
+use crate::shared_with_device::shared_constants;
 
 /// Variants of the kernel: the rows it has registers for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -103,7 +104,14 @@ const MAX_WAVES: usize = 16;
 /// More are tried only if nothing else fits.
 const COMPARED_WAVES: usize = 3;
 
-/// Dynamic shared memory of a block, region by region in the order of stream_linear.cu.
+/// Between rows of x in shared memory, so that they begin in different banks.
+const X_ROW_PAD_BYTES: usize = 64;
+
+shared_constants! {
+    in "stream_linear/stream_linear.cu" { X_ROW_PAD_BYTES }
+}
+
+/// Dynamic shared memory of a block, region by region as stream_linear.cu lists them.
 pub fn shared_bytes(layout: &Layout, plan: &Plan, m: usize, limits: &DeviceLimits) -> usize {
     let format = layout.format;
     let n_warps = plan.rows.n_warps(limits.compute_major);
@@ -111,9 +119,9 @@ pub fn shared_bytes(layout: &Layout, plan: &Plan, m: usize, limits: &DeviceLimit
     let barriers = (8 + rings * 8).next_multiple_of(128);
     let weights = rings * CHUNK_BYTES;
     let scales = rings * format.scale_bytes();
-    let x = m.min(plan.rows.max()) * (plan.phase_chunks * format.chunk_k() * 2 + 64);
+    let x = m.min(plan.rows.max()) * (plan.phase_chunks * format.chunk_k() * 2 + X_ROW_PAD_BYTES);
     let sums = plan.phase_chunks * format.chunk_groups() * plan.rows.max() * 4;
-    let slots = (n_block_tiles(layout, plan) + n_warps) * 16 * m.next_multiple_of(2) * 4;
+    let slots = (n_block_tiles(layout, plan) + n_warps) * TILE_COLUMNS * m.next_multiple_of(2) * 4;
     let factors = plan.rows.max() * 4;
     barriers + weights + scales + x + sums + factors + slots
 }

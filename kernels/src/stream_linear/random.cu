@@ -1,9 +1,17 @@
-// Dummy weights, made where they are used: random in every bit, the same for the same seed.
+// value[i] = f(hash(seed, i)): dummy weights, made where they are used, random in every bit and the same for
+// the same seed.
 //
 // Zeros would run faster than real weights do, on matrix units and memory alike. Each value comes
-// from a hash of (seed, index), so the grid does not matter. Bytes: each written once.
-// Grid: any, of 256 threads. Architectures: sm_90, sm_120.
+// from a hash of (seed, index), so the grid does not matter.
+//   * fill_bits: words [n], all bits random: packed nibbles.
+//   * fill_normal: values [n] of fp16 or bf16, mean + std * normal (Box-Muller).
+//   * fill_awq_groups: scales and zero points [n_chunks][groups * GROUP_BYTES] as weight_layout.cuh has them,
+//     scales uniform in 0.5 to 1.5 of their mean.
+// Bytes: each written once. Grid: any, of THREADS threads, each strides. Architectures: sm_90, sm_120.
 #include "../cuda/device.cuh"
+#include "weight_layout.cuh"
+
+constexpr int THREADS = 256;
 
 DEVICE uint32_t hashed(uint64_t seed, uint64_t index) {  // the finaliser of MurmurHash3
     uint64_t x = seed * 0x9e3779b97f4a7c15ull + index;
@@ -18,7 +26,7 @@ struct FillBitsParams {
     uint64_t seed;
 };
 
-extern "C" __global__ void __launch_bounds__(256) fill_bits(const __grid_constant__ FillBitsParams p) {
+extern "C" __global__ void __launch_bounds__(THREADS) fill_bits(const __grid_constant__ FillBitsParams p) {
     for (uint64_t i = blockIdx.x * 256ull + threadIdx.x; i < p.n; i += gridDim.x * 256ull)
         p.words[i] = hashed(p.seed, i);
 }
@@ -41,15 +49,15 @@ DEVICE void fill_normal_values(const FillNormalParams& p) {
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256) fill_normal_f16(const __grid_constant__ FillNormalParams p) {
+extern "C" __global__ void __launch_bounds__(THREADS) fill_normal_f16(const __grid_constant__ FillNormalParams p) {
     fill_normal_values<__half>(p);
 }
-extern "C" __global__ void __launch_bounds__(256) fill_normal_bf16(const __grid_constant__ FillNormalParams p) {
+extern "C" __global__ void __launch_bounds__(THREADS) fill_normal_bf16(const __grid_constant__ FillNormalParams p) {
     fill_normal_values<__nv_bfloat16>(p);
 }
 
 struct FillAwqGroupsParams {
-    uint8_t* group_data;  // [n_chunks][groups * 40], as repack.cu writes it
+    uint8_t* group_data;  // [n_chunks][groups * GROUP_BYTES], as repack.cu writes it
     uint64_t n_chunks;    // of all tiles
     uint64_t seed;
     float scale;          // mean; scales are uniform in 0.5 .. 1.5 of it
@@ -57,15 +65,15 @@ struct FillAwqGroupsParams {
 };
 
 // Scales, and zero points random in every bit.
-extern "C" __global__ void __launch_bounds__(256) fill_awq_groups(const __grid_constant__ FillAwqGroupsParams p) {
-    const uint64_t per_chunk = p.groups * 24;  // 16 scales and 8 bytes of zeros a group
+extern "C" __global__ void __launch_bounds__(THREADS) fill_awq_groups(const __grid_constant__ FillAwqGroupsParams p) {
+    const uint64_t per_chunk = p.groups * (TILE_COLUMNS + GROUP_ZERO_BYTES);  // scales, bytes of zeros
     for (uint64_t i = blockIdx.x * 256ull + threadIdx.x; i < p.n_chunks * per_chunk; i += gridDim.x * 256ull) {
-        uint8_t* chunk = p.group_data + i / per_chunk * p.groups * 40;
-        const int at = static_cast<int>(i % per_chunk), n_scales = p.groups * 16;
+        uint8_t* chunk = p.group_data + i / per_chunk * p.groups * GROUP_BYTES;
+        const int at = static_cast<int>(i % per_chunk), n_scales = p.groups * TILE_COLUMNS;
         const uint32_t bits = hashed(p.seed, i);
         if (at < n_scales)
             reinterpret_cast<__half*>(chunk)[at] = __float2half_rn(p.scale * (0.5f + (bits & 0xffff) / 65536.f));
         else
-            chunk[p.groups * 32 + at - n_scales] = static_cast<uint8_t>(bits);
+            chunk[p.groups * GROUP_SCALE_BYTES + at - n_scales] = static_cast<uint8_t>(bits);
     }
 }

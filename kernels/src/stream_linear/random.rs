@@ -1,9 +1,8 @@
 //! Dummy weights made on the device (`random.cu`).
 
-use bytemuck::{Pod, Zeroable};
-
 use super::Layout;
 use crate::cuda::{BufferView, CudaError, DevicePtr, Element, ElementView, LaunchConfig, Stream};
+use crate::shared_with_device::{device_structs, shared_constants};
 
 const SOURCE: &str = "stream_linear/random";
 const N_BLOCKS: u32 = 1024;
@@ -12,35 +11,35 @@ const N_THREADS: u32 = 256;
 /// Standard deviation of `q - z` where both are uniform over 0..16.
 const AWQ_LEVEL_STD: f32 = 6.519_202;
 
-/// As `FillBitsParams` in random.cu.
-#[derive(Debug, Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-struct FillBitsParams {
-    words: DevicePtr<u32>,
-    n: u64,
-    seed: u64,
+shared_constants! {
+    in "stream_linear/random.cu" { N_THREADS as THREADS }
 }
 
-/// As `FillNormalParams` in random.cu.
-#[derive(Debug, Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-struct FillNormalParams {
-    values: DevicePtr<u16>,
-    n: u64,
-    seed: u64,
-    std: f32,
-    mean: f32,
-}
+device_structs! {
+    #[derive(Debug)]
+    struct FillBitsParams as FillBitsParams in "stream_linear/random.cu" {
+        words: DevicePtr<u32>,
+        n: u64,
+        seed: u64,
+    }
 
-/// As `FillAwqGroupsParams` in random.cu.
-#[derive(Debug, Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-struct FillAwqGroupsParams {
-    group_data: DevicePtr<u8>,
-    n_chunks: u64,
-    seed: u64,
-    scale: f32,
-    groups: i32,
+    #[derive(Debug)]
+    struct FillNormalParams as FillNormalParams in "stream_linear/random.cu" {
+        values: DevicePtr<u16>,
+        n: u64,
+        seed: u64,
+        std: f32,
+        mean: f32,
+    }
+
+    #[derive(Debug)]
+    struct FillAwqGroupsParams as FillAwqGroupsParams in "stream_linear/random.cu" {
+        group_data: DevicePtr<u8>,
+        n_chunks: u64,
+        seed: u64,
+        scale: f32,
+        groups: i32,
+    }
 }
 
 /// Normally distributed values, the same for the same seed.

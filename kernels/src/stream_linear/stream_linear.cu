@@ -3,7 +3,7 @@
 //
 // At these sizes a product is a read of W, so everything here serves that one stream:
 //   * W lies in memory in the order in which the matrix instruction wants it (see repack.cu), in
-//     chunks of 16 columns x 256 k (AWQ) or 64 k (16-bit), 2048 bytes each. One bulk copy brings a
+//     chunks of 16 columns x 256 k (AWQ) or 64 k (16-bit), CHUNK_BYTES each. One bulk copy brings a
 //     chunk; every warp has a ring of its own in shared memory and waits for nobody else.
 //   * W does not depend on the step: the rings are filled before griddepcontrol.wait, while the
 //     kernel before this one still computes.
@@ -34,8 +34,11 @@ template <int ROWS>
 constexpr int WARPS_OF = ROWS <= 16 ? 16 : ROWS <= 32 ? 12 : 8;
 #endif
 
+// Between rows of x in shared memory, so that they begin in different banks.
+constexpr int X_ROW_PAD_BYTES = 64;
+
 struct StreamLinearParams {
-    const uint8_t* weights;  // [n_tiles][n_chunks][2048]
+    const uint8_t* weights;  // [n_tiles][n_chunks][CHUNK_BYTES]
     const uint8_t* scales;   // [n_tiles][n_chunks][SCALE_BYTES]: fp16 scales, then packed zeros
     const elem* x;           // [m][x_stride]; columns from k to n_chunks * K are zero
     void* out;               // by epilogue
@@ -53,12 +56,12 @@ struct StreamLinearParams {
 
 // Shared memory, in this order (the host computes the same sum, `SharedPlan`):
 //   barriers [1 + WARPS * n_stages] u64, to a multiple of 128
-//   weights  [WARPS][n_stages][2048]
+//   weights  [WARPS][n_stages][CHUNK_BYTES]
 //   scales   [WARPS][n_stages][SCALE_BYTES]
-//   x        [min(m, 8 N)][phase_chunks * K * 2 + 64]   64 bytes of padding part the rows' banks
+//   x        [min(m, 8 N)][phase_chunks * K * 2 + X_ROW_PAD_BYTES]
 //   sums     [phase_chunks * GROUPS][8 N] f32
 //   factors  [8 N] f32: of rows, for a norm
-//   slots    [tiles + WARPS][16][m rounded up to 2] f32
+//   slots    [tiles + WARPS][TILE_COLUMNS][m rounded up to 2] f32
 template <class F, int N, Epilogue E>  // N: tiles of 8 rows
 DEVICE void stream_linear(const StreamLinearParams& p) {
     constexpr int WARPS = WARPS_OF<8 * N>;
@@ -81,11 +84,11 @@ DEVICE void stream_linear(const StreamLinearParams& p) {
     const int first = items * warp / WARPS, last = items * (warp + 1) / WARPS;
 
     uint8_t* rings = smem + (8 + WARPS * p.n_stages * 8 + 127) / 128 * 128;
-    uint8_t* ring = rings + warp * p.n_stages * 2048;
-    uint8_t* scale_rings = rings + WARPS * p.n_stages * 2048;
+    uint8_t* ring = rings + warp * p.n_stages * CHUNK_BYTES;
+    uint8_t* scale_rings = rings + WARPS * p.n_stages * CHUNK_BYTES;
     uint8_t* scale_ring = scale_rings + warp * p.n_stages * F::SCALE_BYTES;
     uint8_t* xs = scale_rings + WARPS * p.n_stages * F::SCALE_BYTES;
-    const int x_row = phase_chunks * F::K * 2 + 64;
+    const int x_row = phase_chunks * F::K * 2 + X_ROW_PAD_BYTES;
     const int x_rows = min(p.m, 8 * N);
     float* xsums = reinterpret_cast<float*>(xs + x_rows * x_row);
     float* factors = xsums + phase_chunks * F::GROUPS * 8 * N;
@@ -114,8 +117,8 @@ DEVICE void stream_linear(const StreamLinearParams& p) {
             if (++put_chunk == phase_chunks) put_chunk = 0, put_tile++;
             if (chunk >= chunks) continue;
             const uint32_t bar = bars + stage * 8;
-            barrier_expect(bar, 2048 + F::SCALE_BYTES);
-            bulk_copy(shared_address(ring + stage * 2048), p.weights + index * 2048, 2048, bar, policy);
+            barrier_expect(bar, CHUNK_BYTES + F::SCALE_BYTES);
+            bulk_copy(shared_address(ring + stage * CHUNK_BYTES), p.weights + index * CHUNK_BYTES, CHUNK_BYTES, bar, policy);
             if constexpr (F::SCALE_BYTES > 0)
                 bulk_copy(shared_address(scale_ring + stage * F::SCALE_BYTES), p.scales + index * F::SCALE_BYTES,
                           F::SCALE_BYTES, bar, policy);
@@ -128,7 +131,7 @@ DEVICE void stream_linear(const StreamLinearParams& p) {
         barrier_init_fence();
         for (int s = 0; s < p.n_stages; s++) produce(s);
     }
-    for (int i = threadIdx.x; i < (tiles + WARPS) * 16 * m_even; i += WARPS * 32) slots[i] = 0.f;
+    for (int i = threadIdx.x; i < (tiles + WARPS) * TILE_COLUMNS * m_even; i += WARPS * 32) slots[i] = 0.f;
 
     __syncthreads();  // the barriers exist
 
@@ -137,11 +140,11 @@ DEVICE void stream_linear(const StreamLinearParams& p) {
 
     // The residual that the sums are added to, read now rather than at the end.
     const bool norm_reads = p.norm.role == NORM_READS, norm_writes = p.norm.role == NORM_WRITES;
-    const int per_tile = 16 * p.m;
+    const int per_tile = TILE_COLUMNS * p.m;
     const int share0 = tiles / PAIR * rank / ranks, share1 = tiles / PAIR * (rank + 1) / ranks;
     auto out_index = [&](int i) {  // of value i of this rank's share, -1 beyond n
-        const int row = i % per_tile / 16;
-        const int column = (tile0 / PAIR + share0 + i / per_tile) * 16 + i % 16;
+        const int row = i % per_tile / TILE_COLUMNS;
+        const int column = (tile0 / PAIR + share0 + i / per_tile) * TILE_COLUMNS + i % TILE_COLUMNS;
         return column < p.n ? static_cast<int64_t>(row) * p.n + column : -1;
     };
     constexpr int EARLY = 2;
@@ -203,7 +206,7 @@ DEVICE void stream_linear(const StreamLinearParams& p) {
         for (int item = first; item < last; item++) {
             if (phase * phase_chunks + chunk < chunks) {
                 barrier_wait(bars + stage * 8, parity);
-                const uint8_t* data = ring + stage * 2048;
+                const uint8_t* data = ring + stage * CHUNK_BYTES;
                 const uint8_t* scales = scale_ring + stage * F::SCALE_BYTES;
                 const uint8_t* x_chunk = xs + chunk * F::K * 2;
                 const float* sums = xsums + chunk * F::GROUPS * 8 * N + 2 * j;
@@ -217,7 +220,7 @@ DEVICE void stream_linear(const StreamLinearParams& p) {
                 for (int from = 0; from < F::PAIRS; from += STEP) {
                     unrolled<0, STEP>([&]<int P>() {
                         uint32_t a[2][4];
-                        F::template weights<P>(data + from / 2 * 512, lane, words, a);
+                        F::template weights<P>(data + from / 2 * WARP_BYTES, lane, words, a);
 #pragma unroll
                         for (int t = 0; t < N; t++) {
                             const uint4 x = *reinterpret_cast<const uint4*>(x_chunk + x_offset[t] + (from + P) * 64);
@@ -263,7 +266,7 @@ DEVICE void stream_linear(const StreamLinearParams& p) {
                 if (++stage == p.n_stages) stage = 0, parity ^= 1;
             }
             if (++chunk == phase_chunks || item + 1 == last) {
-                float* slot = slots + (tile + warp) * 16 * m_even + 2 * j;
+                float* slot = slots + (tile + warp) * TILE_COLUMNS * m_even + 2 * j;
 #pragma unroll
                 for (int t = 0; t < N; t++) {
                     if (t * 8 + 2 * j < p.m) {
@@ -292,7 +295,7 @@ DEVICE void stream_linear(const StreamLinearParams& p) {
         float sum = 0.f;
         for (int r = 0; r < ranks; r++)
             for (int w = w0; w <= w1; w++) {
-                const float* at = slots + (t + w) * 16 * m_even + e;
+                const float* at = slots + (t + w) * TILE_COLUMNS * m_even + e;
                 sum += r == rank ? *at : cluster_load(shared_address(at), r);
             }
         return sum;
@@ -300,11 +303,11 @@ DEVICE void stream_linear(const StreamLinearParams& p) {
     // 16 lanes, those of a row of a tile, come here together.
     auto finish = [&](int i, float prior, float weight) {
         const int64_t at = out_index(i);
-        const int row = i % per_tile / 16;
+        const int row = i % per_tile / TILE_COLUMNS;
         if constexpr (E != Epilogue::AddResidual) {
             if (at < 0) return;
         }
-        const int t = (share0 + i / per_tile) * PAIR, e = i % 16 * m_even + row;
+        const int t = (share0 + i / per_tile) * PAIR, e = i % TILE_COLUMNS * m_even + row;
         float y = value_of(t, e);
         if constexpr (E == Epilogue::SiluMul) {
             const float factor = norm_reads ? factors[row] : 1.f;
@@ -317,14 +320,14 @@ DEVICE void stream_linear(const StreamLinearParams& p) {
             const float h = prior + y;
             if (at >= 0) static_cast<float*>(p.out)[at] = h;
             if (!norm_writes) return;
-            const int column = (tile0 + share0 + i / per_tile) * 16 + i % 16;
+            const int column = (tile0 + share0 + i / per_tile) * TILE_COLUMNS + i % TILE_COLUMNS;
             if (at >= 0)
                 p.norm.x[activation_at(row, column, p.norm.x_stride, p.norm.x_tile_rows)] =
                     norm_x(h, factors[row], weight);
             float square = at >= 0 ? norm_square(h, factors[row]) : 0.f;
 #pragma unroll
             for (int d = 8; d > 0; d /= 2) square += __shfl_xor_sync(0xffffu << (lane & 16), square, d);
-            if (i % 16 == 0) add_squares(p.norm, row, square);
+            if (i % TILE_COLUMNS == 0) add_squares(p.norm, row, square);
         } else if constexpr (E == Epilogue::StoreF32) {
             static_cast<float*>(p.out)[at] = y;
         } else {

@@ -1,5 +1,5 @@
-//! The packed layout compared with the AWQ matrix, and the planner. `tests/cuda_stream_linear.rs`
-//! has the tests that need a GPU.
+//! The packed layout against the AWQ matrix, and the planner. What needs a GPU is in
+//! `tests_cuda.rs`.
 
 use half::f16;
 use proptest::prelude::*;

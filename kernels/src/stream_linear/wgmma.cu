@@ -20,14 +20,16 @@
 // Cutting work evenly over blocks is stream-K (Osama et al., 2023); weights
 // from registers as in Machete (Neural Magic, 2024).
 #include "../cuda/wgmma.cuh"
-#include "eight_rows.cuh"
-#include "schedule.cuh"
+#include "epilogue.cuh"
+#include "split_k.cuh"
 
 constexpr int X_K = 64;  // k of an x stage
 
-// Chunks whose scales come in one copy: single ones are too short for the memory.
+// Scales of a tile that come in one copy, at most, and of how many chunks these are: single ones are too
+// short for the memory.
+constexpr int SCALE_COPY_BYTES = 320;
 template <class F>
-constexpr int SCALE_CHUNKS = F::SCALE_BYTES == 0 ? 1 : 320 / F::SCALE_BYTES;
+constexpr int SCALE_CHUNKS = F::SCALE_BYTES == 0 ? 1 : SCALE_COPY_BYTES / F::SCALE_BYTES;
 
 // A block: warpgroups that multiply, and one of which two warps bring data and two leave at once.
 template <int N_, int GROUPS_, int TILES_>
@@ -57,7 +59,7 @@ struct NextMatrix {
 };
 
 struct WgmmaLinearParams {
-    const uint8_t* weights;  // [n_tiles][n_chunks][2048]
+    const uint8_t* weights;  // [n_tiles][n_chunks][CHUNK_BYTES]
     const uint8_t* scales;   // [n_tiles][n_chunks][SCALE_BYTES]
     const elem* x;           // tiled, x_rows rows; columns from k to n_chunks * K are zero
     void* out;               // by epilogue
@@ -93,13 +95,13 @@ DEVICE void bring_weights(const WgmmaLinearParams& p, const Schedule& schedule, 
             const int scale_bytes = with_scales ? (min(C - chunk % C, p.n_chunks - chunk)) * F::SCALE_BYTES : 0;
             barrier_wait(w_empty + stage * 8, parity);
             if (with_scales) barrier_wait(s_empty + slot * 8, slot_parity);
-            if (lane == 0) barrier_expect(full, tiles * (2048 + scale_bytes));
+            if (lane == 0) barrier_expect(full, tiles * (CHUNK_BYTES + scale_bytes));
             __syncwarp();
             if (lane < tiles) {
-                const uint32_t to = shared_address(w_ring + (stage * B::TILES + lane) * 2048);
-                const uint8_t* from = p.weights + (row + chunk) * 2048;
-                if (n_row_tiles == 1) bulk_copy(to, from, 2048, full, policy);
-                else bulk_copy(to, from, 2048, full);
+                const uint32_t to = shared_address(w_ring + (stage * B::TILES + lane) * CHUNK_BYTES);
+                const uint8_t* from = p.weights + (row + chunk) * CHUNK_BYTES;
+                if (n_row_tiles == 1) bulk_copy(to, from, CHUNK_BYTES, full, policy);
+                else bulk_copy(to, from, CHUNK_BYTES, full);
                 if (with_scales)
                     bulk_copy(shared_address(s_ring + ((slot * B::TILES + lane) * C + chunk % C) * F::SCALE_BYTES),
                               p.scales + (row + chunk) * F::SCALE_BYTES, scale_bytes, full);
@@ -121,7 +123,7 @@ DEVICE void prefetch(const NextMatrix& next) {
         left -= n;
         if (n <= 0 || lane >= next.block_tiles || tile >= next.n_tiles) return;
         const int64_t first = static_cast<int64_t>(tile) * next.n_chunks + chunk;
-        bulk_prefetch(next.weights + first * 2048, n * 2048);
+        bulk_prefetch(next.weights + first * CHUNK_BYTES, n * CHUNK_BYTES);
         if (next.scale_bytes > 0) bulk_prefetch(next.scales + first * next.scale_bytes, n * next.scale_bytes);
     });
 }
@@ -153,28 +155,28 @@ struct Place {
 template <Epilogue E, int T>
 DEVICE void load(const WgmmaLinearParams& p, float (&before)[T][4], const Place& at, int r) {
 #pragma unroll
-    for (int t = 0; t < T; t++) load_eight_rows<E>(p, before[t], at.row + r * 8, (at.w_tile + t) * 16, at.g, at.j);
+    for (int t = 0; t < T; t++) load_eight_rows<E>(p, before[t], at.row + r * 8, (at.w_tile + t) * TILE_COLUMNS, at.g, at.j);
 }
 template <Epilogue E, int T>
 DEVICE void store(const WgmmaLinearParams& p, const float4 (&v)[T], const float (&before)[T][4], const Place& at, int r) {
     if constexpr (E == Epilogue::SiluMul) {
         static_assert(T == 2);
-        store_eight_rows<E>(p, v[0], v[1], before[0], at.row + r * 8, at.w_tile / 2 * 16, at.g, at.j);
+        store_eight_rows<E>(p, v[0], v[1], before[0], at.row + r * 8, at.w_tile / 2 * TILE_COLUMNS, at.g, at.j);
     } else {
 #pragma unroll
         for (int t = 0; t < T; t++)
-            store_eight_rows<E>(p, v[t], v[t], before[t], at.row + r * 8, (at.w_tile + t) * 16, at.g, at.j);
+            store_eight_rows<E>(p, v[t], v[t], before[t], at.row + r * 8, (at.w_tile + t) * TILE_COLUMNS, at.g, at.j);
     }
 }
 
-// Shared memory: x [x_stages][N][128]   weights [w_stages][TILES][2048]
+// Shared memory: x [x_stages][N][128]   weights [w_stages][TILES][CHUNK_BYTES]
 //   scales [S_SLOTS][TILES][SCALE_CHUNKS][SCALE_BYTES]   barriers [2 * (x_stages + w_stages) + S_SLOTS] u64
 template <class F, class B, Epilogue E>
 DEVICE void wgmma_linear(const WgmmaLinearParams& p) {
     extern __shared__ __align__(1024) uint8_t smem[];
     constexpr int N = B::N, T = B::WARP_TILES;
     constexpr int C = SCALE_CHUNKS<F>;
-    constexpr int X_STAGE = N * X_K * 2, W_STAGE = B::TILES * 2048, S_SLOT = B::TILES * C * F::SCALE_BYTES;
+    constexpr int X_STAGE = N * X_K * 2, W_STAGE = B::TILES * CHUNK_BYTES, S_SLOT = B::TILES * C * F::SCALE_BYTES;
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
 
     uint8_t* x_ring = smem;
@@ -221,7 +223,7 @@ DEVICE void wgmma_linear(const WgmmaLinearParams& p) {
         int running_x = -1;  // the x stage that the products still running read
         for (; chunk < end; chunk++) {
             barrier_wait(w_full + w_stage * 8, w_parity);
-            const uint8_t* data = w_ring + w_stage * W_STAGE + warp * T * 2048;
+            const uint8_t* data = w_ring + w_stage * W_STAGE + warp * T * CHUNK_BYTES;
             const uint8_t* scales = s_ring + slot * S_SLOT + (warp * T * C + chunk % C) * F::SCALE_BYTES;
             uint4 words[T];
             GroupScale group[T];
@@ -230,7 +232,7 @@ DEVICE void wgmma_linear(const WgmmaLinearParams& p) {
             unrolled<0, F::PAIRS>([&]<int P>() {
 #pragma unroll
                 for (int t = 0; t < T; t++)
-                    F::template dequantised<P>(data + t * 2048, scales + t * C * F::SCALE_BYTES, lane, words[t], group[t],
+                    F::template dequantised<P>(data + t * CHUNK_BYTES, scales + t * C * F::SCALE_BYTES, lane, words[t], group[t],
                                                a[P % 2][t]);
                 if constexpr (P % 2 == 0) {
                     barrier_wait(x_full + x_stage * 8, x_parity);

@@ -1,10 +1,11 @@
 //! Launches of `wgmma.cu`: any number of rows, by default 17 and more, on sm_90.
 
-use bytemuck::{Pod, Zeroable};
+use bytemuck::Zeroable;
 
 use super::{Arrangement, CHUNK_BYTES, Epilogue, Format, LargeMLaunch, OP};
 use crate::KernelError;
 use crate::cuda::{Buffer, CudaError, Device, DevicePtr, Element, Kernel, LaunchConfig, Stream};
+use crate::shared_with_device::{device_structs, shared_constants};
 
 const SOURCE: &str = "stream_linear/wgmma";
 /// Rows of a tile of work that kernels are compiled for.
@@ -18,45 +19,49 @@ const X_STAGES: [usize; 4] = [4, 4, 4, 7];
 const MAX_W_STAGES: usize = 3;
 /// Amount of the next matrix that a block prefetches into the L2. Measured likewise.
 const PREFETCH_BYTES: usize = 128 << 10;
-/// Number of chunk groups whose scales are held at a time.
+/// Scales of a tile that come in one copy, at most.
+const SCALE_COPY_BYTES: usize = 320;
+/// Groups of chunks whose scales are there at a time.
 const SCALE_SLOTS: usize = 3;
 /// f32 of the largest part of a tile: 256 columns by 128 rows.
 const PART_VALUES: usize = 4 * 8192;
 
-/// As `NextMatrix` in wgmma.cu.
-#[derive(Debug, Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-struct NextMatrixParams {
-    weights: DevicePtr<u8>,
-    scales: DevicePtr<u8>,
-    n_tiles: i32,
-    n_chunks: i32,
-    block_tiles: i32,
-    scale_bytes: i32,
-    wanted_chunks: i32,
-    padding: i32,
+shared_constants! {
+    in "stream_linear/wgmma.cu" { X_K, SCALE_COPY_BYTES, SCALE_SLOTS as S_SLOTS }
 }
 
-/// As `WgmmaLinearParams` in wgmma.cu.
-#[derive(Debug, Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-struct WgmmaLinearParams {
-    weights: DevicePtr<u8>,
-    scales: DevicePtr<u8>,
-    x: DevicePtr<u16>,
-    out: DevicePtr<u8>,
-    bias: DevicePtr<u16>,
-    parts: DevicePtr<f32>,
-    tickets: DevicePtr<i32>,
-    m: i32,
-    x_rows: i32,
-    n: i32,
-    n_tiles: i32,
-    n_chunks: i32,
-    out_tile_rows: i32,
-    w_stages: i32,
-    x_stages: i32,
-    next: NextMatrixParams,
+device_structs! {
+    #[derive(Debug)]
+    struct NextMatrixParams as NextMatrix in "stream_linear/wgmma.cu" {
+        weights: DevicePtr<u8>,
+        scales: DevicePtr<u8>,
+        n_tiles: i32,
+        n_chunks: i32,
+        block_tiles: i32,
+        scale_bytes: i32,
+        wanted_chunks: i32,
+        padding: i32,
+    }
+
+    #[derive(Debug)]
+    struct WgmmaLinearParams as WgmmaLinearParams in "stream_linear/wgmma.cu" {
+        weights: DevicePtr<u8>,
+        scales: DevicePtr<u8>,
+        x: DevicePtr<u16>,
+        out: DevicePtr<u8>,
+        bias: DevicePtr<u16>,
+        parts: DevicePtr<f32>,
+        tickets: DevicePtr<i32>,
+        m: i32,
+        x_rows: i32,
+        n: i32,
+        n_tiles: i32,
+        n_chunks: i32,
+        out_tile_rows: i32,
+        w_stages: i32,
+        x_stages: i32,
+        next: NextMatrixParams,
+    }
 }
 
 /// Amount that a launch prefetches into the L2 for the next one with as many rows: nothing if there
@@ -140,7 +145,7 @@ impl Block {
 fn scale_copy_bytes(format: Format) -> usize {
     match format.scale_bytes() {
         0 => 0,
-        bytes => 320 / bytes * bytes,
+        bytes => SCALE_COPY_BYTES / bytes * bytes,
     }
 }
 

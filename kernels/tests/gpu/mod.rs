@@ -1,13 +1,17 @@
 //! What the GPU tests share: the device, random inputs, a paged KV cache with its plain meaning.
 #![allow(dead_code, reason = "every test binary uses its own part")]
 
-use kernels::cuda::{Buffer, Device, Element, HeadShape, KvFormat, PAGE_TOKENS, PagedKv, Stream};
+use kernels::cuda::{
+    Buffer, Device, Element, HeadShape, KvFormat, PAGE_TOKENS, PagedKv, Stream,
+    use_kernels_of_environment,
+};
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 
 /// GPU 0 and a stream; fails loudly where there is none.
 pub fn open() -> (Device, Stream) {
+    use_kernels_of_environment().expect("a folder of compiled kernels");
     let device = Device::open(0).expect("this test needs a GPU and a build with CUDA kernels");
     let stream = Stream::new(&device).expect("a stream");
     (device, stream)

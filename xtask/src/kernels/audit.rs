@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail};
 use toml::{Table, Value};
 
 use super::compiler::Compiled;
+use super::function_length::{self, LongFunction};
 use super::occupancy::{limits_of, occupancy};
 use super::resource_usage::KernelUsage;
 
@@ -20,6 +21,7 @@ use super::resource_usage::KernelUsage;
 struct Exceptions {
     dynamic_shared: Vec<DynamicShared>,
     allowed: Vec<Allowed>,
+    long_functions: Vec<LongFunction>,
 }
 
 /// The most dynamic shared memory that the launcher asks for; the compiler cannot know it.
@@ -46,15 +48,27 @@ struct Row {
     excesses: Vec<&'static str>,
 }
 
-/// Prints the table, stores the full one in `folder`, and fails on everything that is not listed.
+/// How much of the tree was compiled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    All,
+    /// Entries for kernels that were left out say nothing about being needed.
+    Some,
+}
+
+/// Prints the table, keeps the full one in `folder`, and fails on what `kernels/audit.toml` of the
+/// tree at `root` does not list.
 pub fn run(
-    exceptions: &Path,
+    root: &Path,
     compiled: &[Compiled],
     architectures: &[&str],
+    scope: Scope,
     folder: &Path,
 ) -> Result<()> {
-    let text = fs::read_to_string(exceptions).with_context(|| exceptions.display().to_string())?;
-    let exceptions = read(&text).with_context(|| exceptions.display().to_string())?;
+    let path = root.join("kernels").join("audit.toml");
+    let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    let exceptions = read(&text).with_context(|| path.display().to_string())?;
+    function_length::check(root, &exceptions.long_functions)?;
     let rows = rows_of(compiled, &exceptions)?;
     let full: Vec<_> = rows
         .iter()
@@ -70,7 +84,10 @@ pub fn run(
         architectures.join(" and "),
         fatbin_bytes.div_ceil(1024)
     );
-    let faults = faults(&rows, &exceptions, architectures);
+    let mut faults = excesses(&rows, &exceptions);
+    if scope == Scope::All {
+        faults.extend(unneeded(&rows, &exceptions, architectures));
+    }
     if faults.is_empty() {
         return Ok(());
     }
@@ -144,7 +161,8 @@ fn row_of(source_name: &str, usage: &KernelUsage, exceptions: &Exceptions) -> Re
     })
 }
 
-fn faults(rows: &[Row], exceptions: &Exceptions, architectures: &[&str]) -> Vec<String> {
+/// What is not listed.
+fn excesses(rows: &[Row], exceptions: &Exceptions) -> Vec<String> {
     let is_listed = |row: &Row, excess: &str| {
         exceptions.allowed.iter().any(|entry| {
             matches(&entry.kernel, &row.usage.kernel)
@@ -162,7 +180,12 @@ fn faults(rows: &[Row], exceptions: &Exceptions, architectures: &[&str]) -> Vec<
             ));
         }
     }
-    // Entries for an architecture that was not built may still be needed.
+    faults
+}
+
+/// Entries that no kernel needs. Those for an architecture that was not built say nothing.
+fn unneeded(rows: &[Row], exceptions: &Exceptions, architectures: &[&str]) -> Vec<String> {
+    let mut faults = Vec::new();
     let is_built = |architecture: &str| architectures.contains(&architecture);
     for entry in exceptions
         .allowed
@@ -305,11 +328,22 @@ fn read(text: &str) -> Result<Exceptions> {
                     architecture: word("architecture")?,
                     excess: word("excess")?,
                 }),
-                _ => bail!("unknown section `{section}`; known: allow, dynamic_shared"),
+                "long_function" => exceptions.long_functions.push(LongFunction {
+                    source: word("source")?,
+                    function: word("function")?,
+                    n_lines: lines_of(entry).context("a long_function has no lines")?,
+                }),
+                _ => bail!(
+                    "unknown section `{section}`; known: allow, dynamic_shared, long_function"
+                ),
             }
         }
     }
     Ok(exceptions)
+}
+
+fn lines_of(entry: &Table) -> Option<usize> {
+    usize::try_from(entry.get("lines")?.as_integer()?).ok()
 }
 
 #[cfg(test)]
@@ -354,7 +388,8 @@ mod tests {
             kernels,
         }];
         let rows = rows_of(&compiled, &exceptions).expect("known chips");
-        let faults = faults(&rows, &exceptions, &["sm_120"]);
+        let mut faults = excesses(&rows, &exceptions);
+        faults.extend(unneeded(&rows, &exceptions, &["sm_120"]));
         (rows, faults)
     }
 

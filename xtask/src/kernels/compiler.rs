@@ -83,27 +83,35 @@ impl Unit<'_> {
     }
 }
 
-/// Compiles one fatbin for each source and element, and writes the index that `kernels/build.rs`
-/// reads, to `folder`.
-pub fn compile(
-    root: &Path,
-    toolchain: &Toolchain,
-    architectures: &[&str],
-    with_jitter: bool,
-    folder: &Path,
-) -> Result<Vec<Compiled>> {
-    let src = root.join("kernels").join("src");
-    fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+/// What to compile, from which tree and into which folder.
+#[derive(Debug, Clone, Copy)]
+pub struct Job<'a> {
+    /// Of the working tree.
+    pub root: &'a Path,
+    pub toolchain: &'a Toolchain,
+    pub architectures: &'a [&'a str],
+    pub with_jitter: bool,
+    /// For the fatbins and what is kept beside them.
+    pub folder: &'a Path,
+}
+
+/// One fatbin a source and element, of the sources that `is_wanted` by their names.
+pub fn compile(job: &Job<'_>, is_wanted: impl Fn(&str) -> bool) -> Result<Vec<Compiled>> {
+    let src = job.root.join("kernels").join("src");
+    fs::create_dir_all(job.folder).with_context(|| job.folder.display().to_string())?;
     let mut sources = Vec::new();
     collect_sources(&src, &mut sources)?;
     sources.sort();
     let mut units = Vec::new();
     for source in &sources {
         let name = || source.display().to_string();
+        if !is_wanted(&source_name(&src, source)?) {
+            continue;
+        }
         let text = fs::read_to_string(source).with_context(name)?;
-        let units_here = units_of(source, &text, architectures).with_context(name)?;
+        let units_here = units_of(source, &text, job.architectures).with_context(name)?;
         units.extend(units_here.into_iter().map(|unit| Unit {
-            with_jitter,
+            with_jitter: job.with_jitter,
             ..unit
         }));
     }
@@ -116,7 +124,7 @@ pub fn compile(
         for _ in 0..n_workers {
             scope.spawn(|| {
                 while let Some(unit) = units.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let result = compile_one(&src, unit, toolchain, folder)
+                    let result = compile_one(&src, unit, job.toolchain, job.folder)
                         .with_context(|| unit.source.display().to_string());
                     results
                         .lock()
@@ -131,8 +139,14 @@ pub fn compile(
         .unwrap_or_else(std::sync::PoisonError::into_inner);
     let mut compiled = results.into_iter().collect::<Result<Vec<_>>>()?;
     compiled.sort_by(|a, b| a.source_name.cmp(&b.source_name));
-    write_index(&compiled, architectures, folder)?;
     Ok(compiled)
+}
+
+/// Path of a source below `kernels/src` without its ending.
+fn source_name(src: &Path, source: &Path) -> Result<String> {
+    let path = source.strip_prefix(src)?.with_extension("");
+    let name = path.to_str().context("the name is not UTF-8")?;
+    Ok(name.replace('\\', "/"))
 }
 
 fn compile_one(
@@ -141,9 +155,7 @@ fn compile_one(
     toolchain: &Toolchain,
     folder: &Path,
 ) -> Result<Compiled> {
-    let path = unit.source.strip_prefix(src)?.with_extension("");
-    let source_name = path.to_str().context("the name is not UTF-8")?;
-    let source_name = source_name.replace('\\', "/") + unit.name_suffix();
+    let source_name = source_name(src, unit.source)? + unit.name_suffix();
     let file = folder.join(file_name(&source_name));
     let fatbin = file.with_extension("fatbin");
     let (key_file, usage_file) = (file.with_extension("key"), file.with_extension("usage"));
@@ -353,8 +365,16 @@ fn file_name(source_name: &str) -> String {
     source_name.replace('/', "-")
 }
 
-/// See `kernels/build.rs`. Rewritten only if it changes, since cargo checks its timestamp.
-fn write_index(compiled: &[Compiled], architectures: &[&str], folder: &Path) -> Result<()> {
+/// As `kernels/src/cuda/kernel_index.rs` reads it. `index_folder` is `folder`, where the fatbins are,
+/// or a folder in it. Rewritten only when it changes: cargo looks at its time.
+pub fn write_index(
+    compiled: &[Compiled],
+    architectures: &[&str],
+    folder: &Path,
+    index_folder: &Path,
+) -> Result<()> {
+    let up = if index_folder == folder { "" } else { "../" };
+    fs::create_dir_all(index_folder).with_context(|| index_folder.display().to_string())?;
     let mut hash = Sha256::new();
     let mut index = String::new();
     for architecture in architectures {
@@ -366,10 +386,10 @@ fn write_index(compiled: &[Compiled], architectures: &[&str], folder: &Path) -> 
         let bytes = fs::read(folder.join(&file)).with_context(|| file.clone())?;
         hash.update(format!("{} {}\n", source.source_name, bytes.len()));
         hash.update(&bytes);
-        let _ = writeln!(index, "fatbin {} {file}", source.source_name);
+        let _ = writeln!(index, "fatbin {} {up}{file}", source.source_name);
     }
     let _ = writeln!(index, "sha256 {}", hex(&hash.finalize()));
-    let path = folder.join("index.txt");
+    let path = index_folder.join("index.txt");
     if fs::read_to_string(&path).is_ok_and(|old| old == index) {
         return Ok(());
     }

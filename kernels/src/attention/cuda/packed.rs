@@ -1,12 +1,11 @@
 //! Attention of packed prompt chunks: the fast kernel and the plain one, with the same arguments.
 
-use bytemuck::{Pod, Zeroable};
-
 use crate::cuda::shape::ShapeCheck;
 use crate::cuda::{
     Activation, BufferView, CudaError, Device, DevicePtr, Dim3, Element, ElementView, HeadShape,
     Kernel, KvFormat, LaunchConfig, PAGE_TOKENS, PagedKv, PagedKvParams, Stream,
 };
+use crate::shared_with_device::{device_structs, shared_constants};
 
 const CHECK: ShapeCheck = ShapeCheck("attention_prefill");
 /// (Token, head of a group) pairs of a block of the fast kernel.
@@ -15,25 +14,29 @@ const TILE_ROWS: usize = 64;
 const PLAIN_TOKENS: usize = 4;
 const THREADS: u32 = 128;
 
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-struct Params {
-    q: DevicePtr<u16>,
-    kv: PagedKvParams,
-    page_table: DevicePtr<i32>,
-    q_start: DevicePtr<i32>,
-    context_len: DevicePtr<i32>,
-    out: DevicePtr<u16>,
-    scale: f32,
-    n_kv: i32,
-    group: i32,
-    max_pages: i32,
-    q_stride: i32,
-    out_stride: i32,
-    n_seqs: i32,
-    n_tokens: i32,
-    out_tile_rows: i32,
-    padding: i32,
+shared_constants! {
+    in "attention/prefill.cu" { TILE_ROWS as ROWS, THREADS }
+}
+
+device_structs! {
+    struct Params as PackedAttentionParams in "attention/packed.cuh" {
+        q: DevicePtr<u16>,
+        kv: PagedKvParams,
+        page_table: DevicePtr<i32>,
+        q_start: DevicePtr<i32>,
+        context_len: DevicePtr<i32>,
+        out: DevicePtr<u16>,
+        scale: f32,
+        n_kv: i32,
+        group: i32,
+        max_pages: i32,
+        q_stride: i32,
+        out_stride: i32,
+        n_seqs: i32,
+        n_tokens: i32,
+        out_tile_rows: i32,
+        padding: i32,
+    }
 }
 
 /// The tokens of several sequences, concatenated. A decode row is a sequence of one token.

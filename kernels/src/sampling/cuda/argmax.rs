@@ -1,23 +1,26 @@
 //! The most likely token of each row.
 
-use bytemuck::{Pod, Zeroable};
-
 use super::{AdvanceParams, AdvanceState, advance_params};
 use crate::cuda::shape::ShapeCheck;
 use crate::cuda::{BufferView, CudaError, Device, DevicePtr, Kernel, LaunchConfig, Stream};
+use crate::shared_with_device::{device_structs, shared_constants};
 
 const CHECK: ShapeCheck = ShapeCheck("argmax_advance");
 /// Blocks for each row, if the device can hold a cluster of that size.
 const CLUSTER: u32 = 8;
 const THREADS: u32 = 256;
 
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-struct Params {
-    logits: DevicePtr<f32>,
-    n: i32,
-    stride: i32,
-    to: AdvanceParams,
+shared_constants! {
+    in "sampling/argmax.cu" { THREADS, CLUSTER as MAX_RANKS }
+}
+
+device_structs! {
+    struct Params as ArgmaxAdvanceParams in "sampling/argmax.cu" {
+        logits: DevicePtr<f32>,
+        n: i32,
+        stride: i32,
+        to: AdvanceParams,
+    }
 }
 
 #[derive(Debug)]

@@ -1,10 +1,9 @@
 //! Sampling with every parameter of the engine's CPU sampler, and log-probabilities.
 
-use bytemuck::{Pod, Zeroable};
-
 use super::{AdvanceParams, AdvanceState, advance_params};
 use crate::cuda::shape::ShapeCheck;
 use crate::cuda::{BufferView, CudaError, Device, DevicePtr, Kernel, LaunchConfig, Stream};
+use crate::shared_with_device::{device_structs, shared_constants};
 
 const CHECK: ShapeCheck = ShapeCheck("sample");
 pub const MAX_TOP_LOGPROBS: usize = 20;
@@ -16,29 +15,63 @@ const RANKS: u32 = 8;
 /// The kernel's static share of a block's shared memory.
 const STATIC_SHARED_BYTES: usize = 18 << 10;
 
-/// Sampling parameters of one row, in the device's layout. The caller has checked the ranges:
-/// temperature >= 0, top_p in (0, 1], min_p in [0, 1], repetition_penalty > 0, all finite.
-#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
-#[repr(C)]
-pub struct SamplingRow {
-    pub seed: u64,
-    /// Index of the token to choose; the kernel increments it.
-    pub output_index: u64,
-    /// 0 is greedy.
-    pub temperature: f32,
-    /// 0 keeps all.
-    pub top_k: i32,
-    pub top_p: f32,
-    pub min_p: f32,
-    pub repetition_penalty: f32,
-    pub presence_penalty: f32,
-    pub frequency_penalty: f32,
-    /// Number of most likely tokens to report besides the chosen one; -1 for no log-probabilities.
-    pub n_logprobs: i32,
-    /// Entries of the row's list of [`PenalizedToken`]; the kernel appends to it.
-    pub n_penalized: i32,
-    /// 1 if chosen tokens are added to the list, as penalties need it; 0 otherwise.
-    pub tracks_output: i32,
+shared_constants! {
+    in "sampling/sample.cu" { THREADS, RANKS as MAX_RANKS, MAX_TOP_LOGPROBS as MAX_TOP }
+    in "sampling/advance.cuh" { NOT_FINITE, ALL_MASKED, LIST_FULL }
+}
+
+device_structs! {
+    /// How one row chooses, as it lies on the device. The caller has checked the ranges:
+    /// temperature >= 0, top_p in (0, 1], min_p in [0, 1], repetition_penalty > 0, all finite.
+    #[derive(Debug, PartialEq)]
+    pub struct SamplingRow as SamplingRow in "sampling/sample.cu" {
+        pub seed: u64,
+        /// Of the token to choose; the kernel moves it on.
+        pub output_index: u64,
+        /// 0 is greedy.
+        pub temperature: f32,
+        /// 0 keeps all.
+        pub top_k: i32,
+        pub top_p: f32,
+        pub min_p: f32,
+        pub repetition_penalty: f32,
+        pub presence_penalty: f32,
+        pub frequency_penalty: f32,
+        /// Likeliest tokens to report beside the chosen one; -1 for no log-probabilities.
+        pub n_logprobs: i32,
+        /// Entries of the row's list of [`PenalizedToken`]; the kernel appends to it.
+        pub n_penalized: i32,
+        /// 1 where chosen tokens enter the list, as penalties need it; 0 otherwise.
+        pub tracks_output: i32,
+    }
+
+    /// A token of the row's prompt or output, or with a bias. No token is in a list twice.
+    #[derive(Debug, PartialEq)]
+    pub struct PenalizedToken as PenalizedToken in "sampling/sample.cu" {
+        pub token: i32,
+        /// How often it was generated; 0: it is in the prompt only; -1: it has a bias only.
+        pub n_generated: i32,
+        /// Added to the logit.
+        pub bias: f32,
+        /// Written by the kernel: the logit as the model gave it.
+        pub logit: f32,
+    }
+
+    struct Params as SampleParams in "sampling/sample.cu" {
+        logits: DevicePtr<f32>,
+        n: i32,
+        stride: i32,
+        to: AdvanceParams,
+        rows: DevicePtr<SamplingRow>,
+        penalized: DevicePtr<PenalizedToken>,
+        logprob: DevicePtr<f32>,
+        top_ids: DevicePtr<i32>,
+        top_logprob: DevicePtr<f32>,
+        max_penalized: i32,
+        max_top: i32,
+        cached: i32,
+        padding: i32,
+    }
 }
 
 impl SamplingRow {
@@ -59,30 +92,21 @@ impl SamplingRow {
     };
 }
 
-/// A token of the row's prompt or output, or with a bias. No token is in a list twice.
-#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
-#[repr(C)]
-pub struct PenalizedToken {
-    pub token: i32,
-    /// Number of times it was generated; 0: only in the prompt; -1: only has a bias.
-    pub n_generated: i32,
-    /// Added to the logit.
-    pub bias: f32,
-    /// Written by the kernel: the model's logit.
-    pub logit: f32,
-}
+/// What `history` holds instead of a token: the numbers of `advance.cuh`, for both kernels that choose
+/// tokens.
+const NOT_FINITE: i32 = -1;
+const ALL_MASKED: i32 = -2;
+const LIST_FULL: i32 = -3;
 
-/// The error codes in `history` instead of a token: the numbers of `advance.cuh`, for both kernels
-/// that choose tokens. An error concerns only its row.
+/// Why a row has no token. It concerns its row alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
-    /// -1: a logit is NaN or +inf.
+    /// A logit is NaN or +inf.
     #[error("a logit is NaN or infinite; the model's output is broken")]
     NotFinite,
-    /// -2
     #[error("every logit is -inf: no token can be chosen")]
     AllMasked,
-    /// -3, only from [`Sample`].
+    /// Of [`Sample`] alone.
     #[error("the row's list of penalised tokens is full")]
     ListFull,
     #[error("unknown token {0} from the device")]
@@ -93,9 +117,9 @@ impl TokenError {
     /// The token in an entry of `history`.
     pub fn token(entry: i32) -> Result<u32, Self> {
         match entry {
-            -1 => Err(Self::NotFinite),
-            -2 => Err(Self::AllMasked),
-            -3 => Err(Self::ListFull),
+            NOT_FINITE => Err(Self::NotFinite),
+            ALL_MASKED => Err(Self::AllMasked),
+            LIST_FULL => Err(Self::ListFull),
             entry => u32::try_from(entry).map_err(|_| Self::Unknown(entry)),
         }
     }
@@ -135,24 +159,6 @@ pub struct SampleArgs<'a> {
     /// The rows' state to advance; `None` leaves that to the host.
     pub advance: Option<AdvanceState<'a>>,
     pub logprobs: Option<LogprobOutputs<'a>>,
-}
-
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-struct Params {
-    logits: DevicePtr<f32>,
-    n: i32,
-    stride: i32,
-    to: AdvanceParams,
-    rows: DevicePtr<SamplingRow>,
-    penalized: DevicePtr<PenalizedToken>,
-    logprob: DevicePtr<f32>,
-    top_ids: DevicePtr<i32>,
-    top_logprob: DevicePtr<f32>,
-    max_penalized: i32,
-    max_top: i32,
-    cached: i32,
-    padding: i32,
 }
 
 #[derive(Debug)]

@@ -1,44 +1,47 @@
 //! Repacks a checkpoint's weights into the layout that the kernels read.
 
-use bytemuck::{Pod, Zeroable};
 use half::f16;
 
 use super::{CHECK, StreamLinear, check_len, value_error};
 use crate::cuda::{BufferView, CudaError, DevicePtr, ElementView, LaunchConfig, Stream};
+use crate::shared_with_device::{device_structs, shared_constants};
 use crate::stream_linear::{Format, Layout, TILE_COLUMNS};
 
 pub(super) const SOURCE: &str = "stream_linear/repack";
 const THREADS: u32 = 128;
 
-/// As `RepackAwqParams` in repack.cu.
-#[derive(Debug, Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-struct AwqParams {
-    qweight: DevicePtr<u32>,
-    qzeros: DevicePtr<u32>,
-    scales: DevicePtr<f16>,
-    weights: DevicePtr<u8>,
-    group_data: DevicePtr<u8>,
-    n: i32,
-    k: i32,
-    group: i32,
-    n_chunks: i32,
-    tile_step: i32,
-    tile_offset: i32,
+shared_constants! {
+    in "stream_linear/repack.cu" { THREADS }
 }
 
-/// As `RepackHalfParams` in repack.cu, with the padding that C++ adds.
-#[derive(Debug, Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-struct HalfParams {
-    rows: DevicePtr<u16>,
-    weights: DevicePtr<u8>,
-    n: i32,
-    k: i32,
-    n_chunks: i32,
-    tile_step: i32,
-    tile_offset: i32,
-    padding: i32,
+device_structs! {
+    #[derive(Debug)]
+    struct AwqParams as RepackAwqParams in "stream_linear/repack.cu" {
+        qweight: DevicePtr<u32>,
+        qzeros: DevicePtr<u32>,
+        scales: DevicePtr<f16>,
+        weights: DevicePtr<u8>,
+        group_data: DevicePtr<u8>,
+        n: i32,
+        k: i32,
+        group: i32,
+        n_chunks: i32,
+        tile_step: i32,
+        tile_offset: i32,
+    }
+
+    /// As `RepackHalfParams` in repack.cu, with the padding that C++ adds.
+    #[derive(Debug)]
+    struct HalfParams as RepackHalfParams in "stream_linear/repack.cu" {
+        rows: DevicePtr<u16>,
+        weights: DevicePtr<u8>,
+        n: i32,
+        k: i32,
+        n_chunks: i32,
+        tile_step: i32,
+        tile_offset: i32,
+        padding: i32,
+    }
 }
 
 /// One part of an AWQ matrix in device memory, in the checkpoint's layout: scales are fp16 for

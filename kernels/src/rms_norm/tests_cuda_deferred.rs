@@ -1,6 +1,6 @@
 //! Norms fused into two projections, compared with f64.
 
-#[path = "cuda_stream_linear/case.rs"]
+#[path = "../stream_linear/tests_cuda/case.rs"]
 mod case;
 
 use kernels::cuda::{Activation, Buffer, Element, ElementBuffer, ElementView};

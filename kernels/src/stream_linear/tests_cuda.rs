@@ -3,7 +3,7 @@
 //! Ignored where no GPU is expected; `ENGINE_TEST_CUDA=1` at build time, or `--ignored`, runs
 //! them, and then a missing GPU, driver or kernel fails.
 
-#[path = "cuda_stream_linear/case.rs"]
+#[path = "tests_cuda/case.rs"]
 mod case;
 
 use kernels::cuda::{Activation, Buffer, CudaError, Element, ElementBuffer, Graph, RowLayout};

@@ -2,9 +2,9 @@
 //! cut, launches that have the device to themselves, chains replayed as graphs, and rows as models
 //! make them: with massive values, at the end of fp16, and broken.
 
-#[path = "cuda_stream_linear/case.rs"]
+#[path = "tests_cuda/case.rs"]
 mod case;
-#[path = "cuda_stream_linear/rows.rs"]
+#[path = "tests_cuda/rows.rs"]
 mod rows;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -1,4 +1,5 @@
-// How tiles of work are shared out among the blocks of a launch. Shared by wgmma.cu and mma.cu.
+// How tiles of work are shared out among the blocks of a launch, the last ones cut along k. Shared by wgmma.cu,
+// mma.cu and mma_int8.cu.
 #pragma once
 #include "../cuda/device.cuh"
 

@@ -87,13 +87,15 @@ pub const fn name(format: KvFormat) -> &'static str {
 }
 
 pub fn all(bench: &mut Bench) -> Result<(), CudaError> {
+    let contexts = bench.shape.n.map_or(vec![192, 2048], |n| vec![n]);
+    let prompts = bench.shape.n.map_or(vec![128, 1024], |n| vec![n]);
     for format in [KvFormat::F16, KvFormat::Fp8E4m3] {
-        for context in [192, 2048] {
-            for n_rows in [1, 8, 20, 64] {
+        for &context in &contexts {
+            for n_rows in bench.shape.rows(&[1, 8, 20, 64]) {
                 decode(bench, format, n_rows, context)?;
             }
         }
-        for n_tokens in [128, 1024] {
+        for &n_tokens in &prompts {
             prefill(bench, format, n_tokens)?;
         }
     }

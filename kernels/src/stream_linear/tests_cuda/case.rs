@@ -5,7 +5,10 @@
 use std::sync::Arc;
 
 use half::f16;
-use kernels::cuda::{Activation, Buffer, Device, Element, ElementBuffer, RowLayout, Stream};
+use kernels::cuda::{
+    Activation, Buffer, Device, Element, ElementBuffer, RowLayout, Stream,
+    use_kernels_of_environment,
+};
 use kernels::stream_linear::reference::{self, AwqMatrix, Packed, pack_awq, pack_half};
 use kernels::stream_linear::{
     Arrangement, AwqPart, Epilogue, Format, LargeM, Layout, Output, StreamLinear,
@@ -27,6 +30,7 @@ pub fn gpu(element: Element) -> Gpu {
 }
 
 pub fn gpu_with(element: Element, large_m: impl Fn(&Device) -> LargeM) -> Gpu {
+    use_kernels_of_environment().expect("a folder of compiled kernels");
     let device = Device::open(0).expect("these tests need a GPU and a build with kernels for it");
     let stream = Stream::new(&device).expect("a stream");
     let kernels =

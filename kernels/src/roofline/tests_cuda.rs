@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a call that fails fails the test")]
 
+#[path = "../../tests/gpu/mod.rs"]
 mod gpu;
 
 use kernels::cuda::{Buffer, Event};

@@ -9,6 +9,7 @@ use kernels::stream_linear::{
 
 use crate::measure::{Bench, Work};
 use crate::model::{HEADS, HIDDEN, INTERMEDIATE, VOCAB};
+use crate::shape::Shape;
 
 const ROWS: [usize; 6] = [1, 8, 16, 20, 64, 1024];
 
@@ -21,7 +22,8 @@ struct Projection {
     epilogue: Epilogue,
 }
 
-fn projections() -> Vec<Projection> {
+/// Those of the model, or the one matrix that was asked for.
+fn projections(shape: Shape) -> Vec<Projection> {
     let heads = HEADS.n_q * HEADS.head_dim;
     let kv = HEADS.n_kv * HEADS.head_dim;
     let stacked = |name, parts_n, k, epilogue| Projection {
@@ -32,6 +34,9 @@ fn projections() -> Vec<Projection> {
         k,
         epilogue,
     };
+    if let (Some(n), Some(k)) = (shape.n, shape.k) {
+        return vec![stacked("matrix", vec![n], k, Epilogue::Store)];
+    }
     vec![
         stacked("qkv", vec![heads, kv, kv], HIDDEN, Epilogue::Store),
         stacked("o", vec![HIDDEN], heads, Epilogue::AddResidual),
@@ -48,10 +53,10 @@ fn projections() -> Vec<Projection> {
 }
 
 pub fn all(bench: &mut Bench) -> Result<(), CudaError> {
-    // The bench uses one stream and the GPU has no other user.
+    // The bench uses one stream and the card has no other user.
     let large_m = LargeM::best(&bench.device, true);
     let kernels = StreamLinearKernels::load(&bench.stream, Element::F16, large_m)?;
-    for projection in projections() {
+    for projection in projections(bench.shape) {
         let layout = Layout::new(
             projection.format,
             projection.arrangement,
@@ -60,11 +65,16 @@ pub fn all(bench: &mut Bench) -> Result<(), CudaError> {
         )?;
         let mut linear = StreamLinear::new(&kernels, layout)?;
         linear.fill_random(&bench.stream, 1)?;
-        for m in ROWS.into_iter().filter(|m| *m <= kernels.max_rows()) {
-            rows(bench, &projection, &linear, m)?;
+        for m in bench.shape.rows(&ROWS) {
+            if m <= kernels.max_rows() {
+                rows(bench, &projection, &linear, m)?;
+            }
         }
     }
-    prepare(bench, &kernels)
+    if bench.shape.is_the_models() {
+        prepare(bench, &kernels)?;
+    }
+    Ok(())
 }
 
 fn rows(
@@ -111,7 +121,10 @@ fn rows(
         bytes: (linear.n_bytes() + 2 * m * layout.k + written * m * n) as f64,
         flops: 2.0 * m as f64 * columns as f64 * layout.k as f64,
     };
-    let case = format!("{} {m} rows", projection.name);
+    let case = match bench.shape.k {
+        Some(k) => format!("{} {n} x {k} {m} rows", projection.name),
+        None => format!("{} {m} rows", projection.name),
+    };
     bench.case("stream_linear", &case, work, |stream| {
         linear.launch(stream, m, x_in, None, output, false)
     })

@@ -3,14 +3,14 @@
 //! Ignored where no GPU is expected; `ENGINE_TEST_CUDA=1` at build time, or `--ignored`, runs
 //! them, and then a missing GPU, driver or kernel fails.
 
-#[path = "cuda_stream_linear/case.rs"]
+#[path = "tests_cuda/case.rs"]
 mod case;
-#[path = "cuda_stream_linear/rows.rs"]
+#[path = "tests_cuda/rows.rs"]
 mod rows;
 
 use std::sync::Arc;
 
-use kernels::cuda::{Device, Element, Stream};
+use kernels::cuda::{Device, Element, Stream, use_kernels_of_environment};
 use kernels::stream_linear::reference::{int8_offset, quantize_row};
 use kernels::stream_linear::{
     Arrangement, Epilogue, Format, Int8Room, LargeM, StreamLinearKernels, Variant,
@@ -28,6 +28,7 @@ const ROOM: Int8Room = Int8Room {
 
 /// With 8-bit activations; without `wgmma`, as on other GPUs.
 fn gpu(element: Element) -> Gpu {
+    use_kernels_of_environment().expect("a folder of compiled kernels");
     let device = Device::open(0).expect("these tests need a GPU and a build with kernels for it");
     let stream = Stream::new(&device).expect("a stream");
     let kernels = StreamLinearKernels::load_with_int8(&stream, element, LargeM::Mma, Some(ROOM))
