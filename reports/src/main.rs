@@ -178,7 +178,12 @@ fn run(args: &Args) -> anyhow::Result<()> {
         machine: args.machine.clone(),
         peer: args.peer.clone(),
     };
-    let records = load::load(store.clone(), &imported, |run| selection.keeps(run))?;
+    let mut records = load::load(store.clone(), &imported, |run| selection.keeps(run))?;
+    // Only of the repository's own records: typed folders hold other machines' runs.
+    if args.runs_dir.is_empty() {
+        let benches = repository_root()?.join("data/bench");
+        records.side_by_side = load::side_by_side::read_all(&benches)?;
+    }
     let limited = !selection.runs.is_empty() || selection.machine.is_some();
     if records.runs.is_empty() && limited {
         bail!("no run in {} matches --runs/--machine", places(&store));

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 
 use crate::lang::Lang;
 use crate::render::compare::{Measured, Metric};
+use crate::render::configuration::flags_of;
 use crate::render::format;
 use crate::select::Arm;
 
@@ -29,6 +30,24 @@ pub fn servers_differ(before: &Arm<'_>, after: &Arm<'_>, lang: Lang) -> Option<S
         lang.pick(
             format!("모델 이름이 다름: {before} / {after}"),
             format!("the models have different names: {before} / {after}"),
+        )
+    })
+}
+
+/// Of our own servers: another configuration and another engine binary, so that no one knows which of
+/// them made the difference. One configuration may be compared over binaries. Nothing is said of records
+/// that do not name their binary.
+pub fn binaries_differ(before: &Arm<'_>, after: &Arm<'_>, lang: Lang) -> Option<String> {
+    let of = |arm: &Arm<'_>| {
+        let manifest = &arm.representative()?.record.manifest;
+        let binary = manifest.sha256.engine_binary.clone()?;
+        manifest.base_url.is_none().then_some(binary)
+    };
+    let confounded = of(before)? != of(after)? && flags_of(before) != flags_of(after);
+    confounded.then(|| {
+        lang.pick(
+            "엔진 바이너리가 다름".to_owned(),
+            "the engine binaries differ".to_owned(),
         )
     })
 }
