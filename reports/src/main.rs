@@ -42,7 +42,7 @@ enum Command {
 
 #[derive(Debug, clap::Args)]
 struct CompareArgs {
-    /// A run (its id, or a part that no other run has) or an experiment (its newest complete campaign).
+    /// A run (its id, or a part that no other run has) or an experiment (its pooled starts).
     a: String,
     /// The one that is judged against the first.
     b: String,

@@ -346,10 +346,15 @@ fn arm_of<'a>(
         }
         n_complete >= n_asked
     };
-    let (complete, failed): (Vec<_>, Vec<_>) = runs
-        .iter()
+    let is_good = |run: &Run<'_>| run.folder.outcome == Outcome::Complete;
+    let complete: Vec<Run<'a>> = runs.iter().copied().filter(is_good).collect();
+    // What a killed run left may look like another configuration.
+    let failed: Vec<Run<'a>> = pools
+        .values()
+        .flatten()
         .copied()
-        .partition(|run| run.folder.outcome == Outcome::Complete);
+        .filter(|run| !is_good(run) && campaigns.contains(&run.record.manifest.campaign))
+        .collect();
     Arm {
         experiment: experiment.to_owned(),
         n_campaigns_seen: campaigns_in(&mut pools.values().flatten()).len(),

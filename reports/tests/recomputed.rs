@@ -1,9 +1,9 @@
 //! The reports' figures and verdicts, computed a second time by another way.
 //!
-//! Nothing here uses the crate's statistics. Medians of each start are those that the load generator
-//! wrote beside the rows of a recorded campaign (`starts.jsonl`), or are taken from the raw rows of
-//! the fixed data set. Everything else is done by listing all cases instead of counting them:
-//! Student's t of every dealing of labels, every Walsh average, every sum of ranks.
+//! Nothing here uses this crate but for what it prints. Medians, means, percentiles and throughputs come
+//! from the raw rows of a recorded campaign and of the fixed data set. The statistics are done by
+//! listing all cases instead of counting them: Student's t of every dealing of labels, every Walsh
+//! average, every sum of ranks.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up fails")]
 
@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use records::store::Store;
 use reports::lang::Lang;
 use reports::load;
 use reports::render::assemble::build;
@@ -40,7 +41,7 @@ fn group_of(runs: &Path) -> GroupContext {
 fn middle(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     let n = values.len();
-    (values[(n - 1) / 2] + values[n / 2]) / 2.0
+    f64::midpoint(values[(n - 1) / 2], values[n / 2])
 }
 
 /// Share `q` of the way from the smallest to the largest.
@@ -92,7 +93,9 @@ fn joint_p(t: &[Vec<f64>]) -> Vec<f64> {
 fn splits(n: usize, m: usize) -> Vec<u32> {
     let real = (1_u32 << n) - 1;
     let all = (0..1_u32 << (n + m)).filter(|mask| mask.count_ones() as usize == n);
-    std::iter::once(real).chain(all.filter(|mask| *mask != real)).collect()
+    std::iter::once(real)
+        .chain(all.filter(|mask| *mask != real))
+        .collect()
 }
 
 /// The order statistics that invert a test whose sums are `sums`, all equally likely.
@@ -102,7 +105,9 @@ fn interval(mut candidates: Vec<f64>, mut sums: Vec<usize>, level: f64) -> Optio
     let lowest = sums[0];
     let tail = (1.0 - level) / 2.0;
     let at_most = |s: usize| sums.iter().filter(|x| **x <= s).count() as f64 / sums.len() as f64;
-    let k = (0..candidates.len()).take_while(|&k| at_most(lowest + k) <= tail).count();
+    let k = (0..candidates.len())
+        .take_while(|&k| at_most(lowest + k) <= tail)
+        .count();
     (k > 0).then(|| (candidates[k - 1], candidates[candidates.len() - k]))
 }
 
@@ -110,7 +115,7 @@ fn walsh(d: &[f64]) -> Vec<f64> {
     let mut averages = Vec::new();
     for i in 0..d.len() {
         for j in i..d.len() {
-            averages.push((d[i] + d[j]) / 2.0);
+            averages.push(f64::midpoint(d[i], d[j]));
         }
     }
     averages
@@ -122,7 +127,12 @@ fn signed_rank_sums(n: usize) -> Vec<usize> {
 }
 
 fn rank_sums(n: usize, m: usize) -> Vec<usize> {
-    let sum = |mask: &u32| (0..n + m).filter(|i| mask >> i & 1 == 1).map(|i| i + 1).sum();
+    let sum = |mask: &u32| {
+        (0..n + m)
+            .filter(|i| mask >> i & 1 == 1)
+            .map(|i| i + 1)
+            .sum()
+    };
     splits(n, m).iter().map(sum).collect()
 }
 
@@ -159,7 +169,10 @@ fn expected(pairs: &[(bool, Vec<f64>, Vec<f64>)], by_rounds: bool) -> Vec<Expect
                 };
                 t_of_starts(&side(1), &side(0))
             };
-            splits(before.len(), after.len()).into_iter().map(dealt).collect()
+            splits(before.len(), after.len())
+                .into_iter()
+                .map(dealt)
+                .collect()
         })
         .collect();
     let p = joint_p(&t);
@@ -170,7 +183,10 @@ fn expected(pairs: &[(bool, Vec<f64>, Vec<f64>)], by_rounds: bool) -> Vec<Expect
         .map(|((higher_is_better, before, after), p)| {
             let (b, a) = (logs(before), logs(after));
             let d: Vec<f64> = b.iter().zip(&a).map(|(b, a)| a - b).collect();
-            let all: Vec<f64> = a.iter().flat_map(|a| b.iter().map(move |b| a - b)).collect();
+            let all: Vec<f64> = a
+                .iter()
+                .flat_map(|a| b.iter().map(move |b| a - b))
+                .collect();
             let of_level = |level: f64| {
                 let paired = interval(walsh(&d), signed_rank_sums(d.len()), level);
                 match paired {
@@ -182,7 +198,11 @@ fn expected(pairs: &[(bool, Vec<f64>, Vec<f64>)], by_rounds: bool) -> Vec<Expect
                 }
             };
             let percent = |x: f64| {
-                if *higher_is_better { 100.0 * (x.exp() - 1.0) } else { 100.0 * (1.0 - x.exp()) }
+                if *higher_is_better {
+                    100.0 * (x.exp() - 1.0)
+                } else {
+                    100.0 * (1.0 - x.exp())
+                }
             };
             let ends = |(low, high): (f64, f64)| {
                 let (low, high) = (percent(low), percent(high));
@@ -233,7 +253,10 @@ fn compare(rows: &[CaseRow], starts: &Starts, keys: &[&'static str], by_rounds: 
     let near = |a: f64, b: f64| (a - b).abs() <= 1e-6 * b.abs().max(1e-3);
     for (row, want) in judged.iter().zip(expected(&pairs, by_rounds)) {
         let what = format!("{} {}: {row:?} against {want:?}", row.case, row.key);
-        assert!(near(row.improvement_percent.unwrap(), want.improvement_percent), "{what}");
+        assert!(
+            near(row.improvement_percent.unwrap(), want.improvement_percent),
+            "{what}"
+        );
         assert!(near(row.p_adjusted.unwrap(), want.p), "{what}");
         match (row.interval, want.interval) {
             (Some(got), Some(want)) => {
@@ -246,7 +269,45 @@ fn compare(rows: &[CaseRow], starts: &Starts, keys: &[&'static str], by_rounds: 
     5 * judged.len()
 }
 
-/// Eight rounds of two configurations on one H100, with the medians that the load generator wrote.
+/// Latencies in milliseconds of each case of one start, whose medians and throughputs go into `starts`.
+fn add_start(starts: &mut Starts, arm: &str, round: u64, rows: &str) -> Vec<(String, Vec<f64>)> {
+    let mut by_case: BTreeMap<String, Vec<Value>> = BTreeMap::new();
+    for line in rows.lines() {
+        let row: Value = serde_json::from_str(line).unwrap();
+        if row["warmup"] == false {
+            let case = row["case"].as_str().unwrap().to_owned();
+            by_case.entry(case).or_default().push(row);
+        }
+    }
+    let mut latencies = Vec::new();
+    for (case, rows) in by_case {
+        let at = |row: &Value, name: &str| row[name].as_f64().unwrap();
+        let times = |of: &dyn Fn(&Value) -> f64| rows.iter().map(of).collect::<Vec<f64>>();
+        let latency = times(&|r| 1000.0 * (at(r, "end_s") - at(r, "sent_s")));
+        let first = times(&|r| 1000.0 * (at(r, "first_token_s") - at(r, "sent_s")));
+        let each = times(&|r| {
+            1000.0 * (at(r, "end_s") - at(r, "first_token_s")) / (at(r, "output_tokens") - 1.0)
+        });
+        let began = times(&|r| at(r, "sent_s"))
+            .into_iter()
+            .fold(f64::INFINITY, f64::min);
+        let ended = times(&|r| at(r, "end_s")).into_iter().fold(0.0, f64::max);
+        let tokens: f64 = times(&|r| at(r, "output_tokens")).iter().sum();
+        for (metric, value) in [
+            ("latency", middle(latency.clone())),
+            ("ttft", middle(first)),
+            ("tpot", middle(each)),
+            ("throughput", tokens / (ended - began)),
+        ] {
+            let key = (arm.to_owned(), case.clone(), metric);
+            starts.entry(key).or_default().insert(round, value);
+        }
+        latencies.push((case, latency));
+    }
+    latencies
+}
+
+/// Eight rounds of two configurations on one H100.
 #[test]
 fn a_recorded_campaign_comes_to_the_same_verdicts_by_another_way() {
     const CAMPAIGN: &str = "20261126T024344Z_01-baseline-and-1-more_43611df8";
@@ -259,23 +320,12 @@ fn a_recorded_campaign_comes_to_the_same_verdicts_by_another_way() {
         fs::copy(&path, to).unwrap();
     }
     let mut starts = Starts::new();
-    let text = fs::read_to_string(source.join("starts.jsonl")).unwrap();
-    for line in text.lines() {
-        let start: Value = serde_json::from_str(line).unwrap();
-        let (arm, round) = (start["arm"].as_str().unwrap(), start["round"].as_u64().unwrap());
-        for figures in start["figures"].as_array().unwrap() {
-            let case = figures["case"].as_str().unwrap();
-            for (metric, name) in [
-                ("throughput", "output_throughput"),
-                ("ttft", "median_ttft_ms"),
-                ("tpot", "median_tpot_ms"),
-                ("latency", "median_e2el_ms"),
-            ] {
-                let key = (arm.to_owned(), case.to_owned(), metric);
-                let value = figures[name].as_f64().unwrap();
-                starts.entry(key).or_default().insert(round, value);
-            }
-        }
+    for run in Store::from(dir.path()).all().unwrap() {
+        let manifest = run.manifest().unwrap();
+        let rows = run.read(records::REQUESTS).unwrap().unwrap();
+        let rows = std::str::from_utf8(&rows).unwrap();
+        let round = u64::from(manifest.replicate);
+        add_start(&mut starts, &manifest.experiment, round, rows);
     }
     let group = group_of(dir.path());
     let keys = ["throughput", "ttft", "tpot", "latency"];
@@ -307,35 +357,11 @@ fn the_fixed_data_set_comes_to_the_same_figures_by_another_way() {
         if !is_ours || status["status"] != "complete" || ![BASELINE, OTHER].contains(&arm) {
             continue;
         }
-        let mut by_case: BTreeMap<String, Vec<Value>> = BTreeMap::new();
-        for line in fs::read_to_string(folder.join("requests.jsonl")).unwrap().lines() {
-            let row: Value = serde_json::from_str(line).unwrap();
-            if row["warmup"] == false {
-                by_case.entry(row["case"].as_str().unwrap().to_owned()).or_default().push(row);
-            }
-        }
-        for (case, rows) in by_case {
-            let at = |row: &Value, name: &str| row[name].as_f64().unwrap();
-            let times = |of: &dyn Fn(&Value) -> f64| rows.iter().map(of).collect::<Vec<f64>>();
-            let latency = times(&|r| 1000.0 * (at(r, "end_s") - at(r, "sent_s")));
-            let first = times(&|r| 1000.0 * (at(r, "first_token_s") - at(r, "sent_s")));
-            let each = times(&|r| {
-                1000.0 * (at(r, "end_s") - at(r, "first_token_s")) / (at(r, "output_tokens") - 1.0)
-            });
-            let began = times(&|r| at(r, "sent_s")).into_iter().fold(f64::INFINITY, f64::min);
-            let ended = times(&|r| at(r, "end_s")).into_iter().fold(0.0, f64::max);
-            let tokens: f64 = times(&|r| at(r, "output_tokens")).iter().sum();
-            let round = manifest["replicate"].as_u64().unwrap();
-            for (metric, value) in [
-                ("latency", middle(latency.clone())),
-                ("ttft", middle(first)),
-                ("tpot", middle(each)),
-                ("throughput", tokens / (ended - began)),
-            ] {
-                let key = (arm.to_owned(), case.clone(), metric);
-                starts.entry(key).or_default().insert(round, value);
-            }
-            pooled.entry((arm.to_owned(), case)).or_default().extend(latency);
+        let rows = fs::read_to_string(folder.join("requests.jsonl")).unwrap();
+        let round = manifest["replicate"].as_u64().unwrap();
+        for (case, latency) in add_start(&mut starts, arm, round, &rows) {
+            let all = pooled.entry((arm.to_owned(), case)).or_default();
+            all.extend(latency);
         }
     }
     let group = group_of(&runs);
@@ -345,7 +371,12 @@ fn the_fixed_data_set_comes_to_the_same_figures_by_another_way() {
         .iter()
         .sum();
     let near = |a: f64, b: f64| (a - b).abs() <= 1e-9 * b.abs();
-    for row in group.latency.iter().chain(&group.ladder).chain(&group.users) {
+    for row in group
+        .latency
+        .iter()
+        .chain(&group.ladder)
+        .chain(&group.users)
+    {
         let Some(all) = pooled.get(&(row.experiment.clone(), row.case.clone())) else {
             continue;
         };
@@ -358,9 +389,17 @@ fn the_fixed_data_set_comes_to_the_same_figures_by_another_way() {
             (stats.p95_ms, quantile(all.clone(), 0.95)),
             (stats.min_ms, quantile(all.clone(), 0.0)),
             (stats.max_ms, quantile(all.clone(), 1.0)),
-            (stats.output_tok_per_s, middle(rates.values().copied().collect())),
+            (
+                stats.output_tok_per_s,
+                middle(rates.values().copied().collect()),
+            ),
         ] {
-            assert!(near(got, want), "{} {}: {got} against {want}", row.experiment, row.case);
+            assert!(
+                near(got, want),
+                "{} {}: {got} against {want}",
+                row.experiment,
+                row.case
+            );
             n += 1;
         }
     }

@@ -191,13 +191,7 @@ fn report_02_shows_the_ablation_of_the_same_machine_and_model() {
             .find(|report| report.name == "02-optimization-results")
             .unwrap();
         let text = report.render(&context).unwrap();
-        for part in [
-            "`--fast`",
-            place,
-            "+50.0 %",
-            "no use",
-            "cargo xtask list",
-        ] {
+        for part in ["`--fast`", place, "+50.0 %", "no use", "cargo xtask list"] {
             assert!(text.contains(part), "{part} is not in {text}");
         }
     }

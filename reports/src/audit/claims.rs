@@ -378,7 +378,7 @@ fn of_pair(
         number(shown, digits)
     );
     let mut outcome = Outcome::judged(claim, arithmetic, computed, lang);
-    if outcome.verdict == "follows"
+    if outcome.verdict != "fails"
         && let Some(why) = operands_at_fault([before, after], formula, search)
     {
         outcome.verdict = "fails";
@@ -431,7 +431,10 @@ fn operands_at_fault(
     });
     let excluded = operands.iter().zip(&ladders).find(|(operand, ladder)| {
         let printed = Quantity::of(operand);
-        ladder.as_ref().zip(printed).is_some_and(|(ladder, q)| ladder.excludes(&q))
+        ladder
+            .as_ref()
+            .zip(printed)
+            .is_some_and(|(ladder, q)| ladder.excludes(&q))
     });
     let (operand, _) = excluded?;
     let value = value_with_unit(operand, lang);
@@ -450,7 +453,9 @@ fn operands_at_fault(
     };
     Some(lang.pick(
         format!("{subject}의 {value}: 같은 문서의 표에 있는 모든 행의 밖에 있음{computed}"),
-        format!("{subject}'s {value} lies outside of every row of the document's own table{computed}"),
+        format!(
+            "{subject}'s {value} lies outside of every row of the document's own table{computed}"
+        ),
     ))
 }
 
@@ -468,9 +473,8 @@ fn owner_of<'a>(operand: &Figure, search: &Search<'a>) -> Option<&'a Figure> {
             && condition(f) == condition(operand)
             && Quantity::of(f).is_some_and(|q| q.overlaps(&printed))
     };
-    let is_mine = |f: &Figure| {
-        search.names.canonical(&f.subject) == search.names.canonical(&operand.subject)
-    };
+    let is_mine =
+        |f: &Figure| search.names.canonical(&f.subject) == search.names.canonical(&operand.subject);
     let others: Vec<&Figure> = search.all.iter().filter(same_value).collect();
     if others.iter().any(|f| is_mine(f)) {
         return None;
@@ -622,7 +626,11 @@ mod tests {
         let claim = "output_throughput_improvement|B vs A|mean|49.5|percent|derived";
         let got = verdict_of(claim, &lines);
         assert_eq!(got.verdict, "fails");
-        assert!(got.reason.ends_with("8.00 and 10.00 tok/s, 25.0 %"), "{}", got.reason);
+        assert!(
+            got.reason.ends_with("8.00 and 10.00 tok/s, 25.0 %"),
+            "{}",
+            got.reason
+        );
         assert_eq!(verdict_of(claim, &lines[..2]).verdict, "follows");
     }
 

@@ -57,7 +57,11 @@ pub fn rows(figures: &[Figure], names: &Names, lang: Lang) -> Vec<IdentityRow> {
     rows.extend(versions(figures, lang));
     let mut seen = BTreeSet::new();
     rows.retain(|row| seen.insert((row.rule, row.arithmetic.clone())));
-    let rank = |row: &IdentityRow| ["fails", "doubtful", "holds"].iter().position(|v| *v == row.verdict);
+    let rank = |row: &IdentityRow| {
+        ["fails", "doubtful", "holds"]
+            .iter()
+            .position(|v| *v == row.verdict)
+    };
     rows.sort_by_key(rank);
     rows
 }
@@ -96,7 +100,10 @@ impl Ladder {
     pub fn of(figures: &[Figure], source: &str, subject: &str) -> Option<Self> {
         let mut by_tokens: BTreeMap<u32, &Figure> = BTreeMap::new();
         let fits = |f: &&Figure| {
-            f.source == source && f.subject == subject && f.metric == "latency_mean" && f.kind == "measured"
+            f.source == source
+                && f.subject == subject
+                && f.metric == "latency_mean"
+                && f.kind == "measured"
         };
         for figure in figures.iter().filter(fits) {
             let Some(tokens) = count_in(&figure.condition, " tokens") else {
@@ -126,7 +133,8 @@ impl Ladder {
 
     pub fn mean_speed(&self) -> Quantity {
         let speeds = self.speeds();
-        let mean = |of: fn(&Quantity) -> f64| speeds.iter().map(of).sum::<f64>() / speeds.len() as f64;
+        let mean =
+            |of: fn(&Quantity) -> f64| speeds.iter().map(of).sum::<f64>() / speeds.len() as f64;
         Quantity {
             value: mean(|q| q.value),
             low: mean(|q| q.low),
@@ -160,9 +168,9 @@ fn of_metric<'a>(figures: &[&'a Figure], metric: &str, subject: &str) -> Option<
 
 fn mean_speeds(all: &[Figure], of_source: &[&Figure], lang: Lang) -> Vec<IdentityRow> {
     let rule = ("평균 속도와 그 표", "mean speed and its table");
-    let means = of_source
-        .iter()
-        .filter(|f| f.metric == "output_throughput" && f.condition == "mean" && f.kind == "measured");
+    let means = of_source.iter().filter(|f| {
+        f.metric == "output_throughput" && f.condition == "mean" && f.kind == "measured"
+    });
     means
         .filter_map(|figure| {
             let ladder = Ladder::of(all, &figure.source, &figure.subject)?;
@@ -178,13 +186,29 @@ fn mean_speeds(all: &[Figure], of_source: &[&Figure], lang: Lang) -> Vec<Identit
                 value_with_unit(figure, lang)
             );
             let (verdict, meaning) = if ladder.excludes(&printed) {
-                ("fails", lang.pick("표의 어느 행보다도 느리거나 빠름", "slower or faster than every row of the table"))
+                (
+                    "fails",
+                    lang.pick(
+                        "표의 어느 행보다도 느리거나 빠름",
+                        "slower or faster than every row of the table",
+                    ),
+                )
             } else if mean.overlaps(&printed) {
-                ("holds", lang.pick("표의 행들의 평균임", "the mean of the table's rows"))
+                (
+                    "holds",
+                    lang.pick("표의 행들의 평균임", "the mean of the table's rows"),
+                )
             } else {
                 return None;
             };
-            Some(row(rule, &figure.document, arithmetic, verdict, meaning.to_owned(), lang))
+            Some(row(
+                rule,
+                &figure.document,
+                arithmetic,
+                verdict,
+                meaning.to_owned(),
+                lang,
+            ))
         })
         .collect()
 }
@@ -203,7 +227,8 @@ fn tokens_a_request(of_source: &[&Figure], lang: Lang) -> Option<IdentityRow> {
                 && f.section == latency.section
                 && f.condition.is_empty()
         });
-        let (Some(l), Some(s)) = (Quantity::of(latency), speed.and_then(|f| Quantity::of(f))) else {
+        let (Some(l), Some(s)) = (Quantity::of(latency), speed.and_then(|f| Quantity::of(f)))
+        else {
             continue;
         };
         if !seen.insert(&latency.subject) {
@@ -238,7 +263,10 @@ fn tokens_a_request(of_source: &[&Figure], lang: Lang) -> Option<IdentityRow> {
 
 /// Both of one subject, from whatever document: names are joined by the documents' notes.
 fn first_tokens(figures: &[Figure], names: &Names, lang: Lang) -> Vec<IdentityRow> {
-    let rule = ("첫 토큰 + 나머지 = 지연", "first token + the others = latency");
+    let rule = (
+        "첫 토큰 + 나머지 = 지연",
+        "first token + the others = latency",
+    );
     let mut rows = Vec::new();
     let subjects: BTreeSet<(&str, &str)> = figures
         .iter()
@@ -295,7 +323,9 @@ fn little(of_source: &[&Figure], lang: Lang) -> Vec<IdentityRow> {
         .filter_map(|rate| {
             let users = f64::from(count_in(&rate.condition, " users")?);
             let latency = of_source.iter().find(|f| {
-                f.metric == "latency_mean" && f.subject == rate.subject && f.condition == rate.condition
+                f.metric == "latency_mean"
+                    && f.subject == rate.subject
+                    && f.condition == rate.condition
             })?;
             let product = Quantity::of(rate)?.value * Quantity::of(latency)?.value / 1000.0;
             let holds = (product / users - 1.0).abs() <= LITTLE_TOLERANCE;
@@ -308,12 +338,25 @@ fn little(of_source: &[&Figure], lang: Lang) -> Vec<IdentityRow> {
                 number(product, 2)
             );
             let meaning = if holds {
-                lang.pick("닫힌 루프의 측정으로 앞뒤가 맞음", "consistent with a closed loop")
+                lang.pick(
+                    "닫힌 루프의 측정으로 앞뒤가 맞음",
+                    "consistent with a closed loop",
+                )
             } else {
-                lang.pick("닫힌 루프에서는 나올 수 없음", "not possible in a closed loop")
+                lang.pick(
+                    "닫힌 루프에서는 나올 수 없음",
+                    "not possible in a closed loop",
+                )
             };
             let verdict = if holds { "holds" } else { "fails" };
-            Some(row(rule, &rate.document, arithmetic, verdict, meaning.to_owned(), lang))
+            Some(row(
+                rule,
+                &rate.document,
+                arithmetic,
+                verdict,
+                meaning.to_owned(),
+                lang,
+            ))
         })
         .collect()
 }
@@ -355,7 +398,10 @@ fn more_users(of_source: &[&Figure], lang: Lang) -> Vec<IdentityRow> {
         .filter(|f| f.metric == "latency_mean" && f.kind == "measured");
     for figure in latencies {
         if let Some(users) = count_in(&figure.condition, " users") {
-            by_subject.entry(&figure.subject).or_default().insert(users, figure);
+            by_subject
+                .entry(&figure.subject)
+                .or_default()
+                .insert(users, figure);
         }
     }
     for (subject, by_users) in by_subject {
@@ -377,7 +423,14 @@ fn more_users(of_source: &[&Figure], lang: Lang) -> Vec<IdentityRow> {
                 "처리량이 사용자 수에 정확히 비례해야 함: 응답 길이가 달랐거나 부하가 걸리지 않음",
                 "throughput would have to grow in exact proportion: shorter answers, or no load",
             );
-            rows.push(row(rule, &a.document, arithmetic, "doubtful", meaning.to_owned(), lang));
+            rows.push(row(
+                rule,
+                &a.document,
+                arithmetic,
+                "doubtful",
+                meaning.to_owned(),
+                lang,
+            ));
         }
     }
     rows
@@ -440,9 +493,15 @@ fn roofline(figures: &[Figure], lang: Lang) -> Option<IdentityRow> {
     let share = number(share, 0);
     let meaning = lang.pick(
         format!("가장 빠른 값도 카드의 {share} %: 비교한 구성 모두가 카드와는 다른 것에 막혀 있음"),
-        format!("the fastest figure is {share} % of the card: something else held all of them back"),
+        format!(
+            "the fastest figure is {share} % of the card: something else held all of them back"
+        ),
     );
-    let verdict = if speed * gb > limit { "fails" } else { "doubtful" };
+    let verdict = if speed * gb > limit {
+        "fails"
+    } else {
+        "doubtful"
+    };
     (speed * gb > limit || speed * gb < limit / 2.0)
         .then(|| row(rule, &fastest.document, arithmetic, verdict, meaning, lang))
 }
@@ -459,7 +518,10 @@ fn versions(figures: &[Figure], lang: Lang) -> Vec<IdentityRow> {
     let mut by_metric: BTreeMap<&str, BTreeMap<&str, BTreeSet<&str>>> = BTreeMap::new();
     for figure in figures.iter().filter(|f| f.unit == "version") {
         let documents = by_metric.entry(&figure.metric).or_default();
-        documents.entry(&figure.value).or_default().insert(&figure.document);
+        documents
+            .entry(&figure.value)
+            .or_default()
+            .insert(&figure.document);
     }
     let differing = by_metric.into_iter().filter(|(_, values)| values.len() > 1);
     differing
@@ -468,8 +530,18 @@ fn versions(figures: &[Figure], lang: Lang) -> Vec<IdentityRow> {
             let texts: Vec<String> = values.keys().map(|value| (*value).to_owned()).collect();
             let documents: BTreeSet<&str> = values.into_values().flatten().collect();
             let documents: Vec<&str> = documents.into_iter().collect();
-            let meaning = lang.pick("문서마다 다른 환경일 수 있음", "the documents may be of other environments");
-            row(rule, &documents.join(", "), format!("{name}: {}", texts.join(" / ")), "doubtful", meaning.to_owned(), lang)
+            let meaning = lang.pick(
+                "문서마다 다른 환경일 수 있음",
+                "the documents may be of other environments",
+            );
+            row(
+                rule,
+                &documents.join(", "),
+                format!("{name}: {}", texts.join(" / ")),
+                "doubtful",
+                meaning.to_owned(),
+                lang,
+            )
         })
         .collect()
 }
@@ -483,7 +555,8 @@ mod tests {
         let figures: Vec<Figure> = lines.iter().map(|line| figure(line)).collect();
         let names = Names::of(&figures);
         let rows = rows(&figures, &names, Lang::En).into_iter();
-        rows.map(|row| (row.rule, row.verdict, row.arithmetic)).collect()
+        rows.map(|row| (row.rule, row.verdict, row.arithmetic))
+            .collect()
     }
 
     /// 10 / 1.29 = 7.75, 50 / 5.94 = 8.42, 100 / 11.80 = 8.47: mean 8.21.
@@ -498,7 +571,10 @@ mod tests {
         let with = |speed: &'static str| found(&[&LADDER[..], &[speed]].concat());
         let got = with("output_throughput|vLLM|mean|6.69|tok/s|measured");
         assert_eq!(got[0].1, "fails");
-        assert_eq!(got[0].2, "vLLM: mean(7.75, 8.42, 8.47) = 8.21 tok/s, printed 6.69 tok/s");
+        assert_eq!(
+            got[0].2,
+            "vLLM: mean(7.75, 8.42, 8.47) = 8.21 tok/s, printed 6.69 tok/s"
+        );
         let got = with("output_throughput|vLLM|mean|8.21|tok/s|measured");
         assert_eq!(got[0].1, "holds");
         // Neither the mean nor impossible: nothing is said.
@@ -517,8 +593,17 @@ mod tests {
         let got = found(&lines);
         assert_eq!(got.len(), 1);
         assert_eq!((got[0].0, got[0].1), ("latency × speed = tokens", "fails"));
-        assert!(got[0].2.contains("= 10.71") && got[0].2.contains("= 10.02"), "{}", got[0].2);
-        let same = [lines[0], lines[1], "latency_mean|B||1042.0|ms|measured", lines[3]];
+        assert!(
+            got[0].2.contains("= 10.71") && got[0].2.contains("= 10.02"),
+            "{}",
+            got[0].2
+        );
+        let same = [
+            lines[0],
+            lines[1],
+            "latency_mean|B||1042.0|ms|measured",
+            lines[3],
+        ];
         assert_eq!(found(&same), []);
     }
 
@@ -529,7 +614,11 @@ mod tests {
         assert_eq!(with("ttft|vLLM||240|ms|measured"), []);
         let got = with("ttft|vLLM||283|ms|measured");
         assert_eq!(got[0].1, "fails");
-        assert!(got[0].2.contains("1,290 ms − 9 × 116.8 ms = 239 ms"), "{}", got[0].2);
+        assert!(
+            got[0].2.contains("1,290 ms − 9 × 116.8 ms = 239 ms"),
+            "{}",
+            got[0].2
+        );
     }
 
     #[test]
@@ -537,15 +626,24 @@ mod tests {
         let with = |latency: &'static str| {
             found(&["request_throughput|A|10 users|1.15|req/s|measured", latency])
         };
-        assert_eq!(with("latency_mean|A|10 users|8.66|s|measured")[0].1, "holds");
-        assert_eq!(with("latency_mean|A|10 users|4.33|s|measured")[0].1, "fails");
+        assert_eq!(
+            with("latency_mean|A|10 users|8.66|s|measured")[0].1,
+            "holds"
+        );
+        assert_eq!(
+            with("latency_mean|A|10 users|4.33|s|measured")[0].1,
+            "fails"
+        );
         let figures = [
             figure("request_throughput_improvement|B vs A|5 users|53.6|percent|derived"),
             figure("latency_mean_change|B vs A|5 users|-34.3|percent|derived"),
         ];
         // 1.536 × 0.657 = 1.009.
         let (arithmetic, holds) = little_of_changes(&figures[0], &figures).unwrap();
-        assert_eq!((arithmetic.as_str(), holds), ("1.536 × 0.657 = 1.009", true));
+        assert_eq!(
+            (arithmetic.as_str(), holds),
+            ("1.536 × 0.657 = 1.009", true)
+        );
         let wrong = figure("latency_mean_change|B vs A|5 users|-44.3|percent|derived");
         let (_, holds) = little_of_changes(&figures[0], &[figures[0].clone(), wrong]).unwrap();
         assert!(!holds);
@@ -557,11 +655,18 @@ mod tests {
             "latency_mean|A|10 users|4.76|s|measured",
             "latency_mean|A|20 users|4.75|s|measured",
         ]);
-        assert_eq!((users[0].0, users[0].1), ("more users wait longer", "doubtful"));
+        assert_eq!(
+            (users[0].0, users[0].1),
+            ("more users wait longer", "doubtful")
+        );
         // 9 ms at 381.2 tok/s are 3.4 tokens; 90 ms are 34.
         let rate = "output_throughput_max|A||381.2|tok/s|measured";
         let median = |p50: &'static str| found(&[rate, p50]);
-        assert!(median("latency_p50|A||0.009|s|measured")[0].2.ends_with("= 3.4"));
+        assert!(
+            median("latency_p50|A||0.009|s|measured")[0]
+                .2
+                .ends_with("= 3.4")
+        );
         assert_eq!(median("latency_p50|A||0.090|s|measured"), []);
         let versions = found(&[
             "cuda_version|all||12.8|version|stated",
@@ -582,9 +687,15 @@ mod tests {
         };
         let got = with("output_throughput|A||10.28|tok/s|measured");
         assert_eq!(got[0].1, "doubtful");
-        assert_eq!(got[0].2, "10.28 tok/s × 16 GB = 164 GB/s, RTX 5090 1,792 GB/s");
+        assert_eq!(
+            got[0].2,
+            "10.28 tok/s × 16 GB = 164 GB/s, RTX 5090 1,792 GB/s"
+        );
         assert_eq!(with("output_throughput|A||80|tok/s|measured"), []);
-        assert_eq!(with("output_throughput|A||120|tok/s|measured")[0].1, "fails");
+        assert_eq!(
+            with("output_throughput|A||120|tok/s|measured")[0].1,
+            "fails"
+        );
         assert_eq!(billions_of_parameters("TinyLlama 1.1B"), Some(1.1));
         assert_eq!(billions_of_parameters("no size"), None);
     }

@@ -1,4 +1,4 @@
-//! The three kinds of pictures, drawn with plotters.
+//! The kinds of pictures, drawn with plotters.
 
 use plotters::coord::ranged1d::ValueFormatter;
 use plotters::coord::types::RangedCoordf64;

@@ -10,9 +10,9 @@ use crate::load::Records;
 use crate::load::gaps::Gaps;
 use crate::load::requests::CaseSamples;
 use crate::render::card::memory_bandwidth_gb_per_s;
+use crate::render::context::PeerComparison;
 use crate::render::flag_effects::FlagEffect;
 use crate::render::format::{number, signed_percent};
-use crate::render::context::PeerComparison;
 use crate::render::tables::{CaseRow, Spread};
 use crate::select::{Arm, Group};
 use crate::stats::describe::Sorted;
@@ -129,7 +129,7 @@ pub fn charts_of_cases(
     );
 
     let alt = lang.pick(
-        "동시 사용자에 따른 응답 지연 (p50과 신뢰구간, 시작이 적으면 시작별 범위)",
+        "동시 사용자에 따른 응답 지연 (p50과 신뢰구간, 기동이 적으면 기동별 범위)",
         "latency over users (p50 with interval, or range of few starts)",
     );
     let series = over_cases(names, users, |row| {
@@ -156,7 +156,7 @@ pub fn charts_of_cases(
     );
 
     let alt = lang.pick(
-        "출력 토큰 수에 따른 응답 지연 (p50과 신뢰구간, 시작이 적으면 시작별 범위)",
+        "출력 토큰 수에 따른 응답 지연 (p50과 신뢰구간, 기동이 적으면 기동별 범위)",
         "latency over output tokens (p50 with interval, or range of few starts)",
     );
     let series = over_cases(names, ladder, |row| {
@@ -341,7 +341,7 @@ fn memory(
         lang.pick("메모리(RSS)", "memory (RSS)")
     };
     let alt = lang.pick(
-        format!("시간에 따른 {what}, 구성마다 첫 서버 시작"),
+        format!("시간에 따른 {what}, 구성마다 첫 서버 기동"),
         format!("{what} over time, the first server start of each configuration"),
     );
     let plot = Lines {
@@ -416,7 +416,7 @@ fn pareto(
     lang: Lang,
 ) -> Result<(String, Option<String>), ReportError> {
     let alt = lang.pick(
-        "한 사용자가 받는 속도(1 ÷ TPOT)와 장비 전체의 처리량: 오른쪽 위일수록 좋음. 숫자는 동시 사용자, 선분은 신뢰구간 또는 시작별 범위",
+        "한 사용자가 받는 속도(1 ÷ TPOT)와 장비 전체의 처리량: 오른쪽 위일수록 좋음. 숫자는 동시 사용자, 선분은 신뢰구간 또는 기동별 범위",
         "speed of one user (1 ÷ TPOT) against throughput of the whole card: up and right is better. Numbers are users, bars intervals or ranges of starts",
     );
     // Another workload is another question.

@@ -79,7 +79,7 @@ fn described(chosen: &Chosen<'_>, lang: Lang) -> String {
     let ids: Vec<&str> = arm.runs.iter().map(|r| r.folder.run_id.as_str()).collect();
     let n = ids.len();
     let starts = lang.pick(
-        format!("서버 시작 {n}회"),
+        format!("서버 기동 {n}회"),
         format!("{n} server start{}", if n == 1 { "" } else { "s" }),
     );
     let campaigns = lang.pick("캠페인", "campaign");
@@ -139,7 +139,7 @@ fn figures_table(
         "A",
         "B",
         lang.pick("B의 개선율 [신뢰구간]", "B better by [interval]"),
-        lang.pick("견준 것", "compared"),
+        lang.pick("비교 대상", "compared"),
         lang.pick("판정", "verdict"),
     ]);
     for column in [2, 3] {

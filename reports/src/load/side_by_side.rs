@@ -86,7 +86,10 @@ pub fn read_all(dir: &Path) -> Result<Vec<Bench>, ReportError> {
         Err(_) => Vec::new(),
     };
     names.sort();
-    names.iter().map(|name| read(&dir.join(name), name)).collect()
+    names
+        .iter()
+        .map(|name| read(&dir.join(name), name))
+        .collect()
 }
 
 fn read(folder: &Path, name: &str) -> Result<Bench, ReportError> {

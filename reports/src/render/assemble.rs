@@ -15,8 +15,8 @@ use crate::render::ablation::ablation_of;
 use crate::render::compare::{VerdictRow, judged_in};
 use crate::render::configuration::{arm_context, flags_of};
 use crate::render::context::{
-    ArmContext, Caution, ChartLink, ComparisonContext, FailedRun, Finding, Findings, GpuContext, GroupContext,
-    PeerComparison, ReportContext, ReportLink, CampaignRow,
+    ArmContext, CampaignRow, Caution, ChartLink, ComparisonContext, FailedRun, Finding, Findings,
+    GpuContext, GroupContext, PeerComparison, ReportContext, ReportLink,
 };
 use crate::render::flag_effects::effects_in;
 use crate::render::multi_model::{MultiModelContext, groups_apart, servers_of};
@@ -141,7 +141,10 @@ fn campaign_rows(records: &Records, used: &BTreeSet<&str>, lang: Lang) -> Vec<Ca
     let mut by_campaign: BTreeMap<&str, Vec<&RunFolder>> = BTreeMap::new();
     for run in &records.runs {
         let campaign = run.record.as_ref().map(|r| r.manifest.campaign.as_str());
-        by_campaign.entry(campaign.unwrap_or(&run.run_id)).or_default().push(run);
+        by_campaign
+            .entry(campaign.unwrap_or(&run.run_id))
+            .or_default()
+            .push(run);
     }
     by_campaign
         .into_iter()
@@ -172,7 +175,12 @@ fn campaign_row(
         *states.entry(marked_state(run, lang)).or_default() += 1;
     }
     let ids: BTreeSet<&str> = runs.iter().map(|run| run.run_id.as_str()).collect();
-    let cases = || records.cases.iter().filter(|c| ids.contains(c.run_id.as_str()));
+    let cases = || {
+        records
+            .cases
+            .iter()
+            .filter(|c| ids.contains(c.run_id.as_str()))
+    };
     let first = known().next();
     CampaignRow {
         campaign: campaign.to_owned(),
@@ -303,6 +311,7 @@ fn group_context(
         extra_flags: &group.extra_flags,
         start_s: start_duration_s(&group.arms),
     };
+    let answers = recommend::answers(facts, !fallbacks.is_empty(), lang);
     let place = (
         environment.map_or("", |e| e.cpu.model.as_str()),
         environment.map_or(0, |e| e.cpu.n_cores),
@@ -341,7 +350,7 @@ fn group_context(
         quick: group.quick,
         baseline: baseline.map(|arm| arm.experiment.clone()),
         focus: focus.map(|arm| arm.experiment.clone()),
-        answers: recommend::answers(facts, !fallbacks.is_empty(), lang),
+        answers,
         arms,
         peers: group.peers.iter().map(arm_context).collect(),
         findings: findings_of(&group.arms, &latency, [&ladder, &users, &rate]),
@@ -555,7 +564,7 @@ fn remarks_of(arm: &Arm<'_>, lang: Lang) -> Vec<Caution> {
         }
     }
     let line = |(remark, n): (String, usize)| {
-        let runs = lang.pick(format!("실행 {n}회"), format!("{n} run(s)"));
+        let runs = lang.pick(format!("기동 {n}회"), format!("{n} run(s)"));
         Caution {
             of: Some(arm.experiment.clone()),
             text: format!("{remark} ({runs})"),
@@ -569,7 +578,7 @@ fn shares_no_campaign(group: &Group<'_>) -> bool {
     let measured: Vec<&Arm<'_>> = group.arms.iter().filter(|a| !a.runs.is_empty()).collect();
     measured.iter().enumerate().any(|(i, a)| {
         let apart = |b: &&Arm<'_>| !a.campaigns.iter().any(|c| b.campaigns.contains(c));
-        measured[i + 1..].iter().any(|b| apart(b))
+        measured[i + 1..].iter().any(apart)
     })
 }
 
@@ -617,7 +626,7 @@ fn cautions_of(group: &Group<'_>, lang: Lang) -> Vec<Caution> {
         (
             differs(&hash(|sha256| &sha256.prompts)),
             lang.pick(
-                "서로 다른 프롬프트 묶음으로 측정됨: 묶음이 다른 구성끼리는 판정하지 않음",
+                "서로 다른 프롬프트 세트로 측정됨: 세트가 다른 구성끼리는 판정하지 않음",
                 "measured with different sets of prompts: not judged against each other",
             ),
         ),

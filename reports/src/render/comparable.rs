@@ -63,7 +63,7 @@ pub fn work_differs(
 ) -> Option<String> {
     let prompts: BTreeSet<Option<&str>> = before.iter().chain(after).map(|m| m.prompts).collect();
     if prompts.len() > 1 {
-        let words = lang.pick("프롬프트 묶음이 다름", "the sets of prompts differ");
+        let words = lang.pick("프롬프트 세트가 다름", "the sets of prompts differ");
         return Some(words.to_owned());
     }
     if metric == Metric::Ttft {

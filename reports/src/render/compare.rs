@@ -211,7 +211,10 @@ fn samples_of(question: &Question<'_>, lang: Lang) -> MetricSamples {
         .collect();
     // A campaign is a block: what the machine was like in one says nothing of another.
     let campaigns = |values: &BTreeMap<(String, u32), f64>| -> BTreeSet<String> {
-        values.keys().map(|(campaign, _)| campaign.clone()).collect()
+        values
+            .keys()
+            .map(|(campaign, _)| campaign.clone())
+            .collect()
     };
     let (of_before, of_after) = (campaigns(&before), campaigns(&after));
     let common: BTreeSet<&String> = of_before.intersection(&of_after).collect();

@@ -105,7 +105,9 @@ fn fold(line: &str) -> Option<String> {
         "<details>" => Some("<details class=\"fold\">\n".to_owned()),
         "</details>" => Some("</details>\n".to_owned()),
         other => {
-            let text = other.strip_prefix("<summary>")?.strip_suffix("</summary>")?;
+            let text = other
+                .strip_prefix("<summary>")?
+                .strip_suffix("</summary>")?;
             (!text.contains('<')).then(|| format!("<summary>{text}</summary>\n"))
         }
     }
@@ -351,9 +353,15 @@ mod tests {
         let markdown = "<details>\n<summary>a &amp; b</summary>\n\n| a |\n|---|\n| 1 |\n\n</details>\n\n<details open>\nx\n</details>\n\n<summary><b>c</b></summary>\n";
         let html = page(markdown, &BTreeMap::new(), Lang::En).unwrap();
         let body = html.split("<main>").nth(1).unwrap();
-        assert!(body.contains("<details class=\"fold\">\n<summary>a &amp; b</summary>"), "{body}");
+        assert!(
+            body.contains("<details class=\"fold\">\n<summary>a &amp; b</summary>"),
+            "{body}"
+        );
         assert_eq!(body.matches("<details").count(), 1, "{body}");
-        assert!(body.contains("&lt;details open&gt;") && !body.contains("<b>"), "{body}");
+        assert!(
+            body.contains("&lt;details open&gt;") && !body.contains("<b>"),
+            "{body}"
+        );
     }
 
     #[test]

@@ -8,7 +8,10 @@ const KOREAN: &[(&str, &str)] = &[
         "no model code is ever loaded, so there is nothing to trust",
         "모델의 코드를 불러오지 않으므로 해당 없음",
     ),
-    ("one device has no all-reduce", "장치가 하나라 all-reduce가 없음"),
+    (
+        "one device has no all-reduce",
+        "장치가 하나라 all-reduce가 없음",
+    ),
     (
         "streamed chunks carry only the new text anyway",
         "스트리밍 조각에는 원래 새 텍스트만 담김",
@@ -86,7 +89,10 @@ const KOREAN: &[(&str, &str)] = &[
         "two halves of a batch would share the same cores, and read the weights twice",
         "반쪽 배치 둘이 같은 코어를 나누어 쓰고 가중치를 두 번 읽게 됨",
     ),
-    ("the CPU executor runs on no card", "CPU 실행기는 카드를 쓰지 않음"),
+    (
+        "the CPU executor runs on no card",
+        "CPU 실행기는 카드를 쓰지 않음",
+    ),
     (
         "the CPU executor computes on the host, so its steps never overlap with the host's work",
         "CPU 실행기는 호스트에서 계산하므로 호스트의 일과 겹칠 수 없음",
@@ -117,7 +123,11 @@ mod tests {
     fn every_reason_of_the_engine_has_its_translation() {
         const SOURCE: &str = include_str!("../../../engine/src/config/inactive.rs");
         // Literals of words, a continued line joined.
-        let joined = SOURCE.replace("\\\n", "").split_whitespace().collect::<Vec<_>>().join(" ");
+        let joined = SOURCE
+            .replace("\\\n", "")
+            .split_whitespace()
+            .collect::<Vec<_>>()
+            .join(" ");
         let literals = joined.split('"').skip(1).step_by(2);
         let reasons: Vec<&str> = literals
             .filter(|text| text.contains(' ') && !text.contains('`'))

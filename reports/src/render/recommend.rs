@@ -57,7 +57,9 @@ impl Objective {
     fn title(self, n_users: Option<u32>, lang: Lang) -> String {
         let users = n_users.unwrap_or(0);
         match self {
-            Self::OneUser => lang.pick("사용자 1명의 응답 지연", "one user's latency").into(),
+            Self::OneUser => lang
+                .pick("사용자 1명의 응답 지연", "one user's latency")
+                .into(),
             Self::Throughput => lang.pick(
                 format!("사용자 {users}명의 처리량"),
                 format!("throughput with {users} users"),
@@ -66,7 +68,9 @@ impl Objective {
                 format!("사용자 {users}명의 첫 토큰 시간"),
                 format!("time to first token with {users} users"),
             ),
-            Self::Goodput => lang.pick("목표 시간을 지킨 처리량 (goodput)", "goodput").into(),
+            Self::Goodput => lang
+                .pick("목표 시간을 지킨 처리량 (goodput)", "goodput")
+                .into(),
             Self::Energy => lang.pick("토큰당 에너지", "energy per token").into(),
         }
     }
@@ -149,7 +153,10 @@ pub fn answers(facts: Facts<'_>, stands_in: bool, lang: Lang) -> Answers {
         let Some(configuration) = &answer.configuration else {
             continue;
         };
-        match commands.iter_mut().find(|c| c.configuration == *configuration) {
+        match commands
+            .iter_mut()
+            .find(|c| c.configuration == *configuration)
+        {
             Some(known) => known.objectives.push(answer.title.clone()),
             None => commands.push(Serve {
                 configuration: configuration.clone(),
@@ -237,7 +244,10 @@ fn recommend(
             ("undecided", None, words.to_owned())
         }
         (None, Some(_)) if candidates.len() == 1 => {
-            let words = lang.pick("비교할 다른 구성이 없음", "there is nothing to compare it with");
+            let words = lang.pick(
+                "비교할 다른 구성이 없음",
+                "there is nothing to compare it with",
+            );
             ("undecided", None, words.to_owned())
         }
         (None, Some(base)) => {
@@ -247,7 +257,8 @@ fn recommend(
                 ("baseline", Some(base), words)
             } else {
                 let words = lang.pick("아직 판정할 수 없음", "nothing is decided yet");
-                ("undecided", None, words.to_owned())
+                let decided = decided_words(&[with("slower"), with("same")].concat());
+                ("undecided", None, format!("{words}{decided}"))
             }
         }
     };
@@ -269,8 +280,10 @@ fn recommend(
 /// Of the cases that most configurations measured, the baseline among them, the heaviest.
 fn heaviest_shared<'a>(rows: &'a [CaseRow], baseline: Option<&str>) -> Option<&'a str> {
     let n_of = |case: &str| rows.iter().filter(|r| r.case == case).count();
-    let of_baseline =
-        |case: &str| rows.iter().any(|r| r.case == case && Some(&*r.experiment) == baseline);
+    let of_baseline = |case: &str| {
+        rows.iter()
+            .any(|r| r.case == case && Some(&*r.experiment) == baseline)
+    };
     rows.iter()
         .max_by_key(|r| (of_baseline(&r.case), n_of(&r.case), r.n_users, r.max_tokens))
         .map(|r| r.case.as_str())
@@ -295,7 +308,9 @@ fn value_of(row: &CaseRow, metric: Metric, lang: Lang) -> String {
         Metric::Latency => Some(format::milliseconds(s.p50_ms, lang)),
         Metric::Ttft => Some(format::milliseconds(s.ttft_p50_ms?, lang)),
         Metric::Tpot => Some(format::milliseconds(s.tpot_p50_ms?, lang)),
-        Metric::OutputThroughput => Some(format!("{} tok/s", format::number(s.output_tok_per_s, 1))),
+        Metric::OutputThroughput => {
+            Some(format!("{} tok/s", format::number(s.output_tok_per_s, 1)))
+        }
     });
     value.unwrap_or_else(|| "–".to_owned())
 }
@@ -362,9 +377,11 @@ fn waiting(too_few: &[&Candidate<'_>], lang: Lang) -> String {
     let of_each = |c: &&Candidate<'_>| {
         let n_more = c.verdict.map_or(0, |v| v.n_more);
         let name = &c.row.experiment;
+        let change = c.verdict.and_then(|v| v.improvement_percent);
+        let change = change.map(format::signed_percent).unwrap_or_default();
         lang.pick(
-            format!("{name} 기동 {n_more}회"),
-            format!("{name} {n_more} start(s)"),
+            format!("{name} {n_more}회(지금 {change})"),
+            format!("{name} {n_more} start(s) (now {change})"),
         )
     };
     let list: Vec<String> = too_few.iter().map(of_each).collect();
@@ -375,10 +392,21 @@ fn waiting(too_few: &[&Candidate<'_>], lang: Lang) -> String {
     )
 }
 
+/// Of what is already known while something else is open.
+fn decided_words(candidates: &[&Candidate<'_>]) -> String {
+    let phrase = |c: &&Candidate<'_>| {
+        let phrase = &c.verdict?.phrase;
+        Some(format!("; {}: {phrase}", c.row.experiment))
+    };
+    candidates.iter().filter_map(phrase).collect()
+}
+
 /// What is worse than the baseline under the same load.
 fn costs_of(row: &CaseRow) -> Vec<String> {
     let slower = row.verdicts.iter().filter(|v| v.verdict == "slower");
-    slower.map(|v| format!("{} {}", v.short, v.phrase)).collect()
+    slower
+        .map(|v| format!("{} {}", v.short, v.phrase))
+        .collect()
 }
 
 /// A flag that does nothing on the machine is none that one recommends.

@@ -46,7 +46,11 @@ pub fn of_group(
         !on_gpu && b.cpu == cpu && b.n_cores == n_cores && model.ends_with(&b.model_file)
     };
     let newest = benches.iter().rfind(fits)?;
-    let cases: Vec<&BenchCase> = newest.cases.iter().filter(|c| !c.rounds.is_empty()).collect();
+    let cases: Vec<&BenchCase> = newest
+        .cases
+        .iter()
+        .filter(|c| !c.rounds.is_empty())
+        .collect();
     let family: Vec<MetricSamples> = cases.iter().map(|case| samples_of(case)).collect();
     let answers = compare_family(&family, config);
     let rows = cases.iter().zip(&answers).filter_map(|(case, answer)| {
@@ -55,12 +59,22 @@ pub fn of_group(
         let ratios: Vec<f64> = case
             .rounds
             .values()
-            .map(|(ours, theirs)| if is_time { theirs / ours } else { ours / theirs })
+            .map(|(ours, theirs)| {
+                if is_time {
+                    theirs / ours
+                } else {
+                    ours / theirs
+                }
+            })
             .collect();
         let value = |of: fn(&(f64, f64)) -> f64| {
             let values: Vec<f64> = case.rounds.values().map(of).collect();
             let digits = if is_time { 3 } else { 1 };
-            Some(format!("{} {}", number(median(&values)?, digits), case.unit))
+            Some(format!(
+                "{} {}",
+                number(median(&values)?, digits),
+                case.unit
+            ))
         };
         Some(SideRow {
             case: case.case.clone(),
@@ -86,7 +100,11 @@ pub fn of_group(
 
 /// From the other engine to this one.
 fn samples_of(case: &BenchCase) -> MetricSamples {
-    let rounds: Vec<(f64, f64)> = case.rounds.values().map(|(ours, theirs)| (*theirs, *ours)).collect();
+    let rounds: Vec<(f64, f64)> = case
+        .rounds
+        .values()
+        .map(|(ours, theirs)| (*theirs, *ours))
+        .collect();
     let (before, after) = rounds.iter().copied().unzip();
     MetricSamples {
         metric: case.case.clone(),
