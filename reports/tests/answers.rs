@@ -82,7 +82,7 @@ fn what_was_judged_better_is_recommended_and_what_is_open_is_said() {
         assert!(
             answer
                 .words
-                .contains("takes more of: 02-ultra 4 start(s) (now +"),
+                .contains("takes more of: 02-ultra 4 start(s) (now "),
             "{}",
             answer.words
         );
