@@ -10,12 +10,12 @@
 //!
 //! - [`load`] reads the runs that `data/SCHEMA.md` describes (request rows with polars) and
 //!   the figures imported from other documents, which stay a source of their own.
-//! - [`select`] picks what a report is about: per machine and model the newest complete campaign
-//!   of every experiment, full runs before quick ones.
+//! - [`select`] picks what a report is about: per machine and model the starts of every experiment,
+//!   pooled over campaigns, full runs before quick ones.
 //! - [`stats`] describes and compares; the sample of a comparison is a server start.
 //! - [`compare`] lays two runs or experiments side by side on the terminal.
 //! - [`render`] turns the outcome into text. Templates hold words, never figures; the words that
-//!   judge ("개선", "차이 없음", "판단 불가") come from [`stats::verdict`].
+//!   judge ("개선", "차이 없음", "표본 부족") come from [`stats::verdict`].
 //! - [`requests_parquet`] writes the rows of one run for programs that read tables.
 //! - [`verdicts`] prints what a campaign of `ablate` or `reproduce` found.
 //!

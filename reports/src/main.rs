@@ -42,7 +42,7 @@ enum Command {
 
 #[derive(Debug, clap::Args)]
 struct CompareArgs {
-    /// A run (its id, or a part that no other run has) or an experiment (its newest complete campaign).
+    /// A run (its id, or a part that no other run has) or an experiment (its pooled starts).
     a: String,
     /// The one that is judged against the first.
     b: String,
@@ -175,7 +175,12 @@ fn run(args: &Args) -> anyhow::Result<()> {
         machine: args.machine.clone(),
         peer: args.peer.clone(),
     };
-    let records = load::load(store.clone(), &imported, |run| selection.keeps(run))?;
+    let mut records = load::load(store.clone(), &imported, |run| selection.keeps(run))?;
+    // Only of the repository's own records: typed folders hold other machines' runs.
+    if args.runs_dir.is_empty() {
+        let benches = repository_root()?.join("data/bench");
+        records.side_by_side = load::side_by_side::read_all(&benches)?;
+    }
     let limited = !selection.runs.is_empty() || selection.machine.is_some();
     if records.runs.is_empty() && limited {
         bail!("no run in {} matches --runs/--machine", places(&store));

@@ -1,15 +1,16 @@
 //! Which runs a report is about.
 //!
-//! Runs are comparable only where the machine, the model and the flags typed after `--` are the
-//! same, so these three make a [`Group`]. Within a group every experiment is one [`Arm`], taken from its newest complete campaign (a
-//! campaign is complete when every replicate it asked for ended well); without one, from the newest
-//! that has any good run, and the arm says so. Full runs go before quick ones: a group with both
+//! Runs are comparable only where the machine, the model and the flags typed behind `--` are the
+//! same, so these three make a [`Group`]. Within a group every experiment is one [`Arm`]: all starts of
+//! one configuration, engine binary, model file and workload, whatever campaign they are of. Nobody gets
+//! another answer by running a campaign again until it pleases. Where an experiment has several such
+//! pools, that of the baseline's binary is taken, then the newest with enough starts for an interval,
+//! else the one with most; the others are counted. Full runs go before quick ones: a group with both
 //! leaves the quick ones out, and never mixes them.
 //!
 //! Runs against another engine (`base_url`) are peers, not configurations of ours.
 
-use std::cmp::Ordering;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::load::run_folder::{Outcome, Record, RunFolder, flags_one_a_line};
 
@@ -24,20 +25,24 @@ pub struct Group<'a> {
     pub arms: Vec<Arm<'a>>,
     /// Sorted by experiment name; measured against a server we did not start.
     pub peers: Vec<Arm<'a>>,
-    /// Readable runs of the same group that other campaigns superseded.
+    /// Readable runs of the same group that are of other binaries, workloads or configurations.
     pub n_superseded: usize,
 }
 
-/// One configuration as one campaign measured it.
+/// One configuration as one engine binary was measured with it.
 #[derive(Debug, Clone)]
 pub struct Arm<'a> {
     /// The experiment's name; for a peer with ` @ ` and its address.
     pub experiment: String,
-    pub campaign: String,
-    pub campaign_complete: bool,
+    /// Whose starts are pooled, sorted.
+    pub campaigns: Vec<String>,
+    /// Campaigns that measured the experiment in this group, with whatever binary and workload.
+    pub n_campaigns_seen: usize,
+    /// Every replicate that these campaigns asked for ended well.
+    pub campaigns_complete: bool,
     /// Complete runs, sorted by run id; may be empty if all failed.
     pub runs: Vec<Run<'a>>,
-    /// Failed and killed runs of the campaign.
+    /// Failed and killed runs of the campaigns.
     pub failed: Vec<Run<'a>>,
 }
 
@@ -240,8 +245,38 @@ fn group_of<'a>(extra_flags: Vec<String>, own: Vec<Run<'a>>, peers: Vec<Run<'a>>
     }
 }
 
+/// What starts must share to be pooled.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct PoolKey {
+    binary: Option<String>,
+    model: Option<String>,
+    prompts: Option<String>,
+    flags: Vec<String>,
+    n_models: usize,
+    n_requests: BTreeMap<String, u64>,
+    quick: bool,
+}
+
+impl PoolKey {
+    fn of(record: &Record) -> Self {
+        let sha256 = &record.manifest.sha256;
+        Self {
+            binary: sha256.engine_binary.clone(),
+            model: sha256.model.clone(),
+            prompts: sha256.prompts.clone(),
+            flags: record.config.flags.clone(),
+            n_models: record.config.n_models,
+            n_requests: record.config.n_requests.clone(),
+            quick: record.manifest.quick,
+        }
+    }
+}
+
+/// With fewer starts no table has an interval; more do not make a pool better than a newer one.
+const ENOUGH_STARTS: usize = 6;
+
 fn arms_of<'a>(runs: impl Iterator<Item = Run<'a>>) -> Vec<Arm<'a>> {
-    let mut experiments: BTreeMap<String, BTreeMap<String, Vec<Run<'_>>>> = BTreeMap::new();
+    let mut experiments: BTreeMap<String, BTreeMap<PoolKey, Vec<Run<'_>>>> = BTreeMap::new();
     for run in runs {
         let manifest = &run.record.manifest;
         let name = match &manifest.base_url {
@@ -251,52 +286,81 @@ fn arms_of<'a>(runs: impl Iterator<Item = Run<'a>>) -> Vec<Arm<'a>> {
         experiments
             .entry(name)
             .or_default()
-            .entry(manifest.campaign.clone())
+            .entry(PoolKey::of(run.record))
             .or_default()
             .push(run);
     }
+    let is_baseline = |pools: &BTreeMap<PoolKey, Vec<Run<'_>>>| {
+        let mut runs = pools.values().flatten();
+        runs.any(|run| run.record.manifest.is_baseline())
+    };
+    let baseline = experiments.values().find(|pools| is_baseline(pools));
+    let binary = baseline
+        .and_then(|pools| chosen(pools, None))
+        .and_then(|(key, _)| key.binary.clone());
     experiments
-        .into_iter()
-        .filter_map(|(experiment, campaigns)| {
-            let candidates = campaigns
-                .into_iter()
-                .map(|(campaign, runs)| arm_of(&experiment, campaign, runs));
-            candidates.max_by(preference)
+        .iter()
+        .filter_map(|(experiment, pools)| {
+            let (_, runs) = chosen(pools, binary.as_deref())?;
+            Some(arm_of(experiment, runs, pools))
         })
         .collect()
 }
 
-fn arm_of<'a>(experiment: &str, campaign: String, runs: Vec<Run<'a>>) -> Arm<'a> {
-    let (runs, failed): (Vec<_>, Vec<_>) = runs
-        .into_iter()
-        .partition(|run| run.folder.outcome == Outcome::Complete);
-    let n_asked = runs
-        .iter()
-        .filter_map(|run| run.record.config.replicates)
-        .max()
-        .unwrap_or(1);
-    let campaign_complete = failed.is_empty() && runs.len() >= n_asked.max(1) as usize;
-    Arm {
-        experiment: experiment.to_owned(),
-        campaign,
-        campaign_complete,
-        runs,
-        failed,
-    }
+/// Of the wanted binary before others, with enough starts before few, new before old.
+fn chosen<'p, 'a>(
+    pools: &'p BTreeMap<PoolKey, Vec<Run<'a>>>,
+    binary: Option<&str>,
+) -> Option<(&'p PoolKey, &'p Vec<Run<'a>>)> {
+    pools.iter().max_by_key(|(key, runs)| {
+        let complete = |run: &&Run<'_>| run.folder.outcome == Outcome::Complete;
+        let n_complete = runs.iter().filter(complete).count();
+        (
+            n_complete > 0,
+            binary.is_some() && key.binary.as_deref() == binary,
+            n_complete.min(ENOUGH_STARTS),
+            newest_start(runs).to_owned(),
+            *key,
+        )
+    })
 }
 
-/// Complete campaigns before broken ones, those with any good run before those without, new before old.
-fn preference(a: &Arm<'_>, b: &Arm<'_>) -> Ordering {
-    let rank = |arm: &Arm<'_>| {
-        let newest = newest_start(&arm.runs)
-            .max(newest_start(&arm.failed))
-            .to_owned();
-        (
-            arm.campaign_complete,
-            !arm.runs.is_empty(),
-            newest,
-            arm.campaign.clone(),
-        )
+fn arm_of<'a>(
+    experiment: &str,
+    runs: &[Run<'a>],
+    pools: &BTreeMap<PoolKey, Vec<Run<'a>>>,
+) -> Arm<'a> {
+    let campaigns_in = |runs: &mut dyn Iterator<Item = &Run<'a>>| -> BTreeSet<String> {
+        runs.map(|run| run.record.manifest.campaign.clone())
+            .collect()
     };
-    rank(a).cmp(&rank(b))
+    let campaigns = campaigns_in(&mut runs.iter());
+    let is_complete = |campaign: &String| {
+        let mut n_asked = 1;
+        let mut n_complete = 0;
+        for run in runs {
+            if run.record.manifest.campaign == *campaign {
+                n_asked = n_asked.max(run.record.config.replicates.unwrap_or(1));
+                n_complete += u32::from(run.folder.outcome == Outcome::Complete);
+            }
+        }
+        n_complete >= n_asked
+    };
+    let is_good = |run: &Run<'_>| run.folder.outcome == Outcome::Complete;
+    let complete: Vec<Run<'a>> = runs.iter().copied().filter(is_good).collect();
+    // What a killed run left may look like another configuration.
+    let failed: Vec<Run<'a>> = pools
+        .values()
+        .flatten()
+        .copied()
+        .filter(|run| !is_good(run) && campaigns.contains(&run.record.manifest.campaign))
+        .collect();
+    Arm {
+        experiment: experiment.to_owned(),
+        n_campaigns_seen: campaigns_in(&mut pools.values().flatten()).len(),
+        campaigns_complete: failed.is_empty() && campaigns.iter().all(is_complete),
+        campaigns: campaigns.into_iter().collect(),
+        runs: complete,
+        failed,
+    }
 }

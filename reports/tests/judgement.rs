@@ -77,9 +77,10 @@ fn latency_verdicts(group: &GroupContext) -> Vec<VerdictRow> {
 #[test]
 fn all_comparisons_of_a_table_are_judged_together() {
     let group = group(&records());
-    // Two configurations against the baseline in three metrics.
+    // Three metrics of one pair are tested jointly. The other configuration has three starts, could not
+    // pass beside it (2 × 2 of 56 orders), and takes nothing from it.
     for verdict in latency_verdicts(&group) {
-        assert!((verdict.p_holm.unwrap() - 6.0 * SMALLEST_P).abs() < 1e-9);
+        assert!((verdict.p_adjusted.unwrap() - SMALLEST_P).abs() < 1e-9);
     }
 }
 
@@ -102,10 +103,10 @@ fn all_effects_of_flags_are_judged_together() {
     let effects = group(&records).flag_effects;
     assert_eq!(effects.len(), 2);
     let verdicts: Vec<&VerdictRow> = effects.iter().flat_map(|e| &e.verdicts).collect();
-    assert_eq!(verdicts.len(), 10);
+    assert_eq!(verdicts.len(), 12);
     let one = effects.iter().find(|e| e.flag == "--one").unwrap();
     for verdict in &one.verdicts {
-        assert!((verdict.p_holm.unwrap() - 10.0 * SMALLEST_P).abs() < 1e-9);
+        assert!((verdict.p_adjusted.unwrap() - SMALLEST_P).abs() < 1e-9);
     }
 }
 
@@ -142,7 +143,7 @@ fn answers_of_another_length_are_not_judged_but_for_their_first_token() {
         } else {
             assert_eq!(
                 (verdict.verdict, &*verdict.phrase),
-                ("undecided", "not judged")
+                ("not judged", "not judged")
             );
             let reason = verdict.reason.unwrap();
             assert!(reason.contains("10.0 / 2.5 tokens a request"), "{reason}");
@@ -168,7 +169,8 @@ fn other_prompts_are_not_judged() {
             Some("the sets of prompts differ")
         );
     }
-    assert_eq!(names(&group.findings.undecided), ["02-ultra", BALANCED]);
+    // Beside it, three starts of the other could decide nothing; alone they can: 2 of 56 splits.
+    assert_eq!(names(&group.findings.undecided), [BALANCED]);
     // The figures themselves stand there.
     assert!(group.latency.iter().all(|row| row.stats.is_some()));
 }
@@ -187,7 +189,8 @@ fn another_engine_is_judged_on_this_machine_with_this_model_and_these_prompts_al
     change_peer(&mut records, |record| {
         record.manifest.model.used = "owner/fixture-model".to_owned();
     });
-    assert!(reason_against_peer(&records).contains("2 against 5 server starts are too few"));
+    let reason = reason_against_peer(&records);
+    assert_eq!(reason, "2 against 5 server starts, it takes 4 of each");
     change_peer(&mut records, |record| {
         record.manifest.sha256.prompts = Some("ee".to_owned());
     });

@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::collective;
+use super::identities::{Ladder, little_of_changes};
 use super::quantity::{
     EPSILON, Names, Quantity, base_and_suffix, condition, decimals, lower_is_better,
+    significant_digits,
 };
 use crate::lang::Lang;
 use crate::load::imported::Figure;
@@ -21,7 +23,7 @@ pub struct ClaimRow {
     pub what: String,
     pub printed: String,
     pub arithmetic: String,
-    /// `follows`, `fails`, `unknown`.
+    /// `follows`, `fails`, `consistent`, `unknown`.
     pub verdict: &'static str,
     pub phrase: &'static str,
     /// Why nothing is known, or where operands were borrowed; empty if there is nothing to add.
@@ -62,7 +64,7 @@ impl Outcome {
         }
         if computed.overlaps(&printed) {
             let reason = lang.pick(
-                "인쇄된 값 그대로는 맞지 않으나, 반올림 전의 값이었다면 가능함",
+                "기재된 값 그대로는 맞지 않으나, 반올림 전의 값이었다면 가능함",
                 "not from the figures as printed, but possible before they were rounded",
             );
             return Self::unknown(arithmetic, reason);
@@ -100,7 +102,7 @@ pub fn rows(figures: &[Figure], names: &Names, lang: Lang) -> Vec<ClaimRow> {
         .into_values()
         .map(|(i, sections)| {
             let claim = &figures[i];
-            let outcome = recompute(claim, figures, names, lang);
+            let outcome = borne_out(claim, recompute(claim, figures, names, lang), figures, lang);
             ClaimRow {
                 document: claim.document.clone(),
                 sections: sections.join("; "),
@@ -115,10 +117,31 @@ pub fn rows(figures: &[Figure], names: &Names, lang: Lang) -> Vec<ClaimRow> {
         .collect()
 }
 
+/// What cannot be recomputed may be borne out by another figure under the same load.
+fn borne_out(claim: &Figure, outcome: Outcome, figures: &[Figure], lang: Lang) -> Outcome {
+    if outcome.verdict != "unknown" || !outcome.arithmetic.is_empty() {
+        return outcome;
+    }
+    match little_of_changes(claim, figures) {
+        Some((arithmetic, holds)) => Outcome {
+            arithmetic,
+            verdict: if holds { "consistent" } else { "fails" },
+            reason: lang
+                .pick(
+                    "처리량의 변화 × 지연의 변화 (Little의 법칙으로 1이어야 함)",
+                    "change of throughput × change of latency (1 by Little's law)",
+                )
+                .to_owned(),
+        },
+        None => outcome,
+    }
+}
+
 fn phrase(verdict: &str, lang: Lang) -> &'static str {
     match verdict {
-        "follows" => lang.pick("따라 나옴", "follows"),
-        "fails" => lang.pick("따라 나오지 않음", "does not follow"),
+        "follows" => lang.pick("계산과 일치", "follows"),
+        "fails" => lang.pick("계산과 불일치", "does not follow"),
+        "consistent" => lang.pick("앞뒤가 맞음", "consistent"),
         _ => lang.pick("알 수 없음", "cannot be known"),
     }
 }
@@ -273,7 +296,7 @@ fn of_two(
     let mut best: Option<Outcome> = None;
     for b in &befores {
         for a in &afters {
-            let Some(outcome) = of_pair(claim, b, a, formula, lang) else {
+            let Some(outcome) = of_pair(claim, b, a, formula, search) else {
                 continue;
             };
             let rank = |o: &Outcome| {
@@ -297,7 +320,7 @@ fn of_two(
             .collect();
         let missing = missing.join(", ");
         let reason = lang.pick(
-            format!("계산에 쓴 값이 어느 문서에도 인쇄되지 않음: {missing}"),
+            format!("계산에 쓴 값이 어느 문서에도 기재되지 않음: {missing}"),
             format!("what it was computed from is printed in no document: {missing}"),
         );
         Outcome::unknown("", reason)
@@ -309,8 +332,9 @@ fn of_pair(
     before: &Figure,
     after: &Figure,
     formula: Formula,
-    lang: Lang,
+    search: &Search<'_>,
 ) -> Option<Outcome> {
+    let lang = search.lang;
     let (b, a) = (Quantity::of(before)?, Quantity::of(after)?);
     let corners = [
         (b.low, a.low),
@@ -354,6 +378,12 @@ fn of_pair(
         number(shown, digits)
     );
     let mut outcome = Outcome::judged(claim, arithmetic, computed, lang);
+    if outcome.verdict != "fails"
+        && let Some(why) = operands_at_fault([before, after], formula, search)
+    {
+        outcome.verdict = "fails";
+        outcome.reason = why;
+    }
     let borrowed: Vec<&str> = [before, after]
         .iter()
         .filter(|f| f.source != claim.source)
@@ -361,7 +391,7 @@ fn of_pair(
         .collect();
     if let Some(document) = borrowed.first() {
         let note = lang.pick(
-            format!("계산에 쓴 값은 {document} 에서 가져옴"),
+            format!("계산에 쓴 값의 출처: {document}"),
             format!("operands from {document}"),
         );
         outcome.reason = [outcome.reason, note]
@@ -372,6 +402,84 @@ fn of_pair(
             .join("; ");
     }
     Some(outcome)
+}
+
+/// Arithmetic that follows from figures which are wrong themselves: they are another subject's, or lie
+/// outside of the table that they are the mean of.
+fn operands_at_fault(
+    operands: [&Figure; 2],
+    formula: Formula,
+    search: &Search<'_>,
+) -> Option<String> {
+    let lang = search.lang;
+    if let Some((operand, owner)) = operands
+        .iter()
+        .find_map(|operand| Some((operand, owner_of(operand, search)?)))
+    {
+        let (value, subject) = (value_with_unit(operand, lang), &operand.subject);
+        let (other, document) = (&owner.subject, &owner.document);
+        return Some(lang.pick(
+            format!("{value}: {subject}의 값이 아니라 {other}의 값({document})"),
+            format!("{value} is not {subject}'s but {other}'s ({document})"),
+        ));
+    }
+    let ladders = operands.map(|operand| {
+        let is_mean = operand.metric == "output_throughput" && operand.condition == "mean";
+        is_mean
+            .then(|| Ladder::of(search.all, &operand.source, &operand.subject))
+            .flatten()
+    });
+    let excluded = operands.iter().zip(&ladders).find(|(operand, ladder)| {
+        let printed = Quantity::of(operand);
+        ladder
+            .as_ref()
+            .zip(printed)
+            .is_some_and(|(ladder, q)| ladder.excludes(&q))
+    });
+    let (operand, _) = excluded?;
+    let value = value_with_unit(operand, lang);
+    let subject = &operand.subject;
+    let computed = match &ladders {
+        [Some(before), Some(after)] => {
+            let (b, a) = (before.mean_speed().value, after.mean_speed().value);
+            let percent = number(formula.compute(b, a), 1);
+            let (b, a) = (number(b, 2), number(a, 2));
+            lang.pick(
+                format!("; 표의 행들로 계산하면 {b}와 {a} tok/s, {percent} %"),
+                format!("; from the table's rows {b} and {a} tok/s, {percent} %"),
+            )
+        }
+        _ => String::new(),
+    };
+    Some(lang.pick(
+        format!("{subject}의 {value}: 같은 문서의 표에 있는 모든 행의 밖에 있음{computed}"),
+        format!(
+            "{subject}'s {value} lies outside of every row of the document's own table{computed}"
+        ),
+    ))
+}
+
+/// Whose value it is where another document prints it, with more digits, of another subject, and none
+/// prints it of this one.
+fn owner_of<'a>(operand: &Figure, search: &Search<'a>) -> Option<&'a Figure> {
+    let printed = Quantity::of(operand)?;
+    if significant_digits(operand) < 3 {
+        return None;
+    }
+    let same_value = |f: &&Figure| {
+        f.source != operand.source
+            && f.kind == "measured"
+            && f.metric == operand.metric
+            && condition(f) == condition(operand)
+            && Quantity::of(f).is_some_and(|q| q.overlaps(&printed))
+    };
+    let is_mine =
+        |f: &Figure| search.names.canonical(&f.subject) == search.names.canonical(&operand.subject);
+    let others: Vec<&Figure> = search.all.iter().filter(same_value).collect();
+    if others.iter().any(|f| is_mine(f)) {
+        return None;
+    }
+    others.into_iter().find(|f| decimals(f) > decimals(operand))
 }
 
 /// A change ascribed to one setting: only a pair of measurements that differ in it could show it.
@@ -385,7 +493,7 @@ fn ascribed(claim: &Figure, all: &[Figure], names: &Names, lang: Lang) -> Outcom
             && f.subject.contains(" vs ")
     });
     let nothing = lang.pick(
-        format!("‘{}’ 만 다른 두 측정이 어느 문서에도 없음", claim.subject),
+        format!("‘{}’만 다른 두 측정이 어느 문서에도 없음", claim.subject),
         format!(
             "no document has two measurements that differ in ‘{}’ alone",
             claim.subject
@@ -395,7 +503,7 @@ fn ascribed(claim: &Figure, all: &[Figure], names: &Names, lang: Lang) -> Outcom
         Some(f) => {
             let pair = names.canonical(&f.subject);
             lang.pick(
-                format!("{nothing}; 같은 값이 구성 전체의 변화({pair})로 인쇄되어 있음"),
+                format!("{nothing}; 같은 값이 구성 전체의 변화({pair})로 기재되어 있음"),
                 format!(
                     "{nothing}; the same value is printed for the whole configuration ({pair})"
                 ),
@@ -472,6 +580,58 @@ mod tests {
         assert_eq!(verdict_of(&claim("53.5"), &rates).verdict, "follows");
         assert_eq!(verdict_of(&claim("53.7"), &rates).verdict, "unknown");
         assert_eq!(verdict_of(&claim("54.0"), &rates).verdict, "fails");
+    }
+
+    #[test]
+    fn arithmetic_on_another_subjects_figure_does_not_follow() {
+        let elsewhere = |line: &str| Figure {
+            source: "e".into(),
+            document: "e.md".into(),
+            ..figure(line)
+        };
+        let mut all = vec![
+            figure("latency_mean|vLLM||1054|ms|measured"),
+            figure("latency_mean|SGLang||976|ms|measured"),
+            figure("latency_mean_change|SGLang vs vLLM||-7.4|percent|derived"),
+        ];
+        let verdict = |all: &[Figure]| {
+            let names = Names::of(all);
+            let got = recompute(&all[2], all, &names, Lang::En);
+            (got.verdict, got.reason)
+        };
+        assert_eq!(verdict(&all).0, "follows");
+        all.push(elsewhere("latency_mean|Baseline||1054.1|ms|measured"));
+        let (word, reason) = verdict(&all);
+        assert_eq!(word, "fails");
+        assert_eq!(reason, "1054 ms is not vLLM's but Baseline's (e.md)");
+        // A second document that prints it of the same subject bears it out.
+        all.push(elsewhere("latency_mean|vLLM||1054|ms|measured"));
+        assert_eq!(verdict(&all).0, "follows");
+    }
+
+    /// 10/1.25, 50/6.25, 100/12.5 are 8 tok/s each, 10/1, 50/5, 100/10 are 10: 25 % more, and 6.69
+    /// is below every row.
+    #[test]
+    fn arithmetic_on_a_mean_outside_of_its_table_does_not_follow() {
+        let lines = [
+            "output_throughput|A|mean|6.69|tok/s|measured",
+            "output_throughput|B|mean|10.00|tok/s|measured",
+            "latency_mean|A|10 tokens|1.25|s|measured",
+            "latency_mean|A|50 tokens|6.25|s|measured",
+            "latency_mean|A|100 tokens|12.50|s|measured",
+            "latency_mean|B|10 tokens|1.00|s|measured",
+            "latency_mean|B|50 tokens|5.00|s|measured",
+            "latency_mean|B|100 tokens|10.00|s|measured",
+        ];
+        let claim = "output_throughput_improvement|B vs A|mean|49.5|percent|derived";
+        let got = verdict_of(claim, &lines);
+        assert_eq!(got.verdict, "fails");
+        assert!(
+            got.reason.ends_with("8.00 and 10.00 tok/s, 25.0 %"),
+            "{}",
+            got.reason
+        );
+        assert_eq!(verdict_of(claim, &lines[..2]).verdict, "follows");
     }
 
     #[test]

@@ -40,7 +40,7 @@ fn judged(claim: &Figure, terms: &[Quantity], value: f64, text: String, lang: La
 
 fn missing(lang: Lang) -> Outcome {
     let reason = lang.pick(
-        "계산에 쓴 값이 인쇄되지 않음",
+        "계산에 쓴 값이 기재되지 않음",
         "what it was computed from is not printed",
     );
     Outcome::unknown("", reason)

@@ -1,8 +1,10 @@
 //! Checks what other documents print against what else they print.
 //!
-//! Three questions, answered from `data/imported/` alone:
+//! Four questions, answered from `data/imported/` alone:
 //! - [`claims`]: does a derived figure (per cent, ratio, sum, spread) follow from the figures it
 //!   was derived from?
+//! - [`identities`]: do figures that hang together (latency, speed and first token; throughput,
+//!   latency and users) bear each other out, and can they be at all?
 //! - [`contradictions`]: which figures are printed with two values that cannot be one value
 //!   rounded twice, and which values are printed under two names?
 //! - [`samples`]: do comparisons rest on the same number of samples, and is it stated at all?
@@ -14,6 +16,7 @@
 mod claims;
 mod collective;
 mod contradictions;
+mod identities;
 mod quantity;
 mod samples;
 
@@ -26,6 +29,7 @@ use crate::load::imported::Figure;
 
 pub use claims::ClaimRow;
 pub use contradictions::{ContradictionRow, LookalikeRow};
+pub use identities::IdentityRow;
 pub(crate) use quantity::base_and_suffix;
 pub use samples::SampleRow;
 
@@ -36,6 +40,10 @@ pub struct Audit {
     pub n_follows: usize,
     pub n_fails: usize,
     pub n_unknown: usize,
+    /// Not to be recomputed, but borne out by another figure.
+    pub n_consistent: usize,
+    /// What is wrong first.
+    pub identities: Vec<IdentityRow>,
     pub contradictions: Vec<ContradictionRow>,
     pub lookalikes: Vec<LookalikeRow>,
     pub samples: Vec<SampleRow>,
@@ -56,6 +64,8 @@ pub fn audit(figures: &[Figure], lang: Lang) -> Audit {
         n_follows: count("follows"),
         n_fails: count("fails"),
         n_unknown: count("unknown"),
+        n_consistent: count("consistent"),
+        identities: identities::rows(figures, &names, lang),
         contradictions: contradictions::rows(figures, &names, lang),
         lookalikes: contradictions::lookalikes(figures, &names, lang),
         samples: samples::rows(figures),

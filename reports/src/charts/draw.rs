@@ -1,4 +1,4 @@
-//! The three kinds of pictures, drawn with plotters.
+//! The kinds of pictures, drawn with plotters.
 
 use plotters::coord::ranged1d::ValueFormatter;
 use plotters::coord::types::RangedCoordf64;
@@ -38,6 +38,9 @@ pub struct Point {
     pub y: f64,
     /// An interval of y.
     pub interval: Option<(f64, f64)>,
+    pub x_interval: Option<(f64, f64)>,
+    /// Printed beside the mark.
+    pub number: Option<u32>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -110,7 +113,8 @@ pub fn lines(plot: Lines<'_>, series: &[Series]) -> Result<Option<String>, Repor
             (l.min(v), h.max(v))
         })
     };
-    let (x_low, x_high) = bounds(&mut all().map(|p| p.x));
+    let xs = |p: &Point| p.x_interval.map_or([p.x, p.x], |(low, high)| [low, high]);
+    let (x_low, x_high) = bounds(&mut all().flat_map(xs));
     let (_, y_high) = bounds(&mut all().map(|p| p.interval.map_or(p.y, |i| i.1.max(p.y))));
     if !(x_low < x_high && y_high > 0.0) || (plot.x_log && x_low <= 0.0) {
         return Ok(None);
@@ -230,6 +234,20 @@ where
             ))
         });
         chart.draw_series(intervals).map_err(|e| e.to_string())?;
+        let x_intervals = s.points.iter().filter_map(|p| {
+            let (low, high) = p.x_interval?;
+            Some(PathElement::new(
+                vec![(low, p.y), (high, p.y)],
+                colour(s.colour).mix(0.7),
+            ))
+        });
+        chart.draw_series(x_intervals).map_err(|e| e.to_string())?;
+        let numbers = s.points.iter().filter_map(|p| {
+            let style = ("sans-serif", FONT - 1).into_font().color(&INK);
+            let at = EmptyElement::at((p.x, p.y));
+            Some(at + Text::new(p.number?.to_string(), (6, -16), style))
+        });
+        chart.draw_series(numbers).map_err(|e| e.to_string())?;
     }
     Ok(())
 }
@@ -380,6 +398,8 @@ mod tests {
             x,
             y,
             interval: Some((y * 0.9, y * 1.1)),
+            x_interval: None,
+            number: None,
         });
         Series {
             name: "one".into(),
@@ -398,6 +418,20 @@ mod tests {
             "a line and three intervals"
         );
         assert_eq!(lines(plot(), &data).unwrap().unwrap(), svg);
+    }
+
+    #[test]
+    fn numbers_and_both_intervals_are_drawn() {
+        let mut data = series(&[(1.0, 5.0), (10.0, 50.0)]);
+        let without = lines(plot(), &[data.clone()]).unwrap().unwrap();
+        for point in &mut data.points {
+            point.x_interval = Some((point.x * 0.9, point.x * 1.1));
+            point.number = Some(77);
+        }
+        let svg = lines(plot(), &[data]).unwrap().unwrap();
+        let n_lines = |svg: &str| svg.matches("<polyline").count();
+        assert_eq!(n_lines(&svg), n_lines(&without) + 2);
+        assert_eq!(svg.matches(">77<").count(), 2);
     }
 
     #[test]

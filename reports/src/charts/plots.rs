@@ -10,9 +10,10 @@ use crate::load::Records;
 use crate::load::gaps::Gaps;
 use crate::load::requests::CaseSamples;
 use crate::render::card::memory_bandwidth_gb_per_s;
+use crate::render::context::PeerComparison;
 use crate::render::flag_effects::FlagEffect;
 use crate::render::format::{number, signed_percent};
-use crate::render::tables::CaseRow;
+use crate::render::tables::{CaseRow, Spread};
 use crate::select::{Arm, Group};
 use crate::stats::describe::Sorted;
 
@@ -23,6 +24,8 @@ pub struct Tables<'a> {
     pub ladder: &'a [CaseRow],
     pub users: &'a [CaseRow],
     pub effects: &'a [FlagEffect],
+    pub peers: &'a [PeerComparison],
+    pub baseline: Option<&'a str>,
 }
 
 const GB: f64 = 1e9;
@@ -83,6 +86,10 @@ pub fn charts_of(
     keep(&mut charts, "roofline", &alt, svg);
     let (alt, svg) = flags(tables.effects, lang)?;
     keep(&mut charts, "flags", &alt, svg);
+    let (alt, svg) = pareto(&names, tables, lang)?;
+    keep(&mut charts, "pareto", &alt, svg);
+    let (alt, svg) = forest(&names, tables, lang)?;
+    keep(&mut charts, "forest", &alt, svg);
     Ok(charts)
 }
 
@@ -122,7 +129,7 @@ pub fn charts_of_cases(
     );
 
     let alt = lang.pick(
-        "동시 사용자에 따른 응답 지연 (p50과 신뢰구간, 시작이 적으면 시작별 범위)",
+        "동시 사용자에 따른 응답 지연 (p50과 신뢰구간, 기동이 적으면 기동별 범위)",
         "latency over users (p50 with interval, or range of few starts)",
     );
     let series = over_cases(names, users, |row| {
@@ -149,7 +156,7 @@ pub fn charts_of_cases(
     );
 
     let alt = lang.pick(
-        "출력 토큰 수에 따른 응답 지연 (p50과 신뢰구간, 시작이 적으면 시작별 범위)",
+        "출력 토큰 수에 따른 응답 지연 (p50과 신뢰구간, 기동이 적으면 기동별 범위)",
         "latency over output tokens (p50 with interval, or range of few starts)",
     );
     let series = over_cases(names, ladder, |row| {
@@ -182,7 +189,13 @@ fn keep(charts: &mut Vec<Chart>, kind: &'static str, alt: &str, svg: Option<Stri
 }
 
 fn point(x: f64, y: f64, interval: Option<(f64, f64)>) -> Point {
-    Point { x, y, interval }
+    Point {
+        x,
+        y,
+        interval,
+        x_interval: None,
+        number: None,
+    }
 }
 
 fn series_of(group: &Group<'_>, points: impl Fn(&Arm<'_>) -> Vec<Point>) -> Vec<Series> {
@@ -328,7 +341,7 @@ fn memory(
         lang.pick("메모리(RSS)", "memory (RSS)")
     };
     let alt = lang.pick(
-        format!("시간에 따른 {what}, 구성마다 첫 서버 시작"),
+        format!("시간에 따른 {what}, 구성마다 첫 서버 기동"),
         format!("{what} over time, the first server start of each configuration"),
     );
     let plot = Lines {
@@ -393,6 +406,116 @@ fn roofline(
     };
     let svg = draw::rows(plot, &rows)?;
     Ok((alt.to_owned(), svg))
+}
+
+/// What one user gets against what the card gives, over rising numbers of users: every configuration,
+/// and every other engine.
+fn pareto(
+    names: &[&str],
+    tables: Tables<'_>,
+    lang: Lang,
+) -> Result<(String, Option<String>), ReportError> {
+    let alt = lang.pick(
+        "한 사용자가 받는 속도(1 ÷ TPOT)와 장비 전체의 처리량: 오른쪽 위일수록 좋음. 숫자는 동시 사용자, 선분은 신뢰구간 또는 기동별 범위",
+        "speed of one user (1 ÷ TPOT) against throughput of the whole card: up and right is better. Numbers are users, bars intervals or ranges of starts",
+    );
+    // Another workload is another question.
+    let cases = |row: &&CaseRow| tables.baseline.is_some_and(|b| row.experiment == b);
+    let cases: BTreeSet<&str> = tables
+        .users
+        .iter()
+        .filter(cases)
+        .map(|row| row.case.as_str())
+        .collect();
+    let at = |row: &CaseRow| {
+        if !cases.is_empty() && !cases.contains(row.case.as_str()) {
+            return None;
+        }
+        let stats = row.stats.as_ref()?;
+        let per_user = |tpot_ms: f64| 1000.0 / tpot_ms;
+        let ends = |spread: Spread| (spread.low, spread.high);
+        Some(Point {
+            x: per_user(stats.tpot_p50_ms?),
+            y: stats.output_tok_per_s,
+            interval: stats.output_spread_tok_per_s.map(ends),
+            x_interval: stats
+                .tpot_spread_ms
+                .map(|spread| (per_user(spread.high), per_user(spread.low))),
+            number: row.n_users,
+        })
+    };
+    let peers: Vec<&str> = tables.peers.iter().map(|p| p.peer.as_str()).collect();
+    let mut series = over_cases(names, tables.users, at);
+    for (i, peer) in tables.peers.iter().enumerate() {
+        let of_peer = over_cases(&peers[i..=i], &peer.users, at).into_iter();
+        series.extend(of_peer.map(|s| Series {
+            colour: names.len() + i,
+            ..s
+        }));
+    }
+    // The numbers of one line suffice.
+    let labelled = series.iter().map(|s| s.points.len()).max();
+    let mut is_labelled = false;
+    for s in &mut series {
+        let mine = !is_labelled && Some(s.points.len()) == labelled;
+        is_labelled |= mine;
+        if !mine {
+            s.points.iter_mut().for_each(|p| p.number = None);
+        }
+    }
+    let plot = Lines {
+        name: "pareto",
+        alt,
+        x_label: lang.pick("tok/s (사용자 한 명)", "tok/s of one user"),
+        y_label: lang.pick("tok/s (장비)", "tok/s of the card"),
+        x_log: false,
+        marks: true,
+    };
+    Ok((alt.to_owned(), draw::lines(plot, &series)?))
+}
+
+/// Every configuration against the baseline: one user, and the most users that both served.
+fn forest(
+    names: &[&str],
+    tables: Tables<'_>,
+    lang: Lang,
+) -> Result<(String, Option<String>), ReportError> {
+    let alt = lang.pick(
+        "기준 대비 개선율과 신뢰구간: 0의 오른쪽이 개선, ?는 판정되지 않은 값",
+        "improvement on the baseline with its interval: right of 0 is better; ? marks what is not decided",
+    );
+    let mut rows = Vec::new();
+    for (colour, name) in names.iter().enumerate() {
+        let of_arm = |row: &&CaseRow| row.experiment == *name && !row.verdicts.is_empty();
+        let one = tables.latency.iter().find(of_arm);
+        let many = tables.users.iter().rfind(of_arm);
+        for verdict in one.into_iter().chain(many).flat_map(|row| &row.verdicts) {
+            let Some(value) = verdict.improvement_percent else {
+                continue;
+            };
+            let mark = match verdict.verdict {
+                "faster" | "slower" | "same" => "",
+                _ => " ?",
+            };
+            let number = name.split('-').next().unwrap_or(name);
+            rows.push(Row {
+                name: format!("{number} · {} ({})", verdict.short, verdict.case),
+                colour,
+                value,
+                interval: verdict.interval,
+                text: format!("{}{mark}", signed_percent(value)),
+            });
+        }
+    }
+    let label = lang.pick("기준 대비 개선율 (%)", "improvement on the baseline (%)");
+    let plot = Rows {
+        name: "forest",
+        alt,
+        x_label: label,
+        limit: None,
+        bars: false,
+    };
+    Ok((alt.to_owned(), draw::rows(plot, &rows)?))
 }
 
 /// Improvement by each flag, one row a flag and metric.

@@ -20,22 +20,11 @@ use crate::lang::Lang;
 use crate::load::Records;
 use crate::load::requests::read_cases;
 use crate::load::run_folder::{Outcome, RunFolder, read_all};
-use crate::render::compare::{Metric, VerdictRow};
+use crate::render::compare::{JUDGED, VerdictRow};
 use crate::render::{format, tables};
 use crate::select::{Arm, Selection};
 use crate::stats::verdict::VerdictConfig;
 use resolve::{Chosen, resolve};
-
-/// What is judged in each phase of a workload.
-const PHASES: [(&str, &[Metric]); 4] = [
-    (
-        "latency",
-        &[Metric::Latency, Metric::OutputThroughput, Metric::Ttft],
-    ),
-    ("ladder", &[Metric::Latency]),
-    ("users", &[Metric::RequestThroughput, Metric::Latency]),
-    ("rate", &[Metric::Latency, Metric::Ttft]),
-];
 
 /// Longer settings continue on the next line.
 const VALUE_WIDTH: u16 = 48;
@@ -90,10 +79,10 @@ fn described(chosen: &Chosen<'_>, lang: Lang) -> String {
     let ids: Vec<&str> = arm.runs.iter().map(|r| r.folder.run_id.as_str()).collect();
     let n = ids.len();
     let starts = lang.pick(
-        format!("서버 시작 {n}회"),
+        format!("서버 기동 {n}회"),
         format!("{n} server start{}", if n == 1 { "" } else { "s" }),
     );
-    let campaign = lang.pick("캠페인", "campaign");
+    let campaigns = lang.pick("캠페인", "campaign");
     let shown = match ids[..] {
         [one] => one.to_owned(),
         _ => ids
@@ -104,8 +93,8 @@ fn described(chosen: &Chosen<'_>, lang: Lang) -> String {
     };
     let experiment = &chosen.experiment;
     format!(
-        "{experiment}: {campaign} {}, {starts} ({shown})",
-        arm.campaign
+        "{experiment}: {campaigns} {}, {starts} ({shown})",
+        arm.campaigns.join(" ")
     )
 }
 
@@ -150,7 +139,7 @@ fn figures_table(
         "A",
         "B",
         lang.pick("B의 개선율 [신뢰구간]", "B better by [interval]"),
-        lang.pick("견준 것", "compared"),
+        lang.pick("비교 대상", "compared"),
         lang.pick("판정", "verdict"),
     ]);
     for column in [2, 3] {
@@ -160,7 +149,7 @@ fn figures_table(
     }
     let arms = [named(a, "A"), named(b, "B")];
     let mut reasons: Vec<String> = Vec::new();
-    let rows = tables::rows(records, &arms, Some(&arms[0]), &PHASES, config, lang);
+    let rows = tables::rows(records, &arms, Some(&arms[0]), &JUDGED, config, lang);
     for verdict in rows.iter().flat_map(|row| &row.verdicts) {
         table.add_row(figures_row(verdict, incomparable, lang));
         let reason = verdict.reason.iter().filter(|_| !incomparable);

@@ -1,7 +1,7 @@
 //! What was typed → runs.
 //!
 //! A run is named by its id, a path to it, or a part of the id that no other run shares. An
-//! experiment (`03-balanced-v2`, `balanced-v2`, `03`) stands for its newest complete campaign, in
+//! experiment (`03-balanced-v2`, `balanced-v2`, `03`) stands for its pooled starts, in
 //! the group (machine, model, extra flags) that it shares with the other name, if there is one.
 
 use std::collections::BTreeSet;
@@ -108,8 +108,9 @@ fn single(run: Run<'_>) -> Arm<'_> {
     let manifest = &run.record.manifest;
     Arm {
         experiment: manifest.experiment.clone(),
-        campaign: manifest.campaign.clone(),
-        campaign_complete: true,
+        campaigns: vec![manifest.campaign.clone()],
+        n_campaigns_seen: 1,
+        campaigns_complete: true,
         runs: vec![run],
         failed: Vec::new(),
     }

@@ -9,6 +9,7 @@ pub mod imported;
 pub mod memory;
 pub mod requests;
 pub mod run_folder;
+pub mod side_by_side;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -33,6 +34,8 @@ pub struct Records {
     pub memory: BTreeMap<String, Memory>,
     /// Figures that others measured, sorted by source and row.
     pub imported: Vec<imported::Figure>,
+    /// This engine and another one without a server, the oldest first; see [`side_by_side::read_all`].
+    pub side_by_side: Vec<side_by_side::Bench>,
 }
 
 /// Reads all runs of `store` and all imported figures below `imported_dir`.
@@ -54,6 +57,7 @@ pub fn load(
         gaps: gaps::read_all(&complete)?,
         memory: memory::read_all(&complete)?,
         imported: imported::read_all(imported_dir)?,
+        side_by_side: Vec::new(),
         runs,
     })
 }

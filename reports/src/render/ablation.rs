@@ -8,6 +8,7 @@ use crate::lang::Lang;
 use crate::load::Records;
 use crate::load::run_folder::{Outcome, RunFolder, flags_one_a_line};
 use crate::render::compare::{phrase, word};
+use crate::render::reasons::translated;
 use crate::select::{Group, same_place};
 use crate::stats::verdict::{Comparison, VerdictConfig};
 use crate::verdicts::ablation::{Ablation, FlagVerdicts, Surrounding, is_of};
@@ -29,6 +30,8 @@ pub struct AblationContext {
     pub n_figures: usize,
     pub n_full: usize,
     pub n_baseline: usize,
+    /// Of all arms.
+    pub n_starts: usize,
     /// Name and run ids of each arm.
     pub arms: Vec<(String, Vec<String>)>,
 }
@@ -104,12 +107,13 @@ pub fn ablation_of(
             .iter()
             .map(|idle| {
                 let place = idle.surrounding.map_or("", |at| place(at, lang));
-                (idle.flag.clone(), place, idle.reason.clone())
+                (idle.flag.clone(), place, translated(&idle.reason, lang))
             })
             .collect(),
         n_figures: found.n_figures(),
         n_full: found.n_starts.0,
         n_baseline: found.n_starts.1,
+        n_starts: found.arms.iter().map(|(_, ids)| ids.len()).sum(),
         campaign: found.campaign,
         parent: found.parent,
         baseline: found.baseline,

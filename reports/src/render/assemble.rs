@@ -12,18 +12,21 @@ use crate::load::Records;
 use crate::load::run_folder::{Outcome, RunFolder};
 use crate::render::REPORTS;
 use crate::render::ablation::ablation_of;
-use crate::render::compare::{Metric, VerdictRow};
+use crate::render::compare::{VerdictRow, judged_in};
 use crate::render::configuration::{arm_context, flags_of};
 use crate::render::context::{
-    Caution, ChartLink, ComparisonContext, FailedRun, Finding, Findings, GpuContext, GroupContext,
-    PeerComparison, ReportContext, ReportLink, RunRow,
+    ArmContext, CampaignRow, Caution, ChartLink, ComparisonContext, FailedRun, Finding, Findings,
+    GpuContext, GroupContext, PeerComparison, ReportContext, ReportLink,
 };
 use crate::render::flag_effects::effects_in;
 use crate::render::multi_model::{MultiModelContext, groups_apart, servers_of};
+use crate::render::recommend;
 use crate::render::seed_figures;
+use crate::render::side_by_side;
 use crate::render::sources;
 use crate::render::tables::{self, CaseRow};
 use crate::select::{Arm, Group, Run};
+use crate::stats::describe::median;
 use crate::stats::verdict::VerdictConfig;
 
 /// Everything that the reports show of these records.
@@ -44,6 +47,8 @@ pub fn build(
             ladder: &context.ladder,
             users: &context.users,
             effects: &context.flag_effects,
+            peers: &context.peer_comparisons,
+            baseline: context.baseline.as_deref(),
         };
         let slug = file_part(&context.title, &mut slugs);
         let drawn = charts_of(records, group, tables, lang)?;
@@ -65,13 +70,21 @@ pub fn build(
             servers: servers_of(records, group),
         })
         .collect();
+    let ablated: BTreeSet<&str> = contexts
+        .iter()
+        .filter_map(|group| group.ablation.as_ref())
+        .flat_map(|ablation| ablation.arms.iter().flat_map(|(_, ids)| ids))
+        .map(String::as_str)
+        .collect();
     let used: BTreeSet<&str> = groups
         .iter()
         .chain(&multi_groups)
         .flat_map(|group| group.arms.iter().chain(&group.peers))
         .flat_map(|arm| &arm.runs)
         .map(|run| run.folder.run_id.as_str())
+        .chain(ablated)
         .collect();
+    let campaigns = campaign_rows(records, &used, lang);
     let mut groups = contexts;
     name_apart(&mut groups);
     Ok(ReportContext {
@@ -118,35 +131,74 @@ pub fn build(
                 file: report.file_name(lang),
             })
             .collect(),
-        runs: records
-            .runs
-            .iter()
-            .map(|run| run_row(records, run, &used, lang))
-            .collect(),
+        campaigns,
+        newest_run: records.runs.last().map(|run| run.run_id.clone()),
     })
 }
 
-fn run_row(records: &Records, run: &RunFolder, used: &BTreeSet<&str>, lang: Lang) -> RunRow {
-    let manifest = run.record.as_ref().map(|r| &r.manifest);
-    let environment = run.record.as_ref().map(|r| &r.environment);
+/// One row a campaign: ids of runs are in its folder, and `cargo xtask list` prints them.
+fn campaign_rows(records: &Records, used: &BTreeSet<&str>, lang: Lang) -> Vec<CampaignRow> {
+    let mut by_campaign: BTreeMap<&str, Vec<&RunFolder>> = BTreeMap::new();
+    for run in &records.runs {
+        let campaign = run.record.as_ref().map(|r| r.manifest.campaign.as_str());
+        by_campaign
+            .entry(campaign.unwrap_or(&run.run_id))
+            .or_default()
+            .push(run);
+    }
+    by_campaign
+        .into_iter()
+        .map(|(campaign, runs)| campaign_row(records, campaign, &runs, used, lang))
+        .collect()
+}
+
+fn campaign_row(
+    records: &Records,
+    campaign: &str,
+    runs: &[&RunFolder],
+    used: &BTreeSet<&str>,
+    lang: Lang,
+) -> CampaignRow {
+    let known = || runs.iter().filter_map(|run| run.record.as_ref());
     let unknown = || "–".to_owned();
-    let cases = records.cases.iter().filter(|c| c.run_id == run.run_id);
-    RunRow {
-        run_id: run.run_id.clone(),
-        experiment: manifest.map_or_else(unknown, |m| m.experiment.clone()),
-        device: environment.map_or_else(unknown, |e| {
-            e.gpu
-                .as_ref()
-                .map_or_else(|| e.cpu.model.clone(), |gpu| gpu.name.clone())
+    let experiments: BTreeSet<String> = known()
+        .map(|record| {
+            let manifest = &record.manifest;
+            match &manifest.derived {
+                Some(derived) => format!("{} {}", derived.word(), derived.parent()),
+                None => manifest.experiment.clone(),
+            }
+        })
+        .collect();
+    let mut states: BTreeMap<String, usize> = BTreeMap::new();
+    for run in runs {
+        *states.entry(marked_state(run, lang)).or_default() += 1;
+    }
+    let ids: BTreeSet<&str> = runs.iter().map(|run| run.run_id.as_str()).collect();
+    let cases = || {
+        records
+            .cases
+            .iter()
+            .filter(|c| ids.contains(c.run_id.as_str()))
+    };
+    let first = known().next();
+    CampaignRow {
+        campaign: campaign.to_owned(),
+        experiments: experiments.into_iter().collect(),
+        device: first.map_or_else(unknown, |r| {
+            let environment = &r.environment;
+            let gpu = environment.gpu.as_ref();
+            gpu.map_or_else(|| environment.cpu.model.clone(), |gpu| gpu.name.clone())
         }),
-        model: manifest.map_or_else(unknown, |m| m.model.used.clone()),
-        extra_flags: manifest.map_or_else(unknown, |m| m.extra_flags.join(" ")),
-        started_utc: manifest.map_or_else(unknown, |m| m.started_utc.clone()),
-        state: marked_state(run, lang),
-        quick: manifest.is_some_and(|m| m.quick),
-        n_requests: cases.clone().map(|c| c.n_requests).sum(),
-        n_failed: cases.map(|c| c.n_failed).sum(),
-        used: used.contains(run.run_id.as_str()),
+        model: first.map_or_else(unknown, |r| r.manifest.model.used.clone()),
+        extra_flags: first.map_or_else(unknown, |r| r.manifest.extra_flags.join(" ")),
+        started_utc: first.map_or_else(unknown, |r| r.manifest.started_utc.clone()),
+        states: states.into_iter().collect(),
+        quick: known().any(|r| r.manifest.quick),
+        n_starts: runs.len(),
+        n_used: ids.iter().filter(|id| used.contains(*id)).count(),
+        n_requests: cases().map(|c| c.n_requests).sum(),
+        n_failed: cases().map(|c| c.n_failed).sum(),
     }
 }
 
@@ -199,17 +251,11 @@ fn group_context(
     };
     let baseline = find(Manifest::is_baseline);
     let focus = find(Manifest::is_focus);
-    let rows = |phase: &str, metrics: &[Metric]| {
-        let phases = [(phase, metrics)];
+    let rows = |phase: &str| {
+        let phases = [(phase, judged_in(phase))];
         tables::rows(records, &group.arms, baseline, &phases, config, lang)
     };
-    let latency = rows(
-        "latency",
-        &[Metric::Latency, Metric::OutputThroughput, Metric::Ttft],
-    );
-    let ladder = rows("ladder", &[Metric::Latency]);
-    let users = rows("users", &[Metric::RequestThroughput, Metric::Latency]);
-    let rate = rows("rate", &[Metric::Latency, Metric::Ttft]);
+    let [latency, ladder, users, rate] = ["latency", "ladder", "users", "rate"].map(rows);
     let comparisons = comparisons_of(&latency, baseline);
     let flags_of_baseline = baseline.map(flags_of).unwrap_or_default();
     let arm_context = |arm: &Arm<'_>| {
@@ -244,6 +290,35 @@ fn group_context(
         .first()
         .map(|r| r.record.manifest.model.used.clone())
         .unwrap_or_default();
+    let fallbacks: Vec<(String, String)> = runs
+        .iter()
+        .filter_map(|r| {
+            let model = &r.record.manifest.model;
+            let why = model.fallback_reason.as_ref()?;
+            Some((model.requested.clone(), words_of(why)))
+        })
+        .collect::<BTreeSet<_>>()
+        .into_iter()
+        .collect();
+    let arms: Vec<ArmContext> = group.arms.iter().map(arm_context).collect();
+    let facts = recommend::Facts {
+        arms: &arms,
+        baseline: baseline.map(|arm| arm.experiment.as_str()),
+        latency: &latency,
+        users: &users,
+        quick: group.quick,
+        model: &model,
+        extra_flags: &group.extra_flags,
+        start_s: start_duration_s(&group.arms),
+    };
+    let answers = recommend::answers(facts, !fallbacks.is_empty(), lang);
+    let place = (
+        environment.map_or("", |e| e.cpu.model.as_str()),
+        environment.map_or(0, |e| e.cpu.n_cores),
+        model.as_str(),
+        gpu.is_some(),
+    );
+    let side_by_side = side_by_side::of_group(&records.side_by_side, place, config, lang);
     let flags_in_title = group.extra_flags.iter().map(|flag| format!(" · {flag}"));
     GroupContext {
         title: format!("{device} · {model}{}", flags_in_title.collect::<String>()),
@@ -263,18 +338,7 @@ fn group_context(
         model_format: runs
             .first()
             .and_then(|r| r.record.manifest.model.format.clone()),
-        fallbacks: runs
-            .iter()
-            .filter_map(|r| {
-                let model = &r.record.manifest.model;
-                model
-                    .fallback_reason
-                    .as_ref()
-                    .map(|why| (model.requested.clone(), words_of(why)))
-            })
-            .collect::<BTreeSet<_>>()
-            .into_iter()
-            .collect(),
+        fallbacks,
         executors: unique(
             runs.iter()
                 .filter_map(|r| r.record.server.executor.clone())
@@ -286,7 +350,8 @@ fn group_context(
         quick: group.quick,
         baseline: baseline.map(|arm| arm.experiment.clone()),
         focus: focus.map(|arm| arm.experiment.clone()),
-        arms: group.arms.iter().map(arm_context).collect(),
+        answers,
+        arms,
         peers: group.peers.iter().map(arm_context).collect(),
         findings: findings_of(&group.arms, &latency, [&ladder, &users, &rate]),
         latency,
@@ -294,6 +359,7 @@ fn group_context(
         users,
         rate,
         peer_comparisons: peer_comparisons_of(records, group, focus, config, lang),
+        side_by_side,
         comparisons,
         failed: failed_of(group, lang),
         flag_effects: effects_in(records, groups, group, config, lang),
@@ -302,6 +368,13 @@ fn group_context(
         cautions: cautions_of(group, lang),
         n_superseded: group.n_superseded,
     }
+}
+
+/// Of one server start with its whole workload: the median.
+fn start_duration_s(arms: &[Arm<'_>]) -> Option<f64> {
+    let runs = arms.iter().flat_map(|arm| &arm.runs);
+    let durations: Vec<f64> = runs.filter_map(|run| run.folder.duration_s()).collect();
+    median(&durations)
 }
 
 /// Adds host and processor to titles that more than one group bears.
@@ -352,8 +425,8 @@ fn peer_comparisons_of(
 ) -> Vec<PeerComparison> {
     let compared = |peer: &Arm<'_>| {
         let arms: Vec<Arm<'_>> = std::iter::once(peer).chain(focus).cloned().collect();
-        let rows = |phase: &str, metrics: &[Metric]| {
-            let phases = [(phase, metrics)];
+        let rows = |phase: &str| {
+            let phases = [(phase, judged_in(phase))];
             tables::rows(records, &arms, Some(peer), &phases, config, lang)
         };
         let manifest = peer.representative().map(|run| &run.record.manifest);
@@ -364,16 +437,19 @@ fn peer_comparisons_of(
                 .unwrap_or_default(),
             model: manifest.map(|m| m.model.used.clone()).unwrap_or_default(),
             ours: focus.map(|arm| arm.experiment.clone()),
-            latency: rows(
-                "latency",
-                &[Metric::Latency, Metric::OutputThroughput, Metric::Ttft],
-            ),
-            ladder: rows("ladder", &[Metric::Latency]),
-            users: rows("users", &[Metric::RequestThroughput, Metric::Latency]),
+            latency: rows("latency"),
+            ladder: rows("ladder"),
+            users: rows("users"),
             charts: BTreeMap::new(),
         }
     };
     group.peers.iter().map(compared).collect()
+}
+
+const UNDECIDED: [&str; 3] = ["too few", "not seen", "not judged"];
+
+fn is_undecided(row: &VerdictRow) -> bool {
+    UNDECIDED.contains(&row.verdict)
 }
 
 /// Files every configuration under what the verdicts of all tables say of it together. Its
@@ -398,10 +474,8 @@ fn findings_of(arms: &[Arm<'_>], latency: &[CaseRow], others: [&[CaseRow]; 3]) -
             (true, true) => (&mut findings.mixed, &["faster", "slower"]),
             (true, false) => (&mut findings.faster, &["faster"]),
             (false, true) => (&mut findings.slower, &["slower"]),
-            (false, false) if statements.iter().any(|v| v.verdict == "undecided") => {
-                (&mut findings.undecided, &[])
-            }
-            (false, false) if has("undecided") => (&mut findings.undecided, &["undecided"]),
+            (false, false) if statements.iter().any(is_undecided) => (&mut findings.undecided, &[]),
+            (false, false) if all().any(is_undecided) => (&mut findings.undecided, &UNDECIDED),
             (false, false) => (&mut findings.same, &[]),
         };
         statements.extend(
@@ -490,13 +564,22 @@ fn remarks_of(arm: &Arm<'_>, lang: Lang) -> Vec<Caution> {
         }
     }
     let line = |(remark, n): (String, usize)| {
-        let runs = lang.pick(format!("실행 {n}회"), format!("{n} run(s)"));
+        let runs = lang.pick(format!("기동 {n}회"), format!("{n} run(s)"));
         Caution {
             of: Some(arm.experiment.clone()),
             text: format!("{remark} ({runs})"),
         }
     };
     n_by_remark.into_iter().map(line).collect()
+}
+
+/// Two configurations that were never in one campaign.
+fn shares_no_campaign(group: &Group<'_>) -> bool {
+    let measured: Vec<&Arm<'_>> = group.arms.iter().filter(|a| !a.runs.is_empty()).collect();
+    measured.iter().enumerate().any(|(i, a)| {
+        let apart = |b: &&Arm<'_>| !a.campaigns.iter().any(|c| b.campaigns.contains(c));
+        measured[i + 1..].iter().any(apart)
+    })
 }
 
 fn cautions_of(group: &Group<'_>, lang: Lang) -> Vec<Caution> {
@@ -513,7 +596,7 @@ fn cautions_of(group: &Group<'_>, lang: Lang) -> Vec<Caution> {
     };
     let kinds = [
         (
-            differs(&|run| Some(run.record.manifest.campaign.clone())),
+            shares_no_campaign(group),
             lang.pick(
                 "구성마다 다른 캠페인에서 측정됨: 시간에 따른 장비 상태의 차이가 섞일 수 있음",
                 "measured in different campaigns: the machine may have changed in between",
@@ -522,8 +605,8 @@ fn cautions_of(group: &Group<'_>, lang: Lang) -> Vec<Caution> {
         (
             differs(&hash(|sha256| &sha256.engine_binary)),
             lang.pick(
-                "서로 다른 엔진 바이너리로 측정됨: 구성만의 차이가 아닐 수 있음",
-                "measured with different engine binaries: not only the configurations differ",
+                "서로 다른 엔진 바이너리로 측정됨: 바이너리가 다른 구성끼리는 판정하지 않음",
+                "measured with different engine binaries: not judged against each other",
             ),
         ),
         (
@@ -543,7 +626,7 @@ fn cautions_of(group: &Group<'_>, lang: Lang) -> Vec<Caution> {
         (
             differs(&hash(|sha256| &sha256.prompts)),
             lang.pick(
-                "서로 다른 프롬프트 묶음으로 측정됨: 묶음이 다른 구성끼리는 판정하지 않음",
+                "서로 다른 프롬프트 세트로 측정됨: 세트가 다른 구성끼리는 판정하지 않음",
                 "measured with different sets of prompts: not judged against each other",
             ),
         ),
@@ -576,7 +659,7 @@ fn cautions_of(group: &Group<'_>, lang: Lang) -> Vec<Caution> {
     let broken = group
         .arms
         .iter()
-        .filter(|arm| !arm.campaign_complete && !arm.runs.is_empty());
+        .filter(|arm| !arm.campaigns_complete && !arm.runs.is_empty());
     cautions.extend(broken.map(|arm| {
         let words = lang.pick(
             "캠페인이 끝까지 완료되지 않음",

@@ -29,6 +29,15 @@ pub fn memory_bandwidth_gb_per_s(gpu_name: &str) -> Option<f64> {
         .map(|card| card.rates.bandwidth_gb_per_s)
 }
 
+/// As above, of a card that a document calls by a part of its name (`RTX 5090`).
+pub fn bandwidth_of_card_named(part: &str) -> Option<f64> {
+    CARDS
+        .iter()
+        .filter_map(|text| toml::from_str::<Card>(text).ok())
+        .find(|card| !part.is_empty() && card.rates.name.contains(part))
+        .map(|card| card.rates.bandwidth_gb_per_s)
+}
+
 #[cfg(test)]
 mod tests {
     use super::{CARDS, memory_bandwidth_gb_per_s};

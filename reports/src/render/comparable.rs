@@ -6,6 +6,7 @@ use std::net::IpAddr;
 
 use crate::lang::Lang;
 use crate::render::compare::{Measured, Metric};
+use crate::render::configuration::flags_of;
 use crate::render::format;
 use crate::select::Arm;
 
@@ -33,6 +34,24 @@ pub fn servers_differ(before: &Arm<'_>, after: &Arm<'_>, lang: Lang) -> Option<S
     })
 }
 
+/// Of our own servers: another configuration and another engine binary, so that no one knows which of
+/// them made the difference. One configuration may be compared over binaries. Nothing is said of records
+/// that do not name their binary.
+pub fn binaries_differ(before: &Arm<'_>, after: &Arm<'_>, lang: Lang) -> Option<String> {
+    let of = |arm: &Arm<'_>| {
+        let manifest = &arm.representative()?.record.manifest;
+        let binary = manifest.sha256.engine_binary.clone()?;
+        manifest.base_url.is_none().then_some(binary)
+    };
+    let confounded = of(before)? != of(after)? && flags_of(before) != flags_of(after);
+    confounded.then(|| {
+        lang.pick(
+            "엔진 바이너리가 다름".to_owned(),
+            "the engine binaries differ".to_owned(),
+        )
+    })
+}
+
 /// Of one case: other prompts, or answers of another length where the metric depends on it.
 /// Lengths within ± `margin_percent` count as the same.
 pub fn work_differs(
@@ -44,7 +63,7 @@ pub fn work_differs(
 ) -> Option<String> {
     let prompts: BTreeSet<Option<&str>> = before.iter().chain(after).map(|m| m.prompts).collect();
     if prompts.len() > 1 {
-        let words = lang.pick("프롬프트 묶음이 다름", "the sets of prompts differ");
+        let words = lang.pick("프롬프트 세트가 다름", "the sets of prompts differ");
         return Some(words.to_owned());
     }
     if metric == Metric::Ttft {

@@ -2,9 +2,10 @@
 //!
 //! The sample is one number a server start: the median of its requests' times, or its throughput.
 //! Starts belong together where they are of one round: same campaign, same replicate, hence the
-//! same prompts and, nearly, the same minute.
+//! same prompts and, nearly, the same minute. Campaigns of one binary, configuration and workload are
+//! pooled; each remains a block.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
@@ -21,15 +22,36 @@ use crate::stats::verdict::{
 pub enum Metric {
     Latency,
     Ttft,
+    Tpot,
     OutputThroughput,
-    RequestThroughput,
+}
+
+/// What is judged in each phase of a workload. In a closed loop latency is users divided by request
+/// throughput, so under load the first token and the time per token are judged in its place.
+pub const JUDGED: [(&str, &[Metric]); 4] = [
+    (
+        "latency",
+        &[Metric::Latency, Metric::OutputThroughput, Metric::Ttft],
+    ),
+    ("ladder", &[Metric::Latency]),
+    (
+        "users",
+        &[Metric::OutputThroughput, Metric::Ttft, Metric::Tpot],
+    ),
+    ("rate", &[Metric::Latency, Metric::Ttft, Metric::Tpot]),
+];
+
+/// The metrics of one phase of [`JUDGED`].
+pub fn judged_in(phase: &str) -> &'static [Metric] {
+    let found = JUDGED.iter().find(|(name, _)| *name == phase);
+    found.map_or(&[], |(_, metrics)| metrics)
 }
 
 impl Metric {
     pub fn better(self) -> Better {
         match self {
-            Self::Latency | Self::Ttft => Better::Lower,
-            Self::OutputThroughput | Self::RequestThroughput => Better::Higher,
+            Self::Latency | Self::Ttft | Self::Tpot => Better::Lower,
+            Self::OutputThroughput => Better::Higher,
         }
     }
 
@@ -37,8 +59,8 @@ impl Metric {
         match self {
             Self::Latency => lang.pick("응답 지연 (p50)", "latency (p50)"),
             Self::Ttft => lang.pick("첫 토큰 시간 (TTFT, p50)", "time to first token (p50)"),
+            Self::Tpot => lang.pick("토큰당 시간 (TPOT, p50)", "time per output token (p50)"),
             Self::OutputThroughput => lang.pick("처리량", "throughput"),
-            Self::RequestThroughput => lang.pick("요청 처리량", "request throughput"),
         }
     }
 
@@ -46,8 +68,8 @@ impl Metric {
         match self {
             Self::Latency => lang.pick("지연", "latency"),
             Self::Ttft => "TTFT",
+            Self::Tpot => "TPOT",
             Self::OutputThroughput => lang.pick("처리량", "throughput"),
-            Self::RequestThroughput => lang.pick("요청 처리량", "requests/s"),
         }
     }
 
@@ -55,8 +77,8 @@ impl Metric {
         match self {
             Self::Latency => "latency",
             Self::Ttft => "ttft",
+            Self::Tpot => "tpot",
             Self::OutputThroughput => "throughput",
-            Self::RequestThroughput => "request throughput",
         }
     }
 
@@ -64,16 +86,15 @@ impl Metric {
         match self {
             Self::Latency => case.e2el_ms.median(),
             Self::Ttft => case.ttft_ms.median(),
+            Self::Tpot => case.tpot_ms.median(),
             Self::OutputThroughput => case.output_tok_per_s(),
-            Self::RequestThroughput => case.requests_per_s(),
         }
     }
 
     fn print(self, value: f64, lang: Lang) -> String {
         match self {
-            Self::Latency | Self::Ttft => format::milliseconds(value, lang),
+            Self::Latency | Self::Ttft | Self::Tpot => format::milliseconds(value, lang),
             Self::OutputThroughput => format!("{} tok/s", format::number(value, 2)),
-            Self::RequestThroughput => format!("{} req/s", format::number(value, 2)),
         }
     }
 }
@@ -94,17 +115,20 @@ pub struct VerdictRow {
     pub improvement_percent: Option<f64>,
     /// 95 % interval of the improvement, per cent.
     pub interval: Option<(f64, f64)>,
-    pub p_holm: Option<f64>,
+    /// Corrected over the table.
+    pub p_adjusted: Option<f64>,
     pub n_before: usize,
     pub n_after: usize,
     /// Which starts were compared with which: `7 rounds`, `6 against 6 starts`.
     pub compared: String,
-    /// `faster`, `slower`, `same`, `undecided`.
+    /// `faster`, `slower`, `same`, `too few`, `not seen`, `not judged`.
     pub verdict: &'static str,
-    /// `+7.4 % 개선`, `차이 없음 (±1.0 % 이내)`, `판단 불가`, `판정하지 않음`.
+    /// `+7.4 % 개선`, `차이 없음 (±1.0 % 이내)`, `표본 부족 (기동 3회 더 필요)`, `판정하지 않음`.
     pub phrase: String,
     /// Why nothing could be decided, or why it was not tried; none if something was.
     pub reason: Option<String>,
+    /// Starts of both, in common rounds, that it takes to decide; 0 where more would not help.
+    pub n_more: usize,
 }
 
 /// One case of one run, and the round that the run belongs to.
@@ -118,6 +142,8 @@ pub struct Measured<'a> {
 
 /// One question of a family: the runs of one case, before and after.
 pub struct Question<'a> {
+    /// Names the two arms.
+    pub pair: String,
     pub case: &'a str,
     pub metric: Metric,
     pub before: &'a [Measured<'a>],
@@ -153,16 +179,20 @@ fn not_judged(
         improvement_percent: None,
         interval_percent: None,
         p: None,
-        p_holm: None,
+        p_adjusted: None,
         verdict: Verdict::Undecided(Reason::NoData),
         ..alone
     };
     Some(VerdictRow {
+        verdict: "not judged",
         phrase: lang.pick("판정하지 않음", "not judged").to_owned(),
         reason: Some(why.to_owned()),
         ..row(question, &figures, config, lang)
     })
 }
+
+/// Where both arms have so many starts in campaigns that both were in, all with all means those.
+const FEWEST_IN_COMMON_CAMPAIGNS: usize = 4;
 
 fn samples_of(question: &Question<'_>, lang: Lang) -> MetricSamples {
     let metric = question.metric;
@@ -174,14 +204,32 @@ fn samples_of(question: &Question<'_>, lang: Lang) -> MetricSamples {
             })
             .collect()
     };
-    let (before, after) = (values(question.before), values(question.after));
+    let (mut before, mut after) = (values(question.before), values(question.after));
+    let rounds = before
+        .iter()
+        .filter_map(|(round, value)| Some((*value, *after.get(round)?)))
+        .collect();
+    // A campaign is a block: what the machine was like in one says nothing of another.
+    let campaigns = |values: &BTreeMap<(String, u32), f64>| -> BTreeSet<String> {
+        values
+            .keys()
+            .map(|(campaign, _)| campaign.clone())
+            .collect()
+    };
+    let (of_before, of_after) = (campaigns(&before), campaigns(&after));
+    let common: BTreeSet<&String> = of_before.intersection(&of_after).collect();
+    let n_common = |values: &BTreeMap<(String, u32), f64>| {
+        values.keys().filter(|(c, _)| common.contains(c)).count()
+    };
+    if n_common(&before).min(n_common(&after)) >= FEWEST_IN_COMMON_CAMPAIGNS {
+        before.retain(|(campaign, _), _| common.contains(campaign));
+        after.retain(|(campaign, _), _| common.contains(campaign));
+    }
     MetricSamples {
         metric: metric.label(lang).to_owned(),
         better: metric.better(),
-        rounds: before
-            .iter()
-            .filter_map(|(round, value)| Some((*value, *after.get(round)?)))
-            .collect(),
+        pair: question.pair.clone(),
+        rounds,
         before: before.into_values().collect(),
         after: after.into_values().collect(),
     }
@@ -212,13 +260,17 @@ fn row(
         change,
         improvement_percent: answer.improvement_percent,
         interval: answer.interval_percent,
-        p_holm: answer.p_holm,
+        p_adjusted: answer.p_adjusted,
         n_before: answer.n_before,
         n_after: answer.n_after,
         compared: compared(answer, lang),
         verdict: word(answer.verdict),
         phrase: phrase(answer, config, lang),
         reason: reason(answer, lang),
+        n_more: match answer.verdict {
+            Verdict::Undecided(Reason::TooFewRuns { n_more, .. }) => n_more,
+            _ => 0,
+        },
     }
 }
 
@@ -229,7 +281,7 @@ fn compared(answer: &Comparison, lang: Lang) -> String {
             lang.pick(format!("라운드 {n_rounds}회"), format!("{n_rounds} rounds"))
         }
         Method::Unpaired => lang.pick(
-            format!("시작 {n}회 대 {m}회"),
+            format!("기동 {n}회 vs {m}회"),
             format!("{n} against {m} starts"),
         ),
     }
@@ -240,7 +292,9 @@ pub fn word(verdict: Verdict) -> &'static str {
         Verdict::Faster => "faster",
         Verdict::Slower => "slower",
         Verdict::Same => "same",
-        Verdict::Undecided(_) => "undecided",
+        Verdict::Undecided(Reason::TooFewRuns { .. }) => "too few",
+        Verdict::Undecided(Reason::NotSeen { .. }) => "not seen",
+        Verdict::Undecided(Reason::NoData | Reason::SourceUnknown) => "not judged",
     }
 }
 
@@ -259,10 +313,20 @@ pub fn phrase(answer: &Comparison, config: VerdictConfig, lang: Lang) -> String 
                 format!("no difference (within ±{margin} %)"),
             )
         }
-        Verdict::Undecided(Reason::SourceUnknown) => {
+        Verdict::Undecided(Reason::NoData | Reason::SourceUnknown) => {
             lang.pick("판정하지 않음", "not judged").to_owned()
         }
-        Verdict::Undecided(_) => lang.pick("판단 불가", "undecided").to_owned(),
+        Verdict::Undecided(Reason::TooFewRuns { n_more, .. }) => lang.pick(
+            format!("표본 부족 (기동 {n_more}회 더 필요)"),
+            format!("too few starts ({n_more} more needed)"),
+        ),
+        Verdict::Undecided(Reason::NotSeen { below_percent }) => {
+            let below = format::number(below_percent, 1);
+            lang.pick(
+                format!("차이가 보이지 않음 (있어도 {below} % 미만)"),
+                format!("no difference to be seen (below {below} %)"),
+            )
+        }
     }
 }
 
@@ -276,23 +340,19 @@ fn reason(answer: &Comparison, lang: Lang) -> Option<String> {
         Verdict::Undecided(Reason::SourceUnknown) => {
             Some(lang.pick("소스를 알 수 없음", "source unknown").to_owned())
         }
-        Verdict::Undecided(Reason::TooFewRuns { n_needed }) => Some(lang.pick(
-            format!("서버 시작 {n}회 대 {m}회로는 부족함, 구성마다 {n_needed}회 이상 필요"),
-            format!("{n} against {m} server starts are too few, {n_needed} each are needed"),
-        )),
-        Verdict::Undecided(Reason::NotSeparated) => Some(
-            match answer.method {
+        Verdict::Undecided(Reason::TooFewRuns { n_needed, n_more }) => {
+            let n_have = n_needed - n_more;
+            Some(match answer.method {
                 Method::ByRound { .. } => lang.pick(
-                    "라운드 사이의 흔들림과 구별되지 않음",
-                    "not told apart from the spread between rounds",
+                    format!("공통 라운드 {n_have}회, {n_needed}회 필요"),
+                    format!("{n_have} common rounds, it takes {n_needed}"),
                 ),
                 Method::Unpaired => lang.pick(
-                    "서버 시작 사이의 흔들림과 구별되지 않음",
-                    "not told apart from the spread between server starts",
+                    format!("기동 {n}회 vs {m}회, 구성마다 {n_needed}회 필요"),
+                    format!("{n} against {m} server starts, it takes {n_needed} of each"),
                 ),
-            }
-            .to_owned(),
-        ),
+            })
+        }
         _ => None,
     }
 }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::lang::Lang;
 use crate::load::Records;
 use crate::render::context::ArmContext;
+use crate::render::reasons;
 use crate::select::{Arm, Group};
 
 /// Flags as typed after `engine serve`.
@@ -70,14 +71,25 @@ pub fn arm_context(
         .collect();
     ArmContext {
         experiment: arm.experiment.clone(),
-        campaign: arm.campaign.clone(),
+        campaigns: arm.campaigns.clone(),
+        n_campaigns_seen: arm.n_campaigns_seen,
         base_url: arm
             .representative()
             .and_then(|run| run.record.manifest.base_url.clone()),
         added_flags: added,
         removed_flags: removed,
         flags,
-        inactive_flags: server.inactive_flags,
+        limited_flags: server
+            .inactive_flags
+            .iter()
+            .filter(|(_, reason)| reasons::is_limited(reason))
+            .map(|(flag, _)| flag.clone())
+            .collect(),
+        inactive_flags: server
+            .inactive_flags
+            .into_iter()
+            .map(|(flag, reason)| (flag, reasons::translated(&reason, lang)))
+            .collect(),
         kernels: server.kernels,
         n_runs: arm.runs.len(),
         n_failed_runs: arm.failed.len(),

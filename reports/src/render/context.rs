@@ -12,7 +12,9 @@ use crate::render::ablation::AblationContext;
 use crate::render::compare::VerdictRow;
 use crate::render::flag_effects::FlagEffect;
 use crate::render::multi_model::MultiModelContext;
+use crate::render::recommend::Answers;
 use crate::render::seed_figures::SeedRow;
+use crate::render::side_by_side::SideBySide;
 use crate::render::tables::CaseRow;
 use crate::render::trust::TrustContext;
 
@@ -31,8 +33,9 @@ pub struct ReportContext {
     /// Figures of other documents by source name.
     pub seeds: BTreeMap<String, Vec<SeedRow>>,
     pub reports: Vec<ReportLink>,
-    /// Every run folder, sorted by id.
-    pub runs: Vec<RunRow>,
+    /// Every campaign, the oldest first.
+    pub campaigns: Vec<CampaignRow>,
+    pub newest_run: Option<String>,
     /// Runs whose record could not be read: nothing of them is used.
     pub unreadable: Vec<FailedRun>,
     /// SVG documents by the path that reports link.
@@ -70,6 +73,8 @@ pub struct GroupContext {
     pub baseline: Option<String>,
     /// The configuration that the final report is about.
     pub focus: Option<String>,
+    /// What to take, for what one wants.
+    pub answers: Answers,
     pub arms: Vec<ArmContext>,
     pub peers: Vec<ArmContext>,
     pub latency: Vec<CaseRow>,
@@ -78,6 +83,8 @@ pub struct GroupContext {
     pub rate: Vec<CaseRow>,
     /// The focus configuration against each peer.
     pub peer_comparisons: Vec<PeerComparison>,
+    /// Another engine without a server on this machine, with this model.
+    pub side_by_side: Option<SideBySide>,
     pub comparisons: Vec<ComparisonContext>,
     pub findings: Findings,
     pub failed: Vec<FailedRun>,
@@ -106,21 +113,23 @@ pub struct ReportLink {
     pub file: String,
 }
 
-/// One run folder in the index.
+/// One campaign in the index.
 #[derive(Debug, Serialize)]
-pub struct RunRow {
-    pub run_id: String,
-    pub experiment: String,
+pub struct CampaignRow {
+    pub campaign: String,
+    pub experiments: Vec<String>,
     pub device: String,
     pub model: String,
     pub extra_flags: String,
     pub started_utc: String,
-    pub state: String,
+    /// How its starts ended, with what is unknown of their sources, and how many.
+    pub states: Vec<(String, usize)>,
     pub quick: bool,
+    pub n_starts: usize,
+    /// Starts that some report's figures rest on.
+    pub n_used: usize,
     pub n_requests: u32,
     pub n_failed: u32,
-    /// Some report's figures rest on it.
-    pub used: bool,
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -141,13 +150,19 @@ pub struct GpuContext {
 #[derive(Debug, Serialize)]
 pub struct ArmContext {
     pub experiment: String,
-    pub campaign: String,
+    /// Whose starts are pooled.
+    pub campaigns: Vec<String>,
+    /// With whatever binary and workload.
+    pub n_campaigns_seen: usize,
     pub base_url: Option<String>,
     pub flags: Vec<String>,
     /// Compared with the baseline's flags.
     pub added_flags: Vec<String>,
     pub removed_flags: Vec<String>,
     pub inactive_flags: Vec<(String, String)>,
+    /// Of those, the ones that work, but not with the value that was typed.
+    #[serde(skip)]
+    pub limited_flags: Vec<String>,
     pub kernels: Vec<(String, String)>,
     pub n_runs: usize,
     pub n_failed_runs: usize,

@@ -8,20 +8,14 @@ use serde::Serialize;
 
 use crate::lang::Lang;
 use crate::load::Records;
-use crate::render::compare::{Metric, VerdictRow, answer};
+use crate::render::compare::{Question, VerdictRow, answer, judged_in};
 use crate::render::configuration::flags_by_name;
 use crate::render::tables::Side;
 use crate::select::{Arm, Group, same_place};
 use crate::stats::verdict::VerdictConfig;
 
-/// What is judged of one user alone, and of many together.
-const PHASES: [(&str, &[Metric]); 2] = [
-    (
-        "latency",
-        &[Metric::Latency, Metric::OutputThroughput, Metric::Ttft],
-    ),
-    ("users", &[Metric::RequestThroughput, Metric::Latency]),
-];
+/// One user alone, and many together.
+const PHASES: [&str; 2] = ["latency", "users"];
 
 #[derive(Debug, Clone, Serialize)]
 pub struct FlagEffect {
@@ -67,7 +61,7 @@ pub fn effects_in(
                         after: to,
                         before_arm: named(other, before),
                         after_arm: named(group, after),
-                        same_campaign: before.campaign == after.campaign,
+                        same_campaign: before.campaigns.iter().any(|c| after.campaigns.contains(c)),
                         verdicts: Vec::new(),
                         run_ids: before
                             .runs
@@ -129,16 +123,21 @@ fn verdicts(
 ) -> Vec<Vec<VerdictRow>> {
     let mut sides = Vec::new();
     for (i, (before, after)) in pairs.iter().enumerate() {
-        for (phase, metrics) in PHASES {
+        for phase in PHASES {
             let sides_of = [before, after].map(|arm| Side::of(records, arm, phase));
-            sides.push((i, metrics, sides_of));
+            sides.push((i, judged_in(phase), sides_of));
         }
     }
     let mut questions = Vec::new();
     let mut asked_of = Vec::new();
     for (i, metrics, [before, after]) in &sides {
         if let Some(case) = after.cases_shared_with(before).pop() {
-            questions.extend(after.questions_against(before, case, metrics, config, lang));
+            let asked = after.questions_against(before, case, metrics, config, lang);
+            // Groups may have arms of one name.
+            questions.extend(asked.into_iter().map(|question| Question {
+                pair: format!("{i}"),
+                ..question
+            }));
             asked_of.resize(questions.len(), *i);
         }
     }

@@ -11,7 +11,7 @@ use crate::render::context::{GroupContext, ReportContext};
 /// The file's text.
 pub fn render(context: &ReportContext) -> Result<String, ReportError> {
     let last = LastVerdicts {
-        newest_run: context.runs.last().map(|run| run.run_id.clone()),
+        newest_run: context.newest_run.clone(),
         experiments: context.groups.iter().flat_map(judged_in).collect(),
     };
     let text = serde_json::to_string_pretty(&last).map_err(|e| ReportError::Template {
@@ -39,7 +39,10 @@ fn judged_in(group: &GroupContext) -> impl Iterator<Item = Judged> + use<'_> {
             .map(|v| JudgedMetric {
                 metric: v.key.to_owned(),
                 case: v.case.clone(),
-                verdict: v.verdict.to_owned(),
+                verdict: match v.verdict {
+                    decided @ ("faster" | "slower" | "same") => decided.to_owned(),
+                    _ => "undecided".to_owned(),
+                },
                 improvement_percent: v.improvement_percent,
                 interval_percent: v.interval,
             })
@@ -51,7 +54,7 @@ fn campaigns_of(group: &GroupContext, compared: [&String; 2]) -> Vec<String> {
     let arms = group.arms.iter();
     let campaigns: BTreeSet<&String> = arms
         .filter(|arm| compared.contains(&&arm.experiment))
-        .map(|arm| &arm.campaign)
+        .flat_map(|arm| &arm.campaigns)
         .collect();
     campaigns.into_iter().cloned().collect()
 }

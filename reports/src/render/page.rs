@@ -2,7 +2,7 @@
 //! of tables are inside. Links to other reports lead to their pages.
 //!
 //! Pages are passed on, and hold text that others wrote. Of HTML in the Markdown only the tags pass
-//! that the templates use ([`TEMPLATE_TAGS`]); the rest is shown as text. A policy in the page's head
+//! that the templates use ([`TEMPLATE_TAGS`], folds); the rest is shown as text. A policy in the page's head
 //! lets the browser run and apply nothing but the page's own script and style, by their hashes.
 
 use std::collections::BTreeMap;
@@ -98,6 +98,21 @@ fn policy_hash(content: &str) -> String {
 /// The HTML that templates write into the Markdown.
 const TEMPLATE_TAGS: [&str; 3] = ["<sub>", "</sub>", "<br>"];
 
+/// A line that opens or closes a fold, as templates write it: `<details>`, `</details>`, or
+/// `<summary>` with plain text. None for any other HTML.
+fn fold(line: &str) -> Option<String> {
+    match line.trim() {
+        "<details>" => Some("<details class=\"fold\">\n".to_owned()),
+        "</details>" => Some("</details>\n".to_owned()),
+        other => {
+            let text = other
+                .strip_prefix("<summary>")?
+                .strip_suffix("</summary>")?;
+            (!text.contains('<')).then(|| format!("<summary>{text}</summary>\n"))
+        }
+    }
+}
+
 /// Where links of a report may lead: another report, a place in this one, the web.
 fn is_harmless(link: &str) -> bool {
     match link.split_once(':') {
@@ -138,7 +153,10 @@ fn converted<'a>(
             _ if in_picture => {}
             // No page loads a picture from elsewhere: its description stays.
             Event::Start(Tag::Image { .. }) | Event::End(TagEnd::Image) => {}
-            Event::Html(html) => out.push(Event::Text(html)),
+            Event::Html(html) => match fold(&html) {
+                Some(fold) => out.push(Event::Html(fold.into())),
+                None => out.push(Event::Text(html)),
+            },
             Event::InlineHtml(html) if !TEMPLATE_TAGS.contains(&&*html) => {
                 if let Some((_, _, text)) = &mut heading {
                     text.push_str(&html);
@@ -328,6 +346,22 @@ mod tests {
             "{body}"
         );
         assert!(html.contains("<title>&lt;b&gt;a"), "{html}");
+    }
+
+    #[test]
+    fn details_fold_and_nothing_else_passes() {
+        let markdown = "<details>\n<summary>a &amp; b</summary>\n\n| a |\n|---|\n| 1 |\n\n</details>\n\n<details open>\nx\n</details>\n\n<summary><b>c</b></summary>\n";
+        let html = page(markdown, &BTreeMap::new(), Lang::En).unwrap();
+        let body = html.split("<main>").nth(1).unwrap();
+        assert!(
+            body.contains("<details class=\"fold\">\n<summary>a &amp; b</summary>"),
+            "{body}"
+        );
+        assert_eq!(body.matches("<details").count(), 1, "{body}");
+        assert!(
+            body.contains("&lt;details open&gt;") && !body.contains("<b>"),
+            "{body}"
+        );
     }
 
     #[test]

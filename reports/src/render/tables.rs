@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::lang::Lang;
 use crate::load::Records;
 use crate::load::requests::CaseSamples;
-use crate::render::comparable::{servers_differ, work_differs};
+use crate::render::comparable::{binaries_differ, servers_differ, work_differs};
 use crate::render::compare::{Measured, Metric, Question, VerdictRow, answer};
 use crate::render::sources;
 use crate::select::{Arm, Run};
@@ -36,6 +36,8 @@ pub struct CaseRow {
 /// With fewer server starts a bootstrap interval covers far less than it claims.
 pub const FEWEST_STARTS_OF_INTERVAL: usize = 6;
 
+const FEWEST_REQUESTS_OF_P99: usize = 100;
+
 /// Where a median may lie.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Spread {
@@ -55,14 +57,18 @@ pub struct CaseStats {
     pub p50_ms: f64,
     pub p95_ms: f64,
     pub p50_spread_ms: Option<Spread>,
-    pub p99_ms: f64,
+    /// None of few requests: it would be the slowest of them.
+    pub p99_ms: Option<f64>,
     /// None where no response streamed.
     pub ttft_p50_ms: Option<f64>,
     pub ttft_p50_spread_ms: Option<Spread>,
     /// None where no response had two tokens.
     pub tpot_p50_ms: Option<f64>,
+    /// Over the server starts, as is that of the throughput.
+    pub tpot_spread_ms: Option<Spread>,
     /// Median over the server starts.
     pub output_tok_per_s: f64,
+    pub output_spread_tok_per_s: Option<Spread>,
     pub requests_per_s: f64,
 }
 
@@ -125,8 +131,10 @@ impl<'r, 'a> Side<'r, 'a> {
             let margin_percent = config.margin_percent;
             let incomparable = sources::unknown(before.arm, self.arm, lang)
                 .or_else(|| servers_differ(before.arm, self.arm, lang))
+                .or_else(|| binaries_differ(before.arm, self.arm, lang))
                 .or_else(|| work_differs(runs_before, runs_after, metric, margin_percent, lang));
             Question {
+                pair: format!("{} / {}", before.arm.experiment, self.arm.experiment),
                 case,
                 metric,
                 before: runs_before,
@@ -210,9 +218,10 @@ fn case_stats(runs: &[&CaseSamples]) -> Option<CaseStats> {
     let e2el = pooled(runs, |c| &c.e2el_ms)?;
     let ttft = pooled(runs, |c| &c.ttft_ms);
     let tpot = pooled(runs, |c| &c.tpot_ms);
-    let over_runs = |value: fn(&CaseSamples) -> Option<f64>| {
-        median(&runs.iter().filter_map(|c| value(c)).collect::<Vec<_>>())
+    let values = |value: fn(&CaseSamples) -> Option<f64>| -> Vec<f64> {
+        runs.iter().filter_map(|c| value(c)).collect()
     };
+    let over_runs = |value: fn(&CaseSamples) -> Option<f64>| median(&values(value));
     let (min_ms, max_ms) = (e2el.min()?, e2el.max()?);
     Some(CaseStats {
         mean_ms: e2el.mean()?,
@@ -222,11 +231,15 @@ fn case_stats(runs: &[&CaseSamples]) -> Option<CaseStats> {
         p50_ms: e2el.median()?,
         p50_spread_ms: median_spread(runs, |c| &c.e2el_ms),
         p95_ms: e2el.percentile(0.95)?,
-        p99_ms: e2el.percentile(0.99)?,
+        p99_ms: (e2el.n() >= FEWEST_REQUESTS_OF_P99)
+            .then(|| e2el.percentile(0.99))
+            .flatten(),
         ttft_p50_ms: ttft.and_then(|t| t.median()),
         ttft_p50_spread_ms: median_spread(runs, |c| &c.ttft_ms),
         tpot_p50_ms: tpot.and_then(|t| t.median()),
+        tpot_spread_ms: spread_of_starts(&values(|c| c.tpot_ms.median())),
         output_tok_per_s: over_runs(CaseSamples::output_tok_per_s)?,
+        output_spread_tok_per_s: spread_of_starts(&values(CaseSamples::output_tok_per_s)),
         requests_per_s: over_runs(CaseSamples::requests_per_s)?,
     })
 }
@@ -265,9 +278,48 @@ fn median_spread(runs: &[&CaseSamples], times: fn(&CaseSamples) -> &Sorted) -> O
     })
 }
 
+/// Where the median of one value a start may lie: the order statistics that the sign test gives, at
+/// 95 %, or the range of few starts. None for a single one.
+fn spread_of_starts(values: &[f64]) -> Option<Spread> {
+    const TAIL: f64 = 0.025;
+    let sorted = Sorted::new(values.to_vec())?;
+    let n = sorted.n();
+    if n < 2 {
+        return None;
+    }
+    let mut share = 0.5_f64.powi(n as i32);
+    let (mut cumulated, mut k) = (0.0, 0);
+    while cumulated + share <= TAIL {
+        cumulated += share;
+        k += 1;
+        share *= (n - k + 1) as f64 / k as f64;
+    }
+    let outermost = k.max(1);
+    Some(Spread {
+        low: sorted.values()[outermost - 1],
+        high: sorted.values()[n - outermost],
+        is_interval: k > 0,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Tables of the sign test: the extremes of 6 starts cover 96.9 %, the second ones of 9 96.1 %
+    /// (those of 8 only 93.0 %).
+    #[test]
+    fn a_median_of_starts_lies_between_order_statistics() {
+        let spread = |n: u32| {
+            let values: Vec<f64> = (1..=n).rev().map(f64::from).collect();
+            spread_of_starts(&values).map(|s| (s.low, s.high, s.is_interval))
+        };
+        assert_eq!(spread(1), None);
+        assert_eq!(spread(5), Some((1.0, 5.0, false)));
+        assert_eq!(spread(6), Some((1.0, 6.0, true)));
+        assert_eq!(spread(8), Some((1.0, 8.0, true)));
+        assert_eq!(spread(9), Some((2.0, 8.0, true)));
+    }
 
     /// A start whose requests took about `ms`.
     fn start(ms: f64) -> CaseSamples {

@@ -7,12 +7,13 @@
 //! Everything here is pure and deterministic: random resampling uses a generator with a fixed
 //! algorithm ([`rng::SplitMix64`]) and a stated seed, so the same runs give the same digits.
 //!
-//! Absent on purpose: t-tests (latencies are skewed, replicates few) and outlier removal.
+//! Absent on purpose: outlier removal, and the assumption that few replicates are normal.
 
 pub mod bootstrap;
 pub mod describe;
 pub mod holm;
 pub mod normal;
+pub mod permutation;
 pub mod rank;
 pub mod rng;
 pub mod signed_rank;

@@ -191,6 +191,7 @@ impl Trial<'_> {
                 MetricSamples {
                     metric: String::new(),
                     better,
+                    pair: String::new(),
                     before,
                     after,
                     rounds: if in_rounds { rounds } else { Vec::new() },

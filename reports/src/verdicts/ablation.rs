@@ -200,7 +200,9 @@ fn family(runs: &Runs, effects: &[Effect<'_>], case: &str) -> Vec<MetricSamples>
     effects
         .iter()
         .flat_map(|effect| {
-            Figure::ALL.map(|figure| runs.samples((effect.without, effect.with), case, figure))
+            let pair = format!("{} {}", effect.flag, effect.surrounding.word());
+            let arms = (effect.without.as_slice(), effect.with.as_slice());
+            Figure::ALL.map(|figure| runs.samples(arms, &pair, case, figure))
         })
         .collect()
 }

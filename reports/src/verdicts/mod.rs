@@ -129,16 +129,18 @@ impl Runs {
         Self { folders, cases }
     }
 
-    /// Both arms' values of one figure, by round.
+    /// Both arms' values of one figure, by round. `pair` names the arms.
     pub fn samples(
         &self,
         (before, after): (&[&RunFolder], &[&RunFolder]),
+        pair: &str,
         case: &str,
         figure: Figure,
     ) -> MetricSamples {
         MetricSamples {
             metric: figure.title().into(),
             better: figure.better(),
+            pair: pair.into(),
             before: self.values(before, case, figure),
             after: self.values(after, case, figure),
             rounds: self.rounds((before, after), case, figure),
@@ -187,12 +189,15 @@ fn replicate(run: &RunFolder) -> u32 {
 /// The word, and the change with its interval where there are some.
 fn phrase(answer: &Comparison) -> String {
     let word = match answer.verdict {
-        Verdict::Faster => "better",
-        Verdict::Slower => "worse",
-        Verdict::Same => "same",
+        Verdict::Faster => "better".to_owned(),
+        Verdict::Slower => "worse".to_owned(),
+        Verdict::Same => "same".to_owned(),
         Verdict::Undecided(Reason::NoData) => return "no data".into(),
-        Verdict::Undecided(Reason::SourceUnknown) => "not judged",
-        Verdict::Undecided(_) => "undecided",
+        Verdict::Undecided(Reason::SourceUnknown) => "not judged".to_owned(),
+        Verdict::Undecided(Reason::TooFewRuns { n_more, .. }) => {
+            format!("too few starts, {n_more} more needed")
+        }
+        Verdict::Undecided(Reason::NotSeen { .. }) => "no difference to be seen".to_owned(),
     };
     let change = answer
         .improvement_percent
@@ -238,11 +243,9 @@ fn range(values: &[f64]) -> (f64, f64) {
 /// What the answers as a whole lack, if anything.
 fn remark(answers: &[Comparison]) -> Option<String> {
     answers.iter().find_map(|answer| match answer.verdict {
-        Verdict::Undecided(Reason::TooFewRuns { n_needed }) => Some(format!(
-            "{} against {} server starts decide nothing in a table of {} figures; {n_needed} each would",
-            answer.n_before,
-            answer.n_after,
-            answers.len()
+        Verdict::Undecided(Reason::TooFewRuns { n_needed, .. }) => Some(format!(
+            "{} against {} server starts do not decide every figure of this table; {n_needed} each, in common rounds, may",
+            answer.n_before, answer.n_after,
         )),
         _ => None,
     })

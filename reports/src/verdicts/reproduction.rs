@@ -71,7 +71,7 @@ pub fn table(store: impl Into<Store>, campaign: &str) -> anyhow::Result<String> 
     }
     let family: Vec<MetricSamples> = rows
         .iter()
-        .map(|(case, figure, _)| runs.samples((&before, &after), case, *figure))
+        .map(|(case, figure, _)| runs.samples((&before, &after), "then, now", case, *figure))
         .collect();
     let answers = judge(&family);
 

@@ -1,0 +1,147 @@
+//! Why a flag does nothing, in the reader's language. Records hold the engine's English words; those
+//! that it is known to write have a translation here, others are shown as they are.
+
+use crate::lang::Lang;
+
+const KOREAN: &[(&str, &str)] = &[
+    (
+        "no model code is ever loaded, so there is nothing to trust",
+        "모델의 코드를 불러오지 않으므로 해당 없음",
+    ),
+    (
+        "one device has no all-reduce",
+        "장치가 하나라 all-reduce가 없음",
+    ),
+    (
+        "streamed chunks carry only the new text anyway",
+        "스트리밍 조각에는 원래 새 텍스트만 담김",
+    ),
+    (
+        "streamed chunks carry only the new text anyway, and those of /generate always the text so far",
+        "스트리밍 조각에는 원래 새 텍스트만 담김(/generate는 늘 지금까지의 전체 텍스트)",
+    ),
+    (
+        "--enable-torch-compile was not given",
+        "--enable-torch-compile이 지정되지 않음",
+    ),
+    (
+        "--enable-hierarchical-cache was not given",
+        "--enable-hierarchical-cache가 지정되지 않음",
+    ),
+    (
+        "--hicache-size says how large the host tier is",
+        "호스트 계층의 크기는 --hicache-size로 정해짐",
+    ),
+    (
+        "flashinfer would not have been chosen: the sampler was named, and attention is triton's unless flashinfer's is asked for",
+        "flashinfer는 원래 선택되지 않음: 샘플러가 지정되었고, 어텐션은 따로 요청하지 않으면 triton",
+    ),
+    ("the model runs on the GPU", "모델이 GPU에서 실행됨"),
+    (
+        "only the attention backend triton splits contexts",
+        "컨텍스트를 나누는 것은 어텐션 백엔드 triton뿐임",
+    ),
+    (
+        "held to 64, the rows of a decode pass",
+        "디코드 한 번의 행 수인 64로 제한됨",
+    ),
+    (
+        "held to 8, the blocks of the largest cluster that every card has",
+        "모든 카드가 지원하는 가장 큰 클러스터의 블록 수인 8로 제한됨",
+    ),
+    (
+        "halves run side by side with the attention backend triton only",
+        "반쪽 배치의 동시 실행은 어텐션 백엔드 triton에서만 가능",
+    ),
+    (
+        "the CPU executor computes in fp32, and in int8 where --cpu-activations says so",
+        "CPU 실행기는 fp32로, --cpu-activations를 지정하면 int8로 계산함",
+    ),
+    (
+        "on the CPU --cpu-activations says what is rounded",
+        "CPU에서 무엇을 반올림할지는 --cpu-activations로 정해짐",
+    ),
+    (
+        "attention on the CPU splits no context",
+        "CPU의 어텐션은 컨텍스트를 나누지 않음",
+    ),
+    (
+        "attention on the CPU is computed in fp32 throughout",
+        "CPU의 어텐션은 전부 fp32로 계산함",
+    ),
+    (
+        "the CPU executor has no device memory to share out; its KV pool is sized by --max-total-tokens",
+        "CPU 실행기에는 나눌 장치 메모리가 없음; KV 풀의 크기는 --max-total-tokens로 정해짐",
+    ),
+    (
+        "the CPU executor has no device memory to share out unless --device-memory-limit says how much; its KV pool is sized by --max-total-tokens",
+        "--device-memory-limit 없이는 CPU 실행기에 나눌 장치 메모리가 없음; KV 풀의 크기는 --max-total-tokens로 정해짐",
+    ),
+    (
+        "CPU kernels are compiled ahead of time",
+        "CPU 커널은 미리 컴파일되어 있음",
+    ),
+    (
+        "the CPU executor captures no graphs",
+        "CPU 실행기는 그래프를 캡처하지 않음",
+    ),
+    (
+        "two halves of a batch would share the same cores, and read the weights twice",
+        "반쪽 배치 둘이 같은 코어를 나누어 쓰고 가중치를 두 번 읽게 됨",
+    ),
+    (
+        "the CPU executor runs on no card",
+        "CPU 실행기는 카드를 쓰지 않음",
+    ),
+    (
+        "the CPU executor computes on the host, so its steps never overlap with the host's work",
+        "CPU 실행기는 호스트에서 계산하므로 호스트의 일과 겹칠 수 없음",
+    ),
+];
+
+/// The engine's words of why a flag does nothing.
+pub fn translated(reason: &str, lang: Lang) -> String {
+    let korean = || KOREAN.iter().find(|(english, _)| *english == reason);
+    match lang {
+        Lang::Ko => korean().map_or(reason, |(_, korean)| korean).to_owned(),
+        Lang::En => reason.to_owned(),
+    }
+}
+
+/// Whether the engine lists a flag for a value that it does not take as it stands, and not because it
+/// does nothing.
+pub fn is_limited(reason: &str) -> bool {
+    reason.starts_with("held to ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A reason that the engine writes and that has no translation would be English in a Korean page.
+    #[test]
+    fn every_reason_of_the_engine_has_its_translation() {
+        const SOURCE: &str = include_str!("../../../engine/src/config/inactive.rs");
+        // Literals of words, a continued line joined.
+        let joined = SOURCE
+            .replace("\\\n", "")
+            .split_whitespace()
+            .collect::<Vec<_>>()
+            .join(" ");
+        let literals = joined.split('"').skip(1).step_by(2);
+        let reasons: Vec<&str> = literals
+            .filter(|text| text.contains(' ') && !text.contains('`'))
+            .collect();
+        assert!(reasons.len() > 15, "{reasons:?}");
+        for reason in reasons {
+            let korean = translated(reason, Lang::Ko);
+            assert!(
+                korean.contains(|c: char| ('가'..='힣').contains(&c)),
+                "{reason}"
+            );
+            assert_eq!(translated(reason, Lang::En), reason);
+        }
+        assert_eq!(translated("another one", Lang::Ko), "another one");
+        assert!(is_limited("held to 8, the blocks") && !is_limited("the model runs"));
+    }
+}
