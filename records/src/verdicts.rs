@@ -19,7 +19,7 @@ pub fn smallest_p(n: usize, m: usize) -> f64 {
     (2.0 / orders).min(1.0)
 }
 
-/// Fewest server starts an arm with which so many figures, judged together, can reach `alpha`.
+/// Fewest server starts an arm with which this number of figures, judged together, can reach `alpha`.
 pub fn starts_needed(n_figures: usize, alpha: f64) -> usize {
     (2..100)
         .find(|&n| smallest_p(n, n) * n_figures.max(1) as f64 <= alpha)

@@ -1,9 +1,9 @@
 //! Which runs a report is about.
 //!
-//! Runs are comparable only where the machine, the model and the flags typed behind `--` are the
+//! Runs are comparable only where the machine, the model and the flags typed after `--` are the
 //! same, so these three make a [`Group`]. Within a group every experiment is one [`Arm`]: all starts of
-//! one configuration, engine binary, model file and workload, whatever campaign they are of. Nobody gets
-//! another answer by running a campaign again until it pleases. Where an experiment has several such
+//! one configuration, engine binary, model file and workload, whatever campaign they are of. Running
+//! a campaign again until it pleases does not change the answer. Where an experiment has several such
 //! pools, that of the baseline's binary is taken, then the newest with enough starts for an interval,
 //! else the one with most; the others are counted. Full runs go before quick ones: a group with both
 //! leaves the quick ones out, and never mixes them.

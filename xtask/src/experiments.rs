@@ -67,21 +67,21 @@ pub fn new(args: &TrailingArgs) -> Result<ExitCode> {
 pub fn export(args: &TrailingArgs) -> Result<ExitCode> {
     if args.value_of("--format") == Some("parquet") {
         cargo::build_reports()?;
-        let mut words = vec!["parquet".to_string()];
-        words.extend(without_format(&args.args));
-        return cargo::exec_program(&cargo::reports_binary()?, &words);
+        let mut arguments = vec!["parquet".to_string()];
+        arguments.extend(without_format(&args.args));
+        return cargo::exec_program(&cargo::reports_binary()?, &arguments);
     }
     cargo::build_experiments()?;
     cargo::exec_experiments("export", &args.args)
 }
 
 /// The arguments without `--format` and its value.
-fn without_format(words: &[String]) -> Vec<String> {
+fn without_format(args: &[String]) -> Vec<String> {
     let mut kept = Vec::new();
-    let mut words = words.iter();
-    while let Some(word) = words.next() {
+    let mut args = args.iter();
+    while let Some(word) = args.next() {
         if word == "--format" {
-            words.next();
+            args.next();
         } else if !word.starts_with("--format=") {
             kept.push(word.clone());
         }
@@ -112,7 +112,7 @@ fn judged(command: &str, args: &TrailingArgs, verdict: &str) -> Result<ExitCode>
     };
     let call = Call {
         command,
-        words: sealing(args),
+        args: sealing(args),
         verdict,
         runs_dir: args.value_of("--runs-dir"),
     };
@@ -132,9 +132,9 @@ mod tests {
 
     #[test]
     fn the_format_is_taken_out() {
-        let without = |words: &[&str]| {
-            let words: Vec<String> = words.iter().map(ToString::to_string).collect();
-            without_format(&words)
+        let without = |args: &[&str]| {
+            let args: Vec<String> = args.iter().map(ToString::to_string).collect();
+            without_format(&args)
         };
         assert_eq!(
             without(&["run", "--format", "parquet", "--out", "x"]),

@@ -25,7 +25,7 @@ pub struct Programs {
 pub struct Call<'a> {
     /// `ablate`, `reproduce`
     pub command: &'a str,
-    pub words: Vec<String>,
+    pub args: Vec<String>,
     /// `ablation`, `reproduction`
     pub verdict: &'a str,
     /// Where its runs lie, if not in their usual places.
@@ -56,8 +56,8 @@ pub fn run(programs: &Programs, call: &Call<'_>, note: &Path) -> Result<u8> {
     Ok(if code == 0 { code_of(judged) } else { code })
 }
 
-/// Signals for this process reach the program, and it ends should this process be killed: no server is
-/// left behind.
+/// Signals for this process reach the program, and it ends should this process be killed: no server
+/// stays.
 fn run_bound(programs: &Programs, call: &Call<'_>, note: &Path) -> Result<ExitStatus> {
     let program = &programs.experiments;
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("signals")?;
@@ -69,7 +69,7 @@ fn run_bound(programs: &Programs, call: &Call<'_>, note: &Path) -> Result<ExitSt
         .arg(call.command)
         .arg("--ended-file")
         .arg(note)
-        .args(&call.words)
+        .args(&call.args)
         .current_dir(&programs.folder)
         .spawn()
         .with_context(|| format!("{} cannot be started", program.display()))?;
@@ -142,7 +142,7 @@ exit 0
             };
             let call = Call {
                 command: "ablate",
-                words: vec![word.into()],
+                args: vec![word.into()],
                 verdict: "ablation",
                 runs_dir: Some("elsewhere"),
             };

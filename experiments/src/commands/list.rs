@@ -12,7 +12,7 @@ use records::status::{RunStatus, Status};
 use records::store::{Store, StoredRun};
 
 use crate::commands::last_verdicts;
-use crate::record::drift::Present;
+use crate::record::drift::CurrentBuild;
 use crate::spec::repository::Repository;
 use crate::spec::{Experiment, Overrides, experiment_names};
 
@@ -62,10 +62,10 @@ pub fn list(repository: &Repository, store: &Store, engine: &Path) -> Result<Str
     if runs.is_empty() {
         text.push_str("  none yet: cargo xtask exp balanced-v2 --quick\n");
     }
-    let mut present = Present::new(&dir, engine);
+    let mut current = CurrentBuild::new(&dir, engine);
     let mut counts = Counts::default();
     for run in &runs {
-        let line = line_of(run, &mut present, &mut counts);
+        let line = line_of(run, &mut current, &mut counts);
         let _ = writeln!(text, "  {line}");
     }
     text.push_str(&counts.remarks(runs.len()));
@@ -112,7 +112,7 @@ fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-fn line_of(run: &StoredRun, present: &mut Present<'_>, counts: &mut Counts) -> String {
+fn line_of(run: &StoredRun, current: &mut CurrentBuild<'_>, counts: &mut Counts) -> String {
     let status = run.status().ok().flatten();
     let is_complete = status
         .as_ref()
@@ -134,7 +134,7 @@ fn line_of(run: &StoredRun, present: &mut Present<'_>, counts: &mut Counts) -> S
     let source = run.source();
     counts.of_unknown_source += usize::from(source == Source::Unknown);
     parts.extend(source.remark().map(|remark| format!("({remark})")));
-    let differences = present.differences(run, &manifest);
+    let differences = current.differences(run, &manifest);
     counts.drifted += usize::from(!differences.is_empty());
     parts.extend(differences.iter().map(|what| format!("≠ {what}")));
     parts.join("  ")

@@ -82,7 +82,7 @@ pub enum Command {
         /// Folder of runs and campaigns [default: data/runs and data/campaigns]
         #[arg(long, value_name = "PATH")]
         runs_dir: Option<PathBuf>,
-        /// Engine binary that runs are laid beside [default: `engine` beside this program]
+        /// Engine binary that runs are compared with [default: `engine` beside this program]
         #[arg(long, value_name = "PATH")]
         engine_bin: Option<PathBuf>,
     },

@@ -34,7 +34,7 @@ pub struct RunArgs {
     pub base_url: Option<String>,
     #[command(flatten)]
     pub serving: ServingArgs,
-    /// Extra engine flags, laid over the experiment's
+    /// Extra engine flags that override the experiment's
     #[arg(last = true, value_name = "FLAGS")]
     pub engine_flags: Vec<String>,
 }

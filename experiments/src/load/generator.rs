@@ -110,8 +110,8 @@ struct Load {
 enum Asked {
     Answered,
     Failed,
-    /// Nobody listens any more: the run was cancelled.
-    Unheard,
+    /// The receiver is gone: the run was cancelled.
+    RowDropped,
 }
 
 impl Load {
@@ -121,7 +121,7 @@ impl Load {
         let row = row(&self.case, planned, user, scheduled_s, answer);
         let has_failed = row.error.is_some();
         match self.rows.send(row) {
-            Err(_) => Asked::Unheard,
+            Err(_) => Asked::RowDropped,
             Ok(()) if has_failed => Asked::Failed,
             Ok(()) => Asked::Answered,
         }
@@ -146,7 +146,7 @@ async fn closed_loop(
                     .pop_front();
                 let Some(planned) = next else { return };
                 let asked = load.ask(planned, Some(user), load.clock.now_s()).await;
-                if asked == Asked::Unheard {
+                if asked == Asked::RowDropped {
                     return;
                 }
             }
@@ -202,7 +202,7 @@ async fn join_all(mut tasks: JoinSet<()>) -> Result<(), JoinError> {
 /// Exponential gaps of mean `1 / rate_per_s`; the first request is sent at once.
 ///
 /// ```
-/// use experiments::loadgen::poisson_gaps_s;
+/// use experiments::load::poisson_gaps_s;
 ///
 /// let gaps_s = poisson_gaps_s(7, "rate-2", 2.0, 1_000);
 /// assert_eq!(gaps_s, poisson_gaps_s(7, "rate-2", 2.0, 1_000));

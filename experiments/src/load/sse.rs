@@ -28,12 +28,12 @@ impl SseDecoder {
     /// Feeds bytes as they arrived; returns the `data` of every event they complete.
     ///
     /// ```
-    /// use experiments::loadgen::sse::SseDecoder;
+    /// use experiments::load::sse::SseDecoder;
     ///
     /// let mut decoder = SseDecoder::default();
     /// assert!(decoder.push(b"data: {\"a\"")?.is_empty());
     /// assert_eq!(decoder.push(b": 1}\r\n\r\ndata: [DONE]\n\n")?, [r#"{"a": 1}"#, "[DONE]"]);
-    /// # Ok::<(), experiments::loadgen::sse::SseError>(())
+    /// # Ok::<(), experiments::load::sse::SseError>(())
     /// ```
     ///
     /// # Errors

@@ -1,7 +1,7 @@
 //! Whether a run is still what its `experiment.toml` and the engine say now.
 //!
-//! The file is resolved anew with what was typed for the run (`--quick`, extra flags) and laid
-//! beside the record. Number of starts, title, lineage and model do not count: they change nothing
+//! The file is resolved anew with what was typed for the run (`--quick`, extra flags) and
+//! compared with the record. Number of starts, title, lineage and model do not count: they change nothing
 //! that the run measured, or were typed. The binary is the one that the next run would measure.
 
 use std::collections::HashMap;
@@ -17,8 +17,8 @@ use crate::spec::{Experiment, Overrides};
 /// Keys of `config.resolved.toml` that say nothing of what a run measured.
 const NOT_MEASURED: [&str; 5] = ["name", "title", "lineage", "model", "replicates"];
 
-/// What runs are laid beside.
-pub struct Present<'a> {
+/// What runs are compared with.
+pub struct CurrentBuild<'a> {
     experiments_dir: &'a Path,
     /// Of the engine in the release profile; none where it was not built.
     engine_sha256: Option<String>,
@@ -26,7 +26,7 @@ pub struct Present<'a> {
     resolved: HashMap<(String, bool, Vec<String>), Option<Table>>,
 }
 
-impl<'a> Present<'a> {
+impl<'a> CurrentBuild<'a> {
     pub fn new(experiments_dir: &'a Path, engine: &Path) -> Self {
         Self {
             experiments_dir,

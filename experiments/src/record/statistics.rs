@@ -1,7 +1,7 @@
 //! Mean, median, standard deviation and percentiles of a sample.
 //!
-//! Definitions, the same as those behind `vllm bench serve`'s figures, so that both can
-//! be laid side by side: the percentile interpolates linearly between the two order
+//! Definitions, the same as those of `vllm bench serve`'s figures, so that both can
+//! be compared: the percentile interpolates linearly between the two order
 //! statistics around rank `p/100 * (n - 1)` (numpy's default, Hyndman-Fan type 7); the
 //! standard deviation divides by n. An empty sample has no statistics: `None`, never 0.
 //! Deliberately absent: intervals and tests, which belong to the reports.
@@ -36,13 +36,6 @@ pub fn mean(sample: &[f64]) -> Option<f64> {
 }
 
 /// `p` in 0..=100; `None` outside of it, for an empty sample, or one with NaN in it.
-///
-/// ```
-/// use experiments::statistics::percentile;
-///
-/// assert_eq!(percentile(&[4.0, 1.0, 2.0, 3.0], 50.0), Some(2.5));
-/// assert_eq!(percentile(&[], 50.0), None);
-/// ```
 pub fn percentile(sample: &[f64], p: f64) -> Option<f64> {
     if sample.is_empty() || !(0.0..=100.0).contains(&p) || sample.iter().any(|x| x.is_nan()) {
         return None;

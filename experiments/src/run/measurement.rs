@@ -81,7 +81,7 @@ fn is_asked_for(row: &RequestRow, round: &[Case]) -> bool {
 }
 
 /// What a finished run says about itself: an error if a case has nothing to show, a remark if
-/// something went wrong on the way.
+/// something went wrong in between.
 pub fn judge(summary: &Summary, rows: &[RequestRow], ignore_eos: bool) -> Result<Option<String>> {
     let measured: Vec<&RequestRow> = rows.iter().filter(|row| !row.warmup).collect();
     let first_error = measured

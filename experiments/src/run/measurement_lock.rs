@@ -73,10 +73,10 @@ impl MeasurementLock {
 
     /// Says who holds it.
     fn held(mut file: File) -> Result<Self> {
-        let words: Vec<String> = std::env::args().skip(1).collect();
+        let args: Vec<String> = std::env::args().skip(1).collect();
         let holder = Holder {
             pid: std::process::id(),
-            command: words.join(" "),
+            command: args.join(" "),
             since_utc: utc::rfc3339(utc::now_unix_s()),
         };
         let written = file

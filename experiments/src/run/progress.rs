@@ -17,7 +17,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// A step whose length nobody knows.
+    /// A step of unknown length.
     pub fn spinner(title: impl Into<String>) -> Self {
         Self::start(
             title.into(),

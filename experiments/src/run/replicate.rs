@@ -393,7 +393,7 @@ fn serve_command(binary: &Path, experiment: &Experiment) -> Vec<String> {
     }
     command.extend(["--host", "127.0.0.1", "--port", "0"].map(String::from));
     command.extend(experiment.flags.to_args());
-    // What stands behind a model is its own.
+    // The flags after a model are its own.
     for model in &experiment.models {
         command.extend(["--model-path".into(), model.model.clone()]);
         command.extend(["--served-model-name".into(), model.name.clone()]);

@@ -97,7 +97,7 @@ impl ServerProcess {
                 return;
             }
             let how = lines.find_map(|line| Ending::from_event(line.strip_prefix("exited ")?));
-            // Nobody may be left to hear it.
+            // The receiver may be gone.
             let _ = ending.send(Some(how.unwrap_or_else(without_supervisor)));
         });
         let mut server = Self {
@@ -107,7 +107,7 @@ impl ServerProcess {
             orders: Some(orders),
             ended,
         };
-        // Dropping `server` on the way out of an error takes the supervisor down.
+        // An error drops `server`, which takes the supervisor down.
         let reason = match first_event.recv_timeout(START_LIMIT) {
             Ok(line) => match line
                 .strip_prefix("started ")

@@ -186,7 +186,7 @@ pub fn supervise(args: &SuperviseArgs) -> Result<()> {
         }
         Event::RunnerGone => {
             signal(server_pid, Signal::KILL);
-            // Its end is awaited, so that no zombie is left to whoever adopts it. One that hangs
+            // Its end is awaited, so that no zombie is left to its next parent. One that hangs
             // in the kernel is not waited for: the record matters more.
             let _ = inbox.recv_timeout(GRACE);
             if let Some(folder) = &args.run_folder
@@ -232,7 +232,7 @@ fn tell(event: &str) {
         .and_then(|()| stdout.flush())
         .is_err()
     {
-        note!("nobody listens: {event}");
+        note!("the measurement is gone: {event}");
     }
 }
 

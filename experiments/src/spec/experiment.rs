@@ -1,6 +1,6 @@
 //! `experiment.toml` → a validated [`Experiment`].
 //!
-//! Two steps: exactly what is written (TOML tables, laid over one another along `extends`
+//! Two steps: exactly what is written (TOML tables, merged along `extends`
 //! and, for a quick run, `[quick]`), then validated values. Every error names the field,
 //! the value and the limit. What comes out is written into the record as
 //! `config.resolved.toml`, so that a reader needs no second file to know what ran.
@@ -93,7 +93,7 @@ pub struct Experiment {
     pub seed: u64,
     /// Server starts to run.
     pub replicates: u32,
-    /// What was typed behind `--`, already contained in `flags`.
+    /// What was typed after `--`, already contained in `flags`.
     pub extra_flags: Vec<String>,
     #[serde(serialize_with = "as_arguments")]
     pub flags: Flags,
@@ -129,13 +129,13 @@ fn as_arguments<S: serde::Serializer>(flags: &Flags, to: S) -> Result<S::Ok, S::
     flags.to_args().serialize(to)
 }
 
-/// What the command line lays over the file.
+/// Values of the command line that override the file's.
 #[derive(Debug, Clone, Default)]
 pub struct Overrides {
     pub quick: bool,
     pub model: Option<String>,
     pub replicates: Option<u32>,
-    /// Words behind `--`.
+    /// Arguments after `--`.
     pub extra_flags: Vec<String>,
 }
 
@@ -346,7 +346,7 @@ pub fn tune_table(dir: &Path, name: &str) -> Result<Option<Table>, SpecError> {
     }
 }
 
-/// The file's table laid over its ancestors', `extends` and `remove_flags` consumed.
+/// The file's table merged into its ancestors', `extends` and `remove_flags` consumed.
 fn load_lineage(dir: &Path, name: &str, lineage: &mut Vec<String>) -> Result<Table, SpecError> {
     lineage.push(name.to_string());
     let path = dir.join(name).join("experiment.toml");

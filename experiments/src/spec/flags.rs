@@ -1,5 +1,5 @@
 //! Engine flags as a table: what `[flags]` of an `experiment.toml` holds, what was typed
-//! behind `--`, and the argument list that both become.
+//! after `--`, and the argument list that both become.
 //!
 //! A table, not a list, so that one experiment can override a single flag of another.
 //! Deliberately absent: what the flags mean. The engine validates them and says so.
@@ -16,13 +16,13 @@ const OWNED_BY_THE_RUNNER: [(&str, &str); 8] = [
     ("port", "the runner, which lets the server take a free one"),
     (
         "api-key",
-        "nobody: the server is reachable from this machine alone, and records hold all flags",
+        "no experiment: the server is reachable from this machine alone, and records hold all flags",
     ),
-    ("api-key-file", "nobody, as --api-key"),
-    ("admin-api-key-file", "nobody, as --admin-api-key"),
+    ("api-key-file", "no experiment, as --api-key"),
+    ("admin-api-key-file", "no experiment, as --admin-api-key"),
     (
         "admin-api-key",
-        "nobody: no experiment asks for the admin API, and records hold all flags",
+        "no experiment: no experiment asks for the admin API, and records hold all flags",
     ),
 ];
 
@@ -77,10 +77,10 @@ impl Flags {
         Ok(())
     }
 
-    /// Reads what was typed behind `--`: `--flag`, `--flag value…` or `--flag=value`.
+    /// Reads what was typed after `--`: `--flag`, `--flag value…` or `--flag=value`.
     ///
     /// ```
-    /// use experiments::flags::{FlagError, Flags};
+    /// use experiments::spec::flags::{FlagError, Flags};
     ///
     /// let typed: Vec<String> = "--schedule-policy lof --mem-fraction-static=0.9 --enable-mixed-chunk"
     ///     .split(' ')
@@ -98,9 +98,9 @@ impl Flags {
     /// # Errors
     ///
     /// If a value comes before any flag, a name is malformed, or the runner sets the flag itself.
-    pub fn parse(words: &[String]) -> Result<Self, FlagError> {
+    pub fn parse(args: &[String]) -> Result<Self, FlagError> {
         let mut typed: Vec<(String, Vec<String>)> = Vec::new();
-        for word in words {
+        for word in args {
             if let Some(flag) = word.strip_prefix("--") {
                 match flag.split_once('=') {
                     Some((flag, value)) => typed.push((flag.into(), vec![value.into()])),
@@ -160,8 +160,8 @@ impl Flags {
         };
     }
 
-    /// The words behind the flag, as the engine gets them; `None` where it is not set.
-    /// `3` and `"3"` are the same words.
+    /// The arguments of the flag, as the engine gets them; `None` where it is not set.
+    /// `3` and `"3"` are the same arguments.
     pub fn words(&self, flag: &str) -> Option<Vec<String>> {
         self.0.get(flag).and_then(values_of)
     }
@@ -198,7 +198,7 @@ impl Flags {
     }
 }
 
-/// The words behind the flag; `None` where the value is of no allowed kind.
+/// The arguments of the flag; `None` where the value is of no allowed kind.
 fn values_of(value: &toml::Value) -> Option<Vec<String>> {
     let scalar = |value: &toml::Value| match value {
         toml::Value::String(text) => Some(text.clone()),

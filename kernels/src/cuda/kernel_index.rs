@@ -1,6 +1,6 @@
 //! `index.txt` of a folder of compiled kernels, as `cargo xtask build` and `cargo xtask kernel` write
 //! it: lines of a keyword and its values, `architecture sm_90`, `sha256 <hex>`,
-//! `fatbin <source name> <file name>`. The fatbin of a source for bf16 has `_bf16` behind the source's
+//! `fatbin <source name> <file name>`. The fatbin of a source for bf16 has `_bf16` after the source's
 //! name, one with another chip's choices `_as_sm_120`. Read by the build script and at run time.
 
 #[derive(Debug, Default, PartialEq, Eq)]

@@ -59,7 +59,7 @@ device_structs! {
     }
 
     #[derive(Debug)]
-    pub(crate) struct DeferredNormParams as FusedNorm in "rms_norm/deferred.cuh" {
+    pub(crate) struct DeferredNormParams as DeferredNorm in "rms_norm/deferred.cuh" {
         state: NormStateParams,
         next: NormStateParams,
         weight: DevicePtr<u16>,

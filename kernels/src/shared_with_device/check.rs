@@ -199,7 +199,7 @@ fn compile_and_run(source: &str) -> String {
     String::from_utf8(output.expect("the program runs").stdout).expect("ASCII")
 }
 
-/// A source below `kernels/src`, behind everything of the tree that it includes.
+/// A source below `kernels/src`, after everything of the tree that it includes.
 fn text_of(source: &str) -> String {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let (mut text, mut seen) = (String::new(), BTreeSet::new());
@@ -236,7 +236,7 @@ fn struct_text<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     Some(&text[start..start + n_bytes + 2])
 }
 
-/// The expression behind `NAME =` in a declaration of constants.
+/// The expression after `NAME =` in a declaration of constants.
 fn constant_text<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     let declarations = text
         .lines()

@@ -3,7 +3,7 @@
 //
 //   weights [n_tiles][n_chunks][CHUNK_BYTES]
 //   groups  [n_tiles][n_chunks][groups of the chunk * GROUP_BYTES], of AWQ alone: for each group
-//           GROUP_SCALE_BYTES of fp16 scales, and behind those of all groups GROUP_ZERO_BYTES each
+//           GROUP_SCALE_BYTES of fp16 scales, and after those of all groups GROUP_ZERO_BYTES each
 #pragma once
 
 constexpr int TILE_COLUMNS = 16;  // of W in a tile: rows of the matrix instruction's A operand

@@ -191,7 +191,7 @@ fn not_judged(
     })
 }
 
-/// Where both arms have so many starts in campaigns that both were in, all with all means those.
+/// If both arms have this number of starts in common campaigns, only those are compared.
 const FEWEST_IN_COMMON_CAMPAIGNS: usize = 4;
 
 fn samples_of(question: &Question<'_>, lang: Lang) -> MetricSamples {

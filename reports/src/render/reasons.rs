@@ -5,6 +5,44 @@ use crate::lang::Lang;
 
 const KOREAN: &[(&str, &str)] = &[
     (
+        "streamed chunks always carry only the new text, except those of /generate, which carry the text so far",
+        "스트리밍 조각에는 항상 새 텍스트만 담김(/generate는 지금까지의 전체 텍스트)",
+    ),
+    ("--autotune was not given", "--autotune이 지정되지 않음"),
+    (
+        "--sampling-backend was given, and attention is split-kv unless --attention-backend says otherwise",
+        "--sampling-backend가 지정되었고, --attention-backend를 지정하지 않으면 어텐션은 split-kv임",
+    ),
+    (
+        "only --attention-backend split-kv splits contexts",
+        "컨텍스트를 나누는 것은 --attention-backend split-kv뿐임",
+    ),
+    (
+        "held to 8, the blocks of the largest cluster that every GPU supports",
+        "모든 GPU가 지원하는 가장 큰 클러스터의 블록 수인 8로 제한됨",
+    ),
+    (
+        "only --attention-backend split-kv can run two halves of a batch concurrently",
+        "배치의 두 절반을 동시에 실행하는 것은 --attention-backend split-kv에서만 가능",
+    ),
+    (
+        "the CPU executor computes in fp32, and in int8 with --cpu-activations int8",
+        "CPU 실행기는 fp32로, --cpu-activations int8이면 int8로 계산함",
+    ),
+    (
+        "on the CPU, use --cpu-activations",
+        "CPU에서는 --cpu-activations를 쓸 것",
+    ),
+    (
+        "the CPU executor has one kernel for each shape",
+        "CPU 실행기에는 형상마다 커널이 하나뿐임",
+    ),
+    (
+        "the CPU executor does not use a GPU",
+        "CPU 실행기는 GPU를 쓰지 않음",
+    ),
+    // As older versions wrote it; records keep their words.
+    (
         "no model code is ever loaded, so there is nothing to trust",
         "모델의 코드를 불러오지 않으므로 해당 없음",
     ),

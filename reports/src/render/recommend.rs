@@ -133,7 +133,7 @@ pub struct Serve {
     pub configuration: String,
     /// Titles of the objectives that it is recommended for.
     pub objectives: Vec<String>,
-    /// Those that have an effect, as typed behind `engine serve`.
+    /// Those that have an effect, as typed after `engine serve`.
     pub flags: Vec<String>,
 }
 

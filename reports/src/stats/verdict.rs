@@ -7,7 +7,7 @@
 //! 3. otherwise *undecided*: too few starts, with how many more it takes, or enough and no
 //!    difference to be seen, with how large it can be at most.
 //!
-//! Runs of one round are compared with each other: prompts and the machine's mood are the same for
+//! Runs of one round are compared with each other: prompts and the machine's state are the same for
 //! both. Where arms share no rounds, or so few that even the clearest signs could not reach alpha,
 //! all starts of one arm are compared with all of the other ([`permutation`]). That choice looks at
 //! numbers of runs alone, never at figures.
@@ -127,6 +127,7 @@ pub struct Comparison {
 /// let ttft = MetricSamples {
 ///     metric: "ttft_ms".to_owned(),
 ///     better: Better::Lower,
+///     pair: "01-baseline 03-balanced-v2".to_owned(),
 ///     before: rounds.iter().map(|(before, _)| *before).collect(),
 ///     after: rounds.iter().map(|(_, after)| *after).collect(),
 ///     rounds,

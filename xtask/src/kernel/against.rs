@@ -82,8 +82,8 @@ impl Against {
     }
 }
 
-fn git(folder: &Path, words: &[&str]) -> Result<()> {
-    let output = cmd("git", words)
+fn git(folder: &Path, args: &[&str]) -> Result<()> {
+    let output = cmd("git", args)
         .dir(folder)
         .stderr_to_stdout()
         .stdout_capture()
@@ -92,7 +92,7 @@ fn git(folder: &Path, words: &[&str]) -> Result<()> {
         .context("git cannot be started")?;
     if !output.status.success() {
         let text = String::from_utf8_lossy(&output.stdout);
-        bail!("git {}: {}", words.join(" "), text.trim());
+        bail!("git {}: {}", args.join(" "), text.trim());
     }
     Ok(())
 }

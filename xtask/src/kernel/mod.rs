@@ -133,14 +133,14 @@ fn shape(op: &Op, args: &KernelArgs) -> Result<String> {
 
 /// The op's tests against the reference, those that need a GPU included.
 fn check(root: &Path, op: &Op, folder: &Path) -> Result<()> {
-    let mut words: Vec<String> = ["test", "--release", "--quiet", "--package", "kernels"]
+    let mut args: Vec<String> = ["test", "--release", "--quiet", "--package", "kernels"]
         .map(String::from)
         .into();
     for test in op.tests(root)? {
-        words.extend(["--test".to_owned(), test]);
+        args.extend(["--test".to_owned(), test]);
     }
-    words.extend(["--", "--include-ignored"].map(String::from));
-    let tests = cmd("cargo", words)
+    args.extend(["--", "--include-ignored"].map(String::from));
+    let tests = cmd("cargo", args)
         .dir(root)
         .env(TEST_KERNELS, folder)
         .env_remove(EMBEDDED_KERNELS);

@@ -134,7 +134,7 @@ fn name_of(lines: &[&str]) -> String {
     let head = lines.join(" ");
     let head = head.split('{').next().unwrap_or_default();
     let mut rest = head;
-    while let Some((before, behind)) = rest.split_once('(') {
+    while let Some((before, after)) = rest.split_once('(') {
         let name = before
             .rsplit(|c: char| !c.is_alphanumeric() && c != '_')
             .find(|word| !word.is_empty())
@@ -142,7 +142,7 @@ fn name_of(lines: &[&str]) -> String {
         if name != "__launch_bounds__" {
             return name.to_owned();
         }
-        rest = behind;
+        rest = after;
     }
     String::new()
 }

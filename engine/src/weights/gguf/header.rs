@@ -56,7 +56,7 @@ pub struct TensorInfo {
 /// let header = header::parse(&file)?;
 /// assert!(header.tensors.is_empty());
 /// assert!(header.metadata.contains_key("general.architecture"));
-/// assert!(header::parse(b"not a model").unwrap_err().contains("is no GGUF file"));
+/// assert!(header::parse(b"not a model").unwrap_err().contains("is not a GGUF file"));
 /// # Ok::<(), String>(())
 /// ```
 ///

@@ -136,10 +136,10 @@ pub(super) mod tests {
     }
 
     pub fn baseline(line: &str) -> Baseline {
-        let words: Vec<String> = line.split_whitespace().map(String::from).collect();
+        let args: Vec<String> = line.split_whitespace().map(String::from).collect();
         Baseline {
             name: Some("01-base".into()),
-            flags: Flags::parse(&words).expect("flags"),
+            flags: Flags::parse(&args).expect("flags"),
         }
     }
 

@@ -122,8 +122,8 @@ mod tests {
     use crate::commands::ablate::arms::tests::{baseline, experiment};
 
     fn flags(line: &str) -> Flags {
-        let words: Vec<String> = line.split_whitespace().map(String::from).collect();
-        Flags::parse(&words).expect("flags")
+        let args: Vec<String> = line.split_whitespace().map(String::from).collect();
+        Flags::parse(&args).expect("flags")
     }
 
     fn inactive(names: &[&str]) -> Inactive {

@@ -40,7 +40,7 @@ pub struct AblateArgs {
     /// Model to serve instead of the experiment's: a path, a hub id, `synthetic:<preset>`
     #[arg(long)]
     pub model: Option<String>,
-    /// Server starts per arm [default: what a verdict on so many figures needs; with --quick the
+    /// Server starts per arm [default: what a verdict on that number of figures needs; with --quick the
     /// experiment's own]
     #[arg(long, value_name = "N")]
     pub replicates: Option<u32>,
@@ -59,7 +59,7 @@ pub struct AblateArgs {
     pub serving: ServingArgs,
     #[command(flatten)]
     pub ended: EndedArgs,
-    /// Extra engine flags, laid over every arm
+    /// Extra engine flags that override those of every arm
     #[arg(last = true, value_name = "FLAGS")]
     pub engine_flags: Vec<String>,
 }

@@ -1,8 +1,8 @@
 //! `experiments import`: another engine's own benchmark result, kept as a source of its own.
 //!
 //! The file goes, as it is, into `data/imported/<source>/`; beside it a table of its figures in the
-//! columns of all imported figures, and a paragraph of provenance. No run folder is made: nobody
-//! here saw the machine, and without server starts of ours nothing can be tested against it.
+//! columns of all imported figures, and a paragraph of provenance. No run folder is made: the
+//! machine was not observed here, and without server starts of ours nothing can be tested against it.
 
 pub mod figures;
 pub mod result_file;

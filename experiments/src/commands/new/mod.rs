@@ -65,7 +65,7 @@ pub fn new(args: &NewArgs, repository: &Repository) -> Result<String> {
     let n_changes = set.names().count() + removed.len();
     if n_changes > 1 && !args.allow_many {
         bail!(
-            "{n_changes} changes at once: an experiment changes one variable, or nobody knows which one did it; --allow-many insists"
+            "{n_changes} changes at once: an experiment changes one variable, or its effect cannot be told apart; --allow-many insists"
         );
     }
 

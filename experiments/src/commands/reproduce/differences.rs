@@ -29,7 +29,7 @@ pub fn of_code(then: &Manifest, git: &GitState, hashes: &Hashes) -> Vec<Differen
         then.git.commit.as_deref(),
         git.commit.as_deref(),
     );
-    // Also where both are dirty: nobody knows whether in the same way.
+    // Also if both are dirty: whether in the same way is unknown.
     if then.git.dirty != Some(false) || git.dirty != Some(false) {
         found.note(
             "uncommitted changes",
@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn two_dirty_trees_are_a_difference_nobody_can_rule_out() {
+    fn two_dirty_trees_are_a_difference_that_cannot_be_ruled_out() {
         let mut dirty = manifest();
         dirty.git.dirty = Some(true);
         assert_eq!(

@@ -1,7 +1,7 @@
 //! `experiments simulate`: an experiment's workload on a simulated card, summed up as a real run
 //! is and marked as simulated. Nothing is recorded: a simulation is no measurement.
 //!
-//! [`against`] lays it beside every measured run there is, [`compared`] judges the figures,
+//! [`against`] compares it with every measured run, [`compared`] judges the figures,
 //! [`table`] shows them; [`policies`] writes what the scheduling policies do into their notes.
 
 pub mod against;
@@ -69,7 +69,7 @@ pub struct SimulateArgs {
     /// Engine binary [default: `engine` beside this program]
     #[arg(long, value_name = "PATH")]
     pub engine_bin: Option<PathBuf>,
-    /// Extra engine flags, laid over the experiment's
+    /// Extra engine flags that override the experiment's
     #[arg(last = true, value_name = "FLAGS")]
     pub engine_flags: Vec<String>,
 }

@@ -188,7 +188,7 @@ mod tests {
 
     #[test]
     fn the_policy_is_taken_out_of_the_flags() {
-        let flags = |words: &[&str]| words.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let flags = |args: &[&str]| args.iter().map(ToString::to_string).collect::<Vec<_>>();
         assert_eq!(
             split_policy(&flags(&["--a", "1", FLAG, "lpm", "--b"])),
             Some(("lpm".to_string(), flags(&["--a", "1", "--b"])))

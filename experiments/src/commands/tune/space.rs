@@ -3,7 +3,7 @@
 //!
 //! ```toml
 //! [tune]
-//! n_candidates = 17       # at most so many, beside the experiment as it is
+//! n_candidates = 17       # at most this number, besides the experiment as it is
 //! keep_one_in = 3         # of a rung, the best third goes on
 //! most_starts = 6         # of a candidate, in the last rung
 //!

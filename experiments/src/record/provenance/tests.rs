@@ -1,6 +1,6 @@
 use super::*;
 
-fn git(root: &Path, words: &[&str]) -> String {
+fn git(root: &Path, args: &[&str]) -> String {
     let identity = [
         "-c",
         "user.name=t",
@@ -9,7 +9,7 @@ fn git(root: &Path, words: &[&str]) -> String {
         "-c",
         "commit.gpgsign=false",
     ];
-    let words = [&identity[..], words].concat();
+    let words = [&identity[..], args].concat();
     duct::cmd("git", words).dir(root).read().expect("git")
 }
 
