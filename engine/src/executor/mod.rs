@@ -70,7 +70,7 @@ impl ExecutorCounts {
 pub trait Executor: Send {
     fn info(&self) -> &ExecutorInfo;
     /// Runs the plan. An error concerns the whole step; an error of a single row is in its
-    /// [`RowOutput`].
+    /// [`RowOutput`](crate::step::RowOutput).
     fn execute(&mut self, plan: &StepPlan) -> Result<StepOutput, ExecutorError>;
     fn counts(&self) -> ExecutorCounts {
         ExecutorCounts::default()

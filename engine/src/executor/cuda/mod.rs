@@ -7,7 +7,7 @@
 //! are copied to the host only for rows that exceed the limits of the GPU's sampler.
 //!
 //! [`device_setup`] opens the GPU, [`weights`] loads, [`memory`] sizes the KV pool, [`forward`]
-//! launches, [`passes`] splits a step, [`inputs`] uploads the batch, [`decode`] and [`mixed`] run
+//! launches, `passes` splits a step, [`inputs`] uploads the batch, [`decode`] and [`mixed`] run
 //! plans, [`sampling`] sets up the GPU's sampler, [`run_ahead`] decides which plan continues the
 //! current batch, [`device_guard`] keeps executors apart, [`tuning`] autotunes kernels, and
 //! [`sleeping`] frees the GPU's memory.

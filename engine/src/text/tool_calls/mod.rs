@@ -4,7 +4,7 @@
 //! [`json_call`] parses. Arguments are emitted as the model writes them, character by character.
 //! Text that is not a call is content.
 //!
-//! [`forced`] is the reverse: grammars for output that must be a call.
+//! The reverse, grammars for output that must be a call, is in [`crate::structured::tool_calls`].
 //!
 //! Deliberately absent: formats other than JSON (Qwen3-Coder's XML, Llama's Python lists), and
 //! validating arguments against a schema where no grammar does.
