@@ -8,15 +8,17 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, kill_process_group, test_kill_process_group};
 use tokio::sync::watch;
 
 use crate::run::supervise::{Ending, GRACE, ORDER_STOP};
 
 /// How long the supervisor may take to say that the server's process exists.
 const START_LIMIT: Duration = Duration::from_secs(10);
+/// How long the killed processes of the server's group may take to end.
+const GROUP_END_LIMIT: Duration = Duration::from_millis(200);
 /// What the engine prints once it has a port, before it loads a model.
 const LISTENING: &str = "listening on http://";
 
@@ -165,6 +167,11 @@ impl ServerProcess {
         let _ = kill_process_group(self.group, Signal::KILL);
         // Reaps the supervisor; its exit status says nothing that the events have not said.
         let _ = self.supervisor.wait();
+        // A killed process ends a moment after the signal; a zombie stays in the group until it is reaped.
+        let killed = Instant::now();
+        while test_kill_process_group(self.group).is_ok() && killed.elapsed() < GROUP_END_LIMIT {
+            thread::sleep(Duration::from_millis(2));
+        }
         drop(orders);
     }
 }
