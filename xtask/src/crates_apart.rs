@@ -1,10 +1,12 @@
 //! Checks that `experiments` and `reports` know the records and not each other.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use toml::{Table, Value};
+
+use crate::source_files::files_below;
 
 const APART: [[&str; 2]; 2] = [["experiments", "reports"], ["reports", "experiments"]];
 
@@ -21,7 +23,7 @@ pub fn check(root: &Path) -> Result<()> {
         if depends_on(&read(&manifest)?, other)? {
             found.push(format!("{own}/Cargo.toml depends on {other}"));
         }
-        for path in sources(&root.join(own).join("src"))? {
+        for path in files_below(&root.join(own).join("src"), &["rs"])? {
             let shown = path.strip_prefix(root).unwrap_or(&path);
             if LISTS_OF_FOLDERS.iter().any(|list| shown == Path::new(list)) {
                 continue;
@@ -42,21 +44,6 @@ pub fn check(root: &Path) -> Result<()> {
 
 fn read(path: &Path) -> Result<String> {
     fs::read_to_string(path).with_context(|| path.display().to_string())
-}
-
-/// All `.rs` files below the folder.
-fn sources(folder: &Path) -> Result<Vec<PathBuf>> {
-    let mut files = Vec::new();
-    for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
-        let path = entry?.path();
-        if path.is_dir() {
-            files.extend(sources(&path)?);
-        } else if path.extension().is_some_and(|ending| ending == "rs") {
-            files.push(path);
-        }
-    }
-    files.sort();
-    Ok(files)
 }
 
 /// In any table of dependencies, under its own name or another.

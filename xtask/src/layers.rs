@@ -5,9 +5,11 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+
+use crate::source_files::files_below;
 
 /// From the lowest layer to the highest. ARCHITECTURE.md says what each of them does.
 const ORDER: [&str; 27] = [
@@ -66,7 +68,7 @@ pub fn check(root: &Path) -> Result<()> {
     let sources = root.join("engine/src");
     let mut faults = Vec::new();
     let mut found = BTreeSet::new();
-    for file in rust_files(&sources)? {
+    for file in files_below(&sources, &["rs"])? {
         let relative = file.strip_prefix(&sources).unwrap_or(&file);
         let path = module_path(relative);
         let Some(module) = path.first() else {
@@ -90,6 +92,11 @@ pub fn check(root: &Path) -> Result<()> {
             ));
         }
     }
+    let document = root.join("ARCHITECTURE.md");
+    let text = fs::read_to_string(&document).with_context(|| document.display().to_string())?;
+    if let Some(fault) = table_fault(&text) {
+        faults.push(fault);
+    }
     let absent = ORDER.iter().filter(|module| !found.contains(**module));
     faults.extend(absent.map(|module| format!("{module} has a layer and is not there")));
     if faults.is_empty() {
@@ -101,22 +108,32 @@ pub fn check(root: &Path) -> Result<()> {
     )
 }
 
-fn rust_files(folder: &Path) -> Result<Vec<PathBuf>> {
-    let mut files = Vec::new();
-    let mut folders = vec![folder.to_owned()];
-    while let Some(folder) = folders.pop() {
-        let entries = fs::read_dir(&folder).with_context(|| folder.display().to_string())?;
-        for entry in entries {
-            let path = entry.with_context(|| folder.display().to_string())?.path();
-            if path.is_dir() {
-                folders.push(path);
-            } else if path.extension().is_some_and(|ending| ending == "rs") {
-                files.push(path);
-            }
-        }
-    }
-    files.sort();
-    Ok(files)
+/// What everything may use has no row of its own in the document's table.
+const WITHOUT_ROW: [&str; 4] = ["deep_stack", "printable", "errors", "main"];
+
+/// Why the table of modules under the heading "engine" is not the order, if it is not.
+fn table_fault(document: &str) -> Option<String> {
+    let section = document.split("\n## engine\n").nth(1).unwrap_or_default();
+    let section = section.split("\n## ").next().unwrap_or_default();
+    let cells = section
+        .lines()
+        .filter_map(|line| line.strip_prefix("| ")?.split(" |").next());
+    // The odd pieces stand between backticks.
+    let named: Vec<&str> = cells
+        .flat_map(|cell| cell.split('`').skip(1).step_by(2))
+        .map(|name| name.trim_end_matches('/'))
+        .collect();
+    let wanted: Vec<&str> = ORDER
+        .into_iter()
+        .filter(|module| !WITHOUT_ROW.contains(module))
+        .collect();
+    (named != wanted).then(|| {
+        format!(
+            "ARCHITECTURE.md lists {}; the order is {}",
+            named.join(", "),
+            wanted.join(", ")
+        )
+    })
 }
 
 /// `kv/radix.rs` → kv, radix; `kv/mod.rs` → kv; `lib.rs` → nothing.
@@ -376,12 +393,18 @@ mod tests {
         fs::create_dir_all(sources.join("kv")).expect("a folder");
         fs::write(sources.join("kv/mod.rs"), "use crate::server::x;").expect("written");
         fs::write(sources.join("novel.rs"), "").expect("written");
+        let table = "# A\n## engine\n\n| place | what |\n|---|---|\n| `model/`, `kv` | x |\n";
+        fs::write(root.path().join("ARCHITECTURE.md"), table).expect("written");
         let said = check(root.path()).expect_err("refused").to_string();
         assert!(
             said.contains("engine/src/kv/mod.rs:1: kv uses server"),
             "{said}"
         );
         assert!(said.contains("novel has no layer"), "{said}");
+        assert!(
+            said.contains("ARCHITECTURE.md lists model, kv; the order is"),
+            "{said}"
+        );
         assert!(
             said.contains("scheduler has a layer and is not there"),
             "{said}"

@@ -31,6 +31,7 @@ mod redis;
 mod report;
 mod served;
 mod soak;
+mod source_files;
 mod source_index;
 mod test;
 mod trailing_args;

@@ -114,7 +114,8 @@ impl<'a> Fields<'a> {
     }
 }
 
-fn kind_of(value: &Value) -> &'static str {
+/// For error messages: what a value is, with its article.
+pub(crate) fn kind_of(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "a boolean",

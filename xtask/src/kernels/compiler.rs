@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 
 use super::nvcc::Toolchain;
 use super::resource_usage::{self, KernelUsage};
+use crate::source_files::files_below;
 
 const FLAGS: [&str; 6] = [
     "-O3",
@@ -99,9 +100,7 @@ pub struct Job<'a> {
 pub fn compile(job: &Job<'_>, is_wanted: impl Fn(&str) -> bool) -> Result<Vec<Compiled>> {
     let src = job.root.join("kernels").join("src");
     fs::create_dir_all(job.folder).with_context(|| job.folder.display().to_string())?;
-    let mut sources = Vec::new();
-    collect_sources(&src, &mut sources)?;
-    sources.sort();
+    let sources = files_below(&src, &["cu"])?;
     let mut units = Vec::new();
     for source in &sources {
         let name = || source.display().to_string();
@@ -347,18 +346,6 @@ fn included_file(line: &str) -> Option<&str> {
         .trim_start()
         .strip_prefix("include")?;
     rest.trim_start().strip_prefix('"')?.split('"').next()
-}
-
-fn collect_sources(folder: &Path, sources: &mut Vec<PathBuf>) -> Result<()> {
-    for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
-        let path = entry?.path();
-        if path.is_dir() {
-            collect_sources(&path, sources)?;
-        } else if path.extension().is_some_and(|ending| ending == "cu") {
-            sources.push(path);
-        }
-    }
-    Ok(())
 }
 
 fn file_name(source_name: &str) -> String {

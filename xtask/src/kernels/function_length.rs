@@ -6,6 +6,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
+use crate::source_files::files_below;
+
 const MOST_LINES: usize = 120;
 
 /// `[[long_function]]` in `audit.toml`.
@@ -27,29 +29,16 @@ struct Function {
 pub fn check(root: &Path, allowed: &[LongFunction]) -> Result<()> {
     let src = root.join("kernels").join("src");
     let mut functions = Vec::new();
-    collect(&src, &src, &mut functions)?;
+    for path in files_below(&src, &["cu", "cuh"])? {
+        let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        let source = path.strip_prefix(&src)?.display().to_string();
+        functions.extend(functions_of(&text).into_iter().map(|f| (source.clone(), f)));
+    }
     let faults = faults(&functions, allowed);
     if faults.is_empty() {
         return Ok(());
     }
     bail!("functions of CUDA sources:\n  {}", faults.join("\n  "))
-}
-
-fn collect(src: &Path, folder: &Path, functions: &mut Vec<(String, Function)>) -> Result<()> {
-    for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
-        let path = entry?.path();
-        if path.is_dir() {
-            collect(src, &path, functions)?;
-        } else if path
-            .extension()
-            .is_some_and(|ending| ending == "cu" || ending == "cuh")
-        {
-            let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-            let source = path.strip_prefix(src)?.display().to_string();
-            functions.extend(functions_of(&text).into_iter().map(|f| (source.clone(), f)));
-        }
-    }
-    Ok(())
 }
 
 fn faults(functions: &[(String, Function)], allowed: &[LongFunction]) -> Vec<String> {

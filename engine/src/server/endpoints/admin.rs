@@ -14,7 +14,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::State;
 use serde_json::{Map, Value, json};
-use tokio::sync::oneshot;
+use tokio::sync::{MutexGuard, oneshot};
 
 use crate::config::ModelPlan;
 use crate::errors::Code;
@@ -74,9 +74,13 @@ pub async fn unload(
     let fields = fields.into_map();
     let grace = grace(&state, &fields)?;
     to_its_end(async move {
-        let _one = state.changing.lock().await;
-        let entry = named(&state, &fields, &["model", "grace_s"])?;
-        expect(&entry, &[ModelState::Ready, ModelState::Asleep])?;
+        let (_one, entry) = begin(
+            &state,
+            &fields,
+            &["model", "grace_s"],
+            &[ModelState::Ready, ModelState::Asleep],
+        )
+        .await?;
         entry.set_state(ModelState::Unloading);
         if let Some(model) = entry.model() {
             model.engine.shutdown(grace).await;
@@ -95,9 +99,8 @@ pub async fn sleep(
     let fields = fields.into_map();
     let grace = grace(&state, &fields)?;
     to_its_end(async move {
-        let _one = state.changing.lock().await;
-        let entry = named(&state, &fields, &["model", "grace_s"])?;
-        expect(&entry, &[ModelState::Ready])?;
+        let (_one, entry) =
+            begin(&state, &fields, &["model", "grace_s"], &[ModelState::Ready]).await?;
         let Some(model) = entry.model() else {
             return Err(entry.unavailable());
         };
@@ -126,9 +129,7 @@ pub async fn wake(
 ) -> Result<Json<Value>, ApiError> {
     let fields = fields.into_map();
     to_its_end(async move {
-        let _one = state.changing.lock().await;
-        let entry = named(&state, &fields, &["model"])?;
-        expect(&entry, &[ModelState::Asleep])?;
+        let (_one, entry) = begin(&state, &fields, &["model"], &[ModelState::Asleep]).await?;
         let Some(model) = entry.model() else {
             return Err(entry.unavailable());
         };
@@ -172,6 +173,20 @@ async fn to_its_end<T: Send + 'static>(
     tokio::spawn(change)
         .await
         .unwrap_or_else(|error| Err(ApiError::internal(error.to_string())))
+}
+
+/// The model that the body names, which must be in one of the states `from`, and the lock that no other
+/// change begins while it is held.
+async fn begin<'a>(
+    state: &'a AppState,
+    fields: &Map<String, Value>,
+    known: &[&str],
+    from: &[ModelState],
+) -> Result<(MutexGuard<'a, ()>, Arc<ModelEntry>), ApiError> {
+    let changing = state.changing.lock().await;
+    let entry = named(state, fields, known)?;
+    expect(&entry, from)?;
+    Ok((changing, entry))
 }
 
 /// The model that the body names. Fields other than `known` are refused.

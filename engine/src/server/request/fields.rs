@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Instant;
 use tokio_stream::StreamExt;
 
+use crate::model::json_fields::kind_of;
 use crate::request::ranges::Range;
 use crate::server::error::ApiError;
 use crate::server::response::cached::BodyDigest;
@@ -229,17 +230,6 @@ pub fn show(value: &Value) -> String {
     match text.char_indices().nth(MAX_SHOWN_CHARS) {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text,
-    }
-}
-
-pub fn kind_of(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "an array",
-        Value::Object(_) => "an object",
     }
 }
 

@@ -17,7 +17,7 @@ use crate::served_model::ServedModel;
 use crate::server::error::ApiError;
 use crate::server::request::sampling_fields::Generation;
 use crate::server::request::structured_fields::RequestedFormat;
-use crate::server::transport::turn::run_blocking_limited;
+use crate::server::transport::blocking::run_blocking_limited;
 use crate::structured::{Grammar, Preamble, StructuredError};
 
 /// Grammars compiled concurrently: a large one takes a core about a second.

@@ -8,8 +8,9 @@
 
 use serde_json::{Map, Value, json};
 
+use crate::model::json_fields::kind_of;
 use crate::server::error::ApiError;
-use crate::server::request::fields::{kind_of, show};
+use crate::server::request::fields::show;
 use crate::text::has_large_integers;
 
 /// Message `i` of a request, validated.

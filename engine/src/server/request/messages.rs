@@ -9,7 +9,7 @@ use crate::served_model::ServedModel;
 use crate::server::error::ApiError;
 use crate::server::request::fields::{Fields, show};
 use crate::server::request::message_content::check_message;
-use crate::server::transport::turn::run_blocking_limited;
+use crate::server::transport::blocking::run_blocking_limited;
 use crate::text::{ChatInput, ChatTemplate, TextError};
 
 const MAX_MESSAGES: usize = 4096;

@@ -10,7 +10,7 @@ use crate::served_model::{Limits, ServedModel};
 use crate::server::error::ApiError;
 use crate::server::request::fields::Fields;
 use crate::server::request::sampling_fields::{MAX_CHOICES, token_ids};
-use crate::server::transport::turn::run_blocking_limited;
+use crate::server::transport::blocking::run_blocking_limited;
 
 /// Shorter texts are tokenized inline; longer ones on a blocking thread.
 pub(crate) const INLINE_BYTES: usize = 4096;

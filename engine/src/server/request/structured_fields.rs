@@ -6,8 +6,9 @@
 
 use serde_json::{Value, json};
 
+use crate::model::json_fields::kind_of;
 use crate::server::error::ApiError;
-use crate::server::request::fields::{Fields, kind_of, show};
+use crate::server::request::fields::{Fields, show};
 use crate::structured::Constraint;
 
 /// Maximum number of texts in a list of choices.

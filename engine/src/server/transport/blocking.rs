@@ -8,16 +8,16 @@ use crate::server::error::ApiError;
 /// started keeps its permit until it ends, since it keeps its core too. `what` names the work in
 /// errors.
 pub async fn run_blocking_limited<T: Send + 'static>(
-    turns: &'static Semaphore,
+    permits: &'static Semaphore,
     what: &str,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, ApiError> {
-    let turn = turns
+    let permit = permits
         .acquire()
         .await
         .map_err(|error| ApiError::internal(format!("{what} did not start: {error}")))?;
     let working = tokio::task::spawn_blocking(move || {
-        let _until_the_end = turn;
+        let _until_the_end = permit;
         work()
     });
     working
