@@ -10,8 +10,6 @@ pub const FILE_NAME: &str = "verdicts.json";
 
 /// How rare a result must be, were there no difference, to be called one.
 pub const ALPHA: f64 = 0.05;
-/// What is judged of a case: throughput, time to first token, time per output token.
-pub const FIGURES_PER_CASE: usize = 3;
 
 /// Smallest p-value that two samples of these sizes can give: 2 / C(n + m, n).
 pub fn smallest_p(n: usize, m: usize) -> f64 {
@@ -19,10 +17,11 @@ pub fn smallest_p(n: usize, m: usize) -> f64 {
     (2.0 / orders).min(1.0)
 }
 
-/// Fewest server starts an arm with which this number of figures, judged together, can reach `alpha`.
-pub fn starts_needed(n_figures: usize, alpha: f64) -> usize {
+/// Fewest server starts an arm with which this number of pairs of arms, judged together, can reach
+/// `alpha`. The figures of one pair are tested jointly and ask for no more.
+pub fn starts_needed(n_pairs: usize, alpha: f64) -> usize {
     (2..100)
-        .find(|&n| smallest_p(n, n) * n_figures.max(1) as f64 <= alpha)
+        .find(|&n| smallest_p(n, n) * n_pairs.max(1) as f64 <= alpha)
         .unwrap_or(100)
 }
 
@@ -75,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn more_figures_need_more_starts() {
+    fn more_pairs_need_more_starts() {
         assert_eq!(starts_needed(3, ALPHA), 5);
         assert!(starts_needed(300, ALPHA) > starts_needed(30, ALPHA));
     }

@@ -22,7 +22,7 @@ fn a_dry_run_lists_the_arms_and_starts_nothing() {
     assert!(
         outcome
             .stdout
-            .starts_with("02-full against 01-base: 6 arms, 6 starts each\n"),
+            .starts_with("02-full against 01-base: 6 arms, 5 starts each\n"),
         "{}",
         outcome.stdout
     );

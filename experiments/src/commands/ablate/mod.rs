@@ -10,7 +10,7 @@ pub mod idle;
 use anyhow::{Context, Result};
 use clap::Args;
 use records::run_folder;
-use records::verdicts::{ALPHA, FIGURES_PER_CASE, starts_needed};
+use records::verdicts::{ALPHA, starts_needed};
 use serde_json::Value;
 
 use crate::commands::ablate::arms::{Baseline, arms_of};
@@ -40,7 +40,7 @@ pub struct AblateArgs {
     /// Model to serve instead of the experiment's: a path, a hub id, `synthetic:<preset>`
     #[arg(long)]
     pub model: Option<String>,
-    /// Server starts per arm [default: what a verdict on that number of figures needs; with --quick the
+    /// Server starts per arm [default: what a verdict on that number of arms needs; with --quick the
     /// experiment's own]
     #[arg(long, value_name = "N")]
     pub replicates: Option<u32>,
@@ -73,8 +73,9 @@ pub async fn ablate(args: &AblateArgs, repository: Repository) -> Result<Campaig
         .collect();
     let mut arms = arms_of(&full, &baseline, &only)?;
     if args.replicates.is_none() && !args.quick {
-        let n_figures = (arms.len() - N_REFERENCES + 1) * FIGURES_PER_CASE;
-        let needed = starts_needed(n_figures, ALPHA) as u32;
+        // Each arm with its reference, and the references with each other.
+        let n_pairs = arms.len() - N_REFERENCES + 1;
+        let needed = starts_needed(n_pairs, ALPHA) as u32;
         for arm in &mut arms {
             arm.replicates = arm.replicates.max(needed);
         }
