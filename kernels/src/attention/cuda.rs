@@ -59,7 +59,7 @@ struct Many {
     above_blocks: usize,
 }
 
-/// Blocks of the plain kernel that a multiprocessor of sm_90 holds with `head_dim` 128.
+/// Blocks of the plain kernel that a multiprocessor holds with `head_dim` 128.
 const PLAIN_BLOCKS: usize = 3;
 
 #[derive(Debug, Clone, Copy)]
@@ -112,7 +112,7 @@ impl DecodeAttention {
         let kernel = device.element_kernel(element, "attention/decode", &name)?;
         kernel.set_shared_carveout(100)?;
         let properties = device.properties();
-        let many = if properties.compute_capability == (9, 0) && shape.head_dim == 128 {
+        let many = if shape.head_dim == 128 {
             let name = format!("{name}_many");
             let kernel = device.element_kernel(element, "attention/decode", &name)?;
             kernel.set_shared_carveout(100)?;

@@ -13,7 +13,7 @@
 //
 // Rows of one sequence's prompt may sit in one launch: each is a row with its own context_len.
 // Bytes: context * head_dim * 2 * stored size a (row, KV head). FLOPs: 4 * 8 * context * head_dim.
-// Launches of many blocks have kernels of their own on sm_90, see the end.
+// Launches of many blocks have kernels of their own, see the end.
 // Grid: (n_kv_heads * splits, m), cluster (splits, 1), 128 threads. Architectures: sm_90, sm_120.
 // Elements: f16, bf16.
 // Ideas: flash decoding (Dao et al.), GQA packing as in FlashInfer.
@@ -191,8 +191,8 @@ DEVICE void attention_decode(const AttentionDecodeParams& p) {
     if (ranks > 1) cluster_sync();  // nobody leaves while its part may still be read
 }
 
-// The `_many` ones keep to 128 registers, for some spilled ones: four blocks fit a multiprocessor of
-// sm_90 instead of three, so 64 rows of 8 KV heads are there at once.
+// The `_many` ones keep to 128 registers, for some spilled ones: four blocks fit a multiprocessor instead of
+// three, so 64 rows of 8 KV heads are there at once.
 #define ATTENTION_DECODE(name, type, hd, fp32, min_blocks)                                               \
     extern "C" __global__ void __launch_bounds__(128, min_blocks) name(                                  \
         const __grid_constant__ AttentionDecodeParams p) {                                               \
@@ -206,9 +206,7 @@ ATTENTION_DECODE(attention_decode_fp8_64_elem, __nv_fp8_e4m3, 64, false, 1)
 ATTENTION_DECODE(attention_decode_fp8_64_fp32, __nv_fp8_e4m3, 64, true, 1)
 ATTENTION_DECODE(attention_decode_fp8_128_elem, __nv_fp8_e4m3, 128, false, 1)
 ATTENTION_DECODE(attention_decode_fp8_128_fp32, __nv_fp8_e4m3, 128, true, 1)
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ == 900
 ATTENTION_DECODE(attention_decode_half_128_elem_many, elem, 128, false, 4)
 ATTENTION_DECODE(attention_decode_half_128_fp32_many, elem, 128, true, 4)
 ATTENTION_DECODE(attention_decode_fp8_128_elem_many, __nv_fp8_e4m3, 128, false, 4)
 ATTENTION_DECODE(attention_decode_fp8_128_fp32_many, __nv_fp8_e4m3, 128, true, 4)
-#endif

@@ -21,7 +21,7 @@
 //
 // Bytes: W once from memory, and once from the L2 for every tile of rows; x from the L2 for every 256
 // columns; parts of shared tiles. FLOPs: 2 m n k.
-// Grid: one block of 256 threads an SM. Shared memory: sized by the host (mma.rs), at most 99 KiB.
+// Grid: one block of 256 threads an SM; up to 32 rows two where each has enough to do (mma.rs). Shared memory: sized by the host (mma.rs), at most 99 KiB.
 // Architectures: sm_90, sm_120. Elements: f16, bf16.
 // Cutting work evenly over blocks is stream-K (Osama et al., 2023). Measurements: NOTES.md.
 constexpr int WARPS = 8;
@@ -35,10 +35,12 @@ struct Ring {
     static constexpr int PER_CHUNK = F::K / PIECE_K;        // stages
     static constexpr int W_TILE = CHUNK_BYTES / PER_CHUNK;  // bytes of a stage of a tile
     static constexpr int WORDS = W_TILE / WARP_BYTES;       // of 16 bytes a lane
-    // Stages from the products to the loads and copies. Up to 64 rows memory sets the pace: 32 KiB a
-    // block are under way. At 128 rows a stage takes longer than a load, and registers are scarce; one
-    // stage instead of two was 3 % slower.
-    static constexpr int AHEAD = PER_CHUNK == 1 ? 1 : N == 16 ? 2 : 4;
+    // Stages from the products to the loads and copies. At 64 rows memory sets the pace: 32 KiB a block are
+    // in flight. At 128 rows a stage takes longer than a load, and registers are scarce; one stage instead of
+    // two was 3 % slower. Up to 32 rows two blocks share an SM, and two stages leave them the registers; 16-bit
+    // weights are four times the words, for which two blocks have too few registers.
+    static constexpr int AHEAD = PER_CHUNK == 1 ? 1 : N == 8 ? 4 : 2;
+    static constexpr int BLOCKS_PER_SM = PER_CHUNK > 1 && N <= 4 ? 2 : 1;
     // A stage's place is refilled one stage late, and warps arrive for a stage half a stage before it:
     // 6 % faster at 128 rows, 4 % at 64. Below, where products are few, a plain barrier of the block is
     // faster (16 rows: 55 instead of 64 us). 16-bit weights were measured this way only.
@@ -197,9 +199,9 @@ DEVICE void mma_linear(const MmaLinearParams& p) {
 }
 
 #define MMA_LINEAR(name, format, rows)                                               \
-    extern "C" __global__ void __launch_bounds__(THREADS, 1) name##_##rows(          \
-        const __grid_constant__ MmaLinearParams p) {                                 \
-        mma_linear<format, rows / 8>(p);                                             \
+    extern "C" __global__ void __launch_bounds__(THREADS, Ring<format, rows / 8>::BLOCKS_PER_SM) \
+        name##_##rows(const __grid_constant__ MmaLinearParams p) {                               \
+        mma_linear<format, rows / 8>(p);                                                         \
     }
 #define MMA_LINEAR_FORMAT(name, format) \
     MMA_LINEAR(name, format, 16)        \

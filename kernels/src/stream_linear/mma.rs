@@ -14,6 +14,12 @@ const BLOCK_TILES: usize = WARPS * WARP_TILES;
 const STAGE_K: usize = 64;
 /// Rows of a tile of work that kernels are compiled for.
 pub(super) const ROWS: [usize; 4] = [16, 32, 64, 128];
+/// Up to this many rows of a tile, two blocks of 4-bit weights fit a multiprocessor.
+const MAX_ROWS_OF_TWO_BLOCKS: usize = 32;
+/// Chunks of k that a block works on at least for two of them to be faster than one: between q, k and v of
+/// Qwen3-32B, which 264 blocks share with 3 chunks each and lose 9 % of their time, and its down projection,
+/// which has 7.6 and gains 4 to 7 % (`NOTES.md`).
+const MIN_CHUNKS_OF_TWO_BLOCKS: usize = 5;
 
 shared_constants! {
     in "stream_linear/mma.cu" { WARPS, THREADS, WARP_TILES, BLOCK_TILES, STAGE_K as PIECE_K }
@@ -85,8 +91,8 @@ fn shared_bytes(format: Format, rows: usize) -> usize {
     let per_chunk = format.chunk_k() / STAGE_K;
     let ahead = match (per_chunk, rows) {
         (1, _) => 1,
-        (_, 128) => 2,
-        _ => 4,
+        (_, 64) => 4,
+        _ => 2,
     };
     let is_late = rows >= 64 || per_chunk == 1;
     let stages = ahead + 1 + usize::from(is_late);
@@ -118,11 +124,23 @@ pub(super) fn tile_rows(m: usize) -> usize {
     ROWS.into_iter().find(|rows| m <= *rows).unwrap_or(128)
 }
 
+/// Blocks of a launch: two a multiprocessor if the tiles have few rows and each block has enough to do.
+fn n_blocks(n_multiprocessors: usize, tile_rows: usize, m: usize, layout: &Layout) -> usize {
+    let n_tiles = layout.n_tiles.div_ceil(BLOCK_TILES) * m.div_ceil(tile_rows);
+    let enough = 2 * n_multiprocessors * MIN_CHUNKS_OF_TWO_BLOCKS;
+    let fits_twice = layout.format != Format::Half && tile_rows <= MAX_ROWS_OF_TWO_BLOCKS;
+    if fits_twice && n_tiles * layout.n_chunks >= enough {
+        2 * n_multiprocessors
+    } else {
+        n_multiprocessors
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct MmaKernels {
     /// [format][rows]
     variants: Vec<Kernel>,
-    /// [blocks][2][256 columns * 128 rows]: sums of tiles that several blocks share
+    /// [blocks][2][256 columns * rows of a tile]: sums of tiles that several blocks share
     parts: Buffer<f32>,
     /// [tiles that are cut], zero between launches
     tickets: Buffer<i32>,
@@ -150,7 +168,7 @@ impl MmaKernels {
         Ok(Self {
             variants,
             parts: Buffer::new(device, n_multiprocessors * 2 * part)?,
-            tickets: Buffer::zeroed(stream, n_multiprocessors)?,
+            tickets: Buffer::zeroed(stream, 2 * n_multiprocessors)?,
             n_multiprocessors,
             shared_room,
         })
@@ -178,7 +196,8 @@ impl MmaKernels {
         if rows_read > launch.x_rows {
             return Err(limit("rows of tiled x", rows_read, launch.x_rows));
         }
-        check_units(SOURCE, self.n_multiprocessors, layout)?;
+        let n_blocks = n_blocks(self.n_multiprocessors, tile_rows, launch.m, layout);
+        check_units(SOURCE, n_blocks, layout)?;
         let shared_bytes = shared_bytes(layout.format, tile_rows);
         if shared_bytes > self.shared_room {
             return Err(limit(
@@ -196,33 +215,68 @@ impl MmaKernels {
             self.tickets.ptr(),
             shared_bytes,
         );
-        let mut config = LaunchConfig::new(self.n_multiprocessors as u32, THREADS as u32);
+        let mut config = LaunchConfig::new(n_blocks as u32, THREADS as u32);
         config.shared_bytes = shared_bytes;
         config.dependent = launch.dependent;
         let index = layout.format as usize * ROWS.len() + variant;
         // SAFETY: the caller has checked weights, x, bias and output against the layout and m; x
-        // has whole tiles of rows; parts hold two shares for each block, tickets one for each tile
-        // that is cut, which are fewer than the blocks; the kernel has the shared memory that it counts.
+        // has whole tiles of rows; parts hold two shares for each block (twice the blocks have at most a quarter
+        // of the rows), tickets one for each tile that is cut, which are fewer than the blocks; the kernel has
+        // the shared memory that it counts.
         unsafe { self.variants[index].launch(stream, &config, &params) }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::Arrangement;
     use super::*;
 
     /// The values of `Ring::BYTES` in mma.cu, by format and rows of a tile.
     #[test]
     fn shared_memory_is_what_the_kernels_count() {
         let expected = [
-            (Format::AwqG128, [14_088, 24_328, 53_000, 68_104]),
-            (Format::AwqG64, [17_928, 28_168, 56_840, 70_664]),
-            (Format::AwqG32, [25_608, 35_848, 64_520, 75_784]),
+            (Format::AwqG128, [8_712, 14_856, 53_000, 68_104]),
+            (Format::AwqG64, [11_272, 17_416, 56_840, 70_664]),
+            (Format::AwqG32, [16_392, 22_536, 64_520, 75_784]),
             (Format::Half, [6_152, 12_296, 24_584, 49_160]),
         ];
         for (format, bytes) in expected {
             let found = ROWS.map(|rows| shared_bytes(format, rows));
             assert_eq!(found, bytes, "{format:?}");
+        }
+    }
+
+    #[test]
+    fn two_blocks_share_a_multiprocessor_where_each_has_enough_chunks() {
+        let stacked = |n, k| Layout::new(Format::AwqG128, Arrangement::Stacked, &[n], k);
+        let gate_up = Layout::new(
+            Format::AwqG128,
+            Arrangement::GateUp,
+            &[25_600, 25_600],
+            5_120,
+        );
+        let gate_up = gate_up.expect("layout");
+        let qkv = stacked(10_240, 5_120).expect("layout");
+        let down = stacked(5_120, 25_600).expect("layout");
+        assert_eq!(n_blocks(132, 32, 20, &gate_up), 264);
+        assert_eq!(n_blocks(132, 16, 16, &down), 264);
+        assert_eq!(n_blocks(132, 16, 16, &qkv), 132);
+        // More tiles of rows are more work.
+        assert_eq!(n_blocks(132, 16, 32, &qkv), 264);
+        assert_eq!(n_blocks(132, 64, 64, &gate_up), 132);
+        assert_eq!(n_blocks(170, 32, 32, &down), 340);
+        for rows in ROWS
+            .into_iter()
+            .filter(|rows| *rows <= MAX_ROWS_OF_TWO_BLOCKS)
+        {
+            for format in Format::ALL {
+                // Two blocks and their reserved KiB in a multiprocessor of 100 KiB.
+                assert!(
+                    2 * (shared_bytes(format, rows) + 1024) <= 100 * 1024,
+                    "{format:?} {rows}"
+                );
+            }
         }
     }
 

@@ -2,8 +2,9 @@
 //!
 //! Several shapes fit; a small model picks one. It counts, for the busiest block, KiB read at the
 //! device memory's rate. Its constants were fitted to the ranks and stages that were fastest on an
-//! H100 for the projections of Qwen3-32B at 1, 8 and 16 rows: eleven of the twelve cases. They rank
-//! candidates and predict no times. A plan measured on the GPU may replace a choice (`variant`).
+//! H100 for the projections of Qwen3-32B at 1, 8 and 16 rows, and on an H200 within sm_120's limits.
+//! They rank candidates and predict no times. A plan measured on the GPU may replace a choice
+//! (`variant`).
 
 use serde::{Deserialize, Serialize};
 
@@ -49,9 +50,9 @@ impl RowBucket {
     pub const fn n_warps(self, compute_major: u32) -> usize {
         match (self, compute_major >= 10) {
             (Self::Up64, true) => 4,
-            (_, true) | (Self::Up64, false) => 8,
+            (Self::Up16 | Self::Up32, true) | (Self::Up64, false) => 8,
             (Self::Up32, false) => 12,
-            (_, false) => 16,
+            (Self::Up8, true) | (_, false) => 16,
         }
     }
 }
@@ -92,8 +93,9 @@ const RANKS_COST: [f64; 4] = [0.0, 18.7, 31.4, 213.0];
 const X_COST: f64 = 0.145;
 /// Blocks with fewer columns leave their share of the bandwidth to the others.
 const IMBALANCE_COST: f64 = 0.116;
-/// A wait for all warps, and loads of x that nothing hides. KiB.
-const PHASE_COST: f64 = 6.07;
+/// A wait for all warps, and loads of x that nothing hides. KiB. Fitted to an H200 with sm_120's limits, where
+/// x has to come in phases: 16 warps, one to ten of them.
+const PHASE_COST: f64 = 8.0;
 /// Filling and draining a ring, against the stalls of a ring that is too short. KiB for each stage.
 const STAGE_COST: f64 = 3.7;
 /// The next kernel's block fits next to this one and can fill its rings meanwhile. KiB.

@@ -25,10 +25,11 @@
 
 // Warps of a block, one block an SM; `Rows::n_warps` on the host has the same numbers. More warps
 // hide the unpacking and keep more copies in flight; more rows need more registers a thread, hence
-// fewer warps. sm_120 has a third of the bytes a clock to move per SM and 99 KiB of shared memory.
+// fewer warps. sm_120 has 99 KiB of shared memory for them and x; up to 8 rows 16 warps were faster
+// within that, too (NOTES.md).
 #ifdef FOR_SM_120
 template <int ROWS>
-constexpr int WARPS_OF = ROWS <= 32 ? 8 : 4;
+constexpr int WARPS_OF = ROWS <= 8 ? 16 : ROWS <= 32 ? 8 : 4;
 #else
 template <int ROWS>
 constexpr int WARPS_OF = ROWS <= 16 ? 16 : ROWS <= 32 ? 12 : 8;

@@ -70,8 +70,8 @@ fn grammars() -> Vec<String> {
         format!("\0{schema}")
     };
     let mut seeds = Vec::new();
-    // Below and above the limit on nesting.
-    for n in [90, 250] {
+    // Short enough to be mutated a million times; below and above the limit on nesting.
+    for n in [12, 90, 250] {
         seeds.extend([
             rules(n),
             terminals(n),
