@@ -190,8 +190,8 @@ struct RunningSums {
     float l[2] = {0.f, 0.f};              // sum of weights: of this lane's tokens until `store`
     float o[2 * TILES][4] = {};           // weighted V
 
-    // Scales a tile's scores and masks them, and takes in the largest. `factor`: what the sums so far
-    // are multiplied by.
+    // Scales and masks a tile's scores and updates the largest. `factor`: what the sums so far are
+    // multiplied by.
     DEVICE void raise_largest(float (&scores)[SCORE_TILES][4], float (&factor)[2], const int (&limit)[2], int first_token,
                               bool is_whole, float scale, int j) {
         float top[2] = {-INFINITY, -INFINITY};
@@ -294,7 +294,7 @@ DEVICE void attention_prefill(const PackedAttentionParams& p) {
     start_k(0);
     for (int tile = 0; tile < n_tiles; tile++) {
         k_loader.finish(k_tile);
-        __syncthreads();  // K is there, and no warp still reads the V before it
+        __syncthreads();  // K has arrived, and no warp still reads the previous V
         start_v(tile);
         float scores[SCORE_TILES][4] = {};
         multiply_k(scores, query, k_tile, g, j);
@@ -305,7 +305,7 @@ DEVICE void attention_prefill(const PackedAttentionParams& p) {
         sums.weigh(weights, scores);
         v_loader.finish(v_tile);
         if ((tile + 1) * TOKENS > last_limit) v_loader.clear_from(last_limit - tile * TOKENS, v_tile);
-        __syncthreads();  // V is there, and no warp still reads this K
+        __syncthreads();  // V has arrived, and no warp still reads this K
         if (tile + 1 < n_tiles) start_k(tile + 1);
         sums.multiply_v(weights, factor, v_tile, lane);
     }

@@ -21,7 +21,7 @@
 //
 // Bytes: W once from memory, and once from the L2 for every tile of rows; x from the L2 for every 256
 // columns; parts of shared tiles. FLOPs: 2 m n k.
-// Grid: one block of 256 threads an SM. Shared memory: sized by the host (mma.rs), at most 99 KiB.
+// Grid: one block of 256 threads per SM. Shared memory: sized by the host (mma.rs), at most 99 KiB.
 // Architectures: sm_90, sm_120. Elements: f16, bf16.
 // Cutting work evenly over blocks is stream-K (Osama et al., 2023). Measurements: NOTES.md.
 constexpr int WARPS = 8;

@@ -114,7 +114,7 @@ struct Feed {
             for (int i = 0; i < R::WORDS; i++)
                 words.w[t][i] = load_16(weights + (t == 0 ? 0 : second_tile) + part * R::W_TILE + i * WARP_BYTES);
     }
-    // The same to shared memory, where this lane alone reads them: [WARP_TILES][WORDS][32 lanes].
+    // The same to shared memory, where only this lane reads them: [WARP_TILES][WORDS][32 lanes].
     DEVICE void copy_words(uint32_t to, int part) const {
 #pragma unroll
         for (int t = 0; t < WARP_TILES; t++)

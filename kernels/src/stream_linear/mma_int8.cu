@@ -16,7 +16,7 @@
 //   * Tiles of work, cut tiles and output are those of mma.cu.
 //
 // Bytes: as mma.cu, with half as many for x. Operations: 2 m n k.
-// Grid: two blocks of 128 threads an SM. Shared memory: sized by the host (mma.rs), at most 49 KiB.
+// Grid: two blocks of 128 threads per SM. Shared memory: sized by the host (mma.rs), at most 49 KiB.
 // Architectures: sm_90, sm_120. Elements: f16, bf16. Measurements: NOTES.md.
 constexpr int WARPS = 4;
 #include "mma_block.cuh"

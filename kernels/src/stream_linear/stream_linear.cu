@@ -133,7 +133,7 @@ struct Block {
                 norm_reads ? factor_of_row(p.norm, threadIdx.x, blockIdx.x == 0) : p.norm.state.scale[threadIdx.x];
     }
 
-    // Brings a phase's columns of x. Returns the bytes of a row.
+    // Loads a phase's columns of x. Returns the bytes of a row.
     DEVICE int load_x(int phase) {
         const int x_bytes = min(phase_chunks, chunks - phase * phase_chunks) * F::K * 2;
         if (threadIdx.x == 0) barrier_expect(x_bar, x_rows * x_bytes);
@@ -272,7 +272,7 @@ struct Block {
         return at >= 0 && norm_writes ? elem_to_float(p.norm.weight[at % p.n]) : 0.f;
     }
 
-    // Value i of this rank's share. The 16 lanes of a row of a tile come here together.
+    // Value i of this rank's share. The 16 lanes of a row of a tile call this together.
     DEVICE void write_result(int i, float residual, float norm_weight) const {
         const int64_t at = out_index(i);
         const int row = i % per_tile / TILE_COLUMNS;
@@ -311,7 +311,7 @@ struct Block {
     }
 };
 
-// Brings weights into a warp's ring: it walks the items that the warp multiplies, n_stages ahead. Lane 0 only.
+// Loads weights into a warp's ring: the same items that the warp multiplies, n_stages ahead. Lane 0 only.
 template <class F, int N, Epilogue E>
 struct WeightFetcher {
     const Block<F, N, E>& block;

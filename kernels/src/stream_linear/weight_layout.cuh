@@ -2,7 +2,7 @@
 // same numbers (mod.rs; a test compares them by name).
 //
 //   weights [n_tiles][n_chunks][CHUNK_BYTES]
-//   groups  [n_tiles][n_chunks][groups of the chunk * GROUP_BYTES], of AWQ alone: for each group
+//   groups  [n_tiles][n_chunks][groups of the chunk * GROUP_BYTES], for AWQ only: for each group
 //           GROUP_SCALE_BYTES of fp16 scales, and after those of all groups GROUP_ZERO_BYTES each
 #pragma once
 

@@ -15,7 +15,7 @@
 //
 // Bytes: W once from memory, and once from the L2 for every N rows; x from the L2 for every tile of
 // columns; parts of shared tiles. FLOPs: 2 m n k.
-// Grid: one block of 384 to 640 threads an SM. Shared memory: sized by the host (wgmma.rs).
+// Grid: one block of 384 to 640 threads per SM. Shared memory: sized by the host (wgmma.rs).
 // Architectures: sm_90a. Elements: f16, bf16.
 // Cutting work evenly over blocks is stream-K (Osama et al., 2023); weights
 // from registers as in Machete (Neural Magic, 2024).
@@ -80,7 +80,7 @@ DEVICE void consumers_sync() { asm volatile("bar.sync 1, %0;" ::"n"(B::WARPS * 3
 // Where the rings and their barriers lie in shared memory:
 //   x [x_stages][N][128]   weights [w_stages][TILES][CHUNK_BYTES]
 //   scales [S_SLOTS][TILES][SCALE_CHUNKS][SCALE_BYTES]   barriers [2 * (x_stages + w_stages) + S_SLOTS] u64
-// Scales come with the weights, so they have no barrier of their own that says when they are full.
+// The barriers of the weights count the bytes of the scales as well, so scales have no full barriers.
 template <class F, class B>
 struct Rings {
     static constexpr int C = SCALE_CHUNKS<F>;
@@ -96,7 +96,7 @@ struct Rings {
         w_full = barrier_of(x_empty, p.x_stages), w_empty = barrier_of(w_full, p.w_stages);
         s_empty = barrier_of(w_empty, p.w_stages);
     }
-    // By one thread. Every warp that multiplies says when it has read a stage.
+    // By one thread. Every warp that multiplies arrives when it has read a stage.
     DEVICE void init(const WgmmaLinearParams& p) const {
         init_barriers(x_full, p.x_stages, 1), init_barriers(x_empty, p.x_stages, B::WARPS);
         init_barriers(w_full, p.w_stages, 1), init_barriers(w_empty, p.w_stages, B::WARPS);
@@ -107,7 +107,7 @@ struct Rings {
 
 // One warp: loads chunks of weights into the ring. It starts before the previous kernel has ended.
 template <class F, class B>
-DEVICE void bring_weights(const WgmmaLinearParams& p, const Schedule& schedule, int n_row_tiles, const Rings<F, B>& rings) {
+DEVICE void load_weights(const WgmmaLinearParams& p, const Schedule& schedule, int n_row_tiles, const Rings<F, B>& rings) {
     constexpr int C = SCALE_CHUNKS<F>;
     const int lane = threadIdx.x & 31;
     const uint64_t policy = evict_first_policy();
@@ -118,7 +118,7 @@ DEVICE void bring_weights(const WgmmaLinearParams& p, const Schedule& schedule, 
         const int64_t row = static_cast<int64_t>(tile + lane) * p.n_chunks;
         for (bool is_first = true; chunk < end; chunk++, is_first = false) {
             const uint32_t full = barrier_of(rings.w_full, place.stage);
-            // The first chunk of a group comes with the scales of all chunks of the group.
+            // With the first chunk of a group, it loads the scales of all chunks of the group.
             const bool with_scales = F::SCALE_BYTES > 0 && (is_first || chunk % C == 0);
             const int scale_bytes = with_scales ? (min(C - chunk % C, p.n_chunks - chunk)) * F::SCALE_BYTES : 0;
             barrier_wait(barrier_of(rings.w_empty, place.stage), place.parity);
@@ -158,7 +158,7 @@ DEVICE void prefetch(const NextMatrix& next) {
 
 // One warp: loads pieces of x into the ring, after the previous kernel has written it.
 template <class F, class B>
-DEVICE void bring_x(const WgmmaLinearParams& p, const Schedule& schedule, int n_row_tiles, const Rings<F, B>& rings) {
+DEVICE void load_x(const WgmmaLinearParams& p, const Schedule& schedule, int n_row_tiles, const Rings<F, B>& rings) {
     constexpr int X_STAGE = Rings<F, B>::X_STAGE, X_STEPS = F::K / X_K;
     wait_for_previous();
     if ((threadIdx.x & 31) != 0) return;
@@ -248,7 +248,7 @@ DEVICE void multiply(Sums<B>& acc, const WgmmaLinearParams& p, const Rings<F, B>
 
 // Writes this block's part of a shared tile to memory, for `add_parts`.
 template <class B>
-DEVICE void leave_part(const WgmmaLinearParams& p, const Schedule& schedule, int work, const Sums<B>& acc) {
+DEVICE void publish_part(const WgmmaLinearParams& p, const Schedule& schedule, int work, const Sums<B>& acc) {
     const SharedTile shared(schedule, work);
     write_part<B::WARPS * 32>(shared.part_of(schedule, p.parts, B::PART, blockIdx.x), acc);
     consumers_sync<B>();
@@ -308,10 +308,10 @@ DEVICE void wgmma_linear(const WgmmaLinearParams& p) {
     if (warp >= B::WARPS) {
         release_registers<B::PRODUCER_REGISTERS>();
         if (warp == B::WARPS) {
-            bring_weights(p, schedule, n_row_tiles, rings);
+            load_weights(p, schedule, n_row_tiles, rings);
             prefetch(p.next);
         }
-        if (warp == B::WARPS + 1) bring_x(p, schedule, n_row_tiles, rings);
+        if (warp == B::WARPS + 1) load_x(p, schedule, n_row_tiles, rings);
         return;
     }
     claim_registers<B::CONSUMER_REGISTERS>();
@@ -327,7 +327,7 @@ DEVICE void wgmma_linear(const WgmmaLinearParams& p) {
         multiply<F, B>(acc, p, rings, at, chunk, end);
         wait_for_previous();
         if (is_shared) {
-            leave_part<B>(p, schedule, work, acc);
+            publish_part<B>(p, schedule, work, acc);
             (pending[0] < 0 ? pending[0] : pending[1]) = work;
             return;
         }
