@@ -1,4 +1,4 @@
-// Chunks of several sequences, packed one behind the other: what prefill.cu and plain.cu take.
+// The parameters of prefill.cu and plain.cu: prompt chunks of several sequences, concatenated.
 #pragma once
 #include "../cuda/paged_kv.cuh"
 #include "../cuda/tiled.cuh"
@@ -18,5 +18,5 @@ struct PackedAttentionParams {
     int32_t padding;
 };
 
-// First token of a sequence, held inside the batch whatever q_start says.
+// First token of a sequence, clamped to the batch whatever q_start says.
 DEVICE int first_token(const PackedAttentionParams& p, int seq) { return max(0, min(p.q_start[seq], p.n_tokens)); }

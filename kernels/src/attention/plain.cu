@@ -1,7 +1,7 @@
-// The same result as prefill.cu and decode.cu, in the plainest way: a warp a (token, query head), one
-// key after the other, f32 throughout. For comparison, and for machines where the others fail.
+// The same result as prefill.cu and decode.cu, in the simplest way: one warp per (token, query head), one key
+// after the other, f32 throughout. For comparison, and for machines where the others fail.
 //
-// Bytes: K and V once a (token, query head). Grid: (n_tokens / 4, n_q_heads), 128 threads.
+// Bytes: K and V once per (token, query head). Grid: (n_tokens / 4, n_q_heads), 128 threads.
 // Architectures: sm_90, sm_120. Elements: f16, bf16.
 #include "packed.cuh"
 

@@ -4,26 +4,21 @@
 // Sequence s has the tokens q_start[s] .. q_start[s + 1] of the batch, which are the last ones of
 // its context_len[s] tokens; their keys and values are in the pages already. The query heads of a
 // KV head are folded into the rows (row = token * group + head), so K and V are read once for all.
-// A block has 64 rows, 16 a warp, and walks over its context in tiles of 64 tokens (4 pages), which
-// lie in shared memory as elements whatever the cache holds. K loads run under P V, V loads under Q K.
+// A block has 64 rows, 16 per warp, and loops over its context in tiles of 64 tokens (4 pages). Tiles
+// lie in shared memory as elements, whatever the cache holds. K loads overlap P V, V loads overlap Q K.
 //
-// Tokens behind the end of a block's context weigh 0; their values, whatever they are, are cleared.
+// Tokens past the end of a block's context weigh 0, and their values are cleared.
 //
-// Both operands are read without transposition: K as 16-byte pieces, the dimensions permuted alike in
-// Q and K; V in the layout of paged_kv.cuh, which is that of the B operand.
+// Neither operand is transposed: K is read in 16-byte pieces, with the same permutation of the dimensions in
+// Q and K; V has the layout of paged_kv.cuh, which is that of the B operand.
 //
-// FLOPs: 4 * head_dim * (visible pairs) a query head. Bytes: K and V once a block.
+// FLOPs: 4 * head_dim * (visible pairs) per query head. Bytes: K and V once per block.
 // Grid: (tiles of all sequences at most, n_kv_heads), long contexts first, 128 threads.
 // Architectures: sm_90, sm_120. Elements: f16, bf16.
 // Ideas: FlashAttention-2 (Dao), GQA packing as in FlashInfer.
 #include "packed.cuh"
 
 constexpr int ROWS = 64, TOKENS = 64, THREADS = 128;
-
-DEVICE void async_copy_16(void* dst, const void* src) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(dst)), "l"(src) : "memory");
-}
-DEVICE void async_copy_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 // Which sequence tile `tile` belongs to, and its first row there. The same in every warp.
 DEVICE bool find_tile(const PackedAttentionParams& p, int tile, int& seq, int& first_row) {
@@ -50,15 +45,14 @@ DEVICE bool find_tile(const PackedAttentionParams& p, int tile, int& seq, int& f
     return false;
 }
 
-// Where 16-byte chunk `chunk` (8 dimensions) of token `row` lies in the K tile: pairs of rows in
+// Offset of 16-byte chunk `chunk` (8 dimensions) of token `row` in the K tile. The two rows of a pair are in
 // different halves of the banks.
 template <int HD>
 DEVICE int k_offset(int row, int chunk) {
     return row * HD + (chunk ^ ((row & 1) << 2)) * 8;
 }
 
-// Zeroes what 16-byte chunk `chunk` of the V tile (one lane's piece, see paged_kv.cuh) has of the tokens
-// from `end` on.
+// Zeroes the tokens from `end` on in 16-byte chunk `chunk` of the V tile (one lane's piece, see paged_kv.cuh).
 template <int HD>
 DEVICE void clear_chunk(int chunk, int end, elem* tile) {
     const int token = chunk / (2 * HD) * PAGE_TOKENS + chunk % 4 * 2;
@@ -68,8 +62,8 @@ DEVICE void clear_chunk(int chunk, int end, elem* tile) {
     v.z = keep_tokens(v.z, token + 8, end), v.w = keep_tokens(v.w, token + 8, end);
 }
 
-// Brings one tile of K or V from the pages to shared memory. `start` lets the loads run, `finish`
-// makes them visible to this thread; a barrier then makes them visible to all.
+// Loads one tile of K or V from the pages into shared memory. `start` issues the loads, `finish` makes them
+// visible to this thread; a barrier then makes them visible to all.
 template <class T, int HD, bool IS_K>
 struct TileLoader;
 
@@ -82,11 +76,11 @@ struct TileLoader<elem, HD, IS_K> {
             const int i = n * THREADS + threadIdx.x, page = i / (2 * HD), c = i % (2 * HD);
             const int row = page * PAGE_TOKENS + c / (HD / 8);
             const int to = IS_K ? k_offset<HD>(row, c % (HD / 8)) : i * 8;
-            async_copy_16(tile + to, pool + page_at(page) + c * 8);
+            copy_16(shared_address(tile + to), pool + page_at(page) + c * 8);
         }
     }
-    DEVICE void finish(elem*) { async_copy_wait(); }
-    // Behind `finish`, of V: this thread's part of the tokens from `end` on (of the tile) becomes zero.
+    DEVICE void finish(elem*) { copies_wait_all(); }
+    // Of V, after `finish`: zeroes this thread's part of the tile's tokens from `end` on.
     DEVICE void clear_from(int end, elem* tile) {
 #pragma unroll
         for (int n = 0; n < TOKENS * HD / 8 / THREADS; n++) clear_chunk<HD>(n * THREADS + threadIdx.x, end, tile);
@@ -132,93 +126,83 @@ DEVICE void load_eight(const elem* at, bool exists, uint32_t (&out)[4]) {
     else out[0] = out[1] = out[2] = out[3] = 0;
 }
 
-template <class T, int HD>
-DEVICE void attention_prefill(const PackedAttentionParams& p) {
-    constexpr int S = HD / 32, TILES = HD / 16, PAGES = TOKENS / PAGE_TOKENS, N = TOKENS / 8;
-    __shared__ __align__(16) elem k_tile[TOKENS * HD];
-    __shared__ __align__(16) elem v_tile[TOKENS * HD];
-    const int kv_head = blockIdx.y, warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, j = lane % 4;
-    launch_dependents();
-    wait_for_previous();
-    int seq, first_row;
-    if (!find_tile(p, gridDim.x - 1 - blockIdx.x, seq, first_row)) return;
-    const int begin = first_token(p, seq), len = first_token(p, seq + 1) - begin;
-    const int context = min(p.context_len[seq], p.max_pages * PAGE_TOKENS);
-    if (context <= 0) return;
-    const int start = max(0, context - len), rows = len * p.group;
+// Where a block works: rows of one sequence, one KV head.
+struct BlockRows {
+    int seq, first_row, rows;  // rows: of the sequence
+    int begin;                 // the sequence's first token in the batch
+    int start, context;        // of the context: the token of row 0, and how many there are
+};
 
-    // This lane's two rows of the tile; rows past the end are zero and not stored.
+// This lane's two rows, g and g + 8 of the warp's 16. Rows past the end are zero and not stored.
+template <int HD>
+struct QueryRows {
+    static constexpr int S = HD / 32;
     int64_t token[2];
     int head[2], limit[2];  // limit: how many tokens of the context the row sees
     bool exists[2];
-    uint32_t q[S][2][4];
+    uint32_t q[S][2][4];  // the A operand
+
+    DEVICE QueryRows(const PackedAttentionParams& p, const BlockRows& block, int kv_head, int warp, int g, int j) {
 #pragma unroll
-    for (int h = 0; h < 2; h++) {
-        const int row = first_row + warp * 16 + g + 8 * h;
-        exists[h] = row < rows;
-        const int t = min(row, rows - 1) / p.group;
-        token[h] = begin + t;
-        head[h] = kv_head * p.group + min(row, rows - 1) % p.group;
-        limit[h] = min(start + t + 1, context);
-    }
+        for (int h = 0; h < 2; h++) {
+            const int row = block.first_row + warp * 16 + g + 8 * h;
+            exists[h] = row < block.rows;
+            const int t = min(row, block.rows - 1) / p.group;
+            token[h] = block.begin + t;
+            head[h] = kv_head * p.group + min(row, block.rows - 1) % p.group;
+            limit[h] = min(block.start + t + 1, block.context);
+        }
 #pragma unroll
-    for (int s = 0; s < S; s++) {
-        uint32_t x[2][4];
+        for (int s = 0; s < S; s++) {
+            uint32_t x[2][4];
 #pragma unroll
-        for (int h = 0; h < 2; h++) load_eight(p.q + token[h] * p.q_stride + head[h] * HD + s * 32 + j * 8, exists[h], x[h]);
+            for (int h = 0; h < 2; h++)
+                load_eight(p.q + token[h] * p.q_stride + head[h] * HD + s * 32 + j * 8, exists[h], x[h]);
 #pragma unroll
-        for (int i = 0; i < 2; i++) {
-            q[s][i][0] = x[0][2 * i], q[s][i][1] = x[1][2 * i];
-            q[s][i][2] = x[0][2 * i + 1], q[s][i][3] = x[1][2 * i + 1];
+            for (int i = 0; i < 2; i++) {
+                q[s][i][0] = x[0][2 * i], q[s][i][1] = x[1][2 * i];
+                q[s][i][2] = x[0][2 * i + 1], q[s][i][3] = x[1][2 * i + 1];
+            }
         }
     }
-    const int last_limit = min(start + (min(first_row + ROWS, rows) - 1) / p.group + 1, context);
-    const int first_limit = min(start + first_row / p.group + 1, context);
-    const int n_tiles = (last_limit + TOKENS - 1) / TOKENS, last_page = (last_limit - 1) / PAGE_TOKENS;
+};
 
-    const int32_t* table = p.page_table + static_cast<int64_t>(seq) * p.max_pages;
-    const int64_t page_values = static_cast<int64_t>(p.n_kv) * PAGE_TOKENS * HD;
-    const T* k_pool = static_cast<const T*>(p.kv.k) + kv_head * PAGE_TOKENS * HD;
-    const T* v_pool = static_cast<const T*>(p.kv.v) + kv_head * PAGE_TOKENS * HD;
-    TileLoader<T, HD, true> k_loader;
-    TileLoader<T, HD, false> v_loader;
-    // Pages behind the end repeat the last one; its tokens are masked there.
-    auto start_k = [&](int tile) {
-        k_loader.start(k_pool, [&](int page) { return page_in_pool(p.kv, table[min(tile * PAGES + page, last_page)]) * page_values; }, k_tile);
-    };
-    auto start_v = [&](int tile) {
-        v_loader.start(v_pool, [&](int page) { return page_in_pool(p.kv, table[min(tile * PAGES + page, last_page)]) * page_values; }, v_tile);
-    };
+constexpr int PAGES = TOKENS / PAGE_TOKENS, SCORE_TILES = TOKENS / 8;
 
-    const float scale = p.scale * p.kv.k_scale * 1.44269504f;  // exp2 below
-    float m[2] = {-INFINITY, -INFINITY}, l[2] = {0.f, 0.f};
-    float o[2 * TILES][4] = {};
-    start_k(0);
-    for (int tile = 0; tile < n_tiles; tile++) {
-        k_loader.finish(k_tile);
-        __syncthreads();  // K is there, and nobody reads the V before any more
-        start_v(tile);
-        float sc[N][4] = {};
+// S = Q K^T of a tile. Score i of tile n is row g + 8 * (i / 2), token n * 8 + 2j + i % 2.
+template <int HD>
+DEVICE void multiply_k(float (&scores)[SCORE_TILES][4], const QueryRows<HD>& query, const elem* k_tile, int g, int j) {
 #pragma unroll
-        for (int s = 0; s < S; s++)
+    for (int s = 0; s < HD / 32; s++)
 #pragma unroll
-            for (int n = 0; n < N; n++) {
-                const uint4 k = *reinterpret_cast<const uint4*>(k_tile + k_offset<HD>(n * 8 + g, s * 4 + j));
-                mma_16816(sc[n], q[s][0], k.x, k.y);
-                mma_16816(sc[n], q[s][1], k.z, k.w);
-            }
-        // score i of tile n: row g + 8 * (i / 2), token n * 8 + 2j + i % 2
-        const bool is_whole = (tile + 1) * TOKENS <= first_limit;
+        for (int n = 0; n < SCORE_TILES; n++) {
+            const uint4 k = *reinterpret_cast<const uint4*>(k_tile + k_offset<HD>(n * 8 + g, s * 4 + j));
+            mma_16816(scores[n], query.q[s][0], k.x, k.y);
+            mma_16816(scores[n], query.q[s][1], k.z, k.w);
+        }
+}
+
+// What a warp has summed up so far, of this lane's two rows: the online softmax.
+template <int HD>
+struct RunningSums {
+    static constexpr int TILES = HD / 16;
+    float m[2] = {-INFINITY, -INFINITY};  // largest score
+    float l[2] = {0.f, 0.f};              // sum of weights: of this lane's tokens until `store`
+    float o[2 * TILES][4] = {};           // weighted V
+
+    // Scales and masks a tile's scores and updates the largest. `factor`: what the sums so far are
+    // multiplied by.
+    DEVICE void raise_largest(float (&scores)[SCORE_TILES][4], float (&factor)[2], const int (&limit)[2], int first_token,
+                              bool is_whole, float scale, int j) {
         float top[2] = {-INFINITY, -INFINITY};
 #pragma unroll
-        for (int n = 0; n < N; n++)
+        for (int n = 0; n < SCORE_TILES; n++)
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                const int t = tile * TOKENS + n * 8 + 2 * j + i % 2;
-                sc[n][i] = is_whole || t < limit[i / 2] ? sc[n][i] * scale : -INFINITY;
-                top[i / 2] = fmaxf(top[i / 2], sc[n][i]);
+                const int t = first_token + n * 8 + 2 * j + i % 2;
+                scores[n][i] = is_whole || t < limit[i / 2] ? scores[n][i] * scale : -INFINITY;
+                top[i / 2] = fmaxf(top[i / 2], scores[n][i]);
             }
-        float factor[2];
 #pragma unroll
         for (int h = 0; h < 2; h++) {
             top[h] = fmaxf(top[h], __shfl_xor_sync(~0u, top[h], 1));
@@ -228,46 +212,107 @@ DEVICE void attention_prefill(const PackedAttentionParams& p) {
             m[h] = top[h];
             l[h] *= factor[h];
         }
-        uint32_t pr[PAGES][4];  // P as the A operand of a page
+    }
+    // Scores become weights, as the A operand of each page.
+    DEVICE void weigh(uint32_t (&weights)[PAGES][4], const float (&scores)[SCORE_TILES][4]) {
 #pragma unroll
-        for (int n = 0; n < N; n++) {
+        for (int n = 0; n < SCORE_TILES; n++) {
             float x[4];
 #pragma unroll
-            for (int i = 0; i < 4; i++) x[i] = exp2f(sc[n][i] - m[i / 2]);
-            l[0] += x[0] + x[1], l[1] += x[2] + x[3];  // this lane's tokens; added over lanes at the end
-            pr[n / 2][n % 2 * 2] = elem2_bits(floats_to_elem2(x[0], x[1]));
-            pr[n / 2][n % 2 * 2 + 1] = elem2_bits(floats_to_elem2(x[2], x[3]));
+            for (int i = 0; i < 4; i++) x[i] = exp2f(scores[n][i] - m[i / 2]);
+            l[0] += x[0] + x[1], l[1] += x[2] + x[3];
+            weights[n / 2][n % 2 * 2] = elem2_bits(floats_to_elem2(x[0], x[1]));
+            weights[n / 2][n % 2 * 2 + 1] = elem2_bits(floats_to_elem2(x[2], x[3]));
         }
-        v_loader.finish(v_tile);
-        if ((tile + 1) * TOKENS > last_limit) v_loader.clear_from(last_limit - tile * TOKENS, v_tile);
-        __syncthreads();  // V is there, and nobody reads this K any more
-        if (tile + 1 < n_tiles) start_k(tile + 1);
+    }
+    // O = O factor + P V.
+    DEVICE void multiply_v(const uint32_t (&weights)[PAGES][4], const float (&factor)[2], const elem* v_tile, int lane) {
 #pragma unroll
-        for (int n = 0; n < 2 * TILES; n++) o[n][0] *= factor[0], o[n][1] *= factor[0], o[n][2] *= factor[1], o[n][3] *= factor[1];
+        for (int n = 0; n < 2 * TILES; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) o[n][i] *= factor[i / 2];
 #pragma unroll
         for (int page = 0; page < PAGES; page++)
 #pragma unroll
             for (int t = 0; t < TILES; t++) {
                 const uint4 v = *reinterpret_cast<const uint4*>(v_tile + (page * TILES + t) * 256 + lane * 8);
-                mma_16816(o[2 * t], pr[page], v.x, v.z);
-                mma_16816(o[2 * t + 1], pr[page], v.y, v.w);
+                mma_16816(o[2 * t], weights[page], v.x, v.z);
+                mma_16816(o[2 * t + 1], weights[page], v.y, v.w);
             }
     }
+    DEVICE void store(const PackedAttentionParams& p, const QueryRows<HD>& query, int j) {
 #pragma unroll
-    for (int h = 0; h < 2; h++) {
-        l[h] += __shfl_xor_sync(~0u, l[h], 1);
-        l[h] += __shfl_xor_sync(~0u, l[h], 2);
-        const float r = p.kv.v_scale / l[h];
-        if (exists[h])
+        for (int h = 0; h < 2; h++) {
+            l[h] += __shfl_xor_sync(~0u, l[h], 1);
+            l[h] += __shfl_xor_sync(~0u, l[h], 2);
+            const float r = p.kv.v_scale / l[h];
+            if (query.exists[h])
 #pragma unroll
-            for (int n = 0; n < 2 * TILES; n++) {
-                const int64_t at = activation_at(token[h], head[h] * HD + n * 8 + 2 * j, p.out_stride, p.out_tile_rows);
-                *reinterpret_cast<elem2*>(p.out + at) = floats_to_elem2(o[n][2 * h] * r, o[n][2 * h + 1] * r);
-            }
+                for (int n = 0; n < 2 * TILES; n++) {
+                    const int64_t at =
+                        activation_at(query.token[h], query.head[h] * HD + n * 8 + 2 * j, p.out_stride, p.out_tile_rows);
+                    *reinterpret_cast<elem2*>(p.out + at) = floats_to_elem2(o[n][2 * h] * r, o[n][2 * h + 1] * r);
+                }
+        }
     }
+};
+
+template <class T, int HD>
+DEVICE void attention_prefill(const PackedAttentionParams& p) {
+    __shared__ __align__(16) elem k_tile[TOKENS * HD];
+    __shared__ __align__(16) elem v_tile[TOKENS * HD];
+    const int kv_head = blockIdx.y, warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, j = lane % 4;
+    launch_dependents();
+    wait_for_previous();
+    BlockRows block;
+    if (!find_tile(p, gridDim.x - 1 - blockIdx.x, block.seq, block.first_row)) return;
+    block.begin = first_token(p, block.seq);
+    const int len = first_token(p, block.seq + 1) - block.begin;
+    block.context = min(p.context_len[block.seq], p.max_pages * PAGE_TOKENS);
+    if (block.context <= 0) return;
+    block.start = max(0, block.context - len), block.rows = len * p.group;
+
+    const QueryRows<HD> query(p, block, kv_head, warp, g, j);
+    // How many tokens of the context the block's last row sees, and its first.
+    const int last_limit = min(block.start + (min(block.first_row + ROWS, block.rows) - 1) / p.group + 1, block.context);
+    const int first_limit = min(block.start + block.first_row / p.group + 1, block.context);
+    const int n_tiles = (last_limit + TOKENS - 1) / TOKENS, last_page = (last_limit - 1) / PAGE_TOKENS;
+
+    const int32_t* table = p.page_table + static_cast<int64_t>(block.seq) * p.max_pages;
+    const int64_t page_values = static_cast<int64_t>(p.n_kv) * PAGE_TOKENS * HD;
+    const T* k_pool = static_cast<const T*>(p.kv.k) + kv_head * PAGE_TOKENS * HD;
+    const T* v_pool = static_cast<const T*>(p.kv.v) + kv_head * PAGE_TOKENS * HD;
+    TileLoader<T, HD, true> k_loader;
+    TileLoader<T, HD, false> v_loader;
+    // Pages past the end repeat the last one; its tokens are masked there.
+    auto page_at = [&](int page) { return page_in_pool(p.kv, table[min(page, last_page)]) * page_values; };
+    auto start_k = [&](int tile) { k_loader.start(k_pool, [&](int page) { return page_at(tile * PAGES + page); }, k_tile); };
+    auto start_v = [&](int tile) { v_loader.start(v_pool, [&](int page) { return page_at(tile * PAGES + page); }, v_tile); };
+
+    const float scale = p.scale * p.kv.k_scale * 1.44269504f;  // times log2(e): the softmax uses exp2
+    RunningSums<HD> sums;
+    start_k(0);
+    for (int tile = 0; tile < n_tiles; tile++) {
+        k_loader.finish(k_tile);
+        __syncthreads();  // K has arrived, and no warp still reads the previous V
+        start_v(tile);
+        float scores[SCORE_TILES][4] = {};
+        multiply_k(scores, query, k_tile, g, j);
+        float factor[2];
+        const bool is_whole = (tile + 1) * TOKENS <= first_limit;
+        sums.raise_largest(scores, factor, query.limit, tile * TOKENS, is_whole, scale, j);
+        uint32_t weights[PAGES][4];
+        sums.weigh(weights, scores);
+        v_loader.finish(v_tile);
+        if ((tile + 1) * TOKENS > last_limit) v_loader.clear_from(last_limit - tile * TOKENS, v_tile);
+        __syncthreads();  // V has arrived, and no warp still reads this K
+        if (tile + 1 < n_tiles) start_k(tile + 1);
+        sums.multiply_v(weights, factor, v_tile, lane);
+    }
+    sums.store(p, query, j);
 }
 
-// blocks: how many a multiprocessor should hold, which bounds the registers.
+// blocks: the number that a multiprocessor should hold, which bounds the registers.
 #define ATTENTION_PREFILL(name, type, hd, blocks)                                \
     extern "C" __global__ void __launch_bounds__(THREADS, blocks)                \
         name(const __grid_constant__ PackedAttentionParams p) {                  \

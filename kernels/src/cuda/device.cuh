@@ -1,5 +1,5 @@
-// What every kernel shares: asynchronous copies, barriers, clusters, launch overlap.
-// All of it compiles for sm_90 and sm_120 from this one source.
+// What all kernels share: asynchronous copies, barriers, clusters, launch overlap. It compiles for sm_90 and
+// sm_120.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -13,8 +13,8 @@ using cuda::std::uint8_t;
 
 #define DEVICE __device__ __forceinline__
 
-// Where a source chooses by chip: this is code for sm_120, or sm_120's choices for another chip, which a
-// card profile runs there (`Profiles: sm_120.` in the source's header has them compiled).
+// For sources that choose by chip. It is defined for sm_120, and for another chip that runs sm_120's choices
+// under a card profile (`Profiles: sm_120.` in the source's header has them compiled).
 #if defined(PROFILE_SM_120) || (defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000)
 #define FOR_SM_120
 #endif
@@ -25,15 +25,15 @@ DEVICE uint32_t shared_address(const void* p) {
 
 // ---- jitter ------------------------------------------------------------------------------
 
-// In a build with JITTER warps sleep up to 2 us at random wherever threads, copies or launches meet. What
-// comes in the right order by luck alone then comes in others, and results that depend on it change.
+// In a build with JITTER, warps sleep up to 2 us at random at every point where threads, copies or launches
+// synchronise. If the right order was luck, other orders occur as well, and the results change.
 DEVICE void jitter() {
 #ifdef JITTER
     uint32_t x;
     asm volatile("mov.u32 %0, %%clock;" : "=r"(x));
     x = (x ^ (threadIdx.x / 32 + 1) * 0x9e3779b9u ^ (blockIdx.x + 1) * 0x85ebca6bu) * 0xc2b2ae35u;
     x ^= x >> 15;
-    // No branch: a warp that must arrive together stays together.
+    // No branch: the warp must not diverge.
     __nanosleep(x % 8 == 0 ? x >> 21 : 0);
 #endif
 }
@@ -53,7 +53,7 @@ DEVICE void wait_for_previous() {
 
 // ---- device memory that blocks share -----------------------------------------------------
 
-// By one thread, behind a barrier of its block: what the block has written before is released with it.
+// By one thread, after a barrier of its block: it releases all that the block has written before.
 DEVICE void add_release(int32_t* at, int32_t v) {
     jitter();
     asm volatile("red.release.gpu.global.add.s32 [%0], %1;" ::"l"(at), "r"(v) : "memory");
@@ -69,10 +69,10 @@ DEVICE int32_t load_acquire(const int32_t* at) {
     asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(v) : "l"(at) : "memory");
     return v;
 }
-// Waits until other blocks have brought `*at` to `value`. They run at the same time, so this takes
-// microseconds. Should one of them not be on the device (another process has taken its place), the
-// launch ends with an illegal address after some 15 s, instead of never. (`trap` would say it more
-// clearly, but ptxas makes wgmma wait for itself in a kernel that has one.)
+// Waits until other blocks have raised `*at` to `value`. They run at the same time, so this takes
+// microseconds. If one of them is not on the GPU (another process has taken its place), the launch ends with
+// an illegal address after some 15 s, instead of hanging. (`trap` would be clearer, but ptxas serialises wgmma
+// in a kernel that has one.)
 DEVICE void wait_for_blocks(const int32_t* at, int32_t value) {
     constexpr uint32_t EAGER_POLLS = 2048, MOST_POLLS = 1u << 24;
     jitter();
@@ -81,6 +81,22 @@ DEVICE void wait_for_blocks(const int32_t* at, int32_t value) {
         if (polls == MOST_POLLS) asm volatile("st.global.u32 [%0], %1;" ::"l"(0ull), "r"(polls) : "memory");
     }
 }
+
+// ---- 16-byte copies from global to shared memory -----------------------------------------
+
+DEVICE void copy_16(uint32_t to, const void* from) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+}
+DEVICE void copy_16(uint32_t to, const void* from, bool is_wanted) {
+    asm volatile("{ .reg .pred p; setp.ne.b32 p, %2, 0; @p cp.async.cg.shared.global [%0], [%1], 16; }" ::"r"(to), "l"(from),
+                 "r"(static_cast<int>(is_wanted))
+                 : "memory");
+}
+DEVICE void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Waits until at most PENDING of this thread's groups of copies are in flight.
+template <int PENDING>
+DEVICE void copies_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory"); }
+DEVICE void copies_wait_all() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 // ---- mbarrier + bulk copy ----------------------------------------------------------------
 
@@ -128,7 +144,7 @@ DEVICE void bulk_copy(uint32_t dst, const void* src, uint32_t bytes, uint32_t ba
                  : "memory");
 }
 
-// Into the L2 alone; bytes and address: multiples of 16.
+// Into the L2 only; bytes and address: multiples of 16.
 DEVICE void bulk_prefetch(const void* src, uint32_t bytes) {
     asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(src), "r"(bytes) : "memory");
 }
@@ -154,7 +170,7 @@ DEVICE void cluster_sync() {
     jitter();
     asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
-// Where another block of the cluster has what this one has at `address` of its shared memory.
+// The address, in another block of the cluster, of what this block has at `address` of its shared memory.
 DEVICE uint32_t remote_address(uint32_t address, uint32_t rank) {
     uint32_t remote;
     asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(address), "r"(rank));

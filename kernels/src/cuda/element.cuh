@@ -1,10 +1,10 @@
-// The 16-bit type of activations and unquantised weights. A source that works on it says
-// `Elements: f16, bf16.` in its header and is compiled once for each: as it stands for fp16, with
+// The 16-bit type of activations and unquantised weights, the element. A source that works on it says
+// `Elements: f16, bf16.` in its header and is compiled once for each: without a definition for fp16, with
 // ELEMENT_BF16 for bf16. Sums, the residual stream and logits are fp32 in both.
 //
-// Conversion to fp16 saturates at +-65504, in the same one instruction: a value that is too large costs
-// accuracy and never makes an infinity, which the next product would make NaN. NaN stays NaN, so that
-// a broken row is seen as broken. bf16 has the range of fp32 and is converted as it is.
+// Conversion to fp16 saturates at +-65504, in the same single instruction: a value that is too large costs
+// accuracy but never makes an infinity, which the next product would turn into NaN. NaN stays NaN, so that a
+// broken row shows. bf16 has the range of fp32 and needs no saturation.
 #pragma once
 #include "device.cuh"
 
@@ -51,9 +51,9 @@ DEVICE elem2 bits_elem2(uint32_t b) { return *reinterpret_cast<elem2*>(&b); }
 
 // ---- lanes of a matrix instruction ---------------------------------------------------------
 //
-// Every kernel with matrix instructions names a lane's coordinates as PTX's m16n8k16 has them:
+// Every kernel with matrix instructions names a lane's coordinates as PTX does for m16n8k16:
 //   lane = threadIdx.x % 32    g = lane / 4 (groupID)    j = lane % 4 (threadID_in_group)
-// and holds, of the tiles that a warp multiplies,
+// A lane holds these parts of the tiles that a warp multiplies:
 //   A, 16 x 16: a[0] is row g,     columns 2j, 2j + 1    a[2] is row g,     columns 2j + 8, 2j + 9
 //               a[1] is row g + 8, columns 2j, 2j + 1    a[3] is row g + 8, columns 2j + 8, 2j + 9
 //   B, 16 x 8:  b0 is rows 2j, 2j + 1 of column g        b1 is rows 2j + 8, 2j + 9 of column g

@@ -1,12 +1,11 @@
-// One layer's paged KV cache, as qkv_prepare writes and attention reads it.
+// One layer's paged KV cache. qkv_prepare writes it and attention reads it.
 //
-// A page holds 16 tokens of one KV head. K lies token by token, [16][head_dim]. V lies as the A
-// operand of the product P V wants it: a tile of 16 dimensions x 16 tokens is 32 lanes x 8 values,
-// lane (g, j) holding
+// A page holds 16 tokens of one KV head. K is token by token, [16][head_dim]. V has the layout of the A
+// operand of the product P V: a tile of 16 dimensions x 16 tokens is 32 lanes x 8 values, and lane (g, j) holds
 //   (dim g; tokens 2j, 2j+1) (dim g+8; same) (dim g; tokens 2j+8, 2j+9) (dim g+8; same).
 //
-// What is stored is finite (`to_stored`), and attention makes nothing of what lies behind a context
-// (`keep_tokens`): a page that one request leaves behind cannot change the results of the next owner.
+// All stored values are finite (`to_stored`), and attention zeroes what lies past the end of a context
+// (`keep_tokens`): a page that one request has used cannot change the results of its next owner.
 #pragma once
 #include <cuda_fp8.h>
 
@@ -23,20 +22,20 @@ struct PagedKv {
     int32_t padding;
 };
 
-// A page table's entry, held inside the pool whatever the table says.
+// A page table's entry, clamped to the pool whatever the table says.
 DEVICE int64_t page_in_pool(const PagedKv& kv, int32_t page) {
     return min(static_cast<uint32_t>(page), static_cast<uint32_t>(kv.n_pages - 1));
 }
 
-// Where (token in page, dim) of V lies in its page of one head.
+// Offset of (token in page, dim) of V in its page of one head.
 DEVICE int v_offset(int token, int dim) {
     const int lane = (dim % 8) * 4 + (token % 8) / 2;
     const int value = (token / 8) * 4 + (dim / 8 % 2) * 2 + token % 2;
     return (dim / 16 * 32 + lane) * 8 + value;
 }
 
-// x held inside what a format can hold, 0 for NaN. Counts what is at the end of the range or beyond:
-// a value that was too large for the kernel before has been saturated there already.
+// Clamps x to the range of a format; NaN becomes 0. Counts values at the end of the range or past it: a value
+// that was too large for the previous kernel has been saturated there already.
 DEVICE float held_inside(float x, float largest, int& n_saturated) {
     const bool is_inside = fabsf(x) < largest;  // false for NaN
     n_saturated += !is_inside;
@@ -55,7 +54,7 @@ DEVICE __nv_fp8_e4m3 to_stored<__nv_fp8_e4m3>(float x, float inverse_scale, int&
     return __nv_fp8_e4m3(held_inside(x * inverse_scale, 448.f, n_saturated));
 }
 
-// Of a pair of V's elements, tokens `token` and `token + 1`: zero where they are not below `end`.
+// Of a pair of V's elements, tokens `token` and `token + 1`: zeroes those that are not below `end`.
 DEVICE uint32_t keep_tokens(uint32_t pair, int token, int end) {
     return pair & ((token < end ? 0xffffu : 0u) | (token + 1 < end ? 0xffff0000u : 0u));
 }

@@ -1,11 +1,11 @@
-// Where an activation lies. Either in plain rows, or tiled as wgmma.cu wants it: [k / 64][rows]
-// pieces of 64 values, in the order of k that the packed weights have (repack.cu) and with the
-// 128-byte swizzle of wgmma.cuh, so that a plain copy of rows is an operand.
+// The two layouts of activations: plain rows, or tiled as wgmma.cu reads them. Tiled means [k / 64][rows]
+// pieces of 64 values, in the order of k of the packed weights (repack.cu) and with the 128-byte swizzle of
+// wgmma.cuh, so that a plain copy of rows is an operand.
 #pragma once
 #include "device.cuh"
 
-// Of value k of a row; the pairs k, k + 1 (k even) stay together. `tile_rows`: of the whole
-// matrix, a multiple of 8; 0 for plain rows of `stride` values.
+// Index of value k of a row; the pairs k, k + 1 (k even) stay together. `tile_rows`: rows of the whole matrix,
+// a multiple of 8; 0 for plain rows of `stride` values.
 DEVICE int64_t activation_at(int row, int k, int stride, int tile_rows) {
     if (tile_rows == 0) return static_cast<int64_t>(row) * stride + k;
     const int slot = (k & 0x21) | (k & 0x18) >> 2 | (k & 4) << 2 | (k & 2) << 2;

@@ -1,24 +1,24 @@
 // Warpgroup matrix instructions of sm_90a: d[64 x N] += a[64 x 16] b[16 x N] for the four warps of
-// a warpgroup, a in registers as for mma_16816 (warp w has rows 16 w ..), b in shared memory.
+// a warpgroup. a is in registers as for mma_16816 (warp w has rows 16 w ..), b in shared memory.
 #pragma once
 #include "element.cuh"
 
-// b: N rows of 64 k, 128 bytes a row, its 16-byte pieces xor-ed with the row mod 8 (128-byte
-// swizzle); starts on 1024 bytes. Add 2 for each 16 k further on.
+// The descriptor of b: N rows of 64 k, 128 bytes per row, the index of a 16-byte piece xor-ed with the row mod
+// 8 (128-byte swizzle), aligned to 1024 bytes. Add 2 for each further 16 k.
 DEVICE uint64_t wgmma_operand(uint32_t address) {
     constexpr uint64_t EIGHT_ROWS = 1024 >> 4, SWIZZLE_128B = 1;
     return static_cast<uint64_t>((address & 0x3ffff) >> 4) | uint64_t{1} << 16 | EIGHT_ROWS << 32 | SWIZZLE_128B << 62;
 }
-// Before the first product, and whenever registers that products read were written.
+// Before the first product, and after every write to registers that products read.
 DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 DEVICE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-// Until at most `PENDING` committed groups still run.
+// Waits until at most `PENDING` committed groups still run.
 template <int PENDING>
 DEVICE void wgmma_wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
 }
 
-// Moves registers between the warpgroups of a block; n a multiple of 8. By all four warps.
+// Move registers between the warpgroups of a block; N is a multiple of 8. By all four warps.
 template <int N>
 DEVICE void release_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N)); }
 template <int N>

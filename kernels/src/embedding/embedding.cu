@@ -1,7 +1,7 @@
 // h[r][:] = table[ids[r]][:]   table: [vocab][n] elements, h: [m][n] f32, the start of the residual stream.
-// The first kernel of a step, and its gate: later ones may start only once this one has waited for
-// the step before, so they may read what that step left (lengths, page tables, older pages) at once.
-// Bytes: 2 n read, 4 n written a row. Grid: m blocks of 256 threads. Architectures: sm_90, sm_120.
+// The first kernel of a step, and its gate: later kernels may start only after this one has waited for the
+// previous step, so they may read what that step wrote (lengths, page tables, older pages) at once.
+// Bytes: 2 n read, 4 n written per row. Grid: m blocks of 256 threads. Architectures: sm_90, sm_120.
 // Elements: f16, bf16.
 #include "../cuda/element.cuh"
 

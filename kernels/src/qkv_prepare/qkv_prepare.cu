@@ -2,8 +2,8 @@
 //   q, k <- RMSNorm over head_dim (Qwen3)      q, k <- RoPE at the token's position
 //   k, v  -> the token's slot of the paged cache
 //
-// qkv: [m][(n_q + 2 n_kv) * head_dim] elements, q rotated in place. One warp a head, lane l holding the
-// dimensions l*E .. and their partners half a head further, so that a rotation stays in the lane.
+// qkv: [m][(n_q + 2 n_kv) * head_dim] elements, q rotated in place. One warp per head. Lane l holds the
+// dimensions l*E .. and their partners half a head further, so that a rotation stays within the lane.
 // Bytes: qkv once, q and the cache slots once. Grid: (m, heads / 4), 128 threads.
 // Architectures: sm_90, sm_120. Elements: f16, bf16.
 #include "../cuda/paged_kv.cuh"
@@ -18,15 +18,15 @@ struct QkvPrepareParams {
     const int32_t* positions;  // [m]
     const int32_t* slots;      // [m] page * PAGE_TOKENS + token, -1 for a padding row
     PagedKv kv;
-    unsigned long long* n_saturated;  // grows by the values that are not stored as they are; or null
+    unsigned long long* n_saturated;  // incremented by the number of values that were clamped or NaN; or null
     float eps;
     int32_t m, n_q, n_kv, row_stride;
-    int32_t n_positions;  // rows of cos_sin; a position outside is held inside
+    int32_t n_positions;  // rows of cos_sin; a position outside is clamped
 };
 
 template <class T, int HD>
 DEVICE void qkv_prepare(const QkvPrepareParams& p) {
-    constexpr int E = HD / 64;  // dimensions of each half a lane holds
+    constexpr int E = HD / 64;  // dimensions of each half that a lane holds
     const int row = blockIdx.x, head = blockIdx.y * HEADS_PER_BLOCK + threadIdx.x / 32, lane = threadIdx.x % 32;
     launch_dependents();
     if (head >= p.n_q + 2 * p.n_kv) return;

@@ -1,10 +1,10 @@
 // x[r][c] = h[row(r)][c] * rsqrt(mean(h^2) + eps) * weight[c]
 //
-// h: [.][n] f32, the residual stream; x: [m][x_stride] elements, or tiled (tiled.cuh). One block a row; each thread keeps its
-// part of the row in registers, so h is read once. `rows` picks rows (the last token of each
-// sequence before lm_head); null takes them in order. It may begin a chain of norms that are done
-// on the way (deferred.cuh).
-// Bytes: 4 n read, 2 n written a row. Grid: m blocks of 512 threads, n at most 16,384.
+// h: [.][n] f32, the residual stream; x: [m][x_stride] elements, or tiled (tiled.cuh). One block per row. Each
+// thread keeps its part of the row in registers, so h is read once. `rows` picks rows (the last token of each
+// sequence before lm_head); null takes them in order. The kernel may begin a chain of norms that are fused
+// into projections (deferred.cuh).
+// Bytes: 4 n read, 2 n written per row. Grid: m blocks of 512 threads, n at most 16,384.
 // Architectures: sm_90, sm_120. Elements: f16, bf16.
 #include "deferred.cuh"
 
@@ -17,14 +17,14 @@ struct RmsNormParams {
     elem* x;
     float eps;
     int32_t n, x_stride;
-    int32_t h_rows;  // of h; a row index outside is held inside
+    int32_t h_rows;  // of h; a row index outside is clamped
     int32_t x_tile_rows;  // of a tiled x; 0 for plain rows
     int32_t padding;
-    NormState next;       // null: none follows
+    NormState next;       // null: no norm follows
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS) rms_norm(const __grid_constant__ RmsNormParams p) {
-    constexpr int VECTORS = 8;  // of 4 values a thread, at most
+    constexpr int VECTORS = 8;  // of 4 values, the most that a thread has
     launch_dependents();
     const int n_vectors = p.n / 4;
     uint2 weight[VECTORS];
@@ -55,7 +55,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) rms_norm(const __grid_cons
     float total = 0.f;
 #pragma unroll
     for (int i = 0; i < WARPS; i++) total += sums[i];
-    // A row that is too large for f32 is broken, not zero.
+    // A row whose sum of squares overflows f32 becomes NaN, not zero.
     const float r = total < INFINITY ? rsqrtf(total / p.n + p.eps) : NAN;
     if (p.next.scale != nullptr && threadIdx.x == 0) begin_norm(p.next, blockIdx.x, r);
 #pragma unroll

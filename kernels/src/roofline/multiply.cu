@@ -1,7 +1,7 @@
 // Products out of registers: the rate of mma.sync m16n8k16, fp16 operands, fp32 sums.
 //
-// Formula: d[16x8] += a[16x16] b[16x8], n_rounds times for each of 8 independent d a warp.
-// FLOPs: 2 * 16 * 8 * 16 a product. Bytes: none. Grid: two blocks of 256 threads an SM.
+// Formula: d[16x8] += a[16x16] b[16x8], n_rounds times for each of 8 independent d per warp.
+// FLOPs: 2 * 16 * 8 * 16 per product. Bytes: none. Grid: two blocks of 256 threads per SM.
 // Architectures: sm_90, sm_120.
 #include "../cuda/element.cuh"
 #include "multiply.cuh"

@@ -1,10 +1,10 @@
 // out ^= the xor of all words of data: a plain read of device memory.
 //
-// Nothing that reads a matrix once can be faster, so its rate is what such kernels are compared
-// with. What it reads stays in the L2 without having to be written back: it is also how the L2 is
-// emptied of something else before a measurement.
+// No kernel that reads a matrix once can be faster, so such kernels are compared with its rate. What it reads
+// stays in the L2 and need not be written back, so it is also how other data are evicted from the L2 before a
+// measurement.
 //
-// Bytes: 16 n. Grid: two blocks of 512 threads an SM, each thread strides. Architectures: sm_90, sm_120.
+// Bytes: 16 n. Grid: two blocks of 512 threads per SM, grid-stride. Architectures: sm_90, sm_120.
 #include "../cuda/device.cuh"
 
 struct ReadParams {
@@ -14,7 +14,7 @@ struct ReadParams {
 };
 
 constexpr int THREADS = 512;
-// Loads of a thread in flight: 128 KiB an SM, several times what the latency needs.
+// Loads of a thread in flight: 128 KiB per SM, several times what the latency needs.
 constexpr int AT_ONCE = 8;
 
 DEVICE uint32_t folded(uint4 v) { return v.x ^ v.y ^ v.z ^ v.w; }

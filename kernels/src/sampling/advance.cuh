@@ -1,5 +1,5 @@
-// What ends a decode step, whoever chose the token: it is stored where the next step and the host
-// find it, and the row moves on by one token.
+// The end of a decode step, for argmax.cu and sample.cu: the chosen token is stored where the next step and the
+// host read it, and the row advances by one token.
 #pragma once
 #include "../cuda/device.cuh"
 #include "../cuda/page.cuh"
@@ -14,7 +14,7 @@ struct Advance {
     int32_t* history;       // [n_steps][m], what the host reads: row `*step` is written
     const int32_t* step;    // device counter of the burst, or null for row 0
     int32_t m;
-    // State of the rows, moved on when `advance` is set.
+    // State of the rows, updated when `advance` is set.
     int32_t advance;
     int32_t* positions;     // [m]
     int32_t* context_len;   // [m], 0 for a padding row

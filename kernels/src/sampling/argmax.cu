@@ -1,9 +1,9 @@
-// The greedy step's end, on the device: the likeliest token of each row, and the row moved on by
-// one token, so that the next step can start without the host.
+// The end of a greedy step, on the GPU: chooses the likeliest token of each row and advances the row by one
+// token, so that the next step can start without the host.
 //
-// logits: [m][n] f32. One cluster of up to 8 blocks a row: each takes a part, the first merges. Ties go
-// to the lowest id, whatever the order of arrival. A row with a NaN or +inf, or with -inf alone, has
-// no token: an error is recorded (advance.cuh), and the row moves on with token 0. Bytes: 4 n a row.
+// logits: [m][n] f32. One cluster of up to 8 blocks per row: each takes a part, the first merges. Ties go to
+// the lowest id, whatever the order of arrival. A row with a NaN or +inf, or with only -inf, has no token: an
+// error is recorded (advance.cuh), and the row advances with token 0. Bytes: 4 n per row.
 // Grid: m clusters of 1 to 8 blocks of 256 threads. Architectures: sm_90, sm_120.
 #include "advance.cuh"
 
@@ -23,7 +23,7 @@ DEVICE uint64_t ranked(float value, int32_t id) {
     uint32_t bits = __float_as_uint(value == 0.f ? 0.f : value);  // -0 equals 0
     bits = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
     const uint64_t rank = static_cast<uint64_t>(bits) << 32 | (0xffffffffu - static_cast<uint32_t>(id));
-    return value < INFINITY ? rank : BROKEN;  // NaN is not below
+    return value < INFINITY ? rank : BROKEN;  // false for NaN
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)

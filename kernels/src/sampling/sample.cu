@@ -4,32 +4,31 @@
 //   - larger logit first, then lower id; 0 and -0 are equal
 //   - weight = exp((logit - largest) / temperature), in f32
 //   - top-p counts among the top k; min-p compares with the likeliest
-//   - the draw walks the kept tokens by ascending id until their weights' sum passes u * total,
+//   - the draw adds up the kept tokens' weights by ascending id until the sum passes u * total,
 //     u from Philox4x32-10 of (seed, output index)
 //   - log-probabilities come from the logits before bias and penalties
-// Sums of weights are integers (2^-40), hence the same whatever the order: the same seed gives the
-// same token every time. Against the CPU only roundings of exp differ.
+// Weights are summed as integers (units of 2^-40), so the order does not matter: the same seed gives the
+// same token every time. Only the rounding of exp differs from the CPU.
 //
-// A row's last kept token is a rank (64-bit key: ordered logit, then inverted id), found without a
-// sort: a histogram over the distance from the largest logit, then histograms over the keys of the
-// one bin that holds the cut, 11 bits a pass.
+// The last kept token of a row is a rank (64-bit key: ordered logit, then inverted id). It is found without
+// a sort: a histogram over the distance from the largest logit, then histograms over the keys of the
+// one bin that holds the cut, 11 bits per pass.
 //
-// Layout: logits [m][stride] f32. A cluster of up to 8 blocks has a row, or one block where there are many
-// rows; each block has a part of the ids, whose logits it keeps in shared memory where they fit, so that device
-// memory is read once. Every block follows the same path and finds the same results; histograms, maxima and
-// sums are put together through distributed shared memory.
+// Layout: logits [m][stride] f32. A cluster of up to 8 blocks has a row, or one block if there are many rows.
+// Each block has a part of the ids. It keeps their logits in shared memory if they fit, so that device memory
+// is read once. Every block follows the same path and finds the same results; histograms, maxima and sums are
+// combined through distributed shared memory.
 //
-// Penalties come from a list of the row's tokens that lies on the device and takes in each chosen
-// token, so that steps may follow each other without the host. The logits are changed where they do
-// not fit shared memory.
-// Bytes: 4 n a row where the logits fit shared memory, else 4 n a pass. Passes: one for a greedy row, some six
+// Penalties come from a list of the row's tokens on the GPU. Each chosen token is added to it, so that steps
+// may follow each other without the host. Logits that do not fit shared memory are changed in place.
+// Bytes: 4 n per row if the logits fit shared memory, else 4 n per pass. Passes: one for a greedy row, some six
 // more each for top-k and top-p.
 // Grid: m clusters of 1 to MAX_RANKS blocks of THREADS threads. Architectures: sm_90, sm_120.
 #include "advance.cuh"
 
 struct SamplingRow {
     uint64_t seed;
-    uint64_t output_index;  // of the token to choose; moved on
+    uint64_t output_index;  // of the token to choose; incremented
     float temperature;      // 0: greedy
     int32_t top_k;          // 0: all
     float top_p, min_p;
@@ -41,9 +40,9 @@ struct SamplingRow {
 
 struct PenalizedToken {
     int32_t token;
-    int32_t n_generated;  // 0: in the prompt only, -1: neither, it has a bias only
+    int32_t n_generated;  // 0: in the prompt only, -1: in neither, it only has a bias
     float bias;
-    float logit;          // written: as the model gave it
+    float logit;          // written: the model's, before bias and penalties
 };
 
 struct SampleParams {
@@ -98,8 +97,9 @@ struct Shared {
     uint64_t before, lowest, highest;
     int32_t found;
     uint64_t top[MAX_TOP];
-    uint64_t shared_values[2][MAX_RANKS];  // one of each rank, twice: a value is read while the next comes in
+    uint64_t shared_values[2][MAX_RANKS];  // one of each rank, double-buffered: read while the next arrive
     int32_t turn;
+    int32_t entry;  // of the chosen token in the row's list, or -1
     double log_total;
 };
 
@@ -109,10 +109,10 @@ DEVICE int32_t add_remote(uint32_t at, int32_t v) {
     return before;
 }
 
-// Every block's `value` (the same in its threads) becomes known to all: number r is rank r's. What
-// is returned is read before the second call from here on.
+// Exchanges every block's `value` (the same in all its threads): entry r is rank r's. The result must be read
+// before the second call after this one.
 DEVICE const uint64_t* exchange(Shared& sh, uint64_t value) {
-    __syncthreads();  // `turn` as the call before left it
+    __syncthreads();  // the previous call has written `turn`
     uint64_t* values = sh.shared_values[sh.turn];
     if (threadIdx.x < cluster_size()) store_remote(remote_address(shared_address(&values[cluster_rank()]), threadIdx.x), value);
     cluster_sync();
@@ -187,7 +187,7 @@ struct Row {
     }
 };
 
-// After the bins of all blocks are full: which one the running sum reaches `target` in, and the sum
+// After all blocks have filled their bins: the bin in which the running sum reaches `target`, and the sum
 // before it. -1 if the sum over all bins is less. The same in every thread of the cluster.
 DEVICE int cut_bin(Shared& sh, uint64_t target, uint64_t* before) {
     cluster_sync();
@@ -208,7 +208,7 @@ DEVICE int cut_bin(Shared& sh, uint64_t target, uint64_t* before) {
 }
 
 DEVICE void clear_bins(Shared& sh) {
-    cluster_sync();  // all have read what is in them
+    cluster_sync();  // all blocks have read them
     for (int i = threadIdx.x; i < BINS; i += THREADS) sh.bins[i] = 0;
     __syncthreads();
 }
@@ -249,7 +249,7 @@ DEVICE uint64_t cutoff(Shared& sh, const Row& row, uint64_t floor, uint64_t targ
             if (key >= lowest && key <= highest) atomicAdd(&sh.bins[(highest - key) >> shift], amount(logit));
         }
         const int next = cut_bin(sh, target, &before);
-        if (next < 0) return floor;  // cannot be: the bin before had enough
+        if (next < 0) return floor;  // cannot happen: the previous bin had enough
         target -= before;
         highest -= static_cast<uint64_t>(next) << shift;
         if (shift == 0) return highest;
@@ -286,147 +286,121 @@ DEVICE uint64_t best_key(Shared& sh, const Row& row) {
     return best == BROKEN ? 0 : best;
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) sample(const __grid_constant__ SampleParams p) {
-    __shared__ Shared sh;
-    extern __shared__ float cache[];
-    const int ranks = cluster_size(), r = blockIdx.x / ranks, rank = cluster_rank(), warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    if (threadIdx.x == 0) sh.turn = 0;
-    launch_dependents();
-    wait_for_previous();
-    const SamplingRow& params = p.rows[r];  // read when needed: registers are short
-    const int part = (p.n + ranks - 1) / ranks, first = min(rank * part, p.n), n_own = min(part, p.n - first);
-    float* logits = p.logits + static_cast<int64_t>(r) * p.stride + first;
-    if (n_own <= p.cached) {
-        for (int i = threadIdx.x; i < n_own; i += THREADS) cache[i] = logits[i];
-        logits = cache;
+// Records the likeliest tokens of the row and their log-probabilities.
+DEVICE void write_top_logprobs(Shared& sh, const Row& row, const SampleParams& p, int r, int32_t step, int n_top) {
+    // The first block collects them.
+    const uint64_t last = cutoff<false>(sh, row, 0, n_top);
+    __syncthreads();  // all have read `found`
+    if (threadIdx.x == 0) sh.found = 0;
+    cluster_sync();
+    for (int i = threadIdx.x; i < row.n; i += THREADS) {
+        const uint64_t key = row.key(row.logits[i], i);
+        if (key < last || row.logits[i] == -INFINITY) continue;
+        const int at = add_remote(remote_address(shared_address(&sh.found), 0), 1);
+        if (at < n_top) store_remote(remote_address(shared_address(&sh.top[at]), 0), key);
     }
-    cluster_sync();  // all blocks have started, so their memory may be written
-    PenalizedToken* list = p.penalized + static_cast<int64_t>(r) * p.max_penalized;
-    const int n_listed = max(0, min(params.n_penalized, p.max_penalized));
-    const int32_t step = history_row(p.to);
-    Row row = {logits, first, n_own, p.n > 1 ? 32 - __clz(p.n - 1) : 1, 0.f, 1.f};
+    cluster_sync();
+    // Fewer than asked when the others are masked.
+    const int n_found = min(sh.found, n_top);
+    const int64_t out = static_cast<int64_t>(step) * p.to.m + r;
+    if (cluster_rank() != 0) {
+    } else if (threadIdx.x < n_found) {
+        const uint64_t key = sh.top[threadIdx.x];
+        int place = 0;
+        for (int i = 0; i < n_found; i++) place += sh.top[i] > key;
+        p.top_ids[out * p.max_top + place] = row.id_of(key);
+        p.top_logprob[out * p.max_top + place] = static_cast<float>(row.logit_of(key) - sh.log_total);
+    } else if (threadIdx.x < n_top) {
+        p.top_ids[out * p.max_top + threadIdx.x] = -1;
+        p.top_logprob[out * p.max_top + threadIdx.x] = -INFINITY;
+    }
+}
 
-    // An error is recorded instead of a token; the row moves on, so that its shape stays right.
-    auto fail = [&](int32_t error) {
-        cluster_sync();
-        if (rank == 0 && threadIdx.x == 0) advance_row(p.to, r, 0, error);
-    };
-    uint64_t best = best_key(sh, row);
-    if (best == 0) return fail(NOT_FINITE);
-    row.largest = row.logit_of(best);
-    if (row.largest == -INFINITY) return fail(ALL_MASKED);
+// The sum of all weights, for log-probabilities, and the likeliest tokens where some are asked for.
+DEVICE void write_logprobs(Shared& sh, const Row& row, const SampleParams& p, int r, int32_t step) {
+    uint64_t sum = 0;
+    for (int i = threadIdx.x; i < row.n; i += THREADS) sum += integer_weight(row.weight(row.logits[i]));
+    const uint64_t total = sum_of_cluster(sh, sum);
+    if (threadIdx.x == 0) sh.log_total = static_cast<double>(row.largest) + log(static_cast<double>(total) / ONE);
+    const int n_top = min(min(p.rows[r].n_logprobs, p.n), min(p.max_top, MAX_TOP));
+    if (n_top > 0) write_top_logprobs(sh, row, p, r, step, n_top);
+}
 
-    const bool has_logprobs = params.n_logprobs >= 0 && p.logprob != nullptr && step >= 0;
-    if (has_logprobs) {
+// The key of the last token that top-k and top-p keep; 0 keeps all.
+DEVICE uint64_t kept_floor(Shared& sh, const Row& row, const SamplingRow& params, int n) {
+    uint64_t floor = 0;
+    if (params.top_k > 0 && params.top_k < n) floor = cutoff<false>(sh, row, 0, params.top_k);
+    if (params.top_p < 1.f) {
         uint64_t sum = 0;
-        for (int i = threadIdx.x; i < row.n; i += THREADS) sum += integer_weight(row.weight(logits[i]));
+        for (int i = threadIdx.x; i < row.n; i += THREADS)
+            if (row.key(row.logits[i], i) >= floor) sum += integer_weight(row.weight(row.logits[i]));
         const uint64_t total = sum_of_cluster(sh, sum);
-        if (threadIdx.x == 0) sh.log_total = static_cast<double>(row.largest) + log(static_cast<double>(total) / ONE);
-        const int n_top = min(min(params.n_logprobs, p.n), min(p.max_top, MAX_TOP));
-        if (n_top > 0) {
-            // The first block takes them all in.
-            const uint64_t last = cutoff<false>(sh, row, 0, n_top);
-            __syncthreads();  // all have read `found`
-            if (threadIdx.x == 0) sh.found = 0;
-            cluster_sync();
-            for (int i = threadIdx.x; i < row.n; i += THREADS) {
-                const uint64_t key = row.key(logits[i], i);
-                if (key < last || logits[i] == -INFINITY) continue;
-                const int at = add_remote(remote_address(shared_address(&sh.found), 0), 1);
-                if (at < n_top) store_remote(remote_address(shared_address(&sh.top[at]), 0), key);
-            }
-            cluster_sync();
-            // Fewer than asked when the others are masked.
-            const int n_found = min(sh.found, n_top);
-            const int64_t out = static_cast<int64_t>(step) * p.to.m + r;
-            if (rank != 0) {
-            } else if (threadIdx.x < n_found) {
-                const uint64_t key = sh.top[threadIdx.x];
-                int place = 0;
-                for (int i = 0; i < n_found; i++) place += sh.top[i] > key;
-                p.top_ids[out * p.max_top + place] = row.id_of(key);
-                p.top_logprob[out * p.max_top + place] = static_cast<float>(row.logit_of(key) - sh.log_total);
-            } else if (threadIdx.x < n_top) {
-                p.top_ids[out * p.max_top + threadIdx.x] = -1;
-                p.top_logprob[out * p.max_top + threadIdx.x] = -INFINITY;
-            }
-        }
+        const double target = ceil(static_cast<double>(params.top_p) * static_cast<double>(total));
+        floor = cutoff<true>(sh, row, floor, max(1ull, static_cast<unsigned long long>(target)));
     }
-    if (n_listed > 0) {
-        __syncthreads();
-        penalize(row, params, list, n_listed);
-        best = best_key(sh, row);
-        if (best == 0) return fail(NOT_FINITE);
-        row.largest = row.logit_of(best);
-        if (row.largest == -INFINITY) return fail(ALL_MASKED);
-    }
+    return floor;
+}
 
-    if (params.temperature > 0.f) {
-        row.inverse_temperature = 1.f / params.temperature;
-        uint64_t floor = 0;
-        if (params.top_k > 0 && params.top_k < p.n) floor = cutoff<false>(sh, row, 0, params.top_k);
-        if (params.top_p < 1.f) {
-            uint64_t sum = 0;
-            for (int i = threadIdx.x; i < row.n; i += THREADS)
-                if (row.key(logits[i], i) >= floor) sum += integer_weight(row.weight(logits[i]));
-            const uint64_t total = sum_of_cluster(sh, sum);
-            const double target = ceil(static_cast<double>(params.top_p) * static_cast<double>(total));
-            floor = cutoff<true>(sh, row, floor, max(1ull, static_cast<unsigned long long>(target)));
-        }
-        auto kept = [&](int i) -> uint64_t {
-            if (i >= row.n || row.key(logits[i], i) < floor) return 0;
-            const float weight = row.weight(logits[i]);
-            return weight >= params.min_p ? integer_weight(weight) : 0;
-        };
-        // A warp has a stretch of ids, so that sums over warps are in the order of ids.
-        const int stretch = (row.n + THREADS - 1) / THREADS * 32;
-        uint64_t sum = 0, own_total;
-        for (int i = 0; i < stretch; i += 32) sum += kept(warp * stretch + i + lane);
+// Draws one of the tokens with keys of at least `floor` that min-p keeps: its key, in every block.
+DEVICE uint64_t draw(Shared& sh, const Row& row, const SamplingRow& params, uint64_t floor) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, rank = cluster_rank();
+    auto kept = [&](int i) -> uint64_t {
+        if (i >= row.n || row.key(row.logits[i], i) < floor) return 0;
+        const float weight = row.weight(row.logits[i]);
+        return weight >= params.min_p ? integer_weight(weight) : 0;
+    };
+    // A warp has a stretch of ids, so that sums over warps are in the order of ids.
+    const int stretch = (row.n + THREADS - 1) / THREADS * 32;
+    uint64_t sum = 0, own_total;
+    for (int i = 0; i < stretch; i += 32) sum += kept(warp * stretch + i + lane);
 #pragma unroll
-        for (int d = 16; d > 0; d /= 2) sum += __shfl_xor_sync(~0u, sum, d);
-        uint64_t passed = sum_before(sh, lane == 0 ? sum : 0, &own_total);
-        passed = __shfl_sync(~0u, passed, 0);
-        const uint64_t* totals = exchange(sh, own_total);
-        uint64_t total = 0;
-        for (int other = 0; other < cluster_size(); other++) {
-            passed += other < rank ? totals[other] : 0;
-            total += totals[other];
-        }
-        const uint64_t target = __umul64hi(uniform_bits(params.seed, params.output_index), total);
-        if (passed <= target && passed + sum > target) {  // the token is one of this warp's
-            for (int i = 0; i < stretch; i += 32) {
-                uint64_t inclusive = kept(warp * stretch + i + lane);
-#pragma unroll
-                for (int d = 1; d < 32; d *= 2) {
-                    const uint64_t other = __shfl_up_sync(~0u, inclusive, d);
-                    if (lane >= d) inclusive += other;
-                }
-                const uint32_t hit = __ballot_sync(~0u, passed + inclusive > target);
-                if (hit != 0) {
-                    const int at = warp * stretch + i + __ffs(hit) - 1;
-                    if (lane == 0) store_remote(remote_address(shared_address(&sh.top[0]), 0), row.key(logits[at], at));
-                    break;
-                }
-                passed += __shfl_sync(~0u, inclusive, 31);
-            }
-        }
-        cluster_sync();
-        best = sh.top[0];
-    } else {
-        cluster_sync();
+    for (int d = 16; d > 0; d /= 2) sum += __shfl_xor_sync(~0u, sum, d);
+    uint64_t passed = sum_before(sh, lane == 0 ? sum : 0, &own_total);
+    passed = __shfl_sync(~0u, passed, 0);
+    const uint64_t* totals = exchange(sh, own_total);
+    uint64_t total = 0;
+    for (int other = 0; other < cluster_size(); other++) {
+        passed += other < rank ? totals[other] : 0;
+        total += totals[other];
     }
-    if (rank != 0) return;  // no block reads another's memory from here on
+    const uint64_t target = __umul64hi(uniform_bits(params.seed, params.output_index), total);
+    if (passed <= target && passed + sum > target) {  // the token is one of this warp's
+        for (int i = 0; i < stretch; i += 32) {
+            uint64_t inclusive = kept(warp * stretch + i + lane);
+#pragma unroll
+            for (int d = 1; d < 32; d *= 2) {
+                const uint64_t other = __shfl_up_sync(~0u, inclusive, d);
+                if (lane >= d) inclusive += other;
+            }
+            const uint32_t hit = __ballot_sync(~0u, passed + inclusive > target);
+            if (hit != 0) {
+                const int at = warp * stretch + i + __ffs(hit) - 1;
+                if (lane == 0) store_remote(remote_address(shared_address(&sh.top[0]), 0), row.key(row.logits[at], at));
+                break;
+            }
+            passed += __shfl_sync(~0u, inclusive, 31);
+        }
+    }
+    cluster_sync();
+    return sh.top[0];
+}
+
+// Of a cluster's first block: records the chosen token and moves the row on.
+DEVICE void record(Shared& sh, const Row& row, const SampleParams& p, int r, PenalizedToken* list, int n_listed, int32_t step,
+                   bool has_logprobs, uint64_t best) {
+    const SamplingRow& params = p.rows[r];
     const int token = row.id_of(best);
-
-    // The list entry of the chosen token.
-    __shared__ int32_t entry;
-    if (threadIdx.x == 0) entry = -1;
+    if (threadIdx.x == 0) sh.entry = -1;
     __syncthreads();
     for (int i = threadIdx.x; i < n_listed; i += THREADS)
-        if (list[i].token == token) entry = i;
+        if (list[i].token == token) sh.entry = i;
     __syncthreads();
     if (threadIdx.x != 0) return;
-    if (has_logprobs) p.logprob[static_cast<int64_t>(step) * p.to.m + r] = static_cast<float>((entry >= 0 ? list[entry].logit : row.logit_of(best)) - sh.log_total);
+    const int entry = sh.entry;
+    if (has_logprobs) {
+        const float logit = entry >= 0 ? list[entry].logit : row.logit_of(best);
+        p.logprob[static_cast<int64_t>(step) * p.to.m + r] = static_cast<float>(logit - sh.log_total);
+    }
     int32_t recorded = token;
     if (params.tracks_output) {
         if (entry >= 0) {
@@ -440,4 +414,54 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample(const __grid_consta
     }
     p.rows[r].output_index = params.output_index + 1;
     advance_row(p.to, r, token, recorded);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) sample(const __grid_constant__ SampleParams p) {
+    __shared__ Shared sh;
+    extern __shared__ float cache[];
+    const int ranks = cluster_size(), r = blockIdx.x / ranks, rank = cluster_rank();
+    if (threadIdx.x == 0) sh.turn = 0;
+    launch_dependents();
+    wait_for_previous();
+    const SamplingRow& params = p.rows[r];  // read when needed: registers are scarce
+    const int part = (p.n + ranks - 1) / ranks, first = min(rank * part, p.n), n_own = min(part, p.n - first);
+    float* logits = p.logits + static_cast<int64_t>(r) * p.stride + first;
+    if (n_own <= p.cached) {
+        for (int i = threadIdx.x; i < n_own; i += THREADS) cache[i] = logits[i];
+        logits = cache;
+    }
+    cluster_sync();  // all blocks have started, so their memory may be written
+    PenalizedToken* list = p.penalized + static_cast<int64_t>(r) * p.max_penalized;
+    const int n_listed = max(0, min(params.n_penalized, p.max_penalized));
+    const int32_t step = history_row(p.to);
+    Row row = {logits, first, n_own, p.n > 1 ? 32 - __clz(p.n - 1) : 1, 0.f, 1.f};
+
+    // Records an error instead of a token. The row advances, so that its shape stays right.
+    auto fail = [&](int32_t error) {
+        cluster_sync();
+        if (rank == 0 && threadIdx.x == 0) advance_row(p.to, r, 0, error);
+    };
+    uint64_t best = best_key(sh, row);
+    if (best == 0) return fail(NOT_FINITE);
+    row.largest = row.logit_of(best);
+    if (row.largest == -INFINITY) return fail(ALL_MASKED);
+
+    const bool has_logprobs = params.n_logprobs >= 0 && p.logprob != nullptr && step >= 0;
+    if (has_logprobs) write_logprobs(sh, row, p, r, step);
+    if (n_listed > 0) {
+        __syncthreads();
+        penalize(row, params, list, n_listed);
+        best = best_key(sh, row);
+        if (best == 0) return fail(NOT_FINITE);
+        row.largest = row.logit_of(best);
+        if (row.largest == -INFINITY) return fail(ALL_MASKED);
+    }
+    if (params.temperature > 0.f) {
+        row.inverse_temperature = 1.f / params.temperature;
+        best = draw(sh, row, params, kept_floor(sh, row, params, p.n));
+    } else {
+        cluster_sync();
+    }
+    if (rank != 0) return;  // no block reads another's memory from here on
+    record(sh, row, p, r, list, n_listed, step, has_logprobs, best);
 }

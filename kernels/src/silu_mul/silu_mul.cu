@@ -1,7 +1,7 @@
 // out[r][c] = gate[r][c] / (1 + exp(-gate[r][c])) * up[r][c], the middle of a SwiGLU block.
 //
 // gate, up: [m][stride] elements, often two halves of one matrix; out: [m][out_stride] elements. In f32.
-// Bytes: 4 n read, 2 n written a row. Grid: (n / 2048, m), 256 threads of 8 values.
+// Bytes: 4 n read, 2 n written per row. Grid: (n / 2048, m), 256 threads of 8 values.
 // Architectures: sm_90, sm_120. Elements: f16, bf16.
 #include "../cuda/element.cuh"
 

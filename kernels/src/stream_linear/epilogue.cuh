@@ -1,6 +1,6 @@
-// What is done with the sums that the matrix instruction leaves in a warp: 16 columns by 8 rows, value i
-// of a lane being column g + 8 (i / 2), row 2j + i % 2 (g = lane / 4, j = lane % 4).
-// Shared by wgmma.cu and mma.cu; `Params` has out, bias, m, n and out_tile_rows.
+// The epilogue: what a warp does with the sums of the matrix instruction before it stores them. A tile is 16
+// columns by 8 rows; value i of a lane is column g + 8 (i / 2), row 2j + i % 2 (g = lane / 4, j = lane % 4).
+// Shared by wgmma.cu, mma.cu and mma_int8.cu; `Params` has out, bias, m, n and out_tile_rows.
 #pragma once
 #include "../cuda/tiled.cuh"
 #include "packed_weights.cuh"
@@ -11,8 +11,8 @@ DEVICE uint32_t transposed(uint32_t matrix) {  // 8 x 8 elements
     return r;
 }
 
-// Eight rows from `row` on of 16 columns from `column` on; value i of a lane is column
-// g + 8 (i / 2), row 2j + i % 2. First what is there already, read early for its latency.
+// Both functions below work on eight rows from `row` on and 16 columns from `column` on. This one loads what is
+// in memory already, the residual: early, to hide its latency.
 template <Epilogue E, class Params>
 DEVICE void load_eight_rows(const Params& p, float (&before)[4], int row, int column, int g, int j) {
 #pragma unroll
@@ -44,7 +44,7 @@ DEVICE void store_eight_rows(const Params& p, float4 v, float4 up, const float (
             for (int i = 0; i < 2; i++) {
                 const float s = sums[2 * h + i];
                 if constexpr (E == Epilogue::SiluMul) {
-                    y[i] = s / (1.f + __expf(-s)) * ups[2 * h + i];
+                    y[i] = silu(s) * ups[2 * h + i];
                 } else {
                     const int c = column + g + 8 * h;
                     y[i] = s + (p.bias == nullptr || c >= p.n ? 0.f : elem_to_float(p.bias[c]));
@@ -62,5 +62,46 @@ DEVICE void store_eight_rows(const Params& p, float4 v, float4 up, const float (
                 if (c + 1 < p.n) to[1] = bits_elem2(pair).y;
             }
         }
+    }
+}
+
+// Where a warp's sums lie in the output: its first row and its first tile of 16 columns.
+struct Place {
+    int row, w_tile, g, j;
+};
+
+// Group r of eight rows of a warp's T tiles.
+template <Epilogue E, int T, class Params>
+DEVICE void load_rows(const Params& p, float (&before)[T][4], const Place& at, int r) {
+#pragma unroll
+    for (int t = 0; t < T; t++) load_eight_rows<E>(p, before[t], at.row + r * 8, (at.w_tile + t) * TILE_COLUMNS, at.g, at.j);
+}
+template <Epilogue E, int T, class Params>
+DEVICE void store_rows(const Params& p, const float4 (&v)[T], const float (&before)[T][4], const Place& at, int r) {
+    if constexpr (E == Epilogue::SiluMul) {
+        static_assert(T == 2);
+        store_eight_rows<E>(p, v[0], v[1], before[0], at.row + r * 8, at.w_tile / 2 * TILE_COLUMNS, at.g, at.j);
+    } else {
+#pragma unroll
+        for (int t = 0; t < T; t++)
+            store_eight_rows<E>(p, v[t], v[t], before[t], at.row + r * 8, (at.w_tile + t) * TILE_COLUMNS, at.g, at.j);
+    }
+}
+
+// AT_ONCE groups of eight rows of a warp's sums, from group r0 on.
+template <Epilogue E, int AT_ONCE, int T, int R, class Params>
+DEVICE void write_rows(const Params& p, const float (&acc)[T][R][4], const Place& at, int r0) {
+    float before[AT_ONCE][T][4];
+#pragma unroll
+    for (int r = 0; r < AT_ONCE; r++) load_rows<E>(p, before[r], at, r0 + r);
+#pragma unroll
+    for (int r = 0; r < AT_ONCE; r++) {
+        float4 v[T];
+#pragma unroll
+        for (int t = 0; t < T; t++) {
+            const float(&a)[4] = acc[t][r0 + r];
+            v[t] = make_float4(a[0], a[1], a[2], a[3]);
+        }
+        store_rows<E>(p, v, before[r], at, r0 + r);
     }
 }

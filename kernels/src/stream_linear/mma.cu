@@ -1,8 +1,8 @@
 // y[m][n] = sum_k x[m][k] W[n][k]   for many rows, on any GPU that has `mma.sync`, `cp.async` and
 // mbarriers: batches of 17 and more, prompts. On sm_90 wgmma.cu does the same faster.
 //
-// Weights as for stream_linear.cu, dequantised into the registers that are the A operand; x is tiled
-// as for wgmma.cu (tiled.cuh), so that 64 k of the rows of a tile of work are one run of memory, and
+// Weights are packed as for stream_linear.cu and dequantised into the registers that are the A operand. x is
+// tiled as for wgmma.cu (tiled.cuh), so that 64 k of the rows of a tile of work are contiguous in memory, and
 // `ldmatrix` reads the B operand without bank conflicts.
 //   * Eight warps multiply 32 columns each (gate and up for SiLU) with all rows of a tile of work; a
 //     fragment of x serves two products, a fragment of weights as many as there are groups of 8 rows.
@@ -10,18 +10,19 @@
 //     go straight into registers, up to four stages ahead. x and scales go through a ring in shared
 //     memory, filled by 16-byte copies of all threads.
 //   * From 64 rows on, a warp arrives at the barrier in the middle of a stage, for the next one, and a
-//     stage's place is refilled one stage late. So warps may be half a stage apart without waiting for
-//     each other: one dequantises while another multiplies.
-//   * The stages of a chunk are unrolled: which of them starts a chunk or a group is known when this is
-//     compiled. Copies have no condition; after the last chunk they bring that chunk again.
+//     stage is refilled one stage late. So warps may be half a stage apart without waiting for each
+//     other: one dequantises while another multiplies.
+//   * The stages of a chunk are unrolled, so the compiler knows which of them starts a chunk or a group.
+//     Copies have no condition; after the last chunk they copy that chunk again.
 //   * A tile of work is 256 columns x 16, 32, 64 or 128 rows. Blocks take whole tiles in waves, rows
-//     before columns so that weights are met again in the L2. The tiles of the last, incomplete wave
-//     are cut along k into equal runs, one a block; the block that comes last adds up a tile's
-//     parts, in block order: the same bits in every run. No block waits for another.
+//     before columns, so that weights are still in the L2 when the next rows need them. The tiles of the
+//     last, incomplete wave are cut along k into equal runs, one per block. The block that finishes last
+//     adds up a tile's parts, in block order: the same bits in every run. No block waits for another.
 //
 // Bytes: W once from memory, and once from the L2 for every tile of rows; x from the L2 for every 256
 // columns; parts of shared tiles. FLOPs: 2 m n k.
-// Grid: one block of 256 threads an SM; up to 32 rows two where each has enough to do (mma.rs). Shared memory: sized by the host (mma.rs), at most 99 KiB.
+// Grid: one block of 256 threads per SM; up to 32 rows two, if each has enough to do (mma.rs). Shared
+// memory: sized by the host (mma.rs), at most 99 KiB.
 // Architectures: sm_90, sm_120. Elements: f16, bf16.
 // Cutting work evenly over blocks is stream-K (Osama et al., 2023). Measurements: NOTES.md.
 constexpr int WARPS = 8;
@@ -29,20 +30,20 @@ constexpr int WARPS = 8;
 
 constexpr int PIECE_K = 64;  // of a stage
 
-// The ring and the registers of a format and N groups of 8 rows. mma.rs counts the same bytes.
+// Sizes of the ring and of the registers, for a format and N groups of 8 rows. mma.rs counts the same bytes.
 template <class F, int N>
 struct Ring {
     static constexpr int PER_CHUNK = F::K / PIECE_K;        // stages
     static constexpr int W_TILE = CHUNK_BYTES / PER_CHUNK;  // bytes of a stage of a tile
     static constexpr int WORDS = W_TILE / WARP_BYTES;       // of 16 bytes a lane
-    // Stages from the products to the loads and copies. At 64 rows memory sets the pace: 32 KiB a block are
-    // in flight. At 128 rows a stage takes longer than a load, and registers are scarce; one stage instead of
-    // two was 3 % slower. Up to 32 rows two blocks share an SM, and two stages leave them the registers; 16-bit
-    // weights are four times the words, for which two blocks have too few registers.
+    // How many stages the loads and copies are ahead of the products. At 64 rows the memory is the limit:
+    // 32 KiB per block are in flight. At 128 rows a stage takes longer than a load, and registers are
+    // scarce; one stage instead of two was 3 % slower. Up to 32 rows two blocks share an SM, and two stages
+    // leave them enough registers. 16-bit weights are four times the words: one block.
     static constexpr int AHEAD = PER_CHUNK == 1 ? 1 : N == 8 ? 4 : 2;
     static constexpr int BLOCKS_PER_SM = PER_CHUNK > 1 && N <= 4 ? 2 : 1;
-    // A stage's place is refilled one stage late, and warps arrive for a stage half a stage before it:
-    // 6 % faster at 128 rows, 4 % at 64. Below, where products are few, a plain barrier of the block is
+    // A stage is refilled one stage late, and warps arrive for a stage half a stage before it: 6 % faster
+    // at 128 rows, 4 % at 64. With fewer rows there are few products, and a plain barrier of the block is
     // faster (16 rows: 55 instead of 64 us). 16-bit weights were measured this way only.
     static constexpr bool IS_LATE = N >= 8 || PER_CHUNK == 1;
     static constexpr int STAGES = AHEAD + 1 + IS_LATE;
@@ -55,7 +56,7 @@ struct Ring {
     static_assert(PER_CHUNK % AHEAD == 0 && BYTES <= 99 * 1024);
 };
 
-// Of the group that products 2P and 2P + 1 of a chunk's piece belong to.
+// Loads the scales of the group that products 2P and 2P + 1 of a chunk's piece belong to.
 template <class F>
 DEVICE void load_groups(GroupScale (&group)[WARP_TILES], const uint8_t* scales, int piece, int P) {
     if constexpr (F::GROUPS > 0) {
@@ -91,7 +92,7 @@ DEVICE void mma_linear(const MmaLinearParams& p) {
     using R = Ring<F, N>;
     constexpr int S = R::STAGES, AHEAD = R::AHEAD;
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-    if (p.shared_bytes != R::BYTES) __trap();  // mma.rs counts otherwise
+    if (p.shared_bytes != R::BYTES) __trap();  // mma.rs counts other bytes
 
     const uint8_t* s_ring = smem + S * R::X_STAGE;
     const int n_row_tiles = (p.m + N * 8 - 1) / (N * 8);
@@ -102,7 +103,7 @@ DEVICE void mma_linear(const MmaLinearParams& p) {
     const bool has_work = schedule.first < schedule.last || static_cast<int>(blockIdx.x) < schedule.whole_tiles;
     if (!has_work) return wait_for_previous();
 
-    // Weights first: they were there before the previous kernel.
+    // Weights first: they do not depend on the previous kernel.
     Feed<F, R> feed(p, schedule);
     Words<R> words[AHEAD];
     {
@@ -127,7 +128,7 @@ DEVICE void mma_linear(const MmaLinearParams& p) {
         feed.step();
         copies_commit();
     }
-    // This thread's copies of the next stage are there; it has read all stages before this one.
+    // This thread's copies of the next stage have arrived, and it has read all stages before this one.
     auto arrive = [&] {
         copies_wait<AHEAD - 1>();
         __syncwarp();
@@ -153,7 +154,7 @@ DEVICE void mma_linear(const MmaLinearParams& p) {
             for (int part = 0; part < R::PER_CHUNK; part++) {
                 Words<R>& own = words[part % AHEAD];
                 const int feed_part = (part + AHEAD) % R::PER_CHUNK;
-                // All copies of this stage are there, and all warps have read the stage whose place is refilled.
+                // All copies of this stage have arrived, and all warps have read the stage that is refilled.
                 if constexpr (R::IS_LATE) {
                     barrier_wait(barrier, phase);
                     phase ^= 1;

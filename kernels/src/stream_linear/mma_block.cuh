@@ -1,5 +1,6 @@
-// What a block of mma.cu and of mma_int8.cu does besides its products: the feed of weights and x, the sums
-// of tiles that several blocks share, the output. The source says before how many `WARPS` a block has.
+// What a block of mma.cu and of mma_int8.cu does besides its products: it feeds weights and x, adds up the sums
+// of tiles that several blocks share, and writes the output. The source defines `WARPS`, the warps of a block,
+// before it includes this file.
 #pragma once
 #include "epilogue.cuh"
 #include "split_k.cuh"
@@ -7,7 +8,7 @@
 constexpr int THREADS = WARPS * 32;
 constexpr int WARP_TILES = 2;  // of TILE_COLUMNS columns
 constexpr int BLOCK_TILES = WARPS * WARP_TILES;
-constexpr int X_ROW_BYTES = 128;  // of a row of x in a stage
+constexpr int X_ROW_BYTES = 128;  // bytes of a row of x in a stage
 
 struct MmaLinearParams {
     const uint8_t* weights;  // [n_tiles][n_chunks][CHUNK_BYTES]
@@ -33,19 +34,6 @@ DEVICE void load_matrices(uint32_t (&d)[4], uint32_t address) {
                  : "memory");
 }
 
-DEVICE void copy_16(uint32_t to, const void* from) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
-}
-DEVICE void copy_16(uint32_t to, const void* from, bool is_wanted) {
-    asm volatile("{ .reg .pred p; setp.ne.b32 p, %2, 0; @p cp.async.cg.shared.global [%0], [%1], 16; }" ::"r"(to), "l"(from),
-                 "r"(static_cast<int>(is_wanted))
-                 : "memory");
-}
-DEVICE void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// Until at most PENDING of this thread's groups of copies still run.
-template <int PENDING>
-DEVICE void copies_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory"); }
-
 DEVICE uint4 load_16(const void* from) {
     uint4 v;
     asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
@@ -55,7 +43,7 @@ DEVICE uint4 load_16(const void* from) {
     return v;
 }
 
-// Where the rings lie: shared addresses.
+// Shared addresses of the rings.
 struct Places {
     uint32_t x, scales, x_scales;
 };
@@ -66,15 +54,15 @@ struct Words {
     uint4 w[WARP_TILES][R::WORDS];
 };
 
-// Where the next stage of the block's work lies: its chunk, to which a stage adds what is known when
-// this is compiled. Only a new run costs divisions. All threads of a block are at the same stage.
+// Addresses of the next stage of the block's work. They are those of its chunk; a stage adds an offset that the
+// compiler knows. Only a new run costs divisions. All threads of a block are at the same stage.
 // F: format of the weights. R: `Ring` of the source.
 template <class F, class R>
 struct Feed {
-    const uint8_t* weights;  // of the chunk: this lane's first 16 bytes of the warp's first tile
+    const uint8_t* weights;  // the chunk: this lane's first 16 bytes of the warp's first tile
     const uint8_t* scales;   // this lane's 16 bytes of the two tiles' scales
     const uint8_t* x;        // this thread's first 16 bytes
-    const uint8_t* x_scales; // the same of the rows' scales, where they have some
+    const uint8_t* x_scales; // the same of the rows' scales, if x is in 8 bits
     int second_tile = 0;     // bytes from the first tile to the second
     int left = 0;            // chunks of this run after this one
     int stage = 0, slot = R::SLOTS - 1;
@@ -83,7 +71,7 @@ struct Feed {
 
     DEVICE Feed(const MmaLinearParams& p, const Schedule& schedule) : x_rows(p.x_rows), runs(schedule) {}
 
-    // The next chunk, or the last again where there are no more: what it brings is not used.
+    // Moves to the next chunk. After the last one it stays there: what is then copied is not used.
     DEVICE bool next_chunk(const MmaLinearParams& p, const Schedule& schedule, int n_row_tiles) {
         if (left > 0) {
             left--;
@@ -109,7 +97,7 @@ struct Feed {
         weights = p.weights + index * CHUNK_BYTES + lane * LANE_BYTES;
         second_tile = has_second ? p.n_chunks * CHUNK_BYTES : 0;
         if constexpr (F::SCALE_BYTES > 0) {
-            // Copied by as many lanes as there are 16 bytes of scales.
+            // One lane copies 16 bytes of scales.
             constexpr int PARTS = F::SCALE_BYTES / 16;
             const int t = lane / PARTS;
             scales = p.scales + (index + (t == 1 && has_second ? p.n_chunks : 0)) * F::SCALE_BYTES + lane % PARTS * 16;
@@ -126,7 +114,7 @@ struct Feed {
             for (int i = 0; i < R::WORDS; i++)
                 words.w[t][i] = load_16(weights + (t == 0 ? 0 : second_tile) + part * R::W_TILE + i * WARP_BYTES);
     }
-    // The same to shared memory, where this lane alone reads them: [WARP_TILES][WORDS][32 lanes].
+    // The same to shared memory, where only this lane reads them: [WARP_TILES][WORDS][32 lanes].
     DEVICE void copy_words(uint32_t to, int part) const {
 #pragma unroll
         for (int t = 0; t < WARP_TILES; t++)
@@ -169,52 +157,22 @@ struct Feed {
 
 template <Epilogue E, int N>
 DEVICE void store_tile(const MmaLinearParams& p, const float (&acc)[WARP_TILES][N][4], int row, int w_tile, int lane) {
-    const int g = lane >> 2, j = lane & 3;
+    const Place at{row, w_tile, lane >> 2, lane & 3};
     constexpr int AT_ONCE = 2;
 #pragma unroll
     for (int r0 = 0; r0 < N; r0 += AT_ONCE) {
         if (row + r0 * 8 >= p.m) return;
-        float before[AT_ONCE][WARP_TILES][4];
-#pragma unroll
-        for (int r = 0; r < AT_ONCE; r++)
-#pragma unroll
-            for (int t = 0; t < WARP_TILES; t++)
-                load_eight_rows<E>(p, before[r][t], row + (r0 + r) * 8, (w_tile + t) * TILE_COLUMNS, g, j);
-#pragma unroll
-        for (int r = 0; r < AT_ONCE; r++) {
-            float4 v[WARP_TILES];
-#pragma unroll
-            for (int t = 0; t < WARP_TILES; t++) {
-                const float(&a)[4] = acc[t][r0 + r];
-                v[t] = make_float4(a[0], a[1], a[2], a[3]);
-            }
-            if constexpr (E == Epilogue::SiluMul) {
-                store_eight_rows<E>(p, v[0], v[1], before[r][0], row + (r0 + r) * 8, w_tile / 2 * TILE_COLUMNS, g, j);
-            } else {
-#pragma unroll
-                for (int t = 0; t < WARP_TILES; t++)
-                    store_eight_rows<E>(p, v[t], v[t], before[r][t], row + (r0 + r) * 8, (w_tile + t) * TILE_COLUMNS, g, j);
-            }
-        }
+        write_rows<E, AT_ONCE>(p, acc, at, r0);
     }
 }
 
-// Leaves this block's part of a shared tile in memory. True for the block that comes last: then `acc` is
+// Writes this block's part of a shared tile to memory. True for the block that finishes last: then `acc` is
 // the sum of all parts, in block order.
 template <int N>
 DEVICE bool add_parts(const MmaLinearParams& p, const Schedule& schedule, int work, float (&acc)[WARP_TILES][N][4]) {
     const SharedTile shared(schedule, work);
-    auto part_of = [&](int block) {
-        // A block's run begins in the tile (its second part) or before it (its first part).
-        const bool begins_here = schedule.units * block / schedule.blocks >= shared.start;
-        return p.parts + (static_cast<int64_t>(block) * 2 + begins_here) * WARP_TILES * N * THREADS + threadIdx.x;
-    };
-    float4* mine = part_of(blockIdx.x);
-#pragma unroll
-    for (int t = 0; t < WARP_TILES; t++)
-#pragma unroll
-        for (int r = 0; r < N; r++)
-            __stcg(mine + (t * N + r) * THREADS, make_float4(acc[t][r][0], acc[t][r][1], acc[t][r][2], acc[t][r][3]));
+    auto part_of = [&](int block) { return shared.part_of(schedule, p.parts, WARP_TILES * N * THREADS, block); };
+    write_part<THREADS>(part_of(blockIdx.x), acc);
     __syncthreads();
     bool is_last = false;
     if (threadIdx.x == 0) {

@@ -4,19 +4,19 @@
 // a group of 128 k is below 2^18. Nothing is lost but what rounding x to 8 bits loses (quantize_rows.cu).
 //   * One mask leaves four weights of a word as bytes, 4 q each (packed_weights.cuh). 4 (q - z) takes two more
 //     instructions for four weights.
-//   * A sum begins at the bits of 1.5 * 2^23, so that it is a float when it is done: no conversion. That float
+//   * A sum starts from the bits of 1.5 * 2^23, so that the result is a float without conversion. That float
 //     times s_x minus 1.5 * 2^23 s_x is one exact multiply-add (quantize_rows.cuh); a second one adds it,
 //     times the weights' scale, to y.
-//   * A stage is 128 k, a group. A warp dequantises its 32 columns of it once, into 32 registers, and then goes
-//     through the rows, 16 at a time: sixteen products of 32 k in four chains. The sums of 16 rows are added to
-//     y while the next are multiplied.
-//   * Weights go through shared memory, each lane's own words by its own copies, so no barrier is needed for
-//     them; x and scales by copies of all threads, two or three stages ahead.
+//   * A stage is 128 k, one group. A warp dequantises its 32 columns of the stage once, into 32 registers, and
+//     then loops over the rows, 16 at a time: sixteen products of 32 k in four chains. The sums of 16 rows are
+//     added to y while the next 16 rows are multiplied.
+//   * Weights go through shared memory. Each lane copies the words that it reads itself, so they need no
+//     barrier. All threads copy x and scales, two or three stages ahead.
 //   * Two blocks of four warps share an SM: one adds or waits while the other multiplies.
 //   * Tiles of work, cut tiles and output are those of mma.cu.
 //
-// Bytes: as mma.cu, half of them for x. Operations: 2 m n k.
-// Grid: two blocks of 128 threads an SM. Shared memory: sized by the host (mma.rs), at most 49 KiB.
+// Bytes: as mma.cu, with half as many for x. Operations: 2 m n k.
+// Grid: two blocks of 128 threads per SM. Shared memory: sized by the host (mma.rs), at most 49 KiB.
 // Architectures: sm_90, sm_120. Elements: f16, bf16. Measurements: NOTES.md.
 constexpr int WARPS = 4;
 #include "mma_block.cuh"
@@ -31,12 +31,12 @@ struct Ring {
     static constexpr int PER_CHUNK = Format::K / GROUP_K;   // stages
     static constexpr int W_TILE = CHUNK_BYTES / PER_CHUNK;  // bytes of a stage of a tile
     static constexpr int WORDS = W_TILE / WARP_BYTES;       // of 16 bytes a lane
-    // Stages from the products to the copies. Of the weights as many are there or under way: those of a
-    // stage are in registers before their place is needed.
+    // How many stages the copies are ahead of the products. Weights have that many stages in the ring: those
+    // of the current stage are in registers before their place is refilled.
     static constexpr int AHEAD = N == 8 ? 2 : 3;
     static constexpr int STAGES = AHEAD + 1;
     static constexpr int W_STAGE = BLOCK_TILES * W_TILE;
-    static constexpr int SLOTS = 2;  // of a warp's own scales: of this chunk and of the next
+    static constexpr int SLOTS = 2;  // for a warp's own scales: of this chunk and of the next
     static constexpr int WEIGHTS = STAGES * X_STAGE;
     static constexpr int SCALES = WEIGHTS + AHEAD * W_STAGE;
     static constexpr int X_SCALES = SCALES + SLOTS * BLOCK_TILES * Format::SCALE_BYTES;
@@ -58,7 +58,7 @@ DEVICE uint4 load_shared_16(uint32_t from) {
     return v;
 }
 
-// Of a group, for columns g and g + 8 of a tile.
+// What a group has for columns g and g + 8 of a tile.
 struct Group {
     float scale[2];    // a quarter of the weights' scale
     uint32_t zero[2];  // 4 z in every byte
@@ -139,7 +139,7 @@ DEVICE void mma_int8_linear(const MmaLinearParams& p) {
     using R = Ring<N>;
     constexpr int AHEAD = R::AHEAD;
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, j = lane & 3;
-    if (p.shared_bytes != R::BYTES) __trap();  // mma.rs counts otherwise
+    if (p.shared_bytes != R::BYTES) __trap();  // mma_int8.rs counts other bytes
 
     const int n_row_tiles = (p.m + R::ROWS - 1) / R::ROWS;
     const Places places{shared_address(smem), shared_address(smem + R::SCALES), shared_address(smem + R::X_SCALES)};
@@ -149,7 +149,7 @@ DEVICE void mma_int8_linear(const MmaLinearParams& p) {
     const bool has_work = schedule.first < schedule.last || static_cast<int>(blockIdx.x) < schedule.whole_tiles;
     if (!has_work) return wait_for_previous();
 
-    // Weights first: they were there before the previous kernel.
+    // Weights first: they do not depend on the previous kernel.
     Feed<Format, R> feed(p, schedule);
     const uint32_t own_words = shared_address(smem + R::WEIGHTS) + warp * WARP_TILES * R::W_TILE + lane * LANE_BYTES;
     {
@@ -176,7 +176,7 @@ DEVICE void mma_int8_linear(const MmaLinearParams& p) {
     int stage = 0, slot = 0, w_stage = 0;
     Group group[WARP_TILES];
     uint32_t a[WARP_TILES][4][4];
-    // The weights of the next stage, whose copies this warp waits for.
+    // Loads the weights of the next stage, after this warp's copies of them have arrived.
     auto load_weights = [&](int part) {
         copies_wait<AHEAD - 1>();
         __syncwarp();
@@ -203,11 +203,11 @@ DEVICE void mma_int8_linear(const MmaLinearParams& p) {
 #pragma unroll
             for (int part = 0; part < R::PER_CHUNK; part++) {
                 const int feed_part = (part + AHEAD) % R::PER_CHUNK, next_part = (part + 1) % R::PER_CHUNK;
-                // All threads' copies of this stage are there, and all have read the stage whose place is refilled.
+                // All threads' copies of this stage have arrived, and all have read the stage that is refilled.
                 __syncthreads();
                 if (feed_part == 0) feed.copy_scales(places, feed.next_chunk(p, schedule, n_row_tiles));
                 feed.copy_x(places, feed_part);
-                // Into the place of this stage's own words, which are in registers.
+                // They replace this stage's words, which are in registers already.
                 feed.copy_words(own_words + (w_stage == 0 ? AHEAD - 1 : w_stage - 1) * R::W_STAGE, feed_part);
                 feed.step();
                 copies_commit();

@@ -1,18 +1,18 @@
-// Packed weight matrices (repack.cu writes them) as operands of the matrix instruction, and what
-// is done with the products. Shared by stream_linear.cu, mma.cu, mma_int8.cu and wgmma.cu.
+// Packed weight matrices (repack.cu writes them) as operands of the matrix instruction, and the names of the
+// epilogues. Shared by stream_linear.cu, mma.cu, mma_int8.cu and wgmma.cu.
 #pragma once
 #include "../cuda/element.cuh"
 #include "weight_layout.cuh"
 
 enum class Epilogue { Store, AddResidual, SiluMul, StoreF32 };
 
-// A nibble q is or-ed into the upper mantissa bits of 16.0, which makes 16 + q, exactly. The
-// product with the group's x is then taken on these small integers, and scale and zero enter
-// once a group, on the sums:  y += s * (sum (16 + q) x - (16 + z) sum x).
+// A nibble q is or-ed into the upper mantissa bits of 16.0, which makes exactly 16 + q. These small
+// integers are multiplied with the group's x. Scale and zero are applied once per group, to the sums:
+//   y += s * (sum (16 + q) x - (16 + z) sum x).
 //
-// Packed words and scales are the same for both elements: nibbles two bits above the bytes' and half
-// bytes' borders, so that one mask leaves four of them, times 4, as bytes (mma_int8.cu). fp16 wants a
-// nibble at bits 6 to 9 of each half of a word, bf16, with three mantissa bits less, at 3 to 6. Scales are fp16.
+// Packed words and scales are the same for both elements. A nibble lies two bits above the border of a byte or
+// half byte, so that one mask leaves four nibbles, times 4, as bytes (mma_int8.cu). fp16 needs a nibble at bits
+// 6 to 9 of each half of a word; bf16 has three mantissa bits less and needs it at bits 3 to 6. Scales are fp16.
 constexpr uint32_t NIBBLES = IS_BF16 ? 0x00780078 : 0x03c003c0;
 constexpr uint32_t SIXTEENS = IS_BF16 ? 0x41804180 : 0x4c004c00;
 constexpr int NIBBLE_BIT = IS_BF16 ? 3 : 6;
@@ -21,7 +21,7 @@ DEVICE uint32_t sixteen_plus(uint32_t nibbles) { return and_or<NIBBLES, SIXTEENS
 // What `dequantised` keeps of a quantisation group for columns g and g + 8, each twice.
 struct GroupScale {
     elem2 scale[2];
-    elem2 rest[2];  // bf16 alone: what rounding the fp16 scale left
+    elem2 rest[2];  // bf16 only: the fp16 scale minus its bf16 rounding
     elem2 zero[2];  // 16 + z
 };
 
@@ -29,7 +29,7 @@ template <int GROUPS_>  // quantisation groups in 128 k: 1, 2 or 4
 struct AwqFormat {
     static constexpr int GROUPS = 2 * GROUPS_;  // in a chunk
     static constexpr int K = AWQ_CHUNK_K;
-    static constexpr int PAIRS = 8;             // x vectors of 8 k a lane in a chunk: two products each
+    static constexpr int PAIRS = 8;             // x vectors of 8 k per lane in a chunk: two products each
     static constexpr int SCALE_BYTES = GROUPS * GROUP_BYTES;
 
     // The A operands of products 2P and 2P + 1, each plus 16. Word = 16 columns x 16 k of the warp.
@@ -80,9 +80,9 @@ struct AwqFormat {
         group.scale[0] = low_low(s), group.scale[1] = high_high(s);
         group.zero[0] = low_low(z), group.zero[1] = high_high(z);
     }
-    // Operands with zero and scale applied: (q - z) s, rounded to an element as a dequantised weight
-    // is, by up to 2^-11 of it in fp16 and 2^-8 in bf16. There an fp16 scale takes two factors: the small
-    // product is added to the large one before that is rounded.
+    // Applies zero and scale to operands: (q - z) s, rounded to an element like any dequantised weight, by up
+    // to 2^-11 of it in fp16 and 2^-8 in bf16. An fp16 scale takes two factors in bf16: the small product is
+    // added to the large one before that is rounded.
     DEVICE static void scale_operands(uint32_t (&a)[2][4], const GroupScale& group) {
 #pragma unroll
         for (int i = 0; i < 2; i++)

@@ -1,10 +1,10 @@
 // q[m][k] s[m][k / 128] = x[m][k]   rows of activations in 8 bits (quantize_rows.cuh).
 //
-// s is max |x| / 127 of 128 k, rounded up to 11 significant bits (why: quantize_rows.cuh). A group with NaN or an infinity has the scale NaN, so that a broken row is
-// seen as broken.
+// s is max |x| / 127 of 128 k, rounded up to 11 significant bits (why: quantize_rows.cuh). A group with NaN or
+// an infinity has the scale NaN, so that a broken row shows.
 //   * Eight lanes share a row's 128 k, 16 each: two 16-byte loads, one 16-byte store.
-//   * Rows from m to the last that is written, of a whole tile, become zero.
-// Bytes: 3 a value. Grid: one warp for 4 rows x 128 k. Architectures: sm_90, sm_120. Elements: f16, bf16.
+//   * Rows from m to the end of the last tile become zero.
+// Bytes: 3 per value. Grid: one warp for 4 rows x 128 k. Architectures: sm_90, sm_120. Elements: f16, bf16.
 #include "../cuda/element.cuh"
 #include "../cuda/tiled.cuh"
 #include "quantize_rows.cuh"
@@ -13,7 +13,7 @@ struct QuantizeRowsParams {
     const elem* x;       // tiled, x_rows rows
     uint8_t* q;          // [k / 128][rows] pieces of 128 bytes
     float* scales;       // [k / 128][rows]
-    int32_t m, rows;     // rows that are there, and that are written
+    int32_t m, rows;     // rows of x, and rows that are written
     int32_t x_rows;
     int32_t n_pieces;    // of 128 k
 };
@@ -57,7 +57,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) quantize_rows(const __g
         most = fmaxf(most, __shfl_xor_sync(~0u, most, step));
         is_finite = __shfl_xor_sync(~0u, is_finite, step) && is_finite;
     }
-    // Up to 11 significant bits; below 2^-100 there is nothing but zeros.
+    // Rounded up to 11 significant bits; below 2^-100 the group becomes zero.
     const float scale = most < 0x1p-100f ? 0.f : __uint_as_float((__float_as_uint(most / 127.f) + 0x1fff) & ~0x1fffu);
     const float inverse = scale == 0.f ? 0.f : 1.f / scale;
     uint32_t out[4];

@@ -1,13 +1,13 @@
-// value[i] = f(hash(seed, i)): dummy weights, made where they are used, random in every bit and the same for
-// the same seed.
+// value[i] = f(hash(seed, i)): dummy weights, made on the GPU, random in every bit and the same for the same
+// seed.
 //
-// Zeros would run faster than real weights do, on matrix units and memory alike. Each value comes
-// from a hash of (seed, index), so the grid does not matter.
+// Zeros would run faster than real weights, both on matrix units and from memory. Each value is a hash of
+// (seed, index), so it does not depend on the grid.
 //   * fill_bits: words [n], all bits random: packed nibbles.
 //   * fill_normal: values [n] of fp16 or bf16, mean + std * normal (Box-Muller).
 //   * fill_awq_groups: scales and zero points [n_chunks][groups * GROUP_BYTES] as weight_layout.cuh has them,
 //     scales uniform in 0.5 to 1.5 of their mean.
-// Bytes: each written once. Grid: any, of THREADS threads, each strides. Architectures: sm_90, sm_120.
+// Bytes: each written once. Grid: any number of blocks of THREADS threads, grid-stride. Architectures: sm_90, sm_120.
 #include "../cuda/device.cuh"
 #include "weight_layout.cuh"
 
@@ -60,7 +60,7 @@ struct FillAwqGroupsParams {
     uint8_t* group_data;  // [n_chunks][groups * GROUP_BYTES], as repack.cu writes it
     uint64_t n_chunks;    // of all tiles
     uint64_t seed;
-    float scale;          // mean; scales are uniform in 0.5 .. 1.5 of it
+    float scale;          // the mean of the scales, which are uniform in 0.5 .. 1.5 of it
     int32_t groups;
 };
 

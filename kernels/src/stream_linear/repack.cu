@@ -1,20 +1,20 @@
 // packed(tile, chunk, lane, product) = W[column][k]: lays weights out as stream_linear.cu, mma.cu and wgmma.cu
 // read them, once at load.
 //
-// Layout: weight_layout.cuh. Lane (g, j) of a warp holds columns g and g + 8 of a tile. A product takes 16 k of
-// the warp, 4 of the lane: product 2P + i of a chunk has k = P*32 + j*8 + i*4 + (0..3). So the lane's x for
-// two products is one 16-byte vector. The four registers of the A operand are
+// Layout: weight_layout.cuh. Lane (g, j) of a warp holds columns g and g + 8 of a tile. A product takes 16 k per
+// warp, 4 per lane: product 2P + i of a chunk has k = P*32 + j*8 + i*4 + (0..3). So the lane's x for two
+// products is one 16-byte vector. The four registers of the A operand are
 //   (column g; k 0,1)  (column g + 8; k 0,1)  (column g; k 2,3)  (column g + 8; k 2,3).
 // Columns beyond n and k beyond the matrix become zero.
 //   * repack_awq: 4 bits from AutoAWQ's `gemm` order; a word is one product of a lane. Scales stay fp16, the
 //     zero points of columns g and g + 8 share a byte.
-//   * repack_half: 16 bits, fp16 or bf16 as they come; 8 values a lane are one product.
-// Bytes: W read once and written once; AWQ reads a word for each nibble, from the L2.
+//   * repack_half: 16 bits, fp16 or bf16 unchanged; 8 values of a lane are one product.
+// Bytes: W read once and written once; AWQ reads a word per nibble, from the L2.
 // Grid: n_tiles * n_chunks blocks of THREADS threads. Architectures: sm_90, sm_120.
 #include "../cuda/device.cuh"
 #include "weight_layout.cuh"
 
-constexpr int THREADS = 128;  // of a block; a 16-byte vector of a chunk each
+constexpr int THREADS = 128;  // of a block; each has one 16-byte vector of a chunk
 
 struct RepackAwqParams {
     const uint32_t* qweight;  // [k][n / 8], nibble i of a word is column {0,2,4,6,1,3,5,7}[i]
@@ -34,8 +34,8 @@ DEVICE uint32_t awq_nibble(const uint32_t* words, int64_t row, int n, int column
     return (word >> (4 * position)) & 0xf;
 }
 
-// Where register r's k-th value (0 or 1) of the pair sits in a word. So the columns g have the bits from 2
-// on of every byte, columns g + 8 those from 6 on, both with their k in the order 0, 2, 1, 3.
+// Shifts a nibble to its place in a word: value `high` (0 or 1) of register r's pair. So column g has the bits
+// from 2 on of every byte and column g + 8 those from 6 on, both with their k in the order 0, 2, 1, 3.
 DEVICE uint32_t place(uint32_t q, int r, int high) { return __funnelshift_l(q, q, 2 + 4 * r + 16 * high); }
 
 // Thread = a 16-byte vector of the chunk: four products of a lane.
