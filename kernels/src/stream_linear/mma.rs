@@ -146,6 +146,9 @@ pub(super) struct MmaKernels {
     tickets: Buffer<i32>,
     n_multiprocessors: usize,
     shared_room: usize,
+    /// So much that no second block fits beside it. Blocks start while those of the previous launch still run,
+    /// and without this two of them may come to a multiprocessor that is free early, and none to another.
+    shared_of_a_single_block: usize,
 }
 
 impl MmaKernels {
@@ -171,6 +174,8 @@ impl MmaKernels {
             tickets: Buffer::zeroed(stream, 2 * n_multiprocessors)?,
             n_multiprocessors,
             shared_room,
+            shared_of_a_single_block: shared_room
+                .min(properties.shared_bytes_per_multiprocessor / 2),
         })
     }
 
@@ -216,7 +221,11 @@ impl MmaKernels {
             shared_bytes,
         );
         let mut config = LaunchConfig::new(n_blocks as u32, THREADS as u32);
-        config.shared_bytes = shared_bytes;
+        config.shared_bytes = if n_blocks == self.n_multiprocessors {
+            shared_bytes.max(self.shared_of_a_single_block)
+        } else {
+            shared_bytes
+        };
         config.dependent = launch.dependent;
         let index = layout.format as usize * ROWS.len() + variant;
         // SAFETY: the caller has checked weights, x, bias and output against the layout and m; x
