@@ -21,7 +21,6 @@
 // from registers as in Machete (Neural Magic, 2024).
 #include "../cuda/wgmma.cuh"
 #include "epilogue.cuh"
-#include "ring.cuh"
 #include "split_k.cuh"
 
 constexpr int X_K = 64;  // k of an x stage
@@ -77,65 +76,38 @@ struct WgmmaLinearParams {
 template <class B>
 DEVICE void consumers_sync() { asm volatile("bar.sync 1, %0;" ::"n"(B::WARPS * 32) : "memory"); }
 
-// Where the rings and their barriers lie in shared memory:
-//   x [x_stages][N][128]   weights [w_stages][TILES][CHUNK_BYTES]
-//   scales [S_SLOTS][TILES][SCALE_CHUNKS][SCALE_BYTES]   barriers [2 * (x_stages + w_stages) + S_SLOTS] u64
-// The barriers of the weights count the bytes of the scales as well, so scales have no full barriers.
-template <class F, class B>
-struct Rings {
-    static constexpr int C = SCALE_CHUNKS<F>;
-    static constexpr int X_STAGE = B::N * X_K * 2, W_STAGE = B::TILES * CHUNK_BYTES, S_SLOT = B::TILES * C * F::SCALE_BYTES;
-    uint8_t *x, *w, *s;
-    uint32_t x_full, x_empty, w_full, w_empty, s_empty;
-
-    DEVICE Rings(const WgmmaLinearParams& p, uint8_t* smem) {
-        x = smem;
-        w = x + p.x_stages * X_STAGE;
-        s = w + p.w_stages * W_STAGE;
-        x_full = shared_address(s + B::S_SLOTS * S_SLOT), x_empty = barrier_of(x_full, p.x_stages);
-        w_full = barrier_of(x_empty, p.x_stages), w_empty = barrier_of(w_full, p.w_stages);
-        s_empty = barrier_of(w_empty, p.w_stages);
-    }
-    // By one thread. Every warp that multiplies arrives when it has read a stage.
-    DEVICE void init(const WgmmaLinearParams& p) const {
-        init_barriers(x_full, p.x_stages, 1), init_barriers(x_empty, p.x_stages, B::WARPS);
-        init_barriers(w_full, p.w_stages, 1), init_barriers(w_empty, p.w_stages, B::WARPS);
-        init_barriers(s_empty, B::S_SLOTS, B::WARPS);
-        barrier_init_fence();
-    }
-};
-
 // One warp: loads chunks of weights into the ring. It starts before the previous kernel has ended.
 template <class F, class B>
-DEVICE void load_weights(const WgmmaLinearParams& p, const Schedule& schedule, int n_row_tiles, const Rings<F, B>& rings) {
+DEVICE void load_weights(const WgmmaLinearParams& p, const Schedule& schedule, int n_row_tiles, uint8_t* w_ring,
+                          uint8_t* s_ring, uint32_t w_full, uint32_t w_empty, uint32_t s_empty) {
     constexpr int C = SCALE_CHUNKS<F>;
     const int lane = threadIdx.x & 31;
     const uint64_t policy = evict_first_policy();
-    RingPlace place(RingPlace::WRITER), slot(RingPlace::WRITER);
+    int stage = 0, parity = 1, slot = 0, slot_parity = 1;
     schedule.each([&](int work, int chunk, int end) {
         const int tile = work / n_row_tiles * B::TILES;
         const int tiles = min(B::TILES, p.n_tiles - tile);
         const int64_t row = static_cast<int64_t>(tile + lane) * p.n_chunks;
         for (bool is_first = true; chunk < end; chunk++, is_first = false) {
-            const uint32_t full = barrier_of(rings.w_full, place.stage);
+            const uint32_t full = w_full + stage * 8;
             // With the first chunk of a group, it loads the scales of all chunks of the group.
             const bool with_scales = F::SCALE_BYTES > 0 && (is_first || chunk % C == 0);
             const int scale_bytes = with_scales ? (min(C - chunk % C, p.n_chunks - chunk)) * F::SCALE_BYTES : 0;
-            barrier_wait(barrier_of(rings.w_empty, place.stage), place.parity);
-            if (with_scales) barrier_wait(barrier_of(rings.s_empty, slot.stage), slot.parity);
+            barrier_wait(w_empty + stage * 8, parity);
+            if (with_scales) barrier_wait(s_empty + slot * 8, slot_parity);
             if (lane == 0) barrier_expect(full, tiles * (CHUNK_BYTES + scale_bytes));
             __syncwarp();
             if (lane < tiles) {
-                const uint32_t to = shared_address(rings.w + (place.stage * B::TILES + lane) * CHUNK_BYTES);
+                const uint32_t to = shared_address(w_ring + (stage * B::TILES + lane) * CHUNK_BYTES);
                 const uint8_t* from = p.weights + (row + chunk) * CHUNK_BYTES;
                 if (n_row_tiles == 1) bulk_copy(to, from, CHUNK_BYTES, full, policy);
                 else bulk_copy(to, from, CHUNK_BYTES, full);
                 if (with_scales)
-                    bulk_copy(shared_address(rings.s + ((slot.stage * B::TILES + lane) * C + chunk % C) * F::SCALE_BYTES),
+                    bulk_copy(shared_address(s_ring + ((slot * B::TILES + lane) * C + chunk % C) * F::SCALE_BYTES),
                               p.scales + (row + chunk) * F::SCALE_BYTES, scale_bytes, full);
             }
-            place.step(p.w_stages);
-            if (with_scales) slot.step(B::S_SLOTS);
+            if (++stage == p.w_stages) stage = 0, parity ^= 1;
+            if (with_scales && ++slot == B::S_SLOTS) slot = 0, slot_parity ^= 1;
         }
     });
 }
@@ -158,148 +130,48 @@ DEVICE void prefetch(const NextMatrix& next) {
 
 // One warp: loads pieces of x into the ring, after the previous kernel has written it.
 template <class F, class B>
-DEVICE void load_x(const WgmmaLinearParams& p, const Schedule& schedule, int n_row_tiles, const Rings<F, B>& rings) {
-    constexpr int X_STAGE = Rings<F, B>::X_STAGE, X_STEPS = F::K / X_K;
+DEVICE void load_x(const WgmmaLinearParams& p, const Schedule& schedule, int n_row_tiles, uint8_t* x_ring, uint32_t x_full,
+                    uint32_t x_empty) {
+    constexpr int X_STAGE = B::N * X_K * 2, X_STEPS = F::K / X_K;
     wait_for_previous();
     if ((threadIdx.x & 31) != 0) return;
-    RingPlace place(RingPlace::WRITER);
+    int stage = 0, parity = 1;
     schedule.each([&](int work, int chunk, int end) {
         const elem* x = p.x + static_cast<int64_t>(work % n_row_tiles) * B::N * X_K;
         for (int step = chunk * X_STEPS; step < end * X_STEPS; step++) {
-            const uint32_t full = barrier_of(rings.x_full, place.stage);
-            barrier_wait(barrier_of(rings.x_empty, place.stage), place.parity);
+            const uint32_t full = x_full + stage * 8;
+            barrier_wait(x_empty + stage * 8, parity);
             barrier_expect(full, X_STAGE);
-            bulk_copy(shared_address(rings.x + place.stage * X_STAGE), x + static_cast<int64_t>(step) * p.x_rows * X_K, X_STAGE,
-                      full);
-            place.step(p.x_stages);
+            bulk_copy(shared_address(x_ring + stage * X_STAGE), x + static_cast<int64_t>(step) * p.x_rows * X_K, X_STAGE, full);
+            if (++stage == p.x_stages) stage = 0, parity ^= 1;
         }
     });
 }
 
-// A thread's sums: T tiles of 16 columns by groups of eight rows.
-template <class B>
-using Sums = float[B::WARP_TILES][B::N / 8][4];
-
-// Where a warp that multiplies is in the rings.
-struct ConsumerPlaces {
-    RingPlace w{RingPlace::READER}, x{RingPlace::READER};
-    int slot = 0;
-};
-
-// Adds the products of one chunk: dequantises 32 k of weights while the products of the previous 32 k run.
-// `running_x`: the x stage that the products still running read, -1 if none.
-template <class F, class B>
-DEVICE void multiply_chunk(Sums<B>& acc, const WgmmaLinearParams& p, const Rings<F, B>& rings, ConsumerPlaces& at, int chunk,
-                           int& running_x) {
-    using R = Rings<F, B>;
-    constexpr int T = B::WARP_TILES, C = SCALE_CHUNKS<F>;
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-    const uint8_t* data = rings.w + at.w.stage * R::W_STAGE + warp * T * CHUNK_BYTES;
-    const uint8_t* scales = rings.s + at.slot * R::S_SLOT + (warp * T * C + chunk % C) * F::SCALE_BYTES;
-    uint4 words[T];
-    GroupScale group[T];
-    uint32_t a[2][T][2][4];  // [which 32 k mod 2][tile][product]
-    uint64_t x_operand;
-    unrolled<0, F::PAIRS>([&]<int P>() {
-#pragma unroll
-        for (int t = 0; t < T; t++)
-            F::template dequantised<P>(data + t * CHUNK_BYTES, scales + t * C * F::SCALE_BYTES, lane, words[t], group[t],
-                                       a[P % 2][t]);
-        if constexpr (P % 2 == 0) {
-            barrier_wait(barrier_of(rings.x_full, at.x.stage), at.x.parity);
-            x_operand = wgmma_operand(shared_address(rings.x + at.x.stage * R::X_STAGE));
-        }
-        wgmma_fence();
-#pragma unroll
-        for (int i = 0; i < 2; i++)
-#pragma unroll
-            for (int t = 0; t < T; t++) wgmma(acc[t], a[P % 2][t][i], x_operand + (P % 2 * 2 + i) * 2);
-        wgmma_commit();
-        wgmma_wait<1>();
-        if constexpr (P % 2 == 0) {
-            if (running_x >= 0 && lane == 0) barrier_arrive(barrier_of(rings.x_empty, running_x));
-            running_x = at.x.stage;
-            at.x.step(p.x_stages);
-        }
-    });
-}
-
-// The products of a run of chunks of one tile.
-template <class F, class B>
-DEVICE void multiply(Sums<B>& acc, const WgmmaLinearParams& p, const Rings<F, B>& rings, ConsumerPlaces& at, int chunk,
-                     int end) {
-    constexpr int C = SCALE_CHUNKS<F>;
-    const int lane = threadIdx.x & 31;
-    int running_x = -1;
-    for (; chunk < end; chunk++) {
-        barrier_wait(barrier_of(rings.w_full, at.w.stage), at.w.parity);
-        multiply_chunk<F, B>(acc, p, rings, at, chunk, running_x);
-        __syncwarp();
-        if (lane == 0) barrier_arrive(barrier_of(rings.w_empty, at.w.stage));
-        if (F::SCALE_BYTES > 0 && (chunk % C == C - 1 || chunk + 1 == end)) {
-            if (lane == 0) barrier_arrive(barrier_of(rings.s_empty, at.slot));
-            if (++at.slot == B::S_SLOTS) at.slot = 0;
-        }
-        at.w.step(p.w_stages);
-    }
-    wgmma_wait<0>();
-    if (lane == 0) barrier_arrive(barrier_of(rings.x_empty, running_x));
-}
-
-// Writes this block's part of a shared tile to memory, for `add_parts`.
-template <class B>
-DEVICE void publish_part(const WgmmaLinearParams& p, const Schedule& schedule, int work, const Sums<B>& acc) {
-    const SharedTile shared(schedule, work);
-    write_part<B::WARPS * 32>(shared.part_of(schedule, p.parts, B::PART, blockIdx.x), acc);
-    consumers_sync<B>();
-    if (threadIdx.x == 0) add_release(p.tickets + 2 * (work - schedule.whole_tiles), 1);
-}
-
-// A shared tile, when the other blocks' parts are in memory as well, or nearly: each block adds up its share of
-// the rows. All blocks of the grid must be on the GPU at the same time.
-template <class B, Epilogue E>
-DEVICE void add_parts(const WgmmaLinearParams& p, const Schedule& schedule, int work, const Place& at) {
-    constexpr int N = B::N, T = B::WARP_TILES;
-    const SharedTile shared(schedule, work);
-    int32_t* tickets = p.tickets + 2 * (work - schedule.whole_tiles);
-    const int rank = blockIdx.x - shared.first_block;
-    const int r0 = N / 8 * rank / shared.n_blocks, r1 = N / 8 * (rank + 1) / shared.n_blocks;
-    if (threadIdx.x == 0) wait_for_blocks(tickets, shared.n_blocks);
-    consumers_sync<B>();
-    for (int r = r0; r < r1; r++) {
-        constexpr int AT_ONCE = 8 / T;
-        float before[T][4];
-        load_rows<E>(p, before, at, r);
-        float4 v[T] = {};
-        for (int b0 = 0; b0 < shared.n_blocks; b0 += AT_ONCE) {
-            float4 part[AT_ONCE][T];
-#pragma unroll
-            for (int b = 0; b < AT_ONCE; b++)
-#pragma unroll
-                for (int t = 0; t < T; t++)
-                    part[b][t] = b0 + b < shared.n_blocks
-                                     ? __ldcg(shared.part_of(schedule, p.parts, B::PART, shared.first_block + b0 + b) +
-                                              (t * (N / 8) + r) * (B::WARPS * 32))
-                                     : float4{};
-#pragma unroll
-            for (int b = 0; b < AT_ONCE; b++)
-#pragma unroll
-                for (int t = 0; t < T; t++)
-                    v[t].x += part[b][t].x, v[t].y += part[b][t].y, v[t].z += part[b][t].z, v[t].w += part[b][t].w;
-        }
-        store_rows<E>(p, v, before, at, r);
-    }
-    // The last block resets the tickets.
-    if (threadIdx.x == 0 && atomicAdd(tickets + 1, 1) == shared.n_blocks - 1) tickets[0] = tickets[1] = 0;
-}
-
+// In phases, with the rings in a structure, this function was 1 to 2 % slower (NOTES.md).
+//
+// Shared memory: x [x_stages][N][128]   weights [w_stages][TILES][CHUNK_BYTES]
+//   scales [S_SLOTS][TILES][SCALE_CHUNKS][SCALE_BYTES]   barriers [2 * (x_stages + w_stages) + S_SLOTS] u64
 template <class F, class B, Epilogue E>
 DEVICE void wgmma_linear(const WgmmaLinearParams& p) {
     extern __shared__ __align__(1024) uint8_t smem[];
-    constexpr int N = B::N;
+    constexpr int N = B::N, T = B::WARP_TILES;
+    constexpr int C = SCALE_CHUNKS<F>;
+    constexpr int X_STAGE = N * X_K * 2, W_STAGE = B::TILES * CHUNK_BYTES, S_SLOT = B::TILES * C * F::SCALE_BYTES;
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-    const Rings<F, B> rings(p, smem);
-    if (threadIdx.x == 0) rings.init(p);
+
+    uint8_t* x_ring = smem;
+    uint8_t* w_ring = x_ring + p.x_stages * X_STAGE;
+    uint8_t* s_ring = w_ring + p.w_stages * W_STAGE;
+    const uint32_t x_full = shared_address(s_ring + B::S_SLOTS * S_SLOT), x_empty = x_full + p.x_stages * 8;
+    const uint32_t w_full = x_empty + p.x_stages * 8, w_empty = w_full + p.w_stages * 8;
+    const uint32_t s_empty = w_empty + p.w_stages * 8;
+    if (threadIdx.x == 0) {
+        for (int s = 0; s < p.x_stages; s++) barrier_init(x_full + s * 8, 1), barrier_init(x_empty + s * 8, B::WARPS);
+        for (int s = 0; s < p.w_stages; s++) barrier_init(w_full + s * 8, 1), barrier_init(w_empty + s * 8, B::WARPS);
+        for (int s = 0; s < B::S_SLOTS; s++) barrier_init(s_empty + s * 8, B::WARPS);
+        barrier_init_fence();
+    }
     const int n_row_tiles = (p.m + N - 1) / N;
     const Schedule schedule((p.n_tiles + B::TILES - 1) / B::TILES * n_row_tiles, p.n_chunks);
     launch_dependents();
@@ -308,37 +180,136 @@ DEVICE void wgmma_linear(const WgmmaLinearParams& p) {
     if (warp >= B::WARPS) {
         release_registers<B::PRODUCER_REGISTERS>();
         if (warp == B::WARPS) {
-            load_weights(p, schedule, n_row_tiles, rings);
+            load_weights<F, B>(p, schedule, n_row_tiles, w_ring, s_ring, w_full, w_empty, s_empty);
             prefetch(p.next);
         }
-        if (warp == B::WARPS + 1) load_x(p, schedule, n_row_tiles, rings);
+        if (warp == B::WARPS + 1) load_x<F, B>(p, schedule, n_row_tiles, x_ring, x_full, x_empty);
         return;
     }
     claim_registers<B::CONSUMER_REGISTERS>();
 
     auto place_of = [&](int work) {
-        return Place{work % n_row_tiles * N, work / n_row_tiles * B::TILES + warp * B::WARP_TILES, lane >> 2, lane & 3};
+        return Place{work % n_row_tiles * N, work / n_row_tiles * B::TILES + warp * T, lane >> 2, lane & 3};
+    };
+    auto part_of = [&](const SharedTile& shared, int block) {
+        // A block's run begins in the tile (its second part) or before it (its first part).
+        const bool begins_here = schedule.units * block / schedule.blocks >= shared.start;
+        return p.parts + (static_cast<int64_t>(block) * 2 + begins_here) * B::PART + threadIdx.x;
     };
     int pending[2] = {-1, -1};  // shared tiles whose parts are still to be added up
-    ConsumerPlaces at;
+    int w_stage = 0, w_parity = 0, x_stage = 0, x_parity = 0, slot = 0;
     schedule.each([&](int work, int chunk, int end) {
         const bool is_shared = end - chunk < p.n_chunks;
-        Sums<B> acc = {};
-        multiply<F, B>(acc, p, rings, at, chunk, end);
+        float acc[T][N / 8][4] = {};
+        int running_x = -1;  // the x stage that the products still running read
+        for (; chunk < end; chunk++) {
+            barrier_wait(w_full + w_stage * 8, w_parity);
+            const uint8_t* data = w_ring + w_stage * W_STAGE + warp * T * CHUNK_BYTES;
+            const uint8_t* scales = s_ring + slot * S_SLOT + (warp * T * C + chunk % C) * F::SCALE_BYTES;
+            uint4 words[T];
+            GroupScale group[T];
+            uint32_t a[2][T][2][4];  // [which 32 k mod 2][tile][product]
+            uint64_t x_operand;
+            unrolled<0, F::PAIRS>([&]<int P>() {
+#pragma unroll
+                for (int t = 0; t < T; t++)
+                    F::template dequantised<P>(data + t * CHUNK_BYTES, scales + t * C * F::SCALE_BYTES, lane, words[t], group[t],
+                                               a[P % 2][t]);
+                if constexpr (P % 2 == 0) {
+                    barrier_wait(x_full + x_stage * 8, x_parity);
+                    x_operand = wgmma_operand(shared_address(x_ring + x_stage * X_STAGE));
+                }
+                wgmma_fence();
+#pragma unroll
+                for (int i = 0; i < 2; i++)
+#pragma unroll
+                    for (int t = 0; t < T; t++) wgmma(acc[t], a[P % 2][t][i], x_operand + (P % 2 * 2 + i) * 2);
+                wgmma_commit();
+                wgmma_wait<1>();
+                if constexpr (P % 2 == 0) {
+                    if (running_x >= 0 && lane == 0) barrier_arrive(x_empty + running_x * 8);
+                    running_x = x_stage;
+                    if (++x_stage == p.x_stages) x_stage = 0, x_parity ^= 1;
+                }
+            });
+            __syncwarp();
+            if (lane == 0) barrier_arrive(w_empty + w_stage * 8);
+            if (F::SCALE_BYTES > 0 && (chunk % C == C - 1 || chunk + 1 == end)) {
+                if (lane == 0) barrier_arrive(s_empty + slot * 8);
+                if (++slot == B::S_SLOTS) slot = 0;
+            }
+            if (++w_stage == p.w_stages) w_stage = 0, w_parity ^= 1;
+        }
+        wgmma_wait<0>();
+        if (lane == 0) barrier_arrive(x_empty + running_x * 8);
+
         wait_for_previous();
         if (is_shared) {
-            publish_part<B>(p, schedule, work, acc);
+            const SharedTile shared(schedule, work);
+            float4* mine = part_of(shared, blockIdx.x);
+#pragma unroll
+            for (int t = 0; t < T; t++)
+#pragma unroll
+                for (int r = 0; r < N / 8; r++)
+                    __stcg(mine + (t * (N / 8) + r) * (B::WARPS * 32), make_float4(acc[t][r][0], acc[t][r][1], acc[t][r][2], acc[t][r][3]));
+            consumers_sync<B>();
+            if (threadIdx.x == 0) add_release(p.tickets + 2 * (work - schedule.whole_tiles), 1);
             (pending[0] < 0 ? pending[0] : pending[1]) = work;
             return;
         }
         constexpr int AT_ONCE = N % 16 == 0 ? 2 : 3;
 #pragma unroll
-        for (int r0 = 0; r0 < N / 8; r0 += AT_ONCE) write_rows<E, AT_ONCE>(p, acc, place_of(work), r0);
+        for (int r0 = 0; r0 < N / 8; r0 += AT_ONCE) {
+            float before[AT_ONCE][T][4];
+#pragma unroll
+            for (int r = 0; r < AT_ONCE; r++) load_rows<E>(p, before[r], place_of(work), r0 + r);
+#pragma unroll
+            for (int r = 0; r < AT_ONCE; r++) {
+                float4 v[T];
+#pragma unroll
+                for (int t = 0; t < T; t++)
+                    v[t] = make_float4(acc[t][r0 + r][0], acc[t][r0 + r][1], acc[t][r0 + r][2], acc[t][r0 + r][3]);
+                store_rows<E>(p, v, before[r], place_of(work), r0 + r);
+            }
+        }
     });
+
+    // Shared tiles, when the other blocks' parts are in memory as well, or nearly: each block adds up its share
+    // of the rows. All blocks of the grid must be on the GPU at the same time.
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-        if (pending[i] < 0) break;
-        add_parts<B, E>(p, schedule, pending[i], place_of(pending[i]));
+        const int work = pending[i];
+        if (work < 0) break;
+        const SharedTile shared(schedule, work);
+        int32_t* tickets = p.tickets + 2 * (work - schedule.whole_tiles);
+        const int rank = blockIdx.x - shared.first_block;
+        const int r0 = N / 8 * rank / shared.n_blocks, r1 = N / 8 * (rank + 1) / shared.n_blocks;
+        if (threadIdx.x == 0) wait_for_blocks(tickets, shared.n_blocks);
+        consumers_sync<B>();
+        for (int r = r0; r < r1; r++) {
+            constexpr int AT_ONCE = 8 / T;
+            float before[T][4];
+            load_rows<E>(p, before, place_of(work), r);
+            float4 v[T] = {};
+            for (int b0 = 0; b0 < shared.n_blocks; b0 += AT_ONCE) {
+                float4 w[AT_ONCE][T];
+#pragma unroll
+                for (int b = 0; b < AT_ONCE; b++)
+#pragma unroll
+                    for (int t = 0; t < T; t++)
+                        w[b][t] = b0 + b < shared.n_blocks
+                                      ? __ldcg(part_of(shared, shared.first_block + b0 + b) + (t * (N / 8) + r) * (B::WARPS * 32))
+                                      : float4{};
+#pragma unroll
+                for (int b = 0; b < AT_ONCE; b++)
+#pragma unroll
+                    for (int t = 0; t < T; t++)
+                        v[t].x += w[b][t].x, v[t].y += w[b][t].y, v[t].z += w[b][t].z, v[t].w += w[b][t].w;
+            }
+            store_rows<E>(p, v, before, place_of(work), r);
+        }
+        // The last block resets the tickets.
+        if (threadIdx.x == 0 && atomicAdd(tickets + 1, 1) == shared.n_blocks - 1) tickets[0] = tickets[1] = 0;
     }
 }
 
