@@ -1,8 +1,7 @@
-use host::pool::WorkerPool;
-
 use super::*;
 use crate::linear::{self, LinearInput, LinearPart, LinearWeights};
 use half::{bf16, f16};
+use host::pool::WorkerPool;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
