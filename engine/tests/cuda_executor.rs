@@ -457,7 +457,7 @@ fn a_model_that_does_not_fit_is_refused_before_anything_is_allocated() {
         max_total_tokens: None,
         ..options()
     };
-    let device = kernels::cuda::Device::open(0).expect("a GPU");
+    let device = gpu::Device::open(0).expect("a GPU");
     let before = device.memory_bytes().expect("memory").0;
     let started = std::time::Instant::now();
     let refused = CudaExecutor::load(&checkpoint, &options).err();

@@ -1,5 +1,8 @@
 //! Why a kernel refused to run.
 
+use gpu::CudaError;
+use host::HostError;
+
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
     #[error("{op}: {what} is {found}, must be {expected}")]
@@ -11,13 +14,6 @@ pub enum KernelError {
     },
     #[error("{op}: {message}")]
     Value { op: &'static str, message: String },
-    #[error("a worker thread panicked: {0}")]
-    WorkerPanic(String),
-    #[error("cannot start worker thread {index}: {source}")]
-    Spawn {
-        index: usize,
-        source: std::io::Error,
-    },
     #[error("instruction set {asked} was asked for, this processor has {available}")]
     Isa {
         asked: &'static str,
@@ -25,8 +21,15 @@ pub enum KernelError {
     },
     #[error("unknown instruction set `{0}`; known: portable, avx2, avx512")]
     UnknownIsa(String),
-    #[error("cannot allocate {bytes} bytes")]
-    Memory { bytes: usize },
+    /// Memory or threads that the system refused, or a panic in a worker thread.
+    #[error(transparent)]
+    Host(#[from] HostError),
+}
+
+impl From<KernelError> for CudaError {
+    fn from(error: KernelError) -> Self {
+        Self::Arguments(Box::new(error))
+    }
 }
 
 /// Errors unless `found == expected`.

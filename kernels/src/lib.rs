@@ -5,7 +5,7 @@
 //!
 //! ```
 //! use kernels::Isa;
-//! use kernels::pool::WorkerPool;
+//! use host::pool::WorkerPool;
 //! use kernels::rms_norm;
 //!
 //! # fn main() -> Result<(), kernels::KernelError> {
@@ -24,9 +24,14 @@
 //! # }
 //! ```
 //!
-//! This is the only crate of the workspace with `unsafe` in it. Everything public is safe: a
-//! launcher checks its shapes and returns a [`KernelError`] instead of reading out of bounds.
+//! Everything public is safe: a launcher checks its shapes and returns a [`KernelError`] instead of
+//! reading out of bounds. GPU memory and launches are those of the crate `gpu`, threads and memory
+//! for vector loads those of `host`. These three are the only crates of the workspace with `unsafe`.
 
+#![allow(
+    unsafe_code,
+    reason = "vector instructions, launches, and slices that threads share"
+)]
 #![allow(
     clippy::inline_always,
     reason = "a kernel body must be inlined into the function that turns its instructions on"
@@ -44,9 +49,6 @@ pub mod error;
 pub mod isa;
 pub mod lanes;
 pub mod linear;
-pub mod mapped_file;
-pub mod memory;
-pub mod pool;
 pub mod qkv_prepare;
 pub mod quant_linear;
 pub mod rms_norm;

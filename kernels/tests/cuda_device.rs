@@ -1,13 +1,15 @@
 //! The CUDA layer on a GPU: memory, copies, events, and what launches and captures refuse.
 
+#![allow(unsafe_code, reason = "launches that the driver must refuse")]
 #![allow(clippy::unwrap_used, reason = "a call that fails fails the test")]
 
-mod gpu;
+mod common;
 
-use kernels::cuda::{
-    Buffer, CardProfile, CudaError, Device, DevicePtr, Element, Event, Graph, HostBuffer,
-    LaunchConfig, RowsCopy, Stream, use_kernels_of_environment,
+use gpu::{
+    Buffer, CardProfile, CudaError, Device, DevicePtr, Event, Graph, HostBuffer, LaunchConfig,
+    RowsCopy, Stream, use_kernels_of_environment,
 };
+use kernels::cuda::Element;
 use kernels::stream_linear::{LargeM, StreamLinearKernels};
 
 #[cfg_attr(
@@ -16,7 +18,7 @@ use kernels::stream_linear::{LargeM, StreamLinearKernels};
 )]
 #[test]
 fn memory_copies_views_and_errors() {
-    let (device, stream) = gpu::open();
+    let (device, stream) = common::open();
     let (device, stream) = (&device, &stream);
     let values: Vec<i32> = (0..1000).collect();
     let buffer = Buffer::from_slice(stream, &values).expect("memory");
@@ -124,7 +126,7 @@ fn memory_copies_views_and_errors() {
 )]
 #[test]
 fn rows_are_gathered_on_the_host_and_scattered_on_the_card() {
-    let (device, stream) = gpu::open();
+    let (device, stream) = common::open();
     let (device, stream) = (&device, &stream);
     let values: Vec<i32> = (0..100).collect();
     let buffer = Buffer::from_slice(stream, &values).expect("memory");
@@ -183,7 +185,7 @@ fn rows_are_gathered_on_the_host_and_scattered_on_the_card() {
 )]
 #[test]
 fn kernels_and_captures_refuse_what_they_cannot_do() {
-    let (device, stream) = gpu::open();
+    let (device, stream) = common::open();
     let (device, stream) = (&device, &stream);
     let refused = device
         .kernel("stream_linear/repack", "repack")

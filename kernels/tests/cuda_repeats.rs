@@ -4,12 +4,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a call that fails fails the test")]
 
-mod gpu;
+mod common;
 
+use gpu::Buffer;
 use kernels::attention::cuda::{
     DecodeAttention, DecodeAttentionArgs, PrefillAttention, PrefillAttentionArgs,
 };
-use kernels::cuda::{Activation, Buffer, Element, ElementBuffer, HeadShape, PAGE_TOKENS};
+use kernels::cuda::{Activation, Element, ElementBuffer, HeadShape, PAGE_TOKENS};
 use kernels::sampling::cuda::{
     ArgmaxAdvance, ArgmaxAdvanceArgs, PenalizedToken, Sample, SampleArgs, SamplingRow,
 };
@@ -34,8 +35,8 @@ fn bits(values: &[f32]) -> Vec<u32> {
 #[test]
 #[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
 fn attention_gives_the_same_bits() {
-    let (device, stream) = gpu::open();
-    let mut rng = gpu::rng(51);
+    let (device, stream) = common::open();
+    let mut rng = common::rng(51);
     let shape = HeadShape {
         n_q: 16,
         n_kv: 2,
@@ -44,7 +45,7 @@ fn attention_gives_the_same_bits() {
     let width = shape.n_q * shape.head_dim;
     let contexts: [i32; 6] = [700, 1, 2049, 64, 333, 0];
     let (n_rows, max_pages) = (contexts.len(), 2049 / PAGE_TOKENS + 2);
-    let tables = gpu::page_tables(&mut rng, n_rows, max_pages);
+    let tables = common::page_tables(&mut rng, n_rows, max_pages);
     let page_table = Buffer::from_slice(&stream, &tables).unwrap();
     let context_len = Buffer::from_slice(&stream, &contexts).unwrap();
     // For prefill every sequence has a chunk of up to 50 tokens.
@@ -56,10 +57,10 @@ fn attention_gives_the_same_bits() {
     let q_start = Buffer::from_slice(&stream, &q_start).unwrap();
     for (element, format) in Element::ALL
         .into_iter()
-        .flat_map(|element| gpu::kv_formats(element).map(|format| (element, format)))
+        .flat_map(|element| common::kv_formats(element).map(|format| (element, format)))
     {
-        let pool = gpu::KvPool::random(&stream, &mut rng, shape, format, n_rows * max_pages);
-        let q = gpu::elements(&mut rng, element, n_tokens * width, 1.0);
+        let pool = common::KvPool::random(&stream, &mut rng, shape, format, n_rows * max_pages);
+        let q = common::elements(&mut rng, element, n_tokens * width, 1.0);
         let q = ElementBuffer::from_f32(&stream, element, &q).unwrap();
         let out = ElementBuffer::zeroed(&stream, element, n_tokens * width).unwrap();
         for n_splits in [1, 3, 8] {
@@ -105,13 +106,13 @@ fn attention_gives_the_same_bits() {
 #[test]
 #[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
 fn tokens_are_chosen_the_same() {
-    let (device, stream) = gpu::open();
+    let (device, stream) = common::open();
     let vocab = 32_000;
     let argmax = ArgmaxAdvance::new(&device).unwrap();
     let sample = Sample::new(&device).unwrap();
     // Clusters of blocks for few rows, one block a row for many.
     for n_rows in [3, 64] {
-        let logits = gpu::normals(&mut gpu::rng(52), n_rows * vocab, 3.0);
+        let logits = common::normals(&mut common::rng(52), n_rows * vocab, 3.0);
         let on_device = Buffer::from_slice(&stream, &logits).unwrap();
         let next_ids = Buffer::<i32>::zeroed(&stream, n_rows).unwrap();
         let history = Buffer::<i32>::zeroed(&stream, n_rows).unwrap();

@@ -13,7 +13,7 @@ use xshell::Shell;
 
 use crate::kernels;
 
-/// Where `kernels/build.rs` finds the compiled CUDA kernels; empty for none.
+/// Where `kernels/gpu/build.rs` finds the compiled CUDA kernels; empty for none.
 const KERNELS_DIR: &str = "ENGINE_KERNELS_DIR";
 
 /// The working tree's root: the parent of this crate.

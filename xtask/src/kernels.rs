@@ -2,7 +2,7 @@
 //! embeds, and audited against the limits of each chip. No GPU is needed. A source whose header
 //! says `Elements: f16, bf16.` is compiled once for each of them.
 //!
-//! `<target>/kernels/<architectures>/` holds the fatbins and an index that `kernels/build.rs`
+//! `<target>/kernels/<architectures>/` holds the fatbins and an index that `kernels/gpu/build.rs`
 //! reads. `<target>/kernels/architectures` remembers what the last `build --arch` asked for, so
 //! that every later release build (`exp` too) embeds kernels that match the sources.
 

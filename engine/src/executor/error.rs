@@ -1,7 +1,7 @@
 //! Errors in a step, by scope: a row, the step, or the device.
 
+use gpu::CudaError;
 use kernels::KernelError;
-use kernels::cuda::CudaError;
 
 /// Why a whole step failed.
 #[derive(Debug, thiserror::Error)]

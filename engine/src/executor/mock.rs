@@ -6,6 +6,9 @@
 //! the step. Its host tier stores the same; copies are made as late as the plan allows, after the
 //! rows. Steps can be delayed, and made to fail, to panic or to lose the device; a row's logits can
 //! be made invalid.
+//!
+//! Part of the library with the feature `testkit`, as `weights::fixture` is.
+//!
 //! Deliberately absent: sampling, except for the check of its parameters. Temperature, truncation
 //! and penalties do not change its tokens, except that a seed above temperature 0 enters the hash,
 //! with the output index. If a grammar does not allow a token, another hash chooses among the

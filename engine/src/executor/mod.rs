@@ -6,6 +6,7 @@ pub mod cuda;
 mod error;
 pub mod host_memory;
 pub mod host_tier;
+#[cfg(feature = "testkit")]
 pub mod mock;
 pub mod simulated;
 mod stop_flag;

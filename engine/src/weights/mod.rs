@@ -10,7 +10,7 @@
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
-use kernels::mapped_file::MappedFile;
+use host::mapped_file::MappedFile;
 
 use crate::errors::Code;
 use crate::model::config::{ConfigError, ModelConfig};

@@ -9,7 +9,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use ::safetensors::{Dtype, SafeTensors};
-use kernels::mapped_file::MappedFile;
+use host::mapped_file::MappedFile;
 
 use super::format::CheckpointFormat;
 use super::{

@@ -122,7 +122,7 @@ fn slept(executor: Box<CudaExecutor>) -> (u64, Box<dyn Executor>) {
 
 /// Properties of the GPU, for any caller.
 fn free_bytes() -> u64 {
-    let device = kernels::cuda::Device::open(0).expect("a GPU");
+    let device = gpu::Device::open(0).expect("a GPU");
     device.memory_bytes().expect("memory").0 as u64
 }
 
@@ -179,7 +179,7 @@ fn a_model_without_free_memory_stays_suspended_until_there_is_some() {
     let checkpoint = awq(dirs[0].path(), Family::Qwen3, 128);
     let limited = |fraction: f64, max_total_tokens: Option<usize>| {
         let used = {
-            let device = kernels::cuda::Device::open(0).expect("a GPU");
+            let device = gpu::Device::open(0).expect("a GPU");
             let (free, total) = device.memory_bytes().expect("memory");
             (total - free) as u64
         };

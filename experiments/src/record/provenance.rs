@@ -17,7 +17,7 @@ use sha2::{Digest, Sha256};
 pub const PACKED: &str = "source.json";
 
 /// What engine and load generator are built from, and what decides how.
-const BUILT_FROM: [&str; 13] = [
+const BUILT_FROM: [&str; 18] = [
     ".cargo",
     "Cargo.lock",
     "Cargo.toml",
@@ -28,6 +28,11 @@ const BUILT_FROM: [&str; 13] = [
     "experiments/src",
     "kernels/Cargo.toml",
     "kernels/build.rs",
+    "kernels/gpu/Cargo.toml",
+    "kernels/gpu/build.rs",
+    "kernels/gpu/src",
+    "kernels/host/Cargo.toml",
+    "kernels/host/src",
     "kernels/src",
     "records/Cargo.toml",
     "records/src",

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput};
-use kernels::memory::{AlignedBytes, Arena};
-use kernels::pool::WorkerPool;
+use host::memory::{AlignedBytes, Arena};
+use host::pool::WorkerPool;
 use kernels::roofline::cpu::{multiply_f32, multiply_int8, read};
 use kernels::{Isa, KernelError};
 use serde_json::json;

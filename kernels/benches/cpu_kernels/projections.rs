@@ -1,9 +1,9 @@
 //! Projections: weights of the formats that checkpoints have, one token to many.
 
+use host::memory::Arena;
 use kernels::KernelError;
 use kernels::dense_linear::DenseFormat;
 use kernels::linear::{LinearInput, LinearPart, LinearWeights, forward};
-use kernels::memory::Arena;
 use kernels::quant_linear::{BlockFormat, QuantActivations, QuantMatrix, QuantSource, Terms};
 
 use crate::measure::{Bench, BenchError, Products, Work};

@@ -5,7 +5,7 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use kernels::cuda::{embedded_kernels, use_compiled_kernels, use_kernels_of_environment};
+use gpu::{embedded_kernels, use_compiled_kernels, use_kernels_of_environment};
 
 /// Says what was chosen.
 pub fn choose() -> Result<String, Box<dyn Error>> {

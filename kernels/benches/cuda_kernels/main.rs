@@ -30,7 +30,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use criterion::Criterion;
-use kernels::cuda::{CudaError, Device};
+use gpu::{CudaError, Device};
 use measure::Bench;
 use shape::Shape;
 

@@ -5,9 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput};
-use kernels::cuda::{
-    Buffer, CudaError, Device, Element, ElementBuffer, Event, Stream, embedded_kernels,
-};
+use gpu::{Buffer, CudaError, Device, Event, Stream, embedded_kernels};
+use kernels::cuda::{Element, ElementBuffer};
 use kernels::roofline::cuda::{Multiply, ReadMemory};
 use kernels::stream_linear::fill_normal;
 use serde_json::json;

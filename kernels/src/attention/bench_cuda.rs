@@ -1,12 +1,11 @@
 //! Attention over a paged cache, decode rows and prompts.
 
+use gpu::{Buffer, CudaError, Stream};
 use half::f16;
 use kernels::attention::cuda::{
     DecodeAttention, DecodeAttentionArgs, PlainAttention, PrefillAttention, PrefillAttentionArgs,
 };
-use kernels::cuda::{
-    Activation, Buffer, CudaError, Element, ElementBuffer, KvFormat, PAGE_TOKENS, PagedKv, Stream,
-};
+use kernels::cuda::{Activation, Element, ElementBuffer, KvFormat, PAGE_TOKENS, PagedKv};
 use kernels::stream_linear::fill_normal;
 
 use crate::measure::{Bench, Work};

@@ -4,11 +4,12 @@
 //! adds `q[d] * keys[d]`; no horizontal sum is needed. Pages are processed in chunks of
 //! [`CHUNK_PAGES`]; after each, the running maximum, sum and output are updated.
 
+use host::pool::DisjointMut;
+
 use super::pages::{F16, Fp8E4m3, KvElement};
 use super::{KvFormat, KvPages, MAX_HEAD_DIM, PAGE_TOKENS, Sequence, Unit};
 use crate::isa::Isa;
 use crate::lanes::{LANES, Lanes, at, at_mut, exp, for_isa};
-use crate::pool::DisjointMut;
 
 /// Queries of a unit: with one vector of scores each they fit the registers.
 pub(super) const QUERIES: usize = 8;

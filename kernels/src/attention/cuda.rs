@@ -2,11 +2,10 @@
 
 mod packed;
 
+use gpu::{BufferView, CudaError, Device, DevicePtr, Dim3, Kernel, LaunchConfig, Stream};
+
 use crate::cuda::shape::ShapeCheck;
-use crate::cuda::{
-    Activation, BufferView, CudaError, Device, DevicePtr, Dim3, Element, ElementView, Kernel,
-    LaunchConfig, PagedKvParams, Stream,
-};
+use crate::cuda::{Activation, Element, ElementView, PagedKvParams};
 pub use crate::cuda::{HeadShape, KvFormat, PagedKv};
 use crate::shared_with_device::device_structs;
 pub use packed::{PlainAttention, PrefillAttention, PrefillAttentionArgs};
@@ -109,12 +108,12 @@ impl DecodeAttention {
             format.kernel_suffix(),
             shape.head_dim
         );
-        let kernel = device.element_kernel(element, "attention/decode", &name)?;
+        let kernel = element.kernel(device, "attention/decode", &name)?;
         kernel.set_shared_carveout(100)?;
         let properties = device.properties();
         let many = if shape.head_dim == 128 {
             let name = format!("{name}_many");
-            let kernel = device.element_kernel(element, "attention/decode", &name)?;
+            let kernel = element.kernel(device, "attention/decode", &name)?;
             kernel.set_shared_carveout(100)?;
             Some(Many {
                 kernel,

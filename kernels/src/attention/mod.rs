@@ -11,10 +11,11 @@ pub mod cuda;
 mod pages;
 pub mod reference;
 
+use host::pool::{DisjointMut, WorkerPool};
+
 use crate::KernelError;
 use crate::error::check_shape;
 use crate::isa::Isa;
-use crate::pool::{DisjointMut, WorkerPool};
 
 pub use self::pages::{KvFormat, KvPages, Slot};
 
@@ -212,7 +213,8 @@ pub fn forward(
             // SAFETY: a (token, head) pair belongs to one unit, and a unit to one thread.
             unsafe { cpu::run_unit(isa, kv, sequences[unit.sequence], *unit, q, &out) }
         }
-    })
+    })?;
+    Ok(())
 }
 
 #[cfg(test)]

@@ -13,14 +13,15 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use half::{bf16, f16};
+use host::HostError;
+use host::memory::AlignedBytes;
+use host::pool::{DisjointMut, WorkerPool};
 
 use super::{AttentionShape, MAX_HEAD_DIM, OP, PAGE_TOKENS, check_below};
 use crate::KernelError;
 use crate::error::check_shape;
 use crate::isa::Isa;
 use crate::lanes::{LANES, Lanes, at, at_mut, e4m3, for_isa};
-use crate::memory::AlignedBytes;
-use crate::pool::{DisjointMut, WorkerPool};
 
 /// How keys and values are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -144,7 +145,7 @@ impl KvPages {
     ) -> Result<Self, KernelError> {
         let shape = shape.checked()?;
         let zeroed = |bytes_of_page: usize| {
-            let too_large = KernelError::Memory { bytes: usize::MAX };
+            let too_large = HostError::Memory { bytes: usize::MAX };
             AlignedBytes::zeroed(n_pages.checked_mul(bytes_of_page).ok_or(too_large)?)
         };
         let n_bytes = shape.page_elements() * format.bytes_per_value();

@@ -2,13 +2,13 @@
 //! matter: [`forward_on`] spreads the queries over threads.
 
 use half::{bf16, f16};
+use host::pool::WorkerPool;
 
 use super::pages::{F16, Fp8E4m3};
 use super::{KvFormat, KvPages, OP, PAGE_TOKENS, Sequence, check_below};
 use crate::KernelError;
 use crate::error::check_shape;
 use crate::lanes::e4m3;
-use crate::pool::WorkerPool;
 
 fn read(page: &[u16], index: usize) -> f64 {
     f64::from(f16::from_bits(page[index]).to_f32())
@@ -104,7 +104,8 @@ pub fn forward_on(
         for (head, (q, out)) in q.chunks_exact(shape.head_dim).zip(heads).enumerate() {
             attend(kv, *sequence, *token, head, q, out);
         }
-    })
+    })?;
+    Ok(())
 }
 
 /// One head of one token of a sequence: `q, out: [head_dim]`.

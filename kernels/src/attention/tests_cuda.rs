@@ -2,11 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a call that fails fails the test")]
 
-#[path = "../../tests/gpu/mod.rs"]
-mod gpu;
+#[path = "../../tests/common/mod.rs"]
+mod common;
 
+use gpu::Buffer;
 use kernels::attention::cuda::{DecodeAttention, DecodeAttentionArgs};
-use kernels::cuda::{Activation, Buffer, Element, ElementBuffer, HeadShape, KvFormat, PAGE_TOKENS};
+use kernels::cuda::{Activation, Element, ElementBuffer, HeadShape, KvFormat, PAGE_TOKENS};
 use kernels::qkv_prepare::cuda::{QkvPrepare, QkvPrepareArgs};
 
 /// Of one head's result in fp16: probabilities, parts and the result are 16-bit.
@@ -49,13 +50,13 @@ fn many_rows_agree_with_f64_for_every_split_and_format() {
 
 /// Every row has a context of its own; `shapes` are query heads, KV heads, head dimension.
 fn check_contexts(contexts: &[i32], shapes: &[(usize, usize, usize)]) {
-    let (device, stream) = gpu::open();
-    let mut rng = gpu::rng(4);
+    let (device, stream) = common::open();
+    let mut rng = common::rng(4);
     let longest = contexts.iter().copied().max().unwrap() as usize;
     // A page more than any row needs.
     let (n_rows, max_pages) = (contexts.len(), longest.div_ceil(PAGE_TOKENS) + 1);
     let context_len = Buffer::from_slice(&stream, contexts).unwrap();
-    let tables = gpu::page_tables(&mut rng, n_rows, max_pages);
+    let tables = common::page_tables(&mut rng, n_rows, max_pages);
     let page_table = Buffer::from_slice(&stream, &tables).unwrap();
     for (element, (n_q, n_kv, head_dim)) in Element::ALL
         .into_iter()
@@ -68,11 +69,11 @@ fn check_contexts(contexts: &[i32], shapes: &[(usize, usize, usize)]) {
         };
         let width = n_q * head_dim;
         let (q_stride, out_stride) = (width + 2 * n_kv * head_dim, width + 3);
-        let q = gpu::elements(&mut rng, element, n_rows * q_stride, 1.0);
+        let q = common::elements(&mut rng, element, n_rows * q_stride, 1.0);
         let q_on_device = ElementBuffer::from_f32(&stream, element, &q).unwrap();
-        for format in gpu::kv_formats(element) {
+        for format in common::kv_formats(element) {
             let n_pages = n_rows * max_pages;
-            let pool = gpu::KvPool::random(&stream, &mut rng, shape, format, n_pages);
+            let pool = common::KvPool::random(&stream, &mut rng, shape, format, n_pages);
             let values = pool.download(&stream);
             let expected: Vec<Vec<f64>> = (0..n_rows * n_q)
                 .map(|i| {
@@ -113,12 +114,12 @@ fn check_contexts(contexts: &[i32], shapes: &[(usize, usize, usize)]) {
                     let n_written = if contexts[row] == 0 { 0 } else { width };
                     assert!(found[n_written..].iter().all(|x| *x == POISON), "row {row}");
                     for head in 0..n_written / head_dim {
-                        let error = gpu::relative_error(
+                        let error = common::relative_error(
                             &found[head * head_dim..][..head_dim],
                             &expected[row * n_q + head],
                         );
                         assert!(
-                            error < gpu::tolerance(element, TOLERANCE),
+                            error < common::tolerance(element, TOLERANCE),
                             "{element:?} {shape:?} {format:?} splits {n_splits} f32 {reduce_in_fp32} row {row} \
                              context {} head {head}: {error}",
                             contexts[row]
@@ -134,7 +135,7 @@ fn check_contexts(contexts: &[i32], shapes: &[(usize, usize, usize)]) {
 #[test]
 #[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
 fn broken_values_after_a_context_change_no_bit() {
-    let (device, stream) = gpu::open();
+    let (device, stream) = common::open();
     let contexts = [1, 7, 8, 9, 15, 16, 17, 33, 47, 70, 129, 250];
     let (n_rows, max_pages) = (contexts.len(), 17);
     let context_len = Buffer::from_slice(&stream, &contexts).unwrap();
@@ -148,13 +149,13 @@ fn broken_values_after_a_context_change_no_bit() {
             head_dim,
         };
         let width = n_q * head_dim;
-        for format in gpu::kv_formats(element) {
-            let mut rng = gpu::rng(14);
-            let tables = gpu::page_tables(&mut rng, n_rows, max_pages);
+        for format in common::kv_formats(element) {
+            let mut rng = common::rng(14);
+            let tables = common::page_tables(&mut rng, n_rows, max_pages);
             let page_table = Buffer::from_slice(&stream, &tables).unwrap();
-            let q = gpu::elements(&mut rng, element, n_rows * width, 1.0);
+            let q = common::elements(&mut rng, element, n_rows * width, 1.0);
             let q = ElementBuffer::from_f32(&stream, element, &q).unwrap();
-            let pool = gpu::KvPool::random(&stream, &mut rng, shape, format, n_rows * max_pages);
+            let pool = common::KvPool::random(&stream, &mut rng, shape, format, n_rows * max_pages);
             for n_splits in [1, 4] {
                 let attention =
                     DecodeAttention::new(&device, element, shape, format, n_splits, true).unwrap();
@@ -185,7 +186,7 @@ fn broken_values_after_a_context_change_no_bit() {
                 };
                 let clean = attended(0);
                 assert!(clean.iter().all(|x| x.is_finite()));
-                for bits in gpu::broken_bits(format) {
+                for bits in common::broken_bits(format) {
                     assert!(
                         attended(*bits) == clean,
                         "{element:?} {shape:?} {format:?} splits {n_splits} bits {bits:x}"
@@ -200,8 +201,8 @@ fn broken_values_after_a_context_change_no_bit() {
 #[test]
 #[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
 fn rows_of_one_sequence_see_each_other_and_nothing_later() {
-    let (device, stream) = gpu::open();
-    let mut rng = gpu::rng(5);
+    let (device, stream) = common::open();
+    let mut rng = common::rng(5);
     let shape = HeadShape {
         n_q: 8,
         n_kv: 2,
@@ -216,7 +217,7 @@ fn rows_of_one_sequence_see_each_other_and_nothing_later() {
         (Element::Bf16, KvFormat::Fp8E4m3, 77, 64),
     ] {
         let max_pages = (start + n_rows + 15) / PAGE_TOKENS + 1;
-        let pages = gpu::page_tables(&mut rng, 1, max_pages);
+        let pages = common::page_tables(&mut rng, 1, max_pages);
         let tables: Vec<i32> = (0..n_rows).flat_map(|_| pages.clone()).collect();
         let positions: Vec<i32> = (start..start + n_rows).map(|p| p as i32).collect();
         let contexts: Vec<i32> = positions.iter().map(|p| p + 1).collect();
@@ -224,8 +225,8 @@ fn rows_of_one_sequence_see_each_other_and_nothing_later() {
             .iter()
             .map(|p| pages[*p as usize / 16] * 16 + p % 16)
             .collect();
-        let pool = gpu::KvPool::random(&stream, &mut rng, shape, format, max_pages);
-        let qkv = gpu::elements(&mut rng, element, n_rows * stride, 1.0);
+        let pool = common::KvPool::random(&stream, &mut rng, shape, format, max_pages);
+        let qkv = common::elements(&mut rng, element, n_rows * stride, 1.0);
         let qkv = ElementBuffer::from_f32(&stream, element, &qkv).unwrap();
         let n_positions = start + n_rows;
         let cos_sin: Vec<f32> = (0..n_positions * 128)
@@ -289,9 +290,9 @@ fn rows_of_one_sequence_see_each_other_and_nothing_later() {
         for (row, head) in (0..n_rows).flat_map(|row| (0..8).map(move |head| (row, head))) {
             let q = &q[row * stride + head * 128..][..128];
             let expected = values.attention(q, head, contexts[row] as usize, &pages);
-            let error = gpu::relative_error(&out[row * 1024 + head * 128..][..128], &expected);
+            let error = common::relative_error(&out[row * 1024 + head * 128..][..128], &expected);
             assert!(
-                error < gpu::tolerance(element, TOLERANCE),
+                error < common::tolerance(element, TOLERANCE),
                 "{element:?} {format:?} row {row} head {head}: {error}"
             );
         }
@@ -301,7 +302,7 @@ fn rows_of_one_sequence_see_each_other_and_nothing_later() {
 #[test]
 #[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
 fn wrong_shapes_are_errors() {
-    let (device, stream) = gpu::open();
+    let (device, stream) = common::open();
     let shape = HeadShape {
         n_q: 8,
         n_kv: 2,
@@ -342,7 +343,7 @@ fn wrong_shapes_are_errors() {
     );
 
     let attention = new(shape, 2).unwrap();
-    let pool = gpu::KvPool::random(&stream, &mut gpu::rng(1), shape, KvFormat::F16, 4);
+    let pool = common::KvPool::random(&stream, &mut common::rng(1), shape, KvFormat::F16, 4);
     let q = ElementBuffer::zeroed(&stream, Element::F16, 3 * 512).unwrap();
     let ints = Buffer::<i32>::zeroed(&stream, 6).unwrap();
     let good = DecodeAttentionArgs {

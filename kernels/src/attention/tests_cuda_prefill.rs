@@ -2,13 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a call that fails fails the test")]
 
-#[path = "../../tests/gpu/mod.rs"]
-mod gpu;
+#[path = "../../tests/common/mod.rs"]
+mod common;
 
+use gpu::{Buffer, Device, Stream};
 use kernels::attention::cuda::{PlainAttention, PrefillAttention, PrefillAttentionArgs};
-use kernels::cuda::{
-    Activation, Buffer, Device, Element, ElementBuffer, HeadShape, KvFormat, Stream,
-};
+use kernels::cuda::{Activation, Element, ElementBuffer, HeadShape, KvFormat};
 
 /// Of one head's result in fp16.
 const TOLERANCE: f64 = 2e-3;
@@ -31,7 +30,7 @@ fn check(
     format: KvFormat,
     chunks: &[Chunk],
 ) {
-    let mut rng = gpu::rng(7 + chunks.len() as u64);
+    let mut rng = common::rng(7 + chunks.len() as u64);
     let HeadShape { n_q, head_dim, .. } = shape;
     let (mut q_start, mut contexts) = (vec![0i32], Vec::new());
     for chunk in chunks {
@@ -44,12 +43,12 @@ fn check(
     }
     let (n_seqs, n_tokens) = (chunks.len(), q_start[chunks.len()] as usize);
     let max_pages = contexts.iter().copied().max().unwrap_or(0) as usize / 16 + 2;
-    let tables = gpu::page_tables(&mut rng, n_seqs, max_pages);
-    let pool = gpu::KvPool::random(stream, &mut rng, shape, format, n_seqs * max_pages);
+    let tables = common::page_tables(&mut rng, n_seqs, max_pages);
+    let pool = common::KvPool::random(stream, &mut rng, shape, format, n_seqs * max_pages);
     let values = pool.download(stream);
     let width = n_q * head_dim;
     let (q_stride, out_stride) = (width + 64, width + 2);
-    let q = gpu::elements(&mut rng, element, n_tokens * q_stride, 1.0);
+    let q = common::elements(&mut rng, element, n_tokens * q_stride, 1.0);
     let q_on_device = ElementBuffer::from_f32(stream, element, &q).unwrap();
     let [page_table, starts, context_len] =
         [&tables, &q_start, &contexts].map(|values| Buffer::from_slice(stream, values).unwrap());
@@ -102,9 +101,9 @@ fn check(
                 let expected = values.attention(q, head, context, &tables[seq * max_pages..]);
                 for (which, row) in ["prefill", "plain"].into_iter().zip(rows) {
                     let found = &row[head * head_dim..][..head_dim];
-                    let error = gpu::relative_error(found, &expected);
+                    let error = common::relative_error(found, &expected);
                     assert!(
-                        error < gpu::tolerance(element, TOLERANCE),
+                        error < common::tolerance(element, TOLERANCE),
                         "{which} {element:?} {shape:?} {format:?} {chunk:?} token {token} head {head}: {error}"
                     );
                 }
@@ -116,7 +115,7 @@ fn check(
 #[test]
 #[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
 fn packed_chunks_agree_with_f64() {
-    let (device, stream) = gpu::open();
+    let (device, stream) = common::open();
     let shapes = [
         (1, 1, 64),
         (9, 3, 64),
@@ -128,7 +127,7 @@ fn packed_chunks_agree_with_f64() {
     for (n_q, n_kv, head_dim) in shapes {
         for (element, format) in Element::ALL
             .into_iter()
-            .flat_map(|element| gpu::kv_formats(element).map(|format| (element, format)))
+            .flat_map(|element| common::kv_formats(element).map(|format| (element, format)))
         {
             let shape = HeadShape {
                 n_q,
@@ -159,7 +158,7 @@ fn packed_chunks_agree_with_f64() {
 #[test]
 #[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
 fn broken_values_after_a_context_change_no_bit() {
-    let (device, stream) = gpu::open();
+    let (device, stream) = common::open();
     let (starts, lens) = ([0, 0, 63, 5, 100], [1, 70, 1, 20, 29]);
     let contexts: Vec<i32> = starts
         .iter()
@@ -179,11 +178,11 @@ fn broken_values_after_a_context_change_no_bit() {
             head_dim,
         };
         let width = n_q * head_dim;
-        for format in gpu::kv_formats(element) {
-            let mut rng = gpu::rng(15);
-            let tables = gpu::page_tables(&mut rng, n_seqs, max_pages);
-            let pool = gpu::KvPool::random(&stream, &mut rng, shape, format, n_seqs * max_pages);
-            let q = gpu::elements(&mut rng, element, n_tokens * width, 1.0);
+        for format in common::kv_formats(element) {
+            let mut rng = common::rng(15);
+            let tables = common::page_tables(&mut rng, n_seqs, max_pages);
+            let pool = common::KvPool::random(&stream, &mut rng, shape, format, n_seqs * max_pages);
+            let q = common::elements(&mut rng, element, n_tokens * width, 1.0);
             let q = ElementBuffer::from_f32(&stream, element, &q).unwrap();
             let [page_table, q_starts, context_len] = [&tables, &q_start, &contexts]
                 .map(|values| Buffer::from_slice(&stream, values).unwrap());
@@ -215,7 +214,7 @@ fn broken_values_after_a_context_change_no_bit() {
             };
             let clean = attended(0);
             assert!(clean.iter().all(|x| x.is_finite()));
-            for bits in gpu::broken_bits(format) {
+            for bits in common::broken_bits(format) {
                 assert!(
                     attended(*bits) == clean,
                     "{element:?} {shape:?} {format:?} bits {bits:x}"
@@ -229,7 +228,7 @@ fn broken_values_after_a_context_change_no_bit() {
 #[test]
 #[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
 fn many_sequences_and_a_long_context() {
-    let (device, stream) = gpu::open();
+    let (device, stream) = common::open();
     let shape = HeadShape {
         n_q: 8,
         n_kv: 2,
@@ -246,7 +245,7 @@ fn many_sequences_and_a_long_context() {
         .collect();
     for (element, format) in Element::ALL
         .into_iter()
-        .flat_map(|element| gpu::kv_formats(element).map(|format| (element, format)))
+        .flat_map(|element| common::kv_formats(element).map(|format| (element, format)))
     {
         check(&device, &stream, element, shape, format, &many);
         check(
@@ -263,7 +262,7 @@ fn many_sequences_and_a_long_context() {
 #[test]
 #[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
 fn wrong_shapes_are_errors() {
-    let (device, stream) = gpu::open();
+    let (device, stream) = common::open();
     let shape = HeadShape {
         n_q: 8,
         n_kv: 2,
@@ -282,7 +281,7 @@ fn wrong_shapes_are_errors() {
         "attention_prefill: KV pages of F16 beside bf16 activations"
     );
     let prefill = PrefillAttention::new(&device, Element::F16, shape, KvFormat::F16).unwrap();
-    let pool = gpu::KvPool::random(&stream, &mut gpu::rng(1), shape, KvFormat::F16, 4);
+    let pool = common::KvPool::random(&stream, &mut common::rng(1), shape, KvFormat::F16, 4);
     let q = ElementBuffer::zeroed(&stream, Element::F16, 3 * 512).unwrap();
     let bf16 = ElementBuffer::zeroed(&stream, Element::Bf16, 3 * 512).unwrap();
     let ints = Buffer::<i32>::zeroed(&stream, 4).unwrap();

@@ -1,7 +1,9 @@
 //! The layout of an activation matrix in device memory.
 
+use gpu::CudaError;
+
 use super::shape::ShapeCheck;
-use super::{CudaError, Element, ElementView};
+use super::{Element, ElementView};
 
 /// Values of k that are contiguous in a tiled matrix.
 const TILE_K: usize = 64;

@@ -5,9 +5,8 @@
 
 use std::ops::Range;
 
+use gpu::{Buffer, BufferView, CudaError, Device, DevicePtr, Kernel, Stream};
 use half::{bf16, f16};
-
-use super::{Buffer, BufferView, CudaError, Device, DevicePtr, Stream};
 
 /// fp16 has 11 significant bits and reaches 65,504; bf16 has 8 and the range of fp32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -47,8 +46,17 @@ impl Element {
         self.value(self.bits(value))
     }
 
-    /// Name of the fatbin of `source_name` for this element.
-    pub(super) fn fatbin_name(self, source_name: &str) -> String {
+    /// As [`Device::kernel`], of a source that is compiled for each element.
+    pub(crate) fn kernel(
+        self,
+        device: &Device,
+        source_name: &str,
+        name: &str,
+    ) -> Result<Kernel, CudaError> {
+        device.kernel(&self.fatbin_name(source_name), name)
+    }
+
+    fn fatbin_name(self, source_name: &str) -> String {
         match self {
             Self::F16 => source_name.to_owned(),
             Self::Bf16 => format!("{source_name}_bf16"),

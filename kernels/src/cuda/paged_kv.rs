@@ -1,7 +1,9 @@
 //! One layer's paged KV cache on the device. The layout inside a page is in `paged_kv.cuh`.
 
+use gpu::{BufferView, CudaError, DevicePtr};
+
+use super::Element;
 use super::shape::ShapeCheck;
-use super::{BufferView, CudaError, DevicePtr, Element};
 use crate::shared_with_device::{device_structs, shared_constants};
 
 pub use crate::attention::PAGE_TOKENS;

@@ -1,8 +1,9 @@
 //! Checks shared by the launchers: the memory that a kernel accesses is inside the given views.
 
 use bytemuck::Pod;
+use gpu::{BufferView, CudaError};
 
-use super::{BufferView, CudaError, Element, ElementView};
+use super::{Element, ElementView};
 use crate::KernelError;
 
 /// The name of the op in error messages.

@@ -6,10 +6,11 @@
 mod cpu;
 pub mod reference;
 
+use host::memory::{AlignedBytes, Arena};
+
 use crate::KernelError;
 use crate::error::check_shape;
 use crate::isa::Isa;
-use crate::memory::{AlignedBytes, Arena};
 use crate::quant_linear::OutputView;
 
 /// Rows that one unit of work holds.

@@ -1,7 +1,7 @@
 use super::*;
 use crate::linear::{self, LinearInput, LinearPart, LinearWeights};
-use crate::pool::WorkerPool;
 use half::{bf16, f16};
+use host::pool::WorkerPool;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 

@@ -1,6 +1,7 @@
 //! Speed of `embedding.cu`.
 
-use kernels::cuda::{Buffer, CudaError, Element};
+use gpu::{Buffer, CudaError};
+use kernels::cuda::Element;
 use kernels::embedding::cuda::Embedding;
 
 use crate::measure::{Bench, Work};

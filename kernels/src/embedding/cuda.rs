@@ -1,9 +1,9 @@
 //! Token ids to hidden states on the GPU.
 
+use gpu::{BufferView, CudaError, Device, DevicePtr, Kernel, LaunchConfig, Stream};
+
 use crate::cuda::shape::ShapeCheck;
-use crate::cuda::{
-    BufferView, CudaError, Device, DevicePtr, Element, ElementView, Kernel, LaunchConfig, Stream,
-};
+use crate::cuda::{Element, ElementView};
 use crate::shared_with_device::{device_structs, shared_constants};
 
 const CHECK: ShapeCheck = ShapeCheck("embedding");
@@ -31,7 +31,7 @@ pub struct Embedding {
 
 impl Embedding {
     pub fn new(device: &Device, element: Element) -> Result<Self, CudaError> {
-        let kernel = device.element_kernel(element, "embedding/embedding", "embedding")?;
+        let kernel = element.kernel(device, "embedding/embedding", "embedding")?;
         kernel.set_shared_carveout(100)?;
         Ok(Self { kernel, element })
     }

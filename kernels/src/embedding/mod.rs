@@ -2,10 +2,11 @@
 
 pub mod cuda;
 
+use host::pool::{DisjointMut, WorkerPool};
+
 use crate::KernelError;
 use crate::error::check_shape;
 use crate::linear::LinearWeights;
-use crate::pool::{DisjointMut, WorkerPool};
 use std::sync::Mutex;
 
 /// Below this many tokens a thread, reading rows is not worth a parallel region.

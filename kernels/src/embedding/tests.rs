@@ -1,6 +1,7 @@
+use host::memory::Arena;
+
 use super::*;
 use crate::dense_linear::{DenseFormat, DenseMatrix};
-use crate::memory::Arena;
 
 #[test]
 fn rows_are_looked_up() {

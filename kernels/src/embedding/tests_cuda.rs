@@ -2,24 +2,25 @@
 
 #![allow(clippy::unwrap_used, reason = "a call that fails fails the test")]
 
-#[path = "../../tests/gpu/mod.rs"]
-mod gpu;
+#[path = "../../tests/common/mod.rs"]
+mod common;
 
-use kernels::cuda::{Buffer, Element, ElementBuffer};
+use gpu::Buffer;
+use kernels::cuda::{Element, ElementBuffer};
 use kernels::embedding::cuda::Embedding;
 
 #[test]
 #[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
 fn rows_of_the_table_come_out_exactly() {
-    let (device, stream) = gpu::open();
-    let mut rng = gpu::rng(1);
+    let (device, stream) = common::open();
+    let mut rng = common::rng(1);
     let sizes = [(3, 8), (100, 576), (1000, 5120)];
     for (element, (vocab, hidden)) in Element::ALL
         .into_iter()
         .flat_map(|element| sizes.map(|size| (element, size)))
     {
         let embedding = Embedding::new(&device, element).unwrap();
-        let table = gpu::elements(&mut rng, element, vocab * hidden, 1.0);
+        let table = common::elements(&mut rng, element, vocab * hidden, 1.0);
         // The last one is outside and gives row 0.
         let ids: Vec<i32> = [0, vocab as i32 - 1, 1, 1, vocab as i32 / 2, vocab as i32].to_vec();
         let table_on_device = ElementBuffer::from_f32(&stream, element, &table).unwrap();
@@ -58,7 +59,7 @@ fn rows_of_the_table_come_out_exactly() {
 #[test]
 #[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
 fn wrong_shapes_are_errors() {
-    let (device, stream) = gpu::open();
+    let (device, stream) = common::open();
     let embedding = Embedding::new(&device, Element::Bf16).unwrap();
     let ids = Buffer::<i32>::zeroed(&stream, 4).unwrap();
     let table = ElementBuffer::zeroed(&stream, Element::Bf16, 10 * 16).unwrap();

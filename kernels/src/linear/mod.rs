@@ -3,11 +3,12 @@
 //! The 16-row tiles of all parts form one list, which is divided by bytes: threads finish together,
 //! and each reads the same tiles in every step.
 
+use host::pool::{DisjointMut, WorkerPool};
+
 use crate::KernelError;
 use crate::dense_linear::{self, DenseMatrix};
 use crate::error::check_shape;
 use crate::isa::Isa;
-use crate::pool::{DisjointMut, WorkerPool};
 use crate::quant_linear::{self, Activations, OutputView, QuantActivations, QuantMatrix};
 
 const OP: &str = "linear";
@@ -171,5 +172,6 @@ pub fn forward(
                 }
             }
         }
-    })
+    })?;
+    Ok(())
 }

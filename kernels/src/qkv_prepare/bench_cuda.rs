@@ -1,6 +1,7 @@
 //! Speed of `qkv_prepare.cu`: rotation and cache write.
 
-use kernels::cuda::{Buffer, CudaError, Element, KvFormat};
+use gpu::{Buffer, CudaError};
+use kernels::cuda::{Element, KvFormat};
 use kernels::qkv_prepare::cuda::{QkvPrepare, QkvPrepareArgs};
 
 use crate::attention::{Cache, name};

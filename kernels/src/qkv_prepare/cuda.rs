@@ -1,10 +1,11 @@
 //! Norm, rotation and cache write of a step's rows, decode and prefill alike.
 
-use crate::cuda::shape::ShapeCheck;
-use crate::cuda::{
-    BufferView, CudaError, Device, DevicePtr, Dim3, Element, ElementView, HostCounter, Kernel,
-    LaunchConfig, PagedKvParams, Stream,
+use gpu::{
+    BufferView, CudaError, Device, DevicePtr, Dim3, HostCounter, Kernel, LaunchConfig, Stream,
 };
+
+use crate::cuda::shape::ShapeCheck;
+use crate::cuda::{Element, ElementView, PagedKvParams};
 pub use crate::cuda::{HeadShape, KvFormat, PagedKv};
 use crate::shared_with_device::{device_structs, shared_constants};
 
@@ -79,7 +80,7 @@ impl QkvPrepare {
         shape.check(CHECK)?;
         format.check(CHECK, element)?;
         let name = format!("qkv_prepare_{}_{}", format.kernel_suffix(), shape.head_dim);
-        let kernel = device.element_kernel(element, "qkv_prepare/qkv_prepare", &name)?;
+        let kernel = element.kernel(device, "qkv_prepare/qkv_prepare", &name)?;
         kernel.set_shared_carveout(100)?;
         Ok(Self {
             kernel,

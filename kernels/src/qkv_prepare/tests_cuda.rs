@@ -2,12 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a call that fails fails the test")]
 
-#[path = "../../tests/gpu/mod.rs"]
-mod gpu;
+#[path = "../../tests/common/mod.rs"]
+mod common;
 
-use kernels::cuda::{
-    Buffer, Element, ElementBuffer, HeadShape, HostCounter, KvFormat, PAGE_TOKENS,
-};
+use gpu::{Buffer, HostCounter};
+use kernels::cuda::{Element, ElementBuffer, HeadShape, KvFormat, PAGE_TOKENS};
 use kernels::qkv_prepare::cuda::{QkvPrepare, QkvPrepareArgs};
 use rand::Rng;
 use rand::seq::SliceRandom;
@@ -58,8 +57,8 @@ fn norm_and_rotate(head: &[f32], norm: Option<&[f32]>, angles: &[f32]) -> Vec<f6
 }
 
 fn check(shape: HeadShape, element: Element, format: KvFormat, with_norms: bool) {
-    let (device, stream) = gpu::open();
-    let mut rng = gpu::rng(3);
+    let (device, stream) = common::open();
+    let mut rng = common::rng(3);
     let HeadShape {
         n_q,
         n_kv,
@@ -67,10 +66,10 @@ fn check(shape: HeadShape, element: Element, format: KvFormat, with_norms: bool)
     } = shape;
     let (n_rows, n_pages) = (37, 9);
     let stride = (n_q + 2 * n_kv) * head_dim + 8;
-    let qkv = gpu::elements(&mut rng, element, n_rows * stride, 2.0);
+    let qkv = common::elements(&mut rng, element, n_rows * stride, 2.0);
     let norms = [
-        gpu::elements(&mut rng, element, head_dim, 1.0),
-        gpu::elements(&mut rng, element, head_dim, 1.0),
+        common::elements(&mut rng, element, head_dim, 1.0),
+        common::elements(&mut rng, element, head_dim, 1.0),
     ];
     let table = cos_sin(head_dim);
     let positions: Vec<i32> = (0..n_rows)
@@ -83,7 +82,7 @@ fn check(shape: HeadShape, element: Element, format: KvFormat, with_norms: bool)
     slots[36] = -1;
     slots[20] = (n_pages * PAGE_TOKENS) as i32; // outside the pool: skipped
 
-    let mut pool = gpu::KvPool::random(&stream, &mut rng, shape, format, n_pages);
+    let mut pool = common::KvPool::random(&stream, &mut rng, shape, format, n_pages);
     if format == KvFormat::Fp8E4m3 {
         // Small enough that some values saturate.
         (pool.k_scale, pool.v_scale) = (0.01, 0.02);
@@ -124,7 +123,7 @@ fn check(shape: HeadShape, element: Element, format: KvFormat, with_norms: bool)
     let close = |found: f64, expected: f64, scale: f32| {
         let (expected, tolerance) = match format {
             KvFormat::F16 | KvFormat::Bf16 => {
-                let relative = gpu::tolerance(element, 6e-4);
+                let relative = common::tolerance(element, 6e-4);
                 (expected, expected.abs() * relative + 1e-5)
             }
             KvFormat::Fp8E4m3 => {
@@ -153,7 +152,7 @@ fn check(shape: HeadShape, element: Element, format: KvFormat, with_norms: bool)
             for (dim, (found, expected)) in found.iter().zip(&expected).enumerate() {
                 let error = (f64::from(*found) - expected).abs();
                 assert!(
-                    error <= expected.abs() * gpu::tolerance(element, 6e-4) + 1e-5,
+                    error <= expected.abs() * common::tolerance(element, 6e-4) + 1e-5,
                     "q row {row} head {head} dim {dim}"
                 );
             }
@@ -202,7 +201,7 @@ fn check(shape: HeadShape, element: Element, format: KvFormat, with_norms: bool)
 fn agrees_with_f64_in_every_format() {
     for (element, format) in Element::ALL
         .into_iter()
-        .flat_map(|element| gpu::kv_formats(element).map(|format| (element, format)))
+        .flat_map(|element| common::kv_formats(element).map(|format| (element, format)))
     {
         for with_norms in [false, true] {
             check(
@@ -243,7 +242,7 @@ fn agrees_with_f64_in_every_format() {
 #[test]
 #[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
 fn what_a_format_cannot_hold_is_stored_as_its_largest_or_zero_and_counted() {
-    let (device, stream) = gpu::open();
+    let (device, stream) = common::open();
     let shape = HeadShape {
         n_q: 2,
         n_kv: 2,
@@ -252,7 +251,7 @@ fn what_a_format_cannot_hold_is_stored_as_its_largest_or_zero_and_counted() {
     let values = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 5000.0, -3.0];
     for (element, format) in Element::ALL
         .into_iter()
-        .flat_map(|element| gpu::kv_formats(element).map(|format| (element, format)))
+        .flat_map(|element| common::kv_formats(element).map(|format| (element, format)))
     {
         let largest = match format {
             KvFormat::F16 => 65504.0,
@@ -275,7 +274,7 @@ fn what_a_format_cannot_hold_is_stored_as_its_largest_or_zero_and_counted() {
             qkv[stride + 4 * 64 + 7 * i] = value;
         }
         let on_device = ElementBuffer::from_f32(&stream, element, &qkv).unwrap();
-        let mut pool = gpu::KvPool::random(&stream, &mut gpu::rng(3), shape, format, 2);
+        let mut pool = common::KvPool::random(&stream, &mut common::rng(3), shape, format, 2);
         (pool.k_scale, pool.v_scale) = (1.0, 1.0);
         let cos_sin = Buffer::from_slice(&stream, &cos_sin(64)[..64]).unwrap();
         let positions = Buffer::from_slice(&stream, &[0; 3]).unwrap();
@@ -347,7 +346,7 @@ fn what_a_format_cannot_hold_is_stored_as_its_largest_or_zero_and_counted() {
 #[test]
 #[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
 fn wrong_shapes_are_errors() {
-    let (device, stream) = gpu::open();
+    let (device, stream) = common::open();
     let shape = HeadShape {
         n_q: 4,
         n_kv: 2,
@@ -370,7 +369,7 @@ fn wrong_shapes_are_errors() {
     assert_eq!(text, "qkv_prepare: KV pages of F16 beside bf16 activations");
 
     let prepare = QkvPrepare::new(&device, Element::F16, shape, KvFormat::F16).unwrap();
-    let pool = gpu::KvPool::random(&stream, &mut gpu::rng(1), shape, KvFormat::F16, 2);
+    let pool = common::KvPool::random(&stream, &mut common::rng(1), shape, KvFormat::F16, 2);
     let qkv = ElementBuffer::zeroed(&stream, Element::F16, 3 * 512).unwrap();
     let bf16 = ElementBuffer::zeroed(&stream, Element::Bf16, 3 * 512).unwrap();
     let cos_sin = Buffer::<f32>::zeroed(&stream, 10 * 64).unwrap();

@@ -4,12 +4,13 @@
 //! A second 8-bit term can represent the remainder of the first. Each term of a token is a separate
 //! row for the integer kernels, so both use a weight while it is in registers.
 
+use host::pool::{DisjointMut, WorkerPool};
+
 use super::{ACTIVATION_GROUP, WEIGHT_GROUP};
 use crate::KernelError;
 use crate::error::check_shape;
 use crate::isa::Isa;
 use crate::lanes::{LANES, Lanes, at, at_mut, for_isa};
-use crate::pool::{DisjointMut, WorkerPool};
 
 /// Below this many tokens a thread, quantising is not worth a parallel region.
 const MIN_TOKENS_PER_THREAD: usize = 4;
@@ -151,7 +152,8 @@ impl QuantActivations {
                     }
                 }
             }
-        })
+        })?;
+        Ok(())
     }
 
     /// Row `token * n_terms + term`.

@@ -32,13 +32,13 @@ pub use activations::{QuantActivations, Terms};
 pub use blocks::BlockFormat;
 
 use half::f16;
+use host::memory::{AlignedBytes, Arena};
+use host::pool::{DisjointMut, WorkerPool};
 
 use crate::KernelError;
 use crate::dense_linear::DenseFormat;
 use crate::error::check_shape;
 use crate::isa::Isa;
-use crate::memory::{AlignedBytes, Arena};
-use crate::pool::{DisjointMut, WorkerPool};
 
 /// Output rows that are interleaved in one tile.
 pub const TILE_ROWS: usize = 16;

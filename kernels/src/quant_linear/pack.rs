@@ -4,14 +4,14 @@
 //! one tile of unpacked codes for each thread.
 
 use half::f16;
+use host::memory::Arena;
+use host::pool::{DisjointMut, WorkerPool, share};
 
 use super::blocks::{RowCodes, unpack_row};
 use super::round::{ROWS_GROUPS, round_row};
 use super::{Offset, PackedLayout, QuantMatrix, QuantSource, TILE_ROWS, WEIGHT_GROUP};
 use crate::KernelError;
 use crate::error::check_shape;
-use crate::memory::Arena;
-use crate::pool::{DisjointMut, WorkerPool, share};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 const OP: &str = "quant_linear";

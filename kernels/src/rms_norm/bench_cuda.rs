@@ -1,6 +1,7 @@
 //! Speed of `rms_norm.cu`.
 
-use kernels::cuda::{Activation, Buffer, CudaError, Element, ElementBuffer};
+use gpu::{Buffer, CudaError};
+use kernels::cuda::{Activation, Element, ElementBuffer};
 use kernels::rms_norm::cuda::RmsNorm;
 
 use crate::measure::{Bench, Work};

@@ -1,13 +1,11 @@
 //! RMSNorm of the residual stream on the GPU.
 
 use bytemuck::Zeroable;
+use gpu::{BufferView, CudaError, Device, DevicePtr, Kernel, LaunchConfig, Stream};
 
 use super::deferred::{MAX_FUSED_NORM_ROWS, NormState, NormStateParams};
 use crate::cuda::shape::ShapeCheck;
-use crate::cuda::{
-    Activation, BufferView, CudaError, Device, DevicePtr, Element, ElementView, Kernel,
-    LaunchConfig, Stream,
-};
+use crate::cuda::{Activation, Element, ElementView};
 use crate::shared_with_device::{device_structs, shared_constants};
 
 const CHECK: ShapeCheck = ShapeCheck("rms_norm");
@@ -43,7 +41,7 @@ pub struct RmsNorm {
 
 impl RmsNorm {
     pub fn new(device: &Device, element: Element) -> Result<Self, CudaError> {
-        let kernel = device.element_kernel(element, "rms_norm/rms_norm", "rms_norm")?;
+        let kernel = element.kernel(device, "rms_norm/rms_norm", "rms_norm")?;
         kernel.set_shared_carveout(100)?;
         Ok(Self { kernel, element })
     }

@@ -6,9 +6,10 @@
 //! alternates between two [`NormState`]s (ping-pong buffers).
 
 use bytemuck::Zeroable;
+use gpu::{Buffer, CudaError, DevicePtr, Stream};
 
 use crate::cuda::shape::ShapeCheck;
-use crate::cuda::{Activation, Buffer, CudaError, DevicePtr, Element, ElementView, Stream};
+use crate::cuda::{Activation, Element, ElementView};
 use crate::shared_with_device::{device_structs, shared_constants};
 
 /// Maximum number of rows of a launch with a fused norm.

@@ -4,11 +4,12 @@ pub mod cuda;
 pub mod deferred;
 pub mod reference;
 
+use host::pool::{DisjointMut, WorkerPool};
+
 use crate::KernelError;
 use crate::error::check_shape;
 use crate::isa::Isa;
 use crate::lanes::{LANES, Lanes, at, at_mut, for_isa};
-use crate::pool::{DisjointMut, WorkerPool};
 
 const OP: &str = "rms_norm";
 /// Elements a thread must have for a parallel region to pay.
@@ -33,7 +34,8 @@ pub fn forward(
         let y = unsafe { y.slice(rows.start * n, rows.len() * n) };
         y.copy_from_slice(&x[rows.start * n..rows.end * n]);
         for_isa!(isa, normalize_rows(y: &mut [f32], weight: &[f32], eps: f32));
-    })
+    })?;
+    Ok(())
 }
 
 /// Normalises `x: [n_rows, n]` in place.
@@ -53,7 +55,8 @@ pub fn in_place(
         // SAFETY: row ranges of different threads do not overlap.
         let x = unsafe { x.slice(rows.start * n, rows.len() * n) };
         for_isa!(isa, normalize_rows(x: &mut [f32], weight: &[f32], eps: f32));
-    })
+    })?;
+    Ok(())
 }
 
 fn check_row(n: usize) -> Result<(), KernelError> {

@@ -2,17 +2,18 @@
 
 #![allow(clippy::unwrap_used, reason = "a call that fails fails the test")]
 
-#[path = "../../tests/gpu/mod.rs"]
-mod gpu;
+#[path = "../../tests/common/mod.rs"]
+mod common;
 
-use kernels::cuda::{Activation, Buffer, Element, ElementBuffer, RowLayout};
+use gpu::Buffer;
+use kernels::cuda::{Activation, Element, ElementBuffer, RowLayout};
 use kernels::rms_norm::cuda::RmsNorm;
 
 #[test]
 #[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
 fn agrees_with_f64_for_all_widths_and_picked_rows() {
-    let (device, stream) = gpu::open();
-    let mut rng = gpu::rng(2);
+    let (device, stream) = common::open();
+    let mut rng = common::rng(2);
     let eps = 1e-6;
     let widths = [4, 64, 576, 2052, 5120, 16_384];
     for (element, n) in Element::ALL
@@ -22,8 +23,8 @@ fn agrees_with_f64_for_all_widths_and_picked_rows() {
         let rms_norm = RmsNorm::new(&device, element).unwrap();
         let n_rows = 5;
         let stride = n + 8;
-        let h = gpu::normals(&mut rng, 9 * n, 3.0);
-        let weight = gpu::elements(&mut rng, element, n, 1.0);
+        let h = common::normals(&mut rng, 9 * n, 3.0);
+        let weight = common::elements(&mut rng, element, n, 1.0);
         let picked = [8, 0, 3, 3, 7];
         let h_on_device = Buffer::from_slice(&stream, &h).unwrap();
         let weight_on_device = ElementBuffer::from_f32(&stream, element, &weight).unwrap();
@@ -70,7 +71,7 @@ fn agrees_with_f64_for_all_widths_and_picked_rows() {
                 for i in 0..n {
                     let expected = h[i] * inverse * f64::from(weight[i]);
                     let found = f64::from(found[row * stride + i]);
-                    let tolerance = expected.abs() * gpu::tolerance(element, 6e-4) + 1e-6;
+                    let tolerance = expected.abs() * common::tolerance(element, 6e-4) + 1e-6;
                     assert!(
                         (found - expected).abs() <= tolerance,
                         "{element:?} n {n} row {row} column {i}: {found} for {expected}"
@@ -90,7 +91,7 @@ fn agrees_with_f64_for_all_widths_and_picked_rows() {
 #[test]
 #[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
 fn wrong_shapes_are_errors() {
-    let (device, stream) = gpu::open();
+    let (device, stream) = common::open();
     let rms_norm = RmsNorm::new(&device, Element::F16).unwrap();
     let h = Buffer::<f32>::zeroed(&stream, 4 * 64).unwrap();
     let weight = ElementBuffer::zeroed(&stream, Element::F16, 64).unwrap();

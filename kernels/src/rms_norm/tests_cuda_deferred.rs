@@ -3,7 +3,8 @@
 #[path = "../stream_linear/tests_cuda/case.rs"]
 mod case;
 
-use kernels::cuda::{Activation, Buffer, Element, ElementBuffer, ElementView};
+use gpu::Buffer;
+use kernels::cuda::{Activation, Element, ElementBuffer, ElementView};
 use kernels::rms_norm::cuda::RmsNorm;
 use kernels::rms_norm::deferred::{FusedNorm, MAX_FUSED_NORM_ROWS, NormState};
 use kernels::stream_linear::{

@@ -3,10 +3,11 @@
 
 use std::hint::black_box;
 
+use host::pool::{WorkerPool, share};
+
 use crate::KernelError;
 use crate::isa::Isa;
 use crate::lanes::{LANES, Lanes, at, for_isa};
-use crate::pool::{WorkerPool, share};
 
 /// Independent sums, to hide the latency of an addition.
 const CHAINS: usize = 12;
@@ -15,7 +16,7 @@ const CHAINS: usize = 12;
 ///
 /// ```
 /// use kernels::Isa;
-/// use kernels::pool::WorkerPool;
+/// use host::pool::WorkerPool;
 /// use kernels::roofline::cpu;
 ///
 /// let mut pool = WorkerPool::new(1)?;
@@ -38,7 +39,8 @@ pub fn read(pool: &mut WorkerPool, isa: Isa, words: &[f32]) -> Result<(), Kernel
         let own = share(words.len() / LANES, thread, n_threads);
         let words = &words[own.start * LANES..own.end * LANES];
         black_box(for_isa!(isa, largest(words: &[f32]) -> f32));
-    })
+    })?;
+    Ok(())
 }
 
 /// `rounds` times 16 × [`CHAINS`] multiply-adds in f32 on every thread; how many those are in all.

@@ -1,7 +1,8 @@
 //! Launches of the read and of the products.
 
+use gpu::{BufferView, CudaError, Device, DevicePtr, Kernel, LaunchConfig, Stream};
+
 use crate::cuda::shape::ShapeCheck;
-use crate::cuda::{BufferView, CudaError, Device, DevicePtr, Kernel, LaunchConfig, Stream};
 use crate::shared_with_device::{device_structs, shared_constants};
 
 const CHECK: ShapeCheck = ShapeCheck("roofline");

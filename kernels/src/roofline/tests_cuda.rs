@@ -2,19 +2,19 @@
 
 #![allow(clippy::unwrap_used, reason = "a call that fails fails the test")]
 
-#[path = "../../tests/gpu/mod.rs"]
-mod gpu;
+#[path = "../../tests/common/mod.rs"]
+mod common;
 
-use kernels::cuda::{Buffer, Event};
+use gpu::{Buffer, Event};
 use kernels::roofline::cuda::{Multiply, ReadMemory};
 use rand::Rng;
 
 #[test]
 #[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
 fn the_read_misses_no_word() {
-    let (device, stream) = gpu::open();
+    let (device, stream) = common::open();
     let read = ReadMemory::new(&device).unwrap();
-    let mut rng = gpu::rng(31);
+    let mut rng = common::rng(31);
     for n in [4, 8, 1000, 4 * 512 * 264 * 8, 4 * (512 * 264 * 9 + 77)] {
         let words: Vec<u32> = (0..n).map(|_| rng.random()).collect();
         let data = Buffer::from_slice(&stream, &words).unwrap();
@@ -37,7 +37,7 @@ fn the_read_misses_no_word() {
 #[test]
 #[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
 fn the_products_are_all_computed() {
-    let (device, stream) = gpu::open();
+    let (device, stream) = common::open();
     let out = Buffer::<f32>::zeroed(&stream, 1).unwrap();
     let (start, end) = (Event::new(&device).unwrap(), Event::new(&device).unwrap());
     let both = [

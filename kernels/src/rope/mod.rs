@@ -8,11 +8,12 @@
 
 pub mod reference;
 
+use host::pool::{DisjointMut, WorkerPool};
+
 use crate::KernelError;
 use crate::error::check_shape;
 use crate::isa::Isa;
 use crate::lanes::{LANES, Lanes, at, at_mut, for_isa};
-use crate::pool::{DisjointMut, WorkerPool};
 
 const OP: &str = "rope";
 /// Elements a thread must have for a parallel region to pay.
@@ -198,7 +199,8 @@ pub fn rotate(
             let angles = &angles[token * head_dim..][..head_dim];
             for_isa!(isa, rotate_heads(x: &mut [f32], angles: &[f32]));
         }
-    })
+    })?;
+    Ok(())
 }
 
 #[inline(always)]

@@ -1,6 +1,6 @@
 //! Speed of `argmax.cu` and `sample.cu`.
 
-use kernels::cuda::{Buffer, CudaError};
+use gpu::{Buffer, CudaError};
 use kernels::sampling::cuda::{
     ArgmaxAdvance, ArgmaxAdvanceArgs, PenalizedToken, Sample, SampleArgs, SamplingRow,
 };

@@ -9,8 +9,9 @@ pub use sample::{
     LogprobOutputs, MAX_TOP_LOGPROBS, PenalizedToken, Sample, SampleArgs, SamplingRow, TokenError,
 };
 
+use gpu::{BufferView, CudaError, DevicePtr};
+
 use crate::cuda::shape::ShapeCheck;
-use crate::cuda::{BufferView, CudaError, DevicePtr};
 use crate::shared_with_device::device_structs;
 
 /// The state of the rows on the device. A row whose `context_len` is 0 is padding and stays.

@@ -2,21 +2,21 @@
 
 #![allow(clippy::unwrap_used, reason = "a call that fails fails the test")]
 
-#[path = "../../tests/gpu/mod.rs"]
-mod gpu;
+#[path = "../../tests/common/mod.rs"]
+mod common;
 
-use kernels::cuda::Buffer;
+use gpu::Buffer;
 use kernels::sampling::cuda::{AdvanceState, ArgmaxAdvance, ArgmaxAdvanceArgs, TokenError};
 
 #[test]
 #[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
 fn the_lowest_of_the_largest_wins() {
-    let (device, stream) = gpu::open();
+    let (device, stream) = common::open();
     let argmax = ArgmaxAdvance::new(&device).unwrap();
-    let mut rng = gpu::rng(6);
+    let mut rng = common::rng(6);
     for vocab in [1, 2, 255, 2049, 32_000, 151_936] {
         let (n_rows, stride) = (6, vocab + 5);
-        let mut logits = gpu::normals(&mut rng, n_rows * stride, 4.0);
+        let mut logits = common::normals(&mut rng, n_rows * stride, 4.0);
         // After a row's end: never read.
         for row in 0..n_rows {
             logits[row * stride + vocab..][..5].fill(f32::INFINITY);
@@ -81,11 +81,11 @@ fn the_lowest_of_the_largest_wins() {
 #[test]
 #[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
 fn a_row_without_a_likeliest_token_reports_an_error_and_the_others_their_tokens() {
-    let (device, stream) = gpu::open();
+    let (device, stream) = common::open();
     let argmax = ArgmaxAdvance::new(&device).unwrap();
     for vocab in [1, 100, 2049, 151_936] {
         let n_rows = 7;
-        let mut logits = gpu::normals(&mut gpu::rng(16), n_rows * vocab, 4.0);
+        let mut logits = common::normals(&mut common::rng(16), n_rows * vocab, 4.0);
         for (row, value) in [(0, f32::NAN), (1, -f32::NAN), (2, f32::INFINITY)] {
             logits[row * vocab + vocab * 2 / 3] = value;
         }
@@ -138,7 +138,7 @@ fn a_row_without_a_likeliest_token_reports_an_error_and_the_others_their_tokens(
 #[test]
 #[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
 fn rows_advance_across_page_borders_and_stop_at_the_table_s_end() {
-    let (device, stream) = gpu::open();
+    let (device, stream) = common::open();
     let argmax = ArgmaxAdvance::new(&device).unwrap();
     let max_pages = 3;
     let contexts = [1, 15, 16, 0, 31, 32, 47, 48];
@@ -198,7 +198,7 @@ fn rows_advance_across_page_borders_and_stop_at_the_table_s_end() {
 #[test]
 #[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
 fn wrong_shapes_are_errors() {
-    let (device, stream) = gpu::open();
+    let (device, stream) = common::open();
     let argmax = ArgmaxAdvance::new(&device).unwrap();
     let logits = Buffer::<f32>::zeroed(&stream, 4 * 100).unwrap();
     let ints = Buffer::<i32>::zeroed(&stream, 4).unwrap();

@@ -2,12 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a call that fails fails the test")]
 
-#[path = "../../tests/gpu/mod.rs"]
-mod gpu;
+#[path = "../../tests/common/mod.rs"]
+mod common;
 
 use std::cmp::Ordering;
 
-use kernels::cuda::{Buffer, Device, Stream};
+use gpu::{Buffer, Device, Stream};
 use kernels::sampling::cuda::{
     LogprobOutputs, PenalizedToken, Sample, SampleArgs, SamplingRow, TokenError,
 };
@@ -171,8 +171,8 @@ fn run(
 #[test]
 #[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
 fn every_filter_chooses_what_the_plain_sampler_chooses() {
-    let (device, stream) = gpu::open();
-    let mut rng = gpu::rng(9);
+    let (device, stream) = common::open();
+    let mut rng = common::rng(9);
     for vocab in [1, 7, 100, 1025, 32_000, 151_936] {
         let stride = vocab + 3;
         let mut rows = Vec::new();
@@ -203,7 +203,7 @@ fn every_filter_chooses_what_the_plain_sampler_chooses() {
                 });
             }
         }
-        let mut logits = gpu::normals(&mut rng, rows.len() * stride, 3.0);
+        let mut logits = common::normals(&mut rng, rows.len() * stride, 3.0);
         for (index, row) in logits.chunks_mut(stride).enumerate() {
             row[vocab..].fill(f32::NAN); // after the row: never read
             match index % 4 {
@@ -250,10 +250,10 @@ fn every_filter_chooses_what_the_plain_sampler_chooses() {
 #[test]
 #[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
 fn penalties_biases_and_log_probabilities() {
-    let (device, stream) = gpu::open();
-    let mut rng = gpu::rng(10);
+    let (device, stream) = common::open();
+    let mut rng = common::rng(10);
     let (vocab, max_penalized, n_rows) = (32_000, 64, 12);
-    let logits = gpu::normals(&mut rng, n_rows * vocab, 3.0);
+    let logits = common::normals(&mut rng, n_rows * vocab, 3.0);
     let unused = PenalizedToken {
         token: 0,
         n_generated: 0,
@@ -272,7 +272,7 @@ fn penalties_biases_and_log_probabilities() {
                 token: best[i * 2] as i32,
                 n_generated: i as i32 % 5 - 1,
                 bias: if i % 3 == 0 {
-                    gpu::normal(&mut rng, 2.0)
+                    common::normal(&mut rng, 2.0)
                 } else {
                     0.0
                 },
@@ -337,7 +337,7 @@ fn penalties_biases_and_log_probabilities() {
 #[test]
 #[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
 fn draws_follow_the_distribution_and_repeat_with_the_seed() {
-    let (device, stream) = gpu::open();
+    let (device, stream) = common::open();
     let n_rows = 20_000;
     let logits: Vec<f32> = (0..n_rows)
         .flat_map(|_| [0.5f32, 0.25, 0.125, 0.125].map(f32::ln))
@@ -379,7 +379,7 @@ fn draws_follow_the_distribution_and_repeat_with_the_seed() {
 #[test]
 #[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
 fn broken_rows_are_recorded_as_errors_and_wrong_shapes_refused() {
-    let (device, stream) = gpu::open();
+    let (device, stream) = common::open();
     let vocab = 2000;
     let mut logits = vec![0.0f32; 4 * vocab];
     logits[1999] = f32::NAN;

@@ -1,6 +1,7 @@
 //! Speed of `silu_mul.cu`.
 
-use kernels::cuda::{CudaError, Element, ElementBuffer};
+use gpu::CudaError;
+use kernels::cuda::{Element, ElementBuffer};
 use kernels::silu_mul::cuda::SiluMul;
 
 use crate::measure::{Bench, Work};

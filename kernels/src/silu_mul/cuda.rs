@@ -1,9 +1,9 @@
 //! SiLU(gate) * up on the GPU.
 
+use gpu::{CudaError, Device, DevicePtr, Dim3, Kernel, LaunchConfig, Stream};
+
 use crate::cuda::shape::ShapeCheck;
-use crate::cuda::{
-    CudaError, Device, DevicePtr, Dim3, Element, ElementView, Kernel, LaunchConfig, Stream,
-};
+use crate::cuda::{Element, ElementView};
 use crate::shared_with_device::{device_structs, shared_constants};
 
 const CHECK: ShapeCheck = ShapeCheck("silu_mul");
@@ -36,7 +36,7 @@ pub struct SiluMul {
 
 impl SiluMul {
     pub fn new(device: &Device, element: Element) -> Result<Self, CudaError> {
-        let kernel = device.element_kernel(element, "silu_mul/silu_mul", "silu_mul")?;
+        let kernel = element.kernel(device, "silu_mul/silu_mul", "silu_mul")?;
         kernel.set_shared_carveout(100)?;
         Ok(Self { kernel, element })
     }

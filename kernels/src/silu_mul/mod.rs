@@ -3,11 +3,12 @@
 pub mod cuda;
 pub mod reference;
 
+use host::pool::{DisjointMut, WorkerPool};
+
 use crate::KernelError;
 use crate::error::check_shape;
 use crate::isa::Isa;
 use crate::lanes::{LANES, Lanes, at, at_mut, exp, for_isa, padded};
-use crate::pool::{DisjointMut, WorkerPool};
 
 /// Elements a thread must have for a parallel region to pay.
 const MIN_ELEMENTS: usize = 8192;
@@ -27,7 +28,8 @@ pub fn in_place(
         let gate = unsafe { gate.slice(range.start, range.len()) };
         let up = &up[range];
         for_isa!(isa, multiply(gate: &mut [f32], up: &[f32]));
-    })
+    })?;
+    Ok(())
 }
 
 #[inline(always)]

@@ -2,8 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a call that fails fails the test")]
 
-#[path = "../../tests/gpu/mod.rs"]
-mod gpu;
+#[path = "../../tests/common/mod.rs"]
+mod common;
 
 use kernels::cuda::{Element, ElementBuffer};
 use kernels::silu_mul::cuda::SiluMul;
@@ -11,8 +11,8 @@ use kernels::silu_mul::cuda::SiluMul;
 #[test]
 #[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
 fn agrees_with_f64_on_two_halves_of_a_matrix() {
-    let (device, stream) = gpu::open();
-    let mut rng = gpu::rng(8);
+    let (device, stream) = common::open();
+    let mut rng = common::rng(8);
     let sizes = [(1, 8), (3, 1536), (5, 2048), (2, 25_608)];
     for (element, (n_rows, n)) in Element::ALL
         .into_iter()
@@ -20,7 +20,7 @@ fn agrees_with_f64_on_two_halves_of_a_matrix() {
     {
         let silu_mul = SiluMul::new(&device, element).unwrap();
         let (stride, out_stride) = (2 * n, n + 8);
-        let mut gate_up = gpu::elements(&mut rng, element, n_rows * stride, 4.0);
+        let mut gate_up = common::elements(&mut rng, element, n_rows * stride, 4.0);
         gate_up[0] = element.round(-60_000.0);
         gate_up[1] = element.round(300.0);
         let on_device = ElementBuffer::from_f32(&stream, element, &gate_up).unwrap();
@@ -44,7 +44,7 @@ fn agrees_with_f64_on_two_halves_of_a_matrix() {
             let up = f64::from(gate_up[row * stride + n + column]);
             let expected = gate / (1.0 + (-gate).exp()) * up;
             let found = f64::from(out[row * out_stride + column]);
-            let tolerance = expected.abs() * gpu::tolerance(element, 6e-4) + 1e-6;
+            let tolerance = expected.abs() * common::tolerance(element, 6e-4) + 1e-6;
             assert!(
                 (found - expected).abs() <= tolerance,
                 "{element:?} row {row} column {column}: {found} for {expected}"
@@ -57,7 +57,7 @@ fn agrees_with_f64_on_two_halves_of_a_matrix() {
 #[test]
 #[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
 fn wrong_shapes_are_errors() {
-    let (device, stream) = gpu::open();
+    let (device, stream) = common::open();
     let silu_mul = SiluMul::new(&device, Element::F16).unwrap();
     let x = ElementBuffer::zeroed(&stream, Element::F16, 4 * 64).unwrap();
     let launch = |stride, n_rows, n| {

@@ -1,7 +1,8 @@
 //! `stream_linear` for the five matrices of a decoder, and what prepares weights.
 
+use gpu::{Buffer, CudaError};
 use half::f16;
-use kernels::cuda::{Activation, Buffer, CudaError, Element, ElementBuffer, TILE_ROWS};
+use kernels::cuda::{Activation, Element, ElementBuffer, TILE_ROWS};
 use kernels::stream_linear::{
     Arrangement, AwqPart, Epilogue, Format, LargeM, Layout, Output, StreamLinear,
     StreamLinearKernels, fill_normal,

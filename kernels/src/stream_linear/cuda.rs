@@ -6,6 +6,8 @@ mod repack;
 
 use std::sync::{Arc, OnceLock};
 
+use gpu::{Buffer, BufferView, CudaError, Device, DevicePtr, Kernel, LaunchConfig, Stream};
+
 pub use self::output::Output;
 pub use self::repack::AwqPart;
 use super::mma::MmaKernels;
@@ -19,10 +21,7 @@ use super::{
 };
 use crate::KernelError;
 use crate::cuda::shape::ShapeCheck;
-use crate::cuda::{
-    Activation, Buffer, BufferView, CudaError, Device, DevicePtr, Element, ElementView, Kernel,
-    LaunchConfig, RowLayout, Stream,
-};
+use crate::cuda::{Activation, Element, ElementView, RowLayout};
 use crate::rms_norm::deferred::{DeferredNormParams, FusedNorm, MAX_FUSED_NORM_ROWS};
 use crate::shared_with_device::device_structs;
 
@@ -146,7 +145,7 @@ impl StreamLinearKernels {
                 for rows in RowBucket::ALL {
                     let (prefix, infix) = (format.kernel_prefix(), epilogue.kernel_infix());
                     let name = format!("{prefix}_{infix}_{}", rows.max());
-                    let kernel = device.element_kernel(element, SOURCE, &name)?;
+                    let kernel = element.kernel(&device, SOURCE, &name)?;
                     kernel.set_max_dynamic_shared(properties.shared_bytes_per_block)?;
                     kernel.set_shared_carveout(100)?;
                     let n_threads = rows.n_warps(compute_major) * 32;

@@ -1,7 +1,9 @@
 //! Launches of `mma.cu`: any number of rows, by default 17 and more, where there is no `wgmma`.
 
+use gpu::{Buffer, CudaError, Device, DevicePtr, Kernel, LaunchConfig, Stream};
+
 use super::{Epilogue, Format, LargeMLaunch, Layout};
-use crate::cuda::{Buffer, CudaError, Device, DevicePtr, Element, Kernel, LaunchConfig, Stream};
+use crate::cuda::Element;
 use crate::shared_with_device::{device_structs, shared_constants};
 
 const SOURCE: &str = "stream_linear/mma";
@@ -160,7 +162,7 @@ impl MmaKernels {
         for format in Format::ALL {
             for rows in ROWS {
                 let prefix = format.kernel_prefix().replacen("stream", "mma", 1);
-                let kernel = device.element_kernel(element, SOURCE, &format!("{prefix}_{rows}"))?;
+                let kernel = element.kernel(device, SOURCE, &format!("{prefix}_{rows}"))?;
                 kernel.set_max_dynamic_shared(shared_room)?;
                 kernel.set_shared_carveout(100)?;
                 variants.push(kernel);

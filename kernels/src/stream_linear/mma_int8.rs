@@ -1,11 +1,11 @@
 //! Launches of `quantize_rows.cu` and `mma_int8.cu`: 17 rows and more, activations in 8 bits.
 
+use gpu::{Buffer, BufferView, CudaError, Device, DevicePtr, Kernel, LaunchConfig, Stream};
+
 use super::mma::{MmaLinearParams, check_units};
 use super::{CHUNK_BYTES, Format, LargeMLaunch, OP};
 use crate::KernelError;
-use crate::cuda::{
-    Buffer, BufferView, CudaError, Device, DevicePtr, Element, Kernel, LaunchConfig, Stream,
-};
+use crate::cuda::Element;
 use crate::shared_with_device::{device_structs, shared_constants};
 
 const SOURCE: &str = "stream_linear/mma_int8";
@@ -104,14 +104,14 @@ impl Int8Kernels {
         let n_blocks = device.properties().n_multiprocessors * BLOCKS_A_MULTIPROCESSOR;
         let mut variants = Vec::with_capacity(ROWS.len());
         for rows in ROWS {
-            let kernel = device.element_kernel(element, SOURCE, &format!("mma_int8_{rows}"))?;
+            let kernel = element.kernel(device, SOURCE, &format!("mma_int8_{rows}"))?;
             kernel.set_max_dynamic_shared(shared_bytes(rows))?;
             kernel.set_shared_carveout(100)?;
             variants.push(kernel);
         }
         let (rows, k) = room.padded();
         Ok(Self {
-            quantize: device.element_kernel(element, QUANTIZE_SOURCE, "quantize_rows")?,
+            quantize: element.kernel(device, QUANTIZE_SOURCE, "quantize_rows")?,
             variants,
             room,
             q: Buffer::new(device, rows * k)?,

@@ -1,7 +1,9 @@
 //! Dummy weights made on the device (`random.cu`).
 
+use gpu::{BufferView, CudaError, DevicePtr, LaunchConfig, Stream};
+
 use super::Layout;
-use crate::cuda::{BufferView, CudaError, DevicePtr, Element, ElementView, LaunchConfig, Stream};
+use crate::cuda::{Element, ElementView};
 use crate::shared_with_device::{device_structs, shared_constants};
 
 const SOURCE: &str = "stream_linear/random";

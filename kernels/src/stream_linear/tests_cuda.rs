@@ -6,7 +6,8 @@
 #[path = "tests_cuda/case.rs"]
 mod case;
 
-use kernels::cuda::{Activation, Buffer, CudaError, Element, ElementBuffer, Graph, RowLayout};
+use gpu::{Buffer, CudaError, Graph};
+use kernels::cuda::{Activation, Element, ElementBuffer, RowLayout};
 use kernels::stream_linear::{
     Arrangement, Epilogue, Format, LargeM, Output, Plan, Variant, choose_plan,
 };

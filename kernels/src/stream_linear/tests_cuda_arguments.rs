@@ -2,11 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a call that fails fails the test")]
 
-#[path = "../../tests/gpu/mod.rs"]
-mod gpu;
+#[path = "../../tests/common/mod.rs"]
+mod common;
 
+use gpu::Buffer;
 use half::f16;
-use kernels::cuda::{Activation, Buffer, Element, ElementBuffer};
+use kernels::cuda::{Activation, Element, ElementBuffer};
 use kernels::stream_linear::{
     Arrangement, AwqPart, Format, LargeM, Layout, Output, StreamLinear, StreamLinearKernels,
 };
@@ -17,7 +18,7 @@ use kernels::stream_linear::{
 )]
 #[test]
 fn launches_check_their_arguments() {
-    let (device, stream) = gpu::open();
+    let (device, stream) = common::open();
     let large_m = LargeM::best(&device, false);
     let kernels = StreamLinearKernels::load(&stream, Element::F16, large_m).expect("the kernels");
     let layout = Layout::new(Format::AwqG64, Arrangement::Stacked, &[32], 320).expect("fits");

@@ -10,7 +10,8 @@ mod rows;
 
 use std::sync::Arc;
 
-use kernels::cuda::{Device, Element, Stream, use_kernels_of_environment};
+use gpu::{Device, Stream, use_kernels_of_environment};
+use kernels::cuda::Element;
 use kernels::stream_linear::reference::{int8_offset, quantize_row};
 use kernels::stream_linear::{
     Arrangement, Epilogue, Format, Int8Room, LargeM, StreamLinearKernels, Variant,
@@ -294,7 +295,7 @@ fn more_than_the_room_is_refused() {
     );
     let x = kernels::cuda::ElementBuffer::zeroed(&gpu.stream, Element::F16, 128 * 2304)
         .expect("memory");
-    let out = kernels::cuda::Buffer::<f32>::zeroed(&gpu.stream, 20 * 64).expect("memory");
+    let out = gpu::Buffer::<f32>::zeroed(&gpu.stream, 20 * 64).expect("memory");
     let error = case
         .linear
         .launch(

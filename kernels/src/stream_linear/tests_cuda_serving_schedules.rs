@@ -9,7 +9,8 @@ mod rows;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use kernels::cuda::{Activation, Buffer, CudaError, Element, ElementBuffer, Graph};
+use gpu::{Buffer, CudaError, Graph};
+use kernels::cuda::{Activation, Element, ElementBuffer};
 use kernels::stream_linear::{Arrangement, Epilogue, Format, LargeM, Layout, Output, StreamLinear};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};

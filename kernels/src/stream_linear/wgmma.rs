@@ -1,10 +1,11 @@
 //! Launches of `wgmma.cu`: any number of rows, by default 17 and more, on sm_90.
 
 use bytemuck::Zeroable;
+use gpu::{Buffer, CudaError, Device, DevicePtr, Kernel, LaunchConfig, Stream};
 
 use super::{Arrangement, CHUNK_BYTES, Epilogue, Format, LargeMLaunch, OP};
 use crate::KernelError;
-use crate::cuda::{Buffer, CudaError, Device, DevicePtr, Element, Kernel, LaunchConfig, Stream};
+use crate::cuda::Element;
 use crate::shared_with_device::{device_structs, shared_constants};
 
 const SOURCE: &str = "stream_linear/wgmma";
@@ -185,7 +186,7 @@ impl WgmmaKernels {
                 for rows in ROWS {
                     let prefix = format.kernel_prefix().replacen("stream", "wgmma", 1);
                     let name = format!("{prefix}_{}_{rows}", epilogue.kernel_infix());
-                    let kernel = device.element_kernel(element, SOURCE, &name)?;
+                    let kernel = element.kernel(device, SOURCE, &name)?;
                     kernel.set_max_dynamic_shared(shared_room)?;
                     kernel.set_shared_carveout(100)?;
                     variants.push(kernel);

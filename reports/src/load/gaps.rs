@@ -5,11 +5,11 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::io::BufRead;
+use std::io::ErrorKind;
 
 use serde::Deserialize;
 
-use super::run_folder::RunFolder;
+use super::run_folder::{RunFolder, for_each_line, read_side_by_side};
 use crate::ReportError;
 
 /// Width of a class.
@@ -53,30 +53,12 @@ impl Gaps {
 
 /// By run id and case; warm-up and failed requests give none. Runs are read side by side.
 pub fn read_all(runs: &[&RunFolder]) -> Result<BTreeMap<(String, String), Gaps>, ReportError> {
-    let n_threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let share = runs.len().div_ceil(n_threads).max(1);
-    let of_shares: Vec<Result<Vec<_>, ReportError>> = std::thread::scope(|scope| {
-        let readers: Vec<_> = runs
-            .chunks(share)
-            .map(|runs| scope.spawn(|| runs.iter().map(|run| read_one(run)).collect()))
-            .collect();
-        readers
-            .into_iter()
-            .map(|reader| {
-                reader
-                    .join()
-                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            })
-            .collect()
-    });
     let mut all = BTreeMap::new();
-    for (runs, of_runs) in runs.chunks(share).zip(of_shares) {
-        for (run, of_run) in runs.iter().zip(of_runs?) {
-            let keyed = of_run
-                .into_iter()
-                .map(|(case, gaps)| ((run.run_id.clone(), case), gaps));
-            all.extend(keyed);
-        }
+    for (run, of_run) in runs.iter().zip(read_side_by_side(runs, read_one)?) {
+        let keyed = of_run
+            .into_iter()
+            .map(|(case, gaps)| ((run.run_id.clone(), case), gaps));
+        all.extend(keyed);
     }
     Ok(all)
 }
@@ -90,28 +72,20 @@ fn read_one(run: &RunFolder) -> Result<BTreeMap<String, Gaps>, ReportError> {
         error: Option<serde::de::IgnoredAny>,
         token_s: Vec<f64>,
     }
-    let path = run.files.place().join(records::REQUESTS);
-    let mut reader = run.files.open(records::REQUESTS)?.ok_or_else(|| {
-        ReportError::io(&path, std::io::Error::from(std::io::ErrorKind::NotFound))
-    })?;
-    let mut line = String::new();
     let mut of_run: BTreeMap<String, Gaps> = BTreeMap::new();
-    while reader
-        .read_line(&mut line)
-        .map_err(|e| ReportError::io(&path, e))?
-        > 0
-    {
-        let row: Row<'_> = serde_json::from_str(&line).map_err(|e| ReportError::Record {
-            path: path.clone(),
-            message: e.to_string(),
-        })?;
+    let is_there = for_each_line(run, records::REQUESTS, |line| {
+        let row: Row<'_> = serde_json::from_str(line).map_err(|error| error.to_string())?;
         if !row.warmup && row.error.is_none() {
             let gaps = of_run.entry(row.case.into_owned()).or_default();
             for pair in row.token_s.windows(2) {
                 gaps.add((pair[1] - pair[0]) * 1000.0);
             }
         }
-        line.clear();
+        Ok(())
+    })?;
+    if !is_there {
+        let path = run.files.place().join(records::REQUESTS);
+        return Err(ReportError::io(path, ErrorKind::NotFound.into()));
     }
     Ok(of_run)
 }

@@ -2,10 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use polars::prelude::*;
+use serde::Deserialize;
 
-use super::requests::scan;
-use super::run_folder::RunFolder;
+use super::run_folder::{RunFolder, for_each_line};
 use crate::ReportError;
 
 /// What one server start used.
@@ -29,65 +28,52 @@ pub struct MemoryPoint {
 /// More would not show in a chart.
 const MAX_POINTS: usize = 120;
 
-const COLUMNS: [&str; 5] = [
-    "t_s",
-    "rss_bytes",
-    "gpu_memory_bytes",
-    "kv_pages_used",
-    "kv_pages_total",
-];
+/// A line of `server_metrics.jsonl`.
+#[derive(Debug, Deserialize)]
+struct Sample {
+    t_s: Option<f64>,
+    rss_bytes: Option<f64>,
+    gpu_memory_bytes: Option<f64>,
+    kv_pages_used: Option<f64>,
+    kv_pages_total: Option<f64>,
+}
 
 /// By run id; a run without samples has no entry.
 pub fn read_all(runs: &[&RunFolder]) -> Result<BTreeMap<String, Memory>, ReportError> {
-    let schema = COLUMNS
-        .iter()
-        .map(|n| Field::new((*n).into(), DataType::Float64))
-        .collect();
     let mut memory = BTreeMap::new();
     for run in runs {
-        let Some(rows) = scan(&run.files, records::SERVER_METRICS, &schema)? else {
-            continue;
-        };
-        let table_error = |source| ReportError::Table {
-            what: format!("{} of {}", records::SERVER_METRICS, run.run_id),
-            source,
-        };
-        let table = rows
-            .select(COLUMNS.map(col))
-            .collect()
-            .map_err(table_error)?;
-        memory.insert(run.run_id.clone(), of_table(&table).map_err(table_error)?);
+        let mut samples = Vec::new();
+        for_each_line(run, records::SERVER_METRICS, |line| {
+            let sample = serde_json::from_str(line).map_err(|error| error.to_string())?;
+            samples.push(sample);
+            Ok(())
+        })?;
+        if !samples.is_empty() {
+            memory.insert(run.run_id.clone(), of_samples(&samples));
+        }
     }
     Ok(memory)
 }
 
-fn of_table(table: &DataFrame) -> PolarsResult<Memory> {
-    let column = |name: &str| -> PolarsResult<Vec<Option<f64>>> {
-        Ok(table.column(name)?.f64()?.iter().collect())
-    };
-    let highest = |values: &[Option<f64>]| -> Option<f64> {
-        values.iter().flatten().copied().max_by(f64::total_cmp)
-    };
-    let (times, rss, gpu) = (
-        column("t_s")?,
-        column("rss_bytes")?,
-        column("gpu_memory_bytes")?,
-    );
-    let stretch = times.len().div_ceil(MAX_POINTS).max(1);
-    let course = (0..times.len()).step_by(stretch).filter_map(|start| {
-        let end = (start + stretch).min(times.len());
+fn of_samples(samples: &[Sample]) -> Memory {
+    type Field = fn(&Sample) -> Option<f64>;
+    let highest =
+        |samples: &[Sample], field: Field| samples.iter().filter_map(field).max_by(f64::total_cmp);
+    let (rss, gpu): (Field, Field) = (|s| s.rss_bytes, |s| s.gpu_memory_bytes);
+    let stretch = samples.len().div_ceil(MAX_POINTS).max(1);
+    let course = samples.chunks(stretch).filter_map(|samples| {
         Some(MemoryPoint {
-            t_s: times[start]?,
-            rss_bytes: highest(&rss[start..end]),
-            gpu_bytes: highest(&gpu[start..end]),
+            t_s: samples[0].t_s?,
+            rss_bytes: highest(samples, rss),
+            gpu_bytes: highest(samples, gpu),
         })
     });
-    let whole = |value: Option<f64>| value.map(|v| v as u64);
-    Ok(Memory {
+    let whole = |field| highest(samples, field).map(|value| value as u64);
+    Memory {
         course: course.collect(),
-        peak_rss_bytes: whole(highest(&rss)),
-        peak_gpu_bytes: whole(highest(&gpu)),
-        peak_kv_pages: whole(highest(&column("kv_pages_used")?)),
-        kv_pages_total: whole(highest(&column("kv_pages_total")?)),
-    })
+        peak_rss_bytes: whole(rss),
+        peak_gpu_bytes: whole(gpu),
+        peak_kv_pages: whole(|s| s.kv_pages_used),
+        kv_pages_total: whole(|s| s.kv_pages_total),
+    }
 }

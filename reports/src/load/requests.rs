@@ -1,18 +1,23 @@
 //! Request rows, with polars.
 //!
-//! A million rows never become a million structs: rows are scanned lazily with the columns the
-//! reports need, turned into times by expressions, and aggregated into one sorted list a run and
-//! case. Means are taken from those sorted lists, not inside polars, because the order of a
-//! parallel sum would change their last digits from one rendering to the next.
+//! Rows are read into columns of what the reports need, turned into times by expressions, and
+//! aggregated into one sorted list a run and case. Means are taken from those sorted lists, not inside
+//! polars, because the order of a parallel sum would change their last digits from one rendering to the
+//! next.
+//!
+//! serde reads the lines. polars' own reader would bring a streaming engine, Parquet and clients of
+//! cloud stores: as many crates again.
 //!
 //! Rows flagged `warmup` and rows with an `error` give no times; they are counted.
 
-use std::sync::Arc;
+use std::borrow::Cow;
 
 use polars::prelude::*;
-use records::store::StoredRun;
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::value::RawValue;
 
-use super::run_folder::RunFolder;
+use super::run_folder::{RunFolder, for_each_line, read_side_by_side};
 use crate::ReportError;
 use crate::stats::describe::Sorted;
 
@@ -63,97 +68,129 @@ impl CaseSamples {
 
 /// All cases of these runs, sorted by run id and case.
 pub fn read_cases(runs: &[&RunFolder]) -> Result<Vec<CaseSamples>, ReportError> {
-    let mut frames = Vec::new();
-    for run in runs {
-        if let Some(rows) = scan(&run.files, records::REQUESTS, &request_schema())? {
-            frames.push(rows.with_column(lit(run.run_id.clone()).alias("run_id")));
-        }
-    }
-    if frames.is_empty() {
-        return Ok(Vec::new());
-    }
     let table_error = |source| ReportError::Table {
         what: "request rows".into(),
         source,
     };
+    let mut frames = Vec::new();
+    for (run, columns) in runs.iter().zip(read_side_by_side(runs, read_columns)?) {
+        if columns.case.is_empty() {
+            continue;
+        }
+        let rows = columns.into_frame().map_err(table_error)?.lazy();
+        frames.push(rows.with_column(lit(run.run_id.clone()).alias("run_id")));
+    }
+    if frames.is_empty() {
+        return Ok(Vec::new());
+    }
     let rows = concat(frames, UnionArgs::default()).map_err(table_error)?;
     let table = aggregate(rows).collect().map_err(table_error)?;
     cases_of(&table).map_err(table_error)
 }
 
-fn request_schema() -> Schema {
-    [
-        ("case", DataType::String),
-        ("phase", DataType::String),
-        ("model", DataType::String),
-        ("warmup", DataType::Boolean),
-        ("n_users", DataType::Float64),
-        ("rate_per_s", DataType::Float64),
-        ("max_tokens", DataType::Float64),
-        ("sent_s", DataType::Float64),
-        ("first_token_s", DataType::Float64),
-        ("end_s", DataType::Float64),
-        ("output_tokens", DataType::Float64),
-        ("error", DataType::String),
-    ]
-    .into_iter()
-    .map(|(name, dtype)| Field::new(name.into(), dtype))
-    .collect()
+/// A line of `requests.jsonl`, as far as reports need it.
+#[derive(Deserialize)]
+struct Row<'a> {
+    #[serde(borrow)]
+    case: Cow<'a, str>,
+    #[serde(borrow, default)]
+    phase: Cow<'a, str>,
+    model: Option<String>,
+    warmup: bool,
+    error: Option<IgnoredAny>,
+    #[serde(borrow)]
+    n_users: Number<'a>,
+    #[serde(borrow)]
+    rate_per_s: Number<'a>,
+    #[serde(borrow)]
+    max_tokens: Number<'a>,
+    #[serde(borrow)]
+    sent_s: Number<'a>,
+    #[serde(borrow)]
+    first_token_s: Number<'a>,
+    #[serde(borrow)]
+    end_s: Number<'a>,
+    #[serde(borrow)]
+    output_tokens: Number<'a>,
 }
 
-/// `None` where there is no row.
-pub(super) fn scan(
-    run: &StoredRun,
-    file: &str,
-    schema: &Schema,
-) -> Result<Option<LazyFrame>, ReportError> {
-    let what = || run.place().join(file);
-    let reader = if let Some(folder) = run.folder() {
-        // By path: rows may be many.
-        let path = folder.join(file);
-        if std::fs::metadata(&path).map_or(0, |metadata| metadata.len()) == 0 {
-            return Ok(None);
-        }
-        let text = path.to_str().ok_or_else(|| ReportError::Record {
-            path: path.clone(),
-            message: "path is not UTF-8".into(),
-        })?;
-        LazyJsonLineReader::new(PlRefPath::new(without_patterns(text)))
-    } else {
-        let bytes = run.read(file)?.unwrap_or_default();
-        if bytes.is_empty() {
-            return Ok(None);
-        }
-        let buffers = Arc::from([bytes.into_owned().into()]);
-        LazyJsonLineReader::new_with_sources(ScanSources::Buffers(buffers))
+/// As it is written: `serde_json` may be off by a last digit where it parses numbers itself.
+type Number<'a> = Option<&'a RawValue>;
+
+fn parse(number: Number<'_>) -> Result<Option<f64>, String> {
+    let Some(text) = number.map(RawValue::get) else {
+        return Ok(None);
     };
-    reader
-        .with_schema(Some(Arc::new(schema.clone())))
-        .finish()
-        .map(Some)
-        .map_err(|source| ReportError::Table {
-            what: what().display().to_string(),
-            source,
-        })
+    let value: f64 = text.parse().map_err(|_| format!("`{text}` is no number"))?;
+    Ok(Some(value))
 }
 
-/// A path for a reader that takes `*`, `?` and `[` for patterns: a folder's name may hold them.
-fn without_patterns(path: &str) -> String {
-    let mut escaped = String::with_capacity(path.len());
-    for character in path.chars() {
-        if matches!(character, '*' | '?' | '[') {
-            escaped.extend(['[', character, ']']);
-        } else {
-            escaped.push(character);
+/// The rows of one run.
+#[derive(Default)]
+struct Columns {
+    case: Vec<String>,
+    phase: Vec<String>,
+    model: Vec<Option<String>>,
+    warmup: Vec<bool>,
+    failed: Vec<bool>,
+    numbers: [Vec<Option<f64>>; 7],
+}
+
+const NUMBERS: [&str; 7] = [
+    "n_users",
+    "rate_per_s",
+    "max_tokens",
+    "sent_s",
+    "first_token_s",
+    "end_s",
+    "output_tokens",
+];
+
+fn read_columns(run: &RunFolder) -> Result<Columns, ReportError> {
+    let mut columns = Columns::default();
+    for_each_line(run, records::REQUESTS, |line| {
+        let row: Row<'_> = serde_json::from_str(line).map_err(|error| error.to_string())?;
+        let numbers = [
+            row.n_users,
+            row.rate_per_s,
+            row.max_tokens,
+            row.sent_s,
+            row.first_token_s,
+            row.end_s,
+            row.output_tokens,
+        ];
+        for (column, number) in columns.numbers.iter_mut().zip(numbers) {
+            column.push(parse(number)?);
         }
+        columns.case.push(row.case.into_owned());
+        columns.phase.push(row.phase.into_owned());
+        columns.model.push(row.model);
+        columns.warmup.push(row.warmup);
+        columns.failed.push(row.error.is_some());
+        Ok(())
+    })?;
+    Ok(columns)
+}
+
+impl Columns {
+    fn into_frame(self) -> PolarsResult<DataFrame> {
+        let mut columns = vec![
+            Column::new("case".into(), self.case),
+            Column::new("phase".into(), self.phase),
+            Column::new("model".into(), self.model),
+            Column::new("warmup".into(), self.warmup),
+            Column::new("failed".into(), self.failed),
+        ];
+        let numbers = NUMBERS.iter().zip(self.numbers);
+        columns.extend(numbers.map(|(name, values)| Column::new((*name).into(), values)));
+        DataFrame::new_infer_height(columns)
     }
-    escaped
 }
 
 /// One row a run and case, with sorted lists of times in milliseconds.
 fn aggregate(rows: LazyFrame) -> LazyFrame {
     let measured = col("warmup").not();
-    let ok = measured.clone().and(col("error").is_null());
+    let ok = measured.clone().and(col("failed").not());
     let ms = |later: &str| (col(later) - col("sent_s")) * lit(1000.0);
     let decode_ms = (col("end_s") - col("first_token_s")) * lit(1000.0);
     let tpot = decode_ms / (col("output_tokens") - lit(1.0));
@@ -173,7 +210,7 @@ fn aggregate(rows: LazyFrame) -> LazyFrame {
                 .alias("n_requests"),
             measured
                 .clone()
-                .and(col("error").is_not_null())
+                .and(col("failed"))
                 .cast(DataType::UInt32)
                 .sum()
                 .alias("n_failed"),
@@ -250,6 +287,8 @@ fn cases_of(table: &DataFrame) -> PolarsResult<Vec<CaseSamples>> {
 
 #[cfg(test)]
 mod tests {
+    use records::store::StoredRun;
+
     use super::*;
     use crate::load::run_folder::Outcome;
 

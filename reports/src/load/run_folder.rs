@@ -3,6 +3,7 @@
 //! Small files are plain serde; the request rows are [`super::requests`]' business.
 
 use std::collections::BTreeMap;
+use std::io::BufRead;
 
 use records::config::ResolvedConfig;
 use records::environment::Environment;
@@ -43,6 +44,57 @@ pub struct RunFolder {
     pub record: Option<Record>,
     /// Why the record could not be read, if it could not.
     pub record_problem: Option<String>,
+}
+
+/// What `read` makes of each run, in their order; read on all threads.
+pub(super) fn read_side_by_side<T: Send>(
+    runs: &[&RunFolder],
+    read: impl Fn(&RunFolder) -> Result<T, ReportError> + Sync,
+) -> Result<Vec<T>, ReportError> {
+    let n_threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let share = runs.len().div_ceil(n_threads).max(1);
+    let of_shares: Vec<Vec<Result<T, ReportError>>> = std::thread::scope(|scope| {
+        let readers: Vec<_> = runs
+            .chunks(share)
+            .map(|runs| scope.spawn(|| runs.iter().map(|run| read(run)).collect()))
+            .collect();
+        readers
+            .into_iter()
+            .map(|reader| {
+                reader
+                    .join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            })
+            .collect()
+    });
+    of_shares.into_iter().flatten().collect()
+}
+
+/// Calls `take` with every line of a run's file; returns whether there is such a file. Why `take` refuses
+/// a line is told with the file and the line's number.
+pub(super) fn for_each_line(
+    run: &RunFolder,
+    file: &str,
+    mut take: impl FnMut(&str) -> Result<(), String>,
+) -> Result<bool, ReportError> {
+    let path = || run.files.place().join(file);
+    let Some(mut reader) = run.files.open(file)? else {
+        return Ok(false);
+    };
+    let (mut line, mut number) = (String::new(), 0);
+    while reader
+        .read_line(&mut line)
+        .map_err(|error| ReportError::io(path(), error))?
+        > 0
+    {
+        number += 1;
+        take(&line).map_err(|message| ReportError::Record {
+            path: path(),
+            message: format!("line {number}: {message}"),
+        })?;
+        line.clear();
+    }
+    Ok(true)
 }
 
 #[derive(Debug, Clone)]

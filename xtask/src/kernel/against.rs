@@ -54,7 +54,7 @@ impl Against {
             &hash,
             "--",
             ":(glob)kernels/**/*.rs",
-            "kernels/Cargo.toml",
+            ":(glob)kernels/**/Cargo.toml",
         ];
         let status = cmd("git", host_code).dir(root).unchecked().run()?.status;
         Ok(Self {

@@ -23,7 +23,7 @@ use self::op::Op;
 use crate::kernels::of_op::Builder;
 use crate::{cargo, kernels};
 
-/// A folder of compiled kernels for tests and benches (`kernels/src/cuda/embedded.rs`).
+/// A folder of compiled kernels for tests and benches (`kernels/gpu/src/embedded.rs`).
 const TEST_KERNELS: &str = "ENGINE_TEST_KERNELS_DIR";
 const EMBEDDED_KERNELS: &str = "ENGINE_KERNELS_DIR";
 /// Read by the bench.

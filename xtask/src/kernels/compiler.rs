@@ -352,7 +352,7 @@ fn file_name(source_name: &str) -> String {
     source_name.replace('/', "-")
 }
 
-/// As `kernels/src/cuda/kernel_index.rs` reads it. `index_folder` is `folder`, where the fatbins are,
+/// As `kernels/gpu/src/kernel_index.rs` reads it. `index_folder` is `folder`, where the fatbins are,
 /// or a folder in it. Rewritten only when it changes: cargo looks at its time.
 pub fn write_index(
     compiled: &[Compiled],

@@ -3,9 +3,9 @@
 //! x += O(attention(rope(norm(Q h)), …)) with h = rms_norm(x), then x += Down(silu(Gate h) * Up h).
 //! The families differ by q/k norms, biases and RoPE scaling, which the configuration switches.
 
+use host::pool::WorkerPool;
 use kernels::attention::{self, AttentionPlan, AttentionShape, KvPages, Sequence, Slot};
 use kernels::linear::{self, LinearInput, LinearPart};
-use kernels::pool::WorkerPool;
 use kernels::quant_linear::{QuantActivations, Terms};
 use kernels::rope::{self, Rope};
 use kernels::{KernelError, embedding, rms_norm, silu_mul};

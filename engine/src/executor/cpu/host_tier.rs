@@ -6,9 +6,9 @@
 
 use std::time::Instant;
 
+use host::pool::WorkerPool;
 use kernels::KernelError;
 use kernels::attention::{AttentionShape, KvFormat, KvPages};
-use kernels::pool::WorkerPool;
 
 use super::super::{ExecutorCounts, HostTierInfo};
 use crate::kv::{PageCopies, PageCopy};

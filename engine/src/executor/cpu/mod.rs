@@ -16,7 +16,8 @@ mod weights;
 pub use kernels::attention::KvFormat;
 pub use options::{ActivationType, Attention, CpuOptions, Sampling};
 
-use kernels::pool::WorkerPool;
+use host::pool::WorkerPool;
+use kernels::KernelError;
 
 use self::forward::{Forward, ForwardError, RowView};
 use self::weights::DecoderWeights;
@@ -37,10 +38,7 @@ pub enum CpuLoadError {
     #[error(transparent)]
     Weights(#[from] WeightError),
     #[error("loading {what}: {source}")]
-    Kernel {
-        what: String,
-        source: kernels::KernelError,
-    },
+    Kernel { what: String, source: KernelError },
     #[error("{0}")]
     HostTier(String),
     #[error("{name} is {value}; it must be {limit}")]
@@ -75,7 +73,9 @@ impl CpuExecutor {
             let what = what.to_owned();
             move |source| CpuLoadError::Kernel { what, source }
         };
-        let mut pool = WorkerPool::new(settings.n_threads).map_err(kernel("worker threads"))?;
+        let mut pool = WorkerPool::new(settings.n_threads)
+            .map_err(KernelError::from)
+            .map_err(kernel("worker threads"))?;
         let weights = DecoderWeights::load(checkpoint, &mut pool, settings.activations)?;
         let weight_bytes = weights.bytes();
         let lm_head = weights.lm_head_name.clone();
@@ -195,6 +195,7 @@ impl CpuExecutor {
                 let logits = &logits[i * vocab..][..vocab];
                 *outcome = Some(sampler::score(logits, target.token, target.n_top));
             })
+            .map_err(KernelError::from)
         };
         self.forward
             .run_scoring(&mut self.pool, views, outputs, &scored, &mut score)
@@ -243,7 +244,7 @@ impl CpuExecutor {
             Sampling::Selecting => self
                 .pool
                 .for_each_mut(&mut outcomes, &choose_row)
-                .map_err(step_error)?,
+                .map_err(|error| step_error(KernelError::from(error)))?,
             Sampling::Plain => {
                 for (i, outcome) in outcomes.iter_mut().enumerate() {
                     choose_row(i, outcome);

@@ -122,7 +122,7 @@ impl CpuOptions {
         let n_threads = match self.n_threads {
             0 => std::thread::available_parallelism()
                 .map_or(1, std::num::NonZero::get)
-                .min(kernels::pool::MAX_THREADS),
+                .min(host::pool::MAX_THREADS),
             n => n,
         };
         Ok(Settings {

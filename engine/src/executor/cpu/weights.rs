@@ -6,10 +6,10 @@
 //! bits anyway ([`ActivationType::Int8`]), it is rounded to 8 bits: half the bytes, for an error
 //! below that of the activations. An embedding that is also lm_head is stored once.
 
+use host::memory::Arena;
+use host::pool::WorkerPool;
 use kernels::dense_linear::{DenseFormat, DenseMatrix};
 use kernels::linear::LinearWeights;
-use kernels::memory::Arena;
-use kernels::pool::WorkerPool;
 use kernels::quant_linear::{BlockFormat, QuantMatrix, QuantSource};
 
 use super::CpuLoadError;

@@ -1,6 +1,6 @@
 //! Decode plans: every row has one token, and the GPU chooses the following ones itself.
 
-use kernels::cuda::CudaError;
+use gpu::CudaError;
 
 use super::super::ExecutorError;
 use super::inputs::{MAX_ROWS, SequenceTokens};

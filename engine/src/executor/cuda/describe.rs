@@ -1,6 +1,6 @@
 //! How an executor describes itself in the log and in records.
 
-use kernels::cuda::Device;
+use gpu::Device;
 use kernels::qkv_prepare::cuda::KvFormat;
 use kernels::stream_linear::LARGE_M_MIN;
 

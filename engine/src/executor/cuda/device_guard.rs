@@ -13,7 +13,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use kernels::cuda::{CudaError, Event, Stream};
+use gpu::{CudaError, Event, Stream};
 
 /// Recorded after the work that is still running on the GPU, if any.
 static DEVICE: Mutex<Option<Arc<Event>>> = Mutex::new(None);

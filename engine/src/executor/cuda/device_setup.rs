@@ -1,6 +1,6 @@
 //! The device of a model: the GPU, its free memory, and the size of its passes.
 
-use kernels::cuda::{CudaError, Device, Stream};
+use gpu::{CudaError, Device, Stream};
 use kernels::stream_linear::{Int8Room, LargeM};
 
 use super::forward::{self, PassShape};

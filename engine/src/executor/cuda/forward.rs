@@ -11,11 +11,9 @@ mod packed;
 mod timed;
 mod two_batches;
 
+use gpu::{Buffer, BufferView, CudaError, HostCounter, Stream};
 use kernels::attention::cuda::DecodeAttention;
-use kernels::cuda::{
-    Activation, Buffer, BufferView, CudaError, Element, ElementBuffer, HostCounter, Stream,
-    TILE_ROWS,
-};
+use kernels::cuda::{Activation, Element, ElementBuffer, TILE_ROWS};
 use kernels::embedding::cuda::Embedding;
 use kernels::qkv_prepare::cuda::{HeadShape, KvFormat, PagedKv, QkvPrepare};
 use kernels::rms_norm::cuda::RmsNorm;

@@ -1,6 +1,6 @@
 //! Captured decode steps, one for each batch size.
 
-use kernels::cuda::{CudaError, Graph, Stream};
+use gpu::{CudaError, Graph, Stream};
 
 use super::GraphSizes;
 use super::forward::{Forward, PassSize};

@@ -5,7 +5,7 @@
 //! replay. One copy uploads them all: they are one buffer, in the order of [`Field`], followed by
 //! the page table.
 
-use kernels::cuda::{Buffer, BufferView, CudaError, Device, HostBuffer, Stream};
+use gpu::{Buffer, BufferView, CudaError, Device, HostBuffer, Stream};
 
 use crate::kv::{PAGE_TOKENS, PageIdx};
 

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use kernels::cuda::CudaError;
+use gpu::CudaError;
 
 use super::super::ExecutorError;
 use super::CudaExecutor;

@@ -30,8 +30,9 @@ mod weights;
 
 use std::sync::Arc;
 
-use kernels::cuda::{Buffer, CudaError, Device, Event, Stream};
-pub use kernels::cuda::{CardProfile, Element};
+pub use gpu::CardProfile;
+use gpu::{Buffer, CudaError, Device, Event, Stream};
+pub use kernels::cuda::Element;
 pub use kernels::qkv_prepare::cuda::KvFormat;
 
 use self::device_guard::DeviceGuard;

@@ -7,7 +7,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use kernels::cuda::{Buffer, CudaError, Device, HostBuffer, Stream};
+use gpu::{Buffer, CudaError, Device, HostBuffer, Stream};
 use kernels::sampling::cuda::{
     LogprobOutputs, MAX_TOP_LOGPROBS, PenalizedToken, Sample, SampleArgs, SamplingRow, TokenError,
 };

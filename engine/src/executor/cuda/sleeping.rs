@@ -3,7 +3,7 @@
 //! Weights are copied to host memory in their packed form; everything else is created again when
 //! the model wakes, including the graphs.
 
-use kernels::cuda::CudaError;
+use gpu::CudaError;
 
 use super::device_setup::DeviceSetup;
 use super::weights::HostWeights;

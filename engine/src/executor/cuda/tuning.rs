@@ -19,7 +19,7 @@ mod tests;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use kernels::cuda::{Buffer, CudaError, Event, Graph, Stream};
+use gpu::{Buffer, CudaError, Event, Graph, Stream};
 use kernels::roofline::cuda::ReadMemory;
 use kernels::stream_linear::{StreamLinear, Variant};
 use serde::{Deserialize, Serialize};
@@ -487,7 +487,7 @@ impl<'a> Bench<'a> {
 }
 
 fn no_candidate(rows: usize) -> CudaError {
-    CudaError::Shape(kernels::KernelError::Value {
+    CudaError::from(kernels::KernelError::Value {
         op: "stream_linear",
         message: format!("there is nothing to time for {rows} rows"),
     })

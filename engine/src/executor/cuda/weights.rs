@@ -7,8 +7,9 @@
 
 use std::sync::Arc;
 
+use gpu::{Buffer, CudaError, Stream};
 use half::f16;
-use kernels::cuda::{Buffer, CudaError, Element, ElementBuffer, Stream};
+use kernels::cuda::{Element, ElementBuffer};
 use kernels::stream_linear::{
     Arrangement, AwqPart, Format, Int8Room, LargeM, Layout, StreamLinear, StreamLinearKernels,
     fill_normal,

@@ -8,7 +8,7 @@
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
-use kernels::mapped_file::MappedFile;
+use host::mapped_file::MappedFile;
 
 use self::value::Value;
 use super::format::{CheckpointFormat, MatrixFormat, ggml_name};

@@ -1,9 +1,10 @@
 //! Attention of packed prompt chunks: the fast kernel and the plain one, with the same arguments.
 
+use gpu::{BufferView, CudaError, Device, DevicePtr, Dim3, Kernel, LaunchConfig, Stream};
+
 use crate::cuda::shape::ShapeCheck;
 use crate::cuda::{
-    Activation, BufferView, CudaError, Device, DevicePtr, Dim3, Element, ElementView, HeadShape,
-    Kernel, KvFormat, LaunchConfig, PAGE_TOKENS, PagedKv, PagedKvParams, Stream,
+    Activation, Element, ElementView, HeadShape, KvFormat, PAGE_TOKENS, PagedKv, PagedKvParams,
 };
 use crate::shared_with_device::{device_structs, shared_constants};
 
@@ -219,7 +220,7 @@ fn kernel(
         format.kernel_suffix(),
         shape.head_dim
     );
-    let kernel = device.element_kernel(element, &format!("attention/{which}"), &name)?;
+    let kernel = element.kernel(device, &format!("attention/{which}"), &name)?;
     kernel.set_shared_carveout(100)?;
     Ok(kernel)
 }

@@ -1,8 +1,9 @@
 //! The most likely token of each row.
 
+use gpu::{BufferView, CudaError, Device, DevicePtr, Kernel, LaunchConfig, Stream};
+
 use super::{AdvanceParams, AdvanceState, advance_params};
 use crate::cuda::shape::ShapeCheck;
-use crate::cuda::{BufferView, CudaError, Device, DevicePtr, Kernel, LaunchConfig, Stream};
 use crate::shared_with_device::{device_structs, shared_constants};
 
 const CHECK: ShapeCheck = ShapeCheck("argmax_advance");

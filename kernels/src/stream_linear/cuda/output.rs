@@ -1,6 +1,8 @@
 //! The output of a launch.
 
-use crate::cuda::{Activation, BufferView, Device, DevicePtr, ElementView};
+use gpu::{BufferView, Device, DevicePtr};
+
+use crate::cuda::{Activation, ElementView};
 use crate::stream_linear::Epilogue;
 
 /// Destination of the result: `[m][n]`, contiguous rows; that of SiLU may be tiled if x is.

@@ -1,9 +1,10 @@
 //! Repacks a checkpoint's weights into the layout that the kernels read.
 
+use gpu::{BufferView, CudaError, DevicePtr, LaunchConfig, Stream};
 use half::f16;
 
 use super::{CHECK, StreamLinear, check_len, value_error};
-use crate::cuda::{BufferView, CudaError, DevicePtr, ElementView, LaunchConfig, Stream};
+use crate::cuda::ElementView;
 use crate::shared_with_device::{device_structs, shared_constants};
 use crate::stream_linear::{Format, Layout, TILE_COLUMNS};
 

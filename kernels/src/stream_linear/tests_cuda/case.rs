@@ -4,11 +4,9 @@
 
 use std::sync::Arc;
 
+use gpu::{Buffer, Device, Stream, use_kernels_of_environment};
 use half::f16;
-use kernels::cuda::{
-    Activation, Buffer, Device, Element, ElementBuffer, RowLayout, Stream,
-    use_kernels_of_environment,
-};
+use kernels::cuda::{Activation, Element, ElementBuffer, RowLayout};
 use kernels::stream_linear::reference::{self, AwqMatrix, Packed, pack_awq, pack_half};
 use kernels::stream_linear::{
     Arrangement, AwqPart, Epilogue, Format, LargeM, Layout, Output, StreamLinear,

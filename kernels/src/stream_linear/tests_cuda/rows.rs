@@ -1,6 +1,7 @@
 //! Launches with rows of the caller's choice, and sampled outputs in f64.
 
-use kernels::cuda::{Activation, Buffer, Element, ElementBuffer};
+use gpu::Buffer;
+use kernels::cuda::{Activation, Element, ElementBuffer};
 use kernels::stream_linear::{Arrangement, Epilogue, Output};
 
 use super::case::{Case, Gpu, tiled};

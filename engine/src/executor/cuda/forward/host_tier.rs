@@ -9,7 +9,7 @@
 //! One call copies a page: K and V of every layer, which are one layer's pool apart on the GPU and
 //! contiguous on the host.
 
-use kernels::cuda::{CudaError, Event, HostBuffer, RowsCopy, Stream};
+use gpu::{CudaError, Event, HostBuffer, RowsCopy, Stream};
 
 use super::{Forward, KvPool};
 use crate::executor::host_tier::CARD_STEP_BYTES;

@@ -4,8 +4,9 @@
 //! projection before a norm writes the values that the projection after it reads. Only the first
 //! norm of the first layer and the head's norm, which selects rows, are separate launches.
 
+use gpu::{CudaError, Stream};
 use kernels::attention::cuda::{DecodeAttentionArgs, PrefillAttentionArgs};
-use kernels::cuda::{Activation, CudaError, ElementBuffer, ElementView, Stream};
+use kernels::cuda::{Activation, ElementBuffer, ElementView};
 use kernels::qkv_prepare::cuda::QkvPrepareArgs;
 use kernels::rms_norm::deferred::{FusedNorm, NormState};
 use kernels::stream_linear::{Output, StreamLinear};

@@ -1,8 +1,9 @@
 //! Attention over packed rows for `--attention-backend`: the tensor-core kernel or the plain one,
 //! for prompts alone or also for decode rows, which are sequences of one token.
 
+use gpu::{CudaError, Stream};
 use kernels::attention::cuda::{PlainAttention, PrefillAttention, PrefillAttentionArgs};
-use kernels::cuda::{CudaError, Element, Stream};
+use kernels::cuda::Element;
 use kernels::qkv_prepare::cuda::{HeadShape, KvFormat};
 
 use super::PassSize;

@@ -1,7 +1,8 @@
 //! Single launches of a pass with a given kernel variant: what autotuning measures, and where it
 //! stores its choices.
 
-use kernels::cuda::{Activation, BufferView, CudaError, ElementBuffer, Stream};
+use gpu::{BufferView, CudaError, Stream};
+use kernels::cuda::{Activation, ElementBuffer};
 use kernels::qkv_prepare::cuda::HeadShape;
 use kernels::roofline::cuda::ReadMemory;
 use kernels::stream_linear::{Layout, Output, StreamLinear, Variant};

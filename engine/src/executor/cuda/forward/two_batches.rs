@@ -14,7 +14,8 @@
 //!
 //! A weight used by both halves is read twice, at best from the L2 cache.
 
-use kernels::cuda::{Buffer, CudaError, ElementBuffer, Event, Stream};
+use gpu::{Buffer, CudaError, Event, Stream};
+use kernels::cuda::ElementBuffer;
 use kernels::stream_linear::{LARGE_M_MIN, StreamLinear, Variant};
 
 use super::{ActivationBuffer, BatchSlice, Forward, Norms, PassShape, PassSize, Workspace};

@@ -4,7 +4,8 @@
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
-use kernels::cuda::{Device, KvFormat, embedded_kernels};
+use gpu::{Device, embedded_kernels};
+use kernels::cuda::KvFormat;
 use kernels::stream_linear::Layout;
 use serde::{Deserialize, Serialize};
 

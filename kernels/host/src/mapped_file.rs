@@ -13,6 +13,10 @@ impl MappedFile {
     /// Maps `path`. The file must not be shortened while the mapping lives: reading a page that is
     /// gone kills the process with a signal. Model files are written once and renamed into place,
     /// so this holds for them.
+    ///
+    /// # Errors
+    ///
+    /// If the file cannot be opened or mapped.
     pub fn open(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
         // SAFETY: the mapping is read-only and private to this object, which hands out shared

@@ -1,4 +1,4 @@
-//! Tests without a GPU; `tests/cuda_device.rs` has those that need one.
+//! Tests without a GPU; `kernels/tests/cuda_device.rs` has those that need one and kernels to launch.
 
 use bytemuck::{Pod, Zeroable, bytes_of};
 

@@ -29,6 +29,11 @@ pub struct HostBuffer<T: Pod> {
 unsafe impl<T: Pod + Send> Send for HostBuffer<T> {}
 
 impl<T: Pod> HostBuffer<T> {
+    /// Pinned memory with every byte zero.
+    ///
+    /// # Errors
+    ///
+    /// If the system cannot lock as much memory.
     pub fn zeroed(device: &Device, len: usize) -> Result<Self, CudaError> {
         let copied = Event::new(device)?;
         let bytes_asked = len.saturating_mul(size_of::<T>());
@@ -61,6 +66,10 @@ impl<T: Pod> HostBuffer<T> {
     }
 
     /// The values, after the last copy into them.
+    ///
+    /// # Errors
+    ///
+    /// If the copy failed.
     pub fn as_slice(&self) -> Result<&[T], CudaError> {
         self.wait()?;
         // SAFETY: len initialised values, no copy into them is in progress, and a new copy into
@@ -69,6 +78,10 @@ impl<T: Pod> HostBuffer<T> {
     }
 
     /// The values, after the last copy from or into them.
+    ///
+    /// # Errors
+    ///
+    /// If the copy failed.
     pub fn as_mut_slice(&mut self) -> Result<&mut [T], CudaError> {
         self.wait()?;
         // SAFETY: len initialised values, no copy is in flight, and `&mut self` is the only way
@@ -77,6 +90,10 @@ impl<T: Pod> HostBuffer<T> {
     }
 
     /// Whether the last copy is complete, so that reading will not wait.
+    ///
+    /// # Errors
+    ///
+    /// If the copy failed.
     pub fn is_ready(&self) -> Result<bool, CudaError> {
         if !self.is_in_flight.get() {
             return Ok(true);
@@ -87,6 +104,10 @@ impl<T: Pod> HostBuffer<T> {
     }
 
     /// Waits for the last copy.
+    ///
+    /// # Errors
+    ///
+    /// If the copy failed.
     pub fn wait(&self) -> Result<(), CudaError> {
         if self.is_in_flight.get() {
             self.copied.synchronize()?;
@@ -96,11 +117,20 @@ impl<T: Pod> HostBuffer<T> {
     }
 
     /// Copies the first `to.len()` values to the device, in stream order, without waiting.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::copy_range_to`].
     pub fn copy_to(&self, stream: &Stream, to: BufferView<'_, T>) -> Result<(), CudaError> {
         self.copy_range_to(stream, 0..to.len(), to)
     }
 
     /// Copies the values of `from` to a view of that length, in stream order, without waiting.
+    ///
+    /// # Errors
+    ///
+    /// If the range is not inside this buffer or not as long as `to`, or `stream` is being captured
+    /// or of another device.
     pub fn copy_range_to(
         &self,
         stream: &Stream,
@@ -131,6 +161,10 @@ impl<T: Pod> HostBuffer<T> {
     }
 
     /// Copies a view to the first `from.len()` values, in stream order, without waiting.
+    ///
+    /// # Errors
+    ///
+    /// If `from` is longer than this buffer, or `stream` is being captured or of another device.
     pub fn copy_from(&mut self, stream: &Stream, from: BufferView<'_, T>) -> Result<(), CudaError> {
         self.start_copy(stream, from)?;
         if from.is_empty() {

@@ -1,10 +1,8 @@
 //! What the GPU tests share: the device, random inputs, a paged KV cache with its plain meaning.
 #![allow(dead_code, reason = "every test binary uses its own part")]
 
-use kernels::cuda::{
-    Buffer, Device, Element, HeadShape, KvFormat, PAGE_TOKENS, PagedKv, Stream,
-    use_kernels_of_environment,
-};
+use gpu::{Buffer, Device, Stream, use_kernels_of_environment};
+use kernels::cuda::{Element, HeadShape, KvFormat, PAGE_TOKENS, PagedKv};
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};

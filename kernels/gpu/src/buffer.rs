@@ -80,6 +80,10 @@ pub struct Buffer<T: Pod> {
 
 impl<T: Pod> Buffer<T> {
     /// Uninitialised memory: write it, or [`zero`](BufferView::zero) it, before it is read.
+    ///
+    /// # Errors
+    ///
+    /// If the device has not as much free memory.
     pub fn new(device: &Device, len: usize) -> Result<Self, CudaError> {
         let bytes_asked = len.saturating_mul(size_of::<T>());
         device.inner.bind()?;
@@ -107,6 +111,12 @@ impl<T: Pod> Buffer<T> {
         }
     }
 
+    /// Memory with every byte zero.
+    ///
+    /// # Errors
+    ///
+    /// If the device has not as much free memory, or `stream` is being captured and the memory
+    /// cannot be set.
     pub fn zeroed(stream: &Stream, len: usize) -> Result<Self, CudaError> {
         let buffer = Self::new(stream.device(), len)?;
         buffer.all().zero(stream)?;
@@ -114,6 +124,10 @@ impl<T: Pod> Buffer<T> {
     }
 
     /// A copy of `values`.
+    ///
+    /// # Errors
+    ///
+    /// If the device has not as much free memory, or `stream` is being captured.
     pub fn from_slice(stream: &Stream, values: &[T]) -> Result<Self, CudaError> {
         let buffer = Self::new(stream.device(), values.len())?;
         buffer.all().upload(stream, values)?;
@@ -148,14 +162,29 @@ impl<T: Pod> Buffer<T> {
         }
     }
 
+    /// The values of `range`.
+    ///
+    /// # Errors
+    ///
+    /// If the range is not inside the buffer.
     pub fn view(&self, range: Range<usize>) -> Result<BufferView<'_, T>, CudaError> {
         self.all().view(range)
     }
 
+    /// As [`BufferView::upload`], to the whole buffer.
+    ///
+    /// # Errors
+    ///
+    /// As [`BufferView::upload`].
     pub fn upload(&self, stream: &Stream, values: &[T]) -> Result<(), CudaError> {
         self.all().upload(stream, values)
     }
 
+    /// As [`BufferView::download`], of the whole buffer.
+    ///
+    /// # Errors
+    ///
+    /// As [`BufferView::download`].
     pub fn download(&self, stream: &Stream) -> Result<Vec<T>, CudaError> {
         self.all().download(stream)
     }
@@ -210,6 +239,11 @@ impl<'a, T: Pod> BufferView<'a, T> {
         self.ptr
     }
 
+    /// The values of `range`.
+    ///
+    /// # Errors
+    ///
+    /// If the range is not inside the view.
     pub fn view(self, range: Range<usize>) -> Result<Self, CudaError> {
         if range.start > range.end || range.end > self.len {
             return Err(CudaError::Range {
@@ -231,7 +265,7 @@ impl<'a, T: Pod> BufferView<'a, T> {
     }
 
     /// The same values under another type of their size.
-    pub(super) fn same_size<U: Pod>(self) -> BufferView<'a, U> {
+    pub fn same_size<U: Pod>(self) -> BufferView<'a, U> {
         const { assert!(size_of::<T>() == size_of::<U>()) };
         BufferView {
             device: self.device,
@@ -241,6 +275,10 @@ impl<'a, T: Pod> BufferView<'a, T> {
     }
 
     /// The same bytes as values of another type, so that one workspace can serve several ops.
+    ///
+    /// # Errors
+    ///
+    /// If the bytes are no whole number of values, or the address is not aligned for them.
     pub fn cast<U: Pod>(self) -> Result<BufferView<'a, U>, CudaError> {
         let (bytes, size) = (self.n_bytes(), size_of::<U>());
         let is_aligned = self.ptr.address.is_multiple_of(align_of::<U>() as u64);
@@ -260,6 +298,10 @@ impl<'a, T: Pod> BufferView<'a, T> {
 
     /// Copies `values` to the whole view and waits until that is done. For large or frequent
     /// copies use a [`HostBuffer`](super::HostBuffer).
+    ///
+    /// # Errors
+    ///
+    /// If the lengths differ, or `stream` is being captured or of another device.
     pub fn upload(self, stream: &Stream, values: &[T]) -> Result<(), CudaError> {
         check_length("upload", values.len(), self.len)?;
         if values.is_empty() {
@@ -282,12 +324,21 @@ impl<'a, T: Pod> BufferView<'a, T> {
     }
 
     /// The view's values, after all work queued on `stream` so far.
+    ///
+    /// # Errors
+    ///
+    /// If `stream` is being captured or of another device, or earlier work on it failed.
     pub fn download(self, stream: &Stream) -> Result<Vec<T>, CudaError> {
         let mut values = vec![T::zeroed(); self.len];
         self.download_to(stream, &mut values)?;
         Ok(values)
     }
 
+    /// As [`Self::download`], into `values`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::download`], and if the lengths differ.
     pub fn download_to(self, stream: &Stream, values: &mut [T]) -> Result<(), CudaError> {
         check_length("download", values.len(), self.len)?;
         if values.is_empty() {
@@ -310,6 +361,10 @@ impl<'a, T: Pod> BufferView<'a, T> {
     }
 
     /// Copies from another view of the same length, in stream order; may be captured.
+    ///
+    /// # Errors
+    ///
+    /// If the lengths differ, or the views and `stream` are not of one device.
     pub fn copy_from(self, stream: &Stream, from: BufferView<'_, T>) -> Result<(), CudaError> {
         check_length("copy", from.len, self.len)?;
         if self.len == 0 {
@@ -329,11 +384,19 @@ impl<'a, T: Pod> BufferView<'a, T> {
     }
 
     /// Sets every byte to zero, in stream order; may be captured.
+    ///
+    /// # Errors
+    ///
+    /// If `stream` is of another device.
     pub fn zero(self, stream: &Stream) -> Result<(), CudaError> {
         self.fill_bytes(stream, 0)
     }
 
     /// Sets every byte to `byte`, in stream order; may be captured.
+    ///
+    /// # Errors
+    ///
+    /// If `stream` is of another device.
     pub fn fill_bytes(self, stream: &Stream, byte: u8) -> Result<(), CudaError> {
         if self.len == 0 {
             return Ok(());

@@ -24,6 +24,10 @@ impl Graph {
     /// The memory that the captured launches and copies use must live as long as the graph: a
     /// replay after its end would touch freed device memory. The host never holds references to
     /// device memory, so that is an error on the GPU, not undefined behaviour here.
+    ///
+    /// # Errors
+    ///
+    /// If `record` fails or queues what cannot be captured.
     pub fn capture<E: From<CudaError>>(
         stream: &Stream,
         record: impl FnOnce() -> Result<(), E>,
@@ -60,6 +64,10 @@ impl Graph {
     }
 
     /// Uploads the graph's data to the device, so that the first launch is as fast as the others.
+    ///
+    /// # Errors
+    ///
+    /// If `stream` is of another device.
     pub fn upload(&self, stream: &Stream) -> Result<(), CudaError> {
         stream.enter(&self.device)?;
         // SAFETY: graph and stream live, and belong to one device.
@@ -69,6 +77,10 @@ impl Graph {
     }
 
     /// Replays the captured work in stream order.
+    ///
+    /// # Errors
+    ///
+    /// If `stream` is being captured or of another device.
     pub fn launch(&self, stream: &Stream) -> Result<(), CudaError> {
         stream.refuse_capture("a graph launch")?;
         stream.enter(&self.device)?;
@@ -79,6 +91,10 @@ impl Graph {
     }
 
     /// Number of its nodes: kernels, copies and so on.
+    ///
+    /// # Errors
+    ///
+    /// If the driver cannot read the graph.
     pub fn n_nodes(&self) -> Result<usize, CudaError> {
         let mut n_nodes = 0;
         // SAFETY: with no array given, the driver only writes the number of nodes.

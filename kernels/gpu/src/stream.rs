@@ -20,6 +20,10 @@ unsafe impl Send for Stream {}
 
 impl Stream {
     /// A stream that does not wait for the legacy default stream.
+    ///
+    /// # Errors
+    ///
+    /// If the device is lost.
     pub fn new(device: &Device) -> Result<Self, CudaError> {
         device.inner.bind()?;
         let mut raw = std::ptr::null_mut();
@@ -40,6 +44,10 @@ impl Stream {
     }
 
     /// Waits for all work queued on this stream; errors of earlier launches are reported here.
+    ///
+    /// # Errors
+    ///
+    /// If earlier work on this stream failed, or it is being captured.
     pub fn synchronize(&self) -> Result<(), CudaError> {
         self.refuse_capture("a wait of the host")?;
         self.device.inner.bind()?;
@@ -50,6 +58,10 @@ impl Stream {
     }
 
     /// Work queued on this stream from here on runs after `event`.
+    ///
+    /// # Errors
+    ///
+    /// If `event` is of another device.
     pub fn wait_for(&self, event: &Event) -> Result<(), CudaError> {
         self.enter(&event.device)?;
         // SAFETY: stream and event live, and belong to one device.
@@ -61,6 +73,10 @@ impl Stream {
     /// Work queued on this stream from here on runs after everything queued on `other` so far;
     /// `event` is used for it and not read. May be captured: a stream that follows a capturing one
     /// is captured with it, until the capturing one follows it.
+    ///
+    /// # Errors
+    ///
+    /// If the streams and `event` are not of one device.
     pub fn follow(&self, other: &Stream, event: &Event) -> Result<(), CudaError> {
         other.enter(&event.device)?;
         self.enter(&event.device)?;
@@ -86,7 +102,11 @@ impl Stream {
     }
 
     /// Makes the context current and refuses memory of another device.
-    pub(crate) fn enter(&self, device: &Device) -> Result<(), CudaError> {
+    ///
+    /// # Errors
+    ///
+    /// If `device` is another one.
+    pub fn enter(&self, device: &Device) -> Result<(), CudaError> {
         if !std::sync::Arc::ptr_eq(&self.device.inner, &device.inner) {
             return Err(CudaError::OtherDevice);
         }
@@ -124,6 +144,11 @@ unsafe impl Send for Event {}
 unsafe impl Sync for Event {}
 
 impl Event {
+    /// An event that was not recorded yet.
+    ///
+    /// # Errors
+    ///
+    /// If the device is lost.
     pub fn new(device: &Device) -> Result<Self, CudaError> {
         device.inner.bind()?;
         let mut raw = std::ptr::null_mut();
@@ -138,6 +163,10 @@ impl Event {
     }
 
     /// Marks the point after all work queued on `stream` so far.
+    ///
+    /// # Errors
+    ///
+    /// If `stream` is being captured or of another device.
     pub fn record(&self, stream: &Stream) -> Result<(), CudaError> {
         stream.enter(&self.device)?;
         stream.refuse_capture("an event")?;
@@ -148,6 +177,10 @@ impl Event {
     }
 
     /// Waits until the recorded point is reached; returns at once if none was recorded.
+    ///
+    /// # Errors
+    ///
+    /// If work before the point failed.
     pub fn synchronize(&self) -> Result<(), CudaError> {
         self.device.inner.bind()?;
         // SAFETY: the event lives as long as `self`.
@@ -157,6 +190,10 @@ impl Event {
     }
 
     /// Whether the recorded point is reached.
+    ///
+    /// # Errors
+    ///
+    /// If work before the point failed.
     pub fn is_reached(&self) -> Result<bool, CudaError> {
         self.device.inner.bind()?;
         // SAFETY: the event lives as long as `self`.
@@ -167,6 +204,10 @@ impl Event {
     }
 
     /// Milliseconds from `start` to this event; waits for it.
+    ///
+    /// # Errors
+    ///
+    /// If one of the events was never recorded, or work before them failed.
     pub fn elapsed_ms(&self, start: &Self) -> Result<f32, CudaError> {
         self.synchronize()?;
         let mut elapsed_ms = 0.0;

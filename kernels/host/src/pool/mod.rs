@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
-use crate::KernelError;
+use crate::HostError;
 
 /// A waiting thread parks after this time.
 const SPIN_LIMIT: Duration = Duration::from_micros(50);
@@ -85,14 +85,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl WorkerPool {
-    pub fn new(n_threads: usize) -> Result<Self, KernelError> {
+    /// Starts the workers.
+    ///
+    /// # Errors
+    ///
+    /// If `n_threads` is 0 or above [`MAX_THREADS`], or the system starts no more threads.
+    pub fn new(n_threads: usize) -> Result<Self, HostError> {
         if n_threads == 0 || n_threads > MAX_THREADS {
-            return Err(KernelError::Shape {
-                op: "worker pool",
-                what: "n_threads",
-                found: n_threads,
-                expected: format!("1 to {MAX_THREADS}"),
-            });
+            return Err(HostError::Threads { found: n_threads });
         }
         let shared = Arc::new(Shared {
             epoch: AtomicU64::new(0),
@@ -114,7 +114,7 @@ impl WorkerPool {
             let worker = thread::Builder::new()
                 .name(format!("kernel-{index}"))
                 .spawn(move || work(&shared, index))
-                .map_err(|source| KernelError::Spawn { index, source })?;
+                .map_err(|source| HostError::Spawn { index, source })?;
             pool.workers.push(worker);
         }
         Ok(pool)
@@ -125,11 +125,15 @@ impl WorkerPool {
     }
 
     /// Calls `task(share_index)` once for every thread's share and waits for all of them.
-    pub fn run(&mut self, task: &(dyn Fn(usize) + Sync)) -> Result<(), KernelError> {
+    ///
+    /// # Errors
+    ///
+    /// If a share panicked; the others have run.
+    pub fn run(&mut self, task: &(dyn Fn(usize) + Sync)) -> Result<(), HostError> {
         let shared = &*self.shared;
         if self.workers.is_empty() {
             return catch_unwind(AssertUnwindSafe(|| task(0)))
-                .map_err(|payload| KernelError::WorkerPanic(message_of(&*payload)));
+                .map_err(|payload| HostError::WorkerPanic(message_of(&*payload)));
         }
         // SAFETY: only the lifetime changes; the pointer is dropped by every worker before
         // `n_running` reaches zero, and this function waits for that.
@@ -159,33 +163,41 @@ impl WorkerPool {
         );
         shared.caller_parked.store(false, Ordering::SeqCst);
         match lock(&shared.panic_message).take() {
-            Some(message) => Err(KernelError::WorkerPanic(message)),
+            Some(message) => Err(HostError::WorkerPanic(message)),
             None => Ok(()),
         }
     }
 
     /// Divides `0 .. n_items` into one contiguous range for each thread. Below `min_items` for each
     /// thread nothing is gained, and the caller does all of it.
+    ///
+    /// # Errors
+    ///
+    /// If a range panicked; the others have run.
     pub fn for_ranges(
         &mut self,
         n_items: usize,
         min_items: usize,
         task: &(dyn Fn(Range<usize>) + Sync),
-    ) -> Result<(), KernelError> {
+    ) -> Result<(), HostError> {
         let n_threads = self.n_threads();
         if n_threads == 1 || n_items < 2 * min_items.max(1) {
             return catch_unwind(AssertUnwindSafe(|| task(0..n_items)))
-                .map_err(|payload| KernelError::WorkerPanic(message_of(&*payload)));
+                .map_err(|payload| HostError::WorkerPanic(message_of(&*payload)));
         }
         self.run(&|thread| task(share(n_items, thread, n_threads)))
     }
 
     /// Calls `task(index, item)` for every item, spread over the threads.
+    ///
+    /// # Errors
+    ///
+    /// If an item panicked; those of other threads have run.
     pub fn for_each_mut<T: Send>(
         &mut self,
         items: &mut [T],
         task: &(dyn Fn(usize, &mut T) + Sync),
-    ) -> Result<(), KernelError> {
+    ) -> Result<(), HostError> {
         let n_items = items.len();
         let items = DisjointMut::new(items);
         self.for_ranges(n_items, 1, &|range| {

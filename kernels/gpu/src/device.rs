@@ -8,7 +8,7 @@ use cudarc::driver::sys;
 
 use super::embedded::embedded_kernels;
 use super::error::check;
-use super::{CardProfile, CudaError, Element, Kernel};
+use super::{CardProfile, CudaError, Kernel};
 
 /// sm_120 exists from here on, and every call of this layer.
 const MIN_DRIVER_VERSION: i32 = 12_080;
@@ -94,11 +94,20 @@ impl Device {
 
     /// Opens GPU `ordinal`, as the chip named by `ENGINE_CARD_PROFILE` if that is set. Returns an
     /// error on a machine without driver or GPU, and in a binary without kernels for it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::open_as`], and if `ENGINE_CARD_PROFILE` names no profile.
     pub fn open(ordinal: usize) -> Result<Self, CudaError> {
         Self::open_as(ordinal, CardProfile::from_environment()?)
     }
 
     /// Opens GPU `ordinal`, as another chip if requested.
+    ///
+    /// # Errors
+    ///
+    /// If there is no driver, one too old, no such GPU, no kernels for it in this binary, or too
+    /// little shared memory for the profile.
     pub fn open_as(ordinal: usize, profile: Option<CardProfile>) -> Result<Self, CudaError> {
         // SAFETY: only tries to open the library.
         if !unsafe { sys::is_culib_present() } {
@@ -171,11 +180,19 @@ impl Device {
     }
 
     /// Free and total device memory, in bytes.
+    ///
+    /// # Errors
+    ///
+    /// If the device is lost.
     pub fn memory_bytes(&self) -> Result<(usize, usize), CudaError> {
         self.inner.memory_bytes()
     }
 
     /// Waits for all work of the device; errors of earlier launches are reported here.
+    ///
+    /// # Errors
+    ///
+    /// If earlier work failed.
     pub fn synchronize(&self) -> Result<(), CudaError> {
         self.inner.bind()?;
         // SAFETY: this thread's context is the device's.
@@ -184,6 +201,10 @@ impl Device {
 
     /// The kernel `name` of `source_name` (`stream_linear/repack`). The first call loads the
     /// source's module: look kernels up before capturing a graph.
+    ///
+    /// # Errors
+    ///
+    /// If the binary has no such source, or the source no such kernel.
     pub fn kernel(&self, source_name: &str, name: &str) -> Result<Kernel, CudaError> {
         self.inner.bind()?;
         let unknown = |known: String| CudaError::UnknownKernel {
@@ -207,16 +228,6 @@ impl Device {
                 Kernel::new(self.clone(), function, name)
             }
         }
-    }
-
-    /// As [`Self::kernel`], for a source that is compiled for each element type.
-    pub fn element_kernel(
-        &self,
-        element: Element,
-        source_name: &str,
-        name: &str,
-    ) -> Result<Kernel, CudaError> {
-        self.kernel(&element.fatbin_name(source_name), name)
     }
 
     fn module(&self, source_name: &str) -> Result<Option<Module>, CudaError> {

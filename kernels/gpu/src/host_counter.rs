@@ -23,6 +23,11 @@ unsafe impl Send for HostCounter {}
 unsafe impl Sync for HostCounter {}
 
 impl HostCounter {
+    /// A counter that kernels of `device` can add to.
+    ///
+    /// # Errors
+    ///
+    /// If the system cannot lock the memory.
     pub fn new(device: &Device) -> Result<Self, CudaError> {
         device.inner.bind()?;
         let bytes_asked = size_of::<u64>();
@@ -60,11 +65,11 @@ impl HostCounter {
         unsafe { self.start.as_ptr().read_volatile() }
     }
 
-    pub(crate) fn ptr(&self) -> DevicePtr<u64> {
+    pub fn ptr(&self) -> DevicePtr<u64> {
         self.ptr
     }
 
-    pub(crate) fn device(&self) -> &Device {
+    pub fn device(&self) -> &Device {
         &self.device
     }
 }

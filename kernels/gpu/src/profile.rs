@@ -70,6 +70,10 @@ impl Chip {
 
 impl CardProfile {
     /// The value of [`PROFILE_VARIABLE`], if it is set and not empty.
+    ///
+    /// # Errors
+    ///
+    /// If the value names no profile.
     pub fn from_environment() -> Result<Option<Self>, ProfileError> {
         match std::env::var_os(PROFILE_VARIABLE) {
             Some(text) if !text.is_empty() => text.to_string_lossy().parse().map(Some),

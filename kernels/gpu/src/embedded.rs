@@ -18,7 +18,7 @@ static OF_A_FOLDER: Mutex<Option<(PathBuf, EmbeddedKernels)>> = Mutex::new(None)
 pub const TEST_KERNELS_VARIABLE: &str = "ENGINE_TEST_KERNELS_DIR";
 
 /// Compiled kernels: one fatbin a source file, and a second one (`…_bf16`) of those that are
-/// compiled for each [`Element`](super::Element).
+/// compiled for each type of activations.
 #[derive(Debug, Clone, Copy)]
 pub struct EmbeddedKernels {
     /// Source path below `kernels/src` without its ending (`stream_linear/repack`), and its fatbin.

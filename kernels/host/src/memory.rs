@@ -8,7 +8,7 @@ use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use crate::KernelError;
+use crate::HostError;
 
 const HUGE_PAGE_BYTES: usize = 2 << 20;
 const LINE_BYTES: usize = 64;
@@ -39,8 +39,12 @@ unsafe impl Sync for AlignedBytes {}
 
 impl AlignedBytes {
     /// Memory of which perhaps little is ever written: each first write allocates a small page.
-    pub fn zeroed(n_bytes: usize) -> Result<Self, KernelError> {
-        let failed = || KernelError::Memory { bytes: n_bytes };
+    ///
+    /// # Errors
+    ///
+    /// If the allocator has not as much.
+    pub fn zeroed(n_bytes: usize) -> Result<Self, HostError> {
+        let failed = || HostError::Memory { bytes: n_bytes };
         let layout =
             Layout::from_size_align(n_bytes.max(LINE_BYTES), LINE_BYTES).map_err(|_| failed())?;
         // SAFETY: the layout's size is at least one line, never zero.
@@ -96,8 +100,13 @@ pub struct Arena {
 unsafe impl Send for Arena {}
 
 impl Arena {
-    pub fn zeroed(&mut self, n_bytes: usize) -> Result<AlignedBytes, KernelError> {
-        let failed = || KernelError::Memory { bytes: n_bytes };
+    /// A piece of zeroes that starts on a cache line.
+    ///
+    /// # Errors
+    ///
+    /// If the system has not as much.
+    pub fn zeroed(&mut self, n_bytes: usize) -> Result<AlignedBytes, HostError> {
+        let failed = || HostError::Memory { bytes: n_bytes };
         let n_taken = n_bytes
             .checked_next_multiple_of(LINE_BYTES)
             .ok_or_else(failed)?;

@@ -12,6 +12,11 @@ pub struct KernelIndex {
 }
 
 impl KernelIndex {
+    /// From the text of `index.txt`.
+    ///
+    /// # Errors
+    ///
+    /// If a line has no known keyword, or not as many values as its keyword has.
     pub fn read(text: &str) -> Result<Self, String> {
         let mut index = Self::default();
         for line in text.lines() {

@@ -1,6 +1,6 @@
 //! Kernels and their launches.
 //!
-//! Every kernel of this crate takes one struct by value (`__grid_constant__`), so a launch has one
+//! Every kernel takes one struct by value (`__grid_constant__`), so a launch has one
 //! parameter and its size is checked against the compiled kernel.
 
 use bytemuck::Pod;
@@ -122,12 +122,20 @@ impl Kernel {
     }
 
     /// Registers of a thread.
+    ///
+    /// # Errors
+    ///
+    /// If the device is lost.
     pub fn n_registers(&self) -> Result<usize, CudaError> {
         self.attribute(sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_NUM_REGS)
     }
 
     /// Lets launches ask for up to `n_bytes` of dynamic shared memory. Needed above 48 KiB; call
     /// it once, before any capture.
+    ///
+    /// # Errors
+    ///
+    /// If a block of this device cannot have as much.
     pub fn set_max_dynamic_shared(&self, n_bytes: usize) -> Result<(), CudaError> {
         let limit = self.device.properties().shared_bytes_per_block;
         self.check_limit("dynamic shared memory in bytes", n_bytes, limit)?;
@@ -138,6 +146,10 @@ impl Kernel {
     }
 
     /// The preferred share of shared memory in the L1 memory, in per cent: a hint to the driver.
+    ///
+    /// # Errors
+    ///
+    /// If `percent` is above 100.
     pub fn set_shared_carveout(&self, percent: u32) -> Result<(), CudaError> {
         self.check_limit(
             "the shared memory carveout in per cent",
@@ -151,6 +163,10 @@ impl Kernel {
     }
 
     /// Number of clusters of this launch that the device can hold at a time.
+    ///
+    /// # Errors
+    ///
+    /// If the launch exceeds a limit of the device or the kernel, or `stream` is of another device.
     pub fn max_active_clusters(
         &self,
         stream: &Stream,
@@ -172,6 +188,10 @@ impl Kernel {
     /// The largest cluster of 1, 2, 4 or 8 blocks, at most `config.cluster`, that fits on the
     /// device. A chip with disabled multiprocessors may have no room for large ones. The grid of
     /// `config` is ignored.
+    ///
+    /// # Errors
+    ///
+    /// If a launch of one cluster exceeds a limit of the device or the kernel.
     pub fn largest_cluster(&self, config: &LaunchConfig) -> Result<u32, CudaError> {
         self.device.inner.bind()?;
         largest_fitting(config.cluster, |cluster| {
@@ -198,6 +218,11 @@ impl Kernel {
     }
 
     /// Queues one launch on `stream`; `params` is the kernel's only argument.
+    ///
+    /// # Errors
+    ///
+    /// If the launch exceeds a limit of the device or the kernel, `P` has another size than the
+    /// kernel's parameter, or `stream` is of another device.
     ///
     /// # Safety
     /// The pointers in `params` must cover all that the kernel reads and writes with these

@@ -76,7 +76,7 @@ fn a_panic_becomes_an_error_and_the_pool_lives_on() {
     for culprit in [0, 1] {
         let error = pool.run(&|thread| assert!(thread != culprit, "thread {culprit} fell"));
         match error {
-            Err(KernelError::WorkerPanic(message)) => assert!(message.contains("fell")),
+            Err(HostError::WorkerPanic(message)) => assert!(message.contains("fell")),
             other => panic!("expected a worker panic, got {other:?}"),
         }
         pool.run(&|_| ()).expect("still usable");

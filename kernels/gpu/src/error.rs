@@ -5,7 +5,6 @@ use std::ffi::CStr;
 use cudarc::driver::sys;
 
 use super::ProfileError;
-use crate::KernelError;
 
 #[derive(Debug, thiserror::Error)]
 pub enum CudaError {
@@ -85,8 +84,9 @@ pub enum CudaError {
     Captured(&'static str),
     #[error("the work of another device was given to this one")]
     OtherDevice,
+    /// A launcher's own error: a shape or a value that its kernel does not take.
     #[error(transparent)]
-    Shape(#[from] KernelError),
+    Arguments(Box<dyn std::error::Error + Send + Sync>),
 }
 
 impl CudaError {

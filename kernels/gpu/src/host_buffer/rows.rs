@@ -52,6 +52,11 @@ impl RowsCopy {
 
 impl<T: Pod> HostBuffer<T> {
     /// Copies rows to the device, in stream order, without waiting.
+    ///
+    /// # Errors
+    ///
+    /// If the rows are not inside both sides or overlap, or `stream` is being captured or of
+    /// another device.
     pub fn copy_rows_to(
         &self,
         stream: &Stream,
@@ -78,6 +83,10 @@ impl<T: Pod> HostBuffer<T> {
     }
 
     /// Copies rows from the device, in stream order, without waiting.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::copy_rows_to`].
     pub fn copy_rows_from(
         &mut self,
         stream: &Stream,
