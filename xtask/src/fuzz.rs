@@ -18,7 +18,7 @@ use crate::cargo;
 const TIMEOUT_MS: u32 = 2000;
 /// Bytes of an input, by target, where long ones take so long that a million of them would take hours: a
 /// chain of 90 grammar rules takes half a second. Longer seeds are run by the tests, each once.
-const MAX_INPUT_BYTES: [(&str, u64); 1] = [("grammar", 1024)];
+const MAX_INPUT_BYTES: [(&str, u64); 2] = [("grammar", 1024), ("chat_template", 1024)];
 /// Address space of the program, which uses a few hundred MiB before it reads anything.
 const MEMORY_MIB: u32 = 2048;
 /// AFL++'s own limit.
