@@ -521,6 +521,7 @@ fn state_word(outcome: &Outcome, lang: Lang) -> &'static str {
     match outcome {
         Outcome::Complete => lang.pick("완료", "complete"),
         Outcome::Failed { .. } => lang.pick("실패", "failed"),
+        Outcome::Wrong { .. } => lang.pick("오답", "wrong"),
         Outcome::Killed => lang.pick("중단", "killed"),
         Outcome::Broken { .. } => lang.pick("손상", "broken"),
     }
@@ -538,7 +539,9 @@ fn marked_state(run: &RunFolder, lang: Lang) -> String {
 
 fn reason_of(outcome: &Outcome, lang: Lang) -> String {
     match outcome {
-        Outcome::Failed { reason } | Outcome::Broken { reason } => words_of(reason),
+        Outcome::Failed { reason } | Outcome::Wrong { reason } | Outcome::Broken { reason } => {
+            words_of(reason)
+        }
         Outcome::Killed => lang
             .pick("상태 기록 없이 끝남", "ended without a record of its state")
             .to_owned(),
