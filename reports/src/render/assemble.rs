@@ -18,6 +18,7 @@ use crate::render::context::{
     ArmContext, CampaignRow, Caution, ChartLink, ComparisonContext, FailedRun, Finding, Findings,
     GpuContext, GroupContext, PeerComparison, ReportContext, ReportLink,
 };
+use crate::render::engines;
 use crate::render::flag_effects::effects_in;
 use crate::render::multi_model::{MultiModelContext, groups_apart, servers_of};
 use crate::render::recommend;
@@ -318,6 +319,7 @@ fn group_context(
         model.as_str(),
         gpu.is_some(),
     );
+    let peer_comparisons = peer_comparisons_of(records, group, focus, config, lang);
     let side_by_side = side_by_side::of_group(&records.side_by_side, place, config, lang);
     let flags_in_title = group.extra_flags.iter().map(|flag| format!(" · {flag}"));
     GroupContext {
@@ -358,7 +360,8 @@ fn group_context(
         ladder,
         users,
         rate,
-        peer_comparisons: peer_comparisons_of(records, group, focus, config, lang),
+        engines: engines::table_of(group, &peer_comparisons),
+        peer_comparisons,
         side_by_side,
         comparisons,
         failed: failed_of(group, lang),
@@ -424,19 +427,25 @@ fn peer_comparisons_of(
     lang: Lang,
 ) -> Vec<PeerComparison> {
     let compared = |peer: &Arm<'_>| {
-        let arms: Vec<Arm<'_>> = std::iter::once(peer).chain(focus).cloned().collect();
+        let manifest = peer.representative().map(|run| &run.record.manifest);
+        // The same experiment, if ours ran it; an engine may be an arm of any.
+        let of_experiment = group.arms.iter().find(|arm| {
+            let is_arm = manifest.is_some_and(|m| m.experiment == arm.experiment);
+            is_arm && !arm.runs.is_empty()
+        });
+        let ours = of_experiment.or(focus);
+        let arms: Vec<Arm<'_>> = std::iter::once(peer).chain(ours).cloned().collect();
         let rows = |phase: &str| {
             let phases = [(phase, judged_in(phase))];
             tables::rows(records, &arms, Some(peer), &phases, config, lang)
         };
-        let manifest = peer.representative().map(|run| &run.record.manifest);
         PeerComparison {
             peer: peer.experiment.clone(),
             base_url: manifest
                 .and_then(|m| m.base_url.clone())
                 .unwrap_or_default(),
             model: manifest.map(|m| m.model.used.clone()).unwrap_or_default(),
-            ours: focus.map(|arm| arm.experiment.clone()),
+            ours: ours.map(|arm| arm.experiment.clone()),
             latency: rows("latency"),
             ladder: rows("ladder"),
             users: rows("users"),
