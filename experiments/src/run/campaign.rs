@@ -197,7 +197,7 @@ pub fn describe(
         allow_dirty: serving.allow_dirty,
         environment: environment::read().context("the machine cannot be described")?,
         start_limit: serving.start_limit_s.map(Duration::from_secs),
-        our_version: engine.and_then(version_of),
+        our_version: None,
         answers: None,
         runs_dir: serving
             .runs_dir
@@ -252,6 +252,7 @@ pub async fn prepare(
         sealing::seal_all(&campaign.repository)?;
     }
     if let ServerSource::Engine { binary, supervisor } = &campaign.source {
+        campaign.our_version = version_of(binary);
         let mut models: Vec<&str> = arms
             .iter()
             .filter(|arm| is_fetched(arm))
