@@ -259,16 +259,16 @@ impl Choice {
 
     /// The engine's flags, and those of the experiment that it is not given.
     fn map(&self, flags: &Flags) -> Result<(Flags, BTreeMap<String, String>)> {
-        let mut words: Vec<String> = Vec::new();
+        let mut args: Vec<String> = Vec::new();
         let mut left_out = BTreeMap::new();
         let mut unknown = Vec::new();
         for flag in flags.names() {
             match self.adapter.rule(self.preset, flag) {
                 Some(Rule::As(name)) => {
-                    words.push(format!("--{name}"));
-                    words.extend(flags.words(flag).unwrap_or_default());
+                    args.push(format!("--{name}"));
+                    args.extend(flags.words(flag).unwrap_or_default());
                 }
-                Some(Rule::Words(own)) => words.extend(own.iter().map(ToString::to_string)),
+                Some(Rule::Words(own)) => args.extend(own.iter().map(ToString::to_string)),
                 Some(Rule::LeftOut(reason)) => {
                     left_out.insert(flag.to_owned(), reason.to_owned());
                 }
@@ -284,7 +284,7 @@ impl Choice {
         }
         let own: Vec<String> = self.preset.flags.iter().map(ToString::to_string).collect();
         let mut mapped = Flags::parse(&own)?;
-        mapped.overlay(&Flags::parse(&words)?);
+        mapped.overlay(&Flags::parse(&args)?);
         Ok((mapped, left_out))
     }
 }
@@ -394,7 +394,7 @@ impl OtherEngine {
     }
 
     fn command(&self, experiment: &Experiment, port: u16) -> Vec<String> {
-        let mut command = self.choice.program.words.clone();
+        let mut command = self.choice.program.command.clone();
         if let Some(model) = &self.model {
             let adapter = self.choice.adapter;
             command.extend(adapter.arguments(&model.path, &model.name, port));

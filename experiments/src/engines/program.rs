@@ -2,7 +2,7 @@
 //! apart.
 //!
 //! A Python engine is a package: in an environment (a folder with `bin/python`), in a kit folder that
-//! goes on PYTHONPATH, or behind a script on PATH, whose first line names its Python.
+//! goes on PYTHONPATH, or that of a script on PATH, whose first line names its Python.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,8 +15,8 @@ use serde::Deserialize;
 /// A program that was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Program {
-    /// The program, and the words that always follow it.
-    pub words: Vec<String>,
+    /// The program, and the arguments that always follow it.
+    pub command: Vec<String>,
     pub environment: BTreeMap<String, String>,
     pub version: String,
     pub sha256: String,
@@ -29,7 +29,7 @@ pub struct Program {
 pub struct PythonPackage {
     pub name: &'static str,
     pub module: &'static str,
-    pub words: &'static [&'static str],
+    pub arguments: &'static [&'static str],
 }
 
 /// Asks the Python that will serve, so that what it finds first is what is recorded.
@@ -52,11 +52,11 @@ impl PythonPackage {
         };
         let installed = self.ask(&python, &environment)?;
         let (file, digest_of) = listing_in(&installed.folder)?;
-        let mut words = vec![python.to_string_lossy().into_owned(), "-m".into()];
-        words.push(self.module.into());
-        words.extend(self.words.iter().map(ToString::to_string));
+        let mut command = vec![python.to_string_lossy().into_owned(), "-m".into()];
+        command.push(self.module.into());
+        command.extend(self.arguments.iter().map(ToString::to_string));
         Ok(Program {
-            words,
+            command,
             environment,
             version: installed.version,
             sha256: digest_of_file(&file).with_context(|| file.display().to_string())?,
@@ -183,7 +183,7 @@ pub fn binary(program: PathBuf, mark: &str) -> Result<Program> {
             .unwrap_or_default()
             .to_string_lossy()
             .into_owned(),
-        words: vec![program.to_string_lossy().into_owned()],
+        command: vec![program.to_string_lossy().into_owned()],
         environment: BTreeMap::new(),
     })
 }

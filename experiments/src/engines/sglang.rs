@@ -19,7 +19,7 @@ pub struct Sglang;
 const PACKAGE: PythonPackage = PythonPackage {
     name: "sglang",
     module: "sglang.launch_server",
-    words: &[],
+    arguments: &[],
 };
 
 const DOCUMENTS: &str = "documents";

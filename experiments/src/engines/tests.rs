@@ -5,7 +5,7 @@ use crate::spec::{Overrides, experiment_names};
 
 fn program() -> Program {
     Program {
-        words: vec!["server".into()],
+        command: vec!["server".into()],
         environment: BTreeMap::new(),
         version: "1".into(),
         sha256: String::new(),

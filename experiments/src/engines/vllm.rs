@@ -20,7 +20,7 @@ pub struct Vllm;
 const PACKAGE: PythonPackage = PythonPackage {
     name: "vllm",
     module: "vllm.entrypoints.cli.main",
-    words: &["serve"],
+    arguments: &["serve"],
 };
 
 static PRESETS: [Preset; 2] = [

@@ -19,6 +19,7 @@ use tokio::time::{sleep, timeout};
 use crate::engines::Engine;
 use crate::load::prompts;
 use crate::load::{BaseUrl, HttpError, RunClock, Target};
+use crate::record::environment::gpu_memory_used_bytes;
 use crate::record::machine_load::LoadWatch;
 use crate::record::process_tree;
 use crate::record::sampler::Sampler;
@@ -42,6 +43,10 @@ const CLOCK_TOLERANCE_S: f64 = 2.0;
 const EXIT_NOTICE: Duration = Duration::from_millis(500);
 const SERVER_ENDED: &str = "the server ended during the run";
 const LOG_LINES_SHOWN: usize = 12;
+const FREED_POLL: Duration = Duration::from_millis(500);
+const N_FREED_POLLS: u32 = 60;
+/// Other programs use some of the GPU, too.
+const FREED_TOLERANCE_BYTES: u64 = 1 << 30;
 
 /// How a run ended.
 #[derive(Debug, Clone, PartialEq)]
@@ -84,6 +89,11 @@ pub async fn run_replicate(
         started_unix_s,
         server: None,
     };
+    let gpu_before = campaign
+        .environment
+        .gpu
+        .as_ref()
+        .and_then(|_| gpu_memory_used_bytes());
     let mut interrupted = false;
     let outcome = tokio::select! {
         outcome = run.measure(&mut record) => outcome,
@@ -95,6 +105,9 @@ pub async fn run_replicate(
     if let Some(server) = run.server.take() {
         let progress = Progress::spinner("stop the server");
         server.stop();
+        if let Some(before) = gpu_before {
+            wait_until_freed(before, gpu_memory_used_bytes, FREED_POLL);
+        }
         progress.finish("stopped");
     }
     let (status, reason) = match outcome {
@@ -127,6 +140,18 @@ pub async fn run_replicate(
         reason,
         interrupted,
     })
+}
+
+/// A killed server's GPU memory is given back a moment after its end; the next server, perhaps another
+/// engine's, sizes its pool by what is free.
+fn wait_until_freed(before: u64, mut used: impl FnMut() -> Option<u64>, poll: Duration) {
+    for _ in 0..N_FREED_POLLS {
+        match used() {
+            Some(now) if now > before + FREED_TOLERANCE_BYTES => std::thread::sleep(poll),
+            _ => return,
+        }
+    }
+    note!("WARNING: the server has ended and its GPU memory is still in use");
 }
 
 /// The clock was set while the run went on: its times of day are of no use, its durations are.
@@ -465,6 +490,24 @@ fn free_port() -> Result<u16> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_next_server_waits_for_the_last_ones_gpu_memory() {
+        let polls = |readings: &[Option<u64>]| {
+            let mut left = readings.iter().copied();
+            let mut n_asked = 0;
+            let used = || {
+                n_asked += 1;
+                left.next().flatten()
+            };
+            wait_until_freed(5 << 30, used, Duration::ZERO);
+            n_asked
+        };
+        let (full, free) = (Some(20 << 30), Some(5 << 30));
+        assert_eq!(polls(&[full, full, free, full]), 3);
+        assert_eq!(polls(&[None]), 1, "nothing can be said");
+        assert_eq!(polls(&[full; 100]), N_FREED_POLLS);
+    }
 
     #[test]
     fn a_clock_that_was_set_is_remarked() {

@@ -67,15 +67,15 @@ impl Bench {
     }
 
     /// The files that the fake `fetch` names.
-    fn start(&self, files: &str, token_s: &str, wrong: &str, words: &[&str]) -> Child {
+    fn start(&self, files: &str, token_s: &str, wrong: &str, args: &[&str]) -> Child {
         let kit = self.path("kit").display().to_string();
         let llama = self.path("bin").display().to_string();
         let mut command = Command::new(PROGRAM);
         command
             .args(["run", "tiny", "--engine-bin"])
             .arg(fake_engine());
-        for word in words {
-            command.arg(word.replace("KIT", &kit).replace("BIN", &llama));
+        for arg in args {
+            command.arg(arg.replace("KIT", &kit).replace("BIN", &llama));
         }
         command
             .current_dir(self.notebook.dir.path())
@@ -91,8 +91,8 @@ impl Bench {
             .expect("started")
     }
 
-    fn run(&self, files: &str, wrong: &str, words: &[&str]) -> (Option<i32>, String) {
-        let child = self.start(files, "0.001", wrong, words);
+    fn run(&self, files: &str, wrong: &str, args: &[&str]) -> (Option<i32>, String) {
+        let child = self.start(files, "0.001", wrong, args);
         let output = child.wait_with_output().expect("ended");
         let text = [output.stdout, output.stderr].concat();
         (
@@ -135,7 +135,7 @@ fn engine(manifest: &Manifest) -> &EngineUsed {
 #[test]
 fn engines_are_arms_that_take_turns() {
     let bench = Bench::new();
-    let words = [
+    let args = [
         "--engine",
         "vllm,ours,vllm@enforce-eager,sglang@documents",
         "--engine-path",
@@ -145,7 +145,7 @@ fn engines_are_arms_that_take_turns() {
         "--replicates",
         "2",
     ];
-    let (code, text) = bench.run("model", "", &words);
+    let (code, text) = bench.run("model", "", &args);
     assert_eq!(code, Some(0), "{text}");
     bench.notebook.assert_no_process_is_left();
 
@@ -235,7 +235,7 @@ fn engines_are_arms_that_take_turns() {
 #[test]
 fn a_start_with_wrong_answers_is_not_measured() {
     let bench = Bench::new();
-    let words = [
+    let args = [
         "--engine",
         "ours,llama.cpp",
         "--engine-path",
@@ -243,7 +243,7 @@ fn a_start_with_wrong_answers_is_not_measured() {
         "--replicates",
         "2",
     ];
-    let (code, text) = bench.run("model.gguf", "llama.cpp", &words);
+    let (code, text) = bench.run("model.gguf", "llama.cpp", &args);
     assert_eq!(code, Some(1), "{text}");
     bench.notebook.assert_no_process_is_left();
     let starts = bench.starts();
@@ -283,7 +283,7 @@ fn a_start_with_wrong_answers_is_not_measured() {
 fn other_weights_are_measured_and_marked() {
     let bench = Bench::new();
     // The stand-in's digest of every model is the same but for ours, which says none of its own.
-    let words = [
+    let args = [
         "--engine",
         "llama.cpp",
         "--engine-path",
@@ -292,13 +292,13 @@ fn other_weights_are_measured_and_marked() {
         "--load-format",
         "dummy",
     ];
-    let (code, text) = bench.run("model.gguf", "", &words);
+    let (code, text) = bench.run("model.gguf", "", &args);
     assert_eq!(code, Some(1), "{text}");
     assert!(
         text.contains("nothing is known of --load-format for llama.cpp@best"),
         "{text}"
     );
-    let words = [
+    let args = [
         "--engine",
         "ours,vllm",
         "--engine-path",
@@ -307,7 +307,7 @@ fn other_weights_are_measured_and_marked() {
         "--load-format",
         "dummy",
     ];
-    let (code, text) = bench.run("model", "", &words);
+    let (code, text) = bench.run("model", "", &args);
     assert_eq!(code, Some(0), "{text}");
     let starts = bench.starts();
     let (manifest, status) = &starts[1];
@@ -322,7 +322,7 @@ fn what_an_engine_cannot_do_is_refused_before_anything_starts() {
     let bench = Bench::new();
     let toml = bench.path("experiments/01-tiny/experiment.toml");
     let text = fs::read_to_string(&toml).expect("read");
-    for (files, words, problem) in [
+    for (files, args, problem) in [
         (
             "model",
             "--engine vlllm",
@@ -380,11 +380,11 @@ fn what_an_engine_cannot_do_is_refused_before_anything_starts() {
             "give all engines one checkpoint",
         ),
     ] {
-        let words: Vec<&str> = words.split(' ').collect();
-        let (code, text) = bench.run(files, "", &words);
-        assert_eq!(code, Some(1), "{words:?}: {text}");
-        assert!(text.contains(problem), "{words:?}: {text}");
-        assert!(bench.notebook.runs().is_empty(), "{words:?}");
+        let args: Vec<&str> = args.split(' ').collect();
+        let (code, text) = bench.run(files, "", &args);
+        assert_eq!(code, Some(1), "{args:?}: {text}");
+        assert!(text.contains(problem), "{args:?}: {text}");
+        assert!(bench.notebook.runs().is_empty(), "{args:?}");
     }
     assert_eq!(fs::read_to_string(&toml).expect("read"), text);
 }
@@ -392,8 +392,8 @@ fn what_an_engine_cannot_do_is_refused_before_anything_starts() {
 #[test]
 fn a_killed_runner_leaves_no_process_of_another_engine() {
     let bench = Bench::new();
-    let words = ["--engine", "vllm", "--engine-path", "vllm=KIT"];
-    let mut runner = bench.start("model", "0.2", "", &words);
+    let args = ["--engine", "vllm", "--engine-path", "vllm=KIT"];
+    let mut runner = bench.start("model", "0.2", "", &args);
     bench.notebook.wait_for_rows();
     kill_process(pid_of(&runner), Signal::KILL).expect("killed");
     runner.wait().expect("ended");

@@ -167,7 +167,7 @@ fn campaign_row(
             let manifest = &record.manifest;
             match &manifest.derived {
                 Some(derived) => format!("{} {}", derived.word(), derived.parent()),
-                None => manifest.experiment.clone(),
+                None => manifest.arm(),
             }
         })
         .collect();
@@ -519,7 +519,7 @@ fn failed_of(group: &Group<'_>, lang: Lang) -> Vec<FailedRun> {
     arms.flat_map(|arm| &arm.failed)
         .map(|run| FailedRun {
             run_id: run.folder.run_id.clone(),
-            experiment: run.record.manifest.experiment.clone(),
+            experiment: run.record.manifest.arm(),
             state: state_word(&run.folder.outcome, lang),
             reason: reason_of(&run.folder.outcome, lang),
         })
