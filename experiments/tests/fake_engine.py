@@ -124,7 +124,7 @@ def main():
     if sys.argv[1] == "fetch":
         files = os.environ.get("FAKE_ENGINE_FILES")
         if files:
-            print(f"path    {files}\nsha256  {'f' * 64}\nname    fake-7b")
+            print(f"path    {files}\nsha256  {'f' * 64}\nname    fake-7b-file\nsource  fake-7b")
         sys.exit(3 if MODE == "no-model" else 0)
     child = subprocess.Popen(["sleep", "600"])
     with open(os.environ["FAKE_ENGINE_PIDS"], "w") as pids:

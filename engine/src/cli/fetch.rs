@@ -24,7 +24,7 @@ pub struct FetchArgs {
     write: Option<PathBuf>,
 }
 
-/// Prints the model's path, digest and name, one on each line.
+/// Prints the model's path, digest, name and source, one on each line.
 pub fn fetch(args: &FetchArgs) -> Result<()> {
     let mut model = resolve(&args.model)?;
     if let Some(folder) = &args.write {
@@ -43,10 +43,11 @@ pub fn fetch(args: &FetchArgs) -> Result<()> {
         ModelFiles::Synthetic(preset) => format!("(made on the fly: synthetic:{})", preset.name),
     };
     let text = format!(
-        "path    {}\nsha256  {}\nname    {}\n",
+        "path    {}\nsha256  {}\nname    {}\nsource  {}\n",
         printable(&place),
         model.sha256,
-        printable(&model.display_name)
+        printable(&model.display_name),
+        printable(&model.requested)
     );
     std::io::stdout()
         .write_all(text.as_bytes())

@@ -101,6 +101,8 @@ pub struct ModelFiles {
     pub sha256: Option<String>,
     /// What requests call it.
     pub name: String,
+    /// What our engine calls it in its records, so that all arms are of one model there.
+    pub source: String,
 }
 
 /// The engine of an arm.

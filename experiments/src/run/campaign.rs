@@ -296,45 +296,77 @@ fn is_fetched(arm: &Arm) -> bool {
 
 /// Other engines get the files that ours reads.
 fn give_models(binary: &Path, arms: &mut [Arm]) -> Result<()> {
-    let mut known: BTreeMap<String, ModelFiles> = BTreeMap::new();
+    let with_ours = arms.iter().any(|arm| arm.engine.is_ours());
+    let mut known: BTreeMap<String, Fetched> = BTreeMap::new();
+    let mut fetched = |model: &str| -> Result<Fetched> {
+        if let Some(fetched) = known.get(model) {
+            return Ok(fetched.clone());
+        }
+        let fetched = Fetched::of(binary, model)?;
+        known.insert(model.to_owned(), fetched.clone());
+        Ok(fetched)
+    };
     for arm in arms {
         let Engine::Other(other) = &mut arm.engine else {
             continue;
         };
+        let wanted = &arm.experiment.model;
         let own = other.own_model().map(|path| path.to_string_lossy());
-        let model = own.map_or_else(|| arm.experiment.model.clone(), Into::into);
-        let files = match known.get(&model) {
-            Some(files) => files.clone(),
-            None => files_of(binary, &model)?,
+        let is_own = own.is_some();
+        let model = own.map_or_else(|| wanted.clone(), Into::into);
+        let Fetched {
+            path,
+            sha256,
+            name,
+            mut source,
+        } = fetched(&model)?;
+        let Some(path) = path else {
+            bail!(
+                "{model} has no files that another engine could read; give all engines one checkpoint: `cargo xtask model {model} --write FOLDER`, then --model FOLDER"
+            );
         };
-        other.give_model(files.clone())?;
-        known.insert(model, files);
+        if is_own && with_ours {
+            // Shown beside ours, if without a verdict.
+            source = fetched(wanted)?.source;
+        }
+        other.give_model(ModelFiles {
+            path,
+            sha256,
+            name,
+            source,
+        })?;
     }
     Ok(())
 }
 
-/// As our engine says after it has fetched them.
-fn files_of(binary: &Path, model: &str) -> Result<ModelFiles> {
-    let said = duct::cmd!(binary, "fetch", model)
-        .stderr_null()
-        .read()
-        .with_context(|| format!("the files of {model}"))?;
-    let value = |key: &str| {
-        let mut lines = said.lines();
-        lines.find_map(|line| Some(line.strip_prefix(key)?.trim().to_owned()))
-    };
-    let path = value("path ").map(PathBuf::from);
-    let Some(path) = path.filter(|path| path.exists()) else {
-        bail!(
-            "{model} has no files that another engine could read; give all engines one checkpoint: `cargo xtask model {model} --write FOLDER`, then --model FOLDER"
-        );
-    };
-    let name = path.file_stem().unwrap_or_default().to_string_lossy();
-    Ok(ModelFiles {
-        name: value("name ").unwrap_or_else(|| name.into_owned()),
-        sha256: value("sha256 "),
-        path,
-    })
+/// What our engine says of a model that it has fetched.
+#[derive(Debug, Clone)]
+struct Fetched {
+    /// None of a model that is made as a server starts.
+    path: Option<PathBuf>,
+    sha256: Option<String>,
+    name: String,
+    source: String,
+}
+
+impl Fetched {
+    fn of(binary: &Path, model: &str) -> Result<Self> {
+        let said = duct::cmd!(binary, "fetch", model)
+            .stderr_null()
+            .read()
+            .with_context(|| format!("the files of {model}"))?;
+        let value = |key: &str| {
+            let mut lines = said.lines();
+            lines.find_map(|line| Some(line.strip_prefix(key)?.trim().to_owned()))
+        };
+        let path = value("path ").map(PathBuf::from);
+        Ok(Self {
+            path: path.filter(|path| path.exists()),
+            sha256: value("sha256 "),
+            name: value("name ").unwrap_or_else(|| model.to_owned()),
+            source: value("source ").unwrap_or_else(|| model.to_owned()),
+        })
+    }
 }
 
 /// `engine 0.1.0` → 0.1.0

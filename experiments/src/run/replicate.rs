@@ -229,7 +229,11 @@ impl Run<'_> {
                 if let Ok(Some(info)) = served_model::server_info(&base_url).await {
                     record.write_json(records::SERVER_INFO, &info)?;
                 }
-                manifest.sha256.model = other.model().and_then(|model| model.sha256.clone());
+                if let Some(model) = other.model() {
+                    manifest.sha256.model.clone_from(&model.sha256);
+                    manifest.model.used.clone_from(&model.source);
+                    model_is_named = true;
+                }
             }
         }
         let model_name = served_model::model_name(&base_url, asked).await?;

@@ -207,7 +207,7 @@ fn engines_are_arms_that_take_turns() {
     let command = manifests[1].command.join(" ");
     let model = bench.path("model");
     let wanted = format!(
-        "python3 -m vllm.entrypoints.cli.main serve {} --served-model-name fake-7b --host 127.0.0.1 --port ",
+        "python3 -m vllm.entrypoints.cli.main serve {} --served-model-name fake-7b-file --host 127.0.0.1 --port ",
         model.display()
     );
     assert!(command.starts_with(&wanted), "{command}");
