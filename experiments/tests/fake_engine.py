@@ -21,6 +21,8 @@ MODELS = os.environ.get("FAKE_ENGINE_MODELS", "fake-7b").split()
 # Which engine it stands in for, and those that answer wrongly.
 NAME = os.environ.get("FAKE_ENGINE_NAME", "ours")
 WRONG = os.environ.get("FAKE_ENGINE_WRONG", "").split()
+# Of its weights, where it has files.
+DIGEST = "f" * 64 if os.environ.get("FAKE_ENGINE_FILES") else None
 for flag in ("--served-model-name", "--alias"):
     if NAME != "ours" and flag in sys.argv:
         MODELS = [sys.argv[sys.argv.index(flag) + 1]]
@@ -55,6 +57,8 @@ class Handler(BaseHTTPRequestHandler):
             models = [
                 {"requested": "fake", "used": name, "format": "gguf", "fallback_reason": None} for name in MODELS
             ]
+            for model in models:
+                model["sha256"] = DIGEST
             inactive = [[flag, "the fake has no use for it"] for flag in INACTIVE if flag in sys.argv]
             info = {"model": models[0], "executor": {"name": "fake", "inactive_flags": inactive}}
             if len(models) > 1:
@@ -123,8 +127,10 @@ def main():
         sys.exit(0)
     if sys.argv[1] == "fetch":
         files = os.environ.get("FAKE_ENGINE_FILES")
-        if files:
-            print(f"path    {files}\nsha256  {'f' * 64}\nname    fake-7b-file\nsource  fake-7b")
+        if os.path.exists(sys.argv[2]):
+            print(f"path    {sys.argv[2]}\nsha256  {'e' * 64}\nname    other\nsource  {sys.argv[2]}")
+        elif files:
+            print(f"path    {files}\nsha256  {DIGEST}\nname    fake-7b-file\nsource  fake-7b")
         sys.exit(3 if MODE == "no-model" else 0)
     child = subprocess.Popen(["sleep", "600"])
     with open(os.environ["FAKE_ENGINE_PIDS"], "w") as pids:

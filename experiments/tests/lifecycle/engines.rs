@@ -281,40 +281,32 @@ fn a_start_with_wrong_answers_is_not_measured() {
 
 #[test]
 fn other_weights_are_measured_and_marked() {
-    let bench = Bench::new();
-    // The stand-in's digest of every model is the same but for ours, which says none of its own.
-    let args = [
-        "--engine",
-        "llama.cpp",
-        "--engine-path",
-        "llama.cpp=BIN",
-        "--",
-        "--load-format",
-        "dummy",
-    ];
-    let (code, text) = bench.run("model.gguf", "", &args);
-    assert_eq!(code, Some(1), "{text}");
-    assert!(
-        text.contains("nothing is known of --load-format for llama.cpp@best"),
-        "{text}"
-    );
-    let args = [
-        "--engine",
-        "ours,vllm",
-        "--engine-path",
-        "vllm=KIT",
-        "--",
-        "--load-format",
-        "dummy",
-    ];
-    let (code, text) = bench.run("model", "", &args);
-    assert_eq!(code, Some(0), "{text}");
-    let starts = bench.starts();
-    let (manifest, status) = &starts[1];
-    assert_eq!(status.status, RunStatus::Complete);
-    let why = manifest.not_comparable().expect("not comparable");
-    assert!(why.contains("weights of its own"), "{why}");
-    assert!(starts[0].0.not_comparable().is_none());
+    for (own_model, load_format, reason) in [
+        (true, "auto", "its weights are not the files of ours"),
+        (false, "dummy", "every engine makes weights of its own"),
+    ] {
+        let bench = Bench::new();
+        bench.write("other/config.json", "{}");
+        let model = format!("vllm={}", bench.path("other").display());
+        let mut args = vec!["--engine", "ours,vllm", "--engine-path", "vllm=KIT"];
+        if own_model {
+            args.extend(["--engine-model", model.as_str()]);
+        }
+        args.extend(["--", "--load-format", load_format]);
+        let (code, text) = bench.run("model", "vllm", &args);
+        assert_eq!(code, Some(0), "{text}");
+        let starts = bench.starts();
+        let (ours, (vllm, status)) = (&starts[0].0, &starts[1]);
+        // It would answer otherwise, and is not asked.
+        assert_eq!(status.status, RunStatus::Complete);
+        let why = vllm.not_comparable().expect("not comparable");
+        assert!(why.contains(reason), "{why}");
+        assert!(ours.not_comparable().is_none());
+        // Shown beside ours, in the same group of a report.
+        assert_eq!(vllm.model.used, ours.model.used);
+        let has_own_weights = vllm.sha256.model != ours.sha256.model;
+        assert_eq!(has_own_weights, own_model);
+    }
 }
 
 #[test]
