@@ -11,7 +11,7 @@ use engine::source::{self, ModelSource, ResolvedModel};
 use engine::weights::{self, LoadFormat, ModelFiles};
 
 use super::ModelArgs;
-use super::progress::ShownProgress;
+use super::progress::{ShownProgress, say};
 
 #[derive(Debug, Args)]
 pub struct FetchArgs {
@@ -71,7 +71,7 @@ fn write(model: &ResolvedModel, folder: &Path) -> Result<()> {
     }
     let shown = |writing: weights::folder::Writing<'_>| {
         let (index, n_files) = (writing.index, writing.n_files);
-        eprintln!("writing {} ({index} of {n_files})", writing.file);
+        say(&format!("writing {} ({index} of {n_files})", writing.file));
     };
     Ok(weights::folder::write(
         &*checkpoint,

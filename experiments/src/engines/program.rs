@@ -82,9 +82,10 @@ impl PythonPackage {
         }
         if place.is_file() {
             let name = place.file_name().unwrap_or_default().to_string_lossy();
-            let python = match name.starts_with("python") {
-                true => place.to_owned(),
-                false => python_of_script(place)?,
+            let python = if name.starts_with("python") {
+                place.to_owned()
+            } else {
+                python_of_script(place)?
             };
             return Ok((python, BTreeMap::new()));
         }

@@ -364,9 +364,10 @@ fn judged(reference: Option<String>, found: &Found) -> Answers {
     let max = found.deltas.iter().copied().fold(0.0, f64::max);
     let is_right = found.n_positions > 0 && agreement >= LEAST_AGREEMENT && mean <= MOST_MEAN_DELTA;
     Answers {
-        outcome: match is_right {
-            true => AnswerOutcome::Right,
-            false => AnswerOutcome::Wrong,
+        outcome: if is_right {
+            AnswerOutcome::Right
+        } else {
+            AnswerOutcome::Wrong
         },
         reference,
         n_positions: found.n_positions,

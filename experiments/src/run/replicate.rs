@@ -124,9 +124,10 @@ pub async fn run_replicate(
             )
         }
         Err(error) => {
-            let status = match error.is::<WrongAnswers>() {
-                true => RunStatus::Wrong,
-                false => RunStatus::Failed,
+            let status = if error.is::<WrongAnswers>() {
+                RunStatus::Wrong
+            } else {
+                RunStatus::Failed
             };
             (status, Some(in_one_line(&error)))
         }

@@ -124,7 +124,7 @@ fn engine_row(row: &CaseRow, engine: String, ours: Option<&CaseRow>) -> Option<E
 fn context_of(arm: &Arm<'_>) -> Option<EngineContext> {
     let engine = used(arm)?;
     let all = || arm.runs.iter().chain(&arm.failed);
-    let answers = || all().filter_map(|run| answers_of(run));
+    let answers = || all().filter_map(answers_of);
     let least = answers().filter_map(|answers| answers.argmax_agreement);
     let most = answers().filter_map(|answers| answers.mean_abs_delta);
     let is_wrong = |run: &&Run<'_>| matches!(run.folder.outcome, Outcome::Wrong { .. });
