@@ -216,7 +216,7 @@ fn report_01_shows_them_in_both_languages() {
             "{text}"
         );
         assert!(
-            text.contains("`vllm@best` 1.2.3 (sha256 0123456789ab…)"),
+            text.contains("`vllm@best` 1.2.3 (") && text.contains(" 0123456789ab…)"),
             "{text}"
         );
         assert!(text.contains("`--schedule-policy`: its own"), "{text}");
