@@ -90,22 +90,18 @@ impl AnswerBook {
     pub async fn check(&self, start: &Start<'_>) -> Result<Answers> {
         let mut by_model = self.by_model.lock().await;
         let Some(reference) = by_model.get(start.requested) else {
+            if let Some(why) = &start.incomparable {
+                return Ok(not_comparable(None, why));
+            }
             let prompts = prompts_of(start).await;
-            let said = ask(start, &prompts).await?;
             let reference = Reference {
                 engine: start.engine.clone(),
                 weights: start.weights.clone(),
+                said: ask(start, &prompts).await?,
                 prompts,
-                said,
             };
-            let answers = match &start.incomparable {
-                Some(why) => not_comparable(None, why),
-                None => {
-                    by_model.insert(start.requested.to_owned(), reference);
-                    outcome(AnswerOutcome::Reference, None)
-                }
-            };
-            return Ok(answers);
+            by_model.insert(start.requested.to_owned(), reference);
+            return Ok(outcome(AnswerOutcome::Reference, None));
         };
         let name = Some(reference.engine.clone());
         if let Some(why) = why_incomparable(start, reference) {
