@@ -5,6 +5,7 @@
 //! made, written and forgotten, so that a model larger than memory can be written. The folder appears
 //! under its name when it is complete.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use ::safetensors::Dtype;
@@ -270,7 +271,10 @@ pub(super) fn write_shard(path: &Path, tensors: &[OwnedTensor]) -> Result<(), We
     }
     let header = std::iter::once(FORMAT).map(|(key, value)| (key.to_owned(), value.to_owned()));
     ::safetensors::serialize_to_file(views, Some(header.collect()), path)
-        .map_err(|e| failed(path, e))
+        .map_err(|e| failed(path, e))?;
+    // The crate lets the owner alone read it; another engine may run as another user.
+    let all_may_read = std::fs::Permissions::from_mode(0o644);
+    std::fs::set_permissions(path, all_may_read).map_err(|e| failed(path, e))
 }
 
 fn write_json(dir: &Path, name: &str, value: &Value) -> Result<(), WeightError> {

@@ -20,10 +20,11 @@ use tokio::task::JoinSet;
 
 use crate::load::BaseUrl;
 
-/// Below it, or above the other, a start is wrong. Engines that compute in 16 bits differ by some
-/// thousandths; activations of 8 bits, by hundredths. Other weights or a wrong kernel agree on few
-/// tokens and differ by whole units.
-const LEAST_AGREEMENT: f64 = 0.8;
+/// Below it, or above the other, a start is wrong. Against llama.cpp's log-probabilities our engine
+/// differs by 0.003 on average with 16 bits and by 0.14 with a KV cache of 8 bits, and has the same
+/// likeliest token in 98 % of the steps or more (`engine/tests/golden_smollm2.rs`). Other weights differ
+/// by more, even random ones with a tied embedding, whose likeliest token is often the last one again.
+const LEAST_AGREEMENT: f64 = 0.9;
 const MOST_MEAN_DELTA: f64 = 0.2;
 
 /// Any text does that models continue with some certainty.
