@@ -27,6 +27,7 @@ const ITS_KERNELS: Rule = LeftOut("names SGLang's kernels; llama.cpp chooses its
 const ITS_GRAPHS: Rule = LeftOut("llama.cpp decides on graphs itself");
 const ITS_COMPILER: Rule = LeftOut("llama.cpp compiles nothing when it starts");
 const ITS_SCHEDULER: Rule = LeftOut("SGLang's scheduler; llama.cpp's is first come, first served");
+const NO_TIER: Rule = LeftOut("llama.cpp keeps whole prompts on the host, not pages of a pool");
 const ITS_STEPS: Rule = LeftOut("llama.cpp's own size of a step stands");
 
 const RULES: Rules = &[
@@ -52,6 +53,8 @@ const RULES: Rules = &[
         "enable-mixed-chunk",
         LeftOut("llama.cpp always mixes prefill and decode in a step"),
     ),
+    ("enable-hierarchical-cache", NO_TIER),
+    ("hicache-ratio", NO_TIER),
     ("max-prefill-tokens", ITS_STEPS),
     ("chunked-prefill-size", ITS_STEPS),
     (
