@@ -15,6 +15,8 @@ pub mod spec;
 
 pub mod load;
 
+mod engines;
+
 mod record;
 
 mod run;

@@ -18,6 +18,14 @@ TOKEN_S = float(os.environ.get("FAKE_ENGINE_TOKEN_S", "0.001"))
 # Flags that do nothing here, and one that this engine does not survive.
 INACTIVE = os.environ.get("FAKE_ENGINE_INACTIVE", "").split()
 MODELS = os.environ.get("FAKE_ENGINE_MODELS", "fake-7b").split()
+# Which engine it stands in for, and those that answer wrongly.
+NAME = os.environ.get("FAKE_ENGINE_NAME", "ours")
+WRONG = os.environ.get("FAKE_ENGINE_WRONG", "").split()
+# Of its weights, where it has files.
+DIGEST = "f" * 64 if os.environ.get("FAKE_ENGINE_FILES") else None
+for flag in ("--served-model-name", "--alias"):
+    if NAME != "ours" and flag in sys.argv:
+        MODELS = [sys.argv[sys.argv.index(flag) + 1]]
 FATAL = os.environ.get("FAKE_ENGINE_FATAL")
 # A flag that acts: how long a token takes.
 if "--token-ms" in sys.argv:
@@ -49,6 +57,8 @@ class Handler(BaseHTTPRequestHandler):
             models = [
                 {"requested": "fake", "used": name, "format": "gguf", "fallback_reason": None} for name in MODELS
             ]
+            for model in models:
+                model["sha256"] = DIGEST
             inactive = [[flag, "the fake has no use for it"] for flag in INACTIVE if flag in sys.argv]
             info = {"model": models[0], "executor": {"name": "fake", "inactive_flags": inactive}}
             if len(models) > 1:
@@ -67,6 +77,14 @@ class Handler(BaseHTTPRequestHandler):
             os._exit(7)
         if MODE == "refuses":
             self.answer(400, json.dumps({"error": {"message": "no"}}))
+            return
+        if self.path == "/tokenize":
+            text = request.get("content" if NAME == "llama.cpp" else "prompt")
+            tokens = [ord(letter) for letter in text or ""]
+            self.answer(200, json.dumps({"count": len(tokens), "tokens": tokens}))
+            return
+        if not request.get("stream"):
+            self.answer(200, json.dumps({"choices": [{"text": "x", "logprobs": logprobs(request)}]}))
             return
         if MODE == "escapes":
             self.answer(400, "\x1b]0;title\x07\x9b31m\u202eno")
@@ -89,8 +107,30 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
 
 
+def logprobs(request):
+    """The likeliest tokens of a made-up model: those of the prompt's sum, or of another."""
+    wrong = 7 if NAME in WRONG else 0
+    likeliest = []
+    for index in range(request["max_tokens"]):
+        first = sum(request["prompt"]) + index + wrong
+        likeliest.append([(f"t{(first + rank) % 50}", -0.5 - rank) for rank in range(request["logprobs"])])
+    if NAME == "llama.cpp":
+        entry = lambda name, value: {"token": name, "bytes": list(name.encode()), "logprob": value}
+        content = [entry(*top[0]) | {"top_logprobs": [entry(*pair) for pair in top]} for top in likeliest]
+        return {"content": content}
+    return {"tokens": [top[0][0] for top in likeliest], "top_logprobs": [dict(top) for top in likeliest]}
+
+
 def main():
+    if sys.argv[1] == "--version":
+        print("engine 0.0.7")
+        sys.exit(0)
     if sys.argv[1] == "fetch":
+        files = os.environ.get("FAKE_ENGINE_FILES")
+        if os.path.exists(sys.argv[2]):
+            print(f"path    {sys.argv[2]}\nsha256  {'e' * 64}\nname    other\nsource  {sys.argv[2]}")
+        elif files:
+            print(f"path    {files}\nsha256  {DIGEST}\nname    fake-7b-file\nsource  fake-7b")
         sys.exit(3 if MODE == "no-model" else 0)
     child = subprocess.Popen(["sleep", "600"])
     with open(os.environ["FAKE_ENGINE_PIDS"], "w") as pids:

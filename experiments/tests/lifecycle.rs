@@ -3,6 +3,8 @@
 
 #[path = "lifecycle/broken_records.rs"]
 mod broken_records;
+#[path = "lifecycle/engines.rs"]
+mod engines;
 #[path = "lifecycle/foreign_servers.rs"]
 mod foreign_servers;
 #[path = "lifecycle/notebook.rs"]

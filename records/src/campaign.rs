@@ -49,7 +49,8 @@ pub struct CampaignManifest {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ArmOfCampaign {
-    /// The experiment's name; a start is cited as `campaign#arm/round`.
+    /// The experiment's name, with `+` and the engine if it is another than ours; a start is cited
+    /// as `campaign#arm/round`.
     pub arm: String,
     pub title: String,
     pub model: String,
@@ -59,6 +60,9 @@ pub struct ArmOfCampaign {
     pub extra_flags: Vec<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base_url: Option<String>,
+    /// The engine with its preset, if it is another than ours.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub derived: Option<Derived>,
     /// The rounds in which it was started.

@@ -1,5 +1,7 @@
 //! What ran: `manifest.json`.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 /// `manifest.json`: what ran, and from which sources.
@@ -39,6 +41,10 @@ pub struct Manifest {
     /// URL of an external server; null if the run started its own.
     #[serde(default)]
     pub base_url: Option<String>,
+    /// The engine that was started, and what it was asked before it was measured; absent in records
+    /// of older versions, whose engine was `ours`, and for an external server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine: Option<EngineUsed>,
     /// The origin of a run that is not one of the experiment's own; absent for ordinary runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub derived: Option<Derived>,
@@ -50,6 +56,11 @@ pub struct Manifest {
     pub focus: bool,
     /// RFC 3339, UTC.
     pub started_utc: String,
+}
+
+/// `03-balanced-v2+vllm@best`: an experiment as another engine ran it.
+pub fn arm_name(experiment: &str, engine: &str) -> String {
+    format!("{experiment}+{engine}")
 }
 
 /// The sources that the programs were built from, according to git.
@@ -105,6 +116,32 @@ impl Hashes {
 }
 
 impl Manifest {
+    /// The engine with its preset, if another than ours was started.
+    pub fn other_engine(&self) -> Option<String> {
+        let engine = self.engine.as_ref().filter(|engine| engine.name != OURS);
+        engine.map(EngineUsed::shown)
+    }
+
+    /// Whether our engine was measured, started by the runner.
+    pub fn is_ours(&self) -> bool {
+        self.base_url.is_none() && self.other_engine().is_none()
+    }
+
+    /// The configuration within its campaign: the experiment, and the engine if it is another.
+    pub fn arm(&self) -> String {
+        match self.other_engine() {
+            Some(engine) => arm_name(&self.experiment, &engine),
+            None => self.experiment.clone(),
+        }
+    }
+
+    /// Why the figures are in no verdict although the start was measured.
+    pub fn not_comparable(&self) -> Option<&str> {
+        let answers = self.engine.as_ref()?.answers.as_ref()?;
+        let is_so = answers.outcome == AnswerOutcome::NotComparable;
+        is_so.then(|| answers.reason.as_deref().unwrap_or_default())
+    }
+
     /// Whether others are compared with it. Records of schema 1 do not say; theirs was this one.
     pub fn is_baseline(&self) -> bool {
         self.baseline || (self.schema_version == 1 && self.experiment == "01-baseline")
@@ -114,6 +151,96 @@ impl Manifest {
     /// one.
     pub fn is_focus(&self) -> bool {
         self.focus || (self.schema_version == 1 && self.experiment == "03-balanced-v2")
+    }
+}
+
+/// An engine is an arm of a campaign like a configuration of ours.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct EngineUsed {
+    /// `ours`, `vllm`, `sglang` or `llama.cpp`.
+    pub name: String,
+    /// Which of its sets of flags; null for `ours`, which has the experiment's.
+    #[serde(default)]
+    pub preset: Option<String>,
+    /// As the engine or its package says it.
+    #[serde(default)]
+    pub version: Option<String>,
+    /// Of the program, or of the list of files that its Python package was installed with.
+    #[serde(default)]
+    pub sha256: Option<String>,
+    /// The file that `sha256` is of, without the folders of this machine.
+    #[serde(default)]
+    pub digest_of: Option<String>,
+    /// Variables that were set for it, beside those of the runner's own environment.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub environment: BTreeMap<String, String>,
+    /// The experiment's flags that it was not given, and why.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub flags_left_out: BTreeMap<String, String>,
+    /// What its answers were like before it was measured; absent where no other engine was in the
+    /// campaign, and for a start that ended before it was asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answers: Option<Answers>,
+}
+
+/// The answers of one start to a fixed text, beside those of the reference: log-probabilities of
+/// the likeliest next tokens after several prefixes of the text, and of some greedy tokens more.
+/// Positions count as long as both have said the same tokens before.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Answers {
+    pub outcome: AnswerOutcome,
+    /// The engine and preset that it was compared with; null for the reference's first start.
+    #[serde(default)]
+    pub reference: Option<String>,
+    /// Positions that were compared.
+    #[serde(default)]
+    pub n_positions: u32,
+    /// Share of the positions with the same likeliest token.
+    #[serde(default)]
+    pub argmax_agreement: Option<f64>,
+    /// Mean difference of the log-probabilities of the reference's likeliest tokens.
+    #[serde(default)]
+    pub mean_abs_delta: Option<f64>,
+    /// The largest of these differences.
+    #[serde(default)]
+    pub max_abs_delta: Option<f64>,
+    /// The agreement below which a start is `wrong`.
+    #[serde(default)]
+    pub least_agreement: Option<f64>,
+    /// The mean difference above which a start is `wrong`.
+    #[serde(default)]
+    pub most_mean_delta: Option<f64>,
+    /// Why nothing could be compared.
+    #[serde(default)]
+    pub reason: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub enum AnswerOutcome {
+    /// The first start of the engine that the others are compared with.
+    Reference,
+    /// Within the limits.
+    Right,
+    /// Outside them; the start was not measured.
+    Wrong,
+    /// Not comparable, for the reason that is given; the figures stand in no verdict.
+    NotComparable,
+}
+
+/// The engine of this project.
+pub const OURS: &str = "ours";
+
+impl EngineUsed {
+    /// `vllm@enforce-eager`; `ours` has no preset.
+    pub fn shown(&self) -> String {
+        match &self.preset {
+            Some(preset) => format!("{}@{preset}", self.name),
+            None => self.name.clone(),
+        }
     }
 }
 

@@ -25,6 +25,9 @@ fn document() -> String {
     put::<crate::manifest::GitState>(&mut text);
     put::<crate::manifest::Hashes>(&mut text);
     put::<crate::manifest::ModelUsed>(&mut text);
+    put::<crate::manifest::EngineUsed>(&mut text);
+    put::<crate::manifest::Answers>(&mut text);
+    put::<crate::manifest::AnswerOutcome>(&mut text);
     put::<crate::manifest::Derived>(&mut text);
     put::<crate::manifest::Direction>(&mut text);
     put::<crate::environment::Environment>(&mut text);

@@ -136,21 +136,22 @@ fn name_of(starts: &[Start]) -> String {
         .filter_map(|start| start.manifest.derived.as_ref())
         .map(|derived: &Derived| format!("{}-{}", derived.word(), derived.parent()))
         .collect();
-    let arms: Vec<&str> = arms_of(starts);
+    let arms = arms_of(starts);
     match (parents.first(), arms.as_slice()) {
         (Some(parent), _) => parent.clone(),
-        (None, [arm]) => (*arm).to_owned(),
+        (None, [arm]) => arm.clone(),
         (None, [first, others @ ..]) => format!("{first}-and-{}-more", others.len()),
         (None, []) => String::new(),
     }
 }
 
 /// In the order of their first start.
-fn arms_of(starts: &[Start]) -> Vec<&str> {
-    let mut arms: Vec<&str> = Vec::new();
+fn arms_of(starts: &[Start]) -> Vec<String> {
+    let mut arms: Vec<String> = Vec::new();
     for start in starts {
-        if !arms.contains(&start.manifest.experiment.as_str()) {
-            arms.push(&start.manifest.experiment);
+        let arm = start.manifest.arm();
+        if !arms.contains(&arm) {
+            arms.push(arm);
         }
     }
     arms
@@ -295,9 +296,9 @@ fn manifest_of(campaign: &str, name: &str, starts: &[Start]) -> CampaignManifest
     let arms = arms_of(starts).into_iter().map(|arm| {
         let of_arm: Vec<&Start> = starts
             .iter()
-            .filter(|start| start.manifest.experiment == arm)
+            .filter(|start| start.manifest.arm() == arm)
             .collect();
-        arm_of(arm, &of_arm)
+        arm_of(&arm, &of_arm)
     });
     CampaignManifest {
         schema_version: SCHEMA_VERSION,
@@ -332,6 +333,7 @@ fn arm_of(arm: &str, starts: &[&Start]) -> ArmOfCampaign {
         flags: config.flags,
         extra_flags: manifest.extra_flags.clone(),
         base_url: manifest.base_url.clone(),
+        engine: manifest.other_engine(),
         derived: manifest.derived.clone(),
         rounds: starts
             .iter()
@@ -348,7 +350,7 @@ fn start_line(start: &Start) -> StartLine {
         .and_then(|summary| summary["cases"].as_array());
     StartLine {
         run_id: start.run.run_id.clone(),
-        arm: start.manifest.experiment.clone(),
+        arm: start.manifest.arm(),
         round: start.manifest.replicate,
         status: status.as_ref().map(|status| status.status),
         reason: status.as_ref().and_then(|status| status.reason.clone()),

@@ -14,6 +14,8 @@ pub enum RunStatus {
     Running,
     Complete,
     Failed,
+    /// Its answers were not those of the reference engine, so it was not measured.
+    Wrong,
 }
 
 impl RunStatus {
@@ -22,6 +24,7 @@ impl RunStatus {
             Self::Running => "running",
             Self::Complete => "complete",
             Self::Failed => "failed",
+            Self::Wrong => "wrong",
         }
     }
 }
@@ -31,7 +34,7 @@ impl RunStatus {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Status {
     pub status: RunStatus,
-    /// Why it failed; for a complete run a remark: failed requests, responses of a different length
+    /// Why it failed or what was wrong; for a complete run a remark: failed requests, responses of a different length
     /// than requested, a busy machine (others_share above 0.10, or steal_share above 0.05, in a
     /// case of at least half a second), a clock that was set.
     #[serde(default)]

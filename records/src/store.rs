@@ -165,10 +165,9 @@ impl<'a> Citation<'a> {
                 .to_string_lossy();
             let is_of = manifest.campaign.contains(&*campaign)
                 || folder.is_some_and(|name| name.to_string_lossy().contains(&*campaign));
-            let fits = is_of && manifest.replicate == self.round && {
-                manifest.experiment.contains(self.arm)
-            };
-            if fits && manifest.experiment == self.arm {
+            let arm = manifest.arm();
+            let fits = is_of && manifest.replicate == self.round && arm.contains(self.arm);
+            if fits && arm == self.arm {
                 exact.push(run.clone());
             }
             fits

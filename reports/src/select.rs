@@ -8,7 +8,9 @@
 //! else the one with most; the others are counted. Full runs go before quick ones: a group with both
 //! leaves the quick ones out, and never mixes them.
 //!
-//! Runs against another engine (`base_url`) are peers, not configurations of ours.
+//! Runs of another engine are peers, not configurations of ours: of a server that we did not start
+//! (`base_url`), or of one that was started as an arm of the same campaign (`engine`). The latter are of a
+//! group like our own runs are.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -32,7 +34,7 @@ pub struct Group<'a> {
 /// One configuration as one engine binary was measured with it.
 #[derive(Debug, Clone)]
 pub struct Arm<'a> {
-    /// The experiment's name; for a peer with ` @ ` and its address.
+    /// The experiment's name; for a peer with `+` and its engine, or with ` @ ` and its address.
     pub experiment: String,
     /// Whose starts are pooled, sorted.
     pub campaigns: Vec<String>,
@@ -112,9 +114,11 @@ impl Selection {
             })
         };
         let among_peers = |part: &String| {
-            record.is_none_or(|r| match &r.manifest.base_url {
-                Some(url) => url.contains(part.as_str()) || r.manifest.experiment.contains(part),
-                None => true,
+            record.is_none_or(|r| {
+                let url = r.manifest.base_url.as_ref();
+                r.manifest.is_ours()
+                    || url.is_some_and(|url| url.contains(part.as_str()))
+                    || r.manifest.arm().contains(part)
             })
         };
         (self.runs.is_empty() || self.runs.iter().any(wanted))
@@ -157,15 +161,18 @@ pub fn groups(runs: &[RunFolder]) -> Vec<Group<'_>> {
             .is_none()
             .then_some(Run { folder, record })
     });
-    let (peers, own): (Vec<_>, Vec<_>) =
-        readable.partition(|run| run.record.manifest.base_url.is_some());
+    let (peers, own): (Vec<_>, Vec<_>) = readable.partition(|run| !run.record.manifest.is_ours());
     let mut by_key: BTreeMap<Key, Vec<Run<'_>>> = BTreeMap::new();
     for run in &own {
         by_key.entry(Key::of(run.record)).or_default().push(*run);
     }
     for peer in &peers {
         let key = Key::of(peer.record);
-        if !by_key.keys().any(|known| known.machine == key.machine) {
+        let is_there = match peer.record.manifest.base_url {
+            Some(_) => by_key.keys().any(|known| known.machine == key.machine),
+            None => by_key.contains_key(&key),
+        };
+        if !is_there {
             by_key.insert(key, Vec::new());
         }
     }
@@ -174,7 +181,10 @@ pub fn groups(runs: &[RunFolder]) -> Vec<Group<'_>> {
         .map(|(key, own)| {
             let peers: Vec<_> = peers
                 .iter()
-                .filter(|peer| machine_key(peer.record) == key.machine)
+                .filter(|peer| match peer.record.manifest.base_url {
+                    Some(_) => machine_key(peer.record) == key.machine,
+                    None => Key::of(peer.record) == key,
+                })
                 .copied()
                 .collect();
             (
@@ -261,7 +271,10 @@ impl PoolKey {
     fn of(record: &Record) -> Self {
         let sha256 = &record.manifest.sha256;
         Self {
-            binary: sha256.engine_binary.clone(),
+            binary: match &record.manifest.engine {
+                Some(engine) if engine.sha256.is_some() => engine.sha256.clone(),
+                _ => sha256.engine_binary.clone(),
+            },
             model: sha256.model.clone(),
             prompts: sha256.prompts.clone(),
             flags: record.config.flags.clone(),
@@ -280,7 +293,7 @@ fn arms_of<'a>(runs: impl Iterator<Item = Run<'a>>) -> Vec<Arm<'a>> {
     for run in runs {
         let manifest = &run.record.manifest;
         let name = match &manifest.base_url {
-            None => manifest.experiment.clone(),
+            None => manifest.arm(),
             Some(url) => format!("{} @ {url}", manifest.experiment),
         };
         experiments

@@ -1,4 +1,4 @@
-//! `exp <name>… [--quick] [--model …] [--replicates N] [-- engine flags]`
+//! `exp <name>… [--quick] [--model …] [--replicates N] [--engine ours,vllm] [-- engine flags]`
 
 use std::fs;
 use std::process::ExitCode;
@@ -26,6 +26,17 @@ pub struct ExpArgs {
     /// Measure a running server (its key from OPENAI_API_KEY) instead of starting one
     #[arg(long, value_name = "URL")]
     base_url: Option<String>,
+    /// Engines, each an arm of every experiment: ours, vllm, sglang, llama.cpp; with @ and a preset:
+    /// vllm@enforce-eager, sglang@documents [default: ours]
+    #[arg(long, value_name = "ENGINES")]
+    engine: Vec<String>,
+    /// Where an engine is, if not on PATH: a Python environment, a kit folder for PYTHONPATH, a
+    /// program: vllm=/opt/vllm
+    #[arg(long, value_name = "ENGINE=PLACE")]
+    engine_path: Vec<String>,
+    /// Model files for one engine instead of the experiment's: llama.cpp=/models/x.gguf
+    #[arg(long, value_name = "ENGINE=PATH")]
+    engine_model: Vec<String>,
     /// Wait for another measurement on this machine to end, instead of refusing
     #[arg(long)]
     wait: bool,
@@ -68,6 +79,15 @@ fn to_arguments(args: &ExpArgs) -> Vec<String> {
     option("--model", args.model.clone());
     option("--replicates", args.replicates.map(|n| n.to_string()));
     option("--base-url", args.base_url.clone());
+    for (name, values) in [
+        ("--engine", &args.engine),
+        ("--engine-path", &args.engine_path),
+        ("--engine-model", &args.engine_model),
+    ] {
+        for value in values {
+            option(name, Some(value.clone()));
+        }
+    }
     if !args.engine_flags.is_empty() {
         arguments.push("--".into());
         arguments.extend(args.engine_flags.iter().cloned());

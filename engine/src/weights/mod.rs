@@ -23,6 +23,7 @@ pub mod decode;
 pub mod file_kind;
 #[cfg(feature = "testkit")]
 pub mod fixture;
+pub mod folder;
 pub mod format;
 pub mod gguf;
 pub mod gguf_names;

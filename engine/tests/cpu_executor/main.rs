@@ -9,6 +9,7 @@ mod prefix_reuse;
 mod refusals;
 mod row_errors;
 mod scoring;
+mod written;
 
 use engine::executor::cpu::{ActivationType, CpuExecutor, CpuOptions};
 use engine::kv::PageIdx;

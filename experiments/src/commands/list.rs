@@ -127,8 +127,10 @@ fn line_of(run: &StoredRun, current: &mut CurrentBuild<'_>, counts: &mut Counts)
         return parts.join("  ");
     };
     let quick = if manifest.quick { ", quick" } else { "" };
+    let engine = manifest.other_engine();
+    let engine = engine.map_or_else(String::new, |engine| format!("{engine}, "));
     parts.push(format!(
-        "replicate {}, {}{quick}",
+        "replicate {}, {engine}{}{quick}",
         manifest.replicate, manifest.model.used
     ));
     let source = run.source();

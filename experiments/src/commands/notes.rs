@@ -125,7 +125,7 @@ impl Results {
 
 /// Not an arm of `ablate` or a candidate of `tune`, not a try, not another engine's server.
 fn is_of_experiment(manifest: &Manifest) -> bool {
-    manifest.derived.is_none() && !manifest.quick && manifest.base_url.is_none()
+    manifest.derived.is_none() && !manifest.quick && manifest.is_ours()
 }
 
 fn place_of(run: &StoredRun, manifest: &Manifest) -> Result<String> {

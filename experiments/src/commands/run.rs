@@ -2,7 +2,9 @@
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use records::manifest::OURS;
 
+use crate::engines::{self, Asked, Choice, Engine};
 use crate::load::BaseUrl;
 use crate::run::campaign::{self, Arm, CampaignEnd, ServerSource, ServingArgs, server_source};
 use crate::run::interrupts::Interrupts;
@@ -32,6 +34,17 @@ pub struct RunArgs {
     /// Measure a server that runs already (its key from OPENAI_API_KEY) and start none
     #[arg(long, value_name = "URL", conflicts_with_all = ["engine_bin", "engine_flags"])]
     pub base_url: Option<String>,
+    /// Engines, each an arm of every experiment: ours, vllm, sglang, llama.cpp; with @ and a preset:
+    /// vllm@enforce-eager, sglang@documents
+    #[arg(long, value_name = "ENGINES", value_delimiter = ',', default_value = OURS, conflicts_with = "base_url")]
+    pub engine: Vec<String>,
+    /// Where an engine is, if not on PATH: a Python environment, a kit folder for PYTHONPATH, a
+    /// program: vllm=/opt/vllm
+    #[arg(long, value_name = "ENGINE=PLACE", conflicts_with = "base_url")]
+    pub engine_path: Vec<String>,
+    /// Model files for one engine in place of the experiment's: llama.cpp=/models/x.gguf
+    #[arg(long, value_name = "ENGINE=PATH", conflicts_with = "base_url")]
+    pub engine_model: Vec<String>,
     #[command(flatten)]
     pub serving: ServingArgs,
     /// Extra engine flags that override the experiment's
@@ -47,6 +60,11 @@ pub async fn run(args: &RunArgs, repository: Repository) -> Result<CampaignEnd> 
         replicates: args.replicates,
         extra_flags: args.engine_flags.clone(),
     };
+    let engines = engines::choices(&Asked {
+        engines: args.engine.clone(),
+        places: args.engine_path.clone(),
+        models: args.engine_model.clone(),
+    })?;
     let mut arms: Vec<Arm> = Vec::new();
     for name in &args.names {
         let experiment = Experiment::load(&repository.experiments_dir(), name, &overrides)?;
@@ -59,14 +77,30 @@ pub async fn run(args: &RunArgs, repository: Repository) -> Result<CampaignEnd> 
                 experiment.name
             );
         }
-        arms.push(Arm::new(&repository, experiment)?);
+        for engine in &engines {
+            let (experiment, engine) = match engine {
+                None => (experiment.clone(), Engine::Ours),
+                Some(choice) => {
+                    refuse_without_files(&experiment, choice)?;
+                    let (experiment, engine) = choice.take(&experiment)?;
+                    (experiment, Engine::Other(Box::new(engine)))
+                }
+            };
+            arms.push(Arm::of(&repository, experiment, engine)?);
+        }
     }
     let source = match &args.base_url {
         Some(url) => external_server(url, args.model.clone())?,
         None => server_source(args.serving.engine_bin.as_deref())?,
     };
-    let Some(campaign) =
-        campaign::open(&args.serving, source, &arms, repository, &mut interrupts).await?
+    let Some(campaign) = campaign::open(
+        &args.serving,
+        source,
+        &mut arms,
+        repository,
+        &mut interrupts,
+    )
+    .await?
     else {
         return Ok(CampaignEnd::Interrupted);
     };
@@ -74,6 +108,18 @@ pub async fn run(args: &RunArgs, repository: Repository) -> Result<CampaignEnd> 
     say!("{}", table_of(&campaign, &ends));
     campaign.close()?;
     Ok(CampaignEnd::of(&ends))
+}
+
+/// A synthetic model is made by our engine as it starts.
+fn refuse_without_files(experiment: &Experiment, choice: &Choice) -> Result<()> {
+    let model = &experiment.model;
+    if model.starts_with("synthetic:") && choice.model.is_none() {
+        bail!(
+            "{model} has no files that {} could read, and figures of other weights compare with nothing; write it once, `cargo xtask model {model} --write FOLDER`, and give all engines --model FOLDER",
+            choice.shown()
+        );
+    }
+    Ok(())
 }
 
 /// The server at `url`, of whose models `model` is asked, or else the first.

@@ -12,6 +12,7 @@ use hyper::client::conn::http1::{self, SendRequest};
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
 use hyper::{Method, Request, Response, Uri};
 use hyper_util::rt::TokioIo;
+use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -156,13 +157,42 @@ impl BaseUrl {
         self.get(&format!("{}{path}", self.api_path), limit).await
     }
 
+    /// `POST` of JSON to a path of the API, answered in one piece.
+    pub async fn ask_api(
+        &self,
+        path: &str,
+        json: &Value,
+        limit: Duration,
+    ) -> Result<Bytes, HttpError> {
+        let request = self.post(path, Bytes::from(json.to_string()))?;
+        self.exchange(request, limit).await
+    }
+
+    /// `POST` of JSON to a path beside the API (`/tokenize`).
+    pub async fn ask_root(
+        &self,
+        path: &str,
+        json: &Value,
+        limit: Duration,
+    ) -> Result<Bytes, HttpError> {
+        let path = format!("{}{path}", self.root_path);
+        let request = self.request(Method::POST, &path, Bytes::from(json.to_string()))?;
+        self.exchange(request, limit).await
+    }
+
     async fn get(&self, path: &str, limit: Duration) -> Result<Bytes, HttpError> {
+        let request = self.request(Method::GET, path, Bytes::new())?;
+        self.exchange(request, limit).await
+    }
+
+    async fn exchange(
+        &self,
+        request: Request<Full<Bytes>>,
+        limit: Duration,
+    ) -> Result<Bytes, HttpError> {
         let exchange = async {
             let mut connection = self.connect().await?;
-            let response = connection
-                .send_request(self.request(Method::GET, path, Bytes::new())?)
-                .await?;
-            read_whole(response).await
+            read_whole(connection.send_request(request).await?).await
         };
         timeout(limit, exchange)
             .await

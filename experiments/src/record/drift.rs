@@ -39,7 +39,9 @@ impl<'a> CurrentBuild<'a> {
     pub fn differences(&mut self, run: &StoredRun, manifest: &Manifest) -> Vec<&'static str> {
         let mut differences = Vec::new();
         // An arm of an ablation is no experiment of its own.
-        if manifest.derived.is_none() && self.config_differs(run, manifest).unwrap_or(false) {
+        // Another engine's flags are mapped ones.
+        let is_own = manifest.derived.is_none() && manifest.other_engine().is_none();
+        if is_own && self.config_differs(run, manifest).unwrap_or(false) {
             differences.push("experiment.toml");
         }
         let recorded = manifest.sha256.engine_binary.as_ref();

@@ -31,7 +31,7 @@ struct Ticks {
 /// Writes a line a case.
 #[derive(Debug)]
 pub struct LoadWatch {
-    /// This program and the server; `None` where the server is not ours.
+    /// This program and the server's processes; `None` where the server is not ours.
     own_pids: Option<Vec<u32>>,
     lines: JsonLines,
     seen: Vec<CaseLoad>,
@@ -46,9 +46,13 @@ pub struct Began {
 }
 
 impl LoadWatch {
-    pub fn new(server_pid: Option<u32>, lines: JsonLines) -> Self {
+    pub fn new(server_pids: Option<Vec<u32>>, lines: JsonLines) -> Self {
+        let with_this = |mut pids: Vec<u32>| {
+            pids.push(std::process::id());
+            pids
+        };
         Self {
-            own_pids: server_pid.map(|pid| vec![std::process::id(), pid]),
+            own_pids: server_pids.map(with_this),
             lines,
             seen: Vec::new(),
         }

@@ -9,6 +9,7 @@ pub mod provenance;
 
 // While a run goes on.
 pub mod machine_load;
+pub mod process_tree;
 pub mod sampler;
 
 // Of its rows.

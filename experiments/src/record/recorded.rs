@@ -48,6 +48,13 @@ impl RecordedRun {
                 manifest.experiment
             );
         }
+        if let Some(engine) = manifest.other_engine() {
+            bail!(
+                "{} measured {engine}; `cargo xtask exp {} --engine {engine}` measures it again",
+                manifest.run_id,
+                manifest.experiment
+            );
+        }
         Ok(Self {
             n_starts: n_starts(store, &manifest)?,
             environment: run.environment()?,
@@ -99,7 +106,7 @@ fn n_starts(store: &Store, of: &Manifest) -> Result<u32> {
             continue;
         };
         let same = manifest.campaign == of.campaign
-            && manifest.experiment == of.experiment
+            && manifest.arm() == of.arm()
             && manifest.extra_flags == of.extra_flags;
         n += u32::from(same && run.is_complete() && integrity::check(&run).is_ok());
     }

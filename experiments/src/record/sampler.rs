@@ -21,8 +21,8 @@ const GPU_EVERY: u32 = 4;
 
 #[derive(Debug)]
 pub struct Sampler {
-    /// `None` for a server that runs elsewhere.
-    pub server_pid: Option<u32>,
+    /// The server's processes; `None` for one that was not started here.
+    pub server_pids: Option<Vec<u32>>,
     pub base_url: BaseUrl,
     pub clock: RunClock,
     pub has_gpu: bool,
@@ -52,7 +52,7 @@ impl Sampler {
                 .unwrap_or_default();
             let sample = ServerSample {
                 t_s: self.clock.now_s(),
-                rss_bytes: self.server_pid.and_then(rss_bytes),
+                rss_bytes: self.server_pids.as_deref().and_then(total_rss_bytes),
                 gpu_memory_bytes,
                 ..metrics_of(&page)
             };
@@ -61,6 +61,12 @@ impl Sampler {
             }
         }
     }
+}
+
+/// Of all that still run; pages that they share count in each.
+fn total_rss_bytes(pids: &[u32]) -> Option<u64> {
+    let found: Vec<u64> = pids.iter().filter_map(|pid| rss_bytes(*pid)).collect();
+    (!found.is_empty()).then(|| found.iter().sum())
 }
 
 /// The figures of a Prometheus page that a sample keeps.

@@ -1,6 +1,7 @@
 //! What the runs of one call share, and what is done before the first of them: the sources are checked,
 //! the lock is taken, killed runs are labelled, models are fetched.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -12,10 +13,12 @@ use records::status::RunStatus;
 use records::store::Store;
 use records::utc;
 
+use crate::engines::{Engine, ModelFiles};
 use crate::load::BaseUrl;
 use crate::load::prompts::PromptSet;
 use crate::record::environment::{self, Environment};
 use crate::record::provenance::Sources;
+use crate::run::answers::AnswerBook;
 use crate::run::interrupts::Interrupts;
 use crate::run::measurement_lock::MeasurementLock;
 use crate::run::replicate::RunEnd;
@@ -57,7 +60,12 @@ pub struct Campaign {
     pub sources: Sources,
     /// Changed sources may be recorded.
     pub allow_dirty: bool,
-    pub start_limit: Duration,
+    /// `None`: as long as the engine of the arm may take.
+    pub start_limit: Option<Duration>,
+    /// What our engine calls its version.
+    pub our_version: Option<String>,
+    /// The answers that every start is compared with; `None` where our engine is measured alone.
+    pub answers: Option<AnswerBook>,
     /// A campaign folder is made of the runs when they have ended.
     pub seal: bool,
     /// Against another measurement at the same time; taken before the first run.
@@ -83,9 +91,9 @@ pub struct ServingArgs {
     /// Folder that takes the run folders, and holds those to compare with [default: data/runs]
     #[arg(long, value_name = "PATH")]
     pub runs_dir: Option<PathBuf>,
-    /// How long a server may take to load its model
-    #[arg(long, value_name = "SECONDS", default_value_t = 1800, value_parser = clap::value_parser!(u64).range(1..=86_400))]
-    pub start_limit_s: u64,
+    /// How long a server may take to load its model [default: 1800, or what another engine takes]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub start_limit_s: Option<u64>,
     /// Wait for another measurement on this machine to end, instead of refusing
     #[arg(long)]
     pub wait: bool,
@@ -106,20 +114,31 @@ impl ServingArgs {
     }
 }
 
-/// An experiment and the prompts it draws.
+/// An experiment, the prompts it draws, and the engine that serves it.
 #[derive(Debug, Clone)]
 pub struct Arm {
     pub experiment: Experiment,
     pub prompts: PromptSet,
+    pub engine: Engine,
 }
 
 impl Arm {
     pub fn new(repository: &Repository, experiment: Experiment) -> Result<Self> {
+        Self::of(repository, experiment, Engine::Ours)
+    }
+
+    pub fn of(repository: &Repository, experiment: Experiment, engine: Engine) -> Result<Self> {
         let prompts = PromptSet::load(&repository.prompts_dir(), &experiment.workload.prompts)?;
         Ok(Self {
             experiment,
             prompts,
+            engine,
         })
+    }
+
+    /// Unique within a campaign.
+    pub fn name(&self) -> String {
+        self.engine.arm(&self.experiment.name)
     }
 }
 
@@ -148,7 +167,7 @@ impl CampaignEnd {
 pub async fn open(
     serving: &ServingArgs,
     source: ServerSource,
-    arms: &[Arm],
+    arms: &mut [Arm],
     repository: Repository,
     interrupts: &mut Interrupts,
 ) -> Result<Option<Campaign>> {
@@ -177,7 +196,9 @@ pub fn describe(
         sources: Sources::of(&repository.root, folder, engine)?,
         allow_dirty: serving.allow_dirty,
         environment: environment::read().context("the machine cannot be described")?,
-        start_limit: Duration::from_secs(serving.start_limit_s),
+        start_limit: serving.start_limit_s.map(Duration::from_secs),
+        our_version: None,
+        answers: None,
         runs_dir: serving
             .runs_dir
             .clone()
@@ -194,7 +215,7 @@ pub fn describe(
 pub async fn prepare(
     campaign: &mut Campaign,
     wait: bool,
-    arms: &[Arm],
+    arms: &mut [Arm],
     interrupts: &mut Interrupts,
 ) -> Result<CampaignEnd> {
     check_sources(campaign)?;
@@ -231,10 +252,13 @@ pub async fn prepare(
         sealing::seal_all(&campaign.repository)?;
     }
     if let ServerSource::Engine { binary, supervisor } = &campaign.source {
+        campaign.our_version = version_of(binary);
         let mut models: Vec<&str> = arms
             .iter()
+            .filter(|arm| is_fetched(arm))
             .flat_map(|arm| arm.experiment.sources())
             .collect();
+        models.sort_unstable();
         models.dedup();
         for model in models {
             let fetch = vec![
@@ -245,6 +269,7 @@ pub async fn prepare(
             let config = ServerConfig {
                 supervisor: supervisor.clone(),
                 command: fetch,
+                environment: BTreeMap::new(),
                 log: None,
                 run_folder: None,
             };
@@ -252,8 +277,102 @@ pub async fn prepare(
                 return Ok(CampaignEnd::Interrupted);
             }
         }
+        let binary = binary.clone();
+        give_models(&binary, arms)?;
+        if arms.iter().any(|arm| !arm.engine.is_ours()) {
+            campaign.answers = Some(AnswerBook::default());
+        }
     }
     Ok(CampaignEnd::Complete)
+}
+
+/// An engine with a model of its own needs no other.
+fn is_fetched(arm: &Arm) -> bool {
+    match &arm.engine {
+        Engine::Ours => true,
+        Engine::Other(other) => other.own_model().is_none(),
+    }
+}
+
+/// Other engines get the files that ours reads.
+fn give_models(binary: &Path, arms: &mut [Arm]) -> Result<()> {
+    let with_ours = arms.iter().any(|arm| arm.engine.is_ours());
+    let mut known: BTreeMap<String, Fetched> = BTreeMap::new();
+    let mut fetched = |model: &str| -> Result<Fetched> {
+        if let Some(fetched) = known.get(model) {
+            return Ok(fetched.clone());
+        }
+        let fetched = Fetched::of(binary, model)?;
+        known.insert(model.to_owned(), fetched.clone());
+        Ok(fetched)
+    };
+    for arm in arms {
+        let Engine::Other(other) = &mut arm.engine else {
+            continue;
+        };
+        let wanted = &arm.experiment.model;
+        let own = other.own_model().map(|path| path.to_string_lossy());
+        let is_own = own.is_some();
+        let model = own.map_or_else(|| wanted.clone(), Into::into);
+        let Fetched {
+            path,
+            sha256,
+            name,
+            mut source,
+        } = fetched(&model)?;
+        let Some(path) = path else {
+            bail!(
+                "{model} has no files that another engine could read; give all engines one checkpoint: `cargo xtask model {model} --write FOLDER`, then --model FOLDER"
+            );
+        };
+        if is_own && with_ours {
+            // Shown beside ours, if without a verdict.
+            source = fetched(wanted)?.source;
+        }
+        other.give_model(ModelFiles {
+            path,
+            sha256,
+            name,
+            source,
+        })?;
+    }
+    Ok(())
+}
+
+/// What our engine says of a model that it has fetched.
+#[derive(Debug, Clone)]
+struct Fetched {
+    /// None of a model that is made as a server starts.
+    path: Option<PathBuf>,
+    sha256: Option<String>,
+    name: String,
+    source: String,
+}
+
+impl Fetched {
+    fn of(binary: &Path, model: &str) -> Result<Self> {
+        let said = duct::cmd!(binary, "fetch", model)
+            .stderr_null()
+            .read()
+            .with_context(|| format!("the files of {model}"))?;
+        let value = |key: &str| {
+            let mut lines = said.lines();
+            lines.find_map(|line| Some(line.strip_prefix(key)?.trim().to_owned()))
+        };
+        let path = value("path ").map(PathBuf::from);
+        Ok(Self {
+            path: path.filter(|path| path.exists()),
+            sha256: value("sha256 "),
+            name: value("name ").unwrap_or_else(|| model.to_owned()),
+            source: value("source ").unwrap_or_else(|| model.to_owned()),
+        })
+    }
+}
+
+/// `engine 0.1.0` → 0.1.0
+fn version_of(binary: &Path) -> Option<String> {
+    let said = duct::cmd!(binary, "--version").stderr_null().read().ok()?;
+    said.trim().rsplit(' ').next().map(String::from)
 }
 
 /// Fetches before the first server start, so that no start time contains a download.

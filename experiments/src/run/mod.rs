@@ -4,6 +4,7 @@
 pub mod campaign;
 pub mod rounds;
 
+pub mod answers;
 pub mod measurement;
 pub mod replicate;
 pub mod sealing;

@@ -4,10 +4,11 @@
 //! summary → server stopped → status. Whatever goes wrong in between (an error, Ctrl-C), the
 //! last two steps still happen.
 
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use records::manifest::{Hashes, Manifest, ModelUsed};
 use records::run_folder;
 use records::run_folder::{JsonLines, RunRecord};
@@ -15,12 +16,16 @@ use records::status::RunStatus;
 use records::utc;
 use tokio::time::{sleep, timeout};
 
-use crate::load::prompts::{self, PromptSet};
+use crate::engines::Engine;
+use crate::load::prompts;
 use crate::load::{BaseUrl, HttpError, RunClock, Target};
+use crate::record::environment::gpu_memory_used_bytes;
 use crate::record::machine_load::LoadWatch;
+use crate::record::process_tree;
 use crate::record::sampler::Sampler;
 use crate::record::summary::Summary;
-use crate::run::campaign::{Campaign, ServerSource, UNREACHABLE_LIMIT};
+use crate::run::answers::{self, WrongAnswers};
+use crate::run::campaign::{Arm, Campaign, ServerSource, UNREACHABLE_LIMIT};
 use crate::run::interrupts::Interrupts;
 use crate::run::measurement::{judge, run_cases};
 use crate::run::progress::Progress;
@@ -38,6 +43,10 @@ const CLOCK_TOLERANCE_S: f64 = 2.0;
 const EXIT_NOTICE: Duration = Duration::from_millis(500);
 const SERVER_ENDED: &str = "the server ended during the run";
 const LOG_LINES_SHOWN: usize = 12;
+const FREED_POLL: Duration = Duration::from_millis(500);
+const N_FREED_POLLS: u32 = 60;
+/// Other programs use some of the GPU, too.
+const FREED_TOLERANCE_BYTES: u64 = 1 << 30;
 
 /// How a run ended.
 #[derive(Debug, Clone, PartialEq)]
@@ -52,41 +61,39 @@ pub struct RunEnd {
 /// Runs one replicate. An `Err` means that not even a record could be made or finished.
 pub async fn run_replicate(
     campaign: &Campaign,
-    experiment: &Experiment,
-    prompts: &PromptSet,
+    arm: &Arm,
     replicate: u32,
     interrupts: &mut Interrupts,
 ) -> Result<RunEnd> {
+    let name = arm.name();
     let started_unix_s = utc::now_unix_s();
     let started = Instant::now();
     let salt = format!(
-        "{} {} {replicate} {:?}",
+        "{} {name} {replicate} {:?}",
         campaign.id,
-        experiment.name,
         std::time::SystemTime::now()
     );
-    let run_id = run_folder::run_id(
-        started_unix_s,
-        &experiment.name,
-        &campaign.environment.host,
-        &salt,
-    );
+    let run_id = run_folder::run_id(started_unix_s, &name, &campaign.environment.host, &salt);
     let mut record = RunRecord::create(&campaign.runs_dir, &run_id)?;
     note!(
-        "{} replicate {replicate} → {}",
-        experiment.name,
+        "{name} replicate {replicate} → {}",
         campaign.repository.relative(record.dir()).display()
     );
 
     let mut run = Run {
         campaign,
-        experiment,
-        prompts,
+        arm,
+        experiment: &arm.experiment,
         replicate,
         run_id: &run_id,
         started_unix_s,
         server: None,
     };
+    let gpu_before = campaign
+        .environment
+        .gpu
+        .as_ref()
+        .and_then(|_| gpu_memory_used_bytes());
     let mut interrupted = false;
     let outcome = tokio::select! {
         outcome = run.measure(&mut record) => outcome,
@@ -98,6 +105,9 @@ pub async fn run_replicate(
     if let Some(server) = run.server.take() {
         let progress = Progress::spinner("stop the server");
         server.stop();
+        if let Some(before) = gpu_before {
+            wait_until_freed(before, gpu_memory_used_bytes, FREED_POLL);
+        }
         progress.finish("stopped");
     }
     let (status, reason) = match outcome {
@@ -113,7 +123,14 @@ pub async fn run_replicate(
                 (!remarks.is_empty()).then(|| remarks.join("; ")),
             )
         }
-        Err(error) => (RunStatus::Failed, Some(in_one_line(&error))),
+        Err(error) => {
+            let status = if error.is::<WrongAnswers>() {
+                RunStatus::Wrong
+            } else {
+                RunStatus::Failed
+            };
+            (status, Some(in_one_line(&error)))
+        }
     };
     let dir = record.dir().to_path_buf();
     record.finish(status, reason.clone())?;
@@ -124,6 +141,18 @@ pub async fn run_replicate(
         reason,
         interrupted,
     })
+}
+
+/// A killed server's GPU memory is given back a moment after its end; the next server, perhaps another
+/// engine's, sizes its pool by what is free.
+fn wait_until_freed(before: u64, mut used: impl FnMut() -> Option<u64>, poll: Duration) {
+    for _ in 0..N_FREED_POLLS {
+        match used() {
+            Some(now) if now > before + FREED_TOLERANCE_BYTES => std::thread::sleep(poll),
+            _ => return,
+        }
+    }
+    note!("WARNING: the server has ended and its GPU memory is still in use");
 }
 
 /// The clock was set while the run went on: its times of day are of no use, its durations are.
@@ -143,8 +172,8 @@ fn clock_remark(started_unix_s: u64, finished_unix_s: u64, took_s: f64) -> Optio
 )]
 struct Run<'a> {
     campaign: &'a Campaign,
+    arm: &'a Arm,
     experiment: &'a Experiment,
-    prompts: &'a PromptSet,
     replicate: u32,
     run_id: &'a str,
     started_unix_s: u64,
@@ -161,9 +190,15 @@ impl Run<'_> {
             record.write_text(records::CHANGES, changes)?;
         }
 
+        let engine = &self.arm.engine;
+        // Ours takes a free port itself and says which.
+        let port = match engine {
+            Engine::Ours => 0,
+            Engine::Other(_) => free_port()?,
+        };
         let command = match &self.campaign.source {
             ServerSource::External { .. } => Vec::new(),
-            ServerSource::Engine { binary, .. } => serve_command(binary, self.experiment),
+            ServerSource::Engine { binary, .. } => engine.command(binary, self.experiment, port),
         };
         let mut manifest = self.manifest(&command);
         record.write_json(records::MANIFEST, &manifest)?;
@@ -171,20 +206,36 @@ impl Run<'_> {
             self.server = Some(ServerProcess::start(&ServerConfig {
                 supervisor: supervisor.clone(),
                 command,
+                environment: engine.environment(),
                 log: Some(record.path(records::SERVER_LOG)),
                 run_folder: Some(record.dir().to_path_buf()),
             })?);
         }
-        let base_url = self.wait_until_healthy(record).await?;
+        let base_url = self.wait_until_healthy(record, port).await?;
 
         let asked = match &self.campaign.source {
             ServerSource::External { model, .. } => model.as_deref(),
             ServerSource::Engine { .. } => None,
         };
         let mut model_is_named = false;
-        if let Some(info) = served_model::server_info(&base_url).await? {
-            record.write_json(records::SERVER_INFO, &info)?;
-            model_is_named = take_in_model(&mut manifest, &info, asked);
+        match engine {
+            Engine::Ours => {
+                if let Some(info) = served_model::server_info(&base_url).await? {
+                    record.write_json(records::SERVER_INFO, &info)?;
+                    model_is_named = take_in_model(&mut manifest, &info, asked);
+                }
+            }
+            // What another engine has under that name, if anything, is kept and not read.
+            Engine::Other(other) => {
+                if let Ok(Some(info)) = served_model::server_info(&base_url).await {
+                    record.write_json(records::SERVER_INFO, &info)?;
+                }
+                if let Some(model) = other.model() {
+                    manifest.sha256.model.clone_from(&model.sha256);
+                    manifest.model.used.clone_from(&model.source);
+                    model_is_named = true;
+                }
+            }
         }
         let model_name = served_model::model_name(&base_url, asked).await?;
         if !model_is_named {
@@ -199,6 +250,34 @@ impl Run<'_> {
             );
         }
 
+        if let Some(book) = &self.campaign.answers {
+            let log = record.path(records::SERVER_LOG);
+            let start = answers::Start {
+                base_url: &base_url,
+                model: &model_name,
+                engine: engine.shown(),
+                requested: &self.experiment.model,
+                weights: manifest.sha256.model.clone(),
+                incomparable: match engine {
+                    Engine::Ours => None,
+                    Engine::Other(other) => other.incomparable.clone(),
+                },
+            };
+            let found = tokio::select! {
+                found = book.check(&start) => found.context("the answers to the fixed text")?,
+                how = server_exit(self.server.as_mut()) => bail!("{SERVER_ENDED} ({how}):\n{}", log_tail(&log, LOG_LINES_SHOWN)),
+            };
+            note!("{}: {}", engine.shown(), answers::told(&found));
+            let wrong = answers::wrong(&found);
+            if let Some(used) = &mut manifest.engine {
+                used.answers = Some(found);
+            }
+            record.write_json(records::MANIFEST, &manifest)?;
+            if let Some(wrong) = wrong {
+                return Err(wrong.into());
+            }
+        }
+
         let workload = &self.experiment.workload;
         let target = Target {
             base_url: base_url.clone(),
@@ -208,19 +287,24 @@ impl Run<'_> {
             ignore_eos: workload.ignore_eos,
             timeout: Duration::from_secs_f64(workload.request_timeout_s),
         };
+        let server_pids = self.server.as_ref().map(|server| match engine {
+            Engine::Ours => vec![server.pid()],
+            // Python engines compute in processes of their own.
+            Engine::Other(_) => process_tree::with_descendants(server.pid()),
+        });
         let sampler = Sampler {
-            server_pid: self.server.as_ref().map(ServerProcess::pid),
+            server_pids: server_pids.clone(),
             base_url,
             clock,
             has_gpu: self.campaign.environment.gpu.is_some(),
         };
         let samples = JsonLines::create(&record.path(records::SERVER_METRICS))?;
         let loads = JsonLines::create(&record.path(records::MACHINE_LOAD))?;
-        let mut load_watch = LoadWatch::new(sampler.server_pid, loads);
+        let mut load_watch = LoadWatch::new(server_pids, loads);
         let log = record.path(records::SERVER_LOG);
         let seed = self.experiment.seed.wrapping_add(u64::from(self.replicate));
         let rows = tokio::select! {
-            rows = run_cases(self.experiment, &target, self.prompts, seed, clock, record, &mut load_watch) => rows?,
+            rows = run_cases(self.experiment, &target, &self.arm.prompts, seed, clock, record, &mut load_watch) => rows?,
             error = sampler.run(samples) => return Err(error.into()),
             how = server_exit(self.server.as_mut()) => bail!("{SERVER_ENDED} ({how}):\n{}", log_tail(&log, LOG_LINES_SHOWN)),
         };
@@ -246,7 +330,7 @@ impl Run<'_> {
         }
         say!(
             "{} replicate {} ({})\n{}",
-            self.experiment.name,
+            self.arm.name(),
             self.replicate,
             manifest.model.used,
             summary.table()
@@ -261,6 +345,21 @@ impl Run<'_> {
             ServerSource::External { base_url, .. } => Some(base_url.display()),
             ServerSource::Engine { .. } => None,
         };
+        let engine = match &self.campaign.source {
+            ServerSource::External { .. } => None,
+            ServerSource::Engine { .. } => {
+                Some(self.arm.engine.used(self.campaign.our_version.as_ref()))
+            }
+        };
+        let mut sha256 = Hashes {
+            prompts: Some(self.arm.prompts.sha256.clone()),
+            ..self.campaign.sources.sha256.clone()
+        };
+        if !self.arm.engine.is_ours() {
+            // Neither serves here.
+            sha256.engine_binary = None;
+            sha256.kernels = None;
+        }
         Manifest {
             schema_version: records::SCHEMA_VERSION,
             run_id: self.run_id.into(),
@@ -269,10 +368,7 @@ impl Run<'_> {
             replicate: self.replicate,
             quick: self.experiment.quick,
             git: self.campaign.sources.git.clone(),
-            sha256: Hashes {
-                prompts: Some(self.prompts.sha256.clone()),
-                ..self.campaign.sources.sha256.clone()
-            },
+            sha256,
             model: ModelUsed {
                 requested: self.experiment.model.clone(),
                 used: self.experiment.model.clone(),
@@ -284,6 +380,7 @@ impl Run<'_> {
             command: portable(command),
             extra_flags: self.experiment.extra_flags.clone(),
             base_url: external,
+            engine,
             derived: self.experiment.derived.clone(),
             baseline: self.experiment.baseline,
             focus: self.experiment.focus,
@@ -292,7 +389,7 @@ impl Run<'_> {
     }
 
     /// Returns where the server is.
-    async fn wait_until_healthy(&self, record: &RunRecord) -> Result<BaseUrl> {
+    async fn wait_until_healthy(&self, record: &RunRecord, port: u16) -> Result<BaseUrl> {
         let log = record.path(records::SERVER_LOG);
         let is_ours = self.server.is_some();
         let progress = Progress::spinner(if is_ours {
@@ -300,9 +397,12 @@ impl Run<'_> {
         } else {
             "wait for the server"
         });
-        let deadline = Instant::now() + self.campaign.start_limit;
+        let engine = &self.arm.engine;
+        let limit = self.campaign.start_limit.unwrap_or(engine.ready_limit());
+        let deadline = Instant::now() + limit;
         let base_url = match &self.campaign.source {
             ServerSource::External { base_url, .. } => base_url.clone(),
+            ServerSource::Engine { .. } if !engine.is_ours() => BaseUrl::loopback(port),
             ServerSource::Engine { .. } => loop {
                 if let Some(port) = listening_port(&log) {
                     break BaseUrl::loopback(port);
@@ -311,7 +411,7 @@ impl Run<'_> {
                 if Instant::now() >= deadline {
                     bail!(
                         "the server is not healthy after {} s: it does not say where it listens",
-                        self.campaign.start_limit.as_secs()
+                        limit.as_secs()
                     );
                 }
                 progress.tell(log_tail(&log, 1));
@@ -346,7 +446,7 @@ impl Run<'_> {
             if Instant::now() >= deadline {
                 bail!(
                     "the server is not healthy after {} s: {last}",
-                    self.campaign.start_limit.as_secs()
+                    limit.as_secs()
                 );
             }
             progress.tell(log_tail(&log, 1));
@@ -385,26 +485,34 @@ fn portable(command: &[String]) -> Vec<String> {
     command
 }
 
-/// With port 0: the server takes a free one and says which.
-fn serve_command(binary: &Path, experiment: &Experiment) -> Vec<String> {
-    let mut command = vec![binary.to_string_lossy().into_owned(), "serve".into()];
-    if experiment.models.is_empty() {
-        command.extend(["--model-path".into(), experiment.model.clone()]);
-    }
-    command.extend(["--host", "127.0.0.1", "--port", "0"].map(String::from));
-    command.extend(experiment.flags.to_args());
-    // The flags after a model are its own.
-    for model in &experiment.models {
-        command.extend(["--model-path".into(), model.model.clone()]);
-        command.extend(["--served-model-name".into(), model.name.clone()]);
-        command.extend(model.flags.to_args());
-    }
-    command
+/// For a server that cannot be told to take one itself. Another program may take it before the server
+/// does; the start then fails and says so.
+fn free_port() -> Result<u16> {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).context("no free port")?;
+    Ok(listener.local_addr().context("no free port")?.port())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_next_server_waits_for_the_last_ones_gpu_memory() {
+        let polls = |readings: &[Option<u64>]| {
+            let mut left = readings.iter().copied();
+            let mut n_asked = 0;
+            let used = || {
+                n_asked += 1;
+                left.next().flatten()
+            };
+            wait_until_freed(5 << 30, used, Duration::ZERO);
+            n_asked
+        };
+        let (full, free) = (Some(20 << 30), Some(5 << 30));
+        assert_eq!(polls(&[full, full, free, full]), 3);
+        assert_eq!(polls(&[None]), 1, "nothing can be said");
+        assert_eq!(polls(&[full; 100]), N_FREED_POLLS);
+    }
 
     #[test]
     fn a_clock_that_was_set_is_remarked() {

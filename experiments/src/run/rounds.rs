@@ -14,7 +14,8 @@ use crate::terminal::note;
 
 /// Replicate 0 of every arm, then replicate 1 of every arm, and so on, until the last one or an
 /// interruption. Every other round runs backwards: what a place in the round does to a start (cold
-/// caches, heat) is not one arm's alone. `after_each` names the arms that have no further start.
+/// caches, heat) is not one arm's alone. `after_each` names the experiments that have no further
+/// start; an arm whose answers were wrong has none either.
 pub async fn run_rounds(
     campaign: &Campaign,
     mut arms: Vec<Arm>,
@@ -28,17 +29,19 @@ pub async fn run_rounds(
             break;
         }
         let mut dropped: Vec<String> = Vec::new();
-        for Arm {
-            experiment,
-            prompts,
-        } in order_of(&arms, replicate)
-        {
+        let mut wrong: Vec<String> = Vec::new();
+        for arm in order_of(&arms, replicate) {
+            let experiment = &arm.experiment;
             if dropped.contains(&experiment.name) {
                 continue;
             }
-            let end = run_replicate(campaign, experiment, prompts, replicate, interrupts).await?;
-            if let (RunStatus::Failed, Some(reason)) = (end.status, &end.reason) {
-                note!("{} failed: {reason}", experiment.name);
+            let end = run_replicate(campaign, arm, replicate, interrupts).await?;
+            if let (RunStatus::Failed | RunStatus::Wrong, Some(reason)) = (end.status, &end.reason)
+            {
+                note!("{} {}: {reason}", arm.name(), end.status.word());
+            }
+            if end.status == RunStatus::Wrong {
+                wrong.push(arm.name());
             }
             dropped.extend(after_each(experiment, &end));
             let interrupted = end.interrupted;
@@ -47,7 +50,7 @@ pub async fn run_rounds(
                 return Ok(ends);
             }
         }
-        arms.retain(|arm| !dropped.contains(&arm.experiment.name));
+        arms.retain(|arm| !dropped.contains(&arm.experiment.name) && !wrong.contains(&arm.name()));
     }
     Ok(ends)
 }

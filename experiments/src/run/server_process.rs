@@ -1,7 +1,7 @@
 //! A server that runs under supervision: started in a process group of its own, gone when
 //! this value is dropped, when the runner exits, and when the runner is killed.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::unix::process::CommandExt;
@@ -36,6 +36,8 @@ pub struct ServerConfig {
     pub supervisor: PathBuf,
     /// Program and arguments.
     pub command: Vec<String>,
+    /// Set for it beside the runner's own environment.
+    pub environment: BTreeMap<String, String>,
     /// Where the server's output goes; the terminal if `None`.
     pub log: Option<PathBuf>,
     /// Labelled failed by the supervisor should this process be killed.
@@ -72,7 +74,11 @@ impl ServerProcess {
 
         let (orders_read, orders) = io::pipe().map_err(failed)?;
         let (events_read, events_write) = io::pipe().map_err(failed)?;
-        let supervisor = duct::cmd(&config.supervisor, args)
+        let mut supervisor = duct::cmd(&config.supervisor, args);
+        for (name, value) in &config.environment {
+            supervisor = supervisor.env(name, value);
+        }
+        let supervisor = supervisor
             .stdin_file(orders_read)
             .stdout_file(events_write)
             .unchecked()

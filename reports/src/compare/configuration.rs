@@ -88,6 +88,13 @@ fn settings(arm: &Arm<'_>, lang: Lang) -> BTreeMap<(usize, String), String> {
         ),
         (lang.pick("서버 주소", "server"), manifest.base_url.clone()),
         (
+            lang.pick("엔진", "engine"),
+            manifest.engine.as_ref().map(|engine| {
+                let version = engine.version.as_deref().unwrap_or_default();
+                format!("{} {version}", engine.shown()).trim().to_owned()
+            }),
+        ),
+        (
             lang.pick("모델", "model"),
             Some(manifest.model.used.clone()),
         ),

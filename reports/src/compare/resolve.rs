@@ -107,7 +107,7 @@ fn is_named(experiment: &str, name: &str) -> bool {
 fn single(run: Run<'_>) -> Arm<'_> {
     let manifest = &run.record.manifest;
     Arm {
-        experiment: manifest.experiment.clone(),
+        experiment: manifest.arm(),
         campaigns: vec![manifest.campaign.clone()],
         n_campaigns_seen: 1,
         campaigns_complete: true,

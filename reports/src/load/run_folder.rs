@@ -22,6 +22,10 @@ pub enum Outcome {
     Failed {
         reason: String,
     },
+    /// Its answers were not those of the reference engine, so it was not measured.
+    Wrong {
+        reason: String,
+    },
     /// No `status.json`, or one that still says `running`.
     Killed,
     /// It says that it is complete, but the folder does not hold what the run wrote.
@@ -229,6 +233,9 @@ fn read_outcome(run: &StoredRun) -> (Outcome, Option<Status>) {
         RunStatus::Running => Outcome::Killed,
         RunStatus::Failed => Outcome::Failed {
             reason: status.reason.clone().unwrap_or_else(|| "failed".to_owned()),
+        },
+        RunStatus::Wrong => Outcome::Wrong {
+            reason: status.reason.clone().unwrap_or_else(|| "wrong".to_owned()),
         },
     };
     (outcome, Some(status))

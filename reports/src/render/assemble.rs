@@ -18,6 +18,7 @@ use crate::render::context::{
     ArmContext, CampaignRow, Caution, ChartLink, ComparisonContext, FailedRun, Finding, Findings,
     GpuContext, GroupContext, PeerComparison, ReportContext, ReportLink,
 };
+use crate::render::engines;
 use crate::render::flag_effects::effects_in;
 use crate::render::multi_model::{MultiModelContext, groups_apart, servers_of};
 use crate::render::recommend;
@@ -166,7 +167,7 @@ fn campaign_row(
             let manifest = &record.manifest;
             match &manifest.derived {
                 Some(derived) => format!("{} {}", derived.word(), derived.parent()),
-                None => manifest.experiment.clone(),
+                None => manifest.arm(),
             }
         })
         .collect();
@@ -318,6 +319,7 @@ fn group_context(
         model.as_str(),
         gpu.is_some(),
     );
+    let peer_comparisons = peer_comparisons_of(records, group, focus, config, lang);
     let side_by_side = side_by_side::of_group(&records.side_by_side, place, config, lang);
     let flags_in_title = group.extra_flags.iter().map(|flag| format!(" · {flag}"));
     GroupContext {
@@ -358,7 +360,8 @@ fn group_context(
         ladder,
         users,
         rate,
-        peer_comparisons: peer_comparisons_of(records, group, focus, config, lang),
+        engines: engines::table_of(group, &peer_comparisons),
+        peer_comparisons,
         side_by_side,
         comparisons,
         failed: failed_of(group, lang),
@@ -424,19 +427,25 @@ fn peer_comparisons_of(
     lang: Lang,
 ) -> Vec<PeerComparison> {
     let compared = |peer: &Arm<'_>| {
-        let arms: Vec<Arm<'_>> = std::iter::once(peer).chain(focus).cloned().collect();
+        let manifest = peer.representative().map(|run| &run.record.manifest);
+        // The same experiment, if ours ran it; an engine may be an arm of any.
+        let of_experiment = group.arms.iter().find(|arm| {
+            let is_arm = manifest.is_some_and(|m| m.experiment == arm.experiment);
+            is_arm && !arm.runs.is_empty()
+        });
+        let ours = of_experiment.or(focus);
+        let arms: Vec<Arm<'_>> = std::iter::once(peer).chain(ours).cloned().collect();
         let rows = |phase: &str| {
             let phases = [(phase, judged_in(phase))];
             tables::rows(records, &arms, Some(peer), &phases, config, lang)
         };
-        let manifest = peer.representative().map(|run| &run.record.manifest);
         PeerComparison {
             peer: peer.experiment.clone(),
             base_url: manifest
                 .and_then(|m| m.base_url.clone())
                 .unwrap_or_default(),
             model: manifest.map(|m| m.model.used.clone()).unwrap_or_default(),
-            ours: focus.map(|arm| arm.experiment.clone()),
+            ours: ours.map(|arm| arm.experiment.clone()),
             latency: rows("latency"),
             ladder: rows("ladder"),
             users: rows("users"),
@@ -510,7 +519,7 @@ fn failed_of(group: &Group<'_>, lang: Lang) -> Vec<FailedRun> {
     arms.flat_map(|arm| &arm.failed)
         .map(|run| FailedRun {
             run_id: run.folder.run_id.clone(),
-            experiment: run.record.manifest.experiment.clone(),
+            experiment: run.record.manifest.arm(),
             state: state_word(&run.folder.outcome, lang),
             reason: reason_of(&run.folder.outcome, lang),
         })
@@ -521,6 +530,7 @@ fn state_word(outcome: &Outcome, lang: Lang) -> &'static str {
     match outcome {
         Outcome::Complete => lang.pick("완료", "complete"),
         Outcome::Failed { .. } => lang.pick("실패", "failed"),
+        Outcome::Wrong { .. } => lang.pick("오답", "wrong"),
         Outcome::Killed => lang.pick("중단", "killed"),
         Outcome::Broken { .. } => lang.pick("손상", "broken"),
     }
@@ -538,7 +548,9 @@ fn marked_state(run: &RunFolder, lang: Lang) -> String {
 
 fn reason_of(outcome: &Outcome, lang: Lang) -> String {
     match outcome {
-        Outcome::Failed { reason } | Outcome::Broken { reason } => words_of(reason),
+        Outcome::Failed { reason } | Outcome::Wrong { reason } | Outcome::Broken { reason } => {
+            words_of(reason)
+        }
         Outcome::Killed => lang
             .pick("상태 기록 없이 끝남", "ended without a record of its state")
             .to_owned(),

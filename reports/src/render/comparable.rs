@@ -11,10 +11,16 @@ use crate::render::format;
 use crate::select::Arm;
 
 /// Of another engine's server: it ran on a machine that the record does not describe, or had
-/// another model. None where both servers were started here.
+/// another model or other weights. None where both servers were started here with the same files.
 pub fn servers_differ(before: &Arm<'_>, after: &Arm<'_>, lang: Lang) -> Option<String> {
     let (before, after) = (before.representative()?, after.representative()?);
     let (before, after) = (&before.record.manifest, &after.record.manifest);
+    if let Some(why) = before.not_comparable().or(after.not_comparable()) {
+        return Some(lang.pick(
+            format!("답을 대조할 수 없음: {why}"),
+            format!("the answers cannot be compared: {why}"),
+        ));
+    }
     if before.base_url == after.base_url {
         return None;
     }

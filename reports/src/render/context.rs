@@ -83,6 +83,8 @@ pub struct GroupContext {
     pub rate: Vec<CaseRow>,
     /// The focus configuration against each peer.
     pub peer_comparisons: Vec<PeerComparison>,
+    /// Engines that were arms of the same campaigns; none where ours was alone.
+    pub engines: Option<EngineTable>,
     /// Another engine without a server on this machine, with this model.
     pub side_by_side: Option<SideBySide>,
     pub comparisons: Vec<ComparisonContext>,
@@ -188,6 +190,56 @@ pub struct ComparisonContext {
     pub verdicts: Vec<VerdictRow>,
     pub spread_before_ms: f64,
     pub spread_after_ms: f64,
+}
+
+/// Every engine and preset of a group, case by case.
+#[derive(Debug, Serialize)]
+pub struct EngineTable {
+    pub engines: Vec<EngineContext>,
+    /// One user's case first, then by users; of each case ours first.
+    pub rows: Vec<EngineRow>,
+}
+
+/// Which engine it was, and what its answers were like.
+#[derive(Debug, Serialize)]
+pub struct EngineContext {
+    /// The arm's name.
+    pub arm: String,
+    /// `vllm@best`; ours by its own name.
+    pub engine: String,
+    pub version: Option<String>,
+    /// The first digits of the digest.
+    pub digest: Option<String>,
+    pub n_starts: usize,
+    pub n_wrong: usize,
+    /// Share of positions with the same likeliest token, least over the starts.
+    pub agreement_percent: Option<f64>,
+    /// Mean difference of log-probabilities, largest over the starts.
+    pub mean_abs_delta: Option<f64>,
+    pub n_positions: u32,
+    pub is_reference: bool,
+    /// Why its figures are in no verdict.
+    pub not_comparable: Option<String>,
+    /// The experiment's flags that it was not given, and why.
+    pub flags_left_out: Vec<(String, String)>,
+    /// The whole command of one start.
+    pub command: String,
+}
+
+#[derive(Debug, Serialize)]
+pub struct EngineRow {
+    pub case: String,
+    pub n_users: Option<u32>,
+    pub engine: String,
+    pub is_ours: bool,
+    pub output_tok_per_s: f64,
+    pub ttft_p50_ms: Option<f64>,
+    pub tpot_p50_ms: Option<f64>,
+    /// How many times as fast ours was: tokens per second, first token, time per token.
+    pub ratios: [Option<f64>; 3],
+    pub n_runs: usize,
+    /// Of ours against it.
+    pub verdicts: Vec<VerdictRow>,
 }
 
 /// Another engine's server and our configuration under the same load.

@@ -11,6 +11,7 @@ mod comparable;
 pub mod compare;
 pub mod configuration;
 pub mod context;
+mod engines;
 pub mod flag_effects;
 pub mod format;
 pub mod last_verdicts;

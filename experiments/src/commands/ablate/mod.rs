@@ -90,12 +90,18 @@ pub async fn ablate(args: &AblateArgs, repository: Repository) -> Result<Campaig
 
     let mut interrupts = Interrupts::catch().context("signals cannot be caught")?;
     let source = campaign::server_source(args.serving.engine_bin.as_deref())?;
-    let to_run: Vec<Arm> = arms
+    let mut to_run: Vec<Arm> = arms
         .iter()
         .map(|arm| Arm::new(&repository, arm.clone()))
         .collect::<Result<_>>()?;
-    let Some(campaign) =
-        campaign::open(&args.serving, source, &to_run, repository, &mut interrupts).await?
+    let Some(campaign) = campaign::open(
+        &args.serving,
+        source,
+        &mut to_run,
+        repository,
+        &mut interrupts,
+    )
+    .await?
     else {
         return Ok(CampaignEnd::Interrupted);
     };

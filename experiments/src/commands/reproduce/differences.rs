@@ -222,6 +222,7 @@ mod tests {
             command: Vec::new(),
             extra_flags: Vec::new(),
             base_url: None,
+            engine: None,
             derived: None,
             baseline: false,
             focus: false,

@@ -62,7 +62,7 @@ pub async fn reproduce(args: &ReproduceArgs, repository: Repository) -> Result<C
 
     let mut interrupts = Interrupts::catch().context("signals cannot be caught")?;
     let source = campaign::server_source(args.serving.engine_bin.as_deref())?;
-    let arms = vec![Arm::new(&repository, experiment)?];
+    let mut arms = vec![Arm::new(&repository, experiment)?];
     let mut campaign = campaign::describe(&args.serving, source, repository)?;
     let hashes = Hashes {
         prompts: Some(arms[0].prompts.sha256.clone()),
@@ -77,7 +77,7 @@ pub async fn reproduce(args: &ReproduceArgs, repository: Repository) -> Result<C
         return Ok(CampaignEnd::Complete);
     }
     let wait = args.serving.wait;
-    let prepared = campaign::prepare(&mut campaign, wait, &arms, &mut interrupts).await?;
+    let prepared = campaign::prepare(&mut campaign, wait, &mut arms, &mut interrupts).await?;
     if prepared == CampaignEnd::Interrupted {
         return Ok(CampaignEnd::Interrupted);
     }

@@ -131,7 +131,7 @@ fn runs_on(repository: &Repository, card: &str, since: &str) -> Result<Vec<Store
             && run.is_complete()
             && run
                 .manifest()
-                .is_ok_and(|m| m.derived.is_none() && m.base_url.is_none())
+                .is_ok_and(|m| m.derived.is_none() && m.is_ours())
             && gpu_of(run).as_deref() == Some(card)
     });
     Ok(runs)

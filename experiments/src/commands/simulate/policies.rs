@@ -68,7 +68,10 @@ fn table(name: &str, repository: &Repository) -> Result<String> {
     let mut configurations = ByPolicy::new();
     for run in recorded_runs(repository)? {
         let manifest = run.manifest()?;
-        let is_of = manifest.experiment == name && manifest.derived.is_none() && run.is_complete();
+        let is_of = manifest.experiment == name
+            && manifest.derived.is_none()
+            && manifest.is_ours()
+            && run.is_complete();
         let Some((policy, others)) = split_policy(&manifest.extra_flags).filter(|_| is_of) else {
             continue;
         };

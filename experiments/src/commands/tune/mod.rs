@@ -82,11 +82,11 @@ pub fn tune(args: &TuneArgs, repository: Repository, runtime: &Runtime) -> Resul
     let _context = runtime.enter();
     let mut interrupts = Interrupts::catch().context("signals cannot be caught")?;
     let source = campaign::server_source(args.serving.engine_bin.as_deref())?;
-    let arm = Arm::new(&repository, incumbent.clone())?;
+    let mut arm = Arm::new(&repository, incumbent.clone())?;
     let opened = campaign::open(
         &args.serving,
         source,
-        std::slice::from_ref(&arm),
+        std::slice::from_mut(&mut arm),
         repository,
         &mut interrupts,
     );
@@ -233,8 +233,10 @@ impl Measure for Servers<'_> {
         };
         let end = self.runtime.block_on(run_replicate(
             self.campaign,
-            &experiment,
-            &self.arm.prompts,
+            &Arm {
+                experiment: experiment.clone(),
+                ..self.arm.clone()
+            },
             n_before as u32,
             &mut self.interrupts,
         ))?;

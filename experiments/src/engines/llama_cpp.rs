@@ -1,0 +1,141 @@
+//! llama.cpp's server, a binary that reads GGUF files.
+//!
+//! It has as many slots as requests may run, all in one pool of KV (`--kv-unified`), and takes the
+//! pool's size for that of its context.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+
+use super::Rule::{As, LeftOut, Words};
+use super::program::{self, Program};
+use super::{Adapter, Preset, Rule, Rules, rule_in};
+
+#[derive(Debug)]
+pub struct LlamaCpp;
+
+const BINARY: &str = "llama-server";
+
+static PRESETS: [Preset; 1] = [Preset {
+    name: "best",
+    // More slots than the documents' workload has users.
+    flags: &["--kv-unified", "--parallel", "32"],
+}];
+
+const ITS_KERNELS: Rule = LeftOut("names SGLang's kernels; llama.cpp chooses its own");
+const ITS_GRAPHS: Rule = LeftOut("llama.cpp decides on graphs itself");
+const ITS_COMPILER: Rule = LeftOut("llama.cpp compiles nothing when it starts");
+const ITS_SCHEDULER: Rule = LeftOut("SGLang's scheduler; llama.cpp's is first come, first served");
+const NO_TIER: Rule = LeftOut("llama.cpp keeps whole prompts on the host, not pages of a pool");
+const ITS_STEPS: Rule = LeftOut("llama.cpp's own size of a step stands");
+
+const RULES: Rules = &[
+    ("attention-backend", ITS_KERNELS),
+    ("sampling-backend", ITS_KERNELS),
+    ("disable-flashinfer", ITS_KERNELS),
+    ("triton-attention-num-kv-splits", ITS_KERNELS),
+    ("triton-attention-reduce-in-fp32", ITS_KERNELS),
+    ("disable-cuda-graph", ITS_GRAPHS),
+    ("cuda-graph-max-bs", ITS_GRAPHS),
+    ("cuda-graph-bs", ITS_GRAPHS),
+    ("enable-torch-compile", ITS_COMPILER),
+    ("torch-compile-max-bs", ITS_COMPILER),
+    ("schedule-policy", ITS_SCHEDULER),
+    ("schedule-conservativeness", ITS_SCHEDULER),
+    ("enable-two-batch-overlap", ITS_SCHEDULER),
+    ("disable-overlap-schedule", ITS_SCHEDULER),
+    (
+        "num-continuous-decode-steps",
+        LeftOut("llama.cpp schedules after every step"),
+    ),
+    (
+        "enable-mixed-chunk",
+        LeftOut("llama.cpp always mixes prefill and decode in a step"),
+    ),
+    ("enable-hierarchical-cache", NO_TIER),
+    ("hicache-ratio", NO_TIER),
+    ("max-prefill-tokens", ITS_STEPS),
+    ("chunked-prefill-size", ITS_STEPS),
+    (
+        "mem-fraction-static",
+        LeftOut("llama.cpp's KV pool is as large as --ctx-size says"),
+    ),
+    (
+        "disable-custom-all-reduce",
+        LeftOut("concerns several GPUs"),
+    ),
+    (
+        "allow-auto-truncate",
+        LeftOut("the workload's prompts fit the context"),
+    ),
+    ("decode-log-interval", LeftOut("a matter of logs")),
+    (
+        "stream-output",
+        LeftOut("llama.cpp's chunks hold the new tokens alone, always"),
+    ),
+    ("dtype", LeftOut("the file decides")),
+    ("max-total-tokens", As("ctx-size")),
+    ("max-running-requests", As("parallel")),
+    ("random-seed", As("seed")),
+    (
+        "disable-radix-cache",
+        Words(&["--no-cache-prompt", "--cache-ram", "0"]),
+    ),
+];
+
+impl Adapter for LlamaCpp {
+    fn name(&self) -> &'static str {
+        "llama.cpp"
+    }
+
+    fn presets(&self) -> &'static [Preset] {
+        &PRESETS
+    }
+
+    fn rule(&self, _: &Preset, flag: &str) -> Option<Rule> {
+        rule_in(RULES, flag)
+    }
+
+    fn ready_limit(&self) -> Duration {
+        Duration::from_mins(10)
+    }
+
+    fn find(&self, place: Option<&Path>) -> Result<Program> {
+        let binary = match place {
+            None => program::on_path(BINARY)?,
+            Some(file) if file.is_file() => file.to_owned(),
+            Some(folder) => {
+                let inside = ["", "bin", "build/bin"].map(|part| folder.join(part).join(BINARY));
+                let found = inside.into_iter().find(|file| file.is_file());
+                let Some(found) = found else {
+                    bail!("{} has no {BINARY}", folder.display());
+                };
+                found
+            }
+        };
+        program::binary(binary, "version:")
+    }
+
+    fn refusal(&self, model: &Path) -> Option<String> {
+        let is_gguf = model
+            .extension()
+            .is_some_and(|ending| ending.eq_ignore_ascii_case("gguf"));
+        (!is_gguf || !model.is_file()).then(|| "it reads a GGUF file".into())
+    }
+
+    fn arguments(&self, model: &Path, served_name: &str, port: u16) -> Vec<String> {
+        vec![
+            "--model".into(),
+            model.to_string_lossy().into_owned(),
+            "--alias".into(),
+            served_name.into(),
+            "--host".into(),
+            "127.0.0.1".into(),
+            "--port".into(),
+            port.to_string(),
+            "--metrics".into(),
+            "--no-webui".into(),
+        ]
+    }
+}

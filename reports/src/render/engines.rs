@@ -1,0 +1,161 @@
+//! Engines as arms: one table of every engine and preset of a group, with ratios to ours. The verdicts
+//! are those of the comparisons with each of them, so that a page never judges a pair twice.
+
+use std::collections::BTreeMap;
+
+use records::manifest::{AnswerOutcome, Answers, EngineUsed, Manifest};
+
+use crate::load::run_folder::Outcome;
+use crate::render::context::{EngineContext, EngineRow, EngineTable, PeerComparison};
+use crate::render::tables::CaseRow;
+use crate::select::{Arm, Group, Run};
+
+/// Of a digest, enough to tell installations apart.
+const DIGITS: usize = 12;
+
+/// `compared`: every peer of the group.
+pub fn table_of(group: &Group<'_>, compared: &[PeerComparison]) -> Option<EngineTable> {
+    let started: Vec<&Arm<'_>> = group.peers.iter().filter(|arm| is_started(arm)).collect();
+    if started.is_empty() {
+        return None;
+    }
+    let mut ours: Vec<&Arm<'_>> = Vec::new();
+    let mut by_case: BTreeMap<Order, Vec<EngineRow>> = BTreeMap::new();
+    for comparison in compared {
+        let Some(arm) = started.iter().find(|arm| arm.experiment == comparison.peer) else {
+            continue;
+        };
+        let of_name = |arm: &&Arm<'_>| comparison.ours.as_ref() == Some(&arm.experiment);
+        if let Some(own) = group.arms.iter().find(of_name)
+            && !ours.iter().any(|known| known.experiment == own.experiment)
+        {
+            ours.push(own);
+        }
+        let engine = shown(arm);
+        for row in comparison.latency.iter().chain(&comparison.users) {
+            let is_ours = comparison.ours.as_ref() == Some(&row.experiment);
+            let rows = by_case.entry(Order::of(row)).or_default();
+            if is_ours {
+                if !rows
+                    .iter()
+                    .any(|known| known.is_ours && known.engine == row.experiment)
+                {
+                    let own = engine_row(row, row.experiment.clone(), None);
+                    rows.extend(own.map(|own| EngineRow { is_ours, ..own }));
+                }
+                continue;
+            }
+            let same_case = |other: &&CaseRow| {
+                other.case == row.case && comparison.ours.as_ref() == Some(&other.experiment)
+            };
+            let mut both = comparison.latency.iter().chain(&comparison.users);
+            rows.extend(engine_row(row, engine.clone(), both.find(same_case)));
+        }
+    }
+    let arms = ours.into_iter().chain(started);
+    Some(EngineTable {
+        engines: arms.filter_map(context_of).collect(),
+        rows: by_case
+            .into_values()
+            .flat_map(|mut rows| {
+                rows.sort_by_key(|row| !row.is_ours);
+                rows
+            })
+            .collect(),
+    })
+}
+
+/// Cases in the order in which they load a server.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Order(Option<u32>, Option<u32>, String);
+
+impl Order {
+    fn of(row: &CaseRow) -> Self {
+        Self(row.n_users, row.max_tokens, row.case.clone())
+    }
+}
+
+fn is_started(arm: &Arm<'_>) -> bool {
+    let manifest = arm.representative().map(|run| &run.record.manifest);
+    manifest.is_some_and(|manifest| manifest.other_engine().is_some())
+}
+
+fn used<'a>(arm: &'a Arm<'_>) -> Option<&'a EngineUsed> {
+    arm.representative()?.record.manifest.engine.as_ref()
+}
+
+/// `vllm@best`; of ours the experiment's name.
+fn shown(arm: &Arm<'_>) -> String {
+    let manifest = arm.representative().map(|run| &run.record.manifest);
+    let other = manifest.and_then(Manifest::other_engine);
+    other.unwrap_or_else(|| arm.experiment.clone())
+}
+
+/// `ours`: our row of the same case, whose verdicts are against this engine.
+fn engine_row(row: &CaseRow, engine: String, ours: Option<&CaseRow>) -> Option<EngineRow> {
+    let stats = row.stats.as_ref()?;
+    let our_stats = ours.and_then(|ours| ours.stats.as_ref());
+    let times_faster = |theirs: Option<f64>, own: Option<f64>| {
+        let (theirs, own) = (theirs?, own?);
+        (own > 0.0).then(|| theirs / own)
+    };
+    let ratios = match our_stats {
+        None => [None; 3],
+        Some(own) => [
+            times_faster(Some(own.output_tok_per_s), Some(stats.output_tok_per_s)),
+            times_faster(stats.ttft_p50_ms, own.ttft_p50_ms),
+            times_faster(stats.tpot_p50_ms, own.tpot_p50_ms),
+        ],
+    };
+    Some(EngineRow {
+        case: row.case.clone(),
+        n_users: row.n_users,
+        engine,
+        is_ours: false,
+        output_tok_per_s: stats.output_tok_per_s,
+        ttft_p50_ms: stats.ttft_p50_ms,
+        tpot_p50_ms: stats.tpot_p50_ms,
+        ratios,
+        n_runs: row.n_runs,
+        verdicts: ours.map(|ours| ours.verdicts.clone()).unwrap_or_default(),
+    })
+}
+
+fn context_of(arm: &Arm<'_>) -> Option<EngineContext> {
+    let engine = used(arm)?;
+    let all = || arm.runs.iter().chain(&arm.failed);
+    let answers = || all().filter_map(answers_of);
+    let least = answers().filter_map(|answers| answers.argmax_agreement);
+    let most = answers().filter_map(|answers| answers.mean_abs_delta);
+    let is_wrong = |run: &&Run<'_>| matches!(run.folder.outcome, Outcome::Wrong { .. });
+    let manifest = &arm.representative()?.record.manifest;
+    Some(EngineContext {
+        arm: arm.experiment.clone(),
+        engine: shown(arm),
+        version: engine.version.clone(),
+        digest: engine
+            .sha256
+            .as_ref()
+            .map(|digest| digest.chars().take(DIGITS).collect()),
+        n_starts: arm.runs.len(),
+        n_wrong: arm.failed.iter().filter(is_wrong).count(),
+        agreement_percent: least.min_by(f64::total_cmp).map(|share| 100.0 * share),
+        mean_abs_delta: most.max_by(f64::total_cmp),
+        n_positions: answers()
+            .map(|answers| answers.n_positions)
+            .max()
+            .unwrap_or(0),
+        is_reference: answers().any(|answers| answers.outcome == AnswerOutcome::Reference),
+        not_comparable: manifest.not_comparable().map(str::to_owned),
+        flags_left_out: engine
+            .flags_left_out
+            .iter()
+            .map(|(flag, why)| (format!("--{flag}"), why.clone()))
+            .collect(),
+        command: manifest.command.join(" "),
+    })
+}
+
+fn answers_of<'a>(run: &'a Run<'_>) -> Option<&'a Answers> {
+    run.record.manifest.engine.as_ref()?.answers.as_ref()
+}
