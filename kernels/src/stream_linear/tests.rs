@@ -165,7 +165,8 @@ fn the_model_picks_what_was_measured_fastest() {
     assert_eq!(found, measured);
 }
 
-/// Within sm_120's limits, timed on an H200: one stage and few phases at 8 rows (`NOTES.md`).
+/// Within sm_120's limits, timed on an H200: one stage and few phases at 8 rows (`NOTES.md`). For o and down at
+/// 8 rows two ranks were fastest, too, but the choice depends on how many clusters of four a GPU holds.
 #[test]
 fn x_in_few_phases_is_preferred_to_deep_rings() {
     let h200_as_sm_120 = DeviceLimits {
@@ -178,8 +179,6 @@ fn x_in_few_phases_is_preferred_to_deep_rings() {
         (1, "down", 2, 2, 1),
         (8, "gate_up", 1, 1, 2),
         (8, "qkv", 1, 1, 2),
-        (8, "o", 2, 1, 2),
-        (8, "down", 2, 1, 4),
     ];
     let found = measured.map(|(m, name, ..)| {
         let plan = choose_plan(&qwen3_32b(name), m, &h200_as_sm_120).expect("fits");
