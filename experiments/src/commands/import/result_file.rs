@@ -81,7 +81,8 @@ impl ResultFile {
 
     fn text(&self, key: &str) -> Option<String> {
         match self.keys.get(key)? {
-            Value::String(text) if !text.is_empty() => Some(text.clone()),
+            // Blank text is none: the tables that are written from it are read with their cells trimmed.
+            Value::String(text) => Some(text.trim().to_owned()).filter(|text| !text.is_empty()),
             Value::Number(number) => Some(number.to_string()),
             _ => None,
         }
@@ -94,8 +95,13 @@ impl ResultFile {
     /// SGLang states it only in what the server said of itself.
     pub fn model(&self) -> Option<String> {
         self.text("model_id").or_else(|| {
-            let path = self.keys.get("server_info")?.get("model_path")?.as_str()?;
-            Some(path.to_string())
+            let path = self
+                .keys
+                .get("server_info")?
+                .get("model_path")?
+                .as_str()?
+                .trim();
+            Some(path.to_string()).filter(|path| !path.is_empty())
         })
     }
 
@@ -165,6 +171,14 @@ mod tests {
             strict_json(r#"{"a": Infinity, "b": [-Infinity, NaN], "c": "Infinity \" NaN é\\"}"#),
             r#"{"a": "inf", "b": ["-inf", null], "c": "Infinity \" NaN é\\"}"#
         );
+    }
+
+    #[test]
+    fn a_blank_name_is_no_name() {
+        let blank = r#"{"model_id":" \u2003","backend":"\t","date":" 20260101-000000 ","duration":1,"completed":1,"total_output_tokens":1,"request_throughput":1,"output_throughput":1}"#;
+        let results = ResultFile::parse(Source::Vllm, blank).expect("one result");
+        assert_eq!((results[0].model(), results[0].backend()), (None, None));
+        assert_eq!(results[0].date().as_deref(), Some("20260101-000000"));
     }
 
     #[test]
