@@ -175,24 +175,28 @@ fn measure(what: &str, forward: Logits<'_>) -> Agreement {
     agreement
 }
 
+/// Measured: mean 0.0026, p99 0.0165, with AVX2 and AVX-512 alike.
 #[test]
 fn f32_activations_agree_with_llama_cpp() {
     let found = measure_cpu(ActivationType::F32, KvFormat::F16);
-    assert!(found.mean <= 0.02, "mean {}", found.mean);
-    assert!(found.p99 <= 0.1, "p99 {}", found.p99);
+    assert!(found.mean <= 0.005, "mean {}", found.mean);
+    assert!(found.p99 <= 0.03, "p99 {}", found.p99);
     assert!(found.argmax_share >= 0.99, "argmax {}", found.argmax_share);
 }
 
+/// Measured: mean 0.0518, p99 0.225, the most likely token the same in 98.7 % of the steps. With one term in
+/// the inputs of q, k and v 0.0724 and 0.358, which these limits do not allow.
 #[test]
 fn int8_activations_agree_with_llama_cpp() {
     let found = measure_cpu(ActivationType::Int8, KvFormat::F16);
-    assert!(found.mean <= 0.1, "mean {}", found.mean);
-    assert!(found.p99 <= 0.45, "p99 {}", found.p99);
-    assert!(found.argmax_share >= 0.97, "argmax {}", found.argmax_share);
+    assert!(found.mean <= 0.065, "mean {}", found.mean);
+    assert!(found.p99 <= 0.29, "p99 {}", found.p99);
+    assert!(found.argmax_share >= 0.975, "argmax {}", found.argmax_share);
 }
 
 /// An f16 head is rounded to 8 bits with int8 activations, in groups of 64 here (the file itself
-/// has groups of 32, so most codes change), and left alone with f32 ones.
+/// has groups of 32, so most codes change), and left alone with f32 ones. Measured: mean 0.0612 and p99 0.295,
+/// 0.0033 and 0.0183.
 #[test]
 fn a_rounded_head_agrees_with_llama_cpp() {
     let head = |executor: &CpuExecutor| {
@@ -210,13 +214,13 @@ fn a_rounded_head_agrees_with_llama_cpp() {
     };
     let (name, found) = measure_on(ActivationType::Int8);
     assert_eq!(name.as_deref(), Some("int8_rounded_from_f16"));
-    assert!(found.mean <= 0.1, "mean {}", found.mean);
-    assert!(found.p99 <= 0.45, "p99 {}", found.p99);
+    assert!(found.mean <= 0.075, "mean {}", found.mean);
+    assert!(found.p99 <= 0.36, "p99 {}", found.p99);
     assert!(found.argmax_share >= 0.97, "argmax {}", found.argmax_share);
     let (name, found) = measure_on(ActivationType::F32);
     assert_eq!(name.as_deref(), Some("f16"));
-    assert!(found.mean <= 0.02, "mean {}", found.mean);
-    assert!(found.p99 <= 0.1, "p99 {}", found.p99);
+    assert!(found.mean <= 0.006, "mean {}", found.mean);
+    assert!(found.p99 <= 0.035, "p99 {}", found.p99);
 }
 
 /// FP8 KV alone: the rest is as exact as it gets. Measured: mean 0.137, p99 0.686, the most likely
