@@ -117,46 +117,16 @@ fn write_files(
 
 /// The tables of the vocabulary in files of their own, a layer each in the others.
 fn shards_of(config: &ModelConfig) -> Vec<(Vec<MatrixId>, Vec<VectorId>)> {
-    let layer_of_vector = |id: &VectorId| match id {
-        VectorId::AttnNorm(i)
-        | VectorId::MlpNorm(i)
-        | VectorId::QNorm(i)
-        | VectorId::KNorm(i)
-        | VectorId::QBias(i)
-        | VectorId::KBias(i)
-        | VectorId::VBias(i)
-        | VectorId::OBias(i) => Some(*i),
-        VectorId::FinalNorm => None,
-    };
-    let layer_of_matrix = |id: &MatrixId| match id {
-        MatrixId::Q(i)
-        | MatrixId::K(i)
-        | MatrixId::V(i)
-        | MatrixId::O(i)
-        | MatrixId::Gate(i)
-        | MatrixId::Up(i)
-        | MatrixId::Down(i) => Some(*i),
-        MatrixId::Embedding | MatrixId::LmHead => None,
-    };
     let (matrices, vectors) = (MatrixId::all(config), VectorId::all(config));
-    let mut shards: Vec<_> = (0..config.n_layers)
-        .map(|layer| {
-            let matrices = matrices.iter().copied();
-            let vectors = vectors.iter().copied();
-            (
-                matrices
-                    .filter(|id| layer_of_matrix(id) == Some(layer))
-                    .collect(),
-                vectors
-                    .filter(|id| layer_of_vector(id) == Some(layer))
-                    .collect(),
-            )
-        })
-        .collect();
-    for id in matrices.iter().filter(|id| layer_of_matrix(id).is_none()) {
-        shards.push((vec![*id], Vec::new()));
-    }
-    shards.push((Vec::new(), vec![VectorId::FinalNorm]));
+    let of = |layer: Option<usize>| {
+        let matrices = matrices.iter().copied().filter(|id| id.layer() == layer);
+        let vectors = vectors.iter().copied().filter(|id| id.layer() == layer);
+        (matrices.collect::<Vec<_>>(), vectors.collect())
+    };
+    let mut shards: Vec<_> = (0..config.n_layers).map(|layer| of(Some(layer))).collect();
+    let (tables, norms) = of(None);
+    shards.extend(tables.into_iter().map(|id| (vec![id], Vec::new())));
+    shards.push((Vec::new(), norms));
     shards
 }
 

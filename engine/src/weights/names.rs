@@ -29,9 +29,23 @@ impl MatrixId {
         ids
     }
 
+    /// The decoder layer that it belongs to, if to one.
+    pub fn layer(self) -> Option<usize> {
+        match self {
+            Self::Q(i)
+            | Self::K(i)
+            | Self::V(i)
+            | Self::O(i)
+            | Self::Gate(i)
+            | Self::Up(i)
+            | Self::Down(i) => Some(i),
+            Self::Embedding | Self::LmHead => None,
+        }
+    }
+
     /// False for the embedding and the head, which quantised checkpoints keep in 16 bits.
     pub fn is_in_layer(self) -> bool {
-        !matches!(self, Self::Embedding | Self::LmHead)
+        self.layer().is_some()
     }
 
     /// Name in a safetensors file, without the `.weight` or `.qweight` at its end.
@@ -65,6 +79,21 @@ impl MatrixId {
 }
 
 impl VectorId {
+    /// The decoder layer that it belongs to, if to one.
+    pub fn layer(self) -> Option<usize> {
+        match self {
+            Self::AttnNorm(i)
+            | Self::MlpNorm(i)
+            | Self::QNorm(i)
+            | Self::KNorm(i)
+            | Self::QBias(i)
+            | Self::KBias(i)
+            | Self::VBias(i)
+            | Self::OBias(i) => Some(i),
+            Self::FinalNorm => None,
+        }
+    }
+
     /// Elements under this configuration.
     pub fn n_elements(self, c: &ModelConfig) -> usize {
         match self {

@@ -10,7 +10,10 @@ use anyhow::{Result, bail};
 
 use super::Rule::{As, LeftOut, Words};
 use super::program::{self, Program};
-use super::{Adapter, Preset, Rule, Rules, rule_in};
+use super::{
+    Adapter, COMPILER_FLAGS, GRAPH_FLAGS, HOST_TIER_FLAGS, KERNEL_FLAGS, PREFILL_SIZE_FLAGS,
+    Preset, Rule, Rules, SCHEDULER_FLAGS, rule_in,
+};
 
 #[derive(Debug)]
 pub struct LlamaCpp;
@@ -23,63 +26,59 @@ static PRESETS: [Preset; 1] = [Preset {
     flags: &["--kv-unified", "--parallel", "32"],
 }];
 
-const ITS_KERNELS: Rule = LeftOut("names SGLang's kernels; llama.cpp chooses its own");
-const ITS_GRAPHS: Rule = LeftOut("llama.cpp decides on graphs itself");
-const ITS_COMPILER: Rule = LeftOut("llama.cpp compiles nothing when it starts");
-const ITS_SCHEDULER: Rule = LeftOut("SGLang's scheduler; llama.cpp's is first come, first served");
-const NO_TIER: Rule = LeftOut("llama.cpp keeps whole prompts on the host, not pages of a pool");
-const ITS_STEPS: Rule = LeftOut("llama.cpp's own size of a step stands");
-
 const RULES: Rules = &[
-    ("attention-backend", ITS_KERNELS),
-    ("sampling-backend", ITS_KERNELS),
-    ("disable-flashinfer", ITS_KERNELS),
-    ("triton-attention-num-kv-splits", ITS_KERNELS),
-    ("triton-attention-reduce-in-fp32", ITS_KERNELS),
-    ("disable-cuda-graph", ITS_GRAPHS),
-    ("cuda-graph-max-bs", ITS_GRAPHS),
-    ("cuda-graph-bs", ITS_GRAPHS),
-    ("enable-torch-compile", ITS_COMPILER),
-    ("torch-compile-max-bs", ITS_COMPILER),
-    ("schedule-policy", ITS_SCHEDULER),
-    ("schedule-conservativeness", ITS_SCHEDULER),
-    ("enable-two-batch-overlap", ITS_SCHEDULER),
-    ("disable-overlap-schedule", ITS_SCHEDULER),
     (
-        "num-continuous-decode-steps",
+        KERNEL_FLAGS,
+        LeftOut("names SGLang's kernels; llama.cpp chooses its own"),
+    ),
+    (GRAPH_FLAGS, LeftOut("llama.cpp decides on graphs itself")),
+    (
+        COMPILER_FLAGS,
+        LeftOut("llama.cpp compiles nothing when it starts"),
+    ),
+    (
+        SCHEDULER_FLAGS,
+        LeftOut("SGLang's scheduler; llama.cpp's is first come, first served"),
+    ),
+    (
+        PREFILL_SIZE_FLAGS,
+        LeftOut("llama.cpp's own size of a step stands"),
+    ),
+    (
+        HOST_TIER_FLAGS,
+        LeftOut("llama.cpp keeps whole prompts on the host, not pages of a pool"),
+    ),
+    (
+        &["num-continuous-decode-steps"],
         LeftOut("llama.cpp schedules after every step"),
     ),
     (
-        "enable-mixed-chunk",
+        &["enable-mixed-chunk"],
         LeftOut("llama.cpp always mixes prefill and decode in a step"),
     ),
-    ("enable-hierarchical-cache", NO_TIER),
-    ("hicache-ratio", NO_TIER),
-    ("max-prefill-tokens", ITS_STEPS),
-    ("chunked-prefill-size", ITS_STEPS),
     (
-        "mem-fraction-static",
+        &["mem-fraction-static"],
         LeftOut("llama.cpp's KV pool is as large as --ctx-size says"),
     ),
     (
-        "disable-custom-all-reduce",
+        &["disable-custom-all-reduce"],
         LeftOut("concerns several GPUs"),
     ),
     (
-        "allow-auto-truncate",
+        &["allow-auto-truncate"],
         LeftOut("the workload's prompts fit the context"),
     ),
-    ("decode-log-interval", LeftOut("a matter of logs")),
+    (&["decode-log-interval"], LeftOut("a matter of logs")),
     (
-        "stream-output",
+        &["stream-output"],
         LeftOut("llama.cpp's chunks hold the new tokens alone, always"),
     ),
-    ("dtype", LeftOut("the file decides")),
-    ("max-total-tokens", As("ctx-size")),
-    ("max-running-requests", As("parallel")),
-    ("random-seed", As("seed")),
+    (&["dtype"], LeftOut("the file decides")),
+    (&["max-total-tokens"], As("ctx-size")),
+    (&["max-running-requests"], As("parallel")),
+    (&["random-seed"], As("seed")),
     (
-        "disable-radix-cache",
+        &["disable-radix-cache"],
         Words(&["--no-cache-prompt", "--cache-ram", "0"]),
     ),
 ];

@@ -65,6 +65,8 @@ pub struct Preset {
 /// What becomes of an experiment's flag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rule {
+    /// The same flag with the same value.
+    Same,
     /// The same value under this name.
     As(&'static str),
     /// These words, whatever the value.
@@ -265,11 +267,13 @@ impl Choice {
         let mut left_out = BTreeMap::new();
         let mut unknown = Vec::new();
         for flag in flags.names() {
+            let mut give = |name: &str| {
+                args.push(format!("--{name}"));
+                args.extend(flags.words(flag).unwrap_or_default());
+            };
             match self.adapter.rule(self.preset, flag) {
-                Some(Rule::As(name)) => {
-                    args.push(format!("--{name}"));
-                    args.extend(flags.words(flag).unwrap_or_default());
-                }
+                Some(Rule::Same) => give(flag),
+                Some(Rule::As(name)) => give(name),
                 Some(Rule::Words(own)) => args.extend(own.iter().map(ToString::to_string)),
                 Some(Rule::LeftOut(reason)) => {
                     left_out.insert(flag.to_owned(), reason.to_owned());
@@ -406,11 +410,31 @@ impl OtherEngine {
     }
 }
 
-/// A table of rules as the adapters write it.
-type Rules = &'static [(&'static str, Rule)];
+/// Flags of an experiment, which have SGLang's names, by what they choose: an engine treats those of a
+/// list alike.
+const KERNEL_FLAGS: &[&str] = &[
+    "attention-backend",
+    "sampling-backend",
+    "disable-flashinfer",
+    "triton-attention-num-kv-splits",
+    "triton-attention-reduce-in-fp32",
+];
+const GRAPH_FLAGS: &[&str] = &["disable-cuda-graph", "cuda-graph-max-bs", "cuda-graph-bs"];
+const COMPILER_FLAGS: &[&str] = &["enable-torch-compile", "torch-compile-max-bs"];
+const SCHEDULER_FLAGS: &[&str] = &[
+    "schedule-policy",
+    "schedule-conservativeness",
+    "enable-two-batch-overlap",
+    "disable-overlap-schedule",
+];
+const PREFILL_SIZE_FLAGS: &[&str] = &["max-prefill-tokens", "chunked-prefill-size"];
+const HOST_TIER_FLAGS: &[&str] = &["enable-hierarchical-cache", "hicache-ratio"];
+
+/// A table of rules as the adapters write it: flags and what becomes of them.
+type Rules = &'static [(&'static [&'static str], Rule)];
 
 fn rule_in(rules: Rules, flag: &str) -> Option<Rule> {
-    let found = rules.iter().find(|(name, _)| *name == flag);
+    let found = rules.iter().find(|(flags, _)| flags.contains(&flag));
     found.map(|(_, rule)| *rule)
 }
 

@@ -9,9 +9,12 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::Rule::{As, LeftOut};
+use super::Rule::{As, LeftOut, Same};
 use super::program::{Program, PythonPackage};
-use super::{Adapter, Preset, Rule, Rules, refusal_of_no_folder, rule_in};
+use super::{
+    Adapter, COMPILER_FLAGS, HOST_TIER_FLAGS, KERNEL_FLAGS, PREFILL_SIZE_FLAGS, Preset, Rule,
+    Rules, SCHEDULER_FLAGS, refusal_of_no_folder, rule_in,
+};
 
 #[derive(Debug)]
 pub struct Sglang;
@@ -38,59 +41,51 @@ static PRESETS: [Preset; 2] = [
 
 /// What decides how much work there is, for both presets.
 const WORK: Rules = &[
-    ("mem-fraction-static", As("mem-fraction-static")),
-    ("disable-radix-cache", As("disable-radix-cache")),
-    ("disable-custom-all-reduce", As("disable-custom-all-reduce")),
-    ("max-running-requests", As("max-running-requests")),
-    ("context-length", As("context-length")),
-    ("dtype", As("dtype")),
-    ("quantization", As("quantization")),
-    ("kv-cache-dtype", As("kv-cache-dtype")),
-    ("load-format", As("load-format")),
-    ("random-seed", As("random-seed")),
-    ("stream-interval", As("stream-interval")),
-    ("chat-template", As("chat-template")),
-    ("allow-auto-truncate", As("allow-auto-truncate")),
-    ("decode-log-interval", As("decode-log-interval")),
     (
-        "disable-flashinfer",
+        &[
+            "mem-fraction-static",
+            "disable-radix-cache",
+            "disable-custom-all-reduce",
+            "max-running-requests",
+            "context-length",
+            "dtype",
+            "quantization",
+            "kv-cache-dtype",
+            "load-format",
+            "random-seed",
+            "stream-interval",
+            "chat-template",
+            "allow-auto-truncate",
+            "decode-log-interval",
+        ],
+        Same,
+    ),
+    (
+        &["disable-flashinfer"],
         LeftOut("removed from SGLang; the backends are named instead"),
     ),
 ];
 
 /// What the documents tune.
 const TUNED: Rules = &[
-    ("attention-backend", As("attention-backend")),
-    ("sampling-backend", As("sampling-backend")),
+    (KERNEL_FLAGS, Same),
+    (&["cuda-graph-max-bs"], As("cuda-graph-max-bs-decode")),
+    (&["cuda-graph-bs"], As("cuda-graph-bs-decode")),
+    (&["disable-cuda-graph"], Same),
+    (COMPILER_FLAGS, Same),
+    (SCHEDULER_FLAGS, Same),
+    (PREFILL_SIZE_FLAGS, Same),
+    (HOST_TIER_FLAGS, Same),
     (
-        "triton-attention-num-kv-splits",
-        As("triton-attention-num-kv-splits"),
+        &[
+            "enable-mixed-chunk",
+            "num-continuous-decode-steps",
+            "max-total-tokens",
+        ],
+        Same,
     ),
     (
-        "triton-attention-reduce-in-fp32",
-        As("triton-attention-reduce-in-fp32"),
-    ),
-    ("disable-cuda-graph", As("disable-cuda-graph")),
-    ("cuda-graph-max-bs", As("cuda-graph-max-bs-decode")),
-    ("cuda-graph-bs", As("cuda-graph-bs-decode")),
-    ("enable-torch-compile", As("enable-torch-compile")),
-    ("torch-compile-max-bs", As("torch-compile-max-bs")),
-    ("schedule-policy", As("schedule-policy")),
-    ("schedule-conservativeness", As("schedule-conservativeness")),
-    ("enable-mixed-chunk", As("enable-mixed-chunk")),
-    ("enable-two-batch-overlap", As("enable-two-batch-overlap")),
-    ("disable-overlap-schedule", As("disable-overlap-schedule")),
-    (
-        "num-continuous-decode-steps",
-        As("num-continuous-decode-steps"),
-    ),
-    ("max-prefill-tokens", As("max-prefill-tokens")),
-    ("chunked-prefill-size", As("chunked-prefill-size")),
-    ("max-total-tokens", As("max-total-tokens")),
-    ("enable-hierarchical-cache", As("enable-hierarchical-cache")),
-    ("hicache-ratio", As("hicache-ratio")),
-    (
-        "stream-output",
+        &["stream-output"],
         LeftOut(
             "renamed since, and only the form of SGLang's own endpoint; completions stream new tokens alone",
         ),

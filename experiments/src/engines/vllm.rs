@@ -10,9 +10,12 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::Rule::{As, LeftOut, Words};
+use super::Rule::{As, LeftOut, Same, Words};
 use super::program::{Program, PythonPackage};
-use super::{Adapter, Preset, Rule, Rules, refusal_of_no_folder, rule_in};
+use super::{
+    Adapter, COMPILER_FLAGS, GRAPH_FLAGS, HOST_TIER_FLAGS, KERNEL_FLAGS, PREFILL_SIZE_FLAGS,
+    Preset, Rule, Rules, SCHEDULER_FLAGS, refusal_of_no_folder, rule_in,
+};
 
 #[derive(Debug)]
 pub struct Vllm;
@@ -34,75 +37,69 @@ static PRESETS: [Preset; 2] = [
     },
 ];
 
-const ITS_KERNELS: Rule = LeftOut("names SGLang's kernels; vLLM chooses its own");
-const ITS_GRAPHS: Rule = LeftOut("the preset decides: best has graphs, enforce-eager has none");
-const ITS_COMPILER: Rule = LeftOut("vLLM compiles by default; enforce-eager does not");
-const ITS_SCHEDULER: Rule = LeftOut("SGLang's scheduler; vLLM's is first come, first served");
-
 const RULES: Rules = &[
-    ("attention-backend", ITS_KERNELS),
-    ("sampling-backend", ITS_KERNELS),
-    ("disable-flashinfer", ITS_KERNELS),
-    ("triton-attention-num-kv-splits", ITS_KERNELS),
-    ("triton-attention-reduce-in-fp32", ITS_KERNELS),
-    ("disable-cuda-graph", ITS_GRAPHS),
-    ("cuda-graph-max-bs", ITS_GRAPHS),
-    ("cuda-graph-bs", ITS_GRAPHS),
-    ("enable-torch-compile", ITS_COMPILER),
-    ("torch-compile-max-bs", ITS_COMPILER),
-    ("schedule-policy", ITS_SCHEDULER),
-    ("schedule-conservativeness", ITS_SCHEDULER),
     (
-        "enable-mixed-chunk",
+        KERNEL_FLAGS,
+        LeftOut("names SGLang's kernels; vLLM chooses its own"),
+    ),
+    (
+        GRAPH_FLAGS,
+        LeftOut("the preset decides: best has graphs, enforce-eager has none"),
+    ),
+    (
+        COMPILER_FLAGS,
+        LeftOut("vLLM compiles by default; enforce-eager does not"),
+    ),
+    (
+        SCHEDULER_FLAGS,
+        LeftOut("SGLang's scheduler; vLLM's is first come, first served"),
+    ),
+    (
+        PREFILL_SIZE_FLAGS,
+        LeftOut("vLLM bounds a step, not its prefill; its default stands"),
+    ),
+    (HOST_TIER_FLAGS, LeftOut("vLLM has no such tier built in")),
+    (
+        &["enable-mixed-chunk"],
         LeftOut("vLLM always mixes prefill and decode in a step"),
     ),
-    ("enable-two-batch-overlap", ITS_SCHEDULER),
-    ("disable-overlap-schedule", ITS_SCHEDULER),
     (
-        "num-continuous-decode-steps",
+        &["num-continuous-decode-steps"],
         LeftOut("vLLM schedules after every step"),
     ),
     (
-        "max-prefill-tokens",
-        LeftOut("vLLM bounds a step, not its prefill; its default stands"),
-    ),
-    (
-        "chunked-prefill-size",
-        LeftOut("vLLM bounds a step, not its prefill; its default stands"),
-    ),
-    (
-        "max-total-tokens",
+        &["max-total-tokens"],
         LeftOut("vLLM sizes its KV pool from --gpu-memory-utilization"),
     ),
     (
-        "enable-hierarchical-cache",
-        LeftOut("vLLM has no such tier built in"),
-    ),
-    ("hicache-ratio", LeftOut("vLLM has no such tier built in")),
-    (
-        "allow-auto-truncate",
+        &["allow-auto-truncate"],
         LeftOut("the workload's prompts fit the context"),
     ),
-    ("decode-log-interval", LeftOut("a matter of logs")),
+    (&["decode-log-interval"], LeftOut("a matter of logs")),
     (
-        "stream-output",
+        &["stream-output"],
         LeftOut("vLLM's chunks hold the new tokens alone, always"),
     ),
-    ("mem-fraction-static", As("gpu-memory-utilization")),
+    (&["mem-fraction-static"], As("gpu-memory-utilization")),
     (
-        "disable-radix-cache",
+        &["disable-radix-cache"],
         Words(&["--no-enable-prefix-caching"]),
     ),
-    ("disable-custom-all-reduce", As("disable-custom-all-reduce")),
-    ("max-running-requests", As("max-num-seqs")),
-    ("context-length", As("max-model-len")),
-    ("dtype", As("dtype")),
-    ("quantization", As("quantization")),
-    ("kv-cache-dtype", As("kv-cache-dtype")),
-    ("load-format", As("load-format")),
-    ("random-seed", As("seed")),
-    ("stream-interval", As("stream-interval")),
-    ("chat-template", As("chat-template")),
+    (&["max-running-requests"], As("max-num-seqs")),
+    (&["context-length"], As("max-model-len")),
+    (&["random-seed"], As("seed")),
+    (
+        &[
+            "disable-custom-all-reduce",
+            "dtype",
+            "quantization",
+            "kv-cache-dtype",
+            "load-format",
+            "stream-interval",
+            "chat-template",
+        ],
+        Same,
+    ),
 ];
 
 impl Adapter for Vllm {

@@ -1,5 +1,5 @@
 // y[m][n] = sum_k x[m][k] W[n][k]   for many rows, on any GPU that has `mma.sync`, `cp.async` and
-// mbarriers: batches of 17 and more, prompts. On sm_90 wgmma.cu does the same faster.
+// mbarriers: batches of 9 and more, prompts. On sm_90 wgmma.cu does the same faster.
 //
 // Weights are packed as for stream_linear.cu and dequantised into the registers that are the A operand. x is
 // tiled as for wgmma.cu (tiled.cuh), so that 64 k of the rows of a tile of work are contiguous in memory, and

@@ -1,4 +1,4 @@
-//! Launches of `mma.cu`: any number of rows, by default 17 and more, where there is no `wgmma`.
+//! Launches of `mma.cu`: any number of rows, by default 9 and more, where there is no `wgmma`.
 
 use gpu::{Buffer, CudaError, Device, DevicePtr, Kernel, LaunchConfig, Stream};
 

@@ -1,4 +1,4 @@
-// y[m][n] = sum_k x[m][k] W[n][k]   for many rows: batches of 17 and more, prompts.
+// y[m][n] = sum_k x[m][k] W[n][k]   for many rows: batches of 9 and more, prompts.
 //
 // Weights are packed as for stream_linear.cu. Bulk copies read them, and warps dequantise them into the
 // registers that are the A operand of the warpgroup's matrix instruction. x is the B operand, in shared

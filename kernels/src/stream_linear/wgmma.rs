@@ -1,4 +1,4 @@
-//! Launches of `wgmma.cu`: any number of rows, by default 17 and more, on sm_90.
+//! Launches of `wgmma.cu`: any number of rows, by default 9 and more, on sm_90.
 
 use bytemuck::Zeroable;
 use gpu::{Buffer, CudaError, Device, DevicePtr, Kernel, LaunchConfig, Stream};

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use records::manifest::{Hashes, Manifest};
+use records::manifest::Manifest;
 
 use crate::ReportError;
 use crate::audit::audit;
@@ -12,10 +12,11 @@ use crate::load::Records;
 use crate::load::run_folder::{Outcome, RunFolder};
 use crate::render::REPORTS;
 use crate::render::ablation::ablation_of;
+use crate::render::cautions::cautions_of;
 use crate::render::compare::{VerdictRow, judged_in};
 use crate::render::configuration::{arm_context, flags_of};
 use crate::render::context::{
-    ArmContext, CampaignRow, Caution, ChartLink, ComparisonContext, FailedRun, Finding, Findings,
+    ArmContext, CampaignRow, ChartLink, ComparisonContext, FailedRun, Finding, Findings,
     GpuContext, GroupContext, PeerComparison, ReportContext, ReportLink,
 };
 use crate::render::engines;
@@ -25,6 +26,7 @@ use crate::render::recommend;
 use crate::render::seed_figures;
 use crate::render::side_by_side;
 use crate::render::sources;
+use crate::render::states::{failed_of, marked_state, one_line, reason_of, state_word};
 use crate::render::tables::{self, CaseRow};
 use crate::select::{Arm, Group, Run};
 use crate::stats::describe::median;
@@ -296,7 +298,7 @@ fn group_context(
         .filter_map(|r| {
             let model = &r.record.manifest.model;
             let why = model.fallback_reason.as_ref()?;
-            Some((model.requested.clone(), words_of(why)))
+            Some((model.requested.clone(), one_line(why)))
         })
         .collect::<BTreeSet<_>>()
         .into_iter()
@@ -512,177 +514,4 @@ fn commit_of(run: &Run<'_>, lang: Lang) -> String {
         Some(mark) => format!("{commit} ({mark})"),
         None => commit.to_owned(),
     }
-}
-
-fn failed_of(group: &Group<'_>, lang: Lang) -> Vec<FailedRun> {
-    let arms = group.arms.iter().chain(&group.peers);
-    arms.flat_map(|arm| &arm.failed)
-        .map(|run| FailedRun {
-            run_id: run.folder.run_id.clone(),
-            experiment: run.record.manifest.arm(),
-            state: state_word(&run.folder.outcome, lang),
-            reason: reason_of(&run.folder.outcome, lang),
-        })
-        .collect()
-}
-
-fn state_word(outcome: &Outcome, lang: Lang) -> &'static str {
-    match outcome {
-        Outcome::Complete => lang.pick("완료", "complete"),
-        Outcome::Failed { .. } => lang.pick("실패", "failed"),
-        Outcome::Wrong { .. } => lang.pick("오답", "wrong"),
-        Outcome::Killed => lang.pick("중단", "killed"),
-        Outcome::Broken { .. } => lang.pick("손상", "broken"),
-    }
-}
-
-/// With what must be known of the sources of what ran.
-fn marked_state(run: &RunFolder, lang: Lang) -> String {
-    let state = state_word(&run.outcome, lang);
-    let source = run.record.as_ref().map(|record| &record.source);
-    match source.and_then(|source| sources::mark(source, lang)) {
-        Some(mark) => format!("{state} ({mark})"),
-        None => state.to_owned(),
-    }
-}
-
-fn reason_of(outcome: &Outcome, lang: Lang) -> String {
-    match outcome {
-        Outcome::Failed { reason } | Outcome::Wrong { reason } | Outcome::Broken { reason } => {
-            words_of(reason)
-        }
-        Outcome::Killed => lang
-            .pick("상태 기록 없이 끝남", "ended without a record of its state")
-            .to_owned(),
-        Outcome::Complete => String::new(),
-    }
-}
-
-/// The words of a message that may have several lines.
-fn words_of(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
-}
-
-/// What complete runs of an arm say against themselves, what is unknown of their sources, and of how many
-/// runs that is said.
-fn remarks_of(arm: &Arm<'_>, lang: Lang) -> Vec<Caution> {
-    let mut n_by_remark: BTreeMap<String, usize> = BTreeMap::new();
-    for remark in arm.runs.iter().filter_map(|run| run.folder.remark.as_ref()) {
-        *n_by_remark.entry(words_of(remark)).or_default() += 1;
-    }
-    for run in &arm.runs {
-        if let Some(mark) = sources::mark(&run.record.source, lang) {
-            *n_by_remark.entry(mark).or_default() += 1;
-        }
-    }
-    let line = |(remark, n): (String, usize)| {
-        let runs = lang.pick(format!("기동 {n}회"), format!("{n} run(s)"));
-        Caution {
-            of: Some(arm.experiment.clone()),
-            text: format!("{remark} ({runs})"),
-        }
-    };
-    n_by_remark.into_iter().map(line).collect()
-}
-
-/// Two configurations that were never in one campaign.
-fn shares_no_campaign(group: &Group<'_>) -> bool {
-    let measured: Vec<&Arm<'_>> = group.arms.iter().filter(|a| !a.runs.is_empty()).collect();
-    measured.iter().enumerate().any(|(i, a)| {
-        let apart = |b: &&Arm<'_>| !a.campaigns.iter().any(|c| b.campaigns.contains(c));
-        measured[i + 1..].iter().any(apart)
-    })
-}
-
-fn cautions_of(group: &Group<'_>, lang: Lang) -> Vec<Caution> {
-    let runs: Vec<Run<'_>> = group
-        .arms
-        .iter()
-        .flat_map(|arm| arm.runs.iter().copied())
-        .collect();
-    let differs = |value: &dyn Fn(&Run<'_>) -> Option<String>| {
-        runs.iter().map(value).collect::<BTreeSet<_>>().len() > 1
-    };
-    let hash = |of: fn(&Hashes) -> &Option<String>| {
-        move |run: &Run<'_>| of(&run.record.manifest.sha256).clone()
-    };
-    let kinds = [
-        (
-            shares_no_campaign(group),
-            lang.pick(
-                "구성마다 다른 캠페인에서 측정됨: 시간에 따른 장비 상태의 차이가 섞일 수 있음",
-                "measured in different campaigns: the machine may have changed in between",
-            ),
-        ),
-        (
-            differs(&hash(|sha256| &sha256.engine_binary)),
-            lang.pick(
-                "서로 다른 엔진 바이너리로 측정됨: 바이너리가 다른 구성끼리는 판정하지 않음",
-                "measured with different engine binaries: not judged against each other",
-            ),
-        ),
-        (
-            differs(&hash(|sha256| &sha256.model)),
-            lang.pick(
-                "이름은 같으나 내용이 다른 모델 파일로 측정됨",
-                "measured with model files of one name and different content",
-            ),
-        ),
-        (
-            differs(&|run| run.record.environment.gpu.as_ref()?.driver.clone()),
-            lang.pick(
-                "서로 다른 GPU 드라이버로 측정됨",
-                "measured with different GPU drivers",
-            ),
-        ),
-        (
-            differs(&hash(|sha256| &sha256.prompts)),
-            lang.pick(
-                "서로 다른 프롬프트 세트로 측정됨: 세트가 다른 구성끼리는 판정하지 않음",
-                "measured with different sets of prompts: not judged against each other",
-            ),
-        ),
-        (
-            differs(&|run| {
-                let watts = run.record.environment.gpu.as_ref()?.power_limit_w?;
-                Some(watts.to_string())
-            }),
-            lang.pick(
-                "서로 다른 GPU 전력 한도로 측정됨",
-                "measured with different power limits of the GPU",
-            ),
-        ),
-        (
-            differs(&|run| run.record.server.executor.clone()),
-            lang.pick(
-                "서로 다른 실행기(executor)로 측정됨",
-                "measured with different executors",
-            ),
-        ),
-    ];
-    let mut cautions: Vec<Caution> = kinds
-        .iter()
-        .filter(|(applies, _)| *applies)
-        .map(|(_, words)| Caution {
-            of: None,
-            text: (*words).to_owned(),
-        })
-        .collect();
-    let broken = group
-        .arms
-        .iter()
-        .filter(|arm| !arm.campaigns_complete && !arm.runs.is_empty());
-    cautions.extend(broken.map(|arm| {
-        let words = lang.pick(
-            "캠페인이 끝까지 완료되지 않음",
-            "its campaign did not complete",
-        );
-        Caution {
-            of: Some(arm.experiment.clone()),
-            text: words.to_owned(),
-        }
-    }));
-    let arms = group.arms.iter().chain(&group.peers);
-    cautions.extend(arms.flat_map(|arm| remarks_of(arm, lang)));
-    cautions
 }

@@ -7,6 +7,7 @@
 pub mod ablation;
 pub mod assemble;
 pub mod card;
+mod cautions;
 mod comparable;
 pub mod compare;
 pub mod configuration;
@@ -23,6 +24,7 @@ pub mod recommend;
 pub mod seed_figures;
 pub mod side_by_side;
 pub mod sources;
+mod states;
 pub mod tables;
 pub mod trust;
 
