@@ -9,12 +9,12 @@
 //   * A stage is 64 k. A lane multiplies exactly the 16-byte words of weights that it loads, so weights
 //     go straight into registers, up to four stages ahead. x and scales go through a ring in shared
 //     memory, filled by 16-byte copies of all threads.
-//   * From 64 rows on, a warp arrives at the barrier in the middle of a stage, for the next one, and a
+//   * From 48 rows on, a warp arrives at the barrier in the middle of a stage, for the next one, and a
 //     stage is refilled one stage late. So warps may be half a stage apart without waiting for each
 //     other: one dequantises while another multiplies.
 //   * The stages of a chunk are unrolled, so the compiler knows which of them starts a chunk or a group.
 //     Copies have no condition; after the last chunk they copy that chunk again.
-//   * A tile of work is 256 columns x 16, 32, 64 or 128 rows. Blocks take whole tiles in waves, rows
+//   * A tile of work is 256 columns x 16, 24, 32, 48, 64 or 128 rows. Blocks take whole tiles in waves, rows
 //     before columns, so that weights are still in the L2 when the next rows need them. The tiles of the
 //     last, incomplete wave are cut along k into equal runs, one per block. The block that finishes last
 //     adds up a tile's parts, in block order: the same bits in every run. No block waits for another.
@@ -36,16 +36,16 @@ struct Ring {
     static constexpr int PER_CHUNK = F::K / PIECE_K;        // stages
     static constexpr int W_TILE = CHUNK_BYTES / PER_CHUNK;  // bytes of a stage of a tile
     static constexpr int WORDS = W_TILE / WARP_BYTES;       // of 16 bytes a lane
-    // How many stages the loads and copies are ahead of the products. At 64 rows the memory is the limit:
+    // How many stages the loads and copies are ahead of the products. At 48 and 64 rows the memory is the limit:
     // 32 KiB per block are in flight. At 128 rows a stage takes longer than a load, and registers are
     // scarce; one stage instead of two was 3 % slower. Up to 32 rows two blocks share an SM, and two stages
     // leave them enough registers. 16-bit weights are four times the words: one block.
-    static constexpr int AHEAD = PER_CHUNK == 1 ? 1 : N == 8 ? 4 : 2;
+    static constexpr int AHEAD = PER_CHUNK == 1 ? 1 : N > 4 && N <= 8 ? 4 : 2;
     static constexpr int BLOCKS_PER_SM = PER_CHUNK > 1 && N <= 4 ? 2 : 1;
     // A stage is refilled one stage late, and warps arrive for a stage half a stage before it: 6 % faster
     // at 128 rows, 4 % at 64. With fewer rows there are few products, and a plain barrier of the block is
     // faster (16 rows: 55 instead of 64 us). 16-bit weights were measured this way only.
-    static constexpr bool IS_LATE = N >= 8 || PER_CHUNK == 1;
+    static constexpr bool IS_LATE = N > 4 || PER_CHUNK == 1;
     static constexpr int STAGES = AHEAD + 1 + IS_LATE;
     static constexpr int ROWS = N * 8, X_STAGE = ROWS * X_ROW_BYTES, X_SCALE_BYTES = 0;
     // Scales of the chunk that is multiplied, of one that a late warp may still read, and of those that
@@ -67,14 +67,24 @@ DEVICE void load_groups(GroupScale (&group)[WARP_TILES], const uint8_t* scales, 
     }
 }
 
-// 32 k of a warp's columns times all rows. `row_at`: this lane's row and half of 16 k, for ldmatrix.
+// 32 k of a warp's columns times all rows. `row_at`: this lane's row and half of 16 k, for ldmatrix, which reads
+// 16 k of 16 rows. Of 8 rows that are left it reads 32 k: `odd_at` is this lane's row and quarter.
 template <int P, int N>
-DEVICE void multiply(float (&acc)[WARP_TILES][N][4], const uint32_t (&a)[WARP_TILES][2][4], uint32_t row_at) {
+DEVICE void multiply(float (&acc)[WARP_TILES][N][4], const uint32_t (&a)[WARP_TILES][2][4], uint32_t row_at,
+                     uint32_t odd_at) {
+    if constexpr (N % 2 == 1) {
+        uint32_t b[4];
+        load_matrices(b, (odd_at ^ P * 4 << 4) + (N - 1) * 8 * X_ROW_BYTES);
+#pragma unroll
+        for (int i = 0; i < 2; i++)
+#pragma unroll
+            for (int t = 0; t < WARP_TILES; t++) mma_16816(acc[t][N - 1], a[t][i], b[2 * i], b[2 * i + 1]);
+    }
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         const uint32_t at = row_at ^ (P * 4 + i * 2) << 4;
 #pragma unroll
-        for (int r = 0; r < N; r += 2) {
+        for (int r = 0; r + 1 < N; r += 2) {
             uint32_t b[4];
             load_matrices(b, at + r * 8 * X_ROW_BYTES);
 #pragma unroll
@@ -138,6 +148,8 @@ DEVICE void mma_linear(const MmaLinearParams& p) {
 
     // This lane's row of a pair of 8-row groups and its half of 16 k, with the swizzle (tiled.cuh).
     const uint32_t row_offset = ((lane & 7) + (lane >> 4) * 8) * X_ROW_BYTES + (((lane >> 3 & 1) ^ (lane & 7)) << 4);
+    // Its row of one group and its quarter of 32 k.
+    const uint32_t odd_offset = (lane & 7) * X_ROW_BYTES + ((lane >> 3 ^ (lane & 7)) << 4);
     const uint8_t* own_scales = s_ring + warp * WARP_TILES * F::SCALE_BYTES;
 
     int stage = 0, slot = 0;
@@ -166,7 +178,8 @@ DEVICE void mma_linear(const MmaLinearParams& p) {
                 feed.copy_x(places, feed_part);
                 feed.step();
                 copies_commit();
-                const uint32_t rows_at = places.x + stage * R::X_STAGE + row_offset;
+                const uint32_t x_at = places.x + stage * R::X_STAGE;
+                const uint32_t rows_at = x_at + row_offset, odd_at = x_at + odd_offset;
                 if (++stage == S) stage = 0;
                 if (F::GROUPS != 2 || part % 2 == 0) load_groups<F>(group, scales_at, part, 0);
                 uint32_t a[WARP_TILES][2][4];
@@ -175,7 +188,7 @@ DEVICE void mma_linear(const MmaLinearParams& p) {
                     F::template operands<0>(own.w[t], a[t]);
                     F::scale_operands(a[t], group[t]);
                 }
-                multiply<0, N>(acc, a, rows_at);
+                multiply<0, N>(acc, a, rows_at, odd_at);
                 if constexpr (F::GROUPS == 8) load_groups<F>(group, scales_at, part, 1);
 #pragma unroll
                 for (int t = 0; t < WARP_TILES; t++) {
@@ -184,7 +197,7 @@ DEVICE void mma_linear(const MmaLinearParams& p) {
                 }
                 feed.load_words(own, feed_part);
                 if constexpr (R::IS_LATE) arrive();
-                multiply<1, N>(acc, a, rows_at);
+                multiply<1, N>(acc, a, rows_at, odd_at);
             }
         }
         const int row = work % n_row_tiles * N * 8;
@@ -206,7 +219,9 @@ DEVICE void mma_linear(const MmaLinearParams& p) {
     }
 #define MMA_LINEAR_FORMAT(name, format) \
     MMA_LINEAR(name, format, 16)        \
+    MMA_LINEAR(name, format, 24)        \
     MMA_LINEAR(name, format, 32)        \
+    MMA_LINEAR(name, format, 48)        \
     MMA_LINEAR(name, format, 64)        \
     MMA_LINEAR(name, format, 128)
 

@@ -158,7 +158,7 @@ struct Feed {
 template <Epilogue E, int N>
 DEVICE void store_tile(const MmaLinearParams& p, const float (&acc)[WARP_TILES][N][4], int row, int w_tile, int lane) {
     const Place at{row, w_tile, lane >> 2, lane & 3};
-    constexpr int AT_ONCE = 2;
+    constexpr int AT_ONCE = N % 2 == 0 ? 2 : 1;
 #pragma unroll
     for (int r0 = 0; r0 < N; r0 += AT_ONCE) {
         if (row + r0 * 8 >= p.m) return;
