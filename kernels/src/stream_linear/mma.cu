@@ -9,12 +9,12 @@
 //   * A stage is 64 k. A lane multiplies exactly the 16-byte words of weights that it loads, so weights
 //     go straight into registers, up to four stages ahead. x and scales go through a ring in shared
 //     memory, filled by 16-byte copies of all threads.
-//   * From 48 rows on, a warp arrives at the barrier in the middle of a stage, for the next one, and a
+//   * From 64 rows on, a warp arrives at the barrier in the middle of a stage, for the next one, and a
 //     stage is refilled one stage late. So warps may be half a stage apart without waiting for each
 //     other: one dequantises while another multiplies.
 //   * The stages of a chunk are unrolled, so the compiler knows which of them starts a chunk or a group.
 //     Copies have no condition; after the last chunk they copy that chunk again.
-//   * A tile of work is 256 columns x 16, 24, 32, 48, 64 or 128 rows. Blocks take whole tiles in waves, rows
+//   * A tile of work is 256 columns x 16, 24, 32, 64 or 128 rows. Blocks take whole tiles in waves, rows
 //     before columns, so that weights are still in the L2 when the next rows need them. The tiles of the
 //     last, incomplete wave are cut along k into equal runs, one per block. The block that finishes last
 //     adds up a tile's parts, in block order: the same bits in every run. No block waits for another.
@@ -36,16 +36,16 @@ struct Ring {
     static constexpr int PER_CHUNK = F::K / PIECE_K;        // stages
     static constexpr int W_TILE = CHUNK_BYTES / PER_CHUNK;  // bytes of a stage of a tile
     static constexpr int WORDS = W_TILE / WARP_BYTES;       // of 16 bytes a lane
-    // How many stages the loads and copies are ahead of the products. At 48 and 64 rows the memory is the limit:
+    // How many stages the loads and copies are ahead of the products. At 64 rows the memory is the limit:
     // 32 KiB per block are in flight. At 128 rows a stage takes longer than a load, and registers are
     // scarce; one stage instead of two was 3 % slower. Up to 32 rows two blocks share an SM, and two stages
     // leave them enough registers. 16-bit weights are four times the words: one block.
-    static constexpr int AHEAD = PER_CHUNK == 1 ? 1 : N > 4 && N <= 8 ? 4 : 2;
+    static constexpr int AHEAD = PER_CHUNK == 1 ? 1 : N == 8 ? 4 : 2;
     static constexpr int BLOCKS_PER_SM = PER_CHUNK > 1 && N <= 4 ? 2 : 1;
     // A stage is refilled one stage late, and warps arrive for a stage half a stage before it: 6 % faster
     // at 128 rows, 4 % at 64. With fewer rows there are few products, and a plain barrier of the block is
     // faster (16 rows: 55 instead of 64 us). 16-bit weights were measured this way only.
-    static constexpr bool IS_LATE = N > 4 || PER_CHUNK == 1;
+    static constexpr bool IS_LATE = N >= 8 || PER_CHUNK == 1;
     static constexpr int STAGES = AHEAD + 1 + IS_LATE;
     static constexpr int ROWS = N * 8, X_STAGE = ROWS * X_ROW_BYTES, X_SCALE_BYTES = 0;
     // Scales of the chunk that is multiplied, of one that a late warp may still read, and of those that
@@ -221,7 +221,6 @@ DEVICE void mma_linear(const MmaLinearParams& p) {
     MMA_LINEAR(name, format, 16)        \
     MMA_LINEAR(name, format, 24)        \
     MMA_LINEAR(name, format, 32)        \
-    MMA_LINEAR(name, format, 48)        \
     MMA_LINEAR(name, format, 64)        \
     MMA_LINEAR(name, format, 128)
 

@@ -15,7 +15,7 @@ const BLOCK_TILES: usize = WARPS * WARP_TILES;
 /// k of a stage.
 const STAGE_K: usize = 64;
 /// Rows of a tile of work that kernels are compiled for.
-pub(super) const ROWS: [usize; 6] = [16, 24, 32, 48, 64, 128];
+pub(super) const ROWS: [usize; 5] = [16, 24, 32, 64, 128];
 /// Up to this many rows of a tile, two blocks of 4-bit weights fit a multiprocessor.
 const MAX_ROWS_OF_TWO_BLOCKS: usize = 32;
 /// Chunks of k that a block works on at least for two of them to be faster than one: between q, k and v of
@@ -93,10 +93,10 @@ fn shared_bytes(format: Format, rows: usize) -> usize {
     let per_chunk = format.chunk_k() / STAGE_K;
     let ahead = match (per_chunk, rows) {
         (1, _) => 1,
-        (_, 48 | 64) => 4,
+        (_, 64) => 4,
         _ => 2,
     };
-    let is_late = rows >= 48 || per_chunk == 1;
+    let is_late = rows >= 64 || per_chunk == 1;
     let stages = ahead + 1 + usize::from(is_late);
     let x = stages * rows * STAGE_K * 2;
     // Slots of a chunk's scales; there are no scales of 16-bit weights.
@@ -249,17 +249,17 @@ mod tests {
         let expected = [
             (
                 Format::AwqG128,
-                [8_712, 11_784, 14_856, 40_712, 53_000, 68_104],
+                [8_712, 11_784, 14_856, 53_000, 68_104],
             ),
             (
                 Format::AwqG64,
-                [11_272, 14_344, 17_416, 44_552, 56_840, 70_664],
+                [11_272, 14_344, 17_416, 56_840, 70_664],
             ),
             (
                 Format::AwqG32,
-                [16_392, 19_464, 22_536, 52_232, 64_520, 75_784],
+                [16_392, 19_464, 22_536, 64_520, 75_784],
             ),
-            (Format::Half, [6_152, 9_224, 12_296, 18_440, 24_584, 49_160]),
+            (Format::Half, [6_152, 9_224, 12_296, 24_584, 49_160]),
         ];
         for (format, bytes) in expected {
             let found = ROWS.map(|rows| shared_bytes(format, rows));

@@ -142,6 +142,7 @@ struct Feed {
         if constexpr (R::X_STAGE < THREADS * 16) {
             copy_16(to, from, threadIdx.x < R::X_STAGE / 16);
         } else {
+            static_assert(R::X_STAGE % (THREADS * 16) == 0, "copies would reach into the next stage");
 #pragma unroll
             for (int c = 0; c < R::X_STAGE; c += THREADS * 16) copy_16(to + c, from + c);
         }

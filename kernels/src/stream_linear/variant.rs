@@ -26,7 +26,7 @@ const STREAM_CANDIDATES: usize = 8;
 pub enum Variant {
     /// `stream_linear.cu`, up to 64 rows.
     Stream(Plan),
-    /// `mma.cu` with tiles of `rows` rows: 16, 24, 32, 48, 64 or 128.
+    /// `mma.cu` with tiles of `rows` rows: 16, 24, 32, 64 or 128.
     Mma { rows: usize },
     /// `mma_int8.cu` with tiles of `rows` rows: 32 or 64; x is rounded to 8 bits first.
     MmaInt8 { rows: usize },
