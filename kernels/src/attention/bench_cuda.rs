@@ -3,7 +3,7 @@
 use gpu::{Buffer, CudaError, Stream};
 use half::f16;
 use kernels::attention::cuda::{
-    DecodeAttention, DecodeAttentionArgs, PlainAttention, PrefillAttention, PrefillAttentionArgs,
+    ContextParts, DecodeAttention, DecodeAttentionArgs, PlainAttention, PrefillAttention, PrefillAttentionArgs,
 };
 use kernels::cuda::{Activation, Element, ElementBuffer, KvFormat, PAGE_TOKENS, PagedKv};
 use kernels::stream_linear::fill_normal;
@@ -125,6 +125,7 @@ fn decode(
     fill_normal(stream, q.all(), 0.0, 1.0, 3)?;
     let out = ElementBuffer::zeroed(stream, Element::F16, n_rows * OUT)?;
     let context_len = Buffer::from_slice(stream, &vec![context as i32; n_rows])?;
+    let parts = ContextParts::new(stream, HEADS.head_dim)?;
     let args = DecodeAttentionArgs {
         q: q.all(),
         q_stride: QKV,
@@ -135,6 +136,7 @@ fn decode(
         out: Activation::plain(out.all(), OUT),
         n_rows,
         n_splits: n_splits(n_rows),
+        parts: Some(&parts),
         fresh: 1,
     };
     let work = Work {

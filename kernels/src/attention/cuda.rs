@@ -2,12 +2,12 @@
 
 mod packed;
 
-use gpu::{BufferView, CudaError, Device, DevicePtr, Dim3, Kernel, LaunchConfig, Stream};
+use gpu::{Buffer, BufferView, CudaError, Device, DevicePtr, Dim3, Kernel, LaunchConfig, Stream};
 
 use crate::cuda::shape::ShapeCheck;
 use crate::cuda::{Activation, Element, ElementView, PagedKvParams};
 pub use crate::cuda::{HeadShape, KvFormat, PagedKv};
-use crate::shared_with_device::device_structs;
+use crate::shared_with_device::{device_structs, shared_constants};
 pub use packed::{PlainAttention, PrefillAttention, PrefillAttentionArgs};
 
 const CHECK: ShapeCheck = ShapeCheck("attention_decode");
@@ -26,6 +26,9 @@ device_structs! {
         page_table: DevicePtr<i32>,
         context_len: DevicePtr<i32>,
         out: DevicePtr<u16>,
+        part_out: DevicePtr<f32>,
+        part_weights: DevicePtr<f32>,
+        tickets: DevicePtr<i32>,
         scale: f32,
         n_kv: i32,
         group: i32,
@@ -49,6 +52,47 @@ pub struct DecodeAttention {
     max_splits: usize,
     /// Blocks of the largest cluster that the device holds.
     max_cluster: u32,
+    /// Blocks of the plain kernel that the device holds.
+    resident_blocks: usize,
+}
+
+/// Device memory in which the clusters that share a long context leave their results. Launches that use it at
+/// the same time, on several streams, need one each.
+#[derive(Debug)]
+pub struct ContextParts {
+    /// `[clusters][8][head_dim]`
+    out: Buffer<f32>,
+    /// `[clusters][8][2]`
+    weights: Buffer<f32>,
+    /// `[clusters]`, zero between launches
+    tickets: Buffer<i32>,
+}
+
+impl ContextParts {
+    /// For launches on `stream`'s device with heads of at most `head_dim` values.
+    ///
+    /// # Errors
+    ///
+    /// If there is not enough device memory.
+    pub fn new(stream: &Stream, head_dim: usize) -> Result<Self, CudaError> {
+        let device = stream.device();
+        let n_clusters = resident_blocks(device);
+        Ok(Self {
+            out: Buffer::new(device, n_clusters * MAX_GROUP * head_dim)?,
+            weights: Buffer::new(device, n_clusters * MAX_GROUP * 2)?,
+            tickets: Buffer::zeroed(stream, n_clusters)?,
+        })
+    }
+
+    /// Device memory of [`Self::new`].
+    pub fn n_bytes(device: &Device, head_dim: usize) -> usize {
+        resident_blocks(device) * (MAX_GROUP * (head_dim + 2) * size_of::<f32>() + size_of::<i32>())
+    }
+}
+
+/// Blocks of the plain kernel that the device holds; no launch with parts has more clusters.
+fn resident_blocks(device: &Device) -> usize {
+    PLAIN_BLOCKS * device.properties().n_multiprocessors
 }
 
 #[derive(Debug)]
@@ -60,6 +104,14 @@ struct Many {
 
 /// Blocks of the plain kernel that a multiprocessor holds with `head_dim` 128.
 const PLAIN_BLOCKS: usize = 3;
+/// Clusters that may share a context.
+const MAX_PARTS: usize = 8;
+/// Pages that each of them has at least.
+const PART_PAGES: usize = 64;
+
+shared_constants! {
+    in "attention/decode.cu" { PART_PAGES }
+}
 
 #[derive(Debug, Clone, Copy)]
 pub struct DecodeAttentionArgs<'a> {
@@ -79,6 +131,8 @@ pub struct DecodeAttentionArgs<'a> {
     /// Number of blocks that share a context, at most the `max_splits` of [`DecodeAttention::new`];
     /// fewer are used if the device cannot hold a cluster of that size.
     pub n_splits: usize,
+    /// Where several clusters may share the long context of a row; without it, one has the whole.
+    pub parts: Option<&'a ContextParts>,
     /// Maximum number of tokens at the end of every context that are written by the step this
     /// launch belongs to. Lengths, page table and older pages are read before earlier kernels in
     /// the stream have finished: no kernel of the same step may write them, unless a kernel in
@@ -110,14 +164,13 @@ impl DecodeAttention {
         );
         let kernel = element.kernel(device, "attention/decode", &name)?;
         kernel.set_shared_carveout(100)?;
-        let properties = device.properties();
         let many = if shape.head_dim == 128 {
             let name = format!("{name}_many");
             let kernel = element.kernel(device, "attention/decode", &name)?;
             kernel.set_shared_carveout(100)?;
             Some(Many {
                 kernel,
-                above_blocks: PLAIN_BLOCKS * properties.n_multiprocessors,
+                above_blocks: resident_blocks(device),
             })
         } else {
             None
@@ -138,7 +191,15 @@ impl DecodeAttention {
             format,
             max_splits,
             max_cluster,
+            resident_blocks: resident_blocks(device),
         })
+    }
+
+    /// Clusters for each row and KV head of a launch of `n_blocks` blocks without parts: as many as the device
+    /// holds at once, if a page table of `max_pages` is long enough for them.
+    fn n_parts(&self, n_blocks: usize, max_pages: usize) -> usize {
+        let fitting = self.resident_blocks / n_blocks.max(1);
+        fitting.min(max_pages / PART_PAGES).clamp(1, MAX_PARTS)
     }
 
     pub fn launch(&self, stream: &Stream, args: &DecodeAttentionArgs<'_>) -> Result<(), CudaError> {
@@ -171,12 +232,31 @@ impl DecodeAttention {
         if args.n_rows == 0 {
             return Ok(());
         }
+        let cluster = (args.n_splits as u32).min(self.max_cluster);
+        let n_clusters = n_kv * args.n_rows;
+        let n_blocks = n_clusters * cluster as usize;
+        let n_parts = match args.parts {
+            Some(parts) => {
+                let n_parts = self.n_parts(n_blocks, args.max_pages);
+                let n_values = n_clusters * n_parts * MAX_GROUP * head_dim;
+                CHECK.at_least("length of the parts' results", parts.out.len(), n_values)?;
+                n_parts
+            }
+            None => 1,
+        };
         let params = DecodeParams {
             q: q.ptr(),
             kv,
             page_table: args.page_table.ptr(),
             context_len: args.context_len.ptr(),
             out: args.out.view.ptr(),
+            part_out: args.parts.map_or(DevicePtr::null(), |parts| parts.out.ptr()),
+            part_weights: args
+                .parts
+                .map_or(DevicePtr::null(), |parts| parts.weights.ptr()),
+            tickets: args
+                .parts
+                .map_or(DevicePtr::null(), |parts| parts.tickets.ptr()),
             scale: 1.0 / (head_dim as f32).sqrt(),
             n_kv: n_kv as i32,
             group: self.shape.group() as i32,
@@ -186,20 +266,19 @@ impl DecodeAttention {
             fresh: CHECK.int("fresh", args.fresh)?,
             out_tile_rows: out_place.tile_rows,
         };
-        let cluster = (args.n_splits as u32).min(self.max_cluster);
-        let grid = Dim3::new(n_kv as u32 * cluster, args.n_rows as u32, 1);
+        let grid = Dim3::new(n_kv as u32 * cluster, args.n_rows as u32, n_parts as u32);
         let config = LaunchConfig {
             cluster,
             dependent: true,
             ..LaunchConfig::new(grid, THREADS)
         };
-        let n_blocks = n_kv * cluster as usize * args.n_rows;
         let kernel = match &self.many {
             Some(many) if n_blocks > many.above_blocks => &many.kernel,
             _ => &self.kernel,
         };
         // SAFETY: a block reads and writes the heads of one row below n_rows and the pages of its
-        // table; the kernel holds contexts and pages inside; the lengths were checked above.
+        // table; the kernel holds contexts and pages inside; the lengths were checked above. There is a
+        // place for every part, and with more than one of them a ticket for every row and KV head.
         unsafe { kernel.launch(stream, &config, &params) }
     }
 }

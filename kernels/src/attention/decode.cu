@@ -7,6 +7,11 @@
 // cluster split the context. They are merged through distributed shared memory in rank order, so one
 // launch does it all, nothing goes through device memory, and the bits are the same every time.
 //
+// One cluster cannot read a long context at the memory's rate. So a few rows are launched with several clusters
+// each: from PART_PAGES pages for each of them on, they split the context into parts. Parts are merged through
+// device memory by the cluster that finishes last, in the order of the parts: the same bits again. Clusters that
+// a short context does not need end at once.
+//
 // At small batches latency dominates. So lengths, page table and the pages that earlier steps wrote are
 // read before griddepcontrol.wait. That is safe because embedding.cu lets no kernel start before it has
 // itself waited for the previous step.
@@ -14,7 +19,7 @@
 // Several tokens of one prompt may be in one launch: each is a row with its own context_len.
 // Bytes: context * head_dim * 2 * stored size per (row, KV head). FLOPs: 4 * 8 * context * head_dim.
 // Launches of many blocks have their own kernels, see the end.
-// Grid: (n_kv_heads * splits, m), cluster (splits, 1), 128 threads. Architectures: sm_90, sm_120.
+// Grid: (n_kv_heads * splits, m, parts), cluster (splits, 1, 1), 128 threads. Architectures: sm_90, sm_120.
 // Elements: f16, bf16.
 // Ideas: flash decoding (Dao et al.), GQA packing as in FlashInfer.
 #include "../cuda/paged_kv.cuh"
@@ -26,6 +31,9 @@ struct AttentionDecodeParams {
     const int32_t* page_table;   // [m][max_pages]
     const int32_t* context_len;  // [m]; 0 for a padding row
     elem* out;                   // [m][out_stride], or tiled (tiled.cuh)
+    float* part_out;             // [m * n_kv][parts][8][head_dim]: results of parts; null for one part
+    float* part_weights;         // [m * n_kv][parts][8][2]: their largest scores and sums of weights
+    int32_t* tickets;            // [m * n_kv], zero before and after
     float scale;                 // 1 / sqrt(head_dim)
     int32_t n_kv, group;         // group: query heads a KV head, at most 8
     int32_t max_pages, q_stride, out_stride;
@@ -34,6 +42,7 @@ struct AttentionDecodeParams {
 };
 
 constexpr int WARPS = 4, THREADS = WARPS * 32;
+constexpr int PART_PAGES = 64;  // a part of a context has at least so many
 
 DEVICE uint32_t transpose_8x8(uint32_t x) {
     uint32_t y;
@@ -140,7 +149,7 @@ struct BlockPart {
 
 // Merges the warps of the block.
 template <class Partial, int HD>
-DEVICE void merge_warps(const AttentionDecodeParams& p, const RunningSums<HD>& sums, const BlockPart<Partial, HD>& part) {
+DEVICE void merge_warps(const AttentionDecodeParams& p, const RunningSums<HD>& sums, const BlockPart<Partial, HD>& block) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, j = lane % 4;
     __shared__ float warp_o[WARPS][8][HD + 1];
     __shared__ float warp_ml[WARPS][8][2];
@@ -165,25 +174,89 @@ DEVICE void merge_warps(const AttentionDecodeParams& p, const RunningSums<HD>& s
             sum += f * warp_o[w][head][dim];
             total += f * warp_ml[w][head][1];
         }
-        if constexpr (cuda::std::is_same<Partial, float>::value) part.o[i] = sum / total;
-        else part.o[i] = float_to_elem(sum / total);
-        if (dim == 0) part.m[head] = top, part.l[head] = total;
+        if constexpr (cuda::std::is_same<Partial, float>::value) block.o[i] = sum / total;
+        else block.o[i] = float_to_elem(sum / total);
+        if (dim == 0) block.m[head] = top, block.l[head] = total;
     }
 }
 
-// Merges the blocks of the cluster, each of which writes its share of the row.
+// One of several parts of a context.
+struct ContextPart {
+    int index, n_parts;
+    int first_page, n_pages;
+
+    DEVICE ContextPart(int pages) {
+        index = blockIdx.z;
+        n_parts = max(1, min(static_cast<int>(gridDim.z), pages / PART_PAGES));
+        first_page = pages * index / n_parts;
+        n_pages = pages * (index + 1) / n_parts - first_page;
+    }
+};
+
+// The places of one row's KV head in the arrays of parts.
+template <int HD>
+struct PartRoom {
+    float *out, *weights;  // of part 0
+    int32_t* ticket;
+
+    DEVICE PartRoom(const AttentionDecodeParams& p, int row, int kv_head) {
+        const int64_t i = static_cast<int64_t>(row) * p.n_kv + kv_head;
+        out = p.part_out + i * gridDim.z * 8 * HD;
+        weights = p.part_weights + i * gridDim.z * 8 * 2;
+        ticket = p.tickets + i;
+    }
+};
+
+// Merges the blocks of the cluster, each of which writes its share of the row, or of the part of it.
 template <class Partial, int HD>
-DEVICE void merge_blocks(const AttentionDecodeParams& p, const BlockPart<Partial, HD>& part, int row, int kv_head, int rank,
-                         int ranks, int splits, int context) {
-    for (int i = rank * THREADS + threadIdx.x; i < p.group * HD && context > 0; i += ranks * THREADS) {
+DEVICE void merge_blocks(const AttentionDecodeParams& p, const BlockPart<Partial, HD>& block, const ContextPart& part,
+                         const PartRoom<HD>& room, int row, int kv_head, int rank, int ranks, int splits) {
+    for (int i = rank * THREADS + threadIdx.x; i < p.group * HD && splits > 0; i += ranks * THREADS) {
         const int head = i / HD, dim = i % HD;
         float top = -INFINITY;
-        for (int r = 0; r < splits; r++) top = fmaxf(top, cluster_load(shared_address(&part.m[head]), r));
+        for (int r = 0; r < splits; r++) top = fmaxf(top, cluster_load(shared_address(&block.m[head]), r));
         float sum = 0.f, total = 0.f;
         for (int r = 0; r < splits; r++) {
-            const float f = exp2f(cluster_load(shared_address(&part.m[head]), r) - top) *
-                            cluster_load(shared_address(&part.l[head]), r);
-            sum += f * static_cast<float>(cluster_load_as<Partial>(shared_address(&part.o[i]), r));
+            const float f = exp2f(cluster_load(shared_address(&block.m[head]), r) - top) *
+                            cluster_load(shared_address(&block.l[head]), r);
+            sum += f * static_cast<float>(cluster_load_as<Partial>(shared_address(&block.o[i]), r));
+            total += f;
+        }
+        if (part.n_parts > 1) {
+            room.out[part.index * 8 * HD + i] = sum / total;
+            float* weights = room.weights + (part.index * 8 + head) * 2;
+            if (dim == 0) weights[0] = top, weights[1] = total;
+        } else {
+            p.out[activation_at(row, (kv_head * p.group + head) * HD + dim, p.out_stride, p.out_tile_rows)] =
+                float_to_elem(sum / total * p.kv.v_scale);
+        }
+    }
+}
+
+// Merges the parts of a context in the cluster that has written its part last.
+template <int HD>
+DEVICE void merge_parts(const AttentionDecodeParams& p, const ContextPart& part, const PartRoom<HD>& room, int row,
+                        int kv_head, int rank, int ranks) {
+    auto sync = [&] {
+        if (ranks > 1) cluster_sync(); else __syncthreads();
+    };
+    __shared__ float is_last;
+    sync();  // the cluster has written its part
+    if (rank == 0 && threadIdx.x == 0) {
+        is_last = add_acquire_release(room.ticket, 1) == part.n_parts - 1 ? 1.f : 0.f;
+        if (is_last != 0.f) *room.ticket = 0;
+    }
+    sync();
+    if (cluster_load(shared_address(&is_last), 0) == 0.f) return;
+    for (int i = rank * THREADS + threadIdx.x; i < p.group * HD; i += ranks * THREADS) {
+        const int head = i / HD, dim = i % HD;
+        float top = -INFINITY;
+        for (int t = 0; t < part.n_parts; t++) top = fmaxf(top, __ldcg(room.weights + (t * 8 + head) * 2));
+        float sum = 0.f, total = 0.f;
+        for (int t = 0; t < part.n_parts; t++) {
+            const float2 weights = __ldcg(reinterpret_cast<const float2*>(room.weights) + t * 8 + head);
+            const float f = exp2f(weights.x - top) * weights.y;
+            sum += f * __ldcg(room.out + t * 8 * HD + i);
             total += f;
         }
         p.out[activation_at(row, (kv_head * p.group + head) * HD + dim, p.out_stride, p.out_tile_rows)] =
@@ -199,10 +272,11 @@ DEVICE void attention_decode(const AttentionDecodeParams& p) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, j = lane % 4;
     launch_dependents();
     const int context = min(p.context_len[row], p.max_pages * PAGE_TOKENS);
-    const int pages = (context + PAGE_TOKENS - 1) / PAGE_TOKENS;
-    const int splits = min(ranks, (pages + WARPS - 1) / WARPS);
-    const int first = rank < splits ? pages * rank / splits : 0;
-    const int last = rank < splits ? pages * (rank + 1) / splits : 0;
+    const ContextPart part((context + PAGE_TOKENS - 1) / PAGE_TOKENS);
+    if (part.index >= part.n_parts) return;
+    const int splits = min(ranks, (part.n_pages + WARPS - 1) / WARPS);
+    const int first = rank < splits ? part.first_page + part.n_pages * rank / splits : 0;
+    const int last = rank < splits ? part.first_page + part.n_pages * (rank + 1) / splits : 0;
 
     PageOperands<T, HD> kv(p, row, kv_head, lane);
     int page = first + warp;
@@ -242,13 +316,15 @@ DEVICE void attention_decode(const AttentionDecodeParams& p) {
     }
     sums.add_lanes();
 
-    __shared__ Partial part_o[8 * HD];
-    __shared__ float part_m[8], part_l[8];
-    const BlockPart<Partial, HD> part{part_o, part_m, part_l};
-    merge_warps(p, sums, part);
+    __shared__ Partial block_o[8 * HD];
+    __shared__ float block_m[8], block_l[8];
+    const BlockPart<Partial, HD> block{block_o, block_m, block_l};
+    const PartRoom<HD> room(p, row, kv_head);
+    merge_warps(p, sums, block);
     if (ranks > 1) cluster_sync(); else __syncthreads();
-    merge_blocks(p, part, row, kv_head, rank, ranks, splits, context);
-    if (ranks > 1) cluster_sync();  // a block must not leave while its part may still be read
+    merge_blocks(p, block, part, room, row, kv_head, rank, ranks, splits);
+    if (part.n_parts > 1) merge_parts(p, part, room, row, kv_head, rank, ranks);
+    if (ranks > 1) cluster_sync();  // a block must not leave while its values may still be read
 }
 
 // The `_many` kernels use at most 128 registers and spill a few, so that four blocks fit a multiprocessor

@@ -6,7 +6,7 @@
 mod common;
 
 use gpu::Buffer;
-use kernels::attention::cuda::{DecodeAttention, DecodeAttentionArgs};
+use kernels::attention::cuda::{ContextParts, DecodeAttention, DecodeAttentionArgs};
 use kernels::cuda::{Activation, Element, ElementBuffer, HeadShape, KvFormat, PAGE_TOKENS};
 use kernels::qkv_prepare::cuda::{QkvPrepare, QkvPrepareArgs};
 
@@ -40,6 +40,15 @@ fn long_contexts_agree_with_f64_for_every_split_and_format() {
     check_contexts(&[8192, 4097, 8191, 8177], &[(8, 1, 128), (9, 3, 64)]);
 }
 
+/// Contexts that several clusters share, around the border from which a part is worth while, beside short ones.
+#[test]
+#[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
+fn contexts_in_parts_agree_with_f64_for_every_split_and_format() {
+    check_contexts(&[30_001], &[(8, 1, 128)]);
+    let contexts = [5, 1023, 1024, 0, 2047, 2048, 2049, 3072, 1, 6_000];
+    check_contexts(&contexts, &[(8, 1, 128), (9, 3, 64)]);
+}
+
 /// More blocks than an H100 holds of the kernel for fewer.
 #[test]
 #[cfg_attr(not(engine_test_cuda), ignore = "needs a GPU: run with --ignored")]
@@ -56,6 +65,7 @@ fn check_contexts(contexts: &[i32], shapes: &[(usize, usize, usize)]) {
     // A page more than any row needs.
     let (n_rows, max_pages) = (contexts.len(), longest.div_ceil(PAGE_TOKENS) + 1);
     let context_len = Buffer::from_slice(&stream, contexts).unwrap();
+    let parts = ContextParts::new(&stream, 128).unwrap();
     let tables = common::page_tables(&mut rng, n_rows, max_pages);
     let page_table = Buffer::from_slice(&stream, &tables).unwrap();
     for (element, (n_q, n_kv, head_dim)) in Element::ALL
@@ -89,26 +99,32 @@ fn check_contexts(contexts: &[i32], shapes: &[(usize, usize, usize)]) {
                 let attention =
                     DecodeAttention::new(&device, element, shape, format, 8, reduce_in_fp32)
                         .unwrap();
-                let poison = vec![POISON; n_rows * out_stride];
-                let out = ElementBuffer::from_f32(&stream, element, &poison).unwrap();
-                attention
-                    .launch(
-                        &stream,
-                        &DecodeAttentionArgs {
-                            q: q_on_device.all(),
-                            q_stride,
-                            kv: pool.view(),
-                            page_table: page_table.all(),
-                            max_pages,
-                            context_len: context_len.all(),
-                            out: Activation::plain(out.all(), out_stride),
-                            n_rows,
-                            n_splits,
-                            fresh: 1,
-                        },
-                    )
-                    .unwrap();
-                let out = out.download(&stream).unwrap();
+                let attended = || {
+                    let poison = vec![POISON; n_rows * out_stride];
+                    let out = ElementBuffer::from_f32(&stream, element, &poison).unwrap();
+                    attention
+                        .launch(
+                            &stream,
+                            &DecodeAttentionArgs {
+                                q: q_on_device.all(),
+                                q_stride,
+                                kv: pool.view(),
+                                page_table: page_table.all(),
+                                max_pages,
+                                context_len: context_len.all(),
+                                out: Activation::plain(out.all(), out_stride),
+                                n_rows,
+                                n_splits,
+                                parts: Some(&parts),
+                                fresh: 1,
+                            },
+                        )
+                        .unwrap();
+                    out.download(&stream).unwrap()
+                };
+                let out = attended();
+                // Also that the first launch leaves the parts' tickets as it found them.
+                assert!(out == attended(), "other bits in the second launch");
                 for row in 0..n_rows {
                     let found = &out[row * out_stride..][..out_stride];
                     let n_written = if contexts[row] == 0 { 0 } else { width };
@@ -178,6 +194,7 @@ fn broken_values_after_a_context_change_no_bit() {
                                 out: Activation::plain(out.all(), width),
                                 n_rows,
                                 n_splits,
+                                parts: None,
                                 fresh: 1,
                             },
                         )
@@ -278,6 +295,7 @@ fn rows_of_one_sequence_see_each_other_and_nothing_later() {
                     out: Activation::plain(out.all(), 1024),
                     n_rows,
                     n_splits: 4,
+                    parts: None,
                     fresh: n_rows,
                 },
             )
@@ -356,6 +374,7 @@ fn wrong_shapes_are_errors() {
         out: Activation::plain(q.all(), 512),
         n_rows: 3,
         n_splits: 2,
+        parts: None,
         fresh: 1,
     };
     let launch = |args: &DecodeAttentionArgs<'_>| {

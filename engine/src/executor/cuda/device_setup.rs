@@ -1,6 +1,7 @@
 //! The device of a model: the GPU, its free memory, and the size of its passes.
 
 use gpu::{CudaError, Device, Stream};
+use kernels::attention::cuda::ContextParts;
 use kernels::stream_linear::{Int8Room, LargeM};
 
 use super::forward::{self, PassShape};
@@ -71,6 +72,7 @@ impl DeviceSetup {
             weights,
             workspace: forward::workspace_bytes(config, self.pass)
                 + sampling::device_bytes()
+                + ContextParts::n_bytes(&self.device, config.head_dim) as u64
                 + self
                     .int8_room(config, options)
                     .map_or(0, |room| room.n_bytes() as u64),

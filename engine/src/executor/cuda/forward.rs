@@ -12,7 +12,7 @@ mod timed;
 mod two_batches;
 
 use gpu::{Buffer, BufferView, CudaError, HostCounter, Stream};
-use kernels::attention::cuda::DecodeAttention;
+use kernels::attention::cuda::{ContextParts, DecodeAttention};
 use kernels::cuda::{Activation, Element, ElementBuffer, TILE_ROWS};
 use kernels::embedding::cuda::Embedding;
 use kernels::qkv_prepare::cuda::{HeadShape, KvFormat, PagedKv, QkvPrepare};
@@ -64,6 +64,7 @@ struct Workspace {
     qkv: ElementBuffer,
     /// `[n, n_q * head_dim]`: the output of attention
     attn_out: ActivationBuffer,
+    context_parts: ContextParts,
     /// `[n, intermediate]`: silu(gate) * up
     ffn_act: ActivationBuffer,
     /// `[MAX_ROWS, vocab]`
@@ -472,6 +473,7 @@ impl Workspace {
             normed: ActivationBuffer::new(stream, element, config.hidden, pass)?,
             qkv: ElementBuffer::zeroed(stream, element, pass.max_tokens * qkv)?,
             attn_out: ActivationBuffer::new(stream, element, heads, pass)?,
+            context_parts: ContextParts::new(stream, config.head_dim)?,
             ffn_act: ActivationBuffer::new(stream, element, config.intermediate, pass)?,
             logits: Buffer::zeroed(stream, MAX_ROWS * config.vocab)?,
             norms: Norms::new(stream)?,

@@ -221,6 +221,7 @@ impl Forward {
                 out,
                 n_rows,
                 n_splits,
+                parts: Some(&slice.workspace.context_parts),
                 fresh: 1,
             },
         )

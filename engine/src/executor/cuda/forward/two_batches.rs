@@ -15,6 +15,7 @@
 //! A weight used by both halves is read twice, at best from the L2 cache.
 
 use gpu::{Buffer, CudaError, Event, Stream};
+use kernels::attention::cuda::ContextParts;
 use kernels::cuda::ElementBuffer;
 use kernels::stream_linear::{LARGE_M_MIN, StreamLinear, Variant};
 
@@ -73,6 +74,7 @@ impl Forward {
             normed: ActivationBuffer::new(stream, element, config.hidden, pass)?,
             qkv: ElementBuffer::zeroed(stream, element, n_rows * qkv)?,
             attn_out: ActivationBuffer::new(stream, element, heads, pass)?,
+            context_parts: ContextParts::new(stream, config.head_dim)?,
             ffn_act: ActivationBuffer::new(stream, element, config.intermediate, pass)?,
             logits: Buffer::zeroed(stream, 1)?,
             norms: Norms::new(stream)?,
