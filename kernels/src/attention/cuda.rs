@@ -238,8 +238,10 @@ impl DecodeAttention {
         let n_parts = match args.parts {
             Some(parts) => {
                 let n_parts = self.n_parts(n_blocks, args.max_pages);
-                let n_values = n_clusters * n_parts * MAX_GROUP * head_dim;
-                CHECK.at_least("length of the parts' results", parts.out.len(), n_values)?;
+                if n_parts > 1 {
+                    let n_values = n_clusters * n_parts * MAX_GROUP * head_dim;
+                    CHECK.at_least("length of the parts' results", parts.out.len(), n_values)?;
+                }
                 n_parts
             }
             None => 1,
