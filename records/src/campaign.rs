@@ -143,6 +143,12 @@ impl SealedCampaign {
             .any(|name| dir.join(name).is_file())
     }
 
+    /// Reads `starts.jsonl`; the compressed files are read when they are first asked for.
+    ///
+    /// # Errors
+    ///
+    /// [`RecordError::Io`] if the folder has no readable `starts.jsonl`,
+    /// [`RecordError::Malformed`] if one of its lines is no start.
     pub fn open(dir: &Path) -> Result<Self, RecordError> {
         let path = dir.join(STARTS);
         let text = fs::read_to_string(&path).map_err(|source| RecordError::io(&path, source))?;
@@ -163,6 +169,12 @@ impl SealedCampaign {
         &self.dir
     }
 
+    /// Reads `campaign.json`.
+    ///
+    /// # Errors
+    ///
+    /// [`RecordError::Io`] if there is no readable `campaign.json`, [`RecordError::Malformed`]
+    /// if it is not what a recipe writes.
     pub fn manifest(&self) -> Result<CampaignManifest, RecordError> {
         read_json(&self.dir.join(CAMPAIGN))
     }
@@ -172,12 +184,22 @@ impl SealedCampaign {
     }
 
     /// The original contents of a run folder's file; `None` if the run had no file of that name.
+    ///
+    /// # Errors
+    ///
+    /// If the compressed file cannot be read ([`RecordError::Io`]) or decoded
+    /// ([`RecordError::Malformed`], with the line).
     pub fn read(&self, run_id: &str, file: &str) -> Result<Option<&[u8]>, RecordError> {
         let bytes = self.files(Part::of(file))?.get(run_id);
         Ok(bytes.and_then(|files| files.get(file)).map(Vec::as_slice))
     }
 
     /// All files of a run by name.
+    ///
+    /// # Errors
+    ///
+    /// If a compressed file cannot be read ([`RecordError::Io`]) or decoded
+    /// ([`RecordError::Malformed`], with the line).
     pub fn files_of(&self, run_id: &str) -> Result<BTreeMap<&str, &[u8]>, RecordError> {
         let mut all = BTreeMap::new();
         for part in Part::ALL {
@@ -188,6 +210,11 @@ impl SealedCampaign {
     }
 
     /// Whether the folder still contains what was sealed; otherwise what is wrong, in one line.
+    ///
+    /// # Errors
+    ///
+    /// The first file that is missing, unreadable, not listed, or whose digest is not that in
+    /// `digests.json`.
     pub fn check(&self) -> Result<(), String> {
         self.checked.get_or_init(|| check(&self.dir)).clone()
     }

@@ -41,6 +41,10 @@ struct Start {
 
 /// Campaigns with run folders in `runs_dir`, oldest first, and whether all of them are quick runs.
 /// Folders without a readable manifest belong to none.
+///
+/// # Errors
+///
+/// [`RecordError::Io`] if `runs_dir` exists but cannot be listed.
 pub fn unsealed_campaigns(runs_dir: &Path) -> Result<Vec<(String, bool)>, RecordError> {
     let mut campaigns: BTreeMap<String, bool> = BTreeMap::new();
     for dir in unsealed_folders(runs_dir)? {

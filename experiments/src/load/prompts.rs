@@ -46,6 +46,12 @@ pub struct PromptSet {
 }
 
 impl PromptSet {
+    /// Reads the files `names` of `dir`.
+    ///
+    /// # Errors
+    ///
+    /// [`PromptError::Read`] if a file cannot be read, [`PromptError::Line`] if a line is no
+    /// prompt, has no text or repeats an id, [`PromptError::Empty`] if a file has no prompts.
     pub fn load(dir: &Path, names: &[String]) -> Result<Self, PromptError> {
         let mut hash = Sha256::new();
         let mut prompts: Vec<Prompt> = Vec::new();

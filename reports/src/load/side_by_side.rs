@@ -77,6 +77,11 @@ struct Sample {
 }
 
 /// All of them, the oldest first; none where there is no such folder.
+///
+/// # Errors
+///
+/// If a folder's `environment.json` or `samples.jsonl` cannot be read ([`ReportError::Io`]) or
+/// has other contents ([`ReportError::Record`]).
 pub fn read_all(dir: &Path) -> Result<Vec<Bench>, ReportError> {
     let mut names: Vec<String> = match fs::read_dir(dir) {
         Ok(entries) => entries
