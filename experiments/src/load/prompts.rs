@@ -1,10 +1,10 @@
-//! The prompts of a workload: `data/prompts/<language>.jsonl`, one `{id, text}` a line.
+//! The prompts of a workload: `data/prompts/<language>.jsonl`, one `{id, text}` a line; long
+//! ones lie compressed (`.jsonl.gz`).
 //!
 //! Which request gets which prompt is drawn from the seed and the case's name, so that
 //! every arm of a campaign sends the same texts in the same order.
 
 use std::collections::HashSet;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use rand::SeedableRng;
@@ -58,7 +58,7 @@ impl PromptSet {
         let mut ids = HashSet::new();
         for name in names {
             let path = dir.join(format!("{name}.jsonl"));
-            let text = fs::read_to_string(&path).map_err(|source| PromptError::Read {
+            let text = records::text_file::read(&path).map_err(|source| PromptError::Read {
                 path: path.clone(),
                 source,
             })?;
@@ -126,7 +126,7 @@ mod tests {
 
     fn set(text: &str) -> Result<PromptSet, PromptError> {
         let dir = tempfile::tempdir().expect("temporary folder");
-        fs::write(dir.path().join("x.jsonl"), text).expect("written");
+        std::fs::write(dir.path().join("x.jsonl"), text).expect("written");
         PromptSet::load(dir.path(), &["x".into()])
     }
 

@@ -1,5 +1,5 @@
 //! `data/bench/*_llama_cpp`: this engine and another one, one after the other on one machine, without
-//! a server. `samples.jsonl` has a row a round, case and side.
+//! a server. `samples.jsonl`, which may lie compressed, has a row a round, case and side.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -100,7 +100,7 @@ pub fn read_all(dir: &Path) -> Result<Vec<Bench>, ReportError> {
 fn read(folder: &Path, name: &str) -> Result<Bench, ReportError> {
     let text = |file: &str| {
         let path = folder.join(file);
-        fs::read_to_string(&path).map_err(|e| ReportError::io(path, e))
+        records::text_file::read(&path).map_err(|e| ReportError::io(path, e))
     };
     let problem = |file: &str, e: serde_json::Error| ReportError::Record {
         path: folder.join(file),
