@@ -215,7 +215,7 @@ fn write_files(
     packing.write(dir, &lines)
 }
 
-/// The files of runs on their way into a campaign folder.
+/// The files of runs, packed for a campaign folder.
 #[derive(Default)]
 struct Packing {
     parts: [String; 2],
