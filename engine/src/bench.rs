@@ -98,6 +98,12 @@ impl OfflineConfig {
 }
 
 /// Measures; `vocab` bounds the generated prompt ids.
+///
+/// # Errors
+///
+/// [`BenchError::Config`] if a size is 0, fewer than two tokens are asked for, or batch and
+/// tokens do not fit the KV pool; [`BenchError::Executor`] if a step fails, [`BenchError::Row`]
+/// if one of its rows does.
 pub fn offline(
     executor: &mut dyn Executor,
     vocab: usize,

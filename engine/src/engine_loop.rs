@@ -102,6 +102,11 @@ pub fn start(
 }
 
 /// Starts the engine thread of a model whose steps alternate with those of others.
+///
+/// # Errors
+///
+/// [`StartError::PoolTooSmall`] if the executor's pool is smaller than the scheduler's,
+/// [`StartError::Thread`] if the thread cannot be started.
 pub fn start_sharing(
     mut executor: Box<dyn Executor>,
     config: EngineLoopConfig,

@@ -33,6 +33,12 @@ pub struct Report {
     formats: Vec<FormatTotal>,
 }
 
+/// What the model's files hold.
+///
+/// # Errors
+///
+/// If the model's files cannot be read, lack a tensor or have one of another shape, or are of a
+/// kind that is not supported.
 pub fn inspect(model: &ResolvedModel) -> Result<Report, WeightError> {
     let checkpoint = weights::open(&model.files, LoadFormat::Auto, 0)?;
     let config = checkpoint.config().clone();

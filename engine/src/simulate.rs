@@ -112,6 +112,13 @@ pub enum SimulateError {
 }
 
 /// Plays `load` on `card`.
+///
+/// # Errors
+///
+/// [`SimulateError::Launch`] or [`SimulateError::Text`] if the model's tokenizer cannot be read,
+/// [`SimulateError::Pool`] or [`SimulateError::HostTier`] if the model or the tier does not fit
+/// the card, [`SimulateError::Case`] if a case has not one arrival time for each request or one
+/// that is no time, [`SimulateError::Executor`] if a step fails.
 pub fn simulate(
     config: &EngineConfig,
     model: &LoadedModel,

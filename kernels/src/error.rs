@@ -33,6 +33,10 @@ impl From<KernelError> for CudaError {
 }
 
 /// Errors unless `found == expected`.
+///
+/// # Errors
+///
+/// [`KernelError::Shape`] unless the two are equal.
 pub fn check_shape(
     op: &'static str,
     what: &'static str,

@@ -36,6 +36,10 @@ impl Isa {
     }
 
     /// `self` where this processor can run it.
+    ///
+    /// # Errors
+    ///
+    /// [`KernelError::Isa`] with the best that this processor has.
     pub fn checked(self) -> Result<Self, KernelError> {
         let available = Self::detect();
         if self <= available {

@@ -1,11 +1,13 @@
 //! A campaign folder: all starts of one call of a recipe in a few files.
 //!
-//! `campaign.json` and `starts.jsonl` are for people and contain nothing that is not in the others;
-//! `requests.jsonl.zst` and `files.jsonl.zst` hold the run folders' files ([`crate::sealed_rows`]);
-//! `digests.json`, written last, covers all of them.
+//! `campaign.json` and `starts.jsonl.zst` are summaries; `requests.jsonl.zst`, `times.zst` and
+//! `files.jsonl.zst` hold the run folders' files ([`crate::sealed_rows`], [`crate::token_times`]);
+//! `digests.json`, written last, covers all of them. Campaigns of older versions have
+//! `starts.jsonl` uncompressed, and the times of tokens in the rows.
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -18,10 +20,14 @@ use crate::run_folder::read_json;
 use crate::sealed_rows::{FilesOfRuns, decode};
 use crate::source::Source;
 use crate::status::RunStatus;
+use crate::token_times::TokenTimes;
 use crate::{REQUESTS, RecordError};
 
 pub const CAMPAIGN: &str = "campaign.json";
-pub const STARTS: &str = "starts.jsonl";
+pub const STARTS: &str = "starts.jsonl.zst";
+/// Of campaigns of older versions.
+const PLAIN_STARTS: &str = "starts.jsonl";
+pub const TIMES: &str = "times.zst";
 pub const DIGESTS: &str = "digests.json";
 
 /// `campaign.json`: what all starts have in common, and what was compared.
@@ -69,7 +75,7 @@ pub struct ArmOfCampaign {
     pub rounds: Vec<u32>,
 }
 
-/// A line of `starts.jsonl`: one server start.
+/// A line of `starts.jsonl.zst`: one server start.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct StartLine {
@@ -138,19 +144,23 @@ pub struct SealedCampaign {
 
 impl SealedCampaign {
     pub fn is_at(dir: &Path) -> bool {
-        [CAMPAIGN, STARTS]
+        [CAMPAIGN, STARTS, PLAIN_STARTS]
             .iter()
             .any(|name| dir.join(name).is_file())
     }
 
+    /// Reads the starts; the files of runs are read when they are first asked for.
+    ///
+    /// # Errors
+    ///
+    /// [`RecordError::Io`] if the folder has no readable `starts.jsonl.zst`,
+    /// [`RecordError::Malformed`] if one of its lines is no start.
     pub fn open(dir: &Path) -> Result<Self, RecordError> {
-        let path = dir.join(STARTS);
-        let text = fs::read_to_string(&path).map_err(|source| RecordError::io(&path, source))?;
-        let starts = text
+        let starts = starts_text(dir)?
             .lines()
             .map(serde_json::from_str)
             .collect::<Result<Vec<StartLine>, _>>()
-            .map_err(|error| RecordError::malformed(&path, error))?;
+            .map_err(|error| RecordError::malformed(dir.join(starts_name(dir)), error))?;
         Ok(Self {
             dir: dir.to_owned(),
             starts,
@@ -163,6 +173,12 @@ impl SealedCampaign {
         &self.dir
     }
 
+    /// Reads `campaign.json`.
+    ///
+    /// # Errors
+    ///
+    /// [`RecordError::Io`] if there is no readable `campaign.json`, [`RecordError::Malformed`]
+    /// if it is not what a recipe writes.
     pub fn manifest(&self) -> Result<CampaignManifest, RecordError> {
         read_json(&self.dir.join(CAMPAIGN))
     }
@@ -172,12 +188,22 @@ impl SealedCampaign {
     }
 
     /// The original contents of a run folder's file; `None` if the run had no file of that name.
+    ///
+    /// # Errors
+    ///
+    /// If the compressed file cannot be read ([`RecordError::Io`]) or decoded
+    /// ([`RecordError::Malformed`], with the line).
     pub fn read(&self, run_id: &str, file: &str) -> Result<Option<&[u8]>, RecordError> {
         let bytes = self.files(Part::of(file))?.get(run_id);
         Ok(bytes.and_then(|files| files.get(file)).map(Vec::as_slice))
     }
 
     /// All files of a run by name.
+    ///
+    /// # Errors
+    ///
+    /// If a compressed file cannot be read ([`RecordError::Io`]) or decoded
+    /// ([`RecordError::Malformed`], with the line).
     pub fn files_of(&self, run_id: &str) -> Result<BTreeMap<&str, &[u8]>, RecordError> {
         let mut all = BTreeMap::new();
         for part in Part::ALL {
@@ -188,6 +214,11 @@ impl SealedCampaign {
     }
 
     /// Whether the folder still contains what was sealed; otherwise what is wrong, in one line.
+    ///
+    /// # Errors
+    ///
+    /// The first file that is missing, unreadable, not listed, or whose digest is not that in
+    /// `digests.json`.
     pub fn check(&self) -> Result<(), String> {
         self.checked.get_or_init(|| check(&self.dir)).clone()
     }
@@ -196,14 +227,51 @@ impl SealedCampaign {
         let path = self.dir.join(part.file_name());
         self.parts[part as usize]
             .get_or_init(|| {
-                let packed = fs::read(&path).map_err(|error| error.to_string())?;
-                let text =
-                    zstd::decode_all(packed.as_slice()).map_err(|error| error.to_string())?;
-                decode(std::str::from_utf8(&text).map_err(|error| error.to_string())?)
+                let text = unpacked(&path).map_err(|error| error.to_string())?;
+                let text = std::str::from_utf8(&text).map_err(|error| error.to_string())?;
+                let times = match part {
+                    Part::Requests => times_in(&self.dir)?,
+                    Part::Files => TokenTimes::default(),
+                };
+                decode(text, times.reader())
             })
             .as_ref()
             .map_err(|problem| RecordError::malformed(&path, problem))
     }
+}
+
+/// The text of the folder's starts, a line each.
+pub(crate) fn starts_text(dir: &Path) -> Result<String, RecordError> {
+    let name = starts_name(dir);
+    let path = dir.join(name);
+    let bytes = match name {
+        PLAIN_STARTS => fs::read(&path),
+        _ => unpacked(&path),
+    };
+    let bytes = bytes.map_err(|source| RecordError::io(&path, source))?;
+    String::from_utf8(bytes).map_err(|error| RecordError::malformed(&path, error))
+}
+
+fn starts_name(dir: &Path) -> &'static str {
+    if dir.join(PLAIN_STARTS).is_file() {
+        PLAIN_STARTS
+    } else {
+        STARTS
+    }
+}
+
+/// None in campaigns of older versions.
+fn times_in(dir: &Path) -> Result<TokenTimes, String> {
+    let path = dir.join(TIMES);
+    if !path.exists() {
+        return Ok(TokenTimes::default());
+    }
+    let bytes = unpacked(&path).map_err(|error| format!("{TIMES}: {error}"))?;
+    TokenTimes::from_bytes(&bytes).ok_or_else(|| format!("{TIMES}: not a whole number of times"))
+}
+
+fn unpacked(path: &Path) -> io::Result<Vec<u8>> {
+    zstd::decode_all(fs::read(path)?.as_slice())
 }
 
 /// `digests.json`.
@@ -218,7 +286,7 @@ pub struct CampaignDigests {
 fn check(dir: &Path) -> Result<(), String> {
     let digests: CampaignDigests =
         read_json(&dir.join(DIGESTS)).map_err(|error| error.to_string())?;
-    let needed = [CAMPAIGN, STARTS]
+    let needed = [CAMPAIGN, starts_name(dir)]
         .into_iter()
         .chain(Part::ALL.map(Part::file_name));
     for name in needed {

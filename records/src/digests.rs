@@ -11,6 +11,10 @@ use sha2::{Digest, Sha256};
 pub type Digests = BTreeMap<String, String>;
 
 /// Of every file in the folder except those whose name begins with `but`, which will contain them.
+///
+/// # Errors
+///
+/// If the folder cannot be listed or a file in it cannot be read.
 pub fn digests_of(dir: &Path, but: &str) -> io::Result<Digests> {
     let mut digests = Digests::new();
     for entry in fs::read_dir(dir)? {
@@ -23,6 +27,9 @@ pub fn digests_of(dir: &Path, but: &str) -> io::Result<Digests> {
     Ok(digests)
 }
 
+/// # Errors
+///
+/// If the file cannot be opened or read to its end.
 pub fn digest_of_file(path: &Path) -> io::Result<String> {
     let mut hash = Sha256::new();
     io::copy(&mut File::open(path)?, &mut hash)?;

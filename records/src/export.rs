@@ -9,6 +9,11 @@ use crate::store::StoredRun;
 pub const FOLDER: &str = "target/export";
 
 /// What must be said beside the export; an error where the record is broken.
+///
+/// # Errors
+///
+/// [`RecordError::Malformed`] if the run is complete but [`integrity::check`] finds its record
+/// broken.
 pub fn remark(run: &StoredRun) -> Result<Option<String>, RecordError> {
     if !run.is_complete() {
         return Ok(Some(format!(

@@ -52,6 +52,11 @@ pub struct TableError {
 }
 
 /// The figures of one file's bytes.
+///
+/// # Errors
+///
+/// If a column is missing, a row is no CSV, or one of its cells is not what its column holds.
+/// The error names the row; the header is row 1.
 pub fn parse(source: &str, bytes: &[u8]) -> Result<Vec<Figure>, TableError> {
     let unreadable = |row: usize, error: csv::Error| error_in(row, &error.to_string());
     let mut rows = csv::Reader::from_reader(bytes);

@@ -28,6 +28,11 @@ pub enum Vouched {
 }
 
 /// What is wrong with the record of a complete run, in one line.
+///
+/// # Errors
+///
+/// The first fault found: a campaign's file, a digest, the manifest's run id, a request row, the
+/// number of rows of a case, or a sample of the server that cannot be read.
 pub fn check(run: &StoredRun) -> Result<Vouched, String> {
     if let Some(campaign) = run.campaign() {
         campaign.check()?;

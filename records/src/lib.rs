@@ -63,6 +63,8 @@ pub mod sealed_rows;
 pub mod source;
 pub mod status;
 pub mod store;
+pub mod text_file;
+pub mod token_times;
 pub mod utc;
 pub mod verdicts;
 pub mod workload;

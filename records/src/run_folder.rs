@@ -84,14 +84,26 @@ impl RunRecord {
 
     /// Writes `file` as JSON. For files that are written once; the manifest is written again when
     /// the server has reported its model.
+    ///
+    /// # Errors
+    ///
+    /// [`RecordError::Io`] if the file cannot be written, [`RecordError::Malformed`] if the
+    /// value has no JSON form.
     pub fn write_json(&self, file: &str, value: &impl Serialize) -> Result<(), RecordError> {
         write_json(&self.dir.join(file), value)
     }
 
+    /// # Errors
+    ///
+    /// [`RecordError::Io`] if the file cannot be written.
     pub fn write_text(&self, file: &str, text: &str) -> Result<(), RecordError> {
         write_replacing(&self.dir.join(file), text.as_bytes())
     }
 
+    /// # Errors
+    ///
+    /// [`RecordError::Io`] if the file cannot be written, [`RecordError::Malformed`] if the
+    /// value has no TOML form.
     pub fn write_toml(&self, file: &str, value: &impl Serialize) -> Result<(), RecordError> {
         let path = self.dir.join(file);
         let text = toml::to_string_pretty(value).map_err(|error| RecordError::Malformed {
@@ -101,11 +113,19 @@ impl RunRecord {
         write_replacing(&path, text.as_bytes())
     }
 
+    /// # Errors
+    ///
+    /// [`RecordError::Io`] if the row cannot be written in full; nothing of it is kept then.
     pub fn append_request(&mut self, row: &RequestRow) -> Result<(), RecordError> {
         self.requests.append(row)
     }
 
     /// The last write of a run.
+    ///
+    /// # Errors
+    ///
+    /// [`RecordError::Io`] if a file of the folder cannot be read for its digest or the status
+    /// cannot be written.
     pub fn finish(self, status: RunStatus, reason: Option<String>) -> Result<(), RecordError> {
         let digests = digests::digests_of(&self.dir, STATUS)
             .map_err(|source| RecordError::io(&self.dir, source))?;
@@ -125,6 +145,10 @@ pub struct JsonLines {
 
 impl JsonLines {
     /// An existing file is an error.
+    ///
+    /// # Errors
+    ///
+    /// [`RecordError::Io`] if the file exists or cannot be created.
     pub fn create(path: &Path) -> Result<Self, RecordError> {
         let file = OpenOptions::new()
             .append(true)
@@ -141,6 +165,12 @@ impl JsonLines {
         })
     }
 
+    /// Appends the row as one line.
+    ///
+    /// # Errors
+    ///
+    /// [`RecordError::Malformed`] if the row has no JSON form, [`RecordError::Io`] if it cannot
+    /// be written in full; a part of a line is cut off again.
     pub fn append(&mut self, row: &impl Serialize) -> Result<(), RecordError> {
         let mut line = serde_json::to_vec(row).map_err(|error| RecordError::Malformed {
             path: self.path.clone(),
@@ -162,6 +192,11 @@ impl JsonLines {
 }
 
 /// Changes `running` to `failed`; a run that has ended keeps its status.
+///
+/// # Errors
+///
+/// If the status there cannot be read or the new one cannot be written ([`RecordError::Io`]), or
+/// the one there is no status ([`RecordError::Malformed`]).
 pub fn label_failed(dir: &Path, reason: &str) -> Result<(), RecordError> {
     let path = dir.join(STATUS);
     if path.exists() && read_json::<Status>(&path)?.status != RunStatus::Running {
@@ -175,6 +210,11 @@ pub fn label_failed(dir: &Path, reason: &str) -> Result<(), RecordError> {
 
 /// Labels the runs whose runner is gone; returns their folders' names. Targets of links in
 /// `runs_dir` are elsewhere and are not changed.
+///
+/// # Errors
+///
+/// [`RecordError::Io`] if `runs_dir` cannot be listed or a killed run's status cannot be
+/// written. A folder with an unreadable status is left as it is.
 pub fn finalise_killed(runs_dir: &Path) -> Result<Vec<String>, RecordError> {
     let mut labelled = Vec::new();
     for dir in run_folders(runs_dir)? {
@@ -203,6 +243,10 @@ pub fn finalise_killed(runs_dir: &Path) -> Result<Vec<String>, RecordError> {
 }
 
 /// Run folders, oldest first. Having none yet is not an error.
+///
+/// # Errors
+///
+/// [`RecordError::Io`] if `runs_dir` exists but cannot be listed.
 pub fn run_folders(runs_dir: &Path) -> Result<Vec<PathBuf>, RecordError> {
     let entries = match fs::read_dir(runs_dir) {
         Ok(entries) => entries,
@@ -223,6 +267,10 @@ pub fn run_folders(runs_dir: &Path) -> Result<Vec<PathBuf>, RecordError> {
     Ok(dirs)
 }
 
+/// # Errors
+///
+/// [`RecordError::Io`] if the file cannot be read, [`RecordError::Malformed`] if it is no JSON
+/// of this type.
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, RecordError> {
     let text = fs::read_to_string(path).map_err(|source| RecordError::Io {
         path: path.into(),

@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use crate::campaign::{
     ArmOfCampaign, CAMPAIGN, CampaignDigests, CampaignManifest, CaseFigures, DIGESTS, Part, STARTS,
-    SealedCampaign, StartLine,
+    SealedCampaign, StartLine, TIMES, starts_text,
 };
 use crate::digests::digests_of;
 use crate::manifest::{Derived, Hashes, Manifest};
@@ -23,6 +23,7 @@ use crate::run_folder::{run_folders, write_json};
 use crate::sealed_rows::encode;
 use crate::source::Source;
 use crate::store::StoredRun;
+use crate::token_times::TokenTimes;
 use crate::{CHANGES, RecordError, SCHEMA_VERSION, SUMMARY};
 
 /// Run folders compress a hundredfold; this takes seconds for each campaign and is done once.
@@ -41,6 +42,10 @@ struct Start {
 
 /// Campaigns with run folders in `runs_dir`, oldest first, and whether all of them are quick runs.
 /// Folders without a readable manifest belong to none.
+///
+/// # Errors
+///
+/// [`RecordError::Io`] if `runs_dir` exists but cannot be listed.
 pub fn unsealed_campaigns(runs_dir: &Path) -> Result<Vec<(String, bool)>, RecordError> {
     let mut campaigns: BTreeMap<String, bool> = BTreeMap::new();
     for dir in unsealed_folders(runs_dir)? {
@@ -196,31 +201,104 @@ fn write_files(
     name: &str,
     starts: &[Start],
 ) -> Result<(), RecordError> {
-    let mut parts = [String::new(), String::new()];
+    let mut packing = Packing::default();
     for start in starts {
         for (file, bytes) in files_in(&start.dir)? {
-            let part = &mut parts[Part::of(&file) as usize];
-            encode(&start.run.run_id, &file, &bytes, part);
+            packing.add(&start.run.run_id, &file, &bytes);
         }
     }
-    for part in Part::ALL {
-        let path = dir.join(part.file_name());
-        let text = &parts[part as usize];
-        let packed = pack(text.as_bytes()).map_err(|source| RecordError::io(&path, source))?;
-        write_synced(&path, &packed)?;
-    }
-    let manifest = manifest_of(campaign, name, starts);
-    write_json(&dir.join(CAMPAIGN), &manifest)?;
+    write_json(&dir.join(CAMPAIGN), &manifest_of(campaign, name, starts))?;
     let mut lines = String::new();
     for start in starts {
         lines.push_str(&line_of(&dir.join(STARTS), &start_line(start))?);
     }
-    write_synced(&dir.join(STARTS), lines.as_bytes())?;
-    let digests = CampaignDigests {
-        schema_version: SCHEMA_VERSION,
-        sha256: digests_of(dir, DIGESTS).map_err(|source| RecordError::io(dir, source))?,
+    packing.write(dir, &lines)
+}
+
+/// The files of runs, packed for a campaign folder.
+#[derive(Default)]
+struct Packing {
+    parts: [String; 2],
+    times: TokenTimes,
+}
+
+impl Packing {
+    fn add(&mut self, run_id: &str, file: &str, bytes: &[u8]) {
+        let part = Part::of(file);
+        let text = &mut self.parts[part as usize];
+        let times = (part == Part::Requests).then_some(&mut self.times);
+        encode(run_id, file, bytes, text, times);
+    }
+
+    /// Writes all files beside `campaign.json`, which is there, and the digests last.
+    fn write(&self, dir: &Path, starts: &str) -> Result<(), RecordError> {
+        let times = self.times.to_bytes();
+        let mut files = vec![(STARTS, starts.as_bytes()), (TIMES, times.as_slice())];
+        for part in Part::ALL {
+            files.push((part.file_name(), self.parts[part as usize].as_bytes()));
+        }
+        for (name, bytes) in files {
+            let path = dir.join(name);
+            let packed = pack(bytes).map_err(|source| RecordError::io(&path, source))?;
+            write_synced(&path, &packed)?;
+        }
+        let digests = CampaignDigests {
+            schema_version: SCHEMA_VERSION,
+            sha256: digests_of(dir, DIGESTS).map_err(|source| RecordError::io(dir, source))?,
+        };
+        write_json(&dir.join(DIGESTS), &digests)
+    }
+}
+
+/// Writes a sealed campaign again in the form of today, and vouches for it anew.
+///
+/// The old folder must be what was sealed. The new one is written beside it and read back: its
+/// `campaign.json` and starts are the same text, and every file of every run is the same bytes. Only
+/// then does it take the old one's place. If the process is killed in between, the old folder is
+/// beside it under a name that begins with a dot.
+///
+/// # Errors
+///
+/// [`RecordError::Unsealable`] if the old folder is broken or the new one holds anything else,
+/// [`RecordError::Io`] if a file cannot be read or written.
+pub fn reseal(dir: &Path) -> Result<(), RecordError> {
+    let old = SealedCampaign::open(dir)?;
+    let unsealable = |message: String| RecordError::Unsealable {
+        campaign: dir.display().to_string(),
+        message,
     };
-    write_json(&dir.join(DIGESTS), &digests)
+    old.check().map_err(unsealable)?;
+    let folder = dir.file_name().unwrap_or_default().to_string_lossy();
+    let [beside, replaced] =
+        ["partial", "replaced"].map(|word| dir.with_file_name(format!(".{folder}.{word}")));
+    if beside.exists() {
+        fs::remove_dir_all(&beside).map_err(|source| RecordError::io(&beside, source))?;
+    }
+    fs::create_dir_all(&beside).map_err(|source| RecordError::io(&beside, source))?;
+    let mut packing = Packing::default();
+    for start in &old.starts {
+        for (file, bytes) in old.files_of(&start.run_id)? {
+            packing.add(&start.run_id, file, bytes);
+        }
+    }
+    let [from, to] = [dir, &beside].map(|dir| dir.join(CAMPAIGN));
+    fs::copy(&from, &to).map_err(|source| RecordError::io(&from, source))?;
+    packing.write(&beside, &starts_text(dir)?)?;
+
+    let new = SealedCampaign::open(&beside)?;
+    new.check().map_err(unsealable)?;
+    if starts_text(&beside)? != starts_text(dir)? {
+        return Err(unsealable("the starts differ".to_owned()));
+    }
+    for start in &old.starts {
+        let run_id = &start.run_id;
+        if new.files_of(run_id)? != old.files_of(run_id)? {
+            return Err(unsealable(format!("the files of {run_id} differ")));
+        }
+    }
+    fs::rename(dir, &replaced).map_err(|source| RecordError::io(dir, source))?;
+    fs::rename(&beside, dir).map_err(|source| RecordError::io(&beside, source))?;
+    fs::remove_dir_all(&replaced).map_err(|source| RecordError::io(&replaced, source))
 }
 
 fn pack(bytes: &[u8]) -> std::io::Result<Vec<u8>> {

@@ -4,7 +4,8 @@
 //! Every line is a JSON object that begins with `run_id` and `file`. A line of a `.jsonl` file
 //! follows with its own keys; any other file is one line with its content as `json` (if it differs
 //! only in white space), `text`, or `hex` if it is not UTF-8. Incomplete JSON lines (the run was
-//! killed while writing) are stored as `raw_text` or `raw_hex`.
+//! killed while writing) are stored as `raw_text` or `raw_hex`. The times of tokens may be apart
+//! from the rows ([`crate::token_times`]).
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -12,11 +13,20 @@ use serde::de::IgnoredAny;
 
 use crate::digests::hex;
 use crate::json_text::{indented, minified};
+use crate::token_times::{TimesReader, TokenTimes, looks_taken};
 
 /// Files by name, by run id.
 pub type FilesOfRuns = HashMap<String, BTreeMap<String, Vec<u8>>>;
 
-pub fn encode(run_id: &str, file: &str, bytes: &[u8], out: &mut String) {
+/// Appends the lines of a file to `out`, and the times of its tokens to `times`; without these, they
+/// stay in the rows.
+pub fn encode(
+    run_id: &str,
+    file: &str,
+    bytes: &[u8],
+    out: &mut String,
+    mut times: Option<&mut TokenTimes>,
+) {
     let prefix = format!("{{\"run_id\":{},\"file\":{}", quoted(run_id), quoted(file));
     let mut line = |rest: &str| {
         out.push_str(&prefix);
@@ -40,7 +50,10 @@ pub fn encode(run_id: &str, file: &str, bytes: &[u8], out: &mut String) {
     for row in bytes.split_inclusive(|byte| *byte == b'\n') {
         match std::str::from_utf8(row) {
             Ok(text) => match inside_of_row(text) {
-                Some(inside) => line(inside),
+                Some(inside) => match times.as_deref_mut() {
+                    Some(times) => line(&times.take(inside)),
+                    None => line(inside),
+                },
                 None => line(&format!("\"raw_text\":{}", quoted(text))),
             },
             Err(_) => line(&format!("\"raw_hex\":\"{}\"", hex(row))),
@@ -48,28 +61,33 @@ pub fn encode(run_id: &str, file: &str, bytes: &[u8], out: &mut String) {
     }
 }
 
-/// An error names the line.
+/// The files that were encoded. `times`: those of the same lines.
 ///
 /// ```
 /// use records::sealed_rows::{decode, encode};
+/// use records::token_times::TokenTimes;
 ///
-/// let mut sealed = String::new();
-/// encode("run-1", "requests.jsonl", b"{\"index\":0}\n", &mut sealed);
-/// let files = decode(&sealed)?;
+/// let (mut sealed, mut times) = (String::new(), TokenTimes::default());
+/// encode("run-1", "requests.jsonl", b"{\"index\":0}\n", &mut sealed, Some(&mut times));
+/// let files = decode(&sealed, times.reader())?;
 /// assert_eq!(files["run-1"]["requests.jsonl"], b"{\"index\":0}\n");
 /// # Ok::<(), String>(())
 /// ```
 ///
 /// # Errors
 ///
-/// If the text is not what [`encode`] writes.
-pub fn decode(text: &str) -> Result<FilesOfRuns, String> {
+/// If the text is not what [`encode`] writes, or the times are not as many as its rows have. The
+/// error names the line.
+pub fn decode(text: &str, mut times: TimesReader<'_>) -> Result<FilesOfRuns, String> {
     let mut files = FilesOfRuns::new();
     for (index, line) in text.lines().enumerate() {
         let (run_id, file, rest) =
             parsed(line).ok_or_else(|| format!("line {}: no row of a campaign", index + 1))?;
         let bytes = files.entry(run_id).or_default().entry(file).or_default();
-        restore(rest, bytes).ok_or_else(|| format!("line {}: cut off", index + 1))?;
+        restore(rest, &mut times, bytes).ok_or_else(|| format!("line {}: cut off", index + 1))?;
+    }
+    if !times.is_done() {
+        return Err("more times of tokens than the rows have".to_owned());
     }
     Ok(files)
 }
@@ -81,7 +99,7 @@ fn parsed(line: &str) -> Option<(String, String, &str)> {
     Some((run_id, file, rest.strip_prefix(',')?.strip_suffix('}')?))
 }
 
-fn restore(rest: &str, bytes: &mut Vec<u8>) -> Option<()> {
+fn restore(rest: &str, times: &mut TimesReader<'_>, bytes: &mut Vec<u8>) -> Option<()> {
     if let Some(text) = rest
         .strip_prefix("\"text\":")
         .or_else(|| rest.strip_prefix("\"raw_text\":"))
@@ -98,7 +116,7 @@ fn restore(rest: &str, bytes: &mut Vec<u8>) -> Option<()> {
         bytes.extend(unhex(&digits)?);
     } else {
         bytes.push(b'{');
-        bytes.extend(rest.as_bytes());
+        bytes.extend(times.put_back(rest)?.as_bytes());
         bytes.extend(b"}\n");
     }
     Some(())
@@ -131,6 +149,7 @@ fn inside_of_row(row: &str) -> Option<&str> {
     ];
     let is_plain = !own.iter().any(|key| inside.starts_with(key))
         && !row.contains('\r')
+        && !looks_taken(inside)
         && serde_json::from_str::<IgnoredAny>(row).is_ok();
     is_plain.then_some(inside)
 }
@@ -175,7 +194,7 @@ mod tests {
         let files: [(&str, &[u8]); 12] = [
             (
                 "requests.jsonl",
-                b"{\"case\":\"a\",\"t\":0.10}\n{\"case\":\"b\"}\n",
+                b"{\"case\":\"a\",\"t\":0.10}\n{\"token_s\":[0.25,0.5]}\n{\"token_s\":7}\n",
             ),
             ("empty.jsonl", b""),
             ("torn.jsonl", b"{\"case\":\"a\"}\n{\"case\":\"b"),
@@ -195,16 +214,16 @@ mod tests {
             ("empty.log", b""),
             ("config.resolved.toml", b"a = 1\n"),
         ];
-        let mut text = String::new();
+        let (mut text, mut times) = (String::new(), TokenTimes::default());
         for run_id in ["r1", "r\"2\\"] {
             for (file, bytes) in files {
-                encode(run_id, file, bytes, &mut text);
+                encode(run_id, file, bytes, &mut text, Some(&mut times));
             }
         }
         for line in text.lines() {
             assert!(serde_json::from_str::<IgnoredAny>(line).is_ok(), "{line}");
         }
-        let found = decode(&text).expect("decoded");
+        let found = decode(&text, times.reader()).expect("decoded");
         assert_eq!(found.len(), 2);
         for of_run in found.values() {
             assert_eq!(of_run.len(), files.len());
@@ -217,8 +236,27 @@ mod tests {
     #[test]
     fn a_line_that_is_cut_off_is_named() {
         let mut text = String::new();
-        encode("r", "a.jsonl", b"{\"k\":1}\n{\"k\":2}\n", &mut text);
+        let mut times = TokenTimes::default();
+        encode(
+            "r",
+            "a.jsonl",
+            b"{\"k\":1}\n{\"k\":2}\n",
+            &mut text,
+            Some(&mut times),
+        );
         let cut = &text[..text.len() - 4];
-        assert!(decode(cut).is_err_and(|problem| problem.starts_with("line 2: ")));
+        let problem = decode(cut, times.reader()).expect_err("refused");
+        assert!(problem.starts_with("line 2: "), "{problem}");
+    }
+
+    #[test]
+    fn times_must_be_as_many_as_the_rows_have() {
+        let (mut text, mut times) = (String::new(), TokenTimes::default());
+        let rows = b"{\"token_s\":[0.1]}\n{\"token_s\":[0.2]}\n";
+        encode("r", "requests.jsonl", rows, &mut text, Some(&mut times));
+        let problem = decode(&text, TokenTimes::default().reader()).expect_err("refused");
+        assert_eq!(problem, "line 1: cut off");
+        let (first, _) = text.split_once('\n').expect("two lines");
+        assert!(decode(first, times.reader()).is_err_and(|problem| problem.starts_with("more")));
     }
 }

@@ -48,6 +48,11 @@ impl Store {
 
     /// All runs, oldest first. A missing folder is empty: a fresh clone has no runs. A sealed run
     /// whose folder still exists counts once.
+    ///
+    /// # Errors
+    ///
+    /// [`RecordError::Io`] if a folder of runs cannot be listed or a campaign's `starts.jsonl`
+    /// cannot be read, [`RecordError::Malformed`] if one of its lines is no start.
     pub fn all(&self) -> Result<Vec<StoredRun>, RecordError> {
         let mut runs = Vec::new();
         let mut sealed = BTreeSet::new();
@@ -229,6 +234,11 @@ impl StoredRun {
     }
 
     /// `None` if the run has no such file.
+    ///
+    /// # Errors
+    ///
+    /// [`RecordError::Io`] if the file or the campaign's compressed file cannot be read,
+    /// [`RecordError::Malformed`] if the latter cannot be decoded.
     pub fn read(&self, file: &str) -> Result<Option<Cow<'_, [u8]>>, RecordError> {
         match &self.files {
             Files::Sealed(campaign) => Ok(campaign.read(&self.run_id, file)?.map(Cow::Borrowed)),
@@ -244,6 +254,10 @@ impl StoredRun {
     }
 
     /// As [`Self::read`], as a stream: there may be many request rows.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::read`], but errors while the stream is read come from the stream.
     pub fn open(&self, file: &str) -> Result<Option<Box<dyn BufRead + '_>>, RecordError> {
         match &self.files {
             Files::Sealed(campaign) => {
@@ -262,6 +276,11 @@ impl StoredRun {
     }
 
     /// A required file.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Self::read`]; [`RecordError::Io`] if there is no such file,
+    /// [`RecordError::Malformed`] if it is not UTF-8.
     pub fn text(&self, file: &str) -> Result<String, RecordError> {
         let path = || self.place().join(file);
         let bytes = self.read(file)?.ok_or_else(|| {
@@ -274,11 +293,20 @@ impl StoredRun {
     }
 
     /// A required file.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Self::text`], and [`RecordError::Malformed`] if the text is no JSON of this
+    /// type.
     pub fn json<T: DeserializeOwned>(&self, file: &str) -> Result<T, RecordError> {
         serde_json::from_str(&self.text(file)?)
             .map_err(|error| RecordError::malformed(self.place().join(file), error))
     }
 
+    /// # Errors
+    ///
+    /// Those of [`Self::json`], and [`RecordError::SchemaVersion`] if the version is not between
+    /// [`OLDEST_SCHEMA_VERSION`] and [`SCHEMA_VERSION`].
     pub fn manifest(&self) -> Result<Manifest, RecordError> {
         let manifest: Manifest = self.json(MANIFEST)?;
         let found = manifest.schema_version;
@@ -292,6 +320,10 @@ impl StoredRun {
     }
 
     /// `None`: it was killed before it had one.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Self::read`], and [`RecordError::Malformed`] if `status.json` is no status.
     pub fn status(&self) -> Result<Option<Status>, RecordError> {
         match self.read(STATUS)? {
             None => Ok(None),
@@ -306,15 +338,26 @@ impl StoredRun {
         status.is_some_and(|status| status.status == RunStatus::Complete)
     }
 
+    /// # Errors
+    ///
+    /// Those of [`Self::json`], for `environment.json`.
     pub fn environment(&self) -> Result<Environment, RecordError> {
         self.json(ENVIRONMENT)
     }
 
+    /// # Errors
+    ///
+    /// Those of [`Self::text`], and [`RecordError::Malformed`] if `config.resolved.toml` is not
+    /// what a run writes.
     pub fn config(&self) -> Result<ResolvedConfig, RecordError> {
         toml::from_str(&self.text(CONFIG)?)
             .map_err(|error| RecordError::malformed(self.place().join(CONFIG), error))
     }
 
+    /// # Errors
+    ///
+    /// Those of [`Self::text`], and [`RecordError::Malformed`] with the line that is no request
+    /// row.
     pub fn rows(&self) -> Result<Vec<RequestRow>, RecordError> {
         let text = self.text(REQUESTS)?;
         let rows = text.lines().enumerate().map(|(index, line)| {

@@ -18,6 +18,11 @@ impl Lang {
         self.pick("ko", "en")
     }
 
+    /// From `ko` or `en`.
+    ///
+    /// # Errors
+    ///
+    /// [`ReportError::UnknownLanguage`] for any other code.
     pub fn parse(code: &str) -> Result<Self, ReportError> {
         match code {
             "ko" => Ok(Self::Ko),

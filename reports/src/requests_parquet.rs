@@ -75,6 +75,11 @@ const COLUMNS: [(&str, Kind); 23] = [
 type Row = Map<String, Value>;
 
 /// Writes the file; returns its path.
+///
+/// # Errors
+///
+/// If the run's rows cannot be read, it has no such case ([`ReportError::UnknownCase`]), or the
+/// file cannot be created ([`ReportError::Io`]) or written ([`ReportError::Parquet`]).
 pub fn write(run: &StoredRun, args: &ParquetArgs) -> Result<PathBuf, ReportError> {
     let mut rows = read_rows(run)?;
     if let Some(wanted) = &args.case {

@@ -14,7 +14,7 @@ use duct::cmd;
 use crate::test::{TestCounts, run_and_count};
 use crate::{
     cargo, crates_apart, deny, docs, feature_union, kernels, layers, machete, readme, source_index,
-    words,
+    tracked_size, words,
 };
 
 /// A model that needs no download.
@@ -28,6 +28,7 @@ pub fn run() -> Result<ExitCode> {
         docs::check(&root)?;
         readme::check(&root)
     })?;
+    step("size", || tracked_size::check(&root))?;
     step("indexes", || {
         source_index::check_kernels(&root)?;
         source_index::check_flags(&root)?;

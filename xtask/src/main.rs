@@ -34,6 +34,7 @@ mod soak;
 mod source_files;
 mod source_index;
 mod test;
+mod tracked_size;
 mod trailing_args;
 mod words;
 

@@ -92,6 +92,11 @@ const OTHER_TOKENIZER: &str =
 
 /// Translates the arguments of a command line for the parser `command`. The error names everything
 /// that is wrong and is suitable for the command line.
+///
+/// # Errors
+///
+/// All unknown arguments, with the flags that are meant, and all known ones that are refused,
+/// with the reason.
 pub fn translate(args: &[String], command: &Command) -> Result<Vec<String>, String> {
     let mut line = Line {
         known: known_flags(command),

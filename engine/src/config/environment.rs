@@ -12,6 +12,11 @@ pub const PREFIX: &str = "ENGINE_ARG_";
 
 /// Converts `variables` to arguments of the parser `command`. A variable without a flag in this
 /// command is refused by name, unless another command has the flag.
+///
+/// # Errors
+///
+/// If a variable names no flag of any command, or sets a switch to something other than on or
+/// off.
 pub fn args(
     variables: impl Iterator<Item = (String, String)>,
     command: &Command,
@@ -54,6 +59,10 @@ pub fn args(
 }
 
 /// The variables of this process. A variable that is not text is refused by name.
+///
+/// # Errors
+///
+/// The first variable whose value is not UTF-8.
 pub fn variables() -> Result<Vec<(String, String)>, String> {
     let of_ours = std::env::vars_os().filter_map(|(name, value)| {
         let name = name.into_string().ok()?;

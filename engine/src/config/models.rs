@@ -170,6 +170,11 @@ impl ModelPlan {
     }
 
     /// A model that is added to a running server, from flags without dashes.
+    ///
+    /// # Errors
+    ///
+    /// [`PlanError::Flags`] if a flag is unknown, has a value of the wrong type or belongs to
+    /// the server; [`PlanError::Config`] if a value is out of its range.
     pub fn of_flags(flags: &Map<String, Value>) -> Result<Self, PlanError> {
         let section = Section::of(flags, &|_| String::new()).map_err(PlanError::Flags)?;
         check_own(&section.args).map_err(PlanError::Flags)?;

@@ -191,6 +191,12 @@ impl PrefillTokens {
 }
 
 impl ServeArgs {
+    /// Checks all values and fills in the defaults.
+    ///
+    /// # Errors
+    ///
+    /// The first flag whose value is out of its range or not allowed together with another, and
+    /// the limit.
     pub fn resolve(&self) -> Result<ServeConfig, ConfigError> {
         Ok(ServeConfig {
             engine: self.engine.resolve()?,
@@ -201,6 +207,12 @@ impl ServeArgs {
 }
 
 impl EngineArgs {
+    /// Checks all values and fills in the defaults.
+    ///
+    /// # Errors
+    ///
+    /// The first flag whose value is out of its range or not allowed together with another, and
+    /// the limit.
     pub fn resolve(&self) -> Result<EngineConfig, ConfigError> {
         if let Some(limit) = self.max_total_tokens.filter(|&limit| limit < PAGE_TOKENS) {
             let least = format!("at least one page, which is {PAGE_TOKENS} tokens");
@@ -437,6 +449,12 @@ impl EngineArgs {
 }
 
 impl HttpArgs {
+    /// Checks all values, reads the keys' files and fills in the defaults.
+    ///
+    /// # Errors
+    ///
+    /// The first flag whose value is out of its range, or whose file cannot be read, and the
+    /// limit.
     pub fn resolve(&self) -> Result<HttpConfig, ConfigError> {
         let api_key = KeyFlags {
             flag: "--api-key",

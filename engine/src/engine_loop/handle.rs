@@ -152,7 +152,7 @@ impl EngineHandle {
 
     /// As [`Self::submit`], for a request that was received at `received`, from when its time
     /// limits count.
-    pub fn submit_received(
+    pub(crate) fn submit_received(
         &self,
         request: Request,
         received: Instant,
@@ -209,6 +209,11 @@ impl EngineHandle {
 
     /// Drops all cached KV, on the device and in the host tier. Refuses while there are requests; a
     /// suspended model has none cached.
+    ///
+    /// # Errors
+    ///
+    /// [`FlushError::Busy`] while requests run or wait, [`FlushError::Stopped`] if the engine
+    /// has stopped.
     pub async fn flush_cache(&self) -> Result<(), FlushError> {
         let (done, outcome) = oneshot::channel();
         if self.commands.send(EngineCommand::Flush { done }).is_err() {
@@ -238,6 +243,11 @@ impl EngineHandle {
     /// Refuses new requests, lets running ones finish for at most `drain`, fails the rest, and
     /// returns when the executor has freed its memory. KV is lost; weights are restored by
     /// [`Self::wake`]. On failure the model continues, without its requests.
+    ///
+    /// # Errors
+    ///
+    /// If the model is not active, the engine has stopped, or the executor cannot free its
+    /// memory.
     pub async fn sleep(&self, drain: Duration) -> Result<(), SleepError> {
         let acceptance = &self.shared.acceptance;
         if !acceptance.change(Acceptance::Open, Acceptance::Suspended) {
@@ -256,6 +266,11 @@ impl EngineHandle {
 
     /// Restores the executor's memory; requests are accepted again. On failure the model stays
     /// suspended.
+    ///
+    /// # Errors
+    ///
+    /// If the model is not suspended, the engine has stopped, or the executor cannot get its
+    /// memory back.
     pub async fn wake(&self) -> Result<(), SleepError> {
         let (done, outcome) = oneshot::channel();
         if self.commands.send(EngineCommand::Wake { done }).is_err() {

@@ -47,6 +47,10 @@ pub enum HostTierSize {
 impl HostTierOptions {
     /// Number of pages of the tier for a pool of `n_pool_pages`, or why they do not fit. A multiple
     /// of the pool is reduced to the free memory; a number of bytes is not.
+    ///
+    /// # Errors
+    ///
+    /// If a number of bytes is asked for that is not free.
     pub fn n_pages(&self, n_pool_pages: usize, page_bytes: u64) -> Result<usize, String> {
         let page_bytes = page_bytes.max(1);
         match self.size {

@@ -72,6 +72,11 @@ pub trait Executor: Send {
     fn info(&self) -> &ExecutorInfo;
     /// Runs the plan. An error concerns the whole step; an error of a single row is in its
     /// [`RowOutput`](crate::step::RowOutput).
+    ///
+    /// # Errors
+    ///
+    /// If the plan is not one for this executor (a page, token or row that it does not have),
+    /// the device failed, or the executor was stopped.
     fn execute(&mut self, plan: &StepPlan) -> Result<StepOutput, ExecutorError>;
     fn counts(&self) -> ExecutorCounts {
         ExecutorCounts::default()
@@ -80,6 +85,10 @@ pub trait Executor: Send {
     /// steps may ignore it.
     fn watch(&mut self, _stop: &StopFlag) {}
     /// Frees its device memory and KV pool; on failure it is returned unchanged.
+    ///
+    /// # Errors
+    ///
+    /// The executor itself, with the reason: it cannot be restored, or the device failed.
     fn sleep(
         self: Box<Self>,
     ) -> Result<Box<dyn SuspendedExecutor>, (Box<dyn Executor>, ExecutorError)>;
@@ -89,6 +98,10 @@ pub trait Executor: Send {
 pub trait SuspendedExecutor: Send {
     /// The executor as it was, with an empty KV pool of the same size. After success this object is
     /// spent; after failure it is still suspended.
+    ///
+    /// # Errors
+    ///
+    /// If the memory is not free, the weights cannot be read again, or the device failed.
     fn wake(&mut self) -> Result<Box<dyn Executor>, ExecutorError>;
 }
 

@@ -220,6 +220,10 @@ impl PageAllocator {
 
     /// Checks that pools and tree are consistent, and that each page is held exactly as often as
     /// `tables` (`host_tables` for the host tier) and the tree name it.
+    ///
+    /// # Errors
+    ///
+    /// The first disagreement, with the page.
     pub fn check_integrity<'a>(
         &self,
         tables: impl IntoIterator<Item = &'a PageTable>,

@@ -134,6 +134,10 @@ impl PagePool {
     }
 
     /// Checks free list and reference counts. O(pages): for tests and debugging.
+    ///
+    /// # Errors
+    ///
+    /// [`IntegrityError::OutOfRange`] or [`IntegrityError::FreeList`] with the first wrong page.
     pub fn check_integrity(&self) -> Result<(), IntegrityError> {
         let n_pages = self.n_total();
         let mut n_times = vec![0u32; n_pages];

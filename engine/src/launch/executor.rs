@@ -22,6 +22,12 @@ const MAX_DEFAULT_POOL_BYTES: u64 = 1 << 30;
 const ASSUMED_FREE_BYTES: u64 = 2 << 30;
 
 /// Chooses the device, logs why, and loads the model there.
+///
+/// # Errors
+///
+/// [`LaunchError::NoCuda`] if a GPU is asked for and cannot be used, [`LaunchError::Cuda`] or
+/// [`LaunchError::Cpu`] if the model cannot be loaded there, [`LaunchError::Isa`] if there is no
+/// such instruction set, [`LaunchError::CpuMemory`] if the memory does not suffice.
 pub fn load_executor(
     config: &EngineConfig,
     checkpoint: &dyn Checkpoint,

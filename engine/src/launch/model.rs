@@ -26,6 +26,10 @@ pub struct LoadedModel {
 
 /// The folder for fetched models; absolute, since the programs that fetch them run in other
 /// folders.
+///
+/// # Errors
+///
+/// If the path cannot be made absolute, or nothing is typed and there is no folder for caches.
 pub fn cache_dir(typed: Option<&PathBuf>) -> Result<PathBuf, SourceError> {
     match typed {
         Some(dir) => std::path::absolute(dir).map_err(|e| SourceError::file(dir, e)),
@@ -34,6 +38,12 @@ pub fn cache_dir(typed: Option<&PathBuf>) -> Result<PathBuf, SourceError> {
 }
 
 /// Fetches and opens the model.
+///
+/// # Errors
+///
+/// [`LaunchError::Source`] if the model cannot be found or fetched, [`LaunchError::Weights`] if
+/// its files cannot be read, [`LaunchError::ContextLength`] if more context is asked for than it
+/// has, [`LaunchError::Quantization`] if it is not in the format that was asked for.
 pub fn load_model(
     config: &EngineConfig,
     progress: &dyn Fn(Progress),
@@ -203,6 +213,11 @@ pub(super) fn recommendation(
 }
 
 /// Tokenizer and chat template of a model.
+///
+/// # Errors
+///
+/// [`LaunchError::NoTokenizer`] if the model has no tokenizer, [`LaunchError::Text`] if
+/// tokenizer or chat template cannot be read.
 pub fn load_text(model: &ResolvedModel) -> Result<(Tokenizer, ChatTemplate), LaunchError> {
     let (tokenizer, template) = match (&model.tokenizer_dir, &model.files) {
         (Some(dir), _) => (

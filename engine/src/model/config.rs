@@ -129,6 +129,11 @@ impl ModelConfig {
     }
 
     /// Checks every size against the limits and against the others.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::Invalid`] with the first size that is out of its range or does not fit
+    /// another.
     pub fn validated(self) -> Result<Self, ConfigError> {
         in_range("number of layers", self.n_layers, 1, limit::LAYERS)?;
         in_range("hidden size", self.hidden, 1, limit::HIDDEN)?;

@@ -32,6 +32,10 @@ const MAX_CONFIG_BYTES: u64 = 16 << 20;
 
 /// Reads `config.json` of a folder and, if they exist, `generation_config.json` and
 /// `quant_config.json`.
+///
+/// # Errors
+///
+/// If a file cannot be read or is no JSON, and as [`parse`].
 pub fn read_folder(dir: &Path) -> Result<FolderConfig, ConfigError> {
     let optional = |name: &str| {
         let path = dir.join(name);
@@ -72,6 +76,12 @@ pub(crate) fn read_json(path: &Path) -> Result<Value, ConfigError> {
 }
 
 /// Converts the parsed files to a validated configuration.
+///
+/// # Errors
+///
+/// [`ConfigError::Missing`], [`ConfigError::Invalid`] or [`ConfigError::Unsupported`] with the
+/// key: the model is of another family, or a required size is missing, out of its range or does
+/// not fit another.
 pub fn parse(config: &Value, generation: Option<&Value>) -> Result<FolderConfig, ConfigError> {
     let fields = Fields::of(config, "")?;
     let family = family(&fields)?;

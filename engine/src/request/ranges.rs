@@ -65,7 +65,7 @@ pub struct OutOfRange {
 }
 
 /// Refuses parameters outside their range.
-pub fn check(params: &SamplingParams) -> Result<(), OutOfRange> {
+pub(crate) fn check(params: &SamplingParams) -> Result<(), OutOfRange> {
     let values = [
         (TEMPERATURE, params.temperature),
         (TOP_P, params.top_p),

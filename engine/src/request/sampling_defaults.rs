@@ -33,6 +33,11 @@ pub struct Recommendation {
 impl Recommendation {
     /// Reads the file of a folder; without a file nothing is recommended. The ranges are those of
     /// requests. A value that is not a number is an error.
+    ///
+    /// # Errors
+    ///
+    /// If the file cannot be read, is no JSON object, or one of the values is of the wrong type.
+    /// A number outside its range is left out with a remark.
     pub fn read_folder(dir: &Path) -> Result<Self, ConfigError> {
         let path = dir.join("generation_config.json");
         if !path.exists() {

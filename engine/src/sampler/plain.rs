@@ -7,6 +7,10 @@ use super::{SampleSpec, SamplerError, adjust, argmax, check, log_sum_exp, philox
 use crate::request::{SampledToken, SamplingParams};
 
 /// As [`super::sample`].
+///
+/// # Errors
+///
+/// As [`super::sample`].
 pub fn sample(
     logits: &[f32],
     spec: &SampleSpec,

@@ -5,6 +5,12 @@ use crate::request::ScoredToken;
 
 /// Scores `token`, the successor of the tokens that produced `logits` (`[n_vocab]`, unmodified).
 /// `n_top`: number of most likely tokens to report.
+///
+/// # Errors
+///
+/// [`SamplerError::UnknownToken`] if `token` is not in the vocabulary; [`SamplerError::Empty`],
+/// [`SamplerError::NotFinite`] or [`SamplerError::AllMasked`] if the logits are none to choose
+/// from.
 pub fn score(logits: &[f32], token: u32, n_top: usize) -> Result<ScoredToken, SamplerError> {
     let best = argmax(logits)?;
     let n_vocab = logits.len();

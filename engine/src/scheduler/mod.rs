@@ -111,6 +111,11 @@ impl SchedulerConfig {
     }
 
     /// Why `request` could never run, if so.
+    ///
+    /// # Errors
+    ///
+    /// [`AddError::EmptyPrompt`], [`AddError::ExceedsPool`] if prompt and output are longer than
+    /// the KV pool, [`AddError::Sampling`] if a sampling parameter is out of its range.
     pub fn check(&self, request: &Request) -> Result<(), AddError> {
         if request.prompt.is_empty() {
             return Err(AddError::EmptyPrompt);
@@ -252,6 +257,11 @@ impl Scheduler {
     }
 
     /// Queues a request that arrived at `now` (on the caller's monotonic clock).
+    ///
+    /// # Errors
+    ///
+    /// As [`SchedulerConfig::check`], and [`AddError::Duplicate`] if a request with this id is
+    /// there.
     pub fn add(&mut self, request: Request, now: Duration) -> Result<(), AddError> {
         self.config.check(&request)?;
         let id = request.id;
@@ -350,6 +360,10 @@ impl Scheduler {
     }
 
     /// Checks that pages, tables and counts agree. O(pages): for tests and debugging.
+    ///
+    /// # Errors
+    ///
+    /// The first disagreement, with the page.
     pub fn check_integrity(&self) -> Result<(), IntegrityError> {
         self.allocator.check_integrity(
             self.running.iter().map(|s| &s.pages),

@@ -146,6 +146,11 @@ const ERROR_FLUSH_GRACE: Duration = Duration::from_secs(1);
 
 /// Serves until `stop` is ready, then accepts no more requests and lets running ones finish for at
 /// most `--shutdown-grace-s`; the rest are cut off. Returns an error if the engine dies.
+///
+/// # Errors
+///
+/// [`ServeError::EngineStopped`] if an engine thread ended by itself, [`ServeError::Io`] if the
+/// listener fails.
 pub async fn serve(
     listener: TcpListener,
     state: Arc<AppState>,

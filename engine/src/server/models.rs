@@ -85,6 +85,10 @@ impl ModelState {
 
 impl Models {
     /// Refuses a name that another model was given.
+    ///
+    /// # Errors
+    ///
+    /// If another model has one of its names.
     pub fn add(&self, entry: ModelEntry) -> Result<Arc<ModelEntry>, String> {
         let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
         for name in &entry.configured {
@@ -120,6 +124,11 @@ impl Models {
     }
 
     /// The model of this name. The name is optional if there is only one model.
+    ///
+    /// # Errors
+    ///
+    /// If no model has this name, none is named and there are several, or the models are still
+    /// being loaded.
     pub fn find(&self, asked: Option<&str>) -> Result<Arc<ModelEntry>, ApiError> {
         let entries = self.read();
         let only = match entries.as_slice() {
@@ -155,7 +164,7 @@ impl Models {
     }
 
     /// Like [`Self::find`], but a server with one model accepts any name.
-    pub fn find_leniently(&self, asked: Option<&str>) -> Result<Arc<ModelEntry>, ApiError> {
+    pub(crate) fn find_leniently(&self, asked: Option<&str>) -> Result<Arc<ModelEntry>, ApiError> {
         let only = match self.read().as_slice() {
             [only] => Some(Arc::clone(only)),
             _ => None,
@@ -241,6 +250,10 @@ impl ModelEntry {
     }
 
     /// The model, if it can take requests now.
+    ///
+    /// # Errors
+    ///
+    /// If the model is being loaded, is suspended, failed or was unloaded.
     pub fn serving(&self) -> Result<Arc<ServedModel>, ApiError> {
         let now = self.now();
         match (now.state, now.model) {
@@ -292,6 +305,10 @@ impl ModelEntry {
     }
 
     /// Loads the model; blocks. The entry records the outcome.
+    ///
+    /// # Errors
+    ///
+    /// Why the model cannot be launched; `None` if it was given without a way to load it.
     pub fn load(&self) -> Result<(), Option<LaunchError>> {
         let Some(load) = &self.load else {
             self.set_gone(Some("it cannot be loaded again".to_owned()));

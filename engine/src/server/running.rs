@@ -32,7 +32,7 @@ pub struct Registered {
 impl Running {
     /// Lists choices, each under an id; several may share one. Refuses an id that another response
     /// has.
-    pub fn enter<'a>(
+    pub(crate) fn enter<'a>(
         self: &Arc<Self>,
         choices: impl Iterator<Item = (String, &'a Choice)>,
     ) -> Result<Registered, ApiError> {
@@ -83,7 +83,7 @@ impl Drop for Registered {
 }
 
 /// The response id that a client chose: `rid` unchanged, `request_id` with `prefix`.
-pub fn take_id(fields: &mut Fields, prefix: &str) -> Result<Option<String>, ApiError> {
+pub(crate) fn take_id(fields: &mut Fields, prefix: &str) -> Result<Option<String>, ApiError> {
     let rid = fields.string("rid")?;
     let request_id = fields.string("request_id")?;
     for (name, id) in [("rid", &rid), ("request_id", &request_id)] {
@@ -98,7 +98,7 @@ pub fn take_id(fields: &mut Fields, prefix: &str) -> Result<Option<String>, ApiE
     Ok(rid.or(request_id.map(|id| format!("{prefix}-{id}"))))
 }
 
-pub fn check_id(path: &str, id: &str) -> Result<(), ApiError> {
+pub(crate) fn check_id(path: &str, id: &str) -> Result<(), ApiError> {
     if !id.is_empty() && id.len() <= MAX_ID_BYTES && id.bytes().all(|b| b.is_ascii_graphic()) {
         return Ok(());
     }
@@ -112,7 +112,7 @@ pub fn check_id(path: &str, id: &str) -> Result<(), ApiError> {
 
 /// `POST /abort_request`: `{"rid": ID}`, or `{"abort_all": true}`. An unknown id is not an error,
 /// since the response may have ended meanwhile.
-pub async fn abort_request(
+pub(crate) async fn abort_request(
     State(state): State<Arc<AppState>>,
     mut fields: Fields,
 ) -> Result<Json<Value>, ApiError> {

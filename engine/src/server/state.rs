@@ -45,6 +45,10 @@ impl AppState {
     }
 
     /// Makes the server ready with this model alone. A second model is returned as an error.
+    ///
+    /// # Errors
+    ///
+    /// The model itself, if the server has one already.
     pub fn set_model(&self, model: ServedModel) -> Result<(), Arc<ServedModel>> {
         let model = Arc::new(model);
         if !self.models.list().is_empty() {
@@ -72,7 +76,7 @@ impl AppState {
     }
 
     /// Returns an error until all models of the start are loaded, and while stopping.
-    pub fn check_started(&self) -> Result<(), ApiError> {
+    pub(crate) fn check_started(&self) -> Result<(), ApiError> {
         self.check_not_stopping()?;
         if self.has_started() {
             Ok(())
@@ -86,7 +90,7 @@ impl AppState {
     }
 
     /// The model that a request names, if it can take requests now.
-    pub fn model(&self, asked: Option<&str>) -> Result<Arc<ServedModel>, ApiError> {
+    pub(crate) fn model(&self, asked: Option<&str>) -> Result<Arc<ServedModel>, ApiError> {
         self.check_not_stopping()?;
         let entry = if self.http.strict_model_name {
             self.models.find(asked)

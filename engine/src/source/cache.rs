@@ -14,6 +14,11 @@ const FOLDER: &str = "balanced-engine";
 const STALE: Duration = Duration::from_hours(48);
 
 /// `$ENGINE_CACHE`, otherwise the system's cache folder for this user.
+///
+/// # Errors
+///
+/// [`SourceError::NoCacheFolder`] if none of the variables names one and the user has no home;
+/// [`SourceError::File`] if `ENGINE_CACHE` cannot be made absolute.
 pub fn default_cache_dir() -> Result<PathBuf, SourceError> {
     let folder = |name: &str| {
         std::env::var_os(name)

@@ -23,7 +23,7 @@ pub fn of_text(text: &str) -> String {
 
 /// A file's digest, from `cache_dir` if it was computed before and the file has not changed. A blob
 /// of a hub cache has its digest as its name: a mismatch is an error.
-pub fn of_file(
+pub(crate) fn of_file(
     path: &Path,
     cache_dir: &Path,
     progress: &dyn Fn(Progress),
@@ -51,7 +51,7 @@ fn expected_of_blob(path: &Path, real: &Path) -> Option<String> {
 
 /// Digest of a folder: of its only weights file, or of the list of weight files and digests; of
 /// `config.json` if there are no weights (for `--load-format dummy`).
-pub fn of_folder(
+pub(crate) fn of_folder(
     dir: &Path,
     cache_dir: &Path,
     progress: &dyn Fn(Progress),
@@ -63,7 +63,7 @@ pub fn of_folder(
 }
 
 /// Digest of one file, or of the list of several files and their digests.
-pub fn of_files(
+pub(crate) fn of_files(
     files: &[PathBuf],
     cache_dir: &Path,
     progress: &dyn Fn(Progress),
@@ -81,7 +81,7 @@ pub fn of_files(
 }
 
 /// Reads the whole file.
-pub fn compute(path: &Path, progress: &dyn Fn(Progress)) -> Result<String, SourceError> {
+pub(crate) fn compute(path: &Path, progress: &dyn Fn(Progress)) -> Result<String, SourceError> {
     let mut file = File::open(path).map_err(|e| SourceError::file(path, e))?;
     let total_bytes = file.metadata().ok().map(|m| m.len());
     let name = name_of(path);

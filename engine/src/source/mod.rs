@@ -225,7 +225,7 @@ pub fn resolve(
 /// [`hub::Parts::WithoutWeights`] is for `--load-format dummy`: of a hub folder, only the
 /// configuration and the tokenizer are downloaded, and a folder's digest is its configuration's,
 /// whether or not it has weights. A GGUF file contains its configuration and is downloaded whole.
-pub fn resolve_accepted<E: From<SourceError>>(
+pub(crate) fn resolve_accepted<E: From<SourceError>>(
     source: &ModelSource,
     parts: hub::Parts,
     cache_dir: &Path,
@@ -299,7 +299,7 @@ pub struct DefaultModel {
 }
 
 /// Resolves [`DEFAULT_CPU_MODEL`]; if that fails, [`FALLBACK_MODEL`] with the reason.
-pub fn resolve_default(
+pub(crate) fn resolve_default(
     cache_dir: &Path,
     progress: &dyn Fn(Progress),
 ) -> Result<DefaultModel, SourceError> {
@@ -369,7 +369,7 @@ fn found(files: ModelFiles, requested: String) -> ResolvedModel {
 
 /// Fails if a model's files have changed since they were loaded: weights that are read again must
 /// match `/server_info` and the records.
-pub fn check_unchanged(
+pub(crate) fn check_unchanged(
     model: &ResolvedModel,
     parts: hub::Parts,
     cache_dir: &Path,

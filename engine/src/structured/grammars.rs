@@ -60,6 +60,12 @@ impl Grammars {
     /// Compiles for `n` choices. Takes from a millisecond to about a second, most the first time;
     /// includes the first mask. Runs on its own thread, whose stack is large enough for the maximum
     /// nesting.
+    ///
+    /// # Errors
+    ///
+    /// [`StructuredError`] with the limit that the constraint exceeds (size, nesting, work) or
+    /// the keyword or pattern that is not supported; [`StructuredError::NoThread`] if the thread
+    /// cannot be started.
     pub fn compile(
         &self,
         constraint: &Constraint,

@@ -90,6 +90,11 @@ impl ChatTemplate {
     /// `chat_template.jinja` with the named ones of `additional_chat_templates/`, or the
     /// `chat_template` of `chat_template.json` or `tokenizer_config.json`: one text, or a list of
     /// named ones.
+    ///
+    /// # Errors
+    ///
+    /// [`TextError::File`] if one of the files is there but cannot be read or parsed. A template
+    /// that does not compile is an error only when it is rendered.
     pub fn from_folder(dir: &Path) -> Result<Self, TextError> {
         let config = read_json(&dir.join("tokenizer_config.json"))?;
         let special_texts = special_texts(&config);
@@ -117,10 +122,19 @@ impl ChatTemplate {
     }
 
     /// `tokenizer.chat_template` and its named variants in a GGUF header.
+    ///
+    /// # Errors
+    ///
+    /// [`TextError::File`] if the file is no readable GGUF file, and as [`Self::from_metadata`].
     pub fn from_gguf(path: &Path) -> Result<Self, TextError> {
         Self::from_metadata(&GgufMetadata::read(path)?)
     }
 
+    /// From parsed GGUF metadata.
+    ///
+    /// # Errors
+    ///
+    /// [`TextError::Metadata`] if the template or a special token is not of its type.
     pub fn from_metadata(metadata: &GgufMetadata) -> Result<Self, TextError> {
         let mut sources = Vec::new();
         for (name, key) in [
@@ -181,6 +195,10 @@ impl ChatTemplate {
 
     /// The same special tokens with another template: Jinja, or a JSON object with Jinja in its
     /// `chat_template`, as in checkpoints. A template that does not compile is an error here.
+    ///
+    /// # Errors
+    ///
+    /// What the template's compiler says, with the line.
     pub fn with_source(self, text: &str) -> Result<Self, TextError> {
         let sources = match serde_json::from_str::<Json>(text) {
             Ok(config @ Json::Object(_)) => named_sources(&config),

@@ -33,6 +33,10 @@ pub struct GgufMetadata {
 
 impl GgufMetadata {
     /// Reads the header of the GGUF file at `path`.
+    ///
+    /// # Errors
+    ///
+    /// [`TextError::File`] if the file cannot be read or is no GGUF file.
     pub fn read(path: &Path) -> Result<Self, TextError> {
         let file = GgufFile::open(path).map_err(|error| match error {
             WeightError::File { file, message } | WeightError::Unreadable { file, message } => {
@@ -66,14 +70,14 @@ impl GgufMetadata {
         self.values.remove(key);
     }
 
-    pub fn text(&self, key: &str) -> Result<Option<&str>, TextError> {
+    pub(crate) fn text(&self, key: &str) -> Result<Option<&str>, TextError> {
         self.typed(key, "a string", |v| match v {
             MetadataValue::Text(text) => Some(text.as_str()),
             _ => None,
         })
     }
 
-    pub fn bool(&self, key: &str) -> Result<Option<bool>, TextError> {
+    pub(crate) fn bool(&self, key: &str) -> Result<Option<bool>, TextError> {
         self.typed(key, "a boolean", |v| match v {
             MetadataValue::Bool(flag) => Some(*flag),
             _ => None,
@@ -81,28 +85,28 @@ impl GgufMetadata {
     }
 
     /// A token id.
-    pub fn id(&self, key: &str) -> Result<Option<u32>, TextError> {
+    pub(crate) fn id(&self, key: &str) -> Result<Option<u32>, TextError> {
         self.typed(key, "a 32-bit unsigned integer", |v| match v {
             MetadataValue::Integer(id) => u32::try_from(*id).ok(),
             _ => None,
         })
     }
 
-    pub fn texts(&self, key: &str) -> Result<Option<&[String]>, TextError> {
+    pub(crate) fn texts(&self, key: &str) -> Result<Option<&[String]>, TextError> {
         self.typed(key, "an array of strings", |v| match v {
             MetadataValue::Texts(texts) => Some(texts.as_slice()),
             _ => None,
         })
     }
 
-    pub fn floats(&self, key: &str) -> Result<Option<&[f32]>, TextError> {
+    pub(crate) fn floats(&self, key: &str) -> Result<Option<&[f32]>, TextError> {
         self.typed(key, "an array of floats", |v| match v {
             MetadataValue::Floats(floats) => Some(floats.as_slice()),
             _ => None,
         })
     }
 
-    pub fn integers(&self, key: &str) -> Result<Option<&[i64]>, TextError> {
+    pub(crate) fn integers(&self, key: &str) -> Result<Option<&[i64]>, TextError> {
         self.typed(key, "an array of integers", |v| match v {
             MetadataValue::Integers(integers) => Some(integers.as_slice()),
             _ => None,

@@ -27,6 +27,11 @@ pub struct StopMatcher {
 }
 
 impl StopMatcher {
+    /// A matcher of these texts.
+    ///
+    /// # Errors
+    ///
+    /// [`TextError::EmptyStop`] if one of them is empty.
     pub fn new(stops: &[String]) -> Result<Self, TextError> {
         if stops.iter().any(String::is_empty) {
             return Err(TextError::EmptyStop);

@@ -51,6 +51,12 @@ pub struct Tokenizer {
 impl Tokenizer {
     /// Reads `tokenizer.json`, and `tokenizer_config.json`, `generation_config.json` and
     /// `config.json` if they exist.
+    ///
+    /// # Errors
+    ///
+    /// [`TextError::File`] if `tokenizer.json` is missing (the error says what is there
+    /// instead), or one of the files cannot be read or is malformed; [`TextError::Unsupported`]
+    /// if its decoder is none that is known.
     pub fn from_folder(dir: &Path) -> Result<Self, TextError> {
         let path = dir.join("tokenizer.json");
         let in_file = |message: String| TextError::File {
@@ -140,11 +146,21 @@ impl Tokenizer {
     }
 
     /// Reads the vocabulary in the header of a GGUF file.
+    ///
+    /// # Errors
+    ///
+    /// [`TextError::File`] if the file cannot be read or is no GGUF file, and as
+    /// [`Self::from_metadata`].
     pub fn from_gguf(path: &Path) -> Result<Self, TextError> {
         Self::from_metadata(&GgufMetadata::read(path)?)
     }
 
     /// Builds from parsed GGUF metadata.
+    ///
+    /// # Errors
+    ///
+    /// [`TextError::Metadata`] if the vocabulary is missing, incomplete or of the wrong type,
+    /// [`TextError::Unsupported`] if it is of another kind than `gpt2` or `llama`.
     pub fn from_metadata(metadata: &GgufMetadata) -> Result<Self, TextError> {
         let key = "tokenizer.ggml.model";
         let (encoder, table, adds_bos, drops_first_space) = match metadata.text(key)? {
@@ -238,6 +254,10 @@ impl Tokenizer {
     /// Ids of `text`. Special tokens written out in it become their ids; `add_special` also adds
     /// those that the model was trained with around a text (for example BOS). Rendered chats need
     /// false: their template writes its own.
+    ///
+    /// # Errors
+    ///
+    /// [`TextError::Encode`] if the vocabulary has no token for a part of the text.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, TextError> {
         let mut ids = Vec::new();
         if let (true, Surround::Ids { before, .. }) = (add_special, &self.surround) {

@@ -93,6 +93,10 @@ pub(super) fn read<'a>(
 }
 
 /// Row-major f32, `[n_out, n_in]`.
+///
+/// # Errors
+///
+/// If the parts are not as long as a matrix of this shape and group needs.
 pub fn dequantise(matrix: &AwqMatrix) -> Result<Vec<f32>, WeightError> {
     let (n_out, n_in, group) = (matrix.n_out, matrix.n_in, matrix.group_size);
     let whole = group > 0 && n_in.is_multiple_of(group) && n_out.is_multiple_of(8);
@@ -136,6 +140,11 @@ pub fn dequantise(matrix: &AwqMatrix) -> Result<Vec<f32>, WeightError> {
 
 /// Quantises row-major `[n_out, n_in]` weights by rounding within each group's range. Fails if
 /// `n_out` is not a multiple of 8 or `n_in` not one of `group_size`.
+///
+/// # Errors
+///
+/// If `n_out` is no multiple of 8, `n_in` none of `group_size`, or `weights` not `n_out · n_in`
+/// long.
 pub fn quantise(
     weights: &[f32],
     (n_out, n_in): (usize, usize),

@@ -9,7 +9,7 @@ use half::{bf16, f16};
 use super::{ElementFormat, WeightError};
 
 /// Decodes `n_elements` stored as `format`. Fails unless `bytes` contains exactly these elements.
-pub fn to_f32(
+pub(crate) fn to_f32(
     format: ElementFormat,
     bytes: &[u8],
     n_elements: usize,

@@ -93,6 +93,10 @@ pub fn reference(config: &ModelConfig, seed: u64) -> SyntheticCheckpoint {
 
 /// Writes `config.json`, `generation_config.json` and the weights, in `n_shards` files (with an
 /// index if there is more than one).
+///
+/// # Errors
+///
+/// If the shapes cannot be stored in this format, or a file cannot be written.
 pub fn write_folder(
     dir: &Path,
     config: &ModelConfig,
@@ -179,6 +183,10 @@ pub fn config_json(config: &ModelConfig, format: FolderFormat) -> serde_json::Va
 /// Writes a GGUF file like llama.cpp's converter: q and k rows of `llama` interleaved, matrices in
 /// `format`, vectors in f32. `extra` metadata is added to (or replaces) the model's own; the token
 /// list is invented, one `<tN>` for each id.
+///
+/// # Errors
+///
+/// If the shapes cannot be stored in this format, or the file cannot be written.
 pub fn write_gguf(
     path: &Path,
     config: &ModelConfig,
@@ -196,6 +204,10 @@ pub fn write_gguf(
 
 /// As [`write_gguf`], in several files like `llama-gguf-split`: the first has the metadata. Returns
 /// their paths.
+///
+/// # Errors
+///
+/// As [`write_gguf`].
 pub fn write_gguf_parts(
     dir: &Path,
     config: &ModelConfig,

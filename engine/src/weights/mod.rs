@@ -156,15 +156,30 @@ impl WeightError {
 pub trait Checkpoint: Send + Sync {
     fn config(&self) -> &ModelConfig;
     /// Shape-checked against the configuration.
+    ///
+    /// # Errors
+    ///
+    /// If the tensor is missing, has another shape or a format that is not supported, or its
+    /// file became shorter.
     fn matrix(&self, id: MatrixId) -> Result<Matrix<'_>, WeightError>;
     /// Converted to f32, length-checked.
+    ///
+    /// # Errors
+    ///
+    /// If the tensor is missing, has another length or a format that is not supported, or its
+    /// file became shorter.
     fn vector(&self, id: VectorId) -> Result<Vec<f32>, WeightError>;
     fn format(&self) -> CheckpointFormat;
     /// Seed of dummy weights, which an executor may generate itself; `None` for real ones.
     fn dummy_seed(&self) -> Option<u64> {
         None
     }
-    /// Fails if a file became shorter since it was opened: data read from it may be wrong.
+    /// Whether the files are still as long as when they were opened: data read from a shorter one
+    /// may be wrong.
+    ///
+    /// # Errors
+    ///
+    /// [`WeightError::File`] with the file and both lengths.
     fn check_unchanged(&self) -> Result<(), WeightError> {
         Ok(())
     }
@@ -172,6 +187,10 @@ pub trait Checkpoint: Send + Sync {
     /// pages of mapped files may be evicted. They are read again if needed.
     fn release(&self) {}
     /// A matrix's format and size, without its bytes.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::matrix`].
     fn storage(&self, id: MatrixId) -> Result<MatrixStorage, WeightError> {
         Ok(self.matrix(id)?.storage())
     }
@@ -217,6 +236,11 @@ impl Matrix<'_> {
     }
 
     /// Row-major f32 copy, `[n_out, n_in]`: the simple reference for every format.
+    ///
+    /// # Errors
+    ///
+    /// As the constructors: if the bytes are not as many as shape and format need. An opened
+    /// checkpoint gives no such matrix.
     pub fn to_f32(&self) -> Result<Vec<f32>, WeightError> {
         match self {
             Self::Rows {

@@ -46,6 +46,12 @@ pub struct StoredTensor<'a> {
 impl TensorFiles {
     /// Maps the files named by the index, or the single `model.safetensors`, or otherwise every
     /// `*.safetensors` in the folder.
+    ///
+    /// # Errors
+    ///
+    /// [`WeightError::Absent`] if the folder has no such file, [`WeightError::Unreadable`] if
+    /// one cannot be mapped, [`WeightError::File`] if the index or a file is malformed or holds
+    /// a tensor that another file holds, too.
     pub fn open(dir: &Path) -> Result<Self, WeightError> {
         let mut opened = Self {
             files: Vec::new(),
@@ -95,6 +101,11 @@ impl TensorFiles {
         self.tensors.contains_key(name)
     }
 
+    /// A tensor as it is stored.
+    ///
+    /// # Errors
+    ///
+    /// [`WeightError::Missing`] if no file holds it.
     pub fn tensor(&self, name: &str) -> Result<StoredTensor<'_>, WeightError> {
         let missing = || WeightError::Missing {
             name: name.to_string(),
@@ -139,7 +150,7 @@ impl TensorFiles {
 }
 
 /// The weight files of a folder, in a fixed order.
-pub fn weight_files(dir: &Path) -> Result<Vec<PathBuf>, WeightError> {
+pub(crate) fn weight_files(dir: &Path) -> Result<Vec<PathBuf>, WeightError> {
     let index = dir.join("model.safetensors.index.json");
     if index.exists() {
         return Ok(index_shards(&index)?
@@ -180,7 +191,7 @@ fn what_is_there(dir: &Path) -> String {
 }
 
 /// The shard names of an index, each a plain file name.
-pub fn index_shards(index: &Path) -> Result<BTreeSet<String>, WeightError> {
+pub(crate) fn index_shards(index: &Path) -> Result<BTreeSet<String>, WeightError> {
     #[derive(serde::Deserialize)]
     struct Index {
         weight_map: HashMap<String, String>,
@@ -225,6 +236,11 @@ pub struct SafetensorsCheckpoint {
 
 impl SafetensorsCheckpoint {
     /// Opens the folder and checks that every tensor exists and has its shape.
+    ///
+    /// # Errors
+    ///
+    /// If `config.json` is missing or refused, the weight files cannot be opened, or a tensor is
+    /// missing or has another shape or format.
     pub fn open(dir: &Path) -> Result<Self, WeightError> {
         let config = config_json::read_folder(dir)?;
         let opened = Self {

@@ -60,7 +60,7 @@ impl SyntheticCheckpoint {
     }
 
     /// `--load-format dummy` on a folder: only its `config.json` is read.
-    pub fn of_folder(dir: &Path, seed: u64) -> Result<Self, WeightError> {
+    pub(crate) fn of_folder(dir: &Path, seed: u64) -> Result<Self, WeightError> {
         let config = config_json::read_folder(dir)?;
         let format = match config.awq {
             Some(awq) => {
@@ -74,7 +74,7 @@ impl SyntheticCheckpoint {
     }
 
     /// `--load-format dummy` on a GGUF file: only its metadata is read; weights are f16.
-    pub fn of_gguf(path: &Path, seed: u64) -> Result<Self, WeightError> {
+    pub(crate) fn of_gguf(path: &Path, seed: u64) -> Result<Self, WeightError> {
         let file = GgufFile::open(path)?;
         let config = gguf::config::read(&file.header, None)?;
         Ok(Self::new(

@@ -120,6 +120,11 @@ fn exit_code(end: CampaignEnd) -> ExitCode {
 }
 
 /// Does what was typed; the exit codes are those that `main.rs` names.
+///
+/// # Errors
+///
+/// What the command found wrong, or what could not be read, written or started. A run that
+/// failed or was interrupted is an exit code, not an error.
 pub fn dispatch(command: Command) -> Result<ExitCode> {
     match command {
         Command::Run(args) => {

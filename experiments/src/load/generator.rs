@@ -33,6 +33,10 @@ struct Planned {
 /// A case that is done before its company goes on, its further rows flagged as warm-up, until all
 /// are or one of them fails. So every measured request had all the others beside it. Dropping the
 /// future cancels what is in flight; a panic in it is an error.
+///
+/// # Errors
+///
+/// If the task of a user or a request panicked. A request that failed is a row with its error.
 pub async fn run_case(
     target: &Target,
     case: &Case,

@@ -55,6 +55,11 @@ pub struct BaseUrl {
 impl BaseUrl {
     /// As the OpenAI clients take it: `http://host:port/v1`. A bare `http://host:port` gets
     /// the `/v1`; any other path is taken as it is.
+    ///
+    /// # Errors
+    ///
+    /// [`HttpError::BaseUrl`] if it is no URL, its scheme is not `http`, or it has a query, a
+    /// user, no host, or a port that is no number.
     pub fn parse(url: &str, api_key: Option<String>) -> Result<Self, HttpError> {
         let refuse = |problem: String| HttpError::BaseUrl {
             url: without_user(url),
@@ -104,7 +109,7 @@ impl BaseUrl {
     }
 
     /// Whether anything listens there, asked for until `limit`: a server may be about to start.
-    pub async fn probe(&self, limit: Duration) -> Result<(), HttpError> {
+    pub(crate) async fn probe(&self, limit: Duration) -> Result<(), HttpError> {
         const PAUSE: Duration = Duration::from_millis(250);
         let deadline = Instant::now() + limit;
         loop {
@@ -148,17 +153,17 @@ impl BaseUrl {
     }
 
     /// `GET` of a path beside the API (`/health`, `/metrics`, `/server_info`).
-    pub async fn get_root(&self, path: &str, limit: Duration) -> Result<Bytes, HttpError> {
+    pub(crate) async fn get_root(&self, path: &str, limit: Duration) -> Result<Bytes, HttpError> {
         self.get(&format!("{}{path}", self.root_path), limit).await
     }
 
     /// `GET` of a path of the API (`/models`).
-    pub async fn get_api(&self, path: &str, limit: Duration) -> Result<Bytes, HttpError> {
+    pub(crate) async fn get_api(&self, path: &str, limit: Duration) -> Result<Bytes, HttpError> {
         self.get(&format!("{}{path}", self.api_path), limit).await
     }
 
     /// `POST` of JSON to a path of the API, answered in one piece.
-    pub async fn ask_api(
+    pub(crate) async fn ask_api(
         &self,
         path: &str,
         json: &Value,
@@ -169,7 +174,7 @@ impl BaseUrl {
     }
 
     /// `POST` of JSON to a path beside the API (`/tokenize`).
-    pub async fn ask_root(
+    pub(crate) async fn ask_root(
         &self,
         path: &str,
         json: &Value,
@@ -199,7 +204,7 @@ impl BaseUrl {
             .map_err(|_| HttpError::TimedOut(limit.as_secs_f64()))?
     }
 
-    pub async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, HttpError> {
+    pub(crate) async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, HttpError> {
         let unreachable = |source| HttpError::Connect {
             address: self.address(),
             source,
@@ -215,7 +220,7 @@ impl BaseUrl {
     }
 
     /// A JSON request to a path of the API.
-    pub fn post(&self, path: &str, json: Bytes) -> Result<Request<Full<Bytes>>, HttpError> {
+    pub(crate) fn post(&self, path: &str, json: Bytes) -> Result<Request<Full<Bytes>>, HttpError> {
         self.request(Method::POST, &format!("{}{path}", self.api_path), json)
     }
 

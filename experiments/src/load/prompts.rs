@@ -1,10 +1,10 @@
-//! The prompts of a workload: `data/prompts/<language>.jsonl`, one `{id, text}` a line.
+//! The prompts of a workload: `data/prompts/<language>.jsonl`, one `{id, text}` a line; long
+//! ones lie compressed (`.jsonl.gz`).
 //!
 //! Which request gets which prompt is drawn from the seed and the case's name, so that
 //! every arm of a campaign sends the same texts in the same order.
 
 use std::collections::HashSet;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use rand::SeedableRng;
@@ -46,13 +46,19 @@ pub struct PromptSet {
 }
 
 impl PromptSet {
+    /// Reads the files `names` of `dir`.
+    ///
+    /// # Errors
+    ///
+    /// [`PromptError::Read`] if a file cannot be read, [`PromptError::Line`] if a line is no
+    /// prompt, has no text or repeats an id, [`PromptError::Empty`] if a file has no prompts.
     pub fn load(dir: &Path, names: &[String]) -> Result<Self, PromptError> {
         let mut hash = Sha256::new();
         let mut prompts: Vec<Prompt> = Vec::new();
         let mut ids = HashSet::new();
         for name in names {
             let path = dir.join(format!("{name}.jsonl"));
-            let text = fs::read_to_string(&path).map_err(|source| PromptError::Read {
+            let text = records::text_file::read(&path).map_err(|source| PromptError::Read {
                 path: path.clone(),
                 source,
             })?;
@@ -120,7 +126,7 @@ mod tests {
 
     fn set(text: &str) -> Result<PromptSet, PromptError> {
         let dir = tempfile::tempdir().expect("temporary folder");
-        fs::write(dir.path().join("x.jsonl"), text).expect("written");
+        std::fs::write(dir.path().join("x.jsonl"), text).expect("written");
         PromptSet::load(dir.path(), &["x".into()])
     }
 

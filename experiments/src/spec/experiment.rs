@@ -160,6 +160,10 @@ struct Written {
 }
 
 /// Folders below `dir` that hold an `experiment.toml`, sorted.
+///
+/// # Errors
+///
+/// [`SpecError::Read`] if `dir` cannot be listed.
 pub fn experiment_names(dir: &Path) -> Result<Vec<String>, SpecError> {
     let entries = fs::read_dir(dir).map_err(|source| SpecError::Read {
         path: dir.into(),
@@ -175,6 +179,11 @@ pub fn experiment_names(dir: &Path) -> Result<Vec<String>, SpecError> {
 }
 
 /// `balanced-v2`, `03` or `03-balanced-v2` → `03-balanced-v2`.
+///
+/// # Errors
+///
+/// [`SpecError::Read`] if `dir` cannot be listed, [`SpecError::Unknown`] if no experiment has
+/// this name or number, [`SpecError::Ambiguous`] if several have.
 pub fn full_name(dir: &Path, typed: &str) -> Result<String, SpecError> {
     let names = experiment_names(dir)?;
     if let Some(name) = names.iter().find(|name| *name == typed) {
@@ -335,6 +344,10 @@ fn check_models(models: &[ModelSpec], workload: &Workload) -> Result<(), FieldEr
 }
 
 /// `[tune]` of the experiment or the nearest ancestor that has one; `name` is a folder's.
+///
+/// # Errors
+///
+/// If an `experiment.toml` of the lineage cannot be read or `tune` is no table.
 pub fn tune_table(dir: &Path, name: &str) -> Result<Option<Table>, SpecError> {
     match load_lineage(dir, name, &mut Vec::new())?.remove(TUNE) {
         None => Ok(None),

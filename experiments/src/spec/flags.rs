@@ -54,6 +54,12 @@ pub struct Flags(BTreeMap<String, toml::Value>);
 
 impl Flags {
     /// Checks every name and value.
+    ///
+    /// # Errors
+    ///
+    /// [`FlagError::Name`] if a name is not in lower case with dashes, [`FlagError::Owned`] if
+    /// the runner sets the flag itself, [`FlagError::Value`] if the value has no form on a
+    /// command line.
     pub fn validate(&self) -> Result<(), FlagError> {
         for (flag, value) in &self.0 {
             let well_named = flag.starts_with(|c: char| c.is_ascii_lowercase())
@@ -131,6 +137,10 @@ impl Flags {
     }
 
     /// Takes inherited flags away; a name that is not there is a mistake in the spec.
+    ///
+    /// # Errors
+    ///
+    /// [`FlagError::NothingToRemove`] for the first name that is not there.
     pub fn remove(&mut self, names: &[String]) -> Result<(), FlagError> {
         for flag in names {
             if self.0.remove(flag).is_none() {

@@ -15,6 +15,10 @@ pub struct Repository {
 impl Repository {
     /// The nearest folder at or above the current one that holds `Cargo.toml`,
     /// `experiments/` and `data/`.
+    ///
+    /// # Errors
+    ///
+    /// If the current folder cannot be read or lies in no such folder.
     pub fn find() -> Result<Self> {
         let here = std::env::current_dir().context("the current folder cannot be read")?;
         let root = here

@@ -19,6 +19,10 @@ pub fn heaviest_case(workload: &Workload) -> Option<Case> {
 }
 
 /// Before anything runs: an impossible value is named with its limit.
+///
+/// # Errors
+///
+/// The first field with an impossible value, and its limit.
 pub fn validate(workload: &Workload) -> Result<(), FieldError> {
     if workload.prompts.is_empty() {
         return Err(FieldError::new(

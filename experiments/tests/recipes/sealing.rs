@@ -43,7 +43,7 @@ fn a_recipe_ends_with_a_campaign_folder_that_everything_reads() {
     let [campaign] = campaigns.as_slice() else {
         panic!("{campaigns:?}");
     };
-    assert_eq!(folders(&notebook, &campaign.to_string_lossy()).len(), 5);
+    assert_eq!(folders(&notebook, &campaign.to_string_lossy()).len(), 6);
 
     let shown = list(&notebook);
     assert_eq!(shown.matches("_02-full_").count(), 2, "{shown}");
@@ -62,6 +62,17 @@ fn a_recipe_ends_with_a_campaign_folder_that_everything_reads() {
     );
     assert_eq!(folders(&notebook, "data/campaigns").len(), 2);
     assert_eq!(folders(&notebook, "data/runs"), Vec::<PathBuf>::new());
+
+    let outcome = notebook.run(&["seal", "--again"], &[]);
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    assert_eq!(outcome.stdout.matches(" again\n").count(), 2);
+    assert!(!list(&notebook).contains("broken"));
+    let outcome = notebook.run(&["seal", "--again", "another"], &[]);
+    assert!(
+        outcome.stderr.contains("no campaign `another`"),
+        "{}",
+        outcome.stderr
+    );
 
     let rows = campaign.join("requests.jsonl.zst");
     let bytes = fs::read(&rows).expect("readable");

@@ -143,6 +143,11 @@ pub struct DecodeAttentionArgs<'a> {
 impl DecodeAttention {
     /// `max_splits`: 1 to 8. `reduce_in_fp32`: partial results are merged in f32 rather than in the
     /// element type.
+    ///
+    /// # Errors
+    ///
+    /// If no kernel is compiled for this head dimension, format and element, a KV head has too
+    /// many query heads, or `max_splits` is out of its range.
     pub fn new(
         device: &Device,
         element: Element,
@@ -202,6 +207,10 @@ impl DecodeAttention {
         fitting.min(max_pages / PART_PAGES).clamp(1, MAX_PARTS)
     }
 
+    /// # Errors
+    ///
+    /// If a view is shorter than its shape, misaligned or of another element, a count is above
+    /// its limit, or `stream` is of another device.
     pub fn launch(&self, stream: &Stream, args: &DecodeAttentionArgs<'_>) -> Result<(), CudaError> {
         let HeadShape {
             n_q,

@@ -33,6 +33,12 @@ pub struct AttentionShape {
 }
 
 impl AttentionShape {
+    /// `self`, if the kernels can compute it.
+    ///
+    /// # Errors
+    ///
+    /// [`KernelError::Shape`] unless the query heads are a multiple of the KV heads and
+    /// `head_dim` is a multiple of 16 up to [`MAX_HEAD_DIM`].
     pub fn checked(self) -> Result<Self, KernelError> {
         let Self {
             n_q_heads,
@@ -111,6 +117,10 @@ pub struct AttentionPlan {
 
 impl AttentionPlan {
     /// Splits the batch into units of about equal length. The same plan serves every layer.
+    ///
+    /// # Errors
+    ///
+    /// [`KernelError::Shape`] if a sequence has fewer pages than its tokens need.
     pub fn prepare(
         &mut self,
         shape: AttentionShape,
@@ -170,6 +180,11 @@ impl AttentionPlan {
 }
 
 /// `q, out: [n_tokens, n_q_heads, head_dim]`; `plan` was prepared for these sequences.
+///
+/// # Errors
+///
+/// If `q` and `out` differ in length or are too short for the sequences, a page is not one of
+/// `kv`'s, or `plan` was prepared for other sequences or another number of threads.
 pub fn forward(
     pool: &mut WorkerPool,
     isa: Isa,

@@ -138,6 +138,12 @@ pub struct KvPages {
 }
 
 impl KvPages {
+    /// Zeroed pages.
+    ///
+    /// # Errors
+    ///
+    /// [`KernelError::Shape`] as [`AttentionShape::checked`], [`KernelError::Host`] if the
+    /// memory cannot be had.
     pub fn new(
         shape: AttentionShape,
         n_pages: usize,
@@ -190,6 +196,10 @@ impl KvPages {
     }
 
     /// Copies page `from_page` of `from`, which has the same shape and format, to `page`.
+    ///
+    /// # Errors
+    ///
+    /// If shape or format differ, or one of the pages does not exist.
     pub fn copy_page(&mut self, page: u32, from: &Self, from_page: u32) -> Result<(), KernelError> {
         if self.shape != from.shape || self.format != from.format {
             return Err(KernelError::Value {
@@ -219,6 +229,11 @@ impl KvPages {
 
     /// Stores tokens' `k, v: [n_tokens, n_kv_heads, head_dim]`, each in its slot. Returns the
     /// number of values that were too large or NaN and therefore changed.
+    ///
+    /// # Errors
+    ///
+    /// If `k` or `v` is not as long as the slots need, or a slot's page or place does not exist;
+    /// [`KernelError::Host`] if a worker thread panicked.
     pub fn store(
         &mut self,
         pool: &mut WorkerPool,

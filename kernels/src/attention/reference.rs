@@ -68,6 +68,11 @@ pub fn forward(kv: &KvPages, sequences: &[Sequence<'_>], q: &[f32]) -> Vec<f32> 
 }
 
 /// As [`forward`], into `out`, on all threads of `pool`.
+///
+/// # Errors
+///
+/// If `q` and `out` differ in length or are too short for the sequences, or a sequence has too
+/// few pages or one that does not exist; [`KernelError::Host`] if a worker thread panicked.
 pub fn forward_on(
     pool: &mut WorkerPool,
     kv: &KvPages,

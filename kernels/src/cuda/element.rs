@@ -73,22 +73,40 @@ pub struct ElementBuffer {
 
 impl ElementBuffer {
     /// Uninitialised memory.
+    ///
+    /// # Errors
+    ///
+    /// If the device has not as much free memory.
     pub fn new(device: &Device, element: Element, len: usize) -> Result<Self, CudaError> {
         let words = Buffer::new(device, len)?;
         Ok(Self { words, element })
     }
 
+    /// Zeroed memory.
+    ///
+    /// # Errors
+    ///
+    /// If the device has not as much free memory, or the memory cannot be set.
     pub fn zeroed(stream: &Stream, element: Element, len: usize) -> Result<Self, CudaError> {
         let words = Buffer::zeroed(stream, len)?;
         Ok(Self { words, element })
     }
 
     /// `values`, rounded.
+    ///
+    /// # Errors
+    ///
+    /// If the device has not as much free memory, or `stream` is being captured.
     pub fn from_f32(stream: &Stream, element: Element, values: &[f32]) -> Result<Self, CudaError> {
         let bits: Vec<u16> = values.iter().map(|value| element.bits(*value)).collect();
         Self::from_bits(stream, element, &bits)
     }
 
+    /// Values by their bits.
+    ///
+    /// # Errors
+    ///
+    /// If the device has not as much free memory, or `stream` is being captured.
     pub fn from_bits(stream: &Stream, element: Element, bits: &[u16]) -> Result<Self, CudaError> {
         let words = Buffer::from_slice(stream, bits)?;
         Ok(Self { words, element })
@@ -114,11 +132,20 @@ impl ElementBuffer {
         ElementView::new(self.words.all(), self.element)
     }
 
+    /// A part of the buffer.
+    ///
+    /// # Errors
+    ///
+    /// If the range is not inside the buffer.
     pub fn view(&self, range: Range<usize>) -> Result<ElementView<'_>, CudaError> {
         Ok(ElementView::new(self.words.view(range)?, self.element))
     }
 
     /// The exact values, after all work queued on `stream` so far.
+    ///
+    /// # Errors
+    ///
+    /// If `stream` is being captured or of another device, or earlier work on it failed.
     pub fn download(&self, stream: &Stream) -> Result<Vec<f32>, CudaError> {
         let bits = self.words.download(stream)?;
         Ok(bits.into_iter().map(|b| self.element.value(b)).collect())

@@ -42,6 +42,11 @@ pub struct DenseMatrix {
 
 impl DenseMatrix {
     /// Copies little-endian rows `[n_out, n_in]`.
+    ///
+    /// # Errors
+    ///
+    /// [`KernelError::Shape`] if `bytes` is empty or not as long as the rows,
+    /// [`KernelError::Host`] if the memory cannot be had.
     pub fn copy_from(
         arena: &mut Arena,
         n_out: usize,
@@ -103,6 +108,10 @@ impl DenseMatrix {
     }
 
     /// One row as f32, into `out: [n_in]`.
+    ///
+    /// # Errors
+    ///
+    /// [`KernelError::Shape`] if `out` is not `n_in` long or there is no such row.
     pub fn dequantize_row(&self, row: usize, out: &mut [f32]) -> Result<(), KernelError> {
         check_shape("dense_linear", "length of out", out.len(), self.n_in)?;
         if row >= self.n_out {

@@ -30,6 +30,9 @@ pub struct Embedding {
 }
 
 impl Embedding {
+    /// # Errors
+    ///
+    /// If the binary has no such kernel for this device.
     pub fn new(device: &Device, element: Element) -> Result<Self, CudaError> {
         let kernel = element.kernel(device, "embedding/embedding", "embedding")?;
         kernel.set_shared_carveout(100)?;
@@ -38,6 +41,11 @@ impl Embedding {
 
     /// `ids: [n_rows]`, `table: [vocab, hidden]`, `h: [n_rows, hidden]`. An id outside the
     /// vocabulary gives row 0. `hidden` is a multiple of 8.
+    ///
+    /// # Errors
+    ///
+    /// If a view is shorter than its shape, misaligned or of another element, `hidden` is no
+    /// multiple of 8, or `stream` is of another device.
     pub fn launch(
         &self,
         stream: &Stream,

@@ -13,6 +13,11 @@ use std::sync::Mutex;
 const MIN_TOKENS: usize = 4;
 
 /// `table: [vocab, hidden]`, `out: [n_tokens, hidden]`.
+///
+/// # Errors
+///
+/// [`KernelError::Shape`] if `out` has another length or a token is not in the vocabulary;
+/// [`KernelError::Host`] if a worker thread panicked.
 pub fn forward(
     pool: &mut WorkerPool,
     table: &LinearWeights,

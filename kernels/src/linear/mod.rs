@@ -51,6 +51,10 @@ impl LinearWeights {
     }
 
     /// One row as f32, into `out: [n_in]`.
+    ///
+    /// # Errors
+    ///
+    /// [`KernelError::Shape`] if `out` is not `n_in` long or there is no such row.
     pub fn dequantize_row(&self, row: usize, out: &mut [f32]) -> Result<(), KernelError> {
         match self {
             Self::Quant(w) => w.dequantize_row(row, out),
@@ -77,6 +81,11 @@ pub struct LinearPart<'a> {
 }
 
 /// Computes every part from the same input.
+///
+/// # Errors
+///
+/// [`KernelError::Shape`] if the input, a part's output or its bias has another length than
+/// `n_tokens` and the matrix say; [`KernelError::Host`] if a worker thread panicked.
 pub fn forward(
     pool: &mut WorkerPool,
     isa: Isa,

@@ -71,6 +71,9 @@ pub struct QkvPrepareArgs<'a> {
 }
 
 impl QkvPrepare {
+    /// # Errors
+    ///
+    /// If no kernel is compiled for this head dimension, format and element.
     pub fn new(
         device: &Device,
         element: Element,
@@ -90,6 +93,10 @@ impl QkvPrepare {
         })
     }
 
+    /// # Errors
+    ///
+    /// If a view is shorter than its shape, misaligned or of another element, or `stream` is of
+    /// another device.
     pub fn launch(&self, stream: &Stream, args: &QkvPrepareArgs<'_>) -> Result<(), CudaError> {
         let HeadShape {
             n_q,

@@ -90,6 +90,11 @@ impl QuantActivations {
     }
 
     /// Replaces the contents by `x: [n_tokens, n_in]`; `n_in` must be a multiple of 32.
+    ///
+    /// # Errors
+    ///
+    /// [`KernelError::Shape`] if `n_in` is no multiple of 32 or `x` no whole number of rows;
+    /// [`KernelError::Host`] if a worker thread panicked.
     pub fn quantize(
         &mut self,
         pool: &mut WorkerPool,

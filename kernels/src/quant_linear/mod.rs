@@ -176,6 +176,12 @@ impl<'a> Tile<'a> {
 
 impl QuantMatrix {
     /// Repacks a matrix of shape `[n_out, n_in]`; `n_in` must be a multiple of 32.
+    ///
+    /// # Errors
+    ///
+    /// [`KernelError::Shape`] if a dimension is not a multiple of what the format needs or a
+    /// part of `source` has another length, [`KernelError::Host`] if the memory cannot be had or
+    /// a worker thread panicked.
     pub fn pack(
         pool: &mut WorkerPool,
         arena: &mut Arena,
@@ -227,6 +233,10 @@ impl QuantMatrix {
     }
 
     /// One row as f32, into `out: [n_in]`.
+    ///
+    /// # Errors
+    ///
+    /// [`KernelError::Shape`] if `out` is not `n_in` long or there is no such row.
     pub fn dequantize_row(&self, row: usize, out: &mut [f32]) -> Result<(), KernelError> {
         check_shape("quant_linear", "length of out", out.len(), self.n_in)?;
         if row >= self.n_out {

@@ -16,6 +16,10 @@ pub(super) fn scale_and_min(scales: &[u8], offset: Offset, lane: usize) -> (f32,
 }
 
 /// `y: [n_tokens, n_out]` for `x: [n_tokens, n_in]`.
+///
+/// # Errors
+///
+/// Those of [`QuantMatrix::dequantize_row`], none of which a matrix that was packed can give.
 pub fn forward(w: &QuantMatrix, x: &[f32]) -> Result<Vec<f32>, KernelError> {
     let n_tokens = x.len() / w.n_in();
     let mut y = vec![0.0; n_tokens * w.n_out()];

@@ -40,6 +40,9 @@ pub struct RmsNorm {
 }
 
 impl RmsNorm {
+    /// # Errors
+    ///
+    /// If the binary has no such kernel for this device.
     pub fn new(device: &Device, element: Element) -> Result<Self, CudaError> {
         let kernel = element.kernel(device, "rms_norm/rms_norm", "rms_norm")?;
         kernel.set_shared_carveout(100)?;
@@ -48,6 +51,11 @@ impl RmsNorm {
 
     /// `h: [.., n]`, `weight: [n]`, `rows: [n_rows]` (which rows of `h`; `None` takes the first
     /// ones in order), `x: [n_rows, n]`. `n` is a multiple of 4 up to [`MAX_N`].
+    ///
+    /// # Errors
+    ///
+    /// If a view is shorter than its shape, misaligned or of another element, `n` is no multiple
+    /// of 4 or above [`MAX_N`], `eps` is not above 0, or `stream` is of another device.
     pub fn launch(
         &self,
         stream: &Stream,
@@ -65,6 +73,10 @@ impl RmsNorm {
 
     /// As [`Self::launch`] with rows in order, up to [`MAX_FUSED_NORM_ROWS`]; prepares `next` for
     /// the next norm.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::launch`], and for more than [`MAX_FUSED_NORM_ROWS`] rows.
     pub fn launch_first(
         &self,
         stream: &Stream,

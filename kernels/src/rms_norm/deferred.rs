@@ -76,6 +76,10 @@ device_structs! {
 
 impl NormState {
     /// Not prepared for any norm yet.
+    ///
+    /// # Errors
+    ///
+    /// If the device has not as much free memory, or the memory cannot be set.
     pub fn new(stream: &Stream) -> Result<Self, CudaError> {
         Ok(Self {
             squares: Buffer::zeroed(stream, MAX_FUSED_NORM_ROWS * STRIDE)?,

@@ -16,6 +16,11 @@ const OP: &str = "rms_norm";
 const MIN_ELEMENTS: usize = 8192;
 
 /// `x, y: [n_rows, n]`, `weight: [n]`.
+///
+/// # Errors
+///
+/// [`KernelError::Shape`] if `weight` is empty, `x` is no whole number of rows or `y` has
+/// another length; [`KernelError::Host`] if a worker thread panicked.
 pub fn forward(
     pool: &mut WorkerPool,
     isa: Isa,
@@ -39,6 +44,11 @@ pub fn forward(
 }
 
 /// Normalises `x: [n_rows, n]` in place.
+///
+/// # Errors
+///
+/// [`KernelError::Shape`] if `weight` is empty or `x` is no whole number of rows;
+/// [`KernelError::Host`] if a worker thread panicked.
 pub fn in_place(
     pool: &mut WorkerPool,
     isa: Isa,

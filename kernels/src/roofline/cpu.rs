@@ -44,6 +44,10 @@ pub fn read(pool: &mut WorkerPool, isa: Isa, words: &[f32]) -> Result<(), Kernel
 }
 
 /// `rounds` times 16 × [`CHAINS`] multiply-adds in f32 on every thread; how many those are in all.
+///
+/// # Errors
+///
+/// [`KernelError::Host`] if a worker thread panicked.
 pub fn multiply_f32(pool: &mut WorkerPool, isa: Isa, rounds: usize) -> Result<u64, KernelError> {
     pool.run(&|_| {
         let rounds = black_box(rounds);
@@ -53,6 +57,10 @@ pub fn multiply_f32(pool: &mut WorkerPool, isa: Isa, rounds: usize) -> Result<u6
 }
 
 /// The same with 8-bit integers, by the instructions of `quant_linear`.
+///
+/// # Errors
+///
+/// [`KernelError::Host`] if a worker thread panicked.
 pub fn multiply_int8(pool: &mut WorkerPool, isa: Isa, rounds: usize) -> Result<u64, KernelError> {
     pool.run(&|_| {
         let rounds = black_box(rounds);

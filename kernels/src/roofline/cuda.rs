@@ -40,6 +40,9 @@ pub struct ReadMemory {
 }
 
 impl ReadMemory {
+    /// # Errors
+    ///
+    /// If the binary has no such kernel for this device.
     pub fn new(device: &Device) -> Result<Self, CudaError> {
         let n_multiprocessors = device.properties().n_multiprocessors;
         Ok(Self {
@@ -50,6 +53,11 @@ impl ReadMemory {
 
     /// `out: [1]` becomes itself xor all 32-bit words of `data`, in stream order. `data` is a
     /// multiple of 16 bytes, not 0, and starts on 16 bytes.
+    ///
+    /// # Errors
+    ///
+    /// If `data` is no multiple of 16 bytes or does not start on 16, `out` is empty, or `stream`
+    /// is of another device.
     pub fn launch(
         &self,
         stream: &Stream,
@@ -86,6 +94,10 @@ pub struct Multiply {
 
 impl Multiply {
     /// With `mma.sync`, which every GPU has.
+    ///
+    /// # Errors
+    ///
+    /// If the binary has no such kernel for this device.
     pub fn mma_sync(device: &Device) -> Result<Self, CudaError> {
         let n_blocks = 2 * device.properties().n_multiprocessors;
         let n_warps = n_blocks * 8;
@@ -99,6 +111,10 @@ impl Multiply {
     }
 
     /// With `wgmma`; `None` on GPUs other than sm_90.
+    ///
+    /// # Errors
+    ///
+    /// If the device is `sm_90` and the binary has no such kernel.
     pub fn wgmma(device: &Device) -> Result<Option<Self>, CudaError> {
         let properties = device.properties();
         if properties.compute_capability != (9, 0) {
@@ -121,6 +137,10 @@ impl Multiply {
 
     /// Gives `n_rounds` rounds to the stream and returns their floating-point operations.
     /// `out: [1]` is not changed.
+    ///
+    /// # Errors
+    ///
+    /// If `n_rounds` is 0 or above 2^31 − 1, `out` is empty, or `stream` is of another device.
     pub fn launch(
         &self,
         stream: &Stream,

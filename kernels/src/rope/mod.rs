@@ -61,6 +61,11 @@ pub struct Rope {
 }
 
 impl Rope {
+    /// The frequencies of a model.
+    ///
+    /// # Errors
+    ///
+    /// [`KernelError::Shape`] unless `head_dim` is even and not 0.
     pub fn new(head_dim: usize, theta: f32, scaling: Scaling) -> Result<Self, KernelError> {
         if head_dim == 0 || !head_dim.is_multiple_of(2) {
             return Err(KernelError::Shape {
@@ -162,6 +167,11 @@ impl Rope {
 
 /// Rotates every head of `x: [n_tokens, n_heads, head_dim]` by its token's `angles: [n_tokens,
 /// head_dim]` (cos, then sin).
+///
+/// # Errors
+///
+/// [`KernelError::Shape`] unless `head_dim` is even and not 0, `angles` is a whole number of
+/// tokens, and `x` of as many; [`KernelError::Host`] if a worker thread panicked.
 pub fn rotate(
     pool: &mut WorkerPool,
     isa: Isa,

@@ -35,6 +35,9 @@ pub struct SiluMul {
 }
 
 impl SiluMul {
+    /// # Errors
+    ///
+    /// If the binary has no such kernel for this device.
     pub fn new(device: &Device, element: Element) -> Result<Self, CudaError> {
         let kernel = element.kernel(device, "silu_mul/silu_mul", "silu_mul")?;
         kernel.set_shared_carveout(100)?;
@@ -43,6 +46,11 @@ impl SiluMul {
 
     /// `gate, up: [n_rows, stride]`, `out: [n_rows, out_stride]`, `n` values of each row. `n` and
     /// the strides are multiples of 8. `out` may be the same memory as `gate`.
+    ///
+    /// # Errors
+    ///
+    /// If a view is shorter than its shape, misaligned or of another element, `n` or a stride is
+    /// no multiple of 8, or `stream` is of another device.
     pub fn launch(
         &self,
         stream: &Stream,

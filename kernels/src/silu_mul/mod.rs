@@ -14,6 +14,11 @@ use crate::lanes::{LANES, Lanes, at, at_mut, exp, for_isa, padded};
 const MIN_ELEMENTS: usize = 8192;
 
 /// `gate, up: [n]`; the result replaces `gate`.
+///
+/// # Errors
+///
+/// [`KernelError::Shape`] if `up` is not as long as `gate`; [`KernelError::Host`] if a worker
+/// thread panicked.
 pub fn in_place(
     pool: &mut WorkerPool,
     isa: Isa,

@@ -119,6 +119,11 @@ enum LargeMKernels {
 
 impl StreamLinearKernels {
     /// Kernels whose activations, 16-bit weights and biases are of `element`.
+    ///
+    /// # Errors
+    ///
+    /// If a kernel is missing in the binary or was compiled for another block size, or the
+    /// device has too little memory.
     pub fn load(
         stream: &Stream,
         element: Element,
@@ -130,6 +135,10 @@ impl StreamLinearKernels {
     /// With `int8`, AWQ weights in groups of 128 are multiplied with activations in 8 bits from
     /// [`LARGE_M_MIN`](super::LARGE_M_MIN) rows on; it takes [`Int8Room::n_bytes`] of device memory, and all launches go to one
     /// stream.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::load`].
     pub fn load_with_int8(
         stream: &Stream,
         element: Element,
@@ -265,6 +274,10 @@ pub struct StreamLinear {
 
 impl StreamLinear {
     /// Memory for a matrix; load every part before the first launch.
+    ///
+    /// # Errors
+    ///
+    /// If the device has not as much free memory.
     pub fn new(kernels: &Arc<StreamLinearKernels>, layout: Layout) -> Result<Self, CudaError> {
         let weights = Buffer::new(&kernels.device, layout.weight_bytes())?;
         let scales = Buffer::new(&kernels.device, layout.scale_bytes())?;
@@ -317,6 +330,10 @@ impl StreamLinear {
     }
 
     /// Dummy weights in all parts, the same for the same seed, in stream order.
+    ///
+    /// # Errors
+    ///
+    /// If `stream` is of another device.
     pub fn fill_random(&mut self, stream: &Stream, seed: u64) -> Result<(), CudaError> {
         let (weights, scales) = (self.weights.all(), self.scales.all());
         let element = self.kernels.element;
@@ -332,6 +349,11 @@ impl StreamLinear {
     /// whole tiles of rows. A row holds [`Layout::padded_k`] values, of which those from k on must
     /// be zero (any finite value is harmless, NaN is not). bias: `[n]`.
     /// `dependent`: start while the kernel before this one runs (it must not write W).
+    ///
+    /// # Errors
+    ///
+    /// If a part is not loaded, `m` is 0 or above what the kernels take, a view is shorter than
+    /// its shape, misaligned or of another element, or `stream` is of another device.
     pub fn launch(
         &self,
         stream: &Stream,
@@ -346,6 +368,10 @@ impl StreamLinear {
     }
 
     /// As [`Self::launch`], with the previous or the next norm fused, if [`Self::fuses_norm`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::launch`], and if the variant for `m` rows does not fuse norms.
     pub fn launch_with_norm(
         &self,
         stream: &Stream,
@@ -361,12 +387,20 @@ impl StreamLinear {
     }
 
     /// Whether a launch of `m` rows can fuse the previous or the next norm.
+    ///
+    /// # Errors
+    ///
+    /// If `m` has no variant: see [`Self::variant`].
     pub fn fuses_norm(&self, m: usize) -> Result<bool, CudaError> {
         Ok(m <= MAX_FUSED_NORM_ROWS && self.variant(m)?.fuses_norm())
     }
 
     /// As [`Self::launch`], with this variant, for timing candidates. x is tiled if
     /// [`Variant::is_tiled`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::launch`], and if `variant` cannot compute this matrix with `m` rows.
     pub fn launch_variant(
         &self,
         stream: &Stream,

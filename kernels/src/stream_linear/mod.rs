@@ -70,6 +70,10 @@ impl Format {
     pub const ALL: [Self; 4] = [Self::AwqG128, Self::AwqG64, Self::AwqG32, Self::Half];
 
     /// The AWQ format with `group` values of k to a scale: 32, 64 or 128.
+    ///
+    /// # Errors
+    ///
+    /// [`KernelError::Shape`] for any other size.
     pub fn awq(group: usize) -> Result<Self, KernelError> {
         match group {
             128 => Ok(Self::AwqG128),

@@ -25,6 +25,10 @@ impl RowBucket {
     pub const ALL: [Self; 4] = [Self::Up8, Self::Up16, Self::Up32, Self::Up64];
 
     /// The smallest variant for `m` rows.
+    ///
+    /// # Errors
+    ///
+    /// [`KernelError::Shape`] if `m` is not from 1 to [`MAX_ROWS`].
     pub fn of(m: usize) -> Result<Self, KernelError> {
         Self::ALL
             .into_iter()
@@ -137,6 +141,11 @@ fn n_block_tiles(layout: &Layout, plan: &Plan) -> usize {
 }
 
 /// The plan with the least estimated time. An error if no plan fits the device.
+///
+/// # Errors
+///
+/// [`KernelError::Shape`] if `m` is not from 1 to [`MAX_ROWS`], [`KernelError::Value`] if no
+/// plan fits the device.
 pub fn choose_plan(layout: &Layout, m: usize, limits: &DeviceLimits) -> Result<Plan, KernelError> {
     let mut best: Option<(f64, Plan)> = None;
     each_plan(layout, m, limits, |cost, plan| {

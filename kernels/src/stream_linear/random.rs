@@ -45,6 +45,11 @@ device_structs! {
 }
 
 /// Normally distributed values, the same for the same seed.
+///
+/// # Errors
+///
+/// If the binary has no such kernel for this device, or `values` and `stream` are not of one
+/// device.
 pub fn fill_normal(
     stream: &Stream,
     values: ElementView<'_>,

@@ -80,6 +80,10 @@ impl fmt::Display for Variant {
 }
 
 /// The variant for `m` rows by default.
+///
+/// # Errors
+///
+/// If no plan fits the device, or `m` has none: see [`choose_plan`].
 pub fn default_variant(
     layout: &Layout,
     m: usize,
@@ -105,6 +109,11 @@ pub fn default_variant(
 ///
 /// Up to 8 rows `wgmma.cu` and `mma.cu` would multiply mostly padding. From [`LARGE_M_MIN`] on
 /// activations lie in tiles only.
+///
+/// # Errors
+///
+/// [`KernelError::Shape`] if `m` is not from 1 to [`MAX_ROWS`], [`KernelError::Value`] if no
+/// plan fits the device.
 pub fn candidates(
     layout: &Layout,
     m: usize,

@@ -112,7 +112,8 @@ fn sealed_starts_are_the_runs_that_they_were() {
             DIGESTS,
             "files.jsonl.zst",
             "requests.jsonl.zst",
-            STARTS
+            STARTS,
+            TIMES
         ]
     );
 
@@ -167,16 +168,16 @@ fn a_sealed_file_that_was_changed_breaks_its_runs() {
     places.start("01-a", 0);
     let dir = places.seal().expect("sealed");
     let path = dir.join(STARTS);
-    let text = fs::read_to_string(&path).expect("readable");
-    fs::write(
-        &path,
-        text.replace("01-a\",\"round\":0", "01-a\",\"round\":7"),
-    )
-    .expect("written");
+    let text = starts_text(&dir).expect("readable");
+    let changed = text.replace("01-a\",\"round\":0", "01-a\",\"round\":7");
+    fs::write(&path, pack(changed.as_bytes()).expect("packed")).expect("written");
     let runs = places.store().all().expect("readable");
     assert_eq!(
         integrity::check(&runs[0]),
-        Err("starts.jsonl is not what was sealed: its sha256 is not that in digests.json".into())
+        Err(
+            "starts.jsonl.zst is not what was sealed: its sha256 is not that in digests.json"
+                .into()
+        )
     );
     fs::remove_file(dir.join(DIGESTS)).expect("removed");
     let runs = places.store().all().expect("readable");
@@ -241,4 +242,66 @@ fn campaigns_that_wait_are_listed_with_whether_they_are_quick() {
     fs::create_dir(places.runs().join("something-else")).expect("made");
     let waiting = unsealed_campaigns(&places.runs()).expect("readable");
     assert_eq!(waiting, [(CAMPAIGN_ID.to_owned(), false)]);
+}
+
+#[test]
+fn a_campaign_of_an_older_version_is_read_and_sealed_again() {
+    let places = Places::new();
+    let run_id = places.start("01-a", 0);
+    let row =
+        "{\"case\":\"a\",\"first_token_s\":0.5,\"token_s\":[0.5,0.50300000000001],\"end_s\":1.0}\n";
+    let folder = places.runs().join(&run_id);
+    fs::write(folder.join(REQUESTS), row.repeat(3)).expect("written");
+    let dir = places.seal().expect("sealed");
+
+    // As older versions sealed: the starts not compressed, the times in the rows.
+    let starts = starts_text(&dir).expect("readable");
+    let sealed = SealedCampaign::open(&dir).expect("readable");
+    let before = files_owned(&sealed, &run_id);
+    let mut rows = String::new();
+    encode(&run_id, REQUESTS, row.repeat(3).as_bytes(), &mut rows, None);
+    fs::write(dir.join("starts.jsonl"), &starts).expect("written");
+    fs::write(
+        dir.join("requests.jsonl.zst"),
+        pack(rows.as_bytes()).expect("packed"),
+    )
+    .expect("written");
+    for name in [STARTS, TIMES, DIGESTS] {
+        fs::remove_file(dir.join(name)).expect("removed");
+    }
+    let digests = CampaignDigests {
+        schema_version: SCHEMA_VERSION,
+        sha256: digests_of(&dir, DIGESTS).expect("readable"),
+    };
+    write_json(&dir.join(DIGESTS), &digests).expect("written");
+    let older = SealedCampaign::open(&dir).expect("readable");
+    assert_eq!(older.check(), Ok(()));
+    assert_eq!(files_owned(&older, &run_id), before);
+
+    reseal(&dir).expect("sealed again");
+    let again = SealedCampaign::open(&dir).expect("readable");
+    assert_eq!(again.check(), Ok(()));
+    assert_eq!(files_owned(&again, &run_id), before);
+    assert_eq!(starts_text(&dir).expect("readable"), starts);
+    assert!(!dir.join("starts.jsonl").exists() && dir.join(TIMES).exists());
+    assert_eq!(
+        fs::read_dir(places.campaigns()).expect("readable").count(),
+        1
+    );
+
+    // What is broken is not vouched for anew.
+    fs::write(dir.join(CAMPAIGN), "{}").expect("written");
+    let error = reseal(&dir).expect_err("refused").to_string();
+    assert!(
+        error.contains("campaign.json is not what was sealed"),
+        "{error}"
+    );
+}
+
+fn files_owned(sealed: &SealedCampaign, run_id: &str) -> BTreeMap<String, Vec<u8>> {
+    let files = sealed.files_of(run_id).expect("readable");
+    let owned = files
+        .into_iter()
+        .map(|(name, bytes)| (name.to_owned(), bytes.to_vec()));
+    owned.collect()
 }

@@ -34,6 +34,10 @@ const GIB: f64 = 1024.0 * 1024.0 * 1024.0;
 const N_QUANTILES: u32 = 50;
 
 /// All charts that the data of a group suffice for.
+///
+/// # Errors
+///
+/// [`ReportError::Chart`] if a chart cannot be drawn.
 pub fn charts_of(
     records: &Records,
     group: &Group<'_>,
@@ -94,6 +98,10 @@ pub fn charts_of(
 }
 
 /// Latency and throughput over users, and latency over output tokens, of these configurations.
+///
+/// # Errors
+///
+/// [`ReportError::Chart`] if a chart cannot be drawn.
 pub fn charts_of_cases(
     names: &[&str],
     ladder: &[CaseRow],

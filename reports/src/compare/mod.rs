@@ -30,6 +30,12 @@ use resolve::{Chosen, resolve};
 const VALUE_WIDTH: u16 = 48;
 
 /// The text that `reports compare` prints. `names`: run ids, their last parts, or experiments.
+///
+/// # Errors
+///
+/// If the runs cannot be read, a name is that of no run or experiment
+/// ([`ReportError::UnknownRun`]) or fits several runs ([`ReportError::AmbiguousRun`]), or the
+/// only run that it fits is broken or has no readable record ([`ReportError::UnreadableRun`]).
 pub fn compare(
     store: impl Into<Store>,
     names: [&str; 2],

@@ -52,6 +52,10 @@ impl Gaps {
 }
 
 /// By run id and case; warm-up and failed requests give none. Runs are read side by side.
+///
+/// # Errors
+///
+/// If a run's `requests.jsonl` cannot be read or one of its lines is no request row.
 pub fn read_all(runs: &[&RunFolder]) -> Result<BTreeMap<(String, String), Gaps>, ReportError> {
     let mut all = BTreeMap::new();
     for (run, of_run) in runs.iter().zip(read_side_by_side(runs, read_one)?) {

@@ -12,6 +12,11 @@ use records::imported::parse;
 use crate::ReportError;
 
 /// All figures, in the order of folders, files and rows.
+///
+/// # Errors
+///
+/// If a folder or file cannot be read ([`ReportError::Io`]), or a row is not one of imported
+/// figures ([`ReportError::Imported`], with the row).
 pub fn read_all(dir: &Path) -> Result<Vec<Figure>, ReportError> {
     let mut figures = Vec::new();
     for folder in sorted_folders(dir)? {

@@ -39,6 +39,10 @@ struct Sample {
 }
 
 /// By run id; a run without samples has no entry.
+///
+/// # Errors
+///
+/// If a run's `server_metrics.jsonl` cannot be read or one of its lines is no sample.
 pub fn read_all(runs: &[&RunFolder]) -> Result<BTreeMap<String, Memory>, ReportError> {
     let mut memory = BTreeMap::new();
     for run in runs {

@@ -40,6 +40,11 @@ pub struct Records {
 
 /// Reads all runs of `store` and all imported figures below `imported_dir`.
 /// A folder that does not exist counts as empty: a fresh clone has no runs.
+///
+/// # Errors
+///
+/// If the list of runs, a complete run's rows or samples, or an imported file cannot be read. A
+/// run that is broken is not an error; its outcome says so.
 pub fn load(
     store: impl Into<Store>,
     imported_dir: &Path,

@@ -67,6 +67,11 @@ impl CaseSamples {
 }
 
 /// All cases of these runs, sorted by run id and case.
+///
+/// # Errors
+///
+/// If a run's `requests.jsonl` cannot be read or one of its lines is no request row;
+/// [`ReportError::Table`] if polars cannot aggregate the rows.
 pub fn read_cases(runs: &[&RunFolder]) -> Result<Vec<CaseSamples>, ReportError> {
     let table_error = |source| ReportError::Table {
         what: "request rows".into(),

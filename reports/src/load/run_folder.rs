@@ -170,6 +170,11 @@ impl RunFolder {
 }
 
 /// All runs, sorted by id. They are read side by side.
+///
+/// # Errors
+///
+/// [`ReportError::Stored`] if the runs cannot be listed. A run that cannot be read is not an
+/// error; its outcome says so.
 pub fn read_all(store: &Store) -> Result<Vec<RunFolder>, ReportError> {
     let runs = store.all()?;
     let n_threads = std::thread::available_parallelism().map_or(1, usize::from);

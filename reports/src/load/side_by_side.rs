@@ -1,5 +1,5 @@
 //! `data/bench/*_llama_cpp`: this engine and another one, one after the other on one machine, without
-//! a server. `samples.jsonl` has a row a round, case and side.
+//! a server. `samples.jsonl`, which may lie compressed, has a row a round, case and side.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -77,6 +77,11 @@ struct Sample {
 }
 
 /// All of them, the oldest first; none where there is no such folder.
+///
+/// # Errors
+///
+/// If a folder's `environment.json` or `samples.jsonl` cannot be read ([`ReportError::Io`]) or
+/// has other contents ([`ReportError::Record`]).
 pub fn read_all(dir: &Path) -> Result<Vec<Bench>, ReportError> {
     let mut names: Vec<String> = match fs::read_dir(dir) {
         Ok(entries) => entries
@@ -95,7 +100,7 @@ pub fn read_all(dir: &Path) -> Result<Vec<Bench>, ReportError> {
 fn read(folder: &Path, name: &str) -> Result<Bench, ReportError> {
     let text = |file: &str| {
         let path = folder.join(file);
-        fs::read_to_string(&path).map_err(|e| ReportError::io(path, e))
+        records::text_file::read(&path).map_err(|e| ReportError::io(path, e))
     };
     let problem = |file: &str, e: serde_json::Error| ReportError::Record {
         path: folder.join(file),

@@ -33,6 +33,10 @@ use crate::stats::describe::median;
 use crate::stats::verdict::VerdictConfig;
 
 /// Everything that the reports show of these records.
+///
+/// # Errors
+///
+/// [`ReportError::Chart`] if a chart cannot be drawn.
 pub fn build(
     records: &Records,
     config: VerdictConfig,

@@ -9,6 +9,10 @@ use crate::ReportError;
 use crate::render::context::{GroupContext, ReportContext};
 
 /// The file's text.
+///
+/// # Errors
+///
+/// [`ReportError::Template`] if the verdicts have no JSON form.
 pub fn render(context: &ReportContext) -> Result<String, ReportError> {
     let last = LastVerdicts {
         newest_run: context.newest_run.clone(),

@@ -102,6 +102,10 @@ pub const TRUST: Report = report!(
 
 impl Report {
     /// Finds a report by its name or the number in front of it.
+    ///
+    /// # Errors
+    ///
+    /// [`ReportError::UnknownReport`] with the names that there are.
     pub fn find(name: &str) -> Result<Self, ReportError> {
         let matches = |r: &&Report| r.name == name || r.name.split('-').next() == Some(name);
         REPORTS
@@ -132,6 +136,12 @@ impl Report {
         format!("{}.{}.html", self.name, lang.code())
     }
 
+    /// The report as Markdown.
+    ///
+    /// # Errors
+    ///
+    /// [`ReportError::Template`] if the template cannot be parsed or asks for what the context
+    /// does not have.
     pub fn render(&self, context: &ReportContext) -> Result<String, ReportError> {
         render_text(
             &self.file_name(context.lang),

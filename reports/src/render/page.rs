@@ -32,6 +32,10 @@ struct Entry {
 }
 
 /// `charts`: SVG documents by the path under which the Markdown shows them.
+///
+/// # Errors
+///
+/// [`ReportError::Template`] if the page's template cannot be rendered.
 pub fn page(
     markdown: &str,
     charts: &BTreeMap<String, String>,

@@ -90,6 +90,10 @@ struct Effect<'a> {
 }
 
 /// The table of the campaign, as Markdown.
+///
+/// # Errors
+///
+/// If the campaign's runs cannot be read, and as [`Ablation::of`].
 pub fn table(store: impl Into<Store>, campaign: &str) -> anyhow::Result<String> {
     let runs = Runs::read(&store.into(), |run| is_of(run, campaign))?;
     let found = Ablation::of(&runs, campaign, VerdictConfig::default())?;
@@ -103,6 +107,11 @@ pub fn is_of(run: &RunFolder, campaign: &str) -> bool {
 
 impl Ablation {
     /// `runs`: those of the campaign.
+    ///
+    /// # Errors
+    ///
+    /// If the campaign has no start of the full configuration or of its baseline, or no complete
+    /// start.
     pub fn of(runs: &Runs, campaign: &str, config: VerdictConfig) -> anyhow::Result<Self> {
         let mut arms: BTreeMap<(String, String), Arm<'_>> = BTreeMap::new();
         for run in &runs.folders {

@@ -91,6 +91,11 @@ pub struct Runs {
 }
 
 impl Runs {
+    /// The runs with a readable manifest that `keep` wants, and their cases.
+    ///
+    /// # Errors
+    ///
+    /// If the runs cannot be listed or a complete run's rows cannot be read.
     pub fn read(store: &Store, keep: impl Fn(&RunFolder) -> bool) -> Result<Self, ReportError> {
         let mut folders = run_folder::read_all(store)?;
         folders.retain(|run| run.record.is_some() && keep(run));

@@ -20,6 +20,11 @@ use crate::select::same_place;
 use crate::stats::verdict::{Comparison, MetricSamples, Verdict};
 
 /// The table and the conclusion, as Markdown.
+///
+/// # Errors
+///
+/// If the campaign repeats no run, the repeated run cannot be read, or one of the two sides has
+/// no complete start.
 pub fn table(store: impl Into<Store>, campaign: &str) -> anyhow::Result<String> {
     let store = &store.into();
     let of_run = of_run(store, campaign)?;

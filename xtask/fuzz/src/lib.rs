@@ -37,6 +37,10 @@ pub const TARGETS: [(&str, Target); 12] = [
 const STACK_BYTES: usize = 2 << 20;
 
 /// Runs `work` on a thread like a server's; `None` if it panicked.
+///
+/// # Errors
+///
+/// If the system cannot start a thread with this stack.
 pub fn on_a_servers_stack<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<Option<T>> {

@@ -15,6 +15,11 @@ use serde_json::{Value, json};
 const MAX_SEED_BYTES: usize = 16 << 10;
 
 /// Writes the seeds of a target into a folder.
+///
+/// # Errors
+///
+/// If there is no such target, or a file cannot be written there or in the folder for temporary
+/// files.
 pub fn write_seeds(target: &str, folder: &Path) -> Result<()> {
     fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
     let seeds = seeds(target)?.into_iter().chain(chains::seeds(target));

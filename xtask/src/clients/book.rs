@@ -13,12 +13,12 @@ pub struct Book {
 }
 
 impl Book {
-    /// Serves all files of a folder as one text, as long as this process lives.
+    /// Serves all `.jsonl` files of a folder as one text, as long as this process lives.
     pub fn open(folder: &Path) -> Result<Self> {
         let mut files: Vec<_> = fs::read_dir(folder)
             .with_context(|| folder.display().to_string())?
             .filter_map(|entry| Some(entry.ok()?.path()))
-            .filter(|path| path.is_file())
+            .filter(|path| path.extension().is_some_and(|ending| ending == "jsonl"))
             .collect();
         files.sort();
         let mut text = String::new();

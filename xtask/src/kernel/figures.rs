@@ -56,7 +56,8 @@ fn figure(line: &str) -> Result<Figure> {
     })
 }
 
-/// All of `data/bench/*/kernels.jsonl` that a GPU bench has written, the newest folder first.
+/// All of `data/bench/*/kernels.jsonl.gz` that a GPU bench has written, the newest folder first; of
+/// a folder that is not committed yet, `kernels.jsonl`.
 pub fn committed(root: &Path) -> Result<Vec<Committed>> {
     let folder = root.join("data").join("bench");
     let mut names = Vec::new();
@@ -66,8 +67,15 @@ pub fn committed(root: &Path) -> Result<Vec<Committed>> {
     names.sort();
     let mut all = Vec::new();
     for name in names.into_iter().rev() {
-        let path = folder.join(&name).join("kernels.jsonl");
-        let Ok(text) = fs::read_to_string(&path) else {
+        let plain = folder.join(&name).join("kernels.jsonl");
+        let packed = folder.join(&name).join("kernels.jsonl.gz");
+        let text = if packed.is_file() {
+            duct::cmd!("gzip", "--decompress", "--stdout", &packed)
+                .read()
+                .with_context(|| packed.display().to_string())?
+        } else if let Ok(text) = fs::read_to_string(&plain) {
+            text
+        } else {
             continue;
         };
         // Records of CPU kernels have other fields.

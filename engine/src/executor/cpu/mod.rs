@@ -67,6 +67,12 @@ fn step_error(error: impl Into<ForwardError>) -> ExecutorError {
 
 impl CpuExecutor {
     /// Repacks the checkpoint's weights and allocates the KV pool.
+    ///
+    /// # Errors
+    ///
+    /// [`CpuLoadError::Option`] if an option is out of its range, [`CpuLoadError::Weights`] if a
+    /// weight cannot be read, [`CpuLoadError::HostTier`] if the tier does not fit,
+    /// [`CpuLoadError::Kernel`] if the threads or the memory cannot be had.
     pub fn load(checkpoint: &dyn Checkpoint, options: CpuOptions) -> Result<Self, CpuLoadError> {
         let settings = options.validate()?;
         let kernel = |what: &str| {
@@ -141,6 +147,10 @@ impl CpuExecutor {
     ///
     /// `wanted` names (row, index in the row's tokens) in ascending order; `sample` of the rows is
     /// ignored. For teacher-forced tests and scoring.
+    ///
+    /// # Errors
+    ///
+    /// If a wanted token is not in the rows or not in ascending order, or the step fails.
     pub fn forward_logits(
         &mut self,
         rows: &[PlanRow],

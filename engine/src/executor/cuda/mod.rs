@@ -170,6 +170,13 @@ impl CudaExecutor {
 
     /// Uploads the checkpoint's weights, sizes and allocates the KV pool, and captures the graphs.
     /// A model that does not fit is refused before anything is allocated.
+    ///
+    /// # Errors
+    ///
+    /// [`CudaLoadError::Option`] if an option does not suit the model or the GPU,
+    /// [`CudaLoadError::Memory`] if the model does not fit, [`CudaLoadError::Weights`] if a
+    /// weight cannot be read, [`CudaLoadError::Cuda`] if there is no such GPU, no kernel for the
+    /// model's shapes, or a call of the driver fails.
     pub fn load(checkpoint: &dyn Checkpoint, options: &CudaOptions) -> Result<Self, CudaLoadError> {
         let config = checkpoint.config();
         check_model(config)?;
@@ -299,6 +306,11 @@ impl CudaExecutor {
 
     /// Logits of chosen tokens, `[wanted.len(), vocab]`, like the CPU executor's; for tests and
     /// scoring. `wanted` names (row, index in the row's tokens) in ascending order.
+    ///
+    /// # Errors
+    ///
+    /// If a wanted token is not in the rows or not in ascending order, or a call of the driver
+    /// fails.
     pub fn forward_logits(
         &mut self,
         rows: &[PlanRow],

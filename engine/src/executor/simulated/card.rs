@@ -152,6 +152,12 @@ struct CardFile {
 
 impl Card {
     /// Reads a GPU's file and, if it has no measured steps, those of the GPU it names.
+    ///
+    /// # Errors
+    ///
+    /// [`CardError::Read`] if a file cannot be read; [`CardError::Toml`] if it is no TOML of
+    /// this form, has both or neither of `[steps]` and `steps_of`, or names a GPU without steps;
+    /// [`CardError::Field`] if a rate or a step is not above 0.
     pub fn read(path: &Path) -> Result<Self, CardError> {
         let own = read_file(path)?;
         let toml = |message: &str| CardError::Toml {

@@ -22,6 +22,10 @@ use crate::weights::{Checkpoint, MatrixId, WeightError};
 pub type ModelSizes = MeasuredModel;
 
 /// Sizes of a checkpoint's matrices as stored; KV in elements of `kv_element_bytes`.
+///
+/// # Errors
+///
+/// If a matrix is missing in the checkpoint or has another shape.
 pub fn sizes_of(
     checkpoint: &dyn Checkpoint,
     kv_element_bytes: usize,

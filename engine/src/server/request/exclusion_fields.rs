@@ -20,6 +20,10 @@ pub struct BadWords {
 
 impl BadWords {
     /// `bad_words`: strings, none of them empty.
+    ///
+    /// # Errors
+    ///
+    /// If it is no array of strings, has too many of them, or one of them is blank or too long.
     pub fn take(fields: &mut Fields) -> Result<Self, ApiError> {
         const NAME: &str = "bad_words";
         let items = fields.array(NAME)?.unwrap_or_default();
@@ -55,7 +59,7 @@ impl BadWords {
     }
 
     /// The tokens of each word, at the start of a text and after a space.
-    pub fn ids(&self, tokenizer: &Tokenizer) -> Result<Arc<[Vec<u32>]>, ApiError> {
+    pub(crate) fn ids(&self, tokenizer: &Tokenizer) -> Result<Arc<[Vec<u32>]>, ApiError> {
         if let Some(ids) = self.ids.get() {
             return Ok(Arc::clone(ids));
         }
@@ -80,7 +84,10 @@ impl BadWords {
 }
 
 /// `allowed_token_ids`: the only tokens that may be generated.
-pub fn take_allowed(fields: &mut Fields, limits: &Limits) -> Result<Option<Arc<[u32]>>, ApiError> {
+pub(crate) fn take_allowed(
+    fields: &mut Fields,
+    limits: &Limits,
+) -> Result<Option<Arc<[u32]>>, ApiError> {
     const NAME: &str = "allowed_token_ids";
     let Some(items) = fields.array(NAME)? else {
         return Ok(None);
@@ -99,7 +106,7 @@ pub fn take_allowed(fields: &mut Fields, limits: &Limits) -> Result<Option<Arc<[
 }
 
 /// `min_tokens`, which SGLang calls `min_new_tokens`.
-pub fn take_min_tokens(fields: &mut Fields) -> Result<usize, ApiError> {
+pub(crate) fn take_min_tokens(fields: &mut Fields) -> Result<usize, ApiError> {
     let range = 0..=i64::from(i32::MAX);
     let min_tokens = take_same(fields, "min_tokens", "min_new_tokens", range)?;
     Ok(min_tokens.unwrap_or(0) as usize)

@@ -32,6 +32,11 @@ pub struct Fields {
 }
 
 impl Fields {
+    /// Takes a request's body.
+    ///
+    /// # Errors
+    ///
+    /// If the body is not UTF-8, no JSON, or no object.
     pub fn parse(body: &[u8]) -> Result<Self, ApiError> {
         match serde_json::from_slice(body) {
             Ok(Value::Object(map)) => Ok(Self {
@@ -83,7 +88,7 @@ impl Fields {
         self.map.insert(name.to_owned(), value);
     }
 
-    pub fn string(&mut self, name: &str) -> Result<Option<String>, ApiError> {
+    pub(crate) fn string(&mut self, name: &str) -> Result<Option<String>, ApiError> {
         match self.value(name) {
             None => Ok(None),
             Some(Value::String(text)) => Ok(Some(text)),
@@ -91,7 +96,7 @@ impl Fields {
         }
     }
 
-    pub fn bool(&mut self, name: &str) -> Result<Option<bool>, ApiError> {
+    pub(crate) fn bool(&mut self, name: &str) -> Result<Option<bool>, ApiError> {
         match self.value(name) {
             None => Ok(None),
             Some(Value::Bool(flag)) => Ok(Some(flag)),
@@ -100,7 +105,7 @@ impl Fields {
     }
 
     /// A sampling parameter, converted to the sampler's type.
-    pub fn parameter(&mut self, range: Range) -> Result<Option<f32>, ApiError> {
+    pub(crate) fn parameter(&mut self, range: Range) -> Result<Option<f32>, ApiError> {
         let name = range.name;
         let Some(value) = self.value(name) else {
             return Ok(None);
@@ -117,7 +122,7 @@ impl Fields {
         taken.ok_or_else(outside).map(Some)
     }
 
-    pub fn integer(
+    pub(crate) fn integer(
         &mut self,
         name: &str,
         range: RangeInclusive<i64>,
@@ -136,7 +141,7 @@ impl Fields {
         }
     }
 
-    pub fn array(&mut self, name: &str) -> Result<Option<Vec<Value>>, ApiError> {
+    pub(crate) fn array(&mut self, name: &str) -> Result<Option<Vec<Value>>, ApiError> {
         match self.value(name) {
             None => Ok(None),
             Some(Value::Array(items)) => Ok(Some(items)),
@@ -144,7 +149,7 @@ impl Fields {
         }
     }
 
-    pub fn object(&mut self, name: &str) -> Result<Option<Fields>, ApiError> {
+    pub(crate) fn object(&mut self, name: &str) -> Result<Option<Fields>, ApiError> {
         match self.value(name) {
             None => Ok(None),
             Some(Value::Object(map)) => Ok(Some(Self {
@@ -163,7 +168,11 @@ impl Fields {
     }
 
     /// Refuses a field that is known but not supported, unless its value has no effect.
-    pub fn refuse(&mut self, name: &str, asks_for_nothing: &[Value]) -> Result<(), ApiError> {
+    pub(crate) fn refuse(
+        &mut self,
+        name: &str,
+        asks_for_nothing: &[Value],
+    ) -> Result<(), ApiError> {
         match self.value(name) {
             Some(value) if !asks_for_nothing.contains(&value) => {
                 let path = self.path(name);

@@ -71,6 +71,12 @@ pub struct Planned {
 }
 
 impl GenerateRequest {
+    /// Takes the fields of `/generate`.
+    ///
+    /// # Errors
+    ///
+    /// The first field that is missing, of the wrong type, out of its range or not supported;
+    /// also if `n` differs between prompts, or prompts times `n` are more than [`MAX_CHOICES`].
     pub fn take(fields: &mut Fields, limits: &Limits, seeds: &Seeds) -> Result<Self, ApiError> {
         let (prompts, is_list) = take_inputs(fields, limits)?;
         let ids = take_ids(fields, prompts.len())?;

@@ -32,6 +32,12 @@ pub struct Conversation {
 }
 
 impl Conversation {
+    /// Takes the fields of a chat.
+    ///
+    /// # Errors
+    ///
+    /// The first field that is missing, of the wrong type, out of its range or not supported,
+    /// with its place in `messages` or `tools`.
     pub fn take(fields: &mut Fields) -> Result<Self, ApiError> {
         let messages = fields.array("messages")?.ok_or_else(|| {
             ApiError::invalid(
@@ -183,7 +189,7 @@ static RENDERING: Semaphore = Semaphore::const_new(2);
 
 /// The prompt's text. Rendering executes the checkpoint's template, so it does not run on an async
 /// thread.
-pub async fn render(
+pub(crate) async fn render(
     model: &ServedModel,
     mut conversation: Conversation,
 ) -> Result<String, ApiError> {

@@ -27,6 +27,11 @@ pub enum Prompt {
 }
 
 /// Reads `prompt`: a string, an array of strings, of token ids, or of arrays of token ids.
+///
+/// # Errors
+///
+/// If `prompt` is missing, empty, of another type, has too many elements, or a token id that the
+/// model does not have.
 pub fn take_prompts(fields: &mut Fields, limits: &Limits) -> Result<Vec<Prompt>, ApiError> {
     const NAME: &str = "prompt";
     const WANTED: &str = "a string, an array of strings, an array of token ids, or an array of \
@@ -73,7 +78,7 @@ pub fn take_prompts(fields: &mut Fields, limits: &Limits) -> Result<Vec<Prompt>,
 
 /// Tokenizes a text, off the async threads if it is long. A text that cannot fit the model, judging
 /// by its size in bytes, is refused before it is tokenized.
-pub async fn encode(
+pub(crate) async fn encode(
     model: &ServedModel,
     text: String,
     add_special: bool,
@@ -136,6 +141,12 @@ pub struct SizedPrompt {
 /// `--allow-auto-truncate` nothing is refused for its length: a prompt that leaves no room is
 /// truncated to its first tokens, as many as leave room for the requested output (but at least half
 /// the sequence), and the output is cut to the room left.
+///
+/// # Errors
+///
+/// If the prompt is empty or has a token id that the model does not have, the output is longer
+/// than `--max-output-tokens`, or prompt and output are longer than a sequence may be and
+/// nothing may be cut.
 pub fn fit(
     mut ids: Vec<u32>,
     max_tokens: Option<usize>,
@@ -240,7 +251,7 @@ fn context_limit(limits: &Limits) -> String {
 }
 
 /// Converts texts and ids to ids that fit, in order.
-pub async fn fit_prompts(
+pub(crate) async fn fit_prompts(
     model: &ServedModel,
     prompts: Vec<Prompt>,
     add_special: bool,

@@ -98,6 +98,11 @@ fn refuse_unsupported(fields: &mut Fields) -> Result<(), ApiError> {
 
 impl Generation {
     /// Takes the shared fields. `n_logprobs` is the endpoint's own interpretation of its fields.
+    ///
+    /// # Errors
+    ///
+    /// The first field that is of the wrong type, out of its range, not supported, or differs
+    /// from another field with the same meaning.
     pub fn take(
         fields: &mut Fields,
         limits: &Limits,
@@ -154,7 +159,7 @@ impl Generation {
     }
 
     /// Refuses `min_tokens` above `max_tokens` (its default, or the room that the prompt leaves).
-    pub fn check_sized(&self, fitted: &SizedPrompt) -> Result<(), ApiError> {
+    pub(crate) fn check_sized(&self, fitted: &SizedPrompt) -> Result<(), ApiError> {
         let (least, most) = (self.min_tokens, fitted.max_new_tokens);
         if least <= most {
             return Ok(());
@@ -169,7 +174,7 @@ impl Generation {
 
     /// Parameters of one choice: the shared ones, with its own random stream and guide. `ends` are
     /// all tokens that end it.
-    pub fn params_of_choice(
+    pub(crate) fn params_of_choice(
         &self,
         choice: usize,
         guide: Option<Guide>,
@@ -189,7 +194,7 @@ impl Generation {
 }
 
 /// A field with two names. Both may be given if they agree.
-pub fn take_same(
+pub(crate) fn take_same(
     fields: &mut Fields,
     name: &str,
     other_name: &str,
@@ -332,7 +337,11 @@ fn take_stop_ids(fields: &mut Fields, limits: &Limits) -> Result<Vec<u32>, ApiEr
 }
 
 /// Token ids of the vocabulary, from JSON.
-pub fn token_ids(path: &str, items: &[Value], limits: &Limits) -> Result<Vec<u32>, ApiError> {
+pub(crate) fn token_ids(
+    path: &str,
+    items: &[Value],
+    limits: &Limits,
+) -> Result<Vec<u32>, ApiError> {
     items
         .iter()
         .enumerate()

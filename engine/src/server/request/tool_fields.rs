@@ -43,6 +43,11 @@ enum Choice {
 
 impl ToolUse {
     /// `tools` are those that the model sees; `format` is how it calls them.
+    ///
+    /// # Errors
+    ///
+    /// If `tool_choice` or `parallel_tool_calls` is of the wrong type, `tool_choice` names a
+    /// tool that is not in `tools`, or it asks for a call that the model cannot make.
     pub fn take(
         fields: &mut Fields,
         tools: &[Value],

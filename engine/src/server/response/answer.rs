@@ -95,7 +95,7 @@ impl RunningChoices {
     }
 
     /// A cached response, in the pieces in which it was generated.
-    pub fn replay(
+    pub(crate) fn replay(
         kept: Vec<(usize, Piece)>,
         n_choices: usize,
         choices_per_prompt: usize,
@@ -140,7 +140,10 @@ impl RunningChoices {
     }
 
     /// Waits for all choices to finish.
-    pub async fn whole(mut self, mut format: impl AnswerFormat) -> Result<Response, ApiError> {
+    pub(crate) async fn whole(
+        mut self,
+        mut format: impl AnswerFormat,
+    ) -> Result<Response, ApiError> {
         let mut texts = vec![String::new(); self.n_choices];
         let mut tokens = vec![Vec::new(); self.n_choices];
         let mut ends: Vec<Option<ChoiceEnd>> = vec![None; self.n_choices];
@@ -321,7 +324,7 @@ pub fn now_s() -> u64 {
 }
 
 /// Writes the response in the form that the request asked for, from the cache if `lookup` is a hit.
-pub async fn respond(
+pub(crate) async fn respond(
     lookup: Lookup,
     choices: Vec<Choice>,
     n_choices: usize,

@@ -78,6 +78,11 @@ pub struct ChoiceSpec {
 
 impl Choice {
     /// Submits the request to the engine.
+    ///
+    /// # Errors
+    ///
+    /// If a stop string is empty, one of `bad_words` has no tokens, or the engine does not take
+    /// the request: it could never run, the queue is full, or the model is suspended or stopped.
     pub fn start(
         model: &ServedModel,
         generation: &Generation,
@@ -150,6 +155,10 @@ impl Choice {
     }
 
     /// The next piece, of up to `max_tokens` tokens; `None` after the one with an end.
+    ///
+    /// # Errors
+    ///
+    /// If the request failed or the engine stopped before its end.
     pub async fn next(&mut self, max_tokens: usize) -> Result<Option<Piece>, ApiError> {
         if self.is_done {
             return Ok(None);

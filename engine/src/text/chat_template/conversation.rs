@@ -20,6 +20,13 @@ const SYSTEM: &str = "system";
 impl ChatTemplate {
     /// The prompt's text with every message in it. With `continues` the text ends with the last
     /// message's content, as if the model had just written it.
+    ///
+    /// # Errors
+    ///
+    /// [`TextError::NoChatTemplate`] if the model has none; [`TextError::Template`],
+    /// [`TextError::TemplateRefused`] or [`TextError::TemplateLimit`] if it fails, refuses the
+    /// messages or runs too long; [`TextError::RoleLeftOut`] or [`TextError::NotContinued`] if
+    /// it leaves a message out or does not end with the last one.
     pub fn render_conversation(
         &self,
         input: &ChatInput<'_>,

@@ -8,7 +8,11 @@ use serde_json::Value as Json;
 use super::conversation::unlikely_word;
 use super::{to_value, to_value_with};
 
-/// Whether JSON has integers beyond 64 bits. An error is the first one beyond 128 bits.
+/// Whether JSON has integers beyond 64 bits.
+///
+/// # Errors
+///
+/// The first integer beyond 128 bits.
 pub fn has_large_integers(json: &str) -> Result<bool, &str> {
     let mut has_large = false;
     for number in numbers(json).filter(|number| is_large(number)) {

@@ -10,6 +10,12 @@ use crate::model::config::{
 
 /// Reads and validates the configuration. `rope_factors` are the values of `rope_freqs.weight`, if
 /// the file has it: the divisors of the RoPE frequencies.
+///
+/// # Errors
+///
+/// [`ConfigError::Missing`], [`ConfigError::Invalid`] or [`ConfigError::Unsupported`] with the
+/// key: the architecture is none of `llama`, `qwen2` and `qwen3`, or a required size is missing,
+/// out of its range or does not fit another.
 pub fn read(header: &GgufHeader, rope_factors: Option<&[f32]>) -> Result<ModelConfig, ConfigError> {
     let general = Metadata {
         map: &header.metadata,

@@ -68,6 +68,11 @@ pub fn parse(file: &[u8]) -> Result<GgufHeader, String> {
 }
 
 /// As [`parse`], for a file of `n_bytes` of which only the beginning is available.
+///
+/// # Errors
+///
+/// If the beginning is no GGUF header of version 1 to 3, is cut off, or names more tensors, keys
+/// or bytes than the limits or the file's size allow.
 pub fn parse_beginning(beginning: &[u8], n_bytes: u64) -> Result<GgufHeader, String> {
     let mut r = Reader {
         bytes: beginning,

@@ -45,6 +45,11 @@ struct Part {
 
 impl GgufFile {
     /// Opens a file and, if it is the first of several (`split.count`), the others next to it.
+    ///
+    /// # Errors
+    ///
+    /// If a file cannot be read or has no valid header, a part is missing or is another one than
+    /// its name says, or two parts hold the same tensor.
     pub fn open(path: &Path) -> Result<Self, WeightError> {
         let (part, mut header) = open_part(path)?;
         let mut parts = vec![part];
@@ -74,6 +79,11 @@ impl GgufFile {
     }
 
     /// Format and bytes of a tensor, which must have exactly this shape.
+    ///
+    /// # Errors
+    ///
+    /// [`WeightError::Missing`], [`WeightError::Shape`] or [`WeightError::Format`];
+    /// [`WeightError::File`] if its rows are no whole blocks or do not lie inside the file.
     pub fn tensor(
         &self,
         name: &str,
@@ -138,7 +148,7 @@ impl GgufFile {
 
 /// Refuses a model by the beginning of its first file, of `n_bytes` in total: for its architecture,
 /// or for the format of a tensor. An incomplete header alone is not a reason.
-pub fn judge_beginning(beginning: &[u8], n_bytes: u64) -> Result<(), WeightError> {
+pub(crate) fn judge_beginning(beginning: &[u8], n_bytes: u64) -> Result<(), WeightError> {
     let Ok(header) = header::parse_beginning(beginning, n_bytes) else {
         return Ok(());
     };
@@ -221,6 +231,11 @@ fn other_parts(
 
 impl GgufCheckpoint {
     /// Opens the file and checks that every tensor exists, has its shape and is inside the file.
+    ///
+    /// # Errors
+    ///
+    /// As [`GgufFile::open`], [`config::read`] and [`GgufFile::tensor`], for the first tensor
+    /// that is wrong.
     pub fn open(path: &Path) -> Result<Self, WeightError> {
         let file = GgufFile::open(path)?;
         let rope_factors = file.rope_factors()?;

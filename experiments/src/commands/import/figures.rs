@@ -46,6 +46,10 @@ const STATISTICS: [(&str, &str); 7] = [
 ];
 
 /// The CSV of a file's results. A result without a name of its own is called after its place.
+///
+/// # Errors
+///
+/// If a result has none of the figures that are known; the error names its place.
 pub fn table(document: &str, results: &[ResultFile]) -> Result<String> {
     let mut lines = vec![COLUMNS.join(",")];
     for (index, result) in results.iter().enumerate() {

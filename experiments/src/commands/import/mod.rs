@@ -60,7 +60,7 @@ pub struct ImportArgs {
 }
 
 /// Returns what was written, a line each.
-pub fn import(args: &ImportArgs, repository: &Repository) -> Result<String> {
+pub(crate) fn import(args: &ImportArgs, repository: &Repository) -> Result<String> {
     let stem = stem_of(&args.file)?;
     let text = fs::read_to_string(&args.file).with_context(|| args.file.display().to_string())?;
     let results =

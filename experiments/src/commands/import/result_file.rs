@@ -25,6 +25,11 @@ const NEEDED: [&str; 5] = [
 
 impl ResultFile {
     /// All results of a file; none, or one that is no result, is an error that names its line.
+    ///
+    /// # Errors
+    ///
+    /// If the text is neither one JSON object nor one a line, holds no object, or one of them is
+    /// not what `source` writes. The error names the line.
     pub fn parse(source: Source, text: &str) -> Result<Vec<Self>> {
         let text = strict_json(text);
         let objects: Vec<(usize, Value)> = match serde_json::from_str(&text) {

@@ -56,7 +56,7 @@ impl Draft {
     }
 
     /// Writes the folder below `dir` and reads it back; returns the full name and the folder.
-    pub fn write(&self, dir: &Path) -> Result<(String, PathBuf)> {
+    pub(crate) fn write(&self, dir: &Path) -> Result<(String, PathBuf)> {
         let name = numbered(dir, &self.name)?;
         let folder = dir.join(&name);
         fs::create_dir(&folder).with_context(|| folder.display().to_string())?;
@@ -160,7 +160,7 @@ fn is_called(full: &str, name: &str) -> bool {
 }
 
 /// `name`, or `name-2`, `name-3`, …, whichever is free.
-pub fn free_name(dir: &Path, name: &str) -> Result<String> {
+pub(crate) fn free_name(dir: &Path, name: &str) -> Result<String> {
     let names = experiment_names(dir)?;
     let candidates = std::iter::once(name.to_string()).chain((2..).map(|n| format!("{name}-{n}")));
     let is_free = |name: &String| !names.iter().any(|full| is_called(full, name));

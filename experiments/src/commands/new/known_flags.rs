@@ -6,6 +6,11 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
+/// The engine's flags, as `engine/FLAGS.md` below `root` lists them.
+///
+/// # Errors
+///
+/// If that file cannot be read, or none of its rows names a flag.
 pub fn known_flags(root: &Path) -> Result<BTreeSet<String>> {
     let path = root.join("engine").join("FLAGS.md");
     let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
@@ -16,6 +21,11 @@ pub fn known_flags(root: &Path) -> Result<BTreeSet<String>> {
     Ok(known)
 }
 
+/// Checks names without dashes.
+///
+/// # Errors
+///
+/// The first flag that is not `known`, with those that are.
 pub fn refuse_unknown<'a>(
     known: &BTreeSet<String>,
     flags: impl IntoIterator<Item = &'a str>,

@@ -1,6 +1,6 @@
 //! `experiments new`: the next numbered experiment, ready for a hypothesis.
 
-pub mod draft;
+pub(crate) mod draft;
 pub mod known_flags;
 
 use anyhow::{Result, bail};
@@ -33,7 +33,7 @@ pub struct NewArgs {
 }
 
 /// Writes the folder and says what to do next.
-pub fn new(args: &NewArgs, repository: &Repository) -> Result<String> {
+pub(crate) fn new(args: &NewArgs, repository: &Repository) -> Result<String> {
     let dir = repository.experiments_dir();
     let source = Experiment::load(&dir, &args.from, &Overrides::default())?;
     let bare = |flag: &String| flag.trim_start_matches("--").to_string();

@@ -83,10 +83,10 @@ pub fn against(args: &AgainstArgs, repository: &Repository) -> Result<String> {
     Ok(table)
 }
 
-/// The cases that a folder's `compared.jsonl` holds.
+/// The cases that a folder's `compared.jsonl` holds, which may lie compressed.
 pub fn read_compared(dir: &Path) -> Result<Vec<ComparedCase>> {
     let path = dir.join(COMPARED);
-    let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    let text = records::text_file::read(&path).with_context(|| path.display().to_string())?;
     text.lines()
         .map(serde_json::from_str)
         .collect::<Result<_, _>>()

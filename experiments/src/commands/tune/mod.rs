@@ -5,9 +5,9 @@
 //! is a hypothesis, not a verdict: the best of many looks better than it is, so the notes name the
 //! command that measures it against its parent afresh.
 
-pub mod evidence;
-pub mod objective;
-pub mod search;
+pub(crate) mod evidence;
+pub(crate) mod objective;
+pub(crate) mod search;
 pub mod space;
 
 use std::collections::BTreeSet;
@@ -61,7 +61,11 @@ pub struct TuneArgs {
     pub serving: ServingArgs,
 }
 
-pub fn tune(args: &TuneArgs, repository: Repository, runtime: &Runtime) -> Result<CampaignEnd> {
+pub(crate) fn tune(
+    args: &TuneArgs,
+    repository: Repository,
+    runtime: &Runtime,
+) -> Result<CampaignEnd> {
     let overrides = Overrides {
         quick: args.quick,
         model: args.model.clone(),

@@ -26,7 +26,7 @@ pub struct Objective {
 
 impl Objective {
     /// The case with the most load: most users, else the highest rate, else the last one.
-    pub fn of(goal: Goal, experiment: &Experiment) -> Result<Self> {
+    pub(crate) fn of(goal: Goal, experiment: &Experiment) -> Result<Self> {
         let workload = &experiment.workload;
         if goal == Goal::Goodput && workload.goodput.is_none() {
             bail!(

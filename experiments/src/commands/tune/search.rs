@@ -72,7 +72,7 @@ pub struct Found {
     pub n_measured: usize,
 }
 
-pub fn search(config: SearchConfig, measure: &mut impl Measure) -> Result<Found> {
+pub(crate) fn search(config: SearchConfig, measure: &mut impl Measure) -> Result<Found> {
     let mut starts: Vec<Vec<Start>> = vec![Vec::new()];
     let mut alive: Vec<usize> = vec![0];
     let mut rungs = Vec::new();

@@ -37,6 +37,13 @@ pub struct TuneSpec {
 }
 
 impl TuneSpec {
+    /// Checks a `[tune]` table.
+    ///
+    /// # Errors
+    ///
+    /// If the table has an unknown key or a value of the wrong type, a number is out of its
+    /// range, a flag has no values, repeated ones or an impossible one, or there are more than
+    /// [`MOST_COMBINATIONS`] combinations.
     pub fn parse(table: Table) -> Result<Self> {
         let spec: Self = Value::Table(table).try_into().context("[tune]")?;
         let in_range = |field: &str, value: usize, min: usize, max: usize| {

@@ -118,6 +118,9 @@ pub struct PrefillAttention {
 }
 
 impl PrefillAttention {
+    /// # Errors
+    ///
+    /// If no kernel is compiled for this head dimension, format and element.
     pub fn new(
         device: &Device,
         element: Element,
@@ -133,6 +136,10 @@ impl PrefillAttention {
         })
     }
 
+    /// # Errors
+    ///
+    /// If a view is shorter than its shape, misaligned or of another element, or `stream` is of
+    /// another device.
     pub fn launch(
         &self,
         stream: &Stream,
@@ -169,6 +176,9 @@ pub struct PlainAttention {
 }
 
 impl PlainAttention {
+    /// # Errors
+    ///
+    /// As [`PrefillAttention::new`].
     pub fn new(
         device: &Device,
         element: Element,
@@ -184,6 +194,9 @@ impl PlainAttention {
         })
     }
 
+    /// # Errors
+    ///
+    /// As [`PrefillAttention::launch`].
     pub fn launch(
         &self,
         stream: &Stream,

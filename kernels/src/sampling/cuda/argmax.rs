@@ -52,6 +52,9 @@ pub struct ArgmaxAdvanceArgs<'a> {
 }
 
 impl ArgmaxAdvance {
+    /// # Errors
+    ///
+    /// If the binary has no such kernel for this device.
     pub fn new(device: &Device) -> Result<Self, CudaError> {
         let kernel = device.kernel("sampling/argmax", "argmax_advance")?;
         kernel.set_shared_carveout(100)?;
@@ -62,6 +65,10 @@ impl ArgmaxAdvance {
         Ok(Self { kernel, cluster })
     }
 
+    /// # Errors
+    ///
+    /// If a view is shorter than its shape, a size is 0 or above 2^31 − 1, or `stream` is of
+    /// another device.
     pub fn launch(&self, stream: &Stream, args: &ArgmaxAdvanceArgs<'_>) -> Result<(), CudaError> {
         let n_rows = args.n_rows;
         CHECK.at_least("vocab", args.vocab, 1)?;

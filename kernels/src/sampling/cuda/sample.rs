@@ -116,6 +116,11 @@ pub enum TokenError {
 
 impl TokenError {
     /// The token in an entry of `history`.
+    ///
+    /// # Errors
+    ///
+    /// Why the kernel chose none: the logits are not finite, all tokens are masked, the list of
+    /// penalized tokens is full, or the entry is none that it writes.
     pub fn token(entry: i32) -> Result<u32, Self> {
         match entry {
             NOT_FINITE => Err(Self::NotFinite),
@@ -172,6 +177,9 @@ pub struct Sample {
 }
 
 impl Sample {
+    /// # Errors
+    ///
+    /// If the binary has no such kernel for this device.
     pub fn new(device: &Device) -> Result<Self, CudaError> {
         let kernel = device.kernel("sampling/sample", "sample")?;
         kernel.set_shared_carveout(100)?;
@@ -191,6 +199,10 @@ impl Sample {
         })
     }
 
+    /// # Errors
+    ///
+    /// If a view is shorter than its shape, a size is 0 or above 2^31 − 1, or `stream` is of
+    /// another device.
     pub fn launch(&self, stream: &Stream, args: &SampleArgs<'_>) -> Result<(), CudaError> {
         let n_rows = args.n_rows;
         CHECK.at_least("vocab", args.vocab, 1)?;

@@ -9,6 +9,11 @@ use crate::stream_linear::variant::{self, Variant, check_variant, default_varian
 
 impl StreamLinear {
     /// How `m` rows are launched.
+    ///
+    /// # Errors
+    ///
+    /// [`KernelError::Shape`] if `m` is 0 or above what the kernels take, [`KernelError::Value`]
+    /// if no plan fits the device.
     pub fn variant(&self, m: usize) -> Result<Variant, KernelError> {
         let kernels = &self.kernels;
         if m == 0 || m > kernels.max_rows() {
@@ -31,6 +36,11 @@ impl StreamLinear {
     }
 
     /// The candidates worth timing for `m` rows, the default first; see [`variant::candidates`].
+    ///
+    /// # Errors
+    ///
+    /// [`KernelError::Shape`] if `m` is not from 1 to [`MAX_ROWS`], [`KernelError::Value`] if no
+    /// plan fits the device.
     pub fn candidates(&self, m: usize) -> Result<Vec<Variant>, KernelError> {
         let kernels = &self.kernels;
         variant::candidates(&self.layout, m, &kernels.limits, kernels.loaded())
@@ -38,6 +48,11 @@ impl StreamLinear {
 
     /// Replaces the variant for `m` rows, for example by one that was timed. Graphs captured before
     /// keep theirs.
+    ///
+    /// # Errors
+    ///
+    /// If `m` is not from 1 to [`MAX_ROWS`], or `variant` cannot compute this matrix with `m`
+    /// rows.
     pub fn set_variant(&mut self, m: usize, variant: Variant) -> Result<(), KernelError> {
         let kernels = &self.kernels;
         check_variant(&self.layout, variant, m, &kernels.limits, kernels.loaded())?;

@@ -60,6 +60,11 @@ pub struct AwqPart<'a> {
 impl StreamLinear {
     /// Loads all parts from host copies of [`Self::packed_weights`] and [`Self::packed_scales`] of
     /// a matrix with the same layout.
+    ///
+    /// # Errors
+    ///
+    /// If the bytes are not those of this layout, or `stream` is being captured or of another
+    /// device.
     pub fn load_packed(
         &mut self,
         stream: &Stream,
@@ -84,6 +89,11 @@ impl StreamLinear {
 
     /// Repacks part `part`, in stream order. The source may be overwritten once the stream has
     /// passed this point.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such part, the matrix has 16-bit weights, the source's lengths are not
+    /// those of the part, or one of its views or `stream` is of another device.
     pub fn load_awq(
         &mut self,
         stream: &Stream,
@@ -125,6 +135,11 @@ impl StreamLinear {
     }
 
     /// Repacks part `part` from rows `[n][k]` of the kernels' element, in stream order.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such part, the matrix is AWQ, the rows have another length or element, or
+    /// they or `stream` are of another device.
     pub fn load_half(
         &mut self,
         stream: &Stream,
