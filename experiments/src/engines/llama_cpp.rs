@@ -100,6 +100,10 @@ impl Adapter for LlamaCpp {
         Duration::from_mins(10)
     }
 
+    fn variable_prefixes(&self) -> &'static [&'static str] {
+        &["LLAMA_", "GGML_"]
+    }
+
     fn find(&self, place: Option<&Path>) -> Result<Program> {
         let binary = match place {
             None => program::on_path(BINARY)?,

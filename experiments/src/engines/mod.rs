@@ -12,6 +12,7 @@ mod sglang;
 mod vllm;
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -39,6 +40,9 @@ pub trait Adapter: fmt::Debug + Sync {
 
     /// How long it may take from its start to its first answer, compiling included.
     fn ready_limit(&self) -> Duration;
+
+    /// How the names of environment variables begin that change what the engine does.
+    fn variable_prefixes(&self) -> &'static [&'static str];
 
     /// The program at the place that was typed, or else on PATH; its version and digest.
     ///
@@ -367,11 +371,42 @@ impl Engine {
             version: Some(program.version.clone()),
             sha256: Some(program.sha256.clone()),
             digest_of: Some(program.digest_of.clone()),
-            environment: program.environment.clone(),
+            environment: recorded_variables(*adapter, program, std::env::vars_os()),
             flags_left_out: engine.flags_left_out.clone(),
             answers: None,
         }
     }
+}
+
+/// What the record says of an engine's environment: what is set for it, and what the runner's own environment has
+/// under the engine's prefixes. A value whose name speaks of a secret stays out.
+fn recorded_variables(
+    adapter: &dyn Adapter,
+    program: &Program,
+    inherited: impl Iterator<Item = (OsString, OsString)>,
+) -> BTreeMap<String, String> {
+    const SECRETS: [&str; 4] = ["KEY", "TOKEN", "SECRET", "PASSWORD"];
+    let prefixes = adapter.variable_prefixes();
+    let mut variables: BTreeMap<String, String> = inherited
+        .filter_map(|(name, value)| {
+            let name = name.into_string().ok()?;
+            let is_its_own = prefixes.iter().any(|prefix| name.starts_with(prefix));
+            let is_secret = SECRETS.iter().any(|word| name.contains(word));
+            let value = value.to_string_lossy().into_owned();
+            is_its_own.then(|| {
+                (
+                    name,
+                    if is_secret {
+                        "(not recorded)".into()
+                    } else {
+                        value
+                    },
+                )
+            })
+        })
+        .collect();
+    variables.extend(program.environment.clone());
+    variables
 }
 
 impl OtherEngine {

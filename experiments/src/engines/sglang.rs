@@ -116,6 +116,10 @@ impl Adapter for Sglang {
         Duration::from_mins(30)
     }
 
+    fn variable_prefixes(&self) -> &'static [&'static str] {
+        &["SGLANG_", "SGL_"]
+    }
+
     fn find(&self, place: Option<&Path>) -> Result<Program> {
         let mut program = PACKAGE.find(place)?;
         let offline = ("HF_HUB_OFFLINE".to_owned(), "1".to_owned());

@@ -97,3 +97,26 @@ fn every_engine_has_a_default_preset_of_flags_that_parse() {
         }
     }
 }
+
+#[test]
+fn variables_that_change_an_engine_are_recorded_and_secrets_are_not() {
+    let inherited = [
+        ("VLLM_USE_FLASHINFER_SAMPLER", "0"),
+        ("VLLM_API_KEY", "abc"),
+        ("SGLANG_X", "1"),
+        ("PATH", "/bin"),
+        ("HF_HUB_OFFLINE", "0"),
+    ];
+    let inherited = inherited.map(|(name, value)| (name.into(), value.into()));
+    let mut program = program();
+    program.environment = BTreeMap::from([("HF_HUB_OFFLINE".to_owned(), "1".to_owned())]);
+    let (adapter, _) = named("vllm").expect("an engine");
+    let found = recorded_variables(adapter, &program, inherited.into_iter());
+    let expected = [
+        ("HF_HUB_OFFLINE", "1"),
+        ("VLLM_API_KEY", "(not recorded)"),
+        ("VLLM_USE_FLASHINFER_SAMPLER", "0"),
+    ];
+    let expected = expected.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    assert_eq!(found, BTreeMap::from(expected));
+}

@@ -120,6 +120,10 @@ impl Adapter for Vllm {
         Duration::from_mins(20)
     }
 
+    fn variable_prefixes(&self) -> &'static [&'static str] {
+        &["VLLM_"]
+    }
+
     fn find(&self, place: Option<&Path>) -> Result<Program> {
         let mut program = PACKAGE.find(place)?;
         for (key, value) in [

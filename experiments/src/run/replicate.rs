@@ -30,7 +30,9 @@ use crate::run::interrupts::Interrupts;
 use crate::run::measurement::{judge, run_cases};
 use crate::run::progress::Progress;
 use crate::run::served_model::{self, take_in_model};
-use crate::run::server_process::{ServerConfig, ServerProcess, listening_port, log_tail};
+use crate::run::server_process::{
+    ServerConfig, ServerProcess, first_error, listening_port, log_tail,
+};
 use crate::run::supervise::Ending;
 use crate::spec::Experiment;
 use crate::terminal::{in_one_line, note, say};
@@ -457,8 +459,9 @@ impl Run<'_> {
     /// Of a server that is starting.
     fn check_runs(&self, log: &Path) -> Result<()> {
         if let Some(how) = self.server.as_ref().and_then(ServerProcess::exited) {
+            let reason = first_error(log).map_or(String::new(), |error| format!(": {error}"));
             bail!(
-                "the server ended before it was healthy ({how}):\n{}",
+                "the server ended before it was healthy ({how}){reason}\n{}",
                 log_tail(log, LOG_LINES_SHOWN)
             );
         }

@@ -204,6 +204,28 @@ pub fn listening_port(log: &Path) -> Option<u16> {
     addresses.find_map(|address| address.rsplit(':').next()?.parse().ok())
 }
 
+/// The first line of a log that ends in an exception or error with its message, `ModuleNotFoundError: No module
+/// named 'x'`. Servers of several processes end with the complaint of one that knows no reason.
+pub fn first_error(path: &Path) -> Option<String> {
+    const MAX_BYTES: u64 = 4 << 20;
+    let mut bytes = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(MAX_BYTES).read_to_end(&mut bytes))
+        .ok()?;
+    let text = String::from_utf8_lossy(&bytes);
+    text.lines().find_map(|line| {
+        let (before, message) = ["Error: ", "Exception: "].into_iter().find_map(|word| {
+            line.split_once(word)
+                .map(|(a, b)| (format!("{a}{word}"), b))
+        })?;
+        // The name of a class, not `Error: ` alone or a sentence.
+        let name = before.rsplit([' ', '\t']).nth(1)?;
+        let is_class =
+            name.len() > "Error:".len() && name.starts_with(|c: char| c.is_ascii_uppercase());
+        (is_class && !message.trim().is_empty()).then(|| format!("{name} {}", message.trim_end()))
+    })
+}
+
 /// The last lines of a log, for an error message.
 pub fn log_tail(path: &Path, n_lines: usize) -> String {
     const MAX_BYTES: u64 = 16 << 10;
@@ -247,5 +269,29 @@ mod tests {
             Some(40213)
         );
         assert_eq!(listening_port(Path::new("/nonexistent/log")), None);
+    }
+
+    /// As vLLM 0.26 writes it where flashinfer is not installed.
+    #[test]
+    fn the_first_error_of_a_log_is_the_reason() {
+        let log = tempfile::NamedTempFile::new().expect("a file");
+        let error_in = |text: &str| {
+            std::fs::write(log.path(), text).expect("written");
+            first_error(log.path())
+        };
+        let text = "INFO: ready soon\n\
+            WARNING [system_utils.py:299] limits like `OSError: [Errno 24] Too many open files`.\n\
+            (EngineCore pid=1665) ERROR 11-30 17:51:53 [core.py:1330] Traceback (most recent call last):\n\
+            (EngineCore pid=1665) ERROR 11-30 17:51:53 [core.py:1330] ModuleNotFoundError: No module named 'flashinfer'\n\
+            (APIServer pid=1600) RuntimeError: Engine core initialization failed. See root cause above.\n";
+        assert_eq!(
+            error_in(text).as_deref(),
+            Some("ModuleNotFoundError: No module named 'flashinfer'")
+        );
+        assert_eq!(
+            error_in("Error: no file\nthis Error: is a sentence\n"),
+            None
+        );
+        assert_eq!(first_error(Path::new("/nonexistent/log")), None);
     }
 }

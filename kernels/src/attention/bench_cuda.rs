@@ -3,7 +3,8 @@
 use gpu::{Buffer, CudaError, Stream};
 use half::f16;
 use kernels::attention::cuda::{
-    ContextParts, DecodeAttention, DecodeAttentionArgs, PlainAttention, PrefillAttention, PrefillAttentionArgs,
+    ContextParts, DecodeAttention, DecodeAttentionArgs, PlainAttention, PrefillAttention,
+    PrefillAttentionArgs,
 };
 use kernels::cuda::{Activation, Element, ElementBuffer, KvFormat, PAGE_TOKENS, PagedKv};
 use kernels::stream_linear::fill_normal;

@@ -261,7 +261,9 @@ impl DecodeAttention {
             page_table: args.page_table.ptr(),
             context_len: args.context_len.ptr(),
             out: args.out.view.ptr(),
-            part_out: args.parts.map_or(DevicePtr::null(), |parts| parts.out.ptr()),
+            part_out: args
+                .parts
+                .map_or(DevicePtr::null(), |parts| parts.out.ptr()),
             part_weights: args
                 .parts
                 .map_or(DevicePtr::null(), |parts| parts.weights.ptr()),
