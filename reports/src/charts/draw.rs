@@ -5,25 +5,15 @@ use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use super::finish::{INK, finish};
+use super::finish::{INK, PALETTE, finish};
 use crate::ReportError;
 
-const WIDTH: u32 = 640;
+/// Narrow, so that letters are still read on a phone, where a picture is as wide as the screen.
+const WIDTH: u32 = 480;
 const HEIGHT: u32 = 300;
 const FONT: i32 = 13;
 /// Below this ratio of largest to smallest a logarithmic axis would have too few labels.
 const LOG_SPAN: f64 = 30.0;
-/// Okabe and Ito's colours, told apart by readers with any colour vision, on white and on black.
-const PALETTE: [RGBColor; 7] = [
-    RGBColor(0, 114, 178),
-    RGBColor(230, 159, 0),
-    RGBColor(0, 158, 115),
-    RGBColor(204, 121, 167),
-    RGBColor(86, 180, 233),
-    RGBColor(213, 94, 0),
-    RGBColor(150, 150, 150),
-];
-
 /// One configuration's points, and its place among all of the group's.
 #[derive(Debug, Clone)]
 pub struct Series {
@@ -79,7 +69,7 @@ pub struct Rows<'a> {
 }
 
 fn colour(i: usize) -> RGBColor {
-    PALETTE[i % PALETTE.len()]
+    PALETTE[i % PALETTE.len()].light
 }
 
 fn failed(name: &str) -> impl Fn(String) -> ReportError + '_ {
@@ -204,7 +194,7 @@ where
     chart
         .configure_mesh()
         .disable_x_mesh()
-        .x_labels(7)
+        .x_labels(5)
         .y_labels(6)
         .x_desc(plot.x_label)
         .y_desc(plot.y_label)
@@ -284,14 +274,19 @@ fn draw_rows(
     low: f64,
     high: f64,
 ) -> Result<(), String> {
-    const ROW: u32 = 26;
     const AXIS: u32 = 42;
-    let (top, left, right) = (24, 14 + 8 * longest(rows), 96);
-    let height = top as u32 + ROW * rows.len() as u32 + AXIS;
+    const LETTER: i32 = 8;
+    /// Of the width; longer names stand above their rows.
+    const MOST_FOR_NAMES: i32 = WIDTH as i32 * 2 / 5;
+    let beside = 14 + LETTER * longest(rows);
+    let is_above = beside > MOST_FOR_NAMES;
+    let row_height: u32 = if is_above { 42 } else { 26 };
+    let (top, left, right) = (24, if is_above { 14 } else { beside }, 76);
+    let height = top as u32 + row_height * rows.len() as u32 + AXIS;
     let root = SVGBackend::with_string(svg, (WIDTH, height)).into_drawing_area();
     let width = f64::from(WIDTH as i32 - left - right);
     let at = |v: f64| left + ((v - low) / (high - low) * width).round() as i32;
-    let bottom = top + (ROW as usize * rows.len()) as i32;
+    let bottom = top + (row_height as usize * rows.len()) as i32;
     let font = || ("sans-serif", FONT).into_font().color(&INK);
     let centred = font().pos(Pos::new(HPos::Center, VPos::Top));
     let say = |text: String, place: (i32, i32), style: TextStyle<'_>| {
@@ -315,18 +310,24 @@ fn draw_rows(
         centred.clone(),
     )?;
     for (i, row) in rows.iter().enumerate() {
-        let y = top + (ROW as usize * i) as i32;
-        let middle = y + ROW as i32 / 2;
+        let y = top + (row_height as usize * i) as i32;
+        // What is drawn takes the lower half where the name stands above.
+        let middle = y + if is_above { 29 } else { 13 };
+        let (place, across) = if is_above {
+            ((left, y + 9), HPos::Left)
+        } else {
+            ((left - 8, middle), HPos::Right)
+        };
         say(
             row.name.clone(),
-            (left - 8, middle),
-            font().pos(Pos::new(HPos::Right, VPos::Center)),
+            place,
+            font().pos(Pos::new(across, VPos::Center)),
         )?;
         let style = colour(row.colour);
         let mut end = at(row.value);
         if plot.bars {
             root.draw(&Rectangle::new(
-                [(at(0.0), y + 4), (end, y + ROW as i32 - 4)],
+                [(at(0.0), middle - 9), (end, middle + 9)],
                 style.filled(),
             ))
             .map_err(|e| e.to_string())?;
@@ -365,7 +366,7 @@ fn longest(rows: &[Row]) -> i32 {
         .map(|r| r.name.chars().count())
         .max()
         .unwrap_or(0)
-        .min(40) as i32
+        .min(60) as i32
 }
 
 /// 1, 2 or 5 times a power of ten, at least as large.
@@ -461,10 +462,34 @@ mod tests {
             bars: true,
         };
         let svg = rows(plot, &[bar]).unwrap().unwrap();
-        let width = f64::from(WIDTH as i32 - (14 + 8 * 3) - 96);
+        let width = f64::from(WIDTH as i32 - (14 + 8 * 3) - 76);
         let want = format!("width=\"{}\"", (width / 2.0).round());
         assert!(svg.contains(&want), "{want} in {svg}");
         assert!(svg.contains(">limit<"));
+    }
+
+    #[test]
+    fn long_names_stand_above_their_rows_and_leave_the_picture_its_width() {
+        let row = |name: &str| Row {
+            name: name.into(),
+            colour: 0,
+            value: 50.0,
+            interval: Some((40.0, 60.0)),
+            text: "50 %".into(),
+        };
+        let plot = Rows {
+            name: "test",
+            alt: "Test",
+            x_label: "x",
+            limit: None,
+            bars: false,
+        };
+        let height_of = |name: &str| {
+            let svg = rows(plot, &[row(name)]).unwrap().unwrap();
+            let height = svg.split(" height=\"").nth(1).unwrap();
+            height.split('"').next().unwrap().parse::<u32>().unwrap()
+        };
+        assert!(height_of(&"long ".repeat(9)) > height_of("short"));
     }
 
     #[test]
