@@ -111,15 +111,12 @@ impl Meters {
     fn read(&mut self) -> Reading {
         let gpu = self.gpu.as_ref().map(GpuMeter::read).unwrap_or_default();
         let at = Instant::now();
-        let (gpu_energy_j, gpu_source) = match gpu.counter_j {
-            Some(counter_j) => {
-                let start_j = *self.gpu_start_j.get_or_insert(counter_j);
-                (Some(counter_j - start_j), Some(EnergySource::Counter))
-            }
-            None => {
-                let summed_j = self.summed.add(at, gpu.power_w);
-                (summed_j, summed_j.map(|_| EnergySource::Power))
-            }
+        let (gpu_energy_j, gpu_source) = if let Some(counter_j) = gpu.counter_j {
+            let start_j = *self.gpu_start_j.get_or_insert(counter_j);
+            (Some(counter_j - start_j), Some(EnergySource::Counter))
+        } else {
+            let summed_j = self.summed.add(at, gpu.power_w);
+            (summed_j, summed_j.map(|_| EnergySource::Power))
         };
         let packages: Option<Vec<f64>> = self.packages.iter_mut().map(Package::read_j).collect();
         Reading {

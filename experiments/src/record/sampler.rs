@@ -35,11 +35,7 @@ impl Sampler {
         let mut ticks = interval(PERIOD);
         // A machine too busy to keep up gets fewer samples, not a burst of stale ones.
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let every = if self.meters.is_slow() {
-            SLOW_EVERY
-        } else {
-            1
-        };
+        let every = if self.meters.is_slow() { SLOW_EVERY } else { 1 };
         let mut metered = None;
         let mut until_metered = 0;
         loop {

@@ -49,7 +49,8 @@ impl<'a> Search<'a> {
                     LoadKind::Open => start / 2_f64.powi(MOST_HALVINGS),
                     LoadKind::Closed => 1.0,
                 };
-                (too_much > least).then_some((too_much / 2.0).max(least))
+                // Loads are rounded: one that is nearly the least is the least.
+                (too_much > 1.05 * least).then_some((too_much / 2.0).max(least))
             }
             (Some(kept), Some(too_much)) => {
                 let is_close = too_much / kept <= CLOSE_ENOUGH

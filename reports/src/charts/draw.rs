@@ -43,6 +43,8 @@ pub struct Lines<'a> {
     pub x_log: bool,
     /// Few points that deserve a mark each.
     pub marks: bool,
+    /// Small changes of large values: the picture begins a little below the lowest, not at zero.
+    pub y_fits: bool,
 }
 
 /// One bar with an optional limit, or one interval: a row of a horizontal chart.
@@ -105,12 +107,22 @@ pub fn lines(plot: Lines<'_>, series: &[Series]) -> Result<Option<String>, Repor
     };
     let xs = |p: &Point| p.x_interval.map_or([p.x, p.x], |(low, high)| [low, high]);
     let (x_low, x_high) = bounds(&mut all().flat_map(xs));
-    let (_, y_high) = bounds(&mut all().map(|p| p.interval.map_or(p.y, |i| i.1.max(p.y))));
+    let ys = |p: &Point| {
+        let (low, high) = p.interval.unwrap_or((p.y, p.y));
+        [low.min(p.y), high.max(p.y)]
+    };
+    let (y_lowest, y_high) = bounds(&mut all().flat_map(ys));
+    let y_low = if plot.y_fits && y_lowest < y_high {
+        (y_lowest - 0.05 * (y_high - y_lowest)).max(0.0)
+    } else {
+        0.0
+    };
     if !(x_low < x_high && y_high > 0.0) || (plot.x_log && x_low <= 0.0) {
         return Ok(None);
     }
     let mut svg = String::new();
-    draw_lines(&mut svg, plot, series, (x_low, x_high), y_high).map_err(failed(plot.name))?;
+    draw_lines(&mut svg, plot, series, (x_low, x_high), (y_low, y_high))
+        .map_err(failed(plot.name))?;
     Ok(Some(finish(&svg, plot.alt)))
 }
 
@@ -119,7 +131,7 @@ fn draw_lines(
     plot: Lines<'_>,
     series: &[Series],
     x: (f64, f64),
-    y_high: f64,
+    (y_low, y_high): (f64, f64),
 ) -> Result<(), String> {
     let root = SVGBackend::with_string(svg, (WIDTH, HEIGHT)).into_drawing_area();
     let legend_rows = draw_legend(&root, series)?;
@@ -130,7 +142,7 @@ fn draw_lines(
         .margin_right(18)
         .x_label_area_size(40)
         .y_label_area_size(58);
-    let y = 0.0..y_high * 1.05;
+    let y = y_low..y_high + 0.05 * (y_high - y_low);
     if plot.x_log && x.1 / x.0 > LOG_SPAN {
         let chart = builder
             .build_cartesian_2d((x.0..x.1).log_scale(), y)
@@ -391,6 +403,7 @@ mod tests {
             y_label: "y",
             x_log: true,
             marks: true,
+            y_fits: false,
         }
     }
 
@@ -433,6 +446,24 @@ mod tests {
         let n_lines = |svg: &str| svg.matches("<polyline").count();
         assert_eq!(n_lines(&svg), n_lines(&without) + 2);
         assert_eq!(svg.matches(">77<").count(), 2);
+    }
+
+    /// 99 % and 101 % would be one line if the picture began at zero.
+    #[test]
+    fn small_changes_of_large_values_fill_the_picture() {
+        let data = [series(&[(1.0, 99.0), (2.0, 101.0)])];
+        let height = |y_fits: bool| {
+            let mut data = data.clone();
+            data[0].points.iter_mut().for_each(|p| p.interval = None);
+            let svg = lines(Lines { y_fits, ..plot() }, &data).unwrap().unwrap();
+            let cys: Vec<i32> = svg
+                .split(" cy=\"")
+                .skip(1)
+                .map(|rest| rest.split('"').next().unwrap().parse().unwrap())
+                .collect();
+            (cys[0] - cys[1]).abs()
+        };
+        assert!(height(true) > 150 && height(false) < 10, "{}", height(true));
     }
 
     #[test]

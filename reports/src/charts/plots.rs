@@ -147,6 +147,7 @@ pub fn charts_of_cases(
         y_label: "tok/s",
         x_log: true,
         marks: true,
+        y_fits: false,
     };
     keep(
         &mut charts,
@@ -174,6 +175,7 @@ pub fn charts_of_cases(
         y_label: "ms",
         x_log: true,
         marks: true,
+        y_fits: false,
     };
     keep(
         &mut charts,
@@ -202,6 +204,7 @@ pub fn charts_of_cases(
         y_label: "ms",
         x_log: false,
         marks: true,
+        y_fits: false,
     };
     keep(&mut charts, "ladder", alt, draw::lines(plot, &series)?);
     Ok(charts)
@@ -267,6 +270,7 @@ fn distribution(
         y_label: lang.pick("누적 %", "cumulative %"),
         x_log: true,
         marks: false,
+        y_fits: false,
     };
     draw::lines(plot, series)
 }
@@ -378,6 +382,7 @@ fn memory(
         y_label: "GiB",
         x_log: false,
         marks: false,
+        y_fits: false,
     };
     let svg = draw::lines(plot, &series)?;
     Ok((alt, svg))
@@ -470,6 +475,7 @@ fn load_curve(
         y_label: "ms",
         x_log: false,
         marks: true,
+        y_fits: false,
     };
     let svg = draw::lines(plot, &series)?;
     Ok((alt, svg))
@@ -513,6 +519,7 @@ fn history(
         y_label: "%",
         x_log: false,
         marks: true,
+        y_fits: true,
     };
     let svg = draw::lines(plot, &series)?;
     Ok((alt, svg))
@@ -580,6 +587,7 @@ fn pareto(
         y_label: lang.pick("tok/s (장비)", "tok/s of the card"),
         x_log: false,
         marks: true,
+        y_fits: false,
     };
     Ok((alt.to_owned(), draw::lines(plot, &series)?))
 }

@@ -513,8 +513,9 @@ mod tests {
             read_cases(&[&run]).unwrap()[0].steady_per_s()
         };
         assert_eq!(steady(|_| 2.0), Some(1.0));
-        // Each request waits for those before it: one every two seconds.
-        assert_eq!(steady(|sent| sent + 2.0), Some(0.5));
+        // Each request waits for those before it: ends at 2, 4, 6 and 8 s, and three in the seven seconds
+        // from the first to the last request.
+        assert_eq!(steady(|sent| sent + 2.0), Some(3.0 / 7.0));
         assert_eq!(steady(|_| 20.0), None);
     }
 

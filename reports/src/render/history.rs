@@ -15,6 +15,7 @@ use crate::load::Records;
 use crate::load::requests::CaseSamples;
 use crate::load::run_folder::{Outcome, Record, RunFolder};
 use crate::render::compare::Metric;
+use crate::render::sources;
 use crate::select::Group;
 use crate::stats::describe::{mean, median};
 
@@ -44,6 +45,8 @@ pub struct HistoryPoint {
     /// From 1, over all commits of the machine.
     pub number: usize,
     pub commit: String,
+    /// What is unknown of the sources of some start.
+    pub mark: Option<String>,
     /// The commit's day, or that of its first start where the record does not tell.
     pub day: String,
     pub n_campaigns: usize,
@@ -61,9 +64,13 @@ pub struct HistoryPoint {
     pub is_step: Option<bool>,
 }
 
+/// Users, output tokens and name: the heaviest is the last.
+type CaseKey<'a> = (Option<u32>, Option<u32>, &'a str);
+
 /// A start's figure, where it stands.
 struct Start<'a> {
     commit: &'a str,
+    mark: Option<String>,
     campaign: &'a str,
     value: f64,
 }
@@ -154,7 +161,7 @@ fn history(
         .filter_map(|run| Some((run.record.as_ref()?, of_run(&run.run_id))))
         .collect();
     // The heaviest case that most commits have.
-    let mut commits_of: BTreeMap<(Option<u32>, Option<u32>, &str), Vec<&str>> = BTreeMap::new();
+    let mut commits_of: BTreeMap<CaseKey<'_>, Vec<&str>> = BTreeMap::new();
     for (record, cases) in &samples {
         for case in cases {
             let key = (case.n_users, case.max_tokens, case.case.as_str());
@@ -175,6 +182,7 @@ fn history(
             let found = cases.iter().find(|c| c.case == case)?;
             Some(Start {
                 commit: record.manifest.git.commit.as_deref()?,
+                mark: sources::mark(&record.source, lang),
                 campaign: &record.manifest.campaign,
                 value: metric.of_run(found).filter(|v| *v > 0.0)?,
             })
@@ -218,6 +226,10 @@ fn points_of(
         points.push(HistoryPoint {
             number,
             commit: commit.get(..10).unwrap_or(commit).to_owned(),
+            mark: starts
+                .iter()
+                .filter(|start| start.commit == commit)
+                .find_map(|start| start.mark.clone()),
             day: numbers
                 .get(commit)
                 .map(|(_, day)| day.clone())
@@ -273,6 +285,7 @@ mod tests {
                 let value = centre * spread;
                 starts.push(Start {
                     commit,
+                    mark: None,
                     campaign,
                     value,
                 });
