@@ -49,8 +49,9 @@ pub struct CaseSamples {
     pub cached_tokens: Option<u64>,
     /// Requests that met every limit of the workload; none where it has no limits.
     pub n_within: Option<u32>,
-    /// Of an open loop: when responses ended, and when the last request was sent.
+    /// Of an open loop: when responses ended, and when the first and the last request were sent.
     pub ends_s: Sorted,
+    pub first_sent_s: Option<f64>,
     pub last_sent_s: Option<f64>,
     /// Energy of the device that served, and over how many seconds; none without a meter, or beside
     /// other cases.
@@ -103,6 +104,13 @@ impl CaseSamples {
             .filter(|end| **end <= last)
             .count();
         (n > 1 && last > first).then(|| (n - 1) as f64 / (last - first))
+    }
+
+    /// Requests a second that in fact arrived: a draw of few is not its rate.
+    pub fn arrived_per_s(&self) -> Option<f64> {
+        let (first, last) = (self.first_sent_s?, self.last_sent_s?);
+        let n = self.n_requests;
+        (n > 1 && last > first).then(|| f64::from(n - 1) / (last - first))
     }
 
     pub fn n_ok(&self) -> u32 {
@@ -364,6 +372,10 @@ fn aggregate(rows: LazyFrame) -> LazyFrame {
             .alias("ends_s"),
             col("sent_s")
                 .filter(col("warmup").not().and(col("rate_per_s").is_not_null()))
+                .min()
+                .alias("first_sent_s"),
+            col("sent_s")
+                .filter(col("warmup").not().and(col("rate_per_s").is_not_null()))
                 .max()
                 .alias("last_sent_s"),
             list(ms("end_s"), ok.clone().and(col("end_s").is_not_null())).alias("e2el_ms"),
@@ -428,6 +440,7 @@ fn cases_of(table: &DataFrame) -> PolarsResult<Vec<CaseSamples>> {
                 },
                 n_within: Some(count("n_within", i)?),
                 ends_s: times("ends_s", i)?,
+                first_sent_s: float("first_sent_s", i)?,
                 last_sent_s: float("last_sent_s", i)?,
                 energy: None,
                 e2el_ms: times("e2el_ms", i)?,
@@ -513,6 +526,8 @@ mod tests {
             read_cases(&[&run]).unwrap()[0].steady_per_s()
         };
         assert_eq!(steady(|_| 2.0), Some(1.0));
+        let (_dir, run) = run_with(&rows(|_| 2.0));
+        assert_eq!(read_cases(&[&run]).unwrap()[0].arrived_per_s(), Some(1.0));
         // Each request waits for those before it: ends at 2, 4, 6 and 8 s, and three in the seven seconds
         // from the first to the last request.
         assert_eq!(steady(|sent| sent + 2.0), Some(3.0 / 7.0));

@@ -2,7 +2,7 @@
 //!
 //! The knee is the rate at which throughput divided by mean latency is largest: below it more load costs
 //! little time, above it it gives little throughput. A server is saturated where it ends less than nine
-//! of ten requests that arrive while they arrive.
+//! of ten requests that arrive while they arrive; a case that is too short is not judged.
 //!
 //! Source: Kleinrock, "Power and deterministic rules of thumb for probabilistic problems in computer
 //! communications" (1979).
@@ -45,6 +45,8 @@ pub struct Curve {
     pub most_per_s: f64,
     /// The lowest rate at which the server did not keep up.
     pub saturated_per_s: Option<f64>,
+    /// Some rate lasted too short to say whether the server kept up.
+    pub any_short: bool,
 }
 
 /// None where no open loop was measured.
@@ -89,8 +91,9 @@ pub fn achieved_per_s(row: &CaseRow) -> Option<f64> {
 }
 
 fn keeps_up(row: &CaseRow) -> bool {
-    match (achieved_per_s(row), row.rate_per_s) {
-        (Some(achieved), Some(offered)) => achieved >= KEPT_UP * offered,
+    let arrived = row.stats.as_ref().and_then(|stats| stats.arrived_per_s);
+    match (achieved_per_s(row), arrived) {
+        (Some(achieved), Some(arrived)) if !row.is_short => achieved >= KEPT_UP * arrived,
         _ => true,
     }
 }
@@ -112,6 +115,7 @@ fn curve_of(name: &str, all: &[CaseRow]) -> Curve {
         experiment: name.to_owned(),
         is_at_end: knee_per_s.is_some_and(|rate| rate <= lowest || rate >= highest),
         knee_per_s,
+        any_short: rows.iter().any(|row| row.is_short),
         most_per_s: rows
             .iter()
             .filter_map(|row| achieved_per_s(row))
@@ -134,6 +138,7 @@ mod tests {
         let stats = CaseStats {
             mean_ms,
             steady_per_s: Some(achieved),
+            arrived_per_s: Some(offered),
             ..CaseStats::default()
         };
         CaseRow {
@@ -176,6 +181,14 @@ mod tests {
         let curve = &found.curves[0];
         assert_eq!((curve.knee_per_s, curve.is_at_end), (Some(2.0), true));
         assert_eq!(curve.saturated_per_s, None);
+        // Few arrivals are not their rate, and a short case is not judged.
+        let short = CaseRow {
+            is_short: true,
+            ..row(4.0, 1.0, 100.0)
+        };
+        let found = of_group(&[row(1.0, 1.0, 100.0), short], &[]).unwrap();
+        let curve = &found.curves[0];
+        assert_eq!((curve.saturated_per_s, curve.any_short), (None, true));
         let found = of_group(&[row(1.0, 1.0, 100.0)], &[]).unwrap();
         assert_eq!(found.curves[0].knee_per_s, None);
         assert!(of_group(&[], &[]).is_none());

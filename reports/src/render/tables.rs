@@ -24,6 +24,8 @@ pub struct CaseRow {
     pub max_tokens: Option<u32>,
     pub n_users: Option<u32>,
     pub rate_per_s: Option<f64>,
+    /// Some start of it lasted less than a case of its kind must.
+    pub is_short: bool,
     /// What the load of the case was, over all configurations of the table.
     pub load: String,
     pub n_runs: usize,
@@ -76,8 +78,9 @@ pub struct CaseStats {
     pub requests_per_s: f64,
     pub ttft_p99_ms: Option<f64>,
     pub tpot_p99_ms: Option<f64>,
-    /// Of an open loop: responses a second while requests arrive.
+    /// Of an open loop: responses a second while requests arrive, and requests that arrived.
     pub steady_per_s: Option<f64>,
+    pub arrived_per_s: Option<f64>,
     /// Share of the requests that met every limit, and how many of them a second; none without
     /// limits.
     pub within_percent: Option<f64>,
@@ -259,6 +262,7 @@ fn case_row(arm: &Arm<'_>, runs: &[&CaseSamples], verdicts: Vec<VerdictRow>) -> 
         max_tokens: runs[0].max_tokens,
         n_users: runs[0].n_users,
         rate_per_s: runs[0].rate_per_s,
+        is_short: runs.iter().any(|r| r.is_short()),
         load: String::new(),
         n_runs: runs.len(),
         n_requests: runs.iter().map(|r| r.n_ok()).sum(),
@@ -297,6 +301,7 @@ fn case_stats(runs: &[&CaseSamples]) -> Option<CaseStats> {
         ttft_p99_ms: tail(ttft.as_ref(), 99),
         tpot_p99_ms: tail(tpot.as_ref(), 99),
         steady_per_s: over_runs(CaseSamples::steady_per_s),
+        arrived_per_s: over_runs(CaseSamples::arrived_per_s),
         within_percent: over_runs(|c| {
             let n = f64::from(c.n_requests).max(1.0);
             Some(100.0 * f64::from(c.n_within?) / n)
