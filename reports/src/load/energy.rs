@@ -9,6 +9,10 @@ use super::run_folder::{RunFolder, for_each_line};
 use crate::ReportError;
 
 /// Cases that ran beside others share their energy with them, and get none.
+///
+/// # Errors
+///
+/// If a run's `machine_load.jsonl` cannot be read or one of its lines is no load of a case.
 pub fn take_in(cases: &mut [CaseSamples], runs: &[&RunFolder]) -> Result<(), ReportError> {
     let mut metered: BTreeMap<(&str, String), MeteredEnergy> = BTreeMap::new();
     for run in runs {
