@@ -3,12 +3,16 @@
 
 #[path = "lifecycle/broken_records.rs"]
 mod broken_records;
+#[path = "lifecycle/energy.rs"]
+mod energy;
 #[path = "lifecycle/engines.rs"]
 mod engines;
 #[path = "lifecycle/foreign_servers.rs"]
 mod foreign_servers;
 #[path = "lifecycle/notebook.rs"]
 mod notebook;
+#[path = "lifecycle/searches.rs"]
+mod searches;
 
 use std::fs;
 use std::process::Command;

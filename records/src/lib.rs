@@ -10,7 +10,9 @@
 //! - [`campaign`] and [`seal`]: all starts of a campaign in a few files.
 //! - [`store`]: runs by id, wherever they are.
 //! - [`integrity`]: whether a record still contains what its run wrote.
+//! - [`slo`]: what a search for the highest load found.
 //! - [`source`]: how far the sources that ran can be recovered.
+//! - [`sufficiency`]: how long a case must last, and how many requests a percentile takes.
 //! - [`verdicts`]: the verdicts of the last rendered reports, and how many starts a verdict needs.
 //! - [`imported`]: tables of figures that others measured.
 //! - [`export`]: what all exports of a run share.
@@ -60,9 +62,11 @@ pub mod run_folder;
 mod schema_document;
 pub mod seal;
 pub mod sealed_rows;
+pub mod slo;
 pub mod source;
 pub mod status;
 pub mod store;
+pub mod sufficiency;
 pub mod text_file;
 pub mod token_times;
 pub mod utc;
@@ -73,7 +77,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 /// The version written today.
-pub const SCHEMA_VERSION: u32 = 2;
+pub const SCHEMA_VERSION: u32 = 3;
 /// The oldest version that can be read.
 pub const OLDEST_SCHEMA_VERSION: u32 = 1;
 
@@ -87,6 +91,7 @@ pub const SERVER_LOG: &str = "server.log";
 pub const REQUESTS: &str = "requests.jsonl";
 pub const SERVER_METRICS: &str = "server_metrics.jsonl";
 pub const MACHINE_LOAD: &str = "machine_load.jsonl";
+pub const SLO: &str = "slo.json";
 /// The difference between a modified tree and its commit.
 pub const CHANGES: &str = "changes.diff";
 

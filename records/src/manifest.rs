@@ -76,6 +76,9 @@ pub struct GitState {
     /// Hash of the commit's tree, `git rev-parse HEAD^{tree}`; absent in records of older versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tree: Option<String>,
+    /// When the commit was made, RFC 3339; absent in records of older versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub committed_utc: Option<String>,
     /// The files that differ; the difference itself is in `changes.diff`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub changed: Vec<String>,
@@ -290,6 +293,29 @@ pub enum Derived {
         /// The repeated run.
         of_run: String,
     },
+    /// One of the two equal arms of `cargo xtask exp --a-a`.
+    AA { parent: String, side: Side },
+    /// One start of `cargo xtask exp --slo`: the experiment's flags under a search for the highest
+    /// load.
+    Slo { parent: String },
+}
+
+/// The two arms of an A/A campaign, which are the same but for their names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub enum Side {
+    A,
+    B,
+}
+
+impl Side {
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::A => "a",
+            Self::B => "b",
+        }
+    }
 }
 
 impl Derived {
@@ -298,7 +324,9 @@ impl Derived {
         match self {
             Self::Ablation { parent, .. }
             | Self::Tuning { parent, .. }
-            | Self::Reproduction { parent, .. } => parent,
+            | Self::Reproduction { parent, .. }
+            | Self::AA { parent, .. }
+            | Self::Slo { parent } => parent,
         }
     }
 
@@ -308,6 +336,8 @@ impl Derived {
             Self::Ablation { .. } => "ablation",
             Self::Tuning { .. } => "tuning",
             Self::Reproduction { .. } => "reproduction",
+            Self::AA { .. } => "A/A",
+            Self::Slo { .. } => "SLO",
         }
     }
 }

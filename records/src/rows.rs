@@ -111,6 +111,15 @@ pub struct ServerSample {
     pub running: Option<u64>,
     pub waiting: Option<u64>,
     pub generation_tokens_total: Option<u64>,
+    /// Power that the first GPU's board draws; absent in records of older versions, as the next two.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu_power_w: Option<f64>,
+    /// Energy of that GPU since the meters were opened; they are read once a case, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu_energy_j: Option<f64>,
+    /// Energy of all processor packages, likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_energy_j: Option<f64>,
 }
 
 /// A line of `machine_load.jsonl`: the machine's load while cases ran concurrently. Absent in
@@ -128,4 +137,42 @@ pub struct CaseLoad {
     pub others_share: Option<f64>,
     /// Share taken by other guests of a virtual machine's host.
     pub steal_share: Option<f64>,
+    /// What the machine's meters counted meanwhile; absent without a meter, for cases of less than a
+    /// second, and in records of older versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub energy: Option<CaseEnergy>,
+}
+
+/// Energy that was used while cases ran: that of whole devices, whoever used them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct CaseEnergy {
+    /// Between the two readings of the meters.
+    pub seconds: f64,
+    /// Of the first GPU's board.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu_j: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu_source: Option<EnergySource>,
+    /// Of all processor packages (RAPL), without the memory modules.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_j: Option<f64>,
+}
+
+impl CaseEnergy {
+    /// Of the device that serves: the GPU of a machine that has one, else the processor.
+    pub fn device_j(&self, has_gpu: bool) -> Option<f64> {
+        if has_gpu { self.gpu_j } else { self.cpu_j }
+    }
+}
+
+/// How a GPU's energy was measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub enum EnergySource {
+    /// The difference of the GPU's own counter (NVML).
+    Counter,
+    /// Samples of its power, four a second or one, summed over time.
+    Power,
 }

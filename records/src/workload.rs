@@ -2,7 +2,7 @@
 //!
 //! The workload is that of the reports that this notebook continues: short latency samples, a
 //! ladder of output lengths, a ladder of concurrent users, and (off by default) open-loop arrivals
-//! at a rate. Deliberately absent: properties of the server, and limits of the values (the
+//! at several rates, and a search for the highest load within limits. Deliberately absent: properties of the server, and limits of the values (the
 //! experiments validate them before anything runs).
 
 use serde::{Deserialize, Serialize};
@@ -19,6 +19,9 @@ pub struct Workload {
     /// Generate exactly the requested number of tokens, so that every server does equal work.
     pub ignore_eos: bool,
     pub request_timeout_s: f64,
+    /// A closed loop goes on beyond its number of requests until it has lasted this long.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub measured_s: Option<f64>,
     pub warmup: Batch,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub latency: Option<Batch>,
@@ -28,6 +31,8 @@ pub struct Workload {
     pub users: Option<Users>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate: Option<Rate>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slo: Option<SloSearch>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub models: Option<Models>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -75,7 +80,95 @@ pub struct Users {
 pub struct Rate {
     pub rates_per_s: Vec<f64>,
     pub output_tokens: u32,
-    pub n_requests: u32,
+    /// Of each rate; null where `measured_s` says it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub n_requests: Option<u32>,
+    /// So long requests arrive at each rate: the curve's points last alike.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub measured_s: Option<f64>,
+}
+
+impl Rate {
+    /// At one of its rates.
+    pub fn n_requests_at(&self, rate_per_s: f64) -> u32 {
+        let by_time = self.measured_s.map(|s| (rate_per_s * s).ceil() as u32);
+        self.n_requests.or(by_time).unwrap_or_default().max(1)
+    }
+}
+
+/// A search for the highest load at which a share of the requests meets limits: the load is doubled
+/// until it is too much, then bisected.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct SloSearch {
+    pub load: LoadKind,
+    /// Tried first: requests a second, or users.
+    pub start: f64,
+    /// Tried last.
+    pub limit: f64,
+    /// So long requests arrive in each trial.
+    pub measured_s: f64,
+    pub output_tokens: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttft_ms: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tpot_ms: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub e2el_ms: Option<f64>,
+    /// Of all requests of a trial, failed ones included, that must meet every limit.
+    pub share: f64,
+}
+
+/// What an SLO search varies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub enum LoadKind {
+    /// The rate of Poisson arrivals.
+    Open,
+    /// The number of users.
+    Closed,
+}
+
+impl SloSearch {
+    pub fn limits(&self) -> Limits {
+        Limits {
+            ttft_ms: self.ttft_ms,
+            tpot_ms: self.tpot_ms,
+            e2el_ms: self.e2el_ms,
+        }
+    }
+
+    /// One trial. `load`: requests a second, or whole users.
+    pub fn case_at(&self, load: f64) -> Case {
+        let (name, arrival, n_requests) = match self.load {
+            LoadKind::Open => (
+                format!("slo-rate-{load}"),
+                Arrival::OpenLoop { rate_per_s: load },
+                (load * self.measured_s).ceil() as u32,
+            ),
+            LoadKind::Closed => {
+                let n_users = load.round() as u32;
+                (
+                    format!("slo-users-{n_users}"),
+                    Arrival::ClosedLoop { n_users },
+                    n_users,
+                )
+            }
+        };
+        Case {
+            name,
+            phase: Phase::Slo,
+            warmup: false,
+            arrival,
+            n_requests: n_requests.max(1),
+            least_s: matches!(self.load, LoadKind::Closed).then_some(self.measured_s),
+            output_tokens: self.output_tokens,
+            model: None,
+            round: None,
+        }
+    }
 }
 
 /// Several models of one server, one user each: every model while the others are idle, then all at
@@ -110,6 +203,7 @@ pub enum Phase {
     Users,
     Rate,
     Models,
+    Slo,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -127,8 +221,10 @@ pub struct Case {
     pub phase: Phase,
     pub warmup: bool,
     pub arrival: Arrival,
-    /// For all users together.
+    /// For all users together; at least, where the case has to last for some time.
     pub n_requests: u32,
+    /// A closed loop goes on until it has lasted this long.
+    pub least_s: Option<f64>,
     pub output_tokens: u32,
     /// The requested model; `None`: the server's first.
     pub model: Option<String>,
@@ -147,7 +243,8 @@ impl Case {
 }
 
 impl Workload {
-    /// Warm-up first, then the cases in the order in which they run.
+    /// Warm-up first, then the cases in the order in which they run. The trials of an SLO search depend on
+    /// one another and are not among them.
     pub fn cases(&self) -> Vec<Case> {
         let one_user = Arrival::ClosedLoop { n_users: 1 };
         let sequential = |name: String, phase, warmup, n_requests, output_tokens| Case {
@@ -156,6 +253,7 @@ impl Workload {
             warmup,
             arrival: one_user,
             n_requests,
+            least_s: self.measured_s.filter(|_| !warmup),
             output_tokens,
             model: None,
             round: None,
@@ -207,6 +305,7 @@ impl Workload {
                 warmup: false,
                 arrival: Arrival::ClosedLoop { n_users },
                 n_requests: n_users * users.n_requests_per_user,
+                least_s: self.measured_s,
                 output_tokens: users.output_tokens,
                 model: None,
                 round: None,
@@ -218,7 +317,8 @@ impl Workload {
                 phase: Phase::Rate,
                 warmup: false,
                 arrival: Arrival::OpenLoop { rate_per_s },
-                n_requests: rate.n_requests,
+                n_requests: rate.n_requests_at(rate_per_s),
+                least_s: None,
                 output_tokens: rate.output_tokens,
                 model: None,
                 round: None,
@@ -254,6 +354,7 @@ impl Models {
             warmup: false,
             arrival: Arrival::ClosedLoop { n_users: 1 },
             n_requests,
+            least_s: None,
             output_tokens,
             model: Some(model.clone()),
             round: None,

@@ -87,6 +87,10 @@ struct Args {
     /// Changes within ± this many per cent count as no difference.
     #[arg(long, value_name = "PERCENT", default_value_t = VerdictConfig::default().margin_percent)]
     margin: f64,
+    /// What a kilowatt-hour costs, in any currency: tables of energy then tell what the electricity of
+    /// a million output tokens costs.
+    #[arg(long, value_name = "PRICE")]
+    price_per_kwh: Option<f64>,
     /// Simulate campaigns with the noise of the runs and render how far verdicts can be trusted,
     /// and only that.
     #[arg(long, conflicts_with = "only")]
@@ -156,6 +160,11 @@ fn verdict_config(margin_percent: f64) -> anyhow::Result<VerdictConfig> {
 fn run(args: &Args) -> anyhow::Result<()> {
     let config = verdict_config(args.margin)?;
     let lang = Lang::parse(&args.lang)?;
+    if let Some(price) = args.price_per_kwh
+        && !(price > 0.0 && price <= 1e6)
+    {
+        bail!("--price-per-kwh {price}: must be above 0 and at most 1000000");
+    }
     let chosen = match args.only.as_slice() {
         _ if args.trust => vec![TRUST],
         [] => REPORTS.to_vec(),
@@ -186,6 +195,9 @@ fn run(args: &Args) -> anyhow::Result<()> {
         bail!("no run in {} matches --runs/--machine", places(&store));
     }
     let mut context = build(&records, config, lang)?;
+    if let Some(price) = args.price_per_kwh {
+        context.take_price(price);
+    }
     print_summary(&context, &store, lang);
     std::fs::create_dir_all(&out).with_context(|| format!("cannot create {}", out.display()))?;
     if args.trust {

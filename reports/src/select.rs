@@ -264,6 +264,8 @@ struct PoolKey {
     flags: Vec<String>,
     n_models: usize,
     n_requests: BTreeMap<String, u64>,
+    /// Milliseconds that a case lasts at least.
+    measured_ms: Option<u64>,
     quick: bool,
 }
 
@@ -280,6 +282,7 @@ impl PoolKey {
             flags: record.config.flags.clone(),
             n_models: record.config.n_models,
             n_requests: record.config.n_requests.clone(),
+            measured_ms: record.config.measured_s.map(|s| (1e3 * s) as u64),
             quick: record.manifest.quick,
         }
     }

@@ -37,6 +37,13 @@ pub struct ExpArgs {
     /// Model files for one engine instead of the experiment's: llama.cpp=/models/x.gguf
     #[arg(long, value_name = "ENGINE=PATH")]
     engine_model: Vec<String>,
+    /// Instead of the experiment's cases, search the highest load at which a share of the requests
+    /// meets limits: ttft_ms=200,tpot_ms=20,share=0.95; load=open (requests a second) or closed (users)
+    #[arg(long, value_name = "LIMITS", conflicts_with = "a_a")]
+    slo: Option<String>,
+    /// Run the same configuration as two arms: how many verdicts are false
+    #[arg(long = "a-a")]
+    a_a: bool,
     /// Wait for another measurement on this machine to end, instead of refusing
     #[arg(long)]
     wait: bool,
@@ -65,6 +72,9 @@ fn to_arguments(args: &ExpArgs) -> Vec<String> {
     if args.quick {
         arguments.push("--quick".into());
     }
+    if args.a_a {
+        arguments.push("--a-a".into());
+    }
     if args.wait {
         arguments.push("--wait".into());
     }
@@ -79,6 +89,7 @@ fn to_arguments(args: &ExpArgs) -> Vec<String> {
     option("--model", args.model.clone());
     option("--replicates", args.replicates.map(|n| n.to_string()));
     option("--base-url", args.base_url.clone());
+    option("--slo", args.slo.clone());
     for (name, values) in [
         ("--engine", &args.engine),
         ("--engine-path", &args.engine_path),

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use records::manifest::OURS;
+use records::manifest::{Derived, OURS, Side};
 
 use crate::engines::{self, Asked, Choice, Engine};
 use crate::load::BaseUrl;
@@ -45,6 +45,13 @@ pub struct RunArgs {
     /// Model files for one engine in place of the experiment's: llama.cpp=/models/x.gguf
     #[arg(long, value_name = "ENGINE=PATH", conflicts_with = "base_url")]
     pub engine_model: Vec<String>,
+    /// In place of the experiment's cases, search the highest load at which a share of the requests
+    /// meets limits: ttft_ms=200,tpot_ms=20,share=0.95; load=open (requests a second) or closed (users)
+    #[arg(long, value_name = "LIMITS", conflicts_with = "a_a")]
+    pub slo: Option<String>,
+    /// Run the same configuration as two arms: how many verdicts are false
+    #[arg(long = "a-a")]
+    pub a_a: bool,
     #[command(flatten)]
     pub serving: ServingArgs,
     /// Extra engine flags that override the experiment's
@@ -58,6 +65,7 @@ pub async fn run(args: &RunArgs, repository: Repository) -> Result<CampaignEnd> 
         quick: args.quick,
         model: args.model.clone(),
         replicates: args.replicates,
+        slo: args.slo.clone(),
         extra_flags: args.engine_flags.clone(),
     };
     let engines = engines::choices(&Asked {
@@ -86,7 +94,9 @@ pub async fn run(args: &RunArgs, repository: Repository) -> Result<CampaignEnd> 
                     (experiment, Engine::Other(Box::new(engine)))
                 }
             };
-            arms.push(Arm::of(&repository, experiment, engine)?);
+            for experiment in derived(experiment, args) {
+                arms.push(Arm::of(&repository, experiment, engine.clone())?);
+            }
         }
     }
     let source = match &args.base_url {
@@ -108,6 +118,32 @@ pub async fn run(args: &RunArgs, repository: Repository) -> Result<CampaignEnd> 
     say!("{}", table_of(&campaign, &ends));
     campaign.close()?;
     Ok(CampaignEnd::of(&ends))
+}
+
+/// What of an experiment is run: itself, its search, or itself twice.
+fn derived(experiment: Experiment, args: &RunArgs) -> Vec<Experiment> {
+    let parent = experiment.name.clone();
+    if args.slo.is_some() {
+        return vec![Experiment {
+            derived: Some(Derived::Slo { parent }),
+            ..experiment
+        }];
+    }
+    if !args.a_a {
+        return vec![experiment];
+    }
+    let side = |side: Side| Experiment {
+        name: format!("{parent}-{}", side.word()),
+        // Neither is what others are compared with.
+        baseline: false,
+        focus: false,
+        derived: Some(Derived::AA {
+            parent: parent.clone(),
+            side,
+        }),
+        ..experiment.clone()
+    };
+    vec![side(Side::A), side(Side::B)]
 }
 
 /// A synthetic model is made by our engine as it starts.

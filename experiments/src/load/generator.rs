@@ -2,7 +2,8 @@
 //!
 //! Closed loop (N users, each sending when its last answer is complete) and open loop
 //! (Poisson arrivals, sent whatever became of the earlier ones) are different experiments;
-//! every row says which one it belongs to. Times are seconds on the run's monotonic clock.
+//! every row says which one it belongs to. A closed loop may have to last for some time: it goes on
+//! with further prompts of the same draw. Times are seconds on the run's monotonic clock.
 //! Deliberately absent: aggregation (see `summary`), retries (a failed request is a result).
 
 use std::collections::VecDeque;
@@ -67,7 +68,17 @@ pub async fn run_case(
         .collect();
     let again = planned.clone();
     match case.arrival {
-        Arrival::ClosedLoop { n_users } => closed_loop(&load, n_users, planned).await?,
+        Arrival::ClosedLoop { n_users } => {
+            let waiting = Waiting {
+                until_s: case.least_s.map(|seconds| clock.now_s() + seconds),
+                n_asked: case.n_requests,
+                n_drawn: planned.len(),
+                planned,
+                prompts: prompts.clone(),
+                draw: (seed, case.draw_name()),
+            };
+            closed_loop(&load, n_users, waiting).await?;
+        }
         Arrival::OpenLoop { rate_per_s } => {
             let gaps_s = poisson_gaps_s(seed, &case.name, rate_per_s, planned.len());
             open_loop(&load, planned, gaps_s).await?;
@@ -132,12 +143,44 @@ impl Load {
     }
 }
 
-async fn closed_loop(
-    load: &Load,
-    n_users: u32,
+/// The requests of a closed loop that no user has taken yet.
+struct Waiting {
     planned: VecDeque<Planned>,
-) -> Result<(), JoinError> {
-    let waiting = Arc::new(Mutex::new(planned));
+    /// Until then there are always more.
+    until_s: Option<f64>,
+    /// As many are sent however long they take.
+    n_asked: u32,
+    n_drawn: usize,
+    prompts: PromptSet,
+    draw: (u64, String),
+}
+
+impl Waiting {
+    fn next(&mut self, now_s: f64) -> Option<Planned> {
+        let goes_on = self.until_s.is_some_and(|until_s| now_s < until_s);
+        if self.planned.is_empty() && goes_on {
+            // A longer draw begins with the shorter one.
+            let n_before = self.n_drawn;
+            self.n_drawn = 2 * n_before.max(1);
+            let drawn = self
+                .prompts
+                .draw(self.draw.0, &self.draw.1, self.n_drawn)
+                .into_iter();
+            let further = (0..).zip(drawn).skip(n_before);
+            self.planned.extend(further.map(|(index, prompt)| Planned {
+                index,
+                prompt_id: prompt.id,
+                prompt: prompt.text,
+                is_extra: false,
+            }));
+        }
+        let is_wanted = |next: &mut Planned| goes_on || next.index < self.n_asked;
+        self.planned.pop_front_if(is_wanted)
+    }
+}
+
+async fn closed_loop(load: &Load, n_users: u32, waiting: Waiting) -> Result<(), JoinError> {
+    let waiting = Arc::new(Mutex::new(waiting));
     let mut users = JoinSet::new();
     for user in 0..n_users {
         let load = load.clone();
@@ -147,7 +190,7 @@ async fn closed_loop(
                 let next = waiting
                     .lock()
                     .unwrap_or_else(PoisonError::into_inner)
-                    .pop_front();
+                    .next(load.clock.now_s());
                 let Some(planned) = next else { return };
                 let asked = load.ask(planned, Some(user), load.clock.now_s()).await;
                 if asked == Asked::RowDropped {

@@ -67,6 +67,15 @@ pub fn gpu_memory_used_bytes() -> Option<u64> {
     Some(mib << 20)
 }
 
+/// Memory in use on the first GPU, and the power that it draws.
+pub fn gpu_memory_and_power() -> (Option<u64>, Option<f64>) {
+    let line = nvidia_smi("memory.used,power.draw").unwrap_or_default();
+    let mut fields = line.split(',').map(str::trim);
+    let memory = fields.next().and_then(|mib| mib.parse::<u64>().ok());
+    let power = fields.next().and_then(|watts| watts.parse().ok());
+    (memory.map(|mib| mib << 20), power)
+}
+
 fn query_gpu() -> Option<Gpu> {
     parse_gpu(&nvidia_smi(
         "name,driver_version,memory.total,clocks.max.sm,clocks.max.memory,power.limit",

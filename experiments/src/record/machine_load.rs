@@ -1,5 +1,5 @@
-//! How busy the machine was beside the measurement: `machine_load.jsonl`, an object a case, and a
-//! remark where it was too busy.
+//! How busy the machine was beside the measurement, and what energy it used: `machine_load.jsonl`, an
+//! object a case, and a remark where it was too busy.
 //!
 //! Other processes' share is what `/proc/stat` counts as busy, less the CPU time of this program and
 //! of the server that it started. Of a server that it did not start the two cannot be told apart, so
@@ -9,6 +9,8 @@ use std::fs;
 
 use records::RecordError;
 use records::run_folder::JsonLines;
+
+use crate::record::energy::{self, Reading, SharedMeters};
 
 pub use records::rows::CaseLoad;
 
@@ -34,6 +36,7 @@ pub struct LoadWatch {
     /// This program and the server's processes; `None` where the server is not ours.
     own_pids: Option<Vec<u32>>,
     lines: JsonLines,
+    meters: SharedMeters,
     seen: Vec<CaseLoad>,
 }
 
@@ -43,10 +46,11 @@ pub struct Began {
     start_s: f64,
     ticks: Option<Ticks>,
     load_average_1m: Option<f64>,
+    meters: Reading,
 }
 
 impl LoadWatch {
-    pub fn new(server_pids: Option<Vec<u32>>, lines: JsonLines) -> Self {
+    pub fn new(server_pids: Option<Vec<u32>>, lines: JsonLines, meters: SharedMeters) -> Self {
         let with_this = |mut pids: Vec<u32>| {
             pids.push(std::process::id());
             pids
@@ -54,6 +58,7 @@ impl LoadWatch {
         Self {
             own_pids: server_pids.map(with_this),
             lines,
+            meters,
             seen: Vec::new(),
         }
     }
@@ -63,6 +68,7 @@ impl LoadWatch {
             start_s: now_s,
             ticks: self.ticks(),
             load_average_1m: load_averages().map(|averages| averages[0]),
+            meters: self.meters.read(),
         }
     }
 
@@ -78,10 +84,16 @@ impl LoadWatch {
             load_average_1m: began.load_average_1m,
             others_share: others_share.filter(|_| self.own_pids.is_some()),
             steal_share,
+            energy: energy::between(&began.meters, &self.meters.read()),
         };
         self.lines.append(&load)?;
         self.seen.push(load);
         Ok(())
+    }
+
+    /// The lines so far.
+    pub fn loads(&self) -> &[CaseLoad] {
+        &self.seen
     }
 
     /// What a reader must know; `None` for a quiet machine.
@@ -213,6 +225,7 @@ mod tests {
             load_average_1m: None,
             others_share: others,
             steal_share: Some(steal),
+            energy: None,
         };
         let quiet = [
             load("a", 5.0, Some(0.02), 0.01),

@@ -8,6 +8,7 @@ pub mod environment;
 pub mod provenance;
 
 // While a run goes on.
+pub mod energy;
 pub mod machine_load;
 pub mod process_tree;
 pub mod sampler;

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use records::digests::hex;
 use records::manifest::{GitState, Hashes};
+use records::utc;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -164,6 +165,9 @@ fn git_state(root: &Path) -> Result<(GitState, Option<String>)> {
         commit: Some(commit),
         dirty: Some(changes.is_some()),
         tree: text(&["rev-parse", "HEAD^{tree}"]),
+        committed_utc: text(&["show", "--no-patch", "--format=%ct", "HEAD"])
+            .and_then(|unix_s| unix_s.parse().ok())
+            .map(utc::rfc3339),
         changed,
     };
     Ok((git, changes))

@@ -1,6 +1,7 @@
-//! Samples the server while it is measured: resident memory, GPU memory, `/metrics`.
+//! Samples the server while it is measured: resident memory, the GPU's memory and power, `/metrics`.
 //!
-//! Memory figures come from the operating system, queue and pool figures from the server's own
+//! Memory figures come from the operating system and the GPU's driver, power and energy from the
+//! machine's meters ([`crate::record::energy`]), queue and pool figures from the server's own
 //! Prometheus page; a server that has none (or names its metrics otherwise) leaves nulls.
 
 use std::collections::HashMap;
@@ -13,11 +14,11 @@ use records::run_folder::JsonLines;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::load::{BaseUrl, RunClock};
-use crate::record::environment;
+use crate::record::energy::SharedMeters;
 
 const PERIOD: Duration = Duration::from_millis(250);
 /// `nvidia-smi` takes tens of milliseconds, so it is asked once in this many samples.
-const GPU_EVERY: u32 = 4;
+const SLOW_EVERY: u32 = 4;
 
 #[derive(Debug)]
 pub struct Sampler {
@@ -25,7 +26,7 @@ pub struct Sampler {
     pub server_pids: Option<Vec<u32>>,
     pub base_url: BaseUrl,
     pub clock: RunClock,
-    pub has_gpu: bool,
+    pub meters: SharedMeters,
 }
 
 impl Sampler {
@@ -34,18 +35,20 @@ impl Sampler {
         let mut ticks = interval(PERIOD);
         // A machine too busy to keep up gets fewer samples, not a burst of stale ones.
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut gpu_memory_bytes = None;
-        let mut until_gpu = 0;
+        let every = if self.meters.is_slow() { SLOW_EVERY } else { 1 };
+        let mut metered = None;
+        let mut until_metered = 0;
         loop {
             ticks.tick().await;
-            if self.has_gpu && until_gpu == 0 {
-                until_gpu = GPU_EVERY;
-                gpu_memory_bytes = tokio::task::spawn_blocking(environment::gpu_memory_used_bytes)
+            if until_metered == 0 {
+                until_metered = every;
+                let meters = self.meters.clone();
+                // Reading blocks, and this thread sends the load.
+                metered = tokio::task::spawn_blocking(move || meters.read())
                     .await
-                    .ok()
-                    .flatten();
+                    .ok();
             }
-            until_gpu = until_gpu.saturating_sub(1);
+            until_metered -= 1;
             let page = self.base_url.get_root("/metrics", PERIOD * 4).await;
             let page = page
                 .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
@@ -53,7 +56,10 @@ impl Sampler {
             let sample = ServerSample {
                 t_s: self.clock.now_s(),
                 rss_bytes: self.server_pids.as_deref().and_then(total_rss_bytes),
-                gpu_memory_bytes,
+                gpu_memory_bytes: metered.and_then(|m| m.gpu_memory_bytes),
+                gpu_power_w: metered.and_then(|m| m.gpu_power_w),
+                gpu_energy_j: metered.and_then(|m| m.gpu_energy_j),
+                cpu_energy_j: metered.and_then(|m| m.cpu_energy_j),
                 ..metrics_of(&page)
             };
             if let Err(error) = samples.append(&sample) {

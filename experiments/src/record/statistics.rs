@@ -12,6 +12,7 @@ pub struct Spread {
     pub mean: f64,
     pub median: f64,
     pub std: f64,
+    pub p95: f64,
     pub p99: f64,
 }
 
@@ -25,6 +26,7 @@ impl Spread {
             mean,
             median: percentile(sample, 50.0)?,
             std: variance.sqrt(),
+            p95: percentile(sample, 95.0)?,
             p99: percentile(sample, 99.0)?,
         })
     }
@@ -86,6 +88,7 @@ mod tests {
         assert!(close(Some(spread.mean), 5.0));
         assert!(close(Some(spread.median), 4.5));
         assert!(close(Some(spread.std), 2.0));
+        assert!(close(Some(spread.p95), 8.3));
         assert!(close(Some(spread.p99), 8.86));
     }
 

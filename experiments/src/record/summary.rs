@@ -4,11 +4,13 @@
 //! TTFT counts from the moment a request is sent; TPOT = (e2e − TTFT) / (output tokens − 1)
 //! per request; ITL pools every gap between tokens; goodput counts the requests that meet
 //! every stated limit. Warm-up rows and failed requests give no times. Definitions of mean,
-//! median, std and p99: [`crate::record::statistics`].
+//! median, std and percentiles: [`crate::record::statistics`]. p95 and p99 are told of cases that last
+//! long enough and have enough requests ([`records::sufficiency`]).
 
 use std::fmt::Write as _;
 
-use records::rows::RequestRow;
+use records::rows::{CaseLoad, RequestRow};
+use records::sufficiency::{least_measured_s, least_requests};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
@@ -32,6 +34,15 @@ pub struct CaseSummary {
     pub e2el_ms: Option<Spread>,
     /// Time in the client between a request's turn and its sending.
     pub queued_ms: Option<Spread>,
+    /// Of the device that serves, over the whole case; `None` without a meter.
+    pub energy: Option<Energy>,
+}
+
+/// What a case used.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Energy {
+    pub joules: f64,
+    pub mean_w: f64,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -66,7 +77,7 @@ impl RequestTimes {
         })
     }
 
-    fn meets(&self, limits: &Limits) -> bool {
+    pub fn meets(&self, limits: &Limits) -> bool {
         let within = |value: Option<f64>, limit: Option<f64>| match (value, limit) {
             (Some(value), Some(limit)) => value <= limit,
             _ => true,
@@ -121,7 +132,24 @@ impl CaseSummary {
             itl_ms: Spread::of(&gaps_ms),
             e2el_ms: spread(|times| Some(times.e2el_ms)),
             queued_ms: Spread::of(&queued_ms),
+            energy: None,
         }
+    }
+
+    /// Whether it lasted too short for its kind.
+    pub fn is_short(&self) -> bool {
+        self.duration_s < least_measured_s(self.case.phase)
+    }
+
+    /// A percentile, where the case may tell it.
+    fn tail(&self, percent: u32, value: Option<f64>) -> Option<f64> {
+        let is_told = !self.is_short() && self.completed >= least_requests(percent);
+        value.filter(|_| is_told)
+    }
+
+    pub fn joules_per_output_token(&self) -> Option<f64> {
+        let joules = self.energy?.joules;
+        (self.total_output_tokens > 0).then(|| joules / self.total_output_tokens as f64)
     }
 
     pub fn request_throughput(&self) -> f64 {
@@ -175,7 +203,18 @@ impl CaseSummary {
             put(&format!("mean_{name}"), json!(spread.map(|s| s.mean)));
             put(&format!("median_{name}"), json!(spread.map(|s| s.median)));
             put(&format!("std_{name}"), json!(spread.map(|s| s.std)));
-            put(&format!("p99_{name}"), json!(spread.map(|s| s.p99)));
+            let p95 = self.tail(95, spread.map(|s| s.p95));
+            let p99 = self.tail(99, spread.map(|s| s.p99));
+            put(&format!("p95_{name}"), json!(p95));
+            put(&format!("p99_{name}"), json!(p99));
+        }
+        put("is_short", self.is_short().into());
+        if let Some(energy) = self.energy {
+            put(
+                "joules_per_output_token",
+                json!(self.joules_per_output_token()),
+            );
+            put("mean_power_w", energy.mean_w.into());
         }
         Value::Object(keys)
     }
@@ -235,7 +274,7 @@ impl CaseSummary {
             for (statistic, value) in [
                 ("Mean", spread.map(|s| s.mean)),
                 ("Median", spread.map(|s| s.median)),
-                ("P99", spread.map(|s| s.p99)),
+                ("P99", self.tail(99, spread.map(|s| s.p99))),
             ] {
                 let _ = writeln!(
                     text,
@@ -244,6 +283,16 @@ impl CaseSummary {
                     shown(value)
                 );
             }
+        }
+        if let Some(energy) = self.energy {
+            let _ = writeln!(text, "{:-^WIDTH$}", "Energy");
+            let per_token = shown(self.joules_per_output_token());
+            let _ = writeln!(
+                text,
+                "{:<40}{per_token:<10}",
+                "Energy per output token (J):"
+            );
+            let _ = writeln!(text, "{:<40}{:<10.1}", "Mean power (W):", energy.mean_w);
         }
         let _ = writeln!(text, "{:=<WIDTH$}", "");
         text
@@ -262,6 +311,35 @@ impl Summary {
             run_id: run_id.into(),
             cases: cases.collect(),
         }
+    }
+
+    /// Takes in what the meters counted of cases that had the machine to themselves.
+    pub fn take_in_energy(&mut self, loads: &[CaseLoad], has_gpu: bool) {
+        for case in &mut self.cases {
+            let alone = |load: &&CaseLoad| load.cases == [case.case.name.clone()];
+            let energy = loads.iter().find(alone).and_then(|load| load.energy);
+            case.energy = energy.and_then(|energy| {
+                let joules = energy.device_j(has_gpu)?;
+                Some(Energy {
+                    joules,
+                    mean_w: joules / energy.seconds,
+                })
+            });
+        }
+    }
+
+    /// Which cases are too short for their kind; `None` if none is.
+    pub fn shortness(&self) -> Option<String> {
+        let short: Vec<&CaseSummary> = self.cases.iter().filter(|c| c.is_short()).collect();
+        let first = short.first()?;
+        Some(format!(
+            "{} of {} cases are short, so that no tail is told of them: {} measured {:.1} s, it takes {:.0} s",
+            short.len(),
+            self.cases.len(),
+            first.case.name,
+            first.duration_s,
+            least_measured_s(first.case.phase)
+        ))
     }
 
     /// One line a case.
@@ -290,13 +368,13 @@ impl Summary {
                 case.request_throughput(),
                 case.output_throughput(),
                 of(case.ttft_ms, |s| s.median),
-                of(case.ttft_ms, |s| s.p99),
+                shown(case.tail(99, case.ttft_ms.map(|s| s.p99))),
                 of(case.tpot_ms, |s| s.median),
-                of(case.itl_ms, |s| s.p99),
+                shown(case.tail(99, case.itl_ms.map(|s| s.p99))),
                 of(case.e2el_ms, |s| s.median),
             );
         }
-        text.push_str("times in ms; ok and failed count requests\n");
+        text.push_str("times in ms; ok and failed count requests; no p99 of fewer than 2000 requests or of a short case\n");
         text
     }
 }
@@ -322,6 +400,8 @@ fn shown(value: Option<f64>) -> String {
 
 #[cfg(test)]
 mod tests {
+    use records::rows::CaseEnergy;
+
     use super::*;
     use crate::spec::workload::Phase;
 
@@ -364,6 +444,7 @@ mod tests {
             warmup: false,
             arrival: Arrival::ClosedLoop { n_users: 2 },
             n_requests: 3,
+            least_s: None,
             output_tokens: 3,
             model: None,
             round: None,
@@ -434,6 +515,57 @@ mod tests {
     fn the_block_and_the_table_read_as_expected() {
         let summary = Summary::of("r1", &[case()], &rows(), None);
         insta::assert_snapshot!(format!("{}\n{}", summary.cases[0].block(), summary.table()));
+    }
+
+    #[test]
+    fn tails_take_time_and_requests() {
+        let rows = |n: u32, seconds: f64| -> Vec<RequestRow> {
+            let at = |i: u32| seconds * f64::from(i) / f64::from(n - 1);
+            (0..n)
+                .map(|i| row(i, at(i), at(i), &[at(i)], at(i), None))
+                .collect()
+        };
+        let tails = |n, seconds| {
+            let rows = rows(n, seconds);
+            let summary = CaseSummary::of(&case(), &rows.iter().collect::<Vec<_>>(), None);
+            let json = summary.to_json();
+            assert_eq!(json["is_short"], summary.is_short());
+            ["p95_ttft_ms", "p99_ttft_ms"].map(|key| !json[key].is_null())
+        };
+        assert_eq!(tails(2_000, 31.0), [true, true]);
+        assert_eq!(tails(1_999, 31.0), [true, false]);
+        assert_eq!(tails(399, 31.0), [false, false]);
+        assert_eq!(tails(2_000, 29.0), [false, false]);
+    }
+
+    #[test]
+    fn energy_is_that_of_cases_alone() {
+        let mut summary = Summary::of("r1", &[case()], &rows(), None);
+        let load = |cases: &[&str], gpu_j, cpu_j| CaseLoad {
+            cases: cases.iter().map(ToString::to_string).collect(),
+            start_s: 1.0,
+            end_s: 5.0,
+            load_average_1m: None,
+            others_share: None,
+            steal_share: None,
+            energy: Some(CaseEnergy {
+                seconds: 4.0,
+                gpu_j,
+                gpu_source: None,
+                cpu_j,
+            }),
+        };
+        summary.take_in_energy(&[load(&["users-2", "other"], Some(12.0), None)], true);
+        assert_eq!(summary.cases[0].energy, None);
+        assert!(summary.cases[0].to_json().get("mean_power_w").is_none());
+        let loads = [load(&["users-2"], Some(1200.0), Some(60.0))];
+        summary.take_in_energy(&loads, true);
+        let json = summary.cases[0].to_json();
+        assert_eq!(json["joules_per_output_token"], 200.0);
+        assert_eq!(json["mean_power_w"], 300.0);
+        // The processor serves where there is no GPU.
+        summary.take_in_energy(&loads, false);
+        assert_eq!(summary.cases[0].joules_per_output_token(), Some(10.0));
     }
 
     #[test]

@@ -16,6 +16,7 @@ use records::utc;
 use crate::engines::{Engine, ModelFiles};
 use crate::load::BaseUrl;
 use crate::load::prompts::PromptSet;
+use crate::record::energy;
 use crate::record::environment::{self, Environment};
 use crate::record::provenance::Sources;
 use crate::run::answers::AnswerBook;
@@ -68,6 +69,8 @@ pub struct Campaign {
     pub answers: Option<AnswerBook>,
     /// A campaign folder is made of the runs when they have ended.
     pub seal: bool,
+    /// Where the processors' energy counters are.
+    pub powercap_dir: PathBuf,
     /// Against another measurement at the same time; taken before the first run.
     pub lock: Option<MeasurementLock>,
 }
@@ -105,6 +108,9 @@ pub struct ServingArgs {
     /// folder that was typed
     #[arg(long, hide = true)]
     pub seal: bool,
+    /// Folder of the processors' energy counters
+    #[arg(long, value_name = "PATH", hide = true, default_value = energy::POWERCAP_DIR)]
+    pub powercap_dir: PathBuf,
 }
 
 impl ServingArgs {
@@ -206,6 +212,7 @@ pub fn describe(
         seal: serving.seal && serving.runs_dir.is_none(),
         repository,
         source,
+        powercap_dir: serving.powercap_dir.clone(),
         lock: None,
     })
 }

@@ -4,64 +4,117 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use records::run_folder::RunRecord;
+use records::slo::SloOutcome;
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet};
 
 use crate::load::prompts::PromptSet;
 use crate::load::{Company, RequestRow, RunClock, Target, run_case};
 use crate::record::machine_load::LoadWatch;
-use crate::record::summary::Summary;
+use crate::record::summary::{CaseSummary, Summary};
 use crate::run::progress::Progress;
+use crate::run::slo::{self, Search};
 use crate::spec::Experiment;
-use crate::spec::workload::Case;
+use crate::spec::workload::{Case, Phase};
+use crate::terminal::say;
 
-/// Runs the rounds one after the other; every row is in the record before the next is awaited.
+/// Who is asked, and when.
+#[derive(Debug, Clone)]
+pub struct Load {
+    pub target: Target,
+    pub prompts: PromptSet,
+    pub seed: u64,
+    pub clock: RunClock,
+}
+
+/// What was sent, and what a search among it found.
+#[derive(Debug, Default)]
+pub struct Measured {
+    pub rows: Vec<RequestRow>,
+    /// The trials of a search, which no workload lists.
+    pub trials: Vec<Case>,
+    pub slo: Option<SloOutcome>,
+}
+
+/// Runs the rounds one after the other, and then the search; every row is in the record before the next
+/// is awaited.
 pub async fn run_cases(
     experiment: &Experiment,
-    target: &Target,
-    prompts: &PromptSet,
-    seed: u64,
-    clock: RunClock,
+    load: &Load,
+    record: &mut RunRecord,
+    load_watch: &mut LoadWatch,
+) -> Result<Measured> {
+    let mut measured = Measured::default();
+    for round in experiment.workload.rounds() {
+        let rows = run_round(round, load, record, load_watch).await?;
+        measured.rows.extend(rows);
+    }
+    if let Some(spec) = &experiment.workload.slo {
+        let mut search = Search::new(spec);
+        while let Some((at, case)) = search.next() {
+            let rows = run_round(vec![case.clone()], load, record, load_watch).await?;
+            search.take(at, &case, &rows);
+            measured.rows.extend(rows);
+            measured.trials.push(case);
+        }
+        let outcome = search.outcome();
+        record.write_json(records::SLO, &outcome)?;
+        say!("{}", slo::told(spec, &outcome));
+        measured.slo = Some(outcome);
+    }
+    Ok(measured)
+}
+
+/// Cases that run at the same time.
+async fn run_round(
+    round: Vec<Case>,
+    load: &Load,
     record: &mut RunRecord,
     load_watch: &mut LoadWatch,
 ) -> Result<Vec<RequestRow>> {
+    let Load {
+        target,
+        prompts,
+        seed,
+        clock,
+    } = load;
+    let (seed, clock) = (*seed, *clock);
     let mut all = Vec::new();
-    for round in experiment.workload.rounds() {
-        let name = round[0].round.as_ref().unwrap_or(&round[0].name);
-        let n_requests = round.iter().map(|case| u64::from(case.n_requests)).sum();
-        let progress = Progress::bar(name, n_requests);
-        let (sender, mut rows) = mpsc::unbounded_channel();
-        let began = load_watch.begin(clock.now_s());
-        let send = async {
-            let company = Arc::new(Company::of(round.len()));
-            let mut cases = JoinSet::new();
-            for case in round.clone() {
-                let (target, prompts) = (target.clone(), prompts.clone());
-                let (sender, company) = (sender.clone(), Arc::clone(&company));
-                cases.spawn(async move {
-                    run_case(&target, &case, &prompts, seed, clock, &sender, &company).await
-                });
+    let name = round[0].round.as_ref().unwrap_or(&round[0].name);
+    let n_requests = round.iter().map(|case| u64::from(case.n_requests)).sum();
+    let progress = Progress::bar(name, n_requests);
+    let (sender, mut rows) = mpsc::unbounded_channel();
+    let began = load_watch.begin(clock.now_s());
+    let send = async {
+        let company = Arc::new(Company::of(round.len()));
+        let mut cases = JoinSet::new();
+        for case in round.clone() {
+            let (target, prompts) = (target.clone(), prompts.clone());
+            let (sender, company) = (sender.clone(), Arc::clone(&company));
+            cases.spawn(async move {
+                run_case(&target, &case, &prompts, seed, clock, &sender, &company).await
+            });
+        }
+        drop(sender);
+        join_cases(cases).await
+    };
+    let (mut n_asked, mut n_failed) = (0, 0);
+    let receive = async {
+        while let Some(row) = rows.recv().await {
+            record.append_request(&row)?;
+            if is_asked_for(&row, &round) {
+                n_asked += 1;
+                n_failed += usize::from(row.error.is_some());
+                progress.advance(row.error.clone().unwrap_or_default());
             }
-            drop(sender);
-            join_cases(cases).await
-        };
-        let mut n_failed = 0;
-        let receive = async {
-            while let Some(row) = rows.recv().await {
-                record.append_request(&row)?;
-                if is_asked_for(&row, &round) {
-                    n_failed += usize::from(row.error.is_some());
-                    progress.advance(row.error.clone().unwrap_or_default());
-                }
-                all.push(row);
-            }
-            anyhow::Ok(())
-        };
-        tokio::try_join!(send, receive)?;
-        let cases = round.iter().map(|case| case.name.clone()).collect();
-        load_watch.end(cases, began, clock.now_s())?;
-        progress.finish(&format!("{n_requests} requests, {n_failed} failed"));
-    }
+            all.push(row);
+        }
+        anyhow::Ok(())
+    };
+    tokio::try_join!(send, receive)?;
+    let cases = round.iter().map(|case| case.name.clone()).collect();
+    load_watch.end(cases, began, clock.now_s())?;
+    progress.finish(&format!("{n_asked} requests, {n_failed} failed"));
     Ok(all)
 }
 
@@ -83,12 +136,15 @@ fn is_asked_for(row: &RequestRow, round: &[Case]) -> bool {
 /// What a finished run says about itself: an error if a case has nothing to show, a remark if
 /// something went wrong in between.
 pub fn judge(summary: &Summary, rows: &[RequestRow], ignore_eos: bool) -> Result<Option<String>> {
-    let measured: Vec<&RequestRow> = rows.iter().filter(|row| !row.warmup).collect();
+    // A trial that is too much is a result.
+    let is_judged = |row: &&RequestRow| !row.warmup && row.phase != Phase::Slo;
+    let measured: Vec<&RequestRow> = rows.iter().filter(is_judged).collect();
     let first_error = measured
         .iter()
         .find_map(|row| row.error.as_deref())
         .unwrap_or("no error was reported");
-    if let Some(case) = summary.cases.iter().find(|case| case.completed == 0) {
+    let has_nothing = |case: &&CaseSummary| case.completed == 0 && case.case.phase != Phase::Slo;
+    if let Some(case) = summary.cases.iter().find(has_nothing) {
         bail!(
             "no request of case {} succeeded: {first_error}",
             case.case.name

@@ -8,6 +8,7 @@ pub mod answers;
 pub mod measurement;
 pub mod replicate;
 pub mod sealing;
+pub mod slo;
 
 // The server under measurement.
 pub mod served_model;

@@ -19,6 +19,7 @@ use tokio::time::{sleep, timeout};
 use crate::engines::Engine;
 use crate::load::prompts;
 use crate::load::{BaseUrl, HttpError, RunClock, Target};
+use crate::record::energy::SharedMeters;
 use crate::record::environment::gpu_memory_used_bytes;
 use crate::record::machine_load::LoadWatch;
 use crate::record::process_tree;
@@ -27,7 +28,7 @@ use crate::record::summary::Summary;
 use crate::run::answers::{self, WrongAnswers};
 use crate::run::campaign::{Arm, Campaign, ServerSource, UNREACHABLE_LIMIT};
 use crate::run::interrupts::Interrupts;
-use crate::run::measurement::{judge, run_cases};
+use crate::run::measurement::{Load, Measured, judge, run_cases};
 use crate::run::progress::Progress;
 use crate::run::served_model::{self, take_in_model};
 use crate::run::server_process::{
@@ -35,6 +36,7 @@ use crate::run::server_process::{
 };
 use crate::run::supervise::Ending;
 use crate::spec::Experiment;
+use crate::spec::workload::SloSearch;
 use crate::terminal::{in_one_line, note, say};
 
 const HEALTH_POLL: Duration = Duration::from_millis(100);
@@ -294,23 +296,35 @@ impl Run<'_> {
             // Python engines compute in processes of their own.
             Engine::Other(_) => process_tree::with_descendants(server.pid()),
         });
+        let meters = SharedMeters::open(
+            self.campaign.environment.gpu.is_some(),
+            &self.campaign.powercap_dir,
+        );
+        note!("energy: {}", meters.describe());
         let sampler = Sampler {
             server_pids: server_pids.clone(),
             base_url,
             clock,
-            has_gpu: self.campaign.environment.gpu.is_some(),
+            meters: meters.clone(),
         };
         let samples = JsonLines::create(&record.path(records::SERVER_METRICS))?;
         let loads = JsonLines::create(&record.path(records::MACHINE_LOAD))?;
-        let mut load_watch = LoadWatch::new(server_pids, loads);
+        let mut load_watch = LoadWatch::new(server_pids, loads, meters);
         let log = record.path(records::SERVER_LOG);
         let seed = self.experiment.seed.wrapping_add(u64::from(self.replicate));
-        let rows = tokio::select! {
-            rows = run_cases(self.experiment, &target, &self.arm.prompts, seed, clock, record, &mut load_watch) => rows?,
+        let load = Load {
+            target,
+            prompts: self.arm.prompts.clone(),
+            seed,
+            clock,
+        };
+        let measured = tokio::select! {
+            measured = run_cases(self.experiment, &load, record, &mut load_watch) => measured?,
             error = sampler.run(samples) => return Err(error.into()),
             how = server_exit(self.server.as_mut()) => bail!("{SERVER_ENDED} ({how}):\n{}", log_tail(&log, LOG_LINES_SHOWN)),
         };
 
+        let Measured { rows, trials, slo } = measured;
         if rows.iter().any(|row| row.error.is_some())
             && let Ok(how) = timeout(EXIT_NOTICE, server_exit(self.server.as_mut())).await
         {
@@ -320,12 +334,18 @@ impl Run<'_> {
             );
         }
 
-        let summary = Summary::of(
+        let mut summary = Summary::of(
             self.run_id,
-            &workload.cases(),
+            &[workload.cases(), trials].concat(),
             &rows,
-            workload.goodput.as_ref(),
+            workload
+                .slo
+                .as_ref()
+                .map(SloSearch::limits)
+                .or_else(|| workload.goodput.clone())
+                .as_ref(),
         );
+        summary.take_in_energy(load_watch.loads(), self.campaign.environment.gpu.is_some());
         record.write_json(records::SUMMARY, &summary)?;
         for case in &summary.cases {
             say!("{}", case.block());
@@ -337,8 +357,18 @@ impl Run<'_> {
             manifest.model.used,
             summary.table()
         );
+        if let Some(short) = summary.shortness() {
+            note!("{short}");
+        }
         let remark = judge(&summary, &rows, workload.ignore_eos)?;
-        let remarks: Vec<String> = remark.into_iter().chain(load_watch.remark()).collect();
+        let nothing_found = slo
+            .filter(|found| found.highest.is_none())
+            .map(|_| "no load that was tried keeps the limits of the SLO search".to_owned());
+        let remarks: Vec<String> = remark
+            .into_iter()
+            .chain(nothing_found)
+            .chain(load_watch.remark())
+            .collect();
         Ok((!remarks.is_empty()).then(|| remarks.join("; ")))
     }
 

@@ -135,6 +135,8 @@ pub struct Overrides {
     pub quick: bool,
     pub model: Option<String>,
     pub replicates: Option<u32>,
+    /// In place of the experiment's cases: a search for the highest load within limits.
+    pub slo: Option<String>,
     /// Arguments after `--`.
     pub extra_flags: Vec<String>,
 }
@@ -288,7 +290,23 @@ impl Experiment {
                 "a path, a model id, `synthetic:<preset>` or `default`",
             )));
         }
-        workload::validate(&written.workload).map_err(field)?;
+        let mut workload = written.workload;
+        if let Some(typed) = &overrides.slo {
+            if !written.models.is_empty() {
+                let limit = "left out: the experiment has several models";
+                return Err(field(FieldError::new("--slo", typed, limit)));
+            }
+            let output_tokens = workload.users.as_ref().map_or(50, |u| u.output_tokens);
+            workload = Workload {
+                slo: Some(workload::parse_slo(typed, output_tokens).map_err(field)?),
+                latency: None,
+                ladder: None,
+                users: None,
+                rate: None,
+                ..workload
+            };
+        }
+        workload::validate(&workload).map_err(field)?;
         let mut flags = written.flags;
         flags.validate().map_err(flag)?;
         for model in &written.models {
@@ -304,7 +322,7 @@ impl Experiment {
             replicates,
             extra_flags: overrides.extra_flags.clone(),
             flags,
-            workload: written.workload,
+            workload,
             models: written.models,
             baseline: written.baseline,
             focus: written.focus,

@@ -5,25 +5,15 @@ use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use super::finish::{INK, finish};
+use super::finish::{INK, PALETTE, finish};
 use crate::ReportError;
 
-const WIDTH: u32 = 640;
+/// Narrow, so that letters are still read on a phone, where a picture is as wide as the screen.
+const WIDTH: u32 = 480;
 const HEIGHT: u32 = 300;
 const FONT: i32 = 13;
 /// Below this ratio of largest to smallest a logarithmic axis would have too few labels.
 const LOG_SPAN: f64 = 30.0;
-/// Okabe and Ito's colours, told apart by readers with any colour vision, on white and on black.
-const PALETTE: [RGBColor; 7] = [
-    RGBColor(0, 114, 178),
-    RGBColor(230, 159, 0),
-    RGBColor(0, 158, 115),
-    RGBColor(204, 121, 167),
-    RGBColor(86, 180, 233),
-    RGBColor(213, 94, 0),
-    RGBColor(150, 150, 150),
-];
-
 /// One configuration's points, and its place among all of the group's.
 #[derive(Debug, Clone)]
 pub struct Series {
@@ -53,6 +43,8 @@ pub struct Lines<'a> {
     pub x_log: bool,
     /// Few points that deserve a mark each.
     pub marks: bool,
+    /// Small changes of large values: the picture begins a little below the lowest, not at zero.
+    pub y_fits: bool,
 }
 
 /// One bar with an optional limit, or one interval: a row of a horizontal chart.
@@ -79,7 +71,7 @@ pub struct Rows<'a> {
 }
 
 fn colour(i: usize) -> RGBColor {
-    PALETTE[i % PALETTE.len()]
+    PALETTE[i % PALETTE.len()].light
 }
 
 fn failed(name: &str) -> impl Fn(String) -> ReportError + '_ {
@@ -115,12 +107,22 @@ pub fn lines(plot: Lines<'_>, series: &[Series]) -> Result<Option<String>, Repor
     };
     let xs = |p: &Point| p.x_interval.map_or([p.x, p.x], |(low, high)| [low, high]);
     let (x_low, x_high) = bounds(&mut all().flat_map(xs));
-    let (_, y_high) = bounds(&mut all().map(|p| p.interval.map_or(p.y, |i| i.1.max(p.y))));
+    let ys = |p: &Point| {
+        let (low, high) = p.interval.unwrap_or((p.y, p.y));
+        [low.min(p.y), high.max(p.y)]
+    };
+    let (y_lowest, y_high) = bounds(&mut all().flat_map(ys));
+    let y_low = if plot.y_fits && y_lowest < y_high {
+        (y_lowest - 0.05 * (y_high - y_lowest)).max(0.0)
+    } else {
+        0.0
+    };
     if !(x_low < x_high && y_high > 0.0) || (plot.x_log && x_low <= 0.0) {
         return Ok(None);
     }
     let mut svg = String::new();
-    draw_lines(&mut svg, plot, series, (x_low, x_high), y_high).map_err(failed(plot.name))?;
+    draw_lines(&mut svg, plot, series, (x_low, x_high), (y_low, y_high))
+        .map_err(failed(plot.name))?;
     Ok(Some(finish(&svg, plot.alt)))
 }
 
@@ -129,7 +131,7 @@ fn draw_lines(
     plot: Lines<'_>,
     series: &[Series],
     x: (f64, f64),
-    y_high: f64,
+    (y_low, y_high): (f64, f64),
 ) -> Result<(), String> {
     let root = SVGBackend::with_string(svg, (WIDTH, HEIGHT)).into_drawing_area();
     let legend_rows = draw_legend(&root, series)?;
@@ -140,7 +142,7 @@ fn draw_lines(
         .margin_right(18)
         .x_label_area_size(40)
         .y_label_area_size(58);
-    let y = 0.0..y_high * 1.05;
+    let y = y_low..y_high + 0.05 * (y_high - y_low);
     if plot.x_log && x.1 / x.0 > LOG_SPAN {
         let chart = builder
             .build_cartesian_2d((x.0..x.1).log_scale(), y)
@@ -204,7 +206,7 @@ where
     chart
         .configure_mesh()
         .disable_x_mesh()
-        .x_labels(7)
+        .x_labels(5)
         .y_labels(6)
         .x_desc(plot.x_label)
         .y_desc(plot.y_label)
@@ -284,14 +286,19 @@ fn draw_rows(
     low: f64,
     high: f64,
 ) -> Result<(), String> {
-    const ROW: u32 = 26;
     const AXIS: u32 = 42;
-    let (top, left, right) = (24, 14 + 8 * longest(rows), 96);
-    let height = top as u32 + ROW * rows.len() as u32 + AXIS;
+    const LETTER: i32 = 8;
+    /// Of the width; longer names stand above their rows.
+    const MOST_FOR_NAMES: i32 = WIDTH as i32 * 2 / 5;
+    let beside = 14 + LETTER * longest(rows);
+    let is_above = beside > MOST_FOR_NAMES;
+    let row_height: u32 = if is_above { 42 } else { 26 };
+    let (top, left, right) = (24, if is_above { 14 } else { beside }, 76);
+    let height = top as u32 + row_height * rows.len() as u32 + AXIS;
     let root = SVGBackend::with_string(svg, (WIDTH, height)).into_drawing_area();
     let width = f64::from(WIDTH as i32 - left - right);
     let at = |v: f64| left + ((v - low) / (high - low) * width).round() as i32;
-    let bottom = top + (ROW as usize * rows.len()) as i32;
+    let bottom = top + (row_height as usize * rows.len()) as i32;
     let font = || ("sans-serif", FONT).into_font().color(&INK);
     let centred = font().pos(Pos::new(HPos::Center, VPos::Top));
     let say = |text: String, place: (i32, i32), style: TextStyle<'_>| {
@@ -315,18 +322,24 @@ fn draw_rows(
         centred.clone(),
     )?;
     for (i, row) in rows.iter().enumerate() {
-        let y = top + (ROW as usize * i) as i32;
-        let middle = y + ROW as i32 / 2;
+        let y = top + (row_height as usize * i) as i32;
+        // What is drawn takes the lower half where the name stands above.
+        let middle = y + if is_above { 29 } else { 13 };
+        let (place, across) = if is_above {
+            ((left, y + 9), HPos::Left)
+        } else {
+            ((left - 8, middle), HPos::Right)
+        };
         say(
             row.name.clone(),
-            (left - 8, middle),
-            font().pos(Pos::new(HPos::Right, VPos::Center)),
+            place,
+            font().pos(Pos::new(across, VPos::Center)),
         )?;
         let style = colour(row.colour);
         let mut end = at(row.value);
         if plot.bars {
             root.draw(&Rectangle::new(
-                [(at(0.0), y + 4), (end, y + ROW as i32 - 4)],
+                [(at(0.0), middle - 9), (end, middle + 9)],
                 style.filled(),
             ))
             .map_err(|e| e.to_string())?;
@@ -365,7 +378,7 @@ fn longest(rows: &[Row]) -> i32 {
         .map(|r| r.name.chars().count())
         .max()
         .unwrap_or(0)
-        .min(40) as i32
+        .min(60) as i32
 }
 
 /// 1, 2 or 5 times a power of ten, at least as large.
@@ -390,6 +403,7 @@ mod tests {
             y_label: "y",
             x_log: true,
             marks: true,
+            y_fits: false,
         }
     }
 
@@ -434,6 +448,24 @@ mod tests {
         assert_eq!(svg.matches(">77<").count(), 2);
     }
 
+    /// 99 % and 101 % would be one line if the picture began at zero.
+    #[test]
+    fn small_changes_of_large_values_fill_the_picture() {
+        let data = [series(&[(1.0, 99.0), (2.0, 101.0)])];
+        let height = |y_fits: bool| {
+            let mut data = data.clone();
+            data[0].points.iter_mut().for_each(|p| p.interval = None);
+            let svg = lines(Lines { y_fits, ..plot() }, &data).unwrap().unwrap();
+            let cys: Vec<i32> = svg
+                .split(" cy=\"")
+                .skip(1)
+                .map(|rest| rest.split('"').next().unwrap().parse().unwrap())
+                .collect();
+            (cys[0] - cys[1]).abs()
+        };
+        assert!(height(true) > 150 && height(false) < 10, "{}", height(true));
+    }
+
     #[test]
     fn nothing_to_draw_is_no_picture() {
         assert_eq!(lines(plot(), &[]).unwrap(), None);
@@ -461,10 +493,34 @@ mod tests {
             bars: true,
         };
         let svg = rows(plot, &[bar]).unwrap().unwrap();
-        let width = f64::from(WIDTH as i32 - (14 + 8 * 3) - 96);
+        let width = f64::from(WIDTH as i32 - (14 + 8 * 3) - 76);
         let want = format!("width=\"{}\"", (width / 2.0).round());
         assert!(svg.contains(&want), "{want} in {svg}");
         assert!(svg.contains(">limit<"));
+    }
+
+    #[test]
+    fn long_names_stand_above_their_rows_and_leave_the_picture_its_width() {
+        let row = |name: &str| Row {
+            name: name.into(),
+            colour: 0,
+            value: 50.0,
+            interval: Some((40.0, 60.0)),
+            text: "50 %".into(),
+        };
+        let plot = Rows {
+            name: "test",
+            alt: "Test",
+            x_label: "x",
+            limit: None,
+            bars: false,
+        };
+        let height_of = |name: &str| {
+            let svg = rows(plot, &[row(name)]).unwrap().unwrap();
+            let height = svg.split(" height=\"").nth(1).unwrap();
+            height.split('"').next().unwrap().parse::<u32>().unwrap()
+        };
+        assert!(height_of(&"long ".repeat(9)) > height_of("short"));
     }
 
     #[test]

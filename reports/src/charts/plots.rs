@@ -13,7 +13,9 @@ use crate::render::card::memory_bandwidth_gb_per_s;
 use crate::render::context::PeerComparison;
 use crate::render::flag_effects::FlagEffect;
 use crate::render::format::{number, signed_percent};
-use crate::render::tables::{CaseRow, Spread};
+use crate::render::history::History;
+use crate::render::load_curve::achieved_per_s;
+use crate::render::tables::{CaseRow, CaseStats, Spread};
 use crate::select::{Arm, Group};
 use crate::stats::describe::Sorted;
 
@@ -23,6 +25,8 @@ pub struct Tables<'a> {
     pub latency: &'a [CaseRow],
     pub ladder: &'a [CaseRow],
     pub users: &'a [CaseRow],
+    pub rate: &'a [CaseRow],
+    pub history: &'a [History],
     pub effects: &'a [FlagEffect],
     pub peers: &'a [PeerComparison],
     pub baseline: Option<&'a str>,
@@ -90,6 +94,29 @@ pub fn charts_of(
     keep(&mut charts, "roofline", &alt, svg);
     let (alt, svg) = flags(tables.effects, lang)?;
     keep(&mut charts, "flags", &alt, svg);
+    for (kind, what, of_row) in [
+        (
+            "load-latency",
+            lang.pick("응답 지연", "latency"),
+            (|stats| Some((stats.p50_ms, stats.p50_spread_ms))) as OfStats,
+        ),
+        (
+            "load-ttft",
+            lang.pick("첫 토큰 시간", "time to first token"),
+            |stats| Some((stats.ttft_p50_ms?, stats.ttft_p50_spread_ms)),
+        ),
+    ] {
+        let (alt, svg) = load_curve((kind, what, of_row), &names, tables, lang)?;
+        keep(&mut charts, kind, &alt, svg);
+    }
+    for (kind, key) in [
+        ("history-latency", "latency"),
+        ("history-throughput", "throughput"),
+        ("history-ttft", "ttft"),
+    ] {
+        let (alt, svg) = history((kind, key), &names, tables.history, lang)?;
+        keep(&mut charts, kind, &alt, svg);
+    }
     let (alt, svg) = pareto(&names, tables, lang)?;
     keep(&mut charts, "pareto", &alt, svg);
     let (alt, svg) = forest(&names, tables, lang)?;
@@ -128,6 +155,7 @@ pub fn charts_of_cases(
         y_label: "tok/s",
         x_log: true,
         marks: true,
+        y_fits: false,
     };
     keep(
         &mut charts,
@@ -155,6 +183,7 @@ pub fn charts_of_cases(
         y_label: "ms",
         x_log: true,
         marks: true,
+        y_fits: false,
     };
     keep(
         &mut charts,
@@ -183,6 +212,7 @@ pub fn charts_of_cases(
         y_label: "ms",
         x_log: false,
         marks: true,
+        y_fits: false,
     };
     keep(&mut charts, "ladder", alt, draw::lines(plot, &series)?);
     Ok(charts)
@@ -248,6 +278,7 @@ fn distribution(
         y_label: lang.pick("누적 %", "cumulative %"),
         x_log: true,
         marks: false,
+        y_fits: false,
     };
     draw::lines(plot, series)
 }
@@ -359,6 +390,7 @@ fn memory(
         y_label: "GiB",
         x_log: false,
         marks: false,
+        y_fits: false,
     };
     let svg = draw::lines(plot, &series)?;
     Ok((alt, svg))
@@ -414,6 +446,91 @@ fn roofline(
     };
     let svg = draw::rows(plot, &rows)?;
     Ok((alt.to_owned(), svg))
+}
+
+/// A time and its spread.
+type OfStats = fn(&CaseStats) -> Option<(f64, Option<Spread>)>;
+
+/// A time over the rate that was achieved: every configuration, and every other engine.
+fn load_curve(
+    (kind, what, of_stats): (&str, &str, OfStats),
+    names: &[&str],
+    tables: Tables<'_>,
+    lang: Lang,
+) -> Result<(String, Option<String>), ReportError> {
+    let alt = lang.pick(
+        format!("부하 곡선: 실제로 처리한 요청 수에 따른 {what} (p50과 신뢰구간, 기동이 적으면 기동별 범위)"),
+        format!("load curve: {what} over the rate that was served (p50 with interval, or range of few starts)"),
+    );
+    let at = |row: &CaseRow| {
+        let (y, spread) = of_stats(row.stats.as_ref()?)?;
+        let x = achieved_per_s(row).filter(|_| row.rate_per_s.is_some())?;
+        Some(point(x, y, spread.map(|s| (s.low, s.high))))
+    };
+    let peers: Vec<&str> = tables.peers.iter().map(|p| p.peer.as_str()).collect();
+    let mut series = over_cases(names, tables.rate, at);
+    for (i, peer) in tables.peers.iter().enumerate() {
+        let of_peer = over_cases(&peers[i..=i], &peer.rate, at).into_iter();
+        series.extend(of_peer.map(|s| Series {
+            colour: names.len() + i,
+            ..s
+        }));
+    }
+    let plot = Lines {
+        name: kind,
+        alt: &alt,
+        x_label: lang.pick("처리한 요청 (req/s)", "served (req/s)"),
+        y_label: "ms",
+        x_log: false,
+        marks: true,
+        y_fits: false,
+    };
+    let svg = draw::lines(plot, &series)?;
+    Ok((alt, svg))
+}
+
+/// A figure over commits, in per cent of each configuration's first: their sizes differ.
+fn history(
+    (kind, key): (&str, &str),
+    names: &[&str],
+    histories: &[History],
+    lang: Lang,
+) -> Result<(String, Option<String>), ReportError> {
+    let mine = || histories.iter().filter(|history| history.key == key);
+    let what = mine().next().map_or("", |history| history.metric);
+    let alt = lang.pick(
+        format!("커밋에 따른 {what}: 첫 커밋을 100 %로 하고, 선분은 기동 하나의 변동 폭"),
+        format!("{what} over commits: the first is 100 %, bars are what single starts spread by"),
+    );
+    let series: Vec<Series> = mine()
+        .filter_map(|history| {
+            let first = history.points.first()?.value;
+            let percent = |value: f64| 100.0 * value / first;
+            let points = history.points.iter().map(|p| {
+                let band = p.band.map(|(low, high)| (percent(low), percent(high)));
+                point(p.number as f64, percent(p.value), band)
+            });
+            Some(Series {
+                name: history.experiment.clone(),
+                colour: names
+                    .iter()
+                    .position(|name| *name == history.experiment)
+                    .unwrap_or(names.len()),
+                points: points.collect(),
+            })
+        })
+        .collect();
+    let plot = Lines {
+        name: kind,
+        alt: &alt,
+        x_label: lang.pick("커밋 (오래된 것부터)", "commit (the oldest first)"),
+        y_label: "%",
+        x_log: false,
+        marks: true,
+        y_fits: true,
+    };
+    let svg = draw::lines(plot, &series)?;
+    Ok((alt, svg))
 }
 
 /// What one user gets against what the card gives, over rising numbers of users: every configuration,
@@ -478,6 +595,7 @@ fn pareto(
         y_label: lang.pick("tok/s (장비)", "tok/s of the card"),
         x_log: false,
         marks: true,
+        y_fits: false,
     };
     Ok((alt.to_owned(), draw::lines(plot, &series)?))
 }

@@ -4,6 +4,7 @@
 //! broken (complete once, but no more what the run wrote: [`records::integrity`]). Only complete ones give
 //! statistics; the others are kept for the reports to list.
 
+pub mod energy;
 pub mod gaps;
 pub mod imported;
 pub mod memory;
@@ -56,7 +57,8 @@ pub fn load(
         .iter()
         .filter(|r| r.outcome == Outcome::Complete)
         .collect();
-    let cases = requests::read_cases(&complete)?;
+    let mut cases = requests::read_cases(&complete)?;
+    energy::take_in(&mut cases, &complete)?;
     Ok(Records {
         cases,
         gaps: gaps::read_all(&complete)?,

@@ -11,8 +11,11 @@
 //! Rows flagged `warmup` and rows with an `error` give no times; they are counted.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 
 use polars::prelude::*;
+use records::sufficiency::least_measured_s;
+use records::workload::{Limits, Phase};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
@@ -22,7 +25,7 @@ use crate::ReportError;
 use crate::stats::describe::Sorted;
 
 /// The measured rows of one case of one run.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct CaseSamples {
     pub run_id: String,
     pub case: String,
@@ -39,8 +42,20 @@ pub struct CaseSamples {
     pub n_warmup: u32,
     /// From the first request sent to the last response's end, failed rows included.
     pub duration_s: Option<f64>,
-    /// Of the successful rows.
+    /// Of the successful rows, as are the next two.
     pub output_tokens: u64,
+    pub prompt_tokens: Sorted,
+    /// None where the server does not tell.
+    pub cached_tokens: Option<u64>,
+    /// Requests that met every limit of the workload; none where it has no limits.
+    pub n_within: Option<u32>,
+    /// Of an open loop: when responses ended, and when the first and the last request were sent.
+    pub ends_s: Sorted,
+    pub first_sent_s: Option<f64>,
+    pub last_sent_s: Option<f64>,
+    /// Energy of the device that served, and over how many seconds; none without a meter, or beside
+    /// other cases.
+    pub energy: Option<MeteredEnergy>,
     pub e2el_ms: Sorted,
     pub ttft_ms: Sorted,
     pub tpot_ms: Sorted,
@@ -48,7 +63,56 @@ pub struct CaseSamples {
     pub tok_per_s: Sorted,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct MeteredEnergy {
+    pub joules: f64,
+    pub seconds: f64,
+    /// By power samples, not by a counter.
+    pub is_estimate: bool,
+}
+
 impl CaseSamples {
+    /// What a case of its kind must last.
+    pub fn least_measured_s(&self) -> f64 {
+        phase_of(&self.phase).map_or(0.0, least_measured_s)
+    }
+
+    pub fn is_short(&self) -> bool {
+        let least = self.least_measured_s();
+        self.duration_s.is_none_or(|seconds| seconds < least)
+    }
+
+    pub fn joules_per_output_token(&self) -> Option<f64> {
+        let joules = self.energy?.joules;
+        (self.output_tokens > 0).then(|| joules / self.output_tokens as f64)
+    }
+
+    /// Requests a second that met every limit.
+    pub fn goodput_per_s(&self) -> Option<f64> {
+        let n_within = f64::from(self.n_within?);
+        self.duration_s.filter(|d| *d > 0.0).map(|d| n_within / d)
+    }
+
+    /// Responses a second between the first one and the last request: while requests arrive, a server
+    /// that keeps up ends as many as begin, however long each takes.
+    pub fn steady_per_s(&self) -> Option<f64> {
+        let (first, last) = (self.ends_s.min()?, self.last_sent_s?);
+        let n = self
+            .ends_s
+            .values()
+            .iter()
+            .filter(|end| **end <= last)
+            .count();
+        (n > 1 && last > first).then(|| (n - 1) as f64 / (last - first))
+    }
+
+    /// Requests a second that in fact arrived: a draw of few is not its rate.
+    pub fn arrived_per_s(&self) -> Option<f64> {
+        let (first, last) = (self.first_sent_s?, self.last_sent_s?);
+        let n = self.n_requests;
+        (n > 1 && last > first).then(|| f64::from(n - 1) / (last - first))
+    }
+
     pub fn n_ok(&self) -> u32 {
         self.n_requests - self.n_failed
     }
@@ -64,6 +128,10 @@ impl CaseSamples {
             .filter(|d| *d > 0.0)
             .map(|d| f64::from(self.n_ok()) / d)
     }
+}
+
+fn phase_of(name: &str) -> Option<Phase> {
+    serde_json::from_value(name.into()).ok()
 }
 
 /// All cases of these runs, sorted by run id and case.
@@ -90,7 +158,22 @@ pub fn read_cases(runs: &[&RunFolder]) -> Result<Vec<CaseSamples>, ReportError> 
     }
     let rows = concat(frames, UnionArgs::default()).map_err(table_error)?;
     let table = aggregate(rows).collect().map_err(table_error)?;
-    cases_of(&table).map_err(table_error)
+    let mut cases = cases_of(&table).map_err(table_error)?;
+    let limited: BTreeSet<&str> = runs
+        .iter()
+        .filter(|run| limits_of(run).is_some())
+        .map(|run| run.run_id.as_str())
+        .collect();
+    for case in &mut cases {
+        if !limited.contains(case.run_id.as_str()) {
+            case.n_within = None;
+        }
+    }
+    Ok(cases)
+}
+
+fn limits_of(run: &RunFolder) -> Option<&Limits> {
+    run.record.as_ref()?.config.limits.as_ref()
 }
 
 /// A line of `requests.jsonl`, as far as reports need it.
@@ -117,6 +200,10 @@ struct Row<'a> {
     end_s: Number<'a>,
     #[serde(borrow)]
     output_tokens: Number<'a>,
+    #[serde(borrow, default)]
+    prompt_tokens: Number<'a>,
+    #[serde(borrow, default)]
+    cached_tokens: Number<'a>,
 }
 
 /// As it is written: `serde_json` may be off by a last digit where it parses numbers itself.
@@ -138,10 +225,12 @@ struct Columns {
     model: Vec<Option<String>>,
     warmup: Vec<bool>,
     failed: Vec<bool>,
-    numbers: [Vec<Option<f64>>; 7],
+    /// Whether the limits were met; also of failed rows, which do not count.
+    within: Vec<bool>,
+    numbers: [Vec<Option<f64>>; 9],
 }
 
-const NUMBERS: [&str; 7] = [
+const NUMBERS: [&str; 9] = [
     "n_users",
     "rate_per_s",
     "max_tokens",
@@ -149,10 +238,13 @@ const NUMBERS: [&str; 7] = [
     "first_token_s",
     "end_s",
     "output_tokens",
+    "prompt_tokens",
+    "cached_tokens",
 ];
 
 fn read_columns(run: &RunFolder) -> Result<Columns, ReportError> {
     let mut columns = Columns::default();
+    let limits = limits_of(run);
     for_each_line(run, records::REQUESTS, |line| {
         let row: Row<'_> = serde_json::from_str(line).map_err(|error| error.to_string())?;
         let numbers = [
@@ -163,9 +255,19 @@ fn read_columns(run: &RunFolder) -> Result<Columns, ReportError> {
             row.first_token_s,
             row.end_s,
             row.output_tokens,
+            row.prompt_tokens,
+            row.cached_tokens,
         ];
-        for (column, number) in columns.numbers.iter_mut().zip(numbers) {
-            column.push(parse(number)?);
+        let mut values = [None; 9];
+        for (value, number) in values.iter_mut().zip(numbers) {
+            *value = parse(number)?;
+        }
+        let [_, _, _, sent_s, first_s, end_s, n_output, ..] = values;
+        columns
+            .within
+            .push(limits.is_none_or(|limits| meets(limits, sent_s, first_s, end_s, n_output)));
+        for (column, value) in columns.numbers.iter_mut().zip(values) {
+            column.push(value);
         }
         columns.case.push(row.case.into_owned());
         columns.phase.push(row.phase.into_owned());
@@ -177,6 +279,28 @@ fn read_columns(run: &RunFolder) -> Result<Columns, ReportError> {
     Ok(columns)
 }
 
+/// A time that a request does not have meets every limit, but the first token's.
+fn meets(
+    limits: &Limits,
+    sent_s: Option<f64>,
+    first_s: Option<f64>,
+    end_s: Option<f64>,
+    n_output: Option<f64>,
+) -> bool {
+    let (Some(sent_s), Some(first_s), Some(end_s)) = (sent_s, first_s, end_s) else {
+        return false;
+    };
+    let n_further = n_output.unwrap_or_default() - 1.0;
+    let tpot_ms = (n_further > 0.0).then(|| (end_s - first_s) * 1e3 / n_further);
+    let within = |value: Option<f64>, limit: Option<f64>| match (value, limit) {
+        (Some(value), Some(limit)) => value <= limit,
+        _ => true,
+    };
+    within(Some((first_s - sent_s) * 1e3), limits.ttft_ms)
+        && within(tpot_ms, limits.tpot_ms)
+        && within(Some((end_s - sent_s) * 1e3), limits.e2el_ms)
+}
+
 impl Columns {
     fn into_frame(self) -> PolarsResult<DataFrame> {
         let mut columns = vec![
@@ -185,6 +309,7 @@ impl Columns {
             Column::new("model".into(), self.model),
             Column::new("warmup".into(), self.warmup),
             Column::new("failed".into(), self.failed),
+            Column::new("within".into(), self.within),
         ];
         let numbers = NUMBERS.iter().zip(self.numbers);
         columns.extend(numbers.map(|(name, values)| Column::new((*name).into(), values)));
@@ -226,6 +351,38 @@ fn aggregate(rows: LazyFrame) -> LazyFrame {
                 .filter(ok.clone())
                 .sum()
                 .alias("output_tokens"),
+            list(
+                col("prompt_tokens"),
+                ok.clone().and(col("prompt_tokens").is_not_null()),
+            )
+            .alias("prompt_tokens"),
+            col("cached_tokens")
+                .filter(ok.clone())
+                .sum()
+                .alias("cached_tokens"),
+            ok.clone()
+                .and(col("cached_tokens").is_not_null())
+                .cast(DataType::UInt32)
+                .sum()
+                .alias("n_cached_told"),
+            ok.clone()
+                .and(col("within"))
+                .cast(DataType::UInt32)
+                .sum()
+                .alias("n_within"),
+            list(
+                col("end_s"),
+                ok.clone().and(col("rate_per_s").is_not_null()),
+            )
+            .alias("ends_s"),
+            col("sent_s")
+                .filter(col("warmup").not().and(col("rate_per_s").is_not_null()))
+                .min()
+                .alias("first_sent_s"),
+            col("sent_s")
+                .filter(col("warmup").not().and(col("rate_per_s").is_not_null()))
+                .max()
+                .alias("last_sent_s"),
             list(ms("end_s"), ok.clone().and(col("end_s").is_not_null())).alias("e2el_ms"),
             list(
                 ms("first_token_s"),
@@ -281,6 +438,16 @@ fn cases_of(table: &DataFrame) -> PolarsResult<Vec<CaseSamples>> {
                 n_warmup: count("n_warmup", i)?,
                 duration_s: float("duration_s", i)?,
                 output_tokens: float("output_tokens", i)?.unwrap_or(0.0) as u64,
+                prompt_tokens: times("prompt_tokens", i)?,
+                cached_tokens: match count("n_cached_told", i)? {
+                    0 => None,
+                    _ => float("cached_tokens", i)?.map(|v| v as u64),
+                },
+                n_within: Some(count("n_within", i)?),
+                ends_s: times("ends_s", i)?,
+                first_sent_s: float("first_sent_s", i)?,
+                last_sent_s: float("last_sent_s", i)?,
+                energy: None,
                 e2el_ms: times("e2el_ms", i)?,
                 ttft_ms: times("ttft_ms", i)?,
                 tpot_ms: times("tpot_ms", i)?,
@@ -330,6 +497,10 @@ mod tests {
         assert_eq!(case.tpot_ms.values(), [750.0 / 9.0]);
         assert_eq!(case.tok_per_s.values(), [2.0, 10.0]);
         assert_eq!(case.model, None);
+        assert_eq!(case.prompt_tokens.values(), [4.0, 4.0]);
+        assert_eq!((case.cached_tokens, case.n_within), (Some(0), None));
+        assert_eq!((case.ends_s.n(), case.last_sent_s), (0, None));
+        assert!(case.is_short(), "4 s of the 10 that one user takes");
         assert_eq!(case.duration_s, Some(4.0));
         assert_eq!(
             (case.output_tokens, case.output_tok_per_s()),
@@ -339,6 +510,50 @@ mod tests {
             (case.max_tokens, case.n_users, case.rate_per_s),
             (Some(10), Some(1), None)
         );
+    }
+
+    /// Ten requests, one a second, of two seconds each: the server keeps up, although its last response
+    /// comes two seconds after the last request.
+    #[test]
+    fn a_server_that_keeps_up_ends_as_many_as_begin() {
+        let rows = |took: fn(f64) -> f64| -> String {
+            let row = |i: u32| {
+                let sent = f64::from(i);
+                let (first, end) = (sent + 0.5, sent + took(sent));
+                format!(
+                    r#"{{"case":"rate-1","phase":"rate","warmup":false,"n_users":null,"rate_per_s":1.0,"max_tokens":10,"sent_s":{sent},"first_token_s":{first},"end_s":{end},"output_tokens":10,"error":null}}"#
+                ) + "\n"
+            };
+            (0..10).map(row).collect()
+        };
+        let steady = |took| {
+            let (_dir, run) = run_with(&rows(took));
+            read_cases(&[&run]).unwrap()[0].steady_per_s()
+        };
+        assert_eq!(steady(|_| 2.0), Some(1.0));
+        let (_dir, run) = run_with(&rows(|_| 2.0));
+        assert_eq!(read_cases(&[&run]).unwrap()[0].arrived_per_s(), Some(1.0));
+        // Each request waits for those before it: ends at 2, 4, 6 and 8 s, and three in the seven seconds
+        // from the first to the last request.
+        assert_eq!(steady(|sent| sent + 2.0), Some(3.0 / 7.0));
+        assert_eq!(steady(|_| 20.0), None);
+    }
+
+    #[test]
+    fn limits_are_met_or_not() {
+        let limits = Limits {
+            ttft_ms: Some(500.0),
+            tpot_ms: Some(100.0),
+            e2el_ms: None,
+        };
+        let met = |first: Option<f64>, end: f64, n: f64| {
+            meets(&limits, Some(1.0), first, Some(end), Some(n))
+        };
+        assert!(met(Some(1.5), 2.5, 11.0));
+        assert!(!met(Some(1.501), 2.5, 11.0), "the first token is late");
+        assert!(!met(Some(1.5), 2.6, 11.0), "the others are");
+        assert!(met(Some(1.5), 9.0, 1.0), "there are no others");
+        assert!(!met(None, 2.0, 11.0));
     }
 
     #[test]

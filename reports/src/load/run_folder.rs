@@ -9,9 +9,11 @@ use records::config::ResolvedConfig;
 use records::environment::Environment;
 use records::integrity;
 use records::manifest::Manifest;
+use records::slo::SloOutcome;
 use records::source::Source;
 use records::status::{RunStatus, Status};
 use records::store::{Store, StoredRun};
+use records::workload::{Limits, SloSearch};
 
 use crate::ReportError;
 
@@ -109,6 +111,8 @@ pub struct Record {
     pub environment: Environment,
     pub config: RunConfig,
     pub server: ServerInfo,
+    /// Of a run whose workload has an SLO search.
+    pub slo: Option<SloOutcome>,
 }
 
 /// `config.resolved.toml`, as far as reports show it.
@@ -121,6 +125,11 @@ pub struct RunConfig {
     pub n_models: usize,
     /// Of each case that is no warm-up; empty where the workload is not recorded.
     pub n_requests: BTreeMap<String, u64>,
+    /// A closed loop goes on until it has lasted this long.
+    pub measured_s: Option<f64>,
+    /// What a request must meet to count towards goodput: of an SLO search its limits.
+    pub limits: Option<Limits>,
+    pub slo: Option<SloSearch>,
 }
 
 /// `server_info.json`, as far as reports show it.
@@ -260,6 +269,10 @@ fn read_record(run: &StoredRun) -> Result<Record, ReportError> {
         environment: run.environment()?,
         config: config_of(run.config()?),
         server: read_server_info(run)?,
+        slo: match run.read(records::SLO)? {
+            Some(_) => Some(run.json(records::SLO)?),
+            None => None,
+        },
     })
 }
 
@@ -268,7 +281,16 @@ fn config_of(config: ResolvedConfig) -> RunConfig {
         .workload
         .iter()
         .flat_map(records::workload::Workload::cases);
+    let workload = config.workload.as_ref();
+    let slo = workload.and_then(|w| w.slo.clone());
     RunConfig {
+        measured_s: workload.and_then(|w| w.measured_s),
+        limits: slo
+            .as_ref()
+            .map(SloSearch::limits)
+            .or_else(|| workload.and_then(|w| w.goodput.clone()))
+            .filter(|limits| *limits != Limits::default()),
+        slo,
         flags: flags_one_a_line(&config.flags),
         replicates: config.replicates,
         n_models: config.models.len(),

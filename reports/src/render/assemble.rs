@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use records::manifest::Manifest;
+use records::sufficiency::{least_measured_s, least_requests};
+use records::workload::Phase;
 
 use crate::ReportError;
 use crate::audit::audit;
@@ -19,12 +21,16 @@ use crate::render::context::{
     ArmContext, CampaignRow, ChartLink, ComparisonContext, FailedRun, Finding, Findings,
     GpuContext, GroupContext, PeerComparison, ReportContext, ReportLink,
 };
+use crate::render::energy;
 use crate::render::engines;
 use crate::render::flag_effects::effects_in;
+use crate::render::history;
+use crate::render::load_curve;
 use crate::render::multi_model::{MultiModelContext, groups_apart, servers_of};
 use crate::render::recommend;
 use crate::render::seed_figures;
 use crate::render::side_by_side;
+use crate::render::slo;
 use crate::render::sources;
 use crate::render::states::{failed_of, marked_state, one_line, reason_of, state_word};
 use crate::render::tables::{self, CaseRow};
@@ -53,6 +59,8 @@ pub fn build(
             latency: &context.latency,
             ladder: &context.ladder,
             users: &context.users,
+            rate: &context.rate,
+            history: &context.history,
             effects: &context.flag_effects,
             peers: &context.peer_comparisons,
             baseline: context.baseline.as_deref(),
@@ -128,6 +136,8 @@ pub fn build(
             .collect(),
         margin_percent: config.margin_percent,
         confidence_percent: 100.0 * (1.0 - config.alpha),
+        fewest_requests: [95, 99].map(least_requests),
+        least_seconds: [Phase::Latency, Phase::Users].map(least_measured_s),
         fewest_starts_of_interval: tables::FEWEST_STARTS_OF_INTERVAL,
         charts,
         reports: REPORTS
@@ -362,6 +372,10 @@ fn group_context(
         arms,
         peers: group.peers.iter().map(arm_context).collect(),
         findings: findings_of(&group.arms, &latency, [&ladder, &users, &rate]),
+        load_curves: load_curve::of_group(&rate, &peer_comparisons),
+        slo: slo::tables_of(records, group, config, lang),
+        history: history::of_group(records, group, lang),
+        energy: energy::table_of([&latency, &users, &rate], &peer_comparisons, gpu.is_some()),
         latency,
         ladder,
         users,
@@ -455,6 +469,7 @@ fn peer_comparisons_of(
             latency: rows("latency"),
             ladder: rows("ladder"),
             users: rows("users"),
+            rate: rows("rate"),
             charts: BTreeMap::new(),
         }
     };

@@ -24,6 +24,10 @@ pub enum Metric {
     Ttft,
     Tpot,
     OutputThroughput,
+    /// Requests a second that met the limits, where the workload has limits.
+    Goodput,
+    /// Joules per output token, where there was a meter.
+    Energy,
 }
 
 /// What is judged in each phase of a workload. In a closed loop latency is users divided by request
@@ -31,14 +35,34 @@ pub enum Metric {
 pub const JUDGED: [(&str, &[Metric]); 4] = [
     (
         "latency",
-        &[Metric::Latency, Metric::OutputThroughput, Metric::Ttft],
+        &[
+            Metric::Latency,
+            Metric::OutputThroughput,
+            Metric::Ttft,
+            Metric::Energy,
+        ],
     ),
     ("ladder", &[Metric::Latency]),
     (
         "users",
-        &[Metric::OutputThroughput, Metric::Ttft, Metric::Tpot],
+        &[
+            Metric::OutputThroughput,
+            Metric::Ttft,
+            Metric::Tpot,
+            Metric::Goodput,
+            Metric::Energy,
+        ],
     ),
-    ("rate", &[Metric::Latency, Metric::Ttft, Metric::Tpot]),
+    (
+        "rate",
+        &[
+            Metric::Latency,
+            Metric::Ttft,
+            Metric::Tpot,
+            Metric::Goodput,
+            Metric::Energy,
+        ],
+    ),
 ];
 
 /// The metrics of one phase of [`JUDGED`].
@@ -50,9 +74,14 @@ pub fn judged_in(phase: &str) -> &'static [Metric] {
 impl Metric {
     pub fn better(self) -> Better {
         match self {
-            Self::Latency | Self::Ttft | Self::Tpot => Better::Lower,
-            Self::OutputThroughput => Better::Higher,
+            Self::Latency | Self::Ttft | Self::Tpot | Self::Energy => Better::Lower,
+            Self::OutputThroughput | Self::Goodput => Better::Higher,
         }
+    }
+
+    /// Not every workload and machine has it.
+    pub fn is_optional(self) -> bool {
+        matches!(self, Self::Goodput | Self::Energy)
     }
 
     pub fn label(self, lang: Lang) -> &'static str {
@@ -61,6 +90,8 @@ impl Metric {
             Self::Ttft => lang.pick("첫 토큰 시간 (TTFT, p50)", "time to first token (p50)"),
             Self::Tpot => lang.pick("토큰당 시간 (TPOT, p50)", "time per output token (p50)"),
             Self::OutputThroughput => lang.pick("처리량", "throughput"),
+            Self::Goodput => lang.pick("목표 시간을 지킨 처리량 (goodput)", "goodput"),
+            Self::Energy => lang.pick("출력 토큰당 에너지", "energy per output token"),
         }
     }
 
@@ -70,6 +101,8 @@ impl Metric {
             Self::Ttft => "TTFT",
             Self::Tpot => "TPOT",
             Self::OutputThroughput => lang.pick("처리량", "throughput"),
+            Self::Goodput => "goodput",
+            Self::Energy => lang.pick("에너지", "energy"),
         }
     }
 
@@ -79,6 +112,8 @@ impl Metric {
             Self::Ttft => "ttft",
             Self::Tpot => "tpot",
             Self::OutputThroughput => "throughput",
+            Self::Goodput => "goodput",
+            Self::Energy => "energy",
         }
     }
 
@@ -88,13 +123,17 @@ impl Metric {
             Self::Ttft => case.ttft_ms.median(),
             Self::Tpot => case.tpot_ms.median(),
             Self::OutputThroughput => case.output_tok_per_s(),
+            Self::Goodput => case.goodput_per_s(),
+            Self::Energy => case.joules_per_output_token(),
         }
     }
 
-    fn print(self, value: f64, lang: Lang) -> String {
+    pub fn print(self, value: f64, lang: Lang) -> String {
         match self {
             Self::Latency | Self::Ttft | Self::Tpot => format::milliseconds(value, lang),
             Self::OutputThroughput => format!("{} tok/s", format::number(value, 2)),
+            Self::Goodput => format!("{} req/s", format::number(value, 2)),
+            Self::Energy => format!("{} J", format::number(value, 3)),
         }
     }
 }

@@ -10,11 +10,15 @@ use crate::audit::Audit;
 use crate::lang::Lang;
 use crate::render::ablation::AblationContext;
 use crate::render::compare::VerdictRow;
+use crate::render::energy::EnergyTable;
 use crate::render::flag_effects::FlagEffect;
+use crate::render::history::History;
+use crate::render::load_curve::LoadCurves;
 use crate::render::multi_model::MultiModelContext;
 use crate::render::recommend::Answers;
 use crate::render::seed_figures::SeedRow;
 use crate::render::side_by_side::SideBySide;
+use crate::render::slo::SloTable;
 use crate::render::tables::CaseRow;
 use crate::render::trust::TrustContext;
 
@@ -43,8 +47,21 @@ pub struct ReportContext {
     pub charts: BTreeMap<String, String>,
     pub margin_percent: f64,
     pub confidence_percent: f64,
+    /// Requests from which on p95 and p99 are shown.
+    pub fewest_requests: [usize; 2],
+    /// Measured seconds of a start below which a case is short: of one user, and of several.
+    pub least_seconds: [f64; 2],
     /// With fewer, tables show the range of the starts instead of an interval.
     pub fewest_starts_of_interval: usize,
+}
+
+impl ReportContext {
+    /// What a kilowatt-hour costs, in a currency that the reader knows.
+    pub fn take_price(&mut self, price_per_kwh: f64) {
+        for energy in self.groups.iter_mut().filter_map(|g| g.energy.as_mut()) {
+            energy.take_price(price_per_kwh);
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -81,6 +98,14 @@ pub struct GroupContext {
     pub ladder: Vec<CaseRow>,
     pub users: Vec<CaseRow>,
     pub rate: Vec<CaseRow>,
+    /// Open loops of configurations and engines, with their knees.
+    pub load_curves: Option<LoadCurves>,
+    /// Searches for the highest load within limits.
+    pub slo: Vec<SloTable>,
+    /// Figures over commits, where there are two or more.
+    pub history: Vec<History>,
+    /// None where nothing was metered.
+    pub energy: Option<EnergyTable>,
     /// The focus configuration against each peer.
     pub peer_comparisons: Vec<PeerComparison>,
     /// Engines that were arms of the same campaigns; none where ours was alone.
@@ -229,12 +254,15 @@ pub struct EngineContext {
 #[derive(Debug, Serialize)]
 pub struct EngineRow {
     pub case: String,
+    /// What the load of the case was.
+    pub load: String,
     pub n_users: Option<u32>,
     pub engine: String,
     pub is_ours: bool,
     pub output_tok_per_s: f64,
     pub ttft_p50_ms: Option<f64>,
     pub tpot_p50_ms: Option<f64>,
+    pub joules_per_token: Option<f64>,
     /// How many times as fast ours was: tokens per second, first token, time per token.
     pub ratios: [Option<f64>; 3],
     pub n_runs: usize,
@@ -253,6 +281,7 @@ pub struct PeerComparison {
     pub latency: Vec<CaseRow>,
     pub ladder: Vec<CaseRow>,
     pub users: Vec<CaseRow>,
+    pub rate: Vec<CaseRow>,
     pub charts: BTreeMap<&'static str, ChartLink>,
 }
 

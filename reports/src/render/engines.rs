@@ -109,12 +109,14 @@ fn engine_row(row: &CaseRow, engine: String, ours: Option<&CaseRow>) -> Option<E
     };
     Some(EngineRow {
         case: row.case.clone(),
+        load: row.load.clone(),
         n_users: row.n_users,
         engine,
         is_ours: false,
         output_tok_per_s: stats.output_tok_per_s,
         ttft_p50_ms: stats.ttft_p50_ms,
         tpot_p50_ms: stats.tpot_p50_ms,
+        joules_per_token: stats.energy.map(|energy| energy.joules_per_token),
         ratios,
         n_runs: row.n_runs,
         verdicts: ours.map(|ours| ours.verdicts.clone()).unwrap_or_default(),

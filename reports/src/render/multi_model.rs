@@ -7,6 +7,7 @@
 
 use std::collections::BTreeSet;
 
+use records::sufficiency::least_requests;
 use serde::Serialize;
 
 use crate::load::Records;
@@ -72,7 +73,8 @@ pub struct ModelStats {
     pub max_tok_per_s: f64,
     pub mean_ms: f64,
     pub p50_ms: f64,
-    pub p95_ms: f64,
+    /// None of few requests.
+    pub p95_ms: Option<f64>,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -204,6 +206,8 @@ fn stats_of(cases: &[&CaseSamples]) -> Option<ModelStats> {
         max_tok_per_s: tok_per_s.max()?,
         mean_ms: latency.mean()?,
         p50_ms: latency.median()?,
-        p95_ms: latency.percentile(0.95)?,
+        p95_ms: (latency.n() >= least_requests(95))
+            .then(|| latency.percentile(0.95))
+            .flatten(),
     })
 }

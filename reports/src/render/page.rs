@@ -391,6 +391,111 @@ mod tests {
         assert!(!html.contains("style=\""), "{html}");
     }
 
+    /// The rules of the style by what they stand in: `""`, or a media query.
+    fn rules() -> Vec<(String, String, String)> {
+        let (mut rules, mut media, mut rest) = (Vec::new(), String::new(), STYLE);
+        while let Some(end) = rest.find(['{', '}']) {
+            let head = rest[..end].trim().to_owned();
+            if rest[end..].starts_with('}') {
+                media.clear();
+                rest = &rest[end + 1..];
+                continue;
+            }
+            rest = &rest[end + 1..];
+            if head.starts_with("@media") {
+                media = head;
+                continue;
+            }
+            let close = rest.find('}').expect("a rule ends");
+            rules.push((media.clone(), head, rest[..close].trim().to_owned()));
+            rest = &rest[close + 1..];
+        }
+        rules
+    }
+
+    fn declarations(body: &str) -> BTreeMap<&str, &str> {
+        body.split(';')
+            .filter_map(|line| line.split_once(':'))
+            .map(|(name, value)| (name.trim(), value.trim()))
+            .collect()
+    }
+
+    #[test]
+    fn every_colour_is_a_variable_that_dark_readers_have_too() {
+        let rules = rules();
+        let root = |media: &str| -> BTreeMap<&str, &str> {
+            let rule = rules
+                .iter()
+                .find(|(m, head, _)| m == media && head == ":root");
+            declarations(&rule.expect("a :root").2)
+        };
+        let light = root("");
+        let dark = root("@media (prefers-color-scheme: dark)");
+        let variables = |of: &BTreeMap<&str, &str>| -> Vec<String> {
+            let names = of.keys().filter(|name| name.starts_with("--"));
+            names.map(ToString::to_string).collect()
+        };
+        assert_eq!(variables(&light), variables(&dark));
+        assert!(
+            variables(&light)
+                .iter()
+                .all(|name| light[name.as_str()] != dark[name.as_str()])
+        );
+        assert_eq!(light["color-scheme"], "light dark");
+        for (_, head, body) in rules.iter().filter(|(_, head, _)| head != ":root") {
+            assert!(
+                !body.contains('#'),
+                "{head} has a colour of its own: {body}"
+            );
+            for used in body.split("var(").skip(1) {
+                let name = used.split(')').next().unwrap();
+                assert!(light.contains_key(name), "{head} uses {name}");
+            }
+        }
+    }
+
+    /// What is wider than a phone scrolls in a box of its own; nothing else has a width that a phone
+    /// does not.
+    #[test]
+    fn nothing_makes_a_narrow_page_scroll_sideways() {
+        let rules = rules();
+        let of = |selector: &str| -> BTreeMap<&str, &str> {
+            let rule = rules
+                .iter()
+                .find(|(media, head, _)| media.is_empty() && head == selector);
+            declarations(&rule.expect("a rule").2)
+        };
+        assert_eq!(
+            (of(".scroll")["display"], of(".scroll")["overflow-x"]),
+            ("block", "auto")
+        );
+        assert_eq!(of("pre")["overflow-x"], "auto");
+        assert_eq!(of("body")["overflow-wrap"], "anywhere");
+        assert_eq!(
+            (of(".chart")["width"], of(".chart")["height"]),
+            ("100%", "auto")
+        );
+        for (_, head, body) in &rules {
+            let declared = declarations(body);
+            assert!(
+                !declared.contains_key("min-width") || head == "th, td",
+                "{head}"
+            );
+            let width = declared.get("width").copied().unwrap_or("100%");
+            assert_eq!(width, "100%", "{head}");
+        }
+        assert!(PAGE.contains("width=device-width, initial-scale=1"));
+        let markdown = "| a |\n|---|\n| b |\n\n![c](c.svg)\n";
+        let charts =
+            BTreeMap::from([("c.svg".to_owned(), "<svg class=\"chart\"></svg>".to_owned())]);
+        let html = page(markdown, &charts, Lang::En).unwrap();
+        for wide in ["<table>", "<svg"] {
+            let before = html.split(wide).next().unwrap();
+            assert!(before.ends_with("class=\"scroll\">"), "{wide}");
+            assert_eq!(html.matches(wide).count(), 1);
+        }
+    }
+
     #[test]
     fn nothing_is_loaded_from_elsewhere() {
         let html = page("# a\n", &BTreeMap::new(), Lang::En).unwrap();

@@ -44,13 +44,13 @@ impl Objective {
         }
     }
 
-    fn metric(self) -> Option<Metric> {
+    fn metric(self) -> Metric {
         match self {
-            Self::OneUser => Some(Metric::Latency),
-            Self::Throughput => Some(Metric::OutputThroughput),
-            Self::Ttft => Some(Metric::Ttft),
-            // In no record yet.
-            Self::Goodput | Self::Energy => None,
+            Self::OneUser => Metric::Latency,
+            Self::Throughput => Metric::OutputThroughput,
+            Self::Ttft => Metric::Ttft,
+            Self::Goodput => Metric::Goodput,
+            Self::Energy => Metric::Energy,
         }
     }
 
@@ -67,6 +67,14 @@ impl Objective {
             Self::Ttft => lang.pick(
                 format!("사용자 {users}명의 첫 토큰 시간"),
                 format!("time to first token with {users} users"),
+            ),
+            Self::Goodput if n_users.is_some() => lang.pick(
+                format!("사용자 {users}명의 goodput"),
+                format!("goodput with {users} users"),
+            ),
+            Self::Energy if n_users.is_some() => lang.pick(
+                format!("사용자 {users}명의 토큰당 에너지"),
+                format!("energy per token with {users} users"),
             ),
             Self::Goodput => lang
                 .pick("목표 시간을 지킨 처리량 (goodput)", "goodput")
@@ -191,7 +199,11 @@ fn recommend(
         _ => facts.users,
     };
     let metric = objective.metric();
-    let case = metric.and_then(|_| heaviest_shared(rows, facts.baseline));
+    let measured: Vec<&CaseRow> = rows
+        .iter()
+        .filter(|row| value_of(row, metric, lang).is_some())
+        .collect();
+    let case = heaviest_shared(&measured, facts.baseline);
     let n_users = case.and_then(|case| rows.iter().find(|r| r.case == case)?.n_users);
     let unanswered = |state: &'static str, words: String| Recommendation {
         objective: objective.key(),
@@ -201,7 +213,7 @@ fn recommend(
         words,
         costs: Vec::new(),
     };
-    let (Some(metric), Some(case)) = (metric, case) else {
+    let Some(case) = case else {
         return unanswered("not measured", not_measured(objective, lang));
     };
     let candidates: Vec<Candidate<'_>> = rows
@@ -265,7 +277,7 @@ fn recommend(
     let Some(chosen) = chosen else {
         return unanswered(state, format!("{words}{}", waiting(&too_few, lang)));
     };
-    let value = value_of(chosen.row, metric, lang);
+    let value = value_of(chosen.row, metric, lang).unwrap_or_else(|| "–".to_owned());
     let words = [value, words].join(", ");
     Recommendation {
         objective: objective.key(),
@@ -278,7 +290,7 @@ fn recommend(
 }
 
 /// Of the cases that most configurations measured, the baseline among them, the heaviest.
-fn heaviest_shared<'a>(rows: &'a [CaseRow], baseline: Option<&str>) -> Option<&'a str> {
+fn heaviest_shared<'a>(rows: &[&'a CaseRow], baseline: Option<&str>) -> Option<&'a str> {
     let n_of = |case: &str| rows.iter().filter(|r| r.case == case).count();
     let of_baseline = |case: &str| {
         rows.iter()
@@ -291,7 +303,12 @@ fn heaviest_shared<'a>(rows: &'a [CaseRow], baseline: Option<&str>) -> Option<&'
 
 fn not_measured(objective: Objective, lang: Lang) -> String {
     match objective {
-        Objective::Energy => lang.pick("기록에 전력이 없음", "no record has power").into(),
+        Objective::Energy => lang
+            .pick(
+                "기록에 전력이 없음(측정기가 없는 장비이거나 이전 버전의 기록)",
+                "no record has power (a machine without a meter, or records of older versions)",
+            )
+            .into(),
         Objective::Goodput => lang
             .pick(
                 "측정하지 않음: [workload.goodput]에 목표 시간을 적고 cargo xtask tune … --objective goodput",
@@ -302,17 +319,18 @@ fn not_measured(objective: Objective, lang: Lang) -> String {
     }
 }
 
-fn value_of(row: &CaseRow, metric: Metric, lang: Lang) -> String {
-    let stats = row.stats.as_ref();
-    let value = stats.and_then(|s| match metric {
+fn value_of(row: &CaseRow, metric: Metric, lang: Lang) -> Option<String> {
+    let s = row.stats.as_ref()?;
+    match metric {
         Metric::Latency => Some(format::milliseconds(s.p50_ms, lang)),
         Metric::Ttft => Some(format::milliseconds(s.ttft_p50_ms?, lang)),
         Metric::Tpot => Some(format::milliseconds(s.tpot_p50_ms?, lang)),
         Metric::OutputThroughput => {
             Some(format!("{} tok/s", format::number(s.output_tok_per_s, 1)))
         }
-    });
-    value.unwrap_or_else(|| "–".to_owned())
+        Metric::Goodput => Some(metric.print(s.goodput_per_s?, lang)),
+        Metric::Energy => Some(metric.print(s.energy?.joules_per_token, lang)),
+    }
 }
 
 fn better_words(best: &Candidate<'_>, faster: &[&Candidate<'_>], lang: Lang) -> String {

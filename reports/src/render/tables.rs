@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use records::sufficiency::least_requests;
 use serde::Serialize;
 
 use crate::lang::Lang;
@@ -9,18 +10,24 @@ use crate::load::Records;
 use crate::load::requests::CaseSamples;
 use crate::render::comparable::{binaries_differ, servers_differ, work_differs};
 use crate::render::compare::{Measured, Metric, Question, VerdictRow, answer};
+use crate::render::load_words;
 use crate::render::sources;
 use crate::select::{Arm, Run};
 use crate::stats::bootstrap::{self, BootstrapConfig};
 use crate::stats::describe::{Sorted, median, percentile_of_sorted};
 use crate::stats::verdict::VerdictConfig;
 
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct CaseRow {
     pub experiment: String,
     pub case: String,
     pub max_tokens: Option<u32>,
     pub n_users: Option<u32>,
+    pub rate_per_s: Option<f64>,
+    /// Some start of it lasted less than a case of its kind must.
+    pub is_short: bool,
+    /// What the load of the case was, over all configurations of the table.
+    pub load: String,
     pub n_runs: usize,
     /// Successful measured requests of all runs together.
     pub n_requests: u32,
@@ -36,8 +43,6 @@ pub struct CaseRow {
 /// With fewer server starts a bootstrap interval covers far less than it claims.
 pub const FEWEST_STARTS_OF_INTERVAL: usize = 6;
 
-const FEWEST_REQUESTS_OF_P99: usize = 100;
-
 /// Where a median may lie.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Spread {
@@ -48,16 +53,17 @@ pub struct Spread {
 }
 
 /// Times in milliseconds over the pooled requests.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct CaseStats {
     pub mean_ms: f64,
     pub min_ms: f64,
     pub max_ms: f64,
     pub spread_ms: f64,
     pub p50_ms: f64,
-    pub p95_ms: f64,
     pub p50_spread_ms: Option<Spread>,
-    /// None of few requests: it would be the slowest of them.
+    /// None of few requests, of which they would be the slowest, and of cases that are too short; so are
+    /// the other tails.
+    pub p95_ms: Option<f64>,
     pub p99_ms: Option<f64>,
     /// None where no response streamed.
     pub ttft_p50_ms: Option<f64>,
@@ -70,6 +76,26 @@ pub struct CaseStats {
     pub output_tok_per_s: f64,
     pub output_spread_tok_per_s: Option<Spread>,
     pub requests_per_s: f64,
+    pub ttft_p99_ms: Option<f64>,
+    pub tpot_p99_ms: Option<f64>,
+    /// Of an open loop: responses a second while requests arrive, and requests that arrived.
+    pub steady_per_s: Option<f64>,
+    pub arrived_per_s: Option<f64>,
+    /// Share of the requests that met every limit, and how many of them a second; none without
+    /// limits.
+    pub within_percent: Option<f64>,
+    pub goodput_per_s: Option<f64>,
+    pub energy: Option<EnergyStats>,
+}
+
+/// Medians over the metered starts.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct EnergyStats {
+    pub joules_per_token: f64,
+    pub mean_w: f64,
+    pub n_runs: usize,
+    /// Some start's is a sum of power samples.
+    pub is_estimate: bool,
 }
 
 /// The runs of each case of one phase, by case name.
@@ -110,7 +136,10 @@ impl<'r, 'a> Side<'r, 'a> {
             })
             .map(|(after, _)| after)
             .collect();
-        shared.sort_by_key(|c| (c.n_users, c.max_tokens, c.case.as_str()));
+        shared.sort_by_key(|c| {
+            let rate = c.rate_per_s.map(f64::to_bits);
+            (c.n_users, rate, c.max_tokens, c.case.as_str())
+        });
         shared.iter().map(|c| c.case.as_str()).collect()
     }
 
@@ -142,7 +171,12 @@ impl<'r, 'a> Side<'r, 'a> {
                 incomparable,
             }
         };
-        metrics.iter().map(question).collect()
+        // Of what neither measured, nothing is asked.
+        let is_measured = |metric: &&Metric| {
+            let mut both = runs_before.iter().chain(runs_after);
+            !metric.is_optional() || both.any(|run| metric.of_run(run.samples).is_some())
+        };
+        metrics.iter().filter(is_measured).map(question).collect()
     }
 }
 
@@ -180,6 +214,17 @@ pub fn rows(
     for (i, row) in asked_of.into_iter().zip(answer(&questions, config, lang)) {
         verdicts.entry((i, row.case.clone())).or_default().push(row);
     }
+    let mut starts: BTreeMap<(usize, &str), Vec<&CaseSamples>> = BTreeMap::new();
+    for (p, side) in &sides {
+        for (case, runs) in &side.cases {
+            let all = starts.entry((*p, *case)).or_default();
+            all.extend(runs.iter().map(|run| run.samples));
+        }
+    }
+    let loads: BTreeMap<(usize, &str), String> = starts
+        .into_iter()
+        .map(|((p, case), starts)| ((p, case), load_words::words(case, &starts, lang)))
+        .collect();
     let mut rows: Vec<(usize, CaseRow)> = Vec::new();
     for (i, (p, side)) in sides.iter().enumerate() {
         for (case, runs) in &side.cases {
@@ -187,7 +232,10 @@ pub fn rows(
             let verdicts = verdicts.remove(&(i, (*case).to_owned()));
             rows.push((
                 *p,
-                case_row(side.arm, &samples, verdicts.unwrap_or_default()),
+                CaseRow {
+                    load: loads.get(&(*p, *case)).cloned().unwrap_or_default(),
+                    ..case_row(side.arm, &samples, verdicts.unwrap_or_default())
+                },
             ));
         }
     }
@@ -195,8 +243,16 @@ pub fn rows(
     rows.into_iter().map(|(_, row)| row).collect()
 }
 
-fn order(row: &CaseRow) -> (Option<u32>, Option<u32>, &str, &str) {
-    (row.n_users, row.max_tokens, &row.case, &row.experiment)
+fn order(row: &CaseRow) -> (Option<u32>, Option<u64>, Option<u32>, &str, &str) {
+    // Positive numbers are in the order of their bits.
+    let rate = row.rate_per_s.map(f64::to_bits);
+    (
+        row.n_users,
+        rate,
+        row.max_tokens,
+        &row.case,
+        &row.experiment,
+    )
 }
 
 fn case_row(arm: &Arm<'_>, runs: &[&CaseSamples], verdicts: Vec<VerdictRow>) -> CaseRow {
@@ -205,6 +261,9 @@ fn case_row(arm: &Arm<'_>, runs: &[&CaseSamples], verdicts: Vec<VerdictRow>) -> 
         case: runs[0].case.clone(),
         max_tokens: runs[0].max_tokens,
         n_users: runs[0].n_users,
+        rate_per_s: runs[0].rate_per_s,
+        is_short: runs.iter().any(|r| r.is_short()),
+        load: String::new(),
         n_runs: runs.len(),
         n_requests: runs.iter().map(|r| r.n_ok()).sum(),
         n_failed: runs.iter().map(|r| r.n_failed).sum(),
@@ -223,6 +282,13 @@ fn case_stats(runs: &[&CaseSamples]) -> Option<CaseStats> {
     };
     let over_runs = |value: fn(&CaseSamples) -> Option<f64>| median(&values(value));
     let (min_ms, max_ms) = (e2el.min()?, e2el.max()?);
+    let is_short = runs.iter().any(|c| c.is_short());
+    let tail = |times: Option<&Sorted>, percent: u32| {
+        let is_told = |times: &&Sorted| !is_short && times.n() >= least_requests(percent);
+        times
+            .filter(is_told)
+            .and_then(|times| times.percentile(f64::from(percent) / 100.0))
+    };
     Some(CaseStats {
         mean_ms: e2el.mean()?,
         min_ms,
@@ -230,10 +296,18 @@ fn case_stats(runs: &[&CaseSamples]) -> Option<CaseStats> {
         spread_ms: max_ms - min_ms,
         p50_ms: e2el.median()?,
         p50_spread_ms: median_spread(runs, |c| &c.e2el_ms),
-        p95_ms: e2el.percentile(0.95)?,
-        p99_ms: (e2el.n() >= FEWEST_REQUESTS_OF_P99)
-            .then(|| e2el.percentile(0.99))
-            .flatten(),
+        p95_ms: tail(Some(&e2el), 95),
+        p99_ms: tail(Some(&e2el), 99),
+        ttft_p99_ms: tail(ttft.as_ref(), 99),
+        tpot_p99_ms: tail(tpot.as_ref(), 99),
+        steady_per_s: over_runs(CaseSamples::steady_per_s),
+        arrived_per_s: over_runs(CaseSamples::arrived_per_s),
+        within_percent: over_runs(|c| {
+            let n = f64::from(c.n_requests).max(1.0);
+            Some(100.0 * f64::from(c.n_within?) / n)
+        }),
+        goodput_per_s: over_runs(CaseSamples::goodput_per_s),
+        energy: energy_stats(runs),
         ttft_p50_ms: ttft.and_then(|t| t.median()),
         ttft_p50_spread_ms: median_spread(runs, |c| &c.ttft_ms),
         tpot_p50_ms: tpot.and_then(|t| t.median()),
@@ -241,6 +315,21 @@ fn case_stats(runs: &[&CaseSamples]) -> Option<CaseStats> {
         output_tok_per_s: over_runs(CaseSamples::output_tok_per_s)?,
         output_spread_tok_per_s: spread_of_starts(&values(CaseSamples::output_tok_per_s)),
         requests_per_s: over_runs(CaseSamples::requests_per_s)?,
+    })
+}
+
+fn energy_stats(runs: &[&CaseSamples]) -> Option<EnergyStats> {
+    let metered = || runs.iter().filter_map(|c| c.energy);
+    let per_token: Vec<f64> = runs
+        .iter()
+        .filter_map(|c| c.joules_per_output_token())
+        .collect();
+    let watts: Vec<f64> = metered().map(|e| e.joules / e.seconds).collect();
+    Some(EnergyStats {
+        joules_per_token: median(&per_token)?,
+        mean_w: median(&watts)?,
+        n_runs: per_token.len(),
+        is_estimate: metered().any(|e| e.is_estimate),
     })
 }
 
@@ -325,22 +414,11 @@ mod tests {
     fn start(ms: f64) -> CaseSamples {
         let sorted = |values: &[f64]| Sorted::new(values.to_vec()).expect("no NaN");
         CaseSamples {
-            run_id: String::new(),
             case: "c".into(),
             phase: "latency".into(),
-            model: None,
-            max_tokens: None,
-            n_users: None,
-            rate_per_s: None,
             n_requests: 3,
-            n_failed: 0,
-            n_warmup: 0,
-            duration_s: None,
-            output_tokens: 0,
             e2el_ms: sorted(&[ms - 1.0, ms, ms + 1.0]),
-            ttft_ms: sorted(&[]),
-            tpot_ms: sorted(&[]),
-            tok_per_s: sorted(&[]),
+            ..CaseSamples::default()
         }
     }
 

@@ -7,6 +7,7 @@ use serde::Serialize;
 use crate::lang::Lang;
 use crate::load::Records;
 use crate::render::compare::Metric;
+use crate::render::measured_a_a::{MeasuredAA, measured};
 use crate::render::multi_model::groups_apart;
 use crate::select::{Arm, Group};
 use crate::stats::describe::median;
@@ -35,6 +36,8 @@ pub struct TrustContext {
     pub allowed_false_percent: f64,
     pub wanted_found_percent: f64,
     pub most_starts: usize,
+    /// What the same configuration twice was called, in fact.
+    pub measured: MeasuredAA,
 }
 
 /// One machine, model and set of extra flags.
@@ -119,6 +122,7 @@ pub fn build(
         allowed_false_percent: 100.0 * ALLOWED_FALSE,
         wanted_found_percent: 100.0 * WANTED_FOUND,
         most_starts: MOST_STARTS,
+        measured: measured(records, config, lang),
     }
 }
 

@@ -292,7 +292,10 @@ fn arm_of(run: &RunFolder) -> Option<(Direction, Option<&str>)> {
         Derived::Ablation {
             direction, flag, ..
         } => Some((*direction, flag.as_deref())),
-        Derived::Tuning { .. } | Derived::Reproduction { .. } => None,
+        Derived::Tuning { .. }
+        | Derived::Reproduction { .. }
+        | Derived::AA { .. }
+        | Derived::Slo { .. } => None,
     }
 }
 
@@ -302,7 +305,10 @@ fn ends_of(run: &RunFolder) -> Option<(&str, Option<&str>)> {
         Derived::Ablation {
             parent, baseline, ..
         } => Some((parent, baseline.as_deref())),
-        Derived::Tuning { .. } | Derived::Reproduction { .. } => None,
+        Derived::Tuning { .. }
+        | Derived::Reproduction { .. }
+        | Derived::AA { .. }
+        | Derived::Slo { .. } => None,
     }
 }
 

@@ -171,7 +171,10 @@ fn manifest(run: &RunFolder) -> Option<&Manifest> {
 fn repeated(manifest: &Manifest) -> Option<&str> {
     match manifest.derived.as_ref()? {
         Derived::Reproduction { of_run, .. } => Some(of_run),
-        Derived::Ablation { .. } | Derived::Tuning { .. } => None,
+        Derived::Ablation { .. }
+        | Derived::Tuning { .. }
+        | Derived::AA { .. }
+        | Derived::Slo { .. } => None,
     }
 }
 

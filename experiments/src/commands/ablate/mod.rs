@@ -130,6 +130,7 @@ fn both_ends(args: &AblateArgs, repository: &Repository) -> Result<(Experiment, 
         quick: args.quick,
         model: args.model.clone(),
         replicates: args.replicates,
+        slo: None,
         extra_flags: args.engine_flags.clone(),
     };
     let dir = repository.experiments_dir();

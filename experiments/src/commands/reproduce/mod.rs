@@ -104,6 +104,7 @@ fn changes_of_spec(repository: &Repository, recorded: &Experiment) -> Vec<String
         quick: recorded.quick,
         model: Some(recorded.model.clone()),
         replicates: None,
+        slo: None,
         extra_flags: recorded.extra_flags.clone(),
     };
     let name = &recorded.name;

@@ -116,6 +116,7 @@ pub fn simulate(args: &SimulateArgs, repository: &Repository) -> Result<()> {
         quick: args.quick || measured.as_ref().is_some_and(|m| m.manifest.quick),
         model: Some(model),
         replicates: None,
+        slo: None,
         extra_flags,
     };
     let experiment = Experiment::load(&repository.experiments_dir(), &args.name, &overrides)?;
