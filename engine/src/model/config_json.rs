@@ -91,7 +91,11 @@ pub fn parse(config: &Value, generation: Option<&Value>) -> Result<FolderConfig,
     };
     let max_positions = fields.required_size("max_position_embeddings")?;
     let n_layers = fields.required_size("num_hidden_layers")?;
-    let layers = LayerTypes::read(&fields, n_layers)?;
+    let layers = if is_mistral(&fields)? {
+        LayerTypes::of_mistral(&fields)?
+    } else {
+        LayerTypes::read(&fields, n_layers)?
+    };
     let (rope, scaled_context) = rope_json::read(&fields, max_positions, &layers)?;
     let vocab = fields.required_size("vocab_size")?;
     let attention_bias = fields.flag("attention_bias")?.unwrap_or(false);
@@ -125,17 +129,27 @@ pub fn parse(config: &Value, generation: Option<&Value>) -> Result<FolderConfig,
     })
 }
 
-fn family(fields: &Fields) -> Result<Family, ConfigError> {
-    const SUPPORTED: &str = "Qwen3ForCausalLM, Qwen2ForCausalLM, LlamaForCausalLM";
-    let named = match fields.map.get("architectures") {
+fn architecture<'a>(fields: &Fields<'a>) -> Result<&'a str, ConfigError> {
+    Ok(match fields.map.get("architectures") {
         Some(Value::Array(names)) => names.first().and_then(Value::as_str).unwrap_or_default(),
         // Some re-quantised checkpoints only have the model type.
         _ => fields.text("model_type")?.unwrap_or_default(),
-    };
-    match named {
+    })
+}
+
+fn is_mistral(fields: &Fields) -> Result<bool, ConfigError> {
+    let named = architecture(fields)?;
+    Ok(matches!(named, "MistralForCausalLM" | "mistral"))
+}
+
+fn family(fields: &Fields) -> Result<Family, ConfigError> {
+    const SUPPORTED: &str =
+        "Qwen3ForCausalLM, Qwen2ForCausalLM, LlamaForCausalLM, MistralForCausalLM";
+    match architecture(fields)? {
         "Qwen3ForCausalLM" | "qwen3" => Ok(Family::Qwen3),
         "Qwen2ForCausalLM" | "qwen2" => Ok(Family::Qwen2),
-        "LlamaForCausalLM" | "llama" => Ok(Family::Llama),
+        // Mistral is Llama with a head size of its own and, in some models, a window.
+        "LlamaForCausalLM" | "llama" | "MistralForCausalLM" | "mistral" => Ok(Family::Llama),
         "" => Err(ConfigError::Missing {
             key: "architectures".into(),
         }),

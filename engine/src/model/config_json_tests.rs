@@ -66,6 +66,32 @@ fn llama_defaults_are_hugging_faces() {
 }
 
 #[test]
+fn mistral_is_llama_whose_window_needs_no_switch() {
+    let mistral = with(llama(), "architectures", json!(["MistralForCausalLM"]));
+    let context = |config: &Value| parsed(config).model.context_length;
+    let long = with(mistral, "max_position_embeddings", json!(32768));
+    let full = with(
+        with(long.clone(), "sliding_window", Value::Null),
+        "head_dim",
+        json!(128),
+    );
+    let read = parsed(&full).model;
+    assert_eq!((read.family, read.head_dim), (Family::Llama, 128));
+    assert!(!read.qkv_bias && !read.qk_norm);
+    assert_eq!(context(&full), 32768);
+    assert_eq!(
+        context(&with(long.clone(), "sliding_window", json!(1024))),
+        1024
+    );
+    assert_eq!(context(&long), 4096);
+    let by_type = with(full, "architectures", Value::Null);
+    assert_eq!(
+        context(&with(by_type, "model_type", json!("mistral"))),
+        32768
+    );
+}
+
+#[test]
 fn qwen2_has_biases_on_q_k_v_alone() {
     let read = parsed(&with(llama(), "architectures", json!(["Qwen2ForCausalLM"]))).model;
     assert!(read.qkv_bias && !read.o_bias && !read.qk_norm);
