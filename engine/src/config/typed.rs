@@ -449,7 +449,15 @@ macro_rules! flag_values {
 }
 
 flag_values! {
-    Quantization { Awq = "awq", AwqMarlin = "awq_marlin", Gguf = "gguf" }
+    Quantization {
+        Awq = "awq",
+        AwqMarlin = "awq_marlin",
+        Gptq = "gptq",
+        GptqMarlin = "gptq_marlin",
+        AutoRound = "auto-round" | "auto_round",
+        CompressedTensors = "compressed-tensors" | "compressed_tensors",
+        Gguf = "gguf",
+    }
 }
 flag_values! {
     LoadFormat { Auto = "auto", Safetensors = "safetensors", Gguf = "gguf", Dummy = "dummy" }

@@ -265,11 +265,11 @@ codes! {
 
     UnsupportedArchitecture = "unsupported_architecture", Start, None, "", None;
     "The model has an architecture that this engine does not support.";
-    "Serve a dense Qwen3, Qwen2, Qwen2.5 or Llama model, as safetensors or as GGUF.";
+    "Serve a dense Qwen3, Qwen2, Qwen2.5, Llama or Mistral model, as safetensors or as GGUF.";
 
     UnsupportedQuantization = "unsupported_quantization", Start, None, "", None;
-    "The checkpoint is quantised in a format that this engine does not support.";
-    "Serve the same model in 16 bits, as AWQ (4 bits, gemm), or as GGUF (Q4_0 to Q8_0, Q4_K to Q6_K).";
+    "The checkpoint is quantised in a format that this engine, or its GPU kernels, does not support.";
+    "Serve the same model in 16 bits, in 4 bits (AWQ, GPTQ, AutoRound, compressed-tensors), or as GGUF (Q4_0 to Q8_0, Q4_K to Q6_K); act-order runs with --device cpu.";
 
     Tokenizer = "tokenizer", Start, None, "", None;
     "The tokenizer's files are missing, broken, or of a kind that is not supported.";

@@ -4,14 +4,16 @@ use std::path::PathBuf;
 
 use super::LaunchError;
 use crate::config::EngineConfig;
-use crate::config::typed::{self, Quantization};
+use crate::config::typed;
+use crate::executor::cuda::{CudaExecutor, CudaLoadError};
 use crate::model::config::ModelConfig;
 use crate::model::config_json;
+use crate::model::quantization::{QuantMethod, Quantization};
 use crate::request::sampling_defaults::{Recommendation, SamplingDefaults};
 use crate::source::hub::Parts;
 use crate::source::{self, ModelSource, Progress, ResolvedModel, SourceError};
 use crate::text::{ChatTemplate, Tokenizer};
-use crate::weights::format::{CheckpointFormat, MatrixFormat};
+use crate::weights::format::CheckpointFormat;
 use crate::weights::{self, Checkpoint, LoadFormat, ModelFiles, WeightError};
 
 /// A checkpoint that was found and opened.
@@ -81,7 +83,11 @@ pub(super) fn load_accepted(
     }
     let checkpoint = open(config, &resolved)?;
     check_context_length(config, checkpoint.config())?;
-    check_quantization(config.quantization, checkpoint.format())?;
+    // Random weights in a folder's shapes are AWQ's, whatever the folder has, which was checked.
+    let is_folder = matches!(resolved.files, ModelFiles::Folder(_));
+    if !(is_folder && config.load_format == typed::LoadFormat::Dummy) {
+        check_quantization(config.quantization, checkpoint.format())?;
+    }
     tracing::info!(
         model = resolved.display_name,
         source = resolved.requested,
@@ -145,21 +151,41 @@ fn check_small_files(config: &EngineConfig, found: &ResolvedModel) -> Result<(),
     };
     let folder = config_json::read_folder(dir).map_err(SourceError::Config)?;
     check_context_length(config, &folder.model)?;
-    let format = CheckpointFormat::Safetensors(folder.awq.map(|awq| MatrixFormat::Awq {
-        // One group a row has as many values as the row.
-        group_size: awq.group_size.unwrap_or(folder.model.hidden),
-    }));
+    let format = match folder.quantization {
+        Some(Quantization {
+            method, group_size, ..
+        }) => CheckpointFormat::Packed { method, group_size },
+        None => CheckpointFormat::Safetensors(None),
+    };
     match config.load_format {
-        typed::LoadFormat::Dummy => Ok(()),
+        typed::LoadFormat::Dummy => check_quantization(config.quantization, format),
         typed::LoadFormat::Gguf => Err(WeightError::LoadFormat {
             file: dir.display().to_string(),
             message: "is a safetensors folder, but --load-format gguf was asked".into(),
         }
         .into()),
         typed::LoadFormat::Auto | typed::LoadFormat::Safetensors => {
-            check_quantization(config.quantization, format)
+            check_quantization(config.quantization, format)?;
+            check_act_order(config, folder.quantization)
         }
     }
+}
+
+/// A GPU refuses act-order when it packs a matrix; it is better said before the download.
+fn check_act_order(
+    config: &EngineConfig,
+    quantization: Option<Quantization>,
+) -> Result<(), LaunchError> {
+    let is_on_gpu = || match config.device {
+        typed::Device::Cpu => false,
+        typed::Device::Cuda => true,
+        typed::Device::Auto => CudaExecutor::unavailable().is_none(),
+    };
+    if quantization.is_some_and(|found| found.act_order) && is_on_gpu() {
+        let place = "config.json".to_owned();
+        return Err(CudaLoadError::ActOrder { place }.into());
+    }
+    Ok(())
 }
 
 /// Checks that `--context-length` does not exceed the model's own.
@@ -175,13 +201,22 @@ pub(super) fn check_context_length(
 }
 
 fn check_quantization(
-    asked: Option<Quantization>,
+    asked: Option<typed::Quantization>,
     found: CheckpointFormat,
 ) -> Result<(), LaunchError> {
     let Some(asked) = asked else { return Ok(()) };
     let is_as_asked = match asked {
-        Quantization::Awq | Quantization::AwqMarlin => found.is_awq(),
-        Quantization::Gguf => found.is_gguf(),
+        typed::Quantization::Awq | typed::Quantization::AwqMarlin => {
+            found.method() == Some(QuantMethod::Awq)
+        }
+        typed::Quantization::Gptq | typed::Quantization::GptqMarlin => {
+            found.method() == Some(QuantMethod::Gptq)
+        }
+        typed::Quantization::AutoRound => found.method() == Some(QuantMethod::AutoRound),
+        typed::Quantization::CompressedTensors => {
+            found.method() == Some(QuantMethod::CompressedTensors)
+        }
+        typed::Quantization::Gguf => found.is_gguf(),
     };
     if is_as_asked {
         return Ok(());

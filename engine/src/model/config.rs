@@ -81,7 +81,11 @@ impl ConfigError {
             Self::Unsupported { key, .. } if key == "architectures" => {
                 Code::UnsupportedArchitecture
             }
-            Self::Unsupported { key, .. } if key.contains("quant") => Code::UnsupportedQuantization,
+            Self::Unsupported { key, .. }
+                if key.contains("quant") || key.starts_with("compression_config") =>
+            {
+                Code::UnsupportedQuantization
+            }
             _ => Code::ModelConfig,
         }
     }
@@ -283,6 +287,7 @@ mod tests {
                 Code::UnsupportedQuantization,
             ),
             ("quant_config.json: bits", Code::UnsupportedQuantization),
+            ("compression_config.format", Code::UnsupportedQuantization),
             ("rope_scaling.rope_type", Code::ModelConfig),
         ] {
             assert_eq!(unsupported(key).code(), code, "{key}");

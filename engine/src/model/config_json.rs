@@ -1,5 +1,6 @@
-//! Reads `config.json` (and `generation_config.json`, and AutoAWQ's older `quant_config.json`) as
-//! Hugging Face writes them. [`rope_json`] reads the RoPE part.
+//! Reads `config.json` (and `generation_config.json`) as Hugging Face writes them. [`rope_json`]
+//! reads the RoPE part, [`quantization`] what is said about packed matrices, there or in the files
+//! of older tools.
 //!
 //! Deliberately absent: options that would change the arithmetic in ways that no executor supports
 //! (other activations, MLP biases, multimodal RoPE). They are refused, never ignored.
@@ -11,27 +12,21 @@ use serde_json::Value;
 use super::config::{ConfigError, Family, ModelConfig};
 use super::json_fields::Fields;
 use super::layer_types::LayerTypes;
+use super::quantization::{self, Quantization};
 use super::rope_json;
 
 /// A folder's configuration: the model's, and the quantisation of its matrices.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FolderConfig {
     pub model: ModelConfig,
-    pub awq: Option<AwqConfig>,
-}
-
-/// `quantization_config` of an AutoAWQ checkpoint: 4 bits, `gemm` layout, with zero points.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct AwqConfig {
-    /// Input columns that share a scale; `None` (-1 in the file) is one group for each row.
-    pub group_size: Option<usize>,
+    pub quantization: Option<Quantization>,
 }
 
 /// A configuration has a few kilobytes; a file of this size is something else.
 const MAX_CONFIG_BYTES: u64 = 16 << 20;
 
 /// Reads `config.json` of a folder and, if they exist, `generation_config.json` and
-/// `quant_config.json`.
+/// [`quantization::OLDER_FILES`].
 ///
 /// # Errors
 ///
@@ -44,16 +39,15 @@ pub fn read_folder(dir: &Path) -> Result<FolderConfig, ConfigError> {
     let config = read_json(&dir.join("config.json"))?;
     let generation = optional("generation_config.json")?;
     let mut read = parse(&config, generation.as_ref())?;
-    if config.get("quantization_config").is_none_or(is_nothing)
-        && let Some(older) = optional("quant_config.json")?
-    {
-        read.awq = Some(awq_of(&Fields::of(&older, "quant_config.json: ")?)?);
+    for (file, method) in quantization::OLDER_FILES {
+        if read.quantization.is_none()
+            && let Some(older) = optional(file)?
+        {
+            let found = quantization::of_older_file(file, method, &older)?;
+            read.quantization = Some(found);
+        }
     }
     Ok(read)
-}
-
-fn is_nothing(value: &Value) -> bool {
-    value.is_null() || value.as_object().is_some_and(serde_json::Map::is_empty)
 }
 
 pub(crate) fn read_json(path: &Path) -> Result<Value, ConfigError> {
@@ -107,7 +101,11 @@ pub fn parse(config: &Value, generation: Option<&Value>) -> Result<FolderConfig,
     };
     let max_positions = fields.required_size("max_position_embeddings")?;
     let n_layers = fields.required_size("num_hidden_layers")?;
-    let layers = LayerTypes::read(&fields, n_layers)?;
+    let layers = if is_mistral(&fields)? {
+        LayerTypes::of_mistral(&fields)?
+    } else {
+        LayerTypes::read(&fields, n_layers)?
+    };
     let (rope, scaled_context) = rope_json::read(&fields, max_positions, &layers)?;
     let vocab = fields.required_size("vocab_size")?;
     let attention_bias = fields.flag("attention_bias")?.unwrap_or(false);
@@ -137,21 +135,31 @@ pub fn parse(config: &Value, generation: Option<&Value>) -> Result<FolderConfig,
     };
     Ok(FolderConfig {
         model: model.validated()?,
-        awq: awq(&fields)?,
+        quantization: quantization::of_config(&fields)?,
     })
 }
 
-fn family(fields: &Fields) -> Result<Family, ConfigError> {
-    const SUPPORTED: &str = "Qwen3ForCausalLM, Qwen2ForCausalLM, LlamaForCausalLM";
-    let named = match fields.map.get("architectures") {
+fn architecture<'a>(fields: &Fields<'a>) -> Result<&'a str, ConfigError> {
+    Ok(match fields.map.get("architectures") {
         Some(Value::Array(names)) => names.first().and_then(Value::as_str).unwrap_or_default(),
         // Some re-quantised checkpoints only have the model type.
         _ => fields.text("model_type")?.unwrap_or_default(),
-    };
-    match named {
+    })
+}
+
+fn is_mistral(fields: &Fields) -> Result<bool, ConfigError> {
+    let named = architecture(fields)?;
+    Ok(matches!(named, "MistralForCausalLM" | "mistral"))
+}
+
+fn family(fields: &Fields) -> Result<Family, ConfigError> {
+    const SUPPORTED: &str =
+        "Qwen3ForCausalLM, Qwen2ForCausalLM, LlamaForCausalLM, MistralForCausalLM";
+    match architecture(fields)? {
         "Qwen3ForCausalLM" | "qwen3" => Ok(Family::Qwen3),
         "Qwen2ForCausalLM" | "qwen2" => Ok(Family::Qwen2),
-        "LlamaForCausalLM" | "llama" => Ok(Family::Llama),
+        // Mistral is Llama with a head size of its own and, in some models, a window.
+        "LlamaForCausalLM" | "llama" | "MistralForCausalLM" | "mistral" => Ok(Family::Llama),
         "" => Err(ConfigError::Missing {
             key: "architectures".into(),
         }),
@@ -187,69 +195,6 @@ fn eos_ids(fields: &Fields, generation: Option<&Value>) -> Result<Vec<u32>, Conf
         }
     }
     Ok(ids)
-}
-
-fn awq(fields: &Fields) -> Result<Option<AwqConfig>, ConfigError> {
-    let quantisation = fields.object("quantization_config")?;
-    let Some(q) = quantisation.filter(|q| !q.map.is_empty()) else {
-        return Ok(None);
-    };
-    let Some(method) = q.text("quant_method")? else {
-        return Err(ConfigError::Missing {
-            key: q.key("quant_method"),
-        });
-    };
-    if !method.eq_ignore_ascii_case("awq") {
-        return Err(unsupported(&q.key("quant_method"), method, QUANTISED));
-    }
-    awq_of(&q).map(Some)
-}
-
-/// The supported formats of matrices that are not 16 or 32 bits wide.
-const QUANTISED: &str = "awq (or the same model in 16 bits, or as GGUF)";
-
-/// AutoAWQ's parameters, from `quantization_config` or from the `quant_config.json` of its first
-/// versions, which have no `quant_method`.
-fn awq_of(q: &Fields) -> Result<AwqConfig, ConfigError> {
-    let bits = match q.size("bits")? {
-        Some(bits) => Some(bits),
-        None => q.size("w_bit")?,
-    };
-    if let Some(bits) = bits
-        && bits != 4
-    {
-        return Err(unsupported(&q.key("bits"), bits, "4"));
-    }
-    if let Some(version) = q.text("version")?
-        && !version.eq_ignore_ascii_case("gemm")
-    {
-        return Err(unsupported(&q.key("version"), version, "gemm"));
-    }
-    if q.flag("zero_point")? == Some(false) {
-        return Err(unsupported(&q.key("zero_point"), "false", "true"));
-    }
-    let group_key = if q.map.contains_key("group_size") {
-        "group_size"
-    } else {
-        "q_group_size"
-    };
-    let group_size = match q.map.get(group_key).and_then(Value::as_i64) {
-        Some(-1) => None,
-        Some(group @ 1..=1_048_576) => Some(group as usize),
-        Some(group) => {
-            return Err(ConfigError::invalid(
-                q.key(group_key),
-                group,
-                "-1 or 1 to 1048576",
-            ));
-        }
-        None => {
-            return Err(ConfigError::Missing {
-                key: q.key("group_size"),
-            });
-        }
-    };
-    Ok(AwqConfig { group_size })
 }
 
 fn unsupported(key: &str, value: impl ToString, supported: &'static str) -> ConfigError {

@@ -1,6 +1,7 @@
 use serde_json::{Value, json};
 
 use super::super::config::{RopeConfig, RopeScaling};
+use super::super::quantization::{Packing, QuantMethod};
 use super::*;
 
 fn qwen3() -> Value {
@@ -62,6 +63,32 @@ fn llama_defaults_are_hugging_faces() {
     assert!(!read.tied_embeddings && !read.qkv_bias && !read.o_bias && !read.qk_norm);
     let read = parsed(&with(llama(), "attention_bias", json!(true))).model;
     assert!(read.qkv_bias && read.o_bias);
+}
+
+#[test]
+fn mistral_is_llama_whose_window_needs_no_switch() {
+    let mistral = with(llama(), "architectures", json!(["MistralForCausalLM"]));
+    let context = |config: &Value| parsed(config).model.context_length;
+    let long = with(mistral, "max_position_embeddings", json!(32768));
+    let full = with(
+        with(long.clone(), "sliding_window", Value::Null),
+        "head_dim",
+        json!(128),
+    );
+    let read = parsed(&full).model;
+    assert_eq!((read.family, read.head_dim), (Family::Llama, 128));
+    assert!(!read.qkv_bias && !read.qk_norm);
+    assert_eq!(context(&full), 32768);
+    assert_eq!(
+        context(&with(long.clone(), "sliding_window", json!(1024))),
+        1024
+    );
+    assert_eq!(context(&long), 4096);
+    let by_type = with(full, "architectures", Value::Null);
+    assert_eq!(
+        context(&with(by_type, "model_type", json!("mistral"))),
+        32768
+    );
 }
 
 #[test]
@@ -167,53 +194,6 @@ fn a_sliding_window_limits_the_context() {
     );
     let windowed = with(windowed, "max_window_layers", json!(0));
     assert_eq!(parsed(&windowed).model.context_length, 4096);
-}
-
-#[test]
-fn auto_awq_is_recognised_and_other_quantisations_are_refused() {
-    let awq = json!({
-        "quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm", "zero_point": true
-    });
-    let read = parsed(&with(qwen3(), "quantization_config", awq.clone()));
-    assert_eq!(
-        read.awq,
-        Some(AwqConfig {
-            group_size: Some(128)
-        })
-    );
-    let whole_rows = with(awq.clone(), "group_size", json!(-1));
-    let read = parsed(&with(qwen3(), "quantization_config", whole_rows));
-    assert_eq!(read.awq, Some(AwqConfig { group_size: None }));
-    let upper = with(awq.clone(), "quant_method", json!("AWQ"));
-    assert!(
-        parsed(&with(qwen3(), "quantization_config", upper))
-            .awq
-            .is_some()
-    );
-    assert_eq!(
-        parsed(&with(qwen3(), "quantization_config", json!({}))).awq,
-        None
-    );
-    let unnamed = json!({ "bits": 4 });
-    let error = refused(&with(qwen3(), "quantization_config", unnamed));
-    assert!(
-        error.contains("no quantization_config.quant_method"),
-        "{error}"
-    );
-    for (key, value) in [
-        ("quant_method", json!("gptq")),
-        ("bits", json!(8)),
-        ("version", json!("gemv")),
-        ("zero_point", json!(false)),
-        ("group_size", json!(0)),
-    ] {
-        let broken = with(awq.clone(), key, value);
-        let error = refused(&with(qwen3(), "quantization_config", broken));
-        assert!(
-            error.contains(&format!("quantization_config.{key}")),
-            "{error}"
-        );
-    }
 }
 
 /// Each invalid value is reported together with its limit.
@@ -372,29 +352,38 @@ fn a_byte_order_mark_is_no_part_of_a_file() {
     assert_eq!(read.model.n_layers, 22);
 }
 
-/// AutoAWQ's first versions wrote a separate file.
+/// AutoAWQ's and AutoGPTQ's first versions wrote separate files.
 #[test]
-fn an_older_awq_file_is_read_where_the_configuration_has_nothing() {
+fn older_quantisation_files_are_read_where_the_configuration_has_nothing() {
     let dir = tempfile::tempdir().expect("a folder");
     let write = |name: &str, value: &Value| {
         std::fs::write(dir.path().join(name), value.to_string()).expect("written");
     };
+    let found = || read_folder(dir.path()).expect("read").quantization;
     write("config.json", &llama());
+    assert_eq!(found(), None);
+    write(
+        "quantize_config.json",
+        &json!({ "bits": 4, "group_size": 64, "desc_act": true, "sym": false }),
+    );
+    let gptq = found().expect("quantised");
+    assert_eq!(
+        (gptq.method, gptq.group_size, gptq.act_order),
+        (QuantMethod::Gptq, Some(64), true)
+    );
     write(
         "quant_config.json",
         &json!({ "zero_point": true, "q_group_size": 128, "w_bit": 4, "version": "GEMM" }),
     );
-    let read = read_folder(dir.path()).expect("read");
+    let awq = found().expect("quantised");
     assert_eq!(
-        read.awq,
-        Some(AwqConfig {
-            group_size: Some(128)
-        })
+        (awq.method, awq.packing, awq.group_size),
+        (QuantMethod::Awq, Packing::AwqGemm, Some(128))
     );
     write(
         "quant_config.json",
         &json!({ "q_group_size": 128, "w_bit": 8 }),
     );
     let error = read_folder(dir.path()).expect_err("8 bits").to_string();
-    assert!(error.contains("quant_config.json: bits is 8"), "{error}");
+    assert!(error.contains("quant_config.json: w_bit is 8"), "{error}");
 }

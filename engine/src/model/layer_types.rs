@@ -8,6 +8,9 @@ use super::json_fields::Fields;
 /// transformers' default for a Qwen file with a window that does not name its first layer.
 const DEFAULT_MAX_WINDOW_LAYERS: usize = 28;
 
+/// transformers' default for a Mistral file without the key. Models without a window say `null`.
+const DEFAULT_MISTRAL_WINDOW: usize = 4096;
+
 /// The layers' attention, as far as it matters here: whether any layer has a window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct LayerTypes {
@@ -58,6 +61,19 @@ impl LayerTypes {
             }
         };
         let window = window.filter(|_| has_windowed_layer);
+        Ok(Self {
+            has_window: window.is_some(),
+            window,
+        })
+    }
+
+    /// Mistral's layers all have the window that `sliding_window` names.
+    pub fn of_mistral(fields: &Fields) -> Result<Self, ConfigError> {
+        let window = if fields.map.contains_key("sliding_window") {
+            fields.size("sliding_window")?
+        } else {
+            Some(DEFAULT_MISTRAL_WINDOW)
+        };
         Ok(Self {
             has_window: window.is_some(),
             window,

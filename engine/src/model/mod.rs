@@ -3,4 +3,5 @@ pub mod config;
 pub mod config_json;
 pub(crate) mod json_fields;
 mod layer_types;
+pub mod quantization;
 mod rope_json;

@@ -1,4 +1,4 @@
-//! AutoAWQ's 4-bit `gemm` tensors: reading them out of a safetensors folder, the plain
+//! AutoAWQ's 4-bit `gemm` layout, which all 4-bit checkpoints get: its words, the plain
 //! dequantisation that kernels are tested against, and a quantiser for tests.
 //!
 //! A word of `qweight` (and of `qzeros`) holds eight neighbouring output columns, but its
@@ -12,9 +12,7 @@ use std::borrow::Cow;
 
 use half::f16;
 
-use super::safetensors::{StoredTensor, TensorFiles};
 use super::{AwqMatrix, WeightError};
-use crate::model::config_json::AwqConfig;
 
 /// `COLUMN_OF_NIBBLE[i]` is the column, of a word's eight, in nibble i.
 pub const COLUMN_OF_NIBBLE: [usize; 8] = [0, 2, 4, 6, 1, 3, 5, 7];
@@ -37,61 +35,6 @@ pub fn pack_word(columns: [u8; 8]) -> u32 {
     word
 }
 
-/// Reads `<stem>.qweight`, `.qzeros` and `.scales` as an `[n_out, n_in]` matrix.
-pub(super) fn read<'a>(
-    files: &'a TensorFiles,
-    stem: &str,
-    (n_out, n_in): (usize, usize),
-    config: AwqConfig,
-) -> Result<AwqMatrix<'a>, WeightError> {
-    use ::safetensors::Dtype;
-    let fetch = |part: &str, dtype: Dtype| -> Result<StoredTensor<'a>, WeightError> {
-        let tensor = files.tensor(&format!("{stem}.{part}"))?;
-        if tensor.dtype != dtype {
-            return Err(WeightError::Format {
-                name: format!("{stem}.{part}"),
-                format: format!("{:?}", tensor.dtype),
-                supported: if dtype == Dtype::F16 { "F16" } else { "I32" },
-            });
-        }
-        Ok(tensor)
-    };
-    let group_size = config.group_size.unwrap_or(n_in);
-    let expect = |part: &str, tensor: &StoredTensor, expected: [usize; 2]| {
-        if tensor.shape == expected {
-            return Ok(());
-        }
-        Err(WeightError::Shape {
-            name: format!("{stem}.{part}"),
-            found: tensor.shape.to_vec(),
-            expected: expected.to_vec(),
-        })
-    };
-    let qweight = fetch("qweight", Dtype::I32)?;
-    let qzeros = fetch("qzeros", Dtype::I32)?;
-    let scales = fetch("scales", Dtype::F16)?;
-    if !n_out.is_multiple_of(8) || !n_in.is_multiple_of(group_size) {
-        return Err(WeightError::File {
-            file: stem.to_string(),
-            message: format!(
-                "[{n_out}, {n_in}] cannot be AWQ: rows must be a multiple of 8 and columns of \
-                 the group size {group_size}"
-            ),
-        });
-    }
-    expect("qweight", &qweight, [n_in, n_out / 8])?;
-    expect("qzeros", &qzeros, [n_in / group_size, n_out / 8])?;
-    expect("scales", &scales, [n_in / group_size, n_out])?;
-    Ok(AwqMatrix {
-        n_out,
-        n_in,
-        group_size,
-        qweight: Cow::Borrowed(qweight.bytes),
-        qzeros: Cow::Borrowed(qzeros.bytes),
-        scales: Cow::Borrowed(scales.bytes),
-    })
-}
-
 /// Row-major f32, `[n_out, n_in]`.
 ///
 /// # Errors
@@ -105,6 +48,10 @@ pub fn dequantise(matrix: &AwqMatrix) -> Result<Vec<f32>, WeightError> {
         || matrix.qweight.len() != n_in * n_out / 2
         || matrix.qzeros.len() != n_groups * n_out / 2
         || matrix.scales.len() != n_groups * n_out * 2
+        || matrix
+            .order
+            .as_ref()
+            .is_some_and(|order| order.len() != n_in)
     {
         return Err(WeightError::File {
             file: format!("AWQ matrix [{n_out}, {n_in}], group {group}"),
@@ -124,6 +71,7 @@ pub fn dequantise(matrix: &AwqMatrix) -> Result<Vec<f32>, WeightError> {
     let mut out = vec![0.0; n_out * n_in];
     for k in 0..n_in {
         let g = k / group;
+        let input = matrix.order.as_ref().map_or(k, |order| order[k] as usize);
         for j in 0..words_per_row {
             let q = word(&matrix.qweight, k * words_per_row + j);
             let z = word(&matrix.qzeros, g * words_per_row + j);
@@ -131,7 +79,7 @@ pub fn dequantise(matrix: &AwqMatrix) -> Result<Vec<f32>, WeightError> {
                 let n = 8 * j + i;
                 let at = 2 * (g * n_out + n);
                 let scale = f16::from_le_bytes([matrix.scales[at], matrix.scales[at + 1]]);
-                out[n * n_in + k] = f32::from(q[i] as i8 - z[i] as i8) * scale.to_f32();
+                out[n * n_in + input] = f32::from(q[i] as i8 - z[i] as i8) * scale.to_f32();
             }
         }
     }
@@ -197,6 +145,7 @@ pub fn quantise(
         qweight: Cow::Owned(pack(&q)),
         qzeros: Cow::Owned(pack(&zeros)),
         scales: Cow::Owned(scales),
+        order: None,
     })
 }
 
@@ -228,6 +177,7 @@ mod tests {
             qweight: Cow::Owned(0x8642_7531u32.to_le_bytes().to_vec()),
             qzeros: Cow::Owned(0x2222_2222u32.to_le_bytes().to_vec()),
             scales: Cow::Owned(scales),
+            order: None,
         };
         let expected = [-0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0];
         assert_eq!(dequantise(&matrix).expect("consistent"), expected);

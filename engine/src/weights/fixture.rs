@@ -10,6 +10,8 @@ use std::fs::File;
 use std::io::BufWriter;
 use std::path::Path;
 
+pub mod packed;
+
 use candle_core::quantized::gguf_file;
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};

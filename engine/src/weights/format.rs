@@ -4,12 +4,13 @@
 use std::fmt;
 
 use super::ElementFormat;
+use crate::model::quantization::QuantMethod;
 
 /// How one matrix is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum MatrixFormat {
     Rows(ElementFormat),
-    /// AutoAWQ, 4 bits; `group_size` values of a column have one scale.
+    /// 4 bits in AutoAWQ's layout; `group_size` values of a column have one scale.
     Awq {
         group_size: usize,
     },
@@ -18,8 +19,13 @@ pub enum MatrixFormat {
 /// What kind of checkpoint was opened, and how its matrices are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CheckpointFormat {
-    /// Of the first layer's query projection; `None` where it is not quantised or not there.
-    Safetensors(Option<MatrixFormat>),
+    /// Of the first layer's query projection; `None` where it is not there.
+    Safetensors(Option<ElementFormat>),
+    /// Safetensors with 4-bit matrices. `None`: one group for each row.
+    Packed {
+        method: QuantMethod,
+        group_size: Option<usize>,
+    },
     /// That which most bytes of the layers have.
     Gguf(Option<MatrixFormat>),
     /// Random weights, nothing was read.
@@ -41,9 +47,14 @@ impl fmt::Display for MatrixFormat {
 impl fmt::Display for CheckpointFormat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Safetensors(Some(MatrixFormat::Awq { group_size })) => {
-                write!(f, "awq 4-bit, group {group_size}")
-            }
+            Self::Packed {
+                method,
+                group_size: Some(group_size),
+            } => write!(f, "{method} 4-bit, group {group_size}"),
+            Self::Packed {
+                method,
+                group_size: None,
+            } => write!(f, "{method} 4-bit, one group a row"),
             Self::Safetensors(Some(format)) => write!(f, "safetensors {format}"),
             Self::Safetensors(None) => f.write_str("safetensors without quantisation"),
             Self::Gguf(Some(format)) => write!(f, "gguf {format}"),
@@ -61,16 +72,16 @@ impl fmt::Display for CheckpointFormat {
 }
 
 impl CheckpointFormat {
-    /// Whether the matrices are AWQ's, read or random.
-    pub const fn is_awq(self) -> bool {
-        matches!(
-            self,
-            Self::Safetensors(Some(MatrixFormat::Awq { .. }))
-                | Self::Dummy {
-                    format: MatrixFormat::Awq { .. },
-                    ..
-                }
-        )
+    /// Of 4-bit matrices, read or random.
+    pub const fn method(self) -> Option<QuantMethod> {
+        match self {
+            Self::Packed { method, .. } => Some(method),
+            Self::Dummy {
+                format: MatrixFormat::Awq { .. },
+                ..
+            } => Some(QuantMethod::Awq),
+            Self::Safetensors(_) | Self::Gguf(_) | Self::Dummy { .. } => None,
+        }
     }
 
     pub const fn is_gguf(self) -> bool {

@@ -1,8 +1,9 @@
 //! Reads a checkpoint's tensors under one set of names, whatever the file format.
 //!
-//! Nothing is converted here: a matrix is returned in its format on disk (memory-mapped if the
-//! layout allows it), and each executor repacks it for its own kernels. The bytes of a mapped
-//! matrix may be unaligned: check the alignment before casting them.
+//! Values are never changed here. A matrix is returned in its format on disk, memory-mapped if the
+//! layout allows it; 4-bit checkpoints all get AWQ's layout ([`packed`]). Each executor repacks it
+//! for its own kernels. The bytes of a mapped matrix may be unaligned: check the alignment before
+//! casting them.
 //!
 //! One order holds for all families and formats: rows of q and k are in the half-split order of
 //! RoPE (NeoX), so that a pair is `(i, i + head_dim / 2)`. Interleaved files are reordered.
@@ -28,6 +29,7 @@ pub mod format;
 pub mod gguf;
 pub mod gguf_names;
 pub mod names;
+mod packed;
 pub mod preset;
 pub mod safetensors;
 pub mod synthetic;
@@ -105,6 +107,9 @@ pub struct AwqMatrix<'a> {
     pub qzeros: Cow<'a, [u8]>,
     /// `[n_in / group_size, n_out]` f16
     pub scales: Cow<'a, [u8]>,
+    /// The input that each column multiplies, if columns were moved so that those of a group are
+    /// neighbours (act-order). A permutation of `0 .. n_in`.
+    pub order: Option<Vec<u32>>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -202,6 +207,8 @@ pub struct MatrixStorage {
     pub n_out: usize,
     pub n_in: usize,
     pub format: MatrixFormat,
+    /// Its columns are not in the order of its inputs ([`AwqMatrix::order`]).
+    pub is_reordered: bool,
     pub n_elements: u64,
     pub n_bytes: u64,
 }
@@ -230,6 +237,7 @@ impl Matrix<'_> {
             n_out,
             n_in,
             format,
+            is_reordered: matches!(self, Self::Awq(awq) if awq.order.is_some()),
             n_elements: (n_out * n_in) as u64,
             n_bytes: n_bytes as u64,
         }

@@ -63,6 +63,21 @@ impl MatrixId {
         }
     }
 
+    /// The stem under which some tools store several matrices as one, and those in their order.
+    pub fn fused(self) -> Option<(String, Vec<Self>)> {
+        match self {
+            Self::Q(i) | Self::K(i) | Self::V(i) => Some((
+                format!("model.layers.{i}.self_attn.qkv_proj"),
+                vec![Self::Q(i), Self::K(i), Self::V(i)],
+            )),
+            Self::Gate(i) | Self::Up(i) => Some((
+                format!("model.layers.{i}.mlp.gate_up_proj"),
+                vec![Self::Gate(i), Self::Up(i)],
+            )),
+            Self::Embedding | Self::LmHead | Self::O(_) | Self::Down(_) => None,
+        }
+    }
+
     pub fn gguf_name(self) -> String {
         match self {
             Self::Embedding => "token_embd.weight".into(),
@@ -79,6 +94,21 @@ impl MatrixId {
 }
 
 impl VectorId {
+    /// The matrix to whose product a bias is added.
+    pub fn bias_of(self) -> Option<MatrixId> {
+        match self {
+            Self::QBias(i) => Some(MatrixId::Q(i)),
+            Self::KBias(i) => Some(MatrixId::K(i)),
+            Self::VBias(i) => Some(MatrixId::V(i)),
+            Self::OBias(i) => Some(MatrixId::O(i)),
+            Self::AttnNorm(_)
+            | Self::MlpNorm(_)
+            | Self::QNorm(_)
+            | Self::KNorm(_)
+            | Self::FinalNorm => None,
+        }
+    }
+
     /// The decoder layer that it belongs to, if to one.
     pub fn layer(self) -> Option<usize> {
         match self {

@@ -1,5 +1,5 @@
 //! A safetensors folder: one file, or several under `model.safetensors.index.json`, all
-//! memory-mapped; f32, f16, bf16 and AutoAWQ 4-bit matrices.
+//! memory-mapped; f32, f16, bf16 and 4-bit matrices.
 //!
 //! The `safetensors` crate validates each header against its file (size, overlaps, gaps), so a
 //! tensor's bytes are always inside the mapping.
@@ -12,9 +12,11 @@ use ::safetensors::{Dtype, SafeTensors};
 use host::mapped_file::MappedFile;
 
 use super::format::CheckpointFormat;
+use super::format::MatrixFormat;
+use super::packed::{self, PackedMatrix, Place};
 use super::{
-    Checkpoint, ElementFormat, Matrix, MatrixId, VectorId, WeightError, awq, decode, file_kind,
-    still_whole,
+    Checkpoint, ElementFormat, Matrix, MatrixId, MatrixStorage, VectorId, WeightError, decode,
+    file_kind, still_whole,
 };
 use crate::model::config::{ConfigError, ModelConfig};
 use crate::model::config_json::{self, FolderConfig};
@@ -234,6 +236,15 @@ pub struct SafetensorsCheckpoint {
     files: TensorFiles,
 }
 
+/// A matrix as it was found.
+enum Found<'a> {
+    Rows {
+        format: ElementFormat,
+        bytes: &'a [u8],
+    },
+    Packed(PackedMatrix<'a>),
+}
+
 impl SafetensorsCheckpoint {
     /// Opens the folder and checks that every tensor exists and has its shape.
     ///
@@ -247,16 +258,98 @@ impl SafetensorsCheckpoint {
             config,
             files: TensorFiles::open(dir)?,
         };
+        let vectors = VectorId::all(opened.config());
         for id in MatrixId::all(opened.config()) {
-            opened.matrix(id).map_err(|error| opened.explained(error))?;
+            let found = opened.find(id).map_err(|error| opened.explained(error))?;
+            if let Found::Packed(_) = found
+                && !vectors.iter().any(|vector| vector.bias_of() == Some(id))
+            {
+                opened.check_unused_bias(&id.safetensors_stem())?;
+            }
         }
-        for id in VectorId::all(opened.config()) {
-            let expected = [id.n_elements(opened.config())];
-            opened
-                .files
-                .float_tensor(&id.safetensors_name(), &expected)?;
+        for id in vectors {
+            opened.stored_vector(id)?;
         }
         Ok(opened)
+    }
+
+    /// Some quantisers write a bias of zeros for every matrix. The model adds none here, so it must
+    /// be zero.
+    fn check_unused_bias(&self, stem: &str) -> Result<(), WeightError> {
+        let name = format!("{stem}.bias");
+        if !self.files.has(&name) {
+            return Ok(());
+        }
+        let tensor = self.files.tensor(&name)?;
+        let (format, bytes) = self.files.float_tensor(&name, tensor.shape)?;
+        let values = decode::to_f32(format, bytes, tensor.shape.iter().product())?;
+        match values.iter().find(|value| **value != 0.0) {
+            None => Ok(()),
+            Some(value) => Err(WeightError::File {
+                file: name,
+                message: format!("has {value}; models of this family have no such bias"),
+            }),
+        }
+    }
+
+    /// Its own tensors, or its rows in a fused matrix if the files have that instead.
+    fn place(&self, id: MatrixId) -> Place {
+        let is_there = |stem: &str| {
+            let name = format!("{stem}.weight");
+            self.files.has(&name) || packed::is_packed(&self.files, stem)
+        };
+        let rows = |id: &MatrixId| id.shape(&self.config.model).0;
+        let stem = id.safetensors_stem();
+        if !is_there(&stem)
+            && let Some((fused, parts)) = id.fused()
+            && is_there(&fused)
+        {
+            return Place {
+                stem: fused,
+                first: parts.iter().take_while(|part| **part != id).map(rows).sum(),
+                n_stored: parts.iter().map(rows).sum(),
+            };
+        }
+        Place {
+            stem,
+            first: 0,
+            n_stored: rows(&id),
+        }
+    }
+
+    fn find(&self, id: MatrixId) -> Result<Found<'_>, WeightError> {
+        let id = match id {
+            MatrixId::LmHead if self.config.model.tied_embeddings => MatrixId::Embedding,
+            other => other,
+        };
+        let (n_out, n_in) = id.shape(&self.config.model);
+        let place = self.place(id);
+        if let Some(config) = self.config.quantization
+            && packed::is_packed(&self.files, &place.stem)
+        {
+            let shape = (n_out, n_in);
+            return PackedMatrix::find(&self.files, place, shape, config).map(Found::Packed);
+        }
+        let name = format!("{}.weight", place.stem);
+        let (format, bytes) = self.files.float_tensor(&name, &[place.n_stored, n_in])?;
+        let row_bytes = n_in * format.block_bytes();
+        Ok(Found::Rows {
+            format,
+            bytes: &bytes[place.first * row_bytes..][..n_out * row_bytes],
+        })
+    }
+
+    fn stored_vector(&self, id: VectorId) -> Result<(ElementFormat, &[u8]), WeightError> {
+        let n = id.n_elements(&self.config.model);
+        let name = id.safetensors_name();
+        let Some(matrix) = id.bias_of().filter(|_| !self.files.has(&name)) else {
+            return self.files.float_tensor(&name, &[n]);
+        };
+        let place = self.place(matrix);
+        let name = format!("{}.bias", place.stem);
+        let (format, bytes) = self.files.float_tensor(&name, &[place.n_stored])?;
+        let size = format.block_bytes();
+        Ok((format, &bytes[place.first * size..][..n * size]))
     }
 
     /// If a missing tensor exists in quantised form without a configuration, explains that.
@@ -287,36 +380,36 @@ impl Checkpoint for SafetensorsCheckpoint {
     }
 
     fn matrix(&self, id: MatrixId) -> Result<Matrix<'_>, WeightError> {
-        let id = match id {
-            MatrixId::LmHead if self.config.model.tied_embeddings => MatrixId::Embedding,
-            other => other,
-        };
         let (n_out, n_in) = id.shape(&self.config.model);
-        let stem = id.safetensors_stem();
-        if let Some(config) = self.config.awq
-            && self.files.has(&format!("{stem}.qweight"))
-        {
-            return Ok(Matrix::Awq(awq::read(
-                &self.files,
-                &stem,
-                (n_out, n_in),
-                config,
-            )?));
-        }
-        let name = format!("{stem}.weight");
-        let (format, bytes) = self.files.float_tensor(&name, &[n_out, n_in])?;
-        Ok(Matrix::Rows {
-            format,
-            n_out,
-            n_in,
-            bytes: Cow::Borrowed(bytes),
+        Ok(match self.find(id)? {
+            Found::Packed(packed) => Matrix::Awq(packed.repack()?),
+            Found::Rows { format, bytes } => Matrix::Rows {
+                format,
+                n_out,
+                n_in,
+                bytes: Cow::Borrowed(bytes),
+            },
+        })
+    }
+
+    fn storage(&self, id: MatrixId) -> Result<MatrixStorage, WeightError> {
+        let (n_out, n_in) = id.shape(&self.config.model);
+        Ok(match self.find(id)? {
+            Found::Packed(packed) => packed.storage(),
+            Found::Rows { format, bytes } => MatrixStorage {
+                n_out,
+                n_in,
+                format: MatrixFormat::Rows(format),
+                is_reordered: false,
+                n_elements: (n_out * n_in) as u64,
+                n_bytes: bytes.len() as u64,
+            },
         })
     }
 
     fn vector(&self, id: VectorId) -> Result<Vec<f32>, WeightError> {
-        let n = id.n_elements(&self.config.model);
-        let (format, bytes) = self.files.float_tensor(&id.safetensors_name(), &[n])?;
-        decode::to_f32(format, bytes, n)
+        let (format, bytes) = self.stored_vector(id)?;
+        decode::to_f32(format, bytes, id.n_elements(&self.config.model))
     }
 
     fn check_unchanged(&self) -> Result<(), WeightError> {
@@ -329,8 +422,20 @@ impl Checkpoint for SafetensorsCheckpoint {
     }
 
     fn format(&self) -> CheckpointFormat {
-        let storage = self.storage(MatrixId::Q(0));
-        CheckpointFormat::Safetensors(storage.ok().map(|storage| storage.format))
+        let mut ids = MatrixId::all(self.config()).into_iter();
+        let is_packed = |id| packed::is_packed(&self.files, &self.place(id).stem);
+        if let Some(config) = self.config.quantization
+            && ids.any(is_packed)
+        {
+            return CheckpointFormat::Packed {
+                method: config.method,
+                group_size: config.group_size,
+            };
+        }
+        match self.find(MatrixId::Q(0)) {
+            Ok(Found::Rows { format, .. }) => CheckpointFormat::Safetensors(Some(format)),
+            _ => CheckpointFormat::Safetensors(None),
+        }
     }
 }
 

@@ -2,7 +2,11 @@ use std::path::Path;
 
 use super::*;
 use crate::model::config::Family;
+use crate::weights::fixture::packed::{
+    PackedFormat, PackedKind, packed_config, write_packed_folder,
+};
 use crate::weights::fixture::{self, FolderFormat};
+use crate::weights::folder::{self, OwnedTensor};
 
 const FAMILIES: [Family; 3] = [Family::Qwen3, Family::Qwen2, Family::Llama];
 
@@ -84,6 +88,166 @@ fn awq_folders_are_read_as_awq() {
     // rounding value and zero point may each cost half a level.
     let worst = worst_difference(&opened, &fixture::reference(&config, 5));
     assert!(worst < 0.03, "{worst}");
+}
+
+fn packed_folder(dir: &Path, kind: PackedKind) -> ModelConfig {
+    let config = packed_config(Family::Qwen2);
+    let format = PackedFormat {
+        kind,
+        group_size: Some(64),
+        symmetric: true,
+        act_order: false,
+    };
+    write_packed_folder(dir, &config, format, 5).expect("written");
+    config
+}
+
+fn stored_tensors(dir: &Path) -> Vec<OwnedTensor> {
+    let bytes = std::fs::read(dir.join("model.safetensors")).expect("written");
+    let tensors = SafeTensors::deserialize(&bytes).expect("whole");
+    let owned = |(name, tensor): (String, ::safetensors::tensor::TensorView<'_>)| OwnedTensor {
+        name,
+        dtype: tensor.dtype(),
+        shape: tensor.shape().to_vec(),
+        bytes: tensor.data().to_vec(),
+    };
+    let mut owned: Vec<OwnedTensor> = tensors.tensors().into_iter().map(owned).collect();
+    owned.sort_by(|a, b| a.name.cmp(&b.name));
+    owned
+}
+
+/// Joins the rows of `parts`, which have one name each, in that order.
+fn join(tensors: &mut Vec<OwnedTensor>, parts: &[&str], fused: &str) {
+    let is_of = |tensor: &OwnedTensor, part: &str| tensor.name.contains(part);
+    let firsts: Vec<String> = tensors
+        .iter()
+        .filter(|tensor| is_of(tensor, parts[0]))
+        .map(|tensor| tensor.name.clone())
+        .collect();
+    assert!(!firsts.is_empty());
+    for first in firsts {
+        let mut joined: Option<OwnedTensor> = None;
+        for part in parts {
+            let name = first.replace(parts[0], part);
+            let at = tensors.iter().position(|tensor| tensor.name == name);
+            let mut part = tensors.remove(at.expect("all parts have the same tensors"));
+            // It says the shape of one part.
+            if part.name.ends_with("weight_shape") {
+                continue;
+            }
+            joined = Some(match joined {
+                None => {
+                    part.name = first.replace(parts[0], fused);
+                    part
+                }
+                Some(mut joined) => {
+                    joined.shape[0] += part.shape[0];
+                    joined.bytes.extend(part.bytes);
+                    joined
+                }
+            });
+        }
+        tensors.extend(joined);
+    }
+}
+
+#[test]
+fn fused_matrices_are_read_by_their_rows() {
+    for is_packed in [false, true] {
+        let dir = tempfile::tempdir().expect("a folder");
+        let config = if is_packed {
+            packed_folder(dir.path(), PackedKind::PackQuantized)
+        } else {
+            write(dir.path(), Family::Qwen2, FolderFormat::F16, 1)
+        };
+        let fused = tempfile::tempdir().expect("a folder");
+        let text = std::fs::read(dir.path().join("config.json")).expect("written");
+        std::fs::write(fused.path().join("config.json"), text).expect("written");
+        let generation = dir.path().join("generation_config.json");
+        std::fs::copy(generation, fused.path().join("generation_config.json")).expect("copied");
+        let mut tensors = stored_tensors(dir.path());
+        join(&mut tensors, &["q_proj", "k_proj", "v_proj"], "qkv_proj");
+        join(&mut tensors, &["gate_proj", "up_proj"], "gate_up_proj");
+        folder::write_shard(&fused.path().join("model.safetensors"), &tensors).expect("written");
+        let apart = SafetensorsCheckpoint::open(dir.path()).expect("opens");
+        let opened = SafetensorsCheckpoint::open(fused.path()).expect("opens");
+        assert_eq!(opened.config(), &config);
+        assert!(worst_difference(&opened, &apart) <= 0.0);
+        assert_eq!(opened.format(), apart.format());
+        let storage = |id| opened.storage(id).expect("there");
+        assert_eq!(
+            storage(MatrixId::K(1)),
+            apart.storage(MatrixId::K(1)).expect("there")
+        );
+        // A fused matrix with rows too few for its parts is named.
+        let qkv = tensors
+            .iter_mut()
+            .find(|tensor| tensor.name.contains("1.self_attn.qkv_proj"));
+        let qkv = qkv.expect("there");
+        let row = qkv.bytes.len() / qkv.shape[0];
+        qkv.shape[0] -= 8;
+        let shorter = qkv.shape[0] * row;
+        qkv.bytes.truncate(shorter);
+        folder::write_shard(&fused.path().join("model.safetensors"), &tensors).expect("written");
+        let error = SafetensorsCheckpoint::open(fused.path())
+            .err()
+            .expect("refused");
+        assert!(
+            error.to_string().contains("1.self_attn.qkv_proj"),
+            "{error}"
+        );
+    }
+}
+
+/// GPTQ's writers give every matrix a bias.
+#[test]
+fn a_bias_that_no_model_of_the_family_has_must_be_zero() {
+    let dir = tempfile::tempdir().expect("a folder");
+    packed_folder(dir.path(), PackedKind::Gptq);
+    let mut tensors = stored_tensors(dir.path());
+    let name = "model.layers.0.mlp.down_proj.bias".to_owned();
+    let mut values = vec![0.0; 128];
+    let bias = |values: &[f32]| folder::float(name.clone(), vec![128], values, ElementFormat::F16);
+    tensors.push(bias(&values));
+    let path = dir.path().join("model.safetensors");
+    folder::write_shard(&path, &tensors).expect("written");
+    SafetensorsCheckpoint::open(dir.path()).expect("opens");
+    values[100] = 0.5;
+    tensors.pop();
+    tensors.push(bias(&values));
+    folder::write_shard(&path, &tensors).expect("written");
+    let error = SafetensorsCheckpoint::open(dir.path())
+        .err()
+        .expect("refused");
+    assert_eq!(
+        error.to_string(),
+        "model.layers.0.mlp.down_proj.bias: has 0.5; models of this family have no such bias"
+    );
+}
+
+/// Every format says what it is, and a matrix left in 16 bits is read as it is.
+#[test]
+fn packed_folders_are_named_by_their_method() {
+    for (kind, name) in [
+        (PackedKind::AwqGemv, "awq 4-bit, group 64"),
+        (PackedKind::GptqV2, "gptq 4-bit, group 64"),
+        (PackedKind::AutoRoundGptq, "auto-round 4-bit, group 64"),
+        (
+            PackedKind::PackQuantized,
+            "compressed-tensors 4-bit, group 64",
+        ),
+    ] {
+        let dir = tempfile::tempdir().expect("a folder");
+        packed_folder(dir.path(), kind);
+        let opened = SafetensorsCheckpoint::open(dir.path()).expect("opens");
+        assert_eq!(opened.format().to_string(), name);
+        let down = opened.storage(MatrixId::Down(1)).expect("there").format;
+        let expected = match kind {
+            PackedKind::AutoRoundGptq => MatrixFormat::Rows(ElementFormat::F16),
+            _ => MatrixFormat::Awq { group_size: 64 },
+        };
+        assert_eq!(down, expected, "{kind:?}");
+    }
 }
 
 /// A quantised checkpoint without a configuration: the message names what the files contain.

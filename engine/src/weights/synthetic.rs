@@ -18,7 +18,7 @@ use super::gguf::GgufFile;
 use super::preset::Preset;
 use super::{
     AwqMatrix, Checkpoint, ElementFormat, Matrix, MatrixId, MatrixStorage, VectorId, WeightError,
-    gguf,
+    gguf, packed,
 };
 use crate::model::config::ModelConfig;
 use crate::model::config_json;
@@ -62,9 +62,12 @@ impl SyntheticCheckpoint {
     /// `--load-format dummy` on a folder: only its `config.json` is read.
     pub(crate) fn of_folder(dir: &Path, seed: u64) -> Result<Self, WeightError> {
         let config = config_json::read_folder(dir)?;
-        let format = match config.awq {
-            Some(awq) => {
-                let group_size = awq.group_size.unwrap_or(config.model.hidden);
+        let format = match config.quantization {
+            Some(found) => {
+                let group_size = match found.group_size {
+                    Some(stored) => packed::kernel_group(stored),
+                    None => group_of_rows(&config.model),
+                };
                 check_awq_shapes(&config.model, group_size)?;
                 SyntheticFormat::Awq { group_size }
             }
@@ -126,8 +129,16 @@ impl SyntheticCheckpoint {
             qweight: Cow::Owned(stream("qweight").bytes(n_in * n_out / 2)),
             qzeros: Cow::Owned(stream("qzeros").bytes(n_groups * n_out / 2)),
             scales: Cow::Owned(scales),
+            order: None,
         }
     }
+}
+
+/// The largest group that divides the rows of all matrices, for those with one scale a row.
+fn group_of_rows(config: &ModelConfig) -> usize {
+    let ids = MatrixId::all(config).into_iter();
+    let rows = ids.map(|id| id.shape(config).1);
+    rows.map(packed::kernel_group).min().unwrap_or_default()
 }
 
 fn check_awq_shapes(config: &ModelConfig, group_size: usize) -> Result<(), WeightError> {
@@ -219,6 +230,7 @@ impl Checkpoint for SyntheticCheckpoint {
             n_out,
             n_in,
             format,
+            is_reordered: false,
             n_elements: n_elements as u64,
             n_bytes: n_bytes as u64,
         })
@@ -226,12 +238,12 @@ impl Checkpoint for SyntheticCheckpoint {
 }
 
 /// SplitMix64 (Steele, Lea, Flood 2014): its values do not depend on a library's version.
-struct RandomStream {
+pub(super) struct RandomStream {
     state: u64,
 }
 
 impl RandomStream {
-    fn new(seed: u64, name: &str) -> Self {
+    pub(super) fn new(seed: u64, name: &str) -> Self {
         let digest = Sha256::new()
             .chain_update(seed.to_le_bytes())
             .chain_update(name)
@@ -243,7 +255,7 @@ impl RandomStream {
         }
     }
 
-    fn next(&mut self) -> u64 {
+    pub(super) fn next(&mut self) -> u64 {
         self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.state;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -5,6 +5,7 @@ mod against_candle;
 mod against_twin;
 mod backends;
 mod invariance;
+mod packed;
 mod prefix_reuse;
 mod refusals;
 mod row_errors;

@@ -8,6 +8,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use engine::model::config::Family;
 use engine::weights::ElementFormat;
+use engine::weights::fixture::packed::{PackedFormat, PackedKind};
 use engine::weights::fixture::{FolderFormat, config_json, tiny_config, write_folder, write_gguf};
 use serde_json::{Value, json};
 
@@ -64,6 +65,21 @@ fn seeds(target: &str) -> Result<Vec<Vec<u8>>> {
                             .into_bytes(),
                     );
                 }
+            }
+            for kind in [
+                PackedKind::Gptq,
+                PackedKind::AutoRoundGptq,
+                PackedKind::PackQuantized,
+            ] {
+                let format = PackedFormat {
+                    kind,
+                    group_size: Some(64),
+                    symmetric: false,
+                    act_order: kind != PackedKind::AutoRoundGptq,
+                };
+                let mut value = config_json(&tiny_config(Family::Qwen2), FolderFormat::F16);
+                value["quantization_config"] = format.quantization_config();
+                seeds.push(value.to_string().into_bytes());
             }
             seeds.push(br#"{"eos_token_id":[1,2],"rope_scaling":{"rope_type":"yarn","factor":4.0,"original_max_position_embeddings":32768}}"#.to_vec());
             seeds

@@ -50,7 +50,7 @@ pub fn safetensors(folder: &Path, bytes: &[u8]) {
     }
 }
 
-/// Including the AWQ part.
+/// Including what it says about packed matrices.
 pub fn config_json(_: &Path, bytes: &[u8]) {
     let Ok(value) = serde_json::from_slice(bytes) else {
         return;

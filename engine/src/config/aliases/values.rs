@@ -100,25 +100,18 @@ pub(super) const VALUES: &[ValueAlias] = &[
         value: "TRITON_ATTN",
         means: ValueMeans::Same("split-kv"),
     },
+    // vLLM's later name of the same checkpoints.
     ValueAlias {
         flag: "--quantization",
-        value: "gptq",
-        means: ValueMeans::Refused(
-            "the formats here are awq and gguf; use a checkpoint in one of them, or in 16 bits",
-        ),
-    },
-    ValueAlias {
-        flag: "--quantization",
-        value: "gptq_marlin",
-        means: ValueMeans::Refused(
-            "the formats here are awq and gguf; use a checkpoint in one of them, or in 16 bits",
-        ),
+        value: "inc",
+        means: ValueMeans::Same("auto-round"),
     },
     ValueAlias {
         flag: "--quantization",
         value: "fp8",
         means: ValueMeans::Refused(
-            "the formats here are awq and gguf; use a checkpoint in one of them, or in 16 bits",
+            "matrices are in 4 bits (awq, gptq, auto-round, compressed-tensors), in 16, or as in \
+             GGUF; use such a checkpoint",
         ),
     },
 ];

@@ -13,7 +13,7 @@ use kernels::{KernelError, embedding, rms_norm, silu_mul};
 use super::super::{ExecutorCounts, HostTierInfo, StopFlag};
 use super::host_tier::HostTier;
 use super::options::{ActivationType, Attention, Settings};
-use super::weights::{DecoderWeights, LayerWeights};
+use super::weights::{DecoderWeights, LayerWeights, Projection};
 use super::{PAGE_TOKENS, PageIdx, PlanRow};
 use crate::kv::PageCopies;
 use crate::model::config::ModelConfig;
@@ -92,7 +92,7 @@ struct Workspace {
     x: Vec<f32>,
     /// `[n_tokens, hidden]`
     h: Vec<f32>,
-    int8: QuantActivations,
+    inputs: Inputs,
     /// `[n_tokens, n_q_heads, head_dim]`
     q: Vec<f32>,
     /// `[n_tokens, n_kv_heads, head_dim]`
@@ -295,7 +295,7 @@ impl Forward {
         ] {
             buffer.resize(n * width, 0.0);
         }
-        embedding::forward(pool, &self.weights.embedding, &ws.tokens, &mut ws.x)?;
+        embedding::forward(pool, &self.weights.embedding.weights, &ws.tokens, &mut ws.x)?;
         for segment in &ws.segments {
             for i in 0..segment.n_tokens {
                 let out = &mut ws.angles[(segment.first + i) * head_dim..][..head_dim];
@@ -313,29 +313,35 @@ impl Forward {
         let ws = &mut self.workspace;
         let n = ws.tokens.len();
         rms_norm::forward(pool, isa, &ws.x, &w.attn_norm, eps, &mut ws.h)?;
-        let (hidden, int8) = (self.config.hidden, &mut ws.int8);
-        let input = quantized(pool, self.settings, QKV_TERMS, int8, &ws.h, hidden)?;
         let mut parts = [
-            LinearPart {
-                weights: &w.q,
+            Part {
+                projection: &w.q,
                 y: &mut ws.q,
                 accumulate: false,
                 bias: w.q_bias.as_deref(),
             },
-            LinearPart {
-                weights: &w.k,
+            Part {
+                projection: &w.k,
                 y: &mut ws.k,
                 accumulate: false,
                 bias: w.k_bias.as_deref(),
             },
-            LinearPart {
-                weights: &w.v,
+            Part {
+                projection: &w.v,
                 y: &mut ws.v,
                 accumulate: false,
                 bias: w.v_bias.as_deref(),
             },
         ];
-        linear::forward(pool, isa, n, input, &mut parts)?;
+        project(
+            pool,
+            self.settings,
+            QKV_TERMS,
+            &mut ws.inputs,
+            &ws.h,
+            n,
+            &mut parts,
+        )?;
         for (x, norm) in [(&mut ws.q, &w.q_norm), (&mut ws.k, &w.k_norm)] {
             if let Some(norm) = norm {
                 rms_norm::in_place(pool, isa, x, norm, eps)?;
@@ -353,23 +359,15 @@ impl Forward {
                 attention::reference::forward_on(pool, kv, &sequences, &ws.q, &mut ws.attended)?;
             }
         }
-        let width = self.shape.n_q_heads * head_dim;
-        let input = quantized(
-            pool,
-            self.settings,
-            Terms::One,
-            &mut ws.int8,
-            &ws.attended,
-            width,
-        )?;
         let LayerWeights { o, o_bias, .. } = w;
-        let part = LinearPart {
-            weights: o,
+        let part = Part {
+            projection: o,
             y: &mut ws.x,
             accumulate: true,
             bias: o_bias.as_deref(),
         };
-        linear::forward(pool, isa, n, input, &mut [part])
+        let (inputs, x) = (&mut ws.inputs, &ws.attended);
+        project(pool, self.settings, Terms::One, inputs, x, n, &mut [part])
     }
 
     fn mlp_block(&mut self, pool: &mut WorkerPool, layer: usize) -> Result<(), KernelError> {
@@ -385,40 +383,38 @@ impl Forward {
             self.config.rms_norm_eps,
             &mut ws.h,
         )?;
-        let (hidden, int8) = (self.config.hidden, &mut ws.int8);
-        let input = quantized(pool, self.settings, Terms::One, int8, &ws.h, hidden)?;
         let mut parts = [
-            LinearPart {
-                weights: &w.gate,
+            Part {
+                projection: &w.gate,
                 y: &mut ws.gate,
                 accumulate: false,
                 bias: None,
             },
-            LinearPart {
-                weights: &w.up,
+            Part {
+                projection: &w.up,
                 y: &mut ws.up,
                 accumulate: false,
                 bias: None,
             },
         ];
-        linear::forward(pool, isa, n, input, &mut parts)?;
-        silu_mul::in_place(pool, isa, &mut ws.gate, &ws.up)?;
-        let width = self.config.intermediate;
-        let input = quantized(
+        project(
             pool,
             self.settings,
             Terms::One,
-            &mut ws.int8,
-            &ws.gate,
-            width,
+            &mut ws.inputs,
+            &ws.h,
+            n,
+            &mut parts,
         )?;
-        let part = LinearPart {
-            weights: &w.down,
+        silu_mul::in_place(pool, isa, &mut ws.gate, &ws.up)?;
+        let part = Part {
+            projection: &w.down,
             y: &mut ws.x,
             accumulate: true,
             bias: None,
         };
-        linear::forward(pool, isa, n, input, &mut [part])
+        let (inputs, x) = (&mut ws.inputs, &ws.gate);
+        project(pool, self.settings, Terms::One, inputs, x, n, &mut [part])
     }
 
     /// Computes logits from the gathered final states.
@@ -430,23 +426,96 @@ impl Forward {
         }
         let (isa, eps) = (self.settings.isa, self.config.rms_norm_eps);
         rms_norm::in_place(pool, isa, &mut ws.last, &self.weights.final_norm, eps)?;
-        let input = quantized(
-            pool,
-            self.settings,
-            Terms::One,
-            &mut ws.int8,
-            &ws.last,
-            self.config.hidden,
-        )?;
-        let weights = self.weights.lm_head();
-        let part = LinearPart {
-            weights,
+        let part = Part {
+            projection: self.weights.lm_head(),
             y: &mut ws.logits,
             accumulate: false,
             bias: None,
         };
-        linear::forward(pool, isa, n_outputs, input, &mut [part])
+        let (inputs, x) = (&mut ws.inputs, &ws.last);
+        project(
+            pool,
+            self.settings,
+            Terms::One,
+            inputs,
+            x,
+            n_outputs,
+            &mut [part],
+        )
     }
+}
+
+/// Buffers of a projection's input.
+#[derive(Default)]
+struct Inputs {
+    /// In a matrix's order of columns.
+    reordered: Vec<f32>,
+    int8: QuantActivations,
+}
+
+/// As [`LinearPart`], with the order of the matrix's columns.
+struct Part<'a> {
+    projection: &'a Projection,
+    y: &'a mut [f32],
+    accumulate: bool,
+    bias: Option<&'a [f32]>,
+}
+
+/// Projections of the same `x: [n_tokens, n_in]`, which is rounded to 8 bits in `terms` terms if the
+/// settings say so. Neighbours that take it in the same order share its copy in that order.
+fn project(
+    pool: &mut WorkerPool,
+    settings: Settings,
+    terms: Terms,
+    inputs: &mut Inputs,
+    x: &[f32],
+    n_tokens: usize,
+    parts: &mut [Part<'_>],
+) -> Result<(), KernelError> {
+    for parts in parts.chunk_by_mut(|a, b| a.projection.order == b.projection.order) {
+        let Some(Projection { weights, order }) = parts.first().map(|part| part.projection) else {
+            continue;
+        };
+        let width = weights.n_in();
+        let Inputs { reordered, int8 } = inputs;
+        let x = match order {
+            None => x,
+            Some(order) => {
+                reorder(pool, x, order, reordered)?;
+                reordered
+            }
+        };
+        let input = quantized(pool, settings, terms, int8, x, width)?;
+        let mut linears: Vec<LinearPart<'_>> = parts
+            .iter_mut()
+            .map(|part| LinearPart {
+                weights: &part.projection.weights,
+                y: part.y,
+                accumulate: part.accumulate,
+                bias: part.bias,
+            })
+            .collect();
+        linear::forward(pool, settings.isa, n_tokens, input, &mut linears)?;
+    }
+    Ok(())
+}
+
+/// Every token's values in `order`.
+fn reorder(
+    pool: &mut WorkerPool,
+    x: &[f32],
+    order: &[u32],
+    out: &mut Vec<f32>,
+) -> Result<(), KernelError> {
+    out.resize(x.len(), 0.0);
+    let mut tokens: Vec<&mut [f32]> = out.chunks_exact_mut(order.len()).collect();
+    pool.for_each_mut(&mut tokens, &|token, out| {
+        let x = &x[token * order.len()..][..order.len()];
+        for (out, &from) in out.iter_mut().zip(order) {
+            *out = x[from as usize];
+        }
+    })?;
+    Ok(())
 }
 
 /// `x: [n_tokens, width]` in the format that the projections read; 8-bit integers in `terms` terms.

@@ -15,7 +15,7 @@ use kernels::quant_linear::{BlockFormat, QuantMatrix, QuantSource};
 use super::CpuLoadError;
 use super::options::ActivationType;
 use crate::weights::format::MatrixFormat;
-use crate::weights::{Checkpoint, ElementFormat, Matrix, MatrixId, VectorId};
+use crate::weights::{Checkpoint, ElementFormat, Matrix, MatrixId, VectorId, WeightError};
 
 pub(super) struct LayerWeights {
     /// `[hidden]`
@@ -29,19 +29,26 @@ pub(super) struct LayerWeights {
     pub k_bias: Option<Vec<f32>>,
     pub v_bias: Option<Vec<f32>>,
     pub o_bias: Option<Vec<f32>>,
-    pub q: LinearWeights,
-    pub k: LinearWeights,
-    pub v: LinearWeights,
-    pub o: LinearWeights,
-    pub gate: LinearWeights,
-    pub up: LinearWeights,
-    pub down: LinearWeights,
+    pub q: Projection,
+    pub k: Projection,
+    pub v: Projection,
+    pub o: Projection,
+    pub gate: Projection,
+    pub up: Projection,
+    pub down: Projection,
+}
+
+/// A matrix, and the input that each of its columns multiplies if they are in another order
+/// (act-order).
+pub(super) struct Projection {
+    pub weights: LinearWeights,
+    pub order: Option<Vec<u32>>,
 }
 
 pub(super) struct DecoderWeights {
-    pub embedding: LinearWeights,
+    pub embedding: Projection,
     /// `None` if the embedding is used as lm_head.
-    pub lm_head: Option<LinearWeights>,
+    pub lm_head: Option<Projection>,
     /// `[hidden]`
     pub final_norm: Vec<f32>,
     pub layers: Vec<LayerWeights>,
@@ -68,8 +75,15 @@ impl DecoderWeights {
             let lm_head = load(MatrixId::LmHead, head_rows)?;
             (load(MatrixId::Embedding, Rows::AsStored)?, Some(lm_head))
         };
+        if embedding.order.is_some() {
+            return Err(CpuLoadError::Weights(WeightError::Format {
+                name: MatrixId::Embedding.safetensors_stem(),
+                format: "4-bit with act-order".to_owned(),
+                supported: "an embedding whose columns are in order",
+            }));
+        }
         let stored = checkpoint.storage(MatrixId::LmHead)?.format;
-        let lm_head_name = match lm_head.as_ref().unwrap_or(&embedding) {
+        let lm_head_name = match &lm_head.as_ref().unwrap_or(&embedding).weights {
             LinearWeights::Quant(_) if is_dense(stored) => {
                 format!("int8_rounded_from_{}", stored.to_string().to_lowercase())
             }
@@ -111,7 +125,7 @@ impl DecoderWeights {
         })
     }
 
-    pub fn lm_head(&self) -> &LinearWeights {
+    pub fn lm_head(&self) -> &Projection {
         self.lm_head.as_ref().unwrap_or(&self.embedding)
     }
 
@@ -119,13 +133,13 @@ impl DecoderWeights {
     pub fn bytes(&self) -> u64 {
         let layers = self.layers.iter().map(|l| {
             [&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down]
-                .map(LinearWeights::bytes)
+                .map(|projection| projection.weights.bytes())
                 .iter()
                 .sum()
         });
         let layers: usize = layers.map(|bytes: usize| bytes).sum();
-        let head = self.lm_head.as_ref().map_or(0, LinearWeights::bytes);
-        (layers + head + self.embedding.bytes()) as u64
+        let head = self.lm_head.as_ref().map_or(0, |head| head.weights.bytes());
+        (layers + head + self.embedding.weights.bytes()) as u64
     }
 }
 
@@ -142,7 +156,7 @@ fn load_matrix(
     arena: &mut Arena,
     id: MatrixId,
     rows: Rows,
-) -> Result<LinearWeights, CpuLoadError> {
+) -> Result<Projection, CpuLoadError> {
     let matrix = checkpoint.matrix(id)?;
     let (n_out, n_in) = matrix.shape();
     let source = match &matrix {
@@ -170,10 +184,15 @@ fn load_matrix(
         }
     };
     checkpoint.release();
-    packed.map_err(|source| CpuLoadError::Kernel {
+    let weights = packed.map_err(|source| CpuLoadError::Kernel {
         what: format!("{id:?}"),
         source,
-    })
+    })?;
+    let order = match matrix {
+        Matrix::Awq(awq) => awq.order,
+        Matrix::Rows { .. } => None,
+    };
+    Ok(Projection { weights, order })
 }
 
 enum Source<'a> {

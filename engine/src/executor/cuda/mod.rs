@@ -75,6 +75,13 @@ pub enum CudaLoadError {
     },
     #[error("the model does not fit: {0}")]
     Memory(String),
+    /// `place`: what says so.
+    #[error(
+        "{place}: the columns of a group are not neighbours (act-order, desc_act), and the GPU's \
+         kernels take the columns of a matrix in the order of its inputs; serve it with --device \
+         cpu, or use a checkpoint with desc_act false"
+    )]
+    ActOrder { place: String },
 }
 
 /// Batch sizes whose decode step is captured.

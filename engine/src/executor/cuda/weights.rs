@@ -1,7 +1,8 @@
 //! The decoder's weights on the GPU, each matrix in the order in which the kernels read it.
 //!
-//! q, k and v form one matrix; gate and up are interleaved tile by tile. AWQ stays 4-bit; all other
-//! formats, including GGUF's blocks, are converted to the activations' element type (fp16 or bf16).
+//! q, k and v form one matrix; gate and up are interleaved tile by tile. 4-bit checkpoints stay so;
+//! all other formats, including GGUF's blocks, are converted to the activations' element type (fp16
+//! or bf16). So are 4-bit matrices that form one with another in 16 bits.
 //! Dummy weights are generated on the GPU: random in every bit, with scales that keep activations
 //! in a sane range.
 
@@ -101,15 +102,23 @@ impl Fused {
         }
     }
 
-    /// The parts share `n_in` and format.
+    /// The parts share `n_in`, and their format unless they are widened to 16 bits.
     fn layout(&self, checkpoint: &dyn Checkpoint) -> Result<Layout, CudaLoadError> {
         let mut parts = Vec::with_capacity(self.ids.len());
         for id in &self.ids {
-            parts.push(checkpoint.storage(*id)?);
+            let part = checkpoint.storage(*id)?;
+            if part.is_reordered {
+                let place = id.safetensors_stem();
+                return Err(CudaLoadError::ActOrder { place });
+            }
+            parts.push(part);
         }
+        let is_mixed = parts.iter().any(|part| part.format != parts[0].format);
         let format = match parts[0].format {
-            MatrixFormat::Awq { group_size } => Format::awq(group_size).map_err(CudaError::from)?,
-            MatrixFormat::Rows(_) => Format::Half,
+            MatrixFormat::Awq { group_size } if !is_mixed => {
+                Format::awq(group_size).map_err(CudaError::from)?
+            }
+            MatrixFormat::Awq { .. } | MatrixFormat::Rows(_) => Format::Half,
         };
         let widths: Vec<usize> = parts.iter().map(|part| part.n_out).collect();
         let layout = Layout::new(format, self.arrangement, &widths, parts[0].n_in);
@@ -361,6 +370,7 @@ impl Loader<'_> {
     /// Builds one matrix on the GPU from its parts.
     fn linear(&self, fused: &Fused) -> Result<StreamLinear, CudaLoadError> {
         let layout = fused.layout(self.checkpoint)?;
+        let is_packed = layout.format.group().is_some();
         let mut linear = StreamLinear::new(&self.kernels, layout)?;
         if let Some(seed) = self.dummy_seed {
             linear.fill_random(self.stream, seed ^ (matrix_key(fused.ids[0]) << 8))?;
@@ -368,7 +378,7 @@ impl Loader<'_> {
         }
         for (part, id) in fused.ids.iter().enumerate() {
             match self.checkpoint.matrix(*id)? {
-                Matrix::Awq(awq) => {
+                Matrix::Awq(awq) if is_packed => {
                     let qweight = Buffer::from_slice(self.stream, &words(&awq.qweight))?;
                     let qzeros = Buffer::from_slice(self.stream, &words(&awq.qzeros))?;
                     let scales = Buffer::from_slice(self.stream, &halves(&awq.scales))?;
@@ -380,7 +390,7 @@ impl Loader<'_> {
                     linear.load_awq(self.stream, part, &source)?;
                     self.stream.synchronize()?;
                 }
-                matrix @ Matrix::Rows { .. } => {
+                matrix => {
                     let rows = self.rows(&matrix)?;
                     linear.load_half(self.stream, part, rows.all())?;
                     self.stream.synchronize()?;

@@ -55,7 +55,7 @@ pub struct HubSettings {
 const INDEX: &str = "model.safetensors.index.json";
 const SINGLE: &str = "model.safetensors";
 /// Small files that are downloaded if the repository has them.
-const SMALL_FILES: [&str; 10] = [
+const SMALL_FILES: [&str; 11] = [
     "config.json",
     "generation_config.json",
     "tokenizer.json",
@@ -64,6 +64,7 @@ const SMALL_FILES: [&str; 10] = [
     "chat_template.jinja",
     "chat_template.json",
     "quant_config.json",
+    "quantize_config.json",
     "tokenizer.model",
     INDEX,
 ];

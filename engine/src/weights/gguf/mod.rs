@@ -355,6 +355,7 @@ impl Checkpoint for GgufCheckpoint {
             n_out,
             n_in,
             format: MatrixFormat::Rows(format),
+            is_reordered: false,
             n_elements: (n_out * n_in) as u64,
             n_bytes: bytes.len() as u64,
         })

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use engine::config::EngineConfig;
 use engine::config::typed::Device;
+use engine::errors::Code;
 use engine::executor::ExecutorInfo;
 use engine::launch::devices::Devices;
 use engine::launch::{AskLimits, LaunchError, LoadedModel, launch, load_executor, load_model};
@@ -13,6 +14,9 @@ use engine::served_model::ServedModel;
 use engine::server::request::prompt::fit;
 use engine::structured::{Constraint, Preamble};
 use engine::text::ToolCallFormat;
+use engine::weights::fixture::packed::{
+    PackedFormat, PackedKind, packed_config, write_packed_folder,
+};
 use engine::weights::fixture::{FolderFormat, tiny_config, write_folder, write_gguf};
 use engine::weights::format::CheckpointFormat;
 use engine::weights::{ElementFormat, MatrixId};
@@ -37,6 +41,20 @@ impl Model {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("model");
         write_folder(&path, config, format, 1, 1).expect("written");
+        write_tokenizer(&path);
+        Self { folder }
+    }
+
+    fn packed(kind: PackedKind, act_order: bool) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("model");
+        let format = PackedFormat {
+            kind,
+            group_size: Some(64),
+            symmetric: false,
+            act_order,
+        };
+        write_packed_folder(&path, &packed_config(Family::Qwen3), format, 1).expect("written");
         write_tokenizer(&path);
         Self { folder }
     }
@@ -180,14 +198,65 @@ fn max_schema_bytes_bounds_a_constraint() {
 
 #[test]
 fn quantization_is_held_against_the_checkpoint() {
-    let awq = Model::new(Family::Qwen3, FolderFormat::Awq { group_size: 32 });
-    for (model, flags, is_right) in [
-        (&awq, "--quantization awq", true),
-        (&awq, "--quantization awq_marlin", true),
-        (&awq, "--quantization gguf", false),
-        (&Model::f16(), "--quantization awq", false),
+    let packed = |kind| Model::packed(kind, false);
+    let models = [
+        (packed(PackedKind::AwqGemm), "awq"),
+        (packed(PackedKind::AwqGemv), "awq"),
+        (packed(PackedKind::Gptq), "gptq"),
+        (packed(PackedKind::GptqV2), "gptq"),
+        (packed(PackedKind::AutoRoundGptq), "auto-round"),
+        (packed(PackedKind::AutoRoundAwq), "auto-round"),
+        (packed(PackedKind::PackQuantized), "compressed-tensors"),
+        (Model::f16(), "none"),
+    ];
+    for (asked, meant) in [
+        ("awq", "awq"),
+        ("awq_marlin", "awq"),
+        ("gptq", "gptq"),
+        ("gptq_marlin", "gptq"),
+        ("auto-round", "auto-round"),
+        ("auto_round", "auto-round"),
+        ("compressed-tensors", "compressed-tensors"),
+        ("compressed_tensors", "compressed-tensors"),
+        ("gguf", "gguf"),
     ] {
-        assert_eq!(model.load(flags).is_ok(), is_right, "{flags}");
+        for (model, method) in &models {
+            let flags = format!("--quantization {asked}");
+            match model.load(&flags) {
+                Ok(_) => assert_eq!(meant, *method, "{flags}"),
+                Err(error) => {
+                    assert_ne!(meant, *method, "{flags}: {error}");
+                    assert_eq!(error.code(), Code::QuantizationMismatch, "{error}");
+                }
+            }
+        }
+    }
+    for (model, method) in &models {
+        assert!(model.load("").is_ok());
+        // Random weights in a folder's shapes are judged by the folder.
+        let is_gptq = model
+            .load("--load-format dummy --quantization gptq")
+            .is_ok();
+        assert_eq!(is_gptq, *method == "gptq", "{method}");
+    }
+}
+
+/// Refused from the configuration alone: nothing was downloaded or hashed, and no GPU is needed to
+/// know.
+#[test]
+fn act_order_is_refused_on_a_gpu_and_served_on_the_cpu() {
+    for kind in [PackedKind::Gptq, PackedKind::PackQuantized] {
+        let model = Model::packed(kind, true);
+        assert!(model.load("").is_ok());
+        let mut config = model.config("");
+        config.device = Device::Cuda;
+        std::fs::write(model.path().join("model.safetensors"), "no weights").expect("written");
+        let error = load_model(&config, &|_| ()).err().expect("refused");
+        assert_eq!(error.code(), Code::UnsupportedQuantization);
+        let message = error.to_string();
+        for part in ["config.json", "desc_act", "--device cpu"] {
+            assert!(message.contains(part), "{message}");
+        }
     }
 }
 
