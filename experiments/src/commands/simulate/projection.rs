@@ -367,8 +367,14 @@ mod tests {
                 .find(|(of, _)| *of == key)
                 .map(|(_, found)| *found);
             if case.card == CARDS[0] {
-                assert_eq!(case.measured, found, "{key:?}");
-                n_compared += usize::from(found.is_some());
+                assert_eq!(case.measured.is_some(), found.is_some(), "{key:?}");
+                // A figure that is written and read again may be off by its last bit.
+                let same = |a: f64, b: f64| (a / b - 1.0).abs() < 1e-12;
+                if let (Some(kept), Some(found)) = (case.measured, found) {
+                    assert!(same(kept.prefill_ms, found.prefill_ms), "{key:?}");
+                    assert!(same(kept.decode_step_ms, found.decode_step_ms), "{key:?}");
+                    n_compared += 1;
+                }
             } else {
                 assert_eq!(case.measured, None, "{}: never measured", case.card);
             }
