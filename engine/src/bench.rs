@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::executor::simulated::SimulatedExecutor;
 use crate::executor::{Executor, ExecutorError};
 use crate::kv::{PAGE_TOKENS, PageIdx};
 use crate::request::{RequestId, SamplingParams};
@@ -104,15 +105,42 @@ impl OfflineConfig {
 /// [`BenchError::Config`] if a size is 0, fewer than two tokens are asked for, or batch and
 /// tokens do not fit the KV pool; [`BenchError::Executor`] if a step fails, [`BenchError::Row`]
 /// if one of its rows does.
-pub fn offline(
-    executor: &mut dyn Executor,
+pub fn offline<E: Executor + ?Sized>(
+    executor: &mut E,
     vocab: usize,
     config: OfflineConfig,
+) -> Result<OfflineResult, BenchError> {
+    let mut last = Instant::now();
+    let mut since_last_ms = |_: &mut E| {
+        let now = Instant::now();
+        let elapsed = now - std::mem::replace(&mut last, now);
+        elapsed.as_secs_f64() * 1e3
+    };
+    timed(executor, vocab, config, &mut since_last_ms)
+}
+
+/// As [`offline`], in the time of a simulated GPU.
+pub fn offline_simulated(
+    executor: &mut SimulatedExecutor,
+    vocab: usize,
+    config: OfflineConfig,
+) -> Result<OfflineResult, BenchError> {
+    timed(executor, vocab, config, &mut |executor| {
+        executor.take_elapsed().as_secs_f64() * 1e3
+    })
+}
+
+/// `since_last_ms`: milliseconds since its last call.
+fn timed<E: Executor + ?Sized>(
+    executor: &mut E,
+    vocab: usize,
+    config: OfflineConfig,
+    since_last_ms: &mut dyn FnMut(&mut E) -> f64,
 ) -> Result<OfflineResult, BenchError> {
     config.check(executor.info().kv_pool_tokens)?;
     let (mut prefill_ms, mut decode_ms) = (Vec::new(), Vec::new());
     for repetition in 0..=config.repetitions {
-        let (prefill, decode) = measure_once(executor, vocab, config)?;
+        let (prefill, decode) = measure_once(executor, vocab, config, since_last_ms)?;
         if repetition > 0 {
             prefill_ms.push(prefill);
             decode_ms.push(decode);
@@ -131,10 +159,11 @@ pub fn offline(
 }
 
 /// Milliseconds of prefill and of decoding.
-fn measure_once(
-    executor: &mut dyn Executor,
+fn measure_once<E: Executor + ?Sized>(
+    executor: &mut E,
     vocab: usize,
     config: OfflineConfig,
+    since_last_ms: &mut dyn FnMut(&mut E) -> f64,
 ) -> Result<(f64, f64), BenchError> {
     let params = Arc::new(SamplingParams::default());
     let n_pages = config.pages_per_sequence();
@@ -161,11 +190,10 @@ fn measure_once(
         n_steps: 1,
         ..StepPlan::default()
     };
-    let started = Instant::now();
+    since_last_ms(executor);
     let mut output = checked(executor.execute(&plan)?)?;
-    let prefill_ms = started.elapsed().as_secs_f64() * 1e3;
+    let prefill_ms = since_last_ms(executor);
 
-    let started = Instant::now();
     let mut n_made = 1;
     while n_made < config.output_tokens {
         let n_steps = config.n_steps.min(config.output_tokens - n_made);
@@ -183,7 +211,7 @@ fn measure_once(
             ..StepPlan::default()
         })?)?;
     }
-    Ok((prefill_ms, started.elapsed().as_secs_f64() * 1e3))
+    Ok((prefill_ms, since_last_ms(executor)))
 }
 
 /// A failed row must not be timed as if it had its tokens.

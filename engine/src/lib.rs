@@ -68,6 +68,7 @@ pub mod request;
 pub mod result_cache;
 pub mod sampler;
 pub mod scheduler;
+pub mod selftest;
 pub mod served_model;
 pub mod server;
 pub mod simulate;

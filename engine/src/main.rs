@@ -1,5 +1,5 @@
 //! The `engine` program: `serve`, `generate`, `inspect`, `fetch`, `bench`, `simulate`,
-//! `errors`, `completions`.
+//! `selftest`, `errors`, `completions`.
 //!
 //! Exit codes: 0 done, 2 the command line is wrong, 1 anything else.
 

@@ -79,8 +79,8 @@ pub struct SimulatedRequest {
 pub struct Simulation {
     pub executor: ExecutorInfo,
     pub scheduler: SchedulerConfig,
-    /// Share of its bandwidth with which the GPU reads weights.
-    pub weight_bandwidth_share: f64,
+    /// What the borders between a pass's kernels take.
+    pub borders_ms: f64,
     pub steps_source: String,
     /// Runs that some figure of the steps was fitted on.
     pub fitted_on: Vec<String>,
@@ -153,7 +153,7 @@ pub fn simulate(
     }
     Ok(Simulation {
         scheduler: scheduler_config,
-        weight_bandwidth_share: player.executor.cost().weight_share(),
+        borders_ms: player.executor.cost().borders_s() * 1e3,
         steps_source: player.executor.cost().card().steps.source.clone(),
         fitted_on: player.executor.cost().card().steps.fitted_on.clone(),
         n_preemptions: player.stats().n_preemptions,
@@ -162,7 +162,12 @@ pub fn simulate(
     })
 }
 
-fn executor(
+/// The simulated executor of `card`, with the KV pool that fits its memory.
+///
+/// # Errors
+///
+/// If the checkpoint cannot be read, or the pool does not fit.
+pub fn executor(
     config: &EngineConfig,
     model: &LoadedModel,
     card: Card,

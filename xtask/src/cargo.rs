@@ -15,6 +15,8 @@ use crate::kernels;
 
 /// Where `kernels/gpu/build.rs` finds the compiled CUDA kernels; empty for none.
 const KERNELS_DIR: &str = "ENGINE_KERNELS_DIR";
+/// What the engine says that it was built from (`engine selftest`).
+const COMMIT: &str = "ENGINE_COMMIT";
 
 /// The working tree's root: the parent of this crate.
 pub fn root() -> Result<PathBuf> {
@@ -57,6 +59,7 @@ pub fn build_release(packages: &[&str]) -> Result<()> {
 /// compiled again if their sources have changed.
 pub fn build(profile: &str, packages: &[&str]) -> Result<()> {
     let kernels = kernels::remembered()?.unwrap_or_default();
+    let commit = commit(&root()?);
     let mut args = vec!["build", "--profile", profile, "--target-dir"];
     let target_dir = target_dir()?;
     let target_dir = target_dir
@@ -67,12 +70,13 @@ pub fn build(profile: &str, packages: &[&str]) -> Result<()> {
         args.extend(["--package", package]);
     }
     let status = if std::io::stderr().is_terminal() {
-        build_with_bar(&args, packages, &kernels)?
+        build_with_bar(&args, packages, &kernels, &commit)?
     } else {
         // Cargo's own plain lines.
         cmd("cargo", &args)
             .dir(root()?)
             .env(KERNELS_DIR, &kernels)
+            .env(COMMIT, &commit)
             .unchecked()
             .run()
             .context("cargo cannot be started")?
@@ -84,8 +88,31 @@ pub fn build(profile: &str, packages: &[&str]) -> Result<()> {
     Ok(())
 }
 
+/// The commit of the tree, with `+changes` if files differ from it; without git, or outside a
+/// repository, it says so.
+fn commit(root: &Path) -> String {
+    let git = |args: &[&str]| {
+        let output = cmd("git", args).dir(root).stderr_null().read();
+        output.map(|text| text.trim().to_owned())
+    };
+    let unknown = || "unknown".to_owned();
+    let Ok(commit) = git(&["rev-parse", "HEAD"]) else {
+        return unknown();
+    };
+    match git(&["status", "--porcelain", "--untracked-files=no"]) {
+        Ok(changed) if changed.is_empty() => commit,
+        Ok(_) => format!("{commit}+changes"),
+        Err(_) => unknown(),
+    }
+}
+
 /// Counts the packages that cargo reports as built or fresh against those in the dependency tree.
-fn build_with_bar(args: &[&str], packages: &[&str], kernels: &Path) -> Result<ExitStatus> {
+fn build_with_bar(
+    args: &[&str],
+    packages: &[&str],
+    kernels: &Path,
+    commit: &str,
+) -> Result<ExitStatus> {
     let bar = ProgressBar::new(n_packages(packages)?);
     bar.set_style(ProgressStyle::with_template(
         "build [{bar:40}] {pos}/{len} {elapsed} {wide_msg}",
@@ -96,6 +123,7 @@ fn build_with_bar(args: &[&str], packages: &[&str], kernels: &Path) -> Result<Ex
     let reader = cmd("cargo", args)
         .dir(root()?)
         .env(KERNELS_DIR, kernels)
+        .env(COMMIT, commit)
         .unchecked()
         .reader()
         .context("cargo cannot be started")?;

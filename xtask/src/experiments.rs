@@ -20,6 +20,12 @@ pub fn against(args: &TrailingArgs) -> Result<ExitCode> {
     cargo::exec_experiments("against", &args.args)
 }
 
+/// `project [--out FOLDER]`
+pub fn project(args: &TrailingArgs) -> Result<ExitCode> {
+    cargo::build_release(&cargo::MEASURED)?;
+    cargo::exec_experiments("project", &args.args)
+}
+
 /// `policies [--write]`
 pub fn policies(args: &TrailingArgs) -> Result<ExitCode> {
     cargo::build_experiments()?;

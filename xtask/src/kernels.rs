@@ -9,6 +9,7 @@
 mod audit;
 mod compiler;
 mod function_length;
+mod instruction_mix;
 mod nvcc;
 mod occupancy;
 pub mod of_op;
@@ -58,6 +59,7 @@ pub fn compile(architectures: &[String]) -> Result<PathBuf> {
         return Ok(folder);
     }
     audit::run(&root, &compiled, &architectures, Scope::All, &folder)?;
+    audit::compare_chips(&root, &toolchain, &compiled, &architectures, &folder)?;
     Ok(folder)
 }
 

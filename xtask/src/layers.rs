@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use crate::source_files::files_below;
 
 /// From the lowest layer to the highest. ARCHITECTURE.md says what each of them does.
-const ORDER: [&str; 27] = [
+const ORDER: [&str; 28] = [
     // What everything may use.
     "deep_stack",
     "printable",
@@ -45,6 +45,7 @@ const ORDER: [&str; 27] = [
     "bench",
     "simulate",
     "inspect",
+    "selftest",
     // The program, a crate of its own.
     "cli",
     "main",

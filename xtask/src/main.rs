@@ -4,6 +4,7 @@
 
 mod bench;
 mod build;
+mod card;
 mod cargo;
 mod ci;
 mod clean;
@@ -67,6 +68,10 @@ enum Recipe {
     Simulate(TrailingArgs),
     /// Simulate every measured run and compare the figures: cargo xtask against --gpu h100
     Against(TrailingArgs),
+    /// Project first tokens and decode steps onto cards that this engine never ran on: cargo xtask project --out FOLDER
+    Project(TrailingArgs),
+    /// Turn a file of `engine selftest --json` into a card of the simulator: cargo xtask card selftest.json
+    Card(card::CardArgs),
     /// Compare the scheduling policies from the records, for the experiment's notes: cargo xtask
     /// policies --write
     Policies(TrailingArgs),
@@ -173,6 +178,8 @@ fn dispatch(recipe: Option<Recipe>) -> Result<ExitCode> {
         Some(Recipe::Exp(args)) => exp::run(&args),
         Some(Recipe::Simulate(args)) => experiments::simulate(&args),
         Some(Recipe::Against(args)) => experiments::against(&args),
+        Some(Recipe::Project(args)) => experiments::project(&args),
+        Some(Recipe::Card(args)) => card::run(&args),
         Some(Recipe::Policies(args)) => experiments::policies(&args),
         Some(Recipe::Notes(args)) => experiments::notes(&args),
         Some(Recipe::Ablate(args)) => experiments::ablate(&args),

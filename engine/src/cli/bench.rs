@@ -1,12 +1,16 @@
 //! `engine bench`: the speed of an executor by itself, without server, scheduler and text.
 
+use std::path::PathBuf;
+
 use anyhow::Result;
 use clap::Args;
-use engine::bench::{OfflineConfig, offline};
+use engine::bench::{OfflineConfig, offline, offline_simulated};
 use engine::config::EngineArgs;
+use engine::executor::simulated::Card;
 use engine::kv::PAGE_TOKENS;
 use engine::launch::{load_executor, load_model};
 use engine::printable::printable;
+use engine::simulate::executor;
 
 use super::progress::ShownProgress;
 
@@ -30,6 +34,10 @@ pub struct BenchArgs {
     /// Measurements; figures are medians
     #[arg(long, value_name = "N", default_value_t = 3)]
     repetitions: usize,
+
+    /// A simulated GPU in place of this machine: a TOML file such as data/cards/h100.toml
+    #[arg(long, value_name = "FILE")]
+    card: Option<PathBuf>,
 
     /// Print the result as one line of JSON, with every sample
     #[arg(long)]
@@ -57,8 +65,16 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
     let shown = ShownProgress::new();
     let model = load_model(&config, &|progress| shown.show(progress))?;
     let vocab = model.checkpoint.config().vocab;
-    let mut executor = load_executor(&config, model.checkpoint.as_ref())?;
-    let result = offline(executor.as_mut(), vocab, offline_config)?;
+    let result = match &args.card {
+        None => {
+            let mut executor = load_executor(&config, model.checkpoint.as_ref())?;
+            offline(executor.as_mut(), vocab, offline_config)?
+        }
+        Some(path) => {
+            let mut executor = executor(&config, &model, Card::read(path)?)?;
+            offline_simulated(&mut executor, vocab, offline_config)?
+        }
+    };
     if args.json {
         println!("{}", serde_json::to_string(&result)?);
         return Ok(());

@@ -7,6 +7,7 @@ mod generate;
 mod groups;
 mod line;
 mod progress;
+mod selftest;
 mod serve;
 mod simulate;
 
@@ -41,6 +42,9 @@ enum Command {
     /// Simulate a load, given as JSON on standard input, on a simulated GPU
     #[command(args_override_self = true)]
     Simulate(Box<simulate::SimulateArgs>),
+    /// Check this machine: kernels against f64, a two-layer model, rates, launches, in 30 seconds
+    #[command(args_override_self = true)]
+    Selftest(selftest::SelftestArgs),
     /// List every error with its code, cause and fix
     Errors(ErrorsArgs),
     /// Show a model's architecture, tensors, formats and memory
@@ -79,6 +83,7 @@ pub fn run(line: Line) -> Result<()> {
         Command::Generate(args) => generate::generate(&args),
         Command::Bench(args) => bench::bench(&args),
         Command::Simulate(args) => simulate::simulate(&args),
+        Command::Selftest(args) => selftest::selftest(&args),
         Command::Errors(args) => errors(&args),
         Command::Inspect(args) => fetch::inspect(&args),
         Command::Fetch(args) => fetch::fetch(&args),

@@ -43,6 +43,7 @@ use self::run::{RunArgs, run};
 use self::seal::{SealArgs, seal};
 use self::simulate::against::{AgainstArgs, against};
 use self::simulate::policies::{PoliciesArgs, policies};
+use self::simulate::projection::{ProjectArgs, project};
 use self::simulate::{SimulateArgs, simulate};
 use self::tune::{TuneArgs, tune};
 use crate::record::provenance::Sources;
@@ -71,6 +72,8 @@ pub enum Command {
     Simulate(SimulateArgs),
     /// Play every measured run on the simulated card, and say how far off that is
     Against(AgainstArgs),
+    /// Project first tokens and decode steps onto cards, beside what a real one was measured to do
+    Project(ProjectArgs),
     /// Write what the scheduling policies do into their experiment's notes
     Policies(PoliciesArgs),
     /// Write what came of each experiment into its notes
@@ -164,6 +167,10 @@ pub fn dispatch(command: Command) -> Result<ExitCode> {
         }
         Command::Against(args) => {
             print!("{}", plain(&against(&args, &Repository::find()?)?));
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Project(args) => {
+            print!("{}", plain(&project(&args, &Repository::find()?)?));
             Ok(ExitCode::SUCCESS)
         }
         Command::Policies(args) => {

@@ -8,6 +8,7 @@ use cudarc::driver::sys;
 
 use super::embedded::embedded_kernels;
 use super::error::check;
+use super::image::{self, Image};
 use super::{CardProfile, CudaError, Kernel};
 
 /// sm_120 exists from here on, and every call of this layer.
@@ -27,6 +28,10 @@ pub struct DeviceProperties {
     pub shared_bytes_per_multiprocessor: usize,
     /// Shared memory that the driver reserves for every block.
     pub reserved_shared_bytes_per_block: usize,
+    /// Of the multiprocessors, at most.
+    pub clock_khz: usize,
+    pub memory_clock_khz: usize,
+    pub memory_bus_bits: usize,
     /// The newest CUDA version that the driver runs, as 1000 * major + 10 * minor.
     pub driver_version: u32,
     /// Set if these are the limits of another chip.
@@ -40,6 +45,12 @@ impl DeviceProperties {
             "sm_{}{}",
             self.compute_capability.0, self.compute_capability.1
         )
+    }
+
+    /// What the memory's clock and bus allow, two transfers a clock; the driver's figures, which
+    /// are the data sheet's. 0 if the driver does not say.
+    pub fn peak_gb_per_s(&self) -> f64 {
+        2.0 * self.memory_clock_khz as f64 * (self.memory_bus_bits as f64 / 8.0) / 1e6
     }
 }
 
@@ -57,6 +68,8 @@ pub(super) struct DeviceInner {
     properties: DeviceProperties,
     /// The device's real properties.
     own_properties: DeviceProperties,
+    /// What of this binary it runs.
+    image: Image,
     /// Loaded when first asked for, by source name.
     modules: Mutex<HashMap<&'static str, Module>>,
 }
@@ -109,34 +122,12 @@ impl Device {
     /// If there is no driver, one too old, no such GPU, no kernels for it in this binary, or too
     /// little shared memory for the profile.
     pub fn open_as(ordinal: usize, profile: Option<CardProfile>) -> Result<Self, CudaError> {
-        // SAFETY: only tries to open the library.
-        if !unsafe { sys::is_culib_present() } {
-            return Err(CudaError::NoDriver);
-        }
-        let mut driver_version = 0;
-        // SAFETY: the library is there; the driver writes one integer.
-        check("cuDriverGetVersion", unsafe {
-            sys::cuDriverGetVersion(&raw mut driver_version)
-        })?;
-        if driver_version < MIN_DRIVER_VERSION {
-            return Err(CudaError::OldDriver {
-                found: version_text(driver_version),
-                needed: version_text(MIN_DRIVER_VERSION),
-            });
-        }
-        // SAFETY: the flags must be 0.
-        check("cuInit", unsafe { sys::cuInit(0) })?;
-        let n_devices = Self::count();
-        if ordinal >= n_devices {
-            return Err(CudaError::NoDevice { ordinal, n_devices });
-        }
-        let mut device = 0;
-        // SAFETY: the ordinal is below the number of devices.
-        check("cuDeviceGet", unsafe {
-            sys::cuDeviceGet(&raw mut device, ordinal as i32)
-        })?;
-        let own_properties = properties_of(device, driver_version)?;
-        check_architecture(&own_properties.architecture())?;
+        let (device, own_properties) = find(ordinal)?;
+        let image = image::choose(
+            embedded_kernels().architectures,
+            &own_properties.name,
+            own_properties.compute_capability,
+        )?;
         let properties = match profile {
             Some(profile) => profile.apply(&own_properties)?,
             None => own_properties.clone(),
@@ -150,6 +141,7 @@ impl Device {
             context,
             properties,
             own_properties,
+            image,
             modules: Mutex::default(),
         };
         inner.bind()?;
@@ -160,6 +152,25 @@ impl Device {
 
     pub fn properties(&self) -> &DeviceProperties {
         &self.inner.properties
+    }
+
+    /// As [`Self::properties`], without the card profile.
+    pub fn own_properties(&self) -> &DeviceProperties {
+        &self.inner.own_properties
+    }
+
+    /// The code of this binary that the device runs.
+    pub fn image(&self) -> &Image {
+        &self.inner.image
+    }
+
+    /// The properties of GPU `ordinal`, also if this binary holds no kernels for it.
+    ///
+    /// # Errors
+    ///
+    /// If there is no driver, one too old, or no such GPU.
+    pub fn describe(ordinal: usize) -> Result<DeviceProperties, CudaError> {
+        find(ordinal).map(|(_, properties)| properties)
     }
 
     /// Whether kernels of other processes may run concurrently with this one's, through the
@@ -318,28 +329,36 @@ impl Drop for DeviceInner {
     }
 }
 
-fn check_architecture(wanted: &str) -> Result<(), CudaError> {
-    let built = embedded_kernels().architectures;
-    if built.is_empty() {
-        return Err(CudaError::NoKernels {
-            wanted: wanted.to_string(),
+/// GPU `ordinal` and its properties.
+fn find(ordinal: usize) -> Result<(sys::CUdevice, DeviceProperties), CudaError> {
+    // SAFETY: only tries to open the library.
+    if !unsafe { sys::is_culib_present() } {
+        return Err(CudaError::NoDriver);
+    }
+    let mut driver_version = 0;
+    // SAFETY: the library is there; the driver writes one integer.
+    check("cuDriverGetVersion", unsafe {
+        sys::cuDriverGetVersion(&raw mut driver_version)
+    })?;
+    if driver_version < MIN_DRIVER_VERSION {
+        return Err(CudaError::OldDriver {
+            found: version_text(driver_version),
+            needed: version_text(MIN_DRIVER_VERSION),
         });
     }
-    // `sm_90a` code is for sm_90 only; a plain cubin also runs on later minor versions.
-    let runs = |name: &str| {
-        let name = name.trim_end_matches(['a', 'f']);
-        name == wanted
-            || (name.len() == wanted.len()
-                && name[..name.len() - 1] == wanted[..wanted.len() - 1]
-                && name < wanted)
-    };
-    if built.iter().any(|name| runs(name)) {
-        return Ok(());
+    // SAFETY: the flags must be 0.
+    check("cuInit", unsafe { sys::cuInit(0) })?;
+    let n_devices = Device::count();
+    if ordinal >= n_devices {
+        return Err(CudaError::NoDevice { ordinal, n_devices });
     }
-    Err(CudaError::OtherArchitecture {
-        built: built.join(", "),
-        wanted: wanted.to_string(),
-    })
+    let mut device = 0;
+    // SAFETY: the ordinal is below the number of devices.
+    check("cuDeviceGet", unsafe {
+        sys::cuDeviceGet(&raw mut device, ordinal as i32)
+    })?;
+    let properties = properties_of(device, driver_version)?;
+    Ok((device, properties))
 }
 
 fn properties_of(
@@ -384,6 +403,9 @@ fn properties_of(
         reserved_shared_bytes_per_block: attribute(
             Attribute::CU_DEVICE_ATTRIBUTE_RESERVED_SHARED_MEMORY_PER_BLOCK,
         )?,
+        clock_khz: attribute(Attribute::CU_DEVICE_ATTRIBUTE_CLOCK_RATE)?,
+        memory_clock_khz: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE)?,
+        memory_bus_bits: attribute(Attribute::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH)?,
         driver_version: driver_version as u32,
         profile: None,
     })

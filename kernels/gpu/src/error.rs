@@ -14,6 +14,15 @@ pub enum CudaError {
     OldDriver { found: String, needed: String },
     #[error("CUDA device {ordinal} does not exist: the driver sees {n_devices}")]
     NoDevice { ordinal: usize, n_devices: usize },
+    #[error(
+        "{name} has compute capability {found}; this engine's kernels need {needed} or newer \
+         (H100, H200, RTX 50)"
+    )]
+    TooOld {
+        name: String,
+        found: String,
+        needed: String,
+    },
     #[error("this binary holds no CUDA kernels; build it with `cargo xtask build --arch {wanted}`")]
     NoKernels { wanted: String },
     #[error(

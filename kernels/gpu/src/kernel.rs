@@ -10,6 +10,8 @@ use super::error::check;
 use super::{CudaError, Device, Stream};
 
 const MAX_CLUSTER: u32 = 8;
+/// The sizes of clusters that launches use, in blocks.
+pub const CLUSTERS: [u32; 4] = [1, 2, 4, 8];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Dim3 {
@@ -193,28 +195,56 @@ impl Kernel {
     ///
     /// If a launch of one cluster exceeds a limit of the device or the kernel.
     pub fn largest_cluster(&self, config: &LaunchConfig) -> Result<u32, CudaError> {
-        self.device.inner.bind()?;
         largest_fitting(config.cluster, |cluster| {
-            let config = LaunchConfig {
-                grid: cluster.into(),
-                cluster,
-                ..*config
-            };
-            self.check_config(&config)?;
-            let mut attributes = LaunchAttributes::of(&config);
-            let raw = attributes.config(std::ptr::null_mut(), &config);
-            let mut n_clusters = 0;
-            // SAFETY: the function is loaded in the current context, whose default stream is meant;
-            // `raw` points to `attributes`, which outlives the call.
-            check("cuOccupancyMaxActiveClusters", unsafe {
-                sys::cuOccupancyMaxActiveClusters(
-                    &raw mut n_clusters,
+            Ok(self.n_active(config, cluster)? > 0)
+        })
+    }
+
+    /// How many clusters of each size of [`CLUSTERS`] the device itself holds at a time of this
+    /// launch, whose own cluster and grid are ignored.
+    ///
+    /// # Errors
+    ///
+    /// If a launch of one cluster exceeds a limit of the device or the kernel.
+    pub fn active_clusters(&self, config: &LaunchConfig) -> Result<[usize; 4], CudaError> {
+        let mut n_active = [0; 4];
+        for (n, cluster) in n_active.iter_mut().zip(CLUSTERS) {
+            *n = self.n_active(config, cluster)?;
+        }
+        Ok(n_active)
+    }
+
+    /// Clusters of `cluster` blocks that the device holds at a time.
+    fn n_active(&self, config: &LaunchConfig, cluster: u32) -> Result<usize, CudaError> {
+        self.device.inner.bind()?;
+        let config = LaunchConfig {
+            grid: cluster.into(),
+            cluster,
+            ..*config
+        };
+        self.check_config(&config)?;
+        let mut n_active = 0;
+        if cluster == 1 {
+            // SAFETY: the function is loaded in the current context; the driver writes one integer.
+            check("cuOccupancyMaxActiveBlocksPerMultiprocessor", unsafe {
+                sys::cuOccupancyMaxActiveBlocksPerMultiprocessor(
+                    &raw mut n_active,
                     self.function,
-                    &raw const raw,
+                    config.block.volume() as i32,
+                    config.shared_bytes,
                 )
             })?;
-            Ok(n_clusters > 0)
-        })
+            let n_multiprocessors = self.device.own_properties().n_multiprocessors;
+            return Ok(n_active.max(0) as usize * n_multiprocessors);
+        }
+        let mut attributes = LaunchAttributes::of(&config);
+        let raw = attributes.config(std::ptr::null_mut(), &config);
+        // SAFETY: the function is loaded in the current context, whose default stream is meant;
+        // `raw` points to `attributes`, which outlives the call.
+        check("cuOccupancyMaxActiveClusters", unsafe {
+            sys::cuOccupancyMaxActiveClusters(&raw mut n_active, self.function, &raw const raw)
+        })?;
+        Ok(n_active.max(0) as usize)
     }
 
     /// Queues one launch on `stream`; `params` is the kernel's only argument.

@@ -187,6 +187,9 @@ mod tests {
             shared_bytes_per_block: 227 << 10,
             shared_bytes_per_multiprocessor: 228 << 10,
             reserved_shared_bytes_per_block: 1 << 10,
+            clock_khz: 1_980_000,
+            memory_clock_khz: 3_201_000,
+            memory_bus_bits: 6144,
             driver_version: 13_000,
             profile: None,
         }
@@ -231,6 +234,8 @@ mod tests {
         let plain: CardProfile = "sm_120".parse().expect("known");
         let seen = plain.apply(&h200()).expect("large enough");
         assert_eq!(seen.n_multiprocessors, 132);
+        // Rates stay the device's own.
+        assert!((seen.peak_gb_per_s() - 4916.7).abs() < 0.1);
     }
 
     #[test]

@@ -5,7 +5,7 @@ mod packed;
 use gpu::{Buffer, BufferView, CudaError, Device, DevicePtr, Dim3, Kernel, LaunchConfig, Stream};
 
 use crate::cuda::shape::ShapeCheck;
-use crate::cuda::{Activation, Element, ElementView, PagedKvParams};
+use crate::cuda::{Activation, ClusterLaunch, Element, ElementView, PagedKvParams};
 pub use crate::cuda::{HeadShape, KvFormat, PagedKv};
 use crate::shared_with_device::{device_structs, shared_constants};
 pub use packed::{PlainAttention, PrefillAttention, PrefillAttentionArgs};
@@ -198,6 +198,20 @@ impl DecodeAttention {
             max_cluster,
             resident_blocks: resident_blocks(device),
         })
+    }
+
+    /// The launches in clusters, and which of them the device holds.
+    ///
+    /// # Errors
+    ///
+    /// If the driver cannot say it.
+    pub fn cluster_launches(&self) -> Result<Vec<ClusterLaunch>, CudaError> {
+        let config = LaunchConfig::new(1, THREADS);
+        let kernels = [Some(&self.kernel), self.many.as_ref().map(|m| &m.kernel)];
+        let launches = kernels.into_iter().flatten();
+        launches
+            .map(|kernel| ClusterLaunch::of(kernel, &config, MAX_SPLITS as u32, self.max_cluster))
+            .collect()
     }
 
     /// Clusters for each row and KV head of a launch of `n_blocks` blocks without parts: as many as the device

@@ -4,11 +4,13 @@
 //! Memory, streams and launches are the crate `gpu`'s.
 
 mod activation;
+mod clusters;
 mod element;
 mod paged_kv;
 pub(crate) mod shape;
 
 pub use activation::{Activation, RowLayout, TILE_ROWS};
+pub use clusters::ClusterLaunch;
 pub use element::{Element, ElementBuffer, ElementView};
 pub(crate) use paged_kv::PagedKvParams;
 pub use paged_kv::{HeadShape, KvFormat, PAGE_TOKENS, PagedKv};

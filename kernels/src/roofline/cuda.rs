@@ -23,7 +23,7 @@ device_structs! {
         n: u64,
     }
 
-    /// As `MultiplyParams` in multiply.cu and multiply_wgmma.cu.
+    /// As `MultiplyParams` in multiply.cuh.
     #[derive(Debug)]
     struct MultiplyParams as MultiplyParams in "roofline/multiply.cuh" {
         out: DevicePtr<f32>,
@@ -107,6 +107,18 @@ impl Multiply {
             n_blocks: n_blocks as u32,
             n_threads: 256,
             round_flops: (n_warps * 8 * 2 * 16 * 8 * 16) as f64,
+        })
+    }
+
+    /// With `mma.sync` on 8-bit integers; [`Self::launch`] returns whole-number operations.
+    pub fn mma_sync_int8(device: &Device) -> Result<Self, CudaError> {
+        let of_f16 = Self::mma_sync(device)?;
+        Ok(Self {
+            kernel: device.kernel("roofline/multiply_int8", "roofline_multiply_int8")?,
+            instruction: "mma.sync m16n8k32 s8",
+            // k of 32 in place of 16.
+            round_flops: 2.0 * of_f16.round_flops,
+            ..of_f16
         })
     }
 

@@ -1,4 +1,4 @@
-// The parameters of multiply.cu and multiply_wgmma.cu.
+// The parameters of multiply.cu, multiply_int8.cu and multiply_wgmma.cu.
 #pragma once
 #include "../cuda/device.cuh"
 

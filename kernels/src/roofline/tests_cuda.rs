@@ -40,11 +40,12 @@ fn the_products_are_all_computed() {
     let (device, stream) = common::open();
     let out = Buffer::<f32>::zeroed(&stream, 1).unwrap();
     let (start, end) = (Event::new(&device).unwrap(), Event::new(&device).unwrap());
-    let both = [
+    let all = [
         Some(Multiply::mma_sync(&device).unwrap()),
+        Some(Multiply::mma_sync_int8(&device).unwrap()),
         Multiply::wgmma(&device).unwrap(),
     ];
-    for multiply in both.into_iter().flatten() {
+    for multiply in all.into_iter().flatten() {
         let tflops = |n_rounds: usize| {
             multiply.launch(&stream, n_rounds, out.all()).unwrap();
             start.record(&stream).unwrap();

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::KernelError;
 use crate::cuda::shape::ShapeCheck;
-use crate::cuda::{Activation, Element, ElementView, RowLayout};
+use crate::cuda::{Activation, ClusterLaunch, Element, ElementView, RowLayout};
 use crate::rms_norm::deferred::{DeferredNormParams, FusedNorm, MAX_FUSED_NORM_ROWS};
 use crate::shared_with_device::device_structs;
 
@@ -217,6 +217,25 @@ impl StreamLinearKernels {
 
     pub fn limits(&self) -> &DeviceLimits {
         &self.limits
+    }
+
+    /// The launch of `stream_linear.cu` for up to 8 rows with all the shared memory of a block, and
+    /// which of its clusters the device holds. The planner uses no larger one.
+    pub fn cluster_launch(&self) -> Result<ClusterLaunch, CudaError> {
+        let rows = RowBucket::Up8;
+        let n_threads = (rows.n_warps(self.limits.compute_major) * 32) as u32;
+        let config = LaunchConfig {
+            shared_bytes: self.limits.shared_bytes_per_block,
+            ..LaunchConfig::new(1, n_threads)
+        };
+        let sizes = [8, 4, 2, 1];
+        let largest = sizes.into_iter().zip(self.limits.max_clusters.iter().rev());
+        let used = largest
+            .into_iter()
+            .find(|(_, n_clusters)| **n_clusters > 0)
+            .map_or(1, |(size, _)| size);
+        let kernel = self.variant(Format::AwqG128, Epilogue::Store, rows);
+        ClusterLaunch::of(kernel, &config, 8, used)
     }
 
     /// Rows that a launch takes.

@@ -13,6 +13,8 @@ use toml::{Table, Value};
 
 use super::compiler::Compiled;
 use super::function_length::{self, LongFunction};
+use super::instruction_mix::{self, Explained};
+use super::nvcc::Toolchain;
 use super::occupancy::{limits_of, occupancy};
 use super::resource_usage::KernelUsage;
 
@@ -22,6 +24,7 @@ struct Exceptions {
     dynamic_shared: Vec<DynamicShared>,
     allowed: Vec<Allowed>,
     long_functions: Vec<LongFunction>,
+    mixes: Vec<Explained>,
 }
 
 /// The most dynamic shared memory that the launcher asks for; the compiler cannot know it.
@@ -92,6 +95,28 @@ pub fn run(
         return Ok(());
     }
     bail!("the kernel audit failed:\n  {}", faults.join("\n  "))
+}
+
+/// Compares the instruction mix of both chips, and fails on what `kernels/audit.toml` does not explain.
+pub fn compare_chips(
+    root: &Path,
+    toolchain: &Toolchain,
+    compiled: &[Compiled],
+    architectures: &[&str],
+    folder: &Path,
+) -> Result<()> {
+    let path = root.join("kernels").join("audit.toml");
+    let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    let exceptions = read(&text).with_context(|| path.display().to_string())?;
+    let explained = &exceptions.mixes;
+    let faults = instruction_mix::faults(toolchain, compiled, architectures, explained, folder)?;
+    if faults.is_empty() {
+        return Ok(());
+    }
+    bail!(
+        "the audit of the chips' instruction mix failed:\n  {}",
+        faults.join("\n  ")
+    )
 }
 
 fn rows_of(compiled: &[Compiled], exceptions: &Exceptions) -> Result<Vec<Row>> {
@@ -219,7 +244,7 @@ fn unneeded(rows: &[Row], exceptions: &Exceptions, architectures: &[&str]) -> Ve
 }
 
 /// `stream_*_8` or an exact name; one star.
-fn matches(pattern: &str, kernel: &str) -> bool {
+pub(super) fn matches(pattern: &str, kernel: &str) -> bool {
     match pattern.split_once('*') {
         Some((head, tail)) => {
             kernel.len() >= head.len() + tail.len()
@@ -333,8 +358,12 @@ fn read(text: &str) -> Result<Exceptions> {
                     function: word("function")?,
                     n_lines: lines_of(entry).context("a long_function has no lines")?,
                 }),
+                "mix" => exceptions.mixes.push(Explained {
+                    kernel: word("kernel")?,
+                    instruction: word("instruction")?,
+                }),
                 _ => bail!(
-                    "unknown section `{section}`; known: allow, dynamic_shared, long_function"
+                    "unknown section `{section}`; known: allow, dynamic_shared, long_function, mix"
                 ),
             }
         }

@@ -19,6 +19,12 @@ const OBJDUMP: Package = Package {
     name: "nvidia-cuda-cuobjdump==13.2.51",
 };
 
+/// Installed when an audit first disassembles. `cuobjdump` calls it.
+const DISASSEMBLER: Package = Package {
+    folder: "disassembler",
+    name: "nvidia-cuda-nvdisasm==13.5.37",
+};
+
 /// A package and its folder below [`FOLDER`].
 struct Package {
     folder: &'static str,
@@ -67,6 +73,8 @@ pub struct Toolchain {
     pub version: Version,
     /// The CUDA version of the driver on this machine, if there is one.
     driver: Option<Version>,
+    /// The working tree, for what is installed below it.
+    root: PathBuf,
 }
 
 impl Toolchain {
@@ -76,6 +84,25 @@ impl Toolchain {
             None => "no driver here to compare it with".to_string(),
         };
         format!("{} is CUDA {}; {driver}", self.nvcc.display(), self.version)
+    }
+}
+
+impl Toolchain {
+    /// `nvdisasm`: beside nvcc, on the path, or in the working tree's `.cuda`, where it is
+    /// installed if necessary (6 MB).
+    pub fn disassembler(&self) -> Result<PathBuf> {
+        let beside = Some(self.nvcc.with_file_name("nvdisasm")).filter(|path| path.is_file());
+        let own = DISASSEMBLER.program(&self.root, "nvdisasm");
+        if let Some(found) = beside.or_else(|| on_path("nvdisasm")) {
+            return Ok(found);
+        }
+        if !own.is_file() {
+            pip_install(&self.root, &DISASSEMBLER, &["--no-deps"])?;
+        }
+        if !own.is_file() {
+            bail!("pip has installed no {}", own.display());
+        }
+        Ok(own)
     }
 }
 
@@ -104,6 +131,7 @@ pub fn find(root: &Path, architectures: &[&str]) -> Result<Toolchain> {
         cuobjdump,
         version,
         driver,
+        root: root.to_path_buf(),
     })
 }
 

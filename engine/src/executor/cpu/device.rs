@@ -1,7 +1,7 @@
 //! The processor's name, for logs and records.
 
 /// As reported by the operating system; otherwise the architecture.
-pub(super) fn processor_name() -> String {
+pub(crate) fn processor_name() -> String {
     let architecture = std::env::consts::ARCH.to_owned();
     let Ok(text) = std::fs::read_to_string("/proc/cpuinfo") else {
         return architecture;

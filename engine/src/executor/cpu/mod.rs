@@ -13,6 +13,7 @@ mod host_tier;
 mod options;
 mod weights;
 
+pub(crate) use device::processor_name;
 pub use kernels::attention::KvFormat;
 pub use options::{ActivationType, Attention, CpuOptions, Sampling};
 

@@ -5,9 +5,9 @@
 //! packed chunks   max(longest block's tiles · tile time, all blocks' tiles · full tile time / SMs)
 //! ```
 //!
-//! Tile times are stored in cycles, so that they transfer to another GPU by its clock and
-//! multiprocessors, and to another model by its head dimension. Packed chunks take at least the
-//! time of their products at the peak rate.
+//! A tile's time is its products at the peak rate of a multiprocessor, and a rest in clocks (softmax,
+//! loads), so that it transfers to another GPU by its peak rate, clock and multiprocessors, and to
+//! another model by its head dimension.
 
 use super::card::{MeasuredModel, PackedAttention, Rates, Steps};
 
@@ -36,7 +36,6 @@ pub struct AttentionCost {
     tile_s: f64,
     /// Seconds of the whole GPU for a tile when it is full of blocks.
     full_tile_s: f64,
-    peak_flops_per_s: f64,
 }
 
 impl AttentionCost {
@@ -44,17 +43,24 @@ impl AttentionCost {
     pub fn new(steps: &Steps, measured_on: &Rates, rates: &Rates, sizes: MeasuredModel) -> Self {
         let packed = steps.packed_attention;
         let head_dim = sizes.head_dim as f64 / steps.model.head_dim as f64;
-        let cycles = |us: f64| us / 1e6 * measured_on.clock_ghz * 1e9;
-        let sm_cycles = rates.sm_cycles_per_s();
+        // Q K^T and P V of a tile, on one multiprocessor.
+        let flops = (4 * packed.block_rows * packed.tile_tokens * steps.model.head_dim) as f64;
+        let products_s = |of: &Rates| flops / (of.fp16_tflops * 1e12 / f64::from(of.n_sms));
+        let tile_s = |us: f64| {
+            let measured_s = us / 1e6;
+            let of_products_s = products_s(measured_on).min(measured_s);
+            let rest_s = (measured_s - of_products_s) * measured_on.clock_ghz / rates.clock_ghz;
+            let products_s = of_products_s / products_s(measured_on) * products_s(rates);
+            (rest_s + products_s) * head_dim
+        };
         Self {
             sizes,
             packed,
             first_bytes_per_s: rates.bandwidth_gb_per_s * 1e9 * steps.kv_bandwidth_share,
-            again_bytes_per_s: steps.shared_kv_gb_per_s * 1e9 * sm_cycles
+            again_bytes_per_s: steps.shared_kv_gb_per_s * 1e9 * rates.sm_cycles_per_s()
                 / measured_on.sm_cycles_per_s(),
-            tile_s: cycles(packed.tile_us) * head_dim / (rates.clock_ghz * 1e9),
-            full_tile_s: cycles(packed.full_tile_us) * head_dim / sm_cycles,
-            peak_flops_per_s: rates.fp16_tflops * 1e12,
+            tile_s: tile_s(packed.tile_us),
+            full_tile_s: tile_s(packed.full_tile_us) / f64::from(rates.n_sms),
         }
     }
 
@@ -75,12 +81,7 @@ impl AttentionCost {
             }
         }
         let n_tiles = (of_a_kv_head * self.sizes.n_kv_heads) as f64;
-        // Q K^T and P V of a tile.
-        let rows = self.packed.block_rows * self.packed.tile_tokens;
-        let flops = (4 * rows * self.sizes.head_dim) as f64;
-        let layer_s = (longest as f64 * self.tile_s)
-            .max(n_tiles * self.full_tile_s)
-            .max(n_tiles * flops / self.peak_flops_per_s);
+        let layer_s = (longest as f64 * self.tile_s).max(n_tiles * self.full_tile_s);
         layer_s * self.sizes.n_layers as f64
     }
 

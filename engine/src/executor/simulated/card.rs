@@ -33,7 +33,8 @@ pub struct Rates {
     pub memory_bytes: u64,
     /// Bandwidth of device memory.
     pub bandwidth_gb_per_s: f64,
-    /// Dense fp16 products with fp32 sums on the tensor cores.
+    /// Dense fp16 products with fp32 sums on the tensor cores, by the instruction that the steps'
+    /// kernels use.
     pub fp16_tflops: f64,
     pub n_sms: u32,
     pub clock_ghz: f64,
@@ -77,15 +78,23 @@ pub struct DecodePoint {
     pub graph: bool,
 }
 
-/// A prompt of `tokens` alone on an idle server, from sending to the first token.
+/// A prompt of `tokens` alone on an idle server, from sending to the first token; with `prompts`,
+/// several of equal length in one pass.
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PrefillPoint {
+    /// Of all prompts together.
     pub tokens: usize,
+    #[serde(default = "one")]
+    pub prompts: usize,
     pub ms: f64,
     /// The step alone, without a server.
     #[serde(default)]
     pub step_alone: bool,
+}
+
+const fn one() -> usize {
+    1
 }
 
 /// Attention over packed prompt chunks. A block has some rows, each a token and one of the query
@@ -113,6 +122,8 @@ pub struct Steps {
     /// Rows that go through the layers together; longer steps are split.
     pub max_pass_rows: usize,
     pub packed_attention: PackedAttention,
+    /// Share of the bandwidth that a plain read of the memory reaches.
+    pub read_share: f64,
     /// Share of the bandwidth with which attention in decode steps reads KV.
     pub kv_bandwidth_share: f64,
     /// Rate at which it reads KV that another row of the step has read: from the cache.
@@ -139,7 +150,12 @@ pub struct Card {
     pub steps: Steps,
     /// Rates of the GPU that the steps were measured on.
     pub measured_on: Rates,
+    /// No kernel of this engine has run on this GPU: everything about it is projected.
+    pub never_run: bool,
 }
+
+/// What every output about a GPU says that never ran this engine.
+pub const NEVER_RUN: &str = "projected; no kernel of this engine has run on this card";
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -148,6 +164,8 @@ struct CardFile {
     steps: Option<Steps>,
     /// Another file in this folder with the steps, if this one has none.
     steps_of: Option<String>,
+    #[serde(default)]
+    never_run: bool,
 }
 
 impl Card {
@@ -183,6 +201,7 @@ impl Card {
             rates: own.rates,
             steps,
             measured_on,
+            never_run: own.never_run,
         })
     }
 }
@@ -226,6 +245,7 @@ fn above_0(path: &Path, field: &'static str, value: f64) -> Result<(), CardError
 
 fn check_steps(path: &Path, steps: &Steps) -> Result<(), CardError> {
     above_0(path, "kv_bandwidth_share", steps.kv_bandwidth_share)?;
+    above_0(path, "read_share", steps.read_share)?;
     above_0(path, "max_pass_rows", steps.max_pass_rows as f64)?;
     above_0(path, "shared_kv_gb_per_s", steps.shared_kv_gb_per_s)?;
     above_0(path, "two_halves_share", steps.two_halves_share)?;
@@ -252,6 +272,7 @@ fn check_steps(path: &Path, steps: &Steps) -> Result<(), CardError> {
     }
     for point in &steps.prefill {
         above_0(path, "prefill.tokens", point.tokens as f64)?;
+        above_0(path, "prefill.prompts", point.prompts as f64)?;
         above_0(path, "prefill.ms", point.ms)?;
     }
     let not_negative = [

@@ -1,20 +1,24 @@
 //! The time of a pass through the model on a GPU.
 //!
 //! ```text
-//! pass(m rows) = weight bytes / (bandwidth · share)
-//!              + excess(m) · elements / (SM cycles a second)
-//!              + attention + launch
+//! pass(m rows) = max(weight bytes / read rate, 2 · m · elements / peak FLOP/s)
+//!              + rest(m) · elements / (SM cycles a second)
+//!              + borders + attention + launch
 //! ```
 //!
-//! but at least 2 · m · elements / peak FLOP/s. One row is assumed to be limited by bandwidth
-//! alone, which gives the share; `excess` is what m rows cost beyond that, in SM cycles for each
-//! weight, interpolated linearly between measured numbers of rows. So both transfer to another
-//! model (by bytes and elements) and to another GPU (by bandwidth, and by its multiprocessors and
-//! clock). [`attention`](super::attention) has its own costs.
-//! Deliberately absent: kernels that another GPU would choose.
+//! Reading and products overlap. `borders` is what a step of one row takes beyond reading its
+//! weights: the ends of launches, where the memory idles; it is kept in clocks a layer. `rest` is
+//! what m rows take beyond all that, in SM cycles for each weight (unpacking, activations, partial
+//! sums), interpolated linearly between measured numbers of rows. So measured steps come out again
+//! on their own GPU, and carry over to another model (by bytes, elements and layers) and to another
+//! GPU (by bandwidth, peak rate, multiprocessors and clock).
+//! [`attention`](super::attention) has its own costs.
+//!
+//! The steps must be of kernels that the other GPU would run: those of a card profile for a GPU
+//! without `wgmma`. Deliberately absent: what its caches would do.
 
 use super::attention::{AttentionCost, KvTokens, SequenceTokens};
-use super::card::{Card, DecodePoint, MeasuredModel, PrefillPoint, Steps};
+use super::card::{Card, DecodePoint, MeasuredModel, PrefillPoint, Rates, Steps};
 use crate::model::config::ModelConfig;
 use crate::weights::{Checkpoint, MatrixId, WeightError};
 
@@ -76,10 +80,10 @@ pub struct CostModel {
     card: Card,
     sizes: ModelSizes,
     attention: AttentionCost,
-    /// Share of the bandwidth with which weights are read.
-    weight_share: f64,
+    /// Clocks of a layer's borders.
+    border_clocks: f64,
     /// (rows, SM cycles for each weight), ascending by rows; starts with (1, 0).
-    excess: Vec<(f64, f64)>,
+    rest: Vec<(f64, f64)>,
 }
 
 impl CostModel {
@@ -89,8 +93,19 @@ impl CostModel {
             steps,
             attention: AttentionCost::new(steps, &card.measured_on, &card.measured_on, steps.model),
         };
-        let bytes_per_s = card.measured_on.bandwidth_gb_per_s * 1e9;
-        let bytes = (steps.model.layer_bytes + steps.model.head_bytes) as f64;
+        let there = &card.measured_on;
+        let floor_s = |rows: usize, n_bytes: u64, n_elements: u64| {
+            least_s(there, steps.read_share, rows, n_bytes, n_elements)
+        };
+        let MeasuredModel {
+            layer_bytes,
+            head_bytes,
+            layer_elements,
+            head_elements,
+            ..
+        } = steps.model;
+        let whole_bytes = layer_bytes + head_bytes;
+        let whole_elements = layer_elements + head_elements;
         let single: Vec<f64> = steps
             .decode
             .iter()
@@ -98,32 +113,36 @@ impl CostModel {
             .map(|point| measured.decode_weights_s(point))
             .collect();
         let single_s = mean(&single);
-        let weight_share = bytes / bytes_per_s / single_s;
-        let cycles = |excess_s: f64, elements: u64| {
-            excess_s.max(0.0) * card.measured_on.sm_cycles_per_s() / elements as f64
+        let borders_s = (single_s - floor_s(1, whole_bytes, whole_elements)).max(0.0);
+        let border_clocks = borders_s * there.clock_ghz * 1e9 / steps.model.n_layers as f64;
+        let cycles = |rest_s: f64, elements: u64| {
+            rest_s.max(0.0) * there.sm_cycles_per_s() / elements as f64
         };
         // Rows → all figures for them.
         let mut figures: std::collections::BTreeMap<usize, Vec<f64>> = [(1, vec![0.0])].into();
         for point in steps.decode.iter().filter(|point| point.rows > 1) {
-            let s = measured.decode_weights_s(point);
-            let elements = steps.model.layer_elements + steps.model.head_elements;
+            let floor_s = floor_s(point.rows, whole_bytes, whole_elements);
+            let rest_s = measured.decode_weights_s(point) - floor_s - borders_s;
             figures
                 .entry(point.rows)
                 .or_default()
-                .push(cycles(s - single_s, elements));
+                .push(cycles(rest_s, whole_elements));
         }
+        // lm_head takes as long for a prompt's one row as in a step of one row.
+        let head_s = floor_s(1, head_bytes, head_elements);
         for point in &steps.prefill {
             // More than one pass tells nothing about a single one.
             if point.tokens < 2 || point.tokens > steps.max_pass_rows {
                 continue;
             }
-            let s = measured.prefill_weights_s(point);
+            let floor_s = floor_s(point.tokens, layer_bytes, layer_elements);
+            let rest_s = measured.prefill_weights_s(point) - head_s - floor_s - borders_s;
             figures
                 .entry(point.tokens)
                 .or_default()
-                .push(cycles(s - single_s, steps.model.layer_elements));
+                .push(cycles(rest_s, layer_elements));
         }
-        let excess = figures
+        let rest = figures
             .into_iter()
             .map(|(rows, figures)| (rows as f64, mean(&figures)))
             .collect();
@@ -132,8 +151,8 @@ impl CostModel {
             card,
             sizes,
             attention,
-            weight_share,
-            excess,
+            border_clocks,
+            rest,
         }
     }
 
@@ -141,9 +160,9 @@ impl CostModel {
         &self.card
     }
 
-    /// Share of the bandwidth that reading weights for one row reaches.
-    pub fn weight_share(&self) -> f64 {
-        self.weight_share
+    /// Seconds that the borders between a pass's kernels take.
+    pub fn borders_s(&self) -> f64 {
+        self.border_clocks * self.sizes.n_layers as f64 / (self.card.rates.clock_ghz * 1e9)
     }
 
     pub fn attention(&self) -> &AttentionCost {
@@ -163,31 +182,28 @@ impl CostModel {
         } else {
             self.product_s(n_logits, self.sizes.head_bytes, self.sizes.head_elements)
         };
-        layers + head + launch_s
-    }
-
-    fn bytes_per_s(&self) -> f64 {
-        self.card.rates.bandwidth_gb_per_s * 1e9
+        layers + head + self.borders_s() + launch_s
     }
 
     /// Time for products of matrices of `n_bytes` bytes and `n_elements` elements with `n_rows`
     /// rows.
     fn product_s(&self, n_rows: usize, n_bytes: u64, n_elements: u64) -> f64 {
-        let read_s = n_bytes as f64 / (self.bytes_per_s() * self.weight_share);
-        let excess_s =
-            self.excess_at(n_rows) * n_elements as f64 / self.card.rates.sm_cycles_per_s();
-        let flops = 2.0 * n_rows as f64 * n_elements as f64;
-        (read_s + excess_s).max(flops / (self.card.rates.fp16_tflops * 1e12))
+        let rates = &self.card.rates;
+        let rest_s = self.rest_at(n_rows) * n_elements as f64 / rates.sm_cycles_per_s();
+        least_s(
+            rates,
+            self.card.steps.read_share,
+            n_rows,
+            n_bytes,
+            n_elements,
+        ) + rest_s
     }
 
     /// Linear between measured numbers of rows; proportional beyond the last.
-    fn excess_at(&self, n_rows: usize) -> f64 {
+    fn rest_at(&self, n_rows: usize) -> f64 {
         let rows = n_rows as f64;
-        let above = self.excess.partition_point(|(at, _)| *at < rows);
-        match (
-            self.excess.get(above.wrapping_sub(1)),
-            self.excess.get(above),
-        ) {
+        let above = self.rest.partition_point(|(at, _)| *at < rows);
+        match (self.rest.get(above.wrapping_sub(1)), self.rest.get(above)) {
             (_, Some((at, cycles))) if (at - rows).abs() < f64::EPSILON => *cycles,
             (Some((x0, y0)), Some((x1, y1))) => y0 + (y1 - y0) * (rows - x0) / (x1 - x0),
             (Some((at, cycles)), None) => cycles * rows / at,
@@ -195,6 +211,13 @@ impl CostModel {
             (None, None) => 0.0,
         }
     }
+}
+
+/// Reading and products overlap: the longer of the two.
+fn least_s(rates: &Rates, read_share: f64, n_rows: usize, n_bytes: u64, n_elements: u64) -> f64 {
+    let read_s = n_bytes as f64 / (rates.bandwidth_gb_per_s * 1e9 * read_share);
+    let flops = 2.0 * n_rows as f64 * n_elements as f64;
+    read_s.max(flops / (rates.fp16_tflops * 1e12))
 }
 
 /// The part of a measured time that belongs to the weights.
@@ -217,18 +240,19 @@ impl Measured<'_> {
         (point.ms - launch_ms) / 1e3 - attention_s
     }
 
-    /// Assumes that lm_head takes as long for its one row as in a step of one row; the rest beyond
-    /// the step of one row is then the layers' excess.
     fn prefill_weights_s(&self, point: &PrefillPoint) -> f64 {
         let outside_ms = if point.step_alone {
             0.0
         } else {
             self.steps.request_ms + point.tokens as f64 * self.steps.tokenize_us / 1e3
         };
-        let attention_s = self.attention.packed_s([SequenceTokens {
+        let sequence = SequenceTokens {
             start: 0,
-            n_tokens: point.tokens,
-        }]);
+            n_tokens: point.tokens / point.prompts,
+        };
+        let attention_s = self
+            .attention
+            .packed_s(std::iter::repeat_n(sequence, point.prompts));
         (point.ms - outside_ms - self.steps.launch_ms) / 1e3 - attention_s
     }
 }

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use kernels::stream_linear::TILED_ROWS;
 
-pub use card::{Card, CardError};
+pub use card::{Card, CardError, NEVER_RUN};
 pub use cost::CostModel;
 
 use self::ahead::RunAhead;
@@ -26,6 +26,16 @@ use super::{Executor, ExecutorCounts, ExecutorError, ExecutorInfo, SuspendedExec
 use crate::kv::{PAGE_TOKENS, PageIdx, pages_for};
 use crate::request::SampledToken;
 use crate::step::{PlanRow, RowOutput, StepOutput, StepPlan};
+
+/// The name says that nothing was measured.
+fn device_of(card: &Card) -> String {
+    let what = if card.never_run {
+        NEVER_RUN
+    } else {
+        "simulated"
+    };
+    format!("{} ({what})", card.rates.name)
+}
 
 /// A token at which no request stops.
 const MADE_UP_TOKEN: u32 = u32::MAX;
@@ -76,7 +86,7 @@ impl SimulatedExecutor {
         let page_bytes = PAGE_TOKENS as u64 * options.kv_bytes_per_token;
         let info = ExecutorInfo {
             name: "simulated".to_owned(),
-            device: format!("{} (simulated)", cost.card().rates.name),
+            device: device_of(cost.card()),
             kernels: vec![("steps_of".to_owned(), cost.card().measured_on.name.clone())],
             inactive_flags: Vec::new(),
             kv_pool_tokens: options.kv_pool_tokens,

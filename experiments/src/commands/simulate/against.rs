@@ -32,8 +32,8 @@ pub struct AgainstArgs {
     /// Runs that began then or later, as the beginning of a run id: older ones are of another engine
     #[arg(long, value_name = "UTC")]
     pub since: Option<String>,
-    /// The card, see data/cards
-    #[arg(long, value_enum)]
+    /// The card, a file of data/cards
+    #[arg(long)]
     pub gpu: Gpu,
     /// Folder that takes compared.jsonl and table.md
     #[arg(long, value_name = "FOLDER")]
@@ -56,7 +56,7 @@ pub fn against(args: &AgainstArgs, repository: &Repository) -> Result<String> {
         let since = args.since.as_deref().unwrap_or_default();
         runs.extend(runs_on(
             repository,
-            &card_name(repository, args.gpu)?,
+            &card_name(repository, &args.gpu)?,
             since,
         )?);
     }
@@ -65,7 +65,7 @@ pub fn against(args: &AgainstArgs, repository: &Repository) -> Result<String> {
     runs.dedup_by(|a, b| a.run_id == b.run_id);
     let mut cases = Vec::new();
     for run in &runs {
-        match compared_cases(run, args.gpu, &engine, repository, &store) {
+        match compared_cases(run, &args.gpu, &engine, repository, &store) {
             Ok(of_run) => cases.extend(of_run),
             Err(error) => note!(
                 "left out: {}: {error:#}",
@@ -108,7 +108,7 @@ fn write(out: &Path, cases: &[ComparedCase], table: &str) -> Result<()> {
 }
 
 /// What the card is called by its driver.
-fn card_name(repository: &Repository, gpu: Gpu) -> Result<String> {
+fn card_name(repository: &Repository, gpu: &Gpu) -> Result<String> {
     #[derive(Deserialize)]
     struct CardFile {
         rates: Rates,
@@ -117,7 +117,7 @@ fn card_name(repository: &Repository, gpu: Gpu) -> Result<String> {
     struct Rates {
         name: String,
     }
-    let path = repository.cards_dir().join(gpu.file());
+    let path = gpu.path(repository)?;
     let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
     let file: CardFile = toml::from_str(&text).with_context(|| path.display().to_string())?;
     Ok(file.rates.name)
@@ -155,7 +155,7 @@ fn gpu_of(run: &StoredRun) -> Option<String> {
 
 fn compared_cases(
     stored: &StoredRun,
-    gpu: Gpu,
+    gpu: &Gpu,
     engine: &Path,
     repository: &Repository,
     store: &Store,

@@ -7,6 +7,7 @@
 pub mod against;
 pub mod compared;
 pub mod policies;
+pub mod projection;
 mod table;
 
 use std::io::Write as _;
@@ -14,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
-use clap::{Args, ValueEnum};
+use clap::Args;
 use records::manifest::Manifest;
 use records::store::StoredRun;
 use serde::Deserialize;
@@ -31,21 +32,37 @@ use crate::terminal::say;
 /// What the cards' steps were measured with; needs no download.
 const DEFAULT_MODEL: &str = "synthetic:qwen3-32b-awq";
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Gpu {
-    #[value(name = "rtx-5090")]
-    Rtx5090,
-    H100,
-    H200,
+/// A file of `data/cards`, without its ending.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gpu(String);
+
+impl std::str::FromStr for Gpu {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let is_name = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        if text.is_empty() || !text.chars().all(is_name) {
+            return Err("must be the name of a file in data/cards, such as rtx-5090".to_owned());
+        }
+        Ok(Self(text.to_owned()))
+    }
 }
 
 impl Gpu {
-    fn file(self) -> &'static str {
-        match self {
-            Self::Rtx5090 => "rtx-5090.toml",
-            Self::H100 => "h100.toml",
-            Self::H200 => "h200.toml",
+    /// The card's file; an error names those that are there.
+    fn path(&self, repository: &Repository) -> Result<PathBuf> {
+        let folder = repository.cards_dir();
+        let path = folder.join(format!("{}.toml", self.0));
+        if path.is_file() {
+            return Ok(path);
         }
+        let entries = std::fs::read_dir(&folder).with_context(|| folder.display().to_string())?;
+        let mut known: Vec<String> = entries
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+            .filter_map(|name| Some(name.strip_suffix(".toml")?.to_owned()))
+            .collect();
+        known.sort();
+        bail!("--gpu {}: known are {}", self.0, known.join(", "))
     }
 }
 
@@ -54,8 +71,8 @@ pub struct SimulateArgs {
     /// Experiment, with or without its number
     #[arg(value_name = "NAME")]
     pub name: String,
-    /// The card, see data/cards
-    #[arg(long, value_enum)]
+    /// The card, a file of data/cards: rtx-5090, h100, h200
+    #[arg(long)]
     pub gpu: Gpu,
     /// The small workload
     #[arg(long)]
@@ -131,7 +148,7 @@ pub fn simulate(args: &SimulateArgs, repository: &Repository) -> Result<()> {
         None => experiment.seed,
     };
     let engine = engine_binary(args.engine_bin.as_deref())?;
-    let played = play(&experiment, seed, args.gpu, &engine, repository)?;
+    let played = play(&experiment, seed, &args.gpu, &engine, repository)?;
     for case in &played.summary.cases {
         say!("SIMULATED\n{}", case.block());
     }
@@ -171,7 +188,7 @@ struct Played {
 fn play(
     experiment: &Experiment,
     seed: u64,
-    gpu: Gpu,
+    gpu: &Gpu,
     engine: &Path,
     repository: &Repository,
 ) -> Result<Played> {
@@ -193,7 +210,7 @@ fn play(
     let load = json!({
         "cases": cases.iter().map(|case| load_of(case, &prompts, seed)).collect::<Vec<_>>(),
     });
-    let card = repository.cards_dir().join(gpu.file());
+    let card = gpu.path(repository)?;
     let began = std::time::Instant::now();
     let answer = ask_engine(engine, &card, experiment, &load)?;
     let wall_s = began.elapsed().as_secs_f64();

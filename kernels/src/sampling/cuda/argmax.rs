@@ -3,6 +3,7 @@
 use gpu::{BufferView, CudaError, Device, DevicePtr, Kernel, LaunchConfig, Stream};
 
 use super::{AdvanceParams, AdvanceState, advance_params};
+use crate::cuda::ClusterLaunch;
 use crate::cuda::shape::ShapeCheck;
 use crate::shared_with_device::{device_structs, shared_constants};
 
@@ -63,6 +64,16 @@ impl ArgmaxAdvance {
             ..LaunchConfig::new(CLUSTER, THREADS)
         })?;
         Ok(Self { kernel, cluster })
+    }
+
+    /// The launch in clusters, and which of them the device holds.
+    ///
+    /// # Errors
+    ///
+    /// If the driver cannot say it.
+    pub fn cluster_launch(&self) -> Result<ClusterLaunch, CudaError> {
+        let config = LaunchConfig::new(1, THREADS);
+        ClusterLaunch::of(&self.kernel, &config, CLUSTER, self.cluster)
     }
 
     /// # Errors

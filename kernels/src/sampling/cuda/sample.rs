@@ -3,6 +3,7 @@
 use gpu::{BufferView, CudaError, Device, DevicePtr, Kernel, LaunchConfig, Stream};
 
 use super::{AdvanceParams, AdvanceState, advance_params};
+use crate::cuda::ClusterLaunch;
 use crate::cuda::shape::ShapeCheck;
 use crate::shared_with_device::{device_structs, shared_constants};
 
@@ -197,6 +198,20 @@ impl Sample {
             n_ranks,
             max_cached,
         })
+    }
+
+    /// The launch in clusters with the most shared memory that it takes, and which of them the
+    /// device holds.
+    ///
+    /// # Errors
+    ///
+    /// If the driver cannot say it.
+    pub fn cluster_launch(&self) -> Result<ClusterLaunch, CudaError> {
+        let config = LaunchConfig {
+            shared_bytes: self.max_cached * size_of::<f32>(),
+            ..LaunchConfig::new(1, THREADS)
+        };
+        ClusterLaunch::of(&self.kernel, &config, RANKS, self.n_ranks as u32)
     }
 
     /// # Errors
