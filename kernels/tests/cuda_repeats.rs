@@ -8,7 +8,7 @@ mod common;
 
 use gpu::Buffer;
 use kernels::attention::cuda::{
-    DecodeAttention, DecodeAttentionArgs, PrefillAttention, PrefillAttentionArgs,
+    ContextParts, DecodeAttention, DecodeAttentionArgs, PrefillAttention, PrefillAttentionArgs,
 };
 use kernels::cuda::{Activation, Element, ElementBuffer, HeadShape, PAGE_TOKENS};
 use kernels::sampling::cuda::{
@@ -55,6 +55,7 @@ fn attention_gives_the_same_bits() {
     }
     let n_tokens = q_start[n_rows] as usize;
     let q_start = Buffer::from_slice(&stream, &q_start).unwrap();
+    let parts = ContextParts::new(&stream, shape.head_dim).unwrap();
     for (element, format) in Element::ALL
         .into_iter()
         .flat_map(|element| common::kv_formats(element).map(|format| (element, format)))
@@ -77,6 +78,7 @@ fn attention_gives_the_same_bits() {
                     out: Activation::plain(out.all(), width),
                     n_rows,
                     n_splits,
+                    parts: Some(&parts),
                     fresh: 1,
                 };
                 attention.launch(&stream, &args).unwrap();
