@@ -143,7 +143,7 @@ pub struct CaseLoad {
     pub energy: Option<CaseEnergy>,
 }
 
-/// Energy that was used while cases ran: that of whole devices, whoever used them.
+/// Energy that was used while cases ran: that of whole devices, of other processes, too.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct CaseEnergy {

@@ -2,9 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-/// After so many trials a search ends.
+/// The number of trials after which a search ends.
 pub const MOST_TRIALS: usize = 16;
-/// A search ends where the load that is too much is at most so many times the one that is kept.
+/// A search ends where the load that is too much is at most this multiple of the one that is kept.
 pub const CLOSE_ENOUGH: f64 = 1.1;
 
 /// `slo.json`.

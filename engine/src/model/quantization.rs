@@ -182,7 +182,7 @@ fn auto_round(q: &Fields) -> Result<Quantization, ConfigError> {
     const PACKINGS: &str = "auto_round:auto_gptq, auto_round:auto_awq";
     four_bits(q, &["bits"])?;
     integers_alone(q)?;
-    // The first versions called it `backend`, and put the kernel behind it.
+    // The first versions called it `backend`, and the kernel's name followed.
     let key = if q.map.contains_key("packing_format") {
         "packing_format"
     } else {

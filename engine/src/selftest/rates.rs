@@ -102,7 +102,7 @@ pub fn projections(stream: &Stream, report: &mut GpuReport) -> Result<(), CudaEr
     Ok(())
 }
 
-/// Every launch alone, behind a read that empties the L2.
+/// Every launch alone, after a read that empties the L2.
 fn timed(
     stream: &Stream,
     kernels: &Arc<StreamLinearKernels>,

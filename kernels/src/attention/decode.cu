@@ -42,7 +42,7 @@ struct AttentionDecodeParams {
 };
 
 constexpr int WARPS = 4, THREADS = WARPS * 32;
-constexpr int PART_PAGES = 64;  // a part of a context has at least so many
+constexpr int PART_PAGES = 64;  // the fewest of a part
 
 DEVICE uint32_t transpose_8x8(uint32_t x) {
     uint32_t y;
