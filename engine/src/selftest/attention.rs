@@ -1,6 +1,6 @@
 //! Head norms, rotation, KV pages and attention against f64, as a step has them: keys and values go
 //! into the pool through `qkv_prepare.cu` and come out through the attention kernels, so the layout
-//! of a page play no part here.
+//! of a page plays no part here.
 
 use ::gpu::{Buffer, CudaError, Stream};
 use kernels::attention::cuda::{
