@@ -120,6 +120,10 @@ pub fn offline<E: Executor + ?Sized>(
 }
 
 /// As [`offline`], in the time of a simulated GPU.
+///
+/// # Errors
+///
+/// As [`offline`].
 pub fn offline_simulated(
     executor: &mut SimulatedExecutor,
     vocab: usize,

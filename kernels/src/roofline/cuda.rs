@@ -111,6 +111,10 @@ impl Multiply {
     }
 
     /// With `mma.sync` on 8-bit integers; [`Self::launch`] returns whole-number operations.
+    ///
+    /// # Errors
+    ///
+    /// If this binary does not hold the kernel for `device`.
     pub fn mma_sync_int8(device: &Device) -> Result<Self, CudaError> {
         let of_f16 = Self::mma_sync(device)?;
         Ok(Self {

@@ -221,6 +221,10 @@ impl StreamLinearKernels {
 
     /// The launch of `stream_linear.cu` for up to 8 rows with all the shared memory of a block, and
     /// which of its clusters the device holds. The planner uses no larger one.
+    ///
+    /// # Errors
+    ///
+    /// If the driver cannot say it.
     pub fn cluster_launch(&self) -> Result<ClusterLaunch, CudaError> {
         let rows = RowBucket::Up8;
         let n_threads = (rows.n_warps(self.limits.compute_major) * 32) as u32;
