@@ -25,6 +25,11 @@ pub fn read(path: &Path) -> io::Result<String> {
     }
 }
 
+/// Whether [`read`] finds the file, plain or compressed.
+pub fn exists(path: &Path) -> bool {
+    path.is_file() || compressed(path).is_file()
+}
+
 fn compressed(path: &Path) -> PathBuf {
     let mut name = OsString::from(path);
     name.push(".gz");
@@ -45,6 +50,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("temporary folder");
         let path = dir.path().join("a.jsonl");
         let missing = read(&path).expect_err("none is there");
+        assert!(!exists(&path));
         assert_eq!(missing.kind(), ErrorKind::NotFound);
 
         let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
@@ -54,6 +60,7 @@ mod tests {
         let packed = encoder.finish().expect("encoded");
         let beside = dir.path().join("a.jsonl.gz");
         fs::write(&beside, &packed).expect("written");
+        assert!(exists(&path) && !path.exists());
         assert_eq!(read(&path).expect("readable"), "{\"text\":\"시작\"}\n");
 
         fs::write(&beside, &packed[..packed.len() - 5]).expect("written");

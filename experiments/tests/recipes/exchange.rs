@@ -184,7 +184,8 @@ fn an_export_can_be_imported_as_a_result_of_vllm_and_of_nothing_else() {
             .any(|line| line.contains(&format!(",{metric},openai fake-7b,")))
     };
     assert!(
-        row("ttft_p50") && row("latency_p99") && row("request_goodput"),
+        row("ttft_p50") && row("latency_p50") && row("request_goodput"),
         "{table}"
     );
+    assert!(!row("latency_p99"), "of two requests: {table}");
 }

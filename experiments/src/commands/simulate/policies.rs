@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use records::rows::RequestRow;
-use records::run_folder;
+use records::{run_folder, text_file};
 
 use super::against::{COMPARED, read_compared, recorded_runs};
 use super::compared::{ComparedCase, Figure};
@@ -145,7 +145,7 @@ fn split_policy(flags: &[String]) -> Option<(String, Vec<String>)> {
 
 fn newest_comparison(repository: &Repository) -> Result<Vec<ComparedCase>> {
     let mut dirs = run_folder::run_folders(&repository.bench_dir())?;
-    dirs.retain(|dir| dir.join(COMPARED).is_file());
+    dirs.retain(|dir| text_file::exists(&dir.join(COMPARED)));
     dirs.sort();
     dirs.last()
         .map_or_else(|| Ok(Vec::new()), |dir| read_compared(dir))
@@ -177,7 +177,8 @@ mod tests {
     fn the_tables_of_comparisons_have_what_their_cases_say() {
         let dirs = run_folder::run_folders(&repository().bench_dir()).unwrap();
         let mut n_tables = 0;
-        for dir in dirs.iter().filter(|dir| dir.join(COMPARED).is_file()) {
+        let is_compared = |dir: &&PathBuf| text_file::exists(&dir.join(COMPARED));
+        for dir in dirs.iter().filter(is_compared) {
             let table = fs::read_to_string(dir.join(TABLE)).unwrap();
             assert!(
                 render(&read_compared(dir).unwrap()) == table,
