@@ -1,10 +1,11 @@
-//! Charts as SVG: what is drawn ([`plots`]), how ([`draw`]), and how the file is made small and
+//! Charts as SVG: what is drawn ([`plots`], [`of_tables`]), how ([`draw`]), and how the file is made small and
 //! fit for light and dark pages ([`finish`]).
 //!
 //! The same data give the same bytes: coordinates are whole pixels and series are sorted.
 
 mod draw;
 mod finish;
+mod of_tables;
 mod plots;
 
 pub use finish::inline;

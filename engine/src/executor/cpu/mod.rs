@@ -11,6 +11,7 @@ mod device;
 mod forward;
 mod host_tier;
 mod options;
+mod projection;
 mod weights;
 
 pub(crate) use device::processor_name;
