@@ -44,6 +44,7 @@ pub struct SyntheticCheckpoint {
     config: ModelConfig,
     format: SyntheticFormat,
     seed: u64,
+    is_made_on_host: bool,
 }
 
 impl SyntheticCheckpoint {
@@ -52,6 +53,16 @@ impl SyntheticCheckpoint {
             config,
             format,
             seed,
+            is_made_on_host: false,
+        }
+    }
+
+    /// Every executor gets the same weights, made here. Otherwise one on a GPU makes its own, which takes seconds
+    /// instead of minutes for a large model.
+    pub fn made_on_host(self) -> Self {
+        Self {
+            is_made_on_host: true,
+            ..self
         }
     }
 
@@ -195,7 +206,7 @@ impl Checkpoint for SyntheticCheckpoint {
     }
 
     fn dummy_seed(&self) -> Option<u64> {
-        Some(self.seed)
+        (!self.is_made_on_host).then_some(self.seed)
     }
 
     fn format(&self) -> CheckpointFormat {

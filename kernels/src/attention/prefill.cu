@@ -20,31 +20,6 @@
 
 constexpr int ROWS = 64, TOKENS = 64, THREADS = 128;
 
-// Which sequence tile `tile` belongs to, and its first row there. The same in every warp.
-DEVICE bool find_tile(const PackedAttentionParams& p, int tile, int& seq, int& first_row) {
-    const int lane = threadIdx.x % 32;
-    int before = 0;
-    for (int base = 0; base < p.n_seqs; base += 32) {
-        const int s = base + lane;
-        const int tiles = s < p.n_seqs ? (max(0, first_token(p, s + 1) - first_token(p, s)) * p.group + ROWS - 1) / ROWS : 0;
-        int inclusive = tiles;
-#pragma unroll
-        for (int d = 1; d < 32; d *= 2) {
-            const int other = __shfl_up_sync(~0u, inclusive, d);
-            if (lane >= d) inclusive += other;
-        }
-        const uint32_t hit = __ballot_sync(~0u, before + inclusive > tile);
-        if (hit != 0) {
-            const int found = __ffs(hit) - 1;
-            seq = base + found;
-            first_row = (tile - before - __shfl_sync(~0u, inclusive - tiles, found)) * ROWS;
-            return true;
-        }
-        before += __shfl_sync(~0u, inclusive, 31);
-    }
-    return false;
-}
-
 // Offset of 16-byte chunk `chunk` (8 dimensions) of token `row` in the K tile. The two rows of a pair are in
 // different halves of the banks.
 template <int HD>
@@ -126,13 +101,6 @@ DEVICE void load_eight(const elem* at, bool exists, uint32_t (&out)[4]) {
     else out[0] = out[1] = out[2] = out[3] = 0;
 }
 
-// Where a block works: rows of one sequence, one KV head.
-struct BlockRows {
-    int seq, first_row, rows;  // rows: of the sequence
-    int begin;                 // the sequence's first token in the batch
-    int start, context;        // of the context: the token of row 0, and how many there are
-};
-
 // This lane's two rows, g and g + 8 of the warp's 16. Rows past the end are zero and not stored.
 template <int HD>
 struct QueryRows {
@@ -150,7 +118,7 @@ struct QueryRows {
             const int t = min(row, block.rows - 1) / p.group;
             token[h] = block.begin + t;
             head[h] = kv_head * p.group + min(row, block.rows - 1) % p.group;
-            limit[h] = min(block.start + t + 1, block.context);
+            limit[h] = block.limit(row, p.group);
         }
 #pragma unroll
         for (int s = 0; s < S; s++) {
@@ -265,17 +233,12 @@ DEVICE void attention_prefill(const PackedAttentionParams& p) {
     launch_dependents();
     wait_for_previous();
     BlockRows block;
-    if (!find_tile(p, gridDim.x - 1 - blockIdx.x, block.seq, block.first_row)) return;
-    block.begin = first_token(p, block.seq);
-    const int len = first_token(p, block.seq + 1) - block.begin;
-    block.context = min(p.context_len[block.seq], p.max_pages * PAGE_TOKENS);
-    if (block.context <= 0) return;
-    block.start = max(0, block.context - len), block.rows = len * p.group;
+    if (!block.find<ROWS>(p, gridDim.x - 1 - blockIdx.x)) return;
 
     const QueryRows<HD> query(p, block, kv_head, warp, g, j);
     // How many tokens of the context the block's last row sees, and its first.
-    const int last_limit = min(block.start + (min(block.first_row + ROWS, block.rows) - 1) / p.group + 1, block.context);
-    const int first_limit = min(block.start + block.first_row / p.group + 1, block.context);
+    const int last_limit = block.limit(block.first_row + ROWS - 1, p.group);
+    const int first_limit = block.limit(block.first_row, p.group);
     const int n_tiles = (last_limit + TOKENS - 1) / TOKENS, last_page = (last_limit - 1) / PAGE_TOKENS;
 
     const int32_t* table = p.page_table + static_cast<int64_t>(block.seq) * p.max_pages;

@@ -25,6 +25,8 @@
 // memory: sized by the host (mma.rs), at most 99 KiB.
 // Architectures: sm_90, sm_120. Elements: f16, bf16.
 // Cutting work evenly over blocks is stream-K (Osama et al., 2023). Measurements: NOTES.md.
+#include <cuda/std/type_traits>
+
 constexpr int WARPS = 8;
 #include "mma_block.cuh"
 
@@ -46,6 +48,9 @@ struct Ring {
     // at 128 rows, 4 % at 64. With fewer rows there are few products, and a plain barrier of the block is
     // faster (16 rows: 55 instead of 64 us). 16-bit weights were measured this way only.
     static constexpr bool IS_LATE = N >= 8 || PER_CHUNK == 1;
+    // Scales go on the sums of a group of 128 k instead of its weights, where those are more. At 32 rows the
+    // second set of sums spills.
+    static constexpr bool ON_SUMS = F::GROUPS == 2 && N <= 3;
     static constexpr int STAGES = AHEAD + 1 + IS_LATE;
     static constexpr int ROWS = N * 8, X_STAGE = ROWS * X_ROW_BYTES, X_SCALE_BYTES = 0;
     // Scales of the chunk that is multiplied, of one that a late warp may still read, and of those that
@@ -57,14 +62,35 @@ struct Ring {
 };
 
 // Loads the scales of the group that products 2P and 2P + 1 of a chunk's piece belong to.
-template <class F>
-DEVICE void load_groups(GroupScale (&group)[WARP_TILES], const uint8_t* scales, int piece, int P) {
+template <class F, class G>
+DEVICE void load_groups(G (&group)[WARP_TILES], const uint8_t* scales, int piece, int P) {
     if constexpr (F::GROUPS > 0) {
         const int g = (threadIdx.x & 31) >> 2;
 #pragma unroll
         for (int t = 0; t < WARP_TILES; t++)
             F::load_group(scales + t * F::SCALE_BYTES, (2 * piece + P) * F::GROUPS / 8, g, group[t]);
     }
+}
+
+template <int N>
+DEVICE void clear(float (&sums)[WARP_TILES][N][4]) {
+#pragma unroll
+    for (int t = 0; t < WARP_TILES; t++)
+#pragma unroll
+        for (int r = 0; r < N; r++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) sums[t][r][i] = 0.f;
+}
+// Adds a group's sums times its scales.
+template <int N>
+DEVICE void add_scaled(float (&acc)[WARP_TILES][N][4], const float (&sums)[WARP_TILES][N][4],
+                       const GroupSumScale (&group)[WARP_TILES]) {
+#pragma unroll
+    for (int t = 0; t < WARP_TILES; t++)
+#pragma unroll
+        for (int r = 0; r < N; r++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) acc[t][r][i] += group[t].scale[i / 2] * sums[t][r][i];
 }
 
 // 32 k of a warp's columns times all rows. `row_at`: this lane's row and half of 16 k, for ldmatrix, which reads
@@ -161,7 +187,9 @@ DEVICE void mma_linear(const MmaLinearParams& p) {
         for (; chunk < end; chunk++) {
             const uint8_t* scales_at = own_scales + slot * BLOCK_TILES * F::SCALE_BYTES;
             if (++slot == R::SLOTS) slot = 0;
-            GroupScale group[WARP_TILES];
+            cuda::std::conditional_t<R::ON_SUMS, GroupSumScale, GroupScale> group[WARP_TILES];
+            float of_group[WARP_TILES][N][4];
+            float(&sums)[WARP_TILES][N][4] = *(R::ON_SUMS ? &of_group : &acc);
 #pragma unroll
             for (int part = 0; part < R::PER_CHUNK; part++) {
                 Words<R>& own = words[part % AHEAD];
@@ -182,13 +210,14 @@ DEVICE void mma_linear(const MmaLinearParams& p) {
                 const uint32_t rows_at = x_at + row_offset, odd_at = x_at + odd_offset;
                 if (++stage == S) stage = 0;
                 if (F::GROUPS != 2 || part % 2 == 0) load_groups<F>(group, scales_at, part, 0);
+                if (R::ON_SUMS && part % 2 == 0) clear(sums);
                 uint32_t a[WARP_TILES][2][4];
 #pragma unroll
                 for (int t = 0; t < WARP_TILES; t++) {
                     F::template operands<0>(own.w[t], a[t]);
                     F::scale_operands(a[t], group[t]);
                 }
-                multiply<0, N>(acc, a, rows_at, odd_at);
+                multiply<0, N>(sums, a, rows_at, odd_at);
                 if constexpr (F::GROUPS == 8) load_groups<F>(group, scales_at, part, 1);
 #pragma unroll
                 for (int t = 0; t < WARP_TILES; t++) {
@@ -197,7 +226,9 @@ DEVICE void mma_linear(const MmaLinearParams& p) {
                 }
                 feed.load_words(own, feed_part);
                 if constexpr (R::IS_LATE) arrive();
-                multiply<1, N>(acc, a, rows_at, odd_at);
+                multiply<1, N>(sums, a, rows_at, odd_at);
+                if constexpr (R::ON_SUMS)
+                    if (part % 2 == 1) add_scaled(acc, sums, group);
             }
         }
         const int row = work % n_row_tiles * N * 8;

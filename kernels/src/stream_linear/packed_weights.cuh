@@ -18,11 +18,23 @@ constexpr uint32_t SIXTEENS = IS_BF16 ? 0x41804180 : 0x4c004c00;
 constexpr int NIBBLE_BIT = IS_BF16 ? 3 : 6;
 DEVICE uint32_t sixteen_plus(uint32_t nibbles) { return and_or<NIBBLES, SIXTEENS>(nibbles); }
 
+// Where zeros are taken off each weight, its offset may depend on the column: 16 is not the only one. In fp16 a
+// nibble at bits 2 to 5 makes 256 + q. So two registers come out of a word as it is, and two after a rotation.
+constexpr uint32_t LOWER_NIBBLES = 0x003c003c, TWO_HUNDRED_FIFTY_SIXES = 0x5c005c00;
+DEVICE uint32_t two_hundred_fifty_six_plus(uint32_t nibbles) {
+    return and_or<LOWER_NIBBLES, TWO_HUNDRED_FIFTY_SIXES>(nibbles);
+}
+
 // What `dequantised` keeps of a quantisation group for columns g and g + 8, each twice.
 struct GroupScale {
     elem2 scale[2];
     elem2 rest[2];  // bf16 only: the fp16 scale minus its bf16 rounding
-    elem2 zero[2];  // 16 + z
+    elem2 zero[2];  // plus the column's offset: 16, and in fp16 256 for column g
+};
+// The same where scales are applied to the group's sums.
+struct GroupSumScale {
+    float scale[2];
+    elem2 zero[2];
 };
 
 template <int GROUPS_>  // quantisation groups in 128 k: 1, 2 or 4
@@ -35,12 +47,13 @@ struct AwqFormat {
     // The A operands of products 2P and 2P + 1, each plus 16. Word = 16 columns x 16 k of the warp.
     template <int P>
     DEVICE static void weights(const uint8_t* chunk, int lane, uint4& words, uint32_t (&a)[2][4]) {
-        if constexpr (P % 2 == 0) words = *reinterpret_cast<const uint4*>(chunk + P / 2 * WARP_BYTES + lane * LANE_BYTES);
+        if constexpr (P % 2 == 0) words = load_words<P>(chunk, lane);
         plus_sixteen<P>(words, a);
     }
-    // The same of words that are in registers.
     template <int P>
-    DEVICE static void operands(const uint4 (&words)[1], uint32_t (&a)[2][4]) { plus_sixteen<P>(words[0], a); }
+    DEVICE static uint4 load_words(const uint8_t* chunk, int lane) {
+        return *reinterpret_cast<const uint4*>(chunk + P / 2 * WARP_BYTES + lane * LANE_BYTES);
+    }
     template <int P>
     DEVICE static void plus_sixteen(const uint4& words, uint32_t (&a)[2][4]) {
 #pragma unroll
@@ -60,6 +73,20 @@ struct AwqFormat {
             }
         }
     }
+    // Each plus its column's offset, as `load_group` has the zeros.
+    template <int P>
+    DEVICE static void operands(const uint4 (&words)[1], uint32_t (&a)[2][4]) {
+        if constexpr (IS_BF16) return plus_sixteen<P>(words[0], a);
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            const uint32_t w = P % 2 == 0 ? (i == 0 ? words[0].x : words[0].y) : (i == 0 ? words[0].z : words[0].w);
+            const uint32_t rotated = __funnelshift_r(w, w, 8);
+            a[i][0] = two_hundred_fifty_six_plus(w);
+            a[i][1] = sixteen_plus(w);
+            a[i][2] = two_hundred_fifty_six_plus(rotated);
+            a[i][3] = sixteen_plus(rotated);
+        }
+    }
     // 16 + z of columns g and g + 8.
     DEVICE static elem2 zeros(const uint8_t* scales, int index, int g) {
         const uint32_t z = scales[GROUPS * GROUP_SCALE_BYTES + index * GROUP_ZERO_BYTES + g];
@@ -76,9 +103,23 @@ struct AwqFormat {
             const elem2 rest = floats_to_elem2(exact.x - rounded.x, exact.y - rounded.y);
             group.rest[0] = low_low(rest), group.rest[1] = high_high(rest);
         }
-        const elem2 z = zeros(scales, index, g);
         group.scale[0] = low_low(s), group.scale[1] = high_high(s);
-        group.zero[0] = low_low(z), group.zero[1] = high_high(z);
+        load_zeros(scales, index, g, group.zero);
+    }
+    DEVICE static void load_group(const uint8_t* scales, int index, int g, GroupSumScale& group) {
+        const float2 s = __half22float2(*reinterpret_cast<const __half2*>(scales + index * GROUP_SCALE_BYTES + g * 4));
+        group.scale[0] = s.x, group.scale[1] = s.y;
+        load_zeros(scales, index, g, group.zero);
+    }
+    // Each plus the column's offset, twice.
+    DEVICE static void load_zeros(const uint8_t* scales, int index, int g, elem2 (&zero)[2]) {
+        if constexpr (IS_BF16) {
+            const elem2 z = zeros(scales, index, g);
+            zero[0] = low_low(z), zero[1] = high_high(z);
+        } else {
+            const uint32_t z = scales[GROUPS * GROUP_SCALE_BYTES + index * GROUP_ZERO_BYTES + g] * 0x00040004u;
+            zero[0] = bits_elem2(two_hundred_fifty_six_plus(z)), zero[1] = bits_elem2(sixteen_plus(z));
+        }
     }
     // Applies zero and scale to operands: (q - z) s, rounded to an element like any dequantised weight, by up
     // to 2^-11 of it in fp16 and 2^-8 in bf16. An fp16 scale takes two factors in bf16: the small product is
@@ -95,11 +136,19 @@ struct AwqFormat {
                     a[i][r] = elem2_bits(__hmul2(level, group.scale[r % 2]));
             }
     }
+    // Takes zeros off alone: q - z, exactly.
+    DEVICE static void scale_operands(uint32_t (&a)[2][4], const GroupSumScale& group) {
+#pragma unroll
+        for (int i = 0; i < 2; i++)
+#pragma unroll
+            for (int r = 0; r < 4; r++) a[i][r] = elem2_bits(__hsub2(bits_elem2(a[i][r]), group.zero[r % 2]));
+    }
     template <int P>
     DEVICE static void dequantised(const uint8_t* chunk, const uint8_t* scales, int lane, uint4& words,
                                    GroupScale& group, uint32_t (&a)[2][4]) {
         if constexpr (P % (PAIRS / GROUPS) == 0) load_group(scales, P / (PAIRS / GROUPS), lane >> 2, group);
-        weights<P>(chunk, lane, words, a);
+        if constexpr (P % 2 == 0) words = load_words<P>(chunk, lane);
+        operands<P>({words}, a);
         scale_operands(a, group);
     }
     // Scale and 16 + zero of columns g and g + 8, which lie next to each other.

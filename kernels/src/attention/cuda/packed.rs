@@ -14,9 +14,20 @@ const TILE_ROWS: usize = 64;
 /// Tokens of a block of the plain kernel.
 const PLAIN_TOKENS: usize = 4;
 const THREADS: u32 = 128;
+/// The same of the kernel with `wgmma`, and its dynamic shared memory.
+const WGMMA_ROWS: usize = 128;
+const WGMMA_THREADS: u32 = 384;
+const WGMMA_HEAD_DIM: usize = 128;
+const WGMMA_SHARED_BYTES: usize = 163_904;
 
 shared_constants! {
     in "attention/prefill.cu" { TILE_ROWS as ROWS, THREADS }
+    in "attention/prefill_wgmma.cu" {
+        WGMMA_ROWS as ROWS,
+        WGMMA_THREADS as THREADS,
+        WGMMA_HEAD_DIM as HD,
+        WGMMA_SHARED_BYTES as SHARED_BYTES,
+    }
 }
 
 device_structs! {
@@ -108,10 +119,20 @@ impl PrefillAttentionArgs<'_> {
     }
 }
 
-/// Flash attention with tensor cores, for any number of query heads per KV head.
+/// A kernel's block.
+#[derive(Debug, Clone, Copy)]
+struct Block {
+    rows: usize,
+    threads: u32,
+    shared_bytes: usize,
+}
+
+/// Flash attention with tensor cores, for any number of query heads per KV head: with `wgmma` for heads of 128
+/// on sm_90, else with `mma.sync`.
 #[derive(Debug)]
 pub struct PrefillAttention {
     kernel: Kernel,
+    block: Block,
     element: Element,
     shape: HeadShape,
     format: KvFormat,
@@ -127,9 +148,29 @@ impl PrefillAttention {
         shape: HeadShape,
         format: KvFormat,
     ) -> Result<Self, CudaError> {
-        let kernel = kernel(device, element, shape, format, "prefill")?;
+        let has_wgmma = device.properties().compute_capability == (9, 0);
+        let (which, block) = if has_wgmma && shape.head_dim == WGMMA_HEAD_DIM {
+            let block = Block {
+                rows: WGMMA_ROWS,
+                threads: WGMMA_THREADS,
+                shared_bytes: WGMMA_SHARED_BYTES,
+            };
+            ("prefill_wgmma", block)
+        } else {
+            let block = Block {
+                rows: TILE_ROWS,
+                threads: THREADS,
+                shared_bytes: 0,
+            };
+            ("prefill", block)
+        };
+        let kernel = kernel(device, element, shape, format, which)?;
+        if block.shared_bytes > 0 {
+            kernel.set_max_dynamic_shared(block.shared_bytes)?;
+        }
         Ok(Self {
             kernel,
+            block,
             element,
             shape,
             format,
@@ -150,7 +191,7 @@ impl PrefillAttention {
             return Ok(());
         }
         // Every sequence's last tile may be partly empty; blocks without a tile exit at once.
-        let n_tiles = (args.n_tokens * self.shape.group()).div_ceil(TILE_ROWS) + args.n_seqs;
+        let n_tiles = (args.n_tokens * self.shape.group()).div_ceil(self.block.rows) + args.n_seqs;
         let grid = Dim3::new(
             CHECK.int("tiles", n_tiles)? as u32,
             self.shape.n_kv as u32,
@@ -158,7 +199,8 @@ impl PrefillAttention {
         );
         let config = LaunchConfig {
             dependent: true,
-            ..LaunchConfig::new(grid, THREADS)
+            shared_bytes: self.block.shared_bytes,
+            ..LaunchConfig::new(grid, self.block.threads)
         };
         // SAFETY: the kernel keeps q_start, contexts and pages inside the batch, the table and the
         // pool, whatever their values; the lengths were checked in `params`.
