@@ -112,12 +112,16 @@ impl QkvPrepare {
             args.row_stride,
             n_heads * head_dim,
         )?;
+        // The kernel reads pairs of elements and angles.
+        CHECK.multiple("row_stride", args.row_stride, 2)?;
+        CHECK.aligned("qkv", qkv, 4)?;
         let norm = |what, norm: Option<ElementView<'_>>| -> Result<_, CudaError> {
             let Some(norm) = norm else {
                 return Ok(DevicePtr::null());
             };
             let norm = CHECK.element(what, norm, self.element)?;
             CHECK.equal(what, norm.len(), head_dim)?;
+            CHECK.aligned(what, norm, 4)?;
             Ok(norm.ptr())
         };
         let q_norm = norm("length of q_norm", args.q_norm)?;
@@ -130,6 +134,7 @@ impl QkvPrepare {
             head_dim,
             head_dim,
         )?;
+        CHECK.aligned("cos_sin", args.cos_sin, 8)?;
         CHECK.at_least("length of positions", args.positions.len(), args.n_rows)?;
         CHECK.at_least("length of slots", args.slots.len(), args.n_rows)?;
         CHECK.positive("eps", args.eps)?;

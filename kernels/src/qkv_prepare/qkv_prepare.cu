@@ -24,6 +24,20 @@ struct QkvPrepareParams {
     int32_t n_positions;  // rows of cos_sin; a position outside is clamped
 };
 
+// E values side by side: one load or store.
+DEVICE void load_values(const elem* at, float (&v)[1]) { v[0] = elem_to_float(*at); }
+DEVICE void load_values(const elem* at, float (&v)[2]) {
+    const float2 pair = elem2_to_float2(*reinterpret_cast<const elem2*>(at));
+    v[0] = pair.x, v[1] = pair.y;
+}
+DEVICE void load_values(const float* at, float (&v)[1]) { v[0] = *at; }
+DEVICE void load_values(const float* at, float (&v)[2]) {
+    const float2 pair = *reinterpret_cast<const float2*>(at);
+    v[0] = pair.x, v[1] = pair.y;
+}
+DEVICE void store_values(elem* at, const float (&v)[1]) { *at = float_to_elem(v[0]); }
+DEVICE void store_values(elem* at, const float (&v)[2]) { *reinterpret_cast<elem2*>(at) = floats_to_elem2(v[0], v[1]); }
+
 template <class T, int HD>
 DEVICE void qkv_prepare(const QkvPrepareParams& p) {
     constexpr int E = HD / 64;  // dimensions of each half that a lane holds
@@ -31,12 +45,14 @@ DEVICE void qkv_prepare(const QkvPrepareParams& p) {
     launch_dependents();
     if (head >= p.n_q + 2 * p.n_kv) return;
     wait_for_previous();
+    // Loads first, whatever the slot says: one latency after the other costs more than all at once.
     const int slot = p.slots[row];
-    if (slot < 0 || slot / PAGE_TOKENS >= p.kv.n_pages) return;
+    const uint32_t position = min(static_cast<uint32_t>(p.positions[row]), static_cast<uint32_t>(p.n_positions - 1));
     elem* at = p.qkv + static_cast<int64_t>(row) * p.row_stride + head * HD;
-    float lo[E], hi[E];
-#pragma unroll
-    for (int e = 0; e < E; e++) lo[e] = elem_to_float(at[lane * E + e]), hi[e] = elem_to_float(at[HD / 2 + lane * E + e]);
+    float lo[E], hi[E], cosine[E], sine[E];
+    load_values(at + lane * E, lo), load_values(at + HD / 2 + lane * E, hi);
+    const float* angles = p.cos_sin + static_cast<int64_t>(position) * HD;
+    load_values(angles + lane * E, cosine), load_values(angles + HD / 2 + lane * E, sine);
 
     const bool is_v = head >= p.n_q + p.n_kv, is_k = head >= p.n_q && !is_v;
     if (!is_v) {
@@ -48,28 +64,21 @@ DEVICE void qkv_prepare(const QkvPrepareParams& p) {
 #pragma unroll
             for (int d = 16; d > 0; d /= 2) square += __shfl_xor_sync(~0u, square, d);
             const float r = rsqrtf(square / HD + p.eps);
+            float norm_lo[E], norm_hi[E];
+            load_values(norm + lane * E, norm_lo), load_values(norm + HD / 2 + lane * E, norm_hi);
 #pragma unroll
-            for (int e = 0; e < E; e++) {
-                lo[e] *= r * elem_to_float(norm[lane * E + e]);
-                hi[e] *= r * elem_to_float(norm[HD / 2 + lane * E + e]);
-            }
+            for (int e = 0; e < E; e++) lo[e] *= r * norm_lo[e], hi[e] *= r * norm_hi[e];
         }
-        const uint32_t position = min(static_cast<uint32_t>(p.positions[row]), static_cast<uint32_t>(p.n_positions - 1));
-        const float* angles = p.cos_sin + static_cast<int64_t>(position) * HD;
 #pragma unroll
         for (int e = 0; e < E; e++) {
-            const float c = angles[lane * E + e], s = angles[HD / 2 + lane * E + e];
             const float a = lo[e], b = hi[e];
-            lo[e] = a * c - b * s;
-            hi[e] = b * c + a * s;
+            lo[e] = a * cosine[e] - b * sine[e];
+            hi[e] = b * cosine[e] + a * sine[e];
         }
     }
+    if (slot < 0 || slot / PAGE_TOKENS >= p.kv.n_pages) return;
     if (!is_v && !is_k) {
-#pragma unroll
-        for (int e = 0; e < E; e++) {
-            at[lane * E + e] = float_to_elem(lo[e]);
-            at[HD / 2 + lane * E + e] = float_to_elem(hi[e]);
-        }
+        store_values(at + lane * E, lo), store_values(at + HD / 2 + lane * E, hi);
         return;
     }
     const int page = slot / PAGE_TOKENS, token = slot % PAGE_TOKENS;
