@@ -29,7 +29,7 @@ Parts are then check, sanitizer and bench unless --only names others, and the pr
 profile.txt, in the engine's records and in the table's heading.
 
 A part that fails does not keep the next from running; the exit code is 1 then. Written under
-`--out`: gpu.csv, gpu_tests.txt, sanitizer.txt, timeline_*.txt, engine_bench.jsonl, kernels.jsonl, kernels.txt,
+`--out`: gpu.csv, gpu_tests.txt, sanitizer.txt, timelines.txt, engine_bench.jsonl, kernels.jsonl, kernels.txt,
 load.txt, runs/, poison.json, poison.txt, poison_server.log. A table comes last on standard output.
 """
 
@@ -314,7 +314,8 @@ def timeline(card):
             continue
         code, text = card.run([sys.executable, ROOT / "experiments" / "timeline" / "table.py", record], 60)
         record.unlink()
-        (card.out / f"timeline_{batch}.txt").write_text(text)
+        with (card.out / "timelines.txt").open("a") as file:
+            file.write(f"==> timeline_{batch}.txt <==\n{text}\n")
         if code != 0:
             card.fail(f"timeline {sizes}: {text.strip()[-800:]}")
         card.row(f"timeline, batch {batch}", text.splitlines()[0] if text else "")

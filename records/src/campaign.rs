@@ -1,21 +1,20 @@
-//! A campaign folder: all starts of one call of a recipe in a few files.
+//! A campaign folder: all starts of one call of a recipe in three files.
 //!
-//! `campaign.json` and `starts.jsonl.zst` are summaries; `requests.jsonl.zst`, `times.zst` and
-//! `files.jsonl.zst` hold the run folders' files ([`crate::sealed_rows`], [`crate::token_times`]);
-//! `digests.json`, written last, covers all of them. Campaigns of older versions have
-//! `starts.jsonl` uncompressed, and the times of tokens in the rows.
+//! `campaign.json` is for people. `rows.tar` ([`crate::rows_tar`]) has a line for each start, and the
+//! run folders' files ([`crate::sealed_rows`], [`crate::token_times`]). `digests.json`, written last,
+//! covers both, and every member of `rows.tar`.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io;
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 
-use crate::digests::{Digests, digest_of_file, is_file_name};
+use crate::digests::{Digests, digest_of_bytes, digest_of_file};
 use crate::environment::Environment;
 use crate::manifest::{Derived, GitState, Hashes};
+use crate::rows_tar::{self, Member, ROWS};
 use crate::run_folder::read_json;
 use crate::sealed_rows::{FilesOfRuns, decode};
 use crate::source::Source;
@@ -24,10 +23,6 @@ use crate::token_times::TokenTimes;
 use crate::{REQUESTS, RecordError};
 
 pub const CAMPAIGN: &str = "campaign.json";
-pub const STARTS: &str = "starts.jsonl.zst";
-/// Of campaigns of older versions.
-const PLAIN_STARTS: &str = "starts.jsonl";
-pub const TIMES: &str = "times.zst";
 pub const DIGESTS: &str = "digests.json";
 
 /// `campaign.json`: what all starts have in common, and what was compared.
@@ -75,7 +70,7 @@ pub struct ArmOfCampaign {
     pub rounds: Vec<u32>,
 }
 
-/// A line of `starts.jsonl.zst`: one server start.
+/// A line of `starts.jsonl`: one server start.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct StartLine {
@@ -106,7 +101,7 @@ pub struct CaseFigures {
     pub median_e2el_ms: Option<f64>,
 }
 
-/// One of the compressed files.
+/// Which member of `rows.tar` a run folder's file is in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
     Requests,
@@ -117,7 +112,6 @@ pub enum Part {
 impl Part {
     pub const ALL: [Self; 2] = [Self::Requests, Self::Files];
 
-    /// The compressed file that contains a run folder's `file`.
     pub fn of(file: &str) -> Self {
         match file {
             REQUESTS => Self::Requests,
@@ -125,15 +119,15 @@ impl Part {
         }
     }
 
-    pub fn file_name(self) -> &'static str {
+    pub fn member(self) -> Member {
         match self {
-            Self::Requests => "requests.jsonl.zst",
-            Self::Files => "files.jsonl.zst",
+            Self::Requests => Member::Requests,
+            Self::Files => Member::Files,
         }
     }
 }
 
-/// A campaign folder whose compressed files are read on first use.
+/// A campaign folder whose runs' files are read on first use.
 #[derive(Debug)]
 pub struct SealedCampaign {
     dir: PathBuf,
@@ -144,23 +138,25 @@ pub struct SealedCampaign {
 
 impl SealedCampaign {
     pub fn is_at(dir: &Path) -> bool {
-        [CAMPAIGN, STARTS, PLAIN_STARTS]
-            .iter()
-            .any(|name| dir.join(name).is_file())
+        [CAMPAIGN, ROWS].iter().any(|name| dir.join(name).is_file())
     }
 
     /// Reads the starts; the files of runs are read when they are first asked for.
     ///
     /// # Errors
     ///
-    /// [`RecordError::Io`] if the folder has no readable `starts.jsonl.zst`,
-    /// [`RecordError::Malformed`] if one of its lines is no start.
+    /// [`RecordError::Io`] if the folder has no readable `rows.tar`, [`RecordError::Malformed`] if
+    /// that is no archive of a campaign, a line of its starts is no start, or the folder has the form
+    /// before `rows.tar`.
     pub fn open(dir: &Path) -> Result<Self, RecordError> {
-        let starts = starts_text(dir)?
+        if has_loose_rows(dir) {
+            return Err(RecordError::malformed(dir, LOOSE_ROWS));
+        }
+        let starts = unpacked_text(dir, Member::Starts)?
             .lines()
             .map(serde_json::from_str)
             .collect::<Result<Vec<StartLine>, _>>()
-            .map_err(|error| RecordError::malformed(dir.join(starts_name(dir)), error))?;
+            .map_err(|error| malformed(dir, Member::Starts, error))?;
         Ok(Self {
             dir: dir.to_owned(),
             starts,
@@ -191,7 +187,7 @@ impl SealedCampaign {
     ///
     /// # Errors
     ///
-    /// If the compressed file cannot be read ([`RecordError::Io`]) or decoded
+    /// If `rows.tar` cannot be opened ([`RecordError::Io`]) or its member cannot be decoded
     /// ([`RecordError::Malformed`], with the line).
     pub fn read(&self, run_id: &str, file: &str) -> Result<Option<&[u8]>, RecordError> {
         let bytes = self.files(Part::of(file))?.get(run_id);
@@ -202,7 +198,7 @@ impl SealedCampaign {
     ///
     /// # Errors
     ///
-    /// If a compressed file cannot be read ([`RecordError::Io`]) or decoded
+    /// If `rows.tar` cannot be opened ([`RecordError::Io`]) or a member cannot be decoded
     /// ([`RecordError::Malformed`], with the line).
     pub fn files_of(&self, run_id: &str) -> Result<BTreeMap<&str, &[u8]>, RecordError> {
         let mut all = BTreeMap::new();
@@ -217,61 +213,58 @@ impl SealedCampaign {
     ///
     /// # Errors
     ///
-    /// The first file that is missing, unreadable, not listed, or whose digest is not that in
-    /// `digests.json`.
+    /// The first file or member that is missing, unreadable, not listed, or whose digest is not that
+    /// in `digests.json`; a file that is listed and none of a campaign's.
     pub fn check(&self) -> Result<(), String> {
         self.checked.get_or_init(|| check(&self.dir)).clone()
     }
 
     fn files(&self, part: Part) -> Result<&FilesOfRuns, RecordError> {
-        let path = self.dir.join(part.file_name());
         self.parts[part as usize]
             .get_or_init(|| {
-                let text = unpacked(&path).map_err(|error| error.to_string())?;
-                let text = std::str::from_utf8(&text).map_err(|error| error.to_string())?;
-                let times = match part {
-                    Part::Requests => times_in(&self.dir)?,
-                    Part::Files => TokenTimes::default(),
-                };
-                decode(text, times.reader())
+                self.decoded(part).map_err(|error| match error {
+                    // The path is added below.
+                    RecordError::Io { source, .. } => source.to_string(),
+                    RecordError::Malformed { message, .. } => message,
+                    other => other.to_string(),
+                })
             })
             .as_ref()
-            .map_err(|problem| RecordError::malformed(&path, problem))
+            .map_err(|problem| RecordError::malformed(self.dir.join(ROWS), problem))
+    }
+
+    fn decoded(&self, part: Part) -> Result<FilesOfRuns, RecordError> {
+        let text = unpacked_text(&self.dir, part.member())?;
+        let times = match part {
+            Part::Requests => times_in(&self.dir)?,
+            Part::Files => TokenTimes::default(),
+        };
+        decode(&text, times.reader())
+            .map_err(|problem| malformed(&self.dir, part.member(), problem))
     }
 }
 
-/// The text of the folder's starts, a line each.
-pub(crate) fn starts_text(dir: &Path) -> Result<String, RecordError> {
-    let name = starts_name(dir);
-    let path = dir.join(name);
-    let bytes = match name {
-        PLAIN_STARTS => fs::read(&path),
-        _ => unpacked(&path),
-    };
-    let bytes = bytes.map_err(|source| RecordError::io(&path, source))?;
-    String::from_utf8(bytes).map_err(|error| RecordError::malformed(&path, error))
+fn malformed(dir: &Path, member: Member, problem: impl Display) -> RecordError {
+    RecordError::malformed(dir.join(ROWS), format!("{}: {problem}", member.name()))
 }
 
-fn starts_name(dir: &Path) -> &'static str {
-    if dir.join(PLAIN_STARTS).is_file() {
-        PLAIN_STARTS
-    } else {
-        STARTS
-    }
+fn unpacked_text(dir: &Path, member: Member) -> Result<String, RecordError> {
+    let bytes = rows_tar::unpack(&dir.join(ROWS), member)?;
+    String::from_utf8(bytes).map_err(|error| malformed(dir, member, error))
 }
 
-/// None in campaigns of older versions.
-fn times_in(dir: &Path) -> Result<TokenTimes, String> {
-    let path = dir.join(TIMES);
-    if !path.exists() {
-        return Ok(TokenTimes::default());
-    }
-    let bytes = unpacked(&path).map_err(|error| format!("{TIMES}: {error}"))?;
-    TokenTimes::from_bytes(&bytes).ok_or_else(|| format!("{TIMES}: not a whole number of times"))
+fn times_in(dir: &Path) -> Result<TokenTimes, RecordError> {
+    let bytes = rows_tar::unpack(&dir.join(ROWS), Member::Times)?;
+    TokenTimes::from_bytes(&bytes)
+        .ok_or_else(|| malformed(dir, Member::Times, "not a whole number of times"))
 }
 
-fn unpacked(path: &Path) -> io::Result<Vec<u8>> {
-    zstd::decode_all(fs::read(path)?.as_slice())
+const LOOSE_ROWS: &str = "its rows are separate files, the form before rows.tar; \
+    `cargo xtask seal --again` converts it";
+
+/// Whether the folder has the form before `rows.tar`, whose members were files.
+pub(crate) fn has_loose_rows(dir: &Path) -> bool {
+    !dir.join(ROWS).is_file() && dir.join(Member::Requests.name()).is_file()
 }
 
 /// `digests.json`.
@@ -281,23 +274,46 @@ pub struct CampaignDigests {
     pub schema_version: u32,
     /// For each other file of the folder, by name.
     pub sha256: Digests,
+    /// For each member of `rows.tar`, by name; empty in the form before it, whose rows are files.
+    #[serde(default)]
+    pub members: Digests,
 }
 
 fn check(dir: &Path) -> Result<(), String> {
-    let digests: CampaignDigests =
-        read_json(&dir.join(DIGESTS)).map_err(|error| error.to_string())?;
-    let needed = [CAMPAIGN, starts_name(dir)]
-        .into_iter()
-        .chain(Part::ALL.map(Part::file_name));
-    for name in needed {
-        if !digests.sha256.contains_key(name) {
-            return Err(format!("{DIGESTS} does not vouch for {name}"));
+    let digests = read_digests(dir)?;
+    check_files(dir, &digests.sha256, &[CAMPAIGN, ROWS])?;
+    check_names(&digests.members, &Member::ALL.map(Member::name))?;
+    let members = rows_tar::read(&dir.join(ROWS)).map_err(|error| error.to_string())?;
+    for (member, bytes) in Member::ALL.into_iter().zip(members) {
+        let name = member.name();
+        if digest_of_bytes(&bytes) != digests.members[name] {
+            return Err(format!(
+                "{name} in {ROWS} is not what was sealed: its sha256 is not that in {DIGESTS}"
+            ));
         }
     }
-    for (name, wanted) in &digests.sha256 {
-        if !is_file_name(name) {
-            return Err(format!("{DIGESTS}: `{name}` is no file of the folder"));
-        }
+    Ok(())
+}
+
+pub(crate) fn read_digests(dir: &Path) -> Result<CampaignDigests, String> {
+    read_json(&dir.join(DIGESTS)).map_err(|error| error.to_string())
+}
+
+/// Whether exactly these are vouched for.
+fn check_names(digests: &Digests, names: &[&str]) -> Result<(), String> {
+    if let Some(name) = digests.keys().find(|name| !names.contains(&name.as_str())) {
+        return Err(format!("{DIGESTS}: `{name}` is no file of a campaign"));
+    }
+    match names.iter().find(|name| !digests.contains_key(**name)) {
+        Some(name) => Err(format!("{DIGESTS} does not vouch for {name}")),
+        None => Ok(()),
+    }
+}
+
+/// Whether these files, and no others, are vouched for and unchanged.
+pub(crate) fn check_files(dir: &Path, digests: &Digests, names: &[&str]) -> Result<(), String> {
+    check_names(digests, names)?;
+    for (name, wanted) in digests {
         match digest_of_file(&dir.join(name)) {
             Ok(found) if found == *wanted => {}
             Ok(_) => {

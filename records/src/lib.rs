@@ -7,7 +7,7 @@
 //!
 //! - [`manifest`], [`environment`], [`config`], [`status`], [`rows`], [`workload`]: the files of a run.
 //! - [`run_folder`]: a folder that is being written, and the status of one whose runner was killed.
-//! - [`campaign`] and [`seal`]: all starts of a campaign in a few files.
+//! - [`campaign`], [`rows_tar`] and [`seal`]: all starts of a campaign in three files.
 //! - [`store`]: runs by id, wherever they are.
 //! - [`integrity`]: whether a record still contains what its run wrote.
 //! - [`slo`]: what a search for the highest load found.
@@ -57,6 +57,7 @@ pub mod json_text;
 pub mod manifest;
 pub mod process_identity;
 pub mod rows;
+pub mod rows_tar;
 pub mod run_folder;
 #[cfg(test)]
 mod schema_document;

@@ -14,11 +14,12 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::campaign::{
-    ArmOfCampaign, CAMPAIGN, CampaignDigests, CampaignManifest, CaseFigures, DIGESTS, Part, STARTS,
-    SealedCampaign, StartLine, TIMES, starts_text,
+    ArmOfCampaign, CAMPAIGN, CampaignDigests, CampaignManifest, CaseFigures, DIGESTS, Part,
+    SealedCampaign, StartLine, check_files, has_loose_rows, read_digests,
 };
-use crate::digests::digests_of;
+use crate::digests::{digest_of_bytes, digests_of};
 use crate::manifest::{Derived, Hashes, Manifest};
+use crate::rows_tar::{self, Member, ROWS};
 use crate::run_folder::{run_folders, write_json};
 use crate::sealed_rows::encode;
 use crate::source::Source;
@@ -201,73 +202,81 @@ fn write_files(
     name: &str,
     starts: &[Start],
 ) -> Result<(), RecordError> {
-    let mut packing = Packing::default();
+    let mut parts = Part::ALL.map(|_| String::new());
+    let mut times = TokenTimes::default();
     for start in starts {
         for (file, bytes) in files_in(&start.dir)? {
-            packing.add(&start.run.run_id, &file, &bytes);
+            let part = Part::of(&file);
+            let text = &mut parts[part as usize];
+            let times = (part == Part::Requests).then_some(&mut times);
+            encode(&start.run.run_id, &file, &bytes, text, times);
         }
     }
     write_json(&dir.join(CAMPAIGN), &manifest_of(campaign, name, starts))?;
     let mut lines = String::new();
     for start in starts {
-        lines.push_str(&line_of(&dir.join(STARTS), &start_line(start))?);
+        lines.push_str(&line_of(&dir.join(ROWS), &start_line(start))?);
     }
-    packing.write(dir, &lines)
-}
-
-/// The files of runs, packed for a campaign folder.
-#[derive(Default)]
-struct Packing {
-    parts: [String; 2],
-    times: TokenTimes,
-}
-
-impl Packing {
-    fn add(&mut self, run_id: &str, file: &str, bytes: &[u8]) {
-        let part = Part::of(file);
-        let text = &mut self.parts[part as usize];
-        let times = (part == Part::Requests).then_some(&mut self.times);
-        encode(run_id, file, bytes, text, times);
-    }
-
-    /// Writes all files beside `campaign.json`, which is there, and the digests last.
-    fn write(&self, dir: &Path, starts: &str) -> Result<(), RecordError> {
-        let times = self.times.to_bytes();
-        let mut files = vec![(STARTS, starts.as_bytes()), (TIMES, times.as_slice())];
-        for part in Part::ALL {
-            files.push((part.file_name(), self.parts[part as usize].as_bytes()));
-        }
-        for (name, bytes) in files {
-            let path = dir.join(name);
-            let packed = pack(bytes).map_err(|source| RecordError::io(&path, source))?;
-            write_synced(&path, &packed)?;
-        }
-        let digests = CampaignDigests {
-            schema_version: SCHEMA_VERSION,
-            sha256: digests_of(dir, DIGESTS).map_err(|source| RecordError::io(dir, source))?,
+    let times = times.to_bytes();
+    let mut members = Member::ALL.map(|_| Vec::new());
+    for (member, packed) in Member::ALL.into_iter().zip(&mut members) {
+        let bytes = match member {
+            Member::Starts => lines.as_bytes(),
+            Member::Requests => parts[Part::Requests as usize].as_bytes(),
+            Member::Times => &times,
+            Member::Files => parts[Part::Files as usize].as_bytes(),
         };
-        write_json(&dir.join(DIGESTS), &digests)
+        *packed = pack(bytes).map_err(|source| RecordError::io(dir.join(ROWS), source))?;
     }
+    write_rows(dir, &members)
 }
 
-/// Writes a sealed campaign again in the form of today, and vouches for it anew.
+/// Writes what lies beside `campaign.json`, which is there: the members' archive and, last, the
+/// digests.
+fn write_rows(dir: &Path, members: &[Vec<u8>; 4]) -> Result<(), RecordError> {
+    let path = dir.join(ROWS);
+    let archive = rows_tar::archive(members).map_err(|source| RecordError::io(&path, source))?;
+    write_synced(&path, &archive)?;
+    let of_members = Member::ALL.into_iter().zip(members);
+    let digests = CampaignDigests {
+        schema_version: SCHEMA_VERSION,
+        sha256: digests_of(dir, DIGESTS).map_err(|source| RecordError::io(dir, source))?,
+        members: of_members
+            .map(|(member, bytes)| (member.name().to_owned(), digest_of_bytes(bytes)))
+            .collect(),
+    };
+    write_json(&dir.join(DIGESTS), &digests)
+}
+
+/// Converts a sealed campaign of the form before `rows.tar`, whose members were files of the folder.
+/// Returns `false` if there is nothing to convert.
 ///
-/// The old folder must be what was sealed. The new one is written beside it and read back: its
-/// `campaign.json` and starts are the same text, and every file of every run is the same bytes. Only
-/// then does it take the old one's place. If the process is killed in between, the old folder is
-/// beside it under a name that begins with a dot.
+/// The old folder must be what was sealed. Its compressed files become members as they are, so the
+/// digests that vouched for the files vouch for the members. The new folder is written beside the old
+/// one and read back before it takes its place. If the process is killed in between, the old folder
+/// is beside it under a name that begins with a dot.
 ///
 /// # Errors
 ///
 /// [`RecordError::Unsealable`] if the old folder is broken or the new one holds anything else,
 /// [`RecordError::Io`] if a file cannot be read or written.
-pub fn reseal(dir: &Path) -> Result<(), RecordError> {
-    let old = SealedCampaign::open(dir)?;
+pub fn convert(dir: &Path) -> Result<bool, RecordError> {
+    if !has_loose_rows(dir) {
+        return Ok(false);
+    }
     let unsealable = |message: String| RecordError::Unsealable {
         campaign: dir.display().to_string(),
         message,
     };
-    old.check().map_err(unsealable)?;
+    let old = read_digests(dir).map_err(unsealable)?.sha256;
+    let names = Member::ALL.map(Member::name);
+    check_files(dir, &old, &[[CAMPAIGN].as_slice(), &names].concat()).map_err(unsealable)?;
+    let mut members = names.map(|_| Vec::new());
+    for (name, bytes) in names.into_iter().zip(&mut members) {
+        let path = dir.join(name);
+        *bytes = fs::read(&path).map_err(|source| RecordError::io(&path, source))?;
+    }
+
     let folder = dir.file_name().unwrap_or_default().to_string_lossy();
     let [beside, replaced] =
         ["partial", "replaced"].map(|word| dir.with_file_name(format!(".{folder}.{word}")));
@@ -275,30 +284,20 @@ pub fn reseal(dir: &Path) -> Result<(), RecordError> {
         fs::remove_dir_all(&beside).map_err(|source| RecordError::io(&beside, source))?;
     }
     fs::create_dir_all(&beside).map_err(|source| RecordError::io(&beside, source))?;
-    let mut packing = Packing::default();
-    for start in &old.starts {
-        for (file, bytes) in old.files_of(&start.run_id)? {
-            packing.add(&start.run_id, file, bytes);
-        }
-    }
     let [from, to] = [dir, &beside].map(|dir| dir.join(CAMPAIGN));
     fs::copy(&from, &to).map_err(|source| RecordError::io(&from, source))?;
-    packing.write(&beside, &starts_text(dir)?)?;
+    write_rows(&beside, &members)?;
 
-    let new = SealedCampaign::open(&beside)?;
-    new.check().map_err(unsealable)?;
-    if starts_text(&beside)? != starts_text(dir)? {
-        return Err(unsealable("the starts differ".to_owned()));
-    }
-    for start in &old.starts {
-        let run_id = &start.run_id;
-        if new.files_of(run_id)? != old.files_of(run_id)? {
-            return Err(unsealable(format!("the files of {run_id} differ")));
-        }
+    SealedCampaign::open(&beside)?.check().map_err(unsealable)?;
+    let new = read_digests(&beside).map_err(unsealable)?;
+    let of_new = new.sha256.get_key_value(CAMPAIGN).into_iter();
+    if !of_new.chain(&new.members).eq(&old) {
+        return Err(unsealable("the digests of its files differ".to_owned()));
     }
     fs::rename(dir, &replaced).map_err(|source| RecordError::io(dir, source))?;
     fs::rename(&beside, dir).map_err(|source| RecordError::io(&beside, source))?;
-    fs::remove_dir_all(&replaced).map_err(|source| RecordError::io(&replaced, source))
+    fs::remove_dir_all(&replaced).map_err(|source| RecordError::io(&replaced, source))?;
+    Ok(true)
 }
 
 fn pack(bytes: &[u8]) -> std::io::Result<Vec<u8>> {

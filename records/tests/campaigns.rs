@@ -15,8 +15,16 @@ fn data(part: &str) -> PathBuf {
 
 #[test]
 fn every_campaign_is_what_was_sealed_and_names_its_sources() {
-    let campaigns = run_folders(&data("campaigns")).expect("readable");
-    assert!(!campaigns.is_empty());
+    let mut campaigns = run_folders(&data("campaigns")).expect("readable");
+    // Those that belong to the raw figures of a bench.
+    for bench in run_folders(&data("bench")).expect("readable") {
+        let policies = bench.join("policies");
+        campaigns.extend(run_folders(&policies).expect("readable"));
+    }
+    let (of_benches, of_recipes): (Vec<_>, Vec<_>) = campaigns
+        .iter()
+        .partition(|dir| dir.starts_with(data("bench")));
+    assert!(!of_benches.is_empty() && !of_recipes.is_empty());
     for dir in campaigns {
         let campaign = SealedCampaign::open(&dir).expect("a campaign");
         assert_eq!(campaign.check(), Ok(()), "{}", dir.display());

@@ -25,7 +25,7 @@ pub struct SealArgs {
     /// Folder that takes the campaign folders [default: data/campaigns]
     #[arg(long, value_name = "PATH")]
     pub campaigns_dir: Option<PathBuf>,
-    /// Write sealed campaigns again in the form of today, after they were checked [default: all]
+    /// Convert sealed campaigns of the form before `rows.tar`, after they were checked [default: all]
     #[arg(long)]
     pub again: bool,
 }
@@ -82,9 +82,10 @@ fn seal_again(dir: &Path, typed: &[String], repository: &Repository) -> Result<S
     }
     let mut text = String::new();
     for folder in folders {
-        seal::reseal(&folder)?;
-        // Writing into a String cannot fail.
-        let _ = writeln!(text, "{} again", repository.relative(&folder).display());
+        if seal::convert(&folder)? {
+            // Writing into a String cannot fail.
+            let _ = writeln!(text, "{} again", repository.relative(&folder).display());
+        }
     }
     if text.is_empty() {
         text = "nothing to seal again\n".into();

@@ -105,17 +105,7 @@ fn sealed_starts_are_the_runs_that_they_were() {
         })
         .collect();
     files.sort();
-    assert_eq!(
-        files,
-        [
-            CAMPAIGN,
-            DIGESTS,
-            "files.jsonl.zst",
-            "requests.jsonl.zst",
-            STARTS,
-            TIMES
-        ]
-    );
+    assert_eq!(files, [CAMPAIGN, DIGESTS, ROWS]);
 
     let store = places.store();
     let runs = store.all().expect("readable");
@@ -167,21 +157,50 @@ fn a_sealed_file_that_was_changed_breaks_its_runs() {
     let places = Places::new();
     places.start("01-a", 0);
     let dir = places.seal().expect("sealed");
-    let path = dir.join(STARTS);
-    let text = starts_text(&dir).expect("readable");
+    let path = dir.join(ROWS);
+    let mut members = members_of(&dir);
+    let text = rows_tar::unpack(&path, Member::Starts).expect("readable");
+    let text = String::from_utf8(text).expect("text");
     let changed = text.replace("01-a\",\"round\":0", "01-a\",\"round\":7");
-    fs::write(&path, pack(changed.as_bytes()).expect("packed")).expect("written");
-    let runs = places.store().all().expect("readable");
+    assert_ne!(changed, text);
+    members[0] = pack(changed.as_bytes()).expect("packed");
+    let archive = rows_tar::archive(&members).expect("an archive");
+    fs::write(&path, archive).expect("written");
+    let problem = || {
+        let runs = places.store().all().expect("readable");
+        integrity::check(&runs[0]).expect_err("broken")
+    };
     assert_eq!(
-        integrity::check(&runs[0]),
-        Err(
-            "starts.jsonl.zst is not what was sealed: its sha256 is not that in digests.json"
-                .into()
-        )
+        problem(),
+        "rows.tar is not what was sealed: its sha256 is not that in digests.json"
     );
+
+    // Vouched for as a file, but not its member; then its member not at all; then another file.
+    let mut digests = read_digests(&dir).expect("readable");
+    digests.sha256 = digests_of(&dir, DIGESTS).expect("readable");
+    write_json(&dir.join(DIGESTS), &digests).expect("written");
+    assert_eq!(
+        problem(),
+        "starts.jsonl.zst in rows.tar is not what was sealed: its sha256 is not that in \
+         digests.json"
+    );
+    digests.members.remove("starts.jsonl.zst");
+    write_json(&dir.join(DIGESTS), &digests).expect("written");
+    assert_eq!(
+        problem(),
+        "digests.json does not vouch for starts.jsonl.zst"
+    );
+    let digest = digests.sha256[ROWS].clone();
+    digests.sha256.insert("../x".to_owned(), digest);
+    write_json(&dir.join(DIGESTS), &digests).expect("written");
+    assert_eq!(problem(), "digests.json: `../x` is no file of a campaign");
+
     fs::remove_file(dir.join(DIGESTS)).expect("removed");
-    let runs = places.store().all().expect("readable");
-    assert!(integrity::check(&runs[0]).is_err_and(|problem| problem.contains(DIGESTS)));
+    assert!(problem().contains(DIGESTS));
+}
+
+fn members_of(dir: &Path) -> [Vec<u8>; 4] {
+    rows_tar::read(&dir.join(ROWS)).expect("readable")
 }
 
 /// Killed between the campaign's last file and the removal of the run folders.
@@ -245,7 +264,7 @@ fn campaigns_that_wait_are_listed_with_whether_they_are_quick() {
 }
 
 #[test]
-fn a_campaign_of_an_older_version_is_read_and_sealed_again() {
+fn rows_in_separate_files_are_refused_and_converted() {
     let places = Places::new();
     let run_id = places.start("01-a", 0);
     let row =
@@ -253,55 +272,41 @@ fn a_campaign_of_an_older_version_is_read_and_sealed_again() {
     let folder = places.runs().join(&run_id);
     fs::write(folder.join(REQUESTS), row.repeat(3)).expect("written");
     let dir = places.seal().expect("sealed");
+    assert!(!convert(&dir).expect("as it is"));
+    let sealed = || files_in(&dir).expect("readable");
+    let today = sealed();
+    let campaign = SealedCampaign::open(&dir).expect("readable");
+    let rows = campaign.read(&run_id, REQUESTS).expect("readable");
+    assert_eq!(rows, Some(row.repeat(3).as_bytes()));
 
-    // As older versions sealed: the starts not compressed, the times in the rows.
-    let starts = starts_text(&dir).expect("readable");
-    let sealed = SealedCampaign::open(&dir).expect("readable");
-    let before = files_owned(&sealed, &run_id);
-    let mut rows = String::new();
-    encode(&run_id, REQUESTS, row.repeat(3).as_bytes(), &mut rows, None);
-    fs::write(dir.join("starts.jsonl"), &starts).expect("written");
-    fs::write(
-        dir.join("requests.jsonl.zst"),
-        pack(rows.as_bytes()).expect("packed"),
-    )
-    .expect("written");
-    for name in [STARTS, TIMES, DIGESTS] {
-        fs::remove_file(dir.join(name)).expect("removed");
+    for (member, bytes) in Member::ALL.into_iter().zip(members_of(&dir)) {
+        fs::write(dir.join(member.name()), bytes).expect("written");
     }
-    let digests = CampaignDigests {
-        schema_version: SCHEMA_VERSION,
-        sha256: digests_of(&dir, DIGESTS).expect("readable"),
-    };
+    fs::remove_file(dir.join(ROWS)).expect("removed");
+    let digests = serde_json::json!({
+        "schema_version": 3,
+        "sha256": digests_of(&dir, DIGESTS).expect("readable"),
+    });
     write_json(&dir.join(DIGESTS), &digests).expect("written");
-    let older = SealedCampaign::open(&dir).expect("readable");
-    assert_eq!(older.check(), Ok(()));
-    assert_eq!(files_owned(&older, &run_id), before);
+    assert_eq!(sealed().len(), 6);
+    let error = places.store().all().expect_err("refused").to_string();
+    assert!(error.contains("`cargo xtask seal --again`"), "{error}");
 
-    reseal(&dir).expect("sealed again");
-    let again = SealedCampaign::open(&dir).expect("readable");
-    assert_eq!(again.check(), Ok(()));
-    assert_eq!(files_owned(&again, &run_id), before);
-    assert_eq!(starts_text(&dir).expect("readable"), starts);
-    assert!(!dir.join("starts.jsonl").exists() && dir.join(TIMES).exists());
-    assert_eq!(
-        fs::read_dir(places.campaigns()).expect("readable").count(),
-        1
-    );
+    assert!(convert(&dir).expect("converted"));
+    assert_eq!(sealed(), today, "byte by byte");
+    let n_folders = fs::read_dir(places.campaigns()).expect("readable").count();
+    assert_eq!(n_folders, 1);
 
     // What is broken is not vouched for anew.
+    for (member, bytes) in Member::ALL.into_iter().zip(members_of(&dir)) {
+        fs::write(dir.join(member.name()), bytes).expect("written");
+    }
+    fs::remove_file(dir.join(ROWS)).expect("removed");
+    write_json(&dir.join(DIGESTS), &digests).expect("written");
     fs::write(dir.join(CAMPAIGN), "{}").expect("written");
-    let error = reseal(&dir).expect_err("refused").to_string();
+    let error = convert(&dir).expect_err("refused").to_string();
     assert!(
         error.contains("campaign.json is not what was sealed"),
         "{error}"
     );
-}
-
-fn files_owned(sealed: &SealedCampaign, run_id: &str) -> BTreeMap<String, Vec<u8>> {
-    let files = sealed.files_of(run_id).expect("readable");
-    let owned = files
-        .into_iter()
-        .map(|(name, bytes)| (name.to_owned(), bytes.to_vec()));
-    owned.collect()
 }
