@@ -179,7 +179,7 @@ mod tests {
         let mut n_tables = 0;
         let is_compared = |dir: &&PathBuf| text_file::exists(&dir.join(COMPARED));
         for dir in dirs.iter().filter(is_compared) {
-            let table = fs::read_to_string(dir.join(TABLE)).unwrap();
+            let table = records::text_file::read(&dir.join(TABLE)).unwrap();
             assert!(
                 render(&read_compared(dir).unwrap()) == table,
                 "{}: not what {COMPARED} gives",
