@@ -11,7 +11,7 @@ use crate::shared_with_device::{device_structs, shared_constants};
 
 const CHECK: ShapeCheck = ShapeCheck("qkv_prepare");
 /// Heads of a block, one a warp.
-const HEADS_PER_BLOCK: usize = 4;
+const HEADS_PER_BLOCK: usize = 16;
 
 shared_constants! {
     in "qkv_prepare/qkv_prepare.cu" { HEADS_PER_BLOCK }
