@@ -169,3 +169,25 @@ fn grouped(argument: Arg) -> Arg {
         None => argument,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_flag_of_serve_is_in_one_group_and_every_group_has_flags_of_serve() {
+        let cli = Cli::command();
+        let serve = cli.find_subcommand("serve").expect("serve");
+        let shown = serve.get_arguments().filter(|flag| !flag.is_hide_set());
+        let mut flags: Vec<&str> = shown.filter_map(Arg::get_long).collect();
+        flags.retain(|flag| !["help", "version"].contains(flag));
+        let mut grouped: Vec<&str> = GROUPS
+            .iter()
+            .flat_map(|(_, flags)| *flags)
+            .copied()
+            .collect();
+        flags.sort_unstable();
+        grouped.sort_unstable();
+        assert_eq!(flags, grouped);
+    }
+}
