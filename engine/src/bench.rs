@@ -227,7 +227,11 @@ fn measure_once<E: Executor + ?Sized>(
     let row = |sequence: usize, tokens: Vec<u32>, start: usize, output_index: usize| PlanRow {
         request: RequestId(sequence as u64),
         // A prompt's row is the first and has no drafts.
-        n_drafts: if output_index > 0 { tokens.len() - 1 } else { 0 },
+        n_drafts: if output_index > 0 {
+            tokens.len() - 1
+        } else {
+            0
+        },
         tokens,
         start,
         pages: (sequence * n_pages..(sequence + 1) * n_pages)
@@ -254,12 +258,11 @@ fn measure_once<E: Executor + ?Sized>(
     let prefill_ms = since_last_ms(executor);
 
     let n_left = config.output_tokens - 1;
-    let n_row_steps = match config.synthetic {
-        Some(drafts) => decode_drafts(executor, vocab, config, drafts, &row)?,
-        None => {
-            decode_plainly(executor, config, output, &row)?;
-            config.batch * n_left
-        }
+    let n_row_steps = if let Some(drafts) = config.synthetic {
+        decode_drafts(executor, vocab, config, drafts, &row)?
+    } else {
+        decode_plainly(executor, config, output, &row)?;
+        config.batch * n_left
     };
     Ok(Measured {
         prefill_ms,
@@ -320,7 +323,8 @@ fn decode_drafts<E: Executor + ?Sized>(
         let rows = going_on.iter().map(|sequence| {
             let n_made = n_made[*sequence];
             let n_drafts = drafts.n_draft_tokens.min(config.output_tokens - n_made - 1);
-            let ids = (0..=n_drafts).map(|i| (((n_made + i) * 7919 + sequence * 31) % vocab) as u32);
+            let ids =
+                (0..=n_drafts).map(|i| (((n_made + i) * 7919 + sequence * 31) % vocab) as u32);
             let start = config.prompt_tokens + n_made - 1;
             row(*sequence, ids.collect(), start, n_made)
         });
@@ -417,12 +421,18 @@ mod tests {
             };
             let result = offline(&mut executor, 100, config).map_err(|error| error.to_string())?;
             let json = serde_json::to_value(&result).expect("json");
-            assert_eq!(json["synthetic"]["acceptance"], acceptance, "the record says so");
+            assert_eq!(
+                json["synthetic"]["acceptance"], acceptance,
+                "the record says so"
+            );
             Ok::<f64, String>(result.tokens_per_step)
         };
         let near = |found: Result<f64, String>, expected: f64| {
             let found = found.expect("bench");
-            assert!((found - expected).abs() < 0.05 * expected, "{found}, not {expected}");
+            assert!(
+                (found - expected).abs() < 0.05 * expected,
+                "{found}, not {expected}"
+            );
         };
         near(measured(0.0, 3), 1.0);
         near(measured(1.0, 3), 4.0);

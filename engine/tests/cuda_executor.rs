@@ -4,6 +4,8 @@
 
 #[path = "cuda_executor/backends.rs"]
 mod backends;
+#[path = "cuda_executor/drafts.rs"]
+mod drafts;
 #[path = "cuda_executor/host_tier.rs"]
 mod host_tier;
 #[path = "cuda_executor/int8.rs"]

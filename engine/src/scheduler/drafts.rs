@@ -186,6 +186,9 @@ impl Scheduler {
     /// any.
     pub(super) fn free_spare_pages(&mut self) -> bool {
         let mut is_any = false;
+        if self.speculation.is_none() {
+            return is_any;
+        }
         for sequence in self.running.iter_mut().filter(|s| s.is_decoding()) {
             let n_tokens = sequence.tokens.len();
             is_any |= self.allocator.shrink(&mut sequence.pages, n_tokens);

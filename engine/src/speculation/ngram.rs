@@ -125,6 +125,9 @@ impl Drafter for NgramDrafter {
         let Some(last) = tokens.len().checked_sub(1) else {
             return false;
         };
+        if self.config.min_match == 1 {
+            return true;
+        }
         match ngram(tokens, last, self.config.min_match - 1) {
             Some(shorter) => self.shorter.contains(&hash(shorter)),
             None => false,
@@ -211,7 +214,12 @@ mod tests {
         let recorded = include_str!("../../tests/data/ngram_steps.json");
         let recorded: Recorded = serde_json::from_str(recorded).unwrap();
         let mut n_drafts = 0;
-        for RecordedPrompt { prompt, greedy, runs } in recorded.prompts {
+        for RecordedPrompt {
+            prompt,
+            greedy,
+            runs,
+        } in recorded.prompts
+        {
             for RecordedRun { k, steps } in runs {
                 let mut one = drafter(2, 4);
                 let mut n_output = 1;
@@ -234,7 +242,7 @@ mod tests {
     #[test]
     fn a_long_prompt_is_entered_in_pieces() {
         let mut one = drafter(2, 4);
-        let text: Vec<u32> = (0..2 * MAX_ENTERED as u32 + 1).map(|i| i % 5000).collect();
+        let text: Vec<u32> = (0..=2 * MAX_ENTERED as u32).map(|i| i % 5000).collect();
         assert!(draft(&mut one, &text, 4).is_empty());
         assert!(draft(&mut one, &text, 4).is_empty());
         let next = text[text.len() - 5000..][..4].to_vec();

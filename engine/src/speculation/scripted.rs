@@ -48,7 +48,7 @@ impl Drafter for ScriptedDrafter {
         let n_output = tokens.len() - self.n_prompt;
         let rest = output.and_then(|output| output.get(n_output..));
         for i in 0..max {
-            // Behind the end of the text everything is wrong.
+            // After the end of the text nothing is right.
             let next = rest.and_then(|rest| rest.get(i)).copied();
             let is_right = (self.script.is_right)(self.request, tokens.len(), i);
             let next = next.unwrap_or_default();

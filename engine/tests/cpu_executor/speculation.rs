@@ -193,7 +193,9 @@ fn scripted(
     n_in_four: usize,
 ) -> Scheduler {
     let output = |told: &Told| told.tokens.iter().map(|t| t.token).collect();
-    let outputs = texts.iter().map(|(id, told)| (RequestId(*id), output(told)));
+    let outputs = texts
+        .iter()
+        .map(|(id, told)| (RequestId(*id), output(told)));
     let mut scheduler = Scheduler::new(with_drafts(config, n_draft_tokens));
     scheduler.set_drafters(Box::new(Script {
         outputs: Arc::new(outputs.collect()),
@@ -264,14 +266,14 @@ fn every_way_of_scheduling_gives_the_same_texts() {
         (
             "a small pool",
             SchedulerConfig {
-                max_total_tokens: 256,
+                max_total_tokens: 160,
                 ..config()
             },
         ),
         (
             "a small pool, mixed chunks, no cache",
             SchedulerConfig {
-                max_total_tokens: 256,
+                max_total_tokens: 160,
                 mixed_chunk: true,
                 radix_cache: false,
                 ..config()
@@ -304,12 +306,15 @@ fn every_way_of_scheduling_gives_the_same_texts() {
             let scheduler = scripted(&config, 5, &plain.told, n_in_four);
             let served = serve(&mut executor, scheduler, &requests);
             assert_same(&served, &plain.told, what);
-            if config.max_total_tokens == 256 {
+            if config.max_total_tokens == 160 {
                 assert!(served.scheduler.stats().n_preemptions > 0, "{what}");
             }
             if config.max_running_requests == 1 && n_in_four == 4 {
                 let without = serve(&mut executor, Scheduler::new(config.clone()), &requests);
-                assert!(2 * served.n_steps < without.n_steps, "right drafts save steps");
+                assert!(
+                    2 * served.n_steps < without.n_steps,
+                    "right drafts save steps"
+                );
             }
         }
     }

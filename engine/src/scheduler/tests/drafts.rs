@@ -204,8 +204,8 @@ fn pages_of_drafts_are_given_back_before_a_request_is_preempted() {
 
     // A page that only drafts needed is freed when the other request needs it.
     let requests = [request(1, 9, 9), request(2, 15, 9)];
-    let mut scheduler = scripted(speculating(5, 8), &requests, None, |_, _, _| false);
-    let mut executor = mock(5);
+    let mut scheduler = scripted(speculating(6, 8), &requests, None, |_, _, _| false);
+    let mut executor = mock(6);
     add_all(&mut scheduler, &requests);
     step(&mut scheduler, &mut executor);
     let (plan, _) = step(&mut scheduler, &mut executor);

@@ -223,7 +223,7 @@ fn speculative_algorithm_makes_drafts() {
     assert!(drafts(line).len() < 25);
     let error = resolve("--speculative-algorithm EAGLE3").expect_err("refused");
     assert!(
-        error.contains("EAGLE3 is not supported yet, NGRAM is"),
+        error.contains("EAGLE3: is not supported yet, NGRAM is"),
         "{error}"
     );
 }
