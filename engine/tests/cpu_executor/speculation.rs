@@ -227,8 +227,8 @@ fn texts_are_those_without_drafts_whatever_is_drafted() {
     let mut executor = load(cpu_options());
     let requests = requests();
     let plain = serve(&mut executor, Scheduler::new(config()), &requests);
-    for n_draft_tokens in [1, 2, 4, 15] {
-        for n_in_four in 0..=4 {
+    for n_draft_tokens in [1, 4, 15] {
+        for n_in_four in [0, 2, 4] {
             let scheduler = scripted(&config(), n_draft_tokens, &plain.told, n_in_four);
             let served = serve(&mut executor, scheduler, &requests);
             let what = format!("{n_draft_tokens} drafts, right {n_in_four} in 4");
@@ -302,7 +302,7 @@ fn every_way_of_scheduling_gives_the_same_texts() {
             },
         ),
     ] {
-        for n_in_four in [1, 3, 4] {
+        for n_in_four in [2, 4] {
             let scheduler = scripted(&config, 5, &plain.told, n_in_four);
             let served = serve(&mut executor, scheduler, &requests);
             assert_same(&served, &plain.told, what);

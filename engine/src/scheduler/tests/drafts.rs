@@ -203,7 +203,7 @@ fn pages_of_drafts_are_given_back_before_a_request_is_preempted() {
     assert_eq!(scheduler.stats().n_preemptions, 0);
 
     // A page that only drafts needed is freed when the other request needs it.
-    let requests = [request(1, 9, 9), request(2, 15, 9)];
+    let requests = [request(1, 9, 9), request(2, 10, 9)];
     let mut scheduler = scripted(speculating(6, 8), &requests, None, |_, _, _| false);
     let mut executor = mock(6);
     add_all(&mut scheduler, &requests);
