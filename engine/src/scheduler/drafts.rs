@@ -4,7 +4,7 @@
 //! beyond one for every decoding row, and in a mixed step the prompt tokens that no prompt needs.
 //! Pages that only drafts needed are given back before a sequence is preempted.
 //!
-//! A step that was announced ([`StepPlan::lookahead_steps`]) has no drafts, and a step is announced
+//! A step that was announced ([`crate::step::StepPlan::lookahead_steps`]) has no drafts, and a step is announced
 //! only if its rows would have none: an executor never begins a step in vain because of drafts.
 
 use super::Scheduler;
