@@ -2,6 +2,10 @@
 //!
 //! One measurement prefills `batch` prompts in one step and decodes them together. Each sequence
 //! has its own pages, allocated one after the other.
+//!
+//! With drafts, a generator decides which are right, each with the same probability: what they cost
+//! is that of real ones, what they would be is not known for random weights. The text means nothing
+//! then, and the result says so.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -10,10 +14,11 @@ use crate::executor::simulated::SimulatedExecutor;
 use crate::executor::{Executor, ExecutorError};
 use crate::kv::{PAGE_TOKENS, PageIdx};
 use crate::request::{RequestId, SamplingParams};
-use crate::sampler::SampleSpec;
+use crate::sampler::{SampleSpec, philox};
+use crate::speculation::MAX_DRAFTS;
 use crate::step::{PlanRow, RowError, StepOutput, StepPlan};
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub struct OfflineConfig {
     pub batch: usize,
     pub prompt_tokens: usize,
@@ -21,8 +26,19 @@ pub struct OfflineConfig {
     pub output_tokens: usize,
     /// Decode steps in one call of the executor.
     pub n_steps: usize,
+    /// Drafts that are right by chance.
+    pub synthetic: Option<SyntheticDrafts>,
     /// Measurements; the figures are medians. A warm-up runs first and is discarded.
     pub repetitions: usize,
+}
+
+/// Drafts whose acceptance is drawn.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
+pub struct SyntheticDrafts {
+    /// Drafts of every row in every step.
+    pub n_draft_tokens: usize,
+    /// The probability that a draft is right if those before it are, from 0 to 1.
+    pub acceptance: f64,
 }
 
 impl Default for OfflineConfig {
@@ -32,6 +48,7 @@ impl Default for OfflineConfig {
             prompt_tokens: 512,
             output_tokens: 128,
             n_steps: 1,
+            synthetic: None,
             repetitions: 3,
         }
     }
@@ -46,6 +63,8 @@ pub struct OfflineResult {
     pub prefill_tok_per_s: f64,
     /// For all sequences together.
     pub decode_tok_per_s: f64,
+    /// Output tokens of a sequence in a decode step.
+    pub tokens_per_step: f64,
     pub prefill_ms: Vec<f64>,
     pub decode_ms: Vec<f64>,
 }
@@ -58,6 +77,8 @@ pub enum BenchError {
         value: usize,
         limit: String,
     },
+    #[error("the synthetic acceptance is {0}; it must be from 0 to 1")]
+    Acceptance(f64),
     #[error(transparent)]
     Executor(#[from] ExecutorError),
     #[error("sequence {sequence} got no token: {source}")]
@@ -81,6 +102,29 @@ impl OfflineConfig {
         at_least("output length", self.output_tokens, 2)?;
         at_least("n_steps", self.n_steps, 1)?;
         at_least("repetitions", self.repetitions, 1)?;
+        if let Some(synthetic) = self.synthetic {
+            let SyntheticDrafts {
+                n_draft_tokens,
+                acceptance,
+            } = synthetic;
+            if !(0.0..=1.0).contains(&acceptance) {
+                return Err(BenchError::Acceptance(acceptance));
+            }
+            if !(1..=MAX_DRAFTS).contains(&n_draft_tokens) {
+                return Err(BenchError::Config {
+                    name: "number of drafts",
+                    value: n_draft_tokens,
+                    limit: format!("from 1 to {MAX_DRAFTS}"),
+                });
+            }
+            if self.n_steps != 1 {
+                return Err(BenchError::Config {
+                    name: "n_steps",
+                    value: self.n_steps,
+                    limit: "1 with drafts".to_owned(),
+                });
+            }
+        }
         let needed = self.pages_per_sequence() * PAGE_TOKENS * self.batch;
         if needed <= kv_pool_tokens {
             return Ok(());
@@ -143,12 +187,15 @@ fn timed<E: Executor + ?Sized>(
 ) -> Result<OfflineResult, BenchError> {
     config.check(executor.info().kv_pool_tokens)?;
     let (mut prefill_ms, mut decode_ms) = (Vec::new(), Vec::new());
+    let mut tokens_per_step = 0.0;
     for repetition in 0..=config.repetitions {
-        let (prefill, decode) = measure_once(executor, vocab, config, since_last_ms)?;
+        let measured = measure_once(executor, vocab, config, since_last_ms)?;
         if repetition > 0 {
-            prefill_ms.push(prefill);
-            decode_ms.push(decode);
+            prefill_ms.push(measured.prefill_ms);
+            decode_ms.push(measured.decode_ms);
         }
+        // The same draws each time.
+        tokens_per_step = measured.tokens_per_step;
     }
     let n_prefilled = (config.batch * config.prompt_tokens) as f64;
     let n_decoded = (config.batch * (config.output_tokens - 1)) as f64;
@@ -157,22 +204,34 @@ fn timed<E: Executor + ?Sized>(
         device: executor.info().device.clone(),
         prefill_tok_per_s: n_prefilled / median(&prefill_ms) * 1e3,
         decode_tok_per_s: n_decoded / median(&decode_ms) * 1e3,
+        tokens_per_step,
         prefill_ms,
         decode_ms,
     })
 }
 
-/// Milliseconds of prefill and of decoding.
+struct Measured {
+    prefill_ms: f64,
+    decode_ms: f64,
+    tokens_per_step: f64,
+}
+
 fn measure_once<E: Executor + ?Sized>(
     executor: &mut E,
     vocab: usize,
     config: OfflineConfig,
     since_last_ms: &mut dyn FnMut(&mut E) -> f64,
-) -> Result<(f64, f64), BenchError> {
+) -> Result<Measured, BenchError> {
     let params = Arc::new(SamplingParams::default());
     let n_pages = config.pages_per_sequence();
     let row = |sequence: usize, tokens: Vec<u32>, start: usize, output_index: usize| PlanRow {
         request: RequestId(sequence as u64),
+        // A prompt's row is the first and has no drafts.
+        n_drafts: if output_index > 0 {
+            tokens.len() - 1
+        } else {
+            0
+        },
         tokens,
         start,
         pages: (sequence * n_pages..(sequence + 1) * n_pages)
@@ -195,9 +254,32 @@ fn measure_once<E: Executor + ?Sized>(
         ..StepPlan::default()
     };
     since_last_ms(executor);
-    let mut output = checked(executor.execute(&plan)?)?;
+    let output = checked(executor.execute(&plan)?)?;
     let prefill_ms = since_last_ms(executor);
 
+    let n_left = config.output_tokens - 1;
+    let n_row_steps = if let Some(drafts) = config.synthetic {
+        decode_drafts(executor, vocab, config, drafts, &row)?
+    } else {
+        decode_plainly(executor, config, output, &row)?;
+        config.batch * n_left
+    };
+    Ok(Measured {
+        prefill_ms,
+        decode_ms: since_last_ms(executor),
+        tokens_per_step: (config.batch * n_left) as f64 / n_row_steps as f64,
+    })
+}
+
+/// A row of a sequence: its tokens, the position of the first, and its place in the output.
+type MakeRow<'a> = &'a dyn Fn(usize, Vec<u32>, usize, usize) -> PlanRow;
+
+fn decode_plainly<E: Executor + ?Sized>(
+    executor: &mut E,
+    config: OfflineConfig,
+    mut output: StepOutput,
+    row: MakeRow<'_>,
+) -> Result<(), BenchError> {
     let mut n_made = 1;
     while n_made < config.output_tokens {
         let n_steps = config.n_steps.min(config.output_tokens - n_made);
@@ -215,7 +297,55 @@ fn measure_once<E: Executor + ?Sized>(
             ..StepPlan::default()
         })?)?;
     }
-    Ok((prefill_ms, since_last_ms(executor)))
+    Ok(())
+}
+
+/// Decodes with drafts that are right by chance, and returns the number of rows of all steps. A
+/// sequence that has its tokens leaves the batch.
+fn decode_drafts<E: Executor + ?Sized>(
+    executor: &mut E,
+    vocab: usize,
+    config: OfflineConfig,
+    drafts: SyntheticDrafts,
+    row: MakeRow<'_>,
+) -> Result<usize, BenchError> {
+    let mut n_made = vec![1; config.batch];
+    let mut n_rows = 0;
+    let mut n_drawn = 0;
+    loop {
+        let going_on: Vec<usize> = (0..config.batch)
+            .filter(|sequence| n_made[*sequence] < config.output_tokens)
+            .collect();
+        if going_on.is_empty() {
+            return Ok(n_rows);
+        }
+        n_rows += going_on.len();
+        let rows = going_on.iter().map(|sequence| {
+            let n_made = n_made[*sequence];
+            let n_drafts = drafts.n_draft_tokens.min(config.output_tokens - n_made - 1);
+            let ids =
+                (0..=n_drafts).map(|i| (((n_made + i) * 7919 + sequence * 31) % vocab) as u32);
+            let start = config.prompt_tokens + n_made - 1;
+            row(*sequence, ids.collect(), start, n_made)
+        });
+        let plan = StepPlan {
+            rows: rows.collect(),
+            n_steps: 1,
+            ..StepPlan::default()
+        };
+        checked(executor.execute(&plan)?)?;
+        for (sequence, row) in going_on.iter().zip(&plan.rows) {
+            let mut n_right = 0;
+            while n_right < row.n_drafts {
+                n_drawn += 1;
+                if philox::uniform(0, n_drawn) >= drafts.acceptance {
+                    break;
+                }
+                n_right += 1;
+            }
+            n_made[*sequence] += n_right + 1;
+        }
+    }
 }
 
 /// A failed row must not be timed as if it had its tokens.
@@ -252,6 +382,7 @@ mod tests {
             output_tokens: 4,
             n_steps: 2,
             repetitions: 2,
+            ..OfflineConfig::default()
         };
         let result = offline(&mut executor, 100, config).expect("bench");
         assert_eq!((result.prefill_ms.len(), result.decode_ms.len()), (2, 2));
@@ -271,6 +402,43 @@ mod tests {
         ] {
             assert!(offline(&mut executor, 100, bad).is_err());
         }
+    }
+
+    #[test]
+    fn drafts_are_right_as_often_as_asked() {
+        let mut executor = MockExecutor::new(MockConfig::default());
+        let mut measured = |acceptance, n_draft_tokens| {
+            let config = OfflineConfig {
+                batch: 3,
+                prompt_tokens: 5,
+                output_tokens: 1001,
+                repetitions: 1,
+                synthetic: Some(SyntheticDrafts {
+                    n_draft_tokens,
+                    acceptance,
+                }),
+                ..OfflineConfig::default()
+            };
+            let result = offline(&mut executor, 100, config).map_err(|error| error.to_string())?;
+            let json = serde_json::to_value(&result).expect("json");
+            assert_eq!(
+                json["synthetic"]["acceptance"], acceptance,
+                "the record says so"
+            );
+            Ok::<f64, String>(result.tokens_per_step)
+        };
+        let near = |found: Result<f64, String>, expected: f64| {
+            let found = found.expect("bench");
+            assert!(
+                (found - expected).abs() < 0.05 * expected,
+                "{found}, not {expected}"
+            );
+        };
+        near(measured(0.0, 3), 1.0);
+        near(measured(1.0, 3), 4.0);
+        near(measured(0.5, 3), 1.875);
+        assert!(measured(1.1, 3).is_err() && measured(0.5, 0).is_err());
+        assert!(measured(0.5, 32).is_err());
     }
 
     #[test]

@@ -46,6 +46,7 @@ use crate::guide::{Guide, GuideError};
 use crate::metrics::Metrics;
 use crate::request::{Failure, RequestId, TokenEvent};
 use crate::scheduler::{Scheduler, SchedulerConfig, StepKind};
+use crate::speculation::TimesMeter;
 use crate::step::{StepOutput, StepPlan};
 
 /// This many consecutive failed steps make the engine unhealthy, until one succeeds. A failed row
@@ -160,6 +161,7 @@ pub fn start_sharing(
         broken: None,
         decode_log: DecodeLog::new(config.decode_log_interval),
         costs: CostMeter::default(),
+        row_times: TimesMeter::default(),
         deadlines: Deadlines::new(config.time_limits),
     };
     std::thread::Builder::new()
@@ -198,6 +200,7 @@ struct EngineLoop {
     broken: Option<Failure>,
     decode_log: DecodeLog,
     costs: CostMeter,
+    row_times: TimesMeter,
     deadlines: Deadlines,
 }
 
@@ -233,11 +236,14 @@ impl EngineLoop {
             }
             let counts = self.counts_before.plus(executor.counts());
             self.lease = None;
-            self.record_outcome(&plan, outcome.as_ref().err());
+            self.record_outcome(&plan, &outcome);
             if let Ok(output) = &outcome {
                 log_row_errors(&plan, output);
             }
             self.metrics.record_executor(&counts);
+            if outcome.is_ok() {
+                self.measure_rows(&plan, elapsed);
+            }
             if outcome.is_ok() && self.scheduler.config().host_tier.is_some() {
                 let costs = self.costs.observe(&plan, elapsed, &counts);
                 self.scheduler.set_restore_costs(costs);
@@ -308,7 +314,21 @@ impl EngineLoop {
         }
     }
 
+    /// With speculation, the time of a decode step says what its rows cost.
+    fn measure_rows(&mut self, plan: &StepPlan, elapsed: Duration) {
+        let is_alone = plan.n_steps == 1 && plan.copies.is_empty();
+        let speculates = self.scheduler.config().speculation.is_some();
+        if speculates && is_alone && StepKind::of(plan) == StepKind::Decode {
+            let n_rows = plan.rows.iter().map(|row| row.tokens.len()).sum();
+            let times = self.row_times.observe(n_rows, elapsed.as_secs_f64());
+            self.scheduler.set_step_times(times);
+        }
+    }
+
     fn record_scheduler(&self) {
+        if let Some(counts) = self.scheduler.speculation_counts() {
+            self.metrics.record_speculation(counts);
+        }
         self.metrics.record_stats(&self.scheduler.stats());
         self.metrics
             .record_host_tier(&self.scheduler.host_tier_stats());
@@ -427,7 +447,7 @@ impl EngineLoop {
         }
     }
 
-    fn record_outcome(&mut self, plan: &StepPlan, failure: Option<&StepFailure>) {
+    fn record_outcome(&mut self, plan: &StepPlan, outcome: &Result<StepOutput, StepFailure>) {
         for (id, wait) in self.scheduler.take_queue_waits() {
             self.metrics.queue_s.observe(wait.as_secs_f64());
             if let Some(client) = self.clients.get_mut(&id) {
@@ -439,20 +459,12 @@ impl EngineLoop {
                 client.n_preemptions += 1;
             }
         }
-        let Some(failure) = failure else {
-            self.n_failures_in_a_row = 0;
-            self.shared.is_healthy.store(true, Ordering::Release);
-            // A step without rows only copies pages.
-            if plan.rows.is_empty() {
+        let failure = match outcome {
+            Ok(output) => {
+                self.record_step(plan, output);
                 return;
             }
-            let kind = StepKind::of(plan);
-            self.metrics.record_step(kind, n_tokens_of(plan));
-            if kind != StepKind::Prefill {
-                self.decode_log
-                    .step(plan.n_steps as u64, &self.scheduler, &self.metrics);
-            }
-            return;
+            Err(failure) => failure,
         };
         self.metrics.failed_steps.add(1);
         self.n_failures_in_a_row += 1;
@@ -465,6 +477,21 @@ impl EngineLoop {
         );
         if self.broken.is_some() || self.n_failures_in_a_row >= MAX_FAILURES_IN_A_ROW {
             self.shared.is_healthy.store(false, Ordering::Release);
+        }
+    }
+
+    fn record_step(&mut self, plan: &StepPlan, output: &StepOutput) {
+        self.n_failures_in_a_row = 0;
+        self.shared.is_healthy.store(true, Ordering::Release);
+        // A step without rows only copies pages.
+        if plan.rows.is_empty() {
+            return;
+        }
+        let kind = StepKind::of(plan);
+        self.metrics.record_step(kind, n_tokens_of(plan, output));
+        if kind != StepKind::Prefill {
+            self.decode_log
+                .step(plan.n_steps as u64, &self.scheduler, &self.metrics);
         }
     }
 
@@ -529,19 +556,14 @@ fn log_row_errors(plan: &StepPlan, output: &StepOutput) {
     }
 }
 
-/// Number of prompt tokens that a plan computes and output tokens that it generates. The input of a
+/// Number of prompt tokens that a step computed and output tokens that it generated. The input of a
 /// decode row is a token that was counted when it was generated.
-fn n_tokens_of(plan: &StepPlan) -> usize {
+fn n_tokens_of(plan: &StepPlan, output: &StepOutput) -> usize {
     let rows = plan.rows.iter().map(|row| {
         let makes_first = row.sample.as_ref().map(|spec| spec.output_index == 0);
-        let is_decode = row.tokens.len() == 1 && makes_first == Some(false);
-        let n_prompt = if is_decode { 0 } else { row.tokens.len() };
-        let n_made = if row.sample.is_some() {
-            plan.n_steps
-        } else {
-            0
-        };
-        n_prompt + n_made
+        let is_decode = row.is_decode() && makes_first == Some(false);
+        if is_decode { 0 } else { row.tokens.len() }
     });
-    rows.sum()
+    let made = output.rows.iter().map(|made| made.tokens.len());
+    rows.sum::<usize>() + made.sum::<usize>()
 }

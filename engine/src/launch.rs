@@ -120,6 +120,7 @@ pub fn engine_loop_config(
             chunked_prefill_size: config.chunked_prefill_size,
             mixed_chunk: config.enable_mixed_chunk,
             n_continuous_decode_steps: config.num_continuous_decode_steps,
+            speculation: config.speculation,
             radix_cache: config.radix_cache,
             // Depends on the device, which is not known here.
             run_ahead: false,

@@ -73,6 +73,7 @@ pub mod served_model;
 pub mod server;
 pub mod simulate;
 pub mod source;
+pub mod speculation;
 pub mod step;
 pub mod structured;
 pub mod text;

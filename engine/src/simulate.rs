@@ -107,6 +107,10 @@ pub enum SimulateError {
     },
     #[error("{0}")]
     HostTier(String),
+    #[error(
+        "speculation is not simulated: the tokens are invented, and so would be which drafts are right"
+    )]
+    Speculation,
     #[error("case {case}: {message}")]
     Case { case: String, message: String },
 }
@@ -125,6 +129,9 @@ pub fn simulate(
     card: Card,
     load: &SimulatedLoad,
 ) -> Result<Simulation, SimulateError> {
+    if config.speculation.is_some() {
+        return Err(SimulateError::Speculation);
+    }
     let (tokenizer, _) = load_text(&model.resolved)?;
     let executor = executor(config, model, card)?;
     let info = executor.info().clone();

@@ -68,6 +68,11 @@ pub struct PlanRow {
     pub request: RequestId,
     /// Tokens to compute, at positions `start .. start + tokens.len()`. Never empty.
     pub tokens: Vec<u32>,
+    /// How many of the last tokens are drafts: guesses of what will be sampled. Above 0 only in a
+    /// decode row, whose tokens are then the known one and the drafts, in a plan of one step. A
+    /// token is sampled after each of them, and those up to the first that is not the draft count
+    /// ([`RowOutput::push_verified`]). The others' KV is overwritten later.
+    pub n_drafts: usize,
     /// Tokens of this sequence whose KV is already in `pages`.
     pub start: usize,
     /// Physical page of each logical page; covers `start + tokens.len() + n_steps - 1` tokens.
@@ -77,10 +82,23 @@ pub struct PlanRow {
     pub sample: Option<SampleSpec>,
 }
 
+impl PlanRow {
+    /// The last tokens, which are only guessed.
+    pub fn drafts(&self) -> &[u32] {
+        &self.tokens[self.tokens.len() - self.n_drafts.min(self.tokens.len())..]
+    }
+
+    /// Whether it computes one known token, and perhaps drafts, and samples.
+    pub fn is_decode(&self) -> bool {
+        self.tokens.len() == 1 + self.n_drafts && self.sample.is_some()
+    }
+}
+
 /// The result of a plan's row.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct RowOutput {
-    /// `n_steps` tokens if the row samples, otherwise none; fewer if `error` is set.
+    /// `n_steps` tokens if the row samples, otherwise none; fewer if `error` is set. With drafts:
+    /// the accepted ones and one more.
     pub tokens: Vec<SampledToken>,
     /// One for each target of the row's [`ScoreSpec`]; fewer if `error` is set.
     pub scores: Vec<ScoredToken>,
@@ -94,6 +112,21 @@ impl RowOutput {
         match chosen {
             Ok(token) => self.tokens.push(token),
             Err(error) => self.error = Some(error.into()),
+        }
+    }
+
+    /// Takes what was sampled after the first `n_before` of the row's drafts. Call it for 0, 1, …,
+    /// up to all drafts: what follows a wrong draft or an error is dropped.
+    pub fn push_verified(
+        &mut self,
+        drafts: &[u32],
+        n_before: usize,
+        chosen: Result<SampledToken, impl Into<RowError>>,
+    ) {
+        let is_draft = |token: &SampledToken| drafts.get(n_before - 1) == Some(&token.token);
+        let goes_on = n_before == 0 || self.tokens.last().is_some_and(is_draft);
+        if goes_on && self.tokens.len() == n_before && !self.has_failed() {
+            self.push(chosen);
         }
     }
 
@@ -186,6 +219,47 @@ mod tests {
 
     use super::*;
     use crate::request::exclusions::Exclusions;
+
+    /// What a row with drafts 5, 6, 7 keeps of what was sampled after each of them.
+    fn verified(chosen: [Result<u32, RowError>; 4]) -> (Vec<u32>, Option<RowError>) {
+        let mut made = RowOutput::default();
+        for (n_before, chosen) in chosen.into_iter().enumerate() {
+            let chosen = chosen.map(|token| SampledToken {
+                token,
+                logprob: None,
+                top_logprobs: Vec::new(),
+            });
+            made.push_verified(&[5, 6, 7], n_before, chosen);
+        }
+        (made.tokens.iter().map(|t| t.token).collect(), made.error)
+    }
+
+    #[test]
+    fn drafts_count_up_to_the_first_wrong_one() {
+        let kept = |chosen: [u32; 4]| verified(chosen.map(Ok)).0;
+        assert_eq!(kept([5, 6, 7, 8]), [5, 6, 7, 8]);
+        assert_eq!(kept([5, 6, 9, 8]), [5, 6, 9]);
+        // Right again after a wrong one: computed from the wrong one, so it does not count.
+        assert_eq!(kept([5, 9, 7, 8]), [5, 9]);
+        assert_eq!(kept([9, 6, 7, 8]), [9]);
+        // A draft that is right, but one place late.
+        assert_eq!(kept([6, 5, 6, 7]), [6]);
+    }
+
+    #[test]
+    fn an_error_counts_only_after_right_drafts() {
+        let broken = || Err(RowError::Token(TokenError::NotFinite));
+        let error = broken().map(|_: u32| ()).err();
+        assert_eq!(
+            verified([Ok(5), broken(), Ok(7), Ok(8)]),
+            (vec![5], error.clone())
+        );
+        assert_eq!(
+            verified([Ok(9), broken(), broken(), broken()]),
+            (vec![9], None)
+        );
+        assert_eq!(verified([broken(), Ok(6), Ok(7), Ok(8)]), (vec![], error));
+    }
     use crate::structured::guide_of;
 
     #[test]

@@ -4,6 +4,8 @@
 
 #[path = "cuda_executor/backends.rs"]
 mod backends;
+#[path = "cuda_executor/drafts.rs"]
+mod drafts;
 #[path = "cuda_executor/host_tier.rs"]
 mod host_tier;
 #[path = "cuda_executor/int8.rs"]
@@ -92,6 +94,7 @@ fn options() -> CudaOptions {
         run_ahead: true,
         int8_activations: false,
         two_batch_overlap: false,
+        n_draft_tokens: 0,
         tuning: None,
     }
 }
@@ -140,6 +143,7 @@ fn pages(sequence: u32, n_tokens: usize) -> Vec<PageIdx> {
 
 fn row(sequence: u32, tokens: &[u32], start: usize, total: usize) -> PlanRow {
     PlanRow {
+        n_drafts: 0,
         request: RequestId(u64::from(sequence)),
         tokens: tokens.to_vec(),
         start,

@@ -54,6 +54,7 @@ fn load(
         run_ahead: true,
         int8_activations: false,
         two_batch_overlap: false,
+        n_draft_tokens: 0,
         attention_backend: AttentionBackend::Split,
         host_tier: None,
         n_kv_splits: 8,
@@ -75,6 +76,7 @@ fn role(executor: &CudaExecutor, role: &str) -> Option<String> {
 
 fn row(sequence: u32, tokens: Vec<u32>, start: usize, total: usize) -> PlanRow {
     PlanRow {
+        n_drafts: 0,
         request: RequestId(u64::from(sequence)),
         tokens,
         start,

@@ -75,6 +75,7 @@ fn prompts(model: &Model, questions: &[&str]) -> Vec<Vec<u32>> {
 fn row(question: usize, tokens: Vec<u32>, start: usize) -> PlanRow {
     let first = question * PAGES_PER_QUESTION;
     PlanRow {
+        n_drafts: 0,
         request: RequestId(question as u64 + 1),
         tokens,
         start,

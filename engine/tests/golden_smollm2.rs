@@ -105,6 +105,7 @@ fn load(
 fn row(tokens: Vec<u32>, start: usize, n_pages: u32, sample: Option<SampleSpec>) -> PlanRow {
     let pages = (0..n_pages).map(PageIdx).collect();
     PlanRow {
+        n_drafts: 0,
         request: RequestId(1),
         tokens,
         start,
@@ -257,6 +258,7 @@ fn the_card_agrees_with_llama_cpp() {
         run_ahead: true,
         int8_activations: false,
         two_batch_overlap: false,
+        n_draft_tokens: 0,
     };
     let mut executor = CudaExecutor::load(checkpoint(), &options).expect("a GPU");
     let found = measure("on the GPU", &mut |rows, wanted| {

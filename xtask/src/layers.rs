@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use crate::source_files::files_below;
 
 /// From the lowest layer to the highest. ARCHITECTURE.md says what each of them does.
-const ORDER: [&str; 28] = [
+const ORDER: [&str; 29] = [
     // What everything may use.
     "deep_stack",
     "printable",
@@ -32,6 +32,7 @@ const ORDER: [&str; 28] = [
     "step",
     "executor",
     // Many steps.
+    "speculation",
     "scheduler",
     "metrics",
     "engine_loop",

@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::Args;
-use engine::bench::{OfflineConfig, offline, offline_simulated};
+use engine::bench::{OfflineConfig, SyntheticDrafts, offline, offline_simulated};
 use engine::config::EngineArgs;
 use engine::executor::simulated::Card;
 use engine::kv::PAGE_TOKENS;
@@ -35,6 +35,11 @@ pub struct BenchArgs {
     #[arg(long, value_name = "N", default_value_t = 3)]
     repetitions: usize,
 
+    /// Count each draft as right with this probability, from 0 to 1; the text then means nothing.
+    /// Needs --speculative-algorithm
+    #[arg(long, value_name = "PROBABILITY")]
+    speculative_synthetic_acceptance: Option<f64>,
+
     /// A simulated GPU in place of this machine: a TOML file such as data/cards/h100.toml
     #[arg(long, value_name = "FILE")]
     card: Option<PathBuf>,
@@ -46,7 +51,25 @@ pub struct BenchArgs {
 
 pub fn bench(args: &BenchArgs) -> Result<()> {
     let mut config = args.engine.resolve()?;
+    let synthetic = match (config.speculation, args.speculative_synthetic_acceptance) {
+        (Some(speculation), Some(acceptance)) => Some(SyntheticDrafts {
+            n_draft_tokens: speculation.n_draft_tokens,
+            acceptance,
+        }),
+        (None, None) => None,
+        (Some(_), None) => bail!(
+            "the prompts of this benchmark are made up, so nothing can be looked up in them; \
+             --speculative-synthetic-acceptance says how many drafts count as right"
+        ),
+        (None, Some(_)) => {
+            bail!("--speculative-synthetic-acceptance needs --speculative-algorithm NGRAM")
+        }
+    };
+    if synthetic.is_some() && args.card.is_some() {
+        bail!("drafts are not simulated; leave out --card or --speculative-algorithm");
+    }
     let offline_config = OfflineConfig {
+        synthetic,
         batch: args.batch,
         prompt_tokens: args.prompt_tokens,
         output_tokens: args.output_tokens,
@@ -91,5 +114,11 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
     );
     println!("prefill  {:.1} tok/s", result.prefill_tok_per_s);
     println!("decode   {:.1} tok/s", result.decode_tok_per_s);
+    if let Some(drafts) = result.config.synthetic {
+        println!(
+            "drafts   {} a step, right with probability {} by chance: {:.2} tokens a step",
+            drafts.n_draft_tokens, drafts.acceptance, result.tokens_per_step
+        );
+    }
     Ok(())
 }

@@ -8,7 +8,7 @@ use super::Cli;
 pub const WITH_FLAGS: [&str; 4] = ["serve", "generate", "bench", "simulate"];
 
 /// Heading → flags, in the order of `--help`. A flag without a group is listed under "Options".
-const GROUPS: [(&str, &[&str]); 9] = [
+const GROUPS: [(&str, &[&str]); 10] = [
     (
         "Model",
         &[
@@ -74,6 +74,16 @@ const GROUPS: [(&str, &[&str]); 9] = [
             "max-queued-requests",
             "max-queue-s",
             "max-request-s",
+        ],
+    ),
+    (
+        "Speculation",
+        &[
+            "speculative-algorithm",
+            "speculative-num-draft-tokens",
+            "speculative-ngram-min-match-window-size",
+            "speculative-ngram-max-match-window-size",
+            "speculative-config",
         ],
     ),
     (

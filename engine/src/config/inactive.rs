@@ -52,6 +52,27 @@ pub fn inactive_flags(typed: &EngineArgs, device: Device) -> Vec<(String, String
         "--hicache-ratio",
         "--hicache-size says how large the host tier is",
     );
+    for (was_typed, flag) in [
+        (
+            typed.speculative_num_draft_tokens.is_some(),
+            "--speculative-num-draft-tokens",
+        ),
+        (
+            typed.speculative_ngram_min_match_window_size.is_some(),
+            "--speculative-ngram-min-match-window-size",
+        ),
+        (
+            typed.speculative_ngram_max_match_window_size.is_some(),
+            "--speculative-ngram-max-match-window-size",
+        ),
+    ] {
+        let is_off = typed.speculative_algorithm.is_none();
+        note(
+            was_typed && is_off,
+            flag,
+            "--speculative-algorithm was not given",
+        );
+    }
     note(
         typed.disable_flashinfer && typed.sampling_backend.is_some(),
         "--disable-flashinfer",
@@ -82,6 +103,7 @@ fn note_unused_on_cuda(typed: &EngineArgs, note: &mut impl FnMut(bool, &str, &st
     let pass = "held to 64, the rows of a decode pass";
     let cluster = "held to 8, the blocks of the largest cluster that every GPU supports";
     let splits = typed.triton_attention_num_kv_splits;
+    let speculates = typed.speculative_algorithm.is_some() || typed.speculative_config.is_some();
     for (was_typed, flag, reason) in [
         (
             splits_nothing && splits.is_some(),
@@ -107,6 +129,11 @@ fn note_unused_on_cuda(typed: &EngineArgs, note: &mut impl FnMut(bool, &str, &st
             typed.enable_two_batch_overlap && splits_nothing,
             "--enable-two-batch-overlap",
             "only --attention-backend split-kv can run two halves of a batch concurrently",
+        ),
+        (
+            typed.enable_two_batch_overlap && !splits_nothing && speculates,
+            "--enable-two-batch-overlap",
+            "with speculation, rows of one half read what rows of the other write",
         ),
     ] {
         note(was_typed, flag, reason);

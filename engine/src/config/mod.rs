@@ -22,6 +22,7 @@ mod origins;
 pub mod resolved;
 pub mod result_cache;
 pub mod size;
+mod speculation;
 mod template;
 pub mod typed;
 mod warnings;

@@ -18,6 +18,7 @@ use crate::engine_loop::TimeLimits;
 use crate::executor::HostTierSize;
 use crate::executor::cuda::CardProfile;
 use crate::kv::PAGE_TOKENS;
+use crate::speculation::SpeculationConfig;
 
 /// `--mem-fraction-static` of a single model; several models without their own fraction share it.
 pub(super) const DEFAULT_FRACTION: f64 = 0.88;
@@ -86,6 +87,7 @@ pub struct EngineConfig {
     pub enable_mixed_chunk: bool,
     pub schedule_policy: SchedulePolicy,
     pub num_continuous_decode_steps: usize,
+    pub speculation: Option<SpeculationConfig>,
     pub max_running_requests: Option<usize>,
     pub max_queued_requests: usize,
     pub time_limits: TimeLimits,
@@ -267,6 +269,7 @@ impl EngineArgs {
             enable_mixed_chunk: self.enable_mixed_chunk,
             schedule_policy: self.schedule_policy.unwrap_or(SchedulePolicy::Fcfs),
             num_continuous_decode_steps: self.num_continuous_decode_steps.unwrap_or(1),
+            speculation: self.resolve_speculation()?,
             max_running_requests: self.max_running_requests,
             max_queued_requests: self.max_queued_requests.unwrap_or(1024),
             time_limits: TimeLimits {

@@ -158,6 +158,28 @@ pub struct EngineArgs {
     #[arg(long, value_name = "N", value_parser = count(64))]
     pub num_continuous_decode_steps: Option<usize>,
 
+    /// Guess the next tokens and verify them in one step, which changes no text: NGRAM looks them up
+    /// in the request's own text [default: off]
+    #[arg(long, value_name = "ALGORITHM")]
+    pub speculative_algorithm: Option<String>,
+
+    /// Maximum number of guesses in a step of a request; fewer are made where they are seldom right
+    /// [default: 7]
+    #[arg(long, value_name = "N", value_parser = count(31))]
+    pub speculative_num_draft_tokens: Option<usize>,
+
+    /// Least number of tokens that NGRAM must find again [default: 3]
+    #[arg(long, value_name = "TOKENS", value_parser = count(64))]
+    pub speculative_ngram_min_match_window_size: Option<usize>,
+
+    /// Maximum number of tokens that NGRAM looks for [default: 12]
+    #[arg(long, value_name = "TOKENS", value_parser = count(64))]
+    pub speculative_ngram_max_match_window_size: Option<usize>,
+
+    /// The same in vLLM's form, such as `{"method":"ngram","num_speculative_tokens":5}`
+    #[arg(long, value_name = "JSON")]
+    pub speculative_config: Option<String>,
+
     /// Maximum number of requests decoded at once [default: by memory]
     #[arg(long, value_name = "N", value_parser = count(65_536))]
     pub max_running_requests: Option<usize>,

@@ -68,6 +68,7 @@ mod tests {
 
     fn plan(n_tokens: usize) -> StepPlan {
         let row = PlanRow {
+            n_drafts: 0,
             request: RequestId(1),
             tokens: vec![1; n_tokens],
             start: 0,

@@ -315,6 +315,12 @@ impl MockExecutor {
                     row.request
                 )));
             }
+            if row.n_drafts > 0 && (!row.is_decode() || plan.n_steps != 1) {
+                return Err(failure(format!(
+                    "request {}: drafts in no decode row",
+                    row.request
+                )));
+            }
             if plan.n_steps > 1 && (row.tokens.len() != 1 || row.sample.is_none()) {
                 return Err(failure(format!(
                     "request {}: no decode row in a burst",
@@ -421,11 +427,20 @@ impl Executor for MockExecutor {
                 if made.has_failed() {
                     continue;
                 }
-                let position = row.start + row.tokens.len() - 1 + i_step;
-                let output_index = row.sample.as_ref().map_or(0, |s| s.output_index) + i_step;
-                if let Some(chosen) = self.sample(row, position, output_index)? {
-                    self.n_sampled += u64::from(chosen.is_ok());
-                    made.push(chosen);
+                for n_before in 0..=row.n_drafts {
+                    let i_step = i_step + n_before;
+                    let position = row.start + row.tokens.len() - row.n_drafts - 1 + i_step;
+                    let output_index = row.sample.as_ref().map_or(0, |s| s.output_index) + i_step;
+                    let Some(chosen) = self.sample(row, position, output_index)? else {
+                        break;
+                    };
+                    let n_kept = made.tokens.len();
+                    if row.n_drafts > 0 {
+                        made.push_verified(row.drafts(), n_before, chosen);
+                    } else {
+                        made.push(chosen);
+                    }
+                    self.n_sampled += (made.tokens.len() - n_kept) as u64;
                 }
             }
         }

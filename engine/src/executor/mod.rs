@@ -130,6 +130,21 @@ fn check_plan(plan: &StepPlan, device: &'static str) -> Result<(), ExecutorError
                 row.request
             )));
         }
+        if row.n_drafts > 0 && (!row.is_decode() || plan.n_steps != 1) {
+            return Err(step_error(format!(
+                "request {} has {} drafts, but {} tokens in a plan of {} steps",
+                row.request,
+                row.n_drafts,
+                row.tokens.len(),
+                plan.n_steps
+            )));
+        }
+        if row.n_drafts > 0 && row.sample.as_ref().is_some_and(SampleSpec::is_guided) {
+            return Err(step_error(format!(
+                "request {} follows a grammar and has drafts, which the grammar has not seen",
+                row.request
+            )));
+        }
         if plan.n_steps > 1 && (row.tokens.len() != 1 || row.sample.is_none()) {
             return Err(step_error(format!(
                 "request {} is no decode row in a plan of {} steps",

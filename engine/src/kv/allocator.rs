@@ -174,6 +174,18 @@ impl PageAllocator {
         true
     }
 
+    /// Frees the last pages of `table`, which hold no token that was computed, down to those for
+    /// `n_tokens` tokens. Returns whether there were any.
+    pub fn shrink(&mut self, table: &mut PageTable, n_tokens: usize) -> bool {
+        let n_pages = pages_for(n_tokens);
+        if table.n_pages() <= n_pages {
+            return false;
+        }
+        let pages = table.pages.drain(n_pages..).rev();
+        self.tree.unlock(&mut self.pools, Tier::Device, pages);
+        true
+    }
+
     fn take_page(&mut self) -> Option<PageIdx> {
         if self.pools[Tier::Device].n_free() == 0 {
             let Self {

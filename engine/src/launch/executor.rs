@@ -98,6 +98,7 @@ pub(super) fn load_cuda(
         },
         run_ahead: config.overlap_schedule,
         two_batch_overlap: config.two_batch_overlap,
+        n_draft_tokens: config.speculation.map_or(0, |s| s.n_draft_tokens),
     };
     Ok(Box::new(CudaExecutor::load(checkpoint, &options)?))
 }

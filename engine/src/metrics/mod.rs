@@ -19,6 +19,7 @@ use crate::executor::ExecutorCounts;
 use crate::guide::MaskCounts;
 use crate::request::{Failure, FinishReason};
 use crate::scheduler::{HostTierStats, SchedulerStats, StepKind};
+use crate::speculation::{MAX_DRAFTS, SpeculationCounts};
 
 const TTFT_BOUNDS_S: &[f64] = &[
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
@@ -62,6 +63,14 @@ pub struct Metrics {
     pub prompt_tokens: Counter,
     pub generation_tokens: Counter,
     pub preemptions: Counter,
+    /// Rows with drafts.
+    pub drafted_rows: Counter,
+    pub draft_tokens: Counter,
+    pub accepted_draft_tokens: Counter,
+    /// By position in the row.
+    pub accepted_draft_tokens_at: [Counter; MAX_DRAFTS],
+    /// Drafts that a row may have; 0 without speculation.
+    pub n_draft_positions: Gauge,
     pub stopped: Counter,
     pub reached_length: Counter,
     /// Cancelled by the client or by its disconnecting.
@@ -135,6 +144,11 @@ impl Metrics {
             prompt_tokens: Counter::default(),
             generation_tokens: Counter::default(),
             preemptions: Counter::default(),
+            drafted_rows: Counter::default(),
+            draft_tokens: Counter::default(),
+            accepted_draft_tokens: Counter::default(),
+            accepted_draft_tokens_at: Default::default(),
+            n_draft_positions: Gauge::default(),
             stopped: Counter::default(),
             reached_length: Counter::default(),
             aborted: Counter::default(),
@@ -200,6 +214,20 @@ impl Metrics {
             (&self.host_kv_declined, stats.n_declined),
             (&self.kv_pages_lost, stats.n_lost),
         ] {
+            counter.add(now.saturating_sub(counter.get()));
+        }
+    }
+
+    pub fn record_speculation(&self, counts: &SpeculationCounts) {
+        self.n_draft_positions.set(counts.accepted_at.len() as f64);
+        let totals = [
+            (&self.drafted_rows, counts.n_drafted_rows),
+            (&self.draft_tokens, counts.n_draft_tokens),
+            (&self.accepted_draft_tokens, counts.n_accepted),
+        ];
+        let by_position = self.accepted_draft_tokens_at.iter();
+        let by_position = by_position.zip(counts.accepted_at.iter().copied());
+        for (counter, now) in totals.into_iter().chain(by_position) {
             counter.add(now.saturating_sub(counter.get()));
         }
     }

@@ -123,6 +123,39 @@ impl Metrics {
             &[("", count(&self.preemptions))],
         );
         page.counters(
+            "vllm:spec_decode_num_drafts_total",
+            "Decode rows that had drafts.",
+            "",
+            &[("", count(&self.drafted_rows))],
+        );
+        page.counters(
+            "vllm:spec_decode_num_draft_tokens_total",
+            "Tokens drafted and verified.",
+            "",
+            &[("", count(&self.draft_tokens))],
+        );
+        page.counters(
+            "vllm:spec_decode_num_accepted_tokens_total",
+            "Drafted tokens that became part of an output.",
+            "",
+            &[("", count(&self.accepted_draft_tokens))],
+        );
+        let positions: Vec<String> = (0..self.n_draft_positions.get() as usize)
+            .map(|position| position.to_string())
+            .collect();
+        let by_position = positions.iter().zip(&self.accepted_draft_tokens_at);
+        let by_position: Vec<(&str, f64)> = by_position
+            .map(|(position, counter)| (position.as_str(), count(counter)))
+            .collect();
+        if !by_position.is_empty() {
+            page.counters(
+                "vllm:spec_decode_num_accepted_tokens_per_pos_total",
+                "Drafted tokens that became part of an output, by their place in the row.",
+                "position",
+                &by_position,
+            );
+        }
+        page.counters(
             "vllm:request_success_total",
             "Requests ended, by reason.",
             "finished_reason",

@@ -212,4 +212,7 @@ pub struct Usage {
     pub completion_tokens: usize,
     /// Prompt tokens whose KV came from the prefix cache.
     pub cached_tokens: usize,
+    /// Output tokens that had been drafted, and drafts that were computed in vain.
+    pub accepted_drafts: usize,
+    pub rejected_drafts: usize,
 }

@@ -15,13 +15,18 @@ impl Scheduler {
         let (mut cursor, mut any_ended) = (0, false);
         for row in &plan.rows {
             let mut output = outputs.next().unwrap_or_default();
-            output.tokens.truncate(plan.n_steps.max(1));
+            output.tokens.truncate(plan.n_steps.max(1) + row.n_drafts);
             let Some(i) = self.find_running(row.request, &mut cursor) else {
                 continue;
             };
             let sequence = &mut self.running[i];
             if sequence.n_computed == row.start && !sequence.ended {
+                let n_accepted = sequence.n_accepted_drafts();
                 sequence.accept(row, output, &mut events);
+                if let Some(speculation) = self.speculation.as_mut().filter(|_| row.n_drafts > 0) {
+                    let n_accepted = sequence.n_accepted_drafts() - n_accepted;
+                    speculation.counts.record(row.n_drafts, n_accepted);
+                }
                 any_ended |= sequence.ended;
                 if !sequence.is_broken {
                     self.keep_prompt(i);

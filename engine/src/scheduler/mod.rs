@@ -25,12 +25,16 @@
 //!   is always progress.
 //! - With a host tier, evicted pages are restored from the host; a request whose prefix is being
 //!   restored has no row meanwhile ([`host_tier`]).
+//! - With speculation, a decode row carries drafts of the tokens after it where these are expected
+//!   to pay and something is left for them ([`drafts`]). The step samples after each of them, and
+//!   the tokens up to the first that is not the draft are taken.
 //! - The random draw for output token i depends only on the seed and i, so preemption, chunking and
 //!   other requests in the batch do not change a text.
 //!
 //! Deliberately absent: beam search.
 
 mod commit;
+mod drafts;
 mod host_tier;
 mod plan;
 pub mod policy;
@@ -44,6 +48,7 @@ use std::time::Duration;
 
 use rustc_hash::FxHashMap;
 
+use self::drafts::Speculation;
 use self::host_tier::HostTierCounts;
 pub use self::host_tier::{HostTierConfig, HostTierStats, RestoreCosts};
 pub use self::policy::{PolicyName, UnknownPolicy};
@@ -55,6 +60,7 @@ use crate::kv::prefix::extend_chain;
 use crate::kv::{IntegrityError, PAGE_TOKENS, PageAllocator, PageTable, Prefix, PrefixIndex};
 use crate::request::{FinishReason, Request, RequestId, TokenEvent};
 use crate::sampler::{self, SamplerError};
+use crate::speculation::SpeculationConfig;
 use crate::step::StepPlan;
 
 /// Prompt tokens that are scored in one step: bounds the delay of other requests.
@@ -81,6 +87,7 @@ pub struct SchedulerConfig {
     pub radix_cache: bool,
     /// The host tier for evicted pages; needs `radix_cache`.
     pub host_tier: Option<HostTierConfig>,
+    pub speculation: Option<SpeculationConfig>,
     pub policy: PolicyName,
     /// Seed of the `random` policy.
     pub policy_seed: u64,
@@ -98,6 +105,7 @@ impl Default for SchedulerConfig {
             run_ahead: false,
             radix_cache: true,
             host_tier: None,
+            speculation: None,
             policy: PolicyName::Fcfs,
             policy_seed: 0,
         }
@@ -201,6 +209,7 @@ pub struct Scheduler {
     preempted: Vec<RequestId>,
     n_deferred: usize,
     row_memory: RowPool,
+    speculation: Option<Speculation>,
 }
 
 impl Scheduler {
@@ -227,6 +236,7 @@ impl Scheduler {
             preempted: Vec::new(),
             n_deferred: 0,
             row_memory: RowPool::default(),
+            speculation: config.speculation.map(Speculation::new),
             config,
         }
     }
@@ -272,7 +282,9 @@ impl Scheduler {
         if self.config.radix_cache || self.config.policy.uses_prefixes() {
             extend_chain(&mut prefix_hashes, request.prefix_root, &request.prompt);
         }
+        let speculation = self.speculation.as_ref();
         let key = self.waiting.insert(Sequence {
+            drafts: speculation.and_then(|s| s.drafts_of(&request)),
             tokens: request.prompt.to_vec(),
             request,
             n_computed: 0,
@@ -398,6 +410,9 @@ impl Scheduler {
         self.release(&mut sequence);
         sequence.n_computed = 0;
         sequence.scores.made.clear();
+        if let Some(drafts) = &mut sequence.drafts {
+            drafts.next.clear();
+        }
         self.n_preemptions += 1;
         let id = sequence.request.id;
         self.preempted.push(id);
@@ -425,8 +440,7 @@ pub enum StepKind {
 
 impl StepKind {
     pub fn of(plan: &StepPlan) -> Self {
-        let is_decode = |row: &crate::step::PlanRow| row.tokens.len() == 1 && row.sample.is_some();
-        let n_decode = plan.rows.iter().filter(|row| is_decode(row)).count();
+        let n_decode = plan.rows.iter().filter(|row| row.is_decode()).count();
         if n_decode == plan.rows.len() {
             Self::Decode
         } else if n_decode == 0 {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::sequence::Sequence;
 use super::waiting::Cursor;
 use super::{RequestState, Scheduler};
+use crate::executor::cuda::MAX_ROWS;
 use crate::kv::{PAGE_TOKENS, PageAllocator, pages_for};
 use crate::step::{PlanRow, StepPlan};
 
@@ -16,6 +17,7 @@ impl Scheduler {
     /// The next step. It has no rows only if there is no request, or if all are held back or wait
     /// for pages that the step restores from the host.
     pub fn plan(&mut self, now: Duration) -> StepPlan {
+        self.clear_drafts();
         let mut plan = if self.config.mixed_chunk {
             self.plan_mixed(now)
         } else {
@@ -70,6 +72,12 @@ impl Scheduler {
             self.row_memory.recycle(rows);
             return self.decode_step(Then::Decode);
         }
+        let n_prompt: usize = rows.iter().map(|row| row.tokens.len()).sum();
+        let n_left = self.config.max_prefill_tokens.saturating_sub(n_riders);
+        let n_rows_left = MAX_ROWS.saturating_sub(n_riders + rows.len());
+        if self.make_drafts(n_left.saturating_sub(n_prompt).min(n_rows_left)) {
+            self.grow_drafts();
+        }
         for sequence in self.running[..n_running].iter().filter(|s| s.is_due()) {
             self.row_memory.push(&mut rows, sequence, 1);
         }
@@ -82,20 +90,28 @@ impl Scheduler {
             .running
             .iter()
             .any(|s| s.is_decoding() && s.is_guided());
-        let n_wanted = if is_guided {
+        let has_drafts = self.make_drafts(usize::MAX);
+        let n_wanted = if is_guided || has_drafts {
             1
         } else {
             self.config.n_continuous_decode_steps.max(1)
         };
         let n_steps = self.grow_decoding(n_wanted);
+        if has_drafts {
+            self.grow_drafts();
+        }
         // A request that waits for pages from the host is computed as soon as they arrive.
         let is_joined = self.running.iter().any(Sequence::is_restoring);
-        let goes_on = then == Then::Decode && !is_joined && !is_guided;
-        let lookahead_steps = if goes_on && self.config.run_ahead && self.lookahead_enabled {
+        let goes_on = then == Then::Decode && !is_joined && !is_guided && !has_drafts;
+        let may_announce = goes_on && self.config.run_ahead && self.lookahead_enabled;
+        let lookahead_steps = if may_announce && !self.may_draft_next() {
             self.grow_ahead(n_steps)
         } else {
             0
         };
+        if let Some(speculation) = &mut self.speculation {
+            speculation.is_announced = lookahead_steps > 0;
+        }
         let mut rows = self.row_memory.list();
         for sequence in self.running.iter().filter(|s| s.is_due()) {
             self.row_memory.push(&mut rows, sequence, 1);
@@ -131,7 +147,10 @@ impl Scheduler {
                 }
                 return n_steps;
             }
-            self.preempt_last();
+            // Pages for drafts are in no one's way.
+            if !self.free_spare_pages() {
+                self.preempt_last();
+            }
         }
     }
 

@@ -22,6 +22,7 @@ impl RowPool {
         let mut row = self.rows.pop().unwrap_or_else(|| PlanRow {
             request: sequence.request.id,
             tokens: Vec::new(),
+            n_drafts: 0,
             start: 0,
             pages: Vec::new(),
             sample: None,

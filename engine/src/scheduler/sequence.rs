@@ -4,8 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::SCORED_CHUNK;
+use super::drafts::SequenceDrafts;
 use crate::kv::{PAGE_TOKENS, PageTable, Prefix};
-use crate::request::{Failure, FinishReason, Request, RequestId, ScoredToken, TokenEvent, Usage};
+use crate::request::{
+    Failure, FinishReason, Request, RequestId, SampledToken, ScoredToken, TokenEvent, Usage,
+};
 use crate::sampler::SampleSpec;
 use crate::step::{PlanRow, RowOutput, ScoreSpec};
 
@@ -41,6 +44,8 @@ pub(super) struct Sequence {
     /// Its last row failed: what that row computed is not cached.
     pub is_broken: bool,
     pub scores: Scores,
+    /// `None` if it gets no drafts.
+    pub drafts: Option<SequenceDrafts>,
     /// True from the first admission on, so that the queue wait is reported only once.
     pub was_admitted: bool,
 }
@@ -123,11 +128,17 @@ impl Sequence {
         self.host_pages.capacity_tokens() > self.n_computed
     }
 
+    pub fn n_accepted_drafts(&self) -> usize {
+        self.drafts.as_ref().map_or(0, |drafts| drafts.n_accepted)
+    }
+
     pub fn usage(&self) -> Usage {
         Usage {
             prompt_tokens: self.n_prompt(),
             completion_tokens: self.n_output(),
             cached_tokens: self.n_cached,
+            accepted_drafts: self.n_accepted_drafts(),
+            rejected_drafts: self.drafts.as_ref().map_or(0, |d| d.n_rejected),
         }
     }
 
@@ -158,7 +169,8 @@ impl Sequence {
         prefix.first((n_computed - 1) / PAGE_TOKENS)
     }
 
-    /// Overwrites `row` with the row that computes the next `n_tokens` known tokens.
+    /// Overwrites `row` with the row that computes the next `n_tokens` known tokens; a decode row
+    /// also has the drafts.
     pub fn write_row(&self, n_tokens: usize, row: &mut PlanRow) {
         let end = (self.n_computed + n_tokens).min(self.tokens.len());
         row.request = self.request.id;
@@ -166,6 +178,11 @@ impl Sequence {
         row.tokens.clear();
         row.tokens
             .extend_from_slice(&self.tokens[self.n_computed..end]);
+        row.n_drafts = 0;
+        if let Some(drafts) = self.drafts.as_ref().filter(|_| self.is_decoding()) {
+            row.tokens.extend_from_slice(&drafts.next);
+            row.n_drafts = drafts.next.len();
+        }
         row.pages.clear();
         row.pages.extend_from_slice(self.pages.as_slice());
         if end < self.tokens.len() || self.request.max_new_tokens == 0 {
@@ -222,7 +239,8 @@ impl Sequence {
             self.fail(Failure::Step { message }, events);
             return;
         }
-        self.n_computed += row.tokens.len() - 1;
+        self.n_computed += row.tokens.len() - row.n_drafts - 1;
+        self.record_drafts(row, &tokens, error.is_some());
         for token in tokens {
             let is_stop = self.request.stop_token_ids.contains(&token.token);
             self.tokens.push(token.token);
@@ -240,6 +258,23 @@ impl Sequence {
         }
         if let Some(error) = error {
             self.fail(error.failure(&self.request.sampling), events);
+        }
+    }
+
+    /// Records what became of the row's drafts.
+    fn record_drafts(&mut self, row: &PlanRow, tokens: &[SampledToken], has_failed: bool) {
+        let n_left = self.n_output_left();
+        let Some(drafts) = &mut self.drafts else {
+            return;
+        };
+        if row.n_drafts > 0 {
+            // All tokens but the last are accepted drafts; those after the end do not count.
+            let n_right = tokens.len() - usize::from(!has_failed);
+            let ends = |token: &SampledToken| self.request.stop_token_ids.contains(&token.token);
+            let end = tokens.iter().position(ends).map_or(n_left, |i| i + 1);
+            drafts.record(row.n_drafts, n_right, n_right.min(end).min(n_left));
+        } else if let Some(first) = tokens.first() {
+            drafts.record_shadow(first.token);
         }
     }
 

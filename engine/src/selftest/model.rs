@@ -76,6 +76,7 @@ pub fn row(sequence: usize, tokens: &[u32], start: usize) -> PlanRow {
     PlanRow {
         request: RequestId(sequence as u64),
         tokens: tokens.to_vec(),
+        n_drafts: 0,
         start,
         pages: (0..n_even)
             .map(|i| PageIdx((sequence * PAGES_EACH + (i ^ 1)) as u32))
@@ -167,6 +168,7 @@ fn options(card_profile: Option<CardProfile>) -> CudaOptions {
         sampler: Sampler::Device,
         run_ahead: true,
         two_batch_overlap: false,
+        n_draft_tokens: 0,
     }
 }
 

@@ -10,6 +10,7 @@ mod prefix_reuse;
 mod refusals;
 mod row_errors;
 mod scoring;
+mod speculation;
 mod written;
 
 use engine::executor::cpu::{ActivationType, CpuExecutor, CpuOptions};
@@ -43,6 +44,7 @@ fn tokens(n: usize, seed: u32, vocab: usize) -> Vec<u32> {
 fn row(tokens: &[u32], start: usize, first_page: u32) -> PlanRow {
     let n_pages = (start + tokens.len()).div_ceil(16) as u32;
     PlanRow {
+        n_drafts: 0,
         request: RequestId(u64::from(first_page)),
         tokens: tokens.to_vec(),
         start,

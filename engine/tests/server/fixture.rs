@@ -14,6 +14,7 @@ use engine::scheduler::{PolicyName, SchedulerConfig};
 use engine::served_model::{Limits, OutputParsers, ServedModel, ServedParts};
 use engine::server::state::AppState;
 use engine::server::{self, ServeError};
+use engine::speculation::SpeculationConfig;
 use engine::text::{ChatTemplate, Tokenizer};
 use serde_json::{Map, Value, json};
 use tokio::net::TcpListener;
@@ -51,6 +52,7 @@ pub struct TestConfig {
     /// Instead of the fixture's own.
     pub chat_template: Option<&'static str>,
     pub policy: PolicyName,
+    pub speculation: Option<SpeculationConfig>,
 }
 
 impl Default for TestConfig {
@@ -90,6 +92,7 @@ impl Default for TestConfig {
             time_limits: TimeLimits::default(),
             chat_template: None,
             policy: PolicyName::Fcfs,
+            speculation: None,
         }
     }
 }
@@ -254,6 +257,7 @@ pub fn model_of_many(
             chunked_prefill_size: Some(64),
             n_continuous_decode_steps: config.n_decode_steps,
             policy: config.policy,
+            speculation: config.speculation,
             mixed_chunk: config.mixed_chunk,
             ..SchedulerConfig::default()
         },

@@ -29,6 +29,7 @@ mod scoring;
 mod secrets;
 mod shell;
 mod soak;
+mod speculation;
 mod stress;
 mod structured;
 mod tool_choice;

@@ -7,7 +7,9 @@ const ONE_DEVICE: &str = "one device runs each model, so there is nothing to spr
 const SEVERAL_DEVICES: &str =
     "a model runs on one device here; run one server a device, or name several models";
 const ALWAYS_ON: &str = "this is always on";
-const NO_SPECULATION: &str = "there is no speculative decoding here; leave the flag out";
+const NO_DRAFT_MODEL: &str =
+    "draft models and heads are not supported yet; use --speculative-algorithm NGRAM";
+const OWN_DRAFTS: &str = "NGRAM makes one chain of guesses from the request's own text";
 const NO_LORA: &str = "adapters are not read here; merge them into the checkpoint";
 const OWN_LOG: &str = "the environment variable RUST_LOG sets the log level";
 const OWN_GRAMMARS: &str = "grammars are compiled by llguidance, which supports all formats";
@@ -343,18 +345,41 @@ const MODEL: &[Alias] = &[
         &["--no-mmap"],
         "weights are in this process's own memory",
     ),
+    flag(
+        Any,
+        &["--speculative-algo"],
+        "NGRAM",
+        "--speculative-algorithm",
+    ),
+    flag(
+        Sglang,
+        &["--speculative-ngram-max-trie-depth"],
+        "18",
+        "--speculative-ngram-max-match-window-size",
+    ),
+    idle_value(
+        Sglang,
+        &[
+            "--speculative-ngram-min-bfs-breadth",
+            "--speculative-ngram-max-bfs-breadth",
+            "--speculative-ngram-match-type",
+            "--speculative-ngram-branch-length",
+            "--speculative-ngram-capacity",
+        ],
+        "10",
+        OWN_DRAFTS,
+    ),
     refused(
         Any,
         &[
-            "--speculative-algorithm",
-            "--speculative-algo",
-            "--speculative-config",
+            "--speculative-draft-model-path",
+            "--speculative-draft-model",
             "--speculative-model",
             "-md",
             "--model-draft",
         ],
-        Takes::Value("EAGLE"),
-        NO_SPECULATION,
+        Takes::Value("org/draft"),
+        NO_DRAFT_MODEL,
     ),
 ];
 

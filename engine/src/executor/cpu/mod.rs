@@ -220,36 +220,41 @@ impl CpuExecutor {
         Ok(())
     }
 
-    /// Chooses a token for each of the rows `chosen`, whose logits the last run left in that order.
-    /// Rows are spread over the threads; a failed row gets none.
+    /// Chooses a token for each of `chosen`, a row and how many of its drafts come before, whose
+    /// logits the last run left in that order. They are spread over the threads; a failed row gets
+    /// none.
     fn sample(
         &mut self,
         plan: &StepPlan,
-        chosen: &[usize],
+        chosen: &[(usize, usize)],
         step: usize,
         output: &mut StepOutput,
     ) -> Result<(), ExecutorError> {
         let vocab = self.vocab;
         let logits = self.forward.logits();
-        let choose = |i: usize, spec: &SampleSpec, made: &RowOutput| {
+        let choose = |i: usize, spec: &SampleSpec, made: &RowOutput, drafts: &[u32]| {
             let extra: Vec<u32> = if spec.params.needs_history() {
-                made.tokens.iter().map(|token| token.token).collect()
+                let made = made.tokens.iter().map(|token| token.token);
+                made.chain(drafts.iter().copied()).collect()
             } else {
                 Vec::new()
             };
             let logits = &logits[i * vocab..][..vocab];
+            let step = step + drafts.len();
             match self.sampling {
                 Sampling::Selecting => sampler::sample(logits, spec, step, &extra),
                 Sampling::Plain => sampler::plain::sample(logits, spec, step, &extra),
             }
         };
-        let mut outcomes: Vec<_> = chosen.iter().map(|row| (*row, None)).collect();
+        let mut outcomes: Vec<_> = chosen.iter().map(|place| (*place, None)).collect();
         let rows = &output.rows;
-        let choose_row = |i: usize, (row, outcome): &mut (usize, Option<_>)| {
-            if let Some(spec) = plan.rows[*row].sample.as_ref()
-                && !rows[*row].has_failed()
+        let choose_row = |i: usize, (place, outcome): &mut ((usize, usize), Option<_>)| {
+            let (row, n_before) = *place;
+            if let Some(spec) = plan.rows[row].sample.as_ref()
+                && !rows[row].has_failed()
             {
-                *outcome = Some(choose(i, spec, &rows[*row]));
+                let drafts = &plan.rows[row].drafts()[..n_before];
+                *outcome = Some(choose(i, spec, &rows[row], drafts));
             }
         };
         match self.sampling {
@@ -263,9 +268,14 @@ impl CpuExecutor {
                 }
             }
         }
-        for (row, outcome) in outcomes {
-            if let Some(outcome) = outcome {
-                output.rows[row].push(outcome);
+        for ((row, n_before), outcome) in outcomes {
+            let (made, plan) = (&mut output.rows[row], &plan.rows[row]);
+            match outcome {
+                Some(outcome) if plan.n_drafts > 0 => {
+                    made.push_verified(plan.drafts(), n_before, outcome);
+                }
+                Some(outcome) => made.push(outcome),
+                None => {}
             }
         }
         Ok(())
@@ -295,8 +305,10 @@ impl Executor for CpuExecutor {
         for (i, row) in plan.rows.iter().enumerate() {
             n_tokens += row.tokens.len();
             if row.sample.is_some() {
-                outputs.push(n_tokens - 1);
-                sampling.push(i);
+                for n_before in 0..=row.n_drafts {
+                    outputs.push(n_tokens - 1 - row.n_drafts + n_before);
+                    sampling.push((i, n_before));
+                }
             }
         }
         let views: Vec<RowView<'_>> = plan.rows.iter().map(RowView::of).collect();
@@ -330,7 +342,7 @@ impl Executor for CpuExecutor {
                 })
                 .collect();
             let outputs: Vec<usize> = (0..going_on.len()).collect();
-            let sampling: Vec<usize> = going_on.iter().map(|(i, _)| *i).collect();
+            let sampling: Vec<_> = going_on.iter().map(|(i, _)| (*i, 0)).collect();
             self.forward
                 .run(&mut self.pool, &views, &outputs)
                 .map_err(step_error)?;

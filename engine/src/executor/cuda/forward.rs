@@ -43,6 +43,8 @@ pub(super) struct AttentionOptions {
     pub max_splits: usize,
     pub reduce_in_fp32: bool,
     pub backend: AttentionBackend,
+    /// Maximum number of tokens of one sequence that a step writes in decode rows.
+    pub n_fresh: usize,
 }
 
 struct Ops {
@@ -117,6 +119,8 @@ pub(super) struct Forward {
     config: ModelConfig,
     heads: HeadShape,
     max_splits: usize,
+    /// As [`AttentionOptions::n_fresh`].
+    n_fresh: usize,
     /// Indexed by rows; set if autotuning has chosen a number of splits.
     tuned_splits: Vec<Option<usize>>,
     ops: Ops,
@@ -270,11 +274,12 @@ impl Forward {
         let workspace = Workspace::new(stream, element, &config, pass)?;
         let history = Buffer::zeroed(stream, max_burst * MAX_ROWS)?;
         let step = Buffer::zeroed(stream, 1)?;
-        let max_splits = attention.max_splits;
+        let (max_splits, n_fresh) = (attention.max_splits, attention.n_fresh);
         Ok(Self {
             config,
             heads,
             max_splits,
+            n_fresh,
             tuned_splits: vec![None; MAX_ROWS + 1],
             second_half: None,
             ops,

@@ -10,7 +10,7 @@ use gpu::{Buffer, BufferView, CudaError, Device, HostBuffer, Stream};
 use crate::kv::{PAGE_TOKENS, PageIdx};
 
 /// Maximum number of sequences in a pass, and of rows that get logits at once.
-pub(in crate::executor) const MAX_ROWS: usize = 64;
+pub(crate) const MAX_ROWS: usize = 64;
 
 #[derive(Debug, Clone, Copy)]
 enum Field {

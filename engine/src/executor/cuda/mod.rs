@@ -8,7 +8,7 @@
 //!
 //! [`device_setup`] opens the GPU, [`weights`] loads, [`memory`] sizes the KV pool, [`forward`]
 //! launches, `passes` splits a step, [`inputs`] uploads the batch, [`decode`] and [`mixed`] run
-//! plans, [`sampling`] sets up the GPU's sampler, [`run_ahead`] decides which plan continues the
+//! plans, `drafts` makes drafts rows of their own, [`sampling`] sets up the GPU's sampler, [`run_ahead`] decides which plan continues the
 //! current batch, [`device_guard`] keeps executors apart, [`tuning`] autotunes kernels, and
 //! [`sleeping`] frees the GPU's memory.
 
@@ -16,6 +16,7 @@ mod decode;
 mod describe;
 mod device_guard;
 mod device_setup;
+mod drafts;
 mod forward;
 mod graphs;
 mod inputs;
@@ -42,7 +43,7 @@ use self::forward::{AttentionOptions, Forward, HostTier, KvPool, PassSize};
 use self::graphs::Graphs;
 pub(crate) use self::graphs::sizes as graph_sizes;
 use self::inputs::Inputs;
-pub(in crate::executor) use self::inputs::MAX_ROWS;
+pub(crate) use self::inputs::MAX_ROWS;
 pub(in crate::executor) use self::passes::{Piece, passes};
 pub(in crate::executor) use self::run_ahead::Batch;
 use self::run_ahead::Burst;
@@ -137,6 +138,8 @@ pub struct CudaOptions {
     pub run_ahead: bool,
     /// Run decode batches as two halves on two streams where that is safe.
     pub two_batch_overlap: bool,
+    /// Maximum number of drafts of a row; 0 without speculation.
+    pub n_draft_tokens: usize,
 }
 
 pub struct CudaExecutor {
@@ -240,6 +243,7 @@ impl CudaExecutor {
             },
             reduce_in_fp32: options.reduce_in_fp32,
             backend: options.attention_backend,
+            n_fresh: 1 + options.n_draft_tokens,
         };
         let vocab = config.vocab;
         let mut forward = Forward::new(
@@ -269,7 +273,9 @@ impl CudaExecutor {
             options.tuning.as_ref(),
         )?;
         // The packed kernels find a row's sequence by its index in the whole batch.
-        if options.two_batch_overlap && options.attention_backend == AttentionBackend::Split {
+        // With drafts, a row of one half may read what a row of the other writes.
+        let overlaps = options.two_batch_overlap && options.n_draft_tokens == 0;
+        if overlaps && options.attention_backend == AttentionBackend::Split {
             forward.overlap_two_batches(&stream)?;
         }
         let graphs = Graphs::capture(&stream, &forward, &mut inputs, &sizes)?;
@@ -485,6 +491,17 @@ impl CudaExecutor {
     }
 
     fn step(&mut self, plan: &StepPlan) -> Result<StepOutput, ExecutorError> {
+        let Some(flat) = drafts::expand(plan) else {
+            return self.plain_step(plan);
+        };
+        // The inputs that the step leaves on the GPU are those after its drafts.
+        self.forget_batch();
+        let output = self.plain_step(&flat)?;
+        self.forget_batch();
+        Ok(drafts::verify(plan, output))
+    }
+
+    fn plain_step(&mut self, plan: &StepPlan) -> Result<StepOutput, ExecutorError> {
         if self.is_decode_plan(plan) {
             return self.decode(plan);
         }

@@ -87,6 +87,7 @@ mod tests {
 
     fn row(n_tokens: usize) -> PlanRow {
         PlanRow {
+            n_drafts: 0,
             request: RequestId(n_tokens as u64),
             tokens: vec![7; n_tokens],
             start: 0,

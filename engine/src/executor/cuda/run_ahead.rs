@@ -200,6 +200,7 @@ mod tests {
     /// A decode row at `start` with pages for `n_tokens`.
     fn row(id: u64, token: u32, start: usize, n_tokens: usize) -> PlanRow {
         PlanRow {
+            n_drafts: 0,
             request: RequestId(id),
             tokens: vec![token],
             start,

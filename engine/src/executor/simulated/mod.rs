@@ -59,7 +59,7 @@ pub struct SimulatedOptions {
 fn is_decode(plan: &StepPlan) -> bool {
     plan.rows
         .iter()
-        .all(|row| row.tokens.len() == 1 && row.sample.is_some())
+        .all(|row| row.is_decode() && row.n_drafts == 0)
 }
 
 /// Whether a decode batch runs as two halves: the kernels of a half must have fewer than

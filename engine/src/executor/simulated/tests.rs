@@ -89,6 +89,7 @@ fn simulated(card: Card, graph_sizes: &[usize]) -> SimulatedExecutor {
 /// `n` rows of `n_tokens` each that sample, at position `start`, each with its own pages.
 fn plan(n: u64, n_tokens: usize, start: usize, n_steps: usize) -> StepPlan {
     let rows = (0..n).map(|id| PlanRow {
+        n_drafts: 0,
         request: RequestId(id),
         tokens: vec![1; n_tokens],
         start,

@@ -1,6 +1,7 @@
 //! Tables for each rule, against the mock executor.
 
 mod ahead;
+mod drafts;
 mod guided;
 mod host_tier;
 mod policies;
@@ -300,6 +301,7 @@ fn a_stop_id_inside_a_burst_discards_the_rest() {
         prompt_tokens: 3,
         completion_tokens: 3,
         cached_tokens: 0,
+        ..Usage::default()
     };
     let last = TokenEvent::Finished {
         reason: FinishReason::Stop,
@@ -348,6 +350,7 @@ fn cancel_frees_pages_at_once_wherever_the_request_is() {
         prompt_tokens: 20,
         completion_tokens: 1,
         cached_tokens: 0,
+        ..Usage::default()
     };
     let last = TokenEvent::Finished {
         reason: FinishReason::Cancelled,

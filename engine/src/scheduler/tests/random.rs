@@ -1,6 +1,7 @@
 //! Random workloads under random settings.
 
 use super::*;
+use crate::speculation::{Algorithm, NgramConfig, SpeculationConfig, StepTimes};
 
 #[derive(Debug, Clone)]
 struct Workload {
@@ -8,6 +9,8 @@ struct Workload {
     /// Prompt length, output length, arrival step, number of steps until it is cancelled.
     requests: Vec<(usize, usize, usize, Option<usize>)>,
     stop: Option<(u32, u64)>,
+    /// A draft is right this often, in four.
+    n_right: usize,
 }
 
 fn workload() -> impl Strategy<Value = Workload> {
@@ -24,6 +27,7 @@ fn workload() -> impl Strategy<Value = Workload> {
             any::<bool>(),
             any::<bool>(),
             prop::option::of((1usize..40, 1usize..4)),
+            prop::option::of(1usize..12),
         )
             .prop_map(
                 move |(
@@ -36,6 +40,7 @@ fn workload() -> impl Strategy<Value = Workload> {
                     radix_cache,
                     run_ahead,
                     host_tier,
+                    n_draft_tokens,
                 )| {
                     SchedulerConfig {
                         max_total_tokens: n_tokens,
@@ -48,6 +53,10 @@ fn workload() -> impl Strategy<Value = Workload> {
                         host_tier: host_tier
                             .map(|(n_pages, n_copies)| HostTierConfig { n_pages, n_copies }),
                         run_ahead,
+                        speculation: n_draft_tokens.map(|n_draft_tokens| SpeculationConfig {
+                            algorithm: Algorithm::Ngram(NgramConfig::default()),
+                            n_draft_tokens,
+                        }),
                         policy: PolicyName::ALL[policy],
                         policy_seed: 1,
                     }
@@ -62,11 +71,13 @@ fn workload() -> impl Strategy<Value = Workload> {
             )
         });
         let stop = prop::option::of((Just(17u32), 2u64..40));
-        (config, prop::collection::vec(one, 1..14), stop).prop_map(|(config, requests, stop)| {
+        let requests = prop::collection::vec(one, 1..14);
+        (config, requests, stop, 0usize..=4).prop_map(|(config, requests, stop, n_right)| {
             Workload {
                 config,
                 requests,
                 stop,
+                n_right,
             }
         })
     })
@@ -79,7 +90,7 @@ proptest! {
     /// lost.
     #[test]
     fn random_workloads_finish_with_the_right_tokens(workload in workload()) {
-        let Workload { config, requests, stop } = workload;
+        let Workload { config, requests, stop, n_right } = workload;
         let n_pages = config.max_total_tokens / PAGE_TOKENS;
         let mut executor = MockExecutor::new(MockConfig {
             n_pages,
@@ -87,7 +98,6 @@ proptest! {
             stop,
             ..MockConfig::default()
         });
-        let mut scheduler = Scheduler::new(config.clone());
         let make = |i: usize| {
             let (n_prompt, max_new_tokens, ..) = requests[i];
             let sampling = SamplingParams {
@@ -105,6 +115,11 @@ proptest! {
                 ..request(i as u64, n_prompt, max_new_tokens)
             }
         };
+        let all: Vec<Request> = (0..requests.len()).map(make).collect();
+        let is_right = move |id: RequestId, n_tokens: usize, i: usize| {
+            (id.0 as usize + n_tokens / 5 + i) % 4 < n_right
+        };
+        let mut scheduler = drafts::scripted(config.clone(), &all, stop, is_right);
         let mut results = HashMap::new();
         let mut cancelled = HashSet::new();
         let mut i_step = 0;
@@ -135,6 +150,11 @@ proptest! {
                 collect(&mut results, events);
             }
             scheduler.check_integrity().unwrap();
+            // Now and then a row costs so much that there are no drafts.
+            scheduler.set_step_times(StepTimes {
+                base_s: 1.0,
+                row_s: if i_step % 11 < 8 { 0.0 } else { 1.0 },
+            });
             // Now and then restoring is slower.
             scheduler.set_restore_costs(RestoreCosts {
                 page_s: 1.0,

@@ -67,6 +67,7 @@ fn chunks_score_every_token_once_before_the_output() {
                 prompt_tokens: request.prompt.len(),
                 completion_tokens: request.max_new_tokens,
                 cached_tokens: 0,
+                ..Usage::default()
             };
             let reason = FinishReason::Length;
             assert_eq!(rest.last(), Some(&TokenEvent::Finished { reason, usage }));

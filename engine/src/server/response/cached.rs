@@ -285,6 +285,8 @@ impl StoredPiece {
                     prompt_tokens: end.usage.0,
                     completion_tokens: end.usage.1,
                     cached_tokens: end.usage.2,
+                    // Nothing is drafted for a stored answer.
+                    ..Usage::default()
                 },
             }),
         };
@@ -405,6 +407,7 @@ mod tests {
                     prompt_tokens: 3,
                     completion_tokens: 2,
                     cached_tokens: 1,
+                    ..Usage::default()
                 },
             }),
         }

@@ -251,12 +251,12 @@ impl Choice {
     /// the engine knows.
     async fn stop_at(&mut self, stop_idx: usize, piece: &mut Piece) -> Result<(), ApiError> {
         self.engine.cancel(self.stream.id());
-        let cached_tokens = loop {
+        let counted = loop {
             match self.stream.next().await {
                 Some(TokenEvent::Token(_) | TokenEvent::PromptLogprobs(_)) => {}
-                Some(TokenEvent::Finished { usage, .. }) => break usage.cached_tokens,
+                Some(TokenEvent::Finished { usage, .. }) => break usage,
                 Some(TokenEvent::Failed(failure)) => return Err(self.error_of(failure)),
-                None => break 0,
+                None => break Usage::default(),
             }
         };
         let stop = self.stop_strings.get(stop_idx).cloned().unwrap_or_default();
@@ -266,7 +266,9 @@ impl Choice {
         let usage = Usage {
             prompt_tokens: self.n_prompt,
             completion_tokens: self.n_output,
-            cached_tokens,
+            // Some may have come after the stop string.
+            accepted_drafts: counted.accepted_drafts.min(self.n_output),
+            ..counted
         };
         let stop_reason = Value::String(stop);
         piece.end = Some(ChoiceEnd {

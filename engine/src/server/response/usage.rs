@@ -60,6 +60,8 @@ impl UsageSum {
             self.sum.cached_tokens += usage.cached_tokens;
         }
         self.sum.completion_tokens += usage.completion_tokens;
+        self.sum.accepted_drafts += usage.accepted_drafts;
+        self.sum.rejected_drafts += usage.rejected_drafts;
     }
 
     pub fn to_json(&self, n_reasoning: Option<usize>) -> Value {
@@ -67,6 +69,8 @@ impl UsageSum {
             prompt_tokens,
             completion_tokens,
             cached_tokens,
+            accepted_drafts,
+            rejected_drafts,
         } = self.sum;
         let mut usage = json!({
             "prompt_tokens": prompt_tokens,
@@ -76,6 +80,11 @@ impl UsageSum {
         });
         if let Some(n_reasoning) = n_reasoning {
             usage["completion_tokens_details"] = json!({"reasoning_tokens": n_reasoning});
+        }
+        if accepted_drafts + rejected_drafts > 0 {
+            let details = &mut usage["completion_tokens_details"];
+            details["accepted_prediction_tokens"] = accepted_drafts.into();
+            details["rejected_prediction_tokens"] = rejected_drafts.into();
         }
         usage
     }

@@ -33,10 +33,34 @@ fn what_does_nothing_anywhere_says_why() {
         "--enable-hierarchical-cache --hicache-size 1 --hicache-ratio 2",
         "--hicache-ratio 2",
         "--hicache-size 1",
+        "--speculative-num-draft-tokens 3",
+        "--speculative-ngram-min-match-window-size 3",
+        "--speculative-ngram-max-match-window-size 3",
     ] {
         let typed = line.split(' ').rfind(|word| word.starts_with("--"));
         let flag = typed.expect("a flag");
         assert!(is_inactive_everywhere(flag, line), "{line}");
+    }
+}
+
+#[test]
+fn two_halves_of_a_batch_do_not_go_with_drafts() {
+    let reasons = |flags: &str| -> Vec<String> {
+        let typed = parse(&format!("--enable-two-batch-overlap {flags}")).expect("a line");
+        let flags = inactive_flags(&typed.engine, Device::Cuda);
+        let flags = flags.into_iter();
+        flags
+            .filter(|(flag, _)| flag == "--enable-two-batch-overlap")
+            .map(|(_, reason)| reason)
+            .collect()
+    };
+    assert!(reasons("").is_empty());
+    let json = r#"--speculative-config {"method":"ngram","num_speculative_tokens":3}"#;
+    for flags in ["--speculative-algorithm NGRAM", json] {
+        let [reason] = &reasons(flags)[..] else {
+            panic!("{flags}: one reason");
+        };
+        assert!(reason.contains("speculation"), "{reason}");
     }
 }
 

@@ -192,6 +192,69 @@ fn num_continuous_decode_steps_makes_bursts() {
     assert_eq!(longest("--num-continuous-decode-steps 3"), Some(3));
 }
 
+/// The numbers of drafts of a request's rows, over a text of few tokens, which repeats itself.
+fn drafts(flags: &str) -> Vec<usize> {
+    let engine = resolve(flags).expect(flags).engine;
+    let config = engine_loop_config(&engine, Device::Cpu, POOL_TOKENS).scheduler;
+    let mut scheduler = Scheduler::new(config);
+    let mut executor = MockExecutor::new(MockConfig {
+        n_pages: POOL_TOKENS / PAGE_TOKENS,
+        script: Some((0..20).collect()),
+        ..MockConfig::default()
+    });
+    let asked = request(1, (0..20).collect(), 60);
+    scheduler.add(asked, NOW).expect("it fits");
+    let mut drafts = Vec::new();
+    while !scheduler.is_idle() {
+        let plan = scheduler.plan(NOW);
+        drafts.extend(plan.rows.iter().map(|row| row.n_drafts));
+        let output = executor.execute(&plan).expect("a step");
+        scheduler.commit(&plan, output);
+    }
+    drafts
+}
+
+#[test]
+fn speculative_algorithm_makes_drafts() {
+    assert!(drafts("").iter().all(|n| *n == 0));
+    let line = "--speculative-algorithm NGRAM";
+    assert_eq!(drafts(line).iter().max(), Some(&7));
+    // 60 tokens in far fewer steps.
+    assert!(drafts(line).len() < 25);
+    let error = resolve("--speculative-algorithm EAGLE3").expect_err("refused");
+    assert!(
+        error.contains("EAGLE3: is not supported yet, NGRAM is"),
+        "{error}"
+    );
+}
+
+#[test]
+fn speculative_num_draft_tokens_bounds_the_drafts() {
+    let line = "--speculative-algorithm NGRAM --speculative-num-draft-tokens 2";
+    assert_eq!(drafts(line).iter().max(), Some(&2));
+}
+
+#[test]
+fn the_match_windows_decide_what_is_found_again() {
+    let first_step = |flags: &str| {
+        let drafts = drafts(&format!("--speculative-algorithm NGRAM {flags}"));
+        drafts.iter().position(|n| *n > 0).expect("drafts")
+    };
+    // The output is the prompt again: after one token of it one can be found, after five, five.
+    let min = |n: usize| format!("--speculative-ngram-min-match-window-size {n}");
+    assert_eq!(first_step(&min(1)), 1);
+    assert_eq!(first_step(&min(5)), 5);
+    let max = "--speculative-ngram-max-match-window-size 2";
+    assert_eq!(first_step(max), 2, "no shorter one is sought");
+}
+
+#[test]
+fn speculative_config_is_the_form_of_vllm() {
+    let json = r#"{"method":"ngram","num_speculative_tokens":3}"#;
+    let line = format!("--speculative-config {json}");
+    assert_eq!(drafts(&line).iter().max(), Some(&3));
+}
+
 #[test]
 fn disable_radix_cache_computes_a_prefix_again() {
     let second_start = |line: &str| {

@@ -222,7 +222,7 @@ impl Forward {
                 n_rows,
                 n_splits,
                 parts: Some(&slice.workspace.context_parts),
-                fresh: 1,
+                fresh: self.n_fresh,
             },
         )
     }
