@@ -1,7 +1,6 @@
 //! Speculation with a real model: SmolLM2-135M quotes a document and answers questions, with and
 //! without drafts. The texts are equal; what was accepted and how long it took is printed.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -40,7 +39,6 @@ fn load() -> Model {
     let ModelFiles::Gguf(path) = model.files else {
         panic!("SmolLM2 is one GGUF file");
     };
-    let path: PathBuf = path;
     let options = CpuOptions {
         n_threads: 2,
         kv_pool_tokens: POOL_TOKENS,
