@@ -59,6 +59,7 @@ impl SyntheticCheckpoint {
 
     /// Every executor gets the same weights, made here. Otherwise one on a GPU makes its own, which takes seconds
     /// instead of minutes for a large model.
+    #[must_use]
     pub fn made_on_host(self) -> Self {
         Self {
             is_made_on_host: true,
