@@ -10,6 +10,18 @@ const KOREAN: &[(&str, &str)] = &[
     ),
     ("--autotune was not given", "--autotune이 지정되지 않음"),
     (
+        "--speculative-algorithm was not given",
+        "--speculative-algorithm이 지정되지 않음",
+    ),
+    (
+        "with speculation, rows of one half read what rows of the other write",
+        "추측 디코딩에서는 한쪽 절반의 행이 다른 쪽 절반의 행이 쓰는 값을 읽음",
+    ),
+    (
+        "NGRAM makes one chain of guesses from the request's own text",
+        "NGRAM은 요청 자신의 텍스트에서 추측을 한 줄로만 만듦",
+    ),
+    (
         "--sampling-backend was given, and attention is split-kv unless --attention-backend says otherwise",
         "--sampling-backend가 지정되었고, --attention-backend를 지정하지 않으면 어텐션은 split-kv임",
     ),
