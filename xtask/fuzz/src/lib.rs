@@ -17,7 +17,7 @@ pub use self::seeds::write_seeds;
 /// A parser. The folder is exclusive to it, for parsers that read files.
 pub type Target = fn(&Path, &[u8]);
 
-pub const TARGETS: [(&str, Target); 12] = [
+pub const TARGETS: [(&str, Target); 13] = [
     ("gguf", targets::gguf),
     ("safetensors", targets::safetensors),
     ("config_json", targets::config_json),
@@ -30,6 +30,7 @@ pub const TARGETS: [(&str, Target); 12] = [
     ("experiment_toml", targets::experiment_toml),
     ("imported", targets::imported),
     ("imported_csv", targets::imported_csv),
+    ("rows_tar", targets::rows_tar),
 ];
 
 /// Stack size of the threads that parse requests in a server, and of most others: the main thread

@@ -10,6 +10,7 @@ use engine::model::config::Family;
 use engine::weights::ElementFormat;
 use engine::weights::fixture::packed::{PackedFormat, PackedKind};
 use engine::weights::fixture::{FolderFormat, config_json, tiny_config, write_folder, write_gguf};
+use records::rows_tar;
 use serde_json::{Value, json};
 
 /// Nothing larger is a seed: most of it would be numbers.
@@ -129,8 +130,29 @@ fn seeds(target: &str) -> Result<Vec<Vec<u8>>> {
             "document,section,metric,subject,condition,value,unit,kind,note\nd.md,s,ttft,B,10 tokens,269.0,ms,measured,\"a, \"\"b\"\"\"\r\nd.md,s,day,B,,2026-01-01,date,stated,\n",
             "note,kind,unit,value,condition,subject,metric,section,document,more\n,derived,ratio,1e3,,B,x,s,d.md,\n",
         ]),
+        "rows_tar" => {
+            let row = br#"{"run_id":"a","file":"requests.jsonl","token_s":1}"#;
+            let file = br#"{"run_id":"a","file":"status.json","json":{"b":[1,"c"]}}"#;
+            let members = [b"".as_slice(), row, &[0; 9], file].map(stored);
+            vec![rows_tar::archive(&members)?]
+        }
         other => anyhow::bail!("no target is called {other:?}"),
     })
+}
+
+/// A zstd frame of one block of `bytes` as they are. There are at most 255.
+fn stored(bytes: &[u8]) -> Vec<u8> {
+    const MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+    /// One segment, its size in the byte that follows.
+    const DESCRIPTOR: u8 = 0x20;
+    let n_bytes = bytes.len().min(255);
+    // Of the last block, in 24 bits: 1, a type of 0, the size.
+    let block = (n_bytes as u32) << 3 | 1;
+    let mut frame = MAGIC.to_vec();
+    frame.extend([DESCRIPTOR, n_bytes as u8]);
+    frame.extend(&block.to_le_bytes()[..3]);
+    frame.extend(&bytes[..n_bytes]);
+    frame
 }
 
 /// A valid tokenizer of two characters, their merge, a special token (3), and further characters
@@ -155,4 +177,22 @@ pub fn tokenizer_json(further: &[char]) -> Value {
                   "fuse_unk": false, "byte_fallback": false,
                   "vocab": vocab, "merges": [["H", "e"]]},
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use records::campaign::SealedCampaign;
+
+    use super::*;
+
+    #[test]
+    fn the_archives_seed_has_both_files_of_a_run() {
+        let dir = tempfile::tempdir().unwrap();
+        let seed = seeds("rows_tar").unwrap().remove(0);
+        fs::write(dir.path().join(rows_tar::ROWS), seed).unwrap();
+        rows_tar::read(&dir.path().join(rows_tar::ROWS)).unwrap();
+        let campaign = SealedCampaign::open(dir.path()).unwrap();
+        let files = campaign.files_of("a").unwrap();
+        assert_eq!(files.len(), 2, "{files:?}");
+    }
 }

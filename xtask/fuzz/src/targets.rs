@@ -25,7 +25,8 @@ use experiments::commands::import::Source;
 use experiments::commands::import::result_file::ResultFile;
 use experiments::load::sse::SseDecoder;
 use experiments::spec::{Experiment, Overrides};
-use records::imported;
+use records::campaign::SealedCampaign;
+use records::{imported, rows_tar};
 use serde_json::{Map, json};
 
 use crate::seeds;
@@ -301,4 +302,16 @@ pub fn imported(_: &Path, bytes: &[u8]) {
 
 pub fn imported_csv(_: &Path, bytes: &[u8]) {
     let _ = imported::parse("fuzz", bytes);
+}
+
+/// A campaign's archive, and the files of runs in it.
+pub fn rows_tar(folder: &Path, bytes: &[u8]) {
+    let path = folder.join(rows_tar::ROWS);
+    if fs::write(&path, bytes).is_err() {
+        return;
+    }
+    let _ = rows_tar::read(&path);
+    if let Ok(campaign) = SealedCampaign::open(folder) {
+        let _ = campaign.files_of("a");
+    }
 }
