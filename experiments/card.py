@@ -134,6 +134,12 @@ def kernel_folder(target, arch):
     return folder
 
 
+def commit():
+    """The commit of the tree as `cargo xtask` gives it to the engine, which names it in its self-test."""
+    git = lambda *words: subprocess.run(["git", *words], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return git("rev-parse", "HEAD").strip() + ("+changes" if git("status", "--porcelain", "--untracked-files=no").strip() else "")
+
+
 def pack_timeline(target, out):
     """The library that the driver loads into a process to note its kernels."""
     folder = target / "cupti"
@@ -161,7 +167,10 @@ def pack(options):
     out = pathlib.Path(options.out).absolute()
     target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).absolute()
     subprocess.run(["cargo", "xtask", "build", "--arch", options.arch], cwd=ROOT, check=True)
-    environment = os.environ | {"ENGINE_KERNELS_DIR": str(kernel_folder(target, options.arch))}
+    environment = os.environ | {
+        "ENGINE_KERNELS_DIR": str(kernel_folder(target, options.arch)),
+        "ENGINE_COMMIT": commit(),
+    }
     release = ["--release", "--package", "engine", "--package", "experiments"]
     subprocess.run(["cargo", "build", *release], cwd=ROOT, env=environment, check=True)
     manifest = tomllib.loads((ROOT / "kernels" / "Cargo.toml").read_text())
