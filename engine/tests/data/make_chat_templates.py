@@ -131,6 +131,7 @@ for name, source in SOURCES.items():
         cases.append(case)
 
 path = pathlib.Path(__file__).with_name("chat_templates.json")
-path.write_text(json.dumps(cases, ensure_ascii=False, indent=1) + "\n")
+lines = [json.dumps(case, ensure_ascii=False, separators=(",", ":")) for case in cases]
+path.write_text("[\n" + ",\n".join(lines) + "\n]\n")
 for case in cases:
     print(case["name"], "->", case.get("error", "ok"))
