@@ -136,8 +136,12 @@ def kernel_folder(target, arch):
 
 def commit():
     """The commit of the tree as `cargo xtask` gives it to the engine, which names it in its self-test."""
-    git = lambda *words: subprocess.run(["git", *words], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
-    return git("rev-parse", "HEAD").strip() + ("+changes" if git("status", "--porcelain", "--untracked-files=no").strip() else "")
+
+    def git(*words):
+        return subprocess.run(["git", *words], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+
+    has_changes = git("status", "--porcelain", "--untracked-files=no")
+    return git("rev-parse", "HEAD") + ("+changes" if has_changes else "")
 
 
 def pack_timeline(target, out):

@@ -9,7 +9,7 @@ use crate::speculation::{Algorithm, MAX_DRAFTS, NgramConfig, SpeculationConfig};
 /// Seven drafts and the known token are the eight rows that a GPU's smallest kernels compute.
 const DEFAULT_DRAFTS: usize = 7;
 /// Longest n-gram that can be asked for.
-const MAX_MATCH: usize = 64;
+pub(super) const MAX_MATCH: usize = 64;
 
 const ALGORITHM: &str = "--speculative-algorithm";
 const JSON: &str = "--speculative-config";

@@ -8,7 +8,9 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use super::size::parse_bytes;
+use super::speculation::MAX_MATCH;
 use crate::executor::cuda::CardProfile;
+use crate::speculation::MAX_DRAFTS;
 
 /// A `usize` of at least 1 and at most `max`; clap's message names flag, value and range.
 fn count(max: u64) -> RangedU64ValueParser<usize> {
@@ -165,15 +167,15 @@ pub struct EngineArgs {
 
     /// Maximum number of guesses in a step of a request; fewer are made where they are seldom right
     /// [default: 7]
-    #[arg(long, value_name = "N", value_parser = count(31))]
+    #[arg(long, value_name = "N", value_parser = count(MAX_DRAFTS as u64))]
     pub speculative_num_draft_tokens: Option<usize>,
 
     /// Least number of tokens that NGRAM must find again [default: 3]
-    #[arg(long, value_name = "TOKENS", value_parser = count(64))]
+    #[arg(long, value_name = "TOKENS", value_parser = count(MAX_MATCH as u64))]
     pub speculative_ngram_min_match_window_size: Option<usize>,
 
     /// Maximum number of tokens that NGRAM looks for [default: 12]
-    #[arg(long, value_name = "TOKENS", value_parser = count(64))]
+    #[arg(long, value_name = "TOKENS", value_parser = count(MAX_MATCH as u64))]
     pub speculative_ngram_max_match_window_size: Option<usize>,
 
     /// The same in vLLM's form, such as `{"method":"ngram","num_speculative_tokens":5}`

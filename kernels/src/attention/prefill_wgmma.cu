@@ -14,7 +14,7 @@
 // Tokens past the end of a block's context weigh 0, and their values are cleared.
 //
 // FLOPs: 4 * head_dim * (visible pairs) per query head. Bytes: K and V once per block.
-// Grid: (tiles of all sequences at most, n_kv_heads), long contexts first, 384 threads. Shared memory: 161 KiB.
+// Grid: (tiles of all sequences at most, n_kv_heads), long contexts first, 384 threads. Shared memory: 160 KiB.
 // Architectures: sm_90a. Elements: f16, bf16.
 // Ideas: FlashAttention-3 (Shah et al., 2024), GQA packing as in FlashInfer.
 #include "../cuda/wgmma.cuh"

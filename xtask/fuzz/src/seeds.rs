@@ -133,26 +133,14 @@ fn seeds(target: &str) -> Result<Vec<Vec<u8>>> {
         "rows_tar" => {
             let row = br#"{"run_id":"a","file":"requests.jsonl","token_s":1}"#;
             let file = br#"{"run_id":"a","file":"status.json","json":{"b":[1,"c"]}}"#;
-            let members = [b"".as_slice(), row, &[0; 9], file].map(stored);
+            let mut members = [b"".as_slice(), row, &[0; 9], file].map(<[u8]>::to_vec);
+            for member in &mut members {
+                *member = zstd::encode_all(member.as_slice(), 0)?;
+            }
             vec![rows_tar::archive(&members)?]
         }
         other => anyhow::bail!("no target is called {other:?}"),
     })
-}
-
-/// A zstd frame of one block of `bytes` as they are. There are at most 255.
-fn stored(bytes: &[u8]) -> Vec<u8> {
-    const MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
-    /// One segment, its size in the byte that follows.
-    const DESCRIPTOR: u8 = 0x20;
-    let n_bytes = bytes.len().min(255);
-    // Of the last block, in 24 bits: 1, a type of 0, the size.
-    let block = (n_bytes as u32) << 3 | 1;
-    let mut frame = MAGIC.to_vec();
-    frame.extend([DESCRIPTOR, n_bytes as u8]);
-    frame.extend(&block.to_le_bytes()[..3]);
-    frame.extend(&bytes[..n_bytes]);
-    frame
 }
 
 /// A valid tokenizer of two characters, their merge, a special token (3), and further characters

@@ -5,6 +5,7 @@
 //! attends, so a row sees the drafts before it. The kernels are those of a decode batch of that
 //! many rows, and rows with penalties have the drafts in their history.
 
+use crate::kv::PageCopies;
 use crate::step::{PlanRow, RowOutput, ScoreSpec, StepOutput, StepPlan};
 
 /// The plan with a row for every draft, or `None` if it has no drafts.
@@ -32,7 +33,8 @@ pub(super) fn expand(plan: &StepPlan) -> Option<StepPlan> {
         rows,
         n_steps: plan.n_steps,
         lookahead_steps: 0,
-        ..StepPlan::default()
+        // They have begun.
+        copies: PageCopies::default(),
     })
 }
 
