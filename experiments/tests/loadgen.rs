@@ -150,7 +150,9 @@ fn target(base_url: BaseUrl) -> Target {
 
 async fn ask(pieces: Vec<Piece>) -> Answer {
     let (base_url, _) = serve(pieces).await;
-    target(base_url).ask(RunClock::start(), "prompt", 3).await
+    target(base_url)
+        .ask(RunClock::start(), &"prompt".into(), 3)
+        .await
 }
 
 fn head() -> Piece {
@@ -189,7 +191,9 @@ async fn a_stream_torn_at_every_byte_is_read_whole() {
 #[tokio::test]
 async fn the_request_carries_path_key_and_the_wish_for_usage() {
     let (base_url, seen) = serve(vec![head(), body(&good_stream()), Piece::End]).await;
-    let answer = target(base_url).ask(RunClock::start(), "안녕", 3).await;
+    let answer = target(base_url)
+        .ask(RunClock::start(), &"안녕".into(), 3)
+        .await;
     assert_eq!(answer.error, None);
     let request = seen.last_request.lock().expect("not poisoned").clone();
     assert!(
@@ -222,7 +226,7 @@ async fn a_chat_does_not_count_the_chunk_that_names_the_role() {
         endpoint: ApiEndpoint::Chat,
         ..target(base_url)
     };
-    let answer = chat.ask(RunClock::start(), "hello", 3).await;
+    let answer = chat.ask(RunClock::start(), &"hello".into(), 3).await;
     assert_eq!(
         (
             answer.error,
@@ -335,7 +339,7 @@ async fn a_silent_server_times_out() {
         timeout: Duration::from_millis(200),
         ..target(base_url)
     };
-    let answer = hasty.ask(RunClock::start(), "prompt", 3).await;
+    let answer = hasty.ask(RunClock::start(), &"prompt".into(), 3).await;
     assert_error(&answer, "not finished within 0.2 s");
     assert_eq!(answer.token_s.len(), 1);
 }
@@ -346,7 +350,7 @@ async fn nobody_there_means_nothing_was_sent() {
     let port = listener.local_addr().expect("address").port();
     drop(listener);
     let answer = target(BaseUrl::loopback(port))
-        .ask(RunClock::start(), "prompt", 3)
+        .ask(RunClock::start(), &"prompt".into(), 3)
         .await;
     assert_error(&answer, "cannot be reached");
     assert_eq!(answer.sent_s, None);
@@ -354,13 +358,28 @@ async fn nobody_there_means_nothing_was_sent() {
 
 /// Runs cases of one round against a server that sends the same for every request.
 async fn run_round(cases: Vec<Case>, pieces: Vec<Piece>) -> (Vec<RequestRow>, Arc<Seen>) {
+    run_with("p", cases, pieces).await
+}
+
+/// The same with prompts of this source.
+async fn run_with(
+    source: &str,
+    cases: Vec<Case>,
+    pieces: Vec<Piece>,
+) -> (Vec<RequestRow>, Arc<Seen>) {
     let dir = tempfile::tempdir().expect("temporary folder");
-    std::fs::write(
-        dir.path().join("p.jsonl"),
-        "{\"id\":\"p\",\"text\":\"hello\"}",
-    )
-    .expect("written");
-    let prompts = PromptSet::load(dir.path(), &["p".into()]).expect("prompts");
+    let (prompts, traces) = (dir.path().join("prompts"), dir.path().join("traces"));
+    for folder in [&prompts, &traces] {
+        std::fs::create_dir(folder).expect("made");
+    }
+    let prompt = "{\"id\":\"p\",\"text\":\"hello\"}";
+    std::fs::write(prompts.join("p.jsonl"), prompt).expect("written");
+    let of_trace = |at_ms: u32, output: u32| {
+        format!("{{\"timestamp\":{at_ms},\"input_length\":40,\"output_length\":{output}}}\n")
+    };
+    let trace = [of_trace(1_000, 4), of_trace(1_060, 7), of_trace(1_200, 3)].concat();
+    std::fs::write(traces.join("t.jsonl"), trace).expect("written");
+    let prompts = PromptSet::load(&prompts, &[source.into()]).expect("prompts");
     let (base_url, seen) = serve(pieces).await;
     let (target, clock) = (target(base_url), RunClock::start());
     let company = Arc::new(Company::of(cases.len()));
@@ -467,6 +486,71 @@ async fn an_open_loop_sends_on_time_whatever_the_server_does() {
             row.sent_s.is_some_and(|sent_s| sent_s >= row.scheduled_s),
             "{row:?}"
         );
+    }
+}
+
+/// Requests of a trace come at its times, here twice as fast, and ask for its output lengths.
+#[tokio::test]
+async fn a_trace_is_sent_at_its_own_times() {
+    let case = Case {
+        name: "trace-2x".into(),
+        phase: Phase::Trace,
+        warmup: false,
+        arrival: Arrival::Trace { speed: 2.0 },
+        n_requests: 3,
+        least_s: None,
+        output_tokens: 0,
+        model: None,
+        round: None,
+    };
+    let answer = slow_answer(Duration::from_millis(5));
+    let (rows, _) = run_with("trace:t", vec![case], answer).await;
+    let asked: Vec<u32> = rows.iter().map(|row| row.max_tokens).collect();
+    assert_eq!(asked, [4, 7, 3]);
+    let after_s = |row: &RequestRow| row.scheduled_s - rows[0].scheduled_s;
+    let after: Vec<u32> = rows
+        .iter()
+        .map(|row| (1e3 * after_s(row)).round() as u32)
+        .collect();
+    assert_eq!(after, [0, 30, 100]);
+    // Two requests after the first, in 0.1 s.
+    let rate_per_s = rows[2].rate_per_s.expect("the rate of the trace");
+    assert!((rate_per_s - 20.0).abs() < 1e-9, "{rate_per_s}");
+    assert!(
+        rows.iter()
+            .all(|row| row.error.is_none() && row.user.is_none())
+    );
+}
+
+/// Each user has conversations of its own, and every row its number in the case.
+#[tokio::test]
+async fn turns_follow_one_another_for_each_user() {
+    let case = Case {
+        name: "users-2".into(),
+        phase: Phase::Users,
+        warmup: false,
+        arrival: Arrival::ClosedLoop { n_users: 2 },
+        n_requests: 6,
+        least_s: None,
+        output_tokens: 3,
+        model: None,
+        round: None,
+    };
+    let answer = slow_answer(Duration::from_millis(5));
+    let (rows, _) = run_with("turns:30+10x3", vec![case], answer).await;
+    let numbers: Vec<u32> = rows.iter().map(|row| row.index).collect();
+    assert_eq!(numbers, [0, 1, 2, 3, 4, 5]);
+    for user in 0..2 {
+        let mut own: Vec<&RequestRow> = rows.iter().filter(|r| r.user == Some(user)).collect();
+        own.sort_by(|a, b| a.scheduled_s.total_cmp(&b.scheduled_s));
+        let ids: Vec<&str> = own.iter().map(|row| row.prompt_id.as_str()).collect();
+        assert_eq!(ids, ["turns-0-0", "turns-0-1", "turns-0-2"]);
+        for pair in own.windows(2) {
+            assert!(
+                pair[1].scheduled_s >= pair[0].end_s,
+                "a turn waits for the answer"
+            );
+        }
     }
 }
 

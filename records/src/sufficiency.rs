@@ -8,10 +8,10 @@ use crate::workload::Phase;
 /// Measured seconds of one server start from which a case of this kind counts as long enough.
 pub fn least_measured_s(phase: Phase) -> f64 {
     match phase {
-        // One user: no queue forms.
-        Phase::Latency | Phase::Ladder | Phase::Models => 10.0,
-        // Several requests at once: the batch has to fill and to stay full.
-        Phase::Users | Phase::Rate | Phase::Slo => 30.0,
+        // A closed loop: the batch is full with its first requests, and no queue grows.
+        Phase::Latency | Phase::Ladder | Phase::Models | Phase::Users => 10.0,
+        // Requests arrive whatever became of earlier ones: a queue takes its time to form.
+        Phase::Rate | Phase::Trace | Phase::Slo => 30.0,
     }
 }
 

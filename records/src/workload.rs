@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Workload {
     pub endpoint: ApiEndpoint,
-    /// Files of `data/prompts`, without `.jsonl`.
+    /// Files of `data/prompts`, without `.jsonl`; or one that is made: `tokens:8192`, `turns:1000+400x8`.
     pub prompts: Vec<String>,
     pub temperature: f64,
     /// Generate exactly the requested number of tokens, so that every server does equal work.
@@ -32,11 +32,111 @@ pub struct Workload {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate: Option<Rate>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<Trace>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slo: Option<SloSearch>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub models: Option<Models>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub goodput: Option<Limits>,
+}
+
+/// Where prompts come from, as `workload.prompts` names it.
+///
+/// ```
+/// use records::workload::{PromptSource, Turns};
+///
+/// assert_eq!("korean".parse(), Ok(PromptSource::File("korean".into())));
+/// assert_eq!("tokens:8192".parse(), Ok(PromptSource::Tokens { n_tokens: 8192 }));
+/// let turns = Turns { first_tokens: 1000, further_tokens: 400, n_turns: 8 };
+/// assert_eq!("turns:1000+400x8".parse(), Ok(PromptSource::Turns(turns)));
+/// assert!("tokens:0".parse::<PromptSource>().is_err_and(|e| e.contains("1 to 1000000")));
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PromptSource {
+    /// `data/prompts/NAME.jsonl`.
+    File(String),
+    /// `tokens:N`: N token ids, drawn anew for each request.
+    Tokens {
+        n_tokens: u32,
+    },
+    Turns(Turns),
+    /// `trace:NAME`: the requests of `data/traces/NAME.jsonl`, with their times and lengths.
+    Trace(String),
+}
+
+/// `turns:FIRST+FURTHERxN`: conversations of N requests, as an agent has them. The first one has FIRST
+/// token ids; each further one repeats the last and adds FURTHER: an answer and what came of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Turns {
+    pub first_tokens: u32,
+    pub further_tokens: u32,
+    pub n_turns: u32,
+}
+
+/// Token ids of a prompt that is made.
+const MOST_TOKENS: u64 = 1_000_000;
+const MOST_TURNS: u32 = 1_000;
+
+impl std::str::FromStr for PromptSource {
+    /// What is wrong with the text, and the limit.
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = |what: &str, text: &str, most: u64| match text.parse::<u32>() {
+            Ok(n) if n > 0 && u64::from(n) <= most => Ok(n),
+            _ => Err(format!("{what} `{text}`: a number of 1 to {most}")),
+        };
+        if let Some(n) = text.strip_prefix("tokens:") {
+            let n_tokens = number("tokens", n, MOST_TOKENS)?;
+            return Ok(Self::Tokens { n_tokens });
+        }
+        if let Some(shape) = text.strip_prefix("turns:") {
+            let parts = shape.split_once('+').and_then(|(first, rest)| {
+                let (further, n) = rest.split_once('x')?;
+                Some((first, further, n))
+            });
+            let Some((first, further, n)) = parts else {
+                return Err(format!("`{text}`: the form is turns:FIRST+FURTHERxN"));
+            };
+            let turns = Turns {
+                first_tokens: number("tokens of the first turn", first, MOST_TOKENS)?,
+                further_tokens: number("tokens of a further turn", further, MOST_TOKENS)?,
+                n_turns: number("turns", n, u64::from(MOST_TURNS))?,
+            };
+            if turns.last_tokens() > MOST_TOKENS {
+                let last = turns.last_tokens();
+                return Err(format!(
+                    "`{text}`: {last} tokens in the last turn, at most {MOST_TOKENS}"
+                ));
+            }
+            return Ok(Self::Turns(turns));
+        }
+        let (name, is_trace) = match text.strip_prefix("trace:") {
+            Some(name) => (name, true),
+            None => (text, false),
+        };
+        let is_file_name = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        if name.is_empty() || name.starts_with('.') || !name.chars().all(is_file_name) {
+            return Err(format!(
+                "`{text}`: the name of a file in data/prompts, without .jsonl (letters, digits, `-`, `_`, `.`), \
+                 or tokens:N, turns:FIRST+FURTHERxN, trace:NAME"
+            ));
+        }
+        Ok(if is_trace {
+            Self::Trace(name.to_owned())
+        } else {
+            Self::File(name.to_owned())
+        })
+    }
+}
+
+impl Turns {
+    /// Token ids of the last prompt.
+    pub fn last_tokens(self) -> u64 {
+        u64::from(self.first_tokens)
+            + u64::from(self.further_tokens) * u64::from(self.n_turns.saturating_sub(1))
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -94,6 +194,17 @@ impl Rate {
         let by_time = self.measured_s.map(|s| (rate_per_s * s).ceil() as u32);
         self.n_requests.or(by_time).unwrap_or_default().max(1)
     }
+}
+
+/// Requests that arrive as they did elsewhere. What they are is in the trace that `prompts` names.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Trace {
+    /// How many times as fast as they arrived then: one case each.
+    pub speeds: Vec<f64>,
+    /// The first so many of the trace.
+    pub n_requests: u32,
 }
 
 /// A search for the highest load at which a share of the requests meets limits: the load is doubled
@@ -202,6 +313,7 @@ pub enum Phase {
     Ladder,
     Users,
     Rate,
+    Trace,
     Models,
     Slo,
 }
@@ -212,6 +324,8 @@ pub enum Arrival {
     ClosedLoop { n_users: u32 },
     /// Requests are sent at Poisson times, independently of earlier ones.
     OpenLoop { rate_per_s: f64 },
+    /// Requests are sent at a trace's times, so many times as fast.
+    Trace { speed: f64 },
 }
 
 /// One row of the summary: requests that are measured together.
@@ -320,6 +434,20 @@ impl Workload {
                 n_requests: rate.n_requests_at(rate_per_s),
                 least_s: None,
                 output_tokens: rate.output_tokens,
+                model: None,
+                round: None,
+            }));
+        }
+        if let Some(trace) = &self.trace {
+            cases.extend(trace.speeds.iter().map(|&speed| Case {
+                name: format!("trace-{speed}x"),
+                phase: Phase::Trace,
+                warmup: false,
+                arrival: Arrival::Trace { speed },
+                n_requests: trace.n_requests,
+                least_s: None,
+                // Each request has its own.
+                output_tokens: 0,
                 model: None,
                 round: None,
             }));

@@ -154,6 +154,65 @@ fn every_engine_stands_beside_ours_with_ratios_and_verdicts() {
     }
 }
 
+/// The line that a reader takes away: throughput and first token, with the fewest users and the most.
+#[test]
+fn each_engine_is_answered_in_a_line() {
+    let table = table();
+    let answer = |engine: &str| {
+        let mut answers = table.answers.iter();
+        answers.find(|a| a.engine == engine).unwrap()
+    };
+    let vllm = answer("vllm@best");
+    assert_eq!(
+        (vllm.ours.as_str(), vllm.not_comparable.as_ref()),
+        (OURS, None)
+    );
+    let told: Vec<(&str, u32, &str)> = vllm
+        .figures
+        .iter()
+        .map(|f| (f.metric, f.n_users, f.verdict))
+        .collect();
+    assert_eq!(
+        told,
+        [
+            ("throughput", 1, "faster"),
+            ("throughput", 2, "faster"),
+            ("TTFT", 1, "faster"),
+            ("TTFT", 2, "faster")
+        ]
+    );
+    let most = table
+        .rows
+        .iter()
+        .find(|r| r.case == "users-2" && r.engine == "vllm@best")
+        .unwrap();
+    assert!(close(Some(vllm.figures[1].ratio), most.ratios[0]));
+    assert!(answer("sglang@documents").not_comparable.is_some());
+}
+
+/// What two starts of each leave open is asked for in one command, of all engines together.
+#[test]
+fn what_is_open_between_engines_is_one_command() {
+    let mut records = records();
+    let mut n_of: BTreeMap<String, usize> = BTreeMap::new();
+    records.runs.retain(|run| {
+        let n = n_of
+            .entry(run.record.as_ref().unwrap().manifest.arm())
+            .or_default();
+        *n += 1;
+        *n <= 2
+    });
+    let next = group(&records).engines.unwrap().next.unwrap();
+    assert_eq!(next.words, "the verdicts between engines: 2 more starts");
+    assert!(
+        next.command.starts_with(
+            "cargo xtask exp 03-balanced-v2 --engine ours,vllm@best --replicates 2 --model "
+        ),
+        "{}",
+        next.command
+    );
+}
+
 #[test]
 fn a_wrong_start_is_in_no_figure_and_no_configuration_of_ours_is_another_engines() {
     let group = group(&records());

@@ -2,7 +2,8 @@
 //!
 //! An experiment's flags carry SGLang's names. `documents` gives them as they stand (with those names
 //! that newer versions changed); `best` keeps what decides how much work there is and leaves the rest to
-//! SGLang's own defaults.
+//! SGLang's own defaults; `triton` is `best` without FlashAttention 3, whose library not every
+//! installation has.
 
 use std::path::Path;
 use std::time::Duration;
@@ -27,11 +28,24 @@ const PACKAGE: PythonPackage = PythonPackage {
 
 const DOCUMENTS: &str = "documents";
 
-static PRESETS: [Preset; 2] = [
+static PRESETS: [Preset; 3] = [
     Preset {
         name: "best",
         // Its graphs of prompts take minutes to capture and gain nothing at these lengths.
         flags: &["--disable-prefill-cuda-graph"],
+    },
+    Preset {
+        name: "triton",
+        flags: &[
+            "--disable-prefill-cuda-graph",
+            "--attention-backend",
+            "triton",
+            "--sampling-backend",
+            "pytorch",
+            // More rows than any experiment has users; the default captures up to 512.
+            "--cuda-graph-max-bs-decode",
+            "64",
+        ],
     },
     Preset {
         name: DOCUMENTS,
@@ -106,7 +120,7 @@ impl Adapter for Sglang {
             let tuned = rule_in(TUNED, flag)?;
             Some(match preset.name {
                 DOCUMENTS => tuned,
-                _ => LeftOut("the preset best leaves it to SGLang's default"),
+                _ => LeftOut("the preset decides, or SGLang's default"),
             })
         })
     }

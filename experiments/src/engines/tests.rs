@@ -69,6 +69,7 @@ fn every_flag_of_the_shipped_experiments_has_a_rule() {
             "vllm",
             "vllm@enforce-eager",
             "sglang",
+            "sglang@triton",
             "sglang@documents",
             "llama.cpp",
         ] {

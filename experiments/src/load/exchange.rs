@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use crate::load::http::{BaseUrl, HttpError, status_error};
+use crate::load::prompts::Content;
 use crate::load::sse::{SseDecoder, SseError};
 use crate::spec::workload::ApiEndpoint;
 
@@ -81,7 +82,7 @@ pub struct Answer {
 impl Target {
     /// Sends one prompt and reads the stream to its end. Errors are part of the answer:
     /// a request that failed is a row of the record like any other.
-    pub async fn ask(&self, clock: RunClock, prompt: &str, max_tokens: u32) -> Answer {
+    pub async fn ask(&self, clock: RunClock, prompt: &Content, max_tokens: u32) -> Answer {
         let mut answer = Answer::default();
         let exchange = self.exchange(clock, prompt, max_tokens, &mut answer);
         let outcome = match timeout(self.timeout, exchange).await {
@@ -96,7 +97,7 @@ impl Target {
     async fn exchange(
         &self,
         clock: RunClock,
-        prompt: &str,
+        prompt: &Content,
         max_tokens: u32,
         answer: &mut Answer,
     ) -> Result<(), ExchangeError> {
@@ -146,7 +147,7 @@ impl Target {
         }
     }
 
-    fn body(&self, prompt: &str, max_tokens: u32) -> (&'static str, Value) {
+    fn body(&self, prompt: &Content, max_tokens: u32) -> (&'static str, Value) {
         let mut body = json!({
             "model": self.model,
             "max_tokens": max_tokens,
@@ -157,11 +158,11 @@ impl Target {
         });
         match self.endpoint {
             ApiEndpoint::Completions => {
-                body["prompt"] = prompt.into();
+                body["prompt"] = prompt.to_json();
                 ("/completions", body)
             }
             ApiEndpoint::Chat => {
-                body["messages"] = json!([{ "role": "user", "content": prompt }]);
+                body["messages"] = json!([{ "role": "user", "content": prompt.to_json() }]);
                 ("/chat/completions", body)
             }
         }

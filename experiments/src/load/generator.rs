@@ -3,7 +3,8 @@
 //! Closed loop (N users, each sending when its last answer is complete) and open loop
 //! (Poisson arrivals, sent whatever became of the earlier ones) are different experiments;
 //! every row says which one it belongs to. A closed loop may have to last for some time: it goes on
-//! with further prompts of the same draw. Times are seconds on the run's monotonic clock.
+//! with further prompts of the same draw. Users take their prompts from one draw, or have conversations
+//! of their own, in which a turn waits for the answer to the one before. Times are seconds on the run's monotonic clock.
 //! Deliberately absent: aggregation (see `summary`), retries (a failed request is a result).
 
 use std::collections::VecDeque;
@@ -16,7 +17,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::{JoinError, JoinSet};
 
 use crate::load::exchange::{Answer, RunClock, Target};
-use crate::load::prompts::{PromptSet, case_rng};
+use crate::load::prompts::{Content, Prompt, PromptSet, case_rng};
 use crate::spec::workload::{Arrival, Case};
 
 /// A request before it is sent.
@@ -24,9 +25,28 @@ use crate::spec::workload::{Arrival, Case};
 struct Planned {
     index: u32,
     prompt_id: String,
-    prompt: String,
+    prompt: Content,
+    output_tokens: u32,
+    /// After the case's begin; none where the arrival decides.
+    at_s: Option<f64>,
     /// Sent to keep the server as busy as it was, for the sake of others.
     is_extra: bool,
+}
+
+impl Planned {
+    fn of(index: u32, prompt: Prompt, case: &Case) -> Self {
+        let of_trace = prompt.of_trace;
+        let is_asked = |asked: &u32| *asked > 0;
+        let asked = Some(case.output_tokens).filter(is_asked);
+        Self {
+            index,
+            prompt_id: prompt.id,
+            prompt: prompt.content,
+            output_tokens: asked.or(of_trace.map(|t| t.output_tokens)).unwrap_or(1),
+            at_s: of_trace.map(|t| t.at_s),
+            is_extra: false,
+        }
+    }
 }
 
 /// Sends all requests of a case; every row goes to `rows` as soon as its response has ended.
@@ -54,34 +74,60 @@ pub async fn run_case(
         },
         case: case.clone(),
         clock,
+        rate_per_s: None,
         rows: rows.clone(),
     };
-    let drawn = prompts.draw(seed, &case.draw_name(), case.n_requests as usize);
+    let draw_name = case.draw_name();
     let planned: VecDeque<Planned> = (0..)
-        .zip(drawn)
-        .map(|(index, prompt)| Planned {
-            index,
-            prompt_id: prompt.id,
-            prompt: prompt.text,
-            is_extra: false,
-        })
+        .zip(prompts.draw(seed, &draw_name, case.n_requests as usize))
+        .map(|(index, prompt)| Planned::of(index, prompt, case))
         .collect();
     let again = planned.clone();
     match case.arrival {
         Arrival::ClosedLoop { n_users } => {
-            let waiting = Waiting {
-                until_s: case.least_s.map(|seconds| clock.now_s() + seconds),
-                n_asked: case.n_requests,
-                n_drawn: planned.len(),
-                planned,
+            let until_s = case.least_s.map(|seconds| clock.now_s() + seconds);
+            let waiting = |name: String, n_asked: u32, first: u32, stride: u32| Waiting {
+                until_s,
+                n_asked,
+                n_drawn: 0,
+                planned: VecDeque::new(),
                 prompts: prompts.clone(),
-                draw: (seed, case.draw_name()),
+                case: case.clone(),
+                draw: (seed, name),
+                index: (first, stride),
             };
-            closed_loop(&load, n_users, waiting).await?;
+            let queues: Vec<Queue> = if prompts.are_turns() {
+                let n_each = case.n_requests.div_ceil(n_users.max(1));
+                let of_user = |user: u32| {
+                    let name = format!("{draw_name} user {user}");
+                    Arc::new(Mutex::new(waiting(name, n_each, user, n_users)))
+                };
+                (0..n_users).map(of_user).collect()
+            } else {
+                let shared = Arc::new(Mutex::new(waiting(draw_name, case.n_requests, 0, 1)));
+                vec![shared; n_users as usize]
+            };
+            closed_loop(&load, queues).await?;
         }
         Arrival::OpenLoop { rate_per_s } => {
             let gaps_s = poisson_gaps_s(seed, &case.name, rate_per_s, planned.len());
-            open_loop(&load, planned, gaps_s).await?;
+            let at_s = gaps_s.iter().scan(0.0, |at_s, gap_s| {
+                *at_s += gap_s;
+                Some(*at_s)
+            });
+            open_loop(&load, planned.into_iter().zip(at_s), Some(rate_per_s)).await?;
+        }
+        Arrival::Trace { speed } => {
+            let at_s: Vec<f64> = planned
+                .iter()
+                .map(|planned| planned.at_s.unwrap_or(0.0) / speed)
+                .collect();
+            // As of Poisson arrivals: requests after the first, over the time until the last.
+            let rate_per_s = at_s
+                .last()
+                .filter(|last_s| **last_s > 0.0)
+                .map(|last_s| (at_s.len() - 1) as f64 / last_s);
+            open_loop(&load, planned.into_iter().zip(at_s), rate_per_s).await?;
         }
     }
     company.one_is_done();
@@ -117,6 +163,8 @@ struct Load {
     target: Target,
     case: Case,
     clock: RunClock,
+    /// At which requests arrive; none in a closed loop.
+    rate_per_s: Option<f64>,
     rows: UnboundedSender<RequestRow>,
 }
 
@@ -131,9 +179,9 @@ enum Asked {
 
 impl Load {
     async fn ask(&self, planned: Planned, user: Option<u32>, scheduled_s: f64) -> Asked {
-        let n_tokens = self.case.output_tokens;
+        let n_tokens = planned.output_tokens;
         let answer = self.target.ask(self.clock, &planned.prompt, n_tokens).await;
-        let row = row(&self.case, planned, user, scheduled_s, answer);
+        let row = row(self, planned, user, scheduled_s, answer);
         let has_failed = row.error.is_some();
         match self.rows.send(row) {
             Err(_) => Asked::RowDropped,
@@ -152,39 +200,44 @@ struct Waiting {
     n_asked: u32,
     n_drawn: usize,
     prompts: PromptSet,
+    case: Case,
     draw: (u64, String),
+    /// Of the first request in its case, and from each to the next.
+    index: (u32, u32),
 }
+
+/// All users have the same one, or each its own.
+type Queue = Arc<Mutex<Waiting>>;
 
 impl Waiting {
     fn next(&mut self, now_s: f64) -> Option<Planned> {
         let goes_on = self.until_s.is_some_and(|until_s| now_s < until_s);
-        if self.planned.is_empty() && goes_on {
+        if self.planned.is_empty() && (goes_on || self.n_drawn < self.n_asked as usize) {
             // A longer draw begins with the shorter one.
             let n_before = self.n_drawn;
-            self.n_drawn = 2 * n_before.max(1);
+            self.n_drawn = (2 * n_before).max(self.n_asked as usize).max(1);
             let drawn = self
                 .prompts
                 .draw(self.draw.0, &self.draw.1, self.n_drawn)
                 .into_iter();
             let further = (0..).zip(drawn).skip(n_before);
-            self.planned.extend(further.map(|(index, prompt)| Planned {
-                index,
-                prompt_id: prompt.id,
-                prompt: prompt.text,
-                is_extra: false,
-            }));
+            self.planned
+                .extend(further.map(|(index, prompt)| Planned::of(index, prompt, &self.case)));
         }
         let is_wanted = |next: &mut Planned| goes_on || next.index < self.n_asked;
-        self.planned.pop_front_if(is_wanted)
+        let next = self.planned.pop_front_if(is_wanted)?;
+        let (first, stride) = self.index;
+        Some(Planned {
+            index: first + stride * next.index,
+            ..next
+        })
     }
 }
 
-async fn closed_loop(load: &Load, n_users: u32, waiting: Waiting) -> Result<(), JoinError> {
-    let waiting = Arc::new(Mutex::new(waiting));
+async fn closed_loop(load: &Load, queues: Vec<Queue>) -> Result<(), JoinError> {
     let mut users = JoinSet::new();
-    for user in 0..n_users {
+    for (user, waiting) in (0..).zip(queues) {
         let load = load.clone();
-        let waiting = Arc::clone(&waiting);
         users.spawn(async move {
             loop {
                 let next = waiting
@@ -202,16 +255,20 @@ async fn closed_loop(load: &Load, n_users: u32, waiting: Waiting) -> Result<(), 
     join_all(users).await
 }
 
+/// `planned`: each with its time after the case's begin, in seconds. `rate_per_s`: for the rows.
 async fn open_loop(
     load: &Load,
-    planned: VecDeque<Planned>,
-    gaps_s: Vec<f64>,
+    planned: impl Iterator<Item = (Planned, f64)>,
+    rate_per_s: Option<f64>,
 ) -> Result<(), JoinError> {
     let mut requests = JoinSet::new();
-    let mut scheduled_s = load.clock.now_s();
-    for (planned, gap_s) in planned.into_iter().zip(gaps_s) {
-        scheduled_s += gap_s;
-        let load = load.clone();
+    let began_s = load.clock.now_s();
+    for (planned, at_s) in planned {
+        let scheduled_s = began_s + at_s;
+        let load = Load {
+            rate_per_s,
+            ..load.clone()
+        };
         requests.spawn(async move {
             tokio::time::sleep_until(load.clock.instant_at(scheduled_s).into()).await;
             load.ask(planned, None, scheduled_s).await;
@@ -267,15 +324,16 @@ pub fn poisson_gaps_s(seed: u64, case: &str, rate_per_s: f64, n_requests: usize)
 }
 
 fn row(
-    case: &Case,
+    load: &Load,
     planned: Planned,
     user: Option<u32>,
     scheduled_s: f64,
     answer: Answer,
 ) -> RequestRow {
-    let (n_users, rate_per_s) = match case.arrival {
-        Arrival::ClosedLoop { n_users } => (Some(n_users), None),
-        Arrival::OpenLoop { rate_per_s } => (None, Some(rate_per_s)),
+    let case = &load.case;
+    let n_users = match case.arrival {
+        Arrival::ClosedLoop { n_users } => Some(n_users),
+        Arrival::OpenLoop { .. } | Arrival::Trace { .. } => None,
     };
     RequestRow {
         case: case.name.clone(),
@@ -285,9 +343,9 @@ fn row(
         index: planned.index,
         user,
         n_users,
-        rate_per_s,
+        rate_per_s: load.rate_per_s,
         prompt_id: planned.prompt_id,
-        max_tokens: case.output_tokens,
+        max_tokens: planned.output_tokens,
         scheduled_s,
         sent_s: answer.sent_s,
         first_token_s: answer.token_s.first().copied(),

@@ -4,6 +4,7 @@
 //! Knows the workload of [`crate::spec`], and no server process and no file of a record.
 
 pub mod prompts;
+mod trace;
 
 mod generator;
 

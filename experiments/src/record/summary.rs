@@ -172,6 +172,7 @@ impl CaseSummary {
         let (max_concurrency, request_rate) = match self.case.arrival {
             Arrival::ClosedLoop { n_users } => (Some(n_users), Value::from("inf")),
             Arrival::OpenLoop { rate_per_s } => (None, Value::from(rate_per_s)),
+            Arrival::Trace { .. } => (None, Value::from("trace")),
         };
         let mut keys = Map::new();
         let mut put = |key: &str, value: Value| keys.insert(key.to_string(), value);
@@ -237,6 +238,7 @@ impl CaseSummary {
             Arrival::OpenLoop { rate_per_s } => {
                 line("Request rate configured (RPS):", figure(rate_per_s));
             }
+            Arrival::Trace { speed } => line("Speed of the trace:", figure(speed)),
         }
         line("Benchmark duration (s):", figure(self.duration_s));
         line("Total input tokens:", self.total_input_tokens.to_string());
@@ -535,7 +537,7 @@ mod tests {
         assert_eq!(tails(2_000, 31.0), [true, true]);
         assert_eq!(tails(1_999, 31.0), [true, false]);
         assert_eq!(tails(399, 31.0), [false, false]);
-        assert_eq!(tails(2_000, 29.0), [false, false]);
+        assert_eq!(tails(2_000, 9.0), [false, false]);
     }
 
     #[test]

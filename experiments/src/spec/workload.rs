@@ -9,6 +9,7 @@ pub fn heaviest_case(workload: &Workload) -> Option<Case> {
     let load = |arrival: Arrival| match arrival {
         Arrival::ClosedLoop { n_users: 1 } => (0, 0.0),
         Arrival::OpenLoop { rate_per_s } => (1, rate_per_s),
+        Arrival::Trace { speed } => (1, speed),
         Arrival::ClosedLoop { n_users } => (2, f64::from(n_users)),
     };
     let measured = workload.cases().into_iter().filter(|case| !case.warmup);
@@ -31,16 +32,7 @@ pub fn validate(workload: &Workload) -> Result<(), FieldError> {
             "at least one file of data/prompts",
         ));
     }
-    for name in &workload.prompts {
-        let is_file_name = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-        if name.is_empty() || name.starts_with('.') || !name.chars().all(is_file_name) {
-            return Err(FieldError::new(
-                "workload.prompts",
-                name,
-                "names of files in data/prompts, without .jsonl: letters, digits, `-`, `_`, `.`",
-            ));
-        }
-    }
+    prompt_sources(workload)?;
     in_range("workload.temperature", workload.temperature, 0.0, 2.0)?;
     in_range(
         "workload.request_timeout_s",
@@ -117,6 +109,14 @@ pub fn validate(workload: &Workload) -> Result<(), FieldError> {
             .map_or(0, |r| r.n_requests_at(rate_per_s));
         count("requests of workload.rate", n, 1, 100_000)?;
     }
+    if let Some(trace) = &workload.trace {
+        count("workload.trace.n_requests", trace.n_requests, 2, 100_000)?;
+        distinct("workload.trace.speeds", &trace.speeds)?;
+        trace
+            .speeds
+            .iter()
+            .try_for_each(|&speed| in_range("workload.trace.speeds", speed, 0.01, 1_000.0))?;
+    }
     if let Some(slo) = &workload.slo {
         slo_search(slo)?;
     }
@@ -133,8 +133,61 @@ pub fn validate(workload: &Workload) -> Result<(), FieldError> {
         return Err(FieldError::new(
             "workload",
             "no case",
-            "given at least one of latency, ladder, users, rate, slo, models",
+            "given at least one of latency, ladder, users, rate, trace, slo, models",
         ));
+    }
+    Ok(())
+}
+
+/// Files may stand together; what is made stands alone, and is of token ids.
+fn prompt_sources(workload: &Workload) -> Result<(), FieldError> {
+    let refused = |value: &str, limit: &str| Err(FieldError::new("workload.prompts", value, limit));
+    for name in &workload.prompts {
+        let source = match name.parse::<PromptSource>() {
+            Ok(source) => source,
+            Err(problem) => return refused(name, &problem),
+        };
+        let is_trace = matches!(source, PromptSource::Trace(_));
+        if is_trace != workload.trace.is_some() {
+            return refused(
+                name,
+                "trace:NAME where there is a [workload.trace], and only there",
+            );
+        }
+        if matches!(source, PromptSource::File(_)) {
+            continue;
+        }
+        if workload.prompts.len() > 1 {
+            return refused(name, "the only source: prompts that are made stand alone");
+        }
+        if workload.endpoint != ApiEndpoint::Completions {
+            return refused(
+                name,
+                "sent to endpoint = \"completions\": a chat takes no token ids",
+            );
+        }
+        let others = [
+            workload.latency.is_some(),
+            workload.ladder.is_some(),
+            workload.users.is_some(),
+            workload.rate.is_some(),
+            workload.slo.is_some(),
+            workload.models.is_some(),
+        ];
+        if is_trace && others.contains(&true) {
+            return refused(
+                name,
+                "the prompts of [workload.trace] alone, beside no other case",
+            );
+        }
+        let is_open = workload.rate.is_some()
+            || matches!(&workload.slo, Some(slo) if slo.load == LoadKind::Open);
+        if matches!(source, PromptSource::Turns(_)) && is_open {
+            return refused(
+                name,
+                "sent by users of a closed loop: a turn waits for the answer to the one before",
+            );
+        }
     }
     Ok(())
 }

@@ -130,7 +130,7 @@ impl CaseSamples {
     }
 }
 
-fn phase_of(name: &str) -> Option<Phase> {
+pub fn phase_of(name: &str) -> Option<Phase> {
     serde_json::from_value(name.into()).ok()
 }
 

@@ -137,7 +137,7 @@ pub fn build(
         margin_percent: config.margin_percent,
         confidence_percent: 100.0 * (1.0 - config.alpha),
         fewest_requests: [95, 99].map(least_requests),
-        least_seconds: [Phase::Latency, Phase::Users].map(least_measured_s),
+        least_seconds: [Phase::Latency, Phase::Rate].map(least_measured_s),
         fewest_starts_of_interval: tables::FEWEST_STARTS_OF_INTERVAL,
         charts,
         reports: REPORTS
@@ -268,11 +268,12 @@ fn group_context(
     };
     let baseline = find(Manifest::is_baseline);
     let focus = find(Manifest::is_focus);
-    let rows = |phase: &str| {
-        let phases = [(phase, judged_in(phase))];
+    let rows = |phases: &[&'static str]| {
+        let phases: Vec<_> = phases.iter().map(|p| (*p, judged_in(p))).collect();
         tables::rows(records, &group.arms, baseline, &phases, config, lang)
     };
-    let [latency, ladder, users, rate] = ["latency", "ladder", "users", "rate"].map(rows);
+    let [latency, ladder, users] = [["latency"], ["ladder"], ["users"]].map(|p| rows(&p));
+    let rate = rows(&OPEN_LOOPS);
     let comparisons = comparisons_of(&latency, baseline);
     let flags_of_baseline = baseline.map(flags_of).unwrap_or_default();
     let arm_context = |arm: &Arm<'_>| {
@@ -380,7 +381,7 @@ fn group_context(
         ladder,
         users,
         rate,
-        engines: engines::table_of(group, &peer_comparisons),
+        engines: engines::table_of(group, &peer_comparisons, lang),
         peer_comparisons,
         side_by_side,
         comparisons,
@@ -439,6 +440,9 @@ fn comparisons_of(latency: &[CaseRow], baseline: Option<&Arm<'_>>) -> Vec<Compar
         .collect()
 }
 
+/// Requests that arrive whatever became of earlier ones: Poisson arrivals, and traces.
+const OPEN_LOOPS: [&str; 2] = ["rate", "trace"];
+
 fn peer_comparisons_of(
     records: &Records,
     group: &Group<'_>,
@@ -455,8 +459,8 @@ fn peer_comparisons_of(
         });
         let ours = of_experiment.or(focus);
         let arms: Vec<Arm<'_>> = std::iter::once(peer).chain(ours).cloned().collect();
-        let rows = |phase: &str| {
-            let phases = [(phase, judged_in(phase))];
+        let rows = |phases: &[&'static str]| {
+            let phases: Vec<_> = phases.iter().map(|p| (*p, judged_in(p))).collect();
             tables::rows(records, &arms, Some(peer), &phases, config, lang)
         };
         PeerComparison {
@@ -466,10 +470,10 @@ fn peer_comparisons_of(
                 .unwrap_or_default(),
             model: manifest.map(|m| m.model.used.clone()).unwrap_or_default(),
             ours: ours.map(|arm| arm.experiment.clone()),
-            latency: rows("latency"),
-            ladder: rows("ladder"),
-            users: rows("users"),
-            rate: rows("rate"),
+            latency: rows(&["latency"]),
+            ladder: rows(&["ladder"]),
+            users: rows(&["users"]),
+            rate: rows(&OPEN_LOOPS),
             charts: BTreeMap::new(),
         }
     };

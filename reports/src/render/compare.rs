@@ -32,7 +32,7 @@ pub enum Metric {
 
 /// What is judged in each phase of a workload. In a closed loop latency is users divided by request
 /// throughput, so under load the first token and the time per token are judged in its place.
-pub const JUDGED: [(&str, &[Metric]); 4] = [
+pub const JUDGED: [(&str, &[Metric]); 5] = [
     (
         "latency",
         &[
@@ -53,16 +53,16 @@ pub const JUDGED: [(&str, &[Metric]); 4] = [
             Metric::Energy,
         ],
     ),
-    (
-        "rate",
-        &[
-            Metric::Latency,
-            Metric::Ttft,
-            Metric::Tpot,
-            Metric::Goodput,
-            Metric::Energy,
-        ],
-    ),
+    ("rate", &OPEN_LOOP),
+    ("trace", &OPEN_LOOP),
+];
+
+const OPEN_LOOP: [Metric; 5] = [
+    Metric::Latency,
+    Metric::Ttft,
+    Metric::Tpot,
+    Metric::Goodput,
+    Metric::Energy,
 ];
 
 /// The metrics of one phase of [`JUDGED`].
@@ -95,7 +95,7 @@ impl Metric {
         }
     }
 
-    fn short(self, lang: Lang) -> &'static str {
+    pub fn short(self, lang: Lang) -> &'static str {
         match self {
             Self::Latency => lang.pick("지연", "latency"),
             Self::Ttft => "TTFT",

@@ -15,7 +15,7 @@ use crate::render::flag_effects::FlagEffect;
 use crate::render::history::History;
 use crate::render::load_curve::LoadCurves;
 use crate::render::multi_model::MultiModelContext;
-use crate::render::recommend::Answers;
+use crate::render::recommend::{Answers, Next};
 use crate::render::seed_figures::SeedRow;
 use crate::render::side_by_side::SideBySide;
 use crate::render::slo::SloTable;
@@ -49,7 +49,7 @@ pub struct ReportContext {
     pub confidence_percent: f64,
     /// Requests from which on p95 and p99 are shown.
     pub fewest_requests: [usize; 2],
-    /// Measured seconds of a start below which a case is short: of one user, and of several.
+    /// Measured seconds of a start below which a case is short: of a closed loop, and of an open one.
     pub least_seconds: [f64; 2],
     /// With fewer, tables show the range of the starts instead of an interval.
     pub fewest_starts_of_interval: usize,
@@ -223,6 +223,36 @@ pub struct EngineTable {
     pub engines: Vec<EngineContext>,
     /// One user's case first, then by users; of each case ours first.
     pub rows: Vec<EngineRow>,
+    /// What a reader takes away: one of each other engine.
+    pub answers: Vec<EngineAnswer>,
+    /// What decides what is open between engines; none where more starts would not help.
+    pub next: Option<Next>,
+}
+
+/// How many times as fast ours was as one other engine, under the least load and the most.
+#[derive(Debug, Serialize)]
+pub struct EngineAnswer {
+    /// `vllm@best`
+    pub engine: String,
+    pub version: Option<String>,
+    /// The configuration of ours that it was compared with.
+    pub ours: String,
+    /// The arm's name.
+    pub arm: String,
+    /// Why its figures are in no verdict.
+    pub not_comparable: Option<String>,
+    pub figures: Vec<EngineFigure>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct EngineFigure {
+    pub metric: &'static str,
+    pub n_users: u32,
+    /// How many times as fast ours was.
+    pub ratio: f64,
+    /// As in [`VerdictRow`]; `not judged` where there is none.
+    pub verdict: &'static str,
+    pub n_more: usize,
 }
 
 /// Which engine it was, and what its answers were like.

@@ -1,20 +1,26 @@
 //! Engines as arms: one table of every engine and preset of a group, with ratios to ours. The verdicts
 //! are those of the comparisons with each of them, so that a page never judges a pair twice.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use records::manifest::{AnswerOutcome, Answers, EngineUsed, Manifest};
 
+use crate::lang::Lang;
 use crate::load::run_folder::Outcome;
-use crate::render::context::{EngineContext, EngineRow, EngineTable, PeerComparison};
+use crate::render::compare::Metric;
+use crate::render::context::{
+    EngineAnswer, EngineContext, EngineFigure, EngineRow, EngineTable, PeerComparison,
+};
+use crate::render::recommend::Next;
 use crate::render::tables::CaseRow;
 use crate::select::{Arm, Group, Run};
+use crate::stats::describe::median;
 
 /// Of a digest, enough to tell installations apart.
 const DIGITS: usize = 12;
 
 /// `compared`: every peer of the group.
-pub fn table_of(group: &Group<'_>, compared: &[PeerComparison]) -> Option<EngineTable> {
+pub fn table_of(group: &Group<'_>, compared: &[PeerComparison], lang: Lang) -> Option<EngineTable> {
     let started: Vec<&Arm<'_>> = group.peers.iter().filter(|arm| is_started(arm)).collect();
     if started.is_empty() {
         return None;
@@ -52,8 +58,15 @@ pub fn table_of(group: &Group<'_>, compared: &[PeerComparison]) -> Option<Engine
             rows.extend(engine_row(row, engine.clone(), both.find(same_case)));
         }
     }
+    let answers: Vec<EngineAnswer> = started
+        .iter()
+        .filter_map(|arm| answer_of(arm, compared, lang))
+        .collect();
+    let next = next_of(group, &ours, &started, &answers, lang);
     let arms = ours.into_iter().chain(started);
     Some(EngineTable {
+        answers,
+        next,
         engines: arms.filter_map(context_of).collect(),
         rows: by_case
             .into_values()
@@ -120,6 +133,104 @@ fn engine_row(row: &CaseRow, engine: String, ours: Option<&CaseRow>) -> Option<E
         ratios,
         n_runs: row.n_runs,
         verdicts: ours.map(|ours| ours.verdicts.clone()).unwrap_or_default(),
+    })
+}
+
+/// Throughput and first token, with the fewest users of a closed loop and with the most.
+fn answer_of(arm: &Arm<'_>, compared: &[PeerComparison], lang: Lang) -> Option<EngineAnswer> {
+    let comparison = compared.iter().find(|c| c.peer == arm.experiment)?;
+    let ours = comparison.ours.clone()?;
+    let both = |row: &'_ CaseRow| {
+        let is_ours = |other: &&CaseRow| other.case == row.case && other.experiment == ours;
+        let own = comparison.users.iter().find(is_ours);
+        engine_row(row, shown(arm), own).filter(|found| found.ratios[0].is_some())
+    };
+    let theirs = comparison.users.iter().filter(|row| row.experiment != ours);
+    let mut cases: Vec<EngineRow> = theirs.filter_map(both).collect();
+    cases.sort_by_key(|row| row.n_users);
+    cases.dedup_by_key(|row| row.n_users);
+    let ends = match cases.as_slice() {
+        [] => return None,
+        [only] => vec![only],
+        [least, .., most] => vec![least, most],
+    };
+    let figure = |row: &EngineRow, metric: Metric, ratio: Option<f64>| {
+        let verdict = row.verdicts.iter().find(|v| v.key == metric.key());
+        Some(EngineFigure {
+            metric: metric.short(lang),
+            n_users: row.n_users?,
+            ratio: ratio?,
+            verdict: verdict.map_or("not judged", |v| v.verdict),
+            n_more: verdict.map_or(0, |v| v.n_more),
+        })
+    };
+    let of_metric = |metric: Metric, at: usize| {
+        let rows = ends.iter();
+        rows.filter_map(move |row| figure(row, metric, row.ratios[at]))
+    };
+    let figures = of_metric(Metric::OutputThroughput, 0).chain(of_metric(Metric::Ttft, 1));
+    let manifest = &arm.representative()?.record.manifest;
+    Some(EngineAnswer {
+        engine: shown(arm),
+        version: used(arm).and_then(|engine| engine.version.clone()),
+        ours,
+        arm: arm.experiment.clone(),
+        not_comparable: manifest.not_comparable().map(str::to_owned),
+        figures: figures.collect(),
+    })
+}
+
+/// All engines of the experiments in which a figure is open, in one command.
+fn next_of(
+    group: &Group<'_>,
+    ours: &[&Arm<'_>],
+    started: &[&Arm<'_>],
+    answers: &[EngineAnswer],
+    lang: Lang,
+) -> Option<Next> {
+    let open = |answer: &&EngineAnswer| answer.figures.iter().any(|figure| figure.n_more > 0);
+    let open: Vec<&EngineAnswer> = answers.iter().filter(open).collect();
+    let figures = open.iter().flat_map(|answer| &answer.figures);
+    let n_more = figures.map(|figure| figure.n_more).max()?;
+    let experiments: BTreeSet<&str> = open.iter().map(|answer| answer.ours.as_str()).collect();
+    let engines: BTreeSet<&str> = open.iter().map(|answer| answer.engine.as_str()).collect();
+    let list = |names: BTreeSet<&str>, separator: &str| {
+        let names: Vec<&str> = names.into_iter().collect();
+        names.join(separator)
+    };
+    let is_needed = |arm: &&&Arm<'_>| {
+        experiments.contains(arm.experiment.as_str())
+            || open.iter().any(|answer| answer.arm == arm.experiment)
+    };
+    let round_s = ours
+        .iter()
+        .chain(started)
+        .filter(is_needed)
+        .map(|arm| {
+            let durations: Vec<f64> = arm
+                .runs
+                .iter()
+                .filter_map(|run| run.folder.duration_s())
+                .collect();
+            median(&durations)
+        })
+        .sum::<Option<f64>>();
+    let model = &ours.first()?.representative()?.record.manifest.model.used;
+    let flags = match group.extra_flags.join(" ") {
+        flags if flags.is_empty() => flags,
+        flags => format!(" -- {flags}"),
+    };
+    Some(Next {
+        words: lang.pick(
+            format!("다른 엔진과의 판정: 기동 {n_more}회 더"),
+            format!("the verdicts between engines: {n_more} more starts"),
+        ),
+        command: format!(
+            "cargo xtask exp {} --engine ours,{} --replicates {n_more} --model {model}{flags}",
+            list(experiments, " "),
+            list(engines, ",")
+        ),
+        duration_s: round_s.map(|s| s * n_more as f64),
     })
 }
 

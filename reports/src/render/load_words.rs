@@ -1,8 +1,10 @@
 //! What the load of a case was, in words that stand under every table: loop, prompts, output,
 //! duration, cached share.
 
+use records::workload::Phase;
+
 use crate::lang::Lang;
-use crate::load::requests::CaseSamples;
+use crate::load::requests::{CaseSamples, phase_of};
 use crate::render::format::number;
 use crate::stats::describe::{Sorted, median};
 
@@ -16,9 +18,15 @@ pub fn words(case: &str, starts: &[&CaseSamples], lang: Lang) -> String {
     let prompts = starts.iter().flat_map(|c| c.prompt_tokens.values());
     let prompts = Sorted::new(prompts.copied().collect()).unwrap_or_default();
     parts.extend(prompt_words(&prompts, lang));
+    let is_trace = phase_of(&first.phase) == Some(Phase::Trace);
     parts.extend(first.max_tokens.map(|n| {
         let n = number(f64::from(n), 0);
-        lang.pick(format!("출력 {n}토큰"), format!("{n} output tokens"))
+        if is_trace {
+            let most = format!("up to {n} output tokens");
+            lang.pick(format!("출력 {n}토큰 이하"), most)
+        } else {
+            lang.pick(format!("출력 {n}토큰"), format!("{n} output tokens"))
+        }
     }));
     let seconds: Vec<f64> = starts.iter().filter_map(|c| c.duration_s).collect();
     parts.extend(median(&seconds).map(|s| duration_words(first, starts, s, lang)));
@@ -32,6 +40,13 @@ fn arrivals(case: &CaseSamples, lang: Lang) -> String {
             format!("닫힌 루프(사용자 {n}명)"),
             format!("closed loop ({n} user{})", if n == 1 { "" } else { "s" }),
         ),
+        (None, Some(rate)) if phase_of(&case.phase) == Some(Phase::Trace) => {
+            let rate = number(rate, 2);
+            lang.pick(
+                format!("열린 루프(트레이스의 도착 시각, 평균 {rate}/s)"),
+                format!("open loop (a trace's arrivals, {rate}/s on average)"),
+            )
+        }
         (None, Some(rate)) => lang.pick(
             format!("열린 루프(포아송 도착 {rate}/s)"),
             format!("open loop (Poisson arrivals, {rate}/s)"),
@@ -126,7 +141,7 @@ mod tests {
         let short: Vec<&CaseSamples> = short.iter().collect();
         let told = words("users-20", &short, Lang::En);
         assert!(
-            told.contains("1.8 s a start ⚠️ short (it takes 30 s), 0 to 50 % cached"),
+            told.contains("1.8 s a start ⚠️ short (it takes 10 s), 0 to 50 % cached"),
             "{told}"
         );
     }
@@ -145,5 +160,16 @@ mod tests {
             "{told}"
         );
         assert!(told.ends_with("cached share not told"), "{told}");
+        let trace = CaseSamples {
+            rate_per_s: Some(2.156),
+            phase: "trace".into(),
+            ..open
+        };
+        let told = words("trace-1x", &[&trace], Lang::En);
+        assert!(
+            told.contains("open loop (a trace's arrivals, 2.16/s on average)")
+                && told.contains("up to 50 output tokens"),
+            "{told}"
+        );
     }
 }

@@ -364,9 +364,16 @@ fn why_undecided(
     let by_round = matches!(method, Some(Method::ByRound { .. }));
     let points_one_way = interval.is_some_and(|(low, high)| low > 0.0 || high < 0.0);
     match (p, interval) {
-        // As many as it takes when all pairs of the table are tested.
-        (None, _) if n_rounds > 0 => too_few(n_rounds, rounds_needed(plan.n_pairs, config.alpha)),
-        (None, _) => too_few(n_starts, starts_needed(plan.n_pairs, config.alpha)),
+        // As many as it takes when all pairs of the table are tested: rounds, or all starts with all
+        // where fewer do.
+        (None, _) => {
+            let n_needed = starts_needed(plan.n_pairs, config.alpha);
+            let of_rounds = rounds_needed(plan.n_pairs, config.alpha);
+            match n_rounds {
+                0 => too_few(n_starts, n_needed),
+                _ => too_few(n_rounds, n_needed.min(of_rounds)),
+            }
+        }
         (Some(_), _) if points_one_way && !by_round && n_rounds > 0 => {
             too_few(n_rounds, rounds_needed(n_blocks, config.alpha))
         }

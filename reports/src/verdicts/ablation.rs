@@ -323,7 +323,7 @@ fn heaviest_case(cases: &[CaseSamples]) -> Option<String> {
     let load = |c: &&CaseSamples| {
         let rank = match c.phase.as_str() {
             "users" => 2,
-            "rate" => 1,
+            "rate" | "trace" => 1,
             _ => 0,
         };
         let rate_per_1000_s = c.rate_per_s.map_or(0, |rate| (rate * 1e3) as u64);

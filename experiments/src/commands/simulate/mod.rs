@@ -206,6 +206,13 @@ fn play(
         );
     }
     let prompts = PromptSet::load(&repository.prompts_dir(), &experiment.workload.prompts)?;
+    if !prompts.are_texts() {
+        bail!(
+            "{}: prompts = {:?}: a simulation plays prompts of files alone",
+            experiment.name,
+            experiment.workload.prompts
+        );
+    }
     let cases = experiment.workload.cases();
     let load = json!({
         "cases": cases.iter().map(|case| load_of(case, &prompts, seed)).collect::<Vec<_>>(),
@@ -258,10 +265,12 @@ fn load_of(case: &Case, prompts: &PromptSet, seed: u64) -> Value {
             });
             json!({ "times_s": times_s.collect::<Vec<f64>>() })
         }
+        // Refused before: its prompts are no texts.
+        Arrival::Trace { .. } => json!({ "times_s": [] }),
     };
-    let requests = drawn
-        .into_iter()
-        .map(|prompt| json!({ "prompt": prompt.text, "output_tokens": case.output_tokens }));
+    let requests = drawn.into_iter().map(
+        |prompt| json!({ "prompt": prompt.content.to_json(), "output_tokens": case.output_tokens }),
+    );
     json!({
         "name": case.name,
         "arrivals": arrivals,
@@ -298,6 +307,7 @@ fn row_of(cases: &[Case], request: SimulatedRequest) -> Option<RequestRow> {
     let (n_users, rate_per_s) = match case.arrival {
         Arrival::ClosedLoop { n_users } => (Some(n_users), None),
         Arrival::OpenLoop { rate_per_s } => (None, Some(rate_per_s)),
+        Arrival::Trace { .. } => (None, None),
     };
     let is_good = request.error.is_none();
     Some(RequestRow {

@@ -181,10 +181,11 @@ fn what_cannot_be_decided_takes_nothing_from_what_can() {
         }
         for judged in &got[n_metrics..] {
             assert_eq!((judged.p, judged.p_adjusted), (None, None));
-            // Three pairs take seven rounds: 3 × 2 / 128 is below 5 %, 3 × 2 / 64 is not.
+            // Three pairs take seven rounds (3 × 2 / 128 is below 5 %, 3 × 2 / 64 is not), or five
+            // starts each, all with all: 3 × 2 / 252.
             let reason = Reason::TooFewRuns {
-                n_needed: 7,
-                n_more: 6,
+                n_needed: 5,
+                n_more: 4,
             };
             assert_eq!(judged.verdict, Verdict::Undecided(reason));
         }
