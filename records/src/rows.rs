@@ -35,9 +35,9 @@ pub struct RequestRow {
     pub scheduled_s: f64,
     /// Time of sending, after the connection was opened; null if there was none.
     pub sent_s: Option<f64>,
-    /// First token's arrival, null if none.
+    /// First token's arrival, down to 10 µs, null if none.
     pub first_token_s: Option<f64>,
-    /// Arrival of every streamed chunk that carried a token, in order.
+    /// Arrival of every streamed chunk that carried a token, in order, down to 10 µs.
     pub token_s: Vec<f64>,
     /// End of the response.
     pub end_s: f64,

@@ -7,6 +7,10 @@
 //! `first_token_s`, or to 0), and one of an `i8`, by how many steps of an `f64` the time differs from
 //! those nanoseconds / 10⁹. The file has all first bytes, then all second ones, and so on. A row
 //! whose list would not come back character by character keeps it.
+//!
+//! Where all differences are multiples of a power of ten, as those of times that were rounded are, the
+//! file begins with one more byte, the exponent, and has the differences in that unit: a third of the
+//! bytes for times of 10 µs.
 
 use std::borrow::Cow;
 
@@ -14,6 +18,8 @@ const KEY: &str = "\"token_s\":";
 const BASE_KEY: &str = "\"first_token_s\":";
 const NS_PER_S: f64 = 1e9;
 const N_PLANES: usize = 9;
+/// Seconds, the largest unit.
+const MAX_EXPONENT: u8 = 9;
 
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct TokenTimes {
@@ -28,21 +34,69 @@ pub struct TimesReader<'a> {
 }
 
 impl TokenTimes {
+    /// The file's content, in the largest unit that loses nothing.
     pub fn to_bytes(&self) -> Vec<u8> {
-        self.planes.concat()
+        let exponent = self.exponent();
+        if exponent == 0 {
+            return self.planes.concat();
+        }
+        let unit_ns = 10_i64.pow(u32::from(exponent));
+        let in_units = self.all().map(|(ns, steps)| (ns / unit_ns, steps));
+        let mut bytes = vec![exponent];
+        bytes.extend(in_units.collect::<Self>().planes.concat());
+        bytes
     }
 
-    /// `None` unless the bytes are a whole number of times.
+    /// `None` unless the bytes are a whole number of times, in nanoseconds or in a unit of
+    /// 10 to 10⁹ of them.
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        let n = bytes.len() / N_PLANES;
-        if !bytes.len().is_multiple_of(N_PLANES) {
-            return None;
-        }
+        let (exponent, planes) = match bytes.len() % N_PLANES {
+            0 => (0, bytes),
+            1 => (bytes[0], &bytes[1..]),
+            _ => return None,
+        };
+        let n = planes.len() / N_PLANES;
         let mut times = Self::default();
         for (i, plane) in times.planes.iter_mut().enumerate() {
-            *plane = bytes[i * n..][..n].to_vec();
+            *plane = planes[i * n..][..n].to_vec();
         }
-        Some(times)
+        if bytes.len() == planes.len() {
+            return Some(times);
+        }
+        if !(1..=MAX_EXPONENT).contains(&exponent) {
+            return None;
+        }
+        let unit_ns = 10_i64.pow(u32::from(exponent));
+        let in_ns = times
+            .all()
+            .map(|(units, steps)| Some((units.checked_mul(unit_ns)?, steps)));
+        in_ns.collect()
+    }
+
+    /// Of the largest power of ten that divides every difference; 0 without a difference.
+    fn exponent(&self) -> u8 {
+        let mut exponent = MAX_EXPONENT;
+        let mut unit_ns = 10_i64.pow(u32::from(MAX_EXPONENT));
+        let mut is_any = false;
+        for (ns, _) in self.all() {
+            is_any |= ns != 0;
+            while ns % unit_ns != 0 {
+                unit_ns /= 10;
+                exponent -= 1;
+            }
+        }
+        if is_any { exponent } else { 0 }
+    }
+
+    fn all(&self) -> impl Iterator<Item = (i64, i8)> {
+        (0..self.planes[0].len()).map_while(|i| self.get(i))
+    }
+
+    fn push(&mut self, (ns, steps): (i64, i8)) {
+        let bytes = ns.to_le_bytes().into_iter().chain(steps.to_le_bytes());
+        for (plane, byte) in self.planes.iter_mut().zip(bytes) {
+            plane.push(byte);
+        }
     }
 
     pub fn reader(&self) -> TimesReader<'_> {
@@ -61,11 +115,8 @@ impl TokenTimes {
         let Some(times) = steps_of(list, base_of(before)) else {
             return Cow::Borrowed(inside);
         };
-        for (ns, steps) in &times {
-            let bytes = ns.to_le_bytes().into_iter().chain(steps.to_le_bytes());
-            for (plane, byte) in self.planes.iter_mut().zip(bytes) {
-                plane.push(byte);
-            }
+        for time in &times {
+            self.push(*time);
         }
         Cow::Owned(format!("{before}{KEY}{}{after}", times.len()))
     }
@@ -78,6 +129,16 @@ impl TokenTimes {
         }
         let steps = byte(&self.planes[N_PLANES - 1])?;
         Some((i64::from_le_bytes(ns), i8::from_le_bytes([steps])))
+    }
+}
+
+impl FromIterator<(i64, i8)> for TokenTimes {
+    fn from_iter<I: IntoIterator<Item = (i64, i8)>>(times: I) -> Self {
+        let mut all = Self::default();
+        for time in times {
+            all.push(time);
+        }
+        all
     }
 }
 
@@ -220,8 +281,47 @@ mod tests {
     }
 
     #[test]
+    fn rounded_times_are_kept_in_their_unit() {
+        let rows = [
+            r#""first_token_s":0.73809,"token_s":[0.73809,0.74209,21.3162]"#,
+            r#""first_token_s":2.00001,"token_s":[2.00001,2.0,100000.12345]"#,
+        ];
+        let (kept, times) = taken(&rows);
+        let bytes = times.to_bytes();
+        assert_eq!(bytes.len(), 1 + 6 * N_PLANES);
+        assert_eq!(bytes[0], 4, "10 µs");
+        // All first bytes of the differences 0, 400, 2057411, 0, -1, 9999812345.
+        assert_eq!(bytes[1..7], [0x0, 0x90, 0xc3, 0x0, 0xff, 0xf9]);
+        let read = TokenTimes::from_bytes(&bytes).expect("whole");
+        assert_eq!(read, times);
+        let mut reader = read.reader();
+        for (kept, row) in kept.iter().zip(rows) {
+            assert_eq!(reader.put_back(kept).as_deref(), Some(row));
+        }
+    }
+
+    #[test]
+    fn a_unit_that_no_file_has_is_refused() {
+        let units_of = |exponent: u8, units: i64| {
+            let mut bytes = vec![exponent];
+            bytes.extend(units.to_le_bytes());
+            bytes.push(0);
+            TokenTimes::from_bytes(&bytes)
+        };
+        assert!(units_of(9, 1).is_some());
+        assert_eq!(units_of(10, 1), None);
+        assert_eq!(units_of(0, 1), None);
+        assert_eq!(
+            units_of(9, i64::MAX),
+            None,
+            "more than an i64 of nanoseconds"
+        );
+        assert_eq!(TokenTimes::from_bytes(&[0; 11]), None);
+    }
+
+    #[test]
     fn times_that_are_missing_or_cut_off_are_noticed() {
-        let row = r#""token_s":[0.1,0.2]"#;
+        let row = r#""token_s":[0.1,0.200000001]"#;
         let (kept, times) = taken(&[row]);
         let mut reader = times.reader();
         assert_eq!(reader.put_back(&kept[0]).as_deref(), Some(row));
