@@ -44,11 +44,11 @@ pub struct Workload {
 /// Where prompts come from, as `workload.prompts` names it.
 ///
 /// ```
-/// use records::workload::{PromptSource, Turns};
+/// use records::workload::{Conversation, PromptSource};
 ///
 /// assert_eq!("korean".parse(), Ok(PromptSource::File("korean".into())));
 /// assert_eq!("tokens:8192".parse(), Ok(PromptSource::Tokens { n_tokens: 8192 }));
-/// let turns = Turns { first_tokens: 1000, further_tokens: 400, n_turns: 8 };
+/// let turns = Conversation { first_tokens: 1000, further_tokens: 400, n_turns: 8 };
 /// assert_eq!("turns:1000+400x8".parse(), Ok(PromptSource::Turns(turns)));
 /// assert!("tokens:0".parse::<PromptSource>().is_err_and(|e| e.contains("1 to 1000000")));
 /// ```
@@ -60,7 +60,7 @@ pub enum PromptSource {
     Tokens {
         n_tokens: u32,
     },
-    Turns(Turns),
+    Turns(Conversation),
     /// `trace:NAME`: the requests of `data/traces/NAME.jsonl`, with their times and lengths.
     Trace(String),
 }
@@ -68,7 +68,7 @@ pub enum PromptSource {
 /// `turns:FIRST+FURTHERxN`: conversations of N requests, as an agent has them. The first one has FIRST
 /// token ids; each further one repeats the last and adds FURTHER: an answer and what came of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Turns {
+pub struct Conversation {
     pub first_tokens: u32,
     pub further_tokens: u32,
     pub n_turns: u32,
@@ -99,7 +99,7 @@ impl std::str::FromStr for PromptSource {
             let Some((first, further, n)) = parts else {
                 return Err(format!("`{text}`: the form is turns:FIRST+FURTHERxN"));
             };
-            let turns = Turns {
+            let turns = Conversation {
                 first_tokens: number("tokens of the first turn", first, MOST_TOKENS)?,
                 further_tokens: number("tokens of a further turn", further, MOST_TOKENS)?,
                 n_turns: number("turns", n, u64::from(MOST_TURNS))?,
@@ -131,7 +131,7 @@ impl std::str::FromStr for PromptSource {
     }
 }
 
-impl Turns {
+impl Conversation {
     /// Token ids of the last prompt.
     pub fn last_tokens(self) -> u64 {
         u64::from(self.first_tokens)
@@ -203,7 +203,7 @@ impl Rate {
 pub struct Trace {
     /// How many times as fast as they arrived then: one case each.
     pub speeds: Vec<f64>,
-    /// The first so many of the trace.
+    /// The first N of the trace.
     pub n_requests: u32,
 }
 
@@ -324,7 +324,7 @@ pub enum Arrival {
     ClosedLoop { n_users: u32 },
     /// Requests are sent at Poisson times, independently of earlier ones.
     OpenLoop { rate_per_s: f64 },
-    /// Requests are sent at a trace's times, so many times as fast.
+    /// Requests are sent at a trace's times, `speed` times as fast.
     Trace { speed: f64 },
 }
 

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha12Rng;
-use records::workload::{PromptSource, Turns};
+use records::workload::{Conversation, PromptSource};
 use serde::Deserialize;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -100,7 +100,7 @@ pub struct PromptSet {
 enum Kind {
     Lines(Vec<Line>),
     Tokens { n_tokens: u32 },
-    Turns(Turns),
+    Turns(Conversation),
     Trace(Arc<[TraceRequest]>),
 }
 
@@ -258,7 +258,7 @@ fn draw_ids(rng: &mut ChaCha12Rng, n: u32) -> impl Iterator<Item = u32> + use<'_
 }
 
 /// One conversation after another, each turn with all that was said before it.
-fn draw_turns(turns: Turns, rng: &mut ChaCha12Rng, n_requests: usize) -> Vec<Prompt> {
+fn draw_turns(turns: Conversation, rng: &mut ChaCha12Rng, n_requests: usize) -> Vec<Prompt> {
     let mut drawn = Vec::with_capacity(n_requests);
     let mut ids: Vec<u32> = Vec::new();
     for i in 0..n_requests {

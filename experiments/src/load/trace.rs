@@ -1,4 +1,4 @@
-//! Traces: when requests came to somebody's servers, how long they were, and what they had in common.
+//! Traces: when requests came to the servers, how long they were, and what they had in common.
 //!
 //! The form is that of Mooncake's published traces, a JSON object a line: `timestamp` in milliseconds,
 //! `input_length` and `output_length` in tokens, and `hash_ids`, a number for each block of 512 input
