@@ -77,12 +77,12 @@ fn what_was_judged_better_is_recommended_and_what_is_open_is_said() {
             "{}",
             answer.words
         );
-        // Two pairs of configurations take 7 common rounds: 2 × 2 / 128 is below 5 %, 2 × 2 / 64 is
-        // not. There are 3.
+        // Two pairs of configurations take 7 common rounds, or 5 starts each, all compared with all:
+        // 2 × 2 / 252 is below 5 %, 2 × 2 / 70 is not. There are 3.
         assert!(
             answer
                 .words
-                .contains("takes more of: 02-ultra 4 start(s) (now "),
+                .contains("takes more of: 02-ultra 2 start(s) (now "),
             "{}",
             answer.words
         );
@@ -97,7 +97,7 @@ fn what_was_judged_better_is_recommended_and_what_is_open_is_said() {
     let next = answers.next.unwrap();
     assert_eq!(
         next.command,
-        "cargo xtask exp 01-baseline 02-ultra --replicates 4 --model fixture-model"
+        "cargo xtask exp 01-baseline 02-ultra --replicates 2 --model fixture-model"
     );
 }
 
@@ -189,13 +189,13 @@ fn where_nothing_is_decided_nothing_is_recommended() {
         );
     }
     assert!(answers.commands.is_empty());
-    // Two rounds of seven are there.
+    // Two starts of five are there.
     assert!(
         answers
             .next
             .unwrap()
             .command
-            .contains("02-ultra 03-balanced-v2 --replicates 5")
+            .contains("02-ultra 03-balanced-v2 --replicates 3")
     );
 }
 

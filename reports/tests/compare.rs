@@ -46,7 +46,7 @@ fn a_run_is_named_by_its_id_its_path_or_a_part_of_it() {
     // One start against five can decide nothing, and says so.
     assert!(
         texts[0].contains(
-            "too few starts (5 more needed): 1 against 5 server starts, it takes 6 of each"
+            "too few starts (3 more needed): 1 against 5 server starts, it takes 4 of each"
         ),
         "{}",
         texts[0]

@@ -258,10 +258,10 @@ fn the_report_takes_the_newest_full_campaign_that_can_be_judged() {
 fn few_starts_decide_nothing_and_say_how_many_would() {
     let dir = campaign(2);
     let table = ablation::table(dir.path(), "c1").unwrap();
-    // Four pairs of arms in common rounds: 4 × 2 / 2^8 is below 5 %, 4 × 2 / 2^7 is not.
+    // Four pairs of arms, all starts compared with all: 4 × 2 / 252 is below 5 %, 4 × 2 / 70 is not.
     assert!(
         table.contains(
-            "2 against 2 server starts do not decide every figure of this table; 8 each, in common rounds, may"
+            "2 against 2 server starts do not decide every figure of this table; 5 each, in common rounds, may"
         ),
         "{table}"
     );

@@ -11,6 +11,7 @@ use crate::render::compare::Metric;
 use crate::render::context::{
     EngineAnswer, EngineContext, EngineFigure, EngineRow, EngineTable, PeerComparison,
 };
+use crate::render::reasons::translated;
 use crate::render::recommend::Next;
 use crate::render::tables::CaseRow;
 use crate::select::{Arm, Group, Run};
@@ -58,16 +59,18 @@ pub fn table_of(group: &Group<'_>, compared: &[PeerComparison], lang: Lang) -> O
             rows.extend(engine_row(row, engine.clone(), both.find(same_case)));
         }
     }
-    let answers: Vec<EngineAnswer> = started
+    let mut answers: Vec<EngineAnswer> = started
         .iter()
         .filter_map(|arm| answer_of(arm, compared, lang))
         .collect();
+    // What is decided comes first.
+    answers.sort_by_key(|answer| answer.figures.iter().any(|figure| figure.n_more > 0));
     let next = next_of(group, &ours, &started, &answers, lang);
     let arms = ours.into_iter().chain(started);
     Some(EngineTable {
         answers,
         next,
-        engines: arms.filter_map(context_of).collect(),
+        engines: arms.filter_map(|arm| context_of(arm, lang)).collect(),
         rows: by_case
             .into_values()
             .flat_map(|mut rows| {
@@ -234,7 +237,7 @@ fn next_of(
     })
 }
 
-fn context_of(arm: &Arm<'_>) -> Option<EngineContext> {
+fn context_of(arm: &Arm<'_>, lang: Lang) -> Option<EngineContext> {
     let engine = used(arm)?;
     let all = || arm.runs.iter().chain(&arm.failed);
     let answers = || all().filter_map(answers_of);
@@ -263,7 +266,7 @@ fn context_of(arm: &Arm<'_>) -> Option<EngineContext> {
         flags_left_out: engine
             .flags_left_out
             .iter()
-            .map(|(flag, why)| (format!("--{flag}"), why.clone()))
+            .map(|(flag, why)| (format!("--{flag}"), translated(why, lang)))
             .collect(),
         command: manifest.command.join(" "),
     })

@@ -6,7 +6,7 @@ use records::workload::Phase;
 use crate::lang::Lang;
 use crate::load::requests::{CaseSamples, phase_of};
 use crate::render::format::number;
-use crate::stats::describe::{Sorted, median};
+use crate::stats::describe::Sorted;
 
 /// Of all starts of one case; the share of cached prompt tokens is that of the starts with least and
 /// most of it. `short` is a case that lasts less than its kind must.
@@ -29,7 +29,8 @@ pub fn words(case: &str, starts: &[&CaseSamples], lang: Lang) -> String {
         }
     }));
     let seconds: Vec<f64> = starts.iter().filter_map(|c| c.duration_s).collect();
-    parts.extend(median(&seconds).map(|s| duration_words(first, starts, s, lang)));
+    let seconds = Sorted::new(seconds).unwrap_or_default();
+    parts.extend(duration_words(starts, &seconds, lang));
     parts.push(cached_words(starts, lang));
     format!("{case}: {}", parts.join(", "))
 }
@@ -71,17 +72,22 @@ fn prompt_words(prompts: &Sorted, lang: Lang) -> Option<String> {
     })
 }
 
-fn duration_words(case: &CaseSamples, starts: &[&CaseSamples], s: f64, lang: Lang) -> String {
-    let shown = number(s, 1);
+/// The median start's, or all starts' where they last so differently that one number would mislead.
+fn duration_words(starts: &[&CaseSamples], seconds: &Sorted, lang: Lang) -> Option<String> {
+    let (median, min, max) = (seconds.median()?, seconds.min()?, seconds.max()?);
+    let is_alike = max <= 1.1 * min;
+    let [median, min, max] = [median, min, max].map(|s| number(s, 1));
+    let shown = lang.pick(format!("{min}~{max}"), format!("{min} to {max}"));
+    let shown = if is_alike { median } else { shown };
     let words = lang.pick(format!("기동마다 {shown}초"), format!("{shown} s a start"));
-    if !starts.iter().any(|c| c.is_short()) {
-        return words;
-    }
-    let least = number(case.least_measured_s(), 0);
-    lang.pick(
+    let Some(short) = starts.iter().find(|case| case.is_short()) else {
+        return Some(words);
+    };
+    let least = number(short.least_measured_s(), 0);
+    Some(lang.pick(
         format!("{words} ⚠️ 짧음({least}초 이상이어야 함)"),
         format!("{words} ⚠️ short (it takes {least} s)"),
-    )
+    ))
 }
 
 fn cached_words(starts: &[&CaseSamples], lang: Lang) -> String {
@@ -143,6 +149,12 @@ mod tests {
         assert!(
             told.contains("1.8 s a start ⚠️ short (it takes 10 s), 0 to 50 % cached"),
             "{told}"
+        );
+        let mixed = [start(1.7, Some(0)), start(10.2, Some(0))];
+        let mixed: Vec<&CaseSamples> = mixed.iter().collect();
+        assert!(
+            words("users-20", &mixed, Lang::Ko)
+                .contains("기동마다 1.7~10.2초 ⚠️ 짧음(10초 이상이어야 함)")
         );
     }
 

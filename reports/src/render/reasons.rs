@@ -1,4 +1,4 @@
-//! Why a flag does nothing, in the reader's language. Records hold the engine's English words; those
+//! Why a flag does nothing, or is not given to another engine, in the reader's language. Records hold English words; those
 //! that it is known to write have a translation here, others are shown as they are.
 
 use crate::lang::Lang;
@@ -147,6 +147,106 @@ const KOREAN: &[(&str, &str)] = &[
         "the CPU executor computes on the host, so its steps never overlap with the host's work",
         "CPU 실행기는 호스트에서 계산하므로 호스트의 일과 겹칠 수 없음",
     ),
+    // Why another engine is not given a flag.
+    (
+        "names SGLang's kernels; llama.cpp chooses its own",
+        "SGLang의 커널 이름이라 해당 없음: llama.cpp가 스스로 고름",
+    ),
+    (
+        "llama.cpp decides on graphs itself",
+        "그래프를 쓸지는 llama.cpp가 정함",
+    ),
+    (
+        "llama.cpp compiles nothing when it starts",
+        "llama.cpp는 기동할 때 컴파일하지 않음",
+    ),
+    (
+        "SGLang's scheduler; llama.cpp's is first come, first served",
+        "SGLang의 스케줄러 설정: llama.cpp는 온 순서대로 처리함",
+    ),
+    (
+        "llama.cpp's own size of a step stands",
+        "llama.cpp 자신의 스텝 크기를 그대로 둠",
+    ),
+    (
+        "llama.cpp keeps whole prompts on the host, not pages of a pool",
+        "llama.cpp는 풀의 페이지가 아니라 프롬프트 전체를 호스트에 보관함",
+    ),
+    (
+        "llama.cpp schedules after every step",
+        "llama.cpp는 스텝마다 스케줄링함",
+    ),
+    (
+        "llama.cpp always mixes prefill and decode in a step",
+        "llama.cpp는 항상 프리필과 디코드를 한 스텝에 섞음",
+    ),
+    (
+        "llama.cpp's KV pool is as large as --ctx-size says",
+        "llama.cpp의 KV 풀 크기는 --ctx-size로 정해짐",
+    ),
+    ("concerns several GPUs", "GPU가 여러 개일 때의 설정"),
+    (
+        "the workload's prompts fit the context",
+        "부하의 프롬프트는 컨텍스트 안에 들어감",
+    ),
+    ("a matter of logs", "로그에 관한 설정"),
+    (
+        "llama.cpp's chunks hold the new tokens alone, always",
+        "llama.cpp의 스트리밍 조각에는 항상 새 토큰만 담김",
+    ),
+    ("the file decides", "파일이 정함"),
+    (
+        "removed from SGLang; the backends are named instead",
+        "SGLang에서 없어진 플래그: 지금은 백엔드 이름을 지정함",
+    ),
+    (
+        "renamed since, and only the form of SGLang's own endpoint; completions stream new tokens alone",
+        "이름이 바뀌었고 SGLang 고유 엔드포인트에만 영향을 줌: completions는 새 토큰만 스트리밍함",
+    ),
+    (
+        "the preset decides, or SGLang's default",
+        "프리셋 또는 SGLang의 기본값을 따름",
+    ),
+    (
+        "names SGLang's kernels; vLLM chooses its own",
+        "SGLang의 커널 이름이라 해당 없음: vLLM이 스스로 고름",
+    ),
+    (
+        "the preset decides: best has graphs, enforce-eager has none",
+        "프리셋을 따름: best는 그래프를 쓰고 enforce-eager는 쓰지 않음",
+    ),
+    (
+        "vLLM compiles by default; enforce-eager does not",
+        "vLLM은 기본으로 컴파일하고 enforce-eager는 하지 않음",
+    ),
+    (
+        "SGLang's scheduler; vLLM's is first come, first served",
+        "SGLang의 스케줄러 설정: vLLM은 온 순서대로 처리함",
+    ),
+    (
+        "vLLM bounds a step, not its prefill; its default stands",
+        "vLLM은 프리필이 아니라 스텝의 크기를 제한함: 기본값을 그대로 둠",
+    ),
+    (
+        "vLLM has no such tier built in",
+        "vLLM에는 이런 계층이 없음",
+    ),
+    (
+        "vLLM always mixes prefill and decode in a step",
+        "vLLM은 항상 프리필과 디코드를 한 스텝에 섞음",
+    ),
+    (
+        "vLLM schedules after every step",
+        "vLLM은 스텝마다 스케줄링함",
+    ),
+    (
+        "vLLM sizes its KV pool from --gpu-memory-utilization",
+        "vLLM의 KV 풀 크기는 --gpu-memory-utilization으로 정해짐",
+    ),
+    (
+        "vLLM's chunks hold the new tokens alone, always",
+        "vLLM의 스트리밍 조각에는 항상 새 토큰만 담김",
+    ),
 ];
 
 /// The engine's words of why a flag does nothing.
@@ -193,5 +293,28 @@ mod tests {
         }
         assert_eq!(translated("another one", Lang::Ko), "another one");
         assert!(is_limited("held to 8, the blocks") && !is_limited("the model runs"));
+    }
+
+    #[test]
+    fn every_flag_that_another_engine_is_not_given_has_a_reason_in_korean() {
+        const SOURCES: [&str; 3] = [
+            include_str!("../../../experiments/src/engines/vllm.rs"),
+            include_str!("../../../experiments/src/engines/sglang.rs"),
+            include_str!("../../../experiments/src/engines/llama_cpp.rs"),
+        ];
+        let mut n_reasons = 0;
+        for source in SOURCES {
+            for rest in source.split("LeftOut(").skip(1) {
+                let reason = rest.trim_start().trim_start_matches('"');
+                let (reason, _) = reason.split_once('"').expect("a literal");
+                let korean = translated(reason, Lang::Ko);
+                assert!(
+                    korean.contains(|c: char| ('가'..='힣').contains(&c)),
+                    "{reason}"
+                );
+                n_reasons += 1;
+            }
+        }
+        assert!(n_reasons > 25, "{n_reasons}");
     }
 }
