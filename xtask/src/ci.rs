@@ -1,4 +1,5 @@
-//! `ci`: everything that must hold before a change is merged, fastest checks first.
+//! `ci`: everything that must hold before a change is merged, fastest checks first, and the CUDA
+//! kernels beside all that follows.
 //!
 //! Two build profiles only, check and dev: the smoke experiment measures nothing, so it uses
 //! the programs that the tests have built.
@@ -6,9 +7,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::thread;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use duct::cmd;
 
 use crate::test::{TestCounts, run_and_count};
@@ -41,9 +43,12 @@ pub fn run() -> Result<ExitCode> {
         machete::check(&root)
     })?;
     step("shared features", || feature_union::check(&root))?;
-    step("CUDA kernels", || {
-        kernels::compile(&kernels::ARCHITECTURES.map(String::from)).map(drop)
-    })?;
+    // At a low priority, on the cores that lints and tests leave idle.
+    let compiled = thread::spawn(|| {
+        step("CUDA kernels", || {
+            kernels::compile(&kernels::ARCHITECTURES.map(String::from)).map(drop)
+        })
+    });
     step("lints", || {
         run_cargo(
             &root,
@@ -67,6 +72,9 @@ pub fn run() -> Result<ExitCode> {
         }
     })?;
     step("smoke experiment", || smoke(&root))?;
+    compiled
+        .join()
+        .map_err(|_| anyhow!("ci: CUDA kernels: the thread panicked"))??;
     println!("{}", counts.line());
     Ok(ExitCode::SUCCESS)
 }

@@ -24,6 +24,8 @@ pub fn check(root: &Path) -> Result<()> {
             "install",
             "--quiet",
             "--locked",
+            // It runs for a second.
+            "--debug",
             "--version",
             VERSION,
             "--root",

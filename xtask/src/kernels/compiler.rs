@@ -1,6 +1,7 @@
 //! Compiles every `kernels/src/**/*.cu` that has changed, in parallel.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -194,7 +195,8 @@ fn compile_one(
     })
 }
 
-/// The compiler's output, which is the resource usage.
+/// The compiler's output, which is the resource usage. It runs for minutes, so whatever else runs comes
+/// first.
 fn run_nvcc(unit: &Unit<'_>, toolchain: &Toolchain, fatbin: &Path) -> Result<String> {
     let mut args = unit.flags();
     args.extend(
@@ -205,7 +207,10 @@ fn run_nvcc(unit: &Unit<'_>, toolchain: &Toolchain, fatbin: &Path) -> Result<Str
         ]
         .map(String::from),
     );
-    let output = cmd(&toolchain.nvcc, args)
+    let nice = ["-n", "10"].map(Into::into);
+    let nvcc = toolchain.nvcc.clone().into_os_string();
+    let words = nice.into_iter().chain([nvcc]);
+    let output = cmd("nice", words.chain(args.into_iter().map(OsString::from)))
         .stderr_to_stdout()
         .stdout_capture()
         .unchecked()
