@@ -188,6 +188,15 @@ fn each_engine_is_answered_in_a_line() {
         .unwrap();
     assert!(close(Some(vllm.figures[1].ratio), most.ratios[0]));
     assert!(answer("sglang@documents").not_comparable.is_some());
+    let conclusion = table.conclusion.as_ref().unwrap();
+    assert_eq!(
+        (conclusion.ours.as_str(), conclusion.n_slower),
+        (OURS, 0),
+        "{conclusion:?}"
+    );
+    assert!(conclusion.engines.contains("vllm@best"));
+    assert!(!conclusion.engines.contains("sglang@documents"));
+    assert!(conclusion.n_faster >= 4 && conclusion.n_faster <= conclusion.n_figures);
 }
 
 /// What two starts of each leave open is asked for in one command, of all engines together.
@@ -202,7 +211,9 @@ fn what_is_open_between_engines_is_one_command() {
         *n += 1;
         *n <= 2
     });
-    let next = group(&records).engines.unwrap().next.unwrap();
+    let table = group(&records).engines.unwrap();
+    assert!(table.conclusion.is_none(), "{:?}", table.conclusion);
+    let next = table.next.unwrap();
     assert_eq!(next.words, "the verdicts between engines: 2 more starts");
     assert!(
         next.command.starts_with(

@@ -223,10 +223,25 @@ pub struct EngineTable {
     pub engines: Vec<EngineContext>,
     /// One user's case first, then by users; of each case ours first.
     pub rows: Vec<EngineRow>,
+    /// Which engine is the fastest, once every figure of one of our configurations is decided.
+    pub conclusion: Option<EngineConclusion>,
     /// What a reader takes away: one of each other engine.
     pub answers: Vec<EngineAnswer>,
     /// What decides what is open between engines; none where more starts would not help.
     pub next: Option<Next>,
+}
+
+/// One configuration of ours against all engines that it was compared with.
+#[derive(Debug, Serialize)]
+pub struct EngineConclusion {
+    pub ours: String,
+    /// `sglang@triton, vllm@best`
+    pub engines: String,
+    /// Of the answers to these engines.
+    pub n_figures: usize,
+    /// In which ours was shown to be faster, and slower. The others show no difference.
+    pub n_faster: usize,
+    pub n_slower: usize,
 }
 
 /// How many times as fast ours was as one other engine, under the least load and the most.

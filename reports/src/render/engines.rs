@@ -9,7 +9,8 @@ use crate::lang::Lang;
 use crate::load::run_folder::Outcome;
 use crate::render::compare::Metric;
 use crate::render::context::{
-    EngineAnswer, EngineContext, EngineFigure, EngineRow, EngineTable, PeerComparison,
+    EngineAnswer, EngineConclusion, EngineContext, EngineFigure, EngineRow, EngineTable,
+    PeerComparison,
 };
 use crate::render::reasons::translated;
 use crate::render::recommend::Next;
@@ -68,6 +69,7 @@ pub fn table_of(group: &Group<'_>, compared: &[PeerComparison], lang: Lang) -> O
     let next = next_of(group, &ours, &started, &answers, lang);
     let arms = ours.into_iter().chain(started);
     Some(EngineTable {
+        conclusion: conclusion_of(&answers),
         answers,
         next,
         engines: arms.filter_map(|arm| context_of(arm, lang)).collect(),
@@ -180,6 +182,31 @@ fn answer_of(arm: &Arm<'_>, compared: &[PeerComparison], lang: Lang) -> Option<E
         arm: arm.experiment.clone(),
         not_comparable: manifest.not_comparable().map(str::to_owned),
         figures: figures.collect(),
+    })
+}
+
+/// Of our configuration that was compared with most engines, among those of which every figure is
+/// decided.
+fn conclusion_of(answers: &[EngineAnswer]) -> Option<EngineConclusion> {
+    let mut by_ours: BTreeMap<&str, Vec<&EngineAnswer>> = BTreeMap::new();
+    for answer in answers.iter().filter(|a| a.not_comparable.is_none()) {
+        by_ours.entry(&answer.ours).or_default().push(answer);
+    }
+    by_ours.retain(|_, answers| {
+        let mut figures = answers.iter().flat_map(|answer| &answer.figures);
+        figures.all(|figure| matches!(figure.verdict, "faster" | "slower" | "same" | "not seen"))
+    });
+    let (ours, answers) = by_ours.into_iter().max_by_key(|(_, a)| a.len())?;
+    let figures = || answers.iter().flat_map(|answer| &answer.figures);
+    let n_of = |verdict: &str| figures().filter(|f| f.verdict == verdict).count();
+    let engines: BTreeSet<&str> = answers.iter().map(|a| a.engine.as_str()).collect();
+    let engines: Vec<&str> = engines.into_iter().collect();
+    (figures().count() > 0).then(|| EngineConclusion {
+        ours: ours.to_owned(),
+        engines: engines.join(", "),
+        n_figures: figures().count(),
+        n_faster: n_of("faster"),
+        n_slower: n_of("slower"),
     })
 }
 
