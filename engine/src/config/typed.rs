@@ -480,6 +480,9 @@ flag_values! {
         GptqMarlin = "gptq_marlin",
         AutoRound = "auto-round" | "auto_round",
         CompressedTensors = "compressed-tensors" | "compressed_tensors",
+        Fp8 = "fp8",
+        W8a8Fp8 = "w8a8_fp8",
+        W8a8Int8 = "w8a8_int8",
         Gguf = "gguf",
     }
 }

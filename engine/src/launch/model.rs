@@ -14,6 +14,7 @@ use crate::source::hub::Parts;
 use crate::source::{self, ModelSource, Progress, ResolvedModel, SourceError};
 use crate::text::{ChatTemplate, Tokenizer};
 use crate::weights::format::CheckpointFormat;
+use crate::weights::scaled::ScaledElement;
 use crate::weights::{self, Checkpoint, LoadFormat, ModelFiles, WeightError};
 
 /// A checkpoint that was found and opened.
@@ -151,12 +152,7 @@ fn check_small_files(config: &EngineConfig, found: &ResolvedModel) -> Result<(),
     };
     let folder = config_json::read_folder(dir).map_err(SourceError::Config)?;
     check_context_length(config, &folder.model)?;
-    let format = match folder.quantization {
-        Some(Quantization {
-            method, group_size, ..
-        }) => CheckpointFormat::Packed { method, group_size },
-        None => CheckpointFormat::Safetensors(None),
-    };
+    let format = CheckpointFormat::of(folder.quantization);
     match config.load_format {
         typed::LoadFormat::Dummy => check_quantization(config.quantization, format),
         typed::LoadFormat::Gguf => Err(WeightError::LoadFormat {
@@ -181,7 +177,7 @@ fn check_act_order(
         typed::Device::Cuda => true,
         typed::Device::Auto => CudaExecutor::unavailable().is_none(),
     };
-    if quantization.is_some_and(|found| found.act_order) && is_on_gpu() {
+    if quantization.is_some_and(Quantization::act_order) && is_on_gpu() {
         let place = "config.json".to_owned();
         return Err(CudaLoadError::ActOrder { place }.into());
     }
@@ -205,6 +201,10 @@ fn check_quantization(
     found: CheckpointFormat,
 ) -> Result<(), LaunchError> {
     let Some(asked) = asked else { return Ok(()) };
+    let is_compressed = |element| {
+        let method = QuantMethod::CompressedTensors;
+        found == CheckpointFormat::Scaled { method, element }
+    };
     let is_as_asked = match asked {
         typed::Quantization::Awq | typed::Quantization::AwqMarlin => {
             found.method() == Some(QuantMethod::Awq)
@@ -216,6 +216,9 @@ fn check_quantization(
         typed::Quantization::CompressedTensors => {
             found.method() == Some(QuantMethod::CompressedTensors)
         }
+        typed::Quantization::Fp8 => found.method() == Some(QuantMethod::Fp8),
+        typed::Quantization::W8a8Fp8 => is_compressed(ScaledElement::Fp8),
+        typed::Quantization::W8a8Int8 => is_compressed(ScaledElement::Int8),
         typed::Quantization::Gguf => found.is_gguf(),
     };
     if is_as_asked {

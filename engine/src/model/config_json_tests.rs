@@ -1,7 +1,7 @@
 use serde_json::{Value, json};
 
 use super::super::config::{RopeConfig, RopeScaling};
-use super::super::quantization::{Packing, QuantMethod};
+use super::super::quantization::{Packed, Packing, QuantMethod};
 use super::*;
 
 fn qwen3() -> Value {
@@ -366,7 +366,11 @@ fn older_quantisation_files_are_read_where_the_configuration_has_nothing() {
         "quantize_config.json",
         &json!({ "bits": 4, "group_size": 64, "desc_act": true, "sym": false }),
     );
-    let gptq = found().expect("quantised");
+    let packed = || match found() {
+        Some(Quantization::Packed(packed)) => packed,
+        other => panic!("{other:?} is not packed"),
+    };
+    let gptq: Packed = packed();
     assert_eq!(
         (gptq.method, gptq.group_size, gptq.act_order),
         (QuantMethod::Gptq, Some(64), true)
@@ -375,7 +379,7 @@ fn older_quantisation_files_are_read_where_the_configuration_has_nothing() {
         "quant_config.json",
         &json!({ "zero_point": true, "q_group_size": 128, "w_bit": 4, "version": "GEMM" }),
     );
-    let awq = found().expect("quantised");
+    let awq = packed();
     assert_eq!(
         (awq.method, awq.packing, awq.group_size),
         (QuantMethod::Awq, Packing::AwqGemm, Some(128))

@@ -3,8 +3,10 @@
 //! (`modules_to_not_convert`, `ignore`, `extra_config`) only say the same again, and fork from tool
 //! to tool.
 //!
-//! Deliberately absent: 2, 3 and 8 bits, and formats whose activations are rounded, too. They are
-//! refused by name.
+//! Formats whose activations are to be rounded, too, are read for their weights: products use the
+//! activations that the executor has, which are closer to the model than rounded ones.
+//!
+//! Deliberately absent: integers of 2 and 3 bits, and of 8 bits in groups. They are refused by name.
 
 use std::fmt;
 
@@ -13,9 +15,13 @@ use serde_json::Value;
 use super::config::ConfigError;
 use super::json_fields::Fields;
 
+mod compressed_tensors;
+mod fp8;
+
 /// What is read, for messages about what is not.
-pub const SUPPORTED: &str = "awq, gptq, auto-round and compressed-tensors (pack-quantized), each in \
-                             4 bits (or the same model in 16 bits, or as GGUF)";
+pub const SUPPORTED: &str = "awq, gptq, auto-round and compressed-tensors (pack-quantized) in 4 bits; \
+                             fp8 and compressed-tensors (float-quantized, int-quantized) in 8 bits \
+                             (or the same model in 16 bits, or as GGUF)";
 
 /// The method that a checkpoint names, in the spelling of `--quantization`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -24,6 +30,7 @@ pub enum QuantMethod {
     Gptq,
     AutoRound,
     CompressedTensors,
+    Fp8,
 }
 
 /// How 4-bit matrices lie in the files.
@@ -42,8 +49,54 @@ pub enum Packing {
     PackQuantized,
 }
 
+/// What the configuration says about the matrices that are not in 16 or 32 bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Quantization {
+pub enum Quantization {
+    Packed(Packed),
+    Scaled(Scaled),
+}
+
+impl Quantization {
+    pub const fn method(self) -> QuantMethod {
+        match self {
+            Self::Packed(packed) => packed.method,
+            Self::Scaled(scaled) => scaled.method,
+        }
+    }
+
+    /// Whether columns may lie in another order than inputs.
+    pub const fn act_order(self) -> bool {
+        matches!(
+            self,
+            Self::Packed(Packed {
+                act_order: true,
+                ..
+            })
+        )
+    }
+}
+
+/// Numbers of 8 bits or fewer, row by row, each times a scale.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Scaled {
+    pub method: QuantMethod,
+    pub kind: ScaledKind,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ScaledKind {
+    /// E4M3.
+    Fp8 {
+        /// Rows and columns under one scale; `None`: the scale of a row, or of the matrix.
+        block: Option<[usize; 2]>,
+    },
+    /// Signed integers, with the scale of a row.
+    Int8,
+}
+
+/// 4-bit integers in words, in groups.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Packed {
     pub method: QuantMethod,
     pub packing: Packing,
     /// Input columns that share a scale; `None` (-1, or by channel) is one group for each row.
@@ -61,6 +114,7 @@ impl fmt::Display for QuantMethod {
             Self::Gptq => "gptq",
             Self::AutoRound => "auto-round",
             Self::CompressedTensors => "compressed-tensors",
+            Self::Fp8 => "fp8",
         })
     }
 }
@@ -90,10 +144,13 @@ pub(super) fn of_config(fields: &Fields) -> Result<Option<Quantization>, ConfigE
             });
         };
         return match method.to_ascii_lowercase().as_str() {
-            "awq" => awq(&object),
-            "gptq" => gptq(&object),
-            "auto-round" | "auto_round" | "intel/auto-round" => auto_round(&object),
-            "compressed-tensors" | "compressed_tensors" => compressed_tensors(&object),
+            "awq" => awq(&object).map(Quantization::Packed),
+            "gptq" => gptq(&object).map(Quantization::Packed),
+            "auto-round" | "auto_round" | "intel/auto-round" => {
+                auto_round(&object).map(Quantization::Packed)
+            }
+            "compressed-tensors" | "compressed_tensors" => compressed_tensors::read(&object),
+            "fp8" => fp8::read(&object).map(Quantization::Scaled),
             _ => Err(unsupported(&object.key("quant_method"), method, SUPPORTED)),
         }
         .map(Some);
@@ -108,13 +165,14 @@ pub(super) fn of_older_file(
     value: &Value,
 ) -> Result<Quantization, ConfigError> {
     let fields = Fields::of(value, &format!("{file}: "))?;
-    match method {
-        QuantMethod::Gptq => gptq(&fields),
-        _ => awq(&fields),
-    }
+    let packed = match method {
+        QuantMethod::Gptq => gptq(&fields)?,
+        _ => awq(&fields)?,
+    };
+    Ok(Quantization::Packed(packed))
 }
 
-fn awq(q: &Fields) -> Result<Quantization, ConfigError> {
+fn awq(q: &Fields) -> Result<Packed, ConfigError> {
     four_bits(q, &["bits", "w_bit"])?;
     let version = q.text("version")?.unwrap_or("gemm");
     let packing = match version.to_ascii_lowercase().as_str() {
@@ -122,7 +180,7 @@ fn awq(q: &Fields) -> Result<Quantization, ConfigError> {
         "gemv" => Packing::AwqGemv,
         _ => return Err(unsupported(&q.key("version"), version, "gemm, gemv")),
     };
-    Ok(Quantization {
+    Ok(Packed {
         method: QuantMethod::Awq,
         packing,
         group_size: group_size(q, &["group_size", "q_group_size"])?,
@@ -131,7 +189,7 @@ fn awq(q: &Fields) -> Result<Quantization, ConfigError> {
     })
 }
 
-fn gptq(q: &Fields) -> Result<Quantization, ConfigError> {
+fn gptq(q: &Fields) -> Result<Packed, ConfigError> {
     four_bits(q, &["bits"])?;
     if q.flag("is_marlin_format")? == Some(true) {
         return Err(unsupported(&q.key("is_marlin_format"), "true", "false"));
@@ -167,7 +225,7 @@ fn gptq(q: &Fields) -> Result<Quantization, ConfigError> {
     }
     // Static groups lie in the order of the columns, and one group has no order.
     let in_order = q.flag("static_groups")?.unwrap_or(false) || group_size.is_none();
-    Ok(Quantization {
+    Ok(Packed {
         method: QuantMethod::Gptq,
         packing: Packing::Gptq { zeros_minus_one },
         group_size,
@@ -178,7 +236,7 @@ fn gptq(q: &Fields) -> Result<Quantization, ConfigError> {
 
 /// AutoRound's own exports, packed as one of the two others. Those in `llm_compressor` and in
 /// AutoAWQ's and AutoGPTQ's formats say so in `quant_method`.
-fn auto_round(q: &Fields) -> Result<Quantization, ConfigError> {
+fn auto_round(q: &Fields) -> Result<Packed, ConfigError> {
     const PACKINGS: &str = "auto_round:auto_gptq, auto_round:auto_awq";
     four_bits(q, &["bits"])?;
     integers_alone(q)?;
@@ -208,7 +266,7 @@ fn auto_round(q: &Fields) -> Result<Quantization, ConfigError> {
             same_as_the_rest(&settings, group_size)?;
         }
     }
-    Ok(Quantization {
+    Ok(Packed {
         method: QuantMethod::AutoRound,
         packing,
         group_size,
@@ -228,106 +286,6 @@ fn integers_alone(q: &Fields) -> Result<(), ConfigError> {
         Some(bits) if bits < 16 => Err(unsupported(&q.key("act_bits"), bits, "16")),
         _ => Ok(()),
     }
-}
-
-fn compressed_tensors(q: &Fields) -> Result<Quantization, ConfigError> {
-    const FORMAT: &str = "pack-quantized (4-bit integers, activations in 16 bits)";
-    for key in ["sparsity_config", "transform_config"] {
-        if let Some(object) = q.object(key)?
-            && !object.map.is_empty()
-            && object.text("format")? != Some("dense")
-        {
-            return Err(unsupported(&q.key(key), "set", "null"));
-        }
-    }
-    let groups = q
-        .object("config_groups")?
-        .filter(|groups| !groups.map.is_empty())
-        .ok_or_else(|| ConfigError::Missing {
-            key: q.key("config_groups"),
-        })?;
-    let format = q.text("format")?;
-    let mut found: Option<Quantization> = None;
-    for name in groups.map.keys() {
-        let Some(group) = groups.object(name)? else {
-            continue;
-        };
-        let (holder, format) = match group.text("format")? {
-            Some(format) => (&group, Some(format)),
-            None => (q, format),
-        };
-        if let Some(format) = format
-            && format != "pack-quantized"
-        {
-            return Err(unsupported(&holder.key("format"), format, FORMAT));
-        }
-        for key in ["input_activations", "output_activations"] {
-            if group.object(key)?.is_some() {
-                return Err(unsupported(&group.key(key), "set", "null"));
-            }
-        }
-        let weights = group
-            .object("weights")?
-            .ok_or_else(|| ConfigError::Missing {
-                key: group.key("weights"),
-            })?;
-        let group = scheme(&weights)?;
-        if let Some(other) = found
-            && other.group_size != group.group_size
-        {
-            let limit = "the same in all of config_groups";
-            let size = group_name(group.group_size);
-            return Err(ConfigError::invalid(weights.key("group_size"), size, limit));
-        }
-        // Tensors say which of several groups has zero points.
-        found = Some(Quantization {
-            act_order: group.act_order || found.is_some_and(|other| other.act_order),
-            has_zero_points: group.has_zero_points && found.is_none_or(|g| g.has_zero_points),
-            ..group
-        });
-    }
-    if q.object("kv_cache_scheme")?.is_some() {
-        tracing::warn!(
-            "kv_cache_scheme of config.json is not used: --kv-cache-dtype says how KV is stored"
-        );
-    }
-    found.ok_or_else(|| ConfigError::Missing {
-        key: q.key("config_groups"),
-    })
-}
-
-/// The weights of one group of compressed-tensors.
-fn scheme(weights: &Fields) -> Result<Quantization, ConfigError> {
-    four_bits(weights, &["num_bits"])?;
-    if let Some(kind) = weights.text("type")?
-        && kind != "int"
-    {
-        return Err(unsupported(&weights.key("type"), kind, "int"));
-    }
-    let group_size = match weights.text("strategy")? {
-        Some("channel") => None,
-        Some("group") | None => group_size(weights, &["group_size"])?,
-        Some(other) => {
-            return Err(unsupported(
-                &weights.key("strategy"),
-                other,
-                "group, channel",
-            ));
-        }
-    };
-    // `static` and `weight` keep the columns where they are.
-    let act_order = match weights.map.get("actorder") {
-        Some(Value::Bool(flag)) => *flag,
-        Some(Value::String(name)) => matches!(name.as_str(), "group" | "dynamic"),
-        _ => false,
-    };
-    Ok(Quantization {
-        method: QuantMethod::CompressedTensors,
-        packing: Packing::PackQuantized,
-        group_size,
-        has_zero_points: !weights.flag("symmetric")?.unwrap_or(true),
-        act_order: act_order && group_size.is_some(),
-    })
 }
 
 /// Refuses settings of single modules that differ from the checkpoint's own.

@@ -8,10 +8,24 @@ fn read(key: &str, value: Value) -> Result<Option<Quantization>, String> {
     of_config(&fields).map_err(|error| error.to_string())
 }
 
-fn found(value: Value) -> Quantization {
+fn read_whole(value: Value) -> Quantization {
     read("quantization_config", value)
         .expect("supported")
         .expect("quantised")
+}
+
+fn found(value: Value) -> Packed {
+    match read_whole(value) {
+        Quantization::Packed(packed) => packed,
+        Quantization::Scaled(other) => panic!("{other:?} is not packed"),
+    }
+}
+
+fn scaled(value: Value) -> Scaled {
+    match read_whole(value) {
+        Quantization::Scaled(scaled) => scaled,
+        Quantization::Packed(other) => panic!("{other:?} is not scaled"),
+    }
 }
 
 fn refused(value: &Value) -> String {
@@ -76,7 +90,7 @@ fn a_checkpoint_without_quantisation_has_none() {
 
 #[test]
 fn every_method_is_read_as_its_tool_writes_it() {
-    let of = |method, packing, group_size, has_zero_points| Quantization {
+    let of = |method, packing, group_size, has_zero_points| Packed {
         method,
         packing,
         group_size,
@@ -163,7 +177,168 @@ fn every_method_is_read_as_its_tool_writes_it() {
     fields.remove("quant_method");
     assert!(refused(&older).contains("quant_method"));
     let read = read("compression_config", older).expect("supported");
-    assert_eq!(read.map(|read| read.method), Some(CompressedTensors));
+    assert_eq!(read.map(Quantization::method), Some(CompressedTensors));
+}
+
+/// As llm-compressor writes it: `weights` replaces some of the settings of the weights.
+fn ct_scaled(format: &str, weights: Value) -> Value {
+    let mut value = with(compressed_tensors(), "format", json!(format));
+    let activations = json!({ "num_bits": 8, "strategy": "token", "dynamic": true });
+    value["config_groups"]["group_0"]["input_activations"] = activations;
+    let of_group = &mut value["config_groups"]["group_0"]["weights"];
+    *of_group = json!({ "dynamic": false, "num_bits": 8, "symmetric": true, "group_size": null });
+    for (key, new) in weights.as_object().expect("an object") {
+        of_group[key] = new.clone();
+    }
+    value
+}
+
+fn fp8() -> Value {
+    json!({
+        "quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic",
+        "weight_block_size": [128, 128]
+    })
+}
+
+#[test]
+fn numbers_with_scales_are_read_as_their_tools_write_them() {
+    use QuantMethod::{CompressedTensors, Fp8};
+    let of = |method, kind| Scaled { method, kind };
+    let blocks = |rows, columns| ScaledKind::Fp8 {
+        block: Some([rows, columns]),
+    };
+    let whole = ScaledKind::Fp8 { block: None };
+    let float = |weights: Value| {
+        let mut weights = weights;
+        weights["type"] = json!("float");
+        ct_scaled("float-quantized", weights)
+    };
+    let int = |strategy: &str| {
+        ct_scaled(
+            "int-quantized",
+            json!({ "type": "int", "strategy": strategy }),
+        )
+    };
+    for (value, expected) in [
+        (fp8(), of(Fp8, blocks(128, 128))),
+        (
+            with(fp8(), "weight_block_size", json!([1, 64])),
+            of(Fp8, blocks(1, 64)),
+        ),
+        (
+            json!({ "quant_method": "fp8", "activation_scheme": "static", "ignored_layers": [] }),
+            of(Fp8, whole),
+        ),
+        (
+            float(json!({ "strategy": "tensor" })),
+            of(CompressedTensors, whole),
+        ),
+        (
+            float(json!({ "strategy": "channel" })),
+            of(CompressedTensors, whole),
+        ),
+        (
+            float(json!({ "strategy": "block", "block_structure": [128, 128] })),
+            of(CompressedTensors, blocks(128, 128)),
+        ),
+        (
+            with(
+                float(json!({ "strategy": "channel" })),
+                "format",
+                json!("naive-quantized"),
+            ),
+            of(CompressedTensors, whole),
+        ),
+        (int("channel"), of(CompressedTensors, ScaledKind::Int8)),
+        (int("tensor"), of(CompressedTensors, ScaledKind::Int8)),
+        (
+            with(int("channel"), "format", json!("naive-quantized")),
+            of(CompressedTensors, ScaledKind::Int8),
+        ),
+    ] {
+        assert_eq!(scaled(value.clone()), expected, "{value}");
+        assert!(!read_whole(value).act_order());
+    }
+}
+
+#[test]
+fn other_numbers_with_scales_are_refused_by_name() {
+    let float = |weights: Value| ct_scaled("float-quantized", weights);
+    let int = |weights: Value| ct_scaled("int-quantized", weights);
+    for (value, key, said) in [
+        (with(fp8(), "fmt", json!("e5m2")), "fmt", "e4m3"),
+        (
+            with(fp8(), "activation_scheme", json!("block")),
+            "activation_scheme",
+            "dynamic, static",
+        ),
+        (
+            with(fp8(), "weight_block_size", json!([128])),
+            "weight_block_size",
+            "[rows, columns]",
+        ),
+        (
+            with(fp8(), "weight_block_size", json!([128, 8])),
+            "weight_block_size",
+            "a multiple of 16",
+        ),
+        (
+            with(fp8(), "weight_block_size", json!([0, 128])),
+            "weight_block_size",
+            "1 to 1048576",
+        ),
+        (
+            float(json!({ "type": "float", "strategy": "block" })),
+            "block_structure",
+            "no ",
+        ),
+        (
+            float(json!({ "type": "float", "strategy": "group" })),
+            "strategy",
+            "tensor, channel, block",
+        ),
+        (float(json!({ "type": "int" })), "type", "float"),
+        (
+            float(json!({ "type": "float", "num_bits": 4 })),
+            "num_bits",
+            "8",
+        ),
+        (
+            int(json!({ "type": "int", "strategy": "group" })),
+            "strategy",
+            "tensor, channel",
+        ),
+        (
+            int(json!({ "type": "int", "symmetric": false })),
+            "symmetric",
+            "true",
+        ),
+        (
+            ct_scaled("mxfp8-quantized", json!({ "type": "float" })),
+            "format",
+            "float-quantized (FP8)",
+        ),
+    ] {
+        let error = refused(&value);
+        assert!(error.contains("quantization_config."), "{error}");
+        assert!(
+            error.contains(key) && error.contains(said),
+            "{key}: {error}"
+        );
+    }
+    // One format for all groups.
+    let mut mixed = ct_scaled(
+        "float-quantized",
+        json!({ "type": "float", "strategy": "tensor" }),
+    );
+    let group = &compressed_tensors()["config_groups"]["group_0"];
+    mixed["config_groups"]["group_1"] = group.clone();
+    mixed["config_groups"]["group_1"]["format"] = json!("pack-quantized");
+    let error = refused(&mixed);
+    assert!(
+        error.contains("group_1.weights is in another format"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -243,7 +418,7 @@ fn modules_left_in_16_bits_are_no_obstacle_and_other_settings_are() {
 fn other_formats_are_refused_by_name() {
     let ct = compressed_tensors;
     for (value, key, said) in [
-        (json!({ "quant_method": "fp8" }), "quant_method", "fp8"),
+        (json!({ "quant_method": "quark" }), "quant_method", "quark"),
         (
             json!({ "quant_method": "bitsandbytes" }),
             "quant_method",
@@ -295,11 +470,11 @@ fn other_formats_are_refused_by_name() {
         (with(auto_round(), "act_bits", json!(8)), "act_bits", "8"),
         (
             with(ct(), "format", json!("float-quantized")),
-            "format",
-            "float-quantized",
+            "num_bits",
+            "8",
         ),
         (
-            with(ct(), "format", json!("int-quantized")),
+            with(ct(), "format", json!("marlin-24")),
             "format",
             "pack-quantized",
         ),

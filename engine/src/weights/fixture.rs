@@ -10,7 +10,9 @@ use std::fs::File;
 use std::io::BufWriter;
 use std::path::Path;
 
+pub(in crate::weights) mod drawn;
 pub mod packed;
+pub mod scaled;
 
 use candle_core::quantized::gguf_file;
 use candle_core::quantized::{GgmlDType, QTensor};

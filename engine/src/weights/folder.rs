@@ -20,6 +20,9 @@ use crate::model::config::{Family, ModelConfig, RopeScaling};
 /// As Hugging Face's libraries write it into the header.
 const FORMAT: (&str, &str) = ("format", "pt");
 
+/// What [`write`] can write.
+const WRITTEN: &str = "F32, F16, BF16, AWQ";
+
 /// One tensor as it is stored.
 pub(super) struct OwnedTensor {
     pub(super) name: String,
@@ -102,7 +105,7 @@ fn write_files(
     }
     let group_size = match checkpoint.storage(MatrixId::Q(0))?.format {
         MatrixFormat::Awq { group_size } => Some(group_size),
-        MatrixFormat::Rows(_) => None,
+        MatrixFormat::Rows(_) | MatrixFormat::Scaled(_) => None,
     };
     write_json(
         dir,
@@ -143,7 +146,7 @@ pub(super) fn tensors_of(matrix: Matrix<'_>, stem: &str) -> Result<Vec<OwnedTens
                 return Err(WeightError::Format {
                     name,
                     format: format!("{format:?}"),
-                    supported: "F32, F16, BF16, AWQ",
+                    supported: WRITTEN,
                 });
             };
             Ok(vec![OwnedTensor {
@@ -153,6 +156,11 @@ pub(super) fn tensors_of(matrix: Matrix<'_>, stem: &str) -> Result<Vec<OwnedTens
                 bytes: bytes.into_owned(),
             }])
         }
+        Matrix::Scaled(scaled) => Err(WeightError::Format {
+            name: format!("{stem}.weight"),
+            format: scaled.element.to_string(),
+            supported: WRITTEN,
+        }),
         Matrix::Awq(awq) => {
             let (n_out, n_in) = (awq.n_out, awq.n_in);
             let n_groups = n_in / awq.group_size;
@@ -199,7 +207,7 @@ fn dtype_of(format: ElementFormat) -> Option<Dtype> {
 fn element_of(checkpoint: &dyn Checkpoint) -> Result<ElementFormat, WeightError> {
     match checkpoint.storage(MatrixId::Embedding)?.format {
         MatrixFormat::Rows(format) => Ok(format),
-        MatrixFormat::Awq { .. } => Ok(ElementFormat::F16),
+        MatrixFormat::Awq { .. } | MatrixFormat::Scaled(_) => Ok(ElementFormat::F16),
     }
 }
 

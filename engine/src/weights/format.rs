@@ -4,7 +4,8 @@
 use std::fmt;
 
 use super::ElementFormat;
-use crate::model::quantization::QuantMethod;
+use super::scaled::ScaledElement;
+use crate::model::quantization::{QuantMethod, Quantization};
 
 /// How one matrix is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -14,6 +15,8 @@ pub enum MatrixFormat {
     Awq {
         group_size: usize,
     },
+    /// Small numbers in rows, with scales.
+    Scaled(ScaledElement),
 }
 
 /// What kind of checkpoint was opened, and how its matrices are stored.
@@ -25,6 +28,11 @@ pub enum CheckpointFormat {
     Packed {
         method: QuantMethod,
         group_size: Option<usize>,
+    },
+    /// Safetensors with small numbers and scales.
+    Scaled {
+        method: QuantMethod,
+        element: ScaledElement,
     },
     /// That which most bytes of the layers have.
     Gguf(Option<MatrixFormat>),
@@ -38,6 +46,7 @@ impl fmt::Display for MatrixFormat {
         match self {
             Self::Rows(format) => f.write_str(format.name()),
             Self::Awq { group_size } => write!(f, "AWQ 4-bit, group {group_size}"),
+            Self::Scaled(element) => element.fmt(f),
         }
     }
 }
@@ -55,6 +64,7 @@ impl fmt::Display for CheckpointFormat {
                 method,
                 group_size: None,
             } => write!(f, "{method} 4-bit, one group a row"),
+            Self::Scaled { method, element } => write!(f, "{method} {element}"),
             Self::Safetensors(Some(format)) => write!(f, "safetensors {format}"),
             Self::Safetensors(None) => f.write_str("safetensors without quantisation"),
             Self::Gguf(Some(format)) => write!(f, "gguf {format}"),
@@ -67,15 +77,34 @@ impl fmt::Display for CheckpointFormat {
                 format: MatrixFormat::Rows(format),
                 seed,
             } => write!(f, "dummy {} seed {seed}", format.name().to_lowercase()),
+            Self::Dummy {
+                format: MatrixFormat::Scaled(element),
+                seed,
+            } => write!(f, "dummy {element} seed {seed}"),
         }
     }
 }
 
 impl CheckpointFormat {
-    /// Of 4-bit matrices, read or random.
+    /// Of safetensors with this quantisation.
+    pub fn of(quantization: Option<Quantization>) -> Self {
+        match quantization {
+            None => Self::Safetensors(None),
+            Some(Quantization::Packed(packed)) => Self::Packed {
+                method: packed.method,
+                group_size: packed.group_size,
+            },
+            Some(Quantization::Scaled(scaled)) => Self::Scaled {
+                method: scaled.method,
+                element: scaled.kind.into(),
+            },
+        }
+    }
+
+    /// Of quantised matrices, read or random.
     pub const fn method(self) -> Option<QuantMethod> {
         match self {
-            Self::Packed { method, .. } => Some(method),
+            Self::Packed { method, .. } | Self::Scaled { method, .. } => Some(method),
             Self::Dummy {
                 format: MatrixFormat::Awq { .. },
                 ..

@@ -18,6 +18,7 @@ use crate::model::config::{ConfigError, ModelConfig};
 
 use self::format::{CheckpointFormat, MatrixFormat};
 use self::preset::Preset;
+use self::scaled::ScaledMatrix;
 
 pub mod awq;
 pub mod decode;
@@ -32,6 +33,7 @@ pub mod names;
 mod packed;
 pub mod preset;
 pub mod safetensors;
+pub mod scaled;
 pub mod synthetic;
 
 /// A matrix of the decoder by its role.
@@ -92,6 +94,7 @@ pub enum Matrix<'a> {
         bytes: Cow<'a, [u8]>,
     },
     Awq(AwqMatrix<'a>),
+    Scaled(ScaledMatrix<'a>),
 }
 
 /// AutoAWQ `gemm` layout: `W[n][k] = (q - z) * s`.
@@ -219,6 +222,7 @@ impl Matrix<'_> {
         match self {
             Self::Rows { n_out, n_in, .. } => (*n_out, *n_in),
             Self::Awq(awq) => (awq.n_out, awq.n_in),
+            Self::Scaled(scaled) => (scaled.n_out, scaled.n_in),
         }
     }
 
@@ -232,6 +236,7 @@ impl Matrix<'_> {
                 },
                 awq.qweight.len() + awq.qzeros.len() + awq.scales.len(),
             ),
+            Self::Scaled(scaled) => return scaled.storage(),
         };
         MatrixStorage {
             n_out,
@@ -258,6 +263,7 @@ impl Matrix<'_> {
                 bytes,
             } => decode::to_f32(*format, bytes, n_out * n_in),
             Self::Awq(awq) => awq::dequantise(awq),
+            Self::Scaled(scaled) => Ok(scaled.to_f32()),
         }
     }
 }

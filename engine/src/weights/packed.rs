@@ -23,7 +23,7 @@ use super::awq::{COLUMN_OF_NIBBLE, pack_word, unpack_word};
 use super::format::MatrixFormat;
 use super::safetensors::TensorFiles;
 use super::{AwqMatrix, MatrixStorage, WeightError};
-use crate::model::quantization::{Packing, Quantization};
+use crate::model::quantization::{Packed, Packing};
 
 /// `q` and `z` without zero points: halfway of the 16 levels.
 const SYMMETRIC_ZERO: u8 = 8;
@@ -90,7 +90,7 @@ impl<'a> PackedMatrix<'a> {
         files: &'a TensorFiles,
         place: Place,
         (n_out, n_in): (usize, usize),
-        config: Quantization,
+        config: Packed,
     ) -> Result<Self, WeightError> {
         let (stem, rows) = (place.stem.as_str(), place.n_stored);
         let group_size = config.group_size.unwrap_or(n_in);

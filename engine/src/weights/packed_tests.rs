@@ -3,9 +3,10 @@ use std::path::Path;
 use ::safetensors::Dtype;
 
 use super::*;
-use crate::model::quantization::QuantMethod;
+use crate::model::quantization::{QuantMethod, Quantization};
 use crate::weights::awq::dequantise;
-use crate::weights::fixture::packed::{PackedFormat, PackedKind, integers, matrix_tensors};
+use crate::weights::fixture::drawn::integers;
+use crate::weights::fixture::packed::{PackedFormat, PackedKind, matrix_tensors};
 use crate::weights::folder::{self, OwnedTensor};
 
 const STEM: &str = "model.layers.0.mlp.up_proj";
@@ -44,7 +45,7 @@ fn all_formats() -> Vec<PackedFormat> {
     formats
 }
 
-fn config_of(format: PackedFormat) -> Quantization {
+fn config_of(format: PackedFormat) -> Packed {
     let dir = tempfile::tempdir().expect("a folder");
     let config =
         crate::weights::fixture::packed::packed_config(crate::model::config::Family::Qwen3);
@@ -59,9 +60,12 @@ fn config_of(format: PackedFormat) -> Quantization {
     )
     .expect("written");
     let read = crate::model::config_json::read_folder(dir.path()).expect("read");
-    Quantization {
+    let Some(Quantization::Packed(packed)) = read.quantization else {
+        panic!("{format:?} is not packed");
+    };
+    Packed {
         group_size: format.group_size,
-        ..read.quantization.expect("quantised")
+        ..packed
     }
 }
 
@@ -397,7 +401,7 @@ fn shapes_without_whole_words_or_groups_are_refused() {
     let dir = tempfile::tempdir().expect("a folder");
     let files = open(dir.path(), &matrix_tensors(STEM, (16, 128), act_order(), 3));
     for ((n_out, n_in), group_size) in [((12, 128), 32), ((16, 112), 32), ((16, 128), 96)] {
-        let config = Quantization {
+        let config = Packed {
             group_size: Some(group_size),
             ..config
         };
@@ -410,7 +414,7 @@ fn shapes_without_whole_words_or_groups_are_refused() {
         );
     }
     // A row of 120 values cannot be one group.
-    let by_row = Quantization {
+    let by_row = Packed {
         group_size: None,
         method: QuantMethod::Gptq,
         ..config

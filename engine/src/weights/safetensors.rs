@@ -1,5 +1,5 @@
 //! A safetensors folder: one file, or several under `model.safetensors.index.json`, all
-//! memory-mapped; f32, f16, bf16 and 4-bit matrices.
+//! memory-mapped; f32, f16 and bf16 matrices, those in 4-bit words, and small numbers with scales.
 //!
 //! The `safetensors` crate validates each header against its file (size, overlaps, gaps), so a
 //! tensor's bytes are always inside the mapping.
@@ -14,12 +14,14 @@ use host::mapped_file::MappedFile;
 use super::format::CheckpointFormat;
 use super::format::MatrixFormat;
 use super::packed::{self, PackedMatrix, Place};
+use super::scaled;
 use super::{
     Checkpoint, ElementFormat, Matrix, MatrixId, MatrixStorage, VectorId, WeightError, decode,
     file_kind, still_whole,
 };
 use crate::model::config::{ConfigError, ModelConfig};
 use crate::model::config_json::{self, FolderConfig};
+use crate::model::quantization::Quantization;
 
 /// A shard list is at most a few megabytes.
 const MAX_INDEX_BYTES: u64 = 64 << 20;
@@ -243,6 +245,7 @@ enum Found<'a> {
         bytes: &'a [u8],
     },
     Packed(PackedMatrix<'a>),
+    Scaled(scaled::Stored<'a>),
 }
 
 impl SafetensorsCheckpoint {
@@ -261,7 +264,7 @@ impl SafetensorsCheckpoint {
         let vectors = VectorId::all(opened.config());
         for id in MatrixId::all(opened.config()) {
             let found = opened.find(id).map_err(|error| opened.explained(error))?;
-            if let Found::Packed(_) = found
+            if !matches!(found, Found::Rows { .. })
                 && !vectors.iter().any(|vector| vector.bias_of() == Some(id))
             {
                 opened.check_unused_bias(&id.safetensors_stem())?;
@@ -324,11 +327,17 @@ impl SafetensorsCheckpoint {
         };
         let (n_out, n_in) = id.shape(&self.config.model);
         let place = self.place(id);
-        if let Some(config) = self.config.quantization
-            && packed::is_packed(&self.files, &place.stem)
-        {
-            let shape = (n_out, n_in);
-            return PackedMatrix::find(&self.files, place, shape, config).map(Found::Packed);
+        let shape = (n_out, n_in);
+        match self.config.quantization {
+            Some(Quantization::Packed(config)) if packed::is_packed(&self.files, &place.stem) => {
+                return PackedMatrix::find(&self.files, place, shape, config).map(Found::Packed);
+            }
+            Some(Quantization::Scaled(config))
+                if scaled::is_scaled(&self.files, &place.stem, config.kind) =>
+            {
+                return scaled::find(&self.files, place, shape, config).map(Found::Scaled);
+            }
+            _ => {}
         }
         let name = format!("{}.weight", place.stem);
         let (format, bytes) = self.files.float_tensor(&name, &[place.n_stored, n_in])?;
@@ -352,22 +361,29 @@ impl SafetensorsCheckpoint {
         Ok((format, &bytes[place.first * size..][..n * size]))
     }
 
-    /// If a missing tensor exists in quantised form without a configuration, explains that.
+    /// If a tensor is missing or has a type of quantised weights, and nothing says how they are
+    /// quantised, explains that.
     fn explained(&self, error: WeightError) -> WeightError {
-        let WeightError::Missing { name } = &error else {
-            return error;
+        let found = match &error {
+            WeightError::Missing { name } => {
+                let stem = name.trim_end_matches(".weight");
+                ["qweight", "weight_packed", "weight_scale_inv", "absmax"]
+                    .into_iter()
+                    .map(|end| format!("{stem}.{end}"))
+                    .find(|other| self.files.has(other))
+                    .map(|other| format!("there is {other} and no {name}"))
+            }
+            WeightError::Format { name, format, .. } if self.config.quantization.is_none() => {
+                let is_quantised = matches!(format.as_str(), "F8_E4M3" | "I8" | "U8");
+                is_quantised.then(|| format!("{name} has {format}"))
+            }
+            _ => None,
         };
-        let stem = name.trim_end_matches(".weight");
-        let packed = ["qweight", "weight_packed", "weight_scale_inv", "absmax"]
-            .into_iter()
-            .map(|end| format!("{stem}.{end}"))
-            .find(|name| self.files.has(name));
-        match packed {
+        match found {
             None => error,
-            Some(packed) => WeightError::Config(ConfigError::Missing {
+            Some(found) => WeightError::Config(ConfigError::Missing {
                 key: format!(
-                    "quantization_config (in config.json), and the weights are quantised: there is \
-                     {packed} and no {name}"
+                    "quantization_config (in config.json), and the weights are quantised: {found}"
                 ),
             }),
         }
@@ -383,6 +399,7 @@ impl Checkpoint for SafetensorsCheckpoint {
         let (n_out, n_in) = id.shape(&self.config.model);
         Ok(match self.find(id)? {
             Found::Packed(packed) => Matrix::Awq(packed.repack()?),
+            Found::Scaled(stored) => Matrix::Scaled(stored.read()?),
             Found::Rows { format, bytes } => Matrix::Rows {
                 format,
                 n_out,
@@ -396,6 +413,7 @@ impl Checkpoint for SafetensorsCheckpoint {
         let (n_out, n_in) = id.shape(&self.config.model);
         Ok(match self.find(id)? {
             Found::Packed(packed) => packed.storage(),
+            Found::Scaled(stored) => stored.storage(),
             Found::Rows { format, bytes } => MatrixStorage {
                 n_out,
                 n_in,
@@ -423,14 +441,8 @@ impl Checkpoint for SafetensorsCheckpoint {
 
     fn format(&self) -> CheckpointFormat {
         let mut ids = MatrixId::all(self.config()).into_iter();
-        let is_packed = |id| packed::is_packed(&self.files, &self.place(id).stem);
-        if let Some(config) = self.config.quantization
-            && ids.any(is_packed)
-        {
-            return CheckpointFormat::Packed {
-                method: config.method,
-                group_size: config.group_size,
-            };
+        if ids.any(|id| !matches!(self.find(id), Ok(Found::Rows { .. }))) {
+            return CheckpointFormat::of(self.config.quantization);
         }
         match self.find(MatrixId::Q(0)) {
             Ok(Found::Rows { format, .. }) => CheckpointFormat::Safetensors(Some(format)),

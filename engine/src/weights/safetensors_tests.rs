@@ -5,6 +5,7 @@ use crate::model::config::Family;
 use crate::weights::fixture::packed::{
     PackedFormat, PackedKind, packed_config, write_packed_folder,
 };
+use crate::weights::fixture::scaled::{ScaledFormat, scaled_config, write_scaled_folder};
 use crate::weights::fixture::{self, FolderFormat};
 use crate::weights::folder::{self, OwnedTensor};
 
@@ -247,6 +248,43 @@ fn packed_folders_are_named_by_their_method() {
             _ => MatrixFormat::Awq { group_size: 64 },
         };
         assert_eq!(down, expected, "{kind:?}");
+    }
+}
+
+#[test]
+fn folders_of_scaled_numbers_are_named_by_their_method() {
+    for (format, name) in [
+        (ScaledFormat::Fp8Blocks, "fp8 FP8"),
+        (ScaledFormat::Fp8Matrix, "fp8 FP8"),
+        (ScaledFormat::CtFp8Rows, "compressed-tensors FP8"),
+        (ScaledFormat::CtInt8, "compressed-tensors INT8"),
+    ] {
+        let dir = tempfile::tempdir().expect("a folder");
+        let config = scaled_config(Family::Qwen2);
+        write_scaled_folder(dir.path(), &config, format, 2).expect("written");
+        let opened = SafetensorsCheckpoint::open(dir.path()).expect("opens");
+        assert_eq!(opened.format().to_string(), name);
+        let down = opened.storage(MatrixId::Down(1)).expect("there").format;
+        let is_left_out = down == MatrixFormat::Rows(ElementFormat::BF16);
+        assert_eq!(is_left_out, format == ScaledFormat::Fp8Blocks, "{format:?}");
+        for id in MatrixId::all(&config) {
+            let matrix = opened.matrix(id).expect("read");
+            assert_eq!(matrix.storage(), opened.storage(id).expect("there"));
+        }
+        // Without its configuration, the message says what the files contain.
+        let path = dir.path().join("config.json");
+        let text = std::fs::read_to_string(&path).expect("a configuration");
+        let mut value: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        value["quantization_config"] = serde_json::Value::Null;
+        std::fs::write(&path, value.to_string()).expect("written");
+        let error = SafetensorsCheckpoint::open(dir.path())
+            .err()
+            .expect("refused");
+        let message = error.to_string();
+        assert!(
+            message.contains("quantization_config") && message.contains("q_proj.weight has "),
+            "{message}"
+        );
     }
 }
 

@@ -22,6 +22,7 @@ use super::{
 };
 use crate::model::config::ModelConfig;
 use crate::model::config_json;
+use crate::model::quantization::Quantization;
 
 /// Standard deviation of the logits of a synthetic model.
 pub const LOGIT_STD: f32 = 2.5;
@@ -71,11 +72,12 @@ impl SyntheticCheckpoint {
         Self::new(preset.config.clone(), preset.format, seed)
     }
 
-    /// `--load-format dummy` on a folder: only its `config.json` is read.
+    /// `--load-format dummy` on a folder: only its `config.json` is read. Weights are in 4 bits if
+    /// the folder's are, and otherwise f16.
     pub(crate) fn of_folder(dir: &Path, seed: u64) -> Result<Self, WeightError> {
         let config = config_json::read_folder(dir)?;
         let format = match config.quantization {
-            Some(found) => {
+            Some(Quantization::Packed(found)) => {
                 let group_size = match found.group_size {
                     Some(stored) => packed::kernel_group(stored),
                     None => group_of_rows(&config.model),
@@ -83,7 +85,7 @@ impl SyntheticCheckpoint {
                 check_awq_shapes(&config.model, group_size)?;
                 SyntheticFormat::Awq { group_size }
             }
-            None => SyntheticFormat::Rows(ElementFormat::F16),
+            Some(Quantization::Scaled(_)) | None => SyntheticFormat::Rows(ElementFormat::F16),
         };
         Ok(Self::new(config.model, format, seed))
     }

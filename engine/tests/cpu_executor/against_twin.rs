@@ -23,10 +23,7 @@ impl Checkpoint for Twin<'_> {
 
     fn matrix(&self, id: MatrixId) -> Result<Matrix<'_>, WeightError> {
         let matrix = self.0.matrix(id)?;
-        let (n_out, n_in) = match &matrix {
-            Matrix::Rows { n_out, n_in, .. } => (*n_out, *n_in),
-            Matrix::Awq(awq) => (awq.n_out, awq.n_in),
-        };
+        let (n_out, n_in) = matrix.shape();
         let bytes: Vec<u8> = matrix
             .to_f32()?
             .iter()

@@ -4,13 +4,12 @@
 use std::path::Path;
 
 use engine::executor::Executor;
-use engine::executor::cpu::{ActivationType, CpuExecutor, CpuOptions};
-use engine::kv::PageIdx;
+use engine::executor::cpu::{ActivationType, CpuOptions};
 use engine::model::config::Family;
-use engine::step::PlanRow;
 use engine::weights::fixture::packed::{
     PackedFormat, PackedKind, packed_config, write_packed_folder,
 };
+use engine::weights::fixture::scaled::{ScaledFormat, scaled_config, write_scaled_folder};
 use engine::weights::fixture::{FolderFormat, wide_config, write_folder, write_gguf};
 use engine::weights::format::MatrixFormat;
 use engine::weights::gguf::GgufCheckpoint;
@@ -18,39 +17,9 @@ use engine::weights::safetensors::SafetensorsCheckpoint;
 use engine::weights::{Checkpoint, ElementFormat, MatrixId};
 use kernels::Isa;
 use kernels::stream_linear::Format;
-use serde::Deserialize;
-use sha2::{Digest, Sha256};
 
-use super::{executor, options, row};
-
-/// f32 arithmetic with KV in 16 bits.
-const TOLERANCE: f64 = 2e-3;
-/// Mean difference of log-probabilities with activations in 8 bits: three times what was seen. Zero
-/// points that are off by one in a single matrix move it by 0.45 and more.
-const INT8_TOLERANCE: f64 = 0.06;
-
-#[derive(Deserialize)]
-struct Record {
-    seed: u64,
-    prompts: Vec<Vec<u32>>,
-    cases: std::collections::BTreeMap<String, Case>,
-}
-
-#[derive(Deserialize)]
-struct Case {
-    /// SHA-256 of names and bytes of all tensors, by name.
-    digest: String,
-    /// One for each prompt.
-    sequences: Vec<Answer>,
-}
-
-#[derive(Deserialize)]
-struct Answer {
-    positions: Vec<usize>,
-    top_ids: Vec<Vec<u32>>,
-    top_log_probs: Vec<Vec<f64>>,
-    greedy: Vec<u32>,
-}
+use super::recorded::{Record, alone, check, digest};
+use super::{executor, options};
 
 fn record() -> Record {
     serde_json::from_str(include_str!("../data/packed_checkpoints.json")).expect("a record")
@@ -82,161 +51,6 @@ fn case_named(name: &str) -> (Family, PackedFormat) {
         act_order,
     };
     (family, format)
-}
-
-fn digest(dir: &Path) -> String {
-    let bytes = std::fs::read(dir.join("model.safetensors")).expect("written");
-    let tensors = safetensors::SafeTensors::deserialize(&bytes).expect("a file of tensors");
-    let mut names = tensors.names();
-    names.sort_unstable();
-    let mut digest = Sha256::new();
-    for name in names {
-        digest.update(name);
-        digest.update(tensors.tensor(name).expect("there").data());
-    }
-    format!("{:x}", digest.finalize())
-}
-
-fn log_softmax(logits: &[f32]) -> Vec<f64> {
-    let most = logits.iter().fold(f32::MIN, |most, x| most.max(*x));
-    let most = f64::from(most);
-    let sum: f64 = logits.iter().map(|x| (f64::from(*x) - most).exp()).sum();
-    let shift = most + sum.ln();
-    logits.iter().map(|x| f64::from(*x) - shift).collect()
-}
-
-/// Differences of recorded log-probabilities: the largest and the mean.
-struct Difference {
-    worst: f64,
-    mean: f64,
-}
-
-fn difference(answer: &Answer, vocab: usize, logits: &[f32]) -> Difference {
-    let (mut worst, mut sum, mut n) = (0.0f64, 0.0, 0);
-    assert_eq!(logits.len(), vocab * answer.positions.len());
-    let positions = logits.chunks_exact(vocab).zip(&answer.top_ids);
-    for ((logits, ids), expected) in positions.zip(&answer.top_log_probs) {
-        let found = log_softmax(logits);
-        for (id, expected) in ids.iter().zip(expected) {
-            let off = (found[*id as usize] - expected).abs();
-            assert!(off.is_finite());
-            (worst, sum, n) = (worst.max(off), sum + off, n + 1);
-        }
-    }
-    Difference {
-        worst,
-        mean: sum / f64::from(n),
-    }
-}
-
-fn wanted(row: usize, answer: &Answer) -> Vec<(usize, usize)> {
-    answer.positions.iter().map(|at| (row, *at)).collect()
-}
-
-/// Each prompt alone; returns the logits of its recorded positions.
-fn alone(executor: &mut CpuExecutor, prompt: &[u32], answer: &Answer) -> Vec<f32> {
-    let rows = [row(prompt, 0, 0)];
-    executor
-        .forward_logits(&rows, &wanted(0, answer))
-        .expect("logits")
-}
-
-/// All prompts in one batch, and the longest in chunks beside another: the same bits.
-fn check_batches(executor: &mut CpuExecutor, prompts: &[Vec<u32>], case: &Case, vocab: usize) {
-    let each: Vec<Vec<f32>> = prompts
-        .iter()
-        .zip(&case.sequences)
-        .map(|(prompt, answer)| alone(executor, prompt, answer))
-        .collect();
-    let rows: Vec<PlanRow> = prompts
-        .iter()
-        .enumerate()
-        .map(|(i, prompt)| row(prompt, 0, 10 * i as u32))
-        .collect();
-    let all: Vec<(usize, usize)> = case
-        .sequences
-        .iter()
-        .enumerate()
-        .flat_map(|(i, answer)| wanted(i, answer))
-        .collect();
-    let together = executor.forward_logits(&rows, &all).expect("logits");
-    assert_eq!(together, each.concat(), "a batch");
-
-    let longest = prompts.last().expect("a prompt");
-    let pages: Vec<PageIdx> = [40, 7, 33, 21, 9].map(PageIdx).to_vec();
-    let last = &each.last().expect("logits")[..];
-    let last = &last[last.len() - vocab..];
-    for n_chunk in [1, 13, 32] {
-        let mut found = Vec::new();
-        for (i, chunk) in longest.chunks(n_chunk).enumerate() {
-            let own = PlanRow {
-                pages: pages.clone(),
-                ..row(chunk, i * n_chunk, 0)
-            };
-            let rows = [row(&prompts[1], 0, 60), own];
-            found = executor
-                .forward_logits(&rows, &[(1, chunk.len() - 1)])
-                .expect("logits");
-        }
-        assert_eq!(found, last, "chunks of {n_chunk}");
-    }
-}
-
-fn greedy(executor: &mut CpuExecutor, prompt: &[u32], n: usize) -> Vec<u32> {
-    let (mut tokens, mut start) = (prompt.to_vec(), 0);
-    let mut made = Vec::new();
-    while made.len() < n {
-        let pages = (0..8).map(PageIdx).collect();
-        let rows = [PlanRow {
-            pages,
-            ..row(&tokens, start, 0)
-        }];
-        let logits = executor
-            .forward_logits(&rows, &[(0, tokens.len() - 1)])
-            .expect("logits");
-        let best = (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b]));
-        let best = best.expect("a vocabulary") as u32;
-        start += tokens.len();
-        tokens = vec![best];
-        made.push(best);
-    }
-    made
-}
-
-fn check(name: &str, record: &Record, case: &Case, checkpoint: &dyn Checkpoint) {
-    let vocab = checkpoint.config().vocab;
-    for isa in Isa::available() {
-        let what = format!("{name}, {}", isa.name());
-        let mut exact = executor(checkpoint, options(ActivationType::F32, isa));
-        let mut rounded = executor(checkpoint, options(ActivationType::Int8, isa));
-        for (prompt, answer) in record.prompts.iter().zip(&case.sequences) {
-            let n = prompt.len();
-            let found = difference(answer, vocab, &alone(&mut exact, prompt, answer));
-            let int8 = difference(answer, vocab, &alone(&mut rounded, prompt, answer));
-            println!(
-                "{what}, {n} tokens: {:.1e}, int8 mean {:.1e} worst {:.1e}",
-                found.worst, int8.mean, int8.worst
-            );
-            assert!(
-                found.worst <= TOLERANCE,
-                "{what}, {n} tokens: {}",
-                found.worst
-            );
-            assert!(
-                int8.mean <= INT8_TOLERANCE,
-                "{what}, {n} tokens: {}",
-                int8.mean
-            );
-            let n_greedy = answer.greedy.len();
-            assert_eq!(
-                greedy(&mut exact, prompt, n_greedy),
-                answer.greedy,
-                "{what}"
-            );
-        }
-        check_batches(&mut exact, &record.prompts, case, vocab);
-        check_batches(&mut rounded, &record.prompts, case, vocab);
-    }
 }
 
 #[test]
@@ -296,6 +110,7 @@ fn line(what: &str, named: &str, checkpoint: &dyn Checkpoint) -> String {
             };
             ("4 bits", on_gpu)
         }
+        MatrixFormat::Scaled(_) => ("8 bits", "16 bits"),
         MatrixFormat::Rows(_) => ("as stored", "16 bits"),
     };
     // It loads, or the test ends here.
@@ -309,6 +124,20 @@ fn packed_line(what: &str, named: &str, cases: &[&str]) -> String {
         let (family, format) = case_named(case);
         let dir = tempfile::tempdir().expect("a folder");
         write_packed_folder(dir.path(), &packed_config(family), format, 1).expect("written");
+        let checkpoint = SafetensorsCheckpoint::open(dir.path()).expect("opened");
+        lines.push(line(what, named, &checkpoint));
+    }
+    lines.dedup();
+    assert_eq!(lines.len(), 1, "{what}: {lines:?}");
+    lines.concat()
+}
+
+fn scaled_line(what: &str, named: &str, formats: &[ScaledFormat]) -> String {
+    let mut lines = Vec::new();
+    for format in formats {
+        let dir = tempfile::tempdir().expect("a folder");
+        let config = scaled_config(Family::Llama);
+        write_scaled_folder(dir.path(), &config, *format, 1).expect("written");
         let checkpoint = SafetensorsCheckpoint::open(dir.path()).expect("opened");
         lines.push(line(what, named, &checkpoint));
     }
@@ -360,6 +189,29 @@ fn the_document_has_the_table_of_what_loads() {
         ),
     ] {
         table += &packed_line(what, named, cases);
+    }
+    for (what, named, formats) in [
+        (
+            "FP8, in blocks or with a scale a matrix",
+            "`fp8`",
+            &[ScaledFormat::Fp8Blocks, ScaledFormat::Fp8Matrix][..],
+        ),
+        (
+            "`float-quantized` FP8",
+            "`compressed-tensors`",
+            &[
+                ScaledFormat::CtFp8Matrix,
+                ScaledFormat::CtFp8Rows,
+                ScaledFormat::CtFp8Blocks,
+            ],
+        ),
+        (
+            "`int-quantized` INT8",
+            "`compressed-tensors`",
+            &[ScaledFormat::CtInt8],
+        ),
+    ] {
+        table += &scaled_line(what, named, formats);
     }
     let dir = tempfile::tempdir().expect("a folder");
     for format in ElementFormat::ALL {

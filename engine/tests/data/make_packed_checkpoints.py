@@ -150,6 +150,19 @@ def tensors_of(stem, n_out, n_in, case):
 
 def checkpoint(case):
     family, kind = case[0], case[1]
+
+    def quantised(stem, n_out, n_in):
+        if kind.startswith("autoround") and stem == "model.layers.1.mlp.down_proj":
+            return None
+        return tensors_of(stem, n_out, n_in, case)
+
+    stored, w, head_dim = model(family, HIDDEN, INNER, quantised)
+    return w, head_dim, digest(stored, is_bf16=kind == "ct")
+
+
+def model(family, hidden, inner, quantised):
+    """The tensors of a checkpoint and its matrices. `quantised(stem, n_out, n_in)` gives those of a
+    matrix of a layer, or nothing if it is left in 16 bits."""
     head_dim = 64 if family == "qwen3" else 32
     q_width, kv_width = N_HEADS * head_dim, N_KV_HEADS * head_dim
     stored, w = {}, {}
@@ -157,9 +170,9 @@ def checkpoint(case):
     def plain(name, value):
         stored[name] = w[name] = value
 
-    plain("model.embed_tokens.weight", spread("model.embed_tokens.weight", (VOCAB, HIDDEN), 256, 1 / 512))
+    plain("model.embed_tokens.weight", spread("model.embed_tokens.weight", (VOCAB, hidden), 256, 1 / 512))
     if family != "qwen2":
-        plain("lm_head.weight", spread("lm_head.weight", (VOCAB, HIDDEN), 256, 1 / 512))
+        plain("lm_head.weight", spread("lm_head.weight", (VOCAB, hidden), 256, 1 / 512))
     norms = ["model.norm"]
     for i in range(N_LAYERS):
         layer = f"model.layers.{i}"
@@ -167,30 +180,36 @@ def checkpoint(case):
         if family == "qwen3":
             norms += [f"{layer}.self_attn.q_norm", f"{layer}.self_attn.k_norm"]
         for part, n_out, n_in in [
-            ("self_attn.q_proj", q_width, HIDDEN),
-            ("self_attn.k_proj", kv_width, HIDDEN),
-            ("self_attn.v_proj", kv_width, HIDDEN),
-            ("self_attn.o_proj", HIDDEN, q_width),
-            ("mlp.gate_proj", INNER, HIDDEN),
-            ("mlp.up_proj", INNER, HIDDEN),
-            ("mlp.down_proj", HIDDEN, INNER),
+            ("self_attn.q_proj", q_width, hidden),
+            ("self_attn.k_proj", kv_width, hidden),
+            ("self_attn.v_proj", kv_width, hidden),
+            ("self_attn.o_proj", hidden, q_width),
+            ("mlp.gate_proj", inner, hidden),
+            ("mlp.up_proj", inner, hidden),
+            ("mlp.down_proj", hidden, inner),
         ]:
             stem = f"{layer}.{part}"
-            if kind.startswith("autoround") and (i, part) == (1, "mlp.down_proj"):
+            read = quantised(stem, n_out, n_in)
+            if read is None:
                 plain(f"{stem}.weight", spread(f"{stem}.weight", (n_out, n_in), 256, 1 / 1024))
             else:
-                tensors, w[f"{stem}.weight"] = tensors_of(stem, n_out, n_in, case)
-                stored |= tensors
+                stored |= read[0]
+                w[f"{stem}.weight"] = read[1]
             if family == "qwen2" and part[10:] in ("q_proj", "k_proj", "v_proj"):
                 plain(f"{stem}.bias", spread(f"{stem}.bias", (n_out,), 64, 1 / 512))
     for norm in norms:
-        n = head_dim if norm.endswith(("q_norm", "k_norm")) else HIDDEN
+        n = head_dim if norm.endswith(("q_norm", "k_norm")) else hidden
         plain(f"{norm}.weight", spread(f"{norm}.weight", (n,), 32, 1 / 128, 1.0))
     w.setdefault("lm_head.weight", w["model.embed_tokens.weight"])
+    return stored, w, head_dim
+
+
+def digest(stored, is_bf16):
+    """Of names and bytes; float64 stands for 16 bits, which must hold the values."""
     digest = hashlib.sha256()
     for name in sorted(stored):
         value = stored[name]
-        if value.dtype == np.float64 and kind == "ct":
+        if value.dtype == np.float64 and is_bf16:
             exact = value.astype(np.float32)
             assert (exact.view(np.uint32) & 0xFFFF == 0).all(), name
             value = (exact.view(np.uint32) >> 16).astype(np.uint16)
@@ -198,7 +217,7 @@ def checkpoint(case):
             assert (value.astype(np.float16) == value).all(), name
             value = value.astype(np.float16)
         digest.update(name.encode() + value.tobytes())
-    return w, head_dim, digest.hexdigest()
+    return digest.hexdigest()
 
 
 # ---- the model -------------------------------------------------------------------------------
@@ -248,12 +267,12 @@ def forward(w, d, tokens):
     return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
 
-def answers(w, d, prompt):
+def answers(w, d, prompt, n_top=N_TOP, n_greedy=N_GREEDY, only_last=False):
     log_probs = forward(w, d, prompt)
-    positions = sorted({0, len(prompt) // 2, len(prompt) - 1})
-    top = np.argsort(-log_probs[positions], kind="stable")[:, :N_TOP]
+    positions = sorted({0, len(prompt) // 2, len(prompt) - 1})[-1 if only_last else 0 :]
+    top = np.argsort(-log_probs[positions], kind="stable")[:, :n_top]
     tokens = list(prompt)
-    for _ in range(N_GREEDY):
+    for _ in range(n_greedy):
         last = forward(w, d, tokens)[-1]
         first, second = np.argsort(-last, kind="stable")[:2]
         # KV in 16 bits may choose the other of two that are this near.
@@ -270,17 +289,26 @@ def answers(w, d, prompt):
     }
 
 
-def main():
-    prompts = [(draws(f"prompt of {n}", n) % np.uint64(VOCAB)).tolist() for n in (1, 17, 70)]
-    cases = {}
-    for name, case in CASES.items():
-        w, d, digest = checkpoint(case)
-        cases[name] = {"digest": digest, "sequences": [answers(w, d, prompt) for prompt in prompts]}
-    record = {"seed": SEED, "numpy": np.__version__, "prompts": prompts, "cases": cases}
-    # A line a sequence: short to read, and a change shows where it is.
+def prompts_of(*lengths):
+    return [(draws(f"prompt of {n}", n) % np.uint64(VOCAB)).tolist() for n in lengths]
+
+
+def write(name, record):
+    """A line a sequence: short to read, and a change shows where it is."""
     text = json.dumps(record)
     text = text.replace('{"positions"', '\n{"positions"').replace('"digest"', '\n"digest"')
-    pathlib.Path(__file__).with_name("packed_checkpoints.json").write_text(text + "\n")
+    pathlib.Path(__file__).with_name(name).write_text(text + "\n")
 
 
-main()
+def main():
+    prompts = prompts_of(1, 17, 70)
+    cases = {}
+    for name, case in CASES.items():
+        w, d, sha256 = checkpoint(case)
+        cases[name] = {"digest": sha256, "sequences": [answers(w, d, prompt) for prompt in prompts]}
+    record = {"seed": SEED, "numpy": np.__version__, "prompts": prompts, "cases": cases}
+    write("packed_checkpoints.json", record)
+
+
+if __name__ == "__main__":
+    main()

@@ -166,7 +166,7 @@ async fn a_model_that_cannot_be_served_costs_no_download() {
             "config.json",
             (
                 "\"hidden_act\"",
-                "\"quantization_config\": {\"quant_method\": \"fp8\"}, \"hidden_act\"",
+                "\"quantization_config\": {\"quant_method\": \"bitsandbytes\"}, \"hidden_act\"",
             ),
             "",
             "unsupported_quantization",

@@ -1,7 +1,9 @@
-//! `y = W x` for weights that stay in f32, f16 or bf16, with f32 activations and sums.
+//! `y = W x` for weights that stay in f32, f16, bf16 or FP8 (E4M3) with scales, with f32 activations
+//! and sums.
 //!
 //! Rows are stored as they come, `[n_out, n_in]`. A block is 4 rows by up to 4 tokens; a token's
-//! result does not depend on the block that it was computed in.
+//! result does not depend on the block that it was computed in. An FP8 weight is its code's value
+//! times its scale, rounded to f32 once.
 
 mod cpu;
 pub mod reference;
@@ -11,8 +13,10 @@ use host::memory::{AlignedBytes, Arena};
 use crate::KernelError;
 use crate::error::check_shape;
 use crate::isa::Isa;
+use crate::lanes::{LANES, e4m3};
 use crate::quant_linear::OutputView;
 
+const OP: &str = "dense_linear";
 /// Rows that one unit of work holds.
 pub const TILE_ROWS: usize = 16;
 
@@ -36,8 +40,23 @@ impl DenseFormat {
 pub struct DenseMatrix {
     n_out: usize,
     n_in: usize,
-    format: DenseFormat,
+    elements: Elements,
     rows: AlignedBytes,
+}
+
+#[derive(Debug)]
+enum Elements {
+    Plain(DenseFormat),
+    E4m3(GroupScales),
+}
+
+/// Scales of FP8 rows.
+#[derive(Debug)]
+struct GroupScales {
+    /// Columns under one scale: a multiple of [`LANES`], or the whole row.
+    group: usize,
+    /// `[n_out, n_in.div_ceil(group)]`, each times [`e4m3::UNIT`].
+    values: Vec<f32>,
 }
 
 impl DenseMatrix {
@@ -55,14 +74,56 @@ impl DenseMatrix {
         bytes: &[u8],
     ) -> Result<Self, KernelError> {
         check_shape(
-            "dense_linear",
+            OP,
             "length of the rows",
             bytes.len(),
             n_out * n_in * format.bytes(),
         )?;
+        let elements = Elements::Plain(format);
+        Self::with_elements(arena, (n_out, n_in), elements, bytes)
+    }
+
+    /// Copies rows of FP8 codes (E4M3), `[n_out, n_in]`, with a scale for each `group` columns of a
+    /// row: `scales: [n_out, n_in.div_ceil(group)]`. `group` is a multiple of 16, or at least `n_in`.
+    /// NaN's codes are read as ±480.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::copy_from`], and [`KernelError::Shape`] for another group or number of scales.
+    pub fn copy_e4m3(
+        arena: &mut Arena,
+        (n_out, n_in): (usize, usize),
+        codes: &[u8],
+        group: usize,
+        scales: &[f32],
+    ) -> Result<Self, KernelError> {
+        check_shape(OP, "length of the rows", codes.len(), n_out * n_in)?;
+        if group == 0 || (group < n_in && !group.is_multiple_of(LANES)) {
+            return Err(KernelError::Shape {
+                op: OP,
+                what: "columns of a scale",
+                found: group,
+                expected: format!("a multiple of {LANES}, or the whole row"),
+            });
+        }
+        let n_scales = n_out * n_in.div_ceil(group);
+        check_shape(OP, "number of scales", scales.len(), n_scales)?;
+        let elements = Elements::E4m3(GroupScales {
+            group: group.min(n_in),
+            values: scales.iter().map(|scale| scale * e4m3::UNIT).collect(),
+        });
+        Self::with_elements(arena, (n_out, n_in), elements, codes)
+    }
+
+    fn with_elements(
+        arena: &mut Arena,
+        (n_out, n_in): (usize, usize),
+        elements: Elements,
+        bytes: &[u8],
+    ) -> Result<Self, KernelError> {
         if bytes.is_empty() {
             return Err(KernelError::Shape {
-                op: "dense_linear",
+                op: OP,
                 what: "number of weights",
                 found: 0,
                 expected: "above 0".to_owned(),
@@ -73,7 +134,7 @@ impl DenseMatrix {
         Ok(Self {
             n_out,
             n_in,
-            format,
+            elements,
             rows,
         })
     }
@@ -86,17 +147,17 @@ impl DenseMatrix {
         self.n_in
     }
 
-    pub fn format(&self) -> DenseFormat {
-        self.format
-    }
-
     pub fn n_tiles(&self) -> usize {
         self.n_out.div_ceil(TILE_ROWS)
     }
 
     /// Bytes that one pass over the matrix reads.
     pub fn bytes(&self) -> usize {
-        self.rows.as_slice().len()
+        let scales = match &self.elements {
+            Elements::Plain(_) => 0,
+            Elements::E4m3(scales) => size_of_val(scales.values.as_slice()),
+        };
+        self.rows.as_slice().len() + scales
     }
 
     fn as_f32(&self) -> &[f32] {
@@ -113,10 +174,10 @@ impl DenseMatrix {
     ///
     /// [`KernelError::Shape`] if `out` is not `n_in` long or there is no such row.
     pub fn dequantize_row(&self, row: usize, out: &mut [f32]) -> Result<(), KernelError> {
-        check_shape("dense_linear", "length of out", out.len(), self.n_in)?;
+        check_shape(OP, "length of out", out.len(), self.n_in)?;
         if row >= self.n_out {
             return Err(KernelError::Shape {
-                op: "dense_linear",
+                op: OP,
                 what: "row",
                 found: row,
                 expected: format!("below {}", self.n_out),

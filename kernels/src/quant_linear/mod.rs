@@ -12,10 +12,11 @@
 //! | Q5_1, Q5_K | 8 bits | 32 | `s q + m` |
 //! | Q6_K | 8 bits | 16 | `s (q - 32)` |
 //! | Q8_0 | 8 bits | 32 | `s (q - 128)` |
+//! | 8-bit integers | 8 bits | a row | `r (q - 128)` |
 //! | f32, f16, bf16 | 8 bits | 128, 64 or 32 | `s (q - 128)`, rounded here |
 //!
 //! `s`, `m` and `z` are f16, one for each group: exact except for Q4_K, Q5_K and Q6_K, whose scales
-//! are products rounded to f16 (2^-12 of a weight). Activations are f32, or 8-bit integers with one
+//! are products rounded to f16 (2^-12 of a weight). `r` is f32, one for a row. Activations are f32, or 8-bit integers with one
 //! f32 scale for 16 of them ([`QuantActivations`]), in one term or two ([`Terms`]); `y` is always
 //! f32.
 //!
@@ -61,6 +62,8 @@ pub enum QuantSource<'a> {
         format: DenseFormat,
         bytes: &'a [u8],
     },
+    /// Signed rows `[n_out, n_in]`, with a scale for each row: `scales [n_out]`.
+    Int8 { codes: &'a [u8], scales: &'a [f32] },
     /// AutoAWQ `gemm`: `qweight [n_in, n_out / 8]` u32, `qzeros [n_in / group_size, n_out / 8]`
     /// u32, `scales [n_in / group_size, n_out]` f16, all little-endian.
     Awq {
@@ -147,6 +150,8 @@ pub struct QuantMatrix {
     n_out: usize,
     n_in: usize,
     layout: PackedLayout,
+    /// What each row's weights are multiplied with in addition, `[n_out]`, in some formats.
+    row_scales: Option<Vec<f32>>,
     tile_bytes: usize,
     tiles: AlignedBytes,
 }
@@ -210,7 +215,8 @@ impl QuantMatrix {
 
     /// Bytes that one pass over the matrix reads.
     pub fn bytes(&self) -> usize {
-        self.tile_bytes * self.n_tiles()
+        let row_scales = self.row_scales.as_deref().unwrap_or_default();
+        self.tile_bytes * self.n_tiles() + size_of_val(row_scales)
     }
 
     fn n_groups(&self) -> usize {
@@ -258,6 +264,11 @@ impl QuantMatrix {
                     Offset::Zero(zero) => (code - f32::from(zero)) * scale,
                     Offset::Min | Offset::GroupZero => code * scale + min,
                 };
+            }
+        }
+        if let Some(scales) = &self.row_scales {
+            for w in out {
+                *w *= scales[row];
             }
         }
         Ok(())
@@ -315,15 +326,20 @@ pub(crate) unsafe fn run_tiles(
     out: OutputView<'_>,
 ) {
     for tile in tiles {
-        let rows = (w.n_out - tile * TILE_ROWS).min(TILE_ROWS);
+        let first = tile * TILE_ROWS;
+        let rows = (w.n_out - first).min(TILE_ROWS);
         let mut token = 0;
         while token < n_tokens {
             let mut block = [[0.0f32; TILE_ROWS]; cpu::BLOCK_ROWS];
             let n = cpu::tile_block(isa, w, tile, x, token, n_tokens - token, &mut block);
-            for (t, values) in block[..n].iter().enumerate() {
+            for (t, values) in block[..n].iter_mut().enumerate() {
+                if let Some(scales) = &w.row_scales {
+                    let scales = &scales[first..][..rows];
+                    values.iter_mut().zip(scales).for_each(|(y, s)| *y *= s);
+                }
                 // SAFETY: these rows of this token belong to this tile; the caller promises that
                 // no other thread has it.
-                unsafe { out.write(token + t, tile * TILE_ROWS, &values[..rows]) }
+                unsafe { out.write(token + t, first, &values[..rows]) }
             }
             token += n;
         }

@@ -36,6 +36,11 @@ fn layout_of(source: QuantSource<'_>, n_in: usize) -> PackedLayout {
             group: group_size,
             offset: Offset::GroupZero,
         },
+        QuantSource::Int8 { .. } => PackedLayout {
+            code_bits: 8,
+            group: n_in,
+            offset: Offset::Zero(128),
+        },
         QuantSource::Rows { .. } => PackedLayout {
             code_bits: 8,
             group: ROWS_GROUPS
@@ -69,6 +74,11 @@ fn check_source(n_out: usize, n_in: usize, source: QuantSource<'_>) -> Result<()
             multiple("n_in", n_in, WEIGHT_GROUP)?;
             let expected = n_out * n_in * format.bytes();
             check_shape(OP, "length of the rows", bytes.len(), expected)
+        }
+        QuantSource::Int8 { codes, scales } => {
+            multiple("n_in", n_in, WEIGHT_GROUP)?;
+            check_shape(OP, "length of the rows", codes.len(), n_out * n_in)?;
+            check_shape(OP, "number of scales", scales.len(), n_out)
         }
         QuantSource::Awq {
             group_size,
@@ -142,9 +152,17 @@ pub(super) fn pack(
         n_out,
         n_in,
         layout,
+        row_scales: row_scales_of(source),
         tile_bytes,
         tiles,
     })
+}
+
+fn row_scales_of(source: QuantSource<'_>) -> Option<Vec<f32>> {
+    match source {
+        QuantSource::Int8 { scales, .. } => Some(scales.to_vec()),
+        QuantSource::Blocks { .. } | QuantSource::Rows { .. } | QuantSource::Awq { .. } => None,
+    }
 }
 
 impl TileCodes {
@@ -164,6 +182,13 @@ impl TileCodes {
                         row,
                     );
                 }
+            }
+            QuantSource::Int8 { codes, .. } => {
+                let from = &codes[first_row * self.n_in..][..n_rows * self.n_in];
+                for (code, byte) in self.codes.iter_mut().zip(from) {
+                    *code = byte ^ 0x80;
+                }
+                self.scales.fill(1.0);
             }
             QuantSource::Rows { format, bytes } => {
                 let row_bytes = self.n_in * format.bytes();

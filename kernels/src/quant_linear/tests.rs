@@ -409,6 +409,38 @@ fn check_awq(n_in: usize, group_size: usize) {
     }
 }
 
+/// Every code in rows of several lengths; a scale that fp16 does not hold stays as it is.
+#[test]
+fn int8_rows_keep_their_codes_and_scales() {
+    let mut rng = StdRng::seed_from_u64(8);
+    let mut pool = pool();
+    for (n_out, n_in) in [(1, 32), (37, 96), (40, 256), (16, 1056)] {
+        let codes: Vec<u8> = (0..n_out * n_in).map(|i| (i * 37) as u8).collect();
+        let scales: Vec<f32> = (0..n_out).map(|_| rng.random_range(1e-5..1e-3)).collect();
+        let source = QuantSource::Int8 {
+            codes: &codes,
+            scales: &scales,
+        };
+        let arena = &mut Arena::default();
+        let mut w = QuantMatrix::pack(&mut pool, arena, n_out, n_in, source).expect("pack");
+        let mut row = vec![0.0; n_in];
+        for n in 0..n_out {
+            w.dequantize_row(n, &mut row).expect("row");
+            for (k, found) in row.iter().enumerate() {
+                let expected = f32::from(codes[n * n_in + k] as i8) * scales[n];
+                assert_eq!(found.to_bits(), expected.to_bits(), "{n} {k}");
+            }
+        }
+        for n_tokens in [1, 3, 8] {
+            let x = random_vector(n_tokens * n_in, &mut rng);
+            for isa in Isa::available() {
+                let what = format!("int8 {n_out}x{n_in} tokens {n_tokens}");
+                w = check_products(&mut pool, isa, w, &x, &what);
+            }
+        }
+    }
+}
+
 fn bytes_of(values: &[f32], format: DenseFormat) -> Vec<u8> {
     let bytes = |v: &f32| match format {
         DenseFormat::F32 => v.to_le_bytes().to_vec(),
@@ -506,6 +538,14 @@ fn wrong_shapes_are_refused() {
             QuantMatrix::pack(&mut pool, &mut Arena::default(), n_out, n_in, source).is_err(),
             "{n_out} {n_in}"
         );
+    }
+    for (n_in, n_codes, n_scales) in [(48, 96, 2), (32, 63, 2), (32, 64, 3)] {
+        let source = QuantSource::Int8 {
+            codes: &vec![0; n_codes],
+            scales: &vec![1.0; n_scales],
+        };
+        let packed = QuantMatrix::pack(&mut pool, &mut Arena::default(), 2, n_in, source);
+        assert!(packed.is_err(), "{n_codes} codes, {n_scales} scales");
     }
     let bytes = vec![0; 16 * 18];
     let source = QuantSource::Blocks {

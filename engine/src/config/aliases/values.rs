@@ -106,12 +106,4 @@ pub(super) const VALUES: &[ValueAlias] = &[
         value: "inc",
         means: ValueMeans::Same("auto-round"),
     },
-    ValueAlias {
-        flag: "--quantization",
-        value: "fp8",
-        means: ValueMeans::Refused(
-            "matrices are in 4 bits (awq, gptq, auto-round, compressed-tensors), in 16, or as in \
-             GGUF; use such a checkpoint",
-        ),
-    },
 ];

@@ -6,6 +6,8 @@
 //! bits anyway ([`ActivationType::Int8`]), it is rounded to 8 bits: half the bytes, for an error
 //! below that of the activations. An embedding that is also lm_head is stored once.
 
+use std::borrow::Cow;
+
 use host::memory::Arena;
 use host::pool::WorkerPool;
 use kernels::dense_linear::{DenseFormat, DenseMatrix};
@@ -15,6 +17,7 @@ use kernels::quant_linear::{BlockFormat, QuantMatrix, QuantSource};
 use super::CpuLoadError;
 use super::options::ActivationType;
 use crate::weights::format::MatrixFormat;
+use crate::weights::scaled::{ScaledElement, ScaledMatrix};
 use crate::weights::{Checkpoint, ElementFormat, Matrix, MatrixId, VectorId, WeightError};
 
 pub(super) struct LayerWeights {
@@ -166,13 +169,14 @@ fn load_matrix(
             qzeros: &awq.qzeros,
             scales: &awq.scales,
         }),
+        Matrix::Scaled(scaled) => scaled_source(scaled),
         Matrix::Rows { format, bytes, .. } => match (storage_of(*format), rows) {
             (Storage::Blocks(format), _) => Source::Quant(QuantSource::Blocks { format, bytes }),
             // Rows that are not a multiple of the 8-bit group stay unchanged.
             (Storage::Dense(format), Rows::RoundedTo8Bits) if n_in.is_multiple_of(32) => {
                 Source::Quant(QuantSource::Rows { format, bytes })
             }
-            (Storage::Dense(format), _) => Source::Dense(format, bytes),
+            (Storage::Dense(format), _) => Source::Dense(format, Cow::Borrowed(bytes)),
         },
     };
     let packed = match source {
@@ -180,7 +184,11 @@ fn load_matrix(
             QuantMatrix::pack(pool, arena, n_out, n_in, source).map(LinearWeights::Quant)
         }
         Source::Dense(format, bytes) => {
-            DenseMatrix::copy_from(arena, n_out, n_in, format, bytes).map(LinearWeights::Dense)
+            DenseMatrix::copy_from(arena, n_out, n_in, format, &bytes).map(LinearWeights::Dense)
+        }
+        Source::Fp8(fp8) => {
+            DenseMatrix::copy_e4m3(arena, (n_out, n_in), fp8.codes, fp8.group, &fp8.scales)
+                .map(LinearWeights::Dense)
         }
     };
     checkpoint.release();
@@ -190,14 +198,34 @@ fn load_matrix(
     })?;
     let order = match matrix {
         Matrix::Awq(awq) => awq.order,
-        Matrix::Rows { .. } => None,
+        Matrix::Rows { .. } | Matrix::Scaled(_) => None,
     };
     Ok(Projection { weights, order })
 }
 
 enum Source<'a> {
     Quant(QuantSource<'a>),
-    Dense(DenseFormat, &'a [u8]),
+    Dense(DenseFormat, Cow<'a, [u8]>),
+    Fp8(&'a ScaledMatrix<'a>),
+}
+
+/// FP8 is multiplied with f32; integers with 8-bit activations, if rows are whole groups of these.
+fn scaled_source<'a>(scaled: &'a ScaledMatrix<'a>) -> Source<'a> {
+    match scaled.element {
+        ScaledElement::Fp8 => Source::Fp8(scaled),
+        ScaledElement::Int8 if scaled.n_in.is_multiple_of(32) => Source::Quant(QuantSource::Int8 {
+            codes: scaled.codes,
+            scales: &scaled.scales,
+        }),
+        ScaledElement::Int8 => {
+            let values = scaled.to_f32();
+            let bytes = values
+                .iter()
+                .flat_map(|value| value.to_le_bytes())
+                .collect();
+            Source::Dense(DenseFormat::F32, bytes)
+        }
+    }
 }
 
 /// True for a format without blocks.

@@ -118,7 +118,9 @@ impl Fused {
             MatrixFormat::Awq { group_size } if !is_mixed => {
                 Format::awq(group_size).map_err(CudaError::from)?
             }
-            MatrixFormat::Awq { .. } | MatrixFormat::Rows(_) => Format::Half,
+            MatrixFormat::Awq { .. } | MatrixFormat::Rows(_) | MatrixFormat::Scaled(_) => {
+                Format::Half
+            }
         };
         let widths: Vec<usize> = parts.iter().map(|part| part.n_out).collect();
         let layout = Layout::new(format, self.arrangement, &widths, parts[0].n_in);
