@@ -483,6 +483,9 @@ flag_values! {
         Fp8 = "fp8",
         W8a8Fp8 = "w8a8_fp8",
         W8a8Int8 = "w8a8_int8",
+        ModelOpt = "modelopt",
+        ModelOptFp8 = "modelopt_fp8",
+        ModelOptFp4 = "modelopt_fp4",
         Gguf = "gguf",
     }
 }

@@ -269,7 +269,7 @@ codes! {
 
     UnsupportedQuantization = "unsupported_quantization", Start, None, "", None;
     "The checkpoint is quantised in a format that this engine, or its GPU kernels, does not support.";
-    "Serve the same model in 16 bits, in 4 bits (AWQ, GPTQ, AutoRound, compressed-tensors), in 8 (FP8, compressed-tensors), or as GGUF (Q4_0 to Q8_0, Q4_K to Q6_K); act-order runs with --device cpu.";
+    "Serve the same model in 16 bits, in 4 bits (AWQ, GPTQ, AutoRound, compressed-tensors), in 8 (FP8, compressed-tensors), in NVFP4, or as GGUF (Q4_0 to Q8_0, Q4_K to Q6_K); act-order runs with --device cpu.";
 
     Tokenizer = "tokenizer", Start, None, "", None;
     "The tokenizer's files are missing, broken, or of a kind that is not supported.";

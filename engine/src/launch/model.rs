@@ -201,10 +201,7 @@ fn check_quantization(
     found: CheckpointFormat,
 ) -> Result<(), LaunchError> {
     let Some(asked) = asked else { return Ok(()) };
-    let is_compressed = |element| {
-        let method = QuantMethod::CompressedTensors;
-        found == CheckpointFormat::Scaled { method, element }
-    };
+    let is_scaled = |method, element| found == CheckpointFormat::Scaled { method, element };
     let is_as_asked = match asked {
         typed::Quantization::Awq | typed::Quantization::AwqMarlin => {
             found.method() == Some(QuantMethod::Awq)
@@ -217,8 +214,15 @@ fn check_quantization(
             found.method() == Some(QuantMethod::CompressedTensors)
         }
         typed::Quantization::Fp8 => found.method() == Some(QuantMethod::Fp8),
-        typed::Quantization::W8a8Fp8 => is_compressed(ScaledElement::Fp8),
-        typed::Quantization::W8a8Int8 => is_compressed(ScaledElement::Int8),
+        typed::Quantization::W8a8Fp8 => {
+            is_scaled(QuantMethod::CompressedTensors, ScaledElement::Fp8)
+        }
+        typed::Quantization::W8a8Int8 => {
+            is_scaled(QuantMethod::CompressedTensors, ScaledElement::Int8)
+        }
+        typed::Quantization::ModelOpt => found.method() == Some(QuantMethod::ModelOpt),
+        typed::Quantization::ModelOptFp8 => is_scaled(QuantMethod::ModelOpt, ScaledElement::Fp8),
+        typed::Quantization::ModelOptFp4 => is_scaled(QuantMethod::ModelOpt, ScaledElement::Nvfp4),
         typed::Quantization::Gguf => found.is_gguf(),
     };
     if is_as_asked {

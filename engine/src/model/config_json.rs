@@ -43,8 +43,7 @@ pub fn read_folder(dir: &Path) -> Result<FolderConfig, ConfigError> {
         if read.quantization.is_none()
             && let Some(older) = optional(file)?
         {
-            let found = quantization::of_older_file(file, method, &older)?;
-            read.quantization = Some(found);
+            read.quantization = quantization::of_older_file(file, method, &older)?;
         }
     }
     Ok(read)

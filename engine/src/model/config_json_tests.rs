@@ -1,7 +1,7 @@
 use serde_json::{Value, json};
 
 use super::super::config::{RopeConfig, RopeScaling};
-use super::super::quantization::{Packed, Packing, QuantMethod};
+use super::super::quantization::{Packed, Packing, QuantMethod, Scaled, ScaledKind};
 use super::*;
 
 fn qwen3() -> Value {
@@ -390,4 +390,33 @@ fn older_quantisation_files_are_read_where_the_configuration_has_nothing() {
     );
     let error = read_folder(dir.path()).expect_err("8 bits").to_string();
     assert!(error.contains("quant_config.json: w_bit is 8"), "{error}");
+}
+
+#[test]
+fn modelopts_own_file_is_read_and_may_be_about_the_cache_alone() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let read = |quantization: Value| {
+        let value = json!({ "producer": { "name": "modelopt" }, "quantization": quantization });
+        std::fs::write(dir.path().join("hf_quant_config.json"), value.to_string())
+            .expect("written");
+        read_folder(dir.path()).map(|read| read.quantization)
+    };
+    std::fs::write(dir.path().join("config.json"), llama().to_string()).expect("written");
+    let fp4 = json!({ "quant_algo": "NVFP4", "kv_cache_quant_algo": "FP8", "group_size": 16 });
+    let expected = Quantization::Scaled(Scaled {
+        method: QuantMethod::ModelOpt,
+        kind: ScaledKind::Nvfp4 { divides: false },
+    });
+    assert_eq!(read(fp4).expect("read"), Some(expected));
+    let cache = json!({ "quant_algo": null, "kv_cache_quant_algo": "FP8" });
+    assert_eq!(read(cache).expect("read"), None);
+    let error = read(json!({ "quant_algo": "MIXED_PRECISION" })).expect_err("refused");
+    let message = error.to_string();
+    for part in [
+        "hf_quant_config.json: quantization.quant_algo",
+        "NVFP4, FP8",
+    ] {
+        assert!(message.contains(part), "{message}");
+    }
+    assert_eq!(error.code(), crate::errors::Code::UnsupportedQuantization);
 }

@@ -17,11 +17,13 @@ use super::json_fields::Fields;
 
 mod compressed_tensors;
 mod fp8;
+mod modelopt;
 
 /// What is read, for messages about what is not.
 pub const SUPPORTED: &str = "awq, gptq, auto-round and compressed-tensors (pack-quantized) in 4 bits; \
-                             fp8 and compressed-tensors (float-quantized, int-quantized) in 8 bits \
-                             (or the same model in 16 bits, or as GGUF)";
+                             fp8, compressed-tensors (float-quantized, int-quantized) and modelopt \
+                             (FP8) in 8 bits; NVFP4 by compressed-tensors and modelopt (or the \
+                             same model in 16 bits, or as GGUF)";
 
 /// The method that a checkpoint names, in the spelling of `--quantization`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -31,6 +33,7 @@ pub enum QuantMethod {
     AutoRound,
     CompressedTensors,
     Fp8,
+    ModelOpt,
 }
 
 /// How 4-bit matrices lie in the files.
@@ -92,6 +95,11 @@ pub enum ScaledKind {
     },
     /// Signed integers, with the scale of a row.
     Int8,
+    /// E2M1 with E4M3 scales of 16 columns, and a scale of the matrix.
+    Nvfp4 {
+        /// The matrix's scale divides: compressed-tensors. modelopt's multiplies.
+        divides: bool,
+    },
 }
 
 /// 4-bit integers in words, in groups.
@@ -115,14 +123,16 @@ impl fmt::Display for QuantMethod {
             Self::AutoRound => "auto-round",
             Self::CompressedTensors => "compressed-tensors",
             Self::Fp8 => "fp8",
+            Self::ModelOpt => "modelopt",
         })
     }
 }
 
-/// The files beside `config.json` in which older versions of two tools describe a checkpoint.
-pub const OLDER_FILES: [(&str, QuantMethod); 2] = [
+/// The files beside `config.json` in which older versions of three tools describe a checkpoint.
+pub const OLDER_FILES: [(&str, QuantMethod); 3] = [
     ("quant_config.json", QuantMethod::Awq),
     ("quantize_config.json", QuantMethod::Gptq),
+    ("hf_quant_config.json", QuantMethod::ModelOpt),
 ];
 
 /// From `quantization_config` or `compression_config` of `config.json`.
@@ -151,6 +161,9 @@ pub(super) fn of_config(fields: &Fields) -> Result<Option<Quantization>, ConfigE
             }
             "compressed-tensors" | "compressed_tensors" => compressed_tensors::read(&object),
             "fp8" => fp8::read(&object).map(Quantization::Scaled),
+            "modelopt" | "modelopt_fp8" | "modelopt_fp4" => {
+                modelopt::read(&object).map(Quantization::Scaled)
+            }
             _ => Err(unsupported(&object.key("quant_method"), method, SUPPORTED)),
         }
         .map(Some);
@@ -158,18 +171,18 @@ pub(super) fn of_config(fields: &Fields) -> Result<Option<Quantization>, ConfigE
     Ok(None)
 }
 
-/// From one of [`OLDER_FILES`], which have no `quant_method`.
+/// From one of [`OLDER_FILES`], which have no `quant_method`. `None`: its weights are not quantised.
 pub(super) fn of_older_file(
     file: &str,
     method: QuantMethod,
     value: &Value,
-) -> Result<Quantization, ConfigError> {
+) -> Result<Option<Quantization>, ConfigError> {
     let fields = Fields::of(value, &format!("{file}: "))?;
-    let packed = match method {
-        QuantMethod::Gptq => gptq(&fields)?,
-        _ => awq(&fields)?,
-    };
-    Ok(Quantization::Packed(packed))
+    Ok(match method {
+        QuantMethod::ModelOpt => modelopt::read_file(&fields)?.map(Quantization::Scaled),
+        QuantMethod::Gptq => Some(Quantization::Packed(gptq(&fields)?)),
+        _ => Some(Quantization::Packed(awq(&fields)?)),
+    })
 }
 
 fn awq(q: &Fields) -> Result<Packed, ConfigError> {

@@ -200,9 +200,14 @@ fn fp8() -> Value {
     })
 }
 
+/// The settings of weights in NVFP4.
+fn nvfp4() -> Value {
+    json!({ "num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16 })
+}
+
 #[test]
 fn numbers_with_scales_are_read_as_their_tools_write_them() {
-    use QuantMethod::{CompressedTensors, Fp8};
+    use QuantMethod::{CompressedTensors, Fp8, ModelOpt};
     let of = |method, kind| Scaled { method, kind };
     let blocks = |rows, columns| ScaledKind::Fp8 {
         block: Some([rows, columns]),
@@ -254,6 +259,18 @@ fn numbers_with_scales_are_read_as_their_tools_write_them() {
         (
             with(int("channel"), "format", json!("naive-quantized")),
             of(CompressedTensors, ScaledKind::Int8),
+        ),
+        (
+            ct_scaled("nvfp4-pack-quantized", nvfp4()),
+            of(CompressedTensors, ScaledKind::Nvfp4 { divides: true }),
+        ),
+        (
+            json!({ "quant_method": "modelopt", "quant_algo": "NVFP4", "group_size": 16 }),
+            of(ModelOpt, ScaledKind::Nvfp4 { divides: false }),
+        ),
+        (
+            json!({ "quant_method": "modelopt", "quant_algo": "FP8", "ignore": ["lm_head"] }),
+            of(ModelOpt, whole),
         ),
     ] {
         assert_eq!(scaled(value.clone()), expected, "{value}");
@@ -312,6 +329,38 @@ fn other_numbers_with_scales_are_refused_by_name() {
             int(json!({ "type": "int", "symmetric": false })),
             "symmetric",
             "true",
+        ),
+        (
+            ct_scaled(
+                "nvfp4-pack-quantized",
+                with(nvfp4(), "group_size", json!(32)),
+            ),
+            "group_size",
+            "16",
+        ),
+        (
+            ct_scaled(
+                "nvfp4-pack-quantized",
+                with(nvfp4(), "strategy", json!("group")),
+            ),
+            "strategy",
+            "tensor_group",
+        ),
+        (
+            ct_scaled("nvfp4-pack-quantized", with(nvfp4(), "type", json!("int"))),
+            "type",
+            "float",
+        ),
+        (
+            json!({ "quant_method": "modelopt", "quant_algo": "W4A8_AWQ" }),
+            "quant_algo is W4A8_AWQ",
+            "NVFP4, FP8",
+        ),
+        (json!({ "quant_method": "modelopt" }), "quant_algo", "no "),
+        (
+            json!({ "quant_method": "modelopt", "quant_algo": "NVFP4", "group_size": 32 }),
+            "group_size",
+            "16",
         ),
         (
             ct_scaled("mxfp8-quantized", json!({ "type": "float" })),
@@ -482,7 +531,7 @@ fn other_formats_are_refused_by_name() {
             with(
                 ct(),
                 "config_groups/group_0/format",
-                json!("nvfp4-pack-quantized"),
+                json!("mxfp4-pack-quantized"),
             ),
             "group_0.format",
             "nvfp4-pack-quantized",

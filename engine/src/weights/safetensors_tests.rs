@@ -258,6 +258,9 @@ fn folders_of_scaled_numbers_are_named_by_their_method() {
         (ScaledFormat::Fp8Matrix, "fp8 FP8"),
         (ScaledFormat::CtFp8Rows, "compressed-tensors FP8"),
         (ScaledFormat::CtInt8, "compressed-tensors INT8"),
+        (ScaledFormat::CtNvfp4, "compressed-tensors NVFP4"),
+        (ScaledFormat::ModelOptNvfp4, "modelopt NVFP4"),
+        (ScaledFormat::ModelOptFp8, "modelopt FP8"),
     ] {
         let dir = tempfile::tempdir().expect("a folder");
         let config = scaled_config(Family::Qwen2);
@@ -282,7 +285,7 @@ fn folders_of_scaled_numbers_are_named_by_their_method() {
             .expect("refused");
         let message = error.to_string();
         assert!(
-            message.contains("quantization_config") && message.contains("q_proj.weight has "),
+            message.contains("quantization_config") && message.contains("q_proj.weight"),
             "{message}"
         );
     }

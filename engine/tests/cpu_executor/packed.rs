@@ -210,6 +210,17 @@ fn the_document_has_the_table_of_what_loads() {
             "`compressed-tensors`",
             &[ScaledFormat::CtInt8],
         ),
+        (
+            "`nvfp4-pack-quantized`",
+            "`compressed-tensors`",
+            &[ScaledFormat::CtNvfp4],
+        ),
+        ("NVFP4", "`modelopt`", &[ScaledFormat::ModelOptNvfp4]),
+        (
+            "FP8 with a scale a matrix",
+            "`modelopt`",
+            &[ScaledFormat::ModelOptFp8],
+        ),
     ] {
         table += &scaled_line(what, named, formats);
     }

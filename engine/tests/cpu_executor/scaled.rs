@@ -1,4 +1,4 @@
-//! Checkpoints of FP8 and INT8 against recorded answers of the same tensors, which a plain program
+//! Checkpoints of FP8, INT8 and NVFP4 against recorded answers of the same tensors, which a plain program
 //! computed in f64 (`tests/data/make_scaled_checkpoints.py`).
 
 use engine::executor::Executor;
@@ -24,6 +24,9 @@ fn case_named(name: &str) -> (Family, ScaledFormat) {
         "ct-fp8-rows" => (Family::Qwen3, ScaledFormat::CtFp8Rows),
         "ct-fp8-blocks" => (Family::Llama, ScaledFormat::CtFp8Blocks),
         "ct-int8" => (Family::Qwen2, ScaledFormat::CtInt8),
+        "ct-nvfp4" => (Family::Qwen3, ScaledFormat::CtNvfp4),
+        "modelopt-nvfp4" => (Family::Llama, ScaledFormat::ModelOptNvfp4),
+        "modelopt-fp8" => (Family::Qwen2, ScaledFormat::ModelOptFp8),
         other => panic!("the record has the case {other}, which is unknown here"),
     }
 }

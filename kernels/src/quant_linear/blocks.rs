@@ -6,6 +6,9 @@ use half::f16;
 
 use super::{Offset, PackedLayout};
 
+/// Twice the FP4 numbers (E2M1): 0, 0.5, 1, 1.5, 2, 3, 4, 6, and the same with their sign.
+pub(super) const TWICE_E2M1: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum BlockFormat {
     Q4_0,

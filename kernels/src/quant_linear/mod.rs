@@ -13,6 +13,7 @@
 //! | Q6_K | 8 bits | 16 | `s (q - 32)` |
 //! | Q8_0 | 8 bits | 32 | `s (q - 128)` |
 //! | 8-bit integers | 8 bits | a row | `r (q - 128)` |
+//! | FP4 in groups of 16 | 8 bits | 16 | `r s (q - 128)` |
 //! | f32, f16, bf16 | 8 bits | 128, 64 or 32 | `s (q - 128)`, rounded here |
 //!
 //! `s`, `m` and `z` are f16, one for each group: exact except for Q4_K, Q5_K and Q6_K, whose scales
@@ -64,6 +65,13 @@ pub enum QuantSource<'a> {
     },
     /// Signed rows `[n_out, n_in]`, with a scale for each row: `scales [n_out]`.
     Int8 { codes: &'a [u8], scales: &'a [f32] },
+    /// FP4 (E2M1), two a byte, the even input low: `codes [n_out, n_in / 2]`. A weight is its value
+    /// times the scale of its 16, `scales [n_out, n_in / 16]`, which fit f16, times `factor`.
+    Fp4 {
+        codes: &'a [u8],
+        scales: &'a [f32],
+        factor: f32,
+    },
     /// AutoAWQ `gemm`: `qweight [n_in, n_out / 8]` u32, `qzeros [n_in / group_size, n_out / 8]`
     /// u32, `scales [n_in / group_size, n_out]` f16, all little-endian.
     Awq {

@@ -7,7 +7,7 @@ use half::f16;
 use host::memory::Arena;
 use host::pool::{DisjointMut, WorkerPool, share};
 
-use super::blocks::{RowCodes, unpack_row};
+use super::blocks::{RowCodes, TWICE_E2M1, unpack_row};
 use super::round::{ROWS_GROUPS, round_row};
 use super::{Offset, PackedLayout, QuantMatrix, QuantSource, TILE_ROWS, WEIGHT_GROUP};
 use crate::KernelError;
@@ -15,6 +15,8 @@ use crate::error::check_shape;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 const OP: &str = "quant_linear";
+/// Inputs under one scale of [`QuantSource::Fp4`].
+const FP4_GROUP: usize = 16;
 /// The column, of its eight, in nibble `i` of an AWQ word.
 const AWQ_COLUMN_OF_NIBBLE: [usize; 8] = [0, 2, 4, 6, 1, 3, 5, 7];
 
@@ -39,6 +41,11 @@ fn layout_of(source: QuantSource<'_>, n_in: usize) -> PackedLayout {
         QuantSource::Int8 { .. } => PackedLayout {
             code_bits: 8,
             group: n_in,
+            offset: Offset::Zero(128),
+        },
+        QuantSource::Fp4 { .. } => PackedLayout {
+            code_bits: 8,
+            group: FP4_GROUP,
             offset: Offset::Zero(128),
         },
         QuantSource::Rows { .. } => PackedLayout {
@@ -79,6 +86,12 @@ fn check_source(n_out: usize, n_in: usize, source: QuantSource<'_>) -> Result<()
             multiple("n_in", n_in, WEIGHT_GROUP)?;
             check_shape(OP, "length of the rows", codes.len(), n_out * n_in)?;
             check_shape(OP, "number of scales", scales.len(), n_out)
+        }
+        QuantSource::Fp4 { codes, scales, .. } => {
+            multiple("n_in", n_in, WEIGHT_GROUP)?;
+            check_shape(OP, "length of the rows", codes.len(), n_out * n_in / 2)?;
+            let n_scales = n_out * (n_in / FP4_GROUP);
+            check_shape(OP, "number of scales", scales.len(), n_scales)
         }
         QuantSource::Awq {
             group_size,
@@ -152,15 +165,17 @@ pub(super) fn pack(
         n_out,
         n_in,
         layout,
-        row_scales: row_scales_of(source),
+        row_scales: row_scales_of(source, n_out),
         tile_bytes,
         tiles,
     })
 }
 
-fn row_scales_of(source: QuantSource<'_>) -> Option<Vec<f32>> {
+fn row_scales_of(source: QuantSource<'_>, n_out: usize) -> Option<Vec<f32>> {
     match source {
         QuantSource::Int8 { scales, .. } => Some(scales.to_vec()),
+        // Codes are twice the numbers.
+        QuantSource::Fp4 { factor, .. } => Some(vec![factor / 2.0; n_out]),
         QuantSource::Blocks { .. } | QuantSource::Rows { .. } | QuantSource::Awq { .. } => None,
     }
 }
@@ -189,6 +204,16 @@ impl TileCodes {
                     *code = byte ^ 0x80;
                 }
                 self.scales.fill(1.0);
+            }
+            QuantSource::Fp4 { codes, scales, .. } => {
+                let from = &codes[first_row * self.n_in / 2..][..n_rows * self.n_in / 2];
+                for (pair, byte) in self.codes.chunks_exact_mut(2).zip(from) {
+                    pair[0] = TWICE_E2M1[usize::from(byte & 15)].cast_unsigned() ^ 0x80;
+                    pair[1] = TWICE_E2M1[usize::from(byte >> 4)].cast_unsigned() ^ 0x80;
+                }
+                let n_scales = n_rows * self.n_groups;
+                let from = &scales[first_row * self.n_groups..][..n_scales];
+                self.scales[..n_scales].copy_from_slice(from);
             }
             QuantSource::Rows { format, bytes } => {
                 let row_bytes = self.n_in * format.bytes();

@@ -441,6 +441,45 @@ fn int8_rows_keep_their_codes_and_scales() {
     }
 }
 
+/// Every pair of codes, with the scales that E4M3 has.
+#[test]
+fn fp4_groups_keep_their_codes_and_scales() {
+    const E2M1: [f32; 8] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
+    let mut rng = StdRng::seed_from_u64(9);
+    let mut pool = pool();
+    for (n_out, n_in) in [(1, 32), (37, 96), (40, 256)] {
+        let codes: Vec<u8> = (0..n_out * n_in / 2).map(|i| (i * 37) as u8).collect();
+        let scales: Vec<f32> = (0..n_out * n_in / 16)
+            .map(|_| crate::lanes::e4m3::to_f32(rng.random_range(0..0x7f)))
+            .collect();
+        let factor = 1.0 / 90_001.0;
+        let source = QuantSource::Fp4 {
+            codes: &codes,
+            scales: &scales,
+            factor,
+        };
+        let arena = &mut Arena::default();
+        let mut w = QuantMatrix::pack(&mut pool, arena, n_out, n_in, source).expect("pack");
+        let mut row = vec![0.0; n_in];
+        for n in 0..n_out {
+            w.dequantize_row(n, &mut row).expect("row");
+            for (k, found) in row.iter().enumerate() {
+                let code = codes[(n * n_in + k) / 2] >> (4 * (k % 2)) & 15;
+                let size = E2M1[usize::from(code & 7)] * scales[(n * n_in + k) / 16] * factor;
+                let expected = if code < 8 { size } else { -size };
+                assert!(*found == expected, "{n} {k}: {found} for {expected}");
+            }
+        }
+        for n_tokens in [1, 3, 8] {
+            let x = random_vector(n_tokens * n_in, &mut rng);
+            for isa in Isa::available() {
+                let what = format!("FP4 {n_out}x{n_in} tokens {n_tokens}");
+                w = check_products(&mut pool, isa, w, &x, &what);
+            }
+        }
+    }
+}
+
 fn bytes_of(values: &[f32], format: DenseFormat) -> Vec<u8> {
     let bytes = |v: &f32| match format {
         DenseFormat::F32 => v.to_le_bytes().to_vec(),

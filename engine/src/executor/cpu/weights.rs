@@ -209,7 +209,8 @@ enum Source<'a> {
     Fp8(&'a ScaledMatrix<'a>),
 }
 
-/// FP8 is multiplied with f32; integers with 8-bit activations, if rows are whole groups of these.
+/// FP8 is multiplied with f32; integers and FP4, which integers of 8 bits hold, with 8-bit
+/// activations, if rows are whole groups of these.
 fn scaled_source<'a>(scaled: &'a ScaledMatrix<'a>) -> Source<'a> {
     match scaled.element {
         ScaledElement::Fp8 => Source::Fp8(scaled),
@@ -217,7 +218,12 @@ fn scaled_source<'a>(scaled: &'a ScaledMatrix<'a>) -> Source<'a> {
             codes: scaled.codes,
             scales: &scaled.scales,
         }),
-        ScaledElement::Int8 => {
+        ScaledElement::Nvfp4 if scaled.n_in.is_multiple_of(32) => Source::Quant(QuantSource::Fp4 {
+            codes: scaled.codes,
+            scales: &scaled.scales,
+            factor: scaled.factor,
+        }),
+        ScaledElement::Int8 | ScaledElement::Nvfp4 => {
             let values = scaled.to_f32();
             let bytes = values
                 .iter()

@@ -11,7 +11,7 @@ use super::{
 };
 
 const FORMATS: &str = "pack-quantized (4-bit integers, activations in 16 bits), float-quantized \
-                       (FP8), int-quantized (8-bit integers)";
+                       (FP8), int-quantized (8-bit integers), nvfp4-pack-quantized";
 
 pub(super) fn read(q: &Fields) -> Result<Quantization, ConfigError> {
     for key in ["sparsity_config", "transform_config"] {
@@ -80,6 +80,7 @@ fn group_of(q: &Fields, group: &Fields) -> Result<Quantization, ConfigError> {
         }
         // The older name of both.
         ("float-quantized", _) | ("naive-quantized", "float") => floats(&weights).map(scaled),
+        ("nvfp4-pack-quantized", _) => fp4(&weights).map(scaled),
         ("int-quantized", _) | ("naive-quantized", "int") => integers(&weights).map(scaled),
         _ => Err(unsupported(&holder.key("format"), format, FORMATS)),
     }
@@ -176,6 +177,25 @@ fn integers(weights: &Fields) -> Result<ScaledKind, ConfigError> {
     }
 }
 
+/// `nvfp4-pack-quantized`: E2M1.
+fn fp4(weights: &Fields) -> Result<ScaledKind, ConfigError> {
+    four_bits(weights, &["num_bits"])?;
+    of_type(weights, "float")?;
+    symmetric(weights)?;
+    if let Some(group) = weights.size("group_size")?
+        && group != 16
+    {
+        return Err(unsupported(&weights.key("group_size"), group, "16"));
+    }
+    match weights.text("strategy")? {
+        Some("tensor_group") | None => Ok(ScaledKind::Nvfp4 { divides: true }),
+        Some(other) => {
+            let key = weights.key("strategy");
+            Err(unsupported(&key, other, "tensor_group"))
+        }
+    }
+}
+
 /// Symmetric numbers of 8 bits.
 fn eight_bits(weights: &Fields) -> Result<(), ConfigError> {
     if let Some(bits) = weights.size("num_bits")?
@@ -183,6 +203,10 @@ fn eight_bits(weights: &Fields) -> Result<(), ConfigError> {
     {
         return Err(unsupported(&weights.key("num_bits"), bits, "8"));
     }
+    symmetric(weights)
+}
+
+fn symmetric(weights: &Fields) -> Result<(), ConfigError> {
     match weights.flag("symmetric")? {
         Some(false) => Err(unsupported(&weights.key("symmetric"), "false", "true")),
         Some(true) | None => Ok(()),

@@ -55,7 +55,7 @@ pub struct HubSettings {
 const INDEX: &str = "model.safetensors.index.json";
 const SINGLE: &str = "model.safetensors";
 /// Small files that are downloaded if the repository has them.
-const SMALL_FILES: [&str; 11] = [
+const SMALL_FILES: [&str; 12] = [
     "config.json",
     "generation_config.json",
     "tokenizer.json",
@@ -65,6 +65,7 @@ const SMALL_FILES: [&str; 11] = [
     "chat_template.json",
     "quant_config.json",
     "quantize_config.json",
+    "hf_quant_config.json",
     "tokenizer.model",
     INDEX,
 ];

@@ -5,7 +5,7 @@
 use ::safetensors::Dtype;
 use kernels::lanes::e4m3;
 
-use super::{ScaledElement, Stored, grid, weights};
+use super::{ScaledElement, Stored, codes, grid};
 use crate::weights::WeightError;
 use crate::weights::packed::Place;
 use crate::weights::safetensors::TensorFiles;
@@ -13,12 +13,12 @@ use crate::weights::safetensors::TensorFiles;
 /// Without its sign.
 const NAN: u8 = 0x7f;
 
-pub(super) fn find<'a>(
-    files: &'a TensorFiles,
+pub(super) fn find(
+    files: &TensorFiles,
     place: Place,
     (n_out, n_in): (usize, usize),
     block: Option<[usize; 2]>,
-) -> Result<Stored<'a>, WeightError> {
+) -> Result<Stored<'_>, WeightError> {
     let named = |part: &str| format!("{}.{part}", place.stem);
     let name = [named("weight_scale_inv"), named("weight_scale")]
         .into_iter()
@@ -26,8 +26,14 @@ pub(super) fn find<'a>(
         .unwrap_or_else(|| named("weight_scale_inv or weight_scale"));
     Ok(Stored {
         element: ScaledElement::Fp8,
-        codes: weights(files, &place, Dtype::F8_E4M3, n_in)?,
+        codes: codes(
+            files,
+            named("weight"),
+            Dtype::F8_E4M3,
+            [place.n_stored, n_in],
+        )?,
         scales: grid(files, name, &place, n_in, block)?,
+        factor: 1.0,
         place,
         n_out,
         n_in,
@@ -36,6 +42,14 @@ pub(super) fn find<'a>(
 
 pub(super) fn value(code: u8) -> f32 {
     e4m3::to_f32(code)
+}
+
+pub(super) fn value_or_nan(code: u8) -> f32 {
+    if code & NAN == NAN {
+        f32::NAN
+    } else {
+        value(code)
+    }
 }
 
 /// Kernels take no code for NaN, so there must be none.

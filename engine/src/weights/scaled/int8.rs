@@ -3,16 +3,16 @@
 
 use ::safetensors::Dtype;
 
-use super::{ScaledElement, Stored, grid, weights};
+use super::{ScaledElement, Stored, codes, grid};
 use crate::weights::WeightError;
 use crate::weights::packed::Place;
 use crate::weights::safetensors::TensorFiles;
 
-pub(super) fn find<'a>(
-    files: &'a TensorFiles,
+pub(super) fn find(
+    files: &TensorFiles,
     place: Place,
     (n_out, n_in): (usize, usize),
-) -> Result<Stored<'a>, WeightError> {
+) -> Result<Stored<'_>, WeightError> {
     let named = |part: &str| format!("{}.{part}", place.stem);
     let zero = named("weight_zero_point");
     if files.has(&zero) {
@@ -23,8 +23,9 @@ pub(super) fn find<'a>(
     }
     Ok(Stored {
         element: ScaledElement::Int8,
-        codes: weights(files, &place, Dtype::I8, n_in)?,
+        codes: codes(files, named("weight"), Dtype::I8, [place.n_stored, n_in])?,
         scales: grid(files, named("weight_scale"), &place, n_in, None)?,
+        factor: 1.0,
         place,
         n_out,
         n_in,

@@ -1,10 +1,12 @@
-//! Matrices of small numbers in row order, each times a scale: `W[n][k] = q[n][k] * s[n][k / group]`.
-//! A file for each format says which tensors these are; all of them are read through [`Stored`].
+//! Matrices of small numbers in row order, each times a scale: `W[n][k] = q[n][k] * s[n][k / group]`,
+//! in NVFP4 times a factor of the matrix, as well.
+//! A file for each format says which tensors these are; all of them are read through `Stored`.
 //!
 //! | | `q` | `s` |
 //! |---|---|---|
 //! | FP8 | E4M3 `[out, in]` | of a block of rows and columns, a row, or the matrix |
 //! | INT8 | signed `[out, in]` | of a row, or the matrix |
+//! | NVFP4 | E2M1 `[out, in / 2]`, the even column low | E4M3 `[out, in / 16]` |
 //!
 //! Scales that quantisers keep for activations (`input_scale` and others) are not read.
 
@@ -20,6 +22,7 @@ use crate::model::quantization::{Scaled, ScaledKind};
 
 mod fp8;
 mod int8;
+mod nvfp4;
 
 /// What one number is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -28,6 +31,8 @@ pub enum ScaledElement {
     Fp8,
     /// A signed integer of 8 bits.
     Int8,
+    /// E2M1: 2 bits of exponent, 1 of mantissa.
+    Nvfp4,
 }
 
 /// `FP8`
@@ -36,6 +41,7 @@ impl fmt::Display for ScaledElement {
         f.write_str(match self {
             Self::Fp8 => "FP8",
             Self::Int8 => "INT8",
+            Self::Nvfp4 => "NVFP4",
         })
     }
 }
@@ -45,6 +51,7 @@ impl From<ScaledKind> for ScaledElement {
         match kind {
             ScaledKind::Fp8 { .. } => Self::Fp8,
             ScaledKind::Int8 => Self::Int8,
+            ScaledKind::Nvfp4 { .. } => Self::Nvfp4,
         }
     }
 }
@@ -54,6 +61,15 @@ impl ScaledElement {
     const fn row_bytes(self, n: usize) -> usize {
         match self {
             Self::Fp8 | Self::Int8 => n,
+            Self::Nvfp4 => n / 2,
+        }
+    }
+
+    /// Bytes of a scale.
+    const fn scale_bytes(self) -> usize {
+        match self {
+            Self::Fp8 | Self::Int8 => 4,
+            Self::Nvfp4 => 1,
         }
     }
 }
@@ -68,8 +84,10 @@ pub struct ScaledMatrix<'a> {
     pub codes: &'a [u8],
     /// Columns under one scale; the last group of a row may be shorter.
     pub group: usize,
-    /// `[n_out, n_in.div_ceil(group)]`, all finite.
+    /// `[n_out, n_in.div_ceil(group)]`, all finite; those of NVFP4 are numbers that E4M3 has.
     pub scales: Vec<f32>,
+    /// Of all products: 1 but in NVFP4.
+    pub factor: f32,
 }
 
 impl ScaledMatrix<'_> {
@@ -77,26 +95,34 @@ impl ScaledMatrix<'_> {
         storage_of(self.element, (self.n_out, self.n_in), self.scales.len())
     }
 
-    /// Row-major f32, `[n_out, n_in]`: each product is rounded once.
+    /// Row-major f32, `[n_out, n_in]`. Each product is rounded once: that of a number and a scale of
+    /// NVFP4 is exact.
     #[must_use]
     pub fn to_f32(&self) -> Vec<f32> {
         let n_groups = self.n_in.div_ceil(self.group);
         let value: [f32; 256] = match self.element {
             ScaledElement::Fp8 => std::array::from_fn(|code| fp8::value(code as u8)),
             ScaledElement::Int8 => std::array::from_fn(|code| int8::value(code as u8)),
+            ScaledElement::Nvfp4 => std::array::from_fn(|code| nvfp4::value(code as u8 & 15)),
         };
+        let group_bytes = self.element.row_bytes(self.group);
         let rows = self.codes.chunks_exact(self.element.row_bytes(self.n_in));
         let mut out = Vec::with_capacity(self.n_out * self.n_in);
         for (codes, scales) in rows.zip(self.scales.chunks_exact(n_groups)) {
-            for (codes, scale) in codes.chunks(self.group).zip(scales) {
-                out.extend(codes.iter().map(|code| value[usize::from(*code)] * scale));
+            for (codes, scale) in codes.chunks(group_bytes).zip(scales) {
+                let weight = |code: u8| value[usize::from(code)] * scale * self.factor;
+                match self.element {
+                    ScaledElement::Nvfp4 => {
+                        out.extend(codes.iter().flat_map(|c| [weight(*c), weight(*c >> 4)]));
+                    }
+                    _ => out.extend(codes.iter().map(|code| weight(*code))),
+                }
             }
         }
         out
     }
 }
 
-/// `n_scales` of four bytes.
 fn storage_of(
     element: ScaledElement,
     (n_out, n_in): (usize, usize),
@@ -108,7 +134,7 @@ fn storage_of(
         format: MatrixFormat::Scaled(element),
         is_reordered: false,
         n_elements: (n_out * n_in) as u64,
-        n_bytes: (n_out * element.row_bytes(n_in) + 4 * n_scales) as u64,
+        n_bytes: (n_out * element.row_bytes(n_in) + element.scale_bytes() * n_scales) as u64,
     }
 }
 
@@ -121,6 +147,7 @@ pub(super) struct Stored<'a> {
     /// Of the whole stored matrix.
     codes: Tensor<'a>,
     scales: Grid<'a>,
+    factor: f32,
 }
 
 /// A tensor with its name, for messages.
@@ -132,7 +159,8 @@ struct Tensor<'a> {
 /// Scales of blocks: that of row `n` and column `k` is number `n / rows * width + k / columns`.
 struct Grid<'a> {
     tensor: Tensor<'a>,
-    format: ElementFormat,
+    /// `None`: E4M3.
+    format: Option<ElementFormat>,
     /// Rows and columns under one scale.
     block: [usize; 2],
     width: usize,
@@ -141,22 +169,25 @@ struct Grid<'a> {
 /// Whether `stem` is in this format in these files.
 pub(super) fn is_scaled(files: &TensorFiles, stem: &str, kind: ScaledKind) -> bool {
     let weight = files.tensor(&format!("{stem}.weight"));
-    weight.is_ok_and(|weight| match kind {
-        ScaledKind::Fp8 { .. } => weight.dtype == Dtype::F8_E4M3,
-        ScaledKind::Int8 => weight.dtype == Dtype::I8,
-    })
+    let has = |dtype| weight.as_ref().is_ok_and(|weight| weight.dtype == dtype);
+    match kind {
+        ScaledKind::Fp8 { .. } => has(Dtype::F8_E4M3),
+        ScaledKind::Int8 => has(Dtype::I8),
+        ScaledKind::Nvfp4 { .. } => has(Dtype::U8) || files.has(&format!("{stem}.weight_packed")),
+    }
 }
 
 /// Finds the tensors of an `[n_out, n_in]` matrix and checks their types and shapes.
-pub(super) fn find<'a>(
-    files: &'a TensorFiles,
+pub(super) fn find(
+    files: &TensorFiles,
     place: Place,
     shape: (usize, usize),
     config: Scaled,
-) -> Result<Stored<'a>, WeightError> {
+) -> Result<Stored<'_>, WeightError> {
     match config.kind {
         ScaledKind::Fp8 { block } => fp8::find(files, place, shape, block),
         ScaledKind::Int8 => int8::find(files, place, shape),
+        ScaledKind::Nvfp4 { divides } => nvfp4::find(files, place, shape, divides),
     }
 }
 
@@ -186,15 +217,23 @@ impl<'a> Stored<'a> {
             codes,
             group,
             scales: self.scales.rows(self.place.first, self.n_out, self.n_in)?,
+            factor: self.factor,
         })
     }
 }
 
 impl Grid<'_> {
+    fn values(&self) -> Result<Vec<f32>, WeightError> {
+        let bytes = self.tensor.bytes;
+        match self.format {
+            Some(format) => decode::to_f32(format, bytes, bytes.len() / format.block_bytes()),
+            None => Ok(bytes.iter().map(|code| fp8::value_or_nan(*code)).collect()),
+        }
+    }
+
     /// Those of rows `first ..`, each repeated for every row under it.
     fn rows(&self, first: usize, n_out: usize, n_in: usize) -> Result<Vec<f32>, WeightError> {
-        let n_stored = self.tensor.bytes.len() / self.format.block_bytes();
-        let values = decode::to_f32(self.format, self.tensor.bytes, n_stored)?;
+        let values = self.values()?;
         let [rows, columns] = self.block;
         let n_groups = n_in.div_ceil(columns);
         let mut scales = Vec::with_capacity(n_out * n_groups);
@@ -214,14 +253,13 @@ impl Grid<'_> {
     }
 }
 
-/// `{stem}.weight`, of this type and shape.
-fn weights<'a>(
-    files: &'a TensorFiles,
-    place: &Place,
+/// `name`, of this type and shape.
+fn codes(
+    files: &TensorFiles,
+    name: String,
     dtype: Dtype,
-    width: usize,
-) -> Result<Tensor<'a>, WeightError> {
-    let name = format!("{}.weight", place.stem);
+    shape: [usize; 2],
+) -> Result<Tensor<'_>, WeightError> {
     let tensor = files.tensor(&name)?;
     if tensor.dtype != dtype {
         return Err(WeightError::Format {
@@ -229,13 +267,13 @@ fn weights<'a>(
             format: format!("{:?}", tensor.dtype),
             supported: match dtype {
                 Dtype::F8_E4M3 => "F8_E4M3",
+                Dtype::U8 => "U8",
                 _ => "I8",
             },
         });
     }
-    let expected = [place.n_stored, width];
-    if tensor.shape != expected {
-        return Err(wrong_shape(name, tensor.shape, &expected));
+    if tensor.shape != shape {
+        return Err(wrong_shape(name, tensor.shape, &shape));
     }
     let bytes = tensor.bytes;
     Ok(Tensor { name, bytes })
@@ -250,17 +288,12 @@ fn grid<'a>(
     block: Option<[usize; 2]>,
 ) -> Result<Grid<'a>, WeightError> {
     let tensor = files.tensor(&name)?;
-    let format = match tensor.dtype {
-        Dtype::F32 => ElementFormat::F32,
-        Dtype::F16 => ElementFormat::F16,
-        Dtype::BF16 => ElementFormat::BF16,
-        other => {
-            return Err(WeightError::Format {
-                name,
-                format: format!("{other:?}"),
-                supported: "F32 F16 BF16",
-            });
-        }
+    let Some(format) = float_format(tensor.dtype) else {
+        return Err(WeightError::Format {
+            name,
+            format: format!("{:?}", tensor.dtype),
+            supported: "F32 F16 BF16",
+        });
     };
     let n_stored = place.n_stored;
     let is_one = tensor.shape.iter().product::<usize>() == 1;
@@ -282,10 +315,19 @@ fn grid<'a>(
             name,
             bytes: tensor.bytes,
         },
-        format,
+        format: Some(format),
         block: [block[0], block[1].min(n_in)],
         width: expected[1],
     })
+}
+
+fn float_format(dtype: Dtype) -> Option<ElementFormat> {
+    match dtype {
+        Dtype::F32 => Some(ElementFormat::F32),
+        Dtype::F16 => Some(ElementFormat::F16),
+        Dtype::BF16 => Some(ElementFormat::BF16),
+        _ => None,
+    }
 }
 
 fn wrong_shape(name: String, found: &[usize], expected: &[usize]) -> WeightError {

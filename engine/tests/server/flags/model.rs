@@ -226,6 +226,12 @@ fn quantization_is_held_against_the_checkpoint() {
             Model::scaled(ScaledFormat::CtInt8),
             "compressed-tensors INT8",
         ),
+        (
+            Model::scaled(ScaledFormat::CtNvfp4),
+            "compressed-tensors NVFP4",
+        ),
+        (Model::scaled(ScaledFormat::ModelOptNvfp4), "modelopt NVFP4"),
+        (Model::scaled(ScaledFormat::ModelOptFp8), "modelopt FP8"),
         (Model::f16(), "none"),
     ];
     for (asked, meant) in [
@@ -240,6 +246,9 @@ fn quantization_is_held_against_the_checkpoint() {
         ("fp8", "fp8"),
         ("w8a8_fp8", "compressed-tensors FP8"),
         ("w8a8_int8", "compressed-tensors INT8"),
+        ("modelopt", "modelopt"),
+        ("modelopt_fp8", "modelopt FP8"),
+        ("modelopt_fp4", "modelopt NVFP4"),
         ("gguf", "gguf"),
     ] {
         for (model, method) in &models {
