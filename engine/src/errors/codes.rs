@@ -257,7 +257,7 @@ codes! {
 
     WeightsFormat = "weights_format", Start, None, "", None;
     "A tensor has an element format that this engine does not support.";
-    "Use the model in a format that the message lists; GGUF files named Q4_K_M, Q5_K_M, Q6_K or Q8_0 contain only supported ones.";
+    "Use the model in a format that the message lists; GGUF files named Q4_K_M, Q5_K_M, Q6_K, Q8_0, Q2_K, Q3_K or IQ4 contain only supported ones.";
 
     ModelConfig = "model_config", Start, None, "", None;
     "config.json (or the GGUF header) is missing, cannot be read, or has values that are not supported or outside their limits.";
@@ -269,7 +269,7 @@ codes! {
 
     UnsupportedQuantization = "unsupported_quantization", Start, None, "", None;
     "The checkpoint is quantised in a format that this engine, or its GPU kernels, does not support.";
-    "Serve the same model in 16 bits, in 4 bits (AWQ, GPTQ, AutoRound, compressed-tensors), in 8 (FP8, compressed-tensors), in NVFP4, or as GGUF (Q4_0 to Q8_0, Q4_K to Q6_K); act-order runs with --device cpu.";
+    "Serve the same model in 16 bits, in 4 bits (AWQ, GPTQ, AutoRound, compressed-tensors), in 8 (FP8, compressed-tensors), in NVFP4, or as GGUF (Q4_0 to Q8_0, Q2_K to Q6_K, IQ4, MXFP4); act-order runs with --device cpu.";
 
     Tokenizer = "tokenizer", Start, None, "", None;
     "The tokenizer's files are missing, broken, or of a kind that is not supported.";

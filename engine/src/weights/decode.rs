@@ -6,6 +6,9 @@
 
 use half::{bf16, f16};
 
+mod codebooks;
+mod small_k;
+
 use super::{ElementFormat, WeightError};
 
 /// Decodes `n_elements` stored as `format`. Fails unless `bytes` contains exactly these elements.
@@ -35,9 +38,14 @@ pub(crate) fn to_f32(
         ElementFormat::Q5_0 => q5_0,
         ElementFormat::Q5_1 => q5_1,
         ElementFormat::Q8_0 => q8_0,
+        ElementFormat::Q2K => small_k::q2k,
+        ElementFormat::Q3K => small_k::q3k,
         ElementFormat::Q4K => q4k,
         ElementFormat::Q5K => q5k,
         ElementFormat::Q6K => q6k,
+        ElementFormat::Iq4Nl => codebooks::iq4_nl,
+        ElementFormat::Iq4Xs => codebooks::iq4_xs,
+        ElementFormat::Mxfp4 => codebooks::mxfp4,
     };
     let blocks = bytes.chunks_exact(format.block_bytes());
     for (block, y) in blocks.zip(out.chunks_exact_mut(format.block_elements())) {
@@ -167,12 +175,15 @@ mod tests {
 
     use super::*;
 
-    const BLOCK_FORMATS: [(ElementFormat, GgmlDType); 8] = [
+    /// Those that candle has.
+    const BLOCK_FORMATS: [(ElementFormat, GgmlDType); 10] = [
         (ElementFormat::Q4_0, GgmlDType::Q4_0),
         (ElementFormat::Q4_1, GgmlDType::Q4_1),
         (ElementFormat::Q5_0, GgmlDType::Q5_0),
         (ElementFormat::Q5_1, GgmlDType::Q5_1),
         (ElementFormat::Q8_0, GgmlDType::Q8_0),
+        (ElementFormat::Q2K, GgmlDType::Q2K),
+        (ElementFormat::Q3K, GgmlDType::Q3K),
         (ElementFormat::Q4K, GgmlDType::Q4K),
         (ElementFormat::Q5K, GgmlDType::Q5K),
         (ElementFormat::Q6K, GgmlDType::Q6K),
@@ -185,6 +196,8 @@ mod tests {
         rng.fill(&mut bytes[..]);
         let scales: &[usize] = match format {
             ElementFormat::Q4_0 | ElementFormat::Q5_0 | ElementFormat::Q8_0 => &[0],
+            ElementFormat::Q2K => &[80, 82],
+            ElementFormat::Q3K => &[108],
             ElementFormat::Q6K => &[208],
             _ => &[0, 2],
         };

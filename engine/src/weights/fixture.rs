@@ -10,6 +10,7 @@ use std::fs::File;
 use std::io::BufWriter;
 use std::path::Path;
 
+pub mod blocks;
 pub(in crate::weights) mod drawn;
 pub mod packed;
 pub mod scaled;
@@ -300,7 +301,9 @@ fn gguf_tensors(
             _ => weights,
         };
         let tensor = Tensor::from_vec(stored, (n_out, n_in), &Device::Cpu).map_err(fail)?;
-        let stored = QTensor::quantize(&tensor, ggml_dtype(format)).map_err(fail)?;
+        let dtype = ggml_dtype(format)
+            .ok_or_else(|| file_error(path, format!("candle does not write {format}")))?;
+        let stored = QTensor::quantize(&tensor, dtype).map_err(fail)?;
         tensors.push((id.gguf_name(), stored));
     }
     for id in VectorId::all(config) {
@@ -367,9 +370,12 @@ fn gguf_metadata(config: &ModelConfig) -> HashMap<String, Value> {
     metadata
 }
 
-/// candle's name of a format.
-pub fn ggml_dtype(format: ElementFormat) -> GgmlDType {
-    match format {
+/// candle's name of a format, if it has one.
+pub fn ggml_dtype(format: ElementFormat) -> Option<GgmlDType> {
+    Some(match format {
+        ElementFormat::Iq4Nl | ElementFormat::Iq4Xs | ElementFormat::Mxfp4 => return None,
+        ElementFormat::Q2K => GgmlDType::Q2K,
+        ElementFormat::Q3K => GgmlDType::Q3K,
         ElementFormat::F32 => GgmlDType::F32,
         ElementFormat::F16 => GgmlDType::F16,
         ElementFormat::BF16 => GgmlDType::BF16,
@@ -381,7 +387,7 @@ pub fn ggml_dtype(format: ElementFormat) -> GgmlDType {
         ElementFormat::Q4K => GgmlDType::Q4K,
         ElementFormat::Q5K => GgmlDType::Q5K,
         ElementFormat::Q6K => GgmlDType::Q6K,
-    }
+    })
 }
 
 fn file_error(path: &Path, message: String) -> WeightError {

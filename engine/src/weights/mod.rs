@@ -79,9 +79,14 @@ pub enum ElementFormat {
     Q5_0,
     Q5_1,
     Q8_0,
+    Q2K,
+    Q3K,
     Q4K,
     Q5K,
     Q6K,
+    Iq4Nl,
+    Iq4Xs,
+    Mxfp4,
 }
 
 /// One weight matrix, `y = W x` with `W: [n_out, n_in]`.

@@ -115,6 +115,8 @@ fn gguf() {
         ElementFormat::Q5_0,
         ElementFormat::Q5_1,
         ElementFormat::Q8_0,
+        ElementFormat::Q2K,
+        ElementFormat::Q3K,
         ElementFormat::Q4K,
         ElementFormat::Q5K,
         ElementFormat::Q6K,
@@ -125,7 +127,11 @@ fn gguf() {
         // The K formats' group scales are products of two numbers, which packing rounds to f16.
         let is_k = matches!(
             format,
-            ElementFormat::Q4K | ElementFormat::Q5K | ElementFormat::Q6K
+            ElementFormat::Q2K
+                | ElementFormat::Q3K
+                | ElementFormat::Q4K
+                | ElementFormat::Q5K
+                | ElementFormat::Q6K
         );
         let limit = if is_k { 3e-3 } else { 1e-3 };
         compare(&checkpoint, limit, &format!("gguf {format:?}"));

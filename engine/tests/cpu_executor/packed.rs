@@ -6,11 +6,12 @@ use std::path::Path;
 use engine::executor::Executor;
 use engine::executor::cpu::{ActivationType, CpuOptions};
 use engine::model::config::Family;
+use engine::weights::fixture::blocks::write_block_gguf;
 use engine::weights::fixture::packed::{
     PackedFormat, PackedKind, packed_config, write_packed_folder,
 };
 use engine::weights::fixture::scaled::{ScaledFormat, scaled_config, write_scaled_folder};
-use engine::weights::fixture::{FolderFormat, wide_config, write_folder, write_gguf};
+use engine::weights::fixture::{FolderFormat, ggml_dtype, wide_config, write_folder, write_gguf};
 use engine::weights::format::MatrixFormat;
 use engine::weights::gguf::GgufCheckpoint;
 use engine::weights::safetensors::SafetensorsCheckpoint;
@@ -227,7 +228,11 @@ fn the_document_has_the_table_of_what_loads() {
     let dir = tempfile::tempdir().expect("a folder");
     for format in ElementFormat::ALL {
         let file = dir.path().join(format!("{format}.gguf"));
-        write_gguf(&file, &wide_config(Family::Llama), format, 1, &[]).expect("written");
+        let config = wide_config(Family::Llama);
+        match ggml_dtype(format) {
+            Some(_) => write_gguf(&file, &config, format, 1, &[]).expect("written"),
+            None => write_block_gguf(&file, &config, format, 1).expect("written"),
+        }
         let checkpoint = GgufCheckpoint::open(&file).expect("opened");
         table += &line(&format!("GGUF {format}"), "its header", &checkpoint);
     }

@@ -62,9 +62,13 @@ pub(super) struct RowActivations<'a> {
 }
 
 impl RowActivations<'_> {
-    /// Sum of the values that correspond to group `group` of `n_chunks` times 32 inputs.
+    /// Sum of the values that correspond to group `group` of `n_chunks` times `CHUNK` inputs, which
+    /// are 32, or a single 16.
     #[inline(always)]
-    pub fn scaled_sum(&self, group: usize, n_chunks: usize) -> f32 {
+    pub fn scaled_sum<const CHUNK: usize>(&self, group: usize, n_chunks: usize) -> f32 {
+        if CHUNK == ACTIVATION_GROUP {
+            return -(self.negative_sums[group] as f32) * self.scales[group];
+        }
         // By far the most frequent case, without a loop.
         if n_chunks == 1 {
             return self.scaled_sums[group];

@@ -4,10 +4,7 @@
 
 use half::f16;
 
-use super::{Offset, PackedLayout};
-
-/// Twice the FP4 numbers (E2M1): 0, 0.5, 1, 1.5, 2, 3, 4, 6, and the same with their sign.
-pub(super) const TWICE_E2M1: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+use super::{Offset, PackedLayout, codebooks, small_k_blocks};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum BlockFormat {
@@ -16,41 +13,55 @@ pub enum BlockFormat {
     Q5_0,
     Q5_1,
     Q8_0,
+    Q2K,
+    Q3K,
     Q4K,
     Q5K,
     Q6K,
+    Iq4Nl,
+    Iq4Xs,
+    Mxfp4,
 }
 
 impl BlockFormat {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 13] = [
         Self::Q4_0,
         Self::Q4_1,
         Self::Q5_0,
         Self::Q5_1,
         Self::Q8_0,
+        Self::Q2K,
+        Self::Q3K,
         Self::Q4K,
         Self::Q5K,
         Self::Q6K,
+        Self::Iq4Nl,
+        Self::Iq4Xs,
+        Self::Mxfp4,
     ];
 
     /// Weights in a block.
     pub fn block_len(self) -> usize {
         match self {
-            Self::Q4K | Self::Q5K | Self::Q6K => 256,
+            Self::Q2K | Self::Q3K | Self::Q4K | Self::Q5K | Self::Q6K | Self::Iq4Xs => 256,
             _ => 32,
         }
     }
 
     pub fn block_bytes(self) -> usize {
         match self {
-            Self::Q4_0 => 18,
+            Self::Q4_0 | Self::Iq4Nl => 18,
             Self::Q4_1 => 20,
             Self::Q5_0 => 22,
             Self::Q5_1 => 24,
             Self::Q8_0 => 34,
+            Self::Q2K => 84,
+            Self::Q3K => 110,
             Self::Q4K => 144,
             Self::Q5K => 176,
             Self::Q6K => 210,
+            Self::Iq4Xs => 136,
+            Self::Mxfp4 => 17,
         }
     }
 
@@ -60,7 +71,9 @@ impl BlockFormat {
             Self::Q4_1 | Self::Q4K => (4, 32, Offset::Min),
             Self::Q5_0 => (8, 32, Offset::Zero(16)),
             Self::Q5_1 | Self::Q5K => (8, 32, Offset::Min),
-            Self::Q8_0 => (8, 32, Offset::Zero(128)),
+            Self::Q8_0 | Self::Iq4Nl | Self::Iq4Xs | Self::Mxfp4 => (8, 32, Offset::Zero(128)),
+            Self::Q2K => (8, 16, Offset::Min),
+            Self::Q3K => (8, 16, Offset::Zero(4)),
             Self::Q6K => (8, 16, Offset::Zero(32)),
         };
         PackedLayout {
@@ -79,7 +92,7 @@ pub(super) struct RowCodes<'a> {
     pub mins: &'a mut [f32],
 }
 
-fn f16_at(bytes: &[u8], at: usize) -> f32 {
+pub(super) fn f16_at(bytes: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
 }
 
@@ -97,7 +110,7 @@ fn six_bit_pair(packed: &[u8], i: usize) -> (f32, f32) {
 }
 
 /// Two nibbles a byte: the first half of the codes low, the second half high.
-fn split_nibbles(bytes: &[u8], codes: &mut [u8]) {
+pub(super) fn split_nibbles(bytes: &[u8], codes: &mut [u8]) {
     let (low, high) = codes.split_at_mut(bytes.len());
     for ((byte, low), high) in bytes.iter().zip(low).zip(high) {
         *low = byte & 15;
@@ -109,6 +122,10 @@ fn split_nibbles(bytes: &[u8], codes: &mut [u8]) {
 pub(super) fn unpack_row(format: BlockFormat, bytes: &[u8], out: RowCodes<'_>) {
     let len = format.block_len();
     let n_groups = len / format.layout().group;
+    let largest = match format {
+        BlockFormat::Mxfp4 => codebooks::largest_exponent(bytes),
+        _ => 0,
+    };
     for (i, block) in bytes.chunks_exact(format.block_bytes()).enumerate() {
         let codes = &mut out.codes[i * len..][..len];
         let scales = &mut out.scales[i * n_groups..][..n_groups];
@@ -157,6 +174,17 @@ pub(super) fn unpack_row(format: BlockFormat, bytes: &[u8], out: RowCodes<'_>) {
                 }
             }
             BlockFormat::Q6K => unpack_q6k(block, codes, scales),
+            BlockFormat::Q2K => small_k_blocks::unpack_q2k(block, codes, scales, mins),
+            BlockFormat::Q3K => small_k_blocks::unpack_q3k(block, codes, scales),
+            BlockFormat::Iq4Nl => {
+                scales[0] = f16_at(block, 0);
+                codebooks::unpack(&block[2..], &codebooks::IQ4, codes);
+            }
+            BlockFormat::Iq4Xs => codebooks::unpack_iq4_xs(block, codes, scales),
+            BlockFormat::Mxfp4 => {
+                scales[0] = codebooks::relative_scale(block[0], largest);
+                codebooks::unpack(&block[1..], &codebooks::TWICE_E2M1, codes);
+            }
         }
     }
 }

@@ -10,14 +10,18 @@
 //! | AWQ | 4 bits | AWQ's: a multiple of 32 | `s (q - z)` |
 //! | Q5_0 | 8 bits | 32 | `s (q - 16)` |
 //! | Q5_1, Q5_K | 8 bits | 32 | `s q + m` |
+//! | Q2_K | 8 bits | 16 | `s q + m` |
+//! | Q3_K | 8 bits | 16 | `s (q - 4)` |
 //! | Q6_K | 8 bits | 16 | `s (q - 32)` |
+//! | IQ4_NL, IQ4_XS | 8 bits | 32 | `s (q - 128)` |
+//! | MXFP4 | 8 bits | 32 | `r s (q - 128)` |
 //! | Q8_0 | 8 bits | 32 | `s (q - 128)` |
 //! | 8-bit integers | 8 bits | a row | `r (q - 128)` |
 //! | FP4 in groups of 16 | 8 bits | 16 | `r s (q - 128)` |
 //! | f32, f16, bf16 | 8 bits | 128, 64 or 32 | `s (q - 128)`, rounded here |
 //!
-//! `s`, `m` and `z` are f16, one for each group: exact except for Q4_K, Q5_K and Q6_K, whose scales
-//! are products rounded to f16 (2^-12 of a weight). `r` is f32, one for a row. Activations are f32, or 8-bit integers with one
+//! `s`, `m` and `z` are f16, one for each group: exact except for the K formats and IQ4_XS, whose
+//! scales are products rounded to f16 (2^-12 of a weight). `r` is f32, one for a row. Activations are f32, or 8-bit integers with one
 //! f32 scale for 16 of them ([`QuantActivations`]), in one term or two ([`Terms`]); `y` is always
 //! f32.
 //!
@@ -25,10 +29,12 @@
 
 mod activations;
 mod blocks;
+mod codebooks;
 mod cpu;
 mod pack;
 pub mod reference;
 mod round;
+mod small_k_blocks;
 
 pub use activations::{QuantActivations, Terms};
 pub use blocks::BlockFormat;

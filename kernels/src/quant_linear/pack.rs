@@ -7,7 +7,8 @@ use half::f16;
 use host::memory::Arena;
 use host::pool::{DisjointMut, WorkerPool, share};
 
-use super::blocks::{RowCodes, TWICE_E2M1, unpack_row};
+use super::blocks::{BlockFormat, RowCodes, unpack_row};
+use super::codebooks::{self, TWICE_E2M1};
 use super::round::{ROWS_GROUPS, round_row};
 use super::{Offset, PackedLayout, QuantMatrix, QuantSource, TILE_ROWS, WEIGHT_GROUP};
 use crate::KernelError;
@@ -165,17 +166,27 @@ pub(super) fn pack(
         n_out,
         n_in,
         layout,
-        row_scales: row_scales_of(source, n_out),
+        row_scales: row_scales_of(source, n_out, n_in),
         tile_bytes,
         tiles,
     })
 }
 
-fn row_scales_of(source: QuantSource<'_>, n_out: usize) -> Option<Vec<f32>> {
+fn row_scales_of(source: QuantSource<'_>, n_out: usize, n_in: usize) -> Option<Vec<f32>> {
     match source {
         QuantSource::Int8 { scales, .. } => Some(scales.to_vec()),
         // Codes are twice the numbers.
         QuantSource::Fp4 { factor, .. } => Some(vec![factor / 2.0; n_out]),
+        QuantSource::Blocks {
+            format: format @ BlockFormat::Mxfp4,
+            bytes,
+        } => {
+            let row_bytes = n_in / format.block_len() * format.block_bytes();
+            let largest = bytes
+                .chunks_exact(row_bytes)
+                .map(codebooks::largest_exponent);
+            Some(largest.map(codebooks::row_scale).collect())
+        }
         QuantSource::Blocks { .. } | QuantSource::Rows { .. } | QuantSource::Awq { .. } => None,
     }
 }
@@ -208,8 +219,8 @@ impl TileCodes {
             QuantSource::Fp4 { codes, scales, .. } => {
                 let from = &codes[first_row * self.n_in / 2..][..n_rows * self.n_in / 2];
                 for (pair, byte) in self.codes.chunks_exact_mut(2).zip(from) {
-                    pair[0] = TWICE_E2M1[usize::from(byte & 15)].cast_unsigned() ^ 0x80;
-                    pair[1] = TWICE_E2M1[usize::from(byte >> 4)].cast_unsigned() ^ 0x80;
+                    pair[0] = codebooks::code(&TWICE_E2M1, byte & 15);
+                    pair[1] = codebooks::code(&TWICE_E2M1, byte >> 4);
                 }
                 let n_scales = n_rows * self.n_groups;
                 let from = &scales[first_row * self.n_groups..][..n_scales];

@@ -9,19 +9,34 @@ fn pool() -> WorkerPool {
     WorkerPool::new(3).expect("pool")
 }
 
+/// Where a block has f16.
+fn scales_of(format: BlockFormat) -> &'static [usize] {
+    match format {
+        BlockFormat::Q4_0
+        | BlockFormat::Q5_0
+        | BlockFormat::Q8_0
+        | BlockFormat::Iq4Nl
+        | BlockFormat::Iq4Xs => &[0],
+        BlockFormat::Q2K => &[80, 82],
+        BlockFormat::Q3K => &[108],
+        BlockFormat::Q6K => &[208],
+        BlockFormat::Mxfp4 => &[],
+        BlockFormat::Q4_1 | BlockFormat::Q5_1 | BlockFormat::Q4K | BlockFormat::Q5K => &[0, 2],
+    }
+}
+
 /// Random block bytes with scales in a sane range.
 fn random_blocks(format: BlockFormat, n_blocks: usize, rng: &mut StdRng) -> Vec<u8> {
-    let scale_at: &[usize] = match format {
-        BlockFormat::Q4_0 | BlockFormat::Q5_0 | BlockFormat::Q8_0 => &[0],
-        BlockFormat::Q6K => &[208],
-        _ => &[0, 2],
-    };
+    let scale_at = scales_of(format);
     let mut bytes = Vec::new();
     for _ in 0..n_blocks {
         let mut block: Vec<u8> = (0..format.block_bytes()).map(|_| rng.random()).collect();
         for at in scale_at {
             let scale = f16::from_f32(rng.random_range(-0.02..0.02));
             block[*at..at + 2].copy_from_slice(&scale.to_le_bytes());
+        }
+        if format == BlockFormat::Mxfp4 {
+            block[0] = rng.random_range(115..125);
         }
         bytes.extend(block);
     }
@@ -152,10 +167,12 @@ fn extreme_codes_do_not_saturate() {
             let mut bytes = vec![fill; 16 * n_in / format.block_len() * format.block_bytes()];
             for block in bytes.chunks_exact_mut(format.block_bytes()) {
                 let one = f16::from_f32(0.25).to_le_bytes();
-                let at = if format == BlockFormat::Q6K { 208 } else { 0 };
-                block[at..at + 2].copy_from_slice(&one);
-                if format.layout().offset == Offset::Min {
-                    block[2..4].copy_from_slice(&one);
+                for at in scales_of(format) {
+                    block[*at..at + 2].copy_from_slice(&one);
+                }
+                if format == BlockFormat::Mxfp4 {
+                    // Of 0x7f the two halves cancel.
+                    block[0] = 107;
                 }
             }
             let source = QuantSource::Blocks {
@@ -441,6 +458,49 @@ fn int8_rows_keep_their_codes_and_scales() {
     }
 }
 
+/// Exponents of MXFP4 go beyond those of f16: rows keep the largest apart.
+#[test]
+fn mxfp4_rows_keep_their_exponents() {
+    let mut pool = pool();
+    let block = |exponent: u8| -> Vec<u8> { [&[exponent][..], &[0x52; 16]].concat() };
+    for exponents in [
+        [0, 0],
+        [1, 20],
+        [100, 124],
+        [127, 127],
+        [230, 252],
+        [253, 240],
+    ] {
+        let bytes = exponents.map(|exponent| block(exponent as u8)).concat();
+        let source = QuantSource::Blocks {
+            format: BlockFormat::Mxfp4,
+            bytes: &bytes,
+        };
+        let w = QuantMatrix::pack(&mut pool, &mut Arena::default(), 1, 64, source).expect("pack");
+        let mut row = vec![0.0; 64];
+        w.dequantize_row(0, &mut row).expect("row");
+        for (k, found) in row.iter().enumerate() {
+            // 2 and 5 name 1 and 3.
+            let number = if k % 32 < 16 { 1.0 } else { 3.0 };
+            let expected = number * 2f64.powi(exponents[k / 32] - 127);
+            assert!(
+                f64::from(*found).to_bits() == expected.to_bits(),
+                "{exponents:?} {k}: {found} for {expected}"
+            );
+        }
+    }
+    // A block that is 2^25 times smaller than another of its row adds nothing to it.
+    let bytes = [127, 102].map(block).concat();
+    let source = QuantSource::Blocks {
+        format: BlockFormat::Mxfp4,
+        bytes: &bytes,
+    };
+    let w = QuantMatrix::pack(&mut pool, &mut Arena::default(), 1, 64, source).expect("pack");
+    let mut row = vec![1.0; 64];
+    w.dequantize_row(0, &mut row).expect("row");
+    assert_eq!((row[0], row[32]), (1.0, 0.0));
+}
+
 /// Every pair of codes, with the scales that E4M3 has.
 #[test]
 fn fp4_groups_keep_their_codes_and_scales() {
@@ -464,10 +524,12 @@ fn fp4_groups_keep_their_codes_and_scales() {
         for n in 0..n_out {
             w.dequantize_row(n, &mut row).expect("row");
             for (k, found) in row.iter().enumerate() {
-                let code = codes[(n * n_in + k) / 2] >> (4 * (k % 2)) & 15;
-                let size = E2M1[usize::from(code & 7)] * scales[(n * n_in + k) / 16] * factor;
+                let at = n * n_in + k;
+                let code = codes[at / 2] >> (4 * (k % 2)) & 15;
+                let size = E2M1[usize::from(code & 7)] * scales[at / 16] * factor;
                 let expected = if code < 8 { size } else { -size };
-                assert!(*found == expected, "{n} {k}: {found} for {expected}");
+                let is_equal = (found - expected).abs() <= 0.0;
+                assert!(is_equal, "{n} {k}: {found} for {expected}");
             }
         }
         for n_tokens in [1, 3, 8] {

@@ -257,8 +257,13 @@ fn storage_of(format: ElementFormat) -> Storage {
         ElementFormat::Q5_0 => Storage::Blocks(BlockFormat::Q5_0),
         ElementFormat::Q5_1 => Storage::Blocks(BlockFormat::Q5_1),
         ElementFormat::Q8_0 => Storage::Blocks(BlockFormat::Q8_0),
+        ElementFormat::Q2K => Storage::Blocks(BlockFormat::Q2K),
+        ElementFormat::Q3K => Storage::Blocks(BlockFormat::Q3K),
         ElementFormat::Q4K => Storage::Blocks(BlockFormat::Q4K),
         ElementFormat::Q5K => Storage::Blocks(BlockFormat::Q5K),
         ElementFormat::Q6K => Storage::Blocks(BlockFormat::Q6K),
+        ElementFormat::Iq4Nl => Storage::Blocks(BlockFormat::Iq4Nl),
+        ElementFormat::Iq4Xs => Storage::Blocks(BlockFormat::Iq4Xs),
+        ElementFormat::Mxfp4 => Storage::Blocks(BlockFormat::Mxfp4),
     }
 }

@@ -49,6 +49,8 @@ fn what_is_written_is_read_back_in_every_format() {
         (ElementFormat::Q4_1, 0.12),
         (ElementFormat::Q4K, 0.16),
         (ElementFormat::Q4_0, 0.18),
+        (ElementFormat::Q3K, 0.35),
+        (ElementFormat::Q2K, 0.5),
     ] {
         for family in FAMILIES {
             let config = fixture::wide_config(family);

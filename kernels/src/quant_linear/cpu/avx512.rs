@@ -96,7 +96,7 @@ pub(super) unsafe fn tile_block<
                 sums[t] = _mm512_fmadd_ps(totals[t], scale, sums[t]);
                 continue;
             }
-            let x_sum = _mm512_set1_ps(x[t].scaled_sum(g, n_chunks));
+            let x_sum = _mm512_set1_ps(x[t].scaled_sum::<CHUNK>(g, n_chunks));
             if OFFSET == GROUP_ZERO {
                 totals[t] = _mm512_fnmadd_ps(min, x_sum, totals[t]);
             }

@@ -90,6 +90,7 @@ fn int8_block<const T: usize>(
         (4, 32, MIN) => int8_on::<4, 32, MIN, T>(isa, w, tile, &x, out),
         (8, 32, FIXED_ZERO) => int8_on::<8, 32, FIXED_ZERO, T>(isa, w, tile, &x, out),
         (8, 32, MIN) => int8_on::<8, 32, MIN, T>(isa, w, tile, &x, out),
+        (8, 16, MIN) => int8_on::<8, 16, MIN, T>(isa, w, tile, &x, out),
         (8, 16, FIXED_ZERO) => int8_on::<8, 16, FIXED_ZERO, T>(isa, w, tile, &x, out),
         (bits, chunk, _) => unreachable!("no packed layout of {bits} bits in chunks of {chunk}"),
     }

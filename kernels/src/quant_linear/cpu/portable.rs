@@ -49,7 +49,7 @@ pub(super) fn tile_block<
             let x_sum = if OFFSET == FIXED_ZERO {
                 0.0
             } else {
-                x.scaled_sum(g, n_chunks)
+                x.scaled_sum::<CHUNK>(g, n_chunks)
             };
             for r in 0..TILE_ROWS {
                 if OFFSET == GROUP_ZERO {

@@ -189,10 +189,10 @@ fn lying_tensor_entries_are_refused() {
         .to_string();
     assert!(error.contains("[2147483648, 2147483648]"), "{error}");
 
-    let unknown = file(tensor("t", &[32], 23, 0)).expect("the header is well formed");
-    let error = unknown.tensor("t", &[32]).expect_err("IQ4_XS").to_string();
+    let unknown = file(tensor("t", &[32], 34, 0)).expect("the header is well formed");
+    let error = unknown.tensor("t", &[32]).expect_err("TQ1_0").to_string();
     assert!(
-        error.contains("format IQ4_XS") && error.contains("Q4_K"),
+        error.contains("format TQ1_0") && error.contains("Q4_K"),
         "{error}"
     );
     let ragged = file(tensor("t", &[33], 2, 0)).expect("the header is well formed");
