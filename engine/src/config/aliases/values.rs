@@ -2,6 +2,10 @@
 
 use super::{ValueAlias, ValueMeans};
 
+const BITSANDBYTES: &str =
+    "bitsandbytes is not read; use the same model in AWQ, GPTQ, FP8 or NVFP4, or as GGUF";
+const PICKLED: &str = "PyTorch's pickled files are not read; use the same model in safetensors";
+
 pub(super) const VALUES: &[ValueAlias] = &[
     ValueAlias {
         flag: "--dtype",
@@ -105,5 +109,71 @@ pub(super) const VALUES: &[ValueAlias] = &[
         flag: "--quantization",
         value: "inc",
         means: ValueMeans::Same("auto-round"),
+    },
+    ValueAlias {
+        flag: "--quantization",
+        value: "petit_nvfp4",
+        means: ValueMeans::Same("modelopt_fp4"),
+    },
+    ValueAlias {
+        flag: "--quantization",
+        value: "bitsandbytes",
+        means: ValueMeans::Refused(BITSANDBYTES),
+    },
+    ValueAlias {
+        flag: "--quantization",
+        value: "mxfp4",
+        means: ValueMeans::Refused(
+            "MXFP4 is read from GGUF files; use --quantization gguf, or leave it out",
+        ),
+    },
+    ValueAlias {
+        flag: "--load-format",
+        value: "hf",
+        means: ValueMeans::Same("auto"),
+    },
+    ValueAlias {
+        flag: "--load-format",
+        value: "fastsafetensors",
+        means: ValueMeans::Same("safetensors"),
+    },
+    ValueAlias {
+        flag: "--load-format",
+        value: "runai_streamer",
+        means: ValueMeans::Same("safetensors"),
+    },
+    ValueAlias {
+        flag: "--load-format",
+        value: "layered",
+        means: ValueMeans::Same("safetensors"),
+    },
+    ValueAlias {
+        flag: "--load-format",
+        value: "pt",
+        means: ValueMeans::Refused(PICKLED),
+    },
+    ValueAlias {
+        flag: "--load-format",
+        value: "npcache",
+        means: ValueMeans::Refused(PICKLED),
+    },
+    ValueAlias {
+        flag: "--load-format",
+        value: "mistral",
+        means: ValueMeans::Refused(
+            "consolidated.safetensors is not read; use the same model in Hugging Face's layout",
+        ),
+    },
+    ValueAlias {
+        flag: "--load-format",
+        value: "bitsandbytes",
+        means: ValueMeans::Refused(BITSANDBYTES),
+    },
+    ValueAlias {
+        flag: "--load-format",
+        value: "sharded_state",
+        means: ValueMeans::Refused(
+            "ranks' own files are not read; use the checkpoint that they were made from",
+        ),
     },
 ];
