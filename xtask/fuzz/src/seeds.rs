@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use engine::model::config::Family;
 use engine::weights::ElementFormat;
 use engine::weights::fixture::packed::{PackedFormat, PackedKind};
+use engine::weights::fixture::scaled::ScaledFormat;
 use engine::weights::fixture::{FolderFormat, config_json, tiny_config, write_folder, write_gguf};
 use records::rows_tar;
 use serde_json::{Value, json};
@@ -79,6 +80,11 @@ fn seeds(target: &str) -> Result<Vec<Vec<u8>>> {
                     act_order: kind != PackedKind::AutoRoundGptq,
                 };
                 let mut value = config_json(&tiny_config(Family::Qwen2), FolderFormat::F16);
+                value["quantization_config"] = format.quantization_config();
+                seeds.push(value.to_string().into_bytes());
+            }
+            for format in ScaledFormat::ALL {
+                let mut value = config_json(&tiny_config(Family::Qwen3), FolderFormat::F16);
                 value["quantization_config"] = format.quantization_config();
                 seeds.push(value.to_string().into_bytes());
             }
