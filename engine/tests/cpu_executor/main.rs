@@ -4,6 +4,7 @@
 mod against_candle;
 mod against_twin;
 mod backends;
+mod formats_table;
 mod gguf_blocks;
 mod invariance;
 mod packed;
