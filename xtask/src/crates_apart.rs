@@ -93,6 +93,26 @@ mod tests {
         check(&cargo::root().expect("a tree")).expect("apart");
     }
 
+    /// Why another engine is not given a flag: written by one crate, translated by the other.
+    #[test]
+    fn every_flag_that_an_engine_is_not_given_has_a_reason_in_korean() {
+        let root = cargo::root().expect("a tree");
+        let read = |file: &str| std::fs::read_to_string(root.join(file)).expect(file);
+        let translations = read("reports/src/render/reasons.rs");
+        let mut n_reasons = 0;
+        for engine in ["vllm", "sglang", "llama_cpp"] {
+            let source = read(&format!("experiments/src/engines/{engine}.rs"));
+            for rest in source.split("LeftOut(").skip(1) {
+                let reason = rest.trim_start().trim_start_matches('"');
+                let (reason, _) = reason.split_once('"').expect("a literal");
+                let key = format!("\"{reason}\",");
+                assert!(translations.contains(&key), "{engine}: {reason}");
+                n_reasons += 1;
+            }
+        }
+        assert!(n_reasons > 25, "{n_reasons}");
+    }
+
     #[test]
     fn a_dependency_is_found_under_any_name() {
         let depends = |text: &str| depends_on(text, "reports").expect("TOML");
