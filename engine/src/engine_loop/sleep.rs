@@ -63,6 +63,7 @@ impl EngineLoop {
                         // The contents of the pages are lost.
                         self.scheduler.forget();
                         self.metrics.record_stats(&self.scheduler.stats());
+                        self.metrics.is_asleep.set(1.0);
                         Ok(())
                     }
                     Err((executor, error)) => {
@@ -91,6 +92,7 @@ impl EngineLoop {
                 Ok(mut executor) => {
                     executor.watch(&self.shared.stop);
                     self.executor = ExecutorState::Active(executor);
+                    self.metrics.is_asleep.set(0.0);
                     let acceptance = &self.shared.acceptance;
                     acceptance.change(Acceptance::Suspended, Acceptance::Open);
                     Ok(())

@@ -46,8 +46,12 @@ pub struct Metrics {
     model_name: String,
     pub n_running: Gauge,
     pub n_waiting: Gauge,
+    /// Tokens that waiting requests have to compute.
+    pub n_waiting_tokens: Gauge,
     /// Waiting requests whose prefix another request is computing.
     pub n_deferred: Gauge,
+    /// 1 while the model is suspended, otherwise 0.
+    pub is_asleep: Gauge,
     pub kv_pages_used: Gauge,
     pub kv_pages_cached: Gauge,
     pub kv_pages_total: Gauge,
@@ -129,7 +133,9 @@ impl Metrics {
             model_name: model_name.into(),
             n_running: Gauge::default(),
             n_waiting: Gauge::default(),
+            n_waiting_tokens: Gauge::default(),
             n_deferred: Gauge::default(),
+            is_asleep: Gauge::default(),
             kv_pages_used: Gauge::default(),
             kv_pages_cached: Gauge::default(),
             kv_pages_total: Gauge::default(),
@@ -192,6 +198,7 @@ impl Metrics {
     pub fn record_stats(&self, stats: &SchedulerStats) {
         self.n_running.set(stats.n_running as f64);
         self.n_waiting.set(stats.n_waiting as f64);
+        self.n_waiting_tokens.set(stats.n_waiting_tokens as f64);
         self.n_deferred.set(stats.n_deferred as f64);
         self.kv_pages_used.set(stats.n_pages_used as f64);
         self.kv_pages_total.set(stats.n_pages_total as f64);

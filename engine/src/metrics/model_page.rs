@@ -51,6 +51,11 @@ impl Metrics {
                 self.kv_pages_total.get(),
             ),
             (
+                "engine_waiting_tokens",
+                "Tokens that waiting requests have to compute, as if none were cached.",
+                self.n_waiting_tokens.get(),
+            ),
+            (
                 "engine_host_kv_pages_used",
                 "KV cache pages of the host tier in use.",
                 self.host_kv_pages_used.get(),
@@ -73,6 +78,18 @@ impl Metrics {
             &[
                 ("capacity", (n_waiting - n_deferred).max(0.0)),
                 ("deferred", n_deferred),
+            ],
+        );
+        let is_asleep = self.is_asleep.get();
+        page.gauges(
+            "vllm:engine_sleep_state",
+            "Whether the model is awake, sleeps with its weights in host memory, or sleeps without \
+             them (never here); 1 is yes.",
+            "sleep_state",
+            &[
+                ("awake", 1.0 - is_asleep),
+                ("weights_offloaded", is_asleep),
+                ("discard_all", 0.0),
             ],
         );
         page.counters(
@@ -113,6 +130,28 @@ impl Metrics {
         page.counters(
             "vllm:prefix_cache_hits_total",
             "Prompt tokens served from the prefix cache.",
+            "",
+            &[("", count(&self.prefix_cache_hits))],
+        );
+        let (n_prompt, n_cached) = (
+            count(&self.prefix_cache_queries),
+            count(&self.prefix_cache_hits),
+        );
+        page.counters(
+            "vllm:prompt_tokens_by_source_total",
+            "Prompt tokens of admitted requests: computed, cached on the device or on the host, or \
+             received from another server (never here).",
+            "source",
+            &[
+                ("local_compute", (n_prompt - n_cached).max(0.0)),
+                ("local_cache_hit", n_cached),
+                ("external_kv_transfer", 0.0),
+            ],
+        );
+        page.counters(
+            "vllm:prompt_tokens_cached_total",
+            "Prompt tokens that were not computed because their KV was cached, on the device or on \
+             the host.",
             "",
             &[("", count(&self.prefix_cache_hits))],
         );

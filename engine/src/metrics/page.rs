@@ -30,7 +30,7 @@ impl<'a> Page<'a> {
     }
 
     fn sample(&mut self, name: &str, label: &str, label_value: &str, value: f64) {
-        let mut labels = Vec::new();
+        let mut labels = Vec::from_iter(engine_label(name));
         if let Some(model_name) = self.model_name {
             labels.push(format!("model_name=\"{}\"", escape_label(model_name)));
         }
@@ -60,11 +60,9 @@ impl<'a> Page<'a> {
     pub fn info(&mut self, name: &str, help: &str, labels: &[(&str, String)]) {
         self.head(name, help, "gauge");
         let model_name = self.model_name.map(|name| ("model_name", name.to_owned()));
-        let labels: Vec<String> = model_name
-            .iter()
-            .chain(labels)
-            .map(|(label, value)| format!("{label}=\"{}\"", escape_label(value)))
-            .collect();
+        let given = model_name.iter().chain(labels);
+        let given = given.map(|(label, value)| format!("{label}=\"{}\"", escape_label(value)));
+        let labels: Vec<String> = engine_label(name).into_iter().chain(given).collect();
         let _ = writeln!(self.text, "{name}{{{}}} 1", labels.join(","));
     }
 
@@ -81,7 +79,8 @@ impl<'a> Page<'a> {
         let mut n = 0;
         for (bound, cumulative) in histogram.cumulative() {
             let bound = if bound.is_finite() {
-                bound.to_string()
+                // Whole numbers as `1.0`: dashboards select a bucket by this text.
+                format!("{bound:?}")
             } else {
                 "+Inf".to_owned()
             };
@@ -92,6 +91,11 @@ impl<'a> Page<'a> {
         // From the same snapshot as the buckets, so that it equals the last one.
         self.sample(&format!("{name}_count"), "", "", n as f64);
     }
+}
+
+/// vLLM numbers the engines of a server, and its dashboards select by that. A model has one here.
+fn engine_label(name: &str) -> Option<String> {
+    name.starts_with("vllm:").then(|| "engine=\"0\"".to_owned())
 }
 
 fn escape_label(value: &str) -> String {

@@ -55,6 +55,7 @@ fn the_text_is_valid_and_says_what_was_recorded() {
     metrics.record_stats(&SchedulerStats {
         n_running: 3,
         n_waiting: 4,
+        n_waiting_tokens: 8,
         n_deferred: 1,
         n_pages_used: 5,
         n_pages_cached: 6,
@@ -71,56 +72,83 @@ fn the_text_is_valid_and_says_what_was_recorded() {
     metrics.ttft_s.observe(1e6);
     let samples = parse(&metrics.render());
     let value = |series: &str| samples[series];
-    assert_eq!(value("vllm:num_requests_running{model_name=\"m\"}"), 3.0);
-    assert_eq!(value("vllm:num_requests_waiting{model_name=\"m\"}"), 4.0);
+    assert_eq!(
+        value("vllm:num_requests_running{engine=\"0\",model_name=\"m\"}"),
+        3.0
+    );
+    assert_eq!(
+        value("vllm:num_requests_waiting{engine=\"0\",model_name=\"m\"}"),
+        4.0
+    );
     for (reason, n) in [("capacity", 3.0), ("deferred", 1.0)] {
-        let series =
-            format!("vllm:num_requests_waiting_by_reason{{model_name=\"m\",reason=\"{reason}\"}}");
+        let series = format!(
+            "vllm:num_requests_waiting_by_reason{{engine=\"0\",model_name=\"m\",reason=\"{reason}\"}}"
+        );
         assert_eq!(value(&series), n);
     }
+    assert_eq!(value("engine_waiting_tokens{model_name=\"m\"}"), 8.0);
+    let of_source = |source: &str| {
+        let labels = format!("engine=\"0\",model_name=\"m\",source=\"{source}\"");
+        value(&format!("vllm:prompt_tokens_by_source_total{{{labels}}}"))
+    };
+    assert_eq!(of_source("local_compute"), 40.0);
+    assert_eq!(of_source("local_cache_hit"), 30.0);
     assert_eq!(value("engine_kv_pages_cached{model_name=\"m\"}"), 6.0);
     assert_eq!(
-        value("vllm:prefix_cache_queries_total{model_name=\"m\"}"),
+        value("vllm:prefix_cache_queries_total{engine=\"0\",model_name=\"m\"}"),
         70.0
     );
     assert_eq!(
-        value("vllm:prefix_cache_hits_total{model_name=\"m\"}"),
+        value("vllm:prefix_cache_hits_total{engine=\"0\",model_name=\"m\"}"),
         30.0
     );
-    assert_eq!(value("vllm:kv_cache_usage_perc{model_name=\"m\"}"), 0.25);
+    assert_eq!(
+        value("vllm:kv_cache_usage_perc{engine=\"0\",model_name=\"m\"}"),
+        0.25
+    );
     assert_eq!(value("engine_kv_pages_used{model_name=\"m\"}"), 5.0);
     assert_eq!(value("engine_kv_pages_total{model_name=\"m\"}"), 20.0);
-    assert_eq!(value("vllm:num_preemptions_total{model_name=\"m\"}"), 2.0);
-    assert_eq!(value("vllm:prompt_tokens_total{model_name=\"m\"}"), 7.0);
-    assert_eq!(value("vllm:generation_tokens_total{model_name=\"m\"}"), 0.0);
+    assert_eq!(
+        value("vllm:num_preemptions_total{engine=\"0\",model_name=\"m\"}"),
+        2.0
+    );
+    assert_eq!(
+        value("vllm:prompt_tokens_total{engine=\"0\",model_name=\"m\"}"),
+        7.0
+    );
+    assert_eq!(
+        value("vllm:generation_tokens_total{engine=\"0\",model_name=\"m\"}"),
+        0.0
+    );
     assert_eq!(value("engine_aborted_total{model_name=\"m\"}"), 1.0);
     assert_eq!(
         value("engine_steps_total{model_name=\"m\",kind=\"mixed\"}"),
         1.0
     );
-    let aborted = "vllm:request_success_total{model_name=\"m\",finished_reason=\"abort\"}";
+    let aborted =
+        "vllm:request_success_total{engine=\"0\",model_name=\"m\",finished_reason=\"abort\"}";
     assert_eq!(value(aborted), 1.0);
     // A bound belongs to its bucket, buckets are cumulative, the last one counts all.
     let bucket = |le: &str| {
         value(&format!(
-            "vllm:time_to_first_token_seconds_bucket{{model_name=\"m\",le=\"{le}\"}}"
+            "vllm:time_to_first_token_seconds_bucket{{engine=\"0\",model_name=\"m\",le=\"{le}\"}}"
         ))
     };
     assert_eq!(
         [
             bucket("0.01"),
             bucket("0.02"),
-            bucket("0.04"),
+            bucket("1.0"),
             bucket("+Inf")
         ],
         [0.0, 1.0, 2.0, 3.0]
     );
     assert_eq!(
-        value("vllm:time_to_first_token_seconds_count{model_name=\"m\"}"),
+        value("vllm:time_to_first_token_seconds_count{engine=\"0\",model_name=\"m\"}"),
         3.0
     );
     assert_eq!(
-        value("vllm:time_to_first_token_seconds_sum{model_name=\"m\"}"),
+        value("vllm:time_to_first_token_seconds_sum{engine=\"0\",model_name=\"m\"}"),
         1_000_000.05
     );
 }
@@ -196,7 +224,7 @@ fn labels_are_escaped() {
     let metrics = Metrics::new("a\"b\\c\nd");
     let text = metrics.render();
     assert!(
-        text.contains(r#"vllm:num_requests_running{model_name="a\"b\\c\nd"} 0"#),
+        text.contains(r#"vllm:num_requests_running{engine="0",model_name="a\"b\\c\nd"} 0"#),
         "{text}"
     );
     parse(&text);

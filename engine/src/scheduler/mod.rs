@@ -163,6 +163,9 @@ pub enum AddError {
 pub struct SchedulerStats {
     pub n_running: usize,
     pub n_waiting: usize,
+    /// Tokens that waiting requests have to compute, as if none were cached: what is cached shows at
+    /// their admission.
+    pub n_waiting_tokens: usize,
     /// Waiting requests that the last step skipped because another request is computing their
     /// prefix.
     pub n_deferred: usize,
@@ -351,6 +354,7 @@ impl Scheduler {
         SchedulerStats {
             n_running: self.running.len(),
             n_waiting: self.waiting.len(),
+            n_waiting_tokens: self.waiting.n_uncomputed(),
             n_deferred: self.n_deferred.min(self.waiting.len()),
             n_pages_used: self.allocator.n_pages_used(),
             n_pages_cached: self.allocator.n_pages_cached(),

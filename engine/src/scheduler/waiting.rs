@@ -25,6 +25,8 @@ pub(super) struct WaitingQueue {
     policy: Box<dyn Policy>,
     /// Boxed, so that the map's nodes are dense.
     sequences: BTreeMap<QueueKey, Box<Sequence>>,
+    /// Known tokens of all of them that have not been computed.
+    n_uncomputed: usize,
     /// For policies that order a window: its keys, first to be admitted last. Otherwise empty.
     window: Vec<QueueKey>,
     /// The inputs of `window`; `None` if they changed.
@@ -70,6 +72,7 @@ impl WaitingQueue {
         Self {
             policy,
             sequences: BTreeMap::new(),
+            n_uncomputed: 0,
             window: Vec::new(),
             window_source: None,
             handicaps_us: Vec::new(),
@@ -79,6 +82,11 @@ impl WaitingQueue {
 
     pub fn len(&self) -> usize {
         self.sequences.len()
+    }
+
+    /// Tokens to compute before all have their first token, if none are in the cache.
+    pub fn n_uncomputed(&self) -> usize {
+        self.n_uncomputed
     }
 
     pub fn is_empty(&self) -> bool {
@@ -91,6 +99,7 @@ impl WaitingQueue {
             virtual_start_us: virtual_start_us(sequence.arrival, handicap_us),
             arrival_index: sequence.arrival_index,
         };
+        self.n_uncomputed += sequence.n_uncomputed();
         self.sequences.insert(key, Box::new(sequence));
         self.changed_at(key);
         key
@@ -98,7 +107,9 @@ impl WaitingQueue {
 
     pub fn remove(&mut self, key: QueueKey) -> Option<Sequence> {
         self.changed_at(key);
-        self.sequences.remove(&key).map(|sequence| *sequence)
+        let sequence = self.sequences.remove(&key)?;
+        self.n_uncomputed -= sequence.n_uncomputed();
+        Some(*sequence)
     }
 
     /// Records that a request came or went at `key`.

@@ -9,6 +9,7 @@ mod client;
 mod command_line;
 mod completions;
 mod conversations;
+mod dashboards;
 mod disk_full;
 mod faults;
 mod fixture;

@@ -196,8 +196,14 @@ async fn what_the_server_says_of_itself_covers_all_models() {
     assert_eq!(info["models"][1]["state"], "ready");
     let metrics = server.get("/metrics").await;
     let n_of = |line: &str| metrics.text().lines().filter(|l| *l == line).count();
-    assert_eq!(n_of("vllm:generation_tokens_total{model_name=\"a\"} 0"), 1);
-    assert_eq!(n_of("vllm:generation_tokens_total{model_name=\"b\"} 3"), 1);
+    assert_eq!(
+        n_of("vllm:generation_tokens_total{engine=\"0\",model_name=\"a\"} 0"),
+        1
+    );
+    assert_eq!(
+        n_of("vllm:generation_tokens_total{engine=\"0\",model_name=\"b\"} 3"),
+        1
+    );
     assert_eq!(n_of("# TYPE vllm:generation_tokens_total counter"), 1);
 }
 

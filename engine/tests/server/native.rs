@@ -379,7 +379,7 @@ async fn sglangs_metric_names_have_the_same_figures() {
     is("vllm:admission_rejections_total", 0.0);
     assert!(
         page.text().contains(
-            "vllm:cache_config_info{model_name=\"mock\",block_size=\"16\",num_gpu_blocks=\"64\"} 1"
+            "vllm:cache_config_info{engine=\"0\",model_name=\"mock\",block_size=\"16\",num_gpu_blocks=\"64\"} 1"
         ),
         "{}",
         page.text()

@@ -67,8 +67,8 @@ mod tests {
         assert_eq!(
             running[1..],
             [
-                "vllm:num_requests_running{model_name=\"a\"} 0",
-                "vllm:num_requests_running{model_name=\"b\"} 0"
+                "vllm:num_requests_running{engine=\"0\",model_name=\"a\"} 0",
+                "vllm:num_requests_running{engine=\"0\",model_name=\"b\"} 0"
             ]
         );
     }

@@ -38,7 +38,8 @@ impl Soak {
                     &self.counts.sleeps,
                 )
             } else {
-                let series = format!("vllm:num_preemptions_total{{model_name=\"{model}\"}}");
+                let series =
+                    format!("vllm:num_preemptions_total{{engine=\"0\",model_name=\"{model}\"}}");
                 let n_preemptions = self.metric(&series).await as usize;
                 let known = &self.counts.preemptions;
                 known.fetch_add(n_preemptions, Ordering::AcqRel);
