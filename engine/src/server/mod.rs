@@ -14,7 +14,7 @@
 //! requests. There is no other bookkeeping of connections.
 //!
 //! SGLang's and vLLM's own endpoints are [`endpoints::generate`], [`endpoints::native`],
-//! [`endpoints::flush`] and [`running`]; their unsupported fields are refused by name
+//! [`endpoints::loads`], [`endpoints::flush`] and [`running`]; their unsupported fields are refused by name
 //! ([`request::foreign_fields`]).
 //!
 //! Deliberately absent: TLS (terminate it in a proxy), `/v1/responses` and `/v1/embeddings`
@@ -37,7 +37,7 @@ use axum::http::{Method, Uri};
 use axum::routing::{any, get, post};
 use tokio::net::TcpListener;
 
-use self::endpoints::{admin, chat, completions, flush, generate, native, status, tokenize};
+use self::endpoints::{admin, chat, completions, flush, generate, loads, native, status, tokenize};
 use self::error::ApiError;
 use self::state::AppState;
 use self::transport::connections::{LimitedListener, Peer};
@@ -63,11 +63,15 @@ pub fn router(state: Arc<AppState>) -> Router {
         .route("/tokenizer_info", get(tokenize::tokenizer_info))
         .route("/health", get(status::health))
         .route("/ping", get(status::health).post(status::health))
+        .route("/readiness", get(status::readiness))
+        .route("/liveness", get(status::liveness))
         .route("/health_generate", get(native::health_generate))
         .route("/version", get(native::version))
         .route("/model_info", get(native::model_info))
         .route("/get_model_info", get(native::model_info))
-        .route("/get_load", get(native::load))
+        .route("/get_load", get(loads::get_load))
+        .route("/v1/loads", get(loads::loads))
+        .route("/load", get(loads::load))
         .route(
             "/flush_cache",
             get(flush::flush_cache).post(flush::flush_cache),
@@ -144,8 +148,10 @@ impl ServeError {
 /// How long the answers that tell of a dead engine get to leave.
 const ERROR_FLUSH_GRACE: Duration = Duration::from_secs(1);
 
-/// Serves until `stop` is ready, then accepts no more requests and lets running ones finish for at
-/// most `--shutdown-grace-s`; the rest are cut off. Returns an error if the engine dies.
+/// Serves until `stop` is ready, then refuses new requests and lets running ones finish for at
+/// most `--shutdown-grace-s`; the rest are cut off. Connections are accepted until the last request
+/// has left the engine, so that a router that has not noticed yet is told where its requests stand.
+/// Returns an error if the engine dies.
 ///
 /// # Errors
 ///
@@ -167,6 +173,7 @@ pub async fn serve(
         stopping_state.set_stopping();
         // The receiver lives until this function returns.
         let _ = stopped.send(true);
+        drained(&stopping_state).await;
     });
     let cut_off = async move {
         // An error means that the server has already ended, so there is nothing to wait for.
@@ -188,6 +195,18 @@ pub async fn serve(
         model.engine.shutdown(Duration::ZERO).await;
     }
     outcome
+}
+
+/// Ready when no engine has a request. What is still being sent then is sent to its end.
+async fn drained(state: &AppState) {
+    const POLL_INTERVAL: Duration = Duration::from_millis(20);
+    let has_requests = || {
+        let models = state.models.loaded();
+        models.iter().any(|model| model.engine.n_in_flight() > 0)
+    };
+    while has_requests() {
+        tokio::time::sleep(POLL_INTERVAL).await;
+    }
 }
 
 fn warn_of_open_origins(http: &HttpConfig) {

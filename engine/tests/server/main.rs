@@ -25,6 +25,7 @@ mod program;
 mod redis_server;
 mod refusals;
 mod result_cache;
+mod routers;
 mod row_faults;
 mod scoring;
 mod secrets;

@@ -8,8 +8,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Json;
 use axum::extract::{Query, State};
 use serde::Deserialize;
+use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::engine_loop::FlushError;
@@ -37,8 +39,37 @@ pub async fn flush_cache(
     Ok("Cache flushed.\n")
 }
 
-pub async fn reset_prefix_cache(State(state): State<Arc<AppState>>) -> Result<(), ApiError> {
-    flush(&state, Duration::ZERO).await
+/// What vLLM's `/reset_prefix_cache` may be asked.
+#[derive(Debug, Deserialize)]
+pub struct Reset {
+    reset_running_requests: Option<String>,
+    reset_external: Option<String>,
+}
+
+/// The host tier, what vLLM calls external, is always reset too.
+pub async fn reset_prefix_cache(
+    State(state): State<Arc<AppState>>,
+    Query(reset): Query<Reset>,
+) -> Result<Json<Value>, ApiError> {
+    if is_true("reset_running_requests", reset.reset_running_requests)? {
+        let message = "reset_running_requests is true; running requests keep their KV here: wait, \
+                       or end them with /abort_request first";
+        return Err(ApiError::unsupported("reset_running_requests", message));
+    }
+    is_true("reset_external", reset.reset_external)?;
+    flush(&state, Duration::ZERO).await?;
+    Ok(Json(json!({"success": true})))
+}
+
+fn is_true(name: &str, text: Option<String>) -> Result<bool, ApiError> {
+    match text.as_deref() {
+        Some("true" | "1") => Ok(true),
+        None | Some("false" | "0") => Ok(false),
+        Some(other) => {
+            let message = format!("{name} is {other:?}, but must be true or false");
+            Err(ApiError::invalid(name, message))
+        }
+    }
 }
 
 fn seconds(text: &str) -> Result<Duration, ApiError> {

@@ -6,6 +6,7 @@ pub(super) mod completions;
 pub(super) mod exposition;
 pub(super) mod flush;
 pub(super) mod generate;
+pub(super) mod loads;
 pub(super) mod native;
 pub(super) mod status;
 pub(super) mod tokenize;

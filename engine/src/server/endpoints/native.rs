@@ -1,5 +1,5 @@
 //! Endpoints for SGLang's and vLLM's own programs (routers, load generators, probes) beyond
-//! OpenAI's API: the loaded model, its load, and whether it generates.
+//! OpenAI's API: the loaded model, and whether it generates. Their load is in [`super::loads`].
 //!
 //! With several models, `/model_info` describes the first one. Deliberately absent: updating
 //! weights, profiling, and anything about multiple devices.
@@ -13,7 +13,6 @@ use axum::http::HeaderMap;
 use serde_json::{Value, json};
 
 use crate::errors::Code;
-use crate::kv::PAGE_TOKENS;
 use crate::request::{Request, SamplingParams, TokenEvent};
 use crate::served_model::ServedModel;
 use crate::server::endpoints::status;
@@ -59,22 +58,6 @@ fn capitalised(word: &str) -> String {
     let mut letters = word.chars();
     let first = letters.next().map(char::to_uppercase);
     first.into_iter().flatten().chain(letters).collect()
-}
-
-/// `/get_load`: an object for each model, in the order of `/v1/models`.
-pub async fn load(State(state): State<Arc<AppState>>) -> Result<Json<Value>, ApiError> {
-    let of_each = status::loaded(&state)?;
-    let of_each = of_each.iter().enumerate().map(|(rank, model)| {
-        let metrics = model.engine.metrics();
-        json!({
-            "dp_rank": rank,
-            "model": model.name(),
-            "num_reqs": model.engine.n_in_flight(),
-            "num_waiting_reqs": metrics.n_waiting.get() as u64,
-            "num_tokens": metrics.kv_pages_used.get() as u64 * PAGE_TOKENS as u64,
-        })
-    });
-    Ok(Json(of_each.collect()))
 }
 
 /// `/health_generate`: like `/health`, and each idle model generates one token. A busy model shows

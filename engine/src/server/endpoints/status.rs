@@ -1,4 +1,4 @@
-//! Status endpoints: `/health`, `/metrics`, `/server_info`, `/v1/models`.
+//! Status endpoints: `/health`, `/readiness`, `/liveness`, `/metrics`, `/server_info`, `/v1/models`.
 //!
 //! With one model each describes that model; with several, all of them.
 
@@ -64,6 +64,27 @@ pub async fn health(
         .map(|entry| (entry.name(), json!(entry.state())))
         .collect();
     Ok(Json(json!({"status": "ok", "models": states})))
+}
+
+/// Whether a router should send requests here: as `/health`, and so 503 from the moment that the
+/// server is told to stop.
+pub async fn readiness(
+    state: State<Arc<AppState>>,
+    headers: HeaderMap,
+) -> Result<Json<Value>, ApiError> {
+    let _healthy = health(state, headers).await?;
+    Ok(Json(json!({"status": "ready"})))
+}
+
+/// Whether the process should be left to run: 200 while it loads, stops or fails steps, which no
+/// restart makes faster, and 503 once an engine's thread is gone.
+pub async fn liveness(State(state): State<Arc<AppState>>) -> Result<Json<Value>, ApiError> {
+    let loaded = state.models.loaded();
+    if loaded.iter().any(|model| model.engine.has_died()) {
+        let message = "an engine has stopped after an internal error; see the server's log";
+        return Err(ApiError::new(Code::EngineStopped, message));
+    }
+    Ok(Json(json!({"status": "alive"})))
 }
 
 /// Prometheus text format. The process's metrics are always there, a model's while it is loaded.

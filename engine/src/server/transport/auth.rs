@@ -15,7 +15,14 @@ use crate::server::error::ApiError;
 use crate::server::state::AppState;
 
 /// Paths that need no key: load balancers and Prometheus have none.
-pub(crate) const OPEN_PATHS: [&str; 4] = ["/health", "/health_generate", "/ping", "/metrics"];
+pub(crate) const OPEN_PATHS: [&str; 6] = [
+    "/health",
+    "/health_generate",
+    "/liveness",
+    "/metrics",
+    "/ping",
+    "/readiness",
+];
 
 /// Paths that require the admin key.
 const ADMIN: &str = "/admin";

@@ -22,6 +22,7 @@ use std::time::Duration;
 use axum::body::{Body, HttpBody};
 use axum::extract::connect_info::{ConnectInfo, Connected};
 use axum::extract::{Request, State};
+use axum::http::{HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::Response;
 use axum::serve::{IncomingStream, Listener};
@@ -178,11 +179,16 @@ impl Drop for InService {
 }
 
 /// Marks the connection as busy until the last byte of the response is produced, and counts errors
-/// by code.
+/// by code. While the server stops, the response is the connection's last.
 pub async fn track(State(state): State<Arc<AppState>>, request: Request, next: Next) -> Response {
     let peer = request.extensions().get::<ConnectInfo<Peer>>();
     let in_service = peer.map(|ConnectInfo(peer)| InService::begin(peer));
-    let response = next.run(request).await;
+    let mut response = next.run(request).await;
+    if state.is_stopping() {
+        // The client's next request opens a connection, to another server if there is one.
+        let close = HeaderValue::from_static("close");
+        response.headers_mut().insert(header::CONNECTION, close);
+    }
     if let Some(code) = response.extensions().get::<Code>() {
         state.traffic.record_error(*code);
     }
