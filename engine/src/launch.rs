@@ -266,7 +266,18 @@ pub fn launch(
     .digest();
     let server_info = json!({
         "version": env!("CARGO_PKG_VERSION"),
-        "model": {
+        // Under SGLang's names, for its routers. They read `model` as a text, so no object may be
+        // called that.
+        "model_path": model.resolved.requested,
+        "served_model_name": names.first(),
+        "tp_size": 1,
+        "dp_size": 1,
+        "pp_size": 1,
+        "context_length": max_sequence_tokens,
+        "max_total_tokens": pool_tokens,
+        "max_running_requests": loop_config.scheduler.max_running_requests,
+        "max_prefill_tokens": loop_config.scheduler.max_prefill_tokens,
+        "loaded_model": {
             "requested": model.requested,
             "used": model.resolved.requested,
             "name": model.resolved.display_name,

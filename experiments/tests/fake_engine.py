@@ -60,7 +60,7 @@ class Handler(BaseHTTPRequestHandler):
             for model in models:
                 model["sha256"] = DIGEST
             inactive = [[flag, "the fake has no use for it"] for flag in INACTIVE if flag in sys.argv]
-            info = {"model": models[0], "executor": {"name": "fake", "inactive_flags": inactive}}
+            info = {"loaded_model": models[0], "executor": {"name": "fake", "inactive_flags": inactive}}
             if len(models) > 1:
                 info["models"] = [{"name": model["used"], "model": model} for model in models]
             self.answer(200, json.dumps(info))

@@ -126,8 +126,15 @@ async fn dummy_weights_of_a_hub_model_fetch_none() {
     assert_eq!(answer.status, 200, "{}", answer.text());
     assert_eq!(answer.json()["usage"]["completion_tokens"], 3);
     let info = client::get(address, "/server_info").await.json();
-    assert_eq!(info["model"]["requested"], "org/name");
-    assert_eq!(info["model"]["format"], "dummy f16 seed 0");
+    assert_eq!(info["loaded_model"]["requested"], "org/name");
+    assert_eq!(info["loaded_model"]["format"], "dummy f16 seed 0");
+    // What SGLang's routers take from it; they stop reading at a `model` that is no text.
+    assert_eq!(info["model_path"], "org/name");
+    assert_eq!(info["served_model_name"], "org/name");
+    assert_eq!((&info["tp_size"], &info["dp_size"]), (&json!(1), &json!(1)));
+    assert_eq!(info["max_total_tokens"], info["executor"]["kv_pool_tokens"]);
+    assert_eq!(info["context_length"], info["max_sequence_tokens"]);
+    assert!(info.get("model").is_none());
 
     let asked = hub.asked.lock().expect("no panic").clone();
     assert!(asked.iter().any(|name| name == "config.json"), "{asked:?}");

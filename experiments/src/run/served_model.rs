@@ -52,17 +52,18 @@ pub async fn model_name(base_url: &BaseUrl, wanted: Option<&str>) -> Result<Stri
     }
 }
 
-/// `model` of `/server_info`: {requested, used, fallback_reason, format, sha256}; of a server with
-/// several, of each of `models`, joined by ` + `, or of the one that alone is `asked`. False where it does not name the model: another
-/// engine's page of that name says other things.
+/// `loaded_model` of `/server_info` (`model` in earlier versions of this engine): {requested, used,
+/// fallback_reason, format, sha256}; of a server with several, of each of `models`, joined by ` + `,
+/// or of the one that alone is `asked`. False where it does not name the model: another engine's
+/// page of that name says other things.
 pub fn take_in_model(manifest: &mut Manifest, info: &Value, asked: Option<&str>) -> bool {
     let is_asked = |model: &&Value| asked.is_none_or(|name| model["name"].as_str() == Some(name));
     let models: Vec<&Value> = match info["models"].as_array() {
         Some(models) => {
             let models = models.iter().filter(is_asked);
-            models.map(|info| &info["model"]).collect()
+            models.map(loaded_model).collect()
         }
-        None => vec![&info["model"]],
+        None => vec![loaded_model(info)],
     };
     let text = |key: &str| {
         let texts: Vec<&str> = models.iter().filter_map(|m| m[key].as_str()).collect();
@@ -75,6 +76,10 @@ pub fn take_in_model(manifest: &mut Manifest, info: &Value, asked: Option<&str>)
     manifest.model.format = text("format");
     manifest.sha256.model = text("sha256");
     is_named
+}
+
+fn loaded_model(info: &Value) -> &Value {
+    info.get("loaded_model").unwrap_or(&info["model"])
 }
 
 /// `executor.inactive_flags`: flag without its dashes → why it has no effect there. Empty for a

@@ -362,7 +362,7 @@ fn model_info(info: &serde_json::Value) -> ModelInfo {
     };
     ModelInfo {
         name: text("/served_model_names/0").unwrap_or_default(),
-        source: text("/model/used"),
+        source: text("/loaded_model/used").or_else(|| text("/model/used")),
         mem_fraction: info
             .pointer("/flags/typed/--mem-fraction-static")
             .and_then(serde_json::Value::as_f64),
@@ -376,7 +376,10 @@ fn model_info(info: &serde_json::Value) -> ModelInfo {
 
 fn lookup_bytes(server_info: &serde_json::Value) -> Option<u64> {
     const BYTES_PER_WEIGHT: u64 = 2;
-    let config = server_info.get("model")?.get("config")?;
+    // Records of earlier versions have it under `model`.
+    let model = server_info.get("loaded_model");
+    let model = model.or_else(|| server_info.get("model"));
+    let config = model?.get("config")?;
     let size = |key: &str| config.get(key).and_then(serde_json::Value::as_u64);
     let tied = config.get("tied_embeddings")?.as_bool()?;
     let table = size("vocab")? * size("hidden")? * BYTES_PER_WEIGHT;

@@ -33,12 +33,12 @@ pub async fn model_info(State(state): State<Arc<AppState>>) -> Result<Json<Value
         return Err(ApiError::loading());
     };
     let part = |path: &str| model.server_info.pointer(path).cloned();
-    let family = part("/model/config/family");
+    let family = part("/loaded_model/config/family");
     let architecture = family
         .as_ref()
         .and_then(Value::as_str)
         .map(|family| format!("{}ForCausalLM", capitalised(family)));
-    let path = part("/model/used").unwrap_or_else(|| json!(model.name()));
+    let path = part("/loaded_model/used").unwrap_or_else(|| json!(model.name()));
     Ok(Json(json!({
         "model_path": path,
         "tokenizer_path": path,

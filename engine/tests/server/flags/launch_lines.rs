@@ -69,6 +69,9 @@ async fn every_launch_line_starts_a_server_that_answers() {
         assert_eq!(answer.status, 200, "{title}: {}", answer.text());
         assert_eq!(answer.json()["usage"]["completion_tokens"], 3, "{title}");
         let info = client::get(program.address, "/server_info").await.json();
-        assert_eq!(info["model"]["requested"], "Qwen/Qwen3-32B-AWQ", "{title}");
+        assert_eq!(
+            info["loaded_model"]["requested"], "Qwen/Qwen3-32B-AWQ",
+            "{title}"
+        );
     }
 }
