@@ -17,8 +17,14 @@ use serde_json::{Value, json};
 const RUN: &str = "20260115T090000Z_13-multi-model_fixture_0000000a";
 
 fn model_info(name: &str, fraction: f64) -> Value {
+    // As this version calls it, and as earlier ones did.
+    let model = if name == "steady" {
+        "loaded_model"
+    } else {
+        "model"
+    };
     json!({
-        "served_model_names": [name], "model": {"used": format!("synthetic:{name}")},
+        "served_model_names": [name], model: {"used": format!("synthetic:{name}")},
         "max_sequence_tokens": 1024,
         "executor": {"name": "cpu", "weight_bytes": 3 << 20, "kv_pool_bytes": 2 << 20, "kv_pool_tokens": 4096},
         "flags": {"typed": {"--mem-fraction-static": fraction, "--device-memory-limit": 1_u64 << 30}},
@@ -121,6 +127,8 @@ fn models_are_compared_with_themselves_alone() {
         (quick.mem_fraction, steady.mem_fraction),
         (Some(0.25), Some(0.5))
     );
+    let sources = [quick, steady].map(|model| model.source.as_deref());
+    assert_eq!(sources, [Some("synthetic:quick"), Some("synthetic:steady")]);
     assert_eq!((quick.n_alone, quick.n_together), ((4, 4), (4, 4)));
     assert!(quick.runs_alone && quick.runs_together);
     assert_eq!((steady.n_together, steady.runs_together), ((3, 4), false));
