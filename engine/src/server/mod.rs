@@ -197,12 +197,14 @@ pub async fn serve(
     outcome
 }
 
-/// Ready when no engine has a request. What is still being sent then is sent to its end.
+/// Ready when no engine has a request. What is still being sent then is sent to its end. A dead
+/// engine answers its requests as it dies, and counts none out.
 async fn drained(state: &AppState) {
     const POLL_INTERVAL: Duration = Duration::from_millis(20);
     let has_requests = || {
         let models = state.models.loaded();
-        models.iter().any(|model| model.engine.n_in_flight() > 0)
+        let mut engines = models.iter().map(|model| &model.engine);
+        engines.any(|engine| !engine.has_died() && engine.n_in_flight() > 0)
     };
     while has_requests() {
         tokio::time::sleep(POLL_INTERVAL).await;

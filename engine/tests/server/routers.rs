@@ -196,14 +196,9 @@ async fn a_dead_engine_is_not_alive() {
     let server = TestServer::start(config).await;
     let body = json!({"prompt": "x", "max_tokens": 8});
     assert_eq!(server.post(COMPLETIONS, body).await.status, 500);
-    // The program ends a second later.
+    // The server ends a second later.
     let is_dead = async || server.get("/liveness").await.status == 503;
-    until(
-        "the engine's end is told",
-        Duration::from_millis(900),
-        is_dead,
-    )
-    .await;
+    until("the engine's end is told", LIMIT, is_dead).await;
     assert_eq!(server.get("/readiness").await.status, 503);
 }
 
@@ -266,6 +261,23 @@ async fn a_server_that_drains_finishes_streams_and_sends_requests_elsewhere() {
         TcpStream::connect(address).await.is_err(),
         "nothing listens"
     );
+}
+
+/// A drain ends with its engine, not with the grace.
+#[tokio::test]
+async fn a_drain_does_not_wait_for_a_dead_engine() {
+    let mut config = TestConfig::saying("slow").slowly(Duration::from_millis(20));
+    config.mock.panicking_step = Some(50);
+    config.http.shutdown_grace = Duration::from_mins(5);
+    let mut server = TestServer::start(config).await;
+    let address = server.address;
+    let body = json!({"prompt": "x", "max_tokens": 200});
+    let running = tokio::spawn(async move { client::post(address, COMPLETIONS, &body).await });
+    server.runs().await;
+    server.stop();
+    assert_eq!(running.await.expect("no panic").status, 500);
+    let ended = tokio::time::timeout(LIMIT, server.ended()).await;
+    assert!(ended.is_ok(), "the server still drains");
 }
 
 /// With the admin key alone, for what changes the state of others.
