@@ -215,11 +215,23 @@ fn mistakes_are_named_with_field_value_and_limit() {
         ),
         (
             "[workload]\nprompts = [\"../x\"]",
-            "workload.prompts = ../x: must be names of files in data/prompts",
+            "workload.prompts = ../x: must be the name of a file in data/prompts",
         ),
         (
             "[workload]\nprompts = [\"/abs\"]",
-            "workload.prompts = /abs: must be names of files",
+            "workload.prompts = /abs: must be the name of a file",
+        ),
+        (
+            "[workload]\nprompts = [\"tokens:0\"]",
+            "workload.prompts = tokens:0: must be tokens:N with N from 1 to 1000000",
+        ),
+        (
+            "[workload]\nprompts = [\"turns:8x2\"]",
+            "workload.prompts = turns:8x2: must be of the form turns:FIRST+FURTHERxN",
+        ),
+        (
+            "[workload]\nprompts = [\"turns:1000+1000x1000\"]",
+            "must be turns of at most 1000000 tokens, and the last one has ",
         ),
         ("[workload]\nprompt = []", "unknown field `prompt`"),
         (

@@ -79,16 +79,16 @@ const MOST_TOKENS: u64 = 1_000_000;
 const MOST_TURNS: u32 = 1_000;
 
 impl std::str::FromStr for PromptSource {
-    /// What is wrong with the text, and the limit.
+    /// What the text must be.
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
         let number = |what: &str, text: &str, most: u64| match text.parse::<u32>() {
             Ok(n) if n > 0 && u64::from(n) <= most => Ok(n),
-            _ => Err(format!("{what} `{text}`: a number of 1 to {most}")),
+            _ => Err(format!("{what} from 1 to {most}")),
         };
         if let Some(n) = text.strip_prefix("tokens:") {
-            let n_tokens = number("tokens", n, MOST_TOKENS)?;
+            let n_tokens = number("tokens:N with N", n, MOST_TOKENS)?;
             return Ok(Self::Tokens { n_tokens });
         }
         if let Some(shape) = text.strip_prefix("turns:") {
@@ -97,17 +97,17 @@ impl std::str::FromStr for PromptSource {
                 Some((first, further, n))
             });
             let Some((first, further, n)) = parts else {
-                return Err(format!("`{text}`: the form is turns:FIRST+FURTHERxN"));
+                return Err("of the form turns:FIRST+FURTHERxN".to_owned());
             };
             let turns = Conversation {
-                first_tokens: number("tokens of the first turn", first, MOST_TOKENS)?,
-                further_tokens: number("tokens of a further turn", further, MOST_TOKENS)?,
-                n_turns: number("turns", n, u64::from(MOST_TURNS))?,
+                first_tokens: number("turns:FIRST+FURTHERxN with FIRST", first, MOST_TOKENS)?,
+                further_tokens: number("turns:FIRST+FURTHERxN with FURTHER", further, MOST_TOKENS)?,
+                n_turns: number("turns:FIRST+FURTHERxN with N", n, u64::from(MOST_TURNS))?,
             };
             if turns.last_tokens() > MOST_TOKENS {
                 let last = turns.last_tokens();
                 return Err(format!(
-                    "`{text}`: {last} tokens in the last turn, at most {MOST_TOKENS}"
+                    "turns of at most {MOST_TOKENS} tokens, and the last one has {last}"
                 ));
             }
             return Ok(Self::Turns(turns));
@@ -118,10 +118,11 @@ impl std::str::FromStr for PromptSource {
         };
         let is_file_name = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
         if name.is_empty() || name.starts_with('.') || !name.chars().all(is_file_name) {
-            return Err(format!(
-                "`{text}`: the name of a file in data/prompts, without .jsonl (letters, digits, `-`, `_`, `.`), \
+            return Err(
+                "the name of a file in data/prompts, without .jsonl (letters, digits, `-`, `_`, `.`), \
                  or tokens:N, turns:FIRST+FURTHERxN, trace:NAME"
-            ));
+                    .to_owned(),
+            );
         }
         Ok(if is_trace {
             Self::Trace(name.to_owned())
