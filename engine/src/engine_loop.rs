@@ -55,6 +55,8 @@ pub const MAX_FAILURES_IN_A_ROW: u32 = 3;
 
 /// Maximum time that a step waits for masks that take too long to be computed concurrently.
 const MAX_MASK_WAIT: Duration = Duration::from_millis(50);
+/// Time for masks that a step waits for to learn what grammars force, all rows together.
+const MAX_FORCED_WAIT_US: u64 = 1_000;
 
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct EngineLoopConfig {
@@ -212,8 +214,11 @@ impl EngineLoop {
                 // Lookahead work would run during another model's lease.
                 self.scheduler.set_lookahead(!lease.has_waiters());
             }
+            let awoken = Instant::now();
             self.await_masks();
-            let plan = self.scheduler.plan(self.started.elapsed());
+            self.ask_draft_model();
+            let mut plan = self.scheduler.plan(self.started.elapsed());
+            plan.check_drafts();
             if plan.rows.is_empty() && plan.copies.is_empty() && !self.scheduler.is_idle() {
                 // All rows are held back: other models may use the device meanwhile.
                 self.lease = None;
@@ -242,15 +247,15 @@ impl EngineLoop {
             }
             self.metrics.record_executor(&counts);
             if outcome.is_ok() {
-                self.measure_rows(&plan, elapsed);
+                self.measure_rows(&plan, awoken.elapsed());
             }
             if outcome.is_ok() && self.scheduler.config().host_tier.is_some() {
                 let costs = self.costs.observe(&plan, elapsed, &counts);
                 self.scheduler.set_restore_costs(costs);
             }
             let events = match outcome {
-                Ok(output) => {
-                    self.guide(&plan, &output);
+                Ok(mut output) => {
+                    self.guide(&plan, &mut output);
                     self.scheduler.commit(&plan, output)
                 }
                 Err(failure) => self.scheduler.fail(&plan, &failure.of_step()),
@@ -314,7 +319,8 @@ impl EngineLoop {
         }
     }
 
-    /// With speculation, the time of a decode step says what its rows cost.
+    /// With speculation, the time of a decode step says what its rows cost; that of making drafts
+    /// is part of it.
     fn measure_rows(&mut self, plan: &StepPlan, elapsed: Duration) {
         let is_alone = plan.n_steps == 1 && plan.copies.is_empty();
         let speculates = self.scheduler.config().speculation.is_some();
@@ -413,13 +419,34 @@ impl EngineLoop {
     fn await_masks(&mut self) {
         Guide::await_masks(self.scheduler.guides(), MAX_MASK_WAIT);
         self.scheduler.hold_back(Guide::sits_out);
+        let mut left_us = MAX_FORCED_WAIT_US;
+        self.scheduler
+            .set_forced(|guide| guide.forced_tokens(&mut left_us));
+    }
+
+    /// Lets the draft model guess, if there is one. Without its guesses requests go on as they would.
+    fn ask_draft_model(&mut self) {
+        let asks = self.scheduler.draft_asks();
+        let ExecutorState::Active(executor) = &mut self.executor else {
+            return;
+        };
+        if asks.is_empty() {
+            return;
+        }
+        match executor.draft(&asks) {
+            Ok(drafts) => {
+                let ids: Vec<RequestId> = asks.iter().map(|ask| ask.request).collect();
+                self.scheduler.set_drafted(ids.into_iter().zip(drafts));
+            }
+            Err(error) => tracing::error!("the draft model failed: {error}"),
+        }
     }
 
     /// Passes the new tokens to the guides, so that the next masks are computed meanwhile, and ends
     /// the requests whose output cannot continue.
-    fn guide(&mut self, plan: &StepPlan, output: &StepOutput) {
+    fn guide(&mut self, plan: &StepPlan, output: &mut StepOutput) {
         let mut counts = None;
-        for (row, made) in plan.rows.iter().zip(&output.rows) {
+        for (row, made) in plan.rows.iter().zip(&mut output.rows) {
             let Some(spec) = row.sample.as_ref() else {
                 continue;
             };
@@ -438,9 +465,11 @@ impl EngineLoop {
             }
             // Counters of all the model's guides.
             counts = Some(guide.mask_counts());
-            for (i, token) in made.tokens.iter().enumerate() {
-                guide.advance(spec.output_index + i, token.token);
+            if guide.ends_drafts(spec.output_index + made.tokens.len()) {
+                made.error = None;
             }
+            let tokens: Vec<u32> = made.tokens.iter().map(|token| token.token).collect();
+            guide.advance_all(spec.output_index, &tokens);
         }
         if let Some(counts) = counts {
             self.metrics.record_masks(counts);

@@ -8,6 +8,7 @@
 
 mod cpu_memory;
 pub mod devices;
+mod draft_model;
 mod executor;
 mod model;
 
@@ -61,6 +62,8 @@ pub enum LaunchError {
     Isa { asked: String, reason: String },
     #[error("--context-length {asked}: the model was made for {limit} tokens")]
     ContextLength { asked: usize, limit: usize },
+    #[error("--speculative-draft-model-path {path}: {problem}")]
+    DraftModel { path: String, problem: String },
     #[error("the model does not fit: {0}")]
     CpuMemory(String),
     #[error("loading the model onto the CPU: {0}")]
@@ -79,7 +82,7 @@ impl LaunchError {
             | Self::Cpu(CpuLoadError::Weights(error))
             | Self::Cuda(CudaLoadError::Weights(error)) => error.code(),
             Self::Text(error) => error.code(),
-            Self::ChatTemplate { .. } => Code::BadFlag,
+            Self::ChatTemplate { .. } | Self::DraftModel { .. } => Code::BadFlag,
             Self::NoTokenizer { .. } => Code::NoTokenizer,
             Self::Quantization { .. } => Code::QuantizationMismatch,
             Self::NoCuda { .. } => Code::NoCuda,
@@ -229,6 +232,12 @@ pub fn launch(
         Device::Cpu | Device::Auto => devices.load_on_cpu(config, &model)?,
     };
     model.checkpoint.check_unchanged()?;
+    let target = draft_model::Target {
+        device,
+        tokenizer: &tokenizer,
+        vocab: model_config.vocab,
+    };
+    let executor = draft_model::add(config, executor, &target, devices, progress)?;
     let mut info = executor.info().clone();
     info.inactive_flags.extend(inactive_flags(typed, device));
     log_executor(&info);

@@ -47,7 +47,25 @@ pub(crate) struct Target {
     pub n_top: usize,
 }
 
+/// Time for masks after drafts, all rows of a step together: they are made beside its forward pass.
+const MAX_DRAFT_MASKS_US: u64 = 4_000;
+
 impl StepPlan {
+    /// Lets grammars check the drafts of their rows, and cuts those at the first that is not
+    /// allowed. Call it before the plan is executed.
+    pub fn check_drafts(&mut self) {
+        let mut left_us = MAX_DRAFT_MASKS_US;
+        for row in &mut self.rows {
+            let spec = row.sample.as_ref().filter(|_| row.n_drafts > 0);
+            if let Some(spec) = spec
+                && let Some(guide) = &spec.params.guide
+            {
+                let n_kept = guide.take_drafts(spec.output_index, row.drafts(), &mut left_us);
+                row.cut_drafts(n_kept);
+            }
+        }
+    }
+
     /// All tokens to score, in the order of the rows' tokens.
     pub(crate) fn targets(&self) -> impl Iterator<Item = Target> {
         self.scores.iter().flat_map(|spec| {
@@ -71,7 +89,8 @@ pub struct PlanRow {
     /// How many of the last tokens are drafts: guesses of what will be sampled. Above 0 only in a
     /// decode row, whose tokens are then the known one and the drafts, in a plan of one step. A
     /// token is sampled after each of them, and those up to the first that is not the draft count
-    /// ([`RowOutput::push_verified`]). The others' KV is overwritten later.
+    /// ([`RowOutput::push_verified`]). The others' KV is overwritten later. A grammar that the row
+    /// follows has taken them ([`crate::guide::Guide::take_drafts`]).
     pub n_drafts: usize,
     /// Tokens of this sequence whose KV is already in `pages`.
     pub start: usize,
@@ -86,6 +105,23 @@ impl PlanRow {
     /// The last tokens, which are only guessed.
     pub fn drafts(&self) -> &[u32] {
         &self.tokens[self.tokens.len() - self.n_drafts.min(self.tokens.len())..]
+    }
+
+    /// Keeps the first `n` drafts.
+    pub fn cut_drafts(&mut self, n: usize) {
+        let n_cut = self.n_drafts.saturating_sub(n);
+        self.tokens
+            .truncate(self.tokens.len() - n_cut.min(self.tokens.len()));
+        self.n_drafts -= n_cut;
+    }
+
+    /// Whether its grammar, if it follows one, has masks after each of the drafts.
+    pub(crate) fn grammar_knows_drafts(&self) -> bool {
+        let sample = self.sample.as_ref();
+        sample.is_none_or(|spec| match &spec.params.guide {
+            Some(guide) => guide.has_taken(spec.output_index, self.drafts()),
+            None => true,
+        })
     }
 
     /// Whether it computes one known token, and perhaps drafts, and samples.

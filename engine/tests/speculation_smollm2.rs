@@ -88,7 +88,8 @@ struct Run {
     n_steps: usize,
     elapsed: Duration,
     counts: Option<SpeculationCounts>,
-    times: StepTimes,
+    /// How many times as long steps of 2, 4 and 8 rows are as one of 1.
+    ratios: [f64; 3],
 }
 
 /// `times`: what rows cost; measured while it runs if not given, as the engine does.
@@ -120,8 +121,8 @@ fn run(
             n_steps += 1;
             elapsed += step;
             let measured = meter.observe(plan.rows[0].tokens.len(), step.as_secs_f64());
-            used = times.unwrap_or(measured);
-            scheduler.set_step_times(used);
+            used = times.clone().unwrap_or(measured);
+            scheduler.set_step_times(used.clone());
         }
         for (_, event) in scheduler.commit(&plan, output) {
             match event {
@@ -137,7 +138,7 @@ fn run(
         n_steps,
         elapsed,
         counts: scheduler.speculation_counts().cloned(),
-        times: used,
+        ratios: [2, 4, 8].map(|n| used.ratio(1, n)),
     }
 }
 
@@ -164,10 +165,7 @@ fn quoting_a_document_takes_few_steps_and_no_text_changes() {
         ("sampled", model.chat("Tell me a story about a dog.", 0.8)),
     ];
     cases.extend(questions.take(2).map(|q| ("chat", model.chat(q, 0.0))));
-    let free = StepTimes {
-        base_s: 1.0,
-        row_s: 0.0,
-    };
+    let free = StepTimes::line(1.0, 0.0);
     let mut meter = TimesMeter::default();
     for (case, request) in cases {
         let mut unused = TimesMeter::default();
@@ -177,10 +175,16 @@ fn quoting_a_document_takes_few_steps_and_no_text_changes() {
         let speed_up = plain.elapsed.as_secs_f64() / with.elapsed.as_secs_f64();
         println!(
             "{case}: {} steps without, {} with, {speed_up:.2} times as fast; {:?}, {:?}",
-            plain.n_steps, with.n_steps, with.counts, with.times
+            plain.n_steps, with.n_steps, with.counts, with.ratios
         );
         // Where rows cost nothing every draft is made: the most that can be saved.
-        let most = run(&mut model, &mut unused, &request, Some(ngram()), Some(free));
+        let most = run(
+            &mut model,
+            &mut unused,
+            &request,
+            Some(ngram()),
+            Some(free.clone()),
+        );
         assert_eq!(most.tokens, plain.tokens, "{case}");
         println!("{case}: {} steps with free rows", most.n_steps);
         match case {

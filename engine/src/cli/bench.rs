@@ -62,7 +62,9 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
              --speculative-synthetic-acceptance says how many drafts count as right"
         ),
         (None, Some(_)) => {
-            bail!("--speculative-synthetic-acceptance needs --speculative-algorithm NGRAM")
+            bail!(
+                "--speculative-synthetic-acceptance needs --speculative-algorithm NGRAM or SUFFIX"
+            )
         }
     };
     if synthetic.is_some() && args.card.is_some() {

@@ -81,8 +81,13 @@ const GROUPS: [(&str, &[&str]); 10] = [
         &[
             "speculative-algorithm",
             "speculative-num-draft-tokens",
+            "speculative-draft-model-path",
             "speculative-ngram-min-match-window-size",
             "speculative-ngram-max-match-window-size",
+            "speculative-suffix-max-tree-depth",
+            "speculative-suffix-max-cached-requests",
+            "speculative-suffix-max-spec-factor",
+            "speculative-suffix-min-token-prob",
             "speculative-config",
         ],
     ),

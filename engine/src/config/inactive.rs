@@ -52,27 +52,7 @@ pub fn inactive_flags(typed: &EngineArgs, device: Device) -> Vec<(String, String
         "--hicache-ratio",
         "--hicache-size says how large the host tier is",
     );
-    for (was_typed, flag) in [
-        (
-            typed.speculative_num_draft_tokens.is_some(),
-            "--speculative-num-draft-tokens",
-        ),
-        (
-            typed.speculative_ngram_min_match_window_size.is_some(),
-            "--speculative-ngram-min-match-window-size",
-        ),
-        (
-            typed.speculative_ngram_max_match_window_size.is_some(),
-            "--speculative-ngram-max-match-window-size",
-        ),
-    ] {
-        let is_off = typed.speculative_algorithm.is_none();
-        note(
-            was_typed && is_off,
-            flag,
-            "--speculative-algorithm was not given",
-        );
-    }
+    note_unused_drafts(typed, &mut note);
     note(
         typed.disable_flashinfer && typed.sampling_backend.is_some(),
         "--disable-flashinfer",
@@ -93,6 +73,68 @@ pub fn inactive_flags(typed: &EngineArgs, device: Device) -> Vec<(String, String
         note_unused_on_cuda(typed, &mut note);
     }
     inactive
+}
+
+/// Flags of an algorithm that is not the one that drafts.
+fn note_unused_drafts(typed: &EngineArgs, note: &mut impl FnMut(bool, &str, &str)) {
+    let algorithm = typed
+        .speculative_algorithm
+        .as_deref()
+        .map(str::to_uppercase);
+    let is_off = "--speculative-algorithm was not given";
+    for (was_typed, flag, of) in [
+        (
+            typed.speculative_num_draft_tokens.is_some(),
+            "--speculative-num-draft-tokens",
+            None,
+        ),
+        (
+            typed.speculative_draft_model_path.is_some(),
+            "--speculative-draft-model-path",
+            Some("STANDALONE"),
+        ),
+        (
+            typed.speculative_ngram_min_match_window_size.is_some(),
+            "--speculative-ngram-min-match-window-size",
+            Some("NGRAM"),
+        ),
+        (
+            typed.speculative_ngram_max_match_window_size.is_some(),
+            "--speculative-ngram-max-match-window-size",
+            Some("NGRAM"),
+        ),
+        (
+            typed.speculative_suffix_max_tree_depth.is_some(),
+            "--speculative-suffix-max-tree-depth",
+            Some("SUFFIX"),
+        ),
+        (
+            typed.speculative_suffix_max_cached_requests.is_some(),
+            "--speculative-suffix-max-cached-requests",
+            Some("SUFFIX"),
+        ),
+        (
+            typed.speculative_suffix_max_spec_factor.is_some(),
+            "--speculative-suffix-max-spec-factor",
+            Some("SUFFIX"),
+        ),
+        (
+            typed.speculative_suffix_min_token_prob.is_some(),
+            "--speculative-suffix-min-token-prob",
+            Some("SUFFIX"),
+        ),
+    ] {
+        note(was_typed && algorithm.is_none(), flag, is_off);
+        let (Some(algorithm), Some(of)) = (algorithm.as_deref(), of) else {
+            continue;
+        };
+        let reason = match of {
+            "NGRAM" => "--speculative-algorithm is not NGRAM",
+            "STANDALONE" => "--speculative-algorithm is not STANDALONE",
+            _ => "--speculative-algorithm is not SUFFIX",
+        };
+        note(was_typed && algorithm != of, flag, reason);
+    }
 }
 
 fn note_unused_on_cuda(typed: &EngineArgs, note: &mut impl FnMut(bool, &str, &str)) {

@@ -88,6 +88,8 @@ pub struct EngineConfig {
     pub schedule_policy: SchedulePolicy,
     pub num_continuous_decode_steps: usize,
     pub speculation: Option<SpeculationConfig>,
+    /// The model that guesses, with [`Algorithm::Standalone`](crate::speculation::Algorithm).
+    pub draft_model_path: Option<String>,
     pub max_running_requests: Option<usize>,
     pub max_queued_requests: usize,
     pub time_limits: TimeLimits,
@@ -242,6 +244,7 @@ impl EngineArgs {
             let clash = "needs chunked prefill, which --chunked-prefill-size -1 turned off";
             return Err(ConfigError::new("--enable-mixed-chunk", "on", clash));
         }
+        let speculation = self.resolve_speculation()?;
         Ok(EngineConfig {
             model_path: self.resolve_model_path()?,
             quantization: self.quantization,
@@ -269,7 +272,8 @@ impl EngineArgs {
             enable_mixed_chunk: self.enable_mixed_chunk,
             schedule_policy: self.schedule_policy.unwrap_or(SchedulePolicy::Fcfs),
             num_continuous_decode_steps: self.num_continuous_decode_steps.unwrap_or(1),
-            speculation: self.resolve_speculation()?,
+            speculation: speculation.as_ref().map(|resolved| resolved.config),
+            draft_model_path: speculation.and_then(|resolved| resolved.draft_model),
             max_running_requests: self.max_running_requests,
             max_queued_requests: self.max_queued_requests.unwrap_or(1024),
             time_limits: TimeLimits {

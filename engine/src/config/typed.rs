@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use super::size::parse_bytes;
-use super::speculation::MAX_MATCH;
+use super::speculation::{MAX_ANSWERS, MAX_DEPTH, MAX_MATCH};
 use crate::executor::cuda::CardProfile;
 use crate::speculation::MAX_DRAFTS;
 
@@ -161,7 +161,8 @@ pub struct EngineArgs {
     pub num_continuous_decode_steps: Option<usize>,
 
     /// Guess the next tokens and verify them in one step, which changes no text: NGRAM looks them up
-    /// in the request's own text [default: off]
+    /// in the request's own text, SUFFIX also in recent answers, STANDALONE asks a smaller model
+    /// [default: off]
     #[arg(long, value_name = "ALGORITHM")]
     pub speculative_algorithm: Option<String>,
 
@@ -170,6 +171,10 @@ pub struct EngineArgs {
     #[arg(long, value_name = "N", value_parser = count(MAX_DRAFTS as u64))]
     pub speculative_num_draft_tokens: Option<usize>,
 
+    /// The smaller model of STANDALONE, which has the same tokens; named as --model-path names one
+    #[arg(long, value_name = "MODEL")]
+    pub speculative_draft_model_path: Option<String>,
+
     /// Least number of tokens that NGRAM must find again [default: 3]
     #[arg(long, value_name = "TOKENS", value_parser = count(MAX_MATCH as u64))]
     pub speculative_ngram_min_match_window_size: Option<usize>,
@@ -177,6 +182,22 @@ pub struct EngineArgs {
     /// Maximum number of tokens that NGRAM looks for [default: 12]
     #[arg(long, value_name = "TOKENS", value_parser = count(MAX_MATCH as u64))]
     pub speculative_ngram_max_match_window_size: Option<usize>,
+
+    /// Length of the sequences that SUFFIX counts, match and guesses together [default: 24]
+    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u64).range(2..=MAX_DEPTH as u64))]
+    pub speculative_suffix_max_tree_depth: Option<u64>,
+
+    /// Recent answers that SUFFIX guesses from; 0 is the request's own text alone [default: 10000]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(0..=MAX_ANSWERS as u64))]
+    pub speculative_suffix_max_cached_requests: Option<u64>,
+
+    /// Guesses of SUFFIX for each token that it finds again [default: 1]
+    #[arg(long, value_name = "FACTOR")]
+    pub speculative_suffix_max_spec_factor: Option<f64>,
+
+    /// Least probability of a guess of SUFFIX, by what followed before [default: 0.1]
+    #[arg(long, value_name = "PROBABILITY")]
+    pub speculative_suffix_min_token_prob: Option<f64>,
 
     /// The same in vLLM's form, such as `{"method":"ngram","num_speculative_tokens":5}`
     #[arg(long, value_name = "JSON")]

@@ -3,6 +3,7 @@
 
 pub mod cpu;
 pub mod cuda;
+mod drafting;
 mod error;
 pub mod host_memory;
 pub mod host_tier;
@@ -11,6 +12,7 @@ pub mod mock;
 pub mod simulated;
 mod stop_flag;
 
+pub use self::drafting::{DraftAsk, DraftLimits, DraftModel, DraftingExecutor};
 pub use self::error::{ExecutorError, StepError};
 pub use self::host_tier::{HostTierInfo, HostTierOptions, HostTierSize};
 pub use self::stop_flag::StopFlag;
@@ -78,6 +80,15 @@ pub trait Executor: Send {
     /// If the plan is not one for this executor (a page, token or row that it does not have),
     /// the device failed, or the executor was stopped.
     fn execute(&mut self, plan: &StepPlan) -> Result<StepOutput, ExecutorError>;
+    /// Guesses at the next tokens of each request, by a draft model; an executor without one has
+    /// none.
+    ///
+    /// # Errors
+    ///
+    /// If a step of the draft model failed.
+    fn draft(&mut self, _asks: &[DraftAsk<'_>]) -> Result<Vec<Vec<u32>>, ExecutorError> {
+        Ok(Vec::new())
+    }
     fn counts(&self) -> ExecutorCounts {
         ExecutorCounts::default()
     }
@@ -139,7 +150,7 @@ fn check_plan(plan: &StepPlan, device: &'static str) -> Result<(), ExecutorError
                 plan.n_steps
             )));
         }
-        if row.n_drafts > 0 && row.sample.as_ref().is_some_and(SampleSpec::is_guided) {
+        if row.n_drafts > 0 && !row.grammar_knows_drafts() {
             return Err(step_error(format!(
                 "request {} follows a grammar and has drafts, which the grammar has not seen",
                 row.request

@@ -11,10 +11,24 @@ impl TokenMask {
         Self(allowed)
     }
 
+    /// Allows no token.
+    pub(super) fn nothing() -> Self {
+        Self(SimpleVob::new())
+    }
+
     pub fn allows(&self, token: u32) -> bool {
         let words = self.0.as_slice();
         let word = words.get(token as usize / 32).copied().unwrap_or(0);
         word >> (token % 32) & 1 == 1
+    }
+
+    /// The allowed tokens, ascending, without a list of them.
+    pub(super) fn iter(&self) -> impl Iterator<Item = u32> {
+        let words = self.0.as_slice().iter().enumerate();
+        words.flat_map(|(i, word)| {
+            let bits = (0..32u32).filter(move |bit| word >> bit & 1 == 1);
+            bits.map(move |bit| i as u32 * 32 + bit)
+        })
     }
 
     /// The allowed tokens, ascending.

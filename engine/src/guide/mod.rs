@@ -3,7 +3,9 @@
 //! This module depends neither on the source of the grammar ([`crate::structured`] compiles it) nor
 //! on the tokenizer: requests carry guides through the scheduler and the sampler.
 
+mod ahead;
 mod error;
+mod forced;
 pub(crate) mod limits;
 mod mask;
 mod workers;
@@ -14,7 +16,9 @@ use std::time::{Duration, Instant};
 
 use llguidance::Matcher;
 
+use self::ahead::Ahead;
 pub use self::error::GuideError;
+use self::forced::Forced;
 pub use self::mask::TokenMask;
 pub(crate) use self::workers::MaskWorkers;
 
@@ -43,10 +47,15 @@ struct State {
     matcher: Matcher,
     /// Number of output tokens so far.
     n_tokens: usize,
-    /// The last of them, if the matcher has not consumed it yet.
-    unread: Option<u32>,
-    /// The mask of the next token; outdated while `unread` is set.
+    /// The last of them, which the matcher has not consumed yet.
+    unread: Vec<u32>,
+    /// The mask of the next token.
     mask: Arc<TokenMask>,
+    /// The mask is that of an earlier token.
+    is_outdated: bool,
+    /// The masks after drafts of the next tokens.
+    ahead: Option<Ahead>,
+    forced: Forced,
     failure: Option<GuideError>,
 }
 
@@ -69,8 +78,11 @@ impl Guide {
         let state = State {
             matcher,
             n_tokens: 0,
-            unread: None,
+            unread: Vec::new(),
             mask,
+            is_outdated: false,
+            ahead: None,
+            forced: Forced::default(),
             failure: None,
         };
         Self {
@@ -83,14 +95,23 @@ impl Guide {
         }
     }
 
-    /// The mask for output token `output_index`; computed here if no worker has done it yet. `None`
-    /// after a failure, which ends the request whatever token is chosen.
+    /// The mask for output token `output_index`, the next one or one after drafts; computed here if
+    /// no worker has done it yet. `None` after a failure, which ends the request whatever token is
+    /// chosen.
     pub fn mask(&self, output_index: usize) -> Option<Arc<TokenMask>> {
         let mut state = self.state();
         let was_late = self.is_late.swap(false, Ordering::Relaxed);
-        self.workers.count(state.unread.is_none() && !was_late);
+        self.workers.count(!state.is_outdated && !was_late);
         self.read(&mut state);
-        if state.failure.is_none() && state.n_tokens != output_index {
+        let n_before = output_index.wrapping_sub(state.n_tokens);
+        if state.failure.is_none()
+            && n_before > 0
+            && let Some(ahead) = &mut state.ahead
+            && let Some(mask) = ahead.mask_after(n_before)
+        {
+            return Some(mask);
+        }
+        if state.failure.is_none() && n_before != 0 {
             let n_tokens = state.n_tokens;
             let message = format!("token {output_index} was asked for after {n_tokens} tokens");
             state.failure = Some(GuideError::Broken(message));
@@ -101,15 +122,87 @@ impl Guide {
     /// Consumes output token `output_index`: a worker computes the next mask. A token that was
     /// consumed before has no effect.
     pub fn advance(&self, output_index: usize, token: u32) {
+        self.advance_all(output_index, &[token]);
+    }
+
+    /// Consumes several output tokens, as [`Self::advance`] does one. The masks between them are not
+    /// made: they were, if the tokens were drafts.
+    pub fn advance_all(&self, output_index: usize, tokens: &[u32]) {
         let mut state = self.state();
-        if state.n_tokens != output_index || state.failure.is_some() {
+        if state.n_tokens != output_index || state.failure.is_some() || tokens.is_empty() {
             return;
         }
-        self.read(&mut state);
-        state.unread = Some(token);
-        state.n_tokens += 1;
+        state.ahead = None;
+        state.unread.extend_from_slice(tokens);
+        state.is_outdated = true;
+        state.n_tokens += tokens.len();
         drop(state);
         self.workers.prepare(self.clone());
+    }
+
+    /// Takes drafts of the output tokens from `output_index` on, and returns how many of them the
+    /// grammar allows; the rest is no draft. A worker computes the masks after them. `left_us`: the
+    /// time for masks that the step has left, from which theirs is taken; none are taken where it
+    /// does not suffice. They are forgotten when the next token comes.
+    pub fn take_drafts(&self, output_index: usize, drafts: &[u32], left_us: &mut u64) -> usize {
+        let mask_us = self.mask_us.load(Ordering::Relaxed).max(1);
+        let n_affordable = (*left_us / mask_us) as usize;
+        let drafts = &drafts[..drafts.len().min(n_affordable)];
+        let mut state = self.state();
+        state.consume();
+        state.ahead = None;
+        if drafts.is_empty() || state.failure.is_some() || state.n_tokens != output_index {
+            return 0;
+        }
+        let Some(ahead) = Ahead::new(&state.matcher, drafts) else {
+            return 0;
+        };
+        let n_drafts = ahead.n_drafts();
+        state.ahead = Some(ahead);
+        drop(state);
+        *left_us -= n_drafts as u64 * mask_us;
+        self.workers.prepare(self.clone());
+        n_drafts
+    }
+
+    /// Whether these are the drafts that it has taken.
+    pub fn has_taken(&self, output_index: usize, drafts: &[u32]) -> bool {
+        let state = self.state();
+        let ahead = state.ahead.as_ref();
+        state.n_tokens == output_index && ahead.is_some_and(|ahead| ahead.has_drafts(drafts))
+    }
+
+    /// Whether no mask could be made for output token `output_index`, which comes after drafts. The
+    /// drafts before it count, but not that no token is allowed: the next step will show why.
+    pub fn ends_drafts(&self, output_index: usize) -> bool {
+        let state = self.state();
+        let n_before = output_index.wrapping_sub(state.n_tokens);
+        let ahead = state.ahead.as_ref();
+        n_before > 0 && ahead.is_some_and(|ahead| ahead.fails_after(n_before))
+    }
+
+    /// The next tokens, if the grammar allows only one text there; empty otherwise. The model may
+    /// split this text into other tokens. `left_us`: as for [`Self::take_drafts`].
+    pub fn forced_tokens(&self, left_us: &mut u64) -> Vec<u32> {
+        let mask_us = self.mask_us.load(Ordering::Relaxed).max(1);
+        if !self.is_ready() {
+            match left_us.checked_sub(mask_us) {
+                Some(left) => *left_us = left,
+                None => return Vec::new(),
+            }
+        }
+        let mut state = self.state();
+        self.read(&mut state);
+        if state.failure.is_some() {
+            return Vec::new();
+        }
+        let State {
+            matcher,
+            mask,
+            forced,
+            ..
+        } = &mut *state;
+        forced.tokens(matcher, mask)
     }
 
     /// The counters of all guides of the model.
@@ -125,8 +218,8 @@ impl Guide {
     /// Whether the next mask is ready. Never blocks: a mask in progress counts as not ready.
     pub fn is_ready(&self) -> bool {
         match self.state.try_lock() {
-            Ok(state) => state.unread.is_none(),
-            Err(TryLockError::Poisoned(state)) => state.into_inner().unread.is_none(),
+            Ok(state) => !state.is_outdated,
+            Err(TryLockError::Poisoned(state)) => !state.into_inner().is_outdated,
             Err(TryLockError::WouldBlock) => false,
         }
     }
@@ -164,9 +257,13 @@ impl Guide {
         !self.goes_ahead.load(Ordering::Relaxed) && !self.is_ready()
     }
 
-    /// Computes the next mask if no other thread has done so.
+    /// Computes the next mask and those after drafts if no other thread has done so.
     pub(crate) fn prepare(&self) {
-        self.read(&mut self.state());
+        let mut state = self.state();
+        self.read(&mut state);
+        if let Some(ahead) = &mut state.ahead {
+            ahead.make_masks();
+        }
     }
 
     fn read(&self, state: &mut State) {
@@ -193,22 +290,32 @@ impl Guide {
 impl State {
     /// Makes the mask, if it is not there. False: it was.
     fn read(&mut self) -> bool {
-        let Some(token) = self.unread.take() else {
+        self.consume();
+        if !std::mem::take(&mut self.is_outdated) {
             return false;
-        };
-        // After its end, a grammar only allows the end of the text.
-        if self.matcher.is_stopped() && !self.matcher.is_error() {
-            return true;
         }
-        let read = self
-            .matcher
-            .consume_token(token)
-            .and_then(|()| self.matcher.compute_mask_or_eos());
-        match read {
-            Ok(mask) => self.mask = Arc::new(TokenMask::new(mask)),
-            Err(error) => self.failure = Some(GuideError::of_parser(&error.to_string())),
+        if self.failure.is_none() {
+            match self.matcher.compute_mask_or_eos() {
+                Ok(mask) => self.mask = Arc::new(TokenMask::new(mask)),
+                Err(error) => self.failure = Some(GuideError::of_parser(&error.to_string())),
+            }
         }
         true
+    }
+
+    /// Gives the matcher the tokens that it has not seen.
+    fn consume(&mut self) {
+        for token in std::mem::take(&mut self.unread) {
+            // After its end, a grammar only allows the end of the text.
+            let has_ended = self.matcher.is_stopped() && !self.matcher.is_error();
+            if self.failure.is_some() || has_ended {
+                return;
+            }
+            self.forced.pass(&self.matcher, token);
+            if let Err(error) = self.matcher.consume_token(token) {
+                self.failure = Some(GuideError::of_parser(&error.to_string()));
+            }
+        }
     }
 }
 
@@ -240,7 +347,8 @@ mod tests {
         // As `advance` does, but no worker hears of it.
         for guide in &guides {
             let mut state = guide.state();
-            state.unread = Some(b'a'.into());
+            state.unread = vec![b'a'.into()];
+            state.is_outdated = true;
             state.n_tokens = 1;
         }
         for (mask_us, n_ahead) in [(0, 32), (1000, 10), (6000, 1), (10_001, 0)] {

@@ -213,12 +213,10 @@ pub(crate) fn adjust<'a>(
     extra_history: &[u32],
 ) -> Result<Cow<'a, [f32]>, SamplerError> {
     let params = &*spec.params;
-    let mask = params
-        .guide
-        .as_ref()
-        .and_then(|guide| guide.mask(spec.output_index));
-    let exclusions = &params.exclusions;
     let output_index = spec.output_index + step_in_call;
+    let guide = params.guide.as_ref();
+    let mask = guide.and_then(|guide| guide.mask(output_index));
+    let exclusions = &params.exclusions;
     let excludes = exclusions.apply_at(output_index);
     let is_untouched = mask.is_none() && params.logit_bias.is_empty() && !params.needs_history();
     if is_untouched && !excludes {

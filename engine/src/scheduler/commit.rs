@@ -1,6 +1,7 @@
 //! Applies the results of a step.
 
 use super::Scheduler;
+use super::drafts::Speculation;
 use super::sequence::Events;
 use crate::kv::PAGE_TOKENS;
 use crate::request::{Failure, RequestId, TokenEvent};
@@ -22,7 +23,8 @@ impl Scheduler {
             let sequence = &mut self.running[i];
             if sequence.n_computed == row.start && !sequence.ended {
                 let n_accepted = sequence.n_accepted_drafts();
-                sequence.accept(row, output, &mut events);
+                let pools = self.speculation.as_mut().map(Speculation::pools_mut);
+                sequence.accept(row, output, pools, &mut events);
                 if let Some(speculation) = self.speculation.as_mut().filter(|_| row.n_drafts > 0) {
                     let n_accepted = sequence.n_accepted_drafts() - n_accepted;
                     speculation.counts.record(row.n_drafts, n_accepted);
@@ -96,6 +98,7 @@ impl Scheduler {
         for mut sequence in ended {
             self.place.remove(&sequence.request.id);
             self.release(&mut sequence);
+            self.end_drafts(&mut sequence);
         }
     }
 }

@@ -269,6 +269,18 @@ impl Scheduler {
         }
     }
 
+    /// Asks for the tokens that the guides of decoding requests force: they are the drafts of the
+    /// next plan. Treated as an input to `plan`, like `now`. Does nothing without speculation.
+    pub fn set_forced(&mut self, mut forced: impl FnMut(&Guide) -> Vec<u32>) {
+        for sequence in self.running.iter_mut().filter(|s| s.is_due()) {
+            if let Some(drafts) = &mut sequence.drafts
+                && let Some(guide) = &sequence.request.sampling.guide
+            {
+                drafts.forced = forced(guide);
+            }
+        }
+    }
+
     /// Queues a request that arrived at `now` (on the caller's monotonic clock).
     ///
     /// # Errors
@@ -287,7 +299,7 @@ impl Scheduler {
         }
         let speculation = self.speculation.as_ref();
         let key = self.waiting.insert(Sequence {
-            drafts: speculation.and_then(|s| s.drafts_of(&request)),
+            drafts: speculation.map(|s| s.drafts_of(&request)),
             tokens: request.prompt.to_vec(),
             request,
             n_computed: 0,
@@ -313,7 +325,7 @@ impl Scheduler {
     /// Removes a request and frees its pages at once. Returns its last event; `None` if it is
     /// unknown or has ended. A step in progress may still name it: `commit` skips it.
     pub fn cancel(&mut self, id: RequestId) -> Option<TokenEvent> {
-        let sequence = match self.place.remove(&id)? {
+        let mut sequence = match self.place.remove(&id)? {
             RequestState::Waiting(key) => self.waiting.remove(key)?,
             RequestState::Running => {
                 let i = self.running.iter().position(|s| s.request.id == id)?;
@@ -322,6 +334,7 @@ impl Scheduler {
                 sequence
             }
         };
+        self.end_drafts(&mut sequence);
         Some(TokenEvent::Finished {
             reason: FinishReason::Cancelled,
             usage: sequence.usage(),
@@ -415,7 +428,7 @@ impl Scheduler {
         sequence.n_computed = 0;
         sequence.scores.made.clear();
         if let Some(drafts) = &mut sequence.drafts {
-            drafts.next.clear();
+            drafts.clear();
         }
         self.n_preemptions += 1;
         let id = sequence.request.id;

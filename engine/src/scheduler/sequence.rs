@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::SCORED_CHUNK;
-use super::drafts::SequenceDrafts;
+use super::drafts::{Pools, SequenceDrafts};
 use crate::kv::{PAGE_TOKENS, PageTable, Prefix};
 use crate::request::{
     Failure, FinishReason, Request, RequestId, SampledToken, ScoredToken, TokenEvent, Usage,
@@ -209,7 +209,14 @@ impl Sequence {
 
     /// Applies the results of a step for `row`. Tokens after a stop id, or after the last allowed
     /// one, are discarded, and so is an error after those.
-    pub fn accept(&mut self, row: &PlanRow, output: RowOutput, events: &mut Events) {
+    /// `pools`: how often all requests' drafts were right; `None` without speculation.
+    pub fn accept(
+        &mut self,
+        row: &PlanRow,
+        output: RowOutput,
+        pools: Option<&mut Pools>,
+        events: &mut Events,
+    ) {
         let id = self.request.id;
         let RowOutput {
             tokens,
@@ -240,7 +247,9 @@ impl Sequence {
             return;
         }
         self.n_computed += row.tokens.len() - row.n_drafts - 1;
-        self.record_drafts(row, &tokens, error.is_some());
+        if let Some(pools) = pools {
+            self.record_drafts(pools, row, &tokens, error.is_some());
+        }
         for token in tokens {
             let is_stop = self.request.stop_token_ids.contains(&token.token);
             self.tokens.push(token.token);
@@ -262,7 +271,13 @@ impl Sequence {
     }
 
     /// Records what became of the row's drafts.
-    fn record_drafts(&mut self, row: &PlanRow, tokens: &[SampledToken], has_failed: bool) {
+    fn record_drafts(
+        &mut self,
+        pools: &mut Pools,
+        row: &PlanRow,
+        tokens: &[SampledToken],
+        has_failed: bool,
+    ) {
         let n_left = self.n_output_left();
         let Some(drafts) = &mut self.drafts else {
             return;
@@ -272,9 +287,9 @@ impl Sequence {
             let n_right = tokens.len() - usize::from(!has_failed);
             let ends = |token: &SampledToken| self.request.stop_token_ids.contains(&token.token);
             let end = tokens.iter().position(ends).map_or(n_left, |i| i + 1);
-            drafts.record(row.n_drafts, n_right, n_right.min(end).min(n_left));
+            drafts.record(pools, row.n_drafts, n_right, n_right.min(end).min(n_left));
         } else if let Some(first) = tokens.first() {
-            drafts.record_shadow(first.token);
+            drafts.record_shadow(pools, first.token);
         }
     }
 

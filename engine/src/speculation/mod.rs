@@ -1,21 +1,26 @@
 //! Speculative decoding: guesses at a request's next tokens, which one step verifies together.
 //!
-//! A [`Drafter`] guesses; a file for each kind. [`DraftLength`] decides how many drafts a row gets,
-//! from how often this request's drafts were right and from what a row costs. The scheduler puts
+//! A [`Drafter`] guesses; a file for each kind. [`choose`] decides how many drafts a row gets, from
+//! how often drafts were right ([`Acceptance`]) and how long steps take ([`StepTimes`]). The scheduler puts
 //! the drafts into decode rows, the executor computes them like known tokens and samples after each
 //! of them. A draft counts if it is the token that was sampled there, so the text is the one that
 //! would be generated without drafts.
 //!
-//! Deliberately absent: drafters that need the model's state or a model of their own.
+//! Deliberately absent: drafters that need the model's state.
 
-mod length;
+mod acceptance;
+mod choice;
 pub mod ngram;
 #[cfg(feature = "testkit")]
 pub mod scripted;
+mod standalone;
+pub mod suffix;
 mod times;
 
-pub use self::length::DraftLength;
+pub use self::acceptance::{Acceptance, PooledAcceptance};
+pub use self::choice::{Candidate, choose};
 pub use self::ngram::NgramConfig;
+pub use self::suffix::{Answers, SuffixConfig};
 pub use self::times::{StepTimes, TimesMeter};
 use crate::request::Request;
 
@@ -26,25 +31,42 @@ pub const MAX_DRAFTS: usize = 31;
 pub trait Drafter: std::fmt::Debug + Send {
     /// Appends up to `max` guesses at what follows `tokens`, the prompt and the output so far. They
     /// only grow from call to call.
-    fn draft(&mut self, tokens: &[u32], max: usize, drafts: &mut Vec<u32>);
+    fn draft(&mut self, shared: &mut Shared, tokens: &[u32], max: usize, drafts: &mut Vec<u32>);
 
     /// False only if [`Self::draft`] will certainly have no guess when one more token, still
     /// unknown, follows `tokens`: then the next step can begin before that token is known.
     fn may_draft_next(&self, tokens: &[u32]) -> bool;
+
+    /// The request has ended, with `tokens`.
+    fn end(&mut self, _shared: &mut Shared, _tokens: &[u32]) {}
+}
+
+/// What the drafters of all requests share.
+#[derive(Debug, Default)]
+pub struct Shared {
+    /// `None` if no answers are kept.
+    pub answers: Option<Answers>,
 }
 
 /// Makes the drafter of each request.
 pub trait Drafters: std::fmt::Debug + Send {
     fn drafter_of(&self, request: &Request) -> Box<dyn Drafter>;
+
+    fn shared(&self) -> Shared {
+        Shared::default()
+    }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 #[serde(tag = "algorithm", rename_all = "UPPERCASE")]
 pub enum Algorithm {
     Ngram(NgramConfig),
+    Suffix(SuffixConfig),
+    /// A draft model.
+    Standalone,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub struct SpeculationConfig {
     #[serde(flatten)]
     pub algorithm: Algorithm,
@@ -56,6 +78,8 @@ impl SpeculationConfig {
     pub fn drafters(&self) -> Box<dyn Drafters> {
         match self.algorithm {
             Algorithm::Ngram(config) => Box::new(config),
+            Algorithm::Suffix(config) => Box::new(config),
+            Algorithm::Standalone => Box::new(standalone::DraftedElsewhere),
         }
     }
 }

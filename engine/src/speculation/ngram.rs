@@ -10,7 +10,7 @@
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use super::{Drafter, Drafters};
+use super::{Drafter, Drafters, Shared};
 use crate::request::Request;
 
 /// A call looks at no more occurrences. More are likely to be of a short and frequent n-gram, whose
@@ -113,7 +113,7 @@ impl NgramDrafter {
 }
 
 impl Drafter for NgramDrafter {
-    fn draft(&mut self, tokens: &[u32], max: usize, drafts: &mut Vec<u32>) {
+    fn draft(&mut self, _: &mut Shared, tokens: &[u32], max: usize, drafts: &mut Vec<u32>) {
         if self.enter(tokens)
             && let Some(end) = self.find(tokens)
         {
@@ -161,7 +161,7 @@ mod tests {
 
     fn draft(drafter: &mut NgramDrafter, tokens: &[u32], max: usize) -> Vec<u32> {
         let mut drafts = Vec::new();
-        drafter.draft(tokens, max, &mut drafts);
+        drafter.draft(&mut Shared::default(), tokens, max, &mut drafts);
         drafts
     }
 

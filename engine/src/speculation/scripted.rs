@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::{Drafter, Drafters};
+use super::{Drafter, Drafters, Shared};
 use crate::request::{Request, RequestId};
 
 /// Whether draft `i` of a call after `n_tokens` tokens is right, for a request.
@@ -43,7 +43,7 @@ impl Drafters for Script {
 }
 
 impl Drafter for ScriptedDrafter {
-    fn draft(&mut self, tokens: &[u32], max: usize, drafts: &mut Vec<u32>) {
+    fn draft(&mut self, _: &mut Shared, tokens: &[u32], max: usize, drafts: &mut Vec<u32>) {
         let output = self.script.outputs.get(&self.request);
         let n_output = tokens.len() - self.n_prompt;
         let rest = output.and_then(|output| output.get(n_output..));

@@ -1,7 +1,10 @@
 //! Speculation over HTTP: the same answers with and without, and what is said about the drafts.
 
+use std::time::Duration;
+
 use engine::model::config::Family;
-use engine::speculation::{Algorithm, NgramConfig, SpeculationConfig};
+use engine::speculation::{Algorithm, NgramConfig, SpeculationConfig, SuffixConfig};
+use engine::text::ToolCallFormat;
 use engine::weights::fixture::FolderFormat;
 use serde_json::{Value, json};
 
@@ -9,19 +12,28 @@ use crate::client;
 use crate::fixture::{TestConfig, TestServer, merged};
 use crate::flags::model::Model;
 use crate::program::Program;
+use crate::tools;
 
 const COMPLETIONS: &str = "/v1/completions";
 /// Repeats itself, so that most of it can be looked up.
 const TEXT: &str = "the cat sat on the mat and the cat sat on the hat; ";
 
-fn config(is_on: bool) -> TestConfig {
+fn config(algorithm: Option<Algorithm>) -> TestConfig {
     TestConfig {
-        speculation: is_on.then_some(SpeculationConfig {
-            algorithm: Algorithm::Ngram(NgramConfig::default()),
+        speculation: algorithm.map(|algorithm| SpeculationConfig {
+            algorithm,
             n_draft_tokens: 5,
         }),
         ..TestConfig::saying(TEXT)
     }
+}
+
+fn ngram() -> Algorithm {
+    Algorithm::Ngram(NgramConfig::default())
+}
+
+fn suffix() -> Algorithm {
+    Algorithm::Suffix(SuffixConfig::default())
 }
 
 /// The answer without what differs from call to call, and without what is said about drafts.
@@ -58,16 +70,19 @@ fn bodies() -> Vec<Value> {
 
 #[tokio::test]
 async fn answers_are_those_without_and_drafts_are_counted() {
-    let with = TestServer::start(config(true)).await;
-    let without = TestServer::start(config(false)).await;
+    for algorithm in [ngram(), suffix()] {
+        answers_are_those_without(algorithm).await;
+    }
+}
+
+async fn answers_are_those_without(algorithm: Algorithm) {
+    let with = TestServer::start(config(Some(algorithm))).await;
+    let without = TestServer::start(config(None)).await;
     let mut n_accepted = 0.0;
     for body in bodies() {
         let found = with.ok(COMPLETIONS, body.clone()).await;
         let details = &found["usage"]["completion_tokens_details"];
         let accepted = details["accepted_prediction_tokens"].as_f64();
-        if body.get("guided_regex").is_some() {
-            assert_eq!(*details, Value::Null, "a grammar gets no drafts: {body}");
-        }
         n_accepted += accepted.unwrap_or(0.0);
         let expected = without.ok(COMPLETIONS, body.clone()).await;
         assert_eq!(expected["usage"]["completion_tokens_details"], Value::Null);
@@ -88,10 +103,120 @@ async fn answers_are_those_without_and_drafts_are_counted() {
     with.assert_empties().await;
 }
 
+/// Schemas, choices, expressions, grammars and forced calls, greedy and sampled.
+fn guided_bodies() -> Vec<(&'static str, Value)> {
+    let schema = json!({
+        "type": "object",
+        "properties": {
+            "the_name_of_the_thing": {"type": "string", "maxLength": 4},
+            "its_size": {"enum": ["small", "large", "unknown"]},
+            "parts": {"type": "array", "maxItems": 3, "items": {
+                "type": "object",
+                "properties": {"number_of_the_part": {"type": "integer"}, "is_there": {"type": "boolean"}},
+                "required": ["number_of_the_part", "is_there"], "additionalProperties": false,
+            }},
+        },
+        "required": ["the_name_of_the_thing", "its_size", "parts"],
+        "additionalProperties": false,
+    });
+    let format = json!({"type": "json_schema", "json_schema": {"name": "x", "schema": schema}});
+    let lark = "start: (\"first \" | \"second \")~2..9 /[0-9]/";
+    let completions = [
+        json!({"response_format": format.clone()}),
+        json!({"response_format": {"type": "json_object"}, "max_tokens": 60}),
+        json!({"guided_choice": ["a long answer that is the only one", "a long answer", "no"]}),
+        json!({"guided_regex": "(abc|abd|xyz){3,20}"}),
+        json!({"guided_regex": "[a-z ]{30}", "presence_penalty": 0.5, "logprobs": 2}),
+        json!({"guided_grammar": lark, "logit_bias": {"102": 3}}),
+        json!({"guided_regex": "(yes|no)( and (yes|no)){4}", "stop": "no and"}),
+        json!({"guided_regex": "same( same)*", "bad_words": ["same same same"], "max_tokens": 40}),
+    ];
+    let calls = [
+        json!({"tool_choice": "required", "parallel_tool_calls": false}),
+        json!({"tool_choice": {"type": "function", "function": {"name": "time"}}}),
+        json!({"tool_choice": "auto", "response_format": format}),
+    ];
+    let completions = completions.map(|fields| {
+        let body = json!({"prompt": TEXT, "max_tokens": 150});
+        (COMPLETIONS, merged(body, fields))
+    });
+    let calls = calls.map(|fields| (tools::PATH, tools::body(fields)));
+    let with_seeds = |(path, body): &(&'static str, Value)| {
+        let sampled = (0..4).map(|seed| json!({"temperature": 1, "seed": seed}));
+        let fields = [json!({"temperature": 0})].into_iter().chain(sampled);
+        let bodies = fields.map(|fields| (*path, merged(body.clone(), fields)));
+        bodies.collect::<Vec<_>>()
+    };
+    completions
+        .iter()
+        .chain(&calls)
+        .flat_map(with_seeds)
+        .collect()
+}
+
+#[tokio::test]
+async fn what_follows_a_grammar_is_drafted_and_stays_the_same() {
+    // With drafts a step takes a while, or nothing would pay.
+    let served = |algorithm: Option<Algorithm>, says: bool| {
+        let step_ms = u64::from(algorithm.is_some());
+        let base = TestConfig {
+            speculation: config(algorithm).speculation,
+            context_length: 1024,
+            ..if says {
+                TestConfig::saying(TEXT)
+            } else {
+                TestConfig::default()
+            }
+        };
+        let base = base.slowly(Duration::from_millis(step_ms));
+        TestServer::start(tools::with(base, ToolCallFormat::Hermes, false))
+    };
+    // What a model says that knows nothing, and one that would rather say something else.
+    for says in [false, true] {
+        for algorithm in [ngram(), suffix()] {
+            let without = served(None, says).await;
+            let with = served(Some(algorithm), says).await;
+            let (mut n_accepted, mut n_tokens) = (0, 0);
+            for (path, body) in guided_bodies() {
+                let found = with.post(path, body.clone()).await;
+                let expected = without.post(path, body.clone()).await;
+                assert_eq!(found.status, expected.status, "{body}");
+                let (found, expected) = (found.json(), expected.json());
+                let usage = &found["usage"];
+                let accepted = &usage["completion_tokens_details"]["accepted_prediction_tokens"];
+                n_accepted += accepted.as_u64().unwrap_or(0);
+                n_tokens += usage["completion_tokens"].as_u64().unwrap_or(0);
+                assert_eq!(
+                    unnamed(compared(found)),
+                    unnamed(compared(expected)),
+                    "{body}"
+                );
+            }
+            // Keys, brackets and choices are forced.
+            assert!(3 * n_accepted > n_tokens, "{n_accepted} of {n_tokens}");
+            with.assert_empties().await;
+        }
+    }
+}
+
+/// Without the ids of calls, which are drawn.
+fn unnamed(mut answer: Value) -> Value {
+    for choice in answer["choices"].as_array_mut().into_iter().flatten() {
+        for call in choice["message"]["tool_calls"]
+            .as_array_mut()
+            .into_iter()
+            .flatten()
+        {
+            call["id"] = Value::Null;
+        }
+    }
+    answer
+}
+
 #[tokio::test]
 async fn streams_say_the_same() {
-    let with = TestServer::start(config(true)).await;
-    let without = TestServer::start(config(false)).await;
+    let with = TestServer::start(config(Some(ngram()))).await;
+    let without = TestServer::start(config(None)).await;
     let texts = async |server: &TestServer, body: &Value| {
         let body = merged(body.clone(), json!({"stream": true}));
         let answer = server.post(COMPLETIONS, body).await;
@@ -127,30 +252,97 @@ async fn a_random_model_answers_the_same_with_both_forms_of_the_flags() {
     let sglang = "--speculative-algorithm NGRAM --speculative-num-draft-tokens 4 \
                   --speculative-ngram-min-match-window-size 1";
     let vllm = r#"--speculative-config {"method":"ngram","num_speculative_tokens":4,"prompt_lookup_min":1,"prompt_lookup_max":12}"#;
-    for flags in [sglang, vllm] {
+    let ngram = json!({"algorithm": "NGRAM", "min_match": 1, "max_match": 12, "n_draft_tokens": 4});
+    let suffix = json!({
+        "algorithm": "SUFFIX",
+        "max_tree_depth": 24,
+        "max_cached_requests": 100,
+        "max_spec_factor": 2.0,
+        "min_token_prob": 0.1,
+        "n_draft_tokens": 6,
+    });
+    let sglang_suffix = "--speculative-algorithm SUFFIX --speculative-num-draft-tokens 6 \
+                         --speculative-suffix-max-spec-factor 2 \
+                         --speculative-suffix-max-cached-requests 100";
+    let vllm_suffix = r#"--speculative-config {"method":"suffix","num_speculative_tokens":6,"suffix_decoding_max_spec_factor":2,"suffix_decoding_max_cached_requests":100}"#;
+    for (flags, expected) in [
+        (sglang, &ngram),
+        (vllm, &ngram),
+        (sglang_suffix, &suffix),
+        (vllm_suffix, &suffix),
+    ] {
         let with = start(flags).await;
         let info = client::get(with.address, "/server_info").await.json();
         let said = &info["engine"]["scheduler"]["speculation"];
-        let expected =
-            json!({"algorithm": "NGRAM", "min_match": 1, "max_match": 12, "n_draft_tokens": 4});
-        assert_eq!(*said, expected);
-        for fields in [
-            json!({}),
-            json!({"temperature": 0.7, "seed": 5, "n": 3}),
-            json!({"repetition_penalty": 1.1, "logprobs": 2}),
-            json!({"guided_regex": "[0-9]{20}", "temperature": 1, "seed": 1}),
-            json!({"min_p": 0.1, "temperature": 1.2, "seed": 2, "min_tokens": 30}),
-        ] {
-            let body = merged(
-                json!({"prompt": "abcabcabcabc", "max_tokens": 60, "seed": 9, "ignore_eos": true}),
-                fields,
-            );
-            let found = client::post(with.address, COMPLETIONS, &body).await.json();
-            let expected = client::post(without.address, COMPLETIONS, &body).await;
-            assert_eq!(expected.status, 200, "{}", expected.text());
-            assert_eq!(compared(found), compared(expected.json()), "{body}");
-        }
+        assert_eq!(said, expected);
+        answers_are_equal(&with, &without).await;
         let drafted = client::metric(with.address, "vllm:spec_decode_num_drafts_total").await;
         assert!(drafted > 0.0, "{flags}");
+    }
+}
+
+async fn answers_are_equal(with: &Program, without: &Program) {
+    for fields in [
+        json!({}),
+        json!({"temperature": 0.7, "seed": 5, "n": 3}),
+        json!({"repetition_penalty": 1.1, "logprobs": 2}),
+        json!({"guided_regex": "[0-9]{20}", "temperature": 1, "seed": 1}),
+        json!({"min_p": 0.1, "temperature": 1.2, "seed": 2, "min_tokens": 30}),
+    ] {
+        let body = merged(
+            json!({"prompt": "abcabcabcabc", "max_tokens": 60, "seed": 9, "ignore_eos": true}),
+            fields,
+        );
+        let found = client::post(with.address, COMPLETIONS, &body).await.json();
+        let expected = client::post(without.address, COMPLETIONS, &body).await;
+        assert_eq!(expected.status, 200, "{}", expected.text());
+        assert_eq!(compared(found), compared(expected.json()), "{body}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_draft_model_guesses_and_changes_no_text() {
+    let model = Model::new(Family::Qwen3, FolderFormat::F16);
+    let other = Model::new(Family::Llama, FolderFormat::F16);
+    let start = async |flags: &str| {
+        let line = model.line(&format!("--port 0 {flags}"));
+        Program::start(&line, &[]).await
+    };
+    let without = start("").await;
+    // The model itself, which guesses its own greedy tokens, and one that knows nothing of it.
+    for (draft, is_itself) in [(model.path(), true), (other.path(), false)] {
+        let path = draft.display();
+        let sglang = format!(
+            "--speculative-algorithm STANDALONE --speculative-draft-model-path {path} \
+             --speculative-num-draft-tokens 4"
+        );
+        let vllm = format!(
+            r#"--speculative-config {{"method":"draft_model","model":"{path}","num_speculative_tokens":4}}"#
+        );
+        for flags in [sglang, vllm] {
+            let with = start(&flags).await;
+            let info = client::get(with.address, "/server_info").await.json();
+            let said = &info["engine"]["scheduler"]["speculation"];
+            let expected = json!({"algorithm": "STANDALONE", "n_draft_tokens": 4});
+            assert_eq!(*said, expected);
+            for prompt in ["abc", "the cat", "1, 2, 3", "x"] {
+                let body = json!({"prompt": prompt, "temperature": 0, "max_tokens": 40, "ignore_eos": true});
+                let found = client::post(with.address, COMPLETIONS, &body).await.json();
+                let expected = client::post(without.address, COMPLETIONS, &body)
+                    .await
+                    .json();
+                assert_eq!(compared(found), compared(expected), "{body}");
+            }
+            let metric = async |name: &str| {
+                client::metric(with.address, &format!("vllm:spec_decode_{name}")).await
+            };
+            let drafted = metric("num_draft_tokens_total").await;
+            let accepted = metric("num_accepted_tokens_total").await;
+            // A draft as long as a step does not pay, so few are made once times are known.
+            assert!(drafted > 0.0, "{flags}: {drafted}");
+            let is_right = accepted > 0.9 * drafted;
+            assert_eq!(is_right, is_itself, "{accepted} of {drafted}");
+            answers_are_equal(&with, &without).await;
+        }
     }
 }

@@ -14,6 +14,18 @@ const KOREAN: &[(&str, &str)] = &[
         "--speculative-algorithm이 지정되지 않음",
     ),
     (
+        "--speculative-algorithm is not NGRAM",
+        "--speculative-algorithm이 NGRAM이 아님",
+    ),
+    (
+        "--speculative-algorithm is not STANDALONE",
+        "--speculative-algorithm이 STANDALONE이 아님",
+    ),
+    (
+        "--speculative-algorithm is not SUFFIX",
+        "--speculative-algorithm이 SUFFIX가 아님",
+    ),
+    (
         "with speculation, rows of one half read what rows of the other write",
         "추측 디코딩에서는 한쪽 절반의 행이 다른 쪽 절반의 행이 쓰는 값을 읽음",
     ),
@@ -190,6 +202,18 @@ const KOREAN: &[(&str, &str)] = &[
         "부하의 프롬프트는 컨텍스트 안에 들어감",
     ),
     ("a matter of logs", "로그에 관한 설정"),
+    (
+        "vLLM speculates as a JSON of its own says",
+        "vLLM의 추측 디코딩은 자체 JSON으로 설정함",
+    ),
+    (
+        "SGLang's NGRAM drafts from other requests too, and it has no SUFFIX",
+        "SGLang의 NGRAM은 다른 요청의 텍스트도 쓰며, SUFFIX는 없음",
+    ),
+    (
+        "llama.cpp looks tokens up by flags of its own",
+        "llama.cpp의 토큰 조회는 자체 플래그로 설정함",
+    ),
     (
         "llama.cpp's chunks hold the new tokens alone, always",
         "llama.cpp의 스트리밍 조각에는 항상 새 토큰만 담김",

@@ -7,8 +7,6 @@ const ONE_DEVICE: &str = "one device runs each model, so there is nothing to spr
 const SEVERAL_DEVICES: &str =
     "a model runs on one device here; run one server a device, or name several models";
 const ALWAYS_ON: &str = "this is always on";
-const NO_DRAFT_MODEL: &str =
-    "draft models and heads are not supported yet; use --speculative-algorithm NGRAM";
 const OWN_DRAFTS: &str = "NGRAM makes one chain of guesses from the request's own text";
 const NO_LORA: &str = "adapters are not read here; merge them into the checkpoint";
 const OWN_LOG: &str = "the environment variable RUST_LOG sets the log level";
@@ -369,17 +367,16 @@ const MODEL: &[Alias] = &[
         "10",
         OWN_DRAFTS,
     ),
-    refused(
+    flag(
         Any,
         &[
-            "--speculative-draft-model-path",
             "--speculative-draft-model",
             "--speculative-model",
             "-md",
             "--model-draft",
         ],
-        Takes::Value("org/draft"),
-        NO_DRAFT_MODEL,
+        "org/draft",
+        "--speculative-draft-model-path",
     ),
 ];
 

@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::speculation::scripted::{IsRight, Script};
-use crate::speculation::{Algorithm, NgramConfig, SpeculationConfig, StepTimes};
+use crate::speculation::{Algorithm, NgramConfig, Shared, SpeculationConfig, StepTimes};
 
 const VOCAB: u32 = 32_000;
 
@@ -34,10 +34,7 @@ pub(super) fn scripted(
     let mut scheduler = Scheduler::new(config);
     scheduler.set_drafters(Box::new(script));
     // Rows that cost nothing, so that all drafts are made.
-    scheduler.set_step_times(StepTimes {
-        base_s: 1.0,
-        row_s: 0.0,
-    });
+    scheduler.set_step_times(StepTimes::line(1.0, 0.0));
     scheduler
 }
 
@@ -219,14 +216,14 @@ fn pages_of_drafts_are_given_back_before_a_request_is_preempted() {
 
 #[test]
 fn drafts_get_the_rows_that_a_pass_has_left() {
-    let requests: Vec<Request> = (0..62).map(|id| request(id, 3, 20)).collect();
+    let requests: Vec<Request> = (0..56).map(|id| request(id, 3, 20)).collect();
     let mut scheduler = scripted(speculating(512, 8), &requests, None, |_, _, _| true);
     let mut executor = mock(512);
     add_all(&mut scheduler, &requests);
     step(&mut scheduler, &mut executor);
     let (plan, _) = step(&mut scheduler, &mut executor);
-    assert_eq!(plan.rows.len(), 62);
-    assert_eq!(drafts_of(&plan).iter().sum::<usize>(), 2);
+    assert_eq!(plan.rows.len(), 56);
+    assert_eq!(drafts_of(&plan).iter().sum::<usize>(), 8);
 
     let few = &requests[..20];
     let mut scheduler = scripted(speculating(512, 8), few, None, |_, _, _| true);
@@ -280,9 +277,15 @@ fn a_step_with_drafts_is_not_announced_and_an_announced_one_has_none() {
         }
     }
     impl crate::speculation::Drafter for Late {
-        fn draft(&mut self, tokens: &[u32], max: usize, drafts: &mut Vec<u32>) {
+        fn draft(
+            &mut self,
+            shared: &mut Shared,
+            tokens: &[u32],
+            max: usize,
+            drafts: &mut Vec<u32>,
+        ) {
             if tokens.len() >= 20 {
-                self.0.draft(tokens, max, drafts);
+                self.0.draft(shared, tokens, max, drafts);
             }
         }
         fn may_draft_next(&self, tokens: &[u32]) -> bool {
@@ -348,10 +351,7 @@ fn wrong_drafts_end_and_right_ones_that_were_not_computed_bring_them_back() {
     let right = |_, n_tokens: usize, _| n_tokens > 120;
     let mut scheduler = scripted(speculating(64, 4), &requests, None, right);
     // Rows that cost something.
-    scheduler.set_step_times(StepTimes {
-        base_s: 0.9,
-        row_s: 0.1,
-    });
+    scheduler.set_step_times(StepTimes::line(0.9, 0.1));
     let mut executor = mock(64);
     add_all(&mut scheduler, &requests);
     let mut wrong = 0;
@@ -375,7 +375,7 @@ fn wrong_drafts_end_and_right_ones_that_were_not_computed_bring_them_back() {
 }
 
 #[test]
-fn a_request_with_a_grammar_has_no_drafts() {
+fn drafts_of_a_row_with_a_grammar_wait_for_its_check() {
     let guided = Request {
         sampling: Arc::new(SamplingParams {
             guide: Some(crate::structured::guide_of("[a-z]+")),
@@ -384,14 +384,29 @@ fn a_request_with_a_grammar_has_no_drafts() {
         ..request(1, 10, 8)
     };
     let free = request(2, 10, 8);
-    let requests = [free.clone()];
-    let mut scheduler = scripted(speculating(64, 4), &requests, None, |_, _, _| true);
+    let mut scheduler = scripted(speculating(64, 4), &[], None, |_, _, _| true);
+    let output: Vec<u32> = b"aaa1aaaa".iter().map(|byte| u32::from(*byte)).collect();
+    let outputs = [1, 2].map(|id| (RequestId(id), output.clone()));
+    scheduler.set_drafters(Box::new(Script {
+        outputs: Arc::new(HashMap::from(outputs)),
+        is_right: Arc::new(|_, _, _| true),
+        vocab: 256,
+    }));
     let mut executor = mock(64);
-    add_all(&mut scheduler, &[guided, free]);
-    let (plan, _) = step(&mut scheduler, &mut executor);
-    assert_eq!(plan.rows.len(), 2);
+    add_all(&mut scheduler, &[guided.clone(), free]);
     let plan = scheduler.plan(T0);
-    assert_eq!(drafts_of(&plan), [0, 4]);
+    let output = executor.execute(&plan).unwrap();
+    let guide = guided.sampling.guide.as_ref().expect("guided");
+    guide.advance(0, output.rows[0].tokens[0].token);
+    scheduler.commit(&plan, output);
+    let mut plan = scheduler.plan(T0);
+    assert_eq!(drafts_of(&plan), [4, 4]);
+    assert!(!plan.rows[0].grammar_knows_drafts() && plan.rows[1].grammar_knows_drafts());
+    plan.check_drafts();
+    // It refuses the digit and drops what follows it.
+    assert_eq!(drafts_of(&plan), [2, 4]);
+    assert_eq!(plan.rows[0].tokens.len(), 3);
+    assert!(plan.rows[0].grammar_knows_drafts());
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! Rows whose tokens follow a grammar.
 
 use super::*;
+use crate::speculation::scripted::Script;
+use crate::speculation::{Algorithm, NgramConfig, SpeculationConfig, StepTimes};
 use crate::structured::guide_of;
 
 fn guided(id: u64, regex: &str, max_new_tokens: usize) -> Request {
@@ -16,18 +18,97 @@ fn guided(id: u64, regex: &str, max_new_tokens: usize) -> Request {
 
 /// Like the engine loop: guides are updated before the scheduler.
 fn guided_step(scheduler: &mut Scheduler, executor: &mut MockExecutor) -> StepPlan {
-    let plan = scheduler.plan(T0);
+    let mut plan = scheduler.plan(T0);
+    plan.check_drafts();
     let output = executor.execute(&plan).unwrap();
-    for (row, made) in plan.rows.iter().zip(&output.rows) {
-        let Some(spec) = &row.sample else { continue };
-        for (i, token) in made.tokens.iter().enumerate() {
-            if let Some(guide) = &spec.params.guide {
-                guide.advance(spec.output_index + i, token.token);
-            }
-        }
-    }
+    advance(&plan, &output);
     scheduler.commit(&plan, output);
     plan
+}
+
+fn advance(plan: &StepPlan, output: &StepOutput) {
+    for (row, made) in plan.rows.iter().zip(&output.rows) {
+        let guide = |spec: &crate::sampler::SampleSpec| spec.params.guide.clone();
+        if let Some(spec) = &row.sample
+            && let Some(guide) = guide(spec)
+        {
+            let tokens: Vec<u32> = made.tokens.iter().map(|token| token.token).collect();
+            guide.advance_all(spec.output_index, &tokens);
+        }
+    }
+}
+
+/// The text of a grammar's request without and with drafts, and how many steps they took.
+fn with_and_without(regex: &str, is_right: bool, forces: bool) -> ([Vec<u32>; 2], [u64; 2]) {
+    let run = |speculation: Option<SpeculationConfig>, output: &[u32]| {
+        let mut scheduler = Scheduler::new(SchedulerConfig {
+            speculation,
+            ..config(64)
+        });
+        scheduler.set_drafters(Box::new(Script {
+            outputs: Arc::new(HashMap::from([(RequestId(1), output.to_vec())])),
+            is_right: Arc::new(move |_, _, i| is_right || i == 0),
+            vocab: 256,
+        }));
+        scheduler.set_step_times(StepTimes::line(1.0, 0.0));
+        let mut executor = mock(64);
+        scheduler.add(guided(1, regex, 40), T0).unwrap();
+        let mut tokens = Vec::new();
+        while !scheduler.is_idle() {
+            if forces {
+                scheduler.set_forced(|guide| guide.forced_tokens(&mut 1_000_000));
+            }
+            let mut plan = scheduler.plan(T0);
+            plan.check_drafts();
+            let output = executor.execute(&plan).unwrap();
+            advance(&plan, &output);
+            for (_, event) in scheduler.commit(&plan, output) {
+                match event {
+                    TokenEvent::Token(token) => tokens.push(token.token),
+                    TokenEvent::Finished { .. } => {}
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+        (tokens, executor.n_executed())
+    };
+    let speculation = SpeculationConfig {
+        algorithm: Algorithm::Ngram(NgramConfig::default()),
+        n_draft_tokens: 4,
+    };
+    let (plain, n_plain) = run(None, &[]);
+    let (drafted, n_drafted) = run(Some(speculation), &plain);
+    ([plain, drafted], [n_plain, n_drafted])
+}
+
+#[test]
+fn drafts_that_a_grammar_allows_save_steps_and_change_no_text() {
+    for regex in [
+        "[a-z]{30}",
+        "(ab|cd|[0-9]x){12}",
+        "(a|bb|ccc)*",
+        "x{3}[yz]{20}",
+    ] {
+        let ([plain, drafted], [n_plain, n_drafted]) = with_and_without(regex, true, false);
+        assert_eq!(drafted, plain, "{regex}");
+        if plain.len() > 20 {
+            assert!(2 * n_drafted < n_plain, "{regex}: {n_drafted} of {n_plain}");
+        }
+        // A wrong token after the first one, which the grammar refuses or the sampler does.
+        let ([plain, drafted], _) = with_and_without(regex, false, false);
+        assert_eq!(drafted, plain, "{regex}");
+    }
+}
+
+#[test]
+fn what_a_grammar_forces_is_drafted() {
+    // All drafts of the script are wrong, or refused.
+    let regex = "the only text there is: [0-9]";
+    let ([plain, drafted], [n_plain, n_drafted]) = with_and_without(regex, false, true);
+    assert_eq!(drafted, plain);
+    assert_eq!(plain.len(), 26, "24 letters, a digit, the end");
+    // The prompt's step, 23 letters in steps of five, the last with the digit, and the end.
+    assert_eq!((n_plain, n_drafted), (26, 7));
 }
 
 #[test]

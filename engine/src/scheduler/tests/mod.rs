@@ -4,6 +4,7 @@ mod ahead;
 mod drafts;
 mod guided;
 mod host_tier;
+mod pays;
 mod policies;
 mod purity;
 mod random;

@@ -1,7 +1,7 @@
 //! Random workloads under random settings.
 
 use super::*;
-use crate::speculation::{Algorithm, NgramConfig, SpeculationConfig, StepTimes};
+use crate::speculation::{Algorithm, NgramConfig, SpeculationConfig, StepTimes, SuffixConfig};
 
 #[derive(Debug, Clone)]
 struct Workload {
@@ -9,7 +9,7 @@ struct Workload {
     /// Prompt length, output length, arrival step, number of steps until it is cancelled.
     requests: Vec<(usize, usize, usize, Option<usize>)>,
     stop: Option<(u32, u64)>,
-    /// A draft is right this often, in four.
+    /// A draft is right this often, in four; 5: drafts are what SUFFIX finds.
     n_right: usize,
 }
 
@@ -72,7 +72,7 @@ fn workload() -> impl Strategy<Value = Workload> {
         });
         let stop = prop::option::of((Just(17u32), 2u64..40));
         let requests = prop::collection::vec(one, 1..14);
-        (config, requests, stop, 0usize..=4).prop_map(|(config, requests, stop, n_right)| {
+        (config, requests, stop, 0usize..=5).prop_map(|(config, requests, stop, n_right)| {
             Workload {
                 config,
                 requests,
@@ -120,6 +120,9 @@ proptest! {
             (id.0 as usize + n_tokens / 5 + i) % 4 < n_right
         };
         let mut scheduler = drafts::scripted(config.clone(), &all, stop, is_right);
+        if n_right == 5 {
+            scheduler.set_drafters(Box::new(SuffixConfig::default()));
+        }
         let mut results = HashMap::new();
         let mut cancelled = HashSet::new();
         let mut i_step = 0;
@@ -151,10 +154,7 @@ proptest! {
             }
             scheduler.check_integrity().unwrap();
             // Now and then a row costs so much that there are no drafts.
-            scheduler.set_step_times(StepTimes {
-                base_s: 1.0,
-                row_s: if i_step % 11 < 8 { 0.0 } else { 1.0 },
-            });
+            scheduler.set_step_times(StepTimes::line(1.0, if i_step % 11 < 8 { 0.0 } else { 1.0 }));
             // Now and then restoring is slower.
             scheduler.set_restore_costs(RestoreCosts {
                 page_s: 1.0,

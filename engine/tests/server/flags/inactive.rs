@@ -36,6 +36,18 @@ fn what_does_nothing_anywhere_says_why() {
         "--speculative-num-draft-tokens 3",
         "--speculative-ngram-min-match-window-size 3",
         "--speculative-ngram-max-match-window-size 3",
+        "--speculative-draft-model-path org/small",
+        "--speculative-algorithm NGRAM --speculative-draft-model-path org/small",
+        "--speculative-suffix-max-tree-depth 3",
+        "--speculative-suffix-max-cached-requests 3",
+        "--speculative-suffix-max-spec-factor 2",
+        "--speculative-suffix-min-token-prob 0.5",
+        "--speculative-algorithm NGRAM --speculative-suffix-max-tree-depth 3",
+        "--speculative-algorithm NGRAM --speculative-suffix-max-cached-requests 3",
+        "--speculative-algorithm NGRAM --speculative-suffix-max-spec-factor 2",
+        "--speculative-algorithm NGRAM --speculative-suffix-min-token-prob 0.5",
+        "--speculative-algorithm suffix --speculative-ngram-min-match-window-size 3",
+        "--speculative-algorithm suffix --speculative-ngram-max-match-window-size 3",
     ] {
         let typed = line.split(' ').rfind(|word| word.starts_with("--"));
         let flag = typed.expect("a flag");

@@ -194,6 +194,12 @@ fn num_continuous_decode_steps_makes_bursts() {
 
 /// The numbers of drafts of a request's rows, over a text of few tokens, which repeats itself.
 fn drafts(flags: &str) -> Vec<usize> {
+    drafts_of(flags, &[((0..20).collect(), 60)]).remove(0)
+}
+
+/// The numbers of drafts of each request's rows, one after the other: prompts, and how many tokens
+/// are generated.
+fn drafts_of(flags: &str, asked: &[(Vec<u32>, usize)]) -> Vec<Vec<usize>> {
     let engine = resolve(flags).expect(flags).engine;
     let config = engine_loop_config(&engine, Device::Cpu, POOL_TOKENS).scheduler;
     let mut scheduler = Scheduler::new(config);
@@ -202,16 +208,19 @@ fn drafts(flags: &str) -> Vec<usize> {
         script: Some((0..20).collect()),
         ..MockConfig::default()
     });
-    let asked = request(1, (0..20).collect(), 60);
-    scheduler.add(asked, NOW).expect("it fits");
-    let mut drafts = Vec::new();
-    while !scheduler.is_idle() {
-        let plan = scheduler.plan(NOW);
-        drafts.extend(plan.rows.iter().map(|row| row.n_drafts));
-        let output = executor.execute(&plan).expect("a step");
-        scheduler.commit(&plan, output);
-    }
-    drafts
+    let mut drafts_of_one = |(prompt, n_output): &(Vec<u32>, usize)| {
+        let asked = request(1, prompt.clone(), *n_output);
+        scheduler.add(asked, NOW).expect("it fits");
+        let mut drafts = Vec::new();
+        while !scheduler.is_idle() {
+            let plan = scheduler.plan(NOW);
+            drafts.extend(plan.rows.iter().map(|row| row.n_drafts));
+            let output = executor.execute(&plan).expect("a step");
+            scheduler.commit(&plan, output);
+        }
+        drafts
+    };
+    asked.iter().map(&mut drafts_of_one).collect()
 }
 
 #[test]
@@ -223,7 +232,7 @@ fn speculative_algorithm_makes_drafts() {
     assert!(drafts(line).len() < 25);
     let error = resolve("--speculative-algorithm EAGLE3").expect_err("refused");
     assert!(
-        error.contains("EAGLE3: is not supported yet, NGRAM is"),
+        error.contains("EAGLE3: is not supported yet; NGRAM, SUFFIX and STANDALONE are"),
         "{error}"
     );
 }
@@ -250,9 +259,53 @@ fn the_match_windows_decide_what_is_found_again() {
 
 #[test]
 fn speculative_config_is_the_form_of_vllm() {
-    let json = r#"{"method":"ngram","num_speculative_tokens":3}"#;
-    let line = format!("--speculative-config {json}");
-    assert_eq!(drafts(&line).iter().max(), Some(&3));
+    for json in [
+        r#"{"method":"ngram","num_speculative_tokens":3}"#,
+        r#"{"method":"suffix","num_speculative_tokens":3}"#,
+    ] {
+        let line = format!("--speculative-config {json}");
+        assert_eq!(drafts(&line).iter().max(), Some(&3));
+    }
+}
+
+const SUFFIX: &str = "--speculative-algorithm SUFFIX";
+
+#[test]
+fn suffix_trees_are_as_deep_as_they_are_told() {
+    assert_eq!(drafts(SUFFIX).iter().max(), Some(&7));
+    let line = format!("{SUFFIX} --speculative-suffix-max-tree-depth 4");
+    assert_eq!(drafts(&line).iter().max(), Some(&3), "three tokens match");
+}
+
+#[test]
+fn suffix_takes_answers_from_as_many_requests_as_it_is_told() {
+    // Nothing repeats itself within one request.
+    let asked = [((500..520).collect(), 18), ((600..620).collect(), 18)];
+    let second = |flags: &str| -> usize {
+        let drafts = drafts_of(&format!("{SUFFIX} {flags}"), &asked);
+        assert_eq!(drafts[0].iter().sum::<usize>(), 0);
+        drafts[1].iter().sum()
+    };
+    assert!(second("") > 10);
+    assert!(second("--speculative-suffix-max-cached-requests 1") > 10);
+    assert_eq!(second("--speculative-suffix-max-cached-requests 0"), 0);
+}
+
+#[test]
+fn suffix_drafts_as_much_as_factor_and_probability_allow() {
+    let first_step = |prompt: Vec<u32>, flags: &str| {
+        let drafts = drafts_of(&format!("{SUFFIX} {flags}"), &[(prompt, 12)]).remove(0);
+        drafts.iter().position(|n| *n > 0).expect("drafts")
+    };
+    let once = || (0..20).collect();
+    assert_eq!(first_step(once(), ""), 1);
+    let half = "--speculative-suffix-max-spec-factor 0.5";
+    assert_eq!(first_step(once(), half), 2, "two tokens match");
+    // One of four tokens followed the 0; one followed the 1.
+    let four = || vec![0, 5, 0, 6, 0, 7, 0, 8, 1, 2];
+    assert_eq!(first_step(four(), ""), 1);
+    let likely = "--speculative-suffix-min-token-prob 0.3";
+    assert_eq!(first_step(four(), likely), 2);
 }
 
 #[test]
