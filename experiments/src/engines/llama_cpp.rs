@@ -70,6 +70,10 @@ const RULES: Rules = &[
     ),
     (&["decode-log-interval"], LeftOut("a matter of logs")),
     (
+        &["speculative-algorithm"],
+        LeftOut("llama.cpp looks tokens up by flags of its own"),
+    ),
+    (
         &["stream-output"],
         LeftOut("llama.cpp's chunks hold the new tokens alone, always"),
     ),

@@ -78,6 +78,10 @@ const WORK: Rules = &[
         &["disable-flashinfer"],
         LeftOut("removed from SGLang; the backends are named instead"),
     ),
+    (
+        &["speculative-algorithm"],
+        LeftOut("SGLang's NGRAM drafts from other requests too, and it has no SUFFIX"),
+    ),
 ];
 
 /// What the documents tune.

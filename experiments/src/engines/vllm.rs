@@ -77,6 +77,10 @@ const RULES: Rules = &[
     ),
     (&["decode-log-interval"], LeftOut("a matter of logs")),
     (
+        &["speculative-algorithm"],
+        LeftOut("vLLM speculates as a JSON of its own says"),
+    ),
+    (
         &["stream-output"],
         LeftOut("vLLM's chunks hold the new tokens alone, always"),
     ),
