@@ -9,7 +9,9 @@ use engine::executor::cpu::{CpuExecutor, CpuOptions};
 use engine::request::{Request, RequestId, SamplingParams, TokenEvent};
 use engine::scheduler::{Scheduler, SchedulerConfig};
 use engine::source::{DEFAULT_CPU_MODEL, ModelSource, default_cache_dir, resolve};
-use engine::speculation::{Algorithm, NgramConfig, SpeculationConfig, SpeculationCounts};
+use engine::speculation::{
+    Algorithm, NgramConfig, SpeculationConfig, SpeculationCounts, SuffixConfig,
+};
 use engine::speculation::{StepTimes, TimesMeter};
 use engine::text::{ChatInput, ChatTemplate, Tokenizer};
 use engine::weights::ModelFiles;
@@ -176,6 +178,17 @@ fn quoting_a_document_takes_few_steps_and_no_text_changes() {
         println!(
             "{case}: {} steps without, {} with, {speed_up:.2} times as fast; {:?}, {:?}",
             plain.n_steps, with.n_steps, with.counts, with.ratios
+        );
+        let suffix = SpeculationConfig {
+            algorithm: Algorithm::Suffix(SuffixConfig::default()),
+            ..ngram()
+        };
+        let other = run(&mut model, &mut meter, &request, Some(suffix), None);
+        assert_eq!(other.tokens, plain.tokens, "{case}");
+        let speed_up = plain.elapsed.as_secs_f64() / other.elapsed.as_secs_f64();
+        println!(
+            "{case}: {} steps with SUFFIX, {speed_up:.2} times as fast; {:?}",
+            other.n_steps, other.counts
         );
         // Where rows cost nothing every draft is made: the most that can be saved.
         let most = run(
