@@ -230,7 +230,7 @@ fn mistakes_are_named_with_field_value_and_limit() {
             "workload.prompts = turns:8x2: must be of the form turns:FIRST+FURTHERxN",
         ),
         (
-            "[workload]\nprompts = [\"turns:1000+1000x1000\"]",
+            "[workload]\nprompts = [\"turns:2000+1000x1000\"]",
             "must be turns of at most 1000000 tokens, and the last one has ",
         ),
         ("[workload]\nprompt = []", "unknown field `prompt`"),
