@@ -6,6 +6,7 @@ use engine::executor::cpu::{ActivationType, CpuExecutor};
 use engine::kv::PageIdx;
 use engine::step::PlanRow;
 use engine::weights::Checkpoint;
+use engine::weights::safetensors::SafetensorsCheckpoint;
 use kernels::Isa;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
@@ -41,7 +42,7 @@ pub(super) struct Answer {
     greedy: Vec<u32>,
 }
 
-pub(super) fn digest(dir: &Path) -> String {
+fn digest(dir: &Path) -> String {
     let bytes = std::fs::read(dir.join("model.safetensors")).expect("written");
     let tensors = safetensors::SafeTensors::deserialize(&bytes).expect("a file of tensors");
     let mut names = tensors.names();
@@ -160,8 +161,20 @@ fn greedy(executor: &mut CpuExecutor, prompt: &[u32], n: usize) -> Vec<u32> {
     made
 }
 
-pub(super) fn check(name: &str, record: &Record, case: &Case, checkpoint: &dyn Checkpoint) {
-    check_within(name, record, case, checkpoint, TOLERANCE);
+/// Every case's checkpoint, which `write` makes in a folder: the tensors are those that the answers
+/// were recorded of, and so are the executor's answers.
+pub(super) fn check_written(record: &Record, write: impl Fn(&str, &Path)) {
+    for (name, case) in &record.cases {
+        let dir = tempfile::tempdir().expect("a folder");
+        write(name, dir.path());
+        assert_eq!(
+            digest(dir.path()),
+            case.digest,
+            "{name}: other tensors than recorded"
+        );
+        let checkpoint = SafetensorsCheckpoint::open(dir.path()).expect(name);
+        check_within(name, record, case, &checkpoint, TOLERANCE);
+    }
 }
 
 /// `tolerance`: of the largest difference of log-probabilities with activations in f32.

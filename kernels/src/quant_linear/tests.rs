@@ -127,6 +127,22 @@ fn check_products(
     w
 }
 
+/// The same for random inputs of these numbers of tokens, on every instruction set.
+fn check_batches(
+    pool: &mut WorkerPool,
+    mut w: QuantMatrix,
+    n_tokens: &[usize],
+    rng: &mut StdRng,
+    what: &str,
+) {
+    for n in n_tokens {
+        let x = random_vector(n * w.n_in(), rng);
+        for isa in Isa::available() {
+            w = check_products(pool, isa, w, &x, &format!("{what} tokens {n}"));
+        }
+    }
+}
+
 fn assert_close(found: &[f32], expected: &[f32], what: &str) {
     assert_eq!(found.len(), expected.len());
     let scale = expected.iter().fold(1e-6f32, |m, e| m.max(e.abs()));
@@ -145,14 +161,14 @@ fn every_format_agrees_with_the_reference_on_every_instruction_set() {
     for format in BlockFormat::ALL {
         for (n_out, blocks_per_row) in [(1, 1), (16, 2), (37, 3), (100, 1)] {
             let n_in = format.block_len() * blocks_per_row;
-            let mut w = random_matrix(&mut pool, format, n_out, n_in, &mut rng);
-            for n_tokens in [1, 2, 3, 7, 15, 17] {
-                let x = random_vector(n_tokens * n_in, &mut rng);
-                for isa in Isa::available() {
-                    let what = format!("{format:?} {n_out}x{n_in} tokens {n_tokens}");
-                    w = check_products(&mut pool, isa, w, &x, &what);
-                }
-            }
+            let w = random_matrix(&mut pool, format, n_out, n_in, &mut rng);
+            check_batches(
+                &mut pool,
+                w,
+                &[1, 2, 3, 7, 15, 17],
+                &mut rng,
+                &format!("{format:?} {n_out}x{n_in}"),
+            );
         }
     }
 }
@@ -417,13 +433,7 @@ fn check_awq(n_in: usize, group_size: usize) {
             assert!((found - expected).abs() <= 1e-6 * scale, "{n} {k}");
         }
     }
-    let mut w = w;
-    for n_tokens in [1, 3, 8] {
-        let x = random_vector(n_tokens * n_in, &mut rng);
-        for isa in Isa::available() {
-            w = check_products(&mut pool, isa, w, &x, "awq");
-        }
-    }
+    check_batches(&mut pool, w, &[1, 3, 8], &mut rng, "awq");
 }
 
 /// Every code in rows of several lengths; a scale that fp16 does not hold stays as it is.
@@ -439,7 +449,7 @@ fn int8_rows_keep_their_codes_and_scales() {
             scales: &scales,
         };
         let arena = &mut Arena::default();
-        let mut w = QuantMatrix::pack(&mut pool, arena, n_out, n_in, source).expect("pack");
+        let w = QuantMatrix::pack(&mut pool, arena, n_out, n_in, source).expect("pack");
         let mut row = vec![0.0; n_in];
         for n in 0..n_out {
             w.dequantize_row(n, &mut row).expect("row");
@@ -448,13 +458,13 @@ fn int8_rows_keep_their_codes_and_scales() {
                 assert_eq!(found.to_bits(), expected.to_bits(), "{n} {k}");
             }
         }
-        for n_tokens in [1, 3, 8] {
-            let x = random_vector(n_tokens * n_in, &mut rng);
-            for isa in Isa::available() {
-                let what = format!("int8 {n_out}x{n_in} tokens {n_tokens}");
-                w = check_products(&mut pool, isa, w, &x, &what);
-            }
-        }
+        check_batches(
+            &mut pool,
+            w,
+            &[1, 3, 8],
+            &mut rng,
+            &format!("int8 {n_out}x{n_in}"),
+        );
     }
 }
 
@@ -519,7 +529,7 @@ fn fp4_groups_keep_their_codes_and_scales() {
             factor,
         };
         let arena = &mut Arena::default();
-        let mut w = QuantMatrix::pack(&mut pool, arena, n_out, n_in, source).expect("pack");
+        let w = QuantMatrix::pack(&mut pool, arena, n_out, n_in, source).expect("pack");
         let mut row = vec![0.0; n_in];
         for n in 0..n_out {
             w.dequantize_row(n, &mut row).expect("row");
@@ -532,13 +542,13 @@ fn fp4_groups_keep_their_codes_and_scales() {
                 assert!(is_equal, "{n} {k}: {found} for {expected}");
             }
         }
-        for n_tokens in [1, 3, 8] {
-            let x = random_vector(n_tokens * n_in, &mut rng);
-            for isa in Isa::available() {
-                let what = format!("FP4 {n_out}x{n_in} tokens {n_tokens}");
-                w = check_products(&mut pool, isa, w, &x, &what);
-            }
-        }
+        check_batches(
+            &mut pool,
+            w,
+            &[1, 3, 8],
+            &mut rng,
+            &format!("FP4 {n_out}x{n_in}"),
+        );
     }
 }
 
@@ -568,7 +578,7 @@ fn rows_are_rounded_to_8_bits_and_agree_with_the_reference_on_every_instruction_
                 format,
                 bytes: &bytes,
             };
-            let mut w = QuantMatrix::pack(&mut pool, &mut Arena::default(), n_out, n_in, source)
+            let w = QuantMatrix::pack(&mut pool, &mut Arena::default(), n_out, n_in, source)
                 .expect("pack");
             assert_eq!(w.layout().group, group);
             let (mut stored, mut rounded) = (vec![0.0; n_in], vec![0.0; n_in]);
@@ -587,13 +597,13 @@ fn rows_are_rounded_to_8_bits_and_agree_with_the_reference_on_every_instruction_
                     }
                 }
             }
-            for n_tokens in [1, 3, 8, 13] {
-                let x = random_vector(n_tokens * n_in, &mut rng);
-                for isa in Isa::available() {
-                    let what = format!("{format:?} {n_out}x{n_in} tokens {n_tokens}");
-                    w = check_products(&mut pool, isa, w, &x, &what);
-                }
-            }
+            check_batches(
+                &mut pool,
+                w,
+                &[1, 3, 8, 13],
+                &mut rng,
+                &format!("{format:?} {n_out}x{n_in}"),
+            );
         }
     }
 }
