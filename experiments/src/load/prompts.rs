@@ -37,8 +37,8 @@ pub enum PromptError {
     },
     #[error("prompt file {path} holds no prompt")]
     Empty { path: PathBuf },
-    #[error("workload.prompts: {0}")]
-    Source(String),
+    #[error("workload.prompts = {name}: must be {limit}")]
+    Source { name: String, limit: String },
 }
 
 /// What a request sends.
@@ -121,7 +121,11 @@ impl PromptSet {
         let mut prompts: Vec<Line> = Vec::new();
         let mut ids = HashSet::new();
         for name in names {
-            let kind = match name.parse().map_err(PromptError::Source)? {
+            let source = name.parse().map_err(|limit| PromptError::Source {
+                name: name.clone(),
+                limit,
+            })?;
+            let kind = match source {
                 PromptSource::File(_) => None,
                 PromptSource::Tokens { n_tokens } => Some(Kind::Tokens { n_tokens }),
                 PromptSource::Turns(turns) => Some(Kind::Turns(turns)),
