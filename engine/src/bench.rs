@@ -13,6 +13,7 @@ use std::time::Instant;
 use crate::executor::simulated::SimulatedExecutor;
 use crate::executor::{Executor, ExecutorError};
 use crate::kv::{PAGE_TOKENS, PageIdx};
+use crate::request::ranges::{self, OutOfRange};
 use crate::request::{RequestId, SamplingParams};
 use crate::sampler::{SampleSpec, philox};
 use crate::speculation::MAX_DRAFTS;
@@ -28,8 +29,43 @@ pub struct OfflineConfig {
     pub n_steps: usize,
     /// Drafts that are right by chance.
     pub synthetic: Option<SyntheticDrafts>,
+    /// How every token is chosen.
+    pub sampling: BenchSampling,
     /// Measurements; the figures are medians. A warm-up runs first and is discarded.
     pub repetitions: usize,
+}
+
+/// The parameters of [`SamplingParams`] with these names; the others are off. Sequence n has seed n.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
+pub struct BenchSampling {
+    /// 0 is greedy.
+    pub temperature: f32,
+    /// 0 keeps all tokens.
+    pub top_k: usize,
+    /// 1 keeps all tokens.
+    pub top_p: f32,
+}
+
+impl Default for BenchSampling {
+    fn default() -> Self {
+        Self {
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+        }
+    }
+}
+
+impl BenchSampling {
+    fn params(self, sequence: usize) -> SamplingParams {
+        SamplingParams {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            seed: sequence as u64,
+            ..SamplingParams::default()
+        }
+    }
 }
 
 /// Drafts whose acceptance is drawn.
@@ -49,6 +85,7 @@ impl Default for OfflineConfig {
             output_tokens: 128,
             n_steps: 1,
             synthetic: None,
+            sampling: BenchSampling::default(),
             repetitions: 3,
         }
     }
@@ -80,6 +117,8 @@ pub enum BenchError {
     #[error("the synthetic acceptance is {0}; it must be from 0 to 1")]
     Acceptance(f64),
     #[error(transparent)]
+    Sampling(#[from] OutOfRange),
+    #[error(transparent)]
     Executor(#[from] ExecutorError),
     #[error("sequence {sequence} got no token: {source}")]
     Row { sequence: usize, source: RowError },
@@ -102,6 +141,7 @@ impl OfflineConfig {
         at_least("output length", self.output_tokens, 2)?;
         at_least("n_steps", self.n_steps, 1)?;
         at_least("repetitions", self.repetitions, 1)?;
+        ranges::check(&self.sampling.params(0))?;
         if let Some(synthetic) = self.synthetic {
             let SyntheticDrafts {
                 n_draft_tokens,
@@ -147,7 +187,8 @@ impl OfflineConfig {
 /// # Errors
 ///
 /// [`BenchError::Config`] if a size is 0, fewer than two tokens are asked for, or batch and
-/// tokens do not fit the KV pool; [`BenchError::Executor`] if a step fails, [`BenchError::Row`]
+/// tokens do not fit the KV pool; [`BenchError::Sampling`] if a parameter of sampling is out of its
+/// range; [`BenchError::Executor`] if a step fails, [`BenchError::Row`]
 /// if one of its rows does.
 pub fn offline<E: Executor + ?Sized>(
     executor: &mut E,
@@ -222,7 +263,9 @@ fn measure_once<E: Executor + ?Sized>(
     config: OfflineConfig,
     since_last_ms: &mut dyn FnMut(&mut E) -> f64,
 ) -> Result<Measured, BenchError> {
-    let params = Arc::new(SamplingParams::default());
+    let params: Vec<_> = (0..config.batch)
+        .map(|sequence| Arc::new(config.sampling.params(sequence)))
+        .collect();
     let n_pages = config.pages_per_sequence();
     let row = |sequence: usize, tokens: Vec<u32>, start: usize, output_index: usize| PlanRow {
         request: RequestId(sequence as u64),
@@ -238,7 +281,7 @@ fn measure_once<E: Executor + ?Sized>(
             .map(|page| PageIdx(page as u32))
             .collect(),
         sample: Some(SampleSpec {
-            params: Arc::clone(&params),
+            params: Arc::clone(&params[sequence]),
             output_index,
             history: Vec::new(),
             n_prompt: config.prompt_tokens,
@@ -402,6 +445,18 @@ mod tests {
         ] {
             assert!(offline(&mut executor, 100, bad).is_err());
         }
+        assert_eq!(json["sampling"]["temperature"], 0.0);
+        let sampling = BenchSampling {
+            temperature: 0.5,
+            top_p: 1.5,
+            ..BenchSampling::default()
+        };
+        let refused = offline(&mut executor, 100, OfflineConfig { sampling, ..config });
+        let message = refused.map_err(|error| error.to_string()).err();
+        assert_eq!(
+            message.as_deref(),
+            Some("top_p is 1.5, but must be from 0 to 1")
+        );
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use clap::Args;
-use engine::bench::{OfflineConfig, SyntheticDrafts, offline, offline_simulated};
+use engine::bench::{BenchSampling, OfflineConfig, SyntheticDrafts, offline, offline_simulated};
 use engine::config::EngineArgs;
 use engine::executor::simulated::Card;
 use engine::kv::PAGE_TOKENS;
@@ -34,6 +34,18 @@ pub struct BenchArgs {
     /// Measurements; figures are medians
     #[arg(long, value_name = "N", default_value_t = 3)]
     repetitions: usize,
+
+    /// 0 is greedy
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
+    temperature: f32,
+
+    /// Keep the k most likely tokens; 0 keeps all
+    #[arg(long, default_value_t = 0)]
+    top_k: usize,
+
+    /// Keep the smallest set of tokens with this total probability
+    #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
+    top_p: f32,
 
     /// Count each draft as right with this probability, from 0 to 1; the text then means nothing.
     /// Needs --speculative-algorithm
@@ -76,6 +88,11 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
         prompt_tokens: args.prompt_tokens,
         output_tokens: args.output_tokens,
         n_steps: config.num_continuous_decode_steps,
+        sampling: BenchSampling {
+            temperature: args.temperature,
+            top_k: args.top_k,
+            top_p: args.top_p,
+        },
         repetitions: args.repetitions,
     };
     // Without a limit set by the user, the pool is as large as the benchmark needs.
