@@ -121,6 +121,8 @@ fn check_batches(executor: &mut CpuExecutor, prompts: &[Vec<u32>], case: &Case, 
     assert_eq!(together, each.concat(), "a batch");
 
     let longest = prompts.last().expect("a prompt");
+    let shortest = prompts.iter().min_by_key(|prompt| prompt.len());
+    let beside = shortest.expect("a prompt");
     let pages: Vec<PageIdx> = [40, 7, 33, 21, 9].map(PageIdx).to_vec();
     let last = &each.last().expect("logits")[..];
     let last = &last[last.len() - vocab..];
@@ -131,7 +133,7 @@ fn check_batches(executor: &mut CpuExecutor, prompts: &[Vec<u32>], case: &Case, 
                 pages: pages.clone(),
                 ..row(chunk, i * n_chunk, 0)
             };
-            let rows = [row(&prompts[1], 0, 60), own];
+            let rows = [row(beside, 0, 60), own];
             found = executor
                 .forward_logits(&rows, &[(1, chunk.len() - 1)])
                 .expect("logits");
