@@ -1,9 +1,13 @@
 // The epilogue: what a warp does with the sums of the matrix instruction before it stores them. A tile is 16
 // columns by 8 rows; value i of a lane is column g + 8 (i / 2), row 2j + i % 2 (g = lane / 4, j = lane % 4).
-// Shared by wgmma.cu, mma.cu and mma_int8.cu; `Params` has out, bias, m, n and out_tile_rows.
+// Shared by wgmma.cu, mma.cu and mma_int8.cu; `Params` has out, bias, m, n, out_tile_rows and epilogue.
 #pragma once
 #include "../cuda/tiled.cuh"
 #include "packed_weights.cuh"
+
+// What is compiled. Floats are added to the residual or not, as the launch says: the code is unrolled over all
+// rows of a tile, and twice as much of it took a fifth of the compiler's time.
+enum class Output { Elements, SiluMul, Floats };
 
 DEVICE uint32_t transposed(uint32_t matrix) {  // 8 x 8 elements
     uint32_t r;
@@ -13,21 +17,22 @@ DEVICE uint32_t transposed(uint32_t matrix) {  // 8 x 8 elements
 
 // Both functions below work on eight rows from `row` on and 16 columns from `column` on. This one loads what is
 // in memory already, the residual: early, to hide its latency.
-template <Epilogue E, class Params>
+template <Output O, class Params>
 DEVICE void load_eight_rows(const Params& p, float (&before)[4], int row, int column, int g, int j) {
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         const int r = row + 2 * j + i % 2, c = column + g + 8 * (i / 2);
-        const bool is_needed = E == Epilogue::AddResidual && r < p.m && c < p.n;
+        const bool is_residual = O == Output::Floats && static_cast<Epilogue>(p.epilogue) == Epilogue::AddResidual;
+        const bool is_needed = is_residual && r < p.m && c < p.n;
         before[i] = is_needed ? static_cast<const float*>(p.out)[static_cast<int64_t>(r) * p.n + c] : 0.f;
     }
 }
 
-template <Epilogue E, class Params>
+template <Output O, class Params>
 DEVICE void store_eight_rows(const Params& p, float4 v, float4 up, const float (&before)[4], int row, int column,
                              int g, int j) {
     const float sums[4] = {v.x, v.y, v.z, v.w}, ups[4] = {up.x, up.y, up.z, up.w};
-    if constexpr (E == Epilogue::AddResidual || E == Epilogue::StoreF32) {
+    if constexpr (O == Output::Floats) {
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             const int r = row + 2 * j + i % 2, c = column + g + 8 * (i / 2);
@@ -43,7 +48,7 @@ DEVICE void store_eight_rows(const Params& p, float4 v, float4 up, const float (
 #pragma unroll
             for (int i = 0; i < 2; i++) {
                 const float s = sums[2 * h + i];
-                if constexpr (E == Epilogue::SiluMul) {
+                if constexpr (O == Output::SiluMul) {
                     y[i] = silu(s) * ups[2 * h + i];
                 } else {
                     const int c = column + g + 8 * h;
@@ -54,7 +59,7 @@ DEVICE void store_eight_rows(const Params& p, float4 v, float4 up, const float (
             const uint32_t pair = transposed(elem2_bits(floats_to_elem2(y[0], y[1])));
             const int r = row + g, c = column + 8 * h + 2 * j;
             if (r >= p.m || c >= p.n) continue;
-            elem* to = out + activation_at(r, c, p.n, E == Epilogue::SiluMul ? p.out_tile_rows : 0);
+            elem* to = out + activation_at(r, c, p.n, O == Output::SiluMul ? p.out_tile_rows : 0);
             if (p.n % 2 == 0) {
                 *reinterpret_cast<uint32_t*>(to) = pair;
             } else {
@@ -71,29 +76,29 @@ struct Place {
 };
 
 // Group r of eight rows of a warp's T tiles.
-template <Epilogue E, int T, class Params>
+template <Output O, int T, class Params>
 DEVICE void load_rows(const Params& p, float (&before)[T][4], const Place& at, int r) {
 #pragma unroll
-    for (int t = 0; t < T; t++) load_eight_rows<E>(p, before[t], at.row + r * 8, (at.w_tile + t) * TILE_COLUMNS, at.g, at.j);
+    for (int t = 0; t < T; t++) load_eight_rows<O>(p, before[t], at.row + r * 8, (at.w_tile + t) * TILE_COLUMNS, at.g, at.j);
 }
-template <Epilogue E, int T, class Params>
+template <Output O, int T, class Params>
 DEVICE void store_rows(const Params& p, const float4 (&v)[T], const float (&before)[T][4], const Place& at, int r) {
-    if constexpr (E == Epilogue::SiluMul) {
+    if constexpr (O == Output::SiluMul) {
         static_assert(T == 2);
-        store_eight_rows<E>(p, v[0], v[1], before[0], at.row + r * 8, at.w_tile / 2 * TILE_COLUMNS, at.g, at.j);
+        store_eight_rows<O>(p, v[0], v[1], before[0], at.row + r * 8, at.w_tile / 2 * TILE_COLUMNS, at.g, at.j);
     } else {
 #pragma unroll
         for (int t = 0; t < T; t++)
-            store_eight_rows<E>(p, v[t], v[t], before[t], at.row + r * 8, (at.w_tile + t) * TILE_COLUMNS, at.g, at.j);
+            store_eight_rows<O>(p, v[t], v[t], before[t], at.row + r * 8, (at.w_tile + t) * TILE_COLUMNS, at.g, at.j);
     }
 }
 
 // AT_ONCE groups of eight rows of a warp's sums, from group r0 on.
-template <Epilogue E, int AT_ONCE, int T, int R, class Params>
+template <Output O, int AT_ONCE, int T, int R, class Params>
 DEVICE void write_rows(const Params& p, const float (&acc)[T][R][4], const Place& at, int r0) {
     float before[AT_ONCE][T][4];
 #pragma unroll
-    for (int r = 0; r < AT_ONCE; r++) load_rows<E>(p, before[r], at, r0 + r);
+    for (int r = 0; r < AT_ONCE; r++) load_rows<O>(p, before[r], at, r0 + r);
 #pragma unroll
     for (int r = 0; r < AT_ONCE; r++) {
         float4 v[T];
@@ -102,6 +107,6 @@ DEVICE void write_rows(const Params& p, const float (&acc)[T][R][4], const Place
             const float(&a)[4] = acc[t][r0 + r];
             v[t] = make_float4(a[0], a[1], a[2], a[3]);
         }
-        store_rows<E>(p, v, before[r], at, r0 + r);
+        store_rows<O>(p, v, before[r], at, r0 + r);
     }
 }

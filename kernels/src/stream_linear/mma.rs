@@ -2,7 +2,7 @@
 
 use gpu::{Buffer, CudaError, Device, DevicePtr, Kernel, LaunchConfig, Stream};
 
-use super::{Epilogue, Format, LargeMLaunch, Layout};
+use super::{Format, LargeMLaunch, Layout};
 use crate::cuda::Element;
 use crate::shared_with_device::{device_structs, shared_constants};
 
@@ -76,12 +76,7 @@ impl MmaLinearParams {
             n_tiles: layout.n_tiles as i32,
             n_chunks: layout.n_chunks as i32,
             out_tile_rows: launch.out_tile_rows as i32,
-            epilogue: match launch.epilogue {
-                Epilogue::Store => 0,
-                Epilogue::AddResidual => 1,
-                Epilogue::SiluMul => 2,
-                Epilogue::StoreF32 => 3,
-            },
+            epilogue: launch.epilogue.on_device(),
             shared_bytes: shared_bytes as i32,
         }
     }

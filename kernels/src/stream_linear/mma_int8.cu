@@ -232,10 +232,10 @@ DEVICE void mma_int8_linear(const MmaLinearParams& p) {
         const int w_tile = work / n_row_tiles * BLOCK_TILES + warp * WARP_TILES;
         if (is_shared && !add_parts<N>(p, schedule, work, acc)) continue;
         switch (static_cast<Epilogue>(p.epilogue)) {
-            case Epilogue::Store: store_tile<Epilogue::Store, N>(p, acc, row, w_tile, lane); break;
-            case Epilogue::AddResidual: store_tile<Epilogue::AddResidual, N>(p, acc, row, w_tile, lane); break;
-            case Epilogue::SiluMul: store_tile<Epilogue::SiluMul, N>(p, acc, row, w_tile, lane); break;
-            case Epilogue::StoreF32: store_tile<Epilogue::StoreF32, N>(p, acc, row, w_tile, lane); break;
+            case Epilogue::Store: store_tile<Output::Elements, N>(p, acc, row, w_tile, lane); break;
+            case Epilogue::SiluMul: store_tile<Output::SiluMul, N>(p, acc, row, w_tile, lane); break;
+            case Epilogue::AddResidual:
+            case Epilogue::StoreF32: store_tile<Output::Floats, N>(p, acc, row, w_tile, lane); break;
         }
     }
 }

@@ -150,6 +150,16 @@ impl Epilogue {
         Self::StoreF32,
     ];
 
+    /// Its value in packed_weights.cuh.
+    const fn on_device(self) -> i32 {
+        match self {
+            Self::Store => 0,
+            Self::AddResidual => 1,
+            Self::SiluMul => 2,
+            Self::StoreF32 => 3,
+        }
+    }
+
     const fn kernel_infix(self) -> &'static str {
         match self {
             Self::Store => "store",

@@ -70,6 +70,7 @@ struct WgmmaLinearParams {
     int32_t n, n_tiles, n_chunks;
     int32_t out_tile_rows;   // of a tiled SiLU output; 0 for plain rows
     int32_t w_stages, x_stages;
+    int32_t epilogue, padding;
     NextMatrix next;
 };
 
@@ -152,7 +153,7 @@ DEVICE void load_x(const WgmmaLinearParams& p, const Schedule& schedule, int n_r
 //
 // Shared memory: x [x_stages][N][128]   weights [w_stages][TILES][CHUNK_BYTES]
 //   scales [S_SLOTS][TILES][SCALE_CHUNKS][SCALE_BYTES]   barriers [2 * (x_stages + w_stages) + S_SLOTS] u64
-template <class F, class B, Epilogue E>
+template <class F, class B, Output O>
 DEVICE void wgmma_linear(const WgmmaLinearParams& p) {
     extern __shared__ __align__(1024) uint8_t smem[];
     constexpr int N = B::N, T = B::WARP_TILES;
@@ -262,14 +263,14 @@ DEVICE void wgmma_linear(const WgmmaLinearParams& p) {
         for (int r0 = 0; r0 < N / 8; r0 += AT_ONCE) {
             float before[AT_ONCE][T][4];
 #pragma unroll
-            for (int r = 0; r < AT_ONCE; r++) load_rows<E>(p, before[r], place_of(work), r0 + r);
+            for (int r = 0; r < AT_ONCE; r++) load_rows<O>(p, before[r], place_of(work), r0 + r);
 #pragma unroll
             for (int r = 0; r < AT_ONCE; r++) {
                 float4 v[T];
 #pragma unroll
                 for (int t = 0; t < T; t++)
                     v[t] = make_float4(acc[t][r0 + r][0], acc[t][r0 + r][1], acc[t][r0 + r][2], acc[t][r0 + r][3]);
-                store_rows<E>(p, v, before[r], place_of(work), r0 + r);
+                store_rows<O>(p, v, before[r], place_of(work), r0 + r);
             }
         }
     });
@@ -289,7 +290,7 @@ DEVICE void wgmma_linear(const WgmmaLinearParams& p) {
         for (int r = r0; r < r1; r++) {
             constexpr int AT_ONCE = 8 / T;
             float before[T][4];
-            load_rows<E>(p, before, place_of(work), r);
+            load_rows<O>(p, before, place_of(work), r);
             float4 v[T] = {};
             for (int b0 = 0; b0 < shared.n_blocks; b0 += AT_ONCE) {
                 float4 w[AT_ONCE][T];
@@ -306,7 +307,7 @@ DEVICE void wgmma_linear(const WgmmaLinearParams& p) {
                     for (int t = 0; t < T; t++)
                         v[t].x += w[b][t].x, v[t].y += w[b][t].y, v[t].z += w[b][t].z, v[t].w += w[b][t].w;
             }
-            store_rows<E>(p, v, before, place_of(work), r);
+            store_rows<O>(p, v, before, place_of(work), r);
         }
         // The last block resets the tickets.
         if (threadIdx.x == 0 && atomicAdd(tickets + 1, 1) == shared.n_blocks - 1) tickets[0] = tickets[1] = 0;
@@ -318,21 +319,20 @@ DEVICE void wgmma_linear(const WgmmaLinearParams& p) {
 template <int N, bool IS_SILU>
 using BlockFor = Block<N, N == 128 ? 2 : IS_SILU ? 3 : 4, N == 128 || IS_SILU ? 2 : 1>;
 
-#define WGMMA_LINEAR(name, format, rows, epilogue)                                                          \
-    extern "C" __global__ void __launch_bounds__(BlockFor<rows, Epilogue::epilogue == Epilogue::SiluMul>::THREADS, 1) \
-        name##_##rows(const __grid_constant__ WgmmaLinearParams p) {                                        \
-        wgmma_linear<format, BlockFor<rows, Epilogue::epilogue == Epilogue::SiluMul>, Epilogue::epilogue>(p);          \
+#define WGMMA_LINEAR(name, format, rows, output)                                                                \
+    extern "C" __global__ void __launch_bounds__(BlockFor<rows, Output::output == Output::SiluMul>::THREADS, 1) \
+        name##_##rows(const __grid_constant__ WgmmaLinearParams p) {                                            \
+        wgmma_linear<format, BlockFor<rows, Output::output == Output::SiluMul>, Output::output>(p);             \
     }
-#define WGMMA_LINEAR_ROWS(name, format, epilogue) \
-    WGMMA_LINEAR(name, format, 24, epilogue)      \
-    WGMMA_LINEAR(name, format, 32, epilogue)      \
-    WGMMA_LINEAR(name, format, 64, epilogue)      \
-    WGMMA_LINEAR(name, format, 128, epilogue)
-#define WGMMA_LINEAR_FORMAT(prefix, format)                       \
-    WGMMA_LINEAR_ROWS(prefix##_store, format, Store)              \
-    WGMMA_LINEAR_ROWS(prefix##_add_residual, format, AddResidual) \
-    WGMMA_LINEAR_ROWS(prefix##_silu_mul, format, SiluMul)         \
-    WGMMA_LINEAR_ROWS(prefix##_store_f32, format, StoreF32)
+#define WGMMA_LINEAR_ROWS(name, format, output) \
+    WGMMA_LINEAR(name, format, 24, output)      \
+    WGMMA_LINEAR(name, format, 32, output)      \
+    WGMMA_LINEAR(name, format, 64, output)      \
+    WGMMA_LINEAR(name, format, 128, output)
+#define WGMMA_LINEAR_FORMAT(prefix, format)               \
+    WGMMA_LINEAR_ROWS(prefix##_store, format, Elements)   \
+    WGMMA_LINEAR_ROWS(prefix##_silu_mul, format, SiluMul) \
+    WGMMA_LINEAR_ROWS(prefix##_store_f32, format, Floats)
 
 #ifndef ONLY_G128
 WGMMA_LINEAR_FORMAT(wgmma_awq_g64, AwqFormat<2>)

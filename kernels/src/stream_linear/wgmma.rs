@@ -11,6 +11,8 @@ use crate::shared_with_device::{device_structs, shared_constants};
 const SOURCE: &str = "stream_linear/wgmma";
 /// Rows of a tile of work that kernels are compiled for.
 pub(super) const ROWS: [usize; 4] = [24, 32, 64, 128];
+/// What kernels are compiled for, by their names: the residual is added by the one that stores f32.
+const OUTPUTS: [&str; 3] = ["store", "silu_mul", "store_f32"];
 /// k of an x stage.
 const X_K: usize = 64;
 /// Stages of x by row count, the fewest that hide the L2's latency; the rest of the memory holds
@@ -61,6 +63,8 @@ device_structs! {
         out_tile_rows: i32,
         w_stages: i32,
         x_stages: i32,
+        epilogue: i32,
+        padding: i32,
         next: NextMatrixParams,
     }
 }
@@ -83,6 +87,15 @@ fn next_params(launch: &LargeMLaunch<'_>, variant: usize) -> NextMatrixParams {
         scale_bytes: next.layout.format.scale_bytes() as i32,
         wanted_chunks: (PREFETCH_BYTES / (block_tiles * chunk_bytes)) as i32,
         padding: 0,
+    }
+}
+
+/// Index of [`OUTPUTS`].
+fn output_of(epilogue: Epilogue) -> usize {
+    match epilogue {
+        Epilogue::Store => 0,
+        Epilogue::SiluMul => 1,
+        Epilogue::AddResidual | Epilogue::StoreF32 => 2,
     }
 }
 
@@ -152,7 +165,7 @@ fn scale_copy_bytes(format: Format) -> usize {
 
 #[derive(Debug)]
 pub(super) struct WgmmaKernels {
-    /// [format][epilogue][rows]
+    /// [format][output][rows]
     variants: Vec<Kernel>,
     /// [blocks][2][PART_VALUES]: sums of tiles that several blocks share
     parts: Buffer<f32>,
@@ -180,12 +193,12 @@ impl WgmmaKernels {
             return Err(KernelError::Value { op: OP, message }.into());
         }
         let shared_room = properties.shared_bytes_per_block;
-        let mut variants = Vec::with_capacity(64);
+        let mut variants = Vec::with_capacity(Format::ALL.len() * OUTPUTS.len() * ROWS.len());
         for format in Format::ALL {
-            for epilogue in Epilogue::ALL {
+            for output in OUTPUTS {
                 for rows in ROWS {
                     let prefix = format.kernel_prefix().replacen("stream", "wgmma", 1);
-                    let name = format!("{prefix}_{}_{rows}", epilogue.kernel_infix());
+                    let name = format!("{prefix}_{output}_{rows}");
                     let kernel = element.kernel(device, SOURCE, &name)?;
                     kernel.set_max_dynamic_shared(shared_room)?;
                     kernel.set_shared_carveout(100)?;
@@ -248,6 +261,8 @@ impl WgmmaKernels {
             out_tile_rows: launch.out_tile_rows as i32,
             w_stages: w_stages as i32,
             x_stages: block.x_stages as i32,
+            epilogue: launch.epilogue.on_device(),
+            padding: 0,
             next: next_params(launch, variant),
         };
         let n_blocks = self.n_multiprocessors as u32;
@@ -255,7 +270,8 @@ impl WgmmaKernels {
         config.shared_bytes = shared_bytes;
         config.dependent = launch.dependent;
         config.cooperative = !self.exclusive_device;
-        let index = (layout.format as usize * 4 + launch.epilogue as usize) * ROWS.len() + variant;
+        let output = output_of(launch.epilogue);
+        let index = (layout.format as usize * OUTPUTS.len() + output) * ROWS.len() + variant;
         // SAFETY: the caller has checked weights, x, bias and output against the layout and m; x
         // has whole tiles of rows; parts hold two shares for each block, tickets two for each tile
         // that is cut, which are fewer than the blocks; the rings fit the shared memory asked for.
