@@ -3,6 +3,7 @@
 use bytemuck::Zeroable;
 use gpu::{Buffer, CudaError, Device, DevicePtr, Kernel, LaunchConfig, Stream};
 
+use super::cuda::NextMatrix;
 use super::{Arrangement, CHUNK_BYTES, Epilogue, Format, LargeMLaunch, OP};
 use crate::KernelError;
 use crate::cuda::Element;
@@ -68,7 +69,9 @@ device_structs! {
 /// Amount that a launch prefetches into the L2 for the next one with as many rows: nothing if there
 /// is more than one tile of rows, because the products dominate then.
 fn next_params(launch: &LargeMLaunch<'_>, variant: usize) -> NextMatrixParams {
-    let Some(next) = launch.next.filter(|_| launch.m <= ROWS[variant]) else {
+    let is_read_alike =
+        |next: &&NextMatrix| launch.m <= ROWS[variant] && next.layout.format.has_wgmma();
+    let Some(next) = launch.next.filter(is_read_alike) else {
         return NextMatrixParams::zeroed();
     };
     let is_silu = next.layout.arrangement == Arrangement::GateUp;
@@ -142,6 +145,11 @@ impl Block {
     }
 }
 
+/// The formats that have kernels, in their order.
+fn formats() -> impl Iterator<Item = Format> {
+    Format::ALL.into_iter().filter(|format| format.has_wgmma())
+}
+
 /// Scales of a tile that come in one copy, as `SCALE_CHUNKS` in wgmma.cu.
 fn scale_copy_bytes(format: Format) -> usize {
     match format.scale_bytes() {
@@ -181,11 +189,11 @@ impl WgmmaKernels {
         }
         let shared_room = properties.shared_bytes_per_block;
         let mut variants = Vec::with_capacity(64);
-        for format in Format::ALL {
+        for format in formats() {
             for epilogue in Epilogue::ALL {
                 for rows in ROWS {
-                    let prefix = format.kernel_prefix().replacen("stream", "wgmma", 1);
-                    let name = format!("{prefix}_{}_{rows}", epilogue.kernel_infix());
+                    let (format, infix) = (format.kernel_name(), epilogue.kernel_infix());
+                    let name = format!("wgmma_{format}_{infix}_{rows}");
                     let kernel = element.kernel(device, SOURCE, &name)?;
                     kernel.set_max_dynamic_shared(shared_room)?;
                     kernel.set_shared_carveout(100)?;
@@ -255,7 +263,11 @@ impl WgmmaKernels {
         config.shared_bytes = shared_bytes;
         config.dependent = launch.dependent;
         config.cooperative = !self.exclusive_device;
-        let index = (layout.format as usize * 4 + launch.epilogue as usize) * ROWS.len() + variant;
+        let Some(format) = formats().position(|format| format == layout.format) else {
+            let message = format!("wgmma.cu has no kernels for {:?}", layout.format);
+            return Err(KernelError::Value { op: OP, message }.into());
+        };
+        let index = (format * 4 + launch.epilogue as usize) * ROWS.len() + variant;
         // SAFETY: the caller has checked weights, x, bias and output against the layout and m; x
         // has whole tiles of rows; parts hold two shares for each block, tickets two for each tile
         // that is cut, which are fewer than the blocks; the rings fit the shared memory asked for.
@@ -269,7 +281,7 @@ mod tests {
 
     #[test]
     fn rings_fit_an_h100_with_every_format() {
-        for format in Format::ALL {
+        for format in formats() {
             for variant in 0..ROWS.len() {
                 for is_silu in [false, true] {
                     let block = Block::of(variant, is_silu);
