@@ -245,6 +245,7 @@ impl Checkpoint for SyntheticCheckpoint {
             n_in,
             format,
             is_reordered: false,
+            scale_columns: None,
             n_elements: n_elements as u64,
             n_bytes: n_bytes as u64,
         })
