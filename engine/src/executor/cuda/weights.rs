@@ -501,6 +501,31 @@ mod tests {
     use crate::weights::preset;
     use crate::weights::synthetic::SyntheticCheckpoint;
 
+    /// Qwen3-32B: 16.8 billion weights in gate and up, 8.4 in down, 2.7 in o, 3.4 in q, k and v, 0.78 in the head
+    /// and again in the embedding, which has 16 bits. Of Q4_K_M half of the layers have v and down in Q6_K, v in one
+    /// matrix with q and k: 5 bits a weight, 9 and 10.
+    #[test]
+    fn weights_in_few_bits_take_few_bytes() {
+        let bits = |billions: f64, bits: f64| billions * bits / 8.0;
+        let embedding = bits(0.777_9, 16.0);
+        let q4_k_m = bits(16.777 + 2.684 + 8.389 / 2.0 + 3.355 / 2.0, 5.0)
+            + bits(8.389 / 2.0 + 0.777_9, 9.0)
+            + bits(3.355 / 2.0, 10.0);
+        let fp8 = bits(16.777 + 8.389 + 2.684 + 3.355, 8.25) + bits(0.777_9, 16.0);
+        for (name, gigabytes) in [
+            ("qwen3-32b-q4_k_m", q4_k_m + embedding),
+            ("qwen3-32b-fp8", fp8 + embedding),
+        ] {
+            let preset = preset::find(name).expect("a preset");
+            let checkpoint = SyntheticCheckpoint::from_preset(&preset, 0);
+            let n_bytes = DeviceWeights::bytes_of(&checkpoint, Element::F16).expect("known") as f64;
+            assert!(
+                (n_bytes / (gigabytes * 1e9) - 1.0).abs() < 0.002,
+                "{name}: {n_bytes} for {gigabytes} GB"
+            );
+        }
+    }
+
     /// Two bytes for each parameter, and the head twice if it is tied to the embedding.
     #[test]
     fn what_weights_take_is_known_before_any_is_read() {
